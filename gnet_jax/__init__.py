@@ -1,0 +1,1 @@
+"""GoogLeNet (Inception v1) in JAX and Flax Linen, from one laptop to a TPU pod."""

@@ -1,0 +1,16 @@
+"""Images to logits: the network, its variants and its named parts."""
+
+from gnet_jax.model.architecture import VARIANTS, Architecture, architecture, smallest_size
+from gnet_jax.model.googlenet import GoogLeNet, Outputs, endpoints, googlenet, strip_aux
+
+__all__ = [
+    "VARIANTS",
+    "Architecture",
+    "GoogLeNet",
+    "Outputs",
+    "architecture",
+    "endpoints",
+    "googlenet",
+    "smallest_size",
+    "strip_aux",
+]

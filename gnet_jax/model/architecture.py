@@ -1,0 +1,156 @@
+"""Which GoogLeNet: the published variants and the knobs of an ablation, all as data.
+
+An `Architecture` holds every number that `GoogLeNet` needs. The named variants are five values of
+it; an ablation is `dataclasses.replace` on one of them, or a knob of `architecture`.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Literal, get_args
+
+from gnet_jax.model.layers import conv_size, pooled_size
+from gnet_jax.model.widths import (
+    GOOGLE_RELEASE,
+    TABLE_1,
+    Widths,
+    scale_reductions,
+    scale_widths,
+    scaled,
+)
+
+Norm = Literal["lrn", "batch_norm"]
+Stem = Literal["imagenet", "small"]
+Head = Literal["average_pool", "fc"]
+AuxPool = Literal["caffe", "adaptive"]
+VariantName = Literal["paper", "batch_norm", "torchvision", "google_release", "naive"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """Every choice that shapes the network; the defaults are the paper's."""
+
+    num_classes: int = 1000
+    widths: Mapping[str, Widths] = dataclasses.field(default_factory=lambda: dict(TABLE_1))
+    naive: bool = False  # blocks of Fig. 2a: no reductions, the pool passed through
+    norm: Norm = "lrn"  # batch_norm takes the place of LRN and of the convolutions' biases
+    branch5_kernel: int = 5  # torchvision and TF-slim have a 3x3 where the paper has its 5x5
+    pool4_window: int = 3  # torchvision and TF-slim: 2
+    stem: Stem = "imagenet"  # small: a 3x3 first layer and one pool, for images of 16 to 64 pixels
+    stem_widths: tuple[int, int, int] = (64, 64, 192)
+    aux_after: tuple[str, ...] = ("4a", "4d")
+    aux_widths: tuple[int, int] = (128, 1024)
+    aux_pool: AuxPool = "caffe"  # adaptive: torchvision's, 4x4 whatever the input
+    aux_dropout: float = 0.7
+    head: Head = "average_pool"  # fc: what global average pooling replaced
+    dropout: float = 0.4
+
+
+VARIANTS: Mapping[str, Architecture] = {
+    "paper": Architecture(),
+    "batch_norm": Architecture(norm="batch_norm"),
+    "torchvision": Architecture(
+        norm="batch_norm", branch5_kernel=3, pool4_window=2, aux_pool="adaptive", dropout=0.2
+    ),
+    "google_release": Architecture(num_classes=1008, widths=dict(GOOGLE_RELEASE)),
+    "naive": Architecture(naive=True),
+}
+
+
+def architecture(
+    variant: str = "paper",
+    num_classes: int | None = None,
+    *,
+    reduction_factor: float = 1.0,
+    width_multiplier: float = 1.0,
+    aux_after: Sequence[str] | None = None,
+    head: Head | None = None,
+    dropout: float | None = None,
+    aux_dropout: float | None = None,
+    stem: Stem | None = None,
+) -> Architecture:
+    """The named variant with the given knobs turned; `None` keeps the variant's own value.
+
+    Args:
+        variant: a key of `VARIANTS`.
+        num_classes: outputs of every classifier.
+        reduction_factor: scales the 1x1 reductions in front of the 3x3 and the 5x5 of every block.
+        width_multiplier: scales every layer but the classifiers, after `reduction_factor`.
+        aux_after: names of the blocks that an auxiliary head follows; `()` for none.
+        head: "average_pool", or "fc" for a fully connected layer of 5b's width in its place.
+        dropout: rate in front of the main classifier.
+        aux_dropout: rate in front of the auxiliary classifiers.
+        stem: "imagenet", or "small" for images of 16 to 64 pixels.
+
+    Raises:
+        ValueError: naming the knob, its value and what it may be.
+    """
+    if variant not in VARIANTS:
+        raise ValueError(f"unknown variant {variant!r}; choose one of {', '.join(VARIANTS)}")
+    arch = VARIANTS[variant]
+    for knob, value in (("reduction_factor", reduction_factor), ("width_multiplier", width_multiplier)):
+        if not value > 0:
+            raise ValueError(f"{knob} is {value}; it must be above 0")
+    given = {
+        "num_classes": num_classes,
+        "aux_after": None if aux_after is None else tuple(aux_after),
+        "head": head,
+        "dropout": dropout,
+        "aux_dropout": aux_dropout,
+        "stem": stem,
+    }
+    arch = dataclasses.replace(
+        arch,
+        widths=scale_widths(scale_reductions(arch.widths, reduction_factor), width_multiplier),
+        stem_widths=tuple(scaled(n, width_multiplier) for n in arch.stem_widths),
+        aux_widths=tuple(scaled(n, width_multiplier) for n in arch.aux_widths),
+        **{name: value for name, value in given.items() if value is not None},
+    )
+    _check(arch)
+    return arch
+
+
+def _check(arch: Architecture) -> None:
+    if arch.num_classes < 2:
+        raise ValueError(f"num_classes is {arch.num_classes}; a classifier needs at least 2")
+    unknown = [name for name in arch.aux_after if name not in arch.widths]
+    if unknown:
+        raise ValueError(f"aux_after names {unknown[0]!r}; the blocks are {', '.join(arch.widths)}")
+    if list(arch.aux_after) != [name for name in arch.widths if name in arch.aux_after]:
+        raise ValueError(f"aux_after is {arch.aux_after}; name each block once, in the net's order")
+    for knob in ("dropout", "aux_dropout"):
+        if not 0 <= getattr(arch, knob) < 1:
+            raise ValueError(f"{knob} is {getattr(arch, knob)}; it must be in [0, 1)")
+    for knob, choices in (("head", Head), ("stem", Stem)):
+        if getattr(arch, knob) not in get_args(choices):
+            raise ValueError(
+                f"{knob} is {getattr(arch, knob)!r}; choose one of {', '.join(get_args(choices))}"
+            )
+
+
+def grid_sizes(arch: Architecture, size: int) -> dict[str, int]:
+    """Side length of each stage's feature map for a square image of `size` pixels.
+
+    A value below 1 means that the image is too small for that stage.
+
+    Returns:
+        `{"stem": ..., "3": ..., "4": ..., "5": ..., "aux_4a": ..., ...}`, the aux entries being the
+        sizes behind the heads' average pools.
+    """
+    if arch.stem == "imagenet":
+        conv1 = conv_size(size, 7, stride=2, pad=3)
+        stem = pooled_size(conv1, 3, 2)
+    else:
+        stem = size
+    stage3 = pooled_size(stem, 3, 2)
+    stage4 = pooled_size(stage3, 3, 2)
+    stage5 = pooled_size(stage4, arch.pool4_window, 2)
+    sizes = {"stem": stem, "3": stage3, "4": stage4, "5": stage5}
+    for name in arch.aux_after:
+        at = sizes[name[0]]
+        sizes[f"aux_{name}"] = pooled_size(at, 5, 3) if arch.aux_pool == "caffe" else min(at, 4)
+    return sizes
+
+
+def smallest_size(arch: Architecture) -> int:
+    """The smallest square image, in pixels, for which every stage and aux head has an output."""
+    return next(n for n in range(1, 1024) if min(grid_sizes(arch, n).values()) >= 1)

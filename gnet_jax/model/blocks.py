@@ -1,0 +1,91 @@
+"""The Inception block, its naive ancestor, and the auxiliary classifier.
+
+Shapes: B batch, H height, W width, C channels, K classes.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from gnet_jax.model.layers import adaptive_average_pool, average_pool, caffe_xavier, max_pool
+from gnet_jax.model.widths import Widths
+
+
+class InceptionBlock(nn.Module):
+    """Four branches over one input, concatenated on channels (paper, Fig. 2b)."""
+
+    widths: Widths
+    conv: Callable[..., nn.Module]  # partial(ConvBlock, ...): norm, dtype and mode already bound
+    branch5_kernel: int = 5
+
+    @nn.compact
+    def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+        w, conv = self.widths, self.conv
+        branches = (
+            conv(w.b1, 1, name="b1")(x_BHWC),
+            conv(w.b3, 3, name="b3")(conv(w.reduce3, 1, name="reduce3")(x_BHWC)),
+            conv(w.b5, self.branch5_kernel, name="b5")(conv(w.reduce5, 1, name="reduce5")(x_BHWC)),
+            conv(w.pool_proj, 1, name="pool_proj")(max_pool(x_BHWC, 3, 1, pad=1)),
+        )
+        return jnp.concatenate(branches, axis=-1)
+
+
+class NaiveInceptionBlock(nn.Module):
+    """The block without its 1x1 reductions, the max pool passed through (paper, Fig. 2a)."""
+
+    widths: Widths
+    conv: Callable[..., nn.Module]
+    branch5_kernel: int = 5
+
+    @nn.compact
+    def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+        w, conv = self.widths, self.conv
+        branches = (
+            conv(w.b1, 1, name="b1")(x_BHWC),
+            conv(w.b3, 3, name="b3")(x_BHWC),
+            conv(w.b5, self.branch5_kernel, name="b5")(x_BHWC),
+            max_pool(x_BHWC, 3, 1, pad=1),
+        )
+        return jnp.concatenate(branches, axis=-1)
+
+
+class AuxHead(nn.Module):
+    """A classifier on an intermediate feature map, there to train the layers below it (paper, 5).
+
+    Average pool 5x5/3, 1x1 convolution, fully connected layer, dropout, linear layer. Returns
+    float32 logits of shape (B, K).
+    """
+
+    num_classes: int
+    widths: tuple[int, int]  # channels of the 1x1 convolution, units of the hidden layer
+    conv: Callable[..., nn.Module]
+    pool: Literal["caffe", "adaptive"]
+    dropout: float
+    train: bool
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+        if self.pool == "caffe":
+            x = average_pool(x_BHWC, 5, 3)
+        else:
+            x = adaptive_average_pool(x_BHWC, 4)
+        x = self.conv(self.widths[0], 1, name="conv")(x)
+        x_BC = x.reshape(x.shape[0], -1)
+        hidden = nn.Dense(
+            self.widths[1],
+            kernel_init=caffe_xavier,
+            bias_init=nn.initializers.constant(0.2),
+            dtype=self.dtype,
+            name="fc",
+        )
+        x_BC = nn.relu(hidden(x_BC))
+        x_BC = nn.Dropout(self.dropout, deterministic=not self.train)(x_BC)
+        # float32 logits whatever the compute dtype
+        classifier = nn.Dense(
+            self.num_classes, kernel_init=caffe_xavier, dtype=jnp.float32, name="classifier"
+        )
+        return classifier(x_BC)

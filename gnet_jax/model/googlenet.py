@@ -1,0 +1,177 @@
+"""GoogLeNet (arXiv 1409.4842) as one Flax module.
+
+Shapes: B batch, H height, W width, C channels, K classes.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+
+from gnet_jax.model.architecture import Architecture, architecture, grid_sizes, smallest_size
+from gnet_jax.model.blocks import AuxHead, InceptionBlock, NaiveInceptionBlock
+from gnet_jax.model.layers import ConvBlock, caffe_xavier, local_response_norm, max_pool
+
+
+class Outputs(NamedTuple):
+    """What the network returns, in training and in inference alike."""
+
+    logits: jax.Array  # (B, K) float32
+    aux: tuple[jax.Array, ...]  # one (B, K) float32 per aux head; () in inference
+
+
+class GoogLeNet(nn.Module):
+    """Images (B, H, W, 3), normalised, to `Outputs`.
+
+    `train=True` turns dropout on (an rng named "dropout" is needed), makes batch norm use the
+    batch's own statistics, and runs the auxiliary heads. With `train=False` those heads cost
+    nothing: they are not in the program, and their parameters may be stripped.
+
+    Raises:
+        ValueError: for an image too small for the net, naming the smallest size that works.
+    """
+
+    arch: Architecture = Architecture()
+    dtype: Any = jnp.float32  # of the computation; parameters, LRN sums and logits stay float32
+    axis_name: str | None = None  # under pmap: the axis over which batch norm averages
+
+    @nn.compact
+    def __call__(self, x_BHWC: jax.Array, train: bool = False) -> Outputs:
+        arch = self.arch
+        heads = arch.aux_after if train or self.is_initializing() else ()
+        self._check_size(x_BHWC.shape, heads)
+        conv = partial(ConvBlock, norm=self._norm(train), dtype=self.dtype)
+        block = NaiveInceptionBlock if arch.naive else InceptionBlock
+        aux = []
+
+        x = self._stem(x_BHWC.astype(self.dtype), conv)
+        for name, widths in arch.widths.items():
+            if name == "4a":
+                x = self._named("pool3/3x3_s2", max_pool(x, 3, 2))
+            elif name == "5a":
+                window = arch.pool4_window
+                x = self._named(f"pool4/{window}x{window}_s2", max_pool(x, window, 2))
+            x = block(widths, conv, arch.branch5_kernel, name=f"inception_{name}")(x)
+            self._named(f"inception_{name}/output", x)
+            if name in heads:
+                head = AuxHead(
+                    arch.num_classes,
+                    arch.aux_widths,
+                    conv,
+                    arch.aux_pool,
+                    arch.aux_dropout,
+                    train,
+                    self.dtype,
+                    name=f"aux_{name}",
+                )
+                aux.append(head(x))
+
+        if arch.head == "average_pool":
+            x_BC = self._named("pool5/7x7_s1", jnp.mean(x, axis=(1, 2), dtype=jnp.float32))
+        else:
+            units = arch.widths["5b"].out
+            x_BC = x.reshape(x.shape[0], -1)
+            x_BC = nn.relu(
+                nn.Dense(units, kernel_init=caffe_xavier, dtype=self.dtype, name="fc")(x_BC)
+            )
+        x_BC = nn.Dropout(arch.dropout, deterministic=not train)(x_BC)
+        classifier = nn.Dense(
+            arch.num_classes, kernel_init=caffe_xavier, dtype=jnp.float32, name="classifier"
+        )
+        logits = self._named("loss3/classifier", classifier(x_BC))
+        return Outputs(logits, tuple(aux) if train else ())
+
+    def _stem(self, x: jax.Array, conv: partial[ConvBlock]) -> jax.Array:
+        """The layers in front of 3a; note the order: LRN behind pool1, but in front of pool2."""
+        conv1, reduce2, conv2 = self.arch.stem_widths
+        lrn = local_response_norm if self.arch.norm == "lrn" else lambda x: x
+        if self.arch.stem == "imagenet":
+            x = conv(conv1, 7, 2, name="conv1")(x)
+            x = self._named("pool1/3x3_s2", max_pool(x, 3, 2))
+        else:
+            x = conv(conv1, 3, name="conv1")(x)
+        x = self._named("pool1/norm1", lrn(x))
+        x = conv(conv2, 3, name="conv2")(conv(reduce2, 1, name="conv2_reduce")(x))
+        x = self._named("conv2/norm2", lrn(x))
+        return self._named("pool2/3x3_s2", max_pool(x, 3, 2))
+
+    def _norm(self, train: bool) -> partial[nn.BatchNorm] | None:
+        if self.arch.norm == "lrn":
+            return None
+        return partial(
+            nn.BatchNorm,
+            use_running_average=not train,
+            momentum=0.9,
+            epsilon=1e-3,
+            dtype=self.dtype,
+            axis_name=self.axis_name,
+        )
+
+    def _check_size(self, shape: tuple[int, ...], heads: tuple[str, ...]) -> None:
+        if len(shape) != 4 or shape[-1] != 3:
+            raise ValueError(f"images have shape {shape}; GoogLeNet takes (batch, height, width, 3)")
+        needed = [*"345", *(f"aux_{name}" for name in heads)]
+        sizes = [grid_sizes(self.arch, side) for side in shape[1:3]]
+        if any(grid[stage] < 1 for grid in sizes for stage in needed):
+            raise ValueError(
+                f"images of {shape[1]}x{shape[2]} are too small for this net; "
+                f"the smallest that works is {smallest_size(self.arch)}x{smallest_size(self.arch)}"
+                + (", or less with stem='small'" if self.arch.stem == "imagenet" else "")
+            )
+
+    def _named(self, name: str, x: jax.Array) -> jax.Array:
+        """`x`, recorded under Caffe's name where the caller asked for intermediates."""
+        self.sow("intermediates", name, x)
+        return x
+
+
+def googlenet(variant: str = "paper", num_classes: int | None = None, **knobs: Any) -> GoogLeNet:
+    """The named variant as a module; `knobs` are those of `architecture`, and `dtype`.
+
+    Raises:
+        ValueError: for an unknown variant or a knob out of range.
+    """
+    dtype = knobs.pop("dtype", jnp.float32)
+    return GoogLeNet(architecture(variant, num_classes, **knobs), dtype=dtype)
+
+
+def strip_aux(params: Mapping[str, Any]) -> dict[str, Any]:
+    """`params` (or `batch_stats`) without the auxiliary heads: all that inference needs."""
+    return {name: value for name, value in params.items() if not name.startswith("aux_")}
+
+
+# Caffe's layer names (bvlc_googlenet/train_val.prototxt) for this module's.
+CAFFE_STEM = {"conv1": "conv1/7x7_s2", "conv2_reduce": "conv2/3x3_reduce", "conv2": "conv2/3x3"}
+CAFFE_BRANCHES = {
+    "b1": "1x1",
+    "reduce3": "3x3_reduce",
+    "b3": "3x3",
+    "reduce5": "5x5_reduce",
+    "b5": "5x5",
+    "pool_proj": "pool_proj",
+}
+
+
+def endpoints(
+    model: GoogLeNet, variables: Mapping[str, Any], x_BHWC: jax.Array
+) -> dict[str, jax.Array]:
+    """Every layer's output in inference, by Caffe's name ("inception_3a/5x5", "pool5/7x7_s1", ...).
+
+    Convolutions are given after their ReLU; "prob" is the softmax of "loss3/classifier".
+    """
+    outputs, state = model.apply(variables, x_BHWC, mutable=["intermediates"])
+    found = {}
+    for path, (value,) in traverse_util.flatten_dict(state["intermediates"]).items():
+        match path:
+            case (name,):
+                found[name] = value
+            case (layer, "output"):
+                found[CAFFE_STEM[layer]] = value
+            case (block, branch, "output"):
+                found[f"{block}/{CAFFE_BRANCHES[branch]}"] = value
+    found["prob"] = jax.nn.softmax(outputs.logits)
+    return found

@@ -1,0 +1,120 @@
+"""The layers GoogLeNet is made of, with Caffe's rules for sizes and padding.
+
+Shapes: B batch, H height, W width, C channels.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# Caffe's "xavier": U(-a, a) with a = sqrt(3 / fan_in).
+caffe_xavier = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
+he_normal = nn.initializers.he_normal()
+
+
+def conv_size(size: int, kernel: int, *, stride: int, pad: int) -> int:
+    """Output side length of a convolution: Caffe and everyone else round down."""
+    return (size + 2 * pad - kernel) // stride + 1
+
+
+def pooled_size(size: int, window: int, stride: int, pad: int = 0) -> int:
+    """Output side length of a pool by Caffe's rule, which rounds up (Caffe, pooling_layer.cpp).
+
+    The last window must still begin inside the image or its low padding. Below 1 where nothing is
+    left to pool.
+    """
+    out = -(-(size + 2 * pad - window) // stride) + 1
+    if pad and (out - 1) * stride >= size + pad:
+        out -= 1
+    return out
+
+
+def _pool_padding(x_BHWC: jax.Array, window: int, stride: int, pad: int) -> list[tuple[int, int]]:
+    """Explicit (low, high) padding of H and W that gives Caffe's output size."""
+    sizes = x_BHWC.shape[1:3]
+    outs = [pooled_size(n, window, stride, pad) for n in sizes]
+    return [
+        (pad, max(0, (out - 1) * stride + window - n - pad))
+        for n, out in zip(sizes, outs, strict=True)
+    ]
+
+
+def max_pool(x_BHWC: jax.Array, window: int, stride: int, pad: int = 0) -> jax.Array:
+    """Max pool of Caffe's output size; what is padded counts as -inf."""
+    padding = _pool_padding(x_BHWC, window, stride, pad)
+    return nn.max_pool(x_BHWC, (window, window), (stride, stride), padding)
+
+
+def average_pool(x_BHWC: jax.Array, window: int, stride: int) -> jax.Array:
+    """Average pool of Caffe's output size; a window over the border averages what is inside."""
+    padding = _pool_padding(x_BHWC, window, stride, 0)
+    return nn.avg_pool(
+        x_BHWC, (window, window), (stride, stride), padding, count_include_pad=False
+    )
+
+
+def adaptive_average_pool(x_BHWC: jax.Array, out: int) -> jax.Array:
+    """Average pool to `out` x `out` whatever the input (torch's adaptive_avg_pool2d)."""
+
+    def averaging_matrix(n: int) -> np.ndarray:
+        matrix = np.zeros((out, n), np.float32)
+        for i in range(out):
+            start, end = i * n // out, -(-(i + 1) * n // out)
+            matrix[i, start:end] = 1 / (end - start)
+        return matrix
+
+    rows, columns = (averaging_matrix(n) for n in x_BHWC.shape[1:3])
+    return jnp.einsum("ih,jw,bhwc->bijc", rows, columns, x_BHWC).astype(x_BHWC.dtype)
+
+
+def local_response_norm(
+    x_BHWC: jax.Array, size: int = 5, alpha: float = 1e-4, beta: float = 0.75
+) -> jax.Array:
+    """`x * (1 + alpha / size * s) ** -beta`, s the sum of squares over `size` nearby channels.
+
+    The sum is taken in float32 whatever the dtype of `x`, over zero padding; the result has the
+    dtype of `x`. Alpha IS divided by the size (Caffe, lrn_layer.cpp).
+    """
+    x = x_BHWC.astype(jnp.float32)
+    half = size // 2
+    sums = jax.lax.reduce_window(
+        x * x, 0.0, jax.lax.add, (1, 1, 1, size), (1, 1, 1, 1), [(0, 0)] * 3 + [(half, half)]
+    )
+    return (x * (1.0 + alpha / size * sums) ** -beta).astype(x_BHWC.dtype)
+
+
+class ConvBlock(nn.Module):
+    """Convolution, then batch norm where the variant has it, then ReLU.
+
+    Without `norm` the convolution has a bias (initially 0.2, as Caffe's), with it none.
+    """
+
+    features: int
+    kernel: int
+    stride: int = 1
+    norm: Callable[..., nn.Module] | None = None  # partial(nn.BatchNorm, ...): mode already bound
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+        pad = self.kernel // 2  # explicit: "SAME" pads a stride-2 convolution differently
+        x_BHWC = nn.Conv(
+            self.features,
+            (self.kernel, self.kernel),
+            (self.stride, self.stride),
+            [(pad, pad), (pad, pad)],
+            use_bias=self.norm is None,
+            kernel_init=caffe_xavier if self.norm is None else he_normal,
+            bias_init=nn.initializers.constant(0.2),
+            dtype=self.dtype,
+            name="conv",
+        )(x_BHWC)
+        if self.norm is not None:
+            x_BHWC = self.norm(name="norm")(x_BHWC)
+        x_BHWC = nn.relu(x_BHWC)
+        self.sow("intermediates", "output", x_BHWC)
+        return x_BHWC

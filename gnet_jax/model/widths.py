@@ -1,0 +1,58 @@
+"""The paper's Table 1 as data: the channel widths of the nine Inception blocks."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+
+class Widths(NamedTuple):
+    """Output channels of the six convolutions of one Inception block (paper, Fig. 2b)."""
+
+    b1: int  # the 1x1 branch
+    reduce3: int  # the 1x1 reduction in front of the 3x3
+    b3: int  # the 3x3 branch
+    reduce5: int  # the 1x1 reduction in front of the 5x5
+    b5: int  # the 5x5 branch
+    pool_proj: int  # the 1x1 projection behind the 3x3 max pool
+
+    @property
+    def out(self) -> int:
+        """Channels of the concatenated output."""
+        return self.b1 + self.b3 + self.b5 + self.pool_proj
+
+
+TABLE_1: Mapping[str, Widths] = {
+    "3a": Widths(b1=64, reduce3=96, b3=128, reduce5=16, b5=32, pool_proj=32),
+    "3b": Widths(b1=128, reduce3=128, b3=192, reduce5=32, b5=96, pool_proj=64),
+    "4a": Widths(b1=192, reduce3=96, b3=208, reduce5=16, b5=48, pool_proj=64),
+    "4b": Widths(b1=160, reduce3=112, b3=224, reduce5=24, b5=64, pool_proj=64),
+    "4c": Widths(b1=128, reduce3=128, b3=256, reduce5=24, b5=64, pool_proj=64),
+    "4d": Widths(b1=112, reduce3=144, b3=288, reduce5=32, b5=64, pool_proj=64),
+    "4e": Widths(b1=256, reduce3=160, b3=320, reduce5=32, b5=128, pool_proj=128),
+    "5a": Widths(b1=256, reduce3=160, b3=320, reduce5=32, b5=128, pool_proj=128),
+    "5b": Widths(b1=384, reduce3=192, b3=384, reduce5=48, b5=128, pool_proj=128),
+}
+
+# Google's released checkpoint differs from the printed table in two places.
+GOOGLE_RELEASE: Mapping[str, Widths] = {
+    **TABLE_1,
+    "4a": TABLE_1["4a"]._replace(b3=204),
+    "5a": TABLE_1["5a"]._replace(reduce5=48),
+}
+
+
+def scaled(channels: int, factor: float) -> int:
+    """The channel count nearest to `channels * factor`, at least one."""
+    return max(1, round(channels * factor))
+
+
+def scale_reductions(table: Mapping[str, Widths], factor: float) -> dict[str, Widths]:
+    """`table` with both 1x1 reductions of every block scaled; branch outputs stay as they are."""
+    return {
+        name: w._replace(reduce3=scaled(w.reduce3, factor), reduce5=scaled(w.reduce5, factor))
+        for name, w in table.items()
+    }
+
+
+def scale_widths(table: Mapping[str, Widths], factor: float) -> dict[str, Widths]:
+    """`table` with every convolution of every block scaled."""
+    return {name: Widths(*(scaled(n, factor) for n in w)) for name, w in table.items()}
