@@ -10,7 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gnet_jax.model.layers import adaptive_average_pool, average_pool, caffe_xavier, max_pool
+from gnet_jax.model.initializers import caffe_xavier
+from gnet_jax.model.layers import adaptive_average_pool, average_pool, max_pool
 from gnet_jax.model.widths import Widths
 
 
@@ -24,11 +25,13 @@ class InceptionBlock(nn.Module):
     @nn.compact
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
         w, conv = self.widths, self.conv
+        pooled = max_pool(x_BHWC, 3, 1, pad=1)
+        self.sow("intermediates", "pool", pooled)
         branches = (
             conv(w.b1, 1, name="b1")(x_BHWC),
             conv(w.b3, 3, name="b3")(conv(w.reduce3, 1, name="reduce3")(x_BHWC)),
             conv(w.b5, self.branch5_kernel, name="b5")(conv(w.reduce5, 1, name="reduce5")(x_BHWC)),
-            conv(w.pool_proj, 1, name="pool_proj")(max_pool(x_BHWC, 3, 1, pad=1)),
+            conv(w.pool_proj, 1, name="pool_proj")(pooled),
         )
         return jnp.concatenate(branches, axis=-1)
 

@@ -14,7 +14,8 @@ from flax import traverse_util
 
 from gnet_jax.model.architecture import Architecture, architecture, grid_sizes, smallest_size
 from gnet_jax.model.blocks import AuxHead, InceptionBlock, NaiveInceptionBlock
-from gnet_jax.model.layers import ConvBlock, caffe_xavier, local_response_norm, max_pool
+from gnet_jax.model.initializers import caffe_xavier
+from gnet_jax.model.layers import ConvBlock, local_response_norm, max_pool
 
 
 class Outputs(NamedTuple):
@@ -139,6 +140,20 @@ def googlenet(variant: str = "paper", num_classes: int | None = None, **knobs: A
     return GoogLeNet(architecture(variant, num_classes, **knobs), dtype=dtype)
 
 
+def init_variables(model: GoogLeNet, key: jax.Array, image_size: int) -> dict[str, Any]:
+    """Fresh `{"params": ..., "batch_stats": ...}` for square images of `image_size` pixels.
+
+    Parameters are float32, the aux heads' among them; `batch_stats` is empty without batch norm.
+    Nothing is compiled and no convolution runs. Call it outside of `jit`.
+
+    Raises:
+        ValueError: if the image is too small for the net.
+    """
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    variables = model.lazy_init(key, images)
+    return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+
+
 def strip_aux(params: Mapping[str, Any]) -> dict[str, Any]:
     """`params` (or `batch_stats`) without the auxiliary heads: all that inference needs."""
     return {name: value for name, value in params.items() if not name.startswith("aux_")}
@@ -169,6 +184,8 @@ def endpoints(
         match path:
             case (name,):
                 found[name] = value
+            case (block, "pool"):
+                found[f"{block}/pool"] = value
             case (layer, "output"):
                 found[CAFFE_STEM[layer]] = value
             case (block, branch, "output"):

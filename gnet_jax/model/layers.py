@@ -11,10 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Caffe's "xavier": U(-a, a) with a = sqrt(3 / fan_in).
-caffe_xavier = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
-he_normal = nn.initializers.he_normal()
-
+from gnet_jax.model.initializers import caffe_xavier, he_normal
 
 def conv_size(size: int, kernel: int, *, stride: int, pad: int) -> int:
     """Output side length of a convolution: Caffe and everyone else round down."""

@@ -1,0 +1,39 @@
+"""A small GoogLeNet on scikit-learn's digits: the first run, on any laptop, offline.
+
+    python train.py
+
+1,797 hand-written digits, scanned at 8x8 pixels by 43 writers and enlarged here to 16x16. A
+batch-norm GoogLeNet of a quarter of the paper's width, both auxiliary heads on.
+"""
+
+from gnet_jax.config import Config, DataConfig, LossConfig, ModelConfig, OptimConfig
+
+
+def get_config() -> Config:
+    """The configuration of this recipe."""
+    return Config(
+        workdir="runs/digits",
+        epochs=12,
+        batch_size=32,
+        eval_batch_size=120,
+        log_every_steps=20,
+        model=ModelConfig(variant="batch_norm", width_multiplier=0.25, stem="small"),
+        data=DataConfig(
+            source="digits",
+            image_size=16,
+            crop_area=(0.7, 1.0),
+            crop_aspect=(0.85, 1.18),
+            flip=False,
+            eval_crop=1.0,
+            mean=(77.0, 77.0, 77.0),
+            std=(95.0, 95.0, 95.0),
+        ),
+        loss=LossConfig(label_smoothing=0.1),
+        optim=OptimConfig(
+            learning_rate=0.05,
+            schedule="cosine",
+            warmup_epochs=1,
+            averaging="ema",
+            ema_decay=0.99,
+        ),
+    )

@@ -1,0 +1,250 @@
+"""The configuration of a run: frozen dataclasses, their meaning, and what they may hold.
+
+A recipe (`configs/*.py`) returns a `Config`; `train.py --field.path value` overrides any field.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+
+class UserError(ValueError):
+    """A mistake that one sentence explains; commands print it and exit with 2."""
+
+
+class ConfigError(UserError):
+    """A configuration that cannot be run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Which GoogLeNet."""
+
+    variant: Literal["paper", "batch_norm", "torchvision", "google_release", "naive"] = "paper"
+    """paper: 5x5, LRN, biases, as published; batch_norm: batch norm for LRN; torchvision: its 3x3
+    for 5x5 and 2x2 pool; google_release: the widths of Google's checkpoint; naive: no reductions."""
+    num_classes: int | None = None
+    """None takes the number of classes of the data."""
+    reduction_factor: float = 1.0
+    """Scales the 1x1 reductions in front of the 3x3 and the 5x5 of every block."""
+    width_multiplier: float = 1.0
+    """Scales every layer but the classifiers."""
+    aux_after: tuple[str, ...] = ("4a", "4d")
+    """Blocks that an auxiliary head follows; none: --model.aux-after (with nothing behind it)."""
+    head: Literal["average_pool", "fc"] = "average_pool"
+    """average_pool is the paper's; fc puts a fully connected layer in its place."""
+    dropout: float | None = None
+    """In front of the main classifier; None is the variant's own rate (0.4 in the paper)."""
+    aux_dropout: float | None = None
+    """In front of the auxiliary classifiers; None is 0.7, the paper's."""
+    stem: Literal["imagenet", "small"] = "imagenet"
+    """small: a 3x3 first layer and one pool, for images of 16 to 64 pixels."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the computation. Parameters, LRN sums, logits and losses stay float32."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What is read, and what the network sees of it."""
+
+    source: str = "digits"
+    """digits (bundled), folder:PATH (train/CLASS/*.jpg, val/CLASS/*.jpg), or tfds:NAME."""
+    image_size: int = 224
+    """Side of the square that the network sees, in pixels."""
+    crop_area: tuple[float, float] = (0.08, 1.0)
+    """Smallest and largest share of the image that a training crop covers (the paper's 8-100 %)."""
+    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    """Smallest and largest width / height of a training crop."""
+    flip: bool = True
+    """Mirror half of the training images."""
+    eval_crop: float = 0.875
+    """Side of the central square used in evaluation, as a share of the image's shorter side."""
+    mean: tuple[float, float, float] = (123.0, 117.0, 104.0)
+    """Subtracted from red, green and blue (0 to 255)."""
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    """What red, green and blue are then divided by."""
+    threads: int = 4
+    """Threads that read and decode on each host; the batches do not depend on it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """Cross-entropy of the main head plus `aux_weight` times that of each auxiliary head."""
+
+    aux_weight: float = 0.3
+    label_smoothing: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """The optimiser, its schedule and the averaging of parameters."""
+
+    optimizer: Literal["sgd", "nesterov", "rmsprop", "adamw"] = "sgd"
+    learning_rate: float = 0.01
+    """The peak, for the whole batch."""
+    momentum: float = 0.9
+    weight_decay: float = 2e-4
+    """On kernels only: biases and batch norm's scales are not decayed."""
+    bias_lr_factor: float = 2.0
+    """Learning rate of the convolutions' and linear layers' biases, times this (Caffe: 2)."""
+    schedule: Literal["constant", "step", "poly", "cosine"] = "step"
+    """step: x decay_rate every decay_epochs (the paper); poly: (1 - t)^power (Caffe's
+    quick_solver); cosine: to zero."""
+    warmup_epochs: float = 0.0
+    """Linear, from zero, in front of any schedule."""
+    decay_rate: float = 0.96
+    decay_epochs: float = 8.0
+    power: float = 0.5
+    clip_norm: float | None = None
+    """Largest global norm of the gradient; None does not clip."""
+    accumulate: int = 1
+    """Parts that each batch is split into, one after another, to save memory."""
+    averaging: Literal["none", "polyak", "ema"] = "none"
+    """Averaged parameters, which evaluation then uses. polyak: the mean since `average_from`."""
+    ema_decay: float = 0.999
+    average_from: float = 0.0
+    """Epoch at which averaging begins."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One training run."""
+
+    workdir: str = "runs/default"
+    """Checkpoints, logs, config and run record. The same workdir again goes on where it stopped."""
+    epochs: float = 250.0
+    batch_size: int = 32
+    """Images a step, over all devices and hosts together."""
+    eval_batch_size: int | None = None
+    """None takes batch_size."""
+    eval_every_epochs: float = 1.0
+    save_every_steps: int = 1000
+    """Besides this, every evaluation saves."""
+    keep_latest: int = 2
+    """Newest checkpoints kept, besides the best."""
+    log_every_steps: int = 50
+    seed: int = 0
+    """Of weights, order, augmentation and dropout: the same seed gives the same run."""
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+
+
+# Fields that may change between a run and its continuation: they do not touch the numbers.
+FREE_ON_RESUME = (
+    "workdir",
+    "save_every_steps",
+    "keep_latest",
+    "log_every_steps",
+    "data.threads",
+)
+
+
+def check(config: Config) -> None:
+    """Refuse what no run can use.
+
+    Raises:
+        ConfigError: naming the field, its value and what it may be.
+    """
+    limits: list[tuple[str, float | None, bool, str]] = []
+
+    def require(name: str, holds: bool, limit: str) -> None:
+        limits.append((name, value_of(config, name), holds, limit))
+
+    d, o = config.data, config.optim
+    require("epochs", config.epochs > 0, "above 0")
+    for name in ("batch_size", "eval_batch_size", "save_every_steps", "keep_latest"):
+        require(name, (value_of(config, name) or 1) >= 1, "at least 1")
+    require("log_every_steps", config.log_every_steps >= 1, "at least 1")
+    require("eval_every_epochs", config.eval_every_epochs > 0, "above 0")
+    require("seed", 0 <= config.seed < 2**32, "from 0 to 2**32 - 1")
+    require("data.image_size", d.image_size >= 1, "at least 1")
+    require("data.crop_area", 0 < d.crop_area[0] <= d.crop_area[1] <= 1, "0 < low <= high <= 1")
+    require("data.crop_aspect", 0 < d.crop_aspect[0] <= d.crop_aspect[1], "0 < low <= high")
+    require("data.eval_crop", 0 < d.eval_crop <= 1, "above 0, at most 1")
+    require("data.std", min(d.std) > 0, "above 0 in every channel")
+    require("data.threads", d.threads >= 1, "at least 1")
+    require("loss.aux_weight", config.loss.aux_weight >= 0, "at least 0")
+    require("loss.label_smoothing", 0 <= config.loss.label_smoothing < 1, "in [0, 1)")
+    require("optim.learning_rate", o.learning_rate > 0, "above 0")
+    require("optim.momentum", 0 <= o.momentum < 1, "in [0, 1)")
+    require("optim.weight_decay", o.weight_decay >= 0, "at least 0")
+    require("optim.bias_lr_factor", o.bias_lr_factor >= 0, "at least 0")
+    require("optim.warmup_epochs", 0 <= o.warmup_epochs < config.epochs, "in [0, epochs)")
+    require("optim.decay_rate", 0 < o.decay_rate <= 1, "above 0, at most 1")
+    require("optim.decay_epochs", o.decay_epochs > 0, "above 0")
+    require("optim.power", o.power > 0, "above 0")
+    require("optim.clip_norm", o.clip_norm is None or o.clip_norm > 0, "above 0")
+    require("optim.accumulate", o.accumulate >= 1, "at least 1")
+    require("optim.ema_decay", 0 <= o.ema_decay < 1, "in [0, 1)")
+    require("optim.average_from", 0 <= o.average_from < config.epochs, "in [0, epochs)")
+    for name, value, holds, limit in limits:
+        finite = not isinstance(value, float) or math.isfinite(value)
+        if not (holds and finite):
+            raise ConfigError(f"{name} is {value}; it must be {limit}")
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """Every field by its dotted name, in the form that JSON gives back."""
+
+    def walk(prefix: str, tree: dict[str, Any]) -> dict[str, Any]:
+        flat = {}
+        for name, value in tree.items():
+            if isinstance(value, dict):
+                flat |= walk(f"{prefix}{name}.", value)
+            else:
+                flat[f"{prefix}{name}"] = value
+        return flat
+
+    return walk("", json.loads(json.dumps(dataclasses.asdict(config))))
+
+
+def value_of(config: Config, name: str) -> Any:
+    """The value of the field with the dotted name `name`."""
+    value: Any = config
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Fields in which two flattened configs differ, save those that a continuation may change."""
+    return [
+        f"{name}: {old.get(name, 'absent')} there, {new.get(name, 'absent')} now"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name) and name not in FREE_ON_RESUME
+    ]
+
+
+RECIPES = Path(__file__).resolve().parent.parent / "configs"
+
+
+def load_recipe(name: str) -> tuple[Config, str]:
+    """The configuration that a recipe file gives, and the file's docstring.
+
+    Args:
+        name: a path to a Python file that defines `get_config()`, or the name of one in `configs/`.
+
+    Raises:
+        ConfigError: if there is no such file, or it defines no `get_config`.
+    """
+    path = Path(name)
+    if not path.is_file():
+        path = RECIPES / f"{Path(name).stem}.py" if path.parent == Path() else path
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.py")))
+        raise ConfigError(f"there is no config file {name}; the recipes in configs/ are: {known}")
+    spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise ConfigError(f"{path} is not a Python file: {error}") from error
+    if not hasattr(module, "get_config"):
+        raise ConfigError(f"{path} defines no get_config() -> Config")
+    return module.get_config(), module.__doc__ or ""

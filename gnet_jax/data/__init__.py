@@ -1,0 +1,16 @@
+"""Bytes to batches: sources, decoding, order, and what the compiled step does to the pixels."""
+
+from gnet_jax.data.augment import preprocess
+from gnet_jax.data.batches import Batch, eval_batches, train_batches
+from gnet_jax.data.sources import DataError, Example, Source, open_source
+
+__all__ = [
+    "Batch",
+    "DataError",
+    "Example",
+    "Source",
+    "eval_batches",
+    "open_source",
+    "preprocess",
+    "train_batches",
+]

@@ -1,0 +1,1 @@
+"""What the network costs, and what its parts are worth."""

@@ -1,0 +1,220 @@
+"""The training loop: step, report, evaluate, save, and stop when asked."""
+
+import dataclasses
+import math
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+import jax
+
+from gnet_jax.data import eval_batches, train_batches
+from gnet_jax.training.checkpoint import Checkpoints
+from gnet_jax.training.record import add_start
+from gnet_jax.training.report import Meter, Reporter, duration
+from gnet_jax.training.run import Run
+from gnet_jax.training.sharding import compile_eval_step, compile_train_step, put_batches
+from gnet_jax.training.step import TrainState
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot go on: its numbers are no longer numbers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """How a run ended."""
+
+    step: int
+    signal: int | None  # the signal that stopped it early
+    val: dict[str, float]  # of the last evaluation; empty if there was none
+    heads: dict[str, float]  # the last reported training metrics
+    best: tuple[int, float] | None  # step and top-1 of the best evaluation that is kept
+    checkpoint: Path
+    seconds: float
+
+
+class StopRequest:
+    """SIGINT and SIGTERM ask the loop to save and stop; a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._old[number] = signal.signal(number, self._asked)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _asked(self, number: int, _frame: object) -> None:
+        self.signal = number
+        for each in self._old:
+            signal.signal(each, signal.SIG_DFL)
+
+
+def train(run: Run, workdir: Path) -> Result:
+    """Train from the newest checkpoint in `workdir`, or from the start, to the run's last step.
+
+    Raises:
+        TrainingError: when the loss is no longer finite; nothing is saved of that step.
+    """
+    config, began = run.config, time.perf_counter()
+    main = jax.process_index() == 0
+    with Checkpoints(workdir / "checkpoints", config.keep_latest) as checkpoints:
+        start = checkpoints.latest
+        if start is None:
+            start, state = 0, run.initial_state()
+        else:
+            state = checkpoints.restore(start, run.abstract_state())
+        if main:
+            add_start(workdir, start)
+        reporter = Reporter(workdir, start_step=start, total_steps=run.total_steps, enabled=main)
+        with reporter, StopRequest() as stop:
+            if start:
+                reporter.say(f"resuming behind step {start} of {run.total_steps}")
+            state, val, heads = _steps(run, state, start, checkpoints, reporter, stop)
+        step = int(state.step)
+        checkpoints.save(step, state)
+        checkpoints.wait()
+        scores = checkpoints.top1()
+        best = checkpoints.best
+        return Result(
+            step=step,
+            signal=stop.signal,
+            val=val,
+            heads=heads,
+            best=None if best is None else (best, scores[best]),
+            checkpoint=checkpoints.folder / str(step if best is None else best),
+            seconds=time.perf_counter() - began,
+        )
+
+
+def _steps(
+    run: Run,
+    state: TrainState,
+    start: int,
+    checkpoints: Checkpoints,
+    reporter: Reporter,
+    stop: StopRequest,
+) -> tuple[TrainState, dict[str, float], dict[str, float]]:
+    """Every step from `start` on: the final state, its evaluation, the last training metrics."""
+    config, total = run.config, run.total_steps
+    val: dict[str, float] = {}
+    heads: dict[str, float] = {}
+    if start >= total:
+        return state, val, heads
+    evaluate = Evaluator(run)
+    best = max(checkpoints.top1().values(), default=-1.0)
+    reporter.say("compiling the training step, about a minute the first time ...")
+    compiling = time.perf_counter()
+    step_fn = compile_train_step(run.mesh, run.train_step(), state, run.abstract_batch())
+    reporter.say(f"compiled in {duration(time.perf_counter() - compiling)}")
+
+    batches = _train_batches(run, start)
+    meter, pending = Meter(), None
+    for step in range(start + 1, total + 1):
+        state, metrics = step_fn(state, next(batches))
+        # The metrics of the step before are fetched while the device works on this one.
+        if pending is not None:
+            meter.add(_finite(step - 1, pending))
+        pending = metrics
+        checkpoints.check()
+
+        evaluation_due = step == total or _crosses(step, config.eval_every_epochs * run.steps_per_epoch)
+        save_due = step % config.save_every_steps == 0
+        stopping = stop.signal is not None
+        if step % config.log_every_steps == 0 or evaluation_due or save_due or stopping:
+            meter.add(_finite(step, pending))
+            pending = None
+        if step % config.log_every_steps == 0 or step == total:
+            means, seconds = meter.read()
+            heads = {f"train/{name}": value for name, value in means.items()}
+            heads["perf/images_per_sec"] = config.batch_size / seconds
+            heads["perf/images_per_sec_per_chip"] = config.batch_size / seconds / run.mesh.size
+            reporter.training(step, heads, (total - step) * seconds)
+        if stopping:
+            break
+        paused = time.perf_counter()
+        if evaluation_due:
+            val = evaluate(state)
+            reporter.evaluation(step, val, val["val/top1"] > best)
+            best = max(best, val["val/top1"])
+            checkpoints.save(step, state, val["val/top1"])
+        elif save_due:
+            checkpoints.save(step, state)
+        meter.pause(time.perf_counter() - paused)
+    return state, val, heads
+
+
+class Evaluator:
+    """Counts the whole validation set, every example once; compiles at its first call."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._step: Callable[..., Any] = compile_eval_step(run.mesh, run.eval_step())
+
+    def __call__(self, state: TrainState) -> dict[str, float]:
+        """`val/count`, `val/top1`, `val/top5` (shares of 1) and `val/loss` for `state`."""
+        run, d = self._run, self._run.config.data
+        batches = eval_batches(
+            run.val,
+            batch_size=run.eval_batch_size,
+            image_size=d.image_size,
+            eval_crop=d.eval_crop,
+            threads=d.threads,
+            host=jax.process_index(),
+            hosts=jax.process_count(),
+        )
+        sums: dict[str, float] = {}
+        for batch in put_batches(batches, run.mesh, run.eval_batch_size):
+            for name, value in jax.device_get(self._step(state, batch)).items():
+                sums[name] = sums.get(name, 0) + value.item()
+        count = sums.pop("count")
+        values = {f"val/{name}": total / count for name, total in sums.items()}
+        if not math.isfinite(values["val/loss"]):
+            raise TrainingError(f"the validation loss is {values['val/loss']}")
+        return values | {"val/count": count}
+
+
+def _train_batches(run: Run, start: int):
+    config, d = run.config, run.config.data
+    batches = train_batches(
+        run.train,
+        batch_size=config.batch_size,
+        image_size=d.image_size,
+        crop_area=d.crop_area,
+        crop_aspect=d.crop_aspect,
+        seed=config.seed,
+        start_step=start,
+        threads=d.threads,
+        host=jax.process_index(),
+        hosts=jax.process_count(),
+    )
+    return put_batches(batches, run.mesh, config.batch_size)
+
+
+def _crosses(step: int, interval: float) -> bool:
+    """Whether a multiple of `interval` steps lies in (step - 1, step]."""
+    return math.floor(step / interval) > math.floor((step - 1) / interval)
+
+
+def _finite(step: int, metrics: Any) -> dict[str, float]:
+    """The metrics on the host.
+
+    Raises:
+        TrainingError: if loss or gradient is not finite.
+    """
+    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
+        raise TrainingError(
+            f"step {step}: the loss is {values['loss']} and the gradient's norm "
+            f"{values['grad_norm']}; lower optim.learning_rate, lengthen optim.warmup_epochs or "
+            "set optim.clip_norm. The last good state is the newest checkpoint"
+        )
+    return values

@@ -1,0 +1,120 @@
+"""The run record in the workdir: which config, data, versions, seed, commit and devices made it."""
+
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from gnet_jax.config import Config, ConfigError, differences, flatten
+
+CONFIG_FILE = "config.json"
+RECORD_FILE = "run.json"
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def open_workdir(config: Config, fingerprints: dict[str, str]) -> Path:
+    """The run's folder, made if need be, after a check that it belongs to this very run.
+
+    Args:
+        config: the run's; a folder that holds another is refused, save for fields that do not
+            touch the numbers.
+        fingerprints: of the data, by split.
+
+    Raises:
+        ConfigError: naming every differing field, or why the folder cannot be written.
+    """
+    workdir = Path(config.workdir).expanduser()
+    identity = flatten(config) | {f"data.fingerprint.{k}": v for k, v in fingerprints.items()}
+    file = workdir / CONFIG_FILE
+    if file.is_file():
+        try:
+            old = json.loads(file.read_text())
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{file} is damaged ({error}); use another workdir") from error
+        changed = differences(old, identity)
+        if changed:
+            raise ConfigError(
+                f"{workdir} holds a run of another config ({'; '.join(changed)}); "
+                "use another --workdir, or the old values to go on with it"
+            )
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe = workdir / f".writable-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(f"cannot write to the workdir {workdir}: {error.strerror}") from error
+    if jax.process_index() == 0:
+        write_json(file, identity)
+    return workdir
+
+
+def add_start(workdir: Path, step: int) -> None:
+    """Append this start of the run, at `step`, to the record of all of its starts."""
+    file = workdir / RECORD_FILE
+    starts = json.loads(file.read_text())["starts"] if file.is_file() else []
+    starts.append(
+        {
+            "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "step": step,
+            "git_commit": git_commit(),
+            "python": platform.python_version(),
+            "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+            "platform": jax.default_backend(),
+            "devices": [device.device_kind for device in jax.devices()],
+            "processes": jax.process_count(),
+            "host": platform.node(),
+        }
+    )
+    write_json(file, {"starts": starts})
+
+
+def git_commit() -> str | None:
+    """The commit of the code that runs, "+changes" behind it if files differ; None outside git."""
+    here = Path(__file__).resolve().parent
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty=+changes", "--exclude=*"]
+    try:
+        done = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None  # no git on this machine: the record says null
+    return done.stdout.strip() or None
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write `value` so that a reader, or a kill, sees the old file or the new one, never half."""
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(value, indent=2) + "\n")
+    partial.replace(file)
+
+
+@dataclasses.dataclass(frozen=True)
+class MetricsFile:
+    """`metrics.jsonl`: one JSON object a line, each with its `step`."""
+
+    path: Path
+
+    def append(self, step: int, values: dict[str, float]) -> None:
+        """Add a line."""
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step} | values) + "\n")
+
+    def read(self) -> list[dict[str, float]]:
+        """Every line; a last line that a kill cut short is left out."""
+        if not self.path.is_file():
+            return []
+        lines = self.path.read_text().split("\n")  # behind the last newline: "" or half a line
+        return [json.loads(line) for line in lines[:-1]]
+
+    def forget_after(self, step: int) -> None:
+        """Drop lines of steps after `step`: the resumed run writes them again."""
+        kept = [line for line in self.read() if line["step"] <= step]
+        partial = self.path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        partial.replace(self.path)

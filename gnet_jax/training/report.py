@@ -1,0 +1,134 @@
+"""What a person sees of a run, and what is logged: terminal, metrics.jsonl, TensorBoard."""
+
+import math
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+from tensorboardX import SummaryWriter
+
+from gnet_jax.training.record import MetricsFile
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the units a person would use: "8 s", "3 min 20 s", "2 h 5 min", "11 d 4 h"."""
+    seconds = round(seconds)
+    for unit, small, size, part in (("d", "h", 86400, 3600), ("h", "min", 3600, 60)):
+        if seconds >= size:
+            return f"{seconds // size} {unit} {seconds % size // part} {small}"
+    return f"{seconds // 60} min {seconds % 60} s" if seconds >= 60 else f"{seconds} s"
+
+
+class Reporter:
+    """The live line on a terminal (plain lines where output is piped), and the two logs.
+
+    `enabled=False` on every process but the first: then nothing is printed or written.
+    """
+
+    def __init__(
+        self, workdir: Path, *, start_step: int, total_steps: int, enabled: bool = True
+    ) -> None:
+        self._console = Console(highlight=False, quiet=not enabled)
+        self._live: Live | None = None
+        self._total = total_steps
+        self._metrics = MetricsFile(workdir / "metrics.jsonl") if enabled else None
+        self._board = None
+        if enabled:
+            MetricsFile(workdir / "metrics.jsonl").forget_after(start_step)
+            # Points that an earlier, killed process logged behind the resumed step are purged.
+            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._clear()
+        if self._board is not None:
+            self._board.close()
+
+    def say(self, text: str) -> None:
+        """Print a line that stays."""
+        self._clear()
+        self._console.print(text, markup=False, soft_wrap=True)
+
+    def training(self, step: int, values: dict[str, float], eta: float) -> None:
+        """Log the mean metrics since the last report, and show them as one line."""
+        self._log(step, values)
+        heads = [name[len("train/") : -len("_top1")] for name in values if name.endswith("_top1")]
+        shown = " | ".join(
+            f"{head} {values[f'train/{head}_loss']:.3f} {values[f'train/{head}_top1']:.1%}"
+            for head in heads
+        )
+        line = (
+            f"step {step}/{self._total} | loss {values['train/loss']:.3f} | {shown} | "
+            f"lr {values['train/learning_rate']:.2g} | "
+            f"{values['perf/images_per_sec']:.0f} images/s | ETA {duration(eta)}"
+        )
+        if not self._console.is_terminal:
+            self._console.print(line, markup=False, soft_wrap=True)
+            return
+        if self._live is None:
+            self._live = Live(console=self._console, transient=True, auto_refresh=False)
+            self._live.start()
+        self._live.update(Text(line), refresh=True)
+
+    def evaluation(self, step: int, values: dict[str, float], best: bool) -> None:
+        """Log the results of an evaluation, and print them."""
+        self._log(step, values)
+        self.say(
+            f"step {step}/{self._total} | validation: top-1 {values['val/top1']:.2%}, "
+            f"top-5 {values['val/top5']:.2%}, loss {values['val/loss']:.3f} "
+            f"({values['val/count']:.0f} images)" + (" | best so far" if best else "")
+        )
+
+    def _log(self, step: int, values: dict[str, float]) -> None:
+        if self._metrics is None or self._board is None:
+            return
+        self._metrics.append(step, values)
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def _clear(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+
+class Meter:
+    """Means of per-step metrics since the last reading, and the time they took."""
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._steps = 0
+        self._since = time.perf_counter()
+        self._paused = 0.0
+
+    def add(self, metrics: dict[str, float]) -> None:
+        """Take in the metrics of one step."""
+        for name, value in metrics.items():
+            self._sums[name] = self._sums.get(name, 0.0) + float(value)
+        self._steps += 1
+
+    def pause(self, seconds: float) -> None:
+        """Leave out time that was not spent on steps: evaluation, saving."""
+        self._paused += seconds
+
+    def read(self) -> tuple[dict[str, float], float]:
+        """The means, and seconds a step; then begin anew. NaN where no step was taken in."""
+        steps = self._steps or math.nan
+        means = {name: total / steps for name, total in self._sums.items()}
+        seconds = (time.perf_counter() - self._since - self._paused) / steps
+        self._reset()
+        return means, seconds

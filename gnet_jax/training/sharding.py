@@ -1,0 +1,108 @@
+"""The only module that names devices: one mesh axis, the batch split over it, the state on all."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from gnet_jax.config import ConfigError
+
+AXIS = "data"
+
+
+def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh of one axis over the given devices, or over all of the job's."""
+    devices = jax.devices() if devices is None else devices
+    return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of a value that every device holds whole: the state, the metrics."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def split(mesh: Mesh) -> NamedSharding:
+    """The sharding of a batch: its first axis divided over the devices."""
+    return NamedSharding(mesh, PartitionSpec(AXIS))
+
+
+def check_batch_size(name: str, batch_size: int, mesh: Mesh, parts: int = 1) -> None:
+    """Refuse a global batch that does not divide over the mesh, or not into `parts` on each device.
+
+    Raises:
+        ConfigError: naming both numbers and the nearest batches that work.
+    """
+    unit = mesh.size * parts
+    if batch_size % unit:
+        below, above = batch_size // unit * unit, -(-batch_size // unit) * unit
+        into = f"{mesh.size} devices" + (f" x {parts} accumulated parts" if parts > 1 else "")
+        near = f"{below} or {above}" if below else f"{above}"
+        raise ConfigError(f"{name} {batch_size} does not divide over {into}; use {near}")
+
+
+def compile_train_step(
+    mesh: Mesh, step: Callable[..., Any], state: Any, batch: Mapping[str, Any]
+) -> jax.stages.Compiled:
+    """`step(state, batch)` compiled for the mesh; the state passed in is donated.
+
+    `state` and `batch` may be abstract (`jax.ShapeDtypeStruct`); the batch's shapes are global.
+    """
+    whole, parts = replicated(mesh), split(mesh)
+    jitted = jax.jit(
+        step, in_shardings=(whole, parts), out_shardings=(whole, whole), donate_argnums=0
+    )
+    return jitted.lower(state, batch).compile()
+
+
+def compile_eval_step(mesh: Mesh, step: Callable[..., Any]) -> Callable[..., Any]:
+    """`step(state, batch)` jitted for the mesh; it compiles at its first call."""
+    whole = replicated(mesh)
+    return jax.jit(step, in_shardings=(whole, split(mesh)), out_shardings=whole)
+
+
+def pmap_train_step(
+    step: Callable[..., Any], devices: Sequence[jax.Device] | None = None
+) -> Callable[..., Any]:
+    """The same pure step under `jax.pmap`, for code that still lives there.
+
+    `step` must have been given `axis_name=AXIS`, and a model with `axis_name=AXIS` where it has
+    batch norm. State and batch then carry a leading axis of one entry per device.
+    """
+    return jax.pmap(step, axis_name=AXIS, devices=devices, donate_argnums=0)
+
+
+def put_state(state: Any, mesh: Mesh) -> Any:
+    """The state on every device of the mesh."""
+    return jax.device_put(state, replicated(mesh))
+
+
+def put_batches(
+    batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh, batch_size: int
+) -> Iterator[dict[str, jax.Array]]:
+    """Global device batches from this process's slices of them.
+
+    `batch_size` is the global one: it is passed on so that a wrong local batch is an error and not
+    silently another global size.
+    """
+    sharding = split(mesh)
+    for batch in batches:
+        yield {
+            name: jax.make_array_from_process_local_data(
+                sharding, value, (batch_size, *value.shape[1:])
+            )
+            for name, value in batch.items()
+        }
+
+
+def use_compilation_cache() -> None:
+    """Keep compiled programs between runs, unless JAX was already told where (or not) to keep them.
+
+    The folder is JAX_COMPILATION_CACHE_DIR, or gnet_jax/ in the user's cache folder.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+        jax.config.update("jax_compilation_cache_dir", str(base / "gnet_jax" / "xla"))

@@ -1,0 +1,179 @@
+"""One step of training and one of evaluation, as pure functions that know no device.
+
+Shapes: B batch, H height, W width, C channels, K classes.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from gnet_jax.config import LossConfig
+from gnet_jax.model import GoogLeNet
+from gnet_jax.training.optimizer import Optimizer
+
+Metrics = dict[str, jax.Array]
+
+
+class TrainState(struct.PyTreeNode):
+    """Everything that changes from step to step, and nothing else."""
+
+    step: jax.Array  # finished steps
+    params: Any
+    batch_stats: Any
+    opt_state: optax.OptState
+    average: Any  # averaged {"params", "batch_stats"}, which evaluation uses; {} without averaging
+    rng: jax.Array  # never changes: the key of step n is fold_in(rng, n)
+
+
+def create_state(variables: Mapping[str, Any], optimizer: Optimizer, seed: int) -> TrainState:
+    """The state in front of step 0, for freshly drawn or loaded `variables`."""
+    own = {"params": variables["params"], "batch_stats": variables["batch_stats"]}
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        opt_state=optimizer.tx.init(variables["params"]),
+        average={} if optimizer.averaging_rate is None else jax.tree.map(jnp.copy, own),
+        rng=jax.random.PRNGKey(seed),
+        **own,
+    )
+
+
+def head_names(model: GoogLeNet) -> tuple[str, ...]:
+    """Prefixes of the heads' metrics: "main", then "aux4a" and so on, as `Outputs` orders them."""
+    return ("main", *(f"aux{name}" for name in model.arch.aux_after))
+
+
+def cross_entropy(logits_BK: jax.Array, label_B: jax.Array, smoothing: float) -> jax.Array:
+    """Mean cross-entropy, of labels smoothed over all classes (arXiv 1512.00567, section 7)."""
+    log_probs_BK = jax.nn.log_softmax(logits_BK)
+    of_label_B = jnp.take_along_axis(log_probs_BK, label_B[:, None], axis=-1)[:, 0]
+    return -jnp.mean((1 - smoothing) * of_label_B + smoothing * jnp.mean(log_probs_BK, axis=-1))
+
+
+def train_step(
+    state: TrainState,
+    batch: Mapping[str, jax.Array],
+    *,
+    model: GoogLeNet,
+    optimizer: Optimizer,
+    preprocess: Callable[..., jax.Array],
+    loss: LossConfig,
+    accumulate: int = 1,
+    axis_name: str | None = None,
+) -> tuple[TrainState, Metrics]:
+    """The state after one more step, and that step's metrics.
+
+    The loss is that of the main head plus `loss.aux_weight` times each auxiliary head's (paper,
+    section 5). Weight decay is the optimiser's, not the loss's.
+
+    Args:
+        batch: `image` (B, H, W, C) uint8 and `label` (B,) int32.
+        preprocess: `(images, key, offset=...)` to float32 inputs; see `gnet_jax.data.preprocess`.
+        accumulate: parts that the batch is split into; their gradients are averaged. Batch norm
+            then sees a part at a time.
+        axis_name: under pmap or shard_map, the axis over which gradients are averaged; `batch` is
+            then this device's share. None under jit, which averages by itself.
+
+    Returns:
+        The new state and float32 scalars: `loss`, per head `*_loss` and `*_top1` (a share of 1),
+        `learning_rate`, `grad_norm`.
+    """
+    augment_key, dropout_key = jax.random.split(jax.random.fold_in(state.rng, state.step))
+    offset = 0
+    if axis_name is not None:
+        device = jax.lax.axis_index(axis_name)
+        offset = device * batch["label"].shape[0]
+        dropout_key = jax.random.fold_in(dropout_key, device)
+    images_BHWC = preprocess(batch["image"], augment_key, offset=offset)
+
+    def loss_of(params, batch_stats, images_BHWC, label_B, dropout_key):
+        outputs, updated = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            images_BHWC,
+            train=True,
+            rngs={"dropout": dropout_key},
+            mutable=["batch_stats"],
+        )
+        metrics = {}
+        for head, logits_BK in zip(
+            head_names(model), (outputs.logits, *outputs.aux), strict=True
+        ):
+            metrics[f"{head}_loss"] = cross_entropy(logits_BK, label_B, loss.label_smoothing)
+            metrics[f"{head}_top1"] = jnp.mean(jnp.argmax(logits_BK, -1) == label_B)
+        aux_losses = [metrics[f"{head}_loss"] for head in head_names(model)[1:]]
+        metrics["loss"] = metrics["main_loss"] + loss.aux_weight * sum(aux_losses)
+        return metrics["loss"], (updated.get("batch_stats", {}), metrics)
+
+    gradient = jax.grad(loss_of, has_aux=True)
+
+    if accumulate == 1:
+        grads, (batch_stats, metrics) = gradient(
+            state.params, state.batch_stats, images_BHWC, batch["label"], dropout_key
+        )
+    else:
+
+        def one_part(batch_stats, part):
+            images, labels, number = part
+            grads, (batch_stats, metrics) = gradient(
+                state.params, batch_stats, images, labels, jax.random.fold_in(dropout_key, number)
+            )
+            return batch_stats, (grads, metrics)
+
+        # Part p takes every accumulate-th example: each device's share then stays on that device.
+        def parts_of(x):
+            return x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1)
+
+        parts = (parts_of(images_BHWC), parts_of(batch["label"]), jnp.arange(accumulate))
+        batch_stats, stacked = jax.lax.scan(one_part, state.batch_stats, parts)
+        grads, metrics = jax.tree.map(lambda x: jnp.mean(x, axis=0), stacked)
+
+    if axis_name is not None:
+        grads, metrics = jax.lax.pmean((grads, metrics), axis_name)
+
+    metrics["learning_rate"] = jnp.asarray(optimizer.learning_rate(state.step), jnp.float32)
+    metrics["grad_norm"] = optax.global_norm(grads)
+    updates, opt_state = optimizer.tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    average = state.average
+    if optimizer.averaging_rate is not None:
+        own = {"params": params, "batch_stats": batch_stats}
+        average = optax.incremental_update(own, average, optimizer.averaging_rate(state.step))
+    state = state.replace(
+        step=state.step + 1,
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=opt_state,
+        average=average,
+    )
+    return state, metrics
+
+
+def eval_step(
+    state: TrainState,
+    batch: Mapping[str, jax.Array],
+    *,
+    model: GoogLeNet,
+    preprocess: Callable[..., jax.Array],
+) -> Metrics:
+    """Sums over the examples whose `mask` is True: divide by `count` when all batches are added.
+
+    Uses the averaged parameters where the state has them.
+
+    Returns:
+        int32 `count`, `top1`, `top5` (the label is among the 5 largest logits), float32 `loss`.
+    """
+    variables = state.average or {"params": state.params, "batch_stats": state.batch_stats}
+    logits_BK = model.apply(variables, preprocess(batch["image"])).logits
+    label_B, mask_B = batch["label"], batch["mask"]
+    losses_B = optax.softmax_cross_entropy_with_integer_labels(logits_BK, label_B)
+    _, best_B5 = jax.lax.top_k(logits_BK, min(5, logits_BK.shape[-1]))
+    hits_B5 = (best_B5 == label_B[:, None]) & mask_B[:, None]
+    return {
+        "count": jnp.sum(mask_B, dtype=jnp.int32),
+        "top1": jnp.sum(hits_B5[:, 0], dtype=jnp.int32),
+        "top5": jnp.sum(hits_B5, dtype=jnp.int32),
+        "loss": jnp.sum(jnp.where(mask_B, losses_B, 0.0)),
+    }

@@ -1,0 +1,113 @@
+"""Train a GoogLeNet: `python train.py [CONFIG] [--workdir DIR] [--field.path value ...]`.
+
+CONFIG is a recipe's name (`digits`, the default) or a Python file with a `get_config()`. The same
+command again goes on where it stopped. Exit codes: 0 done, 2 a mistake in the command, 1 numbers
+that are no longer finite, 128 + n stopped by signal n after saving (130: Ctrl-C, 143: SIGTERM).
+"""
+
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+
+import tyro
+
+from gnet_jax.config import RECIPES, Config, UserError, load_recipe
+
+
+def parse(arguments: Sequence[str]) -> Config:
+    """The recipe that `arguments` name, with their overrides. `--help` and typos end here.
+
+    Raises:
+        ConfigError: if there is no such recipe.
+    """
+    named = bool(arguments) and not arguments[0].startswith("-")
+    recipe = arguments[0] if named else "digits"
+    default, about = load_recipe(recipe)
+    recipes = ", ".join(sorted(path.stem for path in RECIPES.glob("*.py")))
+    return tyro.cli(
+        Config,
+        prog=f"train.py {recipe}" if named else "train.py [CONFIG]",
+        description=f"{about}\n\nThe defaults below are those of {recipe!r}. CONFIG may be one of: "
+        f"{recipes}; or a Python file with a get_config().",
+        default=default,
+        args=list(arguments[named:]),
+        config=(tyro.conf.FlagConversionOff,),
+    )
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command line; returns the exit code."""
+    try:
+        config = parse(arguments)
+        return run(config, arguments)
+    except UserError as error:
+        print(f"train.py: error: {error}", file=sys.stderr)
+        return 2
+
+
+def run(config: Config, arguments: Sequence[str]) -> int:
+    """Train as `config` says, and tell what is going on; returns the exit code."""
+    # Imported here, so that --help and a typo answer at once.
+    from gnet_jax.lab.ledger import network_ledger
+    from gnet_jax.training.loop import TrainingError, train
+    from gnet_jax.training.record import open_workdir
+    from gnet_jax.training.report import duration
+    from gnet_jax.training.run import prepare
+    from gnet_jax.training.sharding import use_compilation_cache
+
+    use_compilation_cache()
+    run = prepare(config)
+    fingerprints = {"train": run.train.fingerprint(), "val": run.val.fingerprint()}
+    workdir = open_workdir(config, fingerprints)
+    cost = network_ledger(run.model, config.data.image_size)
+    m, d, devices = config.model, config.data, run.mesh.devices.flat
+    heads = ", ".join(m.aux_after) or "none"
+    plan = {
+        "model": f"GoogLeNet, {m.variant}, width x{m.width_multiplier:g}, reductions "
+        f"x{m.reduction_factor:g}, {m.dtype}, aux heads: {heads}",
+        "size": f"{cost.params:,} parameters ({cost.params_with_aux:,} with aux heads), "
+        f"{cost.macs / 1e6:,.1f} M multiply-adds an image",
+        "data": f"{d.source}: {len(run.train):,} to train, {len(run.val):,} to validate, "
+        f"{len(run.train.class_names)} classes, seen at {d.image_size}x{d.image_size}",
+        "devices": f"{run.mesh.size} x {devices[0].device_kind}",
+        "steps": f"{run.total_steps:,} of {config.batch_size} images ({config.epochs:g} epochs), "
+        f"{config.optim.optimizer}, {config.optim.schedule} from {config.optim.learning_rate:g}",
+        "workdir": f"{workdir} (checkpoints, metrics.jsonl, tensorboard, run.json)",
+    }
+    for name, text in plan.items():
+        print(f"{name:>8}  {text}", flush=True)
+
+    again = " ".join(["python train.py", *(shlex.quote(argument) for argument in arguments)])
+    try:
+        result = train(run, workdir)
+    except TrainingError as error:
+        print(f"train.py: stopped: {error}", file=sys.stderr)
+        return 1
+    if result.signal is not None:
+        name = signal.Signals(result.signal).name
+        print(f"stopped by {name}; step {result.step} is saved in {workdir}. Go on with:\n  {again}")
+        return 128 + result.signal
+    if result.heads:
+        print(f"done in {duration(result.seconds)}")
+        for head, top1 in result.heads.items():
+            if head.endswith("_top1"):
+                print(f"  training top-1, {head[len('train/') : -len('_top1')]} head: {top1:.1%}")
+    else:
+        print(f"already finished: all {result.step} steps are done")
+    if result.val:
+        print(f"  validation top-1 {result.val['val/top1']:.2%}, top-5 {result.val['val/top5']:.2%}")
+    if result.best is not None:
+        print(f"  best: top-1 {result.best[1]:.2%} at step {result.best[0]}")
+    print(f"  checkpoint: {result.checkpoint}")
+    print(
+        "next:  python -m gnet_jax summary --variant "
+        f"{m.variant} --image-size {d.image_size} --stem {m.stem}   (what each layer costs)"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    sys.exit(main(sys.argv[1:]))
