@@ -21,10 +21,10 @@ def get_config() -> Config:
         data=DataConfig(
             source="digits",
             image_size=16,
+            resize_to=16,
             crop_area=(0.7, 1.0),
             crop_aspect=(0.85, 1.18),
             flip=False,
-            eval_crop=1.0,
             mean=(77.0, 77.0, 77.0),
             std=(95.0, 95.0, 95.0),
         ),

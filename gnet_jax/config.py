@@ -47,27 +47,43 @@ class ModelConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
+class Preprocessing:
+    """How a photo becomes the network's input. It belongs to the weights, and is kept with them."""
+
+    image_size: int = 224
+    """Side of the square that the network sees, in pixels."""
+    resize: Literal["shorter_side", "warp"] = "shorter_side"
+    """Before the central crop of an evaluation: scale the shorter side to resize_to, or warp the
+    whole image to a square of it (Caffe)."""
+    resize_to: int = 256
+    channels: Literal["RGB", "BGR"] = "RGB"
+    """Order of the channels that the network is given."""
+    mean: tuple[float, float, float] = (123.0, 117.0, 104.0)
+    """Subtracted from the channels, in the network's order (pixels are 0 to 255)."""
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    """What the channels are then divided by."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig(Preprocessing):
     """What is read, and what the network sees of it."""
 
     source: str = "digits"
     """digits (bundled), folder:PATH (train/CLASS/*.jpg, val/CLASS/*.jpg), or tfds:NAME."""
-    image_size: int = 224
-    """Side of the square that the network sees, in pixels."""
     crop_area: tuple[float, float] = (0.08, 1.0)
     """Smallest and largest share of the image that a training crop covers (the paper's 8-100 %)."""
     crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
     """Smallest and largest width / height of a training crop."""
     flip: bool = True
     """Mirror half of the training images."""
-    eval_crop: float = 0.875
-    """Side of the central square used in evaluation, as a share of the image's shorter side."""
-    mean: tuple[float, float, float] = (123.0, 117.0, 104.0)
-    """Subtracted from red, green and blue (0 to 255)."""
-    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    """What red, green and blue are then divided by."""
     threads: int = 4
     """Threads that read and decode on each host; the batches do not depend on it."""
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """The part that belongs to the weights."""
+        names = [field.name for field in dataclasses.fields(Preprocessing)]
+        return Preprocessing(**{name: getattr(self, name) for name in names})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +181,7 @@ def check(config: Config) -> None:
     require("data.image_size", d.image_size >= 1, "at least 1")
     require("data.crop_area", 0 < d.crop_area[0] <= d.crop_area[1] <= 1, "0 < low <= high <= 1")
     require("data.crop_aspect", 0 < d.crop_aspect[0] <= d.crop_aspect[1], "0 < low <= high")
-    require("data.eval_crop", 0 < d.eval_crop <= 1, "above 0, at most 1")
+    require("data.resize_to", d.resize_to >= d.image_size, f"at least {d.image_size} (image_size)")
     require("data.std", min(d.std) > 0, "above 0 in every channel")
     require("data.threads", d.threads >= 1, "at least 1")
     require("loss.aux_weight", config.loss.aux_weight >= 0, "at least 0")

@@ -3,18 +3,17 @@
 Shapes: B batch, H height, W width, C channels.
 """
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
+
+from gnet_jax.config import Preprocessing
 
 
 def preprocess(
     images_BHWC: jax.Array,
     key: jax.Array | None = None,
     *,
-    mean: Sequence[float],
-    std: Sequence[float],
+    preprocessing: Preprocessing,
     flip: bool = False,
     offset: int | jax.Array = 0,
 ) -> jax.Array:
@@ -23,7 +22,7 @@ def preprocess(
     Args:
         images_BHWC: uint8, red, green, blue.
         key: randomness of this step; None mirrors nothing (evaluation).
-        mean, std: a value a channel, in units of 0 to 255.
+        preprocessing: order, mean and std of the channels.
         flip: mirror half of the images.
         offset: place of the first image in the global batch. An image's randomness is keyed by its
             place, so it does not depend on how the batch is split over devices.
@@ -33,5 +32,8 @@ def preprocess(
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, places)
         mirrored = jax.vmap(jax.random.bernoulli)(keys)[:, None, None, None]
         images_BHWC = jnp.where(mirrored, images_BHWC[:, :, ::-1], images_BHWC)
-    mean, std = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
+    if preprocessing.channels == "BGR":
+        images_BHWC = images_BHWC[..., ::-1]
+    mean = jnp.asarray(preprocessing.mean, jnp.float32)
+    std = jnp.asarray(preprocessing.std, jnp.float32)
     return (images_BHWC.astype(jnp.float32) - mean) / std

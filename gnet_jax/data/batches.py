@@ -10,6 +10,7 @@ from typing import Any, TypedDict
 import grain
 import numpy as np
 
+from gnet_jax.config import Preprocessing
 from gnet_jax.data.decode import central_crop, decode, random_crop
 from gnet_jax.data.sources import DataError, Source
 
@@ -84,8 +85,7 @@ def eval_batches(
     source: Source,
     *,
     batch_size: int,
-    image_size: int,
-    eval_crop: float,
+    preprocessing: Preprocessing,
     threads: int = 1,
     host: int = 0,
     hosts: int = 1,
@@ -96,18 +96,19 @@ def eval_batches(
     count every example exactly once.
     """
     mine = _host_slice(batch_size, host, hosts)
+    size = preprocessing.image_size
 
     def load(step: int) -> Batch:
         share = mine.stop - mine.start
         batch = Batch(
-            image=np.zeros((share, image_size, image_size, 3), np.uint8),
+            image=np.zeros((share, size, size, 3), np.uint8),
             label=np.zeros(share, np.int32),
             mask=np.zeros(share, bool),
         )
         first = step * batch_size + mine.start
         for place, index in enumerate(range(first, min(first + share, len(source)))):
             example = source[index]
-            batch["image"][place] = central_crop(decode(example.image), image_size, eval_crop)
+            batch["image"][place] = central_crop(decode(example.image), preprocessing)
             batch["label"][place] = _checked(example.label, source)
             batch["mask"][place] = True
         return batch

@@ -9,6 +9,8 @@ import math
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from gnet_jax.config import Preprocessing
+
 MAX_PIXELS = 50_000_000  # above this an image is refused before it is decoded
 
 
@@ -69,11 +71,19 @@ def random_crop(
     return _resized(picture, (left, top, left + w, top + h), size)
 
 
-def central_crop(picture: Image.Image, size: int, share: float) -> np.ndarray:
-    """The central square of `share` times the shorter side, resized to (size, size, 3) uint8."""
-    side = share * min(picture.size)
-    left, top = (picture.width - side) / 2, (picture.height - side) / 2
-    return _resized(picture, (left, top, left + side, top + side), size)
+def central_crop(picture: Image.Image, p: Preprocessing) -> np.ndarray:
+    """What the network sees of a picture in evaluation: (S, S, 3) uint8, red, green, blue.
+
+    The picture is resized as `p` says, and the central square of `p.image_size` pixels is cut out.
+    """
+    if p.resize == "warp":
+        width = height = p.resize_to
+    else:
+        scale = p.resize_to / min(picture.size)
+        width, height = (max(p.resize_to, round(n * scale)) for n in picture.size)
+    resized = picture.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = (width - p.image_size) // 2, (height - p.image_size) // 2
+    return np.asarray(resized.crop((left, top, left + p.image_size, top + p.image_size)))
 
 
 def _resized(

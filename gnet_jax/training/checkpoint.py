@@ -21,14 +21,16 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, keep_latest: int) -> None:
-        best = BestN(
-            get_metric_fn=lambda metrics: metrics["top1"], n=1, keep_checkpoints_without_metrics=False
-        )
         self.folder = folder.absolute()
         self._manager = ocp.CheckpointManager(
             self.folder,
+            item_names=("state",),
+            item_handlers={"state": ocp.StandardCheckpointHandler()},
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=AnyPreservationPolicy([LatestN(keep_latest), best]),
+                best_fn=_score,  # without it Orbax would not write the metrics
+                preservation_policy=AnyPreservationPolicy(
+                    [LatestN(keep_latest), BestN(get_metric_fn=_score, n=1)]
+                ),
                 cleanup_tmp_directories=True,
             ),
         )
@@ -58,12 +60,8 @@ class Checkpoints:
 
     def top1(self) -> dict[int, float]:
         """The top-1 accuracy of every kept step that was evaluated."""
-        found = {}
-        for step in self._manager.all_steps():
-            metrics = self._manager.metrics(step)
-            if metrics is not None:
-                found[step] = metrics["top1"]
-        return found
+        scores = {step: self._manager.metrics(step)["top1"] for step in self._manager.all_steps()}
+        return {step: top1 for step, top1 in scores.items() if top1 is not None}
 
     def save(self, step: int, state: Any, top1: float | None = None) -> None:
         """Begin to save `state` as `step`; does nothing if that step is already saved.
@@ -74,8 +72,8 @@ class Checkpoints:
         self.check()
         if step == self.latest:
             return
-        metrics = None if top1 is None else {"top1": top1}
-        self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics, force=True)
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state))
+        self._manager.save(step, args=args, metrics={"top1": top1}, force=True)
 
     def check(self) -> None:
         """Raise the error of a background save, if one failed."""
@@ -96,7 +94,7 @@ class Checkpoints:
             ConfigError: if what was saved has other leaves, shapes or dtypes; Orbax itself would
                 cast or fill in silently.
         """
-        saved = self._manager.item_metadata(step)
+        saved = self._manager.item_metadata(step)["state"]
         expected = {_name(p): (x.shape, x.dtype) for p, x in _leaves(abstract_state)}
         found = {_name(p): (tuple(x.shape), np.dtype(x.dtype)) for p, x in _leaves(saved)}
         for name in sorted(expected.keys() | found.keys()):
@@ -105,7 +103,13 @@ class Checkpoints:
                     f"checkpoint {step} in {self.folder} does not fit: {name} is "
                     f"{found.get(name, 'absent')} there, {expected.get(name, 'absent')} here"
                 )
-        return self._manager.restore(step, args=ocp.args.StandardRestore(abstract_state))
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
+        return self._manager.restore(step, args=args)["state"]
+
+
+def _score(metrics: dict[str, float | None]) -> float:
+    """What the best checkpoint has most of; a step that was not evaluated is behind every other."""
+    return -1.0 if metrics["top1"] is None else metrics["top1"]
 
 
 def _leaves(tree: Any) -> list[tuple[Any, Any]]:

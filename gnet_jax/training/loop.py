@@ -76,7 +76,7 @@ def train(run: Run, workdir: Path) -> Result:
             add_start(workdir, start)
         reporter = Reporter(workdir, start_step=start, total_steps=run.total_steps, enabled=main)
         with reporter, StopRequest() as stop:
-            if start:
+            if 0 < start < run.total_steps:
                 reporter.say(f"resuming behind step {start} of {run.total_steps}")
             state, val, heads = _steps(run, state, start, checkpoints, reporter, stop)
         step = int(state.step)
@@ -165,8 +165,7 @@ class Evaluator:
         batches = eval_batches(
             run.val,
             batch_size=run.eval_batch_size,
-            image_size=d.image_size,
-            eval_crop=d.eval_crop,
+            preprocessing=d.preprocessing,
             threads=d.threads,
             host=jax.process_index(),
             hosts=jax.process_count(),

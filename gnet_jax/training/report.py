@@ -64,6 +64,7 @@ class Reporter:
         """Log the mean metrics since the last report, and show them as one line."""
         self._log(step, values)
         heads = [name[len("train/") : -len("_top1")] for name in values if name.endswith("_top1")]
+        heads.sort(key=lambda head: head != "main")  # the main head first
         shown = " | ".join(
             f"{head} {values[f'train/{head}_loss']:.3f} {values[f'train/{head}_top1']:.1%}"
             for head in heads

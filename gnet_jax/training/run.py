@@ -41,17 +41,15 @@ class Run:
             train_step,
             model=self.model,
             optimizer=self.optimizer,
-            preprocess=partial(preprocess, mean=d.mean, std=d.std, flip=d.flip),
+            preprocess=partial(preprocess, preprocessing=d.preprocessing, flip=d.flip),
             loss=self.config.loss,
             accumulate=self.config.optim.accumulate,
         )
 
     def eval_step(self) -> Any:
         """The pure evaluation step `(state, batch) -> sums`."""
-        d = self.config.data
-        return partial(
-            eval_step, model=self.model, preprocess=partial(preprocess, mean=d.mean, std=d.std)
-        )
+        pixels = partial(preprocess, preprocessing=self.config.data.preprocessing)
+        return partial(eval_step, model=self.model, preprocess=pixels)
 
     def initial_state(self) -> TrainState:
         """The state in front of step 0, on every device of the mesh."""
