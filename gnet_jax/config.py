@@ -25,7 +25,7 @@ class ModelConfig:
 
     variant: Literal["paper", "batch_norm", "torchvision", "google_release", "naive"] = "paper"
     """paper: 5x5, LRN, biases, as published; batch_norm: batch norm for LRN; torchvision: its 3x3
-    for 5x5 and 2x2 pool; google_release: the widths of Google's checkpoint; naive: no reductions."""
+    for 5x5 and its 2x2 pool; google_release: Google's released widths; naive: no reductions."""
     num_classes: int | None = None
     """None takes the number of classes of the data."""
     reduction_factor: float = 1.0
@@ -255,7 +255,8 @@ def load_recipe(name: str) -> tuple[Config, str]:
         known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.py")))
         raise ConfigError(f"there is no config file {name}; the recipes in configs/ are: {known}")
     spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)

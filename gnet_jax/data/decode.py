@@ -86,7 +86,5 @@ def central_crop(picture: Image.Image, p: Preprocessing) -> np.ndarray:
     return np.asarray(resized.crop((left, top, left + p.image_size, top + p.image_size)))
 
 
-def _resized(
-    picture: Image.Image, box: tuple[float, float, float, float], size: int
-) -> np.ndarray:
+def _resized(picture: Image.Image, box: tuple[float, float, float, float], size: int) -> np.ndarray:
     return np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR, box=box))

@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -46,7 +46,7 @@ class DigitsSource:
     def __init__(self, split: Split) -> None:
         from sklearn.datasets import load_digits
 
-        digits = load_digits()
+        digits: Any = load_digits()
         order = np.random.RandomState(0).permutation(len(digits.target))  # its stream is frozen
         chosen = order[:1437] if split == "train" else order[1437:]
         self.class_names = tuple(str(name) for name in digits.target_names)
@@ -82,7 +82,9 @@ class FolderSource:
             raise DataError(f"{folder} holds {len(self.class_names)} class folders; 2 are needed")
         self._files: list[tuple[Path, int]] = []
         for label, name in enumerate(self.class_names):
-            files = sorted(p for p in (folder / name).iterdir() if p.suffix.lower() in self.SUFFIXES)
+            files = sorted(
+                p for p in (folder / name).iterdir() if p.suffix.lower() in self.SUFFIXES
+            )
             if not files:
                 raise DataError(f"the class folder {folder / name} holds no image files")
             self._files += [(path, label) for path in files]
@@ -114,7 +116,7 @@ class TfdsSource:
         import tensorflow_datasets as tfds
 
         try:
-            builder = tfds.builder(name)
+            builder: Any = tfds.builder(name)
         except tfds.core.DatasetNotFoundError as error:
             raise DataError(f"tensorflow-datasets knows no data set named {name!r}") from error
         splits = sorted(builder.info.splits)

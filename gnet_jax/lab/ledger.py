@@ -79,8 +79,10 @@ def ledger(module: nn.Module, input_shape: tuple[int, ...], **call: Any) -> Ledg
 
     def record(call_next, args, kwargs, context):
         output = call_next(*args, **kwargs)
-        part = context.module
-        if context.method_name == "__call__" and isinstance(part, nn.Conv | nn.Dense | nn.BatchNorm):
+        part: Any = context.module
+        if context.method_name == "__call__" and isinstance(
+            part, nn.Conv | nn.Dense | nn.BatchNorm
+        ):
             params = part.variables["params"]
             count = sum(math.prod(p.shape) for p in params.values())
             inside_block = isinstance(part.parent, ConvBlock)

@@ -87,7 +87,10 @@ def architecture(
     if variant not in VARIANTS:
         raise ValueError(f"unknown variant {variant!r}; choose one of {', '.join(VARIANTS)}")
     arch = VARIANTS[variant]
-    for knob, value in (("reduction_factor", reduction_factor), ("width_multiplier", width_multiplier)):
+    for knob, value in (
+        ("reduction_factor", reduction_factor),
+        ("width_multiplier", width_multiplier),
+    ):
         if not value > 0:
             raise ValueError(f"{knob} is {value}; it must be above 0")
     given = {

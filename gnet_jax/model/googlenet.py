@@ -114,7 +114,9 @@ class GoogLeNet(nn.Module):
 
     def _check_size(self, shape: tuple[int, ...], heads: tuple[str, ...]) -> None:
         if len(shape) != 4 or shape[-1] != 3:
-            raise ValueError(f"images have shape {shape}; GoogLeNet takes (batch, height, width, 3)")
+            raise ValueError(
+                f"images have shape {shape}; GoogLeNet takes (batch, height, width, 3)"
+            )
         needed = [*"345", *(f"aux_{name}" for name in heads)]
         sizes = [grid_sizes(self.arch, side) for side in shape[1:3]]
         if any(grid[stage] < 1 for grid in sizes for stage in needed):
@@ -180,7 +182,8 @@ def endpoints(
     """
     outputs, state = model.apply(variables, x_BHWC, mutable=["intermediates"])
     found = {}
-    for path, (value,) in traverse_util.flatten_dict(state["intermediates"]).items():
+    layers: Any = traverse_util.flatten_dict(state["intermediates"])
+    for path, (value,) in layers.items():
         match path:
             case (name,):
                 found[name] = value
