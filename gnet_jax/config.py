@@ -173,9 +173,10 @@ def check(config: Config) -> None:
 
     d, o = config.data, config.optim
     require("epochs", config.epochs > 0, "above 0")
-    for name in ("batch_size", "eval_batch_size", "save_every_steps", "keep_latest"):
-        require(name, (value_of(config, name) or 1) >= 1, "at least 1")
-    require("log_every_steps", config.log_every_steps >= 1, "at least 1")
+    for name in ("batch_size", "save_every_steps", "keep_latest", "log_every_steps"):
+        require(name, value_of(config, name) >= 1, "at least 1")
+    eval_batch_size = config.eval_batch_size
+    require("eval_batch_size", eval_batch_size is None or eval_batch_size >= 1, "at least 1")
     require("eval_every_epochs", config.eval_every_epochs > 0, "above 0")
     require("seed", 0 <= config.seed < 2**32, "from 0 to 2**32 - 1")
     require("data.image_size", d.image_size >= 1, "at least 1")

@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import os
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -116,12 +117,16 @@ class TfdsSource:
         import tensorflow_datasets as tfds
 
         try:
-            builder: Any = tfds.builder(name)
+            data_dir = os.environ.get("TFDS_DATA_DIR")  # tfds itself reads it at import alone
+            builder: Any = tfds.builder(name, data_dir=data_dir)
         except tfds.core.DatasetNotFoundError as error:
             raise DataError(f"tensorflow-datasets knows no data set named {name!r}") from error
+        if not builder.is_prepared():
+            raise DataError(
+                f"{name} is not prepared in {builder.data_dir}; run `tfds build {name} "
+                "--file_format=array_record`, or set TFDS_DATA_DIR to where it is"
+            )
         splits = sorted(builder.info.splits)
-        if not splits:
-            raise DataError(f"{name} is not prepared in {builder.data_dir}; run tfds build first")
         wanted = ("train",) if split == "train" else ("validation", "test")
         chosen = next((s for s in wanted if s in splits), None)
         if chosen is None:

@@ -50,12 +50,12 @@ class GoogLeNet(nn.Module):
         aux = []
 
         x = self._stem(x_BHWC.astype(self.dtype), conv)
+        stage = "3"
         for name, widths in arch.widths.items():
-            if name == "4a":
-                x = self._named("pool3/3x3_s2", max_pool(x, 3, 2))
-            elif name == "5a":
-                window = arch.pool4_window
-                x = self._named(f"pool4/{window}x{window}_s2", max_pool(x, window, 2))
+            if name[0] != stage:
+                window = arch.pool4_window if stage == "4" else 3
+                x = self._named(f"pool{stage}/{window}x{window}_s2", max_pool(x, window, 2))
+                stage = name[0]
             x = block(widths, conv, arch.branch5_kernel, name=f"inception_{name}")(x)
             self._named(f"inception_{name}/output", x)
             if name in heads:
@@ -74,7 +74,7 @@ class GoogLeNet(nn.Module):
         if arch.head == "average_pool":
             x_BC = self._named("pool5/7x7_s1", jnp.mean(x, axis=(1, 2), dtype=jnp.float32))
         else:
-            units = arch.widths["5b"].out
+            units = x.shape[-1]
             x_BC = x.reshape(x.shape[0], -1)
             x_BC = nn.relu(
                 nn.Dense(units, kernel_init=caffe_xavier, dtype=self.dtype, name="fc")(x_BC)

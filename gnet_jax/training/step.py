@@ -132,7 +132,7 @@ def train_step(
         grads, metrics = jax.lax.pmean((grads, metrics), axis_name)
 
     metrics["learning_rate"] = jnp.asarray(optimizer.learning_rate(state.step), jnp.float32)
-    metrics["grad_norm"] = optax.global_norm(grads)
+    metrics["grad_norm"] = optax.tree.norm(grads)
     updates, opt_state = optimizer.tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     average = state.average
