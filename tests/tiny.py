@@ -20,7 +20,7 @@ def tiny_arch(variant: str = "paper", **changes: Any) -> Architecture:
 
 
 def tiny_variables(model: GoogLeNet) -> dict[str, Any]:
-    return init_variables(model, jax.random.PRNGKey(1), 16)
+    return init_variables(model, jax.random.PRNGKey(3), 16)  # no unit begins dead
 
 
 def tiny_config(workdir: Path, **changes: Any) -> Config:

@@ -122,7 +122,7 @@ def test_biases_begin_at_caffes_values():
 def test_variables_are_those_of_flaxs_own_init():
     model = GoogLeNet(tiny_arch("batch_norm"))
     ours = tiny_variables(model)
-    flax = jax.jit(lambda: model.init(jax.random.PRNGKey(1), jnp.zeros((1, 16, 16, 3))))()
+    flax = jax.jit(lambda: model.init(jax.random.PRNGKey(3), jnp.zeros((1, 16, 16, 3))))()
     jax.tree.map(np.testing.assert_array_equal, ours, dict(flax))
 
 
