@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 import signal
@@ -82,10 +83,16 @@ def finish(process, seconds=600):
     return process.returncode, output
 
 
-def wait_for_checkpoint(process, workdir):
-    """Return once a first checkpoint is committed."""
+def committed(workdir):
+    """The newest committed step, 0 before the first."""
+    names = [path.name for path in (workdir / "checkpoints").glob("*")]
+    return max((int(name) for name in names if name.isdigit()), default=0)
+
+
+def wait_for_checkpoint(process, workdir, behind=0):
+    """Return once a step behind the given one is committed."""
     deadline = time.monotonic() + 300
-    while not any((workdir / "checkpoints").glob("[0-9]*")):
+    while committed(workdir) <= behind:
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -123,15 +130,20 @@ def test_kill_9_at_random_moments_ends_with_the_bits_of_the_uninterrupted_run(tm
     generator = np.random.default_rng()
     workdir = tmp_path / "killed"
     for _ in range(3):
+        before = committed(workdir)
         process = start(workdir, *SHORT)
-        wait_for_checkpoint(process, workdir)
-        time.sleep(generator.uniform(0, 4))
+        wait_for_checkpoint(process, workdir, before)
+        time.sleep(generator.uniform(0, 0.5))
         process.kill()
         finish(process)
     code, output = finish(start(workdir, *SHORT))
     assert code == 0, output
+    starts = json.loads((workdir / "run.json").read_text())["starts"]
+    assert len(starts) == 4
+    assert all(a["step"] < b["step"] for a, b in itertools.pairwise(starts))
     assert digest_of(workdir, *SHORT) == digest_of(tmp_path / "whole", *SHORT)
-    steps = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").open()]
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["step"] for line in lines]
     assert steps == sorted(steps)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -54,6 +55,8 @@ class StopRequest:
 
     def _asked(self, number: int, _frame: object) -> None:
         self.signal = number
+        # os.write, for print may be interrupted inside itself
+        os.write(2, b"\nsaving behind the step that is under way; once more ends it at once\n")
         for each in self._old:
             signal.signal(each, signal.SIG_DFL)
 
