@@ -174,7 +174,7 @@ def test_postscript_is_not_run():
 @pytest.mark.parametrize("size", [(7071, 7072), (10_000, 10_000), (60_000, 60_000)])
 def test_bombs_are_refused_before_they_are_decoded(size):
     with pytest.raises(ImageError, match="50 million"):
-        decode(png_of(*size, 8, b""))
+        decode(png_of(size[0], size[1], 8, b""))
 
 
 def test_a_text_bomb_inside_a_png_is_refused():

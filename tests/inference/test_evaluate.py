@@ -1,0 +1,186 @@
+"""Every image scored once, averages over crops and models, and what is refused."""
+
+import dataclasses
+import io
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from gnet_jax.config import Preprocessing, UserError
+from gnet_jax.data import eval_batches, preprocess
+from gnet_jax.inference.crops import crop_plan, extract
+from gnet_jax.inference.evaluate import Evaluation, EvaluationError, evaluate
+from gnet_jax.inference.predict import Predictor, softmax
+
+
+def logits_of(trained, squares):
+    x = preprocess(jnp.asarray(squares), preprocessing=trained.preprocessing)
+    return np.asarray(trained.model.apply(trained.variables, x).logits)
+
+
+def expected_counts(models, source, crops):
+    """Top-1 and top-5 hits, image by image, written as plainly as can be."""
+    top1 = top5 = 0
+    for index in range(len(source)):
+        picture = Image.fromarray(source[index].image)
+        probabilities = np.zeros(len(source.class_names))
+        for model in models:
+            views = extract(picture, crop_plan(*picture.size, crops, model.preprocessing))
+            probabilities += softmax(logits_of(model, views)).mean(axis=0) / len(models)
+        order = np.argsort(-probabilities).tolist()
+        top1 += order[0] == source.labels[index]
+        top5 += source.labels[index] in order[:5]
+    return top1, top5
+
+
+def counts(evaluation: Evaluation) -> tuple[int, int, int]:
+    return evaluation.images, evaluation.top1_count, evaluation.top5_count
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 13, 64])
+def test_a_set_that_does_not_divide_by_the_batch_is_counted_exactly_once(
+    model_a, make_photos, batch_size
+):
+    source = make_photos(13)
+    expected = expected_counts([model_a], source, 1)
+    assert 0 < expected[0] < expected[1] < 13  # or the counts would prove little
+    found = evaluate([model_a], source, batch_size=batch_size)
+    assert counts(found) == (13, *expected)
+    assert (found.crops, found.models, found.unreadable) == (1, 1, ())
+    assert found.top1 == expected[0] / 13
+    assert found.top5 == expected[1] / 13
+    assert found.images_per_sec > 0
+    assert found.as_dict()["top1"] == found.top1
+
+
+def test_every_index_is_read_once_whatever_the_threads(model_a, make_photos):
+    source, read = make_photos(11), []
+
+    class Watched:
+        class_names = source.class_names
+        fingerprint = source.fingerprint
+
+        def __len__(self):
+            return len(source)
+
+        def __getitem__(self, index):
+            read.append(index)
+            return source[index]
+
+    results = {counts(evaluate([model_a], Watched(), threads=n, batch_size=3)) for n in (1, 5)}
+    assert sorted(read) == sorted(2 * list(range(11)))
+    assert len(results) == 1
+
+
+def test_one_model_one_crop_counts_what_the_evaluation_in_training_counts(model_a, make_photos):
+    from gnet_jax.training.step import eval_step
+
+    class State:
+        average = None
+        params = model_a.variables["params"]
+        batch_stats = model_a.variables["batch_stats"]
+
+    source = make_photos(13)
+    totals = {"count": 0, "top1": 0, "top5": 0}
+    for batch in eval_batches(source, batch_size=4, preprocessing=model_a.preprocessing):
+        sums = eval_step(
+            State(),  # pyright: ignore[reportArgumentType]
+            {name: jnp.asarray(value) for name, value in batch.items()},
+            model=model_a.model,
+            preprocess=lambda x: preprocess(x, preprocessing=model_a.preprocessing),
+        )
+        totals = {name: total + int(sums[name]) for name, total in totals.items()}
+    assert counts(evaluate([model_a], source)) == tuple(totals.values())
+
+
+@pytest.mark.parametrize("crops", [10, 144])
+def test_crops_and_two_models_are_averaged_as_probabilities(model_a, model_b, make_photos, crops):
+    source = make_photos(5)
+    for models in ([model_a], [model_a, model_b]):
+        found = evaluate(models, source, crops, batch_size=32)
+        assert counts(found) == (5, *expected_counts(models, source, crops))
+        assert (found.crops, found.models) == (crops, len(models))
+
+
+def test_probabilities_are_averaged_and_not_logits(model_a, make_photos):
+    """Two surer votes against one sure one: the mean of the logits would decide otherwise."""
+
+    def constant(*logits):
+        params = dict(model_a.variables["params"])
+        kernel = jnp.zeros_like(params["classifier"]["kernel"])
+        params["classifier"] = {"kernel": kernel, "bias": jnp.array(logits, jnp.float32)}
+        return dataclasses.replace(model_a, variables=model_a.variables | {"params": params})
+
+    models = [constant(30, 0, -9, -9, -9, -9, -9)] + 2 * [constant(-2, 0, -9, -9, -9, -9, -9)]
+    source = make_photos(4)
+    source.labels = [1, 1, 1, 0]  # mean logits say 0, mean probabilities say 1
+    assert counts(evaluate(models, source)) == (4, 3, 4)
+
+
+def test_an_ensemble_of_one_and_of_twice_the_same_equals_the_model(model_a, make_photos):
+    source = make_photos(7)
+    alone = evaluate([model_a], source, 10, batch_size=20)
+    assert counts(evaluate([model_a, model_a], source, 10, batch_size=20)) == counts(alone)
+    predictor = Predictor(model_a)
+    pictures = [Image.fromarray(image) for image in source.images]
+    hits = predictor.probabilities(pictures).argmax(axis=1) == source.labels
+    assert evaluate([model_a], source).top1_count == hits.sum()
+
+
+def test_models_of_different_classes_are_refused(model_a, make_model, make_photos):
+    renamed = dataclasses.replace(model_a, class_names=("ant", "bee", "cow", *"defg"))
+    with pytest.raises(EvaluationError, match="model 2 calls class 2 'cow', not the 'cat'"):
+        evaluate([model_a, renamed], make_photos(2))
+    fewer = dataclasses.replace(model_a, class_names=("ant", "bee"))
+    with pytest.raises(EvaluationError, match="model 2 has 2 classes, not the 7"):
+        evaluate([model_a, fewer], make_photos(2))
+
+
+def test_data_of_other_classes_is_refused(model_a, make_photos):
+    source = make_photos(2)
+    source.class_names = ("ant", "bee")
+    with pytest.raises(EvaluationError, match="model has 7 classes and the data 2"):
+        evaluate([model_a], source)
+    source.class_names = model_a.class_names[::-1]
+    with pytest.raises(EvaluationError, match="another order"):
+        evaluate([model_a], source)
+    source = make_photos(2)
+    source.labels[1] = 7
+    with pytest.raises(EvaluationError, match="image 1 has label 7, but there are 7 classes"):
+        evaluate([model_a], source)
+
+
+def test_an_unreadable_image_is_an_error_that_names_it_unless_told_otherwise(model_a, make_photos):
+    source = make_photos(6)
+    buffer = io.BytesIO()
+    Image.fromarray(source.images[4]).save(buffer, "JPEG")
+    source.images[2], source.images[4] = b"<html>", buffer.getvalue()[:-40]
+    with pytest.raises(EvaluationError, match="image 2 of the data cannot be scored: not an image"):
+        evaluate([model_a], source)
+    found = evaluate([model_a], source, skip_unreadable=True, batch_size=2)
+    assert found.unreadable == (2, 4)
+    assert found.images == 4
+
+
+def test_nothing_readable_gives_no_accuracy(model_a, make_photos):
+    source = make_photos(2)
+    source.images = [b"", b""]
+    found = evaluate([model_a], source, skip_unreadable=True)
+    assert counts(found) == (0, 0, 0)
+    assert np.isnan(found.top1)
+
+
+def test_impossible_requests_are_refused_before_anything_is_compiled(model_a, make_photos):
+    source = make_photos(2)
+    wrong = dataclasses.replace(model_a, preprocessing=Preprocessing(image_size=32, resize_to=31))
+    for arguments, options, message in (
+        (([], source), {}, "no model"),
+        (([model_a], source, 3), {}, "3 crops"),
+        (([model_a], source), {"batch_size": 0}, "batch_size is 0"),
+        (([model_a], source), {"threads": 0}, "threads is 0"),
+        (([wrong], source), {}, "resize_to is 31"),
+    ):
+        with pytest.raises(UserError, match=message):
+            evaluate(*arguments, **options)
