@@ -112,10 +112,10 @@ def _too_large(limit: int) -> InputError:
 
 def _fetched(url: str) -> bytes | InputError:
     """What the server sends, whatever it calls it: the decoder judges by content."""
-    request = urllib.request.Request(url, headers={"User-Agent": USER_AGENT})
     deadline = time.monotonic() + DEADLINE
     image = bytearray()
     try:
+        request = urllib.request.Request(url, headers={"User-Agent": USER_AGENT})
         with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
             while chunk := response.read1(CHUNK):  # read() would wait for a slow drip to the end
                 image += chunk

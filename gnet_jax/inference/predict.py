@@ -3,15 +3,14 @@
 Shapes: N pictures, S side of the network's input, C channels, K classes.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import collections
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, TypedDict
 
 import jax
 import numpy as np
 from PIL import Image
 from rich.console import Console
-from rich.progress_bar import ProgressBar
-from rich.table import Table
 from rich.text import Text
 
 from gnet_jax.config import Preprocessing, UserError
@@ -20,6 +19,8 @@ from gnet_jax.data.decode import ImageError, central_crop
 from gnet_jax.inference.images import Picture
 from gnet_jax.model import GoogLeNet, strip_aux
 from gnet_jax.training.sharding import data_mesh, put_state, replicated, split
+
+Program = Callable[[Any, np.ndarray], jax.Array]
 
 
 class TrainedModel(Protocol):
@@ -68,14 +69,7 @@ class Predictor:
         self.variables = put_state(
             {name: strip_aux(tree) for name, tree in trained.variables.items()}, mesh
         )
-
-        def logits_of(variables: Any, squares_NSSC: jax.Array) -> jax.Array:
-            x = preprocess(squares_NSSC, preprocessing=trained.preprocessing)
-            outputs: Any = trained.model.apply(variables, x)
-            return outputs.logits
-
-        whole, parts = replicated(mesh), split(mesh)
-        self._logits_of = jax.jit(logits_of, in_shardings=(whole, parts), out_shardings=parts)
+        self._program = _program(trained.model, trained.preprocessing)
 
     def logits(self, squares_NSSC: np.ndarray) -> np.ndarray:
         """(N, K) float32 logits of uint8 squares (N, S, S, 3), red, green, blue.
@@ -87,7 +81,7 @@ class Predictor:
         for start in range(0, len(squares_NSSC), self.batch_size):
             batch = squares_NSSC[start : start + self.batch_size]
             padding = [(0, self.batch_size - len(batch)), (0, 0), (0, 0), (0, 0)]
-            batches.append(self._logits_of(self.variables, np.pad(batch, padding)))
+            batches.append(self._program(self.variables, np.pad(batch, padding)))
         empty = np.zeros((0, self.trained.model.arch.num_classes), np.float32)
         # Fetched only now: while one batch is computed, the next is already on its way.
         return np.concatenate([empty, *map(np.asarray, batches)])[: len(squares_NSSC)]
@@ -110,6 +104,28 @@ class Predictor:
         self.logits(np.zeros((1, side, side, 3), np.uint8))
 
 
+# Weights are arguments, so models of one architecture share a program, as in an ensemble. A list,
+# for an architecture has no hash; of the last few, for each holds what was compiled.
+_programs: collections.deque[tuple[GoogLeNet, Preprocessing, Program]] = collections.deque(maxlen=8)
+
+
+def _program(model: GoogLeNet, preprocessing: Preprocessing) -> Program:
+    """`(variables, uint8 squares) -> logits`, jitted for this process's devices."""
+    for known_model, known_preprocessing, program in _programs:
+        if (known_model, known_preprocessing) == (model, preprocessing):
+            return program
+
+    def logits_of(variables: Any, squares_NSSC: jax.Array) -> jax.Array:
+        outputs: Any = model.apply(variables, preprocess(squares_NSSC, preprocessing=preprocessing))
+        return outputs.logits
+
+    mesh = data_mesh(jax.local_devices())
+    whole, parts = replicated(mesh), split(mesh)
+    program = jax.jit(logits_of, in_shardings=(whole, parts), out_shardings=parts)
+    _programs.append((model, preprocessing, program))
+    return program
+
+
 def softmax(logits_NK: np.ndarray) -> np.ndarray:
     """Probabilities in float64, where distinct float32 logits stay distinct and in their order."""
     shifted = logits_NK.astype(np.float64)
@@ -120,9 +136,10 @@ def softmax(logits_NK: np.ndarray) -> np.ndarray:
 
 def top(probabilities_K: np.ndarray, class_names: Sequence[str], k: int = 5) -> list[Guess]:
     """The `k` likeliest classes (all, where there are fewer), of equal ones the first first."""
-    best = np.argsort(-probabilities_K, kind="stable")[:k].tolist()
+    best = np.argsort(-probabilities_K, kind="stable")[:k]
     return [
-        Guess(index=i, label=class_names[i], probability=float(probabilities_K[i])) for i in best
+        Guess(index=int(i), label=class_names[int(i)], probability=float(probabilities_K[i]))
+        for i in best
     ]
 
 
@@ -157,16 +174,21 @@ def predictions(
 
 
 def render(console: Console, name: str, top: Sequence[Guess]) -> None:
-    """Print the classes of one picture with a bar for each probability."""
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(justify="right", no_wrap=True)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="ellipsis", no_wrap=True)
-    for guess in top:
-        bar = ProgressBar(total=1.0, completed=guess["probability"], width=24)
-        table.add_row(f"{guess['probability']:.2%}", bar, Text(guess["label"]))
+    """Print the classes of one picture with a bar for each probability.
+
+    A label too long for the terminal is cut short; where output is piped it is given whole.
+    """
+    line = "#" if console.options.ascii_only else "━"
+    width = min(24, console.width // 3)
     console.print(Text(name, style="bold"), soft_wrap=True)
-    console.print(table)
+    for guess in top:
+        bar = line * round(guess["probability"] * width)
+        shown = Text.assemble(
+            f"{guess['probability']:7.2%}  ", (bar.ljust(width), "cyan"), f"  {guess['label']}"
+        )
+        if console.is_terminal:
+            shown.truncate(console.width, overflow="ellipsis")
+        console.print(shown, soft_wrap=True)
 
 
 def render_error(console: Console, name: str, error: UserError) -> None:

@@ -110,14 +110,14 @@ def test_10_crops_of_a_warped_photo_are_those_of_the_square():
 
 
 @pytest.mark.parametrize("resize", ["shorter_side", "warp"])
-@pytest.mark.parametrize("size", [(60, 45), (45, 61), (50, 50), (301, 97)])
-def test_one_crop_has_the_pixels_of_the_central_crop(make_photo, size, resize):
+@pytest.mark.parametrize(("width", "height"), [(60, 45), (45, 61), (50, 50), (301, 97)])
+def test_one_crop_has_the_pixels_of_the_central_crop(make_photo, width, height, resize):
     p = Preprocessing(image_size=32, resize_to=37, resize=resize)
-    picture = make_photo(0, *size)
-    for crops in (1, 10):  # of ten it is the first
-        plan = crop_plan(*size, crops, p)
+    picture = make_photo(0, width, height)
+    one, ten = crop_plan(width, height, 1, p), crop_plan(width, height, 10, p)
+    assert len(one) == 1
+    for plan in (one, ten):  # of ten it is the first
         np.testing.assert_array_equal(extract(picture, plan)[0], central_crop(picture, p))
-    assert len(crop_plan(*size, 1, p)) == 1
 
 
 def test_extracted_crops_are_where_their_boxes_say():
@@ -140,10 +140,10 @@ def test_extracted_crops_are_where_their_boxes_say():
             np.testing.assert_allclose(shown[55:57, 55:57].mean((0, 1)), middle, atol=1)
 
 
-@pytest.mark.parametrize("size", [(60, 45), (45, 60)])
-def test_all_144_views_of_a_photo_differ(make_photo, size):
-    plan = crop_plan(*size, 144, Preprocessing(image_size=64, resize_to=73))
-    views = extract(make_photo(3, *size), plan)
+@pytest.mark.parametrize(("width", "height"), [(64, 43), (43, 64)])
+def test_all_144_views_of_a_photo_differ(make_photo, width, height):
+    plan = crop_plan(width, height, 144, Preprocessing(image_size=64, resize_to=73))
+    views = extract(make_photo(3, width, height), plan)
     assert len({view.tobytes() for view in views}) == 144
 
 
