@@ -19,7 +19,7 @@ from gnet_jax.data.decode import central_crop
 from gnet_jax.inference.predict import Guess, TrainedModel, softmax
 from gnet_jax.model import endpoints, strip_aux
 
-COLOURS = "inferno"  # perceptually even: twice the colour distance is twice the evidence
+COLOURS = "inferno"  # perceptually even, unlike jet, which draws borders where there are none
 DRAWN_SIDE = 448  # pixels, at least
 
 

@@ -95,11 +95,9 @@ def evaluate(
     wanted = {model.preprocessing for model in models}
     for p in wanted:
         crop_plan(p.resize_to, p.resize_to, crops, p)  # refuses what is wrong before compiling
-    together = max(1, batch_size // crops)  # images whose crops are predicted in one go
+    together = max(1, min(batch_size // crops, len(source)))  # images predicted in one go
     calls = -(-together * crops // batch_size)
     predictors = [Predictor(model, -(-together * crops // calls)) for model in models]
-    for predictor in predictors:
-        predictor.warm_up()
     classes = len(source.class_names)
 
     def load(index: int) -> _Views | ImageError:
@@ -107,9 +105,12 @@ def evaluate(
 
     images = top1 = top5 = 0
     unreadable = []
-    start = time.perf_counter()
-    loaded = enumerate(_prefetched(load, len(source), threads, together + 2 * threads))
-    with _bar(len(source), progress) as advance:
+    with _bar(len(source), progress) as show:
+        show(0, "compiling")
+        for predictor in predictors:
+            predictor.warm_up()
+        start = time.perf_counter()
+        loaded = enumerate(_prefetched(load, len(source), threads, together + 2 * threads))
         while chunk := list(itertools.islice(loaded, together)):
             for index, views in chunk:
                 if isinstance(views, ImageError):
@@ -124,8 +125,9 @@ def evaluate(
                 images += len(scored)
                 top1 += int((ranks_N < 1).sum())
                 top5 += int((ranks_N < 5).sum())
-            advance(len(chunk))
-    rate = images / (time.perf_counter() - start)
+            rate = images / (time.perf_counter() - start)
+            show(images + len(unreadable), f"{rate:,.2f} images/s")
+        rate = images / (time.perf_counter() - start)
     return Evaluation(images, top1, top5, crops, len(models), rate, tuple(unreadable))
 
 
@@ -202,25 +204,17 @@ def _prefetched(load: Callable[[int], T], count: int, threads: int, ahead: int) 
 
 
 @contextlib.contextmanager
-def _bar(total: int, wanted: bool) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr where that is a terminal; gives the function that moves it."""
+def _bar(total: int, wanted: bool) -> Iterator[Callable[[int, str], object]]:
+    """A progress bar on stderr where that is a terminal; gives `show(images done, a note)`."""
     console = Console(stderr=True)
     columns = (
         TextColumn("evaluating"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
+        TextColumn("{task.fields[note]}"),
         TimeRemainingColumn(),
     )
     hidden = not (wanted and console.is_terminal)
     with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
-        task = bar.add_task("evaluating", total=total, rate="")
-        start, done = time.perf_counter(), 0
-
-        def advance(images: int) -> None:
-            nonlocal done
-            done += images
-            rate = f"{done / (time.perf_counter() - start):.1f} images/s"
-            bar.update(task, completed=done, rate=rate)
-
-        yield advance
+        task = bar.add_task("", total=total, note="")
+        yield lambda done, note: bar.update(task, completed=done, note=note)

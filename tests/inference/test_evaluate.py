@@ -181,3 +181,13 @@ def test_impossible_requests_are_refused_before_anything_is_compiled(model_a, ma
     for message, models, options in requests:
         with pytest.raises(UserError, match=message):
             evaluate(models, source, **options)
+
+
+def test_an_empty_source_and_a_bar_on_a_terminal(model_a, make_photos, monkeypatch, capsys):
+    assert counts(evaluate([model_a], make_photos(0))) == (0, 0, 0)
+    assert capsys.readouterr().err == ""  # no terminal, no bar
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert evaluate([model_a], make_photos(3)).images == 3
+    assert "3/3" in capsys.readouterr().err
+    evaluate([model_a], make_photos(3), progress=False)
+    assert capsys.readouterr().err == ""

@@ -2,6 +2,10 @@
 
 import dataclasses
 import io
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -142,3 +146,38 @@ def test_weights_of_another_dtype_give_float32(make_model, make_photo):
     trained = make_model(1)
     halved = dataclasses.replace(trained, model=trained.model.clone(dtype=jnp.bfloat16))
     assert predict.Predictor(halved, 2).probabilities([make_photo(0)]).dtype == np.float32
+
+
+ON_ITS_DEVICES = """
+import sys
+import jax, numpy as np
+from gnet_jax.config import Preprocessing
+from gnet_jax.inference.predict import Predictor
+from gnet_jax.model import googlenet, init_variables
+
+class Trained:
+    model = googlenet("paper", 7, width_multiplier=1 / 16, stem="small")
+    variables = init_variables(model, jax.random.PRNGKey(0), 32)
+    preprocessing = Preprocessing(image_size=32, resize_to=32)
+    class_names = tuple("abcdefg")
+
+predictor = Predictor(Trained(), 6)
+squares = np.random.default_rng(0).integers(0, 256, (11, 32, 32, 3), np.uint8)
+np.savez(sys.argv[1], logits=predictor.logits(squares), batch_size=predictor.batch_size)
+"""
+
+
+@pytest.mark.slow
+def test_a_batch_is_split_over_this_processs_devices(tmp_path):
+    results = []
+    for devices in (1, 4):
+        flags = f"--xla_force_host_platform_device_count={devices}"
+        environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+        out = tmp_path / f"{devices}.npz"
+        command = [sys.executable, "-c", ON_ITS_DEVICES, str(out)]
+        subprocess.run(command, env=environment, check=True, cwd=Path(__file__).parents[2])
+        results.append(np.load(out))
+    one, four = results
+    assert one["batch_size"] == 6
+    assert four["batch_size"] == 8  # rounded up, to divide
+    np.testing.assert_allclose(one["logits"], four["logits"], rtol=1e-4, atol=1e-5)
