@@ -87,7 +87,9 @@ def run(config: Config, arguments: Sequence[str]) -> int:
         return 1
     if result.signal is not None:
         name = signal.Signals(result.signal).name
-        print(f"stopped by {name}; step {result.step} is saved in {workdir}. Go on with:\n  {again}")
+        print(
+            f"stopped by {name}; step {result.step} is saved in {workdir}. Go on with:\n  {again}"
+        )
         return 128 + result.signal
     if result.heads:
         print(f"done in {duration(result.seconds)}")
@@ -97,7 +99,9 @@ def run(config: Config, arguments: Sequence[str]) -> int:
     else:
         print(f"already finished: all {result.step} steps are done")
     if result.val:
-        print(f"  validation top-1 {result.val['val/top1']:.2%}, top-5 {result.val['val/top5']:.2%}")
+        print(
+            f"  validation top-1 {result.val['val/top1']:.2%}, top-5 {result.val['val/top5']:.2%}"
+        )
     if result.best is not None:
         print(f"  best: top-1 {result.best[1]:.2%} at step {result.best[0]}")
     print(f"  checkpoint: {result.checkpoint}")

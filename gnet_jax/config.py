@@ -25,7 +25,7 @@ class ModelConfig:
 
     variant: Literal["paper", "batch_norm", "torchvision", "google_release", "naive"] = "paper"
     """paper: 5x5, LRN, biases, as published; batch_norm: batch norm for LRN; torchvision: its 3x3
-    for 5x5 and 2x2 pool; google_release: the widths of Google's checkpoint; naive: no reductions."""
+    for 5x5 and its 2x2 pool; google_release: Google's released widths; naive: no reductions."""
     num_classes: int | None = None
     """None takes the number of classes of the data."""
     reduction_factor: float = 1.0
@@ -173,9 +173,10 @@ def check(config: Config) -> None:
 
     d, o = config.data, config.optim
     require("epochs", config.epochs > 0, "above 0")
-    for name in ("batch_size", "eval_batch_size", "save_every_steps", "keep_latest"):
-        require(name, (value_of(config, name) or 1) >= 1, "at least 1")
-    require("log_every_steps", config.log_every_steps >= 1, "at least 1")
+    for name in ("batch_size", "save_every_steps", "keep_latest", "log_every_steps"):
+        require(name, value_of(config, name) >= 1, "at least 1")
+    eval_batch_size = config.eval_batch_size
+    require("eval_batch_size", eval_batch_size is None or eval_batch_size >= 1, "at least 1")
     require("eval_every_epochs", config.eval_every_epochs > 0, "above 0")
     require("seed", 0 <= config.seed < 2**32, "from 0 to 2**32 - 1")
     require("data.image_size", d.image_size >= 1, "at least 1")
@@ -255,7 +256,8 @@ def load_recipe(name: str) -> tuple[Config, str]:
         known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.py")))
         raise ConfigError(f"there is no config file {name}; the recipes in configs/ are: {known}")
     spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)

@@ -143,7 +143,5 @@ def shorter_side_size(size: tuple[int, int], shorter: int) -> tuple[int, int]:
     return width, height
 
 
-def _resized(
-    picture: Image.Image, box: tuple[float, float, float, float], size: int
-) -> np.ndarray:
+def _resized(picture: Image.Image, box: tuple[float, float, float, float], size: int) -> np.ndarray:
     return np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR, box=box))

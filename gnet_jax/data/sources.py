@@ -2,8 +2,9 @@
 
 import hashlib
 import itertools
+import os
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -46,7 +47,7 @@ class DigitsSource:
     def __init__(self, split: Split) -> None:
         from sklearn.datasets import load_digits
 
-        digits = load_digits()
+        digits: Any = load_digits()
         order = np.random.RandomState(0).permutation(len(digits.target))  # its stream is frozen
         chosen = order[:1437] if split == "train" else order[1437:]
         self.class_names = tuple(str(name) for name in digits.target_names)
@@ -82,7 +83,9 @@ class FolderSource:
             raise DataError(f"{folder} holds {len(self.class_names)} class folders; 2 are needed")
         self._files: list[tuple[Path, int]] = []
         for label, name in enumerate(self.class_names):
-            files = sorted(p for p in (folder / name).iterdir() if p.suffix.lower() in self.SUFFIXES)
+            files = sorted(
+                p for p in (folder / name).iterdir() if p.suffix.lower() in self.SUFFIXES
+            )
             if not files:
                 raise DataError(f"the class folder {folder / name} holds no image files")
             self._files += [(path, label) for path in files]
@@ -114,12 +117,16 @@ class TfdsSource:
         import tensorflow_datasets as tfds
 
         try:
-            builder = tfds.builder(name)
+            data_dir = os.environ.get("TFDS_DATA_DIR")  # tfds itself reads it at import alone
+            builder: Any = tfds.builder(name, data_dir=data_dir)
         except tfds.core.DatasetNotFoundError as error:
             raise DataError(f"tensorflow-datasets knows no data set named {name!r}") from error
+        if not builder.is_prepared():
+            raise DataError(
+                f"{name} is not prepared in {builder.data_dir}; run `tfds build {name} "
+                "--file_format=array_record`, or set TFDS_DATA_DIR to where it is"
+            )
         splits = sorted(builder.info.splits)
-        if not splits:
-            raise DataError(f"{name} is not prepared in {builder.data_dir}; run tfds build first")
         wanted = ("train",) if split == "train" else ("validation", "test")
         chosen = next((s for s in wanted if s in splits), None)
         if chosen is None:

@@ -11,6 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gnet_jax.model import GoogLeNet
 from gnet_jax.model.layers import ConvBlock
@@ -79,8 +80,10 @@ def ledger(module: nn.Module, input_shape: tuple[int, ...], **call: Any) -> Ledg
 
     def record(call_next, args, kwargs, context):
         output = call_next(*args, **kwargs)
-        part = context.module
-        if context.method_name == "__call__" and isinstance(part, nn.Conv | nn.Dense | nn.BatchNorm):
+        part: Any = context.module
+        if context.method_name == "__call__" and isinstance(
+            part, nn.Conv | nn.Dense | nn.BatchNorm
+        ):
             params = part.variables["params"]
             count = sum(math.prod(p.shape) for p in params.values())
             inside_block = isinstance(part.parent, ConvBlock)
@@ -94,7 +97,7 @@ def ledger(module: nn.Module, input_shape: tuple[int, ...], **call: Any) -> Ledg
                     name=name,
                     kind="conv" if isinstance(part, nn.Conv) else "linear",
                     kernel=kernel,
-                    stride=part.strides[0] if isinstance(part, nn.Conv) else 1,
+                    stride=int(np.max(getattr(part, "strides", 1))),
                     output=output.shape[1:],
                     params=count,
                     macs=math.prod(output.shape[1:]) * math.prod(kernel[:-1]),

@@ -1,7 +1,14 @@
 """Images to logits: the network, its variants and its named parts."""
 
 from gnet_jax.model.architecture import VARIANTS, Architecture, architecture, smallest_size
-from gnet_jax.model.googlenet import GoogLeNet, Outputs, endpoints, googlenet, init_variables, strip_aux
+from gnet_jax.model.googlenet import (
+    GoogLeNet,
+    Outputs,
+    endpoints,
+    googlenet,
+    init_variables,
+    strip_aux,
+)
 
 __all__ = [
     "VARIANTS",

@@ -30,6 +30,7 @@ class Architecture:
     """Every choice that shapes the network; the defaults are the paper's."""
 
     num_classes: int = 1000
+    # By name, in order; a first digit other than the block's before means a pool in between.
     widths: Mapping[str, Widths] = dataclasses.field(default_factory=lambda: dict(TABLE_1))
     naive: bool = False  # blocks of Fig. 2a: no reductions, the pool passed through
     norm: Norm = "lrn"  # batch_norm takes the place of LRN and of the convolutions' biases
@@ -76,7 +77,7 @@ def architecture(
         reduction_factor: scales the 1x1 reductions in front of the 3x3 and the 5x5 of every block.
         width_multiplier: scales every layer but the classifiers, after `reduction_factor`.
         aux_after: names of the blocks that an auxiliary head follows; `()` for none.
-        head: "average_pool", or "fc" for a fully connected layer of 5b's width in its place.
+        head: "average_pool", or "fc" for a fully connected layer as wide as the last block.
         dropout: rate in front of the main classifier.
         aux_dropout: rate in front of the auxiliary classifiers.
         stem: "imagenet", or "small" for images of 16 to 64 pixels.
@@ -87,7 +88,10 @@ def architecture(
     if variant not in VARIANTS:
         raise ValueError(f"unknown variant {variant!r}; choose one of {', '.join(VARIANTS)}")
     arch = VARIANTS[variant]
-    for knob, value in (("reduction_factor", reduction_factor), ("width_multiplier", width_multiplier)):
+    for knob, value in (
+        ("reduction_factor", reduction_factor),
+        ("width_multiplier", width_multiplier),
+    ):
         if not value > 0:
             raise ValueError(f"{knob} is {value}; it must be above 0")
     given = {

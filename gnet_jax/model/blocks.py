@@ -72,10 +72,8 @@ class AuxHead(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
-        if self.pool == "caffe":
-            x = average_pool(x_BHWC, 5, 3)
-        else:
-            x = adaptive_average_pool(x_BHWC, 4)
+        caffe = self.pool == "caffe"
+        x = average_pool(x_BHWC, 5, 3) if caffe else adaptive_average_pool(x_BHWC, 4)
         x = self.conv(self.widths[0], 1, name="conv")(x)
         x_BC = x.reshape(x.shape[0], -1)
         hidden = nn.Dense(

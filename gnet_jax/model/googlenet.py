@@ -50,12 +50,12 @@ class GoogLeNet(nn.Module):
         aux = []
 
         x = self._stem(x_BHWC.astype(self.dtype), conv)
+        stage = "3"
         for name, widths in arch.widths.items():
-            if name == "4a":
-                x = self._named("pool3/3x3_s2", max_pool(x, 3, 2))
-            elif name == "5a":
-                window = arch.pool4_window
-                x = self._named(f"pool4/{window}x{window}_s2", max_pool(x, window, 2))
+            if name[0] != stage:
+                window = arch.pool4_window if stage == "4" else 3
+                x = self._named(f"pool{stage}/{window}x{window}_s2", max_pool(x, window, 2))
+                stage = name[0]
             x = block(widths, conv, arch.branch5_kernel, name=f"inception_{name}")(x)
             self._named(f"inception_{name}/output", x)
             if name in heads:
@@ -74,7 +74,7 @@ class GoogLeNet(nn.Module):
         if arch.head == "average_pool":
             x_BC = self._named("pool5/7x7_s1", jnp.mean(x, axis=(1, 2), dtype=jnp.float32))
         else:
-            units = arch.widths["5b"].out
+            units = x.shape[-1]
             x_BC = x.reshape(x.shape[0], -1)
             x_BC = nn.relu(
                 nn.Dense(units, kernel_init=caffe_xavier, dtype=self.dtype, name="fc")(x_BC)
@@ -114,7 +114,9 @@ class GoogLeNet(nn.Module):
 
     def _check_size(self, shape: tuple[int, ...], heads: tuple[str, ...]) -> None:
         if len(shape) != 4 or shape[-1] != 3:
-            raise ValueError(f"images have shape {shape}; GoogLeNet takes (batch, height, width, 3)")
+            raise ValueError(
+                f"images have shape {shape}; GoogLeNet takes (batch, height, width, 3)"
+            )
         needed = [*"345", *(f"aux_{name}" for name in heads)]
         sizes = [grid_sizes(self.arch, side) for side in shape[1:3]]
         if any(grid[stage] < 1 for grid in sizes for stage in needed):
@@ -180,7 +182,8 @@ def endpoints(
     """
     outputs, state = model.apply(variables, x_BHWC, mutable=["intermediates"])
     found = {}
-    for path, (value,) in traverse_util.flatten_dict(state["intermediates"]).items():
+    layers: Any = traverse_util.flatten_dict(state["intermediates"])
+    for path, (value,) in layers.items():
         match path:
             case (name,):
                 found[name] = value

@@ -6,6 +6,7 @@ Drawing the same weights by jax.random costs one compiled generator for each of 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 
 def _drawn(key: jax.Array, shape: tuple[int, ...], dtype, draw) -> jax.Array:
@@ -17,7 +18,7 @@ def _drawn(key: jax.Array, shape: tuple[int, ...], dtype, draw) -> jax.Array:
         return draw(generator, shape).astype(np.float32)
 
     key_data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
-    if not isinstance(key_data, jax.core.Tracer):
+    if not isinstance(key_data, Tracer):
         return jnp.asarray(on_host(key_data), dtype)
     result = jax.ShapeDtypeStruct(shape, jnp.float32)
     return jax.pure_callback(on_host, result, key_data, vmap_method="sequential").astype(dtype)

@@ -13,6 +13,7 @@ import numpy as np
 
 from gnet_jax.model.initializers import caffe_xavier, he_normal
 
+
 def conv_size(size: int, kernel: int, *, stride: int, pad: int) -> int:
     """Output side length of a convolution: Caffe and everyone else round down."""
     return (size + 2 * pad - kernel) // stride + 1
@@ -30,8 +31,8 @@ def pooled_size(size: int, window: int, stride: int, pad: int = 0) -> int:
     return out
 
 
-def _pool_padding(x_BHWC: jax.Array, window: int, stride: int, pad: int) -> list[tuple[int, int]]:
-    """Explicit (low, high) padding of H and W that gives Caffe's output size."""
+def _pool_padding(x_BHWC: jax.Array, window: int, stride: int, pad: int) -> Any:
+    """(low, high) padding of H and of W that gives Caffe's output size."""
     sizes = x_BHWC.shape[1:3]
     outs = [pooled_size(n, window, stride, pad) for n in sizes]
     return [
@@ -49,9 +50,7 @@ def max_pool(x_BHWC: jax.Array, window: int, stride: int, pad: int = 0) -> jax.A
 def average_pool(x_BHWC: jax.Array, window: int, stride: int) -> jax.Array:
     """Average pool of Caffe's output size; a window over the border averages what is inside."""
     padding = _pool_padding(x_BHWC, window, stride, 0)
-    return nn.avg_pool(
-        x_BHWC, (window, window), (stride, stride), padding, count_include_pad=False
-    )
+    return nn.avg_pool(x_BHWC, (window, window), (stride, stride), padding, count_include_pad=False)
 
 
 def adaptive_average_pool(x_BHWC: jax.Array, out: int) -> jax.Array:

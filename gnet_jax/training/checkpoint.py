@@ -60,8 +60,8 @@ class Checkpoints:
 
     def top1(self) -> dict[int, float]:
         """The top-1 accuracy of every kept step that was evaluated."""
-        scores = {step: self._manager.metrics(step)["top1"] for step in self._manager.all_steps()}
-        return {step: top1 for step, top1 in scores.items() if top1 is not None}
+        scores = {step: self._manager.metrics(step) or {} for step in self._manager.all_steps()}
+        return {step: m["top1"] for step, m in scores.items() if m.get("top1") is not None}
 
     def save(self, step: int, state: Any, top1: float | None = None) -> None:
         """Begin to save `state` as `step`; does nothing if that step is already saved.

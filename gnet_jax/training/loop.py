@@ -126,7 +126,9 @@ def _steps(
         pending = metrics
         checkpoints.check()
 
-        evaluation_due = step == total or _crosses(step, config.eval_every_epochs * run.steps_per_epoch)
+        evaluation_due = step == total or _crosses(
+            step, config.eval_every_epochs * run.steps_per_epoch
+        )
         save_due = step % config.save_every_steps == 0
         stopping = stop.signal is not None
         if step % config.log_every_steps == 0 or evaluation_due or save_due or stopping:

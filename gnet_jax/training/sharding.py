@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gnet_jax.config import ConfigError
@@ -14,7 +13,7 @@ from gnet_jax.config import ConfigError
 AXIS = "data"
 
 
-def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+def data_mesh(devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh of one axis over the given devices, or over all of the job's."""
     devices = jax.devices() if devices is None else devices
     return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
@@ -65,7 +64,7 @@ def compile_eval_step(mesh: Mesh, step: Callable[..., Any]) -> Callable[..., Any
 
 
 def pmap_train_step(
-    step: Callable[..., Any], devices: Sequence[jax.Device] | None = None
+    step: Callable[..., Any], devices: Sequence[Any] | None = None
 ) -> Callable[..., Any]:
     """The same pure step under `jax.pmap`, for code that still lives there.
 
@@ -81,7 +80,7 @@ def put_state(state: Any, mesh: Mesh) -> Any:
 
 
 def put_batches(
-    batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh, batch_size: int
+    batches: Iterable[Mapping[str, Any]], mesh: Mesh, batch_size: int
 ) -> Iterator[dict[str, jax.Array]]:
     """Global device batches from this process's slices of them.
 
@@ -103,6 +102,6 @@ def use_compilation_cache() -> None:
 
     The folder is JAX_COMPILATION_CACHE_DIR, or gnet_jax/ in the user's cache folder.
     """
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
         base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
         jax.config.update("jax_compilation_cache_dir", str(base / "gnet_jax" / "xla"))

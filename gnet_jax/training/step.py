@@ -98,9 +98,7 @@ def train_step(
             mutable=["batch_stats"],
         )
         metrics = {}
-        for head, logits_BK in zip(
-            head_names(model), (outputs.logits, *outputs.aux), strict=True
-        ):
+        for head, logits_BK in zip(head_names(model), (outputs.logits, *outputs.aux), strict=True):
             metrics[f"{head}_loss"] = cross_entropy(logits_BK, label_B, loss.label_smoothing)
             metrics[f"{head}_top1"] = jnp.mean(jnp.argmax(logits_BK, -1) == label_B)
         aux_losses = [metrics[f"{head}_loss"] for head in head_names(model)[1:]]
@@ -134,7 +132,7 @@ def train_step(
         grads, metrics = jax.lax.pmean((grads, metrics), axis_name)
 
     metrics["learning_rate"] = jnp.asarray(optimizer.learning_rate(state.step), jnp.float32)
-    metrics["grad_norm"] = optax.global_norm(grads)
+    metrics["grad_norm"] = optax.tree.norm(grads)
     updates, opt_state = optimizer.tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     average = state.average
@@ -166,7 +164,8 @@ def eval_step(
         int32 `count`, `top1`, `top5` (the label is among the 5 largest logits), float32 `loss`.
     """
     variables = state.average or {"params": state.params, "batch_stats": state.batch_stats}
-    logits_BK = model.apply(variables, preprocess(batch["image"])).logits
+    outputs: Any = model.apply(variables, preprocess(batch["image"]))
+    logits_BK = outputs.logits
     label_B, mask_B = batch["label"], batch["mask"]
     losses_B = optax.softmax_cross_entropy_with_integer_labels(logits_BK, label_B)
     _, best_B5 = jax.lax.top_k(logits_BK, min(5, logits_BK.shape[-1]))

@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, features
+from PIL import Image
 
 from gnet_jax.config import Preprocessing
 from gnet_jax.data.decode import ImageError, central_crop, decode, shorter_side_size
@@ -60,7 +60,8 @@ def test_jpeg_baseline_and_progressive(options):
 
 @pytest.mark.parametrize("kind", ["WEBP", "AVIF"])
 def test_formats_of_the_web(kind):
-    if not features.check(kind.lower()):
+    Image.init()
+    if kind not in Image.SAVE:
         pytest.skip(f"this Pillow is built without {kind}")
     assert_shows(encoded(PHOTO, kind, quality=100), PIXELS, tolerance=12)
 

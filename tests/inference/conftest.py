@@ -11,7 +11,8 @@ from PIL import Image
 
 from gnet_jax.config import Preprocessing
 from gnet_jax.data.sources import Example
-from gnet_jax.model import GoogLeNet, googlenet, init_variables
+from gnet_jax.model import GoogLeNet, init_variables
+from tests.tiny import tiny_arch
 
 CLASSES = ("ant", "bee", "cat", "dog", "elk", "fox", "gnu")
 SMALL = Preprocessing(image_size=32, resize_to=37, mean=(120, 110, 100), std=(60, 60, 60))
@@ -47,8 +48,8 @@ class Photos:
 
 @pytest.fixture(scope="session")
 def make_model() -> Callable[..., Trained]:
-    def make(seed: int, preprocessing: Preprocessing = SMALL, **knobs: Any) -> Trained:
-        model = googlenet("paper", 7, width_multiplier=1 / 16, stem="small", **knobs)
+    def make(seed: int, preprocessing: Preprocessing = SMALL) -> Trained:
+        model = GoogLeNet(dataclasses.replace(tiny_arch(), num_classes=7))
         variables = init_variables(model, jax.random.PRNGKey(seed), preprocessing.image_size)
         # Untrained, the biases drown the picture: make the logits depend on what is seen.
         variables["params"]["classifier"]["kernel"] *= 20

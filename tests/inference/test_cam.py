@@ -11,6 +11,7 @@ from gnet_jax.config import Preprocessing, UserError
 from gnet_jax.data.decode import central_crop
 from gnet_jax.inference.cam import ActivationMap, ActivationMapper, draw
 from gnet_jax.inference.predict import Guess, Predictor
+from gnet_jax.model import googlenet
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +92,8 @@ def test_a_map_without_any_difference_is_drawn_without_a_warning():
         assert draw(found).size == (448, 480)
 
 
-def test_what_has_no_map_is_refused(model_a, mapper, make_model, make_photo):
+def test_what_has_no_map_is_refused(model_a, mapper, make_photo):
     with pytest.raises(UserError, match="there is no class 7; the model's are 0 to 6"):
         mapper(make_photo(0), 7)
     with pytest.raises(UserError, match="head is 'fc'"):
-        ActivationMapper(make_model(0, head="fc"))
+        ActivationMapper(dataclasses.replace(model_a, model=googlenet(head="fc")))

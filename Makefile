@@ -1,0 +1,57 @@
+# Everything a fresh machine needs: Python 3.11 or newer, and make.
+#   make train            train on the digits, from installation to the final accuracy
+#   make test             the fast tests
+# ARGS goes through: make train ARGS="--epochs 3", make test ARGS="-k model".
+# CONSTRAINTS=constraints.txt installs the versions that CI runs.
+
+PYTHON ?= python3
+CONSTRAINTS ?=
+BIN := .venv/bin
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
+
+.PHONY: train test slow check lint types fmt constraints clean
+
+train: .venv/installed
+	$(BIN)/python train.py $(ARGS)
+
+test: .venv/installed-dev
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+slow: .venv/installed-dev
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+check: lint types test
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/installed-dev
+	$(BIN)/pyright
+
+fmt: .venv/installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The pins of CI, for every supported Python at once.
+constraints: .venv/installed-dev
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --universal --python-version 3.11 --extra dev --upgrade \
+		--no-annotate --no-header pyproject.toml --output-file constraints.txt
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache dist
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else "Python %d.%d is too old; 3.11 or newer is needed: make PYTHON=python3.12 ..." % v[:2])'
+	$(PYTHON) -m venv .venv
+
+.venv/installed: .venv/bin/python requirements.txt
+	@echo "installing the requirements into .venv, one to three minutes the first time ..."
+	$(INSTALL) --requirement requirements.txt
+	@touch $@
+
+.venv/installed-dev: .venv/installed pyproject.toml
+	@echo "installing the development tools into .venv ..."
+	$(INSTALL) --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,65 @@
+import json
+
+import pytest
+
+from gnet_jax.lab.ledger import network_ledger, worked_examples
+from gnet_jax.model import googlenet
+
+# (params, params with aux, multiply-adds, multiply-adds with aux); None where nobody states it
+PAPER_MACS = (1_582_671_872, 1_591_044_096)
+VARIANT_COUNTS = {
+    "paper": (6_998_552, 13_378_280, *PAPER_MACS),
+    "batch_norm": (7_005_832, 13_385_816, *PAPER_MACS),
+    "torchvision": (6_624_904, 13_004_888, 1_498_376_192, 1_506_748_416),
+    "google_release": (7_066_380, 13_461_996, 1_584_881_536, 1_593_261_952),
+    "naive": (97_526_008, None, 12_568_061_056, None),
+}
+REDUCTION_COUNTS = {
+    0.25: (3_697_160, 914_252_288),
+    0.5: (4_797_624, 1_137_058_816),
+    0.75: (5_898_088, 1_359_865_344),
+    1.5: (9_199_480, 2_028_284_928),
+    2: (11_400_408, 2_473_897_984),
+    4: (20_204_120, 4_256_350_208),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANT_COUNTS)
+def test_every_variant_has_its_published_counts(variant):
+    costs = network_ledger(googlenet(variant), 224)
+    found = (costs.params, costs.params_with_aux, costs.macs, costs.macs_with_aux)
+    for value, expected in zip(found, VARIANT_COUNTS[variant], strict=True):
+        assert expected in (None, value)
+
+
+@pytest.mark.parametrize("factor", REDUCTION_COUNTS)
+def test_scaled_reductions_have_their_counts(factor):
+    costs = network_ledger(googlenet(reduction_factor=factor), 224)
+    assert (costs.params, costs.macs) == REDUCTION_COUNTS[factor]
+
+
+def test_ten_classes_have_their_counts():
+    costs = network_ledger(googlenet(num_classes=10), 224)
+    assert (costs.params, costs.params_with_aux) == (5_983_802, 10_334_030)
+    assert (costs.macs, costs.macs_with_aux) == (1_581_658_112, 1_588_002_816)
+
+
+def test_the_worked_examples_of_the_paper_come_out():
+    assert [cost for _, cost in worked_examples()] == [112_896_000, 5_268_480, 51_380_224, 0]
+
+
+def test_a_fully_connected_head_costs_what_average_pooling_saved():
+    extra = network_ledger(googlenet(head="fc"), 224).params - 6_998_552
+    assert extra == 51_380_224 + 1024
+
+
+def test_the_ledger_has_a_row_for_every_layer_and_goes_to_json():
+    costs = network_ledger(googlenet(), 224)
+    rows = {layer.name: layer for layer in costs.layers}
+    assert len(rows) == 58 + 6  # 57 convolutions, the classifier, two heads of three layers
+    assert rows["conv1"].kernel == (7, 7, 3, 64)
+    assert rows["conv1"].stride == 2
+    assert rows["inception_3a/b5"].output == (28, 28, 32)
+    assert rows["aux_4a/fc"].params == 2048 * 1024 + 1024
+    read = json.loads(json.dumps(costs.as_dict()))
+    assert sum(row["macs"] for row in read["layers"]) == read["macs_with_aux"]

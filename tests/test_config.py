@@ -1,0 +1,85 @@
+import dataclasses
+import math
+from typing import get_args, get_type_hints
+
+import pytest
+
+from gnet_jax.config import (
+    Config,
+    ConfigError,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    check,
+    differences,
+    flatten,
+    load_recipe,
+)
+from gnet_jax.model import VARIANTS
+from gnet_jax.model.architecture import Head, Stem
+
+
+def test_the_choices_offered_are_those_of_the_model():
+    hints = get_type_hints(ModelConfig)
+    assert get_args(hints["variant"]) == tuple(VARIANTS)
+    assert hints["head"] == Head
+    assert hints["stem"] == Stem
+
+
+def test_the_defaults_are_valid():
+    check(Config())
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"epochs": 0.0}, "epochs is 0.0"),
+        ({"epochs": math.nan}, "epochs is nan"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"eval_batch_size": -1}, "eval_batch_size is -1"),
+        ({"seed": -1}, "seed is -1"),
+        ({"data": DataConfig(crop_area=(0.5, 0.1))}, "data.crop_area"),
+        ({"data": DataConfig(std=(1.0, 0.0, 1.0))}, "data.std"),
+        ({"data": DataConfig(image_size=300)}, "data.resize_to is 256; it must be at least 300"),
+        ({"optim": OptimConfig(learning_rate=math.inf)}, "optim.learning_rate is inf"),
+        ({"optim": OptimConfig(warmup_epochs=250)}, "optim.warmup_epochs"),
+        ({"optim": OptimConfig(accumulate=0)}, "optim.accumulate is 0"),
+    ],
+)
+def test_what_no_run_can_use_is_refused_by_name(changes, field):
+    with pytest.raises(ConfigError, match=field):
+        check(dataclasses.replace(Config(), **changes))
+
+
+def test_a_continuation_may_change_only_what_does_not_touch_the_numbers():
+    old = flatten(Config())
+    same = Config(workdir="elsewhere", log_every_steps=7, data=DataConfig(threads=9))
+    assert differences(old, flatten(same)) == []
+    other = flatten(Config(seed=3, data=DataConfig(flip=False)))
+    assert differences(old, other) == [
+        "data.flip: True there, False now",
+        "seed: 0 there, 3 now",
+    ]
+
+
+def test_a_recipe_is_found_by_name_and_by_path(tmp_path):
+    by_name, about = load_recipe("digits")
+    assert by_name.data.source == "digits"
+    assert about.startswith("A small GoogLeNet")
+    file = tmp_path / "mine.py"
+    file.write_text("from gnet_jax.config import Config\nget_config = lambda: Config(seed=5)\n")
+    assert load_recipe(str(file))[0].seed == 5
+
+
+def test_a_recipe_that_is_missing_or_wrong_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"no config file nowhere; .* digits"):
+        load_recipe("nowhere")
+    with pytest.raises(ConfigError, match=r"no config file configs/nowhere\.py"):
+        load_recipe("configs/nowhere.py")
+    file = tmp_path / "empty.py"
+    file.write_text("")
+    with pytest.raises(ConfigError, match="defines no get_config"):
+        load_recipe(str(file))
+    file.write_text("def get_config(:\n")
+    with pytest.raises(ConfigError, match="not a Python file"):
+        load_recipe(str(file))

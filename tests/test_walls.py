@@ -1,0 +1,70 @@
+"""The house stands: who may import whom, and how large a room may grow."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "gnet_jax"
+# Each room may import from itself and from those above it.
+ROOMS = ["config", "data", "model", "training", "weights", "inference", "lab", "pods", "cli"]
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imports_of(file: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file} imports relatively"
+            found.add(node.module or "")
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def room_of(module: str) -> str | None:
+    parts = module.split(".")
+    return parts[1] if parts[0] == "gnet_jax" and len(parts) > 1 and parts[1] in ROOMS else None
+
+
+@pytest.mark.parametrize("file", MODULES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_a_room_imports_only_from_rooms_above_it(file):
+    relative = file.relative_to(PACKAGE)
+    room = relative.parts[0].removesuffix(".py")
+    if room not in ROOMS:
+        assert room in ("__init__", "__main__")
+        return
+    for module in imports_of(file):
+        other = room_of(module)
+        assert other is None or ROOMS.index(other) <= ROOMS.index(room), f"{file} imports {module}"
+
+
+@pytest.mark.parametrize("file", MODULES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_heavy_libraries_stay_in_their_rooms(file):
+    relative = file.relative_to(PACKAGE).as_posix()
+    tops = {module.split(".")[0] for module in imports_of(file)}
+    assert "tensorflow" not in tops or relative.startswith(("data/", "weights/"))
+    assert not {"tensorflow_datasets", "grain"} & tops or relative.startswith("data/")
+    assert "orbax" not in tops or relative == "training/checkpoint.py"
+    if relative.startswith("model/"):
+        assert tops <= {"jax", "flax", "numpy", "gnet_jax"} | set(STANDARD)
+
+
+STANDARD = ("collections", "dataclasses", "functools", "math", "typing")
+
+
+@pytest.mark.parametrize("file", MODULES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_rooms_stay_small(file):
+    assert file.name != "utils.py"
+    assert len(file.read_text().splitlines()) <= 300
+
+
+def test_only_sharding_names_meshes_and_partition_specs():
+    for file in MODULES:
+        relative = file.relative_to(PACKAGE).as_posix()
+        if relative.startswith("pods/") or relative == "training/sharding.py":
+            continue
+        named = {module for module in imports_of(file) if module.startswith("jax.sharding")}
+        assert named <= {"jax.sharding", "jax.sharding.Mesh"}, relative

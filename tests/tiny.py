@@ -1,0 +1,53 @@
+"""Networks and runs small enough for tests: three blocks, a few channels, 16 pixels."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from gnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig
+from gnet_jax.model import Architecture, GoogLeNet, architecture, init_variables
+from gnet_jax.training.run import Run, prepare
+
+
+def tiny_arch(variant: str = "paper", **changes: Any) -> Architecture:
+    """The named variant with blocks 3a, 4a and 5a only, at a sixteenth of the width."""
+    arch = architecture(variant, 10, width_multiplier=1 / 16, stem="small", aux_after=("4a",))
+    blocks = {name: arch.widths[name] for name in ("3a", "4a", "5a")}
+    return dataclasses.replace(arch, widths=blocks, **changes)
+
+
+def tiny_variables(model: GoogLeNet) -> dict[str, Any]:
+    return init_variables(model, jax.random.PRNGKey(3), 16)  # no unit begins dead
+
+
+def tiny_config(workdir: Path, **changes: Any) -> Config:
+    """Digits at 16 pixels in batches of 32, shuffled, mirrored, with dropout."""
+    config = Config(
+        workdir=str(workdir),
+        epochs=0.2,
+        eval_batch_size=200,
+        log_every_steps=2,
+        model=ModelConfig(width_multiplier=1 / 16, stem="small", aux_after=("4a",)),
+        data=DataConfig(image_size=16, resize_to=16, crop_area=(0.7, 1.0), threads=2),
+        optim=OptimConfig(learning_rate=1e-3, averaging="ema"),
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def tiny_run(workdir: Path, **changes: Any) -> Run:
+    """`tiny_config` made ready, with the three-block network."""
+    return dataclasses.replace(
+        prepare(tiny_config(workdir, **changes)), model=GoogLeNet(tiny_arch())
+    )
+
+
+def tiny_batch(size: int = 16) -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(0)
+    return {
+        "image": generator.integers(0, 256, (size, 16, 16, 3), np.uint8),
+        "label": generator.integers(0, 10, size).astype(np.int32),
+        "mask": np.ones(size, bool),
+    }

@@ -1,0 +1,112 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gnet_jax.config import OptimConfig
+from gnet_jax.training.optimizer import averaging_rate, learning_rate_schedule, make_optimizer
+
+PARAMS = {
+    "conv1": {
+        "conv": {"kernel": jnp.full((2,), 1.0), "bias": jnp.full((2,), 1.0)},
+        "norm": {"scale": jnp.full((2,), 1.0), "bias": jnp.full((2,), 1.0)},
+    }
+}
+
+
+def schedule(count=100, per_epoch=10, **options):
+    found = learning_rate_schedule(OptimConfig(learning_rate=1.0, **options), per_epoch, count)
+    return [float(found(step)) for step in range(count)]
+
+
+def test_the_papers_schedule_falls_by_four_per_cent_every_eight_epochs():
+    rates = schedule(200, schedule="step")
+    assert rates[0] == rates[79] == 1.0
+    assert rates[80] == rates[159] == pytest.approx(0.96)
+    assert rates[160] == pytest.approx(0.96**2)
+
+
+def test_caffes_quick_schedule_is_a_square_root_to_zero():
+    rates = schedule(schedule="poly", power=0.5)
+    np.testing.assert_allclose(rates, [(1 - i / 100) ** 0.5 for i in range(100)], rtol=1e-5)
+
+
+def test_cosine_with_warm_up_begins_above_zero_and_ends_at_zero():
+    rates = schedule(schedule="cosine", warmup_epochs=2)
+    np.testing.assert_allclose(rates[:20], [(i + 1) / 20 for i in range(20)], rtol=1e-6)
+    assert rates[20] == 1.0
+    assert rates[60] == pytest.approx(0.5)
+    assert 0 < rates[-1] < 1e-3
+
+
+def update(step_count=1, gradient=0.0, **options):
+    optimizer = make_optimizer(OptimConfig(schedule="constant", **options), 10, 100)
+    state, params = optimizer.tx.init(PARAMS), PARAMS
+    for _ in range(step_count):
+        grads = jax.tree.map(lambda x: jnp.full_like(x, gradient), params)
+        updates, state = optimizer.tx.update(grads, state, params)
+        params = jax.tree.map(jnp.add, params, updates)
+    return {
+        f"{part}/{name}": float(value[0])
+        for part, values in params["conv1"].items()
+        for name, value in values.items()
+    }
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "nesterov", "rmsprop", "adamw"])
+def test_kernels_alone_are_decayed(optimizer):
+    after = update(optimizer=optimizer, learning_rate=0.1, weight_decay=0.01)
+    assert after.pop("conv/kernel") < 1
+    assert set(after.values()) == {1.0}
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "nesterov", "rmsprop", "adamw"])
+def test_biases_learn_twice_as_fast_but_those_of_batch_norm_do_not(optimizer):
+    after = update(gradient=1.0, optimizer=optimizer, learning_rate=0.01, weight_decay=0.0)
+    moved = {name: 1 - value for name, value in after.items()}
+    assert moved["conv/bias"] == pytest.approx(2 * moved["conv/kernel"], rel=1e-4)
+    assert moved["norm/bias"] == pytest.approx(moved["conv/kernel"], rel=1e-4)
+    assert moved["conv/kernel"] > 0
+
+
+def test_sgd_is_caffes():
+    """v <- 0.9 v + lr (g + wd w); w <- w - v, by hand for three steps."""
+    w, v = 1.0, 0.0
+    for _ in range(3):
+        v = 0.9 * v + 0.1 * (0.5 + 0.01 * w)
+        w -= v
+    after = update(3, 0.5, learning_rate=0.1, weight_decay=0.01)
+    assert after["conv/kernel"] == pytest.approx(w, rel=1e-6)
+
+
+def test_clipping_limits_the_global_norm():
+    after = update(gradient=100.0, learning_rate=1.0, weight_decay=0.0, clip_norm=8**0.5)
+    assert after["conv/kernel"] == pytest.approx(0.0, abs=1e-5)  # eight gradients of one
+
+
+def averages(values, **options):
+    rate = averaging_rate(OptimConfig(**options), 10)
+    average, found = 0.0, []
+    for step, value in enumerate(values):
+        share = float(rate(jnp.asarray(step)))
+        average += share * (value - average)
+        found.append(average)
+    return found
+
+
+def test_polyak_is_the_mean_since_it_began():
+    values = np.arange(1.0, 31.0)
+    found = averages(values, averaging="polyak", average_from=1)
+    np.testing.assert_allclose(found[9], values[9])  # the step before it begins: no average yet
+    np.testing.assert_allclose(found[29], values[10:].mean(), rtol=1e-5)
+
+
+def test_the_exponential_average_begins_as_a_mean_and_ends_with_its_decay():
+    values = np.arange(1.0, 31.0)
+    found = averages(values, averaging="ema", ema_decay=0.9)
+    np.testing.assert_allclose(found[4], values[:5].mean(), rtol=1e-5)
+    assert found[29] == pytest.approx(0.9 * found[28] + 0.1 * values[29])
+
+
+def test_no_averaging_costs_nothing():
+    assert averaging_rate(OptimConfig(), 10) is None

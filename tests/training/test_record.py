@@ -1,0 +1,67 @@
+import dataclasses
+import json
+
+import pytest
+
+from gnet_jax.config import Config, ConfigError
+from gnet_jax.training.record import MetricsFile, add_start, open_workdir
+
+PRINTS = {"train": "aa", "val": "bb"}
+
+
+def test_a_workdir_accepts_its_own_run_again(tmp_path):
+    config = Config(workdir=str(tmp_path / "deep" / "run"))
+    workdir = open_workdir(config, PRINTS)
+    saved = json.loads((workdir / "config.json").read_text())
+    assert saved["optim.learning_rate"] == 0.01
+    assert saved["data.fingerprint.val"] == "bb"
+    assert open_workdir(dataclasses.replace(config, log_every_steps=1), PRINTS) == workdir
+
+
+def test_a_workdir_refuses_another_config_or_other_data(tmp_path):
+    config = Config(workdir=str(tmp_path))
+    open_workdir(config, PRINTS)
+    with pytest.raises(
+        ConfigError, match=r"another config \(batch_size: 32 there, 64 now; seed: 0"
+    ):
+        open_workdir(dataclasses.replace(config, seed=1, batch_size=64), PRINTS)
+    with pytest.raises(ConfigError, match=r"data.fingerprint.train: aa there, cc now"):
+        open_workdir(config, PRINTS | {"train": "cc"})
+
+
+def test_a_workdir_that_cannot_be_written_or_read_is_named(tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(ConfigError, match=r"cannot write to the workdir .*file/run: Not"):
+        open_workdir(Config(workdir=str(file / "run")), PRINTS)
+    (tmp_path / "config.json").write_text('{"seed"')
+    with pytest.raises(ConfigError, match=r"config\.json is damaged"):
+        open_workdir(Config(workdir=str(tmp_path)), PRINTS)
+
+
+def test_every_start_is_recorded_with_versions_and_commit(tmp_path):
+    add_start(tmp_path, 0)
+    add_start(tmp_path, 40)
+    starts = json.loads((tmp_path / "run.json").read_text())["starts"]
+    assert [start["step"] for start in starts] == [0, 40]
+    assert starts[0]["versions"]["flax"]
+    assert starts[0]["platform"] == "cpu"
+    assert len(starts[0]["devices"]) == 8
+    assert "git_commit" in starts[0]
+
+
+def test_lines_behind_the_resumed_step_are_forgotten_and_half_a_line_is_left_out(tmp_path):
+    metrics = MetricsFile(tmp_path / "metrics.jsonl")
+    assert metrics.read() == []
+    for step in (10, 20, 30):
+        metrics.append(step, {"train/loss": step / 10})
+    with metrics.path.open("a") as file:
+        file.write('{"step": 40, "train/lo')
+    assert [line["step"] for line in metrics.read()] == [10, 20, 30]
+    metrics.forget_after(20)
+    metrics.append(21, {"train/loss": 0.5})
+    assert metrics.read() == [
+        {"step": 10, "train/loss": 1.0},
+        {"step": 20, "train/loss": 2.0},
+        {"step": 21, "train/loss": 0.5},
+    ]

@@ -1,0 +1,46 @@
+import jax
+import numpy as np
+import pytest
+
+from gnet_jax.config import ConfigError
+from gnet_jax.training.sharding import (
+    check_batch_size,
+    data_mesh,
+    put_batches,
+    use_compilation_cache,
+)
+
+
+def test_a_batch_that_does_not_divide_is_refused_with_what_would():
+    mesh = data_mesh()
+    check_batch_size("batch_size", 32, mesh)
+    check_batch_size("batch_size", 32, mesh, parts=4)
+    with pytest.raises(
+        ConfigError, match="batch_size 30 does not divide over 8 devices; use 24 or"
+    ):
+        check_batch_size("batch_size", 30, mesh)
+    with pytest.raises(ConfigError, match=r"over 8 devices; use 8$"):
+        check_batch_size("batch_size", 3, mesh)
+    with pytest.raises(ConfigError, match="8 devices x 3 accumulated parts; use 24 or 48"):
+        check_batch_size("batch_size", 32, mesh, parts=3)
+
+
+def test_a_batch_is_split_over_the_devices_in_order():
+    mesh = data_mesh()
+    numbers = np.arange(16, dtype=np.int32)
+    (batch,) = put_batches([{"label": numbers}], mesh, 16)
+    np.testing.assert_array_equal(batch["label"], numbers)
+    shards = sorted(batch["label"].addressable_shards, key=lambda shard: shard.index[0].start)
+    assert [list(shard.data) for shard in shards] == [[2 * i, 2 * i + 1] for i in range(8)]
+
+
+def test_a_local_batch_of_the_wrong_size_is_an_error():
+    with pytest.raises(ValueError, match="16"):
+        list(put_batches([{"label": np.arange(8)}], data_mesh(), 16))
+
+
+def test_a_cache_that_was_chosen_is_kept():
+    chosen = jax.config.jax_compilation_cache_dir
+    assert chosen is not None
+    use_compilation_cache()
+    assert jax.config.jax_compilation_cache_dir == chosen
