@@ -3,45 +3,80 @@
 Shapes: H height, W width, C channels (red, green, blue).
 """
 
+import functools
 import io
 import math
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from gnet_jax.config import Preprocessing
+from gnet_jax.config import Preprocessing, UserError
 
 MAX_PIXELS = 50_000_000  # above this an image is refused before it is decoded
+# Photos come in these. Pillow would try forty more, one of which (EPS) runs a program.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 
 
-class ImageError(ValueError):
+class ImageError(UserError):
     """Bytes that are not an image this project will read."""
 
 
 def decode(image: bytes | np.ndarray) -> Image.Image:
     """An upright RGB picture from encoded bytes, or from uint8 pixels (H, W) or (H, W, 3).
 
-    The format is told by content. EXIF orientation is honoured; grey, CMYK and palette images are
-    converted, transparency is dropped.
+    The format is told by content, and of an animation the first picture is taken. EXIF orientation
+    is honoured; grey, CMYK and palette images are converted, of 16 bits the high byte is kept,
+    transparency is dropped.
 
     Raises:
-        ImageError: for bytes that are no image, are cut short, or hold over 50 million pixels.
+        ImageError: for bytes that are no image, are cut short or damaged so that it shows, hold
+            over 50 million pixels, or hold 32-bit pixels, whose range nothing tells.
     """
     if isinstance(image, np.ndarray):
         return Image.fromarray(image).convert("RGB")
+    if not image:
+        raise ImageError("not an image: it is empty")
     try:
-        with Image.open(io.BytesIO(image)) as opened:
-            if opened.width * opened.height > MAX_PIXELS:
-                raise ImageError(
-                    f"the image has {opened.width}x{opened.height} pixels; "
-                    f"over {MAX_PIXELS // 10**6} million are refused"
-                )
-            if opened.mode in ("I", "I;16", "I;16B", "I;16L"):
-                grey = np.asarray(opened, np.int64)  # 16 bits a pixel: keep the high byte
-                return Image.fromarray((grey.clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
-            return ImageOps.exif_transpose(opened).convert("RGB")
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
-        raise ImageError(f"not a readable image: {error}") from error
+        with Image.open(io.BytesIO(image), formats=_formats()) as opened:
+            _check_pixels(opened.size, "the image")
+            return _rgb(ImageOps.exif_transpose(opened), opened.format)
+    except ImageError:
+        raise
+    except UnidentifiedImageError:
+        known = ", ".join(_formats())
+        raise ImageError(f"not an image: its {len(image):,} bytes are none of {known}") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(f"the image is over {MAX_PIXELS // 10**6} million pixels") from error
+    except Exception as error:  # decoders raise whatever a damaged file makes them trip over
+        raise ImageError(f"a damaged image: {error or type(error).__name__}") from error
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that this build of Pillow knows."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _check_pixels(size: tuple[int, int], what: str) -> None:
+    width, height = size
+    if width * height > MAX_PIXELS:
+        raise ImageError(
+            f"{what} has {width}x{height} pixels; over {MAX_PIXELS // 10**6} million are refused"
+        )
+
+
+def _rgb(picture: Image.Image, kind: str | None) -> Image.Image:
+    """`picture`, read from a file of format `kind`, as RGB; never by a conversion that clips."""
+    # Pillow gives 16-bit grey as I;16, and from some formats scaled to 16 bits in a 32-bit I.
+    if picture.mode.startswith("I;16") or (picture.mode == "I" and kind in ("PNG", "PPM")):
+        high = np.asarray(picture, np.int64) >> 8
+        return Image.fromarray(high.astype(np.uint8)).convert("RGB")
+    if picture.mode in ("I", "F"):
+        raise ImageError("the image has 32-bit pixels of unknown range; save it with 8 or 16 bits")
+    if picture.mode == "P" and isinstance(picture.info.get("transparency"), bytes):
+        picture = picture.convert("RGBA")  # what Pillow asks for; the colours are the same
+    return picture.convert("RGB")
 
 
 def random_crop(
@@ -75,15 +110,37 @@ def central_crop(picture: Image.Image, p: Preprocessing) -> np.ndarray:
     """What the network sees of a picture in evaluation: (S, S, 3) uint8, red, green, blue.
 
     The picture is resized as `p` says, and the central square of `p.image_size` pixels is cut out.
+
+    Raises:
+        ImageError: for a picture so narrow that the resized one would be a bomb.
     """
-    if p.resize == "warp":
-        width = height = p.resize_to
-    else:
-        scale = p.resize_to / min(picture.size)
-        width, height = (max(p.resize_to, round(n * scale)) for n in picture.size)
+    width, height = evaluation_size(picture.size, p)
     resized = picture.resize((width, height), Image.Resampling.BILINEAR)
     left, top = (width - p.image_size) // 2, (height - p.image_size) // 2
     return np.asarray(resized.crop((left, top, left + p.image_size, top + p.image_size)))
+
+
+def evaluation_size(size: tuple[int, int], p: Preprocessing) -> tuple[int, int]:
+    """(width, height) that `p` resizes a whole picture of `size` to, before the central crop.
+
+    Raises:
+        ImageError: as `shorter_side_size`.
+    """
+    if p.resize == "warp":
+        return p.resize_to, p.resize_to
+    return shorter_side_size(size, p.resize_to)
+
+
+def shorter_side_size(size: tuple[int, int], shorter: int) -> tuple[int, int]:
+    """(width, height) of a picture of `size` scaled so that its shorter side is `shorter`.
+
+    Raises:
+        ImageError: if that is over 50 million pixels: a strip of 1x50000 would take 10 GB.
+    """
+    scale = shorter / min(size)
+    width, height = (max(shorter, round(n * scale)) for n in size)
+    _check_pixels((width, height), f"the image, {size[0]}x{size[1]} scaled to {shorter},")
+    return width, height
 
 
 def _resized(picture: Image.Image, box: tuple[float, float, float, float], size: int) -> np.ndarray:

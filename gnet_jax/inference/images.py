@@ -1,0 +1,128 @@
+"""Command-line arguments to pictures: files, folders, URLs and standard input.
+
+Everything is lazy, and what cannot be had is an item like any other: it carries its name and the
+reason, and the rest goes on.
+"""
+
+import http.client
+import os
+import sys
+import time
+import urllib.request
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from PIL import Image
+
+from gnet_jax.config import UserError
+from gnet_jax.data.decode import MAX_PIXELS, ImageError, decode
+
+MAX_DOWNLOAD = 32 * 2**20  # bytes, of a URL or standard input
+MAX_FILE = 4 * MAX_PIXELS  # bytes; the largest picture that is decoded, stored without compression
+CHUNK = 2**16
+TIMEOUT = 20.0  # seconds without a byte from a server
+DEADLINE = 120.0  # seconds for a whole download
+USER_AGENT = "gnet-jax (image classification; python-urllib)"  # some servers refuse urllib's own
+
+
+class InputError(UserError):
+    """An argument that gives no image."""
+
+
+class Found(NamedTuple):
+    """One image that an argument named, still encoded, or why there is none."""
+
+    name: str  # the argument, or the path of a file in a folder
+    image: bytes | InputError
+
+
+class Picture(NamedTuple):
+    """One decoded picture, or why there is none."""
+
+    name: str
+    picture: Image.Image | UserError
+
+
+def expand(arguments: Iterable[str]) -> Iterator[Found]:
+    """The images that `arguments` name, in their order, each read when it is asked for.
+
+    A folder gives every file in it and below it, sorted, hidden ones left out; whether a file is an
+    image is told by its content. "-" is standard input, http:// and https:// are fetched.
+    """
+    for argument in arguments:
+        if argument == "-":
+            yield Found(argument, _read(sys.stdin.buffer, MAX_DOWNLOAD))
+        elif argument.lower().startswith(("http://", "https://")):
+            yield Found(argument, _fetched(argument))
+        elif Path(argument).is_dir():
+            yield from _folder(argument)
+        else:
+            yield Found(argument, _file(argument))
+
+
+def pictures(arguments: Iterable[str]) -> Iterator[Picture]:
+    """`expand`, decoded."""
+    for name, image in expand(arguments):
+        if isinstance(image, InputError):
+            yield Picture(name, image)
+            continue
+        try:
+            yield Picture(name, decode(image))
+        except ImageError as error:
+            yield Picture(name, error)
+
+
+def _folder(root: str) -> Iterator[Found]:
+    empty = True
+    unreadable: list[OSError] = []
+    for folder, below, files in os.walk(root, onerror=unreadable.append):
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        for name in sorted(files):
+            path = os.path.join(folder, name)
+            pipe = os.path.exists(path) and not os.path.isfile(path)  # to open one would hang
+            if not name.startswith(".") and not pipe:
+                empty = False
+                yield Found(path, _file(path))
+    for error in unreadable:
+        empty = False
+        yield Found(str(error.filename), InputError(f"cannot be read: {error.strerror}"))
+    if empty:
+        yield Found(root, InputError("the folder holds no files"))
+
+
+def _file(path: str) -> bytes | InputError:
+    try:
+        with open(path, "rb") as file:
+            return _read(file, MAX_FILE)
+    except FileNotFoundError:
+        return InputError("there is no such file or folder")
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        return InputError(f"cannot be read: {getattr(error, 'strerror', None) or error}")
+
+
+def _read(stream: BinaryIO, limit: int) -> bytes | InputError:
+    image = stream.read(limit + 1)
+    return image if len(image) <= limit else _too_large(limit)
+
+
+def _too_large(limit: int) -> InputError:
+    return InputError(f"is larger than {limit // 2**20} MB, the most that is read")
+
+
+def _fetched(url: str) -> bytes | InputError:
+    """What the server sends, whatever it calls it: the decoder judges by content."""
+    deadline = time.monotonic() + DEADLINE
+    image = bytearray()
+    try:
+        request = urllib.request.Request(url, headers={"User-Agent": USER_AGENT})
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+            while chunk := response.read1(CHUNK):  # read() would wait for a slow drip to the end
+                image += chunk
+                if len(image) > MAX_DOWNLOAD:
+                    return _too_large(MAX_DOWNLOAD)
+                if time.monotonic() > deadline:
+                    return InputError(f"took longer than {DEADLINE:.0f} s to download")
+    except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: a bad URL
+        return InputError(f"cannot be downloaded: {error}")
+    return bytes(image)

@@ -1,0 +1,99 @@
+"""Activation maps: their arithmetic, their place, and the picture."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from gnet_jax.config import Preprocessing, UserError
+from gnet_jax.data.decode import central_crop
+from gnet_jax.inference.cam import ActivationMap, ActivationMapper, draw
+from gnet_jax.inference.predict import Guess, Predictor
+from gnet_jax.model import googlenet
+
+
+@pytest.fixture(scope="module")
+def mapper(model_a):
+    return ActivationMapper(model_a)
+
+
+def test_the_mean_of_a_map_and_the_bias_are_the_logit(model_a, mapper, make_photo):
+    photo = make_photo(0)
+    square = central_crop(photo, model_a.preprocessing)
+    logits = Predictor(model_a, 1).logits(square[None])[0]
+    bias = np.asarray(model_a.variables["params"]["classifier"]["bias"])
+    for index in range(7):
+        found = mapper(photo, index)
+        assert found.evidence.mean() + bias[index] == pytest.approx(logits[index], rel=1e-3)
+        assert found.guess["label"] == model_a.class_names[index]
+        np.testing.assert_array_equal(found.square, square)
+
+
+def test_without_an_index_the_likeliest_class_is_mapped(model_a, mapper, make_photo):
+    photo = make_photo(1)
+    probabilities = Predictor(model_a, 1).probabilities([photo])[0]
+    found = mapper(photo)
+    assert found.guess["index"] == probabilities.argmax()
+    assert found.guess["probability"] == pytest.approx(probabilities.max(), rel=1e-4)
+
+
+def passing_brightness(path, leaf) -> np.ndarray:
+    """Weights that hand the mean of the channels on, so that class 3 is where the light is."""
+    kernel = np.zeros(leaf.shape, np.float32)
+    names = [key.key for key in path]
+    if names[-1] == "kernel" and leaf.ndim == 4 and "pool_proj" not in names:  # pools smear
+        kernel[leaf.shape[0] // 2, leaf.shape[1] // 2] = 1 / leaf.shape[2]
+    elif names[-1] == "kernel" and leaf.ndim == 2:
+        kernel[:, 3] = 1.0
+    return kernel
+
+
+@pytest.mark.parametrize(("column", "row"), [(0, 0), (1, 0), (0, 1), (1, 1), (1, 2)])
+def test_the_map_peaks_where_the_thing_is(lamp_mapper, column, row):
+    """A lamp of 12 pixels in a grid of 3 x 3 places, of which the network sees all."""
+    photo = np.full((64, 64, 3), 120, np.uint8)
+    photo[4 + 22 * row : 16 + 22 * row, 4 + 22 * column : 16 + 22 * column] = 255
+    found = lamp_mapper(Image.fromarray(photo), 3)
+    assert found.evidence.shape == (8, 8)
+    lamp = np.array([10 + 22 * row, 10 + 22 * column])
+    peak = np.argwhere(found.evidence == found.evidence.max()).mean(axis=0) * 8 + 4
+    np.testing.assert_allclose(peak, lamp, atol=8)  # within one cell
+    drawn = np.asarray(draw(found).convert("L"), int)[32:]
+    bright = np.argwhere(drawn == drawn.max()).mean(axis=0) / 7  # drawn 7 times as large
+    np.testing.assert_allclose(bright, lamp, atol=8)
+
+
+@pytest.fixture(scope="module")
+def lamp_mapper(make_model):
+    trained = make_model(0, Preprocessing(image_size=64, resize_to=64))
+    params = jax.tree_util.tree_map_with_path(passing_brightness, trained.variables["params"])
+    variables = {"params": params, "batch_stats": {}}
+    return ActivationMapper(dataclasses.replace(trained, variables=variables))
+
+
+@pytest.mark.parametrize(("side", "drawn"), [(16, 448), (32, 448), (224, 448), (299, 598)])
+def test_the_drawing_has_a_title_line_and_a_readable_size(side, drawn):
+    guess = Guess(index=0, label="a name " * 30, probability=0.5)
+    evidence = np.eye(7, dtype=np.float32)
+    found = ActivationMap(evidence, np.full((side, side, 3), 90, np.uint8), guess)
+    picture = draw(found)
+    assert picture.size == (drawn, drawn + 32)
+    title = np.asarray(picture)[:32]
+    assert title.min() < 100  # something is written
+    assert (title[:, -8:] == 255).all()  # and it ends in front of the border
+
+
+def test_a_map_without_any_difference_is_drawn_without_a_warning():
+    guess = Guess(index=0, label="fog", probability=0.1)
+    found = ActivationMap(np.ones((7, 7), np.float32), np.zeros((224, 224, 3), np.uint8), guess)
+    with np.errstate(all="raise"):
+        assert draw(found).size == (448, 480)
+
+
+def test_what_has_no_map_is_refused(model_a, mapper, make_photo):
+    with pytest.raises(UserError, match="there is no class 7; the model's are 0 to 6"):
+        mapper(make_photo(0), 7)
+    with pytest.raises(UserError, match="head is 'fc'"):
+        ActivationMapper(dataclasses.replace(model_a, model=googlenet(head="fc")))

@@ -1,0 +1,172 @@
+"""Files, folders, URLs and standard input, and every way in which they fail."""
+
+import http.server
+import io
+import sys
+import threading
+
+import pytest
+from PIL import Image
+
+from gnet_jax.config import UserError
+from gnet_jax.inference import images
+from gnet_jax.inference.images import InputError, expand, pictures
+
+
+def jpeg(colour: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 30), colour).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+RED, BLUE = jpeg("red"), jpeg("blue")
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """Lies about types and lengths as real servers do."""
+
+    def do_GET(self) -> None:
+        match self.path:
+            case "/photo":
+                self.answer(RED, "text/html")
+            case "/page.jpg":
+                self.answer(b"<html>not found</html>", "image/jpeg")
+            case "/cut":
+                self.answer(RED[:-50], "image/jpeg", length=len(RED))
+            case "/moved":
+                self.send_response(302)
+                self.send_header("Location", "/photo")
+                self.end_headers()
+            case "/large":
+                self.answer(bytes(5000), "image/jpeg")
+            case "/robots":
+                known = "python-urllib/" in self.headers["User-Agent"].lower()
+                self.send_error(403) if known else self.answer(BLUE, "image/jpeg")
+            case _:
+                self.send_error(404)
+
+    def answer(self, body: bytes, kind: str, length: int | None = None) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body) if length is None else length))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def url():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def reason(argument) -> str:
+    (found,) = pictures([str(argument)])
+    assert found.name == str(argument)
+    assert isinstance(found.picture, UserError)
+    return str(found.picture)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "b").mkdir()
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "index").write_bytes(b"x")
+    (tmp_path / ".DS_Store").write_bytes(b"x")
+    (tmp_path / "b" / "2.jpg").write_bytes(RED)
+    (tmp_path / "b" / "1.png").write_bytes(BLUE)  # a JPEG of another name
+    (tmp_path / "c.txt").write_text("no image")
+    (tmp_path / "a.jpg").write_bytes(RED)
+    return tmp_path
+
+
+def test_a_folder_gives_its_files_and_those_below_in_order(folder):
+    names = ["a.jpg", "c.txt", "b/1.png", "b/2.jpg"]
+    assert [found.name for found in expand([str(folder)])] == [str(folder / n) for n in names]
+
+
+def test_damaged_and_missing_ones_are_reported_by_name_and_the_rest_goes_on(folder):
+    (folder / "b" / "0.jpg").write_bytes(RED[:-50])
+    (folder / "b" / "3.jpg").write_bytes(b"")
+    results = list(pictures([str(folder), "absent.jpg", str(folder / "a.jpg")]))
+    read = {
+        r.name.removeprefix(f"{folder}/"): not isinstance(r.picture, UserError) for r in results
+    }
+    assert read == {
+        "a.jpg": True,
+        "c.txt": False,
+        "b/0.jpg": False,
+        "b/1.png": True,
+        "b/2.jpg": True,
+        "b/3.jpg": False,
+        "absent.jpg": False,
+    }
+    assert len(results) == 8
+
+
+def test_arguments_are_read_only_when_they_are_asked_for(tmp_path):
+    later = tmp_path / "later.jpg"
+    found = expand([str(tmp_path / "absent"), str(later)])
+    assert isinstance(next(found).image, InputError)
+    later.write_bytes(RED)
+    assert next(found).image == RED
+
+
+def test_what_is_wrong_with_a_path_is_said(tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    assert reason(tmp_path / "absent") == "there is no such file or folder"
+    assert reason(tmp_path / "empty") == "the folder holds no files"
+    assert reason(tmp_path / "dangling") == "there is no such file or folder"
+    assert reason("ftp://example.org/a.jpg") == "there is no such file or folder"
+    monkeypatch.setattr(images, "MAX_FILE", 2**20)
+    (tmp_path / "large").write_bytes(bytes(2**20 + 1))
+    assert reason(tmp_path / "large") == "is larger than 1 MB, the most that is read"
+
+
+def test_standard_input_is_read(monkeypatch):
+    class Stdin:
+        buffer = io.BytesIO(BLUE)
+
+    monkeypatch.setattr(sys, "stdin", Stdin)
+    (found,) = pictures(["-"])
+    assert isinstance(found.picture, Image.Image)
+    assert found.picture.size == (40, 30)
+    assert reason("-") == "not an image: it is empty"  # it is at its end now
+
+
+def test_urls_are_judged_by_content_and_redirects_are_followed(url):
+    for path in ("/photo", "/moved", "/robots"):
+        (found,) = pictures([url + path])
+        assert isinstance(found.picture, Image.Image)
+        assert found.name == url + path
+
+
+def test_what_is_wrong_with_a_url_is_said(url, monkeypatch):
+    assert "404" in reason(f"{url}/absent")
+    assert "not an image" in reason(f"{url}/page.jpg")
+    assert "damaged" in reason(f"{url}/cut") or "cannot be downloaded" in reason(f"{url}/cut")
+    assert "cannot be downloaded" in reason("http://127.0.0.1:1/closed.jpg")
+    assert "cannot be downloaded" in reason("http://[bad")
+    assert "cannot be downloaded" in reason("http:///nobody")
+    monkeypatch.setattr(images, "MAX_DOWNLOAD", 4999)
+    assert "larger than" in reason(f"{url}/large")
+
+
+def test_a_server_that_never_answers_is_given_up(monkeypatch):
+    import socket
+
+    monkeypatch.setattr(images, "TIMEOUT", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        assert "timed out" in reason(f"http://127.0.0.1:{port}/a.jpg")
+
+
+def test_a_slow_drip_is_given_up(url, monkeypatch):
+    monkeypatch.setattr(images, "DEADLINE", -1.0)
+    assert "took longer" in reason(f"{url}/photo")
