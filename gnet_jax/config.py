@@ -116,6 +116,10 @@ class OptimConfig:
     power: float = 0.5
     clip_norm: float | None = None
     """Largest global norm of the gradient; None does not clip."""
+    freeze: tuple[str, ...] = ()
+    """Layers that do not learn, as patterns: conv1, 'inception_[34]*', '*/b5'."""
+    loaded_lr_factor: float = 1.0
+    """Learning rate of the parameters that --init loaded, times this."""
     accumulate: int = 1
     """Parts that each batch is split into, one after another, to save memory."""
     averaging: Literal["none", "polyak", "ema"] = "none"
@@ -131,6 +135,9 @@ class Config:
 
     workdir: str = "runs/default"
     """Checkpoints, logs, config and run record. The same workdir again goes on where it stopped."""
+    init: str | None = None
+    """A model folder to start from (made by `gnet convert`): it brings the network and the
+    preprocessing; the classes, the aux heads, dropout and dtype remain yours to choose."""
     epochs: float = 250.0
     batch_size: int = 32
     """Images a step, over all devices and hosts together."""
@@ -195,6 +202,7 @@ def check(config: Config) -> None:
     require("optim.decay_rate", 0 < o.decay_rate <= 1, "above 0, at most 1")
     require("optim.decay_epochs", o.decay_epochs > 0, "above 0")
     require("optim.power", o.power > 0, "above 0")
+    require("optim.loaded_lr_factor", o.loaded_lr_factor >= 0, "at least 0")
     require("optim.clip_norm", o.clip_norm is None or o.clip_norm > 0, "above 0")
     require("optim.accumulate", o.accumulate >= 1, "at least 1")
     require("optim.ema_decay", 0 <= o.ema_decay < 1, "in [0, 1)")

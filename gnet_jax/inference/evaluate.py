@@ -183,6 +183,8 @@ def _ranks(predictors: Sequence[Predictor], images: Sequence[_Views]) -> np.ndar
         crops_NRSSC = np.stack([views.crops[predictor.trained.preprocessing] for views in images])
         logits = predictor.logits(crops_NRSSC.reshape(-1, *crops_NRSSC.shape[2:]))
         sums_NK = sums_NK + softmax(logits.reshape(*crops_NRSSC.shape[:2], -1)).mean(axis=1)
+    if not np.isfinite(sums_NK).all():  # every comparison below would call that right
+        raise EvaluationError("the model's outputs are not finite; its weights are damaged")
     of_label_N1 = np.take_along_axis(sums_NK, label_N1, axis=1)
     earlier_NK = np.arange(sums_NK.shape[1]) < label_N1
     return ((sums_NK > of_label_N1) | ((sums_NK == of_label_N1) & earlier_NK)).sum(axis=1)

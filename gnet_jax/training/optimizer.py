@@ -4,6 +4,7 @@ Schedules and averaging count steps; a configuration counts epochs.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from gnet_jax.config import OptimConfig
+from gnet_jax.training.finetune import select
 
 
 class Optimizer(NamedTuple):
@@ -19,16 +21,30 @@ class Optimizer(NamedTuple):
     tx: optax.GradientTransformation
     learning_rate: optax.Schedule
     averaging_rate: Callable[[jax.Array], jax.Array] | None  # None: no averaging
+    frozen: tuple[str, ...] = ()  # patterns of the parameters that do not learn
 
 
-def make_optimizer(o: OptimConfig, steps_per_epoch: float, total_steps: int) -> Optimizer:
-    """The optimiser of a run of `total_steps` steps."""
+def make_optimizer(
+    o: OptimConfig,
+    steps_per_epoch: float,
+    total_steps: int,
+    loaded: frozenset[str] = frozenset(),
+) -> Optimizer:
+    """The optimiser of a run of `total_steps` steps.
+
+    Args:
+        o: the configuration.
+        steps_per_epoch: may be a fraction.
+        total_steps: where the schedule ends.
+        loaded: paths ("params/conv1/conv/kernel") of parameters that a trained model filled.
+    """
     schedule = learning_rate_schedule(o, steps_per_epoch, total_steps)
     clip = optax.identity() if o.clip_norm is None else optax.clip_by_global_norm(o.clip_norm)
     decay = optax.add_decayed_weights(o.weight_decay, mask=is_kernel)
     rate = optax.chain(
         optax.scale_by_learning_rate(schedule),
         optax.masked(optax.scale(o.bias_lr_factor), is_bias),
+        optax.masked(optax.scale(o.loaded_lr_factor), partial(_is_in, names=loaded)),
     )
     # Caffe's order (sgd_solver.cpp): the learning rate goes into the momentum, not behind it.
     rules = {
@@ -37,8 +53,9 @@ def make_optimizer(o: OptimConfig, steps_per_epoch: float, total_steps: int) -> 
         "rmsprop": (decay, optax.scale_by_rms(), rate, optax.trace(o.momentum)),
         "adamw": (optax.scale_by_adam(b1=o.momentum), decay, rate),
     }
-    tx = optax.chain(clip, *rules[o.optimizer])
-    return Optimizer(tx, schedule, averaging_rate(o, steps_per_epoch))
+    still = optax.masked(optax.set_to_zero(), partial(select, patterns=o.freeze))
+    tx = optax.chain(clip, *rules[o.optimizer], still)
+    return Optimizer(tx, schedule, averaging_rate(o, steps_per_epoch), o.freeze)
 
 
 def learning_rate_schedule(
@@ -82,6 +99,12 @@ def averaging_rate(
         return jnp.maximum(1.0 / jnp.maximum(step - first + 1, 1), floor)
 
     return rate
+
+
+def _is_in(params: Any, names: frozenset[str]) -> Any:
+    return jax.tree.map_with_path(
+        lambda path, _: "/".join(("params", *(part.key for part in path))) in names, params
+    )
 
 
 def is_kernel(params: Any) -> Any:

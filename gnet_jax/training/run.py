@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from gnet_jax.config import Config, ConfigError, check
+from gnet_jax.config import Config, ConfigError, ModelConfig, check
 from gnet_jax.data import Source, open_source, preprocess
 from gnet_jax.model import GoogLeNet, architecture, init_variables, smallest_size
+from gnet_jax.training.finetune import Pretrained, Takeover, check_patterns, compare, take_over
 from gnet_jax.training.optimizer import Optimizer, make_optimizer
 from gnet_jax.training.sharding import check_batch_size, data_mesh, put_state, replicated
 from gnet_jax.training.step import TrainState, create_state, eval_step, train_step
@@ -28,6 +29,8 @@ class Run:
     mesh: Mesh
     steps_per_epoch: float
     total_steps: int
+    pretrained: Pretrained | None = None
+    takeover: Takeover | None = None  # of the pretrained model's variables
 
     @property
     def eval_batch_size(self) -> int:
@@ -57,16 +60,16 @@ class Run:
         variables = init_variables(
             self.model, jax.random.PRNGKey(config.seed), config.data.image_size
         )
+        if self.pretrained is not None and self.takeover is not None:
+            variables = take_over(variables, self.pretrained, self.takeover)
         return put_state(create_state(variables, self.optimizer, config.seed), self.mesh)
 
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and sharding of the state; nothing is computed."""
 
         def fresh() -> TrainState:
-            size = self.config.data.image_size
-            images = jnp.zeros((1, size, size, 3))
-            variables = self.model.init(jax.random.PRNGKey(0), images)
-            return create_state({"batch_stats": {}} | dict(variables), self.optimizer, 0)
+            variables = _fresh(self.model, self.config.data.image_size)
+            return create_state(variables, self.optimizer, 0)
 
         whole = replicated(self.mesh)
         return jax.tree.map(
@@ -83,8 +86,11 @@ class Run:
         }
 
 
-def prepare(config: Config) -> Run:
-    """The run that `config` describes.
+def prepare(config: Config, pretrained: Pretrained | None = None) -> Run:
+    """The run that `config` describes, from the weights of `pretrained` where given.
+
+    A pretrained model brings its network: of `config.model` count the classes, the auxiliary heads,
+    the dropout rates and the dtype.
 
     Raises:
         ConfigError, DataError: for anything that would fail later; nothing was compiled or written.
@@ -100,39 +106,65 @@ def prepare(config: Config) -> Run:
         raise ConfigError(
             f"the splits of {config.data.source} name different classes: {', '.join(odd[:5])}"
         )
+    model = _model(config, len(train.class_names), pretrained)
+    shapes = jax.eval_shape(partial(_fresh, model, config.data.image_size))
+    check_patterns(config.optim.freeze, shapes["params"])
+    takeover = None if pretrained is None else compare(shapes, pretrained, train.class_names)
+    loaded = frozenset() if takeover is None else takeover.loaded
     steps_per_epoch = len(train) / config.batch_size
     total_steps = max(1, round(config.epochs * steps_per_epoch))
     return Run(
         config=config,
         train=train,
         val=val,
-        model=_model(config, len(train.class_names)),
-        optimizer=make_optimizer(config.optim, steps_per_epoch, total_steps),
+        model=model,
+        optimizer=make_optimizer(config.optim, steps_per_epoch, total_steps, loaded),
         mesh=mesh,
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
+        pretrained=pretrained,
+        takeover=takeover,
     )
 
 
-def _model(config: Config, classes: int) -> GoogLeNet:
+def _fresh(model: GoogLeNet, image_size: int) -> dict[str, Any]:
+    """Variables of `model`, to be traced for their shapes alone."""
+    variables = model.init(jax.random.PRNGKey(0), jnp.zeros((1, image_size, image_size, 3)))
+    return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+
+
+def _model(config: Config, classes: int, pretrained: Pretrained | None) -> GoogLeNet:
     m = config.model
     wanted = classes if m.num_classes is None else m.num_classes
     if wanted < classes:
         raise ConfigError(f"model.num_classes is {wanted}, but the data has {classes} classes")
+    given: dict[str, Any] = {
+        "aux_after": m.aux_after,
+        "dropout": m.dropout,
+        "aux_dropout": m.aux_dropout,
+    }
     try:
         arch = architecture(
             m.variant,
             wanted,
+            **given,
             reduction_factor=m.reduction_factor,
             width_multiplier=m.width_multiplier,
-            aux_after=m.aux_after,
             head=m.head,
-            dropout=m.dropout,
-            aux_dropout=m.aux_dropout,
             stem=m.stem,
         )
     except ValueError as error:
         raise ConfigError(f"model.{error}") from error
+    if pretrained is not None:
+        default = ModelConfig()
+        for name in ("variant", "reduction_factor", "width_multiplier", "head", "stem"):
+            if getattr(m, name) != getattr(default, name):
+                raise ConfigError(
+                    f"model.{name} is {getattr(m, name)}, but --init brings the network; "
+                    f"leave it at {getattr(default, name)}"
+                )
+        own = {name: value for name, value in given.items() if value is not None}
+        arch = dataclasses.replace(pretrained.model.arch, num_classes=wanted, **own)
     size, smallest = config.data.image_size, smallest_size(arch)
     if size < smallest:
         raise ConfigError(

@@ -13,6 +13,7 @@ from flax import struct
 
 from gnet_jax.config import LossConfig
 from gnet_jax.model import GoogLeNet
+from gnet_jax.training.finetune import select
 from gnet_jax.training.optimizer import Optimizer
 
 Metrics = dict[str, jax.Array]
@@ -90,6 +91,12 @@ def train_step(
     images_BHWC = preprocess(batch["image"], augment_key, offset=offset)
 
     def loss_of(params, batch_stats, images_BHWC, label_B, dropout_key):
+        # No gradient is computed for what is frozen, nor below it where all is.
+        params = jax.tree.map(
+            lambda x, still: jax.lax.stop_gradient(x) if still else x,
+            params,
+            select(params, optimizer.frozen),
+        )
         outputs, updated = model.apply(
             {"params": params, "batch_stats": batch_stats},
             images_BHWC,

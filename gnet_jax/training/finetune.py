@@ -1,0 +1,100 @@
+"""Starting from a trained model: what is taken over, what begins anew, and what stays as it is."""
+
+import fnmatch
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+from flax import traverse_util
+
+from gnet_jax.config import ConfigError
+from gnet_jax.model import GoogLeNet
+
+
+class Pretrained(NamedTuple):
+    """A trained model to start from."""
+
+    model: GoogLeNet
+    variables: Mapping[str, Any]  # {"params", "batch_stats"}
+    class_names: tuple[str, ...]
+
+
+class Takeover(NamedTuple):
+    """Which variables of a new network a trained one fills, by their path ("params/conv1/...")."""
+
+    loaded: frozenset[str]
+    fresh: Mapping[str, str]  # path -> why it begins anew
+
+
+def compare(shapes: Mapping[str, Any], old: Pretrained, class_names: tuple[str, ...]) -> Takeover:
+    """What `old` has for a network of the given shapes, made for `class_names`.
+
+    Classifiers, the auxiliary ones too, are taken over only if the classes are the same.
+
+    Args:
+        shapes: the new network's variables, concrete or abstract.
+        old: the trained model.
+        class_names: of the new data, in order.
+    """
+    same_classes = old.class_names == class_names
+    found, loaded, fresh = flat(old.variables), [], {}
+    for name, new in flat(shapes).items():
+        if name not in found:
+            fresh[name] = "not in the trained model"
+        elif found[name].shape != new.shape:
+            fresh[name] = f"{found[name].shape} there, {new.shape} here"
+        elif "/classifier/" in name and not same_classes:
+            fresh[name] = "of other classes"
+        else:
+            loaded.append(name)
+    return Takeover(frozenset(loaded), fresh)
+
+
+def take_over(variables: Mapping[str, Any], old: Pretrained, takeover: Takeover) -> dict[str, Any]:
+    """Fresh `variables` with those that `takeover` names replaced by the trained model's."""
+    trained = flat(old.variables)
+    own = flat(variables)
+    own |= {name: jax.numpy.asarray(trained[name]) for name in takeover.loaded}
+    nested = traverse_util.unflatten_dict(own, sep="/")
+    return {"params": nested["params"], "batch_stats": nested.get("batch_stats", {})}
+
+
+def layers(names: Iterable[str]) -> list[str]:
+    """The layers or blocks that variables belong to, each once: "conv1", "inception_3a", ..."""
+    return list(dict.fromkeys(name.split("/")[1] for name in names))
+
+
+def check_patterns(patterns: tuple[str, ...], params: Any) -> None:
+    """Refuse patterns of frozen parameters that match none, or leave nothing to learn.
+
+    Raises:
+        ConfigError: naming the pattern and what there is to match.
+    """
+    names = list(flat(params))
+    for pattern in patterns:
+        if not any(matches(name, (pattern,)) for name in names):
+            known = ", ".join(dict.fromkeys(name.split("/")[0] for name in names))
+            raise ConfigError(
+                f"optim.freeze pattern {pattern!r} matches no parameter; the layers are {known}"
+            )
+    if all(matches(name, patterns) for name in names):
+        raise ConfigError(f"optim.freeze {patterns} matches every parameter; nothing would learn")
+
+
+def matches(name: str, patterns: tuple[str, ...]) -> bool:
+    """Whether a parameter ("inception_3a/b5/conv/kernel") or a layer it is in fits a pattern."""
+    parts = name.split("/")
+    prefixes = ["/".join(parts[: n + 1]) for n in range(len(parts))]
+    return any(fnmatch.fnmatchcase(prefix, pattern) for prefix in prefixes for pattern in patterns)
+
+
+def select(params: Any, patterns: tuple[str, ...]) -> Any:
+    """A tree of booleans like `params`: True where `matches`."""
+    return jax.tree.map_with_path(
+        lambda path, _: matches("/".join(part.key for part in path), patterns), params
+    )
+
+
+def flat(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """A nested tree of variables as one dict, paths joined by "/"."""
+    return traverse_util.flatten_dict(dict(variables), sep="/")  # pyright: ignore[reportReturnType]

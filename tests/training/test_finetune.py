@@ -1,0 +1,110 @@
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from gnet_jax.config import ConfigError, LossConfig, ModelConfig, OptimConfig
+from gnet_jax.model import GoogLeNet
+from gnet_jax.training.finetune import (
+    Pretrained,
+    check_patterns,
+    compare,
+    flat,
+    layers,
+    matches,
+    take_over,
+)
+from gnet_jax.training.run import prepare
+from gnet_jax.training.sharding import compile_train_step, data_mesh
+from tests.tiny import tiny_arch, tiny_batch, tiny_config, tiny_variables
+
+DIGITS = tuple("0123456789")
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A model of 13 classes without auxiliary heads, every variable a half."""
+    model = GoogLeNet(tiny_arch(aux_after=(), num_classes=13))
+    variables = jax.tree.map(lambda x: np.full_like(x, 0.5), tiny_variables(model))
+    return Pretrained(model, variables, tuple("abcdefghijklm"))
+
+
+def test_all_but_the_heads_is_taken_over(trained):
+    fresh = tiny_variables(GoogLeNet(tiny_arch()))
+    takeover = compare(fresh, trained, DIGITS)
+    assert takeover.fresh["params/classifier/kernel"] == "(52, 13) there, (52, 10) here"
+    assert takeover.fresh["params/aux_4a/fc/bias"] == "not in the trained model"
+    assert layers(takeover.fresh) == ["aux_4a", "classifier"]
+    assert "params/inception_4a/b5/conv/kernel" in takeover.loaded
+    merged = flat(take_over(fresh, trained, takeover))
+    for name, value in flat(fresh).items():
+        taken = (np.asarray(merged[name]) == 0.5).all()
+        assert taken == (name in takeover.loaded)
+        if not taken:
+            np.testing.assert_array_equal(merged[name], value)
+
+
+def test_a_classifier_is_taken_over_only_for_the_same_classes(trained):
+    fresh = tiny_variables(GoogLeNet(tiny_arch(aux_after=(), num_classes=13)))
+    same = compare(fresh, trained, trained.class_names)
+    assert not same.fresh
+    other = compare(fresh, trained, trained.class_names[::-1])
+    assert set(other.fresh.values()) == {"of other classes"}
+    assert layers(other.fresh) == ["classifier"]
+
+
+@pytest.mark.parametrize(
+    ("name", "patterns", "expected"),
+    [
+        ("conv1/conv/kernel", ("conv*",), True),
+        ("conv1/conv/kernel", ("conv2",), False),
+        ("inception_3a/b5/conv/bias", ("inception_[34]*",), True),
+        ("inception_5a/b5/conv/bias", ("inception_[34]*", "*/b5"), True),
+        ("classifier/bias", (), False),
+    ],
+)
+def test_patterns_match_layers_and_what_is_inside(name, patterns, expected):
+    assert matches(name, patterns) is expected
+
+
+def test_patterns_that_match_nothing_or_everything_are_refused():
+    params = tiny_variables(GoogLeNet(tiny_arch()))["params"]
+    check_patterns((), params)
+    with pytest.raises(ConfigError, match=r"'conv9' matches no parameter; the layers are aux_4a"):
+        check_patterns(("conv1", "conv9"), params)
+    with pytest.raises(ConfigError, match=r"matches every parameter; nothing would learn"):
+        check_patterns(("*",), params)
+
+
+def test_a_network_beside_the_pretrained_one_is_refused(trained, tmp_path):
+    with pytest.raises(ConfigError, match=r"model.width_multiplier is 0.0625, but --init brings"):
+        prepare(tiny_config(tmp_path), trained)
+
+
+def test_frozen_layers_stay_and_loaded_ones_learn_at_their_rate(trained, tmp_path):
+    optim = OptimConfig(
+        learning_rate=0.1,
+        weight_decay=0.01,
+        freeze=("conv1", "conv2*", "inception_3a"),
+        loaded_lr_factor=0.0,
+        averaging="none",
+    )
+    config = tiny_config(
+        tmp_path, batch_size=16, optim=optim, loss=LossConfig(aux_weight=0.3),
+        model=ModelConfig(aux_after=("4a",)),
+    )  # fmt: skip
+    run = prepare(config, trained)
+    assert run.model.arch.widths == trained.model.arch.widths
+    assert (run.model.arch.num_classes, run.model.arch.aux_after) == (10, ("4a",))
+    mesh = data_mesh(jax.devices()[:1])
+    run = dataclasses.replace(run, mesh=mesh)
+    state = run.initial_state()
+    before = jax.tree.map(np.array, state.params)
+    step = compile_train_step(mesh, run.train_step(), state, run.abstract_batch())
+    after, metrics = step(state, jax.device_put(tiny_batch(), step.input_shardings[0][1]))
+    moved = {
+        name for name, value in flat(before).items() if (value != flat(after.params)[name]).any()
+    }
+    assert layers(f"params/{name}" for name in moved) == ["aux_4a", "classifier"]
+    assert metrics["grad_norm"] > 0
