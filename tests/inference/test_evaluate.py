@@ -193,3 +193,11 @@ def test_an_empty_source_and_a_bar_on_a_terminal(model_a, make_photos, monkeypat
     assert "3/3" in capsys.readouterr().err
     evaluate([model_a], make_photos(3), progress=False)
     assert capsys.readouterr().err == ""
+
+
+def test_outputs_that_are_no_numbers_are_refused_and_not_called_right(model_a, make_photos):
+    damaged = dataclasses.replace(
+        model_a, variables=jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), model_a.variables)
+    )
+    with pytest.raises(EvaluationError, match="outputs are not finite"):
+        evaluate([damaged], make_photos(3))
