@@ -1,8 +1,8 @@
 """The model folder: weights, everything that is needed to use them, and a card for people.
 
-    model.safetensors   every variable by its path: "params/conv1/conv/kernel", "batch_stats/..."
-    config.json         architecture, dtype, preprocessing, class names, and where all came from
-    README.md           a model card with an example
+model.safetensors   every variable by its path: "params/conv1/conv/kernel", "batch_stats/..."
+config.json         architecture, dtype, preprocessing, class names, and where all came from
+README.md           a model card with an example
 """
 
 import dataclasses

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-_EXAMPLE = '''\
+_EXAMPLE = """\
 ```python
 import jax.numpy as jnp
 
@@ -20,7 +20,7 @@ images = jnp.asarray(central_crop(photo, preprocessing))[None]
 logits = model.apply(variables, preprocess(images, preprocessing=preprocessing)).logits
 print(logits[0].argmax())  # its name is in config.json, under id2label
 ```
-'''
+"""
 
 
 def model_card(config: Mapping[str, Any], flat: Mapping[str, np.ndarray], name: str) -> str:

@@ -73,7 +73,9 @@ class _Unpickler(pickle.Unpickler):
     def _tensor(self, storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Tensor:
         numbers = (offset, *shape, *strides)
         if not isinstance(storage, _Storage) or not all(type(n) is int and n >= 0 for n in numbers):
-            raise WeightsError("describes a tensor by what is no storage, offset, shape and strides")
+            raise WeightsError(
+                "describes a tensor by what is no storage, offset, shape and strides"
+            )
         if len(shape) != len(strides):
             raise WeightsError(f"gives a tensor of shape {shape} the strides {strides}")
         return _Tensor(storage, offset, tuple(shape), tuple(strides))
