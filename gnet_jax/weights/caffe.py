@@ -187,13 +187,12 @@ def _dims(message: memoryview) -> tuple[int, ...]:
 
 
 def _layer_names() -> dict[str, str]:
-    """Caffe's name of every module; that of the auxiliary heads' last."""
+    """Caffe's layer for every module with weights, the auxiliary heads' last."""
     blocks = VARIANTS["paper"].widths
     names = dict(CAFFE_STEM)
     for block in blocks:
-        names |= {
-            f"inception_{block}/{b}": f"inception_{block}/{c}" for b, c in CAFFE_BRANCHES.items()
-        }
+        at = f"inception_{block}"
+        names |= {f"{at}/{ours}": f"{at}/{caffes}" for ours, caffes in CAFFE_BRANCHES.items()}
     names["classifier"] = "loss3/classifier"
     for head, loss in (("aux_4a", "loss1"), ("aux_4d", "loss2")):
         names |= {f"{head}/{layer}": f"{loss}/{layer}" for layer in ("conv", "fc", "classifier")}
@@ -223,9 +222,7 @@ def from_caffe(
             raise WeightsError(f"{where} has no layer {name}; it holds no whole GoogLeNet")
         blobs = left.pop(found)
         if len(blobs) != 2:
-            raise WeightsError(
-                f"{where}: layer {found} has {len(blobs)} blobs, not weights and bias"
-            )
+            raise WeightsError(f"{where}: layer {found} has {len(blobs)} blobs; it must have 2")
         weights, bias = blobs
         dense = module.endswith(("/fc", "classifier"))
         if dense:  # older files write a matrix as (1, 1, outputs, inputs)

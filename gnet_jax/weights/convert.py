@@ -81,7 +81,9 @@ def read(src: Path, transform_input: bool | None = None) -> ModelFolder:
         return _torchvision(read_torch(src), src, "torch state dict", sha256, transform_input)
     if is_safetensors(src):
         tensors, metadata = read_tensors(src)
-        if "config" in metadata:
+        if metadata.get("format") == "gnet_jax":
+            if "config" not in metadata:
+                raise WeightsError(f"{src} is a part of a model folder; give the folder itself")
             return folder_of(_json(metadata["config"], src), tensors, src)
         return _torchvision(tensors, src, "safetensors state dict", sha256, transform_input)
     if caffe.is_caffemodel(head):

@@ -60,7 +60,8 @@ def model_card(config: Mapping[str, Any], flat: Mapping[str, np.ndarray], name: 
         "---",
         f"# {name}",
         "",
-        "GoogLeNet (Inception v1, [arXiv 1409.4842](https://arxiv.org/abs/1409.4842)) for `gnet_jax`.",
+        "GoogLeNet (Inception v1, [arXiv 1409.4842](https://arxiv.org/abs/1409.4842)), "
+        "to be used with `gnet_jax`.",
         "",
         *_table(facts),
         "## Use",

@@ -110,9 +110,7 @@ def from_torchvision(
         value = tensors[theirs]
         rank = 4 if theirs.endswith("conv.weight") else 2 if ours.endswith("/kernel") else 1
         if value.ndim != rank:
-            raise WeightsError(
-                f"{where}: {theirs} has shape {value.shape}; it must have rank {rank}"
-            )
+            raise WeightsError(f"{where}: {theirs} is {value.shape}; it must have rank {rank}")
         if rank > 1:
             value = value.transpose(2, 3, 1, 0) if rank == 4 else value.T
         channels = _channels_of(ours, flat)

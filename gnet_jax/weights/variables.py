@@ -25,7 +25,7 @@ def flatten(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """`{"params": ..., "batch_stats": ...}` from flat names; the latter is empty without batch norm."""
+    """`{"params": ..., "batch_stats": ...}`, the latter empty without batch norm, from flat names."""
     return {"params": {}, "batch_stats": {}} | traverse_util.unflatten_dict(dict(flat), sep="/")
 
 
