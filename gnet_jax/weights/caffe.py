@@ -226,7 +226,7 @@ def from_caffe(
         weights, bias = blobs
         dense = module.endswith(("/fc", "classifier"))
         if dense:  # older files write a matrix as (1, 1, outputs, inputs)
-            kernel = weights.reshape(weights.shape[-2:]).T
+            kernel = weights.reshape(-1, weights.shape[-1]).T
             if module.endswith("/fc"):
                 channels = flat[f"params/{module.removesuffix('fc')}conv/conv/kernel"].shape[-1]
                 if kernel.shape[0] % channels or not _is_square(kernel.shape[0] // channels):

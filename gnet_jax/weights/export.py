@@ -14,7 +14,9 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -54,28 +56,33 @@ def export(folder: ModelFolder, out: str | Path) -> float:
     if out.suffix not in _WRITERS:
         raise ExportError(f"cannot export to {out.name}; the suffixes are {', '.join(_WRITERS)}")
     # The suffix stays: some readers go by it.
-    partial = out.with_name(f".{out.stem}-{os.getpid()}{out.suffix}")
+    unfinished = out.with_name(f".{out.stem}-{os.getpid()}{out.suffix}")
     # A network that computes in bfloat16 is exported, and compared, in float32.
     folder = dataclasses.replace(folder, model=GoogLeNet(folder.model.arch))
     try:
-        difference = _largest_difference(folder, _WRITERS[out.suffix](folder, partial))
+        difference = _largest_difference(folder, _WRITERS[out.suffix](folder, unfinished))
         if not difference <= TOLERANCE:
             raise ExportError(
                 f"{out} was removed: its logits differ from the network's by {difference:.1e} of "
                 f"the largest, above {TOLERANCE:.0e}"
             )
-        partial.replace(out)
+        unfinished.replace(out)
     except OSError as error:
         raise ExportError(f"cannot write {out}: {error.strerror}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
     return difference
 
 
 def _runner(folder: ModelFolder) -> Run:
     variables = jax.tree.map(jnp.asarray, _without_heads(folder))
-    apply = jax.jit(lambda variables, x: folder.model.apply(variables, x).logits)
-    return lambda x_BHWC: np.asarray(apply(variables, x_BHWC))
+    logits = jax.jit(partial(_logits, folder.model))
+    return lambda x_BHWC: np.asarray(logits(variables, x_BHWC))
+
+
+def _logits(model: GoogLeNet, variables: Any, x_BHWC: jax.Array) -> jax.Array:
+    outputs: Any = model.apply(variables, x_BHWC)
+    return outputs.logits
 
 
 def _without_heads(folder: ModelFolder) -> dict[str, object]:
@@ -107,7 +114,12 @@ def _write_onnx(folder: ModelFolder, out: Path) -> Run:
     metadata = {"config": json.dumps(config_of(folder), ensure_ascii=False)}
     onnx.save(onnx_model(folder.model.arch, flatten(folder.variables), size, metadata), out)
     session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
-    return lambda x_BHWC: session.run(["logits"], {"input": x_BHWC.transpose(0, 3, 1, 2)})[0]
+
+    def run(x_BHWC: np.ndarray) -> np.ndarray:
+        (logits,) = session.run(["logits"], {"input": x_BHWC.transpose(0, 3, 1, 2)})
+        return np.asarray(logits)
+
+    return run
 
 
 def _write_stablehlo(folder: ModelFolder, out: Path) -> Run:
@@ -121,7 +133,7 @@ def _write_stablehlo(folder: ModelFolder, out: Path) -> Run:
     images = jax.ShapeDtypeStruct(
         jax_export.symbolic_shape(f"batch, {size}, {size}, 3"), jnp.float32
     )
-    logits = jax.jit(lambda x_BHWC: folder.model.apply(variables, x_BHWC).logits)
+    logits = jax.jit(partial(_logits, folder.model, variables))
     out.write_bytes(jax_export.export(logits, platforms=PLATFORMS)(images).serialize(vjp_order=0))
     read = jax_export.deserialize(bytearray(out.read_bytes()))
     return lambda x_BHWC: np.asarray(read.call(x_BHWC))

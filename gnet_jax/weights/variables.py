@@ -1,11 +1,11 @@
 """A model's variables under flat names, and what every file of weights has to prove about them."""
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
@@ -25,18 +25,8 @@ def flatten(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """`{"params": ..., "batch_stats": ...}`, the latter empty without batch norm, from flat names."""
+    """Flat names to `{"params": ..., "batch_stats": ...}`, the latter empty without batch norm."""
     return {"params": {}, "batch_stats": {}} | traverse_util.unflatten_dict(dict(flat), sep="/")
-
-
-@functools.lru_cache(maxsize=8)
-def _expected(model: GoogLeNet, image_size: int) -> dict[str, tuple[int, ...]]:
-    def fresh() -> Any:
-        images = jax.numpy.zeros((1, image_size, image_size, 3))
-        return model.init(jax.random.PRNGKey(0), images)
-
-    flat = traverse_util.flatten_dict(jax.eval_shape(fresh), sep="/")
-    return {name: value.shape for name, value in flat.items()}
 
 
 def expected_shapes(model: GoogLeNet, image_size: int) -> dict[str, tuple[int, ...]]:
@@ -45,15 +35,13 @@ def expected_shapes(model: GoogLeNet, image_size: int) -> dict[str, tuple[int, .
     Raises:
         ValueError: if the image is too small for the net.
     """
-    hashable = dataclasses.replace(model.arch, widths=_Frozen(model.arch.widths))
-    return _expected(GoogLeNet(hashable), image_size)
 
+    def fresh() -> Any:
+        images = jnp.zeros((1, image_size, image_size, 3))
+        return model.init(jax.random.PRNGKey(0), images)
 
-class _Frozen(dict[str, Widths]):
-    """A table of widths that may be part of a cache's key."""
-
-    def __hash__(self) -> int:  # type: ignore[override]
-        return hash(tuple(self.items()))
+    flat: dict[str, Any] = traverse_util.flatten_dict(jax.eval_shape(fresh), sep="/")
+    return {name: value.shape for name, value in flat.items()}
 
 
 def check(model: GoogLeNet, flat: Mapping[str, Any], image_size: int, where: str) -> None:
