@@ -1,0 +1,64 @@
+"""Small networks, and real data where the machine has them."""
+
+import os
+import tarfile
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from gnet_jax.config import Preprocessing
+from gnet_jax.model import GoogLeNet, architecture, init_variables
+from gnet_jax.weights import ModelFolder
+from gnet_jax.weights.variables import flatten, unflatten
+
+
+def shared(name: str) -> Path:
+    """A file of the data folder beside the checkout; skips the test where it is absent."""
+    beside = Path(__file__).parents[2] / "../shared/data"
+    file = Path(os.environ.get("GNET_SHARED_DATA", beside)) / name
+    if not file.is_file():
+        pytest.skip(f"{name} is not in {file.parent} (GNET_SHARED_DATA names another folder)")
+    return file
+
+
+def photos(count: int) -> list[bytes]:
+    """The first `count` JPEG files of the clothing set's test split."""
+    with tarfile.open(shared("clothing-small.tar")) as tar:
+        members = sorted(m.name for m in tar if m.name.endswith(".jpg") and "test/" in m.name)
+        spread = members[:: len(members) // count][:count]
+        return [tar.extractfile(name).read() for name in spread]
+
+
+def random_variables(model: GoogLeNet, image_size: int) -> dict:
+    """Initial weights with every zero and one (biases, batch norm) moved from its place."""
+    flat = flatten(init_variables(model, jax.random.PRNGKey(0), image_size))
+    generator = np.random.default_rng(1)
+    for name, value in flat.items():
+        if not name.endswith("kernel"):
+            flat[name] = value + generator.uniform(0, 0.5, value.shape).astype(np.float32)
+    return unflatten(flat)
+
+
+@pytest.fixture
+def small() -> ModelFolder:
+    """A narrow net with auxiliary heads for 32x32 images of three classes."""
+    return small_folder()
+
+
+def small_folder(variant: str = "paper", image_size: int = 32, **knobs) -> ModelFolder:
+    """A narrow net of the given variant, with random variables, for images of three classes."""
+    knobs = {"width_multiplier": 1 / 16, "stem": "small", "aux_after": ()} | knobs
+    model = GoogLeNet(architecture(variant, 3, **knobs))
+    preprocessing = Preprocessing(image_size=image_size, resize_to=image_size, channels="BGR")
+    names = ("ant", "bee", "crane, größer")
+    source = {"file": "none", "format": "test", "sha256": "0"}
+    variables = random_variables(model, image_size)
+    return ModelFolder(model, variables, preprocessing, names, source)
+
+
+@pytest.fixture(scope="session")
+def caffemodel() -> Path:
+    """The published Caffe weights."""
+    return shared("bvlc_googlenet.caffemodel")
