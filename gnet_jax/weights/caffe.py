@@ -88,6 +88,8 @@ def is_caffemodel(head: bytes) -> bool:
     try:
         number, value = next(_fields(memoryview(head)))
     except _CutShort as cut:
+        if cut.number not in _LAYER:  # a layer may be longer than `head`, a name is not
+            return False
         number, value = cut.number, cut.rest
     except (ValueError, StopIteration):
         return False

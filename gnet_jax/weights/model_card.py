@@ -8,7 +8,7 @@ import numpy as np
 
 _EXAMPLE = """\
 ```python
-import jax.numpy as jnp
+import jax
 
 import gnet_jax
 from gnet_jax.data import preprocess
@@ -16,8 +16,8 @@ from gnet_jax.data.decode import central_crop, decode
 
 model, variables, preprocessing = gnet_jax.load("{name}")
 photo = decode(open("photo.jpg", "rb").read())
-images = jnp.asarray(central_crop(photo, preprocessing))[None]
-logits = model.apply(variables, preprocess(images, preprocessing=preprocessing)).logits
+images = preprocess(central_crop(photo, preprocessing)[None], preprocessing=preprocessing)
+logits = jax.jit(model.apply)(variables, images).logits
 print(logits[0].argmax())  # its name is in config.json, under id2label
 ```
 """

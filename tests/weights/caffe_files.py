@@ -1,6 +1,5 @@
 """Caffe files that tests write: the wire format, and the network's description in words."""
 
-import struct
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -103,8 +102,9 @@ def prototxt(layers: Mapping[str, list[np.ndarray]], size: int) -> bytes:
             x = pool(f"pool{int(block[0]) - 1}/3x3_s2", x, 3, 2)
         at = {ours: f"inception_{block}/{name}" for ours, name in CAFFE_BRANCHES.items()}
         pooled = pool(f"inception_{block}/pool", x, 3, 1, 1)
-        branches = [conv(at["b1"], x), conv(at["b3"], conv(at["reduce3"], x)),
-                    conv(at["b5"], conv(at["reduce5"], x)), conv(at["pool_proj"], pooled)]  # fmt: skip
+        conv5 = conv(at["b5"], conv(at["reduce5"], x))
+        conv3 = conv(at["b3"], conv(at["reduce3"], x))
+        branches = [conv(at["b1"], x), conv3, conv5, conv(at["pool_proj"], pooled)]
         x = layer(f"inception_{block}/output", "Concat", branches)
         loss = {"4a": "loss1", "4d": "loss2"}.get(block)
         if loss and f"{loss}/conv" in layers:

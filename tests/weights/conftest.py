@@ -4,14 +4,13 @@ import os
 import tarfile
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
 from gnet_jax.config import Preprocessing
-from gnet_jax.model import GoogLeNet, architecture, init_variables
+from gnet_jax.model import GoogLeNet, architecture
 from gnet_jax.weights import ModelFolder
-from gnet_jax.weights.variables import flatten, unflatten
+from gnet_jax.weights.variables import expected_shapes, unflatten
 
 
 def shared(name: str) -> Path:
@@ -32,12 +31,16 @@ def photos(count: int) -> list[bytes]:
 
 
 def random_variables(model: GoogLeNet, image_size: int) -> dict:
-    """Initial weights with every zero and one (biases, batch norm) moved from its place."""
-    flat = flatten(init_variables(model, jax.random.PRNGKey(0), image_size))
-    generator = np.random.default_rng(1)
-    for name, value in flat.items():
-        if not name.endswith("kernel"):
-            flat[name] = value + generator.uniform(0, 0.5, value.shape).astype(np.float32)
+    """Random variables that keep activations of size one, variances above zero among them."""
+    generator = np.random.default_rng(0)
+    flat = {}
+    for name, shape in expected_shapes(model, image_size).items():
+        if name.endswith("kernel"):
+            bound = (6 / np.prod(shape[:-1])) ** 0.5
+            value = generator.uniform(-bound, bound, shape)
+        else:
+            value = generator.uniform(0.5, 1.5, shape) - (1 if name.endswith("bias") else 0)
+        flat[name] = value.astype(np.float32)
     return unflatten(flat)
 
 

@@ -166,7 +166,7 @@ def test_no_cut_goes_unnoticed(tmp_path):
     file = tmp_path / "cut.caffemodel"
     for length in np.linspace(0, len(whole) - 1, 60).astype(int):
         file.write_bytes(whole[:length])
-        with pytest.raises(WeightsError, match="cut short|has no layer|no layer with weights"):
+        with pytest.raises(WeightsError, match=r"cut short|has no layer|no layer with weights"):
             from_caffe(read_caffemodel(file), str(file))
 
 

@@ -143,7 +143,7 @@ def test_a_cut_file_is_refused(tmp_path):
 def test_a_zip_of_other_things_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("letter.txt", "hello")
-    with pytest.raises(WeightsError, match="no data.pkl"):
+    with pytest.raises(WeightsError, match=r"no data\.pkl"):
         read_torch(tmp_path / "a.zip")
 
 
