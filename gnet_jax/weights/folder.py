@@ -40,17 +40,16 @@ class ModelFolder:
 
 
 def write_folder(path: str | Path, folder: ModelFolder) -> None:
-    """Write `folder`; a reader, or a kill, sees the old folder or the new one, never half.
+    """Write `folder`; a reader, or a kill, sees the old folder, the new one, or none, never half.
 
-    An older model folder at `path` is replaced.
+    A folder that this function wrote is replaced if nothing was added to it.
 
     Raises:
         WeightsError: if `path` holds anything else, cannot be written, or the variables or class
             names do not fit the model.
     """
-    path = Path(path).expanduser().absolute()
-    if path.exists() and not is_model_folder(path) and (path.is_file() or any(path.iterdir())):
-        raise WeightsError(f"{path} exists and is no model folder; name another place")
+    path = Path(path).expanduser().resolve()
+    _refuse_to_overwrite(path)
     flat = flatten(folder.variables)
     _check(folder, flat, f"what is to be written to {path}")
     try:
@@ -67,11 +66,31 @@ def write_folder(path: str | Path, folder: ModelFolder) -> None:
         (new / CARD_FILE).write_text(model_card(config_of(folder), flat, path.name), "utf-8")
         if path.exists():
             path.rename(old)
-        new.rename(path)
+        try:
+            new.rename(path)
+        except OSError:
+            old.rename(path)
+            raise
     except OSError as error:
         raise WeightsError(f"cannot write {path}: {error.strerror}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _refuse_to_overwrite(path: Path) -> None:
+    if path.is_file():
+        raise WeightsError(f"{path} is a file; a model is written as a folder, name another place")
+    found = {each.name for each in path.iterdir()} if path.exists() else set()
+    others = sorted(found - {WEIGHTS_FILE, CONFIG_FILE, CARD_FILE})
+    if others:
+        raise WeightsError(f"{path} holds {others[0]}, which would be lost; name another place")
+    if found:
+        try:
+            ours = "gnet_jax" in json.loads((path / CONFIG_FILE).read_text("utf-8"))
+        except (OSError, ValueError, TypeError):
+            ours = False
+        if not ours:
+            raise WeightsError(f"{path} is no model folder of gnet_jax; name another place")
 
 
 def is_model_folder(path: Path) -> bool:

@@ -70,7 +70,9 @@ def model_card(config: Mapping[str, Any], flat: Mapping[str, np.ndarray], name: 
         "## Where the weights came from",
         "",
         *_table(origin),
-        "No accuracy is stated here: none was measured when this folder was written.",
+        "The accuracy above is that of the run's own evaluation, on its validation split."
+        if "validation_top1" in source
+        else "No accuracy is stated here: none was measured when this folder was written.",
         "",
     ]
     return "\n".join(lines)

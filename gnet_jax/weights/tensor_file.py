@@ -8,7 +8,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import safetensors
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from gnet_jax.weights.variables import WeightsError
 
@@ -66,4 +66,4 @@ def write_tensors(
 ) -> None:
     """Write `tensors` under their names; `metadata` is text that readers may look at."""
     whole = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
-    save_file(whole, path, metadata=dict(metadata))
+    path.write_bytes(save(whole, metadata=dict(metadata)))

@@ -66,10 +66,22 @@ def test_other_folders_and_files_are_not_overwritten(tmp_path, small):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis/chapter1.txt").write_text("...")
     (tmp_path / "file").write_text("...")
-    for name in ("thesis", "file"):
-        with pytest.raises(WeightsError, match="exists and is no model folder"):
+    write_folder(tmp_path / "cloned", small)
+    (tmp_path / "cloned/.git").mkdir()
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign/config.json").write_text('{"model_type": "resnet"}')
+    (tmp_path / "foreign/model.safetensors").write_text("...")
+    reasons = {
+        "thesis": "holds chapter1.txt, which would be lost",
+        "file": "is a file",
+        "cloned": "holds .git, which would be lost",
+        "foreign": "is no model folder of gnet_jax",
+    }
+    for name, reason in reasons.items():
+        with pytest.raises(WeightsError, match=reason):
             write_folder(tmp_path / name, small)
     assert (tmp_path / "thesis/chapter1.txt").is_file()
+    assert (tmp_path / "foreign/model.safetensors").read_text() == "..."
 
 
 def test_a_folder_that_cannot_be_written_leaves_the_old_one(tmp_path, small, monkeypatch):
