@@ -31,7 +31,7 @@ PREPROCESSING = Preprocessing(
 """Of the published weights (BVLC/caffe, models/bvlc_googlenet)."""
 
 
-class _CutShort(ValueError):
+class _CutShortError(ValueError):
     """A message that ends inside of a field."""
 
     def __init__(self, number: int, rest: memoryview) -> None:
@@ -44,7 +44,7 @@ def _varint(data: memoryview, at: int) -> tuple[int, int]:
     value = 0
     for shift in range(0, 70, 7):
         if at >= len(data):
-            raise _CutShort(0, data[:0])
+            raise _CutShortError(0, data[:0])
         byte = data[at]
         at += 1
         value |= (byte & 127) << shift
@@ -57,7 +57,7 @@ def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     """Number and value of each field: an int, or the bytes of a string, message or packed list.
 
     Raises:
-        _CutShort: where the message ends too early.
+        _CutShortError: where the message ends too early.
         ValueError: for what is no protobuf message.
     """
     at = 0
@@ -75,7 +75,7 @@ def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
         else:
             raise ValueError(f"wire type {wire}")
         if at + length > len(data):
-            raise _CutShort(number, data[at:])
+            raise _CutShortError(number, data[at:])
         yield number, data[at : at + length]
         at += length
 
@@ -87,7 +87,7 @@ def is_caffemodel(head: bytes) -> bool:
     """
     try:
         number, value = next(_fields(memoryview(head)))
-    except _CutShort as cut:
+    except _CutShortError as cut:
         if cut.number not in _LAYER:  # a layer may be longer than `head`, a name is not
             return False
         number, value = cut.number, cut.rest
@@ -138,7 +138,7 @@ def read_caffemodel(path: Path) -> dict[str, list[np.ndarray]]:
             blobs = [_blob(v, name) for n, v in _fields(value) if n == blob_field]
             if blobs:
                 layers[name] = blobs
-    except _CutShort as cut:
+    except _CutShortError as cut:
         inside = _name(cut.rest, _LAYER[cut.number][0]) if cut.number in _LAYER else None
         where = f"in layer {inside}" if inside else f"behind layer {name}" if name else "at once"
         raise WeightsError(f"{path} is cut short {where}; copy or download it again") from cut

@@ -8,6 +8,8 @@ import numpy as np
 
 _EXAMPLE = """\
 ```python
+from pathlib import Path
+
 import jax
 
 import gnet_jax
@@ -15,7 +17,7 @@ from gnet_jax.data import preprocess
 from gnet_jax.data.decode import central_crop, decode
 
 model, variables, preprocessing = gnet_jax.load("{name}")
-photo = decode(open("photo.jpg", "rb").read())
+photo = decode(Path("photo.jpg").read_bytes())
 images = preprocess(central_crop(photo, preprocessing)[None], preprocessing=preprocessing)
 logits = jax.jit(model.apply)(variables, images).logits
 print(logits[0].argmax())  # its name is in config.json, under id2label

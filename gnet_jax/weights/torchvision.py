@@ -41,7 +41,7 @@ PUBLISHED_SHA256 = "1378be20"
 
 
 def preprocessing(transform_input: bool) -> Preprocessing:
-    """torchvision's: shorter side 256, central 224, RGB.
+    """What torchvision does: shorter side 256, central 224, RGB.
 
     Args:
         transform_input: whether the network was made with torchvision's option of that name, as
@@ -64,7 +64,7 @@ def preprocessing(transform_input: bool) -> Preprocessing:
 
 
 def _names(aux: bool) -> dict[str, str]:
-    """torchvision's name of every variable, by ours."""
+    """The name of every variable in torchvision, by ours."""
     modules = {"conv1": "conv1", "conv2_reduce": "conv2", "conv2": "conv3"}
     for block in VARIANTS["torchvision"].widths:
         modules |= {f"inception_{block}/{b}": f"inception{block}.{t}" for b, t in _BRANCHES.items()}
@@ -129,7 +129,7 @@ def from_torchvision(
 
 
 def to_torchvision(arch: Architecture, flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """torchvision's state dict, in its order of modules, from flat variables.
+    """A state dict as torchvision has it, from flat variables.
 
     Raises:
         WeightsError: if torchvision has no such net: only its own variant with any number of

@@ -1,5 +1,6 @@
 """Small networks, and real data where the machine has them."""
 
+import dataclasses
 import os
 import tarfile
 from pathlib import Path
@@ -51,9 +52,12 @@ def small() -> ModelFolder:
 
 
 def small_folder(variant: str = "paper", image_size: int = 32, **knobs) -> ModelFolder:
-    """A narrow net of the given variant, with random variables, for images of three classes."""
+    """A narrow net of three blocks, with random variables, for images of three classes."""
     knobs = {"width_multiplier": 1 / 16, "stem": "small", "aux_after": ()} | knobs
-    model = GoogLeNet(architecture(variant, 3, **knobs))
+    arch = architecture(variant, 3, **knobs)
+    if arch.head == "average_pool":  # compile time is test time; the other head reads 5b's width
+        arch = dataclasses.replace(arch, widths={b: arch.widths[b] for b in ("3a", "4a", "5a")})
+    model = GoogLeNet(arch)
     preprocessing = Preprocessing(image_size=image_size, resize_to=image_size, channels="BGR")
     names = ("ant", "bee", "crane, größer")
     source = {"file": "none", "format": "test", "sha256": "0"}

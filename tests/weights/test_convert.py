@@ -116,7 +116,8 @@ def test_a_file_of_another_kind_is_named(tmp_path, content, message):
     file.write_bytes(content)
     with pytest.raises(WeightsError, match=message) as caught:
         convert(file, tmp_path / "model")
-    assert str(file) in str(caught.value) and "\n" not in str(caught.value)
+    assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
     assert not (tmp_path / "model").exists()
 
 

@@ -35,7 +35,6 @@ def test_what_is_written_agrees_and_stays_alone(tmp_path, small, suffix):
     assert [path.name for path in tmp_path.iterdir()] == [f"net{suffix}"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variant", "knobs"),
     [
@@ -54,7 +53,6 @@ def test_every_variant_goes_to_onnx(tmp_path, variant, knobs):
     assert export(small_folder(variant, **knobs), tmp_path / "net.onnx") <= 1e-5
 
 
-@pytest.mark.slow
 def test_auxiliary_heads_are_left_out_of_graphs(tmp_path):
     need(".onnx")
     import onnx
@@ -67,7 +65,6 @@ def test_auxiliary_heads_are_left_out_of_graphs(tmp_path):
     assert config["preprocessing"]["channels"] == "BGR"
 
 
-@pytest.mark.slow
 def test_a_network_in_bfloat16_is_exported_in_float32(tmp_path, small):
     need(".onnx")
     model = GoogLeNet(small.model.arch, dtype=jax.numpy.bfloat16)

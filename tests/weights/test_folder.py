@@ -156,7 +156,7 @@ def damage_architecture(folder):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (damage_shape, r"params/classifier/kernel is \(64, 2\) there, but \(64, 3\) in the net"),
+        (damage_shape, r"params/classifier/kernel is \(52, 2\) there, but \(52, 3\) in the net"),
         (damage_missing, "params/inception_3a/b1/conv/bias is absent there"),
         (damage_cut, "not a whole safetensors file"),
         (damage_text, "not a whole safetensors file"),

@@ -21,7 +21,8 @@ def test_half_precision_is_read_as_float32(tmp_path):
     for name in ("a", "b"):
         assert is_safetensors(tmp_path / name)
         tensors, metadata = read_tensors(tmp_path / name)
-        assert tensors["w"].dtype == np.float32 and metadata == {}
+        assert tensors["w"].dtype == np.float32
+        assert metadata == {}
         np.testing.assert_array_equal(tensors["w"], values)
 
 

@@ -45,7 +45,8 @@ def test_the_best_checkpoint_is_taken_averaged_where_it_can_be(tmp_path, averagi
     assert all((x == value).all() for x in jax.tree.leaves(folder.variables["params"]))
     assert folder.preprocessing == config.data.preprocessing
     assert folder.class_names == tuple("0123456789")
-    assert folder.source["step"] == "2" and folder.source["validation_top1"] == "0.9000"
+    assert folder.source["step"] == "2"
+    assert folder.source["validation_top1"] == "0.9000"
     assert read_folder(tmp_path / "model").source == folder.source
     assert "the run's own evaluation" in (tmp_path / "model/README.md").read_text("utf-8")
 
@@ -53,7 +54,8 @@ def test_the_best_checkpoint_is_taken_averaged_where_it_can_be(tmp_path, averagi
 def test_without_an_evaluation_the_newest_checkpoint_is_taken(tmp_path):
     saved_run(tmp_path / "run", top1=(None, None))
     folder = convert(tmp_path / "run", tmp_path / "model")
-    assert folder.source["step"] == "2" and "validation_top1" not in folder.source
+    assert folder.source["step"] == "2"
+    assert "validation_top1" not in folder.source
 
 
 def test_a_run_that_saved_nothing_is_named(tmp_path):
