@@ -1,0 +1,178 @@
+"""The model folder: weights, everything that is needed to use them, and a card for people.
+
+model.safetensors   every variable by its path: "params/conv1/conv/kernel", "batch_stats/..."
+config.json         architecture, dtype, preprocessing, class names, and where all came from
+README.md           a model card with an example
+"""
+
+import dataclasses
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import gnet_jax
+from gnet_jax.config import Preprocessing
+from gnet_jax.model import Architecture, GoogLeNet
+from gnet_jax.weights.model_card import model_card
+from gnet_jax.weights.schema import SchemaError, from_json, to_json
+from gnet_jax.weights.tensor_file import read_tensors, write_tensors
+from gnet_jax.weights.variables import WeightsError, check, flatten, unflatten
+
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+CARD_FILE = "README.md"
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFolder:
+    """A trained network and all that belongs to it."""
+
+    model: GoogLeNet
+    variables: dict[str, Any]  # {"params", "batch_stats"}, float32; heads as model.arch.aux_after
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...]  # one for each output; they need not differ
+    source: dict[str, str]  # file, format, sha256, and notes on where the weights came from
+
+
+def write_folder(path: str | Path, folder: ModelFolder) -> None:
+    """Write `folder`; a reader, or a kill, sees the old folder, the new one, or none, never half.
+
+    A folder that this function wrote is replaced if nothing was added to it.
+
+    Raises:
+        WeightsError: if `path` holds anything else, cannot be written, or the variables or class
+            names do not fit the model.
+    """
+    path = Path(path).expanduser().resolve()
+    _refuse_to_overwrite(path)
+    flat = flatten(folder.variables)
+    _check(folder, flat, f"what is to be written to {path}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    except OSError as error:
+        raise WeightsError(f"cannot write to {path.parent}: {error.strerror}") from error
+    try:
+        new, old = partial / "new", partial / "old"
+        new.mkdir()
+        write_tensors(new / WEIGHTS_FILE, flat, {"format": "gnet_jax"})
+        config = json.dumps(config_of(folder), indent=2, ensure_ascii=False)
+        (new / CONFIG_FILE).write_text(config + "\n", encoding="utf-8")
+        (new / CARD_FILE).write_text(model_card(config_of(folder), flat, path.name), "utf-8")
+        if path.exists():
+            path.rename(old)
+        try:
+            new.rename(path)
+        except OSError:
+            old.rename(path)
+            raise
+    except OSError as error:
+        raise WeightsError(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _refuse_to_overwrite(path: Path) -> None:
+    if path.is_file():
+        raise WeightsError(f"{path} is a file; a model is written as a folder, name another place")
+    found = {each.name for each in path.iterdir()} if path.exists() else set()
+    others = sorted(found - {WEIGHTS_FILE, CONFIG_FILE, CARD_FILE})
+    if others:
+        raise WeightsError(f"{path} holds {others[0]}, which would be lost; name another place")
+    if found:
+        try:
+            ours = "gnet_jax" in json.loads((path / CONFIG_FILE).read_text("utf-8"))
+        except (OSError, ValueError, TypeError):
+            ours = False
+        if not ours:
+            raise WeightsError(f"{path} is no model folder of gnet_jax; name another place")
+
+
+def is_model_folder(path: Path) -> bool:
+    """Whether `path` is a folder with the two files that a model folder needs."""
+    return (path / WEIGHTS_FILE).is_file() and (path / CONFIG_FILE).is_file()
+
+
+def read_folder(path: str | Path) -> ModelFolder:
+    """The model folder at `path`, with every tensor's name and shape checked.
+
+    Raises:
+        WeightsError: if it is missing, damaged, or its weights are not those of its architecture.
+    """
+    path = Path(path).expanduser()
+    if not is_model_folder(path):
+        what = "is no model folder" if path.exists() else "does not exist"
+        raise WeightsError(f"{path} {what}; one holds {WEIGHTS_FILE} and {CONFIG_FILE}")
+    tensors, _ = read_tensors(path / WEIGHTS_FILE)
+    file = path / CONFIG_FILE
+    try:
+        config = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{file} is damaged: {error}") from error
+    return folder_of(config, tensors, path)
+
+
+def load(path: str | Path) -> tuple[GoogLeNet, dict[str, Any], Preprocessing]:
+    """The network of a model folder, its variables on the device, and its preprocessing.
+
+    Raises:
+        WeightsError: as `read_folder`.
+    """
+    folder = read_folder(path)
+    return folder.model, jax.tree.map(jnp.asarray, folder.variables), folder.preprocessing
+
+
+def config_of(folder: ModelFolder) -> dict[str, Any]:
+    """What config.json holds: all of `folder` but its variables."""
+    return {
+        "gnet_jax": gnet_jax.__version__,
+        "architecture": to_json(folder.model.arch),
+        "dtype": jnp.dtype(folder.model.dtype).name,
+        "num_classes": folder.model.arch.num_classes,
+        "preprocessing": to_json(folder.preprocessing),
+        "source": dict(folder.source),
+        "id2label": {str(i): name for i, name in enumerate(folder.class_names)},
+    }
+
+
+def folder_of(config: Any, tensors: dict[str, Any], where: Path) -> ModelFolder:
+    """The folder that `config_of` described, with `tensors` as its variables.
+
+    Raises:
+        WeightsError: naming `where`, and the first thing in it that does not fit.
+    """
+    try:
+        arch = from_json(Architecture, config["architecture"], "architecture")
+        preprocessing = from_json(Preprocessing, config["preprocessing"], "preprocessing")
+        labels, dtype = config["id2label"], config["dtype"]
+        names = tuple(str(labels[str(i)]) for i in range(len(labels)))
+        if dtype not in ("float32", "bfloat16"):
+            raise SchemaError(f"dtype is {dtype!r}; it must be float32 or bfloat16")
+        source = {str(name): str(value) for name, value in config["source"].items()}
+    except SchemaError as error:
+        raise WeightsError(f"the config of {where} cannot be used: {error}") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"the config of {where} lacks or garbles {error}") from error
+    model = GoogLeNet(arch, dtype=jnp.dtype(dtype))
+    folder = ModelFolder(model, unflatten(tensors), preprocessing, names, source)
+    _check(folder, tensors, str(where))
+    return folder
+
+
+def _check(folder: ModelFolder, flat: dict[str, Any], where: str) -> None:
+    classes = folder.model.arch.num_classes
+    if len(folder.class_names) != classes:
+        raise WeightsError(
+            f"{where} names {len(folder.class_names)} classes, but the net has {classes} outputs"
+        )
+    try:
+        check(folder.model, flat, folder.preprocessing.image_size, where)
+    except WeightsError:
+        raise
+    except (ValueError, TypeError, KeyError) as error:  # an architecture that cannot be built
+        raise WeightsError(f"{where} describes no network that works: {error}") from error

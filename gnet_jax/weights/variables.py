@@ -1,0 +1,111 @@
+"""A model's variables under flat names, and what every file of weights has to prove about them."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from gnet_jax.config import UserError
+from gnet_jax.model import Architecture, GoogLeNet
+from gnet_jax.model.widths import Widths
+
+
+class WeightsError(UserError):
+    """A file of weights that cannot be used."""
+
+
+def flatten(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Every variable as float32 by its path, such as "params/inception_3a/b1/conv/kernel"."""
+    leaves = traverse_util.flatten_dict(dict(variables), sep="/").items()
+    return {name: np.asarray(value, np.float32) for name, value in leaves}
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat names to `{"params": ..., "batch_stats": ...}`, the latter empty without batch norm."""
+    return {"params": {}, "batch_stats": {}} | traverse_util.unflatten_dict(dict(flat), sep="/")
+
+
+def expected_shapes(model: GoogLeNet, image_size: int) -> dict[str, tuple[int, ...]]:
+    """Flat name and shape of every variable of `model`; nothing is computed.
+
+    Raises:
+        ValueError: if the image is too small for the net.
+    """
+
+    def fresh() -> Any:
+        images = jnp.zeros((1, image_size, image_size, 3))
+        return model.init(jax.random.PRNGKey(0), images)
+
+    flat: dict[str, Any] = traverse_util.flatten_dict(jax.eval_shape(fresh), sep="/")
+    return {name: value.shape for name, value in flat.items()}
+
+
+def check(model: GoogLeNet, flat: Mapping[str, Any], image_size: int, where: str) -> None:
+    """Refuse variables that are not exactly those of `model`.
+
+    Args:
+        model: the network that is to use them.
+        flat: by name, as `flatten` gives them.
+        image_size: side of the images, on which fully connected layers may depend.
+        where: the file, for the message.
+
+    Raises:
+        WeightsError: naming the first variable that is missing, unknown, of another shape, or
+            not finite.
+    """
+    expected = expected_shapes(model, image_size)
+    for name in sorted(expected.keys() | flat.keys()):
+        found = tuple(flat[name].shape) if name in flat else "absent"
+        wanted = expected.get(name, "absent")
+        if found != wanted:
+            raise WeightsError(
+                f"{where} does not fit the model: {name} is {found} there, but {wanted} in the net"
+            )
+        if not np.isfinite(flat[name]).all():
+            raise WeightsError(f"{where} holds numbers that are not finite in {name}")
+
+
+def with_shapes_of(flat: Mapping[str, np.ndarray], base: Architecture) -> Architecture:
+    """`base` with the widths, heads, classes and 5x5 kernel that the variables' shapes tell.
+
+    `flat` must hold a kernel for every convolution of the net without auxiliary heads.
+    """
+
+    def width(module: str) -> int:
+        return flat[f"params/{module}/kernel"].shape[-1]
+
+    aux_after = tuple(name for name in base.widths if f"params/aux_{name}/fc/kernel" in flat)
+    head = f"aux_{aux_after[0]}" if aux_after else None
+    return dataclasses.replace(
+        base,
+        num_classes=width("classifier"),
+        widths={
+            block: Widths(*(width(f"inception_{block}/{b}/conv") for b in Widths._fields))
+            for block in base.widths
+        },
+        stem_widths=tuple(width(f"{name}/conv") for name in ("conv1", "conv2_reduce", "conv2")),
+        branch5_kernel=flat["params/inception_3a/b5/conv/kernel"].shape[0],
+        aux_after=aux_after,
+        aux_widths=(width(f"{head}/conv/conv"), width(f"{head}/fc")) if head else base.aux_widths,
+    )
+
+
+def rows_to_channels_last(matrix_IO: np.ndarray, channels: int) -> np.ndarray:
+    """The rows of a linear layer on a square map of `channels`, from C,H,W order to H,W,C.
+
+    Caffe and torch flatten feature maps channels first, this project channels last.
+    """
+    side = round((matrix_IO.shape[0] / channels) ** 0.5)
+    maps = matrix_IO.reshape(channels, side, side, -1)
+    return np.ascontiguousarray(maps.transpose(1, 2, 0, 3)).reshape(matrix_IO.shape)
+
+
+def rows_to_channels_first(matrix_IO: np.ndarray, channels: int) -> np.ndarray:
+    """The inverse of `rows_to_channels_last`."""
+    side = round((matrix_IO.shape[0] / channels) ** 0.5)
+    maps = matrix_IO.reshape(side, side, channels, -1)
+    return np.ascontiguousarray(maps.transpose(2, 0, 1, 3)).reshape(matrix_IO.shape)

@@ -1,0 +1,83 @@
+"""A training run's workdir as a model: the averaged parameters of its best checkpoint."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from gnet_jax.config import Config
+from gnet_jax.training.checkpoint import Checkpoints, digest
+from gnet_jax.training.run import prepare
+from gnet_jax.weights.folder import CONFIG_FILE, ModelFolder
+from gnet_jax.weights.schema import SchemaError, from_json
+from gnet_jax.weights.variables import WeightsError
+
+CHECKPOINTS = "checkpoints"
+
+
+def is_workdir(path: Path) -> bool:
+    """Whether `path` is the workdir of a run that has saved something."""
+    return (path / CONFIG_FILE).is_file() and (path / CHECKPOINTS).is_dir()
+
+
+def read_config(workdir: Path) -> Config:
+    """The config that the run in `workdir` was started with.
+
+    Raises:
+        WeightsError: if the file is damaged, or was written by an incompatible version.
+    """
+    file = workdir / CONFIG_FILE
+    try:
+        flat: dict[str, Any] = json.loads(file.read_text("utf-8"))
+        nested: dict[str, Any] = {}
+        for name, value in flat.items():
+            if name.startswith("data.fingerprint."):
+                continue
+            *parents, last = name.split(".")
+            inner = nested
+            for parent in parents:
+                inner = inner.setdefault(parent, {})
+            inner[last] = value
+        return from_json(Config, nested)
+    except (OSError, SchemaError) as error:
+        raise WeightsError(f"the config {file} cannot be used: {error}") from error
+    except (ValueError, AttributeError, TypeError) as error:
+        raise WeightsError(f"{file} is damaged: {error}") from error
+
+
+def read_workdir(workdir: Path) -> ModelFolder:
+    """The network of the run in `workdir`, as its best evaluation saw it, auxiliary heads included.
+
+    Averaged parameters are taken where the run kept them, and the newest checkpoint where none
+    was evaluated. The run's data must be in place: their class names become the model's.
+
+    Raises:
+        WeightsError: if there is no checkpoint, or the config cannot be read.
+        ConfigError, DataError: as `gnet_jax.training.run.prepare`.
+    """
+    config = read_config(workdir)
+    run = prepare(config)
+    with Checkpoints(workdir / CHECKPOINTS, config.keep_latest) as checkpoints:
+        step = checkpoints.latest if checkpoints.best is None else checkpoints.best
+        if step is None:
+            raise WeightsError(f"{workdir} holds no finished checkpoint; train until one is saved")
+        top1 = checkpoints.top1().get(step)
+        state = checkpoints.restore(step, run.abstract_state())
+    own = {"params": state.params, "batch_stats": state.batch_stats}
+    variables = jax.tree.map(np.asarray, state.average or own)
+    names = list(run.train.class_names)
+    outputs = run.model.arch.num_classes
+    names += [f"class {i}" for i in range(len(names), outputs)]  # model.num_classes may be larger
+    source = {
+        "file": workdir.absolute().name,
+        "format": "training workdir",
+        "sha256": digest(variables),
+        "data": config.data.source,
+        "step": str(step),
+        "parameters": "averaged" if state.average else "as trained",
+    }
+    if top1 is not None:
+        source["validation_top1"] = f"{top1:.4f}"
+    return ModelFolder(run.model, variables, config.data.preprocessing, tuple(names), source)

@@ -1,0 +1,116 @@
+"""Caffe files that tests write: the wire format, and the network's description in words."""
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from gnet_jax.model.googlenet import CAFFE_BRANCHES
+
+
+def varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*out, value])
+
+
+def number(field: int, value: int) -> bytes:
+    return varint(field << 3) + varint(value)
+
+
+def message(field: int, value: bytes) -> bytes:
+    return varint(field << 3 | 2) + varint(len(value)) + value
+
+
+def blob(array: np.ndarray, *, legacy_shape: bool, packed: bool, dtype: str) -> bytes:
+    data, field = array.astype(dtype).tobytes(), 5 if dtype == "<f4" else 8
+    if packed:
+        numbers = message(field, data)
+    else:
+        size = np.dtype(dtype).itemsize
+        tag = varint(field << 3 | (5 if size == 4 else 1))
+        numbers = b"".join(tag + data[i : i + size] for i in range(0, len(data), size))
+    if legacy_shape:
+        shape = (1,) * (4 - array.ndim) + array.shape
+        return b"".join(number(i + 1, n) for i, n in enumerate(shape)) + numbers
+    return numbers + message(7, message(1, b"".join(varint(n) for n in array.shape)))
+
+
+def caffemodel_bytes(
+    layers: Mapping[str, Iterable[np.ndarray]],
+    *,
+    v1: bool = False,
+    packed: bool = True,
+    dtype: str = "<f4",
+) -> bytes:
+    """A NetParameter; `v1` is the older generation, with four-dimensional shapes."""
+    layer_field, name_field, blob_field = (2, 4, 6) if v1 else (100, 1, 7)
+    out = message(1, b"GoogleNet")
+    for name, blobs in layers.items():
+        body = message(name_field, name.encode())
+        if v1:
+            body = message(2, b"bottom") + body + number(5, 4)  # bottom; type: CONVOLUTION
+        else:
+            body += message(2, b"Convolution")
+        for array in blobs:
+            body += message(blob_field, blob(array, legacy_shape=v1, packed=packed, dtype=dtype))
+        out += message(layer_field, body)
+    return out
+
+
+def prototxt(layers: Mapping[str, list[np.ndarray]], size: int) -> bytes:
+    """bvlc_googlenet's deploy.prototxt, with the auxiliary heads where `layers` has them."""
+    text = [f'name: "GoogleNet" input: "data" input_dim: 1 input_dim: 3 '
+            f"input_dim: {size} input_dim: {size}"]  # fmt: skip
+
+    def layer(name: str, kind: str, bottoms: list[str], parameters: str = "") -> str:
+        sources = " ".join(f'bottom: "{b}"' for b in bottoms)
+        text.append(
+            f'layer {{ name: "{name}" type: "{kind}" {sources} top: "{name}" {parameters} }}'
+        )
+        return name
+
+    def conv(name: str, bottom: str, stride: int = 1) -> str:
+        outputs, _, kernel, _ = layers[name][0].shape
+        layer(name, "Convolution", [bottom],
+              f"convolution_param {{ num_output: {outputs} kernel_size: {kernel} "
+              f"pad: {kernel // 2} stride: {stride} }}")  # fmt: skip
+        return layer(f"{name}/relu", "ReLU", [name])
+
+    def linear(name: str, bottom: str) -> str:
+        outputs = layers[name][0].shape[0]
+        return layer(
+            name, "InnerProduct", [bottom], f"inner_product_param {{ num_output: {outputs} }}"
+        )
+
+    def pool(
+        name: str, bottom: str, kernel: int, stride: int, pad: int = 0, kind: str = "MAX"
+    ) -> str:
+        return layer(name, "Pooling", [bottom],
+                     f"pooling_param {{ pool: {kind} kernel_size: {kernel} stride: {stride} "
+                     f"pad: {pad} }}")  # fmt: skip
+
+    def lrn(name: str, bottom: str) -> str:
+        return layer(name, "LRN", [bottom], "lrn_param { local_size: 5 alpha: 0.0001 beta: 0.75 }")
+
+    x = lrn("pool1/norm1", pool("pool1/3x3_s2", conv("conv1/7x7_s2", "data", 2), 3, 2))
+    x = lrn("conv2/norm2", conv("conv2/3x3", conv("conv2/3x3_reduce", x)))
+    x = pool("pool2/3x3_s2", x, 3, 2)
+    for block in ("3a", "3b", "4a", "4b", "4c", "4d", "4e", "5a", "5b"):
+        if block in ("4a", "5a"):
+            x = pool(f"pool{int(block[0]) - 1}/3x3_s2", x, 3, 2)
+        at = {ours: f"inception_{block}/{name}" for ours, name in CAFFE_BRANCHES.items()}
+        pooled = pool(f"inception_{block}/pool", x, 3, 1, 1)
+        conv5 = conv(at["b5"], conv(at["reduce5"], x))
+        conv3 = conv(at["b3"], conv(at["reduce3"], x))
+        branches = [conv(at["b1"], x), conv3, conv5, conv(at["pool_proj"], pooled)]
+        x = layer(f"inception_{block}/output", "Concat", branches)
+        loss = {"4a": "loss1", "4d": "loss2"}.get(block)
+        if loss and f"{loss}/conv" in layers:
+            y = conv(f"{loss}/conv", pool(f"{loss}/ave_pool", x, 5, 3, kind="AVE"))
+            y = layer(f"{loss}/relu_fc", "ReLU", [linear(f"{loss}/fc", y)])
+            linear(f"{loss}/classifier", y)
+    x = layer("pool5", "Pooling", [x], "pooling_param { pool: AVE global_pooling: true }")
+    linear("loss3/classifier", x)
+    return "\n".join(text).encode()
