@@ -53,20 +53,23 @@ def run(config: Config, arguments: Sequence[str]) -> int:
     from gnet_jax.lab.ledger import network_ledger
     from gnet_jax.training.loop import TrainingError, train
     from gnet_jax.training.record import open_workdir
+    from gnet_jax.training.finetune import layers
     from gnet_jax.training.report import duration
-    from gnet_jax.training.run import prepare
     from gnet_jax.training.sharding import use_compilation_cache
+    from gnet_jax.weights.start import prepare_run
 
     use_compilation_cache()
-    run = prepare(config)
+    run = prepare_run(config)
+    config = run.config
     fingerprints = {"train": run.train.fingerprint(), "val": run.val.fingerprint()}
     workdir = open_workdir(config, fingerprints)
     cost = network_ledger(run.model, config.data.image_size)
     m, d, devices = config.model, config.data, run.mesh.devices.flat
     heads = ", ".join(m.aux_after) or "none"
+    network = f"{m.variant}, width x{m.width_multiplier:g}, reductions x{m.reduction_factor:g}"
     plan = {
-        "model": f"GoogLeNet, {m.variant}, width x{m.width_multiplier:g}, reductions "
-        f"x{m.reduction_factor:g}, {m.dtype}, aux heads: {heads}",
+        "model": f"GoogLeNet, {network if config.init is None else config.init}, {m.dtype}, "
+        f"aux heads: {heads}",
         "size": f"{cost.params:,} parameters ({cost.params_with_aux:,} with aux heads), "
         f"{cost.macs / 1e6:,.1f} M multiply-adds an image",
         "data": f"{d.source}: {len(run.train):,} to train, {len(run.val):,} to validate, "
@@ -76,6 +79,11 @@ def run(config: Config, arguments: Sequence[str]) -> int:
         f"{config.optim.optimizer}, {config.optim.schedule} from {config.optim.learning_rate:g}",
         "workdir": f"{workdir} (checkpoints, metrics.jsonl, tensorboard, run.json)",
     }
+    if run.takeover is not None:
+        plan["loaded"] = ", ".join(layers(run.takeover.loaded)) or "nothing"
+        new = {layers([name])[0]: why for name, why in run.takeover.fresh.items()}
+        plan["new"] = ", ".join(f"{layer} ({why})" for layer, why in new.items()) or "nothing"
+        plan["frozen"] = ", ".join(config.optim.freeze) or "nothing"
     for name, text in plan.items():
         print(f"{name:>8}  {text}", flush=True)
 
@@ -105,10 +113,9 @@ def run(config: Config, arguments: Sequence[str]) -> int:
     if result.best is not None:
         print(f"  best: top-1 {result.best[1]:.2%} at step {result.best[0]}")
     print(f"  checkpoint: {result.checkpoint}")
-    print(
-        "next:  python -m gnet_jax summary --variant "
-        f"{m.variant} --image-size {d.image_size} --stem {m.stem}   (what each layer costs)"
-    )
+    where = shlex.quote(str(workdir))
+    print(f"next:  python -m gnet_jax predict {where} PHOTO.png   (what it sees in a photo)")
+    print(f"       python -m gnet_jax convert {where} DST         (a model folder to keep)")
     return 0
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from gnet_jax.config import UserError
 
-Split = Literal["train", "val"]
+Split = Literal["train", "val", "test"]
 
 
 class DataError(UserError):
@@ -47,6 +47,8 @@ class DigitsSource:
     def __init__(self, split: Split) -> None:
         from sklearn.datasets import load_digits
 
+        if split == "test":
+            raise DataError("the digits have no test split; take train or val")
         digits: Any = load_digits()
         order = np.random.RandomState(0).permutation(len(digits.target))  # its stream is frozen
         chosen = order[:1437] if split == "train" else order[1437:]
@@ -66,7 +68,9 @@ class DigitsSource:
 
 
 class FolderSource:
-    """A folder `train/CLASS/*`, `val/CLASS/*` of image files; classes in alphabetical order.
+    """A folder `train/CLASS/*`, `val/CLASS/*` (and, to evaluate, `test/CLASS/*`) of image files.
+
+    Classes are in alphabetical order.
 
     Raises:
         DataError: for a missing split, fewer than two classes, or an empty class.
@@ -127,7 +131,7 @@ class TfdsSource:
                 "--file_format=array_record`, or set TFDS_DATA_DIR to where it is"
             )
         splits = sorted(builder.info.splits)
-        wanted = ("train",) if split == "train" else ("validation", "test")
+        wanted = ("validation", "test") if split == "val" else (split,)
         chosen = next((s for s in wanted if s in splits), None)
         if chosen is None:
             raise DataError(f"{name} has no split {' or '.join(wanted)}; it has {splits}")
@@ -160,7 +164,7 @@ class TfdsSource:
 
 
 def open_source(spec: str, split: Split) -> Source:
-    """The source that `spec` names: "digits", "folder:PATH" or "tfds:NAME".
+    """The source that `spec` names: "digits", "folder:PATH" (or just the path) or "tfds:NAME".
 
     Raises:
         DataError: for an unknown kind, or data that is missing or unfit.
@@ -172,6 +176,8 @@ def open_source(spec: str, split: Split) -> Source:
         return FolderSource(Path(where).expanduser(), split)
     if kind == "tfds" and where:
         return TfdsSource(where, split)
+    if spec and Path(spec).expanduser().is_dir():
+        return FolderSource(Path(spec).expanduser(), split)
     raise DataError(f"data source {spec!r} is none of: digits, folder:PATH, tfds:NAME")
 
 

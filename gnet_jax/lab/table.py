@@ -1,4 +1,7 @@
-"""The cost ledger as a table for people."""
+"""The cost ledger as a table for people, and as CSV."""
+
+import csv
+import io
 
 from rich.table import Table
 
@@ -27,3 +30,15 @@ def ledger_table(costs: Ledger, title: str) -> Table:
         with_aux = f"{costs.params_with_aux:,}", f"{costs.macs_with_aux:,}"
         table.add_row("training (with * auxiliary heads)", "", "", *with_aux)
     return table
+
+
+def ledger_csv(costs: Ledger) -> str:
+    """Every layer of `costs` as CSV with a header; shapes as 7x7x3x64."""
+    rows = costs.as_dict()["layers"]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        sizes = {name: "x".join(map(str, row[name])) for name in ("kernel", "output")}
+        writer.writerow(row | sizes)
+    return text.getvalue()

@@ -22,7 +22,7 @@ class Pretrained(NamedTuple):
 class Takeover(NamedTuple):
     """Which variables of a new network a trained one fills, by their path ("params/conv1/...")."""
 
-    loaded: frozenset[str]
+    loaded: tuple[str, ...]
     fresh: Mapping[str, str]  # path -> why it begins anew
 
 
@@ -47,7 +47,7 @@ def compare(shapes: Mapping[str, Any], old: Pretrained, class_names: tuple[str, 
             fresh[name] = "of other classes"
         else:
             loaded.append(name)
-    return Takeover(frozenset(loaded), fresh)
+    return Takeover(tuple(loaded), fresh)
 
 
 def take_over(variables: Mapping[str, Any], old: Pretrained, takeover: Takeover) -> dict[str, Any]:

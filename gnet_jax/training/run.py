@@ -110,7 +110,7 @@ def prepare(config: Config, pretrained: Pretrained | None = None) -> Run:
     shapes = jax.eval_shape(partial(_fresh, model, config.data.image_size))
     check_patterns(config.optim.freeze, shapes["params"])
     takeover = None if pretrained is None else compare(shapes, pretrained, train.class_names)
-    loaded = frozenset() if takeover is None else takeover.loaded
+    loaded = frozenset(() if takeover is None else takeover.loaded)
     steps_per_epoch = len(train) / config.batch_size
     total_steps = max(1, round(config.epochs * steps_per_epoch))
     return Run(

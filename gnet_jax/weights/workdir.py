@@ -9,9 +9,9 @@ import numpy as np
 
 from gnet_jax.config import Config
 from gnet_jax.training.checkpoint import Checkpoints, digest
-from gnet_jax.training.run import prepare
 from gnet_jax.weights.folder import CONFIG_FILE, ModelFolder
 from gnet_jax.weights.schema import SchemaError, from_json
+from gnet_jax.weights.start import prepare_run
 from gnet_jax.weights.variables import WeightsError
 
 CHECKPOINTS = "checkpoints"
@@ -55,10 +55,10 @@ def read_workdir(workdir: Path) -> ModelFolder:
 
     Raises:
         WeightsError: if there is no checkpoint, or the config cannot be read.
-        ConfigError, DataError: as `gnet_jax.training.run.prepare`.
+        ConfigError, DataError: as `prepare_run`.
     """
     config = read_config(workdir)
-    run = prepare(config)
+    run = prepare_run(config)
     with Checkpoints(workdir / CHECKPOINTS, config.keep_latest) as checkpoints:
         step = checkpoints.latest if checkpoints.best is None else checkpoints.best
         if step is None:
@@ -80,4 +80,4 @@ def read_workdir(workdir: Path) -> ModelFolder:
     }
     if top1 is not None:
         source["validation_top1"] = f"{top1:.4f}"
-    return ModelFolder(run.model, variables, config.data.preprocessing, tuple(names), source)
+    return ModelFolder(run.model, variables, run.config.data.preprocessing, tuple(names), source)
