@@ -51,9 +51,9 @@ def run(config: Config, arguments: Sequence[str]) -> int:
     """Train as `config` says, and tell what is going on; returns the exit code."""
     # Imported here, so that --help and a typo answer at once.
     from gnet_jax.lab.ledger import network_ledger
+    from gnet_jax.training.finetune import layers
     from gnet_jax.training.loop import TrainingError, train
     from gnet_jax.training.record import open_workdir
-    from gnet_jax.training.finetune import layers
     from gnet_jax.training.report import duration
     from gnet_jax.training.sharding import use_compilation_cache
     from gnet_jax.weights.start import prepare_run

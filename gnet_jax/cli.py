@@ -238,6 +238,25 @@ def export(
     print(f"{difference:.1e}")
 
 
+@app.command
+def curves(
+    workdirs: Annotated[Positional[tuple[Path, ...]], arg(metavar="WORKDIR ...")],
+    out: Path = Path("curves.png"),
+) -> None:
+    """Draw loss and accuracy of every head over the steps of training runs.
+
+    Args:
+        workdirs: of runs that train or have trained; one row each.
+        out: the picture, .png, .svg or .pdf.
+    """
+    from gnet_jax.lab.curves import draw_curves
+
+    if not workdirs:
+        raise UserError("there is no run to draw; name at least one workdir")
+    draw_curves(workdirs, out)
+    print(f"drew {out}")
+
+
 def _console() -> Console:
     """Standard output; wide enough for a table where it is no terminal."""
     return Console(highlight=False, width=None if sys.stdout.isatty() else 110)

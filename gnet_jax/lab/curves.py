@@ -1,0 +1,54 @@
+"""Learning curves of training runs, as one picture."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from gnet_jax.config import UserError
+from gnet_jax.training.record import MetricsFile
+
+HEAD_COLOURS = ("#1b6ca8", "#d1495b", "#edae49", "#66a182", "#8d6a9f")
+
+
+def draw_curves(workdirs: Sequence[Path], out: Path) -> None:
+    """Draw loss and top-1 accuracy of every head, and of validation, over the steps of each run.
+
+    One row of two panels a run; the format is told by the suffix of `out`.
+
+    Raises:
+        UserError: if a run has logged nothing yet, or `out` cannot be written.
+    """
+    figure = Figure(figsize=(10, 3.6 * len(workdirs)), layout="constrained")
+    rows = figure.subplots(len(workdirs), 2, squeeze=False)
+    for workdir, (loss, top1) in zip(workdirs, rows, strict=True):
+        lines = MetricsFile(workdir / "metrics.jsonl").read()
+        if not lines:
+            raise UserError(f"{workdir} has no metrics.jsonl with a line in it; train there first")
+        _draw_run(lines, loss, top1)
+        loss.set(title=f"{workdir.name}: cross-entropy", xlabel="step", ylim=(0, None))
+        top1.set(title=f"{workdir.name}: top-1 accuracy", xlabel="step", ylim=(0, 1))
+        top1.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        for panel in (loss, top1):
+            panel.grid(alpha=0.25)
+            panel.spines[["top", "right"]].set_visible(False)
+        top1.legend(loc="lower right", frameon=False)
+    try:
+        figure.savefig(out, dpi=150)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot write {out}: {error}") from error
+
+
+def _draw_run(lines: Sequence[dict[str, float]], loss: Axes, top1: Axes) -> None:
+    names = {name for line in lines for name in line}
+    heads = [name[6:-5] for name in sorted(names) if name.startswith("train/") and "_top1" in name]
+    heads.sort(key=lambda head: head != "main")
+    curves = [(f"train/{head}_", f"{head} head, training", "-") for head in heads]
+    curves.append(("val/", "validation", "o-"))
+    colours = [*HEAD_COLOURS[: len(heads)], "black"]
+    for (prefix, label, style), colour in zip(curves, colours, strict=True):
+        for panel, kind in ((loss, "loss"), (top1, "top1")):
+            points = [(x["step"], x[prefix + kind]) for x in lines if prefix + kind in x]
+            if points:
+                panel.plot(*zip(*points, strict=True), style, color=colour, label=label, ms=3.5)
