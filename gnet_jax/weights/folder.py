@@ -51,7 +51,7 @@ def write_folder(path: str | Path, folder: ModelFolder) -> None:
     path = Path(path).expanduser().resolve()
     _refuse_to_overwrite(path)
     flat = flatten(folder.variables)
-    _check(folder, flat, f"what is to be written to {path}")
+    check_folder(folder, f"what is to be written to {path}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
@@ -160,18 +160,23 @@ def folder_of(config: Any, tensors: dict[str, Any], where: Path) -> ModelFolder:
         raise WeightsError(f"the config of {where} lacks or garbles {error}") from error
     model = GoogLeNet(arch, dtype=jnp.dtype(dtype))
     folder = ModelFolder(model, unflatten(tensors), preprocessing, names, source)
-    _check(folder, tensors, str(where))
+    check_folder(folder, str(where))
     return folder
 
 
-def _check(folder: ModelFolder, flat: dict[str, Any], where: str) -> None:
+def check_folder(folder: ModelFolder, where: str) -> None:
+    """Refuse variables or class names that are not those of the model.
+
+    Raises:
+        WeightsError: naming `where`, and the first thing in it that does not fit.
+    """
     classes = folder.model.arch.num_classes
     if len(folder.class_names) != classes:
         raise WeightsError(
             f"{where} names {len(folder.class_names)} classes, but the net has {classes} outputs"
         )
     try:
-        check(folder.model, flat, folder.preprocessing.image_size, where)
+        check(folder.model, flatten(folder.variables), folder.preprocessing.image_size, where)
     except WeightsError:
         raise
     except (ValueError, TypeError, KeyError) as error:  # an architecture that cannot be built
