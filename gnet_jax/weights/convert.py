@@ -13,6 +13,7 @@ from gnet_jax.model import GoogLeNet
 from gnet_jax.weights import caffe, torchvision
 from gnet_jax.weights.folder import (
     ModelFolder,
+    check_folder,
     folder_of,
     is_model_folder,
     read_folder,
@@ -103,7 +104,10 @@ def _caffe(src: Path, sha256: str) -> ModelFolder:
     if sha256 == PUBLISHED_CAFFE:
         source |= {"license": "unrestricted", "origin": "BVLC/caffe models/bvlc_googlenet"}
     names = _class_names(arch.num_classes)
-    return ModelFolder(GoogLeNet(arch), unflatten(flat), caffe.PREPROCESSING, names, source)
+    model, variables = GoogLeNet(arch), unflatten(flat)
+    folder = ModelFolder(model, variables, caffe.PREPROCESSING, names, source)
+    check_folder(folder, str(src))
+    return folder
 
 
 def _torchvision(
@@ -128,8 +132,10 @@ def _torchvision(
     if published:
         source["auxiliary_heads"] = "never trained, says torchvision's documentation"
     names = _class_names(arch.num_classes)
-    model = GoogLeNet(arch)
-    return ModelFolder(model, unflatten(flat), torchvision.preprocessing(mapped), names, source)
+    model, variables = GoogLeNet(arch), unflatten(flat)
+    folder = ModelFolder(model, variables, torchvision.preprocessing(mapped), names, source)
+    check_folder(folder, str(src))
+    return folder
 
 
 def _class_names(classes: int) -> tuple[str, ...]:

@@ -1,11 +1,13 @@
 """The model folder: weights, everything that is needed to use them, and a card for people.
 
 model.safetensors   every variable by its path: "params/conv1/conv/kernel", "batch_stats/..."
-config.json         architecture, dtype, preprocessing, class names, and where all came from
+config.json         architecture, dtype, preprocessing, class names, where all came from, and
+                    the sha256 of model.safetensors
 README.md           a model card with an example
 """
 
 import dataclasses
+import hashlib
 import json
 import shutil
 import tempfile
@@ -51,7 +53,7 @@ def write_folder(path: str | Path, folder: ModelFolder) -> None:
     path = Path(path).expanduser().resolve()
     _refuse_to_overwrite(path)
     flat = flatten(folder.variables)
-    _check(folder, flat, f"what is to be written to {path}")
+    check_folder(folder, f"what is to be written to {path}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
@@ -61,9 +63,10 @@ def write_folder(path: str | Path, folder: ModelFolder) -> None:
         new, old = partial / "new", partial / "old"
         new.mkdir()
         write_tensors(new / WEIGHTS_FILE, flat, {"format": "gnet_jax"})
-        config = json.dumps(config_of(folder), indent=2, ensure_ascii=False)
-        (new / CONFIG_FILE).write_text(config + "\n", encoding="utf-8")
-        (new / CARD_FILE).write_text(model_card(config_of(folder), flat, path.name), "utf-8")
+        config = config_of(folder) | {"weights_sha256": _sha256(new / WEIGHTS_FILE)}
+        text = json.dumps(config, indent=2, ensure_ascii=False)
+        (new / CONFIG_FILE).write_text(text + "\n", "utf-8")
+        (new / CARD_FILE).write_text(model_card(config, flat, path.name), "utf-8")
         if path.exists():
             path.rename(old)
         try:
@@ -99,7 +102,7 @@ def is_model_folder(path: Path) -> bool:
 
 
 def read_folder(path: str | Path) -> ModelFolder:
-    """The model folder at `path`, with every tensor's name and shape checked.
+    """The model folder at `path`, with every tensor's name, shape and bits checked.
 
     Raises:
         WeightsError: if it is missing, damaged, or its weights are not those of its architecture.
@@ -114,7 +117,19 @@ def read_folder(path: str | Path) -> ModelFolder:
         config = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise WeightsError(f"{file} is damaged: {error}") from error
-    return folder_of(config, tensors, path)
+    folder = folder_of(config, tensors, path)
+    sha256 = _sha256(path / WEIGHTS_FILE)
+    if config.get("weights_sha256", sha256) != sha256:
+        raise WeightsError(
+            f"{path / WEIGHTS_FILE} is damaged, or not the one that {CONFIG_FILE} belongs to: "
+            f"its sha256 is {sha256}; copy the folder again"
+        )
+    return folder
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def load(path: str | Path) -> tuple[GoogLeNet, dict[str, Any], Preprocessing]:
@@ -160,18 +175,23 @@ def folder_of(config: Any, tensors: dict[str, Any], where: Path) -> ModelFolder:
         raise WeightsError(f"the config of {where} lacks or garbles {error}") from error
     model = GoogLeNet(arch, dtype=jnp.dtype(dtype))
     folder = ModelFolder(model, unflatten(tensors), preprocessing, names, source)
-    _check(folder, tensors, str(where))
+    check_folder(folder, str(where))
     return folder
 
 
-def _check(folder: ModelFolder, flat: dict[str, Any], where: str) -> None:
+def check_folder(folder: ModelFolder, where: str) -> None:
+    """Refuse variables or class names that are not those of the model.
+
+    Raises:
+        WeightsError: naming `where`, and the first thing in it that does not fit.
+    """
     classes = folder.model.arch.num_classes
     if len(folder.class_names) != classes:
         raise WeightsError(
             f"{where} names {len(folder.class_names)} classes, but the net has {classes} outputs"
         )
     try:
-        check(folder.model, flat, folder.preprocessing.image_size, where)
+        check(folder.model, flatten(folder.variables), folder.preprocessing.image_size, where)
     except WeightsError:
         raise
     except (ValueError, TypeError, KeyError) as error:  # an architecture that cannot be built

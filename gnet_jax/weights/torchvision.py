@@ -136,13 +136,14 @@ def to_torchvision(arch: Architecture, flat: Mapping[str, np.ndarray]) -> dict[s
             classes, and both auxiliary heads or none.
     """
     own = VARIANTS["torchvision"]
-    for field in ("widths", "stem_widths", "norm", "branch5_kernel", "pool4_window", "naive",
-                  "stem", "head"):  # fmt: skip
-        if getattr(arch, field) != getattr(own, field):
+    for field in ("norm", "naive", "branch5_kernel", "pool4_window", "stem", "head", "stem_widths"):
+        there, here = getattr(own, field), getattr(arch, field)
+        if there != here:
             raise WeightsError(
-                f"torchvision's GoogLeNet cannot hold this net: its {field} is "
-                f"{getattr(own, field)}, here it is {getattr(arch, field)}"
+                f"torchvision's GoogLeNet cannot hold this net: its {field} is {there}, not {here}"
             )
+    if arch.widths != own.widths:
+        raise WeightsError("torchvision's GoogLeNet cannot hold this net: its widths are Table 1's")
     aux_fields = (arch.aux_after, arch.aux_widths, arch.aux_pool)
     if arch.aux_after and aux_fields != (own.aux_after, own.aux_widths, own.aux_pool):
         raise WeightsError(

@@ -122,6 +122,13 @@ def damage_cut(folder):
     file.write_bytes(file.read_bytes()[:-100])
 
 
+def damage_bit(folder):
+    file = folder / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1000] ^= 1
+    file.write_bytes(data)
+
+
 def damage_text(folder):
     (folder / "model.safetensors").write_text("<!DOCTYPE html>" * 20)
 
@@ -159,6 +166,7 @@ def damage_architecture(folder):
         (damage_shape, r"params/classifier/kernel is \(52, 2\) there, but \(52, 3\) in the net"),
         (damage_missing, "params/inception_3a/b1/conv/bias is absent there"),
         (damage_cut, "not a whole safetensors file"),
+        (damage_bit, r"is damaged, or not the one that config\.json belongs to"),
         (damage_text, "not a whole safetensors file"),
         (damage_json, "is damaged"),
         (damage_key, "lacks or garbles 'preprocessing'"),
