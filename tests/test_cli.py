@@ -1,11 +1,18 @@
 import csv
+import dataclasses
 import io
 import json
 import re
 
 import pytest
+from PIL import Image
 
 from gnet_jax.cli import main
+from gnet_jax.config import Preprocessing
+from gnet_jax.model import GoogLeNet
+from gnet_jax.training.record import MetricsFile
+from gnet_jax.weights import ModelFolder, write_folder
+from tests.tiny import tiny_arch, tiny_variables
 
 
 def test_summary_as_json_holds_the_counts_of_the_paper(capsys):
@@ -54,3 +61,112 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(arguments, message, capsys):
     assert error.startswith("gnet: error: ")
     assert error.count("\n") == 1
     assert re.search(message, error)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny model folder, and photos of two classes beside one file that is no photo."""
+    root = tmp_path_factory.mktemp("cli")
+    model = GoogLeNet(dataclasses.replace(tiny_arch(), num_classes=2))
+    pixels = Preprocessing(image_size=16, resize_to=16, mean=(99, 99, 99), std=(50, 50, 50))
+    write_folder(
+        root / "model",
+        ModelFolder(model, tiny_variables(model), pixels, ("cat", "dog"), {"format": "test"}),
+    )
+    for number, name in enumerate(("cat", "dog")):
+        (root / "photos" / "val" / name).mkdir(parents=True)
+        for i in range(3):
+            picture = Image.new("RGB", (20, 30), (200 * number, 40 * i, 9))
+            picture.save(root / "photos" / "val" / name / f"{i}.png")
+    (root / "broken.jpg").write_text("<html>not found</html>")
+    return root
+
+
+def test_predict_gives_one_json_object_a_photo_and_names_what_is_none(folder, capsys):
+    arguments = [str(folder / "photos"), str(folder / "broken.jpg"), "--json"]
+    assert main(["predict", str(folder / "model"), *arguments]) == 1
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["file"].rsplit("/", 1)[1] for line in lines] == 2 * [
+        "0.png", "1.png", "2.png",
+    ] + ["broken.jpg"]  # fmt: skip
+    assert "not an image" in lines[-1]["error"]
+    for line in lines[:-1]:
+        assert {guess["label"] for guess in line["top"]} == {"cat", "dog"}
+        assert sum(guess["probability"] for guess in line["top"]) == pytest.approx(1)
+
+
+def test_predict_prints_bars_and_draws_maps(folder, capsys):
+    photos = [str(folder / "photos" / "val" / name / "1.png") for name in ("cat", "dog")]
+    out = folder / "map.png"
+    assert main(["predict", str(folder / "model"), *photos, "--cam", str(out), "--top", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("%") == 2
+    for file in (out, folder / "map-2.png"):
+        with Image.open(file) as drawn:
+            assert drawn.size == (448, 480)
+
+
+def test_evaluate_counts_every_image(folder, capsys):
+    arguments = [str(folder / "model"), "--data", f"folder:{folder / 'photos'}"]
+    assert main(["evaluate", *arguments, "--json"]) == 0
+    one = json.loads(capsys.readouterr().out)
+    assert (one["images"], one["crops"], one["models"], one["top5"]) == (6, 1, 1, 1.0)
+    assert one["images_per_sec"] > 0
+    assert main(["evaluate", str(folder / "model"), *arguments, "--crops", "10", "--json"]) == 0
+    two = json.loads(capsys.readouterr().out)
+    assert (two["images"], two["crops"], two["models"]) == (6, 10, 2)
+    assert main(["evaluate", *arguments, "--table"]) == 0
+    assert "paper's top-5 error" in capsys.readouterr().out
+
+
+def test_convert_and_export_keep_the_model(folder, capsys):
+    names = folder / "names.txt"
+    names.write_text("tiger\nwolf\n")
+    source, copy = str(folder / "model"), str(folder / "copy")
+    assert main(["convert", source, copy, "--class-names", str(names)]) == 0
+    assert main(["predict", copy, str(folder / "photos"), "--json"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert json.loads(lines[-1])["top"][0]["label"] in ("tiger", "wolf")
+    assert main(["export", copy, str(folder / "model.safetensors")]) == 0
+    assert "largest difference" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["predict", "/no/model", "x.jpg"], "cannot read /no/model"),
+        (["predict", "MODEL"], "there is no photo"),
+        (["predict", "MODEL", "x.jpg", "--top", "0"], "--top is 0"),
+        (["predict", "MODEL", "x.jpg", "--cam", "/no/x.png"], "there is no folder /no"),
+        (["evaluate", "MODEL", "--data", "digits"], "the model has 2 classes and the data 10"),
+        (["evaluate", "--data", "digits"], "there is no model"),
+        (["evaluate", "MODEL", "--data", "digits", "--json", "--table"], "exclude each other"),
+        (["convert", "MODEL", "/proc/x"], "cannot write to /proc"),
+        (["export", "MODEL", "x.txt"], "the suffixes are .onnx"),
+        (["curves"], "there is no run to draw"),
+        (["curves", "/no/run"], "/no/run has no metrics.jsonl"),
+    ],
+)
+def test_what_cannot_be_done_is_one_sentence(folder, arguments, message, capsys):
+    model = str(folder / "model")
+    assert main([model if each == "MODEL" else each for each in arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("gnet: error: ")
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_curves_of_runs_are_drawn_and_bad_places_named(tmp_path, capsys):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        log = MetricsFile(tmp_path / name / "metrics.jsonl")
+        for step in (10, 20):
+            train = {"train/main_loss": 1.0, "train/main_top1": 0.5}
+            log.append(step, train | {"train/aux4a_loss": 2.0, "train/aux4a_top1": 0.25})
+            log.append(step, {"val/loss": 1.5, "val/top1": 0.4})
+    runs = [str(tmp_path / "one"), str(tmp_path / "two")]
+    assert main(["curves", *runs, "--out", str(tmp_path / "curves.svg")]) == 0
+    picture = (tmp_path / "curves.svg").read_text()
+    assert picture.count("<svg") == 1
+    assert main(["curves", *runs, "--out", str(tmp_path / "curves.docx")]) == 2
+    assert "cannot write" in capsys.readouterr().err
