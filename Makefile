@@ -9,7 +9,7 @@ CONSTRAINTS ?=
 BIN := .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 
-.PHONY: train test slow check lint types fmt constraints clean
+.PHONY: train test slow oracles check lint types fmt constraints clean
 
 train: .venv/installed
 	$(BIN)/python train.py $(ARGS)
@@ -19,6 +19,11 @@ test: .venv/installed-dev
 
 slow: .venv/installed-dev
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+# Caffe's reader in OpenCV, torchvision and onnxruntime, which some tests compare with and skip
+# where they are missing. Several GB.
+oracles: .venv/installed-dev
+	$(INSTALL) --editable '.[dev,export,oracles]'
 
 check: lint types test
 
@@ -36,7 +41,7 @@ fmt: .venv/installed-dev
 # The pins of CI, for every supported Python at once.
 constraints: .venv/installed-dev
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile --universal --python-version 3.11 --extra dev --upgrade \
+	$(BIN)/uv pip compile --universal --python-version 3.11 --extra dev --extra export --upgrade \
 		--no-annotate --no-header pyproject.toml --output-file constraints.txt
 
 clean:
