@@ -51,12 +51,12 @@ clean:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else "Python %d.%d is too old; 3.11 or newer is needed: make PYTHON=python3.12 ..." % v[:2])'
 	$(PYTHON) -m venv .venv
 
-.venv/installed: .venv/bin/python requirements.txt
+.venv/installed: .venv/bin/python requirements.txt pyproject.toml
 	@echo "installing the requirements into .venv, one to three minutes the first time ..."
-	$(INSTALL) --requirement requirements.txt
+	$(INSTALL) --requirement requirements.txt --editable .
 	@touch $@
 
-.venv/installed-dev: .venv/installed pyproject.toml
+.venv/installed-dev: .venv/installed
 	@echo "installing the development tools into .venv ..."
 	$(INSTALL) --editable '.[dev]'
 	@touch $@

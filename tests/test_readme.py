@@ -1,4 +1,4 @@
-"""What the README shows can be typed."""
+"""What README and docs show can be typed."""
 
 import re
 import shlex
@@ -7,24 +7,40 @@ from pathlib import Path
 import pytest
 
 import train
+from gnet_jax.cli import main
 from gnet_jax.config import RECIPES, check
 from gnet_jax.lab.ledger import network_ledger
 from gnet_jax.model import googlenet
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-COMMANDS = [
-    line
-    for _, text in BLOCKS
-    for line in text.replace("\\\n", "").splitlines()
-    if line.startswith("python train.py") and "--help" not in line
+ROOT = Path(__file__).parents[1]
+PAGES = {page: (ROOT / page).read_text() for page in ("README.md", "docs/pretrained.md")}
+BLOCKS = [
+    (page, header, text)
+    for page, content in PAGES.items()
+    for header, text in re.findall(r"^```([^\n]*)\n(.*?)^```", content, re.MULTILINE | re.DOTALL)
 ]
+LINES = [line for *_, text in BLOCKS for line in text.replace("\\\n", "").splitlines()]
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_training_command_is_valid(command):
+@pytest.mark.parametrize("command", [line for line in LINES if line.startswith("python train.py")])
+def test_every_training_command_is_valid(command, capsys):
     arguments = shlex.split(command, comments=True)[2:]
-    check(train.parse(arguments))
+    if "--help" in arguments:
+        with pytest.raises(SystemExit):
+            train.parse(arguments)
+    else:
+        check(train.parse(arguments))
+
+
+@pytest.mark.parametrize("command", [line for line in LINES if "gnet " in line])
+def test_every_gnet_command_and_its_options_exist(command, capsys):
+    name, *arguments = shlex.split(command.split("gnet ", 1)[1], comments=True)
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    for option in (each for each in arguments if each.startswith("--")):
+        assert option in text
 
 
 @pytest.mark.parametrize("recipe", sorted(path.stem for path in RECIPES.glob("*.py")))
@@ -34,9 +50,8 @@ def test_every_recipe_is_valid_and_gives_its_command(recipe):
 
 
 def test_the_table_of_variants_is_what_the_ledger_gives():
-    rows = re.findall(
-        r"^\| `(\w+)` .*?\| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \|", README, re.MULTILINE
-    )
+    row = r"^\| `(\w+)` .*?\| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \|"
+    rows = re.findall(row, PAGES["README.md"], re.MULTILINE)
     assert len(rows) == 5
     for variant, *numbers in rows:
         costs = network_ledger(googlenet(variant), 224)
@@ -44,14 +59,15 @@ def test_the_table_of_variants_is_what_the_ledger_gives():
         assert [f"{value:,}" for value in found] == numbers
 
 
-def test_every_file_that_is_linked_exists():
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (Path(__file__).parents[1] / target).exists(), target
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_that_is_linked_exists(page):
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", PAGES[page]):
+        assert ((ROOT / page).parent / target).exists(), target
 
 
 @pytest.mark.slow
-def test_the_python_shown_runs():
-    code = [text for language, text in BLOCKS if language == "python"]
-    assert code
-    for text in code:
-        exec(compile(text, "README.md", "exec"), {})
+@pytest.mark.parametrize(
+    "code", [text for _, header, text in BLOCKS if header == "python"], ids=lambda text: text[:20]
+)
+def test_the_python_shown_runs(code):
+    exec(compile(code, "shown", "exec"), {})
