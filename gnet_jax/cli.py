@@ -85,12 +85,13 @@ def convert(
     dst: Annotated[Positional[Path], arg(metavar="DST")],
     class_names: Path | None = None,
 ) -> None:
-    """Make a model folder of a caffemodel, a torchvision state dict or a training workdir.
+    """Make a model folder of a caffemodel, a torchvision or TF-slim file, or a training workdir.
 
     What SRC is, is told by its content; nothing in it is executed.
 
     Args:
-        src: a .caffemodel, a .pth or .safetensors of torchvision's GoogLeNet, or a workdir.
+        src: a .caffemodel, a .pth or .safetensors of torchvision's GoogLeNet, a checkpoint of
+            TF-slim's Inception v1, or a workdir.
         dst: the folder to write.
         class_names: a text file with one name a line, in the order of the outputs.
     """

@@ -20,6 +20,7 @@ from gnet_jax.model.widths import (
 
 Norm = Literal["lrn", "batch_norm"]
 Stem = Literal["imagenet", "small"]
+StemPadding = Literal["caffe", "same"]
 Head = Literal["average_pool", "fc"]
 AuxPool = Literal["caffe", "adaptive"]
 VariantName = Literal["paper", "batch_norm", "torchvision", "google_release", "naive"]
@@ -27,7 +28,14 @@ VariantName = Literal["paper", "batch_norm", "torchvision", "google_release", "n
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """Every choice that shapes the network; the defaults are the paper's."""
+    """Every choice that shapes the network; the defaults are the paper's.
+
+    `stem_padding` "same" pads the strided first convolution as TensorFlow does: (2, 3) at an even
+    size, where Caffe pads (3, 3). All sizes stay as they are. The pools keep Caffe's rule, which
+    equals TensorFlow's "SAME" where a 3x3 pool of stride 2 sees an even size, and for a 2x2 pool
+    always. So TF-slim's net computes here what it computes there for images whose side is a
+    multiple of 16, such as 224, or one less.
+    """
 
     num_classes: int = 1000
     # By name, in order; a first digit other than the block's before means a pool in between.
@@ -37,6 +45,7 @@ class Architecture:
     branch5_kernel: int = 5  # torchvision and TF-slim have a 3x3 where the paper has its 5x5
     pool4_window: int = 3  # torchvision and TF-slim: 2
     stem: Stem = "imagenet"  # small: a 3x3 first layer and one pool, for images of 16 to 64 pixels
+    stem_padding: StemPadding = "caffe"  # TF-slim: same
     stem_widths: tuple[int, int, int] = (64, 64, 192)
     aux_after: tuple[str, ...] = ("4a", "4d")
     aux_widths: tuple[int, int] = (128, 1024)
@@ -141,7 +150,7 @@ def grid_sizes(arch: Architecture, size: int) -> dict[str, int]:
         sizes behind the heads' average pools.
     """
     if arch.stem == "imagenet":
-        conv1 = conv_size(size, 7, stride=2, pad=3)
+        conv1 = conv_size(size, 7, stride=2, pad=3)  # whatever stem_padding is
         stem = pooled_size(conv1, 3, 2)
     else:
         stem = size

@@ -91,7 +91,7 @@ class GoogLeNet(nn.Module):
         conv1, reduce2, conv2 = self.arch.stem_widths
         lrn = local_response_norm if self.arch.norm == "lrn" else lambda x: x
         if self.arch.stem == "imagenet":
-            x = conv(conv1, 7, 2, name="conv1")(x)
+            x = conv(conv1, 7, 2, padding=self.arch.stem_padding, name="conv1")(x)
             x = self._named("pool1/3x3_s2", max_pool(x, 3, 2))
         else:
             x = conv(conv1, 3, name="conv1")(x)

@@ -4,7 +4,7 @@ Shapes: B batch, H height, W width, C channels.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -17,6 +17,12 @@ from gnet_jax.model.initializers import caffe_xavier, he_normal
 def conv_size(size: int, kernel: int, *, stride: int, pad: int) -> int:
     """Output side length of a convolution: Caffe and everyone else round down."""
     return (size + 2 * pad - kernel) // stride + 1
+
+
+def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    """(low, high) padding by TensorFlow's rule "SAME": an odd pixel goes to the high side."""
+    total = max(0, (-(-size // stride) - 1) * stride + kernel - size)
+    return total // 2, total - total // 2
 
 
 def pooled_size(size: int, window: int, stride: int, pad: int = 0) -> int:
@@ -86,7 +92,8 @@ def local_response_norm(
 class ConvBlock(nn.Module):
     """Convolution, then batch norm where the variant has it, then ReLU.
 
-    Without `norm` the convolution has a bias (initially 0.2, as Caffe's), with it none.
+    Without `norm` the convolution has a bias (initially 0.2, as Caffe's), with it none. `padding`
+    matters where the stride is above 1: "caffe" pads both sides alike, "same" as TensorFlow does.
     """
 
     features: int
@@ -94,15 +101,16 @@ class ConvBlock(nn.Module):
     stride: int = 1
     norm: Callable[..., nn.Module] | None = None  # partial(nn.BatchNorm, ...): mode already bound
     dtype: Any = jnp.float32
+    padding: Literal["caffe", "same"] = "caffe"
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
-        pad = self.kernel // 2  # explicit: "SAME" pads a stride-2 convolution differently
+        pad = self.kernel // 2
         x_BHWC = nn.Conv(
             self.features,
             (self.kernel, self.kernel),
             (self.stride, self.stride),
-            [(pad, pad), (pad, pad)],
+            "SAME" if self.padding == "same" else [(pad, pad), (pad, pad)],
             use_bias=self.norm is None,
             kernel_init=caffe_xavier if self.norm is None else he_normal,
             bias_init=nn.initializers.constant(0.2),

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from gnet_jax.model import GoogLeNet
-from gnet_jax.weights import caffe, torchvision
+from gnet_jax.weights import caffe, tf_slim, torchvision
 from gnet_jax.weights.folder import (
     ModelFolder,
     check_folder,
@@ -25,8 +25,9 @@ from gnet_jax.weights.variables import WeightsError, unflatten
 from gnet_jax.weights.workdir import is_workdir, read_workdir
 
 KNOWN = (
-    "a caffemodel, a torchvision state dict (.pth or .safetensors), a file that `export` wrote as "
-    ".safetensors, a model folder, and a training workdir"
+    "a caffemodel, a torchvision state dict (.pth or .safetensors), a checkpoint of TF-slim's "
+    "Inception v1, a file that `export` wrote as .safetensors, a model folder, and a training "
+    "workdir"
 )
 PUBLISHED_CAFFE = "afb3ba04dbee93e6e3228f8c399c5f439a786fbeafdb5b5870a990de80f7477b"
 
@@ -41,10 +42,11 @@ def convert(
     """Write the model that `src` holds as the model folder `dst`; the format is told by content.
 
     Args:
-        src: one of `KNOWN`. Nothing in it is executed.
+        src: one of `KNOWN`. Nothing in it is executed. TensorFlow's checkpoints of several files
+            are named by their prefix, their .index or a .data file.
         dst: a new or empty folder, or a model folder, which is replaced.
         class_names: one for each output; None takes those of `src`, ImageNet's for 1,000 outputs
-            of foreign weights, and "class 0", "class 1", ... otherwise.
+            of foreign weights (1,001 of TF-slim's), and "class 0", "class 1", ... otherwise.
         transform_input: of torchvision's weights only: whether they were trained with that option
             (see `torchvision.preprocessing`). None: only the published file was.
 
@@ -71,6 +73,7 @@ def read(src: Path, transform_input: bool | None = None) -> ModelFolder:
         if is_workdir(src):
             return read_workdir(src)
         raise WeightsError(f"the folder {src} holds no model; known are {KNOWN}")
+    src = tf_slim.index_of(src)
     try:
         with src.open("rb") as file:
             head = file.read(4096)
@@ -87,6 +90,8 @@ def read(src: Path, transform_input: bool | None = None) -> ModelFolder:
                 raise WeightsError(f"{src} is a part of a model folder; give the folder itself")
             return folder_of(_json(metadata["config"], src), tensors, src)
         return _torchvision(tensors, src, "safetensors state dict", sha256, transform_input)
+    if tf_slim.is_checkpoint(src):
+        return _slim(src, sha256)
     if caffe.is_caffemodel(head):
         return _caffe(src, sha256)
     raise WeightsError(f"{src} is {_what(head)}; known are {KNOWN}")
@@ -134,6 +139,23 @@ def _torchvision(
     names = _class_names(arch.num_classes)
     model, variables = GoogLeNet(arch), unflatten(flat)
     folder = ModelFolder(model, variables, torchvision.preprocessing(mapped), names, source)
+    check_folder(folder, str(src))
+    return folder
+
+
+def _slim(src: Path, sha256: str) -> ModelFolder:
+    tensors = tf_slim.read_checkpoint(src)
+    if not tf_slim.is_slim(tensors):
+        first = ", ".join(list(tensors)[:3]) or "nothing"
+        raise WeightsError(f"{src} is no Inception v1 of TF-slim: it holds {first}, ...")
+    arch, flat = tf_slim.from_slim(tensors, str(src))
+    # Of an index, too, sha256 tells the weights: it holds a checksum of each.
+    source = {"file": src.name, "format": "TF-slim checkpoint", "sha256": sha256}
+    names = _class_names(arch.num_classes)
+    if arch.num_classes == 1001:
+        names = ("background", *imagenet_classes())
+    model, variables = GoogLeNet(arch), unflatten(flat)
+    folder = ModelFolder(model, variables, tf_slim.PREPROCESSING, names, source)
     check_folder(folder, str(src))
     return folder
 

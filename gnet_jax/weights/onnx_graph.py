@@ -11,7 +11,7 @@ from onnx import ModelProto, TensorProto, checker, helper, numpy_helper
 
 import gnet_jax
 from gnet_jax.model import Architecture
-from gnet_jax.model.layers import conv_size, pooled_size
+from gnet_jax.model.layers import conv_size, pooled_size, same_padding
 from gnet_jax.weights.variables import rows_to_channels_first
 
 OPSET = 13  # the first whose operators all have today's form; read by onnxruntime 1.6 and later
@@ -36,8 +36,10 @@ class _Graph:
         self.constants.append(numpy_helper.from_array(array, name))
         return name
 
-    def conv(self, x: str, module: str, stride: int = 1) -> str:
-        """Convolution, with batch norm folded into it, and ReLU."""
+    def conv(
+        self, x: str, module: str, stride: int = 1, pads: tuple[int, int] | None = None
+    ) -> str:
+        """Convolution, with batch norm folded into it, and ReLU; padded by half the kernel."""
         kernel_HWIO = self.flat[f"params/{module}/conv/kernel"]
         if self.arch.norm == "batch_norm":
             scale, shift = (self.flat[f"params/{module}/norm/{n}"] for n in ("scale", "bias"))
@@ -47,6 +49,7 @@ class _Graph:
         else:
             bias = self.flat[f"params/{module}/conv/bias"]
         size = kernel_HWIO.shape[0]
+        low, high = pads or (size // 2, size // 2)
         weights = self.constant(f"{module}/weight", kernel_HWIO.transpose(3, 2, 0, 1))
         x = self.node(
             "Conv",
@@ -54,7 +57,7 @@ class _Graph:
             f"{module}/conv",
             kernel_shape=[size, size],
             strides=[stride, stride],
-            pads=[size // 2] * 4,
+            pads=[low, low, high, high],
         )
         return self.node("Relu", [x], module)
 
@@ -119,7 +122,8 @@ def onnx_model(
     g = _Graph(arch, flat)
     size = image_size
     if arch.stem == "imagenet":
-        x = g.conv("input", "conv1", stride=2)
+        pads = same_padding(size, 7, 2) if arch.stem_padding == "same" else None
+        x = g.conv("input", "conv1", 2, pads)
         size = conv_size(size, 7, stride=2, pad=3)
         x = g.max_pool(x, size, 3, 2, 0, "pool1")
         size = pooled_size(size, 3, 2)

@@ -136,7 +136,16 @@ def to_torchvision(arch: Architecture, flat: Mapping[str, np.ndarray]) -> dict[s
             classes, and both auxiliary heads or none.
     """
     own = VARIANTS["torchvision"]
-    for field in ("norm", "naive", "branch5_kernel", "pool4_window", "stem", "head", "stem_widths"):
+    for field in (
+        "norm",
+        "naive",
+        "branch5_kernel",
+        "pool4_window",
+        "stem",
+        "stem_padding",
+        "stem_widths",
+        "head",
+    ):
         there, here = getattr(own, field), getattr(arch, field)
         if there != here:
             raise WeightsError(

@@ -8,9 +8,11 @@ from gnet_jax.model.layers import (
     ConvBlock,
     adaptive_average_pool,
     average_pool,
+    conv_size,
     local_response_norm,
     max_pool,
     pooled_size,
+    same_padding,
 )
 
 GENERATOR = np.random.default_rng(0)
@@ -97,6 +99,18 @@ def test_the_first_output_of_a_strided_convolution_sees_three_padded_pixels():
     params = {"conv": {"kernel": jnp.ones((7, 7, 1, 1)), "bias": jnp.zeros(1)}}
     found = block.apply({"params": params}, jnp.ones((1, 8, 8, 1)))
     assert np.asarray(found)[0, 0, 0, 0] == 16  # 4 x 4 pixels under a 7x7 window
+
+
+def test_tensorflows_padding_moves_the_windows_and_keeps_the_sizes():
+    params = {"conv": {"kernel": jnp.ones((7, 7, 1, 1)), "bias": jnp.zeros(1)}}
+    block = ConvBlock(1, 7, 2, padding="same")
+    for size, seen in ((8, 5), (9, 4)):  # (2, 3) padded pixels, and (3, 3) as Caffe
+        found = block.apply({"params": params}, jnp.ones((1, size, size, 1)))
+        assert np.asarray(found)[0, 0, 0, 0] == seen**2
+        low, high = same_padding(size, 7, 2)
+        assert found.shape[1] == (low + size + high - 7) // 2 + 1
+        assert found.shape[1] == conv_size(size, 7, stride=2, pad=3)
+        assert low == 7 - seen
 
 
 def test_initial_weights_have_the_stated_spread_and_are_the_same_traced_or_not():

@@ -53,6 +53,14 @@ def test_every_variant_goes_to_onnx(tmp_path, variant, knobs):
     assert export(small_folder(variant, **knobs), tmp_path / "net.onnx") <= 1e-5
 
 
+@pytest.mark.parametrize("size", [64, 65])
+def test_tensorflows_padding_goes_to_onnx(tmp_path, size):
+    need(".onnx")
+    folder = small_folder("torchvision", stem="imagenet", image_size=size)
+    model = GoogLeNet(dataclasses.replace(folder.model.arch, stem_padding="same"))
+    assert export(dataclasses.replace(folder, model=model), tmp_path / "net.onnx") <= 1e-5
+
+
 def test_auxiliary_heads_are_left_out_of_graphs(tmp_path):
     need(".onnx")
     import onnx
