@@ -89,7 +89,7 @@ def train(run: Run, workdir: Path) -> Result:
         best = checkpoints.best
         return Result(
             step=step,
-            signal=stop.signal,
+            signal=stop.signal if step < run.total_steps else None,
             val=val,
             heads=heads,
             best=None if best is None else (best, scores[best]),
@@ -133,7 +133,7 @@ def _steps(
             step, config.eval_every_epochs * run.steps_per_epoch
         )
         save_due = step % config.save_every_steps == 0
-        stopping = stop.signal is not None
+        stopping = stop.signal is not None and step < total
         if step % config.log_every_steps == 0 or evaluation_due or save_due or stopping:
             meter.add(_finite(step, pending))
             pending = None
