@@ -45,6 +45,9 @@ def main(arguments: Sequence[str]) -> int:
     except UserError as error:
         print(f"train.py: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("train.py: interrupted before the first step; nothing to save", file=sys.stderr)
+        return 130
 
 
 def run(config: Config, arguments: Sequence[str]) -> int:

@@ -32,7 +32,7 @@ def get_config() -> Config:
         optim=OptimConfig(
             learning_rate=0.05,
             schedule="cosine",
-            warmup_epochs=1,
+            warmup_epochs=0.5,
             averaging="ema",
             ema_decay=0.99,
         ),

@@ -4,9 +4,10 @@ A recipe (`configs/*.py`) returns a `Config`; `train.py --field.path value` over
 """
 
 import dataclasses
-import importlib.util
+import importlib.machinery
 import json
 import math
+import types
 from pathlib import Path
 from typing import Any, Literal
 
@@ -163,6 +164,7 @@ FREE_ON_RESUME = (
     "save_every_steps",
     "keep_latest",
     "log_every_steps",
+    "data.source",  # the same data may have moved; its fingerprint is compared
     "data.threads",
 )
 
@@ -173,12 +175,14 @@ def check(config: Config) -> None:
     Raises:
         ConfigError: naming the field, its value and what it may be.
     """
-    limits: list[tuple[str, float | None, bool, str]] = []
+    limits: list[tuple[str, Any, bool, str]] = []
 
     def require(name: str, holds: bool, limit: str) -> None:
         limits.append((name, value_of(config, name), holds, limit))
 
     d, o = config.data, config.optim
+    below = f"at least 0 and below {config.epochs:g} (epochs)"
+    require("workdir", bool(config.workdir), "the name of a folder")
     require("epochs", config.epochs > 0, "above 0")
     for name in ("batch_size", "save_every_steps", "keep_latest", "log_every_steps"):
         require(name, value_of(config, name) >= 1, "at least 1")
@@ -190,6 +194,7 @@ def check(config: Config) -> None:
     require("data.crop_area", 0 < d.crop_area[0] <= d.crop_area[1] <= 1, "0 < low <= high <= 1")
     require("data.crop_aspect", 0 < d.crop_aspect[0] <= d.crop_aspect[1], "0 < low <= high")
     require("data.resize_to", d.resize_to >= d.image_size, f"at least {d.image_size} (image_size)")
+    require("data.mean", len(d.mean) == 3, "three numbers")
     require("data.std", min(d.std) > 0, "above 0 in every channel")
     require("data.threads", d.threads >= 1, "at least 1")
     require("loss.aux_weight", config.loss.aux_weight >= 0, "at least 0")
@@ -198,7 +203,11 @@ def check(config: Config) -> None:
     require("optim.momentum", 0 <= o.momentum < 1, "in [0, 1)")
     require("optim.weight_decay", o.weight_decay >= 0, "at least 0")
     require("optim.bias_lr_factor", o.bias_lr_factor >= 0, "at least 0")
-    require("optim.warmup_epochs", 0 <= o.warmup_epochs < config.epochs, "in [0, epochs)")
+    require(
+        "optim.warmup_epochs",
+        0 <= o.warmup_epochs < config.epochs,
+        below,
+    )
     require("optim.decay_rate", 0 < o.decay_rate <= 1, "above 0, at most 1")
     require("optim.decay_epochs", o.decay_epochs > 0, "above 0")
     require("optim.power", o.power > 0, "above 0")
@@ -206,10 +215,16 @@ def check(config: Config) -> None:
     require("optim.clip_norm", o.clip_norm is None or o.clip_norm > 0, "above 0")
     require("optim.accumulate", o.accumulate >= 1, "at least 1")
     require("optim.ema_decay", 0 <= o.ema_decay < 1, "in [0, 1)")
-    require("optim.average_from", 0 <= o.average_from < config.epochs, "in [0, epochs)")
+    require(
+        "optim.average_from",
+        0 <= o.average_from < config.epochs,
+        below,
+    )
     for name, value, holds, limit in limits:
-        finite = not isinstance(value, float) or math.isfinite(value)
-        if not (holds and finite):
+        parts = value if isinstance(value, tuple) else (value,)
+        if not all(math.isfinite(part) for part in parts if isinstance(part, float)):
+            raise ConfigError(f"{name} is {value}; it must be finite")
+        if not holds:
             raise ConfigError(f"{name} is {value}; it must be {limit}")
 
 
@@ -245,7 +260,9 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     ]
 
 
-RECIPES = Path(__file__).resolve().parent.parent / "configs"
+# Beside the package in a checkout, inside it where it was installed from a wheel.
+_HERE = Path(__file__).resolve().parent
+RECIPES = next((p for p in (_HERE.parent / "configs", _HERE / "configs") if p.is_dir()), _HERE)
 
 
 def load_recipe(name: str) -> tuple[Config, str]:
@@ -255,22 +272,25 @@ def load_recipe(name: str) -> tuple[Config, str]:
         name: a path to a Python file that defines `get_config()`, or the name of one in `configs/`.
 
     Raises:
-        ConfigError: if there is no such file, or it defines no `get_config`.
+        ConfigError: if there is no such file, it fails, or gives no `Config`.
     """
     path = Path(name)
     if not path.is_file():
-        path = RECIPES / f"{Path(name).stem}.py" if path.parent == Path() else path
+        path = RECIPES / f"{name.removesuffix('.py')}.py" if path.parent == Path() else path
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.py")))
         raise ConfigError(f"there is no config file {name}; the recipes in configs/ are: {known}")
-    spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    loader = importlib.machinery.SourceFileLoader(f"recipe_{path.stem}", str(path))
+    module = types.ModuleType(loader.name)
     try:
-        spec.loader.exec_module(module)
-    except SyntaxError as error:
-        raise ConfigError(f"{path} is not a Python file: {error}") from error
-    if not hasattr(module, "get_config"):
-        raise ConfigError(f"{path} defines no get_config() -> Config")
-    return module.get_config(), module.__doc__ or ""
+        loader.exec_module(module)
+        if not callable(getattr(module, "get_config", None)):
+            raise ConfigError(f"{path} defines no get_config() -> Config")
+        config = module.get_config()
+    except ConfigError:
+        raise
+    except Exception as error:  # it is the user's code; what went wrong in it is for the user
+        raise ConfigError(f"{path} fails with {type(error).__name__}: {error}") from error
+    if not isinstance(config, Config):
+        raise ConfigError(f"get_config() of {path} gives a {type(config).__name__}, not a Config")
+    return config, module.__doc__ or ""

@@ -34,7 +34,9 @@ def test_the_defaults_are_valid():
     ("changes", "field"),
     [
         ({"epochs": 0.0}, "epochs is 0.0"),
-        ({"epochs": math.nan}, "epochs is nan"),
+        ({"epochs": math.nan}, "epochs is nan; it must be finite"),
+        ({"workdir": ""}, "the name of a folder"),
+        ({"data": DataConfig(mean=(1.0, math.nan, 1.0))}, "data.mean is .* it must be finite"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"eval_batch_size": -1}, "eval_batch_size is -1"),
         ({"seed": -1}, "seed is -1"),
@@ -81,5 +83,13 @@ def test_a_recipe_that_is_missing_or_wrong_is_named(tmp_path):
     with pytest.raises(ConfigError, match="defines no get_config"):
         load_recipe(str(file))
     file.write_text("def get_config(:\n")
-    with pytest.raises(ConfigError, match="not a Python file"):
+    with pytest.raises(ConfigError, match="fails with SyntaxError"):
         load_recipe(str(file))
+    file.write_text("def get_config():\n    return {'epochs': 3}\n")
+    with pytest.raises(ConfigError, match="gives a dict, not a Config"):
+        load_recipe(str(file))
+    file.write_text("import no_such_module\n")
+    with pytest.raises(ConfigError, match="fails with ModuleNotFoundError: No module"):
+        load_recipe(str(file))
+    with pytest.raises(ConfigError, match=r"no config file digits\.zip"):
+        load_recipe("digits.zip")

@@ -9,10 +9,11 @@ from typing import Any, TypedDict
 
 import grain
 import numpy as np
+from PIL import Image
 
 from gnet_jax.config import Preprocessing
-from gnet_jax.data.decode import central_crop, decode, random_crop
-from gnet_jax.data.sources import DataError, Source
+from gnet_jax.data.decode import ImageError, central_crop, decode, random_crop
+from gnet_jax.data.sources import DataError, Example, Source
 
 
 class Batch(TypedDict):
@@ -34,6 +35,14 @@ def _checked(label: int, source: Source) -> int:
     if not 0 <= label < len(source.class_names):
         raise DataError(f"found label {label}, but the data has {len(source.class_names)} classes")
     return label
+
+
+def _decoded(example: Example, source: Source, index: int) -> Image.Image:
+    try:
+        return decode(example.image)
+    except ImageError as error:
+        where = source.describe(index)
+        raise DataError(f"{where} is {error}; mend it or take it out of the data") from error
 
 
 def train_batches(
@@ -67,7 +76,7 @@ def train_batches(
         for place, index in enumerate(indices[mine], start=mine.start):
             example = source[int(index)]
             generator = np.random.default_rng((seed, step, place))
-            picture = decode(example.image)
+            picture = _decoded(example, source, int(index))
             images.append(random_crop(picture, generator, image_size, crop_area, crop_aspect))
             labels.append(_checked(example.label, source))
         return Batch(
@@ -108,7 +117,7 @@ def eval_batches(
         first = step * batch_size + mine.start
         for place, index in enumerate(range(first, min(first + share, len(source)))):
             example = source[index]
-            batch["image"][place] = central_crop(decode(example.image), preprocessing)
+            batch["image"][place] = central_crop(_decoded(example, source, index), preprocessing)
             batch["label"][place] = _checked(example.label, source)
             batch["mask"][place] = True
         return batch

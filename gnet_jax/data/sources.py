@@ -33,6 +33,10 @@ class Source(Protocol):
 
     def __getitem__(self, index: int) -> Example: ...
 
+    def describe(self, index: int) -> str:
+        """What to call an example in a message."""
+        ...
+
     def fingerprint(self) -> str:
         """A short hash that changes when examples, labels or their order change."""
         ...
@@ -62,6 +66,10 @@ class DigitsSource:
     def __getitem__(self, index: int) -> Example:
         return Example(self._images[index], int(self._labels[index]))
 
+    def describe(self, index: int) -> str:
+        """Its place in the split."""
+        return f"digit {index}"
+
     def fingerprint(self) -> str:
         """Hash of every pixel and label."""
         return _digest(self._images.tobytes(), self._labels.astype("<i8").tobytes())
@@ -82,17 +90,21 @@ class FolderSource:
         folder = root / split
         if not folder.is_dir():
             raise DataError(f"there is no folder {folder}; images are looked for in {split}/CLASS/")
-        self.class_names = tuple(sorted(p.name for p in folder.iterdir() if p.is_dir()))
+        self.class_names = tuple(
+            sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
+        )
         if len(self.class_names) < 2:
             raise DataError(f"{folder} holds {len(self.class_names)} class folders; 2 are needed")
         self._files: list[tuple[Path, int]] = []
         for label, name in enumerate(self.class_names):
-            files = sorted(
-                p for p in (folder / name).iterdir() if p.suffix.lower() in self.SUFFIXES
-            )
+            files = sorted(filter(self._is_image, (folder / name).iterdir()))
             if not files:
                 raise DataError(f"the class folder {folder / name} holds no image files")
             self._files += [(path, label) for path in files]
+
+    def _is_image(self, path: Path) -> bool:
+        hidden = path.name.startswith(".")  # such as the ._1.jpg that macOS leaves behind
+        return path.suffix.lower() in self.SUFFIXES and not hidden and path.is_file()
 
     def __len__(self) -> int:
         return len(self._files)
@@ -101,9 +113,15 @@ class FolderSource:
         path, label = self._files[index]
         return Example(path.read_bytes(), label)
 
+    def describe(self, index: int) -> str:
+        """Its path."""
+        return str(self._files[index][0])
+
     def fingerprint(self) -> str:
         """Hash of every file's class, name and length in bytes."""
-        lines = (f"{label} {path.name} {path.stat().st_size}\n" for path, label in self._files)
+        lines = (
+            f"{path.parent.name}/{path.name} {path.stat().st_size}\n" for path, _ in self._files
+        )
         return _digest(*(line.encode() for line in lines))
 
 
@@ -155,6 +173,10 @@ class TfdsSource:
     def __getitem__(self, index: int) -> Example:
         example = self._examples[index]
         return Example(example["image"], int(example["label"]))
+
+    def describe(self, index: int) -> str:
+        """Its place in the split."""
+        return f"example {index} of {self._identity}"
 
     def fingerprint(self) -> str:
         """Hash of the set's name and version, the split, its shards, and its first 100 examples."""

@@ -116,7 +116,7 @@ def evaluate(
                 if isinstance(views, ImageError):
                     if not skip_unreadable:
                         raise EvaluationError(
-                            f"image {index} of the data cannot be scored: {views}"
+                            f"{source.describe(index)} cannot be scored: {views}"
                         ) from views
                     unreadable.append(index)
             scored = [views for _, views in chunk if not isinstance(views, ImageError)]

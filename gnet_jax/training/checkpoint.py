@@ -94,7 +94,12 @@ class Checkpoints:
             ConfigError: if what was saved has other leaves, shapes or dtypes; Orbax itself would
                 cast or fill in silently.
         """
-        saved = self._manager.item_metadata(step)["state"]
+        try:
+            saved = self._manager.item_metadata(step)["state"]
+        except Exception as error:
+            raise self._damaged(step) from error
+        if saved is None:
+            raise self._damaged(step)
         expected = {_name(p): (x.shape, x.dtype) for p, x in _leaves(abstract_state)}
         found = {_name(p): (tuple(x.shape), np.dtype(x.dtype)) for p, x in _leaves(saved)}
         for name in sorted(expected.keys() | found.keys()):
@@ -104,7 +109,18 @@ class Checkpoints:
                     f"{found.get(name, 'absent')} there, {expected.get(name, 'absent')} here"
                 )
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
-        return self._manager.restore(step, args=args)["state"]
+        try:
+            return self._manager.restore(step, args=args)["state"]
+        except Exception as error:  # whatever the storage below trips over
+            raise self._damaged(step) from error
+
+    def _damaged(self, step: int) -> ConfigError:
+        older = [each for each in self._manager.all_steps() if each < step]
+        rest = f"go on from step {max(older)}" if older else "begin anew"
+        return ConfigError(
+            f"checkpoint {step} in {self.folder} is damaged; move {self.folder / str(step)} away "
+            f"to {rest}"
+        )
 
 
 def _score(metrics: dict[str, float | None]) -> float:

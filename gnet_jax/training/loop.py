@@ -1,5 +1,6 @@
 """The training loop: step, report, evaluate, save, and stop when asked."""
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -11,9 +12,10 @@ from typing import Any, Self
 
 import jax
 
+from gnet_jax.config import UserError
 from gnet_jax.data import eval_batches, train_batches
 from gnet_jax.training.checkpoint import Checkpoints
-from gnet_jax.training.record import add_start
+from gnet_jax.training.record import add_start, locked
 from gnet_jax.training.report import Meter, Reporter, duration
 from gnet_jax.training.run import Run
 from gnet_jax.training.sharding import compile_eval_step, compile_train_step, put_batches
@@ -38,14 +40,19 @@ class Result:
 
 
 class StopRequest:
-    """SIGINT and SIGTERM ask the loop to save and stop; a second one ends the process at once."""
+    """SIGINT, SIGTERM and SIGHUP ask the loop to save and stop; a second one ends it at once.
+
+    SIGHUP stays ignored where it was, as under nohup.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue
             self._old[number] = signal.signal(number, self._asked)
         return self
 
@@ -56,7 +63,7 @@ class StopRequest:
     def _asked(self, number: int, _frame: object) -> None:
         self.signal = number
         # os.write, for print may be interrupted inside itself
-        os.write(2, b"\nsaving behind the step that is under way; once more ends it at once\n")
+        os.write(2, b"\nsaving as soon as what is under way is done; once more ends it at once\n")
         for each in self._old:
             signal.signal(each, signal.SIG_DFL)
 
@@ -69,7 +76,8 @@ def train(run: Run, workdir: Path) -> Result:
     """
     config, began = run.config, time.perf_counter()
     main = jax.process_index() == 0
-    with Checkpoints(workdir / "checkpoints", config.keep_latest) as checkpoints:
+    hold = locked(workdir) if main else contextlib.nullcontext()
+    with hold, Checkpoints(workdir / "checkpoints", config.keep_latest) as checkpoints:
         start = checkpoints.latest
         if start is None:
             start, state = 0, run.initial_state()
@@ -110,9 +118,12 @@ def _steps(
     config, total = run.config, run.total_steps
     val: dict[str, float] = {}
     heads: dict[str, float] = {}
-    if start >= total:
-        return state, val, heads
     evaluate = Evaluator(run)
+    if start >= total:
+        if start not in checkpoints.top1():  # it was stopped between its last step and the result
+            val = evaluate(state)
+            reporter.evaluation(start, val, best=False)
+        return state, val, heads
     best = max(checkpoints.top1().values(), default=-1.0)
     reporter.say("compiling the training step, about a minute the first time ...")
     compiling = time.perf_counter()
@@ -122,7 +133,12 @@ def _steps(
     batches = _train_batches(run, start)
     meter, pending = Meter(), None
     for step in range(start + 1, total + 1):
-        state, metrics = step_fn(state, next(batches))
+        try:
+            batch = next(batches)
+        except UserError:  # what was trained so far is good
+            checkpoints.save(step - 1, state)
+            raise
+        state, metrics = step_fn(state, batch)
         # The metrics of the step before are fetched while the device works on this one.
         if pending is not None:
             meter.add(_finite(step - 1, pending))
@@ -148,7 +164,7 @@ def _steps(
         paused = time.perf_counter()
         if evaluation_due:
             val = evaluate(state)
-            reporter.evaluation(step, val, val["val/top1"] > best)
+            reporter.evaluation(step, val, val["val/top1"] >= best)
             best = max(best, val["val/top1"])
             checkpoints.save(step, state, val["val/top1"])
         elif save_due:
@@ -219,6 +235,6 @@ def _finite(step: int, metrics: Any) -> dict[str, float]:
         raise TrainingError(
             f"step {step}: the loss is {values['loss']} and the gradient's norm "
             f"{values['grad_norm']}; lower optim.learning_rate, lengthen optim.warmup_epochs or "
-            "set optim.clip_norm. The last good state is the newest checkpoint"
+            "set optim.clip_norm, in another workdir. Nothing of this step was saved"
         )
     return values

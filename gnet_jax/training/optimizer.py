@@ -1,4 +1,4 @@
-"""Optimisers, schedules and parameter averaging: the recipes of the spec, in optax.
+"""Optimisers, schedules and parameter averaging: the paper's, Caffe's and today's, in optax.
 
 Schedules and averaging count steps; a configuration counts epochs.
 """

@@ -1,12 +1,15 @@
 """The run record in the workdir: which config, data, versions, seed, commit and devices made it."""
 
+import contextlib
 import dataclasses
 import datetime
+import fcntl
 import importlib.metadata
 import json
 import os
 import platform
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +36,15 @@ def open_workdir(config: Config, fingerprints: dict[str, str]) -> Path:
     workdir = Path(config.workdir).expanduser()
     identity = flatten(config) | {f"data.fingerprint.{k}": v for k, v in fingerprints.items()}
     file = workdir / CONFIG_FILE
+    if not file.is_file() and (workdir / "checkpoints").is_dir():
+        raise ConfigError(
+            f"{workdir} has checkpoints but no {CONFIG_FILE}, so nothing tells whose they are; "
+            "use another --workdir"
+        )
     if file.is_file():
         try:
-            old = json.loads(file.read_text())
-        except json.JSONDecodeError as error:
+            old = dict(json.loads(file.read_text()))
+        except (ValueError, TypeError) as error:
             raise ConfigError(f"{file} is damaged ({error}); use another workdir") from error
         changed = differences(old, identity)
         if changed:
@@ -56,10 +64,32 @@ def open_workdir(config: Config, fingerprints: dict[str, str]) -> Path:
     return workdir
 
 
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Hold `workdir` for this process; the lock goes with the process, however that ends.
+
+    Raises:
+        ConfigError: if another process of this machine trains in it.
+    """
+    with (workdir / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"another process is training in {workdir}; wait for it, or use another --workdir"
+            ) from error
+        yield
+
+
 def add_start(workdir: Path, step: int) -> None:
     """Append this start of the run, at `step`, to the record of all of its starts."""
     file = workdir / RECORD_FILE
-    starts = json.loads(file.read_text())["starts"] if file.is_file() else []
+    starts = []
+    if file.is_file():
+        try:
+            starts = list(json.loads(file.read_text())["starts"])
+        except (ValueError, TypeError, KeyError):  # no reason to hold up the run: put it aside
+            file.replace(file.with_suffix(".damaged"))
     starts.append(
         {
             "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -106,11 +136,16 @@ class MetricsFile:
             file.write(json.dumps({"step": step} | values) + "\n")
 
     def read(self) -> list[dict[str, float]]:
-        """Every line; a last line that a kill cut short is left out."""
+        """Every line that is whole; a kill may have cut the last one short."""
         if not self.path.is_file():
             return []
-        lines = self.path.read_text().split("\n")  # behind the last newline: "" or half a line
-        return [json.loads(line) for line in lines[:-1]]
+        found = []
+        for line in self.path.read_text(errors="replace").splitlines():
+            try:
+                found.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue  # half a line: its step is trained, and logged, again
+        return [line for line in found if isinstance(line, dict) and "step" in line]
 
     def forget_after(self, step: int) -> None:
         """Drop lines of steps after `step`: the resumed run writes them again."""

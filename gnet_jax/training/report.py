@@ -1,6 +1,8 @@
 """What a person sees of a run, and what is logged: terminal, metrics.jsonl, TensorBoard."""
 
 import math
+import os
+import sys
 import time
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +25,14 @@ def duration(seconds: float) -> str:
     return f"{seconds // 60} min {seconds % 60} s" if seconds >= 60 else f"{seconds} s"
 
 
+class _LastingConsole(Console):
+    """A console whose reader may leave, as `head` does: training goes on without it."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class Reporter:
     """The live line on a terminal (plain lines where output is piped), and the two logs.
 
@@ -32,7 +42,7 @@ class Reporter:
     def __init__(
         self, workdir: Path, *, start_step: int, total_steps: int, enabled: bool = True
     ) -> None:
-        self._console = Console(highlight=False, quiet=not enabled)
+        self._console = _LastingConsole(highlight=False, quiet=not enabled)
         self._live: Live | None = None
         self._total = total_steps
         self._metrics = MetricsFile(workdir / "metrics.jsonl") if enabled else None

@@ -103,5 +103,5 @@ def use_compilation_cache() -> None:
     The folder is JAX_COMPILATION_CACHE_DIR, or gnet_jax/ in the user's cache folder.
     """
     if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
-        base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(base / "gnet_jax" / "xla"))

@@ -24,6 +24,9 @@ class Numbered:
         label = index % 10 if self.labels is None else self.labels[index]
         return Example(np.full((12, 10), index, np.uint8), label)
 
+    def describe(self, index):
+        return f"example {index}"
+
     def fingerprint(self):
         return "numbered"
 

@@ -42,6 +42,9 @@ class Photos:
     def __getitem__(self, index: int) -> Example:
         return Example(self.images[index], self.labels[index])
 
+    def describe(self, index):
+        return f"example {index}"
+
     def fingerprint(self) -> str:
         return "photos"
 

@@ -60,6 +60,7 @@ def test_every_index_is_read_once_whatever_the_threads(model_a, make_photos):
     class Watched:
         class_names = source.class_names
         fingerprint = source.fingerprint
+        describe = source.describe
 
         def __len__(self):
             return len(source)
@@ -155,7 +156,7 @@ def test_an_unreadable_image_is_an_error_that_names_it_unless_told_otherwise(mod
     buffer = io.BytesIO()
     Image.fromarray(source.images[4]).save(buffer, "JPEG")
     source.images[2], source.images[4] = b"<html>", buffer.getvalue()[:-40]
-    with pytest.raises(EvaluationError, match="image 2 of the data cannot be scored: not an image"):
+    with pytest.raises(EvaluationError, match="example 2 cannot be scored: not an image"):
         evaluate([model_a], source)
     found = evaluate([model_a], source, skip_unreadable=True, batch_size=2)
     assert found.unreadable == (2, 4)

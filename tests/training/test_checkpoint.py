@@ -83,3 +83,16 @@ def test_the_digest_tells_bits_dtypes_and_names_apart(state):
     assert digest(tree) == digest({"a": np.zeros(3, np.float32)})
     others = [flipped, {"b": tree["a"]}, {"a": np.zeros(3, np.int32)}, {"a": np.zeros((3, 1), "f")}]
     assert len({digest(other) for other in [tree, *others]}) == 5
+
+
+def test_a_damaged_checkpoint_is_named_with_the_step_to_go_on_from(state, tmp_path):
+    with Checkpoints(tmp_path, keep_latest=2) as checkpoints:
+        checkpoints.save(1, state)
+        checkpoints.save(2, state)
+        checkpoints.wait()
+        for file in (tmp_path / "2" / "state" / "d").iterdir():
+            file.write_bytes(b"")
+        for file in (tmp_path / "2" / "state" / "ocdbt.process_0" / "d").iterdir():
+            file.write_bytes(b"")
+        with pytest.raises(ConfigError, match=r"checkpoint 2 in .* damaged; .* from step 1"):
+            checkpoints.restore(2, abstract(state))

@@ -6,8 +6,10 @@ import signal
 import pytest
 
 from gnet_jax.config import OptimConfig
+from gnet_jax.data import DataError, Example
 from gnet_jax.training.checkpoint import Checkpoints, digest
 from gnet_jax.training.loop import TrainingError, train
+from gnet_jax.training.report import Reporter
 from gnet_jax.training.run import Run
 from tests.tiny import tiny_run
 
@@ -34,6 +36,9 @@ class Interrupting:
         if self._left == 0:
             os.kill(os.getpid(), self._number)
         return self._source[index]
+
+    def describe(self, index):
+        return f"example {index}"
 
     def fingerprint(self):
         return self._source.fingerprint()
@@ -96,3 +101,30 @@ def test_a_loss_that_is_no_number_stops_the_run_and_is_not_saved(finished, tmp_p
         train(run, tmp_path)
     with Checkpoints(tmp_path / "checkpoints", keep_latest=2) as checkpoints:
         assert checkpoints.latest is None
+
+
+def test_a_damaged_image_is_named_and_what_was_trained_is_saved(finished, tmp_path):
+    run, _, _ = finished
+
+    class Damaged(Interrupting):
+        def __getitem__(self, index):
+            self._left -= 1
+            return Example(b"no image", 0) if self._left < 0 else self._source[index]
+
+    damaged = dataclasses.replace(run, train=Damaged(run.train, 3 * 32, signal.SIGTERM))
+    with pytest.raises(DataError, match=r"example \d+ is not an image.*; mend it or take it out"):
+        train(damaged, tmp_path)
+    with Checkpoints(tmp_path / "checkpoints", keep_latest=2) as checkpoints:
+        assert checkpoints.latest is not None
+
+
+def test_a_reader_that_leaves_does_not_end_the_run(tmp_path, monkeypatch):
+    reporter = Reporter(tmp_path, start_step=0, total_steps=9)
+    kept = os.dup(1)
+    try:
+        reporter._console.on_broken_pipe()
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+    with reporter:
+        reporter.say("unheard")

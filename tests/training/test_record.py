@@ -4,7 +4,7 @@ import json
 import pytest
 
 from gnet_jax.config import Config, ConfigError
-from gnet_jax.training.record import MetricsFile, add_start, open_workdir
+from gnet_jax.training.record import MetricsFile, add_start, locked, open_workdir
 
 PRINTS = {"train": "aa", "val": "bb"}
 
@@ -65,3 +65,24 @@ def test_lines_behind_the_resumed_step_are_forgotten_and_half_a_line_is_left_out
         {"step": 20, "train/loss": 2.0},
         {"step": 21, "train/loss": 0.5},
     ]
+
+
+def test_checkpoints_that_nobody_can_name_are_not_adopted(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(ConfigError, match=r"has checkpoints but no config\.json"):
+        open_workdir(Config(workdir=str(tmp_path)), PRINTS)
+
+
+def test_a_second_process_on_a_workdir_is_refused(tmp_path):
+    refused = pytest.raises(ConfigError, match="another process is training in")
+    with locked(tmp_path), refused, locked(tmp_path):
+        pass
+    with locked(tmp_path):
+        pass
+
+
+def test_a_damaged_record_is_put_aside(tmp_path):
+    (tmp_path / "run.json").write_text('{"starts": [')
+    add_start(tmp_path, 3)
+    assert len(json.loads((tmp_path / "run.json").read_text())["starts"]) == 1
+    assert (tmp_path / "run.damaged").is_file()
