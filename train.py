@@ -8,6 +8,7 @@ Data that turn out damaged end the run with 2, after saving.
 
 import os
 import shlex
+import shutil
 import signal
 import sys
 from collections.abc import Sequence
@@ -91,7 +92,10 @@ def run(config: Config, arguments: Sequence[str]) -> int:
     for name, text in plan.items():
         print(f"{name:>8}  {text}", flush=True)
 
-    again = " ".join(["python train.py", *(shlex.quote(argument) for argument in arguments)])
+    # What to type: make installs into .venv, which few have in their PATH.
+    found = shutil.which("python") == sys.executable
+    python = "python" if found else shlex.quote(os.path.relpath(sys.executable))
+    again = " ".join([python, "train.py", *(shlex.quote(argument) for argument in arguments)])
     try:
         result = train(run, workdir)
     except TrainingError as error:
@@ -118,8 +122,8 @@ def run(config: Config, arguments: Sequence[str]) -> int:
         print(f"  best: top-1 {result.best[1]:.2%} at step {result.best[0]}")
     print(f"  checkpoint: {result.checkpoint}")
     where = shlex.quote(str(workdir))
-    print(f"next:  python -m gnet_jax predict {where} PHOTO.png   (what it sees in a photo)")
-    print(f"       python -m gnet_jax convert {where} DST         (a model folder to keep)")
+    print(f"next:  {python} -m gnet_jax predict {where} PHOTO.png   (what it sees in a photo)")
+    print(f"       {python} -m gnet_jax convert {where} DST         (a model folder to keep)")
     return 0
 
 
