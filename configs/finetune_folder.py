@@ -3,9 +3,13 @@
     gnet convert bvlc_googlenet.caffemodel models/googlenet
     python train.py finetune_folder --data.source folder:PHOTOS --init models/googlenet
 
-PHOTOS holds train/CLASS/*.jpg and val/CLASS/*.jpg. The classifier is new; the layers up to 4e stay
-as they are, 5a and 5b learn at a tenth of the classifier's rate. `--optim.freeze` (with nothing
-behind it) lets every layer learn, at four times the cost.
+PHOTOS holds train/CLASS/*.jpg and val/CLASS/*.jpg. The classifier is new; the layers up to 4c stay
+as they are, those above learn at 0.3 of the classifier's rate. `--optim.freeze` (with nothing behind
+it) lets every layer learn.
+
+Measured with the published Caffe weights on 3,068 photos of 10 kinds of clothing, on 2 CPU cores
+that were also used for other work: 14 minutes, 90.59 % of the 372 test photos, against 88.44 % of a
+logistic regression on the frozen features (docs/pretrained.md).
 """
 
 from gnet_jax.config import Config, DataConfig, LossConfig, ModelConfig, OptimConfig
@@ -16,16 +20,16 @@ def get_config() -> Config:
     return Config(
         workdir="runs/finetune",
         init="models/googlenet",
-        epochs=8,
+        epochs=4,
         batch_size=32,
         log_every_steps=20,
         model=ModelConfig(aux_after=(), dropout=0.4),
-        data=DataConfig(source="folder:photos", crop_area=(0.25, 1.0)),
+        data=DataConfig(source="folder:photos", crop_area=(0.4, 1.0)),
         loss=LossConfig(label_smoothing=0.1),
         optim=OptimConfig(
-            learning_rate=0.01,
-            loaded_lr_factor=0.1,
-            freeze=("conv*", "inception_[34]*"),
+            learning_rate=0.03,
+            loaded_lr_factor=0.3,
+            freeze=("conv*", "inception_3*", "inception_4[abc]"),
             schedule="cosine",
             warmup_epochs=0.5,
             averaging="ema",
