@@ -23,7 +23,7 @@ slow: .venv/installed-dev
 # Caffe's reader in OpenCV, torchvision and onnxruntime, which some tests compare with and skip
 # where they are missing. Several GB.
 oracles: .venv/installed-dev
-	$(INSTALL) --editable '.[dev,export,oracles]'
+	$(INSTALL) --editable '.[dev,oracles]'
 
 check: lint types test
 
@@ -41,7 +41,7 @@ fmt: .venv/installed-dev
 # The pins of CI, for every supported Python at once.
 constraints: .venv/installed-dev
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile --universal --python-version 3.11 --extra dev --extra export --upgrade \
+	$(BIN)/uv pip compile --universal --python-version 3.11 --extra dev --upgrade \
 		--no-annotate --no-header pyproject.toml --output-file constraints.txt
 
 clean:
