@@ -12,7 +12,7 @@ that were also used for other work: 14 minutes, 90.59 % of the 372 test photos, 
 logistic regression on the frozen features (docs/pretrained.md).
 """
 
-from gnet_jax.config import Config, DataConfig, LossConfig, ModelConfig, OptimConfig
+from gnet_jax.config import AugmentConfig, Config, DataConfig, LossConfig, ModelConfig, OptimConfig
 
 
 def get_config() -> Config:
@@ -24,7 +24,8 @@ def get_config() -> Config:
         batch_size=32,
         log_every_steps=20,
         model=ModelConfig(aux_after=(), dropout=0.4),
-        data=DataConfig(source="folder:photos", crop_area=(0.4, 1.0)),
+        data=DataConfig(source="folder:photos"),
+        augment=AugmentConfig(crop_area=(0.4, 1.0)),
         loss=LossConfig(label_smoothing=0.1),
         optim=OptimConfig(
             learning_rate=0.03,

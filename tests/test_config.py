@@ -5,6 +5,7 @@ from typing import get_args, get_type_hints
 import pytest
 
 from gnet_jax.config import (
+    AugmentConfig,
     Config,
     ConfigError,
     DataConfig,
@@ -40,7 +41,7 @@ def test_the_defaults_are_valid():
         ({"batch_size": 0}, "batch_size is 0"),
         ({"eval_batch_size": -1}, "eval_batch_size is -1"),
         ({"seed": -1}, "seed is -1"),
-        ({"data": DataConfig(crop_area=(0.5, 0.1))}, "data.crop_area"),
+        ({"augment": AugmentConfig(crop_area=(0.5, 0.1))}, "augment.crop_area"),
         ({"data": DataConfig(std=(1.0, 0.0, 1.0))}, "data.std"),
         ({"data": DataConfig(image_size=300)}, "data.resize_to is 256; it must be at least 300"),
         ({"optim": OptimConfig(learning_rate=math.inf)}, "optim.learning_rate is inf"),
@@ -57,9 +58,9 @@ def test_a_continuation_may_change_only_what_does_not_touch_the_numbers():
     old = flatten(Config())
     same = Config(workdir="elsewhere", log_every_steps=7, data=DataConfig(threads=9))
     assert differences(old, flatten(same)) == []
-    other = flatten(Config(seed=3, data=DataConfig(flip=False)))
+    other = flatten(Config(seed=3, augment=AugmentConfig(flip=False)))
     assert differences(old, other) == [
-        "data.flip: True there, False now",
+        "augment.flip: True there, False now",
         "seed: 0 there, 3 now",
     ]
 

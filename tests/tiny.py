@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig
+from gnet_jax.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig
 from gnet_jax.model import Architecture, GoogLeNet, architecture, init_variables
 from gnet_jax.training.run import Run, prepare
 
@@ -31,7 +31,8 @@ def tiny_config(workdir: Path, **changes: Any) -> Config:
         eval_batch_size=200,
         log_every_steps=2,
         model=ModelConfig(width_multiplier=1 / 16, stem="small", aux_after=("4a",)),
-        data=DataConfig(image_size=16, resize_to=16, crop_area=(0.7, 1.0), threads=2),
+        data=DataConfig(image_size=16, resize_to=16, threads=2),
+        augment=AugmentConfig(crop_area=(0.7, 1.0)),
         optim=OptimConfig(learning_rate=1e-3, averaging="ema"),
     )
     return dataclasses.replace(config, **changes)

@@ -39,14 +39,17 @@ class Run:
 
     def train_step(self) -> Any:
         """The pure training step `(state, batch) -> (state, metrics)`."""
-        d = self.config.data
+        config = self.config
+        pixels = partial(
+            preprocess, preprocessing=config.data.preprocessing, flip=config.augment.flip
+        )
         return partial(
             train_step,
             model=self.model,
             optimizer=self.optimizer,
-            preprocess=partial(preprocess, preprocessing=d.preprocessing, flip=d.flip),
-            loss=self.config.loss,
-            accumulate=self.config.optim.accumulate,
+            preprocess=pixels,
+            loss=config.loss,
+            accumulate=config.optim.accumulate,
         )
 
     def eval_step(self) -> Any:

@@ -1,14 +1,7 @@
-"""The configuration of a run: frozen dataclasses, their meaning, and what they may hold.
-
-A recipe (`configs/*.py`) returns a `Config`; `train.py --field.path value` overrides any field.
-"""
+"""The fields of a configuration: frozen dataclasses, and what each of them means."""
 
 import dataclasses
-import importlib.machinery
 import json
-import math
-import types
-from pathlib import Path
 from typing import Any, Literal
 
 
@@ -70,21 +63,47 @@ class DataConfig(Preprocessing):
     """What is read, and what the network sees of it."""
 
     source: str = "digits"
-    """digits (bundled), folder:PATH (train/CLASS/*.jpg, val/CLASS/*.jpg), or tfds:NAME."""
-    crop_area: tuple[float, float] = (0.08, 1.0)
-    """Smallest and largest share of the image that a training crop covers (the paper's 8-100 %)."""
-    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
-    """Smallest and largest width / height of a training crop."""
-    flip: bool = True
-    """Mirror half of the training images."""
+    """digits (bundled), folder:PATH (train/CLASS/*.jpg, val/CLASS/*.jpg), npz:PATH (arrays), or
+    tfds:NAME."""
     threads: int = 4
     """Threads that read and decode on each host; the batches do not depend on it."""
+    bad_limit: float = 0.02
+    """Largest share of the examples that may be damaged. Up to it, each is replaced by the next
+    good one (left out in evaluation), named and counted; above it the run stops with the list."""
 
     @property
     def preprocessing(self) -> Preprocessing:
         """The part that belongs to the weights."""
         names = [field.name for field in dataclasses.fields(Preprocessing)]
         return Preprocessing(**{name: getattr(self, name) for name in names})
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentConfig:
+    """What training images go through; evaluation sees none of it."""
+
+    crop_area: tuple[float, float] = (0.08, 1.0)
+    """Smallest and largest share of the image that a training crop covers (the paper's 8-100 %)."""
+    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    """Smallest and largest width / height of a training crop."""
+    interpolation: Literal["bilinear", "random"] = "bilinear"
+    """Of the crop's resizing. random draws one of bilinear, area, bicubic and nearest for each
+    crop, as the paper does."""
+    flip: bool = True
+    """Mirror half of the images."""
+    brightness: float = 0.0
+    """Photometric distortions, in random order: brightness, contrast and saturation are multiplied
+    by a factor within 1 +- this ..."""
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    """... and the hue is turned by at most this share of the colour circle."""
+    erase: float = 0.0
+    """Share of the images in which a random rectangle is filled with the mean colour
+    (random erasing, arXiv 1708.04896)."""
+    mixup: float = 0.0
+    """Each image and its label are mixed with another of the batch, by a share drawn from
+    Beta(this, this) (arXiv 1710.09412); 0 mixes none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,10 +169,14 @@ class Config:
     keep_latest: int = 2
     """Newest checkpoints kept, besides the best."""
     log_every_steps: int = 50
+    dead_heads: Literal["warn", "stop", "ignore"] = "warn"
+    """When heads do not learn, the main one while an auxiliary one does or all of them past the
+    warm-up: say so with the remedies, or stop as well."""
     seed: int = 0
     """Of weights, order, augmentation and dropout: the same seed gives the same run."""
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
 
@@ -166,66 +189,9 @@ FREE_ON_RESUME = (
     "log_every_steps",
     "data.source",  # the same data may have moved; its fingerprint is compared
     "data.threads",
+    "data.bad_limit",
+    "dead_heads",
 )
-
-
-def check(config: Config) -> None:
-    """Refuse what no run can use.
-
-    Raises:
-        ConfigError: naming the field, its value and what it may be.
-    """
-    limits: list[tuple[str, Any, bool, str]] = []
-
-    def require(name: str, holds: bool, limit: str) -> None:
-        limits.append((name, value_of(config, name), holds, limit))
-
-    d, o = config.data, config.optim
-    below = f"at least 0 and below {config.epochs:g} (epochs)"
-    require("workdir", bool(config.workdir), "the name of a folder")
-    require("epochs", config.epochs > 0, "above 0")
-    for name in ("batch_size", "save_every_steps", "keep_latest", "log_every_steps"):
-        require(name, value_of(config, name) >= 1, "at least 1")
-    eval_batch_size = config.eval_batch_size
-    require("eval_batch_size", eval_batch_size is None or eval_batch_size >= 1, "at least 1")
-    require("eval_every_epochs", config.eval_every_epochs > 0, "above 0")
-    require("seed", 0 <= config.seed < 2**32, "from 0 to 2**32 - 1")
-    require("data.image_size", d.image_size >= 1, "at least 1")
-    require("data.crop_area", 0 < d.crop_area[0] <= d.crop_area[1] <= 1, "0 < low <= high <= 1")
-    require("data.crop_aspect", 0 < d.crop_aspect[0] <= d.crop_aspect[1], "0 < low <= high")
-    require("data.resize_to", d.resize_to >= d.image_size, f"at least {d.image_size} (image_size)")
-    require("data.mean", len(d.mean) == 3, "three numbers")
-    require("data.std", min(d.std) > 0, "above 0 in every channel")
-    require("data.threads", d.threads >= 1, "at least 1")
-    require("loss.aux_weight", config.loss.aux_weight >= 0, "at least 0")
-    require("loss.label_smoothing", 0 <= config.loss.label_smoothing < 1, "in [0, 1)")
-    require("optim.learning_rate", o.learning_rate > 0, "above 0")
-    require("optim.momentum", 0 <= o.momentum < 1, "in [0, 1)")
-    require("optim.weight_decay", o.weight_decay >= 0, "at least 0")
-    require("optim.bias_lr_factor", o.bias_lr_factor >= 0, "at least 0")
-    require(
-        "optim.warmup_epochs",
-        0 <= o.warmup_epochs < config.epochs,
-        below,
-    )
-    require("optim.decay_rate", 0 < o.decay_rate <= 1, "above 0, at most 1")
-    require("optim.decay_epochs", o.decay_epochs > 0, "above 0")
-    require("optim.power", o.power > 0, "above 0")
-    require("optim.loaded_lr_factor", o.loaded_lr_factor >= 0, "at least 0")
-    require("optim.clip_norm", o.clip_norm is None or o.clip_norm > 0, "above 0")
-    require("optim.accumulate", o.accumulate >= 1, "at least 1")
-    require("optim.ema_decay", 0 <= o.ema_decay < 1, "in [0, 1)")
-    require(
-        "optim.average_from",
-        0 <= o.average_from < config.epochs,
-        below,
-    )
-    for name, value, holds, limit in limits:
-        parts = value if isinstance(value, tuple) else (value,)
-        if not all(math.isfinite(part) for part in parts if isinstance(part, float)):
-            raise ConfigError(f"{name} is {value}; it must be finite")
-        if not holds:
-            raise ConfigError(f"{name} is {value}; it must be {limit}")
 
 
 def flatten(config: Config) -> dict[str, Any]:
@@ -258,39 +224,3 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name) and name not in FREE_ON_RESUME
     ]
-
-
-# Beside the package in a checkout, inside it where it was installed from a wheel.
-_HERE = Path(__file__).resolve().parent
-RECIPES = next((p for p in (_HERE.parent / "configs", _HERE / "configs") if p.is_dir()), _HERE)
-
-
-def load_recipe(name: str) -> tuple[Config, str]:
-    """The configuration that a recipe file gives, and the file's docstring.
-
-    Args:
-        name: a path to a Python file that defines `get_config()`, or the name of one in `configs/`.
-
-    Raises:
-        ConfigError: if there is no such file, it fails, or gives no `Config`.
-    """
-    path = Path(name)
-    if not path.is_file():
-        path = RECIPES / f"{name.removesuffix('.py')}.py" if path.parent == Path() else path
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.py")))
-        raise ConfigError(f"there is no config file {name}; the recipes in configs/ are: {known}")
-    loader = importlib.machinery.SourceFileLoader(f"recipe_{path.stem}", str(path))
-    module = types.ModuleType(loader.name)
-    try:
-        loader.exec_module(module)
-        if not callable(getattr(module, "get_config", None)):
-            raise ConfigError(f"{path} defines no get_config() -> Config")
-        config = module.get_config()
-    except ConfigError:
-        raise
-    except Exception as error:  # it is the user's code; what went wrong in it is for the user
-        raise ConfigError(f"{path} fails with {type(error).__name__}: {error}") from error
-    if not isinstance(config, Config):
-        raise ConfigError(f"get_config() of {path} gives a {type(config).__name__}, not a Config")
-    return config, module.__doc__ or ""

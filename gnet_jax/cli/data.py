@@ -1,0 +1,1 @@
+"""Commands about data: check-data, show-data, prepare."""

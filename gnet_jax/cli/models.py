@@ -1,0 +1,116 @@
+"""Commands about networks and weights: summary, convert, export."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from gnet_jax.cli.output import console
+from gnet_jax.config import ConfigError, UserError
+
+Variant = Literal["paper", "batch_norm", "torchvision", "google_release", "naive"]
+
+
+def summary(
+    variant: Variant = "paper",
+    image_size: int = 224,
+    num_classes: int | None = None,
+    reduction_factor: float = 1.0,
+    width_multiplier: float = 1.0,
+    aux_after: tuple[str, ...] = ("4a", "4d"),
+    head: Literal["average_pool", "fc"] = "average_pool",
+    stem: Literal["imagenet", "small"] = "imagenet",
+    format: Literal["table", "json", "csv"] = "table",
+) -> None:
+    """What every layer costs: kernel, output, parameters, multiply-adds of one image.
+
+    Args:
+        variant: the published network to start from.
+        image_size: side of the input, in pixels.
+        num_classes: outputs of the classifiers; None is the variant's own number.
+        reduction_factor: scales the 1x1 reductions in front of the 3x3 and the 5x5 of every block.
+        width_multiplier: scales every layer but the classifiers.
+        aux_after: blocks that an auxiliary head follows.
+        head: average_pool is the paper's; fc puts a fully connected layer in its place.
+        stem: small has a 3x3 first layer and one pool, for images of 16 to 64 pixels.
+        format: of the output.
+    """
+    from gnet_jax.lab.ledger import network_ledger, worked_examples
+    from gnet_jax.lab.table import ledger_csv, ledger_table
+    from gnet_jax.model import googlenet
+
+    try:
+        model = googlenet(
+            variant,
+            num_classes,
+            reduction_factor=reduction_factor,
+            width_multiplier=width_multiplier,
+            aux_after=aux_after,
+            head=head,
+            stem=stem,
+        )
+        costs = network_ledger(model, image_size)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if format == "json":
+        print(json.dumps(costs.as_dict(), indent=2))
+    elif format == "csv":
+        print(ledger_csv(costs), end="")
+    else:
+        out = console()
+        out.print(ledger_table(costs, f"GoogLeNet, {variant}, {image_size}x{image_size}"))
+        for what, cost in worked_examples():
+            out.print(f"{cost:>13,}  {what}")
+
+
+def convert(
+    src: Annotated[Positional[Path], arg(metavar="SRC")],
+    dst: Annotated[Positional[Path], arg(metavar="DST")],
+    class_names: Path | None = None,
+) -> None:
+    """Make a model folder of a caffemodel, a torchvision or TF-slim file, or a training workdir.
+
+    What SRC is, is told by its content; nothing in it is executed.
+
+    Args:
+        src: a .caffemodel, a .pth or .safetensors of torchvision's GoogLeNet, a checkpoint of
+            TF-slim's Inception v1, or a workdir.
+        dst: the folder to write.
+        class_names: a text file with one name a line, in the order of the outputs.
+    """
+    from gnet_jax.weights.convert import convert as convert_file
+
+    names = None if class_names is None else _lines(class_names)
+    folder = convert_file(src, dst, class_names=names)
+    arch = folder.model.arch
+    heads = ", ".join(arch.aux_after) or "none"
+    print(f"{folder.source['format']}: {arch.num_classes} classes, auxiliary heads: {heads}")
+    print(f"wrote {dst}. Try:\n  gnet predict {dst} PHOTO.jpg")
+
+
+def export(
+    model: Annotated[Positional[Path], arg(metavar="MODEL")],
+    out: Annotated[Positional[Path], arg(metavar="OUT")],
+) -> None:
+    """Write a model for other programs, run what was written, and print the largest difference.
+
+    Args:
+        model: a model folder, a training workdir, or a file that `gnet convert` reads.
+        out: OUT.onnx, OUT.stablehlo, OUT.safetensors, or OUT.pth (torchvision's variant only).
+    """
+    from gnet_jax.weights.convert import read
+    from gnet_jax.weights.export import export as export_model
+
+    difference = export_model(read(model), out)
+    print(f"wrote {out}; largest difference of its logits, as a share of the largest: ", end="")
+    print(f"{difference:.1e}")
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the class names in {file}: {error}") from error

@@ -1,0 +1,133 @@
+"""Commands that look at images: predict, evaluate."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from rich.console import Console
+from tyro.conf import Positional, arg
+
+from gnet_jax.cli.output import console, json_line
+from gnet_jax.config import UserError
+
+if TYPE_CHECKING:  # imported where they are used, so that --help and a typo answer at once
+    from PIL import Image
+
+    from gnet_jax.inference.predict import TrainedModel
+
+
+def predict(
+    model: Annotated[Positional[Path], arg(metavar="MODEL")],
+    images: Annotated[Positional[tuple[str, ...]], arg(metavar="IMAGE|FOLDER|URL|- ...")],
+    json: Annotated[bool, arg(name="json")] = False,
+    cam: Path | None = None,
+    top: int = 5,
+) -> int:
+    """The likeliest classes of photos: files, folders, URLs, or - for standard input.
+
+    Args:
+        model: a model folder, a training workdir, or a file that `gnet convert` reads.
+        images: what to look at; a file that is no image is named, and the rest goes on.
+        json: print one JSON object a line: `file`, and `top` or `error`.
+        cam: also draw where each likeliest class was seen into this PNG (NAME-2.png, NAME-3.png
+            ... for the second photo and so on).
+        top: how many classes.
+    """
+    from gnet_jax.inference.images import pictures
+    from gnet_jax.inference.predict import Predictor, predictions, render, render_error
+    from gnet_jax.weights.convert import read
+
+    if not images:
+        raise UserError("there is no photo; name a file, a folder, a URL, or - for standard input")
+    if top < 1:
+        raise UserError(f"--top is {top}; it must be at least 1")
+    trained = read(model)
+    draw = None if cam is None else _map_writer(trained, cam)
+    out, errors, seen, failed = console(), Console(stderr=True), 0, 0
+    for name, picture, found in predictions(Predictor(trained), pictures(images), top):
+        seen += 1
+        if isinstance(found, UserError):
+            failed += 1
+            if json:
+                print(json_line({"file": name, "error": str(found)}))
+            else:
+                render_error(errors, name, found)
+            continue
+        if json:
+            print(json_line({"file": name, "top": found}))
+        else:
+            render(out, name, found)
+        if draw is not None and picture is not None:
+            draw(picture)
+    if not seen:
+        raise UserError(f"there is no image in {', '.join(images)}")
+    return 1 if failed else 0
+
+
+def _map_writer(trained: TrainedModel, file: Path) -> Callable[[Image.Image], None]:
+    """A function that draws the activation map of each picture it is given into the next file."""
+    from gnet_jax.inference.cam import ActivationMapper, draw
+
+    if not file.absolute().parent.is_dir():
+        raise UserError(f"there is no folder {file.absolute().parent} to draw {file.name} into")
+    mapper, numbers = ActivationMapper(trained), itertools.count(1)
+
+    def write(picture: Image.Image) -> None:
+        number = next(numbers)
+        target = file if number == 1 else file.with_stem(f"{file.stem}-{number}")
+        try:
+            draw(mapper(picture)).save(target)
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot write {target}: {error}") from error
+        print(f"drew {target}", file=sys.stderr)
+
+    return write
+
+
+def evaluate(
+    models: Annotated[Positional[tuple[Path, ...]], arg(metavar="MODEL ...")],
+    data: str,
+    split: Literal["val", "test", "train"] = "val",
+    crops: Literal[1, 10, 144] = 1,
+    json: Annotated[bool, arg(name="json")] = False,
+    table: bool = False,
+    batch_size: int = 64,
+    threads: int = 4,
+) -> None:
+    """Top-1 and top-5 accuracy over every image, of one model or an ensemble.
+
+    Args:
+        models: model folders (or workdirs, or weight files); several are averaged.
+        data: digits, folder:PATH, or tfds:NAME.
+        split: of the data.
+        crops: of each image, averaged: 1, 10, or the paper's 144.
+        json: print one JSON object in place of the sentence.
+        table: the paper's grid: the first model and all of them, with 1, 10 and 144 crops.
+        batch_size: most crops in one call of a network.
+        threads: that read, decode and crop.
+    """
+    from gnet_jax.data import open_source
+    from gnet_jax.inference.evaluate import evaluate as evaluate_models
+    from gnet_jax.inference.paper import evaluate_grid, paper_table
+    from gnet_jax.weights.convert import read
+
+    if json and table:
+        raise UserError("--json and --table exclude each other; choose one")
+    source = open_source(data, split)
+    trained = [read(model) for model in models]
+    if table:
+        grid = evaluate_grid(trained, source, batch_size=batch_size, threads=threads)
+        console().print(paper_table(grid))
+        return
+    result = evaluate_models(trained, source, crops, batch_size=batch_size, threads=threads)
+    if json:
+        print(json_line(result.as_dict()))
+    else:
+        print(
+            f"top-1 {result.top1:.2%}, top-5 {result.top5:.2%} of {result.images:,} images "
+            f"({result.models} models, {result.crops} crops, {result.images_per_sec:.1f} images/s)"
+        )

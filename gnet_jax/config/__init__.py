@@ -1,0 +1,37 @@
+"""The configuration of a run: its fields, what they may hold, and the recipes that give one.
+
+A recipe (`configs/*.py`) returns a `Config`; `train.py --field.path value` overrides any field.
+"""
+
+from gnet_jax.config.check import check
+from gnet_jax.config.fields import (
+    AugmentConfig,
+    Config,
+    ConfigError,
+    DataConfig,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    Preprocessing,
+    UserError,
+    differences,
+    flatten,
+)
+from gnet_jax.config.recipe import RECIPES, load_recipe
+
+__all__ = [
+    "RECIPES",
+    "AugmentConfig",
+    "Config",
+    "ConfigError",
+    "DataConfig",
+    "LossConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "Preprocessing",
+    "UserError",
+    "check",
+    "differences",
+    "flatten",
+    "load_recipe",
+]

@@ -1,0 +1,63 @@
+"""What a configuration may hold."""
+
+import math
+from typing import Any
+
+from gnet_jax.config.fields import Config, ConfigError, value_of
+
+
+def check(config: Config) -> None:
+    """Refuse what no run can use.
+
+    Raises:
+        ConfigError: naming the field, its value and what it may be.
+    """
+    limits: list[tuple[str, Any, bool, str]] = []
+
+    def require(name: str, holds: bool, limit: str) -> None:
+        limits.append((name, value_of(config, name), holds, limit))
+
+    d, a, o = config.data, config.augment, config.optim
+    below = f"at least 0 and below {config.epochs:g} (epochs)"
+    require("workdir", bool(config.workdir), "the name of a folder")
+    require("epochs", config.epochs > 0, "above 0")
+    for name in ("batch_size", "save_every_steps", "keep_latest", "log_every_steps"):
+        require(name, value_of(config, name) >= 1, "at least 1")
+    eval_batch_size = config.eval_batch_size
+    require("eval_batch_size", eval_batch_size is None or eval_batch_size >= 1, "at least 1")
+    require("eval_every_epochs", config.eval_every_epochs > 0, "above 0")
+    require("seed", 0 <= config.seed < 2**32, "from 0 to 2**32 - 1")
+    require("data.image_size", d.image_size >= 1, "at least 1")
+    require("data.resize_to", d.resize_to >= d.image_size, f"at least {d.image_size} (image_size)")
+    require("data.mean", len(d.mean) == 3, "three numbers")
+    require("data.std", min(d.std) > 0, "above 0 in every channel")
+    require("data.threads", d.threads >= 1, "at least 1")
+    require("data.bad_limit", 0 <= d.bad_limit < 1, "in [0, 1)")
+    require("augment.crop_area", 0 < a.crop_area[0] <= a.crop_area[1] <= 1, "0 < low <= high <= 1")
+    require("augment.crop_aspect", 0 < a.crop_aspect[0] <= a.crop_aspect[1], "0 < low <= high")
+    for name in ("brightness", "contrast", "saturation"):
+        require(f"augment.{name}", 0 <= getattr(a, name) <= 1, "in [0, 1]")
+    require("augment.hue", 0 <= a.hue <= 0.5, "in [0, 0.5]")
+    require("augment.erase", 0 <= a.erase <= 1, "in [0, 1]")
+    require("augment.mixup", a.mixup >= 0, "at least 0")
+    require("loss.aux_weight", config.loss.aux_weight >= 0, "at least 0")
+    require("loss.label_smoothing", 0 <= config.loss.label_smoothing < 1, "in [0, 1)")
+    require("optim.learning_rate", o.learning_rate > 0, "above 0")
+    require("optim.momentum", 0 <= o.momentum < 1, "in [0, 1)")
+    require("optim.weight_decay", o.weight_decay >= 0, "at least 0")
+    require("optim.bias_lr_factor", o.bias_lr_factor >= 0, "at least 0")
+    require("optim.warmup_epochs", 0 <= o.warmup_epochs < config.epochs, below)
+    require("optim.decay_rate", 0 < o.decay_rate <= 1, "above 0, at most 1")
+    require("optim.decay_epochs", o.decay_epochs > 0, "above 0")
+    require("optim.power", o.power > 0, "above 0")
+    require("optim.loaded_lr_factor", o.loaded_lr_factor >= 0, "at least 0")
+    require("optim.clip_norm", o.clip_norm is None or o.clip_norm > 0, "above 0")
+    require("optim.accumulate", o.accumulate >= 1, "at least 1")
+    require("optim.ema_decay", 0 <= o.ema_decay < 1, "in [0, 1)")
+    require("optim.average_from", 0 <= o.average_from < config.epochs, below)
+    for name, value, holds, limit in limits:
+        parts = value if isinstance(value, tuple) else (value,)
+        if not all(math.isfinite(part) for part in parts if isinstance(part, float)):
+            raise ConfigError(f"{name} is {value}; it must be finite")
+        if not holds:
+            raise ConfigError(f"{name} is {value}; it must be {limit}")

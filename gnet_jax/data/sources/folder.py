@@ -1,0 +1,55 @@
+"""Folders of image files."""
+
+from pathlib import Path
+
+from gnet_jax.data.sources.source import DataError, Example, Split, digest
+
+
+class FolderSource:
+    """A folder `train/CLASS/*`, `val/CLASS/*` (and, to evaluate, `test/CLASS/*`) of image files.
+
+    Classes are in alphabetical order.
+
+    Raises:
+        DataError: for a missing split, fewer than two classes, or an empty class.
+    """
+
+    SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+
+    def __init__(self, root: Path, split: Split) -> None:
+        folder = root / split
+        if not folder.is_dir():
+            raise DataError(f"there is no folder {folder}; images are looked for in {split}/CLASS/")
+        self.class_names = tuple(
+            sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
+        )
+        if len(self.class_names) < 2:
+            raise DataError(f"{folder} holds {len(self.class_names)} class folders; 2 are needed")
+        self._files: list[tuple[Path, int]] = []
+        for label, name in enumerate(self.class_names):
+            files = sorted(filter(self._is_image, (folder / name).iterdir()))
+            if not files:
+                raise DataError(f"the class folder {folder / name} holds no image files")
+            self._files += [(path, label) for path in files]
+
+    def _is_image(self, path: Path) -> bool:
+        hidden = path.name.startswith(".")  # such as the ._1.jpg that macOS leaves behind
+        return path.suffix.lower() in self.SUFFIXES and not hidden and path.is_file()
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> Example:
+        path, label = self._files[index]
+        return Example(path.read_bytes(), label)
+
+    def describe(self, index: int) -> str:
+        """Its path."""
+        return str(self._files[index][0])
+
+    def fingerprint(self) -> str:
+        """Hash of every file's class, name and length in bytes."""
+        lines = (
+            f"{path.parent.name}/{path.name} {path.stat().st_size}\n" for path, _ in self._files
+        )
+        return digest(*(line.encode() for line in lines))
