@@ -2,8 +2,9 @@
 
 CONFIG is a recipe's name (`digits`, the default) or a Python file with a `get_config()`. The same
 command again goes on where it stopped. Exit codes: 0 done, 2 a mistake in the command, 1 numbers
-that are no longer finite, 128 + n stopped by signal n after saving (130: Ctrl-C, 143: SIGTERM).
-Data that turn out damaged end the run with 2, after saving.
+that are no longer finite (or heads that do not learn, where dead_heads is "stop"), 128 + n stopped
+by signal n after saving (130: Ctrl-C, 143: SIGTERM). Data that turn out damaged end the run with 2,
+after saving.
 """
 
 import os

@@ -15,15 +15,16 @@ import jax
 from gnet_jax.config import UserError
 from gnet_jax.data import eval_batches, train_batches
 from gnet_jax.training.checkpoint import Checkpoints
+from gnet_jax.training.guard import DeadHeadGuard, patience_of
 from gnet_jax.training.record import add_start, locked
 from gnet_jax.training.report import Meter, Reporter, duration
 from gnet_jax.training.run import Run
 from gnet_jax.training.sharding import compile_eval_step, compile_train_step, put_batches
-from gnet_jax.training.step import TrainState
+from gnet_jax.training.step import TrainState, head_names
 
 
 class TrainingError(RuntimeError):
-    """A run that cannot go on: its numbers are no longer numbers."""
+    """A run that cannot go on: its numbers are no longer numbers, or it does not learn."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +73,8 @@ def train(run: Run, workdir: Path) -> Result:
     """Train from the newest checkpoint in `workdir`, or from the start, to the run's last step.
 
     Raises:
-        TrainingError: when the loss is no longer finite; nothing is saved of that step.
+        TrainingError: when the loss is no longer finite; nothing is saved of that step. Or when
+            heads do not learn and the config says to stop; that step is saved.
     """
     config, began = run.config, time.perf_counter()
     main = jax.process_index() == 0
@@ -131,7 +133,7 @@ def _steps(
     reporter.say(f"compiled in {duration(time.perf_counter() - compiling)}")
 
     batches = _train_batches(run, start)
-    meter, pending = Meter(), None
+    meter, pending, guard = Meter(), None, _guard(run)
     for step in range(start + 1, total + 1):
         try:
             batch = next(batches)
@@ -159,6 +161,12 @@ def _steps(
             heads["perf/images_per_sec"] = config.batch_size / seconds
             heads["perf/images_per_sec_per_chip"] = config.batch_size / seconds / run.mesh.size
             reporter.training(step, heads, (total - step) * seconds)
+            problem = guard.read(step, means) if config.dead_heads != "ignore" else None
+            if problem is not None:
+                reporter.say(f"warning: step {step}: {problem}")
+                if config.dead_heads == "stop":
+                    checkpoints.save(step, state)
+                    raise TrainingError(f"step {step}: {problem}. The step is saved")
         if stopping:
             break
         paused = time.perf_counter()
@@ -217,6 +225,15 @@ def _train_batches(run: Run, start: int):
         hosts=jax.process_count(),
     )
     return put_batches(batches, run.mesh, config.batch_size)
+
+
+def _guard(run: Run) -> DeadHeadGuard:
+    return DeadHeadGuard(
+        head_names(run.model),
+        len(run.train.class_names),
+        warmup=round(run.config.optim.warmup_epochs * run.steps_per_epoch),
+        patience=patience_of(run.steps_per_epoch),
+    )
 
 
 def _crosses(step: int, interval: float) -> bool:
