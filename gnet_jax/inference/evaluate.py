@@ -4,7 +4,6 @@ Shapes: N images, R crops of an image, S side of a network's input, C channels, 
 """
 
 import collections
-import contextlib
 import dataclasses
 import itertools
 import time
@@ -13,12 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gnet_jax.config import Preprocessing, UserError
 from gnet_jax.data import BadRecord, BadRecords, Source
 from gnet_jax.data.decode import ImageError, decode
+from gnet_jax.data.progress import progress_bar
 from gnet_jax.data.records import read_example
 from gnet_jax.inference.crops import Crops, crop_plan, extract
 from gnet_jax.inference.predict import Predictor, TrainedModel, softmax
@@ -108,7 +106,7 @@ def evaluate(
         return _load(source, index, crops, wanted)
 
     images = top1 = top5 = 0
-    with _bar(len(source), progress) as show:
+    with progress_bar("evaluating", len(source), progress) as show:
         show(0, "compiling")
         for predictor in predictors:
             predictor.warm_up()
@@ -195,20 +193,3 @@ def _prefetched(load: Callable[[int], T], count: int, threads: int, ahead: int) 
         finally:
             for future in waiting:
                 future.cancel()
-
-
-@contextlib.contextmanager
-def _bar(total: int, wanted: bool) -> Iterator[Callable[[int, str], object]]:
-    """A progress bar on stderr where that is a terminal; gives `show(images done, a note)`."""
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("evaluating"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
-        TimeRemainingColumn(),
-    )
-    hidden = not (wanted and console.is_terminal)
-    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
-        task = bar.add_task("", total=total, note="")
-        yield lambda done, note: bar.update(task, completed=done, note=note)

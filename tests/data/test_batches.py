@@ -155,18 +155,17 @@ def joined(parts):
     ]
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3, 4])
-@pytest.mark.parametrize("hosts", [1, 2, 4])
+@pytest.mark.parametrize(("hosts", "threads"), [(1, 2), (1, 3), (2, 1), (2, 4), (4, 3)])
 def test_indices_crops_and_replacements_are_the_same_bytes_everywhere(hosts, threads):
     """Whatever the hosts, the threads and the step at which reading begins."""
     source = Damaged(50)
-    whole = take(20, source, bad=BadRecords(source, 0.2))
-    for start in (0, 1, 5, 6, 13):  # 6.25 steps are an epoch
+    whole = take(16, source, bad=BadRecords(source, 0.2))
+    for start in (0, 5, 13):  # 6.25 steps are an epoch
         parts = []
         for host in range(hosts):
             options = {"host": host, "hosts": hosts, "threads": threads, "start_step": start}
             bad = BadRecords(source, 0.2)
-            parts.append(take(20 - start, source, bad=bad, **options))
+            parts.append(take(16 - start, source, bad=bad, **options))
         assert identity(joined(parts)) == identity(whole[start:])
 
 

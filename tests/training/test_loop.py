@@ -184,7 +184,7 @@ def test_up_to_the_limit_damaged_images_are_replaced_named_once_and_counted(
 def test_above_the_limit_the_run_saves_and_stops_with_the_list_and_can_go_on(finished, tmp_path):
     run, _, _ = finished
     bad = range(0, 1437, 10)  # 144 of 1437: 10 %
-    damaged = damaged_run(tmp_path, run, bad, epochs=1.2)
+    damaged = damaged_run(tmp_path, run, bad, epochs=0.4)
     with pytest.raises(
         DataError, match="29 of 1,437 images have turned out damaged, more"
     ) as caught:
@@ -199,11 +199,11 @@ def test_above_the_limit_the_run_saves_and_stops_with_the_list_and_can_go_on(fin
         stopped = checkpoints.latest
     assert stopped == listed[-1]["step"] - 1
     allowed = dataclasses.replace(run.config.data, bad_limit=0.11)
-    result = train(damaged_run(tmp_path, run, bad, epochs=1.2, data=allowed), tmp_path)
-    assert result.step == 54
+    result = train(damaged_run(tmp_path, run, bad, epochs=0.4, data=allowed), tmp_path)
+    assert result.step == 18
     whole = tmp_path / "whole"
     whole.mkdir()
-    train(damaged_run(whole, run, bad, epochs=1.2, data=allowed), whole)
+    train(damaged_run(whole, run, bad, epochs=0.4, data=allowed), whole)
     assert final_digest(run, tmp_path) == final_digest(run, whole)
     for name in ("bad_records.jsonl", "metrics.jsonl"):  # nor does the log tell of the stop
         keep = ("step", "index", "name", "reason", "data/bad_records", "train/loss")
