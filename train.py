@@ -56,6 +56,7 @@ def main(arguments: Sequence[str]) -> int:
 def run(config: Config, arguments: Sequence[str]) -> int:
     """Train as `config` says, and tell what is going on; returns the exit code."""
     # Imported here, so that --help and a typo answer at once.
+    from gnet_jax.data import order_fingerprint
     from gnet_jax.lab.ledger import network_ledger
     from gnet_jax.training.finetune import layers
     from gnet_jax.training.loop import TrainingError, train
@@ -67,7 +68,11 @@ def run(config: Config, arguments: Sequence[str]) -> int:
     use_compilation_cache()
     run = prepare_run(config)
     config = run.config
-    fingerprints = {"train": run.train.fingerprint(), "val": run.val.fingerprint()}
+    fingerprints = {
+        "train": run.train.fingerprint(),
+        "val": run.val.fingerprint(),
+        "order": order_fingerprint(len(run.train), config.seed),
+    }
     workdir = open_workdir(config, fingerprints)
     cost = network_ledger(run.model, config.data.image_size)
     m, d, devices = config.model, config.data, run.mesh.devices.flat
@@ -78,7 +83,8 @@ def run(config: Config, arguments: Sequence[str]) -> int:
         f"aux heads: {heads}",
         "size": f"{cost.params:,} parameters ({cost.params_with_aux:,} with aux heads), "
         f"{cost.macs / 1e6:,.1f} M multiply-adds an image",
-        "data": f"{d.source}: {len(run.train):,} to train, {len(run.val):,} to validate, "
+        "data": f"{d.source}: {len(run.train):,} to train, {len(run.val):,} to validate "
+        f"({run.val.split} split), "
         f"{len(run.train.class_names)} classes, seen at {d.image_size}x{d.image_size}",
         "devices": f"{run.mesh.size} x {devices[0].device_kind}",
         "steps": f"{run.total_steps:,} of {config.batch_size} images ({config.epochs:g} epochs), "

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import tyro
 
-from gnet_jax.cli import models, runs, vision
+from gnet_jax.cli import data, models, runs, vision
 from gnet_jax.config import UserError
 
 app = tyro.extras.SubcommandApp()
@@ -17,6 +17,7 @@ for command in (
     vision.evaluate,
     models.export,
     runs.curves,
+    data.check_data,
 ):
     app.command(command)
 

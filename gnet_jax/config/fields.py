@@ -63,10 +63,13 @@ class DataConfig(Preprocessing):
     """What is read, and what the network sees of it."""
 
     source: str = "digits"
-    """digits (bundled), folder:PATH (train/CLASS/*.jpg, val/CLASS/*.jpg), npz:PATH (arrays), or
-    tfds:NAME."""
+    """digits (bundled), folder:PATH (train/CLASS/*.jpg, val/CLASS/*.jpg), tfds:NAME, or npz:PATH
+    (arrays: one file with x_train, y_train ..., or NAME_{split}.npz for a file of each split)."""
     threads: int = 4
-    """Threads that read and decode on each host; the batches do not depend on it."""
+    """Threads that read and decode in each process; the batches do not depend on it."""
+    workers: int = 0
+    """Processes that load training batches on each host, besides the one that trains. 0 will do
+    where decoding lets threads run, as it does here; the batches do not depend on it."""
     bad_limit: float = 0.02
     """Largest share of the examples that may be damaged. Up to it, each is replaced by the next
     good one (left out in evaluation), named and counted; above it the run stops with the list."""
@@ -189,6 +192,7 @@ FREE_ON_RESUME = (
     "log_every_steps",
     "data.source",  # the same data may have moved; its fingerprint is compared
     "data.threads",
+    "data.workers",
     "data.bad_limit",
     "dead_heads",
 )

@@ -37,13 +37,13 @@ def decode(image: bytes | np.ndarray) -> Image.Image:
     if not image:
         raise ImageError("not an image: it is empty")
     try:
-        with Image.open(io.BytesIO(image), formats=_formats()) as opened:
+        with Image.open(io.BytesIO(image), formats=known_formats()) as opened:
             _check_pixels(opened.size, "the image")
             return _rgb(ImageOps.exif_transpose(opened), opened.format)
     except ImageError:
         raise
     except UnidentifiedImageError:
-        known = ", ".join(_formats())
+        known = ", ".join(known_formats())
         raise ImageError(f"not an image: its {len(image):,} bytes are none of {known}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"the image is over {MAX_PIXELS // 10**6} million pixels") from error
@@ -52,7 +52,7 @@ def decode(image: bytes | np.ndarray) -> Image.Image:
 
 
 @functools.cache
-def _formats() -> tuple[str, ...]:
+def known_formats() -> tuple[str, ...]:
     """Those of `FORMATS` that this build of Pillow knows."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from gnet_jax.config import Config, ConfigError, ModelConfig, check
-from gnet_jax.data import Source, open_source, preprocess
+from gnet_jax.data import DataError, Source, open_source, preprocess
 from gnet_jax.model import GoogLeNet, architecture, init_variables, smallest_size
 from gnet_jax.training.finetune import Pretrained, Takeover, check_patterns, compare, take_over
 from gnet_jax.training.optimizer import Optimizer, make_optimizer
@@ -104,6 +104,14 @@ def prepare(config: Config, pretrained: Pretrained | None = None) -> Run:
     if config.eval_batch_size is not None:
         check_batch_size("eval_batch_size", config.eval_batch_size, mesh)
     train, val = (open_source(config.data.source, split) for split in ("train", "val"))
+    for what, source in (("train on", train), ("validate on", val)):
+        if not len(source):
+            raise DataError(f"{config.data.source} has no image to {what}; its split is empty")
+    if len(train.class_names) < 2:
+        raise DataError(
+            f"{config.data.source} has {len(train.class_names)} class; there is nothing to tell "
+            "apart below 2"
+        )
     if train.class_names != val.class_names:
         odd = sorted(set(train.class_names) ^ set(val.class_names))
         raise ConfigError(

@@ -1,7 +1,7 @@
 """The only module that names devices: one mesh axis, the batch split over it, the state on all."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,7 @@ def put_state(state: Any, mesh: Mesh) -> Any:
 
 def put_batches(
     batches: Iterable[Mapping[str, Any]], mesh: Mesh, batch_size: int
-) -> Iterator[dict[str, jax.Array]]:
+) -> Generator[dict[str, jax.Array], None, None]:
     """Global device batches from this process's slices of them.
 
     `batch_size` is the global one: it is passed on so that a wrong local batch is an error and not

@@ -67,7 +67,9 @@ def test_what_a_folder_lacks_is_named(folder, tmp_path):
 
 @pytest.mark.parametrize("spec", ["mnist", "folder:", "digits:x", ""])
 def test_an_unknown_source_is_named(spec):
-    with pytest.raises(DataError, match=f"{spec!r} is none of: digits, folder:PATH, tfds:NAME"):
+    with pytest.raises(
+        DataError, match=f"{spec!r} is none of: digits, folder:PATH, npz:PATH, tfds:NAME"
+    ):
         open_source(spec, "train")
 
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from gnet_jax.data.sources.digits import DigitsSource
 from gnet_jax.data.sources.folder import FolderSource
-from gnet_jax.data.sources.source import DataError, Example, Source, Split
+from gnet_jax.data.sources.npz import NpzSource
+from gnet_jax.data.sources.source import DataError, Example, MissingSplitError, Source, Split
 from gnet_jax.data.sources.tfds import TfdsSource
 
 __all__ = [
@@ -12,6 +13,8 @@ __all__ = [
     "DigitsSource",
     "Example",
     "FolderSource",
+    "MissingSplitError",
+    "NpzSource",
     "Source",
     "Split",
     "TfdsSource",
@@ -20,9 +23,12 @@ __all__ = [
 
 
 def open_source(spec: str, split: Split) -> Source:
-    """The source that `spec` names: "digits", "folder:PATH" (or just the path) or "tfds:NAME".
+    """The source that `spec` names: "digits", "folder:PATH", "npz:PATH" or "tfds:NAME".
+
+    The path of a folder, or one that ends in .npz, will do without its kind.
 
     Raises:
+        MissingSplitError: if the data have other splits only.
         DataError: for an unknown kind, or data that is missing or unfit.
     """
     kind, _, where = spec.partition(":")
@@ -30,8 +36,12 @@ def open_source(spec: str, split: Split) -> Source:
         return DigitsSource(split)
     if kind == "folder" and where:
         return FolderSource(Path(where).expanduser(), split)
+    if kind == "npz" and where:
+        return NpzSource(where, split)
     if kind == "tfds" and where:
         return TfdsSource(where, split)
     if spec and Path(spec).expanduser().is_dir():
         return FolderSource(Path(spec).expanduser(), split)
-    raise DataError(f"data source {spec!r} is none of: digits, folder:PATH, tfds:NAME")
+    if spec.endswith(".npz"):
+        return NpzSource(spec, split)
+    raise DataError(f"data source {spec!r} is none of: digits, folder:PATH, npz:PATH, tfds:NAME")

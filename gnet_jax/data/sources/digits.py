@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from gnet_jax.data.sources.source import DataError, Example, Split, digest
+from gnet_jax.data.sources.source import Example, MissingSplitError, Split, digest
 
 
 class DigitsSource:
@@ -17,7 +17,8 @@ class DigitsSource:
         from sklearn.datasets import load_digits
 
         if split == "test":
-            raise DataError("the digits have no test split; take train or val")
+            raise MissingSplitError("the digits have no test split; take train or val")
+        self.split = split
         digits: Any = load_digits()
         order = np.random.RandomState(0).permutation(len(digits.target))  # its stream is frozen
         chosen = order[:1437] if split == "train" else order[1437:]
@@ -33,7 +34,7 @@ class DigitsSource:
 
     def describe(self, index: int) -> str:
         """Its place in the split."""
-        return f"digit {index}"
+        return f"digit {index} of {self.split}"
 
     def fingerprint(self) -> str:
         """Hash of every pixel and label."""

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from gnet_jax.data.sources.source import DataError, Example, Split, digest
+from gnet_jax.data.sources.source import DataError, Example, MissingSplitError, Split, digest
 
 
 class FolderSource:
@@ -19,7 +19,10 @@ class FolderSource:
     def __init__(self, root: Path, split: Split) -> None:
         folder = root / split
         if not folder.is_dir():
-            raise DataError(f"there is no folder {folder}; images are looked for in {split}/CLASS/")
+            raise MissingSplitError(
+                f"there is no folder {folder}; images are looked for in {split}/CLASS/"
+            )
+        self.root, self.split = root, split
         self.class_names = tuple(
             sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
         )
@@ -47,8 +50,16 @@ class FolderSource:
         """Its path."""
         return str(self._files[index][0])
 
+    def relative_path(self, index: int) -> str:
+        """SPLIT/CLASS/FILE: what stays when the folder moves."""
+        return self._files[index][0].relative_to(self.root).as_posix()
+
     def fingerprint(self) -> str:
-        """Hash of every file's class, name and length in bytes."""
+        """Hash of every file's class, name and length in bytes.
+
+        A million files are not read at each start: bytes that changed under the same length show
+        only in a manifest (`gnet check-data --manifest`).
+        """
         lines = (
             f"{path.parent.name}/{path.name} {path.stat().st_size}\n" for path, _ in self._files
         )

@@ -14,6 +14,10 @@ class DataError(UserError):
     """Data that cannot be used."""
 
 
+class MissingSplitError(DataError):
+    """A split that the data do not have."""
+
+
 class Example(NamedTuple):
     """One labelled image, still encoded where its source has it encoded."""
 
@@ -25,6 +29,7 @@ class Source(Protocol):
     """A labelled image set with random access; safe to read from several threads."""
 
     class_names: tuple[str, ...]
+    split: str  # the split that is read: where a set has no validation split, val may read test
 
     def __len__(self) -> int: ...
 
@@ -39,9 +44,9 @@ class Source(Protocol):
         ...
 
 
-def digest(*parts: bytes) -> str:
-    """A short hash of `parts`, one after another."""
+def digest(*parts: bytes | np.ndarray) -> str:
+    """A short hash of the bytes of `parts`, one after another; arrays must be contiguous."""
     whole = hashlib.sha256()
     for part in parts:
-        whole.update(part)
+        whole.update(memoryview(part))  # pyright: ignore[reportArgumentType]
     return whole.hexdigest()[:16]

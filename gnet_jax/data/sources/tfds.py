@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gnet_jax.data.sources.source import DataError, Example, Split, digest
+from gnet_jax.data.sources.source import DataError, Example, MissingSplitError, Split, digest
 
 
 class TfdsSource:
@@ -36,7 +36,8 @@ class TfdsSource:
         wanted = ("validation", "test") if split == "val" else (split,)
         chosen = next((s for s in wanted if s in splits), None)
         if chosen is None:
-            raise DataError(f"{name} has no split {' or '.join(wanted)}; it has {splits}")
+            raise MissingSplitError(f"{name} has no split {' or '.join(wanted)}; it has {splits}")
+        self.split = chosen
         features = builder.info.features
         if features is None or not {"image", "label"} <= set(features):
             raise DataError(f"{name} is no image classification set: its features are {features}")

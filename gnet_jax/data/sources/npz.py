@@ -1,0 +1,292 @@
+"""Images in NumPy's .npz files: pixels, or encoded images one after another."""
+
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import numpy as np
+
+from gnet_jax.data.sources.source import DataError, Example, MissingSplitError, Split, digest
+
+# What a split may be called, the first that is found counts.
+SPLITS: Mapping[Split, tuple[str, ...]] = {
+    "train": ("train",),
+    "val": ("val", "valid", "validation", "test"),
+    "test": ("test",),
+}
+PIXELS = ("x", "images", "image")
+ENCODED = ("jpeg", "encoded")
+LABELS = ("y", "labels", "label")
+
+
+class NpzSource:
+    """Labelled images in .npz files; nothing in them is executed.
+
+    PATH is one of
+    - a name with {split} in it, one file a split: `cifar10_{split}.npz`;
+    - a folder of one file a split: `train.npz`, or `NAME_train.npz`;
+    - one file whose keys name the split: `x_train`, `y_train`, `x_test`, `y_test` as in Keras, or
+      `train_images`, `train_labels`.
+    The validation split is val (or valid, validation) where there is one, otherwise test.
+
+    The arrays, by their keys:
+    - `x`, `images` or `image`: uint8 pixels (N, H, W), (N, H, W, 1) or (N, H, W, 3);
+    - or `jpeg` or `encoded`: the bytes of all image files one after another, file i from
+      `offsets[i]` to `offsets[i + 1]`;
+    - `y`, `labels` or `label`: N integers from 0;
+    - `class_names`, if the classes have names: text. Without them there are as many classes as the
+      training labels number.
+
+    The arrays are held in memory as they are stored: a compressed file cannot be mapped.
+
+    Raises:
+        MissingSplitError: if there are only other splits.
+        DataError: for arrays that are missing, damaged or unfit, labels out of range, fewer than
+            two classes, or a class without a training image.
+    """
+
+    def __init__(self, path: str, split: Split) -> None:
+        self._given = (path, split)
+        with _Part.of(path, split) as part:
+            self.split, self._where = part.split, part.describe()
+            self._offsets, self._images = _images(part)
+            self._labels = _labels(part, len(self))
+            names = _class_names(part)
+        if split == "train":
+            trained_on = self._labels
+        else:
+            try:
+                with _Part.of(path, "train") as part:
+                    trained_on = _labels(part)
+                    names = names or _class_names(part)
+            except MissingSplitError:  # data to evaluate on alone
+                trained_on = self._labels
+        self.class_names = names or tuple(str(n) for n in range(_number_of_classes(trained_on)))
+        self._check_labels(complete=split == "train")
+
+    def _check_labels(self, *, complete: bool) -> None:
+        classes, where = len(self.class_names), self._where
+        if classes < 2:
+            raise DataError(f"{where} holds {classes} classes; 2 are needed")
+        wrong = np.flatnonzero((self._labels < 0) | (self._labels >= classes))
+        if len(wrong):
+            raise DataError(
+                f"image {wrong[0]} of {where} has label {self._labels[wrong[0]]}, but there are "
+                f"{classes} classes (0 to {classes - 1}); mend the {len(wrong)} labels out of range"
+            )
+        present = np.unique(self._labels)
+        if complete and len(present) < classes:
+            first = next(i for i in range(classes) if i >= len(present) or present[i] != i)
+            raise DataError(
+                f"{where} has no image of class {first} ({self.class_names[first]}), and of "
+                f"{classes - len(present)} of {classes} classes in all; number only classes that "
+                "have images"
+            )
+
+    def __len__(self) -> int:
+        return len(self._images) if self._offsets is None else len(self._offsets) - 1
+
+    def __getitem__(self, index: int) -> Example:
+        label = int(self._labels[index])
+        if self._offsets is None:
+            return Example(self._images[index], label)
+        first, end = self._offsets[index : index + 2]
+        return Example(self._images[first:end].tobytes(), label)
+
+    def __reduce__(self):  # a worker process reads the file again, not a copy through a pipe
+        return NpzSource, self._given
+
+    def describe(self, index: int) -> str:
+        """Its place in the file."""
+        return f"image {index} of {self._where}"
+
+    def fingerprint(self) -> str:
+        """Hash of every pixel or byte, every label and the class names."""
+        offsets = () if self._offsets is None else (self._offsets.astype("<i8"),)
+        head = f"{self._images.shape} {self.class_names}".encode()
+        return digest(head, self._images, *offsets, self._labels.astype("<i8"))
+
+
+class _Part(NamedTuple):
+    """The open file of one split."""
+
+    file: Path
+    archive: np.lib.npyio.NpzFile
+    split: str
+    keyed: bool  # one file of several splits, told by its keys
+
+    @classmethod
+    def of(cls, path: str, split: Split) -> Self:
+        """The part of the data in `path` that holds `split`."""
+        names = SPLITS[split]
+        wanted = " or ".join(names)
+        whole = Path(path).expanduser()
+        if "{split}" in path:
+            files = {name: Path(path.replace("{split}", name)).expanduser() for name in names}
+            for name, file in files.items():
+                if file.is_file():
+                    return cls(file, _opened(file), name, keyed=False)
+            raise MissingSplitError(f"there is no file {path} with {wanted} for {{split}}")
+        if whole.is_dir():
+            for name in names:
+                found = [file for file in sorted(whole.glob("*.npz")) if _is_of(file, name)]
+                if len(found) > 1:
+                    raise DataError(
+                        f"{whole} holds several files of the {name} split "
+                        f"({', '.join(file.name for file in found)}); name them by a pattern, "
+                        f"such as npz:{whole / found[0].name.replace(name, '{split}')}"
+                    )
+                if found:
+                    return cls(found[0], _opened(found[0]), name, keyed=False)
+            raise MissingSplitError(f"{whole} holds no .npz file whose name ends in {wanted}")
+        if not whole.is_file():
+            raise DataError(f"there is no file {whole}; name a file, a folder or a {{split}}.npz")
+        archive = _opened(whole)
+        for name in names:
+            part = cls(whole, archive, name, keyed=True)
+            if part.key(*PIXELS, *ENCODED):
+                return part
+        keys = ", ".join(archive)
+        archive.close()
+        if any(key in (*PIXELS, *ENCODED) for key in keys.split(", ")):
+            raise DataError(
+                f"{whole} holds one split only (its keys are {keys}); name one file for each, such "
+                f"as npz:{whole.parent}/{{split}}.npz, or their folder"
+            )
+        raise MissingSplitError(f"{whole} has no images of {wanted}; its keys are {keys}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.archive.close()
+
+    def key(self, *names: str) -> str | None:
+        """The first of `names` that the file has for this split."""
+        for name in names:
+            for key in (f"{name}_{self.split}", f"{self.split}_{name}") if self.keyed else (name,):
+                if key in self.archive:
+                    return key
+        return None
+
+    def array(self, key: str) -> np.ndarray:
+        """The array under `key`, contiguous."""
+        try:
+            return np.ascontiguousarray(self.archive[key])
+        except ValueError as error:
+            if "allow_pickle" not in str(error):
+                raise DataError(f"{key} in {self.file} is damaged: {error}") from error
+            raise DataError(
+                f"{key} in {self.file} holds Python objects, and to read those can run code; save "
+                "numbers, or text as np.array(names, dtype=str)"
+            ) from None
+        except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise DataError(f"{key} in {self.file} is damaged: {error}") from error
+
+    def need(self, what: str, *names: str) -> str:
+        """As `key`, but an error where there is none."""
+        key = self.key(*names)
+        if key is None:
+            raise DataError(
+                f"{self.file} has no {what} of the {self.split} split: its keys are "
+                f"{', '.join(self.archive)}; wanted is one of {', '.join(names)}"
+            )
+        return key
+
+    def describe(self) -> str:
+        """The file, and in a file of several splits the key of the images."""
+        key = self.key(*PIXELS, *ENCODED)
+        return f"{key} in {self.file}" if self.keyed else str(self.file)
+
+
+def _opened(file: Path) -> np.lib.npyio.NpzFile:
+    if not zipfile.is_zipfile(file):
+        raise DataError(f"{file} is no .npz file, or is cut short; make it again with np.savez")
+    try:
+        return np.load(file, allow_pickle=False)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise DataError(f"{file} cannot be read: {error}") from error
+
+
+def _is_of(file: Path, split: str) -> bool:
+    """Whether the file's name is the split's, or ends in it behind a sign."""
+    return file.stem == split or file.stem.endswith(tuple(f"{sign}{split}" for sign in "_-."))
+
+
+def _images(part: _Part) -> tuple[np.ndarray | None, np.ndarray]:
+    """None and pixels (N, H, W) or (N, H, W, 3); or offsets (N + 1,) and bytes."""
+    key = part.need("images", *PIXELS, *ENCODED)
+    images, where = part.array(key), f"{key} in {part.file}"
+    encoded = part.key(*PIXELS) is None
+    if images.dtype != np.uint8:
+        remedy = "" if encoded else "; save pixels from 0 to 255, as x.round().astype(np.uint8)"
+        raise DataError(f"{where} is {images.dtype}; it must be uint8{remedy}")
+    if not encoded:
+        if images.ndim == 4 and images.shape[3] == 1:
+            images = images[..., 0]
+        if images.ndim != 3 and not (images.ndim == 4 and images.shape[3] == 3):
+            turn = images.ndim == 4 and images.shape[1] in (1, 3)
+            raise DataError(
+                f"{where} has the shape {images.shape}; it must be (N, H, W), (N, H, W, 1) or "
+                "(N, H, W, 3)" + ("; channels go last: x.transpose(0, 2, 3, 1)" if turn else "")
+            )
+        if not images.size:
+            raise DataError(f"{where} holds no pixels: its shape is {images.shape}")
+        return None, images
+    if images.ndim != 1:
+        raise DataError(
+            f"{where} has the shape {images.shape}; encoded images are one row of bytes"
+        )
+    key = part.need("offsets", "offsets")
+    offsets, where = part.array(key), f"{key} in {part.file}"
+    if offsets.ndim != 1 or offsets.dtype.kind not in "iu" or len(offsets) < 2:
+        raise DataError(
+            f"{where} is {offsets.dtype} of shape {offsets.shape}; N images need N + 1 integers"
+        )
+    offsets = offsets.astype(np.int64)
+    if offsets[0] != 0 or offsets[-1] != len(images) or (np.diff(offsets) < 0).any():
+        raise DataError(
+            f"{where} goes from {offsets[0]} to {offsets[-1]}; it must rise from 0 to "
+            f"{len(images)}, the number of bytes"
+        )
+    return offsets, images
+
+
+def _labels(part: _Part, count: int | None = None) -> np.ndarray:
+    """(N,) int64; `count`, where given, is what N must be."""
+    key = part.need("labels", *LABELS)
+    labels, where = part.array(key), f"{key} in {part.file}"
+    if labels.dtype.kind not in "iu" or (labels.ndim, labels.shape[1:]) not in ((1, ()), (2, (1,))):
+        one_hot = labels.ndim == 2
+        raise DataError(
+            f"{where} is {labels.dtype} of shape {labels.shape}; it must be integers of shape (N,)"
+            + ("; of one-hot rows take y.argmax(axis=1)" if one_hot else "")
+        )
+    if count is not None and len(labels) != count:
+        raise DataError(f"{where} holds {len(labels)} labels for {count} images; they must agree")
+    return labels.reshape(-1).astype(np.int64)
+
+
+def _class_names(part: _Part) -> tuple[str, ...] | None:
+    if "class_names" not in part.archive:
+        return None
+    names = part.array("class_names")
+    if names.ndim != 1 or names.dtype.kind not in "US":
+        raise DataError(
+            f"class_names in {part.file} is {names.dtype} of shape {names.shape}; it must be one "
+            "row of text"
+        )
+    try:
+        texts = [name.decode() if isinstance(name, bytes) else str(name) for name in names.tolist()]
+    except UnicodeDecodeError as error:
+        raise DataError(f"class_names in {part.file} is not UTF-8: {error}") from error
+    if len(set(texts)) < len(texts):
+        raise DataError(f"class_names in {part.file} names a class twice: {', '.join(texts)}")
+    return tuple(texts)
+
+
+def _number_of_classes(labels: np.ndarray) -> int:
+    """As many as the labels number; an absurd label is left to the check of the labels."""
+    return min(int(labels.max(initial=-1)) + 1, len(labels) + 1)

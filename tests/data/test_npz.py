@@ -1,0 +1,232 @@
+"""Arrays in .npz files: every layout that people have, and one sentence for what does not fit."""
+
+import io
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gnet_jax.data import DataError, open_source
+from gnet_jax.data.decode import decode
+from gnet_jax.data.sources import MissingSplitError
+
+LABELS = np.array([0, 1, 2, 1, 0, 2])
+PIXELS = np.random.default_rng(0).integers(0, 256, (6, 5, 7, 3), np.uint8)
+
+
+def jpegs(count):
+    files = []
+    for i in range(count):
+        file = io.BytesIO()
+        Image.new("RGB", (9, 8), (40 * i, 0, 0)).save(file, "JPEG")
+        files.append(file.getvalue())
+    return files
+
+
+def encoded(count=6, **changes):
+    files = jpegs(count)
+    arrays = {
+        "jpeg": np.frombuffer(b"".join(files), np.uint8),
+        "offsets": np.cumsum([0, *map(len, files)]),
+        "labels": LABELS[:count],
+        "class_names": np.array(["ant", "bee", "größer"]),
+    }
+    return arrays | changes
+
+
+def save(file, **arrays):
+    np.savez_compressed(file, **arrays)
+    return f"npz:{file}"
+
+
+def assert_holds(source, images, labels):
+    assert len(source) == len(labels)
+    assert [source[i].label for i in range(len(source))] == list(labels)
+    for i, image in enumerate(images):
+        np.testing.assert_array_equal(source[i].image, image)
+
+
+@pytest.mark.parametrize(
+    "names", ["x_{}:y_{}", "images_{}:labels_{}", "{}_images:{}_labels", "{}_image:{}_label"]
+)
+def test_one_file_of_several_splits_is_told_by_its_keys(names, tmp_path):
+    x, y = names.split(":")
+    arrays = {x.format("train"): PIXELS, y.format("train"): LABELS.reshape(6, 1).astype(np.uint8)}
+    arrays |= {x.format("test"): PIXELS[:3], y.format("test"): LABELS[:3]}
+    spec = save(tmp_path / "set.npz", **arrays)
+    assert_holds(open_source(spec, "train"), PIXELS, LABELS)
+    assert open_source(spec, "train").class_names == ("0", "1", "2")
+    for split in ("val", "test"):  # there is no other validation split
+        assert_holds(open_source(spec, split), PIXELS[:3], LABELS[:3])
+        assert open_source(spec, split).split == "test"
+    arrays |= {x.format("val"): PIXELS[4:], y.format("val"): LABELS[4:]}
+    save(tmp_path / "set.npz", **arrays)
+    val = open_source(str(tmp_path / "set.npz"), "val")
+    assert_holds(val, PIXELS[4:], LABELS[4:])
+    assert val.split == "val"
+    assert f"image 1 of {x.format('val')} in " in val.describe(1)
+
+
+@pytest.mark.parametrize("where", ["cifar_{split}.npz", ""])
+def test_one_file_for_each_split_by_a_pattern_or_in_a_folder(where, tmp_path):
+    save(tmp_path / "cifar_train.npz", **encoded())
+    save(tmp_path / "cifar_test.npz", **encoded(2))
+    spec = f"npz:{tmp_path / where}"
+    train, val = open_source(spec, "train"), open_source(spec, "val")
+    assert train.class_names == val.class_names == ("ant", "bee", "größer")
+    assert [train[i].image for i in range(6)] == jpegs(6)
+    assert decode(train[5].image).size == (9, 8)
+    assert (len(val), val.split) == (2, "test")
+    assert val.describe(1) == f"image 1 of {tmp_path / 'cifar_test.npz'}"
+
+
+@pytest.mark.parametrize("shape", [(6, 5, 7), (6, 5, 7, 1)])
+def test_grey_pixels(shape, tmp_path):
+    grey = PIXELS[..., :1].reshape(shape)
+    save(tmp_path / "train.npz", x=grey, y=LABELS)
+    source = open_source(f"npz:{tmp_path}", "train")
+    assert_holds(source, PIXELS[..., 0], LABELS)
+    assert decode(source[0].image).size == (7, 5)
+
+
+def test_the_classes_are_those_of_the_training_labels(tmp_path):
+    spec = save(tmp_path / "a.npz", x_train=PIXELS, y_train=LABELS, x_val=PIXELS[:2], y_val=[0, 1])
+    assert open_source(spec, "val").class_names == ("0", "1", "2")
+
+
+def test_the_fingerprint_follows_every_byte_and_label(tmp_path):
+    def print_of(**arrays):
+        return open_source(save(tmp_path / "train.npz", **arrays)[:-10], "train").fingerprint()
+
+    changed = PIXELS.copy()
+    changed[3, 2, 1, 0] ^= 1
+    sets = [
+        {"x": PIXELS, "y": LABELS},
+        {"x": changed, "y": LABELS},
+        {"x": PIXELS, "y": LABELS[::-1]},
+        {"x": PIXELS.reshape(6, 7, 5, 3), "y": LABELS},
+        {"x": PIXELS, "y": LABELS, "class_names": ["a", "b", "c"]},
+        encoded(),
+        encoded(labels=LABELS[::-1]),
+        encoded(offsets=encoded()["offsets"] - np.array([0, 1, 0, 0, 0, 0, 0])),
+    ]
+    assert len({print_of(**arrays) for arrays in sets}) == len(sets)
+    assert print_of(**encoded()) == print_of(**encoded(labels=LABELS.astype(np.uint8)))
+
+
+def test_a_copy_in_another_process_is_read_from_the_file(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (6, 200, 200, 3), np.uint8)
+    source = open_source(save(tmp_path / "a.npz", x_train=noise, y_train=LABELS), "train")
+    pickled = pickle.dumps(source)
+    assert len(pickled) < 1000
+    assert_holds(pickle.loads(pickled), noise, LABELS)
+
+
+KERAS = {"x_train": PIXELS, "y_train": LABELS}
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"x_train": PIXELS}, "has no labels of the train split: its keys are x_train; wanted"),
+        (KERAS | {"y_train": LABELS[:5]}, "y_train in .* holds 5 labels for 6 images"),
+        (KERAS | {"y_train": LABELS - 1}, "image 0 of .* label -1, .* 2 classes .0 to 1"),
+        (KERAS | {"y_train": LABELS * 2}, "no image of class 1 .1., and of 2 of 5 classes in all"),
+        (KERAS | {"y_train": LABELS * 10**12}, "has label 1000000000000, but there are 7 classes"),
+        (KERAS | {"y_train": LABELS * 0}, "holds 1 classes; 2 are needed"),
+        (KERAS | {"y_train": LABELS / 2}, "y_train in .* is float64 of shape .6,.; it must be int"),
+        (KERAS | {"y_train": np.eye(3, dtype=int)[LABELS]}, "of one-hot rows take y.argmax"),
+        (KERAS | {"x_train": PIXELS / 255}, "x_train in .* is float64; it must be uint8; save pix"),
+        (KERAS | {"x_train": PIXELS.swapaxes(1, 3)}, "shape .6, 3, 7, 5.; .* channels go last"),
+        (KERAS | {"x_train": PIXELS[:0]}, "holds no pixels: its shape is .0, 5, 7, 3"),
+        (KERAS | {"x_train": np.array([b"a", None])}, "Python objects, and to read those can run"),
+        (KERAS | {"class_names": np.array(["a", "b"])}, "image 2 of .* label 2, .* 2 classes"),
+        (KERAS | {"class_names": np.array(["a", "b", "a"])}, "names a class twice: a, b, a"),
+        (KERAS | {"class_names": np.array([b"\xff", b"b"])}, "is not UTF-8"),
+        (KERAS | {"class_names": np.arange(3)}, "class_names in .* is int64 .*; .* text"),
+        ({"a": LABELS}, "has no images of train; its keys are a"),
+        (encoded(), "holds one split only .its keys are jpeg, offsets.*/{split}.npz"),
+    ],
+)
+def test_what_does_not_fit_in_one_file_is_one_sentence(arrays, message, tmp_path):
+    spec = save(tmp_path / "set.npz", **arrays)
+    with pytest.raises(DataError, match=message) as caught:
+        open_source(spec, "train")
+    assert "\n" not in str(caught.value)
+
+
+OFFSETS = encoded()["offsets"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"offsets": OFFSETS[1:]}, r"goes from \d+ to \d+; it must rise from 0 to \d+"),
+        ({"offsets": OFFSETS[:-1]}, "it must rise from 0 to"),
+        ({"offsets": OFFSETS[[0, 2, 1, 3, 4, 5, 6]]}, "it must rise from 0 to"),
+        ({"offsets": OFFSETS / 1}, "is float64 of shape .7,.; N images need N . 1 integers"),
+        ({"jpeg": encoded()["jpeg"].astype(np.int8)}, "jpeg in .* is int8; it must be uint8"),
+        ({"jpeg": encoded()["jpeg"][None]}, "encoded images are one row of bytes"),
+        ({"labels": LABELS[:4]}, "holds 4 labels for 6 images"),
+    ],
+)
+def test_encoded_images_that_do_not_fit_are_one_sentence(changes, message, tmp_path):
+    save(tmp_path / "train.npz", **encoded(**changes))
+    with pytest.raises(DataError, match=message):
+        open_source(f"npz:{tmp_path}", "train")
+
+
+def test_a_missing_split_file_or_folder_is_named(tmp_path):
+    spec = save(tmp_path / "only_train.npz", **encoded())
+    with pytest.raises(MissingSplitError, match=r"no .npz file whose name ends in val or valid or"):
+        open_source(f"npz:{tmp_path}", "val")
+    with pytest.raises(MissingSplitError, match=r"no file .*\{split\}.npz with test for \{split\}"):
+        open_source(f"npz:{tmp_path}/only_{{split}}.npz", "test")
+    with pytest.raises(
+        DataError, match=r"there is no file .*nowhere.npz; name a file, a folder or"
+    ):
+        open_source(f"npz:{tmp_path / 'nowhere.npz'}", "train")
+    save(tmp_path / "other_train.npz", **encoded())
+    with pytest.raises(DataError, match=r"several files .*pattern, such as npz:.*/only_\{split\}"):
+        open_source(f"npz:{tmp_path}", "train")
+    spec = save(tmp_path / "keras.npz", **KERAS)
+    with pytest.raises(MissingSplitError, match="no images of test; its keys are x_train, y_train"):
+        open_source(spec, "test")
+
+
+def test_damaged_files_are_named(tmp_path):
+    file = tmp_path / "train.npz"
+    file.write_text("<html>")
+    with pytest.raises(DataError, match=r"train.npz is no .npz file, or is cut short"):
+        open_source(f"npz:{tmp_path}", "train")
+    file.write_bytes(b"")
+    with pytest.raises(DataError, match=r"train.npz is no .npz file, or is cut short"):
+        open_source(f"npz:{tmp_path}", "train")
+    np.save(tmp_path / "one.npy", LABELS)
+    os.replace(tmp_path / "one.npy", file)
+    with pytest.raises(DataError, match=r"train.npz is no .npz file"):
+        open_source(f"npz:{tmp_path}", "train")
+    np.savez(file, x=PIXELS, y=LABELS)
+    whole = bytearray(file.read_bytes())
+    whole[300] ^= 1  # a pixel: the file's own crc32 tells
+    file.write_bytes(whole)
+    with pytest.raises(DataError, match=r"x in .*train.npz is damaged: Bad CRC-32"):
+        open_source(f"npz:{tmp_path}", "train")
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"train.npz is no .npz file, or is cut short"):
+        open_source(f"npz:{tmp_path}", "train")
+
+
+def test_cifar10_as_jpeg_is_read_as_its_readme_says():
+    beside = Path(__file__).parents[2] / "../shared/data"
+    folder = Path(os.environ.get("GNET_SHARED_DATA", beside))
+    if not (folder / "cifar10_jpeg_train.npz").is_file():
+        pytest.skip(f"there is no cifar10_jpeg_train.npz in {folder} (GNET_SHARED_DATA)")
+    spec = f"npz:{folder}/cifar10_jpeg_{{split}}.npz"
+    train, val = open_source(spec, "train"), open_source(spec, "val")
+    assert (len(train), len(val), val.split) == (50_000, 10_000, "test")
+    assert train.class_names[:3] == val.class_names[:3] == ("airplane", "automobile", "bird")
+    assert {decode(train[i].image).size for i in (0, 1, 49_999)} == {(32, 32)}
