@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from gnet_jax.config import Preprocessing
-from gnet_jax.data.decode import ImageError, central_crop, decode, random_crop
+from gnet_jax.data.decode import ImageError, Interpolation, central_crop, decode, random_crop
 from gnet_jax.data.sources import DataError, Example, Source
 
 
@@ -53,6 +53,7 @@ def train_batches(
     crop_area: tuple[float, float],
     crop_aspect: tuple[float, float],
     seed: int,
+    interpolation: Interpolation = "bilinear",
     start_step: int = 0,
     threads: int = 1,
     host: int = 0,
@@ -66,7 +67,7 @@ def train_batches(
     Args:
         batch_size: images a step over all hosts.
         image_size: side of the crops that are shipped, in pixels.
-        crop_area, crop_aspect: see `random_crop`.
+        crop_area, crop_aspect, interpolation: see `random_crop`.
         host, hosts: which slice of the global batch to read.
     """
     mine = _host_slice(batch_size, host, hosts)
@@ -77,7 +78,10 @@ def train_batches(
             example = source[int(index)]
             generator = np.random.default_rng((seed, step, place))
             picture = _decoded(example, source, int(index))
-            images.append(random_crop(picture, generator, image_size, crop_area, crop_aspect))
+            crop = random_crop(
+                picture, generator, image_size, crop_area, crop_aspect, interpolation
+            )
+            images.append(crop)
             labels.append(_checked(example.label, source))
         return Batch(
             image=np.stack(images),

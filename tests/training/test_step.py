@@ -7,8 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from gnet_jax.config import LossConfig, OptimConfig, Preprocessing
-from gnet_jax.data import preprocess
+from gnet_jax.config import AugmentConfig, LossConfig, OptimConfig, Preprocessing
+from gnet_jax.data import Labels, augment, preprocess
 from gnet_jax.model import GoogLeNet
 from gnet_jax.training.optimizer import make_optimizer
 from gnet_jax.training.sharding import (
@@ -32,13 +32,13 @@ def new_state(model, optimizer):
     return jax.tree.map(np.array, state)
 
 
-def pure_step(model, **options):
+def pure_step(model, augmentation=AugmentConfig(), **options):  # noqa: B008 (frozen)
     optimizer = make_optimizer(OptimConfig(averaging="ema", weight_decay=0.0), 10, 100)
     step = partial(
         train_step,
         model=model,
         optimizer=optimizer,
-        preprocess=partial(preprocess, preprocessing=PIXELS, flip=True),
+        augment=partial(augment, preprocessing=PIXELS, augmentation=augmentation),
         loss=LossConfig(label_smoothing=0.1),
         **options,
     )
@@ -142,7 +142,7 @@ def test_cross_entropy_is_optaxs(smoothing):
     labels = jnp.asarray(generator.integers(0, 10, 6))
     targets = optax.smooth_labels(jax.nn.one_hot(labels, 10), smoothing)
     expected = optax.softmax_cross_entropy(logits, targets).mean()
-    assert float(cross_entropy(logits, labels, smoothing)) == pytest.approx(float(expected))
+    assert float(cross_entropy(logits, Labels(labels), smoothing)) == pytest.approx(float(expected))
 
 
 def evaluated(state, model, batch, devices=1):

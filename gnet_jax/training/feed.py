@@ -1,0 +1,33 @@
+"""What a config feeds its training steps with: the batches, and what is done to their pixels."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import jax
+
+from gnet_jax.config import Config
+from gnet_jax.data import Batch, Labels, Source, augment, train_batches
+
+
+def training_batches(
+    config: Config, source: Source, *, start_step: int = 0, host: int = 0, hosts: int = 1
+) -> Iterator[Batch]:
+    """One host's share of every training batch from `start_step` on; see `train_batches`."""
+    return train_batches(
+        source,
+        batch_size=config.batch_size,
+        image_size=config.data.image_size,
+        crop_area=config.augment.crop_area,
+        crop_aspect=config.augment.crop_aspect,
+        interpolation=config.augment.interpolation,
+        seed=config.seed,
+        start_step=start_step,
+        threads=config.data.threads,
+        host=host,
+        hosts=hosts,
+    )
+
+
+def augmentation(config: Config) -> Callable[..., tuple[jax.Array, Labels]]:
+    """`(images, labels, key, offset=...)` to the network's inputs and `Labels`; see `augment`."""
+    return partial(augment, preprocessing=config.data.preprocessing, augmentation=config.augment)
