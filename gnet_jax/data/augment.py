@@ -26,9 +26,9 @@ class Labels(NamedTuple):
     nothing is mixed, both are None and no program holds them.
     """
 
-    label_B: jax.Array  # int32
-    partner_B: jax.Array | None = None  # int32
-    share_B: jax.Array | None = None  # float32
+    label: jax.Array  # (B,) int32
+    partner: jax.Array | None = None  # (B,) int32
+    share: jax.Array | None = None  # (B,) float32
 
 
 def preprocess(images_BHWC: jax.Array, *, preprocessing: Preprocessing) -> jax.Array:
@@ -112,8 +112,8 @@ def _mix(
     """
     if images_BHWC.shape[0] % 2:
         raise ConfigError(
-            f"augment.mixup is {alpha:g}, but a device holds {images_BHWC.shape[0]} images of a batch; "
-            "images are mixed in pairs, so it must be an even number"
+            f"augment.mixup is {alpha:g}, but a device holds {images_BHWC.shape[0]} images of a "
+            "batch; they are mixed in pairs, so it must be an even number"
         )
     share_B = jax.vmap(_share, (0, None))(keys_B, alpha)
     images_BHWC = images_BHWC.astype(jnp.float32)
@@ -150,7 +150,7 @@ def _erase(x_BHWC: jax.Array, keys_B: jax.Array, probability: float) -> jax.Arra
     """
     height, width = x_BHWC.shape[1:3]
 
-    def rectangle_HW(key: jax.Array) -> jax.Array:
+    def rectangle(key: jax.Array) -> jax.Array:
         chosen_key, area_key, aspect_key, top_key, left_key = jax.random.split(key, 5)
         area = jax.random.uniform(area_key, (), minval=ERASED_AREA[0], maxval=ERASED_AREA[1])
         low, high = np.log(ERASED_ASPECT)
@@ -169,5 +169,5 @@ def _erase(x_BHWC: jax.Array, keys_B: jax.Array, probability: float) -> jax.Arra
         chosen = jax.random.bernoulli(chosen_key, probability)
         return chosen & inside_H[:, None] & inside_W[None, :]
 
-    erased_BHW = jax.vmap(rectangle_HW)(keys_B)
+    erased_BHW = jax.vmap(rectangle)(keys_B)
     return jnp.where(erased_BHW[..., None], 0.0, x_BHWC)

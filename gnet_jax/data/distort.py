@@ -3,9 +3,9 @@
 Brightness, contrast and saturation as A. Howard has them (arXiv 1312.5402, section 2.2) and the
 paper after him (section 6); with the hue they are torchvision's ColorJitter.
 
-The pixels are the same to the last bit however a batch is split and whatever a compiler fuses: every
-value lies on a grid so coarse that no product of two of them is rounded in float32, with or without
-a fused multiply-add. What is rounded is less than a thirtieth of a level of 0..255.
+The pixels are the same to the last bit however a batch is split and whatever a compiler fuses:
+every value lies on a grid so coarse that float32 rounds no product of two of them, with or without
+a fused multiply-add. Of a level of 0..255 each distortion rounds away a thirtieth at most.
 
 Shapes: B batch, H height, W width, C channels.
 """

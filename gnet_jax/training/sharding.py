@@ -51,9 +51,10 @@ def check_pairs(batch_size: int, mesh: Mesh, parts: int = 1) -> None:
     """
     share = batch_size // mesh.size
     if share % 2:
+        near = _nearest(batch_size, mesh.size * math.lcm(2, parts))
         raise ConfigError(
             f"augment.mixup mixes pairs of images, but batch_size {batch_size} gives each of "
-            f"{mesh.size} devices {share}; use {_nearest(batch_size, mesh.size * math.lcm(2, parts))}"
+            f"{mesh.size} devices {share}; use {near}"
         )
 
 

@@ -64,10 +64,10 @@ def cross_entropy(logits_BK: jax.Array, labels: Labels, smoothing: float) -> jax
     def of(label_B: jax.Array) -> jax.Array:
         return jnp.take_along_axis(log_probs_BK, label_B[:, None], axis=-1)[:, 0]
 
-    of_label_B = of(labels.label_B)
-    if labels.partner_B is not None and labels.share_B is not None:
-        share_B = labels.share_B
-        of_label_B = share_B * of_label_B + (1 - share_B) * of(labels.partner_B)
+    of_label_B = of(labels.label)
+    if labels.partner is not None and labels.share is not None:
+        share_B = labels.share
+        of_label_B = share_B * of_label_B + (1 - share_B) * of(labels.partner)
     return -jnp.mean((1 - smoothing) * of_label_B + smoothing * jnp.mean(log_probs_BK, axis=-1))
 
 
@@ -125,7 +125,7 @@ def train_step(
         metrics = {}
         for head, logits_BK in zip(head_names(model), (outputs.logits, *outputs.aux), strict=True):
             metrics[f"{head}_loss"] = cross_entropy(logits_BK, labels, loss.label_smoothing)
-            metrics[f"{head}_top1"] = jnp.mean(jnp.argmax(logits_BK, -1) == labels.label_B)
+            metrics[f"{head}_top1"] = jnp.mean(jnp.argmax(logits_BK, -1) == labels.label)
         aux_losses = [metrics[f"{head}_loss"] for head in head_names(model)[1:]]
         metrics["loss"] = metrics["main_loss"] + loss.aux_weight * sum(aux_losses)
         return metrics["loss"], (updated.get("batch_stats", {}), metrics)
