@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import jax
 
@@ -9,10 +10,10 @@ from gnet_jax.config import Config
 from gnet_jax.data import Batch, Labels, Source, augment, train_batches
 
 
-def training_batches(
-    config: Config, source: Source, *, start_step: int = 0, host: int = 0, hosts: int = 1
-) -> Iterator[Batch]:
-    """One host's share of every training batch from `start_step` on; see `train_batches`."""
+def training_batches(config: Config, source: Source, **options: Any) -> Iterator[Batch]:
+    """The training batches of `config`; `options` are those of `train_batches` that are no field of
+    it, such as `start_step`, `host` and `hosts`.
+    """
     return train_batches(
         source,
         batch_size=config.batch_size,
@@ -21,10 +22,8 @@ def training_batches(
         crop_aspect=config.augment.crop_aspect,
         interpolation=config.augment.interpolation,
         seed=config.seed,
-        start_step=start_step,
         threads=config.data.threads,
-        host=host,
-        hosts=hosts,
+        **options,
     )
 
 
