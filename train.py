@@ -14,9 +14,8 @@ import signal
 import sys
 from collections.abc import Sequence
 
-import tyro
-
-from gnet_jax.config import RECIPES, Config, UserError, load_recipe
+from gnet_jax.config import Config, UserError
+from gnet_jax.config.command import parse_config
 
 
 def parse(arguments: Sequence[str]) -> Config:
@@ -25,19 +24,7 @@ def parse(arguments: Sequence[str]) -> Config:
     Raises:
         ConfigError: if there is no such recipe.
     """
-    named = bool(arguments) and not arguments[0].startswith("-")
-    recipe = arguments[0] if named else "digits"
-    default, about = load_recipe(recipe)
-    recipes = ", ".join(sorted(path.stem for path in RECIPES.glob("*.py")))
-    return tyro.cli(
-        Config,
-        prog=f"train.py {recipe}" if named else "train.py [CONFIG]",
-        description=f"{about}\n\nThe defaults below are those of {recipe!r}. CONFIG may be one of: "
-        f"{recipes}; or a Python file with a get_config().",
-        default=default,
-        args=list(arguments[named:]),
-        config=(tyro.conf.FlagConversionOff,),
-    )
+    return parse_config(arguments, "train.py")
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -106,7 +106,8 @@ class AugmentConfig:
     (random erasing, arXiv 1708.04896)."""
     mixup: float = 0.0
     """Each image and its label are mixed with another of the batch, by a share drawn from
-    Beta(this, this) (arXiv 1710.09412); 0 mixes none."""
+    Beta(this, this) (arXiv 1710.09412); 0 mixes none. The larger share is the image's own, and the
+    training top-1 is counted against its label. Each device needs an even number of images."""
 
 
 @dataclasses.dataclass(frozen=True)

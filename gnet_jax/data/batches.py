@@ -12,7 +12,7 @@ import grain
 import numpy as np
 
 from gnet_jax.config import Preprocessing
-from gnet_jax.data.decode import ImageError, central_crop, decode, random_crop
+from gnet_jax.data.decode import ImageError, Interpolation, central_crop, decode, random_crop
 from gnet_jax.data.prefetch import held, prefetched
 from gnet_jax.data.records import BadRecord, BadRecords, next_good, read_example
 from gnet_jax.data.sources import DataError, Source
@@ -71,6 +71,7 @@ def train_batches(
     crop_area: tuple[float, float],
     crop_aspect: tuple[float, float],
     seed: int,
+    interpolation: Interpolation = "bilinear",
     start_step: int = 0,
     threads: int = 1,
     workers: int = 0,
@@ -88,7 +89,7 @@ def train_batches(
         batch_size: images a step over all hosts.
         image_size: side of the crops that are shipped, in pixels.
         threads, workers: see `prefetched`.
-        crop_area, crop_aspect: see `random_crop`.
+        crop_area, crop_aspect, interpolation: see `random_crop`.
         host, hosts: which slice of the global batch to read.
         bad: takes in the damaged images of each batch as it is taken; None allows none.
 
@@ -110,7 +111,7 @@ def train_batches(
             picture, batch["label"][row] = good
             generator = np.random.default_rng((seed, step, mine.start + row))
             batch["image"][row] = random_crop(
-                picture, generator, image_size, crop_area, crop_aspect
+                picture, generator, image_size, crop_area, crop_aspect, interpolation
             )
             batch["mask"][row] = True
         return batch, list(found.values())

@@ -6,6 +6,7 @@ Shapes: H height, W width, C channels (red, green, blue).
 import functools
 import io
 import math
+from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -15,6 +16,15 @@ from gnet_jax.config import Preprocessing, UserError
 MAX_PIXELS = 50_000_000  # above this an image is refused before it is decoded
 # Photos come in these. Pillow would try forty more, one of which (EPS) runs a program.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
+
+Interpolation = Literal["bilinear", "random"]
+# What "random" draws from; BOX is the mean over the area that a pixel covers.
+FILTERS = (
+    Image.Resampling.BILINEAR,
+    Image.Resampling.BOX,
+    Image.Resampling.BICUBIC,
+    Image.Resampling.NEAREST,
+)
 
 
 class ImageError(UserError):
@@ -85,25 +95,39 @@ def random_crop(
     size: int,
     area: tuple[float, float],
     aspect: tuple[float, float],
+    interpolation: Interpolation = "bilinear",
 ) -> np.ndarray:
     """A random rectangle of the picture, resized to (size, size, 3) uint8 (paper, section 6).
 
     Its share of the picture's area is uniform in `area`, its width / height log-uniform in
     `aspect`, its place uniform. Where ten draws do not fit, the largest central rectangle of an
-    allowed aspect is taken.
+    allowed aspect is taken. With "random", one of the four `FILTERS` resizes it, drawn after the
+    rectangle, which is therefore the same with both.
     """
-    width, height = picture.size
+    box = _random_box(picture.size, generator, area, aspect)
+    kind = FILTERS[0 if interpolation == "bilinear" else generator.integers(len(FILTERS))]
+    return np.asarray(picture.resize((size, size), kind, box=box))
+
+
+def _random_box(
+    size: tuple[int, int],
+    generator: np.random.Generator,
+    area: tuple[float, float],
+    aspect: tuple[float, float],
+) -> tuple[float, float, float, float]:
+    """(left, top, right, bottom) of a random rectangle of a picture of `size`."""
+    width, height = size
     for _ in range(10):
         target = width * height * generator.uniform(*area)
         ratio = math.exp(generator.uniform(math.log(aspect[0]), math.log(aspect[1])))
         w, h = math.sqrt(target * ratio), math.sqrt(target / ratio)
         if w <= width and h <= height:
             left, top = generator.uniform(0, width - w), generator.uniform(0, height - h)
-            return _resized(picture, (left, top, left + w, top + h), size)
+            return left, top, left + w, top + h
     ratio = min(max(width / height, aspect[0]), aspect[1])
     w, h = min(width, height * ratio), min(height, width / ratio)
     left, top = (width - w) / 2, (height - h) / 2
-    return _resized(picture, (left, top, left + w, top + h), size)
+    return left, top, left + w, top + h
 
 
 def central_crop(picture: Image.Image, p: Preprocessing) -> np.ndarray:
@@ -141,7 +165,3 @@ def shorter_side_size(size: tuple[int, int], shorter: int) -> tuple[int, int]:
     width, height = (max(shorter, round(n * scale)) for n in size)
     _check_pixels((width, height), f"the image, {size[0]}x{size[1]} scaled to {shorter},")
     return width, height
-
-
-def _resized(picture: Image.Image, box: tuple[float, float, float, float], size: int) -> np.ndarray:
-    return np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR, box=box))

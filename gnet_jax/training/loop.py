@@ -13,9 +13,10 @@ from typing import Any, Self
 import jax
 
 from gnet_jax.config import UserError
-from gnet_jax.data import eval_batches, train_batches
+from gnet_jax.data import eval_batches
 from gnet_jax.training.checkpoint import Checkpoints
 from gnet_jax.training.damage import Damage
+from gnet_jax.training.feed import training_batches
 from gnet_jax.training.guard import DeadHeadGuard, patience_of
 from gnet_jax.training.record import add_start, locked
 from gnet_jax.training.report import Meter, Reporter, duration
@@ -222,22 +223,15 @@ class Evaluator:
 
 
 def _train_batches(run: Run, start: int, damage: Damage) -> Generator[Any, None, None]:
-    config, d = run.config, run.config.data
-    batches = train_batches(
+    batches = training_batches(
+        run.config,
         run.train,
-        batch_size=config.batch_size,
-        image_size=d.image_size,
-        crop_area=config.augment.crop_area,
-        crop_aspect=config.augment.crop_aspect,
-        seed=config.seed,
         start_step=start,
-        threads=d.threads,
-        workers=d.workers,
         host=jax.process_index(),
         hosts=jax.process_count(),
         bad=damage.train,
     )
-    return put_batches(batches, run.mesh, config.batch_size)
+    return put_batches(batches, run.mesh, run.config.batch_size)
 
 
 def _guard(run: Run) -> DeadHeadGuard:
