@@ -85,6 +85,9 @@ class DataConfig(Preprocessing):
 class AugmentConfig:
     """What training images go through; evaluation sees none of it."""
 
+    crop: Literal["random_area", "fixed_scale"] = "random_area"
+    """random_area: rectangles of any size and shape within the next two (the paper); fixed_scale:
+    the image resized as for evaluation, and a random square of image_size of it (Caffe)."""
     crop_area: tuple[float, float] = (0.08, 1.0)
     """Smallest and largest share of the image that a training crop covers (the paper's 8-100 %)."""
     crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)

@@ -98,8 +98,9 @@ def to_pixels(x: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
 def in_words(a: AugmentConfig) -> str:
     """What an augmentation does, as one line of text."""
     low, high = a.crop_aspect
+    crops = f"crops of {a.crop_area[0]:.0%} to {a.crop_area[1]:.0%}, aspect {low:.3g} to {high:.3g}"
     parts = [
-        f"crops of {a.crop_area[0]:.0%} to {a.crop_area[1]:.0%}, aspect {low:.3g} to {high:.3g}",
+        crops if a.crop == "random_area" else "crops of the size that evaluation takes",
         f"{a.interpolation} interpolation",
         "mirrored" if a.flip else "not mirrored",
     ]

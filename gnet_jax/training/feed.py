@@ -10,17 +10,17 @@ from gnet_jax.config import Config
 from gnet_jax.data import Batch, Labels, Source, augment, train_batches
 
 
-def training_batches(config: Config, source: Source, **options: Any) -> Generator[Batch, None, None]:
+def training_batches(
+    config: Config, source: Source, **options: Any
+) -> Generator[Batch, None, None]:
     """The training batches of `config`; `options` are those of `train_batches` that are no field of
     it, such as `start_step`, `host` and `hosts`.
     """
     return train_batches(
         source,
         batch_size=config.batch_size,
-        image_size=config.data.image_size,
-        crop_area=config.augment.crop_area,
-        crop_aspect=config.augment.crop_aspect,
-        interpolation=config.augment.interpolation,
+        preprocessing=config.data.preprocessing,
+        augmentation=config.augment,
         seed=config.seed,
         threads=config.data.threads,
         workers=config.data.workers,

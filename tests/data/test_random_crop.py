@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gnet_jax.data.decode import FILTERS, random_crop
+from gnet_jax.config import AugmentConfig, Preprocessing
+from gnet_jax.data.decode import FILTERS, central_crop, training_crop
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8))
 # Its pixels are their own coordinates, so a crop of it tells where it was cut.
@@ -15,10 +16,13 @@ MAP = Image.fromarray(
 )
 
 
-def crops(picture, count, size=16, area=(0.08, 1.0), aspect=(3 / 4, 4 / 3), **options):
+def crops(picture, count, size=16, **options):
+    preprocessing = Preprocessing(image_size=size)
     return np.stack(
         [
-            random_crop(picture, np.random.default_rng(seed), size, area, aspect, **options)
+            training_crop(
+                picture, np.random.default_rng(seed), preprocessing, AugmentConfig(**options)
+            )
             for seed in range(count)
         ]
     )
@@ -38,13 +42,13 @@ def test_crops_have_the_papers_area_and_aspect():
 
 
 def test_what_does_not_fit_is_the_largest_central_rectangle():
-    (crop,) = crops(MAP, 1, size=100, area=(1.0, 1.0), aspect=(1.0, 1.0))
+    (crop,) = crops(MAP, 1, size=100, crop_area=(1.0, 1.0), crop_aspect=(1.0, 1.0))
     np.testing.assert_array_equal(crop, np.asarray(MAP)[:, 50:150])
 
 
 def test_random_interpolation_draws_each_filter_for_a_quarter_of_the_crops():
-    found = crops(NOISE, 400, size=8, area=(0.08, 0.5), interpolation="random")
-    bilinear = crops(NOISE, 400, size=8, area=(0.08, 0.5))
+    found = crops(NOISE, 400, size=8, crop_area=(0.08, 0.5), interpolation="random")
+    bilinear = crops(NOISE, 400, size=8, crop_area=(0.08, 0.5))
     same = (found == bilinear).all((1, 2, 3))
     assert 70 < same.sum() < 130  # and the same rectangle, for it is drawn first
     drawn = dict.fromkeys(FILTERS, 0)
@@ -73,8 +77,37 @@ def box_of(generator, size):
 
 def test_bilinear_draws_nothing_but_the_rectangle():
     generator, other = np.random.default_rng(5), np.random.default_rng(5)
-    found = random_crop(NOISE, generator, 16, (0.08, 0.5), (3 / 4, 4 / 3))
+    found = training_crop(
+        NOISE, generator, Preprocessing(image_size=16), AugmentConfig(crop_area=(0.08, 0.5))
+    )
     box = box_of(other, NOISE.size)
     expected = NOISE.resize((16, 16), Image.Resampling.BILINEAR, box=box)
     np.testing.assert_array_equal(found, np.asarray(expected))
     assert generator.random() == other.random()
+
+
+@pytest.mark.parametrize("resize", ["warp", "shorter_side"])
+def test_fixed_scale_takes_squares_of_what_evaluation_crops_centrally(resize):
+    p = Preprocessing(image_size=40, resize=resize, resize_to=50)
+    width, height = (50, 50) if resize == "warp" else (100, 50)
+    whole = np.asarray(MAP.resize((width, height), Image.Resampling.BILINEAR)).astype(int)
+    corners = set()
+    for seed in range(300):
+        crop = training_crop(MAP, np.random.default_rng(seed), p, AugmentConfig(crop="fixed_scale"))
+        left = round(crop[20, 20, 0] / 200 * width - 20.5)
+        top = round(crop[20, 20, 1] / 100 * height - 20.5)
+        expected = whole[top : top + 40, left : left + 40]
+        # the border apart, where the resized whole still sees a pixel beyond
+        np.testing.assert_allclose(crop[1:-1, 1:-1].astype(int), expected[1:-1, 1:-1], atol=1)
+        corners.add((left, top))
+    assert {x for x, _ in corners} >= {0, width - 40}
+    assert {y for _, y in corners} == set(range(11))
+    assert central_crop(MAP, p).shape == (40, 40, 3)
+
+
+def test_fixed_scale_takes_a_strip_that_evaluation_would_refuse():
+    strip = Image.new("RGB", (50_000, 1))
+    crop = training_crop(
+        strip, np.random.default_rng(0), Preprocessing(), AugmentConfig(crop="fixed_scale")
+    )
+    assert crop.shape == (224, 224, 3)
