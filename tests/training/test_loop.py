@@ -229,7 +229,9 @@ def test_a_label_out_of_range_is_no_damage_but_an_error(finished, tmp_path):
     run, _, _ = finished
     run.train.class_names, kept = run.train.class_names[:9], run.train.class_names
     try:
-        with pytest.raises(DataError, match=r"digit \d+ has label 9, but the data has 9 classes"):
+        with pytest.raises(
+            DataError, match=r"digit \d+ of train has label 9, but the data has 9 classes"
+        ):
             train(dataclasses.replace(run, val=run.train), tmp_path)
     finally:
         run.train.class_names = kept
