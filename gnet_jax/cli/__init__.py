@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import tyro
 
-from gnet_jax.cli import models, runs, vision
+from gnet_jax.cli import data, models, runs, vision
 from gnet_jax.config import UserError
 
 app = tyro.extras.SubcommandApp()
@@ -16,6 +16,7 @@ for command in (
     vision.predict,
     vision.evaluate,
     models.export,
+    data.prepare,
     runs.curves,
 ):
     app.command(command)
