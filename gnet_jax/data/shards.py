@@ -5,18 +5,22 @@ when it is whole.
 """
 
 import contextlib
+import itertools
 import os
+import shutil
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 from gnet_jax.config import UserError
+from gnet_jax.data.progress import progress
 from gnet_jax.data.sources.tfds import count_array_records
 from gnet_jax.data.sources.tfrecord import framed, record_ends
 
 UNFINISHED = ".part"  # behind the name of a file that is being written
+ORIGIN, LOCK = "origin.txt", "lock"  # in the folder of a set that is being written
 Format = Literal["array_record", "tfrecord"]
 
 
@@ -28,6 +32,19 @@ class _StoppedError(Exception):
     """Another thread has failed, or Ctrl-C was pressed."""
 
 
+class SplitPlan(NamedTuple):
+    """What a split is to hold."""
+
+    name: str
+    bounds: Sequence[int]  # file i holds records `bounds[i]` to `bounds[i + 1]`
+    record: Callable[[int], bytes]  # called from several threads
+
+    def files(self, dataset: str, file_format: Format) -> list[str]:
+        """The names of its files."""
+        count = len(self.bounds) - 1
+        return [f"{dataset}-{self.name}.{file_format}-{i:05d}-of-{count:05d}" for i in range(count)]
+
+
 def boundaries(records: int, total_bytes: int) -> list[int]:
     """Where the files of a split begin and end, as tensorflow-datasets cuts them."""
     from tensorflow_datasets.core.utils import shard_utils
@@ -36,17 +53,103 @@ def boundaries(records: int, total_bytes: int) -> list[int]:
     return [0, *shard_utils.get_shard_boundaries(records, shards)]
 
 
-def shard_names(dataset: str, split: str, file_format: Format, count: int) -> list[str]:
-    """The files of a split."""
-    return [f"{dataset}-{split}.{file_format}-{i:05d}-of-{count:05d}" for i in range(count)]
+def write_set(
+    info: Any, plans: Sequence[SplitPlan], *, origin: str, size: float, threads: int
+) -> None:
+    """Write a whole set, or what is missing of it since the last call was killed.
+
+    It has its name only when it is whole.
+
+    Args:
+        info: what tensorflow-datasets knows of the set, with its features and its format.
+        origin: tells what the set is made of; what was made of something else is not gone on with.
+        size: that it will have, in bytes.
+        threads: that write files at once.
+
+    Raises:
+        PrepareError: if it cannot be written.
+    """
+    import tensorflow_datasets as tfds
+
+    folder, file_format = Path(info.data_dir), info.file_format.value
+    # That is no version, so tensorflow-datasets does not take it for a set.
+    work = folder.with_name(f"{folder.name}.unfinished-{file_format}")
+    with _locked(work):
+        _check_origin(work, origin)
+        _check_space(work, size)
+        splits = []
+        for plan in plans:
+            files = plan.files(info.name, file_format)
+            lengths = [behind - first for first, behind in itertools.pairwise(plan.bounds)]
+            done = sum(n for file, n in zip(files, lengths, strict=True) if (work / file).exists())
+            with progress(f"writing {plan.name}", "images", plan.bounds[-1], done) as advance:
+                _write_split(work, files, plan, file_format, threads, advance)
+            written = sum((work / file).stat().st_size for file in files)
+            splits.append(
+                tfds.core.SplitInfo(name=plan.name, shard_lengths=lengths, num_bytes=written)
+            )
+        info.set_splits(tfds.core.SplitDict(splits))
+        info.write_to_directory(work)
+        (work / ORIGIN).unlink()
+        (work / LOCK).unlink()
+        work.replace(folder)
 
 
-def write_split(
+@contextlib.contextmanager
+def _locked(work: Path) -> Generator[None, None, None]:
+    """Makes the folder, keeps others from writing into it, and clears what a kill has left."""
+    import fcntl  # of Unix, as array_record is
+
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        file = (work / LOCK).open("w")
+    except OSError as error:
+        raise PrepareError(f"cannot write into {work}: {error.strerror}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise PrepareError(f"another process is writing {work}; wait for it") from error
+        for part in work.glob(f"*{UNFINISHED}"):
+            part.unlink()
+        yield
+
+
+def _check_origin(work: Path, origin: str) -> None:
+    """Note in `work` what it is made of.
+
+    Raises:
+        PrepareError: if files in `work` were made of something else.
+    """
+    note = work / ORIGIN
+    begun = any(file.name not in (ORIGIN, LOCK) for file in work.iterdir())
+    if not begun or not note.exists():
+        note.write_text(origin)
+    elif note.read_text() != origin:
+        raise PrepareError(
+            f"{work} was begun from other data, or they have changed; remove it to begin anew"
+        )
+
+
+def _check_space(work: Path, size: float) -> None:
+    """Compare what the set will take with what is free.
+
+    Raises:
+        PrepareError: if the disk is too small.
+    """
+    missing = size - sum(file.stat().st_size for file in work.iterdir())
+    free = shutil.disk_usage(work).free
+    if missing > free:
+        raise PrepareError(
+            f"{work.parent} has {free / 1e9:,.1f} GB free, but {missing / 1e9:,.1f} GB are needed; "
+            "make room, or name another folder"
+        )
+
+
+def _write_split(
     folder: Path,
-    names: Sequence[str],
-    bounds: Sequence[int],
-    record: Callable[[int], bytes],
-    *,
+    files: Sequence[str],
+    plan: SplitPlan,
     file_format: Format,
     threads: int,
     advance: Callable[[], None],
@@ -54,14 +157,6 @@ def write_split(
     """Write those files of a split that are not there yet, several at once.
 
     A file has its name only when it is whole, so what has been written survives a kill.
-
-    Args:
-        names: of the files in `folder`; file i holds records `bounds[i]` to `bounds[i + 1]`.
-        record: the bytes of a record; called from several threads.
-        advance: called behind each record.
-
-    Raises:
-        PrepareError: if the files cannot be written.
     """
     stop = threading.Event()
 
@@ -69,12 +164,12 @@ def write_split(
         for index in range(first, behind):
             if stop.is_set():
                 raise _StoppedError
-            yield record(index)
+            yield plan.record(index)
             advance()
 
     def write(number: int) -> None:
-        path, part = folder / names[number], folder / f"{names[number]}{UNFINISHED}"
-        first, behind = bounds[number], bounds[number + 1]
+        path, part = folder / files[number], folder / f"{files[number]}{UNFINISHED}"
+        first, behind = plan.bounds[number], plan.bounds[number + 1]
         try:
             _WRITERS[file_format](part, records(first, behind))
             with part.open("rb") as file:
@@ -88,7 +183,7 @@ def write_split(
                 "it can be written"
             ) from error
 
-    missing = [number for number, name in enumerate(names) if not (folder / name).exists()]
+    missing = [number for number, file in enumerate(files) if not (folder / file).exists()]
     with ThreadPoolExecutor(threads) as pool:
         tasks = [pool.submit(write, number) for number in missing]
         try:

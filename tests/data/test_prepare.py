@@ -374,25 +374,25 @@ def test_what_was_begun_with_other_tars_is_not_mixed(tars, tmp_path, monkeypatch
     work = tmp_path / f"{VERSION}.unfinished-array_record"
     options = {"data_dir": tmp_path, "manual_dir": tmp_path, "subset": True}
 
-    def fail(*arguments, **named):
+    def fail(member):
         raise PrepareError("stopped")
 
     with monkeypatch.context() as patched:
-        patched.setattr(prepare_module.ilsvrc, "reader", fail)
+        patched.setattr(prepare_module.ilsvrc, "reader", lambda tar: fail)
         for changed in (0, 1):  # nothing is written yet, so other tars do no harm
             os.utime(tmp_path / "ILSVRC2012_img_val.tar", (changed, changed))
             with pytest.raises(PrepareError, match="stopped"):
                 prepare("imagenet2012", **options)
     (work / "imagenet2012-train.array_record-00000-of-00001").write_bytes(b"")
     os.utime(tmp_path / "ILSVRC2012_img_val.tar", (2, 2))
-    with pytest.raises(PrepareError, match=r"was begun with other tars.*remove it to begin anew"):
+    with pytest.raises(PrepareError, match=r"was begun from other data.*remove it to begin anew"):
         prepare("imagenet2012", **options)
 
 
 def test_two_at_once_do_not_write_the_same_files(tars, tmp_path):
     work = tmp_path / f"{VERSION}.unfinished-array_record"
     with (
-        prepare_module._locked(work),
+        shards._locked(work),
         pytest.raises(PrepareError, match=f"another process is writing {work}"),
     ):
         prepare("imagenet2012", data_dir=tmp_path, manual_dir=tars, subset=True)
@@ -409,11 +409,12 @@ def test_a_disk_that_is_too_small_is_noticed_before_writing(tars, tmp_path, monk
 def test_a_file_that_cannot_be_written_whole_does_not_get_its_name(tmp_path, file_format):
     """A limit on the size of files stands for a full disk."""
     script = (
-        "import resource, sys; from pathlib import Path; from gnet_jax.data.shards import *\n"
+        "import resource, sys; from pathlib import Path; from gnet_jax.data import shards\n"
+        "from gnet_jax.data.shards import PrepareError, SplitPlan\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
         "try:\n"
-        "    write_split(Path(sys.argv[1]), ['a'], [0, 9], lambda i: __import__('os')"
-        ".urandom(50_000), file_format=sys.argv[2], threads=1, advance=lambda: None)\n"
+        "    plan = SplitPlan('train', [0, 9], lambda i: __import__('os').urandom(50_000))\n"
+        "    shards._write_split(Path(sys.argv[1]), ['a'], plan, sys.argv[2], 1, lambda: None)\n"
         "except PrepareError as error:\n"
         "    print(error)\n"
     )

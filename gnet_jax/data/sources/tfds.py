@@ -64,8 +64,9 @@ class TfdsSource:
         from tensorflow_datasets.proto import tf_example_pb2
 
         messages: Any = tf_example_pb2
+        record = self._records[index]
         try:
-            values = messages.Example.FromString(self._records[index]).features.feature
+            values = messages.Example.FromString(record).features.feature
             return Example(
                 values["image"].bytes_list.value[0], int(values["label"].int64_list.value[0])
             )
@@ -199,9 +200,10 @@ class _ArrayRecords:
         try:
             return self._source[index]
         except RuntimeError as error:  # of one kind for whatever the library meets
+            file, number = self.locate(index)
             if "orrupted" in str(error):
-                raise ImageError(f"a damaged record: {error}") from error
-            raise OSError(str(error)) from error
+                raise ImageError(f"a damaged record: number {number} of {file}: {error}") from error
+            raise OSError(f"{file}: {error}") from error
 
 
 def count_array_records(path: str) -> int:
@@ -217,7 +219,7 @@ def count_array_records(path: str) -> int:
     try:
         reader.close()  # says what went wrong before, when the count is 0
     except RuntimeError as error:  # of one kind for whatever the library meets
-        raise OSError(str(error)) from error
+        raise OSError(f"{path}: {error}") from error
     return count
 
 

@@ -169,7 +169,7 @@ def _index(paths: tuple[Path, ...], counts: Sequence[int], name: str) -> np.ndar
 def _kept(file: Path, key: str, count: int) -> np.ndarray | None:
     """What `_keep` has written for `key`, if it has."""
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
             ends = arrays["ends"] if str(arrays["key"]) == key else None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None  # absent or spoiled: the records are found anew
