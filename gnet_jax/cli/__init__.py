@@ -16,6 +16,7 @@ for command in (
     vision.predict,
     vision.evaluate,
     models.export,
+    data.prepare,
     runs.curves,
     data.check_data,
     data.show_data,
