@@ -5,7 +5,7 @@ paper after him (section 6); with the hue they are torchvision's ColorJitter.
 
 The pixels are the same to the last bit however a batch is split and whatever a compiler fuses:
 every value lies on a grid so coarse that float32 rounds no product of two of them, with or without
-a fused multiply-add. Of a level of 0..255 each distortion rounds away a thirtieth at most.
+a fused multiply-add. Pixels are kept to sixteenths of a level of 0..255, finer than any file has.
 
 Shapes: B batch, H height, W width, C channels.
 """
