@@ -2,8 +2,9 @@
 
 CONFIG is a recipe's name (`digits`, the default) or a Python file with a `get_config()`. The same
 command again goes on where it stopped. Exit codes: 0 done, 2 a mistake in the command, 1 numbers
-that are no longer finite, 128 + n stopped by signal n after saving (130: Ctrl-C, 143: SIGTERM).
-Data that turn out damaged end the run with 2, after saving.
+that are no longer finite (or heads that do not learn, where dead_heads is "stop"), 128 + n stopped
+by signal n after saving (130: Ctrl-C, 143: SIGTERM). Data that turn out damaged end the run with 2,
+after saving.
 """
 
 import os
@@ -13,9 +14,8 @@ import signal
 import sys
 from collections.abc import Sequence
 
-import tyro
-
-from gnet_jax.config import RECIPES, Config, UserError, load_recipe
+from gnet_jax.config import Config, UserError
+from gnet_jax.config.command import parse_config
 
 
 def parse(arguments: Sequence[str]) -> Config:
@@ -24,19 +24,7 @@ def parse(arguments: Sequence[str]) -> Config:
     Raises:
         ConfigError: if there is no such recipe.
     """
-    named = bool(arguments) and not arguments[0].startswith("-")
-    recipe = arguments[0] if named else "digits"
-    default, about = load_recipe(recipe)
-    recipes = ", ".join(sorted(path.stem for path in RECIPES.glob("*.py")))
-    return tyro.cli(
-        Config,
-        prog=f"train.py {recipe}" if named else "train.py [CONFIG]",
-        description=f"{about}\n\nThe defaults below are those of {recipe!r}. CONFIG may be one of: "
-        f"{recipes}; or a Python file with a get_config().",
-        default=default,
-        args=list(arguments[named:]),
-        config=(tyro.conf.FlagConversionOff,),
-    )
+    return parse_config(arguments, "train.py")
 
 
 def main(arguments: Sequence[str]) -> int:

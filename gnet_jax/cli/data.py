@@ -3,13 +3,78 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import inspect
+import os
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
 from gnet_jax.cli.output import console, json_line
-from gnet_jax.config import UserError
+from gnet_jax.config import Config, UserError, check
+from gnet_jax.config.command import parse_config
+
+
+def prepare(
+    source: Annotated[Positional[str], arg(metavar="SOURCE")],
+    manual_dir: Path | None = None,
+    data_dir: Path | None = None,
+    format: Literal["array_record", "tfrecord"] = "array_record",
+    subset: bool = False,
+    resize: int | None = None,
+    out: Path | None = None,
+    threads: int = 4,
+) -> None:
+    """Prepare a set of TensorFlow Datasets to be trained on, or a copy of smaller images.
+
+    tfds:imagenet2012 is made of ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, which
+    image-net.org gives to those who sign in. Other sets are downloaded; most of them need
+    TensorFlow: pip install 'gnet-jax[prepare]'. With --resize, any source is copied instead, for
+    hosts that cannot decode large images fast enough. ImageNet, and a copy, go on after an
+    interruption when the same command is given again.
+
+    Args:
+        source: tfds:imagenet2012, tfds:cifar10 or another image classification set; with --resize
+            any source.
+        manual_dir: the folder of ImageNet's tars, or of what else has to be downloaded by hand.
+        data_dir: where to write; without it TFDS_DATA_DIR, or else ~/tensorflow_datasets.
+        format: of the files.
+        subset: accept tars of ImageNet that hold only a part of its images.
+        resize: the longest that the shorter side of an image of the copy may be, in pixels.
+        out: the folder to write the copy into.
+        threads: that write files at once.
+    """
+    from gnet_jax.data.pack import pack
+    from gnet_jax.data.prepare import prepare as prepare_set
+
+    kind, _, name = source.partition(":")
+    if threads < 1:
+        raise UserError(f"--threads is {threads}; it must be at least 1")
+    if (resize is None) != (out is None):
+        raise UserError("--resize and --out need each other: --resize 256 --out DIR")
+    if resize is not None and out is not None:
+        if resize < 1:
+            raise UserError(f"--resize is {resize}; it must be at least 1")
+        prepared = pack(source, out, resize, file_format=format, threads=threads)
+        source, data_dir = f"tfds:{out.name}", out.absolute().parent
+    elif kind != "tfds" or not name:
+        raise UserError(f"{source!r} is no set of TensorFlow Datasets; name it tfds:NAME")
+    else:
+        prepared = prepare_set(
+            name,
+            data_dir=data_dir,
+            manual_dir=manual_dir,
+            file_format=format,
+            subset=subset,
+            threads=threads,
+        )
+    counts = ", ".join(f"{count:,} {split}" for split, count in prepared.images.items())
+    print(f"{prepared.folder}: {counts} images. Train on them with:")
+    setting = "" if data_dir is None else f"TFDS_DATA_DIR={shlex.quote(os.path.abspath(data_dir))} "
+    print(f"  {setting}python train.py --data.source {source}")
 
 
 def check_data(
@@ -49,3 +114,60 @@ def check_data(
     else:
         print_scan(console(), found)
     return 1 if found.must_be_mended else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class ShowData(Config):
+    """What `gnet show-data` is given: a run's config, and what to draw of it."""
+
+    out: Path = Path("sheet.png")
+    """The picture to write."""
+    split: Literal["train", "val"] = "train"
+    """train: what a training step sees, above it the untouched images; val: an evaluation."""
+    step: int = 0
+    """Finished steps before the one that is drawn."""
+    rows: int = 3
+    columns: int = 8
+
+
+def show_data(arguments: Sequence[str]) -> None:
+    """Draw what the network sees of its data at a step: the images of a batch as they enter it.
+
+    Takes a recipe and its fields as train.py does: `gnet show-data CONFIG --out SHEET.png`.
+    """
+    given = parse_config(arguments, "gnet show-data", ShowData, about=inspect.getdoc(show_data))
+    for name, least in (("rows", 1), ("columns", 1), ("step", 0)):
+        if getattr(given, name) < least:
+            raise UserError(f"--{name} is {getattr(given, name)}; it must be at least {least}")
+    check(given)
+    # Imported here, so that --help and a typo answer at once.
+    from gnet_jax.data import open_source
+    from gnet_jax.lab.contact_sheet import check_picture, draw_sheet
+
+    check_picture(given.out)
+    config = _prepared_as_loaded(given)
+    source = open_source(config.data.source, given.split)
+    images = draw_sheet(
+        config,
+        source,
+        given.out,
+        name=arguments[0] if arguments and arguments[0][0] != "-" else "digits",
+        split=given.split,
+        step=given.step,
+        rows=given.rows,
+        columns=given.columns,
+    )
+    print(f"drew {images} images into {given.out}")
+
+
+def _prepared_as_loaded(config: Config) -> Config:
+    """`config` with the preprocessing of the model that it starts from, where that is at hand."""
+    from gnet_jax.weights.folder import read_folder
+    from gnet_jax.weights.start import with_preprocessing
+
+    if config.init is None:
+        return config
+    if not Path(config.init).is_dir():
+        print(f"there is no {config.init}: drawn with the preprocessing of the config")
+        return config
+    return with_preprocessing(config, read_folder(config.init).preprocessing)

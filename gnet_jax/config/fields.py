@@ -85,6 +85,9 @@ class DataConfig(Preprocessing):
 class AugmentConfig:
     """What training images go through; evaluation sees none of it."""
 
+    crop: Literal["random_area", "fixed_scale"] = "random_area"
+    """random_area: rectangles of any size and shape within the next two (the paper); fixed_scale:
+    the image resized as for evaluation, and a random square of image_size of it (Caffe)."""
     crop_area: tuple[float, float] = (0.08, 1.0)
     """Smallest and largest share of the image that a training crop covers (the paper's 8-100 %)."""
     crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
@@ -106,7 +109,8 @@ class AugmentConfig:
     (random erasing, arXiv 1708.04896)."""
     mixup: float = 0.0
     """Each image and its label are mixed with another of the batch, by a share drawn from
-    Beta(this, this) (arXiv 1710.09412); 0 mixes none."""
+    Beta(this, this) (arXiv 1710.09412); 0 mixes none. The larger share is the image's own, and the
+    training top-1 is counted against its label. Each device needs an even number of images."""
 
 
 @dataclasses.dataclass(frozen=True)

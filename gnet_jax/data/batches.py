@@ -11,8 +11,8 @@ from typing import TypedDict
 import grain
 import numpy as np
 
-from gnet_jax.config import Preprocessing
-from gnet_jax.data.decode import ImageError, central_crop, decode, random_crop
+from gnet_jax.config import AugmentConfig, Preprocessing
+from gnet_jax.data.decode import ImageError, central_crop, decode, training_crop
 from gnet_jax.data.prefetch import held, prefetched
 from gnet_jax.data.records import BadRecord, BadRecords, next_good, read_example
 from gnet_jax.data.sources import DataError, Source
@@ -67,9 +67,8 @@ def train_batches(
     source: Source,
     *,
     batch_size: int,
-    image_size: int,
-    crop_area: tuple[float, float],
-    crop_aspect: tuple[float, float],
+    preprocessing: Preprocessing,
+    augmentation: AugmentConfig,
     seed: int,
     start_step: int = 0,
     threads: int = 1,
@@ -86,9 +85,8 @@ def train_batches(
 
     Args:
         batch_size: images a step over all hosts.
-        image_size: side of the crops that are shipped, in pixels.
+        preprocessing, augmentation: see `training_crop`; the pixels' values are left alone.
         threads, workers: see `prefetched`.
-        crop_area, crop_aspect: see `random_crop`.
         host, hosts: which slice of the global batch to read.
         bad: takes in the damaged images of each batch as it is taken; None allows none.
 
@@ -101,7 +99,7 @@ def train_batches(
     mine = _host_slice(batch_size, host, hosts)
 
     def load(step: int, indices: np.ndarray) -> _Loaded:
-        batch = _empty(mine.stop - mine.start, image_size)
+        batch = _empty(mine.stop - mine.start, preprocessing.image_size)
         found: dict[int, BadRecord] = {}
         for row, index in enumerate(indices[mine]):
             good = next_good(source, int(index), found, allowed)
@@ -109,9 +107,7 @@ def train_batches(
                 break  # `bad` refuses this batch, so nobody sees what it lacks
             picture, batch["label"][row] = good
             generator = np.random.default_rng((seed, step, mine.start + row))
-            batch["image"][row] = random_crop(
-                picture, generator, image_size, crop_area, crop_aspect
-            )
+            batch["image"][row] = training_crop(picture, generator, preprocessing, augmentation)
             batch["mask"][row] = True
         return batch, list(found.values())
 

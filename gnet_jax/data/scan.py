@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 from gnet_jax.data.inspect import Facts, inspect
 from gnet_jax.data.manifest import ManifestCheck
 from gnet_jax.data.prefetch import held, prefetched
-from gnet_jax.data.progress import progress_bar
+from gnet_jax.data.progress import progress_line
 from gnet_jax.data.records import BadRecord
 from gnet_jax.data.sources import MissingSplitError, Source, open_source
 from gnet_jax.data.sources.source import Split
@@ -150,7 +149,6 @@ def scan(
     spec: str,
     *,
     threads: int = 4,
-    progress: bool = True,
     see: See | None = None,
     manifest: ManifestCheck | None = None,
 ) -> Scan:
@@ -160,7 +158,6 @@ def scan(
 
     Args:
         threads: that read and decode; the result does not depend on it.
-        progress: show a bar on stderr, where that is a terminal.
         see: is told of every example, in order.
         manifest: is compared with every example.
 
@@ -170,9 +167,8 @@ def scan(
     sources, missing = open_splits(spec)
     twins = _Twins(sources)
     tell = [each for each in (see, None if manifest is None else manifest.see) if each is not None]
-    start, done = time.perf_counter(), 0
     splits = []
-    with progress_bar("checking", sum(map(len, sources)), progress) as show:
+    with progress_line("checking", "images", sum(map(len, sources))) as advance:
         for number, source in enumerate(sources):
             found = SplitScan(
                 source.split, len(source), source.class_names, [0] * len(source.class_names)
@@ -185,9 +181,7 @@ def scan(
                     twins.add(number, index, facts)
                 for each in tell:
                     each(source, index, facts)
-                done += 1
-                if done % 20 == 0:
-                    show(done, f"{done / (time.perf_counter() - start):,.0f} images/s")
+                advance()
             if sizes:
                 low, middle, high = (f(sizes, axis=0) for f in (np.min, np.median, np.max))
                 found.width, found.height = (

@@ -16,7 +16,7 @@ import numpy as np
 from gnet_jax.config import Preprocessing, UserError
 from gnet_jax.data import BadRecord, BadRecords, Source
 from gnet_jax.data.decode import ImageError, decode
-from gnet_jax.data.progress import progress_bar
+from gnet_jax.data.progress import progress_line
 from gnet_jax.data.records import read_example
 from gnet_jax.inference.crops import Crops, crop_plan, extract
 from gnet_jax.inference.predict import Predictor, TrainedModel, softmax
@@ -106,8 +106,7 @@ def evaluate(
         return _load(source, index, crops, wanted)
 
     images = top1 = top5 = 0
-    with progress_bar("evaluating", len(source), progress) as show:
-        show(0, "compiling")
+    with progress_line("evaluating", "images", len(source), wanted=progress) as advance:
         for predictor in predictors:
             predictor.warm_up()
         start = time.perf_counter()
@@ -120,8 +119,7 @@ def evaluate(
                 images += len(scored)
                 top1 += int((ranks_N < 1).sum())
                 top5 += int((ranks_N < 5).sum())
-            rate = images / (time.perf_counter() - start)
-            show(images + len(damaged), f"{rate:,.2f} images/s")
+            advance(len(chunk))
         rate = images / (time.perf_counter() - start)
     return Evaluation(images, top1, top5, crops, len(models), rate, tuple(damaged))
 

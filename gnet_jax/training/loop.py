@@ -13,18 +13,20 @@ from typing import Any, Self
 import jax
 
 from gnet_jax.config import UserError
-from gnet_jax.data import eval_batches, train_batches
+from gnet_jax.data import eval_batches
 from gnet_jax.training.checkpoint import Checkpoints
 from gnet_jax.training.damage import Damage
+from gnet_jax.training.feed import training_batches
+from gnet_jax.training.guard import DeadHeadGuard, patience_of
 from gnet_jax.training.record import add_start, locked
 from gnet_jax.training.report import Meter, Reporter, duration
 from gnet_jax.training.run import Run
 from gnet_jax.training.sharding import compile_eval_step, compile_train_step, put_batches
-from gnet_jax.training.step import TrainState
+from gnet_jax.training.step import TrainState, head_names
 
 
 class TrainingError(RuntimeError):
-    """A run that cannot go on: its numbers are no longer numbers."""
+    """A run that cannot go on: its numbers are no longer numbers, or it does not learn."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +75,8 @@ def train(run: Run, workdir: Path) -> Result:
     """Train from the newest checkpoint in `workdir`, or from the start, to the run's last step.
 
     Raises:
-        TrainingError: when the loss is no longer finite; nothing is saved of that step.
+        TrainingError: when the loss is no longer finite; nothing is saved of that step. Or when
+            heads do not learn and the config says to stop; that step is saved.
         DataError: when too many images turn out damaged, or a label out of range; what was trained
             before is saved.
     """
@@ -136,7 +139,7 @@ def _steps(
     reporter.say(f"compiled in {duration(time.perf_counter() - compiling)}")
 
     batches = _train_batches(run, start, damage)
-    meter, pending = Meter(), None
+    meter, pending, guard = Meter(), None, _guard(run)
     for step in range(start + 1, total + 1):
         damage.step = step
         with _kept(checkpoints, step - 1, state):
@@ -163,6 +166,12 @@ def _steps(
             heads["perf/images_per_sec"] = config.batch_size / seconds
             heads["perf/images_per_sec_per_chip"] = config.batch_size / seconds / run.mesh.size
             reporter.training(step, heads, (total - step) * seconds)
+            problem = guard.read(step, means) if config.dead_heads != "ignore" else None
+            if problem is not None:
+                reporter.say(f"warning: step {step}: {problem}")
+                if config.dead_heads == "stop":
+                    checkpoints.save(step, state)
+                    raise TrainingError(f"step {step}: {problem}. The step is saved")
         if stopping:
             break
         paused = time.perf_counter()
@@ -214,22 +223,24 @@ class Evaluator:
 
 
 def _train_batches(run: Run, start: int, damage: Damage) -> Generator[Any, None, None]:
-    config, d = run.config, run.config.data
-    batches = train_batches(
+    batches = training_batches(
+        run.config,
         run.train,
-        batch_size=config.batch_size,
-        image_size=d.image_size,
-        crop_area=config.augment.crop_area,
-        crop_aspect=config.augment.crop_aspect,
-        seed=config.seed,
         start_step=start,
-        threads=d.threads,
-        workers=d.workers,
         host=jax.process_index(),
         hosts=jax.process_count(),
         bad=damage.train,
     )
-    return put_batches(batches, run.mesh, config.batch_size)
+    return put_batches(batches, run.mesh, run.config.batch_size)
+
+
+def _guard(run: Run) -> DeadHeadGuard:
+    return DeadHeadGuard(
+        head_names(run.model),
+        len(run.train.class_names),
+        warmup=round(run.config.optim.warmup_epochs * run.steps_per_epoch),
+        patience=patience_of(run.steps_per_epoch),
+    )
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gnet_jax.config import Preprocessing
+from gnet_jax.config import AugmentConfig, Preprocessing
 from gnet_jax.data import (
     BadRecords,
     DataError,
@@ -40,7 +40,11 @@ class Numbered:
         return "numbered"
 
 
-OPTIONS = {"batch_size": 8, "image_size": 6, "crop_area": (0.3, 1.0), "crop_aspect": (0.75, 1.33)}
+OPTIONS = {
+    "batch_size": 8,
+    "preprocessing": Preprocessing(image_size=6),
+    "augmentation": AugmentConfig(crop_area=(0.3, 1.0), crop_aspect=(0.75, 1.33)),
+}
 
 
 def take(count, source=None, **options):

@@ -2,35 +2,42 @@
 
 import itertools
 import os
-from typing import Any
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
+from gnet_jax.data.decode import ImageError
 from gnet_jax.data.sources.source import DataError, Example, MissingSplitError, Split, digest
+from gnet_jax.data.sources.tfrecord import THREADS, TfRecords
+
+SPARE_FILES = 256  # that a process may have open besides the data
 
 
 class TfdsSource:
-    """A prepared TensorFlow Datasets image classification set in array_record files.
+    """A prepared TensorFlow Datasets image classification set, in array_record or TFRecord files.
 
-    It is read by random access without TensorFlow; images stay encoded. The validation split is
-    "validation" where the set has one, otherwise "test".
+    It is read by random access without TensorFlow; images stay encoded, and the checksum of each
+    record is compared. The validation split is "validation" where the set has one, otherwise
+    "test".
+
+    Args:
+        name, data_dir: see `open_builder`.
 
     Raises:
-        DataError: if the set is not prepared, is not classification, or has no such split.
+        MissingSplitError: if it has no such split.
+        DataError: if the set is not prepared or not whole, is not classification, or is stored in
+            another format.
     """
 
-    def __init__(self, name: str, split: Split) -> None:
-        import tensorflow_datasets as tfds
-
-        try:
-            data_dir = os.environ.get("TFDS_DATA_DIR")  # tfds itself reads it at import alone
-            builder: Any = tfds.builder(name, data_dir=data_dir)
-        except tfds.core.DatasetNotFoundError as error:
-            raise DataError(f"tensorflow-datasets knows no data set named {name!r}") from error
-        if not builder.is_prepared():
+    def __init__(self, name: str, split: Split, data_dir: Path | None = None) -> None:
+        builder = open_builder(name, data_dir)
+        if not is_prepared(builder):
             raise DataError(
-                f"{name} is not prepared in {builder.data_dir}; run `tfds build {name} "
-                "--file_format=array_record`, or set TFDS_DATA_DIR to where it is"
+                f"{name} is not prepared in {builder.data_dir}; run `gnet prepare tfds:{name}`, or "
+                "set TFDS_DATA_DIR to where it is"
             )
         splits = sorted(builder.info.splits)
         wanted = ("validation", "test") if split == "val" else (split,)
@@ -38,33 +45,199 @@ class TfdsSource:
         if chosen is None:
             raise MissingSplitError(f"{name} has no split {' or '.join(wanted)}; it has {splits}")
         self.split = chosen
-        features = builder.info.features
-        if features is None or not {"image", "label"} <= set(features):
-            raise DataError(f"{name} is no image classification set: its features are {features}")
-        decoders = {"image": tfds.decode.SkipDecoding()}
-        self._examples = builder.as_data_source(split=chosen, decoders=decoders)
-        self._info = builder.info.splits[chosen]
-        if len(self._examples) != self._info.num_examples:
-            raise DataError(
-                f"{name}/{chosen} has {len(self._examples)} examples on disk, but its metadata "
-                f"say {self._info.num_examples}; prepare it again"
-            )
-        self.class_names = tuple(features["label"].names)
-        self._identity = f"{builder.info.full_name} {chosen} {self._info.shard_lengths}"
+        self.class_names = class_names(name, builder.info.features)
+        info = builder.info.splits[chosen]
+        self._records = _open_records(name, builder.info.file_format.value, info)
+        self._name = f"{builder.info.full_name} {chosen}"
+        self._identity = f"{self._name} {info.shard_lengths}"
 
     def __len__(self) -> int:
-        return len(self._examples)
+        return len(self._records)
 
     def __getitem__(self, index: int) -> Example:
-        example = self._examples[index]
-        return Example(example["image"], int(example["label"]))
+        """An example.
+
+        Raises:
+            ImageError: if its record is damaged.
+        """
+        from google.protobuf.message import DecodeError
+        from tensorflow_datasets.proto import tf_example_pb2
+
+        messages: Any = tf_example_pb2
+        record = self._records[index]
+        try:
+            values = messages.Example.FromString(record).features.feature
+            return Example(
+                values["image"].bytes_list.value[0], int(values["label"].int64_list.value[0])
+            )
+        except (DecodeError, IndexError) as error:
+            raise ImageError("a damaged record: it holds no image with a label") from error
 
     def describe(self, index: int) -> str:
-        """Its place in the split."""
-        return f"example {index} of {self._identity}"
+        """Its place in the split, and in the files."""
+        file, number = self._records.locate(index)
+        return f"example {index} of {self._name} (number {number} in {file})"
 
     def fingerprint(self) -> str:
         """Hash of the set's name and version, the split, its shards, and its first 100 examples."""
         first = (self[i] for i in range(min(100, len(self))))
         parts = ((np.asarray(e.image).tobytes(), bytes([e.label & 255])) for e in first)
         return digest(self._identity.encode(), *itertools.chain.from_iterable(parts))
+
+
+def open_builder(name: str, data_dir: Path | None = None, **options: Any) -> Any:
+    """The builder that tensorflow-datasets has for `name`, such as "cifar10" or "mnist:3.0.1".
+
+    Args:
+        data_dir: where sets are; None is TFDS_DATA_DIR, or else ~/tensorflow_datasets.
+        options: of `tfds.builder`.
+
+    Raises:
+        DataError: if there is none.
+    """
+    import tensorflow_datasets as tfds
+
+    # tfds itself reads the variable at import alone.
+    folder = os.environ.get("TFDS_DATA_DIR") if data_dir is None else os.fspath(data_dir)
+    try:
+        return tfds.builder(name, data_dir=folder, **options)
+    except tfds.core.DatasetNotFoundError as error:
+        raise DataError(f"tensorflow-datasets knows no data set named {name!r}") from error
+
+
+def is_prepared(builder: Any) -> bool:
+    """Whether the set of `builder` is there."""
+    # tensorflow-datasets warns of a folder that is missing.
+    return builder.data_path.exists() and builder.is_prepared()
+
+
+def class_names(name: str, features: Any) -> tuple[str, ...]:
+    """The names of the classes of set `name`, which has `features`.
+
+    Raises:
+        DataError: if it is no image classification set.
+    """
+    import tensorflow_datasets as tfds
+
+    if not (
+        features is not None
+        and {"image", "label"} <= set(features)
+        and isinstance(features["image"], tfds.features.Image)
+        and features["image"].np_dtype in (np.uint8, np.uint16)
+        and isinstance(features["label"], tfds.features.ClassLabel)
+        and features["label"].num_classes
+    ):
+        raise DataError(f"{name} is no image classification set: its features are {features}")
+    return tuple(features["label"].names)
+
+
+class _Records(Protocol):
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> bytes: ...
+
+    def locate(self, index: int) -> tuple[str, int]: ...
+
+
+def _open_records(name: str, file_format: str, info: Any) -> _Records:
+    """The records of a split, which tensorflow-datasets describes by `info`.
+
+    Raises:
+        DataError: if they are stored in a format that is not read, or are not all there.
+    """
+    paths = [os.fspath(path) for path in info.filepaths]
+    if file_format == "array_record":
+        return _ArrayRecords(paths, info.shard_lengths)
+    if file_format != "tfrecord":
+        raise DataError(
+            f"{name} is stored as {file_format}; only array_record and tfrecord are read. Prepare "
+            f"it again: gnet prepare tfds:{name} --data-dir DIR"
+        )
+    folder = os.fspath(info.filepaths[0].parent)
+    if "://" in folder:
+        raise DataError(
+            f"{name} is stored as TFRecord in {folder}, and records are read at random from files "
+            "alone. Mount the bucket (gcsfuse) or copy the set to a disk, and set TFDS_DATA_DIR "
+            "to where it is then"
+        )
+    return TfRecords(
+        [Path(path) for path in paths], info.shard_lengths, f"{info.name}.gnet-index.npz"
+    )
+
+
+class _ArrayRecords:
+    """The records of array_record files, one file after another."""
+
+    def __init__(self, paths: Sequence[str], counts: Sequence[int]) -> None:
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+        _allow_open_files(len(paths))
+        with ThreadPoolExecutor(min(THREADS, len(paths))) as pool:
+            try:
+                held = list(pool.map(count_array_records, paths))
+            except OSError as error:
+                raise DataError(f"a file of the data is missing or damaged: {error}") from error
+        for path, count, holds in zip(paths, counts, held, strict=True):
+            if holds != count:
+                raise DataError(
+                    f"{path} should hold {count:,} records, but holds {holds:,}; copy it again"
+                )
+        # Slices spare it from counting the records once more.
+        slices = [f"{path}[0:{count}]" for path, count in zip(paths, counts, strict=True)]
+        self._source = ArrayRecordDataSource(slices)
+        self._paths, self._first = paths, np.cumsum([0, *counts])
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def locate(self, index: int) -> tuple[str, int]:
+        shard = int(np.searchsorted(self._first, index, side="right")) - 1
+        return os.path.basename(self._paths[shard]), index - int(self._first[shard])
+
+    def __getitem__(self, index: int) -> bytes:
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        try:
+            return self._source[index]
+        except RuntimeError as error:  # of one kind for whatever the library meets
+            file, number = self.locate(index)
+            if "orrupted" in str(error):
+                raise ImageError(f"a damaged record: number {number} of {file}: {error}") from error
+            raise OSError(f"{file}: {error}") from error
+
+
+def count_array_records(path: str) -> int:
+    """How many records an array_record file holds.
+
+    Raises:
+        OSError: if it is missing, damaged or cut short.
+    """
+    from array_record.python import array_record_data_source
+
+    reader = array_record_data_source.array_record_module.ArrayRecordReader(path)
+    count = reader.num_records()
+    try:
+        reader.close()  # says what went wrong before, when the count is 0
+    except RuntimeError as error:  # of one kind for whatever the library meets
+        raise OSError(f"{path}: {error}") from error
+    return count
+
+
+def _allow_open_files(count: int) -> None:
+    """Let this process keep `count` files open, as array_record does with all that it has read.
+
+    Raises:
+        DataError: if the system does not allow it.
+    """
+    import resource  # of Unix, as array_record is
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = count + SPARE_FILES
+    if resource.RLIM_INFINITY in (soft, hard) or soft >= needed:
+        return
+    if hard < needed:
+        raise DataError(
+            f"the data are in {count:,} files, but the system lets a process open {hard:,}; "
+            f"raise the limit to {needed:,} or more (ulimit -Hn)"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4 * needed), hard))

@@ -1,0 +1,105 @@
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gnet_jax.cli import main
+from gnet_jax.data import open_source
+from gnet_jax.data.decode import decode
+from gnet_jax.data.pack import pack, scaled_down
+from gnet_jax.data.shards import PrepareError
+from tests.data.ilsvrc_tars import encoded, picture
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Large and small photos of two classes."""
+    for split, count in (("train", 5), ("val", 2)):
+        for number, name in enumerate(("cat", "dog")):
+            (tmp_path / "photos" / split / name).mkdir(parents=True)
+            for i in range(count):
+                size = (90, 60) if i % 2 else (20, 30)
+                file = tmp_path / "photos" / split / name / f"{i}.jpg"
+                file.write_bytes(encoded(picture(10 * number + i, size)))
+    return tmp_path / "photos"
+
+
+@pytest.mark.parametrize("file_format", ["array_record", "tfrecord"])
+def test_a_copy_holds_the_same_pictures_none_of_them_large(
+    folder, tmp_path, monkeypatch, capsys, file_format
+):
+    command = ["prepare", str(folder), "--resize", "40", "--out", str(tmp_path / "photos_40")]
+    assert main([*command, "--format", file_format]) == 0
+    told = capsys.readouterr().out
+    assert "10 train, 4 validation images" in told
+    assert f"TFDS_DATA_DIR={tmp_path} python train.py --data.source tfds:photos_40" in told
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    for split in ("train", "val"):
+        original, copy = open_source(str(folder), split), open_source("tfds:photos_40", split)
+        assert copy.class_names == original.class_names == ("cat", "dog")
+        assert len(copy) == len(original)
+        for i in range(len(copy)):
+            assert copy[i].label == original[i].label
+            large, small = decode(original[i].image), decode(copy[i].image)
+            if large.size == (90, 60):
+                assert small.size == (60, 40)
+                expected = large.resize((60, 40), Image.Resampling.BILINEAR)
+                difference = np.abs(np.asarray(small, int) - np.asarray(expected, int))
+                assert difference.mean() < 1.5
+            else:
+                assert copy[i].image == original[i].image
+    assert main([*command, "--format", file_format]) == 0  # it is there
+    command[3] = "41"
+    assert main([*command, "--format", file_format]) == 2
+    assert "photos_40 is there already" in capsys.readouterr().err
+
+
+def test_pixels_become_pngs(tmp_path, monkeypatch):
+    assert pack("digits", tmp_path / "digits_png", 32).images == {"train": 1437, "validation": 360}
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    original, copy = open_source("digits", "val"), open_source("tfds:digits_png", "val")
+    for i in (0, 100, 359):
+        assert copy[i].image.startswith(b"\x89PNG")
+        np.testing.assert_array_equal(decode(copy[i].image), decode(original[i].image))
+
+
+def test_large_pixels_become_jpegs():
+    with Image.open(io.BytesIO(scaled_down(np.asarray(picture(1, (80, 60))), 30))) as small:
+        assert (small.format, small.size) == ("JPEG", (40, 30))
+
+
+def test_a_damaged_image_is_named_and_nothing_looks_whole(folder, tmp_path):
+    damaged = folder / "train" / "dog" / "3.jpg"
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    with pytest.raises(PrepareError, match=r"dog/3.jpg is a damaged image.*take it out of the"):
+        pack(str(folder), tmp_path / "copy", 40)
+    assert not (tmp_path / "copy" / "1.0.0").exists()
+    damaged.write_bytes(encoded(picture(3)))
+    (next((tmp_path / "copy").iterdir()) / "copy-train.array_record-00000-of-00001").touch()
+    with pytest.raises(PrepareError, match="was begun from other data"):
+        pack(str(folder), tmp_path / "copy", 40)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--resize", "40"], "--resize and --out need each other"),
+        (["--out", "a"], "--resize and --out need each other"),
+        (["--resize", "0", "--out", "a"], "--resize is 0; it must be at least 1"),
+        (["--resize", "40", "--out", "My-set"], "'My-set' is no name for a set"),
+        (["--resize", "40", "--out", "cifar10"], "tensorflow-datasets has a set cifar10 of its"),
+    ],
+)
+def test_a_mistake_is_one_sentence(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["prepare", "digits", *arguments]) == 2
+    assert capsys.readouterr().err.startswith(f"gnet: error: {message}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_metadata_tell_what_it_is_a_copy_of(tmp_path):
+    folder = pack("digits", tmp_path / "digits_4", 4).folder
+    info = json.loads((folder / "dataset_info.json").read_text())
+    assert info["description"] == "digits, shorter side at most 4 pixels"

@@ -1,0 +1,190 @@
+"""TFDS sets in both formats: what is read, what is refused, and what damage is noticed."""
+
+import pickle
+import re
+import resource
+
+import numpy as np
+import pytest
+
+from gnet_jax.data import DataError, open_source
+from gnet_jax.data.decode import ImageError, decode
+from gnet_jax.data.shards import SplitPlan, write_set
+from gnet_jax.data.sources import TfdsSource, tfds
+from tests.data.ilsvrc_tars import encoded, picture
+
+FORMATS = ("array_record", "tfrecord")
+COUNTS = (3, 3, 4)
+PLAN = (0, 3, 6, 10)
+
+
+def write(folder, file_format="array_record", name="shapes", image=None, label=None, stored=None):
+    """A set of ten and four examples, label i % 2, whose images come of `stored(i)`."""
+    import tensorflow_datasets as tfds
+
+    features = tfds.features.FeaturesDict(
+        {
+            "image": image or tfds.features.Image(),
+            "label": label or tfds.features.ClassLabel(names=["round", "square"]),
+        }
+    )
+    identity = tfds.core.dataset_info.DatasetIdentity(
+        name=name,
+        version=tfds.core.Version("1.0.0"),
+        data_dir=str(folder / name / "1.0.0"),
+        module_name="",
+    )
+    info = tfds.core.DatasetInfo(builder=identity, features=features)
+    info.set_file_format(file_format)
+
+    def record(i):
+        image = encoded(picture(i), "PNG") if stored is None else stored(i)
+        return features.serialize_example({"image": image, "label": i % 2})
+
+    plans = [SplitPlan("train", PLAN, record), SplitPlan("test", (0, 4), record)]
+    write_set(info, plans, origin="test", size=0, threads=2)
+    return folder / name / "1.0.0"
+
+
+@pytest.fixture(params=FORMATS)
+def shapes(request, tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    return write(tmp_path, request.param)
+
+
+def shard(folder, number=1):
+    return next(folder.glob(f"shapes-train.*-{number:05d}-of-00003"))
+
+
+def test_examples_are_read_at_random_still_encoded(shapes):
+    source = open_source("tfds:shapes", "train")
+    for i in (9, 0, 5, 9):
+        assert source[i] == (encoded(picture(i), "PNG"), i % 2)
+    assert source.class_names == ("round", "square")
+    assert len(open_source("tfds:shapes", "val")) == 4
+    assert re.fullmatch(
+        r"example 5 of shapes/1.0.0 train \(number 2 in shapes-train.*-00001-of-00003\)",
+        source.describe(5),
+    )
+    with pytest.raises(IndexError):
+        source[10]
+    assert pickle.loads(pickle.dumps(source))[7] == source[7]  # worker processes get it so
+
+
+def test_the_fingerprint_is_of_the_data_and_not_of_their_format(tmp_path):
+    prints = set()
+    for file_format in FORMATS:
+        write(tmp_path / file_format, file_format)
+        prints.add(TfdsSource("shapes", "train", tmp_path / file_format).fingerprint())
+    assert len(prints) == 1
+    write(tmp_path / "other", stored=lambda i: encoded(picture(i + 1), "PNG"))
+    assert TfdsSource("shapes", "train", tmp_path / "other").fingerprint() not in prints
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_grey_images_of_one_channel_are_read(tmp_path, file_format):
+    """As MNIST has them."""
+    import tensorflow_datasets as tfds
+
+    image = tfds.features.Image(shape=(32, 40, 1))
+    write(
+        tmp_path, file_format, image=image, stored=lambda i: encoded(picture(i).convert("L"), "PNG")
+    )
+    source = TfdsSource("shapes", "train", tmp_path)
+    grey = picture(3).convert("L").convert("RGB")
+    np.testing.assert_array_equal(decode(source[3].image), grey)
+
+
+def test_what_is_no_image_classification_is_refused(tmp_path):
+    import tensorflow_datasets
+
+    kinds = tensorflow_datasets.features
+    write(tmp_path, name="texts", image=kinds.Text(), stored=lambda i: "an image")
+    write(tmp_path, name="numbers", label=kinds.Scalar(np.int64))
+    for name in ("texts", "numbers"):
+        with pytest.raises(DataError, match=f"{name} is no image classification set: its featur"):
+            TfdsSource(name, "train", tmp_path)
+    depth = kinds.Image(shape=(32, 40, 1), dtype=np.float32)
+    for features in ({"image": depth, "label": kinds.ClassLabel(num_classes=2)}, None):
+        with pytest.raises(DataError, match="is no image classification set"):
+            tfds.class_names("depths", features)
+
+
+@pytest.mark.parametrize("file_format", ["riegeli", "parquet"])
+def test_other_formats_are_named(tmp_path, file_format):
+    info = write(tmp_path) / "dataset_info.json"
+    info.write_text(info.read_text().replace('"array_record"', f'"{file_format}"'))
+    with pytest.raises(DataError, match=f"stored as {file_format}; only array_record and tfrecord"):
+        TfdsSource("shapes", "train", tmp_path)
+
+
+def test_remote_tfrecords_are_refused_with_a_way_out():
+    class Remote:
+        def __fspath__(self):
+            return "gs://bucket/shapes/1.0.0/shapes-train.tfrecord-00000-of-00001"
+
+        @property
+        def parent(self):
+            return "gs://bucket/shapes/1.0.0"
+
+    class Info:
+        filepaths = (Remote(),)
+
+    with pytest.raises(DataError, match=r"gs://bucket/.*Mount the bucket \(gcsfuse\) or copy"):
+        tfds._open_records("shapes", "tfrecord", Info())
+
+
+def test_a_flipped_bit_is_noticed_in_either_format(shapes):
+    """Decoders notice few of them."""
+    file = shard(shapes)
+    source = TfdsSource("shapes", "train", shapes.parents[1])
+    content = bytearray(file.read_bytes())
+    at = content.index(encoded(picture(4), "PNG")[60:80])
+    content[at] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ImageError, match="a damaged record: "):
+        source[4]
+    assert source[3] == (encoded(picture(3), "PNG"), 1)
+
+
+@pytest.mark.parametrize("harm", ["missing", "cut short", "empty"])
+def test_files_that_lack_or_are_cut_short_are_named_at_the_start(shapes, harm):
+    file = shard(shapes)
+    if harm == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:500] if harm == "cut short" else b"")
+    with pytest.raises(DataError, match=re.escape(file.name)):
+        open_source("tfds:shapes", "train")
+    assert len(open_source("tfds:shapes", "val")) == 4
+
+
+def test_every_file_is_counted_not_only_their_sum(shapes):
+    """Two files that are mistaken for each other have the right sum."""
+    first, last = shard(shapes, 0), shard(shapes, 2)
+    content = first.read_bytes()
+    first.write_bytes(last.read_bytes())
+    last.write_bytes(content)
+    with pytest.raises(DataError, match=r"00000-of-00003 should hold 3 records, but holds 4"):
+        open_source("tfds:shapes", "train")
+
+
+def test_a_record_without_an_image_is_damaged(tmp_path):
+    write(tmp_path)
+    source = TfdsSource("shapes", "train", tmp_path)
+    for record in (b"", b"\xff\xff no message"):
+        source._records = [record]
+        with pytest.raises(ImageError, match="holds no image with a label"):
+            source[0]
+
+
+def test_a_set_of_a_thousand_files_may_keep_them_open(tmp_path, monkeypatch):
+    limits = [(1024, 4096)]
+    monkeypatch.setattr(resource, "getrlimit", lambda what: limits[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda what, new: limits.append(new))
+    tfds._allow_open_files(100)
+    assert limits == [(1024, 4096)]
+    tfds._allow_open_files(1024)
+    assert limits == [(1024, 4096), (4096, 4096)]
+    with pytest.raises(DataError, match="are in 5,000 files, but the system lets a process open 4"):
+        tfds._allow_open_files(5000)
