@@ -9,6 +9,7 @@ import pytest
 
 from gnet_jax.data import DataError, open_source
 from gnet_jax.data.decode import ImageError, decode
+from gnet_jax.data.scan import scan
 from gnet_jax.data.shards import SplitPlan, write_set
 from gnet_jax.data.sources import TfdsSource, tfds
 from tests.data.ilsvrc_tars import encoded, picture
@@ -145,6 +146,10 @@ def test_a_flipped_bit_is_noticed_in_either_format(shapes):
     with pytest.raises(ImageError, match="a damaged record: "):
         source[4]
     assert source[3] == (encoded(picture(3), "PNG"), 1)
+    found = scan("tfds:shapes")  # of TFDS_DATA_DIR
+    assert [record.index for record in found.splits[0].bad] == [4]
+    assert "a damaged record: " in found.splits[0].bad[0].reason
+    assert [split.split for split in found.splits] == ["train", "test"]
 
 
 @pytest.mark.parametrize("harm", ["missing", "cut short", "empty"])

@@ -33,7 +33,9 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Example: ...
+    def __getitem__(self, index: int) -> Example:
+        """An example; an ImageError where its record is known to be damaged."""
+        ...
 
     def describe(self, index: int) -> str:
         """What to call an example in a message."""
