@@ -15,7 +15,7 @@ from typing import BinaryIO, NamedTuple
 from PIL import Image
 
 from gnet_jax.data.decode import ImageError, decode
-from gnet_jax.data.progress import progress
+from gnet_jax.data.progress_line import progress
 from gnet_jax.data.shards import PrepareError
 
 MD5 = {

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from gnet_jax.config import UserError
-from gnet_jax.data.progress import progress
+from gnet_jax.data.progress_line import progress
 from gnet_jax.data.sources.tfds import count_array_records
 from gnet_jax.data.sources.tfrecord import framed, record_ends
 

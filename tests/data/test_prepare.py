@@ -454,7 +454,7 @@ def test_a_set_that_lacks_files_is_not_taken_for_whole(tars, tmp_path, monkeypat
 
 
 def test_time_is_told_where_no_terminal_is(capsys, monkeypatch):
-    from gnet_jax.data import progress as module
+    from gnet_jax.data import progress_line as module
 
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])

@@ -138,6 +138,7 @@ def test_a_flipped_bit_is_noticed_in_either_format(shapes):
     """Decoders notice few of them."""
     file = shard(shapes)
     source = TfdsSource("shapes", "train", shapes.parents[1])
+    sound = source.fingerprint()
     content = bytearray(file.read_bytes())
     at = content.index(encoded(picture(4), "PNG")[60:80])
     content[at] ^= 1
@@ -145,6 +146,7 @@ def test_a_flipped_bit_is_noticed_in_either_format(shapes):
     with pytest.raises(ImageError, match="a damaged record: "):
         source[4]
     assert source[3] == (encoded(picture(3), "PNG"), 1)
+    assert source.fingerprint() != sound
 
 
 @pytest.mark.parametrize("harm", ["missing", "cut short", "empty"])

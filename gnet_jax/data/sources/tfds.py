@@ -1,6 +1,5 @@
 """TensorFlow Datasets, read without TensorFlow."""
 
-import itertools
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -80,9 +79,15 @@ class TfdsSource:
 
     def fingerprint(self) -> str:
         """Hash of the set's name and version, the split, its shards, and its first 100 examples."""
-        first = (self[i] for i in range(min(100, len(self))))
-        parts = ((np.asarray(e.image).tobytes(), bytes([e.label & 255])) for e in first)
-        return digest(self._identity.encode(), *itertools.chain.from_iterable(parts))
+        parts = [self._identity.encode()]
+        for index in range(min(100, len(self))):
+            try:
+                example = self[index]
+            except ImageError:  # told when it is read; here it tells this copy from a sound one
+                parts.append(b"damaged")
+            else:
+                parts += [np.asarray(example.image).tobytes(), bytes([example.label & 255])]
+        return digest(*parts)
 
 
 def open_builder(name: str, data_dir: Path | None = None, **options: Any) -> Any:

@@ -18,7 +18,7 @@ import google_crc32c
 import numpy as np
 
 from gnet_jax.data.decode import ImageError
-from gnet_jax.data.progress import progress
+from gnet_jax.data.progress_line import progress
 from gnet_jax.data.sources.source import DataError, digest
 
 _LENGTH, _CHECKSUM = struct.Struct("<Q"), struct.Struct("<I")
