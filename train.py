@@ -2,8 +2,9 @@
 
 CONFIG is a recipe's name (`digits`, the default) or a Python file with a `get_config()`. The same
 command again goes on where it stopped. Exit codes: 0 done, 2 a mistake in the command, 1 numbers
-that are no longer finite, 128 + n stopped by signal n after saving (130: Ctrl-C, 143: SIGTERM).
-Data that turn out damaged end the run with 2, after saving.
+that are no longer finite (or heads that do not learn, where dead_heads is "stop"), 128 + n stopped
+by signal n after saving (130: Ctrl-C, 143: SIGTERM). Data that turn out damaged end the run with 2,
+after saving.
 """
 
 import os
@@ -13,9 +14,8 @@ import signal
 import sys
 from collections.abc import Sequence
 
-import tyro
-
-from gnet_jax.config import RECIPES, Config, UserError, load_recipe
+from gnet_jax.config import Config, UserError
+from gnet_jax.config.command import parse_config
 
 
 def parse(arguments: Sequence[str]) -> Config:
@@ -24,19 +24,7 @@ def parse(arguments: Sequence[str]) -> Config:
     Raises:
         ConfigError: if there is no such recipe.
     """
-    named = bool(arguments) and not arguments[0].startswith("-")
-    recipe = arguments[0] if named else "digits"
-    default, about = load_recipe(recipe)
-    recipes = ", ".join(sorted(path.stem for path in RECIPES.glob("*.py")))
-    return tyro.cli(
-        Config,
-        prog=f"train.py {recipe}" if named else "train.py [CONFIG]",
-        description=f"{about}\n\nThe defaults below are those of {recipe!r}. CONFIG may be one of: "
-        f"{recipes}; or a Python file with a get_config().",
-        default=default,
-        args=list(arguments[named:]),
-        config=(tyro.conf.FlagConversionOff,),
-    )
+    return parse_config(arguments, "train.py")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -55,6 +43,7 @@ def main(arguments: Sequence[str]) -> int:
 def run(config: Config, arguments: Sequence[str]) -> int:
     """Train as `config` says, and tell what is going on; returns the exit code."""
     # Imported here, so that --help and a typo answer at once.
+    from gnet_jax.data import order_fingerprint
     from gnet_jax.lab.ledger import network_ledger
     from gnet_jax.training.finetune import layers
     from gnet_jax.training.loop import TrainingError, train
@@ -66,7 +55,11 @@ def run(config: Config, arguments: Sequence[str]) -> int:
     use_compilation_cache()
     run = prepare_run(config)
     config = run.config
-    fingerprints = {"train": run.train.fingerprint(), "val": run.val.fingerprint()}
+    fingerprints = {
+        "train": run.train.fingerprint(),
+        "val": run.val.fingerprint(),
+        "order": order_fingerprint(len(run.train), config.seed),
+    }
     workdir = open_workdir(config, fingerprints)
     cost = network_ledger(run.model, config.data.image_size)
     m, d, devices = config.model, config.data, run.mesh.devices.flat
@@ -77,7 +70,8 @@ def run(config: Config, arguments: Sequence[str]) -> int:
         f"aux heads: {heads}",
         "size": f"{cost.params:,} parameters ({cost.params_with_aux:,} with aux heads), "
         f"{cost.macs / 1e6:,.1f} M multiply-adds an image",
-        "data": f"{d.source}: {len(run.train):,} to train, {len(run.val):,} to validate, "
+        "data": f"{d.source}: {len(run.train):,} to train, {len(run.val):,} to validate "
+        f"({run.val.split} split), "
         f"{len(run.train.class_names)} classes, seen at {d.image_size}x{d.image_size}",
         "devices": f"{run.mesh.size} x {devices[0].device_kind}",
         "steps": f"{run.total_steps:,} of {config.batch_size} images ({config.epochs:g} epochs), "

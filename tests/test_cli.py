@@ -3,6 +3,7 @@ import dataclasses
 import io
 import json
 import re
+import shutil
 
 import pytest
 from PIL import Image
@@ -119,6 +120,23 @@ def test_evaluate_counts_every_image(folder, capsys):
     assert "paper's top-5 error" in capsys.readouterr().out
 
 
+def test_evaluate_leaves_damaged_images_out_and_names_them(folder, tmp_path, capsys):
+    shutil.copytree(folder / "photos", tmp_path / "photos")
+    (tmp_path / "photos" / "val" / "cat" / "1.png").write_text("<html>")
+    arguments = ["evaluate", str(folder / "model"), "--data", f"folder:{tmp_path / 'photos'}"]
+    assert main(arguments) == 2
+    assert "cat/1.png: not an image" in capsys.readouterr().err
+    for more in ([], ["--table"]):
+        assert main([*arguments, *more, "--bad-limit", "0.2"]) == 0
+        output = capsys.readouterr().out
+        assert "1 damaged image left out:\n  " in output
+        assert "cat/1.png: not an image: its 6 bytes" in output
+    assert main([*arguments, "--bad-limit", "0.2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["images"] == 5
+    assert found["damaged"][0]["name"].endswith("cat/1.png")
+
+
 def test_convert_and_export_keep_the_model(folder, capsys):
     names = folder / "names.txt"
     names.write_text("tiger\nwolf\n")
@@ -140,6 +158,7 @@ def test_convert_and_export_keep_the_model(folder, capsys):
         (["predict", "MODEL", "x.jpg", "--cam", "/no/x.png"], "there is no folder /no"),
         (["evaluate", "MODEL", "--data", "digits"], "the model has 2 classes and the data 10"),
         (["evaluate", "--data", "digits"], "there is no model"),
+        (["evaluate", "MODEL", "--data", "npz:/no/a.npz"], "there is no file /no/a.npz"),
         (["evaluate", "MODEL", "--data", "digits", "--json", "--table"], "exclude each other"),
         (["convert", "MODEL", "/proc/x"], "cannot write to /proc"),
         (["export", "MODEL", "x.txt"], "the suffixes are .onnx"),

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import train
+from gnet_jax.data import open_source
 from gnet_jax.training.checkpoint import Checkpoints, digest
 from gnet_jax.training.run import prepare
 
@@ -27,6 +29,8 @@ ROOT = Path(__file__).parents[1]
         (["--data.image-size", "8"], "data.image_size 8 is too small"),
         (["--model.num-classes", "5"], "model.num_classes is 5, but the data has 10 classes"),
         (["--model.aux-after", "9z"], "model.aux_after names '9z'"),
+        (["--data.workers", "-1"], "data.workers is -1; it must be at least 0"),
+        (["--data.bad-limit", "1"], "data.bad_limit is 1.0; it must be in [0, 1)"),
         (["--optim.learning-rate", "0"], "optim.learning_rate is 0.0; it must be above 0"),
     ],
 )
@@ -38,6 +42,77 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(arguments, message, capsys, t
     assert error.startswith(f"train.py: error: {message}")
     assert error.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def arrays(tmp_path, y_train, **more):
+    x_train = np.zeros((len(y_train), 16, 16), np.uint8)
+    np.savez(tmp_path / "a.npz", x_train=x_train, y_train=y_train, **more)
+    return f"npz:{tmp_path / 'a.npz'}"
+
+
+def photos(tmp_path, *names):
+    """Folders, with a photo in those whose name does not end in a slash."""
+    for number, name in enumerate(names):
+        (tmp_path / name).mkdir(parents=True)
+        if not name.endswith("/"):
+            picture = Image.new("RGB", (20, 20), (number, 0, 0))
+            picture.save(tmp_path / name / f"{number}.jpg")
+    return f"folder:{tmp_path}"
+
+
+VAL = {"x_val": np.zeros((2, 16, 16), np.uint8)}
+UNFIT = {
+    "labels out of range": (lambda p: arrays(p, [0, 1], y_val=[0, 2], **VAL), "has label 2, but"),
+    "a negative label": (lambda p: arrays(p, [0, -1], y_val=[0, 1], **VAL), "has label -1, but"),
+    "an empty class": (lambda p: arrays(p, [0, 2], y_val=[0, 1], **VAL), "no image of class 1"),
+    "one class only": (lambda p: arrays(p, [0, 0], y_val=[0, 0], **VAL), "one class only; 2 are"),
+    "a split missing": (lambda p: arrays(p, [0, 1]), "has no images of val or valid"),
+    "a folder's empty class": (
+        lambda p: photos(p, "train/a", "train/b/", "val/a"),
+        "no image files",
+    ),
+    "a folder's one class": (lambda p: photos(p, "train/a", "val/a"), "1 class folders; 2 are"),
+    "a folder's split": (lambda p: photos(p, "train/a", "train/b"), "there is no folder"),
+    "a folder's other classes": (
+        lambda p: photos(p, "train/a", "train/b", "val/a", "val/c"),
+        "name different classes: b, c",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", UNFIT)
+def test_unfit_data_are_one_sentence_before_compiling(fault, tmp_path, capsys):
+    make, message = UNFIT[fault]
+    workdir = tmp_path / "run"
+    data = tmp_path / "data"
+    data.mkdir()
+    assert train.main(["--data.source", make(data), "--workdir", str(workdir)]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("split", "change", "message"),
+    [
+        ("train", "_labels", "digits has no image to train on; its split is empty"),
+        ("val", "_labels", "digits has no image to validate on; its split is empty"),
+        ("train", "class_names", "digits has 1 class; there is nothing to tell apart"),
+    ],
+)
+def test_sources_that_are_empty_or_of_one_class_are_refused(
+    split, change, message, tmp_path, capsys, monkeypatch
+):
+    def opened(spec, wanted):
+        source = open_source(spec, wanted)
+        if wanted == split:
+            setattr(source, change, getattr(source, change)[: change == "class_names"])
+        return source
+
+    monkeypatch.setattr("gnet_jax.training.run.open_source", opened)
+    assert train.main(["--workdir", str(tmp_path / "run")]) == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -145,6 +220,66 @@ def test_kill_9_at_random_moments_ends_with_the_bits_of_the_uninterrupted_run(tm
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     steps = [json.loads(line)["step"] for line in lines]
     assert steps == sorted(steps)
+
+
+@pytest.mark.slow
+def test_worker_processes_end_with_a_killed_run_and_change_no_bits(tmp_path):
+    code, output = finish(start(tmp_path / "whole", *SHORT))
+    assert code == 0, output
+    workdir = tmp_path / "killed"
+    process = start(workdir, *SHORT, "--data.workers", "2")
+    wait_for_checkpoint(process, workdir)
+    found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True)
+    children = [Path("/proc") / pid for pid in found.stdout.split()]
+    assert len(children) >= 2  # the workers, and what tracks their resources
+    process.kill()
+    finish(process)  # ends once nobody holds its output any more: no worker is left
+    assert not any(child.exists() for child in children)
+    code, output = finish(start(workdir, *SHORT, "--data.workers", "3"))
+    assert code == 0, output
+    assert digest_of(workdir, *SHORT) == digest_of(tmp_path / "whole", *SHORT)
+
+
+def damaged_folder(root, share):
+    """200 + 40 JPEG files of two classes, of which `share` of the first are cut short."""
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 100), ("val", 20)):
+        for number, name in enumerate(("cat", "dog")):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = generator.integers(100 * number, 100 * number + 99, (24, 24, 3), np.uint8)
+                file = root / split / name / f"{i}.jpg"
+                Image.fromarray(pixels).save(file)
+                if split == "train" and i < share * count:
+                    file.write_bytes(file.read_bytes()[:-300])
+    return "--data.source", f"folder:{root}", "--model.width-multiplier", "0.125", "--epochs", "2"
+
+
+@pytest.mark.slow
+def test_a_folder_with_1_per_cent_of_damaged_files_trains_and_reports_them(tmp_path):
+    arguments = damaged_folder(tmp_path / "photos", 0.01)
+    code, output = finish(start(tmp_path / "run", *arguments, "--eval-batch-size", "40"))
+    assert code == 0, output
+    for name in ("cat/0.jpg", "dog/0.jpg"):
+        lines = [line for line in output.splitlines() if name in line]
+        assert len(lines) == 1
+        assert "damaged, replaced by the next good one" in lines[0]
+    listed = (tmp_path / "run/bad_records.jsonl").read_text().splitlines()
+    assert len(listed) == 2
+
+
+@pytest.mark.slow
+def test_a_folder_with_10_per_cent_of_damaged_files_stops_with_the_list_after_saving(tmp_path):
+    arguments = damaged_folder(tmp_path / "photos", 0.1)
+    code, output = finish(start(tmp_path / "run", *arguments, "--eval-batch-size", "40"))
+    assert code == 2, output
+    assert "5 of 200 images have turned out damaged, more than the 4 that a bad limit" in output
+    assert len([line for line in output.splitlines() if line.startswith("  /")]) == 5
+    assert "raise the bad limit" in output
+    assert (tmp_path / "run/checkpoints").is_dir()
+    arguments = (*arguments, "--eval-batch-size", "40", "--data.bad-limit", "0.2")
+    code, output = finish(start(tmp_path / "run", *arguments))
+    assert code == 0, output
 
 
 @pytest.mark.slow

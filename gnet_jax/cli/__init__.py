@@ -18,13 +18,19 @@ for command in (
     models.export,
     data.prepare,
     runs.curves,
+    data.check_data,
+    data.show_data,
 ):
     app.command(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code, 2 for a mistake of the user's."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
+        if arguments and arguments[0] in ("show-data", "show_data"):
+            data.show_data(arguments[1:])  # takes the fields of a recipe, as train.py does
+            return 0
         about = "GoogLeNet in JAX: its cost, its weights, and what it sees."
         return app.cli(prog="gnet", args=arguments, description=about) or 0
     except BrokenPipeError:  # the reader, such as `head`, has seen enough

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import inspect
 import os
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from gnet_jax.config import UserError
+from gnet_jax.cli.output import console, json_line
+from gnet_jax.config import Config, UserError, check
+from gnet_jax.config.command import parse_config
 
 
 def prepare(
@@ -69,3 +75,99 @@ def prepare(
     print(f"{prepared.folder}: {counts} images. Train on them with:")
     setting = "" if data_dir is None else f"TFDS_DATA_DIR={shlex.quote(os.path.abspath(data_dir))} "
     print(f"  {setting}python train.py --data.source {source}")
+
+
+def check_data(
+    source: Annotated[Positional[str], arg(metavar="SOURCE")],
+    json: Annotated[bool, arg(name="json")] = False,
+    threads: int = 4,
+    write_manifest: Path | None = None,
+    manifest: Path | None = None,
+) -> int:
+    """Read every image of every split; list what is damaged, odd, unbalanced or there twice.
+
+    Exit code 1 where something has to be mended: damaged images, labels out of range, classes that
+    are empty or differ between splits, images in several splits, or other than in the manifest.
+
+    Args:
+        source: digits, folder:PATH, npz:PATH, or tfds:NAME.
+        json: print one JSON object that names every finding.
+        threads: that read and decode.
+        write_manifest: write name, length and crc32 of every image into this file.
+        manifest: compare with such a file, which also finds the flipped bits that decode.
+    """
+    from gnet_jax.data.manifest import ManifestCheck, ManifestWriter
+    from gnet_jax.data.scan import scan
+    from gnet_jax.data.scan_report import print_scan
+
+    if threads < 1:
+        raise UserError(f"--threads is {threads}; it must be at least 1")
+    known = None if manifest is None else ManifestCheck(manifest)
+    with contextlib.ExitStack() as stack:
+        writer = None
+        if write_manifest is not None:
+            writer = stack.enter_context(ManifestWriter(write_manifest))
+        see = None if writer is None else writer.see
+        found = scan(source, threads=threads, see=see, manifest=known)
+    if json:
+        print(json_line(found.as_dict()))
+    else:
+        print_scan(console(), found)
+    return 1 if found.must_be_mended else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class ShowData(Config):
+    """What `gnet show-data` is given: a run's config, and what to draw of it."""
+
+    out: Path = Path("sheet.png")
+    """The picture to write."""
+    split: Literal["train", "val"] = "train"
+    """train: what a training step sees, above it the untouched images; val: an evaluation."""
+    step: int = 0
+    """Finished steps before the one that is drawn."""
+    rows: int = 3
+    columns: int = 8
+
+
+def show_data(arguments: Sequence[str]) -> None:
+    """Draw what the network sees of its data at a step: the images of a batch as they enter it.
+
+    Takes a recipe and its fields as train.py does: `gnet show-data CONFIG --out SHEET.png`.
+    """
+    given = parse_config(arguments, "gnet show-data", ShowData, about=inspect.getdoc(show_data))
+    for name, least in (("rows", 1), ("columns", 1), ("step", 0)):
+        if getattr(given, name) < least:
+            raise UserError(f"--{name} is {getattr(given, name)}; it must be at least {least}")
+    check(given)
+    # Imported here, so that --help and a typo answer at once.
+    from gnet_jax.data import open_source
+    from gnet_jax.lab.contact_sheet import check_picture, draw_sheet
+
+    check_picture(given.out)
+    config = _prepared_as_loaded(given)
+    source = open_source(config.data.source, given.split)
+    images = draw_sheet(
+        config,
+        source,
+        given.out,
+        name=arguments[0] if arguments and arguments[0][0] != "-" else "digits",
+        split=given.split,
+        step=given.step,
+        rows=given.rows,
+        columns=given.columns,
+    )
+    print(f"drew {images} images into {given.out}")
+
+
+def _prepared_as_loaded(config: Config) -> Config:
+    """`config` with the preprocessing of the model that it starts from, where that is at hand."""
+    from gnet_jax.weights.folder import read_folder
+    from gnet_jax.weights.start import with_preprocessing
+
+    if config.init is None:
+        return config
+    if not Path(config.init).is_dir():
+        print(f"there is no {config.init}: drawn with the preprocessing of the config")
+        return config
+    return with_preprocessing(config, read_folder(config.init).preprocessing)

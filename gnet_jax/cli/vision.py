@@ -17,6 +17,7 @@ from gnet_jax.config import UserError
 if TYPE_CHECKING:  # imported where they are used, so that --help and a typo answer at once
     from PIL import Image
 
+    from gnet_jax.inference.evaluate import Evaluation
     from gnet_jax.inference.predict import TrainedModel
 
 
@@ -97,18 +98,20 @@ def evaluate(
     table: bool = False,
     batch_size: int = 64,
     threads: int = 4,
+    bad_limit: float = 0.02,
 ) -> None:
     """Top-1 and top-5 accuracy over every image, of one model or an ensemble.
 
     Args:
         models: model folders (or workdirs, or weight files); several are averaged.
-        data: digits, folder:PATH, or tfds:NAME.
+        data: digits, folder:PATH, npz:PATH, or tfds:NAME.
         split: of the data.
         crops: of each image, averaged: 1, 10, or the paper's 144.
         json: print one JSON object in place of the sentence.
         table: the paper's grid: the first model and all of them, with 1, 10 and 144 crops.
         batch_size: most crops in one call of a network.
         threads: that read, decode and crop.
+        bad_limit: largest share of the images that may be damaged; they are left out and named.
     """
     from gnet_jax.data import open_source
     from gnet_jax.inference.evaluate import evaluate as evaluate_models
@@ -119,11 +122,13 @@ def evaluate(
         raise UserError("--json and --table exclude each other; choose one")
     source = open_source(data, split)
     trained = [read(model) for model in models]
+    options = {"batch_size": batch_size, "threads": threads, "bad_limit": bad_limit}
     if table:
-        grid = evaluate_grid(trained, source, batch_size=batch_size, threads=threads)
+        grid = evaluate_grid(trained, source, **options)
         console().print(paper_table(grid))
+        _print_damaged(grid[0])
         return
-    result = evaluate_models(trained, source, crops, batch_size=batch_size, threads=threads)
+    result = evaluate_models(trained, source, crops, **options)
     if json:
         print(json_line(result.as_dict()))
     else:
@@ -131,3 +136,16 @@ def evaluate(
             f"top-1 {result.top1:.2%}, top-5 {result.top5:.2%} of {result.images:,} images "
             f"({result.models} models, {result.crops} crops, {result.images_per_sec:.1f} images/s)"
         )
+        _print_damaged(result)
+
+
+def _print_damaged(result: Evaluation) -> None:
+    """Name what was left out, at most ten of it."""
+    from gnet_jax.data.records import SHOWN
+
+    names = [str(record) for record in result.damaged]
+    if names:
+        what = "damaged image" if len(names) == 1 else "damaged images"
+        print(f"{len(names):,} {what} left out:", *names[:SHOWN], sep="\n  ")
+    if len(names) > SHOWN:
+        print(f"  and {len(names) - SHOWN:,} more; `gnet check-data` lists all")

@@ -63,10 +63,13 @@ class DataConfig(Preprocessing):
     """What is read, and what the network sees of it."""
 
     source: str = "digits"
-    """digits (bundled), folder:PATH (train/CLASS/*.jpg, val/CLASS/*.jpg), npz:PATH (arrays), or
-    tfds:NAME."""
+    """digits (bundled), folder:PATH (train/CLASS/*.jpg, val/CLASS/*.jpg), tfds:NAME, or npz:PATH
+    (arrays: one file with x_train, y_train ..., or NAME_{split}.npz for a file of each split)."""
     threads: int = 4
-    """Threads that read and decode on each host; the batches do not depend on it."""
+    """Threads that read and decode in each process; the batches do not depend on it."""
+    workers: int = 0
+    """Processes that load training batches on each host, besides the one that trains. 0 will do
+    where decoding lets threads run, as it does here; the batches do not depend on it."""
     bad_limit: float = 0.02
     """Largest share of the examples that may be damaged. Up to it, each is replaced by the next
     good one (left out in evaluation), named and counted; above it the run stops with the list."""
@@ -82,6 +85,9 @@ class DataConfig(Preprocessing):
 class AugmentConfig:
     """What training images go through; evaluation sees none of it."""
 
+    crop: Literal["random_area", "fixed_scale"] = "random_area"
+    """random_area: rectangles of any size and shape within the next two (the paper); fixed_scale:
+    the image resized as for evaluation, and a random square of image_size of it (Caffe)."""
     crop_area: tuple[float, float] = (0.08, 1.0)
     """Smallest and largest share of the image that a training crop covers (the paper's 8-100 %)."""
     crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
@@ -103,7 +109,8 @@ class AugmentConfig:
     (random erasing, arXiv 1708.04896)."""
     mixup: float = 0.0
     """Each image and its label are mixed with another of the batch, by a share drawn from
-    Beta(this, this) (arXiv 1710.09412); 0 mixes none."""
+    Beta(this, this) (arXiv 1710.09412); 0 mixes none. The larger share is the image's own, and the
+    training top-1 is counted against its label. Each device needs an even number of images."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,6 +196,7 @@ FREE_ON_RESUME = (
     "log_every_steps",
     "data.source",  # the same data may have moved; its fingerprint is compared
     "data.threads",
+    "data.workers",
     "data.bad_limit",
     "dead_heads",
 )

@@ -1,16 +1,22 @@
 """Bytes to batches: sources, decoding, order, and what the compiled step does to the pixels."""
 
-from gnet_jax.data.augment import preprocess
-from gnet_jax.data.batches import Batch, eval_batches, train_batches
+from gnet_jax.data.augment import Labels, augment, preprocess
+from gnet_jax.data.batches import Batch, eval_batches, order_fingerprint, train_batches
+from gnet_jax.data.records import BadRecord, BadRecords
 from gnet_jax.data.sources import DataError, Example, Source, open_source
 
 __all__ = [
+    "BadRecord",
+    "BadRecords",
     "Batch",
     "DataError",
     "Example",
+    "Labels",
     "Source",
+    "augment",
     "eval_batches",
     "open_source",
+    "order_fingerprint",
     "preprocess",
     "train_batches",
 ]

@@ -1,39 +1,173 @@
 """What the compiled step does to the pixels: hosts ship bytes, devices do the rest.
 
+All that is random about an image is keyed by (seed, step, its place in the global batch), so it
+does not depend on how the batch is split over devices or hosts.
+
 Shapes: B batch, H height, W width, C channels.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from gnet_jax.config import Preprocessing
+from gnet_jax.config import AugmentConfig, ConfigError, Preprocessing
+from gnet_jax.data.distort import FACTOR, blend, distort, on_grid
+
+ERASED_AREA = (0.02, 0.33)  # arXiv 1708.04896, section 5.1; torchvision has these too
+ERASED_ASPECT = (0.3, 3.3)
 
 
-def preprocess(
-    images_BHWC: jax.Array,
-    key: jax.Array | None = None,
-    *,
-    preprocessing: Preprocessing,
-    flip: bool = False,
-    offset: int | jax.Array = 0,
-) -> jax.Array:
-    """uint8 images to float32 network inputs: mirrored by chance, then `(x - mean) / std`.
+class Labels(NamedTuple):
+    """What the images of a batch show.
+
+    Of a mixed image `share` is `label`'s, at least one half, and the rest is `partner`'s. Where
+    nothing is mixed, both are None and no program holds them.
+    """
+
+    label: jax.Array  # (B,) int32
+    partner: jax.Array | None = None  # (B,) int32
+    share: jax.Array | None = None  # (B,) float32
+
+
+def preprocess(images_BHWC: jax.Array, *, preprocessing: Preprocessing) -> jax.Array:
+    """The network's float32 inputs: channels in its order, `(x - mean) / std`.
 
     Args:
-        images_BHWC: uint8, red, green, blue.
-        key: randomness of this step; None mirrors nothing (evaluation).
+        images_BHWC: uint8 or float32 pixels of 0 to 255; red, green, blue.
         preprocessing: order, mean and std of the channels.
-        flip: mirror half of the images.
-        offset: place of the first image in the global batch. An image's randomness is keyed by its
-            place, so it does not depend on how the batch is split over devices.
     """
-    if flip and key is not None:
-        places = offset + jnp.arange(images_BHWC.shape[0])
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, places)
-        mirrored = jax.vmap(jax.random.bernoulli)(keys)[:, None, None, None]
-        images_BHWC = jnp.where(mirrored, images_BHWC[:, :, ::-1], images_BHWC)
     if preprocessing.channels == "BGR":
         images_BHWC = images_BHWC[..., ::-1]
     mean = jnp.asarray(preprocessing.mean, jnp.float32)
     std = jnp.asarray(preprocessing.std, jnp.float32)
     return (images_BHWC.astype(jnp.float32) - mean) / std
+
+
+def augment(
+    images_BHWC: jax.Array,
+    label_B: jax.Array,
+    key: jax.Array,
+    *,
+    preprocessing: Preprocessing,
+    augmentation: AugmentConfig,
+    offset: int | jax.Array = 0,
+) -> tuple[jax.Array, Labels]:
+    """`preprocess` of training images that are mirrored, distorted, mixed and erased from.
+
+    What `augmentation` switches off leaves nothing in the compiled program. The crop, and how it is
+    resized, is the host's part.
+
+    Args:
+        images_BHWC: uint8, red, green, blue.
+        label_B: int32.
+        key: randomness of this step.
+        preprocessing: as in `preprocess`.
+        augmentation: what is done, and how strongly.
+        offset: place of the first image in the global batch; even where images are mixed.
+
+    Returns:
+        float32 inputs (B, H, W, C), and their labels.
+
+    Raises:
+        ConfigError: if an odd number of images is to be mixed.
+    """
+    a = augmentation
+    places_B = offset + jnp.arange(images_BHWC.shape[0])
+    keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, places_B)
+    if a.flip:
+        mirrored_B = jax.vmap(jax.random.bernoulli)(keys_B)
+        images_BHWC = jnp.where(_each(mirrored_B), images_BHWC[:, :, ::-1], images_BHWC)
+    if a.brightness or a.contrast or a.saturation or a.hue:
+        images_BHWC = distort(images_BHWC, _folded(keys_B, 1), augmentation=a)
+    labels = Labels(label_B)
+    if a.mixup:
+        images_BHWC, labels = _mix(images_BHWC, label_B, _folded(keys_B, 2), a.mixup)
+    x_BHWC = preprocess(images_BHWC, preprocessing=preprocessing)
+    if a.erase:
+        x_BHWC = _erase(x_BHWC, _folded(keys_B, 3), a.erase)
+    return x_BHWC, labels
+
+
+def _folded(keys_B: jax.Array, number: int) -> jax.Array:
+    """Keys for another purpose; from 1 on, for 0 would repeat the bits that mirror the image."""
+    return jax.vmap(jax.random.fold_in, (0, None))(keys_B, number)
+
+
+def _each(values_B: jax.Array) -> jax.Array:
+    """One value for the whole of each image."""
+    return values_B[:, None, None, None]
+
+
+def _mix(
+    images_BHWC: jax.Array, label_B: jax.Array, keys_B: jax.Array, alpha: float
+) -> tuple[jax.Array, Labels]:
+    """Each image mixed with its neighbour in the batch (mixup, arXiv 1710.09412).
+
+    Places 0 and 1 are partners, 2 and 3, and so on. Neighbours are as random as any other pairs,
+    for every epoch is another permutation; and they lie on one device wherever each device holds an
+    even number of images, so no image travels, and pmap, which sees its own share alone, mixes the
+    same pairs. Each image draws a share of its own.
+    """
+    if images_BHWC.shape[0] % 2:
+        raise ConfigError(
+            f"augment.mixup is {alpha:g}, but a device holds {images_BHWC.shape[0]} images of a "
+            "batch; they are mixed in pairs, so it must be an even number"
+        )
+    share_B = jax.vmap(_share, (0, None))(keys_B, alpha)
+    images_BHWC = images_BHWC.astype(jnp.float32)
+    images_BHWC = blend(images_BHWC, _neighbours(images_BHWC), _each(share_B))
+    return images_BHWC, Labels(label_B, _neighbours(label_B), share_B)
+
+
+def _neighbours(x_B: jax.Array) -> jax.Array:
+    """For each place the entry of place ^ 1."""
+    return x_B.reshape(-1, 2, *x_B.shape[1:])[:, ::-1].reshape(x_B.shape)
+
+
+def _share(key: jax.Array, alpha: float) -> jax.Array:
+    """The larger of s and 1 - s, for s drawn from Beta(alpha, alpha), in 1024ths.
+
+    The larger share stays with the image itself: the mixed images have the same distribution, for
+    partners are exchangeable, and each example is the main part of one image in every epoch.
+
+    Exact, from two uniform numbers: Student's t with 2 alpha degrees of freedom by Bailey's polar
+    method, and from it the symmetric beta (L. Devroye, Random variate generation in one line of
+    code, 1996). A sampler that rejects would be a loop until all devices agree to end it.
+    """
+    u, v = jax.random.uniform(key, (2,))
+    # t^2 / (2 alpha); 80 keeps the exponential finite, where the share is 1 to the last bit
+    t2 = jnp.expm1(jnp.minimum(-jnp.log(u) / alpha, 80.0)) * jnp.cos(2 * jnp.pi * v) ** 2
+    return on_grid(0.5 + 0.5 * jnp.sqrt(t2 / (1 + t2)), FACTOR)
+
+
+def _erase(x_BHWC: jax.Array, keys_B: jax.Array, probability: float) -> jax.Array:
+    """A random rectangle set to zero, the mean colour, in that share of the images.
+
+    Random erasing (arXiv 1708.04896): 2 to 33 % of the area, height / width log-uniform in
+    0.3..3.3. A side that would be longer than the image is as long as it, so that no draw fails.
+    """
+    height, width = x_BHWC.shape[1:3]
+
+    def rectangle(key: jax.Array) -> jax.Array:
+        chosen_key, area_key, aspect_key, top_key, left_key = jax.random.split(key, 5)
+        area = jax.random.uniform(area_key, (), minval=ERASED_AREA[0], maxval=ERASED_AREA[1])
+        low, high = np.log(ERASED_ASPECT)
+        aspect = jnp.exp(jax.random.uniform(aspect_key, (), minval=low, maxval=high))
+        h = jnp.sqrt(area * height * width * aspect)
+        w = jnp.sqrt(area * height * width / aspect)
+        h, w = (
+            jnp.clip(jnp.round(side), 1, whole).astype(jnp.int32)
+            for side, whole in ((h, height), (w, width))
+        )
+        top = jax.random.randint(top_key, (), 0, height - h + 1)
+        left = jax.random.randint(left_key, (), 0, width - w + 1)
+        rows, columns = jnp.arange(height), jnp.arange(width)
+        inside_H = (rows >= top) & (rows < top + h)
+        inside_W = (columns >= left) & (columns < left + w)
+        chosen = jax.random.bernoulli(chosen_key, probability)
+        return chosen & inside_H[:, None] & inside_W[None, :]
+
+    erased_BHW = jax.vmap(rectangle)(keys_B)
+    return jnp.where(erased_BHW[..., None], 0.0, x_BHWC)

@@ -1,19 +1,22 @@
 """The order of the data: every batch is a pure function of (seed, step).
 
 Nothing is stored but the step: to resume is to slice. The batch does not depend on the number of
-hosts, devices or threads, for each host takes its contiguous slice of one global batch.
+hosts, devices, processes or threads, for each host takes its contiguous slice of one global batch.
 """
 
-from collections.abc import Iterator
-from typing import Any, TypedDict
+import contextlib
+from collections.abc import Generator
+from typing import TypedDict
 
 import grain
 import numpy as np
-from PIL import Image
 
-from gnet_jax.config import Preprocessing
-from gnet_jax.data.decode import ImageError, central_crop, decode, random_crop
-from gnet_jax.data.sources import DataError, Example, Source
+from gnet_jax.config import AugmentConfig, Preprocessing
+from gnet_jax.data.decode import ImageError, central_crop, decode, training_crop
+from gnet_jax.data.prefetch import held, prefetched
+from gnet_jax.data.records import BadRecord, BadRecords, next_good, read_example
+from gnet_jax.data.sources import DataError, Source
+from gnet_jax.data.sources.source import digest
 
 
 class Batch(TypedDict):
@@ -21,7 +24,11 @@ class Batch(TypedDict):
 
     image: np.ndarray  # (B, S, S, 3) uint8
     label: np.ndarray  # (B,) int32
-    mask: np.ndarray  # (B,) bool: False where an evaluation batch is padded
+    mask: np.ndarray  # (B,) bool: False where an evaluation batch is padded or an image damaged
+
+
+# What a thread or a process loads: a batch, and the damaged images that were met on the way.
+_Loaded = tuple[Batch, list[BadRecord]]
 
 
 def _host_slice(batch_size: int, host: int, hosts: int) -> slice:
@@ -31,63 +38,81 @@ def _host_slice(batch_size: int, host: int, hosts: int) -> slice:
     return slice(host * share, (host + 1) * share)
 
 
-def _checked(label: int, source: Source) -> int:
-    if not 0 <= label < len(source.class_names):
-        raise DataError(f"found label {label}, but the data has {len(source.class_names)} classes")
-    return label
+def _empty(images: int, size: int) -> Batch:
+    return Batch(
+        image=np.zeros((images, size, size, 3), np.uint8),
+        label=np.zeros(images, np.int32),
+        mask=np.zeros(images, bool),
+    )
 
 
-def _decoded(example: Example, source: Source, index: int) -> Image.Image:
-    try:
-        return decode(example.image)
-    except ImageError as error:
-        where = source.describe(index)
-        raise DataError(f"{where} is {error}; mend it or take it out of the data") from error
+def _order(size: int, seed: int) -> grain.MapDataset[int]:
+    """Indices without end: every epoch is another permutation."""
+    return grain.MapDataset.range(size).seed(seed).shuffle().repeat()
+
+
+def order_fingerprint(size: int, seed: int) -> str:
+    """A short hash of the order of `size` examples, and of the random numbers of their crops.
+
+    It tells a version of Grain or NumPy that shuffles or draws otherwise. Hashed are the first
+    thousand indices of the first two epochs.
+    """
+    order = _order(size, seed)
+    places = [epoch * size + i for epoch in (0, 1) for i in range(min(size, 1000))]
+    indices = np.array([order[place] for place in places], "<i8")
+    return digest(indices, np.random.default_rng((seed, 0, 0)).random(4).astype("<f8"))
 
 
 def train_batches(
     source: Source,
     *,
     batch_size: int,
-    image_size: int,
-    crop_area: tuple[float, float],
-    crop_aspect: tuple[float, float],
+    preprocessing: Preprocessing,
+    augmentation: AugmentConfig,
     seed: int,
     start_step: int = 0,
     threads: int = 1,
+    workers: int = 0,
     host: int = 0,
     hosts: int = 1,
-) -> Iterator[Batch]:
+    bad: BadRecords | None = None,
+) -> Generator[Batch, None, None]:
     """This host's share of every training batch from `start_step` on, without end.
 
     Every epoch is another permutation of the source; batches run over its border. The crop of an
-    example is keyed by (seed, step, place in the global batch).
+    example is keyed by (seed, step, place in the global batch). In the place of an image that
+    cannot be decoded comes the next of the source that can be.
 
     Args:
         batch_size: images a step over all hosts.
-        image_size: side of the crops that are shipped, in pixels.
-        crop_area, crop_aspect: see `random_crop`.
+        preprocessing, augmentation: see `training_crop`; the pixels' values are left alone.
+        threads, workers: see `prefetched`.
         host, hosts: which slice of the global batch to read.
+        bad: takes in the damaged images of each batch as it is taken; None allows none.
+
+    Raises:
+        DataError: when a batch is taken that holds a label out of range, a file that cannot be
+            read, or more damaged images than `bad` allows.
     """
+    bad = BadRecords(source) if bad is None else bad
+    allowed = bad.allowed  # a number: worker processes are to hold nothing of `bad`
     mine = _host_slice(batch_size, host, hosts)
 
-    def load(step: int, indices: np.ndarray) -> Batch:
-        images, labels = [], []
-        for place, index in enumerate(indices[mine], start=mine.start):
-            example = source[int(index)]
-            generator = np.random.default_rng((seed, step, place))
-            picture = _decoded(example, source, int(index))
-            images.append(random_crop(picture, generator, image_size, crop_area, crop_aspect))
-            labels.append(_checked(example.label, source))
-        return Batch(
-            image=np.stack(images),
-            label=np.array(labels, np.int32),
-            mask=np.ones(len(labels), bool),
-        )
+    def load(step: int, indices: np.ndarray) -> _Loaded:
+        batch = _empty(mine.stop - mine.start, preprocessing.image_size)
+        found: dict[int, BadRecord] = {}
+        for row, index in enumerate(indices[mine]):
+            good = next_good(source, int(index), found, allowed)
+            if good is None:
+                break  # `bad` refuses this batch, so nobody sees what it lacks
+            picture, batch["label"][row] = good
+            generator = np.random.default_rng((seed, step, mine.start + row))
+            batch["image"][row] = training_crop(picture, generator, preprocessing, augmentation)
+            batch["mask"][row] = True
+        return batch, list(found.values())
 
-    indices = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
-    batches = indices.batch(batch_size).map_with_index(load)
-    return _prefetched(batches[start_step:], threads)
+    batches = _order(len(source), seed).batch(batch_size).map_with_index(held(load))
+    return _taken(prefetched(batches[start_step:], threads, workers), bad)
 
 
 def eval_batches(
@@ -98,35 +123,42 @@ def eval_batches(
     threads: int = 1,
     host: int = 0,
     hosts: int = 1,
-) -> Iterator[Batch]:
+    bad: BadRecords | None = None,
+) -> Generator[Batch, None, None]:
     """This host's share of the whole source, once and in order; the last batch is padded.
 
     Padding repeats no example: it is black and its mask is False, so sums weighted by the mask
-    count every example exactly once.
+    count every example exactly once. An image that cannot be decoded is left out in the same way.
+    `bad`, and what is raised, are as for `train_batches`.
     """
+    bad = BadRecords(source) if bad is None else bad
     mine = _host_slice(batch_size, host, hosts)
     size = preprocessing.image_size
 
-    def load(step: int) -> Batch:
+    def load(step: int) -> _Loaded:
         share = mine.stop - mine.start
-        batch = Batch(
-            image=np.zeros((share, size, size, 3), np.uint8),
-            label=np.zeros(share, np.int32),
-            mask=np.zeros(share, bool),
-        )
+        batch, found = _empty(share, size), []
         first = step * batch_size + mine.start
-        for place, index in enumerate(range(first, min(first + share, len(source)))):
-            example = source[index]
-            batch["image"][place] = central_crop(_decoded(example, source, index), preprocessing)
-            batch["label"][place] = _checked(example.label, source)
-            batch["mask"][place] = True
-        return batch
+        for row, index in enumerate(range(first, min(first + share, len(source)))):
+            example = read_example(source, index)
+            try:
+                batch["image"][row] = central_crop(decode(example.image), preprocessing)
+            except ImageError as error:
+                found.append(BadRecord(index, source.describe(index), str(error)))
+                continue
+            batch["label"][row] = example.label
+            batch["mask"][row] = True
+        return batch, found
 
     steps = -(-len(source) // batch_size)
-    return _prefetched(grain.MapDataset.range(steps).map(load), threads)
+    return _taken(prefetched(grain.MapDataset.range(steps).map(held(load)), threads), bad)
 
 
-def _prefetched(batches: grain.MapDataset[Any], threads: int) -> Iterator[Batch]:
-    # Two batches a thread: enough to hide one slow image, little enough to hold in memory.
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
-    return iter(batches.to_iter_dataset(options))
+def _taken(loaded: Generator[_Loaded, None, None], bad: BadRecords) -> Generator[Batch, None, None]:
+    """The batches, while `bad` takes in what was damaged in each: in the order of the steps, and
+    in the thread that takes them.
+    """
+    with contextlib.closing(loaded):
+        for batch, found in loaded:
+            bad.add(found)
+            yield batch

@@ -10,11 +10,19 @@ import math
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from gnet_jax.config import Preprocessing, UserError
+from gnet_jax.config import AugmentConfig, Preprocessing, UserError
 
 MAX_PIXELS = 50_000_000  # above this an image is refused before it is decoded
 # Photos come in these. Pillow would try forty more, one of which (EPS) runs a program.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
+
+# What interpolation "random" draws from; BOX is the mean over the area that a pixel covers.
+FILTERS = (
+    Image.Resampling.BILINEAR,
+    Image.Resampling.BOX,
+    Image.Resampling.BICUBIC,
+    Image.Resampling.NEAREST,
+)
 
 
 class ImageError(UserError):
@@ -37,13 +45,13 @@ def decode(image: bytes | np.ndarray) -> Image.Image:
     if not image:
         raise ImageError("not an image: it is empty")
     try:
-        with Image.open(io.BytesIO(image), formats=_formats()) as opened:
+        with Image.open(io.BytesIO(image), formats=known_formats()) as opened:
             _check_pixels(opened.size, "the image")
             return _rgb(ImageOps.exif_transpose(opened), opened.format)
     except ImageError:
         raise
     except UnidentifiedImageError:
-        known = ", ".join(_formats())
+        known = ", ".join(known_formats())
         raise ImageError(f"not an image: its {len(image):,} bytes are none of {known}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"the image is over {MAX_PIXELS // 10**6} million pixels") from error
@@ -52,7 +60,7 @@ def decode(image: bytes | np.ndarray) -> Image.Image:
 
 
 @functools.cache
-def _formats() -> tuple[str, ...]:
+def known_formats() -> tuple[str, ...]:
     """Those of `FORMATS` that this build of Pillow knows."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
@@ -79,31 +87,59 @@ def _rgb(picture: Image.Image, kind: str | None) -> Image.Image:
     return picture.convert("RGB")
 
 
-def random_crop(
-    picture: Image.Image,
+def training_crop(
+    picture: Image.Image, generator: np.random.Generator, p: Preprocessing, a: AugmentConfig
+) -> np.ndarray:
+    """A random part of the picture, resized to (S, S, 3) uint8, S being `p.image_size`.
+
+    Of `crop` "random_area" it is a rectangle whose share of the area is uniform in `a.crop_area`,
+    its width / height log-uniform in `a.crop_aspect`, its place uniform (paper, section 6); where
+    ten draws do not fit, the largest central rectangle of an allowed aspect. Of "fixed_scale" it is
+    a random square of the picture that evaluation would crop centrally (Caffe, data_transformer).
+
+    With interpolation "random", one of the four `FILTERS` resizes it, drawn after the part, which
+    is therefore the same with both.
+    """
+    if a.crop == "random_area":
+        box = _random_box(picture.size, generator, a.crop_area, a.crop_aspect)
+    else:
+        box = _random_square(picture.size, generator, p)
+    kind = FILTERS[0 if a.interpolation == "bilinear" else generator.integers(len(FILTERS))]
+    return np.asarray(picture.resize((p.image_size, p.image_size), kind, box=box))
+
+
+def _random_square(
+    size: tuple[int, int], generator: np.random.Generator, p: Preprocessing
+) -> tuple[float, float, float, float]:
+    """(left, top, right, bottom), in a picture of `size`, of a random square of the resized one."""
+    # Of any size: only the square is ever resized.
+    warp = p.resize == "warp"
+    width, height = (p.resize_to, p.resize_to) if warp else _scaled(size, p.resize_to)
+    left = generator.integers(width - p.image_size + 1)
+    top = generator.integers(height - p.image_size + 1)
+    x, y = size[0] / width, size[1] / height
+    return left * x, top * y, (left + p.image_size) * x, (top + p.image_size) * y
+
+
+def _random_box(
+    size: tuple[int, int],
     generator: np.random.Generator,
-    size: int,
     area: tuple[float, float],
     aspect: tuple[float, float],
-) -> np.ndarray:
-    """A random rectangle of the picture, resized to (size, size, 3) uint8 (paper, section 6).
-
-    Its share of the picture's area is uniform in `area`, its width / height log-uniform in
-    `aspect`, its place uniform. Where ten draws do not fit, the largest central rectangle of an
-    allowed aspect is taken.
-    """
-    width, height = picture.size
+) -> tuple[float, float, float, float]:
+    """(left, top, right, bottom) of a random rectangle of a picture of `size`."""
+    width, height = size
     for _ in range(10):
         target = width * height * generator.uniform(*area)
         ratio = math.exp(generator.uniform(math.log(aspect[0]), math.log(aspect[1])))
         w, h = math.sqrt(target * ratio), math.sqrt(target / ratio)
         if w <= width and h <= height:
             left, top = generator.uniform(0, width - w), generator.uniform(0, height - h)
-            return _resized(picture, (left, top, left + w, top + h), size)
+            return left, top, left + w, top + h
     ratio = min(max(width / height, aspect[0]), aspect[1])
     w, h = min(width, height * ratio), min(height, width / ratio)
     left, top = (width - w) / 2, (height - h) / 2
-    return _resized(picture, (left, top, left + w, top + h), size)
+    return left, top, left + w, top + h
 
 
 def central_crop(picture: Image.Image, p: Preprocessing) -> np.ndarray:
@@ -137,11 +173,12 @@ def shorter_side_size(size: tuple[int, int], shorter: int) -> tuple[int, int]:
     Raises:
         ImageError: if that is over 50 million pixels: a strip of 1x50000 would take 10 GB.
     """
+    scaled = _scaled(size, shorter)
+    _check_pixels(scaled, f"the image, {size[0]}x{size[1]} scaled to {shorter},")
+    return scaled
+
+
+def _scaled(size: tuple[int, int], shorter: int) -> tuple[int, int]:
     scale = shorter / min(size)
     width, height = (max(shorter, round(n * scale)) for n in size)
-    _check_pixels((width, height), f"the image, {size[0]}x{size[1]} scaled to {shorter},")
     return width, height
-
-
-def _resized(picture: Image.Image, box: tuple[float, float, float, float], size: int) -> np.ndarray:
-    return np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR, box=box))

@@ -15,7 +15,7 @@ from typing import BinaryIO, NamedTuple
 from PIL import Image
 
 from gnet_jax.data.decode import ImageError, decode
-from gnet_jax.data.progress_line import progress
+from gnet_jax.data.progress import progress_line
 from gnet_jax.data.shards import PrepareError
 
 MD5 = {
@@ -85,7 +85,7 @@ def _train(
     file: BinaryIO, tar: Path, numbers: dict[str, int], labels: Sequence[str]
 ) -> Iterator[Member]:
     classes = _files(file, tar, 0, r"(n\d{8})\.tar")
-    with progress(f"finding the images of {tar.name}", "classes", len(classes)) as advance:
+    with progress_line(f"finding the images of {tar.name}", "classes", len(classes)) as advance:
         for wnid, offset, size in classes:
             if wnid not in numbers:
                 raise PrepareError(f"{tar} holds class {wnid}, which ILSVRC 2012 does not have")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from gnet_jax.config import UserError
-from gnet_jax.data.progress_line import progress
+from gnet_jax.data.progress import progress_line
 from gnet_jax.data.sources.tfds import count_array_records
 from gnet_jax.data.sources.tfrecord import framed, record_ends
 
@@ -82,7 +82,7 @@ def write_set(
             files = plan.files(info.name, file_format)
             lengths = [behind - first for first, behind in itertools.pairwise(plan.bounds)]
             done = sum(n for file, n in zip(files, lengths, strict=True) if (work / file).exists())
-            with progress(f"writing {plan.name}", "images", plan.bounds[-1], done) as advance:
+            with progress_line(f"writing {plan.name}", "images", plan.bounds[-1], done) as advance:
                 _write_split(work, files, plan, file_format, threads, advance)
             written = sum((work / file).stat().st_size for file in files)
             splits.append(

@@ -4,7 +4,6 @@ Shapes: N images, R crops of an image, S side of a network's input, C channels, 
 """
 
 import collections
-import contextlib
 import dataclasses
 import itertools
 import time
@@ -13,12 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gnet_jax.config import Preprocessing, UserError
-from gnet_jax.data import Source
+from gnet_jax.data import BadRecord, BadRecords, Source
 from gnet_jax.data.decode import ImageError, decode
+from gnet_jax.data.progress import progress_line
+from gnet_jax.data.records import read_example
 from gnet_jax.inference.crops import Crops, crop_plan, extract
 from gnet_jax.inference.predict import Predictor, TrainedModel, softmax
 
@@ -39,7 +38,7 @@ class Evaluation:
     crops: int
     models: int
     images_per_sec: float  # without compilation
-    unreadable: tuple[int, ...] = ()  # indices left out because the caller allowed it
+    damaged: tuple[BadRecord, ...] = ()  # left out
 
     @property
     def top1(self) -> float:
@@ -71,23 +70,26 @@ def evaluate(
     batch_size: int = 64,
     threads: int = 4,
     progress: bool = True,
-    skip_unreadable: bool = False,
+    bad_limit: float = 0.02,
 ) -> Evaluation:
     """Score every image of `source` once, by softmax probabilities averaged over crops and models.
 
-    Each model sees the image through its own preprocessing.
+    Each model sees the image through its own preprocessing. Images that cannot be decoded are left
+    out, and named in the result.
 
     Args:
         crops: of each image; see `crop_plan`.
         batch_size: most crops in one call of a network.
         threads: that read, decode and crop; the result does not depend on it.
         progress: show a bar on stderr, where that is a terminal.
-        skip_unreadable: leave out images that cannot be decoded, and name them in the result.
+        bad_limit: largest share of the images that may be damaged.
 
     Raises:
-        EvaluationError: for models of different classes, classes that are not the data's, a label
-            out of range, or (without `skip_unreadable`) an image that cannot be decoded.
+        EvaluationError: for models of different classes, or classes that are not the data's.
+        DataError: for a label out of range, or more damaged images than `bad_limit` allows.
     """
+    if not 0 <= bad_limit < 1:
+        raise EvaluationError(f"bad_limit is {bad_limit}; it must be in [0, 1)")
     for name, value in (("batch_size", batch_size), ("threads", threads)):
         if value < 1:
             raise EvaluationError(f"{name} is {value}; it must be at least 1")
@@ -98,37 +100,28 @@ def evaluate(
     together = max(1, min(batch_size // crops, len(source)))  # images predicted in one go
     calls = -(-together * crops // batch_size)
     predictors = [Predictor(model, -(-together * crops // calls)) for model in models]
-    classes = len(source.class_names)
+    damaged = BadRecords(source, bad_limit)
 
-    def load(index: int) -> _Views | ImageError:
-        return _load(source, index, crops, wanted, classes)
+    def load(index: int) -> _Views | BadRecord:
+        return _load(source, index, crops, wanted)
 
     images = top1 = top5 = 0
-    unreadable = []
-    with _bar(len(source), progress) as show:
-        show(0, "compiling")
+    with progress_line("evaluating", "images", len(source), wanted=progress) as advance:
         for predictor in predictors:
             predictor.warm_up()
         start = time.perf_counter()
-        loaded = enumerate(_prefetched(load, len(source), threads, together + 2 * threads))
+        loaded = _prefetched(load, len(source), threads, together + 2 * threads)
         while chunk := list(itertools.islice(loaded, together)):
-            for index, views in chunk:
-                if isinstance(views, ImageError):
-                    if not skip_unreadable:
-                        raise EvaluationError(
-                            f"{source.describe(index)} cannot be scored: {views}"
-                        ) from views
-                    unreadable.append(index)
-            scored = [views for _, views in chunk if not isinstance(views, ImageError)]
+            damaged.add(each for each in chunk if isinstance(each, BadRecord))
+            scored = [each for each in chunk if isinstance(each, _Views)]
             if scored:
                 ranks_N = _ranks(predictors, scored)
                 images += len(scored)
                 top1 += int((ranks_N < 1).sum())
                 top5 += int((ranks_N < 5).sum())
-            rate = images / (time.perf_counter() - start)
-            show(images + len(unreadable), f"{rate:,.2f} images/s")
+            advance(len(chunk))
         rate = images / (time.perf_counter() - start)
-    return Evaluation(images, top1, top5, crops, len(models), rate, tuple(unreadable))
+    return Evaluation(images, top1, top5, crops, len(models), rate, tuple(damaged))
 
 
 def _check_classes(models: Sequence[TrainedModel], source: Source) -> None:
@@ -159,19 +152,14 @@ def _differ(names: Sequence[str], first: Sequence[str]) -> str:
 
 
 def _load(
-    source: Source, index: int, crops: Crops, wanted: set[Preprocessing], classes: int
-) -> _Views | ImageError:
-    try:
-        image, label = source[index]
-    except OSError as error:
-        return ImageError(f"it cannot be read: {error}")
-    if not 0 <= label < classes:
-        raise EvaluationError(f"image {index} has label {label}, but there are {classes} classes")
+    source: Source, index: int, crops: Crops, wanted: set[Preprocessing]
+) -> _Views | BadRecord:
+    image, label = read_example(source, index)
     try:
         picture = decode(image)
         plans = {p: crop_plan(*picture.size, crops, p) for p in wanted}
     except ImageError as error:
-        return error
+        return BadRecord(index, source.describe(index), str(error))
     return _Views(label, {p: extract(picture, plan) for p, plan in plans.items()})
 
 
@@ -203,20 +191,3 @@ def _prefetched(load: Callable[[int], T], count: int, threads: int, ahead: int) 
         finally:
             for future in waiting:
                 future.cancel()
-
-
-@contextlib.contextmanager
-def _bar(total: int, wanted: bool) -> Iterator[Callable[[int, str], object]]:
-    """A progress bar on stderr where that is a terminal; gives `show(images done, a note)`."""
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("evaluating"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
-        TimeRemainingColumn(),
-    )
-    hidden = not (wanted and console.is_terminal)
-    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
-        task = bar.add_task("", total=total, note="")
-        yield lambda done, note: bar.update(task, completed=done, note=note)

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from gnet_jax.model.initializers import caffe_xavier
-from gnet_jax.model.layers import adaptive_average_pool, average_pool, max_pool
+from gnet_jax.model.layers import adaptive_average_pool, average_pool
+from gnet_jax.model.ops import FAST, Ops
 from gnet_jax.model.widths import Widths
 
 
@@ -21,11 +22,12 @@ class InceptionBlock(nn.Module):
     widths: Widths
     conv: Callable[..., nn.Module]  # partial(ConvBlock, ...): norm, dtype and mode already bound
     branch5_kernel: int = 5
+    ops: Ops = FAST
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
         w, conv = self.widths, self.conv
-        pooled = max_pool(x_BHWC, 3, 1, pad=1)
+        pooled = self.ops.max_pool(x_BHWC, 3, 1, pad=1)
         self.sow("intermediates", "pool", pooled)
         branches = (
             conv(w.b1, 1, name="b1")(x_BHWC),
@@ -42,6 +44,7 @@ class NaiveInceptionBlock(nn.Module):
     widths: Widths
     conv: Callable[..., nn.Module]
     branch5_kernel: int = 5
+    ops: Ops = FAST
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
@@ -50,7 +53,7 @@ class NaiveInceptionBlock(nn.Module):
             conv(w.b1, 1, name="b1")(x_BHWC),
             conv(w.b3, 3, name="b3")(x_BHWC),
             conv(w.b5, self.branch5_kernel, name="b5")(x_BHWC),
-            max_pool(x_BHWC, 3, 1, pad=1),
+            self.ops.max_pool(x_BHWC, 3, 1, pad=1),
         )
         return jnp.concatenate(branches, axis=-1)
 

@@ -15,7 +15,8 @@ from flax import traverse_util
 from gnet_jax.model.architecture import Architecture, architecture, grid_sizes, smallest_size
 from gnet_jax.model.blocks import AuxHead, InceptionBlock, NaiveInceptionBlock
 from gnet_jax.model.initializers import caffe_xavier
-from gnet_jax.model.layers import ConvBlock, local_response_norm, max_pool
+from gnet_jax.model.layers import ConvBlock
+from gnet_jax.model.ops import FAST, Ops
 
 
 class Outputs(NamedTuple):
@@ -39,6 +40,7 @@ class GoogLeNet(nn.Module):
     arch: Architecture = Architecture()
     dtype: Any = jnp.float32  # of the computation; parameters, LRN sums and logits stay float32
     axis_name: str | None = None  # under pmap: the axis over which batch norm averages
+    ops: Ops = FAST  # or PLAIN: the reference, which can also be differentiated forward
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array, train: bool = False) -> Outputs:
@@ -54,9 +56,11 @@ class GoogLeNet(nn.Module):
         for name, widths in arch.widths.items():
             if name[0] != stage:
                 window = arch.pool4_window if stage == "4" else 3
-                x = self._named(f"pool{stage}/{window}x{window}_s2", max_pool(x, window, 2))
+                x = self._named(
+                    f"pool{stage}/{window}x{window}_s2", self.ops.max_pool(x, window, 2)
+                )
                 stage = name[0]
-            x = block(widths, conv, arch.branch5_kernel, name=f"inception_{name}")(x)
+            x = block(widths, conv, arch.branch5_kernel, self.ops, name=f"inception_{name}")(x)
             self._named(f"inception_{name}/output", x)
             if name in heads:
                 head = AuxHead(
@@ -89,16 +93,16 @@ class GoogLeNet(nn.Module):
     def _stem(self, x: jax.Array, conv: partial[ConvBlock]) -> jax.Array:
         """The layers in front of 3a; note the order: LRN behind pool1, but in front of pool2."""
         conv1, reduce2, conv2 = self.arch.stem_widths
-        lrn = local_response_norm if self.arch.norm == "lrn" else lambda x: x
+        lrn = self.ops.local_response_norm if self.arch.norm == "lrn" else lambda x: x
         if self.arch.stem == "imagenet":
             x = conv(conv1, 7, 2, padding=self.arch.stem_padding, name="conv1")(x)
-            x = self._named("pool1/3x3_s2", max_pool(x, 3, 2))
+            x = self._named("pool1/3x3_s2", self.ops.max_pool(x, 3, 2))
         else:
             x = conv(conv1, 3, name="conv1")(x)
         x = self._named("pool1/norm1", lrn(x))
         x = conv(conv2, 3, name="conv2")(conv(reduce2, 1, name="conv2_reduce")(x))
         x = self._named("conv2/norm2", lrn(x))
-        return self._named("pool2/3x3_s2", max_pool(x, 3, 2))
+        return self._named("pool2/3x3_s2", self.ops.max_pool(x, 3, 2))
 
     def _norm(self, train: bool) -> partial[nn.BatchNorm] | None:
         if self.arch.norm == "lrn":

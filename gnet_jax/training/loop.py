@@ -6,24 +6,27 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, Self
 
 import jax
 
 from gnet_jax.config import UserError
-from gnet_jax.data import eval_batches, train_batches
+from gnet_jax.data import eval_batches
 from gnet_jax.training.checkpoint import Checkpoints
+from gnet_jax.training.damage import Damage
+from gnet_jax.training.feed import training_batches
+from gnet_jax.training.guard import DeadHeadGuard, patience_of
 from gnet_jax.training.record import add_start, locked
 from gnet_jax.training.report import Meter, Reporter, duration
 from gnet_jax.training.run import Run
 from gnet_jax.training.sharding import compile_eval_step, compile_train_step, put_batches
-from gnet_jax.training.step import TrainState
+from gnet_jax.training.step import TrainState, head_names
 
 
 class TrainingError(RuntimeError):
-    """A run that cannot go on: its numbers are no longer numbers."""
+    """A run that cannot go on: its numbers are no longer numbers, or it does not learn."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +75,10 @@ def train(run: Run, workdir: Path) -> Result:
     """Train from the newest checkpoint in `workdir`, or from the start, to the run's last step.
 
     Raises:
-        TrainingError: when the loss is no longer finite; nothing is saved of that step.
+        TrainingError: when the loss is no longer finite; nothing is saved of that step. Or when
+            heads do not learn and the config says to stop; that step is saved.
+        DataError: when too many images turn out damaged, or a label out of range; what was trained
+            before is saved.
     """
     config, began = run.config, time.perf_counter()
     main = jax.process_index() == 0
@@ -86,10 +92,11 @@ def train(run: Run, workdir: Path) -> Result:
         if main:
             add_start(workdir, start)
         reporter = Reporter(workdir, start_step=start, total_steps=run.total_steps, enabled=main)
+        damage = Damage(run, workdir, reporter, start)
         with reporter, StopRequest() as stop:
             if 0 < start < run.total_steps:
                 reporter.say(f"resuming behind step {start} of {run.total_steps}")
-            state, val, heads = _steps(run, state, start, checkpoints, reporter, stop)
+            state, val, heads = _steps(run, state, start, checkpoints, reporter, damage, stop)
         step = int(state.step)
         checkpoints.save(step, state)
         checkpoints.wait()
@@ -112,13 +119,14 @@ def _steps(
     start: int,
     checkpoints: Checkpoints,
     reporter: Reporter,
+    damage: Damage,
     stop: StopRequest,
 ) -> tuple[TrainState, dict[str, float], dict[str, float]]:
     """Every step from `start` on: the final state, its evaluation, the last training metrics."""
     config, total = run.config, run.total_steps
     val: dict[str, float] = {}
     heads: dict[str, float] = {}
-    evaluate = Evaluator(run)
+    evaluate = Evaluator(run, damage)
     if start >= total:
         if start not in checkpoints.top1():  # it was stopped between its last step and the result
             val = evaluate(state)
@@ -130,14 +138,12 @@ def _steps(
     step_fn = compile_train_step(run.mesh, run.train_step(), state, run.abstract_batch())
     reporter.say(f"compiled in {duration(time.perf_counter() - compiling)}")
 
-    batches = _train_batches(run, start)
-    meter, pending = Meter(), None
+    batches = _train_batches(run, start, damage)
+    meter, pending, guard = Meter(), None, _guard(run)
     for step in range(start + 1, total + 1):
-        try:
+        damage.step = step
+        with _kept(checkpoints, step - 1, state):
             batch = next(batches)
-        except UserError:  # what was trained so far is good
-            checkpoints.save(step - 1, state)
-            raise
         state, metrics = step_fn(state, batch)
         # The metrics of the step before are fetched while the device works on this one.
         if pending is not None:
@@ -156,32 +162,44 @@ def _steps(
         if step % config.log_every_steps == 0 or step == total:
             means, seconds = meter.read()
             heads = {f"train/{name}": value for name, value in means.items()}
+            heads["data/bad_records"] = len(damage.train)
             heads["perf/images_per_sec"] = config.batch_size / seconds
             heads["perf/images_per_sec_per_chip"] = config.batch_size / seconds / run.mesh.size
             reporter.training(step, heads, (total - step) * seconds)
+            problem = guard.read(step, means) if config.dead_heads != "ignore" else None
+            if problem is not None:
+                reporter.say(f"warning: step {step}: {problem}")
+                if config.dead_heads == "stop":
+                    checkpoints.save(step, state)
+                    raise TrainingError(f"step {step}: {problem}. The step is saved")
         if stopping:
             break
         paused = time.perf_counter()
         if evaluation_due:
-            val = evaluate(state)
+            with _kept(checkpoints, step, state):
+                val = evaluate(state)
             reporter.evaluation(step, val, val["val/top1"] >= best)
             best = max(best, val["val/top1"])
             checkpoints.save(step, state, val["val/top1"])
         elif save_due:
             checkpoints.save(step, state)
         meter.pause(time.perf_counter() - paused)
+    batches.close()  # on an error the generator goes with this frame
     return state, val, heads
 
 
 class Evaluator:
     """Counts the whole validation set, every example once; compiles at its first call."""
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
+    def __init__(self, run: Run, damage: Damage) -> None:
+        self._run, self._damage = run, damage
         self._step: Callable[..., Any] = compile_eval_step(run.mesh, run.eval_step())
 
     def __call__(self, state: TrainState) -> dict[str, float]:
-        """`val/count`, `val/top1`, `val/top5` (shares of 1) and `val/loss` for `state`."""
+        """`val/count`, `val/top1`, `val/top5` (shares of 1) and `val/loss` for `state`.
+
+        Damaged images are left out of all of them.
+        """
         run, d = self._run, self._run.config.data
         batches = eval_batches(
             run.val,
@@ -190,33 +208,49 @@ class Evaluator:
             threads=d.threads,
             host=jax.process_index(),
             hosts=jax.process_count(),
+            bad=self._damage.val,
         )
         sums: dict[str, float] = {}
         for batch in put_batches(batches, run.mesh, run.eval_batch_size):
             for name, value in jax.device_get(self._step(state, batch)).items():
                 sums[name] = sums.get(name, 0) + value.item()
         count = sums.pop("count")
+        self._damage.say_left_out(len(run.val) - int(count))
         values = {f"val/{name}": total / count for name, total in sums.items()}
         if not math.isfinite(values["val/loss"]):
             raise TrainingError(f"the validation loss is {values['val/loss']}")
         return values | {"val/count": count}
 
 
-def _train_batches(run: Run, start: int):
-    config, d = run.config, run.config.data
-    batches = train_batches(
+def _train_batches(run: Run, start: int, damage: Damage) -> Generator[Any, None, None]:
+    batches = training_batches(
+        run.config,
         run.train,
-        batch_size=config.batch_size,
-        image_size=d.image_size,
-        crop_area=config.augment.crop_area,
-        crop_aspect=config.augment.crop_aspect,
-        seed=config.seed,
         start_step=start,
-        threads=d.threads,
         host=jax.process_index(),
         hosts=jax.process_count(),
+        bad=damage.train,
     )
-    return put_batches(batches, run.mesh, config.batch_size)
+    return put_batches(batches, run.mesh, run.config.batch_size)
+
+
+def _guard(run: Run) -> DeadHeadGuard:
+    return DeadHeadGuard(
+        head_names(run.model),
+        len(run.train.class_names),
+        warmup=round(run.config.optim.warmup_epochs * run.steps_per_epoch),
+        patience=patience_of(run.steps_per_epoch),
+    )
+
+
+@contextlib.contextmanager
+def _kept(checkpoints: Checkpoints, step: int, state: TrainState) -> Iterator[None]:
+    """Save `state`, which is that of `step`, where the data turn out unfit: it is good."""
+    try:
+        yield
+    except UserError:
+        checkpoints.save(step, state)
+        raise
 
 
 def _crosses(step: int, interval: float) -> bool:

@@ -9,7 +9,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from gnet_jax.config import Config, ConfigError, differences, flatten
 
 CONFIG_FILE = "config.json"
 RECORD_FILE = "run.json"
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
 
 
 def open_workdir(config: Config, fingerprints: dict[str, str]) -> Path:
@@ -28,7 +28,7 @@ def open_workdir(config: Config, fingerprints: dict[str, str]) -> Path:
     Args:
         config: the run's; a folder that holds another is refused, save for fields that do not
             touch the numbers.
-        fingerprints: of the data, by split.
+        fingerprints: of the data, by split, and of their order.
 
     Raises:
         ConfigError: naming every differing field, or why the folder cannot be written.
@@ -47,6 +47,12 @@ def open_workdir(config: Config, fingerprints: dict[str, str]) -> Path:
         except (ValueError, TypeError) as error:
             raise ConfigError(f"{file} is damaged ({error}); use another workdir") from error
         changed = differences(old, identity)
+        if [each.partition(":")[0] for each in changed] == ["data.fingerprint.order"]:
+            raise ConfigError(
+                f"the data would come in another order than {workdir} was trained in ({changed[0]})"
+                f": this Grain or NumPy shuffles otherwise; install the versions in {RECORD_FILE} "
+                "to go on, or use another --workdir"
+            )
         if changed:
             raise ConfigError(
                 f"{workdir} holds a run of another config ({'; '.join(changed)}); "
@@ -126,16 +132,16 @@ def write_json(file: Path, value: Any) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class MetricsFile:
-    """`metrics.jsonl`: one JSON object a line, each with its `step`."""
+    """`metrics.jsonl`, or another file of one JSON object a line, each with its `step`."""
 
     path: Path
 
-    def append(self, step: int, values: dict[str, float]) -> None:
+    def append(self, step: int, values: Mapping[str, Any]) -> None:
         """Add a line."""
         with self.path.open("a") as file:
-            file.write(json.dumps({"step": step} | values) + "\n")
+            file.write(json.dumps({"step": step, **values}) + "\n")
 
-    def read(self) -> list[dict[str, float]]:
+    def read(self) -> list[dict[str, Any]]:
         """Every line that is whole; a kill may have cut the last one short."""
         if not self.path.is_file():
             return []

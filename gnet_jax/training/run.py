@@ -9,11 +9,18 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from gnet_jax.config import Config, ConfigError, ModelConfig, check
-from gnet_jax.data import Source, open_source, preprocess
+from gnet_jax.data import DataError, Source, open_source, preprocess
 from gnet_jax.model import GoogLeNet, architecture, init_variables, smallest_size
+from gnet_jax.training.feed import augmentation
 from gnet_jax.training.finetune import Pretrained, Takeover, check_patterns, compare, take_over
 from gnet_jax.training.optimizer import Optimizer, make_optimizer
-from gnet_jax.training.sharding import check_batch_size, data_mesh, put_state, replicated
+from gnet_jax.training.sharding import (
+    check_batch_size,
+    check_pairs,
+    data_mesh,
+    put_state,
+    replicated,
+)
 from gnet_jax.training.step import TrainState, create_state, eval_step, train_step
 
 
@@ -39,17 +46,13 @@ class Run:
 
     def train_step(self) -> Any:
         """The pure training step `(state, batch) -> (state, metrics)`."""
-        config = self.config
-        pixels = partial(
-            preprocess, preprocessing=config.data.preprocessing, flip=config.augment.flip
-        )
         return partial(
             train_step,
             model=self.model,
             optimizer=self.optimizer,
-            preprocess=pixels,
-            loss=config.loss,
-            accumulate=config.optim.accumulate,
+            augment=augmentation(self.config),
+            loss=self.config.loss,
+            accumulate=self.config.optim.accumulate,
         )
 
     def eval_step(self) -> Any:
@@ -101,9 +104,19 @@ def prepare(config: Config, pretrained: Pretrained | None = None) -> Run:
     check(config)
     mesh = data_mesh()
     check_batch_size("batch_size", config.batch_size, mesh, config.optim.accumulate)
+    if config.augment.mixup:
+        check_pairs(config.batch_size, mesh, config.optim.accumulate)
     if config.eval_batch_size is not None:
         check_batch_size("eval_batch_size", config.eval_batch_size, mesh)
     train, val = (open_source(config.data.source, split) for split in ("train", "val"))
+    for what, source in (("train on", train), ("validate on", val)):
+        if not len(source):
+            raise DataError(f"{config.data.source} has no image to {what}; its split is empty")
+    if len(train.class_names) < 2:
+        raise DataError(
+            f"{config.data.source} has {len(train.class_names)} class; there is nothing to tell "
+            "apart below 2"
+        )
     if train.class_names != val.class_names:
         odd = sorted(set(train.class_names) ^ set(val.class_names))
         raise ConfigError(

@@ -1,7 +1,8 @@
 """The only module that names devices: one mesh axis, the batch split over it, the state on all."""
 
+import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,30 @@ def check_batch_size(name: str, batch_size: int, mesh: Mesh, parts: int = 1) -> 
     """
     unit = mesh.size * parts
     if batch_size % unit:
-        below, above = batch_size // unit * unit, -(-batch_size // unit) * unit
         into = f"{mesh.size} devices" + (f" x {parts} accumulated parts" if parts > 1 else "")
-        near = f"{below} or {above}" if below else f"{above}"
+        near = _nearest(batch_size, unit)
         raise ConfigError(f"{name} {batch_size} does not divide over {into}; use {near}")
+
+
+def check_pairs(batch_size: int, mesh: Mesh, parts: int = 1) -> None:
+    """Refuse to mix images where a device holds an odd number of them: pairs would be torn apart.
+
+    Raises:
+        ConfigError: naming both numbers and the nearest batches that work.
+    """
+    share = batch_size // mesh.size
+    if share % 2:
+        near = _nearest(batch_size, mesh.size * math.lcm(2, parts))
+        raise ConfigError(
+            f"augment.mixup mixes pairs of images, but batch_size {batch_size} gives each of "
+            f"{mesh.size} devices {share}; use {near}"
+        )
+
+
+def _nearest(batch_size: int, unit: int) -> str:
+    """The multiples of `unit` around `batch_size`, in words."""
+    below, above = batch_size // unit * unit, -(-batch_size // unit) * unit
+    return f"{below} or {above}" if below else f"{above}"
 
 
 def compile_train_step(
@@ -81,7 +102,7 @@ def put_state(state: Any, mesh: Mesh) -> Any:
 
 def put_batches(
     batches: Iterable[Mapping[str, Any]], mesh: Mesh, batch_size: int
-) -> Iterator[dict[str, jax.Array]]:
+) -> Generator[dict[str, jax.Array], None, None]:
     """Global device batches from this process's slices of them.
 
     `batch_size` is the global one: it is passed on so that a wrong local batch is an error and not

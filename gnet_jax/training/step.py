@@ -12,6 +12,7 @@ import optax
 from flax import struct
 
 from gnet_jax.config import LossConfig
+from gnet_jax.data import Labels
 from gnet_jax.model import GoogLeNet
 from gnet_jax.training.finetune import select
 from gnet_jax.training.optimizer import Optimizer
@@ -47,10 +48,26 @@ def head_names(model: GoogLeNet) -> tuple[str, ...]:
     return ("main", *(f"aux{name}" for name in model.arch.aux_after))
 
 
-def cross_entropy(logits_BK: jax.Array, label_B: jax.Array, smoothing: float) -> jax.Array:
-    """Mean cross-entropy, of labels smoothed over all classes (arXiv 1512.00567, section 7)."""
+def step_keys(rng: jax.Array, step: int | jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The keys of augmentation and of dropout in the step that follows `step` finished ones."""
+    augment_key, dropout_key = jax.random.split(jax.random.fold_in(rng, step))
+    return augment_key, dropout_key
+
+
+def cross_entropy(logits_BK: jax.Array, labels: Labels, smoothing: float) -> jax.Array:
+    """Mean cross-entropy, of labels smoothed over all classes (arXiv 1512.00567, section 7).
+
+    Of a mixed image it is that of both labels, by their shares (arXiv 1710.09412).
+    """
     log_probs_BK = jax.nn.log_softmax(logits_BK)
-    of_label_B = jnp.take_along_axis(log_probs_BK, label_B[:, None], axis=-1)[:, 0]
+
+    def of(label_B: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(log_probs_BK, label_B[:, None], axis=-1)[:, 0]
+
+    of_label_B = of(labels.label)
+    if labels.partner is not None and labels.share is not None:
+        share_B = labels.share
+        of_label_B = share_B * of_label_B + (1 - share_B) * of(labels.partner)
     return -jnp.mean((1 - smoothing) * of_label_B + smoothing * jnp.mean(log_probs_BK, axis=-1))
 
 
@@ -60,7 +77,7 @@ def train_step(
     *,
     model: GoogLeNet,
     optimizer: Optimizer,
-    preprocess: Callable[..., jax.Array],
+    augment: Callable[..., tuple[jax.Array, Labels]],
     loss: LossConfig,
     accumulate: int = 1,
     axis_name: str | None = None,
@@ -72,25 +89,26 @@ def train_step(
 
     Args:
         batch: `image` (B, H, W, C) uint8 and `label` (B,) int32.
-        preprocess: `(images, key, offset=...)` to float32 inputs; see `gnet_jax.data.preprocess`.
+        augment: `(images, labels, key, offset=...)` to float32 inputs and `Labels`; see
+            `gnet_jax.data.augment`.
         accumulate: parts that the batch is split into; their gradients are averaged. Batch norm
             then sees a part at a time.
         axis_name: under pmap or shard_map, the axis over which gradients are averaged; `batch` is
             then this device's share. None under jit, which averages by itself.
 
     Returns:
-        The new state and float32 scalars: `loss`, per head `*_loss` and `*_top1` (a share of 1),
-        `learning_rate`, `grad_norm`.
+        The new state and float32 scalars: `loss`, per head `*_loss` and `*_top1` (a share of 1; of
+        a mixed image the label with the larger share counts), `learning_rate`, `grad_norm`.
     """
-    augment_key, dropout_key = jax.random.split(jax.random.fold_in(state.rng, state.step))
+    augment_key, dropout_key = step_keys(state.rng, state.step)
     offset = 0
     if axis_name is not None:
         device = jax.lax.axis_index(axis_name)
         offset = device * batch["label"].shape[0]
         dropout_key = jax.random.fold_in(dropout_key, device)
-    images_BHWC = preprocess(batch["image"], augment_key, offset=offset)
+    images_BHWC, labels = augment(batch["image"], batch["label"], augment_key, offset=offset)
 
-    def loss_of(params, batch_stats, images_BHWC, label_B, dropout_key):
+    def loss_of(params, batch_stats, images_BHWC, labels, dropout_key):
         # No gradient is computed for what is frozen, nor below it where all is.
         params = jax.tree.map(
             lambda x, still: jax.lax.stop_gradient(x) if still else x,
@@ -106,8 +124,8 @@ def train_step(
         )
         metrics = {}
         for head, logits_BK in zip(head_names(model), (outputs.logits, *outputs.aux), strict=True):
-            metrics[f"{head}_loss"] = cross_entropy(logits_BK, label_B, loss.label_smoothing)
-            metrics[f"{head}_top1"] = jnp.mean(jnp.argmax(logits_BK, -1) == label_B)
+            metrics[f"{head}_loss"] = cross_entropy(logits_BK, labels, loss.label_smoothing)
+            metrics[f"{head}_top1"] = jnp.mean(jnp.argmax(logits_BK, -1) == labels.label)
         aux_losses = [metrics[f"{head}_loss"] for head in head_names(model)[1:]]
         metrics["loss"] = metrics["main_loss"] + loss.aux_weight * sum(aux_losses)
         return metrics["loss"], (updated.get("batch_stats", {}), metrics)
@@ -116,7 +134,7 @@ def train_step(
 
     if accumulate == 1:
         grads, (batch_stats, metrics) = gradient(
-            state.params, state.batch_stats, images_BHWC, batch["label"], dropout_key
+            state.params, state.batch_stats, images_BHWC, labels, dropout_key
         )
     else:
 
@@ -131,7 +149,8 @@ def train_step(
         def parts_of(x):
             return x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1)
 
-        parts = (parts_of(images_BHWC), parts_of(batch["label"]), jnp.arange(accumulate))
+        split = jax.tree.map(parts_of, (images_BHWC, labels))
+        parts = (*split, jnp.arange(accumulate))
         batch_stats, stacked = jax.lax.scan(one_part, state.batch_stats, parts)
         grads, metrics = jax.tree.map(lambda x: jnp.mean(x, axis=0), stacked)
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from gnet_jax.config import Config
+from gnet_jax.config import Config, Preprocessing
 from gnet_jax.training.finetune import Pretrained
 from gnet_jax.training.run import Run, prepare
 from gnet_jax.weights.folder import read_folder
@@ -20,9 +20,14 @@ def prepare_run(config: Config) -> Run:
     if config.init is None:
         return prepare(config)
     folder = read_folder(config.init)
-    own = {
-        field.name: getattr(folder.preprocessing, field.name)
-        for field in dataclasses.fields(folder.preprocessing)
-    }
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, **own))
+    config = with_preprocessing(config, folder.preprocessing)
     return prepare(config, Pretrained(folder.model, folder.variables, folder.class_names))
+
+
+def with_preprocessing(config: Config, preprocessing: Preprocessing) -> Config:
+    """`config`, its images prepared as `preprocessing` says."""
+    own = {
+        field.name: getattr(preprocessing, field.name)
+        for field in dataclasses.fields(preprocessing)
+    }
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **own))

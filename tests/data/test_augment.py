@@ -1,12 +1,32 @@
+import hashlib
+import re
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from scipy import stats
 
-from gnet_jax.config import Preprocessing
-from gnet_jax.data import preprocess
+from gnet_jax.config import AugmentConfig, ConfigError, Preprocessing
+from gnet_jax.data import augment, preprocess
+from gnet_jax.training.sharding import data_mesh, replicated, split
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (64, 4, 5, 3), np.uint8)
+LABELS = np.arange(64, dtype=np.int32)
+KEY = jax.random.PRNGKey(0)
 PLAIN = Preprocessing(mean=(10.0, 20.0, 30.0), std=(2.0, 4.0, 8.0))
+EVERYTHING = AugmentConfig(
+    brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, erase=0.5, mixup=0.4
+)
+
+
+def augmented(images, key=KEY, offset=0, labels=None, preprocessing=PLAIN, **changes):
+    """(float32 inputs, labels) with nothing switched on but the given."""
+    a = AugmentConfig(**({"flip": False} | changes))
+    labels = LABELS[: len(images)] if labels is None else labels
+    compiled = jax.jit(partial(augment, preprocessing=preprocessing, augmentation=a))
+    return jax.device_get(compiled(images, labels, key, offset=offset))
 
 
 def test_channels_are_normalised_in_the_networks_order():
@@ -20,9 +40,7 @@ def test_channels_are_normalised_in_the_networks_order():
 def mirrored(images, key, offset=0):
     """Which images came out mirrored; every image is either that or unchanged."""
     plain = np.asarray(preprocess(jnp.asarray(images), preprocessing=PLAIN))
-    found = np.asarray(
-        preprocess(jnp.asarray(images), key, preprocessing=PLAIN, flip=True, offset=offset)
-    )
+    found, _ = augmented(images, key, offset, flip=True)
     flips = (found == plain[:, :, ::-1]).all((1, 2, 3))
     np.testing.assert_array_equal(found[~flips], plain[~flips])
     return flips
@@ -39,3 +57,146 @@ def test_a_mirror_is_keyed_by_the_place_in_the_global_batch():
     whole = mirrored(IMAGES, key)
     parts = [mirrored(IMAGES[at : at + 16], key, offset=at) for at in range(0, 64, 16)]
     np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
+def program_of(function, *arguments):
+    return jax.jit(function).lower(*arguments).compile()
+
+
+def test_what_is_switched_off_is_not_in_the_program_and_changes_no_number():
+    off = partial(augment, preprocessing=PLAIN, augmentation=AugmentConfig(flip=False))
+    found, labels = off(IMAGES, LABELS, KEY)
+    assert labels.partner is None
+    assert labels.share is None
+    np.testing.assert_array_equal(found, preprocess(jnp.asarray(IMAGES), preprocessing=PLAIN))
+    plain = program_of(partial(preprocess, preprocessing=PLAIN), IMAGES)
+    program = program_of(off, IMAGES, LABELS, KEY)
+    assert program.cost_analysis()["flops"] == plain.cost_analysis()["flops"]
+    assert "xor" not in program.as_text()  # no random number is drawn
+    on = partial(augment, preprocessing=PLAIN, augmentation=AugmentConfig())
+    assert "xor" in program_of(on, IMAGES, LABELS, KEY).as_text()
+
+
+def test_one_part_of_the_augmentation_does_not_change_another():
+    still, _ = augmented(IMAGES, brightness=0.5)
+    turned, _ = augmented(IMAGES, brightness=0.5, flip=True)
+    flips = mirrored(IMAGES, KEY)
+    np.testing.assert_array_equal(
+        turned, np.where(flips[:, None, None, None], still[:, :, ::-1], still)
+    )
+    erased, _ = augmented(IMAGES, brightness=0.5, erase=1.0)
+    np.testing.assert_array_equal(erased, np.where(erased == 0, 0, still))
+
+
+def erased_rectangles(size=64, count=300, **changes):
+    """(top, left, height, width) of what was set to zero in white images, and how many had any."""
+    images = np.full((count, size, size, 3), 255, np.uint8)
+    found, _ = augmented(images, labels=np.zeros(count, np.int32), **changes)
+    assert set(np.unique(found)) == {0.0, *((255 - np.float32(PLAIN.mean)) / PLAIN.std)}
+    rectangles = []
+    for image in (found == 0).all(-1):
+        rows, columns = np.flatnonzero(image.any(1)), np.flatnonzero(image.any(0))
+        if len(rows):
+            assert image.sum() == len(rows) * len(columns)  # one whole rectangle
+            rectangles.append((rows[0], columns[0], len(rows), len(columns)))
+    return np.array(rectangles)
+
+
+def test_a_rectangle_of_the_papers_size_and_shape_is_erased():
+    top, left, height, width = erased_rectangles(erase=1.0).T
+    assert len(top) == 300
+    area, aspect = height * width / 64**2, height / width
+    assert 0.015 < area.min() < 0.04
+    assert 0.30 < area.max() < 0.34
+    assert area.mean() == pytest.approx(0.175, abs=0.02)
+    assert 0.25 < aspect.min() < 0.4
+    assert 2.5 < aspect.max() < 4
+    assert np.log(aspect).mean() == pytest.approx(0, abs=0.12)
+    for start, side in ((top, height), (left, width)):  # anywhere, and never over the border
+        assert start.min() == 0
+        assert (start + side).max() == 64
+        assert (start / np.maximum(64 - side, 1)).mean() == pytest.approx(0.5, abs=0.06)
+
+
+def test_that_share_of_the_images_is_erased_from():
+    assert 50 < len(erased_rectangles(erase=0.25, size=8)) < 100
+
+
+def test_neighbours_are_mixed_by_their_shares():
+    found, labels = augmented(IMAGES, mixup=0.4)
+    partners = np.arange(64) ^ 1
+    np.testing.assert_array_equal(labels.label, LABELS)
+    np.testing.assert_array_equal(labels.partner, LABELS[partners])
+    share = labels.share[:, None, None, None]
+    mixed = share * IMAGES + (1 - share) * IMAGES[partners]
+    expected = (mixed - np.float32(PLAIN.mean)) / np.float32(PLAIN.std)
+    np.testing.assert_allclose(found, expected, atol=0.02)  # of a level, 1/32
+    assert len(set(labels.share)) > 20
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1.0, 8.0])
+def test_the_share_is_the_larger_part_of_a_beta(alpha):
+    images = np.zeros((2000, 1, 1, 3), np.uint8)
+    _, labels = augmented(images, labels=np.zeros(2000, np.int32), mixup=alpha)
+    shares = labels.share
+    assert shares.min() >= 0.5
+    assert shares.max() <= 1
+    for q in (0.55, 0.6, 0.7, 0.8, 0.9, 0.99):
+        expected = 2 * (stats.beta.cdf(q, alpha, alpha) - 0.5)
+        slack = 4 * np.sqrt(expected * (1 - expected) / 2000) + 0.01
+        assert (shares < q).mean() == pytest.approx(expected, abs=slack)
+
+
+def test_an_odd_number_of_images_cannot_be_mixed():
+    with pytest.raises(ConfigError, match=r"augment\.mixup is 0\.2, but a device holds 3 images"):
+        augmented(IMAGES[:3], mixup=0.2)
+
+
+BATCH = np.random.default_rng(1).integers(0, 256, (16, 12, 12, 3), np.uint8)
+COMPLETE = partial(augment, preprocessing=Preprocessing(), augmentation=EVERYTHING)
+
+
+def sha256(*parts):
+    leaves = zip(*map(jax.tree.leaves, parts), strict=True)
+    joined = (np.concatenate(arrays) for arrays in leaves)
+    return hashlib.sha256(b"".join(array.tobytes() for array in joined)).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def whole_batch():
+    return sha256(jax.device_get(jax.jit(COMPLETE)(BATCH, LABELS[:16], KEY)))
+
+
+@pytest.mark.parametrize("slices", [2, 4])
+def test_slices_of_a_batch_have_the_bits_of_the_whole(whole_batch, slices):
+    share, compiled = 16 // slices, jax.jit(COMPLETE)
+    parts = [
+        jax.device_get(compiled(BATCH[at : at + share], LABELS[at : at + share], KEY, offset=at))
+        for at in range(0, 16, share)
+    ]
+    assert sha256(*parts) == whole_batch
+
+
+@pytest.mark.parametrize("devices", [2, 4, 8])
+def test_any_number_of_devices_gives_the_same_bits_and_no_image_travels(whole_batch, devices):
+    mesh = data_mesh(jax.devices()[:devices])
+    shardings = (split(mesh), split(mesh), replicated(mesh))
+    jitted = jax.jit(COMPLETE, in_shardings=shardings, out_shardings=split(mesh))
+    program = jitted.lower(BATCH, LABELS[:16], KEY).compile()
+    placed = jax.device_put((BATCH, LABELS[:16], KEY), shardings)
+    assert sha256(jax.device_get(program(*placed))) == whole_batch
+    assert not re.findall(r"all-gather|all-reduce|all-to-all|collective", program.as_text())
+
+
+def test_pmap_gives_the_same_bits(whole_batch):
+    def share(images, labels):
+        return COMPLETE(images, labels, KEY, offset=2 * jax.lax.axis_index("data"))
+
+    shares = (BATCH.reshape(8, 2, 12, 12, 3), LABELS[:16].reshape(8, 2))
+    out = jax.device_get(jax.pmap(share, axis_name="data")(*shares))
+    assert sha256(jax.tree.map(lambda x: x.reshape(16, *x.shape[2:]), out)) == whole_batch
+
+
+def test_another_key_gives_other_bits(whole_batch):
+    other = jax.jit(COMPLETE)(BATCH, LABELS[:16], jax.random.PRNGKey(1))
+    assert sha256(jax.device_get(other)) != whole_batch

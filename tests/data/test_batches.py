@@ -1,12 +1,21 @@
 import dataclasses
+import hashlib
 import itertools
+import multiprocessing
 from typing import Any
 
 import numpy as np
 import pytest
 
-from gnet_jax.config import Preprocessing
-from gnet_jax.data import DataError, Example, eval_batches, train_batches
+from gnet_jax.config import AugmentConfig, Preprocessing
+from gnet_jax.data import (
+    BadRecords,
+    DataError,
+    Example,
+    eval_batches,
+    order_fingerprint,
+    train_batches,
+)
 
 
 @dataclasses.dataclass
@@ -31,7 +40,11 @@ class Numbered:
         return "numbered"
 
 
-OPTIONS = {"batch_size": 8, "image_size": 6, "crop_area": (0.3, 1.0), "crop_aspect": (0.75, 1.33)}
+OPTIONS = {
+    "batch_size": 8,
+    "preprocessing": Preprocessing(image_size=6),
+    "augmentation": AugmentConfig(crop_area=(0.3, 1.0), crop_aspect=(0.75, 1.33)),
+}
 
 
 def take(count, source=None, **options):
@@ -95,9 +108,171 @@ def test_crops_differ_between_epochs():
     assert (first["image"][by_label[0]] != second["image"][by_label[1]]).any()
 
 
+@dataclasses.dataclass
+class Labelled(Textured):
+    """As `Textured`, with a class for each image."""
+
+    class_names: tuple[str, ...] = tuple(map(str, range(50)))
+
+    def __getitem__(self, index):
+        return Example(super().__getitem__(index).image, index)
+
+
+class Damaged(Labelled):
+    """As `Labelled`, but those in `BAD` cannot be decoded."""
+
+    BAD = frozenset({3, 4, 5, 17, 48, 49})
+
+    def __getitem__(self, index):
+        return Example(b"<html>", index) if index in self.BAD else super().__getitem__(index)
+
+
+def next_of(index):
+    """The first good index from `index` on, written as plainly as can be."""
+    return {3: 6, 4: 6, 5: 6, 17: 18, 48: 0, 49: 0}.get(index, index)
+
+
+def test_a_damaged_image_is_replaced_by_the_next_good_one_of_the_source():
+    source, told = Damaged(50), []
+    bad = BadRecords(source, 0.2, told=told.append)
+    labels = stacked(take(19, source, bad=bad), "label")
+    clean = stacked(take(19, Labelled(50)), "label")
+    assert labels.tolist() == [next_of(index) for index in clean]
+    assert len(bad) == len(told) == 6
+    assert {record.index for record in told} == Damaged.BAD
+    assert str(told[0]).startswith(f"example {told[0].index}: not an image: its 6 bytes are none")
+
+
+def identity(batches):
+    """One hash over every pixel and label."""
+    whole = hashlib.sha256()
+    for batch in batches:
+        whole.update(batch["image"].tobytes() + batch["label"].tobytes() + batch["mask"].tobytes())
+    return whole.hexdigest()
+
+
+def joined(parts):
+    """The global batches of the slices that the hosts read."""
+    return [
+        {name: np.concatenate([part[name] for part in step]) for name in ("image", "label", "mask")}
+        for step in zip(*parts, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(("hosts", "threads"), [(1, 2), (1, 3), (2, 1), (2, 4), (4, 3)])
+def test_indices_crops_and_replacements_are_the_same_bytes_everywhere(hosts, threads):
+    """Whatever the hosts, the threads and the step at which reading begins."""
+    source = Damaged(50)
+    whole = take(16, source, bad=BadRecords(source, 0.2))
+    for start in (0, 5, 13):  # 6.25 steps are an epoch
+        parts = []
+        for host in range(hosts):
+            options = {"host": host, "hosts": hosts, "threads": threads, "start_step": start}
+            bad = BadRecords(source, 0.2)
+            parts.append(take(16 - start, source, bad=bad, **options))
+        assert identity(joined(parts)) == identity(whole[start:])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_worker_processes_change_nothing_and_hand_over_what_was_damaged(workers):
+    source = Damaged(50)
+    bad, bad_there = BadRecords(source, 0.2), BadRecords(source, 0.2)
+    whole = take(20, source, bad=bad)
+    batches = train_batches(
+        source, **OPTIONS, seed=1, workers=workers, threads=2, start_step=6, bad=bad_there
+    )
+    there = list(itertools.islice(batches, 14))
+    processes = multiprocessing.active_children()
+    assert len(processes) == workers
+    batches.close()
+    assert not any(process.is_alive() for process in processes)
+    assert identity(there) == identity(whole[6:])
+    assert {record.index for record in bad_there} == Damaged.BAD
+    strict = train_batches(source, **OPTIONS, seed=1, workers=workers)
+    with pytest.raises(DataError, match="not an image"):
+        list(strict)
+
+
+def test_the_first_batch_of_a_late_step_reads_no_earlier_one():
+    read = []
+
+    class Watched(Numbered):
+        def __getitem__(self, index):
+            read.append(index)
+            return super().__getitem__(index)
+
+    take(1, Watched(50), start_step=10**9)
+    assert len(read) <= 8 * 4  # a batch, and those that are loaded ahead
+
+
+def test_one_damaged_image_above_the_limit_is_an_error_that_names_it():
+    source = Damaged(50)
+    with pytest.raises(DataError, match=r"example \d+: not an image.*; mend it, take it out"):
+        take(19, source)
+    bad = BadRecords(source, 5 / 50, listed_in="list.jsonl")
+    with pytest.raises(
+        DataError, match=r"6 of 50 .* more than the 5 that .* 10.00% allows"
+    ) as caught:
+        take(19, source, bad=bad)
+    assert all(f"example {index}: not an" in str(caught.value) for index in Damaged.BAD)
+
+
+def test_a_source_of_damaged_images_alone_ends_at_the_limit_and_not_in_a_search():
+    read = []
+
+    class Nothing(Numbered):
+        def __getitem__(self, index):
+            read.append(index)
+            return Example(b"", 0)
+
+    source = Nothing(100_000)
+    with pytest.raises(DataError, match="damaged"):
+        take(1, source, bad=BadRecords(source, 0.001))
+    assert len(read) <= 3 * 101  # three batches may be loaded at once
+
+
+def test_a_file_that_cannot_be_read_is_named_and_not_replaced():
+    class Gone(Numbered):
+        def __getitem__(self, index):
+            raise FileNotFoundError(2, "No such file or directory", "x.jpg")
+
+    source = Gone(50)
+    with pytest.raises(DataError, match=r"example \d+ cannot be read .No such file .*goes on"):
+        take(1, source, bad=BadRecords(source, 0.5))
+
+
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_evaluation_leaves_damaged_images_out(hosts):
+    source, labels = Damaged(50), []
+    found = []
+    for host in range(hosts):
+        bad = BadRecords(source, 0.2)
+        options = {"batch_size": 16, "host": host, "hosts": hosts, "bad": bad}
+        preprocessing = Preprocessing(image_size=6, resize_to=6)
+        for batch in eval_batches(source, preprocessing=preprocessing, **options):
+            labels += list(batch["label"][batch["mask"]])
+            assert not batch["image"][~batch["mask"]].any()
+        found += [record.index for record in bad]
+    assert sorted(labels) == sorted(set(range(50)) - Damaged.BAD)
+    assert sorted(found) == sorted(Damaged.BAD)
+
+
+def test_the_order_has_a_fingerprint_of_its_own():
+    known = order_fingerprint(50, 1)
+    assert (
+        known == "e2f86f7fecac4b84"
+    )  # as every checkpoint holds it: another value is another order
+    others = [order_fingerprint(51, 1), order_fingerprint(50, 2), order_fingerprint(100_000, 1)]
+    assert len({known, *others}) == 4
+
+
 @pytest.mark.parametrize("label", [-1, 10])
 def test_a_label_out_of_range_is_an_error(label):
-    with pytest.raises(DataError, match=f"label {label}, but the data has 10 classes"):
+    message = (
+        rf"example \d+ has label {label}, but the data has 10 classes \(0 to 9\); mend the label"
+    )
+    with pytest.raises(DataError, match=f"^{message}$"):
         take(1, Numbered(8, labels=[label] * 8))
 
 

@@ -454,11 +454,11 @@ def test_a_set_that_lacks_files_is_not_taken_for_whole(tars, tmp_path, monkeypat
 
 
 def test_time_is_told_where_no_terminal_is(capsys, monkeypatch):
-    from gnet_jax.data import progress_line as module
+    from gnet_jax.data import progress as module
 
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    with module.progress("writing train", "images", 1000, 100) as advance:
+    with module.progress_line("writing train", "images", 1000, 100) as advance:
         for _ in range(100):
             now[0] += 0.5
             advance()

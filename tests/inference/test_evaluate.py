@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from gnet_jax.config import Preprocessing, UserError
-from gnet_jax.data import eval_batches, preprocess
+from gnet_jax.data import DataError, eval_batches, preprocess
 from gnet_jax.inference.crops import crop_plan, extract
 from gnet_jax.inference.evaluate import Evaluation, EvaluationError, evaluate
 from gnet_jax.inference.predict import Predictor, softmax
@@ -47,7 +47,7 @@ def test_a_set_that_does_not_divide_by_the_batch_is_counted_exactly_once(
     assert 0 < expected[0] < expected[1] < 13  # or the counts would prove little
     found = evaluate([model_a], source, batch_size=batch_size)
     assert counts(found) == (13, *expected)
-    assert (found.crops, found.models, found.unreadable) == (1, 1, ())
+    assert (found.crops, found.models, found.damaged) == (1, 1, ())
     assert found.top1 == expected[0] / 13
     assert found.top5 == expected[1] / 13
     assert found.images_per_sec > 0
@@ -147,28 +147,27 @@ def test_data_of_other_classes_is_refused(model_a, make_photos):
         evaluate([model_a], source)
     source = make_photos(2)
     source.labels[1] = 7
-    with pytest.raises(EvaluationError, match="image 1 has label 7, but there are 7 classes"):
+    with pytest.raises(DataError, match="example 1 has label 7, but the data has 7 classes"):
         evaluate([model_a], source)
 
 
-def test_an_unreadable_image_is_an_error_that_names_it_unless_told_otherwise(model_a, make_photos):
+def test_damaged_images_are_left_out_and_named_up_to_the_limit(model_a, make_photos):
     source = make_photos(6)
     buffer = io.BytesIO()
     Image.fromarray(source.images[4]).save(buffer, "JPEG")
     source.images[2], source.images[4] = b"<html>", buffer.getvalue()[:-40]
-    with pytest.raises(EvaluationError, match="example 2 cannot be scored: not an image"):
-        evaluate([model_a], source)
-    found = evaluate([model_a], source, skip_unreadable=True, batch_size=2)
-    assert found.unreadable == (2, 4)
+    with pytest.raises(DataError, match=r"example 2: not an image.*; mend it, take it out"):
+        evaluate([model_a], source, batch_size=2)
+    with pytest.raises(DataError, match="2 of 6 images have turned out damaged, more than the 1"):
+        evaluate([model_a], source, bad_limit=1 / 6)
+    found = evaluate([model_a], source, bad_limit=2 / 6, batch_size=2)
+    assert [record.index for record in found.damaged] == [2, 4]
+    assert found.as_dict()["damaged"][0]["name"] == "example 2"
     assert found.images == 4
-
-
-def test_nothing_readable_gives_no_accuracy(model_a, make_photos):
-    source = make_photos(2)
-    source.images = [b"", b""]
-    found = evaluate([model_a], source, skip_unreadable=True)
-    assert counts(found) == (0, 0, 0)
-    assert np.isnan(found.top1)
+    good = make_photos(6)
+    for images in (good.images, good.labels):
+        del images[4], images[2]
+    assert counts(found) == counts(evaluate([model_a], good))
 
 
 def test_impossible_requests_are_refused_before_anything_is_compiled(model_a, make_photos):
@@ -179,6 +178,7 @@ def test_impossible_requests_are_refused_before_anything_is_compiled(model_a, ma
         ("3 crops", [model_a], {"crops": 3}),
         ("batch_size is 0", [model_a], {"batch_size": 0}),
         ("threads is 0", [model_a], {"threads": 0}),
+        ("bad_limit is 1", [model_a], {"bad_limit": 1}),
         ("resize_to is 31", [wrong], {}),
     ]
     for message, models, options in requests:

@@ -112,10 +112,130 @@ def test_a_damaged_image_is_named_and_what_was_trained_is_saved(finished, tmp_pa
             return Example(b"no image", 0) if self._left < 0 else self._source[index]
 
     damaged = dataclasses.replace(run, train=Damaged(run.train, 3 * 32, signal.SIGTERM))
-    with pytest.raises(DataError, match=r"example \d+ is not an image.*; mend it or take it out"):
+    with pytest.raises(DataError, match="29 of 1,437 images have turned out damaged"):
         train(damaged, tmp_path)
     with Checkpoints(tmp_path / "checkpoints", keep_latest=2) as checkpoints:
         assert checkpoints.latest is not None
+        assert 0 < checkpoints.latest < 9
+
+
+def damaged_run(workdir, source, train_bad=(), val_bad=(), **changes):
+    """A tiny run on the digits, of which those with the given indices are damaged."""
+
+    class Damaged:
+        def __init__(self, whole, bad):
+            self._whole, self._bad = whole, set(bad)
+            self.class_names = whole.class_names
+
+        def __len__(self):
+            return len(self._whole)
+
+        def __getitem__(self, index):
+            example = self._whole[index]
+            return Example(b"<html>", example.label) if index in self._bad else example
+
+        def describe(self, index):
+            return f"digit {index}"
+
+        def fingerprint(self):
+            return self._whole.fingerprint()
+
+    run = tiny_run(workdir, **changes)
+    return dataclasses.replace(
+        run, train=Damaged(source.train, train_bad), val=Damaged(source.val, val_bad)
+    )
+
+
+def read_lines(file):
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_up_to_the_limit_damaged_images_are_replaced_named_once_and_counted(
+    finished, tmp_path, capsys
+):
+    run, _, _ = finished
+    bad = range(0, 1437, 100)  # 15 of 1437: 1 %
+    damaged = damaged_run(tmp_path, run, bad, [3, 7, 200], epochs=1.2, eval_every_epochs=0.5)
+    result = train(damaged, tmp_path)
+    assert result.step == 54
+    assert result.val["val/count"] == 357
+    listed = read_lines(tmp_path / "bad_records.jsonl")
+    found = {
+        split: [d["index"] for d in listed if d["split"] == split] for split in ("train", "val")
+    }
+    assert sorted(found["train"]) == list(bad)
+    assert sorted(found["val"]) == [3, 7, 200]
+    assert all(1 <= line["step"] <= 54 and "not an image" in line["reason"] for line in listed)
+    output = capsys.readouterr().out
+    assert output.count("damaged, replaced by the next good one: digit ") == 10
+    assert output.count("further damaged images are listed in") == 1
+    assert output.count("damaged, left out: digit 7: not an image") == 1
+    assert output.count("3 damaged images left out, listed in") == 3
+    counts = [
+        line["data/bad_records"]
+        for line in read_lines(tmp_path / "metrics.jsonl")
+        if "train/loss" in line
+    ]
+    assert counts == sorted(counts)
+    assert 0 < counts[0] < counts[-1] == 15
+    assert result.checkpoint.is_dir()
+
+
+def test_above_the_limit_the_run_saves_and_stops_with_the_list_and_can_go_on(finished, tmp_path):
+    run, _, _ = finished
+    bad = range(0, 1437, 10)  # 144 of 1437: 10 %
+    damaged = damaged_run(tmp_path, run, bad, epochs=0.4)
+    with pytest.raises(
+        DataError, match="29 of 1,437 images have turned out damaged, more"
+    ) as caught:
+        train(damaged, tmp_path)
+    message = str(caught.value).splitlines()
+    assert "than the 28 that a bad limit of 2.00% allows" in message[0]
+    assert len(message) == 13
+    assert all("digit " in line for line in message[1:11])
+    listed = read_lines(tmp_path / "bad_records.jsonl")
+    assert f"and {len(listed) - 10} more, listed in {tmp_path / 'bad_records.jsonl'}" in message[11]
+    with Checkpoints(tmp_path / "checkpoints", keep_latest=2) as checkpoints:
+        stopped = checkpoints.latest
+    assert stopped == listed[-1]["step"] - 1
+    allowed = dataclasses.replace(run.config.data, bad_limit=0.11)
+    result = train(damaged_run(tmp_path, run, bad, epochs=0.4, data=allowed), tmp_path)
+    assert result.step == 18
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    train(damaged_run(whole, run, bad, epochs=0.4, data=allowed), whole)
+    assert final_digest(run, tmp_path) == final_digest(run, whole)
+    for name in ("bad_records.jsonl", "metrics.jsonl"):  # nor does the log tell of the stop
+        keep = ("step", "index", "name", "reason", "data/bad_records", "train/loss")
+        lines = [
+            [{key: line.get(key) for key in keep} for line in read_lines(folder / name)]
+            for folder in (tmp_path, whole)
+        ]
+        if name == "metrics.jsonl":
+            lines = [[line for line in each if line["step"] > stopped + 2] for each in lines]
+        assert lines[0] == lines[1]
+
+
+def test_a_validation_set_above_the_limit_stops_the_run_after_saving(finished, tmp_path):
+    run, _, _ = finished
+    damaged = damaged_run(tmp_path, run, (), range(8))
+    with pytest.raises(DataError, match="8 of 360 images have turned out damaged, more than the 7"):
+        train(damaged, tmp_path)
+    with Checkpoints(tmp_path / "checkpoints", keep_latest=2) as checkpoints:
+        assert checkpoints.latest == 9
+
+
+def test_a_label_out_of_range_is_no_damage_but_an_error(finished, tmp_path):
+    run, _, _ = finished
+    run.train.class_names, kept = run.train.class_names[:9], run.train.class_names
+    try:
+        with pytest.raises(
+            DataError, match=r"digit \d+ of train has label 9, but the data has 9 classes"
+        ):
+            train(dataclasses.replace(run, val=run.train), tmp_path)
+    finally:
+        run.train.class_names = kept
+    assert not (tmp_path / "bad_records.jsonl").exists()
 
 
 def test_a_reader_that_leaves_does_not_end_the_run(tmp_path, monkeypatch):

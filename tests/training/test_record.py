@@ -29,6 +29,15 @@ def test_a_workdir_refuses_another_config_or_other_data(tmp_path):
         open_workdir(config, PRINTS | {"train": "cc"})
 
 
+def test_another_order_of_the_same_data_is_refused_in_a_sentence_of_its_own(tmp_path):
+    config = Config(workdir=str(tmp_path))
+    open_workdir(config, PRINTS | {"order": "cc"})
+    with pytest.raises(ConfigError, match=r"another order .*order: cc there, dd now.*: this Grain"):
+        open_workdir(config, PRINTS | {"order": "dd"})
+    with pytest.raises(ConfigError, match=r"another config \(data.fingerprint.order: .*; seed: 0"):
+        open_workdir(dataclasses.replace(config, seed=1), PRINTS | {"order": "dd"})
+
+
 def test_a_workdir_that_cannot_be_written_or_read_is_named(tmp_path):
     file = tmp_path / "file"
     file.touch()

@@ -5,6 +5,7 @@ import pytest
 from gnet_jax.config import ConfigError
 from gnet_jax.training.sharding import (
     check_batch_size,
+    check_pairs,
     data_mesh,
     put_batches,
     use_compilation_cache,
@@ -23,6 +24,15 @@ def test_a_batch_that_does_not_divide_is_refused_with_what_would():
         check_batch_size("batch_size", 3, mesh)
     with pytest.raises(ConfigError, match="8 devices x 3 accumulated parts; use 24 or 48"):
         check_batch_size("batch_size", 32, mesh, parts=3)
+
+
+def test_mixing_pairs_that_would_lie_on_two_devices_is_refused():
+    check_pairs(32, data_mesh())
+    check_pairs(48, data_mesh(), parts=3)
+    with pytest.raises(ConfigError, match=r"batch_size 24 gives each of 8 devices 3; use 16 or 32"):
+        check_pairs(24, data_mesh())
+    with pytest.raises(ConfigError, match=r"gives each of 8 devices 3; use 48$"):
+        check_pairs(24, data_mesh(), parts=3)
 
 
 def test_a_batch_is_split_over_the_devices_in_order():

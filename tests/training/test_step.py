@@ -7,8 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from gnet_jax.config import LossConfig, OptimConfig, Preprocessing
-from gnet_jax.data import preprocess
+from gnet_jax.config import AugmentConfig, LossConfig, OptimConfig, Preprocessing
+from gnet_jax.data import Labels, augment, preprocess
 from gnet_jax.model import GoogLeNet
 from gnet_jax.training.optimizer import make_optimizer
 from gnet_jax.training.sharding import (
@@ -19,7 +19,7 @@ from gnet_jax.training.sharding import (
     pmap_train_step,
     put_state,
 )
-from gnet_jax.training.step import create_state, cross_entropy, eval_step, train_step
+from gnet_jax.training.step import create_state, cross_entropy, eval_step, step_keys, train_step
 from tests.tiny import tiny_arch, tiny_batch, tiny_variables
 
 NO_DROPOUT = {"dropout": 0.0, "aux_dropout": 0.0}
@@ -32,13 +32,13 @@ def new_state(model, optimizer):
     return jax.tree.map(np.array, state)
 
 
-def pure_step(model, **options):
+def pure_step(model, augmentation=AugmentConfig(), **options):  # noqa: B008 (frozen)
     optimizer = make_optimizer(OptimConfig(averaging="ema", weight_decay=0.0), 10, 100)
     step = partial(
         train_step,
         model=model,
         optimizer=optimizer,
-        preprocess=partial(preprocess, preprocessing=PIXELS, flip=True),
+        augment=partial(augment, preprocessing=PIXELS, augmentation=augmentation),
         loss=LossConfig(label_smoothing=0.1),
         **options,
     )
@@ -142,7 +142,58 @@ def test_cross_entropy_is_optaxs(smoothing):
     labels = jnp.asarray(generator.integers(0, 10, 6))
     targets = optax.smooth_labels(jax.nn.one_hot(labels, 10), smoothing)
     expected = optax.softmax_cross_entropy(logits, targets).mean()
-    assert float(cross_entropy(logits, labels, smoothing)) == pytest.approx(float(expected))
+    assert float(cross_entropy(logits, Labels(labels), smoothing)) == pytest.approx(float(expected))
+
+
+def test_the_cross_entropy_of_a_mixed_image_is_that_of_its_soft_label():
+    generator = np.random.default_rng(0)
+    logits = jnp.asarray(generator.normal(size=(6, 10)), jnp.float32)
+    own, partner = generator.integers(0, 10, (2, 6))
+    share = generator.uniform(0.5, 1, 6).astype(np.float32)
+    mixed = share[:, None] * jax.nn.one_hot(own, 10)
+    mixed += (1 - share[:, None]) * jax.nn.one_hot(partner, 10)
+    expected = optax.softmax_cross_entropy(logits, optax.smooth_labels(mixed, 0.1)).mean()
+    labels = Labels(jnp.asarray(own), jnp.asarray(partner), jnp.asarray(share))
+    assert float(cross_entropy(logits, labels, 0.1)) == pytest.approx(float(expected))
+
+
+def test_a_step_with_mixup_is_the_gradient_of_the_mixed_loss():
+    """In two accumulated parts, against one whole batch mixed and derived by hand."""
+    mixup = AugmentConfig(flip=False, mixup=0.4)
+    model = GoogLeNet(tiny_arch(**NO_DROPOUT))
+    step, before = pure_step(model, mixup, accumulate=2)
+    batch = tiny_batch(8)
+    after, metrics = jax.jit(step)(before, batch)
+
+    key, _ = step_keys(before.rng, before.step)
+    pixels = {"preprocessing": PIXELS, "augmentation": mixup}
+    share = augment(batch["image"], batch["label"], key, **pixels)[1].share
+    share = np.asarray(share)[:, None, None, None]
+    assert share.min() < 0.9
+    partner = np.arange(8) ^ 1
+    levels = share * batch["image"] + (1 - share) * batch["image"][partner]
+    images = (levels - 127) / 64
+    one_hot = np.eye(10, dtype=np.float32)[batch["label"]]
+    targets = share[:, 0, 0] * one_hot + (1 - share[:, 0, 0]) * one_hot[partner]
+    smoothed = 0.9 * targets + 0.01
+
+    @jax.jit
+    @jax.value_and_grad
+    def mixed_loss(params):
+        outputs, _ = model.apply(
+            {"params": params, "batch_stats": {}}, images, train=True, mutable=["batch_stats"]
+        )
+        main, aux = (
+            -jnp.mean(jnp.sum(smoothed * jax.nn.log_softmax(logits), -1))
+            for logits in (outputs.logits, *outputs.aux)
+        )
+        return main + 0.3 * aux
+
+    loss, grads = mixed_loss(before.params)
+    assert float(metrics["loss"]) == pytest.approx(float(loss), rel=1e-4)
+    assert float(metrics["grad_norm"]) == pytest.approx(float(optax.tree.norm(grads)), rel=1e-3)
+    kernels = [state["classifier"]["kernel"] for state in (before.params, after.params, grads)]
+    np.testing.assert_allclose(kernels[1], kernels[0] - 0.01 * kernels[2], rtol=1e-4, atol=2e-6)
 
 
 def evaluated(state, model, batch, devices=1):

@@ -34,7 +34,7 @@ class DigitsSource:
 
     def describe(self, index: int) -> str:
         """Its place in the split."""
-        return f"digit {index}"
+        return f"digit {index} of {self.split}"
 
     def fingerprint(self) -> str:
         """Hash of every pixel and label."""

@@ -68,14 +68,14 @@ class NpzSource:
 
     def _check_labels(self, *, complete: bool) -> None:
         classes, where = len(self.class_names), self._where
-        if classes < 2:
-            raise DataError(f"{where} holds {classes} classes; 2 are needed")
         wrong = np.flatnonzero((self._labels < 0) | (self._labels >= classes))
         if len(wrong):
             raise DataError(
-                f"image {wrong[0]} of {where} has label {self._labels[wrong[0]]}, but there are "
-                f"{classes} classes (0 to {classes - 1}); mend the {len(wrong)} labels out of range"
+                f"image {wrong[0]} of {where} has label {self._labels[wrong[0]]}, but the classes "
+                f"are 0 to {classes - 1}; mend the {len(wrong)} labels out of range"
             )
+        if classes < 2:
+            raise DataError(f"{where} holds one class only; 2 are needed")
         present = np.unique(self._labels)
         if complete and len(present) < classes:
             first = next(i for i in range(classes) if i >= len(present) or present[i] != i)

@@ -18,7 +18,7 @@ import google_crc32c
 import numpy as np
 
 from gnet_jax.data.decode import ImageError
-from gnet_jax.data.progress_line import progress
+from gnet_jax.data.progress import progress_line
 from gnet_jax.data.sources.source import DataError, digest
 
 _LENGTH, _CHECKSUM = struct.Struct("<Q"), struct.Struct("<I")
@@ -148,7 +148,7 @@ def _index(paths: tuple[Path, ...], counts: Sequence[int], name: str) -> np.ndar
             return kept
     threads = min(THREADS, len(paths))
     with (
-        progress(f"finding the records of {folder}", "files", len(paths)) as advance,
+        progress_line(f"finding the records of {folder}", "files", len(paths)) as advance,
         ThreadPoolExecutor(threads) as pool,
     ):
 

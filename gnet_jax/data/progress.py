@@ -15,10 +15,10 @@ QUIET_SECONDS = 30  # between two lines where standard error is no terminal
 
 
 @contextlib.contextmanager
-def progress(
-    what: str, unit: str, total: int, done: int = 0
-) -> Generator[Callable[[], None], None, None]:
-    """A function to call, from any thread, for each thing that is done.
+def progress_line(
+    what: str, unit: str, total: int, done: int = 0, wanted: bool = True
+) -> Generator[Callable[..., None], None, None]:
+    """A function to call, from any thread, for each thing that is done, or with their number.
 
     A terminal shows a line with things done of all, rate and time left, which goes at the end;
     elsewhere, such as in a log, a line is written every half a minute.
@@ -28,8 +28,13 @@ def progress(
         unit: what is counted, such as "images".
         total: how many there are.
         done: how many of them were done before.
+        wanted: False shows nothing.
     """
-    if not sys.stderr.isatty():
+    console = Console(stderr=True)
+    if not wanted:
+        yield lambda number=1: None
+        return
+    if not console.is_terminal:
         yield _Lines(what, unit, total, done)
         return
     columns = (
@@ -39,9 +44,9 @@ def progress(
         _Rate(unit),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(what, total=total, completed=done)
-        yield lambda: bar.advance(task)
+        yield lambda number=1: bar.advance(task, number)
 
 
 class _Rate(TextColumn):
@@ -64,9 +69,9 @@ class _Lines:
         self._began = self._told = time.monotonic()
         self._lock = threading.Lock()
 
-    def __call__(self) -> None:
+    def __call__(self, number: int = 1) -> None:
         with self._lock:
-            self._done += 1
+            self._done += number
             now = time.monotonic()
             if now - self._told < QUIET_SECONDS:
                 return

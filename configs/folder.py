@@ -1,0 +1,48 @@
+"""A network of your own from scratch, on a folder of images.
+
+    python train.py folder --data.source folder:PHOTOS
+
+PHOTOS holds train/CLASS/*.jpg and val/CLASS/*.jpg. A batch-norm GoogLeNet of half the paper's
+width at 112x112. With a few thousand photos, the published weights and `finetune_folder` give far
+better results; this is for images unlike photos, or for many of them. `gnet check-data
+folder:PHOTOS` first finds what is damaged or in two splits; `gnet show-data folder --data.source
+folder:PHOTOS` draws what the network sees.
+"""
+
+from gnet_jax.config import (
+    AugmentConfig,
+    Config,
+    DataConfig,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+)
+
+
+def get_config() -> Config:
+    """The configuration of this recipe."""
+    return Config(
+        workdir="runs/folder",
+        epochs=60,
+        batch_size=64,
+        log_every_steps=20,
+        model=ModelConfig(variant="batch_norm", width_multiplier=0.5),
+        data=DataConfig(
+            source="folder:photos",
+            image_size=112,
+            resize_to=128,
+            mean=(123.7, 116.3, 103.5),
+            std=(58.4, 57.1, 57.4),
+        ),
+        augment=AugmentConfig(crop_area=(0.25, 1.0), brightness=0.4, contrast=0.4, saturation=0.4),
+        loss=LossConfig(label_smoothing=0.1),
+        optim=OptimConfig(
+            optimizer="nesterov",
+            learning_rate=0.05,
+            weight_decay=5e-4,
+            schedule="cosine",
+            warmup_epochs=2,
+            averaging="ema",
+            ema_decay=0.99,
+        ),
+    )

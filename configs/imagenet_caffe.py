@@ -1,0 +1,34 @@
+"""The recipe behind the published Caffe weights (BVLC/caffe, quick_solver.prototxt), on ImageNet.
+
+    gnet prepare tfds:imagenet2012 --manual-dir DIR_OF_THE_TARS
+    python train.py imagenet_caffe
+
+Learning rate 0.01 * (1 - t)^0.5, batch 32, 60 epochs (2.4 million steps), weight decay 2e-4,
+biases at twice the rate; images warped to 256x256, of which a random 224x224 is taken and mirrored
+by chance, blue-green-red minus (104, 117, 123). Caffe's authors report 68.7 % top-1 and 88.9 %
+top-5 for one central crop (BVLC/caffe, models/bvlc_googlenet/readme.md). It was not run here.
+"""
+
+from gnet_jax.config import AugmentConfig, Config, DataConfig, OptimConfig
+
+
+def get_config() -> Config:
+    """The configuration of this recipe."""
+    return Config(
+        workdir="runs/imagenet_caffe",
+        epochs=60,
+        batch_size=32,
+        eval_batch_size=128,
+        save_every_steps=5000,
+        log_every_steps=200,
+        data=DataConfig(
+            source="tfds:imagenet2012",
+            threads=16,
+            resize="warp",
+            resize_to=256,
+            channels="BGR",
+            mean=(104.0, 117.0, 123.0),
+        ),
+        augment=AugmentConfig(crop="fixed_scale"),
+        optim=OptimConfig(learning_rate=0.01, schedule="poly", power=0.5),
+    )

@@ -1,0 +1,48 @@
+"""ImageNet on many accelerators: batch 4,096, bfloat16, linear scaling with a long warm-up.
+
+    python train.py imagenet_pod
+
+The peak learning rate is 0.1 for every 256 images of the batch, reached over 5 epochs (Goyal et
+al., arXiv 1706.02677); batch norm, cosine, label smoothing, 90 epochs. The paper's network without
+batch norm does not bear such rates. It was not run here, on a pod or otherwise.
+"""
+
+from gnet_jax.config import (
+    AugmentConfig,
+    Config,
+    DataConfig,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+)
+
+
+def get_config() -> Config:
+    """The configuration of this recipe."""
+    return Config(
+        workdir="runs/imagenet_pod",
+        epochs=90,
+        batch_size=4096,
+        eval_batch_size=4096,
+        save_every_steps=500,
+        log_every_steps=20,
+        model=ModelConfig(variant="batch_norm", dropout=0.2, dtype="bfloat16"),
+        data=DataConfig(
+            source="tfds:imagenet2012",
+            threads=64,
+            mean=(123.7, 116.3, 103.5),
+            std=(58.4, 57.1, 57.4),
+        ),
+        augment=AugmentConfig(brightness=0.4, contrast=0.4, saturation=0.4),
+        loss=LossConfig(label_smoothing=0.1),
+        optim=OptimConfig(
+            optimizer="nesterov",
+            learning_rate=1.6,
+            bias_lr_factor=1.0,
+            weight_decay=5e-5,
+            schedule="cosine",
+            warmup_epochs=5,
+            averaging="ema",
+            ema_decay=0.999,
+        ),
+    )

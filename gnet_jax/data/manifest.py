@@ -1,0 +1,96 @@
+"""Manifests: name, length and crc32 of every example, to find what changed since.
+
+A decoder accepts most flipped bits without an error; a crc32 does not.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from gnet_jax.data.inspect import Facts
+from gnet_jax.data.sources import DataError, FolderSource, Source
+
+
+def example_name(source: Source, index: int) -> str:
+    """SPLIT/CLASS/FILE, or SPLIT/INDEX where examples are no files: it stays when data move."""
+    if isinstance(source, FolderSource):
+        return source.relative_path(index)
+    return f"{source.split}/{index}"
+
+
+class ManifestWriter:
+    """Writes one JSON object a line: name, bytes, crc32. The file appears when it is whole."""
+
+    def __init__(self, file: Path) -> None:
+        self._file, self._partial = file, file.with_name(file.name + ".partial")
+        try:
+            self._stream = self._partial.open("w")
+        except OSError as error:
+            raise DataError(f"cannot write the manifest {file}: {error.strerror}") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stream.close()
+        if kind is None:
+            self._partial.replace(self._file)
+        else:
+            self._partial.unlink()
+
+    def see(self, source: Source, index: int, facts: Facts) -> None:
+        """Add an example."""
+        line = {
+            "name": example_name(source, index),
+            "bytes": facts.length,
+            "crc32": f"{facts.crc32:08x}",
+        }
+        self._stream.write(json.dumps(line) + "\n")
+
+
+@dataclasses.dataclass
+class ManifestCheck:
+    """Compares examples with a manifest.
+
+    Raises:
+        DataError: if the file cannot be read or is no manifest.
+    """
+
+    file: Path
+    changed: list[str] = dataclasses.field(default_factory=list)
+    new: list[str] = dataclasses.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._left: dict[str, tuple[int, str]] = {}
+        try:
+            with self.file.open() as lines:
+                for line in map(json.loads, lines):
+                    self._left[str(line["name"])] = int(line["bytes"]), str(line["crc32"])
+        except OSError as error:
+            raise DataError(f"cannot read the manifest {self.file}: {error.strerror}") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{self.file} is no manifest: its line {len(self._left) + 1} is not what `gnet "
+                "check-data --write-manifest` writes"
+            ) from error
+
+    def see(self, source: Source, index: int, facts: Facts) -> None:
+        """Compare an example."""
+        name = example_name(source, index)
+        known = self._left.pop(name, None)
+        if known is None:
+            self.new.append(name)
+        elif known != (facts.length, f"{facts.crc32:08x}"):
+            self.changed.append(name)
+
+    @property
+    def missing(self) -> list[str]:
+        """In the manifest, and not seen so far."""
+        return list(self._left)

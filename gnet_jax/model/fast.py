@@ -1,0 +1,159 @@
+"""Max pooling and local response normalisation with gradient rules of their own.
+
+Each computes what its namesake in `layers` does, and costs a fraction on a CPU: XLA's rule for the
+gradient of a max pool visits every window one by one, and that of LRN raises to powers. A rule of
+its own (`jax.custom_vjp`) excludes forward-mode differentiation (`jax.jvp`, `jax.hessian`); for
+that there are the plain forms, `ops.PLAIN`.
+
+Which form a platform gets is settled when the program is lowered (`jax.lax.platform_dependent`), so
+a program compiled for a TPU on a machine without one is the TPU's.
+
+Shapes: B batch, H height, W width, C channels.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from gnet_jax.model import layers
+
+ROWS, COLUMNS = 1, 2  # axes
+
+
+def max_pool(x_BHWC: jax.Array, window: int, stride: int, pad: int = 0) -> jax.Array:
+    """`layers.max_pool`; of equal maxima the first in row-major order gets the gradient.
+
+    That is XLA's own choice. On a CPU the maximum is taken over columns, then over rows, each time
+    of a few shifted views: elementwise operations that vectorise and fuse.
+    """
+    return _max_pool(x_BHWC, window, stride, pad)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _max_pool(x_BHWC, window: int, stride: int, pad: int) -> jax.Array:
+    def separable(x):
+        return _pool_axis(_pool_axis(x, COLUMNS, window, stride, pad), ROWS, window, stride, pad)
+
+    def plain(x):
+        return layers.max_pool(x, window, stride, pad)
+
+    return lax.platform_dependent(x_BHWC, cpu=separable, default=plain)
+
+
+def _max_pool_forward(x_BHWC, window, stride, pad):
+    y = _max_pool(x_BHWC, window, stride, pad)
+    return y, (x_BHWC, y)
+
+
+def _max_pool_backward(window, stride, pad, saved, dy):
+    def separable(x, y, dy):
+        # The first maximum in row-major order lies in the first row that has one.
+        rows = _pool_axis(x, COLUMNS, window, stride, pad)
+        d_rows = _to_first(rows, y, dy, ROWS, window, stride, pad)
+        return _to_first(x, rows, d_rows, COLUMNS, window, stride, pad)
+
+    def plain(x, _, dy):
+        _, pullback = jax.vjp(lambda x: layers.max_pool(x, window, stride, pad), x)
+        return pullback(dy)[0]
+
+    return (lax.platform_dependent(*saved, dy, cpu=separable, default=plain),)
+
+
+_max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+
+
+def _views(x, axis: int, window: int, stride: int, pad: int) -> list[jax.Array]:
+    """View k holds the k-th element of every window along `axis`; -inf where that is padding."""
+    size = x.shape[axis]
+    out = layers.pooled_size(size, window, stride, pad)
+    padding = [(0, 0, 0)] * x.ndim
+    padding[axis] = (pad, max(0, (out - 1) * stride + window - size - pad), 0)
+    x = lax.pad(x, jnp.array(-jnp.inf, x.dtype), padding)
+    last = (out - 1) * stride + 1
+    return [lax.slice_in_dim(x, k, k + last, stride, axis) for k in range(window)]
+
+
+def _pool_axis(x, axis: int, window: int, stride: int, pad: int) -> jax.Array:
+    first, *others = _views(x, axis, window, stride, pad)
+    for view in others:
+        first = lax.max(first, view)
+    return first
+
+
+def _to_first(x, y, dy, axis: int, window: int, stride: int, pad: int) -> jax.Array:
+    """The gradient of `_pool_axis`: each element of `dy` goes to the first maximum of its window.
+
+    Args:
+        x: what was pooled.
+        y: its pool along `axis`.
+        dy: the gradient with respect to `y`.
+    """
+    shares, taken = [], jnp.zeros(y.shape, bool)
+    for view in _views(x, axis, window, stride, pad):
+        hit = view == y
+        shares.append(jnp.where(hit & ~taken, dy, 0))
+        taken |= hit
+    # Position stride * i + r of the padded input is in windows i, i - 1, ... as their element
+    # r, r + stride, ...: summed for each r, then interleaved.
+    size, out = x.shape[axis], y.shape[axis]
+    groups = -(-(size + pad) // stride)
+    sums = []
+    for r in range(stride):
+        total = jnp.zeros((), dy.dtype)
+        for k in range(r, window, stride):
+            padding = [(0, 0, 0)] * x.ndim
+            padding[axis] = (k // stride, groups - k // stride - out, 0)
+            total += lax.pad(shares[k], jnp.zeros((), dy.dtype), padding)
+        sums.append(jnp.broadcast_to(total, sums[0].shape) if sums else total)
+    shape = list(x.shape)
+    shape[axis] = groups * stride
+    dx = sums[0] if stride == 1 else jnp.stack(sums, axis + 1).reshape(shape)
+    return lax.slice_in_dim(dx, pad, pad + size, axis=axis)
+
+
+def local_response_norm(
+    x_BHWC: jax.Array, size: int = 5, alpha: float = 1e-4, beta: float = 0.75
+) -> jax.Array:
+    """`layers.local_response_norm`; what is kept for the gradient is `x` alone.
+
+    Only the paper's beta of 0.75 does without powers: s**-0.75 = rsqrt(s) * sqrt(rsqrt(s)).
+    """
+    return _local_response_norm(x_BHWC, size, alpha, beta)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _local_response_norm(x_BHWC, size: int, alpha: float, beta: float) -> jax.Array:
+    return _local_response_norm_forward(x_BHWC, size, alpha, beta)[0]
+
+
+def _local_response_norm_forward(x_BHWC, size, alpha, beta):
+    x = x_BHWC.astype(jnp.float32)
+    _, factor = _lrn_scale(x, size, alpha, beta)
+    return (x * factor).astype(x_BHWC.dtype), x_BHWC
+
+
+def _local_response_norm_backward(size, alpha, beta, x_BHWC, dy):
+    x, dy = x_BHWC.astype(jnp.float32), dy.astype(jnp.float32)
+    scale, factor = _lrn_scale(x, size, alpha, beta)
+    through_scale = _window_sum(dy * x * factor / scale, size)
+    dx = dy * factor - 2 * beta * alpha / size * x * through_scale
+    return (dx.astype(x_BHWC.dtype),)
+
+
+_local_response_norm.defvjp(_local_response_norm_forward, _local_response_norm_backward)
+
+
+def _lrn_scale(x, size: int, alpha: float, beta: float) -> tuple[jax.Array, jax.Array]:
+    """1 + alpha / size * sum of squares over the channels near each, and that to the -beta."""
+    scale = 1 + alpha / size * _window_sum(x * x, size)
+    root = lax.rsqrt(scale)
+    return scale, root * lax.sqrt(root) if beta == 0.75 else scale**-beta
+
+
+def _window_sum(x_BHWC: jax.Array, size: int) -> jax.Array:
+    """Sums over `size` neighbouring channels, zeros outside."""
+    channels = x_BHWC.shape[-1]
+    x = jnp.pad(x_BHWC, [(0, 0)] * 3 + [(size // 2, size // 2)])
+    return sum((x[..., k : k + channels] for k in range(1, size)), x[..., :channels])

@@ -1,0 +1,33 @@
+"""What a config feeds its training steps with: the batches, and what is done to their pixels."""
+
+from collections.abc import Callable, Generator
+from functools import partial
+from typing import Any
+
+import jax
+
+from gnet_jax.config import Config
+from gnet_jax.data import Batch, Labels, Source, augment, train_batches
+
+
+def training_batches(
+    config: Config, source: Source, **options: Any
+) -> Generator[Batch, None, None]:
+    """The training batches of `config`; `options` are those of `train_batches` that are no field of
+    it, such as `start_step`, `host` and `hosts`.
+    """
+    return train_batches(
+        source,
+        batch_size=config.batch_size,
+        preprocessing=config.data.preprocessing,
+        augmentation=config.augment,
+        seed=config.seed,
+        threads=config.data.threads,
+        workers=config.data.workers,
+        **options,
+    )
+
+
+def augmentation(config: Config) -> Callable[..., tuple[jax.Array, Labels]]:
+    """`(images, labels, key, offset=...)` to the network's inputs and `Labels`; see `augment`."""
+    return partial(augment, preprocessing=config.data.preprocessing, augmentation=config.augment)

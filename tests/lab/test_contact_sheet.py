@@ -1,0 +1,145 @@
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from gnet_jax.cli import main
+from gnet_jax.config import AugmentConfig, Preprocessing
+from gnet_jax.data import DataError, eval_batches, open_source, preprocess
+from gnet_jax.lab import contact_sheet
+from gnet_jax.lab.contact_sheet import draw, evaluation_images, in_words, to_pixels, training_images
+from gnet_jax.training.feed import augmentation, training_batches
+from gnet_jax.training.step import step_keys
+from tests.tiny import tiny_config
+
+MIXED = AugmentConfig(crop_area=(0.4, 1.0), brightness=0.4, erase=0.4, mixup=0.8)
+
+
+@pytest.fixture(scope="module")
+def source():
+    return open_source("digits", "train")
+
+
+@pytest.fixture
+def config(tmp_path):
+    return tiny_config(tmp_path, augment=MIXED)
+
+
+@pytest.mark.parametrize("channels", ["RGB", "BGR"])
+def test_pixels_come_back_from_the_networks_inputs(channels):
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), np.uint8)
+    p = Preprocessing(channels=channels, mean=(123.7, 11.0, 70.5), std=(58.4, 57.1, 3.0))
+    x = np.asarray(preprocess(jax.numpy.asarray(pixels), preprocessing=p))
+    np.testing.assert_array_equal(to_pixels(x, p), pixels)
+
+
+@pytest.mark.parametrize("step", [0, 50])
+def test_the_images_are_those_that_a_training_step_makes_of_the_whole_batch(config, source, step):
+    batch = next(training_batches(config, source, start_step=step))
+    key, _ = step_keys(jax.random.PRNGKey(config.seed), step)
+    x, labels = jax.jit(augmentation(config))(batch["image"], batch["label"], key)
+    expected = to_pixels(np.asarray(x), config.data.preprocessing)
+    for count in (5, 16, 40):  # more than there are: all of them
+        seen = training_images(config, source, step, count)
+        np.testing.assert_array_equal(seen.images, expected[:count])
+    for caption, own, partner, share in zip(seen.captions, *labels, strict=True):
+        assert caption == [f"{share:.0%} {own}", f"{1 - share:.0%} {partner}"]
+
+
+def test_the_untouched_images_are_the_same_examples(config, source):
+    plain = dataclasses.replace(config, augment=AugmentConfig(flip=False))
+    seen = training_images(plain, source, 3, 8)
+    assert len(seen.untouched) == 8
+    whole = {}
+    for index in range(len(source)):
+        enlarged = Image.fromarray(source[index].image).resize((16, 16), Image.Resampling.BILINEAR)
+        whole[np.asarray(enlarged.convert("RGB")).tobytes()] = source[index].label
+    for image, caption in zip(seen.untouched, seen.captions, strict=True):
+        assert caption == [str(whole[image.tobytes()])]
+
+
+def test_an_evaluation_shows_its_own_batch_without_padding(config):
+    val = open_source("digits", "val")
+    *_, last = eval_batches(val, batch_size=200, preprocessing=config.data.preprocessing)
+    seen = evaluation_images(config, val, 1, 999)
+    np.testing.assert_array_equal(seen.images, last["image"][:160])
+    assert seen.untouched is None
+    with pytest.raises(DataError, match=r"--step is 2, but .* 360 images .* the last of them 1"):
+        evaluation_images(config, val, 2, 8)
+
+
+def test_the_sheet_shows_every_pixel_enlarged(config, source):
+    seen = training_images(config, source, 0, 6)
+    sheet = np.asarray(draw(seen, 4, "a title", "a subtitle"))
+    for image in (*seen.images, *seen.untouched):
+        tile = image.repeat(8, axis=0).repeat(8, axis=1)
+        assert any(
+            np.array_equal(sheet[y : y + 128, x : x + 128], tile)
+            for y in range(sheet.shape[0] - 127)
+            for x in (50 + 138 * column for column in range(4))
+        )
+
+
+def test_the_title_tells_the_augmentation():
+    assert in_words(AugmentConfig()) == (
+        "crops of 8% to 100%, aspect 0.75 to 1.33, bilinear interpolation, mirrored"
+    )
+    words = in_words(dataclasses.replace(MIXED, hue=0.1, flip=False, interpolation="random"))
+    assert words.endswith("brightness ±40%, hue ±10%, 40% erased from, mixup Beta(0.8, 0.8)")
+    assert "random interpolation, not mirrored" in words
+
+
+def test_long_names_are_cut_off_within_their_tile():
+    seen = contact_sheet.Seen(np.zeros((1, 16, 16, 3), np.uint8), [["long name " * 20]])
+    sheet = np.asarray(draw(seen, 1, "t", "s"))
+    rows = sheet.shape[0] - 24
+    assert (sheet[rows - 24 :] < 255).any()
+    assert (sheet[rows - 24 :, 28 + 130 :] == 255).all()
+
+
+def test_show_data_writes_the_sheet_and_nothing_else(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    sizes = ["--data.image-size", "16", "--data.resize-to", "16", "--data.source", "digits"]
+    command = ["show-data", "finetune_folder", *sizes, "--rows", "2", "--columns", "3"]
+    assert main([*command, "--augment.mixup", "0.2", "--out", "sheet.png"]) == 0
+    assert "drew 6 images into sheet.png" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
+    with Image.open("sheet.png") as sheet:
+        first = sheet.copy()
+    assert main([*command, "--step", "1", "--out", "sheet.png"]) == 0
+    with Image.open("sheet.png") as sheet:
+        assert sheet.tobytes() != first.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "there is no config file nowhere"),
+        (["--rows", "0"], "--rows is 0; it must be at least 1"),
+        (["--step", "-1"], "--step is -1; it must be at least 0"),
+        (["--out", "/no/sheet.png"], "there is no folder /no"),
+        (["--out", "sheet.txt"], "cannot write sheet.txt: .txt is no kind of picture"),
+        (["--data.source", "nothing"], "data source 'nothing'"),
+        (["--split", "val", "--step", "3"], "has 3 steps, the last of them 2"),
+        (["--augment.hue", "0.7"], "augment.hue is 0.7; it must be in [0, 0.5]"),
+        (["--augment.mixup", "1", "--batch-size", "25"], "augment.mixup is 1"),
+    ],
+)
+def test_what_cannot_be_drawn_is_one_sentence(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["show-data", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("gnet: error: ")
+    assert message in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_show_data_takes_the_fields_that_train_py_takes(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["show-data", "--augment.mixpu", "1"])
+    assert ended.value.code == 2
+    output = capsys.readouterr()
+    assert "--augment.mixup" in output.out + output.err

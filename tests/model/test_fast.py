@@ -1,0 +1,136 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gnet_jax.model import GoogLeNet, fast, layers
+from gnet_jax.model.ops import FAST, PLAIN
+from tests.tiny import tiny_arch, tiny_variables
+
+GENERATOR = np.random.default_rng(0)
+POOLS = [(3, 2, 0), (2, 2, 0), (3, 1, 1), (2, 2, 1), (3, 3, 1)]
+TOLERANCE = {jnp.float32: 1e-5, jnp.bfloat16: 2**-7}  # of the largest value
+
+
+def with_gradient(function, x, dy):
+    y, pullback = jax.vjp(function, x)
+    return y, pullback(dy.astype(y.dtype))[0]
+
+
+def assert_close(found, expected, tolerance=1e-5):
+    """Differences as shares of an array's largest value, or of a hundredth of the largest of all.
+
+    The latter is for a single number that is a sum of large ones.
+    """
+    expected = [np.asarray(b, np.float32) for b in jax.tree.leaves(expected)]
+    floor = max(np.abs(b).max() for b in expected) / 100
+    for a, b in zip(jax.tree.leaves(found), expected, strict=True):
+        a = np.asarray(a, np.float32)
+        assert a.shape == b.shape
+        assert np.abs(a - b).max() <= tolerance * max(np.abs(b).max(), floor)
+
+
+@pytest.mark.parametrize("size", [7, 8])
+@pytest.mark.parametrize(("window", "stride", "pad"), POOLS)
+def test_max_pool_and_its_gradient_are_the_plain_ones(size, window, stride, pad):
+    x = jnp.asarray(GENERATOR.normal(size=(2, size, size + 3, 5)), jnp.float32)
+    args = (window, stride, pad)
+    dy = jnp.asarray(GENERATOR.normal(size=layers.max_pool(x, *args).shape), jnp.float32)
+    found = with_gradient(lambda x: fast.max_pool(x, *args), x, dy)
+    expected = with_gradient(lambda x: layers.max_pool(x, *args), x, dy)
+    np.testing.assert_array_equal(found[0], expected[0])
+    assert_close(found[1], expected[1])
+
+
+@pytest.mark.parametrize(("window", "stride", "pad"), POOLS)
+def test_of_equal_maxima_the_same_one_gets_the_gradient(window, stride, pad):
+    """After a ReLU whole windows are zero; here every value is 0, 1 or 2."""
+    x = jnp.asarray(GENERATOR.integers(0, 3, (4, 9, 9, 7)), jnp.float32)
+    args = (window, stride, pad)
+    dy = jnp.asarray(GENERATOR.integers(1, 100, layers.max_pool(x, *args).shape), jnp.float32)
+    _, found = with_gradient(lambda x: fast.max_pool(x, *args), x, dy)
+    _, expected = with_gradient(lambda x: layers.max_pool(x, *args), x, dy)
+    np.testing.assert_array_equal(found, expected)  # whole numbers: exact in any order
+
+
+def test_max_pool_passes_on_what_is_not_a_number():
+    x = jnp.zeros((1, 8, 8, 2)).at[0, 3, 4, 1].set(jnp.nan)
+    found, expected = fast.max_pool(x, 3, 2), layers.max_pool(x, 3, 2)
+    assert np.isnan(found).sum() == 2
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("channels", [3, 11, 64])
+def test_local_response_norm_and_its_gradient_are_the_plain_ones(channels, dtype):
+    x = jnp.asarray(100 * GENERATOR.normal(size=(2, 3, 4, channels)), dtype)
+    dy = jnp.asarray(GENERATOR.normal(size=x.shape), dtype)
+    found = with_gradient(fast.local_response_norm, x, dy)
+    expected = with_gradient(layers.local_response_norm, x, dy)
+    assert [a.dtype for a in found] == [dtype, dtype]
+    assert_close(found, expected, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("beta", [0.5, 0.75])
+def test_local_response_norm_takes_other_numbers(beta):
+    x = jnp.asarray(10 * GENERATOR.normal(size=(2, 2, 2, 9)), jnp.float32)
+    dy = jnp.ones_like(x)
+    args = (3, 1e-2, beta)
+    found = with_gradient(lambda x: fast.local_response_norm(x, *args), x, dy)
+    assert_close(found, with_gradient(lambda x: layers.local_response_norm(x, *args), x, dy))
+
+
+def loss_of(model, variables, x, *, weight=1.0):
+    outputs, _ = model.apply(
+        variables,
+        x,
+        train=True,
+        rngs={"dropout": jax.random.PRNGKey(1)},
+        mutable=["batch_stats"],
+    )
+    return weight * sum(jnp.sum(jnp.sin(logits)) for logits in (outputs.logits, *outputs.aux))
+
+
+@pytest.mark.parametrize("variant", ["paper", "batch_norm", "naive"])
+def test_the_network_and_all_its_gradients_are_the_plain_ones(variant):
+    """The gradients with respect to every parameter and to the image."""
+    found, expected = (
+        jax.jit(jax.value_and_grad(partial(loss_of, model), (0, 1)))(
+            tiny_variables(model), jnp.asarray(IMAGES)
+        )
+        for model in (GoogLeNet(tiny_arch(variant), ops=ops) for ops in (FAST, PLAIN))
+    )
+    assert float(jnp.abs(expected[1][1]).max()) > 0
+    assert_close(found[0], expected[0])
+    assert_close(found[1][0]["params"], expected[1][0]["params"])
+    assert_close(found[1][1], expected[1][1])
+
+
+IMAGES = np.random.default_rng(5).normal(size=(3, 16, 16, 3)).astype(np.float32)
+
+
+def test_several_networks_train_at_once_under_vmap():
+    model = GoogLeNet(tiny_arch())
+    variables = tiny_variables(model)
+    two = jax.tree.map(lambda x: jnp.stack([x, 0.9 * x]), variables)
+    gradient = jax.grad(partial(loss_of, model), (0, 1))
+    both = jax.jit(jax.vmap(gradient, (0, None)))(two, IMAGES)
+    second = jax.jit(gradient)(jax.tree.map(lambda x: x[1], two), IMAGES)
+    assert_close(jax.tree.map(lambda x: x[1], both), second, 1e-4)
+
+
+def lowered_for(platform, ops):
+    def loss(x):
+        return jnp.sum(ops.max_pool(x, 3, 2) ** 2)
+
+    traced = jax.jit(jax.grad(loss)).trace(jax.ShapeDtypeStruct((2, 8, 8, 4), jnp.float32))
+    return traced.lower(lowering_platforms=(platform,)).as_text()
+
+
+def test_the_platform_compiled_for_decides_and_not_the_one_compiled_on():
+    slow = "select_and_scatter"
+    assert slow in lowered_for("cpu", PLAIN)
+    assert slow not in lowered_for("cpu", FAST)
+    assert slow in lowered_for("tpu", FAST)

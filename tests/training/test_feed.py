@@ -1,0 +1,91 @@
+import dataclasses
+import hashlib
+
+import jax
+import numpy as np
+import pytest
+
+from gnet_jax.config import AugmentConfig, ConfigError
+from gnet_jax.data import open_source
+from gnet_jax.training.feed import augmentation, training_batches
+from gnet_jax.training.run import prepare
+from gnet_jax.training.step import step_keys
+from tests.tiny import tiny_config
+
+EVERYTHING = AugmentConfig(
+    crop_area=(0.3, 1.0),
+    interpolation="random",
+    brightness=0.4,
+    contrast=0.4,
+    saturation=0.4,
+    hue=0.1,
+    erase=0.3,
+    mixup=0.2,
+)
+
+
+def network_sees(config, start=0, hosts=1):
+    """sha256 of inputs and labels of steps `start` to 3, each made of its hosts' shares."""
+    source, compiled = open_source("digits", "train"), jax.jit(augmentation(config))
+    shares = [
+        training_batches(config, source, start_step=start, host=host, hosts=hosts)
+        for host in range(hosts)
+    ]
+    found = []
+    for step in range(start, 4):
+        key, _ = step_keys(jax.random.PRNGKey(config.seed), step)
+        parts = []
+        for host, share in enumerate(shares):
+            batch = next(share)
+            offset = host * len(batch["label"])
+            parts.append(compiled(batch["image"], batch["label"], key, offset=offset))
+        whole = hashlib.sha256()
+        for leaves in zip(*map(jax.tree.leaves, parts), strict=True):
+            whole.update(np.concatenate([np.asarray(leaf) for leaf in leaves]).tobytes())
+        found.append(whole.hexdigest())
+    return found
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    return tiny_config(tmp_path_factory.mktemp("feed"), augment=EVERYTHING, batch_size=16)
+
+
+@pytest.fixture(scope="module")
+def of_one_host(config):
+    return network_sees(config)
+
+
+def test_every_step_and_seed_sees_other_pixels(config, of_one_host):
+    assert len(set(of_one_host)) == 4
+    other = network_sees(dataclasses.replace(config, seed=1), start=3)
+    assert other[0] not in of_one_host
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_the_network_sees_the_same_bits_from_any_number_of_hosts_and_any_start(
+    config, of_one_host, hosts
+):
+    assert network_sees(config, start=1, hosts=hosts) == of_one_host[1:]
+
+
+def test_the_number_of_threads_changes_no_bit(config, of_one_host):
+    threads = dataclasses.replace(config, data=dataclasses.replace(config.data, threads=5))
+    assert network_sees(threads, start=2) == of_one_host[2:]
+
+
+def test_the_interpolation_of_the_config_is_used(config):
+    plain = dataclasses.replace(EVERYTHING, interpolation="bilinear")
+    source = open_source("digits", "train")
+    batches = [
+        next(training_batches(dataclasses.replace(config, augment=a), source))
+        for a in (EVERYTHING, plain)
+    ]
+    same = [(a == b).all() for a, b in zip(*(batch["image"] for batch in batches), strict=True)]
+    assert 0 < sum(same) < 12  # one in four draws bilinear
+
+
+def test_an_odd_share_of_mixed_images_is_refused_before_anything_is_compiled(tmp_path):
+    with pytest.raises(ConfigError, match="batch_size 40 gives each of 8 devices 5; use 32 or 48"):
+        prepare(tiny_config(tmp_path, augment=AugmentConfig(mixup=0.2), batch_size=40))
+    assert prepare(tiny_config(tmp_path, batch_size=40)).config.batch_size == 40
