@@ -140,8 +140,8 @@ def eval_batches(
         batch, found = _empty(share, size), []
         first = step * batch_size + mine.start
         for row, index in enumerate(range(first, min(first + share, len(source)))):
-            example = read_example(source, index)
             try:
+                example = read_example(source, index)
                 batch["image"][row] = central_crop(decode(example.image), preprocessing)
             except ImageError as error:
                 found.append(BadRecord(index, source.describe(index), str(error)))

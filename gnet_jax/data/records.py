@@ -102,6 +102,7 @@ def read_example(source: Source, index: int) -> Example:
     """`source[index]`, with its label checked.
 
     Raises:
+        ImageError: where the source itself finds the image damaged, by a checksum.
         DataError: for a label out of range, or a file that cannot be read. Neither is a damaged
             image: the one spoils the loss, the other says something about the machine, and what
             took its place would depend on the moment.
@@ -138,8 +139,8 @@ def next_good(
         DataError: as `read_example`.
     """
     while len(found) <= allowed:
-        example = read_example(source, index)
         try:
+            example = read_example(source, index)
             return decode(example.image), example.label
         except ImageError as error:
             found[index] = BadRecord(index, source.describe(index), str(error))

@@ -154,8 +154,8 @@ def _differ(names: Sequence[str], first: Sequence[str]) -> str:
 def _load(
     source: Source, index: int, crops: Crops, wanted: set[Preprocessing]
 ) -> _Views | BadRecord:
-    image, label = read_example(source, index)
     try:
+        image, label = read_example(source, index)
         picture = decode(image)
         plans = {p: crop_plan(*picture.size, crops, p) for p in wanted}
     except ImageError as error:

@@ -7,8 +7,11 @@ import resource
 import numpy as np
 import pytest
 
-from gnet_jax.data import DataError, open_source
+from gnet_jax.config import Preprocessing
+from gnet_jax.data import BadRecords, DataError, eval_batches, open_source
 from gnet_jax.data.decode import ImageError, decode
+from gnet_jax.data.records import next_good
+from gnet_jax.data.scan import scan
 from gnet_jax.data.shards import SplitPlan, write_set
 from gnet_jax.data.sources import TfdsSource, tfds
 from tests.data.ilsvrc_tars import encoded, picture
@@ -147,6 +150,28 @@ def test_a_flipped_bit_is_noticed_in_either_format(shapes):
         source[4]
     assert source[3] == (encoded(picture(3), "PNG"), 1)
     assert source.fingerprint() != sound
+
+
+def test_a_damaged_record_is_replaced_in_training_left_out_in_evaluation_and_listed(shapes):
+    file = shard(shapes)
+    content = bytearray(file.read_bytes())
+    content[content.index(encoded(picture(4), "PNG")[60:80])] ^= 1
+    file.write_bytes(content)
+    source = TfdsSource("shapes", "train", shapes.parents[1])
+    good = next_good(source, 4, records := {}, allowed=1)
+    assert good is not None
+    np.testing.assert_array_equal(good[0], picture(5))
+    assert list(records) == [4]
+    bad = BadRecords(source, limit=0.1)
+    options = {"batch_size": 10, "preprocessing": Preprocessing(image_size=24, resize_to=24)}
+    (batch,) = eval_batches(source, bad=bad, **options)
+    assert batch["mask"].tolist() == [i != 4 for i in range(10)]
+    assert [record.index for record in bad] == [4]
+    with pytest.raises(DataError, match=r"number 1 in shapes-train.*: a damaged record: .*; mend"):
+        next(eval_batches(source, **options))
+    found = scan("tfds:shapes").splits[0]
+    assert [record.index for record in found.bad] == [4]
+    assert found.class_counts == [4, 5]
 
 
 @pytest.mark.parametrize("harm", ["missing", "cut short", "empty"])

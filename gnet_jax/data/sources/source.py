@@ -33,7 +33,9 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Example: ...
+    def __getitem__(self, index: int) -> Example:
+        """An example; an `ImageError` where the source can tell that it is damaged."""
+        ...
 
     def describe(self, index: int) -> str:
         """What to call an example in a message."""

@@ -205,10 +205,9 @@ class _ArrayRecords:
         try:
             return self._source[index]
         except RuntimeError as error:  # of one kind for whatever the library meets
-            file, number = self.locate(index)
             if "orrupted" in str(error):
-                raise ImageError(f"a damaged record: number {number} of {file}: {error}") from error
-            raise OSError(f"{file}: {error}") from error
+                raise ImageError(f"a damaged record: {error}") from error
+            raise OSError(str(error)) from error
 
 
 def count_array_records(path: str) -> int:
