@@ -230,11 +230,9 @@ def test_worker_processes_end_with_a_killed_run_and_change_no_bits(tmp_path):
     process = start(workdir, *SHORT, "--data.workers", "2")
     wait_for_checkpoint(process, workdir)
     found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True)
-    children = [Path("/proc") / pid for pid in found.stdout.split()]
-    assert len(children) >= 2  # the workers, and what tracks their resources
+    assert len(found.stdout.split()) >= 2  # the workers, and what tracks their resources
     process.kill()
-    finish(process)  # ends once nobody holds its output any more: no worker is left
-    assert not any(child.exists() for child in children)
+    finish(process, 60)  # returns once nobody holds its output any more: no worker is left
     code, output = finish(start(workdir, *SHORT, "--data.workers", "3"))
     assert code == 0, output
     assert digest_of(workdir, *SHORT) == digest_of(tmp_path / "whole", *SHORT)

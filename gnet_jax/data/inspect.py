@@ -46,7 +46,7 @@ def inspect(source: Source, index: int) -> Facts:
     except OSError as error:
         reason = f"cannot be read: {error.strerror or error}"
         return Facts(None, 0, 0, b"", None, reason, ())
-    except ImageError as error:  # its source compares checksums
+    except ImageError as error:  # a record that its source knows to be damaged
         return Facts(None, 0, 0, b"", None, str(error), ())
     if isinstance(image, bytes):
         data, shape = image, b""

@@ -102,7 +102,7 @@ def read_example(source: Source, index: int) -> Example:
     """`source[index]`, with its label checked.
 
     Raises:
-        ImageError: where the source itself finds the image damaged, by a checksum.
+        ImageError: if the source itself knows that the record is damaged.
         DataError: for a label out of range, or a file that cannot be read. Neither is a damaged
             image: the one spoils the loss, the other says something about the machine, and what
             took its place would depend on the moment.

@@ -16,6 +16,7 @@ from gnet_jax.data import (
     order_fingerprint,
     train_batches,
 )
+from gnet_jax.data.decode import ImageError
 
 
 @dataclasses.dataclass
@@ -127,20 +128,31 @@ class Damaged(Labelled):
         return Example(b"<html>", index) if index in self.BAD else super().__getitem__(index)
 
 
+class KnownDamage(Labelled):
+    """As `Damaged`, but the source itself tells: record files have checksums."""
+
+    def __getitem__(self, index):
+        if index in Damaged.BAD:
+            raise ImageError("a damaged record: it has a wrong checksum")
+        return super().__getitem__(index)
+
+
 def next_of(index):
     """The first good index from `index` on, written as plainly as can be."""
     return {3: 6, 4: 6, 5: 6, 17: 18, 48: 0, 49: 0}.get(index, index)
 
 
-def test_a_damaged_image_is_replaced_by_the_next_good_one_of_the_source():
-    source, told = Damaged(50), []
+@pytest.mark.parametrize("kind", [Damaged, KnownDamage])
+def test_a_damaged_image_is_replaced_by_the_next_good_one_of_the_source(kind):
+    source, told = kind(50), []
     bad = BadRecords(source, 0.2, told=told.append)
     labels = stacked(take(19, source, bad=bad), "label")
     clean = stacked(take(19, Labelled(50)), "label")
     assert labels.tolist() == [next_of(index) for index in clean]
     assert len(bad) == len(told) == 6
     assert {record.index for record in told} == Damaged.BAD
-    assert str(told[0]).startswith(f"example {told[0].index}: not an image: its 6 bytes are none")
+    reason = "not an image: its 6 bytes are none" if kind is Damaged else "a damaged record: it has"
+    assert str(told[0]).startswith(f"example {told[0].index}: {reason}")
 
 
 def identity(batches):
@@ -242,9 +254,10 @@ def test_a_file_that_cannot_be_read_is_named_and_not_replaced():
         take(1, source, bad=BadRecords(source, 0.5))
 
 
+@pytest.mark.parametrize("kind", [Damaged, KnownDamage])
 @pytest.mark.parametrize("hosts", [1, 2])
-def test_evaluation_leaves_damaged_images_out(hosts):
-    source, labels = Damaged(50), []
+def test_evaluation_leaves_damaged_images_out(hosts, kind):
+    source, labels = kind(50), []
     found = []
     for host in range(hosts):
         bad = BadRecords(source, 0.2)

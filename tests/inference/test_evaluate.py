@@ -12,6 +12,7 @@ from PIL import Image
 
 from gnet_jax.config import Preprocessing, UserError
 from gnet_jax.data import DataError, eval_batches, preprocess
+from gnet_jax.data.decode import ImageError
 from gnet_jax.inference.crops import crop_plan, extract
 from gnet_jax.inference.evaluate import Evaluation, EvaluationError, evaluate
 from gnet_jax.inference.predict import Predictor, softmax
@@ -168,6 +169,21 @@ def test_damaged_images_are_left_out_and_named_up_to_the_limit(model_a, make_pho
     for images in (good.images, good.labels):
         del images[4], images[2]
     assert counts(found) == counts(evaluate([model_a], good))
+
+
+def test_a_record_that_its_source_knows_to_be_damaged_is_left_out(model_a, make_photos):
+    source = make_photos(6)
+
+    class Damaged(type(source)):
+        def __getitem__(self, index):
+            if index == 3:
+                raise ImageError("a damaged record: it has a wrong checksum")
+            return super().__getitem__(index)
+
+    source.__class__ = Damaged
+    found = evaluate([model_a], source, bad_limit=0.2)
+    assert found.images == 5
+    assert str(found.damaged[0]) == "example 3: a damaged record: it has a wrong checksum"
 
 
 def test_impossible_requests_are_refused_before_anything_is_compiled(model_a, make_photos):

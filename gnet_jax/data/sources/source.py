@@ -34,7 +34,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Example:
-        """An example; an `ImageError` where the source can tell that it is damaged."""
+        """An example; an ImageError where its record is known to be damaged."""
         ...
 
     def describe(self, index: int) -> str:
