@@ -20,7 +20,7 @@ test: .venv/installed-dev
 slow: .venv/installed-dev
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
-# Caffe's reader in OpenCV, torchvision and onnxruntime, which some tests compare with and skip
+# Caffe's reader in OpenCV, torchvision and TensorFlow, which some tests compare with and skip
 # where they are missing. Several GB.
 oracles: .venv/installed-dev
 	$(INSTALL) --editable '.[dev,oracles]'

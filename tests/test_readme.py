@@ -13,7 +13,9 @@ from gnet_jax.lab.ledger import network_ledger
 from gnet_jax.model import googlenet
 
 ROOT = Path(__file__).parents[1]
-PAGES = {page: (ROOT / page).read_text() for page in ("README.md", "docs/pretrained.md")}
+PAGES = {
+    page: (ROOT / page).read_text() for page in ("README.md", "docs/pretrained.md", "docs/tfds.md")
+}
 BLOCKS = [
     (page, header, text)
     for page, content in PAGES.items()

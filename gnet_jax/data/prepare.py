@@ -83,7 +83,8 @@ def _prepare_by_tfds(name: str, builder: Any, manual_dir: Path | None) -> None:
         ) from error
     # The last is what tensorflow-datasets says of missing files.
     except (OSError, tfds.download.DownloadError, AssertionError) as error:
-        raise PrepareError(f"tensorflow-datasets cannot prepare {name}: {error}") from error
+        reason = " ".join(str(error).split())
+        raise PrepareError(f"tensorflow-datasets cannot prepare {name}: {reason}") from error
 
 
 def _prepare_imagenet(builder: Any, manual_dir: Path, subset: bool, threads: int) -> None:

@@ -7,8 +7,10 @@ import resource
 import numpy as np
 import pytest
 
-from gnet_jax.data import DataError, open_source
+from gnet_jax.config import Preprocessing
+from gnet_jax.data import BadRecords, DataError, eval_batches, open_source
 from gnet_jax.data.decode import ImageError, decode
+from gnet_jax.data.records import next_good
 from gnet_jax.data.scan import scan
 from gnet_jax.data.shards import SplitPlan, write_set
 from gnet_jax.data.sources import TfdsSource, tfds
@@ -139,6 +141,7 @@ def test_a_flipped_bit_is_noticed_in_either_format(shapes):
     """Decoders notice few of them."""
     file = shard(shapes)
     source = TfdsSource("shapes", "train", shapes.parents[1])
+    sound = source.fingerprint()
     content = bytearray(file.read_bytes())
     at = content.index(encoded(picture(4), "PNG")[60:80])
     content[at] ^= 1
@@ -146,10 +149,30 @@ def test_a_flipped_bit_is_noticed_in_either_format(shapes):
     with pytest.raises(ImageError, match="a damaged record: "):
         source[4]
     assert source[3] == (encoded(picture(3), "PNG"), 1)
+    assert source.fingerprint() != sound
     found = scan("tfds:shapes")  # of TFDS_DATA_DIR
     assert [record.index for record in found.splits[0].bad] == [4]
     assert "a damaged record: " in found.splits[0].bad[0].reason
     assert [split.split for split in found.splits] == ["train", "test"]
+
+
+def test_a_damaged_record_is_replaced_in_training_and_left_out_in_evaluation(shapes):
+    file = shard(shapes)
+    content = bytearray(file.read_bytes())
+    content[content.index(encoded(picture(4), "PNG")[60:80])] ^= 1
+    file.write_bytes(content)
+    source = TfdsSource("shapes", "train", shapes.parents[1])
+    good = next_good(source, 4, records := {}, allowed=1)
+    assert good is not None
+    np.testing.assert_array_equal(good[0], picture(5))
+    assert list(records) == [4]
+    bad = BadRecords(source, limit=0.1)
+    options = {"batch_size": 10, "preprocessing": Preprocessing(image_size=24, resize_to=24)}
+    (batch,) = eval_batches(source, bad=bad, **options)
+    assert batch["mask"].tolist() == [i != 4 for i in range(10)]
+    assert [record.index for record in bad] == [4]
+    with pytest.raises(DataError, match=r"number 1 in shapes-train.*: a damaged record: .*; mend"):
+        next(eval_batches(source, **options))
 
 
 @pytest.mark.parametrize("harm", ["missing", "cut short", "empty"])

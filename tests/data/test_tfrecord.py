@@ -126,7 +126,7 @@ def test_every_flipped_bit_of_the_data_is_noticed(files):
     records, begin = opened(files), int(record_ends(files[2])[1])  # of record 2: number 7
     for at in (0, 5, 349, 350, 353):  # the last are of the checksum itself
         flip(files[2], begin + 12 + at)
-        with pytest.raises(ImageError, match=r"number 2 of .*00002-of-00003 has a wrong checksum"):
+        with pytest.raises(ImageError, match="a damaged record: its checksum is wrong"):
             records[7]
         assert records[8] == data(8)
         flip(files[2], begin + 12 + at)

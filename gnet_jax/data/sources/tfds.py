@@ -1,6 +1,5 @@
 """TensorFlow Datasets, read without TensorFlow."""
 
-import itertools
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -80,9 +79,15 @@ class TfdsSource:
 
     def fingerprint(self) -> str:
         """Hash of the set's name and version, the split, its shards, and its first 100 examples."""
-        first = (self[i] for i in range(min(100, len(self))))
-        parts = ((np.asarray(e.image).tobytes(), bytes([e.label & 255])) for e in first)
-        return digest(self._identity.encode(), *itertools.chain.from_iterable(parts))
+        parts = [self._identity.encode()]
+        for index in range(min(100, len(self))):
+            try:
+                example = self[index]
+            except ImageError:  # told when it is read; here it tells this copy from a sound one
+                parts.append(b"damaged")
+            else:
+                parts += [np.asarray(example.image).tobytes(), bytes([example.label & 255])]
+        return digest(*parts)
 
 
 def open_builder(name: str, data_dir: Path | None = None, **options: Any) -> Any:
@@ -200,10 +205,9 @@ class _ArrayRecords:
         try:
             return self._source[index]
         except RuntimeError as error:  # of one kind for whatever the library meets
-            file, number = self.locate(index)
             if "orrupted" in str(error):
-                raise ImageError(f"a damaged record: number {number} of {file}: {error}") from error
-            raise OSError(f"{file}: {error}") from error
+                raise ImageError(f"a damaged record: {error}") from error
+            raise OSError(str(error)) from error
 
 
 def count_array_records(path: str) -> int:

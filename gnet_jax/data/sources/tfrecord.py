@@ -124,7 +124,7 @@ class TfRecords:
             raise DataError(f"{path} has changed while it was read; start again when it is whole")
         data = record[HEADER : HEADER + length]
         if _CHECKSUM.unpack_from(record, HEADER + length)[0] != checksum(data):
-            raise ImageError(f"a damaged record: number {number} of {path} has a wrong checksum")
+            raise ImageError("a damaged record: its checksum is wrong")
         return data
 
 
