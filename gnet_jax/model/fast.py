@@ -137,7 +137,7 @@ def _local_response_norm_forward(x_BHWC, size, alpha, beta):
 def _local_response_norm_backward(size, alpha, beta, x_BHWC, dy):
     # Without the barrier XLA would compute the scale once, and keep it from the forward pass on in
     # float32: on a TPU, that costs more than computing it again.
-    x_BHWC, dy = lax.optimization_barrier((x_BHWC, dy))
+    x_BHWC = lax.optimization_barrier(x_BHWC)
     scale, factor = _lrn_scale(x_BHWC, size, alpha, beta)
     x, dy = x_BHWC.astype(jnp.float32), dy.astype(jnp.float32)
     through_scale = (dy * x * factor / scale).astype(x_BHWC.dtype)
@@ -165,6 +165,25 @@ def _neighbours(x_BHWC: jax.Array, size: int) -> list[jax.Array]:
     channels = x_BHWC.shape[-1]
     x = jnp.pad(x_BHWC, [(0, 0)] * 3 + [(size // 2, size // 2)])
     return [x[..., k : k + channels] for k in range(size)]
+
+
+@jax.custom_vjp
+def relu(x: jax.Array) -> jax.Array:
+    """`nn.relu`; what is kept for the gradient is the output, which the next layer keeps anyway."""
+    return jnp.maximum(x, 0)
+
+
+def _relu_forward(x):
+    y = relu(x)
+    return y, y
+
+
+def _relu_backward(y, dy):
+    # Without the barrier XLA would turn y > 0 back into x > 0, and keep x as well.
+    return (jnp.where(lax.optimization_barrier(y) > 0, dy, 0),)
+
+
+relu.defvjp(_relu_forward, _relu_backward)
 
 
 def convolve(x_BHWC: jax.Array, kernel: jax.Array, strides, padding, **options: Any) -> jax.Array:

@@ -103,6 +103,7 @@ class ConvBlock(nn.Module):
     dtype: Any = jnp.float32
     padding: Literal["caffe", "same"] = "caffe"
     convolve: Callable[..., jax.Array] = jax.lax.conv_general_dilated
+    relu: Callable[[jax.Array], jax.Array] = nn.relu
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
@@ -121,6 +122,6 @@ class ConvBlock(nn.Module):
         )(x_BHWC)
         if self.norm is not None:
             x_BHWC = self.norm(name="norm")(x_BHWC)
-        x_BHWC = nn.relu(x_BHWC)
+        x_BHWC = self.relu(x_BHWC)
         self.sow("intermediates", "output", x_BHWC)
         return x_BHWC

@@ -82,6 +82,15 @@ def test_local_response_norm_takes_other_numbers(beta):
     assert_close(found, with_gradient(lambda x: layers.local_response_norm(x, *args), x, dy))
 
 
+def test_relu_and_its_gradient_are_the_plain_ones():
+    x = jnp.asarray([-2.0, -0.0, 0.0, 3.0, jnp.inf, jnp.nan])
+    dy = jnp.arange(1.0, 7.0)
+    for a, b in zip(
+        with_gradient(fast.relu, x, dy), with_gradient(jax.nn.relu, x, dy), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
 def loss_of(model, variables, x, *, weight=1.0):
     outputs, _ = model.apply(
         variables,
