@@ -4,16 +4,19 @@ Shapes: B batch, H height, W width, C channels, K classes.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gnet_jax.model.initializers import caffe_xavier
 from gnet_jax.model.layers import adaptive_average_pool, average_pool
 from gnet_jax.model.ops import FAST, Ops
 from gnet_jax.model.widths import Widths
+
+Joined = Literal["b1", "reduce3", "reduce5"]  # the 1x1 convolutions that read a block's input
 
 
 class InceptionBlock(nn.Module):
@@ -26,16 +29,41 @@ class InceptionBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
-        w, conv = self.widths, self.conv
+        w, conv, one = self.widths, self.conv, self._joined(x_BHWC)
         pooled = self.ops.max_pool(x_BHWC, 3, 1, pad=1)
         self.sow("intermediates", "pool", pooled)
         branches = (
-            conv(w.b1, 1, name="b1")(x_BHWC),
-            conv(w.b3, 3, name="b3")(conv(w.reduce3, 1, name="reduce3")(x_BHWC)),
-            conv(w.b5, self.branch5_kernel, name="b5")(conv(w.reduce5, 1, name="reduce5")(x_BHWC)),
+            one(w.b1, 1, name="b1")(x_BHWC),
+            conv(w.b3, 3, name="b3")(one(w.reduce3, 1, name="reduce3")(x_BHWC)),
+            conv(w.b5, self.branch5_kernel, name="b5")(one(w.reduce5, 1, name="reduce5")(x_BHWC)),
             conv(w.pool_proj, 1, name="pool_proj")(pooled),
         )
         return jnp.concatenate(branches, axis=-1)
+
+    def _joined(self, x_BHWC: jax.Array) -> Callable[..., nn.Module]:
+        """`conv` for the three 1x1 convolutions of `x`, their products taken from one wide one.
+
+        The parameters stay apart, so they must exist: `init` computes every branch by itself.
+        """
+        if not self.ops.join or self.is_initializing():
+            return self.conv
+        params = self.variables["params"]
+        names: tuple[Joined, ...] = get_args(Joined)
+        kernels = [params[name]["conv"]["kernel"].astype(x_BHWC.dtype) for name in names]
+        wide = self.ops.convolve(
+            x_BHWC,
+            jnp.concatenate(kernels, axis=-1),
+            (1, 1),
+            [(0, 0), (0, 0)],
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        ends = np.cumsum([kernel.shape[-1] for kernel in kernels])
+        products = dict(zip(names, jnp.split(wide, ends[:-1], axis=-1), strict=True))
+
+        def one(*args: Any, name: Joined) -> nn.Module:
+            return self.conv(*args, name=name, convolve=lambda *_, **__: products[name])
+
+        return one
 
 
 class NaiveInceptionBlock(nn.Module):

@@ -1,4 +1,4 @@
-"""Max pooling and local response normalisation with gradient rules of their own.
+"""Fast forms: pooling and normalisation with gradient rules of their own, 1x1 convolutions as dots.
 
 Each computes what its namesake in `layers` does, and costs a fraction on a CPU: XLA's rule for the
 gradient of a max pool visits every window one by one, and that of LRN raises to powers. A rule of
@@ -12,6 +12,7 @@ Shapes: B batch, H height, W width, C channels.
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -129,31 +130,68 @@ def _local_response_norm(x_BHWC, size: int, alpha: float, beta: float) -> jax.Ar
 
 
 def _local_response_norm_forward(x_BHWC, size, alpha, beta):
-    x = x_BHWC.astype(jnp.float32)
-    _, factor = _lrn_scale(x, size, alpha, beta)
-    return (x * factor).astype(x_BHWC.dtype), x_BHWC
+    _, factor = _lrn_scale(x_BHWC, size, alpha, beta)
+    return (x_BHWC.astype(jnp.float32) * factor).astype(x_BHWC.dtype), x_BHWC
 
 
 def _local_response_norm_backward(size, alpha, beta, x_BHWC, dy):
+    # Without the barrier XLA would compute the scale once, and keep it from the forward pass on in
+    # float32: on a TPU, that costs more than computing it again.
+    x_BHWC = lax.optimization_barrier(x_BHWC)
+    scale, factor = _lrn_scale(x_BHWC, size, alpha, beta)
     x, dy = x_BHWC.astype(jnp.float32), dy.astype(jnp.float32)
-    scale, factor = _lrn_scale(x, size, alpha, beta)
-    through_scale = _window_sum(dy * x * factor / scale, size)
-    dx = dy * factor - 2 * beta * alpha / size * x * through_scale
+    through_scale = (dy * x * factor / scale).astype(x_BHWC.dtype)
+    near = sum(view.astype(jnp.float32) for view in _neighbours(through_scale, size))
+    dx = dy * factor - 2 * beta * alpha / size * x * near
     return (dx.astype(x_BHWC.dtype),)
 
 
 _local_response_norm.defvjp(_local_response_norm_forward, _local_response_norm_backward)
 
 
-def _lrn_scale(x, size: int, alpha: float, beta: float) -> tuple[jax.Array, jax.Array]:
+def _lrn_scale(x_BHWC, size: int, alpha: float, beta: float) -> tuple[jax.Array, jax.Array]:
     """1 + alpha / size * sum of squares over the channels near each, and that to the -beta."""
-    scale = 1 + alpha / size * _window_sum(x * x, size)
+    squares = [jnp.square(view.astype(jnp.float32)) for view in _neighbours(x_BHWC, size)]
+    scale = 1 + alpha / size * sum(squares[1:], squares[0])
     root = lax.rsqrt(scale)
     return scale, root * lax.sqrt(root) if beta == 0.75 else scale**-beta
 
 
-def _window_sum(x_BHWC: jax.Array, size: int) -> jax.Array:
-    """Sums over `size` neighbouring channels, zeros outside."""
+def _neighbours(x_BHWC: jax.Array, size: int) -> list[jax.Array]:
+    """`x` shifted by each of `size` places along the channels, zeros coming in.
+
+    In the dtype of `x`, which is what XLA writes to memory; arithmetic on the views is fused.
+    """
     channels = x_BHWC.shape[-1]
     x = jnp.pad(x_BHWC, [(0, 0)] * 3 + [(size // 2, size // 2)])
-    return sum((x[..., k : k + channels] for k in range(1, size)), x[..., :channels])
+    return [x[..., k : k + channels] for k in range(size)]
+
+
+@jax.custom_vjp
+def relu(x: jax.Array) -> jax.Array:
+    """`nn.relu`; what is kept for the gradient is the output, which the next layer keeps anyway."""
+    return jnp.maximum(x, 0)
+
+
+def _relu_forward(x):
+    y = relu(x)
+    return y, y
+
+
+def _relu_backward(y, dy):
+    # Without the barrier XLA would turn y > 0 back into x > 0, and keep x as well.
+    return (jnp.where(lax.optimization_barrier(y) > 0, dy, 0),)
+
+
+relu.defvjp(_relu_forward, _relu_backward)
+
+
+def convolve(x_BHWC: jax.Array, kernel: jax.Array, strides, padding, **options: Any) -> jax.Array:
+    """`lax.conv_general_dilated`; a 1x1 convolution as the matrix product that it is.
+
+    The gradients are then products too, where a convolution's rule transposes both operands first.
+    """
+    whole = kernel.shape[:2] == (1, 1) and all(s == 1 for s in strides)
+    if not whole or any(p != (0, 0) for p in padding):
+        return lax.conv_general_dilated(x_BHWC, kernel, strides, padding, **options)
+    return lax.dot_general(x_BHWC, kernel[0, 0], (((3,), (0,)), ((), ())))

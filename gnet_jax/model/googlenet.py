@@ -47,7 +47,13 @@ class GoogLeNet(nn.Module):
         arch = self.arch
         heads = arch.aux_after if train or self.is_initializing() else ()
         self._check_size(x_BHWC.shape, heads)
-        conv = partial(ConvBlock, norm=self._norm(train), dtype=self.dtype)
+        conv = partial(
+            ConvBlock,
+            norm=self._norm(train),
+            dtype=self.dtype,
+            convolve=self.ops.convolve,
+            relu=self.ops.relu,
+        )
         block = NaiveInceptionBlock if arch.naive else InceptionBlock
         aux = []
 

@@ -102,6 +102,8 @@ class ConvBlock(nn.Module):
     norm: Callable[..., nn.Module] | None = None  # partial(nn.BatchNorm, ...): mode already bound
     dtype: Any = jnp.float32
     padding: Literal["caffe", "same"] = "caffe"
+    convolve: Callable[..., jax.Array] = jax.lax.conv_general_dilated
+    relu: Callable[[jax.Array], jax.Array] = nn.relu
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
@@ -115,10 +117,11 @@ class ConvBlock(nn.Module):
             kernel_init=caffe_xavier if self.norm is None else he_normal,
             bias_init=nn.initializers.constant(0.2),
             dtype=self.dtype,
+            conv_general_dilated=self.convolve,
             name="conv",
         )(x_BHWC)
         if self.norm is not None:
             x_BHWC = self.norm(name="norm")(x_BHWC)
-        x_BHWC = nn.relu(x_BHWC)
+        x_BHWC = self.relu(x_BHWC)
         self.sow("intermediates", "output", x_BHWC)
         return x_BHWC

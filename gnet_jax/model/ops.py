@@ -3,18 +3,35 @@
 import dataclasses
 from collections.abc import Callable
 
+import flax.linen as nn
 import jax
+from jax import lax
 
 from gnet_jax.model import fast, layers
 
 
 @dataclasses.dataclass(frozen=True)
 class Ops:
-    """The operations that have two forms, as functions; they agree within rounding."""
+    """The operations that have two forms; the forms agree within rounding, gradients too."""
 
     max_pool: Callable[..., jax.Array]
     local_response_norm: Callable[..., jax.Array]
+    convolve: Callable[..., jax.Array]  # called as lax.conv_general_dilated is
+    relu: Callable[[jax.Array], jax.Array]
+    join: bool  # one wide 1x1 convolution for the branches of a block that read the same input
 
 
-PLAIN = Ops(layers.max_pool, layers.local_response_norm)
-FAST = Ops(fast.max_pool, fast.local_response_norm)
+PLAIN = Ops(
+    max_pool=layers.max_pool,
+    local_response_norm=layers.local_response_norm,
+    convolve=lax.conv_general_dilated,
+    relu=nn.relu,
+    join=False,
+)
+FAST = Ops(
+    max_pool=fast.max_pool,
+    local_response_norm=fast.local_response_norm,
+    convolve=fast.convolve,
+    relu=fast.relu,
+    join=True,
+)

@@ -12,6 +12,7 @@ from gnet_jax.model import (
     smallest_size,
     strip_aux,
 )
+from gnet_jax.model.ops import PLAIN
 from tests.tiny import tiny_arch, tiny_variables
 
 
@@ -71,7 +72,7 @@ def test_the_return_type_does_not_depend_on_the_mode():
 
 
 def test_inference_has_no_operation_and_no_parameter_of_an_aux_head():
-    model, x = GoogLeNet(tiny_arch()), jnp.zeros((2, 16, 16, 3))
+    model, x = GoogLeNet(tiny_arch(), ops=PLAIN), jnp.zeros((2, 16, 16, 3))
     variables = tiny_variables(model)
 
     def lowered(**call):
