@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from gnet_jax.config import AugmentConfig, Config, Preprocessing, UserError
-from gnet_jax.data import DataError, Source, eval_batches, preprocess
+from gnet_jax.data import BadRecords, Batch, DataError, Source, eval_batches, preprocess
 from gnet_jax.training.feed import augmentation, training_batches
 from gnet_jax.training.step import step_keys
 
@@ -42,12 +42,16 @@ def training_images(config: Config, source: Source, step: int, count: int) -> Se
     """
     # As on one of so many hosts: what is not shown need not be read.
     hosts = _hosts(config.batch_size, count)
-    where = {"start_step": step, "hosts": hosts}
-    batch = next(training_batches(config, source, **where))
+
+    def first(config: Config) -> Batch:
+        bad = BadRecords(source, config.data.bad_limit)
+        return next(training_batches(config, source, start_step=step, hosts=hosts, bad=bad))
+
+    batch = first(config)
     key, _ = step_keys(jax.random.PRNGKey(config.seed), step)
     x, labels = jax.device_get(jax.jit(augmentation(config))(batch["image"], batch["label"], key))
     plain = dataclasses.replace(config, augment=UNTOUCHED)
-    untouched = next(training_batches(plain, source, **where))["image"]
+    untouched = first(plain)["image"]
     captions = []
     for place in range(min(count, len(x))):
         shares = [(labels.label[place], 1.0 if labels.share is None else labels.share[place])]
@@ -74,7 +78,8 @@ def evaluation_images(config: Config, source: Source, step: int, count: int) -> 
             f"--step is {step}, but an evaluation of {len(source):,} images in batches of {size} "
             f"has {steps} steps, the last of them {steps - 1}"
         )
-    batches = eval_batches(source, batch_size=size, preprocessing=p, threads=config.data.threads)
+    bad, threads = BadRecords(source, config.data.bad_limit), config.data.threads
+    batches = eval_batches(source, batch_size=size, preprocessing=p, threads=threads, bad=bad)
     batch = next(itertools.islice(batches, step, None))
     images, labels = (batch[name][batch["mask"]][:count] for name in ("image", "label"))
     pixels = to_pixels(np.asarray(preprocess(jnp.asarray(images), preprocessing=p)), p)

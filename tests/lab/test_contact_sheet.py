@@ -60,6 +60,20 @@ def test_the_untouched_images_are_the_same_examples(config, source):
         assert caption == [str(whole[image.tobytes()])]
 
 
+def test_a_damaged_image_does_not_end_it(config, source):
+    damaged = 3
+
+    class Damaged(type(source)):
+        def __getitem__(self, index):
+            example = super().__getitem__(index)
+            return example if index != damaged else example._replace(image=b"no image")
+
+    broken = Damaged("train")
+    assert len(training_images(config, broken, 0, 32).images) == 32
+    evaluated = evaluation_images(config, broken, damaged // 200, 200)
+    assert len(evaluated.images) == 199
+
+
 def test_an_evaluation_shows_its_own_batch_without_padding(config):
     val = open_source("digits", "val")
     *_, last = eval_batches(val, batch_size=200, preprocessing=config.data.preprocessing)

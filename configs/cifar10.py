@@ -1,0 +1,58 @@
+"""CIFAR-10 from scratch, on a laptop.
+
+    gnet prepare tfds:cifar10
+    python train.py cifar10
+
+or, with the images in .npz files: `python train.py cifar10 --data.source 'npz:cifar10_{split}.npz'`.
+
+50,000 images of 32x32 pixels, 10,000 more to validate. A batch-norm GoogLeNet of a quarter of the
+paper's width whose stem keeps the full resolution, both auxiliary heads on. The learning rate rises
+over the first sixth of the run and falls to zero by its end: with so few epochs, decay, dropout and
+crops are kept light.
+"""
+
+from gnet_jax.config import (
+    AugmentConfig,
+    Config,
+    DataConfig,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+)
+
+
+def get_config() -> Config:
+    """The configuration of this recipe."""
+    return Config(
+        workdir="runs/cifar10",
+        epochs=6,
+        batch_size=64,
+        eval_batch_size=250,
+        log_every_steps=100,
+        model=ModelConfig(
+            variant="batch_norm",
+            width_multiplier=0.25,
+            stem="small",
+            dropout=0.0,
+            aux_dropout=0.0,
+        ),
+        data=DataConfig(
+            source="tfds:cifar10",
+            image_size=32,
+            resize_to=32,
+            mean=(125.3, 123.0, 113.9),
+            std=(63.0, 62.1, 66.7),
+        ),
+        augment=AugmentConfig(crop_area=(0.6, 1.0), crop_aspect=(0.85, 1.18)),
+        loss=LossConfig(label_smoothing=0.1),
+        optim=OptimConfig(
+            optimizer="nesterov",
+            learning_rate=0.1,
+            bias_lr_factor=1.0,
+            weight_decay=5e-4,
+            schedule="cosine",
+            warmup_epochs=1,
+            averaging="ema",
+            ema_decay=0.99,
+        ),
+    )
