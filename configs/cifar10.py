@@ -3,7 +3,7 @@
     gnet prepare tfds:cifar10
     python train.py cifar10
 
-or, with the images in .npz files: `python train.py cifar10 --data.source 'npz:cifar10_{split}.npz'`.
+or, with the images in .npz files, `python train.py cifar10 --data.source 'npz:CIFAR_{split}.npz'`.
 
 50,000 images of 32x32 pixels, 10,000 more to validate. A batch-norm GoogLeNet of a quarter of the
 paper's width whose stem keeps the full resolution, both auxiliary heads on. The learning rate rises
