@@ -25,9 +25,10 @@ def get_config() -> Config:
     """The configuration of this recipe."""
     return Config(
         workdir="runs/cifar10",
-        epochs=6,
+        epochs=9,
         batch_size=64,
         eval_batch_size=250,
+        eval_every_epochs=3,
         log_every_steps=100,
         model=ModelConfig(
             variant="batch_norm",
@@ -51,8 +52,8 @@ def get_config() -> Config:
             bias_lr_factor=1.0,
             weight_decay=5e-4,
             schedule="cosine",
-            warmup_epochs=1,
+            warmup_epochs=1.5,
             averaging="ema",
-            ema_decay=0.99,
+            ema_decay=0.995,
         ),
     )
