@@ -9,6 +9,10 @@ or, with the images in .npz files, `python train.py cifar10 --data.source 'npz:C
 paper's width whose stem keeps the full resolution, both auxiliary heads on. The learning rate rises
 over the first sixth of the run and falls to zero by its end: with so few epochs, decay, dropout and
 crops are kept light.
+
+Measured, on CIFAR-10 encoded anew as JPEGs (`--data.source npz:...`), with the environment variable
+XLA_FLAGS set to --xla_cpu_experimental_ynn_fusion_type= (which lets this jaxlib use both cores
+better): 82.10 % of the 10,000 test images after 37 min 18 s on 2 CPU cores, compilation included.
 """
 
 from gnet_jax.config import (
