@@ -84,22 +84,25 @@ def train(run: Run, workdir: Path) -> Result:
     main = jax.process_index() == 0
     hold = locked(workdir) if main else contextlib.nullcontext()
     with hold, Checkpoints(workdir / "checkpoints", config.keep_latest) as checkpoints:
-        start = checkpoints.latest
-        if start is None:
-            start, state = 0, run.initial_state()
-        else:
-            state = checkpoints.restore(start, run.abstract_state())
+        found = checkpoints.restore_newest(run.abstract_state())
+        start, state = (0, run.initial_state()) if found is None else found
         if main:
             add_start(workdir, start)
         reporter = Reporter(workdir, start_step=start, total_steps=run.total_steps, enabled=main)
         damage = Damage(run, workdir, reporter, start)
         with reporter, StopRequest() as stop:
+            checkpoints.tell = reporter.say
             if 0 < start < run.total_steps:
                 reporter.say(f"resuming behind step {start} of {run.total_steps}")
             state, val, heads = _steps(run, state, start, checkpoints, reporter, damage, stop)
         step = int(state.step)
         checkpoints.save(step, state)
         checkpoints.wait()
+        if checkpoints.problem is not None:
+            raise TrainingError(
+                f"{checkpoints.problem}; free space, and the same command goes on from step "
+                f"{checkpoints.latest or 0}"
+            )
         scores = checkpoints.top1()
         best = checkpoints.best
         return Result(

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import datetime
+import errno
 import fcntl
 import importlib.metadata
 import json
@@ -63,10 +64,10 @@ def open_workdir(config: Config, fingerprints: dict[str, str]) -> Path:
         probe = workdir / f".writable-{os.getpid()}"
         probe.touch()
         probe.unlink()
+        if jax.process_index() == 0:
+            write_json(file, identity)
     except OSError as error:
         raise ConfigError(f"cannot write to the workdir {workdir}: {error.strerror}") from error
-    if jax.process_index() == 0:
-        write_json(file, identity)
     return workdir
 
 
@@ -126,8 +127,12 @@ def git_commit() -> str | None:
 def write_json(file: Path, value: Any) -> None:
     """Write `value` so that a reader, or a kill, sees the old file or the new one, never half."""
     partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
-    partial.replace(file)
+    try:
+        partial.write_text(json.dumps(value, indent=2) + "\n")
+        partial.replace(file)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,9 +142,17 @@ class MetricsFile:
     path: Path
 
     def append(self, step: int, values: Mapping[str, Any]) -> None:
-        """Add a line."""
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+        """Add a line, whole or not at all.
+
+        Raises:
+            OSError: if it cannot be written, as on a full disk.
+        """
+        line = (json.dumps({"step": step, **values}) + "\n").encode()
+        with self.path.open("ab", buffering=0) as file:
+            before = file.tell()
+            if file.write(line) < len(line):
+                file.truncate(before)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
 
     def read(self) -> list[dict[str, Any]]:
         """Every line that is whole; a kill may have cut the last one short."""

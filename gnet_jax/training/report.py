@@ -1,5 +1,6 @@
 """What a person sees of a run, and what is logged: terminal, metrics.jsonl, TensorBoard."""
 
+import contextlib
 import math
 import os
 import sys
@@ -11,8 +12,8 @@ from typing import Self
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
-from tensorboardX import SummaryWriter
 
+from gnet_jax.training.board import Board
 from gnet_jax.training.record import MetricsFile
 
 
@@ -46,11 +47,12 @@ class Reporter:
         self._live: Live | None = None
         self._total = total_steps
         self._metrics = MetricsFile(workdir / "metrics.jsonl") if enabled else None
+        self._unwritten: list[tuple[int, dict[str, float]]] = []
         self._board = None
         if enabled:
             MetricsFile(workdir / "metrics.jsonl").forget_after(start_step)
             # Points that an earlier, killed process logged behind the resumed step are purged.
-            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
+            self._board = Board(workdir / "tensorboard", purge_step=start_step + 1)
 
     def __enter__(self) -> Self:
         return self
@@ -63,7 +65,8 @@ class Reporter:
     ) -> None:
         self._clear()
         if self._board is not None:
-            self._board.close()
+            with contextlib.suppress(OSError):  # a full disk, of which `_log` has told
+                self._board.close()
 
     def say(self, text: str) -> None:
         """Print a line that stays."""
@@ -102,11 +105,17 @@ class Reporter:
         )
 
     def _log(self, step: int, values: dict[str, float]) -> None:
+        """Write what is new, and what a full disk has kept from being written."""
         if self._metrics is None or self._board is None:
             return
-        self._metrics.append(step, values)
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        self._unwritten.append((step, values))
+        try:
+            while self._unwritten:
+                self._metrics.append(*self._unwritten[0])
+                del self._unwritten[0]
+            self._board.add(step, values)
+        except OSError as error:
+            self.say(f"warning: step {step} could not be logged ({error.strerror or error})")
 
     def _clear(self) -> None:
         if self._live is not None:
