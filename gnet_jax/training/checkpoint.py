@@ -24,6 +24,7 @@ from gnet_jax.training.digests import (
     read_digests,
     write_digests,
 )
+from gnet_jax.training.goodput import Stopwatch
 
 DAMAGED = ".damaged"
 _PARTIAL = ".orbax-checkpoint-tmp"
@@ -132,9 +133,11 @@ class Checkpoints(SavedSteps):
         folder: Path,
         keep_latest: int,
         tell: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
+        watch: Stopwatch | None = None,
     ) -> None:
         super().__init__(folder)
         self.tell = tell
+        self.watch = Stopwatch() if watch is None else watch
         self.failures = 0
         self.problem: str | None = None  # of the last save, if that failed
         self._begun: int | None = None  # the step whose save is under way
@@ -165,7 +168,12 @@ class Checkpoints(SavedSteps):
 
     def save(self, step: int, state: Any, top1: float | None = None) -> None:
         """Begin to save `state` as `step`; does nothing if that step is already saved."""
-        self.wait()
+        with self.watch.spent("saving"):
+            self._save(step, state, top1)
+        self.watch.saved(step)
+
+    def _save(self, step: int, state: Any, top1: float | None) -> None:
+        self._wait()
         if step in self.steps:
             return
         self._begun = step
@@ -184,7 +192,7 @@ class Checkpoints(SavedSteps):
         """Spare Orbax a full disk: it leaves a dozen threads with errors of their own."""
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         disk = shutil.disk_usage(self.folder)
-        if 0 < disk.total and disk.free < needed:  # some network drives report no size at all
+        if disk.total > 0 and disk.free < needed:  # some network drives report no size at all
             raise OSError(
                 f"the disk is full: {needed / 1e6:,.1f} MB are needed, {disk.free / 1e6:,.1f} free"
             )
@@ -198,6 +206,10 @@ class Checkpoints(SavedSteps):
 
     def wait(self) -> None:
         """Return once what was begun is on disk, or has failed."""
+        with self.watch.spent("saving"):
+            self._wait()
+
+    def _wait(self) -> None:
         try:
             self._manager.wait_until_finished()
         except Exception as error:  # as in `save`

@@ -89,14 +89,12 @@ def locked(workdir: Path) -> Iterator[None]:
 
 
 def add_start(workdir: Path, step: int) -> None:
-    """Append this start of the run, at `step`, to the record of all of its starts."""
-    file = workdir / RECORD_FILE
-    starts = []
-    if file.is_file():
-        try:
-            starts = list(json.loads(file.read_text())["starts"])
-        except (ValueError, TypeError, KeyError):  # no reason to hold up the run: put it aside
-            file.replace(file.with_suffix(".damaged"))
+    """Append this start of the run, at `step`, to the record of all of its starts.
+
+    Raises:
+        ConfigError: if it cannot be written.
+    """
+    starts = read_starts(workdir)
     starts.append(
         {
             "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -110,7 +108,31 @@ def add_start(workdir: Path, step: int) -> None:
             "host": platform.node(),
         }
     )
-    write_json(file, {"starts": starts})
+    try:
+        write_starts(workdir, starts)
+    except OSError as error:
+        raise ConfigError(f"cannot write to the workdir {workdir}: {error.strerror}") from error
+
+
+def read_starts(workdir: Path) -> list[dict[str, Any]]:
+    """The record of all starts of the run in `workdir`, the newest last."""
+    file = workdir / RECORD_FILE
+    if not file.is_file():
+        return []
+    try:
+        return [dict(start) for start in json.loads(file.read_text())["starts"]]
+    except (ValueError, TypeError, KeyError):  # no reason to hold up the run: put it aside
+        file.replace(file.with_suffix(".damaged"))
+        return []
+
+
+def write_starts(workdir: Path, starts: list[dict[str, Any]]) -> None:
+    """Write the record of all starts.
+
+    Raises:
+        OSError: if it cannot be written, as on a full disk.
+    """
+    write_json(workdir / RECORD_FILE, {"starts": starts})
 
 
 def git_commit() -> str | None:
