@@ -2,7 +2,8 @@
 
 CONFIG is a recipe's name (`digits`, the default) or a Python file with a `get_config()`. The same
 command again goes on where it stopped. Exit codes: 0 done, 2 a mistake in the command, 1 numbers
-that are no longer finite (or heads that do not learn, where dead_heads is "stop"), 128 + n stopped
+that are no longer finite, a last checkpoint that could not be written (or heads that do not learn,
+where dead_heads is "stop"), 128 + n stopped
 by signal n after saving (130: Ctrl-C, 143: SIGTERM). Data that turn out damaged end the run with 2,
 after saving.
 """
@@ -48,7 +49,7 @@ def run(config: Config, arguments: Sequence[str]) -> int:
     from gnet_jax.training.finetune import layers
     from gnet_jax.training.loop import TrainingError, train
     from gnet_jax.training.record import open_workdir
-    from gnet_jax.training.report import duration
+    from gnet_jax.training.report import duration, goodput_line
     from gnet_jax.training.sharding import use_compilation_cache
     from gnet_jax.weights.start import prepare_run
 
@@ -103,6 +104,7 @@ def run(config: Config, arguments: Sequence[str]) -> int:
         return 128 + result.signal
     if result.heads:
         print(f"done in {duration(result.seconds)}")
+        print(f"  {goodput_line(result.goodput)}")
         for head, top1 in result.heads.items():
             if head.endswith("_top1"):
                 print(f"  training top-1, {head[len('train/') : -len('_top1')]} head: {top1:.1%}")

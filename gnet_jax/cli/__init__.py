@@ -18,6 +18,7 @@ for command in (
     models.export,
     data.prepare,
     runs.curves,
+    runs.replay,
     data.check_data,
     data.show_data,
 ):

@@ -26,6 +26,9 @@ def check(config: Config) -> None:
     eval_batch_size = config.eval_batch_size
     require("eval_batch_size", eval_batch_size is None or eval_batch_size >= 1, "at least 1")
     require("eval_every_epochs", config.eval_every_epochs > 0, "above 0")
+    require("max_bad_steps", config.max_bad_steps >= 1, "at least 1")
+    shards = config.virtual_shards
+    require("virtual_shards", shards >= 2 and not shards & (shards - 1), "a power of two, from 2")
     require("seed", 0 <= config.seed < 2**32, "from 0 to 2**32 - 1")
     require("data.image_size", d.image_size >= 1, "at least 1")
     require("data.resize_to", d.resize_to >= d.image_size, f"at least {d.image_size} (image_size)")

@@ -179,6 +179,14 @@ class Config:
     dead_heads: Literal["warn", "stop", "ignore"] = "warn"
     """When heads do not learn, the main one while an auxiliary one does or all of them past the
     warm-up: say so with the remedies, or stop as well."""
+    max_bad_steps: int = 3
+    """Steps in a row whose loss, gradient or update is not finite, at which the run stops and
+    leaves a replay file; up to it each is skipped, and the state stays as it was."""
+    numerics: Literal["fast", "canonical"] = "fast"
+    """canonical: every bit is the same on 1, 2, 4 or more devices; slower, and batch norm sees one
+    virtual shard at a time."""
+    virtual_shards: int = 16
+    """Parts that canonical numerics cut each batch into: a power of two, two or more a device."""
     seed: int = 0
     """Of weights, order, augmentation and dropout: the same seed gives the same run."""
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
@@ -199,6 +207,7 @@ FREE_ON_RESUME = (
     "data.workers",
     "data.bad_limit",
     "dead_heads",
+    "max_bad_steps",
 )
 
 

@@ -11,7 +11,7 @@ from typing import TypedDict
 import grain
 import numpy as np
 
-from gnet_jax.config import AugmentConfig, Preprocessing
+from gnet_jax.config import AugmentConfig, Config, Preprocessing
 from gnet_jax.data.decode import ImageError, central_crop, decode, training_crop
 from gnet_jax.data.prefetch import held, prefetched
 from gnet_jax.data.records import BadRecord, BadRecords, next_good, read_example
@@ -49,6 +49,16 @@ def _empty(images: int, size: int) -> Batch:
 def _order(size: int, seed: int) -> grain.MapDataset[int]:
     """Indices without end: every epoch is another permutation."""
     return grain.MapDataset.range(size).seed(seed).shuffle().repeat()
+
+
+def batch_indices(size: int, config: Config, step: int) -> np.ndarray:
+    """Which of `size` examples the batch of `step` (1 is the first) holds, before any is replaced.
+
+    int64, in the order of the global batch.
+    """
+    order = _order(size, config.seed)
+    last = step * config.batch_size
+    return np.array([order[place] for place in range(last - config.batch_size, last)], np.int64)
 
 
 def order_fingerprint(size: int, seed: int) -> str:

@@ -1,6 +1,12 @@
-"""The only module that touches Orbax: saving, keeping and restoring a training state."""
+"""The only module that touches Orbax: saving, keeping, verifying and restoring a training state."""
 
+import contextlib
+import dataclasses
 import hashlib
+import logging
+import shutil
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -8,29 +14,142 @@ from typing import Any, Self
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+from jax.experimental import multihost_utils
 
 from gnet_jax.config import ConfigError
+from gnet_jax.training.digests import (
+    DamageError,
+    check_arrays,
+    named_leaves,
+    read_digests,
+    write_digests,
+)
+from gnet_jax.training.goodput import Stopwatch
+
+DAMAGED = ".damaged"
+_PARTIAL = ".orbax-checkpoint-tmp"
+_NONE_SAVED, _NONE_LEFT = -1, -2  # in place of a step, where hosts agree on one
 
 
-class Checkpoints:
-    """The checkpoints of one run: the newest few, and the one of the best evaluation.
+class _NotTwice(logging.Filter):
+    """Drops the tracebacks that Orbax logs of a failed save, of every array's write: it raises too.
 
-    Saving goes on in the background; leaving the context waits for it and raises what went wrong.
-    A step is committed by a rename, so a killed save leaves the older steps untouched.
+    The error that it raises is told in one sentence.
     """
 
-    def __init__(self, folder: Path, keep_latest: int) -> None:
+    def filter(self, record: logging.LogRecord) -> bool:
+        where = f"{record.pathname} {record.getMessage()}"
+        return record.exc_info is None or "orbax" not in where
+
+
+for _logger in ("absl", "asyncio"):
+    logging.getLogger(_logger).addFilter(_NotTwice())
+
+
+class SavedSteps:
+    """The committed checkpoints of a run, to be read; nothing in the folder is changed."""
+
+    def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
+        self._scores: dict[int, float] = {}
+        self._look()
+
+    def _look(self) -> None:
+        """Take note of what is committed. A score in a damaged file is none."""
+        names = [path.name for path in self.folder.glob("*") if path.is_dir()]
+        self.steps = sorted(int(name) for name in names if name.isdigit())
+        self._scores = {}
+        for step in self.steps:
+            with contextlib.suppress(DamageError):
+                top1 = read_digests(self.folder / str(step) / "digests").get("top1")
+                self._scores |= {} if top1 is None else {step: top1}
+
+    @property
+    def latest(self) -> int | None:
+        """The newest committed step."""
+        return self.steps[-1] if self.steps else None
+
+    @property
+    def best(self) -> int | None:
+        """The step of the best evaluation so far."""
+        scored = [(top1, step) for step, top1 in self._scores.items()]
+        return max(scored)[1] if scored else None
+
+    def top1(self) -> dict[int, float]:
+        """The top-1 accuracy of every kept step that was evaluated."""
+        return dict(self._scores)
+
+    def restore(self, step: int, abstract_state: Any) -> Any:
+        """The state saved as `step`, every bit compared with its sha256, placed as asked.
+
+        Args:
+            step: a committed one.
+            abstract_state: the state's tree of `jax.ShapeDtypeStruct` with shardings, on however
+                many devices and processes.
+
+        Raises:
+            ConfigError: if it is damaged, or has other leaves, shapes or dtypes.
+        """
+        try:
+            arrays = read_arrays(self.folder / str(step))
+        except DamageError as error:
+            older = [each for each in self.steps if each < step]
+            rest = f"go on from step {max(older)}" if older else "begin anew"
+            raise ConfigError(
+                f"checkpoint {step} in {self.folder} is damaged: {error}; move "
+                f"{self.folder / str(step)} away to {rest}"
+            ) from error
+        return self._placed(step, arrays, abstract_state)
+
+    def _placed(self, step: int, arrays: dict[str, np.ndarray], abstract_state: Any) -> Any:
+        expected = {name: (x.shape, x.dtype) for name, x in named_leaves(abstract_state).items()}
+        found = {name: (x.shape, x.dtype) for name, x in arrays.items()}
+        for name in sorted(expected.keys() | found.keys()):
+            if expected.get(name) != found.get(name):
+                raise ConfigError(
+                    f"checkpoint {step} in {self.folder} does not fit: {name} is "
+                    f"{found.get(name, 'absent')} there, {expected.get(name, 'absent')} here"
+                )
+        leaves, tree = jax.tree.flatten(abstract_state)
+        placed = [
+            jax.make_array_from_callback(leaf.shape, leaf.sharding, array.__getitem__)
+            for leaf, array in zip(leaves, map(arrays.get, expected), strict=True)
+            if array is not None
+        ]
+        return jax.tree.unflatten(tree, placed)
+
+
+class Checkpoints(SavedSteps):
+    """The checkpoints of one run: the newest few, and the one of the best evaluation.
+
+    Saving goes on in the background, the hashing too. A step is committed by a rename, its sha256
+    among its files, so a killed save leaves the older steps untouched. A save that fails, as on a
+    full disk, is told, counted, and tried again at the next save; older steps stay. On several
+    hosts it is raised instead, for the others would wait.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        keep_latest: int,
+        tell: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
+        watch: Stopwatch | None = None,
+    ) -> None:
+        super().__init__(folder)
+        self.tell = tell
+        self.watch = Stopwatch() if watch is None else watch
+        self.failures = 0
+        self.problem: str | None = None  # of the last save, if that failed
+        self._begun: int | None = None  # the step whose save is under way
         self._manager = ocp.CheckpointManager(
             self.folder,
-            item_names=("state",),
-            item_handlers={"state": ocp.StandardCheckpointHandler()},
+            item_names=("state", "digests"),
+            item_handlers={
+                "state": ocp.StandardCheckpointHandler(),
+                "digests": _DigestsHandler(),
+            },
             options=ocp.CheckpointManagerOptions(
-                best_fn=_score,  # without it Orbax would not write the metrics
-                preservation_policy=AnyPreservationPolicy(
-                    [LatestN(keep_latest), BestN(get_metric_fn=_score, n=1)]
-                ),
+                preservation_policy=_NewestAndBest(keep_latest, lambda: self.best),
                 cleanup_tmp_directories=True,
             ),
         )
@@ -44,104 +163,194 @@ class Checkpoints:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._manager.wait_until_finished()
+        self.wait()
         self._manager.close()
 
-    @property
-    def latest(self) -> int | None:
-        """The newest committed step."""
-        return self._manager.latest_step()
-
-    @property
-    def best(self) -> int | None:
-        """The step of the best evaluation so far."""
-        scored = [(top1, step) for step, top1 in self.top1().items()]
-        return max(scored)[1] if scored else None
-
-    def top1(self) -> dict[int, float]:
-        """The top-1 accuracy of every kept step that was evaluated."""
-        scores = {step: self._manager.metrics(step) or {} for step in self._manager.all_steps()}
-        return {step: m["top1"] for step, m in scores.items() if m.get("top1") is not None}
-
     def save(self, step: int, state: Any, top1: float | None = None) -> None:
-        """Begin to save `state` as `step`; does nothing if that step is already saved.
+        """Begin to save `state` as `step`; does nothing if that step is already saved."""
+        with self.watch.spent("saving"):
+            self._save(step, state, top1)
+        self.watch.saved(step)
 
-        Raises:
-            Exception: what went wrong in an earlier background save.
-        """
-        self.check()
-        if step == self.latest:
+    def _save(self, step: int, state: Any, top1: float | None) -> None:
+        self._wait()
+        if step in self.steps:
             return
-        args = ocp.args.Composite(state=ocp.args.StandardSave(state))
-        self._manager.save(step, args=args, metrics={"top1": top1}, force=True)
+        self._begun = step
+        if top1 is not None:
+            self._scores[step] = top1
+        try:
+            self._check_space(state)
+            args = ocp.args.Composite(
+                state=ocp.args.StandardSave(state), digests=_DigestsSave(_on_host(state), top1)
+            )
+            self._manager.save(step, args=args, force=True)
+        except Exception as error:  # whatever the storage below trips over
+            self._failed(error)
+
+    def _check_space(self, state: Any) -> None:
+        """Spare Orbax a full disk: it leaves a dozen threads with errors of their own."""
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        disk = shutil.disk_usage(self.folder)
+        if disk.total > 0 and disk.free < needed:  # some network drives report no size at all
+            raise OSError(
+                f"the disk is full: {needed / 1e6:,.1f} MB are needed, {disk.free / 1e6:,.1f} free"
+            )
 
     def check(self) -> None:
-        """Raise the error of a background save, if one failed."""
-        self._manager.check_for_errors()
+        """Tell at once if the save in the background failed."""
+        try:
+            self._manager.check_for_errors()
+        except Exception as error:  # as in `save`
+            self._failed(error)
 
     def wait(self) -> None:
-        """Return once everything begun is on disk."""
-        self._manager.wait_until_finished()
+        """Return once what was begun is on disk, or has failed."""
+        with self.watch.spent("saving"):
+            self._wait()
 
-    def restore(self, step: int, abstract_state: Any) -> Any:
-        """The state saved as `step`, placed as `abstract_state` says.
+    def _wait(self) -> None:
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:  # as in `save`
+            self._failed(error)
+        if self._begun is not None:
+            self._begun, self.problem = None, None
+            self._look()
 
-        Args:
-            abstract_state: the state's tree of `jax.ShapeDtypeStruct` with shardings, on however
-                many devices and processes.
+    def restore_newest(self, abstract_state: Any) -> tuple[int, Any] | None:
+        """The newest step that is undamaged, and its state; None if nothing was ever saved.
+
+        Damaged ones on the way are told and renamed: 120 becomes 120.damaged. The first process
+        verifies and chooses; the others verify the same step for themselves.
 
         Raises:
-            ConfigError: if what was saved has other leaves, shapes or dtypes; Orbax itself would
-                cast or fill in silently.
+            ConfigError: if no step is left, or as `restore`.
         """
-        try:
-            saved = self._manager.item_metadata(step)["state"]
-        except Exception as error:
-            raise self._damaged(step) from error
-        if saved is None:
-            raise self._damaged(step)
-        expected = {_name(p): (x.shape, x.dtype) for p, x in _leaves(abstract_state)}
-        found = {_name(p): (tuple(x.shape), np.dtype(x.dtype)) for p, x in _leaves(saved)}
-        for name in sorted(expected.keys() | found.keys()):
-            if expected.get(name) != found.get(name):
-                raise ConfigError(
-                    f"checkpoint {step} in {self.folder} does not fit: {name} is "
-                    f"{found.get(name, 'absent')} there, {expected.get(name, 'absent')} here"
-                )
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
-        try:
-            return self._manager.restore(step, args=args)["state"]
-        except Exception as error:  # whatever the storage below trips over
-            raise self._damaged(step) from error
+        first = jax.process_index() == 0
+        step, arrays = self._newest_undamaged() if first else (_NONE_SAVED, {})
+        step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
+        self._manager.reload()
+        self._look()
+        if step == _NONE_SAVED:
+            return None
+        if step == _NONE_LEFT:
+            raise ConfigError(
+                f"no checkpoint in {self.folder} is undamaged; bring one back from a copy, or "
+                "begin anew in another --workdir"
+            )
+        if first:
+            return step, self._placed(step, arrays, abstract_state)
+        return step, self.restore(step, abstract_state)
 
-    def _damaged(self, step: int) -> ConfigError:
-        older = [each for each in self._manager.all_steps() if each < step]
-        rest = f"go on from step {max(older)}" if older else "begin anew"
-        return ConfigError(
-            f"checkpoint {step} in {self.folder} is damaged; move {self.folder / str(step)} away "
-            f"to {rest}"
+    def _newest_undamaged(self) -> tuple[int, dict[str, np.ndarray]]:
+        for step in reversed(self.steps):
+            try:
+                return step, read_arrays(self.folder / str(step))
+            except DamageError as error:
+                aside = self._put_aside(step)
+                self.tell(f"checkpoint {step} is damaged: {error}; it is put aside as {aside}")
+        put_aside = any(self.folder.glob(f"*{DAMAGED}*"))
+        return (_NONE_LEFT if put_aside else _NONE_SAVED), {}
+
+    def _put_aside(self, step: int) -> Path:
+        path = self.folder / str(step)
+        tries = (f"{step}{DAMAGED}{'' if n == 1 else f'-{n}'}" for n in range(1, 1000))
+        aside = next(self.folder / name for name in tries if not (self.folder / name).exists())
+        return path.rename(aside)
+
+    def _failed(self, error: Exception) -> None:
+        if jax.process_count() > 1:
+            raise error
+        self.failures += 1
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        self.problem = f"step {self._begun} could not be saved ({first[:200]})"
+        self._begun = None
+        for partial in self.folder.glob(f"*{_PARTIAL}*"):
+            shutil.rmtree(partial, ignore_errors=True)  # it may be what fills the disk
+        self._manager.reload()  # Orbax counts a step from the moment that its save begins
+        self._look()
+        kept = f"step {self.latest} is the newest" if self.steps else "none is saved yet"
+        self.tell(f"warning: {self.problem}; {kept}, and the next save tries again")
+
+
+def read_arrays(folder: Path) -> dict[str, np.ndarray]:
+    """The arrays of one committed checkpoint by name, every bit verified.
+
+    Raises:
+        DamageError: naming what is missing or other than it was saved.
+    """
+    digests = read_digests(folder / "digests")
+    handler = ocp.PyTreeCheckpointHandler()
+    try:
+        tree = handler.metadata(folder / "state").tree
+        found = named_leaves(tree)
+        described = {name: [str(np.dtype(x.dtype)), list(x.shape)] for name, x in found.items()}
+        if described != {name: each[:2] for name, each in digests["arrays"].items()}:
+            raise DamageError("its arrays are no longer those that were saved")
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        restored = handler.restore(
+            folder / "state", args=ocp.args.PyTreeRestore(restore_args=as_numpy)
         )
-
-
-def _score(metrics: dict[str, float | None]) -> float:
-    """What the best checkpoint has most of; a step that was not evaluated is behind every other."""
-    return -1.0 if metrics["top1"] is None else metrics["top1"]
-
-
-def _leaves(tree: Any) -> list[tuple[Any, Any]]:
-    return jax.tree.leaves_with_path(tree)
-
-
-def _name(path: tuple[Any, ...]) -> str:
-    """One name for a leaf, whether its container is a dict, a tuple or a named tuple."""
-    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+    except DamageError:
+        raise
+    except Exception as error:  # whatever the storage below trips over
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        raise DamageError(f"it cannot be read ({first[:200]})") from error
+    arrays = named_leaves(restored)
+    check_arrays(arrays, digests)
+    return arrays
 
 
 def digest(state: Any) -> str:
     """sha256 over the names, dtypes, shapes and bytes of every leaf: equal only for equal bits."""
     result = hashlib.sha256()
-    for path, leaf in _leaves(state):
+    for name, leaf in named_leaves(state).items():
         value = np.asarray(leaf)
-        result.update(f"{_name(path)} {value.dtype} {value.shape}\n".encode())
+        result.update(f"{name} {value.dtype} {value.shape}\n".encode())
         result.update(value.tobytes())
     return result.hexdigest()
+
+
+def _on_host(state: Any) -> dict[str, np.ndarray]:
+    """Copies, for the step that follows may write over the state; only the first process's."""
+    if jax.process_index():
+        return {}
+    return {name: np.array(leaf) for name, leaf in named_leaves(state).items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class _NewestAndBest:
+    """Orbax's preservation policy: the `newest` last steps, and the best of the evaluated ones."""
+
+    newest: int
+    best: Callable[[], int | None]
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        kept = {each.step for each in checkpoints[-self.newest :]} | {self.best()}
+        return [each.step in kept for each in checkpoints]
+
+
+class _DigestsHandler(ocp.AsyncCheckpointHandler):
+    """Hashes and writes in the background, before the checkpoint is committed."""
+
+    async def async_save(self, directory: Path, args: "_DigestsSave") -> list[ocp.future.Future]:
+        work = self._write(directory, args)
+        return [ocp.future.CommitFutureAwaitingContractedSignals(work, name="digests")]
+
+    async def _write(self, directory: Path, args: "_DigestsSave") -> None:
+        if jax.process_index() == 0:
+            self.save(directory, args)
+
+    def save(self, directory: Path, args: "_DigestsSave") -> None:
+        write_digests(directory, args.arrays, {"top1": args.top1})
+
+    def restore(self, directory: Path, args: Any = None) -> Any:
+        return read_digests(directory)
+
+
+@ocp.args.register_with_handler(_DigestsHandler, for_save=True, for_restore=True)
+@dataclasses.dataclass
+class _DigestsSave(ocp.args.CheckpointArgs):
+    arrays: dict[str, np.ndarray] = dataclasses.field(repr=False)
+    top1: float | None

@@ -49,7 +49,8 @@ class Damage:
         def tell(record: BadRecord) -> None:
             nonlocal count
             count += 1
-            self._file.append(self.step, {"split": split, **dataclasses.asdict(record)})
+            line = {"split": split, **dataclasses.asdict(record)}
+            self._reporter.keep(self._file, self.step, line)
             if count <= SHOWN:
                 self._reporter.say(f"damaged, {fate}: {record}")
             elif count == SHOWN + 1:

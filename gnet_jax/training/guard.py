@@ -17,6 +17,12 @@ REMEDIES = (
 )
 
 
+class TrainingError(RuntimeError):
+    """A run that cannot go on: its numbers are no longer numbers, it does not learn, or its last
+    checkpoint cannot be written.
+    """
+
+
 class DeadHeadGuard:
     """Watches the heads' mean losses from report to report.
 

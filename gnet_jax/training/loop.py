@@ -6,27 +6,25 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, Self
 
 import jax
 
 from gnet_jax.config import UserError
-from gnet_jax.data import eval_batches
 from gnet_jax.training.checkpoint import Checkpoints
 from gnet_jax.training.damage import Damage
+from gnet_jax.training.evaluation import Evaluator
 from gnet_jax.training.feed import training_batches
-from gnet_jax.training.guard import DeadHeadGuard, patience_of
+from gnet_jax.training.goodput import Stopwatch
+from gnet_jax.training.guard import DeadHeadGuard, TrainingError, patience_of
 from gnet_jax.training.record import add_start, locked
 from gnet_jax.training.report import Meter, Reporter, duration
 from gnet_jax.training.run import Run
-from gnet_jax.training.sharding import compile_eval_step, compile_train_step, put_batches
+from gnet_jax.training.sharding import put_batches
+from gnet_jax.training.skipped import SkippedSteps
 from gnet_jax.training.step import TrainState, head_names
-
-
-class TrainingError(RuntimeError):
-    """A run that cannot go on: its numbers are no longer numbers, or it does not learn."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +38,7 @@ class Result:
     best: tuple[int, float] | None  # step and top-1 of the best evaluation that is kept
     checkpoint: Path
     seconds: float
+    goodput: dict[str, float]  # seconds by what they went into, over all starts
 
 
 class StopRequest:
@@ -75,31 +74,42 @@ def train(run: Run, workdir: Path) -> Result:
     """Train from the newest checkpoint in `workdir`, or from the start, to the run's last step.
 
     Raises:
-        TrainingError: when the loss is no longer finite; nothing is saved of that step. Or when
-            heads do not learn and the config says to stop; that step is saved.
+        TrainingError: when too many steps in a row are not finite; a replay file is left. When
+            heads do not learn and the config says to stop; that step is saved. When the last save
+            failed.
         DataError: when too many images turn out damaged, or a label out of range; what was trained
             before is saved.
     """
-    config, began = run.config, time.perf_counter()
+    config, began, watch = run.config, time.perf_counter(), Stopwatch()
     main = jax.process_index() == 0
     hold = locked(workdir) if main else contextlib.nullcontext()
-    with hold, Checkpoints(workdir / "checkpoints", config.keep_latest) as checkpoints:
-        start = checkpoints.latest
-        if start is None:
-            start, state = 0, run.initial_state()
-        else:
-            state = checkpoints.restore(start, run.abstract_state())
+    saved = Checkpoints(workdir / "checkpoints", config.keep_latest, watch=watch)
+    with hold, saved as checkpoints:
+        with watch.spent("restoring"):
+            found = checkpoints.restore_newest(run.abstract_state())
+            start, state = (0, run.initial_state()) if found is None else found
         if main:
             add_start(workdir, start)
-        reporter = Reporter(workdir, start_step=start, total_steps=run.total_steps, enabled=main)
+        reporter = Reporter(
+            workdir, start_step=start, total_steps=run.total_steps, enabled=main, watch=watch
+        )
         damage = Damage(run, workdir, reporter, start)
+        skipped = SkippedSteps(run, workdir, reporter, start)
         with reporter, StopRequest() as stop:
+            checkpoints.tell = reporter.say
             if 0 < start < run.total_steps:
                 reporter.say(f"resuming behind step {start} of {run.total_steps}")
-            state, val, heads = _steps(run, state, start, checkpoints, reporter, damage, stop)
+            state, val, heads = _steps(
+                run, state, start, checkpoints, reporter, damage, skipped, stop
+            )
         step = int(state.step)
         checkpoints.save(step, state)
         checkpoints.wait()
+        if checkpoints.problem is not None:
+            raise TrainingError(
+                f"{checkpoints.problem}; free space, and the same command goes on from step "
+                f"{checkpoints.latest or 0}"
+            )
         scores = checkpoints.top1()
         best = checkpoints.best
         return Result(
@@ -110,6 +120,7 @@ def train(run: Run, workdir: Path) -> Result:
             best=None if best is None else (best, scores[best]),
             checkpoint=checkpoints.folder / str(step if best is None else best),
             seconds=time.perf_counter() - began,
+            goodput=reporter.account(step),
         )
 
 
@@ -120,6 +131,7 @@ def _steps(
     checkpoints: Checkpoints,
     reporter: Reporter,
     damage: Damage,
+    skipped: SkippedSteps,
     stop: StopRequest,
 ) -> tuple[TrainState, dict[str, float], dict[str, float]]:
     """Every step from `start` on: the final state, its evaluation, the last training metrics."""
@@ -135,20 +147,21 @@ def _steps(
     best = max(checkpoints.top1().values(), default=-1.0)
     reporter.say("compiling the training step, about a minute the first time ...")
     compiling = time.perf_counter()
-    step_fn = compile_train_step(run.mesh, run.train_step(), state, run.abstract_batch())
+    with reporter.watch.spent("compiling"):
+        step_fn = run.compiled_train_step()
     reporter.say(f"compiled in {duration(time.perf_counter() - compiling)}")
 
     batches = _train_batches(run, start, damage)
     meter, pending, guard = Meter(), None, _guard(run)
     for step in range(start + 1, total + 1):
         damage.step = step
-        with _kept(checkpoints, step - 1, state):
+        with _kept(checkpoints, step - 1, state), reporter.watch.spent("waiting for data"):
             batch = next(batches)
         state, metrics = step_fn(state, batch)
         # The metrics of the step before are fetched while the device works on this one.
         if pending is not None:
-            meter.add(_finite(step - 1, pending))
-        pending = metrics
+            meter.add(skipped.read(*pending, state))
+        pending = (step, metrics, batch)
         checkpoints.check()
 
         evaluation_due = step == total or _crosses(
@@ -156,17 +169,20 @@ def _steps(
         )
         save_due = step % config.save_every_steps == 0
         stopping = stop.signal is not None and step < total
-        if step % config.log_every_steps == 0 or evaluation_due or save_due or stopping:
-            meter.add(_finite(step, pending))
+        log_due = step % config.log_every_steps == 0 or step == total
+        if log_due or evaluation_due or save_due or stopping or skipped.on_the_brink:
+            meter.add(skipped.read(*pending, state))
             pending = None
-        if step % config.log_every_steps == 0 or step == total:
+        if log_due:
             means, seconds = meter.read()
             heads = {f"train/{name}": value for name, value in means.items()}
+            heads["train/skipped_steps"] = skipped.count
             heads["data/bad_records"] = len(damage.train)
             heads["perf/images_per_sec"] = config.batch_size / seconds
             heads["perf/images_per_sec_per_chip"] = config.batch_size / seconds / run.mesh.size
             reporter.training(step, heads, (total - step) * seconds)
-            problem = guard.read(step, means) if config.dead_heads != "ignore" else None
+            watched = config.dead_heads != "ignore" and math.isfinite(means["loss"])
+            problem = guard.read(step, means) if watched else None
             if problem is not None:
                 reporter.say(f"warning: step {step}: {problem}")
                 if config.dead_heads == "stop":
@@ -176,50 +192,18 @@ def _steps(
             break
         paused = time.perf_counter()
         if evaluation_due:
-            with _kept(checkpoints, step, state):
+            with _kept(checkpoints, step, state), reporter.watch.spent("evaluating"):
                 val = evaluate(state)
             reporter.evaluation(step, val, val["val/top1"] >= best)
             best = max(best, val["val/top1"])
             checkpoints.save(step, state, val["val/top1"])
         elif save_due:
             checkpoints.save(step, state)
+        if evaluation_due or save_due:
+            reporter.account(step)
         meter.pause(time.perf_counter() - paused)
     batches.close()  # on an error the generator goes with this frame
     return state, val, heads
-
-
-class Evaluator:
-    """Counts the whole validation set, every example once; compiles at its first call."""
-
-    def __init__(self, run: Run, damage: Damage) -> None:
-        self._run, self._damage = run, damage
-        self._step: Callable[..., Any] = compile_eval_step(run.mesh, run.eval_step())
-
-    def __call__(self, state: TrainState) -> dict[str, float]:
-        """`val/count`, `val/top1`, `val/top5` (shares of 1) and `val/loss` for `state`.
-
-        Damaged images are left out of all of them.
-        """
-        run, d = self._run, self._run.config.data
-        batches = eval_batches(
-            run.val,
-            batch_size=run.eval_batch_size,
-            preprocessing=d.preprocessing,
-            threads=d.threads,
-            host=jax.process_index(),
-            hosts=jax.process_count(),
-            bad=self._damage.val,
-        )
-        sums: dict[str, float] = {}
-        for batch in put_batches(batches, run.mesh, run.eval_batch_size):
-            for name, value in jax.device_get(self._step(state, batch)).items():
-                sums[name] = sums.get(name, 0) + value.item()
-        count = sums.pop("count")
-        self._damage.say_left_out(len(run.val) - int(count))
-        values = {f"val/{name}": total / count for name, total in sums.items()}
-        if not math.isfinite(values["val/loss"]):
-            raise TrainingError(f"the validation loss is {values['val/loss']}")
-        return values | {"val/count": count}
 
 
 def _train_batches(run: Run, start: int, damage: Damage) -> Generator[Any, None, None]:
@@ -256,19 +240,3 @@ def _kept(checkpoints: Checkpoints, step: int, state: TrainState) -> Iterator[No
 def _crosses(step: int, interval: float) -> bool:
     """Whether a multiple of `interval` steps lies in (step - 1, step]."""
     return math.floor(step / interval) > math.floor((step - 1) / interval)
-
-
-def _finite(step: int, metrics: Any) -> dict[str, float]:
-    """The metrics on the host.
-
-    Raises:
-        TrainingError: if loss or gradient is not finite.
-    """
-    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
-        raise TrainingError(
-            f"step {step}: the loss is {values['loss']} and the gradient's norm "
-            f"{values['grad_norm']}; lower optim.learning_rate, lengthen optim.warmup_epochs or "
-            "set optim.clip_norm, in another workdir. Nothing of this step was saved"
-        )
-    return values

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import datetime
+import errno
 import fcntl
 import importlib.metadata
 import json
@@ -63,10 +64,10 @@ def open_workdir(config: Config, fingerprints: dict[str, str]) -> Path:
         probe = workdir / f".writable-{os.getpid()}"
         probe.touch()
         probe.unlink()
+        if jax.process_index() == 0:
+            write_json(file, identity)
     except OSError as error:
         raise ConfigError(f"cannot write to the workdir {workdir}: {error.strerror}") from error
-    if jax.process_index() == 0:
-        write_json(file, identity)
     return workdir
 
 
@@ -88,14 +89,12 @@ def locked(workdir: Path) -> Iterator[None]:
 
 
 def add_start(workdir: Path, step: int) -> None:
-    """Append this start of the run, at `step`, to the record of all of its starts."""
-    file = workdir / RECORD_FILE
-    starts = []
-    if file.is_file():
-        try:
-            starts = list(json.loads(file.read_text())["starts"])
-        except (ValueError, TypeError, KeyError):  # no reason to hold up the run: put it aside
-            file.replace(file.with_suffix(".damaged"))
+    """Append this start of the run, at `step`, to the record of all of its starts.
+
+    Raises:
+        ConfigError: if it cannot be written.
+    """
+    starts = read_starts(workdir)
     starts.append(
         {
             "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -109,7 +108,31 @@ def add_start(workdir: Path, step: int) -> None:
             "host": platform.node(),
         }
     )
-    write_json(file, {"starts": starts})
+    try:
+        write_starts(workdir, starts)
+    except OSError as error:
+        raise ConfigError(f"cannot write to the workdir {workdir}: {error.strerror}") from error
+
+
+def read_starts(workdir: Path) -> list[dict[str, Any]]:
+    """The record of all starts of the run in `workdir`, the newest last."""
+    file = workdir / RECORD_FILE
+    if not file.is_file():
+        return []
+    try:
+        return [dict(start) for start in json.loads(file.read_text())["starts"]]
+    except (ValueError, TypeError, KeyError):  # no reason to hold up the run: put it aside
+        file.replace(file.with_suffix(".damaged"))
+        return []
+
+
+def write_starts(workdir: Path, starts: list[dict[str, Any]]) -> None:
+    """Write the record of all starts.
+
+    Raises:
+        OSError: if it cannot be written, as on a full disk.
+    """
+    write_json(workdir / RECORD_FILE, {"starts": starts})
 
 
 def git_commit() -> str | None:
@@ -126,8 +149,12 @@ def git_commit() -> str | None:
 def write_json(file: Path, value: Any) -> None:
     """Write `value` so that a reader, or a kill, sees the old file or the new one, never half."""
     partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
-    partial.replace(file)
+    try:
+        partial.write_text(json.dumps(value, indent=2) + "\n")
+        partial.replace(file)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,9 +164,17 @@ class MetricsFile:
     path: Path
 
     def append(self, step: int, values: Mapping[str, Any]) -> None:
-        """Add a line."""
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+        """Add a line, whole or not at all.
+
+        Raises:
+            OSError: if it cannot be written, as on a full disk.
+        """
+        line = (json.dumps({"step": step, **values}) + "\n").encode()
+        with self.path.open("ab", buffering=0) as file:
+            before = file.tell()
+            if file.write(line) < len(line):
+                file.truncate(before)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
 
     def read(self) -> list[dict[str, Any]]:
         """Every line that is whole; a kill may have cut the last one short."""

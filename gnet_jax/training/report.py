@@ -1,19 +1,22 @@
 """What a person sees of a run, and what is logged: terminal, metrics.jsonl, TensorBoard."""
 
+import contextlib
 import math
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
-from tensorboardX import SummaryWriter
 
-from gnet_jax.training.record import MetricsFile
+from gnet_jax.training.board import Board
+from gnet_jax.training.goodput import Stopwatch, goodput, total_seconds
+from gnet_jax.training.record import RECORD_FILE, MetricsFile, read_starts, write_starts
 
 
 def duration(seconds: float) -> str:
@@ -23,6 +26,15 @@ def duration(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds // size} {unit} {seconds % size // part} {small}"
     return f"{seconds // 60} min {seconds % 60} s" if seconds >= 60 else f"{seconds} s"
+
+
+def goodput_line(seconds: Mapping[str, float]) -> str:
+    """The goodput and what the time went into, in one line; what took under half a second is not.
+
+    `seconds` are those of `total_seconds`.
+    """
+    parts = [f"{kind} {duration(value)}" for kind, value in seconds.items() if value >= 0.5]
+    return f"goodput {goodput(seconds):.1%}: {', '.join(parts) or 'less than a second'}"
 
 
 class _LastingConsole(Console):
@@ -40,17 +52,26 @@ class Reporter:
     """
 
     def __init__(
-        self, workdir: Path, *, start_step: int, total_steps: int, enabled: bool = True
+        self,
+        workdir: Path,
+        *,
+        start_step: int,
+        total_steps: int,
+        enabled: bool = True,
+        watch: Stopwatch | None = None,
     ) -> None:
+        self._workdir, self._enabled = workdir, enabled
+        self.watch = Stopwatch() if watch is None else watch
         self._console = _LastingConsole(highlight=False, quiet=not enabled)
         self._live: Live | None = None
         self._total = total_steps
         self._metrics = MetricsFile(workdir / "metrics.jsonl") if enabled else None
+        self._unwritten: list[tuple[int, dict[str, float]]] = []
         self._board = None
         if enabled:
             MetricsFile(workdir / "metrics.jsonl").forget_after(start_step)
             # Points that an earlier, killed process logged behind the resumed step are purged.
-            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
+            self._board = Board(workdir / "tensorboard", purge_step=start_step + 1)
 
     def __enter__(self) -> Self:
         return self
@@ -63,16 +84,28 @@ class Reporter:
     ) -> None:
         self._clear()
         if self._board is not None:
-            self._board.close()
+            with contextlib.suppress(OSError):  # a full disk, of which `_log` has told
+                self._board.close()
 
     def say(self, text: str) -> None:
         """Print a line that stays."""
         self._clear()
         self._console.print(text, markup=False, soft_wrap=True)
 
+    def account(self, step: int) -> dict[str, float]:
+        """Record what this start's time went into; returns the seconds by kind over all starts."""
+        starts = read_starts(self._workdir) if self._enabled else []
+        starts[-1:] = [{**(starts[-1] if starts else {"step": 0}), **self.watch.record(step)}]
+        if self._enabled:
+            try:
+                write_starts(self._workdir, starts)
+            except OSError as error:
+                self.say(f"warning: {RECORD_FILE} could not be written ({error.strerror})")
+        return total_seconds(starts)
+
     def training(self, step: int, values: dict[str, float], eta: float) -> None:
         """Log the mean metrics since the last report, and show them as one line."""
-        self._log(step, values)
+        self._log(step, values | {"perf/goodput": goodput(self.account(step))})
         heads = [name[len("train/") : -len("_top1")] for name in values if name.endswith("_top1")]
         heads.sort(key=lambda head: head != "main")  # the main head first
         shown = " | ".join(
@@ -101,12 +134,25 @@ class Reporter:
             f"({values['val/count']:.0f} images)" + (" | best so far" if best else "")
         )
 
+    def keep(self, file: MetricsFile, step: int, values: Mapping[str, Any]) -> None:
+        """Add a line to another log; on a full disk say instead that it is not there."""
+        try:
+            file.append(step, values)
+        except OSError as error:
+            self.say(f"warning: {file.path} lacks a line of step {step} ({error.strerror})")
+
     def _log(self, step: int, values: dict[str, float]) -> None:
+        """Write what is new, and what a full disk has kept from being written."""
         if self._metrics is None or self._board is None:
             return
-        self._metrics.append(step, values)
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        self._unwritten.append((step, values))
+        try:
+            while self._unwritten:
+                self._metrics.append(*self._unwritten[0])
+                del self._unwritten[0]
+            self._board.add(step, values)
+        except OSError as error:
+            self.say(f"warning: step {step} could not be logged ({error.strerror or error})")
 
     def _clear(self) -> None:
         if self._live is not None:
@@ -122,14 +168,18 @@ class Meter:
 
     def _reset(self) -> None:
         self._sums: dict[str, float] = {}
+        self._good = 0
         self._steps = 0
         self._since = time.perf_counter()
         self._paused = 0.0
 
     def add(self, metrics: dict[str, float]) -> None:
-        """Take in the metrics of one step."""
+        """Take in the metrics of one step; of one that was `skipped`, the time alone counts."""
+        skipped = metrics.get("skipped", 0.0)
         for name, value in metrics.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(value)
+            if name != "skipped":
+                self._sums[name] = self._sums.get(name, 0.0) + (0.0 if skipped else float(value))
+        self._good += not skipped
         self._steps += 1
 
     def pause(self, seconds: float) -> None:
@@ -138,8 +188,7 @@ class Meter:
 
     def read(self) -> tuple[dict[str, float], float]:
         """The means, and seconds a step; then begin anew. NaN where no step was taken in."""
-        steps = self._steps or math.nan
-        means = {name: total / steps for name, total in self._sums.items()}
-        seconds = (time.perf_counter() - self._since - self._paused) / steps
+        means = {name: total / (self._good or math.nan) for name, total in self._sums.items()}
+        seconds = (time.perf_counter() - self._since - self._paused) / (self._steps or math.nan)
         self._reset()
         return means, seconds

@@ -1,6 +1,7 @@
 """A run made ready: everything checked and opened that can be before anything is compiled."""
 
 import dataclasses
+import math
 from functools import partial
 from typing import Any
 
@@ -11,12 +12,15 @@ from jax.sharding import Mesh
 from gnet_jax.config import Config, ConfigError, ModelConfig, check
 from gnet_jax.data import DataError, Source, open_source, preprocess
 from gnet_jax.model import GoogLeNet, architecture, init_variables, smallest_size
+from gnet_jax.training.canonical import check_virtual_shards
 from gnet_jax.training.feed import augmentation
 from gnet_jax.training.finetune import Pretrained, Takeover, check_patterns, compare, take_over
 from gnet_jax.training.optimizer import Optimizer, make_optimizer
 from gnet_jax.training.sharding import (
+    AXIS,
     check_batch_size,
     check_pairs,
+    compile_train_step,
     data_mesh,
     put_state,
     replicated,
@@ -46,13 +50,16 @@ class Run:
 
     def train_step(self) -> Any:
         """The pure training step `(state, batch) -> (state, metrics)`."""
-        return partial(
-            train_step,
-            model=self.model,
-            optimizer=self.optimizer,
-            augment=augmentation(self.config),
-            loss=self.config.loss,
-            accumulate=self.config.optim.accumulate,
+        return pure_train_step(self.config, self.model, self.optimizer)
+
+    def compiled_train_step(self) -> jax.stages.Compiled:
+        """`train_step` compiled for the mesh and this run's shapes; it donates the state."""
+        return compile_train_step(
+            self.mesh,
+            self.train_step(),
+            self.abstract_state(),
+            self.abstract_batch(),
+            manual=self.config.numerics == "canonical",
         )
 
     def eval_step(self) -> Any:
@@ -92,6 +99,21 @@ class Run:
         }
 
 
+def pure_train_step(config: Config, model: GoogLeNet, optimizer: Optimizer) -> Any:
+    """The pure training step of `config`; in canonical numerics, that of one device's share."""
+    canonical = config.numerics == "canonical"
+    return partial(
+        train_step,
+        model=model,
+        optimizer=optimizer,
+        augment=augmentation(config),
+        loss=config.loss,
+        accumulate=config.optim.accumulate,
+        axis_name=AXIS if canonical else None,
+        virtual_shards=config.virtual_shards if canonical else None,
+    )
+
+
 def prepare(config: Config, pretrained: Pretrained | None = None) -> Run:
     """The run that `config` describes, from the weights of `pretrained` where given.
 
@@ -106,6 +128,9 @@ def prepare(config: Config, pretrained: Pretrained | None = None) -> Run:
     check_batch_size("batch_size", config.batch_size, mesh, config.optim.accumulate)
     if config.augment.mixup:
         check_pairs(config.batch_size, mesh, config.optim.accumulate)
+    if config.numerics == "canonical":
+        parts = math.lcm(config.optim.accumulate, 2 if config.augment.mixup else 1)
+        check_virtual_shards(config.batch_size, config.virtual_shards, mesh.size, parts)
     if config.eval_batch_size is not None:
         check_batch_size("eval_batch_size", config.eval_batch_size, mesh)
     train, val = (open_source(config.data.source, split) for split in ("train", "val"))

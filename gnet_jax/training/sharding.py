@@ -65,13 +65,31 @@ def _nearest(batch_size: int, unit: int) -> str:
 
 
 def compile_train_step(
-    mesh: Mesh, step: Callable[..., Any], state: Any, batch: Mapping[str, Any]
+    mesh: Mesh,
+    step: Callable[..., Any],
+    state: Any,
+    batch: Mapping[str, Any],
+    *,
+    manual: bool = False,
 ) -> jax.stages.Compiled:
     """`step(state, batch)` compiled for the mesh; the state passed in is donated.
 
-    `state` and `batch` may be abstract (`jax.ShapeDtypeStruct`); the batch's shapes are global.
+    Args:
+        mesh: the devices.
+        step: the pure step, on global arrays.
+        state, batch: concrete or abstract (`jax.ShapeDtypeStruct`); the batch's shapes are global.
+        manual: `step` is for one device's share of the batch, and averages over `AXIS` itself.
     """
     whole, parts = replicated(mesh), split(mesh)
+    if manual:
+        # check_vma would take the averaged gradients for sums, and give them N times too large.
+        step = jax.shard_map(
+            step,
+            mesh=mesh,
+            in_specs=(whole.spec, parts.spec),
+            out_specs=(whole.spec, whole.spec),
+            check_vma=False,
+        )
     jitted = jax.jit(
         step, in_shardings=(whole, parts), out_shardings=(whole, whole), donate_argnums=0
     )

@@ -3,7 +3,8 @@
 Shapes: B batch, H height, W width, C channels, K classes.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from flax import struct
 from gnet_jax.config import LossConfig
 from gnet_jax.data import Labels
 from gnet_jax.model import GoogLeNet
+from gnet_jax.training.canonical import mean_over_shards
 from gnet_jax.training.finetune import select
 from gnet_jax.training.optimizer import Optimizer
 
@@ -71,6 +73,34 @@ def cross_entropy(logits_BK: jax.Array, labels: Labels, smoothing: float) -> jax
     return -jnp.mean((1 - smoothing) * of_label_B + smoothing * jnp.mean(log_probs_BK, axis=-1))
 
 
+def loss_of(
+    params: Any,
+    batch_stats: Any,
+    images_BHWC: jax.Array,
+    labels: Labels,
+    dropout_key: jax.Array,
+    *,
+    model: GoogLeNet,
+    loss: LossConfig,
+    mutable: Sequence[str] = ("batch_stats",),
+) -> tuple[jax.Array, tuple[Any, Metrics]]:
+    """The loss in training, the collections that changed, and `loss`, `*_loss` and `*_top1`."""
+    outputs, updated = model.apply(
+        {"params": params, "batch_stats": batch_stats},
+        images_BHWC,
+        train=True,
+        rngs={"dropout": dropout_key},
+        mutable=list(mutable),
+    )
+    metrics = {}
+    for head, logits_BK in zip(head_names(model), (outputs.logits, *outputs.aux), strict=True):
+        metrics[f"{head}_loss"] = cross_entropy(logits_BK, labels, loss.label_smoothing)
+        metrics[f"{head}_top1"] = jnp.mean(jnp.argmax(logits_BK, -1) == labels.label)
+    aux_losses = [metrics[f"{head}_loss"] for head in head_names(model)[1:]]
+    metrics["loss"] = metrics["main_loss"] + loss.aux_weight * sum(aux_losses)
+    return metrics["loss"], (updated, metrics)
+
+
 def train_step(
     state: TrainState,
     batch: Mapping[str, jax.Array],
@@ -81,11 +111,13 @@ def train_step(
     loss: LossConfig,
     accumulate: int = 1,
     axis_name: str | None = None,
+    virtual_shards: int | None = None,
 ) -> tuple[TrainState, Metrics]:
     """The state after one more step, and that step's metrics.
 
     The loss is that of the main head plus `loss.aux_weight` times each auxiliary head's (paper,
-    section 5). Weight decay is the optimiser's, not the loss's.
+    section 5). Weight decay is the optimiser's, not the loss's. Where loss, gradient or the new
+    parameters are not finite, nothing changes but the number of steps: see `keep_finite`.
 
     Args:
         batch: `image` (B, H, W, C) uint8 and `label` (B,) int32.
@@ -95,67 +127,36 @@ def train_step(
             then sees a part at a time.
         axis_name: under pmap or shard_map, the axis over which gradients are averaged; `batch` is
             then this device's share. None under jit, which averages by itself.
+        virtual_shards: parts of the global batch that are computed each by itself, under shard_map
+            over `axis_name`; see `gnet_jax.training.canonical`. None computes a share at once.
 
     Returns:
         The new state and float32 scalars: `loss`, per head `*_loss` and `*_top1` (a share of 1; of
-        a mixed image the label with the larger share counts), `learning_rate`, `grad_norm`.
+        a mixed image the label with the larger share counts), `learning_rate`, `grad_norm`, and
+        `skipped`, 1 where nothing changed.
     """
     augment_key, dropout_key = step_keys(state.rng, state.step)
-    offset = 0
-    if axis_name is not None:
-        device = jax.lax.axis_index(axis_name)
-        offset = device * batch["label"].shape[0]
-        dropout_key = jax.random.fold_in(dropout_key, device)
-    images_BHWC, labels = augment(batch["image"], batch["label"], augment_key, offset=offset)
+    gradient = partial(
+        _gradient, state, model=model, optimizer=optimizer, loss=loss, accumulate=accumulate
+    )
 
-    def loss_of(params, batch_stats, images_BHWC, labels, dropout_key):
-        # No gradient is computed for what is frozen, nor below it where all is.
-        params = jax.tree.map(
-            lambda x, still: jax.lax.stop_gradient(x) if still else x,
-            params,
-            select(params, optimizer.frozen),
-        )
-        outputs, updated = model.apply(
-            {"params": params, "batch_stats": batch_stats},
-            images_BHWC,
-            train=True,
-            rngs={"dropout": dropout_key},
-            mutable=["batch_stats"],
-        )
-        metrics = {}
-        for head, logits_BK in zip(head_names(model), (outputs.logits, *outputs.aux), strict=True):
-            metrics[f"{head}_loss"] = cross_entropy(logits_BK, labels, loss.label_smoothing)
-            metrics[f"{head}_top1"] = jnp.mean(jnp.argmax(logits_BK, -1) == labels.label)
-        aux_losses = [metrics[f"{head}_loss"] for head in head_names(model)[1:]]
-        metrics["loss"] = metrics["main_loss"] + loss.aux_weight * sum(aux_losses)
-        return metrics["loss"], (updated.get("batch_stats", {}), metrics)
+    def of_share(share, number, dropout_key):
+        offset = number * share["label"].shape[0]
+        inputs = augment(share["image"], share["label"], augment_key, offset=offset)
+        return gradient(*inputs, dropout_key)
 
-    gradient = jax.grad(loss_of, has_aux=True)
+    def of_numbered(share, number):
+        return of_share(share, number, jax.random.fold_in(dropout_key, number))
 
-    if accumulate == 1:
-        grads, (batch_stats, metrics) = gradient(
-            state.params, state.batch_stats, images_BHWC, labels, dropout_key
-        )
-    else:
-
-        def one_part(batch_stats, part):
-            images, labels, number = part
-            grads, (batch_stats, metrics) = gradient(
-                state.params, batch_stats, images, labels, jax.random.fold_in(dropout_key, number)
-            )
-            return batch_stats, (grads, metrics)
-
-        # Part p takes every accumulate-th example: each device's share then stays on that device.
-        def parts_of(x):
-            return x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1)
-
-        split = jax.tree.map(parts_of, (images_BHWC, labels))
-        parts = (*split, jnp.arange(accumulate))
-        batch_stats, stacked = jax.lax.scan(one_part, state.batch_stats, parts)
-        grads, metrics = jax.tree.map(lambda x: jnp.mean(x, axis=0), stacked)
-
-    if axis_name is not None:
+    if axis_name is None:
+        grads, batch_stats, metrics = of_share(batch, 0, dropout_key)
+    elif virtual_shards is None:
+        grads, batch_stats, metrics = of_numbered(batch, jax.lax.axis_index(axis_name))
         grads, metrics = jax.lax.pmean((grads, metrics), axis_name)
+    else:
+        grads, batch_stats, metrics = mean_over_shards(
+            of_numbered, batch, virtual_shards, axis_name
+        )
 
     metrics["learning_rate"] = jnp.asarray(optimizer.learning_rate(state.step), jnp.float32)
     metrics["grad_norm"] = optax.tree.norm(grads)
@@ -165,14 +166,88 @@ def train_step(
     if optimizer.averaging_rate is not None:
         own = {"params": params, "batch_stats": batch_stats}
         average = optax.incremental_update(own, average, optimizer.averaging_rate(state.step))
-    state = state.replace(
+    new = state.replace(
         step=state.step + 1,
         params=params,
         batch_stats=batch_stats,
         opt_state=opt_state,
         average=average,
     )
-    return state, metrics
+    return keep_finite(new, state, metrics)
+
+
+def _gradient(
+    state: TrainState,
+    images_BHWC: jax.Array,
+    labels: Labels,
+    dropout_key: jax.Array,
+    *,
+    model: GoogLeNet,
+    optimizer: Optimizer,
+    loss: LossConfig,
+    accumulate: int,
+) -> tuple[Any, Any, Metrics]:
+    """Gradient, new batch statistics and metrics of prepared images."""
+
+    def of_learning(params, *arguments):
+        # No gradient is computed for what is frozen, nor below it where all is.
+        params = jax.tree.map(
+            lambda x, still: jax.lax.stop_gradient(x) if still else x,
+            params,
+            select(params, optimizer.frozen),
+        )
+        value, (updated, metrics) = loss_of(params, *arguments, model=model, loss=loss)
+        return value, (updated.get("batch_stats", {}), metrics)
+
+    gradient = jax.grad(of_learning, has_aux=True)
+    if accumulate == 1:
+        grads, (batch_stats, metrics) = gradient(
+            state.params, state.batch_stats, images_BHWC, labels, dropout_key
+        )
+        return grads, batch_stats, metrics
+
+    def one_part(batch_stats, part):
+        images, labels, number = part
+        grads, (batch_stats, metrics) = gradient(
+            state.params, batch_stats, images, labels, jax.random.fold_in(dropout_key, number)
+        )
+        return batch_stats, (grads, metrics)
+
+    # Part p takes every accumulate-th example: each device's share then stays on that device.
+    def parts_of(x):
+        return x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1)
+
+    split = jax.tree.map(parts_of, (images_BHWC, labels))
+    parts = (*split, jnp.arange(accumulate))
+    batch_stats, stacked = jax.lax.scan(one_part, state.batch_stats, parts)
+    grads, metrics = jax.tree.map(lambda x: jnp.mean(x, axis=0), stacked)
+    return grads, batch_stats, metrics
+
+
+def keep_finite(new: TrainState, old: TrainState, metrics: Metrics) -> tuple[TrainState, Metrics]:
+    """`new` where it is finite; else `old`, whole, but for what counts the steps.
+
+    Looked at are the loss, the gradient, the new parameters and batch statistics: on CPUs the loss
+    can stay finite while gradients are not, and the statistics while the loss is. The counter of
+    the learning rate's schedule goes on with the step, so that the two never part.
+
+    Returns:
+        The state, and `metrics` with `skipped`: 1.0 where it is the old one.
+    """
+    size = optax.tree.norm((new.params, new.batch_stats))
+    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"] + size)
+
+    def counts_steps(x: Any) -> bool:
+        return isinstance(x, optax.ScaleByScheduleState)
+
+    kept = jax.tree.map(
+        lambda a, b: a if counts_steps(a) else jnp.where(finite, a, b),
+        new,
+        old,
+        is_leaf=counts_steps,
+    )
+    skipped = 1.0 - finite.astype(jnp.float32)
+    return kept.replace(step=new.step), metrics | {"skipped": skipped}
 
 
 def eval_step(

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from gnet_jax.config import Config
-from gnet_jax.training.checkpoint import Checkpoints, digest
+from gnet_jax.training.checkpoint import SavedSteps, digest
 from gnet_jax.weights.folder import CONFIG_FILE, ModelFolder
 from gnet_jax.weights.schema import SchemaError, from_json
 from gnet_jax.weights.start import prepare_run
@@ -55,16 +55,16 @@ def read_workdir(workdir: Path) -> ModelFolder:
 
     Raises:
         WeightsError: if there is no checkpoint, or the config cannot be read.
-        ConfigError, DataError: as `prepare_run`.
+        ConfigError, DataError: as `prepare_run`; or if the checkpoint is damaged.
     """
     config = read_config(workdir)
     run = prepare_run(config)
-    with Checkpoints(workdir / CHECKPOINTS, config.keep_latest) as checkpoints:
-        step = checkpoints.latest if checkpoints.best is None else checkpoints.best
-        if step is None:
-            raise WeightsError(f"{workdir} holds no finished checkpoint; train until one is saved")
-        top1 = checkpoints.top1().get(step)
-        state = checkpoints.restore(step, run.abstract_state())
+    saved = SavedSteps(workdir / CHECKPOINTS)
+    step = saved.latest if saved.best is None else saved.best
+    if step is None:
+        raise WeightsError(f"{workdir} holds no finished checkpoint; train until one is saved")
+    top1 = saved.top1().get(step)
+    state = saved.restore(step, run.abstract_state())
     own = {"params": state.params, "batch_stats": state.batch_stats}
     variables = jax.tree.map(np.asarray, state.average or own)
     names = list(run.train.class_names)

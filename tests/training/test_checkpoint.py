@@ -91,5 +91,5 @@ def test_a_damaged_checkpoint_is_named_with_the_step_to_go_on_from(state, tmp_pa
         checkpoints.save(2, state)
         checkpoints.wait()
         (tmp_path / "2" / "state" / "_METADATA").unlink()
-        with pytest.raises(ConfigError, match=r"checkpoint 2 in .* damaged; .* from step 1"):
+        with pytest.raises(ConfigError, match=r"checkpoint 2 in .* damaged: .* from step 1"):
             checkpoints.restore(2, abstract(state))

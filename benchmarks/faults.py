@@ -1,0 +1,195 @@
+"""Faults injected by the thousand: `python benchmarks/faults.py corrupt` or `... kill`.
+
+corrupt: each case damages one file of a checkpoint (cut, zeroed, deleted, one bit flipped; in every
+third case a file of the older checkpoint too) and restores. It must never give wrong data.
+kill: a run is killed with SIGKILL at random moments, again and again, and started anew; its final
+state must have the bits of a run that nobody killed.
+"""
+
+import argparse
+import collections
+import itertools
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+KINDS = ("cut", "zeroed", "deleted", "flipped")
+
+
+def damage(file: Path, kind: str, generator: np.random.Generator) -> None:
+    """Do one kind of damage to a file. An empty one is deleted whatever the kind."""
+    content = bytearray(file.read_bytes())
+    if kind == "deleted" or not content:
+        file.unlink()
+        return
+    if kind == "cut":
+        content = content[: generator.integers(len(content))]
+    elif kind == "zeroed":
+        content = bytearray(len(content))
+    else:
+        content[generator.integers(len(content))] ^= 1 << generator.integers(8)
+    file.write_bytes(content)
+
+
+def corrupt(cases: int, folder: Path, seed: int = 0) -> collections.Counter[str]:
+    """What became of so many damaged checkpoints: "newest", "older" or "stopped", counted.
+
+    Raises:
+        AssertionError: if a restored state is not, to the bit, what was saved as that step.
+    """
+    import jax
+
+    from gnet_jax.config import ConfigError
+    from gnet_jax.training.checkpoint import Checkpoints, digest
+    from gnet_jax.training.sharding import data_mesh, replicated
+
+    generator, whole = np.random.default_rng(seed), replicated(data_mesh())
+    states = {}
+    for step in (1, 2):
+        arrays = {
+            "step": np.int32(step),
+            "rng": generator.integers(0, 2**32, 2, np.uint32),
+            "params": {"kernel": generator.normal(size=(3, 3, 8, 16)).astype(np.float32)},
+            "zeros": np.zeros((64, 8), np.float32),  # Orbax reads what is missing as zeros
+        }
+        states[step] = jax.tree.map(jax.numpy.asarray, arrays)
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), states[1]
+    )
+    shutil.rmtree(folder, ignore_errors=True)
+    with Checkpoints(folder / "whole", keep_latest=2) as checkpoints:
+        for step, state in states.items():
+            checkpoints.save(step, state)
+    expected = {step: digest(state) for step, state in states.items()}
+    files = {
+        step: sorted(
+            path.relative_to(folder / "whole")
+            for path in (folder / "whole" / str(step)).rglob("*")
+            if path.is_file()
+        )
+        for step in states
+    }
+    outcomes: collections.Counter[str] = collections.Counter()
+    for case in range(cases):
+        broken = folder / "broken"
+        shutil.copytree(folder / "whole", broken)
+        kind = KINDS[case // len(files[2]) % len(KINDS)]
+        damage(broken / files[2][case % len(files[2])], kind, generator)
+        if case % 3 == 2:
+            damage(broken / generator.choice(files[1]), generator.choice(KINDS), generator)
+        with Checkpoints(broken, keep_latest=2, tell=lambda _: None) as checkpoints:
+            try:
+                found = checkpoints.restore_newest(abstract)
+            except ConfigError:
+                outcomes["stopped"] += 1
+            else:
+                assert found is not None, f"case {case}: nothing found, nothing said"
+                step, state = found
+                assert digest(state) == expected[step], f"case {case}: wrong data as step {step}"
+                outcomes["newest" if step == 2 else "older"] += 1
+        shutil.rmtree(broken)
+    return outcomes
+
+
+def run_to_the_end(workdir: Path, cache: Path, epochs: float, save_every_steps: int) -> None:
+    """Train a tiny network in `workdir` from where it stands; for a process of its own."""
+    os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+    sys.stdout = sys.stderr = (workdir.parent / f"{workdir.name}.log").open("a")
+
+    import jax
+
+    from gnet_jax.training.loop import train
+    from tests.tiny import tiny_run
+
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+    workdir.mkdir(exist_ok=True)
+    train(tiny_run(workdir, epochs=epochs, save_every_steps=save_every_steps), workdir)
+
+
+def committed(workdir: Path) -> int:
+    """The newest committed step, 0 before the first."""
+    names = [path.name for path in (workdir / "checkpoints").glob("*")]
+    return max((int(name) for name in names if name.isdigit()), default=0)
+
+
+def kill(times: int, folder: Path, seed: int | None = None) -> dict[str, int]:
+    """Kill a run so many times behind a new checkpoint, and compare its end with a quiet run's.
+
+    Returns:
+        `kills`, and `steps` of the run.
+
+    Raises:
+        AssertionError: if a start did not go on from the newest committed step, or the bits differ.
+    """
+    from gnet_jax.training.checkpoint import Checkpoints, digest
+    from tests.tiny import tiny_run
+
+    # Processes are forked from one that has imported everything: they begin within a second or two.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["gnet_jax.training.loop", "tests.tiny"])
+    generator = np.random.default_rng(seed)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    epochs = times * 8 / 44
+    steps, final = 0, []
+    for name, kills in (("whole", 0), ("killed", times)):
+        workdir, before = folder / name, 0
+        for left in range(kills, -1, -1):
+            every = 3 if kills else 10**6
+            arguments = (workdir, folder / "cache", epochs, every)
+            process = context.Process(target=run_to_the_end, args=arguments)
+            process.start()
+            while left and process.is_alive() and committed(workdir) <= before:
+                time.sleep(0.01)
+            if left:
+                time.sleep(generator.uniform(0, 0.3))
+                assert process.is_alive(), (folder / f"{name}.log").read_text()[-2000:]
+                process.kill()
+            process.join()
+            assert left or process.exitcode == 0, (folder / f"{name}.log").read_text()[-2000:]
+            before = committed(workdir)
+            starts = json.loads((workdir / "run.json").read_text())["starts"]
+            assert left == 0 or len(starts) == kills - left + 1
+        run = tiny_run(workdir, epochs=epochs)
+        with Checkpoints(workdir / "checkpoints", keep_latest=2) as checkpoints:
+            assert checkpoints.latest == run.total_steps
+            final.append(digest(checkpoints.restore(run.total_steps, run.abstract_state())))
+        begun = [start["step"] for start in starts]
+        assert all(a < b for a, b in itertools.pairwise(begun)), begun
+        steps = run.total_steps
+    assert final[0] == final[1], "the bits differ"
+    return {"kills": times, "steps": steps}
+
+
+def main() -> None:
+    """Run the fault that the command line names, and print what came of it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("corrupt").add_argument("--cases", type=int, default=1000)
+    commands.add_parser("kill").add_argument("--times", type=int, default=200)
+    arguments = parser.parse_args()
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        if arguments.command == "corrupt":
+            outcomes = corrupt(arguments.cases, Path(folder) / "corrupt")
+            text = ", ".join(f"{outcomes[name]} {name}" for name in ("newest", "older", "stopped"))
+            print(f"{arguments.cases} damaged checkpoints: {text}; wrong data in none", end="")
+        else:
+            done = kill(arguments.times, Path(folder) / "kill")
+            print(f"{done['kills']} kills of a run of {done['steps']} steps: same bits", end="")
+    print(f" ({time.perf_counter() - began:.0f} s)")
+
+
+if __name__ == "__main__":
+    main()

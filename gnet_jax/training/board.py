@@ -1,0 +1,54 @@
+"""TensorBoard's event files, written so that a full disk ends neither the writer nor the run."""
+
+import contextlib
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
+
+
+class Board:
+    """Scalars in the folder `folder`.
+
+    tensorboardX's own `SummaryWriter` writes in a thread, which a full disk ends; its queue then
+    blocks the run. Points of earlier event files from `purge_step` on are hidden.
+    """
+
+    def __init__(self, folder: Path, purge_step: int) -> None:
+        self._folder = folder
+        self._purge_step = purge_step
+        self._writer: EventsWriter | None = None
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """Add one point to the curve of each value.
+
+        Raises:
+            OSError: if they cannot be written; the next call begins another file.
+        """
+        try:
+            if self._writer is None:
+                self._writer = self._begun()
+            for name, value in values.items():
+                summary = scalar(name, value)
+                self._writer.write_event(Event(step=step, wall_time=time.time(), summary=summary))
+            self._writer.flush()
+        except OSError:
+            with contextlib.suppress(OSError):  # it tries once more what has just failed
+                self.close()
+            self._writer = None
+            raise
+
+    def _begun(self) -> EventsWriter:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        writer = EventsWriter(str(self._folder / "events"), f".{time.time_ns()}")
+        start = SessionLog(status=SessionLog.START)
+        writer.write_event(Event(step=self._purge_step, session_log=start))
+        return writer
+
+    def close(self) -> None:
+        """Finish the file."""
+        if self._writer is not None:
+            self._writer.close()

@@ -1,0 +1,76 @@
+"""Numerics that do not depend on the number of devices: every bit, not only the first digits.
+
+A sum of floats depends on its order, and a fast program orders its sums by how the batch lies on
+the devices. Here the global batch is cut into virtual shards, as many whatever the devices. Each is
+computed by itself, by the same program, with keys of its own; then all are added in one fixed
+order, a binary tree. A device adds the branch of the tree that its shards are, and the rest is
+added by every device alike.
+
+It holds where one device computes the same bits as another: on one kind of chip, with one version
+of the compiler; on CPUs, with one number of cores.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gnet_jax.config import ConfigError
+
+
+def mean_over_shards(
+    function: Callable[[Any, jax.Array], Any], batch: Any, shards: int, axis_name: str
+) -> Any:
+    """The mean of `function(shard, number)` over all virtual shards of the global batch.
+
+    Args:
+        function: from a shard of `batch`, and its number in the global batch, to a tree of floats.
+        batch: this device's share, under shard_map.
+        shards: of the global batch; a power of two, as is the number of devices.
+        axis_name: the mesh axis over which the batch is split.
+    """
+    devices = jax.lax.psum(1, axis_name)
+    local = shards // devices
+    parts = jax.tree.map(lambda x: x.reshape(local, -1, *x.shape[1:]), batch)
+    numbers = jax.lax.axis_index(axis_name) * local + jnp.arange(local)
+    results = jax.lax.map(lambda each: function(*each), (parts, numbers))
+    sums = jax.lax.all_gather(jax.tree.map(tree_sum, results), axis_name)
+    means = jax.tree.map(lambda x: tree_sum(x) / shards, sums)
+    # What follows is to be compiled alike, whatever came before: fused, it could round otherwise.
+    return jax.lax.optimization_barrier(means)
+
+
+def tree_sum(x: jax.Array) -> jax.Array:
+    """The sum over the first axis, of a length that is a power of two: neighbours first."""
+    while x.shape[0] > 1:
+        x = x[0::2] + x[1::2]
+    return x[0]
+
+
+def check_virtual_shards(batch_size: int, shards: int, devices: int, parts: int) -> None:
+    """Refuse shards that do not divide: over the devices, or the batch over them.
+
+    Args:
+        batch_size: the global one.
+        shards: the virtual ones of the whole batch.
+        devices: of the whole job.
+        parts: that each shard is cut into: accumulation, and pairs where images are mixed.
+
+    Raises:
+        ConfigError: naming both numbers and what works.
+    """
+    if devices & (devices - 1):
+        raise ConfigError(
+            f"numerics canonical needs a power of two of devices, but there are {devices}"
+        )
+    if shards % (2 * devices):
+        raise ConfigError(
+            f"virtual_shards is {shards}, but {devices} devices need 2 or more each, all as many; "
+            f"use {2 * devices} or a larger power of two"
+        )
+    if batch_size % (shards * parts):
+        into = f"{shards} virtual shards" + (f" of parts of {parts}" if parts > 1 else "")
+        low = batch_size // (shards * parts) * shards * parts
+        near = f"{low} or {low + shards * parts}" if low else f"{shards * parts}"
+        raise ConfigError(f"batch_size {batch_size} does not divide into {into}; use {near}")
