@@ -3,26 +3,36 @@
 import contextlib
 import dataclasses
 import math
-import os
-import signal
 import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import jax
+import numpy as np
 
 from gnet_jax.config import UserError
 from gnet_jax.data import eval_batches
+from gnet_jax.training.agreement import together
 from gnet_jax.training.checkpoint import Checkpoints
 from gnet_jax.training.damage import Damage
 from gnet_jax.training.feed import training_batches
 from gnet_jax.training.guard import DeadHeadGuard, patience_of
+from gnet_jax.training.hosts import ending_together
 from gnet_jax.training.record import add_start, locked
 from gnet_jax.training.report import Meter, Reporter, duration
 from gnet_jax.training.run import Run
 from gnet_jax.training.sharding import compile_eval_step, compile_train_step, put_batches
 from gnet_jax.training.step import TrainState, head_names
+from gnet_jax.training.stop import (
+    Ahead,
+    Spared,
+    StopRequest,
+    Vote,
+    abstract_flag,
+    voting_eval_step,
+    voting_train_step,
+)
 
 
 class TrainingError(RuntimeError):
@@ -34,41 +44,12 @@ class Result:
     """How a run ended."""
 
     step: int
-    signal: int | None  # the signal that stopped it early
+    signal: int | None  # the signal, to this host or another, that stopped it early
     val: dict[str, float]  # of the last evaluation; empty if there was none
     heads: dict[str, float]  # the last reported training metrics
     best: tuple[int, float] | None  # step and top-1 of the best evaluation that is kept
     checkpoint: Path
     seconds: float
-
-
-class StopRequest:
-    """SIGINT, SIGTERM and SIGHUP ask the loop to save and stop; a second one ends it at once.
-
-    SIGHUP stays ignored where it was, as under nohup.
-    """
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        self._old: dict[int, Any] = {}
-
-    def __enter__(self) -> Self:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
-                continue
-            self._old[number] = signal.signal(number, self._asked)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-    def _asked(self, number: int, _frame: object) -> None:
-        self.signal = number
-        # os.write, for print may be interrupted inside itself
-        os.write(2, b"\nsaving as soon as what is under way is done; once more ends it at once\n")
-        for each in self._old:
-            signal.signal(each, signal.SIG_DFL)
 
 
 def train(run: Run, workdir: Path) -> Result:
@@ -83,7 +64,9 @@ def train(run: Run, workdir: Path) -> Result:
     config, began = run.config, time.perf_counter()
     main = jax.process_index() == 0
     hold = locked(workdir) if main else contextlib.nullcontext()
-    with hold, Checkpoints(workdir / "checkpoints", config.keep_latest) as checkpoints:
+    with contextlib.ExitStack() as held:
+        together(lambda: held.enter_context(hold))
+        checkpoints = held.enter_context(Checkpoints(workdir / "checkpoints", config.keep_latest))
         start = checkpoints.latest
         if start is None:
             start, state = 0, run.initial_state()
@@ -93,10 +76,11 @@ def train(run: Run, workdir: Path) -> Result:
             add_start(workdir, start)
         reporter = Reporter(workdir, start_step=start, total_steps=run.total_steps, enabled=main)
         damage = Damage(run, workdir, reporter, start)
-        with reporter, StopRequest() as stop:
+        with reporter, StopRequest() as request, ending_together(TrainingError):
             if 0 < start < run.total_steps:
                 reporter.say(f"resuming behind step {start} of {run.total_steps}")
-            state, val, heads = _steps(run, state, start, checkpoints, reporter, damage, stop)
+            vote = Vote(run.mesh, request)
+            state, val, heads = _steps(run, state, start, checkpoints, reporter, damage, vote)
         step = int(state.step)
         checkpoints.save(step, state)
         checkpoints.wait()
@@ -104,7 +88,7 @@ def train(run: Run, workdir: Path) -> Result:
         best = checkpoints.best
         return Result(
             step=step,
-            signal=stop.signal if step < run.total_steps else None,
+            signal=vote.code or None,
             val=val,
             heads=heads,
             best=None if best is None else (best, scores[best]),
@@ -120,44 +104,49 @@ def _steps(
     checkpoints: Checkpoints,
     reporter: Reporter,
     damage: Damage,
-    stop: StopRequest,
+    vote: Vote,
 ) -> tuple[TrainState, dict[str, float], dict[str, float]]:
     """Every step from `start` on: the final state, its evaluation, the last training metrics."""
     config, total = run.config, run.total_steps
     val: dict[str, float] = {}
     heads: dict[str, float] = {}
-    evaluate = Evaluator(run, damage)
-    if start >= total:
-        if start not in checkpoints.top1():  # it was stopped between its last step and the result
-            val = evaluate(state)
+    evaluate = Evaluator(run, damage, vote)
+
+    def evaluation_due(step: int) -> bool:
+        return step == total or _crosses(step, config.eval_every_epochs * run.steps_per_epoch)
+
+    # It was stopped between a step and that step's evaluation.
+    if start and evaluation_due(start) and start not in checkpoints.top1():
+        val = evaluate(start, state)
+        if val:
             reporter.evaluation(start, val, best=False)
+    if start >= total or vote.code:
         return state, val, heads
     best = max(checkpoints.top1().values(), default=-1.0)
     reporter.say("compiling the training step, about a minute the first time ...")
     compiling = time.perf_counter()
-    step_fn = compile_train_step(run.mesh, run.train_step(), state, run.abstract_batch())
+    batch = run.abstract_batch() | abstract_flag(run.mesh)
+    step_fn = compile_train_step(run.mesh, voting_train_step(run.train_step()), state, batch)
     reporter.say(f"compiled in {duration(time.perf_counter() - compiling)}")
 
     batches = _train_batches(run, start, damage)
+    with _kept(checkpoints, start, state):
+        ahead = Ahead(batches, start, total, damage)
     meter, pending, guard = Meter(), None, _guard(run)
     for step in range(start + 1, total + 1):
-        damage.step = step
-        with _kept(checkpoints, step - 1, state):
-            batch = next(batches)
-        state, metrics = step_fn(state, batch)
+        batch = ahead.take()
+        state, metrics = step_fn(state, batch | vote.flag(ahead.fault))
         # The metrics of the step before are fetched while the device works on this one.
         if pending is not None:
-            meter.add(_finite(step - 1, pending))
+            meter.add(_finite(step - 1, vote.read(step - 1, pending)))
         pending = metrics
         checkpoints.check()
 
-        evaluation_due = step == total or _crosses(
-            step, config.eval_every_epochs * run.steps_per_epoch
-        )
         save_due = step % config.save_every_steps == 0
-        stopping = stop.signal is not None and step < total
-        if step % config.log_every_steps == 0 or evaluation_due or save_due or stopping:
-            meter.add(_finite(step, pending))
+        stopping = vote.ends(step) and step < total
+        due = evaluation_due(step)
+        if step % config.log_every_steps == 0 or due or save_due or stopping:
+            meter.add(_finite(step, vote.read(step, pending)))
             pending = None
         if step % config.log_every_steps == 0 or step == total:
             means, seconds = meter.read()
@@ -173,11 +162,15 @@ def _steps(
                     checkpoints.save(step, state)
                     raise TrainingError(f"step {step}: {problem}. The step is saved")
         if stopping:
+            with _kept(checkpoints, step, state):
+                together(ahead.check)
             break
         paused = time.perf_counter()
-        if evaluation_due:
+        if due:
             with _kept(checkpoints, step, state):
-                val = evaluate(state)
+                val = evaluate(step, state)
+            if not val:
+                break
             reporter.evaluation(step, val, val["val/top1"] >= best)
             best = max(best, val["val/top1"])
             checkpoints.save(step, state, val["val/top1"])
@@ -191,16 +184,24 @@ def _steps(
 class Evaluator:
     """Counts the whole validation set, every example once; compiles at its first call."""
 
-    def __init__(self, run: Run, damage: Damage) -> None:
-        self._run, self._damage = run, damage
-        self._step: Callable[..., Any] = compile_eval_step(run.mesh, run.eval_step())
+    def __init__(self, run: Run, damage: Damage, vote: Vote) -> None:
+        self._run, self._damage, self._vote = run, damage, vote
+        self._step: Callable[..., Any] = compile_eval_step(
+            run.mesh, voting_eval_step(run.eval_step())
+        )
 
-    def __call__(self, state: TrainState) -> dict[str, float]:
+    def __call__(self, step: int, state: TrainState) -> dict[str, float]:
         """`val/count`, `val/top1`, `val/top5` (shares of 1) and `val/loss` for `state`.
 
-        Damaged images are left out of all of them.
+        Damaged images are left out of all of them. Empty where a signal to any host cut it short.
         """
-        run, d = self._run, self._run.config.data
+        run, d, vote = self._run, self._run.config.data, self._vote
+        self._damage.step = step
+        share = run.eval_batch_size // jax.process_count()
+        empty = {
+            name: np.zeros((share, *x.shape[1:]), x.dtype)
+            for name, x in run.abstract_batch().items()
+        }
         batches = eval_batches(
             run.val,
             batch_size=run.eval_batch_size,
@@ -210,9 +211,14 @@ class Evaluator:
             hosts=jax.process_count(),
             bad=self._damage.val,
         )
+        spared = Spared(batches, empty)
         sums: dict[str, float] = {}
-        for batch in put_batches(batches, run.mesh, run.eval_batch_size):
-            for name, value in jax.device_get(self._step(state, batch)).items():
+        for batch in put_batches(spared, run.mesh, run.eval_batch_size):
+            found = jax.device_get(self._step(state, batch | vote.flag(spared.fault)))
+            if vote.cut_short(found):
+                together(spared.check)
+                return {}
+            for name, value in found.items():
                 sums[name] = sums.get(name, 0) + value.item()
         count = sums.pop("count")
         self._damage.say_left_out(len(run.val) - int(count))
