@@ -62,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
         supervised = ACKNOWLEDGE in os.environ
         if (launch.supervise or launch.supervise_preempted) and not supervised:
             check(config)
-            again = [sys.executable, os.path.abspath(__file__), *arguments]
+            again = [sys.executable, *sys.orig_argv[1:]]
             checkpoints = Path(config.workdir).expanduser() / "checkpoints"
             return Supervisor(again, checkpoints, launch).run()
         return run(config, launch, arguments)

@@ -1,7 +1,8 @@
-"""Runs over real processes on this machine, for tests: `python train.py`, as a user starts it.
+"""Runs over real processes on this machine: train.py as a user starts it, on three blocks.
 
 The processes meet over gloo on loopback, each with some virtual CPU devices. Programs are compiled
 without optimisation and kept in a folder that all runs of a test session share.
+`python -m tests.training.processes` is what each of them runs: train.py, the network cut down.
 """
 
 import dataclasses
@@ -16,8 +17,12 @@ from pathlib import Path
 from gnet_jax.training.supervise import newest_step
 
 ROOT = Path(__file__).parents[2]
-RECIPE = Path(__file__).parent / "hosts_recipe.py"
-# One thread a process: the bits of a CPU's sums may depend on their number.
+# Of the digits recipe, what every run has otherwise: seconds to compile, milliseconds a step.
+RECIPE = (
+    *("--batch-size", "16", "--eval-batch-size", "104", "--log-every-steps", "1"),
+    *("--model.variant", "paper", "--model.aux-after", "4a", "--data.threads", "1"),
+    *("--optim.learning-rate", "0.01", "--optim.warmup-epochs", "0"),
+)
 FLAGS = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}"
 
 
@@ -77,17 +82,17 @@ def start(
     processes: int = 1,
     devices: int = 4,
     of_host: Sequence[Sequence[str]] = (),
-    environment: dict[str, str] | None = None,
+    module: str = "tests.training.processes",
 ) -> Hosts:
     """A run of `processes` processes with `devices` devices each.
 
     Args:
         arguments: of train.py, for all processes.
         of_host: further arguments of each process.
-        environment: further variables, for all of them.
+        module: what each process runs.
     """
     port = free_port()
-    kept = os.environ | {
+    environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": FLAGS.format(devices=devices),
         "JAX_COMPILATION_CACHE_DIR": str(workdir.parent.parent / "xla"),
@@ -97,7 +102,8 @@ def start(
     workdir.parent.mkdir(parents=True, exist_ok=True)
     started, outputs = [], []
     for number in range(processes):
-        command = [sys.executable, "train.py", str(RECIPE), "--workdir", str(workdir), *arguments]
+        command = [sys.executable, "-m", module, "--workdir", str(workdir)]
+        command += [*RECIPE, *arguments]
         if processes > 1:
             command += ["--coordinator", f"localhost:{port}", "--num-processes", str(processes)]
             command += ["--process-id", str(number)]
@@ -108,9 +114,23 @@ def start(
                 subprocess.Popen(
                     command,
                     cwd=ROOT,
-                    env=kept | (environment or {}),
+                    env=environment,
                     stdout=output,
                     stderr=subprocess.STDOUT,
                 )
             )
     return Hosts(started, outputs, workdir)
+
+
+def main() -> int:
+    """train.py with three blocks at a sixteenth of the width, whatever the config names."""
+    import gnet_jax.training.run
+    import train
+    from tests.tiny import tiny_arch
+
+    gnet_jax.training.run.architecture = lambda variant, *_, **__: tiny_arch(variant)
+    return train.main(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
