@@ -84,7 +84,7 @@ def run(config: Config | UserError, launch: Launch, arguments: Sequence[str]) ->
 
     from gnet_jax.data import order_fingerprint
     from gnet_jax.training.agreement import compare, identity, open_shared_workdir, together
-    from gnet_jax.training.hosts import EXIT_LOST, HostsError, start
+    from gnet_jax.training.hosts import EXIT_LOST, HostsError, ending_together, start
     from gnet_jax.training.loop import TrainingError, train
     from gnet_jax.training.sharding import use_compilation_cache
     from gnet_jax.weights.start import prepare_run
@@ -103,13 +103,14 @@ def run(config: Config | UserError, launch: Launch, arguments: Sequence[str]) ->
     try:
         start(launch)
         use_compilation_cache()
-        ready, fingerprints = together(prepared)
-        compare(identity(ready, fingerprints))
-        workdir = open_shared_workdir(ready.config, fingerprints)
         first = jax.process_index() == 0
-        if first:
-            print_plan(ready, workdir)
-        result = train(ready, workdir)
+        with ending_together(TrainingError):
+            ready, fingerprints = together(prepared)
+            compare(identity(ready, fingerprints))
+            workdir = open_shared_workdir(ready.config, fingerprints)
+            if first:
+                print_plan(ready, workdir)
+            result = train(ready, workdir)
     except HostsError as error:
         print(f"train.py: error: {error}", file=sys.stderr)
         return EXIT_LOST

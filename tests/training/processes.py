@@ -58,6 +58,13 @@ class Hosts:
         """What a process has printed so far."""
         return self.outputs[host].read_text()
 
+    def lines(self, host: int = 0) -> list[str]:
+        """The lines of it, but those of Gloo, which speaks of its own accord."""
+        lines = self.text(host).splitlines()
+        return [
+            line for line in lines if line and "[Gloo]" not in line and "peer ranks" not in line
+        ]
+
     def wait_for(self, text: str, host: int = 0, seconds: float = 300) -> None:
         """Return once a process has printed `text`."""
         self._until(lambda: text in self.text(host), seconds)

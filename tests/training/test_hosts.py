@@ -93,9 +93,8 @@ def finished(folder, data):
         run = start(folder / name, *SHORT, *data, processes=processes, devices=devices)
         codes = run.wait()
         assert codes == [0] * processes, run.text()
-        for host in range(1, processes):  # only the first one speaks; Gloo does as it likes
-            spoken = [line for line in run.text(host).splitlines() if "[Gloo]" not in line]
-            assert spoken == []
+        for host in range(1, processes):
+            assert run.lines(host) == []  # only the first one speaks
     return folder
 
 
@@ -176,7 +175,7 @@ def test_what_differs_between_hosts_ends_all_of_them_in_one_sentence(
     run = start(workdir, *SHORT, *data, processes=2, devices=1, of_host=[(), own])
     assert run.wait() == [2, 2], run.text(0) + run.text(1)
     for host, sentence in enumerate((by_others, told)):
-        errors = [line for line in run.text(host).splitlines() if "[Gloo]" not in line]
+        errors = run.lines(host)
         assert len(errors) == 1
         assert errors[0].startswith("train.py: error: ")
         assert sentence in errors[0]
@@ -274,24 +273,26 @@ def test_a_killed_or_stopped_process_ends_the_other_within_35_s(preempted, data,
     restored(preempted[0], *ENDLESS, *data)
 
 
-def test_a_supervised_run_that_is_killed_starts_again_and_is_told_to_stop(folder, data):
+def test_supervised_hosts_start_again_when_one_is_killed_and_stop_when_one_is_told(folder, data):
     workdir = folder / "supervised"
-    run = start(workdir, *ENDLESS, *data, "--supervise", "--restart-delay", "0.1", devices=2)
+    supervised = ("--supervise", "--restart-delay", "0.1")
+    run = start(workdir, *ENDLESS, *data, *supervised, processes=2, devices=2)
     run.wait_for_step(4)
-    found = subprocess.run(
-        ["pgrep", "-P", str(run.processes[0].pid)], capture_output=True, text=True, check=True
-    )
+    supervisor = str(run.processes[1].pid)
+    found = subprocess.run(["pgrep", "-P", supervisor], capture_output=True, text=True, check=True)
     os.kill(int(found.stdout), signal.SIGKILL)
-    run.wait_for("train.py: supervisor: the run ended with exit code 137 (SIGKILL); newest")
+    ended = "train.py: supervisor: the run ended with exit code"
+    run.wait_for(f"{ended} 137 (SIGKILL); newest checkpoint: ", host=1)
+    run.wait_for(f"{ended} 3, as it lost another host; newest checkpoint: ", host=0)
     run.wait_for("resuming behind step")
     run.wait_for_step(newest_step(workdir / "checkpoints") + 1)
     run.processes[0].send_signal(signal.SIGTERM)
-    assert run.wait(60) == [143], run.text()
+    assert run.wait(60) == [143, 143], run.text()
     first, second = json.loads((workdir / "run.json").read_text())["starts"]
     assert first["restart"] is None
     assert second["restart"]["number"] == 1
     assert second["restart"]["step"] == second["step"] >= 4
-    assert "exit code 137 (SIGKILL)" in second["restart"]["after"]
+    assert "lost another host" in second["restart"]["after"]
     assert f"stopped by SIGTERM; step {newest_step(workdir / 'checkpoints')} " in run.text()
 
 
