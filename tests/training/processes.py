@@ -50,9 +50,13 @@ class Hosts:
                 for process in self.processes
             ]
         finally:
-            for process in self.processes:
-                process.kill()  # also of a stopped one
-                process.wait()
+            self.end()
+
+    def end(self) -> None:
+        """Kill those that are left, stopped ones too."""
+        for process in self.processes:
+            process.kill()
+            process.wait()
 
     def text(self, host: int = 0) -> str:
         """What a process has printed so far."""

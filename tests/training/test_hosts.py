@@ -182,6 +182,24 @@ def test_what_differs_between_hosts_ends_all_of_them_in_one_sentence(
     assert not (workdir / "checkpoints").exists()
 
 
+def test_a_process_whose_others_do_not_come_ends_in_one_sentence(folder, data):
+    one, two = (("--process-id", str(number), "--num-processes", "3") for number in (0, 1))
+    run = start(
+        folder / "waiting",
+        *data,
+        "--start-timeout",
+        "2",
+        processes=2,
+        devices=1,
+        of_host=[one, two],
+    )
+    assert run.wait(60) == [3, 3]
+    for host in (0, 1):
+        (sentence,) = run.lines(host)
+        assert sentence.startswith(f"train.py: error: process {host} of 3 at localhost:")
+        assert "waited 2 s for the others; start all of them" in sentence
+
+
 def encoded_digits(data, file, damaged):
     """The digits as PNG files in one array a split, one training image cut short."""
     with np.load(data[1].removeprefix("npz:")) as arrays:
@@ -265,7 +283,7 @@ def test_a_killed_or_stopped_process_ends_the_other_within_35_s(preempted, data,
     code = run.processes[1 - host].wait(60)
     seconds = time.monotonic() - sent
     print(f"{number} of process {host} to the exit of the other, with {code}: {seconds:.1f} s")
-    run.wait(0)
+    run.end()
     assert code in (3, -signal.SIGABRT), run.text(1 - host)
     assert seconds < 35
     text = run.text(1 - host)
@@ -312,9 +330,7 @@ def test_a_canonical_run_ends_with_the_same_bits_over_any_chain_of_shapes(folder
         before = newest_step(workdir / "checkpoints")
         run = start(workdir, *CHAIN, *data, processes=processes, devices=devices)
         run.wait_for_step(before + 1)
-        for process in run.processes:
-            process.kill()
-        run.wait()
+        run.end()
         assert before < newest_step(workdir / "checkpoints") < 16
     run = start(workdir, *CHAIN, *data, devices=1)
     assert run.wait() == [0], run.text()
