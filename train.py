@@ -1,22 +1,39 @@
 """Train a GoogLeNet: `python train.py [CONFIG] [--workdir DIR] [--field.path value ...]`.
 
 CONFIG is a recipe's name (`digits`, the default) or a Python file with a `get_config()`. The same
-command again goes on where it stopped. Exit codes: 0 done, 2 a mistake in the command, 1 numbers
-that are no longer finite, a last checkpoint that could not be written (or heads that do not learn,
-where dead_heads is "stop"), 128 + n stopped
-by signal n after saving (130: Ctrl-C, 143: SIGTERM). Data that turn out damaged end the run with 2,
-after saving.
+command again goes on where it stopped. Over several hosts, every host is given the same command
+(docs/reliability.md), and they end alike, with the same code:
+
+0 done
+1 numbers that are no longer finite, a last checkpoint that could not be written (or heads that do
+  not learn, where dead_heads is "stop"); also any error that nobody foresaw, after its traceback
+2 a mistake in the command, or data that turn out damaged, after saving
+3 the hosts did not find each other, or lost one
+128 + n stopped by signal n to any host, after saving (129: hang-up, 130: Ctrl-C, 143: SIGTERM)
+134 JAX ended this host, as another had not answered for 15 s
+
+`--supervise` starts a run again that ended with 1, 3, 134 or by another signal.
 """
 
+import dataclasses
 import os
 import shlex
 import shutil
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from gnet_jax.config import Config, UserError
-from gnet_jax.config.command import parse_config
+from gnet_jax.config import Config, ConfigError, UserError, check
+from gnet_jax.config.command import parse_command, parse_launch
+from gnet_jax.config.launch import Launch
+from gnet_jax.training.cluster import joins
+from gnet_jax.training.supervise import ACKNOWLEDGE, Supervisor
+
+if TYPE_CHECKING:
+    from gnet_jax.training.loop import Result
+    from gnet_jax.training.run import Run
 
 
 def parse(arguments: Sequence[str]) -> Config:
@@ -25,14 +42,30 @@ def parse(arguments: Sequence[str]) -> Config:
     Raises:
         ConfigError: if there is no such recipe.
     """
-    return parse_config(arguments, "train.py")
+    return parse_command(arguments, "train.py").config
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command line; returns the exit code."""
     try:
-        config = parse(arguments)
-        return run(config, arguments)
+        try:
+            command = parse_command(arguments, "train.py")
+        except ConfigError as error:
+            launch = parse_launch(arguments)
+            if not joins(launch):
+                raise
+            # The others may be without it, and wait: they are told, if they are there.
+            print(f"train.py: telling the other hosts: {error}", file=sys.stderr, flush=True)
+            brief = dataclasses.replace(launch, start_timeout=min(launch.start_timeout, 30))
+            return run(error, brief, arguments)
+        config, launch = command.config, command.launch
+        supervised = ACKNOWLEDGE in os.environ
+        if (launch.supervise or launch.supervise_preempted) and not supervised:
+            check(config)
+            again = [sys.executable, *sys.orig_argv[1:]]
+            checkpoints = Path(config.workdir).expanduser() / "checkpoints"
+            return Supervisor(again, checkpoints, launch).run()
+        return run(config, launch, arguments)
     except UserError as error:
         print(f"train.py: error: {error}", file=sys.stderr)
         return 2
@@ -41,27 +74,62 @@ def main(arguments: Sequence[str]) -> int:
         return 130
 
 
-def run(config: Config, arguments: Sequence[str]) -> int:
-    """Train as `config` says, and tell what is going on; returns the exit code."""
+def run(config: Config | UserError, launch: Launch, arguments: Sequence[str]) -> int:
+    """Train as `config` says, and tell what is going on; returns the exit code.
+
+    A mistake in place of a config is told to the other hosts, where there are any, and raised.
+    """
     # Imported here, so that --help and a typo answer at once.
+    import jax
+
     from gnet_jax.data import order_fingerprint
-    from gnet_jax.lab.ledger import network_ledger
-    from gnet_jax.training.finetune import layers
+    from gnet_jax.training.agreement import compare, identity, open_shared_workdir, together
+    from gnet_jax.training.hosts import EXIT_LOST, HostsError, ending_together, start
     from gnet_jax.training.loop import TrainingError, train
-    from gnet_jax.training.record import open_workdir
-    from gnet_jax.training.report import duration, goodput_line
     from gnet_jax.training.sharding import use_compilation_cache
     from gnet_jax.weights.start import prepare_run
 
-    use_compilation_cache()
-    run = prepare_run(config)
+    def prepared() -> tuple["Run", dict[str, str]]:
+        if isinstance(config, UserError):
+            raise config
+        run = prepare_run(config)
+        fingerprints = {
+            "train": run.train.fingerprint(),
+            "val": run.val.fingerprint(),
+            "order": order_fingerprint(len(run.train), config.seed),
+        }
+        return run, fingerprints
+
+    try:
+        start(launch)
+        use_compilation_cache()
+        first = jax.process_index() == 0
+        with ending_together(TrainingError):
+            ready, fingerprints = together(prepared)
+            compare(identity(ready, fingerprints))
+            workdir = open_shared_workdir(ready.config, fingerprints)
+            if first:
+                print_plan(ready, workdir)
+            result = train(ready, workdir)
+    except HostsError as error:
+        print(f"train.py: error: {error}", file=sys.stderr)
+        return EXIT_LOST
+    except TrainingError as error:
+        print(f"train.py: stopped: {error}", file=sys.stderr)
+        return 1
+    if first:
+        print_result(result, workdir, arguments)
+    return 0 if result.signal is None else 128 + result.signal
+
+
+def print_plan(run: "Run", workdir: Path) -> None:
+    """Say what is about to be trained."""
+    import jax
+
+    from gnet_jax.lab.ledger import network_ledger
+    from gnet_jax.training.finetune import layers
+
     config = run.config
-    fingerprints = {
-        "train": run.train.fingerprint(),
-        "val": run.val.fingerprint(),
-        "order": order_fingerprint(len(run.train), config.seed),
-    }
-    workdir = open_workdir(config, fingerprints)
     cost = network_ledger(run.model, config.data.image_size)
     m, d, devices = config.model, config.data, run.mesh.devices.flat
     heads = ", ".join(m.aux_after) or "none"
@@ -74,7 +142,8 @@ def run(config: Config, arguments: Sequence[str]) -> int:
         "data": f"{d.source}: {len(run.train):,} to train, {len(run.val):,} to validate "
         f"({run.val.split} split), "
         f"{len(run.train.class_names)} classes, seen at {d.image_size}x{d.image_size}",
-        "devices": f"{run.mesh.size} x {devices[0].device_kind}",
+        "devices": f"{run.mesh.size} x {devices[0].device_kind}"
+        + (f" on {jax.process_count()} hosts" if jax.process_count() > 1 else ""),
         "steps": f"{run.total_steps:,} of {config.batch_size} images ({config.epochs:g} epochs), "
         f"{config.optim.optimizer}, {config.optim.schedule} from {config.optim.learning_rate:g}",
         "workdir": f"{workdir} (checkpoints, metrics.jsonl, tensorboard, run.json)",
@@ -87,21 +156,21 @@ def run(config: Config, arguments: Sequence[str]) -> int:
     for name, text in plan.items():
         print(f"{name:>8}  {text}", flush=True)
 
+
+def print_result(result: "Result", workdir: Path, arguments: Sequence[str]) -> None:
+    """Say how the run ended, and what to type next."""
+    from gnet_jax.training.report import duration, goodput_line
+
     # What to type: make installs into .venv, which few have in their PATH.
     found = shutil.which("python") == sys.executable
     python = "python" if found else shlex.quote(os.path.relpath(sys.executable))
     again = " ".join([python, "train.py", *(shlex.quote(argument) for argument in arguments)])
-    try:
-        result = train(run, workdir)
-    except TrainingError as error:
-        print(f"train.py: stopped: {error}", file=sys.stderr)
-        return 1
     if result.signal is not None:
         name = signal.Signals(result.signal).name
         print(
             f"stopped by {name}; step {result.step} is saved in {workdir}. Go on with:\n  {again}"
         )
-        return 128 + result.signal
+        return
     if result.heads:
         print(f"done in {duration(result.seconds)}")
         print(f"  {goodput_line(result.goodput)}")
@@ -120,7 +189,6 @@ def run(config: Config, arguments: Sequence[str]) -> int:
     where = shlex.quote(str(workdir))
     print(f"next:  {python} -m gnet_jax predict {where} PHOTO.png   (what it sees in a photo)")
     print(f"       {python} -m gnet_jax convert {where} DST         (a model folder to keep)")
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,15 +1,46 @@
-"""A configuration from a command line: a recipe, and any field changed."""
+"""A configuration from a command line: a recipe, any field changed, and how the run is started."""
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
 from gnet_jax.config.fields import Config
+from gnet_jax.config.launch import Launch, check_launch
 from gnet_jax.config.recipe import RECIPES, load_recipe
 
 Kind = TypeVar("Kind", bound=Config)
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """What `train.py` is asked to do; both parts lie side by side on the command line."""
+
+    config: Annotated[Config, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
+    launch: Annotated[Launch, tyro.conf.arg(name=""), tyro.conf.FlagCreatePairsOff]
+
+
+def parse_command(arguments: Sequence[str], prog: str) -> Command:
+    """The run of `[CONFIG] [--field.path value ...]` and its launch. `--help` and typos end here.
+
+    Raises:
+        ConfigError: if there is no such recipe, or options of the launch contradict each other.
+    """
+    config, docstring = load_recipe(_recipe(arguments))
+    command = _parse(arguments, prog, Command, Command(config, Launch()), docstring)
+    check_launch(command.launch)
+    return command
+
+
+def parse_launch(arguments: Sequence[str]) -> Launch:
+    """The options of the launch alone, where the rest of the command line is of no use."""
+    given = [each for each in arguments if each not in ("-h", "--help")]
+    launch, _ = tyro.cli(
+        Launch, args=given, return_unknown_args=True, config=(tyro.conf.FlagCreatePairsOff,)
+    )
+    check_launch(launch)
+    return launch
 
 
 def parse_config(
@@ -30,17 +61,31 @@ def parse_config(
     Raises:
         ConfigError: if there is no such recipe.
     """
-    named = bool(arguments) and not arguments[0].startswith("-")
-    recipe = arguments[0] if named else "digits"
-    config, docstring = load_recipe(recipe)
+    config, docstring = load_recipe(_recipe(arguments))
     own = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    plain = tyro.conf.FlagConversionOff
+    return _parse(arguments, prog, kind, kind(**own), docstring if about is None else about, plain)
+
+
+def _named(arguments: Sequence[str]) -> bool:
+    return bool(arguments) and not arguments[0].startswith("-")
+
+
+def _recipe(arguments: Sequence[str]) -> str:
+    return arguments[0] if _named(arguments) else "digits"
+
+
+def _parse(
+    arguments: Sequence[str], prog: str, kind: type[Any], default: Any, about: str, *markers: Any
+) -> Any:
+    named, recipe = _named(arguments), _recipe(arguments)
     recipes = ", ".join(sorted(path.stem for path in RECIPES.glob("*.py")))
     return tyro.cli(
         kind,
         prog=f"{prog} {recipe}" if named else f"{prog} [CONFIG]",
-        description=f"{docstring if about is None else about}\n\nThe defaults below are those of "
+        description=f"{about}\n\nThe defaults below are those of "
         f"{recipe!r}. CONFIG may be one of: {recipes}; or a Python file with a get_config().",
-        default=kind(**own),
+        default=default,
         args=list(arguments[named:]),
-        config=(tyro.conf.FlagConversionOff,),
+        config=markers,
     )

@@ -1,32 +1,40 @@
 """Evaluation during training: the whole validation set, every example counted once."""
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import jax
+import numpy as np
 
 from gnet_jax.data import eval_batches
+from gnet_jax.training.agreement import together
 from gnet_jax.training.damage import Damage
 from gnet_jax.training.guard import TrainingError
+from gnet_jax.training.programs import Programs
 from gnet_jax.training.run import Run
-from gnet_jax.training.sharding import compile_eval_step, put_batches
+from gnet_jax.training.sharding import put_batches
 from gnet_jax.training.step import TrainState
+from gnet_jax.training.stop import Spared, Vote
 
 
 class Evaluator:
     """Counts the whole validation set, every example once; compiles at its first call."""
 
-    def __init__(self, run: Run, damage: Damage) -> None:
-        self._run, self._damage = run, damage
-        self._step: Callable[..., Any] = compile_eval_step(run.mesh, run.eval_step())
+    def __init__(self, run: Run, programs: Programs, damage: Damage, vote: Vote) -> None:
+        self._run, self._damage, self._vote = run, damage, vote
+        self._step = programs.eval_step(run)
 
-    def __call__(self, state: TrainState) -> dict[str, float]:
+    def __call__(self, step: int, state: TrainState) -> dict[str, float]:
         """`val/count`, `val/top1`, `val/top5` (shares of 1) and `val/loss` for `state`.
 
-        Damaged images are left out of all of them.
+        Damaged images are left out of all of them. Empty where a signal to any host cut it short.
         """
-        run, d = self._run, self._run.config.data
+        run, d, vote = self._run, self._run.config.data, self._vote
+        self._damage.step = step
+        share = run.eval_batch_size // jax.process_count()
+        empty = {
+            name: np.zeros((share, *x.shape[1:]), x.dtype)
+            for name, x in run.abstract_batch().items()
+        }
         batches = eval_batches(
             run.val,
             batch_size=run.eval_batch_size,
@@ -36,9 +44,14 @@ class Evaluator:
             hosts=jax.process_count(),
             bad=self._damage.val,
         )
+        spared = Spared(batches, empty)
         sums: dict[str, float] = {}
-        for batch in put_batches(batches, run.mesh, run.eval_batch_size):
-            for name, value in jax.device_get(self._step(state, batch)).items():
+        for batch in put_batches(spared, run.mesh, run.eval_batch_size):
+            found = jax.device_get(self._step(state, batch | vote.flag(spared.fault)))
+            if vote.cut_short(found):
+                together(spared.check)
+                return {}
+            for name, value in found.items():
                 sums[name] = sums.get(name, 0) + value.item()
         count = sums.pop("count")
         self._damage.say_left_out(len(run.val) - int(count))

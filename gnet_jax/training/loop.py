@@ -3,28 +3,30 @@
 import contextlib
 import dataclasses
 import math
-import os
-import signal
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import jax
 
 from gnet_jax.config import UserError
+from gnet_jax.training.agreement import together
 from gnet_jax.training.checkpoint import Checkpoints
 from gnet_jax.training.damage import Damage
 from gnet_jax.training.evaluation import Evaluator
 from gnet_jax.training.feed import training_batches
 from gnet_jax.training.goodput import Stopwatch
 from gnet_jax.training.guard import DeadHeadGuard, TrainingError, patience_of
+from gnet_jax.training.hosts import ending_together
+from gnet_jax.training.programs import Programs
 from gnet_jax.training.record import add_start, locked
 from gnet_jax.training.report import Meter, Reporter, duration
 from gnet_jax.training.run import Run
 from gnet_jax.training.sharding import put_batches
 from gnet_jax.training.skipped import SkippedSteps
 from gnet_jax.training.step import TrainState, head_names
+from gnet_jax.training.stop import Ahead, StopRequest, Vote
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Result:
     """How a run ended."""
 
     step: int
-    signal: int | None  # the signal that stopped it early
+    signal: int | None  # the signal, to this host or another, that stopped it early
     val: dict[str, float]  # of the last evaluation; empty if there was none
     heads: dict[str, float]  # the last reported training metrics
     best: tuple[int, float] | None  # step and top-1 of the best evaluation that is kept
@@ -41,37 +43,10 @@ class Result:
     goodput: dict[str, float]  # seconds by what they went into, over all starts
 
 
-class StopRequest:
-    """SIGINT, SIGTERM and SIGHUP ask the loop to save and stop; a second one ends it at once.
-
-    SIGHUP stays ignored where it was, as under nohup.
-    """
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        self._old: dict[int, Any] = {}
-
-    def __enter__(self) -> Self:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
-                continue
-            self._old[number] = signal.signal(number, self._asked)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-    def _asked(self, number: int, _frame: object) -> None:
-        self.signal = number
-        # os.write, for print may be interrupted inside itself
-        os.write(2, b"\nsaving as soon as what is under way is done; once more ends it at once\n")
-        for each in self._old:
-            signal.signal(each, signal.SIG_DFL)
-
-
-def train(run: Run, workdir: Path) -> Result:
+def train(run: Run, workdir: Path, programs: Programs | None = None) -> Result:
     """Train from the newest checkpoint in `workdir`, or from the start, to the run's last step.
+
+    `programs` may be those of a run that differs in its seed alone; None compiles anew.
 
     Raises:
         TrainingError: when too many steps in a row are not finite; a replay file is left. When
@@ -83,8 +58,11 @@ def train(run: Run, workdir: Path) -> Result:
     config, began, watch = run.config, time.perf_counter(), Stopwatch()
     main = jax.process_index() == 0
     hold = locked(workdir) if main else contextlib.nullcontext()
-    saved = Checkpoints(workdir / "checkpoints", config.keep_latest, watch=watch)
-    with hold, saved as checkpoints:
+    with contextlib.ExitStack() as held:
+        together(lambda: held.enter_context(hold))
+        checkpoints = held.enter_context(
+            Checkpoints(workdir / "checkpoints", config.keep_latest, watch=watch)
+        )
         with watch.spent("restoring"):
             found = checkpoints.restore_newest(run.abstract_state())
             start, state = (0, run.initial_state()) if found is None else found
@@ -95,12 +73,13 @@ def train(run: Run, workdir: Path) -> Result:
         )
         damage = Damage(run, workdir, reporter, start)
         skipped = SkippedSteps(run, workdir, reporter, start)
-        with reporter, StopRequest() as stop:
+        with reporter, StopRequest() as request, ending_together(TrainingError):
             checkpoints.tell = reporter.say
             if 0 < start < run.total_steps:
                 reporter.say(f"resuming behind step {start} of {run.total_steps}")
+            programs, vote = programs or Programs(), Vote(run.mesh, request)
             state, val, heads = _steps(
-                run, state, start, checkpoints, reporter, damage, skipped, stop
+                run, programs, state, start, checkpoints, reporter, damage, skipped, vote
             )
         step = int(state.step)
         checkpoints.save(step, state)
@@ -114,7 +93,7 @@ def train(run: Run, workdir: Path) -> Result:
         best = checkpoints.best
         return Result(
             step=step,
-            signal=stop.signal if step < run.total_steps else None,
+            signal=vote.code or None,
             val=val,
             heads=heads,
             best=None if best is None else (best, scores[best]),
@@ -126,52 +105,62 @@ def train(run: Run, workdir: Path) -> Result:
 
 def _steps(
     run: Run,
+    programs: Programs,
     state: TrainState,
     start: int,
     checkpoints: Checkpoints,
     reporter: Reporter,
     damage: Damage,
     skipped: SkippedSteps,
-    stop: StopRequest,
+    vote: Vote,
 ) -> tuple[TrainState, dict[str, float], dict[str, float]]:
     """Every step from `start` on: the final state, its evaluation, the last training metrics."""
     config, total = run.config, run.total_steps
     val: dict[str, float] = {}
     heads: dict[str, float] = {}
-    evaluate = Evaluator(run, damage)
-    if start >= total:
-        if start not in checkpoints.top1():  # it was stopped between its last step and the result
-            val = evaluate(state)
+    evaluate = Evaluator(run, programs, damage, vote)
+
+    def evaluation_due(step: int) -> bool:
+        return step == total or _crosses(step, config.eval_every_epochs * run.steps_per_epoch)
+
+    def read(number: int, metrics: Any, batch: Any, state: TrainState) -> dict[str, float]:
+        return skipped.read(number, vote.read(number, metrics), batch, state)
+
+    # It was stopped between a step and that step's evaluation.
+    if start and evaluation_due(start) and start not in checkpoints.top1():
+        with reporter.watch.spent("evaluating"):
+            val = evaluate(start, state)
+        if val:
             reporter.evaluation(start, val, best=False)
+    if start >= total or vote.code:
         return state, val, heads
     best = max(checkpoints.top1().values(), default=-1.0)
     reporter.say("compiling the training step, about a minute the first time ...")
     compiling = time.perf_counter()
     with reporter.watch.spent("compiling"):
-        step_fn = run.compiled_train_step()
+        step_fn = programs.train_step(run)
     reporter.say(f"compiled in {duration(time.perf_counter() - compiling)}")
 
     batches = _train_batches(run, start, damage)
+    with _kept(checkpoints, start, state), reporter.watch.spent("waiting for data"):
+        ahead = Ahead(batches, start, total, damage)
     meter, pending, guard = Meter(), None, _guard(run)
     for step in range(start + 1, total + 1):
-        damage.step = step
-        with _kept(checkpoints, step - 1, state), reporter.watch.spent("waiting for data"):
-            batch = next(batches)
-        state, metrics = step_fn(state, batch)
+        with reporter.watch.spent("waiting for data"):
+            batch = ahead.take()
+        state, metrics = step_fn(state, batch | vote.flag(ahead.fault))
         # The metrics of the step before are fetched while the device works on this one.
         if pending is not None:
-            meter.add(skipped.read(*pending, state))
+            meter.add(read(*pending, state))
         pending = (step, metrics, batch)
         checkpoints.check()
 
-        evaluation_due = step == total or _crosses(
-            step, config.eval_every_epochs * run.steps_per_epoch
-        )
         save_due = step % config.save_every_steps == 0
-        stopping = stop.signal is not None and step < total
+        stopping = vote.ends(step) and step < total
+        due = evaluation_due(step)
         log_due = step % config.log_every_steps == 0 or step == total
-        if log_due or evaluation_due or save_due or stopping or skipped.on_the_brink:
-            meter.add(skipped.read(*pending, state))
+        if log_due or due or save_due or stopping or skipped.on_the_brink:
+            meter.add(read(*pending, state))
             pending = None
         if log_due:
             means, seconds = meter.read()
@@ -189,17 +178,21 @@ def _steps(
                     checkpoints.save(step, state)
                     raise TrainingError(f"step {step}: {problem}. The step is saved")
         if stopping:
+            with _kept(checkpoints, step, state):
+                together(ahead.check)
             break
         paused = time.perf_counter()
-        if evaluation_due:
+        if due:
             with _kept(checkpoints, step, state), reporter.watch.spent("evaluating"):
-                val = evaluate(state)
+                val = evaluate(step, state)
+            if not val:
+                break
             reporter.evaluation(step, val, val["val/top1"] >= best)
             best = max(best, val["val/top1"])
             checkpoints.save(step, state, val["val/top1"])
         elif save_due:
             checkpoints.save(step, state)
-        if evaluation_due or save_due:
+        if due or save_due:
             reporter.account(step)
         meter.pause(time.perf_counter() - paused)
     batches.close()  # on an error the generator goes with this frame

@@ -5,6 +5,7 @@ import dataclasses
 import datetime
 import errno
 import fcntl
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -16,10 +17,13 @@ from typing import Any
 
 import jax
 
+from gnet_jax import __version__
 from gnet_jax.config import Config, ConfigError, differences, flatten
+from gnet_jax.training.supervise import RESTART
 
 CONFIG_FILE = "config.json"
 RECORD_FILE = "run.json"
+
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
 
 
@@ -91,6 +95,8 @@ def locked(workdir: Path) -> Iterator[None]:
 def add_start(workdir: Path, step: int) -> None:
     """Append this start of the run, at `step`, to the record of all of its starts.
 
+    A supervisor that started it again tells why in the environment, as `RESTART`.
+
     Raises:
         ConfigError: if it cannot be written.
     """
@@ -101,11 +107,12 @@ def add_start(workdir: Path, step: int) -> None:
             "step": step,
             "git_commit": git_commit(),
             "python": platform.python_version(),
-            "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+            "versions": package_versions(),
             "platform": jax.default_backend(),
             "devices": [device.device_kind for device in jax.devices()],
             "processes": jax.process_count(),
             "host": platform.node(),
+            "restart": json.loads(os.environ.get(RESTART, "null")),
         }
     )
     try:
@@ -133,6 +140,21 @@ def write_starts(workdir: Path, starts: list[dict[str, Any]]) -> None:
         OSError: if it cannot be written, as on a full disk.
     """
     write_json(workdir / RECORD_FILE, {"starts": starts})
+
+
+def package_versions() -> dict[str, str]:
+    """The installed version of every library that the numbers of a run depend on."""
+    return {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def code_version() -> str:
+    """This package's version, and a short hash of all its sources, committed or not."""
+    package = Path(__file__).resolve().parents[1]
+    sources = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        sources.update(f"{file.relative_to(package).as_posix()} {file.stat().st_size}\n".encode())
+        sources.update(file.read_bytes())
+    return f"{__version__} {sources.hexdigest()[:16]}"
 
 
 def git_commit() -> str | None:

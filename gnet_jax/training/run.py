@@ -20,7 +20,6 @@ from gnet_jax.training.sharding import (
     AXIS,
     check_batch_size,
     check_pairs,
-    compile_train_step,
     data_mesh,
     put_state,
     replicated,
@@ -51,16 +50,6 @@ class Run:
     def train_step(self) -> Any:
         """The pure training step `(state, batch) -> (state, metrics)`."""
         return pure_train_step(self.config, self.model, self.optimizer)
-
-    def compiled_train_step(self) -> jax.stages.Compiled:
-        """`train_step` compiled for the mesh and this run's shapes; it donates the state."""
-        return compile_train_step(
-            self.mesh,
-            self.train_step(),
-            self.abstract_state(),
-            self.abstract_batch(),
-            manual=self.config.numerics == "canonical",
-        )
 
     def eval_step(self) -> Any:
         """The pure evaluation step `(state, batch) -> sums`."""

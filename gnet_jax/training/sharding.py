@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gnet_jax.config import ConfigError
@@ -114,8 +115,17 @@ def pmap_train_step(
 
 
 def put_state(state: Any, mesh: Mesh) -> Any:
-    """The state on every device of the mesh."""
-    return jax.device_put(state, replicated(mesh))
+    """The state on every device of the mesh. Every host must have the same one: none is asked."""
+    whole = replicated(mesh)
+    if jax.process_count() == 1:
+        return jax.device_put(state, whole)
+
+    # device_put would compare every leaf over the hosts, one after another: minutes.
+    def put(leaf: Any) -> jax.Array:
+        value = np.asarray(leaf)
+        return jax.make_array_from_process_local_data(whole, value, value.shape)
+
+    return jax.tree.map(put, state)
 
 
 def put_batches(

@@ -1,0 +1,128 @@
+"""What the hosts of a run must have in common, compared before anything long begins."""
+
+import json
+import os
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from gnet_jax.config import Config, ConfigError, UserError, flatten
+from gnet_jax.training.checkpoint import digest
+from gnet_jax.training.record import code_version, open_workdir, package_versions
+from gnet_jax.training.run import Run
+
+Value = TypeVar("Value")
+
+# Fields that name a place of a host's, or how it works: hosts may differ in them.
+OF_A_HOST = ("workdir", "init", "data.source", "data.threads", "data.workers")
+SEEN_WITHIN_SECONDS = 10  # a file that another host has written, over a network file system
+
+
+def gather(text: str) -> list[str]:
+    """The `text` of every host, in the order of the hosts; all of them must call this."""
+    if jax.process_count() == 1:
+        return [text]
+    own = np.frombuffer(text.encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array([own.size], np.int32)).ravel()
+    padded = np.zeros(max(int(sizes.max()), 1), np.uint8)
+    padded[: own.size] = own
+    rows = multihost_utils.process_allgather(padded)
+    return [row[:size].tobytes().decode() for row, size in zip(rows, sizes, strict=True)]
+
+
+def together(action: Callable[[], Value]) -> Value:
+    """What `action` gives on this host, once it has succeeded on every one; all must call this.
+
+    Raises:
+        UserError: what `action` raised here, or else the first host that it failed on, and why:
+            a mistake that one host meets ends all of them, and at once.
+    """
+    try:
+        value, mistake = action(), None
+    except UserError as error:
+        value, mistake = None, error
+    told = gather("" if mistake is None else str(mistake) or type(mistake).__name__)
+    if mistake is not None:
+        raise mistake
+    for host, text in enumerate(told):
+        if text:
+            raise UserError(f"host {host} stopped: {text}")
+    return value  # pyright: ignore[reportReturnType]
+
+
+def identity(run: Run, fingerprints: Mapping[str, str]) -> dict[str, Any]:
+    """What must be the same on every host: fields, data, weights, code and versions, by name."""
+    fields = {name: value for name, value in flatten(run.config).items() if name not in OF_A_HOST}
+    weights = {} if run.pretrained is None else {"init": digest(run.pretrained.variables)}
+    return (
+        fields
+        | weights
+        | {f"data.fingerprint.{name}": value for name, value in fingerprints.items()}
+        | {f"version of {name}": value for name, value in package_versions().items()}
+        | {"code": code_version()}
+    )
+
+
+def compare(own: Mapping[str, Any]) -> None:
+    """Refuse to train where the hosts' values differ from those of host 0; all must call this.
+
+    Raises:
+        ConfigError: the same on every host; it names the first host that differs, and in what.
+    """
+    hosts = [json.loads(text) for text in gather(json.dumps(own))]
+    for host, values in enumerate(hosts):
+        first = hosts[0]
+        differing = [
+            f"{name} is {values.get(name, 'absent')} there, {first.get(name, 'absent')} on host 0"
+            for name in sorted(first.keys() | values.keys())
+            if values.get(name) != first.get(name)
+        ]
+        if differing:
+            rest = f" ({len(differing) - 3} more)" if len(differing) > 3 else ""
+            raise ConfigError(
+                f"host {host} differs: {'; '.join(differing[:3])}{rest}; start every host with the "
+                "same command, code, libraries and data"
+            )
+
+
+def open_shared_workdir(config: Config, fingerprints: dict[str, str]) -> Path:
+    """The run's folder, opened on every host, once all are seen to look at the same one.
+
+    Raises:
+        ConfigError: as `open_workdir`, of any host; or naming the host that sees another folder.
+    """
+    if jax.process_count() == 1:
+        return open_workdir(config, fingerprints)
+    first = jax.process_index() == 0
+    own = Path(config.workdir).expanduser()
+    if first:
+        own = together(lambda: open_workdir(config, fingerprints))
+        token = f".shared-{secrets.token_hex(8)}"
+        (own / token).touch()
+    else:
+        together(lambda: None)
+        token = ""
+    token = gather(token)[0]
+    try:
+        together(lambda: _see(own, token))
+        return together(lambda: open_workdir(config, fingerprints))
+    finally:
+        if first:
+            (own / token).unlink(missing_ok=True)
+
+
+def _see(workdir: Path, token: str) -> None:
+    deadline = time.monotonic() + SEEN_WITHIN_SECONDS
+    while not workdir.is_dir() or token not in os.listdir(workdir):
+        if time.monotonic() > deadline:
+            raise ConfigError(
+                f"the workdir {workdir.absolute()} is another folder here than on host 0; give a "
+                "--workdir on a file system that all hosts share"
+            )
+        time.sleep(0.2)

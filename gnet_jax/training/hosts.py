@@ -1,0 +1,131 @@
+"""The processes of one run: how they find each other, and what ends them when one is gone."""
+
+import contextlib
+import inspect
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+import jax
+
+from gnet_jax.config import ConfigError, UserError
+from gnet_jax.config.launch import Launch
+from gnet_jax.training.cluster import cluster, joins
+
+EXIT_LOST = 3  # exit code where the processes could not meet, or lost one of them
+
+# A process that has not been heard of for so long is taken for dead, and JAX ends all others.
+# JAX may need up to twice this, and the docs promise 35 s.
+HEARTBEAT_SECONDS = 15
+# How long a process waits at its end for the others to come to theirs.
+SHUTDOWN_SECONDS = 30
+
+
+class HostsError(RuntimeError):
+    """Processes that did not find each other; the same command may work the next time."""
+
+
+def start(launch: Launch) -> None:
+    """Join the other processes of the run, if there are any; before anything touches a device.
+
+    Raises:
+        ConfigError: if it cannot be told which processes belong together.
+        HostsError: if they cannot be reached. Where they do not all come within the launch's
+            `start_timeout`, the process ends here, with a sentence and exit code `EXIT_LOST`.
+    """
+    given = (launch.coordinator, launch.num_processes, launch.process_id)
+    if not joins(launch):
+        return
+    found = cluster()
+    options: dict[str, Any] = {
+        "coordinator_address": launch.coordinator,
+        "num_processes": launch.num_processes,
+        "process_id": launch.process_id,
+        # JAX would end the process without a word of what to do; `_give_up` comes before it.
+        "initialization_timeout": launch.start_timeout + 60,
+        "heartbeat_timeout_seconds": HEARTBEAT_SECONDS,
+        "shutdown_timeout_seconds": SHUTDOWN_SECONDS,
+        "cluster_detection_method": None if None in given else "deactivate",
+    }
+    known = inspect.signature(jax.distributed.initialize).parameters
+    options = {name: value for name, value in options.items() if name in known}  # JAX 0.7 has fewer
+    if hasattr(jax.config, "jax_enable_preemption_service"):
+        # It would take SIGTERM for itself, and tell nobody.
+        jax.config.update("jax_enable_preemption_service", False)
+    alarm = threading.Timer(launch.start_timeout, _give_up, (launch, found))
+    alarm.daemon = True
+    alarm.start()
+    try:
+        jax.distributed.initialize(**options)
+    except (ValueError, TypeError, KeyError) as error:
+        where = "no cluster was recognised" if found is None else f"this looks like {found}"
+        raise ConfigError(
+            f"cannot tell which processes belong to this run ({where}; JAX says: {error}); give "
+            "--coordinator, --num-processes and --process-id, or --distributed off to train alone"
+        ) from error
+    except Exception as error:  # the network, a metadata server, a library of the cluster's
+        raise HostsError(
+            f"{_who(launch, found)} could not join the others: {_first_line(error)}"
+        ) from error
+    finally:
+        alarm.cancel()
+
+
+def _give_up(launch: Launch, found: str | None) -> NoReturn:
+    _end(
+        f"train.py: error: {_who(launch, found)} waited {launch.start_timeout} s for the others; "
+        "start all of them, with the same coordinator, or raise --start-timeout",
+        EXIT_LOST,
+    )
+
+
+def _who(launch: Launch, found: str | None) -> str:
+    if launch.process_id is None:
+        return f"this process of a {found} job" if found else "this process"
+    of = "" if launch.num_processes is None else f" of {launch.num_processes}"
+    at = "" if launch.coordinator is None else f" at {launch.coordinator}"
+    return f"process {launch.process_id}{of}{at}"
+
+
+@contextlib.contextmanager
+def ending_together(*alike: type[Exception]) -> Iterator[None]:
+    """Over several processes, end this one at once where what is inside fails unforeseen.
+
+    The others wait for it in the step that is under way. To leave in the ordinary way would wait
+    for them in turn: to finish a save, and to say goodbye. What every process raises alike passes:
+    a `UserError`, and those of `alike`. Alone, everything does.
+    """
+    try:
+        yield
+    except (UserError, *alike):
+        raise
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        if "RESOURCE_EXHAUSTED" in str(error):
+            _end(traceback.format_exc(), 1)
+        _end(
+            f"train.py: stopped: process {jax.process_index()} of {jax.process_count()} can no "
+            f"longer work with the others, most likely as one of them has ended "
+            f"({_first_line(error)}). The same command on every host goes on from the newest "
+            "checkpoint",
+            EXIT_LOST,
+        )
+    except Exception:
+        if jax.process_count() == 1:
+            raise
+        _end(traceback.format_exc(), 1)
+
+
+def _end(message: str, code: int) -> NoReturn:
+    print(message, file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(code)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

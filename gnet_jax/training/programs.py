@@ -1,0 +1,47 @@
+"""The compiled steps of a run."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from gnet_jax.training.run import Run
+from gnet_jax.training.sharding import AXIS, compile_eval_step, compile_train_step
+from gnet_jax.training.stop import abstract_flag, voting_eval_step, voting_train_step
+
+
+class Programs:
+    """A run's training, evaluation and diagnosing step, each compiled at its first use.
+
+    Training and evaluation take batches with a host's `stop` (`Vote.flag`), and give back the
+    largest of all hosts. Runs that differ in nothing but their seed and workdir may share one:
+    neither is in the programs.
+    """
+
+    def __init__(self) -> None:
+        self._train: jax.stages.Compiled | None = None
+        self._eval: Callable[..., Any] | None = None
+        self._diagnose: Callable[..., Any] | None = None
+
+    def train_step(self, run: Run) -> jax.stages.Compiled:
+        """`(state, batch) -> (state, metrics)`; the state passed in is donated."""
+        if self._train is None:
+            canonical = run.config.numerics == "canonical"
+            step = voting_train_step(run.train_step(), AXIS if canonical else None)
+            batch = run.abstract_batch() | abstract_flag(run.mesh)
+            self._train = compile_train_step(
+                run.mesh, step, run.abstract_state(), batch, manual=canonical
+            )
+        return self._train
+
+    def diagnose_step(self, run: Run) -> Callable[..., Any]:
+        """`(state, batch) -> diagnostics`; it compiles at its first call."""
+        if self._diagnose is None:
+            self._diagnose = compile_eval_step(run.mesh, run.diagnose_step())
+        return self._diagnose
+
+    def eval_step(self, run: Run) -> Callable[..., Any]:
+        """`(state, batch) -> sums`; it compiles at its first call."""
+        if self._eval is None:
+            self._eval = compile_eval_step(run.mesh, voting_eval_step(run.eval_step()))
+        return self._eval

@@ -1,0 +1,200 @@
+"""When to stop: a signal or a fault on any host stops every host behind the same step.
+
+The hosts agree without waiting for each other. What a host has to say rides into the compiled step
+beside its batch, as `stop`, and the largest of all hosts comes back with the step's metrics. Every
+host reads the metrics of step n at the latest when it has dispatched step n + 1, so whatever rode
+with step n ends the run behind step n + 1.
+"""
+
+import contextlib
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from gnet_jax.config import UserError
+from gnet_jax.training.agreement import together
+from gnet_jax.training.damage import Damage
+from gnet_jax.training.sharding import split
+from gnet_jax.training.supervise import ACKNOWLEDGE
+
+FAULT = 1000  # what a host says that has no batch to train on; beyond the number of every signal
+LEAD = 2  # steps from saying so to the last one that is trained, itself included
+
+
+class StopRequest:
+    """SIGINT, SIGTERM and SIGHUP ask the loop to save and stop; a second one ends it at once.
+
+    SIGHUP stays ignored where it was, as under nohup.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue
+            self._old[number] = signal.signal(number, self._asked)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _asked(self, number: int, _frame: object) -> None:
+        self.signal = number
+        if ACKNOWLEDGE in os.environ:
+            with contextlib.suppress(OSError):  # the supervisor is gone, and needs no answer
+                os.write(int(os.environ[ACKNOWLEDGE]), b".")
+        # os.write, for print may be interrupted inside itself
+        os.write(2, b"\nsaving as soon as what is under way is done; once more ends it at once\n")
+        for each in self._old:
+            signal.signal(each, signal.SIG_DFL)
+
+
+class Vote:
+    """What this host says with each step, and what all of them then know."""
+
+    def __init__(self, mesh: Mesh, request: StopRequest) -> None:
+        self._mesh, self._request = mesh, request
+        self._none = self._flag(0)
+        self._behind: int | None = None
+        self.code = 0  # a signal's number, or FAULT, once the hosts know of it
+
+    def flag(self, fault: UserError | None) -> dict[str, jax.Array]:
+        """The `stop` of this host, to go with its batch."""
+        code = FAULT if fault is not None else self._request.signal or 0
+        return {"stop": self._flag(code) if code else self._none}
+
+    def read(self, step: int, metrics: Mapping[str, Any]) -> dict[str, Any]:
+        """The metrics of `step` on the host, after a look at the largest `stop` that rode with it.
+
+        The first one that is not 0 counts.
+        """
+        values = jax.device_get(dict(metrics))
+        code = int(values.pop("stop"))
+        if code and not self.code:
+            self.code, self._behind = code, step + LEAD - 1
+        return values
+
+    def cut_short(self, sums: dict[str, Any]) -> bool:
+        """Whether an evaluation ends here: the `stop` of its last batch, taken out of its sums."""
+        code = int(sums.pop("stop"))
+        if code:
+            self.code = code
+        return bool(code)
+
+    def ends(self, step: int) -> bool:
+        """Whether the run ends behind `step`."""
+        return self._behind == step
+
+    def _flag(self, code: int) -> jax.Array:
+        own = np.full(len(self._mesh.local_devices), code, np.int32)
+        return jax.make_array_from_process_local_data(split(self._mesh), own, (self._mesh.size,))
+
+
+def abstract_flag(mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape and dtype of what `Vote.flag` gives, over all hosts."""
+    return {"stop": jax.ShapeDtypeStruct((mesh.size,), jnp.int32)}
+
+
+def voting_train_step(step: Callable[..., Any], axis_name: str | None = None) -> Callable[..., Any]:
+    """`step(state, batch)` for batches with a `stop`, whose maximum joins the metrics.
+
+    `axis_name` is the mesh axis where the step is for one device's share.
+    """
+
+    def voting(state: Any, batch: Mapping[str, jax.Array]) -> Any:
+        stop, batch = _without_stop(batch)
+        stop = stop if axis_name is None else jax.lax.pmax(stop, axis_name)
+        state, metrics = step(state, batch)
+        return state, metrics | {"stop": stop}
+
+    return voting
+
+
+def voting_eval_step(step: Callable[..., Any]) -> Callable[..., Any]:
+    """The same of an evaluation step."""
+
+    def voting(state: Any, batch: Mapping[str, jax.Array]) -> Any:
+        stop, batch = _without_stop(batch)
+        return step(state, batch) | {"stop": stop}
+
+    return voting
+
+
+def _without_stop(batch: Mapping[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+    rest = {name: value for name, value in batch.items() if name != "stop"}
+    return jnp.max(batch["stop"]), rest
+
+
+class Ahead:
+    """Training batches, loaded `LEAD` steps ahead, so that all hosts know in time if one has none.
+
+    `fault` is then why. All hosts must make one.
+
+    Args:
+        batches: those of the steps behind `start`.
+        damage: is told for which step a batch is loaded.
+
+    Raises:
+        UserError: on every host, if one has no first batches.
+    """
+
+    def __init__(self, batches: Iterator[Any], start: int, total: int, damage: Damage) -> None:
+        self._batches, self._step, self._total = batches, start, total
+        self._damage = damage
+        self._ready: deque[Any] = deque()
+        self.fault: UserError | None = None
+        for _ in range(LEAD):
+            self._load()
+        together(self.check)
+
+    def take(self) -> Any:
+        """The next step's batch."""
+        batch = self._ready.popleft()
+        self._load()
+        return batch
+
+    def check(self) -> None:
+        """Raise what keeps this host from going on, if anything does."""
+        if self.fault is not None:
+            raise self.fault
+
+    def _load(self) -> None:
+        if self._step == self._total or self.fault is not None:
+            return
+        self._step += 1
+        self._damage.step = self._step
+        try:
+            self._ready.append(next(self._batches))
+        except UserError as error:
+            self.fault = error
+
+
+class Spared:
+    """Evaluation batches; where one cannot be had, `spare` in its place and `fault` says why."""
+
+    def __init__(self, batches: Iterator[Any], spare: Any) -> None:
+        self._batches, self._spare = batches, spare
+        self.fault: UserError | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            yield from self._batches
+        except UserError as error:
+            self.fault = error
+            yield self._spare
+
+    def check(self) -> None:
+        """Raise what keeps this host from going on, if anything does."""
+        if self.fault is not None:
+            raise self.fault

@@ -1,0 +1,124 @@
+"""The supervisor, over commands that take no time."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from gnet_jax.config.launch import Launch
+from gnet_jax.training.supervise import ACKNOWLEDGE, RESTART, Supervisor, newest_step
+
+# Ends with the next code of the list, after saving the step beside it; notes why it was started.
+SCRIPT = """
+import json, os, pathlib, sys
+folder, plan = pathlib.Path(sys.argv[1]), json.loads(sys.argv[2])
+starts = folder / "starts"
+done = starts.read_text().splitlines() if starts.exists() else []
+starts.write_text("\\n".join([*done, os.environ.get("{restart}", "null")]))
+code, step = plan[len(done)]
+(folder / str(step)).mkdir(exist_ok=True)
+if code < 0:
+    os.kill(os.getpid(), -code)
+sys.exit(code)
+""".replace("{restart}", RESTART)
+
+
+def supervise(folder, plan, **launch):
+    """(exit code, why each start was made) for a command that ends as `plan` says."""
+    command = [sys.executable, "-S", "-c", SCRIPT, str(folder), json.dumps(plan)]
+    launch = Launch(supervise=True, restart_delay=0.0, **launch)
+    code = Supervisor(command, folder, launch).run()
+    return code, [json.loads(line) for line in (folder / "starts").read_text().splitlines()]
+
+
+def test_a_crash_is_followed_by_a_restart_that_is_told_why(tmp_path, capfd):
+    code, starts = supervise(tmp_path, [(1, 5), (-9, 7), (3, 8), (-6, 9), (0, 10)])
+    assert code == 0
+    assert starts[0] is None
+    assert [(each["number"], each["step"]) for each in starts[1:]] == [
+        (1, 5),
+        (2, 7),
+        (3, 8),
+        (4, 9),
+    ]
+    assert "SIGKILL" in starts[2]["after"]
+    assert "lost another host" in starts[3]["after"]
+    assert "another host is gone" in starts[4]["after"]
+    told = capfd.readouterr().err.splitlines()
+    assert told[0] == (
+        "train.py: supervisor: the run ended with exit code 1; newest checkpoint: 5. "
+        "Starting again in 0 s (restart 1)"
+    )
+    assert len(told) == 4
+
+
+def test_three_crashes_behind_the_same_step_end_it(tmp_path, capfd):
+    code, starts = supervise(tmp_path, [(1, 5), (1, 6), (1, 6), (1, 6), (0, 7)])
+    assert code == 1
+    assert len(starts) == 4
+    assert "Crashed 3 times in a row behind step 6; giving up" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("code", [0, 2, 143, 130])
+def test_success_mistakes_and_signals_are_not_followed_by_a_restart(tmp_path, code, capfd):
+    assert supervise(tmp_path, [(code, 5), (0, 6)]) == (code, [None])
+    assert capfd.readouterr().err == ""
+
+
+def test_a_preempted_run_is_started_again_where_that_was_asked_for(tmp_path):
+    plan = [(143, 5), (143, 5), (143, 5), (143, 5), (0, 6)]
+    code, starts = supervise(tmp_path, plan, supervise_preempted=True)
+    assert (code, len(starts)) == (0, 5)
+
+
+# Waits for signals as a run does; prints how many came.
+WAITING = f"""
+import os, pathlib, signal, sys, time
+came = []
+def asked(number, frame):
+    came.append(number)
+    os.write(int(os.environ["{ACKNOWLEDGE}"]), b".")
+signal.signal(signal.SIGTERM, asked)
+pathlib.Path(sys.argv[1]).touch()
+while not came:
+    time.sleep(0.01)
+time.sleep(1)
+sys.exit(40 + len(came))
+"""
+
+
+@pytest.mark.parametrize("also_the_run", [False, True])
+def test_a_signal_comes_to_the_run_once_even_where_all_processes_get_it(tmp_path, also_the_run):
+    ready = tmp_path / "ready"
+    supervisor = Supervisor(
+        [sys.executable, "-S", "-c", WAITING, str(ready)], tmp_path, Launch(supervise=True)
+    )
+
+    def signals():
+        while not ready.exists():
+            time.sleep(0.01)
+        if also_the_run:
+            found = subprocess.run(
+                ["pgrep", "-P", str(os.getpid()), "-f", str(ready)], capture_output=True, text=True
+            )
+            os.kill(int(found.stdout), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    sender = threading.Thread(target=signals)
+    sender.start()
+    code = supervisor.run()
+    sender.join()
+    assert code == 41  # one signal; and no restart, for a signal came to the supervisor itself
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_the_newest_step_is_the_largest_number_among_the_folders(tmp_path):
+    assert newest_step(tmp_path / "none") == 0
+    for name in ("9", "10", "11.orbax-checkpoint-tmp", "notes"):
+        (tmp_path / name).mkdir()
+    assert newest_step(tmp_path) == 10
