@@ -11,7 +11,9 @@ from tyro.conf import Positional, arg
 from gnet_jax.cli.output import console
 from gnet_jax.config import ConfigError, UserError
 
-Variant = Literal["paper", "batch_norm", "torchvision", "google_release", "naive"]
+Variant = Literal[
+    "paper", "batch_norm", "torchvision", "google_release", "naive", "naive_batch_norm"
+]
 
 
 def summary(

@@ -17,9 +17,12 @@ class ConfigError(UserError):
 class ModelConfig:
     """Which GoogLeNet."""
 
-    variant: Literal["paper", "batch_norm", "torchvision", "google_release", "naive"] = "paper"
+    variant: Literal[
+        "paper", "batch_norm", "torchvision", "google_release", "naive", "naive_batch_norm"
+    ] = "paper"
     """paper: 5x5, LRN, biases, as published; batch_norm: batch norm for LRN; torchvision: its 3x3
-    for 5x5 and its 2x2 pool; google_release: Google's released widths; naive: no reductions."""
+    for 5x5 and its 2x2 pool; google_release: Google's released widths; naive: no reductions, and
+    naive_batch_norm: the same with batch norm for LRN."""
     num_classes: int | None = None
     """None takes the number of classes of the data."""
     reduction_factor: float = 1.0

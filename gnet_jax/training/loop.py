@@ -6,7 +6,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,10 +18,11 @@ from gnet_jax.training.checkpoint import Checkpoints
 from gnet_jax.training.damage import Damage
 from gnet_jax.training.feed import training_batches
 from gnet_jax.training.guard import DeadHeadGuard, patience_of
+from gnet_jax.training.programs import Programs
 from gnet_jax.training.record import add_start, locked
 from gnet_jax.training.report import Meter, Reporter, duration
 from gnet_jax.training.run import Run
-from gnet_jax.training.sharding import compile_eval_step, compile_train_step, put_batches
+from gnet_jax.training.sharding import put_batches
 from gnet_jax.training.step import TrainState, head_names
 
 
@@ -71,8 +72,10 @@ class StopRequest:
             signal.signal(each, signal.SIG_DFL)
 
 
-def train(run: Run, workdir: Path) -> Result:
+def train(run: Run, workdir: Path, programs: Programs | None = None) -> Result:
     """Train from the newest checkpoint in `workdir`, or from the start, to the run's last step.
+
+    `programs` may be those of a run that differs in its seed alone; None compiles anew.
 
     Raises:
         TrainingError: when the loss is no longer finite; nothing is saved of that step. Or when
@@ -96,7 +99,10 @@ def train(run: Run, workdir: Path) -> Result:
         with reporter, StopRequest() as stop:
             if 0 < start < run.total_steps:
                 reporter.say(f"resuming behind step {start} of {run.total_steps}")
-            state, val, heads = _steps(run, state, start, checkpoints, reporter, damage, stop)
+            programs = programs or Programs()
+            state, val, heads = _steps(
+                run, programs, state, start, checkpoints, reporter, damage, stop
+            )
         step = int(state.step)
         checkpoints.save(step, state)
         checkpoints.wait()
@@ -115,6 +121,7 @@ def train(run: Run, workdir: Path) -> Result:
 
 def _steps(
     run: Run,
+    programs: Programs,
     state: TrainState,
     start: int,
     checkpoints: Checkpoints,
@@ -126,7 +133,7 @@ def _steps(
     config, total = run.config, run.total_steps
     val: dict[str, float] = {}
     heads: dict[str, float] = {}
-    evaluate = Evaluator(run, damage)
+    evaluate = Evaluator(run, damage, programs)
     if start >= total:
         if start not in checkpoints.top1():  # it was stopped between its last step and the result
             val = evaluate(state)
@@ -135,7 +142,7 @@ def _steps(
     best = max(checkpoints.top1().values(), default=-1.0)
     reporter.say("compiling the training step, about a minute the first time ...")
     compiling = time.perf_counter()
-    step_fn = compile_train_step(run.mesh, run.train_step(), state, run.abstract_batch())
+    step_fn = programs.train_step(run)
     reporter.say(f"compiled in {duration(time.perf_counter() - compiling)}")
 
     batches = _train_batches(run, start, damage)
@@ -191,9 +198,9 @@ def _steps(
 class Evaluator:
     """Counts the whole validation set, every example once; compiles at its first call."""
 
-    def __init__(self, run: Run, damage: Damage) -> None:
+    def __init__(self, run: Run, damage: Damage, programs: Programs) -> None:
         self._run, self._damage = run, damage
-        self._step: Callable[..., Any] = compile_eval_step(run.mesh, run.eval_step())
+        self._step = programs.eval_step(run)
 
     def __call__(self, state: TrainState) -> dict[str, float]:
         """`val/count`, `val/top1`, `val/top5` (shares of 1) and `val/loss` for `state`.

@@ -122,7 +122,7 @@ def prepare(config: Config, pretrained: Pretrained | None = None) -> Run:
         raise ConfigError(
             f"the splits of {config.data.source} name different classes: {', '.join(odd[:5])}"
         )
-    model = _model(config, len(train.class_names), pretrained)
+    model = model_of(config, len(train.class_names), pretrained)
     shapes = jax.eval_shape(partial(_fresh, model, config.data.image_size))
     check_patterns(config.optim.freeze, shapes["params"])
     takeover = None if pretrained is None else compare(shapes, pretrained, train.class_names)
@@ -149,7 +149,12 @@ def _fresh(model: GoogLeNet, image_size: int) -> dict[str, Any]:
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
 
 
-def _model(config: Config, classes: int, pretrained: Pretrained | None) -> GoogLeNet:
+def model_of(config: Config, classes: int, pretrained: Pretrained | None = None) -> GoogLeNet:
+    """The network of a config for data of `classes` classes, or that of `pretrained`.
+
+    Raises:
+        ConfigError: for a network that cannot be, or images too small for it.
+    """
     m = config.model
     wanted = classes if m.num_classes is None else m.num_classes
     if wanted < classes:
