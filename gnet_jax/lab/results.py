@@ -87,12 +87,12 @@ def pareto_front(rows: Sequence[Row], cost: str) -> list[Row]:
 # Columns of the table: what stands above them, and whether they hold numbers.
 COLUMNS = (
     "config",
+    "top-1",
+    "multiply-adds",
     "parameters",
     "with aux heads",
-    "multiply-adds",
     "images/s",
     "step memory",
-    "top-1",
     "runs",
 )
 
@@ -108,12 +108,12 @@ def cells_of_row(row: Row) -> list[tuple[str, float | None]]:
     runs = f"{len(row.done)} of {len(row.workdirs)}"
     return [
         (row.name, None),
+        _of_seeds(row.top1, percent=True),
+        count("macs"),
         count("params"),
         count("params_with_aux"),
-        count("macs"),
         ("", None) if speed is None else (f"{speed:,.0f}", speed),
         ("", None) if memory is None else (f"{memory / 2**20:,.0f} MiB", memory),
-        _of_seeds(row.top1, percent=True),
         (f"{runs}, {len(row.failed)} failed" if row.failed else runs, len(row.done)),
     ]
 

@@ -117,7 +117,7 @@ def test_memory_that_there_is_not_is_refused_with_both_figures(swept):
     run = three_blocks(cells[0].config)
     ablate.check_memory(None, run)
     ablate.check_memory(2**20, run)
-    with pytest.raises(ConfigError, match="needs 1048576.0 GiB on each device, which has "):
+    with pytest.raises(ConfigError, match=r"needs 1048576\.0 GiB on each device, which has "):
         ablate.check_memory(2**50, run)
 
 
@@ -147,8 +147,16 @@ def command(tmp_path, workdir, *more):
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
     }
     return subprocess.Popen(
-        [sys.executable, "-m", "gnet_jax", "ablate", str(tmp_path / "tiny.py")]
-        + ["--workdir", str(workdir), *more],
+        [
+            sys.executable,
+            "-m",
+            "gnet_jax",
+            "ablate",
+            tmp_path / "tiny.py",
+            "--workdir",
+            workdir,
+            *more,
+        ],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,

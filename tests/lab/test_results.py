@@ -38,6 +38,6 @@ def test_the_pareto_front_leaves_out_what_is_beaten(rows):
 def test_the_table_names_costs_spreads_and_runs(rows):
     lines = markdown_table(rows).splitlines()
     assert [line.count("|") for line in lines] == [len(header(rows)) + 1] * 6
-    assert lines[2].startswith("| a | 1,000 | 2,000 | 10,000 | 101 | 16 MiB | 51.00 ± 1.00 % |")
+    assert lines[2].startswith("| a | 51.00 ± 1.00 % | 10,000 | 1,000 | 2,000 | 101 | 16 MiB |")
     assert lines[3].endswith("| 2 of 3, 1 failed | 1.500 ± 0.707 | 1.500 ± 0.000 |")
     assert lines[2].endswith("| 3 of 3 | 2.000 ± 1.000 |  |")
