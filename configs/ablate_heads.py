@@ -2,10 +2,10 @@
 
     gnet ablate ablate_heads --data.source 'npz:CIFAR_{split}.npz#10000'
 
-None, only the one behind 4a, only the one behind 4d, or both, as in the paper. CIFAR-10 at 16x16
-pixels, 10,000 of its training images. All 22 layers with LRN and biases, at a quarter of the
-paper's width. Plain SGD leaves such a net at the loss of guessing for longer than this whole run;
-AdamW with a warm-up gets every head to learn.
+None, the one behind 4a, or both, as in the paper. CIFAR-10 at 16x16 pixels, 10,000 of its training
+images, four epochs. All 22 layers with LRN and biases, at a quarter of the paper's width. AdamW
+with a warm-up, since such a net is slow to begin; every 100 steps the gradients of its blocks are
+measured, which the report draws.
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ BASE = Config(
     batch_size=50,
     eval_batch_size=250,
     log_every_steps=50,
+    diagnose=100,
     model=ModelConfig(
         variant="paper", width_multiplier=0.25, stem="small", dropout=0.2, aux_dropout=0.2
     ),
@@ -37,7 +38,7 @@ BASE = Config(
         warmup_epochs=0.5,
     ),
 )
-HEADS = {"none": (), "4a": ("4a",), "4d": ("4d",), "both": ("4a", "4d")}
+HEADS = {"none": (), "one": ("4a",), "both": ("4a", "4d")}
 
 
 def get_sweep() -> Sweep:

@@ -179,6 +179,9 @@ class Config:
     keep_latest: int = 2
     """Newest checkpoints kept, besides the best."""
     log_every_steps: int = 50
+    diagnose: int | None = None
+    """Steps from one look inside to the next: gradient and update of every block, scale and dead
+    channels of every layer, into diagnostics.jsonl and TensorBoard; None never looks."""
     dead_heads: Literal["warn", "stop", "ignore"] = "warn"
     """When heads do not learn, the main one while an auxiliary one does or all of them past the
     warm-up: say so with the remedies, or stop as well."""
@@ -201,6 +204,7 @@ FREE_ON_RESUME = (
     "data.threads",
     "data.workers",
     "data.bad_limit",
+    "diagnose",
     "dead_heads",
 )
 

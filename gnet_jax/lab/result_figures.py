@@ -8,6 +8,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from gnet_jax.lab.diagnose_figures import gradient_figure, read_diagnostics
 from gnet_jax.lab.results import Row, all_heads, mean_and_spread, pareto_front
 from gnet_jax.training.record import MetricsFile
 
@@ -169,4 +170,10 @@ def figures_of(rows: Sequence[Row]) -> Mapping[str, Figure]:
     }
     if len(all_heads(rows)) > 1:
         figures["What each head knows: validation top-1 without dropout."] = heads_figure(rows)
+    runs = {row.name: [row.workdirs[seed] for seed in row.done] for row in rows if row.done}
+    if any(read_diagnostics(workdir) for workdirs in runs.values() for workdir in workdirs):
+        figures[
+            "Gradient that reaches each block, mean over training and seeds; dotted, the part that "
+            "comes from the main head."
+        ] = gradient_figure(runs, SIZE)
     return figures

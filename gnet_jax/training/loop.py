@@ -16,6 +16,7 @@ from gnet_jax.config import UserError
 from gnet_jax.data import eval_batches
 from gnet_jax.training.checkpoint import Checkpoints
 from gnet_jax.training.damage import Damage
+from gnet_jax.training.diagnose import Diagnostics
 from gnet_jax.training.feed import training_batches
 from gnet_jax.training.guard import DeadHeadGuard, patience_of
 from gnet_jax.training.programs import Programs
@@ -100,9 +101,11 @@ def train(run: Run, workdir: Path, programs: Programs | None = None) -> Result:
             if 0 < start < run.total_steps:
                 reporter.say(f"resuming behind step {start} of {run.total_steps}")
             programs = programs or Programs()
-            state, val, heads = _steps(
-                run, programs, state, start, checkpoints, reporter, damage, stop
-            )
+            probe = programs.diagnose_step(run)
+            with Diagnostics(workdir, probe, config.diagnose, start) as diagnose:
+                state, val, heads = _steps(
+                    run, programs, state, start, checkpoints, reporter, damage, stop, diagnose
+                )
         step = int(state.step)
         checkpoints.save(step, state)
         checkpoints.wait()
@@ -128,6 +131,7 @@ def _steps(
     reporter: Reporter,
     damage: Damage,
     stop: StopRequest,
+    diagnose: Diagnostics,
 ) -> tuple[TrainState, dict[str, float], dict[str, float]]:
     """Every step from `start` on: the final state, its evaluation, the last training metrics."""
     config, total = run.config, run.total_steps
@@ -151,6 +155,9 @@ def _steps(
         damage.step = step
         with _kept(checkpoints, step - 1, state):
             batch = next(batches)
+        paused = time.perf_counter()
+        diagnose(step - 1, state, batch)
+        meter.pause(time.perf_counter() - paused)
         state, metrics = step_fn(state, batch)
         # The metrics of the step before are fetched while the device works on this one.
         if pending is not None:

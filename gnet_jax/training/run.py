@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from gnet_jax.config import Config, ConfigError, ModelConfig, check
 from gnet_jax.data import DataError, Source, open_source, preprocess
 from gnet_jax.model import GoogLeNet, architecture, init_variables, smallest_size
+from gnet_jax.training.diagnose import diagnose
 from gnet_jax.training.feed import augmentation
 from gnet_jax.training.finetune import Pretrained, Takeover, check_patterns, compare, take_over
 from gnet_jax.training.optimizer import Optimizer, make_optimizer
@@ -59,6 +60,16 @@ class Run:
         """The pure evaluation step `(state, batch) -> sums`."""
         pixels = partial(preprocess, preprocessing=self.config.data.preprocessing)
         return partial(eval_step, model=self.model, preprocess=pixels)
+
+    def diagnose_step(self) -> Any:
+        """The pure `(state, batch) -> diagnostics`."""
+        return partial(
+            diagnose,
+            model=self.model,
+            optimizer=self.optimizer,
+            augment=augmentation(self.config),
+            loss=self.config.loss,
+        )
 
     def initial_state(self) -> TrainState:
         """The state in front of step 0, on every device of the mesh."""

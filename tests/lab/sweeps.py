@@ -33,7 +33,8 @@ BASE = Config(
 def get_sweep():
     nan = dataclasses.replace(BASE, optim=OptimConfig(learning_rate=1e30))
     none = dataclasses.replace(BASE, model=dataclasses.replace(BASE.model, aux_after=()))
-    return Sweep({"one": BASE, "nan": nan, "none": none}, seeds=2)
+    large = dataclasses.replace(BASE, batch_size=2**28)
+    return Sweep({"one": BASE, "nan": nan, "large": large, "none": none}, seeds=2)
 '''
 
 
