@@ -60,7 +60,7 @@ def test_the_training_net_without_dropout_has_the_same_auxiliary_logits(trained)
 
 def test_weights_without_auxiliary_heads_have_the_main_map_alone(trained):
     variables = {name: strip_aux(tree) for name, tree in trained.variables.items()}
-    assert list(head_maps(trained._replace(variables=variables), PHOTO)) == ["main"]
+    assert list(head_maps(dataclasses.replace(trained, variables=variables), PHOTO)) == ["main"]
 
 
 def test_the_command_draws_everything(trained, tmp_path, capsys):
