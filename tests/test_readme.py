@@ -9,6 +9,7 @@ import pytest
 import train
 from gnet_jax.cli import main
 from gnet_jax.config import RECIPES, check
+from gnet_jax.config.recipe import recipe_names
 from gnet_jax.lab.ledger import network_ledger
 from gnet_jax.model import googlenet
 
@@ -46,7 +47,7 @@ def test_every_gnet_command_and_its_options_exist(command, capsys):
         assert option in text
 
 
-@pytest.mark.parametrize("recipe", sorted(path.stem for path in RECIPES.glob("*.py")))
+@pytest.mark.parametrize("recipe", recipe_names())
 def test_every_recipe_is_valid_and_gives_its_command(recipe):
     check(train.parse([recipe]))
     assert "python train.py" in (RECIPES / f"{recipe}.py").read_text()

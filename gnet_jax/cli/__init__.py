@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import tyro
 
-from gnet_jax.cli import data, models, runs, vision
+from gnet_jax.cli import data, lab, models, runs, vision
 from gnet_jax.config import UserError
 
 app = tyro.extras.SubcommandApp()
@@ -15,12 +15,16 @@ for command in (
     models.convert,
     vision.predict,
     vision.evaluate,
+    vision.inspect,
     models.export,
     data.prepare,
     runs.curves,
     runs.replay,
+    runs.diagnose,
     data.check_data,
     data.show_data,
+    lab.ablate,
+    lab.report,
 ):
     app.command(command)
 
@@ -32,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if arguments and arguments[0] in ("show-data", "show_data"):
             data.show_data(arguments[1:])  # takes the fields of a recipe, as train.py does
             return 0
+        if arguments and arguments[0] == "ablate":
+            return lab.ablate(arguments[1:])  # so does this one, of a sweep's
         about = "GoogLeNet in JAX: its cost, its weights, and what it sees."
         return app.cli(prog="gnet", args=arguments, description=about) or 0
     except BrokenPipeError:  # the reader, such as `head`, has seen enough

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
 from gnet_jax.cli.output import console
 from gnet_jax.config import ConfigError, UserError
 
-Variant = Literal["paper", "batch_norm", "torchvision", "google_release", "naive"]
+Variant = Literal[
+    "paper", "batch_norm", "torchvision", "google_release", "naive", "naive_batch_norm"
+]
 
 
 def summary(
@@ -24,8 +27,13 @@ def summary(
     head: Literal["average_pool", "fc"] = "average_pool",
     stem: Literal["imagenet", "small"] = "imagenet",
     format: Literal["table", "json", "csv"] = "table",
+    compare: tuple[str, ...] = (),
+    picture: Path | None = None,
 ) -> None:
     """What every layer costs: kernel, output, parameters, multiply-adds of one image.
+
+    With --compare, what the parts of several networks cost, beside each other, and the paper's own
+    Table 1 with its errors marked.
 
     Args:
         variant: the published network to start from.
@@ -37,21 +45,30 @@ def summary(
         head: average_pool is the paper's; fc puts a fully connected layer in its place.
         stem: small has a 3x3 first layer and one pool, for images of 16 to 64 pixels.
         format: of the output.
+        compare: networks, each a variant or a change of the one that the other options describe:
+            reductions=0.25,0.5 width=0.5 head=fc aux=none stem=small; a + joins: naive+head=fc.
+        picture: with --compare, draw what each block costs into this file.
     """
     from gnet_jax.lab.ledger import network_ledger, worked_examples
     from gnet_jax.lab.table import ledger_csv, ledger_table
     from gnet_jax.model import googlenet
 
+    knobs = {
+        "variant": variant,
+        "num_classes": num_classes,
+        "reduction_factor": reduction_factor,
+        "width_multiplier": width_multiplier,
+        "aux_after": aux_after,
+        "head": head,
+        "stem": stem,
+    }
+    if compare:
+        _compare(compare, image_size, knobs, format, picture)
+        return
+    if picture is not None:
+        raise UserError("--picture draws networks side by side; name them with --compare")
     try:
-        model = googlenet(
-            variant,
-            num_classes,
-            reduction_factor=reduction_factor,
-            width_multiplier=width_multiplier,
-            aux_after=aux_after,
-            head=head,
-            stem=stem,
-        )
+        model = googlenet(**knobs)
         costs = network_ledger(model, image_size)
     except ValueError as error:
         raise ConfigError(str(error)) from error
@@ -64,6 +81,39 @@ def summary(
         out.print(ledger_table(costs, f"GoogLeNet, {variant}, {image_size}x{image_size}"))
         for what, cost in worked_examples():
             out.print(f"{cost:>13,}  {what}")
+
+
+def _compare(
+    words: tuple[str, ...],
+    image_size: int,
+    knobs: dict[str, Any],
+    format: Literal["table", "json", "csv"],
+    picture: Path | None,
+) -> None:
+    from gnet_jax.lab.compare import networks
+    from gnet_jax.lab.compare_table import (
+        compare_csv,
+        compare_rows,
+        compare_tables,
+        draw_blocks,
+        print_table,
+    )
+    from gnet_jax.lab.table_1 import compare_with_print
+
+    ledgers = networks(words, image_size, **knobs)
+    printed = list(compare_with_print())
+    if format == "json":
+        table_1 = [row._asdict() for row in printed]
+        print(json.dumps({"networks": compare_rows(ledgers), "table_1": table_1}, indent=2))
+    elif format == "csv":
+        print(compare_csv(ledgers), end="")
+    else:
+        out = console()
+        for table in (*compare_tables(ledgers, image_size), print_table(printed)):
+            out.print(table)
+    if picture is not None:
+        draw_blocks(ledgers, picture)
+        print(f"drew {picture}", file=sys.stderr)
 
 
 def convert(

@@ -1,4 +1,4 @@
-"""Commands about training runs: curves, replay."""
+"""Commands about training runs: curves, diagnose, replay."""
 
 from __future__ import annotations
 
@@ -64,3 +64,24 @@ def replay(file: Annotated[Positional[Path], arg(metavar="FILE")], json: bool = 
         print(f"gradients not finite: {', '.join(found.bad_gradients[:10])}")
     if not found.bad_gradients and found.layer is None and found.metrics["skipped"]:
         print("loss and gradients are finite: the update is not; lower optim.learning_rate")
+
+
+def diagnose(
+    workdirs: Annotated[Positional[tuple[Path, ...]], arg(metavar="WORKDIR ...")],
+    out: Path = Path("diagnostics.png"),
+) -> None:
+    """Draw what went on inside the nets of runs that were trained with --diagnose N.
+
+    The gradient of every block and the part that each head has in it, dead channels, and the size
+    of the updates.
+
+    Args:
+        workdirs: of runs that train or have trained; one row each.
+        out: the picture, .png, .svg or .pdf.
+    """
+    from gnet_jax.lab.diagnose_figures import draw_diagnostics
+
+    if not workdirs:
+        raise UserError("there is no run to draw; name at least one workdir")
+    draw_diagnostics(workdirs, out)
+    print(f"drew {out}")

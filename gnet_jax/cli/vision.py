@@ -1,4 +1,4 @@
-"""Commands that look at images: predict, evaluate."""
+"""Commands that look at images: predict, evaluate, inspect."""
 
 from __future__ import annotations
 
@@ -137,6 +137,36 @@ def evaluate(
             f"({result.models} models, {result.crops} crops, {result.images_per_sec:.1f} images/s)"
         )
         _print_damaged(result)
+
+
+def inspect(
+    model: Annotated[Positional[Path], arg(metavar="MODEL")],
+    image: Annotated[Positional[str], arg(metavar="IMAGE")],
+    out: Path = Path("inside"),
+    endpoint: tuple[str, ...] = (),
+    class_index: int | None = None,
+) -> None:
+    """Draw what is inside a network that looks at a photo.
+
+    First-layer filters, activations, and where the main and the auxiliary heads see the class.
+
+    Args:
+        model: a model folder, a training workdir, or a file that `gnet convert` reads.
+        image: a file, a URL, or - for standard input.
+        out: the folder to draw into.
+        endpoint: layers whose activations are drawn, by Caffe's names, such as inception_4a/5x5.
+        class_index: of the class that the heads are asked for; None is the likeliest.
+    """
+    from gnet_jax.inference.images import pictures
+    from gnet_jax.lab.inside import draw_inside
+    from gnet_jax.weights.convert import read
+
+    trained = read(model)
+    name, picture = next(pictures([image]))
+    if isinstance(picture, UserError):
+        raise UserError(f"{name}: {picture}")
+    for file in draw_inside(trained, picture, out, endpoint, class_index):
+        print(f"drew {file}")
 
 
 def _print_damaged(result: Evaluation) -> None:

@@ -18,6 +18,7 @@ from gnet_jax.config.fields import (
     flatten,
 )
 from gnet_jax.config.recipe import RECIPES, load_recipe
+from gnet_jax.config.sweep import Sweep, load_sweep
 
 __all__ = [
     "RECIPES",
@@ -29,9 +30,11 @@ __all__ = [
     "ModelConfig",
     "OptimConfig",
     "Preprocessing",
+    "Sweep",
     "UserError",
     "check",
     "differences",
     "flatten",
     "load_recipe",
+    "load_sweep",
 ]

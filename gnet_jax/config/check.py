@@ -23,6 +23,7 @@ def check(config: Config) -> None:
     require("epochs", config.epochs > 0, "above 0")
     for name in ("batch_size", "save_every_steps", "keep_latest", "log_every_steps"):
         require(name, value_of(config, name) >= 1, "at least 1")
+    require("diagnose", config.diagnose is None or config.diagnose >= 1, "at least 1")
     eval_batch_size = config.eval_batch_size
     require("eval_batch_size", eval_batch_size is None or eval_batch_size >= 1, "at least 1")
     require("eval_every_epochs", config.eval_every_epochs > 0, "above 0")

@@ -2,13 +2,15 @@
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from gnet_jax.config.fields import Config
+from gnet_jax.config.fields import Config, ConfigError
 from gnet_jax.config.launch import Launch, check_launch
-from gnet_jax.config.recipe import RECIPES, load_recipe
+from gnet_jax.config.recipe import load_recipe, recipe_names, sweep_names
+from gnet_jax.config.sweep import load_sweep
 
 Kind = TypeVar("Kind", bound=Config)
 
@@ -79,7 +81,7 @@ def _parse(
     arguments: Sequence[str], prog: str, kind: type[Any], default: Any, about: str, *markers: Any
 ) -> Any:
     named, recipe = _named(arguments), _recipe(arguments)
-    recipes = ", ".join(sorted(path.stem for path in RECIPES.glob("*.py")))
+    recipes = ", ".join(recipe_names())
     return tyro.cli(
         kind,
         prog=f"{prog} {recipe}" if named else f"{prog} [CONFIG]",
@@ -89,3 +91,47 @@ def _parse(
         args=list(arguments[named:]),
         config=markers,
     )
+
+
+def parse_sweep(
+    arguments: Sequence[str], prog: str, kind: type[Kind], about: str | None
+) -> tuple[dict[str, Kind], str]:
+    """The configs of `SWEEP [--field.path value ...]`, and the docstring of its file.
+
+    Args:
+        arguments: what was typed behind `prog`; SWEEP is a Python file, or the name of one in
+            `configs/`.
+        prog: the command, for its help.
+        kind: a subclass of `Config` with the command's own fields, `seeds` among them: the sweep's
+            number is its default, and runs/SWEEP that of `workdir`.
+        about: what the command does.
+
+    Raises:
+        ConfigError: if no sweep is named, or there is no such sweep.
+    """
+    named = bool(arguments) and not arguments[0].startswith("-")
+    if not named and not {"--help", "-h"} & set(arguments):
+        raise ConfigError(f"no sweep is named; {prog} SWEEP takes one of: {sweeps_in_words()}")
+    name = arguments[0] if named else sweep_names()[0]
+    sweep, docstring = load_sweep(name)
+
+    def parse(config: Config) -> Kind:
+        own = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+        own |= {"workdir": f"runs/{Path(name).stem}", "seeds": sweep.seeds}
+        return tyro.cli(
+            kind,
+            prog=f"{prog} {name}" if named else f"{prog} SWEEP",
+            description=f"{about}\n\n{docstring}\n\nEvery field changes in all configs of the "
+            f"sweep; the defaults below are those of its first. SWEEP may be one of: "
+            f"{sweeps_in_words()}.",
+            default=kind(**own),
+            args=list(arguments[named:]),
+            config=(tyro.conf.FlagConversionOff,),
+        )
+
+    return {each: parse(config) for each, config in sweep.configs.items()}, docstring
+
+
+def sweeps_in_words() -> str:
+    """The sweeps that there are, and that another file will do."""
+    return f"{', '.join(sweep_names())}; or a Python file with a get_sweep()"

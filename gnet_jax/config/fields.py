@@ -17,9 +17,12 @@ class ConfigError(UserError):
 class ModelConfig:
     """Which GoogLeNet."""
 
-    variant: Literal["paper", "batch_norm", "torchvision", "google_release", "naive"] = "paper"
+    variant: Literal[
+        "paper", "batch_norm", "torchvision", "google_release", "naive", "naive_batch_norm"
+    ] = "paper"
     """paper: 5x5, LRN, biases, as published; batch_norm: batch norm for LRN; torchvision: its 3x3
-    for 5x5 and its 2x2 pool; google_release: Google's released widths; naive: no reductions."""
+    for 5x5 and its 2x2 pool; google_release: Google's released widths; naive: no reductions, and
+    naive_batch_norm: the same with batch norm for LRN."""
     num_classes: int | None = None
     """None takes the number of classes of the data."""
     reduction_factor: float = 1.0
@@ -176,6 +179,9 @@ class Config:
     keep_latest: int = 2
     """Newest checkpoints kept, besides the best."""
     log_every_steps: int = 50
+    diagnose: int | None = None
+    """Steps from one look inside to the next: gradient and update of every block, scale and dead
+    channels of every layer, into diagnostics.jsonl and TensorBoard; None never looks."""
     dead_heads: Literal["warn", "stop", "ignore"] = "warn"
     """When heads do not learn, the main one while an auxiliary one does or all of them past the
     warm-up: say so with the remedies, or stop as well."""
@@ -206,6 +212,7 @@ FREE_ON_RESUME = (
     "data.threads",
     "data.workers",
     "data.bad_limit",
+    "diagnose",
     "dead_heads",
     "max_bad_steps",
 )

@@ -3,12 +3,27 @@
 import importlib.machinery
 import types
 from pathlib import Path
+from typing import TypeVar
 
 from gnet_jax.config.fields import Config, ConfigError
 
+Kind = TypeVar("Kind")
+
 # Beside the package in a checkout, inside it where it was installed from a wheel.
 _HERE = Path(__file__).resolve().parents[1]
+SWEEP_PREFIX = "ablate_"
 RECIPES = next((p for p in (_HERE.parent / "configs", _HERE / "configs") if p.is_dir()), _HERE)
+
+
+def recipe_names() -> list[str]:
+    """The recipes in `configs/`, the sweeps (ablate_*.py) not among them."""
+    names = sorted(path.stem for path in RECIPES.glob("*.py"))
+    return [name for name in names if not name.startswith(SWEEP_PREFIX)]
+
+
+def sweep_names() -> list[str]:
+    """The sweeps in `configs/`."""
+    return sorted(path.stem for path in RECIPES.glob(f"{SWEEP_PREFIX}*.py"))
 
 
 def load_recipe(name: str) -> tuple[Config, str]:
@@ -20,23 +35,41 @@ def load_recipe(name: str) -> tuple[Config, str]:
     Raises:
         ConfigError: if there is no such file, it fails, or gives no `Config`.
     """
+    return load_file(name, "get_config", Config)
+
+
+def load_file(name: str, function: str, kind: type[Kind]) -> tuple[Kind, str]:
+    """What `function` of a Python file gives, and the file's docstring.
+
+    Args:
+        name: a path, or the name of a file in `configs/`.
+        function: "get_config" or "get_sweep".
+        kind: of what it must give.
+
+    Raises:
+        ConfigError: if there is no such file, it fails, or gives something else.
+    """
     path = Path(name)
     if not path.is_file():
         path = RECIPES / f"{name.removesuffix('.py')}.py" if path.parent == Path() else path
     if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.py")))
-        raise ConfigError(f"there is no config file {name}; the recipes in configs/ are: {known}")
+        what, known = ("recipes", recipe_names()) if kind is Config else ("sweeps", sweep_names())
+        raise ConfigError(
+            f"there is no config file {name}; the {what} in configs/ are: {', '.join(known)}"
+        )
     loader = importlib.machinery.SourceFileLoader(f"recipe_{path.stem}", str(path))
     module = types.ModuleType(loader.name)
     try:
         loader.exec_module(module)
-        if not callable(getattr(module, "get_config", None)):
-            raise ConfigError(f"{path} defines no get_config() -> Config")
-        config = module.get_config()
+        if not callable(getattr(module, function, None)):
+            raise ConfigError(f"{path} defines no {function}() -> {kind.__name__}")
+        given = getattr(module, function)()
     except ConfigError:
         raise
     except Exception as error:  # it is the user's code; what went wrong in it is for the user
         raise ConfigError(f"{path} fails with {type(error).__name__}: {error}") from error
-    if not isinstance(config, Config):
-        raise ConfigError(f"get_config() of {path} gives a {type(config).__name__}, not a Config")
-    return config, module.__doc__ or ""
+    if not isinstance(given, kind):
+        raise ConfigError(
+            f"{function}() of {path} gives a {type(given).__name__}, not a {kind.__name__}"
+        )
+    return given, module.__doc__ or ""

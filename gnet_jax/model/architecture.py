@@ -23,7 +23,9 @@ Stem = Literal["imagenet", "small"]
 StemPadding = Literal["caffe", "same"]
 Head = Literal["average_pool", "fc"]
 AuxPool = Literal["caffe", "adaptive"]
-VariantName = Literal["paper", "batch_norm", "torchvision", "google_release", "naive"]
+VariantName = Literal[
+    "paper", "batch_norm", "torchvision", "google_release", "naive", "naive_batch_norm"
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +65,7 @@ VARIANTS: Mapping[str, Architecture] = {
     ),
     "google_release": Architecture(num_classes=1008, widths=dict(GOOGLE_RELEASE)),
     "naive": Architecture(naive=True),
+    "naive_batch_norm": Architecture(naive=True, norm="batch_norm"),
 }
 
 

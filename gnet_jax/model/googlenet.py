@@ -47,13 +47,7 @@ class GoogLeNet(nn.Module):
         arch = self.arch
         heads = arch.aux_after if train or self.is_initializing() else ()
         self._check_size(x_BHWC.shape, heads)
-        conv = partial(
-            ConvBlock,
-            norm=self._norm(train),
-            dtype=self.dtype,
-            convolve=self.ops.convolve,
-            relu=self.ops.relu,
-        )
+        conv = _conv(self, train)
         block = NaiveInceptionBlock if arch.naive else InceptionBlock
         aux = []
 
@@ -69,17 +63,7 @@ class GoogLeNet(nn.Module):
             x = block(widths, conv, arch.branch5_kernel, self.ops, name=f"inception_{name}")(x)
             self._named(f"inception_{name}/output", x)
             if name in heads:
-                head = AuxHead(
-                    arch.num_classes,
-                    arch.aux_widths,
-                    conv,
-                    arch.aux_pool,
-                    arch.aux_dropout,
-                    train,
-                    self.dtype,
-                    name=f"aux_{name}",
-                )
-                aux.append(head(x))
+                aux.append(_aux_head(self, name, conv, train)(x))
 
         if arch.head == "average_pool":
             x_BC = self._named("pool5/7x7_s1", jnp.mean(x, axis=(1, 2), dtype=jnp.float32))
@@ -110,18 +94,6 @@ class GoogLeNet(nn.Module):
         x = self._named("conv2/norm2", lrn(x))
         return self._named("pool2/3x3_s2", self.ops.max_pool(x, 3, 2))
 
-    def _norm(self, train: bool) -> partial[nn.BatchNorm] | None:
-        if self.arch.norm == "lrn":
-            return None
-        return partial(
-            nn.BatchNorm,
-            use_running_average=not train,
-            momentum=0.9,
-            epsilon=1e-3,
-            dtype=self.dtype,
-            axis_name=self.axis_name,
-        )
-
     def _check_size(self, shape: tuple[int, ...], heads: tuple[str, ...]) -> None:
         if len(shape) != 4 or shape[-1] != 3:
             raise ValueError(
@@ -140,6 +112,70 @@ class GoogLeNet(nn.Module):
         """`x`, recorded under Caffe's name where the caller asked for intermediates."""
         self.sow("intermediates", name, x)
         return x
+
+
+def _conv(model: GoogLeNet, train: bool) -> partial[ConvBlock]:
+    """The convolution of every layer, with the model's norm, dtype and mode bound."""
+    norm = None
+    if model.arch.norm == "batch_norm":
+        norm = partial(
+            nn.BatchNorm,
+            use_running_average=not train,
+            momentum=0.9,
+            epsilon=1e-3,
+            dtype=model.dtype,
+            axis_name=model.axis_name,
+        )
+    return partial(
+        ConvBlock,
+        norm=norm,
+        dtype=model.dtype,
+        convolve=model.ops.convolve,
+        relu=model.ops.relu,
+    )
+
+
+def _aux_head(model: GoogLeNet, block: str, conv: partial[ConvBlock], train: bool) -> AuxHead:
+    """The auxiliary head behind `block`."""
+    arch = model.arch
+    return AuxHead(
+        arch.num_classes,
+        arch.aux_widths,
+        conv,
+        arch.aux_pool,
+        arch.aux_dropout,
+        train,
+        model.dtype,
+        name=f"aux_{block}",
+    )
+
+
+def every_head(model: GoogLeNet, variables: Mapping[str, Any], x_BHWC: jax.Array) -> Outputs:
+    """The outputs of all heads as in inference: no dropout, batch norm's running statistics.
+
+    The network itself leaves the auxiliary heads out in inference; this is to study them.
+    """
+    outputs, state = model.apply(variables, x_BHWC, mutable=["intermediates"])
+    found: Any = state["intermediates"]
+    aux = tuple(
+        aux_logits(model, variables, block, found[f"inception_{block}/output"][0])
+        for block in model.arch.aux_after
+    )
+    return Outputs(outputs.logits, aux)
+
+
+def aux_logits(
+    model: GoogLeNet, variables: Mapping[str, Any], block: str, features_BHWC: jax.Array
+) -> jax.Array:
+    """Logits (B, K) of the auxiliary head behind `block`, as in inference, of that block's output.
+
+    Args:
+        variables: the network's.
+        block: one of `model.arch.aux_after`.
+    """
+    own = {kind: tree[f"aux_{block}"] for kind, tree in variables.items() if f"aux_{block}" in tree}
+    head: Any = _aux_head(model, block, _conv(model, train=False), train=False)
+    return head.apply(own, features_BHWC)
 
 
 def googlenet(variant: str = "paper", num_classes: int | None = None, **knobs: Any) -> GoogLeNet:

@@ -14,6 +14,7 @@ from gnet_jax.config import UserError
 from gnet_jax.training.agreement import together
 from gnet_jax.training.checkpoint import Checkpoints
 from gnet_jax.training.damage import Damage
+from gnet_jax.training.diagnose import Diagnostics
 from gnet_jax.training.evaluation import Evaluator
 from gnet_jax.training.feed import training_batches
 from gnet_jax.training.goodput import Stopwatch
@@ -78,9 +79,20 @@ def train(run: Run, workdir: Path, programs: Programs | None = None) -> Result:
             if 0 < start < run.total_steps:
                 reporter.say(f"resuming behind step {start} of {run.total_steps}")
             programs, vote = programs or Programs(), Vote(run.mesh, request)
-            state, val, heads = _steps(
-                run, programs, state, start, checkpoints, reporter, damage, skipped, vote
-            )
+            probe = programs.diagnose_step(run)
+            with Diagnostics(workdir, probe, config.diagnose, start) as diagnose:
+                state, val, heads = _steps(
+                    run,
+                    programs,
+                    state,
+                    start,
+                    checkpoints,
+                    reporter,
+                    damage,
+                    skipped,
+                    vote,
+                    diagnose,
+                )
         step = int(state.step)
         checkpoints.save(step, state)
         checkpoints.wait()
@@ -113,6 +125,7 @@ def _steps(
     damage: Damage,
     skipped: SkippedSteps,
     vote: Vote,
+    diagnose: Diagnostics,
 ) -> tuple[TrainState, dict[str, float], dict[str, float]]:
     """Every step from `start` on: the final state, its evaluation, the last training metrics."""
     config, total = run.config, run.total_steps
@@ -148,6 +161,9 @@ def _steps(
     for step in range(start + 1, total + 1):
         with reporter.watch.spent("waiting for data"):
             batch = ahead.take()
+        paused = time.perf_counter()
+        diagnose(step - 1, state, batch)
+        meter.pause(time.perf_counter() - paused)
         state, metrics = step_fn(state, batch | vote.flag(ahead.fault))
         # The metrics of the step before are fetched while the device works on this one.
         if pending is not None:

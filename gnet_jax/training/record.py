@@ -75,18 +75,22 @@ def open_workdir(config: Config, fingerprints: dict[str, str]) -> Path:
     return workdir
 
 
+class BusyError(ConfigError):
+    """A workdir that another process trains in."""
+
+
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
     """Hold `workdir` for this process; the lock goes with the process, however that ends.
 
     Raises:
-        ConfigError: if another process of this machine trains in it.
+        BusyError: if another process of this machine trains in it.
     """
     with (workdir / "lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ConfigError(
+            raise BusyError(
                 f"another process is training in {workdir}; wait for it, or use another --workdir"
             ) from error
         yield

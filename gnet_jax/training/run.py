@@ -13,6 +13,7 @@ from gnet_jax.config import Config, ConfigError, ModelConfig, check
 from gnet_jax.data import DataError, Source, open_source, preprocess
 from gnet_jax.model import GoogLeNet, architecture, init_variables, smallest_size
 from gnet_jax.training.canonical import check_virtual_shards
+from gnet_jax.training.diagnose import diagnose
 from gnet_jax.training.feed import augmentation
 from gnet_jax.training.finetune import Pretrained, Takeover, check_patterns, compare, take_over
 from gnet_jax.training.optimizer import Optimizer, make_optimizer
@@ -55,6 +56,16 @@ class Run:
         """The pure evaluation step `(state, batch) -> sums`."""
         pixels = partial(preprocess, preprocessing=self.config.data.preprocessing)
         return partial(eval_step, model=self.model, preprocess=pixels)
+
+    def diagnose_step(self) -> Any:
+        """The pure `(state, batch) -> diagnostics`."""
+        return partial(
+            diagnose,
+            model=self.model,
+            optimizer=self.optimizer,
+            augment=augmentation(self.config),
+            loss=self.config.loss,
+        )
 
     def initial_state(self) -> TrainState:
         """The state in front of step 0, on every device of the mesh."""
@@ -136,7 +147,7 @@ def prepare(config: Config, pretrained: Pretrained | None = None) -> Run:
         raise ConfigError(
             f"the splits of {config.data.source} name different classes: {', '.join(odd[:5])}"
         )
-    model = _model(config, len(train.class_names), pretrained)
+    model = model_of(config, len(train.class_names), pretrained)
     shapes = jax.eval_shape(partial(_fresh, model, config.data.image_size))
     check_patterns(config.optim.freeze, shapes["params"])
     takeover = None if pretrained is None else compare(shapes, pretrained, train.class_names)
@@ -163,7 +174,12 @@ def _fresh(model: GoogLeNet, image_size: int) -> dict[str, Any]:
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
 
 
-def _model(config: Config, classes: int, pretrained: Pretrained | None) -> GoogLeNet:
+def model_of(config: Config, classes: int, pretrained: Pretrained | None = None) -> GoogLeNet:
+    """The network of a config for data of `classes` classes, or that of `pretrained`.
+
+    Raises:
+        ConfigError: for a network that cannot be, or images too small for it.
+    """
     m = config.model
     wanted = classes if m.num_classes is None else m.num_classes
     if wanted < classes:

@@ -1,11 +1,13 @@
 """Where examples come from, behind one interface."""
 
+import re
 from pathlib import Path
 
 from gnet_jax.data.sources.digits import DigitsSource
 from gnet_jax.data.sources.folder import FolderSource
 from gnet_jax.data.sources.npz import NpzSource
 from gnet_jax.data.sources.source import DataError, Example, MissingSplitError, Source, Split
+from gnet_jax.data.sources.subset import SubsetSource
 from gnet_jax.data.sources.tfds import TfdsSource
 
 __all__ = [
@@ -17,6 +19,7 @@ __all__ = [
     "NpzSource",
     "Source",
     "Split",
+    "SubsetSource",
     "TfdsSource",
     "open_source",
 ]
@@ -25,12 +28,16 @@ __all__ = [
 def open_source(spec: str, split: Split) -> Source:
     """The source that `spec` names: "digits", "folder:PATH", "npz:PATH" or "tfds:NAME".
 
-    The path of a folder, or one that ends in .npz, will do without its kind.
+    The path of a folder, or one that ends in .npz, will do without its kind. "#N" behind any of
+    them takes N images of the split, evenly spaced (all, where there are fewer).
 
     Raises:
         MissingSplitError: if the data have other splits only.
         DataError: for an unknown kind, or data that is missing or unfit.
     """
+    part = re.fullmatch(r"(.+)#(\d+)", spec)
+    if part is not None:
+        return SubsetSource(open_source(part[1], split), int(part[2]))
     kind, _, where = spec.partition(":")
     if kind == "digits" and not where:
         return DigitsSource(split)

@@ -1,0 +1,68 @@
+"""Do the seeds of a config train faster together under vmap, or one after another?
+
+    python benchmarks/vmap_seeds.py ablate_reduction x1 --data.source 'npz:CIFAR_{split}.npz#10000'
+
+Takes a sweep, the name of one of its configs, and changes of its fields. Both ways take the same
+steps, turn by turn, and the median of each is printed: milliseconds a step of all seeds.
+"""
+
+import dataclasses
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gnet_jax.cli.lab import Ablate
+from gnet_jax.config.command import parse_sweep
+from gnet_jax.training.feed import training_batches
+from gnet_jax.training.sharding import use_compilation_cache
+from gnet_jax.weights.start import prepare_run
+
+TURNS = 15
+
+
+def timed(step: Callable[[], Any]) -> float:
+    """Seconds of one call, with all that it computes."""
+    began = time.perf_counter()
+    jax.block_until_ready(step())
+    return time.perf_counter() - began
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Print the median time of a step of all seeds, apart and under vmap."""
+    sweep, name, *changes = arguments
+    given, _ = parse_sweep([sweep, *changes], "vmap_seeds.py", Ablate, __doc__)
+    config = given[name]
+    run, seeds = prepare_run(config), range(config.seed, config.seed + config.seeds)
+    configs = [dataclasses.replace(config, seed=seed) for seed in seeds]
+    states = [dataclasses.replace(run, config=each).initial_state() for each in configs]
+    batches = [next(training_batches(each, run.train, start_step=0)) for each in configs]
+    batches = [jax.tree.map(jnp.asarray, dict(batch)) for batch in batches]
+    one = jax.jit(run.train_step())
+    together = jax.jit(jax.vmap(run.train_step()))
+    stacked = [jax.tree.map(lambda *x: jnp.stack(x), *each) for each in (states, batches)]
+
+    ways = {
+        "one after another": lambda: [one(*each) for each in zip(states, batches, strict=True)],
+        "under vmap": lambda: together(*stacked),
+    }
+    for step in ways.values():
+        timed(step)  # compiles
+    times: dict[str, list[float]] = {way: [] for way in ways}
+    for _ in range(TURNS):
+        for way, step in ways.items():
+            times[way].append(timed(step))
+    for way, found in times.items():
+        spread = f"{min(found) * 1e3:.1f} to {max(found) * 1e3:.1f}"
+        print(f"{len(seeds)} seeds {way}: {statistics.median(found) * 1e3:.1f} ms ({spread})")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit(f"usage: python {sys.argv[0]} SWEEP CONFIG [--field.path value ...]")
+    use_compilation_cache()
+    main(sys.argv[1:])

@@ -1,0 +1,120 @@
+"""Commands of the ablation lab: ablate, report."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from gnet_jax.cli.output import console
+from gnet_jax.config import Config, UserError
+from gnet_jax.config.command import parse_sweep
+
+
+@dataclasses.dataclass(frozen=True)
+class Ablate(Config):
+    """What `gnet ablate` is given: fields of every config of a sweep, and how to run it."""
+
+    seeds: int = 3
+    """Runs of each config, from its seed on."""
+    shard: str = "0/1"
+    """i/n runs the i-th of n shares (from 0) of the sweep: shards on one workdir, at the same time
+    or not, together run all of it, and nothing twice."""
+    retry_failed: bool = False
+    """Begin runs that have failed again; otherwise their failure stays in the table."""
+
+
+def ablate(arguments: Sequence[str]) -> int:
+    """Train the configs of a sweep, each with every seed, and print what they came to.
+
+    Runs follow one another, each in DIR/CONFIG/seed-N. The same command again skips what is done
+    and goes on with what was cut off. A run that fails is reported and does not end the sweep.
+
+    gnet ablate SWEEP [--workdir DIR] [--seeds N] [--shard i/n] [--field.path value ...]
+    """
+    given, text = parse_sweep(arguments, "gnet ablate", Ablate, inspect.getdoc(ablate))
+    own = next(iter(given.values()))  # the command's own fields are the same in all
+    index, shards = _shard(own.shard)
+    if own.seeds < 1:
+        raise UserError(f"--seeds is {own.seeds}; it must be at least 1")
+    workdir, configs = (
+        Path(own.workdir).expanduser(),
+        {n: _plain(each) for n, each in given.items()},
+    )
+    # Imported here, so that --help and a typo answer at once.
+    from gnet_jax.lab.ablate import StoppedError, relative_cost, run_cells
+    from gnet_jax.lab.results import failures, rows_of
+    from gnet_jax.lab.results_table import LEGEND, results_table
+    from gnet_jax.lab.sweep import cells_of, open_sweep, read_sweep, share_of
+    from gnet_jax.training.sharding import use_compilation_cache
+
+    use_compilation_cache()
+    open_sweep(workdir, configs, own.seeds, text)
+    cells = cells_of(configs, own.seeds, workdir)
+    if shards > 1:
+        cost = {name: relative_cost(config) for name, config in configs.items()}
+        mine = share_of([cost[cell.name] for cell in cells], index, shards)
+        cells = [cells[place] for place in mine]
+    print(f"{len(cells)} runs of {len(configs)} configs and {own.seeds} seeds, in {workdir}")
+    try:
+        run_cells(cells, lambda line: print(line, flush=True), retry_failed=own.retry_failed)
+    except StoppedError as error:
+        name, again = signal.Signals(error.number).name, shlex.join(["gnet", "ablate", *arguments])
+        print(f"stopped by {name}; what was trained is saved. Go on with:\n  {again}")
+        return 128 + error.number
+    rows = rows_of(read_sweep(workdir))
+    out = console()
+    out.print(results_table(rows, f"{arguments[0]}, {workdir}"))
+    out.print(LEGEND)
+    failed = failures(rows)
+    for line in failed:
+        print(f"failed: {line}", file=sys.stderr)
+    print(f"next:  gnet report {shlex.quote(str(workdir))}")
+    return 1 if failed else 0
+
+
+def _plain(given: Ablate) -> Config:
+    """The run's config alone."""
+    names = [field.name for field in dataclasses.fields(Config)]
+    return Config(**{name: getattr(given, name) for name in names})
+
+
+def _shard(text: str) -> tuple[int, int]:
+    """(index, number of shards) of "i/n".
+
+    Raises:
+        UserError: if it is none.
+    """
+    parts = re.fullmatch(r"(\d+)/(\d+)", text)
+    index, shards = (int(parts[1]), int(parts[2])) if parts else (0, 0)
+    if not index < shards:
+        raise UserError(f"--shard is {text}; it must be i/n, i from 0 to n - 1, such as 0/2")
+    return index, shards
+
+
+def report(
+    workdir: Annotated[Positional[Path], arg(metavar="DIR")],
+    out: Path | None = None,
+) -> None:
+    """Write what a sweep came to: one HTML page that needs nothing else, and Markdown beside it.
+
+    Accuracy against multiply-adds and parameters, learning curves, the table, and the exact configs
+    and versions.
+
+    Args:
+        workdir: of `gnet ablate`; it need not be finished.
+        out: the page; None is report.html in the workdir. The Markdown has its name, with .md.
+    """
+    from gnet_jax.lab.report import write_report
+
+    page = workdir / "report.html" if out is None else out
+    for file in write_report(workdir, page):
+        print(f"wrote {file}")

@@ -1,0 +1,149 @@
+"""The HTML page of a report: one file, styles, script and pictures inside, nothing to fetch."""
+
+import html
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+STYLE = """
+:root { color-scheme: light; --ink: #1c1c1c; --grey: #63666a; --line: #d9dce0; --mark: #eef5fb; }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 76rem; padding: 1.2rem; color: var(--ink); background: #fff;
+  font: 16px/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.5rem; line-height: 1.25; margin: .5rem 0; }
+h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
+p { max-width: 46rem; }
+.about { white-space: pre-line; }
+.legend, figcaption, .hint { color: var(--grey); font-size: .875rem; }
+.scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; }
+table { border-collapse: collapse; width: 100%; font-size: .9rem; }
+th, td { padding: .45rem .7rem; text-align: right; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff; }
+thead th { border-bottom: 2px solid var(--line); }
+tbody tr + tr td { border-top: 1px solid var(--line); }
+tr.marked td, tr.marked td:first-child { background: var(--mark); }
+th button { all: unset; cursor: pointer; font-weight: 600; }
+th button:focus-visible { outline: 2px solid #0072b2; outline-offset: 2px; }
+th[aria-sort=ascending] button::after { content: " \\2191"; }
+th[aria-sort=descending] button::after { content: " \\2193"; }
+.figures { display: grid; gap: 1.2rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 28rem), 1fr)); }
+figure { margin: 0; border: 1px solid var(--line); border-radius: 6px; padding: .6rem; }
+figure svg { display: block; width: 100%; height: auto; }
+.notes { border-left: 4px solid #d55e00; padding: .2rem 1rem; background: #fdf3ec; }
+pre { overflow-x: auto; background: #f6f7f8; padding: .8rem; border-radius: 6px; font-size: .8rem; }
+code { overflow-wrap: anywhere; }
+@media (max-width: 40rem) { body { padding: .8rem; font-size: 15px; } h1 { font-size: 1.25rem; } }
+"""
+
+SCRIPT = """
+for (const button of document.querySelectorAll("th button")) {
+  button.addEventListener("click", () => {
+    const head = button.closest("th"), table = head.closest("table");
+    const place = head.cellIndex, body = table.tBodies[0];
+    const up = head.getAttribute("aria-sort") === "descending";
+    for (const other of table.querySelectorAll("th")) other.removeAttribute("aria-sort");
+    head.setAttribute("aria-sort", up ? "ascending" : "descending");
+    const key = (row) => row.cells[place].dataset.value;
+    const order = (a, b) => {
+      const [x, y] = [key(a), key(b)];
+      if (x === "" || y === "") return (x === "") - (y === "");  // empty ones last
+      const less = isNaN(x) || isNaN(y) ? x.localeCompare(y) : Number(x) - Number(y);
+      return up ? less : -less;
+    };
+    body.append(...[...body.rows].sort(order));
+  });
+}
+"""
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+
+
+class Figure(NamedTuple):
+    """A picture of the page."""
+
+    caption: str
+    svg: str
+
+
+class Page(NamedTuple):
+    """What a report says."""
+
+    title: str
+    about: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[tuple[str, float | None]]]  # (text, value to sort by; None: the text)
+    marked: Sequence[str]  # rows on the Pareto front, by their first cell
+    legend: str
+    notes: Sequence[str]
+    figures: Sequence[Figure]
+    differing: Mapping[str, Sequence[str]]  # field -> value in each config
+    configs: Mapping[str, Mapping[str, Any]]
+    record: Sequence[str]
+
+
+def render(page: Page) -> str:
+    """The page as one HTML document; its policy forbids it to fetch anything."""
+    e = html.escape
+    notes = "".join(f"<p>{e(note)}</p>" for note in page.notes)
+    parts = [
+        "<!doctype html>",
+        '<html lang="en"><head><meta charset="utf-8">',
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        '<link rel="icon" href="data:,">',
+        f"<title>{e(page.title)}</title><style>{STYLE}</style></head><body>",
+        f'<h1>{e(page.title)}</h1><p class="about">{e(page.about)}</p>',
+        f'<div class="notes">{notes}</div>' if notes else "",
+        "<h2>Results</h2>",
+        _results(page),
+        '<p class="hint">A click on a column sorts by it. Shaded rows are on the Pareto front of '
+        "accuracy and multiply-adds.</p>",
+        f'<p class="legend">{e(page.legend)}</p>',
+        "<h2>Figures</h2>" if page.figures else "",
+        '<div class="figures">',
+        *(
+            f"<figure>{figure.svg}<figcaption>{e(figure.caption)}</figcaption></figure>"
+            for figure in page.figures
+        ),
+        "</div>",
+        "<h2>What differs between the configs</h2>",
+        _plain_table(["field", *page.configs], page.differing),
+        "<h2>Versions</h2>",
+        *(f"<p><code>{e(line)}</code></p>" for line in page.record),
+        "<h2>Configs</h2>",
+        *(
+            f"<details><summary>{e(name)}</summary><pre>{e(json.dumps(config, indent=2))}</pre>"
+            "</details>"
+            for name, config in page.configs.items()
+        ),
+        f"<script>{SCRIPT}</script></body></html>\n",
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def _results(page: Page) -> str:
+    e = html.escape
+    head = "".join(f'<th><button type="button">{e(name)}</button></th>' for name in page.header)
+    body = []
+    for row in page.rows:
+        name = row[0][0]
+        values = [text if value is None else repr(value) for text, value in row]
+        cells = "".join(
+            f'<td data-value="{e(value)}">{e(text)}</td>'
+            for value, (text, _) in zip(values, row, strict=True)
+        )
+        body.append(f'<tr class="{"marked" if name in page.marked else ""}">{cells}</tr>')
+    table = f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody>"
+    return f'<div class="scroll"><table id="results">{table}</table></div>'
+
+
+def _plain_table(header: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
+    e = html.escape
+    head = "".join(f"<th>{e(name)}</th>" for name in header)
+    body = "".join(
+        f"<tr><td><code>{e(name)}</code></td>{''.join(f'<td>{e(v)}</td>' for v in values)}</tr>"
+        for name, values in rows.items()
+    )
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<div class="scroll">{table}</div>'

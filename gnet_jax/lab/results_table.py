@@ -1,0 +1,40 @@
+"""The table of a sweep, for the terminal and as Markdown."""
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from gnet_jax.lab.results import COLUMNS, Row, all_heads, cells_of_row, head_cells
+
+LEGEND = (
+    "top-1 and losses: validation images, after the last step; mean \N{PLUS-MINUS SIGN} sample "
+    "standard deviation over the seeds. images/s: median training speed. step memory: of one "
+    "training step, by XLA's plan."
+)
+
+
+def header(rows: Sequence[Row]) -> list[str]:
+    """What stands above the columns."""
+    return [*COLUMNS, *(f"{head} loss" for head in all_heads(rows))]
+
+
+def results_table(rows: Sequence[Row], title: str) -> Table:
+    """The table for a terminal."""
+    table = Table(title=title, title_justify="left")
+    for name in header(rows):
+        table.add_column(name, justify="left" if name == "config" else "right")
+    for row in rows:
+        cells = [*cells_of_row(row), *head_cells(row, all_heads(rows))]
+        table.add_row(*(text for text, _ in cells))
+    return table
+
+
+def markdown_table(rows: Sequence[Row]) -> str:
+    """The table in Markdown."""
+    names = header(rows)
+    lines = [names, ["---", *["---:"] * (len(names) - 1)]]
+    lines += [
+        [text for text, _ in [*cells_of_row(row), *head_cells(row, all_heads(rows))]]
+        for row in rows
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"

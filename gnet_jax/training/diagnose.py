@@ -1,0 +1,181 @@
+"""What goes on inside a net in training: gradients, activations and updates, block by block.
+
+Computed beside the training step, by a program of its own, so that the step stays as it is.
+
+Shapes: B batch, H height, W width, C channels.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import traverse_util
+from tensorboardX import SummaryWriter
+
+from gnet_jax.config import LossConfig
+from gnet_jax.data import Labels
+from gnet_jax.model import GoogLeNet
+from gnet_jax.training.optimizer import Optimizer
+from gnet_jax.training.record import MetricsFile
+from gnet_jax.training.step import TrainState, cross_entropy, head_names, step_keys
+
+FILE = "diagnostics.jsonl"
+BINS = 40
+
+
+def diagnose(
+    state: TrainState,
+    batch: Mapping[str, jax.Array],
+    *,
+    model: GoogLeNet,
+    optimizer: Optimizer,
+    augment: Callable[..., tuple[jax.Array, Labels]],
+    loss: LossConfig,
+) -> dict[str, Any]:
+    """What the next training step on `batch` would see, with its augmentation and its dropout.
+
+    Blocks are the top-level modules: conv1, inception_3a, aux_4a, classifier ...
+
+    Returns:
+        `scalars` by name, float32: `grad_norm/BLOCK` of the loss, and of it `grad_norm_HEAD/BLOCK`,
+        the part of each head (weighted as in the loss); `update_ratio/BLOCK`, the norm of the
+        update over that of the parameters; `activation_rms/LAYER`, and `dead/LAYER`, the share of a
+        layer's channels that are zero everywhere in the batch. `histograms` of each block's
+        gradient and parameters: (counts, edges).
+    """
+    augment_key, dropout_key = step_keys(state.rng, state.step)
+    images_BHWC, labels = augment(batch["image"], batch["label"], augment_key, offset=0)
+    heads = head_names(model)
+    weights = (1.0, *[loss.aux_weight] * (len(heads) - 1))
+
+    def losses_of(params: Any) -> Any:
+        outputs, found = model.apply(
+            {"params": params, "batch_stats": state.batch_stats},
+            images_BHWC,
+            train=True,
+            rngs={"dropout": dropout_key},
+            mutable=["batch_stats", "intermediates"],
+        )
+        logits = (outputs.logits, *outputs.aux)
+        losses = tuple(
+            weight * cross_entropy(each, labels, loss.label_smoothing)
+            for weight, each in zip(weights, logits, strict=True)
+        )
+        return losses, found["intermediates"]
+
+    losses, pull_back, layers = jax.vjp(losses_of, state.params, has_aux=True)
+    scalars: dict[str, jax.Array] = {}
+    grads: Any = jax.tree.map(jnp.zeros_like, state.params)
+    for number, head in enumerate(heads):
+        unit = tuple(jnp.full_like(each, place == number) for place, each in enumerate(losses))
+        (own,) = pull_back(unit)
+        grads = jax.tree.map(jnp.add, grads, own)
+        scalars |= _norms(f"grad_norm_{head}", own)
+    scalars |= _norms("grad_norm", grads)
+    updates: Any = optimizer.tx.update(grads, state.opt_state, state.params)[0]
+    for block, size in _norms("", updates).items():
+        whole = optax.tree.norm(state.params[block[1:]])
+        scalars[f"update_ratio{block}"] = size / jnp.maximum(whole, 1e-30)
+    scalars |= _activations(layers)
+    histograms = {
+        f"{what}/{block}": _histogram(tree[block])
+        for what, tree in (("gradients", grads), ("parameters", state.params))
+        for block in tree
+    }
+    return {"scalars": scalars, "histograms": histograms}
+
+
+def _norms(name: str, tree: Mapping[str, Any]) -> dict[str, jax.Array]:
+    return {f"{name}/{block}": optax.tree.norm(part) for block, part in tree.items()}
+
+
+def _activations(layers: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """Scale and share of dead channels of every convolution's output, behind its ReLU."""
+    found = {}
+    flat: Any = traverse_util.flatten_dict(dict(layers))
+    for path, (value_BHWC,) in flat.items():
+        if path[-1] == "output" and value_BHWC.ndim == 4:
+            layer, x = "/".join(path[:-1]), value_BHWC.astype(jnp.float32)
+            found[f"activation_rms/{layer}"] = jnp.sqrt(jnp.mean(x * x))
+            found[f"dead/{layer}"] = jnp.mean(jnp.all(x == 0, axis=(0, 1, 2)))
+    return found
+
+
+def _histogram(tree: Any) -> tuple[jax.Array, jax.Array]:
+    values = jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)])
+    counts, edges = jnp.histogram(values, BINS)
+    return counts.astype(jnp.float32), edges
+
+
+class Diagnostics:
+    """Diagnoses a run every so many steps, into `diagnostics.jsonl` and TensorBoard.
+
+    Args:
+        workdir: of the run.
+        step: the compiled `(state, batch)` program of `diagnose`.
+        every: steps from one diagnosis to the next; None for none at all.
+        start: finished steps of the run.
+    """
+
+    def __init__(
+        self, workdir: Path, step: Callable[..., Any], every: int | None, start: int
+    ) -> None:
+        self._step, self._every = step, every
+        self._board: SummaryWriter | None = None
+        self._file = MetricsFile(workdir / FILE)
+        if every is not None and jax.process_index() == 0:
+            if self._file.path.is_file():
+                self._file.forget_after(start - 1)
+            self._board = SummaryWriter(
+                str(workdir / "tensorboard" / "diagnostics"), purge_step=start
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._board is not None:
+            self._board.close()
+
+    def __call__(self, finished: int, state: TrainState, batch: Mapping[str, jax.Array]) -> None:
+        """Diagnose the step behind `finished` ones, if its turn has come."""
+        if self._every is None or finished % self._every:
+            return
+        found = jax.device_get(self._step(state, batch))
+        if self._board is None:
+            return
+        scalars = {name: value.item() for name, value in found["scalars"].items()}
+        self._file.append(finished, scalars)
+        for name, value in scalars.items():
+            self._board.add_scalar(name, value, finished)
+        for name, (counts, edges) in found["histograms"].items():
+            _add_histogram(self._board, name, counts, edges, finished)
+
+
+def _add_histogram(
+    board: SummaryWriter, name: str, counts: np.ndarray, edges: np.ndarray, step: int
+) -> None:
+    if not np.isfinite(edges).all():
+        return  # the loop says what is wrong with such numbers, and stops
+    middles = (edges[1:] + edges[:-1]) / 2
+    board.add_histogram_raw(
+        name,
+        min=float(edges[0]),
+        max=float(edges[-1]),
+        num=int(counts.sum()),
+        sum=float(counts @ middles),
+        sum_squares=float(counts @ middles**2),
+        bucket_limits=edges[1:].tolist(),
+        bucket_counts=counts.tolist(),
+        global_step=step,
+    )

@@ -1,0 +1,86 @@
+"""Sweeps for tests: small to train, or on disk without any training."""
+
+import json
+from pathlib import Path
+
+from gnet_jax.config import Config, flatten
+from gnet_jax.lab.sweep import folder_of, open_sweep
+from gnet_jax.training.record import MetricsFile
+
+TINY_SWEEP = '''
+"""Two small nets on digits.
+
+For tests.
+"""
+
+import dataclasses
+
+from gnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig, Sweep
+
+BASE = Config(
+    epochs=6,
+    batch_size=32,
+    eval_batch_size=160,
+    eval_every_epochs=2,
+    save_every_steps=3,
+    log_every_steps=2,
+    model=ModelConfig(width_multiplier=1 / 16, stem="small", aux_after=("4a",)),
+    data=DataConfig(source="digits#160", image_size=16, resize_to=16, threads=2),
+    optim=OptimConfig(learning_rate=1e-3, averaging="ema"),
+)
+
+
+def get_sweep():
+    nan = dataclasses.replace(BASE, optim=OptimConfig(learning_rate=1e30))
+    none = dataclasses.replace(BASE, model=dataclasses.replace(BASE.model, aux_after=()))
+    large = dataclasses.replace(BASE, batch_size=2**28)
+    return Sweep({"one": BASE, "nan": nan, "large": large, "none": none}, seeds=2)
+'''
+
+
+def finished_sweep(workdir: Path) -> Path:
+    """A sweep's folder as its runs leave it: one run failed, one has not ended; nothing trained."""
+    configs = {name: Config(epochs=2, batch_size=8 * n) for n, name in enumerate("abcd", 1)}
+    open_sweep(workdir, configs, 3, "A title.\n\nAnd <what> it is.")
+    for number, (name, config) in enumerate(configs.items()):
+        for seed in range(3):
+            folder = folder_of(workdir, name, seed)
+            if (name, seed) == ("c", 1):
+                continue
+            folder.mkdir(parents=True)
+            (folder / "config.json").write_text(json.dumps(flatten(config)))
+            start = {
+                "git_commit": "0123abc",
+                "python": "3.11.2",
+                "versions": {"jax": "0.7.2"},
+                "devices": ["cpu"],
+                "host": "here",
+            }
+            (folder / "run.json").write_text(json.dumps({"starts": [start]}))
+            failed = {"status": "failed", "error": "TrainingError: step 2: the loss is nan"}
+            result = done(number, seed) if (name, seed) != ("b", 2) else failed
+            (folder / "result.json").write_text(json.dumps(result))
+            metrics = MetricsFile(folder / "metrics.jsonl")
+            for step in (5, 10):
+                metrics.append(step, {"train/main_loss": 2.3 - 0.1 * step - 0.01 * seed})
+                metrics.append(step, {"val/top1": 0.05 * step + 0.01 * seed})
+    return workdir
+
+
+def done(number: int, seed: int) -> dict:
+    top1 = (0.5, 0.6, 0.4, 0.7)[number] + 0.01 * seed
+    heads = {"main": {"loss": 1.0 + seed, "top1": top1}}
+    if number:
+        heads["aux4a"] = {"loss": 1.5, "top1": top1 - 0.1}
+    return {
+        "status": "done",
+        "step": 10,
+        "val_images": 360,
+        "top1": top1,
+        "heads": heads,
+        "params": 1000 * (number + 1),
+        "params_with_aux": 2000 * (number + 1),
+        "macs": 10_000 * (number + 1),
+        "memory_bytes": 2**24,
+        "images_per_sec": 100.0 + seed,
+    }

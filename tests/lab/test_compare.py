@@ -1,0 +1,100 @@
+import csv
+import io
+import json
+
+import pytest
+from PIL import Image
+
+from gnet_jax.cli import main
+from gnet_jax.lab.compare import PARTS, costs_by, networks, part_of, whole
+from gnet_jax.lab.table_1 import compare_with_print
+
+PAPER = {"variant": "paper"}
+
+
+@pytest.fixture(scope="module")
+def ledgers():
+    words = ("paper", "naive", "reductions=0.25,2", "head=fc", "aux=none")
+    return networks(words, 224, **PAPER)
+
+
+def test_the_parts_add_up_to_the_whole(ledgers):
+    assert list(ledgers) == [
+        "paper", "naive", "reductions=0.25", "reductions=2", "head=fc", "aux=none",
+    ]  # fmt: skip
+    for ledger in ledgers.values():
+        parts = costs_by(ledger, part_of)
+        assert set(parts) <= set(PARTS)
+        assert (whole(parts).params, whole(parts).macs) == (ledger.params, ledger.macs)
+
+
+def test_each_part_costs_what_its_layers_do(ledgers):
+    paper, naive = (costs_by(ledgers[name], part_of) for name in ("paper", "naive"))
+    assert paper["stem"].macs == 118_013_952 + 359_661_568
+    assert paper["classifier"].params == 1_025_000
+    assert "reductions" not in naive
+    assert "pool projections" not in naive
+    assert "aux heads" not in costs_by(ledgers["aux=none"], part_of)
+    fc = costs_by(ledgers["head=fc"], part_of)["classifier"]
+    assert fc.params == 1_025_000 + 51_380_224 + 1024
+    assert paper["classifier"].activation_bytes == 4 * 1000
+    half = costs_by(ledgers["reductions=0.25"], part_of)
+    assert half["reductions"].activation_bytes * 4 == paper["reductions"].activation_bytes
+
+
+def test_words_joined_hold_together():
+    found = networks(["batch_norm+reductions=0.5,2", "width=0.5+aux=4a"], 64, **PAPER)
+    assert list(found) == [
+        "batch_norm+reductions=0.5",
+        "batch_norm+reductions=2",
+        "width=0.5+aux=4a",
+    ]
+    assert [layer.name for layer in found["width=0.5+aux=4a"].layers if layer.is_aux] == [
+        "aux_4a/conv", "aux_4a/fc", "aux_4a/classifier",
+    ]  # fmt: skip
+
+
+def test_table_1_differs_from_the_print_where_it_is_known_to():
+    rows = {row.layer: row for row in compare_with_print()}
+    params = [name for name, row in rows.items() if not row.params_agree]
+    assert params == ["conv1", "4a", "4b", "4c", "4d", "4e", "5a", "5b"]
+    assert [name for name, row in rows.items() if not row.ops_agree] == ["conv1", "5a"]
+    assert all(bool(row.reason) == (name in params) for name, row in rows.items())
+    assert "204 channels" in rows["4a"].reason
+
+
+def test_the_comparison_is_printed_in_three_formats_and_drawn(tmp_path, capsys):
+    out = tmp_path / "blocks.png"
+    options = ["--compare", "paper", "naive", "--picture", str(out)]
+    assert main(["summary", *options]) == 0
+    text = capsys.readouterr().out
+    for figure in ("1.583 G", "12.57 G", "97.53 M", "5.539 G", "1072K", "1018.0K *"):
+        assert figure in text
+    with Image.open(out) as picture:
+        assert picture.size == (1350, 960)
+    assert main(["summary", *options[:3], "--format", "csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    whole = [int(row["macs"]) for row in rows if row["part"] == "inference"]
+    assert whole == [1_582_671_872, 12_568_061_056]
+    assert main(["summary", *options[:2], "--format", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["networks"][0]["part"] == "stem"
+    assert found["table_1"][0]["printed_ops"] == 34
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("vgg", "'vgg' is no variant"),
+        ("depth=2", "'depth=2' is no variant"),
+        ("reductions=wide", "reductions is 'wide', no number"),
+        ("reductions=-1", "reduction_factor is -1.0; it must be above 0"),
+        ("head=max", "head is 'max'; choose one of average_pool, fc"),
+    ],
+)
+def test_a_word_that_names_no_network_is_told_why(word, message, capsys):
+    assert main(["summary", "--compare", "paper", word]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert main(["summary", "--picture", "x.png"]) == 2

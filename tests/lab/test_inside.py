@@ -1,0 +1,98 @@
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from gnet_jax.cli import main
+from gnet_jax.config import Preprocessing, UserError
+from gnet_jax.inference.cam import ActivationMapper
+from gnet_jax.inference.head_maps import head_maps
+from gnet_jax.lab.inside import activation_figure, filters_figure, heads_picture
+from gnet_jax.model import GoogLeNet, every_head, strip_aux
+from gnet_jax.weights import ModelFolder, write_folder
+from tests.tiny import tiny_arch, tiny_variables
+
+PIXELS = Preprocessing(image_size=16, resize_to=16, mean=(99, 99, 99), std=(50, 50, 50))
+PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8))
+
+
+@pytest.fixture(scope="module")
+def trained():
+    model = GoogLeNet(tiny_arch())
+    names = tuple(f"class {n}" for n in range(10))
+    return ModelFolder(model, tiny_variables(model), PIXELS, names, {"format": "test"})
+
+
+@pytest.fixture(scope="module")
+def maps(trained):
+    return head_maps(trained, PHOTO, 3)
+
+
+def test_the_main_heads_map_is_its_activation_map(trained, maps):
+    expected = ActivationMapper(trained)(PHOTO, 3)
+    places = expected.evidence.size  # the gradient of a mean is spread over them
+    np.testing.assert_allclose(maps["main"].evidence * places, expected.evidence, rtol=1e-4)
+    assert maps["main"].guess["probability"] == pytest.approx(expected.guess["probability"])
+
+
+def test_each_head_has_its_own_map_and_probability(trained, maps):
+    assert list(maps) == ["main", "aux 4a"]
+    aux = maps["aux 4a"]
+    assert aux.evidence.shape == (4, 4)
+    x = (np.asarray(PHOTO, np.float32)[None] - 99) / 50
+    (logits,) = every_head(trained.model, trained.variables, x).aux
+    odds = np.exp(logits[0] - logits.max())
+    assert aux.guess["probability"] == pytest.approx(float(odds[3] / odds.sum()), rel=1e-4)
+
+
+def test_the_training_net_without_dropout_has_the_same_auxiliary_logits(trained):
+    """The heads taken alone are those of the network."""
+    x = np.random.default_rng(1).normal(size=(2, 16, 16, 3)).astype(np.float32)
+    model = GoogLeNet(dataclasses.replace(trained.model.arch, dropout=0.0, aux_dropout=0.0))
+    whole = model.apply(trained.variables, x, train=True, mutable=["batch_stats"])[0]
+    alone = every_head(trained.model, trained.variables, x)
+    np.testing.assert_allclose(alone.logits, whole.logits, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(alone.aux[0], whole.aux[0], rtol=1e-4, atol=1e-5)
+
+
+def test_weights_without_auxiliary_heads_have_the_main_map_alone(trained):
+    variables = {name: strip_aux(tree) for name, tree in trained.variables.items()}
+    assert list(head_maps(dataclasses.replace(trained, variables=variables), PHOTO)) == ["main"]
+
+
+def test_the_command_draws_everything(trained, tmp_path, capsys):
+    write_folder(tmp_path / "model", trained)
+    PHOTO.save(tmp_path / "photo.png")
+    arguments = [str(tmp_path / "model"), str(tmp_path / "photo.png"), "--out", str(tmp_path / "o")]
+    assert main(["inspect", *arguments, "--class-index", "2"]) == 0
+    drawn = {Path(line.removeprefix("drew ")).name for line in capsys.readouterr().out.splitlines()}
+    assert {"filters.png", "heads.png", "inception_3a-output.png"} <= drawn
+    for name in drawn:
+        with Image.open(tmp_path / "o" / name) as picture:
+            assert min(picture.size) > 100
+    assert main(["inspect", *arguments, "--endpoint", "conv9"]) == 2
+    assert "there is no endpoint 'conv9'; there are conv1/7x7_s2, " in capsys.readouterr().err
+    assert main(["inspect", arguments[0], str(tmp_path / "none.png")]) == 2
+    assert "there is no such file" in capsys.readouterr().err
+
+
+def test_a_class_that_is_not_there_is_named(trained):
+    with pytest.raises(UserError, match="there is no class 10; the model's are 0 to 9"):
+        head_maps(trained, PHOTO, 10)
+
+
+def test_montages_have_a_tile_for_each_channel_and_count_the_dead(maps):
+    value = np.zeros((3, 3, 5), np.float32)
+    value[1, 1, :4] = 1
+    figure = activation_figure("inception_3a/5x5", value)
+    assert sum(len(axes.images) for axes in figure.axes) == 5
+    assert "5 channels of 3x3, 1 of them zero" in figure.get_suptitle()
+    assert isinstance(activation_figure("prob", np.ones(10) / 10), Figure)
+    kernel = np.zeros((3, 3, 3, 2), np.float32)
+    kernel[:, :, 0, 0] = 1  # of the first channel: blue in BGR
+    (first, _) = [axes.images[0].get_array() for axes in filters_figure(kernel, "BGR").axes[:2]]
+    assert first[0, 0].tolist() == [0.5, 0.5, 1.0]
+    assert heads_picture(maps).width == 2 * 448 + 12

@@ -1,0 +1,79 @@
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from gnet_jax.cli import main
+from gnet_jax.training.loop import train
+from gnet_jax.training.programs import Programs
+from tests.tiny import tiny_batch, tiny_run
+
+
+@pytest.fixture(scope="module")
+def diagnosed(tmp_path_factory):
+    """A run of four steps, diagnosed at steps 0 and 2: (run, workdir, lines, programs)."""
+    workdir = tmp_path_factory.mktemp("run")
+    run, programs = tiny_run(workdir, epochs=0.1, diagnose=2), Programs()
+    train(run, workdir, programs)
+    text = (workdir / "diagnostics.jsonl").read_text()
+    return run, workdir, [json.loads(line) for line in text.splitlines()], programs
+
+
+def test_a_run_is_diagnosed_every_so_many_steps(diagnosed):
+    _, workdir, lines, _ = diagnosed
+    assert [line["step"] for line in lines] == [0, 2]
+    assert list((workdir / "tensorboard" / "diagnostics").iterdir())
+    names = lines[0].keys()
+    assert {"grad_norm/conv1", "grad_norm_aux4a/inception_3a", "update_ratio/classifier"} <= names
+    assert {"activation_rms/inception_5a/b5", "dead/conv2_reduce"} <= names
+    assert all(np.isfinite(value) for line in lines for value in line.values())
+    shares = [value for name, value in lines[1].items() if name.startswith("dead/")]
+    assert all(0 <= share <= 1 for share in shares)
+
+
+def test_the_gradient_is_that_of_the_training_step(diagnosed):
+    run, _, _, programs = diagnosed
+    batch = tiny_batch(32)
+    found = jax.device_get(programs.diagnose_step(run)(run.initial_state(), batch))["scalars"]
+    norms = [value for name, value in found.items() if name.startswith("grad_norm/")]
+    placed = jax.device_put(batch, programs.train_step(run).input_shardings[0][1])
+    before = run.initial_state()
+    old = jax.device_get(before.params)
+    after, metrics = programs.train_step(run)(before, placed)
+    whole = float(metrics["grad_norm"])
+    assert np.sqrt(np.sum(np.square(norms))) == pytest.approx(whole, rel=1e-4)
+    new = jax.device_get(after.params)
+    moved = np.linalg.norm(new["classifier"]["kernel"] - old["classifier"]["kernel"])
+    ratio = moved / np.linalg.norm(old["classifier"]["kernel"])
+    assert found["update_ratio/classifier"] == pytest.approx(ratio, rel=0.05)  # the bias is small
+
+
+def test_above_its_block_an_auxiliary_head_has_no_gradient(diagnosed):
+    _, _, lines, _ = diagnosed
+    assert lines[0]["grad_norm_aux4a/inception_5a"] == 0
+    assert lines[0]["grad_norm_aux4a/inception_3a"] > 0
+    assert lines[0]["grad_norm_main/aux_4a"] == 0
+
+
+def test_diagnosing_leaves_the_run_as_it_is(diagnosed, tmp_path):
+    run, workdir, _, programs = diagnosed
+    config = dataclasses.replace(run.config, workdir=str(tmp_path), diagnose=None)
+    train(dataclasses.replace(run, config=config), tmp_path, programs)
+    assert not (tmp_path / "diagnostics.jsonl").exists()
+
+    def losses(folder):
+        lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+        return [line.get("train/loss", line.get("val/loss")) for line in lines]
+
+    assert losses(tmp_path) == losses(workdir)
+
+
+def test_the_figures_are_drawn(diagnosed, tmp_path, capsys):
+    _, workdir, _, _ = diagnosed
+    out = tmp_path / "d.png"
+    assert main(["diagnose", str(workdir), "--out", str(out)]) == 0
+    assert out.stat().st_size > 10_000
+    assert main(["diagnose", str(tmp_path)]) == 2
+    assert "train there with --diagnose 100" in capsys.readouterr().err
