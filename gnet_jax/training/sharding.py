@@ -65,17 +65,22 @@ def _nearest(batch_size: int, unit: int) -> str:
 
 
 def compile_train_step(
-    mesh: Mesh, step: Callable[..., Any], state: Any, batch: Mapping[str, Any]
+    mesh: Mesh,
+    step: Callable[..., Any],
+    state: Any,
+    batch: Mapping[str, Any],
+    compiler_options: dict[str, Any] | None = None,
 ) -> jax.stages.Compiled:
     """`step(state, batch)` compiled for the mesh; the state passed in is donated.
 
-    `state` and `batch` may be abstract (`jax.ShapeDtypeStruct`); the batch's shapes are global.
+    `state` and `batch` may be abstract (`jax.ShapeDtypeStruct`); the batch's shapes are global. The
+    devices of the mesh need not be there (`gnet_jax.pods`).
     """
     whole, parts = replicated(mesh), split(mesh)
     jitted = jax.jit(
         step, in_shardings=(whole, parts), out_shardings=(whole, whole), donate_argnums=0
     )
-    return jitted.lower(state, batch).compile()
+    return jitted.lower(state, batch).compile(compiler_options)
 
 
 def compile_eval_step(mesh: Mesh, step: Callable[..., Any]) -> Callable[..., Any]:
