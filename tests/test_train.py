@@ -22,7 +22,10 @@ ROOT = Path(__file__).parents[1]
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "there is no config file nowhere; the recipes in configs/ are: cifar10, digits"),
+        (
+            ["nowhere"],
+            "there is no config file nowhere; the recipes in configs/ are: cifar10, digits",
+        ),
         (["--workdir", "/proc/no/run"], "cannot write to the workdir /proc/no/run"),
         (["--batch-size", "30"], "batch_size 30 does not divide over 8 devices; use 24 or 32"),
         (["--data.source", "nothing"], "data source 'nothing' is none of"),

@@ -11,7 +11,14 @@ import jax
 
 from gnet_jax.config import UserError
 from gnet_jax.pods.chips import Chip
-from gnet_jax.pods.program_text import Collective, collectives, donated, program_size, traffic
+from gnet_jax.pods.program_text import (
+    Collective,
+    collectives,
+    donated,
+    estimated_cycles,
+    program_size,
+    traffic,
+)
 from gnet_jax.training.run import Program
 from gnet_jax.training.sharding import compile_train_step
 
@@ -38,6 +45,8 @@ class CompiledCost:
     code_bytes: int
     flops: float | None  # multiplications and additions; None where the compiler counts none
     bytes: float  # read and written
+    entry_bytes: int  # the same by another count: each array once that an instruction touches
+    cycles: int  # that a TPU's compiler expects; 0 where it expects none
     collectives: tuple[Collective, ...]
     fusions: int
     convolutions: int  # and matrix products, and calls of libraries
@@ -74,7 +83,7 @@ def compile_cost(program: Program, chip: Chip) -> CompiledCost:
             OPTIONS.get(chip.platform),
         )
     except jax.errors.JaxRuntimeError as error:
-        raise _out_of_memory(error, chip) from error
+        raise out_of_memory(error, chip) from error
     return read_cost(compiled, time.perf_counter() - start)
 
 
@@ -91,6 +100,8 @@ def read_cost(compiled: jax.stages.Compiled, seconds: float) -> CompiledCost:
         code_bytes=memory.generated_code_size_in_bytes,
         flops=counted.get("flops"),
         bytes=counted.get("bytes accessed") or traffic(text),
+        entry_bytes=traffic(text),
+        cycles=estimated_cycles(text),
         collectives=collectives(text),
         fusions=fusions,
         convolutions=convolutions,
@@ -99,7 +110,7 @@ def read_cost(compiled: jax.stages.Compiled, seconds: float) -> CompiledCost:
     )
 
 
-def _out_of_memory(error: Exception, chip: Chip) -> Exception:
+def out_of_memory(error: Exception, chip: Chip) -> Exception:
     """What to raise for `error`: itself, unless the compiler ran out of the device's memory."""
     found = re.search(r"[Uu]sed ([\d.]+)([KMGT]) of ", str(error))
     if "RESOURCE_EXHAUSTED" not in str(error) or found is None:

@@ -50,6 +50,7 @@ class Plan:
     collectives: tuple[Collective, ...] = ()
     fusions: int | None = None
     convolutions: int | None = None
+    donated: int | None = None  # arrays of the state whose memory is used again
     compile_seconds: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -110,6 +111,7 @@ def plan_program(program: Program, topology: Topology) -> Plan:
         collectives=cost.collectives,
         fusions=cost.fusions,
         convolutions=cost.convolutions,
+        donated=cost.donated,
         compile_seconds=cost.seconds,
     )
 

@@ -107,3 +107,15 @@ def donated(text: str) -> int:
     header = text[: text.index("\n")]
     found = re.search(r"input_output_alias=\{(.*?)\}, \w+=", header)
     return 0 if found is None else found[1].count("-alias)")
+
+
+def estimated_cycles(text: str) -> int:
+    """Cycles that a TPU's compiler expects the entry's fusions to take; 0 where it says none.
+
+    Some instructions, such as the gradient of a max pool, carry no estimate.
+    """
+    found = (
+        re.search(r'"estimated_cycles":"(\d+)"', each.text)
+        for each in instructions(text, entry=True)
+    )
+    return sum(int(each[1]) for each in found if each)

@@ -102,15 +102,14 @@ def _check_compiler(chip: Chip) -> None:
     if chip.platform == "tpu":
         if importlib.util.find_spec("libtpu") is None:
             raise TopologyError(
-                f"to compile for {chip.name} takes libtpu, which is not installed; it runs on "
-                "Linux x86-64 without a TPU: pip install 'gnet-jax[tpu]'"
+                f"to compile for {chip.name} takes libtpu, which is not installed; it needs Linux "
+                "x86-64 and no TPU: pip install 'gnet-jax[tpu]'"
             )
         return
     if importlib.util.find_spec("jax_plugins") is None or not any(
         importlib.util.find_spec(plugin) for plugin in CUDA_PLUGINS
     ):
         raise TopologyError(
-            f"to compile for {chip.name} takes JAX's CUDA plugin, which is not installed; it runs "
-            "on Linux without a GPU, best in an environment of its own: "
-            f"pip install jax-cuda12-plugin=={jax.__version__}"
+            f"to compile for {chip.name} takes JAX's CUDA plugin, which is not installed; it needs "
+            "Linux x86-64 and no GPU: pip install 'gnet-jax[plan]'"
         )
