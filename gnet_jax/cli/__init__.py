@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import tyro
 
-from gnet_jax.cli import data, lab, models, runs, vision
+from gnet_jax.cli import data, lab, models, pods, runs, vision
 from gnet_jax.config import UserError
 
 app = tyro.extras.SubcommandApp()
@@ -25,19 +25,24 @@ for command in (
     data.show_data,
     lab.ablate,
     lab.report,
+    pods.plan,
 ):
     app.command(command)
+# These take a recipe, or a sweep, and the fields of a config, as train.py does.
+WITH_CONFIG = {
+    "show-data": data.show_data,
+    "show_data": data.show_data,
+    "plan": pods.plan,
+    "ablate": lab.ablate,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code, 2 for a mistake of the user's."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        if arguments and arguments[0] in ("show-data", "show_data"):
-            data.show_data(arguments[1:])  # takes the fields of a recipe, as train.py does
-            return 0
-        if arguments and arguments[0] == "ablate":
-            return lab.ablate(arguments[1:])  # so does this one, of a sweep's
+        if arguments and arguments[0] in WITH_CONFIG:
+            return WITH_CONFIG[arguments[0]](arguments[1:]) or 0
         about = "GoogLeNet in JAX: its cost, its weights, and what it sees."
         return app.cli(prog="gnet", args=arguments, description=about) or 0
     except BrokenPipeError:  # the reader, such as `head`, has seen enough

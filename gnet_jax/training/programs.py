@@ -26,11 +26,10 @@ class Programs:
     def train_step(self, run: Run) -> jax.stages.Compiled:
         """`(state, batch) -> (state, metrics)`; the state passed in is donated."""
         if self._train is None:
-            canonical = run.config.numerics == "canonical"
-            step = voting_train_step(run.train_step(), AXIS if canonical else None)
+            step = voting_train_step(run.train_step(), AXIS if run.canonical else None)
             batch = run.abstract_batch() | abstract_flag(run.mesh)
             self._train = compile_train_step(
-                run.mesh, step, run.abstract_state(), batch, manual=canonical
+                run.mesh, step, run.abstract_state(), batch, manual=run.canonical
             )
         return self._train
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -29,24 +30,27 @@ from gnet_jax.training.step import TrainState, create_state, eval_step, train_st
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """What a config names, opened: data, network, optimiser, mesh, and the number of steps."""
+class Program:
+    """What a config compiles to, for data of which no more than the size is known."""
 
     config: Config
-    train: Source
-    val: Source
     model: GoogLeNet
     optimizer: Optimizer
     mesh: Mesh
     steps_per_epoch: float
     total_steps: int
-    pretrained: Pretrained | None = None
-    takeover: Takeover | None = None  # of the pretrained model's variables
+    pretrained: Pretrained | None
+    takeover: Takeover | None  # of the pretrained model's variables
 
     @property
     def eval_batch_size(self) -> int:
         """Images of one evaluation step, over all devices and hosts."""
         return self.config.eval_batch_size or self.config.batch_size
+
+    @property
+    def canonical(self) -> bool:
+        """Whether `train_step` is that of one device's share of the batch."""
+        return self.config.numerics == "canonical"
 
     def train_step(self) -> Any:
         """The pure training step `(state, batch) -> (state, metrics)`."""
@@ -66,16 +70,6 @@ class Run:
             augment=augmentation(self.config),
             loss=self.config.loss,
         )
-
-    def initial_state(self) -> TrainState:
-        """The state in front of step 0, on every device of the mesh."""
-        config = self.config
-        variables = init_variables(
-            self.model, jax.random.PRNGKey(config.seed), config.data.image_size
-        )
-        if self.pretrained is not None and self.takeover is not None:
-            variables = take_over(variables, self.pretrained, self.takeover)
-        return put_state(create_state(variables, self.optimizer, config.seed), self.mesh)
 
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and sharding of the state; nothing is computed."""
@@ -97,6 +91,24 @@ class Run:
             "label": jax.ShapeDtypeStruct((images,), jnp.int32),
             "mask": jax.ShapeDtypeStruct((images,), jnp.bool_),
         }
+
+    def initial_state(self) -> TrainState:
+        """The state in front of step 0, on every device of the mesh."""
+        config = self.config
+        variables = init_variables(
+            self.model, jax.random.PRNGKey(config.seed), config.data.image_size
+        )
+        if self.pretrained is not None and self.takeover is not None:
+            variables = take_over(variables, self.pretrained, self.takeover)
+        return put_state(create_state(variables, self.optimizer, config.seed), self.mesh)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run(Program):
+    """A program with its data opened."""
+
+    train: Source
+    val: Source
 
 
 def pure_train_step(config: Config, model: GoogLeNet, optimizer: Optimizer) -> Any:
@@ -125,39 +137,49 @@ def prepare(config: Config, pretrained: Pretrained | None = None) -> Run:
     """
     check(config)
     mesh = data_mesh()
-    check_batch_size("batch_size", config.batch_size, mesh, config.optim.accumulate)
-    if config.augment.mixup:
-        check_pairs(config.batch_size, mesh, config.optim.accumulate)
-    if config.numerics == "canonical":
-        parts = math.lcm(config.optim.accumulate, 2 if config.augment.mixup else 1)
-        check_virtual_shards(config.batch_size, config.virtual_shards, mesh.size, parts)
-    if config.eval_batch_size is not None:
-        check_batch_size("eval_batch_size", config.eval_batch_size, mesh)
+    check_batches(config, mesh)
     train, val = (open_source(config.data.source, split) for split in ("train", "val"))
     for what, source in (("train on", train), ("validate on", val)):
         if not len(source):
             raise DataError(f"{config.data.source} has no image to {what}; its split is empty")
-    if len(train.class_names) < 2:
-        raise DataError(
-            f"{config.data.source} has {len(train.class_names)} class; there is nothing to tell "
-            "apart below 2"
-        )
     if train.class_names != val.class_names:
         odd = sorted(set(train.class_names) ^ set(val.class_names))
         raise ConfigError(
             f"the splits of {config.data.source} name different classes: {', '.join(odd[:5])}"
         )
-    model = model_of(config, len(train.class_names), pretrained)
+    program = make_program(config, train.class_names, len(train), mesh, pretrained)
+    parts = {field.name: getattr(program, field.name) for field in dataclasses.fields(program)}
+    return Run(**parts, train=train, val=val)
+
+
+def make_program(
+    config: Config,
+    class_names: Sequence[str],
+    images: int,
+    mesh: Mesh,
+    pretrained: Pretrained | None = None,
+) -> Program:
+    """The program of `prepare`, without its data: for `images` to train on, on devices of `mesh`.
+
+    Raises:
+        ConfigError, DataError: for anything that would fail later; nothing was compiled or written.
+    """
+    check(config)
+    check_batches(config, mesh)
+    if len(class_names) < 2:
+        raise DataError(
+            f"{config.data.source} has {len(class_names)} class; there is nothing to tell "
+            "apart below 2"
+        )
+    model = model_of(config, len(class_names), pretrained)
     shapes = jax.eval_shape(partial(_fresh, model, config.data.image_size))
     check_patterns(config.optim.freeze, shapes["params"])
-    takeover = None if pretrained is None else compare(shapes, pretrained, train.class_names)
+    takeover = None if pretrained is None else compare(shapes, pretrained, tuple(class_names))
     loaded = frozenset(() if takeover is None else takeover.loaded)
-    steps_per_epoch = len(train) / config.batch_size
+    steps_per_epoch = images / config.batch_size
     total_steps = max(1, round(config.epochs * steps_per_epoch))
-    return Run(
+    return Program(
         config=config,
-        train=train,
-        val=val,
         model=model,
         optimizer=make_optimizer(config.optim, steps_per_epoch, total_steps, loaded),
         mesh=mesh,
@@ -166,6 +188,22 @@ def prepare(config: Config, pretrained: Pretrained | None = None) -> Run:
         pretrained=pretrained,
         takeover=takeover,
     )
+
+
+def check_batches(config: Config, mesh: Mesh) -> None:
+    """Refuse batches that do not divide over the mesh.
+
+    Raises:
+        ConfigError: naming the batch, the devices and the nearest batches that work.
+    """
+    check_batch_size("batch_size", config.batch_size, mesh, config.optim.accumulate)
+    if config.augment.mixup:
+        check_pairs(config.batch_size, mesh, config.optim.accumulate)
+    if config.numerics == "canonical":
+        parts = math.lcm(config.optim.accumulate, 2 if config.augment.mixup else 1)
+        check_virtual_shards(config.batch_size, config.virtual_shards, mesh.size, parts)
+    if config.eval_batch_size is not None:
+        check_batch_size("eval_batch_size", config.eval_batch_size, mesh)
 
 
 def _fresh(model: GoogLeNet, image_size: int) -> dict[str, Any]:

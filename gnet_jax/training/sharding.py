@@ -72,14 +72,16 @@ def compile_train_step(
     batch: Mapping[str, Any],
     *,
     manual: bool = False,
+    compiler_options: dict[str, Any] | None = None,
 ) -> jax.stages.Compiled:
     """`step(state, batch)` compiled for the mesh; the state passed in is donated.
 
     Args:
-        mesh: the devices.
+        mesh: the devices; they need not be there (`gnet_jax.pods`).
         step: the pure step, on global arrays.
         state, batch: concrete or abstract (`jax.ShapeDtypeStruct`); the batch's shapes are global.
         manual: `step` is for one device's share of the batch, and averages over `AXIS` itself.
+        compiler_options: of XLA, where its defaults will not do.
     """
     whole, parts = replicated(mesh), split(mesh)
     if manual:
@@ -94,7 +96,7 @@ def compile_train_step(
     jitted = jax.jit(
         step, in_shardings=(whole, parts), out_shardings=(whole, whole), donate_argnums=0
     )
-    return jitted.lower(state, batch).compile()
+    return jitted.lower(state, batch).compile(compiler_options)
 
 
 def compile_eval_step(mesh: Mesh, step: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,0 +1,131 @@
+"""What the plain and the fast operations cost on accelerators, compiled without having one.
+
+    python benchmarks/compiled_cost.py --json OUT.json
+
+The training step of the paper's network, both auxiliary heads on, in bfloat16 at 224 pixels and 256
+images a chip, is compiled for each topology with either form of `gnet_jax.model.ops`. Each takes
+minutes; libtpu (`pip install 'gnet-jax[tpu]'`) compiles for TPUs and JAX's CUDA plugin for GPUs.
+The JSON is written after every program, and holds for each topology `plain`, `fast`, and `ratios`.
+"""
+
+import argparse
+import dataclasses
+import json
+import platform
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.table import Table
+
+from gnet_jax.cli.output import console
+from gnet_jax.config import Config, DataConfig, ModelConfig, UserError
+from gnet_jax.data.size import DataSize
+from gnet_jax.model.ops import FAST, PLAIN, Ops
+from gnet_jax.pods.compiled import CompiledCost, compile_cost
+from gnet_jax.pods.plan import program_for
+from gnet_jax.pods.topology import Topology, get_topology
+
+FORMS = {"plain": PLAIN, "fast": FAST}
+# name in the JSON: how the table calls it, its unit and the unit's name
+FIGURES: dict[str, tuple[str, float, str]] = {
+    "bytes_per_image": ("traffic an image", 1e6, "MB"),
+    "entry_bytes_per_image": ("the same, each array of an instruction once", 1e6, "MB"),
+    "flops_per_image": ("arithmetic an image", 1e9, "GFLOP"),
+    "cycles": ("compiler's estimate of a step", 1e6, "Mcycles"),
+    "temp_bytes": ("temporaries of a step", 1e9, "GB"),
+    "memory_bytes_per_image": ("memory an image, with the state", 1e6, "MB"),
+    "fusions": ("fusions", 1, ""),
+    "convolutions": ("convolutions, products, library calls", 1, ""),
+    "donated": ("donated arrays", 1, ""),
+}
+
+
+def cost_of(topology: Topology, images: int, width: float, ops: Ops) -> CompiledCost:
+    """The cost of the training step at `images` a chip, with one form of the operations."""
+    config = Config(
+        batch_size=images * len(topology.devices),
+        model=ModelConfig(dtype="bfloat16", width_multiplier=width),
+        data=DataConfig(source="tfds:imagenet2012"),
+    )
+    size = DataSize(1_281_167, tuple(map(str, range(1000))))
+    program = program_for(config, topology, size)
+    program = dataclasses.replace(program, model=program.model.clone(ops=ops))
+    return compile_cost(program, topology.chip)
+
+
+def figures(cost: CompiledCost, images: int) -> dict[str, Any]:
+    """What is reported of a program; None where its compiler does not say."""
+    return {
+        "bytes_per_image": cost.bytes / images,
+        "entry_bytes_per_image": cost.entry_bytes / images,
+        "flops_per_image": None if cost.flops is None else cost.flops / images,
+        "cycles": cost.cycles or None,
+        "temp_bytes": cost.temp_bytes,
+        "memory_bytes_per_image": cost.memory_bytes / images,
+        "fusions": cost.fusions,
+        "convolutions": cost.convolutions,
+        "donated": cost.donated,
+        "compile_seconds": cost.seconds,
+    }
+
+
+def ratios(plain: dict[str, Any], fast: dict[str, Any]) -> dict[str, float]:
+    """Every figure of the fast form as a share of the plain one's, where both have it."""
+    return {name: fast[name] / plain[name] for name in FIGURES if plain[name] and fast[name]}
+
+
+def print_comparison(topology: str, images: int, found: dict[str, dict[str, Any]]) -> None:
+    """One table: every figure of the forms that were compiled, and fast as a share of plain."""
+    table = Table(title=f"{topology}, {images} images a chip", title_justify="left")
+    table.add_column("")
+    for name in (*FORMS, "fast / plain"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, (what, unit, unit_name) in FIGURES.items():
+        values = [found.get(form, {}).get(name) for form in FORMS]
+        texts = ["-" if v is None else f"{v / unit:,.{0 if unit == 1 else 2}f}" for v in values]
+        share = found.get("ratios", {}).get(name)
+        texts.append("-" if share is None else f"{share:.3f}")
+        table.add_row(f"{what} ({unit_name})" if unit_name else what, *texts)
+    console().print(table)
+
+
+def main() -> None:
+    """Compile, compare, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--topology", nargs="+", default=["v5e:1x1", "h100:8"])
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
+    parser.add_argument("--images", type=int, default=256, help="a chip")
+    parser.add_argument("--width", type=float, default=1.0, help="multiplier, to try this out")
+    parser.add_argument("--json", type=Path, help="file to write; what it holds is kept")
+    given = parser.parse_args()
+    known = given.json is not None and given.json.is_file()
+    report = json.loads(given.json.read_text()) if known else {}
+    report |= {
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "images_per_chip": given.images,
+        "width": given.width,
+    }
+    try:
+        machines = [get_topology(text) for text in given.topology]
+    except UserError as error:
+        sys.exit(f"compiled_cost.py: error: {error}")
+    for topology in machines:
+        found = report.setdefault(topology.name, {})
+        for form in given.forms:
+            print(f"compiling {form} for {topology.name} ...", file=sys.stderr, flush=True)
+            cost = cost_of(topology, given.images, given.width, FORMS[form])
+            found[form] = figures(cost, given.images)
+            if all(name in found for name in FORMS):
+                found["ratios"] = ratios(found["plain"], found["fast"])
+            if given.json is not None:
+                given.json.write_text(json.dumps(report, indent=2) + "\n")
+        print_comparison(topology.name, given.images, found)
+
+
+if __name__ == "__main__":
+    main()

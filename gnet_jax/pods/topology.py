@@ -1,0 +1,115 @@
+"""Machines that are not there: `v5e:16x16` or `h100:8`, and the devices a program compiles for."""
+
+import dataclasses
+import importlib.util
+import math
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+
+from gnet_jax.config import UserError
+from gnet_jax.pods.chips import CHIPS, Chip
+
+CUDA_PLUGINS = ("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12")
+
+
+class TopologyError(UserError):
+    """A topology that cannot be compiled for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """Chips of one kind and how they are wired; no device of it can be computed with."""
+
+    name: str
+    chip: Chip
+    hosts: int
+    devices: Sequence[Any]
+
+
+def parse_topology(text: str) -> tuple[Chip, tuple[int, ...]]:
+    """The chip and the shape that `text` names: "v5e:16x16" is 256 chips, "h100:8" eight GPUs.
+
+    Raises:
+        TopologyError: for an unknown chip, or a shape that such chips do not come in.
+    """
+    name, _, shape = text.partition(":")
+    if name not in CHIPS:
+        raise TopologyError(f"{text!r} names no chip that is known; they are: {', '.join(CHIPS)}")
+    chip = CHIPS[name]
+    examples = {"v5e": "16x16", "v6e": "16x16", "v4": "2x2x2", "v5p": "2x2x2"}
+    example = f"{name}:{examples.get(name, '8')}"
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape):
+        raise TopologyError(f"topology {text!r} has no shape; write it as {example}")
+    sides = tuple(int(side) for side in shape.split("x"))
+    axes = example.count("x") + 1
+    if len(sides) != axes:
+        raise TopologyError(
+            f"topology {text!r} has {len(sides)} axes, and {name} comes in {axes}; write it as "
+            f"{example}"
+        )
+    if chip.platform == "cuda" and sides[0] > chip.per_host and sides[0] % chip.per_host:
+        raise TopologyError(
+            f"topology {text!r} is more than one host of {chip.per_host} {name}, but no whole "
+            f"number of them; use a multiple of {chip.per_host}"
+        )
+    return chip, sides
+
+
+def get_topology(text: str) -> Topology:
+    """The topology that `text` names, from the compiler that knows it.
+
+    Raises:
+        TopologyError: as `parse_topology`, and where the compiler is not installed or knows no such
+            machine.
+    """
+    chip, sides = parse_topology(text)
+    _check_compiler(chip)
+    # The compilers ask neither for a TPU's metadata server nor for a GPU, and a computation of our
+    # own goes to the CPU.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    jax.config.update("jax_platforms", "cpu")
+    count = math.prod(sides)
+    hosts = -(-count // chip.per_host)
+    try:
+        if chip.platform == "tpu":
+            # A host's chips are 2x2 (2x2x1 where there is a third axis), or fewer in a smaller
+            # slice. Both cores of a v4 are one device, as they are for JAX on such a machine.
+            bounds = tuple(min(side, most) for side, most in zip(sides, (2, 2, 1), strict=False))
+            options = {"chip_config_name": "megacore"} if chip.name == "v4" else {}
+            found = topologies.get_topology_desc(
+                text, platform="tpu", chips_per_host_bounds=(*bounds, 1)[:3], **options
+            )
+        else:
+            shape = f"1x{hosts}x{count // hosts}"
+            found = topologies.get_topology_desc(
+                chip.name, "cuda", target_config=chip.description, topology=shape
+            )
+    except (
+        Exception
+    ) as error:  # of many kinds, by compiler and version; the reason is its first line
+        reason = str(error).strip().splitlines()[0]
+        raise TopologyError(f"the compiler knows no topology {text}: {reason}") from error
+    return Topology(text, chip, hosts, found.devices)
+
+
+def _check_compiler(chip: Chip) -> None:
+    if chip.platform == "tpu":
+        if importlib.util.find_spec("libtpu") is None:
+            raise TopologyError(
+                f"to compile for {chip.name} takes libtpu, which is not installed; it needs Linux "
+                "x86-64 and no TPU: pip install 'gnet-jax[tpu]'"
+            )
+        return
+    if importlib.util.find_spec("jax_plugins") is None or not any(
+        importlib.util.find_spec(plugin) for plugin in CUDA_PLUGINS
+    ):
+        raise TopologyError(
+            f"to compile for {chip.name} takes JAX's CUDA plugin, which is not installed; it needs "
+            "Linux x86-64 and no GPU: pip install 'gnet-jax[plan]'"
+        )

@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# Train on a Cloud TPU slice of any number of hosts, from your own machine:
+#
+#   launch/tpu_vm.sh create     # once
+#   launch/tpu_vm.sh install    # once, and after every change of the code
+#   launch/tpu_vm.sh train      # again after any interruption: the same workdir goes on
+#   launch/tpu_vm.sh delete
+#
+# Edit the block below. It has not been run on hardware; only its syntax and the training command
+# are tested. BUCKET holds runs/ (checkpoints, logs) and tensorflow_datasets/ (made by
+# `gnet prepare tfds:imagenet2012`); all hosts mount it, as all must see one workdir.
+set -euo pipefail
+
+NAME=${NAME:-gnet}
+ZONE=${ZONE:-us-west4-a}
+TYPE=${TYPE:-v5litepod-256}             # what `gnet plan imagenet_pod --topology v5e:16x16` is for
+VERSION=${VERSION:-v2-alpha-tpuv5-lite} # the runtime that fits TYPE
+BUCKET=${BUCKET:-your-bucket}
+REPOSITORY=${REPOSITORY:-https://github.com/you/gnet_jax}
+
+on_every_host() {
+  gcloud compute tpus tpu-vm ssh "$NAME" --zone "$ZONE" --worker=all --command "$1"
+}
+
+case "${1:-}" in
+create)
+  # --spot costs a fraction and may be taken away: the run saves, and `train` goes on.
+  gcloud compute tpus tpu-vm create "$NAME" --zone "$ZONE" --accelerator-type "$TYPE" \
+    --version "$VERSION" --spot
+  ;;
+install)
+  on_every_host "
+    set -e
+    if [ -d gnet_jax ]; then git -C gnet_jax pull --ff-only; else git clone $REPOSITORY gnet_jax; fi
+    python3 -m venv venv
+    venv/bin/pip install --quiet -e 'gnet_jax[tpu]'
+    mkdir -p bucket
+    mountpoint -q bucket || gcsfuse --implicit-dirs $BUCKET bucket
+  "
+  ;;
+train)
+  # Every host is given the same command; they find one another by the TPU's own metadata.
+  # --supervise starts it again after a crash. It goes on when this terminal is closed; read on with
+  #   launch/tpu_vm.sh log
+  on_every_host "
+    set -e
+    cd gnet_jax
+    export TFDS_DATA_DIR=\$HOME/bucket/tensorflow_datasets
+    nohup ../venv/bin/python train.py imagenet_pod --workdir ~/bucket/runs/imagenet_pod --distributed on --supervise >> ~/train.log 2>&1 < /dev/null &
+  "
+  ;;
+log)
+  gcloud compute tpus tpu-vm ssh "$NAME" --zone "$ZONE" --worker=0 --command "tail -F train.log"
+  ;;
+stop)
+  # SIGTERM to any host makes all of them save the same step and end.
+  on_every_host "pkill -TERM -f '[t]rain.py imagenet_pod' || true"
+  ;;
+delete)
+  gcloud compute tpus tpu-vm delete "$NAME" --zone "$ZONE"
+  ;;
+*)
+  echo "usage: $0 create|install|train|log|stop|delete" >&2
+  exit 2
+  ;;
+esac

@@ -1,0 +1,88 @@
+"""Sizes, collectives and donation, read from a program that is small enough to count by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gnet_jax.pods.program_text import (
+    Collective,
+    array_bytes,
+    collectives,
+    donated,
+    estimated_cycles,
+    program_size,
+    traffic,
+)
+
+# As XLA writes them: a program for a TPU, shortened.
+PROGRAM = """HloModule jit_step, is_scheduled=true, input_output_alias={ {0}: (0, {}, may-alias), {1}: (2, {}, must-alias) }, entry_computation_layout={(f32[4,8]{1,0})->f32[]}, num_partitions=4
+
+%fused (param.1: bf16[16,8]) -> bf16[16,4] {
+  %param.1 = bf16[16,8]{1,0:T(8,128)(2,1)} parameter(0)
+  ROOT %convolution.3 = bf16[16,4]{1,0} convolution(%param.1, %param.1), dim_labels=bf_io->bf
+}
+
+ENTRY %main.4 (p.0: f32[4,8]) -> (f32[4,8], f32[2]) {
+  %p.0 = f32[4,8]{1,0:T(8,128)S(1)} parameter(0), sharding={replicated}
+  %p.1 = bf16[16,8]{1,0} parameter(1)
+  %fusion.1 = bf16[16,4]{1,0:T(8,128)(2,1)} fusion(%p.1), kind=kOutput, calls=%fused
+  %copy-start.2 = (bf16[16,4]{1,0:S(1)}, bf16[16,4]{1,0}, u32[]{:S(2)}) copy-start(%fusion.1)
+  %copy-done.2 = bf16[16,4]{1,0:S(1)} copy-done(%copy-start.2)
+  %all-reduce.5 = (f32[4,8]{1,0}, f32[2]{0}) all-reduce(%p.0, %p.0), replica_groups=[1,4]<=[4], to_apply=%add
+  %all-reduce-start.6 = f32[10]{0} all-reduce-start(%p.0), replica_groups=[1,4]<=[4], to_apply=%add
+  %all-reduce-done.6 = f32[10]{0} all-reduce-done(%all-reduce-start.6)
+  %all-gather.7 = f32[16]{0} all-gather(%p.0), dimensions={0}
+  %custom-call.8 = (bf16[2]{0}, u8[64]{0}) custom-call(%p.1), custom_call_target="__cudnn$convForward"
+  %custom-call.9 = bf16[2]{0} custom-call(%p.1), custom_call_target="Sharding"
+  %fusion.10 = f32[2]{0} fusion(%p.0), kind=kLoop, calls=%add, backend_config={"window_config":{"estimated_cycles":"70"}}
+  %fusion.11 = f32[2]{0} fusion(%p.0), kind=kLoop, calls=%add, backend_config={"window_config":{"estimated_cycles":"5"}}
+  ROOT %tuple.9 = (f32[4,8]{1,0}, f32[2]{0}) tuple(%p.0, %p.0)
+}
+"""  # noqa: E501
+
+
+def test_arrays_are_counted_in_their_own_size():
+    assert array_bytes("f32[2,3]{1,0}") == 24
+    assert array_bytes("bf16[256,56,56,192]{0,3,2,1:T(8,128)(2,1)S(1)}") == 2 * 256 * 56 * 56 * 192
+    assert array_bytes("(f32[2]{0}, (pred[3]{0}, u8[5]{0}), s32[])") == 8 + 3 + 5 + 4
+    assert array_bytes("f8e4m3fn[7]") == 7
+    assert array_bytes("token[]") == 0
+
+
+def test_collectives_are_counted_by_kind_with_the_bytes_of_their_results():
+    assert collectives(PROGRAM) == (
+        Collective("all-gather", 1, 64),
+        Collective("all-reduce", 2, 4 * 8 * 4 + 2 * 4 + 10 * 4),
+    )
+
+
+def test_the_traffic_is_what_the_entry_reads_and_writes():
+    fusion = 16 * 8 * 2 + 16 * 4 * 2
+    copy = 2 * (16 * 4 * 2) + 4 + 16 * 4 * 2
+    reductions = (128 + 8 + 2 * 128) + (40 + 128)
+    rest = (64 + 128) + (4 + 64 + 256) + (4 + 256) + 2 * (8 + 128)
+    assert traffic(PROGRAM) == fusion + copy + reductions + rest
+
+
+def test_fusions_and_products_are_counted_and_calls_of_libraries_with_them():
+    assert program_size(PROGRAM) == (3, 2)
+
+
+def test_the_cycles_that_the_compiler_expects_are_summed():
+    assert estimated_cycles(PROGRAM) == 75
+
+
+def test_donated_arguments_are_counted():
+    assert donated(PROGRAM) == 2
+
+
+def test_a_program_compiled_here_is_read_alike():
+    compiled = (
+        jax.jit(lambda state, x: (state + x @ x, jnp.sum(x)), donate_argnums=0)
+        .lower(*(jax.ShapeDtypeStruct((8, 8), np.float32),) * 2)
+        .compile()
+    )
+    text = compiled.as_text()
+    assert donated(text) == 1
+    assert collectives(text) == ()
+    assert traffic(text) >= 3 * 8 * 8 * 4
