@@ -72,7 +72,8 @@ def run(config: Config, arguments: Sequence[str]) -> int:
         f"{cost.macs / 1e6:,.1f} M multiply-adds an image",
         "data": f"{d.source}: {len(run.train):,} to train, {len(run.val):,} to validate "
         f"({run.val.split} split), "
-        f"{len(run.train.class_names)} classes, seen at {d.image_size}x{d.image_size}",
+        f"{len(run.train.class_names)} classes, seen at {d.image_size}x{d.image_size}, "
+        f"decoder: {d.decoder}",
         "devices": f"{run.mesh.size} x {devices[0].device_kind}",
         "steps": f"{run.total_steps:,} of {config.batch_size} images ({config.epochs:g} epochs), "
         f"{config.optim.optimizer}, {config.optim.schedule} from {config.optim.learning_rate:g}",

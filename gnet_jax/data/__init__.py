@@ -1,7 +1,7 @@
 """Bytes to batches: sources, decoding, order, and what the compiled step does to the pixels."""
 
 from gnet_jax.data.augment import Labels, augment, preprocess
-from gnet_jax.data.batches import Batch, eval_batches, order_fingerprint, train_batches
+from gnet_jax.data.batches import Batch, cropper, eval_batches, order_fingerprint, train_batches
 from gnet_jax.data.records import BadRecord, BadRecords
 from gnet_jax.data.sources import DataError, Example, Source, open_source
 
@@ -14,6 +14,7 @@ __all__ = [
     "Labels",
     "Source",
     "augment",
+    "cropper",
     "eval_batches",
     "open_source",
     "order_fingerprint",

@@ -20,6 +20,7 @@ from gnet_jax.config import Config, ConfigError, differences, flatten
 CONFIG_FILE = "config.json"
 RECORD_FILE = "run.json"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
+DECODERS = ("simplejpeg", "opencv-python-headless")  # the extra [fast]
 
 
 def open_workdir(config: Config, fingerprints: dict[str, str]) -> Path:
@@ -102,7 +103,7 @@ def add_start(workdir: Path, step: int) -> None:
             "step": step,
             "git_commit": git_commit(),
             "python": platform.python_version(),
-            "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+            "versions": _versions(),
             "platform": jax.default_backend(),
             "devices": [device.device_kind for device in jax.devices()],
             "processes": jax.process_count(),
@@ -110,6 +111,11 @@ def add_start(workdir: Path, step: int) -> None:
         }
     )
     write_json(file, {"starts": starts})
+
+
+def _versions() -> dict[str, str]:
+    found = {each.name: each.version for each in importlib.metadata.distributions()}
+    return {name: found[name] for name in (*PACKAGES, *DECODERS) if name in found}
 
 
 def git_commit() -> str | None:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from gnet_jax.config import Config, ConfigError, ModelConfig, check
-from gnet_jax.data import DataError, Source, open_source, preprocess
+from gnet_jax.data import DataError, Source, cropper, open_source, preprocess
 from gnet_jax.model import GoogLeNet, architecture, init_variables, smallest_size
 from gnet_jax.training.feed import augmentation
 from gnet_jax.training.finetune import Pretrained, Takeover, check_patterns, compare, take_over
@@ -108,6 +108,7 @@ def prepare(config: Config, pretrained: Pretrained | None = None) -> Run:
         check_pairs(config.batch_size, mesh, config.optim.accumulate)
     if config.eval_batch_size is not None:
         check_batch_size("eval_batch_size", config.eval_batch_size, mesh)
+    cropper(config.data.decoder)
     train, val = (open_source(config.data.source, split) for split in ("train", "val"))
     for what, source in (("train on", train), ("validate on", val)):
         if not len(source):
