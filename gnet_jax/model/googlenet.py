@@ -14,9 +14,9 @@ from flax import traverse_util
 
 from gnet_jax.model.architecture import Architecture, architecture, grid_sizes, smallest_size
 from gnet_jax.model.blocks import AuxHead, InceptionBlock, NaiveInceptionBlock
-from gnet_jax.model.initializers import caffe_xavier
+from gnet_jax.model.initializers import caffe_xavier, constant
 from gnet_jax.model.layers import ConvBlock
-from gnet_jax.model.ops import FAST, Ops
+from gnet_jax.model.ops import FAST, PLAIN, Ops
 
 
 class Outputs(NamedTuple):
@@ -91,7 +91,11 @@ class GoogLeNet(nn.Module):
             )
         x_BC = nn.Dropout(arch.dropout, deterministic=not train)(x_BC)
         classifier = nn.Dense(
-            arch.num_classes, kernel_init=caffe_xavier, dtype=jnp.float32, name="classifier"
+            arch.num_classes,
+            kernel_init=caffe_xavier,
+            bias_init=constant(0.0),
+            dtype=jnp.float32,
+            name="classifier",
         )
         logits = self._named("loss3/classifier", classifier(x_BC))
         return Outputs(logits, tuple(aux) if train else ())
@@ -119,6 +123,8 @@ class GoogLeNet(nn.Module):
             momentum=0.9,
             epsilon=1e-3,
             dtype=self.dtype,
+            scale_init=constant(1.0),
+            bias_init=constant(0.0),
             axis_name=self.axis_name,
         )
 
@@ -162,7 +168,10 @@ def init_variables(model: GoogLeNet, key: jax.Array, image_size: int) -> dict[st
         ValueError: if the image is too small for the net.
     """
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-    variables = model.lazy_init(key, images)
+    # What is known is computed and the rest traced, network and all. Under jit each function's
+    # known part, mostly nothing, would be compiled.
+    with jax.disable_jit():
+        variables = model.clone(ops=PLAIN).lazy_init(key, images)
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
 
 
