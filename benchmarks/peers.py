@@ -42,7 +42,8 @@ def training(model: GoogLeNet, variables: Any, batch: int, size: int) -> Timer:
     """Times one step after another, on the same images."""
     mesh = data_mesh()
     optimizer = make_optimizer(OptimConfig(), steps_per_epoch=100, total_steps=1000)
-    state = put_state(create_state(variables, optimizer, seed=0), mesh)
+    # A copy: a step takes its state's memory.
+    state = put_state(create_state(jax.tree.map(np.array, variables), optimizer, seed=0), mesh)
     images = {"image": images_of(batch, size), "label": np.arange(batch, dtype=np.int32) % 1000}
     step = partial(
         train_step,
@@ -84,7 +85,7 @@ def main() -> None:
         graph = Path(folder) / "paper.onnx"
         preprocessing = Preprocessing(image_size=a.size, resize_to=a.size)
         names = tuple(f"class {n}" for n in range(1000))
-        export(ModelFolder(model, variables, preprocessing, names), graph)
+        export(ModelFolder(model, variables, preprocessing, names, {}), graph)
         setup = {
             "batches": a.batches,
             "train_batch": a.train_batch,
