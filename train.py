@@ -141,7 +141,8 @@ def print_plan(run: "Run", workdir: Path) -> None:
         f"{cost.macs / 1e6:,.1f} M multiply-adds an image",
         "data": f"{d.source}: {len(run.train):,} to train, {len(run.val):,} to validate "
         f"({run.val.split} split), "
-        f"{len(run.train.class_names)} classes, seen at {d.image_size}x{d.image_size}",
+        f"{len(run.train.class_names)} classes, seen at {d.image_size}x{d.image_size}, "
+        f"decoder: {d.decoder}",
         "devices": f"{run.mesh.size} x {devices[0].device_kind}"
         + (f" on {jax.process_count()} hosts" if jax.process_count() > 1 else ""),
         "steps": f"{run.total_steps:,} of {config.batch_size} images ({config.epochs:g} epochs), "

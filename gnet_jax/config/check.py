@@ -37,6 +37,11 @@ def check(config: Config) -> None:
     require("data.std", min(d.std) > 0, "above 0 in every channel")
     require("data.threads", d.threads >= 1, "at least 1")
     require("data.workers", d.workers >= 0, "at least 0")
+    require(
+        "data.decoder",
+        d.decoder == "pillow" or a.interpolation == "bilinear",
+        f"pillow where augment.interpolation is {a.interpolation}",
+    )
     require("data.bad_limit", 0 <= d.bad_limit < 1, "in [0, 1)")
     require("augment.crop_area", 0 < a.crop_area[0] <= a.crop_area[1] <= 1, "0 < low <= high <= 1")
     require("augment.crop_aspect", 0 < a.crop_aspect[0] <= a.crop_aspect[1], "0 < low <= high")

@@ -4,6 +4,7 @@ from gnet_jax.data.augment import Labels, augment, preprocess
 from gnet_jax.data.batches import (
     Batch,
     batch_indices,
+    cropper,
     eval_batches,
     order_fingerprint,
     train_batches,
@@ -21,6 +22,7 @@ __all__ = [
     "Source",
     "augment",
     "batch_indices",
+    "cropper",
     "eval_batches",
     "open_source",
     "order_fingerprint",

@@ -5,14 +5,14 @@ hosts, devices, processes or threads, for each host takes its contiguous slice o
 """
 
 import contextlib
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import TypedDict
 
 import grain
 import numpy as np
 
-from gnet_jax.config import AugmentConfig, Config, Preprocessing
-from gnet_jax.data.decode import ImageError, central_crop, decode, training_crop
+from gnet_jax.config import AugmentConfig, Config, Decoder, Preprocessing
+from gnet_jax.data.decode import ImageError, central_crop, decode, pillow_crop
 from gnet_jax.data.prefetch import held, prefetched
 from gnet_jax.data.records import BadRecord, BadRecords, next_good, read_example
 from gnet_jax.data.sources import DataError, Source
@@ -73,12 +73,33 @@ def order_fingerprint(size: int, seed: int) -> str:
     return digest(indices, np.random.default_rng((seed, 0, 0)).random(4).astype("<f8"))
 
 
+def cropper(decoder: Decoder) -> Callable[..., np.ndarray]:
+    """What decodes and crops a training image: "pillow", or "fast" with the extra `[fast]`.
+
+    Which it is, is never left to what is installed: their pixels differ a little.
+
+    Raises:
+        DataError: if a package that "fast" needs is missing.
+    """
+    if decoder == "pillow":
+        return pillow_crop
+    try:
+        from gnet_jax.data.fast_crop import fast_crop
+    except ImportError as error:
+        raise DataError(
+            f"data.decoder {decoder} needs the package {error.name}: "
+            'pip install "gnet_jax[fast]", or leave it at pillow'
+        ) from error
+    return fast_crop
+
+
 def train_batches(
     source: Source,
     *,
     batch_size: int,
     preprocessing: Preprocessing,
     augmentation: AugmentConfig,
+    decoder: Decoder = "pillow",
     seed: int,
     start_step: int = 0,
     threads: int = 1,
@@ -96,28 +117,33 @@ def train_batches(
     Args:
         batch_size: images a step over all hosts.
         preprocessing, augmentation: see `training_crop`; the pixels' values are left alone.
+        decoder: see `cropper`.
         threads, workers: see `prefetched`.
         host, hosts: which slice of the global batch to read.
         bad: takes in the damaged images of each batch as it is taken; None allows none.
 
     Raises:
-        DataError: when a batch is taken that holds a label out of range, a file that cannot be
-            read, or more damaged images than `bad` allows.
+        DataError: as `cropper`; and when a batch is taken that holds a label out of range, a file
+            that cannot be read, or more damaged images than `bad` allows.
     """
     bad = BadRecords(source) if bad is None else bad
     allowed = bad.allowed  # a number: worker processes are to hold nothing of `bad`
     mine = _host_slice(batch_size, host, hosts)
+    crop = cropper(decoder)
 
     def load(step: int, indices: np.ndarray) -> _Loaded:
         batch = _empty(mine.stop - mine.start, preprocessing.image_size)
         found: dict[int, BadRecord] = {}
         for row, index in enumerate(indices[mine]):
-            good = next_good(source, int(index), found, allowed)
+
+            def read(image: bytes | np.ndarray, row: int = row) -> np.ndarray:
+                generator = np.random.default_rng((seed, step, mine.start + row))
+                return crop(image, generator, preprocessing, augmentation)
+
+            good = next_good(source, int(index), found, allowed, read)
             if good is None:
                 break  # `bad` refuses this batch, so nobody sees what it lacks
-            picture, batch["label"][row] = good
-            generator = np.random.default_rng((seed, step, mine.start + row))
-            batch["image"][row] = training_crop(picture, generator, preprocessing, augmentation)
+            batch["image"][row], batch["label"][row] = good
             batch["mask"][row] = True
         return batch, list(found.values())
 

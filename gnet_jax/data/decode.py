@@ -3,9 +3,11 @@
 Shapes: H height, W width, C channels (red, green, blue).
 """
 
+import contextlib
 import functools
 import io
 import math
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -41,13 +43,25 @@ def decode(image: bytes | np.ndarray) -> Image.Image:
             over 50 million pixels, or hold 32-bit pixels, whose range nothing tells.
     """
     if isinstance(image, np.ndarray):
-        return Image.fromarray(image).convert("RGB")
+        return _rgb(Image.fromarray(image), None)
+    with opening(image) as opened:
+        ImageOps.exif_transpose(opened, in_place=True)  # else it copies what needs no turning
+        return _rgb(opened, opened.format)
+
+
+@contextlib.contextmanager
+def opening(image: bytes) -> Iterator[Image.Image]:
+    """The image file in `image`, opened and not yet decoded: its format, mode and size are known.
+
+    Raises:
+        ImageError: as `decode`, also for what goes wrong with it inside of the context.
+    """
     if not image:
         raise ImageError("not an image: it is empty")
     try:
         with Image.open(io.BytesIO(image), formats=known_formats()) as opened:
             _check_pixels(opened.size, "the image")
-            return _rgb(ImageOps.exif_transpose(opened), opened.format)
+            yield opened
     except ImageError:
         raise
     except UnidentifiedImageError:
@@ -82,6 +96,9 @@ def _rgb(picture: Image.Image, kind: str | None) -> Image.Image:
         return Image.fromarray(high.astype(np.uint8)).convert("RGB")
     if picture.mode in ("I", "F"):
         raise ImageError("the image has 32-bit pixels of unknown range; save it with 8 or 16 bits")
+    if picture.mode == "RGB":
+        picture.load()
+        return picture
     if picture.mode == "P" and isinstance(picture.info.get("transparency"), bytes):
         picture = picture.convert("RGBA")  # what Pillow asks for; the colours are the same
     return picture.convert("RGB")
@@ -100,12 +117,18 @@ def training_crop(
     With interpolation "random", one of the four `FILTERS` resizes it, drawn after the part, which
     is therefore the same with both.
     """
-    if a.crop == "random_area":
-        box = _random_box(picture.size, generator, a.crop_area, a.crop_aspect)
-    else:
-        box = _random_square(picture.size, generator, p)
+    box = training_box(picture.size, generator, p, a)
     kind = FILTERS[0 if a.interpolation == "bilinear" else generator.integers(len(FILTERS))]
     return np.asarray(picture.resize((p.image_size, p.image_size), kind, box=box))
+
+
+def training_box(
+    size: tuple[int, int], generator: np.random.Generator, p: Preprocessing, a: AugmentConfig
+) -> tuple[float, float, float, float]:
+    """(left, top, right, bottom) of the part that `training_crop` takes of a picture of `size`."""
+    if a.crop == "random_area":
+        return _random_box(size, generator, a.crop_area, a.crop_aspect)
+    return _random_square(size, generator, p)
 
 
 def _random_square(
@@ -140,6 +163,13 @@ def _random_box(
     w, h = min(width, height * ratio), min(height, width / ratio)
     left, top = (width - w) / 2, (height - h) / 2
     return left, top, left + w, top + h
+
+
+def pillow_crop(
+    image: bytes | np.ndarray, generator: np.random.Generator, p: Preprocessing, a: AugmentConfig
+) -> np.ndarray:
+    """`training_crop` of what `decode` makes of `image`."""
+    return training_crop(decode(image), generator, p, a)
 
 
 def central_crop(picture: Image.Image, p: Preprocessing) -> np.ndarray:

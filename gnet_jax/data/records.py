@@ -2,11 +2,14 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
-from PIL import Image
+import numpy as np
 
-from gnet_jax.data.decode import ImageError, decode
+from gnet_jax.data.decode import ImageError
 from gnet_jax.data.sources import DataError, Example, Source
+
+Pixels = TypeVar("Pixels")
 
 SHOWN = 10  # damaged examples that a message names; the rest is counted
 
@@ -124,9 +127,13 @@ def read_example(source: Source, index: int) -> Example:
 
 
 def next_good(
-    source: Source, index: int, found: dict[int, BadRecord], allowed: int
-) -> tuple[Image.Image, int] | None:
-    """The picture and the label of the first example from `index` on that can be decoded.
+    source: Source,
+    index: int,
+    found: dict[int, BadRecord],
+    allowed: int,
+    read: Callable[[bytes | np.ndarray], Pixels],
+) -> tuple[Pixels, int] | None:
+    """What `read` makes of the first image from `index` on that it can, and the image's label.
 
     What takes the place of a damaged example depends on the source alone, so every host, thread and
     restart finds the same one.
@@ -134,6 +141,7 @@ def next_good(
     Args:
         found: takes in the damaged examples on the way.
         allowed: most of them; None is returned as soon as `found` holds more.
+        read: decodes; raises an ImageError for what cannot be.
 
     Raises:
         DataError: as `read_example`.
@@ -141,7 +149,7 @@ def next_good(
     while len(found) <= allowed:
         try:
             example = read_example(source, index)
-            return decode(example.image), example.label
+            return read(example.image), example.label
         except ImageError as error:
             found[index] = BadRecord(index, source.describe(index), str(error))
             index = (index + 1) % len(source)

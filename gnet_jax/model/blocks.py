@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gnet_jax.model.initializers import caffe_xavier
+from gnet_jax.model.initializers import caffe_xavier, constant
 from gnet_jax.model.layers import adaptive_average_pool, average_pool
 from gnet_jax.model.ops import FAST, Ops
 from gnet_jax.model.widths import Widths
@@ -110,7 +110,7 @@ class AuxHead(nn.Module):
         hidden = nn.Dense(
             self.widths[1],
             kernel_init=caffe_xavier,
-            bias_init=nn.initializers.constant(0.2),
+            bias_init=constant(0.2),
             dtype=self.dtype,
             name="fc",
         )
@@ -118,6 +118,10 @@ class AuxHead(nn.Module):
         x_BC = nn.Dropout(self.dropout, deterministic=not self.train)(x_BC)
         # float32 logits whatever the compute dtype
         classifier = nn.Dense(
-            self.num_classes, kernel_init=caffe_xavier, dtype=jnp.float32, name="classifier"
+            self.num_classes,
+            kernel_init=caffe_xavier,
+            bias_init=constant(0.0),
+            dtype=jnp.float32,
+            name="classifier",
         )
         return classifier(x_BC)

@@ -11,6 +11,7 @@ a program compiled for a TPU on a machine without one is the TPU's.
 Shapes: B batch, H height, W width, C channels.
 """
 
+import math
 from functools import partial
 from typing import Any
 
@@ -190,8 +191,69 @@ def convolve(x_BHWC: jax.Array, kernel: jax.Array, strides, padding, **options: 
     """`lax.conv_general_dilated`; a 1x1 convolution as the matrix product that it is.
 
     The gradients are then products too, where a convolution's rule transposes both operands first.
+    Of other kernels over `LARGE` maps, the gradient with respect to the kernel has a rule for CPUs.
     """
-    whole = kernel.shape[:2] == (1, 1) and all(s == 1 for s in strides)
-    if not whole or any(p != (0, 0) for p in padding):
-        return lax.conv_general_dilated(x_BHWC, kernel, strides, padding, **options)
-    return lax.dot_general(x_BHWC, kernel[0, 0], (((3,), (0,)), ((), ())))
+    steps = [*strides, *(options.get("lhs_dilation") or ()), *(options.get("rhs_dilation") or ())]
+    grouped = kernel.shape[2] != x_BHWC.shape[3]
+    dense = all(n == 1 for n in steps) and not grouped and not isinstance(padding, str)
+    if dense and kernel.shape[:2] == (1, 1) and all(p == (0, 0) for p in padding):
+        return lax.dot_general(x_BHWC, kernel[0, 0], (((3,), (0,)), ((), ())))
+    if dense and math.prod(x_BHWC.shape[:3]) >= LARGE:
+        return _large_convolve(x_BHWC, kernel, tuple(padding))
+    return lax.conv_general_dilated(x_BHWC, kernel, strides, padding, **options)
+
+
+# B * H * W from which XLA's own gradient of a kernel is slow on a CPU: it gathers that many numbers
+# for every product, which then no longer fit into a core's cache.
+LARGE = 20_000
+
+
+def _dense_convolve(x_BHWC, kernel, padding) -> jax.Array:
+    dims = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x_BHWC, kernel, (1, 1), padding, dimension_numbers=dims)
+
+
+_large_convolve = jax.custom_vjp(_dense_convolve, nondiff_argnums=(2,))
+
+
+def _large_convolve_forward(x_BHWC, kernel, padding):
+    return _dense_convolve(x_BHWC, kernel, padding), (x_BHWC, kernel)
+
+
+def _large_convolve_backward(padding, saved, dy):
+    def plain(x, kernel, dy):
+        return jax.vjp(lambda kernel: _dense_convolve(x, kernel, padding), kernel)[1](dy)[0]
+
+    def by_rows(x, kernel, dy):
+        return _kernel_gradient_by_rows(x, kernel, dy, padding)
+
+    x, kernel = saved
+    dx = jax.vjp(lambda x: _dense_convolve(x, kernel, padding), x)[1](dy)[0]
+    return dx, lax.platform_dependent(x, kernel, dy, cpu=by_rows, default=plain)
+
+
+_large_convolve.defvjp(_large_convolve_forward, _large_convolve_backward)
+
+
+def _kernel_gradient_by_rows(x_BHWC, kernel, dy, padding) -> jax.Array:
+    """The gradient of a dense convolution's kernel: for each row of `dy`, a product an entry.
+
+    A row of all images is little enough to stay in the cache while the products read it.
+    """
+    rows, columns = kernel.shape[:2]
+    x = jnp.pad(x_BHWC, [(0, 0), *padding, (0, 0)])
+    width = dy.shape[2]
+
+    def entry(x_rows, dy_row, i, j):
+        near = x_rows[:, i, j : j + width]
+        contracted = (((0, 1), (0, 1)), ((), ()))
+        return lax.dot_general(near, dy_row, contracted, preferred_element_type=jnp.float32)
+
+    def add_row(total, row):
+        x_rows = lax.dynamic_slice_in_dim(x, row, rows, axis=ROWS)
+        dy_row = lax.dynamic_index_in_dim(dy, row, axis=ROWS, keepdims=False)
+        entries = [[entry(x_rows, dy_row, i, j) for j in range(columns)] for i in range(rows)]
+        return total + jnp.stack([jnp.stack(each) for each in entries]), None
+
+    total, _ = lax.scan(add_row, jnp.zeros(kernel.shape, jnp.float32), jnp.arange(dy.shape[1]))
+    return total.astype(kernel.dtype)

@@ -14,9 +14,9 @@ from flax import traverse_util
 
 from gnet_jax.model.architecture import Architecture, architecture, grid_sizes, smallest_size
 from gnet_jax.model.blocks import AuxHead, InceptionBlock, NaiveInceptionBlock
-from gnet_jax.model.initializers import caffe_xavier
+from gnet_jax.model.initializers import caffe_xavier, constant
 from gnet_jax.model.layers import ConvBlock
-from gnet_jax.model.ops import FAST, Ops
+from gnet_jax.model.ops import FAST, PLAIN, Ops
 
 
 class Outputs(NamedTuple):
@@ -75,7 +75,11 @@ class GoogLeNet(nn.Module):
             )
         x_BC = nn.Dropout(arch.dropout, deterministic=not train)(x_BC)
         classifier = nn.Dense(
-            arch.num_classes, kernel_init=caffe_xavier, dtype=jnp.float32, name="classifier"
+            arch.num_classes,
+            kernel_init=caffe_xavier,
+            bias_init=constant(0.0),
+            dtype=jnp.float32,
+            name="classifier",
         )
         logits = self._named("loss3/classifier", classifier(x_BC))
         return Outputs(logits, tuple(aux) if train else ())
@@ -124,6 +128,8 @@ def _conv(model: GoogLeNet, train: bool) -> partial[ConvBlock]:
             momentum=0.9,
             epsilon=1e-3,
             dtype=model.dtype,
+            scale_init=constant(1.0),
+            bias_init=constant(0.0),
             axis_name=model.axis_name,
         )
     return partial(
@@ -198,7 +204,10 @@ def init_variables(model: GoogLeNet, key: jax.Array, image_size: int) -> dict[st
         ValueError: if the image is too small for the net.
     """
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-    variables = model.lazy_init(key, images)
+    # What is known is computed and the rest traced, network and all. Under jit each function's
+    # known part, mostly nothing, would be compiled.
+    with jax.disable_jit():
+        variables = model.clone(ops=PLAIN).lazy_init(key, images)
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
 
 

@@ -3,6 +3,8 @@
 Drawing the same weights by jax.random costs one compiled generator for each of 130 shapes.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +24,15 @@ def _drawn(key: jax.Array, shape: tuple[int, ...], dtype, draw) -> jax.Array:
         return jnp.asarray(on_host(key_data), dtype)
     result = jax.ShapeDtypeStruct(shape, jnp.float32)
     return jax.pure_callback(on_host, result, key_data, vmap_method="sequential").astype(dtype)
+
+
+def constant(value: float) -> Callable[..., jax.Array]:
+    """An initializer that fills with `value`; jnp.full would be compiled for each shape."""
+
+    def filled(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
+        return jnp.asarray(np.full(shape, value, np.float32), dtype)
+
+    return filled
 
 
 def _fan_in(shape: tuple[int, ...]) -> int:

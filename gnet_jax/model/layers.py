@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gnet_jax.model.initializers import caffe_xavier, he_normal
+from gnet_jax.model.initializers import caffe_xavier, constant, he_normal
 
 
 def conv_size(size: int, kernel: int, *, stride: int, pad: int) -> int:
@@ -115,7 +115,7 @@ class ConvBlock(nn.Module):
             "SAME" if self.padding == "same" else [(pad, pad), (pad, pad)],
             use_bias=self.norm is None,
             kernel_init=caffe_xavier if self.norm is None else he_normal,
-            bias_init=nn.initializers.constant(0.2),
+            bias_init=constant(0.2),
             dtype=self.dtype,
             conv_general_dilated=self.convolve,
             name="conv",

@@ -21,6 +21,7 @@ def training_batches(
         batch_size=config.batch_size,
         preprocessing=config.data.preprocessing,
         augmentation=config.augment,
+        decoder=config.data.decoder,
         seed=config.seed,
         threads=config.data.threads,
         workers=config.data.workers,

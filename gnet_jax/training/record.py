@@ -25,6 +25,7 @@ CONFIG_FILE = "config.json"
 RECORD_FILE = "run.json"
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
+DECODERS = ("simplejpeg", "opencv-python-headless")  # the extra [fast]
 
 
 def open_workdir(config: Config, fingerprints: dict[str, str]) -> Path:
@@ -148,7 +149,8 @@ def write_starts(workdir: Path, starts: list[dict[str, Any]]) -> None:
 
 def package_versions() -> dict[str, str]:
     """The installed version of every library that the numbers of a run depend on."""
-    return {name: importlib.metadata.version(name) for name in PACKAGES}
+    found = {each.name: each.version for each in importlib.metadata.distributions()}
+    return {name: found[name] for name in (*PACKAGES, *DECODERS) if name in found}
 
 
 def code_version() -> str:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from gnet_jax.config import Config, ConfigError, ModelConfig, check
-from gnet_jax.data import DataError, Source, open_source, preprocess
+from gnet_jax.data import DataError, Source, cropper, open_source, preprocess
 from gnet_jax.model import GoogLeNet, architecture, init_variables, smallest_size
 from gnet_jax.training.canonical import check_virtual_shards
 from gnet_jax.training.diagnose import diagnose
@@ -138,6 +138,7 @@ def prepare(config: Config, pretrained: Pretrained | None = None) -> Run:
     check(config)
     mesh = data_mesh()
     check_batches(config, mesh)
+    cropper(config.data.decoder)
     train, val = (open_source(config.data.source, split) for split in ("train", "val"))
     for what, source in (("train on", train), ("validate on", val)):
         if not len(source):

@@ -162,7 +162,7 @@ def test_a_damaged_record_is_replaced_in_training_and_left_out_in_evaluation(sha
     content[content.index(encoded(picture(4), "PNG")[60:80])] ^= 1
     file.write_bytes(content)
     source = TfdsSource("shapes", "train", shapes.parents[1])
-    good = next_good(source, 4, records := {}, allowed=1)
+    good = next_good(source, 4, records := {}, 1, decode)
     assert good is not None
     np.testing.assert_array_equal(good[0], picture(5))
     assert list(records) == [4]

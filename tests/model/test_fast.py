@@ -128,6 +128,63 @@ def test_the_network_and_all_its_gradients_are_the_plain_ones(variant, dtype):
 IMAGES = np.random.default_rng(5).normal(size=(3, 16, 16, 3)).astype(np.float32)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(("kernel", "padding"), [(3, (1, 1)), (5, (2, 2)), (3, (0, 2))])
+def test_a_large_convolution_and_its_gradients_are_the_plain_ones(
+    kernel, padding, dtype, monkeypatch
+):
+    monkeypatch.setattr(fast, "LARGE", 100)
+    x = jnp.asarray(GENERATOR.normal(size=(2, 8, 11, 5)), dtype)
+    k = jnp.asarray(GENERATOR.normal(size=(kernel, kernel, 5, 6)), dtype)
+    (found, of_found), (expected, of_expected) = (
+        jax.value_and_grad(convolved, (0, 1))(x, k, convolve, [padding, padding[::-1]])
+        for convolve in (FAST.convolve, PLAIN.convolve)
+    )
+    assert_close(found, expected, TOLERANCE[dtype])
+    assert_close(of_found, of_expected, TOLERANCE[dtype])
+
+
+def convolved(x, kernel, convolve, padding):
+    y = convolve(x, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return jnp.sum(jnp.sin(y.astype(jnp.float32)))
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"strides": (2, 2)},
+        {"rhs_dilation": (2, 1)},
+        {"feature_group_count": 3},
+        {"padding": "SAME"},
+    ],
+)
+def test_other_convolutions_are_left_to_xla(odd, monkeypatch):
+    monkeypatch.setattr(fast, "LARGE", 0)
+    options = {
+        "strides": (1, 1),
+        "padding": [(1, 1), (1, 1)],
+        "dimension_numbers": ("NHWC", "HWIO", "NHWC"),
+    } | odd
+    groups = options.get("feature_group_count", 1)
+    x = jnp.asarray(GENERATOR.normal(size=(1, 6, 6, 3)), jnp.float32)
+    k = jnp.asarray(GENERATOR.normal(size=(3, 3, 3 // groups, 3)), jnp.float32)
+    strides, padding = options.pop("strides"), options.pop("padding")
+    np.testing.assert_array_equal(
+        fast.convolve(x, k, strides, padding, **options),
+        PLAIN.convolve(x, k, strides, padding, **options),
+    )
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_only_a_cpu_takes_a_large_convolutions_gradient_by_rows(platform):
+    x = jax.ShapeDtypeStruct((20, 40, 40, 3), jnp.float32)  # 32,000 positions
+    k = jax.ShapeDtypeStruct((3, 3, 3, 4), jnp.float32)
+    gradient = jax.grad(partial(convolved, convolve=fast.convolve, padding=[(1, 1)] * 2), 1)
+    traced = jax.jit(gradient).trace(x, k)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert ("stablehlo.while" in text) == (platform == "cpu")
+
+
 def test_several_networks_train_at_once_under_vmap():
     model = GoogLeNet(tiny_arch())
     variables = tiny_variables(model)

@@ -1,0 +1,168 @@
+"""Training images a second and core: this project's loader, torchvision's DataLoader and tf.data.
+
+    python benchmarks/input_pipeline.py --peer-python PEERS/bin/python --json input.json
+
+Each reads the same folder of JPEGs (about 110 KB, 500x375, drawn from a seed; or --photos FOLDER
+with train/CLASS/*.jpg), takes a random rectangle of 8 to 100 % of the area and 3/4 to 4/3 of the
+aspect, resizes it to 224x224, mirrors half of them, and hands over batches of 32 uint8 images. Ours
+are mirrored by the compiled step, on the device. What differs is the filter:
+
+    ours, pillow         Pillow's triangular filter, widened where it shrinks: antialiased
+    ours, fast           bilinear behind a Gaussian of the same variance: antialiased (`[fast]`)
+    torchvision, PIL     Pillow's, as ours; crops before it makes tensors: its usual recipe
+    torchvision, tensor  torch's antialiased filter on uint8 tensors (transforms.v2)
+    tf.data              bilinear without antialiasing (where the peers' environment has TensorFlow)
+
+Printed are images per second of CPU time, one core's share, with as many threads (ours, tf.data) or
+worker processes (torch) as cores, and images a second by the wall clock.
+"""
+
+import argparse
+import io
+import itertools
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import PIL
+from PIL import Image
+from side_by_side import Peer, Timer, in_turns, keep, machine, show, timer
+
+from gnet_jax.config import AugmentConfig, Preprocessing
+from gnet_jax.data import DataError, Example, Source, cropper, open_source, train_batches
+
+BATCH = 32
+
+
+def write_photos(folder: Path, count: int) -> None:
+    """JPEGs of as many bytes as ImageNet's: noise at six scales, two classes of them."""
+    for index in range(count):
+        generator = np.random.default_rng(index)
+        pixels = np.full((375, 500, 3), 128.0)
+        for side, amplitude in ((5, 60), (15, 40), (50, 25), (120, 18), (400, 22)):
+            coarse = generator.integers(0, 256, (max(2, side * 3 // 4), side, 3), np.uint8)
+            smooth = Image.fromarray(coarse).resize((500, 375), Image.Resampling.BICUBIC)
+            pixels += (np.asarray(smooth, float) - 128) / 128 * amplitude
+        stream = io.BytesIO()
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(stream, "JPEG", quality=95)
+        for split in ("train", "val"):
+            file = folder / split / "ab"[index % 2] / f"{index}.jpg"
+            if split == "train" or index < 2:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(stream.getvalue())
+
+
+class Counted:
+    """A source that counts what is read of it."""
+
+    def __init__(self, source: Source) -> None:
+        self._source, self.read = source, 0
+        self.class_names, self.split = source.class_names, source.split
+        self.describe, self.fingerprint = source.describe, source.fingerprint
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Example:
+        self.read += 1
+        return self._source[index]
+
+
+def ours(folder: Path, decoder: str, images: int, threads: int) -> Timer:
+    """Times this project's batches from the folder.
+
+    They are read ahead of their use: CPU seconds are those of `images`, by how many were read.
+    """
+    source = Counted(open_source(f"folder:{folder}", "train"))
+    cropper(decoder)  # pyright: ignore[reportArgumentType]
+
+    def run() -> None:
+        batches = train_batches(
+            source,
+            batch_size=BATCH,
+            preprocessing=Preprocessing(),
+            augmentation=AugmentConfig(),
+            decoder=decoder,  # pyright: ignore[reportArgumentType]
+            seed=0,
+            threads=threads,
+        )
+        for _ in itertools.islice(batches, images // BATCH):
+            pass
+        batches.close()
+
+    def in_proportion(calls: int) -> dict[str, float]:
+        source.read = 0
+        seconds = timer(run)(calls)
+        return seconds | {"cpu": seconds["cpu"] * images * calls / source.read}
+
+    return in_proportion
+
+
+def main() -> None:
+    """Time every loader in turns, and print and keep the medians."""
+    a = arguments()
+    images = a.images // BATCH * BATCH
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = a.photos or Path(temporary)
+        if a.photos is None:
+            write_photos(folder, min(images, 256))
+        files = list((folder / "train").glob("*/*"))
+        size = sum(file.stat().st_size for file in files) / len(files) / 1000
+        setup = {
+            "folder": str(folder / "train"),
+            "images": images,
+            "batch": BATCH,
+            "workers": a.threads,
+        }
+        peer = Peer(a.peer_python, "loader_worker.py", setup)
+        facts = {
+            "ours": {"pillow": PIL.__version__},
+            "peers": peer.facts,
+            "machine": machine(),
+            "photos": {"files": len(files), "mean_kb": round(size, 1)},
+            "images": images,
+            "threads": a.threads,
+        }
+        for name, value in facts.items():
+            print(f"{name}: {value}")
+        timers = {"ours, pillow": ours(folder, "pillow", images, a.threads)}
+        try:
+            timers["ours, fast"] = ours(folder, "fast", images, a.threads)
+        except DataError as error:
+            print(f"without ours, fast: {error}")
+        timers |= {name: peer.timer(name) for name in peer.facts["cases"]}
+        medians = in_turns(timers, a.repeats)
+        peer.close()
+    rate: Callable[[str, str], float] = lambda name, kind: images / medians[name][kind]  # noqa: E731
+    reference = rate("torchvision, PIL", "cpu")
+    rows = [
+        (
+            name,
+            f"{rate(name, 'cpu'):.0f}",
+            f"{rate(name, 'cpu') / reference:.2f}",
+            f"{rate(name, 'wall'):.0f}",
+        )
+        for name in timers
+    ]
+    show(("loader", "images a CPU second", "against torchvision, PIL", "images/s"), rows)
+    ratios = {name: rate(name, "cpu") / reference for name in timers}
+    keep(a.json, facts | {"medians": medians, "ratios": ratios, "repeats": a.repeats})
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--peer-python", required=True, help="python of the peers' environment")
+    parser.add_argument("--json", type=Path, help="where to keep the result")
+    parser.add_argument("--photos", type=Path, help="a folder with train/CLASS/* and val/CLASS/*")
+    parser.add_argument("--images", type=int, default=512, help="in one measurement")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=machine()["cores"])
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

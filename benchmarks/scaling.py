@@ -1,0 +1,108 @@
+"""What a forward pass and a training step cost against batch, resolution and width.
+
+    python benchmarks/scaling.py --json scaling.json --plot scaling.png
+
+One of the three is varied at a time, around batch 8, 224 pixels and the paper's width. Printed are
+medians of CPU milliseconds an image beside the multiply-adds that they pay for.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from peers import forward, training
+from side_by_side import Timer, in_turns, keep, machine, show
+
+from gnet_jax.lab.ledger import network_ledger
+from gnet_jax.model import GoogLeNet, architecture, init_variables
+
+
+class Case(NamedTuple):
+    """One point: a batch of square images through a network."""
+
+    varied: str
+    batch: int
+    size: int
+    width: float
+
+
+def cases(a: argparse.Namespace) -> list[Case]:
+    """Every point of the three curves."""
+    return [
+        *(Case("batch", batch, a.size, 1.0) for batch in a.batches),
+        *(Case("resolution", a.batch, size, 1.0) for size in a.sizes),
+        *(Case("width", a.batch, a.size, width) for width in a.widths),
+    ]
+
+
+def main() -> None:
+    """Time every point in turns, and print, keep and draw the medians."""
+    a = arguments()
+    timers: dict[str, Timer] = {}
+    costs: dict[Case, Any] = {}
+    points = cases(a)
+    for case in points:
+        model = GoogLeNet(architecture("paper", 1000, width_multiplier=case.width))
+        variables = init_variables(model, jax.random.PRNGKey(0), case.size)
+        costs[case] = network_ledger(model, case.size)
+        timers[f"forward {case}"] = forward(model, variables, case.batch, case.size)
+        timers[f"training {case}"] = training(model, variables, case.batch, case.size)
+    medians = in_turns(timers, a.repeats)
+
+    rows, curves = [], []
+    for case in points:
+        seconds = {what: medians[f"{what} {case}"] for what in ("forward", "training")}
+        per_image = {what: 1e3 * each["cpu"] / case.batch for what, each in seconds.items()}
+        macs = costs[case].macs / 1e6
+        rows.append((*case, f"{macs:,.0f}", *(f"{ms:.1f}" for ms in per_image.values())))
+        curves.append(case._asdict() | {"macs": costs[case].macs, "cpu_ms_an_image": per_image})
+    columns = ("M multiply-adds", "forward, CPU ms an image", "training, CPU ms an image")
+    show((*Case._fields, *columns), rows)
+    versions = {"jax": jax.__version__, "machine": machine(), "repeats": a.repeats}
+    keep(a.json, versions | {"curves": curves, "medians": medians})
+    if a.plot is not None:
+        draw(a.plot, curves)
+
+
+def draw(file: Path, curves: list[dict[str, Any]]) -> None:
+    """One panel for what is varied, on logarithmic axes: a straight line is a power."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 3, figsize=(10, 3.2), layout="constrained")
+    for panel, (varied, field) in zip(
+        panels, (("batch", "batch"), ("resolution", "size"), ("width", "width")), strict=True
+    ):
+        part = [each for each in curves if each["varied"] == varied]
+        for what in ("forward", "training"):
+            times = [each["cpu_ms_an_image"][what] for each in part]
+            panel.loglog([each[field] for each in part], times, marker="o", label=what)
+        panel.set_xlabel(varied)
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("CPU ms an image")
+    panels[0].legend()
+    figure.savefig(file, dpi=120)
+    print(f"drawn in {file}")
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", type=Path, help="where to keep the result")
+    parser.add_argument("--plot", type=Path, help="where to draw it")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=8, help="where it is not varied")
+    parser.add_argument("--size", type=int, default=224, help="where it is not varied")
+    parser.add_argument("--batches", type=int, nargs="*", default=[1, 4, 16, 32])
+    parser.add_argument("--sizes", type=int, nargs="*", default=[96, 128, 224, 320])
+    parser.add_argument("--widths", type=float, nargs="*", default=[0.25, 0.5, 1.0, 1.5])
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

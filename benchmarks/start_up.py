@@ -1,0 +1,120 @@
+"""Seconds from the start of a process to its first training step, and what they go to.
+
+    python benchmarks/start_up.py --json start_up.json
+
+Each row is a fresh process, in turns with the others:
+
+    import      `import gnet_jax` with all that training imports, and no TensorFlow
+    init        the variables of the full network at 224x224, the import apart
+    cold        `train.py` to the end of its first step, with nothing compiled before
+    cached      the same again, with the compilation cache that the first one filled
+
+`cold` and `cached` run the recipe of `make train` unless told otherwise; `-- imagenet_paper
+--data.source ...` takes another. Printed are medians of wall and CPU seconds.
+"""
+
+import argparse
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from side_by_side import keep, machine, show
+
+ROOT = Path(__file__).parents[1]
+IMPORT = """
+import train, sys
+from gnet_jax.training import loop, run
+from gnet_jax.weights import start
+assert "tensorflow" not in sys.modules
+"""
+INIT = """
+import time, jax
+from gnet_jax.model import googlenet, init_variables
+key = jax.block_until_ready(jax.random.PRNGKey(0))
+wall, cpu = time.perf_counter(), time.process_time()
+jax.block_until_ready(init_variables(googlenet("paper", 1000), key, 224))
+print(time.perf_counter() - wall, time.process_time() - cpu)
+"""
+# Ends the process as the first step does, before anything is saved.
+FIRST_STEP = """
+import os, sys
+import jax, train
+from gnet_jax.training import loop
+compile_step = loop.compile_train_step
+def first_only(*args):
+    step = compile_step(*args)
+    def run(state, batch):
+        jax.block_until_ready(step(state, batch))
+        os._exit(0)
+    return run
+loop.compile_train_step = first_only
+sys.exit(train.main(sys.argv[1:]))
+"""
+
+
+def seconds_of(code: str, *arguments: str, cache: Path | None = None) -> dict[str, float]:
+    """Wall and CPU seconds of a fresh Python process; those it prints itself, if it does."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    if cache is not None:
+        environment["JAX_COMPILATION_CACHE_DIR"] = str(cache)
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env=environment,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    if done.returncode:
+        sys.exit(f"the process ended with {done.returncode}: {done.stdout}")
+    if code == INIT:
+        wall, cpu = map(float, done.stdout.split())
+        return {"wall": wall, "cpu": cpu}
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"wall": wall, "cpu": cpu}
+
+
+def main() -> None:
+    """Time every row in turns, and print and keep the medians."""
+    a = arguments()
+    found: dict[str, list[dict[str, float]]] = {"import": [], "init": [], "cold": [], "cached": []}
+    before = machine()
+    for _ in range(a.repeats):
+        with tempfile.TemporaryDirectory() as folder:
+            cache = Path(folder) / "cache"
+            found["import"].append(seconds_of(IMPORT))
+            found["init"].append(seconds_of(INIT))
+            for name in ("cold", "cached"):
+                workdir = f"--workdir={folder}/{name}"
+                found[name].append(seconds_of(FIRST_STEP, *a.train, workdir, cache=cache))
+    medians = {
+        name: {kind: statistics.median(each[kind] for each in rows) for kind in ("wall", "cpu")}
+        for name, rows in found.items()
+    }
+    show(
+        ("", "seconds", "CPU seconds"),
+        [(name, f"{each['wall']:.2f}", f"{each['cpu']:.2f}") for name, each in medians.items()],
+    )
+    facts = {"machine": before, "arguments": a.train, "repeats": a.repeats}
+    keep(a.json, facts | {"medians": medians})
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", type=Path, help="where to keep the result")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("train", nargs="*", help="arguments of train.py")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

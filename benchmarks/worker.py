@@ -1,0 +1,53 @@
+"""What is timed in another interpreter, on request: JSON, one line in, one line out.
+
+A worker script calls `serve`. It needs the standard library alone, and between requests it waits in
+a read, so that what others measure meanwhile has the cores to itself.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+Cases = dict[str, Callable[[], object]]
+
+
+def timed(function: Callable[[], object], calls: int = 1) -> dict[str, float]:
+    """Seconds of one call, a mean over `calls`: `wall`, and `cpu` over all threads and children.
+
+    A child process counts once it has ended.
+    """
+    cpu, wall = _cpu_seconds(), time.perf_counter()
+    for _ in range(calls):
+        function()
+    wall, cpu = time.perf_counter() - wall, _cpu_seconds() - cpu
+    return {"wall": wall / calls, "cpu": cpu / calls}
+
+
+def _cpu_seconds() -> float:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
+
+
+def serve(prepare: Callable[[dict[str, Any]], tuple[dict[str, Any], Cases]]) -> None:
+    """Answer the process that started this one until it hangs up.
+
+    Args:
+        prepare: from the setup that arrives first to facts to send back (versions, threads) and
+            the cases that can then be asked for.
+    """
+    # Libraries print where they like; the answers have a stream of their own.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def answer(value: object) -> None:
+        print(json.dumps(value), file=answers, flush=True)
+
+    facts, cases = prepare(json.loads(sys.stdin.readline()))
+    answer(facts | {"cases": list(cases)})
+    for line in sys.stdin:
+        request = json.loads(line)
+        answer(timed(cases[request["case"]], request["calls"]))
