@@ -16,6 +16,7 @@ for command in (
     vision.predict,
     vision.evaluate,
     vision.inspect,
+    vision.demo,
     models.export,
     data.prepare,
     runs.curves,

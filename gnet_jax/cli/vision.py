@@ -1,4 +1,4 @@
-"""Commands that look at images: predict, evaluate, inspect."""
+"""Commands that look at images: predict, evaluate, inspect, demo."""
 
 from __future__ import annotations
 
@@ -167,6 +167,22 @@ def inspect(
         raise UserError(f"{name}: {picture}")
     for file in draw_inside(trained, picture, out, endpoint, class_index):
         print(f"drew {file}")
+
+
+def demo(
+    model: Annotated[Positional[Path], arg(metavar="MODEL")],
+    port: int | None = None,
+) -> None:
+    """Open a page on this machine: drop a photo, see the top-5 of any head and where it looked.
+
+    Args:
+        model: a model folder, a training workdir, or a file that `gnet convert` reads.
+        port: to serve on; None takes the first free one from 7860 on.
+    """
+    from gnet_jax.inference.demo import build, serve
+    from gnet_jax.weights.convert import read
+
+    serve(build(read(model), f"GoogLeNet: {model.name}"), port)
 
 
 def _print_damaged(result: Evaluation) -> None:

@@ -7,6 +7,7 @@ Shapes: B batch, H height, W width, C channels, K classes.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,59 +22,90 @@ from gnet_jax.inference.cam import ActivationMap
 from gnet_jax.inference.predict import Guess, TrainedModel, softmax
 from gnet_jax.model import GoogLeNet, aux_logits, endpoints
 
+MAIN = "main"
 
-def head_maps(
-    trained: TrainedModel, picture: Image.Image, index: int | None = None
-) -> dict[str, ActivationMap]:
-    """What speaks for a class in each head: "main", then "aux 4a" and so on.
 
-    A map is the features in front of a head, each channel weighted by the mean gradient of the
-    class's logit; the guess holds the head's own probability of the class.
+class HeadMapper:
+    """Guesses and maps of every head of one trained model, compiled for one picture at a time.
 
-    Args:
-        trained: the model, its auxiliary heads among its variables.
-        picture: to look at.
-        index: of the class; None is the main head's likeliest.
-
-    Raises:
-        UserError: if there is no class `index`.
-        ImageError: for a picture too narrow to resize.
+    The heads are "main", then "aux 4a" and so on, as far as the model's variables have them.
     """
-    model, variables = trained.model, trained.variables
-    classes = model.arch.num_classes
-    if index is not None and not 0 <= index < classes:
-        raise UserError(f"there is no class {index}; the model's are 0 to {classes - 1}")
-    square = central_crop(picture, trained.preprocessing)
 
-    @jax.jit
-    def features_of(variables: Any, square_SSC: jax.Array) -> dict[str, jax.Array]:
-        x_BHWC = preprocess(square_SSC[None], preprocessing=trained.preprocessing)
-        found = endpoints(model, variables, x_BHWC)
-        return {block: found[f"inception_{block}/output"] for block in model.arch.widths}
+    def __init__(self, trained: TrainedModel) -> None:
+        model, variables = trained.model, trained.variables
+        self._trained = trained
+        last = list(model.arch.widths)[-1]
+        heads: dict[str, tuple[str, Callable[[Any, jax.Array], jax.Array]]] = {
+            MAIN: (last, lambda variables, x: main_logits(model, variables["params"], x))
+        }
+        for block in present_heads(model, variables):
+            heads[f"aux {block}"] = (
+                block,
+                lambda variables, x, block=block: aux_logits(model, variables, block, x),
+            )
+        self.heads = tuple(heads)
 
-    features = features_of(variables, square)
-    last = list(model.arch.widths)[-1]
-    heads: dict[str, tuple[str, Callable[[jax.Array], jax.Array]]] = {
-        "main": (last, lambda x_BHWC: main_logits(model, variables["params"], x_BHWC))
-    }
-    for block in present_heads(model, variables):
-        heads[f"aux {block}"] = (
-            block,
-            lambda x_BHWC, block=block: aux_logits(model, variables, block, x_BHWC),
-        )
-    maps: dict[str, ActivationMap] = {}
-    for head, (block, logits_of) in heads.items():
-        logits_BK, pull_back = jax.vjp(logits_of, features[block].astype(jnp.float32))
-        logits_K = np.asarray(logits_BK[0])
-        index = int(logits_K.argmax()) if index is None else index
-        (gradient_BHWC,) = pull_back(jnp.zeros_like(logits_BK).at[0, index].set(1.0))
-        weights_C = np.asarray(gradient_BHWC[0].mean(axis=(0, 1)))
-        evidence = np.asarray(features[block][0], np.float32) @ weights_C
-        probability = float(softmax(logits_K)[index])
-        label = trained.class_names[index]
+        @jax.jit
+        def run(variables: Any, square_SSC: jax.Array, index: jax.Array) -> Any:
+            """The logits of every head, and its evidence for `index`; its own likeliest if < 0."""
+            x_BHWC = preprocess(square_SSC[None], preprocessing=trained.preprocessing)
+            found = endpoints(model, variables, x_BHWC)
+            results = {}
+            for head, (block, logits_of) in heads.items():
+                features_BHWC = found[f"inception_{block}/output"].astype(jnp.float32)
+                logits_BK, pull_back = jax.vjp(partial(logits_of, variables), features_BHWC)
+                chosen = jnp.where(index < 0, jnp.argmax(logits_BK[0]), index)
+                one_hot = jax.nn.one_hot(chosen, logits_BK.shape[-1], dtype=logits_BK.dtype)
+                (gradient_BHWC,) = pull_back(one_hot[None])
+                weights_C = gradient_BHWC[0].mean(axis=(0, 1))
+                results[head] = logits_BK[0], features_BHWC[0] @ weights_C
+            return results
+
+        self._run = run
+
+    def __call__(self, picture: Image.Image, index: int | None = None) -> dict[str, ActivationMap]:
+        """What speaks for a class in each head.
+
+        A map is the features in front of a head, each channel weighted by the mean gradient of the
+        class's logit; the guess holds the head's own probability of the class.
+
+        Args:
+            picture: to look at.
+            index: of the class; None is the main head's likeliest.
+
+        Raises:
+            UserError: if there is no class `index`.
+            ImageError: for a picture too narrow to resize.
+        """
+        classes = self._trained.model.arch.num_classes
+        if index is not None and not 0 <= index < classes:
+            raise UserError(f"there is no class {index}; the model's are 0 to {classes - 1}")
+        square = central_crop(picture, self._trained.preprocessing)
+        if index is None:
+            index = int(np.argmax(self._run(self._trained.variables, square, -1)[MAIN][0]))
+        results = self._run(self._trained.variables, square, index)
+        return {
+            head: self._map(square, *results[head], index)
+            for head in self.heads  # a program's results come in alphabetical order
+        }
+
+    def own(self, picture: Image.Image, head: str) -> tuple[np.ndarray, ActivationMap]:
+        """The probabilities (K,) that one head gives, and its map of the class it finds likeliest.
+
+        Raises:
+            ImageError: for a picture too narrow to resize.
+        """
+        square = central_crop(picture, self._trained.preprocessing)
+        logits_K, evidence = self._run(self._trained.variables, square, -1)[head]
+        index = int(np.argmax(logits_K))
+        probabilities = softmax(np.asarray(logits_K))
+        return probabilities, self._map(square, logits_K, evidence, index)
+
+    def _map(self, square: np.ndarray, logits_K: Any, evidence: Any, index: int) -> ActivationMap:
+        probability = float(softmax(np.asarray(logits_K))[index])
+        label = self._trained.class_names[index]
         guess = Guess(index=index, label=label, probability=probability)
-        maps[head] = ActivationMap(evidence, square, guess)
-    return maps
+        return ActivationMap(np.asarray(evidence), square, guess)
 
 
 def present_heads(model: GoogLeNet, variables: Mapping[str, Any]) -> list[str]:

@@ -16,7 +16,7 @@ from gnet_jax.config import UserError
 from gnet_jax.data import preprocess
 from gnet_jax.data.decode import central_crop
 from gnet_jax.inference.cam import ActivationMap, draw
-from gnet_jax.inference.head_maps import head_maps
+from gnet_jax.inference.head_maps import HeadMapper
 from gnet_jax.inference.predict import TrainedModel
 from gnet_jax.model import endpoints
 
@@ -56,7 +56,7 @@ def draw_inside(
     kernel = np.asarray(trained.variables["params"]["conv1"]["conv"]["kernel"])
     figures: dict[str, Image.Image | Figure] = {
         "filters.png": filters_figure(kernel, trained.preprocessing.channels),
-        "heads.png": heads_picture(head_maps(trained, picture, index)),
+        "heads.png": heads_picture(HeadMapper(trained)(picture, index)),
     }
     for name in wanted:
         figures[f"{name.replace('/', '-')}.png"] = activation_figure(name, found[name])

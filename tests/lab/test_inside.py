@@ -9,7 +9,7 @@ from PIL import Image
 from gnet_jax.cli import main
 from gnet_jax.config import Preprocessing, UserError
 from gnet_jax.inference.cam import ActivationMapper
-from gnet_jax.inference.head_maps import head_maps
+from gnet_jax.inference.head_maps import HeadMapper
 from gnet_jax.lab.inside import activation_figure, filters_figure, heads_picture
 from gnet_jax.model import GoogLeNet, every_head, strip_aux
 from gnet_jax.weights import ModelFolder, write_folder
@@ -28,7 +28,7 @@ def trained():
 
 @pytest.fixture(scope="module")
 def maps(trained):
-    return head_maps(trained, PHOTO, 3)
+    return HeadMapper(trained)(PHOTO, 3)
 
 
 def test_the_main_heads_map_is_its_activation_map(trained, maps):
@@ -60,7 +60,7 @@ def test_the_training_net_without_dropout_has_the_same_auxiliary_logits(trained)
 
 def test_weights_without_auxiliary_heads_have_the_main_map_alone(trained):
     variables = {name: strip_aux(tree) for name, tree in trained.variables.items()}
-    assert list(head_maps(dataclasses.replace(trained, variables=variables), PHOTO)) == ["main"]
+    assert list(HeadMapper(dataclasses.replace(trained, variables=variables))(PHOTO)) == ["main"]
 
 
 def test_the_command_draws_everything(trained, tmp_path, capsys):
@@ -81,7 +81,7 @@ def test_the_command_draws_everything(trained, tmp_path, capsys):
 
 def test_a_class_that_is_not_there_is_named(trained):
     with pytest.raises(UserError, match="there is no class 10; the model's are 0 to 9"):
-        head_maps(trained, PHOTO, 10)
+        HeadMapper(trained)(PHOTO, 10)
 
 
 def test_montages_have_a_tile_for_each_channel_and_count_the_dead(maps):
