@@ -13,13 +13,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 
 from gnet_jax.config import Config, UserError
 from gnet_jax.data import Labels
 from gnet_jax.model import Architecture, GoogLeNet
 from gnet_jax.training.digests import named_leaves
 from gnet_jax.training.feed import augmentation
+from gnet_jax.training.finetune import flat
 from gnet_jax.training.optimizer import Optimizer, make_optimizer
 from gnet_jax.training.replay import NOTES
 from gnet_jax.training.run import pure_train_step
@@ -127,12 +127,14 @@ def examine(replay: Replay) -> Findings:
     state = replay.state
     augment_key, dropout_key = step_keys(jnp.asarray(state.rng), jnp.asarray(state.step))
     prepared = jax.jit(augmentation(replay.config))
-    inputs = prepared(replay.batch["image"], replay.batch["label"], augment_key)
+    images_BHWC, labels = prepared(replay.batch["image"], replay.batch["label"], augment_key)
     metrics = _step_again(replay)
-    layers, layer_flags, gradient_flags, losses = _each_alone(replay, *inputs, dropout_key)
-    whole_flags = _whole(replay, *inputs, dropout_key)
-    names = list(traverse_util.flatten_dict(state.params, sep="/"))
-    by_layer = [name.rpartition("/")[0] for name in names]
+    layers, layer_flags, gradient_flags, losses = _each_alone(
+        replay, images_BHWC, labels, dropout_key
+    )
+    whole_flags = _whole(replay, images_BHWC, labels, dropout_key)
+    params = flat(state.params)
+    by_layer = [name.rpartition("/")[0] for name in params]
     fine = layer_flags.all(1) & gradient_flags.all(1) & np.isfinite(losses)
     bad_examples = [
         BadExample(
@@ -155,11 +157,7 @@ def examine(replay: Replay) -> Findings:
             np.allclose(metrics[name], replay.metrics[name], rtol=1e-3, equal_nan=True)
             for name in seen
         ),
-        bad_params=tuple(
-            name
-            for name, value in traverse_util.flatten_dict(state.params, sep="/").items()
-            if not np.isfinite(value).all()
-        ),
+        bad_params=tuple(name for name, value in params.items() if not np.isfinite(value).all()),
         layer=_first(layers, whole_flags),
         bad_gradients=tuple(dict.fromkeys(reversed(wrong))),
         bad_examples=tuple(bad_examples),
@@ -178,8 +176,7 @@ def _step_again(replay: Replay) -> dict[str, float]:
 
 def _outputs(intermediates: Any) -> dict[str, jax.Array]:
     """The recorded outputs by layer, in the order in which they were computed."""
-    flat: Any = traverse_util.flatten_dict(intermediates, sep="/")
-    return {name.removesuffix("/output"): value for name, (value,) in flat.items()}
+    return {name.removesuffix("/output"): value for name, (value,) in flat(intermediates).items()}
 
 
 def _loss(replay: Replay) -> Any:
@@ -219,10 +216,9 @@ def _each_alone(
             )
             outputs = _outputs(updated["intermediates"])
             layers[:] = ["input", *outputs]
-            flat: Any = traverse_util.flatten_dict(grads, sep="/")
             return (
                 jnp.stack([jnp.isfinite(x).all() for x in (image_HWC, *outputs.values())]),
-                jnp.stack([jnp.isfinite(x).all() for x in flat.values()]),
+                jnp.stack([jnp.isfinite(x).all() for x in flat(grads).values()]),
                 value,
             )
 
