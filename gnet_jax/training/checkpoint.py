@@ -149,6 +149,7 @@ class Checkpoints(SavedSteps):
         self._begun = step
         if top1 is not None:
             self._scores[step] = top1
+        self._remove_partial()
         try:
             self._check_space(state)
             self._manager.save(step, args=items(state, _on_host(state), top1), force=True)
@@ -165,6 +166,12 @@ class Checkpoints(SavedSteps):
             raise OSError(
                 f"the disk is full: {needed / 1e6:,.1f} MB are needed, {disk.free / 1e6:,.1f} free"
             )
+
+    def _remove_partial(self) -> None:
+        """Remove what failed saves left: it may be what fills the disk. None is under way here."""
+        if jax.process_index() == 0:
+            for partial in self.folder.glob(f"*{_PARTIAL}*"):
+                shutil.rmtree(partial, ignore_errors=True)
 
     def check(self) -> None:
         """Tell at once if the save in the background failed."""
@@ -183,6 +190,8 @@ class Checkpoints(SavedSteps):
         try:
             pending.result()
         except Exception as error:  # as in `_save`
+            with contextlib.suppress(Exception):  # the same, which Orbax raises in every thread
+                self._manager.wait_until_finished()
             self._failed(error)
         else:
             self._begun, self.problem = None, None
@@ -236,8 +245,7 @@ class Checkpoints(SavedSteps):
         first = (str(error) or type(error).__name__).splitlines()[0]
         self.problem = f"step {self._begun} could not be saved ({first[:200]})"
         self._begun = None
-        for partial in self.folder.glob(f"*{_PARTIAL}*"):
-            shutil.rmtree(partial, ignore_errors=True)  # it may be what fills the disk
+        self._remove_partial()
         self._manager.reload()  # Orbax counts a step from the moment that its save begins
         self._look()
         kept = f"step {self.latest} is the newest" if self.steps else "none is saved yet"
