@@ -17,6 +17,7 @@ from jax.experimental import multihost_utils
 from gnet_jax.config import ConfigError
 from gnet_jax.training.digests import DamageError, named_leaves, read_digests
 from gnet_jax.training.goodput import Stopwatch
+from gnet_jax.training.guard import TrainingError
 from gnet_jax.training.storage import items, open_manager, read_arrays
 
 DAMAGED = ".damaged"
@@ -140,7 +141,6 @@ class Checkpoints(SavedSteps):
         """Begin to save `state` as `step`; does nothing if that step is already saved."""
         with self.watch.spent("saving"):
             self._save(step, state, top1)
-        self.watch.saved(step)
 
     def _save(self, step: int, state: Any, top1: float | None) -> None:
         self._wait()
@@ -155,6 +155,7 @@ class Checkpoints(SavedSteps):
             self._manager.save(step, args=items(state, _on_host(state), top1), force=True)
             # Orbax tells of an error only to who waits for it.
             self._pending = self._waiting.submit(self._manager.wait_until_finished)
+            self.watch.saved(step)
         except Exception as error:  # whatever the storage below trips over
             self._failed(error)
 
@@ -236,14 +237,19 @@ class Checkpoints(SavedSteps):
         path = self.folder / str(step)
         tries = (f"{step}{DAMAGED}{'' if n == 1 else f'-{n}'}" for n in range(1, 1000))
         aside = next(self.folder / name for name in tries if not (self.folder / name).exists())
-        return path.rename(aside)
+        try:
+            return path.rename(aside)
+        except OSError as error:
+            raise ConfigError(
+                f"checkpoint {step} is damaged, and cannot be renamed to {aside}: {error.strerror}"
+            ) from error
 
     def _failed(self, error: Exception) -> None:
-        if jax.process_count() > 1:
-            raise error
         self.failures += 1
         first = (str(error) or type(error).__name__).splitlines()[0]
         self.problem = f"step {self._begun} could not be saved ({first[:200]})"
+        if jax.process_count() > 1:
+            raise TrainingError(f"{self.problem}; the other hosts are not to wait") from error
         self._begun = None
         self._remove_partial()
         self._manager.reload()  # Orbax counts a step from the moment that its save begins
