@@ -25,7 +25,10 @@ from gnet_jax.training.replay import NOTES
 from gnet_jax.training.run import pure_train_step
 from gnet_jax.training.sharding import compile_train_step, data_mesh, put_state
 from gnet_jax.training.step import TrainState, create_state, loss_of, step_keys
-from gnet_jax.weights.schema import SchemaError, from_json
+from gnet_jax.weights.schema import from_json
+
+# What zip files, arrays and JSON raise that are not whole; a SchemaError is a ValueError.
+_DAMAGE = (ValueError, TypeError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +79,8 @@ def read_replay(file: Path) -> Replay:
         UserError: if there is no such file, or it is no replay file, or damaged.
     """
     try:
-        with np.load(file, allow_pickle=False) as opened:
-            arrays = {name: opened[name] for name in opened.files}
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
         notes = json.loads(arrays.pop(NOTES).tobytes())
         config = from_json(Config, notes["config"])
         model = GoogLeNet(
@@ -101,7 +104,7 @@ def read_replay(file: Path) -> Replay:
         )
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror or error}") from error
-    except (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, SchemaError) as error:
+    except _DAMAGE as error:
         raise UserError(f"{file} is no replay file, or damaged: {error}") from error
 
 
@@ -146,7 +149,11 @@ def examine(replay: Replay) -> Findings:
         )
         for place in np.flatnonzero(~fine)
     ]
-    wrong = [name for name, good in zip(by_layer, gradient_flags.all(0), strict=True) if not good]
+    wrong = [
+        name
+        for name, good in zip(by_layer, gradient_flags.all(0).tolist(), strict=True)
+        if not good
+    ]
     order = {name: number for number, name in enumerate(layers)}
     wrong.sort(key=lambda name: order.get(name.removesuffix("/conv").removesuffix("/norm"), 10**6))
     seen = ("loss", "grad_norm")

@@ -57,9 +57,8 @@ def linear_steps(devices, steps=3, **options):
     return jax.device_get((state, metrics))
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_every_bit_is_the_same_on_1_2_4_and_8_devices(accumulate):
-    options = {"axis_name": AXIS, "virtual_shards": 16, "accumulate": accumulate}
+def test_every_bit_is_the_same_on_1_2_4_and_8_devices():
+    options = {"axis_name": AXIS, "virtual_shards": 16, "accumulate": 2}
     found = {digest(linear_steps(devices, **options)) for devices in (1, 2, 4, 8)}
     assert len(found) == 1
 
