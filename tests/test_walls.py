@@ -47,7 +47,7 @@ def test_heavy_libraries_stay_in_their_rooms(file):
     tops = {module.split(".")[0] for module in imports_of(file)}
     assert "tensorflow" not in tops or relative.startswith(("data/", "weights/"))
     assert not {"tensorflow_datasets", "grain"} & tops or relative.startswith("data/")
-    assert "orbax" not in tops or relative == "training/checkpoint.py"
+    assert "orbax" not in tops or relative == "training/storage.py"
     if relative.startswith("model/"):
         assert tops <= {"jax", "flax", "numpy", "gnet_jax"} | set(STANDARD)
 

@@ -13,19 +13,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 
 from gnet_jax.config import Config, UserError
 from gnet_jax.data import Labels
 from gnet_jax.model import Architecture, GoogLeNet
 from gnet_jax.training.digests import named_leaves
 from gnet_jax.training.feed import augmentation
+from gnet_jax.training.finetune import flat
 from gnet_jax.training.optimizer import Optimizer, make_optimizer
 from gnet_jax.training.replay import NOTES
 from gnet_jax.training.run import pure_train_step
 from gnet_jax.training.sharding import compile_train_step, data_mesh, put_state
 from gnet_jax.training.step import TrainState, create_state, loss_of, step_keys
-from gnet_jax.weights.schema import SchemaError, from_json
+from gnet_jax.weights.schema import from_json
+
+# What zip files, arrays and JSON raise that are not whole; a SchemaError is a ValueError.
+_DAMAGE = (ValueError, TypeError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +79,8 @@ def read_replay(file: Path) -> Replay:
         UserError: if there is no such file, or it is no replay file, or damaged.
     """
     try:
-        with np.load(file, allow_pickle=False) as opened:
-            arrays = {name: opened[name] for name in opened.files}
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
         notes = json.loads(arrays.pop(NOTES).tobytes())
         config = from_json(Config, notes["config"])
         model = GoogLeNet(
@@ -101,7 +104,7 @@ def read_replay(file: Path) -> Replay:
         )
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror or error}") from error
-    except (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, SchemaError) as error:
+    except _DAMAGE as error:
         raise UserError(f"{file} is no replay file, or damaged: {error}") from error
 
 
@@ -127,12 +130,14 @@ def examine(replay: Replay) -> Findings:
     state = replay.state
     augment_key, dropout_key = step_keys(jnp.asarray(state.rng), jnp.asarray(state.step))
     prepared = jax.jit(augmentation(replay.config))
-    inputs = prepared(replay.batch["image"], replay.batch["label"], augment_key)
+    images_BHWC, labels = prepared(replay.batch["image"], replay.batch["label"], augment_key)
     metrics = _step_again(replay)
-    layers, layer_flags, gradient_flags, losses = _each_alone(replay, *inputs, dropout_key)
-    whole_flags = _whole(replay, *inputs, dropout_key)
-    names = list(traverse_util.flatten_dict(state.params, sep="/"))
-    by_layer = [name.rpartition("/")[0] for name in names]
+    layers, layer_flags, gradient_flags, losses = _each_alone(
+        replay, images_BHWC, labels, dropout_key
+    )
+    whole_flags = _whole(replay, images_BHWC, labels, dropout_key)
+    params = flat(state.params)
+    by_layer = [name.rpartition("/")[0] for name in params]
     fine = layer_flags.all(1) & gradient_flags.all(1) & np.isfinite(losses)
     bad_examples = [
         BadExample(
@@ -144,7 +149,11 @@ def examine(replay: Replay) -> Findings:
         )
         for place in np.flatnonzero(~fine)
     ]
-    wrong = [name for name, good in zip(by_layer, gradient_flags.all(0), strict=True) if not good]
+    wrong = [
+        name
+        for name, good in zip(by_layer, gradient_flags.all(0).tolist(), strict=True)
+        if not good
+    ]
     order = {name: number for number, name in enumerate(layers)}
     wrong.sort(key=lambda name: order.get(name.removesuffix("/conv").removesuffix("/norm"), 10**6))
     seen = ("loss", "grad_norm")
@@ -155,11 +164,7 @@ def examine(replay: Replay) -> Findings:
             np.allclose(metrics[name], replay.metrics[name], rtol=1e-3, equal_nan=True)
             for name in seen
         ),
-        bad_params=tuple(
-            name
-            for name, value in traverse_util.flatten_dict(state.params, sep="/").items()
-            if not np.isfinite(value).all()
-        ),
+        bad_params=tuple(name for name, value in params.items() if not np.isfinite(value).all()),
         layer=_first(layers, whole_flags),
         bad_gradients=tuple(dict.fromkeys(reversed(wrong))),
         bad_examples=tuple(bad_examples),
@@ -178,8 +183,7 @@ def _step_again(replay: Replay) -> dict[str, float]:
 
 def _outputs(intermediates: Any) -> dict[str, jax.Array]:
     """The recorded outputs by layer, in the order in which they were computed."""
-    flat: Any = traverse_util.flatten_dict(intermediates, sep="/")
-    return {name.removesuffix("/output"): value for name, (value,) in flat.items()}
+    return {name.removesuffix("/output"): value for name, (value,) in flat(intermediates).items()}
 
 
 def _loss(replay: Replay) -> Any:
@@ -219,10 +223,9 @@ def _each_alone(
             )
             outputs = _outputs(updated["intermediates"])
             layers[:] = ["input", *outputs]
-            flat: Any = traverse_util.flatten_dict(grads, sep="/")
             return (
                 jnp.stack([jnp.isfinite(x).all() for x in (image_HWC, *outputs.values())]),
-                jnp.stack([jnp.isfinite(x).all() for x in flat.values()]),
+                jnp.stack([jnp.isfinite(x).all() for x in flat(grads).values()]),
                 value,
             )
 

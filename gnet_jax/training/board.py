@@ -4,10 +4,13 @@ import contextlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto import event_pb2
 from tensorboardX.summary import scalar
+
+_messages: Any = event_pb2  # its classes come into being on import, unseen by type checkers
 
 
 class Board:
@@ -33,7 +36,9 @@ class Board:
                 self._writer = self._begun()
             for name, value in values.items():
                 summary = scalar(name, value)
-                self._writer.write_event(Event(step=step, wall_time=time.time(), summary=summary))
+                self._writer.write_event(
+                    _messages.Event(step=step, wall_time=time.time(), summary=summary)
+                )
             self._writer.flush()
         except OSError:
             with contextlib.suppress(OSError):  # it tries once more what has just failed
@@ -44,8 +49,8 @@ class Board:
     def _begun(self) -> EventsWriter:
         self._folder.mkdir(parents=True, exist_ok=True)
         writer = EventsWriter(str(self._folder / "events"), f".{time.time_ns()}")
-        start = SessionLog(status=SessionLog.START)
-        writer.write_event(Event(step=self._purge_step, session_log=start))
+        start = _messages.SessionLog(status=_messages.SessionLog.START)
+        writer.write_event(_messages.Event(step=self._purge_step, session_log=start))
         return writer
 
     def close(self) -> None:

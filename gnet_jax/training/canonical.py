@@ -36,9 +36,28 @@ def mean_over_shards(
     numbers = jax.lax.axis_index(axis_name) * local + jnp.arange(local)
     results = jax.lax.map(lambda each: function(*each), (parts, numbers))
     sums = jax.lax.all_gather(jax.tree.map(tree_sum, results), axis_name)
-    means = jax.tree.map(lambda x: tree_sum(x) / shards, sums)
-    # What follows is to be compiled alike, whatever came before: fused, it could round otherwise.
-    return jax.lax.optimization_barrier(means)
+    return jax.tree.map(lambda x: tree_sum(x) / shards, sums)
+
+
+def isolated(function: Callable[..., Any], always: jax.Array, *operands: Any) -> Any:
+    """`function(*operands)`, compiled by itself.
+
+    Fused with what came before it, which differs with the number of devices, it could round
+    otherwise: on CPUs a product and a sum become one operation in one program and not in another.
+    A branch of a conditional is fused with nothing; an optimization barrier would not do, for it
+    is gone by then.
+
+    Args:
+        function: whose operations count.
+        always: true, but not to the compiler's knowledge.
+        operands: of `function`.
+    """
+    shapes = jax.eval_shape(function, *operands)
+
+    def never(*_: Any) -> Any:
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    return jax.lax.cond(always, function, never, *operands)
 
 
 def tree_sum(x: jax.Array) -> jax.Array:

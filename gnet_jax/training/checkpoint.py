@@ -1,49 +1,28 @@
-"""The only module that touches Orbax: saving, keeping, verifying and restoring a training state."""
+"""Checkpoints of a training state: saved, kept, verified and restored."""
 
 import contextlib
-import dataclasses
 import hashlib
-import logging
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from gnet_jax.config import ConfigError
-from gnet_jax.training.digests import (
-    DamageError,
-    check_arrays,
-    named_leaves,
-    read_digests,
-    write_digests,
-)
+from gnet_jax.training.digests import DamageError, named_leaves, read_digests
 from gnet_jax.training.goodput import Stopwatch
+from gnet_jax.training.guard import TrainingError
+from gnet_jax.training.storage import items, open_manager, read_arrays
 
 DAMAGED = ".damaged"
 _PARTIAL = ".orbax-checkpoint-tmp"
 _NONE_SAVED, _NONE_LEFT = -1, -2  # in place of a step, where hosts agree on one
-
-
-class _NotTwice(logging.Filter):
-    """Drops the tracebacks that Orbax logs of a failed save, of every array's write: it raises too.
-
-    The error that it raises is told in one sentence.
-    """
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        where = f"{record.pathname} {record.getMessage()}"
-        return record.exc_info is None or "orbax" not in where
-
-
-for _logger in ("absl", "asyncio"):
-    logging.getLogger(_logger).addFilter(_NotTwice())
 
 
 class SavedSteps:
@@ -141,18 +120,9 @@ class Checkpoints(SavedSteps):
         self.failures = 0
         self.problem: str | None = None  # of the last save, if that failed
         self._begun: int | None = None  # the step whose save is under way
-        self._manager = ocp.CheckpointManager(
-            self.folder,
-            item_names=("state", "digests"),
-            item_handlers={
-                "state": ocp.StandardCheckpointHandler(),
-                "digests": _DigestsHandler(),
-            },
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=_NewestAndBest(keep_latest, lambda: self.best),
-                cleanup_tmp_directories=True,
-            ),
-        )
+        self._pending: Future[None] | None = None
+        self._waiting = ThreadPoolExecutor(1, "checkpoints")
+        self._manager = open_manager(self.folder, keep_latest, lambda: self.best)
 
     def __enter__(self) -> Self:
         return self
@@ -164,13 +134,13 @@ class Checkpoints(SavedSteps):
         trace: TracebackType | None,
     ) -> None:
         self.wait()
+        self._waiting.shutdown()
         self._manager.close()
 
     def save(self, step: int, state: Any, top1: float | None = None) -> None:
         """Begin to save `state` as `step`; does nothing if that step is already saved."""
         with self.watch.spent("saving"):
             self._save(step, state, top1)
-        self.watch.saved(step)
 
     def _save(self, step: int, state: Any, top1: float | None) -> None:
         self._wait()
@@ -179,12 +149,13 @@ class Checkpoints(SavedSteps):
         self._begun = step
         if top1 is not None:
             self._scores[step] = top1
+        self._remove_partial()
         try:
             self._check_space(state)
-            args = ocp.args.Composite(
-                state=ocp.args.StandardSave(state), digests=_DigestsSave(_on_host(state), top1)
-            )
-            self._manager.save(step, args=args, force=True)
+            self._manager.save(step, args=items(state, _on_host(state), top1), force=True)
+            # Orbax tells of an error only to who waits for it.
+            self._pending = self._waiting.submit(self._manager.wait_until_finished)
+            self.watch.saved(step)
         except Exception as error:  # whatever the storage below trips over
             self._failed(error)
 
@@ -197,12 +168,16 @@ class Checkpoints(SavedSteps):
                 f"the disk is full: {needed / 1e6:,.1f} MB are needed, {disk.free / 1e6:,.1f} free"
             )
 
+    def _remove_partial(self) -> None:
+        """Remove what failed saves left: it may be what fills the disk. None is under way here."""
+        if jax.process_index() == 0:
+            for partial in self.folder.glob(f"*{_PARTIAL}*"):
+                shutil.rmtree(partial, ignore_errors=True)
+
     def check(self) -> None:
         """Tell at once if the save in the background failed."""
-        try:
-            self._manager.check_for_errors()
-        except Exception as error:  # as in `save`
-            self._failed(error)
+        if self._pending is not None and self._pending.done():
+            self._wait()
 
     def wait(self) -> None:
         """Return once what was begun is on disk, or has failed."""
@@ -210,11 +185,16 @@ class Checkpoints(SavedSteps):
             self._wait()
 
     def _wait(self) -> None:
+        if self._pending is None:
+            return
+        pending, self._pending = self._pending, None
         try:
-            self._manager.wait_until_finished()
-        except Exception as error:  # as in `save`
+            pending.result()
+        except Exception as error:  # as in `_save`
+            with contextlib.suppress(Exception):  # the same, which Orbax raises in every thread
+                self._manager.wait_until_finished()
             self._failed(error)
-        if self._begun is not None:
+        else:
             self._begun, self.problem = None, None
             self._look()
 
@@ -257,49 +237,25 @@ class Checkpoints(SavedSteps):
         path = self.folder / str(step)
         tries = (f"{step}{DAMAGED}{'' if n == 1 else f'-{n}'}" for n in range(1, 1000))
         aside = next(self.folder / name for name in tries if not (self.folder / name).exists())
-        return path.rename(aside)
+        try:
+            return path.rename(aside)
+        except OSError as error:
+            raise ConfigError(
+                f"checkpoint {step} is damaged, and cannot be renamed to {aside}: {error.strerror}"
+            ) from error
 
     def _failed(self, error: Exception) -> None:
-        if jax.process_count() > 1:
-            raise error
         self.failures += 1
         first = (str(error) or type(error).__name__).splitlines()[0]
         self.problem = f"step {self._begun} could not be saved ({first[:200]})"
+        if jax.process_count() > 1:
+            raise TrainingError(f"{self.problem}; the other hosts are not to wait") from error
         self._begun = None
-        for partial in self.folder.glob(f"*{_PARTIAL}*"):
-            shutil.rmtree(partial, ignore_errors=True)  # it may be what fills the disk
+        self._remove_partial()
         self._manager.reload()  # Orbax counts a step from the moment that its save begins
         self._look()
         kept = f"step {self.latest} is the newest" if self.steps else "none is saved yet"
         self.tell(f"warning: {self.problem}; {kept}, and the next save tries again")
-
-
-def read_arrays(folder: Path) -> dict[str, np.ndarray]:
-    """The arrays of one committed checkpoint by name, every bit verified.
-
-    Raises:
-        DamageError: naming what is missing or other than it was saved.
-    """
-    digests = read_digests(folder / "digests")
-    handler = ocp.PyTreeCheckpointHandler()
-    try:
-        tree = handler.metadata(folder / "state").tree
-        found = named_leaves(tree)
-        described = {name: [str(np.dtype(x.dtype)), list(x.shape)] for name, x in found.items()}
-        if described != {name: each[:2] for name, each in digests["arrays"].items()}:
-            raise DamageError("its arrays are no longer those that were saved")
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-        restored = handler.restore(
-            folder / "state", args=ocp.args.PyTreeRestore(restore_args=as_numpy)
-        )
-    except DamageError:
-        raise
-    except Exception as error:  # whatever the storage below trips over
-        first = (str(error) or type(error).__name__).splitlines()[0]
-        raise DamageError(f"it cannot be read ({first[:200]})") from error
-    arrays = named_leaves(restored)
-    check_arrays(arrays, digests)
-    return arrays
 
 
 def digest(state: Any) -> str:
@@ -317,40 +273,3 @@ def _on_host(state: Any) -> dict[str, np.ndarray]:
     if jax.process_index():
         return {}
     return {name: np.array(leaf) for name, leaf in named_leaves(state).items()}
-
-
-@dataclasses.dataclass(frozen=True)
-class _NewestAndBest:
-    """Orbax's preservation policy: the `newest` last steps, and the best of the evaluated ones."""
-
-    newest: int
-    best: Callable[[], int | None]
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
-        kept = {each.step for each in checkpoints[-self.newest :]} | {self.best()}
-        return [each.step in kept for each in checkpoints]
-
-
-class _DigestsHandler(ocp.AsyncCheckpointHandler):
-    """Hashes and writes in the background, before the checkpoint is committed."""
-
-    async def async_save(self, directory: Path, args: "_DigestsSave") -> list[ocp.future.Future]:
-        work = self._write(directory, args)
-        return [ocp.future.CommitFutureAwaitingContractedSignals(work, name="digests")]
-
-    async def _write(self, directory: Path, args: "_DigestsSave") -> None:
-        if jax.process_index() == 0:
-            self.save(directory, args)
-
-    def save(self, directory: Path, args: "_DigestsSave") -> None:
-        write_digests(directory, args.arrays, {"top1": args.top1})
-
-    def restore(self, directory: Path, args: Any = None) -> Any:
-        return read_digests(directory)
-
-
-@ocp.args.register_with_handler(_DigestsHandler, for_save=True, for_restore=True)
-@dataclasses.dataclass
-class _DigestsSave(ocp.args.CheckpointArgs):
-    arrays: dict[str, np.ndarray] = dataclasses.field(repr=False)
-    top1: float | None

@@ -5,7 +5,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-KINDS = ("training", "compiling", "waiting for data", "saving", "evaluating", "restoring")
+KINDS: tuple[str, ...] = (
+    "training",
+    "compiling",
+    "waiting for data",
+    "saving",
+    "evaluating",
+    "restoring",
+)
 LOST = "lost to restarts"
 _KEPT_SAVES = 20
 
@@ -41,8 +48,8 @@ class Stopwatch:
         saves = sorted(self._saves.items())[-_KEPT_SAVES:]
         return {
             "reached": step,
-            "seconds": {kind: round(seconds[kind], 3) for kind in KINDS},
-            "seconds_at_save": {str(step): round(at, 3) for step, at in saves},
+            "seconds": {kind: round(seconds[kind], 6) for kind in KINDS},
+            "seconds_at_save": {str(step): round(at, 6) for step, at in saves},
         }
 
 

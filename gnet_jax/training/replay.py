@@ -59,7 +59,7 @@ def write_replay(
     arrays[NOTES] = np.frombuffer(json.dumps(notes).encode(), np.uint8)
     partial = file.with_suffix(".partial")
     with partial.open("wb") as opened:
-        np.savez(opened, **arrays)
+        np.savez(opened, **arrays)  # pyright: ignore[reportArgumentType]
     partial.replace(file)
     return file
 

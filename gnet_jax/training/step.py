@@ -15,7 +15,7 @@ from flax import struct
 from gnet_jax.config import LossConfig
 from gnet_jax.data import Labels
 from gnet_jax.model import GoogLeNet
-from gnet_jax.training.canonical import mean_over_shards
+from gnet_jax.training.canonical import isolated, mean_over_shards
 from gnet_jax.training.finetune import select
 from gnet_jax.training.optimizer import Optimizer
 
@@ -158,6 +158,17 @@ def train_step(
             of_numbered, batch, virtual_shards, axis_name
         )
 
+    update = partial(_update, optimizer=optimizer)
+    if virtual_shards is None:
+        return update(state, grads, batch_stats, metrics)
+    return isolated(update, state.step >= 0, state, grads, batch_stats, metrics)
+
+
+def _update(
+    state: TrainState, grads: Any, batch_stats: Any, metrics: Metrics, *, optimizer: Optimizer
+) -> tuple[TrainState, Metrics]:
+    """The state after the optimiser's step, if that is finite, and all of its metrics."""
+    metrics = dict(metrics)
     metrics["learning_rate"] = jnp.asarray(optimizer.learning_rate(state.step), jnp.float32)
     metrics["grad_norm"] = optax.tree.norm(grads)
     updates, opt_state = optimizer.tx.update(grads, state.opt_state, state.params)

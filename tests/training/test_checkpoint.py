@@ -1,4 +1,8 @@
 import dataclasses
+import errno
+import shutil
+import subprocess
+import time
 
 import jax
 import numpy as np
@@ -93,3 +97,151 @@ def test_a_damaged_checkpoint_is_named_with_the_step_to_go_on_from(state, tmp_pa
         (tmp_path / "2" / "state" / "_METADATA").unlink()
         with pytest.raises(ConfigError, match=r"checkpoint 2 in .* damaged: .* from step 1"):
             checkpoints.restore(2, abstract(state))
+
+
+SMALL = {"kernel": np.arange(12, dtype=np.float32).reshape(3, 4), "zeros": np.zeros(5, np.int32)}
+
+
+def small(step):
+    return {**SMALL, "step": np.int32(step)}
+
+
+def save_small(folder, *steps, **options):
+    with Checkpoints(folder, keep_latest=3, **options) as checkpoints:
+        for step in steps:
+            checkpoints.save(step, small(step))
+
+
+def restored(folder, said):
+    with Checkpoints(folder, keep_latest=3, tell=said.append) as checkpoints:
+        found = checkpoints.restore_newest(abstract(small(0)))
+        return found and (found[0], int(found[1]["step"]))
+
+
+def flip_a_bit_of_the_largest_file(folder):
+    file = max((path for path in folder.rglob("d/*")), key=lambda path: path.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 16
+    file.write_bytes(content)
+
+
+def test_damaged_steps_are_put_aside_and_named_and_the_newest_good_one_is_restored(tmp_path):
+    save_small(tmp_path, 1, 2, 3)
+    (tmp_path / "3" / "digests" / "digests.json").unlink()
+    flip_a_bit_of_the_largest_file(tmp_path / "2")
+    said = []
+    assert restored(tmp_path, said) == (1, 1)
+    assert said[0].startswith("checkpoint 3 is damaged: digests.json cannot be read")
+    assert said[0].endswith(f"; it is put aside as {tmp_path / '3.damaged'}")
+    assert said[1].startswith("checkpoint 2 is damaged: ")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2.damaged", "3.damaged"]
+    save_small(tmp_path, 2)
+    flip_a_bit_of_the_largest_file(tmp_path / "2")
+    assert restored(tmp_path, []) == (1, 1)
+    assert (tmp_path / "2.damaged-2").is_dir()
+
+
+def test_nothing_undamaged_is_a_clear_stop_also_the_second_time(tmp_path):
+    save_small(tmp_path, 1)
+    (tmp_path / "1" / "state" / "_METADATA").write_bytes(b"\0" * 100)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=r"no checkpoint in .* is undamaged; bring one back"):
+            restored(tmp_path, [])
+    assert restored(tmp_path / "new", []) is None
+
+
+def test_missing_data_that_orbax_reads_as_zeros_are_noticed(tmp_path):
+    save_small(tmp_path, 1, 2)
+    digests = tmp_path / "2" / "digests" / "digests.json"
+    digests.write_text((tmp_path / "1" / "digests" / "digests.json").read_text())
+    said = []
+    assert restored(tmp_path, said) == (1, 1)  # `step` differs, and nothing else
+    assert "step has other bits than were saved" in said[0]
+
+
+def failing(error):
+    """What fails in the background, once the few arrays beside it are likely written."""
+
+    def fail(*_):
+        time.sleep(0.3)
+        raise error
+
+    return fail
+
+
+# Orbax lets go of the writes beside one that fails, and closes the loop that they report to.
+orphans = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@orphans
+def test_a_failed_save_is_told_and_counted_and_the_next_one_succeeds(tmp_path, monkeypatch):
+    full = OSError(errno.ENOSPC, "No space left on device")
+    said = []
+    with Checkpoints(tmp_path, keep_latest=1, tell=said.append) as checkpoints:
+        checkpoints.save(1, small(1), 0.5)
+        checkpoints.wait()
+        with monkeypatch.context() as patch:
+            patch.setattr("gnet_jax.training.storage.write_digests", failing(full))
+            for step in (2, 3):
+                checkpoints.save(step, small(step), 0.9)
+                checkpoints.wait()
+                assert checkpoints.problem is not None
+                assert (checkpoints.steps, checkpoints.best) == ([1], 1)
+        assert checkpoints.failures == 2
+        assert said[0] == (
+            "warning: step 2 could not be saved ([Errno 28] No space left on device); step 1 is "
+            "the newest, and the next save tries again"
+        )
+        checkpoints.save(4, small(4))
+        checkpoints.wait()
+        assert checkpoints.problem is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "4"]  # the best, the newest
+    assert restored(tmp_path, []) == (4, 4)
+
+
+@orphans
+def test_an_error_in_the_background_is_told_by_the_next_check(tmp_path, monkeypatch):
+    lost = failing(OSError("lost"))
+    monkeypatch.setattr("gnet_jax.training.storage.write_digests", lost)
+    said = []
+    with Checkpoints(tmp_path, keep_latest=1, tell=said.append) as checkpoints:
+        checkpoints.save(1, small(1))
+        deadline = time.monotonic() + 60
+        while not said and time.monotonic() < deadline:
+            checkpoints.check()
+            time.sleep(0.01)
+        assert said == [
+            "warning: step 1 could not be saved (lost); none is saved yet, and the next save "
+            "tries again"
+        ]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 1 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no right to mount a small file system")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_leaves_older_steps_and_saving_goes_on_once_it_has_room(small_disk):
+    folder, said = small_disk / "checkpoints", []
+    large = {"kernel": np.random.default_rng(0).normal(size=30_000).astype(np.float32)}
+    with Checkpoints(folder, keep_latest=2, tell=said.append) as checkpoints:
+        checkpoints.save(1, large)
+        checkpoints.wait()
+        ballast = small_disk / "ballast"
+        ballast.write_bytes(b"x" * (shutil.disk_usage(small_disk).free - 50_000))
+        checkpoints.save(2, large)
+        assert checkpoints.steps == [1]
+        assert "the disk is full: 0.1 MB are needed, 0.0 free" in said[0]
+        ballast.unlink()
+        checkpoints.save(3, large)
+        checkpoints.wait()
+        assert checkpoints.steps == [1, 3]
+        kept = checkpoints.restore(1, abstract(large))
+    assert digest(kept) == digest(large)

@@ -2,11 +2,16 @@ import dataclasses
 import json
 import os
 import signal
+from functools import partial
+from unittest import mock
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from gnet_jax.config import OptimConfig
-from gnet_jax.data import DataError, Example
+from gnet_jax.data import DataError, Example, batch_indices
 from gnet_jax.training.checkpoint import Checkpoints, digest
 from gnet_jax.training.loop import TrainingError, train
 from gnet_jax.training.report import Reporter
@@ -94,13 +99,81 @@ def test_signal_handlers_are_put_back(finished):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_is_not_saved(finished, tmp_path):
-    # a rate so large that the second step overflows
-    run = tiny_run(tmp_path, optim=OptimConfig(learning_rate=1e30, averaging="ema"))
-    with pytest.raises(TrainingError, match=r"step \d: the loss is .* lower optim.learning_rate"):
+def test_numbers_that_stay_infinite_stop_the_run_at_the_limit_with_a_replay_file(
+    finished, tmp_path, capsys
+):
+    # a rate so large that every step would overflow
+    changes = {"optim": OptimConfig(learning_rate=1e30, averaging="ema"), "max_bad_steps": 2}
+    run = tiny_run(tmp_path, **changes)
+    with pytest.raises(TrainingError, match=r"step 2: .* 2 in a row; lower optim.learning_rate"):
         train(run, tmp_path)
     with Checkpoints(tmp_path / "checkpoints", keep_latest=2) as checkpoints:
         assert checkpoints.latest is None
+    assert "step 1: " in capsys.readouterr().out
+    lines = read_lines(tmp_path / "skipped_steps.jsonl")
+    assert [line["step"] for line in lines] == [1, 2]
+    with np.load(tmp_path / "replay-2.npz", allow_pickle=False) as replay:
+        assert replay["batch/image"].shape == (32, 16, 16, 3)
+        assert replay["state/step"] == 1
+        assert replay["indices"].tolist() == lines[1]["indices"]
+        initial = digest(run.initial_state().params)
+        names = [name for name in replay.files if name.startswith("state/params/")]
+        found = {name.removeprefix("state/params/"): replay[name] for name in sorted(names)}
+    assert digest(found) == initial  # nothing has moved
+
+
+class Poisoned(Run):
+    """A run in which images that are all white have no finite pixels."""
+
+    def train_step(self):
+        step = super().train_step()
+
+        def augment(images, labels, key, **options):
+            inputs, labels = step.keywords["augment"](images, labels, key, **options)
+            white = (images == 255).all(axis=(1, 2, 3), keepdims=True)
+            return jnp.where(white, jnp.nan, inputs), labels
+
+        return partial(step, augment=augment)
+
+
+class White(Interrupting):
+    """A source with one white image, of the given index."""
+
+    def __getitem__(self, index):
+        example = self._source[index]
+        if index != self._left:
+            return example
+        return Example(np.full((16, 16, 3), 255, np.uint8), example.label)
+
+
+def test_one_bad_step_is_skipped_told_and_counted_and_the_run_goes_on(finished, tmp_path, capsys):
+    run, _, _ = finished
+    index = int(batch_indices(len(run.train), run.config, 5)[7])
+    fields = {field.name: getattr(run, field.name) for field in dataclasses.fields(run)}
+    fields |= {"train": White(run.train, index, None)}
+    result = train(Poisoned(**fields), tmp_path)
+    assert result.step == 9
+    assert result.heads["train/skipped_steps"] == 1
+    assert np.isfinite(list(result.heads.values())).all()
+    output = capsys.readouterr().out
+    assert "warning: step 5: the loss is nan" in output
+    assert "it is skipped, and the state stays as it was (1 in a row, 3 stop the run)" in output
+    (line,) = read_lines(tmp_path / "skipped_steps.jsonl")
+    assert line["step"] == 5
+    assert line["indices"][7] == index
+    with Checkpoints(tmp_path / "checkpoints", keep_latest=2) as checkpoints:
+        state = checkpoints.restore(9, run.abstract_state())
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
+
+
+# Orbax lets go of the writes beside one that fails, and closes the loop that they report to.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_last_save_that_fails_ends_the_run_with_one_sentence(finished, tmp_path, monkeypatch):
+    run, _, _ = finished
+    full = mock.Mock(side_effect=OSError("No space left on device"))
+    monkeypatch.setattr("gnet_jax.training.storage.write_digests", full)
+    with pytest.raises(TrainingError, match=r"step 9 could not be saved \(No space .* step 0"):
+        train(run, tmp_path)
 
 
 def test_a_damaged_image_is_named_and_what_was_trained_is_saved(finished, tmp_path):

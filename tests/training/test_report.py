@@ -42,6 +42,7 @@ def test_piped_output_is_plain_lines_and_the_logs_hold_the_same(tmp_path, capsys
     assert lines[1].startswith("step 20/90 | validation: top-1 50.00%, top-5 90.00%")
     assert lines[1].endswith("(360 images) | best so far")
     logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert 0 <= logged[0].pop("perf/goodput") <= 1
     assert logged[0] == {"step": 10} | VALUES
     assert logged[1]["val/count"] == 360
     (events,) = (tmp_path / "tensorboard").iterdir()

@@ -20,7 +20,14 @@ from gnet_jax.training.sharding import (
     pmap_train_step,
     put_state,
 )
-from gnet_jax.training.step import create_state, cross_entropy, eval_step, step_keys, train_step
+from gnet_jax.training.step import (
+    create_state,
+    cross_entropy,
+    eval_step,
+    keep_finite,
+    step_keys,
+    train_step,
+)
 from tests.tiny import tiny_arch, tiny_batch, tiny_variables
 
 NO_DROPOUT = {"dropout": 0.0, "aux_dropout": 0.0}
@@ -249,3 +256,79 @@ def test_evaluation_uses_the_averaged_parameters():
     loss = evaluated(state, model, tiny_batch())["loss"]
     assert np.isfinite(loss)
     assert evaluated(broken, model, tiny_batch())["loss"] == loss
+
+
+FINE = {"loss": jnp.float32(1), "grad_norm": jnp.float32(1)}
+HUGE = np.float32(1e30)  # its square is infinite
+
+
+@pytest.mark.parametrize(
+    ("metrics", "params", "batch_stats"),
+    [
+        ({"loss": jnp.float32(np.nan)}, 2, 2),
+        ({"loss": jnp.float32(np.inf)}, 2, 2),
+        ({"grad_norm": jnp.float32(np.nan)}, 2, 2),
+        ({}, np.inf, 2),
+        ({}, HUGE, 2),
+        ({}, 2, np.nan),
+        ({}, 2, 2),
+    ],
+)
+def test_a_step_that_is_not_finite_changes_nothing_but_the_count_of_steps(
+    metrics, params, batch_stats
+):
+    optimizer = make_optimizer(OptimConfig(optimizer="adamw", averaging="ema"), 10, 100)
+    one = {"kernel": np.ones((2, 2), np.float32)}
+    old = create_state({"params": one, "batch_stats": one}, optimizer, 0)
+    moved = jax.tree.map(lambda x: x + 1, old)
+    new = moved.replace(
+        params=jax.tree.map(lambda x: x * np.float32(params) / 2, moved.params),
+        batch_stats=jax.tree.map(lambda x: x * np.float32(batch_stats) / 2, moved.batch_stats),
+        rng=old.rng,
+    )
+    kept, found = keep_finite(new, old, FINE | metrics)
+    assert kept.step == 1
+    if not metrics and (params, batch_stats) == (2, 2):
+        assert found["skipped"] == 0
+        assert_same(kept, new)
+        return
+    assert found["skipped"] == 1
+    counts = [x for x in jax.tree.leaves(kept.opt_state, is_leaf=is_schedule) if is_schedule(x)]
+    assert [x.count for x in counts] == [1]  # the learning rate's, which follows the step
+    back = jax.tree.map(
+        lambda x: x._replace(count=x.count - 1) if is_schedule(x) else x,
+        kept,
+        is_leaf=is_schedule,
+    )
+    assert_same(back.replace(step=old.step), old)
+
+
+def is_schedule(x):
+    return isinstance(x, optax.ScaleByScheduleState)
+
+
+def assert_same(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.slow
+def test_an_infinite_update_leaves_a_network_with_batch_norm_as_it_was():
+    model = GoogLeNet(tiny_arch("batch_norm"))
+    optimizer = make_optimizer(OptimConfig(learning_rate=1e38, averaging="ema"), 10, 100)
+    step = partial(
+        train_step,
+        model=model,
+        optimizer=optimizer,
+        augment=partial(augment, preprocessing=PIXELS, augmentation=AugmentConfig()),
+        loss=LossConfig(),
+    )
+    before, mesh = new_state(model, optimizer), data_mesh(jax.devices()[:1])
+    after, metrics = compile_train_step(mesh, step, before, tiny_batch())(
+        put_state(before, mesh), put_state(tiny_batch(), mesh)
+    )
+    assert metrics["skipped"] == 1
+    assert np.isfinite(metrics["loss"])
+    for name in ("params", "batch_stats", "average"):
+        assert_same(getattr(after, name), getattr(before, name))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(after))

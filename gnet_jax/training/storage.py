@@ -1,0 +1,143 @@
+"""The only module that touches Orbax: how arrays and their sha256 lie on disk, and come back.
+
+A checkpoint is a folder named by its step. It is written under another name and renamed when it is
+whole; `state` holds the arrays, `digests` one file with the sha256 of each.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore
+from etils import epath
+from orbax.checkpoint import future
+
+from gnet_jax.training.digests import (
+    DamageError,
+    check_arrays,
+    named_leaves,
+    read_digests,
+    write_digests,
+)
+
+
+class _NotTwice(logging.Filter):
+    """Drops the tracebacks that Orbax logs of a failed save, of every array's write: it raises too.
+
+    The error that it raises is told in one sentence.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        where = f"{record.pathname} {record.getMessage()}"
+        return record.exc_info is None or "orbax" not in where
+
+
+for _logger in ("absl", "asyncio"):
+    logging.getLogger(_logger).addFilter(_NotTwice())
+
+
+def open_manager(
+    folder: Path, keep_latest: int, best: Callable[[], int | None]
+) -> ocp.CheckpointManager:
+    """Orbax's manager of `folder`, which keeps the newest steps and the one that `best` names.
+
+    What earlier, killed saves left is removed.
+    """
+    return ocp.CheckpointManager(
+        folder,
+        item_names=("state", "digests"),
+        item_handlers={"state": ocp.StandardCheckpointHandler(), "digests": _DigestsHandler()},
+        options=ocp.CheckpointManagerOptions(
+            preservation_policy=_NewestAndBest(keep_latest, best),
+            cleanup_tmp_directories=True,
+        ),
+    )
+
+
+def items(state: Any, arrays: dict[str, np.ndarray], top1: float | None) -> ocp.args.Composite:
+    """What the manager is to save: the state; and the digests of `arrays`, its copy on the host."""
+    return ocp.args.Composite(
+        state=ocp.args.StandardSave(state), digests=_DigestsSave(arrays, top1)
+    )
+
+
+def read_arrays(folder: Path) -> dict[str, np.ndarray]:
+    """The arrays of one committed checkpoint by name, every bit verified.
+
+    Raises:
+        DamageError: naming what is missing or other than it was saved.
+    """
+    digests = read_digests(folder / "digests")
+    try:
+        metadata: Any = ocp.PyTreeCheckpointHandler().metadata(epath.Path(folder / "state"))
+        found = named_leaves(metadata.tree)
+        described = {name: [str(np.dtype(x.dtype)), list(x.shape)] for name, x in found.items()}
+        if described != {name: each[:2] for name, each in digests["arrays"].items()}:
+            raise DamageError("its arrays are no longer those that were saved")
+        arrays = _read(folder / "state", list(found), metadata.use_zarr3)
+    except DamageError:
+        raise
+    except Exception as error:  # whatever the storage below trips over
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        raise DamageError(f"it cannot be read ({first[:200]})") from error
+    check_arrays(arrays, digests)
+    return arrays
+
+
+def _read(folder: Path, names: list[str], zarr3: bool) -> dict[str, np.ndarray]:
+    """As Orbax reads, but without its event loop: that leaves errors of its own behind the first.
+
+    So nothing is placed on a device before it is verified.
+    """
+
+    def begun(name: str) -> Any:
+        base = {"driver": "file", "path": f"{folder}/"}
+        kvstore = {"driver": "ocdbt", "base": base, "path": name.replace("/", ".") + "/"}
+        spec = {"driver": "zarr3" if zarr3 else "zarr", "kvstore": kvstore}
+        return tensorstore.open(spec, open=True, read=True)
+
+    opened = {name: begun(name) for name in names}
+    read = {name: each.result().read() for name, each in opened.items()}
+    return {name: np.asarray(each.result()) for name, each in read.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class _NewestAndBest:
+    """Orbax's preservation policy: the `newest` last steps, and the best of the evaluated ones."""
+
+    newest: int
+    best: Callable[[], int | None]
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        kept = {each.step for each in checkpoints[-self.newest :]} | {self.best()}
+        return [each.step in kept for each in checkpoints]
+
+
+class _DigestsHandler(ocp.AsyncCheckpointHandler):
+    """Hashes and writes in the background, before the checkpoint is committed."""
+
+    async def async_save(self, directory: Path, args: "_DigestsSave") -> list[future.Future]:
+        work = self._write(directory, args)
+        return [future.CommitFutureAwaitingContractedSignals(work, name="digests")]
+
+    async def _write(self, directory: Path, args: "_DigestsSave") -> None:
+        if jax.process_index() == 0:
+            self.save(directory, args)
+
+    def save(self, directory: Path, args: "_DigestsSave") -> None:
+        write_digests(directory, args.arrays, {"top1": args.top1})
+
+    def restore(self, directory: Path, args: Any = None) -> Any:
+        return read_digests(directory)
+
+
+@ocp.args.register_with_handler(_DigestsHandler, for_save=True, for_restore=True)
+@dataclasses.dataclass
+class _DigestsSave(ocp.args.CheckpointArgs):
+    arrays: dict[str, np.ndarray] = dataclasses.field(repr=False)
+    top1: float | None

@@ -1,0 +1,59 @@
+import json
+
+import numpy as np
+import pytest
+
+from gnet_jax.cli import main
+from gnet_jax.training.replay import write_replay
+from gnet_jax.training.step import create_state
+from tests.tiny import tiny_run, tiny_variables
+
+MEAN = np.array([123, 117, 104], np.uint8)
+
+
+@pytest.fixture
+def replay(tmp_path):
+    """Of a step in which the images are grey but one, on which the first layer overflows."""
+    run = tiny_run(tmp_path)
+    variables = tiny_variables(run.model)
+    variables["params"]["conv1"]["conv"]["kernel"] = np.full((3, 3, 3, 4), 1e38, np.float32)
+    state = create_state(variables, run.optimizer, 0)
+    images = np.broadcast_to(MEAN, (32, 16, 16, 3)).copy()
+    images[5] = 255
+    batch = {
+        "image": images,
+        "label": np.arange(32, dtype=np.int32) % 10,
+        "mask": np.ones(32, bool),
+    }
+    metrics = {"loss": float("nan"), "grad_norm": float("nan"), "skipped": 1.0}
+    return write_replay(tmp_path, run, state.replace(step=state.step + 8), 8, batch, metrics)
+
+
+@pytest.mark.slow
+def test_a_replay_names_the_image_and_the_layer(replay, capsys):
+    assert main(["replay", str(replay), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["step"], found["reproduced"], found["examples"]) == (8, True, 32)
+    (bad,) = found["bad_examples"]
+    assert (bad["place"], bad["label"], bad["layer"]) == (5, 5, "conv1")
+    with np.load(replay) as arrays:
+        assert bad["index"] == arrays["indices"][5]
+    assert found["layer"] == "conv1"
+    assert found["bad_params"] == []
+    assert "conv1/conv" in found["bad_gradients"]
+
+
+def test_a_file_that_is_no_replay_is_one_sentence(replay, tmp_path, capsys):
+    whole = replay.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    for content, message in (
+        (b"", "is no replay file, or damaged"),
+        (whole[: len(whole) // 2], "is no replay file, or damaged"),
+        (bytes(flipped), "is no replay file, or damaged"),
+    ):
+        replay.write_bytes(content)
+        assert main(["replay", str(replay)]) == 2
+        assert message in capsys.readouterr().err
+    assert main(["replay", str(tmp_path / "none.npz")]) == 2
+    assert "cannot read" in capsys.readouterr().err

@@ -1,0 +1,18 @@
+"""Faults injected by the dozen; `benchmarks/faults.py` does it by the thousand."""
+
+import pytest
+
+from benchmarks.faults import corrupt, kill
+
+
+@pytest.mark.slow
+def test_100_damaged_checkpoints_never_give_wrong_data(tmp_path):
+    outcomes = corrupt(100, tmp_path)
+    assert sum(outcomes.values()) == 100
+    assert min(outcomes["newest"], outcomes["older"], outcomes["stopped"]) > 0
+
+
+@pytest.mark.slow
+def test_20_kills_at_random_moments_end_with_the_bits_of_the_uninterrupted_run(tmp_path):
+    """Saves are nearly always under way, and epochs end between the kills."""
+    assert kill(20, tmp_path)["kills"] == 20

@@ -1,0 +1,123 @@
+import dataclasses
+import types
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+
+from gnet_jax.config import AugmentConfig, ConfigError, LossConfig, OptimConfig, Preprocessing
+from gnet_jax.data import augment
+from gnet_jax.model import GoogLeNet, Outputs
+from gnet_jax.training.canonical import check_virtual_shards, tree_sum
+from gnet_jax.training.checkpoint import digest
+from gnet_jax.training.optimizer import make_optimizer
+from gnet_jax.training.run import prepare, pure_train_step
+from gnet_jax.training.sharding import AXIS, compile_train_step, data_mesh, put_state, split
+from gnet_jax.training.step import create_state, train_step
+from tests.tiny import tiny_arch, tiny_batch, tiny_config, tiny_variables
+
+PIXELS = Preprocessing(image_size=16, mean=(127.0,) * 3, std=(64.0,) * 3)
+
+
+class Linear:
+    """A network of one layer and two heads."""
+
+    arch = types.SimpleNamespace(aux_after=("4a",))
+
+    def apply(self, variables, images, **_):
+        x = images.reshape(len(images), -1)
+        main, aux = (x @ variables["params"][head]["kernel"] for head in ("main", "aux"))
+        return Outputs(main, (aux,)), {}
+
+
+def linear_steps(devices, steps=3, **options):
+    """The state and the metrics behind some steps of a linear network on so many devices."""
+    optimizer = make_optimizer(OptimConfig(averaging="ema", clip_norm=1.0), 10, 100)
+    generator = np.random.default_rng(0)
+    params = {
+        head: {"kernel": generator.normal(0, 0.02, (768, 10)).astype(np.float32)}
+        for head in ("main", "aux")
+    }
+    state = create_state({"params": params, "batch_stats": {}}, optimizer, 0)
+    step = partial(
+        train_step,
+        model=Linear(),
+        optimizer=optimizer,
+        augment=partial(augment, preprocessing=PIXELS, augmentation=AugmentConfig(mixup=0.2)),
+        loss=LossConfig(),
+        **options,
+    )
+    mesh, batch = data_mesh(jax.devices()[:devices]), tiny_batch(64)
+    manual = "axis_name" in options
+    compiled = compile_train_step(mesh, step, state, batch, manual=manual)
+    state, batch = put_state(state, mesh), jax.device_put(batch, split(mesh))
+    for _ in range(steps):
+        state, metrics = compiled(state, batch)
+    return jax.device_get((state, metrics))
+
+
+def test_every_bit_is_the_same_on_1_2_4_and_8_devices():
+    options = {"axis_name": AXIS, "virtual_shards": 16, "accumulate": 2}
+    found = {digest(linear_steps(devices, **options)) for devices in (1, 2, 4, 8)}
+    assert len(found) == 1
+
+
+def test_canonical_numerics_are_close_to_fast_ones():
+    canonical = linear_steps(8, axis_name=AXIS, virtual_shards=16)
+    fast = linear_steps(8)
+    for a, b in zip(jax.tree.leaves(canonical), jax.tree.leaves(fast), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["paper", "batch_norm"])
+def test_every_bit_of_a_googlenet_is_the_same_on_1_2_4_and_8_devices(variant, tmp_path):
+    """With dropout, augmentation and averaging; batch norm's statistics are compared too."""
+    config = tiny_config(tmp_path, numerics="canonical")
+    optimizer = make_optimizer(config.optim, 10, 100)
+    model = GoogLeNet(tiny_arch(variant))
+    state = jax.tree.map(np.array, create_state(tiny_variables(model), optimizer, 0))
+    found, batch = set(), tiny_batch(32)
+    for devices in (1, 2, 4, 8):
+        mesh = data_mesh(jax.devices()[:devices])
+        step = pure_train_step(config, model, optimizer)
+        compiled = compile_train_step(mesh, step, state, batch, manual=True)
+        now, placed = put_state(state, mesh), jax.device_put(batch, split(mesh))
+        for _ in range(3):
+            now, metrics = compiled(now, placed)
+        found.add(digest((now, metrics)))
+    assert len(found) == 1
+
+
+def test_the_sum_is_a_binary_tree_whatever_the_split():
+    x = np.random.default_rng(0).normal(size=(16, 5)).astype(np.float32)
+    whole = tree_sum(jax.numpy.asarray(x))
+    for devices in (2, 4, 8):
+        shares = jax.numpy.asarray(x).reshape(devices, -1, 5)
+        branches = jax.numpy.stack([tree_sum(share) for share in shares])
+        np.testing.assert_array_equal(tree_sum(branches), whole)
+    np.testing.assert_allclose(whole, x.sum(0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((32, 16, 6, 1), "needs a power of two of devices, but there are 6"),
+        ((32, 8, 8, 1), "virtual_shards is 8, but 8 devices need 2 or more each.* use 16 or"),
+        ((40, 16, 8, 1), "batch_size 40 does not divide into 16 virtual shards; use 32 or 48"),
+        ((8, 16, 8, 1), "does not divide into 16 virtual shards; use 16$"),
+        ((48, 16, 8, 2), "16 virtual shards of parts of 2; use 32 or 64"),
+    ],
+)
+def test_shards_that_do_not_divide_are_refused_with_what_would(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        check_virtual_shards(*arguments)
+
+
+def test_a_run_checks_its_shards(tmp_path):
+    config = tiny_config(tmp_path, numerics="canonical", virtual_shards=8)
+    with pytest.raises(ConfigError, match="virtual_shards is 8, but 8 devices"):
+        prepare(config)
+    with pytest.raises(ConfigError, match="virtual_shards is 12; it must be a power of two"):
+        prepare(dataclasses.replace(config, virtual_shards=12))

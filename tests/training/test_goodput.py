@@ -1,0 +1,61 @@
+import time
+
+import pytest
+
+from gnet_jax.training.goodput import KINDS, LOST, Stopwatch, goodput, total_seconds
+from gnet_jax.training.report import goodput_line
+
+
+def start(step, reached, saves, **seconds):
+    return {
+        "step": step,
+        "reached": reached,
+        "seconds": dict.fromkeys(KINDS, 0.0) | seconds,
+        "seconds_at_save": {str(step): at for step, at in saves.items()},
+    }
+
+
+def test_what_nothing_else_claims_is_training():
+    watch = Stopwatch()
+    with watch.spent("compiling"):
+        time.sleep(0.02)
+    watch.saved(3)
+    time.sleep(0.02)
+    record = watch.record(5)
+    assert record["reached"] == 5
+    assert record["seconds"]["compiling"] >= 0.02
+    assert record["seconds"]["training"] >= 0.02
+    assert 0.02 <= record["seconds_at_save"]["3"] <= sum(record["seconds"].values()) - 0.02
+
+
+def test_time_behind_the_checkpoint_that_a_start_went_on_from_is_lost():
+    starts = [
+        start(0, 90, {50: 40.0, 80: 70.0}, training=80.0, compiling=10.0),
+        start(80, 100, {100: 30.0}, training=25.0, compiling=5.0),
+    ]
+    seconds = total_seconds(starts)
+    assert seconds[LOST] == 20.0  # 90 seconds in all, of which 70 were saved
+    assert seconds["training"] == 60.0 + 25.0
+    assert seconds["compiling"] == 15.0
+    assert goodput(seconds) == pytest.approx(85 / 120)
+
+
+def test_a_start_that_saved_nothing_is_lost_whole_and_so_are_steps_before_a_fallback():
+    starts = [
+        start(0, 90, {50: 40.0, 80: 70.0}, training=90.0),
+        start(80, 85, {}, training=1.0, compiling=9.0),
+        start(50, 90, {90: 50.0}, training=50.0),  # step 80 was damaged
+    ]
+    seconds = total_seconds(starts)
+    assert seconds[LOST] == 50.0 + 10.0
+    assert seconds["training"] == 40.0 + 50.0
+    assert seconds["compiling"] == 0.0
+
+
+def test_the_time_is_told_in_one_line():
+    seconds = total_seconds([start(0, 9, {9: 200.0}, training=190.0, compiling=10.0, saving=0.1)])
+    assert goodput_line(seconds) == "goodput 95.0%: training 3 min 10 s, compiling 10 s"
+
+
+def test_a_start_of_an_older_version_counts_for_nothing():
+    assert sum(total_seconds([{"step": 0}]).values()) == 0
