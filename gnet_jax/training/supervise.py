@@ -41,7 +41,12 @@ class Supervisor:
 
     def run(self) -> int:
         """The exit code of the last start."""
-        old = {number: signal.signal(number, self._pass_on) for number in SIGNALS}
+        old = {
+            number: signal.signal(number, self._pass_on)
+            for number in SIGNALS
+            # under nohup it stays ignored, here and in the run
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
+        }
         try:
             return self._run()
         finally:
@@ -51,10 +56,10 @@ class Supervisor:
             os.close(self._tell)
 
     def _run(self) -> int:
-        crashes, delay, why = 0, self._launch.restart_delay, None
-        for number in range(sys.maxsize):
+        number, crashes, delay, why = 0, 0, self._launch.restart_delay, None
+        while True:
             before = newest_step(self._checkpoints)
-            code = self._start(number, why)
+            code = self._start(why)
             after = newest_step(self._checkpoints)
             preempted = code in STOPPED and self._launch.supervise_preempted
             if code in (0, 2) or self._asked or (code in STOPPED and not preempted):
@@ -67,14 +72,16 @@ class Supervisor:
                 where = f"behind step {after}" if after else "before the first checkpoint"
                 self._say(f"{what}. Crashed {CRASHES} times in a row {where}; giving up")
                 return code
-            self._say(f"{what}. Starting again in {delay:g} s (restart {number + 1})")
+            number += 1
+            self._say(f"{what}. Starting again in {delay:g} s (restart {number})")
             if self._wait(delay):
                 return code
             delay = min(2 * delay, LONGEST_DELAY)
-            why = {"number": number + 1, "after": explained(code), "step": after}
-        raise AssertionError("unreachable")
+            why = {"number": number, "after": explained(code), "step": after}
 
-    def _start(self, number: int, why: dict[str, Any] | None) -> int:
+    def _start(self, why: dict[str, Any] | None) -> int:
+        while self._has_heard(0):  # what an earlier run has told counts no longer
+            os.read(self._heard, 1)
         environment = os.environ | {ACKNOWLEDGE: str(self._tell)}
         if why is not None:
             environment[RESTART] = json.dumps(why)
@@ -94,9 +101,13 @@ class Supervisor:
         child = self._child
         if child is None:
             return
-        if self._asked == 1 and select.select([self._heard], [], [], GRACE_SECONDS)[0]:
+        if self._asked == 1 and self._has_heard(GRACE_SECONDS):
             return
         child.send_signal(number)
+
+    def _has_heard(self, seconds: float) -> bool:
+        """Whether the run has told, within this time, that a signal came to it."""
+        return bool(select.select([self._heard], [], [], seconds)[0])
 
     def _wait(self, seconds: float) -> bool:
         """Wait before a restart; whether a signal says that there shall be none."""

@@ -88,6 +88,17 @@ def test_an_interrupted_run_saves_goes_on_and_ends_with_the_same_bits(finished, 
     assert steps == sorted(steps)
 
 
+def test_a_signal_cuts_an_evaluation_short_which_is_then_done_on_resume(finished, tmp_path):
+    run, whole_workdir, result = finished
+    changed = dataclasses.replace(run, val=Interrupting(run.val, 150, signal.SIGTERM))
+    stopped = train(changed, tmp_path)
+    assert (stopped.signal, stopped.step, stopped.val) == (signal.SIGTERM, 9, {})
+    resumed = train(run, tmp_path)
+    assert (resumed.signal, resumed.step, resumed.val) == (None, 9, result.val)
+    assert final_digest(run, tmp_path) == final_digest(run, whole_workdir)
+    assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl")][-2:] == [9, 9]
+
+
 def test_a_finished_run_does_nothing_again(finished, capsys):
     run, workdir, result = finished
     again = train(run, workdir)

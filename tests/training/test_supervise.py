@@ -84,6 +84,10 @@ def asked(number, frame):
     came.append(number)
     os.write(int(os.environ["{ACKNOWLEDGE}"]), b".")
 signal.signal(signal.SIGTERM, asked)
+if len(sys.argv) > 2 and not pathlib.Path(sys.argv[2]).exists():
+    pathlib.Path(sys.argv[2]).touch()
+    asked(signal.SIGTERM, None)
+    sys.exit(143)
 pathlib.Path(sys.argv[1]).touch()
 while not came:
     time.sleep(0.01)
@@ -93,11 +97,15 @@ sys.exit(40 + len(came))
 
 
 @pytest.mark.parametrize("also_the_run", [False, True])
-def test_a_signal_comes_to_the_run_once_even_where_all_processes_get_it(tmp_path, also_the_run):
+@pytest.mark.parametrize("preempted_before", [False, True])
+def test_a_signal_comes_to_the_run_once_even_where_all_processes_get_it(
+    tmp_path, also_the_run, preempted_before
+):
     ready = tmp_path / "ready"
-    supervisor = Supervisor(
-        [sys.executable, "-S", "-c", WAITING, str(ready)], tmp_path, Launch(supervise=True)
-    )
+    command = [sys.executable, "-S", "-c", WAITING, str(ready)]
+    command += [str(tmp_path / "preempted")] if preempted_before else []
+    launch = Launch(supervise_preempted=True, restart_delay=0.0)
+    supervisor = Supervisor(command, tmp_path, launch)
 
     def signals():
         while not ready.exists():
