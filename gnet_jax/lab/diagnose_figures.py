@@ -60,7 +60,7 @@ def draw_diagnostics(workdirs: Sequence[Path], out: Path) -> None:
     for (workdir, lines), (heads, gradients, dead, updates) in zip(runs.items(), grid, strict=True):
         name = "/".join(workdir.absolute().parts[-2:])
         draw_heads(heads, lines)
-        heads.set_title(f"{name}: gradient by block, mean over the run")
+        heads.set_title(f"{name}: mean gradient by block")
         _over_time(gradients, lines, "grad_norm")
         gradients.set(yscale="log", title="gradient norm", xlabel="step")
         _dead(dead, lines)
