@@ -66,10 +66,11 @@ def ablate(arguments: Sequence[str]) -> int:
     print(f"{len(cells)} runs of {len(configs)} configs and {own.seeds} seeds, in {workdir}")
     try:
         run_cells(cells, lambda line: print(line, flush=True), retry_failed=own.retry_failed)
-    except StoppedError as error:
-        name, again = signal.Signals(error.number).name, shlex.join(["gnet", "ablate", *arguments])
+    except (StoppedError, KeyboardInterrupt) as error:  # Ctrl-C between runs saves nothing
+        number = error.number if isinstance(error, StoppedError) else signal.SIGINT
+        name, again = signal.Signals(number).name, shlex.join(["gnet", "ablate", *arguments])
         print(f"stopped by {name}; what was trained is saved. Go on with:\n  {again}")
-        return 128 + error.number
+        return 128 + number
     rows = rows_of(read_sweep(workdir))
     out = console()
     out.print(results_table(rows, f"{arguments[0]}, {workdir}"))

@@ -12,6 +12,7 @@ from rich.table import Table
 from gnet_jax.config import UserError
 from gnet_jax.lab.compare import PARTS, Cost, astuple, block_of, costs_by, part_of, whole
 from gnet_jax.lab.ledger import Ledger
+from gnet_jax.lab.palette import colour_of
 from gnet_jax.lab.table_1 import Comparison
 
 QUANTITIES = ("parameters", "multiply-adds", "activation bytes")
@@ -21,7 +22,6 @@ LABELS = {
     "classifier": "head",
     "aux heads": "aux",
 }
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999", "#000000")
 
 
 def compare_tables(ledgers: Mapping[str, Ledger], image_size: int) -> list[Table]:
@@ -121,7 +121,7 @@ def draw_blocks(ledgers: Mapping[str, Ledger], out: Path) -> None:
         for number, (name, found) in enumerate(costs.items()):
             places = [n + (number - (len(costs) - 1) / 2) * width for n in range(len(blocks))]
             heights = [getattr(found.get(block, Cost()), quantity) / 1e6 for block in blocks]
-            axes.bar(places, heights, width, color=COLOURS[number % len(COLOURS)], label=name)
+            axes.bar(places, heights, width, color=colour_of(number), label=name)
         axes.set(ylabel=("multiply-adds" if place == 0 else "parameters") + ", millions")
         axes.set_axisbelow(True)
         axes.grid(axis="y", alpha=0.25)

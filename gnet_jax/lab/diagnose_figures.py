@@ -9,11 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gnet_jax.config import UserError
+from gnet_jax.lab.palette import colour_of
 from gnet_jax.training.diagnose import FILE
 from gnet_jax.training.record import MetricsFile
 
 BLOCK_COLOURS = "viridis"  # from the first block to the last
-HEAD_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 
 
 def read_diagnostics(workdir: Path) -> list[dict[str, float]]:
@@ -60,7 +60,7 @@ def draw_diagnostics(workdirs: Sequence[Path], out: Path) -> None:
     for (workdir, lines), (heads, gradients, dead, updates) in zip(runs.items(), grid, strict=True):
         name = "/".join(workdir.absolute().parts[-2:])
         draw_heads(heads, lines)
-        heads.set_title(f"{name}: gradient by block, mean over the run")
+        heads.set_title(f"{name}: mean gradient by block")
         _over_time(gradients, lines, "grad_norm")
         gradients.set(yscale="log", title="gradient norm", xlabel="step")
         _dead(dead, lines)
@@ -82,7 +82,7 @@ def draw_heads(axes: Axes, lines: Sequence[Mapping[str, float]]) -> None:
     for number, part in enumerate(["grad_norm", *parts] if len(parts) > 1 else ["grad_norm"]):
         means = [statistics.fmean(line[f"{part}/{block}"] for line in lines) for block in blocks]
         label = "whole loss" if part == "grad_norm" else part.removeprefix("grad_norm_") + " head"
-        colour = "black" if part == "grad_norm" else HEAD_COLOURS[(number - 1) % 4]
+        colour = "black" if part == "grad_norm" else colour_of(number - 1)
         shown = [mean if mean > 0 else float("nan") for mean in means]  # above a head there is none
         axes.plot(range(len(blocks)), shown, "o-", ms=4, color=colour, label=label)
     axes.set_xticks(range(len(blocks)), [short(block) for block in blocks], rotation=90, fontsize=8)
@@ -100,7 +100,6 @@ def gradient_figure(runs: Mapping[str, Sequence[Path]], size: tuple[float, float
     """
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
-    colours = HEAD_COLOURS
     names: list[str] = []
     for number, (config, workdirs) in enumerate(runs.items()):
         lines = [line for workdir in workdirs for line in read_diagnostics(workdir)]
@@ -108,7 +107,7 @@ def gradient_figure(runs: Mapping[str, Sequence[Path]], size: tuple[float, float
             continue
         blocks = blocks_of(lines)
         names = names or blocks
-        colour = colours[number % len(colours)]
+        colour = colour_of(number)
         parts = (("grad_norm", "-"), ("grad_norm_main", ":"))
         for part, style in parts if _heads(lines[0]) > 1 else parts[:1]:
             means = [statistics.fmean(line[f"{part}/{each}"] for line in lines) for each in blocks]

@@ -9,11 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gnet_jax.lab.diagnose_figures import gradient_figure, read_diagnostics
+from gnet_jax.lab.palette import COLOURS, colour_of
 from gnet_jax.lab.results import Row, all_heads, mean_and_spread, pareto_front
 from gnet_jax.training.record import MetricsFile
 
-# Distinct to the colour-blind (Okabe and Ito); further configs change the line's style.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+# Where colours repeat, lines differ.
 STYLES = ("-", "--", ":", "-.")
 SIZE = (5.6, 3.9)  # inches: readable at the width of a phone
 COSTS = {"macs": "multiply-adds of one image", "params": "parameters"}
@@ -39,7 +39,7 @@ def cost_figure(rows: Sequence[Row], cost: str) -> Figure:
             mean,
             yerr=spread or 0.0,
             fmt="o" if row in front else "s",
-            color=COLOURS[place % len(COLOURS)],
+            color=colour_of(place),
             mfc=None if row in front else "white",
             ms=7,
             capsize=3,
@@ -69,7 +69,7 @@ def curve_figure(rows: Sequence[Row], metric: str, label: str) -> Figure:
         points = curve_of(row, metric)
         if not points:
             continue
-        colour = COLOURS[place % len(COLOURS)]
+        colour = colour_of(place)
         style = STYLES[place // len(COLOURS) % len(STYLES)]
         steps = list(points)
         means = [statistics.fmean(values) for values in points.values()]
@@ -112,7 +112,7 @@ def heads_figure(rows: Sequence[Row]) -> Figure:
             width,
             yerr=[spread or 0.0 for spread in spreads],
             capsize=3,
-            color=COLOURS[number % len(COLOURS)],
+            color=colour_of(number),
             label=f"{head} head",
             error_kw={"lw": 1},
         )

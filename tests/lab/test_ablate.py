@@ -178,7 +178,7 @@ def whole(tmp_path_factory):
     """A sweep that nobody interrupted: (folder of its file, what it came to, what it printed)."""
     folder = tmp_path_factory.mktemp("whole")
     process = command(folder, folder / "sweep")
-    printed, _ = process.communicate(timeout=900)
+    printed, _ = process.communicate(timeout=1500)
     assert process.returncode == 1, printed  # one config fails
     return folder, outcome(folder / "sweep"), printed
 
@@ -188,7 +188,7 @@ def test_a_config_that_cannot_train_does_not_keep_the_others_from_the_table(whol
     _, found, printed = whole
     failed = {name for (name, _), value in found.items() if isinstance(value, str)}
     assert failed == {"nan", "large"}
-    assert len(found) == 8
+    assert len(found) == 6
     assert "failed: nan, seed 1: TrainingError: step 2" in printed
     assert "failed: large, seed 0: ConfigError: a step of batch_size 268435456 needs " in printed
     assert "2 of 2" in printed
@@ -210,7 +210,7 @@ def test_a_sweep_killed_at_any_moment_ends_with_the_same_table(whole):
         break
     else:
         process = command(folder, workdir)
-        process.communicate(timeout=900)
+        process.communicate(timeout=1500)
     assert process.returncode == 1
     assert kills
     assert outcome(workdir) == expected
@@ -222,8 +222,8 @@ def test_two_shards_at_once_give_the_whole_table_and_nothing_twice(whole):
     workdir = folder / "sharded"
     shards = [command(folder, workdir, "--shard", f"{i}/2") for i in range(2)]
     for shard in shards:
-        printed, _ = shard.communicate(timeout=900)
-        assert "runs of 4 configs" in printed
+        printed, _ = shard.communicate(timeout=1500)
+        assert "runs of 3 configs" in printed
     assert outcome(workdir) == expected
     for name, seed in expected:
         record = json.loads((folder_of(workdir, name, seed) / "run.json").read_text())

@@ -5,7 +5,6 @@ import jax
 import numpy as np
 import pytest
 
-from gnet_jax.cli import main
 from gnet_jax.training.loop import train
 from gnet_jax.training.programs import Programs
 from tests.tiny import tiny_batch, tiny_run
@@ -68,12 +67,3 @@ def test_diagnosing_leaves_the_run_as_it_is(diagnosed, tmp_path):
         return [line.get("train/loss", line.get("val/loss")) for line in lines]
 
     assert losses(tmp_path) == losses(workdir)
-
-
-def test_the_figures_are_drawn(diagnosed, tmp_path, capsys):
-    _, workdir, _, _ = diagnosed
-    out = tmp_path / "d.png"
-    assert main(["diagnose", str(workdir), "--out", str(out)]) == 0
-    assert out.stat().st_size > 10_000
-    assert main(["diagnose", str(tmp_path)]) == 2
-    assert "train there with --diagnose 100" in capsys.readouterr().err

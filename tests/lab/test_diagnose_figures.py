@@ -1,0 +1,53 @@
+from gnet_jax.cli import main
+from gnet_jax.lab.diagnose_figures import blocks_of, gradient_figure
+from gnet_jax.training.record import MetricsFile
+
+BLOCKS = ("aux_4a", "classifier", "conv1", "conv2", "conv2_reduce", "inception_3a", "inception_5b")
+
+
+def diagnosed(workdir, heads):
+    """A workdir with the diagnostics of a net with the given heads, at two steps."""
+    workdir.mkdir(parents=True)
+    for step in (0, 100):
+        line = {f"grad_norm/{block}": 0.5 + step / 100 for block in BLOCKS}
+        for head in heads:
+            line |= {f"grad_norm_{head}/{block}": 0.25 for block in BLOCKS}
+        line |= {f"update_ratio/{block}": 1e-3 for block in BLOCKS}
+        line |= {"dead/conv1": 0.1, "dead/inception_3a/b5": 0.5, "dead/aux_4a/conv": 0.0}
+        MetricsFile(workdir / "diagnostics.jsonl").append(step, line)
+    return workdir
+
+
+def test_blocks_stand_in_the_order_of_the_net(tmp_path):
+    lines = MetricsFile(diagnosed(tmp_path / "run", ["main"]) / "diagnostics.jsonl").read()
+    assert blocks_of(lines) == [
+        "conv1", "conv2_reduce", "conv2", "inception_3a", "inception_5b", "classifier",
+    ]  # fmt: skip
+
+
+def test_the_gradient_figure_has_the_whole_and_the_main_heads_part(tmp_path):
+    runs = {
+        "none": [diagnosed(tmp_path / "none", ["main"])],
+        "both": [diagnosed(tmp_path / f"both-{seed}", ["main", "aux4a"]) for seed in range(2)],
+        "never": [tmp_path / "never"],
+    }
+    (axes,) = gradient_figure(runs, (5, 4)).axes
+    lines = {line.get_label(): list(line.get_ydata()) for line in axes.lines}
+    assert list(lines) == ["none", "both", "both: main head's part"]
+    assert lines["both"] == [1.0] * 6  # the mean over steps and seeds
+    assert lines["both: main head's part"] == [0.25] * 6
+
+
+def test_the_command_draws_runs_and_names_one_that_was_not_diagnosed(tmp_path, capsys):
+    runs = [str(diagnosed(tmp_path / n, h)) for n, h in (("a", ["main"]), ("b", ["main", "aux4a"]))]
+    assert main(["diagnose", *runs, "--out", str(tmp_path / "d.png")]) == 0
+    assert (tmp_path / "d.png").stat().st_size > 10_000
+    assert main(["diagnose", *runs, str(tmp_path)]) == 2
+    assert "train there with --diagnose 100" in capsys.readouterr().err
+    assert main(["diagnose", runs[0], "--out", str(tmp_path / "no" / "d.png")]) == 2
+    assert "cannot write" in capsys.readouterr().err
+
+
+def test_no_run_to_draw_is_a_mistake(capsys):
+    assert main(["diagnose"]) == 2
+    assert "there is no run to draw" in capsys.readouterr().err
