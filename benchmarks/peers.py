@@ -14,6 +14,8 @@ and onnxruntime (see benchmarks/README.md). Compared are, in float32,
 
 The JSON keeps medians of wall and CPU seconds a call, versions, threads, and `ratios`: images a
 second here over the peer's, by the wall clock and (`cpu_ratios`) per second of CPU time.
+`--without-ynn` times ours a second time, compiled with the XLA option that keeps operations from
+the library YNNPACK; jaxlibs that do not know the option refuse it.
 """
 
 import argparse
@@ -24,6 +26,7 @@ from typing import Any
 
 import flax
 import jax
+import jax.numpy as jnp
 import jaxlib
 import numpy as np
 from side_by_side import Peer, Timer, in_turns, keep, machine, show, timer
@@ -32,18 +35,21 @@ from gnet_jax.config import LossConfig, OptimConfig, Preprocessing
 from gnet_jax.data import Labels
 from gnet_jax.model import GoogLeNet, architecture, init_variables, strip_aux
 from gnet_jax.training.optimizer import make_optimizer
-from gnet_jax.training.sharding import compile_train_step, data_mesh, put_state
 from gnet_jax.training.step import create_state, train_step
 from gnet_jax.weights import ModelFolder
 from gnet_jax.weights.export import export
 
+Options = dict[str, bool | int | str]  # of XLA
+WITHOUT_YNN: Options = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
-def training(model: GoogLeNet, variables: Any, batch: int, size: int) -> Timer:
+
+def training(
+    model: GoogLeNet, variables: Any, batch: int, size: int, options: Options | None = None
+) -> Timer:
     """Times one step after another, on the same images."""
-    mesh = data_mesh()
     optimizer = make_optimizer(OptimConfig(), steps_per_epoch=100, total_steps=1000)
     # A copy: a step takes its state's memory.
-    state = put_state(create_state(jax.tree.map(np.array, variables), optimizer, seed=0), mesh)
+    state = create_state(jax.tree.map(jnp.copy, variables), optimizer, seed=0)
     images = {"image": images_of(batch, size), "label": np.arange(batch, dtype=np.int32) % 1000}
     step = partial(
         train_step,
@@ -52,8 +58,9 @@ def training(model: GoogLeNet, variables: Any, batch: int, size: int) -> Timer:
         augment=lambda image, label, key, offset: (image, Labels(label)),
         loss=LossConfig(),
     )
-    compiled = compile_train_step(mesh, step, state, images)
     images = jax.device_put(images)
+    lowered = jax.jit(step, donate_argnums=0).lower(state, images)
+    compiled = lowered.compile(compiler_options=options)
 
     def run() -> None:
         nonlocal state
@@ -63,11 +70,17 @@ def training(model: GoogLeNet, variables: Any, batch: int, size: int) -> Timer:
     return timer(run)
 
 
-def forward(model: GoogLeNet, variables: Any, batch: int, size: int) -> Timer:
+def forward(
+    model: GoogLeNet, variables: Any, batch: int, size: int, options: Options | None = None
+) -> Timer:
     """Times the logits of a batch."""
     x_BHWC = jax.device_put(images_of(batch, size))
     without_heads = {group: strip_aux(tree) for group, tree in variables.items()}
-    logits = jax.jit(lambda variables, x_BHWC: model.apply(variables, x_BHWC).logits)
+    logits = (
+        jax.jit(lambda variables, x_BHWC: model.apply(variables, x_BHWC).logits)
+        .lower(without_heads, x_BHWC)
+        .compile(compiler_options=options)
+    )
     return timer(lambda: logits(without_heads, x_BHWC).block_until_ready())
 
 
@@ -99,36 +112,56 @@ def main() -> None:
     for name, value in facts.items():
         print(f"{name}: {value}")
 
+    ways = {"ours": None} | ({"without_ynn": WITHOUT_YNN} if a.without_ynn else {})
     timers: dict[str, Timer] = {}
     for batch in a.batches:
-        timers[f"ours/forward_b{batch}"] = forward(model, variables, batch, a.size)
+        for way, options in ways.items():
+            timers[f"{way}/forward_b{batch}"] = forward(model, variables, batch, a.size, options)
         for what in ("forward", "onnx"):
             timers[f"peer/{what}_b{batch}"] = peer.timer(f"{what}_b{batch}")
     name = f"train_b{a.train_batch}"
-    timers[f"ours/{name}"] = training(model, variables, a.train_batch, a.size)
+    for way, options in ways.items():
+        timers[f"{way}/{name}"] = training(model, variables, a.train_batch, a.size, options)
     timers[f"peer/{name}"] = peer.timer(name)
     medians = in_turns(timers, a.repeats, calls=lambda name: calls_of(name, max(a.batches)))
     peer.close()
 
-    ratios, cpu_ratios, rows = {}, {}, []
-    for name in (each.removeprefix("peer/") for each in timers if each.startswith("peer/")):
-        ours = medians["ours/" + name.replace("onnx", "forward")]
-        theirs, batch = medians[f"peer/{name}"], int(name.rpartition("_b")[2])
-        ratios[name] = theirs["wall"] / ours["wall"]
-        cpu_ratios[name] = theirs["cpu"] / ours["cpu"]
-        rates = (f"{batch / seconds['wall']:.1f}" for seconds in (ours, theirs))
-        cpu = (f"{1e3 * seconds['cpu'] / batch:.1f}" for seconds in (ours, theirs))
-        rows.append((name, *rates, f"{ratios[name]:.2f}", *cpu, f"{cpu_ratios[name]:.2f}"))
-    rows.sort(key=lambda row: (row[0].partition("_")[0], int(row[0].rpartition("_b")[2])))
+    names = sorted(
+        (each.removeprefix("peer/") for each in timers if each.startswith("peer/")),
+        key=lambda name: (name.partition("_")[0], batch_of(name)),
+    )
+    kept: dict[str, Any] = {"medians": medians, "repeats": a.repeats}
+    rows = []
+    for way in ways:
+        suffix = "" if way == "ours" else f"_{way}"
+        pairs = {name: (medians[ours_for(name, way)], medians[f"peer/{name}"]) for name in names}
+        for key, kind in (("ratios", "wall"), ("cpu_ratios", "cpu")):
+            kept[key + suffix] = {name: b[kind] / a[kind] for name, (a, b) in pairs.items()}
+        for name, both in pairs.items():
+            rates = (f"{batch_of(name) / each['wall']:.1f}" for each in both)
+            cpu = (f"{1e3 * each['cpu'] / batch_of(name):.1f}" for each in both)
+            by_wall, by_cpu = (
+                f"{kept[key + suffix][name]:.2f}" for key in ("ratios", "cpu_ratios")
+            )
+            rows.append((name, way, *rates, by_wall, *cpu, by_cpu))
     columns = ("images/s", "peer's", "ratio", "CPU ms an image", "peer's", "ratio")
-    show(("", *columns), rows)
-    kept = {"medians": medians, "ratios": ratios, "cpu_ratios": cpu_ratios, "repeats": a.repeats}
+    show(("", "", *columns), rows)
     keep(a.json, facts | kept)
+
+
+def ours_for(name: str, way: str) -> str:
+    """The timer that stands against the peer's case `name`."""
+    return f"{way}/{name.replace('onnx', 'forward')}"
+
+
+def batch_of(name: str) -> int:
+    """Images of a case's call."""
+    return int(name.rpartition("_b")[2])
 
 
 def calls_of(name: str, largest: int) -> int:
     """Calls in one measurement: more where the batch is small, so that each takes about as long."""
-    return 1 if "train" in name else max(1, largest // int(name.rpartition("_b")[2]) // 2)
+    return 1 if "train" in name else max(1, largest // batch_of(name) // 2)
 
 
 def arguments() -> argparse.Namespace:
@@ -142,6 +175,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32], help="of forward")
     parser.add_argument("--train-batch", type=int, default=32)
     parser.add_argument("--size", type=int, default=224, help="side of the images, in pixels")
+    parser.add_argument("--without-ynn", action="store_true", help="time ours without YNNPACK too")
     parser.add_argument("--threads", type=int, default=machine()["cores"], help="of the peers")
     return parser.parse_args()
 

@@ -191,14 +191,14 @@ def convolve(x_BHWC: jax.Array, kernel: jax.Array, strides, padding, **options: 
     """`lax.conv_general_dilated`; a 1x1 convolution as the matrix product that it is.
 
     The gradients are then products too, where a convolution's rule transposes both operands first.
-    Of other kernels over `LARGE` maps, the gradient with respect to the kernel has a rule for CPUs.
+    The gradient of a 3x3 kernel over `LARGE` maps has a rule for CPUs.
     """
     steps = [*strides, *(options.get("lhs_dilation") or ()), *(options.get("rhs_dilation") or ())]
     grouped = kernel.shape[2] != x_BHWC.shape[3]
     dense = all(n == 1 for n in steps) and not grouped and not isinstance(padding, str)
     if dense and kernel.shape[:2] == (1, 1) and all(p == (0, 0) for p in padding):
         return lax.dot_general(x_BHWC, kernel[0, 0], (((3,), (0,)), ((), ())))
-    if dense and math.prod(x_BHWC.shape[:3]) >= LARGE:
+    if dense and kernel.shape[:2] == (3, 3) and math.prod(x_BHWC.shape[:3]) >= LARGE:
         return _large_convolve(x_BHWC, kernel, tuple(padding))
     return lax.conv_general_dilated(x_BHWC, kernel, strides, padding, **options)
 
@@ -236,7 +236,7 @@ _large_convolve.defvjp(_large_convolve_forward, _large_convolve_backward)
 
 
 def _kernel_gradient_by_rows(x_BHWC, kernel, dy, padding) -> jax.Array:
-    """The gradient of a dense convolution's kernel: for each row of `dy`, a product an entry.
+    """The gradient of a convolution's kernel: for each row of `dy`, a product for each entry.
 
     A row of all images is little enough to stay in the cache while the products read it.
     """

@@ -129,13 +129,11 @@ IMAGES = np.random.default_rng(5).normal(size=(3, 16, 16, 3)).astype(np.float32)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize(("kernel", "padding"), [(3, (1, 1)), (5, (2, 2)), (3, (0, 2))])
-def test_a_large_convolution_and_its_gradients_are_the_plain_ones(
-    kernel, padding, dtype, monkeypatch
-):
+@pytest.mark.parametrize("padding", [(1, 1), (0, 2)])
+def test_a_large_convolution_and_its_gradients_are_the_plain_ones(padding, dtype, monkeypatch):
     monkeypatch.setattr(fast, "LARGE", 100)
     x = jnp.asarray(GENERATOR.normal(size=(2, 8, 11, 5)), dtype)
-    k = jnp.asarray(GENERATOR.normal(size=(kernel, kernel, 5, 6)), dtype)
+    k = jnp.asarray(GENERATOR.normal(size=(3, 3, 5, 6)), dtype)
     (found, of_found), (expected, of_expected) = (
         jax.value_and_grad(convolved, (0, 1))(x, k, convolve, [padding, padding[::-1]])
         for convolve in (FAST.convolve, PLAIN.convolve)
