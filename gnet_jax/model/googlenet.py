@@ -101,8 +101,17 @@ class GoogLeNet(nn.Module):
         conv1, reduce2, conv2 = self.arch.stem_widths
         lrn = self.ops.local_response_norm if self.arch.norm == "lrn" else lambda x: x
         if self.arch.stem == "imagenet":
-            x = conv(conv1, 7, 2, padding=self.arch.stem_padding, name="conv1")(x)
-            x = self._named("pool1/3x3_s2", self.ops.max_pool(x, 3, 2))
+            relu = self.ops.relu
+            first = conv(
+                conv1,
+                7,
+                2,
+                padding=self.arch.stem_padding,
+                relu=None if self.ops.pool_first else relu,
+                name="conv1",
+            )
+            x = self.ops.max_pool(first(x), 3, 2)
+            x = self._named("pool1/3x3_s2", relu(x) if self.ops.pool_first else x)
         else:
             x = conv(conv1, 3, name="conv1")(x)
         x = self._named("pool1/norm1", lrn(x))

@@ -1,4 +1,4 @@
-"""The launch files parse, say what they must, and their training command is one that train.py takes.
+"""The launch files parse, say what they must, and their commands are such as train.py takes.
 
 None of them can be run here.
 """
