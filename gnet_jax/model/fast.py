@@ -173,9 +173,11 @@ def _shifted_sum(x_BHWC: jax.Array, size: int) -> jax.Array:
 def _banded_sum(x_BHWC: jax.Array, size: int) -> jax.Array:
     """The same by a matrix of ones around the diagonal.
 
-    A TPU shifts along the channels slowly, while its matrix unit is idle; and what is summed is
-    computed on the way in, not written to memory.
+    A TPU shifts along the channels slowly, while its matrix unit is idle.
     """
+    # Without the barrier XLA would compute what is summed inside the product, and read what that is
+    # made of a second time.
+    x_BHWC = lax.optimization_barrier(x_BHWC)
     distance = np.subtract.outer(*2 * [np.arange(x_BHWC.shape[-1])])
     band = jnp.asarray(abs(distance) <= size // 2, x_BHWC.dtype)
     return lax.dot_general(

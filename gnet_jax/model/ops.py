@@ -18,7 +18,7 @@ class Ops:
     local_response_norm: Callable[..., jax.Array]
     convolve: Callable[..., jax.Array]  # called as lax.conv_general_dilated is
     relu: Callable[[jax.Array], jax.Array]
-    pool_first: bool  # the first pool in front of its ReLU: the same values, a quarter as many
+    pool_first: bool  # a pool between stages in front of the ReLU: same values, a quarter as many
     join: bool  # one wide 1x1 convolution for the branches of a block that read the same input
 
 
