@@ -5,12 +5,17 @@ import json
 import re
 import shutil
 
+import jax
 import pytest
 from PIL import Image
 
 from gnet_jax.cli import main
 from gnet_jax.config import Preprocessing
 from gnet_jax.model import GoogLeNet
+from gnet_jax.pods import plan, topology
+from gnet_jax.pods.chips import Chip
+from gnet_jax.pods.compiled import CompiledCost
+from gnet_jax.pods.program_text import Collective
 from gnet_jax.training.record import MetricsFile
 from gnet_jax.weights import ModelFolder, write_folder
 from tests.tiny import tiny_arch, tiny_variables
@@ -189,3 +194,74 @@ def test_curves_of_runs_are_drawn_and_bad_places_named(tmp_path, capsys):
     assert picture.count("<svg") == 1
     assert main(["curves", *runs, "--out", str(tmp_path / "curves.docx")]) == 2
     assert "cannot write" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["digits"], "no machine to plan for; .*--topology v5e:16x16"),
+        (["digits", "--topology", "v9:2x2"], "'v9:2x2' names no chip that is known; they are: v4"),
+        (["digits", "--topology", "v5e:4"], "1 axes, and v5e comes in 2"),
+        (["digits", "--topology", "toy:8", "--batch", "0"], "--batch is 0; it must be at least 1"),
+        (
+            ["digits", "--topology", "toy:8", "--batch", "30"],
+            "batch_size 30 does not divide over 8",
+        ),
+        (["nowhere", "--topology", "v5e:2x2"], "no config file nowhere"),
+        (["cifar10", "--topology", "toy:8"], "give --images and --classes"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_refused_before_anything_compiles(
+    arguments, message, capsys, toy_machine, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    assert main(["plan", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error)
+    assert "compiling" not in error
+
+
+def test_a_plan_is_a_table_or_json_and_says_that_it_compiles(capsys, toy_machine):
+    recipe = ["plan", "cifar10", "--images", "50000", "--classes", "10"]
+    recipe += ["--eval-batch-size", "256"]
+    assert main([*recipe, "--topology", "toy:8", "--json"]) == 0
+    shown = capsys.readouterr()
+    assert "compiling the training step for toy:8" in shown.err
+    found = json.loads(shown.out)
+    assert (found["topology"], found["batch_size"], found["bound"]) == ("toy:8", 64, "network")
+    assert main([*recipe, "--topology", "toy:8", "toy:8", "--batch", "128", "--json"]) == 0
+    assert [each["batch_size"] for each in json.loads(capsys.readouterr().out)] == [128, 128]
+    assert main([*recipe, "--topology", "toy:8", "--model.dropout", "0.5"]) == 0
+    shown = capsys.readouterr().out
+    for text in ("cifar10: 9 epochs of 50,000 images", "toy:8", "3 all-reduce, 1.0 MiB", "yes"):
+        assert text in shown
+
+
+@pytest.fixture
+def toy_machine(monkeypatch):
+    """Eight virtual CPUs as a topology, and a cost without the compiling."""
+    chip = Chip("toy", "tpu", 1e12, 2**30, 1e12, 1e6, 4, "https://example.org")
+    cost = CompiledCost(
+        argument_bytes=1000,
+        output_bytes=1000,
+        alias_bytes=900,
+        temp_bytes=5000,
+        code_bytes=0,
+        flops=1e9,
+        bytes=1e6,
+        entry_bytes=10**6,
+        cycles=0,
+        collectives=(Collective("all-reduce", 3, 2**20),),
+        fusions=7,
+        convolutions=5,
+        donated=2,
+        seconds=0.1,
+    )
+    known = topology.parse_topology
+    monkeypatch.setattr(
+        topology, "parse_topology", lambda text: None if text == "toy:8" else known(text)
+    )
+    monkeypatch.setattr(
+        topology, "get_topology", lambda text: topology.Topology(text, chip, 2, jax.devices())
+    )
+    monkeypatch.setattr(plan, "compile_cost", lambda *_: cost)

@@ -6,9 +6,8 @@ import dataclasses
 import inspect
 import sys
 from collections.abc import Sequence
-from typing import Annotated
 
-from tyro.conf import arg
+from tyro.conf import UseCounterAction
 
 from gnet_jax.cli.output import console, json_line
 from gnet_jax.config import Config, UserError, check
@@ -23,7 +22,8 @@ class PlanOptions(Config):
     """v5e:16x16, v4:2x2x2, h100:8 ...; several give a table side by side."""
     batch: int | None = None
     """Images a step, over all chips together; None takes batch_size."""
-    json: Annotated[bool, arg(name="json")] = False
+    # Counted, for where a recipe is given too, a flag takes a value: --augment.flip False.
+    json: UseCounterAction[int] = 0
     """Print one JSON object (a list of them where there are several topologies)."""
     images: int | None = None
     """Images to train on, where the data are not on this machine (ImageNet's are known)."""

@@ -26,17 +26,21 @@ class InceptionBlock(nn.Module):
     conv: Callable[..., nn.Module]  # partial(ConvBlock, ...): norm, dtype and mode already bound
     branch5_kernel: int = 5
     ops: Ops = FAST
+    relu: bool = True  # False leaves that of the output to the caller
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
         w, conv, one = self.widths, self.conv, self._joined(x_BHWC)
+        last = {} if self.relu else {"relu": None}
         pooled = self.ops.max_pool(x_BHWC, 3, 1, pad=1)
         self.sow("intermediates", "pool", pooled)
+        reduced3 = one(w.reduce3, 1, name="reduce3")(x_BHWC)
+        reduced5 = one(w.reduce5, 1, name="reduce5")(x_BHWC)
         branches = (
-            one(w.b1, 1, name="b1")(x_BHWC),
-            conv(w.b3, 3, name="b3")(one(w.reduce3, 1, name="reduce3")(x_BHWC)),
-            conv(w.b5, self.branch5_kernel, name="b5")(one(w.reduce5, 1, name="reduce5")(x_BHWC)),
-            conv(w.pool_proj, 1, name="pool_proj")(pooled),
+            one(w.b1, 1, name="b1", **last)(x_BHWC),
+            conv(w.b3, 3, name="b3", **last)(reduced3),
+            conv(w.b5, self.branch5_kernel, name="b5", **last)(reduced5),
+            conv(w.pool_proj, 1, name="pool_proj", **last)(pooled),
         )
         return jnp.concatenate(branches, axis=-1)
 
@@ -60,8 +64,8 @@ class InceptionBlock(nn.Module):
         ends = np.cumsum([kernel.shape[-1] for kernel in kernels])
         products = dict(zip(names, jnp.split(wide, ends[:-1], axis=-1), strict=True))
 
-        def one(*args: Any, name: Joined) -> nn.Module:
-            return self.conv(*args, name=name, convolve=lambda *_, **__: products[name])
+        def one(*args: Any, name: Joined, **options: Any) -> nn.Module:
+            return self.conv(*args, name=name, convolve=lambda *_, **__: products[name], **options)
 
         return one
 
@@ -73,14 +77,16 @@ class NaiveInceptionBlock(nn.Module):
     conv: Callable[..., nn.Module]
     branch5_kernel: int = 5
     ops: Ops = FAST
+    relu: bool = True  # False leaves that of the output to the caller
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
         w, conv = self.widths, self.conv
+        last = {} if self.relu else {"relu": None}
         branches = (
-            conv(w.b1, 1, name="b1")(x_BHWC),
-            conv(w.b3, 3, name="b3")(x_BHWC),
-            conv(w.b5, self.branch5_kernel, name="b5")(x_BHWC),
+            conv(w.b1, 1, name="b1", **last)(x_BHWC),
+            conv(w.b3, 3, name="b3", **last)(x_BHWC),
+            conv(w.b5, self.branch5_kernel, name="b5", **last)(x_BHWC),
             self.ops.max_pool(x_BHWC, 3, 1, pad=1),
         )
         return jnp.concatenate(branches, axis=-1)

@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from gnet_jax.model import layers
@@ -142,7 +143,7 @@ def _local_response_norm_backward(size, alpha, beta, x_BHWC, dy):
     scale, factor = _lrn_scale(x_BHWC, size, alpha, beta)
     x, dy = x_BHWC.astype(jnp.float32), dy.astype(jnp.float32)
     through_scale = (dy * x * factor / scale).astype(x_BHWC.dtype)
-    near = sum(view.astype(jnp.float32) for view in _neighbours(through_scale, size))
+    near = _sum_of_neighbours(through_scale, size)
     dx = dy * factor - 2 * beta * alpha / size * x * near
     return (dx.astype(x_BHWC.dtype),)
 
@@ -156,6 +157,37 @@ def _lrn_scale(x_BHWC, size: int, alpha: float, beta: float) -> tuple[jax.Array,
     scale = 1 + alpha / size * sum(squares[1:], squares[0])
     root = lax.rsqrt(scale)
     return scale, root * lax.sqrt(root) if beta == 0.75 else scale**-beta
+
+
+def _sum_of_neighbours(x_BHWC: jax.Array, size: int) -> jax.Array:
+    """Float32 sums over the `size` channels around each."""
+    return lax.platform_dependent(
+        x_BHWC, tpu=partial(_banded_sum, size=size), default=partial(_shifted_sum, size=size)
+    )
+
+
+def _shifted_sum(x_BHWC: jax.Array, size: int) -> jax.Array:
+    first, *others = (view.astype(jnp.float32) for view in _neighbours(x_BHWC, size))
+    return sum(others, first)
+
+
+def _banded_sum(x_BHWC: jax.Array, size: int) -> jax.Array:
+    """The same by a matrix of ones around the diagonal.
+
+    A TPU shifts along the channels slowly, while its matrix unit is idle.
+    """
+    # Without the barrier XLA would compute what is summed inside the product, and read what that is
+    # made of a second time.
+    x_BHWC = lax.optimization_barrier(x_BHWC)
+    distance = np.subtract.outer(*2 * [np.arange(x_BHWC.shape[-1])])
+    band = jnp.asarray(abs(distance) <= size // 2, x_BHWC.dtype)
+    return lax.dot_general(
+        x_BHWC,
+        band,
+        (((3,), (0,)), ((), ())),
+        precision=lax.Precision.HIGHEST,  # float32 stays float32
+        preferred_element_type=jnp.float32,
+    )
 
 
 def _neighbours(x_BHWC: jax.Array, size: int) -> list[jax.Array]:

@@ -52,18 +52,28 @@ class GoogLeNet(nn.Module):
         aux = []
 
         x = self._stem(x_BHWC.astype(self.dtype), conv)
-        stage = "3"
-        for name, widths in arch.widths.items():
-            if name[0] != stage:
-                window = arch.pool4_window if stage == "4" else 3
-                x = self._named(
-                    f"pool{stage}/{window}x{window}_s2", self.ops.max_pool(x, window, 2)
-                )
-                stage = name[0]
-            x = block(widths, conv, arch.branch5_kernel, self.ops, name=f"inception_{name}")(x)
-            self._named(f"inception_{name}/output", x)
+        names = list(arch.widths)
+        for name, following in zip(names, [*names[1:], names[-1]], strict=True):
+            stage = name[0]
+            pool = stage != following[0]
+            late = pool and self.ops.pool_first and name not in heads  # the ReLU
+            x = block(
+                arch.widths[name],
+                conv,
+                arch.branch5_kernel,
+                self.ops,
+                relu=not late,
+                name=f"inception_{name}",
+            )(x)
+            self._named(f"inception_{name}/output", self.ops.relu(x) if late else x)
             if name in heads:
                 aux.append(_aux_head(self, name, conv, train)(x))
+            if pool:
+                window = arch.pool4_window if stage == "4" else 3
+                x = self.ops.max_pool(x, window, 2)
+                x = self._named(
+                    f"pool{stage}/{window}x{window}_s2", self.ops.relu(x) if late else x
+                )
 
         if arch.head == "average_pool":
             x_BC = self._named("pool5/7x7_s1", jnp.mean(x, axis=(1, 2), dtype=jnp.float32))
@@ -89,8 +99,11 @@ class GoogLeNet(nn.Module):
         conv1, reduce2, conv2 = self.arch.stem_widths
         lrn = self.ops.local_response_norm if self.arch.norm == "lrn" else lambda x: x
         if self.arch.stem == "imagenet":
-            x = conv(conv1, 7, 2, padding=self.arch.stem_padding, name="conv1")(x)
-            x = self._named("pool1/3x3_s2", self.ops.max_pool(x, 3, 2))
+            late = self.ops.pool_first
+            relu = None if late else self.ops.relu
+            x = conv(conv1, 7, 2, padding=self.arch.stem_padding, relu=relu, name="conv1")(x)
+            x = self.ops.max_pool(x, 3, 2)
+            x = self._named("pool1/3x3_s2", self.ops.relu(x) if late else x)
         else:
             x = conv(conv1, 3, name="conv1")(x)
         x = self._named("pool1/norm1", lrn(x))

@@ -94,6 +94,7 @@ class ConvBlock(nn.Module):
 
     Without `norm` the convolution has a bias (initially 0.2, as Caffe's), with it none. `padding`
     matters where the stride is above 1: "caffe" pads both sides alike, "same" as TensorFlow does.
+    Without `relu` the ReLU is left to the caller.
     """
 
     features: int
@@ -103,7 +104,7 @@ class ConvBlock(nn.Module):
     dtype: Any = jnp.float32
     padding: Literal["caffe", "same"] = "caffe"
     convolve: Callable[..., jax.Array] = jax.lax.conv_general_dilated
-    relu: Callable[[jax.Array], jax.Array] = nn.relu
+    relu: Callable[[jax.Array], jax.Array] | None = nn.relu
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
@@ -122,6 +123,6 @@ class ConvBlock(nn.Module):
         )(x_BHWC)
         if self.norm is not None:
             x_BHWC = self.norm(name="norm")(x_BHWC)
-        x_BHWC = self.relu(x_BHWC)
-        self.sow("intermediates", "output", x_BHWC)
-        return x_BHWC
+        activated_BHWC = (self.relu or nn.relu)(x_BHWC)
+        self.sow("intermediates", "output", activated_BHWC)
+        return x_BHWC if self.relu is None else activated_BHWC

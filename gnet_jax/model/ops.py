@@ -18,6 +18,7 @@ class Ops:
     local_response_norm: Callable[..., jax.Array]
     convolve: Callable[..., jax.Array]  # called as lax.conv_general_dilated is
     relu: Callable[[jax.Array], jax.Array]
+    pool_first: bool  # a pool between stages in front of the ReLU: same values, a quarter as many
     join: bool  # one wide 1x1 convolution for the branches of a block that read the same input
 
 
@@ -26,6 +27,7 @@ PLAIN = Ops(
     local_response_norm=layers.local_response_norm,
     convolve=lax.conv_general_dilated,
     relu=nn.relu,
+    pool_first=False,
     join=False,
 )
 FAST = Ops(
@@ -33,5 +35,6 @@ FAST = Ops(
     local_response_norm=fast.local_response_norm,
     convolve=fast.convolve,
     relu=fast.relu,
+    pool_first=True,
     join=True,
 )

@@ -6,6 +6,7 @@ All figures are of one device: a step is one program that every device of the me
 import dataclasses
 import re
 import time
+from typing import Any
 
 import jax
 
@@ -90,7 +91,8 @@ def compile_cost(program: Program, chip: Chip) -> CompiledCost:
 
 def read_cost(compiled: jax.stages.Compiled, seconds: float) -> CompiledCost:
     """What a compiled program says of itself."""
-    memory, text = compiled.memory_analysis(), compiled.as_text()
+    memory: Any = compiled.memory_analysis()
+    text = compiled.as_text() or ""
     counted = compiled.cost_analysis() or {}
     fusions, convolutions = program_size(text)
     return CompiledCost(

@@ -1,3 +1,4 @@
+import dataclasses
 from functools import partial
 
 import jax
@@ -5,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gnet_jax.model import GoogLeNet, fast, layers
+from gnet_jax.model import GoogLeNet, endpoints, fast, init_variables, layers
 from gnet_jax.model.ops import FAST, PLAIN
 from tests.tiny import tiny_arch, tiny_variables
 
@@ -82,6 +83,12 @@ def test_local_response_norm_takes_other_numbers(beta):
     assert_close(found, with_gradient(lambda x: layers.local_response_norm(x, *args), x, dy))
 
 
+@pytest.mark.parametrize("size", [3, 5])
+def test_both_ways_to_sum_over_channels_give_the_same(size):
+    x = jnp.asarray(GENERATOR.normal(size=(2, 3, 4, 11)), jnp.float32)
+    assert_close(fast._banded_sum(x, size), fast._shifted_sum(x, size), 1e-6)
+
+
 def test_relu_and_its_gradient_are_the_plain_ones():
     x = jnp.asarray([-2.0, -0.0, 0.0, 3.0, jnp.inf, jnp.nan])
     dy = jnp.arange(1.0, 7.0)
@@ -123,6 +130,26 @@ def test_the_network_and_all_its_gradients_are_the_plain_ones(variant, dtype):
     assert_close(of_found[0]["params"], of_expected[0]["params"])
     assert_close(of_found[1], of_expected[1])
     assert np.abs(of_expected[1]).max() > 0
+
+
+def test_a_pool_in_front_of_its_relu_changes_no_gradient_and_no_layer_that_is_looked_at():
+    """The first layer's bias makes some windows wholly negative: nothing passes there."""
+    arch = tiny_arch(stem="imagenet", aux_after=())
+    images = np.random.default_rng(6).normal(size=(2, 48, 48, 3)).astype(np.float32)
+    variables = init_variables(GoogLeNet(arch), jax.random.PRNGKey(3), 48)
+    conv1 = variables["params"]["conv1"]["conv"]
+    conv1["bias"] = jnp.asarray([-2.0, -1.0, 0.0, 0.2])
+    slow, quick = (GoogLeNet(arch, ops=dataclasses.replace(FAST, pool_first=x)) for x in (0, 1))
+    layers_of = [endpoints(model, variables, images) for model in (slow, quick)]
+    assert np.mean(np.asarray(layers_of[0]["pool1/3x3_s2"]) == 0) > 0.1
+    for name, expected in layers_of[0].items():
+        np.testing.assert_array_equal(layers_of[1][name], expected, err_msg=name)
+    (_, expected), (_, found) = (
+        jax.jit(jax.value_and_grad(partial(loss_of, model), (0, 1)))(variables, images)
+        for model in (slow, quick)
+    )
+    assert_close(found[0]["params"], expected[0]["params"])
+    assert_close(found[1], expected[1])
 
 
 IMAGES = np.random.default_rng(5).normal(size=(3, 16, 16, 3)).astype(np.float32)
@@ -206,3 +233,10 @@ def test_the_platform_compiled_for_decides_and_not_the_one_compiled_on():
     assert slow in lowered_for("cpu", PLAIN)
     assert slow not in lowered_for("cpu", FAST)
     assert slow in lowered_for("tpu", FAST)
+
+
+def test_on_a_tpu_the_gradient_of_lrn_sums_by_a_product():
+    x = jax.ShapeDtypeStruct((2, 3, 4, 16), jnp.bfloat16)
+    traced = jax.jit(jax.grad(lambda x: jnp.sum(fast.local_response_norm(x)))).trace(x)
+    assert "dot_general" in traced.lower(lowering_platforms=("tpu",)).as_text()
+    assert "dot_general" not in traced.lower(lowering_platforms=("cpu",)).as_text()
