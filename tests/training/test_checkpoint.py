@@ -94,7 +94,7 @@ def test_a_damaged_checkpoint_is_named_with_the_step_to_go_on_from(state, tmp_pa
         checkpoints.save(1, state)
         checkpoints.save(2, state)
         checkpoints.wait()
-        (tmp_path / "2" / "state" / "_METADATA").unlink()
+        (tmp_path / "2" / "state" / "manifest.ocdbt").unlink()
         with pytest.raises(ConfigError, match=r"checkpoint 2 in .* damaged: .* from step 1"):
             checkpoints.restore(2, abstract(state))
 
@@ -143,7 +143,7 @@ def test_damaged_steps_are_put_aside_and_named_and_the_newest_good_one_is_restor
 
 def test_nothing_undamaged_is_a_clear_stop_also_the_second_time(tmp_path):
     save_small(tmp_path, 1)
-    (tmp_path / "1" / "state" / "_METADATA").write_bytes(b"\0" * 100)
+    (tmp_path / "1" / "state" / "manifest.ocdbt").write_bytes(b"\0" * 100)
     for _ in range(2):
         with pytest.raises(ConfigError, match=r"no checkpoint in .* is undamaged; bring one back"):
             restored(tmp_path, [])
