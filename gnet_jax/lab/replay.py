@@ -182,8 +182,22 @@ def _step_again(replay: Replay) -> dict[str, float]:
 
 
 def _outputs(intermediates: Any) -> dict[str, jax.Array]:
-    """The recorded outputs by layer, in the order in which they were computed."""
+    """The recorded outputs by layer."""
     return {name.removesuffix("/output"): value for name, (value,) in flat(intermediates).items()}
+
+
+def _layers(replay: Replay, *inputs: Any) -> list[str]:
+    """The input and every layer, in the order in which they are computed."""
+    found: list[str] = []
+
+    def trace(params: Any, batch_stats: Any) -> jax.Array:
+        # Here: what a transformation hands out is sorted by name.
+        value, (updated, _) = _loss(replay)(params, batch_stats, *inputs)
+        found.extend(["input", *_outputs(updated["intermediates"])])
+        return value
+
+    jax.eval_shape(trace, replay.state.params, replay.state.batch_stats)
+    return found
 
 
 def _loss(replay: Replay) -> Any:
@@ -212,7 +226,7 @@ def _each_alone(
 
     Shapes: (B, layers), (B, parameters) and (B,); the first layer is the input.
     """
-    layers: list[str] = []
+    layers = _layers(replay, images_BHWC, labels, dropout_key)
 
     @jax.jit
     def alone(params: Any, batch_stats: Any) -> Any:
@@ -221,10 +235,9 @@ def _each_alone(
             (value, (updated, _)), grads = jax.value_and_grad(_loss(replay), has_aux=True)(
                 params, batch_stats, image_HWC, own, dropout_key
             )
-            outputs = _outputs(updated["intermediates"])
-            layers[:] = ["input", *outputs]
+            outputs = _outputs(updated["intermediates"]) | {"input": image_HWC}
             return (
-                jnp.stack([jnp.isfinite(x).all() for x in (image_HWC, *outputs.values())]),
+                jnp.stack([jnp.isfinite(outputs[name]).all() for name in layers]),
                 jnp.stack([jnp.isfinite(x).all() for x in flat(grads).values()]),
                 value,
             )

@@ -31,16 +31,20 @@ class SavedSteps:
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
         self._scores: dict[int, float] = {}
+        self.damaged: dict[int, str] = {}  # steps whose digests, and score, cannot be read, and why
         self._look()
 
     def _look(self) -> None:
-        """Take note of what is committed. A score in a damaged file is none."""
+        """Take note of what is committed."""
         names = [path.name for path in self.folder.glob("*") if path.is_dir()]
         self.steps = sorted(int(name) for name in names if name.isdigit())
-        self._scores = {}
+        self._scores, self.damaged = {}, {}
         for step in self.steps:
-            with contextlib.suppress(DamageError):
+            try:
                 top1 = read_digests(self.folder / str(step) / "digests").get("top1")
+            except DamageError as error:
+                self.damaged[step] = str(error)
+            else:
                 self._scores |= {} if top1 is None else {step: top1}
 
     @property

@@ -54,12 +54,18 @@ def read_workdir(workdir: Path) -> ModelFolder:
     was evaluated. The run's data must be in place: their class names become the model's.
 
     Raises:
-        WeightsError: if there is no checkpoint, or the config cannot be read.
+        WeightsError: if there is no checkpoint, the config cannot be read, or one checkpoint is so
+            damaged that it cannot be told whether it is the best.
         ConfigError, DataError: as `prepare_run`; or if the checkpoint is damaged.
     """
     config = read_config(workdir)
     run = prepare_run(config)
     saved = SavedSteps(workdir / CHECKPOINTS)
+    for step, reason in saved.damaged.items():  # it may be the best one
+        raise WeightsError(
+            f"checkpoint {step} in {saved.folder} is damaged: {reason}; move "
+            f"{saved.folder / str(step)} away to take the best of the others"
+        )
     step = saved.latest if saved.best is None else saved.best
     if step is None:
         raise WeightsError(f"{workdir} holds no finished checkpoint; train until one is saved")

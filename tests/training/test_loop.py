@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 from functools import partial
 from unittest import mock
@@ -175,6 +176,41 @@ def test_one_bad_step_is_skipped_told_and_counted_and_the_run_goes_on(finished, 
     with Checkpoints(tmp_path / "checkpoints", keep_latest=2) as checkpoints:
         state = checkpoints.restore(9, run.abstract_state())
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
+
+
+class Filling(Interrupting):
+    """A source whose reading fills a disk, and later frees it again."""
+
+    def __init__(self, source, disk, full, freed):
+        super().__init__(source, full, None)
+        self._ballast, self._freed = disk / "ballast", freed - full
+
+    def __getitem__(self, index):
+        self._left -= 1
+        if self._left == 0:
+            self._ballast.write_bytes(b"x" * shutil.disk_usage(self._ballast.parent).free)
+        elif self._left == -self._freed:
+            self._ballast.unlink()
+        return self._source[index]
+
+
+@pytest.mark.slow
+def test_a_full_disk_does_not_end_training_and_its_steps_are_logged_later(
+    finished, new_disk, capsys
+):
+    disk = new_disk("8m")
+    run = tiny_run(disk / "run", epochs=0.6, save_every_steps=2, keep_latest=1)
+    (disk / "run").mkdir()
+    filling = Filling(run.train, disk, full=8 * 32, freed=18 * 32)
+    result = train(dataclasses.replace(run, train=filling), disk / "run")
+    assert result.step == 27
+    output = capsys.readouterr().out
+    assert "could not be saved (the disk is full" in output
+    steps = [line["step"] for line in read_lines(disk / "run" / "metrics.jsonl")]
+    assert sorted(set(steps)) == [*range(2, 27, 2), 27]
+    with Checkpoints(disk / "run" / "checkpoints", keep_latest=1) as checkpoints:
+        assert checkpoints.latest == 27
+        checkpoints.restore(27, run.abstract_state())
 
 
 # Orbax lets go of the writes beside one that fails, and closes the loop that they report to.

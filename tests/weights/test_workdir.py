@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from gnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig
+from gnet_jax.config import Config, ConfigError, DataConfig, ModelConfig, OptimConfig
 from gnet_jax.training.checkpoint import Checkpoints
 from gnet_jax.training.record import open_workdir
 from gnet_jax.training.run import prepare
@@ -56,6 +56,19 @@ def test_without_an_evaluation_the_newest_checkpoint_is_taken(tmp_path):
     folder = convert(tmp_path / "run", tmp_path / "model")
     assert folder.source["step"] == "2"
     assert "validation_top1" not in folder.source
+
+
+def test_a_damaged_checkpoint_is_never_converted_and_nothing_in_the_folder_is_changed(tmp_path):
+    saved_run(tmp_path / "run")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    (checkpoints / "2" / "state" / "manifest.ocdbt").write_bytes(b"OCDBT")
+    with pytest.raises(ConfigError, match=r"checkpoint 2 in .* is damaged: "):
+        convert(tmp_path / "run", tmp_path / "model")
+    (checkpoints / "2" / "digests" / "digests.json").write_text("{}")
+    with pytest.raises(WeightsError, match=r"2 in .* is damaged: .* the best of the others"):
+        convert(tmp_path / "run", tmp_path / "model")
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["1", "2", "3"]
+    assert not (tmp_path / "model").exists()
 
 
 def test_a_run_that_saved_nothing_is_named(tmp_path):
