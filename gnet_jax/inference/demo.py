@@ -1,7 +1,8 @@
 """A local page to try a network: drop a photo, see what each head makes of it, and where."""
 
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gnet_jax.config import UserError
 from gnet_jax.data.decode import decode
@@ -10,20 +11,17 @@ from gnet_jax.inference.head_maps import MAIN, HeadMapper
 from gnet_jax.inference.images import MAX_DOWNLOAD
 from gnet_jax.inference.predict import TrainedModel, top
 
-if TYPE_CHECKING:
-    from gradio import Blocks
-
 HOST = "127.0.0.1"  # this machine alone
 
 
-def build(trained: TrainedModel, title: str) -> "Blocks":
-    """The page, not yet served.
+def build(trained: TrainedModel, title: str) -> Any:
+    """The page, a `gradio.Blocks` that is not yet served.
 
     Raises:
         UserError: if gradio is not installed.
     """
     try:
-        import gradio as gr
+        gr: Any = import_module("gradio")
     except ImportError as error:
         raise UserError(
             'the demo needs gradio, which is not installed: pip install "gnet-jax[demo]"'
@@ -68,7 +66,7 @@ def build(trained: TrainedModel, title: str) -> "Blocks":
     return page
 
 
-def serve(page: "Blocks", port: int | None, *, block: bool = True) -> str:
+def serve(page: Any, port: int | None, *, block: bool = True) -> str:
     """Serve the page on this machine alone, and return its address once it is up.
 
     Args:

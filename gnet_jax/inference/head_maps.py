@@ -61,7 +61,7 @@ class HeadMapper:
                 results[head] = logits_BK[0], features_BHWC[0] @ weights_C
             return results
 
-        self._run = run
+        self._run: Callable[..., Any] = run
 
     def __call__(self, picture: Image.Image, index: int | None = None) -> dict[str, ActivationMap]:
         """What speaks for a class in each head.
@@ -85,7 +85,7 @@ class HeadMapper:
             index = int(np.argmax(self._run(self._trained.variables, square, -1)[MAIN][0]))
         results = self._run(self._trained.variables, square, index)
         return {
-            head: self._map(square, *results[head], index)
+            head: self._map(square, results[head], index)
             for head in self.heads  # a program's results come in alphabetical order
         }
 
@@ -96,12 +96,12 @@ class HeadMapper:
             ImageError: for a picture too narrow to resize.
         """
         square = central_crop(picture, self._trained.preprocessing)
-        logits_K, evidence = self._run(self._trained.variables, square, -1)[head]
-        index = int(np.argmax(logits_K))
-        probabilities = softmax(np.asarray(logits_K))
-        return probabilities, self._map(square, logits_K, evidence, index)
+        result = self._run(self._trained.variables, square, -1)[head]
+        logits_K = np.asarray(result[0])
+        return softmax(logits_K), self._map(square, result, int(np.argmax(logits_K)))
 
-    def _map(self, square: np.ndarray, logits_K: Any, evidence: Any, index: int) -> ActivationMap:
+    def _map(self, square: np.ndarray, result: Any, index: int) -> ActivationMap:
+        logits_K, evidence = result
         probability = float(softmax(np.asarray(logits_K))[index])
         label = self._trained.class_names[index]
         guess = Guess(index=index, label=label, probability=probability)

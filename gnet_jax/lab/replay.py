@@ -149,11 +149,7 @@ def examine(replay: Replay) -> Findings:
         )
         for place in np.flatnonzero(~fine)
     ]
-    wrong = [
-        name
-        for name, good in zip(by_layer, gradient_flags.all(0).tolist(), strict=True)
-        if not good
-    ]
+    wrong = [by_layer[number] for number in np.flatnonzero(~gradient_flags.all(axis=0))]
     order = {name: number for number, name in enumerate(layers)}
     wrong.sort(key=lambda name: order.get(name.removesuffix("/conv").removesuffix("/norm"), 10**6))
     seen = ("loss", "grad_norm")
