@@ -9,7 +9,7 @@ CONSTRAINTS ?=
 BIN := .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 
-.PHONY: train test slow oracles check lint types fmt constraints clean
+.PHONY: train test slow oracles bounds newest check lint types fmt constraints clean
 
 train: .venv/installed
 	$(BIN)/python train.py $(ARGS)
@@ -24,6 +24,20 @@ slow: .venv/installed-dev
 # where they are missing. Several GB.
 oracles: .venv/installed-dev
 	$(INSTALL) --editable '.[dev,oracles]'
+
+# The core of the tests on the oldest libraries that are allowed, and on the newest that there are.
+LOWEST := jax==0.7.2 jaxlib==0.7.2 flax==0.11.2 orbax-checkpoint==0.12.4 grain==0.2.12
+CORE := tests/model tests/training tests/inference tests/test_train.py
+
+bounds:
+	$(PYTHON) -m venv .venv-bounds
+	.venv-bounds/bin/python -m pip install --quiet --editable '.[dev]' $(LOWEST)
+	.venv-bounds/bin/python -m pytest -m "not slow" $(CORE) $(ARGS)
+
+newest:
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable '.[dev]'
+	.venv-newest/bin/python -m pytest -m "not slow" $(CORE) $(ARGS)
 
 check: lint types test
 
@@ -45,7 +59,7 @@ constraints: .venv/installed-dev
 		--no-annotate --no-header pyproject.toml --output-file constraints.txt
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache dist
+	rm -rf .venv .venv-bounds .venv-newest .pytest_cache .ruff_cache dist
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else "Python %d.%d is too old; 3.11 or newer is needed: make PYTHON=python3.12 ..." % v[:2])'
