@@ -21,7 +21,6 @@ import argparse
 import io
 import itertools
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -134,7 +133,10 @@ def main() -> None:
         timers |= {name: peer.timer(name) for name in peer.facts["cases"]}
         medians = in_turns(timers, a.repeats)
         peer.close()
-    rate: Callable[[str, str], float] = lambda name, kind: images / medians[name][kind]  # noqa: E731
+
+    def rate(name: str, kind: str) -> float:
+        return images / medians[name][kind]
+
     reference = rate("torchvision, PIL", "cpu")
     rows = [
         (
