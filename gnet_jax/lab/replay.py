@@ -151,7 +151,7 @@ def examine(replay: Replay) -> Findings:
     ]
     wrong = [
         name
-        for name, good in zip(by_layer, gradient_flags.all(0).tolist(), strict=True)
+        for name, good in zip(by_layer, np.asarray(gradient_flags.all(0)), strict=True)
         if not good
     ]
     order = {name: number for number, name in enumerate(layers)}

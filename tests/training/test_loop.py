@@ -188,6 +188,7 @@ class Filling(Interrupting):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # see below
 def test_a_full_disk_does_not_end_training_and_its_steps_are_logged_later(
     finished, new_disk, capsys
 ):
