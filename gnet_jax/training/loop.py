@@ -83,8 +83,8 @@ def train(run: Run, workdir: Path) -> Result:
     config, began, watch = run.config, time.perf_counter(), Stopwatch()
     main = jax.process_index() == 0
     hold = locked(workdir) if main else contextlib.nullcontext()
-    saved = Checkpoints(workdir / "checkpoints", config.keep_latest, watch=watch)
-    with hold, saved as checkpoints:
+    folder = workdir / "checkpoints"
+    with hold, Checkpoints(folder, config.keep_latest, watch=watch) as checkpoints:
         with watch.spent("restoring"):
             found = checkpoints.restore_newest(run.abstract_state())
             start, state = (0, run.initial_state()) if found is None else found
