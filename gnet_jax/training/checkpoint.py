@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -153,7 +154,6 @@ class Checkpoints(SavedSteps):
         self._begun = step
         if top1 is not None:
             self._scores[step] = top1
-        self._remove_partial()
         try:
             self._check_space(state)
             self._manager.save(step, args=items(state, _on_host(state), top1), force=True)
@@ -173,10 +173,19 @@ class Checkpoints(SavedSteps):
             )
 
     def _remove_partial(self) -> None:
-        """Remove what failed saves left: it may be what fills the disk. None is under way here."""
-        if jax.process_index() == 0:
-            for partial in self.folder.glob(f"*{_PARTIAL}*"):
+        """Remove what a failed save left: it may be what fills the disk.
+
+        Orbax lets go of the writes beside one that fails, so what they still make is awaited.
+        """
+        quiet = 0
+        for _ in range(100):
+            found = list(self.folder.glob(f"*{_PARTIAL}*"))
+            for partial in found:
                 shutil.rmtree(partial, ignore_errors=True)
+            quiet = 0 if found else quiet + 1
+            if quiet == 10:
+                break
+            time.sleep(0.05)
 
     def check(self) -> None:
         """Tell at once if the save in the background failed."""

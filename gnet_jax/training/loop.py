@@ -98,7 +98,7 @@ def train(run: Run, workdir: Path, programs: Programs | None = None) -> Result:
         checkpoints.wait()
         if checkpoints.problem is not None:
             raise TrainingError(
-                f"{checkpoints.problem}; free space, and the same command goes on from step "
+                f"{checkpoints.problem}; once that is mended, the same command goes on from step "
                 f"{checkpoints.latest or 0}"
             )
         scores = checkpoints.top1()

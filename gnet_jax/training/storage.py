@@ -23,9 +23,6 @@ from gnet_jax.training.digests import (
     write_digests,
 )
 
-# How arrays lie on disk: said here, for a later Orbax may have another default.
-_FORMAT: dict[str, bool] = {"use_ocdbt": True, "use_zarr3": False}
-
 
 class _NotTwice(logging.Filter):
     """Drops the tracebacks that Orbax logs of a failed save, of every array's write: it raises too.
@@ -49,13 +46,12 @@ def open_manager(
 
     What earlier, killed saves left is removed.
     """
+    # The format is named, for a later Orbax may have another default.
+    arrays = ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=False)
     return ocp.CheckpointManager(
         folder,
         item_names=("state", "digests"),
-        item_handlers={
-            "state": ocp.PyTreeCheckpointHandler(**_FORMAT),
-            "digests": _DigestsHandler(),
-        },
+        item_handlers={"state": arrays, "digests": _DigestsHandler()},
         options=ocp.CheckpointManagerOptions(
             preservation_policy=_NewestAndBest(keep_latest, best),
             cleanup_tmp_directories=True,
@@ -85,7 +81,7 @@ def read_arrays(folder: Path) -> dict[str, np.ndarray]:
 
 
 def _read(folder: Path, names: list[str]) -> dict[str, np.ndarray]:
-    """What Orbax wrote in `_FORMAT`, read without its event loop.
+    """What Orbax wrote in the format that `open_manager` asks for, read without its event loop.
 
     That leaves errors of its own behind the first one. And so nothing is placed on a device before
     it is verified.

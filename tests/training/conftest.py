@@ -21,4 +21,4 @@ def new_disk(tmp_path):
 
     yield mount
     for disk in mounted:
-        subprocess.run(["umount", str(disk)], check=True)
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
