@@ -99,7 +99,7 @@ def versions_of(rows: Sequence[Row]) -> list[str]:
 def _title_and_text(docstring: str, workdir: Path) -> tuple[str, str]:
     """The first line of a sweep's docstring, and the rest of it."""
     title, _, text = docstring.strip().partition("\n")
-    return title or workdir.name, text.strip()
+    return title or workdir.name, text.strip("\n")
 
 
 def _markdown(page: Page, rows: Sequence[Row]) -> str:

@@ -13,7 +13,6 @@ body { margin: 0 auto; max-width: 76rem; padding: 1.2rem; color: var(--ink); bac
 h1 { font-size: 1.5rem; line-height: 1.25; margin: .5rem 0; }
 h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
 p { max-width: 46rem; }
-.about { white-space: pre-line; }
 .legend, figcaption, .hint { color: var(--grey); font-size: .875rem; }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; }
@@ -93,7 +92,8 @@ def render(page: Page) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         '<link rel="icon" href="data:,">',
         f"<title>{e(page.title)}</title><style>{STYLE}</style></head><body>",
-        f'<h1>{e(page.title)}</h1><p class="about">{e(page.about)}</p>',
+        f"<h1>{e(page.title)}</h1>",
+        *_paragraphs(page.about),
         f'<div class="notes">{notes}</div>' if notes else "",
         "<h2>Results</h2>",
         _results(page),
@@ -120,6 +120,17 @@ def render(page: Page) -> str:
         f"<script>{SCRIPT}</script></body></html>\n",
     ]
     return "\n".join(part for part in parts if part)
+
+
+def _paragraphs(text: str) -> list[str]:
+    """A docstring as paragraphs; an indented one is a command."""
+    parts = [part for part in text.split("\n\n") if part.strip()]
+    return [
+        f"<pre>{html.escape(part.strip())}</pre>"
+        if part.startswith(" ")
+        else f"<p>{html.escape(' '.join(part.split()))}</p>"
+        for part in parts
+    ]
 
 
 def _results(page: Page) -> str:

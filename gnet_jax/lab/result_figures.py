@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from gnet_jax.lab.diagnose_figures import gradient_figure, read_diagnostics
 from gnet_jax.lab.palette import COLOURS, colour_of
@@ -54,9 +55,9 @@ def cost_figure(rows: Sequence[Row], cost: str) -> Figure:
         )
     axes.set(xscale="log", xlabel=COSTS[cost], ylabel="validation top-1")
     axes.margins(x=0.18, y=0.15)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(_short)
-    axes.xaxis.set_minor_formatter(_short)
-    axes.tick_params(axis="x", which="both", labelsize=8)
+    axes.xaxis.set_minor_formatter(NullFormatter())
     _percent(axes)
     axes.legend(frameon=False, fontsize=9, loc="lower right")
     return figure
@@ -156,13 +157,20 @@ def _short(value: float, _: object) -> str:
 
 
 def figures_of(rows: Sequence[Row]) -> Mapping[str, Figure]:
-    """Every figure that the finished runs give, by its caption; none without a finished run."""
+    """Every figure that the finished runs give, by its caption; none without a finished run.
+
+    Where all configs cost the same there is nothing to draw against.
+    """
     if not any(row.done for row in rows):
         return {}
-    figures = {
-        "Accuracy against multiply-adds. Filled circles are on the Pareto front: no config is "
-        "both cheaper and more accurate.": cost_figure(rows, "macs"),
-        "Accuracy against parameters.": cost_figure(rows, "params"),
+    figures = {}
+    for cost, what in COSTS.items():
+        if len({row.cost(cost) for row in rows if row.done}) > 1:
+            figures[
+                f"Accuracy against {what}. Filled circles are on the Pareto front: no config is "
+                "both cheaper and more accurate."
+            ] = cost_figure(rows, cost)
+    figures |= {
         "Validation top-1 over training: mean of the seeds, shaded from the worst to the "
         "best.": curve_figure(rows, "val/top1", "validation top-1"),
         "Training loss of the main head: mean of the seeds, shaded from the lowest to the "

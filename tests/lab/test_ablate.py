@@ -31,17 +31,11 @@ def three_blocks(config):
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
-    """A finished sweep of (its cells, what was said): two good seeds, and two that cannot train."""
+    """A finished sweep as (cells, what was said, what was compiled): two seeds, and a misfit."""
     workdir, said = tmp_path_factory.mktemp("sweep"), []
     good = tiny_config(workdir, epochs=0.1)
-    configs = {
-        "good": good,
-        "nan": dataclasses.replace(good, optim=dataclasses.replace(good.optim, learning_rate=1e30)),
-        "odd": dataclasses.replace(good, batch_size=30),
-    }
-    cells = cells_of({"good": good}, 2, workdir) + cells_of(
-        {name: config for name, config in configs.items() if name != "good"}, 1, workdir
-    )
+    odd = dataclasses.replace(good, batch_size=30)
+    cells = cells_of({"good": good}, 2, workdir) + cells_of({"odd": odd}, 1, workdir)
     patch = pytest.MonkeyPatch()
     patch.setattr(ablate, "prepare_run", three_blocks)
     compiled = []
@@ -76,16 +70,15 @@ def test_each_run_leaves_its_result(swept):
 
 def test_what_cannot_train_is_reported_and_the_rest_goes_on(swept):
     cells, said, _ = swept
-    errors = {cell.name: cell.result["error"] for cell in cells[2:]}
-    assert errors["nan"].startswith("TrainingError: step 2: the loss is")
-    assert errors["odd"].startswith("ConfigError: batch_size 30 does not divide over 8 devices")
-    assert sum(": failed, " in line for line in said) == 2
+    error = cells[2].result["error"]
+    assert error.startswith("ConfigError: batch_size 30 does not divide over 8 devices")
+    assert sum(": failed, " in line for line in said) == 1
     assert sum(": top-1 " in line for line in said) == 2
 
 
 def test_seeds_of_a_config_share_one_compilation(swept):
     _, _, compiled = swept
-    assert compiled == ["good", "nan"]
+    assert compiled == ["good"]
 
 
 def test_what_has_ended_is_not_run_again_and_failures_only_on_request(swept):

@@ -48,6 +48,7 @@ def test_each_head_has_its_own_map_and_probability(trained, maps):
     assert aux.guess["probability"] == pytest.approx(float(odds[3] / odds.sum()), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_training_net_without_dropout_has_the_same_auxiliary_logits(trained):
     """The heads taken alone are those of the network."""
     x = np.random.default_rng(1).normal(size=(2, 16, 16, 3)).astype(np.float32)

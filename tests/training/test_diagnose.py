@@ -5,8 +5,10 @@ import jax
 import numpy as np
 import pytest
 
+from gnet_jax.training.diagnose import Diagnostics
 from gnet_jax.training.loop import train
 from gnet_jax.training.programs import Programs
+from gnet_jax.training.record import MetricsFile
 from tests.tiny import tiny_batch, tiny_run
 
 
@@ -20,6 +22,7 @@ def diagnosed(tmp_path_factory):
     return run, workdir, [json.loads(line) for line in text.splitlines()], programs
 
 
+@pytest.mark.slow
 def test_a_run_is_diagnosed_every_so_many_steps(diagnosed):
     _, workdir, lines, _ = diagnosed
     assert [line["step"] for line in lines] == [0, 2]
@@ -32,6 +35,7 @@ def test_a_run_is_diagnosed_every_so_many_steps(diagnosed):
     assert all(0 <= share <= 1 for share in shares)
 
 
+@pytest.mark.slow
 def test_the_gradient_is_that_of_the_training_step(diagnosed):
     run, _, _, programs = diagnosed
     batch = tiny_batch(32)
@@ -49,6 +53,7 @@ def test_the_gradient_is_that_of_the_training_step(diagnosed):
     assert found["update_ratio/classifier"] == pytest.approx(ratio, rel=0.05)  # the bias is small
 
 
+@pytest.mark.slow
 def test_above_its_block_an_auxiliary_head_has_no_gradient(diagnosed):
     _, _, lines, _ = diagnosed
     assert lines[0]["grad_norm_aux4a/inception_5a"] == 0
@@ -56,6 +61,7 @@ def test_above_its_block_an_auxiliary_head_has_no_gradient(diagnosed):
     assert lines[0]["grad_norm_main/aux_4a"] == 0
 
 
+@pytest.mark.slow
 def test_diagnosing_leaves_the_run_as_it_is(diagnosed, tmp_path):
     run, workdir, _, programs = diagnosed
     config = dataclasses.replace(run.config, workdir=str(tmp_path), diagnose=None)
@@ -67,3 +73,34 @@ def test_diagnosing_leaves_the_run_as_it_is(diagnosed, tmp_path):
         return [line.get("train/loss", line.get("val/loss")) for line in lines]
 
     assert losses(tmp_path) == losses(workdir)
+
+
+def found_at(state, batch):
+    return {
+        "scalars": {"grad_norm/conv1": np.float32(state)},
+        "histograms": {"gradients/conv1": (np.ones(3, np.float32), np.linspace(-1, 1, 4))},
+    }
+
+
+def test_a_resumed_run_is_diagnosed_as_an_uninterrupted_one(tmp_path):
+    with Diagnostics(tmp_path, found_at, 2, 0) as diagnose:
+        for finished in range(6):
+            diagnose(finished, finished, {})
+    # killed, and resumed behind step 4: what was found from there on is found again
+    with Diagnostics(tmp_path, found_at, 2, 4) as diagnose:
+        for finished in range(4, 8):
+            diagnose(finished, finished, {})
+    lines = MetricsFile(tmp_path / "diagnostics.jsonl").read()
+    assert [(line["step"], line["grad_norm/conv1"]) for line in lines] == [
+        (0, 0.0), (2, 2.0), (4, 4.0), (6, 6.0),
+    ]  # fmt: skip
+    assert list((tmp_path / "tensorboard" / "diagnostics").iterdir())
+
+
+def test_without_an_interval_nothing_is_computed_or_written(tmp_path):
+    def never(state, batch):
+        raise AssertionError
+
+    with Diagnostics(tmp_path, never, None, 0) as diagnose:
+        diagnose(0, 0, {})
+    assert list(tmp_path.iterdir()) == []
