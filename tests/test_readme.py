@@ -15,7 +15,14 @@ from gnet_jax.model import googlenet
 ROOT = Path(__file__).parents[1]
 PAGES = {
     page: (ROOT / page).read_text()
-    for page in ("README.md", "docs/data.md", "docs/pods.md", "docs/pretrained.md", "docs/tfds.md")
+    for page in (
+        "README.md",
+        "docs/data.md",
+        "docs/performance.md",
+        "docs/pods.md",
+        "docs/pretrained.md",
+        "docs/tfds.md",
+    )
 }
 BLOCKS = [
     (page, header, text)
