@@ -85,7 +85,10 @@ def compile_cost(program: Program, chip: Chip) -> CompiledCost:
             compiler_options=OPTIONS.get(chip.platform),
         )
     except jax.errors.JaxRuntimeError as error:
-        raise out_of_memory(error, chip) from error
+        refused = out_of_memory(str(error), chip)
+        if refused is None:
+            raise
+        raise refused from error
     return read_cost(compiled, time.perf_counter() - start)
 
 
@@ -113,11 +116,11 @@ def read_cost(compiled: jax.stages.Compiled, seconds: float) -> CompiledCost:
     )
 
 
-def out_of_memory(error: Exception, chip: Chip) -> Exception:
-    """What to raise for `error`: itself, unless the compiler ran out of the device's memory."""
-    found = re.search(r"[Uu]sed ([\d.]+)([KMGT]) of ", str(error))
-    if "RESOURCE_EXHAUSTED" not in str(error) or found is None:
-        return error
+def out_of_memory(message: str, chip: Chip) -> OutOfMemoryError | None:
+    """The error that a compiler's message is, if a program needs more memory than a chip has."""
+    found = re.search(r"[Uu]sed ([\d.]+)([KMGT]) of ", message)
+    if "RESOURCE_EXHAUSTED" not in message or found is None:
+        return None
     needed = float(found[1]) * 1024 ** ("KMGT".index(found[2]) + 1)
     return OutOfMemoryError(
         f"the step needs {needed / 2**30:.1f} GiB a chip, and a {chip.name} has "

@@ -67,11 +67,16 @@ def instructions(text: str, entry: bool = False) -> Iterator[Instruction]:
 
 def collectives(text: str) -> tuple[Collective, ...]:
     """The collectives of a program by kind; of an asynchronous one the start counts."""
+    sizes: dict[str, int] = {}
     found: dict[str, list[int]] = {}
     for each in instructions(text):
+        sizes[each.name] = each.bytes
         kind = each.opcode.removesuffix("-start")
         if kind in COLLECTIVES:
-            found.setdefault(kind, []).append(each.bytes)
+            # The start of most kinds names its operands beside its results; a sum's does not.
+            named = each.opcode != kind and kind != "all-reduce"
+            given = sum(sizes.get(name, 0) for name in each.operands) if named else 0
+            found.setdefault(kind, []).append(each.bytes - given)
     return tuple(Collective(kind, len(sizes), sum(sizes)) for kind, sizes in sorted(found.items()))
 
 

@@ -17,6 +17,7 @@ from gnet_jax.config import check
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 SCRIPTS = ["tpu_vm.sh", "slurm.sbatch"]
+VALUES = {"--coordinator": "10.0.0.2:8476", "--num-processes": "8", "--process-id": "3"}
 FILES = [*SCRIPTS, "gke_jobset.yaml", "skypilot.yaml", "Dockerfile"]
 
 
@@ -41,7 +42,7 @@ def test_every_training_command_is_one_that_train_takes(name):
         assert arguments[0] == "imagenet_pod"
         assert "--workdir" in arguments  # the same one again goes on
         filled = [
-            re.sub(r"\$\w+", "7" if "process" in before else "10.0.0.2:8476", word)
+            re.sub(r"\$\w+", VALUES.get(before, ""), word)
             for before, word in zip(["", *arguments], arguments, strict=False)
         ]
         check(train.parse(filled))

@@ -119,14 +119,13 @@ def test_a_step_that_needs_more_than_a_chip_has_does_not_fit(plan, tmp_path):
     ],
 )
 def test_the_memory_that_is_missing_is_read_from_the_compilers_message(text, needed):
-    found = out_of_memory(RuntimeError(text), CHIP)
-    assert isinstance(found, OutOfMemoryError)
+    found = out_of_memory(text, CHIP)
+    assert found is not None
     assert found.needed == needed
 
 
-def test_other_errors_of_the_compiler_stay_what_they_are():
-    error = RuntimeError("INTERNAL: Used 1.0G of 2.0G")
-    assert out_of_memory(error, CHIP) is error
+def test_another_message_of_the_compiler_is_none_about_memory():
+    assert out_of_memory("INTERNAL: Used 1.0G of 2.0G", CHIP) is None
 
 
 def test_the_roofline_is_each_side_at_its_peak():

@@ -32,6 +32,8 @@ ENTRY %main.4 (p.0: f32[4,8]) -> (f32[4,8], f32[2]) {
   %all-reduce-start.6 = f32[10]{0} all-reduce-start(%p.0), replica_groups=[1,4]<=[4], to_apply=%add
   %all-reduce-done.6 = f32[10]{0} all-reduce-done(%all-reduce-start.6)
   %all-gather.7 = f32[16]{0} all-gather(%p.0), dimensions={0}
+  %all-gather-start.8 = (f32[4,8]{1,0}, f32[16,8]{1,0}) all-gather-start(%p.0), dimensions={0}
+  %all-gather-done.8 = f32[16,8]{1,0} all-gather-done(%all-gather-start.8)
   %custom-call.8 = (bf16[2]{0}, u8[64]{0}) custom-call(%p.1), custom_call_target="__cudnn$convForward"
   %custom-call.9 = bf16[2]{0} custom-call(%p.1), custom_call_target="Sharding"
   %fusion.10 = f32[2]{0} fusion(%p.0), kind=kLoop, calls=%add, backend_config={"window_config":{"estimated_cycles":"70"}}
@@ -51,7 +53,7 @@ def test_arrays_are_counted_in_their_own_size():
 
 def test_collectives_are_counted_by_kind_with_the_bytes_of_their_results():
     assert collectives(PROGRAM) == (
-        Collective("all-gather", 1, 64),
+        Collective("all-gather", 2, 64 + 16 * 8 * 4),
         Collective("all-reduce", 2, 4 * 8 * 4 + 2 * 4 + 10 * 4),
     )
 
@@ -61,6 +63,7 @@ def test_the_traffic_is_what_the_entry_reads_and_writes():
     copy = 2 * (16 * 4 * 2) + 4 + 16 * 4 * 2
     reductions = (128 + 8 + 2 * 128) + (40 + 128)
     rest = (64 + 128) + (4 + 64 + 256) + (4 + 256) + 2 * (8 + 128)
+    rest += 128 + 512 + 128
     assert traffic(PROGRAM) == fusion + copy + reductions + rest
 
 
