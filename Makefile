@@ -26,7 +26,7 @@ oracles: .venv/installed-dev
 	$(INSTALL) --editable '.[dev,oracles]'
 
 # The core of the tests on the oldest libraries that are allowed, and on the newest that there are.
-LOWEST := jax==0.7.2 jaxlib==0.7.2 flax==0.11.2 orbax-checkpoint==0.12.4 grain==0.2.12
+LOWEST := jax==0.7.2 jaxlib==0.7.2 flax==0.11.2 orbax-checkpoint==0.12.4 grain==0.2.15
 CORE := tests/model tests/training tests/inference tests/test_train.py
 
 bounds:

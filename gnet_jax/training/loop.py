@@ -67,8 +67,7 @@ def train(run: Run, workdir: Path, programs: Programs | None = None) -> Result:
         with watch.spent("restoring"):
             found = checkpoints.restore_newest(run.abstract_state())
             start, state = (0, run.initial_state()) if found is None else found
-        if main:
-            add_start(workdir, start)
+        together(lambda: add_start(workdir, start) if main else None)
         reporter = Reporter(
             workdir, start_step=start, total_steps=run.total_steps, enabled=main, watch=watch
         )

@@ -2,6 +2,7 @@ import dataclasses
 from functools import partial
 
 import jax
+import jax.experimental
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from tests.tiny import tiny_arch, tiny_variables
 
 GENERATOR = np.random.default_rng(0)
 POOLS = [(3, 2, 0), (2, 2, 0), (3, 1, 1), (2, 2, 1), (3, 3, 1)]
+# JAX 0.7 has it in another place.
+enable_x64 = getattr(jax, "enable_x64", None) or jax.experimental.enable_x64
 TOLERANCE = {jnp.float32: 1e-5, jnp.bfloat16: 2**-7}  # of the largest value
 
 
@@ -118,7 +121,7 @@ def test_the_network_and_all_its_gradients_are_the_plain_ones(variant, dtype):
 
     Batch norm over few pixels magnifies rounding tenfold, so there it is taken out of the way.
     """
-    with jax.enable_x64(dtype == jnp.float64):
+    with enable_x64(dtype == jnp.float64):
         (found, of_found), (expected, of_expected) = (
             jax.jit(jax.value_and_grad(partial(loss_of, model), (0, 1)))(
                 jax.tree.map(lambda x: jnp.asarray(x, dtype), tiny_variables(model)),
