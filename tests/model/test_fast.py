@@ -14,7 +14,7 @@ from tests.tiny import tiny_arch, tiny_variables
 GENERATOR = np.random.default_rng(0)
 POOLS = [(3, 2, 0), (2, 2, 0), (3, 1, 1), (2, 2, 1), (3, 3, 1)]
 # JAX 0.7 has it in another place.
-enable_x64 = getattr(jax, "enable_x64", None) or jax.experimental.enable_x64
+enable_x64 = (jax if hasattr(jax, "enable_x64") else jax.experimental).enable_x64
 TOLERANCE = {jnp.float32: 1e-5, jnp.bfloat16: 2**-7}  # of the largest value
 
 
