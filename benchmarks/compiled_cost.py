@@ -32,7 +32,6 @@ FORMS = {"plain": PLAIN, "fast": FAST}
 # name in the JSON: how the table calls it, its unit and the unit's name
 FIGURES: dict[str, tuple[str, float, str]] = {
     "bytes_per_image": ("traffic an image", 1e6, "MB"),
-    "entry_bytes_per_image": ("the same, each array of an instruction once", 1e6, "MB"),
     "flops_per_image": ("arithmetic an image", 1e9, "GFLOP"),
     "cycles": ("compiler's estimate of a step", 1e6, "Mcycles"),
     "temp_bytes": ("temporaries of a step", 1e9, "GB"),
@@ -60,7 +59,6 @@ def figures(cost: CompiledCost, images: int) -> dict[str, Any]:
     """What is reported of a program; None where its compiler does not say."""
     return {
         "bytes_per_image": cost.bytes / images,
-        "entry_bytes_per_image": cost.entry_bytes / images,
         "flops_per_image": None if cost.flops is None else cost.flops / images,
         "cycles": cost.cycles or None,
         "temp_bytes": cost.temp_bytes,

@@ -249,7 +249,6 @@ def toy_machine(monkeypatch):
         code_bytes=0,
         flops=1e9,
         bytes=1e6,
-        entry_bytes=10**6,
         cycles=0,
         collectives=(Collective("all-reduce", 3, 2**20),),
         fusions=7,

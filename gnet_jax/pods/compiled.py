@@ -46,7 +46,6 @@ class CompiledCost:
     code_bytes: int
     flops: float | None  # multiplications and additions; None where the compiler counts none
     bytes: float  # read and written
-    entry_bytes: int  # the same by another count: each array once that an instruction touches
     cycles: int  # that a TPU's compiler expects; 0 where it expects none
     collectives: tuple[Collective, ...]
     fusions: int
@@ -106,7 +105,6 @@ def read_cost(compiled: jax.stages.Compiled, seconds: float) -> CompiledCost:
         code_bytes=memory.generated_code_size_in_bytes,
         flops=counted.get("flops"),
         bytes=counted.get("bytes accessed") or traffic(text),
-        entry_bytes=traffic(text),
         cycles=estimated_cycles(text),
         collectives=collectives(text),
         fusions=fusions,
