@@ -1,4 +1,3 @@
-import itertools
 import json
 import os
 import signal
@@ -195,31 +194,6 @@ def test_the_first_command_trains_to_97_per_cent_with_both_heads_learning(tmp_pa
 
 
 SHORT = ("--epochs", "3", "--save-every-steps", "5")
-
-
-@pytest.mark.slow
-def test_kill_9_at_random_moments_ends_with_the_bits_of_the_uninterrupted_run(tmp_path):
-    """Shuffling, random crops and dropout are on, and saves are often under way."""
-    code, output = finish(start(tmp_path / "whole", *SHORT))
-    assert code == 0, output
-    generator = np.random.default_rng()
-    workdir = tmp_path / "killed"
-    for _ in range(3):
-        before = committed(workdir)
-        process = start(workdir, *SHORT)
-        wait_for_checkpoint(process, workdir, before)
-        time.sleep(generator.uniform(0, 0.5))
-        process.kill()
-        finish(process)
-    code, output = finish(start(workdir, *SHORT))
-    assert code == 0, output
-    starts = json.loads((workdir / "run.json").read_text())["starts"]
-    assert len(starts) == 4
-    assert all(a["step"] < b["step"] for a, b in itertools.pairwise(starts))
-    assert digest_of(workdir, *SHORT) == digest_of(tmp_path / "whole", *SHORT)
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    steps = [json.loads(line)["step"] for line in lines]
-    assert steps == sorted(steps)
 
 
 @pytest.mark.slow

@@ -230,7 +230,7 @@ def convolve(x_BHWC: jax.Array, kernel: jax.Array, strides, padding, **options: 
     dense = all(n == 1 for n in steps) and not grouped and not isinstance(padding, str)
     if dense and kernel.shape[:2] == (1, 1) and all(p == (0, 0) for p in padding):
         return lax.dot_general(x_BHWC, kernel[0, 0], (((3,), (0,)), ((), ())))
-    if dense and kernel.shape[:2] == (3, 3) and math.prod(x_BHWC.shape[:3]) >= LARGE:
+    if dense and kernel.shape[:2] == (3, 3) and _is_large(x_BHWC.shape):
         return _large_convolve(x_BHWC, kernel, tuple(padding))
     return lax.conv_general_dilated(x_BHWC, kernel, strides, padding, **options)
 
@@ -238,6 +238,12 @@ def convolve(x_BHWC: jax.Array, kernel: jax.Array, strides, padding, **options: 
 # B * H * W from which XLA's own gradient of a kernel is slow on a CPU: it gathers that many numbers
 # for every product, which then no longer fit into a core's cache.
 LARGE = 20_000
+
+
+def _is_large(shape: tuple[int, ...]) -> bool:
+    """Whether a batch of maps has `LARGE` places; one of any size, as in an export, has not."""
+    places = math.prod(shape[:3])
+    return isinstance(places, int) and places >= LARGE
 
 
 def _dense_convolve(x_BHWC, kernel, padding) -> jax.Array:

@@ -143,12 +143,12 @@ def prepare(config: Config, pretrained: Pretrained | None = None) -> Run:
     for what, source in (("train on", train), ("validate on", val)):
         if not len(source):
             raise DataError(f"{config.data.source} has no image to {what}; its split is empty")
+    program = make_program(config, train.class_names, len(train), mesh, pretrained)
     if train.class_names != val.class_names:
         odd = sorted(set(train.class_names) ^ set(val.class_names))
         raise ConfigError(
             f"the splits of {config.data.source} name different classes: {', '.join(odd[:5])}"
         )
-    program = make_program(config, train.class_names, len(train), mesh, pretrained)
     parts = {field.name: getattr(program, field.name) for field in dataclasses.fields(program)}
     return Run(**parts, train=train, val=val)
 

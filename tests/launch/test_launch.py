@@ -3,7 +3,6 @@
 None of them can be run here.
 """
 
-import importlib.util
 import re
 import shlex
 import subprocess
@@ -30,10 +29,6 @@ def commands(name):
     return [shlex.split(each) for each in found]
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("gnet_jax.config.launch") is None,
-    reason="train.py does not take --distributed yet",
-)
 @pytest.mark.parametrize("name", FILES)
 def test_every_training_command_is_one_that_train_takes(name):
     given = commands(name)
