@@ -31,7 +31,7 @@ BASE = Config(
 
 
 def get_sweep():
-    nan = dataclasses.replace(BASE, optim=OptimConfig(learning_rate=1e30))
+    nan = dataclasses.replace(BASE, optim=OptimConfig(learning_rate=1e30), max_bad_steps=1)
     large = dataclasses.replace(BASE, batch_size=2**28)
     return Sweep({"nan": nan, "large": large, "good": BASE}, seeds=2)
 '''
