@@ -41,7 +41,8 @@ def test_the_gradient_is_that_of_the_training_step(diagnosed):
     batch = tiny_batch(32)
     found = jax.device_get(programs.diagnose_step(run)(run.initial_state(), batch))["scalars"]
     norms = [value for name, value in found.items() if name.startswith("grad_norm/")]
-    placed = jax.device_put(batch, programs.train_step(run).input_shardings[0][1])
+    voted = batch | {"stop": np.zeros(run.mesh.size, np.int32)}
+    placed = jax.device_put(voted, programs.train_step(run).input_shardings[0][1])
     before = run.initial_state()
     old = jax.device_get(before.params)
     after, metrics = programs.train_step(run)(before, placed)
