@@ -6,15 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
-from tensorboardX.summary import scalar
+from tensorboardX.summary import histogram_raw, scalar
 
 _messages: Any = event_pb2  # its classes come into being on import, unseen by type checkers
 
 
 class Board:
-    """Scalars in the folder `folder`.
+    """Scalars and histograms in the folder `folder`.
 
     tensorboardX's own `SummaryWriter` writes in a thread, which a full disk ends; its queue then
     blocks the run. Points of earlier event files from `purge_step` on are hidden.
@@ -25,8 +26,18 @@ class Board:
         self._purge_step = purge_step
         self._writer: EventsWriter | None = None
 
-    def add(self, step: int, values: Mapping[str, float]) -> None:
+    def add(
+        self,
+        step: int,
+        values: Mapping[str, float],
+        histograms: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None,
+    ) -> None:
         """Add one point to the curve of each value.
+
+        Args:
+            step: of the point.
+            values: by name.
+            histograms: (counts (N,), edges (N + 1,)) by name.
 
         Raises:
             OSError: if they cannot be written; the next call begins another file.
@@ -34,8 +45,9 @@ class Board:
         try:
             if self._writer is None:
                 self._writer = self._begun()
-            for name, value in values.items():
-                summary = scalar(name, value)
+            summaries = [scalar(name, value) for name, value in values.items()]
+            summaries += [_histogram(name, *each) for name, each in (histograms or {}).items()]
+            for summary in summaries:
                 self._writer.write_event(
                     _messages.Event(step=step, wall_time=time.time(), summary=summary)
                 )
@@ -57,3 +69,17 @@ class Board:
         """Finish the file."""
         if self._writer is not None:
             self._writer.close()
+
+
+def _histogram(name: str, counts: np.ndarray, edges: np.ndarray) -> Any:
+    middles = (edges[1:] + edges[:-1]) / 2
+    return histogram_raw(
+        name,
+        min=float(edges[0]),
+        max=float(edges[-1]),
+        num=int(counts.sum()),
+        sum=float(counts @ middles),
+        sum_squares=float(counts @ middles**2),
+        bucket_limits=edges[1:].tolist(),
+        bucket_counts=counts.tolist(),
+    )

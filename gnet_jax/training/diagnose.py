@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import traverse_util
-from tensorboardX import SummaryWriter
 
 from gnet_jax.config import LossConfig
 from gnet_jax.data import Labels
 from gnet_jax.model import GoogLeNet
+from gnet_jax.training.board import Board
 from gnet_jax.training.optimizer import Optimizer
 from gnet_jax.training.record import MetricsFile
 from gnet_jax.training.step import TrainState, cross_entropy, head_names, step_keys
@@ -120,20 +120,24 @@ class Diagnostics:
         step: the compiled `(state, batch)` program of `diagnose`.
         every: steps from one diagnosis to the next; None for none at all.
         start: finished steps of the run.
+        tell: is told what a full disk keeps from being written.
     """
 
     def __init__(
-        self, workdir: Path, step: Callable[..., Any], every: int | None, start: int
+        self,
+        workdir: Path,
+        step: Callable[..., Any],
+        every: int | None,
+        start: int,
+        tell: Callable[[str], None],
     ) -> None:
-        self._step, self._every = step, every
-        self._board: SummaryWriter | None = None
+        self._step, self._every, self._tell = step, every, tell
+        self._board: Board | None = None
         self._file = MetricsFile(workdir / FILE)
         if every is not None and jax.process_index() == 0:
             if self._file.path.is_file():
                 self._file.forget_after(start - 1)
-            self._board = SummaryWriter(
-                str(workdir / "tensorboard" / "diagnostics"), purge_step=start
-            )
+            self._board = Board(workdir / "tensorboard" / "diagnostics", start)
 
     def __enter__(self) -> Self:
         return self
@@ -155,27 +159,17 @@ class Diagnostics:
         if self._board is None:
             return
         scalars = {name: value.item() for name, value in found["scalars"].items()}
-        self._file.append(finished, scalars)
-        for name, value in scalars.items():
-            self._board.add_scalar(name, value, finished)
-        for name, (counts, edges) in found["histograms"].items():
-            _add_histogram(self._board, name, counts, edges, finished)
-
-
-def _add_histogram(
-    board: SummaryWriter, name: str, counts: np.ndarray, edges: np.ndarray, step: int
-) -> None:
-    if not np.isfinite(edges).all():
-        return  # the loop says what is wrong with such numbers, and stops
-    middles = (edges[1:] + edges[:-1]) / 2
-    board.add_histogram_raw(
-        name,
-        min=float(edges[0]),
-        max=float(edges[-1]),
-        num=int(counts.sum()),
-        sum=float(counts @ middles),
-        sum_squares=float(counts @ middles**2),
-        bucket_limits=edges[1:].tolist(),
-        bucket_counts=counts.tolist(),
-        global_step=step,
-    )
+        # Of numbers that are not finite the loop says what is wrong, and stops.
+        histograms = {
+            name: (counts, edges)
+            for name, (counts, edges) in found["histograms"].items()
+            if np.isfinite(edges).all()
+        }
+        try:
+            self._file.append(finished, scalars)
+            self._board.add(finished, scalars, histograms)
+        except OSError as error:
+            self._tell(
+                f"warning: the diagnosis behind step {finished} could not be logged "
+                f"({error.strerror or error})"
+            )

@@ -79,7 +79,7 @@ def train(run: Run, workdir: Path, programs: Programs | None = None) -> Result:
                 reporter.say(f"resuming behind step {start} of {run.total_steps}")
             programs, vote = programs or Programs(), Vote(run.mesh, request)
             probe = programs.diagnose_step(run)
-            with Diagnostics(workdir, probe, config.diagnose, start) as diagnose:
+            with Diagnostics(workdir, probe, config.diagnose, start, reporter.say) as diagnose:
                 state, val, heads = _steps(
                     run,
                     programs,

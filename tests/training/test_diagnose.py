@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import json
 
 import jax
@@ -84,11 +85,11 @@ def found_at(state, batch):
 
 
 def test_a_resumed_run_is_diagnosed_as_an_uninterrupted_one(tmp_path):
-    with Diagnostics(tmp_path, found_at, 2, 0) as diagnose:
+    with Diagnostics(tmp_path, found_at, 2, 0, print) as diagnose:
         for finished in range(6):
             diagnose(finished, finished, {})
     # killed, and resumed behind step 4: what was found from there on is found again
-    with Diagnostics(tmp_path, found_at, 2, 4) as diagnose:
+    with Diagnostics(tmp_path, found_at, 2, 4, print) as diagnose:
         for finished in range(4, 8):
             diagnose(finished, finished, {})
     lines = MetricsFile(tmp_path / "diagnostics.jsonl").read()
@@ -102,6 +103,19 @@ def test_without_an_interval_nothing_is_computed_or_written(tmp_path):
     def never(state, batch):
         raise AssertionError
 
-    with Diagnostics(tmp_path, never, None, 0) as diagnose:
+    with Diagnostics(tmp_path, never, None, 0, print) as diagnose:
         diagnose(0, 0, {})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_told_and_the_run_goes_on(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    told = []
+    with Diagnostics(tmp_path, found_at, 2, 0, told.append) as diagnose:
+        monkeypatch.setattr(MetricsFile, "append", full)
+        diagnose(0, 0, {})
+    assert told == [
+        "warning: the diagnosis behind step 0 could not be logged (No space left on device)"
+    ]
