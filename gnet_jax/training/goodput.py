@@ -11,7 +11,7 @@ KINDS: tuple[str, ...] = (
     "waiting for data",
     "saving",
     "evaluating",
-    "restoring",
+    "starting",
 )
 LOST = "lost to restarts"
 _KEPT_SAVES = 20

@@ -64,7 +64,7 @@ def train(run: Run, workdir: Path, programs: Programs | None = None) -> Result:
         checkpoints = held.enter_context(
             Checkpoints(workdir / "checkpoints", config.keep_latest, watch=watch)
         )
-        with watch.spent("restoring"):
+        with watch.spent("starting"):
             found = checkpoints.restore_newest(run.abstract_state())
             start, state = (0, run.initial_state()) if found is None else found
         together(lambda: add_start(workdir, start) if main else None)
