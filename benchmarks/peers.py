@@ -14,8 +14,8 @@ and onnxruntime (see benchmarks/README.md). Compared are, in float32,
 
 The JSON keeps medians of wall and CPU seconds a call, versions, threads, and `ratios`: images a
 second here over the peer's, by the wall clock and (`cpu_ratios`) per second of CPU time.
-`--without-ynn` times ours a second time, compiled with the XLA option that keeps operations from
-the library YNNPACK; jaxlibs that do not know the option refuse it.
+`--with-ynn` times ours a second time, compiled with XLA's defaults, which hand operations to the
+library YNNPACK (`gnet_jax.training.sharding.xla_options`).
 """
 
 import argparse
@@ -35,17 +35,15 @@ from gnet_jax.config import LossConfig, OptimConfig, Preprocessing
 from gnet_jax.data import Labels
 from gnet_jax.model import GoogLeNet, architecture, init_variables, strip_aux
 from gnet_jax.training.optimizer import make_optimizer
+from gnet_jax.training.sharding import xla_options
 from gnet_jax.training.step import create_state, train_step
 from gnet_jax.weights import ModelFolder
 from gnet_jax.weights.export import export
 
 Options = dict[str, bool | int | str]  # of XLA
-WITHOUT_YNN: Options = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
 
-def training(
-    model: GoogLeNet, variables: Any, batch: int, size: int, options: Options | None = None
-) -> Timer:
+def training(model: GoogLeNet, variables: Any, batch: int, size: int, options: Options) -> Timer:
     """Times one step after another, on the same images."""
     optimizer = make_optimizer(OptimConfig(), steps_per_epoch=100, total_steps=1000)
     # A copy: a step takes its state's memory.
@@ -70,9 +68,7 @@ def training(
     return timer(run)
 
 
-def forward(
-    model: GoogLeNet, variables: Any, batch: int, size: int, options: Options | None = None
-) -> Timer:
+def forward(model: GoogLeNet, variables: Any, batch: int, size: int, options: Options) -> Timer:
     """Times the logits of a batch."""
     x_BHWC = jax.device_put(images_of(batch, size))
     without_heads = {group: strip_aux(tree) for group, tree in variables.items()}
@@ -112,7 +108,9 @@ def main() -> None:
     for name, value in facts.items():
         print(f"{name}: {value}")
 
-    ways = {"ours": None} | ({"without_ynn": WITHOUT_YNN} if a.without_ynn else {})
+    ways: dict[str, Options] = {"ours": xla_options("cpu")} | (
+        {"with_ynn": {}} if a.with_ynn else {}
+    )
     timers: dict[str, Timer] = {}
     for batch in a.batches:
         for way, options in ways.items():
@@ -175,7 +173,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32], help="of forward")
     parser.add_argument("--train-batch", type=int, default=32)
     parser.add_argument("--size", type=int, default=224, help="side of the images, in pixels")
-    parser.add_argument("--without-ynn", action="store_true", help="time ours without YNNPACK too")
+    parser.add_argument("--with-ynn", action="store_true", help="time ours with YNNPACK too")
     parser.add_argument("--threads", type=int, default=machine()["cores"], help="of the peers")
     return parser.parse_args()
 

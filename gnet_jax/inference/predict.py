@@ -18,7 +18,14 @@ from gnet_jax.data import preprocess
 from gnet_jax.data.decode import ImageError, central_crop
 from gnet_jax.inference.images import Picture
 from gnet_jax.model import GoogLeNet, strip_aux
-from gnet_jax.training.sharding import data_mesh, put_state, replicated, split
+from gnet_jax.training.sharding import (
+    data_mesh,
+    platform_of,
+    put_state,
+    replicated,
+    split,
+    xla_options,
+)
 
 Program = Callable[[Any, np.ndarray], jax.Array]
 
@@ -121,7 +128,12 @@ def _program(model: GoogLeNet, preprocessing: Preprocessing) -> Program:
 
     mesh = data_mesh(jax.local_devices())
     whole, parts = replicated(mesh), split(mesh)
-    program = jax.jit(logits_of, in_shardings=(whole, parts), out_shardings=parts)
+    program = jax.jit(
+        logits_of,
+        in_shardings=(whole, parts),
+        out_shardings=parts,
+        compiler_options=xla_options(platform_of(mesh)),
+    )
     _programs.append((model, preprocessing, program))
     return program
 

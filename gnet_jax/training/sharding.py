@@ -1,5 +1,6 @@
 """The only module that names devices: one mesh axis, the batch split over it, the state on all."""
 
+import functools
 import math
 import os
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -13,6 +14,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from gnet_jax.config import ConfigError
 
 AXIS = "data"
+# jaxlib gives convolutions and products on CPUs to the library YNNPACK where this lists their
+# kinds; XLA's own are faster for this network (benchmarks/peers.py --with-ynn).
+YNN = "xla_cpu_experimental_ynn_fusion_type"
 
 
 def data_mesh(devices: Sequence[Any] | None = None) -> Mesh:
@@ -29,6 +33,34 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def split(mesh: Mesh) -> NamedSharding:
     """The sharding of a batch: its first axis divided over the devices."""
     return NamedSharding(mesh, PartitionSpec(AXIS))
+
+
+def platform_of(mesh: Mesh) -> str:
+    """What the mesh's devices are: "cpu", "gpu" or "tpu"."""
+    return mesh.devices.flat[0].platform
+
+
+def xla_options(platform: str) -> dict[str, Any]:
+    """The options that XLA compiles the network with on a platform ("cpu", "gpu", "tpu").
+
+    On CPUs YNNPACK is left out, where this jaxlib has it and XLA_FLAGS does not speak of it.
+    """
+    if platform == "cpu" and YNN not in os.environ.get("XLA_FLAGS", "") and _knows_ynn():
+        return {YNN: ""}
+    return {}
+
+
+@functools.cache
+def _knows_ynn() -> bool:
+    """Whether this jaxlib has the option; older ones refuse it, and some later one may again."""
+    try:
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+            jax.jit(lambda x: x, compiler_options={YNN: ""}).lower(0).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "No such compile option" in str(error):
+            return False
+        raise
+    return True
 
 
 def check_batch_size(name: str, batch_size: int, mesh: Mesh, parts: int = 1) -> None:
@@ -81,7 +113,7 @@ def compile_train_step(
         step: the pure step, on global arrays.
         state, batch: concrete or abstract (`jax.ShapeDtypeStruct`); the batch's shapes are global.
         manual: `step` is for one device's share of the batch, and averages over `AXIS` itself.
-        compiler_options: of XLA, where its defaults will not do.
+        compiler_options: of XLA, in place of `xla_options` of the mesh's platform.
     """
     whole, parts = replicated(mesh), split(mesh)
     if manual:
@@ -96,13 +128,20 @@ def compile_train_step(
     jitted = jax.jit(
         step, in_shardings=(whole, parts), out_shardings=(whole, whole), donate_argnums=0
     )
+    if compiler_options is None:
+        compiler_options = xla_options(platform_of(mesh))
     return jitted.lower(state, batch).compile(compiler_options)
 
 
 def compile_eval_step(mesh: Mesh, step: Callable[..., Any]) -> Callable[..., Any]:
     """`step(state, batch)` jitted for the mesh; it compiles at its first call."""
     whole = replicated(mesh)
-    return jax.jit(step, in_shardings=(whole, split(mesh)), out_shardings=whole)
+    return jax.jit(
+        step,
+        in_shardings=(whole, split(mesh)),
+        out_shardings=whole,
+        compiler_options=xla_options(platform_of(mesh)),
+    )
 
 
 def pmap_train_step(
