@@ -20,8 +20,8 @@ from gnet_jax.lab.heads import HeadEvaluator
 from gnet_jax.lab.ledger import network_ledger
 from gnet_jax.lab.sweep import Cell
 from gnet_jax.training.checkpoint import Checkpoints
+from gnet_jax.training.compiled_steps import CompiledSteps
 from gnet_jax.training.loop import train
-from gnet_jax.training.programs import Programs
 from gnet_jax.training.record import BusyError, MetricsFile, locked, open_workdir
 from gnet_jax.training.run import Run, model_of
 from gnet_jax.weights.start import prepare_run
@@ -42,7 +42,7 @@ class Bench:
 
     def __init__(self, config: Config) -> None:
         self._run = prepare_run(config)
-        self._programs = Programs()
+        self._compiled = CompiledSteps()
         self._evaluate_heads = HeadEvaluator(self._run)
 
     def run(self, cell: Cell) -> dict[str, Any]:
@@ -65,10 +65,10 @@ class Bench:
         workdir = open_workdir(own, fingerprints)
         with locked(workdir):  # not to compile for a run that another process has
             pass
-        memory = step_memory(self._programs.train_step(run))
+        memory = step_memory(self._compiled.train_step(run))
         check_memory(memory, run)
         with (workdir / LOG_FILE).open("a") as log, contextlib.redirect_stdout(log):
-            ended = train(run, workdir, self._programs)
+            ended = train(run, workdir, self._compiled)
         if ended.signal is not None:
             raise StoppedError(ended.signal, cell)
         with Checkpoints(workdir / "checkpoints", own.keep_latest) as checkpoints:

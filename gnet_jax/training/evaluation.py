@@ -7,9 +7,9 @@ import numpy as np
 
 from gnet_jax.data import eval_batches
 from gnet_jax.training.agreement import together
+from gnet_jax.training.compiled_steps import CompiledSteps
 from gnet_jax.training.damage import Damage
 from gnet_jax.training.guard import TrainingError
-from gnet_jax.training.programs import Programs
 from gnet_jax.training.run import Run
 from gnet_jax.training.sharding import put_batches
 from gnet_jax.training.step import TrainState
@@ -19,9 +19,9 @@ from gnet_jax.training.stop import Spared, Vote
 class Evaluator:
     """Counts the whole validation set, every example once; compiles at its first call."""
 
-    def __init__(self, run: Run, programs: Programs, damage: Damage, vote: Vote) -> None:
+    def __init__(self, run: Run, compiled: CompiledSteps, damage: Damage, vote: Vote) -> None:
         self._run, self._damage, self._vote = run, damage, vote
-        self._step = programs.eval_step(run)
+        self._step = compiled.eval_step(run)
 
     def __call__(self, step: int, state: TrainState) -> dict[str, float]:
         """`val/count`, `val/top1`, `val/top5` (shares of 1) and `val/loss` for `state`.

@@ -11,6 +11,7 @@ KINDS: tuple[str, ...] = (
     "waiting for data",
     "saving",
     "evaluating",
+    "diagnosing",
     "starting",
 )
 LOST = "lost to restarts"

@@ -13,6 +13,7 @@ import jax
 from gnet_jax.config import UserError
 from gnet_jax.training.agreement import together
 from gnet_jax.training.checkpoint import Checkpoints
+from gnet_jax.training.compiled_steps import CompiledSteps
 from gnet_jax.training.damage import Damage
 from gnet_jax.training.diagnose import Diagnostics
 from gnet_jax.training.evaluation import Evaluator
@@ -20,7 +21,6 @@ from gnet_jax.training.feed import training_batches
 from gnet_jax.training.goodput import Stopwatch
 from gnet_jax.training.guard import DeadHeadGuard, TrainingError, patience_of
 from gnet_jax.training.hosts import ending_together
-from gnet_jax.training.programs import Programs
 from gnet_jax.training.record import add_start, locked
 from gnet_jax.training.report import Meter, Reporter, duration
 from gnet_jax.training.run import Run
@@ -44,10 +44,10 @@ class Result:
     goodput: dict[str, float]  # seconds by what they went into, over all starts
 
 
-def train(run: Run, workdir: Path, programs: Programs | None = None) -> Result:
+def train(run: Run, workdir: Path, compiled: CompiledSteps | None = None) -> Result:
     """Train from the newest checkpoint in `workdir`, or from the start, to the run's last step.
 
-    `programs` may be those of a run that differs in its seed alone; None compiles anew.
+    `compiled` may be those of a run that differs in its seed alone; None compiles anew.
 
     Raises:
         TrainingError: when too many steps in a row are not finite; a replay file is left. When
@@ -77,21 +77,11 @@ def train(run: Run, workdir: Path, programs: Programs | None = None) -> Result:
             checkpoints.tell = reporter.say
             if 0 < start < run.total_steps:
                 reporter.say(f"resuming behind step {start} of {run.total_steps}")
-            programs, vote = programs or Programs(), Vote(run.mesh, request)
-            probe = programs.diagnose_step(run)
+            vote, compiled = Vote(run.mesh, request), compiled or CompiledSteps()
+            probe = compiled.diagnose_step(run)
             with Diagnostics(workdir, probe, config.diagnose, start, reporter.say) as diagnose:
-                state, val, heads = _steps(
-                    run,
-                    programs,
-                    state,
-                    start,
-                    checkpoints,
-                    reporter,
-                    damage,
-                    skipped,
-                    vote,
-                    diagnose,
-                )
+                loop = _Loop(run, compiled, checkpoints, reporter, damage, skipped, vote, diagnose)
+                state = loop.run_from(start, state)
         step = int(state.step)
         checkpoints.save(step, state)
         checkpoints.wait()
@@ -105,8 +95,8 @@ def train(run: Run, workdir: Path, programs: Programs | None = None) -> Result:
         return Result(
             step=step,
             signal=vote.code or None,
-            val=val,
-            heads=heads,
+            val=loop.val,
+            heads=loop.heads,
             best=None if best is None else (best, scores[best]),
             checkpoint=checkpoints.folder / str(step if best is None else best),
             seconds=time.perf_counter() - began,
@@ -114,104 +104,135 @@ def train(run: Run, workdir: Path, programs: Programs | None = None) -> Result:
         )
 
 
-def _steps(
-    run: Run,
-    programs: Programs,
-    state: TrainState,
-    start: int,
-    checkpoints: Checkpoints,
-    reporter: Reporter,
-    damage: Damage,
-    skipped: SkippedSteps,
-    vote: Vote,
-    diagnose: Diagnostics,
-) -> tuple[TrainState, dict[str, float], dict[str, float]]:
-    """Every step from `start` on: the final state, its evaluation, the last training metrics."""
-    config, total = run.config, run.total_steps
-    val: dict[str, float] = {}
-    heads: dict[str, float] = {}
-    evaluate = Evaluator(run, programs, damage, vote)
+@dataclasses.dataclass
+class _Loop:
+    """A run's steps, from some step on, with all that watches them."""
 
-    def evaluation_due(step: int) -> bool:
-        return step == total or _crosses(step, config.eval_every_epochs * run.steps_per_epoch)
+    run: Run
+    compiled: CompiledSteps
+    checkpoints: Checkpoints
+    reporter: Reporter
+    damage: Damage
+    skipped: SkippedSteps
+    vote: Vote
+    diagnose: Diagnostics
+    val: dict[str, float] = dataclasses.field(default_factory=dict)  # of the last evaluation
+    heads: dict[str, float] = dataclasses.field(default_factory=dict)  # the last that was reported
+    best: float = -1.0  # top-1 of the best evaluation, this start's and those that are kept
 
-    def read(number: int, metrics: Any, batch: Any, state: TrainState) -> dict[str, float]:
-        return skipped.read(number, vote.read(number, metrics), batch, state)
+    def run_from(self, start: int, state: TrainState) -> TrainState:
+        """The state after the run's last step, or after that at which it was asked to stop."""
+        config, total = self.run.config, self.run.total_steps
+        reporter, vote = self.reporter, self.vote
+        evaluate = Evaluator(self.run, self.compiled, self.damage, vote)
+        # It was stopped between a step and that step's evaluation.
+        if start and self._evaluation_due(start) and start not in self.checkpoints.top1():
+            with reporter.watch.spent("evaluating"):
+                self.val = evaluate(start, state)
+            if self.val:
+                reporter.evaluation(start, self.val, best=False)
+        if start >= total or vote.code:
+            return state
+        self.best = max(self.checkpoints.top1().values(), default=-1.0)
+        step_fn = self._compiled_step()
+        batches = _train_batches(self.run, start, self.damage)
+        with self._kept(start, state), reporter.watch.spent("waiting for data"):
+            ahead = Ahead(batches, start, total, self.damage)
+        meter, pending, guard = Meter(), None, _guard(self.run)
+        for step in range(start + 1, total + 1):
+            with reporter.watch.spent("waiting for data"):
+                batch = ahead.take()
+            with meter.paused(), reporter.watch.spent("diagnosing"):
+                self.diagnose(step - 1, state, batch)
+            state, metrics = step_fn(state, batch | vote.flag(ahead.fault))
+            # The metrics of the step before are fetched while the device works on this one.
+            if pending is not None:
+                meter.add(self._read(*pending, state))
+            pending = (step, metrics, batch)
+            self.checkpoints.check()
 
-    # It was stopped between a step and that step's evaluation.
-    if start and evaluation_due(start) and start not in checkpoints.top1():
-        with reporter.watch.spent("evaluating"):
-            val = evaluate(start, state)
-        if val:
-            reporter.evaluation(start, val, best=False)
-    if start >= total or vote.code:
-        return state, val, heads
-    best = max(checkpoints.top1().values(), default=-1.0)
-    reporter.say("compiling the training step, about a minute the first time ...")
-    compiling = time.perf_counter()
-    with reporter.watch.spent("compiling"):
-        step_fn = programs.train_step(run)
-    reporter.say(f"compiled in {duration(time.perf_counter() - compiling)}")
-
-    batches = _train_batches(run, start, damage)
-    with _kept(checkpoints, start, state), reporter.watch.spent("waiting for data"):
-        ahead = Ahead(batches, start, total, damage)
-    meter, pending, guard = Meter(), None, _guard(run)
-    for step in range(start + 1, total + 1):
-        with reporter.watch.spent("waiting for data"):
-            batch = ahead.take()
-        paused = time.perf_counter()
-        diagnose(step - 1, state, batch)
-        meter.pause(time.perf_counter() - paused)
-        state, metrics = step_fn(state, batch | vote.flag(ahead.fault))
-        # The metrics of the step before are fetched while the device works on this one.
-        if pending is not None:
-            meter.add(read(*pending, state))
-        pending = (step, metrics, batch)
-        checkpoints.check()
-
-        save_due = step % config.save_every_steps == 0
-        stopping = vote.ends(step) and step < total
-        due = evaluation_due(step)
-        log_due = step % config.log_every_steps == 0 or step == total
-        if log_due or due or save_due or stopping or skipped.on_the_brink:
-            meter.add(read(*pending, state))
-            pending = None
-        if log_due:
-            means, seconds = meter.read()
-            heads = {f"train/{name}": value for name, value in means.items()}
-            heads["train/skipped_steps"] = skipped.count
-            heads["data/bad_records"] = len(damage.train)
-            heads["perf/images_per_sec"] = config.batch_size / seconds
-            heads["perf/images_per_sec_per_chip"] = config.batch_size / seconds / run.mesh.size
-            reporter.training(step, heads, (total - step) * seconds)
-            watched = config.dead_heads != "ignore" and math.isfinite(means["loss"])
-            problem = guard.read(step, means) if watched else None
-            if problem is not None:
-                reporter.say(f"warning: step {step}: {problem}")
-                if config.dead_heads == "stop":
-                    checkpoints.save(step, state)
-                    raise TrainingError(f"step {step}: {problem}. The step is saved")
-        if stopping:
-            with _kept(checkpoints, step, state):
-                together(ahead.check)
-            break
-        paused = time.perf_counter()
-        if due:
-            with _kept(checkpoints, step, state), reporter.watch.spent("evaluating"):
-                val = evaluate(step, state)
-            if not val:
+            save_due = step % config.save_every_steps == 0
+            stopping = vote.ends(step) and step < total
+            due = self._evaluation_due(step)
+            log_due = step % config.log_every_steps == 0 or step == total
+            if log_due or due or save_due or stopping or self.skipped.on_the_brink:
+                meter.add(self._read(*pending, state))
+                pending = None
+            if log_due:
+                self._report(step, state, *meter.read(), guard)
+            if stopping:
+                with self._kept(step, state):
+                    together(ahead.check)
                 break
-            reporter.evaluation(step, val, val["val/top1"] >= best)
-            best = max(best, val["val/top1"])
-            checkpoints.save(step, state, val["val/top1"])
-        elif save_due:
-            checkpoints.save(step, state)
-        if due or save_due:
-            reporter.account(step)
-        meter.pause(time.perf_counter() - paused)
-    batches.close()  # on an error the generator goes with this frame
-    return state, val, heads
+            with meter.paused():
+                if due and not self._evaluated(evaluate, step, state):
+                    break
+                if save_due and not due:
+                    self.checkpoints.save(step, state)
+                if due or save_due:
+                    reporter.account(step)
+        batches.close()  # on an error the generator goes with this frame
+        return state
+
+    def _compiled_step(self) -> jax.stages.Compiled:
+        self.reporter.say("compiling the training step, about a minute the first time ...")
+        began = time.perf_counter()
+        with self.reporter.watch.spent("compiling"):
+            step_fn = self.compiled.train_step(self.run)
+        self.reporter.say(f"compiled in {duration(time.perf_counter() - began)}")
+        return step_fn
+
+    def _evaluation_due(self, step: int) -> bool:
+        every = self.run.config.eval_every_epochs * self.run.steps_per_epoch
+        return step == self.run.total_steps or _crosses(step, every)
+
+    def _read(self, number: int, metrics: Any, batch: Any, state: TrainState) -> dict[str, float]:
+        return self.skipped.read(number, self.vote.read(number, metrics), batch, state)
+
+    def _report(
+        self,
+        step: int,
+        state: TrainState,
+        means: dict[str, float],
+        seconds: float,
+        guard: DeadHeadGuard,
+    ) -> None:
+        """Report the means over the last steps, each of which took `seconds`."""
+        config = self.run.config
+        heads = {f"train/{name}": value for name, value in means.items()}
+        heads["train/skipped_steps"] = self.skipped.count
+        heads["data/bad_records"] = len(self.damage.train)
+        heads["perf/images_per_sec"] = config.batch_size / seconds
+        heads["perf/images_per_sec_per_chip"] = config.batch_size / seconds / self.run.mesh.size
+        self.heads = heads
+        self.reporter.training(step, heads, (self.run.total_steps - step) * seconds)
+        watched = config.dead_heads != "ignore" and math.isfinite(means["loss"])
+        problem = guard.read(step, means) if watched else None
+        if problem is not None:
+            self.reporter.say(f"warning: step {step}: {problem}")
+            if config.dead_heads == "stop":
+                self.checkpoints.save(step, state)
+                raise TrainingError(f"step {step}: {problem}. The step is saved")
+
+    def _evaluated(self, evaluate: Evaluator, step: int, state: TrainState) -> bool:
+        """Evaluate and save; False, and nothing saved, where all were asked to stop meanwhile."""
+        with self._kept(step, state), self.reporter.watch.spent("evaluating"):
+            val = evaluate(step, state)
+        self.val = val
+        if val:
+            self.reporter.evaluation(step, val, val["val/top1"] >= self.best)
+            self.best = max(self.best, val["val/top1"])
+            self.checkpoints.save(step, state, val["val/top1"])
+        return bool(val)
+
+    @contextlib.contextmanager
+    def _kept(self, step: int, state: TrainState) -> Iterator[None]:
+        """Save `state`, which is that of `step`, where the data turn out unfit: it is good."""
+        try:
+            yield
+        except UserError:
+            self.checkpoints.save(step, state)
+            raise
 
 
 def _train_batches(run: Run, start: int, damage: Damage) -> Generator[Any, None, None]:
@@ -233,16 +254,6 @@ def _guard(run: Run) -> DeadHeadGuard:
         warmup=round(run.config.optim.warmup_epochs * run.steps_per_epoch),
         patience=patience_of(run.steps_per_epoch),
     )
-
-
-@contextlib.contextmanager
-def _kept(checkpoints: Checkpoints, step: int, state: TrainState) -> Iterator[None]:
-    """Save `state`, which is that of `step`, where the data turn out unfit: it is good."""
-    try:
-        yield
-    except UserError:
-        checkpoints.save(step, state)
-        raise
 
 
 def _crosses(step: int, interval: float) -> bool:

@@ -5,7 +5,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -182,9 +182,12 @@ class Meter:
         self._good += not skipped
         self._steps += 1
 
-    def pause(self, seconds: float) -> None:
-        """Leave out time that was not spent on steps: evaluation, saving."""
-        self._paused += seconds
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out the time of what is no step: evaluation, saving, diagnosing."""
+        began = time.perf_counter()
+        yield
+        self._paused += time.perf_counter() - began
 
     def read(self) -> tuple[dict[str, float], float]:
         """The means, and seconds a step; then begin anew. NaN where no step was taken in."""

@@ -39,14 +39,14 @@ def swept(tmp_path_factory):
     patch = pytest.MonkeyPatch()
     patch.setattr(ablate, "prepare_run", three_blocks)
     compiled = []
-    of_run = ablate.Programs.train_step
+    of_run = ablate.CompiledSteps.train_step
 
     def counted(self, run):
         if self._train is None:
             compiled.append(Path(run.config.workdir).parent.name)
         return of_run(self, run)
 
-    patch.setattr(ablate.Programs, "train_step", counted)
+    patch.setattr(ablate.CompiledSteps, "train_step", counted)
     ablate.run_cells(cells, said.append)
     yield cells, said, compiled
     patch.undo()

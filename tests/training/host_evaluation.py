@@ -15,10 +15,10 @@ from jax.sharding import Mesh
 
 from gnet_jax.config.command import parse_command
 from gnet_jax.model import GoogLeNet
+from gnet_jax.training.compiled_steps import CompiledSteps
 from gnet_jax.training.damage import Damage
 from gnet_jax.training.evaluation import Evaluator
 from gnet_jax.training.hosts import start
-from gnet_jax.training.programs import Programs
 from gnet_jax.training.report import Reporter
 from gnet_jax.training.run import prepare
 from gnet_jax.training.sharding import data_mesh
@@ -40,7 +40,7 @@ def counts(arguments: Sequence[str], mesh: Mesh) -> dict[int, dict[str, int]]:
             reporter = Reporter(Path(folder), start_step=0, total_steps=1, enabled=False)
             sized = dataclasses.replace(run, config=config)
             damage = Damage(sized, Path(folder), reporter, 0)
-            values = Evaluator(sized, Programs(), damage, Vote(mesh, StopRequest()))(0, state)
+            values = Evaluator(sized, CompiledSteps(), damage, Vote(mesh, StopRequest()))(0, state)
         count = int(values["val/count"])
         found[size] = {"count": count} | {
             name: round(values[f"val/{name}"] * count) for name in ("top1", "top5")

@@ -6,21 +6,21 @@ import jax
 import numpy as np
 import pytest
 
+from gnet_jax.training.compiled_steps import CompiledSteps
 from gnet_jax.training.diagnose import Diagnostics
 from gnet_jax.training.loop import train
-from gnet_jax.training.programs import Programs
 from gnet_jax.training.record import MetricsFile
 from tests.tiny import tiny_batch, tiny_run
 
 
 @pytest.fixture(scope="module")
 def diagnosed(tmp_path_factory):
-    """A run of four steps, diagnosed at steps 0 and 2: (run, workdir, lines, programs)."""
+    """A run of four steps, diagnosed at steps 0 and 2: (run, workdir, lines, compiled)."""
     workdir = tmp_path_factory.mktemp("run")
-    run, programs = tiny_run(workdir, epochs=0.1, diagnose=2), Programs()
-    train(run, workdir, programs)
+    run, compiled = tiny_run(workdir, epochs=0.1, diagnose=2), CompiledSteps()
+    train(run, workdir, compiled)
     text = (workdir / "diagnostics.jsonl").read_text()
-    return run, workdir, [json.loads(line) for line in text.splitlines()], programs
+    return run, workdir, [json.loads(line) for line in text.splitlines()], compiled
 
 
 @pytest.mark.slow
@@ -38,15 +38,15 @@ def test_a_run_is_diagnosed_every_so_many_steps(diagnosed):
 
 @pytest.mark.slow
 def test_the_gradient_is_that_of_the_training_step(diagnosed):
-    run, _, _, programs = diagnosed
+    run, _, _, compiled = diagnosed
     batch = tiny_batch(32)
-    found = jax.device_get(programs.diagnose_step(run)(run.initial_state(), batch))["scalars"]
+    found = jax.device_get(compiled.diagnose_step(run)(run.initial_state(), batch))["scalars"]
     norms = [value for name, value in found.items() if name.startswith("grad_norm/")]
     voted = batch | {"stop": np.zeros(run.mesh.size, np.int32)}
-    placed = jax.device_put(voted, programs.train_step(run).input_shardings[0][1])
+    placed = jax.device_put(voted, compiled.train_step(run).input_shardings[0][1])
     before = run.initial_state()
     old = jax.device_get(before.params)
-    after, metrics = programs.train_step(run)(before, placed)
+    after, metrics = compiled.train_step(run)(before, placed)
     whole = float(metrics["grad_norm"])
     assert np.sqrt(np.sum(np.square(norms))) == pytest.approx(whole, rel=1e-4)
     new = jax.device_get(after.params)
@@ -65,9 +65,9 @@ def test_above_its_block_an_auxiliary_head_has_no_gradient(diagnosed):
 
 @pytest.mark.slow
 def test_diagnosing_leaves_the_run_as_it_is(diagnosed, tmp_path):
-    run, workdir, _, programs = diagnosed
+    run, workdir, _, compiled = diagnosed
     config = dataclasses.replace(run.config, workdir=str(tmp_path), diagnose=None)
-    train(dataclasses.replace(run, config=config), tmp_path, programs)
+    train(dataclasses.replace(run, config=config), tmp_path, compiled)
     assert not (tmp_path / "diagnostics.jsonl").exists()
 
     def losses(folder):

@@ -10,12 +10,12 @@ from gnet_jax.training.sharding import AXIS, compile_eval_step, compile_train_st
 from gnet_jax.training.stop import abstract_flag, voting_eval_step, voting_train_step
 
 
-class Programs:
+class CompiledSteps:
     """A run's training, evaluation and diagnosing step, each compiled at its first use.
 
     Training and evaluation take batches with a host's `stop` (`Vote.flag`), and give back the
     largest of all hosts. Runs that differ in nothing but their seed and workdir may share one:
-    neither is in the programs.
+    neither is in what was compiled.
     """
 
     def __init__(self) -> None:
