@@ -2,11 +2,14 @@
 #   make train            train on the digits, from installation to the final accuracy
 #   make test             the fast tests
 # ARGS goes through: make train ARGS="--epochs 3", make test ARGS="-k model".
+# Tests run in two processes; WORKERS=8 where there are more cores and 2 GB of memory for each.
 # CONSTRAINTS=constraints.txt installs the versions that CI runs.
 
 PYTHON ?= python3
 CONSTRAINTS ?=
+WORKERS ?= 2
 BIN := .venv/bin
+PYTEST = python -m pytest --numprocesses $(WORKERS) --dist loadfile
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 
 .PHONY: train test slow oracles bounds newest check lint types fmt constraints clean
@@ -15,10 +18,10 @@ train: .venv/installed
 	$(BIN)/python train.py $(ARGS)
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/$(PYTEST) -m "not slow" $(ARGS)
 
 slow: .venv/installed-dev
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/$(PYTEST) -m slow $(ARGS)
 
 # Caffe's reader in OpenCV, torchvision and TensorFlow, which some tests compare with and skip
 # where they are missing. Several GB.
@@ -32,12 +35,12 @@ CORE := tests/model tests/training tests/inference tests/test_train.py
 bounds:
 	$(PYTHON) -m venv .venv-bounds
 	.venv-bounds/bin/python -m pip install --quiet --editable '.[dev]' $(LOWEST)
-	.venv-bounds/bin/python -m pytest -m "not slow" $(CORE) $(ARGS)
+	.venv-bounds/bin/$(PYTEST) -m "not slow" $(CORE) $(ARGS)
 
 newest:
 	$(PYTHON) -m venv .venv-newest
 	.venv-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable '.[dev]'
-	.venv-newest/bin/python -m pytest -m "not slow" $(CORE) $(ARGS)
+	.venv-newest/bin/$(PYTEST) -m "not slow" $(CORE) $(ARGS)
 
 check: lint types test
 

@@ -13,6 +13,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import socket
 import sys
 import tempfile
 import time
@@ -40,19 +41,62 @@ def damage(file: Path, kind: str, generator: np.random.Generator) -> None:
     file.write_bytes(content)
 
 
-def corrupt(cases: int, folder: Path, seed: int = 0) -> collections.Counter[str]:
+def corrupt(
+    cases: int, folder: Path, seed: int = 0, processes: int = 1
+) -> collections.Counter[str]:
     """What became of so many damaged checkpoints: "newest", "older" or "stopped", counted.
 
+    Args:
+        processes: that restore each of them together; the first does the damage.
+
     Raises:
-        AssertionError: if a restored state is not, to the bit, what was saved as that step.
+        AssertionError: if a restored state is not, to the bit, what was saved as that step; if
+            processes come to different ends.
     """
+    if processes == 1:
+        return _corrupt(cases, folder, seed)
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    jobs = [
+        context.Process(
+            target=_corrupt_together, args=(cases, folder, seed, port, processes, number)
+        )
+        for number in range(processes)
+    ]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join()
+    assert [job.exitcode for job in jobs] == [0] * processes
+    texts = [(folder / f"outcomes-{number}.json").read_text() for number in range(processes)]
+    assert len(set(texts)) == 1, texts
+    return collections.Counter(json.loads(texts[0]))
+
+
+def _corrupt_together(
+    cases: int, folder: Path, seed: int, port: int, processes: int, number: int
+) -> None:
+    """One of the processes of `corrupt`; it leaves its outcomes in a file."""
+    from gnet_jax.config.launch import Launch
+    from gnet_jax.training.hosts import start
+
+    start(Launch(coordinator=f"localhost:{port}", num_processes=processes, process_id=number))
+    outcomes = _corrupt(cases, folder, seed)
+    (folder / f"outcomes-{number}.json").write_text(json.dumps(sorted(outcomes.items())))
+
+
+def _corrupt(cases: int, folder: Path, seed: int) -> collections.Counter[str]:
     import jax
 
     from gnet_jax.config import ConfigError
+    from gnet_jax.training.agreement import gather, together
     from gnet_jax.training.checkpoint import Checkpoints, digest
-    from gnet_jax.training.sharding import data_mesh, replicated
+    from gnet_jax.training.sharding import data_mesh, put_state, replicated
 
-    generator, whole = np.random.default_rng(seed), replicated(data_mesh())
+    main = jax.process_index() == 0
+    generator, mesh = np.random.default_rng(seed), data_mesh()
     states = {}
     for step in (1, 2):
         arrays = {
@@ -61,11 +105,11 @@ def corrupt(cases: int, folder: Path, seed: int = 0) -> collections.Counter[str]
             "params": {"kernel": generator.normal(size=(3, 3, 8, 16)).astype(np.float32)},
             "zeros": np.zeros((64, 8), np.float32),  # Orbax reads what is missing as zeros
         }
-        states[step] = jax.tree.map(jax.numpy.asarray, arrays)
+        states[step] = put_state(arrays, mesh)
     abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), states[1]
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), states[1]
     )
-    shutil.rmtree(folder, ignore_errors=True)
+    together(lambda: shutil.rmtree(folder, ignore_errors=True) if main else None)
     with Checkpoints(folder / "whole", keep_latest=2) as checkpoints:
         for step, state in states.items():
             checkpoints.save(step, state)
@@ -78,14 +122,20 @@ def corrupt(cases: int, folder: Path, seed: int = 0) -> collections.Counter[str]
         )
         for step in states
     }
-    outcomes: collections.Counter[str] = collections.Counter()
-    for case in range(cases):
-        broken = folder / "broken"
+    broken = folder / "broken"
+
+    def break_one(case: int) -> None:
+        shutil.rmtree(broken, ignore_errors=True)
         shutil.copytree(folder / "whole", broken)
         kind = KINDS[case // len(files[2]) % len(KINDS)]
         damage(broken / files[2][case % len(files[2])], kind, generator)
         if case % 3 == 2:
             damage(broken / generator.choice(files[1]), generator.choice(KINDS), generator)
+
+    outcomes: collections.Counter[str] = collections.Counter()
+    for case in range(cases):
+        gather("")  # all have left the one before
+        together(lambda: break_one(case) if main else None)  # noqa: B023 - called at once
         with Checkpoints(broken, keep_latest=2, tell=lambda _: None) as checkpoints:
             try:
                 found = checkpoints.restore_newest(abstract)
@@ -96,7 +146,6 @@ def corrupt(cases: int, folder: Path, seed: int = 0) -> collections.Counter[str]
                 step, state = found
                 assert digest(state) == expected[step], f"case {case}: wrong data as step {step}"
                 outcomes["newest" if step == 2 else "older"] += 1
-        shutil.rmtree(broken)
     return outcomes
 
 
@@ -176,13 +225,17 @@ def main() -> None:
     """Run the fault that the command line names, and print what came of it."""
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("corrupt").add_argument("--cases", type=int, default=1000)
+    corruption = commands.add_parser("corrupt")
+    corruption.add_argument("--cases", type=int, default=1000)
+    corruption.add_argument("--processes", type=int, default=1, help="that restore together")
     commands.add_parser("kill").add_argument("--times", type=int, default=200)
     arguments = parser.parse_args()
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         if arguments.command == "corrupt":
-            outcomes = corrupt(arguments.cases, Path(folder) / "corrupt")
+            outcomes = corrupt(
+                arguments.cases, Path(folder) / "corrupt", processes=arguments.processes
+            )
             text = ", ".join(f"{outcomes[name]} {name}" for name in ("newest", "older", "stopped"))
             print(f"{arguments.cases} damaged checkpoints: {text}; wrong data in none", end="")
         else:

@@ -13,6 +13,13 @@ def test_100_damaged_checkpoints_never_give_wrong_data(tmp_path):
 
 
 @pytest.mark.slow
+def test_two_processes_never_restore_wrong_data_nor_different_steps(tmp_path):
+    outcomes = corrupt(40, tmp_path, seed=1, processes=2)
+    assert sum(outcomes.values()) == 40
+    assert min(outcomes["newest"], outcomes["older"], outcomes["stopped"]) > 0
+
+
+@pytest.mark.slow
 def test_20_kills_at_random_moments_end_with_the_bits_of_the_uninterrupted_run(tmp_path):
     """Saves are nearly always under way, and epochs end between the kills."""
     assert kill(20, tmp_path)["kills"] == 20
