@@ -1,8 +1,10 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from gnet_jax.config import ConfigError
+from gnet_jax.training import sharding
 from gnet_jax.training.sharding import (
     check_batch_size,
     check_pairs,
@@ -54,3 +56,29 @@ def test_a_cache_that_was_chosen_is_kept():
     assert chosen is not None
     use_compilation_cache()
     assert jax.config.jax_compilation_cache_dir == chosen
+
+
+def test_cpus_do_without_ynnpack_where_jaxlib_can_and_xla_flags_do_not_speak_of_it(monkeypatch):
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    known = sharding._knows_ynn()
+    assert sharding.xla_options("cpu") == ({sharding.YNN: ""} if known else {})
+    assert sharding.xla_options("tpu") == sharding.xla_options("gpu") == {}
+    monkeypatch.setenv("XLA_FLAGS", f"--{sharding.YNN}=LIBRARY_FUSION_TYPE_DOT")
+    assert sharding.xla_options("cpu") == {}
+
+
+def test_an_option_that_this_jaxlib_does_not_know_is_left_out(monkeypatch):
+    monkeypatch.setattr(sharding, "YNN", "xla_cpu_no_such_option")
+    assert not sharding._knows_ynn.__wrapped__()
+
+
+def test_no_product_of_a_step_goes_to_ynnpack():
+    def product(state, batch):
+        return state @ batch["x"], jnp.sum(state)
+
+    batch = {"x": jax.ShapeDtypeStruct((512, 512), jnp.float32)}
+    state = jax.ShapeDtypeStruct((512, 512), jnp.float32)
+    compiled = sharding.compile_train_step(
+        sharding.data_mesh(jax.devices()[:1]), product, state, batch
+    )
+    assert "__ynn_fusion" not in (compiled.as_text() or "")
