@@ -20,6 +20,8 @@ from gnet_jax.training.report import Reporter
 from gnet_jax.training.run import Run
 from tests.tiny import tiny_run
 
+SIGINT_BEFORE = signal.getsignal(signal.SIGINT)  # ignored, where the tests run in the background
+
 
 def final_digest(run: Run, workdir) -> str:
     with Checkpoints(workdir / "checkpoints", keep_latest=2) as checkpoints:
@@ -109,7 +111,7 @@ def test_a_finished_run_does_nothing_again(finished, capsys):
 
 
 def test_signal_handlers_are_put_back(finished):
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is SIGINT_BEFORE
 
 
 def test_numbers_that_stay_infinite_stop_the_run_at_the_limit_with_a_replay_file(
