@@ -8,7 +8,7 @@ from rich.console import Console
 
 def console() -> Console:
     """Standard output; wide enough for a table where it is no terminal."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 110)
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
 
 
 def json_line(value: object) -> str:

@@ -22,7 +22,8 @@ def results_table(rows: Sequence[Row], title: str) -> Table:
     """The table for a terminal."""
     table = Table(title=title, title_justify="left")
     for name in header(rows):
-        table.add_column(name, justify="left" if name == "config" else "right")
+        justify = "left" if name == "config" else "right"
+        table.add_column(name, justify=justify, overflow="fold")  # no figure is cut
     for row in rows:
         cells = [*cells_of_row(row), *head_cells(row, all_heads(rows))]
         table.add_row(*(text for text, _ in cells))
