@@ -104,6 +104,7 @@ def _shard(text: str) -> tuple[int, int]:
 def report(
     workdir: Annotated[Positional[Path], arg(metavar="DIR")],
     out: Path | None = None,
+    figures: Path | None = None,
 ) -> None:
     """Write what a sweep came to: one HTML page that needs nothing else, and Markdown beside it.
 
@@ -113,9 +114,10 @@ def report(
     Args:
         workdir: of `gnet ablate`; it need not be finished.
         out: the page; None is report.html in the workdir. The Markdown has its name, with .md.
+        figures: a folder for the page's figures as SVG files, too; None writes none.
     """
     from gnet_jax.lab.report import write_report
 
     page = workdir / "report.html" if out is None else out
-    for file in write_report(workdir, page):
+    for file in write_report(workdir, page, figures):
         print(f"wrote {file}")

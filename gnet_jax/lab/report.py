@@ -25,8 +25,8 @@ from gnet_jax.training.record import RECORD_FILE
 OWN = ("workdir", "seed")
 
 
-def write_report(workdir: Path, page: Path) -> tuple[Path, Path]:
-    """Write `page` (HTML) and its Markdown; returns both files.
+def write_report(workdir: Path, page: Path, figures: Path | None = None) -> list[Path]:
+    """Write `page` (HTML), its Markdown and, into the folder `figures`, SVG files; returns all.
 
     Raises:
         UserError: if `workdir` holds no sweep, or a file cannot be written.
@@ -36,6 +36,8 @@ def write_report(workdir: Path, page: Path) -> tuple[Path, Path]:
     title, about = _title_and_text(sweep.about, workdir)
     record = versions_of(rows)
     markdown = page.with_suffix(".md")
+    drawn = figures_of(rows)
+    svgs = [to_svg(each.figure, each.caption) for each in drawn]
     content = Page(
         title=title,
         about=about,
@@ -44,9 +46,7 @@ def write_report(workdir: Path, page: Path) -> tuple[Path, Path]:
         marked=[row.name for row in pareto_front(rows, "macs")],
         legend=LEGEND,
         notes=notes_of(rows),
-        figures=[
-            Figure(caption, to_svg(figure, caption)) for caption, figure in figures_of(rows).items()
-        ],
+        figures=[Figure(each.caption, svg) for each, svg in zip(drawn, svgs, strict=True)],
         differing=differing_fields(sweep.configs),
         configs={
             name: {field: value for field, value in config.items() if field not in OWN}
@@ -54,12 +54,17 @@ def write_report(workdir: Path, page: Path) -> tuple[Path, Path]:
         },
         record=record,
     )
+    files = {page: render(content), markdown: _markdown(content, rows)}
+    if figures is not None:
+        files |= {figures / f"{each.name}.svg": svg for each, svg in zip(drawn, svgs, strict=True)}
     try:
-        page.write_text(render(content), "utf-8")
-        markdown.write_text(_markdown(content, rows), "utf-8")
+        if figures is not None:
+            figures.mkdir(exist_ok=True)
+        for file, text in files.items():
+            file.write_text(text, "utf-8")
     except OSError as error:
-        raise UserError(f"cannot write {page}: {error.strerror}") from error
-    return page, markdown
+        raise UserError(f"cannot write {error.filename}: {error.strerror}") from error
+    return list(files)
 
 
 def notes_of(rows: Sequence[Row]) -> list[str]:

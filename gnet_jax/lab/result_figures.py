@@ -2,7 +2,8 @@
 
 import io
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -156,32 +157,52 @@ def _short(value: float, _: object) -> str:
     return f"{value:.3g}"
 
 
-def figures_of(rows: Sequence[Row]) -> Mapping[str, Figure]:
-    """Every figure that the finished runs give, by its caption; none without a finished run.
+class Drawing(NamedTuple):
+    """One figure of a report."""
+
+    name: str  # of its file
+    caption: str
+    figure: Figure
+
+
+def figures_of(rows: Sequence[Row]) -> list[Drawing]:
+    """Every figure that the finished runs give; none without a finished run.
 
     Where all configs cost the same there is nothing to draw against.
     """
     if not any(row.done for row in rows):
-        return {}
-    figures = {}
-    for cost, what in COSTS.items():
-        if len({row.cost(cost) for row in rows if row.done}) > 1:
-            figures[
-                f"Accuracy against {what}. Filled circles are on the Pareto front: no config is "
-                "both cheaper and more accurate."
-            ] = cost_figure(rows, cost)
-    figures |= {
-        "Validation top-1 over training: mean of the seeds, shaded from the worst to the "
-        "best.": curve_figure(rows, "val/top1", "validation top-1"),
-        "Training loss of the main head: mean of the seeds, shaded from the lowest to the "
-        "highest.": curve_figure(rows, "train/main_loss", "main head, cross-entropy"),
-    }
+        return []
+    drawn = [
+        Drawing(
+            f"accuracy_{cost}",
+            f"Accuracy against {what}. Filled circles are on the Pareto front: no config is both "
+            "cheaper and more accurate.",
+            cost_figure(rows, cost),
+        )
+        for cost, what in COSTS.items()
+        if len({row.cost(cost) for row in rows if row.done}) > 1
+    ]
+    drawn += [
+        Drawing(
+            "top1",
+            "Validation top-1 over training: mean of the seeds, shaded from the worst to the best.",
+            curve_figure(rows, "val/top1", "validation top-1"),
+        ),
+        Drawing(
+            "loss",
+            "Training loss of the main head: mean of the seeds, shaded from the lowest to the "
+            "highest.",
+            curve_figure(rows, "train/main_loss", "main head, cross-entropy"),
+        ),
+    ]
     if len(all_heads(rows)) > 1:
-        figures["What each head knows: validation top-1 without dropout."] = heads_figure(rows)
+        caption = "What each head knows: validation top-1 without dropout."
+        drawn.append(Drawing("heads", caption, heads_figure(rows)))
     runs = {row.name: [row.workdirs[seed] for seed in row.done] for row in rows if row.done}
     if any(read_diagnostics(workdir) for workdirs in runs.values() for workdir in workdirs):
-        figures[
+        caption = (
             "Gradient that reaches each block, mean over training and seeds; dotted, the part that "
             "comes from the main head."
-        ] = gradient_figure(runs, SIZE)
-    return figures
+        )
+        drawn.append(Drawing("gradients", caption, gradient_figure(runs, SIZE)))
+    return drawn

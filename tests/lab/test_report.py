@@ -1,6 +1,7 @@
 import importlib.util
 import shutil
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import pytest
 
@@ -36,6 +37,15 @@ def test_the_page_holds_every_figure_and_fetches_nothing(page):
     assert found.tags.count("svg") == found.tags.count("figcaption") == FIGURES
     assert all(link.startswith(("#", "data:")) for link in found.links)
     assert "url(http" not in page.read_text("utf-8")
+
+
+def test_figures_are_written_as_svg_files_where_they_are_wanted(page, tmp_path):
+    figures = tmp_path / "figures"
+    command = ["report", str(page.parent), "--out", str(tmp_path / "r.html")]
+    assert main([*command, "--figures", str(figures)]) == 0
+    files = sorted(figures.glob("*.svg"))
+    assert len(files) == FIGURES
+    assert all(ElementTree.parse(file).getroot().tag.endswith("svg") for file in files)
 
 
 def test_the_page_and_its_markdown_name_failures_configs_and_versions(page):
