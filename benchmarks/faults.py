@@ -84,7 +84,7 @@ def _corrupt_together(
 
     start(Launch(coordinator=f"localhost:{port}", num_processes=processes, process_id=number))
     outcomes = _corrupt(cases, folder, seed)
-    (folder / f"outcomes-{number}.json").write_text(json.dumps(sorted(outcomes.items())))
+    (folder / f"outcomes-{number}.json").write_text(json.dumps(outcomes, sort_keys=True))
 
 
 def _corrupt(cases: int, folder: Path, seed: int) -> collections.Counter[str]:

@@ -14,8 +14,8 @@ def test_100_damaged_checkpoints_never_give_wrong_data(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_never_restore_wrong_data_nor_different_steps(tmp_path):
-    outcomes = corrupt(40, tmp_path, seed=1, processes=2)
-    assert sum(outcomes.values()) == 40
+    outcomes = corrupt(100, tmp_path, seed=1, processes=2)
+    assert sum(outcomes.values()) == 100
     assert min(outcomes["newest"], outcomes["older"], outcomes["stopped"]) > 0
 
 
