@@ -1,7 +1,7 @@
 """Faults injected by the thousand: `python benchmarks/faults.py corrupt` or `... kill`.
 
-corrupt: each case damages one file of a checkpoint (cut, zeroed, deleted, one bit flipped; in every
-third case a file of the older checkpoint too) and restores. It must never give wrong data.
+corrupt: each case damages one file of a checkpoint (cut, zeroed, deleted, one bit flipped; in a
+third of the cases a file of the older checkpoint too) and restores. It must never give wrong data.
 kill: a run is killed with SIGKILL at random moments, again and again, and started anew; its final
 state must have the bits of a run that nobody killed.
 """
@@ -129,7 +129,7 @@ def _corrupt(cases: int, folder: Path, seed: int) -> collections.Counter[str]:
         shutil.copytree(folder / "whole", broken)
         kind = KINDS[case // len(files[2]) % len(KINDS)]
         damage(broken / files[2][case % len(files[2])], kind, generator)
-        if case % 3 == 2:
+        if generator.random() < 1 / 3:
             damage(broken / generator.choice(files[1]), generator.choice(KINDS), generator)
 
     outcomes: collections.Counter[str] = collections.Counter()

@@ -6,6 +6,9 @@
 The network is the paper's with batch norm for LRN. The recipe is after GluonCV's GoogLeNet (batch
 norm and mixup; 72.87 % top-1, 91.17 % top-5) and mindcv's (cosine, label smoothing 0.1, 300
 epochs; 72.89 %, 90.89 %), as their authors report. It was not run here.
+
+Compiled for eight chips of TPU v5e it takes 24 ms a step at best, so 200 epochs 6 h 40 min (`gnet
+plan imagenet_modern --topology v5e:2x4`).
 """
 
 from gnet_jax.config import (

@@ -12,6 +12,9 @@ tenth of the run is this recipe's choice.
 
 The paper reports 10.07 % top-5 error for one such network and one crop. It was not run here.
 Without batch norm the main head can stay dead for long: the run says so when it does.
+
+Compiled for eight chips of TPU v5e it takes 6.0 ms a step at best, so 250 epochs 17 hours (`gnet
+plan imagenet_paper --topology v5e:2x4`); on 2 CPU cores, at 11 images a second, eleven months.
 """
 
 from gnet_jax.config import AugmentConfig, Config, DataConfig, OptimConfig
