@@ -18,7 +18,7 @@ stem gave 82.28 % after 35 min 41 s, with four times the parameters:
         --data.image-size 64 --data.resize-to 64 --augment.crop-area 0.45 1.0 \
         --augment.crop-aspect 0.8 1.25
 
-It had 84.5 % of the training crops right at the end: what both lack is epochs, not regularisation.
+It had 84.5 % of the training crops right at the end, so it underfits.
 """
 
 from gnet_jax.config import (

@@ -57,13 +57,13 @@ def write_report(workdir: Path, page: Path, figures: Path | None = None) -> list
     files = {page: render(content), markdown: _markdown(content, rows)}
     if figures is not None:
         files |= {figures / f"{each.name}.svg": svg for each, svg in zip(drawn, svgs, strict=True)}
-    try:
-        if figures is not None:
-            figures.mkdir(exist_ok=True)
-        for file, text in files.items():
+    for file, text in files.items():
+        try:
+            if file.parent == figures:
+                file.parent.mkdir(exist_ok=True)
             file.write_text(text, "utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write {error.filename}: {error.strerror}") from error
+        except OSError as error:  # a full disk names no file
+            raise UserError(f"cannot write {file}: {error.strerror}") from error
     return list(files)
 
 

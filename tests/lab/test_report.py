@@ -68,8 +68,11 @@ def test_what_cannot_be_reported_is_one_sentence(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 2
     assert "holds no sweep" in capsys.readouterr().err
     finished_sweep(tmp_path)
-    assert main(["report", str(tmp_path), "--out", str(tmp_path / "no" / "r.html")]) == 2
-    assert "cannot write" in capsys.readouterr().err
+    for options in (["--out", "no/r.html"], ["--out", "/dev/full"], ["--figures", "no/no"]):
+        command = ["report", str(tmp_path), "--out", str(tmp_path / "r.html")]
+        named = [options[0], str(tmp_path / options[1])]
+        assert main([*command, *named]) == 2
+        assert f"cannot write {named[1]}" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(
