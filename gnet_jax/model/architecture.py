@@ -1,6 +1,6 @@
 """Which GoogLeNet: the published variants and the knobs of an ablation, all as data.
 
-An `Architecture` holds every number that `GoogLeNet` needs. The named variants are five values of
+An `Architecture` holds every number that `GoogLeNet` needs. The named variants are values of
 it; an ablation is `dataclasses.replace` on one of them, or a knob of `architecture`.
 """
 

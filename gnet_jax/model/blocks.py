@@ -83,11 +83,13 @@ class NaiveInceptionBlock(nn.Module):
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
         w, conv = self.widths, self.conv
         last = {} if self.relu else {"relu": None}
+        pooled = self.ops.max_pool(x_BHWC, 3, 1, pad=1)
+        self.sow("intermediates", "pool", pooled)
         branches = (
             conv(w.b1, 1, name="b1", **last)(x_BHWC),
             conv(w.b3, 3, name="b3", **last)(x_BHWC),
             conv(w.b5, self.branch5_kernel, name="b5", **last)(x_BHWC),
-            self.ops.max_pool(x_BHWC, 3, 1, pad=1),
+            pooled,
         )
         return jnp.concatenate(branches, axis=-1)
 

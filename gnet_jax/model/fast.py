@@ -1,8 +1,8 @@
-"""Fast forms: pooling and normalisation with gradient rules of their own, 1x1 convolutions as dots.
+"""Fast forms: pooling, normalisation, biases and ReLU with gradient rules of their own.
 
-Each computes what its namesake in `layers` does, and costs a fraction on a CPU: XLA's rule for the
-gradient of a max pool visits every window one by one, and that of LRN raises to powers. A rule of
-its own (`jax.custom_vjp`) excludes forward-mode differentiation (`jax.jvp`, `jax.hessian`); for
+Each computes what its namesake in `ops.PLAIN` does, and costs a fraction on a CPU: XLA's rule for
+the gradient of a max pool visits every window one by one, and that of LRN raises to powers. A rule
+of its own (`jax.custom_vjp`) excludes forward-mode differentiation (`jax.jvp`, `jax.hessian`); for
 that there are the plain forms, `ops.PLAIN`.
 
 Which form a platform gets is settled when the program is lowered (`jax.lax.platform_dependent`), so
@@ -13,7 +13,6 @@ Shapes: B batch, H height, W width, C channels.
 
 import math
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -121,7 +120,7 @@ def local_response_norm(
 ) -> jax.Array:
     """`layers.local_response_norm`; what is kept for the gradient is `x` alone.
 
-    Only the paper's beta of 0.75 does without powers: s**-0.75 = rsqrt(s) * sqrt(rsqrt(s)).
+    Only the paper's beta of 0.75 does without powers: s**-0.75 = rsqrt(sqrt(s))**3.
     """
     return _local_response_norm(x_BHWC, size, alpha, beta)
 
@@ -132,7 +131,7 @@ def _local_response_norm(x_BHWC, size: int, alpha: float, beta: float) -> jax.Ar
 
 
 def _local_response_norm_forward(x_BHWC, size, alpha, beta):
-    _, factor = _lrn_scale(x_BHWC, size, alpha, beta)
+    factor, _ = _lrn_factors(x_BHWC, size, alpha, beta)
     return (x_BHWC.astype(jnp.float32) * factor).astype(x_BHWC.dtype), x_BHWC
 
 
@@ -140,9 +139,9 @@ def _local_response_norm_backward(size, alpha, beta, x_BHWC, dy):
     # Without the barrier XLA would compute the scale once, and keep it from the forward pass on in
     # float32: on a TPU, that costs more than computing it again.
     x_BHWC = lax.optimization_barrier(x_BHWC)
-    scale, factor = _lrn_scale(x_BHWC, size, alpha, beta)
+    factor, slope = _lrn_factors(x_BHWC, size, alpha, beta)
     x, dy = x_BHWC.astype(jnp.float32), dy.astype(jnp.float32)
-    through_scale = (dy * x * factor / scale).astype(x_BHWC.dtype)
+    through_scale = (dy * x * slope).astype(x_BHWC.dtype)
     near = _sum_of_neighbours(through_scale, size)
     dx = dy * factor - 2 * beta * alpha / size * x * near
     return (dx.astype(x_BHWC.dtype),)
@@ -151,12 +150,21 @@ def _local_response_norm_backward(size, alpha, beta, x_BHWC, dy):
 _local_response_norm.defvjp(_local_response_norm_forward, _local_response_norm_backward)
 
 
-def _lrn_scale(x_BHWC, size: int, alpha: float, beta: float) -> tuple[jax.Array, jax.Array]:
-    """1 + alpha / size * sum of squares over the channels near each, and that to the -beta."""
+def _lrn_factors(x_BHWC, size: int, alpha: float, beta: float) -> tuple[jax.Array, jax.Array]:
+    """The scale to the powers of -beta and -beta - 1.
+
+    The scale is 1 + alpha / size * the sum of squares over the channels near each.
+    """
     squares = [jnp.square(view.astype(jnp.float32)) for view in _neighbours(x_BHWC, size)]
     scale = 1 + alpha / size * sum(squares[1:], squares[0])
-    root = lax.rsqrt(scale)
-    return scale, root * lax.sqrt(root) if beta == 0.75 else scale**-beta
+    if beta != 0.75:
+        factor = scale**-beta
+        return factor, factor / scale
+    # Of one root and its products XLA makes no more than one pass; two roots, or a division, it
+    # would write to memory on CPUs.
+    root = lax.rsqrt(lax.sqrt(scale))
+    factor = root * root * root
+    return factor, factor * (root * root) * (root * root)
 
 
 def _sum_of_neighbours(x_BHWC: jax.Array, size: int) -> jax.Array:
@@ -219,79 +227,49 @@ def _relu_backward(y, dy):
 relu.defvjp(_relu_forward, _relu_backward)
 
 
-def convolve(x_BHWC: jax.Array, kernel: jax.Array, strides, padding, **options: Any) -> jax.Array:
-    """`lax.conv_general_dilated`; a 1x1 convolution as the matrix product that it is.
+@jax.custom_vjp
+def add_bias(x_BHWC: jax.Array, bias_C: jax.Array) -> jax.Array:
+    """`x + bias`; on a CPU the bias's gradient is summed over all places by `sum_over_places`."""
+    return x_BHWC + bias_C
 
-    The gradients are then products too, where a convolution's rule transposes both operands first.
-    The gradient of a 3x3 kernel over `LARGE` maps has a rule for CPUs.
+
+def _add_bias_forward(x_BHWC, bias_C):
+    return add_bias(x_BHWC, bias_C), ()
+
+
+def _add_bias_backward(_, dy):
+    wide = dy.astype(jnp.promote_types(dy.dtype, jnp.float32))
+    return dy, sum_over_places(wide, image_by_image=True).astype(dy.dtype)
+
+
+add_bias.defvjp(_add_bias_forward, _add_bias_backward)
+
+
+# The most numbers that a product adds up: it does so one after the other, and of a sum of a million
+# numbers so formed the fourth digit is wrong.
+ADDENDS = 64
+
+
+def sum_over_places(x_BHWC: jax.Array, *, image_by_image: bool) -> jax.Array:
+    """The sums (C,) over all axes but the last.
+
+    XLA's sum over the rows of a matrix takes a CPU some five times as long as the product of a row
+    of ones with it.
+
+    Args:
+        x_BHWC: float32, or wider.
+        image_by_image: devices that hold a part of the images then have no more than C sums to add
+            up among them; over small maps, products of all images at once are longer and faster.
     """
-    steps = [*strides, *(options.get("lhs_dilation") or ()), *(options.get("rhs_dilation") or ())]
-    grouped = kernel.shape[2] != x_BHWC.shape[3]
-    dense = all(n == 1 for n in steps) and not grouped and not isinstance(padding, str)
-    if dense and kernel.shape[:2] == (1, 1) and all(p == (0, 0) for p in padding):
-        return lax.dot_general(x_BHWC, kernel[0, 0], (((3,), (0,)), ((), ())))
-    if dense and kernel.shape[:2] == (3, 3) and _is_large(x_BHWC.shape):
-        return _large_convolve(x_BHWC, kernel, tuple(padding))
-    return lax.conv_general_dilated(x_BHWC, kernel, strides, padding, **options)
 
+    def by_ones(x):
+        parts = x.shape[0] if image_by_image else 1
+        places = math.prod(x.shape[:-1]) // parts
+        addends = math.gcd(places, ADDENDS)
+        ones = jnp.ones((parts, 1, addends), x.dtype)
+        return (ones @ x.reshape(parts, addends, -1)).reshape(-1, x.shape[-1]).sum(axis=0)
 
-# B * H * W from which XLA's own gradient of a kernel is slow on a CPU: it gathers that many numbers
-# for every product, which then no longer fit into a core's cache.
-LARGE = 20_000
+    def plain(x):
+        return x.sum(axis=tuple(range(x.ndim - 1)))
 
-
-def _is_large(shape: tuple[int, ...]) -> bool:
-    """Whether a batch of maps has `LARGE` places; one of any size, as in an export, has not."""
-    places = math.prod(shape[:3])
-    return isinstance(places, int) and places >= LARGE
-
-
-def _dense_convolve(x_BHWC, kernel, padding) -> jax.Array:
-    dims = ("NHWC", "HWIO", "NHWC")
-    return lax.conv_general_dilated(x_BHWC, kernel, (1, 1), padding, dimension_numbers=dims)
-
-
-_large_convolve = jax.custom_vjp(_dense_convolve, nondiff_argnums=(2,))
-
-
-def _large_convolve_forward(x_BHWC, kernel, padding):
-    return _dense_convolve(x_BHWC, kernel, padding), (x_BHWC, kernel)
-
-
-def _large_convolve_backward(padding, saved, dy):
-    def plain(x, kernel, dy):
-        return jax.vjp(lambda kernel: _dense_convolve(x, kernel, padding), kernel)[1](dy)[0]
-
-    def by_rows(x, kernel, dy):
-        return _kernel_gradient_by_rows(x, kernel, dy, padding)
-
-    x, kernel = saved
-    dx = jax.vjp(lambda x: _dense_convolve(x, kernel, padding), x)[1](dy)[0]
-    return dx, lax.platform_dependent(x, kernel, dy, cpu=by_rows, default=plain)
-
-
-_large_convolve.defvjp(_large_convolve_forward, _large_convolve_backward)
-
-
-def _kernel_gradient_by_rows(x_BHWC, kernel, dy, padding) -> jax.Array:
-    """The gradient of a convolution's kernel: for each row of `dy`, a product for each entry.
-
-    A row of all images is little enough to stay in the cache while the products read it.
-    """
-    rows, columns = kernel.shape[:2]
-    x = jnp.pad(x_BHWC, [(0, 0), *padding, (0, 0)])
-    width = dy.shape[2]
-
-    def entry(x_rows, dy_row, i, j):
-        near = x_rows[:, i, j : j + width]
-        contracted = (((0, 1), (0, 1)), ((), ()))
-        return lax.dot_general(near, dy_row, contracted, preferred_element_type=jnp.float32)
-
-    def add_row(total, row):
-        x_rows = lax.dynamic_slice_in_dim(x, row, rows, axis=ROWS)
-        dy_row = lax.dynamic_index_in_dim(dy, row, axis=ROWS, keepdims=False)
-        entries = [[entry(x_rows, dy_row, i, j) for j in range(columns)] for i in range(rows)]
-        return total + jnp.stack([jnp.stack(each) for each in entries]), None
-
-    total, _ = lax.scan(add_row, jnp.zeros(kernel.shape, jnp.float32), jnp.arange(dy.shape[1]))
-    return total.astype(kernel.dtype)
+    return lax.platform_dependent(x_BHWC, cpu=by_ones, default=plain)

@@ -136,7 +136,7 @@ def _conv(model: GoogLeNet, train: bool) -> partial[ConvBlock]:
     norm = None
     if model.arch.norm == "batch_norm":
         norm = partial(
-            nn.BatchNorm,
+            model.ops.batch_norm,
             use_running_average=not train,
             momentum=0.9,
             epsilon=1e-3,
@@ -150,6 +150,7 @@ def _conv(model: GoogLeNet, train: bool) -> partial[ConvBlock]:
         norm=norm,
         dtype=model.dtype,
         convolve=model.ops.convolve,
+        add_bias=model.ops.add_bias,
         relu=model.ops.relu,
     )
 

@@ -89,6 +89,27 @@ def local_response_norm(
     return (x * (1.0 + alpha / size * sums) ** -beta).astype(x_BHWC.dtype)
 
 
+class Conv(nn.Conv):
+    """`nn.Conv` over two axes, dense, whose bias is added by a function that may be another one."""
+
+    add_bias: Callable[[jax.Array, jax.Array], jax.Array] = jnp.add
+
+    @nn.compact
+    def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+        sizes: Any = self.kernel_size
+        shape = (*sizes, x_BHWC.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
+        bias_C = None
+        if self.use_bias:
+            bias_C = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
+        cast: list[Any] = self.promote_dtype(x_BHWC, kernel, bias_C, dtype=self.dtype)
+        x_BHWC, kernel, bias_C = cast
+        convolve: Any = self.conv_general_dilated or jax.lax.conv_general_dilated
+        dims = ("NHWC", "HWIO", "NHWC")
+        y_BHWC = convolve(x_BHWC, kernel, self.strides, self.padding, dimension_numbers=dims)
+        return y_BHWC if bias_C is None else self.add_bias(y_BHWC, bias_C)
+
+
 class ConvBlock(nn.Module):
     """Convolution, then batch norm where the variant has it, then ReLU.
 
@@ -104,12 +125,13 @@ class ConvBlock(nn.Module):
     dtype: Any = jnp.float32
     padding: Literal["caffe", "same"] = "caffe"
     convolve: Callable[..., jax.Array] = jax.lax.conv_general_dilated
+    add_bias: Callable[[jax.Array, jax.Array], jax.Array] = jnp.add
     relu: Callable[[jax.Array], jax.Array] | None = nn.relu
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
         pad = self.kernel // 2
-        x_BHWC = nn.Conv(
+        x_BHWC = Conv(
             self.features,
             (self.kernel, self.kernel),
             (self.stride, self.stride),
@@ -119,6 +141,7 @@ class ConvBlock(nn.Module):
             bias_init=constant(0.2),
             dtype=self.dtype,
             conv_general_dilated=self.convolve,
+            add_bias=self.add_bias,
             name="conv",
         )(x_BHWC)
         if self.norm is not None:

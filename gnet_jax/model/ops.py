@@ -5,9 +5,10 @@ from collections.abc import Callable
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax import lax
 
-from gnet_jax.model import fast, layers
+from gnet_jax.model import fast, fast_conv, fast_norm, layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +18,9 @@ class Ops:
     max_pool: Callable[..., jax.Array]
     local_response_norm: Callable[..., jax.Array]
     convolve: Callable[..., jax.Array]  # called as lax.conv_general_dilated is
+    add_bias: Callable[[jax.Array, jax.Array], jax.Array]
     relu: Callable[[jax.Array], jax.Array]
+    batch_norm: Callable[..., nn.Module]
     pool_first: bool  # a pool between stages in front of the ReLU: same values, a quarter as many
     join: bool  # one wide 1x1 convolution for the branches of a block that read the same input
 
@@ -26,15 +29,19 @@ PLAIN = Ops(
     max_pool=layers.max_pool,
     local_response_norm=layers.local_response_norm,
     convolve=lax.conv_general_dilated,
+    add_bias=jnp.add,
     relu=nn.relu,
+    batch_norm=nn.BatchNorm,
     pool_first=False,
     join=False,
 )
 FAST = Ops(
     max_pool=fast.max_pool,
     local_response_norm=fast.local_response_norm,
-    convolve=fast.convolve,
+    convolve=fast_conv.convolve,
+    add_bias=fast.add_bias,
     relu=fast.relu,
+    batch_norm=fast_norm.BatchNorm,
     pool_first=True,
     join=True,
 )

@@ -7,7 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gnet_jax.model import GoogLeNet, endpoints, fast, init_variables, layers
+from gnet_jax.model import (
+    GoogLeNet,
+    endpoints,
+    fast,
+    fast_conv,
+    init_variables,
+    layers,
+)
 from gnet_jax.model.ops import FAST, PLAIN
 from tests.tiny import tiny_arch, tiny_variables
 
@@ -161,8 +168,9 @@ IMAGES = np.random.default_rng(5).normal(size=(3, 16, 16, 3)).astype(np.float32)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("padding", [(1, 1), (0, 2)])
 def test_a_large_convolution_and_its_gradients_are_the_plain_ones(padding, dtype, monkeypatch):
-    monkeypatch.setattr(fast, "LARGE", 100)
-    x = jnp.asarray(GENERATOR.normal(size=(2, 8, 11, 5)), dtype)
+    monkeypatch.setattr(fast_conv, "LARGE", 500)
+    x = jnp.asarray(GENERATOR.normal(size=(32, 4, 5, 5)), dtype)
+    assert fast_conv._pieces(x.shape) == 2
     k = jnp.asarray(GENERATOR.normal(size=(3, 3, 5, 6)), dtype)
     (found, of_found), (expected, of_expected) = (
         jax.value_and_grad(convolved, (0, 1))(x, k, convolve, [padding, padding[::-1]])
@@ -172,8 +180,69 @@ def test_a_large_convolution_and_its_gradients_are_the_plain_ones(padding, dtype
     assert_close(of_found, of_expected, TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("padding", [(2, 2), (0, 3), (4, 1)])
+@pytest.mark.parametrize("size", [(4, 4), (2, 3), (1, 1), (4, 9), (3, 4)])
+def test_a_kernel_larger_than_the_map_and_its_gradients_are_the_plain_ones(size, padding, dtype):
+    columns = (2, 2) if size[1] < 5 else (0, 1)
+    rows = padding if size[0] + sum(padding) >= 5 else (2, 2)
+    x = jnp.asarray(GENERATOR.normal(size=(3, *size, 5)), dtype)
+    k = jnp.asarray(GENERATOR.normal(size=(5, 5, 5, 6)), dtype)
+    results = []
+    for ops in (FAST, PLAIN):
+        y, pullback = jax.vjp(partial(convolution, ops.convolve, padding=[rows, columns]), x, k)
+        results.append((y, pullback(jnp.cos(y))))
+    assert_close(*results, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_only_a_cpu_takes_a_small_map_for_a_product(platform):
+    x = jax.ShapeDtypeStruct((2, 4, 4, 3), jnp.float32)
+    k = jax.ShapeDtypeStruct((5, 5, 3, 4), jnp.float32)
+    gradient = jax.grad(partial(convolved, convolve=fast_conv.convolve, padding=[(2, 2)] * 2), 1)
+    text = jax.jit(gradient).trace(x, k).lower(lowering_platforms=(platform,)).as_text()
+    assert ("stablehlo.convolution" in text) == (platform == "tpu")
+
+
+@pytest.mark.parametrize("image_by_image", [True, False])
+@pytest.mark.parametrize("places", [(16, 256, 256), (3, 7, 7)])
+def test_many_numbers_are_summed_to_the_last_digits(places, image_by_image):
+    # One after the other, a sum of a million float32 numbers is wrong in its fourth digit.
+    x = jnp.concatenate([jnp.full((*places, 1), 0.1), jnp.full((*places, 1), 3.3)], axis=-1)
+    found = jax.jit(partial(fast.sum_over_places, image_by_image=image_by_image))(x)
+    expected = np.asarray(x, np.float64).sum(axis=(0, 1, 2))
+    np.testing.assert_allclose(found, expected, rtol=2e-6)
+
+
+@pytest.mark.parametrize("use_running_average", [False, True])
+def test_batch_norm_its_gradients_and_its_statistics_are_flaxs(use_running_average):
+    x = jnp.asarray(3 + 2 * GENERATOR.normal(size=(4, 3, 5, 7)), jnp.float32)
+    results = []
+    for ops in (FAST, PLAIN):
+        norm = ops.batch_norm(
+            use_running_average=use_running_average,
+            momentum=0.9,
+            epsilon=1e-3,
+            dtype=jnp.float32,
+            scale_init=jax.nn.initializers.constant(1.5),
+            bias_init=jax.nn.initializers.constant(-0.5),
+        )
+        variables = norm.init(jax.random.PRNGKey(0), x)
+
+        def loss(params, x, norm=norm, variables=variables):
+            y, new = norm.apply({**variables, "params": params}, x, mutable=["batch_stats"])
+            return jnp.sum(jnp.sin(y)), (y, new)
+
+        results.append(jax.value_and_grad(loss, (0, 1), has_aux=True)(variables["params"], x))
+    assert_close(*results, 1e-5)
+
+
+def convolution(convolve, x, kernel, padding):
+    return convolve(x, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
 def convolved(x, kernel, convolve, padding):
-    y = convolve(x, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    y = convolution(convolve, x, kernel, padding)
     return jnp.sum(jnp.sin(y.astype(jnp.float32)))
 
 
@@ -187,30 +256,60 @@ def convolved(x, kernel, convolve, padding):
     ],
 )
 def test_other_convolutions_are_left_to_xla(odd, monkeypatch):
-    monkeypatch.setattr(fast, "LARGE", 0)
+    monkeypatch.setattr(fast_conv, "LARGE", 0)
     options = {
         "strides": (1, 1),
         "padding": [(1, 1), (1, 1)],
         "dimension_numbers": ("NHWC", "HWIO", "NHWC"),
     } | odd
     groups = options.get("feature_group_count", 1)
-    x = jnp.asarray(GENERATOR.normal(size=(1, 6, 6, 3)), jnp.float32)
+    x = jnp.asarray(GENERATOR.normal(size=(16, 6, 6, 3)), jnp.float32)
+    assert fast_conv._pieces(x.shape) > 1
     k = jnp.asarray(GENERATOR.normal(size=(3, 3, 3 // groups, 3)), jnp.float32)
     strides, padding = options.pop("strides"), options.pop("padding")
     np.testing.assert_array_equal(
-        fast.convolve(x, k, strides, padding, **options),
+        fast_conv.convolve(x, k, strides, padding, **options),
         PLAIN.convolve(x, k, strides, padding, **options),
     )
 
 
-@pytest.mark.parametrize("platform", ["cpu", "tpu"])
-def test_only_a_cpu_takes_a_large_convolutions_gradient_by_rows(platform):
-    x = jax.ShapeDtypeStruct((20, 40, 40, 3), jnp.float32)  # 32,000 positions
+@pytest.mark.parametrize(
+    ("shape", "pieces"),
+    [
+        ((32, 56, 56, 64), 4),  # 25,088 places each, of the fewest images
+        ((32, 28, 28, 96), 2),
+        ((32, 14, 14, 96), 1),
+        ((8, 56, 56, 64), 1),
+        ((24, 56, 56, 64), 3),
+        ((20, 56, 56, 64), 2),
+        ((31, 56, 56, 64), 1),
+        ((1024, 56, 56, 64), fast_conv.MOST),
+    ],
+)
+def test_a_batch_falls_into_pieces_of_at_least_eight_images(shape, pieces):
+    assert fast_conv._pieces(shape) == pieces
+
+
+@pytest.mark.parametrize(("platform", "pieces"), [("cpu", 4), ("tpu", 1)])
+def test_only_a_cpu_takes_a_large_convolutions_gradient_in_pieces(platform, pieces):
+    x = jax.ShapeDtypeStruct((32, 50, 50, 3), jnp.float32)
     k = jax.ShapeDtypeStruct((3, 3, 3, 4), jnp.float32)
-    gradient = jax.grad(partial(convolved, convolve=fast.convolve, padding=[(1, 1)] * 2), 1)
+    gradient = jax.grad(partial(convolved, convolve=fast_conv.convolve, padding=[(1, 1)] * 2), 1)
     traced = jax.jit(gradient).trace(x, k)
     text = traced.lower(lowering_platforms=(platform,)).as_text()
-    assert ("stablehlo.while" in text) == (platform == "cpu")
+    assert text.count("stablehlo.convolution") == 1 + pieces
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_bias_is_added_and_its_gradient_is_a_sum_in_float32(dtype):
+    x = jnp.asarray(GENERATOR.normal(size=(4, 5, 6, 7)), dtype)
+    bias = jnp.asarray(GENERATOR.normal(size=7), dtype)
+    y, pullback = jax.vjp(FAST.add_bias, x, bias)
+    dx, d_bias = pullback(jnp.cos(y))
+    np.testing.assert_array_equal(y, PLAIN.add_bias(x, bias))
+    np.testing.assert_array_equal(dx, jnp.cos(y))
+    assert d_bias.dtype == dtype
+    assert_close(d_bias, jnp.sum(jnp.cos(y), (0, 1, 2), jnp.float32), TOLERANCE[dtype])
 
 
 def test_several_networks_train_at_once_under_vmap():

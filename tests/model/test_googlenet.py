@@ -156,3 +156,4 @@ def test_naive_blocks_pass_the_pool_through():
     w = model.arch.widths["3a"]
     into = found["pool2/3x3_s2"].shape[-1]
     assert found["inception_3a/output"].shape[-1] == w.b1 + w.b3 + w.b5 + into
+    assert found["inception_3a/pool"].shape[-1] == into
