@@ -4,56 +4,21 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
-from gnet_jax.config import Config, ConfigError, UserError, flatten
+from gnet_jax.config import Config, ConfigError, flatten
 from gnet_jax.training.checkpoint import digest
+from gnet_jax.training.collectives import gather, together
 from gnet_jax.training.record import code_version, open_workdir, package_versions
 from gnet_jax.training.run import Run
-
-Value = TypeVar("Value")
 
 # Fields that name a place of a host's, or how it works: hosts may differ in them.
 OF_A_HOST = ("workdir", "init", "data.source", "data.threads", "data.workers")
 SEEN_WITHIN_SECONDS = 10  # a file that another host has written, over a network file system
-
-
-def gather(text: str) -> list[str]:
-    """The `text` of every host, in the order of the hosts; all of them must call this."""
-    if jax.process_count() == 1:
-        return [text]
-    own = np.frombuffer(text.encode(), np.uint8)
-    sizes = multihost_utils.process_allgather(np.array([own.size], np.int32)).ravel()
-    padded = np.zeros(max(int(sizes.max()), 1), np.uint8)
-    padded[: own.size] = own
-    rows = multihost_utils.process_allgather(padded)
-    return [row[:size].tobytes().decode() for row, size in zip(rows, sizes, strict=True)]
-
-
-def together(action: Callable[[], Value]) -> Value:
-    """What `action` gives on this host, once it has succeeded on every one; all must call this.
-
-    Raises:
-        UserError: what `action` raised here, or else the first host that it failed on, and why:
-            a mistake that one host meets ends all of them, and at once.
-    """
-    try:
-        value, mistake = action(), None
-    except UserError as error:
-        value, mistake = None, error
-    told = gather("" if mistake is None else str(mistake) or type(mistake).__name__)
-    if mistake is not None:
-        raise mistake
-    for host, text in enumerate(told):
-        if text:
-            raise UserError(f"host {host} stopped: {text}")
-    return value  # pyright: ignore[reportReturnType]
 
 
 def identity(run: Run, fingerprints: Mapping[str, str]) -> dict[str, Any]:

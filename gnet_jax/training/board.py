@@ -18,7 +18,8 @@ class Board:
     """Scalars and histograms in the folder `folder`.
 
     tensorboardX's own `SummaryWriter` writes in a thread, which a full disk ends; its queue then
-    blocks the run. Points of earlier event files from `purge_step` on are hidden.
+    blocks the run. Points of earlier event files from `purge_step` on are hidden; of this writer's
+    own, where it has to begin another file, none that were written.
     """
 
     def __init__(self, folder: Path, purge_step: int) -> None:
@@ -52,6 +53,7 @@ class Board:
                     _messages.Event(step=step, wall_time=time.time(), summary=summary)
                 )
             self._writer.flush()
+            self._purge_step = step + 1
         except OSError:
             with contextlib.suppress(OSError):  # it tries once more what has just failed
                 self.close()

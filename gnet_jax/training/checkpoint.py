@@ -1,7 +1,8 @@
-"""Checkpoints of a training state: saved, kept, verified and restored."""
+"""Checkpoints of a training state: saved and kept, and the newest that is whole restored."""
 
 import contextlib
 import hashlib
+import json
 import shutil
 import sys
 import time
@@ -13,94 +14,18 @@ from typing import Any, Self
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
-from gnet_jax.config import ConfigError
-from gnet_jax.training.digests import DamageError, named_leaves, read_digests
+from gnet_jax.config import ConfigError, UserError
+from gnet_jax.training.collectives import gather, together
+from gnet_jax.training.digests import DamageError, named_leaves
 from gnet_jax.training.goodput import Stopwatch
-from gnet_jax.training.guard import TrainingError
-from gnet_jax.training.storage import items, open_manager, read_arrays
+from gnet_jax.training.guard import LoneError, TrainingError
+from gnet_jax.training.saved_steps import SavedSteps
+from gnet_jax.training.storage import items, kept_steps, open_manager, read_arrays
 
 DAMAGED = ".damaged"
 _PARTIAL = ".orbax-checkpoint-tmp"
 _NONE_SAVED, _NONE_LEFT = -1, -2  # in place of a step, where hosts agree on one
-
-
-class SavedSteps:
-    """The committed checkpoints of a run, to be read; nothing in the folder is changed."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder.absolute()
-        self._scores: dict[int, float] = {}
-        self.damaged: dict[int, str] = {}  # steps whose digests, and score, cannot be read, and why
-        self._look()
-
-    def _look(self) -> None:
-        """Take note of what is committed."""
-        names = [path.name for path in self.folder.glob("*") if path.is_dir()]
-        self.steps = sorted(int(name) for name in names if name.isdigit())
-        self._scores, self.damaged = {}, {}
-        for step in self.steps:
-            try:
-                top1 = read_digests(self.folder / str(step) / "digests").get("top1")
-            except DamageError as error:
-                self.damaged[step] = str(error)
-            else:
-                self._scores |= {} if top1 is None else {step: top1}
-
-    @property
-    def latest(self) -> int | None:
-        """The newest committed step."""
-        return self.steps[-1] if self.steps else None
-
-    @property
-    def best(self) -> int | None:
-        """The step of the best evaluation so far."""
-        scored = [(top1, step) for step, top1 in self._scores.items()]
-        return max(scored)[1] if scored else None
-
-    def top1(self) -> dict[int, float]:
-        """The top-1 accuracy of every kept step that was evaluated."""
-        return dict(self._scores)
-
-    def restore(self, step: int, abstract_state: Any) -> Any:
-        """The state saved as `step`, every bit compared with its sha256, placed as asked.
-
-        Args:
-            step: a committed one.
-            abstract_state: the state's tree of `jax.ShapeDtypeStruct` with shardings, on however
-                many devices and processes.
-
-        Raises:
-            ConfigError: if it is damaged, or has other leaves, shapes or dtypes.
-        """
-        try:
-            arrays = read_arrays(self.folder / str(step))
-        except DamageError as error:
-            older = [each for each in self.steps if each < step]
-            rest = f"go on from step {max(older)}" if older else "begin anew"
-            raise ConfigError(
-                f"checkpoint {step} in {self.folder} is damaged: {error}; move "
-                f"{self.folder / str(step)} away to {rest}"
-            ) from error
-        return self._placed(step, arrays, abstract_state)
-
-    def _placed(self, step: int, arrays: dict[str, np.ndarray], abstract_state: Any) -> Any:
-        expected = {name: (x.shape, x.dtype) for name, x in named_leaves(abstract_state).items()}
-        found = {name: (x.shape, x.dtype) for name, x in arrays.items()}
-        for name in sorted(expected.keys() | found.keys()):
-            if expected.get(name) != found.get(name):
-                raise ConfigError(
-                    f"checkpoint {step} in {self.folder} does not fit: {name} is "
-                    f"{found.get(name, 'absent')} there, {expected.get(name, 'absent')} here"
-                )
-        leaves, tree = jax.tree.flatten(abstract_state)
-        placed = [
-            jax.make_array_from_callback(leaf.shape, leaf.sharding, array.__getitem__)
-            for leaf, array in zip(leaves, map(arrays.get, expected), strict=True)
-            if array is not None
-        ]
-        return jax.tree.unflatten(tree, placed)
 
 
 class Checkpoints(SavedSteps):
@@ -109,7 +34,8 @@ class Checkpoints(SavedSteps):
     Saving goes on in the background, the hashing too. A step is committed by a rename, its sha256
     among its files, so a killed save leaves the older steps untouched. A save that fails, as on a
     full disk, is told, counted, and tried again at the next save; older steps stay. On several
-    hosts it is raised instead, for the others would wait.
+    hosts it is raised instead, for the others would wait: as a `TrainingError` on all of them where
+    the disk is seen to be full before, else as a `LoneError`.
     """
 
     def __init__(
@@ -124,8 +50,9 @@ class Checkpoints(SavedSteps):
         self.watch = Stopwatch() if watch is None else watch
         self.failures = 0
         self.problem: str | None = None  # of the last save, if that failed
-        self._begun: int | None = None  # the step whose save is under way
+        self._begun = 0  # the step whose save began last
         self._pending: Future[None] | None = None
+        self._keep_latest = keep_latest
         self._waiting = ThreadPoolExecutor(1, "checkpoints")
         self._manager = open_manager(self.folder, keep_latest, lambda: self.best)
 
@@ -155,7 +82,7 @@ class Checkpoints(SavedSteps):
         if top1 is not None:
             self._scores[step] = top1
         try:
-            self._check_space(state)
+            together(lambda: self._check_space(state))
             self._manager.save(step, args=items(state, _on_host(state), top1), force=True)
             # Orbax tells of an error only to who waits for it.
             self._pending = self._waiting.submit(self._manager.wait_until_finished)
@@ -164,11 +91,15 @@ class Checkpoints(SavedSteps):
             self._failed(error)
 
     def _check_space(self, state: Any) -> None:
-        """Spare Orbax a full disk: it leaves a dozen threads with errors of their own."""
+        """Spare Orbax a full disk: it leaves a dozen threads with errors of their own.
+
+        Raises:
+            UserError: if the state has no room.
+        """
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         disk = shutil.disk_usage(self.folder)
         if disk.total > 0 and disk.free < needed:  # some network drives report no size at all
-            raise OSError(
+            raise UserError(
                 f"the disk is full: {needed / 1e6:,.1f} MB are needed, {disk.free / 1e6:,.1f} free"
             )
 
@@ -208,23 +139,36 @@ class Checkpoints(SavedSteps):
                 self._manager.wait_until_finished()
             self._failed(error)
         else:
-            self._begun, self.problem = None, None
-            self._look()
+            self.problem = None
+            self._remember(self._begun)
+
+    def _remember(self, step: int) -> None:
+        """Take note of a new step, and of those that went for it, without a look at the folder.
+
+        Over a network file system a listing may lag behind, on one host and not on another; hosts
+        that believe in other steps would come to other decisions, and wait for each other.
+        """
+        self.steps = kept_steps(sorted({*self.steps, step}), self._keep_latest, self.best)
+        self._scores = {s: top1 for s, top1 in self._scores.items() if s in self.steps}
 
     def restore_newest(self, abstract_state: Any) -> tuple[int, Any] | None:
         """The newest step that is undamaged, and its state; None if nothing was ever saved.
 
         Damaged ones on the way are told and renamed: 120 becomes 120.damaged. The first process
-        verifies and chooses; the others verify the same step for themselves.
+        verifies and chooses; the others verify the same step for themselves, and believe the first
+        in what else there is.
 
         Raises:
             ConfigError: if no step is left, or as `restore`.
+            UserError: if another host failed.
         """
         first = jax.process_index() == 0
-        step, arrays = self._newest_undamaged() if first else (_NONE_SAVED, {})
-        step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
+        step, arrays = together(lambda: self._newest_undamaged() if first else (_NONE_SAVED, {}))
         self._manager.reload()
         self._look()
+        told = gather(json.dumps([step, self.steps, list(self._scores.items())]))
+        step, self.steps, scores = json.loads(told[0])
+        self._scores = dict(scores)
         if step == _NONE_SAVED:
             return None
         if step == _NONE_LEFT:
@@ -232,9 +176,13 @@ class Checkpoints(SavedSteps):
                 f"no checkpoint in {self.folder} is undamaged; bring one back from a copy, or "
                 "begin anew in another --workdir"
             )
-        if first:
-            return step, self._placed(step, arrays, abstract_state)
-        return step, self.restore(step, abstract_state)
+
+        def own() -> Any:
+            if first:
+                return self._placed(step, arrays, abstract_state)
+            return self.restore(step, abstract_state)
+
+        return step, together(own)
 
     def _newest_undamaged(self) -> tuple[int, dict[str, np.ndarray]]:
         for step in reversed(self.steps):
@@ -262,8 +210,11 @@ class Checkpoints(SavedSteps):
         first = (str(error) or type(error).__name__).splitlines()[0]
         self.problem = f"step {self._begun} could not be saved ({first[:200]})"
         if jax.process_count() > 1:
-            raise TrainingError(f"{self.problem}; the other hosts are not to wait") from error
-        self._begun = None
+            # Of a `UserError` every host knows.
+            kind = TrainingError if isinstance(error, UserError) else LoneError
+            raise kind(
+                f"{self.problem}; the same command on every host goes on from the newest checkpoint"
+            ) from error
         self._remove_partial()
         self._manager.reload()  # Orbax counts a step from the moment that its save begins
         self._look()

@@ -5,6 +5,7 @@ Computed beside the training step, by a program of its own, so that the step sta
 Shapes: B batch, H height, W width, C channels.
 """
 
+import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +21,7 @@ from gnet_jax.config import LossConfig
 from gnet_jax.data import Labels
 from gnet_jax.model import GoogLeNet
 from gnet_jax.training.board import Board
+from gnet_jax.training.finetune import without_gradient
 from gnet_jax.training.optimizer import Optimizer
 from gnet_jax.training.record import MetricsFile
 from gnet_jax.training.step import TrainState, cross_entropy, head_names, step_keys
@@ -39,6 +41,9 @@ def diagnose(
 ) -> dict[str, Any]:
     """What the next training step on `batch` would see, with its augmentation and its dropout.
 
+    It sees the batch at once. A step that sees it in parts (`optim.accumulate` above 1, canonical
+    numerics) draws other masks for dropout, and its batch norm normalises each part by itself.
+
     Blocks are the top-level modules: conv1, inception_3a, aux_4a, classifier ...
 
     Returns:
@@ -54,6 +59,7 @@ def diagnose(
     weights = (1.0, *[loss.aux_weight] * (len(heads) - 1))
 
     def losses_of(params: Any) -> Any:
+        params = without_gradient(params, optimizer.frozen)
         outputs, found = model.apply(
             {"params": params, "batch_stats": state.batch_stats},
             images_BHWC,
@@ -149,7 +155,8 @@ class Diagnostics:
         trace: TracebackType | None,
     ) -> None:
         if self._board is not None:
-            self._board.close()
+            with contextlib.suppress(OSError):  # a full disk, of which `__call__` has told
+                self._board.close()
 
     def __call__(self, finished: int, state: TrainState, batch: Mapping[str, jax.Array]) -> None:
         """Diagnose the step behind `finished` ones, if its turn has come."""

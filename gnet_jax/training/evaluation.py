@@ -6,10 +6,10 @@ import jax
 import numpy as np
 
 from gnet_jax.data import eval_batches
-from gnet_jax.training.agreement import together
+from gnet_jax.training.collectives import together
 from gnet_jax.training.compiled_steps import CompiledSteps
 from gnet_jax.training.damage import Damage
-from gnet_jax.training.guard import TrainingError
+from gnet_jax.training.guard import DIVERGED, TrainingError
 from gnet_jax.training.run import Run
 from gnet_jax.training.sharding import put_batches
 from gnet_jax.training.step import TrainState
@@ -27,6 +27,9 @@ class Evaluator:
         """`val/count`, `val/top1`, `val/top5` (shares of 1) and `val/loss` for `state`.
 
         Damaged images are left out of all of them. Empty where a signal to any host cut it short.
+
+        Raises:
+            TrainingError: if that loss is not finite, on every host.
         """
         run, d, vote = self._run, self._run.config.data, self._vote
         self._damage.step = step
@@ -57,5 +60,8 @@ class Evaluator:
         self._damage.say_left_out(len(run.val) - int(count))
         values = {f"val/{name}": total / count for name, total in sums.items()}
         if not math.isfinite(values["val/loss"]):
-            raise TrainingError(f"the validation loss is {values['val/loss']}")
+            raise TrainingError(
+                f"step {step}: the validation loss is {values['val/loss']}; {DIVERGED}. Nothing "
+                "since the newest checkpoint was saved"
+            )
         return values | {"val/count": count}

@@ -95,6 +95,13 @@ def select(params: Any, patterns: tuple[str, ...]) -> Any:
     )
 
 
+def without_gradient(params: Any, frozen: tuple[str, ...]) -> Any:
+    """`params`, in which no gradient is computed for what is frozen, nor below it where all is."""
+    return jax.tree.map(
+        lambda x, still: jax.lax.stop_gradient(x) if still else x, params, select(params, frozen)
+    )
+
+
 def flat(variables: Mapping[str, Any]) -> dict[str, Any]:
     """A nested tree of variables as one dict, paths joined by "/"."""
     return traverse_util.flatten_dict(dict(variables), sep="/")  # pyright: ignore[reportReturnType]

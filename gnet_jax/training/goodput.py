@@ -67,7 +67,9 @@ def total_seconds(starts: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     for number, start in enumerate(starts):
         if "seconds" not in start:
             continue
-        seconds = dict(start["seconds"])
+        # A start of another version may have counted other kinds.
+        seconds = dict.fromkeys(KINDS, 0.0) | dict(start["seconds"])
+        seconds = {kind: seconds[kind] for kind in KINDS}
         total = sum(seconds.values())
         back = min((later["step"] for later in starts[number + 1 :]), default=start["reached"])
         if number + 1 < len(starts):

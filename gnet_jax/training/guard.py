@@ -10,6 +10,10 @@ from collections.abc import Mapping, Sequence
 MARGIN = 0.02  # a loss this close to ln(classes) is that of guessing
 LEARNS = 0.1  # a head this far below it has learned something
 
+DIVERGED = (
+    "lower optim.learning_rate, lengthen optim.warmup_epochs or set optim.clip_norm, in another "
+    "workdir"
+)
 REMEDIES = (
     "lower optim.learning_rate (0.005 has cured a main head at 0.01), lengthen "
     "optim.warmup_epochs, set optim.clip_norm, take model.variant batch_norm, and look at the "
@@ -21,6 +25,10 @@ class TrainingError(RuntimeError):
     """A run that cannot go on: its numbers are no longer numbers, it does not learn, or its last
     checkpoint cannot be written.
     """
+
+
+class LoneError(TrainingError):
+    """One that the other hosts do not know of, and would wait: see `hosts.ending_together`."""
 
 
 class DeadHeadGuard:

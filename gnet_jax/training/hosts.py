@@ -14,6 +14,7 @@ import jax
 from gnet_jax.config import ConfigError, UserError
 from gnet_jax.config.launch import Launch
 from gnet_jax.training.cluster import cluster, joins
+from gnet_jax.training.guard import LoneError
 
 EXIT_LOST = 3  # exit code where the processes could not meet, or lost one of them
 
@@ -96,17 +97,21 @@ def ending_together(*alike: type[Exception]) -> Iterator[None]:
 
     The others wait for it in the step that is under way. To leave in the ordinary way would wait
     for them in turn: to finish a save, and to say goodbye. What every process raises alike passes:
-    a `UserError`, and those of `alike`. Alone, everything does.
+    a `UserError`, and those of `alike` but `LoneError`. Alone, everything does.
     """
     try:
         yield
+    except LoneError as error:
+        if jax.process_count() == 1:
+            raise
+        _end(f"train.py: stopped: {error}", 1)
     except (UserError, *alike):
         raise
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
         if "RESOURCE_EXHAUSTED" in str(error):
-            _end(traceback.format_exc(), 1)
+            _end(_unforeseen(), 1)
         _end(
             f"train.py: stopped: process {jax.process_index()} of {jax.process_count()} can no "
             f"longer work with the others, most likely as one of them has ended "
@@ -114,10 +119,19 @@ def ending_together(*alike: type[Exception]) -> Iterator[None]:
             "checkpoint",
             EXIT_LOST,
         )
-    except Exception:
+    except Exception:  # whatever it is: to leave in the ordinary way would hang
         if jax.process_count() == 1:
             raise
-        _end(traceback.format_exc(), 1)
+        _end(_unforeseen(), 1)
+
+
+def _unforeseen() -> str:
+    """The traceback of the error that is handled, and what becomes of the run."""
+    return (
+        f"{traceback.format_exc()}train.py: stopped: process {jax.process_index()} of "
+        f"{jax.process_count()} met the error above, and the others end when they notice. Once it "
+        "is mended, the same command on every host goes on from the newest checkpoint"
+    )
 
 
 def _end(message: str, code: int) -> NoReturn:

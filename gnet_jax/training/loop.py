@@ -11,8 +11,8 @@ from typing import Any
 import jax
 
 from gnet_jax.config import UserError
-from gnet_jax.training.agreement import together
 from gnet_jax.training.checkpoint import Checkpoints
+from gnet_jax.training.collectives import together
 from gnet_jax.training.compiled_steps import CompiledSteps
 from gnet_jax.training.damage import Damage
 from gnet_jax.training.diagnose import Diagnostics
@@ -82,14 +82,14 @@ def train(run: Run, workdir: Path, compiled: CompiledSteps | None = None) -> Res
             with Diagnostics(workdir, probe, config.diagnose, start, reporter.say) as diagnose:
                 loop = _Loop(run, compiled, checkpoints, reporter, damage, skipped, vote, diagnose)
                 state = loop.run_from(start, state)
-        step = int(state.step)
-        checkpoints.save(step, state)
-        checkpoints.wait()
-        if checkpoints.problem is not None:
-            raise TrainingError(
-                f"{checkpoints.problem}; once that is mended, the same command goes on from step "
-                f"{checkpoints.latest or 0}"
-            )
+            step = int(state.step)
+            checkpoints.save(step, state)
+            checkpoints.wait()
+            if checkpoints.problem is not None:
+                raise TrainingError(
+                    f"{checkpoints.problem}; once that is mended, the same command goes on from "
+                    f"step {checkpoints.latest or 0}"
+                )
         scores = checkpoints.top1()
         best = checkpoints.best
         return Result(
@@ -211,8 +211,9 @@ class _Loop:
         if problem is not None:
             self.reporter.say(f"warning: step {step}: {problem}")
             if config.dead_heads == "stop":
-                self.checkpoints.save(step, state)
-                raise TrainingError(f"step {step}: {problem}. The step is saved")
+                self._save_and_wait(step, state)
+                saved = self.checkpoints.problem or "The step is saved"
+                raise TrainingError(f"step {step}: {problem}. {saved}")
 
     def _evaluated(self, evaluate: Evaluator, step: int, state: TrainState) -> bool:
         """Evaluate and save; False, and nothing saved, where all were asked to stop meanwhile."""
@@ -231,8 +232,13 @@ class _Loop:
         try:
             yield
         except UserError:
-            self.checkpoints.save(step, state)
+            self._save_and_wait(step, state)
             raise
+
+    def _save_and_wait(self, step: int, state: TrainState) -> None:
+        """Save in front of an error: here, where a signal does not yet end the process."""
+        self.checkpoints.save(step, state)
+        self.checkpoints.wait()
 
 
 def _train_batches(run: Run, start: int, damage: Damage) -> Generator[Any, None, None]:

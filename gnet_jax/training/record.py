@@ -31,6 +31,9 @@ DECODERS = ("simplejpeg", "opencv-python-headless")  # the extra [fast]
 def open_workdir(config: Config, fingerprints: dict[str, str]) -> Path:
     """The run's folder, made if need be, after a check that it belongs to this very run.
 
+    The first process holds the folder's lock meanwhile: the config of a run that is under way there
+    stays as it is.
+
     Args:
         config: the run's; a folder that holds another is refused, save for fields that do not
             touch the numbers.
@@ -38,9 +41,31 @@ def open_workdir(config: Config, fingerprints: dict[str, str]) -> Path:
 
     Raises:
         ConfigError: naming every differing field, or why the folder cannot be written.
+        BusyError: as `locked`.
     """
     workdir = Path(config.workdir).expanduser()
     identity = flatten(config) | {f"data.fingerprint.{k}": v for k, v in fingerprints.items()}
+    first = jax.process_index() == 0
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe = workdir / f".writable-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+        with locked(workdir) if first else contextlib.nullcontext():
+            _check_owner(workdir, identity)
+            if first:
+                write_json(workdir / CONFIG_FILE, identity)
+    except OSError as error:
+        raise ConfigError(f"cannot write to the workdir {workdir}: {error.strerror}") from error
+    return workdir
+
+
+def _check_owner(workdir: Path, identity: dict[str, Any]) -> None:
+    """Refuse a folder that holds another run.
+
+    Raises:
+        ConfigError: naming every differing field.
+    """
     file = workdir / CONFIG_FILE
     if not file.is_file() and (workdir / "checkpoints").is_dir():
         raise ConfigError(
@@ -64,16 +89,6 @@ def open_workdir(config: Config, fingerprints: dict[str, str]) -> Path:
                 f"{workdir} holds a run of another config ({'; '.join(changed)}); "
                 "use another --workdir, or the old values to go on with it"
             )
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / f".writable-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-        if jax.process_index() == 0:
-            write_json(file, identity)
-    except OSError as error:
-        raise ConfigError(f"cannot write to the workdir {workdir}: {error.strerror}") from error
-    return workdir
 
 
 class BusyError(ConfigError):
@@ -86,13 +101,24 @@ def locked(workdir: Path) -> Iterator[None]:
 
     Raises:
         BusyError: if another process of this machine trains in it.
+        ConfigError: if it cannot be locked.
     """
-    with (workdir / "lock").open("w") as file:
+    path = workdir / "lock"
+    try:
+        file = path.open("w")
+    except OSError as error:
+        raise ConfigError(f"cannot write to the workdir {workdir}: {error.strerror}") from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise BusyError(
                 f"another process is training in {workdir}; wait for it, or use another --workdir"
+            ) from error
+        except OSError as error:
+            raise ConfigError(
+                f"cannot lock {path}: {error.strerror}; mount its file system with locks, or use "
+                "a --workdir on one that has them, as every local disk"
             ) from error
         yield
 

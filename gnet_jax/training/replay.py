@@ -38,6 +38,9 @@ def write_replay(
         step: the one to run again; 1 is the first.
         batch: that it was given; of several hosts each must call this.
         metrics: that it gave.
+
+    Raises:
+        OSError: on the first host, if it cannot be written, as on a full disk; nothing is left.
     """
     file = workdir / f"replay-{step}.npz"
     whole = multihost_utils.process_allgather(batch, tiled=True)
@@ -58,9 +61,13 @@ def write_replay(
     arrays["indices"] = batch_indices(len(run.train), run.config, step)
     arrays[NOTES] = np.frombuffer(json.dumps(notes).encode(), np.uint8)
     partial = file.with_suffix(".partial")
-    with partial.open("wb") as opened:
-        np.savez(opened, **arrays)  # pyright: ignore[reportArgumentType]
-    partial.replace(file)
+    try:
+        with partial.open("wb") as opened:
+            np.savez(opened, **arrays)  # pyright: ignore[reportArgumentType]
+        partial.replace(file)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
     return file
 
 

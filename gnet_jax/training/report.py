@@ -37,8 +37,15 @@ def goodput_line(seconds: Mapping[str, float]) -> str:
     return f"goodput {goodput(seconds):.1%}: {', '.join(parts) or 'less than a second'}"
 
 
-class _LastingConsole(Console):
-    """A console whose reader may leave, as `head` does: training goes on without it."""
+class LastingConsole(Console):
+    """Standard output, whose reader may leave, as `head` does: training goes on without it."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        super().__init__(highlight=False, emoji=False, quiet=quiet)
+
+    def say(self, text: str) -> None:
+        """Print a text as it is."""
+        self.print(text, markup=False, soft_wrap=True)
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
@@ -62,7 +69,7 @@ class Reporter:
     ) -> None:
         self._workdir, self._enabled = workdir, enabled
         self.watch = Stopwatch() if watch is None else watch
-        self._console = _LastingConsole(highlight=False, quiet=not enabled)
+        self._console = LastingConsole(quiet=not enabled)
         self._live: Live | None = None
         self._total = total_steps
         self._metrics = MetricsFile(workdir / "metrics.jsonl") if enabled else None
@@ -90,7 +97,7 @@ class Reporter:
     def say(self, text: str) -> None:
         """Print a line that stays."""
         self._clear()
-        self._console.print(text, markup=False, soft_wrap=True)
+        self._console.say(text)
 
     def account(self, step: int) -> dict[str, float]:
         """Record what this start's time went into; returns the seconds by kind over all starts."""
@@ -118,7 +125,7 @@ class Reporter:
             f"{values['perf/images_per_sec']:.0f} images/s | ETA {duration(eta)}"
         )
         if not self._console.is_terminal:
-            self._console.print(line, markup=False, soft_wrap=True)
+            self._console.say(line)
             return
         if self._live is None:
             self._live = Live(console=self._console, transient=True, auto_refresh=False)

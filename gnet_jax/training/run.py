@@ -100,7 +100,9 @@ class Program:
         )
         if self.pretrained is not None and self.takeover is not None:
             variables = take_over(variables, self.pretrained, self.takeover)
-        return put_state(create_state(variables, self.optimizer, config.seed), self.mesh)
+        # One program, where by itself every shape of an array would be compiled as one of its own.
+        create = jax.jit(partial(create_state, optimizer=self.optimizer, seed=config.seed))
+        return put_state(create(variables), self.mesh)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,9 +148,8 @@ def prepare(config: Config, pretrained: Pretrained | None = None) -> Run:
     program = make_program(config, train.class_names, len(train), mesh, pretrained)
     if train.class_names != val.class_names:
         odd = sorted(set(train.class_names) ^ set(val.class_names))
-        raise ConfigError(
-            f"the splits of {config.data.source} name different classes: {', '.join(odd[:5])}"
-        )
+        how = f"different classes: {', '.join(odd[:5])}" if odd else "their classes in other orders"
+        raise ConfigError(f"the splits of {config.data.source} name {how}")
     parts = {field.name: getattr(program, field.name) for field in dataclasses.fields(program)}
     return Run(**parts, train=train, val=val)
 

@@ -20,9 +20,15 @@ YNN = "xla_cpu_experimental_ynn_fusion_type"
 
 
 def data_mesh(devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh of one axis over the given devices, or over all of the job's."""
+    """A mesh of one axis over the given devices, or over all of the job's, host by host.
+
+    `jax.make_mesh` would order them by their place in the network, and refuse devices of several
+    slices, which the nodes of a GPU cluster are. But a host's share of a batch is one stretch of
+    it, and an image's keys follow its place in the batch: so the devices follow the hosts.
+    """
     devices = jax.devices() if devices is None else devices
-    return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+    by_host = sorted(devices, key=lambda device: (device.process_index, device.id))
+    return Mesh(np.array(by_host), (AXIS,), axis_types=(AxisType.Auto,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from gnet_jax.data import batch_indices
-from gnet_jax.training.guard import TrainingError
+from gnet_jax.training.guard import DIVERGED, TrainingError
 from gnet_jax.training.record import MetricsFile
 from gnet_jax.training.replay import write_replay
 from gnet_jax.training.report import Reporter
@@ -48,7 +48,7 @@ class SkippedSteps:
 
         Raises:
             TrainingError: at the last bad step in a row that the config allows, behind writing a
-                replay file.
+                replay file; where that cannot be written, it says why.
         """
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if not values["skipped"]:
@@ -73,9 +73,15 @@ class SkippedSteps:
                 f"({self._row} in a row, {limit} stop the run)"
             )
             return values
-        replay = write_replay(self._workdir, self._run, state, step, batch, values)
+        try:
+            replay = write_replay(self._workdir, self._run, state, step, batch, values)
+            hint = f"To see which image and layer it begins in: gnet replay {replay}"
+        except OSError as error:
+            hint = f"There is no replay file, for it could not be written ({_reason(error)})"
         raise TrainingError(
-            f"{what}, {self._row} in a row; lower optim.learning_rate, lengthen "
-            "optim.warmup_epochs or set optim.clip_norm, in another workdir. Nothing of these "
-            f"steps was saved. To see which image and layer it begins in: gnet replay {replay}"
+            f"{what}, {self._row} in a row; {DIVERGED}. Nothing of these steps was saved. {hint}"
         )
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)

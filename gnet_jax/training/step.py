@@ -16,7 +16,7 @@ from gnet_jax.config import LossConfig
 from gnet_jax.data import Labels
 from gnet_jax.model import GoogLeNet
 from gnet_jax.training.canonical import isolated, mean_over_shards
-from gnet_jax.training.finetune import select
+from gnet_jax.training.finetune import without_gradient
 from gnet_jax.training.optimizer import Optimizer
 
 Metrics = dict[str, jax.Array]
@@ -201,12 +201,7 @@ def _gradient(
     """Gradient, new batch statistics and metrics of prepared images."""
 
     def of_learning(params, *arguments):
-        # No gradient is computed for what is frozen, nor below it where all is.
-        params = jax.tree.map(
-            lambda x, still: jax.lax.stop_gradient(x) if still else x,
-            params,
-            select(params, optimizer.frozen),
-        )
+        params = without_gradient(params, optimizer.frozen)
         value, (updated, metrics) = loss_of(params, *arguments, model=model, loss=loss)
         return value, (updated.get("batch_stats", {}), metrics)
 

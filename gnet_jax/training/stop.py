@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gnet_jax.config import UserError
-from gnet_jax.training.agreement import together
+from gnet_jax.training.collectives import together
 from gnet_jax.training.damage import Damage
 from gnet_jax.training.sharding import split
 from gnet_jax.training.supervise import ACKNOWLEDGE

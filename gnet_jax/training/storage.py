@@ -6,6 +6,8 @@ whole; `state` holds the arrays, `digests` one file with the sha256 of each.
 
 import dataclasses
 import logging
+import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,8 +57,27 @@ def open_manager(
         options=ocp.CheckpointManagerOptions(
             preservation_policy=_NewestAndBest(keep_latest, best),
             cleanup_tmp_directories=True,
+            async_options=ocp.AsyncOptions(barrier_sync_fn=_barrier),
         ),
     )
+
+
+def _barrier(*, key: str, timeout_ms: int) -> None:
+    """Wait for the other hosts, as Orbax does, but not on a host whose save has failed.
+
+    Orbax would, in the `finally` of its thread, while the others wait there for what failed here:
+    all of them for 20 minutes, and nobody would be told.
+    """
+    error = sys.exception()
+    if error is not None and threading.current_thread() is not threading.main_thread():
+        raise error
+    ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
+
+
+def kept_steps(steps: Sequence[int], newest: int, best: int | None) -> list[int]:
+    """Which of `steps`, the last one newest, are kept: the `newest` last, and the best."""
+    kept = {*steps[-newest:], best}
+    return [step for step in steps if step in kept]
 
 
 def items(state: Any, arrays: dict[str, np.ndarray], top1: float | None) -> ocp.args.Composite:
@@ -105,8 +126,9 @@ class _NewestAndBest:
     best: Callable[[], int | None]
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
-        kept = {each.step for each in checkpoints[-self.newest :]} | {self.best()}
-        return [each.step in kept for each in checkpoints]
+        steps = [each.step for each in checkpoints]
+        kept = kept_steps(steps, self.newest, self.best())
+        return [step in kept for step in steps]
 
 
 class _DigestsHandler(ocp.AsyncCheckpointHandler):

@@ -2,9 +2,9 @@ import json
 
 import pytest
 
-from gnet_jax.config import ConfigError, UserError
+from gnet_jax.config import ConfigError
 from gnet_jax.training import agreement
-from gnet_jax.training.agreement import compare, identity, open_shared_workdir, together
+from gnet_jax.training.agreement import compare, identity, open_shared_workdir
 from gnet_jax.training.record import PACKAGES
 from tests.tiny import tiny_config, tiny_run
 
@@ -21,7 +21,6 @@ def second_host(monkeypatch):
 
 def test_alone_a_host_agrees_with_itself(tmp_path):
     compare({"seed": 1})
-    assert together(lambda: 3) == 3
     assert open_shared_workdir(tiny_config(tmp_path / "run"), {"train": "a"}).is_dir()
 
 
@@ -35,18 +34,6 @@ def test_what_differs_is_named_with_the_host_and_both_values(second_host):
         compare(own)
     second_host(json.dumps(own))
     compare(own)
-
-
-def test_a_mistake_on_another_host_ends_this_one_too(second_host):
-    second_host("there is no folder /data")
-    with pytest.raises(UserError, match="host 1 stopped: there is no folder /data"):
-        together(lambda: 3)
-
-    def wrong():
-        raise ConfigError("own mistake")
-
-    with pytest.raises(ConfigError, match="own mistake"):
-        together(wrong)
 
 
 def test_hosts_may_differ_in_places_and_threads_alone(tmp_path):

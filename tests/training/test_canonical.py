@@ -1,5 +1,4 @@
 import dataclasses
-import types
 from functools import partial
 
 import jax
@@ -8,38 +7,22 @@ import pytest
 
 from gnet_jax.config import AugmentConfig, ConfigError, LossConfig, OptimConfig, Preprocessing
 from gnet_jax.data import augment
-from gnet_jax.model import GoogLeNet, Outputs
+from gnet_jax.model import GoogLeNet
 from gnet_jax.training.canonical import check_virtual_shards, tree_sum
 from gnet_jax.training.checkpoint import digest
 from gnet_jax.training.optimizer import make_optimizer
 from gnet_jax.training.run import prepare, pure_train_step
 from gnet_jax.training.sharding import AXIS, compile_train_step, data_mesh, put_state, split
 from gnet_jax.training.step import create_state, train_step
-from tests.tiny import tiny_arch, tiny_batch, tiny_config, tiny_variables
+from tests.tiny import Linear, linear_params, tiny_arch, tiny_batch, tiny_config, tiny_variables
 
 PIXELS = Preprocessing(image_size=16, mean=(127.0,) * 3, std=(64.0,) * 3)
-
-
-class Linear:
-    """A network of one layer and two heads."""
-
-    arch = types.SimpleNamespace(aux_after=("4a",))
-
-    def apply(self, variables, images, **_):
-        x = images.reshape(len(images), -1)
-        main, aux = (x @ variables["params"][head]["kernel"] for head in ("main", "aux"))
-        return Outputs(main, (aux,)), {}
 
 
 def linear_steps(devices, steps=3, **options):
     """The state and the metrics behind some steps of a linear network on so many devices."""
     optimizer = make_optimizer(OptimConfig(averaging="ema", clip_norm=1.0), 10, 100)
-    generator = np.random.default_rng(0)
-    params = {
-        head: {"kernel": generator.normal(0, 0.02, (768, 10)).astype(np.float32)}
-        for head in ("main", "aux")
-    }
-    state = create_state({"params": params, "batch_stats": {}}, optimizer, 0)
+    state = create_state({"params": linear_params(), "batch_stats": {}}, optimizer, 0)
     step = partial(
         train_step,
         model=Linear(),
@@ -70,6 +53,7 @@ def test_canonical_numerics_are_close_to_fast_ones():
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ["paper", "batch_norm"])
 def test_every_bit_of_a_googlenet_is_the_same_on_1_2_4_and_8_devices(variant, tmp_path):

@@ -1,15 +1,19 @@
 import dataclasses
 import errno
+import json
 import shutil
 import time
+from unittest import mock
 
 import jax
 import numpy as np
 import pytest
 
-from gnet_jax.config import ConfigError, OptimConfig
+from gnet_jax.config import ConfigError, OptimConfig, UserError
 from gnet_jax.model import GoogLeNet
+from gnet_jax.training import checkpoint, collectives
 from gnet_jax.training.checkpoint import Checkpoints, digest
+from gnet_jax.training.guard import LoneError, TrainingError
 from gnet_jax.training.optimizer import make_optimizer
 from gnet_jax.training.sharding import data_mesh, put_state, replicated
 from gnet_jax.training.step import create_state
@@ -156,6 +160,65 @@ def test_missing_data_that_orbax_reads_as_zeros_are_noticed(tmp_path):
     said = []
     assert restored(tmp_path, said) == (1, 1)  # `step` differs, and nothing else
     assert "step has other bits than were saved" in said[0]
+
+
+def test_what_keeps_one_host_from_restoring_is_told_to_all(tmp_path, monkeypatch):
+    save_small(tmp_path, 1)
+    flip_a_bit_of_the_largest_file(tmp_path / "1")
+    told, others = [], []
+    monkeypatch.setattr(collectives, "gather", lambda own: [told.append(own) or own, *others])
+    refused = mock.Mock(side_effect=OSError(errno.EACCES, "Permission denied"))
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.Path, "rename", refused)
+        with pytest.raises(ConfigError, match="cannot be renamed"):
+            restored(tmp_path, [])
+    assert "checkpoint 1 is damaged, and cannot be renamed" in told[-1]
+    others.append("checkpoint 1 is damaged")
+    with pytest.raises(UserError, match="host 1 stopped: checkpoint 1 is damaged"):
+        restored(tmp_path / "new", [])
+
+
+def test_the_first_host_says_which_steps_there_are(tmp_path, monkeypatch):
+    save_small(tmp_path, 1, 2)
+    told = json.dumps([2, [2], [[2, 0.5]]])
+    monkeypatch.setattr(checkpoint, "gather", lambda own: [told, own])
+    with Checkpoints(tmp_path, keep_latest=3) as checkpoints:
+        assert checkpoints.steps == [1, 2]
+        found = checkpoints.restore_newest(abstract(small(0)))
+        assert found is not None
+        assert found[0] == 2
+        assert (checkpoints.steps, checkpoints.top1()) == ([2], {2: 0.5})
+
+
+def test_what_is_saved_is_remembered_whatever_a_listing_shows(tmp_path, monkeypatch):
+    with Checkpoints(tmp_path, keep_latest=2) as checkpoints:
+        monkeypatch.setattr(Checkpoints, "_look", lambda self: None)  # it lags behind
+        for step, top1 in {1: 0.5, 2: 0.9, 3: None, 4: 0.7, 5: None}.items():
+            checkpoints.save(step, small(step), top1)
+        checkpoints.wait()
+        assert (checkpoints.steps, checkpoints.top1()) == ([2, 4, 5], {2: 0.9, 4: 0.7})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "4", "5"]
+
+
+def test_a_save_that_fails_on_several_hosts_ends_them_alike_or_is_marked_as_lone(
+    tmp_path, monkeypatch
+):
+    with Checkpoints(tmp_path, keep_latest=1) as checkpoints, monkeypatch.context() as patch:
+        patch.setattr(jax, "process_count", lambda: 2)
+        others = ["the disk is full: 2.0 MB are needed, 1.0 free"]
+        patch.setattr(collectives, "gather", lambda own: [own, *others])
+        with pytest.raises(
+            TrainingError, match=r"not be saved \(host 1 stopped: the disk"
+        ) as all_of:
+            checkpoints.save(1, small(1))
+        assert not isinstance(all_of.value, LoneError)
+        others.clear()
+        lost = mock.Mock(side_effect=OSError("lost"))
+        patch.setattr(checkpoints._manager, "save", lost)
+        with pytest.raises(
+            LoneError, match=r"step 2 could not be saved \(lost\); the same command"
+        ):
+            checkpoints.save(2, small(2))
 
 
 def failing(error):

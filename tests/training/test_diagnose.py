@@ -1,16 +1,22 @@
 import dataclasses
 import errno
 import json
+from functools import partial
 
 import jax
 import numpy as np
 import pytest
 
+from gnet_jax.config import AugmentConfig, LossConfig, OptimConfig, Preprocessing
+from gnet_jax.data import augment
+from gnet_jax.training.board import Board
 from gnet_jax.training.compiled_steps import CompiledSteps
-from gnet_jax.training.diagnose import Diagnostics
+from gnet_jax.training.diagnose import Diagnostics, diagnose
 from gnet_jax.training.loop import train
+from gnet_jax.training.optimizer import make_optimizer
 from gnet_jax.training.record import MetricsFile
-from tests.tiny import tiny_batch, tiny_run
+from gnet_jax.training.step import create_state, train_step
+from tests.tiny import Linear, linear_params, tiny_batch, tiny_run
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +83,25 @@ def test_diagnosing_leaves_the_run_as_it_is(diagnosed, tmp_path):
     assert losses(tmp_path) == losses(workdir)
 
 
+def test_what_is_frozen_has_no_gradient_and_does_not_count_for_the_clipping():
+    optimizer = make_optimizer(OptimConfig(freeze=("main",), clip_norm=1e-3), 10, 100)
+    pixels = Preprocessing(image_size=16, mean=(127.0,) * 3, std=(64.0,) * 3)
+    parts = {
+        "model": Linear(),
+        "optimizer": optimizer,
+        "augment": partial(augment, preprocessing=pixels, augmentation=AugmentConfig()),
+        "loss": LossConfig(),
+    }
+    state = create_state({"params": linear_params(), "batch_stats": {}}, optimizer, 0)
+    found = jax.jit(partial(diagnose, **parts))(state, tiny_batch())["scalars"]
+    after, metrics = jax.jit(partial(train_step, **parts))(state, tiny_batch())
+    assert found["grad_norm/main"] == found["grad_norm_main/main"] == 0
+    assert found["grad_norm/aux"] == pytest.approx(float(metrics["grad_norm"]), rel=1e-5)
+    old = state.params["aux"]["kernel"]
+    moved = np.linalg.norm(after.params["aux"]["kernel"] - old) / np.linalg.norm(old)
+    assert found["update_ratio/aux"] == pytest.approx(moved, rel=1e-2)
+
+
 def found_at(state, batch):
     return {
         "scalars": {"grad_norm/conv1": np.float32(state)},
@@ -115,6 +140,7 @@ def test_a_full_disk_is_told_and_the_run_goes_on(tmp_path, monkeypatch):
     told = []
     with Diagnostics(tmp_path, found_at, 2, 0, told.append) as diagnose:
         monkeypatch.setattr(MetricsFile, "append", full)
+        monkeypatch.setattr(Board, "close", full)
         diagnose(0, 0, {})
     assert told == [
         "warning: the diagnosis behind step 0 could not be logged (No space left on device)"

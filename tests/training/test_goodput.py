@@ -59,3 +59,10 @@ def test_the_time_is_told_in_one_line():
 
 def test_a_start_of_an_older_version_counts_for_nothing():
     assert sum(total_seconds([{"step": 0}]).values()) == 0
+
+
+def test_a_start_that_counted_other_kinds_is_understood():
+    old = start(0, 90, {90: 40.0}, training=40.0)
+    del old["seconds"]["diagnosing"]
+    old["seconds"]["restoring"] = 3.0
+    assert total_seconds([old])["training"] == 40.0

@@ -124,6 +124,7 @@ def test_a_checkpoint_of_either_shape_goes_on_in_the_other(finished, data, saved
     assert_same_run(workdir, finished / restored_by)
 
 
+@pytest.mark.long
 def test_evaluation_counts_103_examples_alike_at_any_batch_on_any_shape(folder, data):
     found = {}
     for devices in (1, 8):
@@ -200,6 +201,31 @@ def test_a_process_whose_others_do_not_come_ends_in_one_sentence(folder, data):
         assert "waited 2 s for the others; start all of them" in sentence
 
 
+@pytest.mark.parametrize(
+    ("fault", "host", "codes", "told"),
+    [
+        ("restore", 1, ([2], [2]), "error: host 1 stopped: no such file"),
+        ("rename", 0, ([2], [2]), "error: checkpoint 3 is damaged, and cannot be renamed"),
+        ("full", 1, ([1], [1]), "stopped: step 6 could not be saved (host 1 stopped: no room)"),
+        # The first process also coordinates: JAX ends those that it leaves.
+        ("write", 0, ([1], [3, -signal.SIGABRT]), "stopped: step 6 could not be saved (Input/out"),
+    ],
+)
+def test_what_one_host_meets_alone_in_a_checkpoint_ends_all_of_them_soon(
+    finished, data, monkeypatch, fault, host, codes, told
+):
+    workdir = without_newest(finished / "2x4", finished / f"fault {fault}")
+    if fault == "rename":
+        (workdir / "checkpoints" / "3" / "digests" / "digests.json").unlink()
+    monkeypatch.setenv("HOST_FAULT", f"{fault} {host}")
+    options = {"processes": 2, "devices": 4, "module": "tests.training.host_faults"}
+    run = start(workdir, *SHORT, *data, **options)
+    ended = run.wait(60)
+    assert ended[0] in codes[0], run.text(0) + run.text(1)
+    assert ended[1] in codes[1], run.text(0) + run.text(1)
+    assert f"train.py: {told}" in run.text(0)
+
+
 def encoded_digits(data, file, damaged):
     """The digits as PNG files in one array a split, one training image cut short."""
     with np.load(data[1].removeprefix("npz:")) as arrays:
@@ -219,6 +245,7 @@ def encoded_digits(data, file, damaged):
     return "--data.source", f"npz:{file}_{{split}}.npz"
 
 
+@pytest.mark.long
 def test_a_damaged_image_of_one_host_stops_all_of_them_behind_the_same_step(folder, data, tmp_path):
     # the 13th image of the fourth step: the second half of a batch is the second host's
     damaged = encoded_digits(data, tmp_path / "encoded", _order(256, seed=0)[3 * 16 + 12])
@@ -261,6 +288,7 @@ def going_on(workdir, data):
     return run
 
 
+@pytest.mark.long
 def test_a_second_signal_ends_a_host_at_once_and_the_other_notices(preempted, data):
     run = going_on(preempted[0], data)
     run.processes[1].send_signal(signal.SIGTERM)
@@ -274,7 +302,13 @@ def test_a_second_signal_ends_a_host_at_once_and_the_other_notices(preempted, da
 
 
 @pytest.mark.parametrize(
-    ("number", "host"), [("SIGKILL", 1), ("SIGKILL", 0), ("SIGSTOP", 1), ("SIGSTOP", 0)]
+    ("number", "host"),
+    [
+        ("SIGKILL", 1),
+        ("SIGKILL", 0),
+        pytest.param("SIGSTOP", 1, marks=pytest.mark.long),
+        pytest.param("SIGSTOP", 0, marks=pytest.mark.long),
+    ],
 )
 def test_a_killed_or_stopped_process_ends_the_other_within_35_s(preempted, data, number, host):
     run = going_on(preempted[0], data)
@@ -291,6 +325,7 @@ def test_a_killed_or_stopped_process_ends_the_other_within_35_s(preempted, data,
     restored(preempted[0], *ENDLESS, *data)
 
 
+@pytest.mark.long
 def test_supervised_hosts_start_again_when_one_is_killed_and_stop_when_one_is_told(folder, data):
     workdir = folder / "supervised"
     supervised = ("--supervise", "--restart-delay", "0.1")
@@ -317,6 +352,7 @@ def test_supervised_hosts_start_again_when_one_is_killed_and_stop_when_one_is_to
 CHAIN = ("--numerics", "canonical", "--epochs", "1", "--save-every-steps", "2")
 
 
+@pytest.mark.long
 @pytest.mark.skipif(
     "numerics" not in {field.name for field in dataclasses.fields(Config)},
     reason="no canonical numerics",

@@ -8,6 +8,7 @@ import pytest
 from gnet_jax.config import ConfigError
 from gnet_jax.config.launch import Launch
 from gnet_jax.training import hosts
+from gnet_jax.training.guard import LoneError, TrainingError
 from gnet_jax.training.hosts import EXIT_LOST, HostsError, ending_together, start
 
 
@@ -97,7 +98,10 @@ def test_what_fails_unforeseen_ends_a_host_at_once_but_not_a_run_of_one(monkeypa
             fails(error)
     fails(lost)
     fails(KeyError("bug"))
-    assert [code for code, _ in ended] == [EXIT_LOST, 1]
+    with ending_together(TrainingError):
+        raise LoneError("step 3 could not be saved")
+    assert [code for code, _ in ended] == [EXIT_LOST, 1, 1]
     assert "process 0 of 2 can no longer work with the others" in ended[0][1]
     assert "Connection reset by peer" in ended[0][1]
     assert "KeyError: 'bug'" in ended[1][1]
+    assert ended[2][1] == "train.py: stopped: step 3 could not be saved"

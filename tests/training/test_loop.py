@@ -103,6 +103,26 @@ def test_a_signal_cuts_an_evaluation_short_which_is_then_done_on_resume(finished
     assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl")][-2:] == [9, 9]
 
 
+def test_a_signal_during_the_last_save_waits_for_it(finished, tmp_path, monkeypatch):
+    run, whole_workdir, _ = finished
+    unheard, to_send, wait = [], [signal.SIGTERM], Checkpoints.wait
+
+    def interrupted(checkpoints):
+        if to_send:
+            os.kill(os.getpid(), to_send.pop())
+        wait(checkpoints)
+
+    monkeypatch.setattr(Checkpoints, "wait", interrupted)
+    before = signal.signal(signal.SIGTERM, lambda *_: unheard.append("by the run"))
+    try:
+        result = train(run, tmp_path)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert unheard == []
+    assert (result.step, result.signal) == (9, None)  # nothing was left to do
+    assert final_digest(run, tmp_path) == final_digest(run, whole_workdir)
+
+
 def test_a_finished_run_does_nothing_again(finished, capsys):
     run, workdir, result = finished
     again = train(run, workdir)

@@ -1,10 +1,14 @@
 import dataclasses
+import errno
+import fcntl
 import json
+import os
+from unittest import mock
 
 import pytest
 
 from gnet_jax.config import Config, ConfigError
-from gnet_jax.training.record import MetricsFile, add_start, locked, open_workdir
+from gnet_jax.training.record import BusyError, MetricsFile, add_start, locked, open_workdir
 
 PRINTS = {"train": "aa", "val": "bb"}
 
@@ -87,6 +91,24 @@ def test_a_second_process_on_a_workdir_is_refused(tmp_path):
     with locked(tmp_path), refused, locked(tmp_path):
         pass
     with locked(tmp_path):
+        pass
+
+
+def test_a_start_that_is_refused_as_busy_leaves_the_config_of_the_run_that_goes_on(tmp_path):
+    config = Config(workdir=str(tmp_path), log_every_steps=7)
+    open_workdir(config, PRINTS)
+    refused = pytest.raises(BusyError, match="another process is training in")
+    with locked(tmp_path), refused:
+        open_workdir(dataclasses.replace(config, log_every_steps=1), PRINTS)
+    assert json.loads((tmp_path / "config.json").read_text())["log_every_steps"] == 7
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
+def test_a_file_system_without_locks_is_one_sentence(tmp_path, monkeypatch, number):
+    without = mock.Mock(side_effect=OSError(number, os.strerror(number)))
+    monkeypatch.setattr(fcntl, "flock", without)
+    refused = pytest.raises(ConfigError, match=f"cannot lock .*/lock: {os.strerror(number)}; mount")
+    with refused, locked(tmp_path):
         pass
 
 

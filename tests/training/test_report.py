@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from gnet_jax.training.report import Meter, Reporter, duration
+from gnet_jax.training.report import LastingConsole, Meter, Reporter, duration
 
 VALUES = {
     "train/aux4a_loss": 2.0,
@@ -48,6 +48,12 @@ def test_piped_output_is_plain_lines_and_the_logs_hold_the_same(tmp_path, capsys
     assert logged[1]["val/count"] == 360
     (events,) = (tmp_path / "tensorboard").iterdir()
     assert b"train/main_loss" in events.read_bytes()
+
+
+def test_texts_are_printed_as_they_are(capsys):
+    text = f"[bold]runs/:car:/[/bold] {'long ' * 50}"
+    LastingConsole().say(text)
+    assert capsys.readouterr().out == text + "\n"
 
 
 def test_a_process_that_is_not_the_first_prints_and_writes_nothing(tmp_path, capsys):

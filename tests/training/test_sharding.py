@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -82,3 +84,19 @@ def test_no_product_of_a_step_goes_to_ynnpack():
         sharding.data_mesh(jax.devices()[:1]), product, state, batch
     )
     assert "__ynn_fusion" not in (compiled.as_text() or "")
+
+
+@dataclasses.dataclass
+class Device:
+    """What a mesh is ordered by; the coordinates are in another order, as on a TPU."""
+
+    process_index: int
+    id: int
+
+
+def test_the_devices_of_a_mesh_follow_the_hosts(monkeypatch):
+    """Each host's share of a batch is one stretch, whatever the network between the chips is."""
+    devices = [Device(host, number) for number in range(4) for host in (1, 0)]
+    monkeypatch.setattr(sharding, "Mesh", lambda devices, *_, **__: devices)
+    hosts = [device.process_index for device in sharding.data_mesh(devices)]
+    assert hosts == [0] * 4 + [1] * 4

@@ -1,0 +1,88 @@
+"""The committed checkpoints of a run: which there are, and how one is restored."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from gnet_jax.config import ConfigError
+from gnet_jax.training.digests import DamageError, named_leaves, read_digests
+from gnet_jax.training.storage import read_arrays
+
+
+class SavedSteps:
+    """The committed checkpoints of a run, to be read; nothing in the folder is changed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.absolute()
+        self._scores: dict[int, float] = {}
+        self.damaged: dict[int, str] = {}  # steps whose digests, and score, cannot be read, and why
+        self._look()
+
+    def _look(self) -> None:
+        """Take note of what is committed."""
+        names = [path.name for path in self.folder.glob("*") if path.is_dir()]
+        self.steps = sorted(int(name) for name in names if name.isdigit())
+        self._scores, self.damaged = {}, {}
+        for step in self.steps:
+            try:
+                top1 = read_digests(self.folder / str(step) / "digests").get("top1")
+            except DamageError as error:
+                self.damaged[step] = str(error)
+            else:
+                self._scores |= {} if top1 is None else {step: top1}
+
+    @property
+    def latest(self) -> int | None:
+        """The newest committed step."""
+        return self.steps[-1] if self.steps else None
+
+    @property
+    def best(self) -> int | None:
+        """The step of the best evaluation so far."""
+        scored = [(top1, step) for step, top1 in self._scores.items()]
+        return max(scored)[1] if scored else None
+
+    def top1(self) -> dict[int, float]:
+        """The top-1 accuracy of every kept step that was evaluated."""
+        return dict(self._scores)
+
+    def restore(self, step: int, abstract_state: Any) -> Any:
+        """The state saved as `step`, every bit compared with its sha256, placed as asked.
+
+        Args:
+            step: a committed one.
+            abstract_state: the state's tree of `jax.ShapeDtypeStruct` with shardings, on however
+                many devices and processes.
+
+        Raises:
+            ConfigError: if it is damaged, or has other leaves, shapes or dtypes.
+        """
+        try:
+            arrays = read_arrays(self.folder / str(step))
+        except DamageError as error:
+            older = [each for each in self.steps if each < step]
+            rest = f"go on from step {max(older)}" if older else "begin anew"
+            raise ConfigError(
+                f"checkpoint {step} in {self.folder} is damaged: {error}; move "
+                f"{self.folder / str(step)} away to {rest}"
+            ) from error
+        return self._placed(step, arrays, abstract_state)
+
+    def _placed(self, step: int, arrays: dict[str, np.ndarray], abstract_state: Any) -> Any:
+        expected = {name: (x.shape, x.dtype) for name, x in named_leaves(abstract_state).items()}
+        found = {name: (x.shape, x.dtype) for name, x in arrays.items()}
+        for name in sorted(expected.keys() | found.keys()):
+            if expected.get(name) != found.get(name):
+                raise ConfigError(
+                    f"checkpoint {step} in {self.folder} does not fit: {name} is "
+                    f"{found.get(name, 'absent')} there, {expected.get(name, 'absent')} here"
+                )
+        leaves, tree = jax.tree.flatten(abstract_state)
+        placed = [
+            jax.make_array_from_callback(leaf.shape, leaf.sharding, array.__getitem__)
+            for leaf, array in zip(leaves, map(arrays.get, expected), strict=True)
+            if array is not None
+        ]
+        return jax.tree.unflatten(tree, placed)

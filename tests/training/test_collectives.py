@@ -1,0 +1,23 @@
+import pytest
+
+from gnet_jax.config import ConfigError, UserError
+from gnet_jax.training import collectives
+from gnet_jax.training.collectives import gather, together
+
+
+def test_alone_a_host_goes_on():
+    assert gather("text") == ["text"]
+    assert together(lambda: 3) == 3
+
+
+def test_a_mistake_on_another_host_ends_this_one_too(monkeypatch):
+    others = ["there is no folder /data"]
+    monkeypatch.setattr(collectives, "gather", lambda own: [own, *others])
+    with pytest.raises(UserError, match="host 1 stopped: there is no folder /data"):
+        together(lambda: 3)
+
+    def wrong():
+        raise ConfigError("own mistake")
+
+    with pytest.raises(ConfigError, match="own mistake"):
+        together(wrong)

@@ -1,0 +1,21 @@
+import types
+
+import numpy as np
+import pytest
+
+from gnet_jax.training.evaluation import Evaluator
+from gnet_jax.training.guard import TrainingError
+from gnet_jax.training.stop import StopRequest, Vote
+from tests.tiny import tiny_run
+
+
+def test_a_loss_that_is_not_finite_names_the_step_and_the_remedies(tmp_path):
+    run = tiny_run(tmp_path)
+    sums = {"count": 200, "top1": 20, "top5": 100, "loss": np.nan, "stop": 0}
+    compiled = types.SimpleNamespace(
+        eval_step=lambda _: lambda *_: {name: np.array(value) for name, value in sums.items()}
+    )
+    damage = types.SimpleNamespace(val=None, say_left_out=lambda _: None)
+    evaluate = Evaluator(run, compiled, damage, Vote(run.mesh, StopRequest()))
+    with pytest.raises(TrainingError, match=r"step 7: the validation loss is nan; lower optim\."):
+        evaluate(7, None)
