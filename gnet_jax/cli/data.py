@@ -32,7 +32,7 @@ def prepare(
 
     tfds:imagenet2012 is made of ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, which
     image-net.org gives to those who sign in. Other sets are downloaded; most of them need
-    TensorFlow: pip install 'gnet-jax[prepare]'. With --resize, any source is copied instead, for
+    TensorFlow: pip install -e '.[prepare]'. With --resize, any source is copied instead, for
     hosts that cannot decode large images fast enough. ImageNet, and a copy, go on after an
     interruption when the same command is given again.
 
@@ -58,6 +58,13 @@ def prepare(
     if resize is not None and out is not None:
         if resize < 1:
             raise UserError(f"--resize is {resize}; it must be at least 1")
+        preparing = {"manual-dir": manual_dir, "data-dir": data_dir, "subset": subset}
+        for option, given in preparing.items():
+            if given:
+                raise UserError(
+                    f"--{option} has no effect on a copy; --resize reads a prepared source, "
+                    "a set of TensorFlow Datasets from the folder that TFDS_DATA_DIR names"
+                )
         prepared = pack(source, out, resize, file_format=format, threads=threads)
         source, data_dir = f"tfds:{out.name}", out.absolute().parent
     elif kind != "tfds" or not name:
@@ -92,8 +99,9 @@ def check_data(
 ) -> int:
     """Read every image of every split; list what is damaged, odd, unbalanced or there twice.
 
-    Exit code 1 where something has to be mended: damaged images, labels out of range, classes that
-    are empty or differ between splits, images in several splits, or other than in the manifest.
+    Exit code 1 where something must be mended: damaged images, labels out of range, classes that
+    are empty or differ between splits, images in several splits, or other than in the manifest. A
+    folder with an empty class, and .npz files whose labels do not fit, are refused at once (2).
 
     Args:
         source: digits, folder:PATH, npz:PATH, or tfds:NAME.
@@ -173,7 +181,7 @@ def _prepared_as_loaded(config: Config) -> Config:
 
     if config.init is None:
         return config
-    if not Path(config.init).is_dir():
+    if not Path(config.init).expanduser().exists():
         print(f"there is no {config.init}: drawn with the preprocessing of the config")
         return config
     return with_preprocessing(config, read_folder(config.init).preprocessing)

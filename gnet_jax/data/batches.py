@@ -88,7 +88,7 @@ def cropper(decoder: Decoder) -> Callable[..., np.ndarray]:
     except ImportError as error:
         raise DataError(
             f"data.decoder {decoder} needs the package {error.name}: "
-            'pip install "gnet_jax[fast]", or leave it at pillow'
+            'pip install -e ".[fast]", or leave it at pillow'
         ) from error
     return fast_crop
 

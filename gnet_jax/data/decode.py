@@ -193,6 +193,7 @@ def evaluation_size(size: tuple[int, int], p: Preprocessing) -> tuple[int, int]:
         ImageError: as `shorter_side_size`.
     """
     if p.resize == "warp":
+        _check_pixels((p.resize_to, p.resize_to), f"a square with sides of {p.resize_to}")
         return p.resize_to, p.resize_to
     return shorter_side_size(size, p.resize_to)
 

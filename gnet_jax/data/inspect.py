@@ -11,19 +11,10 @@ from PIL import Image
 
 from gnet_jax.data.decode import ImageError, decode, known_formats
 from gnet_jax.data.sources import Source
+from gnet_jax.data.sources.folder import SUFFIXES
 
 SMALL_SIDE = 32  # pixels: below it an image is called small
 LONG_ASPECT = 4  # longer side / shorter side: above it an image is called narrow
-SUFFIXES = {
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".png": "PNG",
-    ".webp": "WEBP",
-    ".bmp": "BMP",
-    ".gif": "GIF",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-}
 ORIENTATION = 0x0112  # the EXIF tag
 
 
@@ -97,9 +88,14 @@ def _odd_encoding(image: bytes, name: str) -> list[tuple[str, str]]:
         raw = str(opened.tile[0].args) if opened.tile else ""
         if mode == "I" or mode.startswith("I;16") or ";16" in raw:
             found.append(("16 bit", ""))
-        pictures = getattr(opened, "n_frames", 1)
-        if pictures > 1:
-            found.append(("several pictures", str(pictures)))
-        if opened.getexif().get(ORIENTATION, 1) in range(2, 9):
+        turned = opened.getexif().get(ORIENTATION, 1) in range(2, 9)
+        try:
+            pictures = getattr(opened, "n_frames", 1)
+        except Exception as error:  # Pillow lets out whatever a cut file makes its parsers raise
+            found.append(("several pictures, the later ones damaged", str(error)))
+        else:
+            if pictures > 1:
+                found.append(("several pictures", str(pictures)))
+        if turned:
             found.append(("turned by EXIF", ""))
     return found

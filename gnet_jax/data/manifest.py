@@ -24,11 +24,13 @@ class ManifestWriter:
     """Writes one JSON object a line: name, bytes, crc32. The file appears when it is whole."""
 
     def __init__(self, file: Path) -> None:
+        if file.is_dir() or not file.name:
+            raise DataError(f"cannot write the manifest {file}: it is a folder; name a file in it")
         self._file, self._partial = file, file.with_name(file.name + ".partial")
         try:
             self._stream = self._partial.open("w")
         except OSError as error:
-            raise DataError(f"cannot write the manifest {file}: {error.strerror}") from error
+            raise self._unwritten(error) from error
 
     def __enter__(self) -> Self:
         return self
@@ -39,11 +41,17 @@ class ManifestWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._stream.close()
-        if kind is None:
-            self._partial.replace(self._file)
-        else:
-            self._partial.unlink()
+        try:
+            self._stream.close()
+            if kind is None:
+                self._partial.replace(self._file)
+        except OSError as fault:
+            raise self._unwritten(fault) from fault
+        finally:
+            self._partial.unlink(missing_ok=True)
+
+    def _unwritten(self, error: OSError) -> DataError:
+        return DataError(f"cannot write the manifest {self._file}: {error.strerror}")
 
     def see(self, source: Source, index: int, facts: Facts) -> None:
         """Add an example."""
@@ -52,7 +60,10 @@ class ManifestWriter:
             "bytes": facts.length,
             "crc32": f"{facts.crc32:08x}",
         }
-        self._stream.write(json.dumps(line) + "\n")
+        try:
+            self._stream.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise self._unwritten(error) from error
 
 
 @dataclasses.dataclass

@@ -13,6 +13,7 @@ from gnet_jax.data.decode import ImageError, decode, shorter_side_size
 from gnet_jax.data.prepare import Prepared
 from gnet_jax.data.shards import Format, PrepareError, SplitPlan, write_set
 from gnet_jax.data.sources import MissingSplitError, Source, Split, TfdsSource, open_source
+from gnet_jax.data.sources.source import digest
 
 VERSION = "1.0.0"
 # tensorflow-datasets' names of the splits, and ours.
@@ -54,19 +55,26 @@ def pack(
         "image": tfds.features.Image(),
         "label": tfds.features.ClassLabel(names=list(sources["train"].class_names)),
     }
-    folder, about = out.absolute() / VERSION, f"{spec}, shorter side at most {shorter} pixels"
+    # What was copied is kept in the description: a copy of what has changed since is refused.
+    copied = digest(*(source.fingerprint().encode() for source in sources.values()))
+    folder = out.absolute() / VERSION
+    about = f"{spec}, shorter side at most {shorter} pixels; fingerprint {copied}"
     info = _info(out.name, folder, tfds.features.FeaturesDict(features), file_format, about)
     if folder.exists():
         found = tfds.builder_from_directory(str(folder)).info
         stored = found.as_proto.file_format
         if (found.description, stored) != (about, file_format):
+            if found.description.partition(";")[0] == about.partition(";")[0]:
+                raise PrepareError(
+                    f"{out} is a copy ({stored}) of what {spec} was; it has changed since, or "
+                    "another --format is asked for: delete the copy, or name another --out"
+                )
             raise PrepareError(
                 f"{out} is there already, as {stored} of: {found.description}; name another --out"
             )
     else:
         plans = [_plan(name, source, info.features, shorter) for name, source in sources.items()]
-        prints = [source.fingerprint() for source in sources.values()]
-        write_set(info, plans, origin="\n".join([about, *prints]), size=0, threads=threads)
+        write_set(info, plans, origin=about, size=0, threads=threads)
     images = {}
     for name, split in SPLITS.items():
         if name in sources:

@@ -79,7 +79,7 @@ def _prepare_by_tfds(name: str, builder: Any, manual_dir: Path | None) -> None:
     except ImportError as error:
         raise PrepareError(
             f"tensorflow-datasets lacks a library to prepare {name} ({error}); "
-            "pip install 'gnet-jax[prepare]' brings TensorFlow"
+            "pip install -e '.[prepare]' brings TensorFlow"
         ) from error
     # The last is what tensorflow-datasets says of missing files.
     except (OSError, tfds.download.DownloadError, AssertionError) as error:

@@ -14,7 +14,7 @@ from gnet_jax.data.manifest import ManifestCheck
 from gnet_jax.data.prefetch import held, prefetched
 from gnet_jax.data.progress import progress_line
 from gnet_jax.data.records import BadRecord
-from gnet_jax.data.sources import MissingSplitError, Source, open_source
+from gnet_jax.data.sources import FolderSource, MissingSplitError, Source, open_source
 from gnet_jax.data.sources.source import Split
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -32,6 +32,7 @@ class SplitScan:
     bad: list[BadRecord] = dataclasses.field(default_factory=list)
     labels_out_of_range: list[str] = dataclasses.field(default_factory=list)
     odd: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # names, by kind
+    left_out: list[str] = dataclasses.field(default_factory=list)  # files without an image's suffix
     width: tuple[int, int, int] | None = None  # smallest, median, largest
     height: tuple[int, int, int] | None = None
 
@@ -173,6 +174,8 @@ def scan(
             found = SplitScan(
                 source.split, len(source), source.class_names, [0] * len(source.class_names)
             )
+            if isinstance(source, FolderSource):
+                found.left_out = source.left_out
             sizes = []
             for index, facts in enumerate(_all_facts(source, threads)):
                 _take_in(found, source, index, facts)

@@ -24,6 +24,8 @@ def print_scan(console: Console, found: Scan) -> None:
     for each in found.splits:
         _print_names(console, f"damaged in {each.split}", [str(record) for record in each.bad])
         _print_names(console, f"labels out of range in {each.split}", each.labels_out_of_range)
+        what = f"left out of {each.split} for their suffix"
+        _print_names(console, what, each.left_out, ODD_NAMED)
         for kind, names in sorted(each.odd.items()):
             if len(names) == each.images:
                 console.print(escape(f"{kind}, in {each.split}: all"))

@@ -180,7 +180,7 @@ def test_the_box_is_drawn_as_pillows():
 def test_a_missing_package_is_named_with_its_remedy(monkeypatch):
     monkeypatch.delitem(sys.modules, "gnet_jax.data.fast_crop", raising=False)
     monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(DataError, match=r'needs the package cv2.*"gnet_jax\[fast\]"'):
+    with pytest.raises(DataError, match=r'needs the package cv2.*pip install -e "\.\[fast\]"'):
         cropper("fast")
 
 
@@ -188,3 +188,14 @@ def test_random_interpolation_is_pillows_alone():
     config = Config(data=DataConfig(decoder="fast"), augment=AugmentConfig(interpolation="random"))
     with pytest.raises(ConfigError, match=r"data\.decoder is fast; it must be pillow where"):
         check(config)
+
+
+def test_what_the_fast_decoder_finds_fault_with_is_left_to_pillow(fast_crop, monkeypatch):
+    def refuse(*_, **__):
+        raise ValueError("Corrupt JPEG data: extraneous bytes before marker")
+
+    monkeypatch.setattr("simplejpeg.decode_jpeg", refuse)
+    found, expected = both(fast_crop, encoded(PHOTO, quality=95))
+    assert np.abs(found - expected).mean() < 1.5
+    with pytest.raises(ImageError):
+        both(fast_crop, encoded(PHOTO)[:500])

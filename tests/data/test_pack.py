@@ -90,6 +90,8 @@ def test_a_damaged_image_is_named_and_nothing_looks_whole(folder, tmp_path):
         (["--resize", "0", "--out", "a"], "--resize is 0; it must be at least 1"),
         (["--resize", "40", "--out", "My-set"], "'My-set' is no name for a set"),
         (["--resize", "40", "--out", "cifar10"], "tensorflow-datasets has a set cifar10 of its"),
+        (["--resize", "40", "--out", "a", "--data-dir", "b"], "--data-dir has no effect on a copy"),
+        (["--resize", "40", "--out", "a", "--subset"], "--subset has no effect on a copy"),
     ],
 )
 def test_a_mistake_is_one_sentence(arguments, message, capsys, tmp_path, monkeypatch):
@@ -102,4 +104,13 @@ def test_a_mistake_is_one_sentence(arguments, message, capsys, tmp_path, monkeyp
 def test_the_metadata_tell_what_it_is_a_copy_of(tmp_path):
     folder = pack("digits", tmp_path / "digits_4", 4).folder
     info = json.loads((folder / "dataset_info.json").read_text())
-    assert info["description"] == "digits, shorter side at most 4 pixels"
+    about, _, copied = info["description"].partition("; fingerprint ")
+    assert about == "digits, shorter side at most 4 pixels"
+    assert len(copied) >= 16
+
+
+def test_a_finished_copy_of_what_has_changed_since_is_refused(folder, tmp_path):
+    pack(str(folder), tmp_path / "copy", 40)
+    (folder / "train" / "dog" / "9.jpg").write_bytes(encoded(picture(99)))
+    with pytest.raises(PrepareError, match="it has changed since"):
+        pack(str(folder), tmp_path / "copy", 40)

@@ -2,13 +2,14 @@
 
 import io
 import json
+import os
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from gnet_jax.cli import main
-from gnet_jax.data import DataError
+from gnet_jax.data import DataError, open_source
 from gnet_jax.data.inspect import inspect
 from gnet_jax.data.scan import scan
 from gnet_jax.data.sources import Example
@@ -294,3 +295,42 @@ def test_a_bar_is_shown_on_a_terminal(folder, monkeypatch, capsys):
     monkeypatch.setenv("FORCE_COLOR", "1")
     assert check(folder, "--json") == 0
     assert "0/10" in capsys.readouterr().err
+
+
+def test_files_that_are_left_out_for_their_suffix_are_listed(folder, capsys):
+    (folder / "train" / "cat" / "notes.txt").write_text("no image")
+    (folder / "train" / "cat" / "new.AVIF").write_bytes(encoded(photo()))
+    assert check(folder) == 0
+    output = capsys.readouterr().out
+    assert "left out of train for their suffix: 1" in output
+    assert "cat/notes.txt" in output
+    assert scan(str(folder)).splits[0].images == 7
+
+
+def test_a_name_that_is_no_text_is_met(folder, capsys):
+    name = os.fsencode(folder / "train" / "cat") + b"/caf\xe9.jpg"
+    with open(name, "wb") as file:
+        file.write(b"")
+    assert check(folder) == 1
+    assert check(folder, "--json") == 1
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert os.fsencode(found["splits"][0]["bad"][0]["name"]).endswith(b"caf\xe9.jpg")
+    assert open_source(f"folder:{folder}", "train").fingerprint()
+
+
+def test_a_gif_that_is_cut_in_a_later_picture_is_odd_and_ends_nothing(folder):
+    later = [photo().quantize() for _ in range(3)]
+    whole = encoded(photo().quantize(), "GIF", save_all=True, append_images=later)
+    for cut in range(len(whole) // 2, len(whole), 101):
+        (folder / "val" / "dog" / "moving.gif").write_bytes(whole[:cut])
+        facts = inspect(open_source(f"folder:{folder}", "val"), 4)
+        assert facts.label == 1
+
+
+@pytest.mark.parametrize("place", [".", "train"])
+def test_a_manifest_that_cannot_be_written_is_refused_before_the_scan(
+    folder, capsys, monkeypatch, place
+):
+    monkeypatch.chdir(folder)
+    assert check(folder, "--write-manifest", place) == 2
+    assert "it is a folder; name a file" in capsys.readouterr().err

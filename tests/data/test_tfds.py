@@ -14,6 +14,7 @@ from gnet_jax.data.records import next_good
 from gnet_jax.data.scan import scan
 from gnet_jax.data.shards import SplitPlan, write_set
 from gnet_jax.data.sources import TfdsSource, tfds
+from gnet_jax.data.sources.tfds import open_builder
 from tests.data.ilsvrc_tars import encoded, picture
 
 FORMATS = ("array_record", "tfrecord")
@@ -216,3 +217,9 @@ def test_a_set_of_a_thousand_files_may_keep_them_open(tmp_path, monkeypatch):
     assert limits == [(1024, 4096), (4096, 4096)]
     with pytest.raises(DataError, match="are in 5,000 files, but the system lets a process open 4"):
         tfds._allow_open_files(5000)
+
+
+@pytest.mark.parametrize("name", ["mnist:9.9.9", "mnist:latest", "a b"])
+def test_a_version_or_a_name_that_cannot_be_is_one_sentence(name, tmp_path):
+    with pytest.raises(DataError, match=re.escape(name)):
+        open_builder(name, tmp_path)

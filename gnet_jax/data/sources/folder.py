@@ -1,20 +1,40 @@
 """Folders of image files."""
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from gnet_jax.data.sources.source import DataError, Example, MissingSplitError, Split, digest
+
+SUFFIXES: Mapping[str, str] = {
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".jpe": "JPEG",
+    ".jfif": "JPEG",
+    ".png": "PNG",
+    ".webp": "WEBP",
+    ".bmp": "BMP",
+    ".gif": "GIF",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".avif": "AVIF",
+    ".jp2": "JPEG2000",
+    ".j2k": "JPEG2000",
+    ".ppm": "PPM",
+    ".pgm": "PPM",
+    ".pbm": "PPM",
+}
+"""What counts as an image file, and the format that Pillow calls its content."""
 
 
 class FolderSource:
     """A folder `train/CLASS/*`, `val/CLASS/*` (and, to evaluate, `test/CLASS/*`) of image files.
 
-    Classes are in alphabetical order.
+    Classes are in alphabetical order. Files of other suffixes than `SUFFIXES` are `left_out`.
 
     Raises:
         DataError: for a missing split, fewer than two classes, or an empty class.
     """
-
-    SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
     def __init__(self, root: Path, split: Split) -> None:
         folder = root / split
@@ -29,15 +49,18 @@ class FolderSource:
         if len(self.class_names) < 2:
             raise DataError(f"{folder} holds {len(self.class_names)} class folders; 2 are needed")
         self._files: list[tuple[Path, int]] = []
+        self.left_out: list[str] = []
         for label, name in enumerate(self.class_names):
-            files = sorted(filter(self._is_image, (folder / name).iterdir()))
-            if not files:
-                raise DataError(f"the class folder {folder / name} holds no image files")
-            self._files += [(path, label) for path in files]
-
-    def _is_image(self, path: Path) -> bool:
-        hidden = path.name.startswith(".")  # such as the ._1.jpg that macOS leaves behind
-        return path.suffix.lower() in self.SUFFIXES and not hidden and path.is_file()
+            # Hidden files are such as the ._1.jpg that macOS leaves behind.
+            files = [p for p in (folder / name).iterdir() if p.is_file() and p.name[0] != "."]
+            images = sorted(path for path in files if path.suffix.lower() in SUFFIXES)
+            if not images:
+                raise DataError(
+                    f"the class folder {folder / name} holds no image files; known are "
+                    f"{', '.join(SUFFIXES)}"
+                )
+            self._files += [(path, label) for path in images]
+            self.left_out += [str(path) for path in sorted(set(files) - set(images))]
 
     def __len__(self) -> int:
         return len(self._files)
@@ -63,4 +86,4 @@ class FolderSource:
         lines = (
             f"{path.parent.name}/{path.name} {path.stat().st_size}\n" for path, _ in self._files
         )
-        return digest(*(line.encode() for line in lines))
+        return digest(*map(os.fsencode, lines))  # a name need not be UTF-8
