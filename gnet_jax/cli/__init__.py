@@ -1,4 +1,4 @@
-"""The `gnet` commands, each a thin call into one room of the package."""
+"""The `gnet` commands, each a thin call into one part of the package."""
 
 import os
 import sys
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import tyro
 
 from gnet_jax.cli import data, lab, models, pods, runs, vision
+from gnet_jax.cli.output import print_any_name
 from gnet_jax.config import UserError
 
 app = tyro.extras.SubcommandApp()
@@ -41,6 +42,7 @@ WITH_CONFIG = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code, 2 for a mistake of the user's."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    print_any_name()
     try:
         if arguments and arguments[0] in WITH_CONFIG:
             return WITH_CONFIG[arguments[0]](arguments[1:]) or 0

@@ -106,14 +106,15 @@ def report(
     out: Path | None = None,
     figures: Path | None = None,
 ) -> None:
-    """Write what a sweep came to: one HTML page that needs nothing else, and Markdown beside it.
+    """Write what a sweep came to: an HTML page that needs nothing else, Markdown and CSV beside it.
 
     Accuracy against multiply-adds and parameters, learning curves, the table, and the exact configs
     and versions.
 
     Args:
         workdir: of `gnet ablate`; it need not be finished.
-        out: the page; None is report.html in the workdir. The Markdown has its name, with .md.
+        out: the page; None is report.html in the workdir. Markdown and CSV have its name, with
+            .md and .csv; the CSV has a line for every run.
         figures: a folder for the page's figures as SVG files, too; None writes none.
     """
     from gnet_jax.lab.report import write_report

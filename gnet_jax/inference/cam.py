@@ -26,7 +26,7 @@ DRAWN_SIDE = 448  # pixels, at least
 class ActivationMap(NamedTuple):
     """The evidence for one class over the square that the network saw."""
 
-    evidence: np.ndarray  # (h, w) float32; its mean, plus the class's bias, is the class's logit
+    evidence: np.ndarray  # (h, w) float32; the main head's mean, plus a bias, is the logit
     square: np.ndarray  # (S, S, 3) uint8
     guess: Guess
 

@@ -24,7 +24,7 @@ def build(trained: TrainedModel, title: str) -> Any:
         gr: Any = import_module("gradio")
     except ImportError as error:
         raise UserError(
-            'the demo needs gradio, which is not installed: pip install "gnet-jax[demo]"'
+            'the demo needs gradio, which is not installed: pip install -e ".[demo]"'
         ) from error
 
     mapper = HeadMapper(trained)
@@ -45,7 +45,12 @@ def build(trained: TrainedModel, title: str) -> Any:
         gr.Markdown(f"# {title}\nDrop a photo. Nothing leaves this machine.")
         with gr.Row():
             with gr.Column():
-                photo = gr.Image(type="filepath", sources=["upload", "clipboard"], label="Photo")
+                photo = gr.Image(
+                    type="filepath",
+                    image_mode=None,  # the file as it is: its kinds are decode's business
+                    sources=["upload", "clipboard"],
+                    label="Photo",
+                )
                 head = gr.Radio(
                     list(mapper.heads),
                     value=MAIN,

@@ -57,7 +57,7 @@ class HeadMapper:
                 chosen = jnp.where(index < 0, jnp.argmax(logits_BK[0]), index)
                 one_hot = jax.nn.one_hot(chosen, logits_BK.shape[-1], dtype=logits_BK.dtype)
                 (gradient_BHWC,) = pull_back(one_hot[None])
-                weights_C = gradient_BHWC[0].mean(axis=(0, 1))
+                weights_C = gradient_BHWC[0].sum(axis=(0, 1))
                 results[head] = logits_BK[0], features_BHWC[0] @ weights_C
             return results
 
@@ -66,8 +66,8 @@ class HeadMapper:
     def __call__(self, picture: Image.Image, index: int | None = None) -> dict[str, ActivationMap]:
         """What speaks for a class in each head.
 
-        A map is the features in front of a head, each channel weighted by the mean gradient of the
-        class's logit; the guess holds the head's own probability of the class.
+        A map is the features in front of a head, each channel weighted by the summed gradient of
+        the class's logit; the guess holds the head's own probability of the class.
 
         Args:
             picture: to look at.

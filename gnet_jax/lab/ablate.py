@@ -22,7 +22,7 @@ from gnet_jax.lab.sweep import Cell
 from gnet_jax.training.checkpoint import Checkpoints
 from gnet_jax.training.compiled_steps import CompiledSteps
 from gnet_jax.training.loop import train
-from gnet_jax.training.record import BusyError, MetricsFile, locked, open_workdir
+from gnet_jax.training.record import BusyError, MetricsFile, open_workdir
 from gnet_jax.training.run import Run, model_of
 from gnet_jax.weights.start import prepare_run
 
@@ -63,8 +63,6 @@ class Bench:
             "order": order_fingerprint(len(run.train), own.seed),
         }
         workdir = open_workdir(own, fingerprints)
-        with locked(workdir):  # not to compile for a run that another process has
-            pass
         memory = step_memory(self._compiled.train_step(run))
         check_memory(memory, run)
         with (workdir / LOG_FILE).open("a") as log, contextlib.redirect_stdout(log):

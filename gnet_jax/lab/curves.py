@@ -7,9 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gnet_jax.config import UserError
+from gnet_jax.lab.palette import colour_of
 from gnet_jax.training.record import MetricsFile
-
-HEAD_COLOURS = ("#1b6ca8", "#d1495b", "#edae49", "#66a182", "#8d6a9f")
 
 
 def draw_curves(workdirs: Sequence[Path], out: Path) -> None:
@@ -46,7 +45,7 @@ def _draw_run(lines: Sequence[dict[str, float]], loss: Axes, top1: Axes) -> None
     heads.sort(key=lambda head: head != "main")
     curves = [(f"train/{head}_", f"{head} head, training", "-") for head in heads]
     curves.append(("val/", "validation", "o-"))
-    colours = [*HEAD_COLOURS[: len(heads)], "black"]
+    colours = [*map(colour_of, range(len(heads))), "black"]
     for (prefix, label, style), colour in zip(curves, colours, strict=True):
         for panel, kind in ((loss, "loss"), (top1, "top1")):
             points = [(x["step"], x[prefix + kind]) for x in lines if prefix + kind in x]

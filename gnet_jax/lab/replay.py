@@ -6,7 +6,6 @@ Shapes: B batch, H height, W width, C channels.
 import dataclasses
 import json
 import zipfile
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from gnet_jax.data import Labels
 from gnet_jax.model import Architecture, GoogLeNet
 from gnet_jax.training.digests import named_leaves
 from gnet_jax.training.feed import augmentation
-from gnet_jax.training.finetune import flat
+from gnet_jax.training.finetune import flat, without_gradient
 from gnet_jax.training.optimizer import Optimizer, make_optimizer
 from gnet_jax.training.replay import NOTES
 from gnet_jax.training.run import pure_train_step
@@ -197,8 +196,16 @@ def _layers(replay: Replay, *inputs: Any) -> list[str]:
 
 
 def _loss(replay: Replay) -> Any:
-    mutable = ("batch_stats", "intermediates")
-    return partial(loss_of, model=replay.model, loss=replay.config.loss, mutable=mutable)
+    def of_learning(params: Any, *inputs: Any) -> Any:
+        return loss_of(
+            without_gradient(params, replay.optimizer.frozen),
+            *inputs,
+            model=replay.model,
+            loss=replay.config.loss,
+            mutable=("batch_stats", "intermediates"),
+        )
+
+    return of_learning
 
 
 def _whole(

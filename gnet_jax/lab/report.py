@@ -1,4 +1,4 @@
-"""What a sweep came to, as Markdown and as one HTML page that needs nothing else."""
+"""What a sweep came to, as one HTML page that needs nothing else, as Markdown and as CSV."""
 
 import json
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from gnet_jax.lab.results import (
     pareto_front,
     rows_of,
 )
-from gnet_jax.lab.results_table import LEGEND, header, markdown_table
+from gnet_jax.lab.results_table import LEGEND, csv_of_runs, header, markdown_table
 from gnet_jax.lab.sweep import read_json, read_sweep
 from gnet_jax.training.record import RECORD_FILE
 
@@ -26,11 +26,15 @@ OWN = ("workdir", "seed")
 
 
 def write_report(workdir: Path, page: Path, figures: Path | None = None) -> list[Path]:
-    """Write `page` (HTML), its Markdown and, into the folder `figures`, SVG files; returns all.
+    """Write `page` (HTML), its Markdown and CSV and, into `figures`, SVG files; returns all.
 
     Raises:
         UserError: if `workdir` holds no sweep, or a file cannot be written.
     """
+    if page.suffix in (".md", ".csv"):
+        raise UserError(
+            f"{page} is to be a web page; name it .html, and {page.suffix} comes beside it"
+        )
     sweep = read_sweep(workdir)
     rows = rows_of(sweep)
     title, about = _title_and_text(sweep.about, workdir)
@@ -54,7 +58,11 @@ def write_report(workdir: Path, page: Path, figures: Path | None = None) -> list
         },
         record=record,
     )
-    files = {page: render(content), markdown: _markdown(content, rows)}
+    files = {
+        page: render(content),
+        markdown: _markdown(content, rows),
+        page.with_suffix(".csv"): csv_of_runs(rows),
+    }
     if figures is not None:
         files |= {figures / f"{each.name}.svg": svg for each, svg in zip(drawn, svgs, strict=True)}
     for file, text in files.items():
@@ -92,6 +100,8 @@ def versions_of(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         for workdir in row.workdirs.values():
             for start in (read_json(workdir / RECORD_FILE) or {"starts": []})["starts"]:
+                if "versions" not in start:  # its record was damaged, and begun anew
+                    continue
                 line = (
                     f"commit {start['git_commit']}, Python {start['python']}, "
                     + ", ".join(f"{name} {v}" for name, v in start["versions"].items())

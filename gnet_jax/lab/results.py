@@ -14,7 +14,6 @@ class Row:
     """A config's runs. Costs are None before the first of them is done."""
 
     name: str
-    config: dict[str, Any]  # flattened
     done: dict[int, dict[str, Any]]  # results by seed
     failed: dict[int, str]  # what went wrong, by seed
     missing: tuple[int, ...]  # seeds that have not ended yet
@@ -47,7 +46,7 @@ class Row:
 
 def rows_of(sweep: SweepRecord) -> list[Row]:
     """A row for every config of a sweep, in its order, finished or not."""
-    rows = {name: Row(name, config, {}, {}, (), {}) for name, config in sweep.configs.items()}
+    rows = {name: Row(name, {}, {}, (), {}) for name in sweep.configs}
     for name, seed, workdir in sweep.runs():
         row, result = rows[name], read_json(workdir / RESULT_FILE)
         row.workdirs[seed] = workdir
@@ -84,7 +83,7 @@ def pareto_front(rows: Sequence[Row], cost: str) -> list[Row]:
     return front
 
 
-# Columns of the table: what stands above them, and whether they hold numbers.
+# What stands above the columns of the table; the losses of the heads follow.
 COLUMNS = (
     "config",
     "top-1",
@@ -98,7 +97,7 @@ COLUMNS = (
 
 
 def cells_of_row(row: Row) -> list[tuple[str, float | None]]:
-    """The row under `COLUMNS`, then one cell a head: (text, value to sort by)."""
+    """The row under `COLUMNS`: (text, value to sort by)."""
 
     def count(name: str) -> tuple[str, float | None]:
         value = row.cost(name)

@@ -1,5 +1,7 @@
-"""The table of a sweep, for the terminal and as Markdown."""
+"""The table of a sweep for the terminal and as Markdown, and its figures as CSV."""
 
+import csv
+import io
 from collections.abc import Sequence
 
 from rich.table import Table
@@ -28,6 +30,22 @@ def results_table(rows: Sequence[Row], title: str) -> Table:
         cells = [*cells_of_row(row), *head_cells(row, all_heads(rows))]
         table.add_row(*(text for text, _ in cells))
     return table
+
+
+def csv_of_runs(rows: Sequence[Row]) -> str:
+    """A line for every finished run, its figures unrounded: shares of 1, bytes, images a second."""
+    heads = all_heads(rows)
+    costs = ("macs", "params", "params_with_aux", "memory_bytes", "images_per_sec")
+    of_heads = [f"{head}_{figure}" for head in heads for figure in ("loss", "top1")]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(("config", "seed", "top1", *costs, *of_heads))
+    for row in rows:
+        for seed, result in row.done.items():
+            found = [result["heads"].get(head, {}) for head in heads]
+            values = [each.get(figure) for each in found for figure in ("loss", "top1")]
+            writer.writerow((row.name, seed, result["top1"], *map(result.get, costs), *values))
+    return out.getvalue()
 
 
 def markdown_table(rows: Sequence[Row]) -> str:

@@ -93,7 +93,8 @@ def open_sweep(workdir: Path, configs: Mapping[str, Config], seeds: int, about: 
                 f"{workdir} holds a sweep in which {name!r} has another config "
                 f"({'; '.join(changed)}); use another --workdir, or the old values to go on with it"
             )
-    record = {"about": about, "seeds": seeds, "configs": known | now}
+    known_seeds = 0 if old is None else old["seeds"]
+    record = {"about": about, "seeds": max(seeds, known_seeds), "configs": known | now}
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         # Shards start at the same time, and each writes the same.
@@ -143,7 +144,9 @@ def read_json(file: Path) -> dict[str, Any] | None:
     """
     try:
         return dict(json.loads(file.read_text()))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}") from error
     except (ValueError, TypeError) as error:
         raise UserError(f"{file} is damaged ({error}); move it away") from error

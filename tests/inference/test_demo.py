@@ -26,7 +26,7 @@ def test_without_gradio_one_sentence_names_the_extra(trained, tmp_path, monkeypa
     monkeypatch.setitem(sys.modules, "gradio", None)
     write_folder(tmp_path / "model", trained)
     assert main(["demo", str(tmp_path / "model")]) == 2
-    assert 'pip install "gnet-jax[demo]"' in capsys.readouterr().err
+    assert 'pip install -e ".[demo]"' in capsys.readouterr().err
 
 
 @pytest.mark.slow

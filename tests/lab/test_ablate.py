@@ -134,7 +134,7 @@ def command(tmp_path, workdir, *more):
     flags = "--xla_backend_optimization_level=0"
     environment = os.environ | {
         "XLA_FLAGS": flags,
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "xla"),
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path.parent / "programs"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
     }
     return subprocess.Popen(
@@ -187,6 +187,7 @@ def test_a_config_that_cannot_train_does_not_keep_the_others_from_the_table(whol
     assert "2 of 2" in printed
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_sweep_killed_at_any_moment_ends_with_the_same_table(whole):
     folder, expected, _ = whole
@@ -209,6 +210,7 @@ def test_a_sweep_killed_at_any_moment_ends_with_the_same_table(whole):
     assert outcome(workdir) == expected
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_two_shards_at_once_give_the_whole_table_and_nothing_twice(whole):
     folder, expected, _ = whole

@@ -1,12 +1,17 @@
 import json
+import types
 
+import jax
 import numpy as np
 import pytest
 
 from gnet_jax.cli import main
+from gnet_jax.config import LossConfig
+from gnet_jax.data import Labels
+from gnet_jax.lab.replay import _loss
 from gnet_jax.training.replay import write_replay
 from gnet_jax.training.step import create_state
-from tests.tiny import tiny_run, tiny_variables
+from tests.tiny import Linear, linear_params, tiny_run, tiny_variables
 
 MEAN = np.array([123, 117, 104], np.uint8)
 
@@ -41,6 +46,18 @@ def test_a_replay_names_the_image_and_the_layer(replay, capsys):
     assert found["layer"] == "conv1"
     assert found["bad_params"] == []
     assert "conv1/conv" in found["bad_gradients"]
+
+
+def test_what_is_frozen_has_no_gradient():
+    replay = types.SimpleNamespace(
+        model=Linear(),
+        config=types.SimpleNamespace(loss=LossConfig()),
+        optimizer=types.SimpleNamespace(frozen=("main",)),
+    )
+    images, labels = np.ones((2, 16, 16, 3), np.float32), Labels(np.arange(2), None, None)
+    grads, _ = jax.grad(_loss(replay), has_aux=True)(linear_params(), {}, images, labels, None)
+    assert not grads["main"]["kernel"].any()
+    assert grads["aux"]["kernel"].any()
 
 
 def test_a_file_that_is_no_replay_is_one_sentence(replay, tmp_path, capsys):

@@ -1,3 +1,4 @@
+import csv
 import importlib.util
 import shutil
 from html.parser import HTMLParser
@@ -107,3 +108,19 @@ def test_a_browser_shows_it_without_an_error_or_a_request(page, width):
         browser.close()
     assert errors == []
     assert [url for url in requests if not url.startswith("data:")] == [page.as_uri()]
+
+
+def test_every_finished_run_is_a_line_of_the_csv(page):
+    lines = list(csv.DictReader(page.with_suffix(".csv").read_text("utf-8").splitlines()))
+    assert len({(line["config"], line["seed"]) for line in lines}) == len(lines) > 3
+    for line in lines:
+        assert 0 <= float(line["top1"]) <= 1
+        assert int(line["macs"]) > 0
+        assert float(line["main_loss"]) > 0
+
+
+@pytest.mark.parametrize("name", ["r.md", "r.csv"])
+def test_a_page_of_another_name_is_refused(page, tmp_path, name, capsys):
+    assert main(["report", str(page.parent), "--out", str(tmp_path / name)]) == 2
+    assert "name it .html" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

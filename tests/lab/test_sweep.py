@@ -79,3 +79,9 @@ def test_a_file_that_is_no_sweep_is_told_why(code, message, tmp_path):
     with pytest.raises(ConfigError) as raised:
         load_sweep(str(tmp_path / "s.py"))
     assert message in str(raised.value)
+
+
+def test_fewer_seeds_than_before_drop_no_run(tmp_path):
+    open_sweep(tmp_path, {"a": Config()}, 3, "text")
+    open_sweep(tmp_path, {"a": Config()}, 1, "text")
+    assert len(read_sweep(tmp_path).runs()) == 3
