@@ -168,6 +168,8 @@ def _blob(message: int | memoryview, layer: str) -> np.ndarray:
             shape = _dims(value)
     if shape is None:
         shape = tuple(legacy.get(number, 1) for number in _LEGACY_SHAPE)
+    if not shape or 0 in shape:
+        raise WeightsError(f"layer {layer} has an empty blob, of shape {tuple(shape)}")
     dtype = "<f8" if doubles else "<f4"
     data = np.frombuffer(b"".join(doubles or floats), dtype).astype(np.float32)
     if data.size != np.prod(shape, dtype=object):

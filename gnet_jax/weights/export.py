@@ -103,7 +103,8 @@ def _largest_difference(folder: ModelFolder, written: Run | ModelFolder) -> floa
     else:
         found = [written(x_BHWC[:1]), written(x_BHWC)]
     scale = float(np.abs(expected_BK).max()) or 1.0
-    return max(float(np.abs(f_BK - expected_BK[: len(f_BK)]).max()) / scale for f_BK in found)
+    # np.max, unlike max, hands a NaN on wherever it stands.
+    return float(np.max([np.abs(f_BK - expected_BK[: len(f_BK)]).max() for f_BK in found])) / scale
 
 
 def _same(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> bool:
@@ -181,4 +182,4 @@ _WRITERS: dict[str, Callable[[ModelFolder, Path], Run | ModelFolder]] = {
 
 
 def _missing(error: ImportError, suffix: str) -> ExportError:
-    return ExportError(f'{suffix} needs the package {error.name}: pip install "gnet_jax[export]"')
+    return ExportError(f'{suffix} needs the package {error.name}: pip install -e ".[export]"')

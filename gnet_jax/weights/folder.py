@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 import gnet_jax
-from gnet_jax.config import Preprocessing
+from gnet_jax.config import ConfigError, Preprocessing, check_preprocessing
 from gnet_jax.model import Architecture, GoogLeNet
 from gnet_jax.weights.model_card import model_card
 from gnet_jax.weights.schema import SchemaError, from_json, to_json
@@ -71,8 +71,9 @@ def write_folder(path: str | Path, folder: ModelFolder) -> None:
             path.rename(old)
         try:
             new.rename(path)
-        except OSError:
-            old.rename(path)
+        except BaseException:  # Ctrl-C too: what was there comes back
+            if old.exists():
+                old.rename(path)
             raise
     except OSError as error:
         raise WeightsError(f"cannot write {path}: {error.strerror}") from error
@@ -81,9 +82,12 @@ def write_folder(path: str | Path, folder: ModelFolder) -> None:
 
 
 def _refuse_to_overwrite(path: Path) -> None:
-    if path.is_file():
+    if path.exists() and not path.is_dir():
         raise WeightsError(f"{path} is a file; a model is written as a folder, name another place")
-    found = {each.name for each in path.iterdir()} if path.exists() else set()
+    try:
+        found = {each.name for each in path.iterdir()} if path.exists() else set()
+    except OSError as error:
+        raise WeightsError(f"cannot look into {path}: {error.strerror}") from error
     others = sorted(found - {WEIGHTS_FILE, CONFIG_FILE, CARD_FILE})
     if others:
         raise WeightsError(f"{path} holds {others[0]}, which would be lost; name another place")
@@ -110,7 +114,9 @@ def read_folder(path: str | Path) -> ModelFolder:
     path = Path(path).expanduser()
     if not is_model_folder(path):
         what = "is no model folder" if path.exists() else "does not exist"
-        raise WeightsError(f"{path} {what}; one holds {WEIGHTS_FILE} and {CONFIG_FILE}")
+        raise WeightsError(
+            f"{path} {what}; one holds {WEIGHTS_FILE} and {CONFIG_FILE}, made by `gnet convert`"
+        )
     tensors, _ = read_tensors(path / WEIGHTS_FILE)
     file = path / CONFIG_FILE
     try:
@@ -164,12 +170,13 @@ def folder_of(config: Any, tensors: dict[str, Any], where: Path) -> ModelFolder:
     try:
         arch = from_json(Architecture, config["architecture"], "architecture")
         preprocessing = from_json(Preprocessing, config["preprocessing"], "preprocessing")
+        check_preprocessing(preprocessing, "preprocessing")
         labels, dtype = config["id2label"], config["dtype"]
         names = tuple(str(labels[str(i)]) for i in range(len(labels)))
         if dtype not in ("float32", "bfloat16"):
             raise SchemaError(f"dtype is {dtype!r}; it must be float32 or bfloat16")
         source = {str(name): str(value) for name, value in config["source"].items()}
-    except SchemaError as error:
+    except (SchemaError, ConfigError) as error:
         raise WeightsError(f"the config of {where} cannot be used: {error}") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise WeightsError(f"the config of {where} lacks or garbles {error}") from error
@@ -194,5 +201,5 @@ def check_folder(folder: ModelFolder, where: str) -> None:
         check(folder.model, flatten(folder.variables), folder.preprocessing.image_size, where)
     except WeightsError:
         raise
-    except (ValueError, TypeError, KeyError) as error:  # an architecture that cannot be built
+    except (ValueError, TypeError, LookupError, ArithmeticError) as error:  # no network at all
         raise WeightsError(f"{where} describes no network that works: {error}") from error

@@ -104,7 +104,7 @@ def read_checkpoint(file: Path) -> dict[str, np.ndarray]:
     except ImportError as error:
         raise WeightsError(
             f"{file} is a TensorFlow checkpoint, and to read one needs the package {error.name}: "
-            'pip install "gnet_jax[slim]"'
+            'pip install -e ".[slim]"'
         ) from error
     try:
         reader = tf.train.load_checkpoint(str(file).removesuffix(".index"))

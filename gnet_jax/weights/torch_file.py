@@ -9,7 +9,7 @@ import pickle
 import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -28,6 +28,7 @@ _STORAGES = {
 }
 _LEGACY_MAGIC = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."  # torch before 1.6
 _LARGEST_PICKLE = 16_000_000  # bytes of names and shapes; those of GoogLeNet take 40 kB
+_MOST_SHARED = 8  # times over that tensors may name the numbers of the storages
 _WRAPPERS = ("state_dict", "model_state_dict", "model")  # keys under which trainers keep weights
 
 
@@ -108,7 +109,9 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
             read = _read_legacy if file.read(2) == _LEGACY_MAGIC[:2] else _read_zip
             file.seek(0)
             value, bytes_of = read(file)
-            tensors = {name: _array(t, bytes_of) for name, t in _state_dict(value).items()}
+            found = _state_dict(value)
+            _refuse_repeated(found.values())
+            tensors = {name: _array(t, bytes_of) for name, t in found.items()}
     except WeightsError as error:
         raise WeightsError(f"{path} {error}") from error
     except OSError as error:
@@ -180,6 +183,18 @@ def _state_dict(value: Any) -> Mapping[str, _Tensor]:
         if not isinstance(name, str) or not isinstance(tensor, _Tensor):
             raise WeightsError(f"holds {str(name)[:80]!r}, which is no tensor: not a state dict")
     return value
+
+
+def _refuse_repeated(tensors: Iterable[_Tensor]) -> None:
+    """Views share a storage, which is fine; a small file that names one a million times is not."""
+    tensors = list(tensors)
+    stored = sum({t.storage.key: t.storage.size for t in tensors}.values())
+    named = sum(math.prod(t.shape) for t in tensors)
+    if named > _MOST_SHARED * stored:
+        raise WeightsError(
+            f"has tensors of {named} numbers in storages of {stored}, more than {_MOST_SHARED} "
+            "times over; a GoogLeNet shares none"
+        )
 
 
 def _array(tensor: _Tensor, bytes_of: Callable[[_Storage], bytes]) -> np.ndarray:

@@ -8,10 +8,14 @@ import jax
 import numpy as np
 
 from gnet_jax.config import Config
-from gnet_jax.training.checkpoint import SavedSteps, digest
+from gnet_jax.data import open_source
+from gnet_jax.training.checkpoint import digest
+from gnet_jax.training.run import make_program
+from gnet_jax.training.saved_steps import SavedSteps
+from gnet_jax.training.sharding import data_mesh
 from gnet_jax.weights.folder import CONFIG_FILE, ModelFolder
 from gnet_jax.weights.schema import SchemaError, from_json
-from gnet_jax.weights.start import prepare_run
+from gnet_jax.weights.start import with_start
 from gnet_jax.weights.variables import WeightsError
 
 CHECKPOINTS = "checkpoints"
@@ -51,15 +55,25 @@ def read_workdir(workdir: Path) -> ModelFolder:
     """The network of the run in `workdir`, as its best evaluation saw it, auxiliary heads included.
 
     Averaged parameters are taken where the run kept them, and the newest checkpoint where none
-    was evaluated. The run's data must be in place: their class names become the model's.
+    was evaluated. The run's training data must be in place, for their class names become the
+    model's, and so must the model that it began from.
 
     Raises:
         WeightsError: if there is no checkpoint, the config cannot be read, or one checkpoint is so
             damaged that it cannot be told whether it is the best.
-        ConfigError, DataError: as `prepare_run`; or if the checkpoint is damaged.
+        ConfigError, DataError: as `make_program`; or if the checkpoint is damaged.
     """
     config = read_config(workdir)
-    run = prepare_run(config)
+    try:
+        config, pretrained = with_start(config)
+    except WeightsError as error:
+        raise WeightsError(
+            f"the run in {workdir} began from {config.init}, whose network is needed: {error}"
+        ) from error
+    train = open_source(config.data.source, "train")
+    # One device, whatever the run was trained on: its batches need not divide over those here.
+    mesh = data_mesh(jax.local_devices()[:1])
+    run = make_program(config, train.class_names, len(train), mesh, pretrained)
     saved = SavedSteps(workdir / CHECKPOINTS)
     for step, reason in saved.damaged.items():  # it may be the best one
         raise WeightsError(
@@ -73,7 +87,7 @@ def read_workdir(workdir: Path) -> ModelFolder:
     state = saved.restore(step, run.abstract_state())
     own = {"params": state.params, "batch_stats": state.batch_stats}
     variables = jax.tree.map(np.asarray, state.average or own)
-    names = list(run.train.class_names)
+    names = list(train.class_names)
     outputs = run.model.arch.num_classes
     names += [f"class {i}" for i in range(len(names), outputs)]  # model.num_classes may be larger
     source = {

@@ -4,7 +4,55 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from gnet_jax.model import Architecture
 from gnet_jax.model.googlenet import CAFFE_BRANCHES
+from gnet_jax.model.widths import Widths
+
+BLOCKS = ("3a", "3b", "4a", "4b", "4c", "4d", "4e", "5a", "5b")
+NARROW = Architecture(
+    num_classes=5,
+    widths={block: Widths(3 + i, 4, 5, 2, 3, 4) for i, block in enumerate(BLOCKS)},
+    stem_widths=(6, 5, 8),
+    aux_widths=(7, 9),
+)
+
+
+def random_layers(
+    arch: Architecture = NARROW, aux_after: tuple[str, ...] = ("4a", "4d")
+) -> dict[str, list[np.ndarray]]:
+    """The layers of a whole GoogLeNet in Caffe's shapes, for images of 224x224."""
+    generator = np.random.default_rng(0)
+
+    def layer(*shape: int) -> list[np.ndarray]:
+        bound = np.sqrt(3 / np.prod(shape[1:]))
+        weights = generator.uniform(-bound, bound, shape).astype(np.float32)
+        return [weights, generator.uniform(0, 0.3, shape[:1]).astype(np.float32)]
+
+    conv1, reduce2, conv2 = arch.stem_widths
+    layers = {
+        "conv1/7x7_s2": layer(conv1, 3, 7, 7),
+        "conv2/3x3_reduce": layer(reduce2, conv1, 1, 1),
+        "conv2/3x3": layer(conv2, reduce2, 3, 3),
+    }
+    channels = conv2
+    for block, w in arch.widths.items():
+        at = f"inception_{block}"
+        layers |= {
+            f"{at}/1x1": layer(w.b1, channels, 1, 1),
+            f"{at}/3x3_reduce": layer(w.reduce3, channels, 1, 1),
+            f"{at}/3x3": layer(w.b3, w.reduce3, 3, 3),
+            f"{at}/5x5_reduce": layer(w.reduce5, channels, 1, 1),
+            f"{at}/5x5": layer(w.b5, w.reduce5, 5, 5),
+            f"{at}/pool_proj": layer(w.pool_proj, channels, 1, 1),
+        }
+        channels = w.out
+        if block in aux_after:
+            loss = {"4a": "loss1", "4d": "loss2"}[block]
+            conv, units = arch.aux_widths
+            layers[f"{loss}/conv"] = layer(conv, channels, 1, 1)
+            layers[f"{loss}/fc"] = layer(units, conv * 4 * 4)
+            layers[f"{loss}/classifier"] = layer(arch.num_classes, units)
+    return layers | {"loss3/classifier": layer(arch.num_classes, channels)}
 
 
 def varint(value: int) -> bytes:
@@ -97,7 +145,7 @@ def prototxt(layers: Mapping[str, list[np.ndarray]], size: int) -> bytes:
     x = lrn("pool1/norm1", pool("pool1/3x3_s2", conv("conv1/7x7_s2", "data", 2), 3, 2))
     x = lrn("conv2/norm2", conv("conv2/3x3", conv("conv2/3x3_reduce", x)))
     x = pool("pool2/3x3_s2", x, 3, 2)
-    for block in ("3a", "3b", "4a", "4b", "4c", "4d", "4e", "5a", "5b"):
+    for block in BLOCKS:
         if block in ("4a", "5a"):
             x = pool(f"pool{int(block[0]) - 1}/3x3_s2", x, 3, 2)
         at = {ours: f"inception_{block}/{name}" for ours, name in CAFFE_BRANCHES.items()}

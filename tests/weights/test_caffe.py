@@ -11,39 +11,8 @@ from gnet_jax.model import GoogLeNet, endpoints
 from gnet_jax.weights import WeightsError
 from gnet_jax.weights.caffe import PREPROCESSING, from_caffe, is_caffemodel, read_caffemodel
 from gnet_jax.weights.variables import unflatten
-from tests.weights.caffe_files import caffemodel_bytes, prototxt
+from tests.weights.caffe_files import caffemodel_bytes, prototxt, random_layers
 from tests.weights.conftest import shared
-
-
-def random_layers(heads: bool = True) -> dict[str, list[np.ndarray]]:
-    """Narrow layers of a whole GoogLeNet in Caffe's shapes, five classes."""
-    generator = np.random.default_rng(0)
-
-    def layer(*shape: int) -> list[np.ndarray]:
-        bound = np.sqrt(3 / np.prod(shape[1:]))
-        weights = generator.uniform(-bound, bound, shape).astype(np.float32)
-        return [weights, generator.uniform(0, 0.3, shape[:1]).astype(np.float32)]
-
-    layers = {"conv1/7x7_s2": layer(6, 3, 7, 7), "conv2/3x3_reduce": layer(5, 6, 1, 1)}
-    layers["conv2/3x3"] = layer(8, 5, 3, 3)
-    channels = 8
-    for i, block in enumerate(("3a", "3b", "4a", "4b", "4c", "4d", "4e", "5a", "5b")):
-        at = f"inception_{block}"
-        layers |= {
-            f"{at}/1x1": layer(3 + i, channels, 1, 1),
-            f"{at}/3x3_reduce": layer(4, channels, 1, 1),
-            f"{at}/3x3": layer(5, 4, 3, 3),
-            f"{at}/5x5_reduce": layer(2, channels, 1, 1),
-            f"{at}/5x5": layer(3, 2, 5, 5),
-            f"{at}/pool_proj": layer(4, channels, 1, 1),
-        }
-        channels = 3 + i + 5 + 3 + 4
-        loss = {"4a": "loss1", "4d": "loss2"}.get(block)
-        if loss and heads:
-            layers[f"{loss}/conv"] = layer(7, channels, 1, 1)
-            layers[f"{loss}/fc"] = layer(9, 7 * 4 * 4)
-            layers[f"{loss}/classifier"] = layer(5, 9)
-    return layers | {"loss3/classifier": layer(5, channels)}
 
 
 @pytest.fixture(scope="module")
@@ -136,13 +105,13 @@ def test_widths_classes_and_heads_are_told_by_the_file():
     arch, flat = from_caffe(random_layers(), "file")
     assert (arch.num_classes, arch.aux_after, arch.aux_widths) == (5, ("4a", "4d"), (7, 9))
     assert arch.widths["3b"].b1 == 4
-    without, _ = from_caffe(random_layers(heads=False), "file")
+    without, _ = from_caffe(random_layers(aux_after=()), "file")
     assert without.aux_after == ()
     assert flat["params/conv1/conv/kernel"].shape == (7, 7, 3, 6)
 
 
 def test_a_retrained_classifier_may_have_a_longer_name():
-    layers = random_layers(heads=False)
+    layers = random_layers(aux_after=())
     layers["loss3/classifier_pets"] = layers.pop("loss3/classifier")
     arch, _ = from_caffe(layers, "file")
     assert arch.num_classes == 5
@@ -190,6 +159,15 @@ def test_a_blob_whose_shape_lies_is_named(tmp_path):
     with pytest.raises(
         WeightsError, match=r"conv1/7x7_s2 has 4 numbers for a blob of shape \(127,\)"
     ):
+        read_caffemodel(file)
+
+
+def test_a_blob_of_nothing_is_named(tmp_path):
+    layers = random_layers()
+    layers["loss3/classifier"] = [np.zeros((0, 5), np.float32), np.zeros(5, np.float32)]
+    file = tmp_path / "bad.caffemodel"
+    file.write_bytes(caffemodel_bytes(layers))
+    with pytest.raises(WeightsError, match="loss3/classifier has an empty blob"):
         read_caffemodel(file)
 
 

@@ -18,9 +18,8 @@ from gnet_jax.weights.tensor_file import write_tensors
 from gnet_jax.weights.torch_file import write_torch
 from gnet_jax.weights.torchvision import to_torchvision
 from gnet_jax.weights.variables import flatten
-from tests.weights.caffe_files import caffemodel_bytes
+from tests.weights.caffe_files import caffemodel_bytes, random_layers
 from tests.weights.conftest import random_variables
-from tests.weights.test_caffe import random_layers
 
 
 @pytest.fixture(scope="module")

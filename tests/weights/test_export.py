@@ -107,7 +107,7 @@ def test_a_missing_package_names_the_extra(tmp_path, small, monkeypatch, suffix,
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ExportError, match=rf"{package}: pip install .gnet_jax\[export\]"):
+    with pytest.raises(ExportError, match=rf"{package}: pip install -e .\.\[export\]"):
         export(small, tmp_path / f"net{suffix}")
 
 
@@ -181,3 +181,11 @@ def test_stablehlo_runs_where_neither_flax_nor_this_package_is(tmp_path, publish
     subprocess.run([sys.executable, "-c", STRANGER], cwd=tmp_path, check=True)
     found = np.load(tmp_path / "found.npy")
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_a_nan_in_any_batch_is_no_agreement(small):
+    def nan_in_the_larger(x_BHWC):
+        logits = np.asarray(export_room._logits(small.model, small.variables, x_BHWC))
+        return logits if len(logits) == 1 else np.full_like(logits, np.nan)
+
+    assert not export_room._largest_difference(small, nan_in_the_larger) <= 1

@@ -160,9 +160,25 @@ def damage_architecture(folder):
     file.write_text(json.dumps(config))
 
 
+def damage_widths(folder):
+    file = folder / "config.json"
+    config = json.loads(file.read_text("utf-8"))
+    config["architecture"]["widths"] = {}
+    file.write_text(json.dumps(config))
+
+
+def damage_std(folder):
+    file = folder / "config.json"
+    config = json.loads(file.read_text("utf-8"))
+    config["preprocessing"]["std"] = [1.0, 0.0, 1.0]
+    file.write_text(json.dumps(config))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
+        (damage_widths, "describes no network that works"),
+        (damage_std, r"preprocessing.std is .* above 0 in all three channels"),
         (damage_shape, r"params/classifier/kernel is \(52, 2\) there, but \(52, 3\) in the net"),
         (damage_missing, "params/inception_3a/b1/conv/bias is absent there"),
         (damage_cut, "not a whole safetensors file"),

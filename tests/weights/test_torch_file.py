@@ -208,3 +208,18 @@ def test_a_legacy_storage_of_another_length_is_refused(tmp_path):
     file = legacy(tmp_path / "a.pth", body + bytes(20))
     with pytest.raises(WeightsError, match="5 elements in a storage of 6"):
         read_torch(file)
+
+
+@pytest.mark.parametrize("times", [2, 9])
+def test_a_storage_may_be_named_again_but_not_without_end(tmp_path, times):
+    once = tensor_pickle((6,), (1,))
+    begin, end = once.index(b"ctorch._utils"), once.rindex(b"R") + 1
+    tensor = once[begin:end]
+    names = (f"X\x02\x00\x00\x00w{number}".encode() for number in range(times))
+    data = b"\x80\x02}(" + b"".join(name + tensor for name in names) + b"u."
+    file = zipped(tmp_path / "a.pth", data)
+    if times == 2:
+        assert [array.tolist() for array in read_torch(file).values()] == [list(range(6))] * 2
+        return
+    with pytest.raises(WeightsError, match="tensors of 54 numbers in storages of 6"):
+        read_torch(file)

@@ -10,6 +10,7 @@ from gnet_jax.training.record import open_workdir
 from gnet_jax.training.run import prepare
 from gnet_jax.weights import WeightsError, read_folder
 from gnet_jax.weights.convert import convert
+from gnet_jax.weights.workdir import read_workdir
 
 
 def saved_run(workdir, averaging="none", top1=(0.5, 0.9, 0.7)):
@@ -86,3 +87,19 @@ def test_a_config_of_another_version_is_named(tmp_path):
     file.write_text("{")
     with pytest.raises(WeightsError, match="is damaged"):
         convert(tmp_path / "run", tmp_path / "model")
+
+
+def test_batches_that_would_not_divide_over_these_devices_do_not_matter(tmp_path):
+    """A run of one device is read on a machine of eight."""
+    config, _ = saved_run(tmp_path / "run")
+    file = tmp_path / "run/config.json"
+    file.write_text(file.read_text().replace('"batch_size": 8', '"batch_size": 5'))
+    assert read_workdir(tmp_path / "run").preprocessing == config.data.preprocessing
+
+
+def test_a_run_whose_start_is_gone_says_that_it_is_needed(tmp_path):
+    saved_run(tmp_path / "run")
+    file = tmp_path / "run/config.json"
+    file.write_text(file.read_text().replace('"init": null', '"init": "models/gone"'))
+    with pytest.raises(WeightsError, match="began from models/gone, whose network is needed"):
+        read_workdir(tmp_path / "run")
