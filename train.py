@@ -6,7 +6,8 @@ command again goes on where it stopped. Over several hosts, every host is given 
 
 0 done
 1 numbers that are no longer finite, a last checkpoint that could not be written (or heads that do
-  not learn, where dead_heads is "stop"); also any error that nobody foresaw, after its traceback
+  not learn, where dead_heads is "stop"); also any error that nobody foresaw, after its traceback.
+  Of several hosts, a save or an error that fails on one alone ends the others with 3 or 134
 2 a mistake in the command, or data that turn out damaged, after saving
 3 the hosts did not find each other, or lost one
 128 + n stopped by signal n to any host, after saving (129: hang-up, 130: Ctrl-C, 143: SIGTERM)
@@ -15,7 +16,9 @@ command again goes on where it stopped. Over several hosts, every host is given 
 `--supervise` starts a run again that ended with 1, 3, 134 or by another signal.
 """
 
+import contextlib
 import dataclasses
+import io
 import os
 import shlex
 import shutil
@@ -25,6 +28,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gnet_jax.cli.output import print_any_name
 from gnet_jax.config import Config, ConfigError, UserError, check
 from gnet_jax.config.command import parse_command, parse_launch
 from gnet_jax.config.launch import Launch
@@ -47,11 +51,20 @@ def parse(arguments: Sequence[str]) -> Config:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command line; returns the exit code."""
+    print_any_name()
     try:
         try:
             command = parse_command(arguments, "train.py")
-        except ConfigError as error:
-            launch = parse_launch(arguments)
+        except (ConfigError, SystemExit) as ended:
+            # Of a typo the parser has told here, and ends with 2; --help ends with 0.
+            if isinstance(ended, SystemExit) and ended.code != 2:
+                raise
+            typo = ConfigError("there is a typo in its command")
+            error = ended if isinstance(ended, ConfigError) else typo
+            with contextlib.redirect_stderr(
+                io.StringIO()
+            ):  # of a typo in these it would tell again
+                launch = parse_launch(arguments)
             if not joins(launch):
                 raise
             # The others may be without it, and wait: they are told, if they are there.
@@ -70,7 +83,11 @@ def main(arguments: Sequence[str]) -> int:
         print(f"train.py: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("train.py: interrupted before the first step; nothing to save", file=sys.stderr)
+        print(
+            "train.py: interrupted; the same command goes on from the newest checkpoint in the "
+            "workdir, if there is one",
+            file=sys.stderr,
+        )
         return 130
 
 
@@ -83,7 +100,8 @@ def run(config: Config | UserError, launch: Launch, arguments: Sequence[str]) ->
     import jax
 
     from gnet_jax.data import order_fingerprint
-    from gnet_jax.training.agreement import compare, identity, open_shared_workdir, together
+    from gnet_jax.training.agreement import compare, identity, open_shared_workdir
+    from gnet_jax.training.collectives import together
     from gnet_jax.training.hosts import EXIT_LOST, HostsError, ending_together, start
     from gnet_jax.training.loop import TrainingError, train
     from gnet_jax.training.sharding import use_compilation_cache
@@ -128,7 +146,9 @@ def print_plan(run: "Run", workdir: Path) -> None:
 
     from gnet_jax.lab.ledger import network_ledger
     from gnet_jax.training.finetune import layers
+    from gnet_jax.training.report import LastingConsole
 
+    say = LastingConsole().say
     config = run.config
     cost = network_ledger(run.model, config.data.image_size)
     m, d, devices = config.model, config.data, run.mesh.devices.flat
@@ -155,41 +175,38 @@ def print_plan(run: "Run", workdir: Path) -> None:
         plan["new"] = ", ".join(f"{layer} ({why})" for layer, why in new.items()) or "nothing"
         plan["frozen"] = ", ".join(config.optim.freeze) or "nothing"
     for name, text in plan.items():
-        print(f"{name:>8}  {text}", flush=True)
+        say(f"{name:>8}  {text}")
 
 
 def print_result(result: "Result", workdir: Path, arguments: Sequence[str]) -> None:
     """Say how the run ended, and what to type next."""
-    from gnet_jax.training.report import duration, goodput_line
+    from gnet_jax.training.report import LastingConsole, duration, goodput_line
 
+    say = LastingConsole().say
     # What to type: make installs into .venv, which few have in their PATH.
     found = shutil.which("python") == sys.executable
     python = "python" if found else shlex.quote(os.path.relpath(sys.executable))
     again = " ".join([python, "train.py", *(shlex.quote(argument) for argument in arguments)])
     if result.signal is not None:
         name = signal.Signals(result.signal).name
-        print(
-            f"stopped by {name}; step {result.step} is saved in {workdir}. Go on with:\n  {again}"
-        )
+        say(f"stopped by {name}; step {result.step} is saved in {workdir}. Go on with:\n  {again}")
         return
     if result.heads:
-        print(f"done in {duration(result.seconds)}")
-        print(f"  {goodput_line(result.goodput)}")
+        say(f"done in {duration(result.seconds)}")
+        say(f"  {goodput_line(result.goodput)}")
         for head, top1 in result.heads.items():
             if head.endswith("_top1"):
-                print(f"  training top-1, {head[len('train/') : -len('_top1')]} head: {top1:.1%}")
+                say(f"  training top-1, {head[len('train/') : -len('_top1')]} head: {top1:.1%}")
     else:
-        print(f"already finished: all {result.step} steps are done")
+        say(f"already finished: all {result.step} steps are done")
     if result.val:
-        print(
-            f"  validation top-1 {result.val['val/top1']:.2%}, top-5 {result.val['val/top5']:.2%}"
-        )
+        say(f"  validation top-1 {result.val['val/top1']:.2%}, top-5 {result.val['val/top5']:.2%}")
     if result.best is not None:
-        print(f"  best: top-1 {result.best[1]:.2%} at step {result.best[0]}")
-    print(f"  checkpoint: {result.checkpoint}")
+        say(f"  best: top-1 {result.best[1]:.2%} at step {result.best[0]}")
+    say(f"  checkpoint: {result.checkpoint}")
     where = shlex.quote(str(workdir))
-    print(f"next:  {python} -m gnet_jax predict {where} PHOTO.png   (what it sees in a photo)")
-    print(f"       {python} -m gnet_jax convert {where} DST         (a model folder to keep)")
+    say(f"next:  {python} -m gnet_jax predict {where} PHOTO.png   (what it sees in a photo)")
+    say(f"       {python} -m gnet_jax convert {where} DST         (a model folder to keep)")
 
 
 if __name__ == "__main__":

@@ -5,20 +5,21 @@ r"""CIFAR-10 from scratch, on a laptop.
 
 or, with the images in .npz files, `python train.py cifar10 --data.source 'npz:CIFAR_{split}.npz'`.
 
-50,000 images of 32x32 pixels, 10,000 more to validate. A batch-norm GoogLeNet of a quarter of the
-paper's width whose stem keeps the full resolution, both auxiliary heads on. The learning rate rises
-over the first sixth of the run and falls to zero by its end: with so few epochs, decay, dropout and
-crops are kept light.
+50,000 images of 32x32 pixels, 10,000 more to validate. A batch-norm GoogLeNet of half the paper's
+width behind the paper's stem, for which the images are enlarged to 64x64, both auxiliary heads on.
+The learning rate rises over the first epoch and a half and falls to zero by its end: with so few
+epochs, decay, dropout and crops are kept light.
 
-Measured, on CIFAR-10 encoded anew as JPEGs (`--data.source npz:...`): 82.10 % of the 10,000 test
-images after 37 min 18 s on 2 CPU cores, compilation included. Twice the width behind the paper's
-stem gave 82.28 % after 35 min 41 s, with four times the parameters:
+Measured, on CIFAR-10 encoded anew as JPEGs (`--data.source npz:...`): 84.85 % of the 10,000 test
+images after 37 min 55 s on 2 CPU cores, compilation included, validated once, at the end (the
+recipe also does so after every fourth epoch, 12 s each). Before,
+with slower forms of the operations and for as long: ten epochs of the same network with wider
+crops (`--epochs 10 --augment.crop-area 0.45 1.0 --augment.crop-aspect 0.8 1.25`) 82.28 %; a quarter
+of the width behind a stem that keeps the full resolution, nine epochs, 82.10 %:
 
-    python train.py cifar10 --model.width-multiplier 0.5 --model.stem imagenet --epochs 10 \
-        --data.image-size 64 --data.resize-to 64 --augment.crop-area 0.45 1.0 \
-        --augment.crop-aspect 0.8 1.25
-
-It had 84.5 % of the training crops right at the end, so it underfits.
+    python train.py cifar10 --workdir runs/cifar10_small --epochs 9 \
+        --model.width-multiplier 0.25 --model.stem small --data.image-size 32 \
+        --data.resize-to 32 --augment.crop-area 0.6 1.0 --augment.crop-aspect 0.85 1.18
 """
 
 from gnet_jax.config import (
@@ -35,26 +36,25 @@ def get_config() -> Config:
     """The configuration of this recipe."""
     return Config(
         workdir="runs/cifar10",
-        epochs=9,
+        epochs=13,
         batch_size=64,
         eval_batch_size=250,
-        eval_every_epochs=3,
+        eval_every_epochs=4,
         log_every_steps=100,
         model=ModelConfig(
             variant="batch_norm",
-            width_multiplier=0.25,
-            stem="small",
+            width_multiplier=0.5,
             dropout=0.0,
             aux_dropout=0.0,
         ),
         data=DataConfig(
             source="tfds:cifar10",
-            image_size=32,
-            resize_to=32,
+            image_size=64,
+            resize_to=64,
             mean=(125.3, 123.0, 113.9),
             std=(63.0, 62.1, 66.7),
         ),
-        augment=AugmentConfig(crop_area=(0.6, 1.0), crop_aspect=(0.85, 1.18)),
+        augment=AugmentConfig(crop_area=(0.7, 1.0), crop_aspect=(0.87, 1.15)),
         loss=LossConfig(label_smoothing=0.1),
         optim=OptimConfig(
             optimizer="nesterov",

@@ -36,7 +36,7 @@ def test_the_defaults_are_valid():
     [
         ({"epochs": 0.0}, "epochs is 0.0"),
         ({"epochs": math.nan}, "epochs is nan; it must be finite"),
-        ({"workdir": ""}, "the name of a folder"),
+        ({"workdir": ""}, "a folder; mount a bucket"),
         ({"data": DataConfig(mean=(1.0, math.nan, 1.0))}, "data.mean is .* it must be finite"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"eval_batch_size": -1}, "eval_batch_size is -1"),

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import train
 from gnet_jax.data import open_source
 from gnet_jax.training.checkpoint import Checkpoints, digest
 from gnet_jax.training.run import prepare
+from tests.tiny import tiny_run
 
 ROOT = Path(__file__).parents[1]
 
@@ -130,6 +132,32 @@ def test_a_typo_gets_a_suggestion_and_exit_code_2(arguments, hint, capsys):
     assert hint in output.out + output.err
 
 
+def test_ctrl_c_outside_the_loop_says_where_it_goes_on(monkeypatch, capsys):
+    monkeypatch.setattr(train, "run", mock.Mock(side_effect=KeyboardInterrupt))
+    assert train.main([]) == 130
+    error = capsys.readouterr().err
+    assert error == (
+        "train.py: interrupted; the same command goes on from the newest checkpoint in the "
+        "workdir, if there is one\n"
+    )
+
+
+def test_a_reader_that_leaves_before_the_plan_ends_nothing(tmp_path, monkeypatch):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as gone:
+        monkeypatch.setattr(sys, "stdout", gone)
+        train.print_plan(tiny_run(tmp_path), tmp_path)
+
+
+def test_a_typo_in_an_option_of_the_launch_is_told_once(capsys):
+    with pytest.raises(SystemExit) as ended:
+        train.main(["--start-timeout", "many"])
+    assert ended.value.code == 2
+    output = capsys.readouterr()
+    assert (output.out + output.err).count("Error parsing --start-timeout") == 1
+
+
 def test_help_names_every_recipe_and_field(capsys):
     with pytest.raises(SystemExit) as ended:
         train.main(["--help"])
@@ -140,8 +168,9 @@ def test_help_names_every_recipe_and_field(capsys):
 
 
 def start(workdir, *arguments):
-    """`python train.py` on one device, as a user starts it."""
-    environment = os.environ | {"XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(workdir.parent)}
+    """`python train.py` on one device, as a user starts it; all tests share what it compiles."""
+    programs = workdir.parents[1] / "programs"
+    environment = os.environ | {"XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(programs)}
     return subprocess.Popen(
         [sys.executable, "train.py", "--workdir", str(workdir), *arguments],
         cwd=ROOT,
@@ -196,6 +225,7 @@ def test_the_first_command_trains_to_97_per_cent_with_both_heads_learning(tmp_pa
 SHORT = ("--epochs", "3", "--save-every-steps", "5")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_worker_processes_end_with_a_killed_run_and_change_no_bits(tmp_path):
     code, output = finish(start(tmp_path / "whole", *SHORT))
@@ -227,6 +257,7 @@ def damaged_folder(root, share):
     return "--data.source", f"folder:{root}", "--model.width-multiplier", "0.125", "--epochs", "2"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_folder_with_1_per_cent_of_damaged_files_trains_and_reports_them(tmp_path):
     arguments = damaged_folder(tmp_path / "photos", 0.01)
@@ -254,6 +285,7 @@ def test_a_folder_with_10_per_cent_of_damaged_files_stops_with_the_list_after_sa
     assert code == 0, output
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, number):

@@ -1,6 +1,7 @@
 """Networks and runs small enough for tests: three blocks, a few channels, 16 pixels."""
 
 import dataclasses
+import types
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import jax
 import numpy as np
 
 from gnet_jax.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig
-from gnet_jax.model import Architecture, GoogLeNet, architecture, init_variables
+from gnet_jax.model import Architecture, GoogLeNet, Outputs, architecture, init_variables
 from gnet_jax.training.run import Run, prepare
 
 
@@ -21,6 +22,26 @@ def tiny_arch(variant: str = "paper", **changes: Any) -> Architecture:
 
 def tiny_variables(model: GoogLeNet) -> dict[str, Any]:
     return init_variables(model, jax.random.PRNGKey(3), 16)  # no unit begins dead
+
+
+class Linear:
+    """A network of one layer and two heads, `main` and `aux`."""
+
+    arch = types.SimpleNamespace(aux_after=("4a",))
+
+    def apply(self, variables, images, **_):
+        x = images.reshape(len(images), -1)
+        main, aux = (x @ variables["params"][head]["kernel"] for head in ("main", "aux"))
+        return Outputs(main, (aux,)), {"intermediates": {}}
+
+
+def linear_params() -> dict[str, Any]:
+    """Those of `Linear` for 16 pixels and ten classes."""
+    generator = np.random.default_rng(0)
+    return {
+        head: {"kernel": generator.normal(0, 0.02, (768, 10)).astype(np.float32)}
+        for head in ("main", "aux")
+    }
 
 
 def tiny_config(workdir: Path, **changes: Any) -> Config:

@@ -3,7 +3,7 @@
 A recipe (`configs/*.py`) returns a `Config`; `train.py --field.path value` overrides any field.
 """
 
-from gnet_jax.config.check import check
+from gnet_jax.config.check import check, check_preprocessing
 from gnet_jax.config.fields import (
     AugmentConfig,
     Config,
@@ -35,6 +35,7 @@ __all__ = [
     "Sweep",
     "UserError",
     "check",
+    "check_preprocessing",
     "differences",
     "flatten",
     "load_recipe",

@@ -1,9 +1,10 @@
 """What a configuration may hold."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
-from gnet_jax.config.fields import Config, ConfigError, value_of
+from gnet_jax.config.fields import Config, ConfigError, Preprocessing, value_of
 
 
 def check(config: Config) -> None:
@@ -19,7 +20,8 @@ def check(config: Config) -> None:
 
     d, a, o = config.data, config.augment, config.optim
     below = f"at least 0 and below {config.epochs:g} (epochs)"
-    require("workdir", bool(config.workdir), "the name of a folder")
+    local = bool(config.workdir) and "://" not in config.workdir
+    require("workdir", local, "a folder; mount a bucket (gcsfuse) and name its folder")
     require("epochs", config.epochs > 0, "above 0")
     for name in ("batch_size", "save_every_steps", "keep_latest", "log_every_steps"):
         require(name, value_of(config, name) >= 1, "at least 1")
@@ -31,10 +33,7 @@ def check(config: Config) -> None:
     shards = config.virtual_shards
     require("virtual_shards", shards >= 2 and not shards & (shards - 1), "a power of two, from 2")
     require("seed", 0 <= config.seed < 2**32, "from 0 to 2**32 - 1")
-    require("data.image_size", d.image_size >= 1, "at least 1")
-    require("data.resize_to", d.resize_to >= d.image_size, f"at least {d.image_size} (image_size)")
-    require("data.mean", len(d.mean) == 3, "three numbers")
-    require("data.std", min(d.std) > 0, "above 0 in every channel")
+    check_preprocessing(d, "data")
     require("data.threads", d.threads >= 1, "at least 1")
     require("data.workers", d.workers >= 0, "at least 0")
     require(
@@ -65,6 +64,30 @@ def check(config: Config) -> None:
     require("optim.accumulate", o.accumulate >= 1, "at least 1")
     require("optim.ema_decay", 0 <= o.ema_decay < 1, "in [0, 1)")
     require("optim.average_from", 0 <= o.average_from < config.epochs, below)
+    _refuse(limits)
+
+
+def check_preprocessing(p: Preprocessing, where: str) -> None:
+    """Refuse a preprocessing that no network can use.
+
+    Raises:
+        ConfigError: naming the field of `where`, its value and what it may be.
+    """
+    limits = [
+        ("image_size", p.image_size, p.image_size >= 1, "at least 1"),
+        (
+            "resize_to",
+            p.resize_to,
+            p.resize_to >= p.image_size,
+            f"at least {p.image_size} (image_size)",
+        ),
+        ("mean", p.mean, len(p.mean) == 3, "three numbers"),
+        ("std", p.std, len(p.std) == 3 and min(p.std) > 0, "above 0 in all three channels"),
+    ]
+    _refuse([(f"{where}.{name}", *rest) for name, *rest in limits])
+
+
+def _refuse(limits: Iterable[tuple[str, Any, bool, str]]) -> None:
     for name, value, holds, limit in limits:
         parts = value if isinstance(value, tuple) else (value,)
         if not all(math.isfinite(part) for part in parts if isinstance(part, float)):

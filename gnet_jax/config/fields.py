@@ -78,7 +78,7 @@ class DataConfig(Preprocessing):
     where decoding lets threads run, as it does here; the batches do not depend on it."""
     decoder: Decoder = "pillow"
     """Of training images. fast: simplejpeg decodes upright JPEGs and OpenCV resizes every crop, in
-    two thirds of the time (pip install "gnet_jax[fast]"): the same crops, whose pixels differ by
+    two thirds of the time (pip install -e ".[fast]"): the same crops, whose pixels differ by
     about a grey level on average. What is evaluated is always Pillow's."""
     bad_limit: float = 0.02
     """Largest share of the examples that may be damaged. Up to it, each is replaced by the next

@@ -93,7 +93,7 @@ def get_topology(text: str) -> Topology:
     except (
         Exception
     ) as error:  # of many kinds, by compiler and version; the reason is its first line
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise TopologyError(f"the compiler knows no topology {text}: {reason}") from error
     return Topology(text, chip, hosts, found.devices)
 
@@ -103,7 +103,7 @@ def _check_compiler(chip: Chip) -> None:
         if importlib.util.find_spec("libtpu") is None:
             raise TopologyError(
                 f"to compile for {chip.name} takes libtpu, which is not installed; it needs Linux "
-                "x86-64 and no TPU: pip install 'gnet-jax[tpu]'"
+                "x86-64 and no TPU: pip install -e '.[tpu]'"
             )
         return
     if importlib.util.find_spec("jax_plugins") is None or not any(
@@ -111,5 +111,5 @@ def _check_compiler(chip: Chip) -> None:
     ):
         raise TopologyError(
             f"to compile for {chip.name} takes JAX's CUDA plugin, which is not installed; it needs "
-            "Linux x86-64 and no GPU: pip install 'gnet-jax[plan]'"
+            "Linux x86-64 and no GPU: pip install -e '.[plan]'"
         )

@@ -14,12 +14,12 @@ from tests.tiny import tiny_arch, tiny_config
 
 SIZE = DataSize(1000, tuple(map(str, range(10))))
 needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install 'gnet-jax[tpu]'"
+    importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install -e '.[tpu]'"
 )
 needs_cuda = pytest.mark.skipif(
     importlib.util.find_spec("jax_plugins") is None
     or not any(importlib.util.find_spec(name) for name in CUDA_PLUGINS),
-    reason="needs JAX's CUDA plugin: pip install 'gnet-jax[plan]'",
+    reason="needs JAX's CUDA plugin: pip install -e '.[plan]'",
 )
 
 

@@ -41,8 +41,8 @@ def test_a_topology_that_cannot_be_is_refused_with_the_way_to_write_it(text, wor
 @pytest.mark.parametrize(
     ("text", "missing", "remedy"),
     [
-        ("v5e:2x2", "libtpu", "gnet-jax[tpu]"),
-        ("h100:8", "jax_plugins", "gnet-jax[plan]"),
+        ("v5e:2x2", "libtpu", "-e '.[tpu]'"),
+        ("h100:8", "jax_plugins", "-e '.[plan]'"),
     ],
 )
 def test_a_compiler_that_is_not_installed_is_named_with_what_to_install(
