@@ -4,7 +4,7 @@
 
 The training step of the paper's network, both auxiliary heads on, in bfloat16 at 224 pixels and 256
 images a chip, is compiled for each topology with either form of `gnet_jax.model.ops`. Each takes
-minutes; libtpu (`pip install 'gnet-jax[tpu]'`) compiles for TPUs and JAX's CUDA plugin for GPUs.
+minutes; libtpu (`pip install -e '.[tpu]'`) compiles for TPUs and JAX's CUDA plugin for GPUs.
 The JSON is written after every program, and holds for each topology `plain`, `fast`, and `ratios`.
 """
 
@@ -92,21 +92,22 @@ def print_comparison(topology: str, images: int, found: dict[str, dict[str, Any]
 
 def main() -> None:
     """Compile, compare, print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--topology", nargs="+", default=["v5e:1x1", "h100:8"])
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
     parser.add_argument("--images", type=int, default=256, help="a chip")
     parser.add_argument("--width", type=float, default=1.0, help="multiplier, to try this out")
     parser.add_argument("--json", type=Path, help="file to write; what it holds is kept")
     given = parser.parse_args()
-    known = given.json is not None and given.json.is_file()
-    report = json.loads(given.json.read_text()) if known else {}
-    report |= {
+    kept: Path | None = given.json
+    report = json.loads(kept.read_text()) if kept is not None and kept.is_file() else {}
+    asked = {"images_per_chip": given.images, "width": given.width}
+    if any(report.get(name, value) != value for name, value in asked.items()):
+        sys.exit(f"compiled_cost.py: error: {kept} was made with other --images or --width")
+    report |= asked | {
         "jax": jax.__version__,
         "python": platform.python_version(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "images_per_chip": given.images,
-        "width": given.width,
     }
     try:
         machines = [get_topology(text) for text in given.topology]
@@ -116,7 +117,10 @@ def main() -> None:
         found = report.setdefault(topology.name, {})
         for form in given.forms:
             print(f"compiling {form} for {topology.name} ...", file=sys.stderr, flush=True)
-            cost = cost_of(topology, given.images, given.width, FORMS[form])
+            try:
+                cost = cost_of(topology, given.images, given.width, FORMS[form])
+            except UserError as error:
+                sys.exit(f"compiled_cost.py: error: {error}")
             found[form] = figures(cost, given.images)
             if all(name in found for name in FORMS):
                 found["ratios"] = ratios(found["plain"], found["fast"])

@@ -91,8 +91,8 @@ def _corrupt(cases: int, folder: Path, seed: int) -> collections.Counter[str]:
     import jax
 
     from gnet_jax.config import ConfigError
-    from gnet_jax.training.agreement import gather, together
     from gnet_jax.training.checkpoint import Checkpoints, digest
+    from gnet_jax.training.collectives import gather, together
     from gnet_jax.training.sharding import data_mesh, put_state, replicated
 
     main = jax.process_index() == 0
@@ -130,7 +130,8 @@ def _corrupt(cases: int, folder: Path, seed: int) -> collections.Counter[str]:
         kind = KINDS[case // len(files[2]) % len(KINDS)]
         damage(broken / files[2][case % len(files[2])], kind, generator)
         if generator.random() < 1 / 3:
-            damage(broken / generator.choice(files[1]), generator.choice(KINDS), generator)
+            other = files[1][generator.integers(len(files[1]))]
+            damage(broken / other, generator.choice(KINDS), generator)
 
     outcomes: collections.Counter[str] = collections.Counter()
     for case in range(cases):
@@ -191,7 +192,7 @@ def kill(times: int, folder: Path, seed: int | None = None) -> dict[str, int]:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     epochs = times * 8 / 44
-    steps, final = 0, []
+    steps, final, starts = 0, [], []
     for name, kills in (("whole", 0), ("killed", times)):
         workdir, before = folder / name, 0
         for left in range(kills, -1, -1):

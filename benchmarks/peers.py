@@ -1,9 +1,9 @@
-"""GoogLeNet here, in torchvision and in onnxruntime, timed in turns on the same cores.
+r"""GoogLeNet here, in torchvision and in onnxruntime, timed in turns on the same cores.
 
     python benchmarks/peers.py --peer-python PEERS/bin/python --json peers.json
 
-Needs `pip install 'gnet_jax[export]'` here and, in the peers' own environment, torch, torchvision
-and onnxruntime (see benchmarks/README.md). Compared are, in float32,
+Needs `pip install -e '.[export]'` here and, in the peers' own environment, torch, torchvision
+and onnxruntime (see benchmarks/README.md). Compared are, in float32 (or `--dtype`),
 
     train_bN     a training step: the paper's network, both auxiliary heads, SGD with momentum and
                  weight decay; against torchvision's in channels_last (a little smaller: 3x3 for
@@ -15,36 +15,48 @@ and onnxruntime (see benchmarks/README.md). Compared are, in float32,
 The JSON keeps medians of wall and CPU seconds a call, versions, threads, and `ratios`: images a
 second here over the peer's, by the wall clock and (`cpu_ratios`) per second of CPU time.
 `--with-ynn` times ours a second time, compiled with XLA's defaults, which hand operations to the
-library YNNPACK (`gnet_jax.training.sharding.xla_options`).
+library YNNPACK (`gnet_jax.training.sharding.xla_options`), `--plain` with the plain operations
+(`gnet_jax.model.ops`).
+
+Where JAX finds a GPU, both sides run there, and onnxruntime is left out:
+
+    python benchmarks/peers.py --peer-python PEERS/bin/python --dtype bfloat16 --plain \
+        --batches 1 256 --train-batch 256 --json gpu.json
+
+CPU seconds then say how much of a core the host spends to keep the GPU busy. `memory` has the bytes
+that a training step of ours needs, by XLA's plan, `peers` those that the peer's had at its peak.
 """
 
 import argparse
+import os
 import tempfile
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import flax
 import jax
 import jax.numpy as jnp
-import jaxlib
 import numpy as np
 from side_by_side import Peer, Timer, in_turns, keep, machine, show, timer
 
 from gnet_jax.config import LossConfig, OptimConfig, Preprocessing
 from gnet_jax.data import Labels
-from gnet_jax.model import GoogLeNet, architecture, init_variables, strip_aux
+from gnet_jax.model import GoogLeNet, architecture, init_variables, ops, strip_aux
 from gnet_jax.training.optimizer import make_optimizer
 from gnet_jax.training.sharding import xla_options
 from gnet_jax.training.step import create_state, train_step
 from gnet_jax.weights import ModelFolder
 from gnet_jax.weights.export import export
 
-Options = dict[str, bool | int | str]  # of XLA
+Options = dict[str, bool | str]  # of XLA
+CALLS_ON_A_GPU = 20  # in one measurement: one alone is over in milliseconds
 
 
-def training(model: GoogLeNet, variables: Any, batch: int, size: int, options: Options) -> Timer:
-    """Times one step after another, on the same images."""
+def training(
+    model: GoogLeNet, variables: Any, batch: int, size: int, options: Options
+) -> tuple[Timer, int]:
+    """Times one step after another, on the same images; with the bytes that a step needs."""
     optimizer = make_optimizer(OptimConfig(), steps_per_epoch=100, total_steps=1000)
     # A copy: a step takes its state's memory.
     state = create_state(jax.tree.map(jnp.copy, variables), optimizer, seed=0)
@@ -65,18 +77,20 @@ def training(model: GoogLeNet, variables: Any, batch: int, size: int, options: O
         state, metrics = compiled(state, images)
         jax.block_until_ready(metrics)
 
-    return timer(run)
+    memory: Any = compiled.memory_analysis()
+    return timer(run), memory.argument_size_in_bytes + memory.temp_size_in_bytes
 
 
 def forward(model: GoogLeNet, variables: Any, batch: int, size: int, options: Options) -> Timer:
     """Times the logits of a batch."""
     x_BHWC = jax.device_put(images_of(batch, size))
+
+    def logits_of(variables: Any, x_BHWC: jax.Array) -> jax.Array:
+        outputs: Any = model.apply(variables, x_BHWC)
+        return outputs.logits
+
     without_heads = {group: strip_aux(tree) for group, tree in variables.items()}
-    logits = (
-        jax.jit(lambda variables, x_BHWC: model.apply(variables, x_BHWC).logits)
-        .lower(without_heads, x_BHWC)
-        .compile(compiler_options=options)
-    )
+    logits = jax.jit(logits_of).lower(without_heads, x_BHWC).compile(compiler_options=options)
     return timer(lambda: logits(without_heads, x_BHWC).block_until_ready())
 
 
@@ -88,48 +102,76 @@ def images_of(batch: int, size: int) -> np.ndarray:
 def main() -> None:
     """Time everything in turns, and print and keep the medians."""
     a = arguments()
-    model = GoogLeNet(architecture("paper", 1000))
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the peer is on the device too
+    platform = jax.default_backend()
+    on_cpu = platform == "cpu"
+    model = GoogLeNet(architecture("paper", 1000), dtype=jnp.dtype(a.dtype))
     variables = init_variables(model, jax.random.PRNGKey(0), a.size)
     with tempfile.TemporaryDirectory() as folder:
-        graph = Path(folder) / "paper.onnx"
-        preprocessing = Preprocessing(image_size=a.size, resize_to=a.size)
-        names = tuple(f"class {n}" for n in range(1000))
-        export(ModelFolder(model, variables, preprocessing, names, {}), graph)
         setup = {
             "batches": a.batches,
             "train_batch": a.train_batch,
             "size": a.size,
             "threads": a.threads,
-            "onnx": str(graph),
+            "device": "cpu" if on_cpu else "cuda",
+            "dtype": a.dtype,
+            "compile": a.compile_peer,
+            "onnx": str(_exported(model, variables, a.size, Path(folder))) if on_cpu else None,
         }
         peer = Peer(a.peer_python, "torch_worker.py", setup)
-    versions = {"jax": jax.__version__, "jaxlib": jaxlib.__version__, "flax": flax.__version__}
-    facts = {"ours": versions, "peers": peer.facts, "machine": machine(), "size": a.size}
+    facts = {
+        "ours": {name: version(name) for name in ("jax", "jaxlib", "flax")},
+        "peers": peer.facts,
+        "machine": machine() | {"device": jax.devices()[0].device_kind},
+        "size": a.size,
+        "dtype": a.dtype,
+    }
     for name, value in facts.items():
         print(f"{name}: {value}")
 
-    ways: dict[str, Options] = {"ours": xla_options("cpu")} | (
-        {"with_ynn": {}} if a.with_ynn else {}
-    )
-    timers: dict[str, Timer] = {}
+    ways: dict[str, tuple[GoogLeNet, Options]] = {"ours": (model, xla_options(platform))}
+    if a.with_ynn:
+        ways["with_ynn"] = model, {}
+    if a.plain:
+        ways["plain"] = model.clone(ops=ops.PLAIN), xla_options(platform)
+    timers, memory = {}, {}
     for batch in a.batches:
-        for way, options in ways.items():
-            timers[f"{way}/forward_b{batch}"] = forward(model, variables, batch, a.size, options)
-        for what in ("forward", "onnx"):
+        for way, (network, options) in ways.items():
+            timers[f"{way}/forward_b{batch}"] = forward(network, variables, batch, a.size, options)
+        for what in ("forward", "onnx") if on_cpu else ("forward",):
             timers[f"peer/{what}_b{batch}"] = peer.timer(f"{what}_b{batch}")
     name = f"train_b{a.train_batch}"
-    for way, options in ways.items():
-        timers[f"{way}/{name}"] = training(model, variables, a.train_batch, a.size, options)
+    for way, (network, options) in ways.items():
+        timers[f"{way}/{name}"], memory[way] = training(
+            network, variables, a.train_batch, a.size, options
+        )
     timers[f"peer/{name}"] = peer.timer(name)
-    medians = in_turns(timers, a.repeats, calls=lambda name: calls_of(name, max(a.batches)))
+    calls = partial(calls_of, largest=max(a.batches)) if on_cpu else lambda _: CALLS_ON_A_GPU
+    medians = in_turns(timers, a.repeats, calls)
     peer.close()
+    ratios = _show_ratios(medians, list(ways))
+    keep(a.json, facts | {"medians": medians, "repeats": a.repeats, "memory": memory} | ratios)
 
+
+def _exported(model: GoogLeNet, variables: Any, size: int, folder: Path) -> Path:
+    """The network as an ONNX file, which computes in float32."""
+    model = model.clone(dtype=jnp.float32)
+    preprocessing = Preprocessing(image_size=size, resize_to=size)
+    names = tuple(f"class {n}" for n in range(1000))
+    graph = folder / "paper.onnx"
+    export(ModelFolder(model, variables, preprocessing, names, {}), graph)
+    return graph
+
+
+def _show_ratios(
+    medians: dict[str, dict[str, float]], ways: list[str]
+) -> dict[str, dict[str, float]]:
+    """Print images a second of each way and of its peer; the `ratios` and `cpu_ratios` of each."""
     names = sorted(
-        (each.removeprefix("peer/") for each in timers if each.startswith("peer/")),
+        (each.removeprefix("peer/") for each in medians if each.startswith("peer/")),
         key=lambda name: (name.partition("_")[0], batch_of(name)),
     )
-    kept: dict[str, Any] = {"medians": medians, "repeats": a.repeats}
-    rows = []
+    kept, rows = {}, []
     for way in ways:
         suffix = "" if way == "ours" else f"_{way}"
         pairs = {name: (medians[ours_for(name, way)], medians[f"peer/{name}"]) for name in names}
@@ -144,7 +186,7 @@ def main() -> None:
             rows.append((name, way, *rates, by_wall, *cpu, by_cpu))
     columns = ("images/s", "peer's", "ratio", "CPU ms an image", "peer's", "ratio")
     show(("", "", *columns), rows)
-    keep(a.json, facts | kept)
+    return kept
 
 
 def ours_for(name: str, way: str) -> str:
@@ -174,6 +216,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--train-batch", type=int, default=32)
     parser.add_argument("--size", type=int, default=224, help="side of the images, in pixels")
     parser.add_argument("--with-ynn", action="store_true", help="time ours with YNNPACK too")
+    parser.add_argument("--plain", action="store_true", help="time the plain operations too")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument(
+        "--compile-peer", action="store_true", help="torchvision's under torch.compile"
+    )
     parser.add_argument("--threads", type=int, default=machine()["cores"], help="of the peers")
     return parser.parse_args()
 

@@ -16,6 +16,7 @@ from side_by_side import Timer, in_turns, keep, machine, show
 
 from gnet_jax.lab.ledger import network_ledger
 from gnet_jax.model import GoogLeNet, architecture, init_variables
+from gnet_jax.training.sharding import xla_options
 
 
 class Case(NamedTuple):
@@ -46,8 +47,9 @@ def main() -> None:
         model = GoogLeNet(architecture("paper", 1000, width_multiplier=case.width))
         variables = init_variables(model, jax.random.PRNGKey(0), case.size)
         costs[case] = network_ledger(model, case.size)
-        timers[f"forward {case}"] = forward(model, variables, case.batch, case.size)
-        timers[f"training {case}"] = training(model, variables, case.batch, case.size)
+        how = (model, variables, case.batch, case.size, xla_options(jax.default_backend()))
+        timers[f"forward {case}"] = forward(*how)
+        timers[f"training {case}"], _ = training(*how)
     medians = in_turns(timers, a.repeats)
 
     rows, curves = [], []

@@ -2,10 +2,10 @@
 
 import os
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 import torch.nn.functional as F
 import torchvision
@@ -15,71 +15,100 @@ from worker import Cases, serve
 def prepare(setup: dict[str, Any]) -> tuple[dict[str, Any], Cases]:
     """Cases `train_bN`, `forward_bN` and `onnx_bN` for the batches that `setup` asks for.
 
-    `setup`: "batches", "train_batch", "size", "threads", "onnx" (a file).
+    `setup`: "batches", "train_batch", "size", "threads", "device" ("cpu" or "cuda"), "dtype"
+    (of autocast, or "float32"), "compile" (whether under torch.compile), "onnx" (a file or None).
     """
     torch.set_num_threads(setup["threads"])
     torch.manual_seed(0)
+    torch.backends.cudnn.benchmark = True  # each of these sizes comes again and again
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torchvision announces that its initialisation is slow
         model = torchvision.models.googlenet(weights=None, aux_logits=True, init_weights=False)
-    model = model.to(memory_format=torch.channels_last)
-    size, cases = setup["size"], {}
-    session = _session(setup["onnx"], setup["threads"])
-    for batch in setup["batches"]:
-        cases[f"forward_b{batch}"] = _forward(model, _images(batch, size))
-        cases[f"onnx_b{batch}"] = _onnx(session, batch, size)
-    batch = setup["train_batch"]
-    cases[f"train_b{batch}"] = _train(model, _images(batch, size))
+    model = model.to(setup["device"], memory_format=torch.channels_last)
+    network = torch.compile(model) if setup["compile"] else model
+    cases: Cases = {}
     facts = {
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
-        "onnxruntime": onnxruntime.__version__,
         "threads": torch.get_num_threads(),
         "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "default"),
+        "compiled": setup["compile"],
     }
+    for batch in setup["batches"]:
+        cases[f"forward_b{batch}"] = _forward(network, _images(batch, setup), setup)
+    batch = setup["train_batch"]
+    cases[f"train_b{batch}"] = step = _train(network, _images(batch, setup), setup)
+    if setup["device"] == "cuda":
+        step()  # which also tries out algorithms
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        facts["train_bytes"] = torch.cuda.max_memory_allocated()
+    if setup["onnx"] is not None:
+        facts["onnxruntime"], session = _session(setup["onnx"], setup["threads"])
+        for batch in setup["batches"]:
+            cases[f"onnx_b{batch}"] = _onnx(session, batch, setup["size"])
     return facts, cases
 
 
-def _images(batch: int, size: int) -> torch.Tensor:
+def _images(batch: int, setup: dict[str, Any]) -> torch.Tensor:
+    size = setup["size"]
     pixels = np.random.default_rng(0).normal(size=(batch, 3, size, size)).astype(np.float32)
-    return torch.from_numpy(pixels).contiguous(memory_format=torch.channels_last)
+    return torch.from_numpy(pixels).to(setup["device"], memory_format=torch.channels_last)
 
 
-def _forward(model: torch.nn.Module, x: torch.Tensor) -> Any:
+def _autocast(setup: dict[str, Any]) -> torch.autocast:
+    dtype = getattr(torch, setup["dtype"])
+    return torch.autocast(setup["device"], dtype, enabled=dtype != torch.float32)
+
+
+def _finish(setup: dict[str, Any]) -> None:
+    if setup["device"] == "cuda":
+        torch.cuda.synchronize()
+
+
+def _forward(model: Any, x: torch.Tensor, setup: dict[str, Any]) -> Callable[[], None]:
     @torch.inference_mode()
     def forward() -> None:
         model.eval()
-        model(x)
+        with _autocast(setup):
+            model(x)
+        _finish(setup)
 
     return forward
 
 
-def _train(model: torch.nn.Module, x: torch.Tensor) -> Any:
-    labels = torch.arange(len(x)) % 1000
+def _train(model: Any, x: torch.Tensor, setup: dict[str, Any]) -> Callable[[], None]:
+    labels = torch.arange(len(x), device=x.device) % 1000
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=2e-4)
 
     def step() -> None:
         model.train()
         optimizer.zero_grad(set_to_none=True)
-        outputs = model(x)
-        heads = outputs.aux_logits1, outputs.aux_logits2
-        loss = F.cross_entropy(outputs.logits, labels)
-        loss = loss + 0.3 * sum(F.cross_entropy(head, labels) for head in heads)
+        with _autocast(setup):
+            outputs = model(x)
+            heads = outputs.aux_logits1, outputs.aux_logits2
+            loss = F.cross_entropy(outputs.logits, labels)
+            loss = loss + 0.3 * sum(F.cross_entropy(head, labels) for head in heads)
         loss.backward()
         optimizer.step()
+        _finish(setup)
 
     return step
 
 
-def _session(file: str, threads: int) -> onnxruntime.InferenceSession:
+def _session(file: str, threads: int) -> tuple[str, Any]:
+    """The version of onnxruntime, and a session of it."""
+    import onnxruntime  # for CPUs alone, so it need not be there
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     # Its threads spin during a run, as they do by default, but not on into what is timed next.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.__version__, session
 
 
-def _onnx(session: onnxruntime.InferenceSession, batch: int, size: int) -> Any:
+def _onnx(session: Any, batch: int, size: int) -> Any:
     pixels = np.random.default_rng(0).normal(size=(batch, 3, size, size)).astype(np.float32)
     return lambda: session.run(["logits"], {"input": pixels})
 
