@@ -12,7 +12,7 @@ BIN := .venv/bin
 PYTEST = python -m pytest --numprocesses $(WORKERS) --dist loadfile
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 
-.PHONY: train test slow oracles bounds newest check lint types fmt constraints clean
+.PHONY: train test slow long walkthrough oracles bounds newest check lint types fmt constraints clean
 
 train: .venv/installed
 	$(BIN)/python train.py $(ARGS)
@@ -21,14 +21,27 @@ test: .venv/installed-dev
 	$(BIN)/$(PYTEST) -m "not slow" $(ARGS)
 
 slow: .venv/installed-dev
-	$(BIN)/$(PYTEST) -m slow $(ARGS)
+	$(BIN)/$(PYTEST) -m "slow and not long and not walkthrough" $(ARGS)
 
-# Caffe's reader in OpenCV, torchvision and TensorFlow, which some tests compare with and skip
-# where they are missing. Several GB.
+# The slow tests of minutes each: before a release, and after a change of what they test.
+long: .venv/installed-dev
+	$(BIN)/$(PYTEST) -m long $(ARGS)
+
+# Every command of README and docs, and the benchmarks in small.
+walkthrough: .venv/installed-dev
+	$(BIN)/$(PYTEST) -m walkthrough $(ARGS)
+
+# Caffe's reader in OpenCV, torchvision and TensorFlow (several GB), and the tests that compare with
+# them and skip without. TensorFlow has a process of its own: it does not get on with every library.
 oracles: .venv/installed-dev
 	$(INSTALL) --editable '.[dev,oracles]'
+	$(BIN)/$(PYTEST) -m "not long" tests/weights tests/lab/test_report.py \
+		--ignore tests/weights/test_tf_slim.py
+	$(BIN)/python -m pytest tests/weights/test_tf_slim.py
+	$(BIN)/python -m pytest tests/data/test_tensorflow.py
 
-# The core of the tests on the oldest libraries that are allowed, and on the newest that there are.
+# The core of the tests, and the notebook, on the oldest libraries that are allowed and on the newest
+# that there are.
 LOWEST := jax==0.7.2 jaxlib==0.7.2 flax==0.11.2 orbax-checkpoint==0.12.4 grain==0.2.15
 CORE := tests/model tests/training tests/inference tests/test_train.py
 
@@ -36,11 +49,13 @@ bounds:
 	$(PYTHON) -m venv .venv-bounds
 	.venv-bounds/bin/python -m pip install --quiet --editable '.[dev]' $(LOWEST)
 	.venv-bounds/bin/$(PYTEST) -m "not slow" $(CORE) $(ARGS)
+	.venv-bounds/bin/python -m pytest tests/test_notebook.py
 
 newest:
 	$(PYTHON) -m venv .venv-newest
 	.venv-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable '.[dev]'
 	.venv-newest/bin/$(PYTEST) -m "not slow" $(CORE) $(ARGS)
+	.venv-newest/bin/python -m pytest tests/test_notebook.py
 
 check: lint types test
 

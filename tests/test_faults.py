@@ -20,6 +20,7 @@ def test_two_processes_never_restore_wrong_data_nor_different_steps(tmp_path):
 
 
 @pytest.mark.slow
-def test_20_kills_at_random_moments_end_with_the_bits_of_the_uninterrupted_run(tmp_path):
+@pytest.mark.parametrize("times", [5, pytest.param(20, marks=pytest.mark.long)])
+def test_kills_at_random_moments_end_with_the_bits_of_the_uninterrupted_run(times, tmp_path):
     """Saves are nearly always under way, and epochs end between the kills."""
-    assert kill(20, tmp_path)["kills"] == 20
+    assert kill(times, tmp_path)["kills"] == times

@@ -23,6 +23,7 @@ def test_both_files_hold_the_same_cells_and_no_outputs():
     assert not any(cell.outputs or cell.execution_count for cell in code)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_it_runs_from_top_to_bottom(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""The house stands: who may import whom, and how large a room may grow."""
+"""The layout holds: who may import whom, and how large a module may grow."""
 
 import ast
 from pathlib import Path
@@ -7,8 +7,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "gnet_jax"
-# Each room may import from itself and from those above it.
-ROOMS = ["config", "data", "model", "training", "weights", "inference", "lab", "pods", "cli"]
+# Each package may import from itself and from those above it.
+PACKAGES = ["config", "data", "model", "training", "weights", "inference", "lab", "pods", "cli"]
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -24,25 +24,27 @@ def imports_of(file: Path) -> set[str]:
     return found
 
 
-def room_of(module: str) -> str | None:
+def package_of(module: str) -> str | None:
     parts = module.split(".")
-    return parts[1] if parts[0] == "gnet_jax" and len(parts) > 1 and parts[1] in ROOMS else None
+    return parts[1] if parts[0] == "gnet_jax" and len(parts) > 1 and parts[1] in PACKAGES else None
 
 
 @pytest.mark.parametrize("file", MODULES, ids=lambda file: str(file.relative_to(ROOT)))
-def test_a_room_imports_only_from_rooms_above_it(file):
+def test_a_package_imports_only_from_packages_above_it(file):
     relative = file.relative_to(PACKAGE)
-    room = relative.parts[0].removesuffix(".py")
-    if room not in ROOMS:
-        assert room in ("__init__", "__main__")
+    package = relative.parts[0].removesuffix(".py")
+    if package not in PACKAGES:
+        assert package in ("__init__", "__main__")
         return
     for module in imports_of(file):
-        other = room_of(module)
-        assert other is None or ROOMS.index(other) <= ROOMS.index(room), f"{file} imports {module}"
+        other = package_of(module)
+        assert other is None or PACKAGES.index(other) <= PACKAGES.index(package), (
+            f"{file} imports {module}"
+        )
 
 
 @pytest.mark.parametrize("file", MODULES, ids=lambda file: str(file.relative_to(ROOT)))
-def test_heavy_libraries_stay_in_their_rooms(file):
+def test_heavy_libraries_stay_in_their_packages(file):
     relative = file.relative_to(PACKAGE).as_posix()
     tops = {module.split(".")[0] for module in imports_of(file)}
     assert "tensorflow" not in tops or relative.startswith(("data/", "weights/"))
@@ -56,7 +58,7 @@ STANDARD = ("collections", "dataclasses", "functools", "math", "typing")
 
 
 @pytest.mark.parametrize("file", MODULES, ids=lambda file: str(file.relative_to(ROOT)))
-def test_rooms_stay_small(file):
+def test_packages_stay_small(file):
     assert file.name != "utils.py"
     assert len(file.read_text().splitlines()) <= 300
 
