@@ -125,7 +125,7 @@ plt.show()
 # %% [markdown]
 # ## 3. Train it
 #
-# A quarter of the width, batch norm, 16x16 images: 1,797 digits that 43 people wrote. `train.py` is the
+# A quarter of the width, batch norm, 16x16 images: 1,797 digits that 13 people wrote. `train.py` is the
 # same program that runs on a pod; here it runs beside the notebook, which draws what it logs. The first
 # minute is compilation. **Look at** the two auxiliary heads: they sit halfway up the network, learn as
 # the main head does, and pass gradient to the early layers.
@@ -146,7 +146,7 @@ def train(*arguments, workdir):
     log = drawn.with_suffix(".log")
     with open(log, "w") as out, subprocess.Popen(command, stdout=out, stderr=out) as run:
         while run.poll() is None:
-            time.sleep(3)
+            time.sleep(5)
             if metrics.exists() and metrics.stat().st_size:
                 draw_curves([Path(workdir)], drawn)
                 clear_output(wait=True)
@@ -154,10 +154,12 @@ def train(*arguments, workdir):
     text = log.read_text()
     if run.returncode:
         raise RuntimeError(text[-2000:])
-    print(text[text.index("done in") :] if "done in" in text else text[-500:])
+    plan, _, progress = text.partition("compiling")
+    print(plan + progress[max(progress.find("done in"), 0) :])
 
 
-train("digits", "--log-every-steps", "20", workdir="runs/notebook")
+short = ("--epochs", "6", "--log-every-steps", "20")
+train("digits", *short, workdir="runs/notebook")
 
 # %% [markdown]
 # Run the cell again: it says that all steps are done. A run goes on where it stopped, with the same
@@ -165,9 +167,11 @@ train("digits", "--log-every-steps", "20", workdir="runs/notebook")
 #
 # ## 4. Predict, and see why
 #
-# Give a file of pretrained weights (`bvlc_googlenet.caffemodel`, torchvision's `googlenet-*.pth`, or a
-# model folder) and a photo. With both left empty, the network you just trained reads a digit. **Look
-# at** the map: bright is where the evidence for the class was found. Global average pooling gives it
+# Give a file of pretrained weights and a photo; with both left empty, the network you just trained
+# reads a digit. In Colab, fetch the weights in a cell of their own with
+# `!curl -o /content/bvlc_googlenet.caffemodel http://dl.caffe.berkeleyvision.org/bvlc_googlenet.caffemodel`
+# (torchvision's `googlenet-*.pth` will do too), upload the photo in the Files panel, and write whole
+# paths: `/content/bvlc_googlenet.caffemodel`, `/content/photo.jpg`. **Look at** the map: bright is where the evidence for the class was found. Global average pooling gives it
 # without any gradient.
 
 # %%
@@ -191,8 +195,9 @@ display(draw(ActivationMapper(trained)(picture)))
 # ## 5. Fine-tune on a folder
 #
 # `PHOTOS` is a folder with `train/CLASS/*.jpg` and `val/CLASS/*.jpg`, and `WEIGHTS` above the network to
-# start from. Left empty, the cell writes a folder of its own: the digits white on black turned into
-# black on white, which the network has never seen. **Look at** the plan that `train.py` prints first:
+# start from: the one trained on digits sees 16x16 pixels and is no start for photos. Left empty, the
+# cell writes a folder of its own: the digits, white on black, turned into black on white, which the
+# network has never seen. **Look at** the plan that `train.py` prints first:
 # which layers were loaded, which are new, which stay frozen; and at the accuracy before and after.
 
 # %%
@@ -230,7 +235,8 @@ def gnet(*arguments):
     return done.stdout.strip()
 
 
-print(gnet("convert", WEIGHTS or "runs/notebook", "models/start"))
+start = WEIGHTS if PHOTOS and WEIGHTS else "runs/notebook"
+print(gnet("convert", start, "models/start"))
 fine_tuning = [
     "--data.source",
     f"folder:{photos}",
@@ -241,7 +247,7 @@ fine_tuning = [
 ]
 if not PHOTOS:
     print("before:", gnet("evaluate", "models/start", "--data", f"folder:{photos}"))
-    fine_tuning += ["--batch-size", "20", "--epochs", "6", "--optim.freeze", "conv1"]
+    fine_tuning += ["--batch-size", "20", "--epochs", "4", "--optim.freeze", "conv1"]
     fine_tuning += ["--optim.loaded-lr-factor", "1", "--augment.flip", "False"]
 
 # %%
@@ -256,9 +262,7 @@ print("after:", gnet("evaluate", "runs/finetuned", "--data", f"folder:{photos}")
 # `gnet ablate` runs such questions with several seeds and reports the spread.
 
 # %%
-train(
-    "digits", "--model.reduction-factor", "0.25", "--log-every-steps", "20", workdir="runs/narrow"
-)
+train("digits", *short, "--model.reduction-factor", "0.25", workdir="runs/narrow")
 
 # %%
 import json
@@ -278,13 +282,13 @@ for name, factor in (("notebook", 1.0), ("narrow", 0.25)):
 # %% [markdown]
 # ## 7. Take it elsewhere
 #
-# A model folder holds the weights, the preprocessing and the class names. ONNX and StableHLO files run
-# without this project; each is run once after writing, and the largest difference is printed.
+# ONNX and StableHLO files hold weights, preprocessing and class names, and run without this project;
+# each is run once after writing, and the largest difference is printed. A run, as here, or a model folder,
+# as above, is what they are made of.
 
 # %%
-print(gnet("convert", "runs/notebook", "models/digits"))
 for kind in ("safetensors", "onnx", "stablehlo"):
-    print(gnet("export", "models/digits", f"models/digits.{kind}"))
+    print(gnet("export", "runs/notebook", f"models/digits.{kind}"))
 
 # %% [markdown]
 # ## Where to go on
