@@ -3,12 +3,18 @@
 #
 #   launch/tpu_vm.sh create     # once
 #   launch/tpu_vm.sh install    # once, and after every change of the code
-#   launch/tpu_vm.sh train      # again after any interruption: the same workdir goes on
+#   launch/tpu_vm.sh train      # again after a crash or a stop: the same workdir goes on
 #   launch/tpu_vm.sh delete
+#
+# A spot slice that was taken away must be deleted first; then create, install and train go on from
+# the bucket.
 #
 # Edit the block below. It has not been run on hardware; only its syntax and the training command
 # are tested. BUCKET holds runs/ (checkpoints, logs) and tensorflow_datasets/ (made by
-# `gnet prepare tfds:imagenet2012`); all hosts mount it, as all must see one workdir.
+# `gnet prepare tfds:imagenet2012`); all hosts mount it, as all must see one workdir. Checkpoints are
+# committed by renaming a folder, so it must have a hierarchical namespace:
+#   gcloud storage buckets create gs://BUCKET --location=LOCATION \
+#     --uniform-bucket-level-access --enable-hierarchical-namespace
 set -euo pipefail
 
 NAME=${NAME:-gnet}
@@ -32,7 +38,9 @@ install)
   on_every_host "
     set -e
     if [ -d gnet_jax ]; then git -C gnet_jax pull --ff-only; else git clone $REPOSITORY gnet_jax; fi
-    python3 -m venv venv
+    # The images bring an older Python than this project needs.
+    [ -x ~/.local/bin/uv ] || curl -LsSf https://astral.sh/uv/install.sh | sh
+    [ -d venv ] || ~/.local/bin/uv venv --seed --python 3.11 venv
     venv/bin/pip install --quiet -e 'gnet_jax[tpu]'
     mkdir -p bucket
     mountpoint -q bucket || gcsfuse --implicit-dirs $BUCKET bucket
