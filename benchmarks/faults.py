@@ -1,7 +1,8 @@
 """Faults injected by the thousand: `python benchmarks/faults.py corrupt` or `... kill`.
 
 corrupt: each case damages one file of a checkpoint (cut, zeroed, deleted, one bit flipped; in a
-third of the cases a file of the older checkpoint too) and restores. It must never give wrong data.
+third of the cases a file of the older checkpoint too, in another third all of them) and restores.
+It must never give wrong data.
 kill: a run is killed with SIGKILL at random moments, again and again, and started anew; its final
 state must have the bits of a run that nobody killed.
 """
@@ -127,10 +128,10 @@ def _corrupt(cases: int, folder: Path, seed: int) -> collections.Counter[str]:
     def break_one(case: int) -> None:
         shutil.rmtree(broken, ignore_errors=True)
         shutil.copytree(folder / "whole", broken)
-        kind = KINDS[case // len(files[2]) % len(KINDS)]
-        damage(broken / files[2][case % len(files[2])], kind, generator)
-        if generator.random() < 1 / 3:
-            other = files[1][generator.integers(len(files[1]))]
+        turn, number = divmod(case, len(files[2]))
+        damage(broken / files[2][number], KINDS[turn % len(KINDS)], generator)
+        others = ([], [files[1][generator.integers(len(files[1]))]], files[1])[turn % 3]
+        for other in others:
             damage(broken / other, generator.choice(KINDS), generator)
 
     outcomes: collections.Counter[str] = collections.Counter()
