@@ -28,7 +28,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gnet_jax.cli.output import print_any_name
+from gnet_jax.cli.output import print_any_name, reader_may_leave
 from gnet_jax.config import Config, ConfigError, UserError, check
 from gnet_jax.config.command import parse_command, parse_launch
 from gnet_jax.config.launch import Launch
@@ -54,7 +54,8 @@ def main(arguments: Sequence[str]) -> int:
     print_any_name()
     try:
         try:
-            command = parse_command(arguments, "train.py")
+            with reader_may_leave():  # --help prints
+                command = parse_command(arguments, "train.py")
         except (ConfigError, SystemExit) as ended:
             # Of a typo the parser has told here, and ends with 2; --help ends with 0.
             if isinstance(ended, SystemExit) and ended.code != 2:
@@ -102,6 +103,7 @@ def run(config: Config | UserError, launch: Launch, arguments: Sequence[str]) ->
     from gnet_jax.data import order_fingerprint
     from gnet_jax.training.agreement import compare, identity, open_shared_workdir
     from gnet_jax.training.collectives import together
+    from gnet_jax.training.host_memory import keep_freed_memory
     from gnet_jax.training.hosts import EXIT_LOST, HostsError, ending_together, start
     from gnet_jax.training.loop import TrainingError, train
     from gnet_jax.training.sharding import use_compilation_cache
@@ -121,6 +123,7 @@ def run(config: Config | UserError, launch: Launch, arguments: Sequence[str]) ->
     try:
         start(launch)
         use_compilation_cache()
+        keep_freed_memory()
         first = jax.process_index() == 0
         with ending_together(TrainingError):
             ready, fingerprints = together(prepared)

@@ -157,7 +157,7 @@ def test_convert_and_export_keep_the_model(folder, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["predict", "/no/model", "x.jpg"], "cannot read /no/model"),
+        (["predict", "/no/model", "x.jpg"], "there is no /no/model; `gnet convert WEIGHTS"),
         (["predict", "MODEL"], "there is no photo"),
         (["predict", "MODEL", "x.jpg", "--top", "0"], "--top is 0"),
         (["predict", "MODEL", "x.jpg", "--cam", "/no/x.png"], "there is no folder /no"),
@@ -168,6 +168,13 @@ def test_convert_and_export_keep_the_model(folder, capsys):
         (["convert", "MODEL", "/proc/x"], "cannot write to /proc"),
         (["export", "MODEL", "x.txt"], "the suffixes are .onnx"),
         (["curves"], "there is no run to draw"),
+        (["curves", "run", "--out", "/no/x.png"], "there is no folder /no"),
+        (["summary", "--compare", "naive", "--picture", "/no/x.png"], "there is no folder /no"),
+        (["summary", "--compare", "naive", "--picture", "x.doc"], "use one of .png, .svg, .pdf"),
+        (["summary", "--aux-after", "none"], "no name at all stands for no heads"),
+        (["check-data", "cifar10"], "the recipe cifar10 reads tfds:cifar10"),
+        (["sumary"], "there is no command 'sumary'; did you mean summary?"),
+        (["xyz"], "there are summary, convert, predict"),
         (["curves", "/no/run"], "/no/run has no metrics.jsonl"),
     ],
 )

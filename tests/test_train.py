@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[1]
         (["nowhere"], "there is no config file nowhere; the recipes in configs/ are: cifar10"),
         (["--workdir", "/proc/no/run"], "cannot write to the workdir /proc/no/run"),
         (["--batch-size", "30"], "batch_size 30 does not divide over 8 devices; use 24 or 32"),
+        (["--batch-size", "100000"], "batch_size is 100,000, more than the 17,244 images of all"),
         (["--data.source", "nothing"], "data source 'nothing' is none of"),
         (["--data.image-size", "8"], "data.image_size 8 is too small"),
         (["--model.num-classes", "5"], "model.num_classes is 5, but the data has 10 classes"),
@@ -156,6 +157,16 @@ def test_a_typo_in_an_option_of_the_launch_is_told_once(capsys):
     assert ended.value.code == 2
     output = capsys.readouterr()
     assert (output.out + output.err).count("Error parsing --start-timeout") == 1
+
+
+def test_a_reader_that_leaves_in_the_middle_of_the_help_gets_no_traceback():
+    code = "import train; raise SystemExit(train.main(['--help']))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait()) == (b"", 0)
+    process.stderr.close()
 
 
 def test_help_names_every_recipe_and_field(capsys):

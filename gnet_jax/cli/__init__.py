@@ -1,17 +1,16 @@
 """The `gnet` commands, each a thin call into one part of the package."""
 
-import os
+import difflib
 import sys
 from collections.abc import Sequence
 
 import tyro
 
 from gnet_jax.cli import data, lab, models, pods, runs, vision
-from gnet_jax.cli.output import print_any_name
+from gnet_jax.cli.output import print_any_name, reader_may_leave
 from gnet_jax.config import UserError
 
-app = tyro.extras.SubcommandApp()
-for command in (
+COMMANDS = (
     models.summary,
     models.convert,
     vision.predict,
@@ -28,7 +27,10 @@ for command in (
     lab.ablate,
     lab.report,
     pods.plan,
-):
+)
+NAMES = [command.__name__.replace("_", "-") for command in COMMANDS]
+app = tyro.extras.SubcommandApp()
+for command in COMMANDS:
     app.command(command)
 # These take a recipe, or a sweep, and the fields of a config, as train.py does.
 WITH_CONFIG = {
@@ -44,13 +46,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     print_any_name()
     try:
-        if arguments and arguments[0] in WITH_CONFIG:
-            return WITH_CONFIG[arguments[0]](arguments[1:]) or 0
-        about = "GoogLeNet in JAX: its cost, its weights, and what it sees."
-        return app.cli(prog="gnet", args=arguments, description=about) or 0
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        with reader_may_leave():
+            return _run(arguments)
     except UserError as error:
         print(f"gnet: error: {error}", file=sys.stderr)
         return 2
+
+
+def _run(arguments: Sequence[str]) -> int:
+    name = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    if name in WITH_CONFIG:
+        return WITH_CONFIG[name](arguments[1:]) or 0
+    if name is not None and name.replace("_", "-") not in NAMES:
+        near = difflib.get_close_matches(name, NAMES, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(NAMES)}"
+        raise UserError(f"there is no command {name!r}; {hint}")
+    about = "GoogLeNet in JAX: its cost, its weights, and what it sees."
+    return app.cli(prog="gnet", args=arguments, description=about) or 0

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from gnet_jax.cli.output import console, json_line
+from gnet_jax.cli.output import PHOTOS, check_picture, console, json_line
 from gnet_jax.config import Config, UserError, check
 from gnet_jax.config.command import parse_config
 
@@ -156,9 +156,9 @@ def show_data(arguments: Sequence[str]) -> None:
     check(given)
     # Imported here, so that --help and a typo answer at once.
     from gnet_jax.data import open_source
-    from gnet_jax.lab.contact_sheet import check_picture, draw_sheet
+    from gnet_jax.lab.contact_sheet import draw_sheet
 
-    check_picture(given.out)
+    check_picture(given.out, PHOTOS)
     config = _prepared_as_loaded(given)
     source = open_source(config.data.source, given.split)
     images = draw_sheet(

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from gnet_jax.cli.output import console
+from gnet_jax.cli.output import check_picture, console
 from gnet_jax.config import ConfigError, UserError
 
 Variant = Literal[
@@ -49,6 +49,10 @@ def summary(
             reductions=0.25,0.5 width=0.5 head=fc aux=none stem=small; a + joins: naive+head=fc.
         picture: with --compare, draw what each block costs into this file.
     """
+    if picture is not None:
+        if not compare:
+            raise UserError("--picture draws networks side by side; name them with --compare")
+        check_picture(picture)
     from gnet_jax.lab.ledger import network_ledger, worked_examples
     from gnet_jax.lab.table import ledger_csv, ledger_table
     from gnet_jax.model import googlenet
@@ -65,8 +69,6 @@ def summary(
     if compare:
         _compare(compare, image_size, knobs, format, picture)
         return
-    if picture is not None:
-        raise UserError("--picture draws networks side by side; name them with --compare")
     try:
         model = googlenet(**knobs)
         costs = network_ledger(model, image_size)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from gnet_jax.cli.output import check_picture, json_line
 from gnet_jax.config import UserError
 
 
@@ -25,6 +26,7 @@ def curves(
 
     if not workdirs:
         raise UserError("there is no run to draw; name at least one workdir")
+    check_picture(out)
     draw_curves(workdirs, out)
     print(f"drew {out}")
 
@@ -36,7 +38,6 @@ def replay(file: Annotated[Positional[Path], arg(metavar="FILE")], json: bool = 
         file: replay-STEP.npz, which the run left in its workdir.
         json: print everything as one line of JSON.
     """
-    from gnet_jax.cli.output import json_line
     from gnet_jax.lab.replay import examine, read_replay
 
     found = examine(read_replay(file))
@@ -83,5 +84,6 @@ def diagnose(
 
     if not workdirs:
         raise UserError("there is no run to draw; name at least one workdir")
+    check_picture(out)
     draw_diagnostics(workdirs, out)
     print(f"drew {out}")

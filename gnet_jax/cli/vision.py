@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from rich.console import Console
 from tyro.conf import Positional, arg
 
-from gnet_jax.cli.output import console, json_line
+from gnet_jax.cli.output import PHOTOS, check_picture, console, json_line
 from gnet_jax.config import UserError
 
 if TYPE_CHECKING:  # imported where they are used, so that --help and a typo answer at once
@@ -40,12 +40,16 @@ def predict(
     """
     from gnet_jax.inference.images import pictures
     from gnet_jax.inference.predict import Predictor, predictions, render, render_error
+    from gnet_jax.training.host_memory import keep_freed_memory
     from gnet_jax.weights.convert import read
 
     if not images:
         raise UserError("there is no photo; name a file, a folder, a URL, or - for standard input")
     if top < 1:
         raise UserError(f"--top is {top}; it must be at least 1")
+    if cam is not None:
+        check_picture(cam, PHOTOS)
+    keep_freed_memory()
     trained = read(model)
     draw = None if cam is None else _map_writer(trained, cam)
     out, errors, seen, failed = console(), Console(stderr=True), 0, 0
@@ -73,8 +77,6 @@ def _map_writer(trained: TrainedModel, file: Path) -> Callable[[Image.Image], No
     """A function that draws the activation map of each picture it is given into the next file."""
     from gnet_jax.inference.cam import ActivationMapper, draw
 
-    if not file.absolute().parent.is_dir():
-        raise UserError(f"there is no folder {file.absolute().parent} to draw {file.name} into")
     mapper, numbers = ActivationMapper(trained), itertools.count(1)
 
     def write(picture: Image.Image) -> None:
@@ -116,11 +118,13 @@ def evaluate(
     from gnet_jax.data import open_source
     from gnet_jax.inference.evaluate import evaluate as evaluate_models
     from gnet_jax.inference.paper import evaluate_grid, paper_table
+    from gnet_jax.training.host_memory import keep_freed_memory
     from gnet_jax.weights.convert import read
 
     if json and table:
         raise UserError("--json and --table exclude each other; choose one")
     source = open_source(data, split)
+    keep_freed_memory()
     trained = [read(model) for model in models]
     options = {"batch_size": batch_size, "threads": threads, "bad_limit": bad_limit}
     if table:

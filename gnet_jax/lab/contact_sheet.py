@@ -201,21 +201,6 @@ def _fitted(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
     return text.rstrip() + "\N{HORIZONTAL ELLIPSIS}"
 
 
-def check_picture(out: Path) -> None:
-    """Refuse a file that no picture can be written to, before anything is read.
-
-    Raises:
-        UserError: naming what is wrong with it.
-    """
-    if not out.absolute().parent.is_dir():
-        raise UserError(f"there is no folder {out.absolute().parent} to draw {out.name} into")
-    known = Image.registered_extensions()
-    if known.get(out.suffix.lower()) not in Image.SAVE:
-        raise UserError(
-            f"cannot write {out}: {out.suffix or 'no suffix'} is no kind of picture; use .png"
-        )
-
-
 def draw_sheet(
     config: Config,
     source: Source,

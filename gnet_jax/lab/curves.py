@@ -46,8 +46,10 @@ def _draw_run(lines: Sequence[dict[str, float]], loss: Axes, top1: Axes) -> None
     curves = [(f"train/{head}_", f"{head} head, training", "-") for head in heads]
     curves.append(("val/", "validation", "o-"))
     colours = [*map(colour_of, range(len(heads))), "black"]
-    for (prefix, label, style), colour in zip(curves, colours, strict=True):
+    for place, ((prefix, label, style), colour) in enumerate(zip(curves, colours, strict=True)):
+        above = 3 - place / 10 if place < len(heads) else 3.5  # the main head's over the others'
+        look = {"color": colour, "label": label, "ms": 3.5, "zorder": above}
         for panel, kind in ((loss, "loss"), (top1, "top1")):
             points = [(x["step"], x[prefix + kind]) for x in lines if prefix + kind in x]
             if points:
-                panel.plot(*zip(*points, strict=True), style, color=colour, label=label, ms=3.5)
+                panel.plot(*zip(*points, strict=True), style, **look)

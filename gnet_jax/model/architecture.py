@@ -130,7 +130,10 @@ def _check(arch: Architecture) -> None:
         raise ValueError(f"num_classes is {arch.num_classes}; a classifier needs at least 2")
     unknown = [name for name in arch.aux_after if name not in arch.widths]
     if unknown:
-        raise ValueError(f"aux_after names {unknown[0]!r}; the blocks are {', '.join(arch.widths)}")
+        raise ValueError(
+            f"aux_after names {unknown[0]!r}; the blocks are {', '.join(arch.widths)}, "
+            "and no name at all stands for no heads"
+        )
     if list(arch.aux_after) != [name for name in arch.widths if name in arch.aux_after]:
         raise ValueError(f"aux_after is {arch.aux_after}; name each block once, in the net's order")
     for knob in ("dropout", "aux_dropout"):

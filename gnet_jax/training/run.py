@@ -41,6 +41,7 @@ class Program:
     total_steps: int
     pretrained: Pretrained | None
     takeover: Takeover | None  # of the pretrained model's variables
+    shapes: dict[str, Any]  # of the model's variables: trees of jax.ShapeDtypeStruct
 
     @property
     def eval_batch_size(self) -> int:
@@ -73,14 +74,11 @@ class Program:
 
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and sharding of the state; nothing is computed."""
-
-        def fresh() -> TrainState:
-            variables = _fresh(self.model, self.config.data.image_size)
-            return create_state(variables, self.optimizer, 0)
-
         whole = replicated(self.mesh)
+        create = partial(create_state, optimizer=self.optimizer, seed=0)
         return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), jax.eval_shape(fresh)
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
+            jax.eval_shape(create, self.shapes),
         )
 
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -178,6 +176,12 @@ def make_program(
     check_patterns(config.optim.freeze, shapes["params"])
     takeover = None if pretrained is None else compare(shapes, pretrained, tuple(class_names))
     loaded = frozenset(() if takeover is None else takeover.loaded)
+    if config.batch_size > images * config.epochs:
+        raise ConfigError(
+            f"batch_size is {config.batch_size:,}, more than the {images * config.epochs:,.0f} "
+            f"images of all epochs; it must be at most that, and is best far below the {images:,} "
+            "of one epoch"
+        )
     steps_per_epoch = images / config.batch_size
     total_steps = max(1, round(config.epochs * steps_per_epoch))
     return Program(
@@ -189,6 +193,7 @@ def make_program(
         total_steps=total_steps,
         pretrained=pretrained,
         takeover=takeover,
+        shapes=shapes,
     )
 
 

@@ -74,6 +74,11 @@ def read(src: Path, transform_input: bool | None = None) -> ModelFolder:
             return read_workdir(src)
         raise WeightsError(f"the folder {src} holds no model; known are {KNOWN}")
     src = tf_slim.index_of(src)
+    if not src.exists():
+        raise WeightsError(
+            f"there is no {src}; `gnet convert WEIGHTS {src}` makes a model folder of published "
+            "weights (docs/pretrained.md), `python train.py` a workdir with weights of your own"
+        )
     try:
         with src.open("rb") as file:
             head = file.read(4096)

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from gnet_jax.config.recipe import load_recipe, recipe_names
 from gnet_jax.data.sources.digits import DigitsSource
 from gnet_jax.data.sources.folder import FolderSource
 from gnet_jax.data.sources.npz import NpzSource
@@ -51,4 +52,7 @@ def open_source(spec: str, split: Split) -> Source:
         return FolderSource(Path(spec).expanduser(), split)
     if spec.endswith(".npz"):
         return NpzSource(spec, split)
-    raise DataError(f"data source {spec!r} is none of: digits, folder:PATH, npz:PATH, tfds:NAME")
+    known = "digits, folder:PATH, npz:PATH, tfds:NAME"
+    if spec in recipe_names():
+        known += f" (the recipe {spec} reads {load_recipe(spec)[0].data.source})"
+    raise DataError(f"data source {spec!r} is none of: {known}")

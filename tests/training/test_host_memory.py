@@ -1,0 +1,54 @@
+"""In processes of their own: malloc's settings are the process's."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SIDE = 4096
+TEMPORARY = 4 * SIDE**2  # bytes of what each call makes of a product, to reduce it again
+CODE = f"""
+import resource
+import jax, jax.numpy as jnp
+from gnet_jax.training.host_memory import keep_freed_memory
+kept = KEEP
+x = jnp.ones(({SIDE}, 8))
+run = jax.jit(lambda x: jnp.sin(x @ x.T) @ x)
+for _ in range(3):
+    jax.block_until_ready(run(x))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(4):
+    jax.block_until_ready(run(x))
+print(kept, (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 4)
+"""
+
+
+def pages(keep: str, **environment: str) -> tuple[str, float]:
+    """Whether memory is kept, and the pages that the kernel gives anew for a call."""
+    done = subprocess.run(
+        [sys.executable, "-c", CODE.replace("KEEP", keep)],
+        cwd=ROOT,
+        env=os.environ | environment | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    kept, count = done.stdout.split()
+    return kept, float(count)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="malloc is glibc's on Linux alone")
+def test_a_program_finds_the_memory_of_its_last_call_again():
+    kept, few = pages("keep_freed_memory()")
+    assert kept == "True"
+    _, many = pages("None")
+    assert many > TEMPORARY / os.sysconf("SC_PAGE_SIZE")  # what would be paid without
+    assert few < many / 50
+
+
+def test_an_environment_that_sets_malloc_up_has_the_last_word():
+    kept, _ = pages("keep_freed_memory()", MALLOC_TRIM_THRESHOLD_="131072")
+    assert kept == "False"
