@@ -14,43 +14,26 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from gnet_jax.model import winograd
+
 
 def convolve(x_BHWC: jax.Array, kernel: jax.Array, strides, padding, **options: Any) -> jax.Array:
     """`lax.conv_general_dilated`; a 1x1 convolution as the matrix product that it is.
 
     The gradients are then products too, where a convolution's rule transposes both operands first.
-    For CPUs, the gradient of a 3x3 kernel over `LARGE` maps is taken in pieces of the batch, and a
-    kernel that is larger than the map becomes a product of whole maps.
+    For CPUs, 3x3 convolutions of many images or places are Winograd's, and a kernel that is larger
+    than the map becomes a product of whole maps.
     """
     steps = [*strides, *(options.get("lhs_dilation") or ()), *(options.get("rhs_dilation") or ())]
     grouped = kernel.shape[2] != x_BHWC.shape[3]
     dense = all(n == 1 for n in steps) and not grouped and not isinstance(padding, str)
     if dense and kernel.shape[:2] == (1, 1) and all(p == (0, 0) for p in padding):
         return lax.dot_general(x_BHWC, kernel[0, 0], (((3,), (0,)), ((), ())))
-    if dense and kernel.shape[:2] == (3, 3) and _pieces(x_BHWC.shape) > 1:
-        return _large_convolve(x_BHWC, kernel, tuple(padding))
+    if dense and kernel.shape[:2] == (3, 3) and winograd.pays(x_BHWC, tuple(padding)):
+        return _convolve_3x3(x_BHWC, kernel, tuple(padding))
     if dense and any(k > n for k, n in zip(kernel.shape[:2], x_BHWC.shape[1:3], strict=True)):
         return _small_convolve(x_BHWC, kernel, tuple(padding))
     return lax.conv_general_dilated(x_BHWC, kernel, strides, padding, **options)
-
-
-# B * H * W from which XLA's own gradient of a kernel is slow on a CPU: it gathers that many numbers
-# for every product, which then no longer fit into a core's cache.
-LARGE = 20_000
-FEWEST = 8  # images of a piece: the gradient's products add over them, eight at a time
-MOST = 16  # pieces: each is an operation of its own in the program
-
-
-def _pieces(shape: tuple[int, ...]) -> int:
-    """Into how many equal pieces a batch of maps of this shape falls, at most `MOST`.
-
-    Each has fewer than `LARGE` places where that leaves it `FEWEST` images.
-    """
-    batch, places = shape[0], math.prod(shape[:3])
-    if not isinstance(places, int):  # a batch of any size, as in an export
-        return 1
-    possible = [n for n in range(1, MOST + 1) if batch % n == 0 and batch >= n * FEWEST] or [1]
-    return next((n for n in possible if places < n * LARGE), possible[-1])
 
 
 def _dense_convolve(x_BHWC, kernel, padding) -> jax.Array:
@@ -58,33 +41,45 @@ def _dense_convolve(x_BHWC, kernel, padding) -> jax.Array:
     return lax.conv_general_dilated(x_BHWC, kernel, (1, 1), padding, dimension_numbers=dims)
 
 
-_large_convolve = jax.custom_vjp(_dense_convolve, nondiff_argnums=(2,))
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _convolve_3x3(x_BHWC, kernel, padding) -> jax.Array:
+    """With fewer products on a CPU, of the convolution and of both of its gradients."""
+    plain = partial(_dense_convolve, padding=padding)
+    if not winograd.pays(x_BHWC, padding):
+        return plain(x_BHWC, kernel)
+    fast = partial(winograd.convolve, padding=padding)
+    return lax.platform_dependent(x_BHWC, kernel, cpu=fast, default=plain)
 
 
-def _large_convolve_forward(x_BHWC, kernel, padding):
-    return _dense_convolve(x_BHWC, kernel, padding), (x_BHWC, kernel)
+def _convolve_3x3_forward(x_BHWC, kernel, padding):
+    return _convolve_3x3(x_BHWC, kernel, padding), (x_BHWC, kernel)
 
 
-def _large_convolve_backward(padding, saved, dy):
-    def whole(x, kernel, dy):
+def _convolve_3x3_backward(padding, saved, dy):
+    x, kernel = saved
+
+    def plain_dx(x, kernel, dy):
+        return jax.vjp(lambda x: _dense_convolve(x, kernel, padding), x)[1](dy)[0]
+
+    def plain_dk(x, kernel, dy):
         return jax.vjp(lambda kernel: _dense_convolve(x, kernel, padding), kernel)[1](dy)[0]
 
-    def in_pieces(x, kernel, dy):
-        # Image i is of piece i % pieces: a share of the batch that the pieces divide stays where
-        # it is.
-        pieces = _pieces(x.shape)
-        x, dy = (a.reshape(-1, pieces, *a.shape[1:]) for a in (x, dy))
-        total = jnp.zeros(kernel.shape, jnp.promote_types(kernel.dtype, jnp.float32))
-        for piece in range(pieces):
-            total += whole(x[:, piece], kernel, dy[:, piece])
-        return total.astype(kernel.dtype)
+    def fast_dx(_, kernel, dy):
+        return winograd.input_gradient(kernel, dy, padding)
 
-    x, kernel = saved
-    dx = jax.vjp(lambda x: _dense_convolve(x, kernel, padding), x)[1](dy)[0]
-    return dx, lax.platform_dependent(x, kernel, dy, cpu=in_pieces, default=whole)
+    def fast_dk(x, _, dy):
+        return winograd.kernel_gradient(x, dy, padding)
+
+    def best(pays, fast, plain):
+        if not pays:
+            return plain(x, kernel, dy)
+        return lax.platform_dependent(x, kernel, dy, cpu=fast, default=plain)
+
+    dx = best(winograd.pays(dy, winograd.opposite(padding)), fast_dx, plain_dx)
+    return dx, best(winograd.pays(x, padding), fast_dk, plain_dk)
 
 
-_large_convolve.defvjp(_large_convolve_forward, _large_convolve_backward)
+_convolve_3x3.defvjp(_convolve_3x3_forward, _convolve_3x3_backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
