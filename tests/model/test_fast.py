@@ -14,6 +14,7 @@ from gnet_jax.model import (
     fast_conv,
     init_variables,
     layers,
+    winograd,
 )
 from gnet_jax.model.ops import FAST, PLAIN
 from tests.tiny import tiny_arch, tiny_variables
@@ -166,21 +167,6 @@ IMAGES = np.random.default_rng(5).normal(size=(3, 16, 16, 3)).astype(np.float32)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("padding", [(1, 1), (0, 2)])
-def test_a_large_convolution_and_its_gradients_are_the_plain_ones(padding, dtype, monkeypatch):
-    monkeypatch.setattr(fast_conv, "LARGE", 500)
-    x = jnp.asarray(GENERATOR.normal(size=(32, 4, 5, 5)), dtype)
-    assert fast_conv._pieces(x.shape) == 2
-    k = jnp.asarray(GENERATOR.normal(size=(3, 3, 5, 6)), dtype)
-    (found, of_found), (expected, of_expected) = (
-        jax.value_and_grad(convolved, (0, 1))(x, k, convolve, [padding, padding[::-1]])
-        for convolve in (FAST.convolve, PLAIN.convolve)
-    )
-    assert_close(found, expected, TOLERANCE[dtype])
-    assert_close(of_found, of_expected, TOLERANCE[dtype])
-
-
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("padding", [(2, 2), (0, 3), (4, 1)])
 @pytest.mark.parametrize("size", [(4, 4), (2, 3), (1, 1), (4, 9), (3, 4)])
 def test_a_kernel_larger_than_the_map_and_its_gradients_are_the_plain_ones(size, padding, dtype):
@@ -256,7 +242,8 @@ def convolved(x, kernel, convolve, padding):
     ],
 )
 def test_other_convolutions_are_left_to_xla(odd, monkeypatch):
-    monkeypatch.setattr(fast_conv, "LARGE", 0)
+    monkeypatch.setattr(winograd, "FEWEST", 0)
+    monkeypatch.setattr(winograd, "CHANNELS", 0)
     options = {
         "strides": (1, 1),
         "padding": [(1, 1), (1, 1)],
@@ -264,40 +251,12 @@ def test_other_convolutions_are_left_to_xla(odd, monkeypatch):
     } | odd
     groups = options.get("feature_group_count", 1)
     x = jnp.asarray(GENERATOR.normal(size=(16, 6, 6, 3)), jnp.float32)
-    assert fast_conv._pieces(x.shape) > 1
     k = jnp.asarray(GENERATOR.normal(size=(3, 3, 3 // groups, 3)), jnp.float32)
     strides, padding = options.pop("strides"), options.pop("padding")
     np.testing.assert_array_equal(
         fast_conv.convolve(x, k, strides, padding, **options),
         PLAIN.convolve(x, k, strides, padding, **options),
     )
-
-
-@pytest.mark.parametrize(
-    ("shape", "pieces"),
-    [
-        ((32, 56, 56, 64), 4),  # 25,088 places each, of the fewest images
-        ((32, 28, 28, 96), 2),
-        ((32, 14, 14, 96), 1),
-        ((8, 56, 56, 64), 1),
-        ((24, 56, 56, 64), 3),
-        ((20, 56, 56, 64), 2),
-        ((31, 56, 56, 64), 1),
-        ((1024, 56, 56, 64), fast_conv.MOST),
-    ],
-)
-def test_a_batch_falls_into_pieces_of_at_least_eight_images(shape, pieces):
-    assert fast_conv._pieces(shape) == pieces
-
-
-@pytest.mark.parametrize(("platform", "pieces"), [("cpu", 4), ("tpu", 1)])
-def test_only_a_cpu_takes_a_large_convolutions_gradient_in_pieces(platform, pieces):
-    x = jax.ShapeDtypeStruct((32, 50, 50, 3), jnp.float32)
-    k = jax.ShapeDtypeStruct((3, 3, 3, 4), jnp.float32)
-    gradient = jax.grad(partial(convolved, convolve=fast_conv.convolve, padding=[(1, 1)] * 2), 1)
-    traced = jax.jit(gradient).trace(x, k)
-    text = traced.lower(lowering_platforms=(platform,)).as_text()
-    assert text.count("stablehlo.convolution") == 1 + pieces
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
