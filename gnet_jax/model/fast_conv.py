@@ -44,11 +44,12 @@ def _dense_convolve(x_BHWC, kernel, padding) -> jax.Array:
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _convolve_3x3(x_BHWC, kernel, padding) -> jax.Array:
     """With fewer products on a CPU, of the convolution and of both of its gradients."""
-    plain = partial(_dense_convolve, padding=padding)
-    if not winograd.pays(x_BHWC, padding):
-        return plain(x_BHWC, kernel)
-    fast = partial(winograd.convolve, padding=padding)
-    return lax.platform_dependent(x_BHWC, kernel, cpu=fast, default=plain)
+    return lax.platform_dependent(
+        x_BHWC,
+        kernel,
+        cpu=partial(winograd.convolve, padding=padding),
+        default=partial(_dense_convolve, padding=padding),
+    )
 
 
 def _convolve_3x3_forward(x_BHWC, kernel, padding):
@@ -70,13 +71,12 @@ def _convolve_3x3_backward(padding, saved, dy):
     def fast_dk(x, _, dy):
         return winograd.kernel_gradient(x, dy, padding)
 
-    def best(pays, fast, plain):
-        if not pays:
-            return plain(x, kernel, dy)
-        return lax.platform_dependent(x, kernel, dy, cpu=fast, default=plain)
-
-    dx = best(winograd.pays(dy, winograd.opposite(padding)), fast_dx, plain_dx)
-    return dx, best(winograd.pays(x, padding), fast_dk, plain_dk)
+    if not winograd.pays(dy, winograd.opposite(padding)):
+        fast_dx = plain_dx
+    return tuple(
+        lax.platform_dependent(x, kernel, dy, cpu=fast, default=plain)
+        for fast, plain in ((fast_dx, plain_dx), (fast_dk, plain_dk))
+    )
 
 
 _convolve_3x3.defvjp(_convolve_3x3_forward, _convolve_3x3_backward)

@@ -29,7 +29,7 @@ FEWEST = 350  # tiles below which the kernel's part is not worth its while
 CHANNELS = 48  # with fewer, the products are small beside the sums
 
 
-def pays(x_BHWC: jax.Array, padding: Padding) -> bool:
+def pays(x_BHWC: jax.Array, padding: Sequence[tuple[int, int]]) -> bool:
     """Whether a CPU is faster this way, for images of these sizes and this dtype."""
     batch, *sizes, channels = x_BHWC.shape
     if not isinstance(batch, int) or x_BHWC.dtype != jnp.float32:  # any size, as in an export
@@ -104,7 +104,7 @@ def opposite(padding: Padding) -> Padding:
     return (2 - top, 2 - bottom), (2 - left, 2 - right)
 
 
-def _tiles(sizes: Sequence[int], padding: Padding) -> list[int]:
+def _tiles(sizes: Sequence[int], padding: Sequence[tuple[int, int]]) -> list[int]:
     """Tiles along both axes of an image."""
     return [(n + sum(pads) - 1) // 2 for n, pads in zip(sizes, padding, strict=True)]
 
