@@ -65,17 +65,16 @@ def _convolve_3x3_backward(padding, saved, dy):
     def plain_dk(x, kernel, dy):
         return jax.vjp(lambda kernel: _dense_convolve(x, kernel, padding), kernel)[1](dy)[0]
 
-    def fast_dx(_, kernel, dy):
+    def fast_dx(_x, kernel, dy):
         return winograd.input_gradient(kernel, dy, padding)
 
-    def fast_dk(x, _, dy):
+    def fast_dk(x, _kernel, dy):
         return winograd.kernel_gradient(x, dy, padding)
 
-    if not winograd.pays(dy, winograd.opposite(padding)):
-        fast_dx = plain_dx
+    pays = winograd.pays(dy, winograd.opposite(padding))
     return tuple(
         lax.platform_dependent(x, kernel, dy, cpu=fast, default=plain)
-        for fast, plain in ((fast_dx, plain_dx), (fast_dk, plain_dk))
+        for fast, plain in ((fast_dx if pays else plain_dx, plain_dx), (fast_dk, plain_dk))
     )
 
 
