@@ -26,14 +26,17 @@ def convolve(x_BHWC: jax.Array, kernel: jax.Array, strides, padding, **options: 
     """
     steps = [*strides, *(options.get("lhs_dilation") or ()), *(options.get("rhs_dilation") or ())]
     grouped = kernel.shape[2] != x_BHWC.shape[3]
-    dense = all(n == 1 for n in steps) and not grouped and not isinstance(padding, str)
-    if dense and kernel.shape[:2] == (1, 1) and all(p == (0, 0) for p in padding):
+    plain = partial(lax.conv_general_dilated, x_BHWC, kernel, strides, padding, **options)
+    if isinstance(padding, str) or grouped or any(n != 1 for n in steps):
+        return plain()
+    size = kernel.shape[:2]
+    if size == (1, 1) and all(p == (0, 0) for p in padding):
         return lax.dot_general(x_BHWC, kernel[0, 0], (((3,), (0,)), ((), ())))
-    if dense and kernel.shape[:2] == (3, 3) and winograd.pays(x_BHWC, tuple(padding)):
+    if size == (3, 3) and winograd.pays(x_BHWC, padding):
         return _convolve_3x3(x_BHWC, kernel, tuple(padding))
-    if dense and any(k > n for k, n in zip(kernel.shape[:2], x_BHWC.shape[1:3], strict=True)):
+    if any(k > n for k, n in zip(size, x_BHWC.shape[1:3], strict=True)):
         return _small_convolve(x_BHWC, kernel, tuple(padding))
-    return lax.conv_general_dilated(x_BHWC, kernel, strides, padding, **options)
+    return plain()
 
 
 def _dense_convolve(x_BHWC, kernel, padding) -> jax.Array:
