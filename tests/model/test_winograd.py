@@ -8,7 +8,7 @@ import pytest
 from gnet_jax.model import fast_conv, winograd
 from gnet_jax.model.ops import FAST, PLAIN
 
-PADDINGS = [((1, 1), (1, 1)), ((0, 2), (2, 0)), ((0, 0), (1, 1))]
+PADDINGS = [((1, 1), (1, 1)), ((0, 2), (0, 0))]
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def arrays(shape, filters=6):
 
 @pytest.mark.parametrize("piece", [1, 20, 1000])  # tiles: an image alone, some, all
 @pytest.mark.parametrize("padding", PADDINGS)
-@pytest.mark.parametrize("size", [(6, 8), (5, 7), (8, 3)])
+@pytest.mark.parametrize("size", [(6, 8), (5, 3)])
 def test_the_convolution_and_its_gradients_are_the_plain_ones(
     size, padding, piece, always, monkeypatch
 ):
