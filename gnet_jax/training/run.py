@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -41,7 +41,6 @@ class Program:
     total_steps: int
     pretrained: Pretrained | None
     takeover: Takeover | None  # of the pretrained model's variables
-    shapes: dict[str, Any]  # of the model's variables: trees of jax.ShapeDtypeStruct
 
     @property
     def eval_batch_size(self) -> int:
@@ -71,6 +70,11 @@ class Program:
             augment=augmentation(self.config),
             loss=self.config.loss,
         )
+
+    @cached_property
+    def shapes(self) -> dict[str, Any]:
+        """Shapes and dtypes of the model's variables; the network is traced once for them."""
+        return shapes_of(self.model, self.config.data.image_size)
 
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and sharding of the state; nothing is computed."""
@@ -148,6 +152,12 @@ def prepare(config: Config, pretrained: Pretrained | None = None) -> Run:
         odd = sorted(set(train.class_names) ^ set(val.class_names))
         how = f"different classes: {', '.join(odd[:5])}" if odd else "their classes in other orders"
         raise ConfigError(f"the splits of {config.data.source} name {how}")
+    seen = len(train) * config.epochs
+    if config.batch_size > seen:
+        raise ConfigError(
+            f"batch_size is {config.batch_size:,}, more than the {seen:,.0f} images of all epochs; "
+            f"it must be at most that, and is best far below the {len(train):,} of one epoch"
+        )
     parts = {field.name: getattr(program, field.name) for field in dataclasses.fields(program)}
     return Run(**parts, train=train, val=val)
 
@@ -172,16 +182,10 @@ def make_program(
             "apart below 2"
         )
     model = model_of(config, len(class_names), pretrained)
-    shapes = jax.eval_shape(partial(_fresh, model, config.data.image_size))
+    shapes = shapes_of(model, config.data.image_size)
     check_patterns(config.optim.freeze, shapes["params"])
     takeover = None if pretrained is None else compare(shapes, pretrained, tuple(class_names))
     loaded = frozenset(() if takeover is None else takeover.loaded)
-    if config.batch_size > images * config.epochs:
-        raise ConfigError(
-            f"batch_size is {config.batch_size:,}, more than the {images * config.epochs:,.0f} "
-            f"images of all epochs; it must be at most that, and is best far below the {images:,} "
-            "of one epoch"
-        )
     steps_per_epoch = images / config.batch_size
     total_steps = max(1, round(config.epochs * steps_per_epoch))
     return Program(
@@ -193,7 +197,6 @@ def make_program(
         total_steps=total_steps,
         pretrained=pretrained,
         takeover=takeover,
-        shapes=shapes,
     )
 
 
@@ -213,9 +216,10 @@ def check_batches(config: Config, mesh: Mesh) -> None:
         check_batch_size("eval_batch_size", config.eval_batch_size, mesh)
 
 
-def _fresh(model: GoogLeNet, image_size: int) -> dict[str, Any]:
-    """Variables of `model`, to be traced for their shapes alone."""
-    variables = model.init(jax.random.PRNGKey(0), jnp.zeros((1, image_size, image_size, 3)))
+def shapes_of(model: GoogLeNet, image_size: int) -> dict[str, Any]:
+    """Shapes and dtypes of `model`'s variables for images of this size, as trees."""
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    variables: Any = jax.eval_shape(model.init, jax.random.PRNGKey(0), images)
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
 
 

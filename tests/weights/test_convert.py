@@ -147,7 +147,7 @@ def test_a_file_that_would_run_a_command_runs_nothing(tmp_path):
 
 
 def test_a_missing_file_and_an_empty_folder_are_named(tmp_path):
-    with pytest.raises(UserError, match=r"cannot read .*nothing: No such file"):
+    with pytest.raises(UserError, match=r"there is no .*nothing; `gnet convert"):
         convert(tmp_path / "nothing", tmp_path / "model")
     with pytest.raises(UserError, match="holds no model; known are"):
         convert(tmp_path, tmp_path / "model")
