@@ -33,10 +33,11 @@ walkthrough: .venv/installed-dev
 
 # Caffe's reader in OpenCV, torchvision and TensorFlow (several GB), and the tests that compare with
 # them and skip without. TensorFlow has a process of its own: it does not get on with every library.
+ORACLES := $(addprefix weights/test_,caffe.py convert.py export.py torch_file.py torchvision.py) lab/test_report.py
+
 oracles: .venv/installed-dev
 	$(INSTALL) --editable '.[dev,oracles]'
-	$(BIN)/$(PYTEST) -m "not long" tests/weights tests/lab/test_report.py \
-		--ignore tests/weights/test_tf_slim.py
+	$(BIN)/$(PYTEST) -m "not long" $(addprefix tests/,$(ORACLES))
 	$(BIN)/python -m pytest tests/weights/test_tf_slim.py
 	$(BIN)/python -m pytest tests/data/test_tensorflow.py
 

@@ -282,6 +282,7 @@ def test_a_folder_with_1_per_cent_of_damaged_files_trains_and_reports_them(tmp_p
     assert len(listed) == 2
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_folder_with_10_per_cent_of_damaged_files_stops_with_the_list_after_saving(tmp_path):
     arguments = damaged_folder(tmp_path / "photos", 0.1)

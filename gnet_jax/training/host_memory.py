@@ -21,10 +21,13 @@ def keep_freed_memory() -> bool:
     """Whether from now on freed memory stays with this process: on CPUs, where malloc is glibc's.
 
     To be called before anything runs on a device: glibc keeps large blocks only for the thread that
-    the process began with, so that the programs have to run in the thread that calls them. (JAX
-    would otherwise hand them to one of its own.) Where a process has several CPU devices each has a
-    thread, and nothing is gained. An environment that sets up malloc has the last word.
+    the process began with, so that programs have to run in the thread that calls them. (JAX would
+    otherwise hand them to one of its own.) Where a process has several CPU devices each has a
+    thread, and nothing is gained. Processes that train together are left as they are, for their
+    programs wait for each other. An environment that sets up malloc has the last word.
     """
+    if jax.distributed.is_initialized():
+        return False
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     tuned = [name for name in SETTINGS if name in os.environ]
     if sys.platform != "linux" or tuned or jax.default_backend() != "cpu":

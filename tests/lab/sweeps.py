@@ -32,7 +32,7 @@ BASE = Config(
 
 def get_sweep():
     nan = dataclasses.replace(BASE, optim=OptimConfig(learning_rate=1e30), max_bad_steps=1)
-    large = dataclasses.replace(BASE, batch_size=2**28)
+    large = dataclasses.replace(BASE, batch_size=2**28, epochs=2e6)  # a batch is within all epochs
     return Sweep({"nan": nan, "large": large, "good": BASE}, seeds=2)
 '''
 

@@ -176,6 +176,7 @@ def whole(tmp_path_factory):
     return folder, outcome(folder / "sweep"), printed
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_config_that_cannot_train_does_not_keep_the_others_from_the_table(whole):
     _, found, printed = whole
