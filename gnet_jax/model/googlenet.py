@@ -135,9 +135,12 @@ def _conv(model: GoogLeNet, train: bool) -> partial[ConvBlock]:
     """The convolution of every layer, with the model's norm, dtype and mode bound."""
     norm = None
     if model.arch.norm == "batch_norm":
+        # Running statistics are known while the network is initialised: what would be computed of
+        # them, each shape by a program of its own, is needed for nothing then.
+        by_batch = train or model.is_initializing()
         norm = partial(
             model.ops.batch_norm,
-            use_running_average=not train,
+            use_running_average=not by_batch,
             momentum=0.9,
             epsilon=1e-3,
             dtype=model.dtype,
