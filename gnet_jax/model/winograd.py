@@ -57,7 +57,8 @@ def convolve(x_BHWC: jax.Array, kernel_33CK: jax.Array, padding: Padding) -> jax
         y = y.reshape(-1, *(2 * n for n in tiles), y.shape[-1])
         return y[:, : outs[0], : outs[1]]
 
-    batch, pieces = len(x_BHWC), _pieces(len(x_BHWC), tiles)
+    batch = x_BHWC.shape[0]
+    pieces = _pieces(batch, tiles)
     if pieces == 1:
         return of_piece(x_BHWC)
     x, pick = _split(x_BHWC, pieces)
@@ -81,7 +82,7 @@ def kernel_gradient(x_BHWC: jax.Array, dy_BHWK: jax.Array, padding: Padding) -> 
             ]
         )
 
-    pieces = _pieces(len(x_BHWC), tiles)
+    pieces = _pieces(x_BHWC.shape[0], tiles)
     if pieces == 1:
         return _both_axes(KERNEL.T, of_piece(x_BHWC, dy_BHWK))
     (x, pick), (dy, _) = _split(x_BHWC, pieces), _split(dy_BHWK, pieces)
@@ -147,7 +148,7 @@ def _outputs(dy_BHWK: jax.Array, tiles: Sequence[int]) -> list[list[jax.Array]]:
 def _every_second(x: jax.Array, row: int, column: int, tiles: Sequence[int]) -> jax.Array:
     """The element at (row, column) of every tile; tiles begin 2 apart."""
     last = [first + 2 * n - 1 for first, n in zip((row, column), tiles, strict=True)]
-    return lax.slice(x, (0, row, column, 0), (len(x), *last, x.shape[3]), (1, 2, 2, 1))
+    return lax.slice(x, (0, row, column, 0), (x.shape[0], *last, x.shape[3]), (1, 2, 2, 1))
 
 
 def _sums(matrix: np.ndarray, parts: Sequence[Sequence[jax.Array]]) -> list[list[jax.Array]]:
