@@ -32,10 +32,10 @@ def convolve(x_BHWC: jax.Array, kernel: jax.Array, strides, padding, **options: 
     size = kernel.shape[:2]
     if size == (1, 1) and all(p == (0, 0) for p in padding):
         return lax.dot_general(x_BHWC, kernel[0, 0], (((3,), (0,)), ((), ())))
-    if size == (3, 3) and winograd.pays(x_BHWC, padding):
-        return _convolve_3x3(x_BHWC, kernel, tuple(padding))
     if any(k > n for k, n in zip(size, x_BHWC.shape[1:3], strict=True)):
         return _small_convolve(x_BHWC, kernel, tuple(padding))
+    if size == (3, 3) and winograd.pays(x_BHWC, padding):
+        return _convolve_3x3(x_BHWC, kernel, tuple(padding))
     return plain()
 
 

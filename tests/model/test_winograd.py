@@ -63,6 +63,12 @@ def test_several_kernels_at_once_under_vmap_in_pieces(always, monkeypatch):
     np.testing.assert_allclose(both[1], gradient(x, kernels[1]), rtol=1e-3, atol=1e-3)
 
 
+def test_a_map_smaller_than_the_kernel_stays_one_product(always, monkeypatch):
+    monkeypatch.setattr(winograd, "convolve", None)
+    x, kernel = arrays((4, 2, 2, 5))
+    assert convolution(FAST.convolve, x, kernel, PADDINGS[0]).shape == (4, 2, 2, 6)
+
+
 @pytest.mark.parametrize(("platform", "convolutions"), [("cpu", 0), ("tpu", 3), ("cuda", 3)])
 def test_only_a_cpu_does_it_this_way(platform, convolutions):
     """The convolution itself, and its two gradients."""
