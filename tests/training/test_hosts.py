@@ -321,7 +321,9 @@ def test_a_killed_or_stopped_process_ends_the_other_within_35_s(preempted, data,
     assert code in (3, -signal.SIGABRT), run.text(1 - host)
     assert seconds < 35
     text = run.text(1 - host)
-    assert "can no longer work with the others" in text or "another task died" in text
+    # Whoever notices first: this project, JAX, or Gloo in the middle of a collective.
+    noticed = ("can no longer work with the others", "another task died", "collective mismatch")
+    assert any(words in text for words in noticed), text
     restored(preempted[0], *ENDLESS, *data)
 
 
