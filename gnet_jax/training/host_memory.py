@@ -22,9 +22,8 @@ def keep_freed_memory() -> bool:
 
     To be called before anything runs on a device: glibc keeps large blocks only for the thread that
     the process began with, so that programs have to run in the thread that calls them. (JAX would
-    otherwise hand them to one of its own.) Where a process has several CPU devices each has a
-    thread, and nothing is gained. Processes that train together are left as they are, for their
-    programs wait for each other. An environment that sets up malloc has the last word.
+    otherwise hand them to one of its own.) Processes that train together are left as they are, for
+    their programs wait for each other. An environment that sets up malloc has the last word.
     """
     if jax.distributed.is_initialized():
         return False
