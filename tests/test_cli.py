@@ -165,6 +165,7 @@ def test_convert_and_export_keep_the_model(folder, capsys):
         (["evaluate", "--data", "digits"], "there is no model"),
         (["evaluate", "MODEL", "--data", "npz:/no/a.npz"], "there is no file /no/a.npz"),
         (["evaluate", "MODEL", "--data", "digits", "--json", "--table"], "exclude each other"),
+        (["convert", "/no/net.caffemodel", "x"], "there is no /no/net.caffemodel; docs/pretrained"),
         (["convert", "MODEL", "/proc/x"], "cannot write to /proc"),
         (["export", "MODEL", "x.txt"], "the suffixes are .onnx"),
         (["curves"], "there is no run to draw"),

@@ -75,6 +75,8 @@ def read(src: Path, transform_input: bool | None = None) -> ModelFolder:
         raise WeightsError(f"the folder {src} holds no model; known are {KNOWN}")
     src = tf_slim.index_of(src)
     if not src.exists():
+        if src.suffix:  # a file of weights
+            raise WeightsError(f"there is no {src}; docs/pretrained.md says where weights are had")
         raise WeightsError(
             f"there is no {src}; `gnet convert WEIGHTS {src}` makes a model folder of published "
             "weights (docs/pretrained.md), `python train.py` a workdir with weights of your own"
