@@ -6,6 +6,7 @@ Shapes: B batch, H height, W width, C channels.
 import dataclasses
 import json
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from gnet_jax.config import Config, UserError
 from gnet_jax.data import Labels
-from gnet_jax.model import Architecture, GoogLeNet
+from gnet_jax.model import Architecture, GoogLeNet, variable_shapes
 from gnet_jax.training.digests import named_leaves
 from gnet_jax.training.feed import augmentation
 from gnet_jax.training.finetune import flat, without_gradient
@@ -110,11 +111,8 @@ def read_replay(file: Path) -> Replay:
 def _state(
     model: GoogLeNet, optimizer: Optimizer, size: int, arrays: dict[str, np.ndarray]
 ) -> TrainState:
-    def fresh() -> TrainState:
-        variables = model.init(jax.random.PRNGKey(0), jnp.zeros((1, size, size, 3)))
-        return create_state({"batch_stats": {}, **variables}, optimizer, 0)
-
-    abstract = jax.eval_shape(fresh)
+    create = partial(create_state, optimizer=optimizer, seed=0)
+    abstract = jax.eval_shape(create, variable_shapes(model, size))
     leaves = [arrays[f"state/{name}"] for name in named_leaves(abstract)]
     return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
 

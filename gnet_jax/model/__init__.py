@@ -10,6 +10,7 @@ from gnet_jax.model.googlenet import (
     googlenet,
     init_variables,
     strip_aux,
+    variable_shapes,
 )
 
 __all__ = [
@@ -25,4 +26,5 @@ __all__ = [
     "init_variables",
     "smallest_size",
     "strip_aux",
+    "variable_shapes",
 ]

@@ -229,7 +229,7 @@ relu.defvjp(_relu_forward, _relu_backward)
 
 @jax.custom_vjp
 def add_bias(x_BHWC: jax.Array, bias_C: jax.Array) -> jax.Array:
-    """`x + bias`; on a CPU the bias's gradient is summed over all places by `sum_over_places`."""
+    """`x + bias`; on a CPU the bias's gradient is summed over all places by `sums_over_places`."""
     return x_BHWC + bias_C
 
 
@@ -239,7 +239,8 @@ def _add_bias_forward(x_BHWC, bias_C):
 
 def _add_bias_backward(_, dy):
     wide = dy.astype(jnp.promote_types(dy.dtype, jnp.float32))
-    return dy, sum_over_places(wide, image_by_image=True).astype(dy.dtype)
+    (d_bias,) = sums_over_places(wide, image_by_image=True)
+    return dy, d_bias.astype(dy.dtype)
 
 
 add_bias.defvjp(_add_bias_forward, _add_bias_backward)
@@ -250,14 +251,14 @@ add_bias.defvjp(_add_bias_forward, _add_bias_backward)
 ADDENDS = 64
 
 
-def sum_over_places(x_BHWC: jax.Array, *, image_by_image: bool) -> jax.Array:
-    """The sums (C,) over all axes but the last.
+def sums_over_places(*arrays_BHWC: jax.Array, image_by_image: bool) -> list[jax.Array]:
+    """Of each array its sums (C,) over all axes but the last.
 
     XLA's sum over the rows of a matrix takes a CPU some five times as long as the product of a row
     of ones with it.
 
     Args:
-        x_BHWC: float32, or wider.
+        arrays_BHWC: float32, or wider.
         image_by_image: devices that hold a part of the images then have no more than C sums to add
             up among them; over small maps, products of all images at once are longer and faster.
     """
@@ -266,10 +267,15 @@ def sum_over_places(x_BHWC: jax.Array, *, image_by_image: bool) -> jax.Array:
         parts = x.shape[0] if image_by_image else 1
         places = math.prod(x.shape[:-1]) // parts
         addends = math.gcd(places, ADDENDS)
-        ones = jnp.ones((parts, 1, addends), x.dtype)
-        return (ones @ x.reshape(parts, addends, -1)).reshape(-1, x.shape[-1]).sum(axis=0)
+        ones = lax.full((parts, 1, addends), 1, x.dtype)
+        rows = lax.reshape(x, (parts, addends, x.size // (parts * addends)))
+        sums = lax.dot_general(ones, rows, (((2,), (1,)), ((0,), (0,))))
+        return lax.reshape(sums, (sums.size // x.shape[-1], x.shape[-1])).sum(axis=0)
 
     def plain(x):
         return x.sum(axis=tuple(range(x.ndim - 1)))
 
-    return lax.platform_dependent(x_BHWC, cpu=by_ones, default=plain)
+    def of_each(function):
+        return lambda *arrays: [function(x) for x in arrays]
+
+    return lax.platform_dependent(*arrays_BHWC, cpu=of_each(by_ones), default=of_each(plain))

@@ -16,7 +16,7 @@ from gnet_jax.model.architecture import Architecture, architecture, grid_sizes, 
 from gnet_jax.model.blocks import AuxHead, InceptionBlock, NaiveInceptionBlock
 from gnet_jax.model.initializers import caffe_xavier, constant
 from gnet_jax.model.layers import ConvBlock
-from gnet_jax.model.ops import FAST, PLAIN, Ops
+from gnet_jax.model.ops import FAST, OUTLINE, Ops
 
 
 class Outputs(NamedTuple):
@@ -135,12 +135,9 @@ def _conv(model: GoogLeNet, train: bool) -> partial[ConvBlock]:
     """The convolution of every layer, with the model's norm, dtype and mode bound."""
     norm = None
     if model.arch.norm == "batch_norm":
-        # Running statistics are known while the network is initialised: what would be computed of
-        # them, each shape by a program of its own, is needed for nothing then.
-        by_batch = train or model.is_initializing()
         norm = partial(
             model.ops.batch_norm,
-            use_running_average=not by_batch,
+            use_running_average=not train,
             momentum=0.9,
             epsilon=1e-3,
             dtype=model.dtype,
@@ -221,10 +218,20 @@ def init_variables(model: GoogLeNet, key: jax.Array, image_size: int) -> dict[st
         ValueError: if the image is too small for the net.
     """
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-    # What is known is computed and the rest traced, network and all. Under jit each function's
-    # known part, mostly nothing, would be compiled.
-    with jax.disable_jit():
-        variables = model.clone(ops=PLAIN).lazy_init(key, images)
+    # What is known is computed, and the rest traced: linear layers, for the outline has no others.
+    variables = model.clone(ops=OUTLINE).lazy_init(key, images)
+    return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+
+
+def variable_shapes(model: GoogLeNet, image_size: int) -> dict[str, Any]:
+    """Shapes and dtypes of what `init_variables` gives, in the same trees; nothing is computed.
+
+    Raises:
+        ValueError: if the image is too small for the net.
+    """
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    outline = model.clone(ops=OUTLINE)
+    variables: Any = jax.eval_shape(outline.init, jax.random.PRNGKey(0), images)
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
 
 

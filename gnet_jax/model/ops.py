@@ -1,4 +1,7 @@
-"""Which form of the costly operations a network uses: plain, as the reference, or fast."""
+"""Which form of the costly operations a network uses: plain, as the reference, or fast.
+
+And an outline, of the shapes alone, for what needs no values.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -8,12 +11,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from gnet_jax.model import fast, fast_conv, fast_norm, layers
+from gnet_jax.model import fast, fast_conv, fast_norm, layers, outline
 
 
 @dataclasses.dataclass(frozen=True)
 class Ops:
-    """The operations that have two forms; the forms agree within rounding, gradients too."""
+    """The operations that have several forms; PLAIN and FAST agree within rounding, gradients too."""
 
     max_pool: Callable[..., jax.Array]
     local_response_norm: Callable[..., jax.Array]
@@ -44,4 +47,14 @@ FAST = Ops(
     batch_norm=fast_norm.BatchNorm,
     pool_first=True,
     join=True,
+)
+OUTLINE = Ops(
+    max_pool=outline.max_pool,
+    local_response_norm=outline.same,
+    convolve=outline.convolve,
+    add_bias=outline.same,
+    relu=outline.same,
+    batch_norm=outline.BatchNorm,
+    pool_first=False,
+    join=False,
 )

@@ -12,7 +12,13 @@ from jax.sharding import Mesh
 
 from gnet_jax.config import Config, ConfigError, ModelConfig, check
 from gnet_jax.data import DataError, Source, cropper, open_source, preprocess
-from gnet_jax.model import GoogLeNet, architecture, init_variables, smallest_size
+from gnet_jax.model import (
+    GoogLeNet,
+    architecture,
+    init_variables,
+    smallest_size,
+    variable_shapes,
+)
 from gnet_jax.training.canonical import check_virtual_shards
 from gnet_jax.training.diagnose import diagnose
 from gnet_jax.training.feed import augmentation
@@ -73,8 +79,8 @@ class Program:
 
     @cached_property
     def shapes(self) -> dict[str, Any]:
-        """Shapes and dtypes of the model's variables; the network is traced once for them."""
-        return shapes_of(self.model, self.config.data.image_size)
+        """Shapes and dtypes of the model's variables."""
+        return variable_shapes(self.model, self.config.data.image_size)
 
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and sharding of the state; nothing is computed."""
@@ -182,7 +188,7 @@ def make_program(
             "apart below 2"
         )
     model = model_of(config, len(class_names), pretrained)
-    shapes = shapes_of(model, config.data.image_size)
+    shapes = variable_shapes(model, config.data.image_size)
     check_patterns(config.optim.freeze, shapes["params"])
     takeover = None if pretrained is None else compare(shapes, pretrained, tuple(class_names))
     loaded = frozenset(() if takeover is None else takeover.loaded)
@@ -214,13 +220,6 @@ def check_batches(config: Config, mesh: Mesh) -> None:
         check_virtual_shards(config.batch_size, config.virtual_shards, mesh.size, parts)
     if config.eval_batch_size is not None:
         check_batch_size("eval_batch_size", config.eval_batch_size, mesh)
-
-
-def shapes_of(model: GoogLeNet, image_size: int) -> dict[str, Any]:
-    """Shapes and dtypes of `model`'s variables for images of this size, as trees."""
-    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-    variables: Any = jax.eval_shape(model.init, jax.random.PRNGKey(0), images)
-    return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
 
 
 def model_of(config: Config, classes: int, pretrained: Pretrained | None = None) -> GoogLeNet:

@@ -4,13 +4,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
 from gnet_jax.config import UserError
-from gnet_jax.model import Architecture, GoogLeNet
+from gnet_jax.model import Architecture, GoogLeNet, variable_shapes
 from gnet_jax.model.widths import Widths
 
 
@@ -36,11 +34,8 @@ def expected_shapes(model: GoogLeNet, image_size: int) -> dict[str, tuple[int, .
         ValueError: if the image is too small for the net.
     """
 
-    def fresh() -> Any:
-        images = jnp.zeros((1, image_size, image_size, 3))
-        return model.init(jax.random.PRNGKey(0), images)
-
-    flat: dict[str, Any] = traverse_util.flatten_dict(jax.eval_shape(fresh), sep="/")
+    shapes = variable_shapes(model, image_size)
+    flat: dict[str, Any] = traverse_util.flatten_dict(shapes, sep="/")
     return {name: value.shape for name, value in flat.items()}
 
 

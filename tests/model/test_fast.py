@@ -195,7 +195,7 @@ def test_only_a_cpu_takes_a_small_map_for_a_product(platform):
 def test_many_numbers_are_summed_to_the_last_digits(places, image_by_image):
     # One after the other, a sum of a million float32 numbers is wrong in its fourth digit.
     x = jnp.concatenate([jnp.full((*places, 1), 0.1), jnp.full((*places, 1), 3.3)], axis=-1)
-    found = jax.jit(partial(fast.sum_over_places, image_by_image=image_by_image))(x)
+    (found,) = jax.jit(partial(fast.sums_over_places, image_by_image=image_by_image))(x)
     expected = np.asarray(x, np.float64).sum(axis=(0, 1, 2))
     np.testing.assert_allclose(found, expected, rtol=2e-6)
 
