@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -131,11 +133,18 @@ plt.show()
 # the main head does, and pass gradient to the early layers.
 
 # %%
-import time
-
 from IPython.display import Image, clear_output, display
 
 from gnet_jax.lab.curves import draw_curves
+
+
+def ended(run, within):
+    """Whether a process has ended, after so many seconds at most."""
+    try:
+        run.wait(within)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
 
 
 def train(*arguments, workdir):
@@ -145,8 +154,7 @@ def train(*arguments, workdir):
     drawn.parent.mkdir(exist_ok=True)
     log = drawn.with_suffix(".log")
     with open(log, "w") as out, subprocess.Popen(command, stdout=out, stderr=out) as run:
-        while run.poll() is None:
-            time.sleep(5)
+        while not ended(run, within=5):
             if metrics.exists() and metrics.stat().st_size:
                 draw_curves([Path(workdir)], drawn)
                 clear_output(wait=True)
@@ -158,7 +166,7 @@ def train(*arguments, workdir):
     print(plan + progress[max(progress.find("done in"), 0) :])
 
 
-short = ("--epochs", "6", "--log-every-steps", "20")
+short = ("--epochs", "6", "--eval-every-epochs", "2", "--log-every-steps", "20")
 train("digits", *short, workdir="runs/notebook")
 
 # %% [markdown]
@@ -182,7 +190,7 @@ from gnet_jax.data import open_source
 from gnet_jax.data.decode import decode
 from gnet_jax.inference.cam import ActivationMapper, draw
 from gnet_jax.inference.predict import Predictor, render, top
-from gnet_jax.weights.convert import read
+from gnet_jax.weights.convert import convert, read
 
 trained = read(Path(WEIGHTS or "runs/notebook"))
 photo = Path(PHOTO).read_bytes() if PHOTO else open_source("digits", "val")[3].image
@@ -198,12 +206,15 @@ display(draw(ActivationMapper(trained)(picture)))
 # start from: the one trained on digits sees 16x16 pixels and is no start for photos. Left empty, the
 # cell writes a folder of its own: the digits, white on black, turned into black on white, which the
 # network has never seen. **Look at** the plan that `train.py` prints first:
-# which layers were loaded, which are new, which stay frozen; and at the accuracy before and after.
+# which layers were loaded, which are new, which stay frozen; and at the accuracy before, printed here,
+# and after, in its last lines.
 
 # %%
 PHOTOS = ""  # @param {type:"string"}
 
 import numpy as np
+
+from gnet_jax.inference.evaluate import evaluate
 
 
 def write_inverted_digits(folder, each):
@@ -226,17 +237,7 @@ if not PHOTOS:
     write_inverted_digits(photos, {"train": 30, "val": 20})
 
 
-def gnet(*arguments):
-    """Run a gnet command and return what it printed."""
-    command = [sys.executable, "-m", "gnet_jax", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(done.stderr)
-    return done.stdout.strip()
-
-
-start = WEIGHTS if PHOTOS and WEIGHTS else "runs/notebook"
-print(gnet("convert", start, "models/start"))
+start = convert(WEIGHTS if PHOTOS and WEIGHTS else "runs/notebook", "models/start")
 fine_tuning = [
     "--data.source",
     f"folder:{photos}",
@@ -246,13 +247,13 @@ fine_tuning = [
     "5",
 ]
 if not PHOTOS:
-    print("before:", gnet("evaluate", "models/start", "--data", f"folder:{photos}"))
-    fine_tuning += ["--batch-size", "20", "--epochs", "4", "--optim.freeze", "conv1"]
+    before = evaluate([start], open_source(f"folder:{photos}", "val"))
+    print(f"before: top-1 {before.top1:.2%}")
+    fine_tuning += ["--batch-size", "20", "--epochs", "4", "--optim.freeze", "conv*"]
     fine_tuning += ["--optim.loaded-lr-factor", "1", "--augment.flip", "False"]
 
 # %%
 train("finetune_folder", *fine_tuning, workdir="runs/finetuned")
-print("after:", gnet("evaluate", "runs/finetuned", "--data", f"folder:{photos}"))
 
 # %% [markdown]
 # ## 6. Ablate a reduction
@@ -283,12 +284,15 @@ for name, factor in (("notebook", 1.0), ("narrow", 0.25)):
 # ## 7. Take it elsewhere
 #
 # ONNX and StableHLO files hold weights, preprocessing and class names, and run without this project;
-# each is run once after writing, and the largest difference is printed. A run, as here, or a model folder,
-# as above, is what they are made of.
+# each is run once after writing, and the largest difference of its outputs is printed, as a share of the
+# largest. Outside of Python it is `gnet export runs/notebook models/exported.onnx`.
 
 # %%
-for kind in ("safetensors", "onnx", "stablehlo"):
-    print(gnet("export", "runs/notebook", f"models/digits.{kind}"))
+from gnet_jax.weights.export import export
+
+for kind in ("onnx", "stablehlo"):
+    difference = export(trained, f"models/exported.{kind}")
+    print(f"wrote models/exported.{kind}; largest difference {difference:.1e}")
 
 # %% [markdown]
 # ## Where to go on

@@ -41,5 +41,5 @@ def test_it_runs_from_top_to_bottom(tmp_path, monkeypatch):
         if cell.cell_type == "code"
         for output in cell.outputs
     )
-    for expected in ("1,582,671,872", "112,896,000", "top-1", "wrote models/digits.onnx"):
+    for expected in ("1,582,671,872", "112,896,000", "top-1", "wrote models/exported.onnx"):
         assert expected in printed

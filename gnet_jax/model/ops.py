@@ -16,7 +16,7 @@ from gnet_jax.model import fast, fast_conv, fast_norm, layers, outline
 
 @dataclasses.dataclass(frozen=True)
 class Ops:
-    """The operations that have several forms; PLAIN and FAST agree within rounding, gradients too."""
+    """The operations that have several forms; PLAIN's and FAST's agree within rounding."""
 
     max_pool: Callable[..., jax.Array]
     local_response_norm: Callable[..., jax.Array]

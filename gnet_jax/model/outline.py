@@ -44,7 +44,7 @@ def convolve(
 
 
 class BatchNorm(nn.BatchNorm):
-    """The variables of `nn.BatchNorm`, which are the same for every batch while it is initialised."""
+    """The variables of `nn.BatchNorm`; no batch has a say in them while it is initialised."""
 
     @nn.compact
     def __call__(self, x_BHWC, use_running_average=None, *, mask=None) -> jax.Array:

@@ -33,7 +33,6 @@ def expected_shapes(model: GoogLeNet, image_size: int) -> dict[str, tuple[int, .
     Raises:
         ValueError: if the image is too small for the net.
     """
-
     shapes = variable_shapes(model, image_size)
     flat: dict[str, Any] = traverse_util.flatten_dict(shapes, sep="/")
     return {name: value.shape for name, value in flat.items()}
