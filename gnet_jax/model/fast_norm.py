@@ -7,6 +7,7 @@ Shapes: B batch, H height, W width, C channels.
 """
 
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -37,7 +38,8 @@ class BatchNorm(nn.BatchNorm):
             y_BHWC = (_wide(x_BHWC) - kept_mean.value) * factor_C + bias_C
         else:
             axis_name = None if self.is_initializing() else self.axis_name
-            y_BHWC, mean_C, var_C = by_batch(x_BHWC, scale_C, bias_C, self.epsilon, axis_name)
+            own: Any = by_batch(x_BHWC, scale_C, bias_C, self.epsilon, axis_name)
+            y_BHWC, mean_C, var_C = own
             if not self.is_initializing():
                 for kept, new in ((kept_mean, mean_C), (kept_var, var_C)):
                     new = lax.stop_gradient(new)
