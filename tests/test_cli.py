@@ -239,7 +239,7 @@ def test_a_plan_is_a_table_or_json_and_says_that_it_compiles(capsys, toy_machine
     assert (found["topology"], found["batch_size"], found["bound"]) == ("toy:8", 64, "network")
     assert main([*recipe, "--topology", "toy:8", "toy:8", "--batch", "128", "--json"]) == 0
     assert [each["batch_size"] for each in json.loads(capsys.readouterr().out)] == [128, 128]
-    assert main([*recipe, "--topology", "toy:8", "--model.dropout", "0.5"]) == 0
+    assert main([*recipe, "--topology", "toy:8", "--epochs", "13"]) == 0
     shown = capsys.readouterr().out
     for text in ("cifar10: 13 epochs of 50,000 images", "toy:8", "3 all-reduce, 1.0 MiB", "yes"):
         assert text in shown
