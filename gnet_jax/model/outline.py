@@ -1,7 +1,7 @@
 """Forms that give results of the right shape and dtype, and no values: for what needs no more.
 
 Parameters are drawn, and shapes and costs told, by running the network once. What its operations
-compute is nobody's business then, and to trace it would take twice as long as all else.
+compute is of no use then, and to trace it would take longer than all else.
 
 Shapes: B batch, H height, W width, C channels.
 """

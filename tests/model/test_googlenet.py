@@ -11,6 +11,7 @@ from gnet_jax.model import (
     init_variables,
     smallest_size,
     strip_aux,
+    variable_shapes,
 )
 from gnet_jax.model.ops import PLAIN
 from tests.tiny import tiny_arch, tiny_variables
@@ -39,6 +40,21 @@ def test_kernels_are_what_their_names_say(variant):
     batch_norm = variant in ("batch_norm", "torchvision", "naive_batch_norm")
     assert ("norm" in params["conv1"]) == batch_norm
     assert ("bias" in params["conv1"]["conv"]) != batch_norm
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("size", [224, 231])
+def test_an_outline_of_the_network_has_the_shapes_of_all_its_variables(variant, size):
+    """A fully connected head depends on every size on the way to it."""
+    model = googlenet(variant, 7, head="fc")
+    assert {"batch_stats": {}} | shapes(model, size) == variable_shapes(model, size)
+
+
+@pytest.mark.parametrize("variant", ["paper", "batch_norm", "google_release"])
+def test_first_weights_are_those_of_the_whole_network(variant):
+    model, key = GoogLeNet(tiny_arch(variant), ops=PLAIN), jax.random.PRNGKey(5)
+    whole = {"batch_stats": {}} | model.init(key, jnp.zeros((1, 32, 32, 3)))
+    jax.tree.map(np.testing.assert_array_equal, init_variables(model, key, 32), whole)
 
 
 @pytest.mark.parametrize(
