@@ -1,4 +1,5 @@
 import io
+import types
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ from PIL import Image
 
 from gnet_jax.data import DataError, open_source
 from gnet_jax.data.decode import decode
+from gnet_jax.data.sources import digits
 
 
 def png(value, size=(7, 9)):
@@ -63,6 +65,13 @@ def test_what_a_folder_lacks_is_named(folder, tmp_path):
     lone.mkdir(parents=True)
     with pytest.raises(DataError, match="holds 1 class folders; 2 are needed"):
         open_source(f"folder:{tmp_path / 'lone'}", "train")
+
+
+def test_an_installation_without_the_digits_is_named(tmp_path, monkeypatch):
+    elsewhere = types.SimpleNamespace(locate_file=lambda name: tmp_path / name)
+    monkeypatch.setattr(digits, "distribution", lambda _: elsewhere)
+    with pytest.raises(DataError, match="digits.csv.gz; install scikit-learn anew"):
+        open_source("digits", "train")
 
 
 @pytest.mark.parametrize("spec", ["mnist", "folder:", "digits:x", ""])

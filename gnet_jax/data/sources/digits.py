@@ -4,7 +4,7 @@ from importlib.metadata import distribution
 
 import numpy as np
 
-from gnet_jax.data.sources.source import Example, MissingSplitError, Split, digest
+from gnet_jax.data.sources.source import DataError, Example, MissingSplitError, Split, digest
 
 
 class DigitsSource:
@@ -19,7 +19,12 @@ class DigitsSource:
         self.split = split
         # sklearn.datasets reads it too, but its import takes longer than all of ours.
         file = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
-        digits = np.loadtxt(str(file), delimiter=",")
+        try:
+            digits = np.loadtxt(str(file), delimiter=",")
+        except OSError as error:
+            raise DataError(
+                f"cannot read scikit-learn's digits in {file}; install scikit-learn anew"
+            ) from error
         order = np.random.RandomState(0).permutation(len(digits))  # its stream is frozen
         chosen = digits[order[:1437] if split == "train" else order[1437:]]
         self.class_names = tuple(str(digit) for digit in range(10))
