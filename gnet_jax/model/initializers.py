@@ -1,4 +1,4 @@
-"""Initial weights, drawn by NumPy on the host: nothing is compiled, so a full net takes 2 seconds.
+"""Initial weights, drawn by NumPy on the host: nothing is compiled, so a full net takes a second.
 
 Drawing the same weights by jax.random costs one compiled generator for each of 130 shapes.
 """
