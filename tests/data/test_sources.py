@@ -70,7 +70,7 @@ def test_what_a_folder_lacks_is_named(folder, tmp_path):
 def test_an_installation_without_the_digits_is_named(tmp_path, monkeypatch):
     elsewhere = types.SimpleNamespace(locate_file=lambda name: tmp_path / name)
     monkeypatch.setattr(digits, "distribution", lambda _: elsewhere)
-    with pytest.raises(DataError, match="digits.csv.gz; install scikit-learn anew"):
+    with pytest.raises(DataError, match=r"digits\.csv\.gz; install scikit-learn anew"):
         open_source("digits", "train")
 
 
