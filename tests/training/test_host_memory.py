@@ -11,23 +11,28 @@ ROOT = Path(__file__).parents[2]
 SIDE = 4096
 TEMPORARY = 4 * SIDE**2  # bytes of what each call makes of a product, to reduce it again
 CODE = f"""
-import resource
+import resource, statistics
 import jax, jax.numpy as jnp
 from gnet_jax.training.host_memory import keep_freed_memory
 kept = KEEP
 x = jnp.ones(({SIDE}, 8))
 run = jax.jit(lambda x: jnp.sin(x @ x.T) @ x)
+def pages():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    jax.block_until_ready(run(x))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 for _ in range(3):
-    jax.block_until_ready(run(x))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(4):
-    jax.block_until_ready(run(x))
-print(kept, (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 4)
+    pages()
+print(kept, statistics.median(pages() for _ in range(9)))
 """
 
 
 def pages(keep: str, **environment: str) -> tuple[str, float]:
-    """Whether memory is kept, and the pages that the kernel gives anew for a call."""
+    """Whether memory is kept, and the pages that the kernel gives anew for a call.
+
+    The median of nine calls: a small block may come to lie where the large one was, and the next
+    call then makes the heap longer, once.
+    """
     done = subprocess.run(
         [sys.executable, "-c", CODE.replace("KEEP", keep)],
         cwd=ROOT,
