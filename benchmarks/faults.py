@@ -14,7 +14,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import socket
 import sys
 import tempfile
 import time
@@ -56,9 +55,9 @@ def corrupt(
     """
     if processes == 1:
         return _corrupt(cases, folder, seed)
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
+    from tests.training.processes import free_port
+
+    port = free_port()
     context = multiprocessing.get_context("spawn")
     jobs = [
         context.Process(
@@ -204,7 +203,10 @@ def kill(times: int, folder: Path, seed: int | None = None) -> dict[str, int]:
             while left and process.is_alive() and committed(workdir) <= before:
                 time.sleep(0.01)
             if left:
-                time.sleep(generator.uniform(0, 0.3))
+                # At once where another step is saved: a fast run must not end between the kills.
+                moment = time.monotonic() + generator.uniform(0, 0.3)
+                while time.monotonic() < moment and committed(workdir) < before + 6:
+                    time.sleep(0.01)
                 assert process.is_alive(), (folder / f"{name}.log").read_text()[-2000:]
                 process.kill()
             process.join()

@@ -221,7 +221,7 @@ def digest_of(workdir, *arguments):
 
 @pytest.mark.slow
 def test_the_first_command_trains_to_97_per_cent_with_both_heads_learning(tmp_path):
-    code, output = finish(start(tmp_path / "run"))
+    code, output = finish(start(tmp_path / "run"), 1100)
     assert code == 0, output
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["val/count"] == 360

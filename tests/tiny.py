@@ -1,7 +1,9 @@
 """Networks and runs small enough for tests: three blocks, a few channels, 16 pixels."""
 
 import dataclasses
+import time
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,16 @@ def tiny_arch(variant: str = "paper", **changes: Any) -> Architecture:
 
 def tiny_variables(model: GoogLeNet) -> dict[str, Any]:
     return init_variables(model, jax.random.PRNGKey(3), 16)  # no unit begins dead
+
+
+def failing_late(error: Exception) -> Callable[..., None]:
+    """What fails in the background of a save, once the few arrays beside it are likely written."""
+
+    def fail(*_: object) -> None:
+        time.sleep(0.3)
+        raise error
+
+    return fail
 
 
 class Linear:

@@ -87,8 +87,11 @@ def test_a_browser_shows_it_without_an_error_or_a_request(page, width):
 
     errors, requests = [], []
     with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        browser = driver.chromium.launch(
+            executable_path=BROWSER, args=["--no-sandbox"], timeout=180_000
+        )
         tab = browser.new_page(viewport={"width": width, "height": 800})
+        tab.set_default_timeout(120_000)
         tab.on("console", lambda message: errors.append(message.text))
         tab.on("pageerror", lambda error: errors.append(str(error)))
         tab.on("request", lambda request: requests.append(request.url))

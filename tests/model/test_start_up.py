@@ -15,7 +15,10 @@ def answer_of(code: str) -> list[str]:
 
 
 def test_what_training_imports_is_light():
-    """JAX and Flax alone take half of it, 0.7 s; a TensorFlow would be ten times that."""
+    """JAX and Flax alone take half of it, 0.7 s; a TensorFlow would be ten times that.
+
+    Half as much again as that is allowed, for what else the machine may do.
+    """
     code = """
 import sys, time
 import flax.linen
@@ -29,7 +32,7 @@ print(time.process_time() / alone, *heavy & set(sys.modules))
 """
     ratio, *heavy = answer_of(code)
     assert heavy == []
-    assert float(ratio) < 2.5
+    assert float(ratio) < 3
 
 
 def test_initialising_the_full_network_compiles_next_to_nothing():

@@ -5,8 +5,10 @@ without optimisation and kept in a folder that all runs of a test session share.
 `python -m tests.training.processes` is what each of them runs: train.py, the network cut down.
 """
 
+import contextlib
 import dataclasses
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -27,10 +29,20 @@ FLAGS = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_cou
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return probe.getsockname()[1]
+    """A port of this machine that nobody listens on.
+
+    From below those that the system hands out by itself: until a process listens there, seconds
+    from now, it gives them to others.
+    """
+    while True:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("localhost", random.randint(15_000, 32_000)))
+            return probe.getsockname()[1]
+
+
+def load() -> float:
+    """How many times longer things may take, as there is more work than cores; at least 1."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 @dataclasses.dataclass
@@ -63,11 +75,10 @@ class Hosts:
         return self.outputs[host].read_text()
 
     def lines(self, host: int = 0) -> list[str]:
-        """The lines of it, but those of Gloo, which speaks of its own accord."""
+        """The lines of it, but those of Gloo and JAX's cache, which speak of their own accord."""
+        others = ("[Gloo]", "peer ranks", "persistent compilation cache", "  warnings.warn(")
         lines = self.text(host).splitlines()
-        return [
-            line for line in lines if line and "[Gloo]" not in line and "peer ranks" not in line
-        ]
+        return [line for line in lines if line and not any(words in line for words in others)]
 
     def wait_for(self, text: str, host: int = 0, seconds: float = 300) -> None:
         """Return once a process has printed `text`."""
@@ -109,6 +120,7 @@ def start(
         "JAX_COMPILATION_CACHE_DIR": str(workdir.parent.parent / "xla"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+        "TF_CPP_MIN_LOG_LEVEL": "2",
     }
     workdir.parent.mkdir(parents=True, exist_ok=True)
     started, outputs = [], []

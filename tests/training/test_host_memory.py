@@ -11,7 +11,8 @@ ROOT = Path(__file__).parents[2]
 SIDE = 4096
 TEMPORARY = 4 * SIDE**2  # bytes of what each call makes of a product, to reduce it again
 CODE = f"""
-import resource, statistics
+import ctypes, resource, statistics
+ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # no huge pages: 32 of them would do
 import jax, jax.numpy as jnp
 from gnet_jax.training.host_memory import keep_freed_memory
 kept = KEEP

@@ -25,7 +25,7 @@ from gnet_jax.training.sharding import data_mesh
 from gnet_jax.training.supervise import newest_step
 from tests.tiny import tiny_arch
 from tests.training.host_evaluation import counts
-from tests.training.processes import RECIPE, start
+from tests.training.processes import RECIPE, load, start
 
 SHORT = ("--epochs", "0.375", "--save-every-steps", "3")  # 6 steps
 ENDLESS = ("--epochs", "9000", "--save-every-steps", "4", "--eval-every-epochs", "9000")
@@ -184,21 +184,24 @@ def test_what_differs_between_hosts_ends_all_of_them_in_one_sentence(
 
 
 def test_a_process_whose_others_do_not_come_ends_in_one_sentence(folder, data):
-    one, two = (("--process-id", str(number), "--num-processes", "3") for number in (0, 1))
+    # The first coordinates, and must not be gone while the other still waits.
+    waits = ("4", "2")
+    of_host = [
+        ("--process-id", str(number), "--num-processes", "3", "--start-timeout", seconds)
+        for number, seconds in enumerate(waits)
+    ]
     run = start(
         folder / "waiting",
         *data,
-        "--start-timeout",
-        "2",
         processes=2,
         devices=1,
-        of_host=[one, two],
+        of_host=of_host,
     )
-    assert run.wait(60) == [3, 3]
-    for host in (0, 1):
+    assert run.wait(120) == [3, 3]
+    for host, seconds in enumerate(waits):
         (sentence,) = run.lines(host)
         assert sentence.startswith(f"train.py: error: process {host} of 3 at localhost:")
-        assert "waited 2 s for the others; start all of them" in sentence
+        assert f"waited {seconds} s for the others; start all of them" in sentence
 
 
 @pytest.mark.parametrize(
@@ -208,7 +211,7 @@ def test_a_process_whose_others_do_not_come_ends_in_one_sentence(folder, data):
         ("rename", 0, ([2], [2]), "error: checkpoint 3 is damaged, and cannot be renamed"),
         ("full", 1, ([1], [1]), "stopped: step 6 could not be saved (host 1 stopped: no room)"),
         # The first process also coordinates: JAX ends those that it leaves.
-        ("write", 0, ([1], [3, -signal.SIGABRT]), "stopped: step 6 could not be saved (Input/out"),
+        ("write", 0, ([1], [1, 3, -signal.SIGABRT]), "stopped: step 6 could not be saved (Inp"),
     ],
 )
 def test_what_one_host_meets_alone_in_a_checkpoint_ends_all_of_them_soon(
@@ -220,7 +223,7 @@ def test_what_one_host_meets_alone_in_a_checkpoint_ends_all_of_them_soon(
     monkeypatch.setenv("HOST_FAULT", f"{fault} {host}")
     options = {"processes": 2, "devices": 4, "module": "tests.training.host_faults"}
     run = start(workdir, *SHORT, *data, **options)
-    ended = run.wait(60)
+    ended = run.wait(180)  # and not after JAX's barriers of 20 minutes
     assert ended[0] in codes[0], run.text(0) + run.text(1)
     assert ended[1] in codes[1], run.text(0) + run.text(1)
     assert f"train.py: {told}" in run.text(0)
@@ -273,7 +276,7 @@ def test_sigterm_to_one_of_two_makes_both_save_the_same_step_within_10_s(preempt
     workdir, codes, texts, seconds = preempted
     print(f"SIGTERM to the exit of both: {seconds:.1f} s")
     assert codes == [143, 143], texts
-    assert seconds < 10
+    assert seconds < 10 * load()
     step = newest_step(workdir / "checkpoints")
     assert f"stopped by SIGTERM; step {step} is saved" in texts[0]
     assert restored(workdir, *ENDLESS, *data)[0] == step
@@ -314,15 +317,19 @@ def test_a_killed_or_stopped_process_ends_the_other_within_35_s(preempted, data,
     run = going_on(preempted[0], data)
     sent = time.monotonic()
     run.processes[host].send_signal(signal.Signals[number])
-    code = run.processes[1 - host].wait(60)
+    code = run.processes[1 - host].wait(120)
     seconds = time.monotonic() - sent
     print(f"{number} of process {host} to the exit of the other, with {code}: {seconds:.1f} s")
     run.end()
-    assert code in (3, -signal.SIGABRT), run.text(1 - host)
-    assert seconds < 35
+    # 1 where it was saving, and its save failed for want of the other.
+    assert code in (1, 3, -signal.SIGABRT), run.text(1 - host)
+    assert seconds < 35 * load()
     text = run.text(1 - host)
-    # Whoever notices first: this project, JAX, or Gloo in the middle of a collective.
-    noticed = ("can no longer work with the others", "another task died", "collective mismatch")
+    # Whoever notices first: this project, JAX, Gloo in the middle of a collective, or a save.
+    noticed = (
+        *("can no longer work with the others", "another task died", "collective mismatch"),
+        "could not be saved",
+    )
     assert any(words in text for words in noticed), text
     restored(preempted[0], *ENDLESS, *data)
 

@@ -5,7 +5,6 @@ import json
 import os
 import signal
 from functools import partial
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,7 @@ from gnet_jax.training.checkpoint import Checkpoints, digest
 from gnet_jax.training.loop import TrainingError, train
 from gnet_jax.training.report import Reporter
 from gnet_jax.training.run import Run
-from tests.tiny import tiny_run
+from tests.tiny import failing_late, tiny_run
 
 SIGINT_BEFORE = signal.getsignal(signal.SIGINT)  # ignored, where the tests run in the background
 
@@ -225,7 +224,7 @@ class Filling(Interrupting):
 def test_a_full_disk_does_not_end_training_and_its_steps_are_logged_later(
     finished, new_disk, capsys
 ):
-    disk = new_disk("8m")
+    disk = new_disk("16m")
     run = tiny_run(disk / "run", epochs=0.6, save_every_steps=2, keep_latest=1)
     (disk / "run").mkdir()
     filling = Filling(run.train, disk, full=8 * 32, freed=18 * 32)
@@ -244,7 +243,7 @@ def test_a_full_disk_does_not_end_training_and_its_steps_are_logged_later(
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_last_save_that_fails_ends_the_run_with_one_sentence(finished, tmp_path, monkeypatch):
     run, _, _ = finished
-    full = mock.Mock(side_effect=OSError("No space left on device"))
+    full = failing_late(OSError("No space left on device"))
     monkeypatch.setattr("gnet_jax.training.storage.write_digests", full)
     with pytest.raises(TrainingError, match=r"step 9 could not be saved \(No space .* step 0"):
         train(run, tmp_path)

@@ -68,9 +68,9 @@ def test_the_meter_begins_anew_after_each_reading():
     meter = Meter()
     meter.add({"loss": 1.0})
     meter.add({"loss": 3.0})
+    began = time.perf_counter()
     assert meter.read()[0] == {"loss": 2.0}
     meter.add({"loss": 5.0})
-    began = time.perf_counter()
     with meter.paused():
         time.sleep(0.1)
     means, seconds = meter.read()

@@ -49,7 +49,7 @@ def test_a_crash_is_followed_by_a_restart_that_is_told_why(tmp_path, capfd):
     assert "SIGKILL" in starts[2]["after"]
     assert "lost another host" in starts[3]["after"]
     assert "another host is gone" in starts[4]["after"]
-    told = capfd.readouterr().err.splitlines()
+    told = [line for line in capfd.readouterr().err.splitlines() if "supervisor:" in line]
     assert told[0] == (
         "train.py: supervisor: the run ended with exit code 1; newest checkpoint: 5. "
         "Starting again in 0 s (restart 1)"
@@ -67,7 +67,7 @@ def test_three_crashes_behind_the_same_step_end_it(tmp_path, capfd):
 @pytest.mark.parametrize("code", [0, 2, 143, 130])
 def test_success_mistakes_and_signals_are_not_followed_by_a_restart(tmp_path, code, capfd):
     assert supervise(tmp_path, [(code, 5), (0, 6)]) == (code, [None])
-    assert capfd.readouterr().err == ""
+    assert "supervisor:" not in capfd.readouterr().err
 
 
 def test_a_preempted_run_is_started_again_where_that_was_asked_for(tmp_path):
@@ -99,8 +99,10 @@ sys.exit(40 + len(came))
 @pytest.mark.parametrize("also_the_run", [False, True])
 @pytest.mark.parametrize("preempted_before", [False, True])
 def test_a_signal_comes_to_the_run_once_even_where_all_processes_get_it(
-    tmp_path, also_the_run, preempted_before
+    tmp_path, also_the_run, preempted_before, monkeypatch
 ):
+    if also_the_run:  # it hears by itself, however long that takes
+        monkeypatch.setattr("gnet_jax.training.supervise.GRACE_SECONDS", 20)
     ready = tmp_path / "ready"
     command = [sys.executable, "-S", "-c", WAITING, str(ready)]
     command += [str(tmp_path / "preempted")] if preempted_before else []
