@@ -139,7 +139,7 @@ def run(config: Config | UserError, launch: Launch, arguments: Sequence[str]) ->
         print(f"train.py: stopped: {error}", file=sys.stderr)
         return 1
     if first:
-        print_result(result, workdir, arguments)
+        print_result(result, ready.config, workdir, arguments)
     return 0 if result.signal is None else 128 + result.signal
 
 
@@ -156,11 +156,12 @@ def print_plan(run: "Run", workdir: Path) -> None:
     cost = network_ledger(run.model, config.data.image_size)
     m, d, devices = config.model, config.data, run.mesh.devices.flat
     heads = ", ".join(m.aux_after) or "none"
+    with_heads = f" ({cost.params_with_aux:,} with aux heads)" if m.aux_after else ""
     network = f"{m.variant}, width x{m.width_multiplier:g}, reductions x{m.reduction_factor:g}"
     plan = {
         "model": f"GoogLeNet, {network if config.init is None else config.init}, {m.dtype}, "
         f"aux heads: {heads}",
-        "size": f"{cost.params:,} parameters ({cost.params_with_aux:,} with aux heads), "
+        "size": f"{cost.params:,} parameters{with_heads}, "
         f"{cost.macs / 1e6:,.1f} M multiply-adds an image",
         "data": f"{d.source}: {len(run.train):,} to train, {len(run.val):,} to validate "
         f"({run.val.split} split), "
@@ -181,7 +182,7 @@ def print_plan(run: "Run", workdir: Path) -> None:
         say(f"{name:>8}  {text}")
 
 
-def print_result(result: "Result", workdir: Path, arguments: Sequence[str]) -> None:
+def print_result(result: "Result", config: Config, workdir: Path, arguments: Sequence[str]) -> None:
     """Say how the run ended, and what to type next."""
     from gnet_jax.training.report import LastingConsole, duration, goodput_line
 
@@ -208,7 +209,9 @@ def print_result(result: "Result", workdir: Path, arguments: Sequence[str]) -> N
         say(f"  best: top-1 {result.best[1]:.2%} at step {result.best[0]}")
     say(f"  checkpoint: {result.checkpoint}")
     where = shlex.quote(str(workdir))
-    say(f"next:  {python} -m gnet_jax predict {where} PHOTO.png   (what it sees in a photo)")
+    digits = config.data.source.partition("#")[0] == "digits"
+    seen = "of one digit, white on black" if digits else "what it sees in a photo"
+    say(f"next:  {python} -m gnet_jax predict {where} PHOTO.png   ({seen})")
     say(f"       {python} -m gnet_jax convert {where} DST         (a model folder to keep)")
 
 

@@ -1,8 +1,6 @@
 """`python -m gnet_jax`: the same as the console script `gnet`."""
 
-import sys
-
-from gnet_jax.cli import main
+from gnet_jax.cli import console_script
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console_script()

@@ -4,6 +4,8 @@ import io
 import json
 import re
 import shutil
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -99,6 +101,31 @@ def test_predict_gives_one_json_object_a_photo_and_names_what_is_none(folder, ca
     for line in lines[:-1]:
         assert {guess["label"] for guess in line["top"]} == {"cat", "dog"}
         assert sum(guess["probability"] for guess in line["top"]) == pytest.approx(1)
+
+
+def test_predict_leaves_out_what_is_no_image_by_its_name(folder, tmp_path, capsys):
+    shutil.copytree(folder / "photos" / "val" / "cat", tmp_path / "photos")
+    (tmp_path / "photos" / "Thumbs.db").write_bytes(b"")
+    assert main(["predict", str(folder / "model"), str(tmp_path / "photos"), "--json"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    for image in (tmp_path / "photos").glob("*.png"):
+        image.unlink()
+    assert main(["predict", str(folder / "model"), str(tmp_path / "photos")]) == 1
+    assert "the folder holds no images" in capsys.readouterr().err
+
+
+def test_ctrl_c_is_one_line_and_ends_without_pythons_way_out(tmp_path):
+    """Where a program compiles meanwhile, Python's own way out ends in a crash."""
+    stopping = """
+import atexit
+from gnet_jax import cli
+atexit.register(print, "the way out")
+def stopped(_): raise KeyboardInterrupt
+cli._run = stopped
+cli.console_script()
+"""
+    done = subprocess.run([sys.executable, "-c", stopping], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "gnet: interrupted\n")
 
 
 def test_predict_prints_bars_and_draws_maps(folder, capsys):

@@ -1,8 +1,10 @@
 """The `gnet` commands, each a thin call into one part of the package."""
 
 import difflib
+import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 import tyro
 
@@ -41,6 +43,20 @@ WITH_CONFIG = {
 }
 
 
+INTERRUPTED = 130  # 128 + SIGINT, as a shell has it
+
+
+def console_script() -> NoReturn:
+    """`gnet` and `python -m gnet_jax`: `main`, whose exit code ends the process."""
+    code = main()
+    if code == INTERRUPTED:
+        # XLA may be compiling in threads of its own; Python's way out would crash among them.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code, 2 for a mistake of the user's."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -51,6 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"gnet: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("gnet: interrupted", file=sys.stderr)
+        return INTERRUPTED
 
 
 def _run(arguments: Sequence[str]) -> int:

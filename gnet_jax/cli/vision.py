@@ -138,7 +138,8 @@ def evaluate(
     else:
         print(
             f"top-1 {result.top1:.2%}, top-5 {result.top5:.2%} of {result.images:,} images "
-            f"({result.models} models, {result.crops} crops, {result.images_per_sec:.1f} images/s)"
+            f"({_counted(result.models, 'model')}, {_counted(result.crops, 'crop')}, "
+            f"{result.images_per_sec:.1f} images/s)"
         )
         _print_damaged(result)
 
@@ -187,6 +188,10 @@ def demo(
     from gnet_jax.weights.convert import read
 
     serve(build(read(model), f"GoogLeNet: {model.name}"), port)
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _print_damaged(result: Evaluation) -> None:

@@ -56,6 +56,7 @@ class Preprocessing:
     """Before the central crop of an evaluation: scale the shorter side to resize_to, or warp the
     whole image to a square of it (Caffe)."""
     resize_to: int = 256
+    """Side in pixels that an image is resized to before the central crop."""
     channels: Literal["RGB", "BGR"] = "RGB"
     """Order of the channels that the network is given."""
     mean: tuple[float, float, float] = (123.0, 117.0, 104.0)
@@ -108,12 +109,14 @@ class AugmentConfig:
     flip: bool = True
     """Mirror half of the images."""
     brightness: float = 0.0
-    """Photometric distortions, in random order: brightness, contrast and saturation are multiplied
-    by a factor within 1 +- this ..."""
+    """Brightness is multiplied by a factor within 1 +- this (photometric distortions, in random
+    order)."""
     contrast: float = 0.0
+    """The same of the contrast."""
     saturation: float = 0.0
+    """The same of the saturation."""
     hue: float = 0.0
-    """... and the hue is turned by at most this share of the colour circle."""
+    """The hue is turned by at most this share of the colour circle."""
     erase: float = 0.0
     """Share of the images in which a random rectangle is filled with the mean colour
     (random erasing, arXiv 1708.04896)."""
@@ -128,7 +131,9 @@ class LossConfig:
     """Cross-entropy of the main head plus `aux_weight` times that of each auxiliary head."""
 
     aux_weight: float = 0.3
+    """What each auxiliary head's cross-entropy counts in the loss (the paper's 0.3)."""
     label_smoothing: float = 0.0
+    """Share of each label that is spread over all classes (arXiv 1512.00567)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,9 +141,11 @@ class OptimConfig:
     """The optimiser, its schedule and the averaging of parameters."""
 
     optimizer: Literal["sgd", "nesterov", "rmsprop", "adamw"] = "sgd"
+    """sgd: with momentum, as the paper; nesterov: with Nesterov's; rmsprop, adamw: optax's."""
     learning_rate: float = 0.01
     """The peak, for the whole batch."""
     momentum: float = 0.9
+    """Of sgd, nesterov and rmsprop; the first beta of adamw."""
     weight_decay: float = 2e-4
     """On kernels only: biases and batch norm's scales are not decayed."""
     bias_lr_factor: float = 2.0
@@ -147,10 +154,13 @@ class OptimConfig:
     """step: x decay_rate every decay_epochs (the paper); poly: (1 - t)^power (Caffe's
     quick_solver); cosine: to zero."""
     warmup_epochs: float = 0.0
-    """Linear, from zero, in front of any schedule."""
+    """In which the learning rate rises evenly to its peak, in front of any schedule."""
     decay_rate: float = 0.96
+    """Factor of the step schedule, every decay_epochs (the paper: 0.96 every 8)."""
     decay_epochs: float = 8.0
+    """Epochs between two steps of the step schedule."""
     power: float = 0.5
+    """Of the poly schedule."""
     clip_norm: float | None = None
     """Largest global norm of the gradient; None does not clip."""
     freeze: tuple[str, ...] = ()
@@ -176,16 +186,19 @@ class Config:
     """A model folder to start from (made by `gnet convert`): it brings the network and the
     preprocessing; the classes, the aux heads, dropout and dtype remain yours to choose."""
     epochs: float = 250.0
+    """How often every training image is seen; a part of an epoch will do."""
     batch_size: int = 32
     """Images a step, over all devices and hosts together."""
     eval_batch_size: int | None = None
     """None takes batch_size."""
     eval_every_epochs: float = 1.0
+    """Epochs from one evaluation on the validation images to the next."""
     save_every_steps: int = 1000
     """Besides this, every evaluation saves."""
     keep_latest: int = 2
     """Newest checkpoints kept, besides the best."""
     log_every_steps: int = 50
+    """Steps whose means are a line of metrics.jsonl and a point in TensorBoard."""
     diagnose: int | None = None
     """Steps from one look inside to the next: gradient and update of every block, scale and dead
     channels of every layer, into diagnostics.jsonl and TensorBoard; None never looks."""

@@ -80,7 +80,7 @@ class _Lines:
             left = (self._total - self._done) / rate / 60
             print(
                 f"{self._what}: {self._done:,} of {self._total:,} {self._unit}, "
-                f"{rate:,.0f} a second, {left:,.0f} minutes left",
+                f"{rate:,.1f} a second, {left:,.1f} min left",
                 file=sys.stderr,
                 flush=True,
             )

@@ -96,7 +96,8 @@ class BadRecords:
             lines.append(f"  and {rest:,} more{where}")
         lines.append(
             "`gnet check-data` lists all there are; mend them or take them out of the data, or "
-            "raise the bad limit (--data.bad-limit in training) to go on without them"
+            "raise the bad limit to go on without them (--bad-limit of `gnet evaluate`, "
+            "--data.bad-limit otherwise)"
         )
         return "\n".join(lines)
 

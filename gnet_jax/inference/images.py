@@ -17,6 +17,7 @@ from PIL import Image
 
 from gnet_jax.config import UserError
 from gnet_jax.data.decode import MAX_PIXELS, ImageError, decode
+from gnet_jax.data.sources.folder import SUFFIXES
 
 MAX_DOWNLOAD = 32 * 2**20  # bytes, of a URL or standard input
 MAX_FILE = 4 * MAX_PIXELS  # bytes; the largest picture that is decoded, stored without compression
@@ -81,14 +82,15 @@ def _folder(root: str) -> Iterator[Found]:
         for name in sorted(files):
             path = os.path.join(folder, name)
             pipe = os.path.exists(path) and not os.path.isfile(path)  # to open one would hang
-            if not name.startswith(".") and not pipe:
+            image = os.path.splitext(name)[1].lower() in SUFFIXES
+            if image and not name.startswith(".") and not pipe:
                 empty = False
                 yield Found(path, _file(path))
     for error in unreadable:
         empty = False
         yield Found(str(error.filename), InputError(f"cannot be read: {error.strerror}"))
     if empty:
-        yield Found(root, InputError("the folder holds no files"))
+        yield Found(root, InputError("the folder holds no images"))
 
 
 def _file(path: str) -> bytes | InputError:

@@ -5,10 +5,13 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from gnet_jax.config import UserError
 from gnet_jax.lab.palette import colour_of
 from gnet_jax.training.record import MetricsFile
+
+FEW = 3  # points that a line alone would not show
 
 
 def draw_curves(workdirs: Sequence[Path], out: Path) -> None:
@@ -30,9 +33,10 @@ def draw_curves(workdirs: Sequence[Path], out: Path) -> None:
         top1.set(title=f"{workdir.name}: top-1 accuracy", xlabel="step", ylim=(0, 1))
         top1.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         for panel in (loss, top1):
+            panel.xaxis.set_major_locator(MaxNLocator(integer=True))
             panel.grid(alpha=0.25)
             panel.spines[["top", "right"]].set_visible(False)
-        top1.legend(loc="lower right", frameon=False)
+        top1.legend(loc="best", frameon=False)
     try:
         figure.savefig(out, dpi=150)
     except (OSError, ValueError) as error:
@@ -52,4 +56,5 @@ def _draw_run(lines: Sequence[dict[str, float]], loss: Axes, top1: Axes) -> None
         for panel, kind in ((loss, "loss"), (top1, "top1")):
             points = [(x["step"], x[prefix + kind]) for x in lines if prefix + kind in x]
             if points:
-                panel.plot(*zip(*points, strict=True), style, **look)
+                marked = style if len(points) > FEW else "o-"
+                panel.plot(*zip(*points, strict=True), marked, **look)

@@ -131,7 +131,8 @@ def _over_time(axes: Axes, lines: Sequence[Mapping[str, float]], prefix: str) ->
     for number, block in enumerate(blocks):
         points = [(line["step"], line[f"{prefix}/{block}"]) for line in lines]
         colour = colours(0.95 * number / max(len(blocks) - 1, 1))
-        axes.plot(*zip(*points, strict=True), color=colour, label=short(block), lw=1.2)
+        look = {"color": colour, "label": short(block), "lw": 1.2, "ms": 3.5}
+        axes.plot(*zip(*points, strict=True), _style(points), **look)
     _plain(axes)
 
 
@@ -144,8 +145,15 @@ def _dead(axes: Axes, lines: Sequence[Mapping[str, float]]) -> None:
         if kind == "dead" and block in blocks:
             colour = colours(0.95 * blocks.index(block) / max(len(blocks) - 1, 1))
             points = [(line["step"], line[name]) for line in lines]
-            axes.plot(*zip(*points, strict=True), color=colour, lw=0.9, alpha=0.8)
+            axes.plot(
+                *zip(*points, strict=True), _style(points), color=colour, lw=0.9, ms=3, alpha=0.8
+            )
     _plain(axes)
+
+
+def _style(points: Sequence[tuple[float, float]]) -> str:
+    """A line; with markers where one or two points would not make one."""
+    return "-" if len(points) > 2 else "o-"
 
 
 def _plain(axes: Axes) -> None:

@@ -102,6 +102,10 @@ def read_replay(file: Path) -> Replay:
             step=notes["step"],
             metrics={name: float(value) for name, value in notes["metrics"].items()},
         )
+    except IsADirectoryError:
+        raise UserError(
+            f"{file} is a folder; name the replay-STEP.npz in it, which a run leaves that stopped"
+        ) from None
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror or error}") from error
     except _DAMAGE as error:

@@ -126,7 +126,7 @@ class Diagnostics:
         step: the compiled `(state, batch)` program of `diagnose`.
         every: steps from one diagnosis to the next; None for none at all.
         start: finished steps of the run.
-        tell: is told what a full disk keeps from being written.
+        tell: is told of the compilation, and what a full disk keeps from being written.
     """
 
     def __init__(
@@ -139,6 +139,7 @@ class Diagnostics:
     ) -> None:
         self._step, self._every, self._tell = step, every, tell
         self._board: Board | None = None
+        self._compiled = False
         self._file = MetricsFile(workdir / FILE)
         if every is not None and jax.process_index() == 0:
             if self._file.path.is_file():
@@ -162,6 +163,9 @@ class Diagnostics:
         """Diagnose the step behind `finished` ones, if its turn has come."""
         if self._every is None or finished % self._every:
             return
+        if not self._compiled:
+            self._tell("compiling the look inside, longer than the step itself ...")
+            self._compiled = True
         found = jax.device_get(self._step(state, batch))
         if self._board is None:
             return

@@ -134,10 +134,11 @@ class _Loop:
         if start >= total or vote.code:
             return state
         self.best = max(self.checkpoints.top1().values(), default=-1.0)
-        step_fn = self._compiled_step()
+        # The first batches before the program: data that are unfit are told without a compilation.
         batches = _train_batches(self.run, start, self.damage)
         with self._kept(start, state), reporter.watch.spent("waiting for data"):
             ahead = Ahead(batches, start, total, self.damage)
+        step_fn = self._compiled_step()
         meter, pending, guard = Meter(), None, _guard(self.run)
         for step in range(start + 1, total + 1):
             with reporter.watch.spent("waiting for data"):

@@ -149,7 +149,8 @@ def to_torchvision(arch: Architecture, flat: Mapping[str, np.ndarray]) -> dict[s
         there, here = getattr(own, field), getattr(arch, field)
         if there != here:
             raise WeightsError(
-                f"torchvision's GoogLeNet cannot hold this net: its {field} is {there}, not {here}"
+                f"torchvision's GoogLeNet cannot hold this net: {field} is {there} there, and "
+                f"{here} here"
             )
     if arch.widths != own.widths:
         raise WeightsError("torchvision's GoogLeNet cannot hold this net: its widths are Table 1's")

@@ -143,5 +143,6 @@ def test_a_full_disk_is_told_and_the_run_goes_on(tmp_path, monkeypatch):
         monkeypatch.setattr(Board, "close", full)
         diagnose(0, 0, {})
     assert told == [
-        "warning: the diagnosis behind step 0 could not be logged (No space left on device)"
+        "compiling the look inside, longer than the step itself ...",
+        "warning: the diagnosis behind step 0 could not be logged (No space left on device)",
     ]

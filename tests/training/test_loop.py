@@ -329,6 +329,16 @@ def test_up_to_the_limit_damaged_images_are_replaced_named_once_and_counted(
     assert result.checkpoint.is_dir()
 
 
+def test_data_unfit_from_the_first_batch_are_told_before_anything_compiles(
+    finished, tmp_path, capsys
+):
+    run, _, _ = finished
+    damaged = damaged_run(tmp_path, run, range(1437))
+    with pytest.raises(DataError, match="have turned out damaged, more"):
+        train(damaged, tmp_path)
+    assert "compiling" not in capsys.readouterr().out
+
+
 def test_above_the_limit_the_run_saves_and_stops_with_the_list_and_can_go_on(finished, tmp_path):
     run, _, _ = finished
     bad = range(0, 1437, 10)  # 144 of 1437: 10 %

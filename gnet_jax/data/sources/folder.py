@@ -47,7 +47,9 @@ class FolderSource:
             sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
         )
         if len(self.class_names) < 2:
-            raise DataError(f"{folder} holds {len(self.class_names)} class folders; 2 are needed")
+            raise DataError(
+                f"{folder} holds {len(self.class_names)} folder(s), one a class; 2 are needed"
+            )
         self._files: list[tuple[Path, int]] = []
         self.left_out: list[str] = []
         for label, name in enumerate(self.class_names):
