@@ -465,4 +465,4 @@ def test_time_is_told_where_no_terminal_is(capsys, monkeypatch):
             now[0] += 0.5
             advance()
     lines = capsys.readouterr().err.splitlines()
-    assert lines == ["writing train: 160 of 1,000 images, 2 a second, 7 minutes left"]
+    assert lines == ["writing train: 160 of 1,000 images, 2.0 a second, 7.0 min left"]
