@@ -1,5 +1,6 @@
 import dataclasses
 import math
+import re
 from typing import get_args, get_type_hints
 
 import pytest
@@ -15,6 +16,7 @@ from gnet_jax.config import (
     differences,
     flatten,
     load_recipe,
+    load_sweep,
 )
 from gnet_jax.model import VARIANTS
 from gnet_jax.model.architecture import Head, Stem
@@ -72,6 +74,36 @@ def test_a_recipe_is_found_by_name_and_by_path(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text("from gnet_jax.config import Config\nget_config = lambda: Config(seed=5)\n")
     assert load_recipe(str(file))[0].seed == 5
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("Config(epochs='3')", "epochs is '3'; it must be float"),
+        ("Config(seed=None)", "seed is None; it must be int"),
+        ("Config(model={'variant': 'paper'})", "model is {'variant': 'paper'}; it must be Model"),
+        ("Config(model=ModelConfig(aux_after='4a'))", "model.aux_after is '4a'; it must be tuple"),
+        ("Config(model=ModelConfig(head='none'))", "model.head is 'none'; it must be Literal['av"),
+        ("Config(epochs=3)", None),
+    ],
+)
+def test_a_field_of_another_type_in_a_recipe_is_named(tmp_path, given, told):
+    file = tmp_path / "mine.py"
+    head = "from gnet_jax.config import Config, ModelConfig\n"
+    file.write_text(f"{head}def get_config():\n    return {given}\n")
+    if told is None:
+        assert load_recipe(str(file))[0].epochs == 3
+        return
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        load_recipe(str(file))
+
+
+def test_a_sweep_of_what_load_recipe_gives_is_refused_by_name(tmp_path):
+    file = tmp_path / "mine.py"
+    head = "from gnet_jax.config import Sweep, load_recipe\n"
+    file.write_text(f"{head}def get_sweep():\n    return Sweep({{'a': load_recipe('digits')}})\n")
+    with pytest.raises(ConfigError, match=r"configs is .*; it must be .*Mapping\[str, .*Config\]"):
+        load_sweep(str(file))
 
 
 def test_a_recipe_that_is_missing_or_wrong_is_named(tmp_path):

@@ -73,7 +73,10 @@ UNFIT = {
         lambda p: photos(p, "train/a", "train/b/", "val/a"),
         "no image files",
     ),
-    "a folder's one class": (lambda p: photos(p, "train/a", "val/a"), "1 folder(s), one a class; 2 are"),
+    "a folder's one class": (
+        lambda p: photos(p, "train/a", "val/a"),
+        "1 folder(s), one a class",
+    ),
     "a folder's split": (lambda p: photos(p, "train/a", "train/b"), "there is no folder"),
     "a folder's other classes": (
         lambda p: photos(p, "train/a", "train/b", "val/a", "val/c"),

@@ -1,10 +1,33 @@
 """What a configuration may hold."""
 
+import dataclasses
 import math
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, get_type_hints
+
+from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from gnet_jax.config.fields import Config, ConfigError, Preprocessing, value_of
+
+
+def check_types(given: Any, prefix: str = "") -> None:
+    """Refuse a dataclass of a Python file with a field of another type than it is said to have.
+
+    Raises:
+        ConfigError: naming the field, its value and what it must be.
+    """
+    for name, kind in get_type_hints(type(given)).items():
+        value = getattr(given, name)
+        try:
+            check_type(value, kind, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
+        except TypeCheckError:
+            said = kind.__name__ if isinstance(kind, type) else str(kind)
+            said = said.replace("typing.", "").replace("gnet_jax.config.fields.", "")
+            raise ConfigError(f"{prefix}{name} is {value!r}; it must be {said}") from None
+        below = value if isinstance(value, Mapping) else {name: value}
+        for key, each in below.items():
+            if dataclasses.is_dataclass(each):
+                check_types(each, f"{prefix}{key}.")
 
 
 def check(config: Config) -> None:

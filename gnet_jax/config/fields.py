@@ -198,7 +198,8 @@ class Config:
     keep_latest: int = 2
     """Newest checkpoints kept, besides the best."""
     log_every_steps: int = 50
-    """Steps whose means are a line of metrics.jsonl and a point in TensorBoard."""
+    """Steps whose means, the learning rate's too, are a line of metrics.jsonl and a point in
+    TensorBoard; behind a resume, of those since."""
     diagnose: int | None = None
     """Steps from one look inside to the next: gradient and update of every block, scale and dead
     channels of every layer, into diagnostics.jsonl and TensorBoard; None never looks."""

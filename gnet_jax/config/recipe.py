@@ -5,6 +5,7 @@ import types
 from pathlib import Path
 from typing import TypeVar
 
+from gnet_jax.config.check import check_types
 from gnet_jax.config.fields import Config, ConfigError
 
 Kind = TypeVar("Kind")
@@ -72,4 +73,8 @@ def load_file(name: str, function: str, kind: type[Kind]) -> tuple[Kind, str]:
         raise ConfigError(
             f"{function}() of {path} gives a {type(given).__name__}, not a {kind.__name__}"
         )
+    try:
+        check_types(given)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
     return given, module.__doc__ or ""

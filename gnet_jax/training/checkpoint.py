@@ -21,7 +21,13 @@ from gnet_jax.training.digests import DamageError, named_leaves
 from gnet_jax.training.goodput import Stopwatch
 from gnet_jax.training.guard import LoneError, TrainingError
 from gnet_jax.training.saved_steps import SavedSteps
-from gnet_jax.training.storage import items, kept_steps, open_manager, read_arrays
+from gnet_jax.training.storage import (
+    check_readable,
+    items,
+    kept_steps,
+    open_manager,
+    read_arrays,
+)
 
 DAMAGED = ".damaged"
 _PARTIAL = ".orbax-checkpoint-tmp"
@@ -159,7 +165,7 @@ class Checkpoints(SavedSteps):
         in what else there is.
 
         Raises:
-            ConfigError: if no step is left, or as `restore`.
+            ConfigError: if no step is left, if files of one cannot be opened, or as `restore`.
             UserError: if another host failed.
         """
         first = jax.process_index() == 0
@@ -189,6 +195,7 @@ class Checkpoints(SavedSteps):
             try:
                 return step, read_arrays(self.folder / str(step))
             except DamageError as error:
+                check_readable(self.folder / str(step))
                 aside = self._put_aside(step)
                 self.tell(f"checkpoint {step} is damaged: {error}; it is put aside as {aside}")
         put_aside = any(self.folder.glob(f"*{DAMAGED}*"))

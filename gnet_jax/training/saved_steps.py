@@ -15,7 +15,7 @@ class SavedSteps:
     """The committed checkpoints of a run, to be read; nothing in the folder is changed."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder.absolute()
+        self.folder = folder.resolve()  # TensorStore refuses a path with ".." in it
         self._scores: dict[int, float] = {}
         self.damaged: dict[int, str] = {}  # steps whose digests, and score, cannot be read, and why
         self._look()

@@ -6,6 +6,7 @@ whole; `state` holds the arrays, `digests` one file with the sha256 of each.
 
 import dataclasses
 import logging
+import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ import orbax.checkpoint as ocp
 import tensorstore
 from orbax.checkpoint import future
 
+from gnet_jax.config import ConfigError
 from gnet_jax.training.digests import (
     DamageError,
     check_arrays,
@@ -99,6 +101,27 @@ def read_arrays(folder: Path) -> dict[str, np.ndarray]:
         raise DamageError(f"it cannot be read ({first[:200]})") from error
     check_arrays(arrays, digests)
     return arrays
+
+
+def check_readable(folder: Path) -> None:
+    """Refuse a checkpoint whose files this process cannot open: that says nothing of damage.
+
+    Raises:
+        ConfigError: naming the first of them, and why.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise ConfigError(
+            f"{error.filename} cannot be opened ({error.strerror}), so nothing is known of the "
+            "checkpoint, which stays as it is; mend that, and give the same command again"
+        ) from error
+
+    for place, _, files in os.walk(folder, onerror=refuse):
+        for name in files:
+            try:
+                open(os.path.join(place, name), "rb").close()
+            except OSError as error:
+                refuse(error)
 
 
 def _read(folder: Path, names: list[str]) -> dict[str, np.ndarray]:

@@ -145,6 +145,31 @@ def test_damaged_steps_are_put_aside_and_named_and_the_newest_good_one_is_restor
     assert (tmp_path / "2.damaged-2").is_dir()
 
 
+def test_a_folder_named_over_its_parent_is_restored(tmp_path):
+    (tmp_path / "beside").mkdir()
+    save_small(tmp_path / "beside" / ".." / "run", 1)
+    assert restored(tmp_path / "beside" / ".." / "run", []) == (1, 1)
+
+
+def test_a_file_that_cannot_be_opened_is_not_taken_for_damage(tmp_path, monkeypatch):
+    save_small(tmp_path, 1, 2)
+    digests = tmp_path / "2" / "digests" / "digests.json"
+
+    usual = open
+
+    def refusing(path, *arguments, **options):
+        if str(path) == str(digests):
+            raise OSError(errno.EACCES, "Permission denied", str(path))
+        return usual(path, *arguments, **options)
+
+    for name in ("io.open", "builtins.open"):
+        monkeypatch.setattr(name, refusing)
+    with pytest.raises(ConfigError, match=r"digests.json cannot be opened \(Permission denied\)"):
+        restored(tmp_path, [])
+    monkeypatch.undo()
+    assert restored(tmp_path, []) == (2, 2)
+
+
 def test_nothing_undamaged_is_a_clear_stop_also_the_second_time(tmp_path):
     save_small(tmp_path, 1)
     (tmp_path / "1" / "state" / "manifest.ocdbt").write_bytes(b"\0" * 100)
