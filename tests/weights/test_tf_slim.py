@@ -166,7 +166,7 @@ def test_a_training_checkpoint_gives_its_averages_and_nothing_of_its_optimiser(t
 
 
 def test_torchvisions_format_cannot_hold_the_padding():
-    with pytest.raises(WeightsError, match="its stem_padding is caffe, not same"):
+    with pytest.raises(WeightsError, match="stem_padding is caffe there, and same here"):
         to_torchvision(ARCHITECTURE, {})
 
 
