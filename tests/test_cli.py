@@ -114,7 +114,7 @@ def test_predict_leaves_out_what_is_no_image_by_its_name(folder, tmp_path, capsy
     assert "the folder holds no images" in capsys.readouterr().err
 
 
-def test_ctrl_c_is_one_line_and_ends_without_pythons_way_out(tmp_path):
+def test_ctrl_c_is_one_line_and_ends_without_pythons_way_out():
     """Where a program compiles meanwhile, Python's own way out ends in a crash."""
     stopping = """
 import atexit

@@ -8,10 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from gnet_jax.config import UserError
-from gnet_jax.lab.palette import colour_of
+from gnet_jax.lab.palette import colour_of, line_style
 from gnet_jax.training.record import MetricsFile
-
-FEW = 3  # points that a line alone would not show
 
 
 def draw_curves(workdirs: Sequence[Path], out: Path) -> None:
@@ -56,5 +54,4 @@ def _draw_run(lines: Sequence[dict[str, float]], loss: Axes, top1: Axes) -> None
         for panel, kind in ((loss, "loss"), (top1, "top1")):
             points = [(x["step"], x[prefix + kind]) for x in lines if prefix + kind in x]
             if points:
-                marked = style if len(points) > FEW else "o-"
-                panel.plot(*zip(*points, strict=True), marked, **look)
+                panel.plot(*zip(*points, strict=True), line_style(points, style), **look)

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gnet_jax.config import UserError
-from gnet_jax.lab.palette import colour_of
+from gnet_jax.lab.palette import colour_of, line_style
 from gnet_jax.training.diagnose import FILE
 from gnet_jax.training.record import MetricsFile
 
@@ -132,7 +132,7 @@ def _over_time(axes: Axes, lines: Sequence[Mapping[str, float]], prefix: str) ->
         points = [(line["step"], line[f"{prefix}/{block}"]) for line in lines]
         colour = colours(0.95 * number / max(len(blocks) - 1, 1))
         look = {"color": colour, "label": short(block), "lw": 1.2, "ms": 3.5}
-        axes.plot(*zip(*points, strict=True), _style(points), **look)
+        axes.plot(*zip(*points, strict=True), line_style(points), **look)
     _plain(axes)
 
 
@@ -146,14 +146,14 @@ def _dead(axes: Axes, lines: Sequence[Mapping[str, float]]) -> None:
             colour = colours(0.95 * blocks.index(block) / max(len(blocks) - 1, 1))
             points = [(line["step"], line[name]) for line in lines]
             axes.plot(
-                *zip(*points, strict=True), _style(points), color=colour, lw=0.9, ms=3, alpha=0.8
+                *zip(*points, strict=True),
+                line_style(points),
+                color=colour,
+                lw=0.9,
+                ms=3,
+                alpha=0.8,
             )
     _plain(axes)
-
-
-def _style(points: Sequence[tuple[float, float]]) -> str:
-    """A line; with markers where one or two points would not make one."""
-    return "-" if len(points) > 2 else "o-"
 
 
 def _plain(axes: Axes) -> None:
