@@ -17,7 +17,7 @@ import numpy as np
 
 from gnet_jax.config import ConfigError, UserError
 from gnet_jax.training.collectives import gather, together
-from gnet_jax.training.digests import DamageError, named_leaves
+from gnet_jax.training.digests import DamageError, add_notes, named_leaves
 from gnet_jax.training.goodput import Stopwatch
 from gnet_jax.training.guard import LoneError, TrainingError
 from gnet_jax.training.saved_steps import SavedSteps
@@ -76,13 +76,15 @@ class Checkpoints(SavedSteps):
         self._manager.close()
 
     def save(self, step: int, state: Any, top1: float | None = None) -> None:
-        """Begin to save `state` as `step`; does nothing if that step is already saved."""
+        """Begin to save `state` as `step`; of a step that is already saved, note `top1` alone."""
         with self.watch.spent("saving"):
             self._save(step, state, top1)
 
     def _save(self, step: int, state: Any, top1: float | None) -> None:
         self._wait()
         if step in self.steps:
+            if top1 is not None:
+                self._score(step, top1)
             return
         self._begun = step
         if top1 is not None:
@@ -95,6 +97,14 @@ class Checkpoints(SavedSteps):
             self.watch.saved(step)
         except Exception as error:  # whatever the storage below trips over
             self._failed(error)
+
+    def _score(self, step: int, top1: float) -> None:
+        self._scores[step] = top1
+        try:
+            if jax.process_index() == 0:
+                add_notes(self.folder / str(step) / "digests", {"top1": top1})
+        except (OSError, DamageError) as error:
+            self.tell(f"warning: the accuracy of step {step} could not be noted ({error})")
 
     def _check_space(self, state: Any) -> None:
         """Spare Orbax a full disk: it leaves a dozen threads with errors of their own.

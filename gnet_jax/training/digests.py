@@ -41,8 +41,17 @@ def write_digests(folder: Path, arrays: Mapping[str, np.ndarray], notes: Mapping
             for name, array in sorted(arrays.items())
         }
     }
-    seal = _seal(body)
-    (folder / DIGESTS_FILE).write_text(json.dumps({"sha256": seal} | body))
+    _write(folder, body)
+
+
+def add_notes(folder: Path, notes: Mapping[str, Any]) -> None:
+    """Put `notes` in place of those that `write_digests` wrote; the arrays' digests stay.
+
+    Raises:
+        DamageError: as `read_digests`.
+        OSError: if it cannot be written; what was there stays.
+    """
+    _write(folder, read_digests(folder) | dict(notes))
 
 
 def read_digests(folder: Path) -> dict[str, Any]:
@@ -83,6 +92,12 @@ def check_arrays(arrays: Mapping[str, np.ndarray], digests: Mapping[str, Any]) -
             )
         if array_digest(array) != sha256:
             raise DamageError(f"{name} has other bits than were saved")
+
+
+def _write(folder: Path, body: Mapping[str, Any]) -> None:
+    partial = folder / f"{DIGESTS_FILE}.partial"
+    partial.write_text(json.dumps({"sha256": _seal(body)} | dict(body)))
+    partial.replace(folder / DIGESTS_FILE)
 
 
 def _seal(body: Mapping[str, Any]) -> str:

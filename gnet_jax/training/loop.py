@@ -126,14 +126,11 @@ class _Loop:
         reporter, vote = self.reporter, self.vote
         evaluate = Evaluator(self.run, self.compiled, self.damage, vote)
         # It was stopped between a step and that step's evaluation.
+        self.best = max(self.checkpoints.top1().values(), default=-1.0)
         if start and self._evaluation_due(start) and start not in self.checkpoints.top1():
-            with reporter.watch.spent("evaluating"):
-                self.val = evaluate(start, state)
-            if self.val:
-                reporter.evaluation(start, self.val, best=False)
+            self._evaluated(evaluate, start, state)
         if start >= total or vote.code:
             return state
-        self.best = max(self.checkpoints.top1().values(), default=-1.0)
         # The first batches before the program: data that are unfit are told without a compilation.
         batches = _train_batches(self.run, start, self.damage)
         with self._kept(start, state), reporter.watch.spent("waiting for data"):
@@ -218,6 +215,8 @@ class _Loop:
 
     def _evaluated(self, evaluate: Evaluator, step: int, state: TrainState) -> bool:
         """Evaluate and save; False, and nothing saved, where all were asked to stop meanwhile."""
+        if not self.val:
+            self.reporter.say("evaluating; the first time, that step is compiled ...")
         with self._kept(step, state), self.reporter.watch.spent("evaluating"):
             val = evaluate(step, state)
         self.val = val

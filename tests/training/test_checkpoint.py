@@ -59,6 +59,29 @@ def test_the_newest_and_the_best_are_kept(state, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "6", "7"]
 
 
+def test_a_step_that_was_saved_before_it_was_evaluated_may_become_the_best(state, tmp_path):
+    with Checkpoints(tmp_path, keep_latest=1) as checkpoints:
+        checkpoints.save(1, state, 0.5)
+        checkpoints.save(2, state)
+        checkpoints.save(2, state, 0.9)
+        checkpoints.save(3, state)
+        checkpoints.wait()
+        assert (checkpoints.steps, checkpoints.best) == ([2, 3], 2)
+    with Checkpoints(tmp_path, keep_latest=1) as checkpoints:
+        assert checkpoints.top1() == {2: 0.9}
+
+
+def test_an_accuracy_that_cannot_be_noted_is_told(state, tmp_path):
+    said: list[str] = []
+    with Checkpoints(tmp_path, keep_latest=1, tell=said.append) as checkpoints:
+        checkpoints.save(1, state)
+        checkpoints.wait()
+        (tmp_path / "1" / "digests" / "digests.json").unlink()
+        checkpoints.save(1, state, 0.9)
+    assert len(said) == 1
+    assert "the accuracy of step 1 could not be noted (digests.json cannot be read" in said[0]
+
+
 def test_an_empty_folder_has_no_step(tmp_path):
     with Checkpoints(tmp_path / "new", keep_latest=1) as checkpoints:
         assert checkpoints.latest is None

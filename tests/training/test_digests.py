@@ -5,6 +5,7 @@ import pytest
 
 from gnet_jax.training.digests import (
     DamageError,
+    add_notes,
     check_arrays,
     named_leaves,
     read_digests,
@@ -24,6 +25,14 @@ def test_what_was_written_is_found_again(folder):
     digests = read_digests(folder)
     assert digests["top1"] == 0.5
     check_arrays(ARRAYS, digests)
+
+
+def test_notes_are_added_under_the_same_seal(folder):
+    add_notes(folder, {"top1": 0.75, "more": 1})
+    digests = read_digests(folder)
+    assert (digests["top1"], digests["more"]) == (0.75, 1)
+    check_arrays(ARRAYS, digests)
+    assert [file.name for file in folder.iterdir()] == ["digests.json"]
 
 
 def flipped(array):

@@ -98,8 +98,11 @@ def test_a_signal_cuts_an_evaluation_short_which_is_then_done_on_resume(finished
     assert (stopped.signal, stopped.step, stopped.val) == (signal.SIGTERM, 9, {})
     resumed = train(run, tmp_path)
     assert (resumed.signal, resumed.step, resumed.val) == (None, 9, result.val)
+    assert resumed.best == result.best
     assert final_digest(run, tmp_path) == final_digest(run, whole_workdir)
-    assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl")][-2:] == [9, 9]
+    again = train(run, tmp_path)
+    assert (again.val, again.best) == ({}, result.best)
+    assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl")][-3:] == [8, 9, 9]
 
 
 def test_a_signal_during_the_last_save_waits_for_it(finished, tmp_path, monkeypatch):
