@@ -28,7 +28,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gnet_jax.cli.output import print_any_name, reader_may_leave
+from gnet_jax.cli.output import leave_at_once, print_any_name, reader_may_leave
 from gnet_jax.config import Config, ConfigError, UserError, check
 from gnet_jax.config.command import parse_command, parse_launch
 from gnet_jax.config.launch import Launch
@@ -83,13 +83,6 @@ def main(arguments: Sequence[str]) -> int:
     except UserError as error:
         print(f"train.py: error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(
-            "train.py: interrupted; the same command goes on from the newest checkpoint in the "
-            "workdir, if there is one",
-            file=sys.stderr,
-        )
-        return 130
 
 
 def run(config: Config | UserError, launch: Launch, arguments: Sequence[str]) -> int:
@@ -217,4 +210,11 @@ def print_result(result: "Result", config: Config, workdir: Path, arguments: Seq
 
 if __name__ == "__main__":
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    sys.exit(main(sys.argv[1:]))
+    try:
+        code = main(sys.argv[1:])
+    except KeyboardInterrupt:  # outside the loop, which has a handler of its own
+        leave_at_once(
+            "train.py: interrupted; the same command goes on from the newest checkpoint in the "
+            "workdir, if there is one"
+        )
+    sys.exit(code)

@@ -11,6 +11,7 @@ import jax
 import pytest
 from PIL import Image
 
+import gnet_jax
 from gnet_jax.cli import main
 from gnet_jax.config import Preprocessing
 from gnet_jax.model import GoogLeNet
@@ -126,6 +127,11 @@ cli.console_script()
 """
     done = subprocess.run([sys.executable, "-c", stopping], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "gnet: interrupted\n")
+
+
+def test_the_version_is_printed(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"gnet {gnet_jax.__version__}\n"
 
 
 def test_predict_prints_bars_and_draws_maps(folder, capsys):

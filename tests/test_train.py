@@ -5,7 +5,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -23,7 +22,8 @@ ROOT = Path(__file__).parents[1]
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "there is no config file nowhere; the recipes in configs/ are: cifar10"),
+        (["nowhere"], "recipe nowhere, neither a file nor in configs/; there are cifar10, digits"),
+        (["digit"], "recipe digit, neither a file nor in configs/; did you mean digits?"),
         (["--workdir", "/proc/no/run"], "cannot write to the workdir /proc/no/run"),
         (["--batch-size", "30"], "batch_size 30 does not divide over 8 devices; use 24 or 32"),
         (["--batch-size", "100000"], "batch_size is 100,000, more than the 17,244 images of all"),
@@ -136,11 +136,22 @@ def test_a_typo_gets_a_suggestion_and_exit_code_2(arguments, hint, capsys):
     assert hint in output.out + output.err
 
 
-def test_ctrl_c_outside_the_loop_says_where_it_goes_on(monkeypatch, capsys):
-    monkeypatch.setattr(train, "run", mock.Mock(side_effect=KeyboardInterrupt))
-    assert train.main([]) == 130
-    error = capsys.readouterr().err
-    assert error == (
+def test_ctrl_c_outside_the_loop_says_where_it_goes_on_and_ends_without_pythons_way_out():
+    """Where a program compiles meanwhile, Python's own way out may end in a crash."""
+    stopping = """
+import atexit, runpy, sys
+from gnet_jax.config import command
+atexit.register(print, "the way out")
+def stopped(*_): raise KeyboardInterrupt
+command.parse_command = stopped
+sys.argv = ["train.py"]
+runpy.run_path("train.py", run_name="__main__")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", stopping], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == (
         "train.py: interrupted; the same command goes on from the newest checkpoint in the "
         "workdir, if there is one\n"
     )

@@ -1,16 +1,15 @@
 """The `gnet` commands, each a thin call into one part of the package."""
 
-import difflib
-import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 import tyro
 
+from gnet_jax import __version__
 from gnet_jax.cli import data, lab, models, pods, runs, vision
-from gnet_jax.cli.output import print_any_name, reader_may_leave
-from gnet_jax.config import UserError
+from gnet_jax.cli.output import leave_at_once, print_any_name, reader_may_leave
+from gnet_jax.config import UserError, suggestion
 
 COMMANDS = (
     models.summary,
@@ -43,17 +42,12 @@ WITH_CONFIG = {
 }
 
 
-INTERRUPTED = 130  # 128 + SIGINT, as a shell has it
-
-
 def console_script() -> NoReturn:
     """`gnet` and `python -m gnet_jax`: `main`, whose exit code ends the process."""
-    code = main()
-    if code == INTERRUPTED:
-        # XLA may be compiling in threads of its own; Python's way out would crash among them.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    try:
+        code = main()
+    except KeyboardInterrupt:
+        leave_at_once("gnet: interrupted")
     sys.exit(code)
 
 
@@ -67,18 +61,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"gnet: error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("gnet: interrupted", file=sys.stderr)
-        return INTERRUPTED
 
 
 def _run(arguments: Sequence[str]) -> int:
+    if list(arguments) == ["--version"]:
+        print(f"gnet {__version__}")
+        return 0
     name = arguments[0] if arguments and not arguments[0].startswith("-") else None
     if name in WITH_CONFIG:
         return WITH_CONFIG[name](arguments[1:]) or 0
     if name is not None and name.replace("_", "-") not in NAMES:
-        near = difflib.get_close_matches(name, NAMES, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(NAMES)}"
-        raise UserError(f"there is no command {name!r}; {hint}")
+        raise UserError(f"there is no command {name!r}; {suggestion(name, NAMES)}")
     about = "GoogLeNet in JAX: its cost, its weights, and what it sees."
     return app.cli(prog="gnet", args=arguments, description=about) or 0

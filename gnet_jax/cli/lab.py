@@ -14,7 +14,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from gnet_jax.cli.output import console
+from gnet_jax.cli.output import console, leave_at_once
 from gnet_jax.config import Config, UserError
 from gnet_jax.config.command import parse_sweep
 
@@ -68,11 +68,11 @@ def ablate(arguments: Sequence[str]) -> int:
     print(f"{len(cells)} runs of {len(configs)} configs and {own.seeds} seeds, in {workdir}")
     try:
         run_cells(cells, lambda line: print(line, flush=True), retry_failed=own.retry_failed)
-    except (StoppedError, KeyboardInterrupt) as error:  # Ctrl-C between runs saves nothing
-        number = error.number if isinstance(error, StoppedError) else signal.SIGINT
-        name, again = signal.Signals(number).name, shlex.join(["gnet", "ablate", *arguments])
-        print(f"stopped by {name}; what was trained is saved. Go on with:\n  {again}")
-        return 128 + number
+    except StoppedError as error:
+        print(_stopped(error.number, arguments))
+        return 128 + error.number
+    except KeyboardInterrupt:  # between runs
+        leave_at_once(_stopped(signal.SIGINT, arguments))
     rows = rows_of(read_sweep(workdir))
     out = console()
     out.print(results_table(rows, f"{arguments[0]}, {workdir}"))
@@ -82,6 +82,11 @@ def ablate(arguments: Sequence[str]) -> int:
         print(f"failed: {line}", file=sys.stderr)
     print(f"next:  gnet report {shlex.quote(str(workdir))}")
     return 1 if failed else 0
+
+
+def _stopped(number: int, arguments: Sequence[str]) -> str:
+    name, again = signal.Signals(number).name, shlex.join(["gnet", "ablate", *arguments])
+    return f"stopped by {name}; what was trained is saved. Go on with:\n  {again}"
 
 
 def _plain(given: Ablate) -> Config:

@@ -4,11 +4,14 @@ import contextlib
 import io
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NoReturn
 
 from rich.console import Console
+from tyro.conf import arg
 
 from gnet_jax.config import UserError
 
@@ -41,6 +44,17 @@ def reader_may_leave() -> Iterator[None]:
         raise SystemExit(0) from None
 
 
+def leave_at_once(said: str) -> NoReturn:
+    """End the process at a Ctrl-C, with a last line on standard error and code 130.
+
+    XLA may be compiling in threads of its own, among which Python's way out would crash.
+    """
+    print(said, file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(128 + signal.SIGINT)
+
+
 def check_picture(out: Path, kinds: tuple[str, ...] = FIGURES) -> None:
     """Refuse a file that no picture can be written to, before anything is read or computed.
 
@@ -54,6 +68,11 @@ def check_picture(out: Path, kinds: tuple[str, ...] = FIGURES) -> None:
         raise UserError(
             f"cannot write {out}: {suffix} is no kind of picture; use one of {', '.join(kinds)}"
         )
+
+
+def several(metavar: str) -> Any:
+    """What tyro is told of positional arguments of which there is at least one."""
+    return arg(metavar=metavar, help_behavior_hint="(one or more)")
 
 
 def json_line(value: object) -> str:

@@ -21,7 +21,7 @@ class PlanOptions(Config):
     topology: tuple[str, ...] = ()
     """v5e:16x16, v4:2x2x2, h100:8 ...; several give a table side by side."""
     batch: int | None = None
-    """Images a step, over all chips together; None takes batch_size."""
+    """Images a step, over all chips together: sets --batch-size and --eval-batch-size at once."""
     # Counted, for where a recipe is given too, a flag takes a value: --augment.flip False.
     json: UseCounterAction[int] = 0
     """Print one JSON object (a list of them where there are several topologies)."""

@@ -8,12 +8,12 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from gnet_jax.cli.output import check_picture, json_line
+from gnet_jax.cli.output import check_picture, json_line, several
 from gnet_jax.config import UserError
 
 
 def curves(
-    workdirs: Annotated[Positional[tuple[Path, ...]], arg(metavar="WORKDIR ...")],
+    workdirs: Annotated[Positional[tuple[Path, ...]], several("WORKDIR ...")],
     out: Path = Path("curves.png"),
 ) -> None:
     """Draw loss and accuracy of every head over the steps of training runs.
@@ -68,7 +68,7 @@ def replay(file: Annotated[Positional[Path], arg(metavar="FILE")], json: bool = 
 
 
 def diagnose(
-    workdirs: Annotated[Positional[tuple[Path, ...]], arg(metavar="WORKDIR ...")],
+    workdirs: Annotated[Positional[tuple[Path, ...]], several("WORKDIR ...")],
     out: Path = Path("diagnostics.png"),
 ) -> None:
     """Draw what went on inside the nets of runs that were trained with --diagnose N.

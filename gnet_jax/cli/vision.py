@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from rich.console import Console
 from tyro.conf import Positional, arg
 
-from gnet_jax.cli.output import PHOTOS, check_picture, console, json_line
+from gnet_jax.cli.output import PHOTOS, check_picture, console, json_line, several
 from gnet_jax.config import UserError
 
 if TYPE_CHECKING:  # imported where they are used, so that --help and a typo answer at once
@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # imported where they are used, so that --help and a typo ans
 
 def predict(
     model: Annotated[Positional[Path], arg(metavar="MODEL")],
-    images: Annotated[Positional[tuple[str, ...]], arg(metavar="IMAGE|FOLDER|URL|- ...")],
+    images: Annotated[Positional[tuple[str, ...]], several("IMAGE|FOLDER|URL|- ...")],
     json: Annotated[bool, arg(name="json")] = False,
     cam: Path | None = None,
     top: int = 5,
@@ -34,8 +34,8 @@ def predict(
         model: a model folder, a training workdir, or a file that `gnet convert` reads.
         images: what to look at; a file that is no image is named, and the rest goes on.
         json: print one JSON object a line: `file`, and `top` or `error`.
-        cam: also draw where each likeliest class was seen into this PNG (NAME-2.png, NAME-3.png
-            ... for the second photo and so on).
+        cam: also draw where each likeliest class was seen into this PNG (NAME-2.png for
+            the second photo, and so on).
         top: how many classes.
     """
     from gnet_jax.inference.images import pictures
@@ -92,7 +92,7 @@ def _map_writer(trained: TrainedModel, file: Path) -> Callable[[Image.Image], No
 
 
 def evaluate(
-    models: Annotated[Positional[tuple[Path, ...]], arg(metavar="MODEL ...")],
+    models: Annotated[Positional[tuple[Path, ...]], several("MODEL ...")],
     data: str,
     split: Literal["val", "test", "train"] = "val",
     crops: Literal[1, 10, 144] = 1,

@@ -19,6 +19,7 @@ from gnet_jax.config.fields import (
     flatten,
 )
 from gnet_jax.config.recipe import RECIPES, load_recipe
+from gnet_jax.config.suggest import suggestion
 from gnet_jax.config.sweep import Sweep, load_sweep
 
 __all__ = [
@@ -40,4 +41,5 @@ __all__ = [
     "flatten",
     "load_recipe",
     "load_sweep",
+    "suggestion",
 ]

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from gnet_jax.config.check import check_types
 from gnet_jax.config.fields import Config, ConfigError
+from gnet_jax.config.suggest import suggestion
 
 Kind = TypeVar("Kind")
 
@@ -54,9 +55,9 @@ def load_file(name: str, function: str, kind: type[Kind]) -> tuple[Kind, str]:
     if not path.is_file():
         path = RECIPES / f"{name.removesuffix('.py')}.py" if path.parent == Path() else path
     if not path.is_file():
-        what, known = ("recipes", recipe_names()) if kind is Config else ("sweeps", sweep_names())
+        what, known = ("recipe", recipe_names()) if kind is Config else ("sweep", sweep_names())
         raise ConfigError(
-            f"there is no config file {name}; the {what} in configs/ are: {', '.join(known)}"
+            f"there is no {what} {name}, neither a file nor in configs/; {suggestion(name, known)}"
         )
     loader = importlib.machinery.SourceFileLoader(f"recipe_{path.stem}", str(path))
     module = types.ModuleType(loader.name)

@@ -63,9 +63,10 @@ class Bench:
             "order": order_fingerprint(len(run.train), own.seed),
         }
         workdir = open_workdir(own, fingerprints)
-        memory = step_memory(self._compiled.train_step(run))
-        check_memory(memory, run)
         with (workdir / LOG_FILE).open("a") as log, contextlib.redirect_stdout(log):
+            print("compiling the training step, if it is not yet compiled ...", flush=True)
+            memory = step_memory(self._compiled.train_step(run))
+            check_memory(memory, run)
             ended = train(run, workdir, self._compiled)
         if ended.signal is not None:
             raise StoppedError(ended.signal, cell)

@@ -102,12 +102,20 @@ def networks(words: Sequence[str], image_size: int, **base: Any) -> dict[str, Le
         choices = [_choices(term, word) for term in word.split("+")]
         for combination in itertools.product(*choices):
             name = "+".join(term for term, _ in combination)
+            _check_no_knob_twice([knob for _, knob in combination], f"--compare {name}")
             knobs = base | {key: value for _, knob in combination for key, value in knob.items()}
             try:
                 found[name] = network_ledger(googlenet(**knobs), image_size)
             except ValueError as error:
                 raise ConfigError(f"--compare {name}: {error}") from error
     return found
+
+
+def _check_no_knob_twice(terms: Sequence[Mapping[str, Any]], what: str) -> None:
+    named = [knob for term in terms for knob in term]
+    for knob in named:
+        if named.count(knob) > 1:
+            raise ConfigError(f"{what}: {knob} is named twice; a network has one")
 
 
 def _choices(term: str, word: str) -> list[tuple[str, dict[str, Any]]]:

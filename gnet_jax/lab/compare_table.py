@@ -12,7 +12,7 @@ from rich.table import Table
 from gnet_jax.config import UserError
 from gnet_jax.lab.compare import PARTS, Cost, astuple, block_of, costs_by, part_of, whole
 from gnet_jax.lab.ledger import Ledger
-from gnet_jax.lab.palette import colour_of
+from gnet_jax.lab.palette import colour_of, hatch_of
 from gnet_jax.lab.table_1 import Comparison
 
 QUANTITIES = ("parameters", "multiply-adds", "activation bytes")
@@ -121,12 +121,13 @@ def draw_blocks(ledgers: Mapping[str, Ledger], out: Path) -> None:
         for number, (name, found) in enumerate(costs.items()):
             places = [n + (number - (len(costs) - 1) / 2) * width for n in range(len(blocks))]
             heights = [getattr(found.get(block, Cost()), quantity) / 1e6 for block in blocks]
-            axes.bar(places, heights, width, color=colour_of(number), label=name)
+            look = {"color": colour_of(number), "hatch": hatch_of(number), "edgecolor": "white"}
+            axes.bar(places, heights, width, label=name if place == 0 else None, lw=0, **look)
         axes.set(ylabel=("multiply-adds" if place == 0 else "parameters") + ", millions")
         axes.set_axisbelow(True)
         axes.grid(axis="y", alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].legend(frameon=False, ncols=3)
+    figure.legend(frameon=False, ncols=min(len(costs), 4), loc="outside upper center")
     panels[1].set_xticks(range(len(blocks)), [LABELS.get(block, block) for block in blocks])
     try:
         figure.savefig(out, dpi=150)

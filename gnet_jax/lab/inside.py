@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from gnet_jax.config import UserError
+from gnet_jax.config import UserError, suggestion
 from gnet_jax.data import preprocess
 from gnet_jax.data.decode import central_crop
 from gnet_jax.inference.cam import ActivationMap, draw
@@ -52,7 +52,7 @@ def draw_inside(
     wanted = [name for name in names or DEFAULT if names or name in found]
     for name in wanted:
         if name not in found:
-            raise UserError(f"there is no endpoint {name!r}; there are {', '.join(found)}")
+            raise UserError(f"there is no endpoint {name!r}; {suggestion(name, found)}")
     kernel = np.asarray(trained.variables["params"]["conv1"]["conv"]["kernel"])
     figures: dict[str, Image.Image | Figure] = {
         "filters.png": filters_figure(kernel, trained.preprocessing.channels),

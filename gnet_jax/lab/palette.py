@@ -12,6 +12,11 @@ def colour_of(place: int) -> str:
     return COLOURS[place % len(COLOURS)]
 
 
+def hatch_of(place: int) -> str:
+    """Matplotlib's hatch of the bar number `place`: none until the colours repeat."""
+    return ("", "////", "....", "xxxx")[place // len(COLOURS) % 4]
+
+
 def line_style(points: Sequence[object], usual: str = "-") -> str:
     """Matplotlib's format of a curve: with markers where so few points would hardly make one."""
     return usual if len(points) > 3 else "o-"

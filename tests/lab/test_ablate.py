@@ -116,7 +116,7 @@ def test_memory_that_there_is_not_is_refused_with_both_figures(swept):
     ("arguments", "message"),
     [
         ([], "no sweep is named"),
-        (["nowhere"], "the sweeps in configs/ are: ablate_heads, ablate_norm"),
+        (["nowhere"], "neither a file nor in configs/; there are ablate_heads, ablate_norm"),
         (["ablate_norm", "--shard", "2/2"], "--shard is 2/2; it must be i/n"),
         (["ablate_norm", "--seeds", "0"], "--seeds is 0; it must be at least 1"),
         (["ablate_norm", "--workdir", "/proc/no"], "cannot write to the workdir /proc/no"),

@@ -7,6 +7,7 @@ from PIL import Image
 
 from gnet_jax.cli import main
 from gnet_jax.lab.compare import PARTS, costs_by, networks, part_of, whole
+from gnet_jax.lab.palette import COLOURS, colour_of, hatch_of
 from gnet_jax.lab.table_1 import compare_with_print
 
 PAPER = {"variant": "paper"}
@@ -82,6 +83,12 @@ def test_the_comparison_is_printed_in_three_formats_and_drawn(tmp_path, capsys):
     assert found["table_1"][0]["printed_ops"] == 34
 
 
+def test_bars_beyond_the_colours_are_told_by_their_hatch():
+    looks = [(colour_of(place), hatch_of(place)) for place in range(30)]
+    assert len(set(looks)) == 30
+    assert all(hatch == "" for _, hatch in looks[: len(COLOURS)])
+
+
 @pytest.mark.parametrize(
     ("word", "message"),
     [
@@ -90,6 +97,8 @@ def test_the_comparison_is_printed_in_three_formats_and_drawn(tmp_path, capsys):
         ("reductions=wide", "reductions is 'wide', no number"),
         ("reductions=-1", "reduction_factor is -1.0; it must be above 0"),
         ("head=max", "head is 'max'; choose one of average_pool, fc"),
+        ("paper+naive", "--compare paper+naive: variant is named twice; a network has one"),
+        ("naive+width=1+width=2", "width_multiplier is named twice"),
     ],
 )
 def test_a_word_that_names_no_network_is_told_why(word, message, capsys):

@@ -76,6 +76,8 @@ def test_the_command_draws_everything(trained, tmp_path, capsys):
             assert min(picture.size) > 100
     assert main(["inspect", *arguments, "--endpoint", "conv9"]) == 2
     assert "there is no endpoint 'conv9'; there are conv1/7x7_s2, " in capsys.readouterr().err
+    assert main(["inspect", *arguments, "--endpoint", "inception_4a/5x"]) == 2
+    assert "did you mean inception_4a/5x5?" in capsys.readouterr().err
     assert main(["inspect", arguments[0], str(tmp_path / "none.png")]) == 2
     assert "there is no such file" in capsys.readouterr().err
 
