@@ -43,11 +43,12 @@ def find_tars(folder: Path) -> dict[str, Path]:
         PrepareError: if one is missing.
     """
     tars = {split: folder / name for split, name in TARS.items()}
-    missing = " and ".join(tar.name for tar in tars.values() if not tar.is_file())
+    missing = " and no ".join(tar.name for tar in tars.values() if not tar.is_file())
     if missing:
+        where = f"{folder.absolute()}" if folder.is_dir() else f"{folder}, for that is no folder"
         raise PrepareError(
-            f"there is no {missing} in {folder}; get it from https://image-net.org/download-images "
-            "(after signing in), and name its folder with --manual-dir"
+            f"there is no {missing} in {where}; image-net.org/download-images gives them to those "
+            "who sign in; name their folder with --manual-dir"
         )
     return tars
 

@@ -26,7 +26,7 @@ PRINTED = {
     "linear": (1000, 1),
 }
 
-_OWN_OPS = "the printed parameters contradict the printed operations, which agree"
+_OWN_OPS = "the printed parameters contradict the printed operations, which are right"
 REASONS = {
     "conv1": "the printed figures are those of two separable passes of 7 taps, not of a 7x7",
     "4a": "the printed parameters fit the 204 channels of its 3x3 in Google's release, not 208",
