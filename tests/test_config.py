@@ -107,7 +107,7 @@ def test_a_sweep_of_what_load_recipe_gives_is_refused_by_name(tmp_path):
 
 
 def test_a_recipe_that_is_missing_or_wrong_is_named(tmp_path):
-    with pytest.raises(ConfigError, match=r"no config file nowhere; .* digits"):
+    with pytest.raises(ConfigError, match=r"no recipe nowhere, .* digits"):
         load_recipe("nowhere")
     with pytest.raises(ConfigError, match=r"no config file configs/nowhere\.py"):
         load_recipe("configs/nowhere.py")

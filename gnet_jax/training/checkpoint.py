@@ -76,14 +76,14 @@ class Checkpoints(SavedSteps):
         self._manager.close()
 
     def save(self, step: int, state: Any, top1: float | None = None) -> None:
-        """Begin to save `state` as `step`; of a step that is already saved, note `top1` alone."""
+        """Begin to save `state` as `step`; a saved step without a top-1 is only given one."""
         with self.watch.spent("saving"):
             self._save(step, state, top1)
 
     def _save(self, step: int, state: Any, top1: float | None) -> None:
         self._wait()
         if step in self.steps:
-            if top1 is not None:
+            if top1 is not None and step not in self._scores:
                 self._score(step, top1)
             return
         self._begun = step
