@@ -109,7 +109,7 @@ def test_a_sweep_of_what_load_recipe_gives_is_refused_by_name(tmp_path):
 def test_a_recipe_that_is_missing_or_wrong_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"no recipe nowhere, .* digits"):
         load_recipe("nowhere")
-    with pytest.raises(ConfigError, match=r"no config file configs/nowhere\.py"):
+    with pytest.raises(ConfigError, match=r"no recipe configs/nowhere\.py"):
         load_recipe("configs/nowhere.py")
     file = tmp_path / "empty.py"
     file.write_text("")
@@ -124,5 +124,5 @@ def test_a_recipe_that_is_missing_or_wrong_is_named(tmp_path):
     file.write_text("import no_such_module\n")
     with pytest.raises(ConfigError, match="fails with ModuleNotFoundError: No module"):
         load_recipe(str(file))
-    with pytest.raises(ConfigError, match=r"no config file digits\.zip"):
+    with pytest.raises(ConfigError, match=r"no recipe digits\.zip, .*; did you mean digits"):
         load_recipe("digits.zip")

@@ -312,7 +312,7 @@ def test_a_set_that_is_there_is_checked_and_left_alone(imagenet, tars, tmp_path,
 
 
 def test_tars_that_are_missing_or_hold_too_little_are_named(tars, tmp_path):
-    with pytest.raises(PrepareError, match=r"no ILSVRC2012_img_train.tar and no ILSVRC2012_img_val"):
+    with pytest.raises(PrepareError, match=r"no ILSVRC2012_img_train.tar and no ILSVRC2012"):
         prepare("imagenet2012", data_dir=tmp_path, manual_dir=tmp_path)
     with pytest.raises(PrepareError, match=r"27 images, but ILSVRC 2012 has 1,281,167; .*--subset"):
         prepare("imagenet2012", data_dir=tmp_path, manual_dir=tars)
