@@ -248,7 +248,7 @@ def test_curves_of_runs_are_drawn_and_bad_places_named(tmp_path, capsys):
             ["digits", "--topology", "toy:8", "--batch", "30"],
             "batch_size 30 does not divide over 8",
         ),
-        (["nowhere", "--topology", "v5e:2x2"], "no config file nowhere"),
+        (["nowhere", "--topology", "v5e:2x2"], "there is no recipe nowhere"),
         (["cifar10", "--topology", "toy:8"], "give --images and --classes"),
     ],
 )
