@@ -1,9 +1,11 @@
-"""torchvision's GoogLeNet on CIFAR-10, given the minutes that `configs/cifar10.py` takes.
+r"""torchvision's GoogLeNet on CIFAR-10, given the minutes that `configs/cifar10.py` takes.
 
-    python benchmarks/cifar10_torchvision.py --train TRAIN.npz --test TEST.npz --minutes 30
+    PEERS/bin/python benchmarks/cifar10_torchvision.py --train CIFAR_train.npz \
+        --test CIFAR_test.npz --minutes 30
 
-Needs torch, torchvision and Pillow, in an environment of their own. The files hold JPEG bytes
-(`jpeg`, `offsets`, `labels`). It prints one line a minute and, at the end, one line of JSON.
+Needs torch, torchvision and Pillow, in an environment of their own. The files hold pixels and
+labels (`x`, `y`: docs/data.md makes them), or JPEG bytes (`jpeg`, `offsets`, `labels`). It prints
+one line a minute and, at the end, one line of JSON.
 
 The peer is treated as its users would treat it, and as the recipe treats our network:
 channels_last, SGD with Nesterov momentum, weight decay on kernels only, label smoothing 0.1,
@@ -34,13 +36,16 @@ PAD = 4
 def read(file: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """Every image, (N, 3, 32, 32) uint8, and its label."""
     with np.load(file) as arrays:
-        data, offsets, labels = (arrays[name] for name in ("jpeg", "offsets", "labels"))
-    images = np.stack(
-        [
-            np.asarray(Image.open(io.BytesIO(data[a:b].tobytes())).convert("RGB"))
-            for a, b in itertools.pairwise(offsets)
-        ]
-    )
+        if "x" in arrays:
+            images, labels = arrays["x"], arrays["y"]
+        else:
+            data, offsets, labels = (arrays[name] for name in ("jpeg", "offsets", "labels"))
+            images = np.stack(
+                [
+                    np.asarray(Image.open(io.BytesIO(data[a:b].tobytes())).convert("RGB"))
+                    for a, b in itertools.pairwise(offsets)
+                ]
+            )
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(
         labels.astype(np.int64)
     )

@@ -2,7 +2,7 @@
 
     gnet ablate ablate_heads --data.source 'npz:CIFAR_{split}.npz#10000'
 
-None, the one behind 4a, or both, as in the paper. CIFAR-10 at 16x16 pixels, 10,000 of its training
+None, the one after 4a, or both, as in the paper. CIFAR-10 at 16x16 pixels, 10,000 of its training
 images, four epochs. All 22 layers with LRN and biases, at a quarter of the paper's width. AdamW
 with a warm-up, since such a net is slow to begin; every 100 steps the gradients of its blocks are
 measured, which the report draws.

@@ -1,12 +1,12 @@
 r"""CIFAR-10 from scratch, on a laptop.
 
-    gnet prepare tfds:cifar10
+    gnet prepare tfds:cifar10       # needs TensorFlow: pip install -e ".[prepare]"
     python train.py cifar10
 
 or, with the images in .npz files, `python train.py cifar10 --data.source 'npz:CIFAR_{split}.npz'`.
 
 50,000 images of 32x32 pixels, 10,000 more to validate. A batch-norm GoogLeNet of half the paper's
-width behind the paper's stem, for which the images are enlarged to 64x64, both auxiliary heads on.
+width with the paper's stem, for which the images are enlarged to 64x64, both auxiliary heads on.
 The learning rate rises over the first epoch and a half and falls to zero by its end: with so few
 epochs, decay, dropout and crops are kept light.
 
@@ -16,7 +16,7 @@ takes 53 s), validated once, at the end (the recipe also does so after every fou
 each); the training crops stood at 90.1 %. Before, with slower forms of the operations: 13 epochs,
 84.85 % in 37 min 55 s; in as long, ten epochs of the same network with wider crops (`--epochs 10
 --augment.crop-area 0.45 1.0 --augment.crop-aspect 0.8 1.25`) 82.28 %, and nine of a quarter of the
-width behind a stem that keeps the full resolution 82.10 %:
+width with a stem that keeps the full resolution 82.10 %:
 
     python train.py cifar10 --workdir runs/cifar10_small --epochs 9 \
         --model.width-multiplier 0.25 --model.stem small --data.image-size 32 \

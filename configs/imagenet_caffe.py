@@ -1,6 +1,6 @@
 """The recipe behind the published Caffe weights (BVLC/caffe, quick_solver.prototxt), on ImageNet.
 
-    gnet prepare tfds:imagenet2012 --manual-dir DIR_OF_THE_TARS
+    gnet prepare tfds:imagenet2012 --manual-dir DOWNLOADS
     python train.py imagenet_caffe
 
 Learning rate 0.01 * (1 - t)^0.5, batch 32, 60 epochs (2.4 million steps), weight decay 2e-4,
@@ -9,7 +9,7 @@ by chance, blue-green-red minus (104, 117, 123). Caffe's authors report 68.7 % t
 top-5 for one central crop (BVLC/caffe, models/bvlc_googlenet/readme.md). It was not run here.
 
 Compiled for eight chips of TPU v5e it takes 5.5 ms a step at best, so 60 epochs 3 h 40 min (`gnet
-plan imagenet_caffe --topology v5e:2x4`); on 2 CPU cores, at 11 images a second, eleven weeks.
+plan imagenet_caffe --topology v5e:2x4`); on 2 CPU cores, at 12 images a second, ten weeks.
 """
 
 from gnet_jax.config import AugmentConfig, Config, DataConfig, OptimConfig

@@ -1,6 +1,6 @@
 """What is usual today, on ImageNet: batch norm, cosine, label smoothing, mixup, averaged weights.
 
-    gnet prepare tfds:imagenet2012 --manual-dir DIR_OF_THE_TARS
+    gnet prepare tfds:imagenet2012 --manual-dir DOWNLOADS
     python train.py imagenet_modern
 
 The network is the paper's with batch norm for LRN. The recipe is after GluonCV's GoogLeNet (batch

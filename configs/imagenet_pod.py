@@ -1,5 +1,6 @@
 """ImageNet on many accelerators: batch 4,096, bfloat16, linear scaling with a long warm-up.
 
+    gnet prepare tfds:imagenet2012 --manual-dir DOWNLOADS
     python train.py imagenet_pod
 
 The peak learning rate is 0.1 for every 256 images of the batch, reached over 5 epochs (Goyal et

@@ -4,6 +4,8 @@
 #   launch/tpu_vm.sh create     # once
 #   launch/tpu_vm.sh install    # once, and after every change of the code
 #   launch/tpu_vm.sh train      # again after a crash or a stop: the same workdir goes on
+#   launch/tpu_vm.sh log        # follows host 0
+#   launch/tpu_vm.sh stop       # saves, and ends all hosts
 #   launch/tpu_vm.sh delete
 #
 # A spot slice that was taken away must be deleted first; then create, install and train go on from

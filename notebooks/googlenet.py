@@ -93,7 +93,8 @@ for what, cost in worked_examples():
 
 # %% [markdown]
 # The same for the whole network, block by block. Without reductions (the naive block) each block passes
-# all it has pooled on to the next, which must then read it: **look at** how the orange bars grow.
+# all it has pooled on to the next, which must then read it: **look at** how the orange bars grow
+# within each stage.
 
 # %%
 import matplotlib.pyplot as plt

@@ -1,7 +1,7 @@
 """Every command that README and docs show, run as it stands there, one after another.
 
 They run in a folder that has what they name, in small: photos, CIFAR's files, weights of the
-published shapes. What would train for hours is told to stop behind its first step, as Ctrl-C would;
+published shapes. What would train for hours is told to stop after its first step, as Ctrl-C would;
 what cannot run in a test is listed in `NOT_RUN` with the reason, and skipped.
 """
 

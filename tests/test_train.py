@@ -217,10 +217,10 @@ def committed(workdir):
     return max((int(name) for name in names if name.isdigit()), default=0)
 
 
-def wait_for_checkpoint(process, workdir, behind=0):
-    """Return once a step behind the given one is committed."""
+def wait_for_checkpoint(process, workdir, after=0):
+    """Return once a step after the given one is committed."""
     deadline = time.monotonic() + 300
-    while committed(workdir) <= behind:
+    while committed(workdir) <= after:
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -325,7 +325,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, number):
     assert "Go on with:" in output
     code, output = finish(start(workdir, *SHORT))
     assert code == 0, output
-    assert "resuming behind step" in output
+    assert "resuming after step" in output
     code, output = finish(start(workdir, *SHORT))
     assert "already finished" in output
     code, output = finish(start(workdir, *SHORT, "--seed", "1"))

@@ -54,7 +54,7 @@ def parse_config(
     """The config of `[CONFIG] [--field.path value ...]`. `--help` and typos end the program.
 
     Args:
-        arguments: what was typed behind `prog`; CONFIG is a recipe's name ("digits" where there is
+        arguments: what was typed after `prog`; CONFIG is a recipe's name ("digits" where there is
             none) or a Python file.
         prog: the command, for its help.
         kind: a subclass of `Config` where a command has fields of its own besides.
@@ -99,7 +99,7 @@ def parse_sweep(
     """The configs of `SWEEP [--field.path value ...]`, and the docstring of its file.
 
     Args:
-        arguments: what was typed behind `prog`; SWEEP is a Python file, or the name of one in
+        arguments: what was typed after `prog`; SWEEP is a Python file, or the name of one in
             `configs/`.
         prog: the command, for its help.
         kind: a subclass of `Config` with the command's own fields, `seeds` among them: the sweep's

@@ -33,7 +33,7 @@ class ModelConfig:
     width_multiplier: float = 1.0
     """Scales every layer but the classifiers."""
     aux_after: tuple[str, ...] = ("4a", "4d")
-    """Blocks that an auxiliary head follows; none: --model.aux-after (with nothing behind it)."""
+    """Blocks that an auxiliary head follows; none: --model.aux-after (with nothing after it)."""
     head: Literal["average_pool", "fc"] = "average_pool"
     """average_pool is the paper's; fc puts a fully connected layer in its place."""
     dropout: float | None = None
@@ -79,8 +79,8 @@ class DataConfig(Preprocessing):
     where decoding lets threads run, as it does here; the batches do not depend on it."""
     decoder: Decoder = "pillow"
     """Of training images. fast: simplejpeg decodes upright JPEGs and OpenCV resizes every crop, in
-    two thirds of the time (pip install -e ".[fast]"): the same crops, whose pixels differ by
-    about a grey level on average. What is evaluated is always Pillow's."""
+    three quarters of the time (pip install -e ".[fast]"): the same crops, whose pixels differ by
+    less than a grey level on average. What is evaluated is always Pillow's."""
     bad_limit: float = 0.02
     """Largest share of the examples that may be damaged. Up to it, each is replaced by the next
     good one (left out in evaluation), named and counted; above it the run stops with the list."""
@@ -172,6 +172,7 @@ class OptimConfig:
     averaging: Literal["none", "polyak", "ema"] = "none"
     """Averaged parameters, which evaluation then uses. polyak: the mean since `average_from`."""
     ema_decay: float = 0.999
+    """Share of the ema that each step keeps."""
     average_from: float = 0.0
     """Epoch at which averaging begins."""
 
@@ -190,16 +191,16 @@ class Config:
     batch_size: int = 32
     """Images a step, over all devices and hosts together."""
     eval_batch_size: int | None = None
-    """None takes batch_size."""
+    """Images in one step of an evaluation; None takes batch_size."""
     eval_every_epochs: float = 1.0
     """Epochs from one evaluation on the validation images to the next."""
     save_every_steps: int = 1000
-    """Besides this, every evaluation saves."""
+    """Steps from one save to the next; every evaluation saves, too."""
     keep_latest: int = 2
     """Newest checkpoints kept, besides the best."""
     log_every_steps: int = 50
-    """Steps whose means, the learning rate's too, are a line of metrics.jsonl and a point in
-    TensorBoard; behind a resume, of those since."""
+    """Steps from one line of metrics.jsonl, and point in TensorBoard, to the next; it has the means
+    over them, or, after a resume, over those since."""
     diagnose: int | None = None
     """Steps from one look inside to the next: gradient and update of every block, scale and dead
     channels of every layer, into diagnostics.jsonl and TensorBoard; None never looks."""

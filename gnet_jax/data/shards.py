@@ -19,7 +19,7 @@ from gnet_jax.data.progress import progress_line
 from gnet_jax.data.sources.tfds import count_array_records
 from gnet_jax.data.sources.tfrecord import framed, record_ends
 
-UNFINISHED = ".part"  # behind the name of a file that is being written
+UNFINISHED = ".part"  # appended to the name of a file that is being written
 ORIGIN, LOCK = "origin.txt", "lock"  # in the folder of a set that is being written
 Format = Literal["array_record", "tfrecord"]
 
@@ -80,7 +80,7 @@ def write_set(
         splits = []
         for plan in plans:
             files = plan.files(info.name, file_format)
-            lengths = [behind - first for first, behind in itertools.pairwise(plan.bounds)]
+            lengths = [end - first for first, end in itertools.pairwise(plan.bounds)]
             done = sum(n for file, n in zip(files, lengths, strict=True) if (work / file).exists())
             with progress_line(f"writing {plan.name}", "images", plan.bounds[-1], done) as advance:
                 _write_split(work, files, plan, file_format, threads, advance)
@@ -160,8 +160,8 @@ def _write_split(
     """
     stop = threading.Event()
 
-    def records(first: int, behind: int) -> Iterator[bytes]:
-        for index in range(first, behind):
+    def records(first: int, end: int) -> Iterator[bytes]:
+        for index in range(first, end):
             if stop.is_set():
                 raise _StoppedError
             yield plan.record(index)
@@ -169,12 +169,12 @@ def _write_split(
 
     def write(number: int) -> None:
         path, part = folder / files[number], folder / f"{files[number]}{UNFINISHED}"
-        first, behind = plan.bounds[number], plan.bounds[number + 1]
+        first, end = plan.bounds[number], plan.bounds[number + 1]
         try:
-            _WRITERS[file_format](part, records(first, behind))
+            _WRITERS[file_format](part, records(first, end))
             with part.open("rb") as file:
                 os.fsync(file.fileno())  # or a power cut could leave the name without the bytes
-            if _COUNTS[file_format](part) != behind - first:
+            if _COUNTS[file_format](part) != end - first:
                 raise OSError("not all of it is there")
             part.replace(path)
         except OSError as error:

@@ -36,7 +36,7 @@ class Seen:
 
 
 def training_images(config: Config, source: Source, step: int, count: int) -> Seen:
-    """The first images (at most `count`) of the batch behind `step` finished steps of a run.
+    """The first images (at most `count`) of the batch after `step` finished steps of a run.
 
     They are read, cropped and augmented by the code of the run and with its random numbers.
     """

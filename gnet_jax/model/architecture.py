@@ -153,7 +153,7 @@ def grid_sizes(arch: Architecture, size: int) -> dict[str, int]:
 
     Returns:
         `{"stem": ..., "3": ..., "4": ..., "5": ..., "aux_4a": ..., ...}`, the aux entries being the
-        sizes behind the heads' average pools.
+        sizes after the heads' average pools.
     """
     if arch.stem == "imagenet":
         conv1 = conv_size(size, 7, stride=2, pad=3)  # whatever stem_padding is

@@ -95,7 +95,7 @@ class GoogLeNet(nn.Module):
         return Outputs(logits, tuple(aux) if train else ())
 
     def _stem(self, x: jax.Array, conv: partial[ConvBlock]) -> jax.Array:
-        """The layers in front of 3a; note the order: LRN behind pool1, but in front of pool2."""
+        """The layers in front of 3a; note the order: LRN after pool1, but in front of pool2."""
         conv1, reduce2, conv2 = self.arch.stem_widths
         lrn = self.ops.local_response_norm if self.arch.norm == "lrn" else lambda x: x
         if self.arch.stem == "imagenet":
@@ -156,7 +156,7 @@ def _conv(model: GoogLeNet, train: bool) -> partial[ConvBlock]:
 
 
 def _aux_head(model: GoogLeNet, block: str, conv: partial[ConvBlock], train: bool) -> AuxHead:
-    """The auxiliary head behind `block`."""
+    """The auxiliary head after `block`."""
     arch = model.arch
     return AuxHead(
         arch.num_classes,
@@ -187,7 +187,7 @@ def every_head(model: GoogLeNet, variables: Mapping[str, Any], x_BHWC: jax.Array
 def aux_logits(
     model: GoogLeNet, variables: Mapping[str, Any], block: str, features_BHWC: jax.Array
 ) -> jax.Array:
-    """Logits (B, K) of the auxiliary head behind `block`, as in inference, of that block's output.
+    """Logits (B, K) of the auxiliary head after `block`, as in inference, of that block's output.
 
     Args:
         variables: the network's.

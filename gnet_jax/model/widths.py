@@ -12,7 +12,7 @@ class Widths(NamedTuple):
     b3: int  # the 3x3 branch
     reduce5: int  # the 1x1 reduction in front of the 5x5
     b5: int  # the 5x5 branch
-    pool_proj: int  # the 1x1 projection behind the 3x3 max pool
+    pool_proj: int  # the 1x1 projection after the 3x3 max pool
 
     @property
     def out(self) -> int:

@@ -101,7 +101,7 @@ def _norms(name: str, tree: Mapping[str, Any]) -> dict[str, jax.Array]:
 
 
 def _activations(layers: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """Scale and share of dead channels of every convolution's output, behind its ReLU."""
+    """Scale and share of dead channels of every convolution's output, after its ReLU."""
     found = {}
     flat: Any = traverse_util.flatten_dict(dict(layers))
     for path, (value_BHWC,) in flat.items():
@@ -160,7 +160,7 @@ class Diagnostics:
                 self._board.close()
 
     def __call__(self, finished: int, state: TrainState, batch: Mapping[str, jax.Array]) -> None:
-        """Diagnose the step behind `finished` ones, if its turn has come."""
+        """Diagnose the step after `finished` ones, if its turn has come."""
         if self._every is None or finished % self._every:
             return
         if not self._compiled:
@@ -181,6 +181,6 @@ class Diagnostics:
             self._board.add(finished, scalars, histograms)
         except OSError as error:
             self._tell(
-                f"warning: the diagnosis behind step {finished} could not be logged "
+                f"warning: the diagnosis after step {finished} could not be logged "
                 f"({error.strerror or error})"
             )

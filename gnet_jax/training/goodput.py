@@ -57,7 +57,7 @@ class Stopwatch:
 def total_seconds(starts: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Seconds by kind over all starts of a run, and `LOST`.
 
-    Lost is the time behind the checkpoint that a later start went on from: its steps are done
+    Lost is the time after the checkpoint that a later start went on from: its steps are done
     again. What lies between the end of one start and the next is nobody's.
 
     Args:

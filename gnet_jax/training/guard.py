@@ -34,7 +34,7 @@ class LoneError(TrainingError):
 class DeadHeadGuard:
     """Watches the heads' mean losses from report to report.
 
-    A head is dead when every report over `patience` steps behind the warm-up had its loss within
+    A head is dead when every report over `patience` steps after the warm-up had its loss within
     0.02 of ln(classes): what equal probabilities cost, whatever the label smoothing or mixup.
     """
 

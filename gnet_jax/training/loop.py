@@ -76,7 +76,7 @@ def train(run: Run, workdir: Path, compiled: CompiledSteps | None = None) -> Res
         with reporter, StopRequest() as request, ending_together(TrainingError):
             checkpoints.tell = reporter.say
             if 0 < start < run.total_steps:
-                reporter.say(f"resuming behind step {start} of {run.total_steps}")
+                reporter.say(f"resuming after step {start} of {run.total_steps}")
             vote, compiled = Vote(run.mesh, request), compiled or CompiledSteps()
             probe = compiled.diagnose_step(run)
             with Diagnostics(workdir, probe, config.diagnose, start, reporter.say) as diagnose:

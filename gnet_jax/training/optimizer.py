@@ -46,7 +46,7 @@ def make_optimizer(
         optax.masked(optax.scale(o.bias_lr_factor), is_bias),
         optax.masked(optax.scale(o.loaded_lr_factor), partial(_is_in, names=loaded)),
     )
-    # Caffe's order (sgd_solver.cpp): the learning rate goes into the momentum, not behind it.
+    # Caffe's order (sgd_solver.cpp): the learning rate goes into the momentum, not after it.
     rules = {
         "sgd": (decay, rate, optax.trace(o.momentum)),
         "nesterov": (decay, rate, optax.trace(o.momentum, nesterov=True)),

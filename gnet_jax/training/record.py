@@ -190,7 +190,7 @@ def code_version() -> str:
 
 
 def git_commit() -> str | None:
-    """The commit of the code that runs, "+changes" behind it if files differ; None outside git."""
+    """The commit of the code that runs, "+changes" appended if files differ; None outside git."""
     here = Path(__file__).resolve().parent
     command = ["git", "describe", "--always", "--abbrev=40", "--dirty=+changes", "--exclude=*"]
     try:

@@ -34,7 +34,7 @@ def write_replay(
     Args:
         workdir: the run's.
         run: its config, network and data.
-        state: behind `step`, which was skipped: all but the counts of steps is as before it.
+        state: after `step`, which was skipped: all but the counts of steps is as before it.
         step: the one to run again; 1 is the first.
         batch: that it was given; of several hosts each must call this.
         metrics: that it gave.

@@ -77,7 +77,7 @@ class Reporter:
         self._board = None
         if enabled:
             MetricsFile(workdir / "metrics.jsonl").forget_after(start_step)
-            # Points that an earlier, killed process logged behind the resumed step are purged.
+            # Points that an earlier, killed process logged after the resumed step are purged.
             self._board = Board(workdir / "tensorboard", purge_step=start_step + 1)
 
     def __enter__(self) -> Self:

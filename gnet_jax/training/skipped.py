@@ -47,7 +47,7 @@ class SkippedSteps:
             state: that it gave, if it is `on_the_brink`; else it is not looked at.
 
         Raises:
-            TrainingError: at the last bad step in a row that the config allows, behind writing a
+            TrainingError: at the last bad step in a row that the config allows, after writing a
                 replay file; where that cannot be written, it says why.
         """
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}

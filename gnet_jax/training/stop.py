@@ -1,9 +1,9 @@
-"""When to stop: a signal or a fault on any host stops every host behind the same step.
+"""When to stop: a signal or a fault on any host stops every host after the same step.
 
 The hosts agree without waiting for each other. What a host has to say rides into the compiled step
 beside its batch, as `stop`, and the largest of all hosts comes back with the step's metrics. Every
 host reads the metrics of step n at the latest when it has dispatched step n + 1, so whatever rode
-with step n ends the run behind step n + 1.
+with step n ends the run after step n + 1.
 """
 
 import contextlib
@@ -66,7 +66,7 @@ class Vote:
     def __init__(self, mesh: Mesh, request: StopRequest) -> None:
         self._mesh, self._request = mesh, request
         self._none = self._flag(0)
-        self._behind: int | None = None
+        self._last: int | None = None
         self.code = 0  # a signal's number, or FAULT, once the hosts know of it
 
     def flag(self, fault: UserError | None) -> dict[str, jax.Array]:
@@ -82,7 +82,7 @@ class Vote:
         values = jax.device_get(dict(metrics))
         code = int(values.pop("stop"))
         if code and not self.code:
-            self.code, self._behind = code, step + LEAD - 1
+            self.code, self._last = code, step + LEAD - 1
         return values
 
     def cut_short(self, sums: dict[str, Any]) -> bool:
@@ -93,8 +93,8 @@ class Vote:
         return bool(code)
 
     def ends(self, step: int) -> bool:
-        """Whether the run ends behind `step`."""
-        return self._behind == step
+        """Whether the run ends after `step`."""
+        return self._last == step
 
     def _flag(self, code: int) -> jax.Array:
         own = np.full(len(self._mesh.local_devices), code, np.int32)
@@ -142,7 +142,7 @@ class Ahead:
     `fault` is then why. All hosts must make one.
 
     Args:
-        batches: those of the steps behind `start`.
+        batches: those of the steps after `start`.
         damage: is told for which step a batch is loaded.
 
     Raises:

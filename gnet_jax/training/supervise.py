@@ -69,7 +69,7 @@ class Supervisor:
             crashes += not preempted
             what = f"{explained(code)}; newest checkpoint: {after or 'none'}"
             if crashes == CRASHES:
-                where = f"behind step {after}" if after else "before the first checkpoint"
+                where = f"after step {after}" if after else "before the first checkpoint"
                 self._say(f"{what}. Crashed {CRASHES} times in a row {where}; giving up")
                 return code
             number += 1

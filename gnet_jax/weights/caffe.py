@@ -40,7 +40,7 @@ class _CutShortError(ValueError):
 
 
 def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    """The number at `at`, seven bits a byte, and the place behind it."""
+    """The number at `at`, seven bits a byte, and the place after it."""
     value = 0
     for shift in range(0, 70, 7):
         if at >= len(data):
@@ -140,7 +140,7 @@ def read_caffemodel(path: Path) -> dict[str, list[np.ndarray]]:
                 layers[name] = blobs
     except _CutShortError as cut:
         inside = _name(cut.rest, _LAYER[cut.number][0]) if cut.number in _LAYER else None
-        where = f"in layer {inside}" if inside else f"behind layer {name}" if name else "at once"
+        where = f"in layer {inside}" if inside else f"after layer {name}" if name else "at once"
         raise WeightsError(f"{path} is cut short {where}; copy or download it again") from cut
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
@@ -208,7 +208,7 @@ def from_caffe(
 ) -> tuple[Architecture, dict[str, np.ndarray]]:
     """The architecture and the flat variables that the layers of a GoogLeNet hold.
 
-    A retrained classifier under a name that goes on behind Caffe's ("loss3/classifier_pets") is
+    A retrained classifier under a name that goes on after Caffe's ("loss3/classifier_pets") is
     taken too. The input's channels stay blue, green, red.
 
     Raises:

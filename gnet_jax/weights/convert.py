@@ -29,7 +29,8 @@ KNOWN = (
     "Inception v1, a file that `export` wrote as .safetensors, a model folder, and a training "
     "workdir"
 )
-PUBLISHED_CAFFE = "afb3ba04dbee93e6e3228f8c399c5f439a786fbeafdb5b5870a990de80f7477b"
+CAFFE_SHA1 = "405fc5acd08a3bb12de8ee5e23a96bec22f08204"  # of the published file, by its readme
+CAFFE_WITHOUT_HEADS = "afb3ba04dbee93e6e3228f8c399c5f439a786fbeafdb5b5870a990de80f7477b"  # a copy
 
 
 def convert(
@@ -76,7 +77,9 @@ def read(src: Path, transform_input: bool | None = None) -> ModelFolder:
     src = tf_slim.index_of(src)
     if not src.exists():
         if src.suffix:  # a file of weights
-            raise WeightsError(f"there is no {src}; docs/pretrained.md says where weights are had")
+            raise WeightsError(
+                f"there is no {src}; docs/pretrained.md says where to download weights"
+            )
         raise WeightsError(
             f"there is no {src}; `gnet convert WEIGHTS {src}` makes a model folder of published "
             "weights (docs/pretrained.md), `python train.py` a workdir with weights of your own"
@@ -113,7 +116,9 @@ def imagenet_classes() -> tuple[str, ...]:
 def _caffe(src: Path, sha256: str) -> ModelFolder:
     arch, flat = caffe.from_caffe(caffe.read_caffemodel(src), str(src))
     source = {"file": src.name, "format": "caffemodel", "sha256": sha256}
-    if sha256 == PUBLISHED_CAFFE:
+    with src.open("rb") as file:
+        sha1 = hashlib.file_digest(file, "sha1").hexdigest()
+    if sha1 == CAFFE_SHA1 or sha256 == CAFFE_WITHOUT_HEADS:
         source |= {"license": "unrestricted", "origin": "BVLC/caffe models/bvlc_googlenet"}
     names = _class_names(arch.num_classes)
     model, variables = GoogLeNet(arch), unflatten(flat)

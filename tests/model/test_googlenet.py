@@ -70,7 +70,7 @@ def test_every_output_has_caffes_size(size, sizes):
     model = googlenet(aux_after=())
     images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     found = jax.eval_shape(lambda v, x: endpoints(model, v, x), shapes(model, size), images)
-    assert len(found) == 84  # as many as Caffe has blobs behind its input
+    assert len(found) == 84  # as many as Caffe has blobs after its input
     names = ("conv1/7x7_s2", "pool1/3x3_s2", "inception_3a/output", "pool3/3x3_s2")
     for name, side in zip((*names, "inception_5b/output"), sizes, strict=True):
         assert found[name].shape[1:3] == (side, side), name

@@ -49,7 +49,7 @@ def test_average_pool_is_caffes_at_every_size(size):
     np.testing.assert_allclose(found, caffe_pool(x, 5, 3, 0, np.mean), rtol=1e-5, atol=1e-6)
 
 
-def test_a_padded_pool_does_not_begin_behind_the_image():
+def test_a_padded_pool_does_not_begin_after_the_image():
     assert pooled_size(2, 2, 2, pad=1) == 2
     assert pooled_size(3, 2, 2, pad=1) == 2  # ceil gives 3; the third would see padding alone
 

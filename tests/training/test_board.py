@@ -25,7 +25,7 @@ def events(folder):
     return found
 
 
-def test_the_file_behind_a_full_disk_hides_no_point_of_the_one_before(tmp_path, monkeypatch):
+def test_the_file_after_a_full_disk_hides_no_point_of_the_one_before(tmp_path, monkeypatch):
     board = Board(tmp_path, purge_step=1)
     board.add(2, {"loss": 1.0})
     board.add(4, {"loss": 1.0})
@@ -42,7 +42,7 @@ def test_the_file_behind_a_full_disk_hides_no_point_of_the_one_before(tmp_path, 
     board.add(8, {"loss": 1.0})
     board.close()
     (first, *_), (second, steps) = events(tmp_path)
-    assert first == 1  # what an earlier process wrote behind its last checkpoint
+    assert first == 1  # what an earlier process wrote after its last checkpoint
     assert second == 5
     assert steps == [8]
 

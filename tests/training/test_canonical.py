@@ -20,7 +20,7 @@ PIXELS = Preprocessing(image_size=16, mean=(127.0,) * 3, std=(64.0,) * 3)
 
 
 def linear_steps(devices, steps=3, **options):
-    """The state and the metrics behind some steps of a linear network on so many devices."""
+    """The state and the metrics after some steps of a linear network on so many devices."""
     optimizer = make_optimizer(OptimConfig(averaging="ema", clip_norm=1.0), 10, 100)
     state = create_state({"params": linear_params(), "batch_stats": {}}, optimizer, 0)
     step = partial(

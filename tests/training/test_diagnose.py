@@ -113,7 +113,7 @@ def test_a_resumed_run_is_diagnosed_as_an_uninterrupted_one(tmp_path):
     with Diagnostics(tmp_path, found_at, 2, 0, print) as diagnose:
         for finished in range(6):
             diagnose(finished, finished, {})
-    # killed, and resumed behind step 4: what was found from there on is found again
+    # killed, and resumed after step 4: what was found from there on is found again
     with Diagnostics(tmp_path, found_at, 2, 4, print) as diagnose:
         for finished in range(4, 8):
             diagnose(finished, finished, {})
@@ -144,5 +144,5 @@ def test_a_full_disk_is_told_and_the_run_goes_on(tmp_path, monkeypatch):
         diagnose(0, 0, {})
     assert told == [
         "compiling the look inside, longer than the step itself ...",
-        "warning: the diagnosis behind step 0 could not be logged (No space left on device)",
+        "warning: the diagnosis after step 0 could not be logged (No space left on device)",
     ]

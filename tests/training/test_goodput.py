@@ -28,7 +28,7 @@ def test_what_nothing_else_claims_is_training():
     assert 0.02 <= record["seconds_at_save"]["3"] <= sum(record["seconds"].values()) - 0.02
 
 
-def test_time_behind_the_checkpoint_that_a_start_went_on_from_is_lost():
+def test_time_after_the_checkpoint_that_a_start_went_on_from_is_lost():
     starts = [
         start(0, 90, {50: 40.0, 80: 70.0}, training=80.0, compiling=10.0),
         start(80, 100, {100: 30.0}, training=25.0, compiling=5.0),

@@ -120,7 +120,7 @@ def test_a_checkpoint_of_either_shape_goes_on_in_the_other(finished, data, saved
     processes, devices = SHAPES[restored_by]
     run = start(workdir, *SHORT, *data, processes=processes, devices=devices)
     assert run.wait() == [0] * processes, run.text()
-    assert "resuming behind step 3" in run.text()
+    assert "resuming after step 3" in run.text()
     assert_same_run(workdir, finished / restored_by)
 
 
@@ -249,7 +249,7 @@ def encoded_digits(data, file, damaged):
 
 
 @pytest.mark.long
-def test_a_damaged_image_of_one_host_stops_all_of_them_behind_the_same_step(folder, data, tmp_path):
+def test_a_damaged_image_of_one_host_stops_all_of_them_after_the_same_step(folder, data, tmp_path):
     # the 13th image of the fourth step: the second half of a batch is the second host's
     damaged = encoded_digits(data, tmp_path / "encoded", _order(256, seed=0)[3 * 16 + 12])
     workdir = folder / "damaged"
@@ -287,7 +287,7 @@ def going_on(workdir, data):
     before = newest_step(workdir / "checkpoints")
     run = start(workdir, *ENDLESS, *data, processes=2, devices=2)
     run.wait_for_step(before + 1)
-    assert f"resuming behind step {before} " in run.text()
+    assert f"resuming after step {before} " in run.text()
     return run
 
 
@@ -346,7 +346,7 @@ def test_supervised_hosts_start_again_when_one_is_killed_and_stop_when_one_is_to
     ended = "train.py: supervisor: the run ended with exit code"
     run.wait_for(f"{ended} 137 (SIGKILL); newest checkpoint: ", host=1)
     run.wait_for(ended, host=0)
-    run.wait_for("resuming behind step")
+    run.wait_for("resuming after step")
     run.wait_for_step(newest_step(workdir / "checkpoints") + 1)
     run.processes[0].send_signal(signal.SIGTERM)
     assert run.wait(60) == [143, 143], run.text()

@@ -63,7 +63,7 @@ def test_every_start_is_recorded_with_versions_and_commit(tmp_path):
     assert "git_commit" in starts[0]
 
 
-def test_lines_behind_the_resumed_step_are_forgotten_and_half_a_line_is_left_out(tmp_path):
+def test_lines_after_the_resumed_step_are_forgotten_and_half_a_line_is_left_out(tmp_path):
     metrics = MetricsFile(tmp_path / "metrics.jsonl")
     assert metrics.read() == []
     for step in (10, 20, 30):

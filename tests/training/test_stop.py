@@ -68,7 +68,7 @@ def test_a_host_without_a_batch_says_so_two_steps_before():
         ahead.check()
 
 
-def test_no_batch_is_loaded_behind_the_last_step():
+def test_no_batch_is_loaded_after_the_last_step():
     ahead = Ahead(failing(3), start=0, total=3, damage=Told())
     assert [ahead.take() for _ in range(3)] == [1, 2, 3]
     ahead.check()

@@ -57,11 +57,11 @@ def test_a_crash_is_followed_by_a_restart_that_is_told_why(tmp_path, capfd):
     assert len(told) == 4
 
 
-def test_three_crashes_behind_the_same_step_end_it(tmp_path, capfd):
+def test_three_crashes_after_the_same_step_end_it(tmp_path, capfd):
     code, starts = supervise(tmp_path, [(1, 5), (1, 6), (1, 6), (1, 6), (0, 7)])
     assert code == 1
     assert len(starts) == 4
-    assert "Crashed 3 times in a row behind step 6; giving up" in capfd.readouterr().err
+    assert "Crashed 3 times in a row after step 6; giving up" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("code", [0, 2, 143, 130])

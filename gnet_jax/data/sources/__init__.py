@@ -29,7 +29,7 @@ __all__ = [
 def open_source(spec: str, split: Split) -> Source:
     """The source that `spec` names: "digits", "folder:PATH", "npz:PATH" or "tfds:NAME".
 
-    The path of a folder, or one that ends in .npz, will do without its kind. "#N" behind any of
+    The path of a folder, or one that ends in .npz, will do without its kind. "#N" after any of
     them takes N images of the split, evenly spaced (all, where there are fewer).
 
     Raises:

@@ -211,7 +211,7 @@ def _opened(file: Path) -> np.lib.npyio.NpzFile:
 
 
 def _is_of(file: Path, split: str) -> bool:
-    """Whether the file's name is the split's, or ends in it behind a sign."""
+    """Whether the file's name is the split's, or ends in it after a sign."""
     return file.stem == split or file.stem.endswith(tuple(f"{sign}{split}" for sign in "_-."))
 
 

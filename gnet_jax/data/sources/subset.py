@@ -12,7 +12,7 @@ class SubsetSource:
 
     def __init__(self, whole: Source, count: int) -> None:
         if count < 1:
-            raise DataError(f"a subset of {count} images is none; name at least 1 behind the #")
+            raise DataError(f"a subset of {count} images is none; name at least 1 after the #")
         self._whole, self._count = whole, min(count, len(whole))
         self.class_names, self.split = whole.class_names, whole.split
 
