@@ -80,7 +80,7 @@ UNFIT = {
     "a folder's split": (lambda p: photos(p, "train/a", "train/b"), "there is no folder"),
     "a folder's other classes": (
         lambda p: photos(p, "train/a", "train/b", "val/a", "val/c"),
-        "name different classes: b, c",
+        "must have the same classes in the same order, but b is in train alone",
     ),
 }
 
@@ -103,7 +103,7 @@ def test_unfit_data_are_one_sentence_before_compiling(fault, tmp_path, capsys):
     [
         ("train", "_labels", "digits has no image to train on; its split is empty"),
         ("val", "_labels", "digits has no image to validate on; its split is empty"),
-        ("train", "class_names", "digits has 1 class; there is nothing to tell apart"),
+        ("train", "class_names", "digits has 1 class; there must be two or more to tell apart"),
     ],
 )
 def test_sources_that_are_empty_or_of_one_class_are_refused(

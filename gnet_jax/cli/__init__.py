@@ -72,5 +72,8 @@ def _run(arguments: Sequence[str]) -> int:
         return WITH_CONFIG[name](arguments[1:]) or 0
     if name is not None and name.replace("_", "-") not in NAMES:
         raise UserError(f"there is no command {name!r}; {suggestion(name, NAMES)}")
-    about = "GoogLeNet in JAX: its cost, its weights, and what it sees."
+    about = (
+        "GoogLeNet in JAX: its cost, its weights, and what it sees. `gnet COMMAND --help` explains "
+        "a command, `gnet --version` prints the version."
+    )
     return app.cli(prog="gnet", args=arguments, description=about) or 0

@@ -141,7 +141,9 @@ class ShowData(Config):
     step: int = 0
     """Finished steps before the one that is drawn."""
     rows: int = 3
+    """Rows of images."""
     columns: int = 8
+    """Images in a row."""
 
 
 def show_data(arguments: Sequence[str]) -> None:

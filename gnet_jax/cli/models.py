@@ -41,7 +41,7 @@ def summary(
         num_classes: outputs of the classifiers; None is the variant's own number.
         reduction_factor: scales the 1x1 reductions in front of the 3x3 and the 5x5 of every block.
         width_multiplier: scales every layer but the classifiers.
-        aux_after: blocks that an auxiliary head follows.
+        aux_after: blocks that an auxiliary head follows; none: --aux-after (with nothing after it).
         head: average_pool is the paper's; fc puts a fully connected layer in its place.
         stem: small has a 3x3 first layer and one pool, for images of 16 to 64 pixels.
         format: of the output.

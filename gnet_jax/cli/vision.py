@@ -111,7 +111,7 @@ def evaluate(
         crops: of each image, averaged: 1, 10, or the paper's 144.
         json: print one JSON object in place of the sentence.
         table: the paper's grid: the first model and all of them, with 1, 10 and 144 crops.
-        batch_size: most crops in one call of a network.
+        batch_size: the largest number of crops in one call of a network.
         threads: that read, decode and crop.
         bad_limit: largest share of the images that may be damaged; they are left out and named.
     """

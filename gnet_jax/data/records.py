@@ -82,7 +82,8 @@ class BadRecords:
     def _message(self) -> str:
         if not self.allowed and len(self) == 1:
             return (
-                f"{next(iter(self))}; mend it, take it out of the data, or raise the bad limit "
+                f"{next(iter(self))}; mend it, take it out of the data, or raise the bad limit, "
+                "which is --data.bad-limit in training and --bad-limit of gnet evaluate "
                 f"(now {self._limit:.2%} of {self._of:,} images)"
             )
         lines = [

@@ -108,8 +108,13 @@ def _locked(work: Path) -> Generator[None, None, None]:
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise PrepareError(f"another process is writing {work}; wait for it") from error
+        except OSError as error:
+            raise PrepareError(
+                f"cannot lock {work / LOCK}: {error.strerror}; mount its file system with locks, "
+                "or write on one that has them, as every local disk"
+            ) from error
         for part in work.glob(f"*{UNFINISHED}"):
             part.unlink()
         yield

@@ -141,7 +141,11 @@ def _check_classes(models: Sequence[TrainedModel], source: Source) -> None:
         )
     # Other names may be other words for the same classes; the same in another order are not.
     if set(source.class_names) == set(first) and source.class_names != first:
-        raise EvaluationError("the data has the model's classes in another order; reorder them")
+        raise EvaluationError(
+            f"the data {_differ(source.class_names, first)} of the model: the same names in "
+            "another order, so right answers would count as wrong; number the data's as the model's"
+            " (those of a folder are numbered by their sorted names)"
+        )
 
 
 def _differ(names: Sequence[str], first: Sequence[str]) -> str:

@@ -51,6 +51,8 @@ def _draw_run(lines: Sequence[dict[str, float]], loss: Axes, top1: Axes) -> None
     for place, ((prefix, label, style), colour) in enumerate(zip(curves, colours, strict=True)):
         above = 3 - place / 10 if place < len(heads) else 3.5  # the main head's over the others'
         look = {"color": colour, "label": label, "ms": 3.5, "zorder": above}
+        if 0 < place < len(heads):  # wider, to be seen where it runs under the main head's
+            look |= {"lw": 3.5, "alpha": 0.6}
         for panel, kind in ((loss, "loss"), (top1, "top1")):
             points = [(x["step"], x[prefix + kind]) for x in lines if prefix + kind in x]
             if points:

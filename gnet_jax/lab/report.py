@@ -33,7 +33,7 @@ def write_report(workdir: Path, page: Path, figures: Path | None = None) -> list
     """
     if page.suffix in (".md", ".csv"):
         raise UserError(
-            f"{page} is to be a web page; name it .html, and {page.suffix} comes beside it"
+            f"--out is {page}; it must end in .html (.md and .csv are written beside it)"
         )
     sweep = read_sweep(workdir)
     rows = rows_of(sweep)

@@ -122,6 +122,6 @@ def out_of_memory(message: str, chip: Chip) -> OutOfMemoryError | None:
     needed = float(found[1]) * 1024 ** ("KMGT".index(found[2]) + 1)
     return OutOfMemoryError(
         f"the step needs {needed / 2**30:.1f} GiB a chip, and a {chip.name} has "
-        f"{chip.hbm_bytes / 2**30:.1f}",
+        f"{chip.hbm_bytes / 2**30:.1f}; use a smaller --batch, more chips, or --optim.accumulate",
         int(needed),
     )

@@ -81,7 +81,8 @@ def check_virtual_shards(batch_size: int, shards: int, devices: int, parts: int)
     """
     if devices & (devices - 1):
         raise ConfigError(
-            f"numerics canonical needs a power of two of devices, but there are {devices}"
+            f"numerics canonical needs a power of two of devices, but there are {devices}; show "
+            f"JAX {2 ** (devices.bit_length() - 1)} of them, or use --numerics fast"
         )
     if shards % (2 * devices):
         raise ConfigError(

@@ -220,6 +220,7 @@ class Checkpoints(SavedSteps):
         except OSError as error:
             raise ConfigError(
                 f"checkpoint {step} is damaged, and cannot be renamed to {aside}: {error.strerror}"
+                "; move it away, or make the folder writable"
             ) from error
 
     def _failed(self, error: Exception) -> None:

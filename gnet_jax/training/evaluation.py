@@ -61,7 +61,7 @@ class Evaluator:
         values = {f"val/{name}": total / count for name, total in sums.items()}
         if not math.isfinite(values["val/loss"]):
             raise TrainingError(
-                f"step {step}: the validation loss is {values['val/loss']}; {DIVERGED}. Nothing "
-                "since the newest checkpoint was saved"
+                f"step {step}: the validation loss is {values['val/loss']}; {DIVERGED}. What "
+                "was trained after the newest checkpoint is not saved"
             )
         return values | {"val/count": count}

@@ -69,7 +69,8 @@ def start(launch: Launch) -> None:
         ) from error
     except Exception as error:  # the network, a metadata server, a library of the cluster's
         raise HostsError(
-            f"{_who(launch, found)} could not join the others: {_first_line(error)}"
+            f"{_who(launch, found)} could not join the others: {_first_line(error)}; check that "
+            "every process runs and that --coordinator can be reached from here"
         ) from error
     finally:
         alarm.cancel()

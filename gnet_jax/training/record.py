@@ -56,7 +56,7 @@ def open_workdir(config: Config, fingerprints: dict[str, str]) -> Path:
             if first:
                 write_json(workdir / CONFIG_FILE, identity)
     except OSError as error:
-        raise ConfigError(f"cannot write to the workdir {workdir}: {error.strerror}") from error
+        raise _unwritable(workdir, error) from error
     return workdir
 
 
@@ -76,7 +76,9 @@ def _check_owner(workdir: Path, identity: dict[str, Any]) -> None:
         try:
             old = dict(json.loads(file.read_text()))
         except (ValueError, TypeError) as error:
-            raise ConfigError(f"{file} is damaged ({error}); use another workdir") from error
+            raise ConfigError(
+                f"{file} is damaged ({error}); bring it back from a copy, or use another --workdir"
+            ) from error
         changed = differences(old, identity)
         if [each.partition(":")[0] for each in changed] == ["data.fingerprint.order"]:
             raise ConfigError(
@@ -89,6 +91,13 @@ def _check_owner(workdir: Path, identity: dict[str, Any]) -> None:
                 f"{workdir} holds a run of another config ({'; '.join(changed)}); "
                 "use another --workdir, or the old values to go on with it"
             )
+
+
+def _unwritable(workdir: Path, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"cannot write to the workdir {workdir}: {error.strerror}; make it writable, or name "
+        "another --workdir"
+    )
 
 
 class BusyError(ConfigError):
@@ -107,7 +116,7 @@ def locked(workdir: Path) -> Iterator[None]:
     try:
         file = path.open("w")
     except OSError as error:
-        raise ConfigError(f"cannot write to the workdir {workdir}: {error.strerror}") from error
+        raise _unwritable(workdir, error) from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -149,7 +158,7 @@ def add_start(workdir: Path, step: int) -> None:
     try:
         write_starts(workdir, starts)
     except OSError as error:
-        raise ConfigError(f"cannot write to the workdir {workdir}: {error.strerror}") from error
+        raise _unwritable(workdir, error) from error
 
 
 def read_starts(workdir: Path) -> list[dict[str, Any]]:

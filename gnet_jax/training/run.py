@@ -155,9 +155,10 @@ def prepare(config: Config, pretrained: Pretrained | None = None) -> Run:
             raise DataError(f"{config.data.source} has no image to {what}; its split is empty")
     program = make_program(config, train.class_names, len(train), mesh, pretrained)
     if train.class_names != val.class_names:
-        odd = sorted(set(train.class_names) ^ set(val.class_names))
-        how = f"different classes: {', '.join(odd[:5])}" if odd else "their classes in other orders"
-        raise ConfigError(f"the splits of {config.data.source} name {how}")
+        raise ConfigError(
+            f"the splits of {config.data.source} must have the same classes in the same order, but "
+            f"{_odd_classes(train, val)}"
+        )
     seen = len(train) * config.epochs
     if config.batch_size > seen:
         raise ConfigError(
@@ -166,6 +167,14 @@ def prepare(config: Config, pretrained: Pretrained | None = None) -> Run:
         )
     parts = {field.name: getattr(program, field.name) for field in dataclasses.fields(program)}
     return Run(**parts, train=train, val=val)
+
+
+def _odd_classes(train: Source, val: Source) -> str:
+    for one, other in ((train, val), (val, train)):
+        odd = [name for name in one.class_names if name not in other.class_names]
+        if odd:
+            return f"{', '.join(odd[:5])} {'is' if len(odd) == 1 else 'are'} in {one.split} alone"
+    return f"their orders differ in {train.split} and {val.split}"
 
 
 def make_program(
@@ -184,8 +193,8 @@ def make_program(
     check_batches(config, mesh)
     if len(class_names) < 2:
         raise DataError(
-            f"{config.data.source} has {len(class_names)} class; there is nothing to tell "
-            "apart below 2"
+            f"{config.data.source} has {len(class_names)} class; there must be two or more to "
+            "tell apart"
         )
     model = model_of(config, len(class_names), pretrained)
     shapes = variable_shapes(model, config.data.image_size)
@@ -231,7 +240,10 @@ def model_of(config: Config, classes: int, pretrained: Pretrained | None = None)
     m = config.model
     wanted = classes if m.num_classes is None else m.num_classes
     if wanted < classes:
-        raise ConfigError(f"model.num_classes is {wanted}, but the data has {classes} classes")
+        raise ConfigError(
+            f"model.num_classes is {wanted}, but the data has {classes} classes; leave it out, or "
+            f"name {classes} or more"
+        )
     given: dict[str, Any] = {
         "aux_after": m.aux_after,
         "dropout": m.dropout,
@@ -254,8 +266,9 @@ def model_of(config: Config, classes: int, pretrained: Pretrained | None = None)
         for name in ("variant", "reduction_factor", "width_multiplier", "head", "stem"):
             if getattr(m, name) != getattr(default, name):
                 raise ConfigError(
-                    f"model.{name} is {getattr(m, name)}, but --init brings the network; "
-                    f"leave it at {getattr(default, name)}"
+                    f"model.{name} is {getattr(m, name)}, but --init brings the network; begin "
+                    f"with the recipe finetune_folder, or add --model.{name.replace('_', '-')} "
+                    f"{getattr(default, name)}"
                 )
         own = {name: value for name, value in given.items() if value is not None}
         arch = dataclasses.replace(pretrained.model.arch, num_classes=wanted, **own)

@@ -77,7 +77,8 @@ class SavedSteps:
             if expected.get(name) != found.get(name):
                 raise ConfigError(
                     f"checkpoint {step} in {self.folder} does not fit: {name} is "
-                    f"{found.get(name, 'absent')} there, {expected.get(name, 'absent')} here"
+                    f"{found.get(name, 'absent')} there, {expected.get(name, 'absent')} here; use "
+                    "the code that wrote it, or another --workdir"
                 )
         leaves, tree = jax.tree.flatten(abstract_state)
         placed = [

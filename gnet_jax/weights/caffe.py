@@ -234,12 +234,17 @@ def from_caffe(
             if module.endswith("/fc"):
                 channels = flat[f"params/{module.removesuffix('fc')}conv/conv/kernel"].shape[-1]
                 if kernel.shape[0] % channels or not _is_square(kernel.shape[0] // channels):
-                    raise WeightsError(f"{where}: layer {found} has {kernel.shape[0]} inputs")
+                    raise WeightsError(
+                        f"{where}: layer {found} has {kernel.shape[0]} inputs; they must be "
+                        f"{channels} channels of a square of places"
+                    )
                 kernel = rows_to_channels_last(kernel, channels)
         elif weights.ndim == 4:
             kernel = weights.transpose(2, 3, 1, 0)
         else:
-            raise WeightsError(f"{where}: layer {found} has a kernel of shape {weights.shape}")
+            raise WeightsError(
+                f"{where}: layer {found} has a kernel of shape {weights.shape}; it must have 4 axes"
+            )
         prefix = f"params/{module}" if dense else f"params/{module}/conv"
         flat[f"{prefix}/kernel"] = np.ascontiguousarray(kernel)
         flat[f"{prefix}/bias"] = bias.reshape(-1)

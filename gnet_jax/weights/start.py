@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from gnet_jax.config import Config, Preprocessing
+from gnet_jax.config import Config, ConfigError, Preprocessing
 from gnet_jax.training.finetune import Pretrained
 from gnet_jax.training.run import Run, prepare
 from gnet_jax.weights.folder import read_folder
@@ -25,6 +25,7 @@ def with_start(config: Config) -> tuple[Config, Pretrained | None]:
 
     Raises:
         WeightsError: as `read_folder`.
+        ConfigError: as `with_preprocessing`.
     """
     if config.init is None:
         return config, None
@@ -34,7 +35,19 @@ def with_start(config: Config) -> tuple[Config, Pretrained | None]:
 
 
 def with_preprocessing(config: Config, preprocessing: Preprocessing) -> Config:
-    """`config`, its images prepared as `preprocessing` says."""
+    """`config`, its images prepared as `preprocessing` says.
+
+    Raises:
+        ConfigError: if `config` asks for another preparation, which the weights do not know.
+    """
+    usual, asked = Preprocessing(), config.data
+    for field in dataclasses.fields(preprocessing):
+        name, value = field.name, getattr(asked, field.name)
+        if value not in (getattr(usual, name), getattr(preprocessing, name)):
+            raise ConfigError(
+                f"data.{name} is {value}, but the images are prepared as the weights of --init "
+                f"were trained, with {getattr(preprocessing, name)}; leave it out"
+            )
     own = {
         field.name: getattr(preprocessing, field.name)
         for field in dataclasses.fields(preprocessing)

@@ -107,7 +107,10 @@ def open_builder(name: str, data_dir: Path | None = None, **options: Any) -> Any
     try:
         return tfds.builder(name, data_dir=folder, **options)
     except tfds.core.DatasetNotFoundError as error:
-        raise DataError(f"tensorflow-datasets knows no data set named {name!r}") from error
+        raise DataError(
+            f"tensorflow-datasets knows no data set named {name!r}; "
+            "www.tensorflow.org/datasets/catalog lists them"
+        ) from error
     except (AssertionError, ValueError) as error:  # a version, or a name, that it cannot use
         reason = str(error).strip().partition("\n")[0]
         raise DataError(f"tensorflow-datasets cannot use the name {name!r}: {reason}") from error
