@@ -48,8 +48,9 @@ class Picture(NamedTuple):
 def expand(arguments: Iterable[str]) -> Iterator[Found]:
     """The images that `arguments` name, in their order, each read when it is asked for.
 
-    A folder gives every file in it and below it, sorted, hidden ones left out; whether a file is an
-    image is told by its content. "-" is standard input, http:// and https:// are fetched.
+    A folder gives every file in it and below it that has an image's suffix, sorted, hidden ones
+    left out; of what kind it is, its content tells. "-" is standard input, http:// and https:// are
+    fetched.
     """
     for argument in arguments:
         if argument == "-":

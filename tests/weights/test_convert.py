@@ -1,5 +1,6 @@
 """Conversion: every known kind is told by its content, everything else is refused."""
 
+import hashlib
 import json
 import os
 import pickle
@@ -12,7 +13,7 @@ from safetensors.numpy import save_file
 from gnet_jax.config import UserError
 from gnet_jax.model import GoogLeNet, architecture
 from gnet_jax.weights import WeightsError, read_folder, write_folder
-from gnet_jax.weights.convert import convert, imagenet_classes
+from gnet_jax.weights.convert import convert, imagenet_classes, read
 from gnet_jax.weights.export import export
 from gnet_jax.weights.tensor_file import write_tensors
 from gnet_jax.weights.torch_file import write_torch
@@ -52,6 +53,15 @@ def test_the_published_caffe_weights(tmp_path, caffemodel):
     assert folder.class_names[967] == "espresso"
     assert "license_name: unrestricted" in (tmp_path / "model/README.md").read_text("utf-8")
     assert_written(folder, tmp_path / "model")
+
+
+def test_the_published_file_is_known_by_its_sha1(tmp_path, monkeypatch):
+    file = tmp_path / "bvlc_googlenet.caffemodel"
+    file.write_bytes(caffemodel_bytes(random_layers()))
+    assert "license" not in read(file).source
+    sha1 = hashlib.sha1(file.read_bytes()).hexdigest()
+    monkeypatch.setattr("gnet_jax.weights.convert.CAFFE_SHA1", sha1)
+    assert read(file).source["license"] == "unrestricted"
 
 
 def test_a_torch_state_dict(tmp_path, state_dict):
