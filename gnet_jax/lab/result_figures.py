@@ -8,6 +8,7 @@ from typing import NamedTuple
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from gnet_jax.lab.diagnose_figures import gradient_figure, read_diagnostics
@@ -53,6 +54,7 @@ def cost_figure(rows: Sequence[Row], cost: str) -> Figure:
             xytext=(7, 6),
             textcoords="offset points",
             fontsize=9,
+            path_effects=[withStroke(linewidth=3, foreground="white")],  # lines may run below it
         )
     axes.set(xscale="log", xlabel=COSTS[cost], ylabel="validation top-1")
     axes.margins(x=0.18, y=0.15)
@@ -82,7 +84,9 @@ def curve_figure(rows: Sequence[Row], metric: str, label: str) -> Figure:
     axes.set(xlabel="step", ylabel=label)
     if metric.endswith("top1"):
         _percent(axes)
-    axes.legend(frameon=False, fontsize=9)
+    bands = "mean; the band is from the lowest seed to the highest"
+    title = bands if any(len(row.done) > 1 for row in rows) else None
+    axes.legend(frameon=False, fontsize=9, title=title, title_fontsize=8)
     return figure
 
 
