@@ -96,7 +96,7 @@ def run(config: Config | UserError, launch: Launch, arguments: Sequence[str]) ->
     from gnet_jax.data import order_fingerprint
     from gnet_jax.training.agreement import compare, identity, open_shared_workdir
     from gnet_jax.training.collectives import together
-    from gnet_jax.training.host_memory import keep_freed_memory
+    from gnet_jax.training.host_memory import call_in_this_thread
     from gnet_jax.training.hosts import EXIT_LOST, HostsError, ending_together, start
     from gnet_jax.training.loop import TrainingError, train
     from gnet_jax.training.sharding import use_compilation_cache
@@ -116,7 +116,7 @@ def run(config: Config | UserError, launch: Launch, arguments: Sequence[str]) ->
     try:
         start(launch)
         use_compilation_cache()
-        keep_freed_memory()
+        call_in_this_thread()
         first = jax.process_index() == 0
         with ending_together(TrainingError):
             ready, fingerprints = together(prepared)

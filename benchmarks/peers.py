@@ -43,7 +43,7 @@ from side_by_side import Peer, Timer, in_turns, keep, machine, show, timer
 from gnet_jax.config import LossConfig, OptimConfig, Preprocessing
 from gnet_jax.data import Labels
 from gnet_jax.model import GoogLeNet, architecture, init_variables, ops, strip_aux
-from gnet_jax.training.host_memory import keep_freed_memory
+from gnet_jax.training.host_memory import call_in_this_thread, keep_freed_memory
 from gnet_jax.training.optimizer import make_optimizer
 from gnet_jax.training.sharding import xla_options
 from gnet_jax.training.step import create_state, train_step
@@ -104,6 +104,7 @@ def main() -> None:
     """Time everything in turns, and print and keep the medians."""
     a = arguments()
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the peer is on the device too
+    call_in_this_thread()
     kept = keep_freed_memory()  # as train.py and `gnet predict` do
     platform = jax.default_backend()
     on_cpu = platform == "cpu"

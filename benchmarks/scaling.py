@@ -16,7 +16,7 @@ from side_by_side import Timer, in_turns, keep, machine, show
 
 from gnet_jax.lab.ledger import network_ledger
 from gnet_jax.model import GoogLeNet, architecture, init_variables
-from gnet_jax.training.host_memory import keep_freed_memory
+from gnet_jax.training.host_memory import call_in_this_thread, keep_freed_memory
 from gnet_jax.training.sharding import xla_options
 
 
@@ -41,6 +41,7 @@ def cases(a: argparse.Namespace) -> list[Case]:
 def main() -> None:
     """Time every point in turns, and print, keep and draw the medians."""
     a = arguments()
+    call_in_this_thread()
     keep_freed_memory()
     timers: dict[str, Timer] = {}
     costs: dict[Case, Any] = {}

@@ -54,11 +54,11 @@ def ablate(arguments: Sequence[str]) -> int:
     from gnet_jax.lab.results import failures, rows_of
     from gnet_jax.lab.results_table import LEGEND, results_table
     from gnet_jax.lab.sweep import cells_of, open_sweep, read_sweep, share_of
-    from gnet_jax.training.host_memory import keep_freed_memory
+    from gnet_jax.training.host_memory import call_in_this_thread
     from gnet_jax.training.sharding import use_compilation_cache
 
     use_compilation_cache()
-    keep_freed_memory()
+    call_in_this_thread()
     open_sweep(workdir, configs, own.seeds, text)
     cells = cells_of(configs, own.seeds, workdir)
     if shards > 1:

@@ -40,7 +40,7 @@ def predict(
     """
     from gnet_jax.inference.images import pictures
     from gnet_jax.inference.predict import Predictor, predictions, render, render_error
-    from gnet_jax.training.host_memory import keep_freed_memory
+    from gnet_jax.training.host_memory import call_in_this_thread, keep_freed_memory
     from gnet_jax.weights.convert import read
 
     if not images:
@@ -49,6 +49,7 @@ def predict(
         raise UserError(f"--top is {top}; it must be at least 1")
     if cam is not None:
         check_picture(cam, PHOTOS)
+    call_in_this_thread()
     keep_freed_memory()
     trained = read(model)
     draw = None if cam is None else _map_writer(trained, cam)
@@ -118,12 +119,13 @@ def evaluate(
     from gnet_jax.data import open_source
     from gnet_jax.inference.evaluate import evaluate as evaluate_models
     from gnet_jax.inference.paper import evaluate_grid, paper_table
-    from gnet_jax.training.host_memory import keep_freed_memory
+    from gnet_jax.training.host_memory import call_in_this_thread, keep_freed_memory
     from gnet_jax.weights.convert import read
 
     if json and table:
         raise UserError("--json and --table exclude each other; choose one")
     source = open_source(data, split)
+    call_in_this_thread()
     keep_freed_memory()
     trained = [read(model) for model in models]
     options = {"batch_size": batch_size, "threads": threads, "bad_limit": bad_limit}

@@ -5,16 +5,13 @@ A run that fails is written down as failed, and the next one begins.
 
 import contextlib
 import dataclasses
-import os
 import statistics
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from gnet_jax.config import Config, ConfigError, UserError
+from gnet_jax.config import Config, UserError
 from gnet_jax.data import order_fingerprint
 from gnet_jax.lab.heads import HeadEvaluator
 from gnet_jax.lab.ledger import network_ledger
@@ -22,8 +19,9 @@ from gnet_jax.lab.sweep import Cell
 from gnet_jax.training.checkpoint import Checkpoints
 from gnet_jax.training.compiled_steps import CompiledSteps
 from gnet_jax.training.loop import train
+from gnet_jax.training.memory import check_memory, step_memory
 from gnet_jax.training.record import BusyError, MetricsFile, open_workdir
-from gnet_jax.training.run import Run, model_of
+from gnet_jax.training.run import model_of
 from gnet_jax.weights.start import prepare_run
 
 LOG_FILE = "log.txt"
@@ -66,7 +64,7 @@ class Bench:
         with (workdir / LOG_FILE).open("a") as log, contextlib.redirect_stdout(log):
             print("compiling the training step, if it is not yet compiled ...", flush=True)
             memory = step_memory(self._compiled.train_step(run))
-            check_memory(memory, run)
+            check_memory(memory, own.batch_size, run.mesh)
             ended = train(run, workdir, self._compiled)
         if ended.signal is not None:
             raise StoppedError(ended.signal, cell)
@@ -135,32 +133,6 @@ def relative_cost(config: Config) -> float:
         return network_ledger(model, config.data.image_size).macs_with_aux * config.epochs
     except UserError:  # it will fail, and be reported, in its turn
         return 0.0
-
-
-def step_memory(step: jax.stages.Compiled) -> int | None:
-    """Bytes that a device needs for one training step, by XLA's plan; None where it has none."""
-    plan: Any = step.memory_analysis()
-    if plan is None:
-        return None
-    held = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
-    return held + plan.temp_size_in_bytes
-
-
-def check_memory(needed: int | None, run: Run) -> None:
-    """Refuse a step that does not fit: a process that dies of it would end the whole sweep.
-
-    Raises:
-        ConfigError: naming what the step needs and what there is.
-    """
-    device = run.mesh.devices.flat[0]
-    there = (device.memory_stats() or {}).get("bytes_limit")
-    if device.platform == "cpu":  # virtual devices share the machine's memory
-        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // run.mesh.size
-    if needed is not None and there is not None and needed > there:
-        raise ConfigError(
-            f"a step of batch_size {run.config.batch_size} needs {needed / 2**30:.1f} GiB on each "
-            f"device, which has {there / 2**30:.1f}; use a smaller batch_size"
-        )
 
 
 def images_per_sec(workdir: Path) -> float:

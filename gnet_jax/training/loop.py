@@ -20,7 +20,9 @@ from gnet_jax.training.evaluation import Evaluator
 from gnet_jax.training.feed import training_batches
 from gnet_jax.training.goodput import Stopwatch
 from gnet_jax.training.guard import DeadHeadGuard, TrainingError, patience_of
+from gnet_jax.training.host_memory import keep_freed_memory
 from gnet_jax.training.hosts import ending_together
+from gnet_jax.training.memory import check_memory, step_memory
 from gnet_jax.training.record import add_start, locked
 from gnet_jax.training.report import Meter, Reporter, duration
 from gnet_jax.training.run import Run
@@ -178,6 +180,9 @@ class _Loop:
         with self.reporter.watch.spent("compiling"):
             step_fn = self.compiled.train_step(self.run)
         self.reporter.say(f"compiled in {duration(time.perf_counter() - began)}")
+        needed = step_memory(step_fn)
+        together(lambda: check_memory(needed, self.run.config.batch_size, self.run.mesh))
+        keep_freed_memory(needed)
         return step_fn
 
     def _evaluation_due(self, step: int) -> bool:

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from gnet_jax.cli import main
-from gnet_jax.config import ConfigError
 from gnet_jax.lab import ablate
 from gnet_jax.lab.results import rows_of
 from gnet_jax.lab.sweep import cells_of, folder_of, read_sweep
@@ -101,15 +100,6 @@ def test_a_run_that_another_process_has_is_left_to_it(swept, tmp_path):
         ablate.run_cells([cell], said.append)
     assert "left to another process" in said[-1]
     assert cell.result is None
-
-
-def test_memory_that_there_is_not_is_refused_with_both_figures(swept):
-    cells, _, _ = swept
-    run = three_blocks(cells[0].config)
-    ablate.check_memory(None, run)
-    ablate.check_memory(2**20, run)
-    with pytest.raises(ConfigError, match=r"needs 1048576\.0 GiB on each device, which has "):
-        ablate.check_memory(2**50, run)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ CODE = f"""
 import ctypes, resource, statistics
 ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # no huge pages: 32 of them would do
 import jax, jax.numpy as jnp
-from gnet_jax.training.host_memory import keep_freed_memory
+from gnet_jax.training.host_memory import call_in_this_thread, keep_freed_memory
+call_in_this_thread()
 kept = KEEP
 x = jnp.ones(({SIDE}, 8))
 run = jax.jit(lambda x: jnp.sin(x @ x.T) @ x)
@@ -53,6 +54,13 @@ def test_a_program_finds_the_memory_of_its_last_call_again():
     _, many = pages("None")
     assert many > TEMPORARY / os.sysconf("SC_PAGE_SIZE")  # what would be paid without
     assert few < many / 50
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="malloc is glibc's on Linux alone")
+def test_what_would_not_fit_twice_is_given_back_as_usual():
+    kept, many = pages("keep_freed_memory() and keep_freed_memory(2**50)")
+    assert kept == "False"
+    assert many > TEMPORARY / os.sysconf("SC_PAGE_SIZE")
 
 
 def test_an_environment_that_sets_malloc_up_has_the_last_word():

@@ -1,0 +1,36 @@
+import os
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from gnet_jax.config import ConfigError
+from gnet_jax.training import memory
+from gnet_jax.training.memory import check_memory, machine_memory, step_memory
+from gnet_jax.training.sharding import data_mesh
+
+WHOLE = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def test_a_program_needs_its_arguments_results_and_temporaries():
+    x = jnp.ones((512, 512))
+    needed = step_memory(jax.jit(lambda x: jnp.sin(x @ x) @ x).lower(x).compile())
+    assert needed is not None
+    assert needed >= 3 * x.nbytes
+
+
+def test_the_limit_of_a_container_counts(tmp_path, monkeypatch):
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(memory, "LIMITS", (limit, tmp_path / "absent"))
+    assert machine_memory() == WHOLE
+    for text, expected in (("max\n", WHOLE), ("1000000\n", 10**6), (f"{2**63}\n", WHOLE)):
+        limit.write_text(text)
+        assert machine_memory() == expected
+
+
+def test_memory_that_there_is_not_is_refused_with_both_figures():
+    mesh = data_mesh()
+    check_memory(None, 32, mesh)
+    check_memory(2**20, 32, mesh)
+    with pytest.raises(ConfigError, match=r"batch_size 32 needs 1048576\.0 GiB on each device, .*"):
+        check_memory(2**50, 32, mesh)
