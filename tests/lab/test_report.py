@@ -125,5 +125,5 @@ def test_every_finished_run_is_a_line_of_the_csv(page):
 @pytest.mark.parametrize("name", ["r.md", "r.csv"])
 def test_a_page_of_another_name_is_refused(page, tmp_path, name, capsys):
     assert main(["report", str(page.parent), "--out", str(tmp_path / name)]) == 2
-    assert "name it .html" in capsys.readouterr().err
+    assert "it must end in .html" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
