@@ -22,8 +22,8 @@ ROOT = Path(__file__).parents[1]
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "recipe nowhere, neither a file nor in configs/; there are cifar10, digits"),
-        (["digit"], "recipe digit, neither a file nor in configs/; did you mean digits?"),
+        (["nowhere"], "there is no recipe nowhere, neither a file nor in configs/; there are cifar10"),
+        (["digit"], "there is no recipe digit, neither a file nor in configs/; did you mean"),
         (["--workdir", "/proc/no/run"], "cannot write to the workdir /proc/no/run"),
         (["--batch-size", "30"], "batch_size 30 does not divide over 8 devices; use 24 or 32"),
         (["--batch-size", "100000"], "batch_size is 100,000, more than the 17,244 images of all"),
