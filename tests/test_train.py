@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "there is no recipe nowhere, neither a file nor in configs/; there are cifar10"),
+        (["nowhere"], "there is no recipe nowhere, neither a file nor in configs/; there are"),
         (["digit"], "there is no recipe digit, neither a file nor in configs/; did you mean"),
         (["--workdir", "/proc/no/run"], "cannot write to the workdir /proc/no/run"),
         (["--batch-size", "30"], "batch_size 30 does not divide over 8 devices; use 24 or 32"),
