@@ -33,7 +33,7 @@ from gnet_jax.config import Config, ConfigError, UserError, check
 from gnet_jax.config.command import parse_command, parse_launch
 from gnet_jax.config.launch import Launch
 from gnet_jax.training.cluster import joins
-from gnet_jax.training.supervise import ACKNOWLEDGE, Supervisor
+from gnet_jax.training.supervise import ACKNOWLEDGE, Supervisor, end_with_supervisor
 
 if TYPE_CHECKING:
     from gnet_jax.training.loop import Result
@@ -79,6 +79,7 @@ def main(arguments: Sequence[str]) -> int:
             again = [sys.executable, *sys.orig_argv[1:]]
             checkpoints = Path(config.workdir).expanduser() / "checkpoints"
             return Supervisor(again, checkpoints, launch).run()
+        end_with_supervisor()
         return run(config, launch, arguments)
     except UserError as error:
         print(f"train.py: error: {error}", file=sys.stderr)

@@ -22,6 +22,7 @@ from gnet_jax.config.launch import Launch
         ),
         (["--start-timeout", "0"], "--start-timeout is 0; it must be at least 1"),
         (["--restart-delay", "-1"], "--restart-delay is -1.0; it must be at least 0"),
+        (["--restart-delay", "nan"], "--restart-delay is nan; it must be at least 0, and finite"),
         (["--supervise", "--epochs", "0"], "epochs is 0.0; it must be above 0"),
     ],
 )

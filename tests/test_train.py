@@ -24,6 +24,8 @@ ROOT = Path(__file__).parents[1]
     [
         (["nowhere"], "there is no recipe nowhere, neither a file nor in configs/; there are"),
         (["digit"], "there is no recipe digit, neither a file nor in configs/; did you mean"),
+        (["--epochs", "1e12"], "epochs is 1e+12, which are 44,906,250,000,000 steps; they must be"),
+        (["--model.reduction-factor", "1e9"], "the network's parameters take "),
         (["--workdir", "/proc/no/run"], "cannot write to the workdir /proc/no/run"),
         (["--batch-size", "30"], "batch_size 30 does not divide over 8 devices; use 24 or 32"),
         (["--batch-size", "100000"], "batch_size is 100,000, more than the 17,244 images of all"),

@@ -116,4 +116,4 @@ def _refuse(limits: Iterable[tuple[str, Any, bool, str]]) -> None:
         if not all(math.isfinite(part) for part in parts if isinstance(part, float)):
             raise ConfigError(f"{name} is {value}; it must be finite")
         if not holds:
-            raise ConfigError(f"{name} is {value}; it must be {limit}")
+            raise ConfigError(f"{name} is {value if value != '' else repr('')}; it must be {limit}")

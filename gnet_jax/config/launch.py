@@ -1,6 +1,7 @@
 """How a run is started: over how many processes, and whether it is started again after a crash."""
 
 import dataclasses
+import math
 from typing import Literal
 
 from gnet_jax.config.fields import ConfigError
@@ -60,5 +61,7 @@ def check_launch(launch: Launch) -> None:
         raise ConfigError(f"--process-id is {process}; it must be {limit}")
     if launch.start_timeout < 1:
         raise ConfigError(f"--start-timeout is {launch.start_timeout}; it must be at least 1")
-    if launch.restart_delay < 0:
-        raise ConfigError(f"--restart-delay is {launch.restart_delay}; it must be at least 0")
+    if not 0 <= launch.restart_delay < math.inf:
+        raise ConfigError(
+            f"--restart-delay is {launch.restart_delay}; it must be at least 0, and finite"
+        )

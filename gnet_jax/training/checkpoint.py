@@ -156,6 +156,7 @@ class Checkpoints(SavedSteps):
             self._failed(error)
         else:
             self.problem = None
+            self.watch.committed = self._begun
             self._remember(self._begun)
 
     def _remember(self, step: int) -> None:

@@ -28,6 +28,7 @@ class Stopwatch:
         self._began = time.perf_counter()
         self._spent = dict.fromkeys(KINDS, 0.0)
         self._saves: dict[int, float] = {}
+        self.committed = 0  # the newest checkpoint that this start has brought to disk
 
     @contextlib.contextmanager
     def spent(self, kind: str) -> Iterator[None]:
@@ -49,6 +50,7 @@ class Stopwatch:
         saves = sorted(self._saves.items())[-_KEPT_SAVES:]
         return {
             "reached": step,
+            "newest_checkpoint": self.committed,
             "seconds": {kind: round(seconds[kind], 6) for kind in KINDS},
             "seconds_at_save": {str(step): round(at, 6) for step, at in saves},
         }

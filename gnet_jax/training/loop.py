@@ -23,7 +23,7 @@ from gnet_jax.training.guard import DeadHeadGuard, TrainingError, patience_of
 from gnet_jax.training.host_memory import keep_freed_memory
 from gnet_jax.training.hosts import ending_together
 from gnet_jax.training.memory import check_memory, step_memory
-from gnet_jax.training.record import add_start, locked
+from gnet_jax.training.record import add_start, check_not_lost, locked
 from gnet_jax.training.report import Meter, Reporter, duration
 from gnet_jax.training.run import Run
 from gnet_jax.training.sharding import put_batches
@@ -69,6 +69,8 @@ def train(run: Run, workdir: Path, compiled: CompiledSteps | None = None) -> Res
         with watch.spent("starting"):
             found = checkpoints.restore_newest(run.abstract_state())
             start, state = (0, run.initial_state()) if found is None else found
+        if found is None:
+            together(lambda: check_not_lost(workdir) if main else None)
         together(lambda: add_start(workdir, start) if main else None)
         reporter = Reporter(
             workdir, start_step=start, total_steps=run.total_steps, enabled=main, watch=watch
@@ -179,9 +181,9 @@ class _Loop:
         began = time.perf_counter()
         with self.reporter.watch.spent("compiling"):
             step_fn = self.compiled.train_step(self.run)
-        self.reporter.say(f"compiled in {duration(time.perf_counter() - began)}")
         needed = step_memory(step_fn)
         together(lambda: check_memory(needed, self.run.config.batch_size, self.run.mesh))
+        self.reporter.say(f"compiled in {duration(time.perf_counter() - began)}")
         keep_freed_memory(needed)
         return step_fn
 

@@ -43,7 +43,7 @@ def check_memory(needed: int | None, batch_size: int, mesh: Mesh) -> None:
     Raises:
         ConfigError: naming what the step needs and what there is.
     """
-    device = mesh.devices.flat[0]
+    device = mesh.local_devices[0]  # of another host's no figure is to be had
     there = (device.memory_stats() or {}).get("bytes_limit")
     if device.platform == "cpu":  # virtual devices share the machine's memory
         there = machine_memory() // len(mesh.local_devices)

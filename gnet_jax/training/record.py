@@ -55,6 +55,7 @@ def open_workdir(config: Config, fingerprints: dict[str, str]) -> Path:
             _check_owner(workdir, identity)
             if first:
                 write_json(workdir / CONFIG_FILE, identity)
+                (workdir / "checkpoints").mkdir(exist_ok=True)
     except OSError as error:
         raise _unwritable(workdir, error) from error
     return workdir
@@ -74,7 +75,9 @@ def _check_owner(workdir: Path, identity: dict[str, Any]) -> None:
         )
     if file.is_file():
         try:
-            old = dict(json.loads(file.read_text()))
+            old = json.loads(file.read_text())
+            if not isinstance(old, dict):
+                raise TypeError(f"it holds a {type(old).__name__}")
         except (ValueError, TypeError) as error:
             raise ConfigError(
                 f"{file} is damaged ({error}); bring it back from a copy, or use another --workdir"
@@ -85,6 +88,15 @@ def _check_owner(workdir: Path, identity: dict[str, Any]) -> None:
                 f"the data would come in another order than {workdir} was trained in ({changed[0]})"
                 f": this Grain or NumPy shuffles otherwise; install the versions in {RECORD_FILE} "
                 "to go on, or use another --workdir"
+            )
+        fingerprints = {f"data.fingerprint.{split}": split for split in ("train", "val")}
+        names = [each.partition(":")[0] for each in changed]
+        if names and all(name in fingerprints for name in names):
+            splits = " and ".join(fingerprints[name] for name in names)
+            raise ConfigError(
+                f"the data have changed since {workdir} was trained on them ({splits} split: images"
+                " were added, removed, renamed or labelled otherwise); bring them back, or use "
+                "another --workdir"
             )
         if changed:
             raise ConfigError(
@@ -171,6 +183,20 @@ def read_starts(workdir: Path) -> list[dict[str, Any]]:
     except (ValueError, TypeError, KeyError):  # no reason to hold up the run: put it aside
         file.replace(file.with_suffix(".damaged"))
         return []
+
+
+def check_not_lost(workdir: Path) -> None:
+    """Refuse to begin anew where earlier starts have saved: their checkpoints are missing.
+
+    Raises:
+        ConfigError: naming the newest step that was saved.
+    """
+    newest = max((start.get("newest_checkpoint", 0) for start in read_starts(workdir)), default=0)
+    if newest:
+        raise ConfigError(
+            f"this run has saved step {newest}, but {workdir / 'checkpoints'} holds no checkpoint; "
+            "mount it, or bring it back from a copy, or begin anew in another --workdir"
+        )
 
 
 def write_starts(workdir: Path, starts: list[dict[str, Any]]) -> None:

@@ -23,6 +23,7 @@ from gnet_jax.training.canonical import check_virtual_shards
 from gnet_jax.training.diagnose import diagnose
 from gnet_jax.training.feed import augmentation
 from gnet_jax.training.finetune import Pretrained, Takeover, check_patterns, compare, take_over
+from gnet_jax.training.memory import machine_memory
 from gnet_jax.training.optimizer import Optimizer, make_optimizer
 from gnet_jax.training.sharding import (
     AXIS,
@@ -203,6 +204,18 @@ def make_program(
     loaded = frozenset(() if takeover is None else takeover.loaded)
     steps_per_epoch = images / config.batch_size
     total_steps = max(1, round(config.epochs * steps_per_epoch))
+    if total_steps >= 2**31:
+        raise ConfigError(
+            f"epochs is {config.epochs:g}, which are {total_steps:,} steps; they must be fewer "
+            f"than {2**31:,}"
+        )
+    params = sum(4 * math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"]))
+    if params > machine_memory():
+        raise ConfigError(
+            f"the network's parameters take {params / 2**30:,.1f} GiB, and this machine has "
+            f"{machine_memory() / 2**30:,.1f}; use a smaller model.width_multiplier, "
+            "model.reduction_factor or model.num_classes"
+        )
     return Program(
         config=config,
         model=model,
@@ -221,12 +234,12 @@ def check_batches(config: Config, mesh: Mesh) -> None:
     Raises:
         ConfigError: naming the batch, the devices and the nearest batches that work.
     """
-    check_batch_size("batch_size", config.batch_size, mesh, config.optim.accumulate)
-    if config.augment.mixup:
-        check_pairs(config.batch_size, mesh, config.optim.accumulate)
     if config.numerics == "canonical":
         parts = math.lcm(config.optim.accumulate, 2 if config.augment.mixup else 1)
         check_virtual_shards(config.batch_size, config.virtual_shards, mesh.size, parts)
+    check_batch_size("batch_size", config.batch_size, mesh, config.optim.accumulate)
+    if config.augment.mixup:
+        check_pairs(config.batch_size, mesh, config.optim.accumulate)
     if config.eval_batch_size is not None:
         check_batch_size("eval_batch_size", config.eval_batch_size, mesh)
 

@@ -1,5 +1,6 @@
 """A run that is started again after a crash; nothing here touches a device or imports JAX."""
 
+import ctypes
 import json
 import os
 import select
@@ -15,6 +16,7 @@ from gnet_jax.config.launch import Launch
 
 ACKNOWLEDGE = "GNET_JAX_ACKNOWLEDGE"  # names the pipe in which the run tells of a signal
 RESTART = "GNET_JAX_RESTART"  # why the run was started again, as JSON, for its record
+PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STOPPED = tuple(128 + number for number in SIGNALS)  # exit codes of a run that saved and stopped
 CRASHES = 3  # in a row, without a newer checkpoint, after which a restart would change nothing
@@ -118,6 +120,15 @@ class Supervisor:
 
     def _say(self, text: str) -> None:
         print(f"train.py: supervisor: {text}", file=sys.stderr, flush=True)
+
+
+def end_with_supervisor() -> None:
+    """Let the kernel send this process SIGTERM when its supervisor dies, were it by SIGKILL.
+
+    Without one it would train on, hold its devices, and keep the workdir from the next start.
+    """
+    if ACKNOWLEDGE in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def newest_step(checkpoints: Path) -> int:

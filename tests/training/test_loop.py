@@ -3,6 +3,7 @@ import dataclasses
 import itertools
 import json
 import os
+import shutil
 import signal
 from functools import partial
 
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gnet_jax.config import OptimConfig
+from gnet_jax.config import ConfigError, OptimConfig
 from gnet_jax.data import DataError, Example, batch_indices
 from gnet_jax.training.checkpoint import Checkpoints, digest
 from gnet_jax.training.loop import TrainingError, train
@@ -130,6 +131,16 @@ def test_a_finished_run_does_nothing_again(finished, capsys):
     again = train(run, workdir)
     assert (again.step, again.best, again.val) == (9, result.best, {})
     assert capsys.readouterr().out == ""
+
+
+def test_a_run_whose_checkpoints_are_missing_does_not_begin_anew(finished, tmp_path):
+    run, workdir, _ = finished
+    shutil.copytree(workdir, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    metrics = (tmp_path / "run" / "metrics.jsonl").read_text()
+    with pytest.raises(ConfigError, match=r"has saved step 9, but .*/checkpoints holds no check"):
+        train(run, tmp_path / "run")
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == metrics
 
 
 def test_signal_handlers_are_put_back(finished):

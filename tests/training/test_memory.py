@@ -1,7 +1,9 @@
 import os
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from gnet_jax.config import ConfigError
@@ -26,6 +28,17 @@ def test_the_limit_of_a_container_counts(tmp_path, monkeypatch):
     for text, expected in (("max\n", WHOLE), ("1000000\n", 10**6), (f"{2**63}\n", WHOLE)):
         limit.write_text(text)
         assert machine_memory() == expected
+
+
+def test_only_devices_of_this_host_are_asked():
+    """JAX knows nothing of the memory of another host's."""
+    foreign, own = mock.Mock(), mock.Mock(platform="gpu")
+    foreign.memory_stats.side_effect = RuntimeError("only supported for addressable devices")
+    own.memory_stats.return_value = {"bytes_limit": 2**30}
+    mesh = mock.Mock(devices=np.array([foreign, own]), local_devices=[own])
+    check_memory(2**30, 32, mesh)
+    with pytest.raises(ConfigError, match=r"needs 2.0 GiB on each device, which has 1.0; use"):
+        check_memory(2**31, 32, mesh)
 
 
 def test_memory_that_there_is_not_is_refused_with_both_figures():

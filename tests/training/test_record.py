@@ -29,7 +29,7 @@ def test_a_workdir_refuses_another_config_or_other_data(tmp_path):
         ConfigError, match=r"another config \(batch_size: 32 there, 64 now; seed: 0"
     ):
         open_workdir(dataclasses.replace(config, seed=1, batch_size=64), PRINTS)
-    with pytest.raises(ConfigError, match=r"data.fingerprint.train: aa there, cc now"):
+    with pytest.raises(ConfigError, match=r"the data have changed since .* \(train split"):
         open_workdir(config, PRINTS | {"train": "cc"})
 
 
@@ -110,6 +110,26 @@ def test_a_file_system_without_locks_is_one_sentence(tmp_path, monkeypatch, numb
     refused = pytest.raises(ConfigError, match=f"cannot lock .*/lock: {os.strerror(number)}; mount")
     with refused, locked(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("text", ["[]", "3", '{"seed": '])
+def test_a_config_that_is_no_longer_one_is_damaged(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"config\.json is damaged \(.*\); bring it back"):
+        open_workdir(Config(workdir=str(tmp_path)), PRINTS)
+
+
+def test_data_that_changed_are_told_as_such(tmp_path):
+    config = Config(workdir=str(tmp_path))
+    open_workdir(config, PRINTS)
+    with pytest.raises(ConfigError, match=r"the data have changed since .* \(val split: images"):
+        open_workdir(config, PRINTS | {"val": "other"})
+
+
+def test_checkpoints_that_are_no_folder_are_refused_before_anything_is_trained(tmp_path):
+    (tmp_path / "checkpoints").symlink_to(tmp_path / "not" / "mounted")
+    with pytest.raises(ConfigError, match="cannot write to the workdir .*: File exists"):
+        open_workdir(Config(workdir=str(tmp_path)), PRINTS)
 
 
 def test_a_damaged_record_is_put_aside(tmp_path):

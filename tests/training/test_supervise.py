@@ -7,12 +7,14 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from gnet_jax.config.launch import Launch
 from gnet_jax.training.supervise import ACKNOWLEDGE, RESTART, Supervisor, newest_step
 
+ROOT = Path(__file__).parents[2]
 # Ends with the next code of the list, after saving the step beside it; notes why it was started.
 SCRIPT = """
 import json, os, pathlib, sys
@@ -34,6 +36,38 @@ def supervise(folder, plan, **launch):
     launch = Launch(supervise=True, restart_delay=0.0, **launch)
     code = Supervisor(command, folder, launch).run()
     return code, [json.loads(line) for line in (folder / "starts").read_text().splitlines()]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's end")
+def test_a_run_is_told_to_stop_when_its_supervisor_is_killed(tmp_path):
+    child = (
+        "import os, pathlib, signal, sys, time\n"
+        "from gnet_jax.training.supervise import end_with_supervisor\n"
+        "end_with_supervisor()\n"
+        "folder = pathlib.Path(sys.argv[1])\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit((folder / 'stopped').touch()))\n"
+        "(folder / 'pid').write_text(str(os.getpid()))\n"
+        "time.sleep(60)\n"
+    )
+    parent = (
+        "import pathlib, sys\n"
+        "from gnet_jax.config.launch import Launch\n"
+        "from gnet_jax.training.supervise import Supervisor\n"
+        f"command = [sys.executable, '-c', {child!r}, sys.argv[1]]\n"
+        "Supervisor(command, pathlib.Path(sys.argv[1]), Launch(supervise=True)).run()\n"
+    )
+    supervisor = subprocess.Popen([sys.executable, "-c", parent, str(tmp_path)], cwd=ROOT)
+    wait_until((tmp_path / "pid").exists)
+    supervisor.kill()
+    supervisor.wait()
+    wait_until((tmp_path / "stopped").exists)
+
+
+def wait_until(holds, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_a_crash_is_followed_by_a_restart_that_is_told_why(tmp_path, capfd):
