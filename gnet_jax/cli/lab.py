@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, UseCounterAction, arg
 
 from gnet_jax.cli.output import console, leave_at_once
 from gnet_jax.config import Config, UserError
@@ -28,7 +28,8 @@ class Ablate(Config):
     shard: str = "0/1"
     """i/n runs the i-th of n shares (from 0) of the sweep: shards on one workdir, at the same time
     or not, together run all of it, and nothing twice."""
-    retry_failed: bool = False
+    # Counted, for where a sweep is given too, a flag takes a value: --augment.flip False.
+    retry_failed: UseCounterAction[int] = 0
     """Begin runs that have failed again; otherwise their failure stays in the table."""
 
 
@@ -67,7 +68,7 @@ def ablate(arguments: Sequence[str]) -> int:
         cells = [cells[place] for place in mine]
     print(f"{len(cells)} runs of {len(configs)} configs and {own.seeds} seeds, in {workdir}")
     try:
-        run_cells(cells, lambda line: print(line, flush=True), retry_failed=own.retry_failed)
+        run_cells(cells, lambda line: print(line, flush=True), retry_failed=bool(own.retry_failed))
     except StoppedError as error:
         print(_stopped(error.number, arguments))
         return 128 + error.number

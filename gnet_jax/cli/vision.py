@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # imported where they are used, so that --help and a typo ans
 
     from gnet_jax.inference.evaluate import Evaluation
     from gnet_jax.inference.predict import TrainedModel
+    from gnet_jax.weights import ModelFolder
 
 
 def predict(
@@ -39,8 +40,13 @@ def predict(
         top: how many classes.
     """
     from gnet_jax.inference.images import pictures
-    from gnet_jax.inference.predict import Predictor, predictions, render, render_error
-    from gnet_jax.training.host_memory import call_in_this_thread, keep_freed_memory
+    from gnet_jax.inference.predict import (
+        Predictor,
+        predictions,
+        render,
+        render_error,
+        say_compiling,
+    )
     from gnet_jax.weights.convert import read
 
     if not images:
@@ -49,9 +55,10 @@ def predict(
         raise UserError(f"--top is {top}; it must be at least 1")
     if cam is not None:
         check_picture(cam, PHOTOS)
-    call_in_this_thread()
-    keep_freed_memory()
+    _use_device()
     trained = read(model)
+    _say_which_steps([model], [trained])
+    say_compiling()
     draw = None if cam is None else _map_writer(trained, cam)
     out, errors, seen, failed = console(), Console(stderr=True), 0, 0
     for name, picture, found in predictions(Predictor(trained), pictures(images), top):
@@ -119,15 +126,14 @@ def evaluate(
     from gnet_jax.data import open_source
     from gnet_jax.inference.evaluate import evaluate as evaluate_models
     from gnet_jax.inference.paper import evaluate_grid, paper_table
-    from gnet_jax.training.host_memory import call_in_this_thread, keep_freed_memory
     from gnet_jax.weights.convert import read
 
     if json and table:
         raise UserError("--json and --table exclude each other; choose one")
     source = open_source(data, split)
-    call_in_this_thread()
-    keep_freed_memory()
+    _use_device()
     trained = [read(model) for model in models]
+    _say_which_steps(models, trained)
     options = {"batch_size": batch_size, "threads": threads, "bad_limit": bad_limit}
     if table:
         grid = evaluate_grid(trained, source, **options)
@@ -165,13 +171,17 @@ def inspect(
         class_index: of the class that the heads are asked for; None is the likeliest.
     """
     from gnet_jax.inference.images import pictures
+    from gnet_jax.inference.predict import say_compiling
     from gnet_jax.lab.inside import draw_inside
     from gnet_jax.weights.convert import read
 
+    _use_device()
     trained = read(model)
     name, picture = next(pictures([image]))
     if isinstance(picture, UserError):
         raise UserError(f"{name}: {picture}")
+    _say_which_steps([model], [trained])
+    say_compiling()
     for file in draw_inside(trained, picture, out, endpoint, class_index):
         print(f"drew {file}")
 
@@ -187,9 +197,35 @@ def demo(
         port: to serve on; None takes the first free one from 7860 on.
     """
     from gnet_jax.inference.demo import build, serve
+    from gnet_jax.inference.predict import say_compiling
     from gnet_jax.weights.convert import read
 
-    serve(build(read(model), f"GoogLeNet: {model.name}"), port)
+    _use_device()
+    trained = read(model)
+    _say_which_steps([model], [trained])
+    say_compiling()
+    serve(build(trained, f"GoogLeNet: {model.name}"), port)
+
+
+def _use_device() -> None:
+    """Set this process up to run programs: compiled ones are kept, and so is their memory."""
+    from gnet_jax.training.host_memory import call_in_this_thread, keep_freed_memory
+    from gnet_jax.training.sharding import use_compilation_cache
+
+    use_compilation_cache()
+    call_in_this_thread()
+    keep_freed_memory()
+
+
+def _say_which_steps(paths: Sequence[Path], models: Sequence[ModelFolder]) -> None:
+    """Name the steps that were read of workdirs: what training ended with may be another."""
+    for path, model in zip(paths, models, strict=True):
+        if "step" in model.source:
+            top1 = model.source.get("validation_top1")
+            which = (
+                "the newest" if top1 is None else f"the best, validation top-1 {float(top1):.2%}"
+            )
+            print(f"{path}: step {model.source['step']}, {which}", file=sys.stderr)
 
 
 def _counted(number: int, what: str) -> str:

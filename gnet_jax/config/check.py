@@ -42,7 +42,7 @@ def check(config: Config) -> None:
         limits.append((name, value_of(config, name), holds, limit))
 
     d, a, o = config.data, config.augment, config.optim
-    below = f"at least 0 and below {config.epochs:g} (epochs)"
+    below = f"at least 0 and below {config.epochs:g} (epochs); a shorter run needs a smaller one"
     local = bool(config.workdir) and "://" not in config.workdir
     require("workdir", local, "a folder; mount a bucket (gcsfuse) and name its folder")
     require("epochs", config.epochs > 0, "above 0")

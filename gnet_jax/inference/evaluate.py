@@ -19,7 +19,7 @@ from gnet_jax.data.decode import ImageError, decode
 from gnet_jax.data.progress import progress_line
 from gnet_jax.data.records import read_example
 from gnet_jax.inference.crops import Crops, crop_plan, extract
-from gnet_jax.inference.predict import Predictor, TrainedModel, softmax
+from gnet_jax.inference.predict import Predictor, TrainedModel, say_compiling, softmax
 
 T = TypeVar("T")
 
@@ -81,7 +81,7 @@ def evaluate(
         crops: of each image; see `crop_plan`.
         batch_size: most crops in one call of a network.
         threads: that read, decode and crop; the result does not depend on it.
-        progress: show a bar on stderr, where that is a terminal.
+        progress: say on stderr what goes on, with a bar where that is a terminal.
         bad_limit: largest share of the images that may be damaged.
 
     Raises:
@@ -106,9 +106,11 @@ def evaluate(
         return _load(source, index, crops, wanted)
 
     images = top1 = top5 = 0
+    if progress and len(source):
+        say_compiling()
+    for predictor in predictors:
+        predictor.warm_up()
     with progress_line("evaluating", "images", len(source), wanted=progress) as advance:
-        for predictor in predictors:
-            predictor.warm_up()
         start = time.perf_counter()
         loaded = _prefetched(load, len(source), threads, together + 2 * threads)
         while chunk := list(itertools.islice(loaded, together)):

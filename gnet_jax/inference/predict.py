@@ -4,6 +4,7 @@ Shapes: N pictures, S side of the network's input, C channels, K classes.
 """
 
 import collections
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, TypedDict
 
@@ -114,6 +115,11 @@ class Predictor:
 # Weights are arguments, so models of one architecture share a program, as in an ensemble. A list,
 # for an architecture has no hash; of the last few, for each holds what was compiled.
 _programs: collections.deque[tuple[GoogLeNet, Preprocessing, Program]] = collections.deque(maxlen=8)
+
+
+def say_compiling() -> None:
+    """Say on standard error what the wait is for, before a program is called for the first time."""
+    print("compiling, half a minute the first time ...", file=sys.stderr, flush=True)
 
 
 def _program(model: GoogLeNet, preprocessing: Preprocessing) -> Program:

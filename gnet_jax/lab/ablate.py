@@ -19,7 +19,7 @@ from gnet_jax.lab.sweep import Cell
 from gnet_jax.training.checkpoint import Checkpoints
 from gnet_jax.training.compiled_steps import CompiledSteps
 from gnet_jax.training.loop import train
-from gnet_jax.training.memory import check_memory, step_memory
+from gnet_jax.training.memory import step_memory
 from gnet_jax.training.record import BusyError, MetricsFile, open_workdir
 from gnet_jax.training.run import model_of
 from gnet_jax.weights.start import prepare_run
@@ -62,9 +62,6 @@ class Bench:
         }
         workdir = open_workdir(own, fingerprints)
         with (workdir / LOG_FILE).open("a") as log, contextlib.redirect_stdout(log):
-            print("compiling the training step, if it is not yet compiled ...", flush=True)
-            memory = step_memory(self._compiled.train_step(run))
-            check_memory(memory, own.batch_size, run.mesh)
             ended = train(run, workdir, self._compiled)
         if ended.signal is not None:
             raise StoppedError(ended.signal, cell)
@@ -81,7 +78,7 @@ class Bench:
             "params": cost.params,
             "params_with_aux": cost.params_with_aux,
             "macs": cost.macs,
-            "memory_bytes": memory,
+            "memory_bytes": step_memory(self._compiled.train_step(run)),
             "images_per_sec": images_per_sec(workdir),
         }
 

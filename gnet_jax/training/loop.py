@@ -166,6 +166,10 @@ class _Loop:
                 with self._kept(step, state):
                     together(ahead.check)
                 break
+            if (
+                due and vote.signalled
+            ):  # an evaluation would be cut short: the resume begins with it
+                break
             with meter.paused():
                 if due and not self._evaluated(evaluate, step, state):
                     break
@@ -224,6 +228,8 @@ class _Loop:
         """Evaluate and save; False, and nothing saved, where all were asked to stop meanwhile."""
         if not self.val:
             self.reporter.say("evaluating; the first time, that step is compiled ...")
+            # Nobody who asks for a stop meanwhile may wait for the compilation.
+            self.checkpoints.save(step, state)
         with self._kept(step, state), self.reporter.watch.spent("evaluating"):
             val = evaluate(step, state)
         self.val = val

@@ -198,7 +198,7 @@ def make_program(
             "tell apart"
         )
     model = model_of(config, len(class_names), pretrained)
-    shapes = variable_shapes(model, config.data.image_size)
+    shapes = _shapes(model, config.data.image_size)
     check_patterns(config.optim.freeze, shapes["params"])
     takeover = None if pretrained is None else compare(shapes, pretrained, tuple(class_names))
     loaded = frozenset(() if takeover is None else takeover.loaded)
@@ -208,13 +208,6 @@ def make_program(
         raise ConfigError(
             f"epochs is {config.epochs:g}, which are {total_steps:,} steps; they must be fewer "
             f"than {2**31:,}"
-        )
-    params = sum(4 * math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"]))
-    if params > machine_memory():
-        raise ConfigError(
-            f"the network's parameters take {params / 2**30:,.1f} GiB, and this machine has "
-            f"{machine_memory() / 2**30:,.1f}; use a smaller model.width_multiplier, "
-            "model.reduction_factor or model.num_classes"
         )
     return Program(
         config=config,
@@ -226,6 +219,19 @@ def make_program(
         pretrained=pretrained,
         takeover=takeover,
     )
+
+
+def _shapes(model: GoogLeNet, image_size: int) -> dict[str, Any]:
+    try:
+        shapes = variable_shapes(model, image_size)
+        if sum(4 * math.prod(x.shape) for x in jax.tree.leaves(shapes)) > machine_memory():
+            raise MemoryError
+    except MemoryError as error:
+        raise ConfigError(
+            f"the network's parameters take more than the {machine_memory() / 2**30:.1f} GiB of "
+            "this machine; use a smaller width_multiplier, reduction_factor or num_classes of the model"
+        ) from error
+    return shapes
 
 
 def check_batches(config: Config, mesh: Mesh) -> None:

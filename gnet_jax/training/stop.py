@@ -92,6 +92,11 @@ class Vote:
             self.code = code
         return bool(code)
 
+    @property
+    def signalled(self) -> bool:
+        """Whether all hosts know of a signal."""
+        return 0 < self.code < FAULT
+
     def ends(self, step: int) -> bool:
         """Whether the run ends after `step`."""
         return self._last == step

@@ -5,7 +5,9 @@ import json
 import os
 import shutil
 import signal
+import time
 from functools import partial
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +17,11 @@ import pytest
 from gnet_jax.config import ConfigError, OptimConfig
 from gnet_jax.data import DataError, Example, batch_indices
 from gnet_jax.training.checkpoint import Checkpoints, digest
+from gnet_jax.training.evaluation import Evaluator
 from gnet_jax.training.loop import TrainingError, train
 from gnet_jax.training.report import Reporter
 from gnet_jax.training.run import Run
+from gnet_jax.training.saved_steps import SavedSteps
 from tests.tiny import failing_late, tiny_run
 
 SIGINT_BEFORE = signal.getsignal(signal.SIGINT)  # ignored, where the tests run in the background
@@ -104,6 +108,40 @@ def test_a_signal_cuts_an_evaluation_short_which_is_then_done_on_resume(finished
     again = train(run, tmp_path)
     assert (again.val, again.best) == ({}, result.best)
     assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl")][-3:] == [8, 9, 9]
+
+
+def test_an_evaluation_does_not_begin_once_a_signal_is_known(finished, tmp_path, monkeypatch):
+    run, _, result = finished
+    left, check = [7], Checkpoints.check
+
+    def interrupted(checkpoints):
+        left[0] -= 1
+        if left[0] == 0:  # rides with step 8, so all know of it when step 9 is to be evaluated
+            os.kill(os.getpid(), signal.SIGTERM)
+        check(checkpoints)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "check", interrupted)
+        patch.setattr(Evaluator, "__call__", mock.Mock(side_effect=AssertionError))
+        stopped = train(run, tmp_path)
+    assert (stopped.signal, stopped.step, stopped.val) == (signal.SIGTERM, 9, {})
+    resumed = train(run, tmp_path)
+    assert (resumed.step, resumed.val, resumed.best) == (9, result.val, result.best)
+
+
+def test_a_step_is_saved_before_the_first_evaluation_compiles(finished, tmp_path, monkeypatch):
+    run, _, _ = finished
+    saved = []
+
+    def evaluating(evaluate, step, state):
+        deadline = time.monotonic() + 60
+        while not saved and time.monotonic() < deadline:
+            saved.extend(SavedSteps(tmp_path / "checkpoints").steps)
+        return {}
+
+    monkeypatch.setattr(Evaluator, "__call__", evaluating)
+    train(run, tmp_path)
+    assert saved == [9]
 
 
 def test_a_signal_during_the_last_save_waits_for_it(finished, tmp_path, monkeypatch):
