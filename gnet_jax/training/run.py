@@ -229,7 +229,7 @@ def _shapes(model: GoogLeNet, image_size: int) -> dict[str, Any]:
     except MemoryError as error:
         raise ConfigError(
             f"the network's parameters take more than the {machine_memory() / 2**30:.1f} GiB of "
-            "this machine; use a smaller width_multiplier, reduction_factor or num_classes of the model"
+            "this machine; use a smaller model.width_multiplier, reduction_factor or num_classes"
         ) from error
     return shapes
 
