@@ -129,8 +129,8 @@ class _Loop:
         config, total = self.run.config, self.run.total_steps
         reporter, vote = self.reporter, self.vote
         evaluate = Evaluator(self.run, self.compiled, self.damage, vote)
-        # It was stopped between a step and that step's evaluation.
         self.best = max(self.checkpoints.top1().values(), default=-1.0)
+        # It was stopped between a step and that step's evaluation.
         if start and self._evaluation_due(start) and start not in self.checkpoints.top1():
             self._evaluated(evaluate, start, state)
         if start >= total or vote.code:
@@ -166,9 +166,8 @@ class _Loop:
                 with self._kept(step, state):
                     together(ahead.check)
                 break
-            if (
-                due and vote.signalled
-            ):  # an evaluation would be cut short: the resume begins with it
+            # An evaluation would be cut short; a resume begins with it.
+            if due and vote.signalled:
                 break
             with meter.paused():
                 if due and not self._evaluated(evaluate, step, state):
