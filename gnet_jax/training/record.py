@@ -55,7 +55,6 @@ def open_workdir(config: Config, fingerprints: dict[str, str]) -> Path:
             _check_owner(workdir, identity)
             if first:
                 write_json(workdir / CONFIG_FILE, identity)
-                (workdir / "checkpoints").mkdir(exist_ok=True)
     except OSError as error:
         raise _unwritable(workdir, error) from error
     return workdir
@@ -67,8 +66,13 @@ def _check_owner(workdir: Path, identity: dict[str, Any]) -> None:
     Raises:
         ConfigError: naming every differing field.
     """
-    file = workdir / CONFIG_FILE
-    if not file.is_file() and (workdir / "checkpoints").is_dir():
+    file, checkpoints = workdir / CONFIG_FILE, workdir / "checkpoints"
+    if (checkpoints.exists() or checkpoints.is_symlink()) and not checkpoints.is_dir():
+        raise ConfigError(
+            f"{checkpoints} is no folder, or a link to none, so nothing can be saved there; mount "
+            "its disk, take it away, or use another --workdir"
+        )
+    if not file.is_file() and checkpoints.is_dir():
         raise ConfigError(
             f"{workdir} has checkpoints but no {CONFIG_FILE}, so nothing tells whose they are; "
             "use another --workdir"
