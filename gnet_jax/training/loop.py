@@ -227,8 +227,6 @@ class _Loop:
         """Evaluate and save; False, and nothing saved, where all were asked to stop meanwhile."""
         if not self.val:
             self.reporter.say("evaluating; the first time, that step is compiled ...")
-            # Nobody who asks for a stop meanwhile may wait for the compilation.
-            self.checkpoints.save(step, state)
         with self._kept(step, state), self.reporter.watch.spent("evaluating"):
             val = evaluate(step, state)
         self.val = val

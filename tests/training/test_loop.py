@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import time
 from functools import partial
 from unittest import mock
 
@@ -21,7 +20,6 @@ from gnet_jax.training.evaluation import Evaluator
 from gnet_jax.training.loop import TrainingError, train
 from gnet_jax.training.report import Reporter
 from gnet_jax.training.run import Run
-from gnet_jax.training.saved_steps import SavedSteps
 from tests.tiny import failing_late, tiny_run
 
 SIGINT_BEFORE = signal.getsignal(signal.SIGINT)  # ignored, where the tests run in the background
@@ -127,21 +125,6 @@ def test_an_evaluation_does_not_begin_once_a_signal_is_known(finished, tmp_path,
     assert (stopped.signal, stopped.step, stopped.val) == (signal.SIGTERM, 9, {})
     resumed = train(run, tmp_path)
     assert (resumed.step, resumed.val, resumed.best) == (9, result.val, result.best)
-
-
-def test_a_step_is_saved_before_the_first_evaluation_compiles(finished, tmp_path, monkeypatch):
-    run, _, _ = finished
-    saved = []
-
-    def evaluating(evaluate, step, state):
-        deadline = time.monotonic() + 60
-        while not saved and time.monotonic() < deadline:
-            saved.extend(SavedSteps(tmp_path / "checkpoints").steps)
-        return {}
-
-    monkeypatch.setattr(Evaluator, "__call__", evaluating)
-    train(run, tmp_path)
-    assert saved == [9]
 
 
 def test_a_signal_during_the_last_save_waits_for_it(finished, tmp_path, monkeypatch):
