@@ -119,7 +119,7 @@ _programs: collections.deque[tuple[GoogLeNet, Preprocessing, Program]] = collect
 
 def say_compiling() -> None:
     """Say on standard error what the wait is for, before a program is called for the first time."""
-    print("compiling, half a minute the first time ...", file=sys.stderr, flush=True)
+    print("compiling, up to half a minute the first time ...", file=sys.stderr, flush=True)
 
 
 def _program(model: GoogLeNet, preprocessing: Preprocessing) -> Program:

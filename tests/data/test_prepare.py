@@ -1,6 +1,8 @@
 """ImageNet out of tars in ILSVRC's layout: what comes out, survives a kill, and is refused."""
 
 import contextlib
+import errno
+import fcntl
 import io
 import json
 import os
@@ -12,6 +14,7 @@ import sys
 import tarfile
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -397,6 +400,13 @@ def test_two_at_once_do_not_write_the_same_files(tars, tmp_path):
         shards._locked(work),
         pytest.raises(PrepareError, match=f"another process is writing {work}"),
     ):
+        prepare("imagenet2012", data_dir=tmp_path, manual_dir=tars, subset=True)
+
+
+def test_a_file_system_without_locks_is_told_as_such(tars, tmp_path, monkeypatch):
+    without = mock.Mock(side_effect=OSError(errno.ENOLCK, "No locks available"))
+    monkeypatch.setattr(fcntl, "flock", without)
+    with pytest.raises(PrepareError, match=r"cannot lock .*/lock: No locks available; mount its"):
         prepare("imagenet2012", data_dir=tmp_path, manual_dir=tars, subset=True)
 
 

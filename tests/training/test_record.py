@@ -124,6 +124,8 @@ def test_data_that_changed_are_told_as_such(tmp_path):
     open_workdir(config, PRINTS)
     with pytest.raises(ConfigError, match=r"the data have changed since .* \(val split: images"):
         open_workdir(config, PRINTS | {"val": "other"})
+    with pytest.raises(ConfigError, match=r"the data have changed since .* \(train split: images"):
+        open_workdir(config, PRINTS | {"train": "fewer", "order": "of fewer"})
 
 
 def test_checkpoints_that_are_no_folder_are_refused_before_anything_is_trained(tmp_path):
