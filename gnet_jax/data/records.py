@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from gnet_jax.config.names import as_text
 from gnet_jax.data.decode import ImageError
 from gnet_jax.data.sources import DataError, Example, Source
 
@@ -23,7 +24,7 @@ class BadRecord:
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.reason}"
+        return f"{as_text(self.name)}: {self.reason}"
 
 
 class TooManyBadRecordsError(DataError):
