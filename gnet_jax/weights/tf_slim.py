@@ -4,6 +4,7 @@ Kernels are HWIO here and there; the classifier is a 1x1 convolution there.
 """
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -78,8 +79,9 @@ def _names() -> dict[str, str]:
 
 def index_of(path: Path) -> Path:
     """The index of the checkpoint whose prefix or .data file `path` is, else `path` itself."""
-    index = path.with_name(path.name.partition(".data-")[0] + ".index")
-    part = ".data-" in path.name or not path.exists()
+    prefix = re.sub(r"\.data-[0-9]{5}-of-[0-9]{5}$", "", path.name)
+    index = path.with_name(prefix + ".index")
+    part = prefix != path.name or not path.exists()
     return index if part and index.is_file() else path
 
 
