@@ -141,6 +141,7 @@ def print_plan(run: "Run", workdir: Path) -> None:
     """Say what is about to be trained."""
     import jax
 
+    from gnet_jax.data.sources.walk import counted, merged
     from gnet_jax.lab.ledger import network_ledger
     from gnet_jax.training.finetune import layers
     from gnet_jax.training.report import LastingConsole
@@ -172,12 +173,16 @@ def print_plan(run: "Run", workdir: Path) -> None:
         new = {layers([name])[0]: why for name, why in run.takeover.fresh.items()}
         plan["new"] = ", ".join(f"{layer} ({why})" for layer, why in new.items()) or "nothing"
         plan["frozen"] = ", ".join(config.optim.freeze) or "nothing"
+    left_out = merged([run.train.left_out, run.val.left_out])
+    if left_out:
+        plan["not read"] = f"{counted(left_out)} (gnet check-data names them)"
     for name, text in plan.items():
         say(f"{name:>8}  {text}")
 
 
 def print_result(result: "Result", config: Config, workdir: Path, arguments: Sequence[str]) -> None:
     """Say how the run ended, and what to type next."""
+    from gnet_jax.data import split_count
     from gnet_jax.training.report import LastingConsole, duration, goodput_line
 
     say = LastingConsole().say
@@ -203,7 +208,7 @@ def print_result(result: "Result", config: Config, workdir: Path, arguments: Seq
         say(f"  best: top-1 {result.best[1]:.2%} at step {result.best[0]}")
     say(f"  checkpoint: {result.checkpoint}")
     where = shlex.quote(str(workdir))
-    digits = config.data.source.partition("#")[0] == "digits"
+    digits = split_count(config.data.source)[0] == "digits"
     seen = "of one digit, white on black" if digits else "what it sees in a photo"
     say(f"next:  {python} -m gnet_jax predict {where} PHOTO.png   ({seen})")
     say(f"       {python} -m gnet_jax convert {where} DST         (a model folder to keep)")

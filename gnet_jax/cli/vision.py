@@ -39,6 +39,7 @@ def predict(
             the second photo, and so on).
         top: how many classes.
     """
+    from gnet_jax.data.sources.walk import LeftOut, counted
     from gnet_jax.inference.images import pictures
     from gnet_jax.inference.predict import (
         Predictor,
@@ -61,7 +62,9 @@ def predict(
     say_compiling()
     draw = None if cam is None else _map_writer(trained, cam)
     out, errors, seen, failed = console(), Console(stderr=True), 0, 0
-    for name, picture, found in predictions(Predictor(trained), pictures(images), top):
+    left_out: LeftOut = {}
+    photos = pictures(images, left_out)
+    for name, picture, found in predictions(Predictor(trained), photos, top):
         seen += 1
         if isinstance(found, UserError):
             failed += 1
@@ -76,6 +79,8 @@ def predict(
             render(out, name, found)
         if draw is not None and picture is not None:
             draw(picture)
+    if left_out:
+        print(f"not read: {counted(left_out)}", file=sys.stderr)
     if not seen:
         raise UserError(f"there is no image in {', '.join(images)}")
     return 1 if failed else 0

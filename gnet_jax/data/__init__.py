@@ -10,7 +10,7 @@ from gnet_jax.data.batches import (
     train_batches,
 )
 from gnet_jax.data.records import BadRecord, BadRecords
-from gnet_jax.data.sources import DataError, Example, Source, open_source
+from gnet_jax.data.sources import DataError, Example, Source, open_source, split_count
 
 __all__ = [
     "BadRecord",
@@ -27,5 +27,6 @@ __all__ = [
     "open_source",
     "order_fingerprint",
     "preprocess",
+    "split_count",
     "train_batches",
 ]

@@ -11,7 +11,7 @@ from PIL import Image
 
 from gnet_jax.data.decode import ImageError, decode, known_formats
 from gnet_jax.data.sources import Source
-from gnet_jax.data.sources.folder import SUFFIXES
+from gnet_jax.data.sources.walk import SUFFIXES
 
 SMALL_SIDE = 32  # pixels: below it an image is called small
 LONG_ASPECT = 4  # longer side / shorter side: above it an image is called narrow

@@ -14,8 +14,9 @@ from gnet_jax.data.manifest import ManifestCheck
 from gnet_jax.data.prefetch import held, prefetched
 from gnet_jax.data.progress import progress_line
 from gnet_jax.data.records import BadRecord
-from gnet_jax.data.sources import FolderSource, MissingSplitError, Source, open_source
+from gnet_jax.data.sources import MissingSplitError, Source, open_source
 from gnet_jax.data.sources.source import Split
+from gnet_jax.data.sources.walk import IMAGES_LOST, LeftOut, counted, merged
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 See = Callable[[Source, int, Facts], object]  # told of every example
@@ -32,7 +33,6 @@ class SplitScan:
     bad: list[BadRecord] = dataclasses.field(default_factory=list)
     labels_out_of_range: list[str] = dataclasses.field(default_factory=list)
     odd: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # names, by kind
-    left_out: list[str] = dataclasses.field(default_factory=list)  # files without an image's suffix
     width: tuple[int, int, int] | None = None  # smallest, median, largest
     height: tuple[int, int, int] | None = None
 
@@ -70,6 +70,7 @@ class Scan:
     splits: list[SplitScan]
     missing: list[str]  # splits that there are none of
     duplicates: list[Duplicates]
+    left_out: LeftOut = dataclasses.field(default_factory=dict)  # of all splits, most serious first
     manifest: ManifestCheck | None = None
 
     @property
@@ -100,6 +101,12 @@ class Scan:
         leaks = [group for group in self.duplicates if group.leak]
         if leaks:
             found.append(f"{_count(leaks, 'image')} in more than one split")
+        contradictions = [group for group in self.duplicates if group.contradict]
+        if contradictions:
+            found.append(f"{_count(contradictions, 'image')} under more than one label")
+        lost = {reason: names for reason, names in self.left_out.items() if reason in IMAGES_LOST}
+        if lost:
+            found.append(f"images that are not read: {counted(lost)}")
         if self.manifest is not None:
             for what in ("changed", "missing", "new"):
                 names = getattr(self.manifest, what)
@@ -174,8 +181,6 @@ def scan(
             found = SplitScan(
                 source.split, len(source), source.class_names, [0] * len(source.class_names)
             )
-            if isinstance(source, FolderSource):
-                found.left_out = source.left_out
             sizes = []
             for index, facts in enumerate(_all_facts(source, threads)):
                 _take_in(found, source, index, facts)
@@ -191,7 +196,8 @@ def scan(
                     (int(low[i]), int(middle[i]), int(high[i])) for i in (0, 1)
                 )
             splits.append(found)
-    return Scan(spec, splits, missing, twins.groups(), manifest)
+    left_out = merged(source.left_out for source in sources)
+    return Scan(spec, splits, missing, twins.groups(), left_out, manifest)
 
 
 def _all_facts(source: Source, threads: int) -> Iterator[Facts]:

@@ -6,7 +6,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from gnet_jax.config.names import as_text
 from gnet_jax.data.scan import Scan, SplitScan
+from gnet_jax.data.sources.walk import REASONS
 
 NAMED = 10  # examples named of each kind
 ODD_NAMED = 3  # and of what is merely odd
@@ -24,8 +26,6 @@ def print_scan(console: Console, found: Scan) -> None:
     for each in found.splits:
         _print_names(console, f"damaged in {each.split}", [str(record) for record in each.bad])
         _print_names(console, f"labels out of range in {each.split}", each.labels_out_of_range)
-        what = f"left out of {each.split} for their suffix"
-        _print_names(console, what, each.left_out, ODD_NAMED)
         for kind, names in sorted(each.odd.items()):
             if len(names) == each.images:
                 console.print(escape(f"{kind}, in {each.split}: all"))
@@ -38,6 +38,8 @@ def print_scan(console: Console, found: Scan) -> None:
     ]
     for title, duplicates in groups:
         _print_names(console, title, [" = ".join(each.names) for each in duplicates])
+    for reason, names in found.left_out.items():
+        _print_names(console, f"not read, {reason} ({REASONS[reason]})", names, ODD_NAMED)
     if found.manifest is not None:
         for what in ("changed", "missing", "new"):
             names = getattr(found.manifest, what)
@@ -102,6 +104,6 @@ def _print_names(console: Console, title: str, names: Sequence[str], named: int 
         return
     console.print(escape(f"{title}: {len(names):,}"), soft_wrap=True)
     for name in names[:named]:
-        console.print(escape(f"  {name}"), soft_wrap=True)
+        console.print(escape(f"  {as_text(name)}"), soft_wrap=True)
     if len(names) > named:
         console.print(f"  and {len(names) - named:,} more; --json lists all")

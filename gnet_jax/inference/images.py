@@ -10,14 +10,13 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from PIL import Image
 
 from gnet_jax.config import UserError
 from gnet_jax.data.decode import MAX_PIXELS, ImageError, decode
-from gnet_jax.data.sources.folder import SUFFIXES
+from gnet_jax.data.sources.walk import LeftOut, walk
 
 MAX_DOWNLOAD = 32 * 2**20  # bytes, of a URL or standard input
 MAX_FILE = 4 * MAX_PIXELS  # bytes; the largest picture that is decoded, stored without compression
@@ -45,27 +44,37 @@ class Picture(NamedTuple):
     picture: Image.Image | UserError
 
 
-def expand(arguments: Iterable[str]) -> Iterator[Found]:
+def expand(arguments: Iterable[str], left_out: LeftOut | None = None) -> Iterator[Found]:
     """The images that `arguments` name, in their order, each read when it is asked for.
 
-    A folder gives every file in it and below it that has an image's suffix, sorted, hidden ones
-    left out; of what kind it is, its content tells. "-" is standard input, http:// and https:// are
-    fetched.
+    A folder gives every image file in it and below it, as `walk` does; of what format it is, its
+    content tells. "-" is standard input, http:// and https:// are fetched, unless there is a file
+    or a folder of that name.
+
+    Args:
+        left_out: receives what is in the folders and is no image file.
     """
+    left_out = {} if left_out is None else left_out
     for argument in arguments:
         if argument == "-":
-            yield Found(argument, _read(sys.stdin.buffer, MAX_DOWNLOAD))
-        elif argument.lower().startswith(("http://", "https://")):
+            both = InputError("means standard input, but is also a file; say ./- or /dev/stdin")
+            exists = os.path.lexists(argument)
+            yield Found(argument, both if exists else _read(sys.stdin.buffer, MAX_DOWNLOAD))
+        elif os.path.isdir(argument):
+            yield from _folder(argument, left_out)
+        elif not os.path.lexists(argument) and _is_url(argument):
             yield Found(argument, _fetched(argument))
-        elif Path(argument).is_dir():
-            yield from _folder(argument)
         else:
             yield Found(argument, _file(argument))
 
 
-def pictures(arguments: Iterable[str]) -> Iterator[Picture]:
+def _is_url(argument: str) -> bool:
+    return argument.lower().startswith(("http://", "https://"))
+
+
+def pictures(arguments: Iterable[str], left_out: LeftOut | None = None) -> Iterator[Picture]:
     """`expand`, decoded."""
-    for name, image in expand(arguments):
+    for name, image in expand(arguments, left_out):
         if isinstance(image, InputError):
             yield Picture(name, image)
             continue
@@ -75,23 +84,22 @@ def pictures(arguments: Iterable[str]) -> Iterator[Picture]:
             yield Picture(name, error)
 
 
-def _folder(root: str) -> Iterator[Found]:
-    empty = True
+def _folder(root: str, left_out: LeftOut) -> Iterator[Found]:
+    own: LeftOut = {}
     unreadable: list[OSError] = []
-    for folder, below, files in os.walk(root, onerror=unreadable.append):
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        for name in sorted(files):
-            path = os.path.join(folder, name)
-            pipe = os.path.exists(path) and not os.path.isfile(path)  # to open one would hang
-            image = os.path.splitext(name)[1].lower() in SUFFIXES
-            if image and not name.startswith(".") and not pipe:
-                empty = False
-                yield Found(path, _file(path))
-    for error in unreadable:
+    empty = True
+    for path in walk(root, own, unreadable.append):
         empty = False
+        yield Found(path, _file(path))
+    for error in unreadable:
         yield Found(str(error.filename), InputError(f"cannot be read: {error.strerror}"))
-    if empty:
+    for path in own.pop("broken link", []):
+        yield Found(path, InputError("is a broken link"))
+        empty = False
+    if empty and not unreadable:
         yield Found(root, InputError("the folder holds no images"))
+    for reason, paths in own.items():
+        left_out.setdefault(reason, []).extend(paths)
 
 
 def _file(path: str) -> bytes | InputError:

@@ -148,13 +148,23 @@ def test_duplicates_within_a_split_are_listed_and_between_splits_are_to_be_mende
     (train / "dog" / "copy.jpg").write_bytes((val / "cat" / "1.jpg").read_bytes())
     assert check(folder) == 1
     output = capsys.readouterr().out
-    assert "to be mended: 1 image in more than one split" in output
+    assert "to be mended: 1 image in more than one split; 1 image under more than one" in output
     assert "the same bytes under different labels: 1" in output
     leak = next(group for group in scan(str(folder)).duplicates if group.leak)
     assert (leak.splits, leak.labels, leak.contradict) == (["train", "val"], [1, 0], True)
     for name in ("a.jpg", "b.jpg"):  # damaged in the same way, and no duplicates for it
         (train / "cat" / name).write_bytes(b"")
     assert len(scan(str(folder)).duplicates) == 2
+
+
+def test_an_image_under_two_labels_of_a_split_is_to_be_mended(folder, capsys):
+    train = folder / "train"
+    (train / "dog" / "again.jpg").write_bytes((train / "cat" / "2.jpg").read_bytes())
+    assert check(folder, "--json") == 1
+    found = json.loads(capsys.readouterr().out)
+    (group,) = found["duplicates"]
+    assert (group["leak"], group["contradict"], group["labels"]) == (False, True, [0, 1])
+    assert len(found["must_be_mended"]) == 1
 
 
 def test_classes_that_differ_between_splits_are_named(folder, capsys):
@@ -184,6 +194,7 @@ class Labelled:
     class_names = ("a", "b", "c")
 
     def __init__(self, labels):
+        self.left_out = {}
         self._labels = labels
 
     def __len__(self):
@@ -284,7 +295,7 @@ def test_what_cannot_be_scanned_is_one_sentence(arguments, message, capsys):
 
 
 def test_a_scan_that_fails_leaves_no_manifest(folder, tmp_path):
-    (folder / "val" / "owl").mkdir()
+    (folder / "train" / "owl").mkdir()
     with pytest.raises(DataError, match="owl holds no image files"):
         scan(str(folder))
     assert check(folder, "--write-manifest", str(tmp_path / "m.jsonl")) == 2
@@ -295,16 +306,6 @@ def test_a_bar_is_shown_on_a_terminal(folder, monkeypatch, capsys):
     monkeypatch.setenv("FORCE_COLOR", "1")
     assert check(folder, "--json") == 0
     assert "0/10" in capsys.readouterr().err
-
-
-def test_files_that_are_left_out_for_their_suffix_are_listed(folder, capsys):
-    (folder / "train" / "cat" / "notes.txt").write_text("no image")
-    (folder / "train" / "cat" / "new.AVIF").write_bytes(encoded(photo()))
-    assert check(folder) == 0
-    output = capsys.readouterr().out
-    assert "left out of train for their suffix: 1" in output
-    assert "cat/notes.txt" in output
-    assert scan(str(folder)).splits[0].images == 7
 
 
 def test_a_name_that_is_no_text_is_met(folder, capsys):

@@ -5,6 +5,7 @@ from importlib.metadata import distribution
 import numpy as np
 
 from gnet_jax.data.sources.source import DataError, Example, MissingSplitError, Split, digest
+from gnet_jax.data.sources.walk import LeftOut
 
 
 class DigitsSource:
@@ -27,6 +28,7 @@ class DigitsSource:
             ) from error
         order = np.random.RandomState(0).permutation(len(digits))  # its stream is frozen
         chosen = digits[order[:1437] if split == "train" else order[1437:]]
+        self.left_out: LeftOut = {}
         self.class_names = tuple(str(digit) for digit in range(10))
         self._images = np.round(chosen[:, :64] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
         self._labels = chosen[:, 64].astype(np.int64)

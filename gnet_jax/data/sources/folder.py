@@ -1,91 +1,161 @@
 """Folders of image files."""
 
+import difflib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from gnet_jax.config.names import as_text
 from gnet_jax.data.sources.source import DataError, Example, MissingSplitError, Split, digest
+from gnet_jax.data.sources.walk import SUFFIXES, LeftOut, counted, folders_above, listing, walk
 
-SUFFIXES: Mapping[str, str] = {
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".jpe": "JPEG",
-    ".jfif": "JPEG",
-    ".png": "PNG",
-    ".webp": "WEBP",
-    ".bmp": "BMP",
-    ".gif": "GIF",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-    ".avif": "AVIF",
-    ".jp2": "JPEG2000",
-    ".j2k": "JPEG2000",
-    ".ppm": "PPM",
-    ".pgm": "PPM",
-    ".pbm": "PPM",
+# What a folder is called that was meant to be a split.
+_ALIASES: Mapping[Split, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "validate", "dev", "eval", "evaluation"),
+    "test": ("test", "testing"),
 }
-"""What counts as an image file, and the format that Pillow calls its content."""
 
 
 class FolderSource:
     """A folder `train/CLASS/*`, `val/CLASS/*` (and, to evaluate, `test/CLASS/*`) of image files.
 
-    Classes are in alphabetical order. Files of other suffixes than `SUFFIXES` are `left_out`.
+    Images may lie in folders below CLASS; `walk` tells which are read, and which entries are
+    `left_out`. Classes are in alphabetical order. A folder's name need not be UTF-8; `as_text`
+    makes the class name of it, the same one each time.
 
     Raises:
-        DataError: for a missing split, fewer than two classes, or an empty class.
+        DataError: for a missing split, a folder that cannot be listed, fewer than two classes, a
+            class without an image to train on, or a split without any image.
     """
 
     def __init__(self, root: Path, split: Split) -> None:
-        folder = root / split
-        if not folder.is_dir():
-            raise MissingSplitError(
-                f"there is no folder {folder}; images are looked for in {split}/CLASS/"
-            )
         self.root, self.split = root, split
-        self.class_names = tuple(
-            sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
-        )
+        self.left_out: LeftOut = {}
+        folder = root / split
+        similar: list[str] = []
+        try:
+            similar = _similar(root, split)
+            stray, class_folders = listing(str(folder), self.left_out)
+            around = folders_above(str(folder))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise _missing(folder, similar, error) from None
+        except OSError as error:
+            raise _unlisted(error) from error
+        if stray:
+            self.left_out["outside a class"] = stray
+        if similar:
+            self.left_out["like a split"] = similar
+
+        # The classes, their names and their order.
+        names = sorted(map(os.path.basename, class_folders))
+        self.class_names = tuple(map(as_text, names))
+
         if len(self.class_names) < 2:
             raise DataError(
                 f"{folder} holds {len(self.class_names)} folder(s), one a class; 2 are needed"
+                f"{self._aside(str(folder))}"
             )
-        self._files: list[tuple[Path, int]] = []
-        self.left_out: list[str] = []
-        for label, name in enumerate(self.class_names):
-            # Hidden files are such as the ._1.jpg that macOS leaves behind.
-            files = [p for p in (folder / name).iterdir() if p.is_file() and p.name[0] != "."]
-            images = sorted(path for path in files if path.suffix.lower() in SUFFIXES)
-            if not images:
+        if len(set(self.class_names)) < len(names):
+            twice = next(each for each in self.class_names if self.class_names.count(each) > 1)
+            raise DataError(f"two folders in {folder} are both called {twice}; rename one of them")
+        self._files: list[tuple[str, int]] = []  # path from the root, and label
+        for label, name in enumerate(names):
+            top, before = str(folder / name), len(self._files)
+            self._files += [
+                (f"{split}/{name}{path[len(top) :]}", label)
+                for path in walk(top, self.left_out, _refuse, around)
+            ]
+            if len(self._files) == before and split == "train":
                 raise DataError(
-                    f"the class folder {folder / name} holds no image files; known are "
+                    f"the class folder {top} holds no image files{self._aside(top)}; known are "
                     f"{', '.join(SUFFIXES)}"
                 )
-            self._files += [(path, label) for path in images]
-            self.left_out += [str(path) for path in sorted(set(files) - set(images))]
+        if not self._files:
+            raise DataError(f"{folder} holds no image files{self._aside(str(folder))}")
+
+    def _aside(self, top: str) -> str:
+        """The end of an error: what is left out of the folder `top`."""
+        inside = {
+            reason: [path for path in paths if path.startswith(f"{top}/")]
+            for reason, paths in self.left_out.items()
+        }
+        found = counted({reason: paths for reason, paths in inside.items() if paths})
+        return f" (left out: {found})" if found else ""
 
     def __len__(self) -> int:
         return len(self._files)
 
     def __getitem__(self, index: int) -> Example:
         path, label = self._files[index]
-        return Example(path.read_bytes(), label)
+        return Example((self.root / path).read_bytes(), label)
 
     def describe(self, index: int) -> str:
         """Its path."""
-        return str(self._files[index][0])
+        return str(self.root / self._files[index][0])
 
     def relative_path(self, index: int) -> str:
-        """SPLIT/CLASS/FILE: what stays when the folder moves."""
-        return self._files[index][0].relative_to(self.root).as_posix()
+        """SPLIT/CLASS/FILE, or SPLIT/CLASS/FOLDER/FILE: what stays when the folder moves."""
+        return self._files[index][0]
 
     def fingerprint(self) -> str:
-        """Hash of every file's class, name and length in bytes.
+        """Hash of every file's path below the split and its length in bytes.
 
         A million files are not read at each start: bytes that changed under the same length show
         only in a manifest (`gnet check-data --manifest`).
+
+        Raises:
+            DataError: if a file is gone.
         """
-        lines = (
-            f"{path.parent.name}/{path.name} {path.stat().st_size}\n" for path, _ in self._files
-        )
+        split = len(self.split) + 1
+        try:
+            lines = [
+                f"{path[split:]} {os.stat(self.root / path).st_size}\n" for path, _ in self._files
+            ]
+        except OSError as error:
+            raise DataError(f"cannot read {error.filename}: {error.strerror}") from error
         return digest(*map(os.fsencode, lines))  # a name need not be UTF-8
+
+
+def _similar(root: Path, split: Split) -> list[str]:
+    """Returns the folders in `root` that look like another spelling of `split`."""
+    own, words, found = root / split, _ALIASES[split], []
+    with os.scandir(root) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            name = entry.name.lower()
+            alike = any(part in words for part in re.findall("[a-z]+", name))
+            alike = alike or difflib.get_close_matches(name, words, cutoff=0.8)
+            if alike and entry.name not in _ALIASES and (entry.is_symlink() or entry.is_dir()):
+                found.append(entry.path)
+    # Where case does not count, Train is train; a link may lead to the split itself.
+    return [f"{path}/" for path in found if not _same(path, own)]
+
+
+def _same(path: str, other: Path) -> bool:
+    return os.path.exists(path) and other.exists() and other.samefile(path)
+
+
+def _missing(folder: Path, similar: list[str], error: OSError) -> DataError:
+    """Returns the error for a split that is not there, as `error` says."""
+    split = folder.name
+    if isinstance(error, FileNotFoundError) and folder.is_symlink():
+        return DataError(f"{folder} is a broken link to {os.readlink(folder)}; restore that")
+    if similar:
+        return DataError(
+            f"there is no folder {folder}, but {similar[0]} looks like it; rename that to {split}"
+        )
+    return MissingSplitError(
+        f"there is no folder {folder}; images are looked for in {split}/CLASS/"
+    )
+
+
+def _refuse(error: OSError) -> None:
+    raise _unlisted(error) from error
+
+
+def _unlisted(error: OSError) -> DataError:
+    return DataError(
+        f"the folder {error.filename} cannot be listed: {error.strerror}; make it readable, or "
+        "move it out of the data"
+    )

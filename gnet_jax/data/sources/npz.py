@@ -2,13 +2,15 @@
 
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
 import numpy as np
 
+from gnet_jax.config.names import as_text, typed_path
 from gnet_jax.data.sources.source import DataError, Example, MissingSplitError, Split, digest
+from gnet_jax.data.sources.walk import LeftOut
 
 # What a split may be called, the first that is found counts.
 SPLITS: Mapping[Split, tuple[str, ...]] = {
@@ -51,6 +53,7 @@ class NpzSource:
         self._given = (path, split)
         with _Part.of(path, split) as part:
             self.split, self._where = part.split, part.describe()
+            self.left_out = part.left_out(typed_path(path))
             self._offsets, self._images = _images(part)
             self._labels = _labels(part, len(self))
             names = _class_names(part)
@@ -122,16 +125,15 @@ class _Part(NamedTuple):
         """The part of the data in `path` that holds `split`."""
         names = SPLITS[split]
         wanted = " or ".join(names)
-        whole = Path(path).expanduser()
-        if "{split}" in path:
-            files = {name: Path(path.replace("{split}", name)).expanduser() for name in names}
-            for name, file in files.items():
+        whole = typed_path(path)
+        if "{split}" in path and not whole.exists():
+            for name, file in files_of(path, names).items():
                 if file.is_file():
                     return cls(file, _opened(file), name, keyed=False)
             raise MissingSplitError(f"there is no file {path} with {wanted} for {{split}}")
         if whole.is_dir():
             for name in names:
-                found = [file for file in sorted(whole.glob("*.npz")) if _is_of(file, name)]
+                found = [file for file in _npz_files(whole) if _is_of(file, name)]
                 if len(found) > 1:
                     raise DataError(
                         f"{whole} holds several files of the {name} split "
@@ -195,6 +197,30 @@ class _Part(NamedTuple):
             )
         return key
 
+    def keys(self) -> set[str | None]:
+        """The keys that are read for this split."""
+        pixels = self.key(*PIXELS)
+        images = {pixels} if pixels else {self.key(*ENCODED), self.key("offsets")}
+        return {*images, self.key(*LABELS), "class_names"}
+
+    def left_out(self, path: Path) -> LeftOut:
+        """The arrays in the file, and the files in the folder `path`, that no split reads."""
+        parts, files = [self], _npz_files(path) if path.is_dir() else []
+        if self.keyed:
+            first = [(self._replace(split=name) for name in names) for names in SPLITS.values()]
+            found = [next((p for p in each if p.key(*PIXELS, *ENCODED)), None) for each in first]
+            parts = [part for part in found if part is not None]
+        used = set[str | None]().union(*(part.keys() for part in parts))
+        read = {
+            next((file for name in names for file in files if _is_of(file, name)), None)
+            for names in SPLITS.values()
+        }
+        left_out = {
+            "other key": [f"{key} in {self.file}" for key in self.archive if key not in used],
+            "other file": [str(file) for file in files if file not in read],
+        }
+        return {reason: names for reason, names in left_out.items() if names}
+
     def describe(self) -> str:
         """The file, and in a file of several splits the key of the images."""
         key = self.key(*PIXELS, *ENCODED)
@@ -208,6 +234,15 @@ def _opened(file: Path) -> np.lib.npyio.NpzFile:
         return np.load(file, allow_pickle=False)
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise DataError(f"{file} cannot be read: {error}") from error
+
+
+def files_of(pattern: str, names: Sequence[str]) -> dict[str, Path]:
+    """Returns the path that `pattern` with {split} in it gives for each of `names`."""
+    return {name: typed_path(pattern.replace("{split}", name)) for name in names}
+
+
+def _npz_files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() == ".npz")
 
 
 def _is_of(file: Path, split: str) -> bool:
@@ -279,9 +314,10 @@ def _class_names(part: _Part) -> tuple[str, ...] | None:
             "row of text"
         )
     try:
-        texts = [name.decode() if isinstance(name, bytes) else str(name) for name in names.tolist()]
+        texts = [name.decode() if isinstance(name, bytes) else name for name in names.tolist()]
     except UnicodeDecodeError as error:
         raise DataError(f"class_names in {part.file} is not UTF-8: {error}") from error
+    texts = list(map(as_text, texts))
     if len(set(texts)) < len(texts):
         raise DataError(f"class_names in {part.file} names a class twice: {', '.join(texts)}")
     return tuple(texts)

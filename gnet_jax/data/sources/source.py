@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 
 from gnet_jax.config import UserError
+from gnet_jax.data.sources.walk import LeftOut
 
 Split = Literal["train", "val", "test"]
 
@@ -30,6 +31,7 @@ class Source(Protocol):
 
     class_names: tuple[str, ...]
     split: str  # the split that is read: where a set has no validation split, val may read test
+    left_out: LeftOut  # what is there and is not read, by the reasons in `walk.REASONS`
 
     def __len__(self) -> int: ...
 

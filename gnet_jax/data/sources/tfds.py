@@ -11,6 +11,7 @@ import numpy as np
 from gnet_jax.data.decode import ImageError
 from gnet_jax.data.sources.source import DataError, Example, MissingSplitError, Split, digest
 from gnet_jax.data.sources.tfrecord import THREADS, TfRecords
+from gnet_jax.data.sources.walk import LeftOut
 
 SPARE_FILES = 256  # that a process may have open besides the data
 
@@ -44,6 +45,8 @@ class TfdsSource:
         if chosen is None:
             raise MissingSplitError(f"{name} has no split {' or '.join(wanted)}; it has {splits}")
         self.split = chosen
+        others = [f"{name} {s}" for s in splits if s not in ("train", "validation", "test")]
+        self.left_out: LeftOut = {"other split": others} if others else {}
         self.class_names = class_names(name, builder.info.features)
         info = builder.info.splits[chosen]
         self._records = _open_records(name, builder.info.file_format.value, info)

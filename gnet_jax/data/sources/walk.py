@@ -1,0 +1,178 @@
+"""The walk over a folder of images: every entry is an image, or is counted under a reason."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+LeftOut = dict[str, list[str]]  # paths of the entries that are not read, by reason
+Identity = tuple[int, int]  # device and inode of a folder
+
+SUFFIXES: Mapping[str, str] = {
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".jpe": "JPEG",
+    ".jfif": "JPEG",
+    ".png": "PNG",
+    ".webp": "WEBP",
+    ".bmp": "BMP",
+    ".gif": "GIF",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".avif": "AVIF",
+    ".jp2": "JPEG2000",
+    ".j2k": "JPEG2000",
+    ".ppm": "PPM",
+    ".pgm": "PPM",
+    ".pbm": "PPM",
+}
+"""What counts as an image file, and the format that Pillow calls its content."""
+
+# Images all the same, which someone meant to be read.
+UNSUPPORTED = frozenset(
+    (
+        *(".heic", ".heif", ".hif", ".jxl", ".jxr", ".svg", ".psd", ".ico", ".tga", ".exr", ".hdr"),
+        *(".dds", ".eps", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"),
+        *(".pef", ".apng", ".mpo", ".pnm", ".pam", ".dib", ".jif", ".jfi", ".jpx", ".jpf", ".j2c"),
+        *(".jpc", ".bpg", ".qoi", ".dcm", ".pcx"),
+    )
+)
+# What systems and tools leave behind, in lower case.
+JUNK = frozenset(
+    (
+        *("@eadir", "#recycle", ".@__thumb", "__macosx", ".ds_store", ".appledouble", ".localized"),
+        *(".spotlight-v100", ".trashes", ".fseventsd", ".temporaryitems", "icon\r"),
+        *("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "$recycle.bin"),
+        *("system volume information", "lost+found", ".directory", ".thumbnails", "picasa.ini"),
+        *(".picasa.ini", ".ipynb_checkpoints", "__pycache__", ".git", ".gitkeep", ".gitignore"),
+        *(".gitattributes", ".svn", ".dropbox", ".dropbox.cache", ".cache", ".idea", ".vscode"),
+    )
+)
+
+REASONS: Mapping[str, str] = {
+    "broken link": "links to nothing; restore what they link to, or delete them",
+    "unsupported format": "image formats that are not read; convert them to JPEG or PNG",
+    "outside a class": "image files beside the class folders; move them into one",
+    "like a split": "folders whose names look like a split's; the splits are train, val and test",
+    "hidden": "names that start with a dot",
+    "junk": "files and folders of the system or of a tool",
+    "other suffix": "files without the suffix of an image",
+    "not a file": "pipes, sockets and devices",
+    "empty folder": "folders without any entry",
+    "repeated folder": "links to a folder that is read already or lies around them",
+    "other file": ".npz files of no split, or of one that has another file",
+    "other key": "arrays that are not used",
+    "other split": "splits that are not read",
+}
+"""Why an entry is not read, most serious first, and what that means."""
+
+IMAGES_LOST: tuple[str, ...] = tuple(REASONS)[:3]
+"""The reasons under which images are left out that were meant to be read."""
+
+
+def walk(
+    top: str,
+    left_out: LeftOut,
+    onerror: Callable[[OSError], object],
+    around: Iterable[Identity] | None = None,
+) -> Iterator[str]:
+    """Yields the path of every image in the folder `top` and below it; all others are `left_out`.
+
+    The images of a folder come before those of the folders in it, both sorted by name. Links are
+    followed; a folder that is reached twice is read once. A skipped folder counts as one entry,
+    its name ends in a slash.
+
+    Args:
+        left_out: receives the other entries.
+        onerror: is called for a folder that cannot be listed.
+        around: folders that must not be entered; None means those around `top`.
+    """
+    parents = folders_above(os.path.dirname(os.path.realpath(top))) if around is None else around
+    seen, waiting = set(parents), [top]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            identity = _identity(folder)
+            if identity in seen:
+                left_out.setdefault("repeated folder", []).append(f"{folder}/")
+                continue
+            seen.add(identity)
+            images, folders = listing(folder, left_out)
+        except OSError as error:
+            onerror(error)
+            continue
+        yield from images
+        waiting += reversed(folders)
+
+
+def listing(folder: str, left_out: LeftOut) -> tuple[list[str], list[str]]:
+    """Returns the paths of the images and of the folders in `folder`, each sorted by name.
+
+    All other entries are `left_out`. A link counts as what it links to.
+
+    Raises:
+        OSError: if `folder` cannot be listed.
+    """
+    images: list[str] = []
+    folders: list[str] = []
+    with os.scandir(folder) as entries:
+        found = sorted(entries, key=lambda entry: entry.name)
+    for entry in found:
+        kind = _kind(entry)
+        if kind == "image":
+            images.append(entry.path)
+        elif kind == "folder":
+            folders.append(entry.path)
+        else:
+            whole = "/" if entry.is_dir(follow_symlinks=False) else ""
+            left_out.setdefault(kind, []).append(entry.path + whole)
+    if not found:
+        left_out.setdefault("empty folder", []).append(f"{folder}/")
+    return images, folders
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    """Returns "image", "folder", or the reason why the entry is left out."""
+    if entry.name.lower() in JUNK or entry.name.startswith("._"):
+        return "junk"
+    if entry.name.startswith("."):
+        return "hidden"
+    try:
+        is_folder, is_file = entry.is_dir(), entry.is_file()
+    except OSError:
+        if not entry.is_symlink():
+            raise
+        return "broken link"  # to itself, or into a folder that may not be entered
+    if is_folder:
+        return "folder"
+    if not is_file:
+        return "not a file" if os.path.exists(entry.path) else "broken link"
+    suffix = os.path.splitext(entry.name)[1].lower()
+    if suffix in SUFFIXES:
+        return "image"
+    return "unsupported format" if suffix in UNSUPPORTED else "other suffix"
+
+
+def folders_above(folder: str) -> set[Identity]:
+    """Returns the identities of `folder` and of every folder around it."""
+    path = Path(os.path.realpath(folder))
+    return {_identity(str(each)) for each in (path, *path.parents)}
+
+
+def _identity(folder: str) -> Identity:
+    found = os.stat(folder)
+    return found.st_dev, found.st_ino
+
+
+def merged(parts: Iterable[Mapping[str, Iterable[str]]]) -> LeftOut:
+    """Returns what is left out of any of `parts`, each path once, in the order of `REASONS`."""
+    parts = list(parts)
+    found = {
+        reason: list(dict.fromkeys(path for part in parts for path in part.get(reason, ())))
+        for reason in REASONS
+    }
+    return {reason: paths for reason, paths in found.items() if paths}
+
+
+def counted(left_out: Mapping[str, list[str]]) -> str:
+    """Returns the reasons with their counts, such as "hidden 2, other suffix 1,204"."""
+    return ", ".join(f"{reason} {len(paths):,}" for reason, paths in merged([left_out]).items())

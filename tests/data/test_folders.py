@@ -1,0 +1,402 @@
+"""Every entry of a folder of images is read or counted, whatever it is and is called."""
+
+import contextlib
+import io
+import json
+import os
+
+import pytest
+from PIL import Image
+
+from gnet_jax.cli import main
+from gnet_jax.config.names import as_text, typed_path
+from gnet_jax.data import DataError, open_source, split_count
+from gnet_jax.data.scan import scan
+from gnet_jax.data.sources import MissingSplitError, walk
+from gnet_jax.data.sources.walk import REASONS
+
+
+def png(value):
+    file = io.BytesIO()
+    Image.new("RGB", (40, 40), (value % 256, value // 256, 7)).save(file, "PNG")
+    return file.getvalue()
+
+
+COUNT = iter(range(10**4))
+
+
+def write(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(png(next(COUNT)))
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Two photos of each of two classes, in both splits."""
+    root = tmp_path / "set"
+    for split in ("train", "val"):
+        for name in ("cat", "dog"):
+            for i in range(2):
+                write(root / split / name / f"{i}.png")
+    return root
+
+
+def train(root):
+    return open_source(f"folder:{root}", "train")
+
+
+def paths(source):
+    return [source.relative_path(i) for i in range(len(source))]
+
+
+def left_out(root):
+    """What is left out of train, its paths from the root on."""
+    found = train(root).left_out
+    return {
+        reason: [path.removeprefix(f"{root}/") for path in names] for reason, names in found.items()
+    }
+
+
+def test_images_in_nested_folders_are_read_after_those_beside_them(root):
+    for name in ("more/1.png", "more/a/2.PNG", "more b/3.png", "Z.png"):
+        write(root / "train" / "cat" / name)
+    source = train(root)
+    cats = ["0.png", "1.png", "Z.png", "more/1.png", "more/a/2.PNG", "more b/3.png"]
+    assert paths(source)[:6] == [f"train/cat/{name}" for name in cats]
+    assert [source[i].label for i in range(len(source))] == [0] * 6 + [1] * 2
+    assert source[4].image == (root / "train/cat/more/a/2.PNG").read_bytes()
+    assert source.describe(4) == str(root / "train/cat/more/a/2.PNG")
+    assert source.left_out == {}
+
+
+def test_the_fingerprint_of_a_folder_without_nested_ones_is_the_one_of_earlier_runs(tmp_path):
+    for name in ("a/1.jpg", "a/10.png", "a/2.jpg", "b/x.jpg"):
+        path = tmp_path / "train" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"12345")
+    assert train(tmp_path).fingerprint() == "f951ca405fd0f6b4"
+    (tmp_path / "train/b/c").mkdir()
+    (tmp_path / "train/b/x.jpg").rename(tmp_path / "train/b/c/x.jpg")
+    assert train(tmp_path).fingerprint() != "f951ca405fd0f6b4"
+
+
+def test_every_entry_that_is_not_read_is_counted_under_its_reason(root):
+    cat = root / "train" / "cat"
+    for name in ("a.HEIC", "b.jxl", "c.txt", "noname", ".hidden.png", "Thumbs.db", "._0.png"):
+        (cat / name).write_bytes(b"x")
+    (cat / "gone.png").symlink_to(root / "nowhere.png")
+    (cat / "self.png").symlink_to("self.png")
+    os.mkfifo(cat / "pipe.png")
+    write(cat / "@eaDir" / "1.png")
+    write(cat / "nested" / ".ipynb_checkpoints" / "1.png")
+    (cat / "empty").mkdir()
+    write(root / "train" / ".owl" / "1.png")
+    write(root / "train" / "stray.png")
+    (root / "train" / "notes.md").write_text("x")
+    (root / "train" / "eel").symlink_to(root / "nowhere")
+    (root / "training").mkdir()
+    assert left_out(root) == {
+        "broken link": ["train/eel", "train/cat/gone.png", "train/cat/self.png"],
+        "unsupported format": ["train/cat/a.HEIC", "train/cat/b.jxl"],
+        "outside a class": ["train/stray.png"],
+        "like a split": ["training/"],
+        "hidden": ["train/.owl/", "train/cat/.hidden.png"],
+        "junk": [
+            *(f"train/cat/{name}" for name in ("._0.png", "@eaDir/", "Thumbs.db")),
+            "train/cat/nested/.ipynb_checkpoints/",
+        ],
+        "other suffix": ["train/notes.md", "train/cat/c.txt", "train/cat/noname"],
+        "not a file": ["train/cat/pipe.png"],
+        "empty folder": ["train/cat/empty/"],
+    }
+    assert train(root).class_names == ("cat", "dog")
+    assert len(train(root)) == 4
+
+
+def test_check_data_names_what_is_left_out_and_fails_where_images_are_lost(root, capsys):
+    command = ["check-data", f"folder:{root}"]
+    (root / "train" / "cat" / "notes.txt").write_text("x")
+    (root / "val" / "cat" / "._1.png").write_text("x")
+    assert main([*command, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["left_out"] == {
+        "junk": [f"{root}/val/cat/._1.png"],
+        "other suffix": [f"{root}/train/cat/notes.txt"],
+    }
+    (root / "train" / "cat" / "a.heic").write_bytes(b"x")
+    (root / "train" / "owl").symlink_to("nowhere")
+    assert main([*command, "--json"]) == 1
+    (lost,) = json.loads(capsys.readouterr().out)["must_be_mended"]
+    assert "broken link 1, unsupported format 1" in lost
+    assert main(command) == 1
+    output = capsys.readouterr().out
+    for name in ("train/owl", "a.heic", "notes.txt", "._1.png"):
+        assert f"{root}" in output
+        assert name in output
+    assert main(["check-data", f"folder:{root}#3", "--json"]) == 1  # a part hides nothing
+    assert json.loads(capsys.readouterr().out)["left_out"].keys() == {
+        "broken link",
+        "unsupported format",
+        "junk",
+        "other suffix",
+    }
+
+
+def test_linked_folders_are_followed_and_none_is_read_twice(root, tmp_path):
+    for i in range(3):
+        write(tmp_path / "elsewhere" / "deep" / f"{i}.png")
+    cat = root / "train" / "cat"
+    (cat / "link").symlink_to(tmp_path / "elsewhere")
+    (cat / "link2").symlink_to(tmp_path / "elsewhere" / "deep")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "elsewhere")
+    (cat / "up").symlink_to("..")
+    (root / "train" / "eel").symlink_to(tmp_path / "elsewhere")
+    source = train(root)
+    assert paths(source)[2:5] == [f"train/cat/link/deep/{i}.png" for i in range(3)]
+    assert [source[i].label for i in range(len(source))] == [0] * 5 + [1] * 2 + [2] * 3
+    assert left_out(root) == {
+        "repeated folder": [
+            *("train/cat/link/back/", "train/cat/link2/", "train/cat/up/"),
+            "train/eel/back/",
+        ]
+    }
+
+
+def test_a_thousand_folders_in_each_other_are_walked(root):
+    deep = root / "train" / "cat"
+    for _ in range(1200):
+        deep /= "d"
+        deep.mkdir()
+    write(deep / "1.png")
+    assert len(train(root)) == 5
+
+
+@pytest.mark.parametrize("name", ["validation", "Val", "VALID", "vall", "val2017"])
+def test_a_folder_that_looks_like_a_missing_split_is_named(root, name, capsys):
+    (root / "val").rename(root / name)
+    with pytest.raises(DataError, match=f"{root}/{name}.*rename that to val") as found:
+        open_source(str(root), "val")
+    assert not isinstance(found.value, MissingSplitError)
+    assert main(["check-data", f"folder:{root}"]) == 2
+    assert name in capsys.readouterr().err
+
+
+def test_a_folder_beside_the_splits_that_looks_like_none_is_let_be(root):
+    for name in ("raw", "labels", "backup"):
+        (root / name).mkdir()
+    (root / "test").symlink_to("val")
+    (root / "Train").symlink_to("train")  # as on disks where case does not count
+    assert train(root).left_out == {}
+
+
+def test_a_split_that_links_to_nothing_is_not_a_missing_one(root):
+    (root / "test").symlink_to("nowhere")
+    with pytest.raises(DataError, match="nowhere") as found:
+        open_source(str(root), "test")
+    assert not isinstance(found.value, MissingSplitError)
+
+
+def test_an_empty_class_is_refused_in_training_alone(root):
+    (root / "val" / "dog" / "0.png").rename(root / "val" / "dog" / "0.heic")
+    (root / "val" / "dog" / "1.png").unlink()
+    assert len(open_source(str(root), "val")) == 2
+    (root / "train" / "eel").mkdir()
+    (root / "train" / "eel" / "1.heic").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"train/eel .*unsupported format 1"):
+        train(root)
+
+
+def unlistable(monkeypatch, path):
+    """Have the system refuse to list `path`, which root alone could do."""
+    scandir = os.scandir
+
+    def refusing(folder):
+        if os.fspath(folder) == str(path):
+            raise PermissionError(13, "Permission denied", os.fspath(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+
+
+@pytest.mark.parametrize("place", [".", "train", "train/cat", "train/cat/more"])
+def test_a_folder_that_cannot_be_listed_is_one_sentence(root, place, monkeypatch, capsys):
+    write(root / "train" / "cat" / "more" / "1.png")
+    unlistable(monkeypatch, root / place)
+    assert main(["check-data", str(root)]) == 2
+    error = capsys.readouterr().err
+    assert f"{root / place} cannot be listed: Permission denied" in error
+    assert error.count("\n") == 1
+
+
+def test_predict_walks_as_training_does(root, monkeypatch):
+    from gnet_jax.inference.images import InputError, expand
+
+    cat = root / "train" / "cat"
+    write(cat / "more" / "1.png")
+    (cat / "more" / "up").symlink_to(root)
+    (cat / "gone.png").symlink_to("nowhere")
+    (cat / "a.heic").write_bytes(b"x")
+    (cat / ".hidden.png").write_bytes(b"x")
+    (cat / "shut").mkdir()
+    unlistable(monkeypatch, cat / "shut")
+    aside = {}
+    found = {
+        name.removeprefix(f"{cat}/"): image if isinstance(image, InputError) else len(image)
+        for name, image in expand([str(cat)], aside)
+    }
+    assert [name for name in found if isinstance(found[name], int)] == [
+        *("0.png", "1.png", "more/1.png")
+    ]
+    assert str(found["gone.png"]) == "is a broken link"
+    assert "Permission denied" in str(found["shut"])
+    assert {reason: len(paths) for reason, paths in aside.items()} == {
+        "hidden": 1,
+        "repeated folder": 1,
+        "unsupported format": 1,
+    }
+
+
+LATIN = os.fsdecode(b"caf\xe9")
+
+
+def test_a_class_name_is_text_whatever_the_folder_is_called(root, capsys):
+    write(root / "train" / LATIN / "1.png")
+    write(root / "train" / "two\nlines" / "1.png")
+    source = train(root)
+    assert source.class_names == (r"caf\xe9", "cat", "dog", r"two\nlines")
+    assert os.fsencode(source.describe(0)).endswith(b"caf\xe9/1.png")
+    assert source[0].label == 0
+    assert source.fingerprint()
+    assert main(["check-data", str(root)]) == 1  # val lacks both
+    assert r"caf\xe9" in capsys.readouterr().out
+    write(root / "train" / r"caf\xe9" / "1.png")
+    with pytest.raises(DataError, match=r"both called caf\\xe9"):
+        train(root)
+
+
+def test_text_that_is_no_name_of_a_file_is_made_valid_too():
+    assert as_text("naïve 猫 \\x") == "naïve 猫 \\x"
+    assert as_text("\ud800\udc41\x00\x1b\u2028") == r"\ud800\udc41\x00\x1b\u2028"
+    as_text("".join(map(chr, range(0x11000)))).encode("utf-8")
+
+
+def test_a_set_of_unprintable_names_is_copied(root, tmp_path):
+    from gnet_jax.data.pack import pack
+
+    pytest.importorskip("array_record")
+    for split in ("train", "val"):
+        write(root / split / LATIN / "1.png")
+    moved = root.rename(root.with_name(os.fsdecode(b"set\xff")))
+    prepared = pack(f"folder:{moved}", tmp_path / "copy", 32)
+    assert prepared.images == {"train": 5, "validation": 5}
+    labels = (prepared.folder / "label.labels.txt").read_text("utf-8").split("\n")
+    assert labels[:3] == [r"caf\xe9", "cat", "dog"]
+
+
+def test_a_path_that_exists_wins_over_a_count(root, tmp_path, monkeypatch):
+    for name in ("set#2", "a\nb", "digits#5"):
+        for i in range(7):
+            write(tmp_path / name / "train" / "cat" / f"{i}.png")
+        write(tmp_path / name / "train" / "dog" / "1.png")
+    monkeypatch.chdir(tmp_path)
+    for spec, images in {
+        "folder:set#2": 8,
+        f"folder:{tmp_path}/set#2": 8,
+        "set#2": 8,
+        "folder:set#2#3": 3,
+        "folder:set#3": 3,
+        "set#3": 3,
+        "folder:a\nb#3": 3,
+        "digits#5": 8,
+        "digits#6": 6,
+    }.items():
+        assert len(open_source(spec, "train")) == images, spec
+
+
+def test_a_file_of_arrays_that_exists_wins_over_a_count(tmp_path, monkeypatch):
+    import numpy as np
+
+    def save(name, count):
+        with open(tmp_path / name, "wb") as file:
+            np.savez(file, x=np.zeros((count, 8, 8), np.uint8), y=np.arange(count) % 2)
+
+    monkeypatch.chdir(tmp_path)
+    save("a_train.npz", 9)
+    save("a_train.npz#2", 5)
+    (tmp_path / "of#4").mkdir()
+    save("of#4/TRAIN.npz".lower(), 6)
+    assert len(open_source("npz:a_{split}.npz#3", "train")) == 3
+    assert len(open_source("npz:a_{split}.npz#2", "train")) == 5
+    assert len(open_source("npz:of#4", "train")) == 6
+    assert len(open_source("npz:of#4#2", "train")) == 2
+    assert split_count("tfds:mnist:3.0.1#7") == ("tfds:mnist:3.0.1", 7)
+    np.savez("b{split}.npz", x_train=np.zeros((4, 8, 8), np.uint8), y_train=[0, 1, 0, 1])
+    assert len(open_source("b{split}.npz", "train")) == 4  # braces in the name itself
+
+
+def test_a_tilde_in_the_name_of_an_existing_folder_is_not_a_home(root, monkeypatch):
+    monkeypatch.chdir(root.parent)
+    monkeypatch.setenv("HOME", str(root.parent))
+    assert len(open_source("folder:~/set", "train")) == 4
+    root.rename(root.parent / "~nobody-here")
+    assert len(open_source("folder:~nobody-here", "train")) == 4
+    assert typed_path("~nobody-there/x").parts[0] == "~nobody-there"
+
+
+def test_files_and_arrays_that_no_split_reads_are_counted(tmp_path):
+    import numpy as np
+
+    arrays = {"x": np.zeros((4, 8, 8), np.uint8), "y": [0, 1, 0, 1]}
+    for name in ("train.npz", "train_2.npz", "val.npz", "test.NPZ", "extra.npz"):
+        with open(tmp_path / name, "wb") as file:
+            np.savez(file, **arrays, **({"z": [1]} if name == "train.npz" else {}))
+    found = scan(f"npz:{tmp_path}").left_out
+    assert found == {
+        "other file": [f"{tmp_path}/extra.npz", f"{tmp_path}/train_2.npz"],
+        "other key": [f"z in {tmp_path}/train.npz"],
+    }
+    keyed = {
+        f"{key}_{split}": value for split in ("train", "test") for key, value in arrays.items()
+    }
+    np.savez(tmp_path / "keras.npz", **keyed, images_train=arrays["x"])
+    left = open_source(f"npz:{tmp_path}/keras.npz", "train").left_out
+    assert left == {"other key": [f"images_train in {tmp_path}/keras.npz"]}
+
+
+def test_existing_files_win_over_urls_and_standard_input_is_refused_beside_a_file(
+    tmp_path, monkeypatch
+):
+    from gnet_jax.inference.images import InputError, expand
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "http:" / "127.0.0.1:1").mkdir(parents=True)
+    for name in ("http:/127.0.0.1:1/a.jpg", "-"):
+        (tmp_path / name).write_bytes(b"local")
+    found = dict(expand(["http://127.0.0.1:1/a.jpg", "./-", "-"]))
+    assert found["http://127.0.0.1:1/a.jpg"] == found["./-"] == b"local"
+    assert isinstance(found["-"], InputError)
+    assert "./-" in str(found["-"])
+
+
+def test_every_reason_is_explained():
+    assert set(walk.IMAGES_LOST) < set(REASONS)
+    assert (
+        walk.counted({"junk": list(map(str, range(1234))), "broken link": ["b"]})
+        == "broken link 1, junk 1,234"
+    )
+
+
+def test_the_plan_of_a_run_counts_what_is_not_read(root, monkeypatch, capsys):
+    import train as command
+
+    (root / "train" / "cat" / "a.heic").write_bytes(b"x")
+    (root / "val" / "owl").symlink_to("nowhere")
+    monkeypatch.setattr(
+        "gnet_jax.training.loop.train", lambda *_: pytest.fail("only the plan is of interest")
+    )
+    fields = ["--data.source", str(root), "--batch-size", "8", "--workdir", str(root / "run")]
+    with contextlib.suppress(pytest.fail.Exception):
+        command.main(["folder", *fields])
+    output = capsys.readouterr().out
+    (line,) = [line for line in output.splitlines() if line.lstrip().startswith("not read ")]
+    assert "broken link 1, unsupported format 1" in line
