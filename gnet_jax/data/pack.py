@@ -12,6 +12,7 @@ from PIL import Image
 from gnet_jax.config.names import as_text
 from gnet_jax.data.decode import ImageError, decode, shorter_side_size
 from gnet_jax.data.prepare import Prepared
+from gnet_jax.data.records import read_example
 from gnet_jax.data.shards import Format, PrepareError, SplitPlan, write_set
 from gnet_jax.data.sources import MissingSplitError, Source, Split, TfdsSource, open_source
 from gnet_jax.data.sources.source import digest
@@ -39,8 +40,9 @@ def pack(
     with TFDS_DATA_DIR naming the folder around `out`.
 
     Raises:
-        PrepareError: if it cannot be written, or an image is damaged or its label out of range.
-        DataError: if there is no such source.
+        PrepareError: if it cannot be written, or an image is damaged.
+        DataError: if there is no such source, or an image cannot be read or its label is out of
+            range.
     """
     import tensorflow_datasets as tfds
 
@@ -113,17 +115,12 @@ def _info(name: str, folder: Path, features: Any, file_format: Format, about: st
 def _plan(name: str, source: Source, features: Any, shorter: int) -> SplitPlan:
     def record(index: int) -> bytes:
         try:
-            example = source[index]
+            example = read_example(source, index)
             image = scaled_down(example.image, shorter)
         except ImageError as error:
             raise PrepareError(
                 f"{source.describe(index)} is {error}; mend it or take it out of the data"
             ) from error
-        if not 0 <= example.label < len(source.class_names):
-            raise PrepareError(
-                f"{source.describe(index)} has label {example.label}, but the data has "
-                f"{len(source.class_names)} classes; mend the label"
-            )
         return features.serialize_example({"image": image, "label": example.label})
 
     count = -(-len(source) // FILE_RECORDS)

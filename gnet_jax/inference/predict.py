@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from gnet_jax.config import Preprocessing, UserError
+from gnet_jax.config.names import as_text
 from gnet_jax.data import preprocess
 from gnet_jax.data.decode import ImageError, central_crop
 from gnet_jax.inference.images import Picture
@@ -198,7 +199,7 @@ def render(console: Console, name: str, top: Sequence[Guess]) -> None:
     """
     line = "#" if console.options.ascii_only else "━"
     width = min(24, console.width // 3)
-    console.print(Text(name, style="bold"), soft_wrap=True)
+    console.print(Text(as_text(name), style="bold"), soft_wrap=True)
     for guess in top:
         bar = line * round(guess["probability"] * width)
         shown = Text.assemble(
@@ -211,4 +212,4 @@ def render(console: Console, name: str, top: Sequence[Guess]) -> None:
 
 def render_error(console: Console, name: str, error: UserError) -> None:
     """Print why there is no prediction for `name`."""
-    console.print(Text.assemble((name, "bold"), ": ", (str(error), "red")), soft_wrap=True)
+    console.print(Text.assemble((as_text(name), "bold"), ": ", (str(error), "red")), soft_wrap=True)

@@ -168,7 +168,13 @@ def test_a_thousand_folders_in_each_other_are_walked(root):
         deep /= "d"
         deep.mkdir()
     write(deep / "1.png")
-    assert len(train(root)) == 5
+    try:
+        assert len(train(root)) == 5
+    finally:  # pytest cannot delete them: it calls itself for each
+        (deep / "1.png").unlink()
+        while deep.name == "d":
+            deep.rmdir()
+            deep = deep.parent
 
 
 @pytest.mark.parametrize("name", ["validation", "Val", "VALID", "vall", "val2017"])
@@ -226,6 +232,35 @@ def test_a_folder_that_cannot_be_listed_is_one_sentence(root, place, monkeypatch
     error = capsys.readouterr().err
     assert f"{root / place} cannot be listed: Permission denied" in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "command", [["check-data"], ["prepare", "--resize", "32", "--out", "copy"]], ids=lambda c: c[0]
+)
+def test_an_image_that_cannot_be_read_is_named(root, command, monkeypatch, capsys):
+    pytest.importorskip("array_record")
+    monkeypatch.chdir(root)
+    shut, read = root / "train" / "dog" / "1.png", type(root).read_bytes
+
+    def refusing(path):
+        if path == shut:
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path)
+
+    monkeypatch.setattr(type(root), "read_bytes", refusing)
+    code = main([command[0], f"folder:{root}", *command[1:]])
+    output = capsys.readouterr()
+    assert code == (1 if command[0] == "check-data" else 2)
+    assert str(shut) in output.out + output.err
+    assert "Permission denied" in output.out + output.err
+    assert "cannot write" not in output.err
+
+
+def test_an_image_that_is_gone_since_the_folder_was_listed_is_named(root):
+    source = train(root)
+    (root / "train" / "dog" / "1.png").unlink()
+    with pytest.raises(DataError, match=r"train/dog/1\.png"):
+        source.fingerprint()
 
 
 def test_predict_walks_as_training_does(root, monkeypatch):

@@ -10,7 +10,7 @@ import pytest
 from gnet_jax.model import GoogLeNet
 from gnet_jax.weights import WeightsError, read_folder
 from gnet_jax.weights.convert import convert, imagenet_classes
-from gnet_jax.weights.tf_slim import ARCHITECTURE, from_slim, read_checkpoint
+from gnet_jax.weights.tf_slim import ARCHITECTURE, from_slim, index_of, read_checkpoint
 from gnet_jax.weights.torchvision import to_torchvision
 from gnet_jax.weights.variables import check, flatten
 
@@ -181,6 +181,13 @@ def test_without_tensorflow_any_name_of_a_checkpoint_gives_the_remedy(tmp_path, 
     with pytest.raises(WeightsError, match=r"older is a TensorFlow checkpoint, .* tensorflow:"):
         convert(tmp_path / "older", tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+def test_a_file_that_is_there_is_not_taken_for_a_part_of_a_checkpoint(tmp_path):
+    for name in ("m.index", "m.data-final.pth", "m.data-00000-of-00001"):
+        (tmp_path / name).touch()
+    assert index_of(tmp_path / "m.data-final.pth").name == "m.data-final.pth"
+    assert index_of(tmp_path / "m.data-00000-of-00001").name == "m.index"
 
 
 def write_checkpoint(tf, prefix, tensors):

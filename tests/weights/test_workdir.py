@@ -1,26 +1,31 @@
 """A training run becomes a model: best checkpoint, averaged parameters, the data's classes."""
 
+import os
+
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from gnet_jax.config import Config, ConfigError, DataConfig, ModelConfig, OptimConfig
+from gnet_jax.data import open_source
 from gnet_jax.training.checkpoint import Checkpoints
 from gnet_jax.training.record import open_workdir
 from gnet_jax.training.run import prepare
 from gnet_jax.weights import WeightsError, read_folder
-from gnet_jax.weights.convert import convert
+from gnet_jax.weights.convert import convert, read
+from gnet_jax.weights.export import export
 from gnet_jax.weights.workdir import read_workdir
 
 
-def saved_run(workdir, averaging="none", top1=(0.5, 0.9, 0.7)):
+def saved_run(workdir, averaging="none", top1=(0.5, 0.9, 0.7), source="digits"):
     """A workdir with one checkpoint for each accuracy; step n has weights of value n."""
     config = Config(
         workdir=str(workdir),
         batch_size=8,
         keep_latest=3,
         model=ModelConfig(width_multiplier=1 / 16, stem="small", aux_after=("4a",)),
-        data=DataConfig(image_size=33, resize_to=33, mean=(1.0, 2.0, 3.0)),
+        data=DataConfig(source=source, image_size=33, resize_to=33, mean=(1.0, 2.0, 3.0)),
         optim=OptimConfig(averaging=averaging),
     )
     run = prepare(config)
@@ -50,6 +55,25 @@ def test_the_best_checkpoint_is_taken_averaged_where_it_can_be(tmp_path, averagi
     assert folder.source["validation_top1"] == "0.9000"
     assert read_folder(tmp_path / "model").source == folder.source
     assert "the run's own evaluation" in (tmp_path / "model/README.md").read_text("utf-8")
+
+
+def test_names_that_are_not_utf8_are_converted_and_exported_as_valid_text(tmp_path):
+    data = tmp_path / os.fsdecode(b"photos\xff")
+    for split in ("train", "val"):
+        for name in (b"caf\xe9", b"two\nlines"):
+            folder = data / split / os.fsdecode(name)
+            folder.mkdir(parents=True)
+            for i in range(4):
+                Image.new("L", (33, 33), i).save(folder / f"{i}.png")
+    saved_run(tmp_path / "run", top1=(None,), source=f"folder:{data}")
+    model = tmp_path / os.fsdecode(b"model\xfe")
+    convert(tmp_path / "run", model)
+    for file in (model / "config.json", model / "README.md"):
+        assert r"photos\xff" in file.read_text("utf-8").replace(r"\\", "\\")
+    copy = tmp_path / "model.safetensors"
+    assert export(read_folder(model), copy) == 0
+    assert read(copy).class_names == (r"caf\xe9", r"two\nlines")
+    assert read(copy).class_names == open_source(f"folder:{data}", "val").class_names
 
 
 def test_without_an_evaluation_the_newest_checkpoint_is_taken(tmp_path):
