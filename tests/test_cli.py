@@ -108,7 +108,9 @@ def test_predict_leaves_out_what_is_no_image_by_its_name(folder, tmp_path, capsy
     shutil.copytree(folder / "photos" / "val" / "cat", tmp_path / "photos")
     (tmp_path / "photos" / "Thumbs.db").write_bytes(b"")
     assert main(["predict", str(folder / "model"), str(tmp_path / "photos"), "--json"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 3
+    output = capsys.readouterr()
+    assert len(output.out.splitlines()) == 3
+    assert "not read: junk 1\n" in output.err
     for image in (tmp_path / "photos").glob("*.png"):
         image.unlink()
     assert main(["predict", str(folder / "model"), str(tmp_path / "photos")]) == 1

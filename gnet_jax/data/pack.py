@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from gnet_jax.config.names import as_text
 from gnet_jax.data.decode import ImageError, decode, shorter_side_size
 from gnet_jax.data.prepare import Prepared
 from gnet_jax.data.records import read_example
@@ -61,7 +60,7 @@ def pack(
     # What was copied is kept in the description: a copy of what has changed since is refused.
     copied = digest(*(source.fingerprint().encode() for source in sources.values()))
     folder = out.absolute() / VERSION
-    about = f"{as_text(spec)}, shorter side at most {shorter} pixels; fingerprint {copied}"
+    about = f"{spec}, shorter side at most {shorter} pixels; fingerprint {copied}"
     info = _info(out.name, folder, tfds.features.FeaturesDict(features), file_format, about)
     if folder.exists():
         found = tfds.builder_from_directory(str(folder)).info

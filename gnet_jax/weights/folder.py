@@ -19,7 +19,6 @@ import jax.numpy as jnp
 
 import gnet_jax
 from gnet_jax.config import ConfigError, Preprocessing, check_preprocessing
-from gnet_jax.config.names import as_text
 from gnet_jax.model import Architecture, GoogLeNet
 from gnet_jax.weights.model_card import model_card
 from gnet_jax.weights.schema import SchemaError, from_json, to_json
@@ -67,7 +66,7 @@ def write_folder(path: str | Path, folder: ModelFolder) -> None:
         config = config_of(folder) | {"weights_sha256": _sha256(new / WEIGHTS_FILE)}
         text = json.dumps(config, indent=2, ensure_ascii=False)
         (new / CONFIG_FILE).write_text(text + "\n", "utf-8")
-        (new / CARD_FILE).write_text(model_card(config, flat, as_text(path.name)), "utf-8")
+        (new / CARD_FILE).write_text(model_card(config, flat, path.name), "utf-8")
         if path.exists():
             path.rename(old)
         try:
@@ -157,7 +156,7 @@ def config_of(folder: ModelFolder) -> dict[str, Any]:
         "dtype": jnp.dtype(folder.model.dtype).name,
         "num_classes": folder.model.arch.num_classes,
         "preprocessing": to_json(folder.preprocessing),
-        "source": {key: as_text(value) for key, value in folder.source.items()},
+        "source": dict(folder.source),
         "id2label": {str(i): name for i, name in enumerate(folder.class_names)},
     }
 
@@ -173,7 +172,7 @@ def folder_of(config: Any, tensors: dict[str, Any], where: Path) -> ModelFolder:
         preprocessing = from_json(Preprocessing, config["preprocessing"], "preprocessing")
         check_preprocessing(preprocessing, "preprocessing")
         labels, dtype = config["id2label"], config["dtype"]
-        names = tuple(as_text(str(labels[str(i)])) for i in range(len(labels)))
+        names = tuple(str(labels[str(i)]) for i in range(len(labels)))
         if dtype not in ("float32", "bfloat16"):
             raise SchemaError(f"dtype is {dtype!r}; it must be float32 or bfloat16")
         source = {str(name): str(value) for name, value in config["source"].items()}

@@ -57,23 +57,20 @@ def test_the_best_checkpoint_is_taken_averaged_where_it_can_be(tmp_path, averagi
     assert "the run's own evaluation" in (tmp_path / "model/README.md").read_text("utf-8")
 
 
-def test_names_that_are_not_utf8_are_converted_and_exported_as_valid_text(tmp_path):
-    data = tmp_path / os.fsdecode(b"photos\xff")
+def test_class_names_that_are_not_utf8_are_converted_and_exported_as_valid_text(tmp_path):
     for split in ("train", "val"):
         for name in (b"caf\xe9", b"two\nlines"):
-            folder = data / split / os.fsdecode(name)
+            folder = tmp_path / "photos" / split / os.fsdecode(name)
             folder.mkdir(parents=True)
             for i in range(4):
                 Image.new("L", (33, 33), i).save(folder / f"{i}.png")
-    saved_run(tmp_path / "run", top1=(None,), source=f"folder:{data}")
-    model = tmp_path / os.fsdecode(b"model\xfe")
-    convert(tmp_path / "run", model)
-    for file in (model / "config.json", model / "README.md"):
-        assert r"photos\xff" in file.read_text("utf-8").replace(r"\\", "\\")
+    data = f"folder:{tmp_path / 'photos'}"
+    saved_run(tmp_path / "run", top1=(None,), source=data)
+    convert(tmp_path / "run", tmp_path / "model")
     copy = tmp_path / "model.safetensors"
-    assert export(read_folder(model), copy) == 0
+    assert export(read_folder(tmp_path / "model"), copy) == 0
     assert read(copy).class_names == (r"caf\xe9", r"two\nlines")
-    assert read(copy).class_names == open_source(f"folder:{data}", "val").class_names
+    assert read(copy).class_names == open_source(data, "val").class_names
 
 
 def test_without_an_evaluation_the_newest_checkpoint_is_taken(tmp_path):

@@ -6,7 +6,7 @@ from gnet_jax.config.names import typed_path
 from gnet_jax.config.recipe import load_recipe, recipe_names
 from gnet_jax.data.sources.digits import DigitsSource
 from gnet_jax.data.sources.folder import FolderSource
-from gnet_jax.data.sources.npz import SPLITS, NpzSource, files_of
+from gnet_jax.data.sources.npz import SPLITS, NpzSource
 from gnet_jax.data.sources.source import DataError, Example, MissingSplitError, Source, Split
 from gnet_jax.data.sources.subset import SubsetSource
 from gnet_jax.data.sources.tfds import TfdsSource
@@ -70,9 +70,7 @@ def split_count(spec: str) -> tuple[str, int | None]:
         return spec, None
     kind, colon, where = spec.partition(":")
     path = where if colon and kind in ("folder", "npz") else spec
-    paths = [typed_path(path)]
-    if kind == "npz":
-        paths += files_of(path, [name for names in SPLITS.values() for name in names]).values()
-    if any(each.is_dir() or (kind == "npz" and each.is_file()) for each in paths):
+    files = [path.replace("{split}", name) for names in SPLITS.values() for name in names]
+    if typed_path(path).is_dir() or (kind == "npz" and any(typed_path(f).is_file() for f in files)):
         return spec, None
     return parts[1], int(parts[2])

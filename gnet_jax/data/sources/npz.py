@@ -2,7 +2,7 @@
 
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -125,9 +125,10 @@ class _Part(NamedTuple):
         """The part of the data in `path` that holds `split`."""
         names = SPLITS[split]
         wanted = " or ".join(names)
-        whole = typed_path(path)
-        if "{split}" in path and not whole.exists():
-            for name, file in files_of(path, names).items():
+        whole = Path(path).expanduser()
+        if "{split}" in path:
+            files = {name: Path(path.replace("{split}", name)).expanduser() for name in names}
+            for name, file in files.items():
                 if file.is_file():
                     return cls(file, _opened(file), name, keyed=False)
             raise MissingSplitError(f"there is no file {path} with {wanted} for {{split}}")
@@ -234,11 +235,6 @@ def _opened(file: Path) -> np.lib.npyio.NpzFile:
         return np.load(file, allow_pickle=False)
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise DataError(f"{file} cannot be read: {error}") from error
-
-
-def files_of(pattern: str, names: Sequence[str]) -> dict[str, Path]:
-    """Returns the path that `pattern` with {split} in it gives for each of `names`."""
-    return {name: typed_path(pattern.replace("{split}", name)) for name in names}
 
 
 def _npz_files(folder: Path) -> list[Path]:
