@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from gnet_jax.config import AugmentConfig, ConfigError, Preprocessing
 from gnet_jax.data.distort import FACTOR, blend, distort, on_grid
@@ -32,17 +33,45 @@ class Labels(NamedTuple):
 
 
 def preprocess(images_BHWC: jax.Array, *, preprocessing: Preprocessing) -> jax.Array:
-    """The network's float32 inputs: channels in its order, `(x - mean) / std`.
+    """Returns the network's float32 inputs: channels in its order, `(x - mean) / std`.
 
     Args:
-        images_BHWC: uint8 or float32 pixels of 0 to 255; red, green, blue.
+        images_BHWC: uint8 or floating-point pixels of 0 to 255; red, green, blue.
         preprocessing: order, mean and std of the channels.
+
+    Raises:
+        ConfigError: for another dtype or shape, and outside of `jax.jit` for another range.
     """
+    _check_pixels(images_BHWC)
     if preprocessing.channels == "BGR":
         images_BHWC = images_BHWC[..., ::-1]
     mean = jnp.asarray(preprocessing.mean, jnp.float32)
     std = jnp.asarray(preprocessing.std, jnp.float32)
     return (images_BHWC.astype(jnp.float32) - mean) / std
+
+
+def _check_pixels(images: jax.Array) -> None:
+    if images.ndim != 4 or images.shape[-1] != 3:
+        raise ConfigError(
+            f"the images have the shape {images.shape}, but must be (B, H, W, 3), red, green and "
+            "blue; pass a single image as x[None]"
+        )
+    if images.dtype == jnp.uint8:
+        return
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ConfigError(
+            f"the pixels are {images.dtype}, but must be uint8 or floating-point numbers from 0 to "
+            "255; convert them by x.astype(np.uint8) if that is their range"
+        )
+    if isinstance(images, Tracer) or not images.size:
+        return
+    low, high = float(images.min()), float(images.max())
+    if not (low >= 0 and high <= 255) or 0 < high <= 1:
+        known = {low >= 0: "x * 255", -1 <= low < 0: "(x + 1) * 127.5"} if high <= 1 else {}
+        remedy = f"; convert them by {known[True]}" if True in known else ""
+        raise ConfigError(
+            f"the pixels are from {low:.6g} to {high:.6g}, but must be from 0 to 255{remedy}"
+        )
 
 
 def augment(

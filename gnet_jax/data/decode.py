@@ -8,15 +8,28 @@ import functools
 import io
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps
 
 from gnet_jax.config import AugmentConfig, Preprocessing, UserError
+from gnet_jax.data.metadata import Bare, bare, exif_orientation, xmp_orientation
+from gnet_jax.data.tiff import REMEDY, Tiff, TiffError, tiff_facts
 
 MAX_PIXELS = 50_000_000  # above this an image is refused before it is decoded
 # Photos come in these. Pillow would try forty more, one of which (EPS) runs a program.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
+SCALED = ("PNG", "PPM")  # whose grey of more than 8 bits Pillow scales to 16
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 # What interpolation "random" draws from; BOX is the mean over the area that a pixel covers.
 FILTERS = (
@@ -32,45 +45,103 @@ class ImageError(UserError):
 
 
 def decode(image: bytes | np.ndarray) -> Image.Image:
-    """An upright RGB picture from encoded bytes, or from uint8 pixels (H, W) or (H, W, 3).
+    """Returns an upright RGB picture of encoded bytes, or of uint8 pixels (H, W) or (H, W, 3).
 
-    The format is told by content, and of an animation the first picture is taken. EXIF orientation
-    is honoured; grey, CMYK and palette images are converted, of 16 bits the high byte is kept,
-    transparency is dropped.
+    The content tells the format. The first picture of several is taken. The orientation is
+    honoured; grey, CMYK, YCbCr, Lab and palette images are converted without their colour profiles,
+    the 8 highest bits of a channel are kept, transparency is dropped.
 
     Raises:
-        ImageError: for bytes that are no image, are cut short or damaged so that it shows, hold
-            over 50 million pixels, or hold 32-bit pixels, whose range nothing tells.
+        ImageError: for bytes that are not an image, are cut short or damaged so that it shows, hold
+            over 50 million pixels, or hold pixels whose range or meaning is unknown: 32 bits,
+            signed or floating-point numbers, CMYK in a JPEG without an Adobe marker. Also for an
+            array of another dtype or shape.
     """
     if isinstance(image, np.ndarray):
-        return _rgb(Image.fromarray(image), None)
+        return Image.fromarray(_checked(image)).convert("RGB")
     with opening(image) as opened:
-        ImageOps.exif_transpose(opened, in_place=True)  # else it copies what needs no turning
-        return _rgb(opened, opened.format)
+        picture = _rgb(opened)
+        method = TURNS.get(opened.orientation)
+        return picture if method is None else picture.transpose(method)
+
+
+def _checked(pixels: np.ndarray) -> np.ndarray:
+    """`pixels`, if they are a picture: uint8 (H, W) or (H, W, 3)."""
+    if pixels.dtype != np.uint8:
+        raise ImageError(
+            f"the pixels are {pixels.dtype}, but must be uint8 from 0 to 255; convert them, "
+            "floats in 0..1 by (255 * x).round().astype(np.uint8)"
+        )
+    if pixels.ndim not in (2, 3) or pixels.shape[2:] not in ((), (3,)) or not pixels.size:
+        remedy = ""
+        if pixels.ndim == 4:
+            remedy = "; pass one picture at a time, as x[0]"
+        elif pixels.shape[2:] == (1,):
+            remedy = "; pass x[..., 0]"
+        elif pixels.shape[2:] == (4,):
+            remedy = "; drop the transparency by x[..., :3]"
+        elif pixels.ndim == 3 and pixels.shape[0] in (1, 3):
+            remedy = "; move the channels to the end by x.transpose(1, 2, 0)"
+        raise ImageError(
+            f"the pixels have the shape {pixels.shape}, but must be (H, W) or (H, W, 3){remedy}"
+        )
+    _check_pixels((pixels.shape[1], pixels.shape[0]), "the image")
+    return pixels
+
+
+class Opened(NamedTuple):
+    """An image file that is not decoded yet."""
+
+    picture: ImageFile.ImageFile  # its format, mode and size are known
+    image: bytes  # without metadata
+    orientation: int  # as EXIF numbers them; 1 is upright
+    tiff: Tiff | None  # what a TIFF says about its pixels
 
 
 @contextlib.contextmanager
-def opening(image: bytes) -> Iterator[Image.Image]:
-    """The image file in `image`, opened and not yet decoded: its format, mode and size are known.
+def opening(image: bytes) -> Iterator[Opened]:
+    """The image file in `image`, opened and not yet decoded.
 
     Raises:
         ImageError: as `decode`, also for what goes wrong with it inside of the context.
     """
-    if not image:
-        raise ImageError("not an image: it is empty")
+    kind, tiff = _format(image), None
     try:
-        with Image.open(io.BytesIO(image), formats=known_formats()) as opened:
-            _check_pixels(opened.size, "the image")
-            yield opened
+        tiff = tiff_facts(image) if kind == "TIFF" else None
+        stripped = bare(image) if tiff is None else Bare(tiff.image, tiff.orientation)
+        # Image.open would report one reason for every fault, and warn of large images.
+        with Image.OPEN[kind][0](io.BytesIO(stripped.image), "") as picture:
+            _check_pixels(picture.size, "the image")
+            yield Opened(picture, stripped.image, _orientation(picture, stripped), tiff)
     except ImageError:
         raise
-    except UnidentifiedImageError:
-        known = ", ".join(known_formats())
-        raise ImageError(f"not an image: its {len(image):,} bytes are none of {known}") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"the image is over {MAX_PIXELS // 10**6} million pixels") from error
+    except TiffError as error:
+        raise ImageError(str(error)) from None
+    except SyntaxError as error:  # Pillow's, for what it does not know
+        what = f"a {kind} file" if tiff is None else tiff.described
+        raise ImageError(f"{what}, which is not read ({error}); {REMEDY}") from error
     except Exception as error:  # decoders raise whatever a damaged file makes them trip over
         raise ImageError(f"a damaged image: {error or type(error).__name__}") from error
+
+
+def _format(image: bytes) -> str:
+    """The format, one of `FORMATS`, that the first bytes tell."""
+    if not image:
+        raise ImageError("not an image: it is empty")
+    for name in known_formats():
+        accept = Image.OPEN[name][1]
+        if accept is not None and accept(image[:16]) is True:
+            return name
+    known = ", ".join(known_formats())
+    raise ImageError(f"not an image: its {len(image):,} bytes are none of {known}")
+
+
+def _orientation(picture: ImageFile.ImageFile, stripped: Bare) -> int:
+    """1 to 8, as EXIF numbers them. An EXIF block overrides an XMP packet, as in Pillow."""
+    exif = stripped.exif or exif_orientation(picture.info.get("exif", b""))
+    if exif or picture.format == "AVIF":  # of which Pillow writes the block, by its boxes
+        return exif or 1
+    return stripped.xmp or xmp_orientation(picture.info.get("xmp", b"")) or 1
 
 
 @functools.cache
@@ -88,20 +159,40 @@ def _check_pixels(size: tuple[int, int], what: str) -> None:
         )
 
 
-def _rgb(picture: Image.Image, kind: str | None) -> Image.Image:
-    """`picture`, read from a file of format `kind`, as RGB; never by a conversion that clips."""
+def _rgb(opened: Opened) -> Image.Image:
+    """The picture as RGB, not turned yet; never by a conversion that clips."""
+    picture, tiff = opened.picture, opened.tiff
+    if picture.mode == "CMYK" and picture.format == "JPEG" and "adobe" not in picture.info:
+        raise ImageError(
+            "a CMYK JPEG without an Adobe marker: nothing says whether 0 is full ink or none; "
+            "save it as RGB"
+        )
+    if picture.format == "JPEG2000" and picture.mode != "I;16":
+        _check_jpeg2000(opened.image)
     # Pillow gives 16-bit grey as I;16, and from some formats scaled to 16 bits in a 32-bit I.
-    if picture.mode.startswith("I;16") or (picture.mode == "I" and kind in ("PNG", "PPM")):
-        high = np.asarray(picture, np.int64) >> 8
-        return Image.fromarray(high.astype(np.uint8)).convert("RGB")
-    if picture.mode in ("I", "F"):
+    if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format in SCALED):
+        high = np.asarray(picture, np.int64) >> ((tiff.bits if tiff else 16) - 8)
+        rgb = Image.fromarray(high.astype(np.uint8)).convert("RGB")
+    elif picture.mode in ("I", "F"):
         raise ImageError("the image has 32-bit pixels of unknown range; save it with 8 or 16 bits")
-    if picture.mode == "RGB":
+    else:
         picture.load()
-        return picture
-    if picture.mode == "P" and isinstance(picture.info.get("transparency"), bytes):
-        picture = picture.convert("RGBA")  # what Pillow asks for; the colours are the same
-    return picture.convert("RGB")
+        rgb = picture
+        if picture.mode == "P" and isinstance(picture.info.get("transparency"), bytes):
+            rgb = picture.convert("RGBA")  # what Pillow asks for; the colours are the same
+        elif picture.mode == "La":  # the only way from grey that was multiplied by its alpha
+            rgb = picture.convert("LA")
+        rgb = rgb if rgb.mode == "RGB" else rgb.convert("RGB")
+    return ImageOps.invert(rgb) if tiff and tiff.inverted else rgb
+
+
+def _check_jpeg2000(image: bytes) -> None:
+    """Raise for colours of more than 8 bits, of which Pillow turns the highest values into 0."""
+    size = image.find(b"\xff\x4f\xff\x51") + 40  # the number of channels in the first marker
+    channels = int.from_bytes(image[size : size + 2], "big")
+    bits = max((image[size + 2 : size + 2 + 3 * channels : 3]), default=0) % 128 + 1
+    if bits > 8:
+        raise ImageError(f"a JPEG 2000 with {bits} bits a colour, which is not read; {REMEDY}")
 
 
 def training_crop(

@@ -7,7 +7,6 @@ differ by 0.6 grey levels on average.
 import cv2
 import numpy as np
 import simplejpeg
-from PIL import ExifTags
 
 from gnet_jax.config import AugmentConfig, Preprocessing
 from gnet_jax.data.decode import decode, opening, training_box
@@ -29,25 +28,27 @@ def fast_crop(
     Raises:
         ImageError: as `decode`.
     """
-    size = None if isinstance(image, np.ndarray) else _upright_jpeg_size(image)
-    if isinstance(image, np.ndarray) or size is None:
+    jpeg = None if isinstance(image, np.ndarray) else _upright_jpeg(image)
+    if jpeg is None:
         pixels = np.asarray(decode(image))
         size = pixels.shape[1], pixels.shape[0]
         box = training_box(size, generator, p, a)
     else:
+        stripped, size = jpeg
         box = training_box(size, generator, p, a)
-        pixels = _decoded(image, size, box, p.image_size)
+        pixels = _decoded(stripped, size, box, p.image_size)
     x, y = pixels.shape[1] / size[0], pixels.shape[0] / size[1]
     left, top, right, bottom = box
     return _resized(pixels, (left * x, top * y, right * x, bottom * y), p.image_size)
 
 
-def _upright_jpeg_size(image: bytes) -> tuple[int, int] | None:
-    """(width, height); None for what is left to Pillow, with its rules for each kind of image."""
+def _upright_jpeg(image: bytes) -> tuple[bytes, tuple[int, int]] | None:
+    """The file without metadata, and its (width, height); None for what is left to Pillow."""
     with opening(image) as opened:
-        if opened.format != "JPEG" or opened.mode != "RGB":
+        picture = opened.picture
+        if (picture.format, picture.mode, opened.orientation) != ("JPEG", "RGB", 1):
             return None
-        return opened.size if opened.getexif().get(ExifTags.Base.Orientation, 1) == 1 else None
+        return opened.image, picture.size
 
 
 def _decoded(image: bytes, size: tuple[int, int], box: Box, wanted: int) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 import hashlib
 import io
+import threading
+import warnings
 import zlib
 from pathlib import PurePath
 from typing import NamedTuple
@@ -9,13 +11,13 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from gnet_jax.data.decode import ImageError, decode, known_formats
+from gnet_jax.data.decode import ImageError, decode, known_formats, opening
 from gnet_jax.data.sources import Source
 from gnet_jax.data.sources.walk import SUFFIXES
 
 SMALL_SIDE = 32  # pixels: below it an image is called small
 LONG_ASPECT = 4  # longer side / shorter side: above it an image is called narrow
-ORIENTATION = 0x0112  # the EXIF tag
+_QUIET = threading.Lock()  # catch_warnings changes the filters of all threads
 
 
 class Facts(NamedTuple):
@@ -70,32 +72,41 @@ def _odd_sizes(width: int, height: int) -> list[tuple[str, str]]:
 def _odd_encoding(image: bytes, name: str) -> list[tuple[str, str]]:
     """Of an image that can be decoded."""
     found = []
-    with Image.open(io.BytesIO(image), formats=known_formats()) as opened:
-        kind = "JPEG" if opened.format == "MPO" else opened.format  # a JPEG with more pictures
+    with opening(image) as (picture, _, orientation, tiff):
         expected = SUFFIXES.get(PurePath(name).suffix.lower())
-        if expected is not None and kind != expected:
-            found.append(("a format other than its suffix says", str(kind)))
-        mode = opened.mode
+        if expected is not None and picture.format != expected:
+            found.append(("a format other than its suffix says", str(picture.format)))
+        mode = picture.mode
         if mode == "CMYK":
             found.append(("CMYK", ""))
         if mode in ("1", "L", "LA", "I") or mode.startswith("I;16"):
             found.append(("grey", ""))
         if mode in ("P", "PA"):
             found.append(("palette", ""))
-        if mode in ("RGBA", "LA", "PA") or "transparency" in opened.info:
+        if mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
             found.append(("transparent", ""))
         # Of 16-bit colour Pillow tells in the raw mode alone.
-        raw = str(opened.tile[0].args) if opened.tile else ""
-        if mode == "I" or mode.startswith("I;16") or ";16" in raw:
-            found.append(("16 bit", ""))
-        turned = opened.getexif().get(ORIENTATION, 1) in range(2, 9)
-        try:
-            pictures = getattr(opened, "n_frames", 1)
-        except Exception as error:  # Pillow lets out whatever a cut file makes its parsers raise
-            found.append(("several pictures, the later ones damaged", str(error)))
-        else:
-            if pictures > 1:
-                found.append(("several pictures", str(pictures)))
-        if turned:
-            found.append(("turned by EXIF", ""))
+        raw = str(picture.tile[0].args) if picture.tile else ""
+        bits = tiff.bits if tiff else 16
+        if bits > 8 and (mode == "I" or mode.startswith("I;16") or ";16" in raw):
+            found.append((f"{bits} bit", ""))
+    found += _pictures(image)
+    if orientation != 1:
+        found.append(("turned by EXIF", ""))
     return found
+
+
+def _pictures(image: bytes) -> list[tuple[str, str]]:
+    """How many there are, which metadata tell."""
+    with _QUIET, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # Pillow's, of metadata that it cannot read
+        try:
+            opened = Image.open(io.BytesIO(image), formats=known_formats())
+        except Exception as error:  # Pillow lets out whatever odd metadata make its parsers raise
+            return [("metadata that cannot be read", str(error))]
+        try:
+            with opened:
+                pictures = getattr(opened, "n_frames", 1)
+        except Exception as error:  # and what a cut file does
+            return [("several pictures, the later ones damaged", str(error))]
+    return [("several pictures", str(pictures))] if pictures > 1 else []

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import jax
 import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from gnet_jax.config import UserError
 from gnet_jax.data import preprocess
 from gnet_jax.data.decode import central_crop
+from gnet_jax.inference.lettering import fitted, lettered
 from gnet_jax.inference.predict import Guess, TrainedModel, softmax
 from gnet_jax.model import endpoints, strip_aux
 
@@ -99,14 +100,9 @@ def draw(found: ActivationMap) -> Image.Image:
 
 
 def _titled(picture: Image.Image, guess: Guess) -> Image.Image:
-    font = ImageFont.load_default(size=18)
+    label, font = lettered(guess["label"], 18)
     probability = f"  {guess['probability']:.1%}"
-    label = guess["label"]
-    room = picture.width - 16 - font.getlength(probability)
-    if font.getlength(label) > room:
-        while label and font.getlength(f"{label}...") > room:
-            label = label[:-1]
-        label = f"{label}..."
+    label = fitted(label, font, picture.width - 16 - font.getlength(probability))
     titled = Image.new("RGB", (picture.width, picture.height + 32), "white")
     titled.paste(picture, (0, 32))
     ImageDraw.Draw(titled).text((8, 16), label + probability, "black", font, anchor="lm")

@@ -8,6 +8,7 @@ import http.client
 import os
 import sys
 import time
+import urllib.parse
 import urllib.request
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO, NamedTuple
@@ -126,7 +127,7 @@ def _fetched(url: str) -> bytes | InputError:
     deadline = time.monotonic() + DEADLINE
     image = bytearray()
     try:
-        request = urllib.request.Request(url, headers={"User-Agent": USER_AGENT})
+        request = urllib.request.Request(_quoted(url), headers={"User-Agent": USER_AGENT})
         with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
             while chunk := response.read1(CHUNK):  # read() would wait for a slow drip to the end
                 image += chunk
@@ -137,3 +138,21 @@ def _fetched(url: str) -> bytes | InputError:
     except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: a bad URL
         return InputError(f"cannot be downloaded: {error}")
     return bytes(image)
+
+
+def _quoted(url: str) -> str:
+    """`url` as it is typed or copied, in the ASCII that a server expects, as browsers send it.
+
+    Raises:
+        ValueError: for a host that cannot be a name.
+    """
+    parts = urllib.parse.urlsplit(url.strip())
+    host = parts.netloc
+    if not host.isascii():
+        host = host.encode("idna").decode()
+    # What is quoted already stays, hence the percent sign.
+    path, query = (
+        urllib.parse.quote(part, safe="%/:=&?~+!$,;'@()*[]", errors="surrogateescape")
+        for part in (parts.path, parts.query)
+    )
+    return urllib.parse.urlunsplit((parts.scheme, host, path, query, ""))

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from gnet_jax.config import UserError
+from gnet_jax.inference.lettering import letter
 from gnet_jax.lab.compare import PARTS, Cost, astuple, block_of, costs_by, part_of, whole
 from gnet_jax.lab.ledger import Ledger
 from gnet_jax.lab.palette import colour_of, hatch_of
@@ -130,6 +131,7 @@ def draw_blocks(ledgers: Mapping[str, Ledger], out: Path) -> None:
     figure.legend(frameon=False, ncols=min(len(costs), 4), loc="outside upper center")
     panels[1].set_xticks(range(len(blocks)), [LABELS.get(block, block) for block in blocks])
     try:
+        letter(figure)
         figure.savefig(out, dpi=150)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot write {out}: {error}") from error

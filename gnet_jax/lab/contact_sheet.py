@@ -10,12 +10,12 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from gnet_jax.config import AugmentConfig, Config, Preprocessing, UserError
 from gnet_jax.data import BadRecords, Batch, DataError, Source, eval_batches, preprocess
+from gnet_jax.inference.lettering import fitted, lettered
 from gnet_jax.training.feed import augmentation, training_batches
 from gnet_jax.training.step import step_keys
 
@@ -130,7 +130,9 @@ def draw(seen: Seen, columns: int, title: str, subtitle: str) -> Image.Image:
     """
     side = seen.images.shape[1]
     tile = side * max(1, -(-TILE // side))
-    heading, body, small = (_font(size) for size in (19, 14, 13))
+    title, heading = lettered(title, 19)
+    subtitle, body = lettered(subtitle, 14)
+    small = lettered("", 13)[1]
     lines = max(len(caption) for caption in seen.captions)
     strips = 1 if seen.untouched is None else 2
     row_height = strips * (tile + 4) + 18 * lines + 24
@@ -142,7 +144,7 @@ def draw(seen: Seen, columns: int, title: str, subtitle: str) -> Image.Image:
     rows = -(-len(seen.images) // columns)
     sheet = Image.new("RGB", (width, top + rows * row_height + MARGIN - 24), PAPER)
     pen = ImageDraw.Draw(sheet)
-    pen.text((MARGIN, MARGIN - 6), _fitted(title, heading, width - 2 * MARGIN), INK, heading)
+    pen.text((MARGIN, MARGIN - 6), fitted(title, heading, width - 2 * MARGIN), INK, heading)
     pen.text((MARGIN, MARGIN + 28), "\n".join(wrapped), GREY, body, spacing=5)
     for place, (image, caption) in enumerate(zip(seen.images, seen.captions, strict=True)):
         row, column = divmod(place, columns)
@@ -156,14 +158,9 @@ def draw(seen: Seen, columns: int, title: str, subtitle: str) -> Image.Image:
         sheet.paste(_enlarged(image, tile), (x, y))
         for number, line in enumerate(caption):
             colour = GREY if number else INK
-            pen.text((x, y + tile + 4 + 18 * number), _fitted(line, small, tile), colour, small)
+            line, font = lettered(line, 13)
+            pen.text((x, y + tile + 4 + 18 * number), fitted(line, font, tile), colour, font)
     return sheet
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib and knows most alphabets."""
-    fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    return ImageFont.truetype(str(fonts / "DejaVuSans.ttf"), size)
 
 
 def _enlarged(image: np.ndarray, tile: int) -> Image.Image:
@@ -175,7 +172,7 @@ def _sideways(
 ) -> None:
     """Write upwards, in the middle of `length` pixels."""
     strip = Image.new("RGB", (length, 18), PAPER)
-    text = _fitted(text, font, length)
+    text = fitted(text, font, length)
     ImageDraw.Draw(strip).text((length / 2, 8), text, GREY, font, anchor="mm")
     sheet.paste(strip.transpose(Image.Transpose.ROTATE_90), place)
 
@@ -190,15 +187,6 @@ def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]
         else:
             lines[-1] = longer
     return lines
-
-
-def _fitted(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
-    """`text`, cut off with an ellipsis where it is wider than `width` pixels."""
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(text + "\N{HORIZONTAL ELLIPSIS}") > width:
-        text = text[:-1]
-    return text.rstrip() + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def draw_sheet(

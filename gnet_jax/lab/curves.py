@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from gnet_jax.config import UserError
+from gnet_jax.inference.lettering import letter
 from gnet_jax.lab.palette import colour_of, line_style
 from gnet_jax.training.record import MetricsFile
 
@@ -36,6 +37,7 @@ def draw_curves(workdirs: Sequence[Path], out: Path) -> None:
             panel.spines[["top", "right"]].set_visible(False)
         top1.legend(loc="best", frameon=False)
     try:
+        letter(figure)
         figure.savefig(out, dpi=150)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot write {out}: {error}") from error

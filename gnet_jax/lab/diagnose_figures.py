@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gnet_jax.config import UserError
+from gnet_jax.inference.lettering import letter
 from gnet_jax.lab.palette import colour_of, line_style
 from gnet_jax.training.diagnose import FILE
 from gnet_jax.training.record import MetricsFile
@@ -69,6 +70,7 @@ def draw_diagnostics(workdirs: Sequence[Path], out: Path) -> None:
         updates.set(yscale="log", title="update / parameters", xlabel="step")
         updates.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     try:
+        letter(figure)
         figure.savefig(out, dpi=120)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot write {out}: {error}") from error

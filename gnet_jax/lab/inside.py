@@ -17,6 +17,7 @@ from gnet_jax.data import preprocess
 from gnet_jax.data.decode import central_crop
 from gnet_jax.inference.cam import ActivationMap, draw
 from gnet_jax.inference.head_maps import HeadMapper
+from gnet_jax.inference.lettering import letter
 from gnet_jax.inference.predict import TrainedModel
 from gnet_jax.model import endpoints
 
@@ -66,6 +67,7 @@ def draw_inside(
         for name, figure in figures.items():
             file = folder / name
             if isinstance(figure, Figure):
+                letter(figure)
                 figure.savefig(file, dpi=110)
             else:
                 figure.save(file)

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from gnet_jax.inference.lettering import letter
 from gnet_jax.lab.diagnose_figures import gradient_figure, read_diagnostics
 from gnet_jax.lab.palette import COLOURS, colour_of
 from gnet_jax.lab.results import Row, all_heads, mean_and_spread, pareto_front
@@ -135,6 +136,7 @@ def to_svg(figure: Figure, title: str) -> str:
     text = io.StringIO()
     # The same picture gives the same bytes.
     with matplotlib.rc_context({"svg.hashsalt": title, "svg.fonttype": "path"}):
+        letter(figure)
         figure.savefig(text, format="svg", metadata={"Date": None, "Title": title})
     svg = text.getvalue()
     return svg[svg.index("<svg") :]

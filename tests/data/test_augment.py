@@ -204,3 +204,32 @@ def test_pmap_gives_the_same_bits(whole_batch):
 def test_another_key_gives_other_bits(whole_batch):
     other = jax.jit(COMPLETE)(BATCH, LABELS[:16], jax.random.PRNGKey(1))
     assert sha256(jax.device_get(other)) != whole_batch
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        (np.zeros((4, 4, 3), np.uint8), ("(4, 4, 3)", "x[None]")),
+        (np.zeros((1, 4, 4, 4), np.uint8), ("(1, 4, 4, 4)",)),
+        (np.zeros((1, 3, 4, 4), np.uint8), ("(1, 3, 4, 4)",)),
+        (np.zeros((1, 4, 4, 3), np.int32), ("int32", "uint8")),
+        (np.zeros((1, 4, 4, 3), bool), ("bool",)),
+        (np.full((1, 4, 4, 3), 0.5, np.float32), ("0.5", "255")),
+        (np.full((1, 4, 4, 3), -2.0, np.float32), ("-2", "255")),
+        (np.full((1, 4, 4, 3), 300.0, np.float32), ("300",)),
+        (np.full((1, 4, 4, 3), np.nan, np.float32), ("nan",)),
+    ],
+)
+def test_pixels_of_another_type_shape_or_range_are_refused(images, words):
+    with pytest.raises(ConfigError) as caught:
+        preprocess(images, preprocessing=Preprocessing())
+    assert all(word in str(caught.value) for word in words)
+    assert "\n" not in str(caught.value)
+
+
+def test_black_and_traced_pixels_are_preprocessed():
+    plain = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    black = np.zeros((1, 2, 2, 3), np.float32)
+    assert preprocess(black, preprocessing=plain).max() == 0
+    traced = jax.jit(lambda x: preprocess(x, preprocessing=plain))
+    np.testing.assert_array_equal(traced(black + 255), black + 255)

@@ -37,6 +37,14 @@ class Server(http.server.BaseHTTPRequestHandler):
                 self.send_response(302)
                 self.send_header("Location", "/photo")
                 self.end_headers()
+            case "/a%20caf%C3%A9/%E7%8C%AB%25.jpg?q=%C3%A9%20x&r=1" | "/100%" | "/%FF":
+                self.answer(BLUE, "image/jpeg")
+            case "/moved%20far":
+                self.send_response(302)
+                self.send_header(
+                    "Location", "/a caf\u00c3\u00a9/\u00e7\u008c\u00ab%25.jpg?q=%C3%A9 x&r=1"
+                )
+                self.end_headers()
             case "/large":
                 self.answer(bytes(5000), "image/jpeg")
             case "/robots":
@@ -169,3 +177,35 @@ def test_a_server_that_never_answers_is_given_up(monkeypatch):
 def test_a_slow_drip_is_given_up(url, monkeypatch):
     monkeypatch.setattr(images, "DEADLINE", -1.0)
     assert "took longer" in reason(f"{url}/photo")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/a café/猫%25.jpg?q=é x&r=1",
+        "/a%20caf%C3%A9/%E7%8C%AB%25.jpg?q=%C3%A9%20x&r=1",
+        "/a café/猫%25.jpg?q=é x&r=1#a part",
+        "/a café/猫%25.jpg?q=é x&r=1 ",
+        "/\udcff",
+        "/moved far",
+    ],
+)
+def test_urls_with_spaces_and_letters_beyond_ascii_are_fetched(path, url):
+    (found,) = pictures([url + path])
+    assert isinstance(found.picture, Image.Image), found.picture
+    assert found.name == url + path
+
+
+def test_hosts_beyond_ascii_are_names_of_the_network():
+    assert images._quoted("http://bücher.example:80/a b") == "http://xn--bcher-kva.example:80/a%20b"
+    assert images._quoted("http://[::1]:80/a?b") == "http://[::1]:80/a?b"
+
+
+@pytest.mark.parametrize("address", ["http://", "http://[::1/a", "http://a:x/", "https:///a b"])
+def test_a_url_that_cannot_be_one_is_reported(address):
+    assert "cannot be downloaded" in reason(address)
+
+
+@pytest.mark.parametrize("host", ["ü" * 80 + ".example", "a..b\u00fc"])
+def test_a_host_that_cannot_be_one_is_reported(host):
+    assert "cannot be downloaded" in reason(f"http://{host}/a")

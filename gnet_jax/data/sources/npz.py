@@ -9,6 +9,7 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from gnet_jax.config.names import as_text, typed_path
+from gnet_jax.data.sources.pixels import check_shape, find_range, is_plain, to_uint8
 from gnet_jax.data.sources.source import DataError, Example, MissingSplitError, Split, digest
 from gnet_jax.data.sources.walk import LeftOut
 
@@ -34,14 +35,16 @@ class NpzSource:
     The validation split is val (or valid, validation) where there is one, otherwise test.
 
     The arrays, by their keys:
-    - `x`, `images` or `image`: uint8 pixels (N, H, W), (N, H, W, 1) or (N, H, W, 3);
+    - `x`, `images` or `image`: pixels (N, H, W), (N, H, W, 1) or (N, H, W, 3), uint8; or other
+      numbers if those of the training split tell their range (0 to 1, -1 to 1, 0 to 255, or 0 to
+      65535), which a line on standard error names;
     - or `jpeg` or `encoded`: the bytes of all image files one after another, file i from
       `offsets[i]` to `offsets[i + 1]`;
     - `y`, `labels` or `label`: N integers from 0;
     - `class_names`, if the classes have names: text. Without them there are as many classes as the
       training labels number.
 
-    The arrays are held in memory as they are stored: a compressed file cannot be mapped.
+    The arrays are held in memory, pixels as uint8: a compressed file cannot be mapped.
 
     Raises:
         MissingSplitError: if there are only other splits.
@@ -54,7 +57,7 @@ class NpzSource:
         with _Part.of(path, split) as part:
             self.split, self._where = part.split, part.describe()
             self.left_out = part.left_out(typed_path(path))
-            self._offsets, self._images = _images(part)
+            self._offsets, self._images = _images(part, path)
             self._labels = _labels(part, len(self))
             names = _class_names(part)
         if split == "train":
@@ -246,26 +249,17 @@ def _is_of(file: Path, split: str) -> bool:
     return file.stem == split or file.stem.endswith(tuple(f"{sign}{split}" for sign in "_-."))
 
 
-def _images(part: _Part) -> tuple[np.ndarray | None, np.ndarray]:
-    """None and pixels (N, H, W) or (N, H, W, 3); or offsets (N + 1,) and bytes."""
+def _images(part: _Part, path: str) -> tuple[np.ndarray | None, np.ndarray]:
+    """None and uint8 pixels (N, H, W) or (N, H, W, 3); or offsets (N + 1,) and bytes."""
     key = part.need("images", *PIXELS, *ENCODED)
     images, where = part.array(key), f"{key} in {part.file}"
-    encoded = part.key(*PIXELS) is None
+    if part.key(*PIXELS) is not None:
+        images = check_shape(images, where)
+        if is_plain(images):
+            return None, images
+        return None, to_uint8(images, _training_range(part, path, images), where)
     if images.dtype != np.uint8:
-        remedy = "" if encoded else "; save pixels from 0 to 255, as x.round().astype(np.uint8)"
-        raise DataError(f"{where} is {images.dtype}; it must be uint8{remedy}")
-    if not encoded:
-        if images.ndim == 4 and images.shape[3] == 1:
-            images = images[..., 0]
-        if images.ndim != 3 and not (images.ndim == 4 and images.shape[3] == 3):
-            turn = images.ndim == 4 and images.shape[1] in (1, 3)
-            raise DataError(
-                f"{where} has the shape {images.shape}; it must be (N, H, W), (N, H, W, 1) or "
-                "(N, H, W, 3)" + ("; channels go last: x.transpose(0, 2, 3, 1)" if turn else "")
-            )
-        if not images.size:
-            raise DataError(f"{where} holds no pixels: its shape is {images.shape}")
-        return None, images
+        raise DataError(f"{where} is {images.dtype}; it must be uint8")
     if images.ndim != 1:
         raise DataError(
             f"{where} has the shape {images.shape}; encoded images are one row of bytes"
@@ -283,6 +277,28 @@ def _images(part: _Part) -> tuple[np.ndarray | None, np.ndarray]:
             f"{len(images)}, the number of bytes"
         )
     return offsets, images
+
+
+def _training_range(part: _Part, path: str, images: np.ndarray) -> tuple[int, int]:
+    """The values of black and white: every split is converted as the training split is.
+
+    Only data to evaluate on alone, without a training split, tell their own.
+    """
+    if part.split != "train":
+        try:
+            with _Part.of(path, "train") as train:
+                key = train.key(*PIXELS)
+                if key is not None:
+                    pixels = train.array(key)
+                    if pixels.dtype != images.dtype:
+                        raise DataError(
+                            f"{part.describe()} holds {images.dtype} pixels, but {key} in "
+                            f"{train.file} {pixels.dtype}; save both as uint8 from 0 to 255"
+                        )
+                    return find_range(pixels, f"{key} in {train.file}")
+        except MissingSplitError:
+            pass
+    return find_range(images, part.describe())
 
 
 def _labels(part: _Part, count: int | None = None) -> np.ndarray:
