@@ -58,9 +58,9 @@ def test_the_fingerprint_of_a_folder_follows_its_files(folder):
 def test_what_a_folder_lacks_is_named(folder, tmp_path):
     with pytest.raises(DataError, match=r"there is no folder .*nowhere/train"):
         open_source(f"folder:{tmp_path / 'nowhere'}", "train")
-    (folder / "val" / "owl").mkdir()
+    (folder / "train" / "owl").mkdir()
     with pytest.raises(DataError, match="owl holds no image files"):
-        open_source(f"folder:{folder}", "val")
+        open_source(f"folder:{folder}", "train")
     lone = tmp_path / "lone" / "train" / "cat"
     lone.mkdir(parents=True)
     with pytest.raises(DataError, match=r"holds 1 folder\(s\), one a class; 2 are"):

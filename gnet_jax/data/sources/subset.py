@@ -15,6 +15,7 @@ class SubsetSource:
             raise DataError(f"a subset of {count} images is none; name at least 1 after the #")
         self._whole, self._count = whole, min(count, len(whole))
         self.class_names, self.split = whole.class_names, whole.split
+        self.empty_classes = whole.empty_classes
 
     def __len__(self) -> int:
         return self._count

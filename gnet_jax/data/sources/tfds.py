@@ -44,7 +44,8 @@ class TfdsSource:
         if chosen is None:
             raise MissingSplitError(f"{name} has no split {' or '.join(wanted)}; it has {splits}")
         self.split = chosen
-        self.class_names = class_names(name, builder.info.features)
+        # All splits have the classes that the set declares; only its records tell which are there.
+        self.class_names, self.empty_classes = class_names(name, builder.info.features), ()
         info = builder.info.splits[chosen]
         self._records = _open_records(name, builder.info.file_format.value, info)
         self._name = f"{builder.info.full_name} {chosen}"
