@@ -26,7 +26,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gnet_jax.cli.output import leave_at_once, print_any_name, reader_may_leave
 from gnet_jax.config import Config, ConfigError, UserError, check
@@ -103,7 +103,7 @@ def run(config: Config | UserError, launch: Launch, arguments: Sequence[str]) ->
     from gnet_jax.training.sharding import use_compilation_cache
     from gnet_jax.weights.start import prepare_run
 
-    def prepared() -> tuple["Run", dict[str, str]]:
+    def prepared() -> tuple["Run", dict[str, Any]]:
         if isinstance(config, UserError):
             raise config
         run = prepare_run(config)
@@ -111,6 +111,7 @@ def run(config: Config | UserError, launch: Launch, arguments: Sequence[str]) ->
             "train": run.train.fingerprint(),
             "val": run.val.fingerprint(),
             "order": order_fingerprint(len(run.train), config.seed),
+            "classes": list(run.train.class_names),
         }
         return run, fingerprints
 

@@ -160,6 +160,26 @@ def test_evaluate_counts_every_image(folder, capsys):
     assert "paper's top-5 error" in capsys.readouterr().out
 
 
+def test_evaluate_matches_classes_by_name(folder, tmp_path, capsys):
+    photos = folder / "photos" / "val"
+    arguments = ["evaluate", str(folder / "model"), "--data", f"folder:{tmp_path}", "--json"]
+    shutil.copytree(photos / "dog", tmp_path / "val" / "dog")
+    assert main(arguments) == 0
+    dogs = json.loads(capsys.readouterr().out)
+    shutil.copytree(photos / "cat", tmp_path / "val" / "cat")
+    assert main(arguments) == 0
+    both = json.loads(capsys.readouterr().out)
+    assert (dogs["images"], both["images"]) == (3, 6)
+    assert main(["predict", str(folder / "model"), str(photos / "dog"), "--json"]) == 0
+    found = [json.loads(line)["top"][0]["label"] for line in capsys.readouterr().out.splitlines()]
+    assert dogs["top1_count"] == found.count("dog")
+    (tmp_path / "val" / "cat").rename(tmp_path / "val" / "zebra")
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "the class zebra" in error
+    assert "compiling" not in error
+
+
 def test_evaluate_leaves_damaged_images_out_and_names_them(folder, tmp_path, capsys):
     shutil.copytree(folder / "photos", tmp_path / "photos")
     (tmp_path / "photos" / "val" / "cat" / "1.png").write_text("<html>")
@@ -196,7 +216,7 @@ def test_convert_and_export_keep_the_model(folder, capsys):
         (["predict", "MODEL"], "there is no photo"),
         (["predict", "MODEL", "x.jpg", "--top", "0"], "--top is 0"),
         (["predict", "MODEL", "x.jpg", "--cam", "/no/x.png"], "there is no folder /no"),
-        (["evaluate", "MODEL", "--data", "digits"], "the model has 2 classes and the data 10"),
+        (["evaluate", "MODEL", "--data", "digits"], "the classes 0, 1, 2, 3, 4 and 5 more"),
         (["evaluate", "--data", "digits"], "there is no model"),
         (["evaluate", "MODEL", "--data", "npz:/no/a.npz"], "there is no file /no/a.npz"),
         (["evaluate", "MODEL", "--data", "digits", "--json", "--table"], "exclude each other"),

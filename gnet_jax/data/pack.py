@@ -14,6 +14,7 @@ from gnet_jax.data.prepare import Prepared
 from gnet_jax.data.records import read_example
 from gnet_jax.data.shards import Format, PrepareError, SplitPlan, write_set
 from gnet_jax.data.sources import MissingSplitError, Source, Split, TfdsSource, open_source
+from gnet_jax.data.sources.classes import refuse_unknown
 from gnet_jax.data.sources.source import digest
 
 VERSION = "1.0.0"
@@ -95,6 +96,8 @@ def _sources(spec: str) -> dict[str, Source]:
                 raise
             continue
         # Where there is no validation split, the test split is read as one.
+        if split != "train":
+            refuse_unknown(sources["train"], source, spec)
         sources["test" if source.split == "test" else name] = source
     return sources
 

@@ -49,7 +49,7 @@ class Duplicates:
 
     splits: list[str]
     names: list[str]
-    labels: list[int]
+    labels: list[str]  # names of their classes, which splits may number differently
 
     @property
     def leak(self) -> bool:
@@ -89,15 +89,13 @@ class Scan:
                 names = ", ".join(each.empty_classes[:5])
                 count = _count(each.empty_classes, "class", "classes")
                 found.append(f"{count} without an image in train: {names}")
-            if set(each.class_names) != set(self.splits[0].class_names):
-                odd = sorted(set(each.class_names) ^ set(self.splits[0].class_names))
+            first = self.splits[0]
+            odd = [name for name in each.class_names if name not in first.class_names]
+            if odd:
                 found.append(
-                    f"{each.split} and {self.splits[0].split} differ in "
-                    f"{_count(odd, 'class', 'classes')}: {', '.join(odd[:5])}"
+                    f"{_count(odd, 'class', 'classes')} in {each.split} that {first.split} lacks: "
+                    f"{', '.join(odd[:5])}"
                 )
-            elif each.class_names != self.splits[0].class_names:
-                first = self.splits[0].split
-                found.append(f"{each.split} has the classes of {first} in another order")
         leaks = [group for group in self.duplicates if group.leak]
         if leaks:
             found.append(f"{_count(leaks, 'image')} in more than one split")
@@ -238,7 +236,12 @@ class _Twins:
             Duplicates(
                 [self._sources[number].split for number, _, _ in group],
                 [self._sources[number].describe(index) for number, index, _ in group],
-                [label for _, _, label in group],
+                [_class_name(self._sources[number], label) for number, _, label in group],
             )
             for group in self._groups.values()
         ]
+
+
+def _class_name(source: Source, label: int) -> str:
+    names = source.class_names
+    return names[label] if 0 <= label < len(names) else f"out of range: {label}"

@@ -59,6 +59,7 @@ class Bench:
             "train": run.train.fingerprint(),
             "val": run.val.fingerprint(),
             "order": order_fingerprint(len(run.train), own.seed),
+            "classes": list(run.train.class_names),
         }
         workdir = open_workdir(own, fingerprints)
         with (workdir / LOG_FILE).open("a") as log, contextlib.redirect_stdout(log):

@@ -21,14 +21,17 @@ OF_A_HOST = ("workdir", "init", "data.source", "data.threads", "data.workers")
 SEEN_WITHIN_SECONDS = 10  # a file that another host has written, over a network file system
 
 
-def identity(run: Run, fingerprints: Mapping[str, str]) -> dict[str, Any]:
-    """What must be the same on every host: fields, data, weights, code and versions, by name."""
+def identity(run: Run, fingerprints: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be the same on every host: fields, data, weights, code and versions, by name.
+
+    The fingerprint of a split tells other classes too; a thousand names would hide what differs.
+    """
     fields = {name: value for name, value in flatten(run.config).items() if name not in OF_A_HOST}
     weights = {} if run.pretrained is None else {"init": digest(run.pretrained.variables)}
     return (
         fields
         | weights
-        | {f"data.fingerprint.{name}": value for name, value in fingerprints.items()}
+        | {f"data.fingerprint.{k}": v for k, v in fingerprints.items() if k != "classes"}
         | {f"version of {name}": value for name, value in package_versions().items()}
         | {"code": code_version()}
     )
@@ -56,7 +59,7 @@ def compare(own: Mapping[str, Any]) -> None:
             )
 
 
-def open_shared_workdir(config: Config, fingerprints: dict[str, str]) -> Path:
+def open_shared_workdir(config: Config, fingerprints: Mapping[str, Any]) -> Path:
     """The run's folder, opened on every host, once all are seen to look at the same one.
 
     Raises:

@@ -8,6 +8,7 @@ import jax
 from flax import traverse_util
 
 from gnet_jax.config import ConfigError
+from gnet_jax.data.sources.classes import nfc, same_classes
 from gnet_jax.model import GoogLeNet
 
 
@@ -36,15 +37,17 @@ def compare(shapes: Mapping[str, Any], old: Pretrained, class_names: tuple[str, 
         old: the trained model.
         class_names: of the new data, in order.
     """
-    same_classes = old.class_names == class_names
+    same = same_classes(old.class_names, class_names)
+    reordered = set(map(nfc, old.class_names)) == set(map(nfc, class_names))
+    why = "of the same classes in another order" if reordered else "of other classes"
     found, loaded, fresh = flat(old.variables), [], {}
     for name, new in flat(shapes).items():
         if name not in found:
             fresh[name] = "not in the trained model"
         elif found[name].shape != new.shape:
             fresh[name] = f"{found[name].shape} there, {new.shape} here"
-        elif "/classifier/" in name and not same_classes:
-            fresh[name] = "of other classes"
+        elif "/classifier/" in name and not same:
+            fresh[name] = why
         else:
             loaded.append(name)
     return Takeover(tuple(loaded), fresh)

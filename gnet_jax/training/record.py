@@ -19,16 +19,18 @@ import jax
 
 from gnet_jax import __version__
 from gnet_jax.config import Config, ConfigError, differences, flatten
+from gnet_jax.data.sources.classes import integers
 from gnet_jax.training.supervise import RESTART
 
 CONFIG_FILE = "config.json"
+CLASSES = "data.fingerprint.classes"  # in that file; workdirs of earlier versions lack it
 RECORD_FILE = "run.json"
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
 DECODERS = ("simplejpeg", "opencv-python-headless")  # the extra [fast]
 
 
-def open_workdir(config: Config, fingerprints: dict[str, str]) -> Path:
+def open_workdir(config: Config, fingerprints: Mapping[str, Any]) -> Path:
     """The run's folder, made if need be, after a check that it belongs to this very run.
 
     The first process holds the folder's lock meanwhile: the config of a run that is under way there
@@ -37,7 +39,7 @@ def open_workdir(config: Config, fingerprints: dict[str, str]) -> Path:
     Args:
         config: the run's; a folder that holds another is refused, save for fields that do not
             touch the numbers.
-        fingerprints: of the data, by split, and of their order.
+        fingerprints: of the data, by split, and of their order; and `classes`, a list of names.
 
     Raises:
         ConfigError: naming every differing field, or why the folder cannot be written.
@@ -86,6 +88,9 @@ def _check_owner(workdir: Path, identity: dict[str, Any]) -> None:
             raise ConfigError(
                 f"{file} is damaged ({error}); bring it back from a copy, or use another --workdir"
             ) from error
+        classes: list[str] = identity.get(CLASSES, [])
+        recorded = CLASSES in old
+        _check_classes(workdir, old.setdefault(CLASSES, identity.get(CLASSES)) or [], classes)
         changed = differences(old, identity)
         if [each.partition(":")[0] for each in changed] == ["data.fingerprint.order"]:
             raise ConfigError(
@@ -98,16 +103,38 @@ def _check_owner(workdir: Path, identity: dict[str, Any]) -> None:
             # Another number of images comes in another order, too.
             parts = [name.rpartition(".")[2] for name in names]
             splits = " and ".join(part for part in parts if part != "order")
+            resorted = not recorded and integers(classes) and sorted(classes) != classes
             raise ConfigError(
                 f"the data have changed since {workdir} was trained on them ({splits} split: images"
-                " were added, removed, renamed or labelled otherwise); bring them back, or use "
-                "another --workdir"
+                " were added, removed, renamed or labelled otherwise"
+                + (", or class folders sorted as numbers and no longer as text" if resorted else "")
+                + "); bring them back, or use another --workdir"
             )
         if changed:
             raise ConfigError(
                 f"{workdir} holds a run of another config ({'; '.join(changed)}); "
                 "use another --workdir, or the old values to go on with it"
             )
+
+
+def _check_classes(workdir: Path, old: list[str], new: list[str]) -> None:
+    """Refuse classes other than those that the run was begun with, or in another order.
+
+    Raises:
+        ConfigError: naming the first that differ.
+    """
+    if old == new:
+        return
+    gone, added = ([n for n in a if n not in b][:5] for a, b in ((old, new), (new, old)))
+    if gone or added:
+        what = f"gone: {', '.join(gone) or 'none'}; new: {', '.join(added) or 'none'}"
+    else:
+        at = next(i for i, (a, b) in enumerate(zip(old, new, strict=True)) if a != b)
+        what = f"their order is another: number {at} was {old[at]!r} and is {new[at]!r}"
+    raise ConfigError(
+        f"the classes have changed since {workdir} was trained on them ({what}); bring them back, "
+        "or use another --workdir"
+    )
 
 
 def _unwritable(workdir: Path, error: OSError) -> ConfigError:

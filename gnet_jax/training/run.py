@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from gnet_jax.config import Config, ConfigError, ModelConfig, check
 from gnet_jax.data import DataError, Source, cropper, open_source, preprocess
+from gnet_jax.data.sources.classes import refuse_unknown
 from gnet_jax.model import (
     GoogLeNet,
     architecture,
@@ -155,11 +156,7 @@ def prepare(config: Config, pretrained: Pretrained | None = None) -> Run:
         if not len(source):
             raise DataError(f"{config.data.source} has no image to {what}; its split is empty")
     program = make_program(config, train.class_names, len(train), mesh, pretrained)
-    if train.class_names != val.class_names:
-        raise ConfigError(
-            f"the splits of {config.data.source} must have the same classes in the same order, but "
-            f"{_odd_classes(train, val)}"
-        )
+    refuse_unknown(train, val, config.data.source)
     seen = len(train) * config.epochs
     if config.batch_size > seen:
         raise ConfigError(
@@ -168,14 +165,6 @@ def prepare(config: Config, pretrained: Pretrained | None = None) -> Run:
         )
     parts = {field.name: getattr(program, field.name) for field in dataclasses.fields(program)}
     return Run(**parts, train=train, val=val)
-
-
-def _odd_classes(train: Source, val: Source) -> str:
-    for one, other in ((train, val), (val, train)):
-        odd = [name for name in one.class_names if name not in other.class_names]
-        if odd:
-            return f"{', '.join(odd[:5])} {'is' if len(odd) == 1 else 'are'} in {one.split} alone"
-    return f"their orders differ in {train.split} and {val.split}"
 
 
 def make_program(

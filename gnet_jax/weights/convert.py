@@ -4,11 +4,11 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
 
+from gnet_jax.data.sources.classes import imagenet_classes
 from gnet_jax.model import GoogLeNet
 from gnet_jax.weights import caffe, tf_slim, torchvision
 from gnet_jax.weights.folder import (
@@ -107,12 +107,6 @@ def read(src: Path, transform_input: bool | None = None) -> ModelFolder:
     raise WeightsError(f"{src} is {_what(head)}; known are {KNOWN}")
 
 
-def imagenet_classes() -> tuple[str, ...]:
-    """The names of ImageNet's 1,000 classes in the usual order, that of ILSVRC 2012's synsets."""
-    file = resources.files("gnet_jax.weights") / "imagenet_classes.txt"
-    return tuple(file.read_text("utf-8").splitlines())
-
-
 def _caffe(src: Path, sha256: str) -> ModelFolder:
     arch, flat = caffe.from_caffe(caffe.read_caffemodel(src), str(src))
     source = {"file": src.name, "format": "caffemodel", "sha256": sha256}
@@ -165,7 +159,7 @@ def _slim(src: Path, sha256: str) -> ModelFolder:
     source = {"file": src.name, "format": "TF-slim checkpoint", "sha256": sha256}
     names = _class_names(arch.num_classes)
     if arch.num_classes == 1001:
-        names = ("background", *imagenet_classes())
+        names = ("background", *imagenet_classes().values())
     model, variables = GoogLeNet(arch), unflatten(flat)
     folder = ModelFolder(model, variables, tf_slim.PREPROCESSING, names, source)
     check_folder(folder, str(src))
@@ -174,7 +168,7 @@ def _slim(src: Path, sha256: str) -> ModelFolder:
 
 def _class_names(classes: int) -> tuple[str, ...]:
     if classes == 1000:
-        return imagenet_classes()
+        return tuple(imagenet_classes().values())
     return tuple(f"class {i}" for i in range(classes))
 
 

@@ -152,7 +152,7 @@ KERAS = {"x_train": PIXELS, "y_train": LABELS}
             KERAS | {"class_names": np.array(["a", "b"])},
             "image 2 of .* label 2, but the classes are 0 to 1",
         ),
-        (KERAS | {"class_names": np.array(["a", "b", "a"])}, "names a class twice: a, b, a"),
+        (KERAS | {"class_names": np.array(["a", "b", "a"])}, "has the class a twice"),
         (KERAS | {"class_names": np.array([b"\xff", b"b"])}, "is not UTF-8"),
         (KERAS | {"class_names": np.arange(3)}, "class_names in .* is int64 .*; .* text"),
         ({"a": LABELS}, "has no images of train; its keys are a"),

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -151,7 +152,7 @@ def test_duplicates_within_a_split_are_listed_and_between_splits_are_to_be_mende
     assert "to be mended: 1 image in more than one split; 1 image under more than one" in output
     assert "the same bytes under different labels: 1" in output
     leak = next(group for group in scan(str(folder)).duplicates if group.leak)
-    assert (leak.splits, leak.labels, leak.contradict) == (["train", "val"], [1, 0], True)
+    assert (leak.splits, leak.labels, leak.contradict) == (["train", "val"], ["dog", "cat"], True)
     for name in ("a.jpg", "b.jpg"):  # damaged in the same way, and no duplicates for it
         (train / "cat" / name).write_bytes(b"")
     assert len(scan(str(folder)).duplicates) == 2
@@ -163,14 +164,23 @@ def test_an_image_under_two_labels_of_a_split_is_to_be_mended(folder, capsys):
     assert check(folder, "--json") == 1
     found = json.loads(capsys.readouterr().out)
     (group,) = found["duplicates"]
-    assert (group["leak"], group["contradict"], group["labels"]) == (False, True, [0, 1])
+    assert (group["leak"], group["contradict"]) == (False, True)
+    assert group["labels"] == ["cat", "dog"]
     assert len(found["must_be_mended"]) == 1
 
 
-def test_classes_that_differ_between_splits_are_named(folder, capsys):
+def test_classes_that_train_lacks_are_named(folder, capsys):
     (folder / "val" / "dog").rename(folder / "val" / "owl")
-    assert check(folder) == 1
-    assert "val and train differ in 2 classes: dog, owl" in capsys.readouterr().out
+    assert check(folder, "--json") == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["must_be_mended"] == ["1 class in val that train lacks: owl"]
+
+
+def test_a_split_that_lacks_a_class_of_train_need_not_be_mended(folder, capsys):
+    shutil.rmtree(folder / "val" / "cat")
+    assert check(folder, "--json") == 0
+    val = json.loads(capsys.readouterr().out)["splits"][1]
+    assert dict(zip(val["class_names"], val["class_counts"], strict=True)) == {"cat": 0, "dog": 2}
 
 
 def test_the_table_of_many_classes_shows_the_smallest_and_the_largest(tmp_path, capsys):

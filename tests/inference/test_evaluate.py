@@ -2,6 +2,8 @@
 
 import dataclasses
 import io
+import shutil
+import unicodedata
 from functools import partial
 
 import jax
@@ -11,10 +13,11 @@ import pytest
 from PIL import Image
 
 from gnet_jax.config import Preprocessing, UserError
-from gnet_jax.data import DataError, eval_batches, preprocess
+from gnet_jax.data import DataError, eval_batches, open_source, preprocess
 from gnet_jax.data.decode import ImageError
+from gnet_jax.data.sources.classes import imagenet_classes
 from gnet_jax.inference.crops import crop_plan, extract
-from gnet_jax.inference.evaluate import Evaluation, EvaluationError, evaluate
+from gnet_jax.inference.evaluate import Evaluation, EvaluationError, evaluate, pair_classes
 from gnet_jax.inference.predict import Predictor, softmax
 from gnet_jax.training.step import TrainState, eval_step
 
@@ -60,6 +63,7 @@ def test_every_index_is_read_once_whatever_the_threads(model_a, make_photos):
 
     class Watched:
         class_names = source.class_names
+        empty_classes = source.empty_classes
         fingerprint = source.fingerprint
         describe = source.describe
 
@@ -75,10 +79,10 @@ def test_every_index_is_read_once_whatever_the_threads(model_a, make_photos):
     assert len(results) == 1
 
 
-def test_one_model_one_crop_counts_what_the_evaluation_in_training_counts(model_a, make_photos):
+def counts_in_training(model_a, source):
+    """What the evaluation in training counts."""
     own = {name: model_a.variables[name] for name in ("params", "batch_stats")}
     state = TrainState(jnp.zeros(()), opt_state=(), average={}, rng=jnp.zeros(2), **own)
-    source = make_photos(13)
     totals = {"count": 0, "top1": 0, "top5": 0}
     step = jax.jit(
         partial(
@@ -90,7 +94,31 @@ def test_one_model_one_crop_counts_what_the_evaluation_in_training_counts(model_
     for batch in eval_batches(source, batch_size=4, preprocessing=model_a.preprocessing):
         sums = step(state, batch)
         totals = {name: total + int(sums[name]) for name, total in totals.items()}
-    assert counts(evaluate([model_a], source)) == tuple(totals.values())
+    return tuple(totals.values())
+
+
+def test_one_model_one_crop_counts_what_the_evaluation_in_training_counts(model_a, make_photos):
+    source = make_photos(13)
+    assert counts(evaluate([model_a], source)) == counts_in_training(model_a, source)
+
+
+def test_folders_named_by_numbers_are_evaluated_as_in_training(model_a, make_photo, tmp_path):
+    """The val split lacks classes, and as text its names come in another order."""
+    numbers = [str(number) for number in range(5, 12)]
+    for split, names in (("train", numbers), ("val", numbers[2:6])):
+        for name in names:
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(4):
+                make_photo(17 * int(name) + i).save(tmp_path / split / name / f"{i}.png")
+    train, val = (open_source(f"folder:{tmp_path}", split) for split in ("train", "val"))
+    model = dataclasses.replace(model_a, class_names=train.class_names)
+    expected = counts_in_training(model, val)
+    assert 0 < expected[1] < expected[0] == 16
+    assert counts(evaluate([model], val)) == expected
+    shutil.rmtree(tmp_path / "train")  # the model alone tells the classes
+    alone = open_source(f"folder:{tmp_path}", "val")
+    assert len(alone.class_names) == 4
+    assert counts(evaluate([model], alone)) == expected
 
 
 @pytest.mark.parametrize(("crops", "count"), [(10, 5), (144, 2)])
@@ -129,23 +157,143 @@ def test_an_ensemble_of_one_and_of_twice_the_same_equals_the_model(model_a, make
     assert evaluate([model_a], source).top1_count == hits.sum()
 
 
-def test_models_of_different_classes_are_refused(model_a, make_model, make_photos):
+def test_models_of_different_classes_are_refused(model_a, make_photos):
     renamed = dataclasses.replace(model_a, class_names=("ant", "bee", "cow", *"defg"))
-    with pytest.raises(EvaluationError, match="model 2 calls class 2 'cow', not the 'cat'"):
+    with pytest.raises(EvaluationError, match=r"model 2 does not .* cat, dog, elk, fox, gnu of"):
         evaluate([model_a, renamed], make_photos(2))
     fewer = dataclasses.replace(model_a, class_names=("ant", "bee"))
-    with pytest.raises(EvaluationError, match="model 2 has 2 classes, not the 7"):
+    with pytest.raises(EvaluationError, match=r"model 2 does not .* cat, dog, elk, fox, gnu of"):
         evaluate([model_a, fewer], make_photos(2))
+    with pytest.raises(EvaluationError, match=r"model 1 does not .* cat, dog, elk, fox, gnu of"):
+        evaluate([fewer, model_a], make_photos(2))
 
 
-def test_data_of_other_classes_is_refused(model_a, make_photos):
-    source = make_photos(2)
-    source.class_names = ("ant", "bee")
-    with pytest.raises(EvaluationError, match="model has 7 classes and the data 2"):
+def permuted(model, order):
+    """The same model with its outputs in another order."""
+    params = dict(model.variables["params"])
+    head = params["classifier"]
+    params["classifier"] = {"kernel": head["kernel"][:, order], "bias": head["bias"][order]}
+    names = tuple(model.class_names[i] for i in order)
+    return dataclasses.replace(
+        model, variables=model.variables | {"params": params}, class_names=names
+    )
+
+
+ORDER = np.array([3, 0, 6, 1, 2, 5, 4])
+
+
+def test_an_ensemble_is_averaged_by_name(model_a, model_b, make_photos):
+    source = make_photos(13)
+    expected = counts(evaluate([model_a, model_b], source))
+    assert counts(evaluate([model_a, permuted(model_b, ORDER)], source)) == expected
+    assert counts(evaluate([permuted(model_a, ORDER), model_b], source)) == expected
+
+
+def test_data_are_matched_to_the_model_by_name(model_a, make_photos):
+    source = make_photos(13)
+    expected = counts(evaluate([model_a], source))
+    assert counts(evaluate([permuted(model_a, ORDER)], source)) == expected
+    found = make_photos(13)
+    found.class_names = tuple(source.class_names[i] for i in ORDER)
+    found.labels = [ORDER.tolist().index(label) for label in source.labels]
+    result = evaluate([model_a], found)
+    assert (counts(result), result.pairing) == (expected, None)
+    # A source that holds some of the classes only: its labels are numbered without the others.
+    present = sorted(set(source.labels[:5]))
+    few = make_photos(5)
+    few.class_names = tuple(source.class_names[i] for i in present)
+    few.labels = [present.index(label) for label in source.labels[:5]]
+    same = make_photos(5)
+    same.labels = source.labels[:5]
+    assert counts(evaluate([model_a], few)) == counts(evaluate([model_a], same))
+
+
+def test_numbers_are_names_to_a_model_of_numbers(model_a, make_photos):
+    """Numbers sorted as text, as other programs do, are not taken for positions."""
+    numbers = tuple(map(str, range(7, 14)))
+    model = dataclasses.replace(model_a, class_names=numbers)
+    source = make_photos(13)
+    expected = counts(evaluate([model_a], source))
+    source.class_names = tuple(sorted(numbers))
+    source.labels = [source.class_names.index(numbers[label]) for label in source.labels]
+    assert source.class_names[0] == "10"
+    assert counts(evaluate([model], source)) == expected
+
+
+def test_numbers_are_positions_to_a_model_of_names_and_the_pairing_is_printed(
+    model_a, make_photos, capsys
+):
+    source = make_photos(13)
+    expected = counts(evaluate([model_a], source))
+    source.class_names = tuple("0123456")
+    result = evaluate([model_a], source, progress=False)
+    assert counts(result) == expected
+    assert result.pairing is not None
+    assert result.pairing in capsys.readouterr().err.splitlines()
+    for pair in ("0 is 'ant'", "1 is 'bee'", "6 is 'gnu'"):
+        assert pair in result.pairing
+    source.class_names = tuple("1234567")  # from 0, or from 1?
+    with pytest.raises(EvaluationError, match="classes 1, 2, 3, 4, 5 and 2 more"):
         evaluate([model_a], source)
-    source.class_names = model_a.class_names[::-1]
-    with pytest.raises(EvaluationError, match="another order"):
-        evaluate([model_a], source)
+
+
+IDS, LABELS = zip(*imagenet_classes().items(), strict=True)
+
+
+@pytest.mark.parametrize(("model", "first"), [(LABELS, 0), (IDS, 0), (("background", *LABELS), 1)])
+def test_a_published_model_is_matched_by_wordnet_id_label_or_position(model, first):
+    everything = [*range(first, first + 1000)]
+    assert pair_classes(IDS, model) == (everything, None)
+    assert pair_classes(LABELS, model) == (everything, None)
+    assert pair_classes(IDS[5:8], model)[0] == everything[5:8]
+    labels, pairing = pair_classes([*map(str, range(1000))], model)
+    assert labels == everything
+    assert pairing is not None
+    assert "0 is 'background'" not in pairing
+    assert "999 is 'toilet tissue" in pairing or "999 is 'n15075141'" in pairing
+    for names, odd in (
+        ([*map(str, range(1, 1001))], "1, 2"),
+        (("n01440764", "n00000000"), "n00000000"),
+        (("tench", "goldfish"), "tench"),
+    ):
+        with pytest.raises(EvaluationError, match=rf"the class(es)? {odd}"):
+            pair_classes(names, model)
+
+
+def test_a_name_that_the_model_has_twice_is_matched_only_as_part_of_the_whole_list():
+    assert pair_classes(LABELS, LABELS)[0] == [*range(1000)]
+    with pytest.raises(EvaluationError, match="the class crane more than once"):
+        pair_classes(LABELS[134:136], LABELS)
+    assert pair_classes(["b", "a", "a"], ["b", "a", "a"])[0] == [0, 1, 2]
+    with pytest.raises(EvaluationError, match="the class a"):
+        pair_classes(["a", "b", "a"], ["b", "a"])
+
+
+def test_a_class_that_the_model_lacks_counts_only_if_the_data_have_images_of_it():
+    model = ("cat", "dog", "eel")
+    assert pair_classes(("cat", "dog", "zebra"), model, ["zebra"])[0] == [0, 1, -1]
+    with pytest.raises(EvaluationError, match="the class zebra"):
+        pair_classes(("dog", "eel", "zebra"), model)
+
+
+def test_a_model_without_names_is_paired_by_position_with_as_many_classes(capsys):
+    model = ("class 0", "class 1", "class 2")
+    labels, pairing = pair_classes(("cat", "dog", "eel"), model)
+    assert labels == [0, 1, 2]
+    assert pairing is not None
+    assert "cat is 'class 0', dog is 'class 1', eel is 'class 2'" in pairing
+    with pytest.raises(EvaluationError, match="the classes cat, dog"):
+        pair_classes(("cat", "dog"), model)
+
+
+def test_unicode_forms_of_one_name_are_the_same_class():
+    forms = [unicodedata.normalize(form, "löwe") for form in ("NFC", "NFD")]
+    assert forms[0] != forms[1]
+    for data, model in (forms, forms[::-1]):
+        assert pair_classes(("cat", data), (model, "cat")) == ([1, 0], None)
+
+
+def test_labels_out_of_range_are_refused(model_a, make_photos):
     source = make_photos(2)
     source.labels[1] = 7
     with pytest.raises(DataError, match="example 1 has label 7, but the data has 7 classes"):

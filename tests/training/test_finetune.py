@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from gnet_jax.config import ConfigError, LossConfig, ModelConfig, OptimConfig
+from gnet_jax.data.sources.classes import imagenet_classes
 from gnet_jax.model import GoogLeNet
 from gnet_jax.training.finetune import (
     Pretrained,
@@ -50,8 +51,19 @@ def test_a_classifier_is_taken_over_only_for_the_same_classes(trained):
     same = compare(fresh, trained, trained.class_names)
     assert not same.fresh
     other = compare(fresh, trained, trained.class_names[::-1])
+    assert set(other.fresh.values()) == {"of the same classes in another order"}
+    assert layers(other.fresh) == ["classifier"]
+    other = compare(fresh, trained, tuple("ABCDEFGHIJKLM"))
     assert set(other.fresh.values()) == {"of other classes"}
     assert layers(other.fresh) == ["classifier"]
+
+
+def test_imagenets_labels_and_wordnet_ids_are_the_same_classes(trained):
+    ids, labels = imagenet_classes().keys(), imagenet_classes().values()
+    shapes = {"params": {"classifier": {"kernel": np.zeros((2, 1000))}}}
+    old = trained._replace(variables=shapes, class_names=tuple(labels))
+    assert not compare(shapes, old, tuple(ids)).fresh
+    assert compare(shapes, old, tuple(ids)[::-1]).fresh
 
 
 @pytest.mark.parametrize(

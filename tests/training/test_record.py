@@ -42,6 +42,24 @@ def test_another_order_of_the_same_data_is_refused_in_a_sentence_of_its_own(tmp_
         open_workdir(dataclasses.replace(config, seed=1), PRINTS | {"order": "dd"})
 
 
+def test_classes_that_changed_are_named(tmp_path):
+    config = Config(workdir=str(tmp_path))
+    open_workdir(config, PRINTS | {"classes": ["1", "10", "2"]})
+    open_workdir(config, PRINTS | {"classes": ["1", "10", "2"]})
+    with pytest.raises(ConfigError, match=r"classes have changed .* number 1 was '10' and is '2'"):
+        open_workdir(config, PRINTS | {"classes": ["1", "2", "10"], "train": "cc"})
+    with pytest.raises(ConfigError, match=r"classes have changed .*gone: 2; new: 3, 4"):
+        open_workdir(config, PRINTS | {"classes": ["1", "10", "3", "4"], "train": "cc"})
+
+
+def test_a_workdir_that_did_not_record_its_classes_resumes_on_the_same_data(tmp_path):
+    config, numbers = Config(workdir=str(tmp_path)), {"classes": ["1", "2", "10"]}
+    open_workdir(config, PRINTS)
+    with pytest.raises(ConfigError, match=r"train split: .*sorted as numbers and no longer as t"):
+        open_workdir(config, PRINTS | numbers | {"train": "cc"})
+    open_workdir(config, PRINTS | numbers)
+
+
 def test_a_workdir_that_cannot_be_written_or_read_is_named(tmp_path):
     file = tmp_path / "file"
     file.touch()

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from gnet_jax.config import UserError
 from gnet_jax.model import GoogLeNet, architecture
 from gnet_jax.weights import WeightsError, read_folder, write_folder
-from gnet_jax.weights.convert import convert, imagenet_classes, read
+from gnet_jax.weights.convert import convert, read
 from gnet_jax.weights.export import export
 from gnet_jax.weights.tensor_file import write_tensors
 from gnet_jax.weights.torch_file import write_torch
@@ -167,12 +167,3 @@ def test_a_state_dict_of_another_network_is_named(tmp_path):
     write_torch(tmp_path / "a.pth", {"layer1.0.conv1.weight": np.zeros((2, 2), np.float32)})
     with pytest.raises(WeightsError, match=r"it holds layer1\.0\.conv1\.weight"):
         convert(tmp_path / "a.pth", tmp_path / "model")
-
-
-def test_the_class_names_are_imagenets():
-    names = imagenet_classes()
-    assert len(names) == 1000
-    assert (names[0], names[999]) == (
-        "tench, Tinca tinca",
-        "toilet tissue, toilet paper, bathroom tissue",
-    )

@@ -7,9 +7,10 @@ import jax
 import numpy as np
 import pytest
 
+from gnet_jax.data.sources.classes import imagenet_classes
 from gnet_jax.model import GoogLeNet
 from gnet_jax.weights import WeightsError, read_folder
-from gnet_jax.weights.convert import convert, imagenet_classes
+from gnet_jax.weights.convert import convert
 from gnet_jax.weights.tf_slim import ARCHITECTURE, from_slim, index_of, read_checkpoint
 from gnet_jax.weights.torchvision import to_torchvision
 from gnet_jax.weights.variables import check, flatten
@@ -208,7 +209,7 @@ def tf():
 def test_tensorflow_computes_the_same_from_its_own_checkpoint(tmp_path, tf, tensors):
     write_checkpoint(tf, tmp_path / "inception_v1.ckpt", tensors | {"global_step": np.int64(7)})
     folder = convert(tmp_path / "inception_v1.ckpt", tmp_path / "model")
-    assert folder.class_names == ("background", *imagenet_classes())
+    assert folder.class_names == ("background", *imagenet_classes().values())
     assert folder.source["file"] == "inception_v1.ckpt.index"
     assert read_folder(tmp_path / "model").model.arch == ARCHITECTURE
 

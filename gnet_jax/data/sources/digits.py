@@ -29,7 +29,7 @@ class DigitsSource:
         order = np.random.RandomState(0).permutation(len(digits))  # its stream is frozen
         chosen = digits[order[:1437] if split == "train" else order[1437:]]
         self.left_out: LeftOut = {}
-        self.class_names = tuple(str(digit) for digit in range(10))
+        self.class_names, self.empty_classes = tuple(str(digit) for digit in range(10)), ()
         self._images = np.round(chosen[:, :64] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
         self._labels = chosen[:, 64].astype(np.int64)
 

@@ -3,10 +3,11 @@
 import difflib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from gnet_jax.config.names import as_text
+from gnet_jax.data.sources.classes import in_order, joined, nfc, refuse_twice
 from gnet_jax.data.sources.source import DataError, Example, MissingSplitError, Split, digest
 from gnet_jax.data.sources.walk import SUFFIXES, LeftOut, counted, folders_above, listing, walk
 
@@ -22,12 +23,15 @@ class FolderSource:
     """A folder `train/CLASS/*`, `val/CLASS/*` (and, to evaluate, `test/CLASS/*`) of image files.
 
     Images may lie in folders below CLASS; `walk` tells which are read, and which entries are
-    `left_out`. Classes are in alphabetical order. A folder's name need not be UTF-8; `as_text`
-    makes the class name of it, the same one each time.
+    `left_out`. A folder's name need not be UTF-8; `as_text` makes the class name of it, the same
+    one each time. Classes are in alphabetical order, or sorted as numbers if all names are
+    integers. The other splits take the classes of `train` if it exists: they need not have images
+    of each class, and the classes that `train` lacks come last.
 
     Raises:
-        DataError: for a missing split, a folder that cannot be listed, fewer than two classes, a
-            class without an image to train on, or a split without any image.
+        DataError: for a missing split, a folder that cannot be listed, two names that differ only
+            in their Unicode form, a split without any image, and, in `train`, fewer than two
+            classes or one without an image.
     """
 
     def __init__(self, root: Path, split: Split) -> None:
@@ -48,23 +52,23 @@ class FolderSource:
         if similar:
             self.left_out["like a split"] = similar
 
-        # The classes, their names and their order.
-        names = sorted(map(os.path.basename, class_folders))
-        self.class_names = tuple(map(as_text, names))
-
-        if len(self.class_names) < 2:
+        names = _class_names(class_folders, folder)
+        self.class_names = joined(_trained_on(root, names), names)
+        least, needed = (2, "2 are") if split == "train" else (1, "1 is")
+        if len(names) < least:
             raise DataError(
-                f"{folder} holds {len(self.class_names)} folder(s), one a class; 2 are needed"
+                f"{folder} holds {len(names)} folder(s), one a class; {needed} needed"
                 f"{self._aside(str(folder))}"
             )
-        if len(set(self.class_names)) < len(names):
-            twice = next(each for each in self.class_names if self.class_names.count(each) > 1)
-            raise DataError(f"two folders in {folder} are both called {twice}; rename one of them")
         self._files: list[tuple[str, int]] = []  # path from the root, and label
-        for label, name in enumerate(names):
-            top, before = str(folder / name), len(self._files)
+        folders = {nfc(as_text(os.path.basename(path))): path for path in class_folders}
+        for label, name in enumerate(self.class_names):
+            top, before = folders.get(nfc(name)), len(self._files)
+            if top is None:
+                continue
+            inside = f"{split}/{os.path.basename(top)}"
             self._files += [
-                (f"{split}/{name}{path[len(top) :]}", label)
+                (f"{inside}{path[len(top) :]}", label)
                 for path in walk(top, self.left_out, _refuse, around)
             ]
             if len(self._files) == before and split == "train":
@@ -74,6 +78,12 @@ class FolderSource:
                 )
         if not self._files:
             raise DataError(f"{folder} holds no image files{self._aside(str(folder))}")
+        present = {label for _, label in self._files}
+        self.empty_classes = tuple(
+            name for label, name in enumerate(self.class_names) if label not in present
+        )
+        # If train's classes number those of this split otherwise, the files do not tell the labels.
+        self._numbered_by = () if self.class_names[: len(names)] == names else self.class_names
 
     def _aside(self, top: str) -> str:
         """The end of an error: what is left out of the folder `top`."""
@@ -115,7 +125,26 @@ class FolderSource:
             ]
         except OSError as error:
             raise DataError(f"cannot read {error.filename}: {error.strerror}") from error
-        return digest(*map(os.fsencode, lines))  # a name need not be UTF-8
+        # A name need not be UTF-8.
+        return digest(*map(os.fsencode, (*lines, *self._numbered_by)))
+
+
+def _class_names(class_folders: Iterable[str], folder: Path) -> tuple[str, ...]:
+    """Returns the names of the classes in `folder`, in order."""
+    names = in_order(as_text(os.path.basename(path)) for path in class_folders)
+    refuse_twice(names, folder)
+    return names
+
+
+def _trained_on(root: Path, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns the classes of the train split in `root`; `names` if there is none."""
+    folder = root / "train"
+    try:
+        return _class_names(listing(str(folder), {})[1], folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return names
+    except OSError as error:
+        raise _unlisted(error) from error
 
 
 def _similar(root: Path, split: Split) -> list[str]:

@@ -9,6 +9,7 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from gnet_jax.config.names import as_text, typed_path
+from gnet_jax.data.sources.classes import find, joined, refuse_twice
 from gnet_jax.data.sources.pixels import check_shape, find_range, is_plain, to_uint8
 from gnet_jax.data.sources.source import DataError, Example, MissingSplitError, Split, digest
 from gnet_jax.data.sources.walk import LeftOut
@@ -41,8 +42,10 @@ class NpzSource:
     - or `jpeg` or `encoded`: the bytes of all image files one after another, file i from
       `offsets[i]` to `offsets[i + 1]`;
     - `y`, `labels` or `label`: N integers from 0;
-    - `class_names`, if the classes have names: text. Without them there are as many classes as the
-      training labels number.
+    - `class_names`, if the classes have names: text. Without them those of the training split are
+      taken, or there are as many classes as the training labels number.
+    Splits that name their classes in different orders are matched by name: all take the order of
+    train, and what they have besides comes last.
 
     The arrays are held in memory, pixels as uint8: a compressed file cannot be mapped.
 
@@ -59,34 +62,39 @@ class NpzSource:
             self.left_out = part.left_out(typed_path(path))
             self._offsets, self._images = _images(part, path)
             self._labels = _labels(part, len(self))
-            names = _class_names(part)
+            own = _class_names(part)
         if split == "train":
-            trained_on = self._labels
+            known = own or _numbered(self._labels)
         else:
             try:
                 with _Part.of(path, "train") as part:
-                    trained_on = _labels(part)
-                    names = names or _class_names(part)
+                    known = _class_names(part) or _numbered(_labels(part))
             except MissingSplitError:  # data to evaluate on alone
-                trained_on = self._labels
-        self.class_names = names or tuple(str(n) for n in range(_number_of_classes(trained_on)))
-        self._check_labels(complete=split == "train")
+                known = own or _numbered(self._labels)
+        own = own or known
+        self._check_labels(own, complete=split == "train")
+        self.class_names = joined(known, own)
+        self._labels = np.array(find(own, self.class_names))[self._labels]
+        present = set(self._labels.tolist())
+        self.empty_classes = tuple(
+            name for label, name in enumerate(self.class_names) if label not in present
+        )
 
-    def _check_labels(self, *, complete: bool) -> None:
-        classes, where = len(self.class_names), self._where
+    def _check_labels(self, names: tuple[str, ...], *, complete: bool) -> None:
+        classes, where = len(names), self._where
         wrong = np.flatnonzero((self._labels < 0) | (self._labels >= classes))
         if len(wrong):
             raise DataError(
                 f"image {wrong[0]} of {where} has label {self._labels[wrong[0]]}, but the classes "
                 f"are 0 to {classes - 1}; mend the {len(wrong)} labels out of range"
             )
-        if classes < 2:
+        if complete and classes < 2:
             raise DataError(f"{where} holds one class only; 2 are needed")
         present = np.unique(self._labels)
         if complete and len(present) < classes:
             first = next(i for i in range(classes) if i >= len(present) or present[i] != i)
             raise DataError(
-                f"{where} has no image of class {first} ({self.class_names[first]}), and of "
+                f"{where} has no image of class {first} ({names[first]}), and of "
                 f"{classes - len(present)} of {classes} classes in all; number only classes that "
                 "have images"
             )
@@ -330,11 +338,10 @@ def _class_names(part: _Part) -> tuple[str, ...] | None:
     except UnicodeDecodeError as error:
         raise DataError(f"class_names in {part.file} is not UTF-8: {error}") from error
     texts = list(map(as_text, texts))
-    if len(set(texts)) < len(texts):
-        raise DataError(f"class_names in {part.file} names a class twice: {', '.join(texts)}")
+    refuse_twice(texts, f"class_names in {part.file}")
     return tuple(texts)
 
 
-def _number_of_classes(labels: np.ndarray) -> int:
+def _numbered(labels: np.ndarray) -> tuple[str, ...]:
     """As many as the labels number; an absurd label is left to the check of the labels."""
-    return min(int(labels.max(initial=-1)) + 1, len(labels) + 1)
+    return tuple(map(str, range(min(int(labels.max(initial=-1)) + 1, len(labels) + 1))))

@@ -16,6 +16,7 @@ class SubsetSource:
         self._whole, self._count = whole, min(count, len(whole))
         self.class_names, self.split = whole.class_names, whole.split
         self.left_out = whole.left_out
+        self.empty_classes = whole.empty_classes
 
     def __len__(self) -> int:
         return self._count
