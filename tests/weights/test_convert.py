@@ -13,7 +13,8 @@ from safetensors.numpy import save_file
 from gnet_jax.config import UserError
 from gnet_jax.model import GoogLeNet, architecture
 from gnet_jax.weights import WeightsError, read_folder, write_folder
-from gnet_jax.weights.convert import convert, imagenet_classes, read
+from gnet_jax.weights.class_names import imagenet_classes
+from gnet_jax.weights.convert import convert, read
 from gnet_jax.weights.export import export
 from gnet_jax.weights.tensor_file import write_tensors
 from gnet_jax.weights.torch_file import write_torch
@@ -100,7 +101,7 @@ def test_the_weights_file_of_a_folder_is_told_from_the_folder(tmp_path, small):
 def test_the_wrong_number_of_class_names_is_refused(tmp_path):
     file = tmp_path / "weights"
     file.write_bytes(caffemodel_bytes(random_layers()))
-    with pytest.raises(WeightsError, match="names 2 classes, but the net has 5 outputs"):
+    with pytest.raises(WeightsError, match=r"2 class names.* 5 outputs"):
         convert(file, tmp_path / "model", class_names=["a", "b"])
     assert not (tmp_path / "model").exists()
 

@@ -9,7 +9,8 @@ import pytest
 
 from gnet_jax.model import GoogLeNet
 from gnet_jax.weights import WeightsError, read_folder
-from gnet_jax.weights.convert import convert, imagenet_classes
+from gnet_jax.weights.class_names import imagenet_classes
+from gnet_jax.weights.convert import convert
 from gnet_jax.weights.tf_slim import ARCHITECTURE, from_slim, read_checkpoint
 from gnet_jax.weights.torchvision import to_torchvision
 from gnet_jax.weights.variables import check, flatten
