@@ -191,15 +191,19 @@ def _name_classifier(
 def _refuse_more_layers(
     network: Mapping[str, np.ndarray], around: Mapping[str, np.ndarray], where: str
 ) -> None:
-    """Refuse layers around the network that can read what it puts out."""
+    """Refuse what can change the network's images or read what it puts out."""
     classifier = network.get("fc.weight")
-    if classifier is not None:
-        for inputs in {len(classifier), classifier.shape[-1]}:
-            for layer in _layers(around, inputs):
-                raise WeightsError(
-                    f"{where} has {layer} after or beside its GoogLeNet, which makes it another "
-                    "network; if it does not, save the state dict of the GoogLeNet alone"
-                )
+    if classifier is None:
+        return
+    classes, features = classifier.shape[0], classifier.shape[-1]
+    odd = [*_layers(around, classes), *_layers(around, features)]
+    if classes != 3:  # else they may be weights of classes
+        odd += [name for name, value in around.items() if len(value.reshape(-1)) == 3]
+    if odd:
+        raise WeightsError(
+            f"{where} has {odd[0]} beside its GoogLeNet, which may be a layer before or after it; "
+            "if it is not, save the state dict of the GoogLeNet alone"
+        )
 
 
 def _drop_other_heads(network: dict[str, np.ndarray]) -> list[str]:

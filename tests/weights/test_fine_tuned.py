@@ -124,6 +124,13 @@ def test_lightnings_loss_beside_the_network_is_left_out_by_name(plain, flat):
     assert any("loss.weight" in note for note in notes)
 
 
+@pytest.mark.parametrize("shape", [(3,), (1, 3, 1, 1)])
+def test_a_norm_of_the_image_before_the_network_is_refused_by_name(plain, shape):
+    tensors = {"0.mean": np.ones(shape), "0.std": np.ones(shape)} | with_prefix(plain, "1.")
+    with pytest.raises(WeightsError, match=r"0\.mean"):
+        network_of(tensors)
+
+
 @pytest.mark.parametrize(
     ("first", "second"), [("model/", "ema/"), ("model/", "ema/module."), ("model.", "ema_model.")]
 )
