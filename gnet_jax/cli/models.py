@@ -122,24 +122,32 @@ def convert(
     src: Annotated[Positional[Path], arg(metavar="SRC")],
     dst: Annotated[Positional[Path], arg(metavar="DST")],
     class_names: Path | None = None,
+    transform_input: Literal["yes", "no"] | None = None,
 ) -> None:
     """Make a model folder of a caffemodel, a torchvision or TF-slim file, or a training workdir.
 
-    What SRC is, is told by its content; nothing in it is executed.
+    The kind of SRC is told by its content; nothing in it is executed. What the file does not say is
+    assumed and printed.
 
     Args:
         src: a .caffemodel, a .pth or .safetensors of torchvision's GoogLeNet, a checkpoint of
             TF-slim's Inception v1, or a workdir.
         dst: the folder to write.
-        class_names: a text file with one name a line, in the order of the outputs.
+        class_names: a text file with one name a line, in the order of the outputs, or JSON.
+        transform_input: whether a torchvision network was trained with torchvision's option of that
+            name: yes for its published weights and what was fine-tuned from them. None assumes yes
+            for the published file and no for any other.
     """
+    from gnet_jax.weights.class_names import read_class_names
     from gnet_jax.weights.convert import convert as convert_file
 
-    names = None if class_names is None else _lines(class_names)
-    folder = convert_file(src, dst, class_names=names)
+    names = None if class_names is None else read_class_names(class_names)
+    mapped = None if transform_input is None else transform_input == "yes"
+    folder = convert_file(src, dst, class_names=names, transform_input=mapped)
     arch = folder.model.arch
     heads = ", ".join(arch.aux_after) or "none"
     print(f"{folder.source['format']}: {arch.num_classes} classes, auxiliary heads: {heads}")
+    print(f"class names: {folder.class_names[0]!r} to {folder.class_names[-1]!r}")
     print(f"wrote {dst}. Try:\n  gnet predict {dst} PHOTO.jpg")
 
 
@@ -159,10 +167,3 @@ def export(
     difference = export_model(read(model), out)
     print(f"wrote {out}; largest difference of its logits, as a share of the largest: ", end="")
     print(f"{difference:.1e}")
-
-
-def _lines(file: Path) -> list[str]:
-    try:
-        return file.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the class names in {file}: {error}") from error

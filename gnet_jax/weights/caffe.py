@@ -4,7 +4,7 @@ Read are both generations of the format (caffe.proto: NetParameter.layer, and th
 with or without the auxiliary heads. Only sizes and numbers are taken from the file.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,8 @@ from gnet_jax.weights.variables import WeightsError, rows_to_channels_last, with
 _NET_FIELDS = {1, 2, 3, 4, 5, 6, 7, 8, 100}
 _LAYER = {100: (1, 7), 2: (4, 6)}  # NetParameter's layer, layers: their fields for name, blobs
 _DATA, _SHAPE, _DOUBLE_DATA = 5, 7, 8  # of BlobProto
+_FIRST, _SECOND = "conv1/7x7_s2", "inception_3a/1x1"  # tell a GoogLeNet
+_HEADS, _CLASSIFIER = ("loss1", "loss2"), "loss3/classifier"
 _LEGACY_SHAPE = (1, 2, 3, 4)  # of BlobProto: num, channels, height, width
 
 PREPROCESSING = Preprocessing(
@@ -197,45 +199,94 @@ def _layer_names() -> dict[str, str]:
     for block in blocks:
         at = f"inception_{block}"
         names |= {f"{at}/{ours}": f"{at}/{caffes}" for ours, caffes in CAFFE_BRANCHES.items()}
-    names["classifier"] = "loss3/classifier"
-    for head, loss in (("aux_4a", "loss1"), ("aux_4d", "loss2")):
+    names["classifier"] = _CLASSIFIER
+    for head, loss in zip(("aux_4a", "aux_4d"), _HEADS, strict=True):
         names |= {f"{head}/{layer}": f"{loss}/{layer}" for layer in ("conv", "fc", "classifier")}
     return names
 
 
+def find_network(
+    layers: Mapping[str, list[np.ndarray]], where: str
+) -> tuple[dict[str, list[np.ndarray]], list[str]]:
+    """The layers of a GoogLeNet under Caffe's own names.
+
+    Retraining gives classifiers new names, because Caffe copies every layer whose name it knows. So
+    the layers with unknown names are the missing classifiers if there are as many, in the file's
+    order. A common prefix of all names is dropped. Auxiliary heads with another number of classes
+    than the main classifier are left out.
+
+    Returns:
+        The layers, for `from_caffe`, and a sentence for everything that was left out or taken for
+        a classifier.
+
+    Raises:
+        WeightsError: naming layers if there is no GoogLeNet, more than one, or one whose
+            classifiers cannot be told.
+    """
+    prefixes = [name.removesuffix(_FIRST) for name in layers if name.endswith(_FIRST)]
+    prefixes = [prefix for prefix in prefixes if prefix + _SECOND in layers]
+    if not prefixes:
+        first = ", ".join(list(layers)[:3])
+        raise WeightsError(f"{where} is not a Caffe GoogLeNet: it holds {first}, ...")
+    if len(prefixes) > 1:
+        raise WeightsError(
+            f"{where} holds {len(prefixes)} networks, {' and '.join(p + _FIRST for p in prefixes)}"
+        )
+    network = {name.removeprefix(prefixes[0]): blobs for name, blobs in layers.items()}
+    notes, usual = [], set(_layer_names().values())
+    classifiers = [f"{loss}/classifier" for loss in _HEADS if f"{loss}/fc" in network]
+    missing = [name for name in (*classifiers, _CLASSIFIER) if name not in network]
+    unknown = [name for name in network if name not in usual]
+    if missing and unknown and len(unknown) != len(missing):
+        raise WeightsError(
+            f"{where} has no layer {missing[0]}, and the layers {', '.join(unknown[:4])}, which "
+            "GoogLeNet has not: the classifier cannot be told"
+        )
+    for usual_name, name in zip(missing, unknown, strict=False):
+        network[usual_name] = network.pop(name)
+        notes.append(f"took the layer {name} for {usual_name}")
+    for loss in _HEADS:
+        own, main = network.get(f"{loss}/classifier"), network.get(_CLASSIFIER)
+        if own and main and own[-1].size != main[-1].size:
+            network = {n: blobs for n, blobs in network.items() if not n.startswith(f"{loss}/")}
+            notes.append(
+                f"left out the auxiliary head {loss}, because it has {own[-1].size} classes and "
+                f"the network {main[-1].size}"
+            )
+    return network, notes
+
+
 def from_caffe(
-    layers: dict[str, list[np.ndarray]], where: str
+    layers: Mapping[str, list[np.ndarray]], where: str
 ) -> tuple[Architecture, dict[str, np.ndarray]]:
     """The architecture and the flat variables that the layers of a GoogLeNet hold.
 
-    A retrained classifier under a name that goes on after Caffe's ("loss3/classifier_pets") is
-    taken too. The input's channels stay blue, green, red.
+    Linear layers may be convolutions that see the whole of their input, which compute the same. The
+    input's channels stay blue, green, red.
 
     Raises:
         WeightsError: naming the first layer that is missing, unknown or of an unfit shape.
     """
     left = dict(layers)
-    heads = [loss for loss in ("loss1", "loss2") if any(n.startswith(f"{loss}/") for n in layers)]
+    heads = [loss for loss in _HEADS if any(n.startswith(f"{loss}/") for n in layers)]
     flat: dict[str, np.ndarray] = {}
     for module, name in _layer_names().items():
-        if name.startswith(("loss1", "loss2")) and name.split("/")[0] not in heads:
+        if name.startswith(_HEADS) and name.split("/")[0] not in heads:
             continue
-        renamed = [n for n in left if n.startswith(name)] if module.endswith("classifier") else []
-        found = name if name in left else renamed[0] if len(renamed) == 1 else None
-        if found is None:
+        if name not in left:
             raise WeightsError(f"{where} has no layer {name}; it holds no whole GoogLeNet")
-        blobs = left.pop(found)
+        blobs = left.pop(name)
         if len(blobs) != 2:
-            raise WeightsError(f"{where}: layer {found} has {len(blobs)} blobs; it must have 2")
+            raise WeightsError(f"{where}: layer {name} has {len(blobs)} blobs; it must have 2")
         weights, bias = blobs
         dense = module.endswith(("/fc", "classifier"))
-        if dense:  # older files write a matrix as (1, 1, outputs, inputs)
-            kernel = weights.reshape(-1, weights.shape[-1]).T
+        if dense:
+            kernel = _matrix(weights)
             if module.endswith("/fc"):
                 channels = flat[f"params/{module.removesuffix('fc')}conv/conv/kernel"].shape[-1]
                 if kernel.shape[0] % channels or not _is_square(kernel.shape[0] // channels):
                     raise WeightsError(
-                        f"{where}: layer {found} has {kernel.shape[0]} inputs; they must be "
+                        f"{where}: layer {name} has {kernel.shape[0]} inputs; they must be "
                         f"{channels} channels of a square of places"
                     )
                 kernel = rows_to_channels_last(kernel, channels)
@@ -243,7 +294,7 @@ def from_caffe(
             kernel = weights.transpose(2, 3, 1, 0)
         else:
             raise WeightsError(
-                f"{where}: layer {found} has a kernel of shape {weights.shape}; it must have 4 axes"
+                f"{where}: layer {name} has a kernel of shape {weights.shape}; it must have 4 axes"
             )
         prefix = f"params/{module}" if dense else f"params/{module}/conv"
         flat[f"{prefix}/kernel"] = np.ascontiguousarray(kernel)
@@ -251,6 +302,17 @@ def from_caffe(
     if left:
         raise WeightsError(f"{where} has the layer {next(iter(left))}, which GoogLeNet has not")
     return with_shapes_of(flat, VARIANTS["paper"]), flat
+
+
+def _matrix(weights: np.ndarray) -> np.ndarray:
+    """The kernel (inputs, outputs) of a linear layer.
+
+    Caffe has (outputs, inputs), in older files with two ones in front; a convolution over the whole
+    of the layer's input has (outputs, channels, height, width).
+    """
+    if weights.ndim == 4 and weights.shape[:2] == (1, 1):
+        weights = weights[0, 0]
+    return weights.reshape(len(weights), -1).T
 
 
 def _is_square(number: int) -> bool:

@@ -3,13 +3,15 @@
 import dataclasses
 import hashlib
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from gnet_jax.config import Preprocessing
 from gnet_jax.data.sources.classes import imagenet_classes
-from gnet_jax.model import GoogLeNet
+from gnet_jax.model import Architecture, GoogLeNet
 from gnet_jax.weights import caffe, tf_slim, torchvision
 from gnet_jax.weights.folder import (
     ModelFolder,
@@ -30,6 +32,7 @@ KNOWN = (
     "workdir"
 )
 CAFFE_SHA1 = "405fc5acd08a3bb12de8ee5e23a96bec22f08204"  # of the published file, by its readme
+_UNTRAINED = "never trained, says torchvision's documentation"
 CAFFE_WITHOUT_HEADS = "afb3ba04dbee93e6e3228f8c399c5f439a786fbeafdb5b5870a990de80f7477b"  # a copy
 
 
@@ -46,33 +49,77 @@ def convert(
         src: one of `KNOWN`. Nothing in it is executed. TensorFlow's checkpoints of several files
             are named by their prefix, their .index or a .data file.
         dst: a new or empty folder, or a model folder, which is replaced.
+        class_names: as `read`.
+        transform_input: as `read`.
+
+    Raises:
+        WeightsError: as `read`, or if `dst` cannot be written.
+    """
+    folder = read(Path(src).expanduser(), class_names=class_names, transform_input=transform_input)
+    write_folder(dst, folder)
+    return folder
+
+
+def read(
+    src: Path,
+    *,
+    class_names: Sequence[str] | None = None,
+    transform_input: bool | None = None,
+) -> ModelFolder:
+    """Returns the model that `src` holds; the format is told by content.
+
+    What a foreign file does not say is assumed, printed on standard error, and noted in the
+    folder's `source`.
+
+    Args:
+        src: one of `KNOWN`.
         class_names: one for each output; None takes those of `src`, ImageNet's for 1,000 outputs
             of foreign weights (1,001 of TF-slim's), and "class 0", "class 1", ... otherwise.
         transform_input: of torchvision's weights only: whether they were trained with that option
             (see `torchvision.preprocessing`). None: only the published file was.
 
     Raises:
-        WeightsError: if `src` is missing, damaged, of another kind or not a GoogLeNet, or `dst`
-            cannot be written.
+        WeightsError: if `src` is missing, damaged, of another kind or not a GoogLeNet, or the
+            arguments do not fit it.
     """
-    folder = read(Path(src).expanduser(), transform_input)
+    folder, notes = _read(src, transform_input)
+    foreign = not folder.class_names  # no other program's file holds names
+    if transform_input is not None and not (foreign and "transform_input" in folder.source):
+        raise WeightsError(
+            f"transform_input is an option of torchvision's networks, but {src} is not a file of "
+            "torchvision's weights; leave it out"
+        )
+    source, outputs = dict(folder.source), folder.model.arch.num_classes
+    if notes:
+        source["notes"] = "; ".join(notes)
     if class_names is not None:
-        folder = dataclasses.replace(folder, class_names=tuple(class_names))
-    write_folder(dst, folder)
+        source.pop("class_names", None)  # what was assumed of them before
+    elif foreign:
+        class_names, assumed = _assumed_names(folder.model.arch, source)
+        if assumed:
+            source["class_names"] = assumed
+            notes.append(f"class names: {assumed}")
+    else:
+        class_names = folder.class_names
+    if len(class_names) != outputs:
+        raise WeightsError(
+            f"there are {len(class_names)} class names, but {src} has {outputs} outputs; give one "
+            "name for each output"
+        )
+    for note in notes:
+        print(f"{src}: {note}", file=sys.stderr)
+    folder = dataclasses.replace(folder, class_names=tuple(class_names), source=source)
+    check_folder(folder, str(src))
     return folder
 
 
-def read(src: Path, transform_input: bool | None = None) -> ModelFolder:
-    """The model that `src` holds, by content; see `convert`.
-
-    Raises:
-        WeightsError: if it is missing, damaged, of another kind or not a GoogLeNet.
-    """
+def _read(src: Path, transform_input: bool | None) -> tuple[ModelFolder, list[str]]:
+    """The model, without class names if the file is a foreign one, and notes."""
     if src.is_dir():
         if is_model_folder(src):
-            return read_folder(src)
+            return read_folder(src), []
         if is_workdir(src):
-            return read_workdir(src)
+            return read_workdir(src), []
         raise WeightsError(f"the folder {src} holds no model; known are {KNOWN}")
     src = tf_slim.index_of(src)
     if not src.exists():
@@ -98,7 +145,7 @@ def read(src: Path, transform_input: bool | None = None) -> ModelFolder:
         if metadata.get("format") == "gnet_jax":
             if "config" not in metadata:
                 raise WeightsError(f"{src} is a part of a model folder; give the folder itself")
-            return folder_of(_json(metadata["config"], src), tensors, src)
+            return folder_of(_json(metadata["config"], src), tensors, src), []
         return _torchvision(tensors, src, "safetensors state dict", sha256, transform_input)
     if tf_slim.is_checkpoint(src):
         return _slim(src, sha256)
@@ -107,18 +154,17 @@ def read(src: Path, transform_input: bool | None = None) -> ModelFolder:
     raise WeightsError(f"{src} is {_what(head)}; known are {KNOWN}")
 
 
-def _caffe(src: Path, sha256: str) -> ModelFolder:
-    arch, flat = caffe.from_caffe(caffe.read_caffemodel(src), str(src))
+def _caffe(src: Path, sha256: str) -> tuple[ModelFolder, list[str]]:
+    layers, notes = caffe.find_network(caffe.read_caffemodel(src), str(src))
+    arch, flat = caffe.from_caffe(layers, str(src))
     source = {"file": src.name, "format": "caffemodel", "sha256": sha256}
     with src.open("rb") as file:
         sha1 = hashlib.file_digest(file, "sha1").hexdigest()
     if sha1 == CAFFE_SHA1 or sha256 == CAFFE_WITHOUT_HEADS:
         source |= {"license": "unrestricted", "origin": "BVLC/caffe models/bvlc_googlenet"}
-    names = _class_names(arch.num_classes)
-    model, variables = GoogLeNet(arch), unflatten(flat)
-    folder = ModelFolder(model, variables, caffe.PREPROCESSING, names, source)
-    check_folder(folder, str(src))
-    return folder
+    else:
+        notes.append(_assumed_preprocessing("Caffe's published GoogLeNet", caffe.PREPROCESSING))
+    return _foreign(arch, flat, caffe.PREPROCESSING, source), notes
 
 
 def _torchvision(
@@ -127,13 +173,17 @@ def _torchvision(
     kind: str,
     sha256: str,
     transform_input: bool | None,
-) -> ModelFolder:
-    if not torchvision.is_state_dict(tensors):
-        first = ", ".join(list(tensors)[:3]) or "nothing"
-        raise WeightsError(f"{src} is no torchvision GoogLeNet: it holds {first}, ...")
-    arch, flat = torchvision.from_torchvision(tensors, str(src))
+) -> tuple[ModelFolder, list[str]]:
+    network, notes = torchvision.find_network(tensors, str(src))
+    arch, flat = torchvision.from_torchvision(network, str(src))
     published = sha256.startswith(torchvision.PUBLISHED_SHA256)
+    if published and transform_input is False:
+        raise WeightsError(
+            f"{src} holds torchvision's published weights, which need transform_input; leave the "
+            "option out"
+        )
     mapped = published if transform_input is None else transform_input
+    preprocessing = torchvision.preprocessing(mapped)
     source = {
         "file": src.name,
         "format": kind,
@@ -141,35 +191,60 @@ def _torchvision(
         "transform_input": "yes, as part of mean and std" if mapped else "no",
     }
     if published:
-        source["auxiliary_heads"] = "never trained, says torchvision's documentation"
-    names = _class_names(arch.num_classes)
-    model, variables = GoogLeNet(arch), unflatten(flat)
-    folder = ModelFolder(model, variables, torchvision.preprocessing(mapped), names, source)
-    check_folder(folder, str(src))
-    return folder
+        source |= {"origin": "torchvision", "auxiliary_heads": _UNTRAINED}
+    else:
+        notes.append(_assumed_preprocessing("torchvision", preprocessing))
+        if transform_input is None:
+            notes.append(
+                "assumed that the network was trained without torchvision's transform_input; if it "
+                "was fine-tuned from torchvision's published weights, it was trained with it: gnet "
+                "convert --transform-input yes"
+            )
+    return _foreign(arch, flat, preprocessing, source), notes
 
 
-def _slim(src: Path, sha256: str) -> ModelFolder:
+def _slim(src: Path, sha256: str) -> tuple[ModelFolder, list[str]]:
     tensors = tf_slim.read_checkpoint(src)
     if not tf_slim.is_slim(tensors):
         first = ", ".join(list(tensors)[:3]) or "nothing"
-        raise WeightsError(f"{src} is no Inception v1 of TF-slim: it holds {first}, ...")
+        raise WeightsError(f"{src} is not TF-slim's Inception v1: it holds {first}, ...")
     arch, flat = tf_slim.from_slim(tensors, str(src))
-    # Of an index, too, sha256 tells the weights: it holds a checksum of each.
+    # The sha256 of an index tells the weights too, because it holds a checksum of each.
     source = {"file": src.name, "format": "TF-slim checkpoint", "sha256": sha256}
-    names = _class_names(arch.num_classes)
-    if arch.num_classes == 1001:
-        names = ("background", *imagenet_classes().values())
-    model, variables = GoogLeNet(arch), unflatten(flat)
-    folder = ModelFolder(model, variables, tf_slim.PREPROCESSING, names, source)
-    check_folder(folder, str(src))
-    return folder
+    notes = [_assumed_preprocessing("TF-slim", tf_slim.PREPROCESSING)]
+    return _foreign(arch, flat, tf_slim.PREPROCESSING, source), notes
 
 
-def _class_names(classes: int) -> tuple[str, ...]:
+def _foreign(
+    arch: Architecture,
+    flat: dict[str, np.ndarray],
+    preprocessing: Preprocessing,
+    source: dict[str, str],
+) -> ModelFolder:
+    return ModelFolder(GoogLeNet(arch), unflatten(flat), preprocessing, (), source)
+
+
+def _assumed_preprocessing(whose: str, p: Preprocessing) -> str:
+    side = f"{p.resize_to}x{p.resize_to}" if p.resize == "warp" else f"shorter side {p.resize_to}"
+    mean, std = (tuple(round(value, 3) for value in values) for values in (p.mean, p.std))
+    return (
+        f"assumed the preprocessing of {whose}: resized to {side}, central "
+        f"{p.image_size}x{p.image_size}, {p.channels}, (pixels - {mean}) / {std}; change it in the "
+        "model folder's config.json if the network was trained with another"
+    )
+
+
+def _assumed_names(arch: Architecture, source: dict[str, str]) -> tuple[tuple[str, ...], str]:
+    """Class names for a file that has none, and what was assumed, nothing if they are certain."""
+    classes, remedy = arch.num_classes, "gnet convert --class-names FILE gives others"
     if classes == 1000:
-        return tuple(imagenet_classes().values())
-    return tuple(f"class {i}" for i in range(classes))
+        assumed = f"assumed ImageNet's, because there are 1,000 outputs; {remedy}"
+        return tuple(imagenet_classes().values()), "" if "origin" in source else assumed
+    if classes == 1001 and source["format"] == "TF-slim checkpoint":
+        assumed = f"assumed a background and ImageNet's, because there are 1,001 outputs; {remedy}"
+        return ("background", *imagenet_classes().values()), assumed
+    assumed = f"assumed class 0 to class {classes - 1}, because the file holds none; {remedy}"
+    return tuple(f"class {i}" for i in range(classes)), assumed
 
 
 def _json(text: str, src: Path) -> object:

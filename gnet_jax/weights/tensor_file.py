@@ -19,6 +19,10 @@ _DTYPES = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "I64": np.dtype("<i8"),
     "I32": np.dtype("<i4"),
+    "I16": np.dtype("<i2"),
+    "I8": np.dtype("i1"),
+    "U8": np.dtype("u1"),
+    "BOOL": np.dtype("?"),
 }
 
 
@@ -56,7 +60,7 @@ def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
             )
         dtype = _DTYPES[entry["dtype"]]
         array = np.frombuffer(entry["data"], dtype).reshape(entry["shape"])
-        tensors[name] = array if dtype.kind == "i" else array.astype(np.float32)
+        tensors[name] = array if dtype.kind in "biu" else array.astype(np.float32)
     (length,) = struct.unpack("<Q", data[:8])
     return tensors, json.loads(data[8 : 8 + length]).get("__metadata__", {})
 

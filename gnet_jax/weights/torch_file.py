@@ -1,9 +1,11 @@
 """torch's files of tensors, read without torch and without running what is in them.
 
-A .pth file is a pickle, and a pickle is a program. The reader knows a dozen names, which stand for
-tensors and ordered dicts; a file that asks for any other is refused before it is called.
+A .pth file is a pickle, and a pickle is a program. The reader knows a few names, which stand for
+tensors, dicts and the plain data that trainers save beside them; a file that asks for any other is
+refused before anything is called.
 """
 
+import functools
 import math
 import pickle
 import struct
@@ -25,11 +27,34 @@ _STORAGES = {
     "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
     "LongStorage": np.dtype("<i8"),
     "IntStorage": np.dtype("<i4"),
+    "ShortStorage": np.dtype("<i2"),
+    "CharStorage": np.dtype("<i1"),
+    "ByteStorage": np.dtype("<u1"),  # states of random generators
+    "BoolStorage": np.dtype("?"),
 }
 _LEGACY_MAGIC = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."  # torch before 1.6
 _LARGEST_PICKLE = 16_000_000  # bytes of names and shapes; those of GoogLeNet take 40 kB
 _MOST_SHARED = 8  # times over that tensors may name the numbers of the storages
-_WRAPPERS = ("state_dict", "model_state_dict", "model")  # keys under which trainers keep weights
+_PLAIN = {"set", "frozenset", "complex", "bytearray", "list", "dict", "int", "float"}
+# Plain data of checkpoints (options, scores, paths), never read: module, names in it.
+_BESIDE = {
+    "argparse": {"Namespace"},
+    "collections": {"Counter"},
+    "builtins": _PLAIN,
+    "__builtin__": _PLAIN,  # the same in the pickles of Python 2's protocols
+    "_codecs": {"encode"},  # the bytes of NumPy's numbers
+    "numpy": {"dtype", "ndarray"},
+    "numpy.core.multiarray": {"scalar", "_reconstruct"},
+    "numpy._core.multiarray": {"scalar", "_reconstruct"},
+    "pathlib": {"Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"},
+    "pathlib._local": {"PosixPath", "WindowsPath"},
+    "datetime": {"datetime", "timedelta"},
+    "torch": {"Size", "device", "float16", "float32", "float64", "bfloat16", "int64"},
+    "torch.serialization": {"_get_layout"},
+    "pytorch_lightning.utilities.parsing": {"AttributeDict"},
+    "lightning.fabric.utilities.data": {"AttributeDict"},
+    "lightning_fabric.utilities.data": {"AttributeDict"},
+}
 
 
 class _Storage(NamedTuple):
@@ -45,17 +70,36 @@ class _Tensor(NamedTuple):
     strides: tuple[int, ...]
 
 
+class _Ignored:
+    """Takes the place of an object in `_BESIDE`; what a pickle puts into it is not kept."""
+
+    def __new__(cls, *_: Any, **__: Any) -> "_Ignored":
+        return super().__new__(cls)
+
+    def __setitem__(self, *_: Any) -> None: ...
+
+    def __setstate__(self, _: Any) -> None: ...
+
+    def extend(self, _: Any) -> None: ...
+
+    append = extend
+
+
 class _Unpickler(pickle.Unpickler):
-    """Builds strings, numbers, dicts and `_Tensor`s, and refuses the rest by name."""
+    """Builds strings, numbers, dicts and `_Tensor`s, ignores plain data, refuses the rest."""
 
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in _STORAGES:
             return name
+        if name in _BESIDE.get(module, ()):
+            return _Ignored
         # Bound methods, on which a pickle can set no attribute.
         known: dict[tuple[str, str], Any] = {
             ("collections", "OrderedDict"): OrderedDict,
+            ("collections", "defaultdict"): self._dict,
             ("torch._utils", "_rebuild_tensor_v2"): self._tensor,
             ("torch._utils", "_rebuild_parameter"): self._parameter,
+            ("torch._utils", "_rebuild_parameter_with_state"): self._parameter,
         }
         if (module, name) not in known:
             raise WeightsError(
@@ -84,6 +128,9 @@ class _Unpickler(pickle.Unpickler):
     def _parameter(self, tensor: Any, *_: Any) -> Any:
         return tensor
 
+    def _dict(self, *_: Any) -> dict[Any, Any]:
+        return {}
+
 
 def is_torch_file(path: Path) -> bool:
     """Whether the file is of one of torch's two formats, told by content."""
@@ -95,33 +142,32 @@ def is_torch_file(path: Path) -> bool:
 
 
 def read_torch(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a state dict by name, floats as float32; nothing in the file is executed.
+    """Every tensor of the file by name, floats as float32; nothing in the file is executed.
 
-    A state dict inside of a checkpoint's dict ("state_dict", "model") is found, and the prefix
-    "module." of torch's DataParallel is dropped.
+    A tensor in a dict inside of the file's dict has the keys on the way before its name, with a
+    slash after each: "state_dict/conv1.conv.weight", "optimizer/state/0/exp_avg".
 
     Raises:
-        WeightsError: if the file asks for anything but tensors (naming it), is damaged, cut
-            short, or holds no state dict.
+        WeightsError: if the file asks for anything but tensors and plain data (naming it), is
+            damaged, cut short, or holds no tensor.
     """
     try:
         with path.open("rb") as file:
             read = _read_legacy if file.read(2) == _LEGACY_MAGIC[:2] else _read_zip
             file.seek(0)
             value, bytes_of = read(file)
-            found = _state_dict(value)
+            found = _tensors(value)
+            if not found:
+                raise WeightsError("holds no state dict; save model.state_dict()")
             _refuse_repeated(found.values())
-            tensors = {name: _array(t, bytes_of) for name, t in found.items()}
+            bytes_of = functools.lru_cache(1)(bytes_of)  # tensors may be views of one storage
+            return {name: _array(t, bytes_of) for name, t in found.items()}
     except WeightsError as error:
         raise WeightsError(f"{path} {error}") from error
     except OSError as error:
         raise WeightsError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # a damaged pickle can raise anything
         raise WeightsError(f"{path} is damaged or cut short; copy or download it again") from error
-    prefix = "module."
-    if all(name.startswith(prefix) for name in tensors):
-        tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
-    return tensors
 
 
 def _read_zip(file: BinaryIO) -> tuple[Any, Callable[[_Storage], bytes]]:
@@ -173,16 +219,22 @@ def _read_legacy(file: BinaryIO) -> tuple[Any, Callable[[_Storage], bytes]]:
     return value, lambda storage: data[storage.key]
 
 
-def _state_dict(value: Any) -> Mapping[str, _Tensor]:
-    for key in _WRAPPERS:
-        if isinstance(value, dict) and isinstance(value.get(key), dict):
-            value = value[key]
-    if not isinstance(value, dict) or not value:
-        raise WeightsError("holds no state dict; save model.state_dict()")
-    for name, tensor in value.items():
-        if not isinstance(name, str) or not isinstance(tensor, _Tensor):
-            raise WeightsError(f"holds {str(name)[:80]!r}, which is no tensor: not a state dict")
-    return value
+def _tensors(value: Any) -> dict[str, _Tensor]:
+    """The tensors in nested dicts and lists; each of these is entered once, wherever it stands."""
+    found: dict[str, _Tensor] = {}
+    seen: set[int] = set()
+    waiting = [("", value)]
+    for path, container in waiting:  # which grows
+        if id(container) in seen or not isinstance(container, dict | list | tuple):
+            continue
+        seen.add(id(container))
+        entries = container.items() if isinstance(container, dict) else enumerate(container)
+        for key, child in entries:
+            if isinstance(child, _Tensor):
+                found[f"{path}{key}"] = child
+            else:
+                waiting.append((f"{path}{key}/", child))
+    return found
 
 
 def _refuse_repeated(tensors: Iterable[_Tensor]) -> None:
@@ -210,7 +262,7 @@ def _array(tensor: _Tensor, bytes_of: Callable[[_Storage], bytes]) -> np.ndarray
     flat = np.frombuffer(data, dtype)[tensor.offset :]
     strides = tuple(stride * dtype.itemsize for stride in tensor.strides)
     array = np.lib.stride_tricks.as_strided(flat, tensor.shape, strides, writeable=False)
-    return array.copy() if dtype.kind == "i" else array.astype(np.float32)
+    return array.copy() if dtype.kind in "biu" else array.astype(np.float32)
 
 
 def write_torch(path: Path, tensors: Mapping[str, np.ndarray]) -> None:

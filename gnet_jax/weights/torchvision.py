@@ -4,7 +4,7 @@ Layouts: kernels are HWIO here and OIHW there, linear layers (inputs, outputs) h
 transpose there, and feature maps are flattened H,W,C here and C,H,W there.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
@@ -36,6 +36,8 @@ _CONV = {
 }
 _LINEAR = {("params", "kernel"): "weight", ("params", "bias"): "bias"}
 
+_FIRST, _SECOND = "conv1.conv.weight", "inception3a.branch1.conv.weight"  # tell a GoogLeNet
+
 PUBLISHED_SHA256 = "1378be20"
 """How the sha256 of the published file begins; torchvision puts it into the file's name."""
 
@@ -63,13 +65,14 @@ def preprocessing(transform_input: bool) -> Preprocessing:
     )
 
 
-def _names(aux: bool) -> dict[str, str]:
-    """The name of every variable in torchvision, by ours."""
+def _names(heads: Collection[str]) -> dict[str, str]:
+    """The name of every variable in torchvision, by ours, with some or no auxiliary heads."""
     modules = {"conv1": "conv1", "conv2_reduce": "conv2", "conv2": "conv3"}
     for block in VARIANTS["torchvision"].widths:
         modules |= {f"inception_{block}/{b}": f"inception{block}.{t}" for b, t in _BRANCHES.items()}
     linear = {}
-    for head, name in _HEADS.items() if aux else ():
+    for head in heads:
+        name = _HEADS[head]
         modules[f"{head}/conv"] = f"{name}.conv"
         linear |= {f"{head}/fc": f"{name}.fc1", f"{head}/classifier": f"{name}.fc2"}
     linear["classifier"] = "fc"
@@ -88,9 +91,162 @@ def _channels_of(name: str, flat: Mapping[str, np.ndarray]) -> int | None:
     return flat[name.removesuffix("fc/kernel") + "conv/conv/kernel"].shape[-1]
 
 
-def is_state_dict(tensors: Mapping[str, np.ndarray]) -> bool:
-    """Whether the names are those of torchvision's GoogLeNet."""
-    return "conv1.conv.weight" in tensors and "inception3a.branch1.conv.weight" in tensors
+def find_network(
+    tensors: Mapping[str, np.ndarray], where: str
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The state dict of a GoogLeNet among the tensors of a file, under torchvision's own names.
+
+    Training scripts wrap the network in modules and dicts, save other things beside it, and replace
+    its classifier. Whatever stands before the names of a GoogLeNet is dropped ("module.",
+    "state_dict/model."), a classifier of one linear layer is called fc, and auxiliary heads with
+    another number of classes than fc are left out.
+
+    Args:
+        tensors: by name, with a slash between the keys of nested dicts, as `read_torch` has them.
+        where: the file, for messages.
+
+    Returns:
+        The tensors, for `from_torchvision`, and a sentence for everything that was left out or
+        taken for the classifier.
+
+    Raises:
+        WeightsError: if there is no GoogLeNet, more than one, or one in front of other layers.
+    """
+    tensors = {name.replace("_orig_mod.", ""): v for name, v in tensors.items()}  # torch.compile's
+    prefix = _prefix(tensors, where)
+    entry = prefix[: prefix.rfind("/") + 1]  # of the checkpoint; a module's name may go on after it
+    outer, module = _inside(tensors, entry), prefix.removeprefix(entry)
+    network = {n.removeprefix(module): v for n, v in outer.items() if n.startswith(module)}
+    around = {n: v for n, v in outer.items() if not n.startswith(module)}
+    notes = _name_classifier(network, around, where)
+    _refuse_more_layers(network, around, where)
+    notes += _drop_other_heads(network)
+    if left := [*around, *(n for n in tensors if n.removeprefix(entry) not in outer)]:
+        more = f" and {len(left) - 1:,} other tensors" if len(left) > 1 else ""
+        notes.append(f"left out {left[0]}{more}, because they are not part of the network")
+    return network, notes
+
+
+def _prefix(tensors: Mapping[str, np.ndarray], where: str) -> str:
+    """What stands before the names of the only GoogLeNet among the tensors."""
+    prefixes = [n.removesuffix(_FIRST) for n in tensors if n.endswith(_FIRST)]
+    prefixes = [p for p in prefixes if p + _SECOND in tensors and (not p or p[-1] in "./")]
+    if not prefixes:
+        first = ", ".join(list(tensors)[:3]) or "nothing"
+        raise WeightsError(f"{where} is not a torchvision GoogLeNet: it holds {first}, ...")
+    if len(prefixes) > 1:
+        raise WeightsError(
+            f"{where} holds {len(prefixes)} networks, {' and '.join(p + _FIRST for p in prefixes)};"
+            " save the state dict of one of them as a file of its own"
+        )
+    return prefixes[0]
+
+
+def _inside(tensors: Mapping[str, np.ndarray], entry: str) -> dict[str, np.ndarray]:
+    """The tensors of one dict of the file, without those of dicts inside of it."""
+    found = {n.removeprefix(entry): v for n, v in tensors.items() if n.startswith(entry)}
+    return {name: value for name, value in found.items() if "/" not in name}
+
+
+def _name_classifier(
+    network: dict[str, np.ndarray], around: dict[str, np.ndarray], where: str
+) -> list[str]:
+    """Give the only layer that reads the pooled features the name fc, with a note of its name.
+
+    Layers in one module with it, which would be of another network, stay in `network`, where
+    `from_torchvision` finds and names them.
+    """
+    for head in _HEADS.values():
+        layers = _layers(_parts(network, f"{head}.fc2."))
+        if len(layers) == 1:
+            _rename(network, layers[0], f"{head}.fc2")
+    notes = []
+    if "fc.weight" not in network:
+        usual = set(_names(_HEADS).values())
+        own = {n: v for n, v in network.items() if n not in usual and not n.startswith("aux")}
+        found = _layers(own | around, inputs=_channels(network))
+        if len(found) > 1:
+            raise WeightsError(
+                f"{where} is not a GoogLeNet with one classifier: {found[0]} and {found[1]} both "
+                "read its features"
+            )
+        for layer in found:
+            root = layer.partition(".")[0]
+            for name in _parts(around, f"{root}."):
+                network[name] = around.pop(name)
+            _rename(network, layer, "fc")
+            notes.append(
+                f"took {layer} for the classifier; a file does not tell whether an activation "
+                "follows it"
+            )
+    weight = network.get("fc.weight")
+    if weight is not None and weight.ndim == 4 and weight.shape[2:] == (1, 1):
+        network["fc.weight"] = weight[:, :, 0, 0]
+    if weight is not None and "fc.bias" not in network:
+        network["fc.bias"] = np.zeros(len(weight), np.float32)
+        notes.append("took 0 for the bias of the classifier, which has none")
+    return notes
+
+
+def _refuse_more_layers(
+    network: Mapping[str, np.ndarray], around: Mapping[str, np.ndarray], where: str
+) -> None:
+    """Refuse what can change the network's images or read what it puts out."""
+    classifier = network.get("fc.weight")
+    if classifier is None:
+        return
+    classes, features = classifier.shape[0], classifier.shape[-1]
+    odd = [*_layers(around, classes), *_layers(around, features)]
+    if classes != 3:  # else they may be weights of classes
+        odd += [name for name, value in around.items() if len(value.reshape(-1)) == 3]
+    if odd:
+        raise WeightsError(
+            f"{where} has {odd[0]} beside its GoogLeNet, which may be a layer before or after it; "
+            "if it is not, save the state dict of the GoogLeNet alone"
+        )
+
+
+def _drop_other_heads(network: dict[str, np.ndarray]) -> list[str]:
+    """Leave out the auxiliary heads whose classes are not those of fc; returns notes."""
+    notes = []
+    for head in _HEADS.values():
+        own, main = network.get(f"{head}.fc2.weight"), network.get("fc.weight")
+        if own is not None and main is not None and len(own) != len(main):
+            for name in _parts(network, f"{head}."):
+                del network[name]
+            notes.append(
+                f"left out the auxiliary head {head}, because it has {len(own)} classes and the "
+                f"network {len(main)}"
+            )
+    return notes
+
+
+def _channels(network: Mapping[str, np.ndarray]) -> int:
+    """Channels of the last block's output, as far as its tensors are there."""
+    ends = ("b1", "b3", "b5", "pool_proj")
+    kernels = (network.get(f"inception5b.{_BRANCHES[end]}.conv.weight") for end in ends)
+    return sum(len(kernel) for kernel in kernels if kernel is not None)
+
+
+def _layers(tensors: Mapping[str, np.ndarray], inputs: int | None = None) -> list[str]:
+    """Names of the linear layers and 1x1 convolutions, all or those with so many inputs."""
+    return [
+        name.removesuffix(".weight")
+        for name, value in tensors.items()
+        if name.endswith(".weight")
+        and (value.ndim == 2 or (value.ndim == 4 and value.shape[2:] == (1, 1)))
+        and inputs in (None, value.shape[1])
+    ]
+
+
+def _parts(tensors: Mapping[str, np.ndarray], start: str) -> dict[str, np.ndarray]:
+    return {name: value for name, value in tensors.items() if name.startswith(start)}
+
+
+def _rename(tensors: dict[str, np.ndarray], old: str, new: str) -> None:
+    for part in ("weight", "bias"):
+        if f"{old}.{part}" in tensors:
+            tensors[f"{new}.{part}"] = tensors.pop(f"{old}.{part}")
 
 
 def from_torchvision(
@@ -101,13 +257,17 @@ def from_torchvision(
     Raises:
         WeightsError: naming the first tensor that is missing, unknown or of an unfit rank.
     """
-    aux = any(name.startswith(("aux1.", "aux2.")) for name in tensors)
-    names = _names(aux)
+    names = _names([ours for ours, theirs in _HEADS.items() if _parts(tensors, f"{theirs}.")])
+    known = set(names.values())
+    unknown = [n for n in tensors if n not in known and not n.endswith(".num_batches_tracked")]
     flat: dict[str, np.ndarray] = {}
     for ours, theirs in names.items():
         if theirs not in tensors:
-            raise WeightsError(f"{where} has no {theirs}; it holds no whole torchvision GoogLeNet")
+            rest = f", and has {unknown[0]}, which torchvision's has not" if unknown else ""
+            raise WeightsError(f"{where} is not a whole GoogLeNet: it has no {theirs}{rest}")
         value = tensors[theirs]
+        if value.dtype.kind != "f":
+            raise WeightsError(f"{where}: {theirs} is of type {value.dtype}, not floating point")
         rank = 4 if theirs.endswith("conv.weight") else 2 if ours.endswith("/kernel") else 1
         if value.ndim != rank:
             raise WeightsError(f"{where}: {theirs} is {value.shape}; it must have rank {rank}")
@@ -121,10 +281,10 @@ def from_torchvision(
                 )
             value = rows_to_channels_last(value, channels)
         flat[ours] = np.ascontiguousarray(value)
-    known = set(names.values())
-    for name in tensors:
-        if name not in known and not name.endswith(".num_batches_tracked"):
-            raise WeightsError(f"{where} has {name}, which torchvision's GoogLeNet has not")
+    if unknown:
+        raise WeightsError(
+            f"{where} has {unknown[0]}, which torchvision's GoogLeNet has not: another network"
+        )
     return with_shapes_of(flat, VARIANTS["torchvision"]), flat
 
 
@@ -160,7 +320,7 @@ def to_torchvision(arch: Architecture, flat: Mapping[str, np.ndarray]) -> dict[s
             f"torchvision's GoogLeNet has auxiliary heads after 4a and 4d or none, not {aux_fields}"
         )
     tensors = {}
-    for ours, theirs in _names(bool(arch.aux_after)).items():
+    for ours, theirs in _names([f"aux_{block}" for block in arch.aux_after]).items():
         value = flat[ours]
         channels = _channels_of(ours, flat)
         if channels is not None:

@@ -110,13 +110,6 @@ def test_widths_classes_and_heads_are_told_by_the_file():
     assert flat["params/conv1/conv/kernel"].shape == (7, 7, 3, 6)
 
 
-def test_a_retrained_classifier_may_have_a_longer_name():
-    layers = random_layers(aux_after=())
-    layers["loss3/classifier_pets"] = layers.pop("loss3/classifier")
-    arch, _ = from_caffe(layers, "file")
-    assert arch.num_classes == 5
-
-
 def test_blue_stays_first():
     assert PREPROCESSING.channels == "BGR"
     assert PREPROCESSING.mean == (104, 117, 123)

@@ -100,7 +100,7 @@ def test_the_weights_file_of_a_folder_is_told_from_the_folder(tmp_path, small):
 def test_the_wrong_number_of_class_names_is_refused(tmp_path):
     file = tmp_path / "weights"
     file.write_bytes(caffemodel_bytes(random_layers()))
-    with pytest.raises(WeightsError, match="names 2 classes, but the net has 5 outputs"):
+    with pytest.raises(WeightsError, match=r"2 class names.* 5 outputs"):
         convert(file, tmp_path / "model", class_names=["a", "b"])
     assert not (tmp_path / "model").exists()
 

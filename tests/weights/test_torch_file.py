@@ -1,5 +1,6 @@
 """torch's files without torch: tensors come in, code does not run."""
 
+import argparse
 import io
 import os
 import pickle
@@ -182,10 +183,26 @@ def test_both_of_torchs_formats_read_the_same(tmp_path, zipfile_serialization):
         np.testing.assert_array_equal(found[name], expected.numpy(), err_msg=name)
 
 
-def test_a_checkpoint_of_a_data_parallel_model_is_found(tmp_path):
+def test_the_tensors_of_a_checkpoint_are_named_by_their_keys(tmp_path):
     torch = torch_module()
-    torch.save({"epoch": 3, "state_dict": {"module.w": torch.ones(2)}}, tmp_path / "a.pth")
-    assert list(read_torch(tmp_path / "a.pth")) == ["w"]
+    layer = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.Adam(layer.parameters())
+    layer(torch.ones(2)).sum().backward()
+    optimizer.step()
+    checkpoint = {
+        "epoch": 3,
+        "model": layer.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "rng": torch.get_rng_state(),
+        "args": argparse.Namespace(lr=0.1, device=torch.device("cpu"), dtype=torch.float32),
+        "best": np.float64(0.5),
+        "size": torch.Size([2, 2]),
+        "out": Path("runs"),
+    }
+    torch.save(checkpoint, tmp_path / "a.pth")
+    found = read_torch(tmp_path / "a.pth")
+    assert {"model/weight", "optimizer/state/0/exp_avg", "rng"} <= found.keys()
+    np.testing.assert_array_equal(found["model/weight"], layer.weight.detach().numpy())
 
 
 def test_a_whole_pickled_model_is_refused_with_the_remedy(tmp_path):
