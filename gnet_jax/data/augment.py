@@ -12,11 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gnet_jax.config import AugmentConfig, ConfigError, Preprocessing
+from gnet_jax.config import AugmentConfig, ConfigError, Preprocessing, choose
 from gnet_jax.data.distort import FACTOR, blend, distort, on_grid
 
 ERASED_AREA = (0.02, 0.33)  # arXiv 1708.04896, section 5.1; torchvision has these too
 ERASED_ASPECT = (0.3, 3.3)
+
+
+# Red, green, blue to the network's order, and back.
+CHANNEL_STEPS = {"RGB": slice(None), "BGR": slice(None, None, -1)}
 
 
 class Labels(NamedTuple):
@@ -38,8 +42,7 @@ def preprocess(images_BHWC: jax.Array, *, preprocessing: Preprocessing) -> jax.A
         images_BHWC: uint8 or float32 pixels of 0 to 255; red, green, blue.
         preprocessing: order, mean and std of the channels.
     """
-    if preprocessing.channels == "BGR":
-        images_BHWC = images_BHWC[..., ::-1]
+    images_BHWC = images_BHWC[..., choose("channels", preprocessing.channels, CHANNEL_STEPS)]
     mean = jnp.asarray(preprocessing.mean, jnp.float32)
     std = jnp.asarray(preprocessing.std, jnp.float32)
     return (images_BHWC.astype(jnp.float32) - mean) / std

@@ -22,7 +22,7 @@ from gnet_jax.training.feed import augmentation
 from gnet_jax.training.finetune import flat, without_gradient
 from gnet_jax.training.optimizer import Optimizer, make_optimizer
 from gnet_jax.training.replay import NOTES
-from gnet_jax.training.run import pure_train_step
+from gnet_jax.training.run import is_canonical, pure_train_step
 from gnet_jax.training.sharding import compile_train_step, data_mesh, put_state
 from gnet_jax.training.step import TrainState, create_state, loss_of, step_keys
 from gnet_jax.weights.schema import from_json
@@ -172,7 +172,7 @@ def examine(replay: Replay) -> Findings:
 def _step_again(replay: Replay) -> dict[str, float]:
     config, mesh = replay.config, data_mesh(jax.devices()[:1])
     step = pure_train_step(config, replay.model, replay.optimizer)
-    manual = config.numerics == "canonical"
+    manual = is_canonical(config)
     compiled = compile_train_step(mesh, step, replay.state, replay.batch, manual=manual)
     _, metrics = compiled(put_state(replay.state, mesh), put_state(replay.batch, mesh))
     return {name: float(value) for name, value in jax.device_get(metrics).items()}
