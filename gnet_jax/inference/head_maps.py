@@ -54,9 +54,7 @@ class HeadMapper:
             results = {}
             for head, (block, logits_of) in heads.items():
                 features_BHWC = found[f"inception_{block}/output"].astype(jnp.float32)
-                logits_BK, pull_back = jax.vjp(
-                    partial(logits_of, variables, x_BHWC), features_BHWC
-                )
+                logits_BK, pull_back = jax.vjp(partial(logits_of, variables, x_BHWC), features_BHWC)
                 chosen = jnp.where(index < 0, jnp.argmax(logits_BK[0]), index)
                 one_hot = jax.nn.one_hot(chosen, logits_BK.shape[-1], dtype=logits_BK.dtype)
                 (gradient_BHWC,) = pull_back(one_hot[None])

@@ -60,16 +60,16 @@ def cost_of(layer: Layer) -> Cost:
 
 def part_of(layer: Layer) -> str:
     """Which of `PARTS` a layer belongs to, or its own name in its block, or in the network."""
-    block, _, branch = layer.name.partition("/")
     if layer.is_aux:
         return "aux heads"
     if layer.name in ("classifier", "fc"):
         return "classifier"
     if layer.name in CAFFE_STEM:
         return "stem"
-    if _in_block(layer):
-        return BRANCHES.get(branch, branch)
-    return layer.name
+    if not _in_block(layer):
+        return layer.name
+    branch = layer.name.partition("/")[2]
+    return BRANCHES.get(branch, branch)
 
 
 def block_of(layer: Layer) -> str:

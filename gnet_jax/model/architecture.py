@@ -171,6 +171,8 @@ def grid_sizes(arch: Architecture, size: int) -> dict[str, int]:
 def pools(arch: Architecture) -> dict[str, int | None]:
     """Window of the max pool, of stride 2, after each block; None where no pool follows it."""
     names = list(arch.widths)
+    if not names:
+        raise ValueError("widths is empty; a network needs at least one block")
     windows = {"4": arch.pool4_window}
     found: dict[str, int | None] = dict.fromkeys(names)
     for name, following in itertools.pairwise(names):
