@@ -94,12 +94,18 @@ def ledger(module: nn.Module, input_shape: tuple[int, ...], **call: Any) -> Ledg
     names: dict[tuple[str, ...], tuple[str, ...]] = {}  # of layers, by their modules' paths
     rows: dict[tuple[str, ...], int] = {}  # the first row of each name
     counted: dict[str, int] = {}  # every parameter and its size
+    running: set[tuple[str, ...]] = set()  # paths of the modules that are being called
 
     def record(call_next, args, kwargs, context):
-        output = call_next(*args, **kwargs)
         part: Any = context.module
+        called = context.method_name == "__call__" and part.path not in running
+        if not called:  # another method, or the same by way of `super()`
+            return call_next(*args, **kwargs)
+        running.add(part.path)
+        output = call_next(*args, **kwargs)
+        running.remove(part.path)
         own = _own_params(part)
-        if context.method_name != "__call__" or not own:
+        if not own:
             return output
         where = "/".join(part.path)
         sizes = {
