@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 
 from gnet_jax.config import Preprocessing, UserError
+from gnet_jax.inference.cam import ActivationMapper
+from gnet_jax.inference.head_maps import HeadMapper
 from gnet_jax.lab.compare import costs_by, part_of, whole
 from gnet_jax.lab.compare_table import compare_rows, compare_tables, draw_blocks
 from gnet_jax.lab.inside import draw_inside, first_kernel
@@ -209,3 +211,30 @@ def test_the_ledger_of_an_odd_network_goes_to_json(monkeypatch):
     costs = network_ledger(with_block(monkeypatch, NestedThrees), 16)
     read = json.loads(json.dumps(costs.as_dict()))
     assert sum(row["params"] for row in read["layers"]) == read["params_with_aux"]
+
+
+class OtherHead(GoogLeNet):
+    """The main head sees the square of the last block's output, through the same parameters."""
+
+    def _average_pool(self, x):
+        return super()._average_pool(x * x)
+
+
+def test_the_maps_of_heads_are_of_the_networks_own_head():
+    folder = dataclasses.replace(folder_of(GoogLeNet(tiny_arch())), model=OtherHead(tiny_arch()))
+    x = (np.asarray(PHOTO, np.float32)[None] - 99) / 50
+    logits = np.asarray(folder.model.apply(folder.variables, x).logits[0])
+    odds = np.exp(logits - logits.max())
+    found = HeadMapper(folder)(PHOTO, 3)["main"]
+    assert found.guess["probability"] == pytest.approx(float(odds[3] / odds.sum()), rel=1e-4)
+
+
+def test_an_activation_map_that_is_not_the_logits_is_refused():
+    folder = folder_of(GoogLeNet(tiny_arch()))
+    with pytest.raises(UserError, match="does not follow global average pooling"):
+        ActivationMapper(dataclasses.replace(folder, model=OtherHead(tiny_arch())))(PHOTO, 3)
+    params = dict(folder.variables["params"])
+    params["logits"] = params.pop("classifier")
+    renamed = dataclasses.replace(folder, variables=folder.variables | {"params": params})
+    with pytest.raises(UserError, match="no linear layer classifier"):
+        ActivationMapper(renamed)

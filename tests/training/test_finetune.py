@@ -1,11 +1,12 @@
 import dataclasses
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 
 from gnet_jax.config import ConfigError, LossConfig, ModelConfig, OptimConfig
-from gnet_jax.model import GoogLeNet
+from gnet_jax.model import GoogLeNet, Outputs
 from gnet_jax.training.finetune import (
     Pretrained,
     check_patterns,
@@ -52,6 +53,38 @@ def test_a_classifier_is_taken_over_only_for_the_same_classes(trained):
     other = compare(fresh, trained, trained.class_names[::-1])
     assert set(other.fresh.values()) == {"of other classes"}
     assert layers(other.fresh) == ["classifier"]
+
+
+class Renamed(GoogLeNet):
+    """A network whose classifier is a 1x1 convolution of another name, with a temperature."""
+
+    @nn.compact
+    def __call__(self, x_BHWC, train=False):
+        x_BHWC = nn.Conv(4, (3, 3), name="body")(x_BHWC)
+        logits = nn.Conv(self.arch.num_classes, (1, 1), name="head")(x_BHWC).mean(axis=(1, 2))
+        return Outputs(nn.LayerNorm(name="calibrated")(logits), ())
+
+
+def test_classifiers_are_told_by_what_depends_on_the_classes():
+    model = Renamed(tiny_arch(aux_after=(), num_classes=13))
+    variables = model.init(jax.random.key(0), np.zeros((1, 16, 16, 3)))
+    old = Pretrained(model, variables, tuple("abcdefghijklm"))
+    takeover = compare(variables, old, tuple("nopqrstuvwxyz"))
+    assert set(layers(takeover.fresh)) == {"calibrated", "head"}
+    assert layers(takeover.loaded) == ["body"]
+    assert not compare(variables, old, old.class_names).fresh
+
+
+def test_a_network_whose_classifier_cannot_be_told_is_refused():
+    class Fixed(GoogLeNet):
+        @nn.compact
+        def __call__(self, x_BHWC, train=False):
+            return Outputs(nn.Dense(13)(x_BHWC.mean(axis=(1, 2))), ())
+
+    model = Fixed(tiny_arch(aux_after=(), num_classes=13))
+    variables = model.init(jax.random.key(0), np.zeros((1, 16, 16, 3)))
+    with pytest.raises(ConfigError, match="depends on the number of classes"):
+        compare(variables, Pretrained(model, variables, tuple("abcdefghijklm")), DIGITS)
 
 
 @pytest.mark.parametrize(
