@@ -54,7 +54,7 @@ def test_heavy_libraries_stay_in_their_packages(file):
         assert tops <= {"jax", "flax", "numpy", "gnet_jax"} | set(STANDARD)
 
 
-STANDARD = ("collections", "dataclasses", "functools", "math", "typing")
+STANDARD = ("collections", "dataclasses", "functools", "itertools", "math", "typing")
 
 
 @pytest.mark.parametrize("file", MODULES, ids=lambda file: str(file.relative_to(ROOT)))

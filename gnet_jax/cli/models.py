@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from gnet_jax.cli.output import check_picture, console
-from gnet_jax.config import ConfigError, UserError
+from gnet_jax.config import ConfigError, UserError, choose
 
 Variant = Literal[
     "paper", "batch_norm", "torchvision", "google_release", "naive", "naive_batch_norm"
@@ -74,15 +74,19 @@ def summary(
         costs = network_ledger(model, image_size)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    if format == "json":
-        print(json.dumps(costs.as_dict(), indent=2))
-    elif format == "csv":
-        print(ledger_csv(costs), end="")
-    else:
+
+    def print_tables() -> None:
         out = console()
         out.print(ledger_table(costs, f"GoogLeNet, {variant}, {image_size}x{image_size}"))
         for what, cost in worked_examples():
             out.print(f"{cost:>13,}  {what}")
+
+    printers = {
+        "table": print_tables,
+        "json": lambda: print(json.dumps(costs.as_dict(), indent=2)),
+        "csv": lambda: print(ledger_csv(costs), end=""),
+    }
+    choose("--format", format, printers)()
 
 
 def _compare(
@@ -104,15 +108,22 @@ def _compare(
 
     ledgers = networks(words, image_size, **knobs)
     printed = list(compare_with_print())
-    if format == "json":
+
+    def print_json() -> None:
         table_1 = [row._asdict() for row in printed]
         print(json.dumps({"networks": compare_rows(ledgers), "table_1": table_1}, indent=2))
-    elif format == "csv":
-        print(compare_csv(ledgers), end="")
-    else:
+
+    def print_tables() -> None:
         out = console()
         for table in (*compare_tables(ledgers, image_size), print_table(printed)):
             out.print(table)
+
+    printers = {
+        "table": print_tables,
+        "json": print_json,
+        "csv": lambda: print(compare_csv(ledgers), end=""),
+    }
+    choose("--format", format, printers)()
     if picture is not None:
         draw_blocks(ledgers, picture)
         print(f"drew {picture}", file=sys.stderr)

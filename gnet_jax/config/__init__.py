@@ -19,7 +19,7 @@ from gnet_jax.config.fields import (
     flatten,
 )
 from gnet_jax.config.recipe import RECIPES, load_recipe
-from gnet_jax.config.suggest import suggestion
+from gnet_jax.config.suggest import choose, suggestion
 from gnet_jax.config.sweep import Sweep, load_sweep
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "UserError",
     "check",
     "check_preprocessing",
+    "choose",
     "differences",
     "flatten",
     "load_recipe",

@@ -36,6 +36,7 @@ def check(config: Config) -> None:
     Raises:
         ConfigError: naming the field, its value and what it may be.
     """
+    check_types(config)
     limits: list[tuple[str, Any, bool, str]] = []
 
     def require(name: str, holds: bool, limit: str) -> None:
@@ -96,6 +97,7 @@ def check_preprocessing(p: Preprocessing, where: str) -> None:
     Raises:
         ConfigError: naming the field of `where`, its value and what it may be.
     """
+    check_types(p, f"{where}.")
     limits = [
         ("image_size", p.image_size, p.image_size >= 1, "at least 1"),
         (

@@ -1,7 +1,12 @@
-"""What to answer to a name that there is not."""
+"""What to answer to a name that is not known."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+from gnet_jax.config.fields import UserError
+
+T = TypeVar("T")
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
@@ -9,3 +14,19 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+
+
+def choose(what: str, name: str, options: Mapping[str, T]) -> T:
+    """Returns `options[name]`; no option is the default.
+
+    Args:
+        what: the field that holds `name`, for the message.
+        name: the choice.
+        options: what each known choice stands for.
+
+    Raises:
+        UserError: naming the field, its value and the known choices.
+    """
+    if name not in options:
+        raise UserError(f"{what} is {name!r}; choose one of {', '.join(options)}")
+    return options[name]

@@ -13,11 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from gnet_jax.config import AugmentConfig, ConfigError, Preprocessing
+from gnet_jax.config import AugmentConfig, ConfigError, Preprocessing, choose
 from gnet_jax.data.distort import FACTOR, blend, distort, on_grid
 
 ERASED_AREA = (0.02, 0.33)  # arXiv 1708.04896, section 5.1; torchvision has these too
 ERASED_ASPECT = (0.3, 3.3)
+
+
+# Red, green, blue to the network's order, and back.
+CHANNEL_STEPS = {"RGB": slice(None), "BGR": slice(None, None, -1)}
 
 
 class Labels(NamedTuple):
@@ -43,8 +47,7 @@ def preprocess(images_BHWC: jax.Array, *, preprocessing: Preprocessing) -> jax.A
         ConfigError: for another dtype or shape, and outside of `jax.jit` for another range.
     """
     _check_pixels(images_BHWC)
-    if preprocessing.channels == "BGR":
-        images_BHWC = images_BHWC[..., ::-1]
+    images_BHWC = images_BHWC[..., choose("channels", preprocessing.channels, CHANNEL_STEPS)]
     mean = jnp.asarray(preprocessing.mean, jnp.float32)
     std = jnp.asarray(preprocessing.std, jnp.float32)
     return (images_BHWC.astype(jnp.float32) - mean) / std

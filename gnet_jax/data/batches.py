@@ -11,7 +11,7 @@ from typing import TypedDict
 import grain
 import numpy as np
 
-from gnet_jax.config import AugmentConfig, Config, Decoder, Preprocessing
+from gnet_jax.config import AugmentConfig, Config, Decoder, Preprocessing, choose
 from gnet_jax.data.decode import ImageError, central_crop, decode, pillow_crop
 from gnet_jax.data.prefetch import held, prefetched
 from gnet_jax.data.records import BadRecord, BadRecords, next_good, read_example
@@ -81,7 +81,7 @@ def cropper(decoder: Decoder) -> Callable[..., np.ndarray]:
     Raises:
         DataError: if a package that "fast" needs is missing.
     """
-    if decoder == "pillow":
+    if choose("data.decoder", decoder, {"pillow": True, "fast": False}):
         return pillow_crop
     try:
         from gnet_jax.data.fast_crop import fast_crop

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
-from gnet_jax.config import AugmentConfig, Preprocessing, UserError
+from gnet_jax.config import AugmentConfig, Preprocessing, UserError, choose
 from gnet_jax.data.metadata import Bare, bare, exif_orientation, xmp_orientation
 from gnet_jax.data.tiff import REMEDY, Tiff, TiffError, tiff_facts
 
@@ -209,7 +209,8 @@ def training_crop(
     is therefore the same with both.
     """
     box = training_box(picture.size, generator, p, a)
-    kind = FILTERS[0 if a.interpolation == "bilinear" else generator.integers(len(FILTERS))]
+    drawn = {"bilinear": lambda: 0, "random": lambda: generator.integers(len(FILTERS))}
+    kind = FILTERS[choose("augment.interpolation", a.interpolation, drawn)()]
     return np.asarray(picture.resize((p.image_size, p.image_size), kind, box=box))
 
 
@@ -217,9 +218,11 @@ def training_box(
     size: tuple[int, int], generator: np.random.Generator, p: Preprocessing, a: AugmentConfig
 ) -> tuple[float, float, float, float]:
     """(left, top, right, bottom) of the part that `training_crop` takes of a picture of `size`."""
-    if a.crop == "random_area":
-        return _random_box(size, generator, a.crop_area, a.crop_aspect)
-    return _random_square(size, generator, p)
+    crops = {
+        "random_area": lambda: _random_box(size, generator, a.crop_area, a.crop_aspect),
+        "fixed_scale": lambda: _random_square(size, generator, p),
+    }
+    return choose("augment.crop", a.crop, crops)()
 
 
 def _random_square(
@@ -227,8 +230,8 @@ def _random_square(
 ) -> tuple[float, float, float, float]:
     """(left, top, right, bottom), in a picture of `size`, of a random square of the resized one."""
     # Of any size: only the square is ever resized.
-    warp = p.resize == "warp"
-    width, height = (p.resize_to, p.resize_to) if warp else _scaled(size, p.resize_to)
+    sizes = {"warp": (p.resize_to, p.resize_to), "shorter_side": _scaled(size, p.resize_to)}
+    width, height = choose("resize", p.resize, sizes)
     left = generator.integers(width - p.image_size + 1)
     top = generator.integers(height - p.image_size + 1)
     x, y = size[0] / width, size[1] / height
@@ -283,10 +286,16 @@ def evaluation_size(size: tuple[int, int], p: Preprocessing) -> tuple[int, int]:
     Raises:
         ImageError: as `shorter_side_size`.
     """
-    if p.resize == "warp":
-        _check_pixels((p.resize_to, p.resize_to), f"a square with sides of {p.resize_to}")
-        return p.resize_to, p.resize_to
-    return shorter_side_size(size, p.resize_to)
+    sizes = {
+        "warp": lambda: _square_size(p.resize_to),
+        "shorter_side": lambda: shorter_side_size(size, p.resize_to),
+    }
+    return choose("resize", p.resize, sizes)()
+
+
+def _square_size(side: int) -> tuple[int, int]:
+    _check_pixels((side, side), f"a square with sides of {side}")
+    return side, side
 
 
 def shorter_side_size(size: tuple[int, int], shorter: int) -> tuple[int, int]:

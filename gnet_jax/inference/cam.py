@@ -24,6 +24,9 @@ COLOURS = "inferno"  # perceptually even, unlike jet, which draws borders where 
 DRAWN_SIDE = 448  # pixels, at least
 
 
+_OTHER_HEAD = "the model's classifier does not follow global average pooling of the last block"
+
+
 class ActivationMap(NamedTuple):
     """The evidence for one class over the square that the network saw."""
 
@@ -55,14 +58,20 @@ class ActivationMapper:
 
         self._trained = trained
         self._variables = {name: strip_aux(tree) for name, tree in trained.variables.items()}
-        self._kernel_CK = np.asarray(self._variables["params"]["classifier"]["kernel"])
+        classifier = self._variables["params"].get("classifier", {})
+        if {"kernel", "bias"} != set(classifier) or np.ndim(classifier["kernel"]) != 2:
+            raise UserError(
+                "the model has no linear layer classifier with kernel and bias; an activation map "
+                "needs one behind global average pooling"
+            )
+        self._kernel_CK, self._bias_K = (np.asarray(classifier[n]) for n in ("kernel", "bias"))
         self._last_and_logits = last_and_logits
 
     def __call__(self, picture: Image.Image, index: int | None = None) -> ActivationMap:
         """The activation map of class `index`, or of the likeliest class.
 
         Raises:
-            UserError: if there is no class `index`.
+            UserError: if there is no class `index`, or the map is not what the logit is made of.
             ImageError: for a picture too narrow to resize.
         """
         classes = self._trained.model.arch.num_classes
@@ -76,7 +85,12 @@ class ActivationMapper:
             label=self._trained.class_names[chosen],
             probability=float(softmax(logits_K)[chosen]),
         )
+        if features_HWC.shape[-1] != len(self._kernel_CK):
+            raise UserError(f"{_OTHER_HEAD}: {features_HWC.shape[-1]} channels go into it")
         evidence = features_HWC.astype(np.float32) @ self._kernel_CK[:, chosen]
+        logit = evidence.mean() + self._bias_K[chosen]
+        if abs(logit - logits_K[chosen]) > 0.01 * max(1.0, float(np.abs(logits_K).max())):
+            raise UserError(f"{_OTHER_HEAD}: its logit is {logits_K[chosen]:g}, not {logit:g}")
         return ActivationMap(evidence, square, guess)
 
 

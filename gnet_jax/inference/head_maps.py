@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,13 +36,13 @@ class HeadMapper:
         model, variables = trained.model, trained.variables
         self._trained = trained
         last = list(model.arch.widths)[-1]
-        heads: dict[str, tuple[str, Callable[[Any, jax.Array], jax.Array]]] = {
-            MAIN: (last, lambda variables, x: main_logits(model, variables["params"], x))
+        heads: dict[str, tuple[str, Callable[[Any, jax.Array, jax.Array], jax.Array]]] = {
+            MAIN: (last, partial(main_logits, model))
         }
         for block in present_heads(model, variables):
             heads[f"aux {block}"] = (
                 block,
-                lambda variables, x, block=block: aux_logits(model, variables, block, x),
+                lambda variables, _, x, block=block: aux_logits(model, variables, block, x),
             )
         self.heads = tuple(heads)
 
@@ -53,7 +54,7 @@ class HeadMapper:
             results = {}
             for head, (block, logits_of) in heads.items():
                 features_BHWC = found[f"inception_{block}/output"].astype(jnp.float32)
-                logits_BK, pull_back = jax.vjp(partial(logits_of, variables), features_BHWC)
+                logits_BK, pull_back = jax.vjp(partial(logits_of, variables, x_BHWC), features_BHWC)
                 chosen = jnp.where(index < 0, jnp.argmax(logits_BK[0]), index)
                 one_hot = jax.nn.one_hot(chosen, logits_BK.shape[-1], dtype=logits_BK.dtype)
                 (gradient_BHWC,) = pull_back(one_hot[None])
@@ -113,11 +114,23 @@ def present_heads(model: GoogLeNet, variables: Mapping[str, Any]) -> list[str]:
     return [block for block in model.arch.aux_after if f"aux_{block}" in variables["params"]]
 
 
-def main_logits(model: GoogLeNet, params: Mapping[str, Any], x_BHWC: jax.Array) -> jax.Array:
-    """The logits (B, K) of the main head, as in inference, of the last block's output."""
-    if model.arch.head == "average_pool":
-        x_BC = jnp.mean(x_BHWC, axis=(1, 2))
-    else:
-        hidden = params["fc"]
-        x_BC = jax.nn.relu(x_BHWC.reshape(x_BHWC.shape[0], -1) @ hidden["kernel"] + hidden["bias"])
-    return x_BC @ params["classifier"]["kernel"] + params["classifier"]["bias"]
+def main_logits(
+    model: GoogLeNet, variables: Mapping[str, Any], x_BHWC: jax.Array, features_BHWC: jax.Array
+) -> jax.Array:
+    """The logits (B, K) of the main head, as in inference, of the last block's output.
+
+    Args:
+        model, variables: the network, whose own head computes them.
+        x_BHWC: images, of which nothing but the shape counts.
+        features_BHWC: what the last block is taken to put out.
+    """
+    last = f"inception_{list(model.arch.widths)[-1]}"
+
+    def given(call_next, args, kwargs, context):
+        if context.module.path == (last,) and context.method_name == "__call__":
+            return features_BHWC
+        return call_next(*args, **kwargs)
+
+    with nn.intercept_methods(given):
+        outputs: Any = model.apply(variables, x_BHWC)
+    return outputs.logits

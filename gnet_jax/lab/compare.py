@@ -3,14 +3,16 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gnet_jax.config import ConfigError
 from gnet_jax.lab.ledger import Layer, Ledger, network_ledger
 from gnet_jax.model import VARIANTS, googlenet
+from gnet_jax.model.googlenet import CAFFE_STEM
 
-# The parts that costs are summed by, in the order of tables.
+# The parts of the published networks, in the order of tables. A layer that they lack is a part of
+# its own, named after itself.
 PARTS = (
     "stem",
     "reductions",
@@ -57,19 +59,27 @@ def cost_of(layer: Layer) -> Cost:
 
 
 def part_of(layer: Layer) -> str:
-    """Which of `PARTS` a layer belongs to."""
-    block, _, branch = layer.name.partition("/")
+    """Which of `PARTS` a layer belongs to, or its own name in its block, or in the network."""
     if layer.is_aux:
         return "aux heads"
-    if block in ("classifier", "fc"):
+    if layer.name in ("classifier", "fc"):
         return "classifier"
-    return BRANCHES.get(branch, "stem")
+    if layer.name in CAFFE_STEM:
+        return "stem"
+    if not _in_block(layer):
+        return layer.name
+    branch = layer.name.partition("/")[2]
+    return BRANCHES.get(branch, branch)
 
 
 def block_of(layer: Layer) -> str:
-    """The block that a layer is in, or "stem", "classifier" or "aux heads"."""
-    part, block = part_of(layer), layer.name.partition("/")[0]
-    return part if part in ("stem", "classifier", "aux heads") else block.removeprefix("inception_")
+    """The block that a layer is in; outside of the blocks, its part."""
+    block = layer.name.partition("/")[0].removeprefix("inception_")
+    return block if _in_block(layer) else part_of(layer)
+
+
+def _in_block(layer: Layer) -> bool:
+    return layer.name.startswith("inception_") and "/" in layer.name
 
 
 def costs_by(ledger: Ledger, group: Any) -> dict[str, Cost]:
@@ -78,6 +88,12 @@ def costs_by(ledger: Ledger, group: Any) -> dict[str, Cost]:
     for layer in ledger.layers:
         found[group(layer)] = found.get(group(layer), Cost()) + cost_of(layer)
     return found
+
+
+def parts_in_order(ledgers: Iterable[Ledger]) -> list[str]:
+    """`PARTS`, then the parts that only these networks have."""
+    own = {part_of(layer): None for ledger in ledgers for layer in ledger.layers}
+    return list(dict.fromkeys(PARTS) | own)
 
 
 def whole(costs: Mapping[str, Cost]) -> Cost:

@@ -11,7 +11,15 @@ from rich.table import Table
 
 from gnet_jax.config import UserError
 from gnet_jax.inference.lettering import letter
-from gnet_jax.lab.compare import PARTS, Cost, astuple, block_of, costs_by, part_of, whole
+from gnet_jax.lab.compare import (
+    Cost,
+    astuple,
+    block_of,
+    costs_by,
+    part_of,
+    parts_in_order,
+    whole,
+)
 from gnet_jax.lab.ledger import Ledger
 from gnet_jax.lab.palette import colour_of, hatch_of
 from gnet_jax.lab.table_1 import Comparison
@@ -28,6 +36,7 @@ LABELS = {
 def compare_tables(ledgers: Mapping[str, Ledger], image_size: int) -> list[Table]:
     """One table a quantity: a row for each network, a column for each part."""
     costs = {name: costs_by(ledger, part_of) for name, ledger in ledgers.items()}
+    columns = parts_in_order(ledgers.values())
     tables = []
     for place, quantity in enumerate(QUANTITIES):
         note = ", float32 outputs of convolutions and linear layers" if place == 2 else ""
@@ -38,10 +47,10 @@ def compare_tables(ledgers: Mapping[str, Ledger], image_size: int) -> list[Table
             title_justify="left",
         )
         table.add_column("network", no_wrap=True)
-        for name in ("total", *(LABELS.get(part, part) for part in PARTS)):
+        for name in ("total", *(LABELS.get(part, part) for part in columns)):
             table.add_column(name, justify="right")
         for name, parts in costs.items():
-            values = [whole(parts), *(parts.get(part, Cost()) for part in PARTS)]
+            values = [whole(parts), *(parts.get(part, Cost()) for part in columns)]
             table.add_row(name, *(short(astuple(value)[place]) for value in values))
         tables.append(table)
     return tables
@@ -60,8 +69,8 @@ def compare_rows(ledgers: Mapping[str, Ledger]) -> list[dict[str, Any]]:
     rows = []
     for name, ledger in ledgers.items():
         parts = costs_by(ledger, part_of)
-        known = {part: parts[part] for part in PARTS if part in parts}
-        for part, cost in {**known, "inference": whole(parts)}.items():
+        ordered = {part: parts[part] for part in parts_in_order([ledger]) if part in parts}
+        for part, cost in {**ordered, "inference": whole(parts)}.items():
             params, macs, size = astuple(cost)
             rows.append(
                 {

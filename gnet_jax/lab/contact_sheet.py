@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from gnet_jax.config import AugmentConfig, Config, Preprocessing, UserError
+from gnet_jax.config import AugmentConfig, Config, Preprocessing, UserError, choose
 from gnet_jax.data import BadRecords, Batch, DataError, Source, eval_batches, preprocess
+from gnet_jax.data.augment import CHANNEL_STEPS
 from gnet_jax.inference.lettering import fitted, lettered
 from gnet_jax.training.feed import augmentation, training_batches
 from gnet_jax.training.step import step_keys
@@ -95,8 +96,7 @@ def _hosts(batch_size: int, count: int) -> int:
 def to_pixels(x: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     """uint8 images, red, green, blue, from the network's inputs: `preprocess` undone."""
     levels = x * np.array(preprocessing.std) + np.array(preprocessing.mean)
-    if preprocessing.channels == "BGR":
-        levels = levels[..., ::-1]
+    levels = levels[..., choose("channels", preprocessing.channels, CHANNEL_STEPS)]
     return np.clip(np.round(levels), 0, 255).astype(np.uint8)
 
 
@@ -104,8 +104,9 @@ def in_words(a: AugmentConfig) -> str:
     """What an augmentation does, as one line of text."""
     low, high = a.crop_aspect
     crops = f"crops of {a.crop_area[0]:.0%} to {a.crop_area[1]:.0%}, aspect {low:.3g} to {high:.3g}"
+    known = {"random_area": crops, "fixed_scale": "crops of the size that evaluation takes"}
     parts = [
-        crops if a.crop == "random_area" else "crops of the size that evaluation takes",
+        choose("augment.crop", a.crop, known),
         f"{a.interpolation} interpolation",
         "mirrored" if a.flip else "not mirrored",
     ]
@@ -209,14 +210,13 @@ def draw_sheet(
         DataError: for data that cannot be used.
         UserError: if `out` cannot be written.
     """
-    of_split = training_images if split == "train" else evaluation_images
-    seen = of_split(config, source, step, rows * columns)
     d = config.data
-    what = f"evaluation batch {step}"
-    how = f"resized ({d.resize}) to {d.resize_to}, central crop"
-    if split == "train":
-        what = f"training step {step}, seed {config.seed}"
-        how = in_words(config.augment)
+    resized = f"resized ({d.resize}) to {d.resize_to}, central crop"
+    training = (training_images, f"training step {step}, seed {config.seed}")
+    evaluation = (evaluation_images, f"evaluation batch {step}")
+    known = {"train": (*training, in_words(config.augment)), "val": (*evaluation, resized)}
+    of_split, what, how = choose("split", split, known)
+    seen = of_split(config, source, step, rows * columns)
     data = f"{d.source}, {split}: {len(source):,} images, {len(source.class_names)} classes"
     subtitle = f"{data}; seen at {d.image_size}x{d.image_size}. {how[0].upper()}{how[1:]}."
     sheet = draw(seen, columns, f"{name}: {what}", subtitle)

@@ -23,14 +23,18 @@ def read_diagnostics(workdir: Path) -> list[dict[str, float]]:
 
 
 def blocks_of(lines: Sequence[Mapping[str, float]], prefix: str = "grad_norm") -> list[str]:
-    """The net's blocks in their order, the auxiliary heads left out."""
+    """The net's blocks in their order, the auxiliary heads left out.
+
+    Modules that the published networks lack come last: the lines do not tell their place.
+    """
     names = [name.partition("/")[2] for name in lines[0] if name.startswith(f"{prefix}/")]
     body = [name for name in names if not name.startswith("aux_")]
     order = ("conv1", "conv2_reduce", "conv2")
     stem = [name for name in order if name in body]
     blocks = sorted(name for name in body if name.startswith("inception_"))
-    rest = [name for name in body if name not in (*stem, *blocks)]
-    return [*stem, *blocks, *sorted(rest, reverse=True)]  # fc in front of classifier
+    head = [name for name in ("fc", "classifier") if name in body]
+    rest = [name for name in body if name not in (*stem, *blocks, *head)]
+    return [*stem, *blocks, *head, *sorted(rest)]
 
 
 def short(block: str) -> str:

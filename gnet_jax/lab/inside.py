@@ -12,14 +12,17 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from gnet_jax.config import UserError, suggestion
+from gnet_jax.config import UserError, choose, suggestion
 from gnet_jax.data import preprocess
+from gnet_jax.data.augment import CHANNEL_STEPS
 from gnet_jax.data.decode import central_crop
 from gnet_jax.inference.cam import ActivationMap, draw
 from gnet_jax.inference.head_maps import HeadMapper
 from gnet_jax.inference.lettering import letter
 from gnet_jax.inference.predict import TrainedModel
+from gnet_jax.lab.ledger import network_ledger
 from gnet_jax.model import endpoints
+from gnet_jax.weights.variables import flatten
 
 SHOWN = 64  # channels of an endpoint, the strongest
 DEFAULT = ("conv1/7x7_s2", "inception_3a/output", "inception_4a/output", "inception_5b/output")
@@ -45,7 +48,8 @@ def draw_inside(
         The files.
 
     Raises:
-        UserError: for an unknown endpoint or class, or a folder that cannot be written.
+        UserError: for an unknown endpoint or class, a folder that cannot be written, or a first
+            layer whose filters are not colours.
         ImageError: for a picture too narrow to resize.
     """
     square = central_crop(picture, trained.preprocessing)
@@ -54,7 +58,7 @@ def draw_inside(
     for name in wanted:
         if name not in found:
             raise UserError(f"there is no endpoint {name!r}; {suggestion(name, found)}")
-    kernel = np.asarray(trained.variables["params"]["conv1"]["conv"]["kernel"])
+    kernel = first_kernel(trained)
     figures: dict[str, Image.Image | Figure] = {
         "filters.png": filters_figure(kernel, trained.preprocessing.channels),
         "heads.png": heads_picture(HeadMapper(trained)(picture, index)),
@@ -77,6 +81,23 @@ def draw_inside(
     return files
 
 
+def first_kernel(trained: TrainedModel) -> np.ndarray:
+    """The kernel (H, W, 3, F) of the convolution that sees the image.
+
+    Raises:
+        UserError: naming the network's first layer if it is not such a convolution.
+    """
+    first = network_ledger(trained.model, trained.preprocessing.image_size).layers[0]
+    params = flatten({"params": trained.variables["params"]})
+    for name in (f"params/{first.name}/conv/kernel", f"params/{first.name}/kernel"):
+        if name in params and params[name].ndim == 4 and params[name].shape[2] == 3:
+            return params[name]
+    raise UserError(
+        f"the network's first layer is {first.name}, which is not a convolution of the image's 3 "
+        "channels; its filters cannot be drawn"
+    )
+
+
 def activations(trained: TrainedModel, square: np.ndarray) -> dict[str, np.ndarray]:
     """Every endpoint's output for one uint8 square (H, W, 3), by Caffe's name."""
 
@@ -95,8 +116,7 @@ def filters_figure(kernel_HWCF: np.ndarray, channels: str) -> Figure:
         kernel_HWCF: (H, W, 3, F).
         channels: their order, RGB or BGR.
     """
-    if channels == "BGR":
-        kernel_HWCF = kernel_HWCF[:, :, ::-1]
+    kernel_HWCF = kernel_HWCF[:, :, choose("channels", channels, CHANNEL_STEPS)]
     tiles = [
         0.5 + 0.5 * tile / max(float(np.abs(tile).max()), 1e-12)
         for tile in np.moveaxis(kernel_HWCF, -1, 0)

@@ -5,30 +5,38 @@ Padded taps are counted, as every published figure counts them; XLA's own count 
 
 import dataclasses
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
+from gnet_jax.config import UserError
 from gnet_jax.model import GoogLeNet
 from gnet_jax.model.layers import ConvBlock
-from gnet_jax.model.ops import OUTLINE
+from gnet_jax.model.ops import outlined
+from gnet_jax.model.roles import roles
 
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """One convolution (with its batch norm, if any) or linear layer, for one image."""
+    """One convolution (with the norm of its `ConvBlock`), linear layer or norm, for one image."""
 
     name: str
-    kind: str  # "conv" or "linear"
-    kernel: tuple[int, ...]  # (height, width, in, out), or (in, out)
+    kind: Literal["conv", "linear", "norm"]
+    kernel: tuple[int, ...]  # (height, width, in, out), or (in, out), or () for a norm
     stride: int
     output: tuple[int, ...]  # (height, width, channels), or (units,)
-    params: int
-    macs: int
+    params: int  # 0 where a layer is used again
+    macs: int  # 0 for a norm
+
+    @property
+    def weights(self) -> int:
+        """Weights of the kernel alone."""
+        return math.prod(self.kernel) if self.kernel else 0
 
     @property
     def is_aux(self) -> bool:
@@ -70,39 +78,69 @@ class Ledger:
 
 
 def ledger(module: nn.Module, input_shape: tuple[int, ...], **call: Any) -> Ledger:
-    """The cost of any Linen module made of convolutions, batch norms and linear layers.
+    """The cost of any Linen module made of convolutions, linear layers and norms.
+
+    Norms of any kind count their parameters and no multiply-adds. A `ConvBlock` is one layer.
 
     Args:
         module: the network; nothing of it is computed.
         input_shape: of one image, without the batch: (height, width, channels) or (units,).
         call: further arguments of the module, such as `train=True`.
+
+    Raises:
+        UserError: naming a module whose cost is not known, or a parameter that no layer has.
     """
-    layers: dict[str, Layer] = {}
+    layers: list[Layer] = []
+    names: dict[tuple[str, ...], tuple[str, ...]] = {}  # of layers, by their modules' paths
+    rows: dict[tuple[str, ...], int] = {}  # the first row of each name
+    counted: dict[str, int] = {}  # every parameter and its size
+    running: set[tuple[str, ...]] = set()  # paths of the modules that are being called
 
     def record(call_next, args, kwargs, context):
-        output = call_next(*args, **kwargs)
         part: Any = context.module
-        if context.method_name == "__call__" and isinstance(
-            part, nn.Conv | nn.Dense | nn.BatchNorm
-        ):
-            params = part.variables["params"]
-            count = sum(math.prod(p.shape) for p in params.values())
-            inside_block = isinstance(part.parent, ConvBlock)
-            name = "/".join(part.path[:-1] if inside_block else part.path)
-            if isinstance(part, nn.BatchNorm):
-                own = layers[name]
-                layers[name] = dataclasses.replace(own, params=own.params + count)
+        called = context.method_name == "__call__" and part.path not in running
+        if not called:  # another method, or the same by way of `super()`
+            return call_next(*args, **kwargs)
+        running.add(part.path)
+        output = call_next(*args, **kwargs)
+        running.remove(part.path)
+        own = _own_params(part)
+        if not own:
+            return output
+        where = "/".join(part.path)
+        sizes = {
+            "/".join((*part.path, name)): math.prod(value.shape) for name, value in own.items()
+        }
+        count = sum(size for name, size in sizes.items() if name not in counted)
+        counted.update(sizes)
+        block = _block_of(part)
+        if "norm" in roles(own, where).values():
+            if block in rows:
+                row = rows[block]
+                layers[row] = dataclasses.replace(layers[row], params=layers[row].params + count)
             else:
-                kernel = params["kernel"].shape
-                layers[name] = Layer(
-                    name=name,
-                    kind="conv" if isinstance(part, nn.Conv) else "linear",
-                    kernel=kernel,
-                    stride=int(np.max(getattr(part, "strides", 1))),
-                    output=output.shape[1:],
-                    params=count,
-                    macs=math.prod(output.shape[1:]) * math.prod(kernel[:-1]),
-                )
+                layers.append(Layer(where, "norm", (), 1, output.shape[1:], count, 0))
+            return output
+        if not isinstance(part, nn.Conv | nn.Dense):
+            raise UserError(
+                f"the ledger does not know the cost of {where or 'the network'}, a "
+                f"{type(part).__name__}; it knows nn.Conv, nn.Dense and norms"
+            )
+        kernel = own["kernel"].shape
+        # A block's first convolution has the block's name; others, if there are any, their own.
+        path = names.setdefault(part.path, part.path if block is None or block in rows else block)
+        rows.setdefault(path, len(layers))
+        layers.append(
+            Layer(
+                name="/".join(path),
+                kind="conv" if isinstance(part, nn.Conv) else "linear",
+                kernel=kernel,
+                stride=int(np.max(getattr(part, "strides", 1))),
+                output=output.shape[1:],
+                params=count,
+                macs=math.prod(output.shape[1:]) * math.prod(kernel[:-1]),
+            )
+        )
         return output
 
     def forward(image):
@@ -110,8 +148,29 @@ def ledger(module: nn.Module, input_shape: tuple[int, ...], **call: Any) -> Ledg
         return module.init(keys, image, **call)
 
     with nn.intercept_methods(record):
-        jax.eval_shape(forward, jax.ShapeDtypeStruct((1, *input_shape), jnp.float32))
-    return Ledger(tuple(layers.values()))
+        image = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
+        variables: Any = jax.eval_shape(forward, image)
+    tree: Any = traverse_util.flatten_dict(variables.get("params", {}), sep="/")
+    for name, value in tree.items():
+        if counted.get(name) != math.prod(value.shape):
+            raise UserError(f"the ledger cannot tell which layer the parameter {name} belongs to")
+    found = Ledger(tuple(layers))
+    if found.params_with_aux != sum(math.prod(value.shape) for value in tree.values()):
+        raise UserError("the ledger's parameters are not those of the network's tree")
+    return found
+
+
+def _own_params(part: nn.Module) -> dict[str, Any]:
+    """The parameters of a module that are not in a module inside it."""
+    params = part.variables.get("params", {})
+    return {name: value for name, value in params.items() if not isinstance(value, Mapping)}
+
+
+def _block_of(part: Any) -> tuple[str, ...] | None:
+    """The path of the `ConvBlock` that a module is in."""
+    while isinstance(part, nn.Module) and not isinstance(part, ConvBlock):
+        part = part.parent
+    return part.path if isinstance(part, ConvBlock) else None
 
 
 def network_ledger(model: GoogLeNet, image_size: int) -> Ledger:
@@ -119,9 +178,10 @@ def network_ledger(model: GoogLeNet, image_size: int) -> Ledger:
 
     Raises:
         ValueError: if the image is too small for the net.
+        UserError: as `ledger`.
     """
-    # What the layers cost is told by their shapes.
-    return ledger(model.clone(ops=OUTLINE), (image_size, image_size, 3), train=True)
+    # The layers' shapes tell what they cost.
+    return ledger(model.clone(ops=outlined(model.ops)), (image_size, image_size, 3), train=True)
 
 
 def worked_examples() -> Iterator[tuple[str, int]]:

@@ -6,6 +6,7 @@ Shapes: B batch, H height, W width, C channels.
 import dataclasses
 import json
 import zipfile
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,13 @@ import numpy as np
 
 from gnet_jax.config import Config, UserError
 from gnet_jax.data import Labels
-from gnet_jax.model import Architecture, GoogLeNet, variable_shapes
+from gnet_jax.model import Architecture, GoogLeNet, layer_outputs, variable_shapes
 from gnet_jax.training.digests import named_leaves
 from gnet_jax.training.feed import augmentation
 from gnet_jax.training.finetune import flat, without_gradient
 from gnet_jax.training.optimizer import Optimizer, make_optimizer
 from gnet_jax.training.replay import NOTES
-from gnet_jax.training.run import pure_train_step
+from gnet_jax.training.run import is_canonical, pure_train_step
 from gnet_jax.training.sharding import compile_train_step, data_mesh, put_state
 from gnet_jax.training.step import TrainState, create_state, loss_of, step_keys
 from gnet_jax.weights.schema import from_json
@@ -152,7 +153,7 @@ def examine(replay: Replay) -> Findings:
     ]
     wrong = [by_layer[number] for number in np.flatnonzero(~gradient_flags.all(axis=0))]
     order = {name: number for number, name in enumerate(layers)}
-    wrong.sort(key=lambda name: order.get(name.removesuffix("/conv").removesuffix("/norm"), 10**6))
+    wrong.sort(key=lambda name: _place(name, order))
     seen = ("loss", "grad_norm")
     return Findings(
         step=replay.step,
@@ -172,7 +173,7 @@ def examine(replay: Replay) -> Findings:
 def _step_again(replay: Replay) -> dict[str, float]:
     config, mesh = replay.config, data_mesh(jax.devices()[:1])
     step = pure_train_step(config, replay.model, replay.optimizer)
-    manual = config.numerics == "canonical"
+    manual = is_canonical(config)
     compiled = compile_train_step(mesh, step, replay.state, replay.batch, manual=manual)
     _, metrics = compiled(put_state(replay.state, mesh), put_state(replay.batch, mesh))
     return {name: float(value) for name, value in jax.device_get(metrics).items()}
@@ -180,7 +181,9 @@ def _step_again(replay: Replay) -> dict[str, float]:
 
 def _outputs(intermediates: Any) -> dict[str, jax.Array]:
     """The recorded outputs by layer."""
-    return {name.removesuffix("/output"): value for name, (value,) in flat(intermediates).items()}
+    return {
+        name.removesuffix("/output"): value for name, value in layer_outputs(intermediates).items()
+    }
 
 
 def _layers(replay: Replay, *inputs: Any) -> list[str]:
@@ -251,6 +254,16 @@ def _each_alone(
 
     found = jax.device_get(alone(replay.state.params, replay.state.batch_stats))
     return (layers, *found)
+
+
+def _place(name: str, order: Mapping[str, int]) -> int:
+    """When the parameters of a module are used: at the output of the module nearest around it.
+
+    Linear layers, whose outputs are not recorded, are the last.
+    """
+    parts = name.split("/")
+    around = ("/".join(parts[:length]) for length in range(len(parts), 0, -1))
+    return next((order[module] for module in around if module in order), len(order))
 
 
 def _first(layers: list[str], flags: np.ndarray) -> str | None:

@@ -14,9 +14,9 @@ def ledger_table(costs: Ledger, title: str) -> Table:
     for name in ("layer", "kernel", "output", "parameters", "multiply-adds"):
         table.add_column(name, justify="right" if name != "layer" else "left", no_wrap=True)
     for layer in costs.layers:
-        kernel = "linear"
+        kernel = layer.kind
         if layer.kind == "conv":
-            kernel = f"{layer.kernel[0]}x{layer.kernel[1]}/{layer.stride}"
+            kernel = f"{'x'.join(map(str, layer.kernel[:-2]))}/{layer.stride}"
         table.add_row(
             f"{layer.name} *" if layer.is_aux else layer.name,
             kernel,

@@ -9,6 +9,7 @@ from gnet_jax.model.googlenet import (
     every_head,
     googlenet,
     init_variables,
+    layer_outputs,
     strip_aux,
     variable_shapes,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "every_head",
     "googlenet",
     "init_variables",
+    "layer_outputs",
     "smallest_size",
     "strip_aux",
     "variable_shapes",

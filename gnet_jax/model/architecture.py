@@ -5,9 +5,11 @@ it; an ablation is `dataclasses.replace` on one of them, or a knob of `architect
 """
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
+from gnet_jax.config import choose
 from gnet_jax.model.layers import conv_size, pooled_size
 from gnet_jax.model.widths import (
     GOOGLE_RELEASE,
@@ -140,10 +142,7 @@ def _check(arch: Architecture) -> None:
         if not 0 <= getattr(arch, knob) < 1:
             raise ValueError(f"{knob} is {getattr(arch, knob)}; it must be in [0, 1)")
     for knob, choices in (("head", Head), ("stem", Stem)):
-        if getattr(arch, knob) not in get_args(choices):
-            raise ValueError(
-                f"{knob} is {getattr(arch, knob)!r}; choose one of {', '.join(get_args(choices))}"
-            )
+        choose(knob, getattr(arch, knob), dict.fromkeys(get_args(choices)))
 
 
 def grid_sizes(arch: Architecture, size: int) -> dict[str, int]:
@@ -155,19 +154,31 @@ def grid_sizes(arch: Architecture, size: int) -> dict[str, int]:
         `{"stem": ..., "3": ..., "4": ..., "5": ..., "aux_4a": ..., ...}`, the aux entries being the
         sizes after the heads' average pools.
     """
-    if arch.stem == "imagenet":
-        conv1 = conv_size(size, 7, stride=2, pad=3)  # whatever stem_padding is
-        stem = pooled_size(conv1, 3, 2)
-    else:
-        stem = size
-    stage3 = pooled_size(stem, 3, 2)
-    stage4 = pooled_size(stage3, 3, 2)
-    stage5 = pooled_size(stage4, arch.pool4_window, 2)
-    sizes = {"stem": stem, "3": stage3, "4": stage4, "5": stage5}
+    conv1 = conv_size(size, 7, stride=2, pad=3)  # whatever stem_padding is
+    stems = {"imagenet": pooled_size(conv1, 3, 2), "small": size}
+    sizes = {"stem": choose("stem", arch.stem, stems)}
+    at = pooled_size(sizes["stem"], 3, 2)
+    for name, pool in pools(arch).items():
+        sizes.setdefault(name[0], at)
+        at = at if pool is None else pooled_size(at, pool, 2)
     for name in arch.aux_after:
         at = sizes[name[0]]
-        sizes[f"aux_{name}"] = pooled_size(at, 5, 3) if arch.aux_pool == "caffe" else min(at, 4)
+        pooled = {"caffe": pooled_size(at, 5, 3), "adaptive": min(at, 4)}
+        sizes[f"aux_{name}"] = choose("aux_pool", arch.aux_pool, pooled)
     return sizes
+
+
+def pools(arch: Architecture) -> dict[str, int | None]:
+    """Window of the max pool, of stride 2, after each block; None where no pool follows it."""
+    names = list(arch.widths)
+    if not names:
+        raise ValueError("widths is empty; a network needs at least one block")
+    windows = {"4": arch.pool4_window}
+    found: dict[str, int | None] = dict.fromkeys(names)
+    for name, following in itertools.pairwise(names):
+        if name[0] != following[0]:
+            found[name] = windows.get(name[0], 3)
+    return found
 
 
 def smallest_size(arch: Architecture) -> int:

@@ -4,6 +4,7 @@ Shapes: B batch, H height, W width, C channels, K classes.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, get_args
 
 import flax.linen as nn
@@ -11,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gnet_jax.config import choose
 from gnet_jax.model.initializers import caffe_xavier, constant
-from gnet_jax.model.layers import adaptive_average_pool, average_pool
+from gnet_jax.model.layers import ConvBlock, adaptive_average_pool, average_pool
 from gnet_jax.model.ops import FAST, Ops
 from gnet_jax.model.widths import Widths
 
@@ -49,8 +51,9 @@ class InceptionBlock(nn.Module):
 
         The parameters stay apart, so they must exist: `init` computes every branch by itself.
         """
-        if not self.ops.join or self.is_initializing():
-            return self.conv
+        ours = isinstance(self.conv, partial) and self.conv.func is ConvBlock
+        if not (self.ops.join and ours) or self.is_initializing():
+            return self.conv  # a convolution of another kind may compute anything
         params = self.variables["params"]
         names: tuple[Joined, ...] = get_args(Joined)
         kernels = [params[name]["conv"]["kernel"].astype(x_BHWC.dtype) for name in names]
@@ -111,8 +114,11 @@ class AuxHead(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
-        caffe = self.pool == "caffe"
-        x = average_pool(x_BHWC, 5, 3) if caffe else adaptive_average_pool(x_BHWC, 4)
+        pools = {
+            "caffe": lambda x: average_pool(x, 5, 3),
+            "adaptive": lambda x: adaptive_average_pool(x, 4),
+        }
+        x = choose("aux_pool", self.pool, pools)(x_BHWC)
         x = self.conv(self.widths[0], 1, name="conv")(x)
         x_BC = x.reshape(x.shape[0], -1)
         hidden = nn.Dense(

@@ -12,11 +12,18 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from gnet_jax.model.architecture import Architecture, architecture, grid_sizes, smallest_size
+from gnet_jax.config import UserError, choose
+from gnet_jax.model.architecture import (
+    Architecture,
+    architecture,
+    grid_sizes,
+    pools,
+    smallest_size,
+)
 from gnet_jax.model.blocks import AuxHead, InceptionBlock, NaiveInceptionBlock
 from gnet_jax.model.initializers import caffe_xavier, constant
 from gnet_jax.model.layers import ConvBlock
-from gnet_jax.model.ops import FAST, OUTLINE, Ops
+from gnet_jax.model.ops import FAST, Ops, outlined
 
 
 class Outputs(NamedTuple):
@@ -52,11 +59,8 @@ class GoogLeNet(nn.Module):
         aux = []
 
         x = self._stem(x_BHWC.astype(self.dtype), conv)
-        names = list(arch.widths)
-        for name, following in zip(names, [*names[1:], names[-1]], strict=True):
-            stage = name[0]
-            pool = stage != following[0]
-            late = pool and self.ops.pool_first and name not in heads  # the ReLU
+        for name, window in pools(arch).items():
+            late = window is not None and self.ops.pool_first and name not in heads  # the ReLU
             x = block(
                 arch.widths[name],
                 conv,
@@ -68,21 +72,13 @@ class GoogLeNet(nn.Module):
             self._named(f"inception_{name}/output", self.ops.relu(x) if late else x)
             if name in heads:
                 aux.append(_aux_head(self, name, conv, train)(x))
-            if pool:
-                window = arch.pool4_window if stage == "4" else 3
+            if window is not None:
                 x = self.ops.max_pool(x, window, 2)
-                x = self._named(
-                    f"pool{stage}/{window}x{window}_s2", self.ops.relu(x) if late else x
-                )
+                pooled = f"pool{name[0]}/{window}x{window}_s2"
+                x = self._named(pooled, self.ops.relu(x) if late else x)
 
-        if arch.head == "average_pool":
-            x_BC = self._named("pool5/7x7_s1", jnp.mean(x, axis=(1, 2), dtype=jnp.float32))
-        else:
-            units = x.shape[-1]
-            x_BC = x.reshape(x.shape[0], -1)
-            x_BC = nn.relu(
-                nn.Dense(units, kernel_init=caffe_xavier, dtype=self.dtype, name="fc")(x_BC)
-            )
+        heads_of = {"average_pool": self._average_pool, "fc": self._fully_connected}
+        x_BC = choose("head", arch.head, heads_of)(x)
         x_BC = nn.Dropout(arch.dropout, deterministic=not train)(x_BC)
         classifier = nn.Dense(
             arch.num_classes,
@@ -94,11 +90,18 @@ class GoogLeNet(nn.Module):
         logits = self._named("loss3/classifier", classifier(x_BC))
         return Outputs(logits, tuple(aux) if train else ())
 
+    def _average_pool(self, x: jax.Array) -> jax.Array:
+        return self._named("pool5/7x7_s1", jnp.mean(x, axis=(1, 2), dtype=jnp.float32))
+
+    def _fully_connected(self, x: jax.Array) -> jax.Array:
+        dense = nn.Dense(x.shape[-1], kernel_init=caffe_xavier, dtype=self.dtype, name="fc")
+        return nn.relu(dense(x.reshape(x.shape[0], -1)))
+
     def _stem(self, x: jax.Array, conv: partial[ConvBlock]) -> jax.Array:
         """The layers in front of 3a; note the order: LRN after pool1, but in front of pool2."""
         conv1, reduce2, conv2 = self.arch.stem_widths
         lrn = self.ops.local_response_norm if self.arch.norm == "lrn" else lambda x: x
-        if self.arch.stem == "imagenet":
+        if choose("stem", self.arch.stem, {"imagenet": True, "small": False}):
             late = self.ops.pool_first
             relu = None if late else self.ops.relu
             x = conv(conv1, 7, 2, padding=self.arch.stem_padding, relu=relu, name="conv1")(x)
@@ -116,7 +119,8 @@ class GoogLeNet(nn.Module):
             raise ValueError(
                 f"images have shape {shape}; GoogLeNet takes (batch, height, width, 3)"
             )
-        needed = [*"345", *(f"aux_{name}" for name in heads)]
+        blocks = {"stem", *(name[0] for name in self.arch.widths)}
+        needed = blocks | {f"aux_{name}" for name in heads}
         sizes = [grid_sizes(self.arch, side) for side in shape[1:3]]
         if any(grid[stage] < 1 for grid in sizes for stage in needed):
             raise ValueError(
@@ -133,18 +137,17 @@ class GoogLeNet(nn.Module):
 
 def _conv(model: GoogLeNet, train: bool) -> partial[ConvBlock]:
     """The convolution of every layer, with the model's norm, dtype and mode bound."""
-    norm = None
-    if model.arch.norm == "batch_norm":
-        norm = partial(
-            model.ops.batch_norm,
-            use_running_average=not train,
-            momentum=0.9,
-            epsilon=1e-3,
-            dtype=model.dtype,
-            scale_init=constant(1.0),
-            bias_init=constant(0.0),
-            axis_name=model.axis_name,
-        )
+    batch_norm = partial(
+        model.ops.batch_norm,
+        use_running_average=not train,
+        momentum=0.9,
+        epsilon=1e-3,
+        dtype=model.dtype,
+        scale_init=constant(1.0),
+        bias_init=constant(0.0),
+        axis_name=model.axis_name,
+    )
+    norm = choose("norm", model.arch.norm, {"lrn": None, "batch_norm": batch_norm})
     return partial(
         ConvBlock,
         norm=norm,
@@ -219,7 +222,7 @@ def init_variables(model: GoogLeNet, key: jax.Array, image_size: int) -> dict[st
     """
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     # What is known is computed, and the rest traced: linear layers, for the outline has no others.
-    variables = model.clone(ops=OUTLINE).lazy_init(key, images)
+    variables = model.clone(ops=outlined(model.ops)).lazy_init(key, images)
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
 
 
@@ -230,7 +233,7 @@ def variable_shapes(model: GoogLeNet, image_size: int) -> dict[str, Any]:
         ValueError: if the image is too small for the net.
     """
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-    outline = model.clone(ops=OUTLINE)
+    outline = model.clone(ops=outlined(model.ops))
     variables: Any = jax.eval_shape(outline.init, jax.random.PRNGKey(0), images)
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
 
@@ -257,20 +260,39 @@ def endpoints(
 ) -> dict[str, jax.Array]:
     """Every layer's output in inference, by Caffe's name ("inception_3a/5x5", "pool5/7x7_s1", ...).
 
-    Convolutions are given after their ReLU; "prob" is the softmax of "loss3/classifier".
+    A layer that Caffe's network lacks has its own path ("inception_3a/b6"). Convolutions are given
+    after their ReLU; "prob" is the softmax of "loss3/classifier".
+
+    Raises:
+        UserError: for two layers of the same name.
     """
     outputs, state = model.apply(variables, x_BHWC, mutable=["intermediates"])
-    found = {}
-    layers: Any = traverse_util.flatten_dict(state["intermediates"])
-    for path, (value,) in layers.items():
-        match path:
-            case (name,):
-                found[name] = value
-            case (block, "pool"):
-                found[f"{block}/pool"] = value
-            case (layer, "output"):
-                found[CAFFE_STEM[layer]] = value
-            case (block, branch, "output"):
-                found[f"{block}/{CAFFE_BRANCHES[branch]}"] = value
+    found: dict[str, jax.Array] = {}
+    for path, value in layer_outputs(state["intermediates"]).items():
+        match path.split("/"):
+            case [layer] if layer in CAFFE_STEM:
+                name = CAFFE_STEM[layer]
+            case [block, branch] if branch in CAFFE_BRANCHES:
+                name = f"{block}/{CAFFE_BRANCHES[branch]}"
+            case _:
+                name = path
+        if name in found:
+            raise UserError(f"two layers of the network are named {name!r}; rename one of them")
+        found[name] = value
     found["prob"] = jax.nn.softmax(outputs.logits)
+    return found
+
+
+def layer_outputs(intermediates: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """Every recorded output by its path: "conv1", "inception_3a/b1", "inception_3a/output", ...
+
+    The outputs of a layer that is used several times are "conv1", "conv1 (2)" and so on.
+    """
+    flat: Any = traverse_util.flatten_dict(dict(intermediates))
+    found: dict[str, jax.Array] = {}
+    for path, values in flat.items():
+        *layer, kind = path
+        name = "/".join(layer if kind == "output" else path)
+        for number, value in enumerate(values, 1):
+            found[name if number == 1 else f"{name} ({number})"] = value
     return found

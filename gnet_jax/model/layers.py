@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gnet_jax.config import choose
 from gnet_jax.model.initializers import caffe_xavier, constant, he_normal
 
 
@@ -135,7 +136,7 @@ class ConvBlock(nn.Module):
             self.features,
             (self.kernel, self.kernel),
             (self.stride, self.stride),
-            "SAME" if self.padding == "same" else [(pad, pad), (pad, pad)],
+            choose("padding", self.padding, {"same": "SAME", "caffe": [(pad, pad), (pad, pad)]}),
             use_bias=self.norm is None,
             kernel_init=caffe_xavier if self.norm is None else he_normal,
             bias_init=constant(0.2),

@@ -4,7 +4,8 @@ And an outline, of the shapes alone, for what needs no values.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -48,13 +49,25 @@ FAST = Ops(
     pool_first=True,
     join=True,
 )
-OUTLINE = Ops(
-    max_pool=outline.max_pool,
-    local_response_norm=outline.same,
-    convolve=outline.convolve,
-    add_bias=outline.same,
-    relu=outline.same,
-    batch_norm=outline.BatchNorm,
-    pool_first=False,
-    join=False,
-)
+# The outline of each form above, by the form itself.
+_OUTLINES: Mapping[Any, Any] = {
+    layers.max_pool: outline.max_pool,
+    fast.max_pool: outline.max_pool,
+    layers.local_response_norm: outline.same,
+    fast.local_response_norm: outline.same,
+    lax.conv_general_dilated: outline.convolve,
+    fast_conv.convolve: outline.convolve,
+    jnp.add: outline.same,
+    fast.add_bias: outline.same,
+    nn.relu: outline.same,
+    fast.relu: outline.same,
+    nn.BatchNorm: outline.BatchNorm,
+    fast_norm.BatchNorm: outline.BatchNorm,
+}
+
+
+def outlined(ops: Ops) -> Ops:
+    """`ops` with the outline of each form; a form that is not of this project stays as it is."""
+    forms = {field.name: getattr(ops, field.name) for field in dataclasses.fields(ops)}
+    forms |= {"pool_first": False, "join": False}
+    return Ops(**{name: _OUTLINES.get(form, form) for name, form in forms.items()})

@@ -22,10 +22,13 @@ class Chip:
     per_host: int  # chips of one host in a slice of several
     source: str
     usable: float = 1.0  # share of the memory that a program may have
+    example: str = ""  # a shape that it comes in
     description: str = ""  # what XLA's CUDA compiler must know of a GPU (a text proto)
 
 
-def _tpu(name: str, tflops: float, hbm_gib: int, bandwidth: float, links: float) -> Chip:
+def _tpu(
+    name: str, tflops: float, hbm_gib: int, bandwidth: float, links: float, example: str
+) -> Chip:
     """A TPU whose page is named as it is; links in GB/s one way, half of what the page calls
     bidirectional.
     """
@@ -37,6 +40,7 @@ def _tpu(name: str, tflops: float, hbm_gib: int, bandwidth: float, links: float)
         bandwidth=bandwidth * 1e9,
         link_bandwidth=links * 1e9,
         per_host=4,  # of the hosts that slices of several hosts are made of
+        example=example,
         source=f"{CLOUD}/{name}",
     )
 
@@ -52,6 +56,7 @@ def _gpu(
         bandwidth=bandwidth * 1e9,
         link_bandwidth=links * 1e9,
         per_host=8,
+        example="8",
         source=source,
         # What JAX takes of a GPU's memory unless it is told otherwise
         # (https://docs.jax.dev/en/latest/gpu_memory_allocation.html).
@@ -63,6 +68,7 @@ def _gpu(
 def _description(
     major: int,
     *,
+    fpus: int,
     cores: int,
     clock_ghz: float,
     bandwidth: float,
@@ -81,7 +87,7 @@ gpu_device_info {{
   shared_memory_per_core: {shared_kib * 1024}
   threads_per_core_limit: 2048
   core_count: {cores}
-  fpus_per_core: {128 if major >= 9 else 64}
+  fpus_per_core: {fpus}
   block_dim_limit_x: {2**31 - 1}
   block_dim_limit_y: 65535
   block_dim_limit_z: 65535
@@ -101,17 +107,19 @@ dnn_version_info {{ major: 9 minor: 10 }}
 CHIPS: Mapping[str, Chip] = {
     chip.name: chip
     for chip in (
-        _tpu("v4", 275, 32, 1200, 300),
-        _tpu("v5e", 197, 16, 819, 200),
-        _tpu("v5p", 459, 95, 2765, 600),
-        _tpu("v6e", 918, 32, 1638, 400),
+        _tpu("v4", 275, 32, 1200, 300, "2x2x2"),
+        _tpu("v5e", 197, 16, 819, 200, "16x16"),
+        _tpu("v5p", 459, 95, 2765, 600, "2x2x2"),
+        _tpu("v6e", 918, 32, 1638, 400, "16x16"),
         _gpu(
             "a100",
             312,
             2039,
             300,
             f"{NVIDIA}/nvidia-a100-datasheet-us-nvidia-1758950-r4-web (SXM, 80 GB)",
-            _description(8, cores=108, clock_ghz=1.41, bandwidth=2039, l2_mib=40, shared_kib=164),
+            _description(
+                8, fpus=64, cores=108, clock_ghz=1.41, bandwidth=2039, l2_mib=40, shared_kib=164
+            ),
         ),
         _gpu(
             "h100",
@@ -119,7 +127,9 @@ CHIPS: Mapping[str, Chip] = {
             3350,
             450,
             f"{NVIDIA}/nvidia-tensor-core-gpu-datasheet (SXM, without sparsity)",
-            _description(9, cores=132, clock_ghz=1.98, bandwidth=3350, l2_mib=50, shared_kib=228),
+            _description(
+                9, fpus=128, cores=132, clock_ghz=1.98, bandwidth=3350, l2_mib=50, shared_kib=228
+            ),
         ),
     )
 }

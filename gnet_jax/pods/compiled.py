@@ -6,11 +6,12 @@ All figures are of one device: a step is one program that every device of the me
 import dataclasses
 import re
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 
-from gnet_jax.config import UserError
+from gnet_jax.config import UserError, choose
 from gnet_jax.pods.chips import Chip
 from gnet_jax.pods.program_text import (
     Collective,
@@ -24,7 +25,10 @@ from gnet_jax.training.run import Program
 from gnet_jax.training.sharding import compile_train_step
 
 # Without a GPU there is nothing to try out which kernel of a library is the fastest.
-OPTIONS = {"cuda": {"xla_gpu_autotune_level": "0"}}
+OPTIONS: Mapping[str, dict[str, Any] | None] = {
+    "cuda": {"xla_gpu_autotune_level": "0"},
+    "tpu": None,
+}
 
 
 class OutOfMemoryError(UserError):
@@ -81,7 +85,7 @@ def compile_cost(program: Program, chip: Chip) -> CompiledCost:
             program.abstract_state(),
             program.abstract_batch(),
             manual=program.canonical,
-            compiler_options=OPTIONS.get(chip.platform),
+            compiler_options=choose("platform", chip.platform, OPTIONS),
         )
     except jax.errors.JaxRuntimeError as error:
         refused = out_of_memory(str(error), chip)

@@ -7,12 +7,12 @@ the slowest of the three alone. A real step takes longer; how much, only the har
 import dataclasses
 from typing import Any, Literal
 
-from gnet_jax.config import Config
+from gnet_jax.config import Config, choose
 from gnet_jax.data.size import DataSize
 from gnet_jax.lab.ledger import Ledger, network_ledger
 from gnet_jax.pods.chips import Chip
 from gnet_jax.pods.compiled import OutOfMemoryError, compile_cost
-from gnet_jax.pods.program_text import Collective
+from gnet_jax.pods.program_text import COLLECTIVES, Collective
 from gnet_jax.pods.topology import Topology
 from gnet_jax.training.run import Program, make_program
 from gnet_jax.training.sharding import data_mesh
@@ -139,8 +139,7 @@ def roofline(
         chips: that take part in them.
     """
     sent = sum(
-        # A ring sends a sum around twice, and what is only gathered or scattered once.
-        each.bytes * (chips - 1) / chips * (2 if each.kind == "all-reduce" else 1)
+        each.bytes * (chips - 1) / chips * choose("collective", each.kind, COLLECTIVES)
         for each in collectives
     )
     return {

@@ -5,20 +5,25 @@ import math
 import re
 from collections.abc import Iterator
 
-COLLECTIVES = (
-    "all-reduce",
-    "all-gather",
-    "reduce-scatter",
-    "all-to-all",
-    "collective-permute",
-    "collective-broadcast",
-)
+from gnet_jax.config import choose
+
+# How often a ring sends the data of each: a sum goes around twice, all others once.
+COLLECTIVES = {
+    "all-reduce": 2,
+    "all-gather": 1,
+    "reduce-scatter": 1,
+    "all-to-all": 1,
+    "collective-permute": 1,
+    "collective-broadcast": 1,
+}
 CONVOLUTIONS = ("convolution", "dot")
 LIBRARIES = ("__cudnn", "__cublas", "__triton")
 # These name a place in memory, or are the halves of a copy; they read and write nothing that the
 # others do not.
 FREE = ("parameter", "tuple", "get-tuple-element", "bitcast", "constant", "partition-id")
-BITS = {"pred": 8} | {f"{kind}{bits}": bits for kind in "fsuc" for bits in (4, 8, 16, 32, 64, 128)}
+BITS = {"pred": 8, "bf16": 16, "token": 0, "opaque": 0} | {
+    f"{kind}{bits}": bits for kind in "fsuc" for bits in (1, 2, 4, 8, 16, 32, 64, 128)
+}
 INSTRUCTION = re.compile(r"\s*(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*?)\)(?:, |$)")
 ARRAY = re.compile(r"\b([a-z]+\d*)(?:e\d+m\d+\w*)?\[([\d,]*)\]")
 
@@ -44,12 +49,16 @@ class Instruction:
 
 
 def array_bytes(shape: str) -> int:
-    """Bytes of the arrays in the text of a shape: "f32[2,3]{1,0}", or a tuple of such."""
+    """Bytes of the arrays in the text of a shape: "f32[2,3]{1,0}", or a tuple of such.
+
+    Raises:
+        UserError: for an element type of unknown size.
+    """
     return sum(
         math.prod(int(side) for side in sides.split(",") if side)
-        * (16 if kind == "bf" else BITS.get(kind, 0))
+        * choose("the element type of an array in the program", kind, BITS)
         // 8
-        for kind, sides in ((k.replace("bf16", "bf"), s) for k, s in ARRAY.findall(shape))
+        for kind, sides in ARRAY.findall(shape)
     )
 
 

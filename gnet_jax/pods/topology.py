@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from gnet_jax.config import UserError
+from gnet_jax.config import UserError, choose
 from gnet_jax.pods.chips import CHIPS, Chip
 
 CUDA_PLUGINS = ("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12")
@@ -41,8 +41,7 @@ def parse_topology(text: str) -> tuple[Chip, tuple[int, ...]]:
     if name not in CHIPS:
         raise TopologyError(f"{text!r} names no chip that is known; they are: {', '.join(CHIPS)}")
     chip = CHIPS[name]
-    examples = {"v5e": "16x16", "v6e": "16x16", "v4": "2x2x2", "v5p": "2x2x2"}
-    example = f"{name}:{examples.get(name, '8')}"
+    example = f"{name}:{chip.example}"
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape):
         raise TopologyError(f"topology {text!r} has no shape; write it as {example}")
     sides = tuple(int(side) for side in shape.split("x"))
@@ -68,6 +67,7 @@ def get_topology(text: str) -> Topology:
             machine.
     """
     chip, sides = parse_topology(text)
+    is_tpu = choose("platform", chip.platform, {"tpu": True, "cuda": False})
     _check_compiler(chip)
     # The compilers ask neither for a TPU's metadata server nor for a GPU, and a computation of our
     # own goes to the CPU.
@@ -77,7 +77,7 @@ def get_topology(text: str) -> Topology:
     count = math.prod(sides)
     hosts = -(-count // chip.per_host)
     try:
-        if chip.platform == "tpu":
+        if is_tpu:
             # A host's chips are 2x2 (2x2x1 where there is a third axis), or fewer in a smaller
             # slice. Both cores of a v4 are one device, as they are for JAX on such a machine.
             bounds = tuple(min(side, most) for side, most in zip(sides, (2, 2, 1), strict=False))

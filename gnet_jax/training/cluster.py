@@ -5,12 +5,14 @@ import importlib.util
 import os
 
 from gnet_jax.config.launch import Launch
+from gnet_jax.config.suggest import choose
 
 
 def joins(launch: Launch) -> bool:
     """Whether this process is to join others."""
-    if launch.distributed != "auto":
-        return launch.distributed == "on"
+    said = choose("--distributed", launch.distributed, {"auto": None, "on": True, "off": False})
+    if said is not None:
+        return said
     given = (launch.coordinator, launch.num_processes, launch.process_id)
     named = any(each is not None for each in given) or "JAX_COORDINATOR_ADDRESS" in os.environ
     return named or cluster() is not None

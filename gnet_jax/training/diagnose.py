@@ -19,7 +19,7 @@ from flax import traverse_util
 
 from gnet_jax.config import LossConfig
 from gnet_jax.data import Labels
-from gnet_jax.model import GoogLeNet
+from gnet_jax.model import GoogLeNet, layer_outputs
 from gnet_jax.training.board import Board
 from gnet_jax.training.finetune import without_gradient
 from gnet_jax.training.optimizer import Optimizer
@@ -101,12 +101,13 @@ def _norms(name: str, tree: Mapping[str, Any]) -> dict[str, jax.Array]:
 
 
 def _activations(layers: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """Scale and share of dead channels of every convolution's output, after its ReLU."""
-    found = {}
+    """Scale and share of dead channels of every layer's output, after its ReLU."""
     flat: Any = traverse_util.flatten_dict(dict(layers))
-    for path, (value_BHWC,) in flat.items():
-        if path[-1] == "output" and value_BHWC.ndim == 4:
-            layer, x = "/".join(path[:-1]), value_BHWC.astype(jnp.float32)
+    outputs = {path: values for path, values in flat.items() if path[-1] == "output"}
+    found = {}
+    for layer, value_BHWC in layer_outputs(traverse_util.unflatten_dict(outputs)).items():
+        if value_BHWC.ndim == 4:
+            x = value_BHWC.astype(jnp.float32)
             found[f"activation_rms/{layer}"] = jnp.sqrt(jnp.mean(x * x))
             found[f"dead/{layer}"] = jnp.mean(jnp.all(x == 0, axis=(0, 1, 2)))
     return found

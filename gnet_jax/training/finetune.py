@@ -1,5 +1,6 @@
 """Starting from a trained model: what is taken over, what begins anew, and what stays as it is."""
 
+import dataclasses
 import fnmatch
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -9,7 +10,7 @@ from flax import traverse_util
 
 from gnet_jax.config import ConfigError
 from gnet_jax.data.sources.classes import nfc, same_classes
-from gnet_jax.model import GoogLeNet
+from gnet_jax.model import GoogLeNet, smallest_size, variable_shapes
 
 
 class Pretrained(NamedTuple):
@@ -30,7 +31,8 @@ class Takeover(NamedTuple):
 def compare(shapes: Mapping[str, Any], old: Pretrained, class_names: tuple[str, ...]) -> Takeover:
     """What `old` has for a network of the given shapes, made for `class_names`.
 
-    Classifiers, the auxiliary ones too, are taken over only if the classes are the same.
+    What depends on the number of classes, the auxiliary heads' too, is taken over only if the
+    classes are the same.
 
     Args:
         shapes: the new network's variables, concrete or abstract.
@@ -40,17 +42,36 @@ def compare(shapes: Mapping[str, Any], old: Pretrained, class_names: tuple[str, 
     same = same_classes(old.class_names, class_names)
     reordered = set(map(nfc, old.class_names)) == set(map(nfc, class_names))
     why = "of the same classes in another order" if reordered else "of other classes"
+    of_classes = frozenset() if same else class_variables(old.model)
     found, loaded, fresh = flat(old.variables), [], {}
     for name, new in flat(shapes).items():
         if name not in found:
             fresh[name] = "not in the trained model"
         elif found[name].shape != new.shape:
             fresh[name] = f"{found[name].shape} there, {new.shape} here"
-        elif "/classifier/" in name and not same:
+        elif name in of_classes:
             fresh[name] = why
         else:
             loaded.append(name)
     return Takeover(tuple(loaded), fresh)
+
+
+def class_variables(model: GoogLeNet) -> frozenset[str]:
+    """Paths of the variables that depend on the number of classes: those of the classifiers.
+
+    Raises:
+        ConfigError: if the network has none.
+    """
+    arch, side = model.arch, smallest_size(model.arch)
+    other = model.clone(arch=dataclasses.replace(arch, num_classes=arch.num_classes + 1))
+    own, others = (flat(variable_shapes(each, side)) for each in (model, other))
+    found = frozenset(name for name, value in own.items() if others[name].shape != value.shape)
+    if not found:
+        raise ConfigError(
+            "the pretrained network has no parameter that depends on the number of classes, so "
+            "its classifier cannot be told from the rest; train it without --init"
+        )
+    return found
 
 
 def take_over(variables: Mapping[str, Any], old: Pretrained, takeover: Takeover) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from gnet_jax.config import UserError
+from gnet_jax.config import UserError, choose
 from gnet_jax.training.checkpoint import Checkpoints
 from gnet_jax.training.collectives import together
 from gnet_jax.training.compiled_steps import CompiledSteps
@@ -214,11 +214,12 @@ class _Loop:
         heads["perf/images_per_sec_per_chip"] = config.batch_size / seconds / self.run.mesh.size
         self.heads = heads
         self.reporter.training(step, heads, (self.run.total_steps - step) * seconds)
-        watched = config.dead_heads != "ignore" and math.isfinite(means["loss"])
-        problem = guard.read(step, means) if watched else None
+        reactions = {"ignore": (False, False), "warn": (True, False), "stop": (True, True)}
+        watched, stops = choose("dead_heads", config.dead_heads, reactions)
+        problem = guard.read(step, means) if watched and math.isfinite(means["loss"]) else None
         if problem is not None:
             self.reporter.say(f"warning: step {step}: {problem}")
-            if config.dead_heads == "stop":
+            if stops:
                 self._save_and_wait(step, state)
                 saved = self.checkpoints.problem or "The step is saved"
                 raise TrainingError(f"step {step}: {problem}. {saved}")

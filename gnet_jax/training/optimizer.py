@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gnet_jax.config import OptimConfig
+from gnet_jax.config import OptimConfig, choose
+from gnet_jax.model.roles import Role, roles_by_path
 from gnet_jax.training.finetune import select
 
 
@@ -40,10 +41,10 @@ def make_optimizer(
     """
     schedule = learning_rate_schedule(o, steps_per_epoch, total_steps)
     clip = optax.identity() if o.clip_norm is None else optax.clip_by_global_norm(o.clip_norm)
-    decay = optax.add_decayed_weights(o.weight_decay, mask=is_kernel)
+    decay = optax.add_decayed_weights(o.weight_decay, mask=partial(has_role, role="kernel"))
     rate = optax.chain(
         optax.scale_by_learning_rate(schedule),
-        optax.masked(optax.scale(o.bias_lr_factor), is_bias),
+        optax.masked(optax.scale(o.bias_lr_factor), partial(has_role, role="bias")),
         optax.masked(optax.scale(o.loaded_lr_factor), partial(_is_in, names=loaded)),
     )
     # Caffe's order (sgd_solver.cpp): the learning rate goes into the momentum, not after it.
@@ -54,7 +55,7 @@ def make_optimizer(
         "adamw": (optax.scale_by_adam(b1=o.momentum), decay, rate),
     }
     still = optax.masked(optax.set_to_zero(), partial(select, patterns=o.freeze))
-    tx = optax.chain(clip, *rules[o.optimizer], still)
+    tx = optax.chain(clip, *choose("optim.optimizer", o.optimizer, rules), still)
     return Optimizer(tx, schedule, averaging_rate(o, steps_per_epoch), o.freeze)
 
 
@@ -76,7 +77,7 @@ def learning_rate_schedule(
         "poly": optax.polynomial_schedule(peak, 0.0, o.power, rest),
         "cosine": optax.cosine_decay_schedule(peak, rest),
     }
-    main = schedules[o.schedule]
+    main = choose("optim.schedule", o.schedule, schedules)
     if warmup == 0:
         return main
     return optax.join_schedules([lambda step: peak * (step + 1) / warmup, main], [warmup])
@@ -90,10 +91,11 @@ def averaging_rate(
     Polyak's mean moves by 1 / n at the n-th averaged step; the exponential average does the same
     until that falls to 1 - decay, so its first values are no memory of the initial weights.
     """
-    if o.averaging == "none":
+    floors = {"none": None, "polyak": 0.0, "ema": 1 - o.ema_decay}
+    floor = choose("optim.averaging", o.averaging, floors)
+    if floor is None:
         return None
     first = round(o.average_from * steps_per_epoch)
-    floor = 1 - o.ema_decay if o.averaging == "ema" else 0.0
 
     def rate(step: jax.Array) -> jax.Array:
         return jnp.maximum(1.0 / jnp.maximum(step - first + 1, 1), floor)
@@ -107,13 +109,16 @@ def _is_in(params: Any, names: frozenset[str]) -> Any:
     )
 
 
-def is_kernel(params: Any) -> Any:
-    """True for the weights that are decayed: kernels, and neither biases nor norms."""
-    return jax.tree.map_with_path(lambda path, _: path[-1].key == "kernel", params)
+def has_role(params: Any, role: Role) -> Any:
+    """A tree of booleans like `params`: True for the parameters of that role.
 
+    Kernels are decayed. The biases of convolutions and linear layers learn faster in Caffe. Nothing
+    of a norm does either.
 
-def is_bias(params: Any) -> Any:
-    """True for the biases of convolutions and linear layers, which learn faster in Caffe."""
+    Raises:
+        UserError: naming a parameter of unknown role.
+    """
+    found = roles_by_path(params)
     return jax.tree.map_with_path(
-        lambda path, _: path[-1].key == "bias" and path[-2].key != "norm", params
+        lambda path, _: found[tuple(part.key for part in path)] == role, params
     )

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from gnet_jax.config import Config, ConfigError, ModelConfig, check
+from gnet_jax.config import Config, ConfigError, ModelConfig, check, choose
 from gnet_jax.data import DataError, Source, cropper, open_source, preprocess
 from gnet_jax.data.sources.classes import refuse_unknown
 from gnet_jax.model import (
@@ -20,6 +20,7 @@ from gnet_jax.model import (
     smallest_size,
     variable_shapes,
 )
+from gnet_jax.model.roles import roles_by_path
 from gnet_jax.training.canonical import check_virtual_shards
 from gnet_jax.training.diagnose import diagnose
 from gnet_jax.training.feed import augmentation
@@ -58,7 +59,7 @@ class Program:
     @property
     def canonical(self) -> bool:
         """Whether `train_step` is that of one device's share of the batch."""
-        return self.config.numerics == "canonical"
+        return is_canonical(self.config)
 
     def train_step(self) -> Any:
         """The pure training step `(state, batch) -> (state, metrics)`."""
@@ -123,9 +124,14 @@ class Run(Program):
     val: Source
 
 
+def is_canonical(config: Config) -> bool:
+    """Whether the numerics of `config` are canonical."""
+    return choose("numerics", config.numerics, {"fast": False, "canonical": True})
+
+
 def pure_train_step(config: Config, model: GoogLeNet, optimizer: Optimizer) -> Any:
     """The pure training step of `config`; in canonical numerics, that of one device's share."""
-    canonical = config.numerics == "canonical"
+    canonical = is_canonical(config)
     return partial(
         train_step,
         model=model,
@@ -188,6 +194,7 @@ def make_program(
         )
     model = model_of(config, len(class_names), pretrained)
     shapes = _shapes(model, config.data.image_size)
+    roles_by_path(shapes["params"])  # what the optimiser has no rule for is refused here
     check_patterns(config.optim.freeze, shapes["params"])
     takeover = None if pretrained is None else compare(shapes, pretrained, tuple(class_names))
     loaded = frozenset(() if takeover is None else takeover.loaded)
@@ -229,7 +236,7 @@ def check_batches(config: Config, mesh: Mesh) -> None:
     Raises:
         ConfigError: naming the batch, the devices and the nearest batches that work.
     """
-    if config.numerics == "canonical":
+    if is_canonical(config):
         parts = math.lcm(config.optim.accumulate, 2 if config.augment.mixup else 1)
         check_virtual_shards(config.batch_size, config.virtual_shards, mesh.size, parts)
     check_batch_size("batch_size", config.batch_size, mesh, config.optim.accumulate)

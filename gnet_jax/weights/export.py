@@ -60,7 +60,9 @@ def export(folder: ModelFolder, out: str | Path) -> float:
     unfinished = out.with_name(f".{out.stem}-{os.getpid()}{out.suffix}")
     # A network that computes in bfloat16 is exported, and compared, in float32.
     variables = unflatten(flatten(folder.variables))
-    folder = dataclasses.replace(folder, model=GoogLeNet(folder.model.arch), variables=variables)
+    folder = dataclasses.replace(
+        folder, model=folder.model.clone(dtype=jnp.float32), variables=variables
+    )
     try:
         with jax.default_device(_exact_device()):
             difference = _largest_difference(folder, _WRITERS[out.suffix](folder, unfinished))

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import gnet_jax
 from gnet_jax.config import ConfigError, Preprocessing, check_preprocessing
 from gnet_jax.model import Architecture, GoogLeNet
+from gnet_jax.model.ops import FAST, PLAIN
 from gnet_jax.weights.model_card import model_card
 from gnet_jax.weights.schema import SchemaError, from_json, to_json
 from gnet_jax.weights.tensor_file import read_tensors, write_tensors
@@ -28,6 +29,8 @@ from gnet_jax.weights.variables import WeightsError, check, flatten, unflatten
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 CARD_FILE = "README.md"
+# Fields of the config that folders of older versions lack; their networks have the default.
+ADDED_LATER = ("stem_padding",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +152,19 @@ def load(path: str | Path) -> tuple[GoogLeNet, dict[str, Any], Preprocessing]:
 
 
 def config_of(folder: ModelFolder) -> dict[str, Any]:
-    """What config.json holds: all of `folder` but its variables."""
+    """What config.json holds: all of `folder` but its variables.
+
+    Raises:
+        WeightsError: for a network of another class, or with operations of its own, of which the
+            architecture says nothing.
+    """
+    model = folder.model
+    if type(model) is not GoogLeNet or model.ops not in (FAST, PLAIN):
+        own = "with operations of its own " if type(model) is GoogLeNet else ""
+        raise WeightsError(
+            f"the network is a {type(model).__name__} {own}and cannot be stored: a model folder "
+            "holds what the architecture of a GoogLeNet describes"
+        )
     return {
         "gnet_jax": gnet_jax.__version__,
         "architecture": to_json(folder.model.arch),
@@ -168,6 +183,8 @@ def folder_of(config: Any, tensors: dict[str, Any], where: Path) -> ModelFolder:
         WeightsError: naming `where`, and the first thing in it that does not fit.
     """
     try:
+        for part, kind in (("architecture", Architecture), ("preprocessing", Preprocessing)):
+            _refuse_missing(kind, config[part], part)
         arch = from_json(Architecture, config["architecture"], "architecture")
         preprocessing = from_json(Preprocessing, config["preprocessing"], "preprocessing")
         check_preprocessing(preprocessing, "preprocessing")
@@ -184,6 +201,14 @@ def folder_of(config: Any, tensors: dict[str, Any], where: Path) -> ModelFolder:
     folder = ModelFolder(model, unflatten(tensors), preprocessing, names, source)
     check_folder(folder, str(where))
     return folder
+
+
+def _refuse_missing(kind: Any, value: Any, where: str) -> None:
+    """A default in place of a field that is missing could be wrong, and nothing would show it."""
+    names = [field.name for field in dataclasses.fields(kind) if field.name not in ADDED_LATER]
+    missing = [name for name in names if isinstance(value, dict) and name not in value]
+    if missing:
+        raise SchemaError(f"{where}.{missing[0]} is missing")
 
 
 def check_folder(folder: ModelFolder, where: str) -> None:

@@ -1,10 +1,14 @@
 """The model card: what a person finds in a model folder's README.md."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+
+from gnet_jax.config import choose
+from gnet_jax.model.roles import roles_by_path
+from gnet_jax.weights.variables import unflatten
 
 _EXAMPLE = """\
 ```python
@@ -40,16 +44,16 @@ def model_card(config: Mapping[str, Any], flat: Mapping[str, np.ndarray], name: 
     front += ["tags:", "- image-classification", "- googlenet", "- inception-v1", "- jax", "- flax"]
     if "license" in source:
         front += ["license: other", f"license_name: {source['license']}"]
-    resized = (
-        f"the whole image warped to {p['resize_to']}x{p['resize_to']}"
-        if p["resize"] == "warp"
-        else f"the shorter side resized to {p['resize_to']}"
-    )
+    ways = {
+        "warp": f"the whole image warped to {p['resize_to']}x{p['resize_to']}",
+        "shorter_side": f"the shorter side resized to {p['resize_to']}",
+    }
+    resized = choose("resize", p["resize"], ways)
     facts = {
         "parameters": f"{params:,}, all that are stored",
         "classes": f"{config['num_classes']:,}",
-        "normalisation": "batch norm" if arch["norm"] == "batch_norm" else "LRN",
-        "branch with the large kernel": f"{arch['branch5_kernel']}x{arch['branch5_kernel']}",
+        "normalisation": normalisation(arch["norm"], flat),
+        "kernels in the blocks": ", ".join(block_kernels(flat)),
         "auxiliary heads": f"{heads} (used in training only)",
         "computed in": config["dtype"],
         "input": f"{resized}, central {p['image_size']}x{p['image_size']} crop, {p['channels']}, "
@@ -78,6 +82,40 @@ def model_card(config: Mapping[str, Any], flat: Mapping[str, np.ndarray], name: 
         "",
     ]
     return "\n".join(lines)
+
+
+def normalisation(norm: str, flat: Mapping[str, np.ndarray]) -> str:
+    """How a network normalises, in words, by its variables.
+
+    LRN and other norms without variables are known by the architecture's `norm` alone. A norm with
+    parameters is batch norm if it has running statistics; any other has its own name.
+    """
+    modules = roles_by_path(unflatten(flat)["params"])
+    layers = [path for path, role in modules.items() if role == "kernel"]
+    found = {}
+    for path in sorted({path[:-1] for path, role in modules.items() if role == "norm"}):
+        stored = {f"batch_stats/{'/'.join(path)}/{name}" for name in ("mean", "var")}
+        # Where it is in the block that holds its layer: "norm/group", the same in all of them.
+        block = next(n for n in range(len(path), -1, -1) if _in(path[:n], layers) or n == 0)
+        own = f"`{'/'.join(path[block:])}`"
+        found["batch norm" if stored <= flat.keys() else own] = None
+    words = {"lrn": "LRN", "batch_norm": "batch norm"}
+    stated = {} if found and norm != "lrn" else {words.get(norm, f"`{norm}`"): None}
+    return ", ".join(stated | found)
+
+
+def _in(module: tuple[str, ...], paths: Iterable[tuple[str, ...]]) -> bool:
+    return any(path[: len(module)] == module for path in paths)
+
+
+def block_kernels(flat: Mapping[str, np.ndarray]) -> list[str]:
+    """The sizes of the convolutions in the Inception blocks: "1x1", "3x3", ..."""
+    kernels = [
+        value.shape[:2]
+        for name, value in flat.items()
+        if name.startswith("params/inception_") and name.endswith("/kernel") and value.ndim == 4
+    ]
+    return [f"{height}x{width}" for height, width in sorted(set(kernels))]
 
 
 def _table(rows: Mapping[str, str]) -> list[str]:

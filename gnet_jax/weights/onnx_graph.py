@@ -10,9 +10,11 @@ import numpy as np
 from onnx import ModelProto, TensorProto, checker, helper, numpy_helper
 
 import gnet_jax
+from gnet_jax.config import choose
 from gnet_jax.model import Architecture
+from gnet_jax.model.architecture import pools
 from gnet_jax.model.layers import conv_size, pooled_size, same_padding
-from gnet_jax.weights.variables import rows_to_channels_first
+from gnet_jax.weights.variables import WeightsError, rows_to_channels_first
 
 OPSET = 13  # the first whose operators all have today's form; read by onnxruntime 1.6 and later
 IR_VERSION = 8
@@ -23,13 +25,40 @@ class _Graph:
     """Nodes and constants as they are added; every method takes and gives names of tensors."""
 
     def __init__(self, arch: Architecture, flat: Mapping[str, np.ndarray]) -> None:
-        self.arch, self.flat = arch, flat
+        self.arch, self._left = arch, dict(flat)  # the variables that are not written yet
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
 
     def node(self, kind: str, inputs: list[str], name: str, **attributes: Any) -> str:
         self.nodes.append(helper.make_node(kind, inputs, [name], name, **attributes))
         return name
+
+    def variable(self, name: str) -> np.ndarray:
+        """A variable of the network, which is then written.
+
+        Raises:
+            WeightsError: if the network has none of that name.
+        """
+        if name not in self._left:
+            raise WeightsError(
+                f"ONNX: the network has no {name}, which {self.arch.norm} networks of this project "
+                "have; export it as .stablehlo, which holds any network"
+            )
+        return self._left.pop(name)
+
+    def check_whole(self) -> None:
+        """Refuse a network with layers that were not written; auxiliary heads do not count.
+
+        Raises:
+            WeightsError: naming the first variable that is left.
+        """
+        heads = {f"aux_{block}" for block in self.arch.aux_after}
+        left = [name for name in self._left if name.split("/")[1] not in heads]
+        if left:
+            raise WeightsError(
+                f"ONNX: the network has {min(left)}, of a layer that this project's networks do "
+                "not have; export it as .stablehlo, which holds any network"
+            )
 
     def constant(self, name: str, value: np.ndarray) -> str:
         array = np.ascontiguousarray(value, np.float32)
@@ -40,14 +69,14 @@ class _Graph:
         self, x: str, module: str, stride: int = 1, pads: tuple[int, int] | None = None
     ) -> str:
         """Convolution, with batch norm folded into it, and ReLU; padded by half the kernel."""
-        kernel_HWIO = self.flat[f"params/{module}/conv/kernel"]
-        if self.arch.norm == "batch_norm":
-            scale, shift = (self.flat[f"params/{module}/norm/{n}"] for n in ("scale", "bias"))
-            mean, var = (self.flat[f"batch_stats/{module}/norm/{n}"] for n in ("mean", "var"))
+        kernel_HWIO = self.variable(f"params/{module}/conv/kernel")
+        if choose("norm", self.arch.norm, {"batch_norm": True, "lrn": False}):
+            scale, shift = (self.variable(f"params/{module}/norm/{n}") for n in ("scale", "bias"))
+            mean, var = (self.variable(f"batch_stats/{module}/norm/{n}") for n in ("mean", "var"))
             factor = scale / np.sqrt(var.astype(np.float64) + NORM_EPSILON)
             kernel_HWIO, bias = kernel_HWIO * factor, shift - mean * factor
         else:
-            bias = self.flat[f"params/{module}/conv/bias"]
+            bias = self.variable(f"params/{module}/conv/bias")
         size = kernel_HWIO.shape[0]
         low, high = pads or (size // 2, size // 2)
         weights = self.constant(f"{module}/weight", kernel_HWIO.transpose(3, 2, 0, 1))
@@ -97,7 +126,7 @@ class _Graph:
 
     def linear(self, x: str, module: str, matrix_IO: np.ndarray, name: str) -> str:
         weights = self.constant(f"{module}/weight", matrix_IO)
-        bias = self.constant(f"{module}/bias", self.flat[f"params/{module}/bias"])
+        bias = self.constant(f"{module}/bias", self.variable(f"params/{module}/bias"))
         return self.node("Gemm", [x, weights, bias], name)
 
 
@@ -118,11 +147,15 @@ def onnx_model(
     Returns:
         A checked model from "input" (N, 3, image_size, image_size), normalised, channels in the
         order that the network takes, to "logits" (N, classes). N is symbolic.
+
+    Raises:
+        WeightsError: naming a variable that the network lacks, or that the graph has no place for.
     """
     g = _Graph(arch, flat)
     size = image_size
-    if arch.stem == "imagenet":
-        pads = same_padding(size, 7, 2) if arch.stem_padding == "same" else None
+    if choose("stem", arch.stem, {"imagenet": True, "small": False}):
+        paddings = {"same": same_padding(size, 7, 2), "caffe": None}
+        pads = choose("stem_padding", arch.stem_padding, paddings)
         x = g.conv("input", "conv1", 2, pads)
         size = conv_size(size, 7, stride=2, pad=3)
         x = g.max_pool(x, size, 3, 2, 0, "pool1")
@@ -133,20 +166,20 @@ def onnx_model(
     x = g.lrn(g.conv(g.conv(x, "conv2_reduce"), "conv2"), "norm2")
     x = g.max_pool(x, size, 3, 2, 0, "pool2")
     size = pooled_size(size, 3, 2)
-    for name in arch.widths:
-        if name in ("4a", "5a"):
-            window = 3 if name == "4a" else arch.pool4_window
-            x = g.max_pool(x, size, window, 2, 0, f"pool{int(name[0]) - 1}")
-            size = pooled_size(size, window, 2)
+    for name, window in pools(arch).items():
         x = g.block(x, size, name)
-    if arch.head == "average_pool":
+        if window is not None:
+            x = g.max_pool(x, size, window, 2, 0, f"pool{name[0]}")
+            size = pooled_size(size, window, 2)
+    if choose("head", arch.head, {"average_pool": True, "fc": False}):
         x = g.node("Flatten", [g.node("GlobalAveragePool", [x], "pool5")], "features")
     else:
-        kernel = flat["params/fc/kernel"]
+        kernel = g.variable("params/fc/kernel")
         x = g.node("Flatten", [x], "features")
         x = g.linear(x, "fc", rows_to_channels_first(kernel, kernel.shape[0] // size**2), "fc/out")
         x = g.node("Relu", [x], "fc")
-    g.linear(x, "classifier", flat["params/classifier/kernel"], "logits")
+    g.linear(x, "classifier", g.variable("params/classifier/kernel"), "logits")
+    g.check_whole()
 
     shape_NCHW = ["N", 3, image_size, image_size]
     graph = helper.make_graph(

@@ -319,8 +319,12 @@ def to_torchvision(arch: Architecture, flat: Mapping[str, np.ndarray]) -> dict[s
         raise WeightsError(
             f"torchvision's GoogLeNet has auxiliary heads after 4a and 4d or none, not {aux_fields}"
         )
-    tensors = {}
-    for ours, theirs in _names([f"aux_{block}" for block in arch.aux_after]).items():
+    tensors, names = {}, _names([f"aux_{block}" for block in arch.aux_after])
+    odd = sorted(names.keys() ^ flat.keys())
+    if odd:
+        where = "lacks" if odd[0] in names else "has, and torchvision's lacks,"
+        raise WeightsError(f"torchvision's GoogLeNet cannot hold this net, which {where} {odd[0]}")
+    for ours, theirs in names.items():
         value = flat[ours]
         channels = _channels_of(ours, flat)
         if channels is not None:

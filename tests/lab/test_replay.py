@@ -8,7 +8,7 @@ import pytest
 from gnet_jax.cli import main
 from gnet_jax.config import LossConfig
 from gnet_jax.data import Labels
-from gnet_jax.lab.replay import _loss
+from gnet_jax.lab.replay import _loss, _place
 from gnet_jax.training.replay import write_replay
 from gnet_jax.training.step import create_state
 from tests.tiny import Linear, linear_params, tiny_run, tiny_variables
@@ -46,6 +46,12 @@ def test_a_replay_names_the_image_and_the_layer(replay, capsys):
     assert found["layer"] == "conv1"
     assert found["bad_params"] == []
     assert "conv1/conv" in found["bad_gradients"]
+
+
+def test_parameters_are_placed_by_the_layer_around_them():
+    order = {"input": 0, "conv1": 1, "inception_3a/b5/first": 2, "inception_3a/output": 3}
+    placed = ("conv1/norm/group", "conv1/conv", "inception_3a/b5/first/conv", "classifier")
+    assert [_place(name, order) for name in placed] == [1, 1, 2, 4]
 
 
 def test_what_is_frozen_has_no_gradient():

@@ -16,7 +16,8 @@ from gnet_jax.training.loop import train
 from gnet_jax.training.optimizer import make_optimizer
 from gnet_jax.training.record import MetricsFile
 from gnet_jax.training.step import create_state, train_step
-from tests.tiny import Linear, linear_params, tiny_batch, tiny_run
+from tests.odd_nets import NestedThrees, Shared, with_block
+from tests.tiny import Linear, linear_params, tiny_batch, tiny_run, tiny_variables
 
 
 @pytest.fixture(scope="module")
@@ -146,3 +147,28 @@ def test_a_full_disk_is_told_and_the_run_goes_on(tmp_path, monkeypatch):
         "compiling the look inside, longer than the step itself ...",
         "warning: the diagnosis after step 0 could not be logged (No space left on device)",
     ]
+
+
+@pytest.mark.parametrize(
+    ("block", "layers"),
+    [
+        (NestedThrees, {"inception_3a/b5/first", "inception_3a/b5/second"}),
+        (Shared, {"inception_3a/b5", "inception_3a/b5 (2)", "inception_3a/widen"}),
+    ],
+)
+def test_layers_that_are_not_known_are_diagnosed_under_their_own_names(monkeypatch, block, layers):
+    model = with_block(monkeypatch, block)
+    optimizer = make_optimizer(OptimConfig(), 10, 100)
+    pixels = Preprocessing(image_size=16, mean=(127.0,) * 3, std=(64.0,) * 3)
+    step = partial(
+        diagnose,
+        model=model,
+        optimizer=optimizer,
+        augment=partial(augment, preprocessing=pixels, augmentation=AugmentConfig()),
+        loss=LossConfig(),
+    )
+    state = create_state(tiny_variables(model), optimizer, 0)
+    found = jax.eval_shape(step, state, tiny_batch(4))["scalars"]
+    assert {name.partition("/")[2] for name in found if name.startswith("dead/")} >= layers
+    blocks = {name.partition("/")[2] for name in found if name.startswith("grad_norm/")}
+    assert blocks == set(state.params)

@@ -3,8 +3,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gnet_jax.config import OptimConfig
+from gnet_jax.config import OptimConfig, UserError
 from gnet_jax.training.optimizer import averaging_rate, learning_rate_schedule, make_optimizer
+from gnet_jax.training.run import prepare
+from tests.odd_nets import Gain, with_norm
+from tests.tiny import tiny_config
 
 PARAMS = {
     "conv1": {
@@ -110,3 +113,40 @@ def test_the_exponential_average_begins_as_a_mean_and_ends_with_its_decay():
 
 def test_no_averaging_costs_nothing():
     assert averaging_rate(OptimConfig(), 10) is None
+
+
+def moved(params, **options):
+    """How far every parameter moves in one step with gradients of one."""
+    optimizer = make_optimizer(OptimConfig(schedule="constant", **options), 10, 100)
+    grads = jax.tree.map(jnp.ones_like, params)
+    updates, _ = optimizer.tx.update(grads, optimizer.tx.init(params), params)
+    return {
+        "/".join(part.key for part in path): float(value.ravel()[0])
+        for path, value in jax.tree.leaves_with_path(updates)
+    }
+
+
+def test_the_rules_follow_what_a_parameter_is_and_not_the_names_around_it():
+    layer = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    group = {"scale": jnp.ones(2), "bias": jnp.ones(2)}
+    params = {"conv1": {"conv": layer, "norm": {"group": group}}, "norm": layer, "whiten": group}
+    plain = moved(params, learning_rate=0.1, weight_decay=0.0)
+    fast = {name for name, value in plain.items() if value == pytest.approx(-0.2)}
+    assert fast == {"conv1/conv/bias", "norm/bias"}
+    assert all(plain[name] == pytest.approx(-0.1) for name in plain.keys() - fast)
+    decayed = moved(params, learning_rate=0.1, weight_decay=0.5)
+    assert {name for name in plain if decayed[name] != pytest.approx(plain[name])} == {
+        "conv1/conv/kernel",
+        "norm/kernel",
+    }
+
+
+def test_a_parameter_without_a_rule_is_refused_by_name():
+    with pytest.raises(UserError, match="act/negative_slope"):
+        moved({"conv": {"kernel": jnp.ones(2)}, "act": {"negative_slope": jnp.ones(2)}})
+
+
+def test_a_run_refuses_a_parameter_without_a_rule_before_it_compiles(monkeypatch, tmp_path):
+    with_norm(monkeypatch, Gain, "lrn")
+    with pytest.raises(UserError, match="norm/gain"):
+        prepare(tiny_config(tmp_path))

@@ -15,8 +15,9 @@ class DigitsSource:
     """
 
     def __init__(self, split: Split) -> None:
-        if split == "test":
-            raise MissingSplitError("the digits have no test split; take train or val")
+        parts = {"train": slice(1437), "val": slice(1437, None)}
+        if split not in parts:
+            raise MissingSplitError(f"the digits have no {split} split; take train or val")
         self.split = split
         # sklearn.datasets reads it too, but its import takes longer than all of ours.
         file = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
@@ -27,7 +28,7 @@ class DigitsSource:
                 f"cannot read scikit-learn's digits in {file}; install scikit-learn anew"
             ) from error
         order = np.random.RandomState(0).permutation(len(digits))  # its stream is frozen
-        chosen = digits[order[:1437] if split == "train" else order[1437:]]
+        chosen = digits[order[parts[split]]]
         self.left_out: LeftOut = {}
         self.class_names, self.empty_classes = tuple(str(digit) for digit in range(10)), ()
         self._images = np.round(chosen[:, :64] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
