@@ -8,7 +8,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "gnet_jax"
 # Each package may import from itself and from those above it.
-PACKAGES = ["config", "data", "model", "training", "weights", "inference", "lab", "pods", "cli"]
+PACKAGES = ["config", "data", "model", "model_folder", "training", "weights"]
+PACKAGES += ["inference", "lab", "pods", "cli"]
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -60,7 +61,7 @@ STANDARD = ("collections", "dataclasses", "functools", "math", "typing")
 @pytest.mark.parametrize("file", MODULES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_packages_stay_small(file):
     assert file.name != "utils.py"
-    assert len(file.read_text().splitlines()) <= 300
+    assert len(file.read_text().splitlines()) <= 450
 
 
 def test_only_sharding_names_meshes_and_partition_specs():

@@ -1,5 +1,6 @@
 """The model card: what a person finds in a model folder's README.md."""
 
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +17,7 @@ import gnet_jax
 from gnet_jax.data import preprocess
 from gnet_jax.data.decode import central_crop, decode
 
-model, variables, preprocessing = gnet_jax.load("{name}")
+model, variables, preprocessing = gnet_jax.load({quoted})
 photo = decode(Path("photo.jpg").read_bytes())
 images = preprocess(central_crop(photo, preprocessing)[None], preprocessing=preprocessing)
 logits = jax.jit(model.apply)(variables, images).logits
@@ -60,7 +61,7 @@ def model_card(config: Mapping[str, Any], flat: Mapping[str, np.ndarray], name: 
     lines = [
         *front,
         "---",
-        f"# {name}",
+        f"# {_line(name)}",
         "",
         "GoogLeNet (Inception v1, [arXiv 1409.4842](https://arxiv.org/abs/1409.4842)), "
         "to be used with `gnet_jax`.",
@@ -68,7 +69,7 @@ def model_card(config: Mapping[str, Any], flat: Mapping[str, np.ndarray], name: 
         *_table(facts),
         "## Use",
         "",
-        _EXAMPLE.format(name=name),
+        _EXAMPLE.format(quoted=json.dumps(name, ensure_ascii=False)),
         "## Where the weights came from",
         "",
         *_table(origin),
@@ -81,4 +82,11 @@ def model_card(config: Mapping[str, Any], flat: Mapping[str, np.ndarray], name: 
 
 
 def _table(rows: Mapping[str, str]) -> list[str]:
-    return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items()), ""]
+    lines = (f"| {name} | {_line(value)} |" for name, value in rows.items())
+    return ["| | |", "|---|---|", *lines, ""]
+
+
+def _line(text: str) -> str:
+    """Returns `text`, such as a path, as it can stand in a heading or a cell of a table."""
+    shown = (each if each.isprintable() else repr(each)[1:-1] for each in text)
+    return "".join(shown).replace("|", "\\|")

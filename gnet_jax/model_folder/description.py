@@ -1,0 +1,52 @@
+"""All of a model but its variables, as JSON."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+import gnet_jax
+from gnet_jax.config import Preprocessing, check_preprocessing
+from gnet_jax.model import Architecture, GoogLeNet
+from gnet_jax.model_folder.schema import SchemaError, from_json, to_json
+
+
+class Description(NamedTuple):
+    """What using a model requires besides its variables."""
+
+    model: GoogLeNet
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...]  # one for each output; they need not differ
+    source: Mapping[str, str]  # file, format, sha256, and notes on where the weights came from
+
+
+def write_description(description: Description) -> dict[str, Any]:
+    """Returns `description` as JSON, with the version that wrote it."""
+    model, preprocessing, class_names, source = description
+    return {
+        "gnet_jax": gnet_jax.__version__,
+        "architecture": to_json(model.arch),
+        "dtype": jnp.dtype(model.dtype).name,
+        "num_classes": model.arch.num_classes,
+        "preprocessing": to_json(preprocessing),
+        "source": dict(source),
+        "id2label": {str(i): name for i, name in enumerate(class_names)},
+    }
+
+
+def read_description(value: Any) -> Description:
+    """Returns the description that `write_description` wrote as `value`.
+
+    Raises:
+        SchemaError, ConfigError: naming the first field that cannot be used.
+        KeyError, TypeError, AttributeError: for a missing field, or one of another type.
+    """
+    arch = from_json(Architecture, value["architecture"], "architecture")
+    preprocessing = from_json(Preprocessing, value["preprocessing"], "preprocessing")
+    check_preprocessing(preprocessing, "preprocessing")
+    labels, dtype = value["id2label"], value["dtype"]
+    names = tuple(str(labels[str(i)]) for i in range(len(labels)))
+    if dtype not in ("float32", "bfloat16"):
+        raise SchemaError(f"dtype is {dtype!r}; it must be float32 or bfloat16")
+    source = {str(name): str(each) for name, each in value["source"].items()}
+    return Description(GoogLeNet(arch, dtype=jnp.dtype(dtype)), preprocessing, names, source)
