@@ -48,6 +48,14 @@ def plain_path(path: Path) -> Path:
         return _links[folder].joinpath(*rest)
 
 
+def printable(text: str) -> str:
+    """Returns `text` on one line, with escapes in place of what no font can draw or file can hold.
+
+    A path may contain newlines and bytes that are not text.
+    """
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+
+
 def _links_folder() -> Path:
     global _home
     if _home is None:

@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from gnet_jax.config import AugmentConfig, Config, Preprocessing, UserError
 from gnet_jax.data import BadRecords, Batch, DataError, Source, eval_batches, preprocess
+from gnet_jax.data.plain_path import printable
 from gnet_jax.training.feed import augmentation, training_batches
 from gnet_jax.training.step import step_keys
 
@@ -229,7 +230,8 @@ def draw_sheet(
     if split == "train":
         what = f"training step {step}, seed {config.seed}"
         how = in_words(config.augment)
-    data = f"{d.source}, {split}: {len(source):,} images, {len(source.class_names)} classes"
+    name_of_data, classes = printable(d.source), len(source.class_names)
+    data = f"{name_of_data}, {split}: {len(source):,} images, {classes} classes"
     subtitle = f"{data}; seen at {d.image_size}x{d.image_size}. {how[0].upper()}{how[1:]}."
     sheet = draw(seen, columns, f"{name}: {what}", subtitle)
     try:

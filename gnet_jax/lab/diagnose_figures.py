@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gnet_jax.config import UserError
+from gnet_jax.data.plain_path import printable
 from gnet_jax.lab.palette import colour_of, line_style
 from gnet_jax.training.diagnose import FILE
 from gnet_jax.training.record import MetricsFile
@@ -58,9 +59,9 @@ def draw_diagnostics(workdirs: Sequence[Path], out: Path) -> None:
     figure = Figure(figsize=(17, 4.2 * len(runs)), layout="constrained")
     grid = figure.subplots(len(runs), 4, squeeze=False)
     for (workdir, lines), (heads, gradients, dead, updates) in zip(runs.items(), grid, strict=True):
-        name = "/".join(workdir.absolute().parts[-2:])
+        name = printable("/".join(workdir.absolute().parts[-2:]))
         draw_heads(heads, lines)
-        heads.set_title(f"{name}: mean gradient by block")
+        heads.set_title(f"{name}: mean gradient by block", parse_math=False)
         _over_time(gradients, lines, "grad_norm")
         gradients.set(yscale="log", title="gradient norm", xlabel="step")
         _dead(dead, lines)

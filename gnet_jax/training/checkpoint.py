@@ -282,8 +282,10 @@ class Checkpoints(SavedSteps):
 
     def _failed(self, error: Exception, *, lone: bool) -> None:
         self.failures += 1
-        first = (str(error) or type(error).__name__).splitlines()[0]
-        self.problem = f"step {self._begun} could not be saved ({first[:200]})"
+        reason = str(error)
+        if not isinstance(error, DamageError | UserError):  # a library's, which may be long
+            reason = (reason or type(error).__name__).splitlines()[0][:200]
+        self.problem = f"step {self._begun} could not be saved ({reason})"
         if jax.process_count() > 1:
             kind = LoneError if lone else TrainingError
             raise kind(

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from gnet_jax.data.plain_path import printable
+
 _EXAMPLE = """\
 ```python
 from pathlib import Path
@@ -61,7 +63,7 @@ def model_card(config: Mapping[str, Any], flat: Mapping[str, np.ndarray], name: 
     lines = [
         *front,
         "---",
-        f"# {_line(name)}",
+        f"# {printable(name)}",
         "",
         "GoogLeNet (Inception v1, [arXiv 1409.4842](https://arxiv.org/abs/1409.4842)), "
         "to be used with `gnet_jax`.",
@@ -82,11 +84,9 @@ def model_card(config: Mapping[str, Any], flat: Mapping[str, np.ndarray], name: 
 
 
 def _table(rows: Mapping[str, str]) -> list[str]:
-    lines = (f"| {name} | {_line(value)} |" for name, value in rows.items())
+    lines = (f"| {name} | {_cell(value)} |" for name, value in rows.items())
     return ["| | |", "|---|---|", *lines, ""]
 
 
-def _line(text: str) -> str:
-    """Returns `text`, such as a path, as it can stand in a heading or a cell of a table."""
-    shown = (each if each.isprintable() else repr(each)[1:-1] for each in text)
-    return "".join(shown).replace("|", "\\|")
+def _cell(text: str) -> str:
+    return printable(text).replace("|", "\\|")
