@@ -22,6 +22,7 @@ from gnet_jax.training.goodput import Stopwatch
 from gnet_jax.training.guard import LoneError, TrainingError
 from gnet_jax.training.saved_steps import SavedSteps
 from gnet_jax.training.storage import (
+    PARTIAL,
     check_readable,
     items,
     open_manager,
@@ -29,7 +30,6 @@ from gnet_jax.training.storage import (
 )
 
 DAMAGED = ".damaged"
-_PARTIAL = ".orbax-checkpoint-tmp"
 _NONE_SAVED, _NONE_LEFT = -1, -2  # in place of a step, where hosts agree on one
 
 
@@ -139,8 +139,8 @@ class Checkpoints(SavedSteps):
                 ) from error
         for old in self.steps:
             if old not in self._kept_with(step):
-                # First under a name that the next start clears: a kill leaves no half of a step.
-                gone = self.folder / f"{old}{_PARTIAL}-old"
+                # First renamed, so that a kill leaves no half of a step, but what a start removes.
+                gone = self.folder / f"{old}{PARTIAL}"
                 with contextlib.suppress(FileNotFoundError):
                     (self.folder / str(old)).rename(gone)
                 shutil.rmtree(gone, ignore_errors=True)
@@ -172,7 +172,7 @@ class Checkpoints(SavedSteps):
         """
         quiet = 0
         for _ in range(100):
-            found = list(self.folder.glob(f"*{_PARTIAL}*"))
+            found = list(self.folder.glob(f"*{PARTIAL}*"))
             for partial in found:
                 shutil.rmtree(partial, ignore_errors=True)
             quiet = 0 if found else quiet + 1

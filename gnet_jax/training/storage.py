@@ -7,6 +7,7 @@ whole; `state` holds the arrays, `digests` one file with the sha256 of each.
 import dataclasses
 import logging
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -28,6 +29,8 @@ from gnet_jax.training.digests import (
     write_digests,
 )
 
+PARTIAL = ".orbax-checkpoint-tmp"  # in the name of a folder that is no whole step
+
 
 class _NotTwice(logging.Filter):
     """Drops the tracebacks that Orbax logs of a failed save, of every array's write: it raises too.
@@ -45,11 +48,14 @@ for _logger in ("absl", "asyncio"):
 
 
 def open_manager(folder: Path) -> ocp.CheckpointManager:
-    """Returns Orbax's manager of `folder`, and removes what killed saves left there.
+    """Returns Orbax's manager of `folder`, and removes what killed saves and deletions left there.
 
     It deletes nothing: a preservation policy would delete older steps before a new one is verified.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if jax.process_index() == 0:
+        for partial in folder.glob(f"*{PARTIAL}*"):
+            shutil.rmtree(partial, ignore_errors=True)
     # The format is named, for a later Orbax may have another default.
     arrays = ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=False)
     return ocp.CheckpointManager(
@@ -57,7 +63,6 @@ def open_manager(folder: Path) -> ocp.CheckpointManager:
         item_names=("state", "digests"),
         item_handlers={"state": arrays, "digests": _DigestsHandler()},
         options=ocp.CheckpointManagerOptions(
-            cleanup_tmp_directories=True,
             async_options=ocp.AsyncOptions(barrier_sync_fn=_barrier),
         ),
     )

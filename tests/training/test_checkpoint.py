@@ -394,7 +394,7 @@ def test_on_several_hosts_a_step_that_reads_back_damaged_ends_the_one_that_read_
     with Checkpoints(tmp_path, keep_latest=1) as checkpoints, monkeypatch.context() as patch:
         damaging(patch, flip_a_bit_of_the_largest_file)
         checkpoints.save(1, small(1))
-        checkpoints._pending.exception()
+        checkpoints._waiting.submit(lambda: None).result()  # that thread has read step 1 before
         patch.setattr(jax, "process_count", lambda: 2)
         with pytest.raises(LoneError, match=r"step 1 could not be saved .*1\.damaged"):
             checkpoints.wait()
@@ -412,6 +412,6 @@ def test_older_steps_are_deleted_only_once_the_new_one_is_verified(tmp_path, mon
 
 def test_what_a_kill_left_of_a_deleted_step_is_removed(tmp_path):
     save_small(tmp_path, 1, 2)
-    (tmp_path / "1").rename(tmp_path / f"1{checkpoint._PARTIAL}-old")
+    (tmp_path / "1").rename(tmp_path / f"1{checkpoint.PARTIAL}")
     assert restored(tmp_path, []) == (2, 2)
     assert os.listdir(tmp_path) == ["2"]
