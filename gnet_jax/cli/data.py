@@ -180,12 +180,11 @@ def show_data(arguments: Sequence[str]) -> None:
 
 def _prepared_as_loaded(config: Config) -> Config:
     """`config` with the preprocessing of the model that it starts from, where that is at hand."""
-    from gnet_jax.weights.folder import read_folder
-    from gnet_jax.weights.start import with_preprocessing
+    from gnet_jax.weights.start import with_start
 
     if config.init is None:
         return config
     if not Path(config.init).expanduser().exists():
         print(f"there is no {config.init}: drawn with the preprocessing of the config")
         return config
-    return with_preprocessing(config, read_folder(config.init).preprocessing)
+    return with_start(config)[0]

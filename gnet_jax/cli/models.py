@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -159,7 +160,7 @@ def convert(
     heads = ", ".join(arch.aux_after) or "none"
     print(f"{folder.source['format']}: {arch.num_classes} classes, auxiliary heads: {heads}")
     print(f"class names: {folder.class_names[0]!r} to {folder.class_names[-1]!r}")
-    print(f"wrote {dst}. Try:\n  gnet predict {dst} PHOTO.jpg")
+    print(f"wrote {dst}. Try:\n  gnet predict {shlex.quote(str(dst))} PHOTO.jpg")
 
 
 def export(

@@ -184,8 +184,9 @@ class Config:
     workdir: str = "runs/default"
     """Checkpoints, logs, config and run record. The same workdir again goes on where it stopped."""
     init: str | None = None
-    """A model folder to start from (made by `gnet convert`): it brings the network and the
-    preprocessing; the classes, the aux heads, dropout and dtype remain yours to choose."""
+    """A model to start from: a model folder, a training workdir or a file of weights. It brings
+    the network and the preprocessing; the classes, the aux heads, dropout and dtype remain yours to
+    choose."""
     epochs: float = 250.0
     """How often every training image is seen; a part of an epoch will do."""
     batch_size: int = 32
@@ -198,6 +199,9 @@ class Config:
     """Steps from one save to the next; every evaluation saves, too."""
     keep_latest: int = 2
     """Newest checkpoints kept, besides the best."""
+    verify_checkpoints: bool = True
+    """Read every checkpoint back and compare its digests before it counts as saved, in the
+    background. One that differs is put aside, and the next save tries again."""
     log_every_steps: int = 50
     """Steps from one line of metrics.jsonl, and point in TensorBoard, to the next; it has the means
     over them, or, after a resume, over those since."""
@@ -229,6 +233,7 @@ FREE_ON_RESUME = (
     "workdir",
     "save_every_steps",
     "keep_latest",
+    "verify_checkpoints",
     "log_every_steps",
     "data.source",  # the same data may have moved; its fingerprint is compared
     "data.threads",

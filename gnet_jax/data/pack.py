@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from gnet_jax.config.names import as_text
 from gnet_jax.data.decode import ImageError, decode, shorter_side_size
+from gnet_jax.data.plain_path import plain_path
 from gnet_jax.data.prepare import Prepared
 from gnet_jax.data.records import read_example
 from gnet_jax.data.shards import Format, PrepareError, SplitPlan, write_set
@@ -61,13 +63,13 @@ def pack(
     # What was copied is kept in the description: a copy of what has changed since is refused.
     copied = digest(*(source.fingerprint().encode() for source in sources.values()))
     folder = out.absolute() / VERSION
-    about = f"{spec}, shorter side at most {shorter} pixels; fingerprint {copied}"
+    about = f"{as_text(spec)}, shorter side at most {shorter} pixels; fingerprint {copied}"
     info = _info(out.name, folder, tfds.features.FeaturesDict(features), file_format, about)
     if folder.exists():
-        found = tfds.builder_from_directory(str(folder)).info
+        found = tfds.builder_from_directory(str(plain_path(folder))).info
         stored = found.as_proto.file_format
         if (found.description, stored) != (about, file_format):
-            if found.description.partition(";")[0] == about.partition(";")[0]:
+            if found.description.rpartition(";")[0] == about.rpartition(";")[0]:
                 raise PrepareError(
                     f"{out} is a copy ({stored}) of what {spec} was; it has changed since, or "
                     "another --format is asked for: delete the copy, or name another --out"
@@ -107,7 +109,7 @@ def _info(name: str, folder: Path, features: Any, file_format: Format, about: st
 
     core: Any = tfds.core
     identity = core.dataset_info.DatasetIdentity(
-        name=name, version=core.Version(VERSION), data_dir=str(folder), module_name=""
+        name=name, version=core.Version(VERSION), data_dir=str(plain_path(folder)), module_name=""
     )
     info = core.DatasetInfo(builder=identity, features=features, description=about)
     info.set_file_format(file_format)

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gnet_jax.data import ilsvrc
+from gnet_jax.data.plain_path import plain_path
 from gnet_jax.data.shards import Format, PrepareError, SplitPlan, boundaries, write_set
 from gnet_jax.data.sources import MissingSplitError
-from gnet_jax.data.sources.tfds import TfdsSource, class_names, is_prepared, open_builder
+from gnet_jax.data.sources.tfds import TfdsSource, class_names, folder_of, is_prepared, open_builder
 
 OVERHEAD = 80  # bytes of an example besides its image and the image's name
 SPARE = 1.02  # times the size of its images, what a set may take on disk
@@ -53,8 +54,8 @@ def prepare(
         found = builder.info.file_format.value
         if found != file_format:
             raise PrepareError(
-                f"{name} is in {builder.data_dir} already, as {found}; to have it as {file_format} "
-                "too, name another --data-dir"
+                f"{name} is in {folder_of(builder)} already, as {found}; to have it as "
+                f"{file_format} too, name another --data-dir"
             )
     else:
         builder = open_builder(name, data_dir, file_format=file_format)
@@ -67,14 +68,17 @@ def prepare(
         with contextlib.suppress(MissingSplitError):
             source = TfdsSource(name, split, data_dir)
             images[source.split] = len(source)
-    return Prepared(Path(builder.data_dir), images)
+    return Prepared(Path(folder_of(builder)), images)
 
 
 def _prepare_by_tfds(name: str, builder: Any, manual_dir: Path | None) -> None:
     import tensorflow_datasets as tfds
 
+    manual_dir = manual_dir and plain_path(manual_dir)
     config = tfds.download.DownloadConfig(manual_dir=manual_dir)
     try:
+        if isinstance(folder := folder_of(builder), Path):
+            folder.parent.mkdir(parents=True, exist_ok=True)
         builder.download_and_prepare(download_config=config)
     except ImportError as error:
         raise PrepareError(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from gnet_jax.config import UserError
+from gnet_jax.data.plain_path import plain_path
 from gnet_jax.data.progress import progress_line
 from gnet_jax.data.sources.tfds import count_array_records
 from gnet_jax.data.sources.tfrecord import framed, record_ends
@@ -71,7 +72,7 @@ def write_set(
     """
     import tensorflow_datasets as tfds
 
-    folder, file_format = Path(info.data_dir), info.file_format.value
+    folder, file_format = Path(info.data_dir).resolve(), info.file_format.value
     # That is no version, so tensorflow-datasets does not take it for a set.
     work = folder.with_name(f"{folder.name}.unfinished-{file_format}")
     with _locked(work):
@@ -89,7 +90,7 @@ def write_set(
                 tfds.core.SplitInfo(name=plan.name, shard_lengths=lengths, num_bytes=written)
             )
         info.set_splits(tfds.core.SplitDict(splits))
-        info.write_to_directory(work)
+        info.write_to_directory(plain_path(work))
         (work / ORIGIN).unlink()
         (work / LOCK).unlink()
         work.replace(folder)
@@ -214,7 +215,7 @@ def _write_array_records(path: Path, records: Iterator[bytes]) -> None:
     from array_record.python import array_record_data_source
 
     writer = array_record_data_source.array_record_module.ArrayRecordWriter(
-        os.fspath(path), "group_size:1"
+        os.fspath(plain_path(path)), "group_size:1"
     )
     for data in records:
         with _errors_of_storage():

@@ -16,12 +16,12 @@ from gnet_jax.data import order_fingerprint
 from gnet_jax.lab.heads import HeadEvaluator
 from gnet_jax.lab.ledger import network_ledger
 from gnet_jax.lab.sweep import Cell
-from gnet_jax.training.checkpoint import Checkpoints
 from gnet_jax.training.compiled_steps import CompiledSteps
 from gnet_jax.training.loop import train
 from gnet_jax.training.memory import step_memory
 from gnet_jax.training.record import BusyError, MetricsFile, open_workdir
 from gnet_jax.training.run import model_of
+from gnet_jax.training.saved_steps import SavedSteps
 from gnet_jax.weights.start import prepare_run
 
 LOG_FILE = "log.txt"
@@ -66,8 +66,7 @@ class Bench:
             ended = train(run, workdir, self._compiled)
         if ended.signal is not None:
             raise StoppedError(ended.signal, cell)
-        with Checkpoints(workdir / "checkpoints", own.keep_latest) as checkpoints:
-            state = checkpoints.restore(ended.step, run.abstract_state())
+        state = SavedSteps(workdir / "checkpoints").restore(ended.step, run.abstract_state())
         count, heads = self._evaluate_heads(run, state)
         cost = network_ledger(run.model, own.data.image_size)
         return {

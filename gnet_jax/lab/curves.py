@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from gnet_jax.config import UserError
+from gnet_jax.config.names import as_text
 from gnet_jax.inference.lettering import letter
 from gnet_jax.lab.palette import colour_of, line_style
 from gnet_jax.training.record import MetricsFile
@@ -28,8 +29,11 @@ def draw_curves(workdirs: Sequence[Path], out: Path) -> None:
         if not lines:
             raise UserError(f"{workdir} has no metrics.jsonl with a line in it; train there first")
         _draw_run(lines, loss, top1)
-        loss.set(title=f"{workdir.name}: cross-entropy", xlabel="step", ylim=(0, None))
-        top1.set(title=f"{workdir.name}: top-1 accuracy", xlabel="step", ylim=(0, 1))
+        name = as_text(workdir.name)
+        loss.set_title(f"{name}: cross-entropy")
+        top1.set_title(f"{name}: top-1 accuracy")
+        loss.set(xlabel="step", ylim=(0, None))
+        top1.set(xlabel="step", ylim=(0, 1))
         top1.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         for panel in (loss, top1):
             panel.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gnet_jax.config import UserError
+from gnet_jax.config.names import as_text
 from gnet_jax.inference.lettering import letter
 from gnet_jax.lab.palette import colour_of, line_style
 from gnet_jax.training.diagnose import FILE
@@ -63,7 +64,7 @@ def draw_diagnostics(workdirs: Sequence[Path], out: Path) -> None:
     figure = Figure(figsize=(17, 4.2 * len(runs)), layout="constrained")
     grid = figure.subplots(len(runs), 4, squeeze=False)
     for (workdir, lines), (heads, gradients, dead, updates) in zip(runs.items(), grid, strict=True):
-        name = "/".join(workdir.absolute().parts[-2:])
+        name = as_text("/".join(workdir.absolute().parts[-2:]))
         draw_heads(heads, lines)
         heads.set_title(f"{name}: mean gradient by block")
         _over_time(gradients, lines, "grad_norm")

@@ -18,6 +18,7 @@ import numpy as np
 from gnet_jax.config import Config, UserError
 from gnet_jax.data import Labels
 from gnet_jax.model import Architecture, GoogLeNet, layer_outputs, variable_shapes
+from gnet_jax.model_folder.schema import from_json
 from gnet_jax.training.digests import named_leaves
 from gnet_jax.training.feed import augmentation
 from gnet_jax.training.finetune import flat, without_gradient
@@ -26,7 +27,6 @@ from gnet_jax.training.replay import NOTES
 from gnet_jax.training.run import is_canonical, pure_train_step
 from gnet_jax.training.sharding import compile_train_step, data_mesh, put_state
 from gnet_jax.training.step import TrainState, create_state, loss_of, step_keys
-from gnet_jax.weights.schema import from_json
 
 # What zip files, arrays and JSON raise that are not whole; a SchemaError is a ValueError.
 _DAMAGE = (ValueError, TypeError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile)

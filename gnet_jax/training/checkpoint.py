@@ -6,7 +6,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -22,15 +22,14 @@ from gnet_jax.training.goodput import Stopwatch
 from gnet_jax.training.guard import LoneError, TrainingError
 from gnet_jax.training.saved_steps import SavedSteps
 from gnet_jax.training.storage import (
+    PARTIAL,
     check_readable,
     items,
-    kept_steps,
     open_manager,
     read_arrays,
 )
 
 DAMAGED = ".damaged"
-_PARTIAL = ".orbax-checkpoint-tmp"
 _NONE_SAVED, _NONE_LEFT = -1, -2  # in place of a step, where hosts agree on one
 
 
@@ -38,8 +37,10 @@ class Checkpoints(SavedSteps):
     """The checkpoints of one run: the newest few, and the one of the best evaluation.
 
     Saving goes on in the background, the hashing too. A step is committed by a rename, its sha256
-    among its files, so a killed save leaves the older steps untouched. A save that fails, as on a
-    full disk, is told, counted, and tried again at the next save; older steps stay. On several
+    among its files, so a killed save leaves the older steps untouched. A committed step is read
+    back; until it is seen to be whole it does not count as saved, and no older step is deleted. One
+    that is damaged is put aside as on a restore, and its save has failed. A save that fails, as on
+    a full disk, is told, counted, and tried again at the next save; older steps stay. On several
     hosts it is raised instead, for the others would wait: as a `TrainingError` on all of them where
     the disk is seen to be full before, else as a `LoneError`.
     """
@@ -50,7 +51,19 @@ class Checkpoints(SavedSteps):
         keep_latest: int,
         tell: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
         watch: Stopwatch | None = None,
+        model: Mapping[str, Any] | None = None,
+        verify: bool = True,
     ) -> None:
+        """Open `folder`, which is made if it is missing.
+
+        Args:
+            folder: of the run's checkpoints.
+            keep_latest: newest steps to keep.
+            tell: prints a line.
+            watch: counts the seconds that saving holds up the run.
+            model: description of the run's model, to be saved with every step.
+            verify: whether each step is read back before it counts as saved.
+        """
         super().__init__(folder)
         self.tell = tell
         self.watch = Stopwatch() if watch is None else watch
@@ -60,7 +73,9 @@ class Checkpoints(SavedSteps):
         self._pending: Future[None] | None = None
         self._keep_latest = keep_latest
         self._waiting = ThreadPoolExecutor(1, "checkpoints")
-        self._manager = open_manager(self.folder, keep_latest, lambda: self.best)
+        self._model = model
+        self._verify = verify
+        self._manager = open_manager(self.folder)
 
     def __enter__(self) -> Self:
         return self
@@ -84,27 +99,58 @@ class Checkpoints(SavedSteps):
         self._wait()
         if step in self.steps:
             if top1 is not None and step not in self._scores:
-                self._score(step, top1)
+                self._scores[step] = top1
+                self._note(step, "accuracy", {"top1": top1})
             return
         self._begun = step
         if top1 is not None:
             self._scores[step] = top1
         try:
             together(lambda: self._check_space(state))
-            self._manager.save(step, args=items(state, _on_host(state), top1), force=True)
-            # Orbax tells of an error only to who waits for it.
-            self._pending = self._waiting.submit(self._manager.wait_until_finished)
+            notes = {"top1": top1, "model": self._model}
+            self._manager.save(step, args=items(state, _on_host(state), notes), force=True)
+            self._pending = self._waiting.submit(self._commit, step)
             self.watch.saved(step)
         except Exception as error:  # whatever the storage below trips over
-            self._failed(error)
+            # Every host knows of a `UserError`.
+            self._failed(error, lone=not isinstance(error, UserError))
 
-    def _score(self, step: int, top1: float) -> None:
-        self._scores[step] = top1
+    def _commit(self, step: int) -> None:
+        """Wait until `step` is on disk, read it back, and delete the steps that it replaces.
+
+        Only the first process reads and deletes.
+
+        Raises:
+            Exception: whatever the storage raises.
+            DamageError: if it is not what was saved.
+            ConfigError: if it cannot be opened, or not be put aside.
+        """
+        self._manager.wait_until_finished()  # Orbax raises an error only to who waits for it
+        if jax.process_index():
+            return
+        if self._verify:
+            try:
+                read_arrays(self.folder / str(step))
+            except DamageError as error:
+                check_readable(self.folder / str(step))
+                aside = self._put_aside(step)
+                raise DamageError(
+                    f"read back, it is damaged: {error}; it is put aside as {aside}"
+                ) from error
+        for old in self.steps:
+            if old not in self._kept_with(step):
+                # First renamed, so that a kill leaves no half of a step, but what a start removes.
+                gone = self.folder / f"{old}{PARTIAL}"
+                with contextlib.suppress(FileNotFoundError):
+                    (self.folder / str(old)).rename(gone)
+                shutil.rmtree(gone, ignore_errors=True)
+
+    def _note(self, step: int, what: str, notes: Mapping[str, Any]) -> None:
         try:
             if jax.process_index() == 0:
-                add_notes(self.folder / str(step) / "digests", {"top1": top1})
+                add_notes(self.folder / str(step) / "digests", notes)
         except (OSError, DamageError) as error:
-            self.tell(f"warning: the accuracy of step {step} could not be noted ({error})")
+            self.tell(f"warning: the {what} of step {step} could not be noted ({error})")
 
     def _check_space(self, state: Any) -> None:
         """Spare Orbax a full disk: it leaves a dozen threads with errors of their own.
@@ -126,7 +172,7 @@ class Checkpoints(SavedSteps):
         """
         quiet = 0
         for _ in range(100):
-            found = list(self.folder.glob(f"*{_PARTIAL}*"))
+            found = list(self.folder.glob(f"*{PARTIAL}*"))
             for partial in found:
                 shutil.rmtree(partial, ignore_errors=True)
             quiet = 0 if found else quiet + 1
@@ -153,7 +199,7 @@ class Checkpoints(SavedSteps):
         except Exception as error:  # as in `_save`
             with contextlib.suppress(Exception):  # the same, which Orbax raises in every thread
                 self._manager.wait_until_finished()
-            self._failed(error)
+            self._failed(error, lone=True)
         else:
             self.problem = None
             self.watch.committed = self._begun
@@ -165,15 +211,21 @@ class Checkpoints(SavedSteps):
         Over a network file system a listing may lag behind, on one host and not on another; hosts
         that believe in other steps would come to other decisions, and wait for each other.
         """
-        self.steps = kept_steps(sorted({*self.steps, step}), self._keep_latest, self.best)
+        self.steps = self._kept_with(step)
         self._scores = {s: top1 for s, top1 in self._scores.items() if s in self.steps}
+
+    def _kept_with(self, step: int) -> list[int]:
+        """Returns the steps to keep once `step` is saved: the newest few, and the best."""
+        steps = sorted({*self.steps, step})
+        kept = {*steps[-self._keep_latest :], self.best}
+        return [each for each in steps if each in kept]
 
     def restore_newest(self, abstract_state: Any) -> tuple[int, Any] | None:
         """The newest step that is undamaged, and its state; None if nothing was ever saved.
 
         Damaged ones on the way are told and renamed: 120 becomes 120.damaged. The first process
         verifies and chooses; the others verify the same step for themselves, and believe the first
-        in what else there is.
+        in what else there is. Steps that an older version saved are given the model.
 
         Raises:
             ConfigError: if no step is left, if files of one cannot be opened, or as `restore`.
@@ -199,7 +251,11 @@ class Checkpoints(SavedSteps):
                 return self._placed(step, arrays, abstract_state)
             return self.restore(step, abstract_state)
 
-        return step, together(own)
+        restored = together(own)
+        if self._model is not None:
+            for old in sorted(self._without_model.intersection(self.steps)):
+                self._note(old, "model", {"model": self._model})
+        return step, restored
 
     def _newest_undamaged(self) -> tuple[int, dict[str, np.ndarray]]:
         for step in reversed(self.steps):
@@ -224,13 +280,14 @@ class Checkpoints(SavedSteps):
                 "; move it away, or make the folder writable"
             ) from error
 
-    def _failed(self, error: Exception) -> None:
+    def _failed(self, error: Exception, *, lone: bool) -> None:
         self.failures += 1
-        first = (str(error) or type(error).__name__).splitlines()[0]
-        self.problem = f"step {self._begun} could not be saved ({first[:200]})"
+        reason = str(error)
+        if not isinstance(error, DamageError | UserError):  # a library's, which may be long
+            reason = (reason or type(error).__name__).splitlines()[0][:200]
+        self.problem = f"step {self._begun} could not be saved ({reason})"
         if jax.process_count() > 1:
-            # Of a `UserError` every host knows.
-            kind = TrainingError if isinstance(error, UserError) else LoneError
+            kind = LoneError if lone else TrainingError
             raise kind(
                 f"{self.problem}; the same command on every host goes on from the newest checkpoint"
             ) from error

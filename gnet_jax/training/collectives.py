@@ -16,12 +16,15 @@ def gather(text: str) -> list[str]:
     """The `text` of every host, in the order of the hosts; all of them must call this."""
     if jax.process_count() == 1:
         return [text]
-    own = np.frombuffer(text.encode(), np.uint8)
+    own = np.frombuffer(text.encode("utf-8", "surrogateescape"), np.uint8)
     sizes = multihost_utils.process_allgather(np.array([own.size], np.int32)).ravel()
     padded = np.zeros(max(int(sizes.max()), 1), np.uint8)
     padded[: own.size] = own
     rows = multihost_utils.process_allgather(padded)
-    return [row[:size].tobytes().decode() for row, size in zip(rows, sizes, strict=True)]
+    return [
+        row[:size].tobytes().decode("utf-8", "surrogateescape")
+        for row, size in zip(rows, sizes, strict=True)
+    ]
 
 
 def together(action: Callable[[], Value]) -> Value:

@@ -73,13 +73,16 @@ def read_digests(folder: Path) -> dict[str, Any]:
     return body
 
 
-def check_arrays(arrays: Mapping[str, np.ndarray], digests: Mapping[str, Any]) -> None:
+def check_arrays(arrays: Mapping[str, np.ndarray], written: Mapping[str, Any]) -> None:
     """Compare names, dtypes, shapes and every bit with what was written.
+
+    Args:
+        arrays: by name.
+        written: `arrays` of `read_digests`, or the part of it that was read.
 
     Raises:
         DamageError: naming the first array that differs.
     """
-    written = digests["arrays"]
     for name in sorted(written.keys() | arrays.keys()):
         if name not in arrays:
             raise DamageError(f"{name} is missing")

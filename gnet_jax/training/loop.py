@@ -64,7 +64,13 @@ def train(run: Run, workdir: Path, compiled: CompiledSteps | None = None) -> Res
     with contextlib.ExitStack() as held:
         together(lambda: held.enter_context(hold))
         checkpoints = held.enter_context(
-            Checkpoints(workdir / "checkpoints", config.keep_latest, watch=watch)
+            Checkpoints(
+                workdir / "checkpoints",
+                config.keep_latest,
+                watch=watch,
+                model=run.description(),
+                verify=config.verify_checkpoints,
+            )
         )
         with watch.spent("starting"):
             found = checkpoints.restore_newest(run.abstract_state())

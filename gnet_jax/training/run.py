@@ -21,6 +21,7 @@ from gnet_jax.model import (
     variable_shapes,
 )
 from gnet_jax.model.roles import roles_by_path
+from gnet_jax.model_folder.description import Description, write_description
 from gnet_jax.training.canonical import check_virtual_shards
 from gnet_jax.training.diagnose import diagnose
 from gnet_jax.training.feed import augmentation
@@ -122,6 +123,18 @@ class Run(Program):
 
     train: Source
     val: Source
+
+    def description(self) -> dict[str, Any]:
+        """Returns what every checkpoint says of the model in it, as `write_description`."""
+        names = list(self.train.class_names)
+        outputs = self.model.arch.num_classes
+        names += [f"class {i}" for i in range(len(names), outputs)]  # model.num_classes is larger
+        source = {"format": "training workdir", "data": self.config.data.source}
+        if self.config.init is not None:
+            source["started_from"] = self.config.init
+        return write_description(
+            Description(self.model, self.config.data.preprocessing, tuple(names), source)
+        )
 
 
 def is_canonical(config: Config) -> bool:

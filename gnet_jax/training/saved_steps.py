@@ -1,5 +1,7 @@
 """The committed checkpoints of a run: which there are, and how one is restored."""
 
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ class SavedSteps:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.resolve()  # TensorStore refuses a path with ".." in it
+        self._without_model: set[int] = set()  # steps that an older version saved
         self._scores: dict[int, float] = {}
         self.damaged: dict[int, str] = {}  # steps whose digests, and score, cannot be read, and why
         self._look()
@@ -25,13 +28,17 @@ class SavedSteps:
         names = [path.name for path in self.folder.glob("*") if path.is_dir()]
         self.steps = sorted(int(name) for name in names if name.isdigit())
         self._scores, self.damaged = {}, {}
+        self._without_model = set()
         for step in self.steps:
             try:
-                top1 = read_digests(self.folder / str(step) / "digests").get("top1")
+                notes = read_digests(self.folder / str(step) / "digests")
             except DamageError as error:
                 self.damaged[step] = str(error)
-            else:
-                self._scores |= {} if top1 is None else {step: top1}
+                continue
+            if notes.get("top1") is not None:
+                self._scores[step] = notes["top1"]
+            if notes.get("model") is None:
+                self._without_model.add(step)
 
     @property
     def latest(self) -> int | None:
@@ -59,8 +66,33 @@ class SavedSteps:
         Raises:
             ConfigError: if it is damaged, or has other leaves, shapes or dtypes.
         """
+        return self._placed(step, self.read(step), abstract_state)
+
+    def read(
+        self, step: int, wanted: Callable[[str], bool] = lambda name: True
+    ) -> dict[str, np.ndarray]:
+        """Returns the arrays of `step` whose names are `wanted`, every bit verified.
+
+        Raises:
+            ConfigError: if one of them is damaged.
+        """
+        with self._named(step):
+            return read_arrays(self.folder / str(step), wanted)
+
+    def model(self, step: int) -> Any:
+        """Returns the description of the model in `step`; None if an older version saved it.
+
+        Raises:
+            ConfigError: if it is damaged.
+        """
+        with self._named(step):
+            return read_digests(self.folder / str(step) / "digests").get("model")
+
+    @contextlib.contextmanager
+    def _named(self, step: int) -> Iterator[None]:
+        """Say which step is damaged, and what to do."""
         try:
-            arrays = read_arrays(self.folder / str(step))
+            yield
         except DamageError as error:
             older = [each for each in self.steps if each < step]
             rest = f"go on from step {max(older)}" if older else "begin anew"
@@ -68,7 +100,6 @@ class SavedSteps:
                 f"checkpoint {step} in {self.folder} is damaged: {error}; move "
                 f"{self.folder / str(step)} away to {rest}"
             ) from error
-        return self._placed(step, arrays, abstract_state)
 
     def _placed(self, step: int, arrays: dict[str, np.ndarray], abstract_state: Any) -> Any:
         expected = {name: (x.shape, x.dtype) for name, x in named_leaves(abstract_state).items()}

@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gnet_jax.config import ConfigError
+from gnet_jax.data.plain_path import plain_path
 
 AXIS = "data"
 # jaxlib gives convolutions and products on CPUs to the library YNNPACK where this lists their
@@ -198,6 +199,13 @@ def use_compilation_cache() -> None:
 
     The folder is JAX_COMPILATION_CACHE_DIR, or gnet_jax/ in the user's cache folder.
     """
-    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
+    folder: str | None = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    if folder is None:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(base / "gnet_jax" / "xla"))
+        folder = str(base / "gnet_jax" / "xla")
+    if not folder or "://" in folder:
+        return
+    plain = str(plain_path(Path(folder)))
+    if plain != folder:  # XLA's own caches make the path a part of every program's key
+        jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
+    jax.config.update("jax_compilation_cache_dir", plain)

@@ -7,9 +7,10 @@ whole; `state` holds the arrays, `digests` one file with the sha256 of each.
 import dataclasses
 import logging
 import os
+import shutil
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,15 @@ import tensorstore
 from orbax.checkpoint import future
 
 from gnet_jax.config import ConfigError
+from gnet_jax.data.plain_path import plain_path
 from gnet_jax.training.digests import (
     DamageError,
     check_arrays,
     read_digests,
     write_digests,
 )
+
+PARTIAL = ".orbax-checkpoint-tmp"  # in the name of a folder that is no whole step
 
 
 class _NotTwice(logging.Filter):
@@ -43,22 +47,22 @@ for _logger in ("absl", "asyncio"):
     logging.getLogger(_logger).addFilter(_NotTwice())
 
 
-def open_manager(
-    folder: Path, keep_latest: int, best: Callable[[], int | None]
-) -> ocp.CheckpointManager:
-    """Orbax's manager of `folder`, which keeps the newest steps and the one that `best` names.
+def open_manager(folder: Path) -> ocp.CheckpointManager:
+    """Returns Orbax's manager of `folder`, and removes what killed saves and deletions left there.
 
-    What earlier, killed saves left is removed.
+    It deletes nothing: a preservation policy would delete older steps before a new one is verified.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    if jax.process_index() == 0:
+        for partial in folder.glob(f"*{PARTIAL}*"):
+            shutil.rmtree(partial, ignore_errors=True)
     # The format is named, for a later Orbax may have another default.
     arrays = ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=False)
     return ocp.CheckpointManager(
-        folder,
+        plain_path(folder),
         item_names=("state", "digests"),
         item_handlers={"state": arrays, "digests": _DigestsHandler()},
         options=ocp.CheckpointManagerOptions(
-            preservation_policy=_NewestAndBest(keep_latest, best),
-            cleanup_tmp_directories=True,
             async_options=ocp.AsyncOptions(barrier_sync_fn=_barrier),
         ),
     )
@@ -76,30 +80,35 @@ def _barrier(*, key: str, timeout_ms: int) -> None:
     ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
 
 
-def kept_steps(steps: Sequence[int], newest: int, best: int | None) -> list[int]:
-    """Which of `steps`, the last one newest, are kept: the `newest` last, and the best."""
-    kept = {*steps[-newest:], best}
-    return [step for step in steps if step in kept]
+def items(
+    state: Any, arrays: dict[str, np.ndarray], notes: Mapping[str, Any]
+) -> ocp.args.Composite:
+    """Returns what the manager saves: the state, and the digests of `arrays` with `notes`.
+
+    Args:
+        state: on the devices.
+        arrays: its copy on the host, by name.
+        notes: JSON that is sealed with the digests.
+    """
+    return ocp.args.Composite(state=ocp.args.PyTreeSave(state), digests=_DigestsSave(arrays, notes))
 
 
-def items(state: Any, arrays: dict[str, np.ndarray], top1: float | None) -> ocp.args.Composite:
-    """What the manager is to save: the state; and the digests of `arrays`, its copy on the host."""
-    return ocp.args.Composite(state=ocp.args.PyTreeSave(state), digests=_DigestsSave(arrays, top1))
-
-
-def read_arrays(folder: Path) -> dict[str, np.ndarray]:
-    """The arrays of one committed checkpoint by name, every bit verified.
+def read_arrays(
+    folder: Path, wanted: Callable[[str], bool] = lambda name: True
+) -> dict[str, np.ndarray]:
+    """Returns the arrays of one committed checkpoint whose names are `wanted`, every bit verified.
 
     Raises:
         DamageError: naming what is missing or other than it was saved.
     """
     digests = read_digests(folder / "digests")
+    written = {name: each for name, each in digests["arrays"].items() if wanted(name)}
     try:
-        arrays = _read(folder / "state", list(digests["arrays"]))
+        arrays = _read(folder / "state", list(written))
     except Exception as error:  # whatever the storage below trips over
         first = (str(error) or type(error).__name__).splitlines()[0]
         raise DamageError(f"it cannot be read ({first[:200]})") from error
-    check_arrays(arrays, digests)
+    check_arrays(arrays, written)
     return arrays
 
 
@@ -130,7 +139,7 @@ def _read(folder: Path, names: list[str]) -> dict[str, np.ndarray]:
     That leaves errors of its own behind the first one. And so nothing is placed on a device before
     it is verified.
     """
-    base = {"driver": "file", "path": f"{folder}/"}
+    base = {"driver": "file", "path": f"{plain_path(folder)}/"}
 
     def begun(name: str) -> Any:
         kvstore = {"driver": "ocdbt", "base": base, "path": name.replace("/", ".") + "/"}
@@ -139,19 +148,6 @@ def _read(folder: Path, names: list[str]) -> dict[str, np.ndarray]:
     opened = {name: begun(name) for name in names}
     read = {name: each.result().read() for name, each in opened.items()}
     return {name: np.asarray(each.result()) for name, each in read.items()}
-
-
-@dataclasses.dataclass(frozen=True)
-class _NewestAndBest:
-    """Orbax's preservation policy: the `newest` last steps, and the best of the evaluated ones."""
-
-    newest: int
-    best: Callable[[], int | None]
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
-        steps = [each.step for each in checkpoints]
-        kept = kept_steps(steps, self.newest, self.best())
-        return [step in kept for step in steps]
 
 
 class _DigestsHandler(ocp.AsyncCheckpointHandler):
@@ -166,7 +162,7 @@ class _DigestsHandler(ocp.AsyncCheckpointHandler):
             self.save(directory, args)
 
     def save(self, directory: Path, args: "_DigestsSave") -> None:
-        write_digests(directory, args.arrays, {"top1": args.top1})
+        write_digests(directory, args.arrays, args.notes)
 
     def restore(self, directory: Path, args: Any = None) -> Any:
         return read_digests(directory)
@@ -176,4 +172,4 @@ class _DigestsHandler(ocp.AsyncCheckpointHandler):
 @dataclasses.dataclass
 class _DigestsSave(ocp.args.CheckpointArgs):
     arrays: dict[str, np.ndarray] = dataclasses.field(repr=False)
-    top1: float | None
+    notes: Mapping[str, Any]

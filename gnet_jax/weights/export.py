@@ -25,7 +25,7 @@ import numpy as np
 
 from gnet_jax.config import UserError
 from gnet_jax.model import GoogLeNet, strip_aux
-from gnet_jax.weights.folder import ModelFolder, config_of, folder_of
+from gnet_jax.weights.folder import ModelFolder, config_of, folder_of, json_text
 from gnet_jax.weights.tensor_file import read_tensors, write_tensors
 from gnet_jax.weights.torch_file import read_torch, write_torch
 from gnet_jax.weights.torchvision import from_torchvision, to_torchvision
@@ -131,9 +131,9 @@ def _write_onnx(folder: ModelFolder, out: Path) -> Run:
     except ImportError as error:
         raise _missing(error, ".onnx") from error
     size = folder.preprocessing.image_size
-    metadata = {"config": json.dumps(config_of(folder), ensure_ascii=False)}
+    metadata = {"config": json_text(config_of(folder))}
     onnx.save(onnx_model(folder.model.arch, flatten(folder.variables), size, metadata), out)
-    session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(out.read_bytes(), providers=["CPUExecutionProvider"])
 
     def run(x_BHWC: np.ndarray) -> np.ndarray:
         (logits,) = session.run(["logits"], {"input": x_BHWC.transpose(0, 3, 1, 2)})
@@ -160,7 +160,7 @@ def _write_stablehlo(folder: ModelFolder, out: Path) -> Run:
 
 
 def _write_safetensors(folder: ModelFolder, out: Path) -> ModelFolder:
-    config = json.dumps(config_of(folder), ensure_ascii=False)
+    config = json_text(config_of(folder))
     write_tensors(out, flatten(folder.variables), {"format": "gnet_jax", "config": config})
     tensors, metadata = read_tensors(out)
     return folder_of(json.loads(metadata["config"]), tensors, out)

@@ -17,20 +17,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-import gnet_jax
-from gnet_jax.config import ConfigError, Preprocessing, check_preprocessing
-from gnet_jax.model import Architecture, GoogLeNet
-from gnet_jax.model.ops import FAST, PLAIN
+from gnet_jax.config import ConfigError, Preprocessing
+from gnet_jax.model import GoogLeNet
+from gnet_jax.model_folder.description import Description, read_description, write_description
+from gnet_jax.model_folder.schema import SchemaError
 from gnet_jax.weights.model_card import model_card
-from gnet_jax.weights.schema import SchemaError, from_json, to_json
 from gnet_jax.weights.tensor_file import read_tensors, write_tensors
 from gnet_jax.weights.variables import WeightsError, check, flatten, unflatten
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 CARD_FILE = "README.md"
-# Fields of the config that folders of older versions lack; their networks have the default.
-ADDED_LATER = ("stem_padding",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +56,7 @@ def write_folder(path: str | Path, folder: ModelFolder) -> None:
     check_folder(folder, f"what is to be written to {path}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+        partial = Path(tempfile.mkdtemp(prefix=".model-", dir=path.parent))
     except OSError as error:
         raise WeightsError(f"cannot write to {path.parent}: {error.strerror}") from error
     try:
@@ -67,9 +64,9 @@ def write_folder(path: str | Path, folder: ModelFolder) -> None:
         new.mkdir()
         write_tensors(new / WEIGHTS_FILE, flat, {"format": "gnet_jax"})
         config = config_of(folder) | {"weights_sha256": _sha256(new / WEIGHTS_FILE)}
-        text = json.dumps(config, indent=2, ensure_ascii=False)
-        (new / CONFIG_FILE).write_text(text + "\n", "utf-8")
-        (new / CARD_FILE).write_text(model_card(config, flat, path.name), "utf-8")
+        (new / CONFIG_FILE).write_text(json_text(config, indent=2) + "\n", "utf-8")
+        card = model_card(config, flat, path.name)
+        (new / CARD_FILE).write_text(card, "utf-8", errors="backslashreplace")
         if path.exists():
             path.rename(old)
         try:
@@ -155,60 +152,41 @@ def config_of(folder: ModelFolder) -> dict[str, Any]:
     """What config.json holds: all of `folder` but its variables.
 
     Raises:
-        WeightsError: for a network of another class, or with operations of its own, of which the
-            architecture says nothing.
+        WeightsError: for a network that its architecture does not describe.
     """
-    model = folder.model
-    if type(model) is not GoogLeNet or model.ops not in (FAST, PLAIN):
-        own = "with operations of its own " if type(model) is GoogLeNet else ""
-        raise WeightsError(
-            f"the network is a {type(model).__name__} {own}and cannot be stored: a model folder "
-            "holds what the architecture of a GoogLeNet describes"
+    try:
+        return write_description(
+            Description(folder.model, folder.preprocessing, folder.class_names, folder.source)
         )
-    return {
-        "gnet_jax": gnet_jax.__version__,
-        "architecture": to_json(folder.model.arch),
-        "dtype": jnp.dtype(folder.model.dtype).name,
-        "num_classes": folder.model.arch.num_classes,
-        "preprocessing": to_json(folder.preprocessing),
-        "source": dict(folder.source),
-        "id2label": {str(i): name for i, name in enumerate(folder.class_names)},
-    }
+    except ConfigError as error:
+        raise WeightsError(str(error)) from error
 
 
-def folder_of(config: Any, tensors: dict[str, Any], where: Path) -> ModelFolder:
+def json_text(value: Any, indent: int | None = None) -> str:
+    """Returns `value` as JSON that is readable and valid UTF-8.
+
+    Bytes of a file name that are not UTF-8 become JSON's own escapes, which `json.loads` reverses.
+    """
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def folder_of(config: Any, tensors: dict[str, Any], where: str | Path) -> ModelFolder:
     """The folder that `config_of` described, with `tensors` as its variables.
 
     Raises:
         WeightsError: naming `where`, and the first thing in it that does not fit.
     """
     try:
-        for part, kind in (("architecture", Architecture), ("preprocessing", Preprocessing)):
-            _refuse_missing(kind, config[part], part)
-        arch = from_json(Architecture, config["architecture"], "architecture")
-        preprocessing = from_json(Preprocessing, config["preprocessing"], "preprocessing")
-        check_preprocessing(preprocessing, "preprocessing")
-        labels, dtype = config["id2label"], config["dtype"]
-        names = tuple(str(labels[str(i)]) for i in range(len(labels)))
-        if dtype not in ("float32", "bfloat16"):
-            raise SchemaError(f"dtype is {dtype!r}; it must be float32 or bfloat16")
-        source = {str(name): str(value) for name, value in config["source"].items()}
+        description = read_description(config)
     except (SchemaError, ConfigError) as error:
         raise WeightsError(f"the config of {where} cannot be used: {error}") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise WeightsError(f"the config of {where} lacks or garbles {error}") from error
-    model = GoogLeNet(arch, dtype=jnp.dtype(dtype))
-    folder = ModelFolder(model, unflatten(tensors), preprocessing, names, source)
+    model, preprocessing, names, source = description
+    folder = ModelFolder(model, unflatten(tensors), preprocessing, names, dict(source))
     check_folder(folder, str(where))
     return folder
-
-
-def _refuse_missing(kind: Any, value: Any, where: str) -> None:
-    """A default in place of a field that is missing could be wrong, and nothing would show it."""
-    names = [field.name for field in dataclasses.fields(kind) if field.name not in ADDED_LATER]
-    missing = [name for name in names if isinstance(value, dict) and name not in value]
-    if missing:
-        raise SchemaError(f"{where}.{missing[0]} is missing")
 
 
 def check_folder(folder: ModelFolder, where: str) -> None:

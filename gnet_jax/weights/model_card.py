@@ -1,5 +1,6 @@
 """The model card: what a person finds in a model folder's README.md."""
 
+import json
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from gnet_jax.config import choose
+from gnet_jax.config.names import as_text
 from gnet_jax.model.roles import roles_by_path
 from gnet_jax.weights.variables import unflatten
 
@@ -20,7 +22,7 @@ import gnet_jax
 from gnet_jax.data import preprocess
 from gnet_jax.data.decode import central_crop, decode
 
-model, variables, preprocessing = gnet_jax.load("{name}")
+model, variables, preprocessing = gnet_jax.load({quoted})
 photo = decode(Path("photo.jpg").read_bytes())
 images = preprocess(central_crop(photo, preprocessing)[None], preprocessing=preprocessing)
 logits = jax.jit(model.apply)(variables, images).logits
@@ -64,7 +66,7 @@ def model_card(config: Mapping[str, Any], flat: Mapping[str, np.ndarray], name: 
     lines = [
         *front,
         "---",
-        f"# {name}",
+        f"# {as_text(name)}",
         "",
         "GoogLeNet (Inception v1, [arXiv 1409.4842](https://arxiv.org/abs/1409.4842)), "
         "to be used with `gnet_jax`.",
@@ -72,7 +74,7 @@ def model_card(config: Mapping[str, Any], flat: Mapping[str, np.ndarray], name: 
         *_table(facts),
         "## Use",
         "",
-        _EXAMPLE.format(name=name),
+        _EXAMPLE.format(quoted=json.dumps(name, ensure_ascii=False)),
         "## Where the weights came from",
         "",
         *_table(origin),
@@ -119,4 +121,9 @@ def block_kernels(flat: Mapping[str, np.ndarray]) -> list[str]:
 
 
 def _table(rows: Mapping[str, str]) -> list[str]:
-    return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items()), ""]
+    lines = (f"| {name} | {_cell(value)} |" for name, value in rows.items())
+    return ["| | |", "|---|---|", *lines, ""]
+
+
+def _cell(text: str) -> str:
+    return as_text(text).replace("|", "\\|")

@@ -1,35 +1,36 @@
 """A run that a configuration names, with the model that it starts from."""
 
 import dataclasses
+from pathlib import Path
 
 from gnet_jax.config import Config, ConfigError, Preprocessing
 from gnet_jax.training.finetune import Pretrained
 from gnet_jax.training.run import Run, prepare
-from gnet_jax.weights.folder import read_folder
+from gnet_jax.weights.convert import read
 
 
 def prepare_run(config: Config) -> Run:
-    """`prepare(config)`, from the model folder `config.init` where there is one.
+    """`prepare(config)`, starting from the model `config.init` if it names one.
 
     Raises:
-        WeightsError: as `read_folder`.
+        WeightsError: as `read`.
         ConfigError, DataError: as `prepare`.
     """
     return prepare(*with_start(config))
 
 
 def with_start(config: Config) -> tuple[Config, Pretrained | None]:
-    """`config` with the model of the folder `config.init`, None where it names none.
+    """Returns `config` and the model that `config.init` names, None if it names none.
 
-    The preprocessing belongs to the weights: that of the folder takes the place of the config's.
+    The preprocessing belongs to the weights: the model's replaces that of the config.
 
     Raises:
-        WeightsError: as `read_folder`.
-        ConfigError: as `with_preprocessing`.
+        WeightsError: as `read`.
+        ConfigError: as `with_preprocessing`, or if a checkpoint is damaged.
     """
     if config.init is None:
         return config, None
-    folder = read_folder(config.init)
+    folder = read(Path(config.init).expanduser())
     config = with_preprocessing(config, folder.preprocessing)
     return config, Pretrained(folder.model, folder.variables, folder.class_names)
 

@@ -114,3 +114,18 @@ def test_a_finished_copy_of_what_has_changed_since_is_refused(folder, tmp_path):
     (folder / "train" / "dog" / "9.jpg").write_bytes(encoded(picture(99)))
     with pytest.raises(PrepareError, match="it has changed since"):
         pack(str(folder), tmp_path / "copy", 40)
+
+
+@pytest.mark.parametrize("file_format", ["array_record", "tfrecord"])
+@pytest.mark.parametrize("name", ["x[1]", "a*?\\#% '\"\n;", "\udcff"])
+def test_a_copy_below_any_name_is_written_and_found(
+    folder, tmp_path, monkeypatch, name, file_format
+):
+    odd = tmp_path / name
+    source = folder.rename(tmp_path / f"photos {name}")
+    command = ["prepare", str(source), "--resize", "40", "--out", str(odd / "copy")]
+    for _ in ("it is written", "it is found"):
+        assert main([*command, "--format", file_format]) == 0
+    monkeypatch.setenv("TFDS_DATA_DIR", str(odd))
+    assert len(open_source("tfds:copy", "train")) == 10
+    assert sorted(path.name for path in odd.iterdir()) == ["copy"]

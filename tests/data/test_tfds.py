@@ -223,3 +223,21 @@ def test_a_set_of_a_thousand_files_may_keep_them_open(tmp_path, monkeypatch):
 def test_a_version_or_a_name_that_cannot_be_is_one_sentence(name, tmp_path):
     with pytest.raises(DataError, match=re.escape(name)):
         open_builder(name, tmp_path)
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
+@pytest.mark.parametrize("name", ["x[1]", "a*?\\#% '\"\n", "\udcff"])
+def test_a_set_below_any_name_is_read(tmp_path, monkeypatch, name, file_format):
+    folder = tmp_path / name / name
+    written = write(folder, file_format)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(folder))
+    for source in (open_source("tfds:shapes", "train"), TfdsSource("shapes", "train", folder)):
+        assert source[7] == (encoded(picture(7), "PNG"), 1)
+        assert pickle.loads(pickle.dumps(source))[7] == source[7]
+    shard(written).unlink()
+    with pytest.raises(DataError) as error:
+        open_source("tfds:shapes", "train")
+    assert str(written) in str(error.value)
+    with pytest.raises(DataError) as error:
+        TfdsSource("mnist", "train", tmp_path / name)
+    assert str(tmp_path / name) in str(error.value)

@@ -1,6 +1,7 @@
 import dataclasses
 import errno
 import json
+import os
 import shutil
 import time
 from unittest import mock
@@ -336,3 +337,81 @@ def test_a_full_disk_leaves_older_steps_and_saving_goes_on_once_it_has_room(new_
         assert checkpoints.steps == [1, 3]
         kept = checkpoints.restore(1, abstract(large))
     assert digest(kept) == digest(large)
+
+
+def damaging(monkeypatch, damage):
+    """Let `damage` at every step between its commit and its verification."""
+    usual = checkpoint.read_arrays
+
+    def read(folder, *arguments):
+        damage(folder)
+        return usual(folder, *arguments)
+
+    monkeypatch.setattr(checkpoint, "read_arrays", read)
+
+
+DAMAGES = {
+    "a bit": flip_a_bit_of_the_largest_file,
+    "the manifest": lambda folder: (folder / "state" / "manifest.ocdbt").unlink(),
+    "the digests": lambda folder: (folder / "digests" / "digests.json").write_text("{}"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_step_that_reads_back_damaged_is_put_aside_and_older_steps_stay(
+    tmp_path, monkeypatch, damage
+):
+    said = []
+    with Checkpoints(tmp_path, keep_latest=1, tell=said.append) as checkpoints:
+        checkpoints.save(1, small(1), 0.5)
+        checkpoints.wait()
+        with monkeypatch.context() as patch:
+            damaging(patch, damage)
+            checkpoints.save(2, small(2), 0.9)
+            checkpoints.wait()
+        assert (checkpoints.failures, checkpoints.steps, checkpoints.best) == (1, [1], 1)
+        assert checkpoints.problem is not None
+        assert "step 2 could not be saved" in said[0]
+        assert str(tmp_path / "2.damaged") in said[0]
+        checkpoints.save(2, small(2))  # the next save tries again
+        checkpoints.wait()
+        assert (checkpoints.problem, checkpoints.steps) == (None, [1, 2])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2", "2.damaged"]
+    assert restored(tmp_path, []) == (2, 2)
+
+
+def test_without_verification_a_step_is_not_read_back(tmp_path, monkeypatch):
+    damaging(monkeypatch, flip_a_bit_of_the_largest_file)
+    with Checkpoints(tmp_path, keep_latest=1, verify=False) as checkpoints:
+        checkpoints.save(1, small(1))
+        checkpoints.wait()
+        assert (checkpoints.failures, checkpoints.steps) == (0, [1])
+
+
+def test_on_several_hosts_a_step_that_reads_back_damaged_ends_the_one_that_read_it(
+    tmp_path, monkeypatch
+):
+    with Checkpoints(tmp_path, keep_latest=1) as checkpoints, monkeypatch.context() as patch:
+        damaging(patch, flip_a_bit_of_the_largest_file)
+        checkpoints.save(1, small(1))
+        checkpoints._waiting.submit(lambda: None).result()  # that thread has read step 1 before
+        patch.setattr(jax, "process_count", lambda: 2)
+        with pytest.raises(LoneError, match=r"step 1 could not be saved .*1\.damaged"):
+            checkpoints.wait()
+
+
+def test_older_steps_are_deleted_only_once_the_new_one_is_verified(tmp_path, monkeypatch):
+    seen = []
+    damaging(monkeypatch, lambda folder: seen.append(sorted(os.listdir(folder.parent))))
+    with Checkpoints(tmp_path, keep_latest=1) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(step, small(step))
+    assert seen == [["1"], ["1", "2"], ["2", "3"]]
+    assert os.listdir(tmp_path) == ["3"]
+
+
+def test_what_a_kill_left_of_a_deleted_step_is_removed(tmp_path):
+    save_small(tmp_path, 1, 2)
+    (tmp_path / "1").rename(tmp_path / f"1{checkpoint.PARTIAL}")
+    assert restored(tmp_path, []) == (2, 2)
+    assert os.listdir(tmp_path) == ["2"]

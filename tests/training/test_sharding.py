@@ -1,4 +1,7 @@
 import dataclasses
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -58,6 +61,30 @@ def test_a_cache_that_was_chosen_is_kept():
     assert chosen is not None
     use_compilation_cache()
     assert jax.config.jax_compilation_cache_dir == chosen
+
+
+CACHED = """
+import jax
+from gnet_jax.training.sharding import use_compilation_cache
+use_compilation_cache()
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+jax.jit(lambda x: x + 1)(1.0)
+"""
+
+
+@pytest.mark.parametrize("variable", ["XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR"])
+def test_a_cache_below_any_name_is_used_again(tmp_path, variable):
+    folder = tmp_path / "a[1]\n\udcff"
+    folder.mkdir()
+    others = {name: each for name, each in os.environ.items() if not name.startswith("JAX_COMP")}
+    environment = others | {variable: str(folder), "JAX_PLATFORMS": "cpu"}
+    kept = []
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", CACHED], env=environment, check=True)
+        kept.append(sorted(folder.rglob("*-cache")))
+    assert kept[0]
+    assert kept[0] == kept[1]
 
 
 def test_cpus_do_without_ynnpack_where_jaxlib_can_and_xla_flags_do_not_speak_of_it(monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 
 from gnet_jax.config import Config, Preprocessing
 from gnet_jax.model import VARIANTS, Architecture
-from gnet_jax.weights.schema import SchemaError, from_json, to_json
+from gnet_jax.model_folder.schema import SchemaError, from_json, to_json
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,15 @@ from PIL import Image
 
 from gnet_jax.config import Config, ConfigError, DataConfig, ModelConfig, OptimConfig
 from gnet_jax.data import open_source
+from gnet_jax.training import storage
 from gnet_jax.training.checkpoint import Checkpoints
+from gnet_jax.training.digests import _write, read_digests
 from gnet_jax.training.record import open_workdir
 from gnet_jax.training.run import prepare
 from gnet_jax.weights import WeightsError, read_folder
 from gnet_jax.weights.convert import convert, read
 from gnet_jax.weights.export import export
+from gnet_jax.weights.start import with_start
 from gnet_jax.weights.workdir import read_workdir
 
 
@@ -31,7 +34,8 @@ def saved_run(workdir, averaging="none", top1=(0.5, 0.9, 0.7), source="digits"):
     run = prepare(config)
     open_workdir(config, {"train": "0", "val": "1"})
     state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), run.abstract_state())
-    with Checkpoints(workdir / "checkpoints", config.keep_latest) as checkpoints:
+    folder, model = workdir / "checkpoints", run.description()
+    with Checkpoints(folder, config.keep_latest, model=model) as checkpoints:
         for step, score in enumerate(top1, start=1):
             params = jax.tree.map(lambda x, s=step: np.full_like(x, s), state.params)
             average = jax.tree.map(lambda x, s=step: np.full_like(x, 10 * s), state.average)
@@ -99,28 +103,52 @@ def test_a_run_that_saved_nothing_is_named(tmp_path):
         convert(tmp_path / "run", tmp_path / "model")
 
 
-def test_a_config_of_another_version_is_named(tmp_path):
-    saved_run(tmp_path / "run", top1=())
-    file = tmp_path / "run/config.json"
-    file.write_text(file.read_text().replace('"optim.momentum"', '"optim.inertia"'))
-    with pytest.raises(WeightsError, match=r"optim\.inertia is no field of OptimConfig"):
-        convert(tmp_path / "run", tmp_path / "model")
-    file.write_text("{")
-    with pytest.raises(WeightsError, match="is damaged"):
-        convert(tmp_path / "run", tmp_path / "model")
-
-
-def test_batches_that_would_not_divide_over_these_devices_do_not_matter(tmp_path):
-    """A run of one device is read on a machine of eight."""
+def test_a_workdir_needs_neither_its_data_nor_its_config_nor_its_start(tmp_path, monkeypatch):
     config, _ = saved_run(tmp_path / "run")
-    file = tmp_path / "run/config.json"
-    file.write_text(file.read_text().replace('"batch_size": 8', '"batch_size": 5'))
-    assert read_workdir(tmp_path / "run").preprocessing == config.data.preprocessing
+    (tmp_path / "run" / "config.json").write_text("no longer read")
+    monkeypatch.setattr("gnet_jax.data.sources.open_source", None)
+    folder = read_workdir(tmp_path / "run")
+    assert folder.class_names == tuple("0123456789")
+    assert folder.preprocessing == config.data.preprocessing
 
 
-def test_a_run_whose_start_is_gone_says_that_it_is_needed(tmp_path):
-    saved_run(tmp_path / "run")
-    file = tmp_path / "run/config.json"
-    file.write_text(file.read_text().replace('"init": null', '"init": "models/gone"'))
-    with pytest.raises(WeightsError, match="began from models/gone, whose network is needed"):
+def test_only_the_arrays_of_the_model_are_read(tmp_path, monkeypatch):
+    saved_run(tmp_path / "run", "ema")
+    read, usual = [], storage._read
+    monkeypatch.setattr(storage, "_read", lambda f, names: read.extend(names) or usual(f, names))
+    read_workdir(tmp_path / "run")
+    assert read
+    assert all(name.startswith("average/") for name in read)
+
+
+def without_model(workdir):
+    """Make the checkpoints look as an older version saved them."""
+    for step in (workdir / "checkpoints").iterdir():
+        body = read_digests(step / "digests")
+        del body["model"]
+        _write(step / "digests", body)
+
+
+def test_a_checkpoint_of_an_older_version_is_refused_until_its_run_is_resumed(tmp_path):
+    config, run = saved_run(tmp_path / "run", top1=(0.9, 0.5))
+    without_model(tmp_path / "run")
+    with pytest.raises(WeightsError, match=r"checkpoint 1 in .* contains no model"):
         read_workdir(tmp_path / "run")
+    folder, model = tmp_path / "run" / "checkpoints", run.description()
+    with Checkpoints(folder, config.keep_latest, model=model) as checkpoints:
+        checkpoints.restore_newest(run.abstract_state())
+    assert read_workdir(tmp_path / "run").class_names == tuple("0123456789")
+
+
+def test_a_model_with_more_outputs_than_classes_numbers_the_others(tmp_path):
+    model = ModelConfig(width_multiplier=1 / 16, stem="small", aux_after=(), num_classes=12)
+    run = prepare(Config(model=model, data=DataConfig(image_size=16, resize_to=16)))
+    names = run.description()["id2label"]
+    assert (names["9"], names["10"], names["11"], len(names)) == ("9", "class 10", "class 11", 12)
+
+
+def test_a_workdir_is_a_model_to_start_from(tmp_path):
+    saved_run(tmp_path / "run")
+    _, pretrained = with_start(Config(init=str(tmp_path / "run")))
+    assert pretrained is not None
+    assert all((x == 2).all() for x in jax.tree.leaves(pretrained.variables["params"]))

@@ -137,8 +137,11 @@ class _Part(NamedTuple):
         names = SPLITS[split]
         wanted = " or ".join(names)
         whole = Path(path).expanduser()
-        if "{split}" in path:
-            files = {name: Path(path.replace("{split}", name)).expanduser() for name in names}
+        # What exists is no pattern: a file or a folder may be named {split}.
+        there = next(each for each in (whole, *whole.parents) if each.exists())
+        pattern = str(whole.relative_to(there))
+        if "{split}" in pattern:
+            files = {name: there / pattern.replace("{split}", name) for name in names}
             for name, file in files.items():
                 if file.is_file():
                     return cls(file, _opened(file), name, keyed=False)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from gnet_jax.data.decode import ImageError
+from gnet_jax.data.plain_path import plain_path
 from gnet_jax.data.sources.source import DataError, Example, MissingSplitError, Split, digest
 from gnet_jax.data.sources.tfrecord import THREADS, TfRecords
 from gnet_jax.data.sources.walk import LeftOut
@@ -36,8 +37,8 @@ class TfdsSource:
         builder = open_builder(name, data_dir)
         if not is_prepared(builder):
             raise DataError(
-                f"{name} is not prepared in {builder.data_dir}; run `gnet prepare tfds:{name}`, or "
-                "set TFDS_DATA_DIR to where it is"
+                f"{name} is not prepared in {folder_of(builder)}; run `gnet prepare tfds:{name}`, "
+                "or set TFDS_DATA_DIR to where it is"
             )
         splits = sorted(builder.info.splits)
         wanted = ("validation", "test") if split == "val" else (split,)
@@ -107,9 +108,10 @@ def open_builder(name: str, data_dir: Path | None = None, **options: Any) -> Any
     import tensorflow_datasets as tfds
 
     # tfds itself reads the variable at import alone.
-    folder = os.environ.get("TFDS_DATA_DIR") if data_dir is None else os.fspath(data_dir)
+    given = os.environ.get("TFDS_DATA_DIR") if data_dir is None else os.fspath(data_dir)
+    folder = os.path.expanduser(given or "~/tensorflow_datasets")
     try:
-        return tfds.builder(name, data_dir=folder, **options)
+        return tfds.builder(name, data_dir=_plain(folder), **options)
     except tfds.core.DatasetNotFoundError as error:
         raise DataError(
             f"tensorflow-datasets knows no data set named {name!r}; "
@@ -118,6 +120,12 @@ def open_builder(name: str, data_dir: Path | None = None, **options: Any) -> Any
     except (AssertionError, ValueError) as error:  # a version, or a name, that it cannot use
         reason = str(error).strip().partition("\n")[0]
         raise DataError(f"tensorflow-datasets cannot use the name {name!r}: {reason}") from error
+
+
+def folder_of(builder: Any) -> Path | str:
+    """Returns the folder of the set of `builder` by its own name; a bucket as text."""
+    folder = os.fspath(builder.data_dir)
+    return folder if "://" in folder else Path(folder).resolve()
 
 
 def is_prepared(builder: Any) -> bool:
@@ -160,7 +168,10 @@ def _open_records(name: str, file_format: str, info: Any) -> _Records:
     Raises:
         DataError: if they are stored in a format that is not read, or are not all there.
     """
-    paths = [os.fspath(path) for path in info.filepaths]
+    folder = os.fspath(info.filepaths[0].parent)
+    if "://" not in folder:
+        folder = os.fspath(Path(folder).resolve())  # its own name in place of a plain one
+    paths = [f"{folder}/{os.path.basename(path)}" for path in info.filepaths]
     if file_format == "array_record":
         return _ArrayRecords(paths, info.shard_lengths)
     if file_format != "tfrecord":
@@ -168,7 +179,6 @@ def _open_records(name: str, file_format: str, info: Any) -> _Records:
             f"{name} is stored as {file_format}; only array_record and tfrecord are read. Prepare "
             f"it again: gnet prepare tfds:{name} --data-dir DIR"
         )
-    folder = os.fspath(info.filepaths[0].parent)
     if "://" in folder:
         raise DataError(
             f"{name} is stored as TFRecord in {folder}, and records are read at random from files "
@@ -198,7 +208,7 @@ class _ArrayRecords:
                     f"{path} should hold {count:,} records, but holds {holds:,}; copy it again"
                 )
         # Slices spare it from counting the records once more.
-        slices = [f"{path}[0:{count}]" for path, count in zip(paths, counts, strict=True)]
+        slices = [f"{_plain(path)}[0:{count}]" for path, count in zip(paths, counts, strict=True)]
         self._source = ArrayRecordDataSource(slices)
         self._paths, self._first = paths, np.cumsum([0, *counts])
 
@@ -228,13 +238,17 @@ def count_array_records(path: str) -> int:
     """
     from array_record.python import array_record_data_source
 
-    reader = array_record_data_source.array_record_module.ArrayRecordReader(path)
+    reader = array_record_data_source.array_record_module.ArrayRecordReader(_plain(path))
     count = reader.num_records()
     try:
         reader.close()  # says what went wrong before, when the count is 0
     except RuntimeError as error:  # of one kind for whatever the library meets
         raise OSError(f"{path}: {error}") from error
     return count
+
+
+def _plain(path: str) -> str:
+    return path if "://" in path else os.fspath(plain_path(Path(path)))
 
 
 def _allow_open_files(count: int) -> None:

@@ -1,0 +1,62 @@
+"""Any path, for libraries that read some of its characters as a pattern, a URL or text.
+
+Orbax, tensorflow-datasets and array_record take parts of a path for a pattern; TensorStore and
+array_record accept only UTF-8.
+"""
+
+import os
+import re
+import secrets
+import tempfile
+import threading
+from pathlib import Path
+
+from gnet_jax.config import UserError
+
+_PLAIN = re.compile(r"[A-Za-z0-9_./+=,-]*")
+_lock = threading.Lock()
+_links: dict[Path, Path] = {}  # by the folder that they lead to
+_home: tempfile.TemporaryDirectory[str] | None = None  # of the links
+
+
+def plain_path(path: Path) -> Path:
+    """Returns a path to the same place whose characters mean themselves to every library.
+
+    That is `path` if its characters already do. Otherwise it is valid in this process and those
+    that it starts, until it ends. The deepest folder with an odd name must exist before anything
+    is written.
+
+    Raises:
+        UserError: if no folder for temporary files has such a path itself.
+    """
+    if _PLAIN.fullmatch(str(path)):
+        return path
+    path = path.resolve()
+    odd = [i for i, part in enumerate(path.parts) if not _PLAIN.fullmatch(part)]
+    if not odd:
+        return path
+    folder, rest = Path(*path.parts[: odd[-1] + 1]), path.parts[odd[-1] + 1 :]
+    # A link works where the alternatives fail: a working directory is one for all threads, and
+    # /proc/self/fd exists on Linux alone and leads elsewhere in worker processes. Every host makes
+    # a link of its own, and Orbax never compares paths between hosts. A background save keeps its
+    # link because links are removed only at exit; a killed process leaves the links and no data.
+    with _lock:
+        if folder not in _links:
+            link = _links_folder() / secrets.token_hex(4)
+            link.symlink_to(folder)
+            _links[folder] = link
+        return _links[folder].joinpath(*rest)
+
+
+def _links_folder() -> Path:
+    global _home
+    if _home is None:
+        places = [tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm"]
+        usable = [p for p in places if _PLAIN.fullmatch(p) and os.access(p, os.W_OK | os.X_OK)]
+        if not usable:
+            raise UserError(
+                f"TMPDIR is {places[0]!r}; a path with characters other than ASCII letters, digits "
+                "and _./+=,- requires a writable folder for temporary files without them"
+            )
+        _home = tempfile.TemporaryDirectory(prefix="gnet_jax-", dir=usable[0])
+    return Path(_home.name)

@@ -1,0 +1,43 @@
+"""Libraries see no character of a path that they could misread."""
+
+import os
+import tempfile
+
+import pytest
+
+from gnet_jax.config import UserError
+from gnet_jax.data import plain_path as module
+from gnet_jax.data.plain_path import plain_path
+
+
+def test_a_plain_path_is_left_as_it_is(tmp_path):
+    assert plain_path(tmp_path / "not" / "there-1.0_a,b=c+d") == tmp_path / "not/there-1.0_a,b=c+d"
+
+
+@pytest.mark.parametrize("name", ["[1]", "a*?", "b\\c", "d e", "f\n", "#%'\"", "gs:", "\udcff"])
+def test_an_odd_path_leads_to_the_same_place(tmp_path, name):
+    odd = tmp_path / name / "x" / name / "run"
+    odd.parent.mkdir(parents=True)
+    plain = plain_path(odd)
+    assert set(str(plain)) <= set(
+        "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_./+=,-"
+    )
+    plain.mkdir()
+    assert odd.is_dir()
+    assert plain_path(odd) == plain
+
+
+def test_a_temporary_folder_with_an_odd_name_is_not_used(tmp_path, monkeypatch):
+    odd = tmp_path / "tmp[1]"
+    odd.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(odd))
+    monkeypatch.setattr(module, "_home", None)
+    monkeypatch.setattr(module, "_links", {})
+    assert plain_path(odd).samefile(odd)
+    assert not any(odd.iterdir())
+    module._home.cleanup()
+    monkeypatch.setattr(module, "_home", None)
+    monkeypatch.setattr(module, "_links", {})
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(UserError, match=r"tmp\[1\]"):
+        plain_path(odd)
