@@ -100,8 +100,9 @@ def check_data(
     """Read every image of every split; list what is damaged, odd, unbalanced or there twice.
 
     Exit code 1 where something must be mended: damaged images, labels out of range, classes that
-    are empty or differ between splits, images in several splits, or other than in the manifest. A
-    folder with an empty class, and .npz files whose labels do not fit, are refused at once (2).
+    are empty or that train lacks, images in several splits, or other than in the manifest. A
+    train folder with an empty class, and .npz files whose labels do not fit, are refused at once
+    (exit code 2).
 
     Args:
         source: digits, folder:PATH, npz:PATH, or tfds:NAME.

@@ -30,7 +30,8 @@ class Takeover(NamedTuple):
 def compare(shapes: Mapping[str, Any], old: Pretrained, class_names: tuple[str, ...]) -> Takeover:
     """What `old` has for a network of the given shapes, made for `class_names`.
 
-    Classifiers, the auxiliary ones too, are taken over only if the classes are the same.
+    Classifiers, the auxiliary ones too, are taken over only if the classes are the same, by name
+    and in the same order.
 
     Args:
         shapes: the new network's variables, concrete or abstract.
