@@ -176,7 +176,7 @@ def test_evaluate_matches_classes_by_name(folder, tmp_path, capsys):
     (tmp_path / "val" / "cat").rename(tmp_path / "val" / "zebra")
     assert main(arguments) == 2
     error = capsys.readouterr().err
-    assert "the class zebra" in error
+    assert "the class 'zebra'" in error
     assert "compiling" not in error
 
 
@@ -216,7 +216,10 @@ def test_convert_and_export_keep_the_model(folder, capsys):
         (["predict", "MODEL"], "there is no photo"),
         (["predict", "MODEL", "x.jpg", "--top", "0"], "--top is 0"),
         (["predict", "MODEL", "x.jpg", "--cam", "/no/x.png"], "there is no folder /no"),
-        (["evaluate", "MODEL", "--data", "digits"], "the classes 0, 1, 2, 3, 4 and 5 more"),
+        (
+            ["evaluate", "MODEL", "--data", "digits"],
+            "'0', '1', '2', '3', '4' and 5 more",
+        ),
         (["evaluate", "--data", "digits"], "there is no model"),
         (["evaluate", "MODEL", "--data", "npz:/no/a.npz"], "there is no file /no/a.npz"),
         (["evaluate", "MODEL", "--data", "digits", "--json", "--table"], "exclude each other"),

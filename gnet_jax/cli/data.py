@@ -100,10 +100,10 @@ def check_data(
     """Read every image of every split; list what is damaged, odd, unbalanced or there twice.
 
     Exit code 1 if something must be fixed: damaged images, labels out of range, classes that are
-    empty or differ between splits, images in several splits, under several labels or other than
-    in the manifest, links to nothing, and images that are not read because of their format or
-    their place. All else that is not read is listed. A folder with an empty class to train on,
-    and .npz files whose labels do not fit, are refused at once (2).
+    empty or that train lacks, images in several splits, under several labels or other than in the
+    manifest, links to nothing, and images that are not read because of their format or their
+    place. All else that is not read is listed. A train folder with an empty class, and .npz files
+    whose labels do not fit, are refused at once (exit code 2).
 
     Args:
         source: digits, folder:PATH, npz:PATH, or tfds:NAME.

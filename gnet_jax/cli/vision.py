@@ -118,6 +118,10 @@ def evaluate(
 ) -> None:
     """Top-1 and top-5 accuracy over every image, of one model or an ensemble.
 
+    Classes are matched by name: the data need not have all of the model's, but no others. For
+    ImageNet's models, WordNet ids are names too. If the data number the model's classes instead,
+    from 0, they are paired by position, and the pairing is printed.
+
     Args:
         models: model folders (or workdirs, or weight files); several are averaged.
         data: digits, folder:PATH, npz:PATH, or tfds:NAME.

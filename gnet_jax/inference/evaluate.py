@@ -183,7 +183,7 @@ def pair_classes(
             f"the model or the data have {listed(twice)} more than once, so names do not tell "
             "which is which; rename them"
             if twice
-            else f"the data have {listed(odd)}, which the model lacks (it has {listed(model)}); "
+            else f"the data have {listed(odd)}, which the model lacks (it has {listed(model, 3)}); "
             "evaluate it on data of its own classes, or rename them"
         )
     return [-1 if place is None else place for place in places], None
@@ -209,7 +209,7 @@ def _by_position(names: Sequence[str], model: Sequence[str]) -> list[int] | None
 
 
 def _in_words(names: Sequence[str], places: Sequence[int], model: Sequence[str]) -> str:
-    pairs = [f"{name} is {model[place]!r}" for name, place in zip(names, places, strict=True)]
+    pairs = [f"{name!r} is {model[place]!r}" for name, place in zip(names, places, strict=True)]
     if len(pairs) > 4:
         pairs[2:-1] = ["..."]
     return f"classes paired by position, because the names differ: {', '.join(pairs)}"

@@ -32,7 +32,7 @@ def compare(shapes: Mapping[str, Any], old: Pretrained, class_names: tuple[str, 
     """What `old` has for a network of the given shapes, made for `class_names`.
 
     What depends on the number of classes, the auxiliary heads' too, is taken over only if the
-    classes are the same.
+    classes are the same, by name and in the same order.
 
     Args:
         shapes: the new network's variables, concrete or abstract.

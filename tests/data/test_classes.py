@@ -92,7 +92,7 @@ def test_a_class_that_train_lacks_is_refused_by_name_before_any_work(command, tm
     else:
         assert main(["prepare", spec, "--resize", "20", "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
-    assert "the class d" in error
+    assert "the class 'd'" in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
@@ -127,7 +127,7 @@ def test_splits_of_arrays_that_order_their_classes_differently_are_matched(tmp_p
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     assert levels(open_source("tfds:copy", "test")) == {"b": {60}, "c": {110}}
     arrays(tmp_path, test="db")
-    with pytest.raises(DataError, match=r"test split of npz:.* has the class d"):
+    with pytest.raises(DataError, match=r"test split of npz:.* has the class 'd'"):
         prepared(tmp_path, spec)
 
 

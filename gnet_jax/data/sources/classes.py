@@ -84,7 +84,8 @@ def listed(names: Sequence[str], shown: int = 5) -> str:
     """Returns `names` as part of a sentence, at most `shown` of them."""
     rest = len(names) - shown
     more = f" and {rest:,} more" if rest > 0 else ""
-    return f"the class{'es' if len(names) > 1 else ''} {', '.join(names[:shown])}{more}"
+    first = ", ".join(map(repr, names[:shown]))
+    return f"the class{'es' if len(names) > 1 else ''} {first}{more}"
 
 
 @cache
