@@ -9,6 +9,7 @@ from gnet_jax.data import ilsvrc
 from gnet_jax.data.shards import Format, PrepareError, SplitPlan, boundaries, write_set
 from gnet_jax.data.sources import MissingSplitError
 from gnet_jax.data.sources.tfds import TfdsSource, class_names, is_prepared, open_builder
+from gnet_jax.data.sources.walk import LeftOut
 
 OVERHEAD = 80  # bytes of an example besides its image and the image's name
 SPARE = 1.02  # times the size of its images, what a set may take on disk
@@ -19,6 +20,7 @@ class Prepared(NamedTuple):
 
     folder: Path
     images: dict[str, int]  # of each split
+    left_out: LeftOut  # what a copy leaves out of its source
 
 
 def prepare(
@@ -67,7 +69,7 @@ def prepare(
         with contextlib.suppress(MissingSplitError):
             source = TfdsSource(name, split, data_dir)
             images[source.split] = len(source)
-    return Prepared(Path(builder.data_dir), images)
+    return Prepared(Path(builder.data_dir), images, {})
 
 
 def _prepare_by_tfds(name: str, builder: Any, manual_dir: Path | None) -> None:

@@ -323,8 +323,10 @@ def test_a_set_of_unprintable_names_is_copied(root, tmp_path):
     pytest.importorskip("array_record")
     for split in ("train", "val"):
         write(root / split / LATIN / "1.png")
+    (root / "val" / "cat" / "a.heic").write_bytes(b"x")
     prepared = pack(f"folder:{root}", tmp_path / "copy", 32)
     assert prepared.images == {"train": 5, "validation": 5}
+    assert prepared.left_out == {"unsupported format": [f"{root}/val/cat/a.heic"]}
     labels = (prepared.folder / "label.labels.txt").read_text("utf-8").split("\n")
     assert labels[:3] == [r"caf\xe9", "cat", "dog"]
 
