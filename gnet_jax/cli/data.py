@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from gnet_jax.cli.output import PHOTOS, check_picture, console, json_line
+from gnet_jax.cli.output import PHOTOS, check_picture, console, json_line, say_not_read
 from gnet_jax.config import Config, UserError, check
 from gnet_jax.config.command import parse_config
 
@@ -78,6 +78,7 @@ def prepare(
             subset=subset,
             threads=threads,
         )
+    say_not_read(prepared.left_out)
     counts = ", ".join(f"{count:,} {split}" for split, count in prepared.images.items())
     print(f"{prepared.folder}: {counts} images. Train on them with:")
     setting = "" if data_dir is None else f"TFDS_DATA_DIR={shlex.quote(os.path.abspath(data_dir))} "

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -68,6 +68,14 @@ def check_picture(out: Path, kinds: tuple[str, ...] = FIGURES) -> None:
         raise UserError(
             f"cannot write {out}: {suffix} is no kind of picture; use one of {', '.join(kinds)}"
         )
+
+
+def say_not_read(left_out: Mapping[str, list[str]]) -> None:
+    """Count on standard error what was not read of the data, if anything."""
+    from gnet_jax.data.sources.walk import counted  # here because it brings JAX
+
+    if left_out:
+        print(f"not read: {counted(left_out)}", file=sys.stderr)
 
 
 def several(metavar: str) -> Any:

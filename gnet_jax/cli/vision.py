@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from rich.console import Console
 from tyro.conf import Positional, arg
 
-from gnet_jax.cli.output import PHOTOS, check_picture, console, json_line, several
+from gnet_jax.cli.output import PHOTOS, check_picture, console, json_line, say_not_read, several
 from gnet_jax.config import UserError
 
 if TYPE_CHECKING:  # imported where they are used, so that --help and a typo answer at once
@@ -40,7 +40,6 @@ def predict(
             the second photo, and so on).
         top: how many classes.
     """
-    from gnet_jax.data.sources.walk import LeftOut, counted
     from gnet_jax.inference.images import pictures
     from gnet_jax.inference.predict import (
         Predictor,
@@ -63,7 +62,7 @@ def predict(
     say_compiling()
     draw = None if cam is None else _map_writer(trained, cam)
     out, errors, seen, failed = console(), Console(stderr=True), 0, 0
-    left_out: LeftOut = {}
+    left_out: dict[str, list[str]] = {}
     photos = pictures(images, left_out)
     for name, picture, found in predictions(Predictor(trained), photos, top):
         seen += 1
@@ -80,8 +79,7 @@ def predict(
             render(out, name, found)
         if draw is not None and picture is not None:
             draw(picture)
-    if left_out:
-        print(f"not read: {counted(left_out)}", file=sys.stderr)
+    say_not_read(left_out)
     if not seen:
         raise UserError(f"there is no image in {', '.join(images)}")
     return 1 if failed else 0
@@ -141,6 +139,7 @@ def evaluate(
     if json and table:
         raise UserError("--json and --table exclude each other; choose one")
     source = open_source(data, split)
+    say_not_read(source.left_out)
     _use_device()
     trained = [read(model) for model in models]
     _say_which_steps(models, trained)

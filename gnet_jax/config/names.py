@@ -1,5 +1,6 @@
 """Names of files and classes, which need not be text, and paths that were typed."""
 
+import os
 import re
 from pathlib import Path
 
@@ -27,6 +28,6 @@ def typed_path(text: str) -> Path:
     """Returns the path that `text` names: as it is if it exists, otherwise with ~ expanded."""
     path = Path(text)
     try:
-        return path if path.exists() else path.expanduser()
+        return path if os.path.exists(text) else path.expanduser()
     except RuntimeError:  # ~NAME of a user that there is not
         return path

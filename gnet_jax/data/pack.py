@@ -18,6 +18,7 @@ from gnet_jax.data.shards import Format, PrepareError, SplitPlan, write_set
 from gnet_jax.data.sources import MissingSplitError, Source, Split, TfdsSource, open_source
 from gnet_jax.data.sources.classes import refuse_unknown
 from gnet_jax.data.sources.source import digest
+from gnet_jax.data.sources.walk import merged
 
 VERSION = "1.0.0"
 # tensorflow-datasets' names of the splits, and ours.
@@ -84,7 +85,8 @@ def pack(
     for name, split in SPLITS.items():
         if name in sources:
             images[name] = len(TfdsSource(out.name, split, out.absolute().parent))
-    return Prepared(folder, images)
+    left_out = merged(source.left_out for source in sources.values())
+    return Prepared(folder, images, left_out)
 
 
 def _sources(spec: str) -> dict[str, Source]:

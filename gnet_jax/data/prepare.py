@@ -10,6 +10,7 @@ from gnet_jax.data.plain_path import plain_path
 from gnet_jax.data.shards import Format, PrepareError, SplitPlan, boundaries, write_set
 from gnet_jax.data.sources import MissingSplitError
 from gnet_jax.data.sources.tfds import TfdsSource, class_names, folder_of, is_prepared, open_builder
+from gnet_jax.data.sources.walk import LeftOut
 
 OVERHEAD = 80  # bytes of an example besides its image and the image's name
 SPARE = 1.02  # times the size of its images, what a set may take on disk
@@ -20,6 +21,7 @@ class Prepared(NamedTuple):
 
     folder: Path
     images: dict[str, int]  # of each split
+    left_out: LeftOut  # what a copy leaves out of its source
 
 
 def prepare(
@@ -68,7 +70,7 @@ def prepare(
         with contextlib.suppress(MissingSplitError):
             source = TfdsSource(name, split, data_dir)
             images[source.split] = len(source)
-    return Prepared(Path(folder_of(builder)), images)
+    return Prepared(Path(folder_of(builder)), images, {})
 
 
 def _prepare_by_tfds(name: str, builder: Any, manual_dir: Path | None) -> None:

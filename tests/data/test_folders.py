@@ -295,17 +295,19 @@ LATIN = os.fsdecode(b"caf\xe9")
 
 
 def test_a_class_name_is_text_whatever_the_folder_is_called(root, capsys):
-    write(root / "train" / LATIN / "1.png")
-    write(root / "train" / "two\nlines" / "1.png")
+    for split in ("train", "val"):
+        write(root / split / LATIN / "1.png")
+        write(root / split / "two\nlines" / "1.png")
     source = train(root)
     assert source.class_names == (r"caf\xe9", "cat", "dog", r"two\nlines")
     assert os.fsencode(source.describe(0)).endswith(b"caf\xe9/1.png")
     assert source[0].label == 0
     assert source.fingerprint()
-    assert main(["check-data", str(root)]) == 1  # val lacks both
+    assert source.class_names == open_source(str(root), "val").class_names
+    assert main(["check-data", str(root)]) == 0
     assert r"caf\xe9" in capsys.readouterr().out
     write(root / "train" / r"caf\xe9" / "1.png")
-    with pytest.raises(DataError, match=r"both called caf\\xe9"):
+    with pytest.raises(DataError, match=r"caf\\xe9"):
         train(root)
 
 
@@ -321,8 +323,10 @@ def test_a_set_of_unprintable_names_is_copied(root, tmp_path):
     pytest.importorskip("array_record")
     for split in ("train", "val"):
         write(root / split / LATIN / "1.png")
+    (root / "val" / "cat" / "a.heic").write_bytes(b"x")
     prepared = pack(f"folder:{root}", tmp_path / "copy", 32)
     assert prepared.images == {"train": 5, "validation": 5}
+    assert prepared.left_out == {"unsupported format": [f"{root}/val/cat/a.heic"]}
     labels = (prepared.folder / "label.labels.txt").read_text("utf-8").split("\n")
     assert labels[:3] == [r"caf\xe9", "cat", "dog"]
 

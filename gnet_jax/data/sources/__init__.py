@@ -1,5 +1,6 @@
 """Where examples come from, behind one interface."""
 
+import os
 import re
 
 from gnet_jax.config.names import typed_path
@@ -50,7 +51,7 @@ def open_source(spec: str, split: Split) -> Source:
         return NpzSource(where, split)
     if kind == "tfds" and where:
         return TfdsSource(where, split)
-    if spec and typed_path(spec).is_dir():
+    if spec and os.path.isdir(typed_path(spec)):
         return FolderSource(typed_path(spec), split)
     if spec.lower().endswith(".npz"):
         return NpzSource(spec, split)
@@ -71,6 +72,7 @@ def split_count(spec: str) -> tuple[str, int | None]:
     kind, colon, where = spec.partition(":")
     path = where if colon and kind in ("folder", "npz") else spec
     files = [path.replace("{split}", name) for names in SPLITS.values() for name in names]
-    if typed_path(path).is_dir() or (kind == "npz" and any(typed_path(f).is_file() for f in files)):
+    arrays = kind == "npz" and any(os.path.isfile(typed_path(file)) for file in files)
+    if arrays or os.path.isdir(typed_path(path)):
         return spec, None
     return parts[1], int(parts[2])

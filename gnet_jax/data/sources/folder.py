@@ -162,7 +162,7 @@ def _similar(root: Path, split: Split) -> list[str]:
 
 
 def _same(path: str, other: Path) -> bool:
-    return os.path.exists(path) and other.exists() and other.samefile(path)
+    return os.path.exists(path) and os.path.exists(other) and os.path.samefile(path, other)
 
 
 def _missing(folder: Path, similar: list[str], error: OSError) -> DataError:

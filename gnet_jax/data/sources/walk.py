@@ -49,7 +49,7 @@ JUNK = frozenset(
 )
 
 REASONS: Mapping[str, str] = {
-    "broken link": "links to nothing; restore what they link to, or delete them",
+    "broken link": "links to what is not there or not readable; restore that, or delete them",
     "unsupported format": "image formats that are not read; convert them to JPEG or PNG",
     "outside a class": "image files beside the class folders; move them into one",
     "like a split": "folders whose names look like a split's; the splits are train, val and test",
