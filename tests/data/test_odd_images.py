@@ -207,6 +207,7 @@ def test_palette_tiffs(share):
         ({"bits": (8,) * 4, "kind": 5, "t332": ("H", (2,))}, ("CMYK", "inks")),
         ({"kind": 32803}, ("sensor",)),
         ({"bits": 3}, ("3-bit",)),
+        ({"bits": (8,) * 7}, ("7 channels",)),
     ],
 )
 def test_tiffs_of_unknown_range_or_meaning_are_refused_by_name(options, words):
@@ -256,6 +257,15 @@ def test_portable_maps_of_every_range(highest):
         expected = values / highest
         assert_shows(f"P{magic} {head}".encode() + binary, expected)
         assert_shows(f"P{int(magic) - 3} {head}".encode() + plain, expected)
+
+
+@pytest.mark.parametrize("kind", ["P5", "P6"])
+@pytest.mark.parametrize("highest", [100, 4095])
+def test_portable_maps_with_values_above_their_highest_are_refused_not_cut_off(highest, kind):
+    shares = RAMP if kind == "P5" else COLOURS
+    values = (shares * (highest + 1)).round().astype(np.uint8 if highest < 256 else ">u2")
+    image = f"{kind} {WIDTH} {HEIGHT} {highest}\n".encode() + values.tobytes()
+    assert_refused(image, str(highest), str(highest + 1))
 
 
 def test_cmyk_jpegs_say_how_they_are_stored_or_are_refused():
