@@ -6,23 +6,12 @@ from typing import NamedTuple
 from gnet_jax.config import UserError
 from gnet_jax.data.metadata import XMP, Directory, directory, xmp_orientation
 
-WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, PALETTE = 256, 257, 258, 259, 262, 320
-CHANNELS, PLANAR, SAMPLE_FORMAT, SUBSAMPLING, INKS = 277, 284, 339, 530, 332
-# What says how the pixels are stored; the rest is metadata.
+BITS, COMPRESSION, PHOTOMETRIC, CHANNELS, PLANAR = 258, 259, 262, 277, 284
+PALETTE, INKS, SAMPLE_FORMAT, SUBSAMPLING = 320, 332, 339, 530
+# The tags that say how the pixels are stored; the rest is metadata.
 NEEDED = {
-    *(
-        WIDTH,
-        HEIGHT,
-        BITS,
-        COMPRESSION,
-        PHOTOMETRIC,
-        PALETTE,
-        CHANNELS,
-        PLANAR,
-        SAMPLE_FORMAT,
-        SUBSAMPLING,
-    ),
-    *(266, 273, 278, 279, 292, 293, 317, 322, 323, 324, 325, 338, 347, 531),
+    *(256, 257, BITS, COMPRESSION, PHOTOMETRIC, 266, 273, CHANNELS, 278, 279, PLANAR, 292, 293),
+    *(317, PALETTE, 322, 323, 324, 325, 338, SAMPLE_FORMAT, 347, SUBSAMPLING, 531),
     *(512, 513, 514, 515, 517, 518, 519, 520, 521),
 }
 KINDS = {

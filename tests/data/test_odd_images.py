@@ -14,7 +14,9 @@ import pytest
 from PIL import Image
 
 from gnet_jax.config import AugmentConfig, Preprocessing
+from gnet_jax.data import Example
 from gnet_jax.data.decode import ImageError, decode, pillow_crop
+from gnet_jax.data.inspect import inspect
 from gnet_jax.data.metadata import bare
 
 HEIGHT, WIDTH = 30, 47
@@ -555,3 +557,42 @@ def test_nothing_is_printed_about_odd_files(tmp_path):
     )
     assert done.stdout.split() == ["bomb", "cut"]
     assert done.stderr == ""
+
+
+class OneImage:
+    """A source of one image."""
+
+    class_names = ("a", "b")
+    split = "train"
+
+    def __init__(self, image: bytes) -> None:
+        self._image = image
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> Example:
+        return Example(self._image, 0)
+
+    def describe(self, index: int) -> str:
+        return "photo"
+
+    def fingerprint(self) -> str:
+        return "photo"
+
+
+def test_check_data_lists_what_is_odd_about_a_good_file():
+    def odd(image: bytes) -> dict[str, str]:
+        facts = inspect(OneImage(image), 0)
+        assert facts.bad is None
+        return dict(facts.odd)
+
+    turned = segment(0xE1, b"Exif\0\0" + orientation_block(3, b"\6\0\0\0"))
+    assert odd(inserted(JPEG, turned)).keys() >= {"turned by EXIF"}
+    assert odd(tiff(packed(levels(RAMP, 12), 12), bits=12)).keys() >= {"12 bit", "grey"}
+    large = chunk(b"zTXt", b"key\0\0" + zlib.compress(bytes(2**21)))
+    assert odd(inserted(encoded(PHOTO, "PNG"), large)).keys() >= {"metadata that cannot be read"}
+    malformed = inserted(JPEG, segment(0xE2, b"MPF\0II*\0\xff\xff\xff\xff"))
+    assert "metadata that cannot be read" not in odd(malformed)
+    pages = encoded(PHOTO, "TIFF", save_all=True, append_images=[PHOTO])
+    assert odd(pages)["several pictures"] == "2"
