@@ -8,7 +8,7 @@ import functools
 import io
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
@@ -169,6 +169,8 @@ def _rgb(opened: Opened) -> Image.Image:
         )
     if picture.format == "JPEG2000" and picture.mode != "I;16":
         _check_jpeg2000(opened.image)
+    if picture.format == "PPM" and picture.tile[0].codec_name == "ppm":
+        _check_portable_map(opened)
     # Pillow gives 16-bit grey as I;16, and from some formats scaled to 16 bits in a 32-bit I.
     if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format in SCALED):
         high = np.asarray(picture, np.int64) >> ((tiff.bits if tiff else 16) - 8)
@@ -193,6 +195,19 @@ def _check_jpeg2000(image: bytes) -> None:
     bits = max((image[size + 2 : size + 2 + 3 * channels : 3]), default=0) % 128 + 1
     if bits > 8:
         raise ImageError(f"a JPEG 2000 with {bits} bits a colour, which is not read; {REMEDY}")
+
+
+def _check_portable_map(opened: Opened) -> None:
+    """Raise for values above the highest that the file declares, which Pillow cuts off."""
+    tile = opened.picture.tile[0]
+    _, highest = cast(tuple[str, int], tile.args)
+    dtype = np.dtype(np.uint8 if highest < 256 else ">u2")
+    data = memoryview(opened.image)[tile.offset :]
+    width, height = opened.picture.size
+    count = min(len(data) // dtype.itemsize, width * height * len(opened.picture.getbands()))
+    largest = np.frombuffer(data, dtype, count).max(initial=0)
+    if largest > highest:
+        raise ImageError(f"a damaged image: it holds {largest}, but declares {highest} as white")
 
 
 def training_crop(

@@ -12,9 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from PIL import Image
-
-from gnet_jax.data.decode import ImageError, decode
+from gnet_jax.data.decode import ImageError, decode, opening
 from gnet_jax.data.progress import progress_line
 from gnet_jax.data.shards import PrepareError
 
@@ -162,12 +160,11 @@ def reader(tar: Path) -> Callable[[Member], bytes]:
 
 
 def _rgb_jpeg(image: bytes) -> bytes:
-    try:
-        with Image.open(io.BytesIO(image), formats=("JPEG", "PNG")) as opened:
-            kept = opened.format == "JPEG" and opened.mode in ("RGB", "L")
-    except OSError as error:
-        raise ImageError("not an image: neither JPEG nor PNG") from error
-    if kept:
+    with opening(image) as opened:
+        kind, mode = opened.picture.format, opened.picture.mode
+    if kind not in ("JPEG", "PNG"):
+        raise ImageError("not an image: neither JPEG nor PNG")
+    if kind == "JPEG" and mode in ("RGB", "L"):
         return image
     out = io.BytesIO()
     decode(image).save(out, "JPEG", quality=QUALITY, subsampling=0)

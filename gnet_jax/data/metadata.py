@@ -1,7 +1,7 @@
-"""Image files without their metadata, which is where most files that Pillow trips over are odd.
+"""Image files without their metadata, because Pillow refuses some pictures for odd metadata.
 
-Nothing in a text, a colour profile or an EXIF block can then cost a picture or print a warning. The
-orientation is the one thing that is read, by itself.
+No text, colour profile or EXIF block can then cost a picture or print a warning. The orientation is
+read by itself.
 """
 
 import re
@@ -98,8 +98,8 @@ def bare(image: bytes) -> Bare:
     if image.startswith(b"\x89PNG\r\n\x1a\n"):
         return _bare(image, _png_parts(image))
     if image[4:8] == b"ftyp":
-        # An AVIF is turned by its own boxes, and its EXIF block must not matter. To libavif an item
-        # of another type is none.
+        # Boxes of its own turn an AVIF, and its EXIF block must not. libavif ignores items of other
+        # types.
         return Bare(re.sub(rb"(infe[\2\3]...(?:..)?....)Exif", rb"\1skip", image, flags=re.DOTALL))
     return Bare(image)
 
@@ -149,7 +149,7 @@ def _jpeg_parts(image: bytes) -> Iterator[_Part]:
 
 
 def _png_parts(image: bytes) -> Iterator[_Part]:
-    """The chunks. What is critical stays, which an upper-case letter tells, and transparency."""
+    """The chunks. The critical ones stay (their names start in upper case), and transparency."""
     place = 8
     while place + 12 <= len(image):
         length = int.from_bytes(image[place : place + 4], "big")

@@ -6,12 +6,12 @@ from typing import NamedTuple
 from gnet_jax.config import UserError
 from gnet_jax.data.metadata import XMP, Directory, directory, xmp_orientation
 
-WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, PALETTE = 256, 257, 258, 259, 262, 320
-PLANAR, SAMPLE_FORMAT, SUBSAMPLING, INKS = 284, 339, 530, 332
-# What says how the pixels are stored; the rest is metadata.
+BITS, COMPRESSION, PHOTOMETRIC, CHANNELS, PLANAR = 258, 259, 262, 277, 284
+PALETTE, INKS, SAMPLE_FORMAT, SUBSAMPLING = 320, 332, 339, 530
+# The tags that say how the pixels are stored; the rest is metadata.
 NEEDED = {
-    *(WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, PALETTE, PLANAR, SAMPLE_FORMAT, SUBSAMPLING),
-    *(266, 273, 277, 278, 279, 292, 293, 317, 322, 323, 324, 325, 338, 347, 531),
+    *(256, 257, BITS, COMPRESSION, PHOTOMETRIC, 266, 273, CHANNELS, 278, 279, PLANAR, 292, 293),
+    *(317, PALETTE, 322, 323, 324, 325, 338, SAMPLE_FORMAT, 347, SUBSAMPLING, 531),
     *(512, 513, 514, 515, 517, 518, 519, 520, 521),
 }
 KINDS = {
@@ -31,6 +31,7 @@ KINDS = {
     34892: "linear raw",
 }
 FORMATS = {2: "signed", 3: "floating-point", 4: "undefined", 5: "complex", 6: "complex"}
+MOST_CHANNELS = 6  # Pillow logs an error above it
 REMEDY = "save it with 8 bits a channel, as grey or RGB"
 
 
@@ -59,19 +60,22 @@ def tiff_facts(image: bytes) -> Tiff:
         raise TiffError("a damaged image: the directory of the TIFF is cut short")
     for tag in NEEDED & found.entries.keys():
         if not found.values(image, tag):
-            raise TiffError(f"a damaged image: tag {tag} of the TIFF lies outside of the file")
+            raise TiffError(f"a damaged image: tag {tag} of the TIFF has no value")
 
-    def value(tag: int, default: int | None = None) -> int | None:
+    def value(tag: int, default: int) -> int:
         return next(iter(found.values(image, tag)), default)
 
-    bits, kind = found.values(image, BITS) or (1,), value(PHOTOMETRIC)
+    bits, kind = found.values(image, BITS) or (1,), value(PHOTOMETRIC, -1)
     sample_format = next((n for n in found.values(image, SAMPLE_FORMAT) if n != 1), 1)
-    if kind is None:
+    if kind < 0:
         raise TiffError(f"a TIFF without a photometric interpretation; {REMEDY}")
     sign = f"{FORMATS.get(sample_format, 'unknown')} " if sample_format != 1 else ""
     described = f"a TIFF with {max(bits)}-bit {sign}samples of {KINDS.get(kind, f'kind {kind}')}"
     if sample_format != 1:
         raise TiffError(f"{described}, whose range is unknown; {REMEDY}")
+    channels = value(CHANNELS, 1)
+    if channels > MOST_CHANNELS:
+        raise TiffError(f"{described} in {channels} channels, which is not read; {REMEDY}")
     if len(set(bits)) > 1 or max(bits) > 16 or kind not in (0, 1, 2, 3, 5, 6, 8):
         raise TiffError(f"{described}, which is not read; {REMEDY}")
     if kind == 5 and value(INKS, 1) != 1:
@@ -81,7 +85,7 @@ def tiff_facts(image: bytes) -> Tiff:
     raw = value(COMPRESSION, 1) == 1
     if kind == 6 and raw and found.values(image, SUBSAMPLING) != (1, 1):
         raise TiffError(f"{described}, subsampled and not compressed, which is not read; {REMEDY}")
-    if raw and value(PLANAR) == 2 and max(bits) > 8 and len(bits) > 1:
+    if raw and value(PLANAR, 1) == 2 and max(bits) > 8 and len(bits) > 1:
         raise TiffError(f"{described} in planes, not compressed, which is not read; {REMEDY}")
     packet = bytes(n & 255 for n in found.values(image, XMP))
     turned = found.orientation(image) or xmp_orientation(packet)

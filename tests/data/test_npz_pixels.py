@@ -95,6 +95,7 @@ def test_a_dark_test_split_is_converted_as_the_training_split(kind, tmp_path):
         (PIXELS, PIXELS / 255),
         (PIXELS / 255, (PIXELS / 255).astype(np.float32)),
         (PIXELS / 255, np.zeros_like(PIXELS / 255)),
+        (PIXELS // 16, PIXELS // 128),
     ],
 )
 def test_a_test_split_of_another_range_or_type_is_refused(train, test, tmp_path):

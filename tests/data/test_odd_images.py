@@ -9,11 +9,14 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image
 
 from gnet_jax.config import AugmentConfig, Preprocessing
+from gnet_jax.data import Example
 from gnet_jax.data.decode import ImageError, decode, pillow_crop
+from gnet_jax.data.inspect import inspect
 from gnet_jax.data.metadata import bare
 
 HEIGHT, WIDTH = 30, 47
@@ -206,20 +209,25 @@ def test_palette_tiffs(share):
         ({"bits": (8,) * 4, "kind": 5, "t332": ("H", (2,))}, ("CMYK", "inks")),
         ({"kind": 32803}, ("sensor",)),
         ({"bits": 3}, ("3-bit",)),
+        ({"bits": (8,) * 7}, ("7 channels",)),
     ],
 )
 def test_tiffs_of_unknown_range_or_meaning_are_refused_by_name(options, words):
     assert_refused(tiff(bytes(8 * HEIGHT * WIDTH * 4), **options), "TIFF", *words)
 
 
-def test_neutral_lab_and_plain_ycbcr_tiffs():
+def test_neutral_lab_tiffs():
     lab = np.dstack([levels(RAMP, 8), *[np.zeros_like(RAMP, np.uint16)] * 2])
     lightness = (RAMP * 100 + 16) / 116
     linear = np.where(lightness > 6 / 29, lightness**3, RAMP * 100 / 903.3)
     grey = np.where(linear > 0.0031308, 1.055 * linear ** (1 / 2.4) - 0.055, 12.92 * linear)
     assert_shows(tiff(packed(lab, 8), bits=(8,) * 3, kind=8), grey, tolerance=3)
-    ycbcr = np.asarray(PHOTO.convert("YCbCr"))
-    image = tiff(ycbcr.tobytes(), bits=(8,) * 3, kind=6, t530=("H", (1, 1)))
+
+
+@pytest.mark.skipif(PIL.__version__ < "13", reason="older ones refuse it as cut short")
+def test_plain_ycbcr_tiffs():
+    ycbcr = np.asarray(PHOTO.convert("YCbCr")).tobytes()
+    image = tiff(ycbcr, bits=(8,) * 3, kind=6, t530=("H", (1, 1)))
     assert_shows(image, COLOURS, tolerance=4)
 
 
@@ -251,6 +259,15 @@ def test_portable_maps_of_every_range(highest):
         expected = values / highest
         assert_shows(f"P{magic} {head}".encode() + binary, expected)
         assert_shows(f"P{int(magic) - 3} {head}".encode() + plain, expected)
+
+
+@pytest.mark.parametrize("kind", ["P5", "P6"])
+@pytest.mark.parametrize("highest", [100, 4095])
+def test_portable_maps_with_values_above_their_highest_are_refused_not_cut_off(highest, kind):
+    shares = RAMP if kind == "P5" else COLOURS
+    values = (shares * (highest + 1)).round().astype(np.uint8 if highest < 256 else ">u2")
+    image = f"{kind} {WIDTH} {HEIGHT} {highest}\n".encode() + values.tobytes()
+    assert_refused(image, str(highest), str(highest + 1))
 
 
 def test_cmyk_jpegs_say_how_they_are_stored_or_are_refused():
@@ -540,3 +557,42 @@ def test_nothing_is_printed_about_odd_files(tmp_path):
     )
     assert done.stdout.split() == ["bomb", "cut"]
     assert done.stderr == ""
+
+
+class OneImage:
+    """A source of one image."""
+
+    class_names = ("a", "b")
+    split = "train"
+
+    def __init__(self, image: bytes) -> None:
+        self._image = image
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> Example:
+        return Example(self._image, 0)
+
+    def describe(self, index: int) -> str:
+        return "photo"
+
+    def fingerprint(self) -> str:
+        return "photo"
+
+
+def test_check_data_lists_what_is_odd_about_a_good_file():
+    def odd(image: bytes) -> dict[str, str]:
+        facts = inspect(OneImage(image), 0)
+        assert facts.bad is None
+        return dict(facts.odd)
+
+    turned = segment(0xE1, b"Exif\0\0" + orientation_block(3, b"\6\0\0\0"))
+    assert odd(inserted(JPEG, turned)).keys() >= {"turned by EXIF"}
+    assert odd(tiff(packed(levels(RAMP, 12), 12), bits=12)).keys() >= {"12 bit", "grey"}
+    large = chunk(b"zTXt", b"key\0\0" + zlib.compress(bytes(2**21)))
+    assert odd(inserted(encoded(PHOTO, "PNG"), large)).keys() >= {"metadata that cannot be read"}
+    malformed = inserted(JPEG, segment(0xE2, b"MPF\0II*\0\xff\xff\xff\xff"))
+    assert "metadata that cannot be read" not in odd(malformed)
+    pages = encoded(PHOTO, "TIFF", save_all=True, append_images=[PHOTO])
+    assert odd(pages)["several pictures"] == "2"

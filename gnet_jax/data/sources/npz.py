@@ -306,6 +306,8 @@ def _training_range(part: _Part, path: str, images: np.ndarray) -> tuple[int, in
                             f"{part.describe()} holds {images.dtype} pixels, but {key} in "
                             f"{train.file} {pixels.dtype}; save both as uint8 from 0 to 255"
                         )
+                    if is_plain(pixels):
+                        return 0, 255
                     return find_range(pixels, f"{key} in {train.file}")
         except MissingSplitError:
             pass
