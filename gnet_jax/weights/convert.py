@@ -106,10 +106,10 @@ def read(
             f"there are {len(class_names)} class names, but {src} has {outputs} outputs; give one "
             "name for each output"
         )
-    for note in notes:
-        print(f"{src}: {note}", file=sys.stderr)
     folder = dataclasses.replace(folder, class_names=tuple(class_names), source=source)
     check_folder(folder, str(src))
+    for note in notes:
+        print(f"{src}: {note}", file=sys.stderr)
     return folder
 
 
@@ -157,14 +157,19 @@ def _read(src: Path, transform_input: bool | None) -> tuple[ModelFolder, list[st
 def _caffe(src: Path, sha256: str) -> tuple[ModelFolder, list[str]]:
     layers, notes = caffe.find_network(caffe.read_caffemodel(src), str(src))
     arch, flat = caffe.from_caffe(layers, str(src))
+    preprocessing, told = caffe.read_preprocessing(src)
     source = {"file": src.name, "format": "caffemodel", "sha256": sha256}
     with src.open("rb") as file:
         sha1 = hashlib.file_digest(file, "sha1").hexdigest()
     if sha1 == CAFFE_SHA1 or sha256 == CAFFE_WITHOUT_HEADS:
         source |= {"license": "unrestricted", "origin": "BVLC/caffe models/bvlc_googlenet"}
     else:
-        notes.append(_assumed_preprocessing("Caffe's published GoogLeNet", caffe.PREPROCESSING))
-    return _foreign(arch, flat, caffe.PREPROCESSING, source), notes
+        whose = "Caffe's published GoogLeNet"
+        notes += [told] if told else []
+        notes.append(
+            _assumed_preprocessing(f"{whose} for the rest" if told else whose, preprocessing)
+        )
+    return _foreign(arch, flat, preprocessing, source), notes
 
 
 def _torchvision(
@@ -205,13 +210,15 @@ def _torchvision(
 
 def _slim(src: Path, sha256: str) -> tuple[ModelFolder, list[str]]:
     tensors = tf_slim.read_checkpoint(src)
+    notes = [_assumed_preprocessing("TF-slim", tf_slim.PREPROCESSING)]
+    if any(name.endswith(tf_slim.AVERAGED) for name in tensors):
+        notes.append("took the moving averages of the variables, as TF-slim evaluates")
     if not tf_slim.is_slim(tensors):
         first = ", ".join(list(tensors)[:3]) or "nothing"
         raise WeightsError(f"{src} is not TF-slim's Inception v1: it holds {first}, ...")
     arch, flat = tf_slim.from_slim(tensors, str(src))
     # The sha256 of an index tells the weights too, because it holds a checksum of each.
     source = {"file": src.name, "format": "TF-slim checkpoint", "sha256": sha256}
-    notes = [_assumed_preprocessing("TF-slim", tf_slim.PREPROCESSING)]
     return _foreign(arch, flat, tf_slim.PREPROCESSING, source), notes
 
 
