@@ -90,6 +90,11 @@ def read(
             "torchvision's weights; leave it out"
         )
     source, outputs = dict(folder.source), folder.model.arch.num_classes
+    if outputs == 1:  # a softmax over it would be 1 for every image
+        raise WeightsError(
+            f"{src} has 1 output, as a yes-or-no network with a sigmoid has; a softmax needs at "
+            "least 2"
+        )
     if notes:
         source["notes"] = "; ".join(notes)
     if class_names is not None:
@@ -272,6 +277,8 @@ def _what(head: bytes) -> str:
         return "a Git LFS pointer, not the file itself: run git lfs pull"
     if head.startswith(b"\x89HDF"):
         return "an HDF5 file"
+    if head.startswith(b"\x1f\x8b") or head[257:262] == b"ustar":
+        return "an archive: unpack it and name the file of weights inside"
     try:
         head[:1000].decode()
         return "a text file"

@@ -248,6 +248,13 @@ def test_an_object_that_can_run_is_refused_also_beside_the_weights(tmp_path, pla
         read(tmp_path / "a.pth")
 
 
+def test_one_output_is_refused_because_a_softmax_of_it_says_nothing(tmp_path, plain):
+    weight, bias = layer(1, CHANNELS)
+    save(plain | {"fc.weight": weight, "fc.bias": bias}, tmp_path / "a.pth")
+    with pytest.raises(WeightsError, match="1 output"):
+        read(tmp_path / "a.pth")
+
+
 # Caffe
 
 
