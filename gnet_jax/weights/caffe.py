@@ -4,6 +4,7 @@ Read are both generations of the format (caffe.proto: NetParameter.layer, and th
 with or without the auxiliary heads. Only sizes and numbers are taken from the file.
 """
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from gnet_jax.weights.variables import WeightsError, rows_to_channels_last, with
 # Field numbers of caffe.proto.
 _NET_FIELDS = {1, 2, 3, 4, 5, 6, 7, 8, 100}
 _LAYER = {100: (1, 7), 2: (4, 6)}  # NetParameter's layer, layers: their fields for name, blobs
+_TRANSFORM = {100: 100, 2: 36}  # of each, the field for transform_param
+_SCALE, _CROP, _MEAN_FILE, _MEAN = 1, 3, 4, 5  # of TransformationParameter
 _DATA, _SHAPE, _DOUBLE_DATA = 5, 7, 8  # of BlobProto
 _FIRST, _SECOND = "conv1/7x7_s2", "inception_3a/1x1"  # tell a GoogLeNet
 _HEADS, _CLASSIFIER = ("loss1", "loss2"), "loss3/classifier"
@@ -153,6 +156,52 @@ def read_caffemodel(path: Path) -> dict[str, list[np.ndarray]]:
     if not layers:
         raise WeightsError(f"{path} holds no layer with weights")
     return layers
+
+
+def read_preprocessing(path: Path) -> tuple[Preprocessing, str]:
+    """The preprocessing of a file that `read_caffemodel` reads, and what of it the file tells.
+
+    Files that a training run saved hold its data layer, with crop, mean and scale. The rest, and
+    everything without a data layer, is that of the published weights.
+
+    Raises:
+        WeightsError: if the file tells a preprocessing that cannot be used.
+    """
+    for number, layer in _fields(memoryview(path.read_bytes())):
+        if number in _LAYER and isinstance(layer, memoryview):
+            for field, message in _fields(layer):
+                if field == _TRANSFORM[number] and isinstance(message, memoryview) and message:
+                    return _transform(message, f"the data layer {_name(layer, _LAYER[number][0])}")
+    return PREPROCESSING, ""
+
+
+def _transform(message: memoryview, where: str) -> tuple[Preprocessing, str]:
+    scale, crop, means, mean_file = 1.0, 0, [], ""
+    for number, value in _fields(message):
+        if isinstance(value, int):
+            crop = value if number == _CROP else crop
+        elif number == _SCALE:
+            (scale,) = np.frombuffer(value, "<f4").tolist()
+        elif number == _MEAN_FILE:
+            mean_file = _text(value) or "a file"
+        elif number == _MEAN:
+            means += np.frombuffer(value, "<f4").tolist()  # of a packed list, or one
+    told = f"took crop, mean and scale from {where}"
+    if mean_file:
+        means = PREPROCESSING.mean
+        told = f"took crop and scale from {where}, but not the mean, which is in {mean_file}"
+    blue, green, red = means if len(means) == 3 else (means or [0.0])[:1] * 3
+    size = crop or PREPROCESSING.image_size
+    if not 0 < scale < np.inf or len(means) not in (0, 1, 3) or not np.isfinite(means).all():
+        raise WeightsError(f"{where} has scale {scale} and mean {means}, which cannot be used")
+    preprocessing = dataclasses.replace(
+        PREPROCESSING,
+        image_size=size,
+        resize_to=max(size, PREPROCESSING.resize_to),
+        mean=(blue, green, red),
+        std=(1 / scale,) * 3,
+    )
+    return preprocessing, told
 
 
 def _blob(message: int | memoryview, layer: str) -> np.ndarray:

@@ -39,6 +39,11 @@ def read_class_names(file: Path) -> tuple[str, ...]:
             f"line {line} of {file} is not {error.encoding.upper()}: {_line(data, error.start)!r}; "
             "save the class names as UTF-8, for example with iconv -f LATIN1 -t UTF-8"
         ) from error
+    if "\0" in text:
+        raise WeightsError(
+            f"{file} holds zero bytes, as UTF-16 without a byte-order mark or a binary file does; "
+            "save the class names as UTF-8"
+        )
     if text.lstrip().startswith(("[", "{")):
         return _from_json(text.strip(), file)
     return _from_lines(re.split(r"\r\n|\r|\n", text), file)

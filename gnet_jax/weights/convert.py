@@ -90,6 +90,11 @@ def read(
             "torchvision's weights; leave it out"
         )
     source, outputs = dict(folder.source), folder.model.arch.num_classes
+    if outputs == 1:  # a softmax over it would be 1 for every image
+        raise WeightsError(
+            f"{src} has 1 output, as a yes-or-no network with a sigmoid has; a softmax needs at "
+            "least 2"
+        )
     if notes:
         source["notes"] = "; ".join(notes)
     if class_names is not None:
@@ -106,10 +111,10 @@ def read(
             f"there are {len(class_names)} class names, but {src} has {outputs} outputs; give one "
             "name for each output"
         )
-    for note in notes:
-        print(f"{src}: {note}", file=sys.stderr)
     folder = dataclasses.replace(folder, class_names=tuple(class_names), source=source)
     check_folder(folder, str(src))
+    for note in notes:
+        print(f"{src}: {note}", file=sys.stderr)
     return folder
 
 
@@ -157,14 +162,19 @@ def _read(src: Path, transform_input: bool | None) -> tuple[ModelFolder, list[st
 def _caffe(src: Path, sha256: str) -> tuple[ModelFolder, list[str]]:
     layers, notes = caffe.find_network(caffe.read_caffemodel(src), str(src))
     arch, flat = caffe.from_caffe(layers, str(src))
+    preprocessing, told = caffe.read_preprocessing(src)
     source = {"file": src.name, "format": "caffemodel", "sha256": sha256}
     with src.open("rb") as file:
         sha1 = hashlib.file_digest(file, "sha1").hexdigest()
     if sha1 == CAFFE_SHA1 or sha256 == CAFFE_WITHOUT_HEADS:
         source |= {"license": "unrestricted", "origin": "BVLC/caffe models/bvlc_googlenet"}
     else:
-        notes.append(_assumed_preprocessing("Caffe's published GoogLeNet", caffe.PREPROCESSING))
-    return _foreign(arch, flat, caffe.PREPROCESSING, source), notes
+        whose = "Caffe's published GoogLeNet"
+        notes += [told] if told else []
+        notes.append(
+            _assumed_preprocessing(f"{whose} for the rest" if told else whose, preprocessing)
+        )
+    return _foreign(arch, flat, preprocessing, source), notes
 
 
 def _torchvision(
@@ -205,13 +215,15 @@ def _torchvision(
 
 def _slim(src: Path, sha256: str) -> tuple[ModelFolder, list[str]]:
     tensors = tf_slim.read_checkpoint(src)
+    notes = [_assumed_preprocessing("TF-slim", tf_slim.PREPROCESSING)]
+    if any(name.endswith(tf_slim.AVERAGED) for name in tensors):
+        notes.append("took the moving averages of the variables, as TF-slim evaluates")
     if not tf_slim.is_slim(tensors):
         first = ", ".join(list(tensors)[:3]) or "nothing"
         raise WeightsError(f"{src} is not TF-slim's Inception v1: it holds {first}, ...")
     arch, flat = tf_slim.from_slim(tensors, str(src))
     # The sha256 of an index tells the weights too, because it holds a checksum of each.
     source = {"file": src.name, "format": "TF-slim checkpoint", "sha256": sha256}
-    notes = [_assumed_preprocessing("TF-slim", tf_slim.PREPROCESSING)]
     return _foreign(arch, flat, tf_slim.PREPROCESSING, source), notes
 
 
@@ -265,6 +277,8 @@ def _what(head: bytes) -> str:
         return "a Git LFS pointer, not the file itself: run git lfs pull"
     if head.startswith(b"\x89HDF"):
         return "an HDF5 file"
+    if head.startswith(b"\x1f\x8b") or head[257:262] == b"ustar":
+        return "an archive: unpack it and name the file of weights inside"
     try:
         head[:1000].decode()
         return "a text file"

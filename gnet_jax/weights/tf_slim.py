@@ -32,7 +32,7 @@ _CONV = {
     ("batch_stats", "norm/var"): "BatchNorm/moving_variance",
 }
 _CLASSIFIER = "params/classifier/kernel"
-_AVERAGED = "/ExponentialMovingAverage"
+AVERAGED = "/ExponentialMovingAverage"
 _MAGIC = bytes.fromhex("57fb808b247547db")  # how a table of LevelDB ends: both kinds of checkpoint
 
 ARCHITECTURE = Architecture(
@@ -136,7 +136,7 @@ def from_slim(
     names = _names()
     flat: dict[str, np.ndarray] = {}
     for ours, theirs in names.items():
-        value = tensors.get(theirs + _AVERAGED, tensors.get(theirs))
+        value = tensors.get(theirs + AVERAGED, tensors.get(theirs))
         if value is None:
             raise WeightsError(f"{where} has no {theirs}; it holds no whole Inception v1 of slim")
         rank = 4 if theirs.endswith("/weights") else 1

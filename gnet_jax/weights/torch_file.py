@@ -49,7 +49,8 @@ _BESIDE = {
     "pathlib": {"Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"},
     "pathlib._local": {"PosixPath", "WindowsPath"},
     "datetime": {"datetime", "timedelta"},
-    "torch": {"Size", "device", "float16", "float32", "float64", "bfloat16", "int64"},
+    "torch": {"Size", "device", "strided"}
+    | {"float16", "float32", "float64", "bfloat16", "int32", "int64", "uint8", "bool"},
     "torch.serialization": {"_get_layout"},
     "pytorch_lightning.utilities.parsing": {"AttributeDict"},
     "lightning.fabric.utilities.data": {"AttributeDict"},

@@ -71,6 +71,10 @@ def message(field: int, value: bytes) -> bytes:
     return varint(field << 3 | 2) + varint(len(value)) + value
 
 
+def floats(field: int, *values: float) -> bytes:
+    return b"".join(varint(field << 3 | 5) + np.float32(value).tobytes() for value in values)
+
+
 def blob(array: np.ndarray, *, legacy_shape: bool, packed: bool, dtype: str) -> bytes:
     data, field = array.astype(dtype).tobytes(), 5 if dtype == "<f4" else 8
     if packed:
@@ -91,10 +95,17 @@ def caffemodel_bytes(
     v1: bool = False,
     packed: bool = True,
     dtype: str = "<f4",
+    transform: bytes = b"",
 ) -> bytes:
-    """A NetParameter; `v1` is the older generation, with four-dimensional shapes."""
+    """A NetParameter; `v1` is the older generation, with four-dimensional shapes.
+
+    `transform` is the transform_param of a data layer.
+    """
     layer_field, name_field, blob_field = (2, 4, 6) if v1 else (100, 1, 7)
     out = message(1, b"GoogleNet")
+    if transform:
+        data = message(name_field, b"data") + message(36 if v1 else 100, transform)
+        out += message(layer_field, data)
     for name, blobs in layers.items():
         body = message(name_field, name.encode())
         if v1:

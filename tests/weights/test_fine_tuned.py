@@ -15,7 +15,14 @@ from gnet_jax.weights import WeightsError, caffe, read_folder
 from gnet_jax.weights.convert import convert, read
 from gnet_jax.weights.torchvision import find_network, from_torchvision, to_torchvision
 from gnet_jax.weights.variables import flatten
-from tests.weights.caffe_files import NARROW, caffemodel_bytes, random_layers
+from tests.weights.caffe_files import (
+    NARROW,
+    caffemodel_bytes,
+    floats,
+    message,
+    number,
+    random_layers,
+)
 from tests.weights.conftest import random_variables
 from tests.weights.torch_files import Named, save
 
@@ -241,6 +248,13 @@ def test_an_object_that_can_run_is_refused_also_beside_the_weights(tmp_path, pla
         read(tmp_path / "a.pth")
 
 
+def test_one_output_is_refused_because_a_softmax_of_it_says_nothing(tmp_path, plain):
+    weight, bias = layer(1, CHANNELS)
+    save(plain | {"fc.weight": weight, "fc.bias": bias}, tmp_path / "a.pth")
+    with pytest.raises(WeightsError, match="1 output"):
+        read(tmp_path / "a.pth")
+
+
 # Caffe
 
 
@@ -347,6 +361,36 @@ def test_what_a_caffe_file_does_not_say_is_said(tmp_path, capsys):
     assert "BGR" in line
     assert "(104.0, 117.0, 123.0)" in line
     assert "assumed the preprocessing" in (tmp_path / "model/README.md").read_text()
+
+
+@pytest.mark.parametrize("v1", [False, True])
+@pytest.mark.parametrize(
+    ("transform", "mean", "std", "size"),
+    [
+        (number(3, 224) + floats(5, 91, 103, 114), (91, 103, 114), 1, 224),
+        (floats(1, 0.0078125) + floats(5, 127.5), (127.5,) * 3, 128, 224),
+        (number(2, 1) + number(3, 192), (0, 0, 0), 1, 192),
+        (number(3, 224) + message(4, b"data/pets_mean.binaryproto"), (104, 117, 123), 1, 224),
+    ],
+)
+def test_the_data_layer_of_a_caffe_file_tells_the_preprocessing(
+    tmp_path, capsys, v1, transform, mean, std, size
+):
+    file = tmp_path / "net.caffemodel"
+    file.write_bytes(caffemodel_bytes(random_layers(aux_after=()), v1=v1, transform=transform))
+    found = read(file).preprocessing
+    assert (found.mean, found.std, found.image_size) == (mean, (std,) * 3, size)
+    said = lines_of(capsys, file)[0]
+    assert "data layer data" in said
+    assert ("pets_mean.binaryproto" in said) == (b"pets" in transform)
+
+
+@pytest.mark.parametrize("transform", [floats(1, 0), floats(5, 1, 2), floats(5, np.nan)])
+def test_a_data_layer_that_cannot_be_followed_is_refused_by_name(tmp_path, transform):
+    file = tmp_path / "net.caffemodel"
+    file.write_bytes(caffemodel_bytes(random_layers(aux_after=()), transform=transform))
+    with pytest.raises(WeightsError, match="data layer data"):
+        read(file)
 
 
 def test_nothing_is_assumed_of_published_weights(tmp_path, plain, capsys, monkeypatch):

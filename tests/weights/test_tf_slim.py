@@ -10,7 +10,7 @@ import pytest
 from gnet_jax.data.sources.classes import imagenet_classes
 from gnet_jax.model import GoogLeNet
 from gnet_jax.weights import WeightsError, read_folder
-from gnet_jax.weights.convert import convert
+from gnet_jax.weights.convert import convert, read
 from gnet_jax.weights.tf_slim import ARCHITECTURE, from_slim, index_of, read_checkpoint
 from gnet_jax.weights.torchvision import to_torchvision
 from gnet_jax.weights.variables import check, flatten
@@ -166,6 +166,21 @@ def test_a_training_checkpoint_gives_its_averages_and_nothing_of_its_optimiser(t
     np.testing.assert_array_equal(flat["params/conv1/conv/kernel"], average)
 
 
+def test_what_a_checkpoint_does_not_say_is_said(tmp_path, tensors, monkeypatch, capsys):
+    bias = "InceptionV1/Logits/Conv2d_0c_1x1/biases"
+    averaged = tensors | {f"{bias}/ExponentialMovingAverage": tensors[bias] + 1}
+    monkeypatch.setattr("gnet_jax.weights.tf_slim.read_checkpoint", lambda _: averaged)
+    (tmp_path / "m.index").write_bytes(TABLE)
+    folder = read(tmp_path / "m.index")
+    assert folder.class_names == ("background", *imagenet_classes())
+    np.testing.assert_array_equal(
+        folder.variables["params"]["classifier"]["bias"], averaged[bias] + 1
+    )
+    said = capsys.readouterr().err.splitlines()
+    for line, words in zip(said, ("preprocessing", "averages", "background"), strict=True):
+        assert words in line
+
+
 def test_torchvisions_format_cannot_hold_the_padding():
     with pytest.raises(WeightsError, match="stem_padding is caffe there, and same here"):
         to_torchvision(ARCHITECTURE, {})
@@ -240,7 +255,7 @@ def test_a_checkpoint_of_one_file_holds_the_same(tmp_path, tf, tensors):
 @pytest.mark.slow
 def test_a_damaged_checkpoint_and_another_networks_are_named(tmp_path, tf):
     write_checkpoint(tf, tmp_path / "net", {"resnet_v1_50/conv1/weights": np.ones(1000, "f4")})
-    with pytest.raises(WeightsError, match=r"is no Inception v1 .*: it holds resnet_v1_50/conv1"):
+    with pytest.raises(WeightsError, match=r"Inception v1: it holds resnet_v1_50/conv1"):
         convert(tmp_path / "net", tmp_path / "model")
     data = tmp_path / "net.data-00000-of-00001"
     data.write_bytes(data.read_bytes()[:-100])
