@@ -194,17 +194,15 @@ def train_step(
 ) -> tuple[TrainState, Metrics]:
     """Returns the state after one optimiser step, and the step's metrics.
 
-    `gradient` and `update` replace `compute_gradient` and `apply_update`: this is how
-    accumulation, canonical numerics and pmap wrap the step.
+    Accumulation, canonical numerics and pmap pass a `gradient` or an `update` of their own.
 
     Args:
         batch: `image` (B, H, W, C) uint8 and `label` (B,) int32.
-        augment: `(images, labels, key)` to float32 inputs and targets (`data.augment`).
+        augment: `(images, labels, key)` to float32 inputs and targets; see `data.augment`.
 
     Returns:
-        The new state and float32 scalars: `loss`; `*_loss` and `*_top1` (a share of 1) of each
-        head; `learning_rate`; `grad_norm`; `skipped`, which is 1 if nothing but the step count
-        changed because something was not finite.
+        The new state and float32 scalars: `loss`, each head's `*_loss` and `*_top1`,
+        `learning_rate`, `grad_norm`, and `skipped` (see `keep_finite`).
     """
     augment_key, dropout_key = step_keys(state.rng, state.step)
     images_BHWC, targets_BK = augment(batch["image"], batch["label"], augment_key)
