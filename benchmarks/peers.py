@@ -41,7 +41,6 @@ import numpy as np
 from side_by_side import Peer, Timer, in_turns, keep, machine, show, timer
 
 from gnet_jax.config import LossConfig, OptimConfig, Preprocessing
-from gnet_jax.data import Labels
 from gnet_jax.model import GoogLeNet, architecture, init_variables, ops, strip_aux
 from gnet_jax.training.host_memory import call_in_this_thread, keep_freed_memory
 from gnet_jax.training.optimizer import make_optimizer
@@ -66,7 +65,7 @@ def training(
         train_step,
         model=model,
         optimizer=optimizer,
-        augment=lambda image, label, key, offset: (image, Labels(label)),
+        augment=lambda image, label, key: (image, jax.nn.one_hot(label, 1000)),
         loss=LossConfig(),
     )
     images = jax.device_put(images)

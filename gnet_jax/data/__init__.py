@@ -1,6 +1,6 @@
 """Bytes to batches: sources, decoding, order, and what the compiled step does to the pixels."""
 
-from gnet_jax.data.augment import Labels, augment, preprocess
+from gnet_jax.data.augment import augment, preprocess
 from gnet_jax.data.batches import (
     Batch,
     batch_indices,
@@ -18,7 +18,6 @@ __all__ = [
     "Batch",
     "DataError",
     "Example",
-    "Labels",
     "Source",
     "augment",
     "batch_indices",

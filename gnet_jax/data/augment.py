@@ -3,10 +3,8 @@
 All that is random about an image is keyed by (seed, step, its place in the global batch), so it
 does not depend on how the batch is split over devices or hosts.
 
-Shapes: B batch, H height, W width, C channels.
+Shapes: B batch, H height, W width, C channels, K classes.
 """
-
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,18 +20,6 @@ ERASED_ASPECT = (0.3, 3.3)
 
 # Red, green, blue to the network's order, and back.
 CHANNEL_STEPS = {"RGB": slice(None), "BGR": slice(None, None, -1)}
-
-
-class Labels(NamedTuple):
-    """What the images of a batch show.
-
-    Of a mixed image `share` is `label`'s, at least one half, and the rest is `partner`'s. Where
-    nothing is mixed, both are None and no program holds them.
-    """
-
-    label: jax.Array  # (B,) int32
-    partner: jax.Array | None = None  # (B,) int32
-    share: jax.Array | None = None  # (B,) float32
 
 
 def preprocess(images_BHWC: jax.Array, *, preprocessing: Preprocessing) -> jax.Array:
@@ -84,9 +70,10 @@ def augment(
     *,
     preprocessing: Preprocessing,
     augmentation: AugmentConfig,
+    num_classes: int,
     offset: int | jax.Array = 0,
-) -> tuple[jax.Array, Labels]:
-    """`preprocess` of training images that are mirrored, distorted, mixed and erased from.
+) -> tuple[jax.Array, jax.Array]:
+    """Mirror, distort, mix and erase training images, then `preprocess` them.
 
     What `augmentation` switches off leaves nothing in the compiled program. The crop, and how it is
     resized, is the host's part.
@@ -97,10 +84,12 @@ def augment(
         key: randomness of this step.
         preprocessing: as in `preprocess`.
         augmentation: what is done, and how strongly.
+        num_classes: K, the length of a target.
         offset: place of the first image in the global batch; even where images are mixed.
 
     Returns:
-        float32 inputs (B, H, W, C), and their labels.
+        float32 inputs (B, H, W, C) and float32 targets (B, K). A target is one-hot; that of a
+        mixed image holds the shares of both classes, at least one half for its own.
 
     Raises:
         ConfigError: if an odd number of images is to be mixed.
@@ -113,13 +102,13 @@ def augment(
         images_BHWC = jnp.where(_each(mirrored_B), images_BHWC[:, :, ::-1], images_BHWC)
     if a.brightness or a.contrast or a.saturation or a.hue:
         images_BHWC = distort(images_BHWC, _folded(keys_B, 1), augmentation=a)
-    labels = Labels(label_B)
+    targets_BK = jax.nn.one_hot(label_B, num_classes, dtype=jnp.float32)
     if a.mixup:
-        images_BHWC, labels = _mix(images_BHWC, label_B, _folded(keys_B, 2), a.mixup)
+        images_BHWC, targets_BK = _mix(images_BHWC, targets_BK, _folded(keys_B, 2), a.mixup)
     x_BHWC = preprocess(images_BHWC, preprocessing=preprocessing)
     if a.erase:
         x_BHWC = _erase(x_BHWC, _folded(keys_B, 3), a.erase)
-    return x_BHWC, labels
+    return x_BHWC, targets_BK
 
 
 def _folded(keys_B: jax.Array, number: int) -> jax.Array:
@@ -133,8 +122,8 @@ def _each(values_B: jax.Array) -> jax.Array:
 
 
 def _mix(
-    images_BHWC: jax.Array, label_B: jax.Array, keys_B: jax.Array, alpha: float
-) -> tuple[jax.Array, Labels]:
+    images_BHWC: jax.Array, targets_BK: jax.Array, keys_B: jax.Array, alpha: float
+) -> tuple[jax.Array, jax.Array]:
     """Each image mixed with its neighbour in the batch (mixup, arXiv 1710.09412).
 
     Places 0 and 1 are partners, 2 and 3, and so on. Neighbours are as random as any other pairs,
@@ -150,7 +139,8 @@ def _mix(
     share_B = jax.vmap(_share, (0, None))(keys_B, alpha)
     images_BHWC = images_BHWC.astype(jnp.float32)
     images_BHWC = blend(images_BHWC, _neighbours(images_BHWC), _each(share_B))
-    return images_BHWC, Labels(label_B, _neighbours(label_B), share_B)
+    share_B1 = share_B[:, None]
+    return images_BHWC, share_B1 * targets_BK + (1 - share_B1) * _neighbours(targets_BK)
 
 
 def _neighbours(x_B: jax.Array) -> jax.Array:

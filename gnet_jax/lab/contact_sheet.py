@@ -50,20 +50,22 @@ def training_images(config: Config, source: Source, step: int, count: int) -> Se
 
     batch = first(config)
     key, _ = step_keys(jax.random.PRNGKey(config.seed), step)
-    x, labels = jax.device_get(jax.jit(augmentation(config))(batch["image"], batch["label"], key))
+    augment = jax.jit(augmentation(config, len(source.class_names)))
+    x, targets = jax.device_get(augment(batch["image"], batch["label"], key))
     plain = dataclasses.replace(config, augment=UNTOUCHED)
     untouched = first(plain)["image"]
-    captions = []
-    for place in range(min(count, len(x))):
-        shares = [(labels.label[place], 1.0 if labels.share is None else labels.share[place])]
-        if labels.partner is not None:
-            shares.append((labels.partner[place], 1 - shares[0][1]))
-        names = [source.class_names[label] for label, _ in shares]
-        if len(names) > 1:
-            names = [f"{share:.0%} {name}" for name, (_, share) in zip(names, shares, strict=True)]
-        captions.append(names)
+    captions = [_shares(target, source.class_names) for target in targets[:count]]
     pixels = to_pixels(x[:count], config.data.preprocessing)
     return Seen(pixels, captions, untouched[:count])
+
+
+def _shares(target_K: np.ndarray, class_names: tuple[str, ...]) -> list[str]:
+    """Returns the class names of a training target, the largest share first."""
+    order = np.argsort(-target_K, kind="stable")
+    labels = order[: np.count_nonzero(target_K)]
+    if len(labels) == 1:
+        return [class_names[labels[0]]]
+    return [f"{target_K[label]:.0%} {class_names[label]}" for label in labels]
 
 
 def evaluation_images(config: Config, source: Source, step: int, count: int) -> Seen:

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from gnet_jax.config import Config, UserError
-from gnet_jax.data import Labels
 from gnet_jax.model import Architecture, GoogLeNet, layer_outputs, variable_shapes
 from gnet_jax.model_folder.schema import from_json
 from gnet_jax.training.digests import named_leaves
@@ -26,7 +25,7 @@ from gnet_jax.training.optimizer import Optimizer, make_optimizer
 from gnet_jax.training.replay import NOTES
 from gnet_jax.training.run import is_canonical, pure_train_step
 from gnet_jax.training.sharding import compile_train_step, data_mesh, put_state
-from gnet_jax.training.step import TrainState, create_state, loss_of, step_keys
+from gnet_jax.training.step import TrainState, compute_loss, create_state, step_keys
 
 # What zip files, arrays and JSON raise that are not whole; a SchemaError is a ValueError.
 _DAMAGE = (ValueError, TypeError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile)
@@ -131,13 +130,13 @@ def examine(replay: Replay) -> Findings:
     """
     state = replay.state
     augment_key, dropout_key = step_keys(jnp.asarray(state.rng), jnp.asarray(state.step))
-    prepared = jax.jit(augmentation(replay.config))
-    images_BHWC, labels = prepared(replay.batch["image"], replay.batch["label"], augment_key)
+    prepared = jax.jit(augmentation(replay.config, replay.model.arch.num_classes))
+    images_BHWC, targets_BK = prepared(replay.batch["image"], replay.batch["label"], augment_key)
     metrics = _step_again(replay)
     layers, layer_flags, gradient_flags, losses = _each_alone(
-        replay, images_BHWC, labels, dropout_key
+        replay, images_BHWC, targets_BK, dropout_key
     )
-    whole_flags = _whole(replay, images_BHWC, labels, dropout_key)
+    whole_flags = _whole(replay, images_BHWC, targets_BK, dropout_key)
     params = flat(state.params)
     by_layer = [name.rpartition("/")[0] for name in params]
     fine = layer_flags.all(1) & gradient_flags.all(1) & np.isfinite(losses)
@@ -202,7 +201,7 @@ def _layers(replay: Replay, *inputs: Any) -> list[str]:
 
 def _loss(replay: Replay) -> Any:
     def of_learning(params: Any, *inputs: Any) -> Any:
-        return loss_of(
+        return compute_loss(
             without_gradient(params, replay.optimizer.frozen),
             *inputs,
             model=replay.model,
@@ -214,13 +213,13 @@ def _loss(replay: Replay) -> Any:
 
 
 def _whole(
-    replay: Replay, images_BHWC: jax.Array, labels: Labels, dropout_key: jax.Array
+    replay: Replay, images_BHWC: jax.Array, targets_BK: jax.Array, dropout_key: jax.Array
 ) -> np.ndarray:
     """Whether each layer's output is finite, for the whole batch at once."""
 
     @jax.jit
     def flags(params: Any, batch_stats: Any) -> list[jax.Array]:
-        _, (updated, _) = _loss(replay)(params, batch_stats, images_BHWC, labels, dropout_key)
+        _, (updated, _) = _loss(replay)(params, batch_stats, images_BHWC, targets_BK, dropout_key)
         outputs = [images_BHWC, *_outputs(updated["intermediates"]).values()]
         return [jnp.isfinite(output).all() for output in outputs]
 
@@ -228,13 +227,13 @@ def _whole(
 
 
 def _each_alone(
-    replay: Replay, images_BHWC: jax.Array, labels: Labels, dropout_key: jax.Array
+    replay: Replay, images_BHWC: jax.Array, targets_BK: jax.Array, dropout_key: jax.Array
 ) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
     """Names of the layers; whether their outputs, and the gradients, are finite; the losses.
 
     Shapes: (B, layers), (B, parameters) and (B,); the first layer is the input.
     """
-    layers = _layers(replay, images_BHWC, labels, dropout_key)
+    layers = _layers(replay, images_BHWC, targets_BK, dropout_key)
 
     @jax.jit
     def alone(params: Any, batch_stats: Any) -> Any:
@@ -250,7 +249,7 @@ def _each_alone(
                 value,
             )
 
-        return jax.lax.map(of_one, (images_BHWC, labels))
+        return jax.lax.map(of_one, (images_BHWC, targets_BK))
 
     found = jax.device_get(alone(replay.state.params, replay.state.batch_stats))
     return (layers, *found)

@@ -11,12 +11,46 @@ of the compiler; on CPUs, with one number of cores.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from gnet_jax.config import ConfigError
+from gnet_jax.training.step import Metrics, TrainState, apply_update
+
+
+def canonical_gradient(
+    gradient: Callable[..., Any], shards: int, axis_name: str
+) -> Callable[..., Any]:
+    """Returns a `gradient` for `train_step` that averages over all virtual shards of the batch.
+
+    Each virtual shard has its own dropout mask.
+
+    Args:
+        gradient: such as `compute_gradient`; computes one virtual shard.
+        shards: virtual shards of the global batch.
+        axis_name: the mesh axis over which the batch is split.
+    """
+
+    def of_batch(
+        state: TrainState, images: jax.Array, targets: jax.Array, dropout_key: jax.Array, **options
+    ) -> Any:
+        def of_shard(shard: Any, number: jax.Array) -> Any:
+            return gradient(state, *shard, jax.random.fold_in(dropout_key, number), **options)
+
+        return mean_over_shards(of_shard, (images, targets), shards, axis_name)
+
+    return of_batch
+
+
+def isolated_update(
+    state: TrainState, grads: Any, batch_stats: Any, metrics: Metrics, **options: Any
+) -> tuple[TrainState, Metrics]:
+    """Returns `apply_update(...)`, compiled separately from what computes its operands."""
+    update = partial(apply_update, **options)
+    return isolated(update, state.step >= 0, state, grads, batch_stats, metrics)
 
 
 def mean_over_shards(

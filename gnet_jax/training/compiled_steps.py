@@ -13,9 +13,9 @@ from gnet_jax.training.stop import abstract_flag, voting_eval_step, voting_train
 class CompiledSteps:
     """A run's training, evaluation and diagnosing step, each compiled at its first use.
 
-    Training and evaluation take batches with a host's `stop` (`Vote.flag`), and give back the
-    largest of all hosts. Runs that differ in nothing but their seed and workdir may share one:
-    neither is in what was compiled.
+    Training and evaluation also take this host's `stop` (`Vote.flag`), and return the largest of
+    all hosts. Runs that differ only in their seed and workdir may share one instance, because
+    neither is part of a compiled program.
     """
 
     def __init__(self) -> None:
@@ -24,12 +24,16 @@ class CompiledSteps:
         self._diagnose: Callable[..., Any] | None = None
 
     def train_step(self, run: Run) -> jax.stages.Compiled:
-        """`(state, batch) -> (state, metrics)`; the state passed in is donated."""
+        """`(state, batch, stop) -> (state, metrics, stop)`; the state passed in is donated."""
         if self._train is None:
             step = voting_train_step(run.train_step(), AXIS if run.canonical else None)
-            batch = run.abstract_batch() | abstract_flag(run.mesh)
             self._train = compile_train_step(
-                run.mesh, step, run.abstract_state(), batch, manual=run.canonical
+                run.mesh,
+                step,
+                run.abstract_state(),
+                run.abstract_batch(),
+                abstract_flag(run.mesh),
+                manual=run.canonical,
             )
         return self._train
 
@@ -40,7 +44,8 @@ class CompiledSteps:
         return self._diagnose
 
     def eval_step(self, run: Run) -> Callable[..., Any]:
-        """`(state, batch) -> sums`; it compiles at its first call."""
+        """`(state, batch, stop) -> (sums, stop)`; it compiles at its first call."""
         if self._eval is None:
-            self._eval = compile_eval_step(run.mesh, voting_eval_step(run.eval_step()))
+            step = voting_eval_step(run.eval_step())
+            self._eval = compile_eval_step(run.mesh, step, inputs=2)
         return self._eval

@@ -18,13 +18,12 @@ import optax
 from flax import traverse_util
 
 from gnet_jax.config import LossConfig
-from gnet_jax.data import Labels
 from gnet_jax.model import GoogLeNet, layer_outputs
 from gnet_jax.training.board import Board
 from gnet_jax.training.finetune import without_gradient
 from gnet_jax.training.optimizer import Optimizer
 from gnet_jax.training.record import MetricsFile
-from gnet_jax.training.step import TrainState, cross_entropy, head_names, step_keys
+from gnet_jax.training.step import TrainState, head_losses, head_names, step_keys
 
 FILE = "diagnostics.jsonl"
 BINS = 40
@@ -36,7 +35,7 @@ def diagnose(
     *,
     model: GoogLeNet,
     optimizer: Optimizer,
-    augment: Callable[..., tuple[jax.Array, Labels]],
+    augment: Callable[..., tuple[jax.Array, jax.Array]],
     loss: LossConfig,
 ) -> dict[str, Any]:
     """What the next training step on `batch` would see, with its augmentation and its dropout.
@@ -54,7 +53,7 @@ def diagnose(
         gradient and parameters: (counts, edges).
     """
     augment_key, dropout_key = step_keys(state.rng, state.step)
-    images_BHWC, labels = augment(batch["image"], batch["label"], augment_key, offset=0)
+    images_BHWC, targets_BK = augment(batch["image"], batch["label"], augment_key)
     heads = head_names(model)
     weights = (1.0, *[loss.aux_weight] * (len(heads) - 1))
 
@@ -67,12 +66,9 @@ def diagnose(
             rngs={"dropout": dropout_key},
             mutable=["batch_stats", "intermediates"],
         )
-        logits = (outputs.logits, *outputs.aux)
-        losses = tuple(
-            weight * cross_entropy(each, labels, loss.label_smoothing)
-            for weight, each in zip(weights, logits, strict=True)
-        )
-        return losses, found["intermediates"]
+        losses = head_losses(outputs, targets_BK, loss.label_smoothing)
+        weighted = tuple(w * value for w, value in zip(weights, losses, strict=True))
+        return weighted, found["intermediates"]
 
     losses, pull_back, layers = jax.vjp(losses_of, state.params, has_aux=True)
     scalars: dict[str, jax.Array] = {}

@@ -50,8 +50,8 @@ class Evaluator:
         spared = Spared(batches, empty)
         sums: dict[str, float] = {}
         for batch in put_batches(spared, run.mesh, run.eval_batch_size):
-            found = jax.device_get(self._step(state, batch | vote.flag(spared.fault)))
-            if vote.cut_short(found):
+            found, stop = jax.device_get(self._step(state, batch, vote.flag(spared.fault)))
+            if vote.cut_short(stop):
                 together(spared.check)
                 return {}
             for name, value in found.items():

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from gnet_jax.config import Config
-from gnet_jax.data import Batch, Labels, Source, augment, train_batches
+from gnet_jax.data import Batch, Source, augment, train_batches
 
 
 def training_batches(
@@ -29,6 +29,11 @@ def training_batches(
     )
 
 
-def augmentation(config: Config) -> Callable[..., tuple[jax.Array, Labels]]:
-    """`(images, labels, key, offset=...)` to the network's inputs and `Labels`; see `augment`."""
-    return partial(augment, preprocessing=config.data.preprocessing, augmentation=config.augment)
+def augmentation(config: Config, num_classes: int) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """Returns `(images, labels, key, offset=0) -> (inputs, targets)`; see `augment`."""
+    return partial(
+        augment,
+        preprocessing=config.data.preprocessing,
+        augmentation=config.augment,
+        num_classes=num_classes,
+    )

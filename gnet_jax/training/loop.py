@@ -152,11 +152,11 @@ class _Loop:
                 batch = ahead.take()
             with meter.paused(), reporter.watch.spent("diagnosing"):
                 self.diagnose(step - 1, state, batch)
-            state, metrics = step_fn(state, batch | vote.flag(ahead.fault))
+            state, metrics, stop = step_fn(state, batch, vote.flag(ahead.fault))
             # The metrics of the step before are fetched while the device works on this one.
             if pending is not None:
                 meter.add(self._read(*pending, state))
-            pending = (step, metrics, batch)
+            pending = (step, metrics, stop, batch)
             self.checkpoints.check()
 
             save_due = step % config.save_every_steps == 0
@@ -200,8 +200,12 @@ class _Loop:
         every = self.run.config.eval_every_epochs * self.run.steps_per_epoch
         return step == self.run.total_steps or _crosses(step, every)
 
-    def _read(self, number: int, metrics: Any, batch: Any, state: TrainState) -> dict[str, float]:
-        return self.skipped.read(number, self.vote.read(number, metrics), batch, state)
+    def _read(
+        self, number: int, metrics: Any, stop: jax.Array, batch: Any, state: TrainState
+    ) -> dict[str, float]:
+        metrics, stop = jax.device_get((metrics, stop))
+        self.vote.read(number, stop)
+        return self.skipped.read(number, metrics, batch, state)
 
     def _report(
         self,

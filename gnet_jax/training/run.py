@@ -22,7 +22,12 @@ from gnet_jax.model import (
 )
 from gnet_jax.model.roles import roles_by_path
 from gnet_jax.model_folder.description import Description, write_description
-from gnet_jax.training.canonical import check_virtual_shards
+from gnet_jax.training.accumulation import accumulated_gradient
+from gnet_jax.training.canonical import (
+    canonical_gradient,
+    check_virtual_shards,
+    isolated_update,
+)
 from gnet_jax.training.diagnose import diagnose
 from gnet_jax.training.feed import augmentation
 from gnet_jax.training.finetune import Pretrained, Takeover, check_patterns, compare, take_over
@@ -30,13 +35,14 @@ from gnet_jax.training.memory import machine_memory
 from gnet_jax.training.optimizer import Optimizer, make_optimizer
 from gnet_jax.training.sharding import (
     AXIS,
+    augment_share,
     check_batch_size,
     check_pairs,
     data_mesh,
     put_state,
     replicated,
 )
-from gnet_jax.training.step import TrainState, create_state, eval_step, train_step
+from gnet_jax.training.step import TrainState, apply_update, create_state, eval_step, train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +83,7 @@ class Program:
             diagnose,
             model=self.model,
             optimizer=self.optimizer,
-            augment=augmentation(self.config),
+            augment=augmentation(self.config, self.model.arch.num_classes),
             loss=self.config.loss,
         )
 
@@ -143,17 +149,24 @@ def is_canonical(config: Config) -> bool:
 
 
 def pure_train_step(config: Config, model: GoogLeNet, optimizer: Optimizer) -> Any:
-    """The pure training step of `config`; in canonical numerics, that of one device's share."""
-    canonical = is_canonical(config)
+    """Returns the pure training step of `config`.
+
+    With canonical numerics the step takes one device's share of the batch.
+    """
+    augment = augmentation(config, model.arch.num_classes)
+    gradient, update = accumulated_gradient(config.optim.accumulate), apply_update
+    if is_canonical(config):
+        augment = augment_share(augment, AXIS)
+        gradient = canonical_gradient(gradient, config.virtual_shards, AXIS)
+        update = isolated_update
     return partial(
         train_step,
         model=model,
         optimizer=optimizer,
-        augment=augmentation(config),
+        augment=augment,
         loss=config.loss,
-        accumulate=config.optim.accumulate,
-        axis_name=AXIS if canonical else None,
-        virtual_shards=config.virtual_shards if canonical else None,
+        gradient=gradient,
+        update=update,
     )
 
 

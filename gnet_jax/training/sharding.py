@@ -108,58 +108,69 @@ def compile_train_step(
     mesh: Mesh,
     step: Callable[..., Any],
     state: Any,
-    batch: Mapping[str, Any],
-    *,
+    *inputs: Any,
     manual: bool = False,
     compiler_options: dict[str, Any] | None = None,
 ) -> jax.stages.Compiled:
-    """`step(state, batch)` compiled for the mesh; the state passed in is donated.
+    """Compile `step(state, *inputs)` for the mesh; the state passed in is donated.
 
     Args:
-        mesh: the devices; they need not be there (`gnet_jax.pods`).
+        mesh: the devices; they need not be attached (`gnet_jax.pods`).
         step: the pure step, on global arrays.
-        state, batch: concrete or abstract (`jax.ShapeDtypeStruct`); the batch's shapes are global.
-        manual: `step` is for one device's share of the batch, and averages over `AXIS` itself.
-        compiler_options: of XLA, in place of `xla_options` of the mesh's platform.
+        state: concrete or abstract (`jax.ShapeDtypeStruct`); every device holds all of it.
+        inputs: the batch, and whatever else is split over the devices; shapes are global.
+        manual: `step` takes one device's share of the inputs, and averages over `AXIS` itself.
+        compiler_options: of XLA; None takes `xla_options` of the mesh's platform.
     """
     whole, parts = replicated(mesh), split(mesh)
     if manual:
-        # check_vma would take the averaged gradients for sums, and give them N times too large.
+        # check_vma would take the averaged gradients for sums, and make them N times too large.
         step = jax.shard_map(
             step,
             mesh=mesh,
-            in_specs=(whole.spec, parts.spec),
-            out_specs=(whole.spec, whole.spec),
+            in_specs=(whole.spec, *(parts.spec for _ in inputs)),
+            out_specs=whole.spec,
             check_vma=False,
         )
     jitted = jax.jit(
-        step, in_shardings=(whole, parts), out_shardings=(whole, whole), donate_argnums=0
+        step,
+        in_shardings=(whole, *(parts for _ in inputs)),
+        out_shardings=whole,
+        donate_argnums=0,
     )
     if compiler_options is None:
         compiler_options = xla_options(platform_of(mesh))
-    return jitted.lower(state, batch).compile(compiler_options)
+    return jitted.lower(state, *inputs).compile(compiler_options)
 
 
-def compile_eval_step(mesh: Mesh, step: Callable[..., Any]) -> Callable[..., Any]:
-    """`step(state, batch)` jitted for the mesh; it compiles at its first call."""
+def compile_eval_step(mesh: Mesh, step: Callable[..., Any], inputs: int = 1) -> Callable[..., Any]:
+    """Jit `step(state, *inputs)` for the mesh; it compiles at its first call.
+
+    Args:
+        mesh: the devices.
+        step: the pure step, on global arrays.
+        inputs: number of arguments after the state, each split over the devices.
+    """
     whole = replicated(mesh)
     return jax.jit(
         step,
-        in_shardings=(whole, split(mesh)),
+        in_shardings=(whole, *[split(mesh)] * inputs),
         out_shardings=whole,
         compiler_options=xla_options(platform_of(mesh)),
     )
 
 
-def pmap_train_step(
-    step: Callable[..., Any], devices: Sequence[Any] | None = None
-) -> Callable[..., Any]:
-    """The same pure step under `jax.pmap`, for code that still lives there.
+def augment_share(augment: Callable[..., Any], axis_name: str) -> Callable[..., Any]:
+    """Returns `augment` for one device's share of the batch, under shard_map or pmap.
 
-    `step` must have been given `axis_name=AXIS`, and a model with `axis_name=AXIS` where it has
-    batch norm. State and batch then carry a leading axis of one entry per device.
+    Random draws are keyed by the place of an image in the global batch.
     """
-    return jax.pmap(step, axis_name=AXIS, devices=devices, donate_argnums=0)
+
+    def of_share(images_BHWC: jax.Array, label_B: jax.Array, key: jax.Array) -> Any:
+        offset = jax.lax.axis_index(axis_name) * label_B.shape[0]
+        return augment(images_BHWC, label_B, key, offset=offset)
+
+    return of_share
 
 
 def put_state(state: Any, mesh: Mesh) -> Any:

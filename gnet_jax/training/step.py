@@ -4,7 +4,6 @@ Shapes: B batch, H height, W width, C channels, K classes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -13,9 +12,7 @@ import optax
 from flax import struct
 
 from gnet_jax.config import LossConfig
-from gnet_jax.data import Labels
-from gnet_jax.model import GoogLeNet
-from gnet_jax.training.canonical import isolated, mean_over_shards
+from gnet_jax.model import GoogLeNet, Outputs
 from gnet_jax.training.finetune import without_gradient
 from gnet_jax.training.optimizer import Optimizer
 
@@ -34,7 +31,7 @@ class TrainState(struct.PyTreeNode):
 
 
 def create_state(variables: Mapping[str, Any], optimizer: Optimizer, seed: int) -> TrainState:
-    """The state in front of step 0, for freshly drawn or loaded `variables`."""
+    """Returns the state before step 0 for freshly drawn or loaded `variables`."""
     own = {"params": variables["params"], "batch_stats": variables["batch_stats"]}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -45,46 +42,50 @@ def create_state(variables: Mapping[str, Any], optimizer: Optimizer, seed: int) 
     )
 
 
-def head_names(model: GoogLeNet) -> tuple[str, ...]:
-    """Prefixes of the heads' metrics: "main", then "aux4a" and so on, as `Outputs` orders them."""
-    return ("main", *(f"aux{name}" for name in model.arch.aux_after))
-
-
 def step_keys(rng: jax.Array, step: int | jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The keys of augmentation and of dropout in the step that follows `step` finished ones."""
+    """Returns the augmentation key and the dropout key of the step after `step` finished ones."""
     augment_key, dropout_key = jax.random.split(jax.random.fold_in(rng, step))
     return augment_key, dropout_key
 
 
-def cross_entropy(logits_BK: jax.Array, labels: Labels, smoothing: float) -> jax.Array:
-    """Mean cross-entropy, of labels smoothed over all classes (arXiv 1512.00567, section 7).
+def compute_gradient(
+    state: TrainState,
+    images_BHWC: jax.Array,
+    targets_BK: jax.Array,
+    dropout_key: jax.Array,
+    *,
+    model: GoogLeNet,
+    optimizer: Optimizer,
+    loss: LossConfig,
+) -> tuple[Any, Any, Metrics]:
+    """Returns the gradient of the loss, the new batch statistics and the metrics of the heads."""
 
-    Of a mixed image it is that of both labels, by their shares (arXiv 1710.09412).
-    """
-    log_probs_BK = jax.nn.log_softmax(logits_BK)
+    def loss_fn(params: Any) -> tuple[jax.Array, tuple[Any, Metrics]]:
+        params = without_gradient(params, optimizer.frozen)
+        return compute_loss(
+            params, state.batch_stats, images_BHWC, targets_BK, dropout_key, model=model, loss=loss
+        )
 
-    def of(label_B: jax.Array) -> jax.Array:
-        return jnp.take_along_axis(log_probs_BK, label_B[:, None], axis=-1)[:, 0]
-
-    of_label_B = of(labels.label)
-    if labels.partner is not None and labels.share is not None:
-        share_B = labels.share
-        of_label_B = share_B * of_label_B + (1 - share_B) * of(labels.partner)
-    return -jnp.mean((1 - smoothing) * of_label_B + smoothing * jnp.mean(log_probs_BK, axis=-1))
+    grads, (updated, metrics) = jax.grad(loss_fn, has_aux=True)(state.params)
+    return grads, updated.get("batch_stats", {}), metrics
 
 
-def loss_of(
+def compute_loss(
     params: Any,
     batch_stats: Any,
     images_BHWC: jax.Array,
-    labels: Labels,
+    targets_BK: jax.Array,
     dropout_key: jax.Array,
     *,
     model: GoogLeNet,
     loss: LossConfig,
     mutable: Sequence[str] = ("batch_stats",),
 ) -> tuple[jax.Array, tuple[Any, Metrics]]:
-    """The loss in training, the collections that changed, and `loss`, `*_loss` and `*_top1`."""
+    """Returns the training loss, the collections that changed, and `loss`, `*_loss`, `*_top1`.
+
+    The loss is the main head's plus `loss.aux_weight` times each auxiliary head's (paper,
+    section 5). The top-1 of a mixed image counts the class with the largest target.
+    """
     outputs, updated = model.apply(
         {"params": params, "batch_stats": batch_stats},
         images_BHWC,
@@ -93,84 +94,36 @@ def loss_of(
         mutable=list(mutable),
     )
     metrics = {}
-    for head, logits_BK in zip(head_names(model), (outputs.logits, *outputs.aux), strict=True):
-        metrics[f"{head}_loss"] = cross_entropy(logits_BK, labels, loss.label_smoothing)
-        metrics[f"{head}_top1"] = jnp.mean(jnp.argmax(logits_BK, -1) == labels.label)
-    aux_losses = [metrics[f"{head}_loss"] for head in head_names(model)[1:]]
-    metrics["loss"] = metrics["main_loss"] + loss.aux_weight * sum(aux_losses)
+    losses = head_losses(outputs, targets_BK, loss.label_smoothing)
+    heads = zip(head_names(model), losses, (outputs.logits, *outputs.aux), strict=True)
+    for head, value, logits_BK in heads:
+        metrics[f"{head}_loss"] = value
+        metrics[f"{head}_top1"] = jnp.mean(jnp.argmax(logits_BK, -1) == jnp.argmax(targets_BK, -1))
+    metrics["loss"] = losses[0] + loss.aux_weight * sum(losses[1:])
     return metrics["loss"], (updated, metrics)
 
 
-def train_step(
-    state: TrainState,
-    batch: Mapping[str, jax.Array],
-    *,
-    model: GoogLeNet,
-    optimizer: Optimizer,
-    augment: Callable[..., tuple[jax.Array, Labels]],
-    loss: LossConfig,
-    accumulate: int = 1,
-    axis_name: str | None = None,
-    virtual_shards: int | None = None,
-) -> tuple[TrainState, Metrics]:
-    """The state after one more step, and that step's metrics.
+def head_names(model: GoogLeNet) -> tuple[str, ...]:
+    """Returns the heads' names in the order of `Outputs`: "main", then "aux4a" and so on."""
+    return ("main", *(f"aux{name}" for name in model.arch.aux_after))
 
-    The loss is that of the main head plus `loss.aux_weight` times each auxiliary head's (paper,
-    section 5). Weight decay is the optimiser's, not the loss's. Where loss, gradient or the new
-    parameters are not finite, nothing changes but the number of steps: see `keep_finite`.
 
-    Args:
-        batch: `image` (B, H, W, C) uint8 and `label` (B,) int32.
-        augment: `(images, labels, key, offset=...)` to float32 inputs and `Labels`; see
-            `gnet_jax.data.augment`.
-        accumulate: parts that the batch is split into; their gradients are averaged. Batch norm
-            then sees a part at a time.
-        axis_name: under pmap or shard_map, the axis over which gradients are averaged; `batch` is
-            then this device's share. None under jit, which averages by itself.
-        virtual_shards: parts of the global batch that are computed each by itself, under shard_map
-            over `axis_name`; see `gnet_jax.training.canonical`. None computes a share at once.
+def head_losses(outputs: Outputs, targets_BK: jax.Array, smoothing: float) -> list[jax.Array]:
+    """Returns each head's mean cross-entropy, the main head's first.
 
-    Returns:
-        The new state and float32 scalars: `loss`, per head `*_loss` and `*_top1` (a share of 1; of
-        a mixed image the label with the larger share counts), `learning_rate`, `grad_norm`, and
-        `skipped`, 1 where nothing changed.
+    Targets are smoothed over all classes (arXiv 1512.00567, section 7).
     """
-    augment_key, dropout_key = step_keys(state.rng, state.step)
-    gradient = partial(
-        _gradient, state, model=model, optimizer=optimizer, loss=loss, accumulate=accumulate
-    )
-
-    def of_share(share, number, dropout_key):
-        offset = number * share["label"].shape[0]
-        inputs = augment(share["image"], share["label"], augment_key, offset=offset)
-        return gradient(*inputs, dropout_key)
-
-    def of_numbered(share, number):
-        return of_share(share, number, jax.random.fold_in(dropout_key, number))
-
-    if axis_name is None:
-        grads, batch_stats, metrics = of_share(batch, 0, dropout_key)
-    elif virtual_shards is None:
-        grads, batch_stats, metrics = of_numbered(batch, jax.lax.axis_index(axis_name))
-        grads, metrics = jax.lax.pmean((grads, metrics), axis_name)
-    else:
-        grads, batch_stats, metrics = mean_over_shards(
-            of_numbered, batch, virtual_shards, axis_name
-        )
-
-    update = partial(_update, optimizer=optimizer)
-    if virtual_shards is None:
-        return update(state, grads, batch_stats, metrics)
-    return isolated(update, state.step >= 0, state, grads, batch_stats, metrics)
+    smooth_BK = optax.smooth_labels(targets_BK, smoothing)
+    return [
+        jnp.mean(optax.softmax_cross_entropy(logits_BK, smooth_BK))
+        for logits_BK in (outputs.logits, *outputs.aux)
+    ]
 
 
-def _update(
+def apply_update(
     state: TrainState, grads: Any, batch_stats: Any, metrics: Metrics, *, optimizer: Optimizer
 ) -> tuple[TrainState, Metrics]:
-    """The state after the optimiser's step, if that is finite, and all of its metrics."""
-    metrics = dict(metrics)
-    metrics["learning_rate"] = jnp.asarray(optimizer.learning_rate(state.step), jnp.float32)
-    metrics["grad_norm"] = norm(grads)
+    """Returns the state after the optimiser's update, and `metrics` with rate and norm added."""
     updates, opt_state = optimizer.tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     average = state.average
@@ -178,64 +131,22 @@ def _update(
         own = {"params": params, "batch_stats": batch_stats}
         rate = jnp.asarray(optimizer.averaging_rate(state.step), jnp.float32)
         average = optax.incremental_update(own, average, rate)
-    new = state.replace(
+    new_state = state.replace(
         step=state.step + 1,
         params=params,
         batch_stats=batch_stats,
         opt_state=opt_state,
         average=average,
     )
-    return keep_finite(new, state, metrics)
-
-
-def _gradient(
-    state: TrainState,
-    images_BHWC: jax.Array,
-    labels: Labels,
-    dropout_key: jax.Array,
-    *,
-    model: GoogLeNet,
-    optimizer: Optimizer,
-    loss: LossConfig,
-    accumulate: int,
-) -> tuple[Any, Any, Metrics]:
-    """Gradient, new batch statistics and metrics of prepared images."""
-
-    def of_learning(params, *arguments):
-        params = without_gradient(params, optimizer.frozen)
-        value, (updated, metrics) = loss_of(params, *arguments, model=model, loss=loss)
-        return value, (updated.get("batch_stats", {}), metrics)
-
-    gradient = jax.grad(of_learning, has_aux=True)
-    if accumulate == 1:
-        grads, (batch_stats, metrics) = gradient(
-            state.params, state.batch_stats, images_BHWC, labels, dropout_key
-        )
-        return grads, batch_stats, metrics
-
-    def one_part(batch_stats, part):
-        images, labels, number = part
-        grads, (batch_stats, metrics) = gradient(
-            state.params, batch_stats, images, labels, jax.random.fold_in(dropout_key, number)
-        )
-        return batch_stats, (grads, metrics)
-
-    # Part p takes every accumulate-th example: each device's share then stays on that device.
-    def parts_of(x):
-        return x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1)
-
-    split = jax.tree.map(parts_of, (images_BHWC, labels))
-    parts = (*split, jnp.arange(accumulate))
-    batch_stats, stacked = jax.lax.scan(one_part, state.batch_stats, parts)
-    grads, metrics = jax.tree.map(lambda x: jnp.mean(x, axis=0), stacked)
-    return grads, batch_stats, metrics
+    learning_rate = jnp.asarray(optimizer.learning_rate(state.step), jnp.float32)
+    return new_state, metrics | {"learning_rate": learning_rate, "grad_norm": norm(grads)}
 
 
 def norm(tree: Any) -> jax.Array:
-    """The Euclidean norm of all leaves together.
+    """Returns the Euclidean norm of all leaves together.
 
-    The vectors, which are most of a network's arrays and few of its numbers, are taken as one: each
-    by itself would be two operations more to trace, to compile, to load and to start.
+    Vectors are concatenated first. They are most of a network's arrays and few of its numbers,
+    and each one alone would add two operations to trace, compile and launch.
     """
     leaves = jax.tree.leaves(tree)
     vectors = [x for x in leaves if x.ndim == 1]
@@ -245,14 +156,14 @@ def norm(tree: Any) -> jax.Array:
 
 
 def keep_finite(new: TrainState, old: TrainState, metrics: Metrics) -> tuple[TrainState, Metrics]:
-    """`new` where it is finite; else `old`, whole, but for what counts the steps.
+    """Returns `new` if it is finite, otherwise `old` with its step counters advanced.
 
-    Looked at are the loss, the gradient, the new parameters and batch statistics: on CPUs the loss
-    can stay finite while gradients are not, and the statistics while the loss is. The counter of
-    the learning rate's schedule goes on with the step, so that the two never part.
+    The check covers the loss, the gradient, the new parameters and the new batch statistics: on
+    CPUs each of them can be the only one that is not finite. The schedule's counter advances with
+    the step, so that both always agree.
 
     Returns:
-        The state, and `metrics` with `skipped`: 1.0 where it is the old one.
+        The state, and `metrics` with `skipped`, which is 1.0 if the state is the old one.
     """
     size = norm((new.params, new.batch_stats))
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"] + size)
@@ -270,6 +181,38 @@ def keep_finite(new: TrainState, old: TrainState, metrics: Metrics) -> tuple[Tra
     return kept.replace(step=new.step), metrics | {"skipped": skipped}
 
 
+def train_step(
+    state: TrainState,
+    batch: Mapping[str, jax.Array],
+    *,
+    model: GoogLeNet,
+    optimizer: Optimizer,
+    augment: Callable[..., tuple[jax.Array, jax.Array]],
+    loss: LossConfig,
+    gradient: Callable[..., tuple[Any, Any, Metrics]] = compute_gradient,
+    update: Callable[..., tuple[TrainState, Metrics]] = apply_update,
+) -> tuple[TrainState, Metrics]:
+    """Returns the state after one optimiser step, and the step's metrics.
+
+    Accumulation, canonical numerics and pmap pass a `gradient` or an `update` of their own.
+
+    Args:
+        batch: `image` (B, H, W, C) uint8 and `label` (B,) int32.
+        augment: `(images, labels, key)` to float32 inputs and targets; see `data.augment`.
+
+    Returns:
+        The new state and float32 scalars: `loss`, each head's `*_loss` and `*_top1`,
+        `learning_rate`, `grad_norm`, and `skipped` (see `keep_finite`).
+    """
+    augment_key, dropout_key = step_keys(state.rng, state.step)
+    images_BHWC, targets_BK = augment(batch["image"], batch["label"], augment_key)
+    grads, batch_stats, metrics = gradient(
+        state, images_BHWC, targets_BK, dropout_key, model=model, optimizer=optimizer, loss=loss
+    )
+    new_state, metrics = update(state, grads, batch_stats, metrics, optimizer=optimizer)
+    return keep_finite(new_state, state, metrics)
+
+
 def eval_step(
     state: TrainState,
     batch: Mapping[str, jax.Array],
@@ -277,9 +220,9 @@ def eval_step(
     model: GoogLeNet,
     preprocess: Callable[..., jax.Array],
 ) -> Metrics:
-    """Sums over the examples whose `mask` is True: divide by `count` when all batches are added.
+    """Returns sums over the examples whose `mask` is True; divide by `count` after the last batch.
 
-    Uses the averaged parameters where the state has them.
+    Uses the averaged parameters if the state has them.
 
     Returns:
         int32 `count`, `top1`, `top5` (the label is among the 5 largest logits), float32 `loss`.

@@ -1,16 +1,15 @@
 """When to stop: a signal or a fault on any host stops every host after the same step.
 
-The hosts agree without waiting for each other. What a host has to say rides into the compiled step
-beside its batch, as `stop`, and the largest of all hosts comes back with the step's metrics. Every
-host reads the metrics of step n at the latest when it has dispatched step n + 1, so whatever rode
-with step n ends the run after step n + 1.
+The hosts agree without waiting for each other. Each host passes a `stop` code to the compiled step,
+and the step returns the largest of all hosts. Every host reads the results of step n after it has
+dispatched step n + 1 at the latest, so a code passed to step n ends the run after step n + 1.
 """
 
 import contextlib
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 import jax
@@ -69,25 +68,20 @@ class Vote:
         self._last: int | None = None
         self.code = 0  # a signal's number, or FAULT, once the hosts know of it
 
-    def flag(self, fault: UserError | None) -> dict[str, jax.Array]:
-        """The `stop` of this host, to go with its batch."""
+    def flag(self, fault: UserError | None) -> jax.Array:
+        """Returns this host's `stop` code for the next step, on each of its devices."""
         code = FAULT if fault is not None else self._request.signal or 0
-        return {"stop": self._flag(code) if code else self._none}
+        return self._flag(code) if code else self._none
 
-    def read(self, step: int, metrics: Mapping[str, Any]) -> dict[str, Any]:
-        """The metrics of `step` on the host, after a look at the largest `stop` that rode with it.
-
-        The first one that is not 0 counts.
-        """
-        values = jax.device_get(dict(metrics))
-        code = int(values.pop("stop"))
+    def read(self, step: int, stop: jax.Array) -> None:
+        """Take note of the `stop` that training step `step` returned; the first non-zero counts."""
+        code = int(stop)
         if code and not self.code:
             self.code, self._last = code, step + LEAD - 1
-        return values
 
-    def cut_short(self, sums: dict[str, Any]) -> bool:
-        """Whether an evaluation ends here: the `stop` of its last batch, taken out of its sums."""
-        code = int(sums.pop("stop"))
+    def cut_short(self, stop: jax.Array) -> bool:
+        """Returns whether the evaluation ends here, given the `stop` of its last batch."""
+        code = int(stop)
         if code:
             self.code = code
         return bool(code)
@@ -106,39 +100,32 @@ class Vote:
         return jax.make_array_from_process_local_data(split(self._mesh), own, (self._mesh.size,))
 
 
-def abstract_flag(mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shape and dtype of what `Vote.flag` gives, over all hosts."""
-    return {"stop": jax.ShapeDtypeStruct((mesh.size,), jnp.int32)}
+def abstract_flag(mesh: Mesh) -> jax.ShapeDtypeStruct:
+    """Returns the shape and dtype of what `Vote.flag` gives, over all hosts."""
+    return jax.ShapeDtypeStruct((mesh.size,), jnp.int32)
 
 
 def voting_train_step(step: Callable[..., Any], axis_name: str | None = None) -> Callable[..., Any]:
-    """`step(state, batch)` for batches with a `stop`, whose maximum joins the metrics.
+    """Returns `(state, batch, stop) -> (state, metrics, largest stop)`.
 
-    `axis_name` is the mesh axis where the step is for one device's share.
+    `axis_name` is the mesh axis if the step takes one device's share.
     """
 
-    def voting(state: Any, batch: Mapping[str, jax.Array]) -> Any:
-        stop, batch = _without_stop(batch)
-        stop = stop if axis_name is None else jax.lax.pmax(stop, axis_name)
-        state, metrics = step(state, batch)
-        return state, metrics | {"stop": stop}
+    def voting(state: Any, batch: Any, stop: jax.Array) -> Any:
+        vote = jnp.max(stop)
+        vote = vote if axis_name is None else jax.lax.pmax(vote, axis_name)
+        return *step(state, batch), vote
 
     return voting
 
 
 def voting_eval_step(step: Callable[..., Any]) -> Callable[..., Any]:
-    """The same of an evaluation step."""
+    """Returns `(state, batch, stop) -> (sums, largest stop)`."""
 
-    def voting(state: Any, batch: Mapping[str, jax.Array]) -> Any:
-        stop, batch = _without_stop(batch)
-        return step(state, batch) | {"stop": stop}
+    def voting(state: Any, batch: Any, stop: jax.Array) -> Any:
+        return step(state, batch), jnp.max(stop)
 
     return voting
-
-
-def _without_stop(batch: Mapping[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
-    rest = {name: value for name, value in batch.items() if name != "stop"}
-    return jnp.max(batch["stop"]), rest
 
 
 class Ahead:

@@ -7,7 +7,6 @@ import pytest
 
 from gnet_jax.cli import main
 from gnet_jax.config import LossConfig
-from gnet_jax.data import Labels
 from gnet_jax.lab.replay import _loss, _place
 from gnet_jax.training.replay import write_replay
 from gnet_jax.training.step import create_state
@@ -60,8 +59,8 @@ def test_what_is_frozen_has_no_gradient():
         config=types.SimpleNamespace(loss=LossConfig()),
         optimizer=types.SimpleNamespace(frozen=("main",)),
     )
-    images, labels = np.ones((2, 16, 16, 3), np.float32), Labels(np.arange(2), None, None)
-    grads, _ = jax.grad(_loss(replay), has_aux=True)(linear_params(), {}, images, labels, None)
+    images, targets = np.ones((2, 16, 16, 3), np.float32), np.eye(2, 10, dtype=np.float32)
+    grads, _ = jax.grad(_loss(replay), has_aux=True)(linear_params(), {}, images, targets, None)
     assert not grads["main"]["kernel"].any()
     assert grads["aux"]["kernel"].any()
 

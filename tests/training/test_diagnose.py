@@ -49,11 +49,11 @@ def test_the_gradient_is_that_of_the_training_step(diagnosed):
     batch = tiny_batch(32)
     found = jax.device_get(compiled.diagnose_step(run)(run.initial_state(), batch))["scalars"]
     norms = [value for name, value in found.items() if name.startswith("grad_norm/")]
-    voted = batch | {"stop": np.zeros(run.mesh.size, np.int32)}
-    placed = jax.device_put(voted, compiled.train_step(run).input_shardings[0][1])
+    inputs = (batch, np.zeros(run.mesh.size, np.int32))
+    placed = jax.device_put(inputs, compiled.train_step(run).input_shardings[0][1:])
     before = run.initial_state()
     old = jax.device_get(before.params)
-    after, metrics = compiled.train_step(run)(before, placed)
+    after, metrics, _ = compiled.train_step(run)(before, *placed)
     whole = float(metrics["grad_norm"])
     assert np.sqrt(np.sum(np.square(norms))) == pytest.approx(whole, rel=1e-4)
     new = jax.device_get(after.params)
@@ -90,7 +90,9 @@ def test_what_is_frozen_has_no_gradient_and_does_not_count_for_the_clipping():
     parts = {
         "model": Linear(),
         "optimizer": optimizer,
-        "augment": partial(augment, preprocessing=pixels, augmentation=AugmentConfig()),
+        "augment": partial(
+            augment, preprocessing=pixels, augmentation=AugmentConfig(), num_classes=10
+        ),
         "loss": LossConfig(),
     }
     state = create_state({"params": linear_params(), "batch_stats": {}}, optimizer, 0)

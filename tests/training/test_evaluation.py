@@ -11,9 +11,14 @@ from tests.tiny import tiny_run
 
 def test_a_loss_that_is_not_finite_names_the_step_and_the_remedies(tmp_path):
     run = tiny_run(tmp_path)
-    sums = {"count": 200, "top1": 20, "top5": 100, "loss": np.nan, "stop": 0}
+    sums = {"count": 200, "top1": 20, "top5": 100, "loss": np.nan}
     compiled = types.SimpleNamespace(
-        eval_step=lambda _: lambda *_: {name: np.array(value) for name, value in sums.items()}
+        eval_step=lambda _: (
+            lambda *_: (
+                {name: np.array(value) for name, value in sums.items()},
+                np.int32(0),
+            )
+        )
     )
     damage = types.SimpleNamespace(val=None, say_left_out=lambda _: None)
     evaluate = Evaluator(run, compiled, damage, Vote(run.mesh, StopRequest()))

@@ -26,7 +26,7 @@ EVERYTHING = AugmentConfig(
 
 def network_sees(config, start=0, hosts=1):
     """sha256 of inputs and labels of steps `start` to 3, each made of its hosts' shares."""
-    source, compiled = open_source("digits", "train"), jax.jit(augmentation(config))
+    source, compiled = open_source("digits", "train"), jax.jit(augmentation(config, 10))
     shares = [
         training_batches(config, source, start_step=start, host=host, hosts=hosts)
         for host in range(hosts)

@@ -197,10 +197,10 @@ class Poisoned(Run):
     def train_step(self):
         step = super().train_step()
 
-        def augment(images, labels, key, **options):
-            inputs, labels = step.keywords["augment"](images, labels, key, **options)
+        def augment(images, labels, key):
+            inputs, targets = step.keywords["augment"](images, labels, key)
             white = (images == 255).all(axis=(1, 2, 3), keepdims=True)
-            return jnp.where(white, jnp.nan, inputs), labels
+            return jnp.where(white, jnp.nan, inputs), targets
 
         return partial(step, augment=augment)
 

@@ -9,21 +9,22 @@ import optax
 import pytest
 
 from gnet_jax.config import AugmentConfig, LossConfig, OptimConfig, Preprocessing
-from gnet_jax.data import Labels, augment, preprocess
+from gnet_jax.data import augment, preprocess
 from gnet_jax.model import GoogLeNet, Outputs
+from gnet_jax.training.accumulation import accumulated_gradient
 from gnet_jax.training.optimizer import make_optimizer
+from gnet_jax.training.pmap import pmap_train_step
 from gnet_jax.training.sharding import (
     AXIS,
     compile_eval_step,
     compile_train_step,
     data_mesh,
-    pmap_train_step,
     put_state,
 )
 from gnet_jax.training.step import (
     create_state,
-    cross_entropy,
     eval_step,
+    head_losses,
     keep_finite,
     step_keys,
     train_step,
@@ -46,7 +47,7 @@ def pure_step(model, augmentation=AugmentConfig(), **options):  # noqa: B008 (fr
         train_step,
         model=model,
         optimizer=optimizer,
-        augment=partial(augment, preprocessing=PIXELS, augmentation=augmentation),
+        augment=partial(augment, preprocessing=PIXELS, augmentation=augmentation, num_classes=10),
         loss=LossConfig(label_smoothing=0.1),
         **options,
     )
@@ -55,7 +56,8 @@ def pure_step(model, augmentation=AugmentConfig(), **options):  # noqa: B008 (fr
 
 def one_step(devices, variant="paper", accumulate=1, **arch_changes):
     """(state before, state after, metrics) of one step over so many devices."""
-    step, before = pure_step(GoogLeNet(tiny_arch(variant, **arch_changes)), accumulate=accumulate)
+    model = GoogLeNet(tiny_arch(variant, **arch_changes))
+    step, before = pure_step(model, gradient=accumulated_gradient(accumulate))
     mesh, batch = data_mesh(jax.devices()[:devices]), tiny_batch()
     compiled = compile_train_step(mesh, step, before, batch)
     placed = jax.device_put(batch, compiled.input_shardings[0][1])
@@ -113,10 +115,10 @@ def test_the_loss_is_the_main_one_and_a_share_of_each_aux_heads(on_one_device):
 def test_pmap_gives_the_result_of_jit(on_eight_devices_without_dropout):
     before, jitted, jit_metrics = on_eight_devices_without_dropout
     model = GoogLeNet(tiny_arch(**NO_DROPOUT), axis_name=AXIS)
-    step, _ = pure_step(model, axis_name=AXIS)
+    step, _ = pure_step(model)
     per_device = {k: v.reshape(8, 2, *v.shape[1:]) for k, v in tiny_batch().items()}
     copies = jax.tree.map(lambda x: np.stack([x] * 8), before)
-    after, metrics = pmap_train_step(step)(copies, per_device)
+    after, metrics = pmap_train_step(**step.keywords)(copies, per_device)
     for device in (0, 7):
         assert_close(jax.tree.map(lambda x, d=device: np.array(x[d]), after), jitted)
     np.testing.assert_allclose(metrics["grad_norm"], [jit_metrics["grad_norm"]] * 8, rtol=1e-4)
@@ -135,34 +137,26 @@ def test_batch_norm_averages_over_all_devices_under_jit_and_pmap():
     _, eight, _ = one_step(8, "batch_norm", **NO_DROPOUT)
     assert_close(one, eight)
     model = GoogLeNet(tiny_arch("batch_norm", **NO_DROPOUT), axis_name=AXIS)
-    step, _ = pure_step(model, axis_name=AXIS)
+    step, _ = pure_step(model)
     per_device = {k: v.reshape(8, 2, *v.shape[1:]) for k, v in tiny_batch().items()}
-    after, _ = pmap_train_step(step)(jax.tree.map(lambda x: np.stack([x] * 8), before), per_device)
+    after, _ = pmap_train_step(**step.keywords)(
+        jax.tree.map(lambda x: np.stack([x] * 8), before), per_device
+    )
     assert_close(jax.tree.map(lambda x: np.array(x[0]), after), one)
     moved = jax.tree.map(lambda a, b: (a != b).any(), before.batch_stats, one.batch_stats)
     assert all(jax.tree.leaves(moved))
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_cross_entropy_is_optaxs(smoothing):
+def test_the_loss_of_each_head_is_the_cross_entropy_with_its_smoothed_targets(smoothing):
     generator = np.random.default_rng(0)
-    logits = jnp.asarray(generator.normal(size=(6, 10)), jnp.float32)
-    labels = jnp.asarray(generator.integers(0, 10, 6))
-    targets = optax.smooth_labels(jax.nn.one_hot(labels, 10), smoothing)
-    expected = optax.softmax_cross_entropy(logits, targets).mean()
-    assert float(cross_entropy(logits, Labels(labels), smoothing)) == pytest.approx(float(expected))
-
-
-def test_the_cross_entropy_of_a_mixed_image_is_that_of_its_soft_label():
-    generator = np.random.default_rng(0)
-    logits = jnp.asarray(generator.normal(size=(6, 10)), jnp.float32)
-    own, partner = generator.integers(0, 10, (2, 6))
-    share = generator.uniform(0.5, 1, 6).astype(np.float32)
-    mixed = share[:, None] * jax.nn.one_hot(own, 10)
-    mixed += (1 - share[:, None]) * jax.nn.one_hot(partner, 10)
-    expected = optax.softmax_cross_entropy(logits, optax.smooth_labels(mixed, 0.1)).mean()
-    labels = Labels(jnp.asarray(own), jnp.asarray(partner), jnp.asarray(share))
-    assert float(cross_entropy(logits, labels, 0.1)) == pytest.approx(float(expected))
+    logits = generator.normal(size=(3, 6, 10))  # of the main head and two others
+    targets = generator.dirichlet(np.ones(10), 6)
+    log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    smooth = (1 - smoothing) * targets + smoothing / 10
+    expected = -(smooth * log_probs).sum(-1).mean(-1)
+    found = head_losses(Outputs(logits[0], tuple(logits[1:])), jnp.asarray(targets), smoothing)
+    assert [float(value) for value in found] == pytest.approx(expected.tolist(), rel=1e-5)
 
 
 class Linear:
@@ -181,7 +175,8 @@ class Linear:
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_step_with_mixup_is_the_gradient_of_the_mixed_loss(accumulate):
     """Against a whole batch that is mixed, and whose loss is derived, by hand."""
-    mixed = partial(augment, preprocessing=PIXELS, augmentation=AugmentConfig(flip=False, mixup=1))
+    a = AugmentConfig(flip=False, mixup=1)
+    mixed = partial(augment, preprocessing=PIXELS, augmentation=a, num_classes=10)
     optimizer = make_optimizer(OptimConfig(weight_decay=0.0), 10, 100)
     generator = np.random.default_rng(0)
     heads = {
@@ -189,18 +184,20 @@ def test_a_step_with_mixup_is_the_gradient_of_the_mixed_loss(accumulate):
         for head in ("classifier", "aux_4a")
     }
     before, batch = create_state({"params": heads, "batch_stats": {}}, optimizer, 0), tiny_batch(8)
+    batch["label"] = np.arange(8, dtype=np.int32)  # the two images of a pair differ in class
     step = partial(
         train_step,
         model=Linear(),
         optimizer=optimizer,
         augment=mixed,
         loss=LossConfig(label_smoothing=0.1),
-        accumulate=accumulate,
+        gradient=accumulated_gradient(accumulate),
     )
     after, metrics = jax.jit(step)(before, batch)
 
     key, _ = step_keys(before.rng, before.step)
-    share = np.asarray(jax.jit(mixed)(batch["image"], batch["label"], key)[1].share)[:, None]
+    targets = np.asarray(jax.jit(mixed)(batch["image"], batch["label"], key)[1])
+    share = targets.max(-1, keepdims=True)
     assert share.min() < 0.9
     partner = np.arange(8) ^ 1
     pixels = batch["image"].reshape(8, -1)
@@ -320,7 +317,9 @@ def test_an_infinite_update_leaves_a_network_with_batch_norm_as_it_was():
         train_step,
         model=model,
         optimizer=optimizer,
-        augment=partial(augment, preprocessing=PIXELS, augmentation=AugmentConfig()),
+        augment=partial(
+            augment, preprocessing=PIXELS, augmentation=AugmentConfig(), num_classes=10
+        ),
         loss=LossConfig(),
     )
     before, mesh = new_state(model, optimizer), data_mesh(jax.devices()[:1])

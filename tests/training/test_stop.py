@@ -27,29 +27,28 @@ def failing(good):
     raise DataError("no more")
 
 
-def test_what_one_device_says_comes_back_to_all_with_the_metrics():
+def test_what_one_device_says_comes_back_to_all():
     mesh = data_mesh()
-    step = jax.jit(
-        voting_train_step(lambda state, batch: (state + 1, {"sum": jnp.sum(batch["x"])}))
-    )
+    step = jax.jit(voting_train_step(lambda state, x: (state + 1, {"sum": jnp.sum(x)})))
     said = np.zeros(8, np.int32)
     said[5] = 15
-    _, metrics = step(0, {"x": jnp.ones(3), "stop": said})
+    state, metrics, stop = step(0, jnp.ones(3), said)
     vote = Vote(mesh, StopRequest())
-    assert vote.read(7, metrics) == {"sum": 3.0}
+    vote.read(7, stop)
+    assert (state, metrics) == (1, {"sum": 3.0})
     assert vote.code == 15
     assert [step for step in range(12) if vote.ends(step)] == [8]
-    vote.read(8, {"stop": jnp.int32(FAULT)})  # the first one counts
+    vote.read(8, jnp.int32(FAULT))  # the first one counts
     assert (vote.code, vote.ends(8)) == (15, True)
 
 
 def test_a_host_says_what_it_has_to_say_on_each_of_its_devices():
     request = StopRequest()
     vote = Vote(data_mesh(), request)
-    expected = abstract_flag(data_mesh())["stop"]
+    expected = abstract_flag(data_mesh())
     for fault, number, code in ((None, None, 0), (None, 2, 2), (DataError("x"), 2, FAULT)):
         request.signal = number
-        flag = vote.flag(fault)["stop"]
+        flag = vote.flag(fault)
         assert (flag.shape, flag.dtype) == (expected.shape, expected.dtype)
         assert np.asarray(flag).tolist() == [code] * 8
 

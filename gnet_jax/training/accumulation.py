@@ -1,0 +1,44 @@
+"""Gradient accumulation: a batch that is too large for the memory, in several parts."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gnet_jax.training.step import Metrics, TrainState, compute_gradient
+
+
+def accumulated_gradient(parts: int) -> Callable[..., tuple[Any, Any, Metrics]]:
+    """Returns a `gradient` for `train_step` that averages over `parts` parts of the batch.
+
+    Each part has its own dropout mask, and batch norm sees one part at a time.
+    """
+    if parts == 1:
+        return compute_gradient
+
+    def gradient(
+        state: TrainState,
+        images_BHWC: jax.Array,
+        targets_BK: jax.Array,
+        dropout_key: jax.Array,
+        **options: Any,
+    ) -> tuple[Any, Any, Metrics]:
+        def one_part(batch_stats: Any, part: Any) -> Any:
+            images, targets, number = part
+            key = jax.random.fold_in(dropout_key, number)
+            grads, batch_stats, metrics = compute_gradient(
+                state.replace(batch_stats=batch_stats), images, targets, key, **options
+            )
+            return batch_stats, (grads, metrics)
+
+        # Part p takes every parts-th example, so that each device's share stays on that device.
+        def split(x: jax.Array) -> jax.Array:
+            return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+
+        inputs = (split(images_BHWC), split(targets_BK), jnp.arange(parts))
+        batch_stats, stacked = jax.lax.scan(one_part, state.batch_stats, inputs)
+        grads, metrics = jax.tree.map(lambda x: jnp.mean(x, axis=0), stacked)
+        return grads, batch_stats, metrics
+
+    return gradient
