@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,7 +9,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from gnet_jax.cli.output import check_picture, console
-from gnet_jax.config import ConfigError, UserError
+from gnet_jax.config import ConfigError, UserError, json_text
 
 Variant = Literal[
     "paper", "batch_norm", "torchvision", "google_release", "naive", "naive_batch_norm"
@@ -75,7 +74,7 @@ def summary(
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if format == "json":
-        print(json.dumps(costs.as_dict(), indent=2))
+        print(json_text(costs.as_dict(), indent=2))
     elif format == "csv":
         print(ledger_csv(costs), end="")
     else:
@@ -106,7 +105,7 @@ def _compare(
     printed = list(compare_with_print())
     if format == "json":
         table_1 = [row._asdict() for row in printed]
-        print(json.dumps({"networks": compare_rows(ledgers), "table_1": table_1}, indent=2))
+        print(json_text({"networks": compare_rows(ledgers), "table_1": table_1}, indent=2))
     elif format == "csv":
         print(compare_csv(ledgers), end="")
     else:

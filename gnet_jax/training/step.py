@@ -17,9 +17,11 @@ from gnet_jax.data import Labels
 from gnet_jax.model import GoogLeNet
 from gnet_jax.training.canonical import isolated, mean_over_shards
 from gnet_jax.training.finetune import without_gradient
-from gnet_jax.training.optimizer import Optimizer
+from gnet_jax.training.optimizer import Optimizer, warm_rate
 
 Metrics = dict[str, jax.Array]
+
+STATISTICS_DECAY = 0.9  # of batch norm's running mean and variance, after their warm-up
 
 
 class TrainState(struct.PyTreeNode):
@@ -84,8 +86,11 @@ def loss_of(
     loss: LossConfig,
     mutable: Sequence[str] = ("batch_stats",),
 ) -> tuple[jax.Array, tuple[Any, Metrics]]:
-    """The loss in training, the collections that changed, and `loss`, `*_loss` and `*_top1`."""
-    outputs, updated = model.apply(
+    """Returns the training loss, the `mutable` collections, and `loss`, `*_loss` and `*_top1`.
+
+    `batch_stats` are those of this batch alone: the training step averages them.
+    """
+    outputs, updated = model.clone(momentum=0.0).apply(
         {"params": params, "batch_stats": batch_stats},
         images_BHWC,
         train=True,
@@ -173,15 +178,22 @@ def _update(
     metrics["grad_norm"] = norm(grads)
     updates, opt_state = optimizer.tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
+    stats_rate = warm_rate(state.step, STATISTICS_DECAY)
     average = state.average
     if optimizer.averaging_rate is not None:
-        own = {"params": params, "batch_stats": batch_stats}
         rate = jnp.asarray(optimizer.averaging_rate(state.step), jnp.float32)
-        average = optax.incremental_update(own, average, rate)
+        # The batch's own statistics: the running ones lag behind the parameters, and an average of
+        # them would lag even more. One batch is too few, so they are never averaged over fewer.
+        average = {
+            "params": optax.incremental_update(params, average["params"], rate),
+            "batch_stats": optax.incremental_update(
+                batch_stats, average["batch_stats"], jnp.minimum(rate, stats_rate)
+            ),
+        }
     new = state.replace(
         step=state.step + 1,
         params=params,
-        batch_stats=batch_stats,
+        batch_stats=optax.incremental_update(batch_stats, state.batch_stats, stats_rate),
         opt_state=opt_state,
         average=average,
     )
@@ -199,7 +211,7 @@ def _gradient(
     loss: LossConfig,
     accumulate: int,
 ) -> tuple[Any, Any, Metrics]:
-    """Gradient, new batch statistics and metrics of prepared images."""
+    """Returns gradient, the batch's own statistics and metrics of prepared images."""
 
     def of_learning(params, *arguments):
         params = without_gradient(params, optimizer.frozen)
@@ -213,12 +225,11 @@ def _gradient(
         )
         return grads, batch_stats, metrics
 
-    def one_part(batch_stats, part):
+    def one_part(_, part):
         images, labels, number = part
-        grads, (batch_stats, metrics) = gradient(
-            state.params, batch_stats, images, labels, jax.random.fold_in(dropout_key, number)
+        return None, gradient(
+            state.params, state.batch_stats, images, labels, jax.random.fold_in(dropout_key, number)
         )
-        return batch_stats, (grads, metrics)
 
     # Part p takes every accumulate-th example: each device's share then stays on that device.
     def parts_of(x):
@@ -226,8 +237,8 @@ def _gradient(
 
     split = jax.tree.map(parts_of, (images_BHWC, labels))
     parts = (*split, jnp.arange(accumulate))
-    batch_stats, stacked = jax.lax.scan(one_part, state.batch_stats, parts)
-    grads, metrics = jax.tree.map(lambda x: jnp.mean(x, axis=0), stacked)
+    _, stacked = jax.lax.scan(one_part, None, parts)
+    grads, (batch_stats, metrics) = jax.tree.map(lambda x: jnp.mean(x, axis=0), stacked)
     return grads, batch_stats, metrics
 
 

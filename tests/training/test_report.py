@@ -35,11 +35,13 @@ def test_piped_output_is_plain_lines_and_the_logs_hold_the_same(tmp_path, capsys
         reporter.training(10, VALUES, eta=75)
         val = {"val/top1": 0.5, "val/top5": 0.9, "val/loss": 1.2, "val/count": 360}
         reporter.evaluation(20, val, best=True)
+        reporter.training(30, VALUES, eta=75)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == (
-        "step 10/90 | loss 1.600 | main 1.000 50.0% | aux4a 2.000 25.0% | lr 0.01 | "
-        "123 images/s | ETA 1 min 15 s"
+        "step 10/90 | training: loss 1.600 | main 1.000 50.0% | aux4a 2.000 25.0% | lr 0.01 | "
+        "123 images/s | ETA 1 min 15 s without evaluations"
     )
+    assert lines[2].endswith("ETA 1 min 15 s")
     assert lines[1].startswith("step 20/90 | validation: top-1 50.00%, top-5 90.00%")
     assert lines[1].endswith("(360 images) | best so far")
     logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
