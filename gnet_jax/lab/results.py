@@ -62,9 +62,11 @@ def rows_of(sweep: SweepRecord) -> list[Row]:
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
-    """The mean, and the sample standard deviation (None of fewer than two)."""
-    spread = statistics.stdev(values) if len(values) > 1 else None
-    return statistics.fmean(values), spread
+    """Returns the mean and the sample standard deviation: None of fewer than two, NaN of a NaN."""
+    if len(values) < 2:
+        return statistics.fmean(values), None
+    finite = all(map(math.isfinite, values))  # `stdev` raises AttributeError otherwise
+    return statistics.fmean(values), statistics.stdev(values) if finite else math.nan
 
 
 def pareto_front(rows: Sequence[Row], cost: str) -> list[Row]:

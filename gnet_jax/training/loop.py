@@ -128,7 +128,7 @@ class _Loop:
     diagnose: Diagnostics
     val: dict[str, float] = dataclasses.field(default_factory=dict)  # of the last evaluation
     heads: dict[str, float] = dataclasses.field(default_factory=dict)  # the last that was reported
-    evaluating: float = math.inf  # seconds of the fastest evaluation; the first one compiles, too
+    evaluating: float | None = None  # seconds of the last evaluation, but for the one that compiles
     best: float = -1.0  # top-1 of the best evaluation, this start's and those that are kept
 
     def run_from(self, start: int, state: TrainState) -> TrainState:
@@ -231,9 +231,9 @@ class _Loop:
         heads["perf/images_per_sec_per_chip"] = config.batch_size / seconds / self.run.mesh.size
         self.heads = heads
         eta = (self.run.total_steps - step) * seconds
-        if self.evaluating < math.inf:
+        if self.evaluating is not None:
             eta += self._evaluations_left(step) * self.evaluating
-        self.reporter.training(step, heads, eta)
+        self.reporter.training(step, heads, eta, evaluations=self.evaluating is not None)
         watched = config.dead_heads != "ignore" and math.isfinite(means["loss"])
         problem = guard.read(step, means) if watched else None
         if problem is not None:
@@ -254,7 +254,8 @@ class _Loop:
         began = time.perf_counter()
         with self._kept(step, state), self.reporter.watch.spent("evaluating"):
             val = evaluate(step, state)
-        self.evaluating = min(self.evaluating, time.perf_counter() - began)
+        if self.val:
+            self.evaluating = time.perf_counter() - began
         self.val = val
         if val:
             self.reporter.evaluation(step, val, val["val/top1"] >= self.best)

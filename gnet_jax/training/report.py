@@ -72,7 +72,6 @@ class Reporter:
         self._console = LastingConsole(quiet=not enabled)
         self._live: Live | None = None
         self._total = total_steps
-        self._evaluated = False
         self._metrics = MetricsFile(workdir / "metrics.jsonl") if enabled else None
         self._unwritten: list[tuple[int, dict[str, float]]] = []
         self._board = None
@@ -111,10 +110,12 @@ class Reporter:
                 self.say(f"warning: {RECORD_FILE} could not be written ({error.strerror})")
         return total_seconds(starts)
 
-    def training(self, step: int, values: dict[str, float], eta: float) -> None:
+    def training(
+        self, step: int, values: dict[str, float], eta: float, *, evaluations: bool
+    ) -> None:
         """Log the mean metrics since the last report, and show them as one line.
 
-        `eta` is in seconds. The line says so if no evaluation has shown yet how long these take.
+        `eta` is in seconds; `evaluations` tells whether it includes them.
         """
         self._log(step, values | {"perf/goodput": goodput(self.account(step))})
         heads = [name[len("train/") : -len("_top1")] for name in values if name.endswith("_top1")]
@@ -127,7 +128,7 @@ class Reporter:
             f"step {step}/{self._total} | training: loss {values['train/loss']:.3f} | {shown} | "
             f"lr {values['train/learning_rate']:.2g} | "
             f"{values['perf/images_per_sec']:.0f} images/s | ETA {duration(eta)}"
-            + ("" if self._evaluated else " without evaluations")
+            + ("" if evaluations else " without evaluations")
         )
         if not self._console.is_terminal:
             self._console.say(line)
@@ -139,7 +140,6 @@ class Reporter:
 
     def evaluation(self, step: int, values: dict[str, float], best: bool) -> None:
         """Log the results of an evaluation, and print them."""
-        self._evaluated = True
         self._log(step, values)
         self.say(
             f"step {step}/{self._total} | validation: top-1 {values['val/top1']:.2%}, "
