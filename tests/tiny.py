@@ -41,6 +41,9 @@ class Linear:
 
     arch = types.SimpleNamespace(aux_after=("4a",), num_classes=10)
 
+    def clone(self, **_):
+        return self
+
     def apply(self, variables, images, **_):
         x = images.reshape(len(images), -1)
         main, aux = (x @ variables["params"][head]["kernel"] for head in ("main", "aux"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from gnet_jax.cli.output import check_picture, console
-from gnet_jax.config import ConfigError, UserError, choose
+from gnet_jax.config import ConfigError, UserError, choose, json_text
 
 Variant = Literal[
     "paper", "batch_norm", "torchvision", "google_release", "naive", "naive_batch_norm"
@@ -84,7 +83,7 @@ def summary(
 
     printers = {
         "table": print_tables,
-        "json": lambda: print(json.dumps(costs.as_dict(), indent=2)),
+        "json": lambda: print(json_text(costs.as_dict(), indent=2)),
         "csv": lambda: print(ledger_csv(costs), end=""),
     }
     choose("--format", format, printers)()
@@ -112,7 +111,7 @@ def _compare(
 
     def print_json() -> None:
         table_1 = [row._asdict() for row in printed]
-        print(json.dumps({"networks": compare_rows(ledgers), "table_1": table_1}, indent=2))
+        print(json_text({"networks": compare_rows(ledgers), "table_1": table_1}, indent=2))
 
     def print_tables() -> None:
         out = console()

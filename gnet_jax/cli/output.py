@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import os
 import signal
 import sys
@@ -13,7 +12,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 from tyro.conf import arg
 
-from gnet_jax.config import UserError
+from gnet_jax.config import UserError, json_text
 
 FIGURES = (".png", ".svg", ".pdf")
 PHOTOS = (".png", ".jpg", ".jpeg", ".webp")
@@ -85,4 +84,4 @@ def several(metavar: str) -> Any:
 
 def json_line(value: object) -> str:
     """`value` as one line of JSON."""
-    return json.dumps(value, ensure_ascii=False)
+    return json_text(value, ensure_ascii=False)

@@ -18,6 +18,7 @@ from gnet_jax.config.fields import (
     differences,
     flatten,
 )
+from gnet_jax.config.json_text import json_text
 from gnet_jax.config.recipe import RECIPES, load_recipe
 from gnet_jax.config.suggest import choose, suggestion
 from gnet_jax.config.sweep import Sweep, load_sweep
@@ -40,6 +41,7 @@ __all__ = [
     "choose",
     "differences",
     "flatten",
+    "json_text",
     "load_recipe",
     "load_sweep",
     "suggestion",

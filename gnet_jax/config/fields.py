@@ -172,7 +172,8 @@ class OptimConfig:
     averaging: Literal["none", "polyak", "ema"] = "none"
     """Averaged parameters, which evaluation then uses. polyak: the mean since `average_from`."""
     ema_decay: float = 0.999
-    """Share of the ema that each step keeps."""
+    """Share of the ema that a step keeps. Step t keeps t / (10 + t) while that is less, so the
+    first steps are soon forgotten."""
     average_from: float = 0.0
     """Epoch at which averaging begins."""
 

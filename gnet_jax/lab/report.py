@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gnet_jax.config import UserError
+from gnet_jax.config import UserError, json_text
 from gnet_jax.lab.report_page import Figure, Page, render
 from gnet_jax.lab.result_figures import figures_of, to_svg
 from gnet_jax.lab.results import (
@@ -132,5 +132,5 @@ def _markdown(page: Page, rows: Sequence[Row]) -> str:
         "## Configs",
     ]
     for name, config in page.configs.items():
-        parts.append(f"### {name}\n\n```json\n{json.dumps(config, indent=2)}\n```")
+        parts.append(f"### {name}\n\n```json\n{json_text(config, indent=2)}\n```")
     return "\n\n".join(part for part in parts if part) + "\n"

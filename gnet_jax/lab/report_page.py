@@ -1,9 +1,10 @@
 """The HTML page of a report: one file, styles, script and pictures inside, nothing to fetch."""
 
 import html
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
+
+from gnet_jax.config import json_text
 
 STYLE = """
 :root { color-scheme: light; --ink: #1c1c1c; --grey: #63666a; --line: #d9dce0; --mark: #eef5fb; }
@@ -113,7 +114,7 @@ def render(page: Page) -> str:
         *(f"<p><code>{e(line)}</code></p>" for line in page.record),
         "<h2>Configs</h2>",
         *(
-            f"<details><summary>{e(name)}</summary><pre>{e(json.dumps(config, indent=2))}</pre>"
+            f"<details><summary>{e(name)}</summary><pre>{e(json_text(config, indent=2))}</pre>"
             "</details>"
             for name, config in page.configs.items()
         ),

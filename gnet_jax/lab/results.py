@@ -1,6 +1,7 @@
 """What the runs of a sweep came to: one row a config, means and spreads over its seeds."""
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,11 +37,12 @@ class Row:
 
     @property
     def heads(self) -> dict[str, list[dict[str, float]]]:
-        """`loss` and `top1` of each head on the validation images, seed by seed."""
+        """`loss` and `top1` of each head on the validation images, seed by seed; NaN for null."""
         found: dict[str, list[dict[str, float]]] = {}
         for result in self.done.values():
             for head, values in result["heads"].items():
-                found.setdefault(head, []).append(values)
+                known = {name: math.nan if x is None else x for name, x in values.items()}
+                found.setdefault(head, []).append(known)
         return found
 
 
@@ -60,9 +62,11 @@ def rows_of(sweep: SweepRecord) -> list[Row]:
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
-    """The mean, and the sample standard deviation (None of fewer than two)."""
-    spread = statistics.stdev(values) if len(values) > 1 else None
-    return statistics.fmean(values), spread
+    """Returns the mean and the sample standard deviation: None of fewer than two, NaN of a NaN."""
+    if len(values) < 2:
+        return statistics.fmean(values), None
+    finite = all(map(math.isfinite, values))  # `stdev` raises AttributeError otherwise
+    return statistics.fmean(values), statistics.stdev(values) if finite else math.nan
 
 
 def pareto_front(rows: Sequence[Row], cost: str) -> list[Row]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gnet_jax.config import Config, ConfigError, UserError, differences, flatten
+from gnet_jax.config import Config, ConfigError, UserError, differences, flatten, json_text
 from gnet_jax.training.record import write_json
 
 SWEEP_FILE = "sweep.json"
@@ -99,7 +99,7 @@ def open_sweep(workdir: Path, configs: Mapping[str, Config], seeds: int, about: 
         workdir.mkdir(parents=True, exist_ok=True)
         # Shards start at the same time, and each writes the same.
         with tempfile.NamedTemporaryFile("w", dir=workdir, delete=False, prefix=".") as partial:
-            partial.write(json.dumps(record, indent=2) + "\n")
+            partial.write(json_text(record, indent=2) + "\n")
         os.chmod(partial.name, 0o644)
         os.replace(partial.name, file)
     except OSError as error:

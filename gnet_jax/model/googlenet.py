@@ -47,6 +47,7 @@ class GoogLeNet(nn.Module):
     arch: Architecture = Architecture()
     dtype: Any = jnp.float32  # of the computation; parameters, LRN sums and logits stay float32
     axis_name: str | None = None  # under pmap: the axis over which batch norm averages
+    momentum: float = 0.9  # share of batch norm's running statistics that a call in training keeps
     ops: Ops = FAST  # or PLAIN: the reference, which can also be differentiated forward
 
     @nn.compact
@@ -140,7 +141,7 @@ def _conv(model: GoogLeNet, train: bool) -> partial[ConvBlock]:
     batch_norm = partial(
         model.ops.batch_norm,
         use_running_average=not train,
-        momentum=0.9,
+        momentum=model.momentum,
         epsilon=1e-3,
         dtype=model.dtype,
         scale_init=constant(1.0),

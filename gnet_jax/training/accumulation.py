@@ -24,21 +24,16 @@ def accumulated_gradient(parts: int) -> Callable[..., tuple[Any, Any, Metrics]]:
         dropout_key: jax.Array,
         **options: Any,
     ) -> tuple[Any, Any, Metrics]:
-        def one_part(batch_stats: Any, part: Any) -> Any:
+        def of_part(part: Any) -> tuple[Any, Any, Metrics]:
             images, targets, number = part
             key = jax.random.fold_in(dropout_key, number)
-            grads, batch_stats, metrics = compute_gradient(
-                state.replace(batch_stats=batch_stats), images, targets, key, **options
-            )
-            return batch_stats, (grads, metrics)
+            return compute_gradient(state, images, targets, key, **options)
 
         # Part p takes every parts-th example, so that each device's share stays on that device.
         def split(x: jax.Array) -> jax.Array:
             return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
 
         inputs = (split(images_BHWC), split(targets_BK), jnp.arange(parts))
-        batch_stats, stacked = jax.lax.scan(one_part, state.batch_stats, inputs)
-        grads, metrics = jax.tree.map(lambda x: jnp.mean(x, axis=0), stacked)
-        return grads, batch_stats, metrics
+        return jax.tree.map(lambda x: jnp.mean(x, axis=0), jax.lax.map(of_part, inputs))
 
     return gradient

@@ -23,6 +23,7 @@ from gnet_jax.training.guard import DeadHeadGuard, TrainingError, patience_of
 from gnet_jax.training.host_memory import keep_freed_memory
 from gnet_jax.training.hosts import ending_together
 from gnet_jax.training.memory import check_memory, step_memory
+from gnet_jax.training.optimizer import averaging_warning
 from gnet_jax.training.record import add_start, check_not_lost, locked
 from gnet_jax.training.report import Meter, Reporter, duration
 from gnet_jax.training.run import Run
@@ -77,7 +78,7 @@ def train(run: Run, workdir: Path, compiled: CompiledSteps | None = None) -> Res
             start, state = (0, run.initial_state()) if found is None else found
         if found is None:
             together(lambda: check_not_lost(workdir) if main else None)
-        together(lambda: add_start(workdir, start) if main else None)
+        changed = together(lambda: add_start(workdir, start) if main else None)
         reporter = Reporter(
             workdir, start_step=start, total_steps=run.total_steps, enabled=main, watch=watch
         )
@@ -87,6 +88,11 @@ def train(run: Run, workdir: Path, compiled: CompiledSteps | None = None) -> Res
             checkpoints.tell = reporter.say
             if 0 < start < run.total_steps:
                 reporter.say(f"resuming after step {start} of {run.total_steps}")
+                if changed is not None:
+                    reporter.say(f"warning: {changed}")
+            warning = averaging_warning(config.optim, run.steps_per_epoch, run.total_steps)
+            if start < run.total_steps and warning is not None:
+                reporter.say(f"warning: {warning}")
             vote, compiled = Vote(run.mesh, request), compiled or CompiledSteps()
             probe = compiled.diagnose_step(run)
             with Diagnostics(workdir, probe, config.diagnose, start, reporter.say) as diagnose:
@@ -128,6 +134,7 @@ class _Loop:
     diagnose: Diagnostics
     val: dict[str, float] = dataclasses.field(default_factory=dict)  # of the last evaluation
     heads: dict[str, float] = dataclasses.field(default_factory=dict)  # the last that was reported
+    evaluating: float | None = None  # seconds of the last evaluation, but for the one that compiles
     best: float = -1.0  # top-1 of the best evaluation, this start's and those that are kept
 
     def run_from(self, start: int, state: TrainState) -> TrainState:
@@ -196,9 +203,19 @@ class _Loop:
         keep_freed_memory(needed)
         return step_fn
 
+    @property
+    def _steps_per_evaluation(self) -> float:
+        return self.run.config.eval_every_epochs * self.run.steps_per_epoch
+
     def _evaluation_due(self, step: int) -> bool:
-        every = self.run.config.eval_every_epochs * self.run.steps_per_epoch
-        return step == self.run.total_steps or _crosses(step, every)
+        return step == self.run.total_steps or _crosses(step, self._steps_per_evaluation)
+
+    def _evaluations_left(self, step: int) -> int:
+        """Returns the number of evaluations from `step` on, its own and the last one included."""
+        before_last, done = (
+            math.floor((n - 1) / self._steps_per_evaluation) for n in (self.run.total_steps, step)
+        )
+        return before_last - done + 1
 
     def _read(
         self, number: int, metrics: Any, stop: jax.Array, batch: Any, state: TrainState
@@ -223,7 +240,10 @@ class _Loop:
         heads["perf/images_per_sec"] = config.batch_size / seconds
         heads["perf/images_per_sec_per_chip"] = config.batch_size / seconds / self.run.mesh.size
         self.heads = heads
-        self.reporter.training(step, heads, (self.run.total_steps - step) * seconds)
+        eta = (self.run.total_steps - step) * seconds
+        if self.evaluating is not None:
+            eta += self._evaluations_left(step) * self.evaluating
+        self.reporter.training(step, heads, eta, evaluations=self.evaluating is not None)
         reactions = {"ignore": (False, False), "warn": (True, False), "stop": (True, True)}
         watched, stops = choose("dead_heads", config.dead_heads, reactions)
         problem = guard.read(step, means) if watched and math.isfinite(means["loss"]) else None
@@ -237,9 +257,16 @@ class _Loop:
     def _evaluated(self, evaluate: Evaluator, step: int, state: TrainState) -> bool:
         """Evaluate and save; False, and nothing saved, where all were asked to stop meanwhile."""
         if not self.val:
-            self.reporter.say("evaluating; the first time, that step is compiled ...")
+            what = "averaged parameters, " if state.average else ""
+            self.reporter.say(
+                f"evaluating ({what}whole images, no dropout, no label smoothing); the first time, "
+                "that step is compiled ..."
+            )
+        began = time.perf_counter()
         with self._kept(step, state), self.reporter.watch.spent("evaluating"):
             val = evaluate(step, state)
+        if self.val:
+            self.evaluating = time.perf_counter() - began
         self.val = val
         if val:
             self.reporter.evaluation(step, val, val["val/top1"] >= self.best)

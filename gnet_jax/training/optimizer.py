@@ -3,6 +3,7 @@
 Schedules and averaging count steps; a configuration counts epochs.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,6 +15,8 @@ import optax
 from gnet_jax.config import OptimConfig, choose
 from gnet_jax.model.roles import Role, roles_by_path
 from gnet_jax.training.finetune import select
+
+_WARMUP = 10  # an average covers about the last tenth of the steps, until its decay is reached
 
 
 class Optimizer(NamedTuple):
@@ -86,10 +89,10 @@ def learning_rate_schedule(
 def averaging_rate(
     o: OptimConfig, steps_per_epoch: float
 ) -> Callable[[jax.Array], jax.Array] | None:
-    """How far the average moves towards the parameters after each step; None without averaging.
+    """Returns the share of each step's parameters in their average; None without averaging.
 
-    Polyak's mean moves by 1 / n at the n-th averaged step; the exponential average does the same
-    until that falls to 1 - decay, so its first values are no memory of the initial weights.
+    Polyak's mean takes 1 / n at its n-th step, so that all steps count alike. The exponential
+    average warms up as `warm_rate`. Up to `average_from` the share is 1.
     """
     floors = {"none": None, "polyak": 0.0, "ema": 1 - o.ema_decay}
     floor = choose("optim.averaging", o.averaging, floors)
@@ -98,9 +101,41 @@ def averaging_rate(
     first = round(o.average_from * steps_per_epoch)
 
     def rate(step: jax.Array) -> jax.Array:
-        return jnp.maximum(1.0 / jnp.maximum(step - first + 1, 1), floor)
+        steps = jnp.maximum(step - first, 0)
+        return 1 / (1 + steps) if o.averaging == "polyak" else warm_rate(steps, o.ema_decay)
 
     return rate
+
+
+def warm_rate(steps: jax.Array | int, decay: float) -> jax.Array:
+    """Returns the share that an exponential average takes of a value, after so many `steps`.
+
+    It keeps min(decay, steps / (10 + steps)), as TensorFlow's and timm's averages do but for a 1
+    in the numerator: the first value is taken whole. A mean over all steps would hold the values
+    of the first ones, which are far from today's, for the first 1 / (1 - decay) steps.
+    """
+    return jnp.maximum(_WARMUP / (_WARMUP + steps), 1 - decay)
+
+
+def averaging_warning(o: OptimConfig, steps_per_epoch: float, total_steps: int) -> str | None:
+    """Returns how a run is too short for its average, or begins it too early; None if neither."""
+    steps = total_steps - round(o.average_from * steps_per_epoch)
+    if o.averaging == "polyak" and steps == total_steps:
+        return (
+            "optim.averaging polyak averages the parameters of all steps, those of the first ones "
+            "too, so validations are worse than the training crops suggest; begin it in the last "
+            f"part of the run, such as --optim.average-from {0.9 * total_steps / steps_per_epoch:g}"
+        )
+    wanted = round(3 / (1 - o.ema_decay), 6)
+    if o.averaging != "ema" or steps >= wanted:
+        return None
+    decay = 1 - float(warm_rate(max(0, steps - 1), o.ema_decay))
+    fitting = math.floor(1000 * max(0.0, 1 - 3 / max(1, steps))) / 1000
+    return (
+        f"optim.ema_decay {o.ema_decay:g} is for runs of {wanted:,.0f} steps or more, but this one "
+        f"averages {steps:,}: the decay of its warm-up ends at {decay:.3g}, so the average is over "
+        f"fewer steps; train longer, or use --optim.ema-decay {fitting:g} or less"
+    )
 
 
 def _is_in(params: Any, names: frozenset[str]) -> Any:

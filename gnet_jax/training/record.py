@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import subprocess
@@ -18,7 +19,7 @@ from typing import Any
 import jax
 
 from gnet_jax import __version__
-from gnet_jax.config import Config, ConfigError, differences, flatten
+from gnet_jax.config import Config, ConfigError, differences, flatten, json_text
 from gnet_jax.data.sources.classes import integers
 from gnet_jax.training.supervise import RESTART
 
@@ -176,10 +177,13 @@ def locked(workdir: Path) -> Iterator[None]:
         yield
 
 
-def add_start(workdir: Path, step: int) -> None:
+def add_start(workdir: Path, step: int) -> str | None:
     """Append this start of the run, at `step`, to the record of all of its starts.
 
     A supervisor that started it again tells why in the environment, as `RESTART`.
+
+    Returns:
+        A sentence if the start before was of other code or libraries, else None.
 
     Raises:
         ConfigError: if it cannot be written.
@@ -191,6 +195,7 @@ def add_start(workdir: Path, step: int) -> None:
             "step": step,
             "git_commit": git_commit(),
             "python": platform.python_version(),
+            "code": code_version(),
             "versions": package_versions(),
             "platform": jax.default_backend(),
             "devices": [device.device_kind for device in jax.devices()],
@@ -203,6 +208,25 @@ def add_start(workdir: Path, step: int) -> None:
         write_starts(workdir, starts)
     except OSError as error:
         raise _unwritable(workdir, error) from error
+    return None if len(starts) == 1 else _changed_code(*starts[-2:])
+
+
+def _changed_code(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
+    """Returns which code and libraries differ between two starts, in one sentence."""
+    now, before = (
+        {"gnet_jax": start.get("code")} | start.get("versions", {}) for start in (new, old)
+    )
+    changed = [
+        f"{name} {before.get(name) or 'of unknown version'} there, {now.get(name) or 'none'} now"
+        for name in sorted(now.keys() | before.keys())
+        if now.get(name) != before.get(name)
+    ]
+    if not changed:
+        return None
+    return (
+        f"the steps before were trained with other versions ({'; '.join(changed)}), so the numbers "
+        "may differ from those of a run without this change"
+    )
 
 
 def read_starts(workdir: Path) -> list[dict[str, Any]]:
@@ -271,7 +295,7 @@ def write_json(file: Path, value: Any) -> None:
     """Write `value` so that a reader, or a kill, sees the old file or the new one, never half."""
     partial = file.with_suffix(".partial")
     try:
-        partial.write_text(json.dumps(value, indent=2) + "\n")
+        partial.write_text(json_text(value, indent=2) + "\n")
         partial.replace(file)
     except OSError:
         partial.unlink(missing_ok=True)
@@ -280,7 +304,10 @@ def write_json(file: Path, value: Any) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class MetricsFile:
-    """`metrics.jsonl`, or another file of one JSON object a line, each with its `step`."""
+    """`metrics.jsonl`, or another file of one JSON object a line, each with its `step`.
+
+    Numbers that are not finite are null in the file and NaN when read.
+    """
 
     path: Path
 
@@ -290,7 +317,7 @@ class MetricsFile:
         Raises:
             OSError: if it cannot be written, as on a full disk.
         """
-        line = (json.dumps({"step": step, **values}) + "\n").encode()
+        line = (json_text({"step": step, **values}) + "\n").encode()
         with self.path.open("ab", buffering=0) as file:
             before = file.tell()
             if file.write(line) < len(line):
@@ -307,11 +334,15 @@ class MetricsFile:
                 found.append(json.loads(line))
             except json.JSONDecodeError:
                 continue  # half a line: its step is trained, and logged, again
-        return [line for line in found if isinstance(line, dict) and "step" in line]
+        return [
+            {name: math.nan if value is None else value for name, value in line.items()}
+            for line in found
+            if isinstance(line, dict) and "step" in line
+        ]
 
     def forget_after(self, step: int) -> None:
         """Drop lines of steps after `step`: the resumed run writes them again."""
         kept = [line for line in self.read() if line["step"] <= step]
         partial = self.path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        partial.write_text("".join(json_text(line) + "\n" for line in kept))
         partial.replace(self.path)

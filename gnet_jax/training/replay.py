@@ -1,7 +1,6 @@
 """The replay file: a batch that did harm, and everything that is needed to run it again."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import optax
 from jax.experimental import multihost_utils
 
 import gnet_jax
+from gnet_jax.config import json_text
 from gnet_jax.data import batch_indices
 from gnet_jax.training.digests import named_leaves
 from gnet_jax.training.run import Run
@@ -59,7 +59,7 @@ def write_replay(
     arrays = {f"batch/{name}": np.asarray(value) for name, value in whole.items()}
     arrays |= {f"state/{name}": np.asarray(x) for name, x in named_leaves(_before(state)).items()}
     arrays["indices"] = batch_indices(len(run.train), run.config, step)
-    arrays[NOTES] = np.frombuffer(json.dumps(notes).encode(), np.uint8)
+    arrays[NOTES] = np.frombuffer(json_text(notes).encode(), np.uint8)
     partial = file.with_suffix(".partial")
     try:
         with partial.open("wb") as opened:

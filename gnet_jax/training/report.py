@@ -110,8 +110,13 @@ class Reporter:
                 self.say(f"warning: {RECORD_FILE} could not be written ({error.strerror})")
         return total_seconds(starts)
 
-    def training(self, step: int, values: dict[str, float], eta: float) -> None:
-        """Log the mean metrics since the last report, and show them as one line."""
+    def training(
+        self, step: int, values: dict[str, float], eta: float, *, evaluations: bool
+    ) -> None:
+        """Log the mean metrics since the last report, and show them as one line.
+
+        `eta` is in seconds; `evaluations` tells whether it includes them.
+        """
         self._log(step, values | {"perf/goodput": goodput(self.account(step))})
         heads = [name[len("train/") : -len("_top1")] for name in values if name.endswith("_top1")]
         heads.sort(key=lambda head: head != "main")  # the main head first
@@ -120,9 +125,10 @@ class Reporter:
             for head in heads
         )
         line = (
-            f"step {step}/{self._total} | loss {values['train/loss']:.3f} | {shown} | "
+            f"step {step}/{self._total} | training: loss {values['train/loss']:.3f} | {shown} | "
             f"lr {values['train/learning_rate']:.2g} | "
             f"{values['perf/images_per_sec']:.0f} images/s | ETA {duration(eta)}"
+            + ("" if evaluations else " without evaluations")
         )
         if not self._console.is_terminal:
             self._console.say(line)

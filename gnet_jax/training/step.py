@@ -14,9 +14,11 @@ from flax import struct
 from gnet_jax.config import LossConfig
 from gnet_jax.model import GoogLeNet, Outputs
 from gnet_jax.training.finetune import without_gradient
-from gnet_jax.training.optimizer import Optimizer
+from gnet_jax.training.optimizer import Optimizer, warm_rate
 
 Metrics = dict[str, jax.Array]
+
+STATISTICS_DECAY = 0.9  # of batch norm's running mean and variance, after their warm-up
 
 
 class TrainState(struct.PyTreeNode):
@@ -58,7 +60,7 @@ def compute_gradient(
     optimizer: Optimizer,
     loss: LossConfig,
 ) -> tuple[Any, Any, Metrics]:
-    """Returns the gradient of the loss, the new batch statistics and the metrics of the heads."""
+    """Returns the gradient of the loss, the batch's own statistics and the heads' metrics."""
 
     def loss_fn(params: Any) -> tuple[jax.Array, tuple[Any, Metrics]]:
         params = without_gradient(params, optimizer.frozen)
@@ -81,12 +83,13 @@ def compute_loss(
     loss: LossConfig,
     mutable: Sequence[str] = ("batch_stats",),
 ) -> tuple[jax.Array, tuple[Any, Metrics]]:
-    """Returns the training loss, the collections that changed, and `loss`, `*_loss`, `*_top1`.
+    """Returns the training loss, the `mutable` collections, and `loss`, `*_loss`, `*_top1`.
 
     The loss is the main head's plus `loss.aux_weight` times each auxiliary head's (paper,
     section 5). The top-1 of a mixed image counts the class with the largest target.
+    `batch_stats` are those of this batch alone, because the training step averages them.
     """
-    outputs, updated = model.apply(
+    outputs, updated = model.clone(momentum=0.0).apply(
         {"params": params, "batch_stats": batch_stats},
         images_BHWC,
         train=True,
@@ -126,15 +129,22 @@ def apply_update(
     """Returns the state after the optimiser's update, and `metrics` with rate and norm added."""
     updates, opt_state = optimizer.tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
+    stats_rate = warm_rate(state.step, STATISTICS_DECAY)
     average = state.average
     if optimizer.averaging_rate is not None:
-        own = {"params": params, "batch_stats": batch_stats}
         rate = jnp.asarray(optimizer.averaging_rate(state.step), jnp.float32)
-        average = optax.incremental_update(own, average, rate)
+        # The batch's own statistics are averaged, because the running ones lag behind the
+        # parameters. They are never averaged over fewer batches than the running ones.
+        average = {
+            "params": optax.incremental_update(params, average["params"], rate),
+            "batch_stats": optax.incremental_update(
+                batch_stats, average["batch_stats"], jnp.minimum(rate, stats_rate)
+            ),
+        }
     new_state = state.replace(
         step=state.step + 1,
         params=params,
-        batch_stats=batch_stats,
+        batch_stats=optax.incremental_update(batch_stats, state.batch_stats, stats_rate),
         opt_state=opt_state,
         average=average,
     )

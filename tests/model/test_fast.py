@@ -200,14 +200,15 @@ def test_many_numbers_are_summed_to_the_last_digits(places, image_by_image):
     np.testing.assert_allclose(found, expected, rtol=2e-6)
 
 
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
 @pytest.mark.parametrize("use_running_average", [False, True])
-def test_batch_norm_its_gradients_and_its_statistics_are_flaxs(use_running_average):
+def test_batch_norm_its_gradients_and_its_statistics_are_flaxs(use_running_average, momentum):
     x = jnp.asarray(3 + 2 * GENERATOR.normal(size=(4, 3, 5, 7)), jnp.float32)
     results = []
     for ops in (FAST, PLAIN):
         norm = ops.batch_norm(
             use_running_average=use_running_average,
-            momentum=0.9,
+            momentum=momentum,
             epsilon=1e-3,
             dtype=jnp.float32,
             scale_init=jax.nn.initializers.constant(1.5),

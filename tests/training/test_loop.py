@@ -17,7 +17,7 @@ from gnet_jax.config import ConfigError, OptimConfig
 from gnet_jax.data import DataError, Example, batch_indices
 from gnet_jax.training.checkpoint import Checkpoints, digest
 from gnet_jax.training.evaluation import Evaluator
-from gnet_jax.training.loop import TrainingError, train
+from gnet_jax.training.loop import TrainingError, _Loop, train
 from gnet_jax.training.report import Reporter
 from gnet_jax.training.run import Run
 from tests.tiny import failing_late, tiny_run
@@ -74,6 +74,16 @@ def test_a_run_logs_evaluates_and_saves(finished):
     assert [line["step"] for line in lines] == [2, 4, 6, 8, 9, 9]
     assert lines[-1]["val/top1"] == result.val["val/top1"]
     assert {"train/loss", "train/aux4a_top1", "perf/images_per_sec"} <= lines[0].keys()
+
+
+def test_the_evaluations_that_are_left_count_the_one_of_this_step_and_the_last(tmp_path):
+    run = tiny_run(tmp_path)
+    for every, expected in ((0.2, [1] * 9), (4 / run.steps_per_epoch, [3, 3, 3, 3, 2, 2, 2, 2, 1])):
+        changed = dataclasses.replace(run.config, eval_every_epochs=every)
+        loop = _Loop(dataclasses.replace(run, config=changed), *[mock.Mock()] * 7)
+        assert [loop._evaluations_left(step) for step in range(1, 10)] == expected
+        due = [loop._evaluation_due(step) for step in range(1, 10)]
+        assert expected == [sum(due[place:]) for place in range(9)]
 
 
 def test_an_interrupted_run_saves_goes_on_and_ends_with_the_same_bits(finished, tmp_path):

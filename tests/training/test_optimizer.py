@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from gnet_jax.config import OptimConfig, UserError
-from gnet_jax.training.optimizer import averaging_rate, learning_rate_schedule, make_optimizer
+from gnet_jax.training.optimizer import (
+    averaging_rate,
+    averaging_warning,
+    learning_rate_schedule,
+    make_optimizer,
+    warm_rate,
+)
 from gnet_jax.training.run import prepare
 from tests.odd_nets import Gain, with_norm
 from tests.tiny import tiny_config
@@ -104,11 +110,52 @@ def test_polyak_is_the_mean_since_it_began():
     np.testing.assert_allclose(found[29], values[10:].mean(), rtol=1e-5)
 
 
-def test_the_exponential_average_begins_as_a_mean_and_ends_with_its_decay():
-    values = np.arange(1.0, 31.0)
+def test_the_exponential_average_covers_the_last_steps_from_the_first_one_on():
+    values = np.zeros(91)
+    values[:10] = 1000.0  # the first steps are far from all others
     found = averages(values, averaging="ema", ema_decay=0.9)
-    np.testing.assert_allclose(found[4], values[:5].mean(), rtol=1e-5)
-    assert found[29] == pytest.approx(0.9 * found[28] + 0.1 * values[29])
+    assert found[0] == values[0]
+    assert found[44] < 1  # their mean is 222
+    values = np.arange(1.0, 100.0)
+    found = averages(values, averaging="ema", ema_decay=0.9)
+    assert found[98] == pytest.approx(0.9 * found[97] + 0.1 * values[98])
+
+
+def test_the_exponential_average_keeps_t_of_ten_plus_t_until_its_decay():
+    kept = [
+        1 - float(warm_rate(jnp.asarray(step), 0.99)) for step in (0, 1, 10, 90, 989, 991, 5000)
+    ]
+    expected = [0, 1 / 11, 0.5, 0.9, 989 / 999, 0.99, 0.99]
+    np.testing.assert_allclose(kept, expected, rtol=1e-5)
+
+
+def test_an_average_that_begins_late_is_the_value_itself_until_then():
+    values = np.arange(1.0, 31.0)
+    found = averages(values, averaging="ema", ema_decay=0.9, average_from=1)
+    np.testing.assert_allclose(found[:11], values[:11])
+    assert found[11] == pytest.approx(values[10] / 11 + values[11] * 10 / 11)
+
+
+def warned(total_steps, **options):
+    return averaging_warning(OptimConfig(**options), 45, total_steps)
+
+
+def test_a_run_too_short_for_its_decay_is_told_how_far_that_comes_and_which_one_fits():
+    ema = {"averaging": "ema", "ema_decay": 0.99}
+    assert warned(300, **ema) is None
+    text = warned(299, **ema)
+    assert "ema_decay 0.99 " in text
+    assert "300 steps" in text
+    assert "0.968" in text  # 298 / 308
+    fitting = float(text.rpartition("--optim.ema-decay ")[2].partition(" ")[0])
+    assert warned(299, averaging="ema", ema_decay=fitting) is None
+    assert "averages 255:" in warned(300, average_from=1.0, **ema)
+    assert warned(2, averaging="none") is None
+
+
+def test_a_mean_over_the_whole_run_is_told_to_hold_the_first_steps():
+    assert "--optim.average-from 10.8" in warned(540, averaging="polyak")
+    assert warned(540, averaging="polyak", average_from=9.0) is None
 
 
 def test_no_averaging_costs_nothing():

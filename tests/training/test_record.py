@@ -81,6 +81,21 @@ def test_every_start_is_recorded_with_versions_and_commit(tmp_path):
     assert "git_commit" in starts[0]
 
 
+def test_a_start_with_other_code_or_libraries_says_which(tmp_path):
+    assert add_start(tmp_path, 0) is None
+    assert add_start(tmp_path, 40) is None
+    record = json.loads((tmp_path / "run.json").read_text())
+    record["starts"][-1]["versions"]["flax"] = "0.1.2"
+    del record["starts"][-1]["code"]  # as older versions wrote it
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    changed = add_start(tmp_path, 50)
+    assert changed is not None
+    assert "flax 0.1.2 there" in changed
+    assert "gnet_jax of unknown version there" in changed
+    assert "jaxlib" not in changed
+    assert add_start(tmp_path, 60) is None
+
+
 def test_lines_after_the_resumed_step_are_forgotten_and_half_a_line_is_left_out(tmp_path):
     metrics = MetricsFile(tmp_path / "metrics.jsonl")
     assert metrics.read() == []

@@ -32,14 +32,16 @@ def test_durations_are_in_the_units_of_people(seconds, text):
 
 def test_piped_output_is_plain_lines_and_the_logs_hold_the_same(tmp_path, capsys):
     with Reporter(tmp_path, start_step=0, total_steps=90) as reporter:
-        reporter.training(10, VALUES, eta=75)
+        reporter.training(10, VALUES, eta=75, evaluations=False)
         val = {"val/top1": 0.5, "val/top5": 0.9, "val/loss": 1.2, "val/count": 360}
         reporter.evaluation(20, val, best=True)
+        reporter.training(30, VALUES, eta=75, evaluations=True)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == (
-        "step 10/90 | loss 1.600 | main 1.000 50.0% | aux4a 2.000 25.0% | lr 0.01 | "
-        "123 images/s | ETA 1 min 15 s"
+        "step 10/90 | training: loss 1.600 | main 1.000 50.0% | aux4a 2.000 25.0% | lr 0.01 | "
+        "123 images/s | ETA 1 min 15 s without evaluations"
     )
+    assert lines[2].endswith("ETA 1 min 15 s")
     assert lines[1].startswith("step 20/90 | validation: top-1 50.00%, top-5 90.00%")
     assert lines[1].endswith("(360 images) | best so far")
     logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -59,7 +61,7 @@ def test_texts_are_printed_as_they_are(capsys):
 def test_a_process_that_is_not_the_first_prints_and_writes_nothing(tmp_path, capsys):
     with Reporter(tmp_path, start_step=0, total_steps=90, enabled=False) as reporter:
         reporter.say("hello")
-        reporter.training(10, VALUES, eta=75)
+        reporter.training(10, VALUES, eta=75, evaluations=True)
     assert capsys.readouterr().out == ""
     assert list(tmp_path.iterdir()) == []
 

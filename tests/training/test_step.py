@@ -164,6 +164,9 @@ class Linear:
 
     arch = types.SimpleNamespace(aux_after=("4a",))
 
+    def clone(self, **_):
+        return self
+
     def apply(self, variables, images, **_):
         main, aux = (
             images.reshape(len(images), -1) @ variables["params"][head]["kernel"]
@@ -216,6 +219,82 @@ def test_a_step_with_mixup_is_the_gradient_of_the_mixed_loss(accumulate):
     assert [float(metrics[f"{head}_top1"]) for head in ("main", "aux4a")] == top1
     found = [float(metrics[name]) for name in ("main_loss", "aux4a_loss", "loss")]
     assert found == pytest.approx([*losses, losses[0] + 0.3 * losses[1]], rel=1e-3)
+
+
+class Statistics(Linear):
+    """`Linear` with statistics of its batch: the mean of the pixels."""
+
+    def __init__(self, momentum=0.9):
+        self.momentum = momentum
+
+    def clone(self, momentum):
+        return Statistics(momentum)
+
+    def apply(self, variables, images, **_):
+        outputs, _ = super().apply(variables, images)
+        old, new = variables["batch_stats"]["mean"], jnp.mean(images)
+        mean = self.momentum * old + (1 - self.momentum) * new
+        return outputs, {"batch_stats": {"mean": mean}}
+
+
+def grey(level):
+    return {
+        "image": np.full((4, 16, 16, 3), 127 + 64 * level, np.uint8),
+        "label": np.zeros(4, np.int32),
+    }
+
+
+def statistics_after(levels, finished=0, accumulate=1, **options):
+    """Batch and averaged statistics after a step on images of each of the `levels`."""
+    optimizer = make_optimizer(OptimConfig(**options), 10, 1000)
+    kernel = {"kernel": np.zeros((768, 10), np.float32)}
+    variables = {
+        "params": {"classifier": kernel, "aux_4a": kernel},
+        "batch_stats": {"mean": np.float32(1e4)},
+    }
+    state = create_state(variables, optimizer, 0).replace(step=jnp.asarray(finished))
+    step = jax.jit(
+        partial(
+            train_step,
+            model=Statistics(),
+            optimizer=optimizer,
+            augment=partial(
+                augment, preprocessing=PIXELS, augmentation=AugmentConfig(), num_classes=10
+            ),
+            loss=LossConfig(),
+            gradient=accumulated_gradient(accumulate),
+        )
+    )
+    for level in levels:
+        state, metrics = step(state, grey(level))
+        assert not metrics["skipped"]
+    average = state.average["batch_stats"]["mean"] if state.average else None
+    return float(state.batch_stats["mean"]), average
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_first_statistics_are_the_batchs_own_and_not_the_initial_ones(accumulate):
+    found = statistics_after([1], accumulate=accumulate, averaging="ema")
+    np.testing.assert_allclose(found, [1, 1], rtol=1e-5)
+
+
+def test_the_average_holds_the_batches_statistics_and_does_not_lag_as_the_running_ones():
+    """One extreme batch at step 10, as with a learning rate that rises: forgotten by step 45."""
+    levels = [0.0] * 9 + [2.0] + [1.0] * 35
+    running, average = statistics_after(levels, averaging="ema", ema_decay=0.99)
+    assert running == pytest.approx(1, abs=0.01)
+    assert average == pytest.approx(1, abs=0.01)
+
+
+def test_late_statistics_are_averaged_over_ten_batches_at_least():
+    """Polyak's mean not yet begun, and an exponential average of three steps."""
+    for options in (
+        {"averaging": "polyak", "average_from": 90.0},
+        {"averaging": "ema", "ema_decay": 0.5},
+    ):
+        running, average = statistics_after([0, 1], finished=500, **options)
+        assert running == pytest.approx(0.81e4 + 0.1, rel=1e-4)
+        assert average == pytest.approx(running)
 
 
 def evaluated(state, model, batch, devices=1):
