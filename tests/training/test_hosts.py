@@ -3,14 +3,13 @@
 import dataclasses
 import io
 import json
-import os
 import shutil
 import signal
-import subprocess
 import time
 
 import jax
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -340,9 +339,8 @@ def test_supervised_hosts_start_again_when_one_is_killed_and_stop_when_one_is_to
     supervised = ("--supervise", "--restart-delay", "0.1")
     run = start(workdir, *ENDLESS, *data, *supervised, processes=2, devices=2)
     run.wait_for_step(4)
-    supervisor = str(run.processes[1].pid)
-    found = subprocess.run(["pgrep", "-P", supervisor], capture_output=True, text=True, check=True)
-    os.kill(int(found.stdout), signal.SIGKILL)
+    (supervised_run,) = psutil.Process(run.processes[1].pid).children()
+    supervised_run.kill()
     ended = "train.py: supervisor: the run ended with exit code"
     run.wait_for(f"{ended} 137 (SIGKILL); newest checkpoint: ", host=1)
     run.wait_for(ended, host=0)

@@ -9,6 +9,7 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from gnet_jax.config.launch import Launch
@@ -147,10 +148,8 @@ def test_a_signal_comes_to_the_run_once_even_where_all_processes_get_it(
         while not ready.exists():
             time.sleep(0.01)
         if also_the_run:
-            found = subprocess.run(
-                ["pgrep", "-P", str(os.getpid()), "-f", str(ready)], capture_output=True, text=True
-            )
-            os.kill(int(found.stdout), signal.SIGTERM)
+            (run,) = (each for each in psutil.Process().children() if str(ready) in each.cmdline())
+            run.terminate()
         os.kill(os.getpid(), signal.SIGTERM)
 
     sender = threading.Thread(target=signals)
