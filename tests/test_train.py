@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 import train
+from gnet_jax.cli.train import print_plan
 from gnet_jax.data import open_source
 from gnet_jax.training.checkpoint import Checkpoints, digest
 from gnet_jax.training.run import prepare
@@ -155,7 +156,7 @@ runpy.run_path("train.py", run_name="__main__")
     )
     assert (done.returncode, done.stdout) == (130, "")
     assert done.stderr == (
-        "train.py: interrupted; the same command goes on from the newest checkpoint in the "
+        "train.py: interrupted; the same command resumes from the newest checkpoint in the "
         "workdir, if there is one\n"
     )
 
@@ -165,7 +166,7 @@ def test_a_reader_that_leaves_before_the_plan_ends_nothing(tmp_path, monkeypatch
     os.close(reading)
     with open(writing, "w") as gone:
         monkeypatch.setattr(sys, "stdout", gone)
-        train.print_plan(tiny_run(tmp_path), tmp_path)
+        print_plan(tiny_run(tmp_path), tmp_path)
 
 
 def test_a_typo_in_an_option_of_the_launch_is_told_once(capsys):

@@ -7,11 +7,12 @@ from typing import NoReturn
 import tyro
 
 from gnet_jax import __version__
-from gnet_jax.cli import data, lab, models, pods, runs, vision
+from gnet_jax.cli import data, lab, models, pods, runs, train, vision
 from gnet_jax.cli.output import leave_at_once, print_any_name, reader_may_leave
 from gnet_jax.config import UserError, suggestion
 
 COMMANDS = (
+    train.train,
     models.summary,
     models.convert,
     vision.predict,
@@ -33,7 +34,7 @@ NAMES = [command.__name__.replace("_", "-") for command in COMMANDS]
 app = tyro.extras.SubcommandApp()
 for command in COMMANDS:
     app.command(command)
-# These take a recipe, or a sweep, and the fields of a config, as train.py does.
+# These take a recipe, or a sweep, and the fields of a config.
 WITH_CONFIG = {
     "show-data": data.show_data,
     "show_data": data.show_data,
@@ -56,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     print_any_name()
     try:
+        if arguments[:1] == ["train"]:  # the run goes on when the reader leaves
+            return train.train(arguments[1:])
         with reader_may_leave():
             return _run(arguments)
     except UserError as error:
