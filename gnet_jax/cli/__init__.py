@@ -8,7 +8,7 @@ import tyro
 
 from gnet_jax import __version__
 from gnet_jax.cli import data, lab, models, pods, runs, train, vision
-from gnet_jax.cli.output import leave_at_once, print_any_name, reader_may_leave
+from gnet_jax.cli.output import leave_at_once, print_error, reader_may_leave, set_up_process
 from gnet_jax.config import UserError, suggestion
 
 COMMANDS = (
@@ -55,14 +55,14 @@ def console_script() -> NoReturn:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code, 2 for a mistake of the user's."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    print_any_name()
+    set_up_process()
     try:
         if arguments[:1] == ["train"]:  # the run goes on when the reader leaves
             return train.train(arguments[1:])
         with reader_may_leave():
             return _run(arguments)
     except UserError as error:
-        print(f"gnet: error: {error}", file=sys.stderr)
+        print_error(f"gnet: error: {error}")
         return 2
 
 

@@ -28,7 +28,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gnet_jax.cli.output import leave_at_once, print_any_name, reader_may_leave
+from gnet_jax.cli.output import leave_at_once, print_error, reader_may_leave, set_up_process
 from gnet_jax.config import Config, ConfigError, UserError, check
 from gnet_jax.config.command import parse_command, parse_launch
 from gnet_jax.config.launch import Launch
@@ -62,11 +62,11 @@ def main(arguments: Sequence[str], prog: str) -> int:
         prog: the command, "train.py" or "gnet train", as messages name it.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    print_any_name()
+    set_up_process()
     try:
         return _main(arguments, prog)
     except UserError as error:
-        print(f"{prog}: error: {error}", file=sys.stderr)
+        print_error(f"{prog}: error: {error}")
         return 2
     except KeyboardInterrupt:  # outside the loop, which has a handler of its own
         leave_at_once(
@@ -90,7 +90,7 @@ def _main(arguments: Sequence[str], prog: str) -> int:
         if not joins(launch):
             raise
         # The others may have no mistake in their command and wait: tell them, if they are there.
-        print(f"{prog}: telling the other hosts: {error}", file=sys.stderr, flush=True)
+        print_error(f"{prog}: telling the other hosts: {error}")
         brief = dataclasses.replace(launch, start_timeout=min(launch.start_timeout, 30))
         return run(error, brief, arguments, prog)
     config, launch = command.config, command.launch
@@ -145,10 +145,10 @@ def run(config: Config | UserError, launch: Launch, arguments: Sequence[str], pr
                 print_plan(ready, workdir)
             result = train(ready, workdir)
     except HostsError as error:
-        print(f"{prog}: error: {error}", file=sys.stderr)
+        print_error(f"{prog}: error: {error}")
         return EXIT_LOST
     except TrainingError as error:
-        print(f"{prog}: stopped: {error}", file=sys.stderr)
+        print_error(f"{prog}: stopped: {error}")
         return 1
     if first:
         print_result(result, ready.config, workdir, arguments, prog)

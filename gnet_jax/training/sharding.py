@@ -4,7 +4,6 @@ import functools
 import math
 import os
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,6 +11,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gnet_jax.config import ConfigError
+from gnet_jax.config.home import cache_folder
 
 AXIS = "data"
 # jaxlib gives convolutions and products on CPUs to the library YNNPACK where this lists their
@@ -196,8 +196,7 @@ def put_batches(
 def use_compilation_cache() -> None:
     """Keep compiled programs between runs, unless JAX was already told where (or not) to keep them.
 
-    The folder is JAX_COMPILATION_CACHE_DIR, or gnet_jax/ in the user's cache folder.
+    The folder is JAX_COMPILATION_CACHE_DIR, or xla/ in this package's cache folder.
     """
     if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(base / "gnet_jax" / "xla"))
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
