@@ -17,7 +17,8 @@ SWEEP_PREFIX = "ablate_"
 # Inside the package if it was installed from a wheel, where a folder configs beside it is some
 # other project's; beside it in a checkout.
 _INSIDE = _PACKAGE / "configs"
-RECIPES = _INSIDE if _INSIDE.is_dir() else _PACKAGE.parent / "configs"
+IN_CHECKOUT = not _INSIDE.is_dir()
+RECIPES = _PACKAGE.parent / "configs" if IN_CHECKOUT else _INSIDE
 
 
 def recipe_names() -> list[str]:
