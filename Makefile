@@ -10,6 +10,9 @@ CONSTRAINTS ?=
 WORKERS ?= 2
 BIN := .venv/bin
 PYTEST = python -m pytest --numprocesses $(WORKERS) --dist loadfile
+# A virtual environment in the folder $(1). Debian's python3 makes none without python3-venv; uv does.
+VENV = $(PYTHON) -m venv $(1) || { rm -rf $(1); uv venv --seed --python $(PYTHON) $(1); } || \
+	{ echo "$(PYTHON) cannot make a virtual environment: install python3-venv or uv"; exit 1; }
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 
 .PHONY: train test slow long walkthrough oracles bounds newest check lint types fmt constraints clean
@@ -47,13 +50,13 @@ LOWEST := jax==0.7.2 jaxlib==0.7.2 flax==0.11.2 orbax-checkpoint==0.12.4 grain==
 CORE := tests/model tests/training tests/inference tests/test_train.py
 
 bounds:
-	$(PYTHON) -m venv .venv-bounds
+	$(call VENV,.venv-bounds)
 	.venv-bounds/bin/python -m pip install --quiet --editable '.[dev]' $(LOWEST)
 	.venv-bounds/bin/$(PYTEST) -m "not slow" $(CORE) $(ARGS)
 	.venv-bounds/bin/python -m pytest tests/test_notebook.py
 
 newest:
-	$(PYTHON) -m venv .venv-newest
+	$(call VENV,.venv-newest)
 	.venv-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable '.[dev]'
 	.venv-newest/bin/$(PYTEST) -m "not slow" $(CORE) $(ARGS)
 	.venv-newest/bin/python -m pytest tests/test_notebook.py
@@ -82,7 +85,7 @@ clean:
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else "Python %d.%d is too old; 3.11 or newer is needed: make PYTHON=python3.12 ..." % v[:2])'
-	$(PYTHON) -m venv .venv
+	$(call VENV,.venv)
 
 .venv/installed: .venv/bin/python requirements.txt pyproject.toml
 	@echo "installing the requirements into .venv, one to three minutes the first time ..."

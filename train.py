@@ -1,227 +1,31 @@
 """Train a GoogLeNet: `python train.py [CONFIG] [--workdir DIR] [--field.path value ...]`.
 
-CONFIG is a recipe's name (`digits`, the default) or a Python file with a `get_config()`. The same
-command again goes on where it stopped. Over several hosts, every host is given the same command
-(docs/reliability.md), and they end alike, with the same code:
-
-0 done
-1 numbers that are no longer finite, a last checkpoint that could not be written (or heads that do
-  not learn, where dead_heads is "stop"); also any error that nobody foresaw, after its traceback.
-  Of several hosts, a save or an error that fails on one alone ends the others with 3 or 134
-2 a mistake in the command, or data that turn out damaged, after saving
-3 the hosts did not find each other, or lost one
-128 + n stopped by signal n to any host, after saving (129: hang-up, 130: Ctrl-C, 143: SIGTERM)
-134 JAX ended this host, as another had not answered for 15 s
-
-`--supervise` starts a run again that ended with 1, 3, 134 or by another signal.
+The same as `gnet train`; gnet_jax/cli/train.py has the code and the exit codes.
 """
 
-import contextlib
-import dataclasses
-import io
-import os
-import shlex
-import shutil
-import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from gnet_jax.cli.output import leave_at_once, print_any_name, reader_may_leave
-from gnet_jax.config import Config, ConfigError, UserError, check
-from gnet_jax.config.command import parse_command, parse_launch
-from gnet_jax.config.launch import Launch
-from gnet_jax.training.cluster import joins
-from gnet_jax.training.supervise import ACKNOWLEDGE, Supervisor, end_with_supervisor
+if __name__ != "train":  # as a script, also in the processes that load data
+    from gnet_jax.search_path import leave_out_local_modules
 
-if TYPE_CHECKING:
-    from gnet_jax.training.loop import Result
-    from gnet_jax.training.run import Run
+    leave_out_local_modules()
+
+from gnet_jax.cli import train
+from gnet_jax.config import Config
+
+PROG = "train.py"
 
 
 def parse(arguments: Sequence[str]) -> Config:
-    """The recipe that `arguments` name, with their overrides. `--help` and typos end here.
-
-    Raises:
-        ConfigError: if there is no such recipe.
-    """
-    return parse_command(arguments, "train.py").config
+    """The config that the command line gives."""
+    return train.parse(arguments, PROG)
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command line; returns the exit code."""
-    print_any_name()
-    try:
-        try:
-            with reader_may_leave():  # --help prints
-                command = parse_command(arguments, "train.py")
-        except (ConfigError, SystemExit) as ended:
-            # Of a typo the parser has told here, and ends with 2; --help ends with 0.
-            if isinstance(ended, SystemExit) and ended.code != 2:
-                raise
-            typo = ConfigError("there is a typo in its command")
-            error = ended if isinstance(ended, ConfigError) else typo
-            with contextlib.redirect_stderr(
-                io.StringIO()
-            ):  # of a typo in these it would tell again
-                launch = parse_launch(arguments)
-            if not joins(launch):
-                raise
-            # The others may be without it, and wait: they are told, if they are there.
-            print(f"train.py: telling the other hosts: {error}", file=sys.stderr, flush=True)
-            brief = dataclasses.replace(launch, start_timeout=min(launch.start_timeout, 30))
-            return run(error, brief, arguments)
-        config, launch = command.config, command.launch
-        supervised = ACKNOWLEDGE in os.environ
-        if (launch.supervise or launch.supervise_preempted) and not supervised:
-            check(config)
-            again = [sys.executable, *sys.orig_argv[1:]]
-            checkpoints = Path(config.workdir).expanduser() / "checkpoints"
-            return Supervisor(again, checkpoints, launch).run()
-        end_with_supervisor()
-        return run(config, launch, arguments)
-    except UserError as error:
-        print(f"train.py: error: {error}", file=sys.stderr)
-        return 2
-
-
-def run(config: Config | UserError, launch: Launch, arguments: Sequence[str]) -> int:
-    """Train as `config` says, and tell what is going on; returns the exit code.
-
-    A mistake in place of a config is told to the other hosts, where there are any, and raised.
-    """
-    # Imported here, so that --help and a typo answer at once.
-    import jax
-
-    from gnet_jax.data import order_fingerprint
-    from gnet_jax.training.agreement import compare, identity, open_shared_workdir
-    from gnet_jax.training.collectives import together
-    from gnet_jax.training.host_memory import call_in_this_thread
-    from gnet_jax.training.hosts import EXIT_LOST, HostsError, ending_together, start
-    from gnet_jax.training.loop import TrainingError, train
-    from gnet_jax.training.sharding import use_compilation_cache
-    from gnet_jax.weights.start import prepare_run
-
-    def prepared() -> tuple["Run", dict[str, Any]]:
-        if isinstance(config, UserError):
-            raise config
-        run = prepare_run(config)
-        fingerprints = {
-            "train": run.train.fingerprint(),
-            "val": run.val.fingerprint(),
-            "order": order_fingerprint(len(run.train), config.seed),
-            "classes": list(run.train.class_names),
-        }
-        return run, fingerprints
-
-    try:
-        start(launch)
-        use_compilation_cache()
-        call_in_this_thread()
-        first = jax.process_index() == 0
-        with ending_together(TrainingError):
-            ready, fingerprints = together(prepared)
-            compare(identity(ready, fingerprints))
-            workdir = open_shared_workdir(ready.config, fingerprints)
-            if first:
-                print_plan(ready, workdir)
-            result = train(ready, workdir)
-    except HostsError as error:
-        print(f"train.py: error: {error}", file=sys.stderr)
-        return EXIT_LOST
-    except TrainingError as error:
-        print(f"train.py: stopped: {error}", file=sys.stderr)
-        return 1
-    if first:
-        print_result(result, ready.config, workdir, arguments)
-    return 0 if result.signal is None else 128 + result.signal
-
-
-def print_plan(run: "Run", workdir: Path) -> None:
-    """Say what is about to be trained."""
-    import jax
-
-    from gnet_jax.data.sources.walk import counted, merged
-    from gnet_jax.lab.ledger import network_ledger
-    from gnet_jax.training.finetune import layers
-    from gnet_jax.training.report import LastingConsole
-
-    say = LastingConsole().say
-    config = run.config
-    cost = network_ledger(run.model, config.data.image_size)
-    m, d, devices = config.model, config.data, run.mesh.devices.flat
-    heads = ", ".join(m.aux_after) or "none"
-    with_heads = f" ({cost.params_with_aux:,} with aux heads)" if m.aux_after else ""
-    network = f"{m.variant}, width x{m.width_multiplier:g}, reductions x{m.reduction_factor:g}"
-    plan = {
-        "model": f"GoogLeNet, {network if config.init is None else config.init}, {m.dtype}, "
-        f"aux heads: {heads}",
-        "size": f"{cost.params:,} parameters{with_heads}, "
-        f"{cost.macs / 1e6:,.1f} M multiply-adds an image",
-        "data": f"{d.source}: {len(run.train):,} to train, {len(run.val):,} to validate "
-        f"({run.val.split} split), "
-        f"{len(run.train.class_names)} classes, seen at {d.image_size}x{d.image_size}, "
-        f"decoder: {d.decoder}",
-        "devices": f"{run.mesh.size} x {devices[0].device_kind}"
-        + (f" on {jax.process_count()} hosts" if jax.process_count() > 1 else ""),
-        "steps": f"{run.total_steps:,} of {config.batch_size} images ({config.epochs:g} epochs), "
-        f"{config.optim.optimizer}, {config.optim.schedule} from {config.optim.learning_rate:g}",
-        "workdir": f"{workdir} (checkpoints, metrics.jsonl, tensorboard, run.json)",
-    }
-    if run.takeover is not None:
-        plan["loaded"] = ", ".join(layers(run.takeover.loaded)) or "nothing"
-        new = {layers([name])[0]: why for name, why in run.takeover.fresh.items()}
-        plan["new"] = ", ".join(f"{layer} ({why})" for layer, why in new.items()) or "nothing"
-        plan["frozen"] = ", ".join(config.optim.freeze) or "nothing"
-    left_out = merged([run.train.left_out, run.val.left_out])
-    if left_out:
-        plan["not read"] = f"{counted(left_out)} (gnet check-data names them)"
-    for name, text in plan.items():
-        say(f"{name:>8}  {text}")
-
-
-def print_result(result: "Result", config: Config, workdir: Path, arguments: Sequence[str]) -> None:
-    """Say how the run ended, and what to type next."""
-    from gnet_jax.data import split_count
-    from gnet_jax.training.report import LastingConsole, duration, goodput_line
-
-    say = LastingConsole().say
-    # What to type: make installs into .venv, which few have in their PATH.
-    found = shutil.which("python") == sys.executable
-    python = "python" if found else shlex.quote(os.path.relpath(sys.executable))
-    again = " ".join([python, "train.py", *(shlex.quote(argument) for argument in arguments)])
-    if result.signal is not None:
-        name = signal.Signals(result.signal).name
-        say(f"stopped by {name}; step {result.step} is saved in {workdir}. Go on with:\n  {again}")
-        return
-    if result.heads:
-        say(f"done in {duration(result.seconds)}")
-        say(f"  {goodput_line(result.goodput)}")
-        for head, top1 in result.heads.items():
-            if head.endswith("_top1"):
-                say(f"  training top-1, {head[len('train/') : -len('_top1')]} head: {top1:.1%}")
-    else:
-        say(f"already finished: all {result.step} steps are done")
-    if result.val:
-        say(f"  validation top-1 {result.val['val/top1']:.2%}, top-5 {result.val['val/top5']:.2%}")
-    if result.best is not None:
-        say(f"  best: top-1 {result.best[1]:.2%} at step {result.best[0]}")
-    say(f"  checkpoint: {result.checkpoint}")
-    where = shlex.quote(str(workdir))
-    digits = split_count(config.data.source)[0] == "digits"
-    seen = "of one digit, white on black" if digits else "what it sees in a photo"
-    say(f"next:  {python} -m gnet_jax predict {where} PHOTO.png   ({seen})")
-    say(f"       {python} -m gnet_jax convert {where} DST         (a model folder to keep)")
+    return train.main(arguments, PROG)
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    try:
-        code = main(sys.argv[1:])
-    except KeyboardInterrupt:  # outside the loop, which has a handler of its own
-        leave_at_once(
-            "train.py: interrupted; the same command goes on from the newest checkpoint in the "
-            "workdir, if there is one"
-        )
-    sys.exit(code)
+    sys.exit(main(sys.argv[1:]))

@@ -233,7 +233,7 @@ def test_convert_and_export_keep_the_model(folder, capsys):
         (["summary", "--aux-after", "none"], "no name at all stands for no heads"),
         (["check-data", "cifar10"], "the recipe cifar10 reads tfds:cifar10"),
         (["sumary"], "there is no command 'sumary'; did you mean summary?"),
-        (["xyz"], "there are summary, convert, predict"),
+        (["xyz"], "there are train, summary, convert"),
         (["curves", "/no/run"], "/no/run has no metrics.jsonl"),
     ],
 )

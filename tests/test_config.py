@@ -1,6 +1,8 @@
 import dataclasses
 import math
 import re
+import sys
+from pathlib import Path
 from typing import get_args, get_type_hints
 
 import pytest
@@ -74,6 +76,31 @@ def test_a_recipe_is_found_by_name_and_by_path(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text("from gnet_jax.config import Config\nget_config = lambda: Config(seed=5)\n")
     assert load_recipe(str(file))[0].seed == 5
+
+
+def test_a_recipe_may_build_on_another_and_import_a_file_beside_it(tmp_path):
+    (tmp_path / "my_seeds.py").write_text("SEED = 5\n")
+    (tmp_path / "mine.py").write_text(
+        "import dataclasses\n"
+        "from gnet_jax.config import load_recipe\n"
+        "from my_seeds import SEED\n"
+        "def get_config():\n"
+        "    return dataclasses.replace(load_recipe('digits')[0], seed=SEED)\n"
+    )
+    searched = list(sys.path)
+    config, _ = load_recipe(str(tmp_path / "mine.py"))
+    assert config == dataclasses.replace(load_recipe("digits")[0], seed=5)
+    assert sys.path == searched
+
+
+def test_the_name_of_a_recipe_means_it_even_beside_a_file_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("digits", "digits.py"):
+        Path(name).write_text(
+            "from gnet_jax.config import Config\nget_config = lambda: Config(seed=5)\n"
+        )
+    assert load_recipe("digits")[0].data.source == "digits"
+    assert load_recipe("digits.py")[0].seed == 5  # a path
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,12 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
 import train
+from gnet_jax.cli.train import print_plan
 from gnet_jax.data import open_source
 from gnet_jax.training.checkpoint import Checkpoints, digest
 from gnet_jax.training.run import prepare
@@ -154,7 +156,7 @@ runpy.run_path("train.py", run_name="__main__")
     )
     assert (done.returncode, done.stdout) == (130, "")
     assert done.stderr == (
-        "train.py: interrupted; the same command goes on from the newest checkpoint in the "
+        "train.py: interrupted; the same command resumes from the newest checkpoint in the "
         "workdir, if there is one\n"
     )
 
@@ -164,7 +166,7 @@ def test_a_reader_that_leaves_before_the_plan_ends_nothing(tmp_path, monkeypatch
     os.close(reading)
     with open(writing, "w") as gone:
         monkeypatch.setattr(sys, "stdout", gone)
-        train.print_plan(tiny_run(tmp_path), tmp_path)
+        print_plan(tiny_run(tmp_path), tmp_path)
 
 
 def test_a_typo_in_an_option_of_the_launch_is_told_once(capsys):
@@ -260,8 +262,8 @@ def test_worker_processes_end_with_a_killed_run_and_change_no_bits(tmp_path):
     workdir = tmp_path / "killed"
     process = start(workdir, *SHORT, "--data.workers", "2")
     wait_for_checkpoint(process, workdir)
-    found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True)
-    assert len(found.stdout.split()) >= 2  # the workers, and what tracks their resources
+    # the workers, and what tracks their resources
+    assert len(psutil.Process(process.pid).children()) >= 2
     process.kill()
     finish(process, 60)  # returns once nobody holds its output any more: no worker is left
     code, output = finish(start(workdir, *SHORT, "--data.workers", "3"))

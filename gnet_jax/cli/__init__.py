@@ -7,11 +7,12 @@ from typing import NoReturn
 import tyro
 
 from gnet_jax import __version__
-from gnet_jax.cli import data, lab, models, pods, runs, vision
-from gnet_jax.cli.output import leave_at_once, print_any_name, reader_may_leave
+from gnet_jax.cli import data, lab, models, pods, runs, train, vision
+from gnet_jax.cli.output import leave_at_once, print_error, reader_may_leave, set_up_process
 from gnet_jax.config import UserError, suggestion
 
 COMMANDS = (
+    train.train,
     models.summary,
     models.convert,
     vision.predict,
@@ -33,7 +34,7 @@ NAMES = [command.__name__.replace("_", "-") for command in COMMANDS]
 app = tyro.extras.SubcommandApp()
 for command in COMMANDS:
     app.command(command)
-# These take a recipe, or a sweep, and the fields of a config, as train.py does.
+# These take a recipe, or a sweep, and the fields of a config.
 WITH_CONFIG = {
     "show-data": data.show_data,
     "show_data": data.show_data,
@@ -54,12 +55,14 @@ def console_script() -> NoReturn:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code, 2 for a mistake of the user's."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    print_any_name()
+    set_up_process()
     try:
+        if arguments[:1] == ["train"]:  # the run goes on when the reader leaves
+            return train.train(arguments[1:])
         with reader_may_leave():
             return _run(arguments)
     except UserError as error:
-        print(f"gnet: error: {error}", file=sys.stderr)
+        print_error(f"gnet: error: {error}")
         return 2
 
 

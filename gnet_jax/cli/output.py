@@ -13,6 +13,7 @@ from rich.console import Console
 from tyro.conf import arg
 
 from gnet_jax.config import UserError, json_text
+from gnet_jax.config.home import temporary_home
 
 FIGURES = (".png", ".svg", ".pdf")
 PHOTOS = (".png", ".jpg", ".jpeg", ".webp")
@@ -23,11 +24,41 @@ def console() -> Console:
     return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
 
 
-def print_any_name() -> None:
-    """Let every file name be printed: bytes that are no text of the terminal's come escaped."""
+def set_up_process() -> None:
+    """Make up for what a process may lack: open streams, their encoding, and a home folder."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            # The file that is opened next would have its number, and what libraries print.
+            os.set_inheritable(_null(number), True)
+            setattr(sys, name, open(number, "w" if number else "r"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
+            # Bytes of a file's name that the terminal cannot show are printed escaped.
             stream.reconfigure(errors="backslashreplace")
+    if not os.path.isabs(os.path.expanduser("~")):
+        # Libraries look for their settings and caches in the home, and some raise without one.
+        os.environ["HOME"] = str(temporary_home())
+        print_error(
+            f"no home folder: HOME is not set, and user {os.getuid()} is unknown; using "
+            f"{os.environ['HOME']}"
+        )
+
+
+def _null(number: int) -> int:
+    """The null device as the descriptor `number`, which is closed."""
+    opened = os.open(os.devnull, os.O_RDWR)
+    if opened != number:
+        os.dup2(opened, number)
+        os.close(opened)
+    return number
+
+
+def print_error(text: str) -> None:
+    """Print a line on standard error; it is lost if nobody reads it any more."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 @contextlib.contextmanager
@@ -48,9 +79,9 @@ def leave_at_once(said: str) -> NoReturn:
 
     XLA may be compiling in threads of its own, among which Python's way out would crash.
     """
-    print(said, file=sys.stderr)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    print_error(said)
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()
     os._exit(128 + signal.SIGINT)
 
 

@@ -1,6 +1,7 @@
 """Recipes: Python files that give a configuration."""
 
 import importlib.machinery
+import sys
 import types
 from pathlib import Path
 from typing import TypeVar
@@ -11,10 +12,13 @@ from gnet_jax.config.suggest import suggestion
 
 Kind = TypeVar("Kind")
 
-# Beside the package in a checkout, inside it where it was installed from a wheel.
-_HERE = Path(__file__).resolve().parents[1]
+_PACKAGE = Path(__file__).resolve().parents[1]
 SWEEP_PREFIX = "ablate_"
-RECIPES = next((p for p in (_HERE.parent / "configs", _HERE / "configs") if p.is_dir()), _HERE)
+# Inside the package if it was installed from a wheel, where a folder configs beside it is some
+# other project's; beside it in a checkout.
+_INSIDE = _PACKAGE / "configs"
+IN_CHECKOUT = not _INSIDE.is_dir()
+RECIPES = _PACKAGE.parent / "configs" if IN_CHECKOUT else _INSIDE
 
 
 def recipe_names() -> list[str]:
@@ -51,9 +55,10 @@ def load_file(name: str, function: str, kind: type[Kind]) -> tuple[Kind, str]:
     Raises:
         ConfigError: if there is no such file, it fails, or gives something else.
     """
-    path = Path(name)
-    if not path.is_file():
-        path = RECIPES / f"{name.removesuffix('.py')}.py" if path.parent == Path() else path
+    path, own = Path(name), RECIPES / f"{Path(name).stem}.py"
+    # A bare name means the recipe, also if the working directory has a file of this name.
+    if own.is_file() and (name == own.stem or (name == own.name and not path.is_file())):
+        path = own
     if not path.is_file():
         what, known = ("recipe", recipe_names()) if kind is Config else ("sweep", sweep_names())
         raise ConfigError(
@@ -61,6 +66,8 @@ def load_file(name: str, function: str, kind: type[Kind]) -> tuple[Kind, str]:
         )
     loader = importlib.machinery.SourceFileLoader(f"recipe_{path.stem}", str(path))
     module = types.ModuleType(loader.name)
+    search_path = list(sys.path)
+    sys.path.append(str(path.parent.absolute()))  # it may import files beside it
     try:
         loader.exec_module(module)
         if not callable(getattr(module, function, None)):
@@ -70,6 +77,8 @@ def load_file(name: str, function: str, kind: type[Kind]) -> tuple[Kind, str]:
         raise
     except Exception as error:  # it is the user's code; what went wrong in it is for the user
         raise ConfigError(f"{path} fails with {type(error).__name__}: {error}") from error
+    finally:
+        sys.path[:] = search_path
     if not isinstance(given, kind):
         raise ConfigError(
             f"{function}() of {path} gives a {type(given).__name__}, not a {kind.__name__}"

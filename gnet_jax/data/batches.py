@@ -12,6 +12,7 @@ import grain
 import numpy as np
 
 from gnet_jax.config import AugmentConfig, Config, Decoder, Preprocessing, choose
+from gnet_jax.config.extras import needs
 from gnet_jax.data.decode import ImageError, central_crop, decode, pillow_crop
 from gnet_jax.data.prefetch import held, prefetched
 from gnet_jax.data.records import BadRecord, BadRecords, next_good, read_example
@@ -87,8 +88,7 @@ def cropper(decoder: Decoder) -> Callable[..., np.ndarray]:
         from gnet_jax.data.fast_crop import fast_crop
     except ImportError as error:
         raise DataError(
-            f"data.decoder {decoder} needs the package {error.name}: "
-            'pip install -e ".[fast]", or leave it at pillow'
+            f"{needs(f'data.decoder {decoder}', error, 'fast')}, or leave it at pillow"
         ) from error
     return fast_crop
 

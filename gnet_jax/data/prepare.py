@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gnet_jax.config.extras import needs
 from gnet_jax.data import ilsvrc
 from gnet_jax.data.plain_path import plain_path
 from gnet_jax.data.shards import Format, PrepareError, SplitPlan, boundaries, write_set
@@ -83,10 +84,8 @@ def _prepare_by_tfds(name: str, builder: Any, manual_dir: Path | None) -> None:
             folder.parent.mkdir(parents=True, exist_ok=True)
         builder.download_and_prepare(download_config=config)
     except ImportError as error:
-        raise PrepareError(
-            f"tensorflow-datasets lacks a library to prepare {name} ({error}); "
-            "pip install -e '.[prepare]' brings TensorFlow"
-        ) from error
+        what = f"tensorflow-datasets, to prepare {name},"
+        raise PrepareError(needs(what, error, "prepare")) from error
     # The last is what tensorflow-datasets says of missing files.
     except (OSError, tfds.download.DownloadError, AssertionError) as error:
         reason = " ".join(str(error).split())

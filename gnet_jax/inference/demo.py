@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from gnet_jax.config import UserError
+from gnet_jax.config.extras import needs
 from gnet_jax.data.decode import decode
 from gnet_jax.inference.cam import draw
 from gnet_jax.inference.head_maps import MAIN, HeadMapper
@@ -23,9 +24,7 @@ def build(trained: TrainedModel, title: str) -> Any:
     try:
         gr: Any = import_module("gradio")
     except ImportError as error:
-        raise UserError(
-            'the demo needs gradio, which is not installed: pip install -e ".[demo]"'
-        ) from error
+        raise UserError(needs("the demo", error, "demo")) from error
 
     mapper = HeadMapper(trained)
 

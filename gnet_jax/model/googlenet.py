@@ -221,9 +221,18 @@ def init_variables(model: GoogLeNet, key: jax.Array, image_size: int) -> dict[st
     Raises:
         ValueError: if the image is too small for the net.
     """
-    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-    # What is known is computed, and the rest traced: linear layers, for the outline has no others.
-    variables = model.clone(ops=outlined(model.ops)).lazy_init(key, images)
+    outline = model.clone(ops=outlined(model.ops))
+    drawn: dict[str, Any] = {}
+
+    def init(images_BHWC: jax.Array) -> None:
+        with jax.ensure_compile_time_eval():
+            drawn.update(outline.init(key, images_BHWC))
+
+    # Run the initialisers and trace the forward pass: its values are not needed. (Flax has
+    # `lazy_init` for this, which computes both since flax 0.12.9.)
+    jax.eval_shape(init, jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32))
+    # The names in JAX's order, as everything else that gives a tree of parameters has them.
+    variables = jax.tree.map(lambda array: array, drawn)
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
 
 

@@ -4,17 +4,22 @@ import dataclasses
 import importlib.util
 import math
 import os
+import platform
 import re
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 from jax.experimental import topologies
 
 from gnet_jax.config import UserError, choose
+from gnet_jax.config.extras import install
 from gnet_jax.pods.chips import CHIPS, Chip
 
 CUDA_PLUGINS = ("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12")
+TOOLKITS = ("/usr/local/cuda", "/opt/cuda")
 
 
 class TopologyError(UserError):
@@ -99,17 +104,39 @@ def get_topology(text: str) -> Topology:
 
 
 def _check_compiler(chip: Chip) -> None:
+    missing = None
     if chip.platform == "tpu":
-        if importlib.util.find_spec("libtpu") is None:
-            raise TopologyError(
-                f"to compile for {chip.name} takes libtpu, which is not installed; it needs Linux "
-                "x86-64 and no TPU: pip install -e '.[tpu]'"
-            )
+        if not _installed("libtpu"):
+            missing = "libtpu"
+    elif not any(map(_installed, CUDA_PLUGINS)):
+        missing = "JAX's CUDA plugin"
+    elif not _has_ptxas():
+        missing = "ptxas, NVIDIA's assembler (of the package nvidia-cuda-nvcc)"
+    if missing is None:
         return
-    if importlib.util.find_spec("jax_plugins") is None or not any(
-        importlib.util.find_spec(plugin) for plugin in CUDA_PLUGINS
-    ):
+    machine = (platform.system(), platform.machine())
+    if machine != ("Linux", "x86_64"):
         raise TopologyError(
-            f"to compile for {chip.name} takes JAX's CUDA plugin, which is not installed; it needs "
-            "Linux x86-64 and no GPU: pip install -e '.[plan]'"
+            f"compiling for {chip.name} needs {missing} on Linux x86_64, and this machine is "
+            f"{' '.join(machine)}; run gnet plan on another one, which needs no accelerator"
         )
+    raise TopologyError(
+        f"compiling for {chip.name} needs {missing}, which is not installed (it runs without "
+        f"an accelerator): {install('plan')}"
+    )
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ImportError:  # of the package around it
+        return False
+
+
+def _has_ptxas() -> bool:
+    """Whether it is where XLA looks for it: in PATH, a CUDA toolkit, or NVIDIA's packages."""
+    spec = importlib.util.find_spec("nvidia")
+    packages = [] if spec is None else spec.submodule_search_locations or []
+    roots = [*TOOLKITS, *filter(None, [os.environ.get("CUDA_ROOT")])]
+    roots += [root for folder in packages for root in Path(folder).glob("*")]
+    return bool(shutil.which("ptxas") or any(Path(root, "bin/ptxas").is_file() for root in roots))

@@ -78,7 +78,7 @@ def start(launch: Launch) -> None:
 
 def _give_up(launch: Launch, found: str | None) -> NoReturn:
     _end(
-        f"train.py: error: {_who(launch, found)} waited {launch.start_timeout} s for the others; "
+        f"error: {_who(launch, found)} waited {launch.start_timeout} s for the others; "
         "start all of them, with the same coordinator, or raise --start-timeout",
         EXIT_LOST,
     )
@@ -105,7 +105,7 @@ def ending_together(*alike: type[Exception]) -> Iterator[None]:
     except LoneError as error:
         if jax.process_count() == 1:
             raise
-        _end(f"train.py: stopped: {error}", 1)
+        _end(f"stopped: {error}", 1)
     except (UserError, *alike):
         raise
     except jax.errors.JaxRuntimeError as error:
@@ -114,7 +114,7 @@ def ending_together(*alike: type[Exception]) -> Iterator[None]:
         if "RESOURCE_EXHAUSTED" in str(error):
             _end(_unforeseen(), 1)
         _end(
-            f"train.py: stopped: process {jax.process_index()} of {jax.process_count()} can no "
+            f"stopped: process {jax.process_index()} of {jax.process_count()} can no "
             f"longer work with the others, most likely as one of them has ended "
             f"({_first_line(error)}). The same command on every host goes on from the newest "
             "checkpoint",
@@ -129,7 +129,7 @@ def ending_together(*alike: type[Exception]) -> Iterator[None]:
 def _unforeseen() -> str:
     """The traceback of the error that is handled, and what becomes of the run."""
     return (
-        f"{traceback.format_exc()}train.py: stopped: process {jax.process_index()} of "
+        f"{traceback.format_exc()}stopped: process {jax.process_index()} of "
         f"{jax.process_count()} met the error above, and the others end when they notice. Once it "
         "is mended, the same command on every host goes on from the newest checkpoint"
     )

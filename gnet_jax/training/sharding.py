@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gnet_jax.config import ConfigError
+from gnet_jax.config.home import cache_folder
 from gnet_jax.data.plain_path import plain_path
 
 AXIS = "data"
@@ -208,12 +209,11 @@ def put_batches(
 def use_compilation_cache() -> None:
     """Keep compiled programs between runs, unless JAX was already told where (or not) to keep them.
 
-    The folder is JAX_COMPILATION_CACHE_DIR, or gnet_jax/ in the user's cache folder.
+    The folder is JAX_COMPILATION_CACHE_DIR, or xla/ in this package's cache folder.
     """
     folder: str | None = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
     if folder is None:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        folder = str(base / "gnet_jax" / "xla")
+        folder = str(cache_folder() / "xla")
     if not folder or "://" in folder:
         return
     plain = str(plain_path(Path(folder)))

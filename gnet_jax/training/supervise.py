@@ -33,10 +33,14 @@ class Supervisor:
         command: to run; the same for every start.
         checkpoints: the folder in which a step that the run has saved is named by its number.
         launch: how often, and after what.
+        prog: what the supervisor's messages begin with.
     """
 
-    def __init__(self, command: Sequence[str], checkpoints: Path, launch: Launch) -> None:
+    def __init__(
+        self, command: Sequence[str], checkpoints: Path, launch: Launch, prog: str
+    ) -> None:
         self._command, self._checkpoints, self._launch = list(command), checkpoints, launch
+        self._prog = prog
         self._child: subprocess.Popen[bytes] | None = None
         self._asked = 0  # signals that came to this process
         self._heard, self._tell = os.pipe()
@@ -119,7 +123,7 @@ class Supervisor:
         return bool(self._asked)
 
     def _say(self, text: str) -> None:
-        print(f"train.py: supervisor: {text}", file=sys.stderr, flush=True)
+        print(f"{self._prog}: supervisor: {text}", file=sys.stderr, flush=True)
 
 
 def end_with_supervisor() -> None:

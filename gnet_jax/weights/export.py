@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gnet_jax.config import UserError
+from gnet_jax.config.extras import needs
 from gnet_jax.model import GoogLeNet, strip_aux
 from gnet_jax.weights.folder import ModelFolder, config_of, folder_of, json_text
 from gnet_jax.weights.tensor_file import read_tensors, write_tensors
@@ -129,7 +130,7 @@ def _write_onnx(folder: ModelFolder, out: Path) -> Run:
 
         from gnet_jax.weights.onnx_graph import onnx_model
     except ImportError as error:
-        raise _missing(error, ".onnx") from error
+        raise ExportError(needs("export to .onnx", error, "export")) from error
     size = folder.preprocessing.image_size
     metadata = {"config": json_text(config_of(folder))}
     onnx.save(onnx_model(folder.model.arch, flatten(folder.variables), size, metadata), out)
@@ -147,7 +148,7 @@ def _write_stablehlo(folder: ModelFolder, out: Path) -> Run:
         import flatbuffers  # noqa: F401  (jax.export writes with it)
         from jax import export as jax_export
     except ImportError as error:
-        raise _missing(error, ".stablehlo") from error
+        raise ExportError(needs("export to .stablehlo", error, "export")) from error
     variables = jax.tree.map(jnp.asarray, _without_heads(folder))
     size = folder.preprocessing.image_size
     images = jax.ShapeDtypeStruct(
@@ -181,7 +182,3 @@ _WRITERS: dict[str, Callable[[ModelFolder, Path], Run | ModelFolder]] = {
     ".safetensors": _write_safetensors,
     ".pth": _write_pth,
 }
-
-
-def _missing(error: ImportError, suffix: str) -> ExportError:
-    return ExportError(f'{suffix} needs the package {error.name}: pip install -e ".[export]"')

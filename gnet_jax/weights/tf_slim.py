@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from gnet_jax.config import Preprocessing
+from gnet_jax.config.extras import needs
 from gnet_jax.model import VARIANTS, Architecture
 from gnet_jax.weights.variables import WeightsError, with_shapes_of
 
@@ -104,10 +105,7 @@ def read_checkpoint(file: Path) -> dict[str, np.ndarray]:
     try:
         import tensorflow as tf  # pyright: ignore[reportMissingModuleSource]
     except ImportError as error:
-        raise WeightsError(
-            f"{file} is a TensorFlow checkpoint, and to read one needs the package {error.name}: "
-            'pip install -e ".[slim]"'
-        ) from error
+        raise WeightsError(needs(f"{file}, a TensorFlow checkpoint,", error, "slim")) from error
     try:
         reader = tf.train.load_checkpoint(str(file).removesuffix(".index"))
         names = sorted(reader.get_variable_to_shape_map())

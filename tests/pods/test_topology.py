@@ -1,8 +1,12 @@
+import importlib.machinery
 import importlib.util
+import platform
 
 import pytest
 
-from gnet_jax.pods.topology import TopologyError, get_topology, parse_topology
+from gnet_jax.cli import main
+from gnet_jax.pods import topology
+from gnet_jax.pods.topology import TopologyError, parse_topology
 
 
 @pytest.mark.parametrize(
@@ -38,22 +42,54 @@ def test_a_topology_that_cannot_be_is_refused_with_the_way_to_write_it(text, wor
         assert word in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("text", "missing", "remedy"),
-    [
-        ("v5e:2x2", "libtpu", "-e '.[tpu]'"),
-        ("h100:8", "jax_plugins", "-e '.[plan]'"),
-    ],
-)
-def test_a_compiler_that_is_not_installed_is_named_with_what_to_install(
-    text, missing, remedy, monkeypatch
-):
+def without(monkeypatch, *missing):
+    """As if these modules were not installed."""
     find = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util,
         "find_spec",
-        lambda name: None if name.split(".")[0] == missing else find(name),
+        lambda name: None if name.split(".")[0] in missing else find(name),
     )
-    with pytest.raises(TopologyError, match=r"not installed") as caught:
-        get_topology(text)
-    assert remedy in str(caught.value)
+
+
+COMPILERS = [("v5e:2x2", "libtpu"), ("h100:8", "CUDA plugin"), ("h100:8", "ptxas")]
+
+
+@pytest.fixture
+def nothing_installed(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CUDA_ROOT", str(tmp_path))
+    monkeypatch.setattr(topology, "TOOLKITS", ())
+    without(monkeypatch, "libtpu", "jax_plugins", "nvidia")
+
+
+@pytest.mark.parametrize(("text", "missing"), COMPILERS)
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_a_compiler_that_is_not_installed_is_named_with_what_to_do(
+    text, missing, machine, monkeypatch, nothing_installed, capsys
+):
+    if missing == "ptxas":
+        monkeypatch.setattr(topology, "_installed", lambda module: True)
+    monkeypatch.setattr(platform, "system", lambda: "Linux")
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    arguments = ["--images", "100", "--classes", "10", "--topology", text]
+    assert main(["plan", "digits", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert missing in error
+    assert (".[plan]" if machine == "x86_64" else "aarch64") in error
+
+
+@pytest.mark.parametrize("place", ["toolkit", "package", "path"])
+def test_ptxas_is_found_where_xla_looks_for_it(place, monkeypatch, nothing_installed, tmp_path):
+    assert not topology._has_ptxas()
+    file = tmp_path / ("cuda/bin/ptxas" if place != "path" else "ptxas")
+    file.parent.mkdir(exist_ok=True, parents=True)
+    file.touch(mode=0o755)
+    if place == "toolkit":
+        monkeypatch.setattr(topology, "TOOLKITS", (str(tmp_path / "cuda"),))
+    elif place == "package":
+        spec = importlib.machinery.ModuleSpec("nvidia", None, is_package=True)
+        spec.submodule_search_locations = [str(tmp_path)]
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+    assert topology._has_ptxas()

@@ -75,7 +75,7 @@ def test_a_process_waits_for_the_others_no_longer_than_it_is_told(initialize, mo
     monkeypatch.setattr(jax.distributed, "initialize", lambda **_: ended.wait(20))
     start(Launch(coordinator="a:1", num_processes=2, process_id=1, start_timeout=1))
     (message, code), *_ = told
-    assert message.startswith("train.py: error: process 1 of 2 at a:1 waited 1 s for the others; ")
+    assert message.startswith("error: process 1 of 2 at a:1 waited 1 s for the others; ")
     assert code == EXIT_LOST
 
 
@@ -104,4 +104,4 @@ def test_what_fails_unforeseen_ends_a_host_at_once_but_not_a_run_of_one(monkeypa
     assert "process 0 of 2 can no longer work with the others" in ended[0][1]
     assert "Connection reset by peer" in ended[0][1]
     assert "KeyError: 'bug'" in ended[1][1]
-    assert ended[2][1] == "train.py: stopped: step 3 could not be saved"
+    assert ended[2][1] == "stopped: step 3 could not be saved"

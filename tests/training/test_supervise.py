@@ -9,6 +9,7 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from gnet_jax.config.launch import Launch
@@ -34,7 +35,7 @@ def supervise(folder, plan, **launch):
     """(exit code, why each start was made) for a command that ends as `plan` says."""
     command = [sys.executable, "-S", "-c", SCRIPT, str(folder), json.dumps(plan)]
     launch = Launch(supervise=True, restart_delay=0.0, **launch)
-    code = Supervisor(command, folder, launch).run()
+    code = Supervisor(command, folder, launch, "gnet train").run()
     return code, [json.loads(line) for line in (folder / "starts").read_text().splitlines()]
 
 
@@ -54,7 +55,7 @@ def test_a_run_is_told_to_stop_when_its_supervisor_is_killed(tmp_path):
         "from gnet_jax.config.launch import Launch\n"
         "from gnet_jax.training.supervise import Supervisor\n"
         f"command = [sys.executable, '-c', {child!r}, sys.argv[1]]\n"
-        "Supervisor(command, pathlib.Path(sys.argv[1]), Launch(supervise=True)).run()\n"
+        "Supervisor(command, pathlib.Path(sys.argv[1]), Launch(supervise=True), 'train.py').run()\n"
     )
     supervisor = subprocess.Popen([sys.executable, "-c", parent, str(tmp_path)], cwd=ROOT)
     wait_until((tmp_path / "pid").exists)
@@ -85,7 +86,7 @@ def test_a_crash_is_followed_by_a_restart_that_is_told_why(tmp_path, capfd):
     assert "another host is gone" in starts[4]["after"]
     told = [line for line in capfd.readouterr().err.splitlines() if "supervisor:" in line]
     assert told[0] == (
-        "train.py: supervisor: the run ended with exit code 1; newest checkpoint: 5. "
+        "gnet train: supervisor: the run ended with exit code 1; newest checkpoint: 5. "
         "Starting again in 0 s (restart 1)"
     )
     assert len(told) == 4
@@ -141,16 +142,14 @@ def test_a_signal_comes_to_the_run_once_even_where_all_processes_get_it(
     command = [sys.executable, "-S", "-c", WAITING, str(ready)]
     command += [str(tmp_path / "preempted")] if preempted_before else []
     launch = Launch(supervise_preempted=True, restart_delay=0.0)
-    supervisor = Supervisor(command, tmp_path, launch)
+    supervisor = Supervisor(command, tmp_path, launch, "train.py")
 
     def signals():
         while not ready.exists():
             time.sleep(0.01)
         if also_the_run:
-            found = subprocess.run(
-                ["pgrep", "-P", str(os.getpid()), "-f", str(ready)], capture_output=True, text=True
-            )
-            os.kill(int(found.stdout), signal.SIGTERM)
+            (run,) = (each for each in psutil.Process().children() if str(ready) in each.cmdline())
+            run.terminate()
         os.kill(os.getpid(), signal.SIGTERM)
 
     sender = threading.Thread(target=signals)

@@ -17,6 +17,7 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 
+from gnet_jax.config.home import cache_folder
 from gnet_jax.data.decode import ImageError
 from gnet_jax.data.progress import progress_line
 from gnet_jax.data.sources.source import DataError, digest
@@ -139,9 +140,8 @@ def _index(paths: tuple[Path, ...], counts: Sequence[int], name: str) -> np.ndar
         for path, stat, count in zip(paths, stats, counts, strict=True)
     )
     key = digest(*(line.encode() for line in lines))
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gnet_jax"
     folder = paths[0].parent
-    places = (folder / name, cache / f"{digest(os.fsencode(folder.absolute()))}-{name}")
+    places = (folder / name, cache_folder() / f"{digest(os.fsencode(folder.absolute()))}-{name}")
     for place in places:
         kept = _kept(place, key, sum(counts))
         if kept is not None:

@@ -1,0 +1,32 @@
+"""Folders of the user: the home, and the cache in it. In a container there may be neither."""
+
+import os
+import tempfile
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """The folder, which exists, for what can be computed again: gnet_jax/ in the user's cache.
+
+    The user's cache is XDG_CACHE_HOME or ~/.cache, or a folder for temporary files if nothing can
+    be written there.
+    """
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = Path(base) / "gnet_jax"
+    return folder if os.path.isabs(base) and _writable(folder) else temporary_home()
+
+
+def temporary_home() -> Path:
+    """This user's own folder for temporary files, which exists; the same one in every process."""
+    folder = Path(tempfile.gettempdir()) / f"gnet_jax-{os.getuid()}"
+    if _writable(folder) and folder.lstat().st_uid == os.getuid():
+        return folder
+    return Path(tempfile.mkdtemp(prefix=f"{folder.name}-"))  # another user has taken the name
+
+
+def _writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError:  # what to do about it is the caller's question
+        return False
+    return os.access(folder, os.W_OK | os.X_OK)

@@ -1,0 +1,159 @@
+"""The commands work beside any files, without a home or a user, and with closed streams."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gnet_jax.config.home import cache_folder
+
+ROOT = Path(__file__).parents[1]
+# Of the standard library, of what libraries use if it is there, and of ours.
+LOCAL = (
+    "random",
+    "torch",
+    "tensorflow",
+    "onnx",
+    "cv2",
+    "gradio",
+    "jax_plugins",
+    "configs",
+    "pandas",
+)
+# A recipe that tells which modules of a folder it can import.
+TELL = """
+import importlib.util
+specs = [spec for spec in map(importlib.util.find_spec, {names}) if spec]
+places = [place for spec in specs for place in spec.submodule_search_locations or [spec.origin]]
+raise ValueError([place for place in places if place.startswith({folder!r})])
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A checkout in which modules lie that are not for import, and a recipe elsewhere."""
+    folder = tmp_path / "checkout"
+    folder.mkdir()
+    (folder / "gnet_jax").symlink_to(ROOT / "gnet_jax")
+    (folder / "configs").symlink_to(ROOT / "configs")
+    (folder / "train.py").write_text((ROOT / "train.py").read_text())
+    for name in LOCAL:
+        if name == "random":
+            (folder / "random.py").write_text("raise RuntimeError('imported random.py')\n")
+        elif name != "configs":
+            (folder / name).mkdir()
+    recipe = tmp_path / "recipes" / "tell.py"
+    recipe.parent.mkdir()
+    recipe.write_text(TELL.format(names=LOCAL, folder=str(folder)))
+    return folder, recipe
+
+
+@pytest.mark.parametrize("command", [["train.py"], ["-m", "gnet_jax", "train"]])
+@pytest.mark.parametrize("named", [False, True])
+def test_no_module_beside_the_command_is_imported(checkout, command, named):
+    folder, recipe = checkout
+    environment = os.environ | {"PYTHONPATH": str(folder)}
+    if not named:
+        del environment["PYTHONPATH"]
+    done = subprocess.run(
+        [sys.executable, *command, str(recipe)],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    prog = "train.py" if command == ["train.py"] else "gnet train"
+    assert done.stderr == f"{prog}: error: {recipe} fails with ValueError: []\n"
+    assert done.returncode == 2
+
+
+def gnet(*arguments, redirection="", **options):
+    """`gnet ARGUMENTS` from a shell, with one more redirection."""
+    return subprocess.run(
+        ["bash", "-c", f'"$0" -m gnet_jax "$@" {redirection}', sys.executable, *arguments],
+        cwd=ROOT,
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options,
+    )
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_command_does_its_work_with_closed_streams(closed):
+    done = gnet("summary", "--format", "csv", redirection=closed)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("name,kind") == (">&-" not in closed.replace("2>&-", ""))
+    done = gnet("sumary", redirection=closed)
+    assert done.returncode == 2
+    assert ("'sumary'" in done.stderr) == ("2>&-" not in closed)
+
+
+SET_UP = """
+from gnet_jax.cli.output import set_up_process
+from gnet_jax.inference.images import pictures
+set_up_process()
+print(next(pictures(["-"]))[1])
+print(open("train.py").fileno())
+"""
+
+
+def test_a_closed_standard_input_is_empty_and_no_file_takes_the_number_of_a_closed_stream():
+    """What a library prints would be written into the file."""
+    done = subprocess.run(
+        ["bash", "-c", '"$0" -c "$1" <&- 2>&-', sys.executable, SET_UP],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    error, number = done.stdout.splitlines()
+    assert "empty" in error
+    assert int(number) > 2
+
+
+def test_an_error_that_nobody_reads_any_more_keeps_its_exit_code():
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        assert gnet("sumary", stderr=writing).returncode == 2
+        assert gnet("train", "--epochs", "0", stderr=writing).returncode == 2
+    finally:
+        os.close(writing)
+
+
+UNKNOWN_USER = """
+import os, pwd, sys
+def unknown(uid): raise KeyError(f"getpwuid(): uid not found: {uid}")
+pwd.getpwuid = unknown
+from gnet_jax.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_an_unknown_user_without_a_home_gets_a_folder_for_temporary_files(tmp_path):
+    environment = {k: v for k, v in os.environ.items() if k not in ("HOME", "XDG_CACHE_HOME")}
+    done = subprocess.run(
+        [sys.executable, "-c", UNKNOWN_USER, "train", "--epochs", "0"],
+        cwd=ROOT,
+        env=environment | {"TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    home, error = done.stderr.splitlines()
+    assert str(tmp_path / f"gnet_jax-{os.getuid()}") in home
+    assert error.startswith("gnet train: error: epochs is 0.0")
+
+
+@pytest.mark.parametrize("unfit", ["a file", "no folder", "relative"])
+def test_the_cache_is_among_temporary_files_where_a_home_cannot_be_written(
+    unfit, tmp_path, monkeypatch
+):
+    (tmp_path / "file").touch()
+    home = {"a file": tmp_path / "file", "no folder": "/proc/none", "relative": "home"}[unfit]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    own = tmp_path / f"gnet_jax-{os.getuid()}"
+    assert cache_folder() == own
+    assert own.stat().st_mode & 0o777 == 0o700
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert cache_folder() == tmp_path / "cache" / "gnet_jax"
