@@ -60,7 +60,7 @@ STANDARD = ("collections", "dataclasses", "functools", "itertools", "math", "typ
 @pytest.mark.parametrize("file", MODULES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_packages_stay_small(file):
     assert file.name != "utils.py"
-    assert len(file.read_text().splitlines()) <= 300
+    assert len(file.read_text().splitlines()) <= 450
 
 
 def test_only_sharding_names_meshes_and_partition_specs():
