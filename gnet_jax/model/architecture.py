@@ -43,7 +43,10 @@ class Architecture:
 
     num_classes: int = 1000
     # By name, in order; a first digit other than the block's before means a pool in between.
-    widths: Mapping[str, Widths] = dataclasses.field(default_factory=lambda: dict(TABLE_1))
+    # A mapping has no hash; without it an architecture, and so the model, can be a static argument.
+    widths: Mapping[str, Widths] = dataclasses.field(
+        default_factory=lambda: dict(TABLE_1), hash=False
+    )
     naive: bool = False  # blocks of Fig. 2a: no reductions, the pool passed through
     norm: Norm = "lrn"  # batch_norm takes the place of LRN and of the convolutions' biases
     branch5_kernel: int = 5  # torchvision and TF-slim have a 3x3 where the paper has its 5x5

@@ -1,6 +1,10 @@
+from functools import partial
+
+import jax
+import numpy as np
 import pytest
 
-from gnet_jax.model import VARIANTS, architecture, smallest_size
+from gnet_jax.model import VARIANTS, architecture, googlenet, smallest_size
 from gnet_jax.model.architecture import grid_sizes
 from gnet_jax.model.widths import TABLE_1
 
@@ -65,3 +69,20 @@ def test_the_smallest_size_is_the_smallest(variant, stem):
     size = smallest_size(arch)
     assert min(grid_sizes(arch, size).values()) >= 1
     assert min(grid_sizes(arch, size - 1).values()) < 1
+
+
+def test_equal_networks_are_one_static_argument_and_others_another():
+    model, twin, wider = (
+        googlenet("paper", 10, width_multiplier=width, stem="small", aux_after=())
+        for width in (1 / 16, 1 / 16, 1 / 8)
+    )
+    traced = []
+
+    @partial(jax.jit, static_argnums=0)
+    def side(model, image):
+        traced.append(model)
+        return image.shape[1]
+
+    for each in (model, twin, wider):
+        side(each, np.zeros((1, 16, 16, 3), np.float32))
+    assert traced == [model, wider]
