@@ -51,7 +51,8 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(arguments, message, capsys, t
 
 
 def arrays(tmp_path, y_train, **more):
-    x_train = np.zeros((len(y_train), 16, 16), np.uint8)
+    x_train = np.full((len(y_train), 16, 16), 7, np.uint8)
+    x_train[:, 0] = 200
     np.savez(tmp_path / "a.npz", x_train=x_train, y_train=y_train, **more)
     return f"npz:{tmp_path / 'a.npz'}"
 

@@ -166,7 +166,9 @@ def test_layers_that_are_not_known_are_diagnosed_under_their_own_names(monkeypat
         diagnose,
         model=model,
         optimizer=optimizer,
-        augment=partial(augment, preprocessing=pixels, augmentation=AugmentConfig()),
+        augment=partial(
+            augment, preprocessing=pixels, augmentation=AugmentConfig(), num_classes=10
+        ),
         loss=LossConfig(),
     )
     state = create_state(tiny_variables(model), optimizer, 0)

@@ -172,7 +172,7 @@ def test_what_a_checkpoint_does_not_say_is_said(tmp_path, tensors, monkeypatch, 
     monkeypatch.setattr("gnet_jax.weights.tf_slim.read_checkpoint", lambda _: averaged)
     (tmp_path / "m.index").write_bytes(TABLE)
     folder = read(tmp_path / "m.index")
-    assert folder.class_names == ("background", *imagenet_classes())
+    assert folder.class_names == ("background", *imagenet_classes().values())
     np.testing.assert_array_equal(
         folder.variables["params"]["classifier"]["bias"], averaged[bias] + 1
     )
