@@ -144,12 +144,13 @@ def test_an_unknown_user_without_a_home_gets_a_folder_for_temporary_files(tmp_pa
     assert error.startswith("gnet train: error: epochs is 0.0")
 
 
-@pytest.mark.parametrize("unfit", ["a file", "no folder", "relative"])
+@pytest.mark.parametrize("unfit", ["a file", "a dangling link", "relative"])
 def test_the_cache_is_among_temporary_files_where_a_home_cannot_be_written(
     unfit, tmp_path, monkeypatch
 ):
     (tmp_path / "file").touch()
-    home = {"a file": tmp_path / "file", "no folder": "/proc/none", "relative": "home"}[unfit]
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    home = {"a file": tmp_path / "file", "a dangling link": tmp_path / "link"}.get(unfit, "home")
     monkeypatch.setenv("XDG_CACHE_HOME", str(home))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     own = tmp_path / f"gnet_jax-{os.getuid()}"

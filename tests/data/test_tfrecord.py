@@ -83,7 +83,10 @@ def test_where_the_folder_takes_no_file_they_are_kept_in_the_cache(files, cache,
 
 def test_where_nothing_takes_them_they_are_found_each_time(files, cache, capsys):
     (files[0].parent / "train.npz" / "x").mkdir(parents=True)
-    cache.parent.write_text("no folder")
+    opened(files)
+    (kept,) = cache.iterdir()
+    kept.unlink()
+    (kept / "x").mkdir(parents=True)
     assert opened(files)[11] == data(11)
     assert "every start finds them anew" in capsys.readouterr().err
 
