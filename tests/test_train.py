@@ -67,7 +67,7 @@ def photos(tmp_path, *names):
     return f"folder:{tmp_path}"
 
 
-VAL = {"x_val": np.zeros((2, 16, 16), np.uint8)}
+VAL = {"x_val": np.arange(512, dtype=np.uint8).reshape(2, 16, 16)}
 UNFIT = {
     "labels out of range": (lambda p: arrays(p, [0, 1], y_val=[0, 2], **VAL), "has label 2, but"),
     "a negative label": (lambda p: arrays(p, [0, -1], y_val=[0, 1], **VAL), "has label -1, but"),
