@@ -1,6 +1,8 @@
 import dataclasses
+from functools import partial
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -43,7 +45,7 @@ def test_each_head_has_its_own_map_and_probability(trained, maps):
     aux = maps["aux 4a"]
     assert aux.evidence.shape == (4, 4)
     x = (np.asarray(PHOTO, np.float32)[None] - 99) / 50
-    (logits,) = every_head(trained.model, trained.variables, x).aux
+    (logits,) = jax.jit(partial(every_head, trained.model))(trained.variables, x).aux
     odds = np.exp(logits[0] - logits.max())
     assert aux.guess["probability"] == pytest.approx(float(odds[3] / odds.sum()), rel=1e-4)
 
@@ -53,8 +55,9 @@ def test_the_training_net_without_dropout_has_the_same_auxiliary_logits(trained)
     """The heads taken alone are those of the network."""
     x = np.random.default_rng(1).normal(size=(2, 16, 16, 3)).astype(np.float32)
     model = GoogLeNet(dataclasses.replace(trained.model.arch, dropout=0.0, aux_dropout=0.0))
-    whole = model.apply(trained.variables, x, train=True, mutable=["batch_stats"])[0]
-    alone = every_head(trained.model, trained.variables, x)
+    apply = jax.jit(partial(model.apply, train=True, mutable=["batch_stats"]))
+    whole = apply(trained.variables, x)[0]
+    alone = jax.jit(partial(every_head, trained.model))(trained.variables, x)
     np.testing.assert_allclose(alone.logits, whole.logits, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(alone.aux[0], whole.aux[0], rtol=1e-4, atol=1e-5)
 

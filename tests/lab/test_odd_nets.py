@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -108,7 +109,7 @@ def test_a_layer_that_is_used_twice_costs_its_products_twice(monkeypatch):
     rows = [layer for layer in costs.layers if layer.name == "inception_3a/b5"]
     assert [bool(layer.params) for layer in rows] == [True, False]
     assert rows[0].macs == rows[1].macs > 0
-    found = endpoints(model, tiny_variables(model), jnp.ones((1, 16, 16, 3)))
+    found = jax.jit(partial(endpoints, model))(tiny_variables(model), jnp.ones((1, 16, 16, 3)))
     assert {"inception_3a/5x5", "inception_3a/b5 (2)"} <= found.keys()
 
 
@@ -181,7 +182,7 @@ def test_the_reasons_of_table_1_are_those_of_the_papers_network(monkeypatch):
 )
 def test_endpoints_that_caffe_lacks_have_their_own_names(monkeypatch, block, names, tmp_path):
     folder = folder_of(with_block(monkeypatch, block))
-    found = endpoints(folder.model, folder.variables, jnp.ones((1, 16, 16, 3)))
+    found = jax.jit(partial(endpoints, folder.model))(folder.variables, jnp.ones((1, 16, 16, 3)))
     assert {f"inception_3a/{name}" for name in names} <= found.keys()
     assert ("inception_3a/5x5" in found) == ("5x5" in names)
 
@@ -223,7 +224,7 @@ class OtherHead(GoogLeNet):
 def test_the_maps_of_heads_are_of_the_networks_own_head():
     folder = dataclasses.replace(folder_of(GoogLeNet(tiny_arch())), model=OtherHead(tiny_arch()))
     x = (np.asarray(PHOTO, np.float32)[None] - 99) / 50
-    logits = np.asarray(folder.model.apply(folder.variables, x).logits[0])
+    logits = np.asarray(jax.jit(folder.model.apply)(folder.variables, x).logits[0])
     odds = np.exp(logits - logits.max())
     found = HeadMapper(folder)(PHOTO, 3)["main"]
     assert found.guess["probability"] == pytest.approx(float(odds[3] / odds.sum()), rel=1e-4)

@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,7 +55,7 @@ def test_an_outline_of_the_network_has_the_shapes_of_all_its_variables(variant, 
 @pytest.mark.parametrize("variant", ["paper", "batch_norm", "google_release"])
 def test_first_weights_are_those_of_the_whole_network(variant):
     model, key = GoogLeNet(tiny_arch(variant), ops=PLAIN), jax.random.PRNGKey(5)
-    whole = {"batch_stats": {}} | model.init(key, jnp.zeros((1, 32, 32, 3)))
+    whole = {"batch_stats": {}} | jax.jit(model.init)(key, jnp.zeros((1, 32, 32, 3)))
     jax.tree.map(np.testing.assert_array_equal, init_variables(model, key, 32), whole)
 
 
@@ -104,7 +106,8 @@ def test_inference_has_no_operation_and_no_parameter_of_an_aux_head():
     assert training.as_text().count("stablehlo.convolution") == blocks + 1
     stripped = {"params": strip_aux(variables["params"])}
     assert not any("aux" in name for name in stripped["params"])
-    np.testing.assert_array_equal(model.apply(stripped, x).logits, model.apply(variables, x).logits)
+    apply = jax.jit(model.apply)
+    np.testing.assert_array_equal(apply(stripped, x).logits, apply(variables, x).logits)
 
 
 @pytest.mark.parametrize("places", [(), ("4b",), ("3b", "4a", "4e")])
@@ -157,8 +160,8 @@ def test_an_image_too_small_is_refused_with_the_smallest_size():
 def test_endpoints_cost_nothing_unless_asked_for():
     model = GoogLeNet(tiny_arch())
     variables = tiny_variables(model)
-    outputs = model.apply(variables, jnp.ones((1, 16, 16, 3)))
-    found = endpoints(model, variables, jnp.ones((1, 16, 16, 3)))
+    outputs = jax.jit(model.apply)(variables, jnp.ones((1, 16, 16, 3)))
+    found = jax.jit(partial(endpoints, model))(variables, jnp.ones((1, 16, 16, 3)))
     assert isinstance(outputs.logits, jax.Array)
     np.testing.assert_array_equal(found["loss3/classifier"], outputs.logits)
     assert float(found["prob"].sum()) == pytest.approx(1, abs=1e-6)
@@ -168,7 +171,7 @@ def test_endpoints_cost_nothing_unless_asked_for():
 def test_naive_blocks_pass_the_pool_through():
     model = GoogLeNet(tiny_arch("naive"))
     variables = tiny_variables(model)
-    found = endpoints(model, variables, jnp.ones((1, 16, 16, 3)))
+    found = jax.jit(partial(endpoints, model))(variables, jnp.ones((1, 16, 16, 3)))
     w = model.arch.widths["3a"]
     into = found["pool2/3x3_s2"].shape[-1]
     assert found["inception_3a/output"].shape[-1] == w.b1 + w.b3 + w.b5 + into

@@ -310,7 +310,7 @@ def test_evaluation_counts_what_the_mask_lets_through_on_any_number_of_devices()
     state, batch = new_state(model, optimizer), tiny_batch(16)
     batch["mask"] = np.arange(16) < 11
     images = preprocess(jnp.asarray(batch["image"]), preprocessing=PIXELS)
-    logits = np.asarray(model.apply({"params": state.params}, images).logits)[:11]
+    logits = np.asarray(jax.jit(model.apply)({"params": state.params}, images).logits)[:11]
     order = np.argsort(-logits, axis=-1)
     for devices in (1, 8):
         sums = evaluated(state, model, batch, devices)
