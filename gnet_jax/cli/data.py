@@ -82,11 +82,11 @@ def prepare(
     counts = ", ".join(f"{count:,} {split}" for split, count in prepared.images.items())
     print(f"{prepared.folder}: {counts} images. Train on them with:")
     setting = "" if data_dir is None else f"TFDS_DATA_DIR={shlex.quote(os.path.abspath(data_dir))} "
-    print(f"  {setting}python train.py {_recipe(source)} --data.source {source}")
+    print(f"  {setting}gnet train {_recipe(source)} --data.source {source}")
 
 
 def _recipe(source: str) -> str:
-    """The recipe to begin with on a prepared set: train.py's own default is for the digits."""
+    """The recipe to begin with on a prepared set: the default of `gnet train` is for the digits."""
     recipes = {"imagenet2012": "imagenet_modern", "cifar10": "cifar10"}
     return recipes.get(source.split(":")[1], "folder")  # a version may follow the name
 

@@ -134,7 +134,7 @@ def _read(src: Path, transform_input: bool | None) -> tuple[ModelFolder, list[st
             )
         raise WeightsError(
             f"there is no {src}; `gnet convert WEIGHTS {src}` makes a model folder of published "
-            "weights (docs/pretrained.md), `python train.py` a workdir with weights of your own"
+            "weights (docs/pretrained.md), `gnet train` a workdir with weights of your own"
         )
     try:
         with src.open("rb") as file:

@@ -34,7 +34,7 @@ def test_a_copy_holds_the_same_pictures_none_of_them_large(
     assert main([*command, "--format", file_format]) == 0
     told = capsys.readouterr().out
     assert "10 train, 4 validation images" in told
-    assert f"TFDS_DATA_DIR={tmp_path} python train.py folder --data.source tfds:photos_40" in told
+    assert f"TFDS_DATA_DIR={tmp_path} gnet train folder --data.source tfds:photos_40" in told
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     for split in ("train", "val"):
         original, copy = open_source(str(folder), split), open_source("tfds:photos_40", split)
