@@ -1,5 +1,6 @@
 """The commands work beside any files, without a home or a user, and with closed streams."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -118,6 +119,48 @@ def test_an_error_that_nobody_reads_any_more_keeps_its_exit_code():
         assert gnet("train", "--epochs", "0", stderr=writing).returncode == 2
     finally:
         os.close(writing)
+
+
+def test_a_reader_that_leaves_a_table_gets_exit_code_0():
+    """`gnet check-data` exits with 1 for data that must be fixed, so `| head` must not."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        assert gnet("summary", stdout=writing).returncode == 0
+    finally:
+        os.close(writing)
+
+
+full_disk = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+
+
+@full_disk
+@pytest.mark.parametrize("command", [["summary"], ["--version"], ["train", "--help"]])
+def test_output_to_a_full_disk_is_an_error(command):
+    done = gnet(*command, redirection=">/dev/full")
+    assert done.returncode == 2
+    assert os.strerror(errno.ENOSPC) in done.stderr
+    assert "Traceback" not in done.stderr
+    assert gnet(*command, redirection=">/dev/full 2>&1").returncode == 2
+
+
+PRINT_TWICE = """
+from gnet_jax.training.report import LastingConsole
+for text in "a", "b":
+    LastingConsole().say(text)
+"""
+
+
+@full_disk
+def test_training_goes_on_where_its_output_is_on_a_full_disk():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", PRINT_TWICE], stdout=full, stderr=-1, text=True
+        )
+        assert done.returncode == 0
+        assert done.stderr.count(os.strerror(errno.ENOSPC)) == 1
+        both = subprocess.run([sys.executable, "-c", PRINT_TWICE], stdout=full, stderr=full)
+        assert both.returncode == 0
 
 
 UNKNOWN_USER = """

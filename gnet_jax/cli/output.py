@@ -1,6 +1,7 @@
 """How the commands print."""
 
 import contextlib
+import errno
 import io
 import os
 import signal
@@ -19,9 +20,16 @@ FIGURES = (".png", ".svg", ".pdf")
 PHOTOS = (".png", ".jpg", ".jpeg", ".webp")
 
 
-def console() -> Console:
-    """Standard output; wide enough for a table where it is no terminal."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # for reader_may_leave; rich would exit with 1
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Standard output or error; wide enough for a table if output is not a terminal."""
+    if stderr:
+        return _Console(stderr=True)
+    return _Console(highlight=False, width=None if sys.stdout.isatty() else 160)
 
 
 def set_up_process() -> None:
@@ -54,24 +62,34 @@ def _null(number: int) -> int:
 
 
 def print_error(text: str) -> None:
-    """Print a line on standard error; it is lost if nobody reads it any more."""
+    """Print a line on standard error; lost if nobody reads it or the disk is full."""
     try:
         print(text, file=sys.stderr, flush=True)
-    except BrokenPipeError:
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 @contextlib.contextmanager
 def reader_may_leave() -> Iterator[None]:
-    """Ends the program, as one that is done, where what it prints is no longer read (`| head`)."""
+    """Exit with code 0 if nobody reads the output any more (`| head`).
+
+    Raises:
+        UserError: if a disk is full.
+    """
     try:
         try:
             yield
         finally:
             sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError as error:
+        left, full = isinstance(error, BrokenPipeError), error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if not left and not full:
+            raise
+        # Python would flush once more at its end, and exit with 120.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(0) from None
+        if left:
+            raise SystemExit(0) from None
+        raise UserError(f"not all is written: {error.strerror}; make room for it") from error
 
 
 def leave_at_once(said: str) -> NoReturn:
@@ -80,7 +98,7 @@ def leave_at_once(said: str) -> NoReturn:
     XLA may be compiling in threads of its own, among which Python's way out would crash.
     """
     print_error(said)
-    with contextlib.suppress(BrokenPipeError):
+    with contextlib.suppress(OSError):
         sys.stdout.flush()
     os._exit(128 + signal.SIGINT)
 

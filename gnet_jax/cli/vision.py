@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from rich.console import Console
 from tyro.conf import Positional, arg
 
 from gnet_jax.cli.output import PHOTOS, check_picture, console, json_line, say_not_read, several
@@ -61,7 +60,7 @@ def predict(
     _say_which_steps([model], [trained])
     say_compiling()
     draw = None if cam is None else _map_writer(trained, cam)
-    out, errors, seen, failed = console(), Console(stderr=True), 0, 0
+    out, errors, seen, failed = console(), console(stderr=True), 0, 0
     left_out: dict[str, list[str]] = {}
     photos = pictures(images, left_out)
     for name, picture, found in predictions(Predictor(trained), photos, top):

@@ -38,7 +38,7 @@ def goodput_line(seconds: Mapping[str, float]) -> str:
 
 
 class LastingConsole(Console):
-    """Standard output, whose reader may leave, as `head` does: training goes on without it."""
+    """Standard output; training goes on if its reader leaves (`| head`) or its disk is full."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         super().__init__(highlight=False, emoji=False, quiet=quiet)
@@ -46,6 +46,18 @@ class LastingConsole(Console):
     def say(self, text: str) -> None:
         """Print a text as it is."""
         self.print(text, markup=False, soft_wrap=True)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print, or warn on standard error that the output ends here."""
+        try:
+            super().print(*objects, **options)
+        except OSError as error:
+            self.on_broken_pipe()
+            try:
+                said = f"warning: no more is printed, because {error.strerror}; training goes on"
+                print(said, file=sys.stderr, flush=True)
+            except OSError:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
     def on_broken_pipe(self) -> None:
         self.quiet = True

@@ -14,7 +14,11 @@ from gnet_jax.training.storage import read_arrays
 
 
 class SavedSteps:
-    """The committed checkpoints of a run, to be read; nothing in the folder is changed."""
+    """The committed checkpoints of a run, to be read; nothing in the folder is changed.
+
+    Raises:
+        ConfigError: if the folder cannot be listed.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.resolve()  # TensorStore refuses a path with ".." in it
@@ -25,7 +29,15 @@ class SavedSteps:
 
     def _look(self) -> None:
         """Take note of what is committed."""
-        names = [path.name for path in self.folder.glob("*") if path.is_dir()]
+        try:  # not glob, which finds nothing in a folder that it cannot list
+            names = [path.name for path in self.folder.iterdir() if path.is_dir()]
+        except FileNotFoundError:
+            names = []
+        except OSError as error:
+            raise ConfigError(
+                f"the checkpoints in {self.folder} cannot be listed: {error.strerror}; make the "
+                "folder readable"
+            ) from error
         self.steps = sorted(int(name) for name in names if name.isdigit())
         self._scores, self.damaged = {}, {}
         self._without_model = set()

@@ -89,6 +89,16 @@ def test_an_empty_folder_has_no_step(tmp_path):
         assert checkpoints.best is None
 
 
+def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(tmp_path, monkeypatch):
+    def denied(*_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    for function in ("listdir", "scandir"):
+        monkeypatch.setattr(os, function, denied)
+    with pytest.raises(ConfigError, match=f"{tmp_path}.*{os.strerror(errno.EACCES)}"):
+        Checkpoints(tmp_path, keep_latest=1)
+
+
 def test_a_state_of_another_shape_dtype_or_tree_is_refused_by_name(state, tmp_path):
     with Checkpoints(tmp_path, keep_latest=1) as checkpoints:
         checkpoints.save(1, state)
