@@ -356,7 +356,11 @@ def test_a_file_of_arrays_that_exists_wins_over_a_count(tmp_path, monkeypatch):
 
     def save(name, count):
         with open(tmp_path / name, "wb") as file:
-            np.savez(file, x=np.zeros((count, 8, 8), np.uint8), y=np.arange(count) % 2)
+            np.savez(
+                file,
+                x=np.arange(64 * count, dtype=np.uint8).reshape(-1, 8, 8),
+                y=np.arange(count) % 2,
+            )
 
     monkeypatch.chdir(tmp_path)
     save("a_train.npz", 9)
@@ -382,7 +386,7 @@ def test_a_tilde_in_the_name_of_an_existing_folder_is_not_a_home(root, monkeypat
 def test_files_and_arrays_that_no_split_reads_are_counted(tmp_path):
     import numpy as np
 
-    arrays = {"x": np.zeros((4, 8, 8), np.uint8), "y": [0, 1, 0, 1]}
+    arrays = {"x": np.arange(256, dtype=np.uint8).reshape(4, 8, 8), "y": [0, 1, 0, 1]}
     for name in ("train.npz", "train_2.npz", "val.npz", "test.NPZ", "extra.npz"):
         with open(tmp_path / name, "wb") as file:
             np.savez(file, **arrays, **({"z": [1]} if name == "train.npz" else {}))
