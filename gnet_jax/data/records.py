@@ -117,8 +117,8 @@ def read_example(source: Source, index: int) -> Example:
         example = source[index]
     except OSError as error:
         raise DataError(
-            f"{as_text(source.describe(index))} cannot be read ({error.strerror or error}); when it "
-            "can be, the same command goes on"
+            f"{as_text(source.describe(index))} cannot be read ({error.strerror or error}); when "
+            "it can be, the same command goes on"
         ) from error
     classes = len(source.class_names)
     if not 0 <= example.label < classes:
