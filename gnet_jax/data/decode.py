@@ -133,7 +133,11 @@ def _format(image: bytes) -> str:
         if accept is not None and accept(image[:16]) is True:
             return name
     known = ", ".join(known_formats())
-    raise ImageError(f"not an image: its {len(image):,} bytes are none of {known}")
+    # The first bytes show a web page, a Git LFS pointer, HEIC and the like.
+    raise ImageError(
+        f"not an image: its {len(image):,} bytes are none of {known}; they begin with "
+        f"{image[:16]!r}"
+    )
 
 
 def _orientation(picture: ImageFile.ImageFile, stripped: Bare) -> int:

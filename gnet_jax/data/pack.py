@@ -57,6 +57,12 @@ def pack(
     if out.name in tfds.list_builders(with_community_datasets=False):
         raise PrepareError(f"tensorflow-datasets has a set {out.name} of its own; name --out else")
     sources = _sources(spec)
+    for name in sources["train"].class_names:
+        if name != name.strip() or not name:
+            raise PrepareError(
+                f"{spec} has the class {name!r}, but tensorflow-datasets stores names without "
+                "spaces around them; rename the class"
+            )
     features = {
         "image": tfds.features.Image(),
         "label": tfds.features.ClassLabel(names=list(sources["train"].class_names)),
@@ -125,7 +131,7 @@ def _plan(name: str, source: Source, features: Any, shorter: int) -> SplitPlan:
             image = scaled_down(example.image, shorter)
         except ImageError as error:
             raise PrepareError(
-                f"{source.describe(index)} is {error}; mend it or take it out of the data"
+                f"{as_text(source.describe(index))} is {error}; mend it or take it out of the data"
             ) from error
         return features.serialize_example({"image": image, "label": example.label})
 

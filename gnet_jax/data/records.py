@@ -117,14 +117,14 @@ def read_example(source: Source, index: int) -> Example:
         example = source[index]
     except OSError as error:
         raise DataError(
-            f"{source.describe(index)} cannot be read ({error.strerror or error}); when it can be, "
-            "the same command goes on"
+            f"{as_text(source.describe(index))} cannot be read ({error.strerror or error}); when "
+            "it can be, the same command goes on"
         ) from error
     classes = len(source.class_names)
     if not 0 <= example.label < classes:
         raise DataError(
-            f"{source.describe(index)} has label {example.label}, but the data has {classes} "
-            f"classes (0 to {classes - 1}); mend the label"
+            f"{as_text(source.describe(index))} has label {example.label}, but the data has "
+            f"{classes} classes (0 to {classes - 1}); mend the label"
         )
     return example
 

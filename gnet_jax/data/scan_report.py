@@ -37,7 +37,7 @@ def print_scan(console: Console, found: Scan) -> None:
         ("the same bytes under different labels", [d for d in found.duplicates if d.contradict]),
     ]
     for title, duplicates in groups:
-        _print_names(console, title, [" = ".join(each.names) for each in duplicates])
+        _print_names(console, title, [_equal(each.names) for each in duplicates])
     for reason, names in found.left_out.items():
         _print_names(console, f"not read, {reason} ({REASONS[reason]})", names, ODD_NAMED)
     if found.manifest is not None:
@@ -97,6 +97,11 @@ def _imbalance(found: SplitScan) -> str:
     if not small:
         return f"{found.split} has {len(found.empty_classes)} without an image"
     return f"{found.split} {max(found.class_counts) / small:.2f}"
+
+
+def _equal(names: Sequence[str]) -> str:
+    rest = len(names) - NAMED
+    return " = ".join(names[:NAMED]) + (f" and {rest:,} more" if rest > 0 else "")
 
 
 def _print_names(console: Console, title: str, names: Sequence[str], named: int = NAMED) -> None:

@@ -104,12 +104,15 @@ def _check_owner(workdir: Path, identity: dict[str, Any]) -> None:
             # Another number of images comes in another order, too.
             parts = [name.rpartition(".")[2] for name in names]
             splits = " and ".join(part for part in parts if part != "order")
-            resorted = not recorded and integers(classes) and sorted(classes) != classes
+            reasons = "images were added, removed, renamed or labelled otherwise"
+            if not recorded and integers(classes) and sorted(classes) != classes:
+                reasons += (
+                    ", or class folders sorted as numbers and no longer as text: the version that "
+                    "trained it can convert it"
+                )
             raise ConfigError(
-                f"the data have changed since {workdir} was trained on them ({splits} split: images"
-                " were added, removed, renamed or labelled otherwise"
-                + (", or class folders sorted as numbers and no longer as text" if resorted else "")
-                + "); bring them back, or use another --workdir"
+                f"the data have changed since {workdir} was trained on them ({splits} split: "
+                f"{reasons}); bring them back, or use another --workdir"
             )
         if changed:
             raise ConfigError(

@@ -187,6 +187,11 @@ def prepare(config: Config, pretrained: Pretrained | None = None) -> Run:
     for what, source in (("train on", train), ("validate on", val)):
         if not len(source):
             raise DataError(f"{config.data.source} has no image to {what}; its split is empty")
+    if len(train) < len(train.class_names):  # as in a subset of an ordered set
+        raise DataError(
+            f"{config.data.source} has {len(train)} images to train on, fewer than its "
+            f"{len(train.class_names)} classes; each needs an image"
+        )
     program = make_program(config, train.class_names, len(train), mesh, pretrained)
     refuse_unknown(train, val, config.data.source)
     seen = len(train) * config.epochs

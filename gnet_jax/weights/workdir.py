@@ -39,7 +39,8 @@ def read_workdir(workdir: Path) -> ModelFolder:
     if description is None:
         raise WeightsError(
             f"checkpoint {step} in {saved.folder} contains no model because an older version saved "
-            "it; run its training command again, which adds the model"
+            "it; run its training command again, which adds the model, or convert it with that "
+            "version"
         )
     tensors = saved.read(step, lambda name: name.startswith("average/"))
     averaged = bool(tensors)

@@ -84,6 +84,18 @@ def test_labels_that_another_train_split_changes_change_the_fingerprint(tmp_path
     assert alone == same != other
 
 
+def test_an_empty_class_folder_does_not_change_the_fingerprint_of_a_split(tmp_path):
+    spec = photos(tmp_path, train="abc", val="ac")
+    before = open_source(spec, "val").fingerprint()
+    (tmp_path / "val" / "b").mkdir()
+    assert open_source(spec, "val").fingerprint() == before
+
+
+def test_a_subset_of_fewer_images_than_classes_is_not_trained_on(tmp_path):
+    with pytest.raises(DataError, match=r"#2 has 2 images .* 3 classes"):
+        prepared(tmp_path, f"{photos(tmp_path, train='abc', val='abc')}#2")
+
+
 @pytest.mark.parametrize("command", ["train", "prepare"])
 def test_a_class_that_train_lacks_is_refused_by_name_before_any_work(command, tmp_path, capsys):
     spec = photos(tmp_path / "p", train="ab", val="abd")

@@ -163,6 +163,7 @@ def test_what_is_no_image_is_refused_in_one_sentence():
         decode(b"")
     with pytest.raises(ImageError, match="its 35 bytes are none of JPEG, PNG") as caught:
         decode(b"<!doctype html><h1>404 no page</h1>")
+    assert "b'<!doctype html>" in str(caught.value)
     assert "0x" not in str(caught.value)  # no object's address
 
 

@@ -144,6 +144,11 @@ KERAS = {"x_train": PIXELS, "y_train": LABELS}
         ),
         (KERAS | {"y_train": LABELS * 0}, "holds one class only; 2 are needed"),
         (KERAS | {"y_train": LABELS / 2}, "y_train in .* is float64 of shape .6,.; it must be int"),
+        (KERAS | {"y_train": LABELS.astype(float)}, r"float64.*; take y.astype\(np.int64\)"),
+        (
+            KERAS | {"y_train": LABELS.astype(str)},
+            r"np.unique\(y, return_inverse=True\), and save the names as class_names",
+        ),
         (KERAS | {"y_train": np.eye(3, dtype=int)[LABELS]}, "of one-hot rows take y.argmax"),
         (KERAS | {"x_train": PIXELS.swapaxes(1, 3)}, "shape .6, 3, 7, 5.; .* channels go last"),
         (KERAS | {"x_train": PIXELS[:0]}, "holds no pixels: its shape is .0, 5, 7, 3"),

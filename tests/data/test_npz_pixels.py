@@ -93,7 +93,8 @@ def test_a_dark_test_split_is_converted_as_the_training_split(kind, tmp_path):
         (PIXELS / 255, PIXELS / 127.5 - 1),
         (PIXELS / 255, PIXELS.astype(float)),
         (PIXELS, PIXELS / 255),
-        (PIXELS / 255, (PIXELS / 255).astype(np.float32)),
+        (PIXELS, (PIXELS / 255 * 0.3).astype(np.float32)),
+        (PIXELS.astype(np.uint16) * 257, PIXELS.astype(np.int64)),
         (PIXELS / 255, np.zeros_like(PIXELS / 255)),
         (PIXELS // 16, PIXELS // 128),
     ],
@@ -103,6 +104,15 @@ def test_a_test_split_of_another_range_or_type_is_refused(train, test, tmp_path)
     open_source(spec, "train")
     with pytest.raises(DataError, match="x_test"):
         open_source(spec, "test")
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [(PIXELS / 255, (PIXELS / 255).astype(np.float32)), (PIXELS, PIXELS.astype(np.int64))],
+)
+def test_a_test_split_of_the_same_range_may_have_another_precision(train, test, tmp_path):
+    spec = save(tmp_path, train, x_test=test, y_test=LABELS)
+    np.testing.assert_array_equal(read(spec, "test"), PIXELS)
 
 
 def test_a_test_split_alone_tells_its_own_range(tmp_path):

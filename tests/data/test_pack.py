@@ -1,5 +1,6 @@
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -99,6 +100,22 @@ def test_a_mistake_is_one_sentence(arguments, message, capsys, tmp_path, monkeyp
     assert main(["prepare", "digits", *arguments]) == 2
     assert capsys.readouterr().err.startswith(f"gnet: error: {message}")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["cat ", " ", "\u3000cat"])
+def test_a_class_that_the_format_would_store_under_another_name_is_refused(folder, tmp_path, name):
+    (folder / "train" / "dog").rename(folder / "train" / name)
+    (folder / "val" / "dog").rename(folder / "val" / name)
+    with pytest.raises(PrepareError, match=re.escape(repr(name))):
+        pack(str(folder), tmp_path / "copy", 40)
+    assert not (tmp_path / "copy").exists()
+
+
+def test_an_error_names_a_file_in_one_line(folder, tmp_path):
+    (folder / "train" / "dog" / "a\nb.png").write_bytes(b"none")
+    with pytest.raises(PrepareError, match=r"a\\nb\.png is not an image") as caught:
+        pack(str(folder), tmp_path / "copy", 40)
+    assert "\n" not in str(caught.value)
 
 
 def test_the_metadata_tell_what_it_is_a_copy_of(tmp_path):

@@ -138,6 +138,16 @@ def test_an_image_turned_by_exif_has_its_upright_size(folder):
     assert (found.width, found.height) == ((60, 60, 80), (50, 50, 90))
 
 
+def test_of_many_duplicates_the_first_are_named(folder, capsys):
+    data = encoded(photo())
+    for number in range(30):
+        (folder / "train" / "dog" / f"again{number}.jpg").write_bytes(data)
+    check(folder)
+    output = capsys.readouterr().out
+    assert output.count("again") == 10
+    assert "and 20 more" in output
+
+
 def test_duplicates_within_a_split_are_listed_and_between_splits_are_to_be_mended(folder, capsys):
     train, val = folder / "train", folder / "val"
     (train / "dog" / "again.jpg").write_bytes((train / "dog" / "0.jpg").read_bytes())

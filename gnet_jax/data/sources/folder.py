@@ -82,8 +82,10 @@ class FolderSource:
         self.empty_classes = tuple(
             name for label, name in enumerate(self.class_names) if label not in present
         )
-        # If train's classes number those of this split otherwise, the files do not tell the labels.
-        self._numbered_by = () if self.class_names[: len(names)] == names else self.class_names
+        # With gaps in the labels, the files do not tell them: train's other classes do. An empty
+        # folder, which copies often lose, makes no difference.
+        gaps = present != set(range(len(present)))
+        self._numbered_by = self.class_names if gaps else ()
 
     def _aside(self, top: str) -> str:
         """The end of an error: what is left out of the folder `top`."""

@@ -301,7 +301,8 @@ def _training_range(part: _Part, path: str, images: np.ndarray) -> tuple[int, in
                 key = train.key(*PIXELS)
                 if key is not None:
                     pixels = train.array(key)
-                    if pixels.dtype != images.dtype:
+                    # Integers tell their range, and so do floats, but a dark float split fits 255.
+                    if (pixels.dtype.kind == "f") != (images.dtype.kind == "f"):
                         raise DataError(
                             f"{part.describe()} holds {images.dtype} pixels, but {key} in "
                             f"{train.file} {pixels.dtype}; save both as uint8 from 0 to 255"
@@ -319,10 +320,17 @@ def _labels(part: _Part, count: int | None = None) -> np.ndarray:
     key = part.need("labels", *LABELS)
     labels, where = part.array(key), f"{key} in {part.file}"
     if labels.dtype.kind not in "iu" or (labels.ndim, labels.shape[1:]) not in ((1, ()), (2, (1,))):
-        one_hot = labels.ndim == 2
+        remedy = "of one-hot rows take y.argmax(axis=1)"
+        if labels.ndim == 1 and labels.dtype.kind in "US":
+            remedy = (
+                "of text take names, y = np.unique(y, return_inverse=True), and save the names as "
+                "class_names"
+            )
+        elif labels.ndim == 1:
+            remedy = "take y.astype(np.int64)"
         raise DataError(
-            f"{where} is {labels.dtype} of shape {labels.shape}; it must be integers of shape (N,)"
-            + ("; of one-hot rows take y.argmax(axis=1)" if one_hot else "")
+            f"{where} is {labels.dtype} of shape {labels.shape}; it must be integers of shape "
+            f"(N,); {remedy}"
         )
     if count is not None and len(labels) != count:
         raise DataError(f"{where} holds {len(labels)} labels for {count} images; they must agree")
