@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import pytest
@@ -145,6 +146,34 @@ def test_predict_prints_bars_and_draws_maps(folder, capsys):
     for file in (out, folder / "map-2.png"):
         with Image.open(file) as drawn:
             assert drawn.size == (448, 480)
+
+
+@pytest.mark.parametrize(
+    ("command", "lost"),
+    [
+        ("predict MODEL 1.png --cam 1.png", "1.png"),
+        ("predict MODEL . --cam 1.png", "1.png"),
+        ("predict MODEL 1.png 1-2.png --cam ../photos/1.png", "1.png"),
+        ("predict MODEL other.png 1-2.png --cam 1.png", "1-2.png"),
+        ("export MODEL MODEL/model.safetensors", "MODEL/model.safetensors"),
+        ("export net.safetensors net.safetensors", "net.safetensors"),
+    ],
+)
+def test_no_output_takes_the_place_of_an_input(
+    folder, tmp_path, monkeypatch, capsys, command, lost
+):
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path / "photos")
+    shutil.copytree(folder / "model", "MODEL")
+    photo = (folder / "photos" / "val" / "cat" / "1.png").read_bytes()
+    for name in ("1.png", "1-2.png", "other.png", "net.safetensors"):
+        Path(name).write_bytes(photo)
+    if "other" in command:
+        Path("1.png").unlink()
+    before = Path(lost).read_bytes()
+    assert main(command.split()) == 2
+    assert Path(lost).name in capsys.readouterr().err
+    assert Path(lost).read_bytes() == before
 
 
 def test_evaluate_counts_every_image(folder, capsys):

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from gnet_jax.cli.output import check_picture, console
+from gnet_jax.cli.output import check_not_input, check_picture, console
 from gnet_jax.config import ConfigError, UserError, choose, json_text
 
 Variant = Literal[
@@ -175,6 +175,8 @@ def export(
     from gnet_jax.weights.convert import read
     from gnet_jax.weights.export import export as export_model
 
+    if model.is_file():
+        check_not_input(out, [model])
     difference = export_model(read(model), out)
     print(f"wrote {out}; largest difference of its logits, as a share of the largest: ", end="")
     print(f"{difference:.1e}")

@@ -6,7 +6,7 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -116,6 +116,20 @@ def check_picture(out: Path, kinds: tuple[str, ...] = FIGURES) -> None:
         raise UserError(
             f"cannot write {out}: {suffix} is no kind of picture; use one of {', '.join(kinds)}"
         )
+
+
+def check_not_input(out: Path, inputs: Iterable[str | Path]) -> None:
+    """Refuse to write over a file that the command reads: an input, or a file in one.
+
+    Raises:
+        UserError: naming it.
+    """
+    if not os.path.exists(out):
+        return
+    places = (out.resolve(), *out.resolve().parents)
+    for each in inputs:
+        if os.path.exists(each) and Path(each).resolve() in places:
+            raise UserError(f"{out} is an input, and would be lost; name another file")
 
 
 def say_not_read(left_out: Mapping[str, list[str]]) -> None:

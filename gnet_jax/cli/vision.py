@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from gnet_jax.cli.output import PHOTOS, check_picture, console, json_line, say_not_read, several
+from gnet_jax.cli.output import (
+    PHOTOS,
+    check_not_input,
+    check_picture,
+    console,
+    json_line,
+    say_not_read,
+    several,
+)
 from gnet_jax.config import UserError
 
 if TYPE_CHECKING:  # imported where they are used, so that --help and a typo answer at once
@@ -55,11 +63,12 @@ def predict(
         raise UserError(f"--top is {top}; it must be at least 1")
     if cam is not None:
         check_picture(cam, PHOTOS)
+        check_not_input(cam, images)
     _use_device()
     trained = read(model)
     _say_which_steps([model], [trained])
     say_compiling()
-    draw = None if cam is None else _map_writer(trained, cam)
+    draw = None if cam is None else _map_writer(trained, cam, images)
     out, errors, seen, failed = console(), console(stderr=True), 0, 0
     left_out: dict[str, list[str]] = {}
     photos = pictures(images, left_out)
@@ -84,7 +93,9 @@ def predict(
     return 1 if failed else 0
 
 
-def _map_writer(trained: TrainedModel, file: Path) -> Callable[[Image.Image], None]:
+def _map_writer(
+    trained: TrainedModel, file: Path, images: tuple[str, ...]
+) -> Callable[[Image.Image], None]:
     """A function that draws the activation map of each picture it is given into the next file."""
     from gnet_jax.inference.cam import ActivationMapper, draw
 
@@ -93,6 +104,7 @@ def _map_writer(trained: TrainedModel, file: Path) -> Callable[[Image.Image], No
     def write(picture: Image.Image) -> None:
         number = next(numbers)
         target = file if number == 1 else file.with_stem(f"{file.stem}-{number}")
+        check_not_input(target, images)
         try:
             draw(mapper(picture)).save(target)
         except (OSError, ValueError) as error:

@@ -7,6 +7,7 @@ array_record accept only UTF-8.
 import os
 import re
 import secrets
+import shutil
 import tempfile
 import threading
 from pathlib import Path
@@ -23,8 +24,9 @@ def plain_path(path: Path) -> Path:
     """Returns a path to the same place whose characters mean themselves to every library.
 
     That is `path` if its characters already do. Otherwise it is valid in this process and those
-    that it starts, until it ends. The deepest folder with an odd name must exist before anything
-    is written.
+    that it starts, until it ends. A later call returns the same path, and restores it if a cleaner
+    of temporary files has removed it. The deepest folder with an odd name must exist before
+    anything is written.
 
     Raises:
         UserError: if no folder for temporary files has such a path itself.
@@ -42,10 +44,13 @@ def plain_path(path: Path) -> Path:
     # link because links are removed only at exit; a killed process leaves the links and no data.
     with _lock:
         if folder not in _links:
-            link = _links_folder() / secrets.token_hex(4)
+            _links[folder] = _links_folder() / secrets.token_hex(4)
+        link = _links[folder]
+        if not link.is_symlink():
+            shutil.rmtree(link, ignore_errors=True)  # what was written while it was missing
+            link.parent.mkdir(mode=0o700, exist_ok=True)
             link.symlink_to(folder)
-            _links[folder] = link
-        return _links[folder].joinpath(*rest)
+        return link.joinpath(*rest)
 
 
 def _links_folder() -> Path:

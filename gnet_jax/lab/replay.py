@@ -79,6 +79,9 @@ def read_replay(file: Path) -> Replay:
         UserError: if there is no such file, or it is no replay file, or damaged.
     """
     try:
+        # Of any other file NumPy says that it could be unpickled.
+        if file.is_file() and not zipfile.is_zipfile(file):
+            raise ValueError("it is not an npz file")
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
         notes = json.loads(arrays.pop(NOTES).tobytes())

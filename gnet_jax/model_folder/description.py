@@ -1,8 +1,7 @@
 """All of a model but its variables, as JSON."""
 
-import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_type_hints
 
 import jax.numpy as jnp
 
@@ -50,29 +49,48 @@ def write_description(description: Description) -> dict[str, Any]:
     }
 
 
+class _Fields(NamedTuple):
+    """What `write_description` writes, without the version."""
+
+    architecture: Architecture
+    dtype: Literal["float32", "bfloat16"]
+    num_classes: int
+    preprocessing: Preprocessing
+    source: Mapping[str, str]
+    id2label: Mapping[str, str]
+
+
 def read_description(value: Any) -> Description:
-    """Returns the description that `write_description` wrote as `value`.
+    """Returns the description that `write_description` wrote as `value`; more fields may be there.
 
     Raises:
-        SchemaError, ConfigError: naming the first field that cannot be used.
-        KeyError, TypeError, AttributeError: for a missing field, or one of another type.
+        SchemaError, ConfigError: naming the first field that is missing or cannot be used.
     """
+    if not isinstance(value, dict):
+        raise SchemaError(f"it is a {type(value).__name__}; it must be an object")
+    _refuse_missing(_Fields, value)
     for part, kind in (("architecture", Architecture), ("preprocessing", Preprocessing)):
-        _refuse_missing(kind, value[part], part)
-    arch = from_json(Architecture, value["architecture"], "architecture")
-    preprocessing = from_json(Preprocessing, value["preprocessing"], "preprocessing")
-    check_preprocessing(preprocessing, "preprocessing")
-    labels, dtype = value["id2label"], value["dtype"]
-    names = tuple(str(labels[str(i)]) for i in range(len(labels)))
-    if dtype not in ("float32", "bfloat16"):
-        raise SchemaError(f"dtype is {dtype!r}; it must be float32 or bfloat16")
-    source = {str(name): str(each) for name, each in value["source"].items()}
-    return Description(GoogLeNet(arch, dtype=jnp.dtype(dtype)), preprocessing, names, source)
+        _refuse_missing(kind, value[part], f"{part}.")
+    found = from_json(_Fields, {name: value[name] for name in _Fields._fields})
+    arch, labels = found.architecture, found.id2label
+    if found.num_classes != arch.num_classes:
+        raise SchemaError(
+            f"num_classes is {found.num_classes}, but architecture.num_classes is "
+            f"{arch.num_classes}; they must be the same"
+        )
+    for index in map(str, range(len(labels))):
+        if index not in labels:
+            raise SchemaError(
+                f"id2label.{index} is missing; its {len(labels)} keys must be 0, 1, ..."
+            )
+    check_preprocessing(found.preprocessing, "preprocessing")
+    names = tuple(labels[str(i)] for i in range(len(labels)))
+    model = GoogLeNet(arch, dtype=jnp.dtype(found.dtype))
+    return Description(model, found.preprocessing, names, found.source)
 
 
-def _refuse_missing(kind: Any, value: Any, where: str) -> None:
+def _refuse_missing(kind: type, value: Any, where: str = "") -> None:
     """A default in place of a field that is missing could be wrong, and nothing would show it."""
-    names = [field.name for field in dataclasses.fields(kind) if field.name not in ADDED_LATER]
-    missing = [name for name in names if isinstance(value, dict) and name not in value]
-    if missing:
-        raise SchemaError(f"{where}.{missing[0]} is missing")
+    for name in get_type_hints(kind):
+        if isinstance(value, dict) and name not in value and name not in ADDED_LATER:
+            raise SchemaError(f"{where}{name} is missing")

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from gnet_jax.config import ConfigError, UserError
+from gnet_jax.data.plain_path import plain_path
 from gnet_jax.training.collectives import gather, together
 from gnet_jax.training.digests import DamageError, add_notes, named_leaves
 from gnet_jax.training.goodput import Stopwatch
@@ -108,6 +109,7 @@ class Checkpoints(SavedSteps):
         try:
             together(lambda: self._check_space(state))
             notes = {"top1": top1, "model": self._model}
+            plain_path(self.folder)  # Orbax's path: a cleaner of temporary files may remove it
             self._manager.save(step, args=items(state, _on_host(state), notes), force=True)
             self._pending = self._waiting.submit(self._commit, step)
             self.watch.saved(step)

@@ -1,6 +1,7 @@
 """The committed checkpoints of a run: which there are, and how one is restored."""
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ class SavedSteps:
                 f"the checkpoints in {self.folder} cannot be listed: {error.strerror}; make the "
                 "folder readable"
             ) from error
-        self.steps = sorted(int(name) for name in names if name.isdigit())
+        self.steps = sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
         self._scores, self.damaged = {}, {}
         self._without_model = set()
         for step in self.steps:
@@ -106,8 +107,8 @@ class SavedSteps:
         try:
             yield
         except DamageError as error:
-            older = [each for each in self.steps if each < step]
-            rest = f"go on from step {max(older)}" if older else "begin anew"
+            others = [str(each) for each in self.steps if each != step]
+            rest = f"use step {' or '.join(others)}" if others else "begin from scratch"
             raise ConfigError(
                 f"checkpoint {step} in {self.folder} is damaged: {error}; move "
                 f"{self.folder / str(step)} away to {rest}"

@@ -26,7 +26,14 @@ import numpy as np
 from gnet_jax.config import UserError
 from gnet_jax.config.extras import needs
 from gnet_jax.model import GoogLeNet, strip_aux
-from gnet_jax.weights.folder import ModelFolder, config_of, folder_of, json_text
+from gnet_jax.weights.folder import (
+    WEIGHTS_FILE,
+    ModelFolder,
+    config_of,
+    folder_of,
+    is_model_folder,
+    json_text,
+)
 from gnet_jax.weights.tensor_file import read_tensors, write_tensors
 from gnet_jax.weights.torch_file import read_torch, write_torch
 from gnet_jax.weights.torchvision import from_torchvision, to_torchvision
@@ -50,13 +57,18 @@ def export(folder: ModelFolder, out: str | Path) -> float:
         3, as a share of the largest logit.
 
     Raises:
-        ExportError: for an unknown suffix, a missing package, a place that cannot be written, or a
-            difference above `TOLERANCE`; nothing is left at `out` then, save an older file.
+        ExportError: for an unknown suffix, a missing package, a place that cannot be written, the
+            weights of a model folder, or a difference above `TOLERANCE`; nothing is left at `out`
+            then, save an older file.
         WeightsError: if the format cannot hold this net.
     """
     out = Path(out).expanduser()
     if out.suffix not in _WRITERS:
         raise ExportError(f"cannot export to {out.name}; the suffixes are {', '.join(_WRITERS)}")
+    if out.name == WEIGHTS_FILE and is_model_folder(out.parent):
+        raise ExportError(
+            f"{out} is the weights of a model folder, which would be lost; name another file"
+        )
     # The suffix stays: some readers go by it.
     unfinished = out.with_name(f".{out.stem}-{os.getpid()}{out.suffix}")
     # A network that computes in bfloat16 is exported, and compared, in float32.

@@ -93,7 +93,7 @@ def _refuse_to_overwrite(path: Path) -> None:
         raise WeightsError(f"{path} holds {others[0]}, which would be lost; name another place")
     if found:
         try:
-            ours = "gnet_jax" in json.loads((path / CONFIG_FILE).read_text("utf-8"))
+            ours = "gnet_jax" in json.loads((path / CONFIG_FILE).read_text("utf-8-sig"))
         except (OSError, ValueError, TypeError):
             ours = False
         if not ours:
@@ -120,7 +120,7 @@ def read_folder(path: str | Path) -> ModelFolder:
     tensors, _ = read_tensors(path / WEIGHTS_FILE)
     file = path / CONFIG_FILE
     try:
-        config = json.loads(file.read_text("utf-8"))
+        config = json.loads(file.read_text("utf-8-sig"))  # an editor may have added the mark
     except (OSError, ValueError) as error:
         raise WeightsError(f"{file} is damaged: {error}") from error
     folder = folder_of(config, tensors, path)
@@ -181,8 +181,6 @@ def folder_of(config: Any, tensors: dict[str, Any], where: str | Path) -> ModelF
         description = read_description(config)
     except (SchemaError, ConfigError) as error:
         raise WeightsError(f"the config of {where} cannot be used: {error}") from error
-    except (KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(f"the config of {where} lacks or garbles {error}") from error
     model, preprocessing, names, source = description
     folder = ModelFolder(model, unflatten(tensors), preprocessing, names, dict(source))
     check_folder(folder, str(where))

@@ -73,11 +73,14 @@ def test_a_file_that_is_no_replay_is_one_sentence(replay, tmp_path, capsys):
     flipped[whole.index(largest) + len(largest) // 2] ^= 1
     for content, message in (
         (b"", "is no replay file, or damaged"),
+        (b"{}", "it is not an npz file"),
         (whole[: len(whole) // 2], "is no replay file, or damaged"),
         (bytes(flipped), "is no replay file, or damaged"),
     ):
         replay.write_bytes(content)
         assert main(["replay", str(replay)]) == 2
-        assert message in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert message in error
+        assert "pickle" not in error
     assert main(["replay", str(tmp_path / "none.npz")]) == 2
     assert "cannot read" in capsys.readouterr().err

@@ -16,6 +16,7 @@ from gnet_jax.training import checkpoint, collectives
 from gnet_jax.training.checkpoint import Checkpoints, digest
 from gnet_jax.training.guard import LoneError, TrainingError
 from gnet_jax.training.optimizer import make_optimizer
+from gnet_jax.training.saved_steps import SavedSteps
 from gnet_jax.training.sharding import data_mesh, put_state, replicated
 from gnet_jax.training.step import create_state
 from tests.tiny import failing_late, tiny_arch, tiny_variables
@@ -126,14 +127,30 @@ def test_the_digest_tells_bits_dtypes_and_names_apart(state):
     assert len({digest(other) for other in [tree, *others]}) == 5
 
 
-def test_a_damaged_checkpoint_is_named_with_the_step_to_go_on_from(state, tmp_path):
+def test_a_damaged_checkpoint_is_named_with_the_steps_that_are_left(state, tmp_path):
     with Checkpoints(tmp_path, keep_latest=2) as checkpoints:
         checkpoints.save(1, state)
         checkpoints.save(2, state)
         checkpoints.wait()
         (tmp_path / "2" / "state" / "manifest.ocdbt").unlink()
-        with pytest.raises(ConfigError, match=r"checkpoint 2 in .* damaged: .* from step 1"):
+        with pytest.raises(ConfigError, match=r"checkpoint 2 in .* damaged: .* use step 1"):
             checkpoints.restore(2, abstract(state))
+    save_small(tmp_path, 3)
+    with pytest.raises(ConfigError, match=r"checkpoint 2 in .* use step 1 or 3$"):
+        SavedSteps(tmp_path).read(2)
+
+
+def test_folders_that_are_no_steps_are_left_alone(tmp_path):
+    save_small(tmp_path, 1)
+    others = ["07", "\u00b2", "\u0663", "notes"]
+    for name in others:
+        (tmp_path / name).mkdir()
+    assert SavedSteps(tmp_path).steps == [1]
+    said = []
+    save_small(tmp_path, 8, tell=said.append)
+    assert restored(tmp_path, said) == (8, 8)
+    assert not said
+    assert all((tmp_path / name).is_dir() for name in others)
 
 
 SMALL = {"kernel": np.arange(12, dtype=np.float32).reshape(3, 4), "zeros": np.zeros(5, np.int32)}

@@ -11,7 +11,9 @@ import pytest
 from PIL import Image
 
 from gnet_jax.cli import main
+from gnet_jax.data.plain_path import plain_path
 from gnet_jax.training.checkpoint import Checkpoints, digest
+from gnet_jax.training.saved_steps import SavedSteps
 from gnet_jax.training.sharding import data_mesh, replicated
 from gnet_jax.weights import read_folder
 from gnet_jax.weights.workdir import read_workdir
@@ -52,6 +54,22 @@ def check_names(folder, names):
 
 def test_a_checkpoint_below_any_name_is_restored(tmp_path):
     check_names(tmp_path, [*list(path_names(200))[::40], "x[1]", "a*b?", "c\\d", "e\nf", "\udcff"])
+
+
+def test_a_run_saves_after_the_temporary_files_were_removed(tmp_path):
+    folder, state, said = tmp_path / "x[1]", {"step": np.int32(7)}, []
+    with Checkpoints(folder, keep_latest=9, tell=said.append) as checkpoints:
+        checkpoints.save(1, state)
+        checkpoints.wait()
+        link = plain_path(folder)
+        shutil.rmtree(link.parent)
+        checkpoints.save(2, state)
+        checkpoints.wait()
+        link.unlink()
+        (link / "2").mkdir(parents=True)  # as Orbax does where it finds nothing
+        checkpoints.save(3, state)
+    assert not said
+    assert SavedSteps(folder).steps == [1, 2, 3]
 
 
 @pytest.mark.slow

@@ -185,7 +185,7 @@ def damage_std(folder):
         (damage_bit, r"is damaged, or not the one that config\.json belongs to"),
         (damage_text, "not a whole safetensors file"),
         (damage_json, "is damaged"),
-        (damage_key, "lacks or garbles 'preprocessing'"),
+        (damage_key, "preprocessing is missing"),
         (damage_labels, "names 2 classes, but the net has 3 outputs"),
         (damage_architecture, "describes no network that works"),
     ],
@@ -196,6 +196,40 @@ def test_a_damaged_folder_is_refused_in_one_sentence(tmp_path, small, damage, me
     with pytest.raises(WeightsError, match=message) as caught:
         read_folder(tmp_path / "model")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        (lambda config: config["id2label"].update({"1": None}), r"id2label\.1 is None"),
+        (
+            lambda config: config["id2label"].update({"9": config["id2label"].pop("1")}),
+            "id2label.1",
+        ),
+        (lambda config: config.update(id2label=["a", "b", "c"]), "id2label is"),
+        (lambda config: config.update(num_classes=7), "num_classes is 7"),
+        (lambda config: config.update(dtype="float16"), "dtype is 'float16'"),
+        (lambda config: config.update(source=None), "source is None"),
+    ],
+)
+def test_a_field_that_was_changed_by_hand_is_used_or_refused_by_name(
+    tmp_path, small, change, field
+):
+    write_folder(tmp_path / "model", small)
+    file = tmp_path / "model" / "config.json"
+    config = json.loads(file.read_text("utf-8"))
+    change(config)
+    file.write_text(json.dumps(config))
+    with pytest.raises(WeightsError, match=field):
+        read_folder(tmp_path / "model")
+
+
+def test_a_byte_order_mark_of_an_editor_does_no_harm(tmp_path, small):
+    write_folder(tmp_path / "model", small)
+    file = tmp_path / "model" / "config.json"
+    file.write_text(file.read_text("utf-8"), "utf-8-sig")
+    assert read_folder(tmp_path / "model").class_names == small.class_names
+    write_folder(tmp_path / "model", small)  # it still counts as a model folder
 
 
 def test_a_missing_folder_is_named(tmp_path):
