@@ -95,7 +95,7 @@ def save(state: steps.TrainState) -> None:
     )
     print(
         f"a state of {size:.0f} MB: saving holds up training for {held_ms:.0f} ms and takes "
-        f"{whole_ms:.0f} ms in all, of which reading back takes {reading_ms:.0f} ms; the hashing is "
+        f"{whole_ms:.0f} ms in all, {reading_ms:.0f} of them to read it back; the hashing is "
         f"{1000 * hashing:.0f} ms of work, and a verified restore takes {1000 * restoring:.0f} ms"
     )
 
