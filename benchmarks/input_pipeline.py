@@ -58,7 +58,7 @@ class Counted:
     def __init__(self, source: Source) -> None:
         self._source, self.read = source, 0
         self.class_names, self.split = source.class_names, source.split
-        self.empty_classes, self.left_out = source.empty_classes, source.left_out
+        self.labels, self.left_out = source.labels, source.left_out
         self.describe, self.fingerprint = source.describe, source.fingerprint
 
     def __len__(self) -> int:

@@ -106,8 +106,8 @@ def test_unfit_data_are_one_sentence_before_compiling(fault, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("split", "change", "message"),
     [
-        ("train", "_labels", "digits has no image to train on; its split is empty"),
-        ("val", "_labels", "digits has no image to validate on; its split is empty"),
+        ("train", "labels", "digits has no image to train on; its split is empty"),
+        ("val", "labels", "digits has no image to validate on; its split is empty"),
         ("train", "class_names", "digits has 1 class; there must be two or more to tell apart"),
     ],
 )

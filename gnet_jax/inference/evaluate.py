@@ -19,7 +19,14 @@ from gnet_jax.data import BadRecord, BadRecords, Source
 from gnet_jax.data.decode import ImageError, decode
 from gnet_jax.data.progress import progress_line
 from gnet_jax.data.records import read_example
-from gnet_jax.data.sources.classes import find, imagenet_start, integers, listed, nfc
+from gnet_jax.data.sources.classes import (
+    empty_classes,
+    find,
+    imagenet_start,
+    integers,
+    listed,
+    nfc,
+)
 from gnet_jax.inference.crops import Crops, crop_plan, extract
 from gnet_jax.inference.predict import Predictor, TrainedModel, say_compiling, softmax
 
@@ -100,7 +107,7 @@ def evaluate(
         if value < 1:
             raise EvaluationError(f"{name} is {value}; it must be at least 1")
     columns = _columns(models)
-    labels, pairing = pair_classes(source.class_names, models[0].class_names, source.empty_classes)
+    labels, pairing = pair_classes(source.class_names, models[0].class_names, empty_classes(source))
     if pairing is not None:
         print(pairing, file=sys.stderr, flush=True)
     wanted = {model.preprocessing for model in models}

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from gnet_jax.config import Config, ConfigError, ModelConfig, check, choose
 from gnet_jax.data import DataError, Source, cropper, open_source, preprocess
-from gnet_jax.data.sources.classes import refuse_unknown
+from gnet_jax.data.sources.classes import empty_classes, listed, refuse_unknown
 from gnet_jax.model import (
     GoogLeNet,
     architecture,
@@ -187,10 +187,11 @@ def prepare(config: Config, pretrained: Pretrained | None = None) -> Run:
     for what, source in (("train on", train), ("validate on", val)):
         if not len(source):
             raise DataError(f"{config.data.source} has no image to {what}; its split is empty")
-    if len(train) < len(train.class_names):  # as in a subset of an ordered set
+    empty = empty_classes(train)
+    if empty:  # as in a small subset
         raise DataError(
-            f"{config.data.source} has {len(train)} images to train on, fewer than its "
-            f"{len(train.class_names)} classes; each needs an image"
+            f"the {len(train):,} images to train on of {config.data.source} have none of "
+            f"{listed(empty)}; each class needs an image"
         )
     program = make_program(config, train.class_names, len(train), mesh, pretrained)
     refuse_unknown(train, val, config.data.source)

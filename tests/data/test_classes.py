@@ -1,5 +1,6 @@
 """Classes are matched by name: in a data set's splits, in copies of it, and in training on it."""
 
+import shutil
 import unicodedata
 
 import numpy as np
@@ -11,7 +12,7 @@ from gnet_jax.cli import main
 from gnet_jax.config import DataConfig
 from gnet_jax.data import DataError, open_source
 from gnet_jax.data.decode import decode
-from gnet_jax.data.sources.classes import find, imagenet_classes, in_order
+from gnet_jax.data.sources.classes import empty_classes, find, imagenet_classes, in_order
 from gnet_jax.training.run import prepare
 from tests.tiny import tiny_config
 
@@ -71,7 +72,7 @@ def test_a_split_of_a_folder_that_lacks_a_class_takes_the_labels_of_train(tmp_pa
         split, _, part = split.partition("#")
         source = open_source(f"{spec}#{part}" if part else spec, split)
         assert source.class_names == ("a", "b", "c")
-        assert set(source.empty_classes) == set("abc") - set(present)
+        assert set(empty_classes(source)) == set("abc") - set(present)
         assert {source[i].label for i in range(len(source))} == {"abc".index(n) for n in present}
     run = prepared(tmp_path, spec)
     assert run.val.class_names == run.train.class_names
@@ -91,9 +92,13 @@ def test_an_empty_class_folder_does_not_change_the_fingerprint_of_a_split(tmp_pa
     assert open_source(spec, "val").fingerprint() == before
 
 
-def test_a_subset_of_fewer_images_than_classes_is_not_trained_on(tmp_path):
-    with pytest.raises(DataError, match=r"#2 has 2 images .* 3 classes"):
-        prepared(tmp_path, f"{photos(tmp_path, train='abc', val='abc')}#2")
+@pytest.mark.parametrize("count", [2, 7])
+def test_a_subset_without_an_image_of_a_class_is_not_trained_on(tmp_path, count):
+    spec = photos(tmp_path, train="abc", val="abc")
+    for number in range(40):  # many of one class: an even spacing misses the smallest
+        shutil.copy(tmp_path / "train/b/0.png", tmp_path / f"train/b/more{number}.png")
+    with pytest.raises(DataError, match=r"the class c\b"):
+        prepared(tmp_path, f"{spec}#{count}")
 
 
 @pytest.mark.parametrize("command", ["train", "prepare"])
@@ -132,7 +137,7 @@ def test_splits_of_arrays_that_order_their_classes_differently_are_matched(tmp_p
     spec = arrays(tmp_path, train="abc", test="cb")
     test = open_source(spec, "test")
     assert test.class_names == ("a", "b", "c")
-    assert test.empty_classes == ("a",)
+    assert empty_classes(test) == ["a"]
     assert [test[i].label for i in range(2)] == [2, 1]
     out = tmp_path / "copy"
     assert main(["prepare", spec, "--resize", "20", "--out", str(out)]) == 0

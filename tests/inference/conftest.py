@@ -32,7 +32,7 @@ class Photos:
     """A labelled source of photos of four shapes, held as pixels."""
 
     def __init__(self, pictures: list[Image.Image]) -> None:
-        self.class_names, self.empty_classes = CLASSES, ()
+        self.class_names = CLASSES
         self.images: list[Any] = [np.asarray(picture) for picture in pictures]
         self.labels = [int(n) for n in np.random.default_rng(0).integers(0, 7, len(pictures))]
 

@@ -63,7 +63,7 @@ def test_every_index_is_read_once_whatever_the_threads(model_a, make_photos):
 
     class Watched:
         class_names = source.class_names
-        empty_classes = source.empty_classes
+        labels = source.labels
         fingerprint = source.fingerprint
         describe = source.describe
 

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib import resources
 
+import numpy as np
+
 from gnet_jax.data.sources.source import DataError, Source
 
 
@@ -68,11 +70,19 @@ def refuse_twice(names: Sequence[str], where: object) -> None:
         )
 
 
+def empty_classes(source: Source) -> list[str]:
+    """Returns the classes that are known to have no image; none if only the records tell."""
+    if source.labels is None:
+        return []
+    present = set(np.unique(source.labels).tolist())
+    return [name for label, name in enumerate(source.class_names) if label not in present]
+
+
 def refuse_unknown(train: Source, other: Source, spec: str) -> None:
     """Raises a DataError if `other`, a split of the data `spec`, has classes that `train` lacks."""
-    places = find(other.class_names, train.class_names)
+    places, empty = find(other.class_names, train.class_names), empty_classes(other)
     named = zip(other.class_names, places, strict=True)
-    odd = [name for name, at in named if at is None and name not in other.empty_classes]
+    odd = [name for name, at in named if at is None and name not in empty]
     if odd:
         raise DataError(
             f"the {other.split} split of {spec} has {listed(odd)}, which the {train.split} split "

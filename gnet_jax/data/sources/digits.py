@@ -30,15 +30,15 @@ class DigitsSource:
         order = np.random.RandomState(0).permutation(len(digits))  # its stream is frozen
         chosen = digits[order[parts[split]]]
         self.left_out: LeftOut = {}
-        self.class_names, self.empty_classes = tuple(str(digit) for digit in range(10)), ()
+        self.class_names = tuple(str(digit) for digit in range(10))
         self._images = np.round(chosen[:, :64] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
-        self._labels = chosen[:, 64].astype(np.int64)
+        self.labels = chosen[:, 64].astype(np.int64)
 
     def __len__(self) -> int:
-        return len(self._labels)
+        return len(self.labels)
 
     def __getitem__(self, index: int) -> Example:
-        return Example(self._images[index], int(self._labels[index]))
+        return Example(self._images[index], int(self.labels[index]))
 
     def describe(self, index: int) -> str:
         """Its place in the split."""
@@ -46,4 +46,4 @@ class DigitsSource:
 
     def fingerprint(self) -> str:
         """Hash of every pixel and label."""
-        return digest(self._images.tobytes(), self._labels.astype("<i8").tobytes())
+        return digest(self._images.tobytes(), self.labels.astype("<i8").tobytes())

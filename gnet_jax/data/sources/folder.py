@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import numpy as np
+
 from gnet_jax.config.names import as_text
 from gnet_jax.data.sources.classes import in_order, joined, nfc, refuse_twice
 from gnet_jax.data.sources.source import DataError, Example, MissingSplitError, Split, digest
@@ -78,13 +80,11 @@ class FolderSource:
                 )
         if not self._files:
             raise DataError(f"{folder} holds no image files{self._aside(str(folder))}")
-        present = {label for _, label in self._files}
-        self.empty_classes = tuple(
-            name for label, name in enumerate(self.class_names) if label not in present
-        )
+        self.labels = np.array([label for _, label in self._files])
         # With gaps in the labels, the files do not tell them: train's other classes do. An empty
         # folder, which copies often lose, makes no difference.
-        gaps = present != set(range(len(present)))
+        present = np.unique(self.labels)
+        gaps = present[-1] >= len(present)
         self._numbered_by = self.class_names if gaps else ()
 
     def _aside(self, top: str) -> str:

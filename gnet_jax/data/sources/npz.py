@@ -61,36 +61,32 @@ class NpzSource:
             self.split, self._where = part.split, part.describe()
             self.left_out = part.left_out(typed_path(path))
             self._offsets, self._images = _images(part, path)
-            self._labels = _labels(part, len(self))
+            self.labels = _labels(part, len(self))
             own = _class_names(part)
         if split == "train":
-            known = own or _numbered(self._labels)
+            known = own or _numbered(self.labels)
         else:
             try:
                 with _Part.of(path, "train") as part:
                     known = _class_names(part) or _numbered(_labels(part))
             except MissingSplitError:  # data to evaluate on alone
-                known = own or _numbered(self._labels)
+                known = own or _numbered(self.labels)
         own = own or known
         self._check_labels(own, complete=split == "train")
         self.class_names = joined(known, own)
-        self._labels = np.array(find(own, self.class_names))[self._labels]
-        present = set(self._labels.tolist())
-        self.empty_classes = tuple(
-            name for label, name in enumerate(self.class_names) if label not in present
-        )
+        self.labels = np.array(find(own, self.class_names))[self.labels]
 
     def _check_labels(self, names: tuple[str, ...], *, complete: bool) -> None:
         classes, where = len(names), self._where
-        wrong = np.flatnonzero((self._labels < 0) | (self._labels >= classes))
+        wrong = np.flatnonzero((self.labels < 0) | (self.labels >= classes))
         if len(wrong):
             raise DataError(
-                f"image {wrong[0]} of {where} has label {self._labels[wrong[0]]}, but the classes "
+                f"image {wrong[0]} of {where} has label {self.labels[wrong[0]]}, but the classes "
                 f"are 0 to {classes - 1}; mend the {len(wrong)} labels out of range"
             )
         if complete and classes < 2:
             raise DataError(f"{where} holds one class only; 2 are needed")
-        present = np.unique(self._labels)
+        present = np.unique(self.labels)
         if complete and len(present) < classes:
             first = next(i for i in range(classes) if i >= len(present) or present[i] != i)
             raise DataError(
@@ -103,7 +99,7 @@ class NpzSource:
         return len(self._images) if self._offsets is None else len(self._offsets) - 1
 
     def __getitem__(self, index: int) -> Example:
-        label = int(self._labels[index])
+        label = int(self.labels[index])
         if self._offsets is None:
             return Example(self._images[index], label)
         first, end = self._offsets[index : index + 2]
@@ -120,7 +116,7 @@ class NpzSource:
         """Hash of every pixel or byte, every label and the class names."""
         offsets = () if self._offsets is None else (self._offsets.astype("<i8"),)
         head = f"{self._images.shape} {self.class_names}".encode()
-        return digest(head, self._images, *offsets, self._labels.astype("<i8"))
+        return digest(head, self._images, *offsets, self.labels.astype("<i8"))
 
 
 class _Part(NamedTuple):

@@ -30,9 +30,13 @@ class Source(Protocol):
     """A labelled image set with random access; safe to read from several threads."""
 
     class_names: tuple[str, ...]  # where there is a train split, its classes come first
-    empty_classes: tuple[str, ...]  # those that are known to have no image in this split
     split: str  # the split that is read: where a set has no validation split, val may read test
     left_out: LeftOut  # what is there and is not read, by the reasons in `walk.REASONS`
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """(N,) integers, the label of each example; None if only reading them tells."""
+        ...
 
     def __len__(self) -> int: ...
 

@@ -48,8 +48,8 @@ class TfdsSource:
         self.split = chosen
         others = [f"{name} {s}" for s in splits if s not in ("train", "validation", "test")]
         self.left_out: LeftOut = {"other split": others} if others else {}
-        # All splits have the classes that the set declares; only its records tell which are there.
-        self.class_names, self.empty_classes = class_names(name, builder.info.features), ()
+        # All splits have the classes that the set declares; only its records have the labels.
+        self.class_names, self.labels = class_names(name, builder.info.features), None
         info = builder.info.splits[chosen]
         self._records = _open_records(name, builder.info.file_format.value, info)
         self._name = f"{builder.info.full_name} {chosen}"
