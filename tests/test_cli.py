@@ -231,6 +231,9 @@ def test_convert_and_export_keep_the_model(folder, capsys):
     names.write_text("tiger\nwolf\n")
     source, copy = str(folder / "model"), str(folder / "copy")
     assert main(["convert", source, copy, "--class-names", str(names)]) == 0
+    assert f"wrote {copy}" in capsys.readouterr().out
+    assert main(["convert", source, copy, "--class-names", str(names)]) == 0
+    assert f"replaced the model in {copy}" in capsys.readouterr().out
     assert main(["predict", copy, str(folder / "photos"), "--json"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert json.loads(lines[-1])["top"][0]["label"] in ("tiger", "wolf")

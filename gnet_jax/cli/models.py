@@ -151,15 +151,17 @@ def convert(
     """
     from gnet_jax.weights.class_names import read_class_names
     from gnet_jax.weights.convert import convert as convert_file
+    from gnet_jax.weights.folder import is_model_folder
 
     names = None if class_names is None else read_class_names(class_names)
     mapped = None if transform_input is None else transform_input == "yes"
+    done = "replaced the model in" if is_model_folder(dst.expanduser()) else "wrote"
     folder = convert_file(src, dst, class_names=names, transform_input=mapped)
     arch = folder.model.arch
     heads = ", ".join(arch.aux_after) or "none"
     print(f"{folder.source['format']}: {arch.num_classes} classes, auxiliary heads: {heads}")
     print(f"class names: {folder.class_names[0]!r} to {folder.class_names[-1]!r}")
-    print(f"wrote {dst}. Try:\n  gnet predict {shlex.quote(str(dst))} PHOTO.jpg")
+    print(f"{done} {dst}. Try:\n  gnet predict {shlex.quote(str(dst))} PHOTO.jpg")
 
 
 def export(
