@@ -137,8 +137,8 @@ def convert(
 ) -> None:
     """Make a model folder of a caffemodel, a torchvision or TF-slim file, or a training workdir.
 
-    The kind of SRC is told by its content; nothing in it is executed. What the file does not say is
-    assumed and printed.
+    The content of SRC determines its kind; nothing in it is executed. What the file does not say is
+    assumed, and the assumption is printed.
 
     Args:
         src: a .caffemodel, a .pth or .safetensors of torchvision's GoogLeNet, a checkpoint of

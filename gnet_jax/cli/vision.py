@@ -40,8 +40,8 @@ def predict(
 
     Args:
         model: a model folder, a training workdir, or a file that `gnet convert` reads.
-        images: what to look at; a file that is no image is named, and the rest goes on. What is not
-            read in a folder is counted at the end.
+        images: what to look at. A file that is not an image is named and skipped; entries of a
+            folder that are not read are counted at the end.
         json: print one JSON object a line: `file`, and `top` or `error`.
         cam: also draw where each likeliest class was seen into this PNG (NAME-2.png for
             the second photo, and so on).

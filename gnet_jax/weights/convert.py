@@ -66,7 +66,7 @@ def read(
     class_names: Sequence[str] | None = None,
     transform_input: bool | None = None,
 ) -> ModelFolder:
-    """Returns the model that `src` holds; the format is told by content.
+    """Returns the model that `src` holds; its content determines the format.
 
     What a foreign file does not say is assumed, printed on standard error, and noted in the
     folder's `source`.
