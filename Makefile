@@ -36,12 +36,12 @@ walkthrough: .venv/installed-dev
 
 # Caffe's reader in OpenCV, torchvision and TensorFlow (several GB), and the tests that compare with
 # them and skip without. TensorFlow has a process of its own: it does not get on with every library.
-ORACLES := $(addprefix weights/test_,caffe.py convert.py export.py torch_file.py torchvision.py) lab/test_report.py
+ORACLES := $(addprefix convert/test_,caffe.py convert.py export.py torch_file.py torchvision.py) lab/test_report.py
 
 oracles: .venv/installed-dev
 	$(INSTALL) --editable '.[dev,oracles]'
 	$(BIN)/$(PYTEST) -m "not long" $(addprefix tests/,$(ORACLES))
-	$(BIN)/python -m pytest tests/weights/test_tf_slim.py
+	$(BIN)/python -m pytest tests/convert/test_tf_slim.py
 	$(BIN)/python -m pytest tests/data/test_tensorflow.py
 
 # The core of the tests, and the notebook, on the oldest libraries that are allowed and on the newest

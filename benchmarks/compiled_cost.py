@@ -22,9 +22,9 @@ from rich.table import Table
 
 from gnet_jax.cli.output import console
 from gnet_jax.config import Config, DataConfig, ModelConfig, UserError
-from gnet_jax.data.size import DataSize
 from gnet_jax.model.ops import FAST, PLAIN, Ops
 from gnet_jax.pods.compiled import CompiledCost, compile_cost
+from gnet_jax.pods.data_size import DataSize
 from gnet_jax.pods.plan import program_for
 from gnet_jax.pods.topology import Topology, get_topology
 

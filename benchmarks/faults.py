@@ -79,8 +79,8 @@ def _corrupt_together(
     cases: int, folder: Path, seed: int, port: int, processes: int, number: int
 ) -> None:
     """One of the processes of `corrupt`; it leaves its outcomes in a file."""
-    from gnet_jax.config.launch import Launch
-    from gnet_jax.training.hosts import start
+    from gnet_jax.config.command import Launch
+    from gnet_jax.training.hosts.start import start
 
     start(Launch(coordinator=f"localhost:{port}", num_processes=processes, process_id=number))
     outcomes = _corrupt(cases, folder, seed)
@@ -91,8 +91,8 @@ def _corrupt(cases: int, folder: Path, seed: int) -> collections.Counter[str]:
     import jax
 
     from gnet_jax.config import ConfigError
-    from gnet_jax.training.checkpoint import Checkpoints, digest
-    from gnet_jax.training.collectives import gather, together
+    from gnet_jax.training.checkpoints.save import Checkpoints, digest
+    from gnet_jax.training.hosts.collectives import gather, together
     from gnet_jax.training.sharding import data_mesh, put_state, replicated
 
     main = jax.process_index() == 0
@@ -182,7 +182,7 @@ def kill(times: int, folder: Path, seed: int | None = None) -> dict[str, int]:
     Raises:
         AssertionError: if a start did not go on from the newest committed step, or the bits differ.
     """
-    from gnet_jax.training.checkpoint import Checkpoints, digest
+    from gnet_jax.training.checkpoints.save import Checkpoints, digest
     from tests.tiny import tiny_run
 
     # Processes are forked from one that has imported everything: they begin within a second or two.

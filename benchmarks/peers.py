@@ -41,13 +41,13 @@ import numpy as np
 from side_by_side import Peer, Timer, in_turns, keep, machine, show, timer
 
 from gnet_jax.config import LossConfig, OptimConfig, Preprocessing
+from gnet_jax.convert.export import export
 from gnet_jax.model import GoogLeNet, architecture, init_variables, ops, strip_aux
-from gnet_jax.training.host_memory import call_in_this_thread, keep_freed_memory
+from gnet_jax.model_folder import ModelFolder
+from gnet_jax.training.memory import call_in_this_thread, keep_freed_memory
 from gnet_jax.training.optimizer import make_optimizer
 from gnet_jax.training.sharding import xla_options
 from gnet_jax.training.step import create_state, train_step
-from gnet_jax.weights import ModelFolder
-from gnet_jax.weights.export import export
 
 Options = dict[str, bool | str]  # of XLA
 CALLS_ON_A_GPU = 20  # in one measurement: one alone is over in milliseconds

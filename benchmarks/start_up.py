@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 IMPORT = """
 import train, sys
 from gnet_jax.training import loop, run
-from gnet_jax.weights import start
+from gnet_jax.model_folder import start
 assert "tensorflow" not in sys.modules
 """
 INIT = """

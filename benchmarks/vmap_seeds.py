@@ -18,9 +18,9 @@ import jax.numpy as jnp
 
 from gnet_jax.cli.lab import Ablate
 from gnet_jax.config.command import parse_sweep
+from gnet_jax.convert.start import prepare_run
 from gnet_jax.training.feed import training_batches
 from gnet_jax.training.sharding import use_compilation_cache
-from gnet_jax.weights.start import prepare_run
 
 TURNS = 15
 

@@ -14,9 +14,9 @@ def load(path: str | Path) -> "tuple[GoogLeNet, dict[str, Any], Preprocessing]":
     """The network of a model folder, its variables on the device, and its preprocessing.
 
     Raises:
-        gnet_jax.weights.WeightsError: if the folder is missing, damaged, or its weights are not
-            those of its architecture.
+        gnet_jax.model_folder.WeightsError: if the folder is missing or corrupt, or its weights do
+            not fit its architecture.
     """
-    from gnet_jax.weights.folder import load  # here: `import gnet_jax` alone imports no jax
+    from gnet_jax.model_folder.folder import load  # here: `import gnet_jax` alone imports no jax
 
     return load(path)

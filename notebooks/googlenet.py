@@ -71,7 +71,7 @@ print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}, in {Path.cwd()}
 # %%
 from rich.console import Console
 
-from gnet_jax.lab.ledger import network_ledger, worked_examples
+from gnet_jax.lab.cost.ledger import network_ledger, worked_examples
 from gnet_jax.lab.table import ledger_table
 from gnet_jax.model import googlenet
 
@@ -134,7 +134,7 @@ plt.show()
 # %%
 from IPython.display import Image, clear_output, display
 
-from gnet_jax.lab.curves import draw_curves
+from gnet_jax.lab.sweeps.curves import draw_curves
 
 
 def ended(run, within):
@@ -189,7 +189,7 @@ from gnet_jax.data import open_source
 from gnet_jax.data.decode import decode
 from gnet_jax.inference.cam import ActivationMapper, draw
 from gnet_jax.inference.predict import Predictor, render, top
-from gnet_jax.weights.convert import convert, read
+from gnet_jax.convert.read import convert, read
 
 trained = read(Path(WEIGHTS or "runs/notebook"))
 photo = Path(PHOTO).read_bytes() if PHOTO else open_source("digits", "val")[3].image
@@ -287,7 +287,7 @@ for name, factor in (("notebook", 1.0), ("narrow", 0.25)):
 # largest. Outside of Python it is `gnet export runs/notebook models/exported.onnx`.
 
 # %%
-from gnet_jax.weights.export import export
+from gnet_jax.convert.export import export
 
 for kind in ("onnx", "stablehlo"):
     difference = export(trained, f"models/exported.{kind}")

@@ -13,15 +13,14 @@ import pytest
 from PIL import Image
 
 import gnet_jax
-from gnet_jax.cli import main
+from gnet_jax.cli.main import main
 from gnet_jax.config import Preprocessing
 from gnet_jax.model import GoogLeNet
+from gnet_jax.model_folder import ModelFolder, write_folder
 from gnet_jax.pods import plan, topology
 from gnet_jax.pods.chips import Chip
-from gnet_jax.pods.compiled import CompiledCost
-from gnet_jax.pods.program_text import Collective
-from gnet_jax.training.record import MetricsFile
-from gnet_jax.weights import ModelFolder, write_folder
+from gnet_jax.pods.compiled import Collective, CompiledCost
+from gnet_jax.training.workdir import MetricsFile
 from tests.tiny import tiny_arch, tiny_variables
 
 

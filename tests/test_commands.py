@@ -18,15 +18,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gnet_jax.data.prepare import prepare
+from gnet_jax.convert.torch_file import write_torch
+from gnet_jax.convert.torchvision import to_torchvision
+from gnet_jax.data.prepare.tfds import prepare
 from gnet_jax.model import VARIANTS, GoogLeNet
-from gnet_jax.weights.torch_file import write_torch
-from gnet_jax.weights.torchvision import to_torchvision
-from gnet_jax.weights.variables import flatten
+from gnet_jax.model_folder.variables import flatten
+from tests.convert.caffe_files import caffemodel_bytes, random_layers
+from tests.convert.conftest import random_variables
 from tests.data.ilsvrc_tars import train_images, write_tars
 from tests.test_readme import BLOCKS
-from tests.weights.caffe_files import caffemodel_bytes, random_layers
-from tests.weights.conftest import random_variables
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 900  # for one command
@@ -42,7 +42,7 @@ NOT_RUN = {
     "gnet plan": "it compiles for accelerators for minutes; tests/pods runs it in small",
     "gnet predict models/googlenet https:": "tests have no network; "
     "tests/inference/test_images.py has a server of its own",
-    "gnet convert inception_v1.ckpt": "it needs TensorFlow; tests/weights/test_tf_slim.py has it",
+    "gnet convert inception_v1.ckpt": "it needs TensorFlow; tests/convert/test_tf_slim.py has it",
     "gnet replay": "it needs a run that failed; tests/lab/test_replay.py makes one",
     "python benchmarks/": "it takes minutes; tests/test_benchmarks.py runs them in small",
 }

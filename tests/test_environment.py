@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gnet_jax.config.home import cache_folder
+from gnet_jax.config.paths import cache_folder
 
 ROOT = Path(__file__).parents[1]
 # Of the standard library, of what libraries use if it is there, and of ours.
@@ -145,7 +145,7 @@ def test_output_to_a_full_disk_is_an_error(command):
 
 
 PRINT_TWICE = """
-from gnet_jax.training.report import LastingConsole
+from gnet_jax.training.observe.console import LastingConsole
 for text in "a", "b":
     LastingConsole().say(text)
 """
@@ -167,7 +167,7 @@ UNKNOWN_USER = """
 import os, pwd, sys
 def unknown(uid): raise KeyError(f"getpwuid(): uid not found: {uid}")
 pwd.getpwuid = unknown
-from gnet_jax.cli import main
+from gnet_jax.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """
 

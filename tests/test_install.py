@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from gnet_jax.config.recipe import recipe_names, sweep_names
+from gnet_jax.config.recipes import recipe_names, sweep_names
 
 ROOT = Path(__file__).parents[1]
 SMALL = (

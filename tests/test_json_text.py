@@ -6,12 +6,12 @@ import math
 import numpy as np
 import pytest
 
-from gnet_jax.cli import main
+from gnet_jax.cli.main import main
 from gnet_jax.cli.output import json_line
 from gnet_jax.config import json_text
-from gnet_jax.lab.results import head_cells, rows_of
-from gnet_jax.lab.sweep import folder_of, read_sweep
-from gnet_jax.training.record import MetricsFile, write_json
+from gnet_jax.lab.sweeps.results import head_cells, rows_of
+from gnet_jax.lab.sweeps.sweep import folder_of, read_sweep
+from gnet_jax.training.workdir import MetricsFile, write_json
 from tests.lab.sweeps import finished_sweep
 
 BAD = {"nan": math.nan, "inf": math.inf, "numpy": -np.inf * np.float64(1)}

@@ -1,8 +1,7 @@
 import pytest
 
 import train
-from gnet_jax.config.command import parse_command, parse_launch
-from gnet_jax.config.launch import Launch
+from gnet_jax.config.command import Launch, parse_command, parse_launch
 
 
 @pytest.mark.parametrize(

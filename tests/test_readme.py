@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 import train
-from gnet_jax.cli import main
+from gnet_jax.cli.main import main
 from gnet_jax.config import RECIPES, check
-from gnet_jax.config.recipe import recipe_names
-from gnet_jax.lab.ledger import network_ledger
+from gnet_jax.config.recipes import recipe_names
+from gnet_jax.lab.cost.ledger import network_ledger
 from gnet_jax.model import googlenet
 
 ROOT = Path(__file__).parents[1]

@@ -14,8 +14,8 @@ from PIL import Image
 import train
 from gnet_jax.cli.train import print_plan
 from gnet_jax.data import open_source
-from gnet_jax.training.checkpoint import Checkpoints, digest
-from gnet_jax.training.run import prepare
+from gnet_jax.training.checkpoints.save import Checkpoints, digest
+from gnet_jax.training.program import prepare
 from tests.tiny import tiny_run
 
 ROOT = Path(__file__).parents[1]
@@ -120,7 +120,7 @@ def test_sources_that_are_empty_or_of_one_class_are_refused(
             setattr(source, change, getattr(source, change)[: change == "class_names"])
         return source
 
-    monkeypatch.setattr("gnet_jax.training.run.open_source", opened)
+    monkeypatch.setattr("gnet_jax.training.program.open_source", opened)
     assert train.main(["--workdir", str(tmp_path / "run")]) == 2
     assert message in capsys.readouterr().err
 

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "gnet_jax"
 # Each package may import from itself and from those above it.
-PACKAGES = ["config", "data", "model", "model_folder", "training", "weights"]
+PACKAGES = ["config", "data", "model", "model_folder", "training", "convert"]
 PACKAGES += ["inference", "lab", "pods", "cli"]
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
@@ -48,9 +48,9 @@ def test_a_package_imports_only_from_packages_above_it(file):
 def test_heavy_libraries_stay_in_their_packages(file):
     relative = file.relative_to(PACKAGE).as_posix()
     tops = {module.split(".")[0] for module in imports_of(file)}
-    assert "tensorflow" not in tops or relative.startswith(("data/", "weights/"))
+    assert "tensorflow" not in tops or relative.startswith(("data/", "convert/"))
     assert not {"tensorflow_datasets", "grain"} & tops or relative.startswith("data/")
-    assert "orbax" not in tops or relative == "training/storage.py"
+    assert "orbax" not in tops or relative == "training/checkpoints/storage.py"
     if relative.startswith("model/"):
         assert tops <= {"jax", "flax", "numpy", "gnet_jax"} | set(STANDARD)
 

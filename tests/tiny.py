@@ -12,7 +12,7 @@ import numpy as np
 
 from gnet_jax.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig
 from gnet_jax.model import Architecture, GoogLeNet, Outputs, architecture, init_variables
-from gnet_jax.training.run import Run, prepare
+from gnet_jax.training.program import Run, prepare
 
 
 def tiny_arch(variant: str = "paper", **changes: Any) -> Architecture:

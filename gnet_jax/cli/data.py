@@ -47,8 +47,8 @@ def prepare(
         out: the folder to write the copy into.
         threads: that write files at once.
     """
-    from gnet_jax.data.pack import pack
-    from gnet_jax.data.prepare import prepare as prepare_set
+    from gnet_jax.data.prepare.pack import pack
+    from gnet_jax.data.prepare.tfds import prepare as prepare_set
 
     kind, _, name = source.partition(":")
     if threads < 1:
@@ -113,9 +113,9 @@ def check_data(
         write_manifest: write name, length and crc32 of every image into this file.
         manifest: compare with such a file, which also finds the flipped bits that decode.
     """
-    from gnet_jax.data.manifest import ManifestCheck, ManifestWriter
-    from gnet_jax.data.scan import scan
-    from gnet_jax.data.scan_report import print_scan
+    from gnet_jax.data.check.manifest import ManifestCheck, ManifestWriter
+    from gnet_jax.data.check.report import print_scan
+    from gnet_jax.data.check.scan import scan
 
     if threads < 1:
         raise UserError(f"--threads is {threads}; it must be at least 1")
@@ -161,7 +161,7 @@ def show_data(arguments: Sequence[str]) -> None:
     check(given)
     # Imported here, so that --help and a typo answer at once.
     from gnet_jax.data import open_source
-    from gnet_jax.lab.contact_sheet import draw_sheet
+    from gnet_jax.lab.look.contact_sheet import draw_sheet
 
     check_picture(given.out, PHOTOS)
     config = _prepared_as_loaded(given)
@@ -181,7 +181,7 @@ def show_data(arguments: Sequence[str]) -> None:
 
 def _prepared_as_loaded(config: Config) -> Config:
     """`config` with the preprocessing of the model that it starts from, where that is at hand."""
-    from gnet_jax.weights.start import with_start
+    from gnet_jax.convert.start import with_start
 
     if config.init is None:
         return config

@@ -51,11 +51,10 @@ def ablate(arguments: Sequence[str]) -> int:
         {n: _plain(each) for n, each in given.items()},
     )
     # Imported here, so that --help and a typo answer at once.
-    from gnet_jax.lab.ablate import StoppedError, relative_cost, run_cells
-    from gnet_jax.lab.results import failures, rows_of
-    from gnet_jax.lab.results_table import LEGEND, results_table
-    from gnet_jax.lab.sweep import cells_of, open_sweep, read_sweep, share_of
-    from gnet_jax.training.host_memory import call_in_this_thread
+    from gnet_jax.lab.sweeps.ablate import StoppedError, relative_cost, run_cells
+    from gnet_jax.lab.sweeps.results import LEGEND, failures, results_table, rows_of
+    from gnet_jax.lab.sweeps.sweep import cells_of, open_sweep, read_sweep, share_of
+    from gnet_jax.training.memory import call_in_this_thread
     from gnet_jax.training.sharding import use_compilation_cache
 
     use_compilation_cache()
@@ -125,7 +124,7 @@ def report(
             .md and .csv; the CSV has a line for every run.
         figures: a folder for the page's figures as SVG files, too; None writes none.
     """
-    from gnet_jax.lab.report import write_report
+    from gnet_jax.lab.sweeps.report import write_report
 
     page = workdir / "report.html" if out is None else out
     for file in write_report(workdir, page, figures):

@@ -53,7 +53,7 @@ def summary(
         if not compare:
             raise UserError("--picture draws networks side by side; name them with --compare")
         check_picture(picture)
-    from gnet_jax.lab.ledger import network_ledger, worked_examples
+    from gnet_jax.lab.cost.ledger import network_ledger, worked_examples
     from gnet_jax.lab.table import ledger_csv, ledger_table
     from gnet_jax.model import googlenet
 
@@ -96,15 +96,15 @@ def _compare(
     format: Literal["table", "json", "csv"],
     picture: Path | None,
 ) -> None:
-    from gnet_jax.lab.compare import networks
-    from gnet_jax.lab.compare_table import (
+    from gnet_jax.lab.cost.compare import (
         compare_csv,
         compare_rows,
         compare_tables,
         draw_blocks,
+        networks,
         print_table,
     )
-    from gnet_jax.lab.table_1 import compare_with_print
+    from gnet_jax.lab.cost.table_1 import compare_with_print
 
     ledgers = networks(words, image_size, **knobs)
     printed = list(compare_with_print())
@@ -149,9 +149,9 @@ def convert(
             name: yes for its published weights and what was fine-tuned from them. None assumes yes
             for the published file and no for any other.
     """
-    from gnet_jax.weights.class_names import read_class_names
-    from gnet_jax.weights.convert import convert as convert_file
-    from gnet_jax.weights.folder import is_model_folder
+    from gnet_jax.convert.read import convert as convert_file
+    from gnet_jax.model_folder.class_names import read_class_names
+    from gnet_jax.model_folder.folder import is_model_folder
 
     names = None if class_names is None else read_class_names(class_names)
     mapped = None if transform_input is None else transform_input == "yes"
@@ -174,8 +174,8 @@ def export(
         model: a model folder, a training workdir, or a file that `gnet convert` reads.
         out: OUT.onnx, OUT.stablehlo, OUT.safetensors, or OUT.pth (torchvision's variant only).
     """
-    from gnet_jax.weights.convert import read
-    from gnet_jax.weights.export import export as export_model
+    from gnet_jax.convert.export import export as export_model
+    from gnet_jax.convert.read import read
 
     if model.is_file():
         check_not_input(out, [model])

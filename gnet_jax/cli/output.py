@@ -14,7 +14,7 @@ from rich.console import Console
 from tyro.conf import arg
 
 from gnet_jax.config import UserError, json_text
-from gnet_jax.config.home import temporary_home
+from gnet_jax.config.paths import temporary_home
 
 FIGURES = (".png", ".svg", ".pdf")
 PHOTOS = (".png", ".jpg", ".jpeg", ".webp")
@@ -134,7 +134,7 @@ def check_not_input(out: Path, inputs: Iterable[str | Path]) -> None:
 
 def say_not_read(left_out: Mapping[str, list[str]]) -> None:
     """Count on standard error what was not read of the data, if anything."""
-    from gnet_jax.data.sources.walk import counted  # here because it brings JAX
+    from gnet_jax.data.sources.walk import counted
 
     if left_out:
         print(f"not read: {counted(left_out)}", file=sys.stderr)

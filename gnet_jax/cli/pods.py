@@ -48,7 +48,7 @@ def plan(arguments: Sequence[str]) -> int:
     config = _run_of(given)
     check(config)
     # Imported here, so that --help and a typo answer at once.
-    from gnet_jax.data.size import data_size
+    from gnet_jax.pods.data_size import data_size
     from gnet_jax.pods.plan import plan_program, program_for
     from gnet_jax.pods.table import plan_table
     from gnet_jax.pods.topology import get_topology, parse_topology

@@ -22,7 +22,7 @@ def curves(
         workdirs: of runs that train or have trained; one row each.
         out: the picture, .png, .svg or .pdf.
     """
-    from gnet_jax.lab.curves import draw_curves
+    from gnet_jax.lab.sweeps.curves import draw_curves
 
     if not workdirs:
         raise UserError("there is no run to draw; name at least one workdir")
@@ -38,7 +38,7 @@ def replay(file: Annotated[Positional[Path], arg(metavar="FILE")], json: bool = 
         file: replay-STEP.npz, which the run left in its workdir.
         json: print everything as one line of JSON.
     """
-    from gnet_jax.lab.replay import examine, read_replay
+    from gnet_jax.lab.look.replay import examine, read_replay
 
     found = examine(read_replay(file))
     if json:
@@ -80,7 +80,7 @@ def diagnose(
         workdirs: of runs that train or have trained; one row each.
         out: the picture, .png, .svg or .pdf.
     """
-    from gnet_jax.lab.diagnose_figures import draw_diagnostics
+    from gnet_jax.lab.look.diagnose_figures import draw_diagnostics
 
     if not workdirs:
         raise UserError("there is no run to draw; name at least one workdir")

@@ -30,14 +30,13 @@ from typing import TYPE_CHECKING, Any
 
 from gnet_jax.cli.output import leave_at_once, print_error, reader_may_leave, set_up_process
 from gnet_jax.config import Config, ConfigError, UserError, check
-from gnet_jax.config.command import parse_command, parse_launch
-from gnet_jax.config.launch import Launch
-from gnet_jax.training.cluster import joins
-from gnet_jax.training.supervise import ACKNOWLEDGE, Supervisor, end_with_supervisor
+from gnet_jax.config.command import Launch, parse_command, parse_launch
+from gnet_jax.training.hosts.start import joins
+from gnet_jax.training.hosts.supervise import ACKNOWLEDGE, Supervisor, end_with_supervisor
 
 if TYPE_CHECKING:
     from gnet_jax.training.loop import Result
-    from gnet_jax.training.run import Run
+    from gnet_jax.training.program import Run
 
 
 def train(arguments: Sequence[str]) -> int:
@@ -112,14 +111,14 @@ def run(config: Config | UserError, launch: Launch, arguments: Sequence[str], pr
     # Imported here, so that --help and a typo answer at once.
     import jax
 
+    from gnet_jax.convert.start import prepare_run
     from gnet_jax.data import order_fingerprint
-    from gnet_jax.training.agreement import compare, identity, open_shared_workdir
-    from gnet_jax.training.collectives import together
-    from gnet_jax.training.host_memory import call_in_this_thread
-    from gnet_jax.training.hosts import EXIT_LOST, HostsError, ending_together, start
+    from gnet_jax.training.hosts.agree import compare, identity, open_shared_workdir
+    from gnet_jax.training.hosts.collectives import together
+    from gnet_jax.training.hosts.start import EXIT_LOST, HostsError, ending_together, start
     from gnet_jax.training.loop import TrainingError, train
+    from gnet_jax.training.memory import call_in_this_thread
     from gnet_jax.training.sharding import use_compilation_cache
-    from gnet_jax.weights.start import prepare_run
 
     def prepared() -> tuple["Run", dict[str, Any]]:
         if isinstance(config, UserError):
@@ -161,9 +160,9 @@ def print_plan(run: "Run", workdir: Path) -> None:
     import jax
 
     from gnet_jax.data.sources.walk import counted, merged
-    from gnet_jax.lab.ledger import network_ledger
+    from gnet_jax.lab.cost.ledger import network_ledger
     from gnet_jax.training.finetune import layers
-    from gnet_jax.training.report import LastingConsole
+    from gnet_jax.training.observe.console import LastingConsole
 
     say = LastingConsole().say
     config = run.config
@@ -204,7 +203,7 @@ def print_result(
 ) -> None:
     """Print how the run ended, and what to type next."""
     from gnet_jax.data import split_count
-    from gnet_jax.training.report import LastingConsole, duration, goodput_line
+    from gnet_jax.training.observe.console import LastingConsole, duration, goodput_line
 
     say = LastingConsole().say
     gnet, train = _typed(prog)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # imported where they are used, so that --help and a typo ans
 
     from gnet_jax.inference.evaluate import Evaluation
     from gnet_jax.inference.predict import TrainedModel
-    from gnet_jax.weights import ModelFolder
+    from gnet_jax.model_folder import ModelFolder
 
 
 def predict(
@@ -47,6 +47,7 @@ def predict(
             the second photo, and so on).
         top: how many classes.
     """
+    from gnet_jax.convert.read import read
     from gnet_jax.inference.images import pictures
     from gnet_jax.inference.predict import (
         Predictor,
@@ -55,7 +56,6 @@ def predict(
         render_error,
         say_compiling,
     )
-    from gnet_jax.weights.convert import read
 
     if not images:
         raise UserError("there is no photo; name a file, a folder, a URL, or - for standard input")
@@ -142,10 +142,10 @@ def evaluate(
         threads: that read, decode and crop.
         bad_limit: largest share of the images that may be damaged; they are left out and named.
     """
+    from gnet_jax.convert.read import read
     from gnet_jax.data import open_source
     from gnet_jax.inference.evaluate import evaluate as evaluate_models
     from gnet_jax.inference.paper import evaluate_grid, paper_table
-    from gnet_jax.weights.convert import read
 
     if json and table:
         raise UserError("--json and --table exclude each other; choose one")
@@ -190,10 +190,10 @@ def inspect(
         endpoint: layers whose activations are drawn, by Caffe's names, such as inception_4a/5x5.
         class_index: of the class that the heads are asked for; None is the likeliest.
     """
+    from gnet_jax.convert.read import read
     from gnet_jax.inference.images import pictures
     from gnet_jax.inference.predict import say_compiling
-    from gnet_jax.lab.inside import draw_inside
-    from gnet_jax.weights.convert import read
+    from gnet_jax.lab.look.inside import draw_inside
 
     _use_device()
     trained = read(model)
@@ -216,9 +216,9 @@ def demo(
         model: a model folder, a training workdir, or a file that `gnet convert` reads.
         port: to serve on; None takes the first free one from 7860 on.
     """
+    from gnet_jax.convert.read import read
     from gnet_jax.inference.demo import build, serve
     from gnet_jax.inference.predict import say_compiling
-    from gnet_jax.weights.convert import read
 
     _use_device()
     trained = read(model)
@@ -229,7 +229,7 @@ def demo(
 
 def _use_device() -> None:
     """Set this process up to run programs: compiled ones are kept, and so is their memory."""
-    from gnet_jax.training.host_memory import call_in_this_thread, keep_freed_memory
+    from gnet_jax.training.memory import call_in_this_thread, keep_freed_memory
     from gnet_jax.training.sharding import use_compilation_cache
 
     use_compilation_cache()
@@ -254,7 +254,7 @@ def _counted(number: int, what: str) -> str:
 
 def _print_damaged(result: Evaluation) -> None:
     """Name what was left out, at most ten of it."""
-    from gnet_jax.data.records import SHOWN
+    from gnet_jax.data.bad_images import SHOWN
 
     names = [str(record) for record in result.damaged]
     if names:

@@ -3,7 +3,6 @@
 A recipe (`configs/*.py`) returns a `Config`; `train.py --field.path value` overrides any field.
 """
 
-from gnet_jax.config.check import check, check_preprocessing
 from gnet_jax.config.fields import (
     AugmentConfig,
     Config,
@@ -15,13 +14,15 @@ from gnet_jax.config.fields import (
     OptimConfig,
     Preprocessing,
     UserError,
+    check,
+    check_preprocessing,
+    choose,
     differences,
     flatten,
+    suggestion,
 )
-from gnet_jax.config.json_text import json_text
-from gnet_jax.config.recipe import RECIPES, load_recipe
-from gnet_jax.config.suggest import choose, suggestion
-from gnet_jax.config.sweep import Sweep, load_sweep
+from gnet_jax.config.recipes import RECIPES, Sweep, load_recipe, load_sweep
+from gnet_jax.config.text import json_text
 
 __all__ = [
     "RECIPES",

@@ -1,6 +1,7 @@
 """Bytes to batches: sources, decoding, order, and what the compiled step does to the pixels."""
 
 from gnet_jax.data.augment import augment, preprocess
+from gnet_jax.data.bad_images import BadRecord, BadRecords
 from gnet_jax.data.batches import (
     Batch,
     batch_indices,
@@ -9,7 +10,6 @@ from gnet_jax.data.batches import (
     order_fingerprint,
     train_batches,
 )
-from gnet_jax.data.records import BadRecord, BadRecords
 from gnet_jax.data.sources import DataError, Example, Source, open_source, split_count
 
 __all__ = [

@@ -12,10 +12,10 @@ import grain
 import numpy as np
 
 from gnet_jax.config import AugmentConfig, Config, Decoder, Preprocessing, choose
-from gnet_jax.config.extras import needs
+from gnet_jax.config.recipes import needs
+from gnet_jax.data.bad_images import BadRecord, BadRecords, next_good, read_example
 from gnet_jax.data.decode import ImageError, central_crop, decode, pillow_crop
 from gnet_jax.data.prefetch import held, prefetched
-from gnet_jax.data.records import BadRecord, BadRecords, next_good, read_example
 from gnet_jax.data.sources import DataError, Source
 from gnet_jax.data.sources.source import digest
 

@@ -14,8 +14,16 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
 from gnet_jax.config import AugmentConfig, Preprocessing, UserError, choose
-from gnet_jax.data.metadata import Bare, bare, exif_orientation, xmp_orientation
-from gnet_jax.data.tiff import REMEDY, Tiff, TiffError, tiff_facts
+from gnet_jax.data.metadata import (
+    REMEDY,
+    Bare,
+    Tiff,
+    TiffError,
+    bare,
+    exif_orientation,
+    tiff_facts,
+    xmp_orientation,
+)
 
 MAX_PIXELS = 50_000_000  # above this an image is refused before it is decoded
 # Photos come in these. Pillow would try forty more, one of which (EPS) runs a program.

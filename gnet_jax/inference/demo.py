@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from gnet_jax.config import UserError
-from gnet_jax.config.extras import needs
+from gnet_jax.config.recipes import needs
 from gnet_jax.data.decode import decode
-from gnet_jax.inference.cam import draw
-from gnet_jax.inference.head_maps import MAIN, HeadMapper
+from gnet_jax.inference.cam import MAIN, HeadMapper, draw
 from gnet_jax.inference.images import MAX_DOWNLOAD
 from gnet_jax.inference.predict import TrainedModel, top
 

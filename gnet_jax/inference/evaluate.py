@@ -16,9 +16,9 @@ import numpy as np
 
 from gnet_jax.config import Preprocessing, UserError
 from gnet_jax.data import BadRecord, BadRecords, Source
+from gnet_jax.data.bad_images import read_example
 from gnet_jax.data.decode import ImageError, decode
 from gnet_jax.data.progress import progress_line
-from gnet_jax.data.records import read_example
 from gnet_jax.data.sources.classes import (
     empty_classes,
     find,

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from gnet_jax.config import Preprocessing, UserError
-from gnet_jax.config.names import as_text
+from gnet_jax.config.text import as_text
 from gnet_jax.data import preprocess
 from gnet_jax.data.decode import ImageError, central_crop
 from gnet_jax.inference.images import Picture
@@ -33,7 +33,7 @@ Program = Callable[[Any, np.ndarray], jax.Array]
 
 
 class TrainedModel(Protocol):
-    """A network with its weights and all that belongs to them: `gnet_jax.weights.ModelFolder`."""
+    """A network with its weights and what belongs to them, such as a `ModelFolder`."""
 
     @property
     def model(self) -> GoogLeNet: ...

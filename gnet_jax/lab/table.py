@@ -5,7 +5,7 @@ import io
 
 from rich.table import Table
 
-from gnet_jax.lab.ledger import Ledger
+from gnet_jax.lab.cost.ledger import Ledger
 
 
 def ledger_table(costs: Ledger, title: str) -> Table:

@@ -8,15 +8,14 @@ import dataclasses
 from typing import Any, Literal
 
 from gnet_jax.config import Config, choose
-from gnet_jax.data.size import DataSize
-from gnet_jax.lab.ledger import Ledger, network_ledger
+from gnet_jax.convert.start import with_start
+from gnet_jax.lab.cost.ledger import Ledger, network_ledger
 from gnet_jax.pods.chips import Chip
-from gnet_jax.pods.compiled import OutOfMemoryError, compile_cost
-from gnet_jax.pods.program_text import COLLECTIVES, Collective
+from gnet_jax.pods.compiled import COLLECTIVES, Collective, OutOfMemoryError, compile_cost
+from gnet_jax.pods.data_size import DataSize
 from gnet_jax.pods.topology import Topology
-from gnet_jax.training.run import Program, make_program
+from gnet_jax.training.program import Program, make_program
 from gnet_jax.training.sharding import data_mesh
-from gnet_jax.weights.start import with_start
 
 Bound = Literal["compute", "memory", "network"]
 

@@ -15,7 +15,7 @@ import jax
 from jax.experimental import topologies
 
 from gnet_jax.config import UserError, choose
-from gnet_jax.config.extras import install
+from gnet_jax.config.recipes import install
 from gnet_jax.pods.chips import CHIPS, Chip
 
 CUDA_PLUGINS = ("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12")

@@ -5,9 +5,9 @@ from typing import Any
 
 import jax
 
-from gnet_jax.training.run import Run
+from gnet_jax.training.hosts.stop import abstract_flag, voting_eval_step, voting_train_step
+from gnet_jax.training.program import Run
 from gnet_jax.training.sharding import AXIS, compile_eval_step, compile_train_step
-from gnet_jax.training.stop import abstract_flag, voting_eval_step, voting_train_step
 
 
 class CompiledSteps:

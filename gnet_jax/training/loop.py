@@ -11,26 +11,25 @@ from typing import Any
 import jax
 
 from gnet_jax.config import UserError, choose
-from gnet_jax.training.checkpoint import Checkpoints
-from gnet_jax.training.collectives import together
+from gnet_jax.training.checkpoints.save import Checkpoints
 from gnet_jax.training.compiled_steps import CompiledSteps
-from gnet_jax.training.damage import Damage
-from gnet_jax.training.diagnose import Diagnostics
-from gnet_jax.training.evaluation import Evaluator
+from gnet_jax.training.evaluate import Evaluator
 from gnet_jax.training.feed import training_batches
-from gnet_jax.training.goodput import Stopwatch
-from gnet_jax.training.guard import DeadHeadGuard, TrainingError, patience_of
-from gnet_jax.training.host_memory import keep_freed_memory
-from gnet_jax.training.hosts import ending_together
-from gnet_jax.training.memory import check_memory, step_memory
+from gnet_jax.training.hosts.collectives import together
+from gnet_jax.training.hosts.start import ending_together
+from gnet_jax.training.hosts.stop import Ahead, StopRequest, Vote
+from gnet_jax.training.memory import check_memory, keep_freed_memory, step_memory
+from gnet_jax.training.observe.bad_images import Damage
+from gnet_jax.training.observe.bad_steps import SkippedSteps
+from gnet_jax.training.observe.console import Meter, Reporter, duration
+from gnet_jax.training.observe.dead_heads import DeadHeadGuard, TrainingError, patience_of
+from gnet_jax.training.observe.diagnostics import Diagnostics
+from gnet_jax.training.observe.goodput import Stopwatch
 from gnet_jax.training.optimizer import averaging_warning
-from gnet_jax.training.record import add_start, check_not_lost, locked
-from gnet_jax.training.report import Meter, Reporter, duration
-from gnet_jax.training.run import Run
+from gnet_jax.training.program import Run
 from gnet_jax.training.sharding import put_batches
-from gnet_jax.training.skipped import SkippedSteps
 from gnet_jax.training.step import TrainState, head_names
-from gnet_jax.training.stop import Ahead, StopRequest, Vote
+from gnet_jax.training.workdir import add_start, check_not_lost, locked
 
 
 @dataclasses.dataclass(frozen=True)

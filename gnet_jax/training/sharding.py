@@ -12,8 +12,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gnet_jax.config import ConfigError
-from gnet_jax.config.home import cache_folder
-from gnet_jax.data.plain_path import plain_path
+from gnet_jax.config.paths import cache_folder, plain_path
 
 AXIS = "data"
 # jaxlib gives convolutions and products on CPUs to the library YNNPACK where this lists their

@@ -8,12 +8,12 @@ import pytest
 from PIL import Image
 
 import train
-from gnet_jax.cli import main
+from gnet_jax.cli.main import main
 from gnet_jax.config import DataConfig
 from gnet_jax.data import DataError, open_source
 from gnet_jax.data.decode import decode
 from gnet_jax.data.sources.classes import empty_classes, find, imagenet_classes, in_order
-from gnet_jax.training.run import prepare
+from gnet_jax.training.program import prepare
 from tests.tiny import tiny_config
 
 NFC, NFD = (unicodedata.normalize(form, "löwe") for form in ("NFC", "NFD"))

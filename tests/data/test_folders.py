@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gnet_jax.cli import main
-from gnet_jax.config.names import as_text, typed_path
+from gnet_jax.cli.main import main
+from gnet_jax.config.text import as_text, typed_path
 from gnet_jax.data import DataError, open_source, split_count
-from gnet_jax.data.scan import scan
+from gnet_jax.data.check.scan import scan
 from gnet_jax.data.sources import MissingSplitError, walk
 from gnet_jax.data.sources.walk import REASONS
 
@@ -319,7 +319,7 @@ def test_text_that_is_no_name_of_a_file_is_made_valid_too():
 
 
 def test_a_set_of_unprintable_names_is_copied(root, tmp_path):
-    from gnet_jax.data.pack import pack
+    from gnet_jax.data.prepare.pack import pack
 
     pytest.importorskip("array_record")
     for split in ("train", "val"):

@@ -15,8 +15,8 @@ from PIL import Image
 
 from gnet_jax.config import AugmentConfig, Preprocessing
 from gnet_jax.data import Example
+from gnet_jax.data.check.scan import inspect
 from gnet_jax.data.decode import ImageError, decode, pillow_crop
-from gnet_jax.data.inspect import inspect
 from gnet_jax.data.metadata import bare
 
 HEIGHT, WIDTH = 30, 47

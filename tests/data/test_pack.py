@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gnet_jax.cli import main
+from gnet_jax.cli.main import main
 from gnet_jax.data import open_source
 from gnet_jax.data.decode import decode
-from gnet_jax.data.pack import pack, scaled_down
-from gnet_jax.data.shards import PrepareError
+from gnet_jax.data.prepare.pack import pack, scaled_down
+from gnet_jax.data.prepare.shards import PrepareError
 from tests.data.ilsvrc_tars import encoded, picture
 
 

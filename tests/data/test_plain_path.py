@@ -6,8 +6,8 @@ import tempfile
 import pytest
 
 from gnet_jax.config import UserError
-from gnet_jax.data import plain_path as module
-from gnet_jax.data.plain_path import plain_path
+from gnet_jax.config import paths as module
+from gnet_jax.config.paths import plain_path
 
 
 def test_a_plain_path_is_left_as_it_is(tmp_path):

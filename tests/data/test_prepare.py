@@ -21,14 +21,15 @@ import pytest
 from PIL import Image
 
 import train
-from gnet_jax.cli import main
+from gnet_jax.cli.main import main
 from gnet_jax.config import Preprocessing
-from gnet_jax.data import DataError, eval_batches, open_source, shards
-from gnet_jax.data import prepare as prepare_module
+from gnet_jax.data import DataError, eval_batches, open_source
 from gnet_jax.data.decode import central_crop, decode
-from gnet_jax.data.ilsvrc import IMAGES
-from gnet_jax.data.prepare import prepare
-from gnet_jax.data.shards import PrepareError
+from gnet_jax.data.prepare import shards
+from gnet_jax.data.prepare import tfds as prepare_module
+from gnet_jax.data.prepare.ilsvrc import IMAGES
+from gnet_jax.data.prepare.shards import PrepareError
+from gnet_jax.data.prepare.tfds import prepare
 from tests.data.ilsvrc_tars import (
     CMYK,
     GREY,
@@ -422,7 +423,7 @@ def test_a_file_that_cannot_be_written_whole_does_not_get_its_name(tmp_path, fil
     """A limit on the size of files stands for a full disk."""
     script = (
         "import resource, sys; from pathlib import Path; from gnet_jax.data import shards\n"
-        "from gnet_jax.data.shards import PrepareError, SplitPlan\n"
+        "from gnet_jax.data.prepare.shards import PrepareError, SplitPlan\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
         "try:\n"
         "    plan = SplitPlan('train', [0, 9], lambda i: __import__('os').urandom(50_000))\n"

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from gnet_jax.cli import main
+from gnet_jax.cli.main import main
 from gnet_jax.data.decode import decode
-from gnet_jax.data.prepare import prepare
-from gnet_jax.data.shards import PrepareError
+from gnet_jax.data.prepare.shards import PrepareError
+from gnet_jax.data.prepare.tfds import prepare
 from gnet_jax.data.sources import TfdsSource
 from tests.data.ilsvrc_tars import encoded, picture
 

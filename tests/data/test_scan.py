@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gnet_jax.cli import main
+from gnet_jax.cli.main import main
 from gnet_jax.data import DataError, open_source
-from gnet_jax.data.inspect import inspect
-from gnet_jax.data.scan import scan
+from gnet_jax.data.check.scan import inspect, scan
 from gnet_jax.data.sources import Example
 
 SEEDS = iter(range(10**6))
@@ -232,7 +231,7 @@ class Labelled:
 
 def test_labels_out_of_range_and_empty_classes_are_to_be_mended(monkeypatch):
     source = Labelled([0, 1, 3, -1])
-    monkeypatch.setattr("gnet_jax.data.scan.open_splits", lambda _: ([source], []))
+    monkeypatch.setattr("gnet_jax.data.check.scan.open_splits", lambda _: ([source], []))
     found = scan("anything", threads=1)
     assert found.splits[0].labels_out_of_range == ["example 2: 3", "example 3: -1"]
     assert found.splits[0].class_counts == [1, 1, 0]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gnet_jax.data.decode import decode
-from gnet_jax.data.prepare import prepare
+from gnet_jax.data.prepare.tfds import prepare
 from gnet_jax.data.sources import TfdsSource
 from tests.data.ilsvrc_tars import CMYK, LABELS, PNG, train_images, write_tars
 

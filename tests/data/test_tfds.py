@@ -9,10 +9,10 @@ import pytest
 
 from gnet_jax.config import Preprocessing
 from gnet_jax.data import BadRecords, DataError, eval_batches, open_source
+from gnet_jax.data.bad_images import next_good
+from gnet_jax.data.check.scan import scan
 from gnet_jax.data.decode import ImageError, decode
-from gnet_jax.data.records import next_good
-from gnet_jax.data.scan import scan
-from gnet_jax.data.shards import SplitPlan, write_set
+from gnet_jax.data.prepare.shards import SplitPlan, write_set
 from gnet_jax.data.sources import TfdsSource, tfds
 from gnet_jax.data.sources.tfds import open_builder
 from tests.data.ilsvrc_tars import encoded, picture

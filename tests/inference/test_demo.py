@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gnet_jax.cli import main
+from gnet_jax.cli.main import main
 from gnet_jax.config import Preprocessing, UserError
 from gnet_jax.inference.demo import build, serve
 from gnet_jax.model import GoogLeNet
-from gnet_jax.weights import ModelFolder, write_folder
+from gnet_jax.model_folder import ModelFolder, write_folder
 from tests.tiny import tiny_arch, tiny_variables
 
 PIXELS = Preprocessing(image_size=16, resize_to=16, mean=(99, 99, 99), std=(50, 50, 50))

@@ -9,8 +9,8 @@ from gnet_jax.inference import lettering
 from gnet_jax.inference.cam import ActivationMap, draw
 from gnet_jax.inference.lettering import DEFAULT, letter, lettered
 from gnet_jax.inference.predict import Guess
-from gnet_jax.lab import contact_sheet
-from gnet_jax.lab.inside import heads_picture
+from gnet_jax.lab.look import contact_sheet
+from gnet_jax.lab.look.inside import heads_picture
 
 
 @pytest.fixture(autouse=True)

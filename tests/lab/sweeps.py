@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 from gnet_jax.config import Config, flatten
-from gnet_jax.lab.sweep import folder_of, open_sweep
-from gnet_jax.training.record import MetricsFile
+from gnet_jax.lab.sweeps.sweep import folder_of, open_sweep
+from gnet_jax.training.workdir import MetricsFile
 
 TINY_SWEEP = '''
 """Two configs that cannot train, and a small net on digits.

@@ -5,10 +5,10 @@ import json
 import pytest
 from PIL import Image
 
-from gnet_jax.cli import main
-from gnet_jax.lab.compare import PARTS, costs_by, networks, part_of, whole
+from gnet_jax.cli.main import main
+from gnet_jax.lab.cost.compare import PARTS, costs_by, networks, part_of, whole
+from gnet_jax.lab.cost.table_1 import compare_with_print
 from gnet_jax.lab.palette import COLOURS, colour_of, hatch_of
-from gnet_jax.lab.table_1 import compare_with_print
 
 PAPER = {"variant": "paper"}
 

@@ -5,11 +5,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gnet_jax.cli import main
+from gnet_jax.cli.main import main
 from gnet_jax.config import AugmentConfig, Preprocessing
 from gnet_jax.data import DataError, eval_batches, open_source, preprocess
-from gnet_jax.lab import contact_sheet
-from gnet_jax.lab.contact_sheet import draw, evaluation_images, in_words, to_pixels, training_images
+from gnet_jax.lab.look import contact_sheet
+from gnet_jax.lab.look.contact_sheet import (
+    draw,
+    evaluation_images,
+    in_words,
+    to_pixels,
+    training_images,
+)
 from gnet_jax.training.feed import augmentation, training_batches
 from gnet_jax.training.step import step_keys
 from tests.tiny import tiny_config

@@ -1,7 +1,7 @@
 import pytest
 from matplotlib.figure import Figure
 
-from gnet_jax.lab.curves import _draw_run
+from gnet_jax.lab.sweeps.curves import _draw_run
 
 
 @pytest.mark.parametrize(("steps", "marker"), [(1, "o"), (3, "o"), (4, "None")])

@@ -1,6 +1,6 @@
-from gnet_jax.cli import main
-from gnet_jax.lab.diagnose_figures import blocks_of, gradient_figure
-from gnet_jax.training.record import MetricsFile
+from gnet_jax.cli.main import main
+from gnet_jax.lab.look.diagnose_figures import blocks_of, gradient_figure
+from gnet_jax.training.workdir import MetricsFile
 
 BLOCKS = ("aux_4a", "classifier", "conv1", "conv2", "conv2_reduce", "inception_3a", "inception_5b")
 

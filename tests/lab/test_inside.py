@@ -8,13 +8,12 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from gnet_jax.cli import main
+from gnet_jax.cli.main import main
 from gnet_jax.config import Preprocessing, UserError
-from gnet_jax.inference.cam import ActivationMapper
-from gnet_jax.inference.head_maps import HeadMapper
-from gnet_jax.lab.inside import activation_figure, filters_figure, heads_picture
+from gnet_jax.inference.cam import ActivationMapper, HeadMapper
+from gnet_jax.lab.look.inside import activation_figure, filters_figure, heads_picture
 from gnet_jax.model import GoogLeNet, every_head, strip_aux
-from gnet_jax.weights import ModelFolder, write_folder
+from gnet_jax.model_folder import ModelFolder, write_folder
 from tests.tiny import tiny_arch, tiny_variables
 
 PIXELS = Preprocessing(image_size=16, resize_to=16, mean=(99, 99, 99), std=(50, 50, 50))

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from gnet_jax.lab.ledger import network_ledger, worked_examples
+from gnet_jax.lab.cost.ledger import network_ledger, worked_examples
 from gnet_jax.model import googlenet
 
 # (params, params with aux, multiply-adds, multiply-adds with aux); None where nobody states it

@@ -13,17 +13,22 @@ import pytest
 from PIL import Image
 
 from gnet_jax.config import Preprocessing, UserError
-from gnet_jax.inference.cam import ActivationMapper
-from gnet_jax.inference.head_maps import HeadMapper
-from gnet_jax.lab.compare import costs_by, part_of, whole
-from gnet_jax.lab.compare_table import compare_rows, compare_tables, draw_blocks
-from gnet_jax.lab.inside import draw_inside, first_kernel
-from gnet_jax.lab.ledger import ledger, network_ledger
+from gnet_jax.inference.cam import ActivationMapper, HeadMapper
+from gnet_jax.lab.cost.compare import (
+    compare_rows,
+    compare_tables,
+    costs_by,
+    draw_blocks,
+    part_of,
+    whole,
+)
+from gnet_jax.lab.cost.ledger import ledger, network_ledger
+from gnet_jax.lab.cost.table_1 import CHANGED, compare_with_print
+from gnet_jax.lab.look.inside import draw_inside, first_kernel
 from gnet_jax.lab.table import ledger_csv, ledger_table
-from gnet_jax.lab.table_1 import CHANGED, compare_with_print
 from gnet_jax.model import GoogLeNet, endpoints, variable_shapes
 from gnet_jax.model.ops import FAST
-from gnet_jax.weights import ModelFolder
+from gnet_jax.model_folder import ModelFolder
 from tests.odd_nets import (
     ExtraLayer,
     Gain,

@@ -5,10 +5,10 @@ import jax
 import numpy as np
 import pytest
 
-from gnet_jax.cli import main
+from gnet_jax.cli.main import main
 from gnet_jax.config import LossConfig
-from gnet_jax.lab.replay import _loss, _place
-from gnet_jax.training.replay import write_replay
+from gnet_jax.lab.look.replay import _loss, _place
+from gnet_jax.training.observe.bad_steps import write_replay
 from gnet_jax.training.step import create_state
 from tests.tiny import Linear, linear_params, tiny_run, tiny_variables
 

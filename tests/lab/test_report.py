@@ -6,9 +6,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from gnet_jax.cli import main
+from gnet_jax.cli.main import main
 from gnet_jax.config import Config
-from gnet_jax.lab.sweep import open_sweep
+from gnet_jax.lab.sweeps.sweep import open_sweep
 from tests.lab.sweeps import finished_sweep
 
 FIGURES = 5

@@ -2,9 +2,15 @@ import dataclasses
 
 import pytest
 
-from gnet_jax.lab.results import failures, mean_and_spread, pareto_front, rows_of
-from gnet_jax.lab.results_table import header, markdown_table
-from gnet_jax.lab.sweep import read_sweep
+from gnet_jax.lab.sweeps.results import (
+    failures,
+    header,
+    markdown_table,
+    mean_and_spread,
+    pareto_front,
+    rows_of,
+)
+from gnet_jax.lab.sweeps.sweep import read_sweep
 from tests.lab.sweeps import finished_sweep
 
 

@@ -5,9 +5,9 @@ import random
 import pytest
 
 from gnet_jax.config import Config, ConfigError, UserError, load_sweep
-from gnet_jax.config.recipe import sweep_names
-from gnet_jax.lab.sweep import cells_of, open_sweep, read_sweep, share_of
-from gnet_jax.training.run import model_of
+from gnet_jax.config.recipes import sweep_names
+from gnet_jax.lab.sweeps.sweep import cells_of, open_sweep, read_sweep, share_of
+from gnet_jax.training.program import model_of
 
 
 @pytest.mark.parametrize("name", sweep_names())

@@ -10,19 +10,19 @@ import pytest
 from PIL import Image
 
 from gnet_jax.config import AugmentConfig, Config, ConfigError, OptimConfig, Preprocessing, check
-from gnet_jax.config.launch import Launch
+from gnet_jax.config.command import Launch
 from gnet_jax.data import cropper, preprocess
 from gnet_jax.data.decode import central_crop, training_crop
 from gnet_jax.data.sources import DigitsSource
-from gnet_jax.lab.contact_sheet import in_words, to_pixels
-from gnet_jax.lab.inside import filters_figure
+from gnet_jax.lab.look.contact_sheet import in_words, to_pixels
+from gnet_jax.lab.look.inside import filters_figure
 from gnet_jax.model import GoogLeNet, variable_shapes
 from gnet_jax.model.architecture import grid_sizes
-from gnet_jax.pods.program_text import array_bytes
+from gnet_jax.model_folder.card import model_card
+from gnet_jax.pods.compiled import array_bytes
 from gnet_jax.pods.topology import parse_topology
-from gnet_jax.training.cluster import joins
+from gnet_jax.training.hosts.start import joins
 from gnet_jax.training.optimizer import averaging_rate, learning_rate_schedule, make_optimizer
-from gnet_jax.weights.model_card import model_card
 from tests.tiny import tiny_arch
 
 ODD: Any = "something_else"

@@ -26,7 +26,7 @@ alone = time.process_time()
 sys.modules["torch"] = None  # tensorboardX takes it along where it is installed; ours does not
 import train
 from gnet_jax.training import loop, run
-from gnet_jax.weights import start
+from gnet_jax.model_folder import start
 heavy = {"tensorflow", "cv2", "sklearn", "matplotlib", "tensorflow_datasets"}
 print(time.process_time() / alone, *heavy & set(sys.modules))
 """

@@ -5,9 +5,9 @@ import importlib.util
 
 import pytest
 
-from gnet_jax.data.size import DataSize
 from gnet_jax.model import GoogLeNet
 from gnet_jax.pods.compiled import compile_cost
+from gnet_jax.pods.data_size import DataSize
 from gnet_jax.pods.plan import plan_program, program_for
 from gnet_jax.pods.topology import CUDA_PLUGINS, get_topology
 from tests.tiny import tiny_arch, tiny_config

@@ -7,16 +7,15 @@ import jax
 import pytest
 
 from gnet_jax.config import ConfigError
-from gnet_jax.data.size import DataSize, data_size
 from gnet_jax.data.sources import DataError
-from gnet_jax.lab.ledger import network_ledger
+from gnet_jax.lab.cost.ledger import network_ledger
 from gnet_jax.model import GoogLeNet, googlenet
 from gnet_jax.model.ops import FAST, PLAIN
 from gnet_jax.pods import plan as planning
 from gnet_jax.pods.chips import Chip
-from gnet_jax.pods.compiled import OutOfMemoryError, compile_cost, out_of_memory
+from gnet_jax.pods.compiled import Collective, OutOfMemoryError, compile_cost, out_of_memory
+from gnet_jax.pods.data_size import DataSize, data_size
 from gnet_jax.pods.plan import plan_program, program_for, roofline, training_flops
-from gnet_jax.pods.program_text import Collective
 from gnet_jax.pods.table import plan_table
 from gnet_jax.pods.topology import Topology
 from tests.tiny import tiny_arch, tiny_config

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gnet_jax.pods.program_text import (
+from gnet_jax.pods.compiled import (
     Collective,
     array_bytes,
     collectives,

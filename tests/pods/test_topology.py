@@ -4,7 +4,7 @@ import platform
 
 import pytest
 
-from gnet_jax.cli import main
+from gnet_jax.cli.main import main
 from gnet_jax.pods import topology
 from gnet_jax.pods.topology import TopologyError, parse_topology
 

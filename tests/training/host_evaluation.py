@@ -16,13 +16,13 @@ from jax.sharding import Mesh
 from gnet_jax.config.command import parse_command
 from gnet_jax.model import GoogLeNet
 from gnet_jax.training.compiled_steps import CompiledSteps
-from gnet_jax.training.damage import Damage
-from gnet_jax.training.evaluation import Evaluator
-from gnet_jax.training.hosts import start
-from gnet_jax.training.report import Reporter
-from gnet_jax.training.run import prepare
+from gnet_jax.training.evaluate import Evaluator
+from gnet_jax.training.hosts.start import start
+from gnet_jax.training.hosts.stop import StopRequest, Vote
+from gnet_jax.training.observe.bad_images import Damage
+from gnet_jax.training.observe.console import Reporter
+from gnet_jax.training.program import prepare
 from gnet_jax.training.sharding import data_mesh
-from gnet_jax.training.stop import StopRequest, Vote
 from tests.tiny import tiny_arch
 
 BATCH_SIZES = (16, 32, 104)

@@ -12,10 +12,13 @@ from tests.training import processes
 
 FAULTS = {
     # no checkpoint can be read; a damaged one cannot be put aside; the disk is full; a write fails
-    "restore": ("gnet_jax.training.saved_steps.SavedSteps.restore", ConfigError("no such file")),
+    "restore": (
+        "gnet_jax.training.checkpoints.restore.SavedSteps.restore",
+        ConfigError("no such file"),
+    ),
     "rename": ("pathlib.Path.rename", OSError(13, "Permission denied")),
-    "full": ("gnet_jax.training.checkpoint.Checkpoints._check_space", UserError("no room")),
-    "write": ("gnet_jax.training.storage.write_digests", OSError("Input/output error")),
+    "full": ("gnet_jax.training.checkpoints.save.Checkpoints._check_space", UserError("no room")),
+    "write": ("gnet_jax.training.checkpoints.storage.write_digests", OSError("Input/output error")),
 }
 
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from gnet_jax.training.supervise import newest_step
+from gnet_jax.training.hosts.supervise import newest_step
 
 ROOT = Path(__file__).parents[2]
 # Of the digits recipe, what every run has otherwise: seconds to compile, milliseconds a step.
@@ -147,11 +147,11 @@ def start(
 
 def main() -> int:
     """train.py with three blocks at a sixteenth of the width, whatever the config names."""
-    import gnet_jax.training.run
+    import gnet_jax.training.program
     import train
     from tests.tiny import tiny_arch
 
-    gnet_jax.training.run.architecture = lambda variant, *_, **__: tiny_arch(variant)
+    gnet_jax.training.program.architecture = lambda variant, *_, **__: tiny_arch(variant)
     return train.main(sys.argv[1:])
 
 

@@ -3,9 +3,9 @@ import json
 import pytest
 
 from gnet_jax.config import ConfigError
-from gnet_jax.training import agreement
-from gnet_jax.training.agreement import compare, identity, open_shared_workdir
-from gnet_jax.training.record import PACKAGES
+from gnet_jax.training.hosts import agree as agreement
+from gnet_jax.training.hosts.agree import compare, identity, open_shared_workdir
+from gnet_jax.training.workdir import PACKAGES
 from tests.tiny import tiny_config, tiny_run
 
 

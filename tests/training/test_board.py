@@ -5,7 +5,7 @@ import pytest
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 
-from gnet_jax.training.board import Board
+from gnet_jax.training.observe.console import Board
 
 
 def events(folder):

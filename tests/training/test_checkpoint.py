@@ -12,11 +12,12 @@ import pytest
 
 from gnet_jax.config import ConfigError, OptimConfig, UserError
 from gnet_jax.model import GoogLeNet
-from gnet_jax.training import checkpoint, collectives
-from gnet_jax.training.checkpoint import Checkpoints, digest
-from gnet_jax.training.guard import LoneError, TrainingError
+from gnet_jax.training.checkpoints import save as checkpoint
+from gnet_jax.training.checkpoints.restore import SavedSteps
+from gnet_jax.training.checkpoints.save import Checkpoints, digest
+from gnet_jax.training.hosts import collectives
+from gnet_jax.training.observe.dead_heads import LoneError, TrainingError
 from gnet_jax.training.optimizer import make_optimizer
-from gnet_jax.training.saved_steps import SavedSteps
 from gnet_jax.training.sharding import data_mesh, put_state, replicated
 from gnet_jax.training.step import create_state
 from tests.tiny import failing_late, tiny_arch, tiny_variables
@@ -310,7 +311,7 @@ def test_a_failed_save_is_told_and_counted_and_the_next_one_succeeds(tmp_path, m
         checkpoints.save(1, small(1), 0.5)
         checkpoints.wait()
         with monkeypatch.context() as patch:
-            patch.setattr("gnet_jax.training.storage.write_digests", failing_late(full))
+            patch.setattr("gnet_jax.training.checkpoints.storage.write_digests", failing_late(full))
             for step in (2, 3):
                 checkpoints.save(step, small(step), 0.9)
                 checkpoints.wait()
@@ -332,7 +333,7 @@ def test_a_failed_save_is_told_and_counted_and_the_next_one_succeeds(tmp_path, m
 @orphans
 def test_an_error_in_the_background_is_told_by_the_next_check(tmp_path, monkeypatch):
     lost = failing_late(OSError("lost"))
-    monkeypatch.setattr("gnet_jax.training.storage.write_digests", lost)
+    monkeypatch.setattr("gnet_jax.training.checkpoints.storage.write_digests", lost)
     said = []
     with Checkpoints(tmp_path, keep_latest=1, tell=said.append) as checkpoints:
         checkpoints.save(1, small(1))

@@ -1,7 +1,7 @@
 import pytest
 
-from gnet_jax.config.launch import Launch
-from gnet_jax.training import cluster
+from gnet_jax.config.command import Launch
+from gnet_jax.training.hosts import start as cluster
 
 SLURM = {
     "SLURM_JOB_ID": "7",

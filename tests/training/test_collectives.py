@@ -1,8 +1,8 @@
 import pytest
 
 from gnet_jax.config import ConfigError, UserError
-from gnet_jax.training import collectives
-from gnet_jax.training.collectives import gather, together
+from gnet_jax.training.hosts import collectives
+from gnet_jax.training.hosts.collectives import gather, together
 
 
 def test_alone_a_host_goes_on():

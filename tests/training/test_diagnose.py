@@ -9,13 +9,13 @@ import pytest
 
 from gnet_jax.config import AugmentConfig, LossConfig, OptimConfig, Preprocessing
 from gnet_jax.data import augment
-from gnet_jax.training.board import Board
 from gnet_jax.training.compiled_steps import CompiledSteps
-from gnet_jax.training.diagnose import Diagnostics, diagnose
 from gnet_jax.training.loop import train
+from gnet_jax.training.observe.console import Board
+from gnet_jax.training.observe.diagnostics import Diagnostics, diagnose
 from gnet_jax.training.optimizer import make_optimizer
-from gnet_jax.training.record import MetricsFile
 from gnet_jax.training.step import create_state, train_step
+from gnet_jax.training.workdir import MetricsFile
 from tests.odd_nets import NestedThrees, Shared, with_block
 from tests.tiny import Linear, linear_params, tiny_batch, tiny_run, tiny_variables
 

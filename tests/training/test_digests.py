@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from gnet_jax.training.digests import (
+from gnet_jax.training.checkpoints.storage import (
     DamageError,
     add_notes,
     check_arrays,

@@ -3,9 +3,9 @@ import types
 import numpy as np
 import pytest
 
-from gnet_jax.training.evaluation import Evaluator
-from gnet_jax.training.guard import TrainingError
-from gnet_jax.training.stop import StopRequest, Vote
+from gnet_jax.training.evaluate import Evaluator
+from gnet_jax.training.hosts.stop import StopRequest, Vote
+from gnet_jax.training.observe.dead_heads import TrainingError
 from tests.tiny import tiny_run
 
 

@@ -8,7 +8,7 @@ import pytest
 from gnet_jax.config import AugmentConfig, ConfigError
 from gnet_jax.data import open_source
 from gnet_jax.training.feed import augmentation, training_batches
-from gnet_jax.training.run import prepare
+from gnet_jax.training.program import prepare
 from gnet_jax.training.step import step_keys
 from tests.tiny import tiny_config
 

@@ -17,7 +17,7 @@ from gnet_jax.training.finetune import (
     matches,
     take_over,
 )
-from gnet_jax.training.run import prepare
+from gnet_jax.training.program import prepare
 from gnet_jax.training.sharding import compile_train_step, data_mesh
 from tests.tiny import tiny_arch, tiny_batch, tiny_config, tiny_variables
 

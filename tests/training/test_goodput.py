@@ -2,8 +2,8 @@ import time
 
 import pytest
 
-from gnet_jax.training.goodput import KINDS, LOST, Stopwatch, goodput, total_seconds
-from gnet_jax.training.report import goodput_line
+from gnet_jax.training.observe.console import goodput_line
+from gnet_jax.training.observe.goodput import KINDS, LOST, Stopwatch, goodput, total_seconds
 
 
 def start(step, reached, saves, **seconds):

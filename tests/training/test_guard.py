@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import pytest
 
 from gnet_jax.config import OptimConfig
-from gnet_jax.training import run as run_module
-from gnet_jax.training.guard import DeadHeadGuard, patience_of
+from gnet_jax.training import program as run_module
 from gnet_jax.training.loop import TrainingError, train
+from gnet_jax.training.observe.dead_heads import DeadHeadGuard, patience_of
 from tests.tiny import tiny_run
 
 HEADS = ("main", "aux4a", "aux4d")

@@ -18,10 +18,10 @@ import train
 from gnet_jax.config import Config
 from gnet_jax.data.batches import _order
 from gnet_jax.model import GoogLeNet
-from gnet_jax.training.checkpoint import Checkpoints, digest
-from gnet_jax.training.run import prepare
+from gnet_jax.training.checkpoints.save import Checkpoints, digest
+from gnet_jax.training.hosts.supervise import newest_step
+from gnet_jax.training.program import prepare
 from gnet_jax.training.sharding import data_mesh
-from gnet_jax.training.supervise import newest_step
 from tests.tiny import tiny_arch
 from tests.training.host_evaluation import counts
 from tests.training.processes import RECIPE, load, start

@@ -6,10 +6,10 @@ import jax
 import pytest
 
 from gnet_jax.config import ConfigError
-from gnet_jax.config.launch import Launch
-from gnet_jax.training import hosts
-from gnet_jax.training.guard import LoneError, TrainingError
-from gnet_jax.training.hosts import EXIT_LOST, HostsError, ending_together, start
+from gnet_jax.config.command import Launch
+from gnet_jax.training.hosts import start as hosts
+from gnet_jax.training.hosts.start import EXIT_LOST, HostsError, ending_together, start
+from gnet_jax.training.observe.dead_heads import LoneError, TrainingError
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from gnet_jax.training.optimizer import (
     make_optimizer,
     warm_rate,
 )
-from gnet_jax.training.run import prepare
+from gnet_jax.training.program import prepare
 from tests.odd_nets import Gain, with_norm
 from tests.tiny import tiny_config
 

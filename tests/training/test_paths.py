@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gnet_jax.cli import main
-from gnet_jax.data.plain_path import plain_path
-from gnet_jax.training.checkpoint import Checkpoints, digest
-from gnet_jax.training.saved_steps import SavedSteps
+from gnet_jax.cli.main import main
+from gnet_jax.config.paths import plain_path
+from gnet_jax.model_folder import read_folder
+from gnet_jax.training.checkpoints.model import read_workdir
+from gnet_jax.training.checkpoints.restore import SavedSteps
+from gnet_jax.training.checkpoints.save import Checkpoints, digest
 from gnet_jax.training.sharding import data_mesh, replicated
-from gnet_jax.weights import read_folder
-from gnet_jax.weights.workdir import read_workdir
 from tests.training.processes import start
 
 ODD = [*"[]{}()*?\\#%\"'`$&;:|<>!~^@ \n\t\r", *map(chr, range(0xDC80, 0xDCFF, 9)), "é", "猫", "..."]

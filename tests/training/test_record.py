@@ -8,7 +8,7 @@ from unittest import mock
 import pytest
 
 from gnet_jax.config import Config, ConfigError
-from gnet_jax.training.record import BusyError, MetricsFile, add_start, locked, open_workdir
+from gnet_jax.training.workdir import BusyError, MetricsFile, add_start, locked, open_workdir
 
 PRINTS = {"train": "aa", "val": "bb"}
 

@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from gnet_jax.training.report import LastingConsole, Meter, Reporter, duration
+from gnet_jax.training.observe.console import LastingConsole, Meter, Reporter, duration
 
 VALUES = {
     "train/aux4a_loss": 2.0,

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from gnet_jax.data import DataError
-from gnet_jax.training.sharding import data_mesh
-from gnet_jax.training.stop import (
+from gnet_jax.training.hosts.stop import (
     FAULT,
     Ahead,
     Spared,
@@ -14,6 +13,7 @@ from gnet_jax.training.stop import (
     abstract_flag,
     voting_train_step,
 )
+from gnet_jax.training.sharding import data_mesh
 
 
 class Told:

@@ -3,13 +3,19 @@
 import os
 import re
 
-from gnet_jax.config.names import typed_path
-from gnet_jax.config.recipe import load_recipe, recipe_names
+from gnet_jax.config.recipes import load_recipe, recipe_names
+from gnet_jax.config.text import typed_path
 from gnet_jax.data.sources.digits import DigitsSource
 from gnet_jax.data.sources.folder import FolderSource
 from gnet_jax.data.sources.npz import SPLITS, NpzSource
-from gnet_jax.data.sources.source import DataError, Example, MissingSplitError, Source, Split
-from gnet_jax.data.sources.subset import SubsetSource
+from gnet_jax.data.sources.source import (
+    DataError,
+    Example,
+    MissingSplitError,
+    Source,
+    Split,
+    SubsetSource,
+)
 from gnet_jax.data.sources.tfds import TfdsSource
 
 __all__ = [

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from gnet_jax.config.paths import plain_path
 from gnet_jax.data.decode import ImageError
-from gnet_jax.data.plain_path import plain_path
 from gnet_jax.data.sources.source import DataError, Example, MissingSplitError, Split, digest
 from gnet_jax.data.sources.tfrecord import THREADS, TfRecords
 from gnet_jax.data.sources.walk import LeftOut

@@ -17,7 +17,7 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 
-from gnet_jax.config.home import cache_folder
+from gnet_jax.config.paths import cache_folder
 from gnet_jax.data.decode import ImageError
 from gnet_jax.data.progress import progress_line
 from gnet_jax.data.sources.source import DataError, digest

@@ -1,0 +1,196 @@
+"""A model folder's network in other formats, each read back and compared before it counts.
+
+Every format computes in float32 and gives logits; what it takes is an image that is already
+normalised (`gnet_jax.data.preprocess`), or, for the two formats of tensors, nothing.
+
+    .onnx          main head; "input" (N, 3, S, S), channels first, to "logits" (N, classes)
+    .stablehlo     main head; (N, S, S, 3), channels last, to (N, classes); cpu, cuda and tpu in one
+                   file, for `jax.export.deserialize(bytes).call`, which needs nothing but jax
+    .safetensors   every variable under its own name, the folder's config in the metadata
+    .pth           the variant "torchvision" only: a state dict for torchvision.models.googlenet
+"""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gnet_jax.config import UserError
+from gnet_jax.config.recipes import needs
+from gnet_jax.convert.torch_file import read_torch, write_torch
+from gnet_jax.convert.torchvision import from_torchvision, to_torchvision
+from gnet_jax.model import GoogLeNet, strip_aux
+from gnet_jax.model_folder.folder import (
+    WEIGHTS_FILE,
+    ModelFolder,
+    config_of,
+    folder_of,
+    is_model_folder,
+    json_text,
+)
+from gnet_jax.model_folder.tensor_file import read_tensors, write_tensors
+from gnet_jax.model_folder.variables import flatten, unflatten
+
+TOLERANCE = 1e-4  # largest difference that passes, as a share of the largest logit
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+Run = Callable[[np.ndarray], np.ndarray]  # normalised images (B, S, S, 3) to logits (B, K)
+
+
+class ExportError(UserError):
+    """A file that cannot be written, or does not compute what the network does."""
+
+
+def export(folder: ModelFolder, out: str | Path) -> float:
+    """Write the network in the format that the suffix of `out` names, and run what was written.
+
+    Returns:
+        The largest difference to the network's own logits over random images in batches of 1 and
+        3, as a share of the largest logit.
+
+    Raises:
+        ExportError: for an unknown suffix, a missing package, a place that cannot be written, the
+            weights of a model folder, or a difference above `TOLERANCE`; nothing is left at `out`
+            then, save an older file.
+        WeightsError: if the format cannot hold this net.
+    """
+    out = Path(out).expanduser()
+    if out.suffix not in _WRITERS:
+        raise ExportError(f"cannot export to {out.name}; the suffixes are {', '.join(_WRITERS)}")
+    if out.name == WEIGHTS_FILE and is_model_folder(out.parent):
+        raise ExportError(
+            f"{out} is the weights of a model folder, which would be lost; name another file"
+        )
+    # The suffix stays: some readers go by it.
+    unfinished = out.with_name(f".{out.stem}-{os.getpid()}{out.suffix}")
+    # A network that computes in bfloat16 is exported, and compared, in float32.
+    variables = unflatten(flatten(folder.variables))
+    folder = dataclasses.replace(
+        folder, model=folder.model.clone(dtype=jnp.float32), variables=variables
+    )
+    try:
+        with jax.default_device(_exact_device()):
+            difference = _largest_difference(folder, _WRITERS[out.suffix](folder, unfinished))
+        if not difference <= TOLERANCE:
+            raise ExportError(
+                f"{out} was not kept: its logits differ from the network's by {difference:.1e} of "
+                f"the largest, above {TOLERANCE:.0e}"
+            )
+        unfinished.replace(out)
+    except OSError as error:
+        raise ExportError(f"cannot write {out}: {error.strerror}") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return difference
+
+
+def _exact_device() -> Any:
+    """A CPU, whose float32 products are not rounded to fewer bits as a GPU's and a TPU's are."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS leaves it out: then on what there is
+        return None
+
+
+def _largest_difference(folder: ModelFolder, written: Run | ModelFolder) -> float:
+    """Between the logits of `folder` and of `written`, as a share of the largest logit.
+
+    A program is run on a batch of one and on one of three. Tensors that were read back must be the
+    same bits, the auxiliary heads' too, and are run by the network itself.
+    """
+    p, logits = folder.preprocessing, jax.jit(partial(_logits, folder.model))
+    pixels = np.random.default_rng(0).integers(0, 256, (3, p.image_size, p.image_size, 3))
+    x_BHWC = ((pixels - np.array(p.mean)) / np.array(p.std)).astype(np.float32)
+    expected_BK = np.asarray(logits(_without_heads(folder), x_BHWC))
+    if isinstance(written, ModelFolder):
+        own, read = flatten(folder.variables), flatten(written.variables)
+        if written.model != folder.model or not _same(own, read):
+            return math.inf
+        found = [np.asarray(logits(_without_heads(written), x_BHWC))]
+    else:
+        found = [written(x_BHWC[:1]), written(x_BHWC)]
+    scale = float(np.abs(expected_BK).max()) or 1.0
+    # np.max, unlike max, hands a NaN on wherever it stands.
+    return float(np.max([np.abs(f_BK - expected_BK[: len(f_BK)]).max() for f_BK in found])) / scale
+
+
+def _same(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> bool:
+    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def _logits(model: GoogLeNet, variables: Any, x_BHWC: jax.Array) -> jax.Array:
+    outputs: Any = model.apply(variables, x_BHWC)
+    return outputs.logits
+
+
+def _without_heads(folder: ModelFolder) -> dict[str, Any]:
+    return {group: strip_aux(tree) for group, tree in folder.variables.items()}
+
+
+def _write_onnx(folder: ModelFolder, out: Path) -> Run:
+    try:
+        import onnx
+        import onnxruntime
+
+        from gnet_jax.convert.onnx_graph import onnx_model
+    except ImportError as error:
+        raise ExportError(needs("export to .onnx", error, "export")) from error
+    size = folder.preprocessing.image_size
+    metadata = {"config": json_text(config_of(folder))}
+    onnx.save(onnx_model(folder.model.arch, flatten(folder.variables), size, metadata), out)
+    session = onnxruntime.InferenceSession(out.read_bytes(), providers=["CPUExecutionProvider"])
+
+    def run(x_BHWC: np.ndarray) -> np.ndarray:
+        (logits,) = session.run(["logits"], {"input": x_BHWC.transpose(0, 3, 1, 2)})
+        return np.asarray(logits)
+
+    return run
+
+
+def _write_stablehlo(folder: ModelFolder, out: Path) -> Run:
+    try:
+        import flatbuffers  # noqa: F401  (jax.export writes with it)
+        from jax import export as jax_export
+    except ImportError as error:
+        raise ExportError(needs("export to .stablehlo", error, "export")) from error
+    variables = jax.tree.map(jnp.asarray, _without_heads(folder))
+    size = folder.preprocessing.image_size
+    images = jax.ShapeDtypeStruct(
+        jax_export.symbolic_shape(f"batch, {size}, {size}, 3"), jnp.float32
+    )
+    logits = jax.jit(partial(_logits, folder.model, variables))
+    out.write_bytes(jax_export.export(logits, platforms=PLATFORMS)(images).serialize(vjp_order=0))
+    read = jax_export.deserialize(bytearray(out.read_bytes()))
+    return lambda x_BHWC: np.asarray(read.call(x_BHWC))
+
+
+def _write_safetensors(folder: ModelFolder, out: Path) -> ModelFolder:
+    config = json_text(config_of(folder))
+    write_tensors(out, flatten(folder.variables), {"format": "gnet_jax", "config": config})
+    tensors, metadata = read_tensors(out)
+    return folder_of(json.loads(metadata["config"]), tensors, out)
+
+
+def _write_pth(folder: ModelFolder, out: Path) -> ModelFolder:
+    write_torch(out, to_torchvision(folder.model.arch, flatten(folder.variables)))
+    arch, flat = from_torchvision(read_torch(out), str(out))
+    # Dropout is not in the file; what shapes the network is.
+    rates = {name: getattr(folder.model.arch, name) for name in ("dropout", "aux_dropout")}
+    model = GoogLeNet(dataclasses.replace(arch, **rates))
+    return dataclasses.replace(folder, model=model, variables=unflatten(flat))
+
+
+_WRITERS: dict[str, Callable[[ModelFolder, Path], Run | ModelFolder]] = {
+    ".onnx": _write_onnx,
+    ".stablehlo": _write_stablehlo,
+    ".safetensors": _write_safetensors,
+    ".pth": _write_pth,
+}

@@ -1,0 +1,305 @@
+"""torch's files of tensors, read without torch and without running what is in them.
+
+A .pth file is a pickle, and a pickle is a program. The reader knows a few names, which stand for
+tensors, dicts and the plain data that trainers save beside them; a file that asks for any other is
+refused before anything is called.
+"""
+
+import functools
+import math
+import pickle
+import struct
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from gnet_jax.model_folder.variables import WeightsError
+
+_STORAGES = {
+    "FloatStorage": np.dtype("<f4"),
+    "DoubleStorage": np.dtype("<f8"),
+    "HalfStorage": np.dtype("<f2"),
+    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+    "LongStorage": np.dtype("<i8"),
+    "IntStorage": np.dtype("<i4"),
+    "ShortStorage": np.dtype("<i2"),
+    "CharStorage": np.dtype("<i1"),
+    "ByteStorage": np.dtype("<u1"),  # states of random generators
+    "BoolStorage": np.dtype("?"),
+}
+_LEGACY_MAGIC = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."  # torch before 1.6
+_LARGEST_PICKLE = 16_000_000  # bytes of names and shapes; those of GoogLeNet take 40 kB
+_MOST_SHARED = 8  # times over that tensors may name the numbers of the storages
+_PLAIN = {"set", "frozenset", "complex", "bytearray", "list", "dict", "int", "float"}
+# Plain data of checkpoints (options, scores, paths), never read: module, names in it.
+_BESIDE = {
+    "argparse": {"Namespace"},
+    "collections": {"Counter"},
+    "builtins": _PLAIN,
+    "__builtin__": _PLAIN,  # the same in the pickles of Python 2's protocols
+    "_codecs": {"encode"},  # the bytes of NumPy's numbers
+    "numpy": {"dtype", "ndarray"},
+    "numpy.core.multiarray": {"scalar", "_reconstruct"},
+    "numpy._core.multiarray": {"scalar", "_reconstruct"},
+    "pathlib": {"Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"},
+    "pathlib._local": {"PosixPath", "WindowsPath"},
+    "datetime": {"datetime", "timedelta"},
+    "torch": {"Size", "device", "strided"}
+    | {"float16", "float32", "float64", "bfloat16", "int32", "int64", "uint8", "bool"},
+    "torch.serialization": {"_get_layout"},
+    "pytorch_lightning.utilities.parsing": {"AttributeDict"},
+    "lightning.fabric.utilities.data": {"AttributeDict"},
+    "lightning_fabric.utilities.data": {"AttributeDict"},
+}
+
+
+class _Storage(NamedTuple):
+    kind: str  # a key of _STORAGES
+    key: str
+    size: int  # elements
+
+
+class _Tensor(NamedTuple):
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+class _Ignored:
+    """Takes the place of an object in `_BESIDE`; what a pickle puts into it is not kept."""
+
+    def __new__(cls, *_: Any, **__: Any) -> "_Ignored":
+        return super().__new__(cls)
+
+    def __setitem__(self, *_: Any) -> None: ...
+
+    def __setstate__(self, _: Any) -> None: ...
+
+    def extend(self, _: Any) -> None: ...
+
+    append = extend
+
+
+class _Unpickler(pickle.Unpickler):
+    """Builds strings, numbers, dicts and `_Tensor`s, ignores plain data, refuses the rest."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "torch" and name in _STORAGES:
+            return name
+        if name in _BESIDE.get(module, ()):
+            return _Ignored
+        # Bound methods, on which a pickle can set no attribute.
+        known: dict[tuple[str, str], Any] = {
+            ("collections", "OrderedDict"): OrderedDict,
+            ("collections", "defaultdict"): self._dict,
+            ("torch._utils", "_rebuild_tensor_v2"): self._tensor,
+            ("torch._utils", "_rebuild_parameter"): self._parameter,
+            ("torch._utils", "_rebuild_parameter_with_state"): self._parameter,
+        }
+        if (module, name) not in known:
+            raise WeightsError(
+                f"asks for {module}.{name}, which is no tensor, and was refused; nothing was run. "
+                "Save only the weights: torch.save(model.state_dict(), PATH)"
+            )
+        return known[module, name]
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        match pid:
+            case ("storage", str(kind), str(key), _, int(size), *views) if kind in _STORAGES:
+                if not any(views):
+                    return _Storage(kind, key, size)
+        raise WeightsError(f"refers to {str(pid)[:80]}, which is no storage of tensors")
+
+    def _tensor(self, storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Tensor:
+        numbers = (offset, *shape, *strides)
+        if not isinstance(storage, _Storage) or not all(type(n) is int and n >= 0 for n in numbers):
+            raise WeightsError(
+                "describes a tensor by what is no storage, offset, shape and strides"
+            )
+        if len(shape) != len(strides):
+            raise WeightsError(f"gives a tensor of shape {shape} the strides {strides}")
+        return _Tensor(storage, offset, tuple(shape), tuple(strides))
+
+    def _parameter(self, tensor: Any, *_: Any) -> Any:
+        return tensor
+
+    def _dict(self, *_: Any) -> dict[Any, Any]:
+        return {}
+
+
+def is_torch_file(path: Path) -> bool:
+    """Whether the file is of one of torch's two formats, told by content."""
+    with path.open("rb") as file:
+        head = file.read(len(_LEGACY_MAGIC))
+    if head == _LEGACY_MAGIC:
+        return True
+    return head.startswith(b"PK\x03\x04")  # a zip archive
+
+
+def read_torch(path: Path) -> dict[str, np.ndarray]:
+    """Every tensor of the file by name, floats as float32; nothing in the file is executed.
+
+    A tensor in a dict inside of the file's dict has the keys on the way before its name, with a
+    slash after each: "state_dict/conv1.conv.weight", "optimizer/state/0/exp_avg".
+
+    Raises:
+        WeightsError: if the file asks for anything but tensors and plain data (naming it), is
+            damaged, cut short, or holds no tensor.
+    """
+    try:
+        with path.open("rb") as file:
+            read = _read_legacy if file.read(2) == _LEGACY_MAGIC[:2] else _read_zip
+            file.seek(0)
+            value, bytes_of = read(file)
+            found = _tensors(value)
+            if not found:
+                raise WeightsError("holds no state dict; save model.state_dict()")
+            _refuse_repeated(found.values())
+            bytes_of = functools.lru_cache(1)(bytes_of)  # tensors may be views of one storage
+            return {name: _array(t, bytes_of) for name, t in found.items()}
+    except WeightsError as error:
+        raise WeightsError(f"{path} {error}") from error
+    except OSError as error:
+        raise WeightsError(f"cannot read {path}: {error.strerror or error}") from error
+    except Exception as error:  # a damaged pickle can raise anything
+        raise WeightsError(f"{path} is damaged or cut short; copy or download it again") from error
+
+
+def _read_zip(file: BinaryIO) -> tuple[Any, Callable[[_Storage], bytes]]:
+    archive = zipfile.ZipFile(file)
+    members = {info.filename: info for info in archive.infolist()}
+    roots = [name.removesuffix("data.pkl") for name in members if name.endswith("/data.pkl")]
+    if len(roots) != 1:
+        raise WeightsError("is a zip archive, but not one of torch's: it has no data.pkl")
+    (root,) = roots
+    order = members.get(f"{root}byteorder")
+    if order is not None and order.file_size < 100 and archive.read(order) != b"little":
+        raise WeightsError("was written on a big-endian machine, which is not supported")
+    data = members[f"{root}data.pkl"]
+    if data.file_size > _LARGEST_PICKLE:
+        raise WeightsError(f"has a pickle of {data.file_size} bytes; {_LARGEST_PICKLE} are read")
+
+    def bytes_of(storage: _Storage) -> bytes:
+        info = members.get(f"{root}data/{storage.key}")
+        if info is None or info.compress_type != zipfile.ZIP_STORED:
+            raise WeightsError(f"lacks the data of storage {storage.key}, or has them compressed")
+        return archive.read(info)
+
+    with archive.open(data) as stream:
+        return _Unpickler(stream).load(), bytes_of
+
+
+def _read_legacy(file: BinaryIO) -> tuple[Any, Callable[[_Storage], bytes]]:
+    """Five pickles (magic number, version, machine, state dict, keys), then each key's data."""
+    if file.read(len(_LEGACY_MAGIC)) != _LEGACY_MAGIC:
+        raise WeightsError("is a pickle, but not one of torch's")
+    version, machine = _Unpickler(file).load(), _Unpickler(file).load()
+    if version != 1001 or not machine.get("little_endian"):
+        raise WeightsError(f"is of version {version}, or from a big-endian machine: not supported")
+    found: dict[str, _Storage] = {}
+
+    class Recording(_Unpickler):
+        def persistent_load(self, pid: Any) -> _Storage:
+            storage = super().persistent_load(pid)
+            return found.setdefault(storage.key, storage)
+
+    value, keys = Recording(file).load(), _Unpickler(file).load()
+    data = {}
+    for key in keys:
+        (size,) = struct.unpack("<q", file.read(8))
+        storage = found[key]
+        if size != storage.size:
+            raise WeightsError(f"has {size} elements in a storage of {storage.size}")
+        data[key] = file.read(size * _STORAGES[storage.kind].itemsize)
+    return value, lambda storage: data[storage.key]
+
+
+def _tensors(value: Any) -> dict[str, _Tensor]:
+    """The tensors in nested dicts and lists; each of these is entered once, wherever it stands."""
+    found: dict[str, _Tensor] = {}
+    seen: set[int] = set()
+    waiting = [("", value)]
+    for path, container in waiting:  # which grows
+        if id(container) in seen or not isinstance(container, dict | list | tuple):
+            continue
+        seen.add(id(container))
+        entries = container.items() if isinstance(container, dict) else enumerate(container)
+        for key, child in entries:
+            if isinstance(child, _Tensor):
+                found[f"{path}{key}"] = child
+            else:
+                waiting.append((f"{path}{key}/", child))
+    return found
+
+
+def _refuse_repeated(tensors: Iterable[_Tensor]) -> None:
+    """Views share a storage, which is fine; a small file that names one a million times is not."""
+    tensors = list(tensors)
+    stored = sum({t.storage.key: t.storage.size for t in tensors}.values())
+    named = sum(math.prod(t.shape) for t in tensors)
+    if named > _MOST_SHARED * stored:
+        raise WeightsError(
+            f"has tensors of {named} numbers in storages of {stored}, more than {_MOST_SHARED} "
+            "times over; a GoogLeNet shares none"
+        )
+
+
+def _array(tensor: _Tensor, bytes_of: Callable[[_Storage], bytes]) -> np.ndarray:
+    storage, dtype = tensor.storage, _STORAGES[tensor.storage.kind]
+    data = bytes_of(storage)
+    last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.strides, strict=True))
+    # numel <= size keeps an expanded tensor (stride 0) from taking all memory
+    numel = math.prod(tensor.shape)
+    if len(data) != storage.size * dtype.itemsize:
+        raise WeightsError(f"has {len(data)} bytes in a storage of {storage.size} elements")
+    if numel > storage.size or (numel and tensor.offset + last >= storage.size):
+        raise WeightsError(f"has a tensor of shape {tensor.shape} in {storage.size} elements")
+    flat = np.frombuffer(data, dtype)[tensor.offset :]
+    strides = tuple(stride * dtype.itemsize for stride in tensor.strides)
+    array = np.lib.stride_tricks.as_strided(flat, tensor.shape, strides, writeable=False)
+    return array.copy() if dtype.kind in "biu" else array.astype(np.float32)
+
+
+def write_torch(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Write float32 and int64 arrays as a state dict that `torch.load(weights_only=True)` reads."""
+    whole = {name: np.array(v, order="C") for name, v in tensors.items()}  # keeps 0 dimensions
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("archive/data.pkl", _pickled(whole))
+        archive.writestr("archive/byteorder", "little")
+        for key, array in enumerate(whole.values()):
+            archive.writestr(f"archive/data/{key}", array.tobytes())
+        archive.writestr("archive/version", "3\n")
+
+
+def _pickled(tensors: Mapping[str, np.ndarray]) -> bytes:
+    """An OrderedDict of torch tensors, opcode by opcode: the names in it need torch to exist."""
+
+    def glob(module: str, name: str) -> bytes:
+        return pickle.GLOBAL + f"{module}\n{name}\n".encode()
+
+    def text(value: str) -> bytes:
+        return pickle.BINUNICODE + struct.pack("<I", len(value.encode())) + value.encode()
+
+    def number(value: int) -> bytes:
+        return pickle.BININT + struct.pack("<i", value)
+
+    def numbers(values: tuple[int, ...]) -> bytes:
+        return pickle.MARK + b"".join(map(number, values)) + pickle.TUPLE
+
+    empty = glob("collections", "OrderedDict") + pickle.EMPTY_TUPLE + pickle.REDUCE
+    kinds = {np.dtype("float32"): "FloatStorage", np.dtype("int64"): "LongStorage"}
+    out = [pickle.PROTO, b"\x02", empty, pickle.MARK]
+    for key, (name, array) in enumerate(tensors.items()):
+        strides = tuple(stride // array.itemsize for stride in array.strides)
+        storage = glob("torch", kinds[array.dtype]) + text(str(key)) + text("cpu")
+        out += [text(name), glob("torch._utils", "_rebuild_tensor_v2"), pickle.MARK]
+        out += [pickle.MARK, text("storage"), storage, number(array.size), pickle.TUPLE]
+        out += [pickle.BINPERSID, number(0), numbers(array.shape), numbers(strides)]
+        out += [pickle.NEWFALSE, empty, pickle.TUPLE, pickle.REDUCE]
+    return b"".join([*out, pickle.SETITEMS, pickle.STOP])

@@ -1,0 +1,1 @@
+"""Write data sets in the layout of tensorflow-datasets."""

@@ -1,0 +1,171 @@
+"""Pictures of what is inside a network: filters, activations, and where each head looks.
+
+Shapes: H height, W width, C channels, F filters.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from gnet_jax.config import UserError, choose, suggestion
+from gnet_jax.data import preprocess
+from gnet_jax.data.augment import CHANNEL_STEPS
+from gnet_jax.data.decode import central_crop
+from gnet_jax.inference.cam import ActivationMap, HeadMapper, draw
+from gnet_jax.inference.lettering import letter
+from gnet_jax.inference.predict import TrainedModel
+from gnet_jax.lab.cost.ledger import network_ledger
+from gnet_jax.model import endpoints
+from gnet_jax.model_folder.variables import flatten
+
+SHOWN = 64  # channels of an endpoint, the strongest
+DEFAULT = ("conv1/7x7_s2", "inception_3a/output", "inception_4a/output", "inception_5b/output")
+
+
+def draw_inside(
+    trained: TrainedModel,
+    picture: Image.Image,
+    folder: Path,
+    names: Sequence[str] = (),
+    index: int | None = None,
+) -> list[Path]:
+    """Draw first-layer filters, activations of endpoints and the maps of every head.
+
+    Args:
+        trained: the model.
+        picture: to look at.
+        folder: to write filters.png, heads.png and a picture of each endpoint into.
+        names: of endpoints, Caffe's; none are four from the first to the last.
+        index: of the class that is mapped; None is the likeliest.
+
+    Returns:
+        The files.
+
+    Raises:
+        UserError: for an unknown endpoint or class, a folder that cannot be written, or a first
+            layer whose filters are not colours.
+        ImageError: for a picture too narrow to resize.
+    """
+    square = central_crop(picture, trained.preprocessing)
+    found = activations(trained, square)
+    wanted = [name for name in names or DEFAULT if names or name in found]
+    for name in wanted:
+        if name not in found:
+            raise UserError(f"there is no endpoint {name!r}; {suggestion(name, found)}")
+    kernel = first_kernel(trained)
+    figures: dict[str, Image.Image | Figure] = {
+        "filters.png": filters_figure(kernel, trained.preprocessing.channels),
+        "heads.png": heads_picture(HeadMapper(trained)(picture, index)),
+    }
+    for name in wanted:
+        figures[f"{name.replace('/', '-')}.png"] = activation_figure(name, found[name])
+    files = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, figure in figures.items():
+            file = folder / name
+            if isinstance(figure, Figure):
+                letter(figure)
+                figure.savefig(file, dpi=110)
+            else:
+                figure.save(file)
+            files.append(file)
+    except OSError as error:
+        raise UserError(f"cannot write into {folder}: {error.strerror}") from error
+    return files
+
+
+def first_kernel(trained: TrainedModel) -> np.ndarray:
+    """The kernel (H, W, 3, F) of the convolution that sees the image.
+
+    Raises:
+        UserError: naming the network's first layer if it is not such a convolution.
+    """
+    first = network_ledger(trained.model, trained.preprocessing.image_size).layers[0]
+    params = flatten({"params": trained.variables["params"]})
+    for name in (f"params/{first.name}/conv/kernel", f"params/{first.name}/kernel"):
+        if name in params and params[name].ndim == 4 and params[name].shape[2] == 3:
+            return params[name]
+    raise UserError(
+        f"the network's first layer is {first.name}, which is not a convolution of the image's 3 "
+        "channels; its filters cannot be drawn"
+    )
+
+
+def activations(trained: TrainedModel, square: np.ndarray) -> dict[str, np.ndarray]:
+    """Every endpoint's output for one uint8 square (H, W, 3), by Caffe's name."""
+
+    @jax.jit
+    def run(variables: Any, square_HWC: jax.Array) -> dict[str, jax.Array]:
+        x = preprocess(square_HWC[None], preprocessing=trained.preprocessing)
+        return {name: value[0] for name, value in endpoints(trained.model, variables, x).items()}
+
+    return {name: np.asarray(value) for name, value in run(trained.variables, square).items()}
+
+
+def filters_figure(kernel_HWCF: np.ndarray, channels: str) -> Figure:
+    """The filters of the first layer as colours; grey is a weight of zero.
+
+    Args:
+        kernel_HWCF: (H, W, 3, F).
+        channels: their order, RGB or BGR.
+    """
+    kernel_HWCF = kernel_HWCF[:, :, choose("channels", channels, CHANNEL_STEPS)]
+    tiles = [
+        0.5 + 0.5 * tile / max(float(np.abs(tile).max()), 1e-12)
+        for tile in np.moveaxis(kernel_HWCF, -1, 0)
+    ]
+    size = "x".join(map(str, kernel_HWCF.shape[:2]))
+    return _montage(tiles, f"first layer: {len(tiles)} filters of {size}, each on its own scale")
+
+
+def activation_figure(name: str, value: np.ndarray) -> Figure:
+    """The strongest channels of an endpoint as pictures on one scale, or a vector as bars."""
+    if value.ndim == 1:
+        figure = Figure(figsize=(8, 3), layout="constrained")
+        axes = figure.subplots()
+        axes.bar(range(len(value)), value, width=1.0, color="#0072b2")
+        axes.set(title=f"{name}: {len(value)} values", xlabel="index")
+        axes.spines[["top", "right"]].set_visible(False)
+        return figure
+    strength = value.mean(axis=(0, 1))
+    order = np.argsort(-strength)[:SHOWN]
+    dead = int(np.all(value == 0, axis=(0, 1)).sum())
+    height, width, channels = value.shape
+    title = f"{name}: {channels} channels of {height}x{width}, {dead} of them zero everywhere"
+    if channels > SHOWN:
+        title += f"; the {SHOWN} strongest"
+    return _montage([value[..., place] for place in order], title, top=float(value.max()))
+
+
+def heads_picture(maps: Mapping[str, ActivationMap]) -> Image.Image:
+    """The maps of all heads side by side, each with its head's name and probability."""
+    drawn = []
+    for head, found in maps.items():
+        label = f"{head}: {found.guess['label']}"
+        drawn.append(draw(found._replace(guess={**found.guess, "label": label})))
+    gap = 12
+    width = sum(each.width for each in drawn) + gap * (len(drawn) - 1)
+    whole = Image.new("RGB", (width, drawn[0].height), "white")
+    for place, each in enumerate(drawn):
+        whole.paste(each, (place * (each.width + gap), 0))
+    return whole
+
+
+def _montage(tiles: Sequence[np.ndarray], title: str, top: float | None = None) -> Figure:
+    """Tiles in rows: colours in 0..1 (H, W, 3), or grey (H, W) from 0 to `top`."""
+    columns = min(16, max(1, round((2 * len(tiles)) ** 0.5)))
+    rows = -(-len(tiles) // columns)
+    figure = Figure(figsize=(0.75 * columns + 0.2, 0.75 * rows + 0.5), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for axes, tile in zip(grid.flat, tiles, strict=False):
+        axes.imshow(tile, cmap="inferno", vmin=0.0, vmax=top, interpolation="nearest")
+    figure.suptitle(title, fontsize=9, wrap=True)
+    return figure

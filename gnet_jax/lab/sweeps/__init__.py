@@ -1,0 +1,1 @@
+"""Ablations: run them, compare them, report them."""

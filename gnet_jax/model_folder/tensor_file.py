@@ -1,0 +1,73 @@
+"""Safetensors files: named arrays behind a JSON header, with nothing in them that could run."""
+
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import safetensors
+from safetensors.numpy import save
+
+from gnet_jax.model_folder.variables import WeightsError
+
+_DTYPES = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "I16": np.dtype("<i2"),
+    "I8": np.dtype("i1"),
+    "U8": np.dtype("u1"),
+    "BOOL": np.dtype("?"),
+}
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether the file's beginning is that of a safetensors file."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    if len(head) < 9:
+        return False
+    (length,) = struct.unpack("<Q", head[:8])
+    return head[8:] == b"{" and 2 <= length < 100_000_000
+
+
+def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The arrays of a safetensors file by name, and its metadata; floats come as float32.
+
+    Raises:
+        WeightsError: if the file is missing, damaged, cut short, or of another kind.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise WeightsError(f"cannot read {path}: {error.strerror}") from error
+    try:
+        entries = safetensors.deserialize(data)
+    except safetensors.SafetensorError as error:
+        raise WeightsError(
+            f"{path} is not a whole safetensors file ({error}); copy or download it again"
+        ) from error
+    tensors = {}
+    for name, entry in entries:
+        if entry["dtype"] not in _DTYPES:
+            raise WeightsError(
+                f"{path}: {name} is of type {entry['dtype']}; these are read: {', '.join(_DTYPES)}"
+            )
+        dtype = _DTYPES[entry["dtype"]]
+        array = np.frombuffer(entry["data"], dtype).reshape(entry["shape"])
+        tensors[name] = array if dtype.kind in "biu" else array.astype(np.float32)
+    (length,) = struct.unpack("<Q", data[:8])
+    return tensors, json.loads(data[8 : 8 + length]).get("__metadata__", {})
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]
+) -> None:
+    """Write `tensors` under their names; `metadata` is text that readers may look at."""
+    whole = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+    path.write_bytes(save(whole, metadata=dict(metadata)))

@@ -1,0 +1,1 @@
+"""Several hosts: start, agree and stop together."""

@@ -1,0 +1,71 @@
+"""Small networks, and real data where the machine has them."""
+
+import dataclasses
+import os
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gnet_jax.config import Preprocessing
+from gnet_jax.model import GoogLeNet, architecture
+from gnet_jax.model_folder import ModelFolder
+from gnet_jax.model_folder.variables import expected_shapes, unflatten
+
+
+def shared(name: str) -> Path:
+    """A file of the data folder beside the checkout; skips the test where it is absent."""
+    beside = Path(__file__).parents[2] / "../shared/data"
+    file = Path(os.environ.get("GNET_SHARED_DATA", beside)) / name
+    if not file.is_file():
+        pytest.skip(f"{name} is not in {file.parent} (GNET_SHARED_DATA names another folder)")
+    return file
+
+
+def photos(count: int) -> list[bytes]:
+    """The first `count` JPEG files of the clothing set's test split."""
+    with tarfile.open(shared("clothing-small.tar")) as tar:
+        members = sorted(m.name for m in tar if m.name.endswith(".jpg") and "test/" in m.name)
+        spread = members[:: len(members) // count][:count]
+        return [tar.extractfile(name).read() for name in spread]
+
+
+def random_variables(model: GoogLeNet, image_size: int) -> dict:
+    """Random variables that keep activations of size one, variances above zero among them."""
+    generator = np.random.default_rng(0)
+    flat = {}
+    for name, shape in expected_shapes(model, image_size).items():
+        if name.endswith("kernel"):
+            bound = (6 / np.prod(shape[:-1])) ** 0.5
+            value = generator.uniform(-bound, bound, shape)
+        else:
+            value = generator.uniform(0.5, 1.5, shape) - (1 if name.endswith("bias") else 0)
+        flat[name] = value.astype(np.float32)
+    return unflatten(flat)
+
+
+@pytest.fixture
+def small() -> ModelFolder:
+    """A narrow net with auxiliary heads for 32x32 images of three classes."""
+    return small_folder()
+
+
+def small_folder(variant: str = "paper", image_size: int = 32, **knobs) -> ModelFolder:
+    """A narrow net of three blocks, with random variables, for images of three classes."""
+    knobs = {"width_multiplier": 1 / 16, "stem": "small", "aux_after": ()} | knobs
+    arch = architecture(variant, 3, **knobs)
+    if arch.head == "average_pool":  # compile time is test time; the other head reads 5b's width
+        arch = dataclasses.replace(arch, widths={b: arch.widths[b] for b in ("3a", "4a", "5a")})
+    model = GoogLeNet(arch)
+    preprocessing = Preprocessing(image_size=image_size, resize_to=image_size, channels="BGR")
+    names = ("ant", "bee", "crane, größer")
+    source = {"file": "none", "format": "test", "sha256": "0"}
+    variables = random_variables(model, image_size)
+    return ModelFolder(model, variables, preprocessing, names, source)
+
+
+@pytest.fixture(scope="session")
+def caffemodel() -> Path:
+    """The published Caffe weights."""
+    return shared("bvlc_googlenet.caffemodel")

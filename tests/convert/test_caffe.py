@@ -1,0 +1,171 @@
+"""The .caffemodel reader against what Caffe computed, and against OpenCV's reader."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gnet_jax.convert.caffe import PREPROCESSING, from_caffe, is_caffemodel, read_caffemodel
+from gnet_jax.model import GoogLeNet, endpoints
+from gnet_jax.model_folder import WeightsError
+from gnet_jax.model_folder.variables import unflatten
+from tests.convert.caffe_files import caffemodel_bytes, prototxt, random_layers
+from tests.convert.conftest import shared
+
+
+@pytest.fixture(scope="module")
+def blobs_and_endpoints(caffemodel):
+    blobs = dict(np.load(shared("caffe_blobs_227.npz")))
+    arch, flat = from_caffe(read_caffemodel(caffemodel), "file")
+    images = jnp.asarray(blobs.pop("data"))[None]
+    model = GoogLeNet(arch)
+    found = jax.jit(lambda v, x: endpoints(model, v, x))(unflatten(flat), images)
+    return blobs, {name.replace("/", "_"): np.asarray(x)[0] for name, x in found.items()}
+
+
+def test_every_blob_is_what_caffe_computed(blobs_and_endpoints):
+    blobs, found = blobs_and_endpoints
+    assert len(blobs) == 84
+    for name, blob in blobs.items():
+        limit = 1e-4 * np.abs(blob).max()
+        np.testing.assert_allclose(found[name].reshape(blob.shape), blob, atol=limit, err_msg=name)
+
+
+def test_the_class_is_caffes(blobs_and_endpoints):
+    _, found = blobs_and_endpoints
+    assert found["prob"].argmax() == 967
+
+
+def opencv_logits(model: bytes, text: bytes, x_BHWC: np.ndarray, names: list[str]):
+    reason = "OpenCV 4 reads Caffe files and is the oracle; it is not installed"
+    cv2 = pytest.importorskip("cv2", reason=reason)
+    if int(cv2.__version__.split(".")[0]) >= 5:
+        pytest.skip("OpenCV 5 no longer reads Caffe files")
+    net = cv2.dnn.readNetFromCaffe(np.frombuffer(text, np.uint8), np.frombuffer(model, np.uint8))
+    net.enableFusion(False)  # so that every named layer keeps its output
+    net.setInput(np.ascontiguousarray(x_BHWC.transpose(0, 3, 1, 2)))
+    return net.forward(names)
+
+
+def test_opencv_reads_the_same_network(caffemodel):
+    layers = read_caffemodel(caffemodel)
+    arch, flat = from_caffe(layers, "file")
+    x = np.random.default_rng(0).uniform(-120, 130, (2, 224, 224, 3)).astype(np.float32)
+    text = prototxt(layers, 224)
+    (expected,) = opencv_logits(caffemodel.read_bytes(), text, x, ["loss3/classifier"])
+    model = GoogLeNet(arch)
+    found = jax.jit(lambda v, x: model.apply(v, x).logits)(unflatten(flat), x)
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.slow
+def test_opencv_computes_the_same_auxiliary_heads():
+    layers = random_layers()
+    x = np.random.default_rng(0).uniform(-2, 2, (1, 224, 224, 3)).astype(np.float32)
+    names = ["loss3/classifier", "loss1/classifier", "loss2/classifier"]
+    expected = opencv_logits(caffemodel_bytes(layers), prototxt(layers, 224), x, names)
+    arch, flat = from_caffe(layers, "file")
+    model = GoogLeNet(dataclasses.replace(arch, dropout=0.0, aux_dropout=0.0))
+    found = jax.jit(lambda v, x: model.apply(v, x, train=True))(unflatten(flat), x)
+    for ours, theirs in zip((found.logits, *found.aux), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize(
+    "form",
+    [{}, {"packed": False}, {"v1": True}, {"v1": True, "packed": False}, {"dtype": "<f8"},
+     {"dtype": "<f8", "packed": False}],
+    ids=str,
+)  # fmt: skip
+def test_every_form_of_the_format_reads_the_same(tmp_path, form):
+    layers = random_layers()
+    file = tmp_path / "any.caffemodel"
+    file.write_bytes(caffemodel_bytes(layers, **form))
+    assert is_caffemodel(file.read_bytes()[:64])
+    arch, flat = from_caffe(read_caffemodel(file), str(file))
+    arch_direct, flat_direct = from_caffe(layers, "memory")
+    assert arch == arch_direct
+    for name, value in flat_direct.items():
+        np.testing.assert_array_equal(flat[name], value, err_msg=name)
+
+
+def test_the_v1_generation_of_the_published_weights_reads_the_same(caffemodel, tmp_path):
+    layers = read_caffemodel(caffemodel)
+    file = tmp_path / "v1.caffemodel"
+    file.write_bytes(caffemodel_bytes(layers, v1=True))
+    arch, flat = from_caffe(layers, "new")
+    arch_v1, flat_v1 = from_caffe(read_caffemodel(file), "v1")
+    assert arch == arch_v1
+    assert all(np.array_equal(flat[name], flat_v1[name]) for name in flat | flat_v1)
+
+
+def test_widths_classes_and_heads_are_told_by_the_file():
+    arch, flat = from_caffe(random_layers(), "file")
+    assert (arch.num_classes, arch.aux_after, arch.aux_widths) == (5, ("4a", "4d"), (7, 9))
+    assert arch.widths["3b"].b1 == 4
+    without, _ = from_caffe(random_layers(aux_after=()), "file")
+    assert without.aux_after == ()
+    assert flat["params/conv1/conv/kernel"].shape == (7, 7, 3, 6)
+
+
+def test_blue_stays_first():
+    assert PREPROCESSING.channels == "BGR"
+    assert PREPROCESSING.mean == (104, 117, 123)
+
+
+def test_a_cut_file_names_the_layer(tmp_path):
+    whole = caffemodel_bytes(random_layers())
+    file = tmp_path / "cut.caffemodel"
+    file.write_bytes(whole[: whole.index(b"inception_4c/3x3") + 60])
+    with pytest.raises(WeightsError, match="cut short in layer inception_4c/3x3"):
+        read_caffemodel(file)
+
+
+def test_no_cut_goes_unnoticed(tmp_path):
+    whole = caffemodel_bytes(random_layers())
+    file = tmp_path / "cut.caffemodel"
+    for length in np.linspace(0, len(whole) - 1, 60).astype(int):
+        file.write_bytes(whole[:length])
+        with pytest.raises(WeightsError, match=r"cut short|has no layer|no layer with weights"):
+            from_caffe(read_caffemodel(file), str(file))
+
+
+def test_the_missing_layer_is_named():
+    layers = random_layers()
+    del layers["inception_4b/5x5_reduce"]
+    with pytest.raises(WeightsError, match="no layer inception_4b/5x5_reduce"):
+        from_caffe(layers, "file")
+
+
+def test_an_unknown_layer_is_named():
+    layers = random_layers() | {"fc8": [np.zeros((2, 2), np.float32)] * 2}
+    with pytest.raises(WeightsError, match="the layer fc8"):
+        from_caffe(layers, "file")
+
+
+def test_a_blob_whose_shape_lies_is_named(tmp_path):
+    data = caffemodel_bytes({"conv1/7x7_s2": [np.zeros(4, np.float32)]})
+    file = tmp_path / "bad.caffemodel"
+    file.write_bytes(data.replace(b"\x0a\x01\x04", b"\x0a\x01\x7f"))  # shape (4,) -> (127,)
+    with pytest.raises(
+        WeightsError, match=r"conv1/7x7_s2 has 4 numbers for a blob of shape \(127,\)"
+    ):
+        read_caffemodel(file)
+
+
+def test_a_blob_of_nothing_is_named(tmp_path):
+    layers = random_layers()
+    layers["loss3/classifier"] = [np.zeros((0, 5), np.float32), np.zeros(5, np.float32)]
+    file = tmp_path / "bad.caffemodel"
+    file.write_bytes(caffemodel_bytes(layers))
+    with pytest.raises(WeightsError, match="loss3/classifier has an empty blob"):
+        read_caffemodel(file)
+
+
+@pytest.mark.parametrize(
+    "head", [b"", b"<!DOCTYPE html>", b"{}", b"\xff\xd8\xff\xe0", b"PK\x03\x04"]
+)
+def test_other_files_are_not_taken_for_a_caffemodel(head):
+    assert not is_caffemodel(head)

@@ -1,0 +1,191 @@
+"""Every export computes what the network computes, and nothing that does not is left behind."""
+
+import builtins
+import dataclasses
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from gnet_jax.convert import export as export_room
+from gnet_jax.convert.export import TOLERANCE, ExportError, export
+from gnet_jax.convert.read import convert
+from gnet_jax.convert.torchvision import preprocessing
+from gnet_jax.data import preprocess
+from gnet_jax.data.decode import central_crop, decode
+from gnet_jax.model import GoogLeNet, architecture
+from gnet_jax.model_folder import ModelFolder, WeightsError
+from tests.convert.conftest import photos, random_variables, small_folder
+
+NEEDS = {".onnx": ("onnx", "onnxruntime"), ".stablehlo": ("flatbuffers",)}
+
+
+def need(suffix: str) -> None:
+    for package in NEEDS.get(suffix, ()):
+        pytest.importorskip(package, reason=f"{package} is not installed")
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".stablehlo", ".safetensors"])
+def test_what_is_written_agrees_and_stays_alone(tmp_path, small, suffix):
+    need(suffix)
+    assert export(small, tmp_path / f"net{suffix}") <= 1e-5
+    assert [path.name for path in tmp_path.iterdir()] == [f"net{suffix}"]
+
+
+@pytest.mark.parametrize(
+    ("variant", "knobs"),
+    [
+        ("paper", {"image_size": 33}),
+        ("paper", {"stem": "imagenet", "image_size": 75}),
+        ("paper", {"head": "fc"}),
+        ("batch_norm", {}),
+        ("torchvision", {"stem": "imagenet", "image_size": 65}),
+        ("google_release", {}),
+        ("naive", {}),
+    ],
+    ids=str,
+)
+def test_every_variant_goes_to_onnx(tmp_path, variant, knobs):
+    need(".onnx")
+    assert export(small_folder(variant, **knobs), tmp_path / "net.onnx") <= 1e-5
+
+
+@pytest.mark.parametrize("size", [64, 65])
+def test_tensorflows_padding_goes_to_onnx(tmp_path, size):
+    need(".onnx")
+    folder = small_folder("torchvision", stem="imagenet", image_size=size)
+    model = GoogLeNet(dataclasses.replace(folder.model.arch, stem_padding="same"))
+    assert export(dataclasses.replace(folder, model=model), tmp_path / "net.onnx") <= 1e-5
+
+
+def test_auxiliary_heads_are_left_out_of_graphs(tmp_path):
+    need(".onnx")
+    import onnx
+
+    export(small_folder(stem="imagenet", image_size=224, aux_after=("4a",)), tmp_path / "net.onnx")
+    graph = onnx.load(tmp_path / "net.onnx")
+    assert not [node.name for node in graph.graph.node if "aux" in node.name]
+    assert [output.name for output in graph.graph.output] == ["logits"]
+    config = json.loads({p.key: p.value for p in graph.metadata_props}["config"])
+    assert config["preprocessing"]["channels"] == "BGR"
+
+
+def test_a_network_in_bfloat16_is_exported_in_float32(tmp_path, small):
+    need(".onnx")
+    model = GoogLeNet(small.model.arch, dtype=jax.numpy.bfloat16)
+    assert export(dataclasses.replace(small, model=model), tmp_path / "net.onnx") <= 1e-5
+
+
+def test_a_file_that_computes_something_else_is_removed(tmp_path, small, monkeypatch):
+    def wrong(folder, out):
+        out.write_bytes(b"...")
+        return lambda x_BHWC: np.zeros((len(x_BHWC), 3), np.float32)
+
+    monkeypatch.setitem(export_room._WRITERS, ".onnx", wrong)
+    with pytest.raises(ExportError, match=r"differ from the network's by 1.0e\+00 of the largest"):
+        export(small, tmp_path / "net.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_suffix_and_a_missing_folder_are_named(tmp_path, small):
+    with pytest.raises(ExportError, match=r"net\.tflite; the suffixes are \.onnx"):
+        export(small, tmp_path / "net.tflite")
+    with pytest.raises(ExportError, match=r"cannot write .*: No such file"):
+        export(small, tmp_path / "missing" / "net.safetensors")
+
+
+@pytest.mark.parametrize(("suffix", "package"), [(".onnx", "onnx"), (".stablehlo", "flatbuffers")])
+def test_a_missing_package_names_the_extra(tmp_path, small, monkeypatch, suffix, package):
+    real = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name.split(".")[0] == package:
+            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ExportError, match=rf"{package}, .*\[export\]"):
+        export(small, tmp_path / f"net{suffix}")
+
+
+def test_only_torchvisions_own_variant_becomes_a_pth(tmp_path, small):
+    with pytest.raises(WeightsError, match="torchvision's GoogLeNet cannot hold this net"):
+        export(small, tmp_path / "net.pth")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_pth_is_what_torchvision_computes(tmp_path):
+    model = GoogLeNet(architecture("torchvision", 5))
+    names = tuple("abcde")
+    folder = ModelFolder(model, random_variables(model, 224), preprocessing(False), names, {})
+    assert export(folder, tmp_path / "net.pth") == 0
+    reason = "torch and torchvision, the oracles, are not installed"
+    torch = pytest.importorskip("torch", reason=reason)
+    models = pytest.importorskip("torchvision.models", reason=reason)
+    net = models.googlenet(init_weights=False, aux_logits=True, num_classes=5).eval()
+    net.load_state_dict(torch.load(tmp_path / "net.pth", weights_only=True))
+    x = np.random.default_rng(0).normal(size=(2, 224, 224, 3)).astype(np.float32)
+    with torch.no_grad():
+        expected = net(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).numpy()
+    found = jax.jit(model.apply)(folder.variables, x).logits
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory, caffemodel):
+    """The published Caffe weights, and what they say about three photos."""
+    folder = convert(caffemodel, tmp_path_factory.mktemp("published") / "model")
+    p = folder.preprocessing
+    crops = np.stack([central_crop(decode(photo), p) for photo in photos(3)])
+    images = np.asarray(preprocess(crops, preprocessing=p))
+    return folder, images, np.asarray(jax.jit(folder.model.apply)(folder.variables, images).logits)
+
+
+@pytest.mark.slow
+def test_onnx_agrees_on_real_photos(tmp_path, published):
+    need(".onnx")
+    import onnxruntime
+
+    folder, images, expected = published
+    assert export(folder, tmp_path / "net.onnx") <= TOLERANCE
+    session = onnxruntime.InferenceSession(tmp_path / "net.onnx")
+    (found,) = session.run(None, {"input": images.transpose(0, 3, 1, 2)})
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+    for i in range(3):  # the batch is free
+        (alone,) = session.run(None, {"input": images[i : i + 1].transpose(0, 3, 1, 2)})
+        np.testing.assert_allclose(alone[0], expected[i], atol=1e-5 * np.abs(expected).max())
+
+
+STRANGER = """
+import sys
+sys.modules["flax"] = sys.modules["gnet_jax"] = None  # an import of either fails
+import jax.export
+import numpy as np
+
+program = jax.export.deserialize(bytearray(open("net.stablehlo", "rb").read()))
+assert set(program.platforms) == {"cpu", "cuda", "tpu"}
+np.save("found.npy", program.call(np.load("images.npy")))
+"""
+
+
+@pytest.mark.slow
+def test_stablehlo_runs_where_neither_flax_nor_this_package_is(tmp_path, published):
+    need(".stablehlo")
+    folder, images, expected = published
+    assert export(folder, tmp_path / "net.stablehlo") <= TOLERANCE
+    np.save(tmp_path / "images.npy", images)
+    subprocess.run([sys.executable, "-c", STRANGER], cwd=tmp_path, check=True)
+    found = np.load(tmp_path / "found.npy")
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_a_nan_in_any_batch_is_no_agreement(small):
+    def nan_in_the_larger(x_BHWC):
+        logits = np.asarray(export_room._logits(small.model, small.variables, x_BHWC))
+        return logits if len(logits) == 1 else np.full_like(logits, np.nan)
+
+    assert not export_room._largest_difference(small, nan_in_the_larger) <= 1

@@ -1,0 +1,154 @@
+"""A training run becomes a model: best checkpoint, averaged parameters, the data's classes."""
+
+import os
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from gnet_jax.config import Config, ConfigError, DataConfig, ModelConfig, OptimConfig
+from gnet_jax.convert.export import export
+from gnet_jax.convert.read import convert, read
+from gnet_jax.convert.start import with_start
+from gnet_jax.data import open_source
+from gnet_jax.model_folder import WeightsError, read_folder
+from gnet_jax.training.checkpoints import storage
+from gnet_jax.training.checkpoints.model import read_workdir
+from gnet_jax.training.checkpoints.save import Checkpoints
+from gnet_jax.training.checkpoints.storage import _write, read_digests
+from gnet_jax.training.program import prepare
+from gnet_jax.training.workdir import open_workdir
+
+
+def saved_run(workdir, averaging="none", top1=(0.5, 0.9, 0.7), source="digits"):
+    """A workdir with one checkpoint for each accuracy; step n has weights of value n."""
+    config = Config(
+        workdir=str(workdir),
+        batch_size=8,
+        keep_latest=3,
+        model=ModelConfig(width_multiplier=1 / 16, stem="small", aux_after=("4a",)),
+        data=DataConfig(source=source, image_size=33, resize_to=33, mean=(1.0, 2.0, 3.0)),
+        optim=OptimConfig(averaging=averaging),
+    )
+    run = prepare(config)
+    open_workdir(config, {"train": "0", "val": "1"})
+    state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), run.abstract_state())
+    folder, model = workdir / "checkpoints", run.description()
+    with Checkpoints(folder, config.keep_latest, model=model) as checkpoints:
+        for step, score in enumerate(top1, start=1):
+            params = jax.tree.map(lambda x, s=step: np.full_like(x, s), state.params)
+            average = jax.tree.map(lambda x, s=step: np.full_like(x, 10 * s), state.average)
+            at_step = state.replace(params=params, average=average)
+            checkpoints.save(step, at_step, score)
+            checkpoints.wait()
+    return config, run
+
+
+@pytest.mark.parametrize(("averaging", "value"), [("none", 2), ("ema", 20)])
+def test_the_best_checkpoint_is_taken_averaged_where_it_can_be(tmp_path, averaging, value):
+    config, run = saved_run(tmp_path / "run", averaging)
+    folder = convert(tmp_path / "run", tmp_path / "model")
+    assert folder.model == run.model
+    assert folder.model.arch.aux_after == ("4a",)
+    assert "aux_4a" in folder.variables["params"]
+    assert all((x == value).all() for x in jax.tree.leaves(folder.variables["params"]))
+    assert folder.preprocessing == config.data.preprocessing
+    assert folder.class_names == tuple("0123456789")
+    assert folder.source["step"] == "2"
+    assert folder.source["validation_top1"] == "0.9000"
+    assert read_folder(tmp_path / "model").source == folder.source
+    assert "the run's own evaluation" in (tmp_path / "model/README.md").read_text("utf-8")
+
+
+def test_class_names_that_are_not_utf8_are_converted_and_exported_as_valid_text(tmp_path):
+    for split in ("train", "val"):
+        for name in (b"caf\xe9", b"two\nlines"):
+            folder = tmp_path / "photos" / split / os.fsdecode(name)
+            folder.mkdir(parents=True)
+            for i in range(4):
+                Image.new("L", (33, 33), i).save(folder / f"{i}.png")
+    data = f"folder:{tmp_path / 'photos'}"
+    saved_run(tmp_path / "run", top1=(None,), source=data)
+    convert(tmp_path / "run", tmp_path / "model")
+    copy = tmp_path / "model.safetensors"
+    assert export(read_folder(tmp_path / "model"), copy) == 0
+    assert read(copy).class_names == (r"caf\xe9", r"two\nlines")
+    assert read(copy).class_names == open_source(data, "val").class_names
+
+
+def test_without_an_evaluation_the_newest_checkpoint_is_taken(tmp_path):
+    saved_run(tmp_path / "run", top1=(None, None))
+    folder = convert(tmp_path / "run", tmp_path / "model")
+    assert folder.source["step"] == "2"
+    assert "validation_top1" not in folder.source
+
+
+def test_a_damaged_checkpoint_is_never_converted_and_nothing_in_the_folder_is_changed(tmp_path):
+    saved_run(tmp_path / "run")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    (checkpoints / "2" / "state" / "manifest.ocdbt").write_bytes(b"OCDBT")
+    with pytest.raises(ConfigError, match=r"checkpoint 2 in .* is damaged: "):
+        convert(tmp_path / "run", tmp_path / "model")
+    (checkpoints / "2" / "digests" / "digests.json").write_text("{}")
+    with pytest.raises(WeightsError, match=r"2 in .* is damaged: .* the best of the others"):
+        convert(tmp_path / "run", tmp_path / "model")
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["1", "2", "3"]
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_run_that_saved_nothing_is_named(tmp_path):
+    saved_run(tmp_path / "run", top1=())
+    with pytest.raises(WeightsError, match="no finished checkpoint"):
+        convert(tmp_path / "run", tmp_path / "model")
+
+
+def test_a_workdir_needs_neither_its_data_nor_its_config_nor_its_start(tmp_path, monkeypatch):
+    config, _ = saved_run(tmp_path / "run")
+    (tmp_path / "run" / "config.json").write_text("no longer read")
+    monkeypatch.setattr("gnet_jax.data.sources.open_source", None)
+    folder = read_workdir(tmp_path / "run")
+    assert folder.class_names == tuple("0123456789")
+    assert folder.preprocessing == config.data.preprocessing
+
+
+def test_only_the_arrays_of_the_model_are_read(tmp_path, monkeypatch):
+    saved_run(tmp_path / "run", "ema")
+    read, usual = [], storage._read
+    monkeypatch.setattr(storage, "_read", lambda f, names: read.extend(names) or usual(f, names))
+    read_workdir(tmp_path / "run")
+    assert read
+    assert all(name.startswith("average/") for name in read)
+
+
+def without_model(workdir):
+    """Make the checkpoints look as an older version saved them."""
+    for step in (workdir / "checkpoints").iterdir():
+        body = read_digests(step / "digests")
+        del body["model"]
+        _write(step / "digests", body)
+
+
+def test_a_checkpoint_of_an_older_version_is_refused_until_its_run_is_resumed(tmp_path):
+    config, run = saved_run(tmp_path / "run", top1=(0.9, 0.5))
+    without_model(tmp_path / "run")
+    with pytest.raises(WeightsError, match=r"checkpoint 1 in .* contains no model"):
+        read_workdir(tmp_path / "run")
+    folder, model = tmp_path / "run" / "checkpoints", run.description()
+    with Checkpoints(folder, config.keep_latest, model=model) as checkpoints:
+        checkpoints.restore_newest(run.abstract_state())
+    assert read_workdir(tmp_path / "run").class_names == tuple("0123456789")
+
+
+def test_a_model_with_more_outputs_than_classes_numbers_the_others(tmp_path):
+    model = ModelConfig(width_multiplier=1 / 16, stem="small", aux_after=(), num_classes=12)
+    run = prepare(Config(model=model, data=DataConfig(image_size=16, resize_to=16)))
+    names = run.description()["id2label"]
+    assert (names["9"], names["10"], names["11"], len(names)) == ("9", "class 10", "class 11", 12)
+
+
+def test_a_workdir_is_a_model_to_start_from(tmp_path):
+    saved_run(tmp_path / "run")
+    _, pretrained = with_start(Config(init=str(tmp_path / "run")))
+    assert pretrained is not None
+    assert all((x == 2).all() for x in jax.tree.leaves(pretrained.variables["params"]))
