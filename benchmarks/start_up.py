@@ -28,8 +28,8 @@ from side_by_side import keep, machine, show
 ROOT = Path(__file__).parents[1]
 IMPORT = """
 import train, sys
-from gnet_jax.training import loop, run
-from gnet_jax.model_folder import start
+from gnet_jax.training import loop, program
+from gnet_jax.convert import start
 assert "tensorflow" not in sys.modules
 """
 INIT = """

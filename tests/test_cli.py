@@ -121,11 +121,11 @@ def test_ctrl_c_is_one_line_and_ends_without_pythons_way_out():
     """Where a program compiles meanwhile, Python's own way out ends in a crash."""
     stopping = """
 import atexit
-from gnet_jax import cli
+from gnet_jax.cli import main
 atexit.register(print, "the way out")
 def stopped(_): raise KeyboardInterrupt
-cli._run = stopped
-cli.console_script()
+main._run = stopped
+main.console_script()
 """
     done = subprocess.run([sys.executable, "-c", stopping], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "gnet: interrupted\n")

@@ -422,7 +422,7 @@ def test_a_disk_that_is_too_small_is_noticed_before_writing(tars, tmp_path, monk
 def test_a_file_that_cannot_be_written_whole_does_not_get_its_name(tmp_path, file_format):
     """A limit on the size of files stands for a full disk."""
     script = (
-        "import resource, sys; from pathlib import Path; from gnet_jax.data import shards\n"
+        "import resource, sys; from pathlib import Path; from gnet_jax.data.prepare import shards\n"
         "from gnet_jax.data.prepare.shards import PrepareError, SplitPlan\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
         "try:\n"

@@ -25,8 +25,8 @@ import flax.linen
 alone = time.process_time()
 sys.modules["torch"] = None  # tensorboardX takes it along where it is installed; ours does not
 import train
-from gnet_jax.training import loop, run
-from gnet_jax.model_folder import start
+from gnet_jax.training import loop, program
+from gnet_jax.convert import start
 heavy = {"tensorflow", "cv2", "sklearn", "matplotlib", "tensorflow_datasets"}
 print(time.process_time() / alone, *heavy & set(sys.modules))
 """
