@@ -61,7 +61,7 @@ def test_the_published_file_is_known_by_its_sha1(tmp_path, monkeypatch):
     file.write_bytes(caffemodel_bytes(random_layers()))
     assert "license" not in read(file).source
     sha1 = hashlib.sha1(file.read_bytes()).hexdigest()
-    monkeypatch.setattr("gnet_jax.convert.read.CAFFE_SHA1", sha1)
+    monkeypatch.setattr("gnet_jax.convert.caffe.PUBLISHED_SHA1", sha1)
     assert read(file).source["license"] == "unrestricted"
 
 
@@ -94,14 +94,14 @@ def test_a_model_folder_and_an_exported_file_keep_everything(tmp_path, small):
 
 def test_the_weights_file_of_a_folder_is_told_from_the_folder(tmp_path, small):
     write_folder(tmp_path / "first", small)
-    with pytest.raises(WeightsError, match="give the folder itself"):
+    with pytest.raises(WeightsError, match=r"first/model\.safetensors .*folder"):
         convert(tmp_path / "first/model.safetensors", tmp_path / "second")
 
 
 def test_the_wrong_number_of_class_names_is_refused(tmp_path):
     file = tmp_path / "weights"
     file.write_bytes(caffemodel_bytes(random_layers()))
-    with pytest.raises(WeightsError, match=r"2 class names.* 5 outputs"):
+    with pytest.raises(WeightsError, match=r"\b2 .*\b5\b"):
         convert(file, tmp_path / "model", class_names=["a", "b"])
     assert not (tmp_path / "model").exists()
 
@@ -141,7 +141,7 @@ def test_a_cut_file_is_refused_whatever_its_kind(tmp_path, state_dict, small):
         file = tmp_path / f"net.{kind}"
         data = file.read_bytes()
         file.write_bytes(data[: len(data) * 3 // 4])
-        with pytest.raises(WeightsError, match=r"cut short|not a whole safetensors file"):
+        with pytest.raises(WeightsError, match=str(file)):
             convert(file, tmp_path / "model")
 
 
@@ -154,19 +154,19 @@ def test_a_file_that_would_run_a_command_runs_nothing(tmp_path):
 
     with zipfile.ZipFile(tmp_path / "evil.pth", "w") as archive:
         archive.writestr("archive/data.pkl", pickle.dumps({"conv1.conv.weight": Evil()}))
-    with pytest.raises(WeightsError, match=r"\.system, which is no tensor, and was refused"):
+    with pytest.raises(WeightsError, match=r"\.system"):
         convert(tmp_path / "evil.pth", tmp_path / "model")
     assert not trace.exists()
 
 
 def test_a_missing_file_and_an_empty_folder_are_named(tmp_path):
-    with pytest.raises(UserError, match=r"there is no .*nothing; `gnet convert"):
+    with pytest.raises(UserError, match="nothing"):
         convert(tmp_path / "nothing", tmp_path / "model")
-    with pytest.raises(UserError, match="holds no model; known are"):
+    with pytest.raises(UserError, match=str(tmp_path)):
         convert(tmp_path, tmp_path / "model")
 
 
 def test_a_state_dict_of_another_network_is_named(tmp_path):
     write_torch(tmp_path / "a.pth", {"layer1.0.conv1.weight": np.zeros((2, 2), np.float32)})
-    with pytest.raises(WeightsError, match=r"it holds layer1\.0\.conv1\.weight"):
+    with pytest.raises(WeightsError, match=r"layer1\.0\.conv1\.weight"):
         convert(tmp_path / "a.pth", tmp_path / "model")

@@ -122,8 +122,8 @@ def test_what_trainers_save_beside_the_weights_is_left_out_and_counted(
     save(checkpoint, tmp_path / "a.pth")
     folder = read(tmp_path / "a.pth")
     assert_same(flatten(folder.variables), flat)
-    assert "left out rng and 8 other tensors" in folder.source["notes"]
-    assert "left out rng and 8 other tensors" in capsys.readouterr().err
+    assert "rng and 8 other" in folder.source["notes"]
+    assert "rng and 8 other" in capsys.readouterr().err
 
 
 def test_lightnings_loss_beside_the_network_is_left_out_by_name(plain, flat):
@@ -239,7 +239,7 @@ def test_every_floating_type_and_layout_is_read(tmp_path, plain, dtype):
 
 def test_weights_that_are_integers_are_refused_by_name(plain):
     tensors = plain | {"conv2.conv.weight": plain["conv2.conv.weight"].astype(np.int64)}
-    with pytest.raises(WeightsError, match=r"conv2\.conv\.weight is of type int64"):
+    with pytest.raises(WeightsError, match=r"conv2\.conv\.weight .*int64"):
         network_of(tensors)
 
 
@@ -335,9 +335,7 @@ def test_transform_input_is_an_option_and_said_if_assumed(tmp_path, plain, capsy
     said = [line for line in lines_of(capsys, file) if "transform_input" in line]
     assert len(said) == (0 if options else 1)
     assert read_folder(out).preprocessing.mean[0] == pytest.approx(mean)
-    assert ("assumed that the network was trained without" in (out / "README.md").read_text()) == (
-        not options
-    )
+    assert ("assumed training without" in (out / "README.md").read_text()) == (not options)
 
 
 def test_what_a_torch_file_does_not_say_is_said_wherever_it_is_read(tmp_path, plain, capsys):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gnet_jax.convert.read import convert, read
-from gnet_jax.convert.tf_slim import ARCHITECTURE, from_slim, index_of, read_checkpoint
+from gnet_jax.convert.tf_slim import ARCHITECTURE, find_index, from_slim, read_checkpoint
 from gnet_jax.convert.torchvision import to_torchvision
 from gnet_jax.data.sources.classes import imagenet_classes
 from gnet_jax.model import GoogLeNet
@@ -140,14 +140,14 @@ def test_every_variable_has_its_place(tensors):
 
 def test_the_missing_and_the_unknown_tensor_are_named(tensors):
     name = "InceptionV1/Mixed_4c/Branch_3/Conv2d_0b_1x1/BatchNorm/moving_variance"
-    with pytest.raises(WeightsError, match=f"file has no {name}"):
+    with pytest.raises(WeightsError, match=name):
         from_slim({k: v for k, v in tensors.items() if k != name}, "file")
-    with pytest.raises(WeightsError, match="has InceptionV1/Mixed_6a/weights, which slim's"):
+    with pytest.raises(WeightsError, match="InceptionV1/Mixed_6a/weights"):
         from_slim(tensors | {"InceptionV1/Mixed_6a/weights": np.zeros(3)}, "file")
-    with pytest.raises(WeightsError, match=r"moving_variance is \(2, 2\); it must have rank 1"):
+    with pytest.raises(WeightsError, match=r"moving_variance .*\(2, 2\).* 1 "):
         from_slim(tensors | {name: np.zeros((2, 2))}, "file")
     classifier = "InceptionV1/Logits/Conv2d_0c_1x1/weights"
-    with pytest.raises(WeightsError, match=r"it must begin with \(1, 1\)"):
+    with pytest.raises(WeightsError, match=r"weights .*\(3, 3, 1024, 7\)"):
         from_slim(tensors | {classifier: np.zeros((3, 3, 1024, 7))}, "file")
 
 
@@ -182,7 +182,7 @@ def test_what_a_checkpoint_does_not_say_is_said(tmp_path, tensors, monkeypatch, 
 
 
 def test_torchvisions_format_cannot_hold_the_padding():
-    with pytest.raises(WeightsError, match="stem_padding is caffe there, and same here"):
+    with pytest.raises(WeightsError, match="stem_padding"):
         to_torchvision(ARCHITECTURE, {})
 
 
@@ -202,8 +202,8 @@ def test_without_tensorflow_any_name_of_a_checkpoint_gives_the_remedy(tmp_path, 
 def test_a_file_that_is_there_is_not_taken_for_a_part_of_a_checkpoint(tmp_path):
     for name in ("m.index", "m.data-final.pth", "m.data-00000-of-00001"):
         (tmp_path / name).touch()
-    assert index_of(tmp_path / "m.data-final.pth").name == "m.data-final.pth"
-    assert index_of(tmp_path / "m.data-00000-of-00001").name == "m.index"
+    assert find_index(tmp_path / "m.data-final.pth").name == "m.data-final.pth"
+    assert find_index(tmp_path / "m.data-00000-of-00001").name == "m.index"
 
 
 def write_checkpoint(tf, prefix, tensors):
@@ -259,8 +259,8 @@ def test_a_damaged_checkpoint_and_another_networks_are_named(tmp_path, tf):
         convert(tmp_path / "net", tmp_path / "model")
     data = tmp_path / "net.data-00000-of-00001"
     data.write_bytes(data.read_bytes()[:-100])
-    with pytest.raises(WeightsError, match=r"net\.index is damaged, or a file beside it is: "):
+    with pytest.raises(WeightsError, match=r"net\.index "):
         read_checkpoint(tmp_path / "net.index")
     (tmp_path / "table").write_bytes(TABLE)
-    with pytest.raises(WeightsError, match="table is damaged"):
+    with pytest.raises(WeightsError, match="table "):
         read_checkpoint(tmp_path / "table")

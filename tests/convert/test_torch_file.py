@@ -78,7 +78,7 @@ def tensor_pickle(shape: tuple[int, ...], strides: tuple[int, ...], offset: int 
 
 def test_what_is_written_is_read(tmp_path):
     write_torch(tmp_path / "a.pth", ARRAYS)
-    assert is_torch_file(tmp_path / "a.pth")
+    assert is_torch_file((tmp_path / "a.pth").read_bytes())
     found = read_torch(tmp_path / "a.pth")
     assert list(found) == list(ARRAYS)
     for name, array in ARRAYS.items():
@@ -97,7 +97,7 @@ def test_strides_are_followed(tmp_path):
 )
 def test_a_tensor_outside_of_its_storage_is_refused(tmp_path, shape, strides, offset):
     file = zipped(tmp_path / "a.pth", tensor_pickle(shape, strides, offset))
-    with pytest.raises(WeightsError, match="tensor"):
+    with pytest.raises(WeightsError, match=str(file)):
         read_torch(file)
 
 
@@ -108,7 +108,7 @@ def test_a_pickle_that_runs_a_command_is_refused_by_name(tmp_path, container, pl
     runs = Runs(os.system, f"touch {trace}")
     tree = {"value": {"w": runs}, "key": OrderedDict([(("k", runs), 1)]), "nested": [[runs]]}
     file = container(tmp_path / "evil.pth", pickle.dumps(tree[place], 2))
-    with pytest.raises(WeightsError, match=r"asks for (posix|nt)\.system, which is no tensor"):
+    with pytest.raises(WeightsError, match=r"(posix|nt)\.system"):
         read_torch(file)
     assert not trace.exists()
 
@@ -119,7 +119,7 @@ def test_a_pickle_that_runs_a_command_is_refused_by_name(tmp_path, container, pl
 )
 def test_harmless_calls_are_refused_too(tmp_path, function, arguments):
     file = zipped(tmp_path / "evil.pth", pickle.dumps({"w": Runs(function, *arguments)}, 2))
-    with pytest.raises(WeightsError, match="was refused; nothing was run"):
+    with pytest.raises(WeightsError, match=function.__name__):
         read_torch(file)
 
 
@@ -137,7 +137,7 @@ def test_a_cut_file_is_refused(tmp_path):
     whole = file.read_bytes()
     for length in range(4, len(whole), 97):
         file.write_bytes(whole[:length])
-        with pytest.raises(WeightsError, match="damaged or cut short"):
+        with pytest.raises(WeightsError, match="cut short"):
             read_torch(file)
 
 
@@ -175,7 +175,7 @@ def test_both_of_torchs_formats_read_the_same(tmp_path, zipfile_serialization):
     }
     file = tmp_path / "a.pth"
     torch.save(state, file, _use_new_zipfile_serialization=zipfile_serialization)
-    assert is_torch_file(file)
+    assert is_torch_file(file.read_bytes())
     found = read_torch(file)
     for name, tensor in state.items():
         tensor = tensor.detach()
@@ -223,7 +223,7 @@ def test_torch_loads_what_is_written(tmp_path):
 def test_a_legacy_storage_of_another_length_is_refused(tmp_path):
     body = tensor_pickle((2, 3), (3, 1)) + pickle.dumps(["0"], 2) + struct.pack("<q", 5)
     file = legacy(tmp_path / "a.pth", body + bytes(20))
-    with pytest.raises(WeightsError, match="5 elements in a storage of 6"):
+    with pytest.raises(WeightsError, match=r"\b5\b.*\b6\b"):
         read_torch(file)
 
 
@@ -238,5 +238,5 @@ def test_a_storage_may_be_named_again_but_not_without_end(tmp_path, times):
     if times == 2:
         assert [array.tolist() for array in read_torch(file).values()] == [list(range(6))] * 2
         return
-    with pytest.raises(WeightsError, match="tensors of 54 numbers in storages of 6"):
+    with pytest.raises(WeightsError, match=r"\b54\b.*\b6\b"):
         read_torch(file)

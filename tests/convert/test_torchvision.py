@@ -36,11 +36,11 @@ def test_the_missing_and_the_unknown_tensor_are_named(own):
     model, flat = own
     tensors = to_torchvision(model.arch, flat)
     part = {k: v for k, v in tensors.items() if k != "inception4b.branch3.1.bn.running_var"}
-    with pytest.raises(WeightsError, match=r"no inception4b\.branch3\.1\.bn\.running_var"):
+    with pytest.raises(WeightsError, match=r"inception4b\.branch3\.1\.bn\.running_var"):
         from_torchvision(part, "file")
-    with pytest.raises(WeightsError, match=r"has fc2\.weight"):
+    with pytest.raises(WeightsError, match=r"fc2\.weight"):
         from_torchvision(tensors | {"fc2.weight": np.zeros((2, 2))}, "file")
-    with pytest.raises(WeightsError, match=r"conv1\.conv\.weight is \(3,\); it must have rank 4"):
+    with pytest.raises(WeightsError, match=r"conv1\.conv\.weight .*\(3,\).* 4 "):
         from_torchvision(tensors | {"conv1.conv.weight": np.zeros(3)}, "file")
 
 
@@ -48,7 +48,7 @@ def test_the_missing_and_the_unknown_tensor_are_named(own):
     ("variant", "knobs", "field"),
     [("paper", {}, "norm"), ("batch_norm", {}, "branch5_kernel"),
      ("torchvision", {"width_multiplier": 0.5}, "widths"),
-     ("torchvision", {"aux_after": ("4b",)}, "4a and 4d or none")],
+     ("torchvision", {"aux_after": ("4b",)}, "aux_after")],
 )  # fmt: skip
 def test_a_net_that_torchvision_does_not_have_is_refused(variant, knobs, field):
     with pytest.raises(WeightsError, match=field):
