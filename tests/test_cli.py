@@ -257,7 +257,7 @@ def test_convert_and_export_keep_the_model(folder, capsys):
         (["convert", "/no/net.caffemodel", "x"], "there is no /no/net.caffemodel; docs/pretrained"),
         (["convert", "MODEL", "/proc/x"], "cannot write to /proc"),
         (["export", "MODEL", "x.txt"], "the suffixes are .onnx"),
-        (["curves"], "there is no run to draw"),
+        (["curves"], "at least one workdir"),
         (["curves", "run", "--out", "/no/x.png"], "there is no folder /no"),
         (["summary", "--compare", "naive", "--picture", "/no/x.png"], "there is no folder /no"),
         (["summary", "--compare", "naive", "--picture", "x.doc"], "use one of .png, .svg, .pdf"),

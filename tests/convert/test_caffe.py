@@ -111,8 +111,44 @@ def test_widths_classes_and_heads_are_told_by_the_file():
 
 
 def test_blue_stays_first():
-    assert PREPROCESSING.channels == "BGR"
-    assert PREPROCESSING.mean == (104, 117, 123)
+    p = PREPROCESSING
+    assert (p.channels, p.mean, p.std) == ("BGR", (104, 117, 123), (1, 1, 1))
+    assert (p.resize, p.resize_to, p.image_size) == ("warp", 256, 224)
+    layers = random_layers()
+    kernel = from_caffe(layers, "memory")[1]["params/conv1/conv/kernel"]
+    for o, c, h, w in ((0, 0, 0, 0), (3, 1, 2, 6), (5, 2, 6, 1)):
+        assert kernel[h, w, c, o] == layers["conv1/7x7_s2"][0][o, c, h, w]
+
+
+def test_every_layer_has_its_place():
+    layers = random_layers()
+    _, flat = from_caffe(layers, "memory")
+    for caffes, ours in {
+        "conv2/3x3_reduce": "conv2_reduce",
+        "conv2/3x3": "conv2",
+        "inception_3a/1x1": "inception_3a/b1",
+        "inception_4b/3x3_reduce": "inception_4b/reduce3",
+        "inception_4c/3x3": "inception_4c/b3",
+        "inception_4d/5x5_reduce": "inception_4d/reduce5",
+        "inception_5a/5x5": "inception_5a/b5",
+        "inception_5b/pool_proj": "inception_5b/pool_proj",
+        "loss1/conv": "aux_4a/conv",
+        "loss2/conv": "aux_4d/conv",
+    }.items():
+        weights, bias = layers[caffes]
+        kernel = flat[f"params/{ours}/conv/kernel"]
+        np.testing.assert_array_equal(kernel, np.moveaxis(weights, (0, 1), (3, 2)))
+        np.testing.assert_array_equal(flat[f"params/{ours}/conv/bias"], bias)
+    for loss, head in (("loss1", "aux_4a"), ("loss2", "aux_4d")):
+        weights, kernel = layers[f"{loss}/fc"][0], flat[f"params/{head}/fc/kernel"]
+        for o, c, h, w in ((0, 1, 0, 0), (8, 6, 2, 1), (3, 0, 1, 3)):  # 7 channels of 4x4
+            assert kernel[(h * 4 + w) * 7 + c, o] == weights[o, (c * 4 + h) * 4 + w]
+        np.testing.assert_array_equal(
+            flat[f"params/{head}/classifier/kernel"], layers[f"{loss}/classifier"][0].T
+        )
+    weights, bias = layers["loss3/classifier"]
+    np.testing.assert_array_equal(flat["params/classifier/kernel"], weights.T)
+    np.testing.assert_array_equal(flat["params/classifier/bias"], bias)
 
 
 def test_a_cut_file_names_the_layer(tmp_path):

@@ -44,6 +44,8 @@ def test_a_caffemodel_under_any_name(tmp_path):
     file.write_bytes(caffemodel_bytes(random_layers()))
     folder = convert(file, tmp_path / "model")
     assert folder.source["format"] == "caffemodel"
+    assert folder.source["file"] == "weights.bin"
+    assert folder.source["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
     assert folder.preprocessing.channels == "BGR"
     assert folder.class_names == tuple(f"class {i}" for i in range(5))
     assert_written(folder, tmp_path / "model")

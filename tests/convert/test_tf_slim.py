@@ -127,11 +127,27 @@ def test_every_variable_has_its_place(tensors):
     arch, flat = from_slim(tensors, "memory")
     assert arch == ARCHITECTURE
     check(GoogLeNet(arch), flat, 224, "memory")
-    for block, theirs in (("3a", "Mixed_3b"), ("4e", "Mixed_4f"), ("5b", "Mixed_5c")):
-        module, scope = f"inception_{block}/b3", f"InceptionV1/{theirs}/Branch_1/Conv2d_0b_3x3"
+    for module, theirs in {
+        "conv1": "Conv2d_1a_7x7",
+        "conv2_reduce": "Conv2d_2b_1x1",
+        "conv2": "Conv2d_2c_3x3",
+        "inception_3a/b1": "Mixed_3b/Branch_0/Conv2d_0a_1x1",
+        "inception_3b/reduce3": "Mixed_3c/Branch_1/Conv2d_0a_1x1",
+        "inception_4a/b3": "Mixed_4b/Branch_1/Conv2d_0b_3x3",
+        "inception_4c/reduce5": "Mixed_4d/Branch_2/Conv2d_0a_1x1",
+        "inception_4e/b5": "Mixed_4f/Branch_2/Conv2d_0b_3x3",
+        "inception_5b/pool_proj": "Mixed_5c/Branch_3/Conv2d_0b_1x1",
+    }.items():
+        scope = f"InceptionV1/{theirs}"
         beta = tensors[f"{scope}/BatchNorm/beta"]
-        np.testing.assert_array_equal(flat[f"params/{module}/norm/bias"], beta)
-        np.testing.assert_array_equal(flat[f"params/{module}/norm/scale"], np.ones_like(beta))
+        for name, expected in {
+            f"params/{module}/conv/kernel": tensors[f"{scope}/weights"],
+            f"params/{module}/norm/bias": beta,
+            f"params/{module}/norm/scale": np.ones(len(beta)),
+            f"batch_stats/{module}/norm/mean": tensors[f"{scope}/BatchNorm/moving_mean"],
+            f"batch_stats/{module}/norm/var": tensors[f"{scope}/BatchNorm/moving_variance"],
+        }.items():
+            np.testing.assert_array_equal(flat[name], expected, err_msg=name)
     weights = tensors["InceptionV1/Mixed_5b/Branch_2/Conv2d_0a_3x3/weights"]
     np.testing.assert_array_equal(flat["params/inception_5a/b5/conv/kernel"], weights)
     weights = tensors["InceptionV1/Logits/Conv2d_0c_1x1/weights"]
@@ -164,6 +180,9 @@ def test_a_training_checkpoint_gives_its_averages_and_nothing_of_its_optimiser(t
     assert arch == ARCHITECTURE
     assert flat.keys() == plain.keys()
     np.testing.assert_array_equal(flat["params/conv1/conv/kernel"], average)
+    np.testing.assert_array_equal(
+        flat["params/conv2/conv/kernel"], plain["params/conv2/conv/kernel"]
+    )
 
 
 def test_what_a_checkpoint_does_not_say_is_said(tmp_path, tensors, monkeypatch, capsys):
@@ -172,6 +191,9 @@ def test_what_a_checkpoint_does_not_say_is_said(tmp_path, tensors, monkeypatch, 
     monkeypatch.setattr("gnet_jax.convert.tf_slim.read_checkpoint", lambda _: averaged)
     (tmp_path / "m.index").write_bytes(TABLE)
     folder = read(tmp_path / "m.index")
+    p = folder.preprocessing
+    assert (p.resize, p.resize_to, p.image_size, p.channels) == ("warp", 256, 224, "RGB")
+    assert p.mean == p.std == (127.5, 127.5, 127.5)
     assert folder.class_names == ("background", *imagenet_classes().values())
     np.testing.assert_array_equal(
         folder.variables["params"]["classifier"]["bias"], averaged[bias] + 1

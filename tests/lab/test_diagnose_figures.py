@@ -1,5 +1,5 @@
 from gnet_jax.cli.main import main
-from gnet_jax.lab.look.diagnose_figures import blocks_of, gradient_figure
+from gnet_jax.lab.look.diagnose_figures import gradient_figure, order_blocks
 from gnet_jax.training.workdir import MetricsFile
 
 BLOCKS = ("aux_4a", "classifier", "conv1", "conv2", "conv2_reduce", "inception_3a", "inception_5b")
@@ -20,14 +20,14 @@ def diagnosed(workdir, heads):
 
 def test_blocks_stand_in_the_order_of_the_net(tmp_path):
     lines = MetricsFile(diagnosed(tmp_path / "run", ["main"]) / "diagnostics.jsonl").read()
-    assert blocks_of(lines) == [
+    assert order_blocks(lines[0]) == [
         "conv1", "conv2_reduce", "conv2", "inception_3a", "inception_5b", "classifier",
     ]  # fmt: skip
 
 
 def test_modules_of_unknown_place_come_last():
     names = ("zoom", "fc", "attention", *BLOCKS)
-    assert blocks_of([{f"grad_norm/{name}": 1.0 for name in names}]) == [
+    assert order_blocks({f"grad_norm/{name}": 1.0 for name in names}) == [
         "conv1", "conv2_reduce", "conv2", "inception_3a", "inception_5b", "fc", "classifier",
         "attention", "zoom",
     ]  # fmt: skip
@@ -51,11 +51,11 @@ def test_the_command_draws_runs_and_names_one_that_was_not_diagnosed(tmp_path, c
     assert main(["diagnose", *runs, "--out", str(tmp_path / "d.png")]) == 0
     assert (tmp_path / "d.png").stat().st_size > 10_000
     assert main(["diagnose", *runs, str(tmp_path)]) == 2
-    assert "train there with --diagnose 100" in capsys.readouterr().err
+    assert "--diagnose 100" in capsys.readouterr().err
     assert main(["diagnose", runs[0], "--out", str(tmp_path / "no" / "d.png")]) == 2
     assert "there is no folder" in capsys.readouterr().err
 
 
 def test_no_run_to_draw_is_a_mistake(capsys):
     assert main(["diagnose"]) == 2
-    assert "there is no run to draw" in capsys.readouterr().err
+    assert "workdir" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from gnet_jax.config.command import Launch
 from gnet_jax.data import cropper, preprocess
 from gnet_jax.data.decode import central_crop, training_crop
 from gnet_jax.data.sources import DigitsSource
-from gnet_jax.lab.look.contact_sheet import in_words, to_pixels
+from gnet_jax.lab.look.contact_sheet import describe_augmentation, to_pixels
 from gnet_jax.lab.look.inside import filters_figure
 from gnet_jax.model import GoogLeNet, variable_shapes
 from gnet_jax.model.architecture import grid_sizes
@@ -63,7 +63,7 @@ CASES = {
     "channels of filters": lambda: filters_figure(np.zeros((3, 3, 3, 1)), ODD),
     "resize": lambda: central_crop(PHOTO, odd(P, "resize")),
     "crop": partial(crop, crop=ODD),
-    "crop in words": lambda: in_words(AugmentConfig(crop=ODD)),
+    "crop in words": lambda: describe_augmentation(AugmentConfig(crop=ODD)),
     "interpolation": partial(crop, interpolation=ODD),
     "decoder": lambda: cropper(ODD),
     "split": lambda: DigitsSource(ODD),
