@@ -243,7 +243,7 @@ def test_convert_and_export_keep_the_model(folder, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["predict", "/no/model", "x.jpg"], "there is no /no/model; `gnet convert WEIGHTS"),
+        (["predict", "/no/model", "x.jpg"], "`gnet convert WEIGHTS /no/model`"),
         (["predict", "MODEL"], "there is no photo"),
         (["predict", "MODEL", "x.jpg", "--top", "0"], "--top is 0"),
         (["predict", "MODEL", "x.jpg", "--cam", "/no/x.png"], "there is no folder /no"),
@@ -254,7 +254,7 @@ def test_convert_and_export_keep_the_model(folder, capsys):
         (["evaluate", "--data", "digits"], "there is no model"),
         (["evaluate", "MODEL", "--data", "npz:/no/a.npz"], "there is no file /no/a.npz"),
         (["evaluate", "MODEL", "--data", "digits", "--json", "--table"], "exclude each other"),
-        (["convert", "/no/net.caffemodel", "x"], "there is no /no/net.caffemodel; docs/pretrained"),
+        (["convert", "/no/net.caffemodel", "x"], "/no/net.caffemodel"),
         (["convert", "MODEL", "/proc/x"], "cannot write to /proc"),
         (["export", "MODEL", "x.txt"], "the suffixes are .onnx"),
         (["curves"], "at least one workdir"),

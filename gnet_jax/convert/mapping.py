@@ -1,7 +1,6 @@
-"""What the foreign formats share: find the network, map names, change layouts, check shapes.
+"""What foreign formats share: find the network, map names, change layouts, check shapes.
 
-Each format's module reads tensors, gives the network its usual names (`find_network`) and lists the
-format's name for every variable of this project. `map_variables` does the rest.
+Each format's module reads tensors, finds the network among them and has tables of names.
 """
 
 from collections.abc import Collection, Mapping
@@ -29,13 +28,7 @@ class Found(NamedTuple):
 
 
 def find_prefix(names: Collection[str], markers: tuple[str, str], kind: str, where: str) -> str:
-    """Returns the prefix of the names of the only GoogLeNet among `names`.
-
-    Args:
-        names: of all tensors or layers in the file.
-        markers: two names that every GoogLeNet of the format has.
-        kind: the network that is looked for, for messages.
-        where: the file, for messages.
+    """Returns the prefix of the only GoogLeNet in a file; `markers` are two names of each one.
 
     Raises:
         WeightsError: if there is no GoogLeNet or more than one.
@@ -55,13 +48,7 @@ def find_prefix(names: Collection[str], markers: tuple[str, str], kind: str, whe
 
 
 def drop_heads(network: dict[str, Any], classes: Mapping[str, int], expected: int) -> list[str]:
-    """Delete the auxiliary heads that have another number of classes; returns a note for each.
-
-    Args:
-        network: by name; every name of a head starts with the head's name.
-        classes: of each head, by its name.
-        expected: classes of the main classifier.
-    """
+    """Delete the heads, by prefix in `classes`, with other classes; returns a note for each."""
     notes = []
     for head, count in classes.items():
         if count != expected:
@@ -72,6 +59,20 @@ def drop_heads(network: dict[str, Any], classes: Mapping[str, int], expected: in
                 f"{expected}"
             )
     return notes
+
+
+def name_variables(modules: Mapping[str, str], parts: Mapping[str, str]) -> dict[str, str]:
+    """Returns the foreign name for each variable: every module filled into every part.
+
+    Args:
+        modules: the foreign module for ours, "conv1" or "inception_3a/b1".
+        parts: the foreign name for ours, such as "{}.conv.weight" for "params/{}/conv/kernel".
+    """
+    return {
+        our_part.format(ours): part.format(theirs)
+        for ours, theirs in modules.items()
+        for our_part, part in parts.items()
+    }
 
 
 def map_variables(
@@ -86,9 +87,9 @@ def map_variables(
 
     Args:
         tensors: exactly those of the network.
-        names: the tensor's name for every variable; a head's convolution comes before its `fc`.
+        names: the tensor for every variable; a head's convolution comes before its `fc`.
         where: the file, for messages.
-        base: the architecture, except for what the shapes determine.
+        base: supplies what the shapes do not determine.
         channels_first: kernels are OIHW, linear layers (outputs, inputs), and feature maps are
             flattened in the order C, H, W, as Caffe and torch have them. False: HWIO and (inputs,
             outputs), as here.

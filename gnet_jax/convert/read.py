@@ -49,11 +49,9 @@ def convert(
     """Write the model in `src` as the model folder `dst`, and return it.
 
     Args:
-        src: one of `KNOWN`, recognised by its content. Nothing in it is executed. TensorFlow's
-            checkpoints of several files are named by their prefix, .index or .data file.
+        src: as `read`.
         dst: a new or empty folder, or a model folder, which is replaced.
-        class_names: as `read`.
-        transform_input: as `read`.
+        class_names, transform_input: as `read`.
 
     Raises:
         WeightsError: as `read`, or if `dst` cannot be written.
@@ -69,13 +67,14 @@ def read(
     class_names: Sequence[str] | None = None,
     transform_input: bool | None = None,
 ) -> ModelFolder:
-    """Returns the model in `src`; its content determines the format.
+    """Returns the model in `src`; its content determines the format. Nothing in it is executed.
 
     What a foreign file lacks is assumed, printed on standard error, and noted in the model's
     `source`.
 
     Args:
-        src: one of `KNOWN`.
+        src: one of `KNOWN`. TensorFlow's checkpoints of several files are named by their prefix,
+            .index or .data file.
         class_names: one for each output. Default: those of `src`; for foreign weights, ImageNet's
             for 1,000 outputs (1,001 of TF-slim's), otherwise "class 0", "class 1", ...
         transform_input: for torchvision's weights only, see `torchvision.preprocessing`. Default:
@@ -159,10 +158,10 @@ def _read_file(src: Path, transform_input: bool | None) -> ModelFolder | Found:
         kind = {"format": "safetensors state dict"}
     elif tf_slim.is_checkpoint(src):
         found = tf_slim.load(src)
-    elif caffe.is_caffemodel(head):
+    elif other := _other_kind(head):
+        raise WeightsError(f"{src} is {other}; known are {KNOWN}")
+    else:  # the format has no signature
         found = caffe.load(src, sha256)
-    else:
-        raise WeightsError(f"{src} is {_describe(head)}; known are {KNOWN}")
     # An index of TensorFlow's holds a checksum of each tensor, so its sha256 identifies them too.
     source = {"file": src.name} | kind | found.source | {"sha256": sha256}
     return found._replace(source=source)
@@ -193,13 +192,11 @@ def _parse_json(text: str, src: Path) -> object:
         raise WeightsError(f"the metadata of {src} is corrupt: {error}") from error
 
 
-def _describe(head: bytes) -> str:
-    """Returns what a file that begins with `head` seems to be, if no reader accepts it."""
+def _other_kind(head: bytes) -> str | None:
+    """Returns the kind of a file that begins with `head`, if it certainly holds no weights."""
     for pattern, kind in _OTHER_KINDS.items():
         if re.match(pattern, head, re.IGNORECASE | re.DOTALL):
             return kind
-    try:
-        head[:1000].decode()
-        return "a text file"
-    except UnicodeDecodeError:
-        return "of an unknown kind"
+    text = head[:1000].decode(errors="replace")
+    readable = "\ufffd" not in text and re.sub(r"\s", "", text).isprintable()
+    return "a text file" if readable else None

@@ -17,6 +17,7 @@ from gnet_jax.convert.mapping import (
     assumed_preprocessing,
     find_prefix,
     map_variables,
+    name_variables,
 )
 from gnet_jax.model import VARIANTS, Architecture
 from gnet_jax.model_folder.variables import WeightsError
@@ -31,12 +32,11 @@ _BRANCHES = {
     "b5": "Branch_2/Conv2d_0b_3x3",  # the paper has a 5x5 there
     "pool_proj": "Branch_3/Conv2d_0b_1x1",
 }
-# The variables of a convolution: ours, and slim's. Batch norm has no gamma there.
 _CONV = {
-    ("params", "conv/kernel"): "weights",
-    ("params", "norm/bias"): "BatchNorm/beta",
-    ("batch_stats", "norm/mean"): "BatchNorm/moving_mean",
-    ("batch_stats", "norm/var"): "BatchNorm/moving_variance",
+    "params/{}/conv/kernel": f"{_SCOPE}{{}}/weights",
+    "params/{}/norm/bias": f"{_SCOPE}{{}}/BatchNorm/beta",  # there is no gamma
+    "batch_stats/{}/norm/mean": f"{_SCOPE}{{}}/BatchNorm/moving_mean",
+    "batch_stats/{}/norm/var": f"{_SCOPE}{{}}/BatchNorm/moving_variance",
 }
 _CLASSIFIER = f"{_SCOPE}Logits/Conv2d_0c_1x1/"
 _MARKERS = f"{_SCOPE}Conv2d_1a_7x7/weights", f"{_SCOPE}Mixed_3b/Branch_0/Conv2d_0a_1x1/weights"
@@ -124,13 +124,10 @@ def _names() -> dict[str, str]:
         mixed = f"Mixed_{block[0]}{chr(ord(block[1]) + 1)}"  # there, a is the pool in front
         modules |= {f"inception_{block}/{b}": f"{mixed}/{t}" for b, t in _BRANCHES.items()}
     modules["inception_5a/b5"] = "Mixed_5b/Branch_2/Conv2d_0a_3x3"  # sic
-    names = {
-        f"{group}/{ours}/{leaf}": f"{_SCOPE}{theirs}/{part}"
-        for ours, theirs in modules.items()
-        for (group, leaf), part in _CONV.items()
+    return name_variables(modules, _CONV) | {
+        "params/classifier/kernel": f"{_CLASSIFIER}weights",
+        "params/classifier/bias": f"{_CLASSIFIER}biases",
     }
-    classifier = {"kernel": "weights", "bias": "biases"}
-    return names | {f"params/classifier/{o}": _CLASSIFIER + t for o, t in classifier.items()}
 
 
 def from_slim(
@@ -148,13 +145,12 @@ def from_slim(
     tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
     names = _names()
     known = set(names.values())
-    own = {}
-    for name, value in tensors.items():
-        variable = name.rpartition("/")[0]
-        if name.startswith(_SCOPE) and variable not in known:  # else a slot: .../weights/RMSProp
-            own[name] = value
-    averages = {name: tensors[name + _AVERAGED] for name in known if name + _AVERAGED in tensors}
-    own |= averages
+    own = {
+        name: value
+        for name, value in tensors.items()
+        if name.startswith(_SCOPE) and name.rpartition("/")[0] not in known  # .../weights/RMSProp
+    }
+    own |= {name: tensors[name + _AVERAGED] for name in known if name + _AVERAGED in tensors}
     weights = own.get(f"{_CLASSIFIER}weights")
     if weights is not None and weights.shape[:2] == (1, 1):
         own[f"{_CLASSIFIER}weights"] = weights[0, 0]

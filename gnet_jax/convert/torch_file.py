@@ -37,7 +37,6 @@ _ZIP_MAGIC = b"PK\x03\x04"
 _LARGEST_PICKLE = 16_000_000  # bytes of names and shapes; those of GoogLeNet take 40 kB
 _MOST_SHARED = 8  # how often tensors may use the numbers of the storages
 _PLAIN = {"set", "frozenset", "complex", "bytearray", "list", "dict", "int", "float"}
-_PATHS = {"PosixPath", "WindowsPath"}
 # Plain data of checkpoints (options, scores, paths), which is ignored: module, names in it.
 _IGNORED = {
     "argparse": {"Namespace"},
@@ -48,8 +47,8 @@ _IGNORED = {
     "numpy": {"dtype", "ndarray"},
     "numpy.core.multiarray": {"scalar", "_reconstruct"},
     "numpy._core.multiarray": {"scalar", "_reconstruct"},
-    "pathlib": _PATHS | {"Path", "PurePosixPath", "PureWindowsPath"},
-    "pathlib._local": _PATHS,
+    "pathlib": {"Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"},
+    "pathlib._local": {"PosixPath", "WindowsPath"},
     "datetime": {"datetime", "timedelta"},
     "torch": {"Size", "device", "strided"}
     | {"float16", "float32", "float64", "bfloat16", "int32", "int64", "uint8", "bool"},
@@ -91,6 +90,10 @@ class _Ignored:
 class _Unpickler(pickle.Unpickler):
     """Builds strings, numbers, dicts and `_Tensor`s, ignores plain data, refuses the rest."""
 
+    def __init__(self, file: Any) -> None:
+        super().__init__(file)
+        self.storages: dict[str, _Storage] = {}
+
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in _STORAGES:
             return name
@@ -115,7 +118,7 @@ class _Unpickler(pickle.Unpickler):
         match pid:
             case ("storage", str(kind), str(key), _, int(size), *views) if kind in _STORAGES:
                 if not any(views):
-                    return _Storage(kind, key, size)
+                    return self.storages.setdefault(key, _Storage(kind, key, size))
         raise WeightsError(f"refers to {str(pid)[:80]}, which is not a storage of tensors")
 
     def _tensor(self, storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Tensor:
@@ -196,18 +199,12 @@ def _read_legacy(file: BinaryIO) -> tuple[Any, Callable[[_Storage], bytes]]:
     version, machine = _Unpickler(file).load(), _Unpickler(file).load()
     if version != 1001 or not machine.get("little_endian"):
         raise WeightsError(f"has version {version} or big-endian data, which is not supported")
-    found: dict[str, _Storage] = {}
-
-    class Recording(_Unpickler):
-        def persistent_load(self, pid: Any) -> _Storage:
-            storage = super().persistent_load(pid)
-            return found.setdefault(storage.key, storage)
-
-    value, keys = Recording(file).load(), _Unpickler(file).load()
+    unpickler = _Unpickler(file)
+    value, keys = unpickler.load(), _Unpickler(file).load()
     data = {}
     for key in keys:
         (size,) = struct.unpack("<q", file.read(8))
-        storage = found[key]
+        storage = unpickler.storages[key]
         if size != storage.size:
             raise WeightsError(f"has {size} elements in a storage of {storage.size}")
         data[key] = file.read(size * _STORAGES[storage.kind].itemsize)

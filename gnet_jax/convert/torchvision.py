@@ -13,6 +13,7 @@ from gnet_jax.convert.mapping import (
     drop_heads,
     find_prefix,
     map_variables,
+    name_variables,
 )
 from gnet_jax.model import VARIANTS, Architecture
 from gnet_jax.model_folder.variables import WeightsError, rows_to_channels_first
@@ -27,15 +28,14 @@ _BRANCHES = {
     "pool_proj": "branch4.1",
 }
 _HEADS = {"aux_4a": "aux1", "aux_4d": "aux2"}
-# The variables of a convolution with batch norm, and of a linear layer: ours, and torchvision's.
 _CONV = {
-    ("params", "conv/kernel"): "conv.weight",
-    ("params", "norm/scale"): "bn.weight",
-    ("params", "norm/bias"): "bn.bias",
-    ("batch_stats", "norm/mean"): "bn.running_mean",
-    ("batch_stats", "norm/var"): "bn.running_var",
+    "params/{}/conv/kernel": "{}.conv.weight",
+    "params/{}/norm/scale": "{}.bn.weight",
+    "params/{}/norm/bias": "{}.bn.bias",
+    "batch_stats/{}/norm/mean": "{}.bn.running_mean",
+    "batch_stats/{}/norm/var": "{}.bn.running_var",
 }
-_LINEAR = {("params", "kernel"): "weight", ("params", "bias"): "bias"}
+_LINEAR = {"params/{}/kernel": "{}.weight", "params/{}/bias": "{}.bias"}
 _MARKERS = "conv1.conv.weight", "inception3a.branch1.conv.weight"
 _STEPS = ".num_batches_tracked"  # beside each batch norm; has no use here
 
@@ -44,12 +44,11 @@ PUBLISHED_SHA256 = "1378be20"
 
 
 def preprocessing(transform_input: bool) -> Preprocessing:
-    """Returns torchvision's preprocessing: shorter side 256, central 224, RGB.
+    """Returns torchvision's preprocessing.
 
-    Args:
-        transform_input: torchvision's option, set for the published weights because they come from
-            TensorFlow, whose inputs lie in -1 to 1. It maps an image that was normalised with
-            ImageNet's mean and std to (x / 255 - 0.5) / 0.5. Here mean and std include that map.
+    `transform_input` is torchvision's option, set for the published weights because they come from
+    TensorFlow, whose inputs lie in -1 to 1. It maps an image that was normalised with ImageNet's
+    mean and std to (x / 255 - 0.5) / 0.5. Here mean and std include that map.
     """
     mean = (0.5, 0.5, 0.5) if transform_input else (0.485, 0.456, 0.406)
     std = (0.5, 0.5, 0.5) if transform_input else (0.229, 0.224, 0.225)
@@ -68,11 +67,7 @@ def load(
 ) -> Found:
     """Returns the network in a state dict.
 
-    Args:
-        tensors: as `find_network`.
-        src: the file.
-        sha256: of the file.
-        transform_input: as `preprocessing`; None means true for the published file alone.
+    `transform_input` is that of `preprocessing`; None means true for the published file alone.
 
     Raises:
         WeightsError: as `find_network` and `from_torchvision`, or if `transform_input` is false for
@@ -107,14 +102,9 @@ def find_network(
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """Returns the state dict of a GoogLeNet among the tensors of a file, under torchvision's names.
 
-    Training scripts wrap the network in modules and dicts, save other things beside it, and replace
-    its classifier. Any prefix of the names ("module.", "state_dict/model.") is dropped, a
-    classifier of one linear layer is renamed to fc, and auxiliary heads with another number of
-    classes than fc are skipped.
-
-    Args:
-        tensors: by name, with a slash between the keys of nested dicts, as `read_torch` has them.
-        where: the file, for messages.
+    Any prefix of the names ("module.", "state_dict/model.") is dropped, a classifier of one linear
+    layer is renamed to fc, and auxiliary heads with another number of classes than fc are skipped.
+    `tensors` has the names of `read_torch`, with a slash between the keys of nested dicts.
 
     Returns:
         The tensors for `from_torchvision`, and a note on everything that was skipped or renamed.
@@ -226,12 +216,7 @@ def _names(heads: Collection[str]) -> dict[str, str]:
         convs[f"{head}/conv"] = f"{_HEADS[head]}.conv"
         linear |= {f"{head}/fc": f"{_HEADS[head]}.fc1", f"{head}/classifier": f"{_HEADS[head]}.fc2"}
     linear["classifier"] = "fc"
-    return {
-        f"{group}/{ours}/{leaf}": f"{theirs}.{part}"
-        for modules, parts in ((convs, _CONV), (linear, _LINEAR))
-        for ours, theirs in modules.items()
-        for (group, leaf), part in parts.items()
-    }
+    return name_variables(convs, _CONV) | name_variables(linear, _LINEAR)
 
 
 def from_torchvision(
@@ -251,8 +236,7 @@ def to_torchvision(arch: Architecture, flat: Mapping[str, np.ndarray]) -> dict[s
     """Returns flat variables as a state dict of torchvision's.
 
     Raises:
-        WeightsError: if torchvision has no such network. It has its own variant, with any number of
-            classes, and with both auxiliary heads or none.
+        WeightsError: unless it is torchvision's variant, with both auxiliary heads or none.
     """
     own = VARIANTS["torchvision"]
     free = {"num_classes", "dropout", "aux_dropout"}

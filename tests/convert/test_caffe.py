@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gnet_jax.convert.caffe import PREPROCESSING, from_caffe, is_caffemodel, read_caffemodel
+from gnet_jax.convert.caffe import PREPROCESSING, from_caffe, read_caffemodel
 from gnet_jax.model import GoogLeNet, endpoints
 from gnet_jax.model_folder import WeightsError
 from gnet_jax.model_folder.variables import unflatten
@@ -83,7 +83,6 @@ def test_every_form_of_the_format_reads_the_same(tmp_path, form):
     layers = random_layers()
     file = tmp_path / "any.caffemodel"
     file.write_bytes(caffemodel_bytes(layers, **form))
-    assert is_caffemodel(file.read_bytes()[:64])
     arch, flat = from_caffe(read_caffemodel(file).layers, str(file))
     arch_direct, flat_direct = from_caffe(layers, "memory")
     assert arch == arch_direct
@@ -155,7 +154,7 @@ def test_a_cut_file_names_the_layer(tmp_path):
     whole = caffemodel_bytes(random_layers())
     file = tmp_path / "cut.caffemodel"
     file.write_bytes(whole[: whole.index(b"inception_4c/3x3") + 60])
-    with pytest.raises(WeightsError, match="in layer inception_4c/3x3"):
+    with pytest.raises(WeightsError, match="after layer inception_4c/1x1;"):
         read_caffemodel(file)
 
 
@@ -196,10 +195,3 @@ def test_a_blob_of_nothing_is_named(tmp_path):
     file.write_bytes(caffemodel_bytes(layers))
     with pytest.raises(WeightsError, match=r"loss3/classifier .*\(0, 5\)"):
         read_caffemodel(file)
-
-
-@pytest.mark.parametrize(
-    "head", [b"", b"<!DOCTYPE html>", b"{}", b"\xff\xd8\xff\xe0", b"PK\x03\x04"]
-)
-def test_other_files_are_not_taken_for_a_caffemodel(head):
-    assert not is_caffemodel(head)

@@ -55,7 +55,7 @@ def test_onnx_names_what_it_has_no_place_for(monkeypatch, tmp_path, make, name):
 
 def test_onnx_without_the_networks_pools_is_not_kept(monkeypatch, tmp_path):
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
-    with pytest.raises(ExportError, match="was not kept"):
+    with pytest.raises(ExportError, match=r"net\.onnx"):
         export(folder_of(with_block(monkeypatch, AveragePools)), tmp_path / "net.onnx")
     assert not list(tmp_path.iterdir())
 
@@ -87,10 +87,10 @@ def test_an_export_computes_what_the_networks_own_class_does(tmp_path):
 def test_torchvisions_state_dict_names_what_it_has_no_place_for():
     arch = dataclasses.replace(VARIANTS["torchvision"], aux_after=())
     flat = dict.fromkeys(expected_shapes(GoogLeNet(arch), 64), np.zeros(1))
-    with pytest.raises(WeightsError, match=r"has, .* params/inception_3a/b6/conv/kernel"):
+    with pytest.raises(WeightsError, match="params/inception_3a/b6/conv/kernel"):
         to_torchvision(arch, flat | {"params/inception_3a/b6/conv/kernel": np.zeros(1)})
     del flat["params/inception_3a/b5/conv/kernel"]
-    with pytest.raises(WeightsError, match="lacks params/inception_3a/b5/conv/kernel"):
+    with pytest.raises(WeightsError, match="params/inception_3a/b5/conv/kernel"):
         to_torchvision(arch, flat)
 
 

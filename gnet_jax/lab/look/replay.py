@@ -119,10 +119,11 @@ def examine(replay: Replay) -> Findings:
     state = replay.state
     augment_key, dropout_key = step_keys(jnp.asarray(state.rng), jnp.asarray(state.step))
     prepared = jax.jit(augmentation(replay.config, replay.model.arch.num_classes))
-    inputs = prepared(replay.batch["image"], replay.batch["label"], augment_key)
+    images_BHWC, targets_BK = prepared(replay.batch["image"], replay.batch["label"], augment_key)
+    inputs = (images_BHWC, targets_BK, dropout_key)
     metrics = _repeat_step(replay)
-    layers, batch_flags = _check_batch(replay, *inputs, dropout_key)
-    layer_flags, gradient_flags, losses = _check_examples(replay, layers, *inputs, dropout_key)
+    layers, batch_flags = _check_batch(replay, *inputs)
+    layer_flags, gradient_flags, losses = _check_examples(replay, layers, *inputs)
     params = flat(state.params)
     fine = layer_flags.all(1) & gradient_flags.all(1) & np.isfinite(losses)
     bad_examples = [
