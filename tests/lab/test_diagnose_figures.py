@@ -1,5 +1,11 @@
+from matplotlib.figure import Figure
+
 from gnet_jax.cli.main import main
-from gnet_jax.lab.look.diagnose_figures import gradient_figure, order_blocks
+from gnet_jax.lab.look.diagnose_figures import (
+    draw_diagnostics,
+    gradient_figure,
+    order_blocks,
+)
 from gnet_jax.training.workdir import MetricsFile
 
 BLOCKS = ("aux_4a", "classifier", "conv1", "conv2", "conv2_reduce", "inception_3a", "inception_5b")
@@ -44,6 +50,35 @@ def test_the_gradient_figure_has_the_whole_and_the_main_heads_part(tmp_path):
     assert list(lines) == ["none", "both", "both: main head's part"]
     assert lines["both"] == [1.0] * 6  # the mean over steps and seeds
     assert lines["both: main head's part"] == [0.25] * 6
+
+
+def test_every_panel_shows_its_own_numbers(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    runs = [diagnosed(tmp_path / n, h) for n, h in (("a", ["main"]), ("b", ["main", "aux4a"]))]
+    draw_diagnostics(runs, tmp_path / "d.png")
+    panels = [
+        {line.get_label(): (line.get_xydata().tolist(), line.get_color()) for line in axes.lines}
+        for axes in drawn[0].axes
+    ]
+    assert len(panels) == 8
+    whole, heads = panels[0], panels[4]
+    assert list(whole) == ["whole loss"]
+    assert list(heads) == ["whole loss", "main head", "aux4a head"]
+    assert [y for _, y in heads["whole loss"][0]] == [1.0] * 6
+    assert [y for _, y in heads["aux4a head"][0]] == [0.25] * 6
+    names = ["conv1", "conv2r", "conv2", "3a", "5b", "class."]
+    for _, gradients, dead, updates in (panels[:4], panels[4:]):
+        assert list(gradients) == list(updates) == names
+        assert gradients["3a"][0] == [[0, 0.5], [100, 1.5]]
+        assert updates["3a"][0] == [[0, 1e-3], [100, 1e-3]]
+        assert {name: points[0][1] for name, (points, _) in dead.items()} == {
+            "conv1": 0.1,
+            "3a": 0.5,
+        }
+        colours = [colour for _, colour in gradients.values()]
+        assert len(set(colours)) == 6
+        assert dead["3a"][1] == gradients["3a"][1] == updates["3a"][1]
 
 
 def test_the_command_draws_runs_and_names_one_that_was_not_diagnosed(tmp_path, capsys):

@@ -5,7 +5,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 from PIL import Image
 
 from gnet_jax.cli.main import main
@@ -95,9 +94,22 @@ def test_montages_have_a_tile_for_each_channel_and_count_the_dead(maps):
     figure = activation_figure("inception_3a/5x5", value)
     assert sum(len(axes.images) for axes in figure.axes) == 5
     assert "5 channels of 3x3, 1 of them zero" in figure.get_suptitle()
-    assert isinstance(activation_figure("prob", np.ones(10) / 10), Figure)
+    (bars,) = activation_figure("prob", np.array([0.25, 0.5, 0.125])).axes
+    assert [bar.get_height() for bar in bars.patches] == [0.25, 0.5, 0.125]
     kernel = np.zeros((3, 3, 3, 2), np.float32)
     kernel[:, :, 0, 0] = 1  # of the first channel: blue in BGR
     (first, _) = [axes.images[0].get_array() for axes in filters_figure(kernel, "BGR").axes[:2]]
     assert first[0, 0].tolist() == [0.5, 0.5, 1.0]
     assert heads_picture(maps).width == 2 * 448 + 12
+
+
+def test_the_strongest_channels_come_first_and_share_one_scale():
+    value = np.zeros((2, 2, 70), np.float32)
+    value[0, 0] = np.arange(70)
+    value[1, 1, 3] = 500
+    figure = activation_figure("conv1", value)
+    images = [axes.images[0] for axes in figure.axes if axes.images]
+    tiles = [image.get_array() for image in images]
+    assert [tile[0, 0] for tile in tiles] == [3, *range(69, 3, -1)][:64]
+    assert {image.get_clim() for image in images} == {(0, 500)}
+    assert "64 strongest" in figure.get_suptitle()
