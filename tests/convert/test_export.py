@@ -18,7 +18,7 @@ from gnet_jax.convert.torchvision import preprocessing
 from gnet_jax.data import preprocess
 from gnet_jax.data.decode import central_crop, decode
 from gnet_jax.model import GoogLeNet, architecture
-from gnet_jax.model_folder import ModelFolder, WeightsError
+from gnet_jax.model_folder import ModelFolder, WeightsError, write_folder
 from tests.convert.conftest import photos, random_variables, small_folder
 
 NEEDS = {".onnx": ("onnx", "onnxruntime"), ".stablehlo": ("flatbuffers",)}
@@ -170,6 +170,15 @@ def test_a_missing_package_names_the_extra(tmp_path, small, monkeypatch, suffix,
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ExportError, match=rf"{package}, .*\[export\]"):
         export(small, tmp_path / f"net{suffix}")
+
+
+def test_the_weights_of_a_model_folder_are_not_replaced(tmp_path, small):
+    write_folder(tmp_path / "model", small)
+    weights = tmp_path / "model" / "model.safetensors"
+    before = weights.read_bytes()
+    with pytest.raises(ExportError, match=str(weights)):
+        export(small, weights)
+    assert weights.read_bytes() == before
 
 
 def test_only_torchvisions_own_variant_becomes_a_pth(tmp_path, small):

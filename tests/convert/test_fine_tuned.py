@@ -369,6 +369,7 @@ def test_what_a_caffe_file_does_not_say_is_said(tmp_path, capsys):
         (number(3, 224) + floats(5, 91, 103, 114), (91, 103, 114), 1, 224),
         (floats(1, 0.0078125) + floats(5, 127.5), (127.5,) * 3, 128, 224),
         (number(2, 1) + number(3, 192), (0, 0, 0), 1, 192),
+        (number(3, 299), (0, 0, 0), 1, 299),
         (number(3, 224) + message(4, b"data/pets_mean.binaryproto"), (104, 117, 123), 1, 224),
     ],
 )
@@ -379,6 +380,7 @@ def test_the_data_layer_of_a_caffe_file_tells_the_preprocessing(
     file.write_bytes(caffemodel_bytes(random_layers(aux_after=()), v1=v1, transform=transform))
     found = read(file).preprocessing
     assert (found.mean, found.std, found.image_size) == (mean, (std,) * 3, size)
+    assert found.resize_to == (299 if size == 299 else 256)
     said = lines_of(capsys, file)[0]
     assert "data layer data" in said
     assert ("pets_mean.binaryproto" in said) == (b"pets" in transform)
@@ -404,11 +406,15 @@ def test_nothing_is_assumed_of_published_weights(tmp_path, plain, capsys, monkey
         read(file, transform_input=False)
 
 
-def test_imagenets_names_are_assumed_aloud(tmp_path, capsys):
+def test_imagenets_names_are_assumed_aloud_unless_the_file_is_known(tmp_path, capsys, monkeypatch):
     layers = random_layers(dataclasses.replace(NARROW, num_classes=1000), aux_after=())
     file = caffe_file(tmp_path / "net.caffemodel", layers)
     assert read(file).class_names[0] == "tench, Tinca tinca"
     assert any("ImageNet" in line for line in lines_of(capsys, file))
+    digest = hashlib.sha1(file.read_bytes()).hexdigest()
+    monkeypatch.setattr("gnet_jax.convert.caffe.PUBLISHED_SHA1", digest)
+    assert read(file).class_names[999] == "toilet tissue, toilet paper, bathroom tissue"
+    assert lines_of(capsys, file) == []
 
 
 def test_names_given_later_take_the_place_of_the_assumed(tmp_path):
