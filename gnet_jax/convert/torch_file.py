@@ -38,7 +38,7 @@ _LARGEST_PICKLE = 16_000_000  # bytes of names and shapes; those of GoogLeNet ta
 _MOST_SHARED = 8  # how often tensors may use the numbers of the storages
 _PLAIN = {"set", "frozenset", "complex", "bytearray", "list", "dict", "int", "float"}
 # Plain data of checkpoints (options, scores, paths), which is ignored: module, names in it.
-_IGNORED = {
+_SKIPPED_NAMES = {
     "argparse": {"Namespace"},
     "collections": {"Counter"},
     "builtins": _PLAIN,
@@ -73,7 +73,7 @@ class _Tensor(NamedTuple):
 
 
 class _Ignored:
-    """Replaces an object of `_IGNORED`; discards what the pickle puts into it."""
+    """Replaces an object of `_SKIPPED_NAMES`; discards what the pickle puts into it."""
 
     def __new__(cls, *_: Any, **__: Any) -> "_Ignored":
         return super().__new__(cls)
@@ -97,7 +97,7 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in _STORAGES:
             return name
-        if name in _IGNORED.get(module, ()):
+        if name in _SKIPPED_NAMES.get(module, ()):
             return _Ignored
         # Bound methods, because a pickle cannot set attributes of them.
         known: dict[tuple[str, str], Any] = {

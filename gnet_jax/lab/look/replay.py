@@ -30,6 +30,8 @@ from gnet_jax.training.step import TrainState, compute_loss, create_state, step_
 # What corrupt zip files, arrays and JSON raise; a SchemaError is a ValueError.
 _CORRUPT = (ValueError, TypeError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile)
 
+_Inputs = tuple[jax.Array, jax.Array, jax.Array]  # images (B, H, W, C), targets (B, K), dropout key
+
 
 @dataclasses.dataclass(frozen=True)
 class Replay:
@@ -122,8 +124,8 @@ def examine(replay: Replay) -> Findings:
     images_BHWC, targets_BK = prepared(replay.batch["image"], replay.batch["label"], augment_key)
     inputs = (images_BHWC, targets_BK, dropout_key)
     metrics = _repeat_step(replay)
-    layers, batch_flags = _check_batch(replay, *inputs)
-    layer_flags, gradient_flags, losses = _check_examples(replay, layers, *inputs)
+    layers, batch_flags = _check_batch(replay, inputs)
+    layer_flags, gradient_flags, losses = _check_examples(replay, layers, inputs)
     params = flat(state.params)
     fine = layer_flags.all(1) & gradient_flags.all(1) & np.isfinite(losses)
     bad_examples = [
@@ -181,16 +183,14 @@ def _outputs(updated: Any, images_BHWC: jax.Array) -> dict[str, jax.Array]:
     return {"input": images_BHWC} | {n.removesuffix("/output"): v for n, v in found.items()}
 
 
-def _check_batch(
-    replay: Replay, images_BHWC: jax.Array, targets_BK: jax.Array, dropout_key: jax.Array
-) -> tuple[list[str], np.ndarray]:
+def _check_batch(replay: Replay, inputs: _Inputs) -> tuple[list[str], np.ndarray]:
     """Returns the layers in order, the input first, and whether each one's output is finite."""
     layers: list[str] = []
 
     @jax.jit
     def flags(params: Any, batch_stats: Any) -> list[jax.Array]:
-        inputs = (batch_stats, images_BHWC, targets_BK, dropout_key)
-        outputs = _outputs(_loss(replay, params, *inputs)[1][0], images_BHWC)
+        _, (updated, _) = _loss(replay, params, batch_stats, *inputs)
+        outputs = _outputs(updated, inputs[0])
         layers[:] = outputs  # while tracing, because results of transformations are sorted by name
         return [jnp.isfinite(output).all() for output in outputs.values()]
 
@@ -199,22 +199,20 @@ def _check_batch(
 
 
 def _check_examples(
-    replay: Replay,
-    layers: list[str],
-    images_BHWC: jax.Array,
-    targets_BK: jax.Array,
-    dropout_key: jax.Array,
+    replay: Replay, layers: list[str], inputs: _Inputs
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns whether outputs and gradients of each example alone are finite, and its loss.
 
     Shapes: (B, layers), (B, parameters) and (B,).
     """
+    images_BHWC, targets_BK, dropout_key = inputs
 
     @jax.jit
     def run(params: Any, batch_stats: Any) -> Any:
         def run_one(example: Any) -> Any:
             image_BHWC, target_BK = jax.tree.map(lambda x: x[None], example)
-            (value, (updated, _)), grads = jax.value_and_grad(partial(_loss, replay), has_aux=True)(
+            loss = jax.value_and_grad(partial(_loss, replay), has_aux=True)
+            (value, (updated, _)), grads = loss(
                 params, batch_stats, image_BHWC, target_BK, dropout_key
             )
             outputs = _outputs(updated, image_BHWC)
