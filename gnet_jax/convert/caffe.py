@@ -121,10 +121,10 @@ def read_caffemodel(path: Path) -> CaffeModel:
     except DecodeError as error:
         # protobuf keeps what it has parsed before the error.
         names = [_text(layer.name) for layer in (*net.layer, *net.layers) if layer.name]
-        where = f" after layer {names[-1]}" if names else ""
-        raise WeightsError(
-            f"{path} is corrupt or cut short{where}; copy or download it again"
-        ) from error
+        problem = "of an unknown kind, or cut short; docs/pretrained.md lists the formats"
+        if names:
+            problem = f"corrupt or cut short after layer {names[-1]}; copy or download it again"
+        raise WeightsError(f"{path} is {problem}") from error
     except OSError as error:
         raise WeightsError(f"cannot read {path}: {error.strerror}") from error
     layers: dict[str, list[np.ndarray]] = {}
