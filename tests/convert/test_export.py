@@ -140,13 +140,16 @@ def test_a_network_in_bfloat16_is_exported_in_float32(tmp_path, small):
     assert export(dataclasses.replace(small, model=model), tmp_path / "net.onnx") <= 1e-5
 
 
-def test_a_file_that_computes_something_else_is_removed(tmp_path, small, monkeypatch):
+@pytest.mark.parametrize(("value", "difference"), [(0.0, r"1\.0e\+00"), (np.nan, "nan")])
+def test_a_file_that_computes_something_else_is_removed(
+    tmp_path, small, monkeypatch, value, difference
+):
     def wrong(folder, out):
         out.write_bytes(b"...")
-        return lambda x_BHWC: np.zeros((len(x_BHWC), 3), np.float32)
+        return lambda x_BHWC: np.full((len(x_BHWC), 3), value, np.float32)
 
     monkeypatch.setitem(export_room._WRITERS, ".onnx", wrong)
-    with pytest.raises(ExportError, match=r"1\.0e\+00"):
+    with pytest.raises(ExportError, match=difference):
         export(small, tmp_path / "net.onnx")
     assert not list(tmp_path.iterdir())
 
