@@ -8,6 +8,7 @@ import ast
 import itertools
 import re
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from cosmic_ray.operators.number_replacer import NumberReplacer  # pyright: ignore[reportMissingImports]
 from cosmic_ray.operators.operator import Operator  # pyright: ignore[reportMissingImports]
@@ -45,6 +46,7 @@ ALSO_BUILTIN = {"min", "max", "any", "all"}
 LIBRARIES = {"jax", "jnp", "lax", "math", "nn", "np", "optax"}
 KEPT = {"name", "atom", "atom_expr"}
 CONVERSIONS = {"array", "asarray", "ascontiguousarray", "dtype"}
+TEXTS = {"string", "strings", "fstring"}
 PATHS = re.compile(r"dir|file|folder|parent|path|root|\b(new|out|where)\b", re.IGNORECASE)
 TYPED = {"isinstance", "issubclass", "getattr", "hasattr", "setattr", "super", "type"}
 
@@ -102,11 +104,11 @@ class OwnOperator(Operator):
     def targets(self, node) -> list:
         raise NotImplementedError
 
-    def mutation_positions(self, node):
+    def mutation_positions(self, node) -> Any:
         return [(target.start_pos, target.end_pos) for target in self.targets(node)]
 
     @classmethod
-    def examples(cls):
+    def examples(cls) -> Any:
         return ()
 
 
@@ -114,35 +116,32 @@ class Arithmetic(Operator):
     """An arithmetic operator of cosmic-ray, away from strings, paths and signatures."""
 
     def __init__(self, change: str):
-        self.replacement = OperatorProvider()[f"ReplaceBinaryOperator_{change}"]()
+        provider: Any = OperatorProvider()
+        self.replacement = provider[f"ReplaceBinaryOperator_{change}"]()
 
-    def mutation_positions(self, node):
+    def mutation_positions(self, node) -> Any:
         if node.type == "operator" and node.parent.type in ("arith_expr", "term", "power"):
-            texts = {child.type for child in node.parent.children} & {
-                "string",
-                "strings",
-                "fstring",
-            }
+            texts = TEXTS.intersection(child.type for child in node.parent.children)
             paths = node.value == "/" and PATHS.search(node.parent.get_code())
             if not texts and not paths:
                 yield from self.replacement.mutation_positions(node)
 
-    def mutate(self, node, index):
+    def mutate(self, node, index) -> Any:
         return self.replacement.mutate(node, index)
 
     @classmethod
-    def examples(cls):
+    def examples(cls) -> Any:
         return ()
 
 
 class NudgeInteger(NumberReplacer):
     """An integer plus or minus 1."""
 
-    def mutation_positions(self, node):
+    def mutation_positions(self, node) -> Any:
         if node.type == "number" and node.value.isdigit():
             yield from super().mutation_positions(node)
 
-    def mutate(self, node, index):
+    def mutate(self, node, index) -> Any:
         new = super().mutate(node, index)
         new.value, new.prefix = new.value.strip(), node.prefix
         return new
@@ -155,7 +154,7 @@ class ScaleFloat(OwnOperator):
         fits = node.type == "number" and re.fullmatch(r"[\d._]+(e-?\d+)?", node.value)
         return [node] if fits and not node.value.isdigit() and float(node.value) else []
 
-    def mutate(self, node, index):
+    def mutate(self, node, index) -> Any:
         node.value = f"{float(node.value) * 1.1:.6g}"
         return node
 
@@ -165,11 +164,10 @@ class DropKeyword(OwnOperator):
 
     def targets(self, node):
         found = arguments(node) if is_call(node) else []
-        return [
-            x for x in found if x.type == "argument" and x.children[1].get_code().strip() == "="
-        ]
+        named = [argument for argument in found if argument.type == "argument"]
+        return [argument for argument in named if argument.children[1].get_code().strip() == "="]
 
-    def mutate(self, node, index):
+    def mutate(self, node, index) -> Any:
         target, inside = self.targets(node)[index], node.children[1]
         if inside is target:
             del node.children[1]
@@ -196,7 +194,7 @@ class SwapArguments(OwnOperator):
             and first.get_code().strip() != second.get_code().strip()
         ]
 
-    def mutate(self, node, index):
+    def mutate(self, node, index) -> Any:
         first, second = self._pairs(node)[index]
         leaves = first.get_first_leaf(), second.get_first_leaf()
         leaves[0].prefix, leaves[1].prefix = leaves[1].prefix, leaves[0].prefix
@@ -220,7 +218,7 @@ class KeepArgument(OwnOperator):
     def _kept(self, node):
         return arguments(node.children[-1])[0]
 
-    def mutate(self, node, index):
+    def mutate(self, node, index) -> Any:
         kept = self._kept(node)
         kept.get_first_leaf().prefix = node.get_first_leaf().prefix
         return kept
@@ -235,7 +233,7 @@ class OmitCall(OwnOperator):
             return []
         return [] if callee(call.children[-1]) == "__init__" else [call]
 
-    def mutate(self, node, index):
+    def mutate(self, node, index) -> Any:
         first = node.get_first_leaf()
         first.value = "pass"
         node.children[0] = first
@@ -253,7 +251,7 @@ class SwapName(OwnOperator):
         builtin = node.value in ALSO_BUILTIN and after is not None and after.value == "("
         return [node] if attribute or builtin else []
 
-    def mutate(self, node, index):
+    def mutate(self, node, index) -> Any:
         node.value = OTHER_NAME[node.value]
         return node
 
@@ -269,7 +267,7 @@ class SwapChoice(OwnOperator):
             return []
         return [node] if ast.literal_eval(node.value) in self.choices else []
 
-    def mutate(self, node, index):
+    def mutate(self, node, index) -> Any:
         node.value = f'"{self.choices[ast.literal_eval(node.value)]}"'
         return node
 
@@ -286,9 +284,9 @@ def literal_choices(sources: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def operators(choices: dict[str, str]) -> dict[str, Operator]:
+def operators(choices: dict[str, str]) -> dict[str, Any]:
     """Returns all operators by name."""
-    provider = OperatorProvider()
+    provider: Any = OperatorProvider()
     found = {name: provider[name]() for name in TAKEN}
     found |= {change: Arithmetic(change) for change in ARITHMETIC}
     own = (NudgeInteger, ScaleFloat, DropKeyword, SwapArguments, KeepArgument, OmitCall, SwapName)
