@@ -118,21 +118,30 @@ def difference(mutant: Mutant, text: str, kinds: Kinds) -> str:
 def try_mutant(
     file: str, changed: str, chosen: Mapping[str, TestFile], copy: Path, root: Path
 ) -> tuple[str, str | None]:
-    """Returns the outcome and, if the mutant was killed, the first test that failed."""
+    """Returns the outcome and, if the mutant was killed, the first test that failed.
+
+    A test kills a mutant only if it fails alone, too, as it passes alone without one.
+    """
     if not chosen:
         return "uncovered", None
     seconds = [facts["seconds"] for facts in chosen.values()]
-    options = ["-x", f"--timeout={60 + 5 * max(seconds):.0f}", *chosen]
-    options += [f"--deselect={test}" for facts in chosen.values() for test in facts["failed"]]
+    hang, limit = f"--timeout={60 + 5 * max(seconds):.0f}", 120 + 5 * sum(seconds)
+    left_out = [test for facts in chosen.values() for test in facts["failed"]]
     original = (copy / file).read_text()
     (copy / file).write_text(changed)
     try:
-        code, failed = run_tests(copy, root, options, 120 + 5 * sum(seconds))
+        while True:
+            options = ["-x", hang, *chosen, *(f"--deselect={test}" for test in left_out)]
+            code, failed = run_tests(copy, root, options, limit)
+            if code in (0, 5):  # 5: all tests were deselected
+                return "survived", None
+            if not failed:
+                return "killed", "a hang" if code is None else f"exit code {code}"
+            if run_tests(copy, root, [hang, failed[0]], limit)[0] != 0:
+                return "killed", failed[0]
+            left_out.append(failed[0])
     finally:
         (copy / file).write_text(original)
-    if code in (0, 5):  # 5: all tests were deselected
-        return "survived", None
-    return "killed", failed[0] if failed else "a hang" if code is None else f"exit code {code}"
 
 
 def report(results: list[dict[str, Any]]) -> float:

@@ -163,7 +163,7 @@ def run_tests(
             code = process.wait(limit)
         stop(process)  # what the tests started and left running, too
         output.seek(0)
-        return code, re.findall(r"^(?:FAILED|ERROR) (\S+)", output.read(), re.MULTILINE)
+        return code, re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", output.read(), re.M)
 
 
 def stop(*processes: subprocess.Popen) -> None:

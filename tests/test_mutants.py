@@ -1,4 +1,4 @@
-"""`benchmarks/mutants.py` on a package of four functions and three tests."""
+"""`benchmarks/mutants.py` on a package of four functions."""
 
 import json
 import os
@@ -54,16 +54,32 @@ def test_add(monkeypatch):
 def test_that_fails_without_a_mutant():
     assert add is None
 """
+# Passes alone, as every test file is measured; fails beside the other one, mutant or not.
+TEST_THAT_WANTS_TO_BE_ALONE = """\
+import sys
+
+from gnet_jax.model.toy import is_less
+
+
+def test_alone():
+    assert is_less(1, 2)
+    assert "test_toy" not in sys.modules
+"""
 OUTCOMES = {3: "killed", 8: "killed", 10: "killed", 14: "survived", 18: "uncovered"}
 
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
     root = tmp_path_factory.mktemp("checkout")
-    module, test = root / "gnet_jax/model/toy.py", root / "tests/test_toy.py"
-    for file, text in ((module, MODULE), (test, TEST), (root / "gnet_jax/__init__.py", "")):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
+    files = {
+        "gnet_jax/__init__.py": "",
+        "gnet_jax/model/toy.py": MODULE,
+        "tests/test_toy.py": TEST,
+        "tests/test_other.py": TEST_THAT_WANTS_TO_BE_ALONE,
+    }
+    for file, text in files.items():
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).write_text(text)
     subprocess.run(["git", "init", "--quiet"], cwd=root, check=True)
     return root
 
