@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from cosmic_ray.ast import ast_nodes, get_ast  # pyright: ignore[reportMissingImports]
 from cosmic_ray.mutating import mutate_code  # pyright: ignore[reportMissingImports]
@@ -115,33 +115,43 @@ def difference(mutant: Mutant, text: str, kinds: Kinds) -> str:
     return "\n".join(difflib.unified_diff(*rows, mutant.file, mutant.file, n=1, lineterm=""))
 
 
+def find_killer(chosen: Mapping[str, TestFile], copy: Path, root: Path) -> str | None:
+    """Runs test files on a mutated copy. Returns the first test that fails, None if none does.
+
+    A test counts only if it fails alone, too, as it passes alone without the mutant.
+    """
+    seconds = [facts["seconds"] for facts in chosen.values()]
+    hang, limit = f"--timeout={60 + 3 * max(seconds):.0f}", 120 + 4 * sum(seconds)
+    left_out = [test for facts in chosen.values() for test in facts["failed"]]
+    while True:
+        options = ["-x", hang, *chosen, *(f"--deselect={test}" for test in left_out)]
+        code, failed = run_tests(copy, root, options, limit)
+        if code in (0, 5):  # 5: all tests were deselected
+            return None
+        if not failed:
+            return "a hang" if code is None else f"exit code {code}"
+        if run_tests(copy, root, [hang, failed[0]], limit)[0] != 0:
+            return failed[0]
+        left_out.append(failed[0])
+
+
 def try_mutant(
     file: str, changed: str, chosen: Mapping[str, TestFile], copy: Path, root: Path
 ) -> tuple[str, str | None]:
-    """Returns the outcome and, if the mutant was killed, the first test that failed.
-
-    A test kills a mutant only if it fails alone, too, as it passes alone without one.
-    """
-    if not chosen:
-        return "uncovered", None
-    seconds = [facts["seconds"] for facts in chosen.values()]
-    hang, limit = f"--timeout={60 + 5 * max(seconds):.0f}", 120 + 5 * sum(seconds)
-    left_out = [test for facts in chosen.values() for test in facts["failed"]]
+    """Returns the outcome and, if the mutant was killed, the first test that failed."""
+    batches: list[dict[str, TestFile]] = []  # a minute each: a process keeps what it compiled
+    for name, facts in chosen.items():
+        if not batches or sum(other["seconds"] for other in batches[-1].values()) > 60:
+            batches.append({})
+        batches[-1][name] = facts
     original = (copy / file).read_text()
     (copy / file).write_text(changed)
     try:
-        while True:
-            options = ["-x", hang, *chosen, *(f"--deselect={test}" for test in left_out)]
-            code, failed = run_tests(copy, root, options, limit)
-            if code in (0, 5):  # 5: all tests were deselected
-                return "survived", None
-            if not failed:
-                return "killed", "a hang" if code is None else f"exit code {code}"
-            if run_tests(copy, root, [hang, failed[0]], limit)[0] != 0:
-                return "killed", failed[0]
-            left_out.append(failed[0])
+        killers = (find_killer(batch, copy, root) for batch in batches)
+        killer = next(filter(None, killers), None)
     finally:
         (copy / file).write_text(original)
+    return "killed" if killer else "survived" if chosen else "uncovered", killer
 
 
 def report(results: list[dict[str, Any]]) -> float:
@@ -157,6 +167,11 @@ def report(results: list[dict[str, Any]]) -> float:
         numbers = " | ".join(str(count[outcome]) for outcome in OUTCOMES)
         print(f"| {group} | {numbers} | {100 * count['killed'] / count.total():.1f} % |")
     return 100 * groups["all"]["killed"] / len(results)
+
+
+def _exit(*_) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not stop the clearing up
+    sys.exit("terminated")
 
 
 def main() -> int:
@@ -193,7 +208,7 @@ def main() -> int:
         return 0
 
     copies: queue.Queue[Path] = queue.Queue()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
+    signal.signal(signal.SIGTERM, _exit)
     pool = concurrent.futures.ThreadPoolExecutor(args.jobs)
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
