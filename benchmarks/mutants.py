@@ -193,7 +193,7 @@ def main() -> int:
     kinds = operators(literal_choices(sources.values()))
 
     def is_wanted(file: str) -> bool:
-        return file.startswith(args.only) if args.only else file.split("/")[1] in GROUPS
+        return Path(file).is_relative_to(args.only) if args.only else file.split("/")[1] in GROUPS
 
     mutants = enumerate_mutants({f: t for f, t in sources.items() if is_wanted(f)}, kinds)
     sample = draw(
