@@ -1,4 +1,4 @@
-"""Folders of the user: the home, and the cache in it. In a container there may be neither."""
+"""Paths and names of files: the cache, paths that every library accepts, names as text."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ import tempfile
 import threading
 from pathlib import Path
 
-from gnet_jax.config import UserError
+from gnet_jax.config.fields import UserError
 
 
 def cache_folder() -> Path:
@@ -40,6 +40,35 @@ def _writable(folder: Path) -> bool:
     while not os.path.lexists(folder):
         folder = folder.parent
     return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+
+
+# Control characters, line separators, and what Python makes of bytes that are not UTF-8.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def as_text(name: str) -> str:
+    r"""Returns `name` as one line of valid text, which JSON, protobuf and a terminal accept.
+
+    A byte that is not UTF-8 becomes \xNN, a control character the escape that Python writes: the
+    Latin-1 name of a folder "café" becomes r"caf\xe9". All other names stay as they are.
+    """
+    return _UNPRINTABLE.sub(_escape, name)
+
+
+def _escape(found: re.Match[str]) -> str:
+    byte = ord(found[0]) - 0xDC00  # os.fsdecode maps the byte 0x80 to U+DC80, and so on
+    if 0x80 <= byte <= 0xFF:
+        return f"\\x{byte:02x}"
+    return found[0].encode("unicode_escape").decode()
+
+
+def typed_path(text: str) -> Path:
+    """Returns the path that `text` names: as it is if it exists, otherwise with ~ expanded."""
+    path = Path(text)
+    try:
+        return path if os.path.exists(text) else path.expanduser()
+    except RuntimeError:  # ~NAME, and there is no such user
+        return path
 
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./+=,-]*")

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gnet_jax.config.text import as_text
+from gnet_jax.config.paths import as_text
 from gnet_jax.data.check.scan import Scan, SplitScan
 from gnet_jax.data.sources.walk import REASONS
 

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from gnet_jax.config.paths import plain_path
-from gnet_jax.config.text import as_text
+from gnet_jax.config.paths import as_text, plain_path
 from gnet_jax.data.bad_images import read_example
 from gnet_jax.data.decode import ImageError, decode, shorter_side_size
 from gnet_jax.data.prepare.shards import Format, PrepareError, SplitPlan, write_set
