@@ -146,7 +146,7 @@ def test_a_recipe_that_is_missing_or_wrong_is_named(tmp_path):
     with pytest.raises(ConfigError, match="fails with SyntaxError"):
         load_recipe(str(file))
     file.write_text("def get_config():\n    return {'epochs': 3}\n")
-    with pytest.raises(ConfigError, match="gives a dict, not a Config"):
+    with pytest.raises(ConfigError, match="returns a dict, not a Config"):
         load_recipe(str(file))
     file.write_text("import no_such_module\n")
     with pytest.raises(ConfigError, match="fails with ModuleNotFoundError: No module"):

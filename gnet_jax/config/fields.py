@@ -305,12 +305,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     ]
 
 
-def check_types(given: Any, prefix: str = "") -> None:
-    """Raise if a field of a dataclass has a value of another type than its annotation.
-
-    Raises:
-        ConfigError: naming the field, its value and its type.
-    """
+def _check_types(given: Any, prefix: str = "") -> None:
     for name, kind, _, value in _fields(given, prefix):
         try:
             check_type(value, kind, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
@@ -319,20 +314,27 @@ def check_types(given: Any, prefix: str = "") -> None:
             raise ConfigError(f"{name} is {value!r}; it must be {text}") from None
 
 
-def check_limits(given: Any, prefix: str = "") -> None:
+def check_limits(given: Any, prefix: str = "", *, option: bool = False) -> None:
     """Raise if a field of a dataclass has the wrong type, is not finite, or exceeds its limit.
+
+    Args:
+        given: a dataclass.
+        prefix: is put before the names of the fields.
+        option: name fields as options of the command line.
 
     Raises:
         ConfigError: naming the field, its value and its limit.
     """
-    check_types(given, prefix)
-    for name, _, kind, value in _fields(given, prefix):
+    _check_types(given, prefix)
+    for field, _, kind, value in _fields(given, prefix):
+        name = f"--{field.replace('_', '-')}" if option else field
         for part in value if isinstance(value, tuple) else (value,):
             if isinstance(part, float) and not math.isfinite(part):
                 raise ConfigError(f"{name} is {value}; it must be finite")
-        for limit in (m for t in (kind, *get_args(kind)) for m in getattr(t, "__metadata__", ())):
-            if value is not None and not limit.holds(value):
-                raise ConfigError(f"{name} is {value!r}; it must be {limit.text}")
+        for each in (kind, *get_args(kind)):  # a limit may be inside of `... | None`
+            for limit in getattr(each, "__metadata__", ()):
+                if isinstance(limit, Limit) and value is not None and not limit.holds(value):
+                    raise ConfigError(f"{name} is {value!r}; it must be {limit.text}")
 
 
 def check_preprocessing(p: Preprocessing, where: str) -> None:
