@@ -447,15 +447,18 @@ def test_shards_are_cut_as_tensorflow_datasets_cuts_imagenet():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["imagenet2012"], "'imagenet2012' is no set of TensorFlow Datasets; name it tfds:NAME"),
-        (["tfds:no_such_set"], "tensorflow-datasets knows no data set named 'no_such_set'"),
-        (["tfds:imdb_reviews"], "imdb_reviews is no image classification set"),
-        (["tfds:imagenet2012", "--threads", "0"], "--threads is 0; it must be at least 1"),
+        (["imagenet2012"], "'imagenet2012'"),
+        (["tfds:no_such_set"], "'no_such_set'"),
+        (["tfds:imdb_reviews"], "imdb_reviews"),
+        (["tfds:imagenet2012", "--threads", "0"], "--threads is 0"),
     ],
 )
 def test_a_mistake_is_one_sentence(arguments, message, tmp_path, capsys):
     assert main(["prepare", *arguments, "--data-dir", str(tmp_path)]) == 2
-    assert capsys.readouterr().err.startswith(f"gnet: error: {message}")
+    error = capsys.readouterr().err
+    assert error.startswith("gnet: error: ")
+    assert message in error
+    assert error.count("\n") == 1
 
 
 def test_a_set_that_lacks_files_is_not_taken_for_whole(tars, tmp_path, monkeypatch):
