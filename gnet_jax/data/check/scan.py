@@ -239,11 +239,15 @@ def scan(spec: str, *, threads: int = 4) -> Scan:
                         places[facts.digest].append((source, index, facts.label))
                     advance()
             if sizes:
-                ranges = np.array([f(sizes, axis=0) for f in (np.min, np.median, np.max)])
-                found.width, found.height = (tuple(map(int, side)) for side in ranges.T)
+                found.width, found.height = map(_spread, np.transpose(sizes))
             splits.append(found)
     duplicates = [_duplicates(group) for group in places.values() if len(group) > 1]
     return Scan(spec, splits, missing, duplicates, merged(source.left_out for source in sources))
+
+
+def _spread(sides: np.ndarray) -> tuple[int, int, int]:
+    """Returns the smallest, median and largest of some lengths."""
+    return int(np.min(sides)), int(np.median(sides)), int(np.max(sides))
 
 
 def _duplicates(group: list[tuple[Source, int, int]]) -> Duplicates:
