@@ -247,10 +247,10 @@ def test_a_launch_is_checked_on_both_sides_of_its_limits():
 
 
 def test_differences_give_both_values_and_absent_fields():
-    old, new = {"seed": 0, "gone": 1, "data.threads": 1}, {"seed": 3, "new": None}
+    old, new = {"seed": 0, "gone": 1, "data.threads": 1}, {"seed": 3, "new": 2}
     assert differences(old, new) == [
         "gone: 1 there, absent now",
-        "new: absent there, None now",
+        "new: absent there, 2 now",
         "seed: 0 there, 3 now",
     ]
 

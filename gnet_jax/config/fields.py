@@ -99,12 +99,10 @@ class DataConfig(Preprocessing):
     threads: Count = 4
     """Threads that read and decode in each process. The batches do not depend on it."""
     workers: Index = 0
-    """Extra processes on each host that load training batches; 0 loads in the main process.
-    The batches do not depend on it."""
+    """Extra processes per host that load training batches. The batches do not depend on it."""
     decoder: Decoder = "pillow"
     """Decoder of training images; evaluation always uses Pillow.
-    fast: simplejpeg and OpenCV, 25 % less time, pixels within one grey level on average.
-    It requires pip install -e ".[fast]"."""
+    fast: 25 % less time, within one grey level on average; requires pip install -e ".[fast]"."""
     bad_limit: BelowOne = 0.02
     """Largest share of damaged images; with more, the run stops and lists them.
     Training replaces a damaged image with the next good one, evaluation skips it."""
@@ -147,9 +145,8 @@ class AugmentConfig:
     erase: Share = 0.0
     """Share of the images in which a random rectangle gets the mean colour (random erasing)."""
     mixup: NotNegative = 0.0
-    """Mix pairs of images and labels with a weight from Beta(this, this); 0 disables it.
-    Each device needs an even number of images (arXiv 1710.09412).
-    The training top-1 counts the label with the larger weight."""
+    """Mix pairs of images and labels with a weight from Beta(this, this) (arXiv 1710.09412).
+    Each device needs an even number of images. Top-1 counts the label with the larger weight."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,8 +233,7 @@ class Config:
     log_every_steps: Count = 50
     """Log the means of the last N steps to metrics.jsonl and TensorBoard."""
     diagnose: Count | None = None
-    """Log gradients, updates and dead channels of every block every N steps; None never does.
-    They go to diagnostics.jsonl and TensorBoard."""
+    """Log gradients, updates and dead channels of every block every N steps; None never does."""
     dead_heads: Literal["warn", "stop", "ignore"] = "warn"
     """What to do if the main head does not learn, alone or together with all others."""
     max_bad_steps: Count = 3
@@ -315,12 +311,9 @@ def _check_types(given: Any, prefix: str = "") -> None:
 
 
 def check_limits(given: Any, prefix: str = "", *, option: bool = False) -> None:
-    """Raise if a field of a dataclass has the wrong type, is not finite, or exceeds its limit.
+    """Check the types and limits of a dataclass, and that its numbers are finite.
 
-    Args:
-        given: a dataclass.
-        prefix: is put before the names of the fields.
-        option: name fields as options of the command line.
+    `prefix` comes before the names of fields; `option` names them as on the command line.
 
     Raises:
         ConfigError: naming the field, its value and its limit.
@@ -338,11 +331,7 @@ def check_limits(given: Any, prefix: str = "", *, option: bool = False) -> None:
 
 
 def check_preprocessing(p: Preprocessing, where: str) -> None:
-    """Raise if no network can use this preprocessing.
-
-    Raises:
-        ConfigError: naming the field of `where`, its value and its limit.
-    """
+    """Raise a ConfigError, which names a field of `where`, if no network can use `p`."""
     check_limits(p, f"{where}.")
     if p.resize_to < p.image_size:
         limit = f"at least {p.image_size} (image_size)"
@@ -350,11 +339,7 @@ def check_preprocessing(p: Preprocessing, where: str) -> None:
 
 
 def check(config: Config) -> None:
-    """Raise if no run can use this config.
-
-    Raises:
-        ConfigError: naming the field, its value and its limit.
-    """
+    """Raise a ConfigError, which names a field and its limit, if no run can use `config`."""
     check_limits(config)
     check_preprocessing(config.data, "data")
     for name in ("warmup_epochs", "average_from"):
@@ -390,22 +375,17 @@ T = TypeVar("T")
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """The end of an error: the name of `known` that was meant, or else all that there are."""
+    """Returns the end of an error message: the most similar of `known`, or all of them."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
 
 
 def choose(what: str, name: str, options: Mapping[str, T]) -> T:
-    """Returns `options[name]`; no option is the default.
-
-    Args:
-        what: the field that holds `name`, for the message.
-        name: the choice.
-        options: what each known choice stands for.
+    """Returns `options[name]`, the choice of the field `what`.
 
     Raises:
-        UserError: naming the field, its value and the known choices.
+        UserError: for an unknown choice, naming the field, its value and the known choices.
     """
     if name not in options:
         raise UserError(f"{what} is {name!r}; choose one of {', '.join(options)}")

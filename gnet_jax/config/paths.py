@@ -14,10 +14,9 @@ from gnet_jax.config.fields import UserError
 
 
 def cache_folder() -> Path:
-    """The folder for what can be computed again, which may not exist: gnet_jax/ in the cache.
+    """Returns gnet_jax/ in XDG_CACHE_HOME or ~/.cache, or a temporary folder if not writable.
 
-    The user's cache is XDG_CACHE_HOME or ~/.cache, or a folder for temporary files if nothing can
-    be written there.
+    The folder may not exist.
     """
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     folder = Path(base) / "gnet_jax"
@@ -25,7 +24,7 @@ def cache_folder() -> Path:
 
 
 def temporary_home() -> Path:
-    """This user's own folder for temporary files, which exists; the same one in every process."""
+    """Returns an existing folder for temporary files, the same for all processes of this user."""
     folder = Path(tempfile.gettempdir()) / f"gnet_jax-{os.getuid()}"
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
@@ -36,7 +35,7 @@ def temporary_home() -> Path:
 
 
 def _writable(folder: Path) -> bool:
-    """Whether `folder` can be written to, or made."""
+    """Returns whether `folder` can be written to or created."""
     while not os.path.lexists(folder):
         folder = folder.parent
     return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
@@ -78,15 +77,14 @@ _home: tempfile.TemporaryDirectory[str] | None = None  # of the links
 
 
 def plain_path(path: Path) -> Path:
-    """Returns a path to the same place whose characters mean themselves to every library.
+    """Returns a path to the same place without characters that some library interprets.
 
-    That is `path` if its characters already do. Otherwise it is valid in this process and those
-    that it starts, until it ends. A later call returns the same path, and restores it if a cleaner
-    of temporary files has removed it. The deepest folder with an odd name must exist before
-    anything is written.
+    That is `path` itself, or one below a symbolic link, which is valid until this process ends. A
+    later call returns the same path, and restores a link that was deleted. The deepest folder with
+    such a character must exist before anything is written.
 
     Raises:
-        UserError: if no folder for temporary files has such a path itself.
+        UserError: if every folder for temporary files has such a character in its path.
     """
     if _PLAIN.fullmatch(str(path)):
         return path
@@ -95,10 +93,9 @@ def plain_path(path: Path) -> Path:
     if not odd:
         return path
     folder, rest = Path(*path.parts[: odd[-1] + 1]), path.parts[odd[-1] + 1 :]
-    # A link works where the alternatives fail: a working directory is one for all threads, and
-    # /proc/self/fd exists on Linux alone and leads elsewhere in worker processes. Every host makes
-    # a link of its own, and Orbax never compares paths between hosts. A background save keeps its
-    # link because links are removed only at exit; a killed process leaves the links and no data.
+    # The alternatives fail: all threads share one working directory, and /proc/self/fd exists only
+    # on Linux and differs in worker processes. Each host makes its own link; Orbax does not
+    # compare paths between hosts. A killed process leaves links behind, but no data.
     with _lock:
         if folder not in _links:
             _links[folder] = _links_folder() / secrets.token_hex(4)
