@@ -12,25 +12,20 @@ from gnet_jax import __version__
 from gnet_jax.cli.output import leave_at_once, print_error, reader_may_leave, set_up_process
 from gnet_jax.config import UserError, suggestion
 
-COMMANDS = {  # the module of gnet_jax.cli that each command is a function of
-    "train": "train",
-    "predict": "vision",
-    "evaluate": "vision",
-    "inspect": "vision",
-    "demo": "vision",
-    "convert": "models",
-    "export": "models",
-    "summary": "models",
-    "prepare": "data",
-    "check-data": "data",
-    "show-data": "data",
-    "curves": "runs",
-    "diagnose": "runs",
-    "replay": "runs",
-    "ablate": "lab",
-    "report": "lab",
-    "plan": "pods",
+MODULES = {  # the commands of each module of gnet_jax.cli, in the order of the help
+    "train": ("train",),
+    "vision": ("predict", "evaluate", "inspect", "demo"),
+    "models": ("convert", "export", "summary"),
+    "data": ("prepare", "check-data", "show-data"),
+    "runs": ("curves", "diagnose", "replay"),
+    "lab": ("ablate", "report"),
+    "pods": ("plan",),
 }
+COMMANDS = {name: module for module, names in MODULES.items() for name in names}
+USAGE = """usage: gnet COMMAND [OPTIONS], or gnet --version
+
+GoogLeNet in JAX. `gnet COMMAND --help` explains a command.
+"""
 
 
 def console_script() -> NoReturn:
@@ -82,15 +77,8 @@ def _load(name: str) -> Callable[..., Any]:
 
 
 def _help() -> str:
-    about = {name: (inspect.getdoc(_load(name)) or "").splitlines()[0] for name in COMMANDS}
-    return "\n".join(
-        [
-            "usage: gnet COMMAND [OPTIONS]",
-            "",
-            "GoogLeNet in JAX. `gnet COMMAND --help` explains a command.",
-            "",
-            *(f"  {name:<12}{line}" for name, line in about.items()),
-            "",
-            "  --version   Print the version.",
-        ]
-    )
+    lines = [USAGE]
+    for name in COMMANDS:
+        summary, _, _ = (inspect.getdoc(_load(name)) or "").partition("\n")
+        lines.append(f"  {name:<12}{summary}")
+    return "\n".join(lines)
