@@ -11,6 +11,7 @@ from gnet_jax.data import open_source
 from gnet_jax.data.decode import decode
 from gnet_jax.data.prepare.pack import pack, scaled_down
 from gnet_jax.data.prepare.shards import PrepareError
+from gnet_jax.data.sources.tfrecord import record_ends
 from tests.data.ilsvrc_tars import encoded, picture
 
 
@@ -64,6 +65,44 @@ def test_pixels_become_pngs(tmp_path, monkeypatch):
     for i in (0, 100, 359):
         assert copy[i].image.startswith(b"\x89PNG")
         np.testing.assert_array_equal(decode(copy[i].image), decode(original[i].image))
+
+
+@pytest.mark.parametrize(("most", "files"), [(10, 1), (9, 2), (3, 4), (1, 10)])
+def test_files_hold_at_most_a_number_of_images(tmp_path, folder, monkeypatch, most, files):
+    monkeypatch.setattr("gnet_jax.data.prepare.pack.FILE_RECORDS", most)
+    found = pack(str(folder), tmp_path / "copy", 40, file_format="tfrecord")
+    assert found.images == {"train": 10, "validation": 4}
+    names = sorted(path.name for path in found.folder.glob("copy-train*"))
+    assert names == [f"copy-train.tfrecord-{i:05d}-of-{files:05d}" for i in range(files)]
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    original, copy = open_source(str(folder), "train"), open_source("tfds:copy", "train")
+    assert [copy[i].label for i in range(10)] == [original[i].label for i in range(10)]
+    sizes = [len(record_ends(path)) for path in sorted(found.folder.glob("copy-train*"))]
+    assert sum(sizes) == 10
+    assert max(sizes) <= most
+    assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("size", [(60, 40), (40, 60), (40, 40), (39, 90)])
+def test_an_image_of_the_limit_keeps_its_bytes(size):
+    image = encoded(picture(1, size))
+    assert scaled_down(image, 40) == image
+    assert scaled_down(image, min(size) - 1) != image
+
+
+def test_a_test_split_is_copied_under_its_own_name(tmp_path, monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), np.uint8)
+    labels = np.array([0, 1, 0, 1, 0, 1])
+    splits = {"train": slice(0, 6), "val": slice(0, 3), "test": slice(2, 4)}
+    for names in (("train", "test"), ("train", "val", "test")):
+        arrays = {f"x_{name}": pixels[splits[name]] for name in names}
+        arrays |= {f"y_{name}": labels[splits[name]] for name in names}
+        np.savez(tmp_path / "a.npz", **arrays)
+        images = pack(f"npz:{tmp_path / 'a.npz'}", tmp_path / f"copy{len(names)}", 8).images
+        expected = {"train": 6, "validation": 3, "test": 2}
+        if "val" not in names:
+            del expected["validation"]
+        assert images == expected
 
 
 def test_large_pixels_become_jpegs():

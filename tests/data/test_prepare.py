@@ -30,6 +30,8 @@ from gnet_jax.data.prepare import tfds as prepare_module
 from gnet_jax.data.prepare.ilsvrc import IMAGES
 from gnet_jax.data.prepare.shards import PrepareError
 from gnet_jax.data.prepare.tfds import prepare
+from gnet_jax.data.sources.tfds import count_array_records
+from gnet_jax.data.sources.tfrecord import framed, record_ends
 from tests.data.ilsvrc_tars import (
     CMYK,
     GREY,
@@ -38,6 +40,7 @@ from tests.data.ilsvrc_tars import (
     VALIDATION_LABELS,
     encoded,
     picture,
+    tar_of,
     train_images,
     validation_images,
     write_tars,
@@ -438,9 +441,88 @@ def test_a_file_that_cannot_be_written_whole_does_not_get_its_name(tmp_path, fil
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.parametrize(("free", "enough"), [(0, True), (-1, False)])
+def test_the_free_space_must_be_the_size_of_the_tars_and_a_fiftieth(
+    tars, tmp_path, monkeypatch, free, enough
+):
+    size = 1.02 * sum(tar.stat().st_size for tar in tars.iterdir())
+    usage = type(shutil.disk_usage(tmp_path))
+    checked = mock.Mock(side_effect=PrepareError("checked"))
+    monkeypatch.setattr(shards, "_write_split", checked)
+
+    def free_space(work):  # the origin is already written
+        return usage(10**9, 0, size - (work / "origin.txt").stat().st_size + free)
+
+    monkeypatch.setattr(shutil, "disk_usage", free_space)
+    with pytest.raises(PrepareError, match="checked" if enough else "GB free"):
+        prepare("imagenet2012", data_dir=tmp_path, manual_dir=tars, subset=True)
+
+
+def test_a_tar_of_other_files_or_with_an_image_twice_is_refused(tars, tmp_path):
+    for tar in tars.iterdir():
+        shutil.copy(tar, tmp_path)
+    validation = tmp_path / "ILSVRC2012_img_val.tar"
+    with tarfile.open(validation, "a") as archive:
+        archive.addfile(tarfile.TarInfo("ILSVRC2012_val_00000001.JPEG"), io.BytesIO())
+    with pytest.raises(PrepareError, match=r"img_val\.tar holds images of the same name"):
+        prepare("imagenet2012", data_dir=tmp_path, manual_dir=tmp_path, subset=True)
+    for name, problem in (
+        ("readme.txt", "no images"),
+        ("ILSVRC2012_val_00000000.JPEG", "00000000"),
+        ("ILSVRC2012_val_00050001.JPEG", "00050001"),
+    ):
+        validation.write_bytes(tar_of({name: b"text"}))
+        with pytest.raises(PrepareError, match=rf"img_val\.tar holds .*{problem}"):
+            prepare("imagenet2012", data_dir=tmp_path, manual_dir=tmp_path, subset=True)
+
+
+def test_a_class_that_the_challenge_does_not_have_is_refused(tmp_path):
+    write_tars(tmp_path)
+    unknown = tar_of({"n99999999.tar": tar_of({"n99999999_1.JPEG": b"text"})})
+    (tmp_path / "ILSVRC2012_img_train.tar").write_bytes(unknown)
+    with pytest.raises(PrepareError, match="n99999999"):
+        prepare("imagenet2012", data_dir=tmp_path, manual_dir=tmp_path, subset=True)
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_records_are_written_once_each_into_the_files_that_the_bounds_name(tmp_path, file_format):
+    plan = shards.SplitPlan("train", [0, 1, 1, 4, 7], lambda i: bytes([i]) * (i + 1))
+    files = [tmp_path / str(i) for i in range(4)]
+    for _ in range(2):  # the second call finds all of them
+        shards._write_split(files, plan, file_format, 3)
+        if file_format == "tfrecord":
+            counts = [len(record_ends(file)) for file in files]
+            written = b"".join(file.read_bytes() for file in files)
+            for i in range(7):
+                assert written.count(framed(bytes([i]) * (i + 1))) == 1
+        else:
+            counts = [count_array_records(str(file)) for file in files]
+        assert counts == [1, 0, 3, 3]
+        plan = plan._replace(record=None)
+
+
+def test_the_first_failure_stops_the_other_files(tmp_path):
+    written = []
+
+    def record(index):
+        if index == 0:
+            raise PrepareError("the first")
+        written.append(index)
+        time.sleep(0.001)
+        return b"x"
+
+    plan = shards.SplitPlan("train", [0, 10, 5000], record)
+    with pytest.raises(PrepareError, match="the first"):
+        shards._write_split([tmp_path / "a", tmp_path / "b"], plan, "tfrecord", 2)
+    assert len(written) < 4000
+    assert not (tmp_path / "a").exists()
+    assert not (tmp_path / "b").exists()
+
+
 def test_shards_are_cut_as_tensorflow_datasets_cuts_imagenet():
     bounds = shards.boundaries(1_281_167, 144_000_000_000)
     assert len(bounds) == 1025
+    assert shards.boundaries(7, 1000) == [0, 7]
     assert (bounds[0], bounds[1], bounds[-1]) == (0, 1251, 1_281_167)
 
 
