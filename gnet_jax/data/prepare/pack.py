@@ -56,15 +56,21 @@ def pack(
     for name in sources["train"].class_names:
         if name != name.strip() or not name:  # tensorflow-datasets would strip it
             raise PrepareError(f"{spec} has the class {name!r}; rename it without outer spaces")
-    features = {
-        "image": tfds.features.Image(),
-        "label": tfds.features.ClassLabel(names=list(sources["train"].class_names)),
-    }
+    label = tfds.features.ClassLabel(names=list(sources["train"].class_names))
+    features = tfds.features.FeaturesDict({"image": tfds.features.Image(), "label": label})
     # The description identifies the source, so that a copy of other data is not reused.
     copied = digest(*(source.fingerprint().encode() for source in sources.values()))
     folder = out.absolute() / VERSION
     about = f"{as_text(spec)}, shorter side at most {shorter} pixels; fingerprint {copied}"
-    info = _info(out.name, folder, tfds.features.FeaturesDict(features), file_format, about)
+    core: Any = tfds.core
+    identity = core.dataset_info.DatasetIdentity(
+        name=out.name,
+        version=core.Version(VERSION),
+        data_dir=str(plain_path(folder)),
+        module_name="",
+    )
+    info = core.DatasetInfo(builder=identity, features=features, description=about)
+    info.set_file_format(file_format)
     if folder.exists():
         found = tfds.builder_from_directory(str(plain_path(folder))).info
         stored = found.as_proto.file_format
@@ -76,12 +82,9 @@ def pack(
     else:
         plans = [_plan(name, source, info.features, shorter) for name, source in sources.items()]
         write_set(info, plans, origin=about, size=0, threads=threads)
-    images = {}
-    for name, split in SPLITS.items():
-        if name in sources:
-            images[name] = len(TfdsSource(out.name, split, out.absolute().parent))
-    left_out = merged(source.left_out for source in sources.values())
-    return Prepared(folder, images, left_out)
+    parent = out.absolute().parent
+    images = {name: len(TfdsSource(out.name, SPLITS[name], parent)) for name in sources}
+    return Prepared(folder, images, merged(source.left_out for source in sources.values()))
 
 
 def _sources(spec: str) -> dict[str, Source]:
@@ -99,18 +102,6 @@ def _sources(spec: str) -> dict[str, Source]:
         # The test split stands for a missing validation split.
         sources["test" if source.split == "test" else name] = source
     return sources
-
-
-def _info(name: str, folder: Path, features: Any, file_format: Format, about: str) -> Any:
-    import tensorflow_datasets as tfds
-
-    core: Any = tfds.core
-    identity = core.dataset_info.DatasetIdentity(
-        name=name, version=core.Version(VERSION), data_dir=str(plain_path(folder)), module_name=""
-    )
-    info = core.DatasetInfo(builder=identity, features=features, description=about)
-    info.set_file_format(file_format)
-    return info
 
 
 def _plan(name: str, source: Source, features: Any, shorter: int) -> SplitPlan:

@@ -101,20 +101,16 @@ def _locked(work: Path) -> Generator[None, None, None]:
     """Make the folder, lock it against other processes, and delete files that a kill has left."""
     import fcntl  # on Unix only, as array_record
 
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-        file = (work / LOCK).open("w")
-    except OSError as error:
-        raise PrepareError(f"cannot write into {work}: {error.strerror}") from error
-    with file:
+    with contextlib.ExitStack() as stack:
         try:
+            work.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context((work / LOCK).open("w"))
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise PrepareError(f"another process is writing {work}; wait for it") from error
         except OSError as error:
             raise PrepareError(
-                f"cannot lock {work / LOCK}: {error.strerror}; write to a local disk, or mount the "
-                "file system with locks"
+                f"cannot write and lock {work / LOCK}: {error.strerror}; use a local disk"
             ) from error
         for part in work.glob(f"*{UNFINISHED}"):
             part.unlink()

@@ -96,14 +96,9 @@ def _prepare_by_tfds(name: str, builder: Any, manual_dir: Path | None) -> None:
 def _prepare_imagenet(builder: Any, manual_dir: Path, subset: bool, threads: int) -> None:
     tars = ilsvrc.find_tars(manual_dir)
     plans = [_imagenet_split(builder, split, tar, subset) for split, tar in tars.items()]
-    stats = {tar.name: tar.stat() for tar in tars.values()}
-    write_set(
-        builder.info,
-        plans,
-        origin=json.dumps({name: (stat.st_size, stat.st_mtime) for name, stat in stats.items()}),
-        size=SPARE * sum(stat.st_size for stat in stats.values()),
-        threads=threads,
-    )
+    stats = {tar.name: (tar.stat().st_size, tar.stat().st_mtime) for tar in tars.values()}
+    size = SPARE * sum(size for size, _ in stats.values())
+    write_set(builder.info, plans, origin=json.dumps(stats), size=size, threads=threads)
 
 
 def _imagenet_split(builder: Any, split: str, tar: Path, subset: bool) -> SplitPlan:
