@@ -38,7 +38,7 @@ def prepare(
     Args:
         source: tfds:imagenet2012, tfds:cifar10 or another set; with --resize any source.
         manual_dir: folder with the tars of ImageNet, or other files downloaded by hand.
-        data_dir: folder to write to (default: TFDS_DATA_DIR or ~/tensorflow_datasets).
+        data_dir: folder to write to; None is TFDS_DATA_DIR or ~/tensorflow_datasets.
         format: format of the files.
         subset: accept tars with only a part of the images of ImageNet.
         resize: scale images down so that their shorter side has at most this many pixels.

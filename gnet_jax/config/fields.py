@@ -28,6 +28,9 @@ class Limit(NamedTuple):
     holds: Callable[[Any], bool]
 
 
+# Marks a field that may change when a run resumes, because it does not change the numbers.
+FREE = "free on resume"
+
 Count = Annotated[int, Limit("at least 1", lambda value: value >= 1)]
 Index = Annotated[int, Limit("at least 0", lambda value: value >= 0)]
 Positive = Annotated[float, Limit("above 0", lambda value: value > 0)]
@@ -93,17 +96,17 @@ class Preprocessing:
 class DataConfig(Preprocessing):
     """The data, how they are loaded, and the network's input."""
 
-    source: str = "digits"
+    source: Annotated[str, FREE] = "digits"  # a fingerprint of the data is compared instead
     """digits (bundled), folder:PATH (train/CLASS/*.jpg, val/CLASS/*.jpg), tfds:NAME or npz:PATH.
     npz: one file with x_train, y_train ..., or NAME_{split}.npz for one file per split."""
-    threads: Count = 4
+    threads: Annotated[Count, FREE] = 4
     """Threads that read and decode in each process. The batches do not depend on it."""
-    workers: Index = 0
+    workers: Annotated[Index, FREE] = 0
     """Extra processes per host that load training batches. The batches do not depend on it."""
     decoder: Decoder = "pillow"
     """Decoder of training images; evaluation always uses Pillow.
     fast: 25 % less time, within one grey level on average; requires pip install -e ".[fast]"."""
-    bad_limit: BelowOne = 0.02
+    bad_limit: Annotated[BelowOne, FREE] = 0.02
     """Largest share of damaged images; with more, the run stops and lists them.
     Training replaces a damaged image with the next good one, evaluation skips it."""
 
@@ -210,6 +213,7 @@ class Config:
             "a folder; mount a bucket (gcsfuse) and name its folder",
             lambda folder: bool(folder) and "://" not in folder,
         ),
+        FREE,
     ] = "runs/default"
     """Folder of checkpoints, logs and config. A run in the same workdir resumes."""
     init: str | None = None
@@ -223,20 +227,20 @@ class Config:
     """Images per step of an evaluation; None uses batch_size."""
     eval_every_epochs: Positive = 1.0
     """Evaluate on the validation set every N epochs."""
-    save_every_steps: Count = 1000
+    save_every_steps: Annotated[Count, FREE] = 1000
     """Save a checkpoint every N steps (evaluations also save one)."""
-    keep_latest: Count = 2
+    keep_latest: Annotated[Count, FREE] = 2
     """Number of newest checkpoints to keep, in addition to the best."""
-    verify_checkpoints: bool = True
+    verify_checkpoints: Annotated[bool, FREE] = True
     """Read each checkpoint back in the background and compare its digests.
     A corrupt one is moved aside, and the next save tries again."""
-    log_every_steps: Count = 50
+    log_every_steps: Annotated[Count, FREE] = 50
     """Log the means of the last N steps to metrics.jsonl and TensorBoard."""
-    diagnose: Count | None = None
+    diagnose: Annotated[Count | None, FREE] = None
     """Log gradients, updates and dead channels of every block every N steps; None never does."""
-    dead_heads: Literal["warn", "stop", "ignore"] = "warn"
+    dead_heads: Annotated[Literal["warn", "stop", "ignore"], FREE] = "warn"
     """What to do if the main head does not learn, alone or together with all others."""
-    max_bad_steps: Count = 3
+    max_bad_steps: Annotated[Count, FREE] = 3
     """Stop after N steps in a row with a loss, gradient or update that is not finite.
     Fewer are skipped without a change to the parameters. A stop writes a replay file."""
     numerics: Literal["fast", "canonical"] = "fast"
@@ -256,23 +260,6 @@ class Config:
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
 
 
-# Fields that may change when a run resumes, because they do not change the numbers.
-FREE_ON_RESUME = (
-    "workdir",
-    "save_every_steps",
-    "keep_latest",
-    "verify_checkpoints",
-    "log_every_steps",
-    "data.source",  # the data may have moved; their fingerprint is compared instead
-    "data.threads",
-    "data.workers",
-    "data.bad_limit",
-    "diagnose",
-    "dead_heads",
-    "max_bad_steps",
-)
-
-
 def _fields(given: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any, Any]]:
     """Yields dotted name, type, type with its limits, and value of each field, nested ones too."""
     types = get_type_hints(type(given))
@@ -282,6 +269,13 @@ def _fields(given: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any, Any]]
         for key, each in (value if isinstance(value, Mapping) else {name: value}).items():
             if dataclasses.is_dataclass(each):
                 yield from _fields(each, f"{prefix}{key}.")
+
+
+def _metadata(kind: Any) -> Iterator[Any]:
+    """Yields the metadata of a type and of the types in it, such as those of `Count | None`."""
+    yield from getattr(kind, "__metadata__", ())
+    for each in get_args(kind):
+        yield from _metadata(each)
 
 
 def flatten(config: Config) -> dict[str, Any]:
@@ -294,10 +288,11 @@ def flatten(config: Config) -> dict[str, Any]:
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Returns the differences between two flattened configs that prevent a resume, as text."""
+    free = {name for name, _, kind, _ in _fields(Config()) if FREE in _metadata(kind)}
     return [
         f"{name}: {old.get(name, 'absent')} there, {new.get(name, 'absent')} now"
         for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name) and name not in FREE_ON_RESUME
+        if old.get(name) != new.get(name) and name not in free
     ]
 
 
@@ -324,10 +319,9 @@ def check_limits(given: Any, prefix: str = "", *, option: bool = False) -> None:
         for part in value if isinstance(value, tuple) else (value,):
             if isinstance(part, float) and not math.isfinite(part):
                 raise ConfigError(f"{name} is {value}; it must be finite")
-        for each in (kind, *get_args(kind)):  # a limit may be inside of `... | None`
-            for limit in getattr(each, "__metadata__", ()):
-                if isinstance(limit, Limit) and value is not None and not limit.holds(value):
-                    raise ConfigError(f"{name} is {value!r}; it must be {limit.text}")
+        for limit in _metadata(kind):
+            if isinstance(limit, Limit) and value is not None and not limit.holds(value):
+                raise ConfigError(f"{name} is {value!r}; it must be {limit.text}")
 
 
 def check_preprocessing(p: Preprocessing, where: str) -> None:
