@@ -65,9 +65,11 @@ def members(
         PrepareError: if the tar is corrupt or does not hold images of this challenge.
     """
     numbers = {wnid: number for number, wnid in enumerate(class_names)}
-    find = {"train": _train, "validation": _validation}[split]
     with tar.open("rb") as file:
-        found = list(find(file, tar, numbers, labels))
+        if split == "train":
+            found = list(_train(file, tar, numbers))
+        else:
+            found = list(_validation(file, tar, [numbers[wnid] for wnid in labels]))
     # tensorflow-datasets sorts by this hash.
     keys = [hashlib.md5(f"{split}{each.name}".encode(), usedforsecurity=False) for each in found]
     by_key = {key.digest(): member for key, member in zip(keys, found, strict=True)}
@@ -77,9 +79,7 @@ def members(
     return [by_key[key] for key in sorted(by_key)]
 
 
-def _train(
-    file: BinaryIO, tar: Path, numbers: dict[str, int], labels: Sequence[str]
-) -> Iterator[Member]:
+def _train(file: BinaryIO, tar: Path, numbers: dict[str, int]) -> Iterator[Member]:
     classes = _files(file, tar, 0, r"(n\d{8})\.tar")
     with progress_line(f"finding the images of {tar.name}", "classes", len(classes)) as advance:
         for wnid, offset, size in classes:
@@ -92,14 +92,12 @@ def _train(
             advance()
 
 
-def _validation(
-    file: BinaryIO, tar: Path, numbers: dict[str, int], labels: Sequence[str]
-) -> Iterator[Member]:
+def _validation(file: BinaryIO, tar: Path, labels: Sequence[int]) -> Iterator[Member]:
     for name, offset, size in _files(file, tar, 0, r"(ILSVRC2012_val_\d{8}\.JPEG)"):
         number = int(name[-13:-5])
         if not 1 <= number <= len(labels):
             raise PrepareError(f"{tar} holds {name}, but there are {len(labels):,} labels")
-        yield Member(name, numbers[labels[number - 1]], offset, size)
+        yield Member(name, labels[number - 1], offset, size)
 
 
 def _files(file: BinaryIO, tar: Path, start: int, pattern: str) -> list[tuple[str, int, int]]:
