@@ -8,10 +8,13 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from gnet_jax.cli.main import main
 from gnet_jax.data import DataError, open_source
-from gnet_jax.data.check.scan import inspect, scan
+from gnet_jax.data.bad_images import BadRecord
+from gnet_jax.data.check.report import print_scan
+from gnet_jax.data.check.scan import Duplicates, Scan, SplitScan, inspect, scan
 from gnet_jax.data.sources import Example
 
 SEEDS = iter(range(10**6))
@@ -255,6 +258,103 @@ def test_the_table_of_many_classes_shows_the_smallest_and_the_largest(tmp_path, 
     assert rows[15][1:3] == ["...", "5"]
     assert rows[-1][1] == "c07"
     assert len(rows) == 31
+
+
+def printed(*splits, duplicates=(), left_out=None, missing=()):
+    """The lines of the report of these findings."""
+    file = io.StringIO()
+    found = Scan("folder:[a]", list(splits), list(missing), list(duplicates), left_out or {})
+    print_scan(Console(file=file, width=200), found)
+    return file.getvalue().splitlines()
+
+
+def split_scan(classes=2, images=100, **findings):
+    counts = [images // classes] * classes
+    names = tuple(f"c{i}" for i in range(classes))
+    return SplitScan("train", images, names, counts, **findings)
+
+
+def files(count):
+    return [f"file{i}.jpg" for i in range(count)]
+
+
+def pairs(*counts):
+    """Groups of so many equal images."""
+    return [Duplicates(["train"] * n, files(n), ["c0"] * n, False, False) for n in counts]
+
+
+@pytest.mark.parametrize(
+    ("named", "findings"),
+    [
+        (10, lambda n: {"labels_out_of_range": files(n)}),
+        (10, lambda n: {"bad": [BadRecord(i, name, "why") for i, name in enumerate(files(n))]}),
+        (3, lambda n: {"odd": {"grey": files(n)}}),
+    ],
+)
+def test_the_report_names_the_first_examples_and_counts_the_others(named, findings):
+    for count in (named, named + 1, named + 1000):
+        lines = printed(split_scan(**findings(count), images=2000))
+        assert sum("file" in line for line in lines) == named
+        assert sum(f"{count:,}" in line.split() for line in lines) >= 1
+        more = [line.split()[1] for line in lines if line.startswith("  and ")]
+        assert more == ([] if count == named else [f"{count - named:,}"])
+
+
+def test_the_report_names_ten_of_equal_images_and_of_their_groups():
+    for count, more in ((10, None), (11, "and 1 more"), (1011, "and 1,001 more")):
+        (line,) = [line for line in printed(split_scan(), duplicates=pairs(count)) if " = " in line]
+        assert line.count(".jpg") == 10
+        assert line.endswith(more or "file9.jpg")
+    lines = printed(split_scan(), duplicates=pairs(*[2] * 12))
+    assert sum(" = " in line for line in lines) == 10
+    assert "the same bytes twice in one split: 12" in lines
+
+
+def test_the_report_says_all_instead_of_naming_every_image():
+    assert "grey, in train: all" in printed(split_scan(images=4, odd={"grey": files(4)}))
+    assert "grey, in train: 3" in printed(split_scan(images=4, odd={"grey": files(3)}))
+
+
+@pytest.mark.parametrize(("classes", "rows"), [(30, 30), (31, 31), (50, 31)])
+def test_the_report_shows_at_most_30_classes(classes, rows):
+    found = split_scan(classes)
+    found.class_counts = list(range(100, 100 + classes))
+    lines = printed(found)
+    table = lines[lines.index(next(line for line in lines if "images of each" in line)) :]
+    cells = [line.replace("│", " ").split() for line in table if line.startswith("│")]
+    assert len(cells) == rows
+    if classes == 50:
+        counts = [int(row[-1]) for row in cells if row[0] != "..."]
+        assert counts == [*range(100, 115), *range(135, 150)]
+        assert cells[15] == ["...", "20", "between"]
+
+
+def test_the_report_has_the_sizes_of_each_split():
+    def row(found):
+        (line,) = [line for line in printed(found) if line.startswith("│ train")]
+        return [cell.strip() for cell in line.strip("│").split("│")]
+
+    bad = [BadRecord(0, "a", "why")]
+    found = split_scan(images=1200, bad=bad, width=(1, 2, 3000), height=(4, 5, 6))
+    assert row(found) == ["train", "1,200", "1", "2", "1 2 3,000", "4 5 6"]
+    assert row(split_scan()) == ["train", "100", "0", "2", "", ""]
+
+
+def test_the_report_ends_with_what_must_be_fixed():
+    assert printed(split_scan())[-1] == "nothing must be fixed"
+    lines = printed(
+        split_scan(labels_out_of_range=["a: 7"]),
+        left_out={"broken link": ["[b]"], "junk": ["c"]},
+        missing=["val", "test"],
+    )
+    assert lines[-1].startswith("must be fixed: 1 label out of range (0 to 1) in train; ")
+    assert "broken link 1" in lines[-1]
+    assert "junk" not in lines[-1]
+    assert "there is no split val or test" in lines
+    assert "  [b]" in lines
+    empty = split_scan()
+    empty.class_counts = [3, 0]
+    assert "largest class / smallest: train has 1 without an image" in printed(empty)
 
 
 class Labelled:
