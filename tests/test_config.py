@@ -199,6 +199,14 @@ def test_every_field_can_be_set_on_the_command_line(name):
     assert {each for each in after if after[each] != before[each]} <= {name}
 
 
+@pytest.mark.parametrize("part", ["", "data", "augment", "loss", "optim"])
+def test_a_config_cannot_be_changed_and_is_hashable(part):
+    given, same = (getattr(Config(), part) if part else Config() for _ in range(2))
+    assert hash(given) == hash(same)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(given, dataclasses.fields(given)[0].name, None)
+
+
 def test_the_help_of_a_field_has_complete_lines():
     """`--help` starts a new line where a help does."""
     for kind in (Preprocessing, DataConfig, AugmentConfig, LossConfig, OptimConfig, Config, Launch):

@@ -7,7 +7,7 @@ import pytest
 
 from gnet_jax.config import UserError
 from gnet_jax.config import paths as module
-from gnet_jax.config.paths import plain_path
+from gnet_jax.config.paths import plain_path, temporary_home
 
 
 def test_a_plain_path_is_left_as_it_is(tmp_path):
@@ -41,3 +41,23 @@ def test_a_temporary_folder_with_an_odd_name_is_not_used(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(UserError, match=r"tmp\[1\]"):
         plain_path(odd)
+
+
+@pytest.mark.parametrize("taken", ["file", "link", "folder of another user"])
+def test_a_temporary_home_is_never_of_another_kind_or_user(taken, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    if taken == "folder of another user":
+        other = os.getuid() + 1
+        monkeypatch.setattr("os.getuid", lambda: other)
+    own = tmp_path / f"gnet_jax-{os.getuid()}"
+    if taken == "file":
+        own.touch()
+    elif taken == "link":
+        (tmp_path / "elsewhere").mkdir()
+        own.symlink_to(tmp_path / "elsewhere")
+    else:
+        own.mkdir()
+    home = temporary_home()
+    assert home.is_dir()
+    assert home.parent == tmp_path
+    assert home not in (own, tmp_path / "elsewhere")

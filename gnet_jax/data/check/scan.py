@@ -85,7 +85,7 @@ def _odd_encoding(image: bytes, name: str) -> list[tuple[str, str]]:
             "grey": mode in ("1", "L", "LA", "I") or sixteen,
             "palette": mode in ("P", "PA"),
             "transparent": mode in ("RGBA", "LA", "PA") or "transparency" in picture.info,
-            f"{bits} bit": bits > 8 and (mode == "I" or sixteen or ";16" in raw),
+            f"{bits} bit": mode == "I" or sixteen or ";16" in raw,
             "turned by EXIF": orientation != 1,
         }
     return found + [(kind, "") for kind, holds in kinds.items() if holds] + _odd_content(image)
