@@ -3,6 +3,7 @@ import math
 import re
 import shutil
 import sys
+import types
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -350,13 +351,20 @@ def test_a_recipe_that_is_missing_or_wrong_is_named(tmp_path):
         assert str(file) in str(caught.value)
 
 
-def test_a_copied_recipe_finds_the_shared_blocks_and_another_folder_may_have_its_own(tmp_path):
+def test_a_copied_recipe_finds_the_shared_blocks_and_another_folder_may_have_its_own(
+    tmp_path, monkeypatch
+):
     copy = tmp_path / "mine.py"
     shutil.copy(RECIPES / "cifar10.py", copy)
     assert load_recipe(str(copy)) == load_recipe("cifar10")
     (tmp_path / "common.py").write_text("CIFAR10_PIXELS = {'mean': (1.0, 2.0, 3.0)}\n")
     assert load_recipe(str(copy))[0].data.mean == (1.0, 2.0, 3.0)
     assert load_recipe("cifar10")[0].data.mean == (125.3, 123.0, 113.9)
+    assert "common" not in sys.modules
+    monkeypatch.setitem(sys.modules, "common", types.ModuleType("common"))  # of the user's program
+    loaded = sys.modules["common"]
+    assert load_recipe(str(copy))[0].data.mean == (1.0, 2.0, 3.0)
+    assert sys.modules["common"] is loaded
 
 
 def test_shared_blocks_are_not_offered_as_a_recipe():

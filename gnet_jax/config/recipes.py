@@ -63,7 +63,8 @@ def load_file(name: str, function: str, kind: type[Kind]) -> tuple[Kind, str]:
         )
     loader = importlib.machinery.SourceFileLoader(f"recipe_{path.stem}", str(path))
     module = types.ModuleType(loader.name)
-    search_path, imported = list(sys.path), set(sys.modules)
+    # Another folder may have another `common`.
+    search_path, common = list(sys.path), sys.modules.pop(COMMON, None)
     sys.path += [str(path.parent.absolute()), str(RECIPES)]
     try:
         loader.exec_module(module)
@@ -76,8 +77,9 @@ def load_file(name: str, function: str, kind: type[Kind]) -> tuple[Kind, str]:
         raise ConfigError(f"{path} fails with {type(error).__name__}: {error}") from error
     finally:
         sys.path[:] = search_path
-        if COMMON not in imported:
-            sys.modules.pop(COMMON, None)  # the next file may be beside another one
+        sys.modules.pop(COMMON, None)
+        if common is not None:
+            sys.modules[COMMON] = common
     if not isinstance(given, kind):
         raise ConfigError(
             f"{function}() of {path} returns a {type(given).__name__}, not a {kind.__name__}"
