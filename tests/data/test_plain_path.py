@@ -7,7 +7,7 @@ import pytest
 
 from gnet_jax.config import UserError
 from gnet_jax.config import paths as module
-from gnet_jax.config.paths import plain_path, temporary_home
+from gnet_jax.config.paths import as_text, plain_path, temporary_home
 
 
 def test_a_plain_path_is_left_as_it_is(tmp_path):
@@ -61,3 +61,23 @@ def test_a_temporary_home_is_never_of_another_kind_or_user(taken, tmp_path, monk
     assert home.is_dir()
     assert home.parent == tmp_path
     assert home not in (own, tmp_path / "elsewhere")
+
+
+def test_only_what_a_terminal_or_json_cannot_show_is_escaped():
+    for name in (" ", "~", "\xa0", "é", "\u2027", "\u202a", "\u3000", "\ud7ff", "\ue000", "👩‍🔬"):
+        assert as_text(f"a{name}b") == f"a{name}b"
+    for name, escaped in (
+        ("\0", r"\x00"),
+        ("\n", r"\n"),
+        ("\x1f", r"\x1f"),
+        ("\x7f", r"\x7f"),
+        ("\x9f", r"\x9f"),
+        ("\u2028", r"\u2028"),
+        ("\u2029", r"\u2029"),
+        ("\ud800", r"\ud800"),
+        ("\udc7f", r"\udc7f"),
+        ("\udc80", r"\x80"),  # the byte 0x80
+        ("\udcff", r"\xff"),
+        ("\udd00", r"\udd00"),
+    ):
+        assert as_text(f"a{name}b") == f"a{escaped}b"
