@@ -9,7 +9,7 @@ from PIL import Image
 from gnet_jax.cli.main import main
 from gnet_jax.data import open_source
 from gnet_jax.data.decode import decode
-from gnet_jax.data.prepare.pack import pack, scaled_down
+from gnet_jax.data.prepare.pack import FILE_RECORDS, pack, scaled_down
 from gnet_jax.data.prepare.shards import PrepareError
 from gnet_jax.data.sources.tfrecord import record_ends
 from tests.data.ilsvrc_tars import encoded, picture
@@ -88,6 +88,15 @@ def test_an_image_of_the_limit_keeps_its_bytes(size):
     image = encoded(picture(1, size))
     assert scaled_down(image, 40) == image
     assert scaled_down(image, min(size) - 1) != image
+
+
+def test_a_copy_has_jpegs_of_quality_95_and_files_of_2048_images():
+    pixels = np.asarray(picture(1, (80, 60)))
+    expected = io.BytesIO()
+    small = Image.fromarray(pixels).resize((40, 30), Image.Resampling.BILINEAR)
+    small.save(expected, "JPEG", quality=95)
+    assert scaled_down(pixels, 30) == expected.getvalue()
+    assert FILE_RECORDS == 2048
 
 
 def test_a_test_split_is_copied_under_its_own_name(tmp_path, monkeypatch):
