@@ -7,14 +7,18 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import jax
 import pytest
 from PIL import Image
+from tyro.conf import Positional
 
 import gnet_jax
-from gnet_jax.cli.main import main
-from gnet_jax.config import Preprocessing
+from gnet_jax.cli import pods, runs, train
+from gnet_jax.cli.main import COMMANDS, main
+from gnet_jax.cli.output import PHOTOS, check_not_input, check_picture, json_line, several
+from gnet_jax.config import Preprocessing, UserError
 from gnet_jax.model import GoogLeNet
 from gnet_jax.model_folder import ModelFolder, write_folder
 from gnet_jax.pods import plan, topology
@@ -117,8 +121,8 @@ def test_predict_leaves_out_what_is_no_image_by_its_name(folder, tmp_path, capsy
     assert "the folder holds no images" in capsys.readouterr().err
 
 
-def test_ctrl_c_is_one_line_and_ends_without_pythons_way_out():
-    """Where a program compiles meanwhile, Python's own way out ends in a crash."""
+def test_ctrl_c_prints_one_line_and_skips_the_normal_exit():
+    """Python's normal exit can crash while a program compiles."""
     stopping = """
 import atexit
 from gnet_jax.cli import main
@@ -129,6 +133,89 @@ main.console_script()
 """
     done = subprocess.run([sys.executable, "-c", stopping], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "gnet: interrupted\n")
+
+
+def test_only_the_module_of_the_typed_command_is_imported():
+    program = """
+import sys
+from gnet_jax.cli.main import main
+try:
+    main(["check_data", "--help"])
+finally:
+    print("\\n", *(name for name in sys.modules if name.startswith("gnet_jax.cli.")))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0
+    imported = done.stdout.splitlines()[-1].split()
+    assert imported == ["gnet_jax.cli.output", "gnet_jax.cli.main", "gnet_jax.cli.data"]
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["--help"], 0), (["-h"], 0), ([], 2)])
+def test_the_help_has_a_line_for_each_command(arguments, code, capsys):
+    assert main(arguments) == code
+    printed = capsys.readouterr()
+    lines = (printed.err if code else printed.out).splitlines()
+    for name in COMMANDS:
+        assert sum(line.startswith(f"  {name} ") for line in lines) == 1
+
+
+@pytest.mark.parametrize(("returned", "code"), [(None, 0), (0, 0), (1, 1), (3, 3)])
+@pytest.mark.parametrize("arguments", [["curves", "run"], ["plan", "digits"], ["train", "digits"]])
+def test_the_exit_code_of_a_command_is_that_of_gnet(monkeypatch, arguments, returned, code):
+    def parsed(workdirs: Annotated[Positional[tuple[str, ...]], several("WORKDIR ...")]):
+        seen.append(workdirs)
+        return returned
+
+    def unparsed(arguments):
+        seen.append(tuple(arguments))
+        return returned
+
+    seen = []
+    for command in (runs, "curves", parsed), (pods, "plan", unparsed), (train, "train", unparsed):
+        monkeypatch.setattr(*command)
+    if (arguments[0], returned) != ("train", None):  # which always returns a code
+        assert main(arguments) == code
+        assert seen == [tuple(arguments[1:])]
+
+
+@pytest.mark.parametrize("arguments", [["nothing"], ["--nothing"], ["-v"], ["", "predict"]])
+def test_what_is_not_a_command_has_exit_code_2(arguments, capsys):
+    assert main(arguments) == 2
+    assert "curves" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["curves"], ["curves", "--nothing"], ["plan", "--nothing"]])
+def test_a_typo_in_an_option_has_exit_code_2(arguments, capsys):
+    try:
+        code = main(arguments)
+    except SystemExit as ended:
+        code = ended.code
+    assert code == 2
+
+
+def test_a_picture_is_refused_before_any_work(tmp_path):
+    check_picture(tmp_path / "a.PNG")
+    check_picture(Path("a.svg"))
+    check_picture(tmp_path / "a.webp", PHOTOS)
+    for out in (tmp_path / "a.webp", tmp_path / "a", tmp_path / "no" / "a.png"):
+        with pytest.raises(UserError, match=str(out)):
+            check_picture(out)
+
+
+def test_an_output_may_not_be_an_input_or_in_one(tmp_path):
+    (tmp_path / "a").mkdir()
+    for name in ("b", "a/b"):
+        (tmp_path / name).touch()
+    check_not_input(tmp_path / "b", [tmp_path / "a", "https://b", "-"])
+    check_not_input(tmp_path / "a" / "new", [tmp_path / "a"])
+    (tmp_path / "link").symlink_to(tmp_path / "a" / "b")
+    for out in ("b", "link", "a/b"):
+        with pytest.raises(UserError, match=str(tmp_path / out)):
+            check_not_input(tmp_path / out, [tmp_path / "b", str(tmp_path / "a")])
+
+
+def test_json_is_one_line_with_names_as_they_are(tmp_path):
+    assert json_line({"Käfer\n": [1, float("nan")]}) == '{"Käfer\\n": [1, null]}'
 
 
 def test_the_version_is_printed(capsys):
@@ -158,9 +245,7 @@ def test_predict_prints_bars_and_draws_maps(folder, capsys):
         ("export net.safetensors net.safetensors", "net.safetensors"),
     ],
 )
-def test_no_output_takes_the_place_of_an_input(
-    folder, tmp_path, monkeypatch, capsys, command, lost
-):
+def test_no_output_overwrites_an_input(folder, tmp_path, monkeypatch, capsys, command, lost):
     (tmp_path / "photos").mkdir()
     monkeypatch.chdir(tmp_path / "photos")
     shutil.copytree(folder / "model", "MODEL")
@@ -263,8 +348,7 @@ def test_convert_and_export_keep_the_model(folder, capsys):
         (["summary", "--compare", "naive", "--picture", "x.doc"], "use one of .png, .svg, .pdf"),
         (["summary", "--aux-after", "none"], "no name at all stands for no heads"),
         (["check-data", "cifar10"], "the recipe cifar10 reads tfds:cifar10"),
-        (["sumary"], "there is no command 'sumary'; did you mean summary?"),
-        (["xyz"], "there are train, summary, convert"),
+        (["sumary"], "did you mean summary?"),
         (["curves", "/no/run"], "/no/run has no metrics.jsonl"),
     ],
 )

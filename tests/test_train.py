@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[1]
         (["--model.num-classes", "5"], "model.num_classes is 5, but the data has 10 classes"),
         (["--model.aux-after", "9z"], "model.aux_after names '9z'"),
         (["--data.workers", "-1"], "data.workers is -1; it must be at least 0"),
-        (["--data.bad-limit", "1"], "data.bad_limit is 1.0; it must be in [0, 1)"),
+        (["--data.bad-limit", "1"], "data.bad_limit is 1.0"),
         (["--optim.learning-rate", "0"], "optim.learning_rate is 0.0; it must be above 0"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The configuration of a run: its fields, what they may hold, and the recipes that give one.
+"""The configuration of a run: its fields, their limits, and the recipes that return one.
 
 A recipe (`configs/*.py`) returns a `Config`; `train.py --field.path value` overrides any field.
 """
@@ -19,10 +19,10 @@ from gnet_jax.config.fields import (
     choose,
     differences,
     flatten,
+    json_text,
     suggestion,
 )
 from gnet_jax.config.recipes import RECIPES, Sweep, load_recipe, load_sweep
-from gnet_jax.config.text import json_text
 
 __all__ = [
     "RECIPES",

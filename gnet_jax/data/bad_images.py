@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from gnet_jax.config.text import as_text
+from gnet_jax.config.paths import as_text
 from gnet_jax.data.decode import ImageError
 from gnet_jax.data.sources import DataError, Example, Source
 

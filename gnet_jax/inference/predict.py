@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from gnet_jax.config import Preprocessing, UserError
-from gnet_jax.config.text import as_text
+from gnet_jax.config.paths import as_text
 from gnet_jax.data import preprocess
 from gnet_jax.data.decode import ImageError, central_crop
 from gnet_jax.inference.images import Picture

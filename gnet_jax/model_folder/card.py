@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gnet_jax.config import choose
-from gnet_jax.config.text import as_text
+from gnet_jax.config.paths import as_text
 from gnet_jax.model.roles import roles_by_path
 from gnet_jax.model_folder.variables import unflatten
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from gnet_jax.cli.main import main
-from gnet_jax.config.text import as_text, typed_path
+from gnet_jax.config.paths import as_text, typed_path
 from gnet_jax.data import DataError, open_source, split_count
 from gnet_jax.data.check.scan import scan
 from gnet_jax.data.sources import MissingSplitError, walk

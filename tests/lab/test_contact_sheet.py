@@ -149,10 +149,10 @@ def test_show_data_writes_the_sheet_and_nothing_else(tmp_path, monkeypatch, caps
         (["--rows", "0"], "--rows is 0; it must be at least 1"),
         (["--step", "-1"], "--step is -1; it must be at least 0"),
         (["--out", "/no/sheet.png"], "there is no folder /no"),
-        (["--out", "sheet.txt"], "cannot write sheet.txt: .txt is no kind of picture"),
+        (["--out", "sheet.txt"], "cannot write sheet.txt"),
         (["--data.source", "nothing"], "data source 'nothing'"),
         (["--split", "val", "--step", "3"], "--step is 3"),
-        (["--augment.hue", "0.7"], "augment.hue is 0.7; it must be in [0, 0.5]"),
+        (["--augment.hue", "0.7"], "augment.hue is 0.7"),
         (["--augment.mixup", "1", "--batch-size", "25"], "augment.mixup is 1"),
     ],
 )

@@ -3,8 +3,8 @@
 import os
 import re
 
+from gnet_jax.config.paths import typed_path
 from gnet_jax.config.recipes import load_recipe, recipe_names
-from gnet_jax.config.text import typed_path
 from gnet_jax.data.sources.digits import DigitsSource
 from gnet_jax.data.sources.folder import FolderSource
 from gnet_jax.data.sources.npz import SPLITS, NpzSource

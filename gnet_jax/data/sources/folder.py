@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gnet_jax.config.text import as_text
+from gnet_jax.config.paths import as_text
 from gnet_jax.data.sources.classes import in_order, joined, nfc, refuse_twice
 from gnet_jax.data.sources.source import DataError, Example, MissingSplitError, Split, digest
 from gnet_jax.data.sources.walk import SUFFIXES, LeftOut, counted, folders_above, listing, walk

@@ -8,7 +8,7 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
-from gnet_jax.config.text import as_text, typed_path
+from gnet_jax.config.paths import as_text, typed_path
 from gnet_jax.data.sources.classes import find, joined, refuse_twice
 from gnet_jax.data.sources.pixels import check_shape, find_range, is_plain, to_uint8
 from gnet_jax.data.sources.source import DataError, Example, MissingSplitError, Split, digest

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gnet_jax.config import UserError
-from gnet_jax.config.text import as_text
+from gnet_jax.config.paths import as_text
 from gnet_jax.inference.lettering import letter
 from gnet_jax.lab.palette import colour_of, line_style
 from gnet_jax.training.observe.diagnostics import FILE
