@@ -220,12 +220,10 @@ def test_the_first_batch_of_a_late_step_reads_no_earlier_one():
 
 def test_one_damaged_image_above_the_limit_is_an_error_that_names_it():
     source = Damaged(50)
-    with pytest.raises(DataError, match=r"example \d+: not an image.*; mend it, take it out"):
+    with pytest.raises(DataError, match=r"example \d+: not an image.* 0.00%"):
         take(19, source)
     bad = BadRecords(source, 5 / 50, listed_in="list.jsonl")
-    with pytest.raises(
-        DataError, match=r"6 of 50 .* more than the 5 that .* 10.00% allows"
-    ) as caught:
+    with pytest.raises(DataError, match=r"6 of 50 .* 10.00% allows 5") as caught:
         take(19, source, bad=bad)
     assert all(f"example {index}: not an" in str(caught.value) for index in Damaged.BAD)
 
@@ -250,7 +248,7 @@ def test_a_file_that_cannot_be_read_is_named_and_not_replaced():
             raise FileNotFoundError(2, "No such file or directory", "x.jpg")
 
     source = Gone(50)
-    with pytest.raises(DataError, match=r"example \d+ cannot be read .No such file .*goes on"):
+    with pytest.raises(DataError, match=r"example \d+ \(No such file"):
         take(1, source, bad=BadRecords(source, 0.5))
 
 
@@ -282,15 +280,12 @@ def test_the_order_has_a_fingerprint_of_its_own():
 
 @pytest.mark.parametrize("label", [-1, 10])
 def test_a_label_out_of_range_is_an_error(label):
-    message = (
-        rf"example \d+ has label {label}, but the data has 10 classes \(0 to 9\); mend the label"
-    )
-    with pytest.raises(DataError, match=f"^{message}$"):
+    with pytest.raises(DataError, match=rf"example \d+ has label {label}, .* 0 to 9"):
         take(1, Numbered(8, labels=[label] * 8))
 
 
 def test_a_batch_that_does_not_divide_over_the_hosts_is_refused():
-    with pytest.raises(DataError, match="batch of 8 does not divide over 3 hosts"):
+    with pytest.raises(DataError, match=r"batch of 8 .* 3 hosts"):
         take(1, hosts=3)
 
 

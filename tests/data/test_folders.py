@@ -181,7 +181,7 @@ def test_a_thousand_folders_in_each_other_are_walked(root):
 @pytest.mark.parametrize("name", ["validation", "Val", "VALID", "vall", "val2017"])
 def test_a_folder_that_looks_like_a_missing_split_is_named(root, name, capsys):
     (root / "val").rename(root / name)
-    with pytest.raises(DataError, match=f"{root}/{name}.*rename that to val") as found:
+    with pytest.raises(DataError, match=f"rename {root}/{name}/ to val") as found:
         open_source(str(root), "val")
     assert not isinstance(found.value, MissingSplitError)
     assert main(["check-data", f"folder:{root}"]) == 2
@@ -231,7 +231,7 @@ def test_a_folder_that_cannot_be_listed_is_one_sentence(root, place, monkeypatch
     unlistable(monkeypatch, root / place)
     assert main(["check-data", str(root)]) == 2
     error = capsys.readouterr().err
-    assert f"{root / place} cannot be listed: Permission denied" in error
+    assert f"{root / place}: Permission denied" in error
     assert error.count("\n") == 1
 
 

@@ -1,5 +1,4 @@
-"""Pixels of other types in .npz files: converted as the training split tells, or refused with code
-that works."""
+"""Pixels of other types in .npz files: converted to uint8, or refused with code that works."""
 
 import re
 
@@ -18,7 +17,7 @@ STANDARDISED = ((PIXELS / 255 - 0.45) / 0.225).astype(np.float32)
 
 @pytest.fixture(autouse=True)
 def fresh_lines():
-    pixels_module._say.cache_clear()
+    pixels_module._print_once.cache_clear()
 
 
 def save(folder, x, y=LABELS, **arrays) -> str:
@@ -202,7 +201,7 @@ def test_pixels_that_are_not_finite_are_named_and_the_advice_leaves_them_out(val
     with pytest.raises(DataError, match="1 of 6 images, first in image 4") as caught:
         open_source(save(tmp_path, x), "train")
     names = {"np": np, "x": x, "y": LABELS}
-    exec(str(caught.value).partition("out: ")[2].replace("; ", "\n"), names)
+    exec(str(caught.value).partition("them: ")[2].replace("; ", "\n"), names)
     np.testing.assert_array_equal(
         read(save(tmp_path, names["x"], names["y"])), np.delete(PIXELS, 4, 0)
     )

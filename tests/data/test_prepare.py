@@ -243,7 +243,7 @@ def test_files_that_are_whole_are_not_written_again(tmp_path, tars, monkeypatch,
 
 class TfdsExamples:
     def __init__(self, data_dir):
-        from gnet_jax.data.sources import TfdsSource
+        from gnet_jax.data.sources.tfds import TfdsSource
 
         source = TfdsSource("imagenet2012", "train", data_dir)
         self.train = [source[i] for i in range(len(source))]
@@ -448,8 +448,8 @@ def test_shards_are_cut_as_tensorflow_datasets_cuts_imagenet():
     ("arguments", "message"),
     [
         (["imagenet2012"], "'imagenet2012' is no set of TensorFlow Datasets; name it tfds:NAME"),
-        (["tfds:no_such_set"], "tensorflow-datasets knows no data set named 'no_such_set'"),
-        (["tfds:imdb_reviews"], "imdb_reviews is no image classification set"),
+        (["tfds:no_such_set"], "tensorflow-datasets has no data set named 'no_such_set'"),
+        (["tfds:imdb_reviews"], "imdb_reviews is not an image classification set"),
         (["tfds:imagenet2012", "--threads", "0"], "--threads is 0; it must be at least 1"),
     ],
 )
@@ -476,4 +476,4 @@ def test_time_is_told_where_no_terminal_is(capsys, monkeypatch):
             now[0] += 0.5
             advance()
     lines = capsys.readouterr().err.splitlines()
-    assert lines == ["writing train: 160 of 1,000 images, 2.0 a second, 7.0 min left"]
+    assert lines == ["writing train: 160 of 1,000 images, 2.0 images/s, 7.0 min left"]

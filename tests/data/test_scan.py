@@ -298,7 +298,7 @@ def test_a_manifest_finds_what_decodes_but_was_changed(folder, tmp_path, capsys)
     ("arguments", "message"),
     [
         (["mnist"], "data source 'mnist' is none of"),
-        (["folder:/nowhere"], "there is no folder /nowhere/train"),
+        (["folder:/nowhere"], "/nowhere/train not found"),
         (["digits", "--threads", "0"], "--threads is 0; it must be at least 1"),
         (["digits", "--manifest", "/no/m"], "cannot read the manifest /no/m: No such file"),
         (["digits", "--manifest", "/proc/version"], "is no manifest: its line 1 is not what"),

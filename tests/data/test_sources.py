@@ -56,21 +56,21 @@ def test_the_fingerprint_of_a_folder_follows_its_files(folder):
 
 
 def test_what_a_folder_lacks_is_named(folder, tmp_path):
-    with pytest.raises(DataError, match=r"there is no folder .*nowhere/train"):
+    with pytest.raises(DataError, match="nowhere/train not found"):
         open_source(f"folder:{tmp_path / 'nowhere'}", "train")
     (folder / "train" / "owl").mkdir()
     with pytest.raises(DataError, match="owl holds no image files"):
         open_source(f"folder:{folder}", "train")
     lone = tmp_path / "lone" / "train" / "cat"
     lone.mkdir(parents=True)
-    with pytest.raises(DataError, match=r"holds 1 folder\(s\), one a class; 2 are"):
+    with pytest.raises(DataError, match=r"at least 2 class.* 1$"):
         open_source(f"folder:{tmp_path / 'lone'}", "train")
 
 
 def test_an_installation_without_the_digits_is_named(tmp_path, monkeypatch):
     elsewhere = types.SimpleNamespace(locate_file=lambda name: tmp_path / name)
     monkeypatch.setattr(digits, "distribution", lambda _: elsewhere)
-    with pytest.raises(DataError, match=r"digits\.csv\.gz; install scikit-learn anew"):
+    with pytest.raises(DataError, match=r"digits\.csv\.gz; reinstall scikit-learn"):
         open_source("digits", "train")
 
 

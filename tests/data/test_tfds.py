@@ -7,14 +7,20 @@ import resource
 import numpy as np
 import pytest
 
-from gnet_jax.config import Preprocessing
-from gnet_jax.data import BadRecords, DataError, eval_batches, open_source
-from gnet_jax.data.bad_images import next_good
+from gnet_jax.config import AugmentConfig, Config, Preprocessing
+from gnet_jax.data import (
+    BadRecords,
+    DataError,
+    batch_indices,
+    eval_batches,
+    open_source,
+    train_batches,
+)
 from gnet_jax.data.check.scan import scan
 from gnet_jax.data.decode import ImageError, decode
 from gnet_jax.data.prepare.shards import SplitPlan, write_set
-from gnet_jax.data.sources import TfdsSource, tfds
-from gnet_jax.data.sources.tfds import open_builder
+from gnet_jax.data.sources import tfds
+from gnet_jax.data.sources.tfds import TfdsSource, open_builder
 from tests.data.ilsvrc_tars import encoded, picture
 
 FORMATS = ("array_record", "tfrecord")
@@ -106,11 +112,11 @@ def test_what_is_no_image_classification_is_refused(tmp_path):
     write(tmp_path, name="texts", image=kinds.Text(), stored=lambda i: "an image")
     write(tmp_path, name="numbers", label=kinds.Scalar(np.int64))
     for name in ("texts", "numbers"):
-        with pytest.raises(DataError, match=f"{name} is no image classification set: its featur"):
+        with pytest.raises(DataError, match=f"{name} is not an image classification set"):
             TfdsSource(name, "train", tmp_path)
     depth = kinds.Image(shape=(32, 40, 1), dtype=np.float32)
     for features in ({"image": depth, "label": kinds.ClassLabel(num_classes=2)}, None):
-        with pytest.raises(DataError, match="is no image classification set"):
+        with pytest.raises(DataError, match="depths"):
             tfds.class_names("depths", features)
 
 
@@ -118,7 +124,7 @@ def test_what_is_no_image_classification_is_refused(tmp_path):
 def test_other_formats_are_named(tmp_path, file_format):
     info = write(tmp_path) / "dataset_info.json"
     info.write_text(info.read_text().replace('"array_record"', f'"{file_format}"'))
-    with pytest.raises(DataError, match=f"stored as {file_format}; only array_record and tfrecord"):
+    with pytest.raises(DataError, match=f"{file_format}.*array_record or tfrecord"):
         TfdsSource("shapes", "train", tmp_path)
 
 
@@ -134,7 +140,7 @@ def test_remote_tfrecords_are_refused_with_a_way_out():
     class Info:
         filepaths = (Remote(),)
 
-    with pytest.raises(DataError, match=r"gs://bucket/.*Mount the bucket \(gcsfuse\) or copy"):
+    with pytest.raises(DataError, match=r"gs://bucket/.*gcsfuse"):
         tfds._open_records("shapes", "tfrecord", Info())
 
 
@@ -163,16 +169,19 @@ def test_a_damaged_record_is_replaced_in_training_and_left_out_in_evaluation(sha
     content[content.index(encoded(picture(4), "PNG")[60:80])] ^= 1
     file.write_bytes(content)
     source = TfdsSource("shapes", "train", shapes.parents[1])
-    good = next_good(source, 4, records := {}, 1, decode)
-    assert good is not None
-    np.testing.assert_array_equal(good[0], picture(5))
-    assert list(records) == [4]
-    bad = BadRecords(source, limit=0.1)
     options = {"batch_size": 10, "preprocessing": Preprocessing(image_size=24, resize_to=24)}
+    whole = AugmentConfig(crop_area=(1.0, 1.0), crop_aspect=(0.1, 10.0))
+    bad = BadRecords(source, limit=0.1)
+    batch = next(train_batches(source, augmentation=whole, seed=0, bad=bad, **options))
+    (place,) = (batch_indices(10, Config(batch_size=10, seed=0), 1) == 4).nonzero()[0]
+    assert batch["label"][place] == 1  # of example 5
+    assert batch["mask"].all()
+    assert [record.index for record in bad] == [4]
+    bad = BadRecords(source, limit=0.1)
     (batch,) = eval_batches(source, bad=bad, **options)
     assert batch["mask"].tolist() == [i != 4 for i in range(10)]
     assert [record.index for record in bad] == [4]
-    with pytest.raises(DataError, match=r"number 1 in shapes-train.*: a damaged record: .*; mend"):
+    with pytest.raises(DataError, match=r"number 1 in shapes-train.*: a damaged record: "):
         next(eval_batches(source, **options))
 
 
@@ -194,7 +203,7 @@ def test_every_file_is_counted_not_only_their_sum(shapes):
     content = first.read_bytes()
     first.write_bytes(last.read_bytes())
     last.write_bytes(content)
-    with pytest.raises(DataError, match=r"00000-of-00003 should hold 3 records, but holds 4"):
+    with pytest.raises(DataError, match="00000-of-00003 holds 4 records instead of 3"):
         open_source("tfds:shapes", "train")
 
 
@@ -215,7 +224,7 @@ def test_a_set_of_a_thousand_files_may_keep_them_open(tmp_path, monkeypatch):
     assert limits == [(1024, 4096)]
     tfds._allow_open_files(1024)
     assert limits == [(1024, 4096), (4096, 4096)]
-    with pytest.raises(DataError, match="are in 5,000 files, but the system lets a process open 4"):
+    with pytest.raises(DataError, match=r"5,000 files.* 4,096.* 5,256"):
         tfds._allow_open_files(5000)
 
 

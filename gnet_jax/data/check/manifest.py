@@ -9,7 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from gnet_jax.data.sources import DataError, FolderSource, Source
+from gnet_jax.data.sources import DataError, Source
+from gnet_jax.data.sources.folder import FolderSource
 
 if TYPE_CHECKING:
     from gnet_jax.data.check.scan import Facts

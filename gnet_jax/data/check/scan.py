@@ -12,14 +12,13 @@ from functools import partial
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
-import grain
 import numpy as np
 from PIL import Image
 
 from gnet_jax.data.bad_images import BadRecord
 from gnet_jax.data.check.manifest import ManifestCheck
 from gnet_jax.data.decode import ImageError, decode, known_formats, opening
-from gnet_jax.data.prefetch import held, prefetched
+from gnet_jax.data.prefetch import prefetched
 from gnet_jax.data.progress import progress_line
 from gnet_jax.data.sources import MissingSplitError, Source, open_source
 from gnet_jax.data.sources.source import Split
@@ -303,8 +302,8 @@ def scan(
 
 
 def _all_facts(source: Source, threads: int) -> Iterator[Facts]:
-    dataset = grain.MapDataset.range(len(source)).map(held(partial(inspect, source)))
-    with contextlib.closing(prefetched(dataset, threads)) as facts:
+    load = partial(inspect, source)
+    with contextlib.closing(prefetched(load, range(len(source)), threads)) as facts:
         yield from facts
 
 
