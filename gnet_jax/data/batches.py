@@ -32,8 +32,8 @@ class Batch(TypedDict):
 _Loaded = tuple[Batch, list[BadRecord]]  # a batch, and the damaged images found while loading it
 
 
-def _order(size: int, seed: int) -> grain.MapDataset[int]:
-    """Returns an endless sequence of indices: every epoch is another permutation."""
+def _order(size: int, seed: int) -> Any:
+    """Returns an endless sequence of indices; every epoch is another permutation."""
     return grain.MapDataset.range(size).seed(seed).shuffle().repeat()
 
 

@@ -6,7 +6,7 @@ import pickle
 import signal
 import threading
 from collections.abc import Callable, Generator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grain
 from absl import flags
@@ -38,7 +38,7 @@ def prefetched(
 
     # Two results per thread: enough to hide one slow image, few enough to keep in memory.
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
-    dataset = grain.MapDataset.range(numbers.start, numbers.stop).map(attempt)
+    dataset: Any = grain.MapDataset.range(numbers.start, numbers.stop).map(attempt)
     if workers:
         if not flags.FLAGS.is_parsed():  # Grain reads absl's flags, which this project does not use
             flags.FLAGS.mark_as_parsed()

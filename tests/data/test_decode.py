@@ -178,6 +178,12 @@ def test_bombs_are_refused_before_they_are_decoded(size):
         decode(png_of(size[0], size[1], 8, b""))
 
 
+@pytest.mark.parametrize("size", [(7071, 7071), (10_000, 5_000)])
+def test_fifty_million_pixels_are_not_a_bomb(size):
+    with pytest.raises(ImageError, match="damaged"):  # this file lacks its pixels
+        decode(png_of(size[0], size[1], 8, b""))
+
+
 def test_a_text_bomb_inside_a_png_is_never_unpacked():
     image = encoded(PHOTO, "PNG")
     for key in (b"key", b"XML:com.adobe.xmp", b"Raw profile type exif"):
@@ -219,3 +225,5 @@ def test_the_central_crop_is_central():
     picture = Image.fromarray(as_rgb(ramp))
     crop = central_crop(picture, Preprocessing())
     np.testing.assert_array_equal(crop, as_rgb(ramp)[16:240, 16:240])
+    odd = central_crop(picture.crop((0, 0, 255, 253)), Preprocessing(resize_to=253))
+    np.testing.assert_array_equal(odd, as_rgb(ramp)[14:238, 15:239])

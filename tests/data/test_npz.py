@@ -1,5 +1,6 @@
 """Arrays in .npz files: every layout that people have, and one sentence for every other."""
 
+import hashlib
 import io
 import os
 import pickle
@@ -114,6 +115,13 @@ def test_the_fingerprint_follows_every_byte_and_label(tmp_path):
         encoded(offsets=encoded()["offsets"] - np.array([0, 1, 0, 0, 0, 0, 0])),
     ]
     assert len({print_of(**arrays) for arrays in sets}) == len(sets)
+    head = b"(6, 5, 7, 3) ('0', '1', '2')"
+    whole = hashlib.sha256(head + PIXELS.tobytes() + LABELS.astype("<i8").tobytes())
+    assert print_of(**sets[0]) == whole.hexdigest()[:16]  # as every checkpoint holds it
+    offsets = OFFSETS.astype("<i8").tobytes()
+    head = f"({OFFSETS[-1]},) ('ant', 'bee', 'größer')".encode()
+    parts = head, encoded()["jpeg"].tobytes(), offsets, LABELS.astype("<i8").tobytes()
+    assert print_of(**encoded()) == hashlib.sha256(b"".join(parts)).hexdigest()[:16]
     assert print_of(**encoded()) == print_of(**encoded(labels=LABELS.astype(np.uint8)))
 
 

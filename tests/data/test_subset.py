@@ -1,3 +1,4 @@
+import hashlib
 import pickle
 
 import pytest
@@ -9,6 +10,8 @@ def test_a_part_is_evenly_spaced_over_the_whole():
     whole, part = open_source("digits", "train"), open_source("digits#100", "train")
     assert len(part) == 100
     assert (part.class_names, part.split) == (whole.class_names, "train")
+    assert part.labels.tolist() == [part[i].label for i in range(100)]
+    assert len(open_source("digits#1", "train")) == 1
     for index in (0, 1, 50, 99):
         place = index * 1437 // 100
         assert (part[index].image == whole[place].image).all()
@@ -19,14 +22,19 @@ def test_a_part_is_evenly_spaced_over_the_whole():
 
 
 def test_a_part_of_more_than_there_is_is_the_whole():
-    whole, part = open_source("digits", "val"), open_source("digits#9999", "val")
-    assert len(part) == len(whole)
-    assert part.fingerprint() == whole.fingerprint()
+    whole = open_source("digits", "val")
+    for count in (360, 361, 9999):
+        part = open_source(f"digits#{count}", "val")
+        assert len(part) == len(whole) == 360
+        assert part.fingerprint() == whole.fingerprint()
+    assert len(open_source("digits#359", "val")) == 359
 
 
 def test_the_fingerprint_tells_one_part_from_another():
     parts = [open_source(spec, "train") for spec in ("digits", "digits#100", "digits#101")]
     assert len({part.fingerprint() for part in parts}) == 3
+    expected = hashlib.sha256(b"100 of 3b5d4b834352dc23").hexdigest()[:16]
+    assert parts[1].fingerprint() == expected  # as every checkpoint holds it
     again = pickle.loads(pickle.dumps(parts[1]))  # as a worker process gets it
     assert again.fingerprint() == parts[1].fingerprint()
 

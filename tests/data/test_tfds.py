@@ -1,5 +1,6 @@
 """TFDS sets in both formats: what is read, what is refused, and what damage is noticed."""
 
+import hashlib
 import pickle
 import re
 import resource
@@ -89,6 +90,27 @@ def test_the_fingerprint_is_of_the_data_and_not_of_their_format(tmp_path):
     assert len(prints) == 1
     write(tmp_path / "other", stored=lambda i: encoded(picture(i + 1), "PNG"))
     assert TfdsSource("shapes", "train", tmp_path / "other").fingerprint() not in prints
+
+
+def test_the_fingerprint_covers_the_first_hundred_examples(tmp_path):
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    def record(image):
+        example = tf_example_pb2.Example()
+        example.features.feature["image"].bytes_list.value.append(image)
+        example.features.feature["label"].int64_list.value.append(1)
+        return example.SerializeToString()
+
+    write(tmp_path)
+    source = TfdsSource("shapes", "train", tmp_path)
+    records = source._records = [record(b"%d" % i) for i in range(101)]
+    known = source.fingerprint()
+    parts = [b"shapes/1.0.0 train [3, 3, 4]", *(b"%d\x01" % i for i in range(100))]
+    assert known == hashlib.sha256(b"".join(parts)).hexdigest()[:16]
+    records[100] = record(b"other")
+    assert source.fingerprint() == known
+    records[99] = record(b"other")
+    assert source.fingerprint() != known
 
 
 @pytest.mark.parametrize("file_format", FORMATS)

@@ -391,7 +391,7 @@ def test_above_the_limit_the_run_saves_and_stops_with_the_list_and_can_go_on(fin
     with pytest.raises(DataError, match="29 of 1,437") as caught:
         train(damaged, tmp_path)
     message = str(caught.value).splitlines()
-    assert "than the 28 that a bad limit of 2.00% allows" in message[0]
+    assert "2.00% allows 28:" in message[0]
     assert len(message) == 13
     assert all("digit " in line for line in message[1:11])
     listed = read_lines(tmp_path / "bad_records.jsonl")
