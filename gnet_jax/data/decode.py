@@ -75,15 +75,10 @@ def _check_array(pixels: np.ndarray) -> None:
         )
     shape = pixels.shape
     if len(shape) not in (2, 3) or shape[2:] not in ((), (3,)) or not pixels.size:
-        known = {
-            len(shape) == 3 and shape[0] in (1, 3): "; pass x.transpose(1, 2, 0)",
-            shape[2:] == (4,): "; drop the transparency by x[..., :3]",
-            shape[2:] == (1,): "; pass x[..., 0]",
-            len(shape) == 4: "; pass one picture at a time, as x[0]",
-        }
         raise ImageError(
-            f"the pixels have the shape {shape}, but must be (H, W) or (H, W, 3)"
-            f"{known.get(True, '')}"
+            f"the pixels have the shape {shape}, but must be (H, W) or (H, W, 3); x[..., 0] takes "
+            "one channel, x[..., :3] drops the transparency, x.transpose(1, 2, 0) moves the "
+            "channels to the end, x[0] takes one picture of several"
         )
     _check_size((shape[1], shape[0]), "the image")
 

@@ -26,27 +26,21 @@ def fast_crop(
     Raises:
         ImageError: as `decode`.
     """
-    jpeg = None if isinstance(image, np.ndarray) else _upright_jpeg(image)
-    if jpeg is None:
-        pixels = np.asarray(decode(image))
-        width, height = pixels.shape[1], pixels.shape[0]
-        box = training_box((width, height), generator, p, a)
-    else:
-        stripped, (width, height) = jpeg
+    upright_jpeg = False
+    if isinstance(image, bytes):
+        with opening(image) as (picture, stripped, orientation, _):
+            upright_jpeg = (picture.format, picture.mode, orientation) == ("JPEG", "RGB", 1)
+            width, height = picture.size
+    if upright_jpeg:
         box = training_box((width, height), generator, p, a)
         pixels = _decode_jpeg(stripped, (width, height), box, p.image_size)
+    else:
+        pixels = np.asarray(decode(image))
+        height, width = pixels.shape[:2]
+        box = training_box((width, height), generator, p, a)
     x, y = pixels.shape[1] / width, pixels.shape[0] / height
     left, top, right, bottom = box
     return _resize(pixels, (left * x, top * y, right * x, bottom * y), p.image_size)
-
-
-def _upright_jpeg(image: bytes) -> tuple[bytes, tuple[int, int]] | None:
-    """Returns the file without metadata and its (width, height), or None if Pillow must read it."""
-    with opening(image) as opened:
-        picture = opened.picture
-        if (picture.format, picture.mode, opened.orientation) != ("JPEG", "RGB", 1):
-            return None
-        return opened.image, picture.size
 
 
 def _decode_jpeg(image: bytes, size: tuple[int, int], box: Box, wanted: int) -> np.ndarray:

@@ -89,16 +89,15 @@ class Bare(NamedTuple):
     """A file without its metadata."""
 
     image: bytes
-    exif: int | None = None  # the orientation in an EXIF block
-    xmp: int | None = None  # in an XMP packet
+    orientation: int | None = None  # in the metadata
 
 
 def orientation(picture: ImageFile.ImageFile, bare: Bare) -> int:
     """Returns 1 to 8 as in EXIF; 1 is upright. As in Pillow, EXIF overrides XMP."""
-    exif = bare.exif or exif_orientation(picture.info.get("exif", b""))
-    if exif or picture.format == "AVIF":  # Pillow makes its EXIF block from the file's own boxes
-        return exif or 1
-    return bare.xmp or xmp_orientation(picture.info.get("xmp", b"")) or 1
+    found = bare.orientation or exif_orientation(picture.info.get("exif", b""))
+    if picture.format != "AVIF":  # whose own boxes decide; Pillow makes an EXIF block of them
+        found = found or xmp_orientation(picture.info.get("xmp", b""))
+    return found or 1
 
 
 def bare(image: bytes) -> Bare:
@@ -113,26 +112,20 @@ def bare(image: bytes) -> Bare:
     return Bare(image)
 
 
-class _Metadata(NamedTuple):
-    """A piece of a file that is cut out."""
-
-    start: int
-    end: int
-    exif: bytes = b""
-    xmp: bytes = b""
+_Piece = tuple[int, int, bytes, bytes]  # start and end of metadata; EXIF block, XMP packet
 
 
-def _bare(image: bytes, pieces: Iterator[_Metadata]) -> Bare:
-    kept, exif, xmp, end = [], None, None, 0
-    for piece in pieces:
-        kept.append(image[end : piece.start])
-        end = piece.end
-        exif = exif or exif_orientation(piece.exif)
-        xmp = xmp or xmp_orientation(piece.xmp)
-    return Bare(b"".join([*kept, image[end:]]) if kept else image, exif, xmp)
+def _bare(image: bytes, pieces: Iterator[_Piece]) -> Bare:
+    kept, exif, xmp, previous = [], None, None, 0
+    for start, end, exif_block, xmp_packet in pieces:
+        kept.append(image[previous:start])
+        previous = end
+        exif = exif or exif_orientation(exif_block)
+        xmp = xmp or xmp_orientation(xmp_packet)
+    return Bare(b"".join([*kept, image[previous:]]) if kept else image, exif or xmp)
 
 
-def _jpeg_metadata(image: bytes) -> Iterator[_Metadata]:
+def _jpeg_metadata(image: bytes) -> Iterator[_Piece]:
     """Yields the segments before the pixels, except APP0 and APP14, which define the colours.
 
     It ends at the first invalid segment; Pillow and libjpeg check the rest.
@@ -150,11 +143,11 @@ def _jpeg_metadata(image: bytes) -> Iterator[_Metadata]:
             body = image[place + 4 : end]
             exif = body if body.startswith(b"Exif\0") else b""
             xmp = body if body.startswith(b"http://ns.adobe.com/xap/1.0/\0") else b""
-            yield _Metadata(place, end, exif, xmp)
+            yield place, end, exif, xmp
         place = end
 
 
-def _png_metadata(image: bytes) -> Iterator[_Metadata]:
+def _png_metadata(image: bytes) -> Iterator[_Piece]:
     """Yields the chunks except transparency and the critical ones, whose names are upper case."""
     place = 8
     while place + 12 <= len(image):
@@ -163,19 +156,16 @@ def _png_metadata(image: bytes) -> Iterator[_Metadata]:
         if not name.isalpha() or end > len(image):
             return
         body = image[place + 8 : end - 4]
-        if name == b"eXIf":
-            yield _Metadata(place, end, exif=body)
-        elif name in (b"tEXt", b"zTXt", b"iTXt"):
-            yield _Metadata(place, end, *_png_text(name, body))
-        elif not name[:1].isupper() and name != b"tRNS":
-            yield _Metadata(place, end)
+        if not name[:1].isupper() and name != b"tRNS":
+            yield place, end, *((body, b"") if name == b"eXIf" else _png_text(name, body))
         place = end
 
 
 def _png_text(name: bytes, body: bytes) -> tuple[bytes, bytes]:
     """Returns the EXIF block, which ImageMagick writes as text, and the XMP packet of a chunk."""
     key, _, text = body.partition(b"\0")
-    if key not in (b"Raw profile type exif", b"Raw profile type APP1", b"XML:com.adobe.xmp"):
+    known = (b"Raw profile type exif", b"Raw profile type APP1", b"XML:com.adobe.xmp")
+    if name not in (b"tEXt", b"zTXt", b"iTXt") or key not in known:
         return b"", b""
     compressed = name == b"zTXt" or (name == b"iTXt" and text[:1] == b"\1")
     if name == b"iTXt":  # two flags, the language and the translated key

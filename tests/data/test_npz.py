@@ -149,7 +149,7 @@ KERAS = {"x_train": PIXELS, "y_train": LABELS}
         (KERAS | {"y_train": LABELS.astype(float)}, ["float64", "y.astype(np.int64)"]),
         (
             KERAS | {"y_train": LABELS.astype(str)},
-            ["y = np.unique(y, return_inverse=True)", "class_names"],
+            ["class_names, y = np.unique(y, return_inverse=True)"],
         ),
         (KERAS | {"y_train": np.eye(3, dtype=int)[LABELS]}, ["(6, 3)", "y.argmax(axis=1)"]),
         (KERAS | {"x_train": PIXELS.swapaxes(1, 3)}, ["(6, 3, 7, 5)", "transpose(0, 2, 3, 1)"]),

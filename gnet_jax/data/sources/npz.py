@@ -29,25 +29,19 @@ LABELS = ("y", "labels", "label")
 class NpzSource:
     """Labelled images in .npz files; nothing in them is executed.
 
-    PATH is one of
-    - a name that contains {split}, for one file per split: `cifar10_{split}.npz`;
-    - a folder with one file per split: `train.npz`, or `NAME_train.npz`;
-    - one file whose keys name the split: `x_train`, `y_train`, `x_test`, `y_test` as in Keras, or
-      `train_images`, `train_labels`.
-    The validation split is val, valid or validation if one exists, otherwise test.
+    PATH is a name that contains {split} (`cifar10_{split}.npz`), a folder with one file per split
+    (`train.npz` or `NAME_train.npz`), or one file whose keys name the split (`x_train` as in Keras,
+    or `train_images`). `SPLITS` lists the names of a split.
 
     The arrays, by their keys:
-    - `x`, `images` or `image`: pixels (N, H, W), (N, H, W, 1) or (N, H, W, 3). They are uint8, or
-      other numbers if the training split shows their range; see `pixels.RANGES`;
-    - or `jpeg` or `encoded`: the bytes of all image files, file i from `offsets[i]` to
-      `offsets[i + 1]`;
-    - `y`, `labels` or `label`: N integers from 0;
-    - `class_names`: text, optional. The default is those of the training split, or else the
-      numbers of the training labels.
-    Splits that list their classes in different orders are matched by name: all use the order of
-    train, and additional classes come last.
+    - `PIXELS`: (N, H, W), (N, H, W, 1) or (N, H, W, 3). They are uint8, or other numbers if the
+      training split shows their range; see `pixels.RANGES`;
+    - or `ENCODED`: the bytes of all image files, file i from `offsets[i]` to `offsets[i + 1]`;
+    - `LABELS`: N integers from 0;
+    - `class_names`: text. The default is those of the training split, or else the numbers of the
+      training labels. Splits with classes in another order are matched by name; see `find`.
 
-    The arrays stay in memory, pixels as uint8, because a compressed file cannot be mapped.
+    The arrays stay in memory, because a compressed file cannot be mapped.
 
     Raises:
         MissingSplitError: if there are only other splits.
@@ -258,8 +252,7 @@ def _images(part: _Part, train: _Part) -> tuple[np.ndarray | None, np.ndarray]:
         return None, to_uint8(images, _training_range(part, train, images), where)
     if images.dtype != np.uint8 or images.ndim != 1:
         raise DataError(
-            f"{where} is {images.dtype} of shape {images.shape}; encoded images must be one row of "
-            "uint8 bytes"
+            f"{where} is {images.dtype} of shape {images.shape}, but must be (N,) uint8"
         )
     offsets, where = part.need("offsets", "offsets")
     if offsets.ndim != 1 or offsets.dtype.kind not in "iu" or len(offsets) < 2:
@@ -293,17 +286,10 @@ def _labels(part: _Part, count: int | None = None) -> np.ndarray:
     """Returns the labels, (N,) int64; `count`, if given, is the required N."""
     labels, where = part.need("labels", *LABELS)
     if labels.dtype.kind not in "iu" or (labels.ndim, labels.shape[1:]) not in ((1, ()), (2, (1,))):
-        fix = "convert one-hot rows by y.argmax(axis=1)"
-        if labels.ndim == 1 and labels.dtype.kind in "US":
-            fix = (
-                "convert text by names, y = np.unique(y, return_inverse=True), and save the names "
-                "as class_names"
-            )
-        elif labels.ndim == 1:
-            fix = "convert them by y.astype(np.int64)"
         raise DataError(
             f"{where} is {labels.dtype} of shape {labels.shape}, but must be integers of shape "
-            f"(N,); {fix}"
+            "(N,); convert floats by y.astype(np.int64), one-hot rows by y.argmax(axis=1), and "
+            "text by class_names, y = np.unique(y, return_inverse=True)"
         )
     if count is not None and len(labels) != count:
         raise DataError(f"{where} holds {len(labels)} labels for {count} images")

@@ -84,15 +84,10 @@ def find_range(images: np.ndarray, where: str) -> tuple[int, int]:
 
 
 def to_uint8(images: np.ndarray, black_white: tuple[int, int], where: str) -> np.ndarray:
-    """Returns the pixels from 0 to 255, and prints the range that was assumed to standard error.
-
-    Args:
-        images: finite numbers.
-        black_white: the range of the training split.
-        where: the name of the array.
+    """Returns the pixels from 0 to 255; prints the assumed range once.
 
     Raises:
-        DataError: if this split does not have that range.
+        DataError: if the pixels do not fit `black_white`, the range of the training split.
     """
     low, high = _extremes(images, where)
     black, white = black_white
