@@ -26,19 +26,19 @@ def fast_crop(
     Raises:
         ImageError: as `decode`.
     """
-    upright_jpeg = False
+    jpeg, size = None, (0, 0)
     if isinstance(image, bytes):
-        with opening(image) as (picture, stripped, orientation, _):
-            upright_jpeg = (picture.format, picture.mode, orientation) == ("JPEG", "RGB", 1)
-            width, height = picture.size
-    if upright_jpeg:
-        box = training_box((width, height), generator, p, a)
-        pixels = _decode_jpeg(stripped, (width, height), box, p.image_size)
+        with opening(image) as (picture, bare, orientation, _):
+            if (picture.format, picture.mode, orientation) == ("JPEG", "RGB", 1):
+                jpeg, size = bare, picture.size
+    if jpeg is not None:
+        box = training_box(size, generator, p, a)
+        pixels = _decode_jpeg(jpeg, size, box, p.image_size)
     else:
         pixels = np.asarray(decode(image))
-        height, width = pixels.shape[:2]
-        box = training_box((width, height), generator, p, a)
-    x, y = pixels.shape[1] / width, pixels.shape[0] / height
+        size = pixels.shape[1], pixels.shape[0]
+        box = training_box(size, generator, p, a)
+    x, y = pixels.shape[1] / size[0], pixels.shape[0] / size[1]
     left, top, right, bottom = box
     return _resize(pixels, (left * x, top * y, right * x, bottom * y), p.image_size)
 

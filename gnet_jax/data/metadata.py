@@ -157,7 +157,8 @@ def _png_metadata(image: bytes) -> Iterator[_Piece]:
             return
         body = image[place + 8 : end - 4]
         if not name[:1].isupper() and name != b"tRNS":
-            yield place, end, *((body, b"") if name == b"eXIf" else _png_text(name, body))
+            exif, xmp = (body, b"") if name == b"eXIf" else _png_text(name, body)
+            yield place, end, exif, xmp
         place = end
 
 

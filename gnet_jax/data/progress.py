@@ -19,14 +19,11 @@ def progress_line(
     """Yields a function to call, from any thread, for every item or with a number of items.
 
     A terminal shows a bar with items done, rate and time left until the job ends. Otherwise, such
-    as in a log, a line is printed every 30 seconds.
+    as in a log, a line is printed every 30 seconds. `wanted=False` shows nothing.
 
     Args:
-        what: the job, such as "writing train".
-        unit: the items, such as "images".
-        total: number of items.
-        done: number of items that were done before.
-        wanted: False shows nothing.
+        what, unit: such as "writing train", "images".
+        total, done: the number of items, and how many of them were done before.
     """
     console = Console(stderr=True)
     text, rate = TextColumn("{task.description}"), TextColumn("{task.fields[rate]}")

@@ -255,13 +255,3 @@ def test_cifar10_as_jpeg_is_read_as_its_readme_says():
     assert (len(train), len(val), val.split) == (50_000, 10_000, "test")
     assert train.class_names[:3] == val.class_names[:3] == ("airplane", "automobile", "bird")
     assert {decode(train[i].image).size for i in (0, 1, 49_999)} == {(32, 32)}
-
-
-def test_what_exists_is_no_pattern(tmp_path):
-    folder = tmp_path / "{split}"
-    folder.mkdir()
-    arrays = {"x": np.arange(128, dtype=np.uint8).reshape(2, 8, 8), "y": [0, 1]}
-    np.savez(folder / "train.npz", **arrays)
-    assert len(open_source(f"npz:{folder}/{{split}}.npz", "train")) == 2
-    np.savez(folder / "a_{split}.npz", x_train=arrays["x"][:, :4], y_train=arrays["y"])
-    assert open_source(f"npz:{folder}/a_{{split}}.npz", "train")[0].image.shape[0] == 4

@@ -150,7 +150,7 @@ def test_a_flipped_bit_of_a_length_is_noticed_at_the_start(files, at):
 def test_a_file_that_is_cut_short_is_named(files, missing):
     size = files[2].stat().st_size
     os.truncate(files[2], size - missing)  # record 6 has 550 bytes, and 16 around them
-    with pytest.raises(DataError, match="00002-of-00003 is cut short in record 6,"):
+    with pytest.raises(DataError, match="00002-of-00003 is cut short in record 6;"):
         opened(files)
 
 

@@ -25,16 +25,14 @@ _ALIASES: Mapping[Split, tuple[str, ...]] = {
 class FolderSource:
     """Image files in `train/CLASS/`, `val/CLASS/` and, to evaluate, `test/CLASS/`.
 
-    `walk` decides which files below CLASS are read. The class names are `as_text` of the folders'
-    names, in alphabetical order or, if all are integers, in numeric order. The other splits take
-    the classes of `train` if it exists; they may lack images of some, and classes that `train`
-    lacks come last.
+    See `walk` for the files that are read, and `in_order` for the order of the classes. The other
+    splits take the classes of `train` if it exists; they may lack images of some, and classes that
+    `train` lacks come last.
 
     Raises:
         MissingSplitError: if there is no folder for the split.
-        DataError: for a folder that cannot be listed, two names that differ only in their Unicode
-            form, a split without images and, in `train`, fewer than two classes or a class without
-            images.
+        DataError: for a folder that cannot be listed, a class name that occurs twice, a split
+            without images and, in `train`, fewer than two classes or a class without images.
     """
 
     def __init__(self, root: Path, split: Split) -> None:

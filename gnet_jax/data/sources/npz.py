@@ -178,12 +178,9 @@ def _open_part(path: str, split: Split) -> _Part:
     names = SPLITS[split]
     wanted = " or ".join(names)
     whole = Path(path).expanduser()
-    # An existing file or folder may be named {split}.
-    existing = next(each for each in (whole, *whole.parents) if each.exists())
-    pattern = str(whole.relative_to(existing))
-    if "{split}" in pattern:
+    if "{split}" in path:
         for name in names:
-            file = existing / pattern.replace("{split}", name)
+            file = Path(str(whole).replace("{split}", name))
             if file.is_file():
                 return _Part(file, _open(file), name, keyed=False)
         raise MissingSplitError(f"no file {path} with {wanted} for {{split}}")

@@ -35,16 +35,10 @@ def check_shape(images: np.ndarray, where: str) -> np.ndarray:
 
 
 def _fix_shape(shape: tuple[int, ...]) -> str:
-    if len(shape) == 4:
-        known = {
-            shape[3] == 4: "drop the transparency by x[..., :3]",
-            shape[3] == 2: "keep the grey channel by x[..., 0]",
-            shape[2] == 3: "move the images to the front by np.moveaxis(x, -1, 0)",
-            shape[1] == 4: "reorder the channels by x[:, :3].transpose(0, 2, 3, 1)",
-            shape[1] == 2: "keep the grey channel by x[:, 0]",
-            shape[1] in (1, 3): "move the channels to the end by x.transpose(0, 2, 3, 1)",
-        }
-        return known.get(True, "")
+    if len(shape) == 4 and shape[3] == 4:
+        return "drop the transparency by x[..., :3]"
+    if len(shape) == 4 and shape[1] in (1, 3):
+        return "move the channels to the end by x.transpose(0, 2, 3, 1)"
     if len(shape) == 3:
         return "if it is one picture, pass x[None]"
     if len(shape) == 2:

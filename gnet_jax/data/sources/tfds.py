@@ -21,10 +21,7 @@ class TfdsSource:
     """A prepared TensorFlow Datasets image classification set, in array_record or TFRecord files.
 
     Images stay encoded, and the checksum of every record is compared. The validation split is
-    "validation" if the set has one, otherwise "test".
-
-    Args:
-        name, data_dir: see `open_builder`.
+    "validation" if the set has one, otherwise "test". For `name` and `data_dir` see `open_builder`.
 
     Raises:
         MissingSplitError: if the set has no such split.
@@ -91,12 +88,9 @@ class TfdsSource:
 
 
 def open_builder(name: str, data_dir: Path | None = None, **options: Any) -> Any:
-    """Returns tensorflow-datasets' builder for `name`, such as "cifar10" or "mnist:3.0.1".
+    """Returns `tfds.builder(name, **options)`, for a name such as "cifar10" or "mnist:3.0.1".
 
-    Args:
-        name: the set, optionally with a version.
-        data_dir: the folder of the sets; None is TFDS_DATA_DIR or ~/tensorflow_datasets.
-        options: of `tfds.builder`.
+    `data_dir` is the folder of all sets; the default is TFDS_DATA_DIR or ~/tensorflow_datasets.
 
     Raises:
         DataError: if the name or version is unknown.
@@ -165,8 +159,8 @@ def _open_records(name: str, file_format: str, info: Any) -> "_ArrayRecords | Tf
         )
     if "://" in folder:
         raise DataError(
-            f"{name} is stored as TFRecord in {folder}, but must be in local files; mount the "
-            "bucket (gcsfuse) or copy the set to a disk, and set TFDS_DATA_DIR"
+            f"TFRecord files must be local, but {name} is in {folder}; mount the bucket (gcsfuse) "
+            "or copy the set, and set TFDS_DATA_DIR"
         )
     return TfRecords([*map(Path, paths)], info.shard_lengths, f"{info.name}.gnet-index.npz")
 

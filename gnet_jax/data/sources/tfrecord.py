@@ -45,25 +45,21 @@ def record_ends(path: Path) -> np.ndarray:
     Raises:
         DataError: for a file that cannot be read, is damaged, or is cut short.
     """
-    ends: list[int] = []
+    ends, at = [], 0
     try:
         with path.open("rb", buffering=0) as file:
-            size, at = os.fstat(file.fileno()).st_size, 0
+            size = os.fstat(file.fileno()).st_size
             while at < size:
                 file.seek(at)
-                header = file.read(HEADER)
-                if len(header) == HEADER:
-                    if _CHECKSUM.unpack_from(header, _LENGTH.size)[0] != checksum(header[:8]):
-                        raise DataError(
-                            f"{path} is damaged: no record begins at byte {at:,}; copy it again"
-                        )
-                    at += HEADER + _LENGTH.unpack_from(header)[0] + _CHECKSUM.size
-                if len(header) < HEADER or at > size:
-                    raise DataError(
-                        f"{path} is cut short in record {len(ends)}, at {size:,} bytes; copy it "
-                        "again"
-                    )
-                ends.append(at)
+                header = file.read(HEADER).ljust(HEADER, b"\0")
+                length, crc = _LENGTH.unpack_from(header)[0], _CHECKSUM.unpack_from(header, 8)[0]
+                end = at + HEADER + length + _CHECKSUM.size
+                if at + HEADER <= size and crc != checksum(header[:8]):
+                    raise DataError(f"{path} is damaged at byte {at:,}; copy it again")
+                if end > size:
+                    raise DataError(f"{path} is cut short in record {len(ends)}; copy it again")
+                ends.append(end)
+                at = end
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
     return np.array(ends, np.int64)
@@ -99,17 +95,13 @@ class Shards:
 
 
 class TfRecords(Shards):
-    """The records of TFRecord files by random access from any thread.
+    """The records of local TFRecord files, which any thread may read at random.
 
-    Args:
-        paths: local files.
-        counts: the number of records in each of them.
-        index: the name of the index file. It is written beside the records or, if that is not
-            possible, to the user's cache.
+    The file `index` is written beside the records or, if that is not possible, to the user's cache.
 
     Raises:
         DataError: for a file that cannot be read, is damaged or cut short, or holds another number
-            of records.
+            of records than `counts` says.
     """
 
     def __init__(self, paths: Sequence[Path], counts: Sequence[int], index: str) -> None:

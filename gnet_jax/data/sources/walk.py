@@ -70,12 +70,11 @@ def walk(
     """Yields the path of every image in the folder `top` and below it.
 
     The images of a folder come before those of its subfolders, both sorted by name. Links are
-    followed; a folder that is reached twice is read once.
+    followed; a folder that is reached twice is read once. `onerror` is called for a folder that
+    cannot be listed.
 
     Args:
-        top: the folder.
         left_out: receives the other entries. A skipped folder is one entry; its name ends in "/".
-        onerror: called for a folder that cannot be listed.
         around: folders not to enter; None means those above `top`.
     """
     parents = folders_above(os.path.dirname(os.path.realpath(top))) if around is None else around
