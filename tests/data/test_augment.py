@@ -94,7 +94,7 @@ def program_of(function, *arguments):
     return jax.jit(function).lower(*arguments).compile()
 
 
-def test_what_is_switched_off_is_not_in_the_program_and_changes_no_number():
+def test_a_part_that_is_off_is_not_in_the_program():
     off = partial(
         augment, preprocessing=PLAIN, augmentation=AugmentConfig(flip=False), num_classes=64
     )
@@ -150,7 +150,7 @@ def test_a_rectangle_of_the_papers_size_and_shape_is_erased():
         assert (start / np.maximum(64 - side, 1)).mean() == pytest.approx(0.5, abs=0.06)
 
 
-def test_that_share_of_the_images_is_erased_from():
+def test_erase_is_the_share_of_images_with_a_rectangle():
     assert len(erased_rectangles(erase=0.25, size=8, count=1200)) == pytest.approx(300, abs=60)
 
 

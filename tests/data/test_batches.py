@@ -91,7 +91,7 @@ class Textured(Numbered):
 
 
 @pytest.mark.parametrize("hosts", [2, 4])
-def test_the_hosts_slices_together_are_the_batch_of_one_host(hosts):
+def test_the_slices_of_all_hosts_are_the_batch_of_one_host(hosts):
     source = Textured(50)
     whole = take(9, source)
     slices = [take(9, source, host=host, hosts=hosts) for host in range(hosts)]
@@ -256,7 +256,7 @@ def test_indices_crops_and_replacements_are_the_same_bytes_everywhere(hosts, thr
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2, 3])
-def test_worker_processes_change_nothing_and_hand_over_what_was_damaged(workers):
+def test_worker_processes_change_nothing_and_report_damaged_images(workers):
     source = Damaged(50)
     bad, bad_there = BadRecords(source, 0.2), BadRecords(source, 0.2)
     whole = take(20, source, bad=bad)
@@ -275,7 +275,7 @@ def test_worker_processes_change_nothing_and_hand_over_what_was_damaged(workers)
         list(strict)
 
 
-def test_the_first_batch_of_a_late_step_reads_no_earlier_one():
+def test_a_late_start_reads_no_earlier_batch():
     read = []
 
     class Watched(Numbered):
@@ -297,7 +297,7 @@ def test_one_damaged_image_above_the_limit_is_an_error_that_names_it():
     assert all(f"example {index}: not an" in str(caught.value) for index in Damaged.BAD)
 
 
-def test_a_source_of_damaged_images_alone_ends_at_the_limit_and_not_in_a_search():
+def test_a_source_with_only_damaged_images_stops_at_the_limit():
     read = []
 
     class Nothing(Numbered):
@@ -338,7 +338,7 @@ def test_evaluation_leaves_damaged_images_out(hosts, kind):
     assert sorted(found) == sorted(Damaged.BAD)
 
 
-def test_the_order_has_a_fingerprint_of_its_own():
+def test_the_order_has_its_own_fingerprint():
     known = order_fingerprint(50, 1)
     assert (
         known == "e2f86f7fecac4b84"

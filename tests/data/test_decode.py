@@ -158,7 +158,7 @@ def test_truncated_files_are_refused(kind, share):
         decode(image[: int(len(image) * share)])
 
 
-def test_what_is_no_image_is_refused_in_one_sentence():
+def test_bytes_that_are_not_an_image_are_refused_in_one_sentence():
     with pytest.raises(ImageError, match="empty"):
         decode(b"")
     with pytest.raises(ImageError, match="its 35 bytes are none of JPEG, PNG") as caught:

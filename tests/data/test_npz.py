@@ -53,7 +53,7 @@ def assert_holds(source, images, labels):
 @pytest.mark.parametrize(
     "names", ["x_{}:y_{}", "images_{}:labels_{}", "{}_images:{}_labels", "{}_image:{}_label"]
 )
-def test_one_file_of_several_splits_is_told_by_its_keys(names, tmp_path):
+def test_one_file_with_several_splits_is_read_by_its_keys(names, tmp_path):
     x, y = names.split(":")
     arrays = {x.format("train"): PIXELS, y.format("train"): LABELS.reshape(6, 1).astype(np.uint8)}
     arrays |= {x.format("test"): PIXELS[:3], y.format("test"): LABELS[:3]}
@@ -166,7 +166,7 @@ KERAS = {"x_train": PIXELS, "y_train": LABELS}
         (encoded(), ["a single split", "jpeg, offsets", "/{split}.npz"]),
     ],
 )
-def test_what_does_not_fit_in_one_file_is_one_sentence(arrays, words, tmp_path):
+def test_invalid_arrays_in_one_file_are_one_sentence(arrays, words, tmp_path):
     spec = save(tmp_path / "set.npz", **arrays)
     with pytest.raises(DataError) as caught:
         open_source(spec, "train")
@@ -191,7 +191,7 @@ OFFSETS = encoded()["offsets"]
         ({"labels": LABELS[:4]}, ["4 labels", "6 images"]),
     ],
 )
-def test_encoded_images_that_do_not_fit_are_refused(changes, words, tmp_path):
+def test_invalid_encoded_images_are_refused(changes, words, tmp_path):
     save(tmp_path / "train.npz", **encoded(**changes))
     with pytest.raises(DataError) as caught:
         open_source(f"npz:{tmp_path}", "train")

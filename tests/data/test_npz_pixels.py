@@ -63,7 +63,7 @@ def test_black_and_white_pictures_are_black_and_white(dtype, tmp_path, capsys):
     assert "1 as white" in capsys.readouterr().err
 
 
-def test_uint8_is_taken_as_it_is_without_a_word(tmp_path, capsys):
+def test_uint8_is_read_unchanged_and_without_output(tmp_path, capsys):
     spec = save(tmp_path, PIXELS // 16)
     np.testing.assert_array_equal(read(spec), PIXELS // 16)
     assert capsys.readouterr().err == ""
@@ -114,7 +114,7 @@ def test_a_test_split_of_the_same_range_may_have_another_precision(train, test, 
     np.testing.assert_array_equal(read(spec, "test"), PIXELS)
 
 
-def test_a_test_split_alone_tells_its_own_range(tmp_path):
+def test_a_test_split_alone_shows_its_own_range(tmp_path):
     np.savez(tmp_path / "test.npz", x=PIXELS / 255, y=LABELS)
     np.testing.assert_array_equal(read(f"npz:{tmp_path}", "test"), PIXELS)
 

@@ -41,7 +41,7 @@ def test_crops_have_the_papers_area_and_aspect():
     assert np.log(aspect).mean() == pytest.approx(0, abs=0.05)
 
 
-def test_what_does_not_fit_is_the_largest_central_rectangle():
+def test_a_box_that_does_not_fit_is_the_largest_central_rectangle():
     (crop,) = crops(MAP, 1, size=100, crop_area=(1.0, 1.0), crop_aspect=(1.0, 1.0))
     np.testing.assert_array_equal(crop, np.asarray(MAP)[:, 50:150])
 

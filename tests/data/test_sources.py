@@ -16,7 +16,7 @@ def png(value, size=(7, 9)):
     return file.getvalue()
 
 
-def test_digits_are_split_once_and_for_all():
+def test_the_split_of_the_digits_never_changes():
     train, val = open_source("digits", "train"), open_source("digits", "val")
     assert (len(train), len(val)) == (1437, 360)
     assert train.class_names == val.class_names == tuple("0123456789")
@@ -55,7 +55,7 @@ def test_the_fingerprint_of_a_folder_follows_its_files(folder):
     assert open_source(f"folder:{folder}", "train").fingerprint() != before
 
 
-def test_what_a_folder_lacks_is_named(folder, tmp_path):
+def test_missing_parts_of_a_folder_are_named(folder, tmp_path):
     with pytest.raises(DataError, match="nowhere/train not found"):
         open_source(f"folder:{tmp_path / 'nowhere'}", "train")
     (folder / "train" / "owl").mkdir()
@@ -67,7 +67,7 @@ def test_what_a_folder_lacks_is_named(folder, tmp_path):
         open_source(f"folder:{tmp_path / 'lone'}", "train")
 
 
-def test_an_installation_without_the_digits_is_named(tmp_path, monkeypatch):
+def test_missing_digits_are_named(tmp_path, monkeypatch):
     elsewhere = types.SimpleNamespace(locate_file=lambda name: tmp_path / name)
     monkeypatch.setattr(digits, "distribution", lambda _: elsewhere)
     with pytest.raises(DataError, match=r"digits\.csv\.gz; reinstall scikit-learn"):

@@ -127,7 +127,7 @@ def test_grey_images_of_one_channel_are_read(tmp_path, file_format):
     np.testing.assert_array_equal(decode(source[3].image), grey)
 
 
-def test_what_is_no_image_classification_is_refused(tmp_path):
+def test_sets_other_than_image_classification_are_refused(tmp_path):
     import tensorflow_datasets
 
     kinds = tensorflow_datasets.features
@@ -208,7 +208,7 @@ def test_a_damaged_record_is_replaced_in_training_and_left_out_in_evaluation(sha
 
 
 @pytest.mark.parametrize("harm", ["missing", "cut short", "empty"])
-def test_files_that_lack_or_are_cut_short_are_named_at_the_start(shapes, harm):
+def test_missing_and_cut_files_are_named_at_the_start(shapes, harm):
     file = shard(shapes)
     if harm == "missing":
         file.unlink()
@@ -251,7 +251,7 @@ def test_a_set_of_a_thousand_files_may_keep_them_open(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["mnist:9.9.9", "mnist:latest", "a b"])
-def test_a_version_or_a_name_that_cannot_be_is_one_sentence(name, tmp_path):
+def test_an_invalid_version_or_name_is_one_sentence(name, tmp_path):
     with pytest.raises(DataError, match=re.escape(name)):
         open_builder(name, tmp_path)
 

@@ -63,7 +63,7 @@ def test_any_record_is_read_in_any_order_by_any_thread(files):
             records[outside]
 
 
-def test_the_places_are_found_once_and_kept_beside_the_records(files, cache, monkeypatch):
+def test_the_index_is_made_once_and_saved_beside_the_records(files, cache, monkeypatch):
     opened(files)
     assert sorted(p.name for p in files[0].parent.iterdir()) == [
         *(path.name for path in files), "train.npz"
@@ -73,7 +73,9 @@ def test_the_places_are_found_once_and_kept_beside_the_records(files, cache, mon
     assert opened(files)[11] == data(11)
 
 
-def test_where_the_folder_takes_no_file_they_are_kept_in_the_cache(files, cache, monkeypatch):
+def test_an_index_that_cannot_be_saved_beside_the_records_is_in_the_cache(
+    files, cache, monkeypatch
+):
     (files[0].parent / "train.npz" / "x").mkdir(parents=True)  # the name is taken
     opened(files)
     assert len(list(cache.iterdir())) == 1
@@ -81,7 +83,7 @@ def test_where_the_folder_takes_no_file_they_are_kept_in_the_cache(files, cache,
     assert opened(files)[11] == data(11)
 
 
-def test_where_nothing_takes_them_they_are_found_each_time(files, cache, capsys):
+def test_an_index_that_cannot_be_saved_is_made_at_every_start(files, cache, capsys):
     (files[0].parent / "train.npz" / "x").mkdir(parents=True)
     opened(files)
     (kept,) = cache.iterdir()
@@ -94,7 +96,7 @@ def test_where_nothing_takes_them_they_are_found_each_time(files, cache, capsys)
 
 
 @pytest.mark.parametrize("spoiled", [b"", b"PK\x03\x04 cut", b"no index"])
-def test_a_spoiled_index_is_made_anew(files, spoiled):
+def test_a_damaged_index_is_rebuilt(files, spoiled):
     opened(files)
     index = files[0].parent / "train.npz"
     index.write_bytes(spoiled)
