@@ -247,7 +247,11 @@ def test_another_key_gives_other_bits(whole_batch):
         (np.zeros((1, 3, 4, 4), np.uint8), ("(1, 3, 4, 4)",)),
         (np.zeros((1, 4, 4, 3), np.int32), ("int32", "uint8")),
         (np.zeros((1, 4, 4, 3), bool), ("bool",)),
-        (np.full((1, 4, 4, 3), 0.5, np.float32), ("0.5", "255")),
+        (np.full((1, 4, 4, 3), 0.5, np.float32), ("0.5", "x * 255")),
+        (np.full((1, 4, 4, 3), 1, np.float32), ("from 1 to 1", "x * 255")),
+        (np.linspace(-1, 1, 48, dtype=np.float32).reshape(1, 4, 4, 3), ("(x + 1) * 127.5",)),
+        (np.linspace(-0.5, 200, 48, dtype=np.float32).reshape(1, 4, 4, 3), ("-0.5 to 200",)),
+        (np.full((1, 4, 4, 3), 255.5, np.float32), ("255.5",)),
         (np.full((1, 4, 4, 3), -2.0, np.float32), ("-2", "255")),
         (np.full((1, 4, 4, 3), 300.0, np.float32), ("300",)),
         (np.full((1, 4, 4, 3), np.nan, np.float32), ("nan",)),
@@ -264,5 +268,7 @@ def test_black_and_traced_pixels_are_preprocessed():
     plain = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     black = np.zeros((1, 2, 2, 3), np.float32)
     assert preprocess(black, preprocessing=plain).max() == 0
+    for high in (1.5, 255.0):
+        assert preprocess(black + high, preprocessing=plain).max() == high
     traced = jax.jit(lambda x: preprocess(x, preprocessing=plain))
     np.testing.assert_array_equal(traced(black + 255), black + 255)
