@@ -159,7 +159,6 @@ def print_plan(run: "Run", workdir: Path) -> None:
     """Say what is about to be trained."""
     import jax
 
-    from gnet_jax.data.sources.walk import counted, merged
     from gnet_jax.lab.cost.ledger import network_ledger
     from gnet_jax.training.finetune import layers
     from gnet_jax.training.observe.console import LastingConsole
@@ -191,8 +190,10 @@ def print_plan(run: "Run", workdir: Path) -> None:
         new = {layers([name])[0]: why for name, why in run.takeover.fresh.items()}
         plan["new"] = ", ".join(f"{layer} ({why})" for layer, why in new.items()) or "nothing"
         plan["frozen"] = ", ".join(config.optim.freeze) or "nothing"
-    left_out = merged([run.train.left_out, run.val.left_out])
-    if left_out:
+    if run.train.left_out or run.val.left_out:
+        from gnet_jax.data.sources.walk import counted, merged
+
+        left_out = merged([run.train.left_out, run.val.left_out])
         plan["not read"] = f"{counted(left_out)} (gnet check-data names them)"
     for name, text in plan.items():
         say(f"{name:>8}  {text}")

@@ -181,14 +181,14 @@ def test_a_thousand_folders_in_each_other_are_walked(root):
 @pytest.mark.parametrize("name", ["validation", "Val", "VALID", "vall", "val2017"])
 def test_a_folder_that_looks_like_a_missing_split_is_named(root, name, capsys):
     (root / "val").rename(root / name)
-    with pytest.raises(DataError, match=f"{root}/{name}.*rename that to val") as found:
+    with pytest.raises(DataError, match=f"rename {root}/{name}/ to val") as found:
         open_source(str(root), "val")
     assert not isinstance(found.value, MissingSplitError)
     assert main(["check-data", f"folder:{root}"]) == 2
     assert name in capsys.readouterr().err
 
 
-def test_a_folder_beside_the_splits_that_looks_like_none_is_let_be(root):
+def test_other_folders_beside_the_splits_are_ignored(root):
     for name in ("raw", "labels", "backup"):
         (root / name).mkdir()
     (root / "test").symlink_to("val")
@@ -231,7 +231,7 @@ def test_a_folder_that_cannot_be_listed_is_one_sentence(root, place, monkeypatch
     unlistable(monkeypatch, root / place)
     assert main(["check-data", str(root)]) == 2
     error = capsys.readouterr().err
-    assert f"{root / place} cannot be listed: Permission denied" in error
+    assert f"{root / place}: Permission denied" in error
     assert error.count("\n") == 1
 
 
@@ -312,7 +312,7 @@ def test_a_class_name_is_text_whatever_the_folder_is_called(root, capsys):
         train(root)
 
 
-def test_text_that_is_no_name_of_a_file_is_made_valid_too():
+def test_text_that_is_not_a_file_name_is_made_valid_too():
     assert as_text("naïve 猫 \\x") == "naïve 猫 \\x"
     assert as_text("\ud800\udc41\x00\x1b\u2028") == r"\ud800\udc41\x00\x1b\u2028"
     as_text("".join(map(chr, range(0x11000)))).encode("utf-8")

@@ -246,7 +246,7 @@ def test_files_that_are_whole_are_not_written_again(tmp_path, tars, monkeypatch,
 
 class TfdsExamples:
     def __init__(self, data_dir):
-        from gnet_jax.data.sources import TfdsSource
+        from gnet_jax.data.sources.tfds import TfdsSource
 
         source = TfdsSource("imagenet2012", "train", data_dir)
         self.train = [source[i] for i in range(len(source))]
@@ -560,4 +560,4 @@ def test_the_time_left_is_printed_without_a_terminal(capsys, monkeypatch):
             now[0] += 0.5
             advance()
     lines = capsys.readouterr().err.splitlines()
-    assert lines == ["writing train: 160 of 1,000 images, 2.0 a second, 7.0 min left"]
+    assert lines == ["writing train: 160 of 1,000 images, 2.0 images/s, 7.0 min left"]

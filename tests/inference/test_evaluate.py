@@ -296,7 +296,7 @@ def test_unicode_forms_of_one_name_are_the_same_class():
 def test_labels_out_of_range_are_refused(model_a, make_photos):
     source = make_photos(2)
     source.labels[1] = 7
-    with pytest.raises(DataError, match="example 1 has label 7, but the data has 7 classes"):
+    with pytest.raises(DataError, match=r"example 1 has label 7, .* 0 to 6"):
         evaluate([model_a], source)
 
 
@@ -305,9 +305,9 @@ def test_damaged_images_are_left_out_and_named_up_to_the_limit(model_a, make_pho
     buffer = io.BytesIO()
     Image.fromarray(source.images[4]).save(buffer, "JPEG")
     source.images[2], source.images[4] = b"<html>", buffer.getvalue()[:-40]
-    with pytest.raises(DataError, match=r"example 2: not an image.*; mend it, take it out"):
+    with pytest.raises(DataError, match=r"example 2: not an image"):
         evaluate([model_a], source, batch_size=2)
-    with pytest.raises(DataError, match="2 of 6 images have turned out damaged, more than the 1"):
+    with pytest.raises(DataError, match=r"2 of 6 .* allows 1:"):
         evaluate([model_a], source, bad_limit=1 / 6)
     found = evaluate([model_a], source, bad_limit=2 / 6, batch_size=2)
     assert [record.index for record in found.damaged] == [2, 4]

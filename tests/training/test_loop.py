@@ -306,7 +306,7 @@ def test_a_damaged_image_is_named_and_what_was_trained_is_saved(finished, tmp_pa
     config = dataclasses.replace(run.config, data=dataclasses.replace(run.config.data, threads=1))
     source = Damaged(run.train, 3 * 32, signal.SIGTERM)
     damaged = dataclasses.replace(run, train=source, config=config)
-    with pytest.raises(DataError, match="29 of 1,437 images have turned out damaged"):
+    with pytest.raises(DataError, match="29 of 1,437"):
         train(damaged, tmp_path)
     with Checkpoints(tmp_path / "checkpoints", keep_latest=2) as checkpoints:
         assert checkpoints.latest == 3
@@ -379,7 +379,7 @@ def test_data_unfit_from_the_first_batch_are_told_before_anything_compiles(
 ):
     run, _, _ = finished
     damaged = damaged_run(tmp_path, run, range(1437))
-    with pytest.raises(DataError, match="have turned out damaged, more"):
+    with pytest.raises(DataError, match="images are damaged"):
         train(damaged, tmp_path)
     assert "compiling" not in capsys.readouterr().out
 
@@ -388,12 +388,10 @@ def test_above_the_limit_the_run_saves_and_stops_with_the_list_and_can_go_on(fin
     run, _, _ = finished
     bad = range(0, 1437, 10)  # 144 of 1437: 10 %
     damaged = damaged_run(tmp_path, run, bad, epochs=0.4)
-    with pytest.raises(
-        DataError, match="29 of 1,437 images have turned out damaged, more"
-    ) as caught:
+    with pytest.raises(DataError, match="29 of 1,437") as caught:
         train(damaged, tmp_path)
     message = str(caught.value).splitlines()
-    assert "than the 28 that a bad limit of 2.00% allows" in message[0]
+    assert "2.00% allows 28:" in message[0]
     assert len(message) == 13
     assert all("digit " in line for line in message[1:11])
     listed = read_lines(tmp_path / "bad_records.jsonl")
@@ -422,7 +420,7 @@ def test_above_the_limit_the_run_saves_and_stops_with_the_list_and_can_go_on(fin
 def test_a_validation_set_above_the_limit_stops_the_run_after_saving(finished, tmp_path):
     run, _, _ = finished
     damaged = damaged_run(tmp_path, run, (), range(8))
-    with pytest.raises(DataError, match="8 of 360 images have turned out damaged, more than the 7"):
+    with pytest.raises(DataError, match=r"8 of 360 .* allows 7:"):
         train(damaged, tmp_path)
     with Checkpoints(tmp_path / "checkpoints", keep_latest=2) as checkpoints:
         assert checkpoints.latest == 9
@@ -432,9 +430,7 @@ def test_a_label_out_of_range_is_no_damage_but_an_error(finished, tmp_path):
     run, _, _ = finished
     run.train.class_names, kept = run.train.class_names[:9], run.train.class_names
     try:
-        with pytest.raises(
-            DataError, match=r"digit \d+ of train has label 9, but the data has 9 classes"
-        ):
+        with pytest.raises(DataError, match=r"digit \d+ of train has label 9, .* 0 to 8"):
             train(dataclasses.replace(run, val=run.train), tmp_path)
     finally:
         run.train.class_names = kept

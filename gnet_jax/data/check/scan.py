@@ -12,13 +12,12 @@ from functools import partial
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
-import grain
 import numpy as np
 from PIL import Image
 
 from gnet_jax.data.bad_images import BadRecord
 from gnet_jax.data.decode import ImageError, decode, known_formats, opening
-from gnet_jax.data.prefetch import held, prefetched
+from gnet_jax.data.prefetch import prefetched
 from gnet_jax.data.progress import progress_line
 from gnet_jax.data.sources import MissingSplitError, Source, open_source
 from gnet_jax.data.sources.source import Split
@@ -230,8 +229,8 @@ def scan(spec: str, *, threads: int = 4) -> Scan:
             names = source.class_names
             found = SplitScan(source.split, len(source), names, [0] * len(names))
             sizes = []
-            dataset = grain.MapDataset.range(len(source)).map(held(partial(inspect, source)))
-            with contextlib.closing(prefetched(dataset, threads)) as all_facts:
+            load = partial(inspect, source)
+            with contextlib.closing(prefetched(load, range(len(source)), threads)) as all_facts:
                 for index, facts in enumerate(all_facts):
                     found.add(source, index, facts)
                     if facts.size and facts.label is not None:  # damaged ones have no duplicates
