@@ -15,7 +15,8 @@ import pytest
 
 from gnet_jax.config import ConfigError, OptimConfig
 from gnet_jax.data import DataError, Example, batch_indices
-from gnet_jax.training.checkpoints.save import Checkpoints, digest
+from gnet_jax.training.checkpoints.save import Checkpoints
+from gnet_jax.training.checkpoints.verify import digest
 from gnet_jax.training.evaluate import Evaluator
 from gnet_jax.training.loop import TrainingError, _Loop, train
 from gnet_jax.training.observe.console import Reporter
@@ -289,7 +290,7 @@ def test_a_full_disk_does_not_end_training_and_its_steps_are_logged_later(
 def test_a_last_save_that_fails_ends_the_run_with_one_sentence(finished, tmp_path, monkeypatch):
     run, _, _ = finished
     full = failing_late(OSError("No space left on device"))
-    monkeypatch.setattr("gnet_jax.training.checkpoints.storage.write_digests", full)
+    monkeypatch.setattr("gnet_jax.training.checkpoints.save.write_digests", full)
     with pytest.raises(TrainingError, match=r"step 9 could not be saved \(No space .* step 0"):
         train(run, tmp_path)
 
