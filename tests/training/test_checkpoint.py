@@ -296,7 +296,7 @@ def test_a_save_that_fails_on_several_hosts_ends_them_alike_or_is_marked_as_lone
         assert not isinstance(all_of.value, OneHostError)
         others.clear()
         lost = mock.Mock(side_effect=OSError("lost"))
-        patch.setattr(checkpoints._manager, "save", lost)
+        patch.setattr(checkpoints._orbax, "save", lost)
         with pytest.raises(OneHostError, match=r"step 2 could not be saved \(lost\)"):
             checkpoints.save(2, small(2))
 
