@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 from gnet_jax.cli.output import leave_at_once, print_error, reader_may_leave, set_up_process
 from gnet_jax.config import Config, ConfigError, UserError, check
 from gnet_jax.config.command import Launch, parse_command, parse_launch
-from gnet_jax.training.hosts.start import joins
+from gnet_jax.training.hosts.start import should_join
 from gnet_jax.training.hosts.supervise import ACKNOWLEDGE, Supervisor, end_with_supervisor
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def _main(arguments: Sequence[str], prog: str) -> int:
         error = ended if isinstance(ended, ConfigError) else typo
         with contextlib.redirect_stderr(io.StringIO()):  # a typo in these would be printed again
             launch = parse_launch(arguments)
-        if not joins(launch):
+        if not should_join(launch):
             raise
         # The others may have no mistake in their command and wait: tell them, if they are there.
         print_error(f"{prog}: telling the other hosts: {error}")
@@ -113,9 +113,18 @@ def run(config: Config | UserError, launch: Launch, arguments: Sequence[str], pr
 
     from gnet_jax.convert.start import prepare_run
     from gnet_jax.data import order_fingerprint
-    from gnet_jax.training.hosts.agree import compare, identity, open_shared_workdir
-    from gnet_jax.training.hosts.collectives import together
-    from gnet_jax.training.hosts.start import EXIT_LOST, HostsError, ending_together, start
+    from gnet_jax.training.hosts.agree import (
+        compare,
+        identity,
+        open_shared_workdir,
+        run_on_all_hosts,
+    )
+    from gnet_jax.training.hosts.start import (
+        EXIT_LOST,
+        HostsError,
+        abort_on_unexpected_error,
+        start,
+    )
     from gnet_jax.training.loop import TrainingError, train
     from gnet_jax.training.memory import call_in_this_thread
     from gnet_jax.training.sharding import use_compilation_cache
@@ -137,8 +146,8 @@ def run(config: Config | UserError, launch: Launch, arguments: Sequence[str], pr
         use_compilation_cache()
         call_in_this_thread()
         first = jax.process_index() == 0
-        with ending_together(TrainingError):
-            ready, fingerprints = together(prepared)
+        with abort_on_unexpected_error(TrainingError):
+            ready, fingerprints = run_on_all_hosts(prepared)
             compare(identity(ready, fingerprints))
             workdir = open_shared_workdir(ready.config, fingerprints)
             if first:
@@ -161,9 +170,9 @@ def print_plan(run: "Run", workdir: Path) -> None:
 
     from gnet_jax.lab.cost.ledger import network_ledger
     from gnet_jax.training.finetune import layers
-    from gnet_jax.training.observe.console import LastingConsole
+    from gnet_jax.training.observe.console import SafeConsole
 
-    say = LastingConsole().say
+    say = SafeConsole().say
     config = run.config
     cost = network_ledger(run.model, config.data.image_size)
     m, d, devices = config.model, config.data, run.mesh.devices.flat
@@ -204,9 +213,9 @@ def print_result(
 ) -> None:
     """Print how the run ended, and what to type next."""
     from gnet_jax.data import split_count
-    from gnet_jax.training.observe.console import LastingConsole, duration, goodput_line
+    from gnet_jax.training.observe.console import SafeConsole, duration, goodput_line
 
-    say = LastingConsole().say
+    say = SafeConsole().say
     gnet, train = _typed(prog)
     again = " ".join([train, *(shlex.quote(argument) for argument in arguments)])
     if result.signal is not None:

@@ -7,10 +7,10 @@ import numpy as np
 
 from gnet_jax.data import eval_batches
 from gnet_jax.training.compiled_steps import CompiledSteps
-from gnet_jax.training.hosts.collectives import together
-from gnet_jax.training.hosts.stop import Spared, Vote
-from gnet_jax.training.observe.bad_images import Damage
-from gnet_jax.training.observe.dead_heads import DIVERGED, TrainingError
+from gnet_jax.training.hosts.agree import TrainingError, run_on_all_hosts
+from gnet_jax.training.hosts.stop import EvalBatches, Vote
+from gnet_jax.training.observe.bad_images import BadImages
+from gnet_jax.training.observe.dead_heads import DIVERGED
 from gnet_jax.training.program import Run
 from gnet_jax.training.sharding import put_batches
 from gnet_jax.training.step import TrainState
@@ -19,8 +19,10 @@ from gnet_jax.training.step import TrainState
 class Evaluator:
     """Counts the whole validation set, every example once; compiles at its first call."""
 
-    def __init__(self, run: Run, compiled: CompiledSteps, damage: Damage, vote: Vote) -> None:
-        self._run, self._damage, self._vote = run, damage, vote
+    def __init__(
+        self, run: Run, compiled: CompiledSteps, bad_images: BadImages, vote: Vote
+    ) -> None:
+        self._run, self._bad_images, self._vote = run, bad_images, vote
         self._step = compiled.eval_step(run)
 
     def __call__(self, step: int, state: TrainState) -> dict[str, float]:
@@ -32,7 +34,7 @@ class Evaluator:
             TrainingError: if that loss is not finite, on every host.
         """
         run, d, vote = self._run, self._run.config.data, self._vote
-        self._damage.step = step
+        self._bad_images.step = step
         share = run.eval_batch_size // jax.process_count()
         empty = {
             name: np.zeros((share, *x.shape[1:]), x.dtype)
@@ -45,19 +47,19 @@ class Evaluator:
             threads=d.threads,
             host=jax.process_index(),
             hosts=jax.process_count(),
-            bad=self._damage.val,
+            bad=self._bad_images.val,
         )
-        spared = Spared(batches, empty)
+        batches = EvalBatches(batches, empty)
         sums: dict[str, float] = {}
-        for batch in put_batches(spared, run.mesh, run.eval_batch_size):
-            found, stop = jax.device_get(self._step(state, batch, vote.flag(spared.fault)))
-            if vote.cut_short(stop):
-                together(spared.check)
+        for batch in put_batches(batches, run.mesh, run.eval_batch_size):
+            found, stop = jax.device_get(self._step(state, batch, vote.flag(batches.fault)))
+            if vote.stops_evaluation(stop):
+                run_on_all_hosts(batches.raise_fault)
                 return {}
             for name, value in found.items():
                 sums[name] = sums.get(name, 0) + value.item()
         count = sums.pop("count")
-        self._damage.say_left_out(len(run.val) - int(count))
+        self._bad_images.report_left_out(len(run.val) - int(count))
         values = {f"val/{name}": total / count for name, total in sums.items()}
         if not math.isfinite(values["val/loss"]):
             raise TrainingError(

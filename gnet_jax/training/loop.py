@@ -15,14 +15,14 @@ from gnet_jax.training.checkpoints.save import Checkpoints
 from gnet_jax.training.compiled_steps import CompiledSteps
 from gnet_jax.training.evaluate import Evaluator
 from gnet_jax.training.feed import training_batches
-from gnet_jax.training.hosts.collectives import together
-from gnet_jax.training.hosts.start import ending_together
-from gnet_jax.training.hosts.stop import Ahead, StopRequest, Vote
+from gnet_jax.training.hosts.agree import TrainingError, run_on_all_hosts
+from gnet_jax.training.hosts.start import abort_on_unexpected_error
+from gnet_jax.training.hosts.stop import StopRequest, TrainBatches, Vote
 from gnet_jax.training.memory import check_memory, keep_freed_memory, step_memory
-from gnet_jax.training.observe.bad_images import Damage
+from gnet_jax.training.observe.bad_images import BadImages
 from gnet_jax.training.observe.bad_steps import SkippedSteps
 from gnet_jax.training.observe.console import Meter, Reporter, duration
-from gnet_jax.training.observe.dead_heads import DeadHeadGuard, TrainingError, patience_of
+from gnet_jax.training.observe.dead_heads import DeadHeadGuard, default_patience
 from gnet_jax.training.observe.diagnostics import Diagnostics
 from gnet_jax.training.observe.goodput import Stopwatch
 from gnet_jax.training.optimizer import averaging_warning
@@ -62,7 +62,7 @@ def train(run: Run, workdir: Path, compiled: CompiledSteps | None = None) -> Res
     main = jax.process_index() == 0
     hold = locked(workdir) if main else contextlib.nullcontext()
     with contextlib.ExitStack() as held:
-        together(lambda: held.enter_context(hold))
+        run_on_all_hosts(lambda: held.enter_context(hold))
         checkpoints = held.enter_context(
             Checkpoints(
                 workdir / "checkpoints",
@@ -73,17 +73,17 @@ def train(run: Run, workdir: Path, compiled: CompiledSteps | None = None) -> Res
             )
         )
         with watch.spent("starting"):
-            found = checkpoints.restore_newest(run.abstract_state())
+            found = checkpoints.restore_latest(run.abstract_state())
             start, state = (0, run.initial_state()) if found is None else found
         if found is None:
-            together(lambda: check_not_lost(workdir) if main else None)
-        changed = together(lambda: add_start(workdir, start) if main else None)
+            run_on_all_hosts(lambda: check_not_lost(workdir) if main else None)
+        changed = run_on_all_hosts(lambda: add_start(workdir, start) if main else None)
         reporter = Reporter(
             workdir, start_step=start, total_steps=run.total_steps, enabled=main, watch=watch
         )
-        damage = Damage(run, workdir, reporter, start)
+        bad_images = BadImages(run, workdir, reporter, start)
         skipped = SkippedSteps(run, workdir, reporter, start)
-        with reporter, StopRequest() as request, ending_together(TrainingError):
+        with reporter, StopRequest() as request, abort_on_unexpected_error(TrainingError):
             checkpoints.tell = reporter.say
             if 0 < start < run.total_steps:
                 reporter.say(f"resuming after step {start} of {run.total_steps}")
@@ -95,7 +95,9 @@ def train(run: Run, workdir: Path, compiled: CompiledSteps | None = None) -> Res
             vote, compiled = Vote(run.mesh, request), compiled or CompiledSteps()
             probe = compiled.diagnose_step(run)
             with Diagnostics(workdir, probe, config.diagnose, start, reporter.say) as diagnose:
-                loop = _Loop(run, compiled, checkpoints, reporter, damage, skipped, vote, diagnose)
+                loop = _Loop(
+                    run, compiled, checkpoints, reporter, bad_images, skipped, vote, diagnose
+                )
                 state = loop.run_from(start, state)
             step = int(state.step)
             checkpoints.save(step, state)
@@ -105,7 +107,7 @@ def train(run: Run, workdir: Path, compiled: CompiledSteps | None = None) -> Res
                     f"{checkpoints.problem}; once that is mended, the same command goes on from "
                     f"step {checkpoints.latest or 0}"
                 )
-        scores = checkpoints.top1()
+        scores = checkpoints.top1
         best = checkpoints.best
         return Result(
             step=step,
@@ -127,7 +129,7 @@ class _Loop:
     compiled: CompiledSteps
     checkpoints: Checkpoints
     reporter: Reporter
-    damage: Damage
+    bad_images: BadImages
     skipped: SkippedSteps
     vote: Vote
     diagnose: Diagnostics
@@ -140,17 +142,17 @@ class _Loop:
         """The state after the run's last step, or after that at which it was asked to stop."""
         config, total = self.run.config, self.run.total_steps
         reporter, vote = self.reporter, self.vote
-        evaluate = Evaluator(self.run, self.compiled, self.damage, vote)
-        self.best = max(self.checkpoints.top1().values(), default=-1.0)
+        evaluate = Evaluator(self.run, self.compiled, self.bad_images, vote)
+        self.best = max(self.checkpoints.top1.values(), default=-1.0)
         # It was stopped between a step and that step's evaluation.
-        if start and self._evaluation_due(start) and start not in self.checkpoints.top1():
+        if start and self._evaluation_due(start) and start not in self.checkpoints.top1:
             self._evaluated(evaluate, start, state)
         if start >= total or vote.code:
             return state
         # The first batches before the program: data that are unfit are told without a compilation.
-        batches = _train_batches(self.run, start, self.damage)
+        batches = _train_batches(self.run, start, self.bad_images)
         with self._kept(start, state), reporter.watch.spent("waiting for data"):
-            ahead = Ahead(batches, start, total, self.damage)
+            ahead = TrainBatches(batches, start, total, self.bad_images)
         step_fn = self._compiled_step()
         meter, pending, guard = Meter(), None, _guard(self.run)
         for step in range(start + 1, total + 1):
@@ -169,14 +171,14 @@ class _Loop:
             stopping = vote.ends(step) and step < total
             due = self._evaluation_due(step)
             log_due = step % config.log_every_steps == 0 or step == total
-            if log_due or due or save_due or stopping or self.skipped.on_the_brink:
+            if log_due or due or save_due or stopping or self.skipped.near_limit:
                 meter.add(self._read(*pending, state))
                 pending = None
             if log_due:
                 self._report(step, state, *meter.read(), guard)
             if stopping:
                 with self._kept(step, state):
-                    together(ahead.check)
+                    run_on_all_hosts(ahead.raise_fault)
                 break
             # An evaluation would be cut short; a resume begins with it.
             if due and vote.signalled:
@@ -197,7 +199,7 @@ class _Loop:
         with self.reporter.watch.spent("compiling"):
             step_fn = self.compiled.train_step(self.run)
         needed = step_memory(step_fn)
-        together(lambda: check_memory(needed, self.run.config.batch_size, self.run.mesh))
+        run_on_all_hosts(lambda: check_memory(needed, self.run.config.batch_size, self.run.mesh))
         self.reporter.say(f"compiled in {duration(time.perf_counter() - began)}")
         keep_freed_memory(needed)
         return step_fn
@@ -235,7 +237,7 @@ class _Loop:
         config = self.run.config
         heads = {f"train/{name}": value for name, value in means.items()}
         heads["train/skipped_steps"] = self.skipped.count
-        heads["data/bad_records"] = len(self.damage.train)
+        heads["data/bad_records"] = len(self.bad_images.train)
         heads["perf/images_per_sec"] = config.batch_size / seconds
         heads["perf/images_per_sec_per_chip"] = config.batch_size / seconds / self.run.mesh.size
         self.heads = heads
@@ -288,14 +290,14 @@ class _Loop:
         self.checkpoints.wait()
 
 
-def _train_batches(run: Run, start: int, damage: Damage) -> Generator[Any, None, None]:
+def _train_batches(run: Run, start: int, bad_images: BadImages) -> Generator[Any, None, None]:
     batches = training_batches(
         run.config,
         run.train,
         start_step=start,
         host=jax.process_index(),
         hosts=jax.process_count(),
-        bad=damage.train,
+        bad=bad_images.train,
     )
     return put_batches(batches, run.mesh, run.config.batch_size)
 
@@ -305,7 +307,7 @@ def _guard(run: Run) -> DeadHeadGuard:
         head_names(run.model),
         len(run.train.class_names),
         warmup=round(run.config.optim.warmup_epochs * run.steps_per_epoch),
-        patience=patience_of(run.steps_per_epoch),
+        patience=default_patience(run.steps_per_epoch),
     )
 
 

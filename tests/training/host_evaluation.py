@@ -19,7 +19,7 @@ from gnet_jax.training.compiled_steps import CompiledSteps
 from gnet_jax.training.evaluate import Evaluator
 from gnet_jax.training.hosts.start import start
 from gnet_jax.training.hosts.stop import StopRequest, Vote
-from gnet_jax.training.observe.bad_images import Damage
+from gnet_jax.training.observe.bad_images import BadImages
 from gnet_jax.training.observe.console import Reporter
 from gnet_jax.training.program import prepare
 from gnet_jax.training.sharding import data_mesh
@@ -39,8 +39,10 @@ def counts(arguments: Sequence[str], mesh: Mesh) -> dict[int, dict[str, int]]:
         with tempfile.TemporaryDirectory() as folder:
             reporter = Reporter(Path(folder), start_step=0, total_steps=1, enabled=False)
             sized = dataclasses.replace(run, config=config)
-            damage = Damage(sized, Path(folder), reporter, 0)
-            values = Evaluator(sized, CompiledSteps(), damage, Vote(mesh, StopRequest()))(0, state)
+            bad_images = BadImages(sized, Path(folder), reporter, 0)
+            values = Evaluator(sized, CompiledSteps(), bad_images, Vote(mesh, StopRequest()))(
+                0, state
+            )
         count = int(values["val/count"])
         found[size] = {"count": count} | {
             name: round(values[f"val/{name}"] * count) for name in ("top1", "top5")

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from gnet_jax.training.evaluate import Evaluator
+from gnet_jax.training.hosts.agree import TrainingError
 from gnet_jax.training.hosts.stop import StopRequest, Vote
-from gnet_jax.training.observe.dead_heads import TrainingError
 from tests.tiny import tiny_run
 
 
@@ -20,7 +20,7 @@ def test_a_loss_that_is_not_finite_names_the_step_and_the_remedies(tmp_path):
             )
         )
     )
-    damage = types.SimpleNamespace(val=None, say_left_out=lambda _: None)
-    evaluate = Evaluator(run, compiled, damage, Vote(run.mesh, StopRequest()))
+    bad_images = types.SimpleNamespace(val=None, report_left_out=lambda _: None)
+    evaluate = Evaluator(run, compiled, bad_images, Vote(run.mesh, StopRequest()))
     with pytest.raises(TrainingError, match=r"step 7: the validation loss is nan; lower optim\."):
         evaluate(7, None)

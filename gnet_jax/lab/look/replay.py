@@ -18,7 +18,7 @@ import numpy as np
 from gnet_jax.config import Config, UserError
 from gnet_jax.model import Architecture, GoogLeNet, layer_outputs, variable_shapes
 from gnet_jax.model_folder.description import from_json
-from gnet_jax.training.checkpoints.storage import named_leaves
+from gnet_jax.training.checkpoints.verify import named_leaves
 from gnet_jax.training.feed import augmentation
 from gnet_jax.training.finetune import flat, without_gradient
 from gnet_jax.training.observe.bad_steps import NOTES
