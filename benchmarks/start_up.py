@@ -34,10 +34,10 @@ assert "tensorflow" not in sys.modules
 """
 INIT = """
 import time, jax
-from gnet_jax.model import googlenet, init_variables
+from gnet_jax.model import googlenet, init
 key = jax.block_until_ready(jax.random.PRNGKey(0))
 wall, cpu = time.perf_counter(), time.process_time()
-jax.block_until_ready(init_variables(googlenet("paper", 1000), key, 224))
+jax.block_until_ready(init(googlenet("paper", 1000), key, 224))
 print(time.perf_counter() - wall, time.process_time() - cpu)
 """
 # Ends the process as the first step does, before anything is saved.

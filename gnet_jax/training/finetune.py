@@ -10,7 +10,7 @@ from flax import traverse_util
 
 from gnet_jax.config import ConfigError
 from gnet_jax.data.sources.classes import nfc, same_classes
-from gnet_jax.model import GoogLeNet, smallest_size, variable_shapes
+from gnet_jax.model import GoogLeNet, abstract_variables, smallest_size
 
 
 class Pretrained(NamedTuple):
@@ -64,7 +64,7 @@ def class_variables(model: GoogLeNet) -> frozenset[str]:
     """
     arch, side = model.arch, smallest_size(model.arch)
     other = model.clone(arch=dataclasses.replace(arch, num_classes=arch.num_classes + 1))
-    own, others = (flat(variable_shapes(each, side)) for each in (model, other))
+    own, others = (flat(abstract_variables(each, side)) for each in (model, other))
     found = frozenset(name for name, value in own.items() if others[name].shape != value.shape)
     if not found:
         raise ConfigError(

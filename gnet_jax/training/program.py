@@ -15,10 +15,10 @@ from gnet_jax.data import DataError, Source, cropper, open_source, preprocess
 from gnet_jax.data.sources.classes import empty_classes, listed, refuse_unknown
 from gnet_jax.model import (
     GoogLeNet,
+    abstract_variables,
     architecture,
-    init_variables,
+    init,
     smallest_size,
-    variable_shapes,
 )
 from gnet_jax.model.roles import roles_by_path
 from gnet_jax.model_folder.description import Description, write_description
@@ -90,7 +90,7 @@ class Program:
     @cached_property
     def shapes(self) -> dict[str, Any]:
         """Shapes and dtypes of the model's variables."""
-        return variable_shapes(self.model, self.config.data.image_size)
+        return abstract_variables(self.model, self.config.data.image_size)
 
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and sharding of the state; nothing is computed."""
@@ -113,9 +113,7 @@ class Program:
     def initial_state(self) -> TrainState:
         """The state in front of step 0, on every device of the mesh."""
         config = self.config
-        variables = init_variables(
-            self.model, jax.random.PRNGKey(config.seed), config.data.image_size
-        )
+        variables = init(self.model, jax.random.PRNGKey(config.seed), config.data.image_size)
         if self.pretrained is not None and self.takeover is not None:
             variables = take_over(variables, self.pretrained, self.takeover)
         # One program, where by itself every shape of an array would be compiled as one of its own.
@@ -251,7 +249,7 @@ def make_program(
 
 def _shapes(model: GoogLeNet, image_size: int) -> dict[str, Any]:
     try:
-        shapes = variable_shapes(model, image_size)
+        shapes = abstract_variables(model, image_size)
         if sum(4 * math.prod(x.shape) for x in jax.tree.leaves(shapes)) > machine_memory():
             raise MemoryError
     except MemoryError as error:

@@ -78,7 +78,7 @@ def test_patience_is_an_epoch_within_limits():
 @pytest.fixture
 def guessing_run(tmp_path, monkeypatch):
     """A run of 27 steps whose heads guess for ever: logits begin at zero and nothing learns."""
-    drawn = run_module.init_variables
+    drawn = run_module.init
 
     def silent(*arguments):
         variables = drawn(*arguments)
@@ -94,7 +94,7 @@ def guessing_run(tmp_path, monkeypatch):
         changes = {"epochs": 0.6, "dead_heads": dead_heads, "eval_every_epochs": 9.0}
         return tiny_run(tmp_path / dead_heads, optim=optim, **changes)
 
-    monkeypatch.setattr(run_module, "init_variables", silent)
+    monkeypatch.setattr(run_module, "init", silent)
     monkeypatch.setattr("gnet_jax.training.loop.patience_of", lambda _: 10)
     return run
 

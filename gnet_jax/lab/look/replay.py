@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gnet_jax.config import Config, UserError
-from gnet_jax.model import Architecture, GoogLeNet, layer_outputs, variable_shapes
+from gnet_jax.model import Architecture, GoogLeNet, abstract_variables, layer_outputs
 from gnet_jax.model_folder.description import from_json
 from gnet_jax.training.checkpoints.storage import named_leaves
 from gnet_jax.training.feed import augmentation
@@ -119,7 +119,7 @@ def _state(
     model: GoogLeNet, optimizer: Optimizer, size: int, arrays: dict[str, np.ndarray]
 ) -> TrainState:
     create = partial(create_state, optimizer=optimizer, seed=0)
-    abstract = jax.eval_shape(create, variable_shapes(model, size))
+    abstract = jax.eval_shape(create, abstract_variables(model, size))
     leaves = [arrays[f"state/{name}"] for name in named_leaves(abstract)]
     return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
 
