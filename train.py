@@ -18,12 +18,12 @@ PROG = "train.py"
 
 
 def parse(arguments: Sequence[str]) -> Config:
-    """The config that the command line gives."""
-    return train.parse(arguments, PROG)
+    """Returns the config of a command line."""
+    return train.parse(arguments, PROG).config
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line and return the exit code."""
     return train.main(arguments, PROG)
 
 

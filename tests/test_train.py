@@ -235,7 +235,7 @@ def digest_of(workdir, *arguments):
     run = prepare(train.parse(["--workdir", str(workdir), *arguments]))
     with Checkpoints(workdir / "checkpoints", keep_latest=2) as checkpoints:
         assert checkpoints.latest is not None
-        return digest(checkpoints.restore(checkpoints.latest, run.abstract_state()))
+        return digest(checkpoints.restore(checkpoints.latest, run.program.abstract_state()))
 
 
 @pytest.mark.slow

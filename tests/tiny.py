@@ -76,9 +76,12 @@ def tiny_config(workdir: Path, **changes: Any) -> Config:
 
 def tiny_run(workdir: Path, **changes: Any) -> Run:
     """`tiny_config` made ready, with the three-block network."""
-    return dataclasses.replace(
-        prepare(tiny_config(workdir, **changes)), model=GoogLeNet(tiny_arch())
-    )
+    return with_program(prepare(tiny_config(workdir, **changes)), model=GoogLeNet(tiny_arch()))
+
+
+def with_program(run: Run, **changes: Any) -> Run:
+    """`run`, with changed fields of its program."""
+    return dataclasses.replace(run, program=dataclasses.replace(run.program, **changes))
 
 
 def tiny_batch(size: int = 16) -> dict[str, np.ndarray]:

@@ -1,15 +1,13 @@
-import dataclasses
-
 import jax
 import numpy as np
 import pytest
 
-from gnet_jax.config import AugmentConfig, Config, ConfigError, DataConfig, OptimConfig
+from gnet_jax.config import AugmentConfig, Config, DataConfig, OptimConfig
 from gnet_jax.model import GoogLeNet
-from gnet_jax.training.canonical import check_virtual_shards, tree_sum
+from gnet_jax.training.canonical import tree_sum
 from gnet_jax.training.checkpoints.save import digest
 from gnet_jax.training.optimizer import make_optimizer
-from gnet_jax.training.program import prepare, pure_train_step
+from gnet_jax.training.program import make_train_step
 from gnet_jax.training.sharding import compile_train_step, data_mesh, put_state, split
 from gnet_jax.training.step import create_state
 from tests.tiny import Linear, linear_params, tiny_arch, tiny_batch, tiny_config, tiny_variables
@@ -26,7 +24,7 @@ def linear_steps(devices, steps=3, numerics="canonical", accumulate=1):
     )
     optimizer = make_optimizer(config.optim, 10, 100)
     state = create_state({"params": linear_params(), "batch_stats": {}}, optimizer, 0)
-    step = pure_train_step(config, Linear(), optimizer)
+    step = make_train_step(config, Linear(), optimizer)
     mesh, batch = data_mesh(jax.devices()[:devices]), tiny_batch(64)
     manual = numerics == "canonical"
     compiled = compile_train_step(mesh, step, state, batch, manual=manual)
@@ -59,7 +57,7 @@ def test_every_bit_of_a_googlenet_is_the_same_on_1_2_4_and_8_devices(variant, tm
     found, batch = set(), tiny_batch(32)
     for devices in (1, 2, 4, 8):
         mesh = data_mesh(jax.devices()[:devices])
-        step = pure_train_step(config, model, optimizer)
+        step = make_train_step(config, model, optimizer)
         compiled = compile_train_step(mesh, step, state, batch, manual=True)
         now, placed = put_state(state, mesh), jax.device_put(batch, split(mesh))
         for _ in range(3):
@@ -76,26 +74,3 @@ def test_the_sum_is_a_binary_tree_whatever_the_split():
         branches = jax.numpy.stack([tree_sum(share) for share in shares])
         np.testing.assert_array_equal(tree_sum(branches), whole)
     np.testing.assert_allclose(whole, x.sum(0), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((32, 16, 6, 1), "needs a power of two of devices, but there are 6"),
-        ((32, 8, 8, 1), "virtual_shards is 8, but 8 devices need 2 or more each.* use 16 or"),
-        ((40, 16, 8, 1), "batch_size 40 does not divide into 16 virtual shards; use 32 or 48"),
-        ((8, 16, 8, 1), "does not divide into 16 virtual shards; use 16$"),
-        ((48, 16, 8, 2), "16 virtual shards of parts of 2; use 32 or 64"),
-    ],
-)
-def test_shards_that_do_not_divide_are_refused_with_what_would(arguments, message):
-    with pytest.raises(ConfigError, match=message):
-        check_virtual_shards(*arguments)
-
-
-def test_a_run_checks_its_shards(tmp_path):
-    config = tiny_config(tmp_path, numerics="canonical", virtual_shards=8)
-    with pytest.raises(ConfigError, match="virtual_shards is 8, but 8 devices"):
-        prepare(config)
-    with pytest.raises(ConfigError, match="virtual_shards is 12; it must be a power of two"):
-        prepare(dataclasses.replace(config, virtual_shards=12))

@@ -5,10 +5,9 @@ import jax
 import numpy as np
 import pytest
 
-from gnet_jax.config import AugmentConfig, ConfigError
+from gnet_jax.config import AugmentConfig
 from gnet_jax.data import open_source
-from gnet_jax.training.feed import augmentation, training_batches
-from gnet_jax.training.program import prepare
+from gnet_jax.training.program import augmentation, training_batches
 from gnet_jax.training.step import step_keys
 from tests.tiny import tiny_config
 
@@ -83,9 +82,3 @@ def test_the_interpolation_of_the_config_is_used(config):
     ]
     same = [(a == b).all() for a, b in zip(*(batch["image"] for batch in batches), strict=True)]
     assert 0 < sum(same) < 12  # one in four draws bilinear
-
-
-def test_an_odd_share_of_mixed_images_is_refused_before_anything_is_compiled(tmp_path):
-    with pytest.raises(ConfigError, match="batch_size 40 gives each of 8 devices 5; use 32 or 48"):
-        prepare(tiny_config(tmp_path, augment=AugmentConfig(mixup=0.2), batch_size=40))
-    assert prepare(tiny_config(tmp_path, batch_size=40)).config.batch_size == 40

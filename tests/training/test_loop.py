@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import types
 from functools import partial
 from unittest import mock
 
@@ -13,14 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gnet_jax.config import ConfigError, OptimConfig
+from gnet_jax.config import Config, ConfigError, OptimConfig
 from gnet_jax.data import DataError, Example, batch_indices
+from gnet_jax.training import loop
 from gnet_jax.training.checkpoints.save import Checkpoints, digest
-from gnet_jax.training.evaluate import Evaluator
-from gnet_jax.training.loop import TrainingError, _Loop, train
+from gnet_jax.training.loop import TrainingError, evaluation_due, evaluations_left, train
 from gnet_jax.training.observe.console import Reporter
-from gnet_jax.training.program import Run
-from tests.tiny import failing_late, tiny_run
+from gnet_jax.training.program import Program, Run
+from tests.tiny import failing_late, tiny_run, with_program
 
 SIGINT_BEFORE = signal.getsignal(signal.SIGINT)  # ignored, where the tests run in the background
 
@@ -29,7 +30,7 @@ def final_digest(run: Run, workdir) -> str:
     with Checkpoints(workdir / "checkpoints", keep_latest=2) as checkpoints:
         step = checkpoints.latest
         assert step is not None
-        return digest(checkpoints.restore(step, run.abstract_state()))
+        return digest(checkpoints.restore(step, run.program.abstract_state()))
 
 
 class Interrupting:
@@ -65,7 +66,7 @@ def finished(tmp_path_factory):
 
 def test_a_run_logs_evaluates_and_saves(finished):
     run, workdir, result = finished
-    assert result.step == run.total_steps == 9
+    assert result.step == run.program.total_steps == 9
     assert result.signal is None
     assert result.val["val/count"] == 360
     assert result.best == (9, result.val["val/top1"])
@@ -76,14 +77,16 @@ def test_a_run_logs_evaluates_and_saves(finished):
     assert {"train/loss", "train/aux4a_top1", "perf/images_per_sec"} <= lines[0].keys()
 
 
-def test_the_evaluations_that_are_left_count_the_one_of_this_step_and_the_last(tmp_path):
-    run = tiny_run(tmp_path)
-    for every, expected in ((0.2, [1] * 9), (4 / run.steps_per_epoch, [3, 3, 3, 3, 2, 2, 2, 2, 1])):
-        changed = dataclasses.replace(run.config, eval_every_epochs=every)
-        loop = _Loop(dataclasses.replace(run, config=changed), *[mock.Mock()] * 7)
-        assert [loop._evaluations_left(step) for step in range(1, 10)] == expected
-        due = [loop._evaluation_due(step) for step in range(1, 10)]
-        assert expected == [sum(due[place:]) for place in range(9)]
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [(9, [9]), (4, [4, 8, 9]), (3, [3, 6, 9]), (2.5, [3, 5, 8, 9]), (100, [9])],
+)
+def test_evaluations_are_due_at_every_interval_and_after_the_last_step(steps, expected):
+    config = Config(eval_every_epochs=steps / 10)
+    program = types.SimpleNamespace(config=config, steps_per_epoch=10, total_steps=9)
+    assert [step for step in range(1, 10) if evaluation_due(program, step)] == expected
+    left = [sum(each >= step for each in expected) for step in range(1, 10)]
+    assert [evaluations_left(program, step) for step in range(1, 10)] == left
 
 
 def test_an_interrupted_run_saves_goes_on_and_ends_with_the_same_bits(finished, tmp_path):
@@ -130,7 +133,7 @@ def test_an_evaluation_does_not_begin_once_a_signal_is_known(finished, tmp_path,
 
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "check", interrupted)
-        patch.setattr(Evaluator, "__call__", mock.Mock(side_effect=AssertionError))
+        patch.setattr(loop, "evaluate", mock.Mock(side_effect=AssertionError))
         stopped = train(run, tmp_path)
     assert (stopped.signal, stopped.step, stopped.val) == (signal.SIGTERM, 9, {})
     resumed = train(run, tmp_path)
@@ -195,14 +198,14 @@ def test_numbers_that_stay_infinite_stop_the_run_at_the_limit_with_a_replay_file
         assert replay["batch/image"].shape == (32, 16, 16, 3)
         assert replay["state/step"] == 1
         assert replay["indices"].tolist() == lines[1]["indices"]
-        initial = digest(run.initial_state().params)
+        initial = digest(run.program.initial_state().params)
         names = [name for name in replay.files if name.startswith("state/params/")]
         found = {name.removeprefix("state/params/"): replay[name] for name in sorted(names)}
     assert digest(found) == initial  # nothing has moved
 
 
-class Poisoned(Run):
-    """A run in which images that are all white have no finite pixels."""
+class Poisoned(Program):
+    """A program in which images that are all white have no finite pixels."""
 
     def train_step(self):
         step = super().train_step()
@@ -228,9 +231,9 @@ class White(Interrupting):
 def test_one_bad_step_is_skipped_told_and_counted_and_the_run_goes_on(finished, tmp_path, capsys):
     run, _, _ = finished
     index = int(batch_indices(len(run.train), run.config, 5)[7])
-    fields = {field.name: getattr(run, field.name) for field in dataclasses.fields(run)}
-    fields |= {"train": White(run.train, index, None)}
-    result = train(Poisoned(**fields), tmp_path)
+    fields = {each.name: getattr(run.program, each.name) for each in dataclasses.fields(Program)}
+    poisoned = Run(Poisoned(**fields), White(run.train, index, None), run.val)
+    result = train(poisoned, tmp_path)
     assert result.step == 9
     assert result.heads["train/skipped_steps"] == 1
     assert np.isfinite(list(result.heads.values())).all()
@@ -241,7 +244,7 @@ def test_one_bad_step_is_skipped_told_and_counted_and_the_run_goes_on(finished, 
     assert line["step"] == 5
     assert line["indices"][7] == index
     with Checkpoints(tmp_path / "checkpoints", keep_latest=2) as checkpoints:
-        state = checkpoints.restore(9, run.abstract_state())
+        state = checkpoints.restore(9, run.program.abstract_state())
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
 
 
@@ -281,7 +284,7 @@ def test_a_full_disk_does_not_end_training_and_its_steps_are_logged_later(
     assert sorted(set(steps)) == [*range(2, 27, 2), 27]
     with Checkpoints(disk / "run" / "checkpoints", keep_latest=1) as checkpoints:
         assert checkpoints.latest == 27
-        checkpoints.restore(27, run.abstract_state())
+        checkpoints.restore(27, run.program.abstract_state())
 
 
 # Orbax lets go of the writes beside one that fails, and closes the loop that they report to.
@@ -305,7 +308,7 @@ def test_a_damaged_image_is_named_and_what_was_trained_is_saved(finished, tmp_pa
     # One thread reads in order: three batches are whole, and of the fourth nothing is.
     config = dataclasses.replace(run.config, data=dataclasses.replace(run.config.data, threads=1))
     source = Damaged(run.train, 3 * 32, signal.SIGTERM)
-    damaged = dataclasses.replace(run, train=source, config=config)
+    damaged = dataclasses.replace(with_program(run, config=config), train=source)
     with pytest.raises(DataError, match="29 of 1,437 images have turned out damaged"):
         train(damaged, tmp_path)
     with Checkpoints(tmp_path / "checkpoints", keep_latest=2) as checkpoints:

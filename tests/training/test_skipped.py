@@ -12,7 +12,7 @@ from tests.tiny import tiny_batch, tiny_run, tiny_variables
 
 def test_a_full_disk_leaves_the_sentence_and_the_remedies_without_a_replay(tmp_path, monkeypatch):
     run = tiny_run(tmp_path, max_bad_steps=1)
-    state = create_state(tiny_variables(run.model), run.optimizer, 0)
+    state = create_state(tiny_variables(run.program.model), run.program.optimizer, 0)
 
     def full(file, **_):
         file.write(b"half of it")

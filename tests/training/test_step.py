@@ -22,6 +22,7 @@ from gnet_jax.training.sharding import (
     put_state,
 )
 from gnet_jax.training.step import (
+    compute_gradient,
     create_state,
     eval_step,
     head_losses,
@@ -33,6 +34,10 @@ from tests.tiny import tiny_arch, tiny_batch, tiny_variables
 
 NO_DROPOUT = {"dropout": 0.0, "aux_dropout": 0.0}
 PIXELS = Preprocessing(image_size=16, mean=(127.0,) * 3, std=(64.0,) * 3)
+
+
+def gradient_in(parts):
+    return compute_gradient if parts == 1 else accumulated_gradient(parts)
 
 
 def new_state(model, optimizer):
@@ -57,7 +62,7 @@ def pure_step(model, augmentation=AugmentConfig(), **options):  # noqa: B008 (fr
 def one_step(devices, variant="paper", accumulate=1, **arch_changes):
     """(state before, state after, metrics) of one step over so many devices."""
     model = GoogLeNet(tiny_arch(variant, **arch_changes))
-    step, before = pure_step(model, gradient=accumulated_gradient(accumulate))
+    step, before = pure_step(model, gradient=gradient_in(accumulate))
     mesh, batch = data_mesh(jax.devices()[:devices]), tiny_batch()
     compiled = compile_train_step(mesh, step, before, batch)
     placed = jax.device_put(batch, compiled.input_shardings[0][1])
@@ -194,7 +199,7 @@ def test_a_step_with_mixup_is_the_gradient_of_the_mixed_loss(accumulate):
         optimizer=optimizer,
         augment=mixed,
         loss=LossConfig(label_smoothing=0.1),
-        gradient=accumulated_gradient(accumulate),
+        gradient=gradient_in(accumulate),
     )
     after, metrics = jax.jit(step)(before, batch)
 
@@ -262,7 +267,7 @@ def statistics_after(levels, finished=0, accumulate=1, **options):
                 augment, preprocessing=PIXELS, augmentation=AugmentConfig(), num_classes=10
             ),
             loss=LossConfig(),
-            gradient=accumulated_gradient(accumulate),
+            gradient=gradient_in(accumulate),
         )
     )
     for level in levels:

@@ -19,11 +19,10 @@ from gnet_jax.config import Config, UserError
 from gnet_jax.model import Architecture, GoogLeNet, abstract_variables, layer_outputs
 from gnet_jax.model_folder.description import from_json
 from gnet_jax.training.checkpoints.storage import named_leaves
-from gnet_jax.training.feed import augmentation
-from gnet_jax.training.finetune import flat, without_gradient
+from gnet_jax.training.finetune import flat
 from gnet_jax.training.observe.bad_steps import NOTES
-from gnet_jax.training.optimizer import Optimizer, make_optimizer
-from gnet_jax.training.program import is_canonical, pure_train_step
+from gnet_jax.training.optimizer import Optimizer, make_optimizer, stop_frozen_gradients
+from gnet_jax.training.program import augmentation, make_train_step
 from gnet_jax.training.sharding import compile_train_step, data_mesh, put_state
 from gnet_jax.training.step import TrainState, compute_loss, create_state, step_keys
 
@@ -174,8 +173,8 @@ def examine(replay: Replay) -> Findings:
 
 def _step_again(replay: Replay) -> dict[str, float]:
     config, mesh = replay.config, data_mesh(jax.devices()[:1])
-    step = pure_train_step(config, replay.model, replay.optimizer)
-    manual = is_canonical(config)
+    step = make_train_step(config, replay.model, replay.optimizer)
+    manual = config.numerics == "canonical"
     compiled = compile_train_step(mesh, step, replay.state, replay.batch, manual=manual)
     _, metrics = compiled(put_state(replay.state, mesh), put_state(replay.batch, mesh))
     return {name: float(value) for name, value in jax.device_get(metrics).items()}
@@ -205,7 +204,7 @@ def _layers(replay: Replay, *inputs: Any) -> list[str]:
 def _loss(replay: Replay) -> Any:
     def of_learning(params: Any, *inputs: Any) -> Any:
         return compute_loss(
-            without_gradient(params, replay.optimizer.frozen),
+            stop_frozen_gradients(params, replay.optimizer.frozen),
             *inputs,
             model=replay.model,
             loss=replay.config.loss,

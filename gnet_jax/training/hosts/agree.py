@@ -27,7 +27,8 @@ def identity(run: Run, fingerprints: Mapping[str, Any]) -> dict[str, Any]:
     The fingerprint of a split tells other classes too; a thousand names would hide what differs.
     """
     fields = {name: value for name, value in flatten(run.config).items() if name not in OF_A_HOST}
-    weights = {} if run.pretrained is None else {"init": digest(run.pretrained.variables)}
+    pretrained = run.program.pretrained
+    weights = {} if pretrained is None else {"init": digest(pretrained.variables)}
     return (
         fields
         | weights

@@ -55,10 +55,10 @@ def write_replay(
         "step": step,
         "metrics": {name: repr(value) for name, value in metrics.items()},
         "config": dataclasses.asdict(run.config),
-        "architecture": _as_json(run.model.arch),
-        "steps_per_epoch": run.steps_per_epoch,
-        "total_steps": run.total_steps,
-        "loaded": [] if run.takeover is None else list(run.takeover.loaded),
+        "architecture": _as_json(run.program.model.arch),
+        "steps_per_epoch": run.program.steps_per_epoch,
+        "total_steps": run.program.total_steps,
+        "loaded": [] if run.program.takeover is None else list(run.program.takeover.loaded),
     }
     arrays = {f"batch/{name}": np.asarray(value) for name, value in whole.items()}
     arrays |= {f"state/{name}": np.asarray(x) for name, x in named_leaves(_before(state)).items()}
