@@ -35,7 +35,7 @@ def step_memory(step: jax.stages.Compiled) -> int | None:
 
 
 def machine_memory() -> int:
-    """Returns the bytes that this process may use: the machine's memory or its container's limit."""
+    """Returns the bytes this process may use: the machine's memory or its container's limit."""
     limits = [file.read_text().strip() for file in LIMITS if file.is_file()]
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min([whole, *(int(limit) for limit in limits if limit.isdigit())])

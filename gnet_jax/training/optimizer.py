@@ -153,14 +153,14 @@ def check_freeze(patterns: tuple[str, ...], params: Any) -> None:
 
 
 def matches(name: str, patterns: tuple[str, ...]) -> bool:
-    """Returns whether a pattern matches a parameter ("inception_3a/b5/conv/kernel") or its layer."""
+    """Returns whether a pattern matches a parameter ("inception_3a/b5/conv/kernel") or a layer."""
     parts = name.split("/")
     prefixes = ["/".join(parts[: n + 1]) for n in range(len(parts))]
     return any(fnmatch.fnmatchcase(prefix, pattern) for prefix in prefixes for pattern in patterns)
 
 
 def stop_frozen_gradients(params: Any, patterns: tuple[str, ...]) -> Any:
-    """Returns `params` without gradients for the frozen ones, nor for layers below which all are."""
+    """Returns `params` without gradients for the frozen ones, nor for layers below if all are."""
     return jax.tree.map(
         lambda x, frozen: jax.lax.stop_gradient(x) if frozen else x,
         params,

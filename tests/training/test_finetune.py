@@ -115,7 +115,7 @@ def test_patterns_match_layers_and_what_is_inside(name, patterns, expected):
 def test_patterns_that_match_nothing_or_everything_are_refused():
     params = tiny_variables(GoogLeNet(tiny_arch()))["params"]
     check_freeze((), params)
-    with pytest.raises(ConfigError, match="'conv9'.* aux_4a"):
+    with pytest.raises(ConfigError, match=r"'conv9'.* aux_4a"):
         check_freeze(("conv1", "conv9"), params)
     with pytest.raises(ConfigError, match="every parameter"):
         check_freeze(("*",), params)
