@@ -91,8 +91,9 @@ def _corrupt(cases: int, folder: Path, seed: int) -> collections.Counter[str]:
     import jax
 
     from gnet_jax.config import ConfigError
-    from gnet_jax.training.checkpoints.save import Checkpoints, digest
-    from gnet_jax.training.hosts.collectives import gather, together
+    from gnet_jax.training.checkpoints.save import Checkpoints
+    from gnet_jax.training.checkpoints.verify import digest
+    from gnet_jax.training.hosts.agree import gather, run_on_all_hosts
     from gnet_jax.training.sharding import data_mesh, put_state, replicated
 
     main = jax.process_index() == 0
@@ -109,7 +110,7 @@ def _corrupt(cases: int, folder: Path, seed: int) -> collections.Counter[str]:
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), states[1]
     )
-    together(lambda: shutil.rmtree(folder, ignore_errors=True) if main else None)
+    run_on_all_hosts(lambda: shutil.rmtree(folder, ignore_errors=True) if main else None)
     with Checkpoints(folder / "whole", keep_latest=2) as checkpoints:
         for step, state in states.items():
             checkpoints.save(step, state)
@@ -136,10 +137,10 @@ def _corrupt(cases: int, folder: Path, seed: int) -> collections.Counter[str]:
     outcomes: collections.Counter[str] = collections.Counter()
     for case in range(cases):
         gather("")  # all have left the one before
-        together(lambda: break_one(case) if main else None)  # noqa: B023 - called at once
+        run_on_all_hosts(lambda: break_one(case) if main else None)  # noqa: B023 - called at once
         with Checkpoints(broken, keep_latest=2, tell=lambda _: None) as checkpoints:
             try:
-                found = checkpoints.restore_newest(abstract)
+                found = checkpoints.restore_latest(abstract)
             except ConfigError:
                 outcomes["stopped"] += 1
             else:
@@ -182,7 +183,8 @@ def kill(times: int, folder: Path, seed: int | None = None) -> dict[str, int]:
     Raises:
         AssertionError: if a start did not go on from the newest committed step, or the bits differ.
     """
-    from gnet_jax.training.checkpoints.save import Checkpoints, digest
+    from gnet_jax.training.checkpoints.save import Checkpoints
+    from gnet_jax.training.checkpoints.verify import digest
     from tests.tiny import tiny_run
 
     # Processes are forked from one that has imported everything: they begin within a second or two.

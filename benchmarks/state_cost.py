@@ -22,7 +22,7 @@ from gnet_jax.config import OptimConfig
 from gnet_jax.model import GoogLeNet, architecture, init
 from gnet_jax.training import step as steps
 from gnet_jax.training.checkpoints.save import Checkpoints
-from gnet_jax.training.checkpoints.storage import named_leaves, write_digests
+from gnet_jax.training.checkpoints.verify import named_leaves, write_digests
 from gnet_jax.training.optimizer import make_optimizer
 
 ROUNDS = 15

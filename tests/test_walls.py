@@ -50,7 +50,7 @@ def test_heavy_libraries_stay_in_their_packages(file):
     tops = {module.split(".")[0] for module in imports_of(file)}
     assert "tensorflow" not in tops or relative.startswith(("data/", "convert/"))
     assert not {"tensorflow_datasets", "grain"} & tops or relative.startswith("data/")
-    assert "orbax" not in tops or relative == "training/checkpoints/storage.py"
+    assert "orbax" not in tops or relative == "training/checkpoints/save.py"
     if relative.startswith("model/"):
         assert tops <= {"jax", "flax", "numpy", "gnet_jax"} | set(STANDARD)
 

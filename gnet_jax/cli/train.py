@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 from gnet_jax.cli.output import leave_at_once, print_error, reader_may_leave, set_up_process
 from gnet_jax.config import Config, ConfigError, UserError, check
 from gnet_jax.config.command import Command, Launch, check_launch, parse_command, parse_launch
-from gnet_jax.training.hosts.start import joins
+from gnet_jax.training.hosts.start import should_join
 from gnet_jax.training.hosts.supervise import ACKNOWLEDGE, Supervisor, end_with_supervisor
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def _main(arguments: Sequence[str], prog: str) -> int:
         error = ended if isinstance(ended, ConfigError) else typo
         with contextlib.redirect_stderr(io.StringIO()):  # tyro would print a typo again
             launch = parse_launch(arguments)
-        if not joins(launch):
+        if not should_join(launch):
             raise
         # The command of the other hosts may be right; if they are there, they must not wait.
         print_error(f"{prog}: telling the other hosts: {error}")
@@ -114,10 +114,14 @@ def run(config: Config | UserError, launch: Launch, arguments: Sequence[str], pr
     import jax
 
     from gnet_jax.convert.start import prepare_run
-    from gnet_jax.training.hosts.agree import compare, identity, open_shared_workdir
-    from gnet_jax.training.hosts.collectives import together
-    from gnet_jax.training.hosts.start import EXIT_LOST, HostsError, ending_together, start
-    from gnet_jax.training.loop import TrainingError, train
+    from gnet_jax.training.hosts import agree
+    from gnet_jax.training.hosts.start import (
+        EXIT_LOST,
+        HostsError,
+        abort_on_unexpected_error,
+        start,
+    )
+    from gnet_jax.training.loop import train
     from gnet_jax.training.memory import call_in_this_thread
     from gnet_jax.training.sharding import use_compilation_cache
 
@@ -132,17 +136,17 @@ def run(config: Config | UserError, launch: Launch, arguments: Sequence[str], pr
         use_compilation_cache()
         call_in_this_thread()
         first = jax.process_index() == 0
-        with ending_together(TrainingError):
-            ready, fingerprints = together(prepared)
-            compare(identity(ready, fingerprints))
-            workdir = open_shared_workdir(ready.config, fingerprints)
+        with abort_on_unexpected_error(agree.TrainingError):
+            ready, fingerprints = agree.run_on_all_hosts(prepared)
+            agree.compare(agree.identity(ready, fingerprints))
+            workdir = agree.open_shared_workdir(ready.config, fingerprints)
             if first:
                 print_plan(ready, workdir)
             result = train(ready, workdir)
     except HostsError as error:
         print_error(f"{prog}: error: {error}")
         return EXIT_LOST
-    except TrainingError as error:
+    except agree.TrainingError as error:
         print_error(f"{prog}: stopped: {error}")
         return 1
     if first:
@@ -155,7 +159,7 @@ def print_plan(run: "Run", workdir: Path) -> None:
     import jax
 
     from gnet_jax.lab.cost.ledger import network_ledger
-    from gnet_jax.training.observe.console import LastingConsole
+    from gnet_jax.training.observe.console import SafeConsole
 
     config, program = run.config, run.program
     cost = network_ledger(program.model, config.data.image_size)
@@ -188,7 +192,7 @@ def print_plan(run: "Run", workdir: Path) -> None:
 
         left_out = counted(merged([run.train.left_out, run.val.left_out]))
         plan["skipped"] = f"{left_out} (gnet check-data lists them)"
-    console = LastingConsole()
+    console = SafeConsole()
     for name, text in plan.items():
         console.say(f"{name:>8}  {text}")
 
@@ -197,9 +201,9 @@ def print_result(
     result: "Result", config: Config, workdir: Path, arguments: Sequence[str], prog: str
 ) -> None:
     """Print how the run ended, and what to type next."""
-    from gnet_jax.training.observe.console import LastingConsole, duration, goodput_line
+    from gnet_jax.training.observe.console import SafeConsole, duration, goodput_line
 
-    say = LastingConsole().say
+    say = SafeConsole().say
     gnet, train = _typed(prog)
     if result.signal is not None:
         again = " ".join([train, *(shlex.quote(argument) for argument in arguments)])

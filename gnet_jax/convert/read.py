@@ -24,7 +24,7 @@ from gnet_jax.model_folder.folder import (
 )
 from gnet_jax.model_folder.tensor_file import is_safetensors, read_tensors
 from gnet_jax.model_folder.variables import WeightsError, unflatten
-from gnet_jax.training.checkpoints.model import is_workdir, read_workdir
+from gnet_jax.training.checkpoints.restore import is_workdir, read_workdir
 
 KNOWN = (
     "a caffemodel, a torchvision state dict (.pth or .safetensors), a checkpoint of TF-slim's "

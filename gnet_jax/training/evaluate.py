@@ -8,10 +8,10 @@ import jax
 import numpy as np
 
 from gnet_jax.data import eval_batches
-from gnet_jax.training.hosts.collectives import together
-from gnet_jax.training.hosts.stop import Spared, Vote
-from gnet_jax.training.observe.bad_images import Damage
-from gnet_jax.training.observe.dead_heads import DIVERGED, TrainingError
+from gnet_jax.training.hosts.agree import TrainingError, run_on_all_hosts
+from gnet_jax.training.hosts.stop import EvalBatches, Vote
+from gnet_jax.training.observe.bad_images import BadImages
+from gnet_jax.training.observe.dead_heads import DIVERGED
 from gnet_jax.training.program import Run
 from gnet_jax.training.sharding import put_batches
 from gnet_jax.training.step import TrainState
@@ -23,7 +23,7 @@ def evaluate(
     step: int,
     state: TrainState,
     *,
-    damage: Damage,
+    bad_images: BadImages,
     vote: Vote,
 ) -> dict[str, float]:
     """Returns `val/count`, `val/top1`, `val/top5` (shares of 1) and `val/loss` of `state`.
@@ -35,14 +35,14 @@ def evaluate(
         eval_step: `(state, batch, stop) -> (sums, stop)`.
         step: finished steps, for messages.
         state: the one to evaluate.
-        damage: counts the damaged images.
+        bad_images: counts the damaged images.
         vote: of the hosts, whether to stop.
 
     Raises:
         TrainingError: if the loss is not finite; on every host.
     """
     program, d = run.program, run.config.data
-    damage.step = step
+    bad_images.step = step
     share = program.eval_batch_size // jax.process_count()
     empty = {
         name: np.zeros((share, *x.shape[1:]), x.dtype)
@@ -55,19 +55,19 @@ def evaluate(
         threads=d.threads,
         host=jax.process_index(),
         hosts=jax.process_count(),
-        bad=damage.val,
+        bad=bad_images.val,
     )
-    local = Spared(batches, empty)
+    local = EvalBatches(batches, empty)
     sums: dict[str, float] = {}
     for batch in put_batches(local, program.mesh, program.eval_batch_size):
         found, stop = jax.device_get(eval_step(state, batch, vote.flag(local.fault)))
-        if vote.cut_short(stop):
-            together(local.check)
+        if vote.stops_evaluation(stop):
+            run_on_all_hosts(local.raise_fault)
             return {}
         for name, value in found.items():
             sums[name] = sums.get(name, 0) + value.item()
     count = sums.pop("count")
-    damage.say_left_out(len(run.val) - int(count))
+    bad_images.report_left_out(len(run.val) - int(count))
     values = {f"val/{name}": total / count for name, total in sums.items()}
     if not math.isfinite(values["val/loss"]):
         raise TrainingError(

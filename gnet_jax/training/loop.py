@@ -14,21 +14,21 @@ import jax
 from gnet_jax.config import UserError
 from gnet_jax.training.checkpoints.save import Checkpoints
 from gnet_jax.training.evaluate import evaluate
-from gnet_jax.training.hosts.collectives import together
-from gnet_jax.training.hosts.start import ending_together
+from gnet_jax.training.hosts.agree import TrainingError, run_on_all_hosts
+from gnet_jax.training.hosts.start import abort_on_unexpected_error
 from gnet_jax.training.hosts.stop import (
-    Ahead,
     StopRequest,
+    TrainBatches,
     Vote,
     abstract_flag,
     voting_eval_step,
     voting_train_step,
 )
 from gnet_jax.training.memory import check_memory, keep_freed_memory, step_memory
-from gnet_jax.training.observe.bad_images import Damage
+from gnet_jax.training.observe.bad_images import BadImages
 from gnet_jax.training.observe.bad_steps import SkippedSteps
 from gnet_jax.training.observe.console import Meter, Reporter, duration
-from gnet_jax.training.observe.dead_heads import DeadHeadGuard, TrainingError, patience_of
+from gnet_jax.training.observe.dead_heads import DeadHeadGuard, default_patience
 from gnet_jax.training.observe.goodput import Stopwatch
 from gnet_jax.training.optimizer import averaging_warning
 from gnet_jax.training.program import Program, Run, training_batches
@@ -105,7 +105,7 @@ def train(run: Run, workdir: Path, steps: CompiledSteps | None = None) -> Result
     began, watch, main = time.perf_counter(), Stopwatch(), jax.process_index() == 0
     steps = steps or CompiledSteps(program)
     with contextlib.ExitStack() as stack:
-        together(lambda: stack.enter_context(locked(workdir)) if main else None)
+        run_on_all_hosts(lambda: stack.enter_context(locked(workdir)) if main else None)
         checkpoints = stack.enter_context(
             Checkpoints(
                 workdir / "checkpoints",
@@ -116,10 +116,10 @@ def train(run: Run, workdir: Path, steps: CompiledSteps | None = None) -> Result
             )
         )
         with watch.spent("starting"):
-            found = checkpoints.restore_newest(program.abstract_state())
+            found = checkpoints.restore_latest(program.abstract_state())
             start, state = (0, program.initial_state()) if found is None else found
-        together(lambda: check_not_lost(workdir) if main and found is None else None)
-        changed = together(lambda: add_start(workdir, start) if main else None)
+        run_on_all_hosts(lambda: check_not_lost(workdir) if main and found is None else None)
+        changed = run_on_all_hosts(lambda: add_start(workdir, start) if main else None)
         reporter = stack.enter_context(
             Reporter(
                 workdir,
@@ -131,7 +131,7 @@ def train(run: Run, workdir: Path, steps: CompiledSteps | None = None) -> Result
         )
         checkpoints.tell = reporter.say
         request = stack.enter_context(StopRequest())
-        stack.enter_context(ending_together(TrainingError))
+        stack.enter_context(abort_on_unexpected_error(TrainingError))
         if start < program.total_steps:
             if start:
                 reporter.say(f"resuming after step {start} of {program.total_steps}")
@@ -146,7 +146,7 @@ def train(run: Run, workdir: Path, steps: CompiledSteps | None = None) -> Result
             steps=steps,
             checkpoints=checkpoints,
             reporter=reporter,
-            damage=Damage(run, workdir, reporter, start),
+            bad_images=BadImages(run, workdir, reporter, start),
             skipped=SkippedSteps(run, workdir, reporter, start),
             vote=Vote(program.mesh, request),
         )
@@ -165,7 +165,7 @@ def train(run: Run, workdir: Path, steps: CompiledSteps | None = None) -> Result
                 f"{checkpoints.problem}; fix that, and the same command resumes from step "
                 f"{checkpoints.latest or 0}"
             )
-        best, scores = checkpoints.best, checkpoints.top1()
+        best, scores = checkpoints.best, checkpoints.top1
         return Result(
             step=step,
             state=state,
@@ -187,7 +187,7 @@ class _Loop:
     steps: CompiledSteps
     checkpoints: Checkpoints
     reporter: Reporter
-    damage: Damage
+    bad_images: BadImages
     skipped: SkippedSteps
     vote: Vote
     diagnose: Callable[..., None] | None = None
@@ -204,9 +204,9 @@ class _Loop:
         """
         run, program, config = self.run, self.run.program, self.run.config
         reporter, vote, total = self.reporter, self.vote, program.total_steps
-        self.best = max(self.checkpoints.top1().values(), default=-1.0)
+        self.best = max(self.checkpoints.top1.values(), default=-1.0)
         # The previous start was stopped between this step and its evaluation.
-        if start and evaluation_due(program, start) and start not in self.checkpoints.top1():
+        if start and evaluation_due(program, start) and start not in self.checkpoints.top1:
             self._evaluate(start, state)
         if start >= total or vote.code:
             return state
@@ -217,17 +217,17 @@ class _Loop:
             start_step=start,
             host=jax.process_index(),
             hosts=jax.process_count(),
-            bad=self.damage.train,
+            bad=self.bad_images.train,
         )
         batches = put_batches(local, program.mesh, config.batch_size)
         with self._save_on_error(start, state), reporter.watch.spent("waiting for data"):
-            ahead = Ahead(batches, start, total, self.damage)
+            ahead = TrainBatches(batches, start, total, self.bad_images)
         step_fn = self._compile()
         dead_heads = DeadHeadGuard(
             head_names(program.model),
             len(run.train.class_names),
             warmup=round(config.optim.warmup_epochs * program.steps_per_epoch),
-            patience=patience_of(program.steps_per_epoch),
+            patience=default_patience(program.steps_per_epoch),
         )
         meter, unread = Meter(), None
         for step in range(start + 1, total + 1):
@@ -247,14 +247,14 @@ class _Loop:
             stopping = vote.ends(step) and step < total
             due = evaluation_due(program, step)
             log_due = step % config.log_every_steps == 0 or step == total
-            if log_due or due or save_due or stopping or self.skipped.on_the_brink:
+            if log_due or due or save_due or stopping or self.skipped.near_limit:
                 meter.add(self._read(*unread, state))
                 unread = None
             if log_due:
                 self._report(step, state, *meter.read(), dead_heads)
             if stopping:
                 with self._save_on_error(step, state):
-                    together(ahead.check)
+                    run_on_all_hosts(ahead.raise_fault)
                 break
             # The evaluation would be cut short; the next start begins with it.
             if due and vote.signalled:
@@ -275,7 +275,9 @@ class _Loop:
         with self.reporter.watch.spent("compiling"):
             step_fn = self.steps.train
         needed = step_memory(step_fn)
-        together(lambda: check_memory(needed, self.run.config.batch_size, self.run.program.mesh))
+        run_on_all_hosts(
+            lambda: check_memory(needed, self.run.config.batch_size, self.run.program.mesh)
+        )
         self.reporter.say(f"compiled in {duration(time.perf_counter() - began)}")
         keep_freed_memory(needed)
         return step_fn
@@ -301,7 +303,7 @@ class _Loop:
         speed = config.batch_size / seconds
         self.heads = {f"train/{name}": value for name, value in means.items()} | {
             "train/skipped_steps": self.skipped.count,
-            "data/bad_records": len(self.damage.train),
+            "data/bad_records": len(self.bad_images.train),
             "perf/images_per_sec": speed,
             "perf/images_per_sec_per_chip": speed / program.mesh.size,
         }
@@ -332,7 +334,12 @@ class _Loop:
         began = time.perf_counter()
         with self._save_on_error(step, state), self.reporter.watch.spent("evaluating"):
             self.val = evaluate(
-                self.run, self.steps.evaluate, step, state, damage=self.damage, vote=self.vote
+                self.run,
+                self.steps.evaluate,
+                step,
+                state,
+                bad_images=self.bad_images,
+                vote=self.vote,
             )
         if not first:
             self.evaluation_seconds = time.perf_counter() - began

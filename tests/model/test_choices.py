@@ -21,7 +21,7 @@ from gnet_jax.model.architecture import grid_sizes
 from gnet_jax.model_folder.card import model_card
 from gnet_jax.pods.compiled import array_bytes
 from gnet_jax.pods.topology import parse_topology
-from gnet_jax.training.hosts.start import joins
+from gnet_jax.training.hosts.start import should_join
 from gnet_jax.training.optimizer import averaging_rate, learning_rate_schedule, make_optimizer
 from tests.tiny import tiny_arch
 
@@ -67,7 +67,7 @@ CASES = {
     "interpolation": partial(crop, interpolation=ODD),
     "decoder": lambda: cropper(ODD),
     "split": lambda: DigitsSource(ODD),
-    "distributed": lambda: joins(Launch(distributed=ODD)),
+    "distributed": lambda: should_join(Launch(distributed=ODD)),
     "chip": lambda: parse_topology(f"{ODD}:8"),
 }
 

@@ -19,7 +19,7 @@ from gnet_jax.training.evaluate import evaluate
 from gnet_jax.training.hosts.start import start
 from gnet_jax.training.hosts.stop import StopRequest, Vote
 from gnet_jax.training.loop import CompiledSteps
-from gnet_jax.training.observe.bad_images import Damage
+from gnet_jax.training.observe.bad_images import BadImages
 from gnet_jax.training.observe.console import Reporter
 from gnet_jax.training.program import prepare
 from gnet_jax.training.sharding import data_mesh
@@ -39,10 +39,10 @@ def counts(arguments: Sequence[str], mesh: Mesh) -> dict[int, dict[str, int]]:
         with tempfile.TemporaryDirectory() as folder:
             reporter = Reporter(Path(folder), start_step=0, total_steps=1, enabled=False)
             sized = with_program(run, config=config)
-            damage = Damage(sized, Path(folder), reporter, 0)
+            bad_images = BadImages(sized, Path(folder), reporter, 0)
             eval_step = CompiledSteps(sized.program).evaluate
             vote = Vote(mesh, StopRequest())
-            values = evaluate(sized, eval_step, 0, state, damage=damage, vote=vote)
+            values = evaluate(sized, eval_step, 0, state, bad_images=bad_images, vote=vote)
         count = int(values["val/count"])
         found[size] = {"count": count} | {
             name: round(values[f"val/{name}"] * count) for name in ("top1", "top5")

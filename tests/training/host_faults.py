@@ -18,7 +18,7 @@ FAULTS = {
     ),
     "rename": ("pathlib.Path.rename", OSError(13, "Permission denied")),
     "full": ("gnet_jax.training.checkpoints.save.Checkpoints._check_space", UserError("no room")),
-    "write": ("gnet_jax.training.checkpoints.storage.write_digests", OSError("Input/output error")),
+    "write": ("gnet_jax.training.checkpoints.save.write_digests", OSError("Input/output error")),
 }
 
 

@@ -5,7 +5,7 @@ import pytest
 from gnet_jax.config import AugmentConfig, Config, DataConfig, OptimConfig
 from gnet_jax.model import GoogLeNet
 from gnet_jax.training.canonical import tree_sum
-from gnet_jax.training.checkpoints.save import digest
+from gnet_jax.training.checkpoints.verify import digest
 from gnet_jax.training.optimizer import make_optimizer
 from gnet_jax.training.program import make_train_step
 from gnet_jax.training.sharding import compile_train_step, data_mesh, put_state, split

@@ -35,9 +35,9 @@ def test_a_job_of_several_processes_is_told_by_its_environment(environment, foun
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert cluster.cluster() == found
-    assert cluster.joins(Launch()) == (found is not None)
-    assert not cluster.joins(Launch(distributed="off"))
-    assert cluster.joins(Launch(distributed="on"))
+    assert cluster.should_join(Launch()) == (found is not None)
+    assert not cluster.should_join(Launch(distributed="off"))
+    assert cluster.should_join(Launch(distributed="on"))
 
 
 def test_a_tpu_vm_has_chips_and_a_library_for_them_and_may_ask_for_its_neighbours(monkeypatch):
@@ -54,4 +54,4 @@ def test_a_tpu_vm_has_chips_and_a_library_for_them_and_may_ask_for_its_neighbour
     "launch", [{"coordinator": "a:1"}, {"num_processes": 2}, {"process_id": 0}]
 )
 def test_any_option_of_the_coordinator_makes_a_process_join(launch):
-    assert cluster.joins(Launch(**launch))
+    assert cluster.should_join(Launch(**launch))

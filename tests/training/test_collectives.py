@@ -1,23 +1,23 @@
 import pytest
 
 from gnet_jax.config import ConfigError, UserError
-from gnet_jax.training.hosts import collectives
-from gnet_jax.training.hosts.collectives import gather, together
+from gnet_jax.training.hosts import agree
+from gnet_jax.training.hosts.agree import gather, run_on_all_hosts
 
 
 def test_alone_a_host_goes_on():
     assert gather("text") == ["text"]
-    assert together(lambda: 3) == 3
+    assert run_on_all_hosts(lambda: 3) == 3
 
 
 def test_a_mistake_on_another_host_ends_this_one_too(monkeypatch):
     others = ["there is no folder /data"]
-    monkeypatch.setattr(collectives, "gather", lambda own: [own, *others])
+    monkeypatch.setattr(agree, "gather", lambda own: [own, *others])
     with pytest.raises(UserError, match="host 1 stopped: there is no folder /data"):
-        together(lambda: 3)
+        run_on_all_hosts(lambda: 3)
 
     def wrong():
         raise ConfigError("own mistake")
 
     with pytest.raises(ConfigError, match="own mistake"):
-        together(wrong)
+        run_on_all_hosts(wrong)

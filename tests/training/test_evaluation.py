@@ -4,18 +4,18 @@ import numpy as np
 import pytest
 
 from gnet_jax.training.evaluate import evaluate
+from gnet_jax.training.hosts.agree import TrainingError
 from gnet_jax.training.hosts.stop import StopRequest, Vote
-from gnet_jax.training.observe.dead_heads import TrainingError
 from tests.tiny import tiny_run
 
 
 def evaluated(run, **sums):
     """The values of an evaluation of two batches whose sums are these."""
     found = {name: np.array(value) for name, value in sums.items()}
-    damage = types.SimpleNamespace(val=None, say_left_out=lambda _: None)
+    bad_images = types.SimpleNamespace(val=None, report_left_out=lambda _: None)
     vote = Vote(run.program.mesh, StopRequest())
     eval_step = lambda *_: (found, np.int32(0))  # noqa: E731
-    return evaluate(run, eval_step, 7, None, damage=damage, vote=vote)
+    return evaluate(run, eval_step, 7, None, bad_images=bad_images, vote=vote)
 
 
 def test_the_values_are_the_sums_of_all_batches_over_their_count(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from gnet_jax.config import OptimConfig
 from gnet_jax.training import program as run_module
 from gnet_jax.training.loop import TrainingError, train
-from gnet_jax.training.observe.dead_heads import DeadHeadGuard, patience_of
+from gnet_jax.training.observe.dead_heads import DeadHeadGuard, default_patience
 from tests.tiny import tiny_run
 
 HEADS = ("main", "aux4a", "aux4d")
@@ -72,7 +72,7 @@ def test_a_loss_far_above_guessing_is_not_dead_but_something_else():
 
 
 def test_patience_is_an_epoch_within_limits():
-    assert [patience_of(n) for n in (45, 390.6, 40037)] == [200, 391, 10_000]
+    assert [default_patience(n) for n in (45, 390.6, 40037)] == [200, 391, 10_000]
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def guessing_run(tmp_path, monkeypatch):
         return tiny_run(tmp_path / dead_heads, optim=optim, **changes)
 
     monkeypatch.setattr(run_module, "init", silent)
-    monkeypatch.setattr("gnet_jax.training.loop.patience_of", lambda _: 10)
+    monkeypatch.setattr("gnet_jax.training.loop.default_patience", lambda _: 10)
     return run
 
 

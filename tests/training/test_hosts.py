@@ -18,7 +18,8 @@ import train
 from gnet_jax.config import Config
 from gnet_jax.data.batches import _order
 from gnet_jax.model import GoogLeNet
-from gnet_jax.training.checkpoints.save import Checkpoints, digest
+from gnet_jax.training.checkpoints.save import Checkpoints
+from gnet_jax.training.checkpoints.verify import digest
 from gnet_jax.training.hosts.supervise import newest_step
 from gnet_jax.training.program import prepare
 from gnet_jax.training.sharding import data_mesh

@@ -8,8 +8,8 @@ import pytest
 from gnet_jax.config import ConfigError
 from gnet_jax.config.command import Launch
 from gnet_jax.training.hosts import start as hosts
-from gnet_jax.training.hosts.start import EXIT_LOST, HostsError, ending_together, start
-from gnet_jax.training.observe.dead_heads import LoneError, TrainingError
+from gnet_jax.training.hosts.agree import OneHostError, TrainingError
+from gnet_jax.training.hosts.start import EXIT_LOST, HostsError, abort_on_unexpected_error, start
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_what_fails_unforeseen_ends_a_host_at_once_but_not_a_run_of_one(monkeypa
     monkeypatch.setattr(hosts, "_end", lambda message, code: ended.append((code, message)))
 
     def fails(error):
-        with ending_together(ZeroDivisionError):
+        with abort_on_unexpected_error(ZeroDivisionError):
             raise error
 
     lost = jax.errors.JaxRuntimeError("UNKNOWN: Gloo all-reduce failed: Connection reset by peer")
@@ -98,8 +98,8 @@ def test_what_fails_unforeseen_ends_a_host_at_once_but_not_a_run_of_one(monkeypa
             fails(error)
     fails(lost)
     fails(KeyError("bug"))
-    with ending_together(TrainingError):
-        raise LoneError("step 3 could not be saved")
+    with abort_on_unexpected_error(TrainingError):
+        raise OneHostError("step 3 could not be saved")
     assert [code for code, _ in ended] == [EXIT_LOST, 1, 1]
     assert "process 0 of 2 can no longer work with the others" in ended[0][1]
     assert "Connection reset by peer" in ended[0][1]

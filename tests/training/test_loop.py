@@ -17,7 +17,8 @@ import pytest
 from gnet_jax.config import Config, ConfigError, OptimConfig
 from gnet_jax.data import DataError, Example, batch_indices
 from gnet_jax.training import loop
-from gnet_jax.training.checkpoints.save import Checkpoints, digest
+from gnet_jax.training.checkpoints.save import Checkpoints
+from gnet_jax.training.checkpoints.verify import digest
 from gnet_jax.training.loop import TrainingError, evaluation_due, evaluations_left, train
 from gnet_jax.training.observe.console import Reporter
 from gnet_jax.training.program import Program, Run
@@ -292,7 +293,7 @@ def test_a_full_disk_does_not_end_training_and_its_steps_are_logged_later(
 def test_a_last_save_that_fails_ends_the_run_with_one_sentence(finished, tmp_path, monkeypatch):
     run, _, _ = finished
     full = failing_late(OSError("No space left on device"))
-    monkeypatch.setattr("gnet_jax.training.checkpoints.storage.write_digests", full)
+    monkeypatch.setattr("gnet_jax.training.checkpoints.save.write_digests", full)
     with pytest.raises(TrainingError, match=r"step 9 could not be saved \(No space .* step 0"):
         train(run, tmp_path)
 

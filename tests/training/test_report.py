@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from gnet_jax.training.observe.console import LastingConsole, Meter, Reporter, duration
+from gnet_jax.training.observe.console import Meter, Reporter, SafeConsole, duration
 
 VALUES = {
     "train/aux4a_loss": 2.0,
@@ -54,7 +54,7 @@ def test_piped_output_is_plain_lines_and_the_logs_hold_the_same(tmp_path, capsys
 
 def test_texts_are_printed_as_they_are(capsys):
     text = f"[bold]runs/:car:/[/bold] {'long ' * 50}"
-    LastingConsole().say(text)
+    SafeConsole().say(text)
     assert capsys.readouterr().out == text + "\n"
 
 

@@ -3,9 +3,9 @@ import errno
 import numpy as np
 import pytest
 
+from gnet_jax.training.hosts.agree import TrainingError
 from gnet_jax.training.observe.bad_steps import SkippedSteps
 from gnet_jax.training.observe.console import Reporter
-from gnet_jax.training.observe.dead_heads import TrainingError
 from gnet_jax.training.step import create_state
 from tests.tiny import tiny_batch, tiny_run, tiny_variables
 

@@ -6,9 +6,9 @@ import pytest
 from gnet_jax.data import DataError
 from gnet_jax.training.hosts.stop import (
     FAULT,
-    Ahead,
-    Spared,
+    EvalBatches,
     StopRequest,
+    TrainBatches,
     Vote,
     abstract_flag,
     voting_train_step,
@@ -17,7 +17,7 @@ from gnet_jax.training.sharding import data_mesh
 
 
 class Told:
-    """What `Ahead` tells the count of damaged images."""
+    """What `TrainBatches` tells the count of damaged images."""
 
     step = 0
 
@@ -55,7 +55,9 @@ def test_a_host_says_what_it_has_to_say_on_each_of_its_devices():
 
 def test_a_host_without_a_batch_says_so_two_steps_before():
     told = Told()
-    ahead = Ahead(failing(5), start=10, total=20, damage=told)  # batches of the steps 11 to 15
+    ahead = TrainBatches(
+        failing(5), start=10, total=20, bad_images=told
+    )  # batches of the steps 11 to 15
     assert told.step == 12
     faults = []
     for step in range(11, 16):
@@ -64,22 +66,22 @@ def test_a_host_without_a_batch_says_so_two_steps_before():
         assert told.step == min(step + 2, 16)
     assert faults == [False, False, False, True, True]  # steps 14 and 15
     with pytest.raises(DataError, match="no more"):
-        ahead.check()
+        ahead.raise_fault()
 
 
 def test_no_batch_is_loaded_after_the_last_step():
-    ahead = Ahead(failing(3), start=0, total=3, damage=Told())
+    ahead = TrainBatches(failing(3), start=0, total=3, bad_images=Told())
     assert [ahead.take() for _ in range(3)] == [1, 2, 3]
-    ahead.check()
+    ahead.raise_fault()
 
 
 def test_a_run_without_its_first_batches_does_not_begin():
     with pytest.raises(DataError, match="no more"):
-        Ahead(failing(1), start=0, total=3, damage=Told())
+        TrainBatches(failing(1), start=0, total=3, bad_images=Told())
 
 
 def test_an_evaluation_goes_on_with_an_empty_batch_where_one_cannot_be_had():
-    spared = Spared(failing(2), spare="empty")
+    spared = EvalBatches(failing(2), spare="empty")
     assert list(spared) == [1, 2, "empty"]
     with pytest.raises(DataError, match="no more"):
-        spared.check()
+        spared.raise_fault()

@@ -18,7 +18,7 @@ import numpy as np
 from gnet_jax.config import Config, UserError
 from gnet_jax.model import Architecture, GoogLeNet, abstract_variables, layer_outputs
 from gnet_jax.model_folder.description import from_json
-from gnet_jax.training.checkpoints.storage import named_leaves
+from gnet_jax.training.checkpoints.verify import named_leaves
 from gnet_jax.training.finetune import flat
 from gnet_jax.training.observe.bad_steps import NOTES
 from gnet_jax.training.optimizer import Optimizer, make_optimizer, stop_frozen_gradients
