@@ -28,10 +28,7 @@ class Optimizer(NamedTuple):
 
 
 def make_optimizer(
-    o: OptimConfig,
-    steps_per_epoch: float,
-    total_steps: int,
-    loaded: frozenset[str] = frozenset(),
+    o: OptimConfig, steps_per_epoch: float, total_steps: int, loaded: frozenset[str] = frozenset()
 ) -> Optimizer:
     """Returns the optimiser of a run.
 

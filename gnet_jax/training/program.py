@@ -23,13 +23,7 @@ from gnet_jax.data import (
     train_batches,
 )
 from gnet_jax.data.sources.classes import empty_classes, listed, refuse_unknown
-from gnet_jax.model import (
-    GoogLeNet,
-    abstract_variables,
-    architecture,
-    init,
-    smallest_size,
-)
+from gnet_jax.model import GoogLeNet, abstract_variables, architecture, init, smallest_size
 from gnet_jax.model.roles import roles_by_path
 from gnet_jax.model_folder.description import Description, write_description
 from gnet_jax.training.memory import machine_memory

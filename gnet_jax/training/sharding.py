@@ -135,10 +135,7 @@ def compile_train_step(
             check_vma=False,
         )
     jitted = jax.jit(
-        step,
-        in_shardings=(whole, *(parts for _ in inputs)),
-        out_shardings=whole,
-        donate_argnums=0,
+        step, in_shardings=(whole, *(parts for _ in inputs)), out_shardings=whole, donate_argnums=0
     )
     if compiler_options is None:
         compiler_options = xla_options(platform_of(mesh))
