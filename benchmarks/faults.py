@@ -90,7 +90,7 @@ def _corrupt_together(
 def _corrupt(cases: int, folder: Path, seed: int) -> collections.Counter[str]:
     import jax
 
-    from gnet_jax.config import ConfigError
+    from gnet_jax.config import UserError
     from gnet_jax.training.checkpoints.save import Checkpoints
     from gnet_jax.training.checkpoints.verify import digest
     from gnet_jax.training.hosts.agree import gather, run_on_all_hosts
@@ -141,7 +141,7 @@ def _corrupt(cases: int, folder: Path, seed: int) -> collections.Counter[str]:
         with Checkpoints(broken, keep_latest=2, tell=lambda _: None) as checkpoints:
             try:
                 found = checkpoints.restore_latest(abstract)
-            except ConfigError:
+            except UserError:  # of this process or another
                 outcomes["stopped"] += 1
             else:
                 assert found is not None, f"case {case}: nothing found, nothing said"

@@ -12,6 +12,7 @@ import math
 import os
 import platform
 import subprocess
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -52,9 +53,7 @@ def open_workdir(config: Config, fingerprints: Mapping[str, Any]) -> Path:
     first = jax.process_index() == 0
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / f".writable-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        tempfile.TemporaryFile(dir=workdir).close()  # it can be written
         with locked(workdir) if first else contextlib.nullcontext():
             _check_owner(workdir, identity)
             if first:
@@ -65,11 +64,7 @@ def open_workdir(config: Config, fingerprints: Mapping[str, Any]) -> Path:
 
 
 def _check_owner(workdir: Path, identity: dict[str, Any]) -> None:
-    """Raise if the folder holds another run.
-
-    Raises:
-        ConfigError: naming every differing field.
-    """
+    """Raise a ConfigError that names every difference if the folder holds another run."""
     file, checkpoints = workdir / CONFIG_FILE, workdir / "checkpoints"
     if (checkpoints.exists() or checkpoints.is_symlink()) and not checkpoints.is_dir():
         raise ConfigError(
@@ -84,56 +79,38 @@ def _check_owner(workdir: Path, identity: dict[str, Any]) -> None:
             )
         return
     try:
-        old = json.loads(file.read_text())
-        if not isinstance(old, dict):
-            raise TypeError(f"it holds a {type(old).__name__}")
+        old = {**json.loads(file.read_text())}
     except (ValueError, TypeError) as error:
         raise ConfigError(
             f"{file} is corrupt ({error}); restore it from a copy, or use another --workdir"
         ) from error
-    classes = identity.get(CLASSES, [])
-    _check_classes(workdir, old.setdefault(CLASSES, classes), classes)
-    changed = differences(old, identity | {CLASSES: classes})
-    names = [each.partition(":")[0] for each in changed]
-    if names == ["data.fingerprint.order"]:
-        raise ConfigError(
-            f"this version of Grain or NumPy shuffles the data differently from the one that "
-            f"{workdir} was trained with ({changed[0]}); install the versions in {RECORD_FILE}, or "
-            "use another --workdir"
-        )
-    if names and all(name.startswith("data.fingerprint.") for name in names):
-        # Another number of images also changes the order.
-        splits = " and ".join(
-            name.rpartition(".")[2] for name in names if name != "data.fingerprint.order"
-        )
-        raise ConfigError(
-            f"the data of {workdir} have changed ({splits} split: images were added, removed, "
-            "renamed or relabelled); restore them, or use another --workdir"
-        )
-    if changed:
-        raise ConfigError(
-            f"{workdir} holds a run with another config ({'; '.join(changed)}); use another "
-            "--workdir, or the old values to resume it"
-        )
-
-
-def _check_classes(workdir: Path, old: list[str], new: list[str]) -> None:
-    """Raise if classes were removed, added or reordered.
-
-    Raises:
-        ConfigError: naming the first that differ.
-    """
-    if old == new:
+    classes = identity.setdefault(CLASSES, [])
+    reordered = _describe_classes(old.setdefault(CLASSES, classes), classes)
+    changed = differences(old, identity)
+    names = [each.partition(":")[0].removeprefix("data.fingerprint.") for each in changed]
+    if not changed:
         return
+    if reordered:
+        problem, fix = f"its classes have changed ({reordered})", "restore them"
+    elif names == ["order"]:
+        problem = f"this version of Grain or NumPy shuffles the data differently ({changed[0]})"
+        fix = f"install the versions in {RECORD_FILE}"
+    elif {"train", "val", "order"}.issuperset(names):
+        splits = " and ".join(name for name in names if name != "order")  # which depends on them
+        problem = f"its data have changed ({splits} split: images added, removed or relabelled)"
+        fix = "restore them"
+    else:
+        problem, fix = f"it has another config ({'; '.join(changed)})", "use the old values"
+    raise ConfigError(f"cannot resume {workdir}: {problem}; {fix}, or use another --workdir")
+
+
+def _describe_classes(old: list[str], new: list[str]) -> str:
+    """Returns which classes were removed, added or reordered; empty if none."""
     removed, added = ([n for n in a if n not in b][:5] for a, b in ((old, new), (new, old)))
     if removed or added:
-        what = f"removed: {', '.join(removed) or 'none'}; added: {', '.join(added) or 'none'}"
-    else:
-        at = next(i for i, (a, b) in enumerate(zip(old, new, strict=True)) if a != b)
-        what = f"the order differs: number {at} was {old[at]!r} and is {new[at]!r}"
-    raise ConfigError(
-        f"the classes of {workdir} have changed ({what}); restore them, or use another --workdir"
-    )
+        return f"removed: {', '.join(removed) or 'none'}; added: {', '.join(added) or 'none'}"
+    pairs = zip(old, new, strict=False)
+    return next((f"number {i} was {a!r}, is {b!r}" for i, (a, b) in enumerate(pairs) if a != b), "")
 
 
 def _unwritable(workdir: Path, error: OSError) -> ConfigError:
@@ -174,8 +151,7 @@ def locked(workdir: Path) -> Iterator[None]:
 def add_start(workdir: Path, step: int) -> str | None:
     """Record this start of the run, at `step`, in run.json.
 
-    Returns:
-        A sentence if the previous start ran other code or libraries, otherwise None.
+    Returns a sentence if the previous start ran other code or libraries, otherwise None.
 
     Raises:
         ConfigError: if run.json cannot be written.
@@ -195,19 +171,17 @@ def add_start(workdir: Path, step: int) -> str | None:
         "restart": json.loads(os.environ.get(RESTART, "null")),  # set by the supervisor
     }
     try:
-        write_starts(workdir, [*starts, start])
+        write_json(workdir / RECORD_FILE, {"starts": [*starts, start]})
     except OSError as error:
         raise _unwritable(workdir, error) from error
     return _compare_versions(starts[-1], start) if starts else None
 
 
 def _compare_versions(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
-    before, now = ({"gnet_jax": each.get("code")} | each.get("versions", {}) for each in (old, new))
-    changed = [
-        f"{name} {before.get(name) or 'unknown'} there, {now.get(name) or 'none'} now"
-        for name in sorted(now.keys() | before.keys())
-        if now.get(name) != before.get(name)
-    ]
+    before, now = (
+        {"gnet_jax": each.get("code", "unknown")} | each.get("versions", {}) for each in (old, new)
+    )
+    changed = differences(before, now)
     if not changed:
         return None
     return (
@@ -226,15 +200,6 @@ def read_starts(workdir: Path) -> list[dict[str, Any]]:
     except (ValueError, TypeError, KeyError):  # not worth stopping the run
         file.replace(file.with_suffix(".damaged"))
         return []
-
-
-def write_starts(workdir: Path, starts: list[dict[str, Any]]) -> None:
-    """Write the record of all starts.
-
-    Raises:
-        OSError: if it cannot be written, as on a full disk.
-    """
-    write_json(workdir / RECORD_FILE, {"starts": starts})
 
 
 def check_not_lost(workdir: Path) -> None:
@@ -280,10 +245,11 @@ def git_commit() -> str | None:
 
 def write_json(file: Path, value: Any) -> None:
     """Write `value`; a reader, or a kill, sees the old file or the new one, never half of it."""
-    _replace(file, json_text(value, indent=2) + "\n")
+    replace_text(file, json_text(value, indent=2) + "\n")
 
 
-def _replace(file: Path, text: str) -> None:
+def replace_text(file: Path, text: str) -> None:
+    """Write `text` as `write_json` does."""
     partial = file.with_suffix(".partial")
     try:
         partial.write_text(text)
@@ -331,4 +297,4 @@ class MetricsFile:
         """Drop the lines of steps after `step`, which a resumed run writes again."""
         if self.path.is_file():
             kept = [line for line in self.read() if line["step"] <= step]
-            _replace(self.path, "".join(json_text(line) + "\n" for line in kept))
+            replace_text(self.path, "".join(json_text(line) + "\n" for line in kept))

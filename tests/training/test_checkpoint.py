@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import errno
 import json
@@ -18,10 +19,11 @@ from gnet_jax.training.checkpoints.save import Checkpoints
 from gnet_jax.training.checkpoints.verify import CorruptError, digest
 from gnet_jax.training.hosts import agree
 from gnet_jax.training.hosts.agree import OneHostError, TrainingError
+from gnet_jax.training.loop import _Loop
 from gnet_jax.training.optimizer import make_optimizer
 from gnet_jax.training.sharding import data_mesh, put_state, replicated
 from gnet_jax.training.step import create_state
-from tests.tiny import failing_late, tiny_arch, tiny_variables
+from tests.tiny import failing_late, tiny_arch, tiny_run, tiny_variables
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +63,44 @@ def test_the_newest_and_the_best_are_kept(state, tmp_path):
         checkpoints.save(7, small, 0.1)
         checkpoints.wait()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "6", "7"]
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_as_many_of_the_newest_are_kept_as_asked_and_the_best_besides(tmp_path, keep):
+    with Checkpoints(tmp_path, keep_latest=keep) as checkpoints:
+        for step in (10, 20, 30, 40, 50):
+            checkpoints.save(step, {"step": np.int32(step)}, 0.5 if step == 10 else None)
+        checkpoints.wait()
+        assert checkpoints.steps == [10, *(20, 30, 40, 50)[-keep:]]
+    assert sorted(map(int, os.listdir(tmp_path))) == checkpoints.steps
+
+
+def test_of_equal_accuracies_the_newest_is_the_best(tmp_path):
+    with Checkpoints(tmp_path, keep_latest=3) as checkpoints:
+        for step, top1 in ((1, 0.5), (2, 0.7), (3, 0.7), (4, 0.0)):
+            checkpoints.save(step, {"step": np.int32(step)}, top1)
+        checkpoints.wait()
+        assert checkpoints.best == 3
+        assert checkpoints.top1[4] == 0.0  # an accuracy, although it is zero
+
+
+def test_the_best_step_has_the_highest_top1_whatever_its_loss(tmp_path):
+    run, checkpoints, reporter = tiny_run(tmp_path), mock.Mock(), mock.Mock()
+    reporter.watch.spent = lambda _: contextlib.nullcontext()
+    loop = _Loop(run, mock.Mock(), checkpoints, reporter, *[mock.Mock()] * 4)
+    state = mock.Mock(average=None)
+    scores = {1: (0.5, 2.0), 2: (0.7, 3.0), 3: (0.6, 1.0), 4: (0.7, 4.0)}
+    for step, (top1, loss) in scores.items():
+        values = {"val/top1": top1, "val/top5": 0.9, "val/loss": loss, "val/count": 10.0}
+        assert loop._evaluated(lambda *_, values=values: values, step, state)
+    assert [call.args[2] for call in reporter.evaluation.call_args_list] == [
+        True,
+        True,
+        False,
+        True,
+    ]
+    saved = [call.args for call in checkpoints.save.call_args_list]
+    assert saved == [(step, state, top1) for step, (top1, _) in scores.items()]
 
 
 def test_a_step_that_was_saved_before_it_was_evaluated_may_become_the_best(state, tmp_path):
@@ -296,7 +336,7 @@ def test_a_save_that_fails_on_several_hosts_ends_them_alike_or_is_marked_as_lone
         assert not isinstance(all_of.value, OneHostError)
         others.clear()
         lost = mock.Mock(side_effect=OSError("lost"))
-        patch.setattr(checkpoints._manager, "save", lost)
+        patch.setattr(checkpoints._orbax, "save", lost)
         with pytest.raises(OneHostError, match=r"step 2 could not be saved \(lost\)"):
             checkpoints.save(2, small(2))
 

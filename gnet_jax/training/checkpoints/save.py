@@ -73,12 +73,20 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
         self._keep_latest, self._model, self._verify = keep_latest, model, verify
         self._pending: tuple[int, Future[None]] | None = None  # the step that is being saved
         self._background = ThreadPoolExecutor(1, "checkpoints")
-        self._manager = _open_manager(self.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if jax.process_index() == 0:
+            self._delete_partial()
+        # The format is named because `read_verified` reads it and Orbax's default may change.
+        arrays = ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=False)
+        self._orbax = ocp.AsyncCheckpointer(
+            ocp.CompositeCheckpointHandler(state=arrays, digests=_DigestsHandler()),
+            async_options=ocp.AsyncOptions(barrier_sync_fn=_barrier),
+        )
 
     def __exit__(self, *_: object) -> None:
         self.wait()
         self._background.shutdown()
-        self._manager.close()
+        self._orbax.close()
 
     def save(self, step: int, state: Any, top1: float | None = None) -> None:
         """Start to save `state` as `step`. A step that is already saved only gets its top-1."""
@@ -99,11 +107,10 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
             if jax.process_index() == 0:  # copies, because the next step may overwrite the state
                 arrays = {name: np.array(leaf) for name, leaf in named_leaves(state).items()}
             notes = {"top1": top1, "model": self._model}
-            plain_path(self.folder)  # Orbax's path: a cleaner of temporary files may remove it
             items = ocp.args.Composite(
                 state=ocp.args.PyTreeSave(state), digests=_DigestsSave(arrays, notes)
             )
-            self._manager.save(step, args=items, force=True)
+            self._orbax.save(plain_path(self.folder) / str(step), args=items)
             self._pending = step, self._background.submit(self._commit, step)
             self.watch.saved(step)
         except Exception as error:  # whatever Orbax and TensorStore raise
@@ -111,7 +118,7 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
 
     def _commit(self, step: int) -> None:
         """Wait until `step` is on disk, verify it, and delete the steps that it replaces."""
-        self._manager.wait_until_finished()  # Orbax raises an error only to the thread that waits
+        self._orbax.wait_until_finished()  # Orbax raises an error only to the thread that waits
         if jax.process_index():
             return
         if self._verify:
@@ -171,7 +178,7 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
             pending.result()
         except Exception as error:  # as in `_start`
             with contextlib.suppress(Exception):  # Orbax raises the same error in every thread
-                self._manager.wait_until_finished()
+                self._orbax.wait_until_finished()
             self._fail(step, error, on_all_hosts=False)
             return
         self.problem = None
@@ -191,7 +198,6 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
                 f"{self.problem}; the same command on every host resumes from the latest checkpoint"
             ) from error
         self._remove_partial()
-        self._manager.reload()  # Orbax counts a step as soon as its save begins
         self._list()
         latest = f"step {self.latest} is the latest" if self.steps else "no step is saved yet"
         self.tell(f"warning: {self.problem}; {latest}, and the next save tries again")
@@ -204,10 +210,17 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
         """
         quiet = 0
         for _ in range(100):
-            quiet = 0 if _delete_partial(self.folder) else quiet + 1
+            quiet = 0 if self._delete_partial() else quiet + 1
             if quiet == 10:
                 break
             time.sleep(0.05)
+
+    def _delete_partial(self) -> bool:
+        """Delete what unfinished saves and deletions left; returns whether there was anything."""
+        found = list(self.folder.glob(f"*{PARTIAL}*"))
+        for partial in found:
+            shutil.rmtree(partial, ignore_errors=True)
+        return bool(found)
 
     def restore_latest(self, abstract_state: Any) -> tuple[int, Any] | None:
         """Returns the newest intact step and its state; None if nothing was ever saved.
@@ -222,7 +235,6 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
         """
         first = jax.process_index() == 0
         chosen, arrays = run_on_all_hosts(lambda: self._verify_latest() if first else (None, {}))
-        self._manager.reload()
         self._list()
         answers = gather(json.dumps([chosen, self.steps, list(self.top1.items())]))
         step, self.steps, top1 = json.loads(answers[0])
@@ -276,30 +288,6 @@ def _drop_orbax_tracebacks(record: logging.LogRecord) -> bool:
 
 for _logger in ("absl", "asyncio"):
     logging.getLogger(_logger).addFilter(_drop_orbax_tracebacks)
-
-
-def _delete_partial(folder: Path) -> bool:
-    """Delete what unfinished saves and deletions left; returns whether there was anything."""
-    found = list(folder.glob(f"*{PARTIAL}*"))
-    for partial in found:
-        shutil.rmtree(partial, ignore_errors=True)
-    return bool(found)
-
-
-def _open_manager(folder: Path) -> ocp.CheckpointManager:
-    folder.mkdir(parents=True, exist_ok=True)
-    if jax.process_index() == 0:
-        _delete_partial(folder)
-    # The format is named because `_read_arrays` reads it and a later Orbax may default to another.
-    arrays = ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=False)
-    return ocp.CheckpointManager(
-        plain_path(folder),
-        item_names=("state", "digests"),
-        item_handlers={"state": arrays, "digests": _DigestsHandler()},
-        options=ocp.CheckpointManagerOptions(
-            async_options=ocp.AsyncOptions(barrier_sync_fn=_barrier),
-        ),
-    )
 
 
 def _barrier(*, key: str, timeout_ms: int) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import tensorstore
 
 from gnet_jax.config import ConfigError
 from gnet_jax.config.paths import plain_path
@@ -173,6 +172,8 @@ def _read_arrays(folder: Path, names: list[str]) -> dict[str, np.ndarray]:
     Orbax would log further errors behind the first, and place arrays on devices before they are
     verified.
     """
+    import tensorstore  # here, because `gnet train --help` imports this module too
+
     base = {"driver": "file", "path": f"{plain_path(folder)}/"}
 
     def start_opening(name: str) -> Any:

@@ -16,6 +16,7 @@ import jax
 from gnet_jax.config import ConfigError, UserError
 from gnet_jax.config.command import Launch
 from gnet_jax.config.fields import choose
+from gnet_jax.training.checkpoints.verify import first_line
 from gnet_jax.training.hosts.agree import OneHostError
 
 EXIT_LOST = 3  # exit code if the processes could not meet, or lost one of them
@@ -43,8 +44,8 @@ def should_join(launch: Launch) -> bool:
 def detect_cluster() -> str | None:
     """Returns the kind of multi-process job that this process belongs to, or None.
 
-    Only the environment is read. If in doubt, a job is assumed: a process that overlooks its job
-    would train alone, beside others in the same workdir.
+    If in doubt, a job is assumed: a process that overlooks its job would train alone, beside
+    others in the same workdir.
     """
     env = os.environ
     slurm = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
@@ -84,12 +85,13 @@ def start(launch: Launch) -> None:
     if not should_join(launch):
         return
     cluster = detect_cluster()
+    this = _describe(launch, cluster)
     given = (launch.coordinator, launch.num_processes, launch.process_id)
     options: dict[str, Any] = {
         "coordinator_address": launch.coordinator,
         "num_processes": launch.num_processes,
         "process_id": launch.process_id,
-        # JAX would abort without saying what to do, so `_give_up` comes first.
+        # JAX would abort without saying what to do, so the alarm below comes first.
         "initialization_timeout": launch.start_timeout + 60,
         "heartbeat_timeout_seconds": HEARTBEAT_SECONDS,
         "shutdown_timeout_seconds": SHUTDOWN_SECONDS,
@@ -100,7 +102,12 @@ def start(launch: Launch) -> None:
     if hasattr(jax.config, "jax_enable_preemption_service"):
         # The service would replace our SIGTERM handler.
         jax.config.update("jax_enable_preemption_service", False)
-    alarm = threading.Timer(launch.start_timeout, _give_up, (launch, cluster))
+    give_up = (
+        f"error: {this} waited {launch.start_timeout} s for the others; start all of them with the "
+        "same coordinator, or raise --start-timeout",
+        EXIT_LOST,
+    )
+    alarm = threading.Timer(launch.start_timeout, _exit, give_up)
     alarm.daemon = True
     alarm.start()
     try:
@@ -114,19 +121,11 @@ def start(launch: Launch) -> None:
         ) from error
     except Exception as error:  # from the network, a metadata server or a library of the cluster
         raise HostsError(
-            f"{_describe(launch, cluster)} could not join the others: {_first_line(error)}; check "
+            f"{this} could not join the others: {_name(error)}; check "
             "that every process runs and that --coordinator can be reached from here"
         ) from error
     finally:
         alarm.cancel()
-
-
-def _give_up(launch: Launch, cluster: str | None) -> NoReturn:
-    _exit(
-        f"error: {_describe(launch, cluster)} waited {launch.start_timeout} s for the others; "
-        "start all of them with the same coordinator, or raise --start-timeout",
-        EXIT_LOST,
-    )
 
 
 def _describe(launch: Launch, cluster: str | None) -> str:
@@ -161,17 +160,15 @@ def abort_on_unexpected_error(*expected: type[Exception]) -> Iterator[None]:
 
 def _explain(error: Exception) -> tuple[str, int]:
     """Returns the message and exit code for an error that the other hosts did not raise."""
-    this = f"stopped: process {jax.process_index()} of {jax.process_count()}"
-    resume = "the same command on every host resumes from the latest checkpoint"
-    if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
-        cause = "most likely because one of them has exited"
-        text = f"{this} lost contact with the others, {cause} ({_first_line(error)}); {resume}"
-        return text, EXIT_LOST
-    trace = "".join(traceback.format_exception(error))
-    return (
-        f"{trace}{this} raised the error above, which ends the others. Once it is fixed, {resume}",
-        1,
-    )
+    text = f"stopped: process {jax.process_index()} of {jax.process_count()} "
+    lost = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error)
+    if lost:
+        text += f"lost contact with the others, most likely because one exited ({_name(error)})"
+    else:
+        text = "".join(traceback.format_exception(error)) + text
+        text += "raised the error above, which ends the others. Fix it first"
+    text += "; the same command on every host resumes from the latest checkpoint"
+    return text, EXIT_LOST if lost else 1
 
 
 def _exit(message: str, code: int) -> NoReturn:
@@ -180,6 +177,5 @@ def _exit(message: str, code: int) -> NoReturn:
     os._exit(code)
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+def _name(error: Exception) -> str:
+    return f"{type(error).__name__}: {first_line(error)}"

@@ -122,16 +122,24 @@ def voting_eval_step(step: Callable[..., Any]) -> Callable[..., Any]:
     return voting
 
 
-class TrainBatches:
+class _Batches:
+    """Batches of this host; `fault` is why there is no further one."""
+
+    def __init__(self, batches: Iterator[Any]) -> None:
+        self._batches = batches
+        self.fault: UserError | None = None
+
+    def raise_fault(self) -> None:
+        """Raise this host's fault, if it has one."""
+        if self.fault is not None:
+            raise self.fault
+
+
+class TrainBatches(_Batches):
     """Training batches, loaded `LEAD` steps early so that a host can report a fault in time.
 
-    All hosts must create one.
-
-    Args:
-        batches: for the steps after `start`.
-        start: last step that is done.
-        total: last step of the run.
-        bad_images: its `step` is set to the one whose batch is loaded.
+    All hosts must create one. `batches` are those of the steps after `start`, up to `total`. The
+    `step` of `bad_images` is set to the one whose batch is loaded.
 
     Raises:
         UserError: on every host, if one cannot load its first batches.
@@ -140,10 +148,9 @@ class TrainBatches:
     def __init__(
         self, batches: Iterator[Any], start: int, total: int, bad_images: BadImages
     ) -> None:
-        self._batches, self._step, self._total = batches, start, total
-        self._bad_images = bad_images
+        super().__init__(batches)
+        self._step, self._total, self._bad_images = start, total, bad_images
         self._loaded: deque[Any] = deque()
-        self.fault: UserError | None = None  # why there is no further batch
         for _ in range(LEAD):
             self._load()
         run_on_all_hosts(self.raise_fault)
@@ -153,11 +160,6 @@ class TrainBatches:
         batch = self._loaded.popleft()
         self._load()
         return batch
-
-    def raise_fault(self) -> None:
-        """Raise this host's fault, if it has one."""
-        if self.fault is not None:
-            raise self.fault
 
     def _load(self) -> None:
         if self._step == self._total or self.fault is not None:
@@ -170,12 +172,12 @@ class TrainBatches:
             self.fault = error
 
 
-class EvalBatches:
-    """Evaluation batches. If one cannot be loaded, `empty` follows and `fault` has the reason."""
+class EvalBatches(_Batches):
+    """Evaluation batches. If one cannot be loaded, `empty` comes instead and is the last."""
 
     def __init__(self, batches: Iterator[Any], empty: Any) -> None:
-        self._batches, self._empty = batches, empty
-        self.fault: UserError | None = None
+        super().__init__(batches)
+        self._empty = empty
 
     def __iter__(self) -> Iterator[Any]:
         try:
@@ -183,8 +185,3 @@ class EvalBatches:
         except UserError as error:
             self.fault = error
             yield self._empty
-
-    def raise_fault(self) -> None:
-        """Raise this host's fault, if it has one."""
-        if self.fault is not None:
-            raise self.fault

@@ -18,7 +18,7 @@ from tensorboardX.proto import event_pb2
 from tensorboardX.summary import histogram_raw, scalar
 
 from gnet_jax.training.observe.goodput import Stopwatch, goodput, total_seconds
-from gnet_jax.training.workdir import RECORD_FILE, MetricsFile, read_starts, write_starts
+from gnet_jax.training.workdir import RECORD_FILE, MetricsFile, read_starts, write_json
 
 _messages: Any = event_pb2  # its classes are created on import, which type checkers cannot see
 
@@ -174,7 +174,7 @@ class Reporter(contextlib.AbstractContextManager["Reporter"]):
         starts[-1:] = [{**(starts[-1] if starts else {"step": 0}), **self.watch.record(step)}]
         if self._enabled:
             try:
-                write_starts(self._workdir, starts)
+                write_json(self._workdir / RECORD_FILE, {"starts": starts})
             except OSError as error:
                 self.say(f"warning: {RECORD_FILE} could not be written ({error.strerror})")
         return total_seconds(starts)

@@ -6,11 +6,11 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
+from tensorboardX.event_file_writer import EventsWriter
 
 from gnet_jax.config import AugmentConfig, LossConfig, OptimConfig, Preprocessing
 from gnet_jax.data import augment
 from gnet_jax.training.loop import CompiledSteps, train
-from gnet_jax.training.observe.console import Board
 from gnet_jax.training.observe.diagnostics import Diagnostics, diagnose
 from gnet_jax.training.optimizer import make_optimizer
 from gnet_jax.training.step import create_state, train_step
@@ -143,12 +143,12 @@ def test_a_full_disk_is_told_and_the_run_goes_on(tmp_path, monkeypatch):
     told = []
     with Diagnostics(tmp_path, found_at, 2, 0, told.append) as diagnose:
         monkeypatch.setattr(MetricsFile, "append", full)
-        monkeypatch.setattr(Board, "close", full)
+        monkeypatch.setattr(EventsWriter, "close", full)
         diagnose(0, 0, {})
-    assert told == [
-        "compiling the look inside, longer than the step itself ...",
-        "warning: the diagnosis after step 0 could not be logged (No space left on device)",
-    ]
+    assert len(told) == 2
+    assert "compiling" in told[0]
+    for part in ("step 0", "No space left on device"):
+        assert part in told[1]
 
 
 @pytest.mark.parametrize(
