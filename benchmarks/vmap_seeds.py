@@ -18,8 +18,8 @@ import jax.numpy as jnp
 
 from gnet_jax.cli.lab import Ablate
 from gnet_jax.config.command import parse_sweep
-from gnet_jax.convert.start import prepare_run
-from gnet_jax.training.program import training_batches
+from gnet_jax.convert.start import with_start
+from gnet_jax.training.program import prepare, training_batches
 from gnet_jax.training.sharding import use_compilation_cache
 
 TURNS = 15
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> None:
     sweep, name, *changes = arguments
     given, options, _ = parse_sweep([sweep, *changes], "vmap_seeds.py", Ablate(), __doc__)
     config = given[name]
-    run, seeds = prepare_run(config), range(config.seed, config.seed + options.seeds)
+    run, seeds = prepare(*with_start(config)), range(config.seed, config.seed + options.seeds)
     program = run.program
     configs = [dataclasses.replace(config, seed=seed) for seed in seeds]
     states = [dataclasses.replace(program, config=each).initial_state() for each in configs]

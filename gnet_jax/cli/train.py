@@ -113,7 +113,6 @@ def run(config: Config | UserError, launch: Launch, arguments: Sequence[str], pr
     # Imported here, so that --help and typos answer at once.
     import jax
 
-    from gnet_jax.convert.start import prepare_run
     from gnet_jax.training.hosts import agree
     from gnet_jax.training.hosts.start import (
         EXIT_LOST,
@@ -123,12 +122,18 @@ def run(config: Config | UserError, launch: Launch, arguments: Sequence[str], pr
     )
     from gnet_jax.training.loop import train
     from gnet_jax.training.memory import call_in_this_thread
+    from gnet_jax.training.program import prepare
     from gnet_jax.training.sharding import use_compilation_cache
 
     def prepared() -> tuple["Run", dict[str, Any]]:
         if isinstance(config, UserError):
             raise config
-        run = prepare_run(config)
+        if config.init is None:
+            run = prepare(config)
+        else:
+            from gnet_jax.convert.start import with_start
+
+            run = prepare(*with_start(config))
         return run, run.fingerprints()
 
     try:

@@ -1,24 +1,13 @@
-"""Prepare a run from the model that `--init` names."""
+"""The model that `--init` names, to pass to `prepare`: `prepare(*with_start(config))`."""
 
 import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gnet_jax.config import Config, ConfigError, Preprocessing
-from gnet_jax.training.program import Run, prepare
 
 if TYPE_CHECKING:
     from gnet_jax.training.finetune import Pretrained
-
-
-def prepare_run(config: Config) -> Run:
-    """Returns `prepare(config)`, with the weights of the model `config.init` if it names one.
-
-    Raises:
-        WeightsError: if the model cannot be read.
-        ConfigError, DataError: as `prepare`.
-    """
-    return prepare(*with_start(config))
 
 
 def with_start(config: Config) -> tuple[Config, "Pretrained | None"]:

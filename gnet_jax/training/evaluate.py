@@ -28,15 +28,8 @@ def evaluate(
 ) -> dict[str, float]:
     """Returns `val/count`, `val/top1`, `val/top5` (shares of 1) and `val/loss` of `state`.
 
-    Leaves out damaged images. Returns an empty dict if a signal to any host ends it early.
-
-    Args:
-        run: its program, whose `eval_step` is compiled, and its validation set.
-        eval_step: `(state, batch, stop) -> (sums, stop)`.
-        step: finished steps, for messages.
-        state: the one to evaluate.
-        bad_images: counts the damaged images.
-        vote: of the hosts, whether to stop.
+    `eval_step` is the compiled `(state, batch, stop) -> (sums, stop)`. Leaves out damaged images.
+    Returns an empty dict if a signal to any host ends it early.
 
     Raises:
         TrainingError: if the loss is not finite; on every host.

@@ -91,17 +91,15 @@ class CompiledSteps:
 def train(run: Run, workdir: Path, steps: CompiledSteps | None = None) -> Result:
     """Train from the latest checkpoint in `workdir`, or from the start, to the run's last step.
 
-    Args:
-        run: the program and its data.
-        workdir: opened by `open_workdir`.
-        steps: those of a run that differs only in its seed and workdir; compiled here by default.
+    `workdir` was opened by `open_workdir`. `steps` may be those of a run that differs only in its
+    seed and workdir; they are compiled here by default.
 
     Raises:
         TrainingError: if too many steps in a row are not finite, after writing a replay file; if
             heads do not learn and the config says to stop, after saving; if the last save failed.
         DataError: if too many images are damaged or a label is out of range, after saving.
     """
-    config, program = run.config, run.program
+    config, program, total = run.config, run.program, run.program.total_steps
     began, watch, main = time.perf_counter(), Stopwatch(), jax.process_index() == 0
     steps = steps or CompiledSteps(program)
     with contextlib.ExitStack() as stack:
@@ -121,23 +119,15 @@ def train(run: Run, workdir: Path, steps: CompiledSteps | None = None) -> Result
         run_on_all_hosts(lambda: check_not_lost(workdir) if main and found is None else None)
         changed = run_on_all_hosts(lambda: add_start(workdir, start) if main else None)
         reporter = stack.enter_context(
-            Reporter(
-                workdir,
-                start_step=start,
-                total_steps=program.total_steps,
-                enabled=main,
-                watch=watch,
-            )
+            Reporter(workdir, start_step=start, total_steps=total, enabled=main, watch=watch)
         )
         checkpoints.tell = reporter.say
         request = stack.enter_context(StopRequest())
         stack.enter_context(abort_on_unexpected_error(TrainingError))
-        if start < program.total_steps:
+        if start < total:
             if start:
-                reporter.say(f"resuming after step {start} of {program.total_steps}")
-            averaging = averaging_warning(
-                config.optim, program.steps_per_epoch, program.total_steps
-            )
+                reporter.say(f"resuming after step {start} of {total}")
+            averaging = averaging_warning(config.optim, program.steps_per_epoch, total)
             for warning in (changed if start else None, averaging):
                 if warning is not None:
                     reporter.say(f"warning: {warning}")
@@ -307,10 +297,9 @@ class _Loop:
             "perf/images_per_sec": speed,
             "perf/images_per_sec_per_chip": speed / program.mesh.size,
         }
-        eta = (program.total_steps - step) * seconds
-        if self.evaluation_seconds is not None:
-            eta += evaluations_left(program, step) * self.evaluation_seconds
         timed = self.evaluation_seconds is not None
+        eta = (program.total_steps - step) * seconds
+        eta += evaluations_left(program, step) * (self.evaluation_seconds or 0.0)
         self.reporter.training(step, self.heads, eta, evaluations=timed)
         if config.dead_heads == "ignore" or not math.isfinite(means["loss"]):
             return

@@ -119,10 +119,9 @@ def compile_train_step(
     Args:
         mesh: the devices; they need not be attached (`gnet_jax.pods`).
         step: the pure step, on global arrays.
-        state: concrete or abstract (`jax.ShapeDtypeStruct`).
-        inputs: the batch and other arrays that are split over the devices; shapes are global.
+        state: concrete or abstract, as are `inputs`: the batch and others split over the devices.
         manual: `step` takes one device's share of the inputs and averages over `AXIS` itself.
-        compiler_options: of XLA; None uses `xla_options` of the mesh's platform.
+        compiler_options: of XLA; by default `xla_options` of the mesh's platform.
     """
     whole, parts = replicated(mesh), split(mesh)
     if manual:

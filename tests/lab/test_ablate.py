@@ -23,8 +23,8 @@ from tests.tiny import tiny_arch, tiny_config, with_program
 ROOT = Path(__file__).parents[2]
 
 
-def three_blocks(config):
-    """`prepare_run`, with the network of three blocks."""
+def three_blocks(config, _):
+    """`prepare`, with the network of three blocks."""
     model = GoogLeNet(tiny_arch(aux_after=config.model.aux_after))
     return with_program(prepare(config), model=model)
 
@@ -37,7 +37,7 @@ def swept(tmp_path_factory):
     odd = dataclasses.replace(good, batch_size=30)
     cells = cells_of({"good": good}, 2, workdir) + cells_of({"odd": odd}, 1, workdir)
     patch = pytest.MonkeyPatch()
-    patch.setattr(ablate, "prepare_run", three_blocks)
+    patch.setattr(ablate, "prepare", three_blocks)
     compiled = []
     compile_step = loop.compile_train_step
 

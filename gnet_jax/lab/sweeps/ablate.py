@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from gnet_jax.config import Config, UserError
-from gnet_jax.convert.start import prepare_run
+from gnet_jax.convert.start import with_start
 from gnet_jax.lab.cost.ledger import network_ledger
 from gnet_jax.lab.sweeps.heads import HeadEvaluator
 from gnet_jax.lab.sweeps.sweep import Cell
 from gnet_jax.training.loop import CompiledSteps, train
 from gnet_jax.training.memory import step_memory
-from gnet_jax.training.program import model_of
+from gnet_jax.training.program import model_of, prepare
 from gnet_jax.training.workdir import BusyError, MetricsFile, open_workdir
 
 LOG_FILE = "log.txt"
@@ -36,7 +36,7 @@ class Bench:
     """A config made ready once for all of its seeds, which share its compiled programs."""
 
     def __init__(self, config: Config) -> None:
-        self._run = prepare_run(config)
+        self._run = prepare(*with_start(config))
         self._steps = CompiledSteps(self._run.program)
         self._evaluate_heads = HeadEvaluator(self._run)
 
