@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from gnet_jax.cli.output import leave_at_once, print_error, reader_may_leave, set_up_process
 from gnet_jax.config import Config, ConfigError, UserError, check
-from gnet_jax.config.command import Command, Launch, check_launch, parse_command, parse_launch
+from gnet_jax.config.command import Launch, check_launch, parse_command, parse_launch
 from gnet_jax.training.hosts.start import should_join
 from gnet_jax.training.hosts.supervise import ACKNOWLEDGE, Supervisor, end_with_supervisor
 
@@ -44,23 +44,19 @@ def train(arguments: Sequence[str]) -> int:
     return main(arguments, "gnet train")
 
 
-def parse(arguments: Sequence[str], prog: str) -> Command[Launch]:
-    """Returns the config and launch options of a command line. `--help` and typos exit here.
+def parse(arguments: Sequence[str], prog: str = "train.py") -> Config:
+    """Returns the config of a command line. `--help` and typos exit here.
 
     Raises:
-        ConfigError: if there is no such recipe, or launch options contradict each other.
+        ConfigError: if there is no such recipe.
     """
-    command = parse_command(arguments, prog, Launch())
-    check_launch(command.options)
-    return command
+    return parse_command(arguments, prog, Launch()).config
 
 
-def main(arguments: Sequence[str], prog: str) -> int:
+def main(arguments: Sequence[str], prog: str = "train.py") -> int:
     """Run the command line and return the exit code.
 
-    Args:
-        arguments: what was typed after the command.
-        prog: the command, "train.py" or "gnet train", for messages.
+    `arguments` were typed after the command `prog`, "train.py" or "gnet train".
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     set_up_process()
@@ -79,7 +75,8 @@ def main(arguments: Sequence[str], prog: str) -> int:
 def _main(arguments: Sequence[str], prog: str) -> int:
     try:
         with reader_may_leave():  # --help prints
-            command = parse(arguments, prog)
+            command = parse_command(arguments, prog, Launch())
+            check_launch(command.options)
     except (ConfigError, SystemExit) as ended:
         # tyro has already printed a typo's error; it exits with 2, `--help` with 0.
         if isinstance(ended, SystemExit) and ended.code != 2:
@@ -196,7 +193,7 @@ def print_plan(run: "Run", workdir: Path) -> None:
         from gnet_jax.data.sources.walk import counted, merged
 
         left_out = counted(merged([run.train.left_out, run.val.left_out]))
-        plan["skipped"] = f"{left_out} (gnet check-data lists them)"
+        plan["not read"] = f"{left_out} (gnet check-data lists them)"
     console = SafeConsole()
     for name, text in plan.items():
         console.say(f"{name:>8}  {text}")
