@@ -221,7 +221,7 @@ def training_batches(
 
 
 def prepare(config: Config, pretrained: "Pretrained | None" = None) -> Run:
-    """Returns the run of `config`, checked as far as possible without compiling or writing.
+    """Check `config`, open its data and return the run; compiles and writes nothing.
 
     A pretrained model brings its network; the config then sets only the number of classes, the
     auxiliary heads, the dropout rates and the dtype.

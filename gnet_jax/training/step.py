@@ -200,15 +200,10 @@ def train_step(
 ) -> tuple[TrainState, Metrics]:
     """Returns the state after one optimiser step, and the step's metrics.
 
-    Accumulation, canonical numerics and pmap pass a `gradient` or an `update` of their own.
-
-    Args:
-        batch: `image` (B, H, W, C) uint8 and `label` (B,) int32.
-        augment: `(images, labels, key)` to float32 inputs and targets; see `data.augment`.
-
-    Returns:
-        The new state and float32 scalars: `loss`, each head's `*_loss` and `*_top1`,
-        `learning_rate`, `grad_norm`, and `skipped` (see `keep_finite`).
+    `batch` has `image` (B, H, W, C) uint8 and `label` (B,) int32, which `augment` turns into
+    float32 inputs and targets. The metrics are float32 scalars: `loss`, each head's `*_loss` and
+    `*_top1`, `learning_rate`, `grad_norm`, and `skipped` (see `keep_finite`). Accumulation,
+    canonical numerics and pmap pass their own `gradient` or `update`.
     """
     augment_key, dropout_key = step_keys(state.rng, state.step)
     images_BHWC, targets_BK = augment(batch["image"], batch["label"], augment_key)
@@ -226,7 +221,7 @@ def eval_step(
     model: GoogLeNet,
     preprocess: Callable[..., jax.Array],
 ) -> Metrics:
-    """Returns sums over the examples whose `mask` is True; divide by `count` after the last batch.
+    """Returns sums over the examples whose `mask` is True; `count` is their number.
 
     Uses the averaged parameters if the state has them. The sums are int32 `count`, `top1`, `top5`
     (the label is among the 5 largest logits) and float32 `loss`.
