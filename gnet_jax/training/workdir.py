@@ -45,8 +45,7 @@ def open_workdir(config: Config, fingerprints: Mapping[str, Any]) -> Path:
         fingerprints: of the data, by split, and of their order; and `classes`, a list of names.
 
     Raises:
-        ConfigError: naming every differing field, or why the folder cannot be written.
-        BusyError: as `locked`.
+        ConfigError: naming every difference, or why the folder cannot be written or locked.
     """
     workdir = Path(config.workdir).expanduser()
     identity = flatten(config) | {f"data.fingerprint.{k}": v for k, v in fingerprints.items()}
@@ -152,9 +151,6 @@ def add_start(workdir: Path, step: int) -> str | None:
     """Record this start of the run, at `step`, in run.json.
 
     Returns a sentence if the previous start ran other code or libraries, otherwise None.
-
-    Raises:
-        ConfigError: if run.json cannot be written.
     """
     starts = read_starts(workdir)
     start = {
@@ -203,11 +199,7 @@ def read_starts(workdir: Path) -> list[dict[str, Any]]:
 
 
 def check_not_lost(workdir: Path) -> None:
-    """Raise if earlier starts saved a checkpoint; call this if there is none.
-
-    Raises:
-        ConfigError: naming the newest step that was saved.
-    """
+    """Raise a ConfigError if an earlier start saved a checkpoint; call this if there is none."""
     newest = max((start.get("newest_checkpoint", 0) for start in read_starts(workdir)), default=0)
     if newest:
         raise ConfigError(
@@ -269,11 +261,7 @@ class MetricsFile:
     path: Path
 
     def append(self, step: int, values: Mapping[str, Any]) -> None:
-        """Add a line, whole or not at all.
-
-        Raises:
-            OSError: if it cannot be written, as on a full disk.
-        """
+        """Add a line, whole or not at all; raises OSError on a full disk."""
         line = (json_text({"step": step, **values}) + "\n").encode()
         with self.path.open("ab", buffering=0) as file:
             before = file.tell()

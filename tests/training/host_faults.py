@@ -11,7 +11,7 @@ from gnet_jax.config import ConfigError, UserError
 from tests.training import processes
 
 FAULTS = {
-    # no checkpoint can be read; a damaged one cannot be put aside; the disk is full; a write fails
+    # no checkpoint can be read; a corrupt one cannot be renamed; the disk is full; a write fails
     "restore": (
         "gnet_jax.training.checkpoints.restore.SavedSteps.restore",
         ConfigError("no such file"),

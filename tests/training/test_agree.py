@@ -2,6 +2,7 @@ import dataclasses
 import json
 import types
 
+import jax
 import numpy as np
 import pytest
 
@@ -99,3 +100,25 @@ def test_hosts_compare_the_weights_that_they_start_from(tmp_path):
         return identity(run, {})["init"]
 
     assert of_weights(1) == of_weights(1) != of_weights(2)
+
+
+@pytest.fixture
+def second_host(monkeypatch):
+    """This process is the second of two; host 0 passes these texts to `gather`."""
+    texts = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr(agree, "gather", lambda own: [texts.pop(0) if texts else "", own])
+    monkeypatch.setattr(agree, "TOKEN_SECONDS", 0)
+    return texts
+
+
+def test_a_host_that_does_not_see_the_token_of_the_first_has_another_workdir(tmp_path, second_host):
+    second_host += ["", ".shared-0123"]
+    with pytest.raises(ConfigError, match=str(tmp_path)):
+        open_shared_workdir(tiny_config(tmp_path), {"train": "a"})
+    (tmp_path / ".shared-0123").touch()
+    second_host += ["", ".shared-0123"]
+    assert open_shared_workdir(tiny_config(tmp_path), {"train": "a"}) == tmp_path
+    assert (tmp_path / ".shared-0123").exists()  # the first host removes it
+    assert not (tmp_path / "config.json").exists()  # and writes the config

@@ -75,6 +75,17 @@ def test_as_many_of_the_newest_are_kept_as_asked_and_the_best_besides(tmp_path, 
     assert sorted(map(int, os.listdir(tmp_path))) == checkpoints.steps
 
 
+def test_a_step_counts_as_committed_once_it_is_on_disk(tmp_path):
+    with Checkpoints(tmp_path, keep_latest=1) as checkpoints:
+        checkpoints.save(1, {"step": np.int32(1)})
+        assert (checkpoints.watch.committed, checkpoints.steps) == (0, [])
+        checkpoints.wait()
+        assert (checkpoints.watch.committed, checkpoints.steps) == (1, [1])
+        record = checkpoints.watch.record(1)
+    assert list(record["seconds_at_save"]) == ["1"]
+    assert record["seconds"]["saving"] > 0
+
+
 def test_of_equal_accuracies_the_newest_is_the_best(tmp_path):
     with Checkpoints(tmp_path, keep_latest=3) as checkpoints:
         for step, top1 in ((1, 0.5), (2, 0.7), (3, 0.7), (4, 0.0)):

@@ -4,6 +4,7 @@ import math
 import struct
 import time
 
+import numpy as np
 import pytest
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
@@ -147,20 +148,23 @@ def test_the_time_of_a_start_is_added_to_those_before(tmp_path):
     assert total["training"] == pytest.approx(10 + starts[1]["seconds"]["training"])
 
 
+def read_events(file):
+    """Returns the events of a TensorBoard file."""
+    content, found = file.read_bytes(), []
+    while content:  # length, its checksum, the event, its checksum
+        (length,) = struct.unpack("<Q", content[:8])
+        found.append(event_pb2.Event.FromString(content[12 : 12 + length]))
+        content = content[16 + length :]
+    return found
+
+
 def events(folder):
     """Returns (purge step, steps with a point) of every event file, the oldest first."""
     found = []
     for file in sorted(folder.iterdir(), key=lambda file: file.name.rpartition(".")[2]):
-        content, starts, steps = file.read_bytes(), [], []
-        while content:  # length, its checksum, the event, its checksum
-            (length,) = struct.unpack("<Q", content[:8])
-            event = event_pb2.Event.FromString(content[12 : 12 + length])
-            content = content[16 + length :]
-            if event.HasField("session_log"):
-                starts.append(event.step)
-            elif event.HasField("summary"):
-                steps.append(event.step)
-        found.append((*starts, steps))
+        read = read_events(file)
+        starts = [event.step for event in read if event.HasField("session_log")]
+        found.append((*starts, [event.step for event in read if event.HasField("summary")]))
     return found
 
 
@@ -195,3 +199,18 @@ def test_where_nothing_could_be_written_the_next_file_hides_what_the_first_shoul
     board.add(6, {"loss": 1.0})
     board.close()
     assert events(tmp_path / "folder") == [(3, [6])]
+
+
+def test_a_histogram_has_its_counts_edges_and_moments(tmp_path):
+    board = Board(tmp_path, purge_step=1)
+    counts, edges = np.array([3.0, 0.0, 1.0]), np.array([-1.0, 0.0, 1.0, 3.0])
+    board.add(2, {}, {"gradients/conv1": (counts, edges)})
+    board.close()
+    (file,) = tmp_path.iterdir()
+    (value,) = (value for event in read_events(file) for value in event.summary.value)
+    histogram = value.histo
+    assert (histogram.min, histogram.max, histogram.num) == (-1, 3, 4)
+    assert histogram.sum == 3 * -0.5 + 1 * 2
+    assert histogram.sum_squares == 3 * 0.25 + 1 * 4
+    assert list(histogram.bucket) == [3, 0, 1]
+    assert list(histogram.bucket_limit) == [0, 1, 3]

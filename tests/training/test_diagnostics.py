@@ -11,7 +11,8 @@ from tensorboardX.event_file_writer import EventsWriter
 from gnet_jax.config import AugmentConfig, LossConfig, OptimConfig, Preprocessing
 from gnet_jax.data import augment
 from gnet_jax.training.loop import CompiledSteps, train
-from gnet_jax.training.observe.diagnostics import Diagnostics, diagnose
+from gnet_jax.training.observe.console import Board
+from gnet_jax.training.observe.diagnostics import Diagnostics, _activations, diagnose
 from gnet_jax.training.optimizer import make_optimizer
 from gnet_jax.training.step import create_state, train_step
 from gnet_jax.training.workdir import MetricsFile
@@ -176,3 +177,37 @@ def test_layers_that_are_not_known_are_diagnosed_under_their_own_names(monkeypat
     assert {name.partition("/")[2] for name in found if name.startswith("dead/")} >= layers
     blocks = {name.partition("/")[2] for name in found if name.startswith("grad_norm/")}
     assert blocks == set(state.params)
+
+
+def test_a_channel_is_dead_if_it_is_zero_in_every_image_and_place():
+    x = np.ones((2, 2, 2, 4), np.float32)
+    x[..., 0] = 0
+    x[0, ..., 1] = 0  # in one image only
+    x[:, 0, :, 2] = 0  # in one row only
+    x[..., 3] = -3
+    found = _activations({"conv1": {"output": (x,)}, "classifier": {"output": (np.ones((2, 4)),)}})
+    assert found.keys() == {"activation_rms/conv1", "dead/conv1"}
+    assert found["dead/conv1"] == 0.25
+    assert found["activation_rms/conv1"] == pytest.approx(np.sqrt((0 + 4 + 4 + 8 * 9) / 32))
+
+
+def test_a_histogram_without_finite_edges_is_left_out(tmp_path, monkeypatch):
+    def diverged(state, batch):
+        edges = np.array([0.0, np.nan])
+        return {
+            "scalars": {"grad_norm/conv1": np.float32(2)},
+            "histograms": {
+                "gradients/conv1": (np.ones(1), edges),
+                "gradients/conv2": (np.ones(1), np.arange(2)),
+            },
+        }
+
+    added = []
+    monkeypatch.setattr(Board, "add", lambda *arguments: added.append(arguments[1:]))
+    with Diagnostics(tmp_path, diverged, 3, 0, print) as diagnose:
+        for finished in range(5):
+            diagnose(finished, None, {})
+    assert [(step, list(histograms)) for step, _, histograms in added] == [
+        (0, ["gradients/conv2"]),
+        (3, ["gradients/conv2"]),
+    ]

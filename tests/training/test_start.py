@@ -98,6 +98,7 @@ def initialize(monkeypatch):
     ):
         asked.append((coordinator_address, num_processes, process_id, cluster_detection_method))
         assert heartbeat_timeout_seconds <= 20
+        assert initialization_timeout > Launch().start_timeout  # our message comes first
         for each in answer:
             raise each
 

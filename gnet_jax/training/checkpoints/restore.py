@@ -23,11 +23,7 @@ CHECKPOINTS = "checkpoints"
 
 
 class SavedSteps:
-    """The committed checkpoints in a folder, read-only.
-
-    Raises:
-        ConfigError: if the folder cannot be listed.
-    """
+    """The committed checkpoints in a folder, read-only."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.resolve()  # TensorStore refuses a path with ".." in it
@@ -75,12 +71,9 @@ class SavedSteps:
         return max(self.top1, key=lambda step: (self.top1[step], step), default=None)
 
     def restore(self, step: int, abstract_state: Any) -> Any:
-        """Returns the verified state of `step`, placed as asked.
+        """Returns the verified state of `step`, placed on any number of devices and processes.
 
-        Args:
-            step: one of `steps`.
-            abstract_state: tree of `jax.ShapeDtypeStruct` with shardings, over any number of
-                devices and processes.
+        `abstract_state` is a tree of `jax.ShapeDtypeStruct` with shardings.
 
         Raises:
             ConfigError: if it is corrupt, or has other leaves, shapes or dtypes.
@@ -98,8 +91,10 @@ class SavedSteps:
         return read_digests(self.path(step)).get("model")
 
     def _place(self, step: int, arrays: dict[str, np.ndarray], abstract_state: Any) -> Any:
-        expected = {name: (x.shape, x.dtype) for name, x in named_leaves(abstract_state).items()}
-        found = {name: (x.shape, x.dtype) for name, x in arrays.items()}
+        expected, found = (
+            {name: (x.shape, x.dtype) for name, x in leaves.items()}
+            for leaves in (named_leaves(abstract_state), arrays)
+        )
         for name in sorted(expected.keys() | found.keys()):
             if expected.get(name) != found.get(name):
                 raise ConfigError(

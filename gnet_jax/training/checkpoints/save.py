@@ -57,13 +57,8 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
     ) -> None:
         """Open `folder`, and create it if it is missing.
 
-        Args:
-            folder: of the run's checkpoints.
-            keep_latest: number of newest steps to keep.
-            tell: prints a line.
-            watch: measures the time that saving holds up the run.
-            model: description of the run's model, saved with every step.
-            verify: whether each step is read back before it counts as saved.
+        `tell` prints a line. `watch` measures the time that saving holds up the run. `model` is a
+        description that is saved with every step. `verify` reads each step back.
         """
         super().__init__(folder)
         self.tell = tell
@@ -148,11 +143,7 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
             self.tell(f"warning: cannot add {' and '.join(notes)} to checkpoint {step}: {error}")
 
     def _check_space(self, state: Any) -> None:
-        """Raise before Orbax starts on a full disk, where it would leave a dozen failed threads.
-
-        Raises:
-            UserError: if the state does not fit.
-        """
+        """Raise if the state does not fit: on a full disk Orbax leaves a dozen failed threads."""
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         disk = shutil.disk_usage(self.folder)
         if disk.total > 0 and disk.free < needed:  # some network drives report no size at all
@@ -205,8 +196,7 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
     def _remove_partial(self) -> None:
         """Remove what a failed save left, which may be what fills the disk.
 
-        Orbax does not wait for the other writes of a failed save, so wait until nothing new shows
-        up for half a second.
+        Orbax does not wait for its other writes, so wait until nothing new shows up.
         """
         quiet = 0
         for _ in range(100):
@@ -225,12 +215,12 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
     def restore_latest(self, abstract_state: Any) -> tuple[int, Any] | None:
         """Returns the newest intact step and its state; None if nothing was ever saved.
 
-        Newer steps that are corrupt are logged and renamed (120 becomes 120.damaged). The first
-        process verifies and chooses. The others verify the same step and take over its list of
-        steps. The model is added to steps that an older version saved.
+        Corrupt steps on the way are logged and renamed (120 becomes 120.damaged). The first process
+        chooses. The others verify the same step and take over its list of steps. Steps that an
+        older version saved are given the model.
 
         Raises:
-            ConfigError: if no step is intact, files of one cannot be opened, or as `restore`.
+            ConfigError: if no step is intact, or as `restore` and `read_verified`.
             UserError: if another host failed.
         """
         first = jax.process_index() == 0

@@ -58,10 +58,7 @@ def read_verified(
 
 
 def find_difference(arrays: Mapping[str, np.ndarray], written: Mapping[str, Any]) -> str | None:
-    """Returns the first difference in names, dtypes, shapes or bits, or None.
-
-    `written` has the digests of these arrays, from `read_digests`.
-    """
+    """Returns the first difference from the digests in `written`, or None."""
     for name in sorted(written.keys() | arrays.keys()):
         if name not in arrays:
             return f"{name} is missing"
@@ -76,18 +73,14 @@ def find_difference(arrays: Mapping[str, np.ndarray], written: Mapping[str, Any]
 
 
 def _check_readable(checkpoint: Path) -> None:
-    def refuse(error: OSError) -> None:
+    try:
+        for path in [checkpoint, *checkpoint.rglob("*")]:
+            os.listdir(path) if path.is_dir() else open(path, "rb").close()
+    except OSError as error:
         raise ConfigError(
             f"{error.filename} cannot be opened ({error.strerror}), so the checkpoint cannot be "
             "verified; make it readable, then run the same command again"
         ) from error
-
-    for folder, _, files in os.walk(checkpoint, onerror=refuse):
-        for name in files:
-            try:
-                open(os.path.join(folder, name), "rb").close()
-            except OSError as error:
-                refuse(error)
 
 
 def write_digests(folder: Path, arrays: Mapping[str, np.ndarray], notes: Mapping[str, Any]) -> None:
@@ -97,12 +90,7 @@ def write_digests(folder: Path, arrays: Mapping[str, np.ndarray], notes: Mapping
 
 
 def add_notes(checkpoint: Path, notes: Mapping[str, Any]) -> None:
-    """Replace some of the notes that `write_digests` wrote; the digests stay.
-
-    Raises:
-        CorruptError: as `read_digests`.
-        OSError: if the file cannot be written; the old one stays.
-    """
+    """Replace some of the notes that `write_digests` wrote, or leave the file as it is."""
     _write(checkpoint / "digests", read_digests(checkpoint) | dict(notes))
 
 

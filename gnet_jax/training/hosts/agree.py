@@ -56,8 +56,7 @@ def run_on_all_hosts(action: Callable[[], Value]) -> Value:
     """Returns what `action` returns here, once it has succeeded on every host.
 
     Raises:
-        UserError: the one that `action` raised here; otherwise one that names the first host on
-            which it raised, and its error.
+        UserError: as `action` here; otherwise the first one that it raised on another host.
     """
     try:
         value, own = action(), None
@@ -73,11 +72,7 @@ def run_on_all_hosts(action: Callable[[], Value]) -> Value:
 
 
 def identity(run: "Run", fingerprints: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what must be equal on every host, by name.
-
-    These are config fields, data, initial weights, code and library versions. Class names are left
-    out because the fingerprint of a split covers them.
-    """
+    """Returns what must be equal on every host, by name; fingerprints cover the class names."""
     fields = {k: value for k, value in flatten(run.config).items() if k not in PER_HOST_FIELDS}
     pretrained = run.program.pretrained
     weights = {} if pretrained is None else {"init": digest(pretrained.variables)}
@@ -91,11 +86,7 @@ def identity(run: "Run", fingerprints: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def compare(own: Mapping[str, Any]) -> None:
-    """Raise, on every host alike, unless all hosts pass the same values.
-
-    Raises:
-        ConfigError: naming the first host that differs, and the names and values.
-    """
+    """Raise a ConfigError, the same on every host, that names the first host that differs."""
     first, *others = (json.loads(text) for text in gather(json.dumps(own)))
     for host, values in enumerate(others, 1):
         differing = [
@@ -112,11 +103,7 @@ def compare(own: Mapping[str, Any]) -> None:
 
 
 def open_shared_workdir(config: Config, fingerprints: Mapping[str, Any]) -> Path:
-    """Open the workdir on every host, after checking that all hosts see the same folder.
-
-    Raises:
-        ConfigError: as `open_workdir`, for any host; or if a host sees another folder.
-    """
+    """Open the workdir on every host, or raise a ConfigError if they see different folders."""
     if jax.process_count() == 1:
         return open_workdir(config, fingerprints)
     first = jax.process_index() == 0

@@ -75,10 +75,8 @@ class Vote:
 
     def stops_evaluation(self, stop: jax.Array) -> bool:
         """Record the `stop` of an evaluation batch; returns whether the evaluation ends here."""
-        code = int(stop)
-        if code:
-            self.code = code
-        return bool(code)
+        self.code = int(stop) or self.code
+        return bool(stop)
 
     @property
     def signalled(self) -> bool:
@@ -138,11 +136,8 @@ class _Batches:
 class TrainBatches(_Batches):
     """Training batches, loaded `LEAD` steps early so that a host can report a fault in time.
 
-    All hosts must create one. `batches` are those of the steps after `start`, up to `total`. The
-    `step` of `bad_images` is set to the one whose batch is loaded.
-
-    Raises:
-        UserError: on every host, if one cannot load its first batches.
+    `batches` are those of the steps after `start`, up to `total`. The `step` of `bad_images` is set
+    to the one whose batch is loaded. If a host cannot load its first ones, all raise a UserError.
     """
 
     def __init__(

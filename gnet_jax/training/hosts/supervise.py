@@ -35,11 +35,7 @@ def stop_signals() -> list[int]:
 class Supervisor:
     """Runs a command until it succeeds, and restarts it when it crashes.
 
-    Args:
-        command: the same for every start.
-        checkpoints: folder of the run's checkpoints, each named by its step.
-        launch: when to restart.
-        prog: prefix of messages.
+    `checkpoints` is the run's folder of checkpoints, `prog` the prefix of messages.
     """
 
     def __init__(

@@ -48,17 +48,11 @@ class SkippedSteps:
     def read(
         self, step: int, metrics: Any, batch: dict[str, jax.Array], state: Any
     ) -> dict[str, float]:
-        """Returns the metrics of `step` on the host.
-
-        Args:
-            step: whose metrics these are.
-            metrics: of the compiled step.
-            batch: that the step saw.
-            state: after the step; only used if `near_limit`.
+        """Returns the metrics of `step`, which saw `batch` and returned `state`, on the host.
 
         Raises:
             TrainingError: at the last bad step in a row that the config allows, after writing a
-                replay file.
+                replay file, which requires the state.
         """
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if not values["skipped"]:
@@ -110,9 +104,6 @@ def write_replay(
         step: the one to replay, counted from 1.
         batch: that the step saw.
         metrics: that it returned.
-
-    Raises:
-        OSError: on the first host, if the file cannot be written; nothing is left of it.
     """
     file = workdir / f"replay-{step}.npz"
     whole = multihost_utils.process_allgather(batch, tiled=True)

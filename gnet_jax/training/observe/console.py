@@ -27,8 +27,8 @@ class Board:
     """TensorBoard's scalars and histograms in a folder.
 
     tensorboardX's own `SummaryWriter` is not used: a full disk ends its thread, and its full queue
-    then blocks the run. Here the next file starts where the failed one ended. Points of older files
-    from `purge_step` on are hidden, because an earlier, killed process wrote them.
+    then blocks the run. Points of older files from `purge_step` on are hidden: a killed process
+    wrote them.
     """
 
     def __init__(self, folder: Path, purge_step: int) -> None:
@@ -41,12 +41,7 @@ class Board:
         values: Mapping[str, float],
         histograms: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None,
     ) -> None:
-        """Add one point to the curve of each value.
-
-        Args:
-            step: of the point.
-            values: by name.
-            histograms: (counts (N,), edges (N + 1,)) by name.
+        """Add a point to the curve of each value, and (counts (N,), edges (N + 1,)) by name.
 
         Raises:
             OSError: if the file cannot be written.

@@ -114,14 +114,10 @@ def _histogram(tree: Any) -> tuple[jax.Array, jax.Array]:
 
 
 class Diagnostics(contextlib.AbstractContextManager["Diagnostics"]):
-    """Diagnoses a run every `every` steps, into `diagnostics.jsonl` and TensorBoard.
+    """Diagnoses a run every `every` steps (None for never), into a log and TensorBoard.
 
-    Args:
-        workdir: of the run.
-        step: the compiled `(state, batch)` program of `diagnose`.
-        every: steps between two diagnoses; None for none at all.
-        start: finished steps of the run.
-        tell: prints a line.
+    `step` is the compiled `(state, batch)` program of `diagnose`, `start` the number of finished
+    steps; `tell` prints a line.
     """
 
     def __init__(
