@@ -218,11 +218,13 @@ def kill(times: int, folder: Path, seed: int | None = None) -> dict[str, int]:
             assert left == 0 or len(starts) == kills - left + 1
         run = tiny_run(workdir, epochs=epochs)
         with Checkpoints(workdir / "checkpoints", keep_latest=2) as checkpoints:
-            assert checkpoints.latest == run.total_steps
-            final.append(digest(checkpoints.restore(run.total_steps, run.abstract_state())))
+            assert checkpoints.latest == run.program.total_steps
+            final.append(
+                digest(checkpoints.restore(run.program.total_steps, run.program.abstract_state()))
+            )
         begun = [start["step"] for start in starts]
         assert all(a < b for a, b in itertools.pairwise(begun)), begun
-        steps = run.total_steps
+        steps = run.program.total_steps
     assert final[0] == final[1], "the bits differ"
     return {"kills": times, "steps": steps}
 

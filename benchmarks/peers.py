@@ -42,7 +42,7 @@ from side_by_side import Peer, Timer, in_turns, keep, machine, show, timer
 
 from gnet_jax.config import LossConfig, OptimConfig, Preprocessing
 from gnet_jax.convert.export import export
-from gnet_jax.model import GoogLeNet, architecture, init_variables, ops, strip_aux
+from gnet_jax.model import GoogLeNet, architecture, init, ops, strip_aux
 from gnet_jax.model_folder import ModelFolder
 from gnet_jax.training.memory import call_in_this_thread, keep_freed_memory
 from gnet_jax.training.optimizer import make_optimizer
@@ -108,7 +108,7 @@ def main() -> None:
     platform = jax.default_backend()
     on_cpu = platform == "cpu"
     model = GoogLeNet(architecture("paper", 1000), dtype=jnp.dtype(a.dtype))
-    variables = init_variables(model, jax.random.PRNGKey(0), a.size)
+    variables = init(model, jax.random.PRNGKey(0), a.size)
     with tempfile.TemporaryDirectory() as folder:
         setup = {
             "batches": a.batches,

@@ -35,8 +35,8 @@ def test_a_launch_that_cannot_be_is_one_sentence_and_exit_code_2(arguments, mess
 
 def test_a_launch_lies_beside_the_fields_and_is_no_part_of_the_config():
     launch = ("--supervise", "--coordinator", "a:1", "--num-processes", "2", "--process-id", "1")
-    command = parse_command(["digits", "--epochs", "3", *launch], "train.py")
-    assert command.launch == Launch(
+    command = parse_command(["digits", "--epochs", "3", *launch], "train.py", Launch())
+    assert command.options == Launch(
         supervise=True, coordinator="a:1", num_processes=2, process_id=1
     )
     assert command.config == train.parse(["digits", "--epochs", "3"])

@@ -14,7 +14,7 @@ from tyro.conf import Positional, arg
 
 from gnet_jax.cli.output import PHOTOS, check_picture, console, json_line, say_not_read
 from gnet_jax.config import Config, UserError, check
-from gnet_jax.config.command import parse_config
+from gnet_jax.config.command import parse_command
 
 
 def prepare(
@@ -114,8 +114,8 @@ def check_data(
 
 
 @dataclasses.dataclass(frozen=True)
-class ShowData(Config):
-    """What `gnet show-data` is given: a run's config, and what to draw of it."""
+class ShowData:
+    """What `gnet show-data` takes besides a config."""
 
     out: Path = Path("sheet.png")
     """Picture to write."""
@@ -134,17 +134,18 @@ def show_data(arguments: Sequence[str]) -> None:
 
     It takes a recipe and its fields as train.py does: `gnet show-data CONFIG --out SHEET.png`.
     """
-    given = parse_config(arguments, "gnet show-data", ShowData, about=inspect.getdoc(show_data))
+    command = parse_command(arguments, "gnet show-data", ShowData(), inspect.getdoc(show_data))
+    config, given = command.config, command.options
     for name, least in (("rows", 1), ("columns", 1), ("step", 0)):
         if getattr(given, name) < least:
             raise UserError(f"--{name} is {getattr(given, name)}; it must be at least {least}")
-    check(given)
+    check(config)
     # Imported here, so that --help and a typo answer at once.
     from gnet_jax.data import open_source
     from gnet_jax.lab.look.contact_sheet import draw_sheet
 
     check_picture(given.out, PHOTOS)
-    config = _prepared_as_loaded(given)
+    config = _prepared_as_loaded(config)
     source = open_source(config.data.source, given.split)
     images = draw_sheet(
         config,

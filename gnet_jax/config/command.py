@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import tyro
 
@@ -68,31 +68,48 @@ def check_launch(launch: Launch) -> None:
         raise ConfigError(f"--process-id is {process}; it must be below {count} (--num-processes)")
 
 
-Kind = TypeVar("Kind", bound=Config)
+Options = TypeVar("Options")
 
 
 @dataclasses.dataclass(frozen=True)
-class Command:
-    """What `train.py` is asked to do; both parts lie side by side on the command line."""
+class Command(Generic[Options]):
+    """A config and a command's own options, side by side on the command line."""
 
     config: Annotated[Config, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
-    launch: Annotated[Launch, tyro.conf.arg(name=""), tyro.conf.FlagCreatePairsOff]
+    options: Annotated[Options, tyro.conf.arg(name=""), tyro.conf.FlagCreatePairsOff]
 
 
-def parse_command(arguments: Sequence[str], prog: str) -> Command:
-    """The run of `[CONFIG] [--field.path value ...]` and its launch. `--help` and typos end here.
+def parse_command(
+    arguments: Sequence[str], prog: str, options: Options, about: str | None = None
+) -> Command[Options]:
+    """Returns the config and options of `[CONFIG] [--field.path value ...]`.
+
+    `--help` and typos end the program.
+
+    Args:
+        arguments: what was typed after `prog`; CONFIG is a recipe's name ("digits" by default) or
+            a Python file.
+        prog: the command, for its help.
+        options: the default values of a dataclass with the command's own options.
+        about: what the command does; None shows the docstring of the recipe.
 
     Raises:
-        ConfigError: if there is no such recipe, or options of the launch contradict each other.
+        ConfigError: if there is no such recipe.
     """
-    config, docstring = load_recipe(_recipe(arguments))
-    command = _parse(arguments, prog, Command, Command(config, Launch()), docstring)
-    check_launch(command.launch)
-    return command
+    named = _named(arguments)
+    recipe = arguments[0] if named else "digits"
+    config, docstring = load_recipe(recipe)
+    return _parse(
+        arguments[named:],
+        f"{prog} {recipe if named else '[CONFIG]'}",
+        Command(config, options),
+        f"{docstring if about is None else about}\n\nThe defaults below are those of {recipe!r}. "
+        f"CONFIG may be one of: {', '.join(recipe_names())}; or a Python file with a get_config().",
+    )
 
 
 def parse_launch(arguments: Sequence[str]) -> Launch:
-    """The options of the launch alone, where the rest of the command line is of no use."""
+    """Returns the options of the launch alone, for a command line with mistakes elsewhere."""
     given = [each for each in arguments if each not in ("-h", "--help")]
     launch, _ = tyro.cli(
         Launch, args=given, return_unknown_args=True, config=(tyro.conf.FlagCreatePairsOff,)
@@ -101,93 +118,55 @@ def parse_launch(arguments: Sequence[str]) -> Launch:
     return launch
 
 
-def parse_config(
-    arguments: Sequence[str],
-    prog: str,
-    kind: type[Kind] = Config,
-    about: str | None = None,
-) -> Kind:
-    """The config of `[CONFIG] [--field.path value ...]`. `--help` and typos end the program.
+def parse_sweep(
+    arguments: Sequence[str], prog: str, options: Any, about: str | None
+) -> tuple[dict[str, Config], Any, str]:
+    """Returns the configs of `SWEEP [--field.path value ...]`, the options and SWEEP's docstring.
 
     Args:
-        arguments: what was typed after `prog`; CONFIG is a recipe's name ("digits" where there is
-            none) or a Python file.
+        arguments: what was typed after `prog`; SWEEP is a Python file, or the name of one in
+            `configs/`.
         prog: the command, for its help.
-        kind: a subclass of `Config` where a command has fields of its own besides.
-        about: what the command does; None shows the docstring of the recipe.
+        options: as in `parse_command`. Its `seeds` are replaced by those of the sweep, and the
+            default workdir is runs/SWEEP.
+        about: what the command does.
 
     Raises:
-        ConfigError: if there is no such recipe.
+        ConfigError: if no sweep is named, or there is no such sweep.
     """
-    config, docstring = load_recipe(_recipe(arguments))
-    own = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    plain = tyro.conf.FlagConversionOff
-    return _parse(arguments, prog, kind, kind(**own), docstring if about is None else about, plain)
+    named = _named(arguments)
+    if not named and not {"--help", "-h"} & set(arguments):
+        raise ConfigError(f"no sweep is named; {prog} SWEEP takes one of: {sweeps_in_words()}")
+    name = arguments[0] if named else sweep_names()[0]
+    sweep, docstring = load_sweep(name)
+    options = dataclasses.replace(options, seeds=sweep.seeds)
+    workdir = f"runs/{Path(name).stem}"
+    commands = {
+        each: _parse(
+            arguments[named:],
+            f"{prog} {name if named else 'SWEEP'}",
+            Command(dataclasses.replace(config, workdir=workdir), options),
+            f"{about}\n\n{docstring}\n\nEvery field changes in all configs of the sweep; the "
+            "defaults below are those of its first. SWEEP may be one of: "
+            f"{sweeps_in_words()}.",
+        )
+        for each, config in sweep.configs.items()
+    }
+    configs = {each: command.config for each, command in commands.items()}
+    return configs, next(iter(commands.values())).options, docstring
 
 
 def _named(arguments: Sequence[str]) -> bool:
     return bool(arguments) and not arguments[0].startswith("-")
 
 
-def _recipe(arguments: Sequence[str]) -> str:
-    return arguments[0] if _named(arguments) else "digits"
-
-
 def _parse(
-    arguments: Sequence[str], prog: str, kind: type[Any], default: Any, about: str, *markers: Any
-) -> Any:
-    named, recipe = _named(arguments), _recipe(arguments)
-    recipes = ", ".join(recipe_names())
-    return tyro.cli(
-        kind,
-        prog=f"{prog} {recipe}" if named else f"{prog} [CONFIG]",
-        description=f"{about}\n\nThe defaults below are those of "
-        f"{recipe!r}. CONFIG may be one of: {recipes}; or a Python file with a get_config().",
-        default=default,
-        args=list(arguments[named:]),
-        config=markers,
-    )
-
-
-def parse_sweep(
-    arguments: Sequence[str], prog: str, kind: type[Kind], about: str | None
-) -> tuple[dict[str, Kind], str]:
-    """The configs of `SWEEP [--field.path value ...]`, and the docstring of its file.
-
-    Args:
-        arguments: what was typed after `prog`; SWEEP is a Python file, or the name of one in
-            `configs/`.
-        prog: the command, for its help.
-        kind: a subclass of `Config` with the command's own fields, `seeds` among them: the sweep's
-            number is its default, and runs/SWEEP that of `workdir`.
-        about: what the command does.
-
-    Raises:
-        ConfigError: if no sweep is named, or there is no such sweep.
-    """
-    named = bool(arguments) and not arguments[0].startswith("-")
-    if not named and not {"--help", "-h"} & set(arguments):
-        raise ConfigError(f"no sweep is named; {prog} SWEEP takes one of: {sweeps_in_words()}")
-    name = arguments[0] if named else sweep_names()[0]
-    sweep, docstring = load_sweep(name)
-
-    def parse(config: Config) -> Kind:
-        own = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-        own |= {"workdir": f"runs/{Path(name).stem}", "seeds": sweep.seeds}
-        return tyro.cli(
-            kind,
-            prog=f"{prog} {name}" if named else f"{prog} SWEEP",
-            description=f"{about}\n\n{docstring}\n\nEvery field changes in all configs of the "
-            f"sweep; the defaults below are those of its first. SWEEP may be one of: "
-            f"{sweeps_in_words()}.",
-            default=kind(**own),
-            args=list(arguments[named:]),
-            config=(tyro.conf.FlagConversionOff,),
-        )
-
-    return {each: parse(config) for each, config in sweep.configs.items()}, docstring
+    arguments: Sequence[str], prog: str, default: Command[Options], about: str
+) -> Command[Options]:
+    kind = Command[type(default.options)]
+    return tyro.cli(kind, prog=prog, description=about, default=default, args=list(arguments))
 
 
 def sweeps_in_words() -> str:
-    """The sweeps that there are, and that another file will do."""
+    """Returns the names of all sweeps, and that a file may be given instead."""
     return f"{', '.join(sweep_names())}; or a Python file with a get_sweep()"

@@ -4,14 +4,14 @@ from gnet_jax.model.architecture import VARIANTS, Architecture, architecture, sm
 from gnet_jax.model.googlenet import (
     GoogLeNet,
     Outputs,
+    abstract_variables,
     aux_logits,
     endpoints,
     every_head,
     googlenet,
-    init_variables,
+    init,
     layer_outputs,
     strip_aux,
-    variable_shapes,
 )
 
 __all__ = [
@@ -19,14 +19,14 @@ __all__ = [
     "Architecture",
     "GoogLeNet",
     "Outputs",
+    "abstract_variables",
     "architecture",
     "aux_logits",
     "endpoints",
     "every_head",
     "googlenet",
-    "init_variables",
+    "init",
     "layer_outputs",
     "smallest_size",
     "strip_aux",
-    "variable_shapes",
 ]

@@ -212,7 +212,7 @@ def googlenet(variant: str = "paper", num_classes: int | None = None, **knobs: A
     return GoogLeNet(architecture(variant, num_classes, **knobs), dtype=dtype)
 
 
-def init_variables(model: GoogLeNet, key: jax.Array, image_size: int) -> dict[str, Any]:
+def init(model: GoogLeNet, key: jax.Array, image_size: int) -> dict[str, Any]:
     """Fresh `{"params": ..., "batch_stats": ...}` for square images of `image_size` pixels.
 
     Parameters are float32, the aux heads' among them; `batch_stats` is empty without batch norm.
@@ -224,20 +224,20 @@ def init_variables(model: GoogLeNet, key: jax.Array, image_size: int) -> dict[st
     outline = model.clone(ops=outlined(model.ops))
     drawn: dict[str, Any] = {}
 
-    def init(images_BHWC: jax.Array) -> None:
+    def draw(images_BHWC: jax.Array) -> None:
         with jax.ensure_compile_time_eval():
             drawn.update(outline.init(key, images_BHWC))
 
     # Run the initialisers and trace the forward pass: its values are not needed. (Flax has
     # `lazy_init` for this, which computes both since flax 0.12.9.)
-    jax.eval_shape(init, jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32))
+    jax.eval_shape(draw, jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32))
     # The names in JAX's order, as everything else that gives a tree of parameters has them.
     variables = jax.tree.map(lambda array: array, drawn)
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
 
 
-def variable_shapes(model: GoogLeNet, image_size: int) -> dict[str, Any]:
-    """Shapes and dtypes of what `init_variables` gives, in the same trees; nothing is computed.
+def abstract_variables(model: GoogLeNet, image_size: int) -> dict[str, Any]:
+    """Shapes and dtypes of what `init` gives, in the same trees; nothing is computed.
 
     Raises:
         ValueError: if the image is too small for the net.

@@ -8,7 +8,7 @@ import numpy as np
 from flax import traverse_util
 
 from gnet_jax.config import UserError
-from gnet_jax.model import Architecture, GoogLeNet, variable_shapes
+from gnet_jax.model import Architecture, GoogLeNet, abstract_variables
 from gnet_jax.model.widths import Widths
 
 
@@ -33,7 +33,7 @@ def expected_shapes(model: GoogLeNet, image_size: int) -> dict[str, tuple[int, .
     Raises:
         ValueError: if the image is too small for the net.
     """
-    shapes = variable_shapes(model, image_size)
+    shapes = abstract_variables(model, image_size)
     flat: dict[str, Any] = traverse_util.flatten_dict(shapes, sep="/")
     return {name: value.shape for name, value in flat.items()}
 

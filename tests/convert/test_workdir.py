@@ -33,7 +33,7 @@ def saved_run(workdir, averaging="none", top1=(0.5, 0.9, 0.7), source="digits"):
     )
     run = prepare(config)
     open_workdir(config, {"train": "0", "val": "1"})
-    state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), run.abstract_state())
+    state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), run.program.abstract_state())
     folder, model = workdir / "checkpoints", run.description()
     with Checkpoints(folder, config.keep_latest, model=model) as checkpoints:
         for step, score in enumerate(top1, start=1):
@@ -49,7 +49,7 @@ def saved_run(workdir, averaging="none", top1=(0.5, 0.9, 0.7), source="digits"):
 def test_the_best_checkpoint_is_taken_averaged_where_it_can_be(tmp_path, averaging, value):
     config, run = saved_run(tmp_path / "run", averaging)
     folder = convert(tmp_path / "run", tmp_path / "model")
-    assert folder.model == run.model
+    assert folder.model == run.program.model
     assert folder.model.arch.aux_after == ("4a",)
     assert "aux_4a" in folder.variables["params"]
     assert all((x == value).all() for x in jax.tree.leaves(folder.variables["params"]))
@@ -138,7 +138,7 @@ def test_a_checkpoint_of_an_older_version_is_refused_until_its_run_is_resumed(tm
         read_workdir(tmp_path / "run")
     folder, model = tmp_path / "run" / "checkpoints", run.description()
     with Checkpoints(folder, config.keep_latest, model=model) as checkpoints:
-        checkpoints.restore_latest(run.abstract_state())
+        checkpoints.restore_latest(run.program.abstract_state())
     assert read_workdir(tmp_path / "run").class_names == tuple("0123456789")
 
 

@@ -192,7 +192,7 @@ def test_train_py_and_gnet_evaluate_work_on_the_set(data_dir, tmp_path, capsys):
     arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     assert train.main(arguments) == 0
     told = capsys.readouterr().out
-    assert "27 to train, 6 to validate (validation split), 1000 classes" in told
+    assert "27 training and 6 validation images (validation split), 1000 classes" in told
     model = str(tmp_path / "run")
     assert main(["evaluate", model, "--data", "tfds:imagenet2012", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["images"] == 6

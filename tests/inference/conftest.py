@@ -11,7 +11,7 @@ from PIL import Image
 
 from gnet_jax.config import Preprocessing
 from gnet_jax.data.sources import Example
-from gnet_jax.model import GoogLeNet, init_variables
+from gnet_jax.model import GoogLeNet, init
 from tests.tiny import tiny_arch
 
 CLASSES = ("ant", "bee", "cat", "dog", "elk", "fox", "gnu")
@@ -53,7 +53,7 @@ class Photos:
 def make_model() -> Callable[..., Trained]:
     def make(seed: int, preprocessing: Preprocessing = SMALL) -> Trained:
         model = GoogLeNet(dataclasses.replace(tiny_arch(), num_classes=7))
-        variables = init_variables(model, jax.random.PRNGKey(seed), preprocessing.image_size)
+        variables = init(model, jax.random.PRNGKey(seed), preprocessing.image_size)
         # Untrained, the biases drown the picture: make the logits depend on what is seen.
         variables["params"]["classifier"]["kernel"] *= 20
         return Trained(model, variables, preprocessing)

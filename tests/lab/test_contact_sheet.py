@@ -16,7 +16,7 @@ from gnet_jax.lab.look.contact_sheet import (
     to_pixels,
     training_images,
 )
-from gnet_jax.training.feed import augmentation, training_batches
+from gnet_jax.training.program import augmentation, training_batches
 from gnet_jax.training.step import step_keys
 from tests.tiny import tiny_config
 

@@ -26,7 +26,7 @@ from gnet_jax.lab.cost.ledger import ledger, network_ledger
 from gnet_jax.lab.cost.table_1 import CHANGED, compare_with_print
 from gnet_jax.lab.look.inside import draw_inside, first_kernel
 from gnet_jax.lab.table import ledger_csv, ledger_table
-from gnet_jax.model import GoogLeNet, endpoints, variable_shapes
+from gnet_jax.model import GoogLeNet, abstract_variables, endpoints
 from gnet_jax.model.ops import FAST
 from gnet_jax.model_folder import ModelFolder
 from tests.odd_nets import (
@@ -52,7 +52,7 @@ NEW_PARTS = {
 
 
 def size_of(model) -> int:
-    params = variable_shapes(model, 16)["params"]
+    params = abstract_variables(model, 16)["params"]
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
@@ -81,7 +81,7 @@ def test_operations_of_its_own_shape_a_networks_variables(monkeypatch):
 
     ops = dataclasses.replace(FAST, batch_norm=lambda *, name, **_: Norm(name=name))
     model = GoogLeNet(tiny_arch("batch_norm"), ops=ops)
-    shapes = variable_shapes(model, 16)
+    shapes = abstract_variables(model, 16)
     assert list(shapes["params"]["conv1"]["norm"]) == ["group"]
     assert not shapes["batch_stats"]
     assert network_ledger(model, 16).params_with_aux == size_of(model)

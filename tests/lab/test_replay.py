@@ -23,9 +23,9 @@ MEAN = np.array([123, 117, 104], np.uint8)
 def replay(tmp_path):
     """Of a step in which the images are grey but one, on which the first layer overflows."""
     run = tiny_run(tmp_path)
-    variables = tiny_variables(run.model)
+    variables = tiny_variables(run.program.model)
     variables["params"]["conv1"]["conv"]["kernel"] = np.full((3, 3, 3, 4), 1e38, np.float32)
-    state = create_state(variables, run.optimizer, 0)
+    state = create_state(variables, run.program.optimizer, 0)
     images = np.broadcast_to(MEAN, (32, 16, 16, 3)).copy()
     images[5] = 255
     batch = {

@@ -16,7 +16,7 @@ from gnet_jax.data.decode import central_crop, training_crop
 from gnet_jax.data.sources.digits import DigitsSource
 from gnet_jax.lab.look.contact_sheet import describe_augmentation, to_pixels
 from gnet_jax.lab.look.inside import filters_figure
-from gnet_jax.model import GoogLeNet, variable_shapes
+from gnet_jax.model import GoogLeNet, abstract_variables
 from gnet_jax.model.architecture import grid_sizes
 from gnet_jax.model_folder.card import model_card
 from gnet_jax.pods.compiled import array_bytes
@@ -36,7 +36,7 @@ def odd(value: Any, field: str) -> Any:
 
 
 def shapes(**fields: Any) -> Any:
-    return variable_shapes(GoogLeNet(tiny_arch(**fields)), 64)
+    return abstract_variables(GoogLeNet(tiny_arch(**fields)), 64)
 
 
 def optimizer(field: str) -> Any:
@@ -120,7 +120,7 @@ def test_stages_beyond_the_papers_have_sizes_and_pools():
     widths = dict(arch.widths) | {"6a": arch.widths["5a"]}
     deeper = dataclasses.replace(arch, widths=widths)
     assert grid_sizes(deeper, 64) == {"stem": 64, "3": 32, "4": 16, "5": 8, "6": 4, "aux_4a": 5}
-    params = variable_shapes(GoogLeNet(deeper), 64)["params"]
+    params = abstract_variables(GoogLeNet(deeper), 64)["params"]
     assert "inception_6a" in params
     with pytest.raises(ValueError, match="too small"):
         jax.eval_shape(lambda: GoogLeNet(deeper).init(jax.random.key(0), np.zeros((1, 2, 2, 3))))

@@ -12,7 +12,7 @@ from gnet_jax.model import (
     endpoints,
     fast,
     fast_conv,
-    init_variables,
+    init,
     layers,
     winograd,
 )
@@ -147,7 +147,7 @@ def test_a_pool_in_front_of_its_relu_changes_no_gradient_and_no_layer_that_is_lo
     """The first layer's bias makes some windows wholly negative: nothing passes there."""
     arch = tiny_arch(stem="imagenet", aux_after=())
     images = np.random.default_rng(6).normal(size=(2, 48, 48, 3)).astype(np.float32)
-    variables = init_variables(GoogLeNet(arch), jax.random.PRNGKey(3), 48)
+    variables = init(GoogLeNet(arch), jax.random.PRNGKey(3), 48)
     conv1 = variables["params"]["conv1"]["conv"]
     conv1["bias"] = jnp.asarray([-2.0, -1.0, 0.0, 0.2])
     slow, quick = (GoogLeNet(arch, ops=dataclasses.replace(FAST, pool_first=x)) for x in (0, 1))

@@ -67,7 +67,7 @@ def test_a_resumed_run_keeps_the_count_up_to_its_step_but_not_the_row(tmp_path, 
 
 def test_on_a_full_disk_the_error_says_why_there_is_no_replay_file(tmp_path, monkeypatch):
     run = tiny_run(tmp_path, max_bad_steps=1)
-    state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), run.abstract_state())
+    state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), run.program.abstract_state())
 
     def full(file, **_):
         file.write(b"half of it")

@@ -6,8 +6,7 @@ import pytest
 
 from gnet_jax.config import OptimConfig
 from gnet_jax.training import program as run_module
-from gnet_jax.training.compiled_steps import CompiledSteps
-from gnet_jax.training.loop import TrainingError, train
+from gnet_jax.training.loop import CompiledSteps, TrainingError, train
 from gnet_jax.training.observe.dead_heads import DeadHeadGuard, default_patience
 from tests.tiny import tiny_run
 
@@ -123,15 +122,23 @@ def test_patience_is_an_epoch_within_limits():
     assert [default_patience(n) for n in (45, 390.6, 40037)] == [200, 391, 10_000]
 
 
+GUESSING = {
+    "epochs": 0.6,
+    "eval_every_epochs": 9.0,
+    "optim": OptimConfig(learning_rate=1e-12),
+}
+
+
 @pytest.fixture(scope="module")
-def compiled():
-    return CompiledSteps()
+def compiled(tmp_path_factory):
+    run = tiny_run(tmp_path_factory.mktemp("guessing"), **GUESSING)
+    return CompiledSteps(run.program)
 
 
 @pytest.fixture
 def guessing_run(tmp_path, monkeypatch):
     """A run of 27 steps whose heads guess for ever: logits begin at zero and nothing learns."""
-    drawn = run_module.init_variables
+    drawn = run_module.init
 
     def silent(*arguments):
         variables = drawn(*arguments)
@@ -143,11 +150,9 @@ def guessing_run(tmp_path, monkeypatch):
 
     def run(dead_heads):
         (tmp_path / dead_heads).mkdir()
-        optim = OptimConfig(learning_rate=1e-12)
-        changes = {"epochs": 0.6, "dead_heads": dead_heads, "eval_every_epochs": 9.0}
-        return tiny_run(tmp_path / dead_heads, optim=optim, **changes)
+        return tiny_run(tmp_path / dead_heads, dead_heads=dead_heads, **GUESSING)
 
-    monkeypatch.setattr(run_module, "init_variables", silent)
+    monkeypatch.setattr(run_module, "init", silent)
     monkeypatch.setattr("gnet_jax.training.loop.default_patience", lambda _: 10)
     return run
 

@@ -10,22 +10,22 @@ from tensorboardX.event_file_writer import EventsWriter
 
 from gnet_jax.config import AugmentConfig, LossConfig, OptimConfig, Preprocessing
 from gnet_jax.data import augment
-from gnet_jax.training.compiled_steps import CompiledSteps
-from gnet_jax.training.loop import train
+from gnet_jax.training.loop import CompiledSteps, train
 from gnet_jax.training.observe.console import Board
 from gnet_jax.training.observe.diagnostics import Diagnostics, _activations, diagnose
 from gnet_jax.training.optimizer import make_optimizer
 from gnet_jax.training.step import create_state, train_step
 from gnet_jax.training.workdir import MetricsFile
 from tests.odd_nets import NestedThrees, Shared, with_block
-from tests.tiny import Linear, linear_params, tiny_batch, tiny_run, tiny_variables
+from tests.tiny import Linear, linear_params, tiny_batch, tiny_run, tiny_variables, with_program
 
 
 @pytest.fixture(scope="module")
 def diagnosed(tmp_path_factory):
     """A run of four steps, diagnosed at steps 0 and 2: (run, workdir, lines, compiled)."""
     workdir = tmp_path_factory.mktemp("run")
-    run, compiled = tiny_run(workdir, epochs=0.1, diagnose=2), CompiledSteps()
+    run = tiny_run(workdir, epochs=0.1, diagnose=2)
+    compiled = CompiledSteps(run.program)
     train(run, workdir, compiled)
     text = (workdir / "diagnostics.jsonl").read_text()
     return run, workdir, [json.loads(line) for line in text.splitlines()], compiled
@@ -48,13 +48,13 @@ def test_a_run_is_diagnosed_every_so_many_steps(diagnosed):
 def test_the_gradient_is_that_of_the_training_step(diagnosed):
     run, _, _, compiled = diagnosed
     batch = tiny_batch(32)
-    found = jax.device_get(compiled.diagnose_step(run)(run.initial_state(), batch))["scalars"]
+    found = jax.device_get(compiled.diagnose(run.program.initial_state(), batch))["scalars"]
     norms = [value for name, value in found.items() if name.startswith("grad_norm/")]
-    inputs = (batch, np.zeros(run.mesh.size, np.int32))
-    placed = jax.device_put(inputs, compiled.train_step(run).input_shardings[0][1:])
-    before = run.initial_state()
+    inputs = (batch, np.zeros(run.program.mesh.size, np.int32))
+    placed = jax.device_put(inputs, compiled.train.input_shardings[0][1:])
+    before = run.program.initial_state()
     old = jax.device_get(before.params)
-    after, metrics, _ = compiled.train_step(run)(before, *placed)
+    after, metrics, _ = compiled.train(before, *placed)
     whole = float(metrics["grad_norm"])
     assert np.sqrt(np.sum(np.square(norms))) == pytest.approx(whole, rel=1e-4)
     new = jax.device_get(after.params)
@@ -75,7 +75,7 @@ def test_above_its_block_an_auxiliary_head_has_no_gradient(diagnosed):
 def test_diagnosing_leaves_the_run_as_it_is(diagnosed, tmp_path):
     run, workdir, _, compiled = diagnosed
     config = dataclasses.replace(run.config, workdir=str(tmp_path), diagnose=None)
-    train(dataclasses.replace(run, config=config), tmp_path, compiled)
+    train(with_program(run, config=config), tmp_path, compiled)
     assert not (tmp_path / "diagnostics.jsonl").exists()
 
     def losses(folder):

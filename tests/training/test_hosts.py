@@ -23,7 +23,7 @@ from gnet_jax.training.checkpoints.verify import digest
 from gnet_jax.training.hosts.supervise import newest_step
 from gnet_jax.training.program import prepare
 from gnet_jax.training.sharding import data_mesh
-from tests.tiny import tiny_arch
+from tests.tiny import tiny_arch, with_program
 from tests.training.host_evaluation import counts
 from tests.training.processes import RECIPE, load, start
 
@@ -58,11 +58,11 @@ def data(tmp_path_factory):
 def restored(workdir, *arguments):
     """The newest checkpoint's step and the digest of its state, with no value that is no number."""
     config = train.parse(["--workdir", str(workdir), *RECIPE, *arguments])
-    run = dataclasses.replace(prepare(config), model=GoogLeNet(tiny_arch()))
+    run = with_program(prepare(config), model=GoogLeNet(tiny_arch()))
     with Checkpoints(workdir / "checkpoints", config.keep_latest) as checkpoints:
         step = checkpoints.latest
         assert step is not None
-        state = checkpoints.restore(step, run.abstract_state())
+        state = checkpoints.restore(step, run.program.abstract_state())
     assert int(state.step) == step
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
     return step, digest(state)

@@ -1,4 +1,3 @@
-import dataclasses
 import os
 import signal
 
@@ -24,7 +23,7 @@ from gnet_jax.training.hosts.supervise import ACKNOWLEDGE
 from gnet_jax.training.loop import Result
 from gnet_jax.training.program import prepare
 from gnet_jax.training.sharding import data_mesh
-from tests.tiny import tiny_arch, tiny_config
+from tests.tiny import tiny_arch, tiny_config, with_program
 
 
 class Images:
@@ -157,8 +156,8 @@ def test_sighup_stays_ignored_under_nohup(handlers):
 def test_a_run_that_was_stopped_exits_with_128_and_the_signal(
     tmp_path, monkeypatch, capsys, code, expected
 ):
-    result = Result(5, code, {}, {}, None, tmp_path / "5", 1.0, {})
-    monkeypatch.setattr("gnet_jax.convert.start.prepare_run", tiny_run_of)
+    result = Result(5, None, code, {}, {}, None, tmp_path / "5", 1.0, {})
+    monkeypatch.setattr("gnet_jax.training.program.prepare", tiny_run_of)
     monkeypatch.setattr("gnet_jax.training.loop.train", lambda *_: result)
     monkeypatch.setattr("gnet_jax.training.sharding.use_compilation_cache", lambda: None)
     monkeypatch.setattr("gnet_jax.training.memory.call_in_this_thread", lambda: None)
@@ -168,4 +167,4 @@ def test_a_run_that_was_stopped_exits_with_128_and_the_signal(
 
 
 def tiny_run_of(config):
-    return dataclasses.replace(prepare(config), model=GoogLeNet(tiny_arch()))
+    return with_program(prepare(config), model=GoogLeNet(tiny_arch()))

@@ -17,7 +17,7 @@ from gnet_jax.config import AugmentConfig, Config, Preprocessing, UserError, cho
 from gnet_jax.data import BadRecords, Batch, DataError, Source, eval_batches, preprocess
 from gnet_jax.data.augment import CHANNEL_STEPS
 from gnet_jax.inference.lettering import fitted, lettered
-from gnet_jax.training.feed import augmentation, training_batches
+from gnet_jax.training.program import augmentation, training_batches
 from gnet_jax.training.step import step_keys
 
 TILE = 128  # smaller images are enlarged to at least this side

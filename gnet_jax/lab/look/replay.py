@@ -16,14 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from gnet_jax.config import Config, UserError
-from gnet_jax.model import Architecture, GoogLeNet, layer_outputs, variable_shapes
+from gnet_jax.model import Architecture, GoogLeNet, layer_outputs
 from gnet_jax.model_folder.description import from_json
 from gnet_jax.training.checkpoints.verify import named_leaves
-from gnet_jax.training.feed import augmentation
-from gnet_jax.training.finetune import flat, without_gradient
+from gnet_jax.training.finetune import flat
 from gnet_jax.training.observe.bad_steps import NOTES
-from gnet_jax.training.optimizer import Optimizer, make_optimizer
-from gnet_jax.training.program import is_canonical, pure_train_step
+from gnet_jax.training.optimizer import Optimizer, make_optimizer, stop_frozen_gradients
+from gnet_jax.training.program import augmentation, make_train_step
 from gnet_jax.training.sharding import compile_train_step, data_mesh, put_state
 from gnet_jax.training.step import TrainState, compute_loss, create_state, step_keys
 
@@ -91,7 +90,7 @@ def read_replay(file: Path) -> Replay:
         lengths, loaded = (notes["steps_per_epoch"], notes["total_steps"]), notes["loaded"]
         optimizer = make_optimizer(config.optim, *lengths, frozenset(loaded))
         create = partial(create_state, optimizer=optimizer, seed=0)
-        abstract = jax.eval_shape(create, variable_shapes(model, config.data.image_size))
+        abstract = jax.eval_shape(create, abstract_variables(model, config.data.image_size))
         leaves = [arrays[f"state/{name}"] for name in named_leaves(abstract)]
         return Replay(
             config=config,
@@ -159,8 +158,8 @@ def examine(replay: Replay) -> Findings:
 
 def _repeat_step(replay: Replay) -> dict[str, float]:
     config, mesh = replay.config, data_mesh(jax.devices()[:1])
-    step = pure_train_step(config, replay.model, replay.optimizer)
-    manual = is_canonical(config)
+    step = make_train_step(config, replay.model, replay.optimizer)
+    manual = config.numerics == "canonical"
     compiled = compile_train_step(mesh, step, replay.state, replay.batch, manual=manual)
     _, metrics = compiled(put_state(replay.state, mesh), put_state(replay.batch, mesh))
     return {name: float(value) for name, value in jax.device_get(metrics).items()}
@@ -169,7 +168,7 @@ def _repeat_step(replay: Replay) -> dict[str, float]:
 def _loss(replay: Replay, params: Any, *inputs: Any) -> tuple[jax.Array, Any]:
     """Returns the run's loss, the collections with every layer's output, and the metrics."""
     return compute_loss(
-        without_gradient(params, replay.optimizer.frozen),
+        stop_frozen_gradients(params, replay.optimizer.frozen),
         *inputs,
         model=replay.model,
         loss=replay.config.loss,

@@ -49,8 +49,10 @@ class HeadEvaluator:
     """Evaluates every head of a run's network; compiles at its first call."""
 
     def __init__(self, run: Run) -> None:
-        step = partial(head_sums, model=run.model, preprocessing=run.config.data.preprocessing)
-        self._step = compile_eval_step(run.mesh, step)
+        step = partial(
+            head_sums, model=run.program.model, preprocessing=run.config.data.preprocessing
+        )
+        self._step = compile_eval_step(run.program.mesh, step)
 
     def __call__(self, run: Run, state: TrainState) -> tuple[int, dict[str, dict[str, float]]]:
         """The number of validation images, and mean `loss` and `top1` (a share of 1) by head.
@@ -59,18 +61,18 @@ class HeadEvaluator:
             run: the run, or one that differs in nothing but its seed.
             state: of its network.
         """
-        d = run.config.data
+        d, program = run.config.data, run.program
         batches = eval_batches(
             run.val,
-            batch_size=run.eval_batch_size,
+            batch_size=program.eval_batch_size,
             preprocessing=d.preprocessing,
             threads=d.threads,
             host=jax.process_index(),
             hosts=jax.process_count(),
             bad=BadRecords(run.val, d.bad_limit),
         )
-        count, heads = 0, {head: {"loss": 0.0, "top1": 0.0} for head in head_names(run.model)}
-        for batch in put_batches(batches, run.mesh, run.eval_batch_size):
+        count, heads = 0, {head: {"loss": 0.0, "top1": 0.0} for head in head_names(program.model)}
+        for batch in put_batches(batches, program.mesh, program.eval_batch_size):
             sums = jax.device_get(self._step(state, batch))
             count += int(sums.pop("count"))
             for head, values in sums.items():

@@ -74,7 +74,8 @@ def run_on_all_hosts(action: Callable[[], Value]) -> Value:
 def identity(run: "Run", fingerprints: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what must be equal on every host, by name; fingerprints cover the class names."""
     fields = {k: value for k, value in flatten(run.config).items() if k not in PER_HOST_FIELDS}
-    weights = {} if run.pretrained is None else {"init": digest(run.pretrained.variables)}
+    pretrained = run.program.pretrained
+    weights = {} if pretrained is None else {"init": digest(pretrained.variables)}
     return (
         fields
         | weights

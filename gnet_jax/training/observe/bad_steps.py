@@ -114,10 +114,10 @@ def write_replay(
         "step": step,
         "metrics": {name: repr(value) for name, value in metrics.items()},
         "config": dataclasses.asdict(run.config),
-        "architecture": to_json(run.model.arch),
-        "steps_per_epoch": run.steps_per_epoch,
-        "total_steps": run.total_steps,
-        "loaded": [] if run.takeover is None else list(run.takeover.loaded),
+        "architecture": to_json(run.program.model.arch),
+        "steps_per_epoch": run.program.steps_per_epoch,
+        "total_steps": run.program.total_steps,
+        "loaded": [] if run.program.takeover is None else list(run.program.takeover.loaded),
     }
     leaves = named_leaves(_undo_step_counts(state))
     arrays = {f"batch/{name}": np.asarray(value) for name, value in whole.items()}

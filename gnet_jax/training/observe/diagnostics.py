@@ -18,9 +18,8 @@ from flax import traverse_util
 
 from gnet_jax.config import LossConfig
 from gnet_jax.model import GoogLeNet, layer_outputs
-from gnet_jax.training.finetune import without_gradient
 from gnet_jax.training.observe.console import Board
-from gnet_jax.training.optimizer import Optimizer
+from gnet_jax.training.optimizer import Optimizer, stop_frozen_gradients
 from gnet_jax.training.step import TrainState, head_losses, head_names, step_keys
 from gnet_jax.training.workdir import MetricsFile
 
@@ -57,7 +56,7 @@ def diagnose(
     weights = (1.0, *[loss.aux_weight] * (len(heads) - 1))
 
     def weighted_losses(params: Any) -> Any:
-        params = without_gradient(params, optimizer.frozen)
+        params = stop_frozen_gradients(params, optimizer.frozen)
         outputs, found = model.apply(
             {"params": params, "batch_stats": state.batch_stats},
             images_BHWC,

@@ -5,12 +5,14 @@ import jax
 import numpy as np
 import pytest
 
-from gnet_jax.config import AugmentConfig, ConfigError
+from gnet_jax.config import AugmentConfig, Config, DataConfig, LossConfig, Preprocessing
 from gnet_jax.data import open_source
-from gnet_jax.training.feed import augmentation, training_batches
-from gnet_jax.training.program import prepare
-from gnet_jax.training.step import step_keys
-from tests.tiny import tiny_config
+from gnet_jax.model import GoogLeNet
+from gnet_jax.training import program
+from gnet_jax.training.optimizer import make_optimizer
+from gnet_jax.training.program import augmentation, make_train_step, training_batches
+from gnet_jax.training.step import compute_gradient, step_keys
+from tests.tiny import tiny_arch, tiny_config
 
 EVERYTHING = AugmentConfig(
     crop_area=(0.3, 1.0),
@@ -85,7 +87,44 @@ def test_the_interpolation_of_the_config_is_used(config):
     assert 0 < sum(same) < 12  # one in four draws bilinear
 
 
-def test_an_odd_share_of_mixed_images_is_refused_before_anything_is_compiled(tmp_path):
-    with pytest.raises(ConfigError, match="batch_size 40 gives each of 8 devices 5; use 32 or 48"):
-        prepare(tiny_config(tmp_path, augment=AugmentConfig(mixup=0.2), batch_size=40))
-    assert prepare(tiny_config(tmp_path, batch_size=40)).config.batch_size == 40
+def test_every_field_of_the_data_and_the_augmentation_reaches_the_batches(monkeypatch, tmp_path):
+    """With values that are not the defaults; host and start are the loop's."""
+    given = {}
+    monkeypatch.setattr(program, "train_batches", lambda *a, **options: given.update(options))
+    data = DataConfig(image_size=20, resize_to=24, mean=(1.0, 2.0, 3.0), threads=3, workers=2)
+    data = dataclasses.replace(data, decoder="fast")
+    config = Config(seed=7, batch_size=24, data=data, augment=EVERYTHING)
+    training_batches(config, None, start_step=5, host=1, hosts=2)
+    assert given == {
+        "batch_size": 24,
+        "preprocessing": Preprocessing(image_size=20, resize_to=24, mean=(1.0, 2.0, 3.0)),
+        "augmentation": EVERYTHING,
+        "decoder": "fast",
+        "seed": 7,
+        "threads": 3,
+        "workers": 2,
+        "start_step": 5,
+        "host": 1,
+        "hosts": 2,
+    }
+    assert augmentation(config, 12).keywords == {
+        "preprocessing": given["preprocessing"],
+        "augmentation": EVERYTHING,
+        "num_classes": 12,
+    }
+
+
+def test_a_step_has_the_models_classes_and_the_loss_of_the_config():
+    config = Config(loss=LossConfig(aux_weight=0.7, label_smoothing=0.2))
+    model, optimizer = GoogLeNet(tiny_arch()), make_optimizer(config.optim, 10, 100)
+    step = make_train_step(config, model, optimizer)
+    assert step.keywords["loss"] == LossConfig(aux_weight=0.7, label_smoothing=0.2)
+    assert (step.keywords["model"], step.keywords["optimizer"]) == (model, optimizer)
+    assert step.keywords["augment"].keywords["num_classes"] == 10
+    assert step.keywords["gradient"] is compute_gradient
+
+
+@pytest.mark.parametrize(("given", "used"), [(None, 32), (8, 8)])
+def test_an_evaluation_has_its_own_batch_size_if_it_is_given(given, used):
+    config = Config(batch_size=32, eval_batch_size=given)
+    assert program.Program(config, None, None, None, 1.0, 1).eval_batch_size == used
