@@ -9,8 +9,10 @@ import jax.numpy as jnp
 
 import gnet_jax
 from gnet_jax.config import ConfigError, Preprocessing, check_preprocessing
-from gnet_jax.model import Architecture, GoogLeNet
-from gnet_jax.model.ops import FAST, PLAIN
+from gnet_jax.model.architecture import Architecture
+from gnet_jax.model.googlenet import GoogLeNet
+from gnet_jax.ops.fast import FAST
+from gnet_jax.ops.reference import REFERENCE
 
 T = TypeVar("T")
 
@@ -85,7 +87,7 @@ def to_json(value: Any) -> Any:
 
 
 # Fields that files of older versions lack; their networks have the default.
-ADDED_LATER = ("stem_padding",)
+ADDED_LATER = ("stem_padding", "block")
 
 
 class Description(NamedTuple):
@@ -105,7 +107,7 @@ def write_description(description: Description) -> dict[str, Any]:
             architecture does not describe it.
     """
     model, preprocessing, class_names, source = description
-    if type(model) is not GoogLeNet or model.ops not in (FAST, PLAIN):
+    if type(model) is not GoogLeNet or model.ops not in (FAST, REFERENCE):
         own = " with operations of its own" if type(model) is GoogLeNet else ""
         raise ConfigError(
             f"the network is a {type(model).__name__}{own} and cannot be stored: a stored model "
