@@ -132,6 +132,8 @@ class Start:
     """Scales the variant's 1x1 reductions in front of the 3x3 and the 5x5 of every block."""
     width_multiplier: float = 1.0
     """Scales every layer of the variant but the classifiers, after reduction_factor."""
+    blocks: tuple[str, ...] | None = None
+    """Blocks of the variant to keep, for a shallower network; None keeps all."""
 
 
 Kind = TypeVar("Kind")
@@ -179,6 +181,7 @@ def architecture(
     *,
     reduction_factor: float = 1.0,
     width_multiplier: float = 1.0,
+    blocks: Iterable[str] | None = None,
     **changes: Any,
 ) -> Architecture:
     """Returns the named variant with the given changes.
@@ -188,6 +191,7 @@ def architecture(
         num_classes: outputs of every classifier; None keeps the variant's own.
         reduction_factor: as in `Start`.
         width_multiplier: as in `Start`.
+        blocks: as in `Start`.
         changes: fields of `Architecture`; None keeps the variant's own. `widths` may have some of
             the blocks or new ones, and may be text as in `Choices`.
 
@@ -199,6 +203,8 @@ def architecture(
     for name, factor in factors.items():
         if not 0 < factor < math.inf:
             raise UserError(f"{name} is {factor}; it must be above 0")
+    kept = {name: choose("blocks", name, arch.widths) for name in blocks or arch.widths}
+    arch = dataclasses.replace(arch, widths={n: w for n, w in arch.widths.items() if n in kept})
     arch = dataclasses.replace(
         arch,
         widths=scale_widths(scale_reductions(arch.widths, reduction_factor), width_multiplier),

@@ -138,6 +138,13 @@ def test_choices_keep_what_the_variant_has():
     assert narrow.aux_widths == (64, 512)
 
 
+def test_a_network_of_fewer_blocks():
+    arch = Choices(blocks=("5a", "3b"), aux_after=()).build()
+    assert arch.widths == {name: TABLE_1[name] for name in ("3b", "5a")}  # in the network's order
+    with pytest.raises(ValueError, match="blocks is '6a'"):
+        Choices(blocks=("3a", "6a")).build()
+
+
 def test_architectures_are_plain_python():
     code = "import sys, gnet_jax.model.architecture; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
