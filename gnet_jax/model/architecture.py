@@ -75,6 +75,14 @@ class Architecture:
         for name in ("norm", "block"):
             if callable(getattr(self, name)):
                 object.__setattr__(self, name, custom.reference(getattr(self, name)))
+            elif ":" in (getattr(self, name) or ""):
+                object.__setattr__(self, name, custom.absolute(getattr(self, name)))
+
+    @property
+    def own_parts(self) -> list[str]:
+        """References of the norm and the block that are not of this package."""
+        norm = [] if self.norm in ("lrn", "batch_norm") else [self.norm]
+        return norm if self.block is None else [*norm, self.block]
 
     def check(self) -> None:
         """Raise a UserError, which names the field, its value and its limit, for a bad value."""

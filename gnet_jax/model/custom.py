@@ -5,6 +5,7 @@ be written, compared and loaded. Loading a reference runs the file.
 """
 
 import importlib.machinery
+import inspect
 import sys
 import types
 from collections.abc import Callable
@@ -33,6 +34,12 @@ def reference(part: Callable[..., Any]) -> str:
     return f"<process>:{name}#{number}"
 
 
+def absolute(name: str) -> str:
+    """Returns a typed reference with the full path of its file, if the file exists here."""
+    file, _, attribute = name.rpartition(":")
+    return f"{Path(file).absolute()}:{attribute}" if Path(file).is_file() else name
+
+
 def is_portable(name: str) -> bool:
     """Returns whether another process can load the reference."""
     return not name.startswith("<process>:")
@@ -48,7 +55,9 @@ def load(name: str) -> Callable[..., Any]:
     """
     if name in _known:
         return _known[name]
-    file, _, attribute = name.rpartition(":")
+    file, colon, attribute = name.rpartition(":")
+    if not colon:
+        raise UserError(f"the network uses {name!r}, which this version does not have")
     path = next((p for p in (Path(file), Path(Path(file).name)) if p.is_file()), None)
     if path is None:
         raise UserError(
@@ -70,7 +79,10 @@ def load(name: str) -> Callable[..., Any]:
 
 
 def _source_file(part: Callable[..., Any]) -> Path | None:
-    """Returns the file that defines a function, or a method of a class."""
-    codes = (getattr(value, "__code__", None) for value in (part, *vars(part).values()))
-    file = next((code.co_filename for code in codes if code is not None), None)
-    return Path(file).absolute() if file is not None and Path(file).is_file() else None
+    """Returns the file that defines a function, or the methods of a class."""
+    files = [getattr(sys.modules.get(part.__module__), "__file__", None)]
+    for value in (part, *vars(part).values()):
+        code = getattr(inspect.unwrap(value), "__code__", None) if callable(value) else None
+        if code is not None and getattr(value, "__module__", None) == part.__module__:
+            files.append(code.co_filename)
+    return next((Path(f).absolute() for f in reversed(files) if f and Path(f).is_file()), None)

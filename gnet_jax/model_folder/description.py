@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 import gnet_jax
 from gnet_jax.config import ConfigError, Preprocessing, check_preprocessing
+from gnet_jax.model import custom
 from gnet_jax.model.architecture import Architecture
 from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.ops.fast import FAST
@@ -113,6 +114,12 @@ def write_description(description: Description) -> dict[str, Any]:
             f"the network is a {type(model).__name__}{own} and cannot be stored: a stored model "
             "holds what the architecture of a GoogLeNet describes"
         )
+    for part in model.arch.own_parts:
+        if not custom.is_portable(part):
+            raise ConfigError(
+                f"the network uses {part.removeprefix('<process>:')}, which no other process can "
+                "load; define it at the top level of a file"
+            )
     return {
         "gnet_jax": gnet_jax.__version__,
         "architecture": to_json(model.arch),
@@ -148,6 +155,8 @@ def read_description(value: Any) -> Description:
         _refuse_missing(kind, value[part], f"{part}.")
     found = from_json(_Fields, {name: value[name] for name in _Fields._fields})
     arch, labels = found.architecture, found.id2label
+    for part in arch.own_parts:  # a missing file is an error before any work
+        custom.load(part)
     if found.num_classes != arch.num_classes:
         raise SchemaError(
             f"num_classes is {found.num_classes}, but architecture.num_classes is "
