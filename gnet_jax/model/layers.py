@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from gnet_jax.errors import choose
 from gnet_jax.ops.reference import REFERENCE, Ops
@@ -55,7 +56,7 @@ def _draw(key: jax.Array, shape: tuple[int, ...], dtype, draw) -> jax.Array:
         return draw(generator, shape).astype(np.float32)
 
     key_data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
-    if not isinstance(key_data, jax.core.Tracer):
+    if not isinstance(key_data, Tracer):
         return jnp.asarray(draw_on_host(key_data), dtype)
     result = jax.ShapeDtypeStruct(shape, jnp.float32)
     return jax.pure_callback(draw_on_host, result, key_data, vmap_method="sequential").astype(dtype)

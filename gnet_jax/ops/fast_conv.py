@@ -101,10 +101,10 @@ def _convolve_3x3_backward(padding, saved, dy):
     def fast_dk(x, _kernel, dy):
         return winograd_kernel_gradient(x, dy, padding)
 
-    fast_dx = fast_dx if winograd_is_faster(dy, dx_padding) else plain_dx
+    dx = fast_dx if winograd_is_faster(dy, dx_padding) else plain_dx
     return tuple(
         lax.platform_dependent(x, kernel, dy, cpu=fast, default=plain)
-        for fast, plain in ((fast_dx, plain_dx), (fast_dk, plain_dk))
+        for fast, plain in ((dx, plain_dx), (fast_dk, plain_dk))
     )
 
 

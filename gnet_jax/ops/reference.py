@@ -5,6 +5,7 @@ Shapes: B batch, H height, W width, C channels.
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -30,13 +31,13 @@ class Ops:
 
 def max_pool(x_BHWC: jax.Array, window: int, stride: int, pad: int = 0) -> jax.Array:
     """Returns the max pool, of Caffe's output size; padding counts as -inf."""
-    padding = pool_padding(x_BHWC.shape[1:3], window, stride, pad)
+    padding: Any = pool_padding(x_BHWC.shape[1:3], window, stride, pad)
     return nn.max_pool(x_BHWC, (window, window), (stride, stride), padding)
 
 
 def average_pool(x_BHWC: jax.Array, window: int, stride: int) -> jax.Array:
     """Returns the average pool, of Caffe's output size; padding does not enter the averages."""
-    padding = pool_padding(x_BHWC.shape[1:3], window, stride)
+    padding: Any = pool_padding(x_BHWC.shape[1:3], window, stride)
     return nn.avg_pool(x_BHWC, (window, window), (stride, stride), padding, count_include_pad=False)
 
 

@@ -306,7 +306,7 @@ def _change_loaded(loaded: Architecture, m: ModelConfig, wanted: Architecture) -
         name, value = field.name, getattr(m, field.name)
         if name in ("num_classes", "aux_after", "dtype", *dropouts):
             continue
-        if value not in (getattr(default, name), getattr(VARIANTS["paper"], name, value)):
+        if value not in (getattr(default, name), getattr(VARIANTS["paper"], name, None)):
             raise ConfigError(
                 f"model.{name} is {value}, but --init brings the network; begin with the recipe "
                 f"finetune_folder, or add --model.{name.replace('_', '-')} {getattr(default, name)}"
