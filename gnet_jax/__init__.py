@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gnet_jax.config import Preprocessing
-    from gnet_jax.model import GoogLeNet
+    from gnet_jax.model.googlenet import GoogLeNet
 
 __version__ = "0.1.0"
 

@@ -19,7 +19,7 @@ from gnet_jax.cli import pods, runs, train
 from gnet_jax.cli.main import COMMANDS, main
 from gnet_jax.cli.output import PHOTOS, check_not_input, check_picture, json_line, several
 from gnet_jax.config import Preprocessing, UserError
-from gnet_jax.model import GoogLeNet
+from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.model_folder import ModelFolder, write_folder
 from gnet_jax.pods import plan, topology
 from gnet_jax.pods.chips import Chip

@@ -5,7 +5,6 @@ import shutil
 import sys
 import types
 from pathlib import Path
-from typing import get_args, get_type_hints
 
 import pytest
 from tyro._docstrings import get_field_docstring
@@ -17,7 +16,6 @@ from gnet_jax.config import (
     ConfigError,
     DataConfig,
     LossConfig,
-    ModelConfig,
     OptimConfig,
     Preprocessing,
     check,
@@ -29,15 +27,6 @@ from gnet_jax.config import (
 )
 from gnet_jax.config.command import Launch, check_launch
 from gnet_jax.config.recipes import RECIPES, install, needs, recipe_names, sweep_names
-from gnet_jax.model import VARIANTS
-from gnet_jax.model.architecture import Head, Stem
-
-
-def test_the_choices_offered_are_those_of_the_model():
-    hints = get_type_hints(ModelConfig)
-    assert get_args(hints["variant"]) == tuple(VARIANTS)
-    assert hints["head"] == Head
-    assert hints["stem"] == Stem
 
 
 def set_field(config, name, value):
@@ -305,7 +294,7 @@ def test_the_name_of_a_recipe_means_it_even_beside_a_file_of_that_name(tmp_path,
         ("Config(seed=None)", "seed is None; it must be int"),
         ("Config(model={'variant': 'paper'})", "model is {'variant': 'paper'}; it must be Model"),
         ("Config(model=ModelConfig(aux_after='4a'))", "model.aux_after is '4a'; it must be tuple"),
-        ("Config(model=ModelConfig(head='none'))", "model.head is 'none'; it must be Literal['av"),
+        ("Config(model=ModelConfig(head='none'))", "model.head is 'none'"),
         ("Config(epochs=3)", None),
     ],
 )

@@ -24,7 +24,7 @@ from gnet_jax.convert.mapping import (
     map_variables,
     name_variables,
 )
-from gnet_jax.model import VARIANTS, Architecture
+from gnet_jax.model.architecture import VARIANTS, Architecture
 from gnet_jax.model.googlenet import CAFFE_BRANCHES, CAFFE_STEM
 from gnet_jax.model_folder.variables import WeightsError
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gnet_jax.config import Preprocessing
-from gnet_jax.model import Architecture
+from gnet_jax.model.architecture import Architecture
 from gnet_jax.model_folder.variables import (
     WeightsError,
     rows_to_channels_last,

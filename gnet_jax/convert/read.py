@@ -12,7 +12,7 @@ from gnet_jax.convert import caffe, tf_slim, torchvision
 from gnet_jax.convert.mapping import Found
 from gnet_jax.convert.torch_file import is_torch_file, read_torch
 from gnet_jax.data.sources.classes import imagenet_classes
-from gnet_jax.model import GoogLeNet
+from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.model_folder.folder import (
     ModelFolder,
     check_folder,

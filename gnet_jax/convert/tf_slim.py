@@ -19,7 +19,7 @@ from gnet_jax.convert.mapping import (
     map_variables,
     name_variables,
 )
-from gnet_jax.model import VARIANTS, Architecture
+from gnet_jax.model.architecture import VARIANTS, Architecture
 from gnet_jax.model_folder.variables import WeightsError
 
 _SCOPE = "InceptionV1/"

@@ -15,7 +15,7 @@ from gnet_jax.convert.mapping import (
     map_variables,
     name_variables,
 )
-from gnet_jax.model import VARIANTS, Architecture
+from gnet_jax.model.architecture import VARIANTS, Architecture
 from gnet_jax.model_folder.variables import WeightsError, rows_to_channels_first
 
 _STEM = {"conv1": "conv1", "conv2_reduce": "conv2", "conv2": "conv3"}

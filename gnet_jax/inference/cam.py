@@ -22,7 +22,7 @@ from gnet_jax.data import preprocess
 from gnet_jax.data.decode import central_crop
 from gnet_jax.inference.lettering import fitted, lettered
 from gnet_jax.inference.predict import Guess, TrainedModel, softmax
-from gnet_jax.model import GoogLeNet, aux_logits, endpoints, strip_aux
+from gnet_jax.model.googlenet import GoogLeNet, aux_logits, endpoints, strip_aux
 
 MAIN = "main"
 

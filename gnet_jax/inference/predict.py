@@ -19,7 +19,7 @@ from gnet_jax.config.paths import as_text
 from gnet_jax.data import preprocess
 from gnet_jax.data.decode import ImageError, central_crop
 from gnet_jax.inference.images import Picture
-from gnet_jax.model import GoogLeNet, strip_aux
+from gnet_jax.model.googlenet import GoogLeNet, strip_aux
 from gnet_jax.training.sharding import (
     data_mesh,
     platform_of,

@@ -9,8 +9,11 @@ import jax.numpy as jnp
 
 import gnet_jax
 from gnet_jax.config import ConfigError, Preprocessing, check_preprocessing
-from gnet_jax.model import Architecture, GoogLeNet
-from gnet_jax.model.ops import FAST, PLAIN
+from gnet_jax.model import custom
+from gnet_jax.model.architecture import Architecture
+from gnet_jax.model.googlenet import GoogLeNet
+from gnet_jax.ops.fast import FAST
+from gnet_jax.ops.reference import REFERENCE
 
 T = TypeVar("T")
 
@@ -85,7 +88,7 @@ def to_json(value: Any) -> Any:
 
 
 # Fields that files of older versions lack; their networks have the default.
-ADDED_LATER = ("stem_padding",)
+ADDED_LATER = ("stem_padding", "block")
 
 
 class Description(NamedTuple):
@@ -105,12 +108,18 @@ def write_description(description: Description) -> dict[str, Any]:
             architecture does not describe it.
     """
     model, preprocessing, class_names, source = description
-    if type(model) is not GoogLeNet or model.ops not in (FAST, PLAIN):
+    if type(model) is not GoogLeNet or model.ops not in (FAST, REFERENCE):
         own = " with operations of its own" if type(model) is GoogLeNet else ""
         raise ConfigError(
             f"the network is a {type(model).__name__}{own} and cannot be stored: a stored model "
             "holds what the architecture of a GoogLeNet describes"
         )
+    for part in model.arch.own_parts:
+        if not custom.is_portable(part):
+            raise ConfigError(
+                f"the network uses {part.removeprefix('<process>:')}, which no other process can "
+                "load; define it at the top level of a file"
+            )
     return {
         "gnet_jax": gnet_jax.__version__,
         "architecture": to_json(model.arch),
@@ -146,6 +155,8 @@ def read_description(value: Any) -> Description:
         _refuse_missing(kind, value[part], f"{part}.")
     found = from_json(_Fields, {name: value[name] for name in _Fields._fields})
     arch, labels = found.architecture, found.id2label
+    for part in arch.own_parts:  # a missing file is an error before any work
+        custom.load(part)
     if found.num_classes != arch.num_classes:
         raise SchemaError(
             f"num_classes is {found.num_classes}, but architecture.num_classes is "

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from gnet_jax.config import ConfigError, Preprocessing
-from gnet_jax.model import GoogLeNet
+from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.model_folder.card import model_card
 from gnet_jax.model_folder.description import (
     Description,

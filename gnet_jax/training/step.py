@@ -12,7 +12,7 @@ import optax
 from flax import struct
 
 from gnet_jax.config import LossConfig
-from gnet_jax.model import GoogLeNet, Outputs
+from gnet_jax.model.googlenet import GoogLeNet, Outputs
 from gnet_jax.training.optimizer import Optimizer, stop_frozen_gradients, warm_rate
 
 Metrics = dict[str, jax.Array]

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from gnet_jax.config import Config, Preprocessing
-from gnet_jax.model import VARIANTS, Architecture
+from gnet_jax.model.architecture import VARIANTS, Architecture
 from gnet_jax.model_folder.description import SchemaError, from_json, to_json
 
 

@@ -11,7 +11,7 @@ from gnet_jax.config import Preprocessing, UserError
 from gnet_jax.data.decode import central_crop
 from gnet_jax.inference.cam import ActivationMap, ActivationMapper, draw
 from gnet_jax.inference.predict import Guess, Predictor
-from gnet_jax.model import googlenet
+from gnet_jax.model.googlenet import googlenet
 
 
 @pytest.fixture(scope="module")

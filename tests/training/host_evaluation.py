@@ -14,7 +14,7 @@ import jax
 from jax.sharding import Mesh
 
 from gnet_jax.config.command import Launch, parse_command
-from gnet_jax.model import GoogLeNet
+from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.training.evaluate import evaluate
 from gnet_jax.training.hosts.start import start
 from gnet_jax.training.hosts.stop import StopRequest, Vote

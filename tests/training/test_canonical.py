@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from gnet_jax.config import AugmentConfig, Config, DataConfig, LossConfig, OptimConfig
-from gnet_jax.model import GoogLeNet, Outputs
+from gnet_jax.model.googlenet import GoogLeNet, Outputs
 from gnet_jax.training.accumulation import accumulated_gradient
 from gnet_jax.training.canonical import canonical_gradient, tree_sum
 from gnet_jax.training.checkpoints.verify import digest

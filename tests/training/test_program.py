@@ -7,7 +7,7 @@ import pytest
 
 from gnet_jax.config import AugmentConfig, Config, DataConfig, LossConfig, Preprocessing
 from gnet_jax.data import open_source
-from gnet_jax.model import GoogLeNet
+from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.training import program
 from gnet_jax.training.optimizer import make_optimizer
 from gnet_jax.training.program import augmentation, make_train_step, training_batches

@@ -17,7 +17,7 @@ from gnet_jax.config import (
     Preprocessing,
 )
 from gnet_jax.data import augment, preprocess
-from gnet_jax.model import GoogLeNet, Outputs
+from gnet_jax.model.googlenet import GoogLeNet, Outputs
 from gnet_jax.training.accumulation import accumulated_gradient
 from gnet_jax.training.optimizer import make_optimizer
 from gnet_jax.training.pmap import pmap_train_step

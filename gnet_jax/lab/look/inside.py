@@ -20,7 +20,7 @@ from gnet_jax.inference.cam import ActivationMap, HeadMapper, draw
 from gnet_jax.inference.lettering import letter
 from gnet_jax.inference.predict import TrainedModel
 from gnet_jax.lab.cost.ledger import network_ledger
-from gnet_jax.model import endpoints
+from gnet_jax.model.googlenet import endpoints
 from gnet_jax.model_folder.variables import flatten
 
 SHOWN = 64  # channels of an endpoint, the strongest

@@ -15,7 +15,7 @@ import jax
 
 from gnet_jax.config import ConfigError, UserError
 from gnet_jax.config.command import Launch
-from gnet_jax.config.fields import choose
+from gnet_jax.errors import choose
 from gnet_jax.training.checkpoints.verify import first_line
 from gnet_jax.training.hosts.agree import OneHostError
 

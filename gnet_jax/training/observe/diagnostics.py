@@ -17,7 +17,7 @@ import optax
 from flax import traverse_util
 
 from gnet_jax.config import LossConfig
-from gnet_jax.model import GoogLeNet, layer_outputs
+from gnet_jax.model.googlenet import GoogLeNet, layer_outputs
 from gnet_jax.training.observe.console import Board
 from gnet_jax.training.optimizer import Optimizer, stop_frozen_gradients
 from gnet_jax.training.step import TrainState, head_losses, head_names, step_keys
