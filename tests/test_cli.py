@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import gnet_jax
-from gnet_jax.cli.main import main
+from gnet_jax.cli.main import COMMANDS, main
 from gnet_jax.config import Preprocessing
 from gnet_jax.model import GoogLeNet
 from gnet_jax.model_folder import ModelFolder, write_folder
@@ -129,6 +129,30 @@ main.console_script()
 """
     done = subprocess.run([sys.executable, "-c", stopping], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "gnet: interrupted\n")
+
+
+def test_only_the_module_of_the_typed_command_is_imported():
+    program = """
+import sys
+from gnet_jax.cli.main import main
+try:
+    main(["check_data", "--help"])
+finally:
+    print("\\n", *(name for name in sys.modules if name.startswith("gnet_jax.cli.")))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0
+    imported = done.stdout.splitlines()[-1].split()
+    assert imported == ["gnet_jax.cli.output", "gnet_jax.cli.main", "gnet_jax.cli.data"]
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["--help"], 0), (["-h"], 0), ([], 2)])
+def test_the_help_has_a_line_for_each_command(arguments, code, capsys):
+    assert main(arguments) == code
+    printed = capsys.readouterr()
+    lines = (printed.err if code else printed.out).splitlines()
+    for name in COMMANDS:
+        assert sum(line.startswith(f"  {name} ") for line in lines) == 1
 
 
 def test_the_version_is_printed(capsys):
@@ -264,7 +288,7 @@ def test_convert_and_export_keep_the_model(folder, capsys):
         (["summary", "--aux-after", "none"], "no name at all stands for no heads"),
         (["check-data", "cifar10"], "the recipe cifar10 reads tfds:cifar10"),
         (["sumary"], "there is no command 'sumary'; did you mean summary?"),
-        (["xyz"], "there are train, summary, convert"),
+        (["xyz"], "report, plan"),
         (["curves", "/no/run"], "/no/run has no metrics.jsonl"),
     ],
 )
