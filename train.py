@@ -7,9 +7,7 @@ import sys
 from collections.abc import Sequence
 
 if __name__ != "train":  # as a script, also in the processes that load data
-    from gnet_jax.search_path import leave_out_local_modules
-
-    leave_out_local_modules()
+    import gnet_jax.__main__  # noqa: F401  (local modules are not imported from then on)
 
 from gnet_jax.cli import train
 from gnet_jax.config import Config

@@ -1,22 +1,93 @@
-"""GoogLeNet (Inception v1) in JAX and Flax Linen, from one laptop to a TPU pod."""
+"""GoogLeNet (Inception v1) in JAX and Flax Linen, from one laptop to a TPU pod.
 
+Use a trained model, from a model folder, a training workdir or a file of published weights:
+
+    model = gnet_jax.load("runs/digits")
+    model.predict("photo.png", top=3)  # [[("7", 0.98), ("1", 0.01), ("9", 0.003)]]
+
+Build a network, and compute with it as with any Flax module:
+
+    network = gnet_jax.googlenet("paper", num_classes=10)
+    variables = gnet_jax.init(network, jax.random.key(0), image_size=224)
+    pixels = gnet_jax.preprocess(images, preprocessing=gnet_jax.Preprocessing())
+    logits = network.apply(variables, pixels).logits
+
+googlenet   Returns the module of a published variant, with the given options.
+GoogLeNet   The Flax module.
+Outputs     What calling it returns: `logits`, and `aux_logits` of the auxiliary heads.
+VARIANTS    The published variants by name, each with its `Architecture`:
+            paper             the paper's Table 1: 5x5 convolutions, LRN, biases
+            batch_norm        the same with batch norm in place of LRN
+            torchvision       torchvision's: batch norm, 3x3 in place of 5x5
+            google_release    the widths of the network that Google released
+            naive             blocks without reductions (the paper's Fig. 2a)
+            naive_batch_norm  the same with batch norm
+init        Returns fresh variables of a network.
+preprocess  Returns the network's input for uint8 images.
+Preprocessing  How images are resized, cropped and normalised.
+load        Returns a trained model, ready to predict.
+
+`import gnet_jax` alone does not import jax; the names above do, when they are first used.
+"""
+
+import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gnet_jax.config import Preprocessing
-    from gnet_jax.model import GoogLeNet
+    from gnet_jax.data.augment import preprocess
+    from gnet_jax.model import VARIANTS, GoogLeNet, Outputs, googlenet, init
+    from gnet_jax.model_folder import ModelFolder
 
 __version__ = "0.1.0"
 
+__all__ = [
+    "VARIANTS",
+    "GoogLeNet",
+    "Outputs",
+    "Preprocessing",
+    "googlenet",
+    "init",
+    "load",
+    "preprocess",
+]
 
-def load(path: str | Path) -> "tuple[GoogLeNet, dict[str, Any], Preprocessing]":
-    """The network of a model folder, its variables on the device, and its preprocessing.
+_MODULES = {"Preprocessing": "gnet_jax.config", "preprocess": "gnet_jax.data.augment"}
+
+
+def load(path: str | Path) -> "ModelFolder":
+    """Load a trained model: network, variables, preprocessing and class names.
+
+    The content of `path` determines what it is. Nothing in it is executed. A training workdir
+    gives the checkpoint of the best evaluation, with averaged parameters if the run kept them; its
+    training data may be gone. Assumptions about a file of another program are printed on standard
+    error.
+
+    Args:
+        path: a model folder, a training workdir, or a file that `gnet convert` reads.
 
     Raises:
-        gnet_jax.model_folder.WeightsError: if the folder is missing or corrupt, or its weights do
-            not fit its architecture.
+        gnet_jax.config.UserError: if there is no model at `path`, or it is corrupt.
     """
-    from gnet_jax.model_folder.folder import load  # here: `import gnet_jax` alone imports no jax
+    from gnet_jax.model_folder.folder import is_model_folder, read_folder
+    from gnet_jax.training.checkpoints.model import is_workdir, read_workdir
 
-    return load(path)
+    path = Path(path).expanduser()
+    if is_model_folder(path):
+        return read_folder(path)
+    if is_workdir(path):
+        return read_workdir(path)
+    from gnet_jax.convert.read import read
+
+    return read(path)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES.get(name, "gnet_jax.model")), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

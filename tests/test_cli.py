@@ -114,7 +114,7 @@ def test_predict_leaves_out_what_is_no_image_by_its_name(folder, tmp_path, capsy
     for image in (tmp_path / "photos").glob("*.png"):
         image.unlink()
     assert main(["predict", str(folder / "model"), str(tmp_path / "photos")]) == 1
-    assert "the folder holds no images" in capsys.readouterr().err
+    assert f"{tmp_path / 'photos'}: " in capsys.readouterr().err
 
 
 def test_ctrl_c_is_one_line_and_ends_without_pythons_way_out():
@@ -261,7 +261,7 @@ def test_convert_and_export_keep_the_model(folder, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert json.loads(lines[-1])["top"][0]["label"] in ("tiger", "wolf")
     assert main(["export", copy, str(folder / "model.safetensors")]) == 0
-    assert "largest difference" in capsys.readouterr().out
+    assert "0.0e+00" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A local page to try a network: drop a photo, see what each head makes of it, and where."""
+"""A local web page to try a model: drop a photo, see each head's classes and activation map."""
 
 from importlib import import_module
 from pathlib import Path
@@ -7,15 +7,16 @@ from typing import Any
 from gnet_jax.config import UserError
 from gnet_jax.config.recipes import needs
 from gnet_jax.data.decode import decode
-from gnet_jax.inference.cam import MAIN, HeadMapper, draw
+from gnet_jax.inference.cam import MAIN, ActivationMapper, draw
 from gnet_jax.inference.images import MAX_DOWNLOAD
-from gnet_jax.inference.predict import TrainedModel, top
+from gnet_jax.inference.predict import top_classes
+from gnet_jax.model_folder import ModelFolder
 
-HOST = "127.0.0.1"  # this machine alone
+HOST = "127.0.0.1"  # this machine only
 
 
-def build(trained: TrainedModel, title: str) -> Any:
-    """The page, a `gradio.Blocks` that is not yet served.
+def build(trained: ModelFolder, title: str) -> Any:
+    """Returns the page, a `gradio.Blocks`, for `serve`.
 
     Raises:
         UserError: if gradio is not installed.
@@ -25,7 +26,7 @@ def build(trained: TrainedModel, title: str) -> Any:
     except ImportError as error:
         raise UserError(needs("the demo", error, "demo")) from error
 
-    mapper = HeadMapper(trained)
+    mapper = ActivationMapper(trained)
 
     def look(path: str | None, head: str) -> tuple[dict[str, float] | None, Any]:
         if path is None:
@@ -34,8 +35,8 @@ def build(trained: TrainedModel, title: str) -> Any:
             probabilities, found = mapper.own(decode(Path(path).read_bytes()), head)
         except UserError as error:
             raise gr.Error(str(error)) from error
-        guesses = top(probabilities, trained.class_names)
-        # Two classes of one name would be one bar of the chart.
+        guesses = top_classes(probabilities, trained.class_names)
+        # The index, because two classes of one name would share a bar of the chart.
         shown = {f"{g['label']} ({g['index']})": g["probability"] for g in guesses}
         return shown, draw(found)
 
@@ -45,7 +46,7 @@ def build(trained: TrainedModel, title: str) -> Any:
             with gr.Column():
                 photo = gr.Image(
                     type="filepath",
-                    image_mode=None,  # the file as it is: its kinds are decode's business
+                    image_mode=None,  # the file as it is, for decode
                     sources=["upload", "clipboard"],
                     label="Photo",
                 )
@@ -57,7 +58,7 @@ def build(trained: TrainedModel, title: str) -> Any:
                 )
             with gr.Column():
                 classes = gr.Label(num_top_classes=5, label="Likeliest classes")
-                # Without a label, which would lie on the map's own title, and without sharing.
+                # No label, which would cover the map's own title, and no sharing.
                 seen = gr.Image(
                     type="pil",
                     show_label=False,
@@ -70,12 +71,12 @@ def build(trained: TrainedModel, title: str) -> Any:
 
 
 def serve(page: Any, port: int | None, *, block: bool = True) -> str:
-    """Serve the page on this machine alone, and return its address once it is up.
+    """Serve the page on this machine only. Returns its address once it is up.
 
     Args:
-        page: of `build`.
+        page: from `build`.
         port: None takes the first free one from 7860 on.
-        block: return only when the server ends, as on Ctrl-C.
+        block: return when the server ends, for example by Ctrl-C.
 
     Raises:
         UserError: if the port is taken.
@@ -94,6 +95,6 @@ def serve(page: Any, port: int | None, *, block: bool = True) -> str:
             f"cannot serve on {HOST}, port {port}: {error}; try another --port"
         ) from error
     if block:
-        print(f"open {address} in a browser; Ctrl-C ends it", flush=True)
+        print(f"open {address} in a browser; Ctrl-C stops the server", flush=True)
         page.block_thread()
     return address

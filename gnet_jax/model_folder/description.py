@@ -1,36 +1,38 @@
-"""All of a model but its variables, as JSON."""
+"""A model without its variables, as JSON: architecture, preprocessing and class names."""
 
 import dataclasses
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import jax.numpy as jnp
 
 import gnet_jax
-from gnet_jax.config import ConfigError, Preprocessing, check_preprocessing
+from gnet_jax.config import Preprocessing, UserError, check_preprocessing
 from gnet_jax.model import Architecture, GoogLeNet
 from gnet_jax.model.ops import FAST, PLAIN
+from gnet_jax.model_folder.variables import WeightsError
 
 T = TypeVar("T")
 
 
-class SchemaError(ValueError):
-    """A JSON value that does not fit; the message names its place."""
+class SchemaError(UserError):
+    """A JSON value that does not fit; the message names the field."""
 
 
 def from_json(kind: type[T], value: Any, where: str = "") -> T:
-    """`value`, as `json.loads` gave it, as a `kind`.
+    """Returns `value`, as `json.loads` gave it, as a `kind`.
+
+    A missing field keeps its default, so files of an older version can be read.
 
     Args:
-        kind: a dataclass or named tuple, or any type that their fields use: Literal, unions,
-            tuples, mappings by str, and the plain types. A field that is absent keeps its default,
-            so files of an older version can be read; an unknown one is refused.
+        kind: a dataclass or named tuple, or a type that their fields use: Literal, unions, tuples,
+            mappings by str, and the plain types.
         value: objects, lists, strings and numbers.
-        where: the value's place, for the message.
+        where: the name of the field, for the message.
 
     Raises:
-        SchemaError: naming the place, what is there and what may be there.
+        SchemaError: for an unknown field or a value of another type.
     """
     origin, args = get_origin(kind), get_args(kind)
     if dataclasses.is_dataclass(kind) or hasattr(kind, "_fields"):
@@ -63,7 +65,7 @@ def _object(kind: Any, value: Any, where: str) -> Any:
     prefix = f"{where}." if where else ""
     unknown = sorted(value.keys() - hints.keys())
     if unknown:
-        raise SchemaError(f"{prefix}{unknown[0]} is no field of {kind.__name__}")
+        raise SchemaError(f"{prefix}{unknown[0]} is not a field of {kind.__name__}")
     fields = {name: from_json(hints[name], v, f"{prefix}{name}") for name, v in value.items()}
     try:
         return kind(**fields)
@@ -72,7 +74,7 @@ def _object(kind: Any, value: Any, where: str) -> Any:
 
 
 def to_json(value: Any) -> Any:
-    """What `from_json` reads back: dataclasses and named tuples as objects by field name."""
+    """Returns JSON that `from_json` reads: dataclasses and named tuples become objects."""
     if dataclasses.is_dataclass(value):
         return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if hasattr(value, "_asdict"):
@@ -84,30 +86,25 @@ def to_json(value: Any) -> Any:
     return value
 
 
-# Fields that files of older versions lack; their networks have the default.
+# Files of older versions lack these fields; their networks have the default.
 ADDED_LATER = ("stem_padding",)
 
 
-class Description(NamedTuple):
-    """What using a model requires besides its variables."""
-
-    model: GoogLeNet
-    preprocessing: Preprocessing
-    class_names: tuple[str, ...]  # one for each output; they need not differ
-    source: Mapping[str, str]  # file, format, sha256, and notes on where the weights came from
-
-
-def write_description(description: Description) -> dict[str, Any]:
-    """Returns `description` as JSON, with the version that wrote it.
+def write_description(
+    model: GoogLeNet,
+    preprocessing: Preprocessing,
+    class_names: Sequence[str],
+    source: Mapping[str, str],
+) -> dict[str, Any]:
+    """Returns what using a model requires besides its variables, as JSON with this version.
 
     Raises:
-        ConfigError: for a network of another class, or with other operations, because its
+        WeightsError: for a network of another class, or with other operations, because its
             architecture does not describe it.
     """
-    model, preprocessing, class_names, source = description
     if type(model) is not GoogLeNet or model.ops not in (FAST, PLAIN):
         own = " with operations of its own" if type(model) is GoogLeNet else ""
-        raise ConfigError(
+        raise WeightsError(
             f"the network is a {type(model).__name__}{own} and cannot be stored: a stored model "
             "holds what the architecture of a GoogLeNet describes"
         )
@@ -123,7 +120,7 @@ def write_description(description: Description) -> dict[str, Any]:
 
 
 class _Fields(NamedTuple):
-    """What `write_description` writes, without the version."""
+    """The fields that `write_description` writes, except the version."""
 
     architecture: Architecture
     dtype: Literal["float32", "bfloat16"]
@@ -133,14 +130,16 @@ class _Fields(NamedTuple):
     id2label: Mapping[str, str]
 
 
-def read_description(value: Any) -> Description:
-    """Returns the description that `write_description` wrote as `value`; more fields may be there.
+def read_description(
+    value: Any,
+) -> tuple[GoogLeNet, Preprocessing, tuple[str, ...], dict[str, str]]:
+    """Returns the arguments of the `write_description` that wrote `value`; more fields are allowed.
 
     Raises:
-        SchemaError, ConfigError: naming the first field that is missing or cannot be used.
+        UserError: naming the first field that is missing or cannot be used.
     """
     if not isinstance(value, dict):
-        raise SchemaError(f"it is a {type(value).__name__}; it must be an object")
+        raise SchemaError(f"it is {type(value).__name__}; it must be an object")
     _refuse_missing(_Fields, value)
     for part, kind in (("architecture", Architecture), ("preprocessing", Preprocessing)):
         _refuse_missing(kind, value[part], f"{part}.")
@@ -159,11 +158,11 @@ def read_description(value: Any) -> Description:
     check_preprocessing(found.preprocessing, "preprocessing")
     names = tuple(labels[str(i)] for i in range(len(labels)))
     model = GoogLeNet(arch, dtype=jnp.dtype(found.dtype))
-    return Description(model, found.preprocessing, names, found.source)
+    return model, found.preprocessing, names, dict(found.source)
 
 
 def _refuse_missing(kind: type, value: Any, where: str = "") -> None:
-    """A default in place of a field that is missing could be wrong, and nothing would show it."""
+    # The default of a missing field could be wrong, and nothing would show it.
     for name in get_type_hints(kind):
         if isinstance(value, dict) and name not in value and name not in ADDED_LATER:
             raise SchemaError(f"{where}{name} is missing")

@@ -1,4 +1,4 @@
-"""Safetensors files: named arrays behind a JSON header, with nothing in them that could run."""
+"""Safetensors files: named arrays behind a JSON header. Reading one executes nothing."""
 
 import json
 import struct
@@ -27,7 +27,7 @@ _DTYPES = {
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether the file's beginning is that of a safetensors file."""
+    """Returns whether the file starts as a safetensors file does."""
     with path.open("rb") as file:
         head = file.read(9)
     if len(head) < 9:
@@ -37,10 +37,12 @@ def is_safetensors(path: Path) -> bool:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The arrays of a safetensors file by name, and its metadata; floats come as float32.
+    """Returns the arrays of a safetensors file by name, floats as float32, and its metadata.
+
+    The safetensors package alone reads neither bfloat16 as NumPy arrays nor metadata with them.
 
     Raises:
-        WeightsError: if the file is missing, damaged, cut short, or of another kind.
+        WeightsError: if the file is missing, corrupt or of another kind.
     """
     try:
         data = path.read_bytes()
@@ -50,13 +52,13 @@ def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         entries = safetensors.deserialize(data)
     except safetensors.SafetensorError as error:
         raise WeightsError(
-            f"{path} is not a whole safetensors file ({error}); copy or download it again"
+            f"{path} is not a complete safetensors file ({error}); copy or download it again"
         ) from error
     tensors = {}
     for name, entry in entries:
         if entry["dtype"] not in _DTYPES:
             raise WeightsError(
-                f"{path}: {name} is of type {entry['dtype']}; these are read: {', '.join(_DTYPES)}"
+                f"{path}: {name} has type {entry['dtype']}; use one of {', '.join(_DTYPES)}"
             )
         dtype = _DTYPES[entry["dtype"]]
         array = np.frombuffer(entry["data"], dtype).reshape(entry["shape"])
@@ -68,6 +70,6 @@ def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 def write_tensors(
     path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]
 ) -> None:
-    """Write `tensors` under their names; `metadata` is text that readers may look at."""
-    whole = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
-    path.write_bytes(save(whole, metadata=dict(metadata)))
+    """Write `tensors` under their names, and `metadata` into the header."""
+    contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+    path.write_bytes(save(contiguous, metadata=dict(metadata)))

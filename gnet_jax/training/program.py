@@ -21,7 +21,7 @@ from gnet_jax.model import (
     smallest_size,
 )
 from gnet_jax.model.roles import roles_by_path
-from gnet_jax.model_folder.description import Description, write_description
+from gnet_jax.model_folder.description import write_description
 from gnet_jax.training.accumulation import accumulated_gradient
 from gnet_jax.training.canonical import (
     canonical_gradient,
@@ -136,9 +136,7 @@ class Run(Program):
         source = {"format": "training workdir", "data": self.config.data.source}
         if self.config.init is not None:
             source["started_from"] = self.config.init
-        return write_description(
-            Description(self.model, self.config.data.preprocessing, tuple(names), source)
-        )
+        return write_description(self.model, self.config.data.preprocessing, names, source)
 
 
 def is_canonical(config: Config) -> bool:

@@ -16,11 +16,11 @@ from gnet_jax.config import UserError, choose, suggestion
 from gnet_jax.data import preprocess
 from gnet_jax.data.augment import CHANNEL_STEPS
 from gnet_jax.data.decode import central_crop
-from gnet_jax.inference.cam import ActivationMap, HeadMapper, draw
+from gnet_jax.inference.cam import ActivationMap, ActivationMapper, draw
 from gnet_jax.inference.lettering import letter
-from gnet_jax.inference.predict import TrainedModel
 from gnet_jax.lab.cost.ledger import network_ledger
 from gnet_jax.model import endpoints
+from gnet_jax.model_folder import ModelFolder
 from gnet_jax.model_folder.variables import flatten
 
 SHOWN = 64  # channels of an endpoint, the strongest
@@ -28,7 +28,7 @@ DEFAULT = ("conv1/7x7_s2", "inception_3a/output", "inception_4a/output", "incept
 
 
 def draw_inside(
-    trained: TrainedModel,
+    trained: ModelFolder,
     picture: Image.Image,
     folder: Path,
     names: Sequence[str] = (),
@@ -60,7 +60,7 @@ def draw_inside(
     kernel = first_kernel(trained)
     figures: dict[str, Image.Image | Figure] = {
         "filters.png": filters_figure(kernel, trained.preprocessing.channels),
-        "heads.png": heads_picture(HeadMapper(trained)(picture, index)),
+        "heads.png": heads_picture(ActivationMapper(trained)(picture, index)),
     }
     for name in wanted:
         figures[f"{name.replace('/', '-')}.png"] = activation_figure(name, found[name])
@@ -80,7 +80,7 @@ def draw_inside(
     return files
 
 
-def first_kernel(trained: TrainedModel) -> np.ndarray:
+def first_kernel(trained: ModelFolder) -> np.ndarray:
     """The kernel (H, W, 3, F) of the convolution that sees the image.
 
     Raises:
@@ -97,7 +97,7 @@ def first_kernel(trained: TrainedModel) -> np.ndarray:
     )
 
 
-def activations(trained: TrainedModel, square: np.ndarray) -> dict[str, np.ndarray]:
+def activations(trained: ModelFolder, square: np.ndarray) -> dict[str, np.ndarray]:
     """Every endpoint's output for one uint8 square (H, W, 3), by Caffe's name."""
 
     @jax.jit
