@@ -7,7 +7,8 @@ from typing import Any
 import jax
 
 from gnet_jax.config import Config
-from gnet_jax.data import Batch, Source, augment, train_batches
+from gnet_jax.data import Batch, Source, train_batches
+from gnet_jax.data.augment import augment
 
 
 def training_batches(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gnet_jax.config import AugmentConfig, LossConfig, OptimConfig, Preprocessing
-from gnet_jax.data import augment
+from gnet_jax.data.augment import augment
 from gnet_jax.training.compiled_steps import CompiledSteps
 from gnet_jax.training.loop import train
 from gnet_jax.training.observe.console import Board
