@@ -31,14 +31,13 @@ load        Returns a trained model, ready to predict.
 """
 
 import importlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gnet_jax.config import Preprocessing
     from gnet_jax.data.augment import preprocess
+    from gnet_jax.inference.predict import load
     from gnet_jax.model import VARIANTS, GoogLeNet, Outputs, googlenet, init
-    from gnet_jax.model_folder import ModelFolder
 
 __version__ = "0.1.0"
 
@@ -53,34 +52,11 @@ __all__ = [
     "preprocess",
 ]
 
-_MODULES = {"Preprocessing": "gnet_jax.config", "preprocess": "gnet_jax.data.augment"}
-
-
-def load(path: str | Path) -> "ModelFolder":
-    """Load a trained model: network, variables, preprocessing and class names.
-
-    The content of `path` determines what it is. Nothing in it is executed. A training workdir
-    gives the checkpoint of the best evaluation, with averaged parameters if the run kept them; its
-    training data may be gone. Assumptions about a file of another program are printed on standard
-    error.
-
-    Args:
-        path: a model folder, a training workdir, or a file that `gnet convert` reads.
-
-    Raises:
-        gnet_jax.config.UserError: if there is no model at `path`, or it is corrupt.
-    """
-    from gnet_jax.model_folder.folder import is_model_folder, read_folder
-    from gnet_jax.training.checkpoints.model import is_workdir, read_workdir
-
-    path = Path(path).expanduser()
-    if is_model_folder(path):
-        return read_folder(path)
-    if is_workdir(path):
-        return read_workdir(path)
-    from gnet_jax.convert.read import read
-
-    return read(path)
+_MODULES = {
+    "Preprocessing": "gnet_jax.config",
+    "load": "gnet_jax.inference.predict",
+    "preprocess": "gnet_jax.data.augment",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -174,10 +174,10 @@ def export(
         model: a model folder, a training workdir, or a file that `gnet convert` reads.
         out: OUT.onnx, OUT.stablehlo, OUT.safetensors, or OUT.pth (torchvision's variant only).
     """
-    import gnet_jax
     from gnet_jax.convert.export import export as export_model
+    from gnet_jax.inference.predict import load
 
     if model.is_file():
         check_not_input(out, [model])
-    difference = export_model(gnet_jax.load(model), out)
+    difference = export_model(load(model), out)
     print(f"wrote {out}; its logits differ by at most {difference:.1e} of the largest")

@@ -76,7 +76,7 @@ def predict(
             print(json_line({"file": name, "top": found}))
         else:
             render(out, name, found)
-        if cam is not None and picture is not None:
+        if cam is not None and not isinstance(picture, UserError):
             drawn += 1
             target = cam if drawn == 1 else cam.with_stem(f"{cam.stem}-{drawn}")
             check_not_input(target, images)
@@ -85,7 +85,8 @@ def predict(
             except OSError as error:
                 raise UserError(f"cannot write {target}: {error}") from error
             print(f"drew {target}", file=sys.stderr)
-    say_not_read(left_out)
+    if left_out:
+        say_not_read(left_out)
     if not seen:
         raise UserError(f"there is no image in {', '.join(images)}")
     return 1 if failed else 0
@@ -191,7 +192,7 @@ def _open(paths: Iterable[Path]) -> list[ModelFolder]:
 
     Names the step that was loaded of a workdir, because training may have ended with another.
     """
-    import gnet_jax
+    from gnet_jax.inference.predict import load
     from gnet_jax.training.memory import call_in_this_thread, keep_freed_memory
     from gnet_jax.training.sharding import use_compilation_cache
 
@@ -200,7 +201,7 @@ def _open(paths: Iterable[Path]) -> list[ModelFolder]:
     keep_freed_memory()
     models = []
     for path in paths:
-        models.append(gnet_jax.load(path))
+        models.append(load(path))
         source = models[-1].source
         if "step" in source:
             top1 = source.get("validation_top1")

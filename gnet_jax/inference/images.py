@@ -20,7 +20,6 @@ from PIL import Image, ImageOps
 
 from gnet_jax.config import UserError
 from gnet_jax.data.decode import MAX_PIXELS, decode
-from gnet_jax.data.sources.walk import LeftOut, walk
 
 MAX_DOWNLOAD = 32 * 2**20  # bytes, of a URL or standard input
 MAX_FILE = 4 * MAX_PIXELS  # bytes; the largest picture that is decoded, stored without compression
@@ -29,6 +28,7 @@ TIMEOUT = 20.0  # seconds without a byte from a server
 DEADLINE = 120.0  # seconds for a whole download
 USER_AGENT = "gnet-jax (image classification; python-urllib)"  # some servers refuse urllib's own
 
+LeftOut = dict[str, list[str]]  # paths of the entries that are not read, by reason
 ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray
 
 
@@ -107,6 +107,8 @@ def _readers(
 
 
 def _folder_readers(root: str, left_out: LeftOut) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    from gnet_jax.data.sources.walk import walk
+
     own: LeftOut = {}
     unreadable: list[OSError] = []
     empty = True

@@ -1,4 +1,4 @@
-"""Probabilities of classes for pictures, and how they are printed.
+"""Load a trained model, predict the classes of pictures, and print them.
 
 Shapes: N pictures, S side of the network's input, C channels, K classes.
 """
@@ -7,6 +7,7 @@ import functools
 import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
 import jax
@@ -21,7 +22,8 @@ from gnet_jax.data.augment import preprocess
 from gnet_jax.data.decode import ImageError, central_crop
 from gnet_jax.inference.images import Picture
 from gnet_jax.model import GoogLeNet, strip_aux
-from gnet_jax.model_folder import ModelFolder
+from gnet_jax.model_folder.folder import ModelFolder, is_model_folder, read_folder
+from gnet_jax.training.checkpoints.model import is_workdir, read_workdir
 from gnet_jax.training.sharding import (
     data_mesh,
     platform_of,
@@ -30,6 +32,30 @@ from gnet_jax.training.sharding import (
     split,
     xla_options,
 )
+
+
+def load(path: str | Path) -> ModelFolder:
+    """Load a trained model: network, variables, preprocessing and class names.
+
+    The content of `path` determines what it is. Nothing in it is executed. A training workdir
+    gives the checkpoint of the best evaluation, with averaged parameters if the run kept them; its
+    training data may be gone. Assumptions about a file of another program are printed on standard
+    error.
+
+    Args:
+        path: a model folder, a training workdir, or a file that `gnet convert` reads.
+
+    Raises:
+        gnet_jax.config.UserError: if there is no model at `path`, or it is corrupt.
+    """
+    path = Path(path).expanduser()
+    if is_model_folder(path):
+        return read_folder(path)
+    if is_workdir(path):
+        return read_workdir(path)
+    from gnet_jax.convert.read import read  # here, because most models need no foreign reader
+
+    return read(path)
 
 
 class Guess(TypedDict):
@@ -44,7 +70,7 @@ class Prediction(NamedTuple):
     """The likeliest classes of one picture, or the reason why there are none."""
 
     name: str
-    picture: Image.Image | None
+    picture: Image.Image | UserError
     top: list[Guess] | UserError
 
 
@@ -141,8 +167,8 @@ def predictions(
         good = [square for square in squares if not isinstance(square, UserError)]
         rows_NK = iter(softmax(predictor.logits(np.stack(good))) if good else ())
         for (name, picture), square in zip(batch, squares, strict=True):
-            if isinstance(picture, UserError) or isinstance(square, UserError):
-                yield Prediction(name, None, square)
+            if isinstance(square, UserError):
+                yield Prediction(name, picture, square)
             else:
                 yield Prediction(name, picture, top_classes(next(rows_NK), trained.class_names, k))
 

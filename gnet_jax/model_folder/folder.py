@@ -69,8 +69,9 @@ class ModelFolder:
         from gnet_jax.inference.images import Picture, open_picture
         from gnet_jax.inference.predict import predictions
 
-        several = isinstance(images, list | tuple) or getattr(images, "ndim", 2) == 4
-        pictures = (Picture("", open_picture(image)) for image in (images if several else [images]))
+        several = isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4
+        given: Any = images if several else [images]
+        pictures = (Picture("", open_picture(image)) for image in given)
         results = []
         for _, _, found in predictions(self._predictor, pictures, top):
             if isinstance(found, UserError):
@@ -131,21 +132,22 @@ def write_folder(path: str | Path, folder: ModelFolder) -> None:
 
 
 def _refuse_to_overwrite(path: Path) -> None:
+    """Raise if `path` is anything but a model folder that `write_folder` wrote."""
     try:
-        found = {each.name for each in path.iterdir()} if path.exists() else set()
-        others = sorted(found - {WEIGHTS_FILE, CONFIG_FILE, CARD_FILE})
-        if found and not others:
-            ours = "gnet_jax" in json.loads((path / CONFIG_FILE).read_text("utf-8-sig"))
-            others = [] if ours else sorted(found)
+        found = sorted(each.name for each in path.iterdir()) if path.exists() else []
     except NotADirectoryError:
         raise WeightsError(f"{path} is a file; name a folder for the model") from None
-    except PermissionError as error:
-        raise WeightsError(f"cannot read {path}: {error.strerror}") from error
+    except OSError as error:
+        raise WeightsError(f"cannot list {path}: {error.strerror}") from error
+    lost = [name for name in found if name not in (WEIGHTS_FILE, CONFIG_FILE, CARD_FILE)]
+    try:
+        if found and "gnet_jax" not in json.loads((path / CONFIG_FILE).read_text("utf-8-sig")):
+            lost += found
     except (OSError, ValueError, TypeError):
-        others = sorted(found)
-    if others:
+        lost += found
+    if lost:
         raise WeightsError(
-            f"{path} is not a model folder of gnet_jax, and {others[0]} in it would be lost; name "
+            f"{path} is not a model folder of gnet_jax, and {lost[0]} in it would be lost; name "
             "another folder"
         )
 
