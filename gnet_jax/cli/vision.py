@@ -55,8 +55,7 @@ def predict(
     if cam is not None:
         check_picture(cam, PHOTOS)
         check_not_input(cam, images)
-    (trained,) = _open([model])
-    _print_compiling()
+    (trained,) = _open([model], compiles=True)
     if cam is not None:
         from gnet_jax.inference.cam import MAIN, ActivationMapper, draw
 
@@ -167,8 +166,7 @@ def inspect(
     from gnet_jax.lab.look.inside import draw_inside
 
     picture = open_picture(image)
-    (trained,) = _open([model])
-    _print_compiling()
+    (trained,) = _open([model], compiles=True)
     for file in draw_inside(trained, picture, out, endpoint, class_index):
         print(f"drew {file}")
 
@@ -182,17 +180,17 @@ def demo(model: Model, port: int | None = None) -> None:
     """
     from gnet_jax.inference.demo import build, serve
 
-    (trained,) = _open([model])
-    _print_compiling()
+    (trained,) = _open([model], compiles=True)
     serve(build(trained, f"GoogLeNet: {model.name}"), port)
 
 
-def _open(paths: Iterable[Path]) -> list[ModelFolder]:
+def _open(paths: Iterable[Path], *, compiles: bool = False) -> list[ModelFolder]:
     """Load models, and set this process up to run them.
 
-    Names the step that was loaded of a workdir, because training may have ended with another.
+    Prints which step of a workdir was loaded, because training may have ended with another, and if
+    `compiles` that compilation follows.
     """
-    from gnet_jax.inference.predict import load
+    from gnet_jax.inference.predict import load, say_compiling
     from gnet_jax.training.memory import call_in_this_thread, keep_freed_memory
     from gnet_jax.training.sharding import use_compilation_cache
 
@@ -207,13 +205,9 @@ def _open(paths: Iterable[Path]) -> list[ModelFolder]:
             top1 = source.get("validation_top1")
             best = "the best, validation top-1 " + f"{float(top1):.2%}" if top1 else "the newest"
             print(f"{path}: step {source['step']}, {best}", file=sys.stderr)
+    if compiles:
+        say_compiling()
     return models
-
-
-def _print_compiling() -> None:
-    from gnet_jax.inference.predict import say_compiling
-
-    say_compiling()
 
 
 def _counted(number: int, what: str) -> str:

@@ -44,27 +44,16 @@ def build(trained: ModelFolder, title: str) -> Any:
         gr.Markdown(f"# {title}\nDrop a photo. Nothing leaves this machine.")
         with gr.Row():
             with gr.Column():
-                photo = gr.Image(
-                    type="filepath",
-                    image_mode=None,  # the file as it is, for decode
-                    sources=["upload", "clipboard"],
-                    label="Photo",
-                )
-                head = gr.Radio(
-                    list(mapper.heads),
-                    value=MAIN,
-                    label="Head",
-                    info=None if len(mapper.heads) > 1 else "This model has no auxiliary heads.",
-                )
+                # image_mode None keeps the file as it is, for `decode`.
+                ways = ["upload", "clipboard"]
+                photo = gr.Image(type="filepath", image_mode=None, sources=ways, label="Photo")
+                info = None if len(mapper.heads) > 1 else "This model has no auxiliary heads."
+                head = gr.Radio(list(mapper.heads), value=MAIN, label="Head", info=info)
             with gr.Column():
                 classes = gr.Label(num_top_classes=5, label="Likeliest classes")
                 # No label, which would cover the map's own title, and no sharing.
-                seen = gr.Image(
-                    type="pil",
-                    show_label=False,
-                    interactive=False,
-                    buttons=["download", "fullscreen"],
-                )
+                buttons = ["download", "fullscreen"]
+                seen = gr.Image(type="pil", show_label=False, interactive=False, buttons=buttons)
         for changed in (photo, head):
             changed.change(look, [photo, head], [classes, seen], api_name=False)
     return page

@@ -96,15 +96,14 @@ def evaluate(
 ) -> Evaluation:
     """Score every image of `source` once, by probabilities averaged over crops and models.
 
-    Each model sees the image through its own preprocessing. Damaged images are skipped and named
-    in the result. Classes are matched by name, as `pair_classes` does.
+    Each model has its own preprocessing. Damaged images are skipped and named in the result.
 
     Args:
         models: one or more, with the same classes in any order.
-        source: the labelled images.
+        source: the labelled images, whose classes `pair_classes` matches.
         crops: of each image; see `crop_plan`.
         batch_size: largest number of crops in a call of a network.
-        threads: that read, decode and crop. The result does not depend on it.
+        threads: that read, decode and crop.
         progress: print the progress on standard error.
         bad_limit: largest share of the images that may be damaged.
 
@@ -165,14 +164,12 @@ def _columns(models: Sequence[ModelFolder]) -> list[list[int]]:
         raise EvaluationError("there is no model to evaluate; name at least one")
     first, columns = models[0].class_names, []
     for number, model in enumerate(models, start=1):
-        found = find(first, model.class_names)
-        lacks = _without(first, found)
-        more = _without(model.class_names, find(model.class_names, first))
-        if lacks or more:
-            one, other, odd = (number, 1, lacks) if lacks else (1, number, more)
+        found, back = find(first, model.class_names), find(model.class_names, first)
+        odd = _without(first, found) or _without(model.class_names, back)
+        if odd:
             raise EvaluationError(
-                f"model {one} lacks or repeats {listed(odd)} of model {other}; an ensemble "
-                "requires models of the same classes"
+                f"models 1 and {number} do not both have {listed(odd)}, or have it twice; an "
+                "ensemble requires models of the same classes"
             )
         columns.append([column for column in found if column is not None])
     return columns
@@ -181,16 +178,15 @@ def _columns(models: Sequence[ModelFolder]) -> list[list[int]]:
 def pair_classes(
     names: Sequence[str], model: Sequence[str], empty: Container[str] = ()
 ) -> tuple[list[int], str | None]:
-    """Returns the model's class for each label of the data, and how they were paired.
+    """Returns the model's class for each label of the data, and a note if names do not match.
 
-    Classes are matched by name; the second result is then None. If no name matches, they are
-    paired by position if the data number the model's classes from 0, or if the model has no names
-    and as many classes. A class without images that the model lacks becomes -1.
+    If no name matches, classes are paired by position, provided that the data number the model's
+    classes from 0, or that the model has no names and as many classes.
 
     Args:
         names: the classes of the data.
         model: the classes of the model.
-        empty: the classes of the data that have no images.
+        empty: the classes of the data without images; if the model lacks one, it becomes -1.
 
     Raises:
         EvaluationError: naming the classes of the data that the model lacks.

@@ -58,22 +58,20 @@ def _drawable(text: str, kept: str = "") -> tuple[str, Path]:
     """Returns `text` with undrawable characters escaped, and the file of a font for it."""
     kept += JOINERS
     shown = "".join(c if c.isprintable() or c in kept else _escape(c) for c in text)
-    missing = frozenset(shown) - letters(DEFAULT) - set(kept)
-    if not missing:
-        return shown, DEFAULT
-    file = _font_with(frozenset(shown) - set(kept) | set(BESIDE), missing)
-    if file is None:
-        shown = "".join(_escape(c) if c in missing else c for c in shown)
-    return shown, file or DEFAULT
+    wanted = frozenset(shown) - set(kept) | set(BESIDE)
+    file = _font_with(wanted)
+    if file is not None:
+        return shown, file
+    missing = wanted - letters(DEFAULT)
+    _print_missing(missing)
+    return "".join(_escape(c) if c in missing else c for c in shown), DEFAULT
 
 
 @functools.cache
-def _font_with(wanted: frozenset[str], missing: frozenset[str]) -> Path | None:
-    for file in _system_fonts():
-        if wanted <= letters(file):
-            return file
-    _print_missing(missing)
-    return None
+def _font_with(wanted: frozenset[str]) -> Path | None:
+    if wanted <= letters(DEFAULT):
+        return DEFAULT
+    return next((file for file in _system_fonts() if wanted <= letters(file)), None)
 
 
 @functools.cache

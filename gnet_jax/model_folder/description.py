@@ -21,9 +21,7 @@ class SchemaError(UserError):
 
 
 def from_json(kind: type[T], value: Any, where: str = "") -> T:
-    """Returns `value`, as `json.loads` gave it, as a `kind`.
-
-    A missing field keeps its default, so files of an older version can be read.
+    """Returns `value`, as `json.loads` gave it, as a `kind`; a missing field keeps its default.
 
     Args:
         kind: a dataclass or named tuple, or a type that their fields use: Literal, unions, tuples,

@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -104,31 +103,28 @@ def write_folder(path: str | Path, folder: ModelFolder) -> None:
     check_folder(folder, f"the model for {path}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=".model-", dir=path.parent))
-    except OSError as error:
-        raise WeightsError(f"cannot write to {path.parent}: {error.strerror}") from error
-    try:
-        new, old = partial / "new", partial / "old"
-        new.mkdir()
-        write_tensors(new / WEIGHTS_FILE, flat, {"format": "gnet_jax"})
-        config = config_of(folder) | {"weights_sha256": _sha256(new / WEIGHTS_FILE)}
-        # Bytes of a file name that are not UTF-8 become escapes, which `json.loads` reverses.
-        text = json_text(config, indent=2, ensure_ascii=False) + "\n"
-        (new / CONFIG_FILE).write_text(text, "utf-8", errors="backslashreplace")
-        card = model_card(config, flat, path.name)
-        (new / CARD_FILE).write_text(card, "utf-8", errors="backslashreplace")
-        if path.exists():
-            path.rename(old)
-        try:
-            new.rename(path)
-        except BaseException:  # also Ctrl-C
-            if old.exists():
-                old.rename(path)
-            raise
+        with tempfile.TemporaryDirectory(
+            prefix=".model-", dir=path.parent, ignore_cleanup_errors=True
+        ) as partial:
+            new, old = Path(partial, "new"), Path(partial, "old")
+            new.mkdir()
+            write_tensors(new / WEIGHTS_FILE, flat, {"format": "gnet_jax"})
+            config = config_of(folder) | {"weights_sha256": _sha256(new / WEIGHTS_FILE)}
+            # Bytes of a file name that are not UTF-8 become escapes, which `json.loads` reverses.
+            text = json_text(config, indent=2, ensure_ascii=False) + "\n"
+            (new / CONFIG_FILE).write_text(text, "utf-8", errors="backslashreplace")
+            card = model_card(config, flat, path.name)
+            (new / CARD_FILE).write_text(card, "utf-8", errors="backslashreplace")
+            if path.exists():
+                path.rename(old)
+            try:
+                new.rename(path)
+            except BaseException:  # also Ctrl-C
+                if old.exists():
+                    old.rename(path)
+                raise
     except OSError as error:
         raise WeightsError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _refuse_to_overwrite(path: Path) -> None:

@@ -12,18 +12,8 @@ from safetensors.numpy import save
 
 from gnet_jax.model_folder.variables import WeightsError
 
-_DTYPES = {
-    "F64": np.dtype("<f8"),
-    "F32": np.dtype("<f4"),
-    "F16": np.dtype("<f2"),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "I64": np.dtype("<i8"),
-    "I32": np.dtype("<i4"),
-    "I16": np.dtype("<i2"),
-    "I8": np.dtype("i1"),
-    "U8": np.dtype("u1"),
-    "BOOL": np.dtype("?"),
-}
+_FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": ml_dtypes.bfloat16}
+_DTYPES = {**_FLOATS, "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?"}
 
 
 def is_safetensors(path: Path) -> bool:
@@ -60,9 +50,8 @@ def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
             raise WeightsError(
                 f"{path}: {name} has type {entry['dtype']}; use one of {', '.join(_DTYPES)}"
             )
-        dtype = _DTYPES[entry["dtype"]]
-        array = np.frombuffer(entry["data"], dtype).reshape(entry["shape"])
-        tensors[name] = array if dtype.kind in "biu" else array.astype(np.float32)
+        array = np.frombuffer(entry["data"], _DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        tensors[name] = array.astype(np.float32) if entry["dtype"] in _FLOATS else array
     (length,) = struct.unpack("<Q", data[:8])
     return tensors, json.loads(data[8 : 8 + length]).get("__metadata__", {})
 

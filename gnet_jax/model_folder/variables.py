@@ -28,14 +28,13 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def expected_shapes(model: GoogLeNet, image_size: int) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of every variable of `model` by its flat name, without computing any.
+    """Returns the shape of every variable of `model` by its flat name.
 
     Raises:
-        ValueError: if the image is too small for the net.
+        ValueError: if the image is too small for the network.
     """
-    shapes = abstract_variables(model, image_size)
-    flat: dict[str, Any] = traverse_util.flatten_dict(shapes, sep="/")
-    return {name: value.shape for name, value in flat.items()}
+    shapes: Any = traverse_util.flatten_dict(abstract_variables(model, image_size), sep="/")
+    return {name: value.shape for name, value in shapes.items()}
 
 
 def check(model: GoogLeNet, flat: Mapping[str, Any], image_size: int, where: str) -> None:
@@ -44,12 +43,11 @@ def check(model: GoogLeNet, flat: Mapping[str, Any], image_size: int, where: str
     Args:
         model: the network.
         flat: variables by flat name.
-        image_size: side of the images; the shapes of fully connected layers can depend on it.
+        image_size: side of the images, on which fully connected layers depend.
         where: the file, for the message.
 
     Raises:
-        WeightsError: naming the first variable that is missing, unknown, of another shape or not
-            finite.
+        WeightsError: naming the first variable that differs or is not finite.
     """
     expected = expected_shapes(model, image_size)
     for name in sorted(expected.keys() | flat.keys()):

@@ -214,12 +214,12 @@ def test_an_ensemble_of_one_and_of_twice_the_same_equals_the_model(model_a, make
 
 def test_models_of_different_classes_are_refused(model_a, make_photos):
     renamed = dataclasses.replace(model_a, class_names=("ant", "bee", "cow", *"defg"))
-    with pytest.raises(EvaluationError, match=r"model 2 .*'cat'"):
+    with pytest.raises(EvaluationError, match=r"1 and 2 .*'cat'"):
         evaluate([model_a, renamed], make_photos(2))
     fewer = dataclasses.replace(model_a, class_names=("ant", "bee"))
-    with pytest.raises(EvaluationError, match=r"model 2 .*'cat'"):
+    with pytest.raises(EvaluationError, match=r"1 and 2 .*'cat'"):
         evaluate([model_a, fewer], make_photos(2))
-    with pytest.raises(EvaluationError, match=r"model 1 .*'cat'"):
+    with pytest.raises(EvaluationError, match=r"1 and 2 .*'cat'"):
         evaluate([fewer, model_a], make_photos(2))
 
 
