@@ -4,6 +4,7 @@ import http.server
 import io
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -46,6 +47,13 @@ class Server(http.server.BaseHTTPRequestHandler):
                     "Location", "/a caf\u00c3\u00a9/\u00e7\u008c\u00ab%25.jpg?q=%C3%A9 x&r=1"
                 )
                 self.end_headers()
+            case "/drip":
+                self.send_response(200)
+                self.end_headers()
+                for _ in range(30):  # 3 s
+                    self.wfile.write(b"x")
+                    self.wfile.flush()
+                    time.sleep(0.1)
             case "/large":
                 self.answer(bytes(range(250)) * 20, "image/jpeg")
             case "/robots":
@@ -177,9 +185,12 @@ def test_a_server_that_never_answers_times_out(monkeypatch):
         assert "timed out" in reason(f"http://127.0.0.1:{port}/a.jpg")
 
 
-def test_a_slow_drip_times_out(url, monkeypatch):
-    monkeypatch.setattr(images, "DEADLINE", -1.0)
-    assert "took longer" in reason(f"{url}/photo")
+def test_a_slow_download_is_stopped_at_the_deadline(url, monkeypatch):
+    monkeypatch.setattr(images, "DEADLINE", 0.5)
+    monkeypatch.setattr(images, "CHUNK", 1)
+    started = time.monotonic()
+    assert "took longer" in reason(f"{url}/drip")
+    assert time.monotonic() - started < 2
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -240,3 +241,43 @@ def test_a_network_with_one_output_is_refused(tmp_path, small):
     one = dataclasses.replace(small, model=GoogLeNet(arch), class_names=("cat",))
     with pytest.raises(WeightsError, match="1 output"):
         write_folder(tmp_path / "model", one)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_dtype_of_the_computation_comes_back(tmp_path, small, dtype):
+    folder = dataclasses.replace(small, model=small.model.clone(dtype=np.dtype(dtype)))
+    write_folder(tmp_path / "model", folder)
+    assert json.loads((tmp_path / "model/config.json").read_text("utf-8"))["dtype"] == dtype
+    assert np.dtype(read_folder(tmp_path / "model").model.dtype) == np.dtype(dtype)
+
+
+def test_variables_are_stored_in_float32(tmp_path, small):
+    halved = jax.tree.map(lambda x: x.astype(np.float16), small.variables)
+    write_folder(tmp_path / "model", dataclasses.replace(small, variables=halved))
+    found = load_file(tmp_path / "model/model.safetensors")
+    assert {value.dtype for value in found.values()} == {np.dtype(np.float32)}
+
+
+def test_a_network_that_its_architecture_does_not_describe_is_refused(tmp_path, small):
+    class Other(GoogLeNet):
+        pass
+
+    with pytest.raises(WeightsError, match="Other"):
+        write_folder(tmp_path / "model", dataclasses.replace(small, model=Other(small.model.arch)))
+
+
+def test_an_interrupted_replacement_leaves_the_old_folder(tmp_path, small, monkeypatch):
+    write_folder(tmp_path / "model", small)
+    rename = Path.rename
+
+    def interrupted(self, target):
+        if self.name == "new":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    other = dataclasses.replace(small, class_names=("a", "b", "c"))
+    with pytest.raises(KeyboardInterrupt):
+        write_folder(tmp_path / "model", other)
+    assert read_folder(tmp_path / "model").class_names == small.class_names
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
