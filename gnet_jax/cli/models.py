@@ -137,17 +137,15 @@ def convert(
 ) -> None:
     """Convert published weights, or a training workdir, to a model folder.
 
-    The content of SRC determines its format; nothing in it is executed. What the file does not
-    state is assumed, and each assumption is printed.
+    SRC is a .caffemodel, a .pth or .safetensors of torchvision's GoogLeNet, a checkpoint of
+    TF-slim's Inception v1, or a workdir. Its content determines the format; nothing in it is
+    executed. What the file does not state is assumed, and each assumption is printed.
 
     Args:
-        src: a .caffemodel, a .pth or .safetensors of torchvision's GoogLeNet, a checkpoint of
-            TF-slim's Inception v1, or a workdir.
+        src: the file or workdir to read.
         dst: the folder to write.
         class_names: a text file with one name a line, in the order of the outputs, or JSON.
-        transform_input: whether a torchvision network was trained with torchvision's option of that
-            name. None is yes for the published file and no for any other; use yes for networks
-            that were fine-tuned from it.
+        transform_input: torchvision's option of that name; yes if fine-tuned from its weights.
     """
     from gnet_jax.convert.read import convert as convert_file
     from gnet_jax.model_folder.class_names import read_class_names

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -21,6 +22,8 @@ from gnet_jax.cli.output import (
 from gnet_jax.config import UserError
 
 if TYPE_CHECKING:  # imported where they are used, so that --help and a typo answer at once
+    from PIL import Image
+
     from gnet_jax.inference.evaluate import Evaluation
     from gnet_jax.model_folder import ModelFolder
 
@@ -36,13 +39,13 @@ def predict(
 ) -> int:
     """Print the likeliest classes of photos.
 
+    Files that are not images are named and skipped, and the exit code is then 1.
+
     Args:
         model: a model folder, a training workdir, or a file that `gnet convert` reads.
-        images: files, folders, URLs, or - for standard input. A file that is not an image is named
-            and skipped.
+        images: files, folders, URLs, or - for standard input.
         json: print one JSON object a line: `file`, and `top` or `error`.
-        cam: also draw where each likeliest class was seen into this PNG (NAME-2.png for the second
-            photo, and so on).
+        cam: also draw where the likeliest class was seen (NAME.png, NAME-2.png and so on).
         top: number of classes.
     """
     from gnet_jax.inference.images import pictures
@@ -56,11 +59,8 @@ def predict(
         check_picture(cam, PHOTOS)
         check_not_input(cam, images)
     (trained,) = _open([model], compiles=True)
-    if cam is not None:
-        from gnet_jax.inference.cam import MAIN, ActivationMapper, draw
-
-        mapper = ActivationMapper(trained, exact=True)
-    out, errors, seen, failed, drawn = console(), console(stderr=True), 0, 0, 0
+    draw = None if cam is None else _map_writer(trained, cam, images)
+    out, errors, seen, failed = console(), console(stderr=True), 0, 0
     left_out: dict[str, list[str]] = {}
     for name, picture, found in predictions(Predictor(trained), pictures(images, left_out), top):
         seen += 1
@@ -75,20 +75,34 @@ def predict(
             print(json_line({"file": name, "top": found}))
         else:
             render(out, name, found)
-        if cam is not None and not isinstance(picture, UserError):
-            drawn += 1
-            target = cam if drawn == 1 else cam.with_stem(f"{cam.stem}-{drawn}")
-            check_not_input(target, images)
-            try:
-                draw(mapper(picture)[MAIN]).save(target)
-            except OSError as error:
-                raise UserError(f"cannot write {target}: {error}") from error
-            print(f"drew {target}", file=sys.stderr)
+        if draw is not None and not isinstance(picture, UserError):
+            draw(picture)
     if left_out:
         say_not_read(left_out)
     if not seen:
         raise UserError(f"there is no image in {', '.join(images)}")
     return 1 if failed else 0
+
+
+def _map_writer(
+    trained: ModelFolder, file: Path, images: tuple[str, ...]
+) -> Callable[[Image.Image], None]:
+    """Returns a function that draws the activation map of a picture into the next file."""
+    from gnet_jax.inference.cam import MAIN, ActivationMapper, draw
+
+    mapper, numbers = ActivationMapper(trained, exact=True), itertools.count(1)
+
+    def write(picture: Image.Image) -> None:
+        number = next(numbers)
+        target = file if number == 1 else file.with_stem(f"{file.stem}-{number}")
+        check_not_input(target, images)
+        try:
+            draw(mapper(picture)[MAIN]).save(target)
+        except OSError as error:
+            raise UserError(f"cannot write {target}: {error}") from error
+        print(f"drew {target}", file=sys.stderr)
+
+    return write
 
 
 def evaluate(

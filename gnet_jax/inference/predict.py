@@ -91,7 +91,7 @@ class Predictor:
         self.variables = put_state(
             {name: strip_aux(tree) for name, tree in trained.variables.items()}, mesh
         )
-        self._program = _program(trained.model, trained.preprocessing)
+        self._program = _program(trained.model, trained.preprocessing)  # pyright: ignore[reportArgumentType]
 
     def logits(self, squares_NSSC: np.ndarray) -> np.ndarray:
         """Returns the (N, K) float32 logits of uint8 RGB squares (N, S, S, 3).
