@@ -34,7 +34,7 @@ assert "tensorflow" not in sys.modules
 """
 INIT = """
 import time, jax
-from gnet_jax.model import googlenet, init
+from gnet_jax.model.googlenet import googlenet, init
 key = jax.block_until_ready(jax.random.PRNGKey(0))
 wall, cpu = time.perf_counter(), time.process_time()
 jax.block_until_ready(init(googlenet("paper", 1000), key, 224))

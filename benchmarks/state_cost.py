@@ -19,7 +19,8 @@ import numpy as np
 import optax
 
 from gnet_jax.config import OptimConfig
-from gnet_jax.model import GoogLeNet, architecture, init
+from gnet_jax.model.architecture import architecture
+from gnet_jax.model.googlenet import GoogLeNet, init
 from gnet_jax.training import step as steps
 from gnet_jax.training.checkpoints.save import Checkpoints
 from gnet_jax.training.checkpoints.storage import named_leaves, write_digests

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from gnet_jax.config import Preprocessing
     from gnet_jax.data.augment import preprocess
     from gnet_jax.inference.predict import load
-    from gnet_jax.model import VARIANTS, GoogLeNet, Outputs, googlenet, init
+    from gnet_jax.model.architecture import VARIANTS
+    from gnet_jax.model.googlenet import GoogLeNet, Outputs, googlenet, init
 
 __version__ = "0.1.0"
 
@@ -54,6 +55,7 @@ __all__ = [
 
 _MODULES = {
     "Preprocessing": "gnet_jax.config",
+    "VARIANTS": "gnet_jax.model.architecture",
     "load": "gnet_jax.inference.predict",
     "preprocess": "gnet_jax.data.augment",
 }
@@ -62,7 +64,7 @@ _MODULES = {
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_MODULES.get(name, "gnet_jax.model")), name)
+    return getattr(importlib.import_module(_MODULES.get(name, "gnet_jax.model.googlenet")), name)
 
 
 def __dir__() -> list[str]:

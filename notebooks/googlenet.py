@@ -71,9 +71,8 @@ print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}, in {Path.cwd()}
 # %%
 from rich.console import Console
 
-from gnet_jax.lab.cost.ledger import network_ledger, worked_examples
-from gnet_jax.lab.table import ledger_table
-from gnet_jax.model import googlenet
+from gnet_jax.lab.cost.ledger import ledger_table, network_ledger, worked_examples
+from gnet_jax.model.googlenet import googlenet
 
 costs = network_ledger(googlenet("paper"), image_size=224)
 console = Console(width=100, force_jupyter=False)

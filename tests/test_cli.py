@@ -15,7 +15,7 @@ from PIL import Image
 import gnet_jax
 from gnet_jax.cli.main import COMMANDS, main
 from gnet_jax.config import Preprocessing
-from gnet_jax.model import GoogLeNet
+from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.model_folder import ModelFolder, read_folder, write_folder
 from gnet_jax.pods import plan, topology
 from gnet_jax.pods.chips import Chip

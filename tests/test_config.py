@@ -3,7 +3,6 @@ import math
 import re
 import sys
 from pathlib import Path
-from typing import get_args, get_type_hints
 
 import pytest
 
@@ -12,7 +11,6 @@ from gnet_jax.config import (
     Config,
     ConfigError,
     DataConfig,
-    ModelConfig,
     OptimConfig,
     check,
     differences,
@@ -20,15 +18,6 @@ from gnet_jax.config import (
     load_recipe,
     load_sweep,
 )
-from gnet_jax.model import VARIANTS
-from gnet_jax.model.architecture import Head, Stem
-
-
-def test_the_choices_offered_are_those_of_the_model():
-    hints = get_type_hints(ModelConfig)
-    assert get_args(hints["variant"]) == tuple(VARIANTS)
-    assert hints["head"] == Head
-    assert hints["stem"] == Stem
 
 
 def test_the_defaults_are_valid():
@@ -110,7 +99,7 @@ def test_the_name_of_a_recipe_means_it_even_beside_a_file_of_that_name(tmp_path,
         ("Config(seed=None)", "seed is None; it must be int"),
         ("Config(model={'variant': 'paper'})", "model is {'variant': 'paper'}; it must be Model"),
         ("Config(model=ModelConfig(aux_after='4a'))", "model.aux_after is '4a'; it must be tuple"),
-        ("Config(model=ModelConfig(head='none'))", "model.head is 'none'; it must be Literal['av"),
+        ("Config(model=ModelConfig(head='none'))", "model.head is 'none'"),
         ("Config(epochs=3)", None),
     ],
 )

@@ -11,7 +11,7 @@ from gnet_jax.cli.main import main
 from gnet_jax.config import RECIPES, check
 from gnet_jax.config.recipes import recipe_names
 from gnet_jax.lab.cost.ledger import network_ledger
-from gnet_jax.model import googlenet
+from gnet_jax.model.googlenet import googlenet
 
 ROOT = Path(__file__).parents[1]
 PAGES = {

@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 from gnet_jax.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig
-from gnet_jax.model import Architecture, GoogLeNet, Outputs, architecture, init
+from gnet_jax.model.architecture import Architecture, architecture
+from gnet_jax.model.googlenet import GoogLeNet, Outputs, init
 from gnet_jax.training.program import Run, prepare
 
 

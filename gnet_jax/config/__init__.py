@@ -13,16 +13,15 @@ from gnet_jax.config.fields import (
     ModelConfig,
     OptimConfig,
     Preprocessing,
-    UserError,
     check,
     check_preprocessing,
-    choose,
     differences,
     flatten,
     suggestion,
 )
 from gnet_jax.config.recipes import RECIPES, Sweep, load_recipe, load_sweep
 from gnet_jax.config.text import json_text
+from gnet_jax.errors import UserError, choose
 
 __all__ = [
     "RECIPES",

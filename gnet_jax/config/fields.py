@@ -5,13 +5,12 @@ import difflib
 import json
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
-
-class UserError(ValueError):
-    """A mistake that one sentence explains; commands print it and exit with 2."""
+from gnet_jax.errors import UserError
+from gnet_jax.model.architecture import VARIANTS, Choices
 
 
 class ConfigError(UserError):
@@ -22,31 +21,9 @@ Decoder = Literal["pillow", "fast"]
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """Which GoogLeNet."""
+class ModelConfig(Choices):
+    """Which GoogLeNet: a variant and changes of it."""
 
-    variant: Literal[
-        "paper", "batch_norm", "torchvision", "google_release", "naive", "naive_batch_norm"
-    ] = "paper"
-    """paper: 5x5, LRN, biases, as published; batch_norm: batch norm for LRN; torchvision: its 3x3
-    for 5x5 and its 2x2 pool; google_release: Google's released widths; naive: no reductions, and
-    naive_batch_norm: the same with batch norm for LRN."""
-    num_classes: int | None = None
-    """None takes the number of classes of the data."""
-    reduction_factor: float = 1.0
-    """Scales the 1x1 reductions in front of the 3x3 and the 5x5 of every block."""
-    width_multiplier: float = 1.0
-    """Scales every layer but the classifiers."""
-    aux_after: tuple[str, ...] = ("4a", "4d")
-    """Blocks that an auxiliary head follows; none: --model.aux-after (with nothing after it)."""
-    head: Literal["average_pool", "fc"] = "average_pool"
-    """average_pool is the paper's; fc puts a fully connected layer in its place."""
-    dropout: float | None = None
-    """In front of the main classifier; None is the variant's own rate (0.4 in the paper)."""
-    aux_dropout: float | None = None
-    """In front of the auxiliary classifiers; None is 0.7, the paper's."""
-    stem: Literal["imagenet", "small"] = "imagenet"
-    """small: a 3x3 first layer and one pool, for images of 16 to 64 pixels."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the computation. Parameters, LRN sums, logits and losses stay float32."""
 
@@ -275,12 +252,25 @@ def value_of(config: Config, name: str) -> Any:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Fields in which two flattened configs differ, save those that a continuation may change."""
+    """Returns the fields in which two flattened configs differ and a resumed run must not.
+
+    A network's field that is None, or absent from an older file, has the variant's own value.
+    """
+    old, new = (_with_defaults(each) for each in (old, new))
     return [
         f"{name}: {old.get(name, 'absent')} there, {new.get(name, 'absent')} now"
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name) and name not in FREE_ON_RESUME
     ]
+
+
+def _with_defaults(flat: dict[str, Any]) -> dict[str, Any]:
+    """Returns a flattened config with the network's fields that are absent or None filled in."""
+    own: dict[str, Any] = {f"model.{field.name}": None for field in dataclasses.fields(Choices)}
+    paper = VARIANTS["paper"]  # older files state these three, which all variants share
+    own |= {"model.aux_after": list(paper.aux_after), "model.head": paper.head}
+    own |= {"model.stem": paper.stem}
+    return flat | {name: value for name, value in own.items() if flat.get(name) is None}
 
 
 def check_types(given: Any, prefix: str = "") -> None:
@@ -394,27 +384,8 @@ def _refuse(limits: Iterable[tuple[str, Any, bool, str]]) -> None:
             raise ConfigError(f"{name} is {value if value != '' else repr('')}; it must be {limit}")
 
 
-T = TypeVar("T")
-
-
 def suggestion(name: str, known: Iterable[str]) -> str:
     """The end of an error: the name of `known` that was meant, or else all that there are."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-
-
-def choose(what: str, name: str, options: Mapping[str, T]) -> T:
-    """Returns `options[name]`; no option is the default.
-
-    Args:
-        what: the field that holds `name`, for the message.
-        name: the choice.
-        options: what each known choice stands for.
-
-    Raises:
-        UserError: naming the field, its value and the known choices.
-    """
-    if name not in options:
-        raise UserError(f"{what} is {name!r}; choose one of {', '.join(options)}")
-    return options[name]

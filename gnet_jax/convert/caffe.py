@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from gnet_jax.config import Preprocessing
-from gnet_jax.model import VARIANTS, Architecture
+from gnet_jax.model.architecture import VARIANTS, Architecture
 from gnet_jax.model.googlenet import CAFFE_BRANCHES, CAFFE_STEM
 from gnet_jax.model_folder.variables import WeightsError, rows_to_channels_last, with_shapes_of
 

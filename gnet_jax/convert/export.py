@@ -27,7 +27,7 @@ from gnet_jax.config import UserError, json_text
 from gnet_jax.config.recipes import needs
 from gnet_jax.convert.torch_file import read_torch, write_torch
 from gnet_jax.convert.torchvision import from_torchvision, to_torchvision
-from gnet_jax.model import GoogLeNet, strip_aux
+from gnet_jax.model.googlenet import GoogLeNet, strip_aux
 from gnet_jax.model_folder.folder import (
     WEIGHTS_FILE,
     ModelFolder,

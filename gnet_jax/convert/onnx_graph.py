@@ -11,10 +11,9 @@ from onnx import ModelProto, TensorProto, checker, helper, numpy_helper
 
 import gnet_jax
 from gnet_jax.config import choose
-from gnet_jax.model import Architecture
-from gnet_jax.model.architecture import pools
-from gnet_jax.model.layers import conv_size, pooled_size, same_padding
+from gnet_jax.model.architecture import Architecture, pools
 from gnet_jax.model_folder.variables import WeightsError, rows_to_channels_first
+from gnet_jax.ops.sizes import conv_size, pooled_size, same_padding
 
 OPSET = 13  # the first whose operators all have today's form; read by onnxruntime 1.6 and later
 IR_VERSION = 8

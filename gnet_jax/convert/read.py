@@ -13,7 +13,8 @@ from gnet_jax.config import Preprocessing
 from gnet_jax.convert import caffe, tf_slim, torchvision
 from gnet_jax.convert.torch_file import is_torch_file, read_torch
 from gnet_jax.data.sources.classes import imagenet_classes
-from gnet_jax.model import Architecture, GoogLeNet
+from gnet_jax.model.architecture import Architecture
+from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.model_folder.folder import (
     ModelFolder,
     check_folder,

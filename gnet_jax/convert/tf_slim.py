@@ -12,7 +12,7 @@ import numpy as np
 
 from gnet_jax.config import Preprocessing
 from gnet_jax.config.recipes import needs
-from gnet_jax.model import VARIANTS, Architecture
+from gnet_jax.model.architecture import VARIANTS, Architecture
 from gnet_jax.model_folder.variables import WeightsError, with_shapes_of
 
 _SCOPE = "InceptionV1/"

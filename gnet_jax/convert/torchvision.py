@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 import numpy as np
 
 from gnet_jax.config import Preprocessing
-from gnet_jax.model import VARIANTS, Architecture
+from gnet_jax.model.architecture import VARIANTS, Architecture
 from gnet_jax.model_folder.variables import (
     WeightsError,
     rows_to_channels_first,

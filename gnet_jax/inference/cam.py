@@ -22,7 +22,7 @@ from gnet_jax.data.augment import preprocess
 from gnet_jax.data.decode import central_crop
 from gnet_jax.inference.lettering import fitted, lettered
 from gnet_jax.inference.predict import Guess, softmax
-from gnet_jax.model import GoogLeNet, aux_logits, endpoints
+from gnet_jax.model.googlenet import GoogLeNet, aux_logits, endpoints
 from gnet_jax.model_folder import ModelFolder
 
 MAIN = "main"

@@ -21,7 +21,7 @@ from gnet_jax.config.text import as_text
 from gnet_jax.data.augment import preprocess
 from gnet_jax.data.decode import ImageError, central_crop
 from gnet_jax.inference.images import Picture
-from gnet_jax.model import GoogLeNet, strip_aux
+from gnet_jax.model.googlenet import GoogLeNet, strip_aux
 from gnet_jax.model_folder.folder import ModelFolder, is_model_folder, read_folder
 from gnet_jax.training.checkpoints.model import is_workdir, read_workdir
 from gnet_jax.training.sharding import (

@@ -9,9 +9,11 @@ import jax.numpy as jnp
 
 import gnet_jax
 from gnet_jax.config import Preprocessing, UserError, check_preprocessing
-from gnet_jax.model import Architecture, GoogLeNet
-from gnet_jax.model.ops import FAST, PLAIN
+from gnet_jax.model.architecture import Architecture
+from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.model_folder.variables import WeightsError
+from gnet_jax.ops.fast import FAST
+from gnet_jax.ops.reference import REFERENCE
 
 T = TypeVar("T")
 
@@ -85,7 +87,7 @@ def to_json(value: Any) -> Any:
 
 
 # Files of older versions lack these fields; their networks have the default.
-ADDED_LATER = ("stem_padding",)
+ADDED_LATER = ("stem_padding", "block")
 
 
 def write_description(
@@ -100,7 +102,7 @@ def write_description(
         WeightsError: for a network of another class, or with other operations, because its
             architecture does not describe it.
     """
-    if type(model) is not GoogLeNet or model.ops not in (FAST, PLAIN):
+    if type(model) is not GoogLeNet or model.ops not in (FAST, REFERENCE):
         own = " with operations of its own" if type(model) is GoogLeNet else ""
         raise WeightsError(
             f"the network is a {type(model).__name__}{own} and cannot be stored: a stored model "

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gnet_jax.config import Preprocessing, UserError, json_text
-from gnet_jax.model import GoogLeNet
+from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.model_folder.description import read_description, write_description
 from gnet_jax.model_folder.variables import WeightsError, check, flatten, unflatten
 

@@ -8,7 +8,8 @@ import numpy as np
 from flax import traverse_util
 
 from gnet_jax.config import UserError
-from gnet_jax.model import Architecture, GoogLeNet, abstract_variables
+from gnet_jax.model.architecture import Architecture
+from gnet_jax.model.googlenet import GoogLeNet, abstract_variables
 from gnet_jax.model.widths import Widths
 
 

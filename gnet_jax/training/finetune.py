@@ -10,7 +10,8 @@ from flax import traverse_util
 
 from gnet_jax.config import ConfigError
 from gnet_jax.data.sources.classes import nfc, same_classes
-from gnet_jax.model import GoogLeNet, abstract_variables, smallest_size
+from gnet_jax.model.architecture import smallest_size
+from gnet_jax.model.googlenet import GoogLeNet, abstract_variables
 
 
 class Pretrained(NamedTuple):

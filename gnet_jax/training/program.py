@@ -13,13 +13,8 @@ from jax.sharding import Mesh
 from gnet_jax.config import Config, ConfigError, ModelConfig, check, choose
 from gnet_jax.data import DataError, Source, cropper, open_source, preprocess
 from gnet_jax.data.sources.classes import empty_classes, listed, refuse_unknown
-from gnet_jax.model import (
-    GoogLeNet,
-    abstract_variables,
-    architecture,
-    init,
-    smallest_size,
-)
+from gnet_jax.model.architecture import VARIANTS, Architecture, smallest_size
+from gnet_jax.model.googlenet import GoogLeNet, abstract_variables, init
 from gnet_jax.model.roles import roles_by_path
 from gnet_jax.model_folder.description import write_description
 from gnet_jax.training.accumulation import accumulated_gradient
@@ -287,34 +282,12 @@ def model_of(config: Config, classes: int, pretrained: Pretrained | None = None)
             f"model.num_classes is {wanted}, but the data has {classes} classes; leave it out, or "
             f"name {classes} or more"
         )
-    given: dict[str, Any] = {
-        "aux_after": m.aux_after,
-        "dropout": m.dropout,
-        "aux_dropout": m.aux_dropout,
-    }
     try:
-        arch = architecture(
-            m.variant,
-            wanted,
-            **given,
-            reduction_factor=m.reduction_factor,
-            width_multiplier=m.width_multiplier,
-            head=m.head,
-            stem=m.stem,
-        )
+        arch = m.build(num_classes=wanted)
     except ValueError as error:
         raise ConfigError(f"model.{error}") from error
     if pretrained is not None:
-        default = ModelConfig()
-        for name in ("variant", "reduction_factor", "width_multiplier", "head", "stem"):
-            if getattr(m, name) != getattr(default, name):
-                raise ConfigError(
-                    f"model.{name} is {getattr(m, name)}, but --init brings the network; begin "
-                    f"with the recipe finetune_folder, or add --model.{name.replace('_', '-')} "
-                    f"{getattr(default, name)}"
-                )
-        own = {name: value for name, value in given.items() if value is not None}
-        arch = dataclasses.replace(pretrained.model.arch, num_classes=wanted, **own)
+        arch = _change_loaded(pretrained.model.arch, m, arch)
     size, smallest = config.data.image_size, smallest_size(arch)
     if size < smallest:
         raise ConfigError(
@@ -322,3 +295,21 @@ def model_of(config: Config, classes: int, pretrained: Pretrained | None = None)
             f"{smallest}" + (", or less with model.stem small" if arch.stem == "imagenet" else "")
         )
     return GoogLeNet(arch, dtype=jnp.dtype(m.dtype))
+
+
+def _change_loaded(loaded: Architecture, m: ModelConfig, wanted: Architecture) -> Architecture:
+    """Return the architecture that --init loads, with the heads and dropout of the config."""
+    default, dropouts = ModelConfig(), ("dropout", "aux_dropout")
+    for field in dataclasses.fields(m):
+        name, value = field.name, getattr(m, field.name)
+        if name in ("num_classes", "aux_after", "dtype", *dropouts):
+            continue
+        if value not in (getattr(default, name), getattr(VARIANTS["paper"], name, value)):
+            raise ConfigError(
+                f"model.{name} is {value}, but --init brings the network; begin with the recipe "
+                f"finetune_folder, or add --model.{name.replace('_', '-')} {getattr(default, name)}"
+            )
+    own = {name: getattr(m, name) for name in dropouts if getattr(m, name) is not None}
+    return dataclasses.replace(
+        loaded, num_classes=wanted.num_classes, aux_after=wanted.aux_after, **own
+    )

@@ -12,7 +12,7 @@ import optax
 from flax import struct
 
 from gnet_jax.config import LossConfig
-from gnet_jax.model import GoogLeNet, Outputs
+from gnet_jax.model.googlenet import GoogLeNet, Outputs
 from gnet_jax.training.finetune import without_gradient
 from gnet_jax.training.optimizer import Optimizer, warm_rate
 

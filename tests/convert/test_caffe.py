@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gnet_jax.convert.caffe import PREPROCESSING, from_caffe, is_caffemodel, read_caffemodel
-from gnet_jax.model import GoogLeNet, endpoints
+from gnet_jax.model.googlenet import GoogLeNet, endpoints
 from gnet_jax.model_folder import WeightsError
 from gnet_jax.model_folder.variables import unflatten
 from tests.convert.caffe_files import caffemodel_bytes, prototxt, random_layers

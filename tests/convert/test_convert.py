@@ -16,7 +16,8 @@ from gnet_jax.convert.export import export
 from gnet_jax.convert.read import convert, read
 from gnet_jax.convert.torch_file import write_torch
 from gnet_jax.convert.torchvision import to_torchvision
-from gnet_jax.model import GoogLeNet, architecture
+from gnet_jax.model.architecture import architecture
+from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.model_folder import WeightsError, read_folder, write_folder
 from gnet_jax.model_folder.tensor_file import write_tensors
 from gnet_jax.model_folder.variables import flatten

@@ -16,7 +16,8 @@ from gnet_jax.convert.read import convert
 from gnet_jax.convert.torchvision import preprocessing
 from gnet_jax.data import preprocess
 from gnet_jax.data.decode import central_crop, decode
-from gnet_jax.model import GoogLeNet, architecture
+from gnet_jax.model.architecture import architecture
+from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.model_folder import ModelFolder, WeightsError
 from tests.convert.conftest import photos, random_variables, small_folder
 

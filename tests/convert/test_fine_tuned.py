@@ -13,7 +13,8 @@ from gnet_jax.cli.main import main
 from gnet_jax.convert import caffe
 from gnet_jax.convert.read import convert, read
 from gnet_jax.convert.torchvision import find_network, from_torchvision, to_torchvision
-from gnet_jax.model import GoogLeNet, architecture
+from gnet_jax.model.architecture import architecture
+from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.model_folder import WeightsError, read_folder
 from gnet_jax.model_folder.variables import flatten
 from tests.convert.caffe_files import (

@@ -11,7 +11,7 @@ from gnet_jax.convert.read import convert, read
 from gnet_jax.convert.tf_slim import ARCHITECTURE, from_slim, index_of, read_checkpoint
 from gnet_jax.convert.torchvision import to_torchvision
 from gnet_jax.data.sources.classes import imagenet_classes
-from gnet_jax.model import GoogLeNet
+from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.model_folder import WeightsError, read_folder
 from gnet_jax.model_folder.variables import check, flatten
 

@@ -8,7 +8,8 @@ import pytest
 
 from gnet_jax.convert.torch_file import read_torch, write_torch
 from gnet_jax.convert.torchvision import from_torchvision, preprocessing, to_torchvision
-from gnet_jax.model import GoogLeNet, architecture
+from gnet_jax.model.architecture import architecture
+from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.model_folder import WeightsError
 from gnet_jax.model_folder.variables import flatten, unflatten
 from tests.convert.conftest import random_variables

@@ -11,7 +11,7 @@ from PIL import Image
 
 from gnet_jax.config import Preprocessing
 from gnet_jax.data.sources import Example
-from gnet_jax.model import GoogLeNet, init
+from gnet_jax.model.googlenet import GoogLeNet, init
 from gnet_jax.model_folder import ModelFolder
 from tests.tiny import tiny_arch
 

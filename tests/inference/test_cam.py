@@ -12,7 +12,7 @@ from gnet_jax.config import Preprocessing, UserError
 from gnet_jax.data.decode import central_crop
 from gnet_jax.inference.cam import ActivationMap, ActivationMapper, draw
 from gnet_jax.inference.predict import Guess
-from gnet_jax.model import endpoints, googlenet
+from gnet_jax.model.googlenet import endpoints, googlenet
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from gnet_jax.cli.main import main
 from gnet_jax.lab.sweeps import ablate
 from gnet_jax.lab.sweeps.results import rows_of
 from gnet_jax.lab.sweeps.sweep import cells_of, folder_of, read_sweep
-from gnet_jax.model import GoogLeNet
+from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.training.program import prepare
 from gnet_jax.training.workdir import locked
 from tests.lab.sweeps import TINY_SWEEP

@@ -12,7 +12,7 @@ from gnet_jax.cli.main import main
 from gnet_jax.config import Preprocessing, UserError
 from gnet_jax.inference.cam import ActivationMapper
 from gnet_jax.lab.look.inside import activation_figure, filters_figure, heads_picture
-from gnet_jax.model import GoogLeNet, every_head, strip_aux
+from gnet_jax.model.googlenet import GoogLeNet, every_head, strip_aux
 from gnet_jax.model_folder import ModelFolder, write_folder
 from tests.tiny import tiny_arch, tiny_variables
 

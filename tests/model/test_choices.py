@@ -16,8 +16,8 @@ from gnet_jax.data.decode import central_crop, training_crop
 from gnet_jax.data.sources import DigitsSource
 from gnet_jax.lab.look.contact_sheet import in_words, to_pixels
 from gnet_jax.lab.look.inside import filters_figure
-from gnet_jax.model import GoogLeNet, abstract_variables
 from gnet_jax.model.architecture import grid_sizes
+from gnet_jax.model.googlenet import GoogLeNet, abstract_variables
 from gnet_jax.model_folder.card import model_card
 from gnet_jax.pods.compiled import array_bytes
 from gnet_jax.pods.topology import parse_topology

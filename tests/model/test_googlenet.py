@@ -5,17 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gnet_jax.model import (
-    VARIANTS,
+from gnet_jax.model.architecture import VARIANTS, smallest_size
+from gnet_jax.model.googlenet import (
     GoogLeNet,
     abstract_variables,
     endpoints,
     googlenet,
     init,
-    smallest_size,
     strip_aux,
 )
-from gnet_jax.model.ops import PLAIN
+from gnet_jax.ops.reference import REFERENCE
 from tests.tiny import tiny_arch, tiny_variables
 
 
@@ -54,7 +53,7 @@ def test_an_outline_of_the_network_has_the_shapes_of_all_its_variables(variant, 
 
 @pytest.mark.parametrize("variant", ["paper", "batch_norm", "google_release"])
 def test_first_weights_are_those_of_the_whole_network(variant):
-    model, key = GoogLeNet(tiny_arch(variant), ops=PLAIN), jax.random.PRNGKey(5)
+    model, key = GoogLeNet(tiny_arch(variant), ops=REFERENCE), jax.random.PRNGKey(5)
     whole = {"batch_stats": {}} | jax.jit(model.init)(key, jnp.zeros((1, 32, 32, 3)))
     jax.tree.map(np.testing.assert_array_equal, init(model, key, 32), whole)
 
@@ -91,7 +90,7 @@ def test_the_return_type_does_not_depend_on_the_mode():
 
 
 def test_inference_has_no_operation_and_no_parameter_of_an_aux_head():
-    model, x = GoogLeNet(tiny_arch(), ops=PLAIN), jnp.zeros((2, 16, 16, 3))
+    model, x = GoogLeNet(tiny_arch(), ops=REFERENCE), jnp.zeros((2, 16, 16, 3))
     variables = tiny_variables(model)
 
     def lowered(**call):

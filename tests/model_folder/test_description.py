@@ -6,7 +6,7 @@ import json
 import pytest
 
 from gnet_jax.config import Config, Preprocessing
-from gnet_jax.model import VARIANTS, Architecture
+from gnet_jax.model.architecture import VARIANTS, Architecture
 from gnet_jax.model_folder.description import SchemaError, from_json, to_json
 
 
@@ -20,7 +20,7 @@ def test_a_value_comes_back_through_json(value):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"norm": "group"}, "norm is 'group'"),
+        ({"head": "group"}, "head is 'group'"),
         ({"dropout": "0.4"}, "dropout is '0.4'.*float"),
         ({"naive": 1}, "naive is 1.*bool"),
         ({"stem_widths": [64, 64]}, r"stem_widths is \[64, 64\]"),

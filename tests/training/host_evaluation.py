@@ -14,7 +14,7 @@ import jax
 from jax.sharding import Mesh
 
 from gnet_jax.config.command import parse_command
-from gnet_jax.model import GoogLeNet
+from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.training.compiled_steps import CompiledSteps
 from gnet_jax.training.evaluate import Evaluator
 from gnet_jax.training.hosts.start import start

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from gnet_jax.config import AugmentConfig, Config, ConfigError, DataConfig, OptimConfig
-from gnet_jax.model import GoogLeNet
+from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.training.canonical import check_virtual_shards, tree_sum
 from gnet_jax.training.checkpoints.save import digest
 from gnet_jax.training.optimizer import make_optimizer

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from gnet_jax.config import ConfigError, OptimConfig, UserError
-from gnet_jax.model import GoogLeNet
+from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.training.checkpoints import save as checkpoint
 from gnet_jax.training.checkpoints.restore import SavedSteps
 from gnet_jax.training.checkpoints.save import Checkpoints, digest

@@ -7,7 +7,7 @@ import pytest
 
 from gnet_jax.config import ConfigError, LossConfig, ModelConfig, OptimConfig
 from gnet_jax.data.sources.classes import imagenet_classes
-from gnet_jax.model import GoogLeNet, Outputs
+from gnet_jax.model.googlenet import GoogLeNet, Outputs
 from gnet_jax.training.finetune import (
     Pretrained,
     check_patterns,

@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 import train
 from gnet_jax.config import Config
 from gnet_jax.data.batches import _order
-from gnet_jax.model import GoogLeNet
+from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.training.checkpoints.save import Checkpoints, digest
 from gnet_jax.training.hosts.supervise import newest_step
 from gnet_jax.training.program import prepare

@@ -10,7 +10,7 @@ import pytest
 
 from gnet_jax.config import AugmentConfig, LossConfig, OptimConfig, Preprocessing
 from gnet_jax.data.augment import augment, preprocess
-from gnet_jax.model import GoogLeNet, Outputs
+from gnet_jax.model.googlenet import GoogLeNet, Outputs
 from gnet_jax.training.accumulation import accumulated_gradient
 from gnet_jax.training.optimizer import make_optimizer
 from gnet_jax.training.pmap import pmap_train_step

@@ -19,7 +19,7 @@ from gnet_jax.data.decode import central_crop
 from gnet_jax.inference.cam import ActivationMap, ActivationMapper, draw
 from gnet_jax.inference.lettering import letter
 from gnet_jax.lab.cost.ledger import network_ledger
-from gnet_jax.model import endpoints
+from gnet_jax.model.googlenet import endpoints
 from gnet_jax.model_folder import ModelFolder
 from gnet_jax.model_folder.variables import flatten
 

@@ -13,7 +13,7 @@ import optax
 
 from gnet_jax.config import Preprocessing
 from gnet_jax.data import BadRecords, eval_batches, preprocess
-from gnet_jax.model import GoogLeNet, every_head
+from gnet_jax.model.googlenet import GoogLeNet, every_head
 from gnet_jax.training.program import Run
 from gnet_jax.training.sharding import compile_eval_step, put_batches
 from gnet_jax.training.step import TrainState, head_names

@@ -15,7 +15,7 @@ import jax
 
 from gnet_jax.config import ConfigError, UserError
 from gnet_jax.config.command import Launch
-from gnet_jax.config.fields import choose
+from gnet_jax.errors import choose
 from gnet_jax.training.observe.dead_heads import LoneError
 
 

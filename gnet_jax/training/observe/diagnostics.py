@@ -18,7 +18,7 @@ import optax
 from flax import traverse_util
 
 from gnet_jax.config import LossConfig
-from gnet_jax.model import GoogLeNet, layer_outputs
+from gnet_jax.model.googlenet import GoogLeNet, layer_outputs
 from gnet_jax.training.finetune import without_gradient
 from gnet_jax.training.observe.console import Board
 from gnet_jax.training.optimizer import Optimizer

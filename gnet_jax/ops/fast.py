@@ -1,17 +1,17 @@
-"""Fast forms: pooling, normalisation, biases and ReLU with gradient rules of their own.
+"""Fast operations: forms and gradients that cost a CPU a fraction of XLA's own.
 
-Each computes what its namesake in `ops.PLAIN` does, and costs a fraction on a CPU: XLA's rule for
-the gradient of a max pool visits every window one by one, and that of LRN raises to powers. A rule
-of its own (`jax.custom_vjp`) excludes forward-mode differentiation (`jax.jvp`, `jax.hessian`); for
-that there are the plain forms, `ops.PLAIN`.
+Each computes what its namesake in `reference` does, within rounding. XLA's gradient of a max pool
+visits every window one by one, and its gradient of LRN raises to powers. Gradients of their own
+(`jax.custom_vjp`) exclude forward-mode differentiation (`jax.jvp`, `jax.hessian`), which requires
+the reference operations: `googlenet(ops="reference")`.
 
-Which form a platform gets is settled when the program is lowered (`jax.lax.platform_dependent`), so
-a program compiled for a TPU on a machine without one is the TPU's.
+The form is chosen when a program is lowered for a platform (`jax.lax.platform_dependent`), so a
+program compiled for a TPU on a machine without one is the TPU's.
 
 Shapes: B batch, H height, W width, C channels.
 """
 
-import math
+from collections.abc import Mapping
 from functools import partial
 
 import jax
@@ -19,16 +19,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from gnet_jax.model import layers
+from gnet_jax.ops import reference
+from gnet_jax.ops.fast_conv import convolve, convolve_1x1s
+from gnet_jax.ops.fast_norm import BatchNorm, add_bias
+from gnet_jax.ops.reference import REFERENCE, Ops
+from gnet_jax.ops.sizes import pool_padding, pooled_size
 
 ROWS, COLUMNS = 1, 2  # axes
 
 
 def max_pool(x_BHWC: jax.Array, window: int, stride: int, pad: int = 0) -> jax.Array:
-    """`layers.max_pool`; of equal maxima the first in row-major order gets the gradient.
+    """Returns `reference.max_pool`; the first of equal maxima, by rows, gets the gradient.
 
-    That is XLA's own choice. On a CPU the maximum is taken over columns, then over rows, each time
-    of a few shifted views: elementwise operations that vectorise and fuse.
+    XLA chooses the same one. On a CPU the maximum is taken over columns, then over rows, by
+    elementwise operations on a few shifted views, which vectorise and fuse.
     """
     return _max_pool(x_BHWC, window, stride, pad)
 
@@ -39,7 +43,7 @@ def _max_pool(x_BHWC, window: int, stride: int, pad: int) -> jax.Array:
         return _pool_axis(_pool_axis(x, COLUMNS, window, stride, pad), ROWS, window, stride, pad)
 
     def plain(x):
-        return layers.max_pool(x, window, stride, pad)
+        return reference.max_pool(x, window, stride, pad)
 
     return lax.platform_dependent(x_BHWC, cpu=separable, default=plain)
 
@@ -51,13 +55,13 @@ def _max_pool_forward(x_BHWC, window, stride, pad):
 
 def _max_pool_backward(window, stride, pad, saved, dy):
     def separable(x, y, dy):
-        # The first maximum in row-major order lies in the first row that has one.
+        # The first maximum, by rows, is in the first row that has one.
         rows = _pool_axis(x, COLUMNS, window, stride, pad)
         d_rows = _to_first(rows, y, dy, ROWS, window, stride, pad)
         return _to_first(x, rows, d_rows, COLUMNS, window, stride, pad)
 
     def plain(x, _, dy):
-        _, pullback = jax.vjp(lambda x: layers.max_pool(x, window, stride, pad), x)
+        _, pullback = jax.vjp(lambda x: reference.max_pool(x, window, stride, pad), x)
         return pullback(dy)[0]
 
     return (lax.platform_dependent(*saved, dy, cpu=separable, default=plain),)
@@ -67,13 +71,12 @@ _max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 def _views(x, axis: int, window: int, stride: int, pad: int) -> list[jax.Array]:
-    """View k holds the k-th element of every window along `axis`; -inf where that is padding."""
-    size = x.shape[axis]
-    out = layers.pooled_size(size, window, stride, pad)
+    """Returns the k-th element of every window along `axis`, for each k; padding is -inf."""
     padding = [(0, 0, 0)] * x.ndim
-    padding[axis] = (pad, max(0, (out - 1) * stride + window - size - pad), 0)
+    ((low, high),) = pool_padding([x.shape[axis]], window, stride, pad)
+    padding[axis] = (low, high, 0)
+    last = (pooled_size(x.shape[axis], window, stride, pad) - 1) * stride + 1
     x = lax.pad(x, jnp.array(-jnp.inf, x.dtype), padding)
-    last = (out - 1) * stride + 1
     return [lax.slice_in_dim(x, k, k + last, stride, axis) for k in range(window)]
 
 
@@ -85,20 +88,17 @@ def _pool_axis(x, axis: int, window: int, stride: int, pad: int) -> jax.Array:
 
 
 def _to_first(x, y, dy, axis: int, window: int, stride: int, pad: int) -> jax.Array:
-    """The gradient of `_pool_axis`: each element of `dy` goes to the first maximum of its window.
+    """Returns the gradient of `_pool_axis` at `x`, whose output is `y` with the gradient `dy`.
 
-    Args:
-        x: what was pooled.
-        y: its pool along `axis`.
-        dy: the gradient with respect to `y`.
+    Each element of `dy` goes to the first maximum of its window.
     """
     shares, taken = [], jnp.zeros(y.shape, bool)
     for view in _views(x, axis, window, stride, pad):
         hit = view == y
         shares.append(jnp.where(hit & ~taken, dy, 0))
         taken |= hit
-    # Position stride * i + r of the padded input is in windows i, i - 1, ... as their element
-    # r, r + stride, ...: summed for each r, then interleaved.
+    # Position stride * i + r of the padded input is element r of window i, element r + stride of
+    # window i - 1, and so on. Sum these for each r, then interleave the sums.
     size, out = x.shape[axis], y.shape[axis]
     groups = -(-(size + pad) // stride)
     sums = []
@@ -118,9 +118,9 @@ def _to_first(x, y, dy, axis: int, window: int, stride: int, pad: int) -> jax.Ar
 def local_response_norm(
     x_BHWC: jax.Array, size: int = 5, alpha: float = 1e-4, beta: float = 0.75
 ) -> jax.Array:
-    """`layers.local_response_norm`; what is kept for the gradient is `x` alone.
+    """Returns `reference.local_response_norm`; only `x` is kept for the gradient.
 
-    Only the paper's beta of 0.75 does without powers: s**-0.75 = rsqrt(sqrt(s))**3.
+    The paper's beta of 0.75 needs no powers: s**-0.75 = rsqrt(sqrt(s))**3.
     """
     return _local_response_norm(x_BHWC, size, alpha, beta)
 
@@ -136,8 +136,8 @@ def _local_response_norm_forward(x_BHWC, size, alpha, beta):
 
 
 def _local_response_norm_backward(size, alpha, beta, x_BHWC, dy):
-    # Without the barrier XLA would compute the scale once, and keep it from the forward pass on in
-    # float32: on a TPU, that costs more than computing it again.
+    # Without the barrier XLA would keep the scale from the forward pass in float32, which costs
+    # more on a TPU than computing it again.
     x_BHWC = lax.optimization_barrier(x_BHWC)
     factor, slope = _lrn_factors(x_BHWC, size, alpha, beta)
     x, dy = x_BHWC.astype(jnp.float32), dy.astype(jnp.float32)
@@ -151,24 +151,24 @@ _local_response_norm.defvjp(_local_response_norm_forward, _local_response_norm_b
 
 
 def _lrn_factors(x_BHWC, size: int, alpha: float, beta: float) -> tuple[jax.Array, jax.Array]:
-    """The scale to the powers of -beta and -beta - 1.
+    """Returns scale**-beta and scale**(-beta - 1).
 
-    The scale is 1 + alpha / size * the sum of squares over the channels near each.
+    The scale is 1 + alpha / size * the sum of squares over nearby channels.
     """
     squares = [jnp.square(view.astype(jnp.float32)) for view in _neighbours(x_BHWC, size)]
     scale = 1 + alpha / size * sum(squares[1:], squares[0])
     if beta != 0.75:
         factor = scale**-beta
         return factor, factor / scale
-    # Of one root and its products XLA makes no more than one pass; two roots, or a division, it
-    # would write to memory on CPUs.
+    # On CPUs XLA computes one root and its products in one pass, but writes the results of two
+    # roots or of a division to memory.
     root = lax.rsqrt(lax.sqrt(scale))
     factor = root * root * root
     return factor, factor * (root * root) * (root * root)
 
 
 def _sum_of_neighbours(x_BHWC: jax.Array, size: int) -> jax.Array:
-    """Float32 sums over the `size` channels around each."""
+    """Returns the float32 sums over the `size` channels around each channel."""
     return lax.platform_dependent(
         x_BHWC, tpu=partial(_banded_sum, size=size), default=partial(_shifted_sum, size=size)
     )
@@ -180,12 +180,11 @@ def _shifted_sum(x_BHWC: jax.Array, size: int) -> jax.Array:
 
 
 def _banded_sum(x_BHWC: jax.Array, size: int) -> jax.Array:
-    """The same by a matrix of ones around the diagonal.
+    """Returns the same sums as the product with a banded matrix of ones.
 
     A TPU shifts along the channels slowly, while its matrix unit is idle.
     """
-    # Without the barrier XLA would compute what is summed inside the product, and read what that is
-    # made of a second time.
+    # Without the barrier XLA would compute `x` inside the product and read its inputs twice.
     x_BHWC = lax.optimization_barrier(x_BHWC)
     distance = np.subtract.outer(*2 * [np.arange(x_BHWC.shape[-1])])
     band = jnp.asarray(abs(distance) <= size // 2, x_BHWC.dtype)
@@ -199,9 +198,9 @@ def _banded_sum(x_BHWC: jax.Array, size: int) -> jax.Array:
 
 
 def _neighbours(x_BHWC: jax.Array, size: int) -> list[jax.Array]:
-    """`x` shifted by each of `size` places along the channels, zeros coming in.
+    """Returns `x` shifted by each of `size` offsets along the channels, with zero padding.
 
-    In the dtype of `x`, which is what XLA writes to memory; arithmetic on the views is fused.
+    The views have the dtype of `x`, which XLA writes to memory; arithmetic on them is fused.
     """
     channels = x_BHWC.shape[-1]
     x = jnp.pad(x_BHWC, [(0, 0)] * 3 + [(size // 2, size // 2)])
@@ -210,7 +209,7 @@ def _neighbours(x_BHWC: jax.Array, size: int) -> list[jax.Array]:
 
 @jax.custom_vjp
 def relu(x: jax.Array) -> jax.Array:
-    """`nn.relu`; what is kept for the gradient is the output, which the next layer keeps anyway."""
+    """Returns `nn.relu`; the gradient keeps the output, which the next layer keeps anyway."""
     return jnp.maximum(x, 0)
 
 
@@ -220,62 +219,26 @@ def _relu_forward(x):
 
 
 def _relu_backward(y, dy):
-    # Without the barrier XLA would turn y > 0 back into x > 0, and keep x as well.
-    return (jnp.where(lax.optimization_barrier(y) > 0, dy, 0),)
+    def mask(y, dy):
+        return jnp.where(y > 0, dy, 0)
+
+    def mask_by_kept(y, dy):
+        # Without the barrier XLA would turn y > 0 back into x > 0 and keep x as well.
+        return mask(lax.optimization_barrier(y), dy)
+
+    return (lax.platform_dependent(y, dy, cpu=mask, default=mask_by_kept),)
 
 
 relu.defvjp(_relu_forward, _relu_backward)
 
 
-@jax.custom_vjp
-def add_bias(x_BHWC: jax.Array, bias_C: jax.Array) -> jax.Array:
-    """`x + bias`; on a CPU the bias's gradient is summed over all places by `sums_over_places`."""
-    return x_BHWC + bias_C
-
-
-def _add_bias_forward(x_BHWC, bias_C):
-    return add_bias(x_BHWC, bias_C), ()
-
-
-def _add_bias_backward(_, dy):
-    wide = dy.astype(jnp.promote_types(dy.dtype, jnp.float32))
-    (d_bias,) = sums_over_places(wide, image_by_image=True)
-    return dy, d_bias.astype(dy.dtype)
-
-
-add_bias.defvjp(_add_bias_forward, _add_bias_backward)
-
-
-# The most numbers that a product adds up: it does so one after the other, and of a sum of a million
-# numbers so formed the fourth digit is wrong.
-ADDENDS = 64
-
-
-def sums_over_places(*arrays_BHWC: jax.Array, image_by_image: bool) -> list[jax.Array]:
-    """Of each array its sums (C,) over all axes but the last.
-
-    XLA's sum over the rows of a matrix takes a CPU some five times as long as the product of a row
-    of ones with it.
-
-    Args:
-        arrays_BHWC: float32, or wider.
-        image_by_image: devices that hold a part of the images then have no more than C sums to add
-            up among them; over small maps, products of all images at once are longer and faster.
-    """
-
-    def by_ones(x):
-        parts = x.shape[0] if image_by_image else 1
-        places = math.prod(x.shape[:-1]) // parts
-        addends = math.gcd(places, ADDENDS)
-        ones = lax.full((parts, 1, addends), 1, x.dtype)
-        rows = lax.reshape(x, (parts, addends, x.size // (parts * addends)))
-        sums = lax.dot_general(ones, rows, (((2,), (1,)), ((0,), (0,))))
-        return lax.reshape(sums, (sums.size // x.shape[-1], x.shape[-1])).sum(axis=0)
-
-    def plain(x):
-        return x.sum(axis=tuple(range(x.ndim - 1)))
-
-    def of_each(function):
-        return lambda *arrays: [function(x) for x in arrays]
-
-    return lax.platform_dependent(*arrays_BHWC, cpu=of_each(by_ones), default=of_each(plain))
+FAST = Ops(
+    max_pool=max_pool,
+    local_response_norm=local_response_norm,
+    convolve=convolve,
+    convolve_1x1s=convolve_1x1s,
+    add_bias=add_bias,
+    relu=relu,
+    batch_norm=BatchNorm,
+)
+OPS: Mapping[str, Ops] = {"fast": FAST, "reference": REFERENCE}
