@@ -16,7 +16,7 @@ from gnet_jax.data.sources.classes import empty_classes, listed, refuse_unknown
 from gnet_jax.model.architecture import VARIANTS, Architecture, smallest_size
 from gnet_jax.model.googlenet import GoogLeNet, abstract_variables, init
 from gnet_jax.model.roles import roles_by_path
-from gnet_jax.model_folder.description import write_description
+from gnet_jax.model_folder.folder import write_description
 from gnet_jax.training.accumulation import accumulated_gradient
 from gnet_jax.training.canonical import (
     canonical_gradient,

@@ -7,7 +7,7 @@ import pytest
 
 from gnet_jax.config import Config, Preprocessing
 from gnet_jax.model.architecture import VARIANTS, Architecture
-from gnet_jax.model_folder.description import SchemaError, from_json, to_json
+from gnet_jax.model_folder.folder import SchemaError, from_json, to_json
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import numpy as np
 from gnet_jax.config import Config, UserError
 from gnet_jax.model.architecture import Architecture
 from gnet_jax.model.googlenet import GoogLeNet, abstract_variables, layer_outputs
-from gnet_jax.model_folder.description import from_json
+from gnet_jax.model_folder.folder import from_json
 from gnet_jax.training.checkpoints.storage import named_leaves
 from gnet_jax.training.feed import augmentation
 from gnet_jax.training.finetune import flat, without_gradient
