@@ -337,7 +337,7 @@ def test_convert_and_export_keep_the_model(folder, capsys):
         (["curves", "run", "--out", "/no/x.png"], "there is no folder /no"),
         (["summary", "--compare", "naive", "--picture", "/no/x.png"], "there is no folder /no"),
         (["summary", "--compare", "naive", "--picture", "x.doc"], "use one of .png, .svg, .pdf"),
-        (["summary", "--aux-after", "none"], "no name at all stands for no heads"),
+        (["summary", "--aux-after", "none"], "'none'"),
         (["check-data", "cifar10"], "the recipe cifar10 reads tfds:cifar10"),
         (["sumary"], "there is no command 'sumary'; did you mean summary?"),
         (["xyz"], "report, plan"),

@@ -341,6 +341,15 @@ def test_a_model_without_names_is_paired_by_position_with_as_many_classes(capsys
         pair_classes(("cat", "dog"), model)
 
 
+def test_numbers_that_could_start_at_1_are_not_positions():
+    model = ("ant", "bee", "cat", "dog", "elk")
+    assert pair_classes(("0", "1", "2"), model)[0] == [0, 1, 2]
+    assert pair_classes(("0", "4"), model)[0] == [0, 4]
+    for numbers in (("1", "2", "3"), ("0", "5")):
+        with pytest.raises(EvaluationError, match=f"'{numbers[0]}'"):
+            pair_classes(numbers, model)
+
+
 def test_unicode_forms_of_one_name_are_the_same_class():
     forms = [unicodedata.normalize(form, "löwe") for form in ("NFC", "NFD")]
     assert forms[0] != forms[1]
@@ -448,3 +457,8 @@ def test_the_grid_is_one_model_and_then_all_of_them(model_a, make_model, make_ph
     assert [(e.models, e.crops) for e in found] == [(1, 1), (1, 10), (2, 1), (2, 10)]
     assert {e.images for e in found} == {3}
     assert [e.models for e in evaluate_grid([model_a], source, [1])] == [1]
+    source = make_photos(13)
+    first, second = (counts(evaluate([m], source)) for m in (model_a, make_model(3)))
+    assert first != second
+    grid = evaluate_grid([model_a, make_model(3)], source, [1], progress=False)
+    assert counts(grid[0]) == first
