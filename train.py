@@ -6,9 +6,7 @@ The same as `gnet train`; gnet_jax/cli/train.py has the code and the exit codes.
 import sys
 
 if __name__ != "train":  # as a script, also in the processes that load data
-    from gnet_jax.search_path import leave_out_local_modules
-
-    leave_out_local_modules()
+    import gnet_jax.__main__  # noqa: F401  (local modules are not imported from then on)
 
 from gnet_jax.cli.train import main, parse
 

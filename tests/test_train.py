@@ -13,7 +13,7 @@ from PIL import Image
 
 import train
 from gnet_jax.cli.train import print_plan
-from gnet_jax.data import open_source
+from gnet_jax.data.sources import open_source
 from gnet_jax.training.checkpoints.save import Checkpoints
 from gnet_jax.training.checkpoints.verify import digest
 from gnet_jax.training.program import prepare

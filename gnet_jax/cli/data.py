@@ -141,7 +141,7 @@ def show_data(arguments: Sequence[str]) -> None:
             raise UserError(f"--{name} is {getattr(given, name)}; it must be at least {least}")
     check(config)
     # Imported here, so that --help and a typo answer at once.
-    from gnet_jax.data import open_source
+    from gnet_jax.data.sources import open_source
     from gnet_jax.lab.look.contact_sheet import draw_sheet
 
     check_picture(given.out, PHOTOS)

@@ -94,19 +94,17 @@ def convert(
     class_names: Path | None = None,
     transform_input: Literal["yes", "no"] | None = None,
 ) -> None:
-    """Make a model folder of a caffemodel, a torchvision or TF-slim file, or a training workdir.
+    """Convert published weights, or a training workdir, to a model folder.
 
-    The content of SRC determines its kind; nothing in it is executed. What the file does not say is
-    assumed, and the assumption is printed.
+    SRC is a .caffemodel, a .pth or .safetensors of torchvision's GoogLeNet, a checkpoint of
+    TF-slim's Inception v1, or a workdir. Its content determines the format; nothing in it is
+    executed. What the file does not state is assumed, and each assumption is printed.
 
     Args:
-        src: a .caffemodel, a .pth or .safetensors of torchvision's GoogLeNet, a checkpoint of
-            TF-slim's Inception v1, or a workdir.
+        src: the file or workdir to read.
         dst: the folder to write.
         class_names: a text file with one name a line, in the order of the outputs, or JSON.
-        transform_input: whether a torchvision network was trained with torchvision's option of that
-            name: yes for its published weights and what was fine-tuned from them. None assumes yes
-            for the published file and no for any other.
+        transform_input: torchvision's option of that name; yes if fine-tuned from its weights.
     """
     from gnet_jax.convert.read import convert as convert_file
     from gnet_jax.model_folder.class_names import read_class_names
@@ -116,10 +114,10 @@ def convert(
     mapped = None if transform_input is None else transform_input == "yes"
     done = "replaced the model in" if is_model_folder(dst.expanduser()) else "wrote"
     folder = convert_file(src, dst, class_names=names, transform_input=mapped)
-    arch = folder.model.arch
+    arch, classes = folder.model.arch, folder.class_names
     heads = ", ".join(arch.aux_after) or "none"
     print(f"{folder.source['format']}: {arch.num_classes} classes, auxiliary heads: {heads}")
-    print(f"class names: {folder.class_names[0]!r} to {folder.class_names[-1]!r}")
+    print(f"class names: {classes[0]!r} to {classes[-1]!r}")
     print(f"{done} {dst}. Try:\n  gnet predict {shlex.quote(str(dst))} PHOTO.jpg")
 
 
@@ -127,17 +125,16 @@ def export(
     model: Annotated[Positional[Path], arg(metavar="MODEL")],
     out: Annotated[Positional[Path], arg(metavar="OUT")],
 ) -> None:
-    """Write a model for other programs, run what was written, and print the largest difference.
+    """Export a model to another format, run the file, and print the largest difference.
 
     Args:
         model: a model folder, a training workdir, or a file that `gnet convert` reads.
         out: OUT.onnx, OUT.stablehlo, OUT.safetensors, or OUT.pth (torchvision's variant only).
     """
     from gnet_jax.convert.export import export as export_model
-    from gnet_jax.convert.read import read
+    from gnet_jax.inference.predict import load
 
     if model.is_file():
         check_not_input(out, [model])
-    difference = export_model(read(model), out)
-    print(f"wrote {out}; largest difference of its logits, as a share of the largest: ", end="")
-    print(f"{difference:.1e}")
+    difference = export_model(load(model), out)
+    print(f"wrote {out}; its logits differ by at most {difference:.1e} of the largest")

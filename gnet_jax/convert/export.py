@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gnet_jax.config import UserError
+from gnet_jax.config import UserError, json_text
 from gnet_jax.config.recipes import needs
 from gnet_jax.convert.torch_file import read_torch, write_torch
 from gnet_jax.convert.torchvision import from_torchvision, to_torchvision
@@ -33,7 +33,6 @@ from gnet_jax.model_folder.folder import (
     config_of,
     folder_of,
     is_model_folder,
-    json_text,
 )
 from gnet_jax.model_folder.tensor_file import read_tensors, write_tensors
 from gnet_jax.model_folder.variables import flatten, unflatten

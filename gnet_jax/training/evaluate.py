@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gnet_jax.data import eval_batches
+from gnet_jax.data.batches import eval_batches
 from gnet_jax.training.hosts.agree import TrainingError, run_on_all_hosts
 from gnet_jax.training.hosts.stop import EvalBatches, Vote
 from gnet_jax.training.observe.bad_images import BadImages

@@ -11,22 +11,15 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from gnet_jax.config import Config, ConfigError, ModelConfig, check
-from gnet_jax.data import (
-    Batch,
-    DataError,
-    Source,
-    augment,
-    cropper,
-    open_source,
-    order_fingerprint,
-    preprocess,
-    train_batches,
-)
+from gnet_jax.data.augment import augment, preprocess
+from gnet_jax.data.batches import Batch, cropper, order_fingerprint, train_batches
+from gnet_jax.data.sources import open_source
 from gnet_jax.data.sources.classes import empty_classes, listed, refuse_unknown
+from gnet_jax.data.sources.source import DataError, Source
 from gnet_jax.model.architecture import VARIANTS, Architecture, smallest_size
 from gnet_jax.model.googlenet import GoogLeNet, abstract_variables, init
 from gnet_jax.model.roles import roles_by_path
-from gnet_jax.model_folder.description import Description, write_description
+from gnet_jax.model_folder.folder import write_description
 from gnet_jax.training.memory import machine_memory
 from gnet_jax.training.optimizer import Optimizer, check_freeze, make_optimizer
 from gnet_jax.training.sharding import (
@@ -160,10 +153,7 @@ class Run:
         source = {"format": "training workdir", "data": self.config.data.source}
         if self.config.init is not None:
             source["started_from"] = self.config.init
-        preprocessing = self.config.data.preprocessing
-        return write_description(
-            Description(self.program.model, preprocessing, tuple(names), source)
-        )
+        return write_description(self.program.model, self.config.data.preprocessing, names, source)
 
 
 def make_train_step(config: Config, model: GoogLeNet, optimizer: Optimizer) -> Any:

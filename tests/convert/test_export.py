@@ -15,7 +15,7 @@ from gnet_jax.convert import export as export_room
 from gnet_jax.convert.export import TOLERANCE, ExportError, export
 from gnet_jax.convert.read import convert
 from gnet_jax.convert.torchvision import preprocessing
-from gnet_jax.data import preprocess
+from gnet_jax.data.augment import preprocess
 from gnet_jax.data.decode import central_crop, decode
 from gnet_jax.model.architecture import architecture
 from gnet_jax.model.googlenet import GoogLeNet

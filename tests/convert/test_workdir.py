@@ -11,7 +11,7 @@ from gnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig
 from gnet_jax.convert.export import export
 from gnet_jax.convert.read import convert, read
 from gnet_jax.convert.start import with_start
-from gnet_jax.data import open_source
+from gnet_jax.data.sources import open_source
 from gnet_jax.model_folder import WeightsError, read_folder
 from gnet_jax.training.checkpoints import verify
 from gnet_jax.training.checkpoints.restore import read_workdir

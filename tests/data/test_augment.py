@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from gnet_jax.config import AugmentConfig, ConfigError, Preprocessing
-from gnet_jax.data import augment, preprocess
+from gnet_jax.data.augment import augment, preprocess
 from gnet_jax.training.sharding import data_mesh, replicated, split
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (64, 4, 5, 3), np.uint8)

@@ -11,9 +11,9 @@ from PIL import Image
 
 from gnet_jax.cli.main import main
 from gnet_jax.config.paths import as_text, typed_path
-from gnet_jax.data import DataError, open_source, split_count
 from gnet_jax.data.check.scan import scan
-from gnet_jax.data.sources import MissingSplitError, walk
+from gnet_jax.data.sources import MissingSplitError, open_source, split_count, walk
+from gnet_jax.data.sources.source import DataError
 from gnet_jax.data.sources.walk import REASONS
 
 
@@ -265,7 +265,7 @@ def test_an_image_that_is_gone_since_the_folder_was_listed_is_named(root):
 
 
 def test_predict_walks_as_training_does(root, monkeypatch):
-    from gnet_jax.inference.images import InputError, expand
+    from gnet_jax.inference.images import InputError, pictures
 
     cat = root / "train" / "cat"
     write(cat / "more" / "1.png")
@@ -277,8 +277,8 @@ def test_predict_walks_as_training_does(root, monkeypatch):
     unlistable(monkeypatch, cat / "shut")
     aside = {}
     found = {
-        name.removeprefix(f"{cat}/"): image if isinstance(image, InputError) else len(image)
-        for name, image in expand([str(cat)], aside)
+        name.removeprefix(f"{cat}/"): image if isinstance(image, InputError) else 1
+        for name, image in pictures([str(cat)], aside)
     }
     assert [name for name in found if isinstance(found[name], int)] == [
         *("0.png", "1.png", "more/1.png")
@@ -408,14 +408,15 @@ def test_files_and_arrays_that_no_split_reads_are_counted(tmp_path):
 def test_existing_files_win_over_urls_and_standard_input_is_refused_beside_a_file(
     tmp_path, monkeypatch
 ):
-    from gnet_jax.inference.images import InputError, expand
+    from gnet_jax.inference.images import InputError, pictures
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "http:" / "127.0.0.1:1").mkdir(parents=True)
     for name in ("http:/127.0.0.1:1/a.jpg", "-"):
-        (tmp_path / name).write_bytes(b"local")
-    found = dict(expand(["http://127.0.0.1:1/a.jpg", "./-", "-"]))
-    assert found["http://127.0.0.1:1/a.jpg"] == found["./-"] == b"local"
+        Image.new("RGB", (3, 4)).save(tmp_path / name, "PNG")
+    found = dict(pictures(["http://127.0.0.1:1/a.jpg", "./-", "-"]))
+    for local in ("http://127.0.0.1:1/a.jpg", "./-"):
+        assert isinstance(found[local], Image.Image)
     assert isinstance(found["-"], InputError)
     assert "./-" in str(found["-"])
 

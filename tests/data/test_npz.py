@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gnet_jax.data import DataError, open_source
 from gnet_jax.data.decode import decode
-from gnet_jax.data.sources import MissingSplitError
+from gnet_jax.data.sources import MissingSplitError, open_source
+from gnet_jax.data.sources.source import DataError
 
 LABELS = np.array([0, 1, 2, 1, 0, 2])
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 5, 7, 3), np.uint8)

@@ -23,13 +23,15 @@ from PIL import Image
 import train
 from gnet_jax.cli.main import main
 from gnet_jax.config import Preprocessing
-from gnet_jax.data import DataError, eval_batches, open_source
+from gnet_jax.data.batches import eval_batches
 from gnet_jax.data.decode import central_crop, decode
 from gnet_jax.data.prepare import shards
 from gnet_jax.data.prepare import tfds as prepare_module
 from gnet_jax.data.prepare.ilsvrc import IMAGES
 from gnet_jax.data.prepare.shards import PrepareError
 from gnet_jax.data.prepare.tfds import prepare
+from gnet_jax.data.sources import open_source
+from gnet_jax.data.sources.source import DataError
 from gnet_jax.data.sources.tfds import count_array_records
 from gnet_jax.data.sources.tfrecord import framed, record_ends
 from tests.data.ilsvrc_tars import (

@@ -11,11 +11,11 @@ from PIL import Image
 from rich.console import Console
 
 from gnet_jax.cli.main import main
-from gnet_jax.data import DataError, open_source
 from gnet_jax.data.bad_images import BadRecord
 from gnet_jax.data.check.report import print_scan
 from gnet_jax.data.check.scan import Duplicates, Scan, SplitScan, inspect, scan
-from gnet_jax.data.sources import Example
+from gnet_jax.data.sources import Example, open_source
+from gnet_jax.data.sources.source import DataError
 
 SEEDS = iter(range(10**6))
 

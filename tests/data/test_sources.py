@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gnet_jax.data import DataError, open_source
 from gnet_jax.data.decode import decode
-from gnet_jax.data.sources import digits
+from gnet_jax.data.sources import digits, open_source
+from gnet_jax.data.sources.source import DataError
 
 
 def png(value, size=(7, 9)):

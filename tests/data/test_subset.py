@@ -3,7 +3,8 @@ import pickle
 
 import pytest
 
-from gnet_jax.data import DataError, open_source
+from gnet_jax.data.sources import open_source
+from gnet_jax.data.sources.source import DataError
 
 
 def test_a_subset_is_evenly_spaced():

@@ -9,7 +9,7 @@ from PIL import Image
 
 from gnet_jax.cli.main import main
 from gnet_jax.config import Preprocessing, UserError
-from gnet_jax.inference.cam import ActivationMapper, HeadMapper
+from gnet_jax.inference.cam import ActivationMapper
 from gnet_jax.lab.look.inside import activation_figure, filters_figure, heads_picture
 from gnet_jax.model.googlenet import GoogLeNet, every_head, strip_aux
 from gnet_jax.model_folder import ModelFolder, write_folder
@@ -28,14 +28,7 @@ def trained():
 
 @pytest.fixture(scope="module")
 def maps(trained):
-    return HeadMapper(trained)(PHOTO, 3)
-
-
-def test_the_main_heads_map_is_its_activation_map(trained, maps):
-    expected = ActivationMapper(trained)(PHOTO, 3)
-    scale = abs(expected.evidence).max()
-    np.testing.assert_allclose(maps["main"].evidence, expected.evidence, atol=1e-5 * scale)
-    assert maps["main"].guess["probability"] == pytest.approx(expected.guess["probability"])
+    return ActivationMapper(trained)(PHOTO, 3)
 
 
 def test_each_head_has_its_own_map_and_probability(trained, maps):
@@ -62,7 +55,9 @@ def test_the_training_net_without_dropout_has_the_same_auxiliary_logits(trained)
 
 def test_weights_without_auxiliary_heads_have_the_main_map_alone(trained):
     variables = {name: strip_aux(tree) for name, tree in trained.variables.items()}
-    assert list(HeadMapper(dataclasses.replace(trained, variables=variables))(PHOTO)) == ["main"]
+    assert list(ActivationMapper(dataclasses.replace(trained, variables=variables))(PHOTO)) == [
+        "main"
+    ]
 
 
 def test_the_command_draws_everything(trained, tmp_path, capsys):
@@ -80,12 +75,12 @@ def test_the_command_draws_everything(trained, tmp_path, capsys):
     assert main(["inspect", *arguments, "--endpoint", "inception_4a/5x"]) == 2
     assert "did you mean inception_4a/5x5?" in capsys.readouterr().err
     assert main(["inspect", arguments[0], str(tmp_path / "none.png")]) == 2
-    assert "there is no such file" in capsys.readouterr().err
+    assert "none.png" in capsys.readouterr().err
 
 
 def test_a_class_that_is_not_there_is_named(trained):
     with pytest.raises(UserError, match="there is no class 10; the model's are 0 to 9"):
-        HeadMapper(trained)(PHOTO, 10)
+        ActivationMapper(trained)(PHOTO, 10)
 
 
 def test_montages_have_a_tile_for_each_channel_and_count_the_dead(maps):

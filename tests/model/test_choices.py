@@ -11,7 +11,8 @@ from PIL import Image
 
 from gnet_jax.config import AugmentConfig, Config, ConfigError, OptimConfig, Preprocessing, check
 from gnet_jax.config.command import Launch
-from gnet_jax.data import cropper, preprocess
+from gnet_jax.data.augment import preprocess
+from gnet_jax.data.batches import cropper
 from gnet_jax.data.decode import central_crop, training_crop
 from gnet_jax.data.sources.digits import DigitsSource
 from gnet_jax.lab.look.contact_sheet import describe_augmentation, to_pixels

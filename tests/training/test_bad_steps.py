@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from gnet_jax.config import Config, DataConfig
-from gnet_jax.data import BadRecord
-from gnet_jax.data.bad_images import TooManyBadRecordsError
+from gnet_jax.data.bad_images import BadRecord, TooManyBadRecordsError
 from gnet_jax.training.hosts.agree import TrainingError
 from gnet_jax.training.observe.bad_images import BadImages
 from gnet_jax.training.observe.bad_steps import SkippedSteps

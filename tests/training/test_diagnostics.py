@@ -9,7 +9,7 @@ import pytest
 from tensorboardX.event_file_writer import EventsWriter
 
 from gnet_jax.config import AugmentConfig, LossConfig, OptimConfig, Preprocessing
-from gnet_jax.data import augment
+from gnet_jax.data.augment import augment
 from gnet_jax.training.loop import CompiledSteps, train
 from gnet_jax.training.observe.console import Board
 from gnet_jax.training.observe.diagnostics import Diagnostics, _activations, diagnose

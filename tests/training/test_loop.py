@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from gnet_jax.config import Config, ConfigError, OptimConfig
-from gnet_jax.data import DataError, Example, batch_indices
+from gnet_jax.data.batches import batch_indices
+from gnet_jax.data.sources.source import DataError, Example
 from gnet_jax.training import loop
 from gnet_jax.training.checkpoints.save import Checkpoints
 from gnet_jax.training.checkpoints.verify import digest

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gnet_jax.config import AugmentConfig, Config, DataConfig, LossConfig, Preprocessing
-from gnet_jax.data import open_source
+from gnet_jax.data.sources import open_source
 from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.training import program
 from gnet_jax.training.optimizer import make_optimizer

@@ -16,7 +16,7 @@ from gnet_jax.config import (
     OptimConfig,
     Preprocessing,
 )
-from gnet_jax.data import augment, preprocess
+from gnet_jax.data.augment import augment, preprocess
 from gnet_jax.model.googlenet import GoogLeNet, Outputs
 from gnet_jax.training.accumulation import accumulated_gradient
 from gnet_jax.training.optimizer import make_optimizer

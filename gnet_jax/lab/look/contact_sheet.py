@@ -14,8 +14,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from gnet_jax.config import AugmentConfig, Config, Preprocessing, UserError, choose
-from gnet_jax.data import BadRecords, Batch, DataError, Source, eval_batches, preprocess
-from gnet_jax.data.augment import CHANNEL_STEPS
+from gnet_jax.data.augment import CHANNEL_STEPS, preprocess
+from gnet_jax.data.bad_images import BadRecords
+from gnet_jax.data.batches import Batch, eval_batches
+from gnet_jax.data.sources.source import DataError, Source
 from gnet_jax.inference.lettering import fitted, lettered
 from gnet_jax.training.program import augmentation, training_batches
 from gnet_jax.training.step import step_keys

@@ -13,14 +13,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from gnet_jax.config import UserError, choose, suggestion
-from gnet_jax.data import preprocess
-from gnet_jax.data.augment import CHANNEL_STEPS
+from gnet_jax.data.augment import CHANNEL_STEPS, preprocess
 from gnet_jax.data.decode import central_crop
-from gnet_jax.inference.cam import ActivationMap, HeadMapper, draw
+from gnet_jax.inference.cam import ActivationMap, ActivationMapper, draw
 from gnet_jax.inference.lettering import letter
-from gnet_jax.inference.predict import TrainedModel
 from gnet_jax.lab.cost.ledger import network_ledger
 from gnet_jax.model.googlenet import endpoints
+from gnet_jax.model_folder import ModelFolder
 from gnet_jax.model_folder.variables import flatten
 
 SHOWN = 64  # channels of an endpoint, the strongest
@@ -28,7 +27,7 @@ DEFAULT = ("conv1/7x7_s2", "inception_3a/output", "inception_4a/output", "incept
 
 
 def draw_inside(
-    trained: TrainedModel,
+    trained: ModelFolder,
     picture: Image.Image,
     folder: Path,
     names: Sequence[str] = (),
@@ -64,7 +63,7 @@ def draw_inside(
     kernel = first_kernel(trained)
     figures: dict[str, Image.Image | Figure] = {
         "filters.png": filters_figure(kernel, trained.preprocessing.channels),
-        "heads.png": heads_picture(HeadMapper(trained)(picture, index)),
+        "heads.png": heads_picture(ActivationMapper(trained)(picture, index)),
     }
     for name in names or [name for name in DEFAULT if name in found]:
         figures[f"{name.replace('/', '-')}.png"] = activation_figure(name, np.asarray(found[name]))
@@ -81,7 +80,7 @@ def draw_inside(
     return [folder / name for name in figures]
 
 
-def first_kernel(trained: TrainedModel) -> np.ndarray:
+def first_kernel(trained: ModelFolder) -> np.ndarray:
     """Returns the kernel (H, W, 3, F) of the convolution that sees the image.
 
     Raises:

@@ -18,7 +18,7 @@ import numpy as np
 from gnet_jax.config import Config, UserError
 from gnet_jax.model.architecture import Architecture
 from gnet_jax.model.googlenet import GoogLeNet, abstract_variables, layer_outputs
-from gnet_jax.model_folder.description import from_json
+from gnet_jax.model_folder.folder import from_json
 from gnet_jax.training.checkpoints.verify import named_leaves
 from gnet_jax.training.finetune import flat
 from gnet_jax.training.observe.bad_steps import NOTES

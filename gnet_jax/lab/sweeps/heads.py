@@ -12,7 +12,9 @@ import jax.numpy as jnp
 import optax
 
 from gnet_jax.config import Preprocessing
-from gnet_jax.data import BadRecords, eval_batches, preprocess
+from gnet_jax.data.augment import preprocess
+from gnet_jax.data.bad_images import BadRecords
+from gnet_jax.data.batches import eval_batches
 from gnet_jax.model.googlenet import GoogLeNet, every_head
 from gnet_jax.training.program import Run
 from gnet_jax.training.sharding import compile_eval_step, put_batches

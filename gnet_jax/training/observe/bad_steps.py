@@ -12,8 +12,8 @@ from jax.experimental import multihost_utils
 
 import gnet_jax
 from gnet_jax.config import json_text
-from gnet_jax.data import batch_indices
-from gnet_jax.model_folder.description import to_json
+from gnet_jax.data.batches import batch_indices
+from gnet_jax.model_folder.folder import to_json
 from gnet_jax.training.checkpoints.verify import named_leaves
 from gnet_jax.training.hosts.agree import TrainingError
 from gnet_jax.training.observe.console import Reporter

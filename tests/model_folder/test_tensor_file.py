@@ -29,5 +29,5 @@ def test_half_precision_is_read_as_float32(tmp_path):
 def test_a_type_that_is_no_weight_is_named(tmp_path):
     header = json.dumps({"w": {"dtype": "F8_E4M3", "shape": [2], "data_offsets": [0, 2]}}).encode()
     (tmp_path / "a").write_bytes(struct.pack("<Q", len(header)) + header + bytes(2))
-    with pytest.raises(WeightsError, match="w is of type F8_E4M3"):
+    with pytest.raises(WeightsError, match=r"w .*F8_E4M3"):
         read_tensors(tmp_path / "a")

@@ -59,7 +59,7 @@ def test_names_that_only_look_like_another_form_are_kept(tmp_path, names):
     ("data", "named"),
     [
         ("ant\nKäfer\n".encode("latin-1"), r"line 2 of .*names.* UTF-8.*K.xe4fer"),
-        ("ant\nbee\n".encode("utf-16-le"), "names holds zero bytes"),
+        ("ant\nbee\n".encode("utf-16-le"), "names .*zero bytes"),
         (b"ant\n\nbee\n", r"line 2 of .*names is blank"),
         (b"n00000001 ant\nbee\n", r"line 2 of .*names is 'bee'"),
         (b'["ant", "bee"', "names .*JSON"),
