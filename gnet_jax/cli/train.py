@@ -166,8 +166,9 @@ def print_plan(run: "Run", workdir: Path) -> None:
     config, program = run.config, run.program
     cost = network_ledger(program.model, config.data.image_size)
     m, d, o, mesh = config.model, config.data, config.optim, program.mesh
-    heads = ", ".join(m.aux_after) or "none"
-    with_heads = f" ({cost.params_with_aux:,} with aux heads)" if m.aux_after else ""
+    aux_after = program.model.arch.aux_after
+    heads = ", ".join(aux_after) or "none"
+    with_heads = f" ({cost.params_with_aux:,} with aux heads)" if aux_after else ""
     network = f"{m.variant}, width x{m.width_multiplier:g}, reductions x{m.reduction_factor:g}"
     hosts = f" on {jax.process_count()} hosts" if jax.process_count() > 1 else ""
     plan = {
