@@ -135,7 +135,7 @@ plt.show()
 # %%
 from IPython.display import Image, clear_output, display
 
-from gnet_jax.lab.sweeps.curves import draw_curves
+from gnet_jax.lab.sweeps.figures import draw_curves
 
 
 def ended(run, within):

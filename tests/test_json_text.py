@@ -9,8 +9,7 @@ import pytest
 from gnet_jax.cli.main import main
 from gnet_jax.cli.output import json_line
 from gnet_jax.config import json_text
-from gnet_jax.lab.sweeps.results import head_cells, rows_of
-from gnet_jax.lab.sweeps.sweep import folder_of, read_sweep
+from gnet_jax.lab.sweeps.sweep import read_rows, read_sweep, tabulate
 from gnet_jax.training.workdir import MetricsFile, write_json
 from tests.lab.sweeps import finished_sweep
 
@@ -68,9 +67,9 @@ def test_curves_have_a_gap_where_a_number_is_not_finite(tmp_path):
 
 def test_a_report_shows_a_loss_that_was_not_finite_as_nan(tmp_path):
     sweep = read_sweep(finished_sweep(tmp_path))
-    file = folder_of(tmp_path, "b", 1) / "result.json"
+    file = tmp_path / "b/seed-1/result.json"
     result = json.loads(file.read_text())
     result["heads"]["aux4a"]["loss"] = math.inf
     write_json(file, result)
-    row = next(row for row in rows_of(sweep) if row.name == "b")
-    assert [text for text, _ in head_cells(row, ["main", "aux4a"])][1].startswith("nan")
+    header, lines = tabulate(read_rows(sweep))
+    assert lines[1][header.index("aux4a loss")][0] == "nan \N{PLUS-MINUS SIGN} nan"

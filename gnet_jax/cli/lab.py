@@ -9,6 +9,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -33,10 +34,10 @@ class Ablate:
 
 
 def ablate(arguments: Sequence[str]) -> int:
-    """Train the configs of a sweep, each with every seed, and print what they came to.
+    """Train every config of a sweep with every seed, and print a table of the results.
 
-    Runs follow one another, each in DIR/CONFIG/seed-N. The same command again skips what is done
-    and goes on with what was cut off. A run that fails is reported and does not end the sweep.
+    Runs train one after another, in DIR/CONFIG/seed-N. The same command again skips finished runs
+    and resumes interrupted ones. A run that fails is reported and does not stop the sweep.
 
     gnet ablate SWEEP [--workdir DIR] [--seeds N] [--shard i/n] [--field.path value ...]
     """
@@ -46,33 +47,34 @@ def ablate(arguments: Sequence[str]) -> int:
         raise UserError(f"--seeds is {own.seeds}; it must be at least 1")
     workdir = Path(next(iter(configs.values())).workdir).expanduser()
     # Imported here, so that --help and a typo answer at once.
+    from gnet_jax.lab.sweeps import sweep
     from gnet_jax.lab.sweeps.ablate import StoppedError, relative_cost, run_cells
-    from gnet_jax.lab.sweeps.results import LEGEND, failures, results_table, rows_of
-    from gnet_jax.lab.sweeps.sweep import cells_of, open_sweep, read_sweep, share_of
     from gnet_jax.training.memory import call_in_this_thread
     from gnet_jax.training.sharding import use_compilation_cache
 
     use_compilation_cache()
     call_in_this_thread()
-    open_sweep(workdir, configs, own.seeds, text)
-    cells = cells_of(configs, own.seeds, workdir)
+    sweep.open_sweep(workdir, configs, own.seeds, text)
+    first_seeds = {name: config.seed for name, config in configs.items()}
+    cells = sweep.list_cells(workdir, first_seeds, own.seeds)
     if shards > 1:
         cost = {name: relative_cost(config) for name, config in configs.items()}
-        mine = share_of([cost[cell.name] for cell in cells], index, shards)
-        cells = [cells[place] for place in mine]
+        mine = sweep.select_shard([cost[cell.name] for cell in cells], index, shards)
+        cells = [cells[position] for position in mine]
     print(f"{len(cells)} runs of {len(configs)} configs and {own.seeds} seeds, in {workdir}")
     try:
-        run_cells(cells, lambda line: print(line, flush=True), retry_failed=own.retry_failed)
+        say = partial(print, flush=True)
+        run_cells(cells, configs, say, retry_failed=own.retry_failed)
     except StoppedError as error:
         print(_stopped(error.number, arguments))
         return 128 + error.number
     except KeyboardInterrupt:  # between runs
         leave_at_once(_stopped(signal.SIGINT, arguments))
-    rows = rows_of(read_sweep(workdir))
+    rows = sweep.read_rows(sweep.read_sweep(workdir))
     out = console()
-    out.print(results_table(rows, f"{arguments[0]}, {workdir}"))
-    out.print(LEGEND)
-    failed = failures(rows)
+    out.print(sweep.results_table(rows, f"{arguments[0]}, {workdir}"))
+    out.print(sweep.LEGEND)
+    failed = sweep.failures(rows)
     for line in failed:
         print(f"failed: {line}", file=sys.stderr)
     print(f"next:  gnet report {shlex.quote(str(workdir))}")
@@ -81,18 +83,14 @@ def ablate(arguments: Sequence[str]) -> int:
 
 def _stopped(number: int, arguments: Sequence[str]) -> str:
     name, again = signal.Signals(number).name, shlex.join(["gnet", "ablate", *arguments])
-    return f"stopped by {name}; what was trained is saved. Go on with:\n  {again}"
+    return f"stopped by {name}; the state is saved. Resume with:\n  {again}"
 
 
 def _shard(text: str) -> tuple[int, int]:
-    """(index, number of shards) of "i/n".
-
-    Raises:
-        UserError: if it is none.
-    """
+    """Returns index and number of shards of "i/n"; raises a UserError for anything else."""
     parts = re.fullmatch(r"(\d+)/(\d+)", text)
     index, shards = (int(parts[1]), int(parts[2])) if parts else (0, 0)
-    if not index < shards:
+    if index >= shards:
         raise UserError(f"--shard is {text}; it must be i/n, i from 0 to n - 1, such as 0/2")
     return index, shards
 
@@ -102,19 +100,18 @@ def report(
     out: Path | None = None,
     figures: Path | None = None,
 ) -> None:
-    """Write what a sweep came to: an HTML page that needs nothing else, Markdown and CSV beside it.
+    """Write the results of a sweep as a self-contained HTML page, Markdown and CSV.
 
-    Accuracy against multiply-adds and parameters, learning curves, the table, and the exact configs
+    The page has the table, accuracy against multiply-adds and parameters, learning curves, configs
     and versions.
 
     Args:
-        workdir: of `gnet ablate`; it need not be finished.
-        out: the page; None is report.html in the workdir. Markdown and CSV have its name, with
-            .md and .csv; the CSV has a line for every run.
-        figures: a folder for the page's figures as SVG files, too; None writes none.
+        workdir: of `gnet ablate`, finished or not.
+        out: the page; None is report.html in the workdir. Markdown and CSV get its name with .md
+            and .csv; the CSV has a line for every run.
+        figures: a folder for the figures as SVG files; None writes none.
     """
     from gnet_jax.lab.sweeps.report import write_report
 
-    page = workdir / "report.html" if out is None else out
-    for file in write_report(workdir, page, figures):
+    for file in write_report(workdir, out or workdir / "report.html", figures):
         print(f"wrote {file}")

@@ -1,4 +1,4 @@
-"""Commands about machines that are not there: plan."""
+"""The command plan, for absent machines."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ class PlanOptions:
 
 
 def plan(arguments: Sequence[str]) -> int:
-    """What a run takes of a pod or a GPU server: memory, arithmetic, traffic, days at best.
+    """Compute a run's memory, arithmetic, traffic and shortest time on a pod or a GPU server.
 
-    Takes a recipe and its fields as train.py does: `gnet plan CONFIG --topology v5e:16x16`. Its
-    training step is compiled for each topology, which takes minutes and no accelerator. Exit code 1
-    where it does not fit.
+    Takes a recipe and its fields as train.py does: `gnet plan CONFIG --topology v5e:16x16`. The
+    training step is compiled for each topology, which takes minutes but no accelerator. The exit
+    code is 1 if the step does not fit.
     """
     command = parse_command(arguments, "gnet plan", PlanOptions(), inspect.getdoc(plan))
     config, given = command.config, command.options
     if not given.topology:
-        raise UserError("there is no machine to plan for; name one or more: --topology v5e:16x16")
+        raise UserError("no topology given; name at least one: --topology v5e:16x16")
     for name in ("batch", "images", "classes"):
         value = getattr(given, name)
         if value is not None and value < 1:
@@ -47,31 +47,25 @@ def plan(arguments: Sequence[str]) -> int:
         config = dataclasses.replace(config, batch_size=given.batch, eval_batch_size=None)
     check(config)
     # Imported here, so that --help and a typo answer at once.
-    from gnet_jax.pods.data_size import data_size
-    from gnet_jax.pods.plan import plan_program, program_for
-    from gnet_jax.pods.table import plan_table
+    from gnet_jax.pods.plan import data_size, plan_program, plan_table, program_for
     from gnet_jax.pods.topology import get_topology, parse_topology
 
     for text in given.topology:
         parse_topology(text)
     size = data_size(config.data.source, given.images, given.classes)
-    # Everything that can be refused is, before the first of them compiles.
+    # Find every user error before the first compilation, which takes minutes.
     machines = [get_topology(text) for text in given.topology]
     programs = [program_for(config, machine, size) for machine in machines]
     plans = []
     for program, machine in zip(programs, machines, strict=True):
-        print(
-            f"compiling the training step for {machine.name}; it takes minutes ...",
-            file=sys.stderr,
-            flush=True,
-        )
+        note = f"compiling the training step for {machine.name}; this takes minutes ..."
+        print(note, file=sys.stderr, flush=True)
         plans.append(plan_program(program, machine))
     if given.json:
-        found = [each.as_dict() for each in plans]
+        found = [dataclasses.asdict(each) for each in plans]
         print(json_line(found[0] if len(found) == 1 else found))
     else:
         recipe = arguments[0] if arguments[0][0] != "-" else "digits"
-        console().print(
-            plan_table(plans, f"{recipe}: {config.epochs:g} epochs of {size.images:,} images")
-        )
+        title = f"{recipe}: {config.epochs:g} epochs of {size.images:,} images"
+        console().print(plan_table(plans, title))
     return 0 if all(each.fits for each in plans) else 1

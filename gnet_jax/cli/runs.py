@@ -21,7 +21,7 @@ def curves(workdirs: Workdirs, out: Path = Path("curves.png")) -> None:
         workdirs: of running or finished training runs; one row each.
         out: the picture, .png, .svg or .pdf.
     """
-    from gnet_jax.lab.sweeps.curves import draw_curves
+    from gnet_jax.lab.sweeps.figures import draw_curves
 
     _check(workdirs, out)
     draw_curves(workdirs, out)

@@ -1,1 +1,1 @@
-"""What a run takes on a machine that is not there: its step, compiled for a pod or a GPU server."""
+"""`gnet plan`: compile the training step for absent TPUs and GPUs."""

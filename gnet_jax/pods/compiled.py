@@ -1,14 +1,15 @@
-"""A training step compiled for a topology, and what the compiler says that it takes.
+"""The cost of a training step compiled for a topology, from XLA's analyses and program text.
 
-All figures are of one device: a step is one program that every device of the mesh runs.
+All figures are of one device, because a step is one program that every device of the mesh runs.
 """
 
 import dataclasses
 import math
 import re
 import time
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import jax
 
@@ -17,139 +18,19 @@ from gnet_jax.pods.chips import Chip
 from gnet_jax.training.program import Program
 from gnet_jax.training.sharding import compile_train_step
 
-# How often a ring sends the data of each: a sum goes around twice, all others once.
-COLLECTIVES = {
-    "all-reduce": 2,
-    "all-gather": 1,
-    "reduce-scatter": 1,
-    "all-to-all": 1,
-    "collective-permute": 1,
-    "collective-broadcast": 1,
-}
-CONVOLUTIONS = ("convolution", "dot")
-LIBRARIES = ("__cudnn", "__cublas", "__triton")
-# These name a place in memory, or are the halves of a copy; they read and write nothing that the
-# others do not.
+# How often a ring sends the data: twice for a sum, once for all others.
+ONCE = ("all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
+COLLECTIVES = {"all-reduce": 2} | dict.fromkeys(ONCE, 1)
+# These only name memory, so they cause no traffic.
 FREE = ("parameter", "tuple", "get-tuple-element", "bitcast", "constant", "partition-id")
+LIBRARY_CALL = re.compile(r'custom_call_target="__(?:cudnn|cublas|triton)')
 BITS = {"pred": 8, "bf16": 16, "token": 0, "opaque": 0} | {
     f"{kind}{bits}": bits for kind in "fsuc" for bits in (1, 2, 4, 8, 16, 32, 64, 128)
 }
 INSTRUCTION = re.compile(r"\s*(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*?)\)(?:, |$)")
 ARRAY = re.compile(r"\b([a-z]+\d*)(?:e\d+m\d+\w*)?\[([\d,]*)\]")
-
-
-@dataclasses.dataclass(frozen=True)
-class Collective:
-    """The collectives of one kind in a program."""
-
-    kind: str
-    count: int
-    bytes: int  # of their results, on one device; once, where a loop runs them several times
-
-
-@dataclasses.dataclass(frozen=True)
-class Instruction:
-    """One line of a program."""
-
-    name: str
-    opcode: str
-    bytes: int  # of its result
-    operands: tuple[str, ...]
-    text: str
-
-
-def array_bytes(shape: str) -> int:
-    """Bytes of the arrays in the text of a shape: "f32[2,3]{1,0}", or a tuple of such.
-
-    Raises:
-        UserError: for an element type of unknown size.
-    """
-    return sum(
-        math.prod(int(side) for side in sides.split(",") if side)
-        * choose("the element type of an array in the program", kind, BITS)
-        // 8
-        for kind, sides in ARRAY.findall(shape)
-    )
-
-
-def instructions(text: str, entry: bool = False) -> Iterator[Instruction]:
-    """The instructions of a program; with `entry` those of its entry computation alone."""
-    if entry:
-        text = text[text.index("\nENTRY ") :] if "\nENTRY " in text else text
-    for line in text.splitlines():
-        found = INSTRUCTION.match(line)
-        if found:
-            name, shape, opcode, operands = found.groups()
-            names = tuple(re.findall(r"%([\w.-]+)", operands))
-            yield Instruction(name, opcode, array_bytes(shape), names, line)
-
-
-def collectives(text: str) -> tuple[Collective, ...]:
-    """The collectives of a program by kind; of an asynchronous one the start counts."""
-    sizes: dict[str, int] = {}
-    found: dict[str, list[int]] = {}
-    for each in instructions(text):
-        sizes[each.name] = each.bytes
-        kind = each.opcode.removesuffix("-start")
-        if kind in COLLECTIVES:
-            # The start of most kinds names its operands beside its results; a sum's does not.
-            named = each.opcode != kind and kind != "all-reduce"
-            given = sum(sizes.get(name, 0) for name in each.operands) if named else 0
-            found.setdefault(kind, []).append(each.bytes - given)
-    return tuple(Collective(kind, len(sizes), sum(sizes)) for kind, sizes in sorted(found.items()))
-
-
-def traffic(text: str) -> int:
-    """Bytes that the entry's instructions read and write, each operand whole.
-
-    For compilers that give no count of their own.
-    """
-    sizes, total = {}, 0
-    for each in instructions(text, entry=True):
-        sizes[each.name] = each.bytes
-        if each.opcode not in FREE and not each.opcode.endswith("-done"):
-            total += each.bytes + sum(sizes.get(name, 0) for name in each.operands)
-    return total
-
-
-def program_size(text: str) -> tuple[int, int]:
-    """How many fusions a program has, and how many convolutions, matrix products and calls of
-    libraries, those inside fusions among them.
-    """
-    fusions = products = 0
-    for each in instructions(text):
-        fusions += each.opcode == "fusion"
-        called = re.search(r'custom_call_target="([^"]*)"', each.text)
-        products += each.opcode in CONVOLUTIONS or (
-            called is not None and called[1].startswith(LIBRARIES)
-        )
-    return fusions, products
-
-
-def donated(text: str) -> int:
-    """How many of a program's results take the place of an argument."""
-    header = text[: text.index("\n")]
-    found = re.search(r"input_output_alias=\{(.*?)\}, \w+=", header)
-    return 0 if found is None else found[1].count("-alias)")
-
-
-def estimated_cycles(text: str) -> int:
-    """Cycles that a TPU's compiler expects the entry's fusions to take; 0 where it says none.
-
-    Some instructions, such as the gradient of a max pool, carry no estimate.
-    """
-    found = (
-        re.search(r'"estimated_cycles":"(\d+)"', each.text)
-        for each in instructions(text, entry=True)
-    )
-    return sum(int(each[1]) for each in found if each)
-
-
-# Without a GPU there is nothing to try out which kernel of a library is the fastest.
-OPTIONS: Mapping[str, dict[str, Any] | None] = {
-    "cuda": {"xla_gpu_autotune_level": "0"},
-    "tpu": None,
-}
+# Autotuning runs kernels, which needs a GPU.
+OPTIONS: dict[str, Any] = {"cuda": {"xla_gpu_autotune_level": "0"}, "tpu": None}
 
 
 class OutOfMemoryError(UserError):
@@ -161,39 +42,41 @@ class OutOfMemoryError(UserError):
 
 
 @dataclasses.dataclass(frozen=True)
+class Collective:
+    """The collectives of one kind in a program."""
+
+    kind: str
+    count: int
+    bytes: int  # of their results, on one device; counted once even inside a loop
+
+
+@dataclasses.dataclass(frozen=True)
 class CompiledCost:
-    """What one compiled training step takes of each device."""
+    """The cost of one compiled training step on each device."""
 
     argument_bytes: int
     output_bytes: int
-    alias_bytes: int  # of results that take the place of arguments, as the donated state does
+    alias_bytes: int  # of results that reuse an argument's memory, as the donated state does
     temp_bytes: int
     code_bytes: int
-    flops: float | None  # multiplications and additions; None where the compiler counts none
+    flops: float | None  # multiplications and additions; None if the compiler does not count
     bytes: float  # read and written
-    cycles: int  # that a TPU's compiler expects; 0 where it expects none
+    cycles: int  # estimated by a TPU's compiler; 0 if it gives no estimate
     collectives: tuple[Collective, ...]
     fusions: int
-    convolutions: int  # and matrix products, and calls of libraries
+    convolutions: int  # with matrix products and library calls
     donated: int  # arrays
-    seconds: float  # that it took to compile
+    seconds: float  # of compilation
 
     @property
     def memory_bytes(self) -> int:
-        """Memory that the program needs, with what it is given and what it returns."""
-        return (
-            self.argument_bytes
-            + self.output_bytes
-            - self.alias_bytes
-            + self.temp_bytes
-            + self.code_bytes
-        )
+        """Memory of the program, its arguments and its results."""
+        own = self.temp_bytes + self.code_bytes
+        return self.argument_bytes + self.output_bytes - self.alias_bytes + own
 
 
 def compile_cost(program: Program, chip: Chip) -> CompiledCost:
-    """The cost of the training step of `program`, compiled for the devices of its mesh.
-
-    It takes minutes.
+    """Compile the training step of `program` for the devices of its mesh, which takes minutes.
 
     Raises:
         OutOfMemoryError: if the compiler finds that it does not fit.
@@ -209,19 +92,15 @@ def compile_cost(program: Program, chip: Chip) -> CompiledCost:
             compiler_options=choose("platform", chip.platform, OPTIONS),
         )
     except jax.errors.JaxRuntimeError as error:
-        refused = out_of_memory(str(error), chip)
+        refused = parse_out_of_memory(str(error), chip)
         if refused is None:
             raise
         raise refused from error
-    return read_cost(compiled, time.perf_counter() - start)
-
-
-def read_cost(compiled: jax.stages.Compiled, seconds: float) -> CompiledCost:
-    """What a compiled program says of itself."""
+    seconds = time.perf_counter() - start
     memory: Any = compiled.memory_analysis()
     text = compiled.as_text() or ""
     counted = compiled.cost_analysis() or {}
-    fusions, convolutions = program_size(text)
+    fusions, convolutions = count_operations(text)
     return CompiledCost(
         argument_bytes=memory.argument_size_in_bytes,
         output_bytes=memory.output_size_in_bytes,
@@ -229,18 +108,18 @@ def read_cost(compiled: jax.stages.Compiled, seconds: float) -> CompiledCost:
         temp_bytes=memory.temp_size_in_bytes,
         code_bytes=memory.generated_code_size_in_bytes,
         flops=counted.get("flops"),
-        bytes=counted.get("bytes accessed") or traffic(text),
-        cycles=estimated_cycles(text),
-        collectives=collectives(text),
+        bytes=counted.get("bytes accessed") or count_traffic(text),  # CUDA's compiler has none
+        cycles=sum_cycles(text),
+        collectives=find_collectives(text),
         fusions=fusions,
         convolutions=convolutions,
-        donated=donated(text),
+        donated=count_donated(text),
         seconds=seconds,
     )
 
 
-def out_of_memory(message: str, chip: Chip) -> OutOfMemoryError | None:
-    """The error that a compiler's message is, if a program needs more memory than a chip has."""
+def parse_out_of_memory(message: str, chip: Chip) -> OutOfMemoryError | None:
+    """Returns the error in a compiler's message; None if the message is not about memory."""
     found = re.search(r"[Uu]sed ([\d.]+)([KMGT]) of ", message)
     if "RESOURCE_EXHAUSTED" not in message or found is None:
         return None
@@ -250,3 +129,82 @@ def out_of_memory(message: str, chip: Chip) -> OutOfMemoryError | None:
         f"{chip.hbm_bytes / 2**30:.1f}; use a smaller --batch, more chips, or --optim.accumulate",
         int(needed),
     )
+
+
+class Instruction(NamedTuple):
+    """One line of a program."""
+
+    name: str
+    opcode: str
+    bytes: int  # of its result
+    operands: list[str]
+
+
+def array_bytes(shape: str) -> int:
+    """Returns the bytes of the arrays in a shape's text, such as "f32[2,3]{1,0}" or a tuple."""
+    return sum(
+        math.prod(int(side) for side in sides.split(",") if side)
+        * choose("the element type of an array in the program", kind, BITS)
+        // 8
+        for kind, sides in ARRAY.findall(shape)
+    )
+
+
+def instructions(text: str) -> Iterator[Instruction]:
+    """Yield the instructions in a program's text."""
+    for line in text.splitlines():
+        found = INSTRUCTION.match(line)
+        if found:
+            name, shape, opcode, operands = found.groups()
+            yield Instruction(name, opcode, array_bytes(shape), re.findall(r"%([\w.-]+)", operands))
+
+
+def _entry(text: str) -> str:
+    """Returns the text of a program's entry computation, which is the last."""
+    return text[max(text.find("\nENTRY "), 0) :]
+
+
+def find_collectives(text: str) -> tuple[Collective, ...]:
+    """Returns the collectives of a program by kind; asynchronous ones count at their start."""
+    sizes: dict[str, int] = {}
+    found: dict[str, list[int]] = {}
+    for each in instructions(text):
+        sizes[each.name] = each.bytes
+        kind = each.opcode.removesuffix("-start")
+        if kind in COLLECTIVES:
+            # The shape of a start includes the operands, except for a sum.
+            with_operands = each.opcode != kind and kind != "all-reduce"
+            operands = sum(sizes.get(name, 0) for name in each.operands) if with_operands else 0
+            found.setdefault(kind, []).append(each.bytes - operands)
+    return tuple(Collective(kind, len(each), sum(each)) for kind, each in sorted(found.items()))
+
+
+def count_traffic(text: str) -> int:
+    """Returns the bytes that the entry's instructions read and write, each operand whole."""
+    sizes, total = {}, 0
+    for each in instructions(_entry(text)):
+        sizes[each.name] = each.bytes
+        if each.opcode not in FREE and not each.opcode.endswith("-done"):
+            total += each.bytes + sum(sizes.get(name, 0) for name in each.operands)
+    return total
+
+
+def count_operations(text: str) -> tuple[int, int]:
+    """Returns the number of fusions; and of convolutions, products and library calls anywhere."""
+    opcodes = Counter(each.opcode for each in instructions(text))
+    products = opcodes["convolution"] + opcodes["dot"] + len(LIBRARY_CALL.findall(text))
+    return opcodes["fusion"], products
+
+
+def count_donated(text: str) -> int:
+    """Returns how many of a program's results reuse the memory of an argument."""
+    found = re.search(r"input_output_alias=\{(.*?)\}, \w+=", text[: text.index("\n")])
+    return 0 if found is None else found[1].count("-alias)")
+
+
+def sum_cycles(text: str) -> int:
+    """Returns the cycles that a TPU's compiler estimates for the entry's fusions, 0 if none.
+
+    Some instructions, such as the gradient of a max pool, carry no estimate.
+    """
+    return sum(map(int, re.findall(r'"estimated_cycles":"(\d+)"', _entry(text))))

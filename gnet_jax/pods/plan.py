@@ -1,18 +1,23 @@
-"""The plan of a run on a topology: what a step takes of each chip, and how long it takes at best.
+"""The plan of a run on a topology: memory and traffic of a step, and its shortest time.
 
-The time is a roofline: arithmetic, memory traffic and communication each at the chip's peak, and
-the slowest of the three alone. A real step takes longer; how much, only the hardware tells.
+The time is a roofline: arithmetic, memory traffic and communication, each at the chip's peak, and
+the slowest of the three. A real step takes longer; only the hardware shows how much.
 """
 
 import dataclasses
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
+
+from rich.table import Table
 
 from gnet_jax.config import Config, choose
 from gnet_jax.convert.start import with_start
+from gnet_jax.data.prepare.ilsvrc import IMAGES
+from gnet_jax.data.sources import DataError, open_source
+from gnet_jax.data.sources.tfds import class_names, open_builder
 from gnet_jax.lab.cost.ledger import Ledger, network_ledger
 from gnet_jax.pods.chips import Chip
 from gnet_jax.pods.compiled import COLLECTIVES, Collective, OutOfMemoryError, compile_cost
-from gnet_jax.pods.data_size import DataSize
 from gnet_jax.pods.topology import Topology
 from gnet_jax.training.program import Program, make_program
 from gnet_jax.training.sharding import check_batches, data_mesh
@@ -20,19 +25,49 @@ from gnet_jax.training.sharding import check_batches, data_mesh
 Bound = Literal["compute", "memory", "network"]
 
 
+class DataSize(NamedTuple):
+    """The properties of a data set that a training program depends on."""
+
+    images: int  # in the training split
+    class_names: tuple[str, ...]
+
+
+def data_size(spec: str, images: int | None = None, classes: int | None = None) -> DataSize:
+    """Returns the size of the data in `spec`; ImageNet's is known without the data.
+
+    Args:
+        spec: see `open_source`.
+        images: number of training images; None reads it from the data.
+        classes: number of classes, which are then numbered; None reads the names from the data.
+
+    Raises:
+        DataError: if the data cannot be read and a number is not given.
+    """
+    if images is not None and classes is not None:
+        return DataSize(images, tuple(map(str, range(classes))))
+    try:
+        source = open_source(spec, "train")
+        count, names = len(source), source.class_names
+    except DataError as error:
+        if spec.split(":")[:2] != ["tfds", "imagenet2012"]:
+            raise DataError(f"{error}. A plan needs only --images and --classes") from error
+        count = IMAGES["train"]
+        names = class_names(spec, open_builder("imagenet2012").info.features)
+    names = names if classes is None else tuple(map(str, range(classes)))
+    return DataSize(count if images is None else images, names)
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a run takes of a topology; all of None where the step does not fit and nothing came out
-    of the compiler but that.
-    """
+    """The plan of a run on a topology; None for all that a step which does not fit leaves open."""
 
     topology: str
     chips: int
     hosts: int
     batch_size: int
     fits: bool
-    hbm_bytes: int  # that a chip must have
-    hbm_available: int  # that a program may have of it
+    hbm_bytes: int  # required of a chip
+    hbm_available: int  # to a program on a chip
     argument_bytes: int | None = None
     temp_bytes: int | None = None
     flops_per_image: float | None = None
@@ -40,7 +75,7 @@ class Plan:
     ledger_flops_per_image: float | None = None
     bytes_per_image: float | None = None
     temp_bytes_per_image: float | None = None
-    seconds: dict[Bound, float] | None = None  # of a step, if that side alone took time
+    seconds: dict[Bound, float] | None = None  # of a step bound by this side
     bound: Bound | None = None
     step_seconds: float | None = None
     images_per_sec: float | None = None
@@ -49,21 +84,12 @@ class Plan:
     collectives: tuple[Collective, ...] = ()
     fusions: int | None = None
     convolutions: int | None = None
-    donated: int | None = None  # arrays of the state whose memory is used again
+    donated: int | None = None  # arrays of the state whose memory is reused
     compile_seconds: float | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Every figure by its name, ready for JSON."""
-        return dataclasses.asdict(self)
 
 
 def program_for(config: Config, topology: Topology, data: DataSize) -> Program:
-    """The program of the run that `config` describes on a topology, for data of the given size.
-
-    Raises:
-        ConfigError, DataError: as `make_program`; nothing was compiled.
-        WeightsError: if the model that the config starts from cannot be read.
-    """
+    """Returns the training program of `config` on a topology; raises as `make_program`."""
     config, pretrained = with_start(config)
     mesh = data_mesh(topology.devices)
     check_batches(config, mesh)
@@ -71,26 +97,25 @@ def program_for(config: Config, topology: Topology, data: DataSize) -> Program:
 
 
 def plan_program(program: Program, topology: Topology) -> Plan:
-    """The plan of `program`, whose mesh is that of `topology`. It compiles for minutes."""
-    chip, chips = topology.chip, len(topology.devices)
+    """Compile `program`, whose mesh is that of `topology`, and return its plan; takes minutes."""
+    chip, chips, batch_size = topology.chip, len(topology.devices), program.config.batch_size
     base = {
         "topology": topology.name,
         "chips": chips,
         "hosts": topology.hosts,
-        "batch_size": program.config.batch_size,
+        "batch_size": batch_size,
         "hbm_available": round(chip.usable * chip.hbm_bytes),
     }
     try:
         cost = compile_cost(program, chip)
     except OutOfMemoryError as error:
         return Plan(**base, fits=False, hbm_bytes=error.needed)
-    share = program.config.batch_size / chips
-    costs = network_ledger(program.model, program.config.data.image_size)
-    counted = training_flops(costs)
+    share = batch_size / chips
+    counted = training_flops(network_ledger(program.model, program.config.data.image_size))
     flops = counted if cost.flops is None else cost.flops / share
     seconds = roofline(chip, flops * share, cost.bytes, cost.collectives, chips)
     bound = max(seconds, key=lambda side: seconds[side])
-    images_per_sec = program.config.batch_size / seconds[bound]
+    images_per_sec = batch_size / seconds[bound]
     return Plan(
         **base,
         fits=cost.memory_bytes <= base["hbm_available"],
@@ -117,11 +142,11 @@ def plan_program(program: Program, topology: Topology) -> Plan:
 
 
 def training_flops(costs: Ledger) -> float:
-    """Multiplications and additions of one image's training step by the cost ledger.
+    """Returns the multiplications and additions of one image's training step.
 
-    Each layer's forward pass costs two for a multiply-add, and so do the gradients of its weights
-    and of its input; the first layer's input needs none. Padded taps count, which compilers leave
-    out; pooling, normalisation and the optimiser do not.
+    A multiply-add counts as two. Each layer is computed three times: forward, and the gradients of
+    its weights and of its input, which the first layer does not need. Padded taps count, which
+    compilers leave out; pooling, normalisation and the optimiser do not.
     """
     return 2.0 * (3 * costs.macs_with_aux - costs.layers[0].macs)
 
@@ -129,21 +154,59 @@ def training_flops(costs: Ledger) -> float:
 def roofline(
     chip: Chip, flops: float, traffic: float, collectives: tuple[Collective, ...], chips: int
 ) -> dict[Bound, float]:
-    """Seconds that a step takes at least, by each side of a chip alone.
+    """Returns the shortest seconds of a step by each side of a chip.
 
-    Args:
-        chip: its peaks.
-        flops: of one chip.
-        traffic: bytes that one chip reads and writes.
-        collectives: of one chip.
-        chips: that take part in them.
+    `flops`, `traffic` (bytes read and written) and `collectives` are those of one of the `chips`.
     """
-    sent = sum(
-        each.bytes * (chips - 1) / chips * choose("collective", each.kind, COLLECTIVES)
-        for each in collectives
-    )
+    sizes = sum(each.bytes * choose("collective", each.kind, COLLECTIVES) for each in collectives)
     return {
         "compute": flops / chip.flops,
         "memory": traffic / chip.bandwidth,
-        "network": sent / chip.link_bandwidth,
+        "network": sizes * (chips - 1) / chips / chip.link_bandwidth,
     }
+
+
+def plan_table(plans: Sequence[Plan], title: str) -> Table:
+    """Returns a table with a column for each topology; a dash marks an unknown figure."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("", no_wrap=True)
+    for plan in plans:
+        table.add_column(plan.topology, justify="right")
+    for rows in zip(*map(_figures, plans), strict=True):
+        if rows[0] is None:
+            table.add_section()
+        else:
+            table.add_row(rows[0][0], *(value for _, value in rows))
+    return table
+
+
+def _figures(plan: Plan) -> Iterator[tuple[str, str] | None]:
+    """Yield name and text of every figure, and None between groups."""
+    collectives = (f"{c.count} {c.kind}, {c.bytes / 2**20:.1f} MiB" for c in plan.collectives)
+    need, have = (value / 2**30 for value in (plan.hbm_bytes, plan.hbm_available))
+    yield "chips on hosts", f"{plan.chips} on {plan.hosts}"
+    yield "images a step", f"{plan.batch_size:,} ({plan.batch_size / plan.chips:g} a chip)"
+    yield None
+    yield "fits", "yes" if plan.fits else "NO"
+    yield "memory a chip", f"{need:.2f} of {have:.2f} GiB"
+    yield "  arguments", _text(plan.argument_bytes, 2**20, 0, " MiB")
+    yield "  temporaries", _text(plan.temp_bytes, 2**20, 0, " MiB")
+    yield "  temporaries an image", _text(plan.temp_bytes_per_image, 2**20, 1, " MiB")
+    yield None
+    yield "GFLOP an image", _text(plan.flops_per_image, 1e9, 2)
+    yield "  by the cost ledger", _text(plan.ledger_flops_per_image, 1e9, 2)
+    yield "MB an image", _text(plan.bytes_per_image, 1e6, 1)
+    yield "collectives", "; ".join(collectives) or "none"
+    yield "fusions", _text(plan.fusions, 1, 0)
+    yield "convolutions", _text(plan.convolutions, 1, 0)
+    yield None
+    for side in ("compute", "memory", "network"):
+        yield f"ms a step, {side} alone", _text((plan.seconds or {}).get(side), 1e-3, 2)
+    yield "bound by", plan.bound or "-"
+    yield "images/s at most", _text(plan.images_per_sec, 1, 0)
+    yield "  that each host decodes", _text(plan.images_per_sec_per_host, 1, 0)
+    yield "days at least", _text(plan.days, 1, 3)
+
+
+def _text(value: float | None, unit: float, digits: int, name: str = "") -> str:
+    return "-" if value is None else f"{value / unit:,.{digits}f}{name}"

@@ -1,4 +1,4 @@
-"""Machines that are not there: `v5e:16x16` or `h100:8`, and the devices a program compiles for."""
+"""Absent machines, such as `v5e:16x16` or `h100:8`, as devices that XLA can compile for."""
 
 import dataclasses
 import importlib.util
@@ -28,7 +28,7 @@ class TopologyError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """Chips of one kind and how they are wired; no device of it can be computed with."""
+    """Connected chips of one kind; its devices can be compiled for but not computed with."""
 
     name: str
     chip: Chip
@@ -37,45 +37,37 @@ class Topology:
 
 
 def parse_topology(text: str) -> tuple[Chip, tuple[int, ...]]:
-    """The chip and the shape that `text` names: "v5e:16x16" is 256 chips, "h100:8" eight GPUs.
+    """Returns the chip and the shape in `text`: "v5e:16x16" is 256 chips, "h100:8" eight GPUs.
 
     Raises:
-        TopologyError: for an unknown chip, or a shape that such chips do not come in.
+        TopologyError: for an unknown chip, or a shape in which it does not come.
     """
     name, _, shape = text.partition(":")
     if name not in CHIPS:
-        raise TopologyError(f"{text!r} names no chip that is known; they are: {', '.join(CHIPS)}")
+        raise TopologyError(f"unknown chip in topology {text!r}; use one of {', '.join(CHIPS)}")
     chip = CHIPS[name]
-    example = f"{name}:{chip.example}"
-    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape):
-        raise TopologyError(f"topology {text!r} has no shape; write it as {example}")
+    axes = chip.example.count("x") + 1
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape) or shape.count("x") + 1 != axes:
+        what = f"topology {text!r} is not {name} with {axes} axes"
+        raise TopologyError(f"{what}; write it as {name}:{chip.example}")
     sides = tuple(int(side) for side in shape.split("x"))
-    axes = example.count("x") + 1
-    if len(sides) != axes:
-        raise TopologyError(
-            f"topology {text!r} has {len(sides)} axes, and {name} comes in {axes}; write it as "
-            f"{example}"
-        )
     if chip.platform == "cuda" and sides[0] > chip.per_host and sides[0] % chip.per_host:
         raise TopologyError(
-            f"topology {text!r} is more than one host of {chip.per_host} {name}, but no whole "
-            f"number of them; use a multiple of {chip.per_host}"
+            f"topology {text!r} is not a whole number of hosts; use a multiple of {chip.per_host}"
         )
     return chip, sides
 
 
 def get_topology(text: str) -> Topology:
-    """The topology that `text` names, from the compiler that knows it.
+    """Returns the topology named `text`, as its compiler describes it.
 
     Raises:
-        TopologyError: as `parse_topology`, and where the compiler is not installed or knows no such
-            machine.
+        TopologyError: as `parse_topology`; or if its compiler is missing or does not know it.
     """
     chip, sides = parse_topology(text)
     is_tpu = choose("platform", chip.platform, {"tpu": True, "cuda": False})
     _check_compiler(chip)
-    # The compilers ask neither for a TPU's metadata server nor for a GPU, and a computation of our
-    # own goes to the CPU.
+    # Keep the compilers from looking for a TPU's metadata server or a GPU, and JAX from using one.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     jax.config.update("jax_platforms", "cpu")
@@ -83,8 +75,8 @@ def get_topology(text: str) -> Topology:
     hosts = -(-count // chip.per_host)
     try:
         if is_tpu:
-            # A host's chips are 2x2 (2x2x1 where there is a third axis), or fewer in a smaller
-            # slice. Both cores of a v4 are one device, as they are for JAX on such a machine.
+            # A host's chips are 2x2 (2x2x1 if there is a third axis), or fewer in a smaller slice.
+            # Both cores of a v4 are one device, as they are for JAX on such a machine.
             bounds = tuple(min(side, most) for side, most in zip(sides, (2, 2, 1), strict=False))
             options = {"chip_config_name": "megacore"} if chip.name == "v4" else {}
             found = topologies.get_topology_desc(
@@ -95,46 +87,36 @@ def get_topology(text: str) -> Topology:
             found = topologies.get_topology_desc(
                 chip.name, "cuda", target_config=chip.description, topology=shape
             )
-    except (
-        Exception
-    ) as error:  # of many kinds, by compiler and version; the reason is its first line
+    except Exception as error:  # the type depends on compiler and version
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise TopologyError(f"the compiler knows no topology {text}: {reason}") from error
     return Topology(text, chip, hosts, found.devices)
 
 
 def _check_compiler(chip: Chip) -> None:
-    missing = None
-    if chip.platform == "tpu":
-        if not _installed("libtpu"):
-            missing = "libtpu"
-    elif not any(map(_installed, CUDA_PLUGINS)):
-        missing = "JAX's CUDA plugin"
-    elif not _has_ptxas():
-        missing = "ptxas, NVIDIA's assembler (of the package nvidia-cuda-nvcc)"
-    if missing is None:
+    """Raise a TopologyError if a package that compiles for `chip` is not installed."""
+    tpu = chip.platform == "tpu"
+    if not (_installed("libtpu") if tpu else any(map(_installed, CUDA_PLUGINS))):
+        missing = "libtpu" if tpu else "JAX's CUDA plugin"
+    elif not tpu and not has_ptxas():
+        missing = "ptxas (package nvidia-cuda-nvcc)"
+    else:
         return
-    machine = (platform.system(), platform.machine())
-    if machine != ("Linux", "x86_64"):
-        raise TopologyError(
-            f"compiling for {chip.name} needs {missing} on Linux x86_64, and this machine is "
-            f"{' '.join(machine)}; run gnet plan on another one, which needs no accelerator"
-        )
-    raise TopologyError(
-        f"compiling for {chip.name} needs {missing}, which is not installed (it runs without "
-        f"an accelerator): {install('plan')}"
-    )
+    machine = f"{platform.system()} {platform.machine()}"
+    linux = machine == "Linux x86_64"
+    fix = install("plan") if linux else f"run gnet plan on Linux x86_64, not {machine}"
+    raise TopologyError(f"compiling for {chip.name} requires {missing}, but no accelerator: {fix}")
 
 
 def _installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except ImportError:  # of the package around it
+    except ImportError:  # of its parent package
         return False
 
 
-def _has_ptxas() -> bool:
-    """Whether it is where XLA looks for it: in PATH, a CUDA toolkit, or NVIDIA's packages."""
+def has_ptxas() -> bool:
+    """Returns whether ptxas is where XLA looks: in PATH, a CUDA toolkit, or NVIDIA's packages."""
     spec = importlib.util.find_spec("nvidia")
     packages = [] if spec is None else spec.submodule_search_locations or []
     roots = [*TOOLKITS, *filter(None, [os.environ.get("CUDA_ROOT")])]

@@ -5,18 +5,20 @@ import random
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from gnet_jax.cli.main import main
+from gnet_jax.lab.cost.ledger import network_ledger
 from gnet_jax.lab.sweeps import ablate
-from gnet_jax.lab.sweeps.results import rows_of
-from gnet_jax.lab.sweeps.sweep import cells_of, folder_of, read_sweep
-from gnet_jax.model.googlenet import GoogLeNet
+from gnet_jax.lab.sweeps.sweep import list_cells, read_rows, read_sweep
+from gnet_jax.model.googlenet import GoogLeNet, Outputs
 from gnet_jax.training import loop
-from gnet_jax.training.program import prepare
-from gnet_jax.training.workdir import locked
+from gnet_jax.training.program import model_of, prepare
+from gnet_jax.training.workdir import MetricsFile, locked
 from tests.lab.sweeps import TINY_SWEEP
 from tests.tiny import tiny_arch, tiny_config, with_program
 
@@ -31,11 +33,12 @@ def three_blocks(config, _):
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
-    """A finished sweep as (cells, what was said, what was compiled): two seeds, and a misfit."""
+    """A finished sweep as (cells, configs, lines, compiled configs): two seeds, and a misfit."""
     workdir, said = tmp_path_factory.mktemp("sweep"), []
-    good = tiny_config(workdir, epochs=0.1)
+    good = tiny_config(workdir, epochs=0.1, eval_every_epochs=0.05, save_every_steps=2)
     odd = dataclasses.replace(good, batch_size=30)
-    cells = cells_of({"good": good}, 2, workdir) + cells_of({"odd": odd}, 1, workdir)
+    configs = {"good": good, "odd": odd}
+    cells = list_cells(workdir, {"good": 4}, 2) + list_cells(workdir, {"odd": 0}, 1)
     patch = pytest.MonkeyPatch()
     patch.setattr(ablate, "prepare", three_blocks)
     compiled = []
@@ -46,13 +49,13 @@ def swept(tmp_path_factory):
         return compile_step(*arguments, **options)
 
     patch.setattr(loop, "compile_train_step", counted)
-    ablate.run_cells(cells, said.append)
-    yield cells, said, compiled
+    ablate.run_cells(cells, configs, said.append)
+    yield cells, configs, said, compiled
     patch.undo()
 
 
 def test_each_run_leaves_its_result(swept):
-    cells, _, _ = swept
+    cells = swept[0]
     good = cells[0].result
     assert good["status"] == "done"
     assert (good["val_images"], good["step"]) == (360, 4)
@@ -65,40 +68,88 @@ def test_each_run_leaves_its_result(swept):
         good["heads"]["main"]["loss"], rel=1e-5
     )
     assert cells[1].result["heads"] != good["heads"]  # another seed
+    seeds = [json.loads((cell.workdir / "config.json").read_text())["seed"] for cell in cells[:2]]
+    assert seeds == [4, 5]
 
 
-def test_what_cannot_train_is_reported_and_the_rest_goes_on(swept):
-    cells, said, _ = swept
+def test_the_costs_are_those_of_the_trained_network(swept):
+    good = swept[0][0].result
+    cost = network_ledger(GoogLeNet(tiny_arch()), 16)
+    assert good["macs"] == cost.macs < cost.macs_with_aux
+    assert (good["params"], good["params_with_aux"]) == (cost.params, cost.params_with_aux)
+    assert cost.params < cost.params_with_aux
+
+
+def test_heads_are_evaluated_on_the_real_examples_with_averaged_parameters(monkeypatch):
+    logits = np.random.default_rng(0).normal(size=(2, 5, 3)).astype(np.float32)
+    label, mask = np.array([0, 2, 1, 2, 0]), np.array([True, True, False, True, True])
+    label[2] = logits[0, 2].argmax()  # would be a hit
+
+    def outputs(model, variables, images):
+        assert (variables, images) == ("averaged", "prepared")
+        return Outputs(logits[0], (logits[1],))
+
+    monkeypatch.setattr(ablate, "every_head", outputs)
+    monkeypatch.setattr(ablate, "preprocess", lambda images, preprocessing: "prepared")
+    state = types.SimpleNamespace(average="averaged", params="raw", batch_stats="raw")
+    batch = {"image": None, "label": label, "mask": mask}
+    sums = ablate.head_sums(state, batch, model=None, preprocessing=None)
+    chosen = [logits[:, n, label[n]] for n in (0, 1, 3, 4)]
+    totals = [np.log(np.exp(logits[:, n]).sum(-1)) for n in (0, 1, 3, 4)]
+    assert sums["count"] == 4
+    assert sums["loss"] == pytest.approx(np.sum(totals, 0) - np.sum(chosen, 0), rel=1e-5)
+    hits = [sum(logits[head, n].argmax() == label[n] for n in (0, 1, 3, 4)) for head in (0, 1)]
+    assert sums["top1"].tolist() == hits
+
+
+def test_throughput_is_the_median_of_the_logged_ones(tmp_path):
+    log = MetricsFile(tmp_path / "metrics.jsonl")
+    for step, speed in enumerate((100.0, 900.0, 110.0)):
+        log.append(step, {"perf/images_per_sec": speed})
+        log.append(step, {"val/top1": 0.5})
+    assert ablate.images_per_sec(tmp_path) == 110
+
+
+def test_shards_weigh_runs_by_multiply_adds_and_epochs(tmp_path):
+    config = tiny_config(tmp_path, epochs=3)
+    model = model_of(config, 10)
+    assert ablate.relative_cost(config) == 3 * network_ledger(model, 16).macs_with_aux
+    bad = dataclasses.replace(config.model, variant="nowhere")
+    assert ablate.relative_cost(dataclasses.replace(config, model=bad)) == 0
+
+
+def test_a_run_that_cannot_train_is_reported_and_the_others_train(swept):
+    cells, _, said, _ = swept
     error = cells[2].result["error"]
-    assert error.startswith("ConfigError: batch_size 30 does not divide over 8 devices")
+    assert error.startswith("ConfigError: ")
+    assert "batch_size 30" in error
     assert sum(": failed, " in line for line in said) == 1
     assert sum(": top-1 " in line for line in said) == 2
 
 
 def test_seeds_of_a_config_share_one_compilation(swept):
-    _, _, compiled = swept
+    compiled = swept[-1]
     assert compiled == ["good"]
 
 
-def test_what_has_ended_is_not_run_again_and_failures_only_on_request(swept):
-    cells, _, _ = swept
+def test_runs_that_ended_are_skipped_and_failed_ones_retried_on_request(swept):
+    cells, configs, _, _ = swept
     said = []
-    ablate.run_cells(cells, said.append)
+    ablate.run_cells(cells, configs, said.append)
     assert said == []
-    ablate.run_cells(cells[-1:], said.append, retry_failed=True)
+    ablate.run_cells(cells[-1:], configs, said.append, retry_failed=True)
     assert [": failed, " in line for line in said] == [False, True]
     starts = json.loads((cells[0].workdir / "run.json").read_text())["starts"]
     assert len(starts) == 1
 
 
-def test_a_run_that_another_process_has_is_left_to_it(swept, tmp_path):
-    cells, _, _ = swept
-    config = dataclasses.replace(cells[0].config, workdir=str(tmp_path / "run"))
-    cell, said = dataclasses.replace(cells[0], config=config), []
+def test_a_run_that_another_process_trains_is_skipped(swept, tmp_path):
+    cells, configs, _, _ = swept
+    cell, said = dataclasses.replace(cells[0], workdir=tmp_path / "run"), []
     cell.workdir.mkdir()
     with locked(cell.workdir):
-        ablate.run_cells([cell], said.append)
-    assert "left to another process" in said[-1]
+        ablate.run_cells([cell], configs, said.append)
+    assert ": skipped (another process" in said[-1]
     assert cell.result is None
 
 
@@ -112,7 +163,7 @@ def test_a_run_that_another_process_has_is_left_to_it(swept, tmp_path):
         (["ablate_norm", "--workdir", "/proc/no"], "cannot write to the workdir /proc/no"),
     ],
 )
-def test_a_mistake_is_one_sentence_and_exit_code_2(arguments, message, capsys):
+def test_a_mistake_is_one_line_and_exit_code_2(arguments, message, capsys):
     assert main(["ablate", *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error
@@ -151,7 +202,7 @@ def outcome(workdir):
     return {
         (row.name, seed): row.failed.get(seed, "").replace(str(workdir), "WORKDIR")
         or {k: v for k, v in row.done[seed].items() if k != "images_per_sec"}
-        for row in rows_of(read_sweep(workdir))
+        for row in read_rows(read_sweep(workdir))
         for seed in row.workdirs
     }
 
@@ -212,5 +263,5 @@ def test_two_shards_at_once_give_the_whole_table_and_nothing_twice(whole):
         assert "runs of 3 configs" in printed
     assert outcome(workdir) == expected
     for name, seed in expected.keys() - {("large", 0), ("large", 1)}:  # these never begin
-        record = json.loads((folder_of(workdir, name, seed) / "run.json").read_text())
+        record = json.loads((workdir / name / f"seed-{seed}" / "run.json").read_text())
         assert len(record["starts"]) == 1

@@ -1,4 +1,3 @@
-import csv
 import importlib.util
 import shutil
 from html.parser import HTMLParser
@@ -8,7 +7,10 @@ import pytest
 
 from gnet_jax.cli.main import main
 from gnet_jax.config import Config
-from gnet_jax.lab.sweeps.sweep import open_sweep
+from gnet_jax.lab.sweeps.figures import common_points, cost_figure, curve_figure, heads_figure
+from gnet_jax.lab.sweeps.report import differing_fields
+from gnet_jax.lab.sweeps.sweep import open_sweep, read_rows, read_sweep
+from gnet_jax.training.workdir import MetricsFile
 from tests.lab.sweeps import finished_sweep
 
 FIGURES = 5
@@ -40,12 +42,14 @@ def test_the_page_holds_every_figure_and_fetches_nothing(page):
     assert "url(http" not in page.read_text("utf-8")
 
 
-def test_figures_are_written_as_svg_files_where_they_are_wanted(page, tmp_path):
+def test_figures_are_also_written_as_svg_files(page, tmp_path):
     figures = tmp_path / "figures"
     command = ["report", str(page.parent), "--out", str(tmp_path / "r.html")]
     assert main([*command, "--figures", str(figures)]) == 0
     files = sorted(figures.glob("*.svg"))
-    assert len(files) == FIGURES
+    names = ["accuracy_macs", "accuracy_params", "heads", "loss", "top1"]
+    assert [file.stem for file in files] == names
+    assert (tmp_path / "r.html").read_text("utf-8").count("<svg") == len(names)
     assert all(ElementTree.parse(file).getroot().tag.endswith("svg") for file in files)
 
 
@@ -65,9 +69,9 @@ def test_a_sweep_without_a_finished_run_has_a_report_too(tmp_path):
     assert "a, seed 0: not finished" in (tmp_path / "r.md").read_text("utf-8")
 
 
-def test_what_cannot_be_reported_is_one_sentence(tmp_path, capsys):
+def test_a_report_that_cannot_be_written_exits_with_2(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 2
-    assert "holds no sweep" in capsys.readouterr().err
+    assert f"{tmp_path} holds no sweep" in capsys.readouterr().err
     finished_sweep(tmp_path)
     for options in (["--out", "no/r.html"], ["--out", "/dev/full"], ["--figures", "no/no"]):
         command = ["report", str(tmp_path), "--out", str(tmp_path / "r.html")]
@@ -113,17 +117,79 @@ def test_a_browser_shows_it_without_an_error_or_a_request(page, width):
     assert [url for url in requests if not url.startswith("data:")] == [page.as_uri()]
 
 
-def test_every_finished_run_is_a_line_of_the_csv(page):
-    lines = list(csv.DictReader(page.with_suffix(".csv").read_text("utf-8").splitlines()))
-    assert len({(line["config"], line["seed"]) for line in lines}) == len(lines) > 3
-    for line in lines:
-        assert 0 <= float(line["top1"]) <= 1
-        assert int(line["macs"]) > 0
-        assert float(line["main_loss"]) > 0
+class Cells(HTMLParser):
+    """Class, and text and sort value of every cell, of the rows of the results table."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.rows, self._value = [], None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        if tag == "tr":
+            self.rows.append((attrs.get("class"), []))
+        self._value = attrs.get("data-value")
+
+    def handle_data(self, data):
+        if self._value is not None and data.strip():
+            self.rows[-1][1].append((data, self._value))
+
+
+def test_the_page_sorts_by_numbers_and_marks_the_pareto_front(page):
+    rows = [row for row in Cells(page.read_text("utf-8")).rows if row[1]]
+    assert [(kind, cells[0][0]) for kind, cells in rows] == [
+        ("marked", "a"), ("marked", "b"), ("", "c"), ("marked", "d"),
+    ]  # fmt: skip
+    text, value = rows[0][1][2]
+    assert (text, float(value)) == ("10,000", 10_000)
+    markdown = page.with_suffix(".md").read_text("utf-8").splitlines()
+    assert "On the Pareto front of accuracy and multiply-adds: a, b, d." in markdown
+    assert "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |" in markdown
+
+
+def test_fields_that_differ_are_listed_without_seed_and_workdir():
+    configs = [{"epochs": 2, "batch_size": 8}, {"epochs": 2, "batch_size": 16, "new": None}]
+    assert differing_fields(configs) == {"batch_size": ["8", "16"]}
+
+
+def test_curves_average_the_steps_that_all_finished_seeds_logged(page):
+    row = read_rows(read_sweep(page.parent))[3]
+    assert common_points(row, "val/top1")[10] == pytest.approx([0.5, 0.51, 0.52])
+    MetricsFile(row.workdirs[1] / "metrics.jsonl").append(15, {"val/top1": 0.9})
+    assert sorted(common_points(row, "val/top1")) == [5, 10]
+    axes = curve_figure([row], "val/top1", "label").axes[0]
+    assert axes.lines[0].get_ydata() == pytest.approx([0.26, 0.51])
+    assert axes.lines[0].get_xdata() == pytest.approx([5, 10])
+    band = axes.collections[0].get_paths()[0].get_extents()
+    assert (band.y0, band.y1) == pytest.approx((0.25, 0.52))
+
+
+def test_accuracy_against_cost_has_means_and_error_bars(page):
+    rows = read_rows(read_sweep(page.parent))
+    axes = cost_figure(rows, "params").axes[0]
+    front = axes.lines[0]
+    assert list(front.get_xdata()) == [2000, 4000]
+    assert front.get_ydata() == pytest.approx([0.605, 0.72])
+    points = [bars.lines[0].get_xydata()[0] for bars in axes.containers]
+    assert [tuple(point) for point in points] == [
+        pytest.approx(each) for each in [(5000, 0.52), (2000, 0.605), (3000, 0.425), (4000, 0.72)]
+    ]
+    assert [bars.lines[0].get_marker() for bars in axes.containers] == ["s", "o", "s", "o"]
+    bar = axes.containers[1].lines[2][0].get_segments()[0]
+    assert bar[:, 1] == pytest.approx([0.605 - 0.005 * 2**0.5, 0.605 + 0.005 * 2**0.5])
+
+
+def test_bars_show_each_heads_mean_beside_its_config(page):
+    rows = read_rows(read_sweep(page.parent))
+    main, aux = heads_figure(rows).axes[0].containers[1::2]
+    assert [bar.get_height() for bar in main] == pytest.approx([0.52, 0.605, 0.425, 0.72])
+    assert [bar.get_height() for bar in aux] == pytest.approx([0.505, 0.325, 0.62])
+    assert [bar.get_x() + bar.get_width() / 2 for bar in aux] == pytest.approx([1.2, 2.2, 3.2])
 
 
 @pytest.mark.parametrize("name", ["r.md", "r.csv"])
 def test_a_page_of_another_name_is_refused(page, tmp_path, name, capsys):
     assert main(["report", str(page.parent), "--out", str(tmp_path / name)]) == 2
-    assert "it must end in .html" in capsys.readouterr().err
+    assert ".html" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

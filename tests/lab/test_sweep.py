@@ -6,7 +6,7 @@ import pytest
 
 from gnet_jax.config import Config, ConfigError, UserError, load_sweep
 from gnet_jax.config.recipes import sweep_names
-from gnet_jax.lab.sweeps.sweep import cells_of, open_sweep, read_sweep, share_of
+from gnet_jax.lab.sweeps.sweep import list_cells, open_sweep, read_sweep, select_shard
 from gnet_jax.training.program import model_of
 
 
@@ -19,33 +19,32 @@ def test_every_sweep_of_the_project_is_of_nets_that_can_be(name):
         model_of(config, 10)
 
 
-def test_shards_are_stretches_of_like_cost_and_hold_every_run_once():
+def test_shards_are_ranges_of_similar_cost_and_hold_every_run_once():
     generator = random.Random(0)
     for shards in (1, 2, 3, 7):
         costs = [generator.choice([0.0, 1.0, 8.0]) for _ in range(12)]
-        shares = [share_of(costs, index, shards) for index in range(shards)]
-        assert sorted(place for share in shares for place in share) == list(range(12))
+        shares = [select_shard(costs, index, shards) for index in range(shards)]
+        assert sorted(position for share in shares for position in share) == list(range(12))
         assert all(share == list(range(share[0], share[-1] + 1)) for share in shares if share)
-    assert [share_of([1, 1, 1, 3], index, 2) for index in range(2)] == [[0, 1, 2], [3]]
+    assert [select_shard([1, 1, 1, 3], index, 2) for index in range(2)] == [[0, 1, 2], [3]]
+    assert [select_shard([2] * 6, index, 3) for index in range(3)] == [[0, 1], [2, 3], [4, 5]]
+    assert [select_shard([0.0, 0.0], index, 2) for index in range(2)] == [[0, 1], []]
 
 
 def test_seeds_follow_that_of_the_config_and_each_run_has_its_folder(tmp_path):
     configs = {"a": Config(seed=5), "b": Config()}
-    cells = cells_of(configs, 2, tmp_path)
-    assert [(cell.name, cell.config.seed) for cell in cells] == [
-        ("a", 5), ("a", 6), ("b", 0), ("b", 1),
-    ]  # fmt: skip
+    cells = list_cells(tmp_path, {"a": 5, "b": 0}, 2)
+    assert [(cell.name, cell.seed) for cell in cells] == [("a", 5), ("a", 6), ("b", 0), ("b", 1)]
     assert cells[1].workdir == tmp_path / "a" / "seed-6"
     open_sweep(tmp_path, configs, 2, "text")
-    planned = [(name, seed, folder) for name, seed, folder in read_sweep(tmp_path).runs()]
-    assert planned == [(cell.name, cell.config.seed, cell.workdir) for cell in cells]
+    assert read_sweep(tmp_path).cells() == cells
 
 
-def test_a_folder_of_another_sweep_is_refused_and_more_configs_are_welcome(tmp_path):
+def test_a_folder_of_another_sweep_is_refused_and_configs_can_be_added(tmp_path):
     configs = {"a": Config(), "b": Config()}
     open_sweep(tmp_path, configs, 2, "text")
     other = dataclasses.replace(Config(), batch_size=7)
-    with pytest.raises(ConfigError, match=r"'b' has another config \(batch_size: 32 there, 7 now"):
+    with pytest.raises(ConfigError, match=r"'b' .*batch_size: 32 there, 7 now"):
         open_sweep(tmp_path, configs | {"b": other}, 2, "text")
     open_sweep(tmp_path, {"c": other}, 3, "text")
     assert list(read_sweep(tmp_path).configs) == ["a", "b", "c"]
@@ -53,11 +52,11 @@ def test_a_folder_of_another_sweep_is_refused_and_more_configs_are_welcome(tmp_p
     assert [file.name for file in tmp_path.iterdir()] == ["sweep.json"]
 
 
-def test_a_folder_without_a_sweep_is_said_to_be_none(tmp_path):
-    with pytest.raises(UserError, match="holds no sweep"):
+def test_a_folder_without_a_readable_sweep_is_refused(tmp_path):
+    with pytest.raises(UserError, match=str(tmp_path)):
         read_sweep(tmp_path)
     (tmp_path / "sweep.json").write_text(json.dumps([]) + "x")
-    with pytest.raises(UserError, match="is damaged"):
+    with pytest.raises(UserError, match=r"sweep\.json"):
         read_sweep(tmp_path)
 
 
@@ -84,4 +83,4 @@ def test_a_file_that_is_no_sweep_is_told_why(code, message, tmp_path):
 def test_fewer_seeds_than_before_drop_no_run(tmp_path):
     open_sweep(tmp_path, {"a": Config()}, 3, "text")
     open_sweep(tmp_path, {"a": Config()}, 1, "text")
-    assert len(read_sweep(tmp_path).runs()) == 3
+    assert len(read_sweep(tmp_path).cells()) == 3

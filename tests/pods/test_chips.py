@@ -3,8 +3,25 @@ import pytest
 from gnet_jax.pods.chips import CHIPS
 
 
-def test_the_accelerators_that_are_planned_for_are_known():
-    assert {"v4", "v5e", "v5p", "v6e", "h100"} <= set(CHIPS)
+def test_peaks_are_those_of_the_makers_pages():
+    found = {
+        name: (chip.flops / 1e12, chip.bandwidth / 1e9, chip.link_bandwidth / 1e9, chip.per_host)
+        for name, chip in CHIPS.items()
+    }
+    assert found == {
+        "v4": (275, 1200, 300, 4),
+        "v5e": (197, 819, 200, 4),
+        "v5p": (459, 2765, 600, 4),
+        "v6e": (918, 1638, 400, 4),
+        "a100": (312, 2039, 300, 8),
+        "h100": (989.4, 3350, 450, 8),
+    }
+    sizes = {"v4": 32 * 2**30, "v5e": 16 * 2**30, "h100": 80e9}
+    assert all(CHIPS[name].hbm_bytes == size for name, size in sizes.items())
+    assert {name: chip.usable for name, chip in CHIPS.items() if chip.usable < 1} == {
+        "a100": 0.75,
+        "h100": 0.75,
+    }
 
 
 @pytest.mark.parametrize("chip", CHIPS.values(), ids=CHIPS)

@@ -7,8 +7,7 @@ import pytest
 
 from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.pods.compiled import compile_cost
-from gnet_jax.pods.data_size import DataSize
-from gnet_jax.pods.plan import plan_program, program_for
+from gnet_jax.pods.plan import DataSize, plan_program, program_for
 from gnet_jax.pods.topology import CUDA_PLUGINS, get_topology
 from tests.tiny import tiny_arch, tiny_config
 

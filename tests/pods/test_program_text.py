@@ -3,15 +3,17 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from gnet_jax.config import UserError
 from gnet_jax.pods.compiled import (
     Collective,
     array_bytes,
-    collectives,
-    donated,
-    estimated_cycles,
-    program_size,
-    traffic,
+    count_donated,
+    count_operations,
+    count_traffic,
+    find_collectives,
+    sum_cycles,
 )
 
 # As XLA writes them: a program for a TPU, shortened.
@@ -49,10 +51,13 @@ def test_arrays_are_counted_in_their_own_size():
     assert array_bytes("(f32[2]{0}, (pred[3]{0}, u8[5]{0}), s32[])") == 8 + 3 + 5 + 4
     assert array_bytes("f8e4m3fn[7]") == 7
     assert array_bytes("token[]") == 0
+    assert array_bytes("s4[6]") == 3
+    with pytest.raises(UserError, match="'x7'"):
+        array_bytes("x7[2]")
 
 
 def test_collectives_are_counted_by_kind_with_the_bytes_of_their_results():
-    assert collectives(PROGRAM) == (
+    assert find_collectives(PROGRAM) == (
         Collective("all-gather", 2, 64 + 16 * 8 * 4),
         Collective("all-reduce", 2, 4 * 8 * 4 + 2 * 4 + 10 * 4),
     )
@@ -64,28 +69,29 @@ def test_the_traffic_is_what_the_entry_reads_and_writes():
     reductions = (128 + 8 + 2 * 128) + (40 + 128)
     rest = (64 + 128) + (4 + 64 + 256) + (4 + 256) + 2 * (8 + 128)
     rest += 128 + 512 + 128
-    assert traffic(PROGRAM) == fusion + copy + reductions + rest
+    assert count_traffic(PROGRAM) == fusion + copy + reductions + rest
 
 
-def test_fusions_and_products_are_counted_and_calls_of_libraries_with_them():
-    assert program_size(PROGRAM) == (3, 2)
+def test_fusions_products_and_library_calls_are_counted():
+    assert count_operations(PROGRAM) == (3, 2)
+    assert count_operations(PROGRAM + "  %dot.1 = f32[2,2]{1,0} dot(%p.0, %p.0), x\n") == (3, 3)
 
 
-def test_the_cycles_that_the_compiler_expects_are_summed():
-    assert estimated_cycles(PROGRAM) == 75
+def test_estimated_cycles_are_summed():
+    assert sum_cycles(PROGRAM) == 75
 
 
 def test_donated_arguments_are_counted():
-    assert donated(PROGRAM) == 2
+    assert count_donated(PROGRAM) == 2
 
 
-def test_a_program_compiled_here_is_read_alike():
+def test_a_program_compiled_here_is_read_too():
     compiled = (
         jax.jit(lambda state, x: (state + x @ x, jnp.sum(x)), donate_argnums=0)
         .lower(*(jax.ShapeDtypeStruct((8, 8), np.float32),) * 2)
         .compile()
     )
     text = compiled.as_text()
-    assert donated(text) == 1
-    assert collectives(text) == ()
-    assert traffic(text) >= 3 * 8 * 8 * 4
+    assert count_donated(text) == 1
+    assert find_collectives(text) == ()
+    assert count_traffic(text) >= 3 * 8 * 8 * 4

@@ -11,7 +11,12 @@ from gnet_jax.pods.topology import TopologyError, parse_topology
 
 @pytest.mark.parametrize(
     ("text", "name", "sides"),
-    [("v5e:16x16", "v5e", (16, 16)), ("v4:2x2x2", "v4", (2, 2, 2)), ("h100:8", "h100", (8,))],
+    [
+        ("v5e:16x16", "v5e", (16, 16)),
+        ("v4:2x2x2", "v4", (2, 2, 2)),
+        ("h100:4", "h100", (4,)),
+        ("h100:16", "h100", (16,)),
+    ],
 )
 def test_a_topology_names_a_chip_and_a_shape(text, name, sides):
     chip, shape = parse_topology(text)
@@ -25,16 +30,16 @@ def test_a_topology_names_a_chip_and_a_shape(text, name, sides):
         ("", ["v5e"]),
         ("v5e", ["'v5e'", "v5e:16x16"]),
         ("v5e:", ["v5e:16x16"]),
-        ("v5e:4", ["1 axes", "2", "v5e:16x16"]),
-        ("v5e:4x4x4", ["3 axes", "v5e:16x16"]),
-        ("v4:4x4", ["2 axes", "v4:2x2x2"]),
+        ("v5e:4", ["v5e:4", "2 axes", "v5e:16x16"]),
+        ("v5e:4x4x4", ["v5e:4x4x4", "2 axes", "v5e:16x16"]),
+        ("v4:4x4", ["v4:4x4", "3 axes", "v4:2x2x2"]),
         ("v5e:0x4", ["v5e:16x16"]),
         ("v5e:axb", ["v5e:16x16"]),
         ("h100:12", ["h100:12", "multiple of 8"]),
         ("h100:2x4", ["h100:8"]),
     ],
 )
-def test_a_topology_that_cannot_be_is_refused_with_the_way_to_write_it(text, words):
+def test_an_invalid_topology_is_refused_with_a_valid_one(text, words):
     with pytest.raises(TopologyError) as caught:
         parse_topology(text)
     assert "\n" not in str(caught.value)
@@ -43,7 +48,7 @@ def test_a_topology_that_cannot_be_is_refused_with_the_way_to_write_it(text, wor
 
 
 def without(monkeypatch, *missing):
-    """As if these modules were not installed."""
+    """Hide these modules."""
     find = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util,
@@ -65,7 +70,7 @@ def nothing_installed(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(("text", "missing"), COMPILERS)
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
-def test_a_compiler_that_is_not_installed_is_named_with_what_to_do(
+def test_a_missing_compiler_is_named_with_the_fix(
     text, missing, machine, monkeypatch, nothing_installed, capsys
 ):
     if missing == "ptxas":
@@ -82,7 +87,7 @@ def test_a_compiler_that_is_not_installed_is_named_with_what_to_do(
 
 @pytest.mark.parametrize("place", ["toolkit", "package", "path"])
 def test_ptxas_is_found_where_xla_looks_for_it(place, monkeypatch, nothing_installed, tmp_path):
-    assert not topology._has_ptxas()
+    assert not topology.has_ptxas()
     file = tmp_path / ("cuda/bin/ptxas" if place != "path" else "ptxas")
     file.parent.mkdir(exist_ok=True, parents=True)
     file.touch(mode=0o755)
@@ -92,4 +97,4 @@ def test_ptxas_is_found_where_xla_looks_for_it(place, monkeypatch, nothing_insta
         spec = importlib.machinery.ModuleSpec("nvidia", None, is_package=True)
         spec.submodule_search_locations = [str(tmp_path)]
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
-    assert topology._has_ptxas()
+    assert topology.has_ptxas()

@@ -1,1 +1,1 @@
-"""Ablations: run them, compare them, report them."""
+"""Sweeps: train, compare and report configs."""

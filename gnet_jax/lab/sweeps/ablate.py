@@ -1,31 +1,43 @@
-"""Runs of a sweep, one after another: what is done is skipped, what was cut off goes on.
+"""Train the runs of a sweep one after another.
 
-A run that fails is written down as failed, and the next one begins.
+Finished runs are skipped and interrupted ones resume. A run that fails is recorded as failed, and
+the next one starts.
 """
 
 import contextlib
 import dataclasses
 import statistics
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gnet_jax.config import Config, UserError
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from gnet_jax.config import Config, Preprocessing, UserError
 from gnet_jax.convert.start import with_start
+from gnet_jax.data.augment import preprocess
+from gnet_jax.data.bad_images import BadRecords
+from gnet_jax.data.batches import eval_batches
 from gnet_jax.lab.cost.ledger import network_ledger
-from gnet_jax.lab.sweeps.heads import HeadEvaluator
 from gnet_jax.lab.sweeps.sweep import Cell
+from gnet_jax.model.googlenet import GoogLeNet, every_head
 from gnet_jax.training.loop import CompiledSteps, train
 from gnet_jax.training.memory import step_memory
-from gnet_jax.training.program import model_of, prepare
+from gnet_jax.training.program import Run, model_of, prepare
+from gnet_jax.training.sharding import compile_eval_step, put_batches
+from gnet_jax.training.step import TrainState, head_names
 from gnet_jax.training.workdir import BusyError, MetricsFile, open_workdir
 
 LOG_FILE = "log.txt"
 
 
 class StoppedError(Exception):
-    """A signal stopped a run, and the sweep with it; what was trained is saved."""
+    """A signal stopped a run and the sweep; the run's state is saved."""
 
     def __init__(self, number: int, cell: Cell) -> None:
         super().__init__(f"stopped by signal {number} in {cell.workdir}")
@@ -33,24 +45,24 @@ class StoppedError(Exception):
 
 
 class Bench:
-    """A config made ready once for all of its seeds, which share its compiled programs."""
+    """One config, prepared once for all of its seeds, which share the compiled steps."""
 
     def __init__(self, config: Config) -> None:
-        self._run = prepare(*with_start(config))
-        self._steps = CompiledSteps(self._run.program)
-        self._evaluate_heads = HeadEvaluator(self._run)
+        self._run = run = prepare(*with_start(config))
+        self._steps = CompiledSteps(run.program)
+        step = partial(
+            head_sums, model=run.program.model, preprocessing=run.config.data.preprocessing
+        )
+        self._head_step = compile_eval_step(run.program.mesh, step)
 
     def run(self, cell: Cell) -> dict[str, Any]:
-        """Train `cell` to its end, from wherever it is, and return its result.
+        """Train or resume `cell` until it ends, and return its result.
 
         Raises:
-            StoppedError: if a signal came in between.
-            BusyError: if another process has the run.
-            Exception: whatever keeps the run from its end.
+            StoppedError: if a signal arrived.
+            BusyError: if another process trains the run.
         """
-        own = dataclasses.replace(
-            self._run.config, seed=cell.config.seed, workdir=cell.config.workdir
-        )
+        own = dataclasses.replace(self._run.config, seed=cell.seed, workdir=str(cell.workdir))
         program = dataclasses.replace(self._run.program, config=own)
         run = dataclasses.replace(self._run, program=program)
         workdir = open_workdir(own, run.fingerprints())
@@ -73,41 +85,92 @@ class Bench:
             "images_per_sec": images_per_sec(workdir),
         }
 
+    def _evaluate_heads(
+        self, run: Run, state: TrainState
+    ) -> tuple[int, dict[str, dict[str, float]]]:
+        """Returns the number of validation images, and mean `loss` and `top1` of each head."""
+        d, program = run.config.data, run.program
+        batches = eval_batches(
+            run.val,
+            batch_size=program.eval_batch_size,
+            preprocessing=d.preprocessing,
+            threads=d.threads,
+            host=jax.process_index(),
+            hosts=jax.process_count(),
+            bad=BadRecords(run.val, d.bad_limit),
+        )
+        names = head_names(program.model)
+        count, loss_H, top1_H = 0, np.zeros(len(names)), np.zeros(len(names))
+        for batch in put_batches(batches, program.mesh, program.eval_batch_size):
+            sums = jax.device_get(self._head_step(state, batch))
+            count += int(sums["count"])
+            loss_H += sums["loss"]
+            top1_H += sums["top1"]
+        return count, {
+            name: {"loss": float(loss) / count, "top1": float(top1) / count}
+            for name, loss, top1 in zip(names, loss_H, top1_H, strict=True)
+        }
+
+
+def head_sums(
+    state: TrainState,
+    batch: Mapping[str, jax.Array],
+    *,
+    model: GoogLeNet,
+    preprocessing: Preprocessing,
+) -> dict[str, jax.Array]:
+    """Returns `count` (), `loss` (H,) and `top1` (H,), summed over the examples in `mask`.
+
+    Heads are in the order of `head_names`, without dropout: in training it differs between heads,
+    so their losses would not compare. Averaged parameters are used if the state has them.
+    """
+    variables = state.average or {"params": state.params, "batch_stats": state.batch_stats}
+    outputs = every_head(model, variables, preprocess(batch["image"], preprocessing=preprocessing))
+    label_B, mask_B = batch["label"], batch["mask"]
+    heads = (outputs.logits, *outputs.aux)
+    losses = [optax.softmax_cross_entropy_with_integer_labels(x, label_B) for x in heads]
+    hits = [(jnp.argmax(x, axis=-1) == label_B) & mask_B for x in heads]
+    return {
+        "count": jnp.sum(mask_B, dtype=jnp.int32),
+        "loss": jnp.stack([jnp.sum(jnp.where(mask_B, loss_B, 0.0)) for loss_B in losses]),
+        "top1": jnp.stack([jnp.sum(hits_B, dtype=jnp.int32) for hits_B in hits]),
+    }
+
 
 def run_cells(
-    cells: Sequence[Cell], say: Callable[[str], None], *, retry_failed: bool = False
+    cells: Sequence[Cell],
+    configs: Mapping[str, Config],
+    say: Callable[[str], None],
+    *,
+    retry_failed: bool = False,
 ) -> None:
-    """Bring every run of `cells` to its end, and write down how it ended.
+    """Train every run of `cells` that has not ended, and save its result.
 
-    Args:
-        cells: the runs; those that have ended are left alone.
-        say: is given a line for each.
-        retry_failed: begin those that have failed again.
+    `say` gets a line for each run. With `retry_failed`, failed runs start again.
 
     Raises:
-        StoppedError: if a signal came in between.
+        StoppedError: if a signal arrived.
     """
     bench: tuple[str, Bench] | None = None
     for number, cell in enumerate(cells, 1):
         known = cell.result
         if known is not None and not (retry_failed and known["status"] == "failed"):
             continue
-        what = f"{number}/{len(cells)} {cell.name}, seed {cell.config.seed}"
+        what = f"{number}/{len(cells)} {cell.name}, seed {cell.seed}"
         say(f"{what} ... (log: {cell.workdir / LOG_FILE})")
         try:
             if bench is None or bench[0] != cell.name:
-                bench = (cell.name, Bench(cell.config))
+                bench = (cell.name, Bench(configs[cell.name]))
             result = bench[1].run(cell)
         except StoppedError:
             raise
-        except BusyError as error:  # another process has it: its result will come from there
-            say(f"{what}: left to another process ({error})")
+        except BusyError as error:  # the other process will save the result
+            say(f"{what}: skipped ({error})")
             continue
-        except Exception as error:  # whatever it is, the other runs are worth having
+        except Exception as error:  # recorded, so that the other runs still train
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            cell.write_result(
-                {"status": "failed", "error": reason, "traceback": traceback.format_exc()}
-            )
+            trace = traceback.format_exc()
+            cell.write_result({"status": "failed", "error": reason, "traceback": trace})
             say(f"{what}: failed, {reason}")
             continue
         cell.write_result(result)
@@ -115,16 +178,16 @@ def run_cells(
 
 
 def relative_cost(config: Config) -> float:
-    """What a run of `config` costs against others: multiply-adds times epochs; 0 if impossible."""
+    """Returns multiply-adds times epochs, or 0 if the network cannot be built."""
     try:
         model = model_of(config, config.model.num_classes or 10)
         return network_ledger(model, config.data.image_size).macs_with_aux * config.epochs
-    except UserError:  # it will fail, and be reported, in its turn
+    except UserError:  # the run itself will fail and report it
         return 0.0
 
 
 def images_per_sec(workdir: Path) -> float:
-    """The median of the training speeds that a run logged."""
+    """Returns the median of the training throughputs that a run logged."""
     name = "perf/images_per_sec"
     lines = MetricsFile(workdir / "metrics.jsonl").read()
     return statistics.median(line[name] for line in lines if name in line)

@@ -1,22 +1,35 @@
-"""A sweep on disk: its runs, each in a workdir of its own, and what became of them.
+"""A sweep on disk, and its results as rows and tables.
 
-DIR/sweep.json holds the configs; DIR/CONFIG/seed-N is the workdir of a run, and its result.json
-says how it ended.
+DIR/sweep.json holds the configs. DIR/CONFIG/seed-N is the workdir of one run, and result.json in it
+says how that run ended.
 """
 
+import csv
 import dataclasses
+import io
 import json
+import math
 import os
+import statistics
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from rich.table import Table
 
 from gnet_jax.config import Config, ConfigError, UserError, differences, flatten, json_text
 from gnet_jax.training.workdir import write_json
 
 SWEEP_FILE = "sweep.json"
 RESULT_FILE = "result.json"
+LEGEND = (
+    "top-1 and losses: validation images, after the last step; mean \N{PLUS-MINUS SIGN} sample "
+    "standard deviation over the seeds. images/s: median training throughput. step memory: of one "
+    "training step, as XLA plans it."
+)
+Value = tuple[str, float | None]  # a table's text, and the number to sort by
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,80 +37,65 @@ class Cell:
     """One run of a sweep: a config with one of its seeds."""
 
     name: str  # of the config
-    config: Config  # with the run's own seed and workdir
-
-    @property
-    def workdir(self) -> Path:
-        """Where the run keeps its checkpoints, logs and result."""
-        return Path(self.config.workdir)
+    seed: int
+    workdir: Path
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """What its `result.json` holds; None before the run has ended."""
+        """The content of its `result.json`; None before the run has ended."""
         return read_json(self.workdir / RESULT_FILE)
 
     def write_result(self, values: Mapping[str, Any]) -> None:
-        """Keep how the run ended."""
+        """Save how the run ended."""
         self.workdir.mkdir(parents=True, exist_ok=True)
         write_json(self.workdir / RESULT_FILE, values)
 
 
-def cells_of(configs: Mapping[str, Config], seeds: int, workdir: Path) -> list[Cell]:
-    """Every run of a sweep: config by config, seed by seed."""
+def list_cells(workdir: Path, first_seeds: Mapping[str, int], seeds: int) -> list[Cell]:
+    """Returns the runs of a sweep: `seeds` for each config, starting at its first seed."""
     return [
-        Cell(
-            name,
-            dataclasses.replace(config, seed=seed, workdir=str(folder_of(workdir, name, seed))),
-        )
-        for name, config in configs.items()
-        for seed in range(config.seed, config.seed + seeds)
+        Cell(name, seed, workdir / name / f"seed-{seed}")
+        for name, first in first_seeds.items()
+        for seed in range(first, first + seeds)
     ]
 
 
-def folder_of(workdir: Path, name: str, seed: int) -> Path:
-    """The workdir of the run of config `name` with `seed`."""
-    return workdir / name / f"seed-{seed}"
+def select_shard(costs: Sequence[float], index: int, shards: int) -> list[int]:
+    """Returns the positions of the runs of shard `index`; every run is in exactly one shard.
 
-
-def share_of(costs: Sequence[float], index: int, shards: int) -> list[int]:
-    """The places of shard `index` in a list of runs: `shards` stretches of about the same cost.
-
-    A stretch, since neighbours are the seeds of one config and share its compilation. Every run is
-    in exactly one shard.
+    A shard is a contiguous range of about 1/`shards` of the cost, because neighbouring runs are
+    seeds of one config and share its compiled step.
     """
-    whole, before, mine = sum(costs) or 1.0, 0.0, []
-    for place, cost in enumerate(costs):
+    total, before, selected = sum(costs) or 1.0, 0.0, []
+    for position, cost in enumerate(costs):
         middle = before + cost / 2
-        if min(int(middle / whole * shards), shards - 1) == index:
-            mine.append(place)
+        if min(int(middle / total * shards), shards - 1) == index:
+            selected.append(position)
         before += cost
-    return mine
+    return selected
 
 
 def open_sweep(workdir: Path, configs: Mapping[str, Config], seeds: int, about: str) -> None:
-    """Write `sweep.json`, after a check that the folder belongs to this sweep.
-
-    A later start may add configs and seeds; what is there already must be as it was.
+    """Write `sweep.json`; configs that it holds already must be unchanged.
 
     Raises:
-        ConfigError: naming a config and its differing fields, or why the folder cannot be written.
+        ConfigError: naming a config and its differing fields, or if the folder is not writable.
     """
     file = workdir / SWEEP_FILE
-    now = {name: flatten(config) for name, config in configs.items()}
-    old = read_json(file)
-    known: dict[str, Any] = {} if old is None else old["configs"]
-    for name in known.keys() & now.keys():
-        changed = differences(known[name], now[name])
+    new = {name: flatten(config) for name, config in configs.items()}
+    record = read_json(file) or {"configs": {}, "seeds": 0}
+    old: dict[str, Any] = record["configs"]
+    for name in old.keys() & new.keys():
+        changed = differences(old[name], new[name])
         if changed:
             raise ConfigError(
-                f"{workdir} holds a sweep in which {name!r} has another config "
-                f"({'; '.join(changed)}); use another --workdir, or the old values to go on with it"
+                f"{workdir} holds a sweep with another config {name!r} ({'; '.join(changed)}); "
+                "use another --workdir, or the old values to resume it"
             )
-    known_seeds = 0 if old is None else old["seeds"]
-    record = {"about": about, "seeds": max(seeds, known_seeds), "configs": known | now}
+    record = {"about": about, "seeds": max(seeds, record["seeds"]), "configs": old | new}
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        # Shards start at the same time, and each writes the same.
+        # Shards that start at the same time must not share a temporary file.
         with tempfile.NamedTemporaryFile("w", dir=workdir, delete=False, prefix=".") as partial:
             partial.write(json_text(record, indent=2) + "\n")
         os.chmod(partial.name, 0o644)
@@ -108,28 +106,21 @@ def open_sweep(workdir: Path, configs: Mapping[str, Config], seeds: int, about: 
 
 @dataclasses.dataclass(frozen=True)
 class SweepRecord:
-    """What a sweep's folder holds of its plan."""
+    """The content of `sweep.json`."""
 
     workdir: Path
-    about: str  # the docstring of its file
+    about: str  # the docstring of the sweep's file
     seeds: int
-    configs: dict[str, dict[str, Any]]  # flattened, by name, in order
+    configs: dict[str, dict[str, Any]]  # flattened, by name
 
-    def runs(self) -> list[tuple[str, int, Path]]:
-        """(config, seed, workdir) of every run, done or not."""
-        return [
-            (name, seed, folder_of(self.workdir, name, seed))
-            for name, config in self.configs.items()
-            for seed in range(config["seed"], config["seed"] + self.seeds)
-        ]
+    def cells(self) -> list[Cell]:
+        """Returns every run, finished or not."""
+        first_seeds = {name: config["seed"] for name, config in self.configs.items()}
+        return list_cells(self.workdir, first_seeds, self.seeds)
 
 
 def read_sweep(workdir: Path) -> SweepRecord:
-    """The plan of the sweep in `workdir`.
-
-    Raises:
-        UserError: if there is none.
-    """
+    """Read the record of the sweep in `workdir`; raises a UserError if there is none."""
     found = read_json(workdir / SWEEP_FILE)
     if found is None:
         raise UserError(f"{workdir} holds no sweep (no {SWEEP_FILE}); gnet ablate makes one")
@@ -137,11 +128,7 @@ def read_sweep(workdir: Path) -> SweepRecord:
 
 
 def read_json(file: Path) -> dict[str, Any] | None:
-    """The object in a JSON file; None if there is no such file.
-
-    Raises:
-        UserError: if it is damaged.
-    """
+    """Read the object in a JSON file; returns None if missing, raises a UserError if corrupt."""
     try:
         return dict(json.loads(file.read_text()))
     except (FileNotFoundError, NotADirectoryError):
@@ -149,4 +136,140 @@ def read_json(file: Path) -> dict[str, Any] | None:
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}") from error
     except (ValueError, TypeError) as error:
-        raise UserError(f"{file} is damaged ({error}); move it away") from error
+        raise UserError(f"{file} is corrupt ({error}); move it away") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """The runs of one config, by seed."""
+
+    name: str
+    workdirs: dict[int, Path] = dataclasses.field(default_factory=dict)
+    done: dict[int, dict[str, Any]] = dataclasses.field(default_factory=dict)  # results
+    failed: dict[int, str] = dataclasses.field(default_factory=dict)  # errors
+    missing: list[int] = dataclasses.field(default_factory=list)  # have not ended yet
+
+    def values(self, *path: str) -> list[float]:
+        """Returns one result of every finished seed, such as `values("heads", "main", "loss")`.
+
+        null in JSON becomes NaN. The list is empty if the config has no such head.
+        """
+        found: list[Any] = list(self.done.values())
+        for name in path:
+            found = [each[name] for each in found if name in each]
+        return [math.nan if each is None else each for each in found]
+
+    @property
+    def top1(self) -> float:
+        """Validation top-1 (a share of 1) after the last step, the mean of the finished seeds."""
+        return statistics.fmean(self.values("top1"))
+
+
+def read_rows(sweep: SweepRecord) -> list[Row]:
+    """Read the results of a sweep: a row for every config, finished or not."""
+    rows = {name: Row(name) for name in sweep.configs}
+    for cell in sweep.cells():
+        row, result = rows[cell.name], cell.result
+        row.workdirs[cell.seed] = cell.workdir
+        if result is None:
+            row.missing.append(cell.seed)
+        elif result["status"] == "done":
+            row.done[cell.seed] = result
+        else:
+            row.failed[cell.seed] = result["error"]
+    return list(rows.values())
+
+
+def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
+    """Returns the mean and the sample standard deviation, which is None for a single value."""
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def pareto_front(rows: Sequence[Row], cost: str) -> list[Row]:
+    """Returns the finished rows that no other beats in `cost` and mean top-1, cheapest first."""
+    front: list[Row] = []
+    done = [row for row in rows if row.done]
+    for row in sorted(done, key=lambda row: (row.values(cost)[0], -row.top1)):
+        if not front or row.top1 > front[-1].top1:
+            front.append(row)
+    return front
+
+
+def all_heads(rows: Sequence[Row]) -> list[str]:
+    """Returns the heads of all rows, main first."""
+    names = {head for row in rows for result in row.done.values() for head in result["heads"]}
+    return sorted(names, key=lambda head: (head != "main", head))
+
+
+def failures(rows: Sequence[Row]) -> list[str]:
+    """Returns a sentence for each failed run."""
+    return [
+        f"{row.name}, seed {seed}: {error}" for row in rows for seed, error in row.failed.items()
+    ]
+
+
+def tabulate(rows: Sequence[Row]) -> tuple[list[str], list[list[Value]]]:
+    """Returns the header of the results table and its cells, row by row."""
+    heads = all_heads(rows)
+    header = ["config", "top-1", "multiply-adds", "parameters", "with aux heads", "images/s"]
+    header += ["step memory", "runs", *(f"{head} loss" for head in heads)]
+    lines = []
+    for row in rows:
+        runs = f"{len(row.done)} of {len(row.workdirs)}"
+        runs += f", {len(row.failed)} failed" if row.failed else ""
+        values: list[Value] = [
+            (row.name, None),
+            _with_spread([100 * top1 for top1 in row.values("top1")], 2, " %"),
+            *(_median(row.values(name)) for name in ("macs", "params", "params_with_aux")),
+            _median(row.values("images_per_sec")),
+            _median([size / 2**20 for size in row.values("memory_bytes")], " MiB"),
+            (runs, len(row.done)),
+            *(_with_spread(row.values("heads", head, "loss"), 3) for head in heads),
+        ]
+        lines.append(values)
+    return header, lines
+
+
+def _median(values: Sequence[float], unit: str = "") -> Value:
+    median = statistics.median(values) if values else None
+    return ("", None) if median is None else (f"{median:,.0f}{unit}", median)
+
+
+def _with_spread(values: Sequence[float], digits: int, unit: str = "") -> Value:
+    if not values:
+        return "", None
+    mean, spread = mean_and_spread(values)
+    plus_minus = "" if spread is None else f" \N{PLUS-MINUS SIGN} {spread:.{digits}f}"
+    return f"{mean:.{digits}f}{plus_minus}{unit}", mean
+
+
+def results_table(rows: Sequence[Row], title: str) -> Table:
+    """Returns the table for a terminal."""
+    table = Table(title=title, title_justify="left")
+    header, lines = tabulate(rows)
+    for name in header:  # folded, because a cut number would be wrong
+        table.add_column(name, justify="left" if name == "config" else "right", overflow="fold")
+    for values in lines:
+        table.add_row(*(text for text, _ in values))
+    return table
+
+
+def markdown_table(header: Sequence[str], lines: Iterable[Sequence[str]], align: str) -> str:
+    """Returns a table in Markdown whose columns after the first align as `align`."""
+    rule = ["---", *[align] * (len(header) - 1)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in (header, rule, *lines))
+
+
+def runs_csv(rows: Sequence[Row]) -> str:
+    """Returns CSV with a line for every finished run, unrounded; top-1 is a share of 1."""
+    costs = ("macs", "params", "params_with_aux", "memory_bytes", "images_per_sec")
+    heads = [(head, metric) for head in all_heads(rows) for metric in ("loss", "top1")]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(("config", "seed", "top1", *costs, *map("_".join, heads)))
+    for row in rows:
+        for seed, result in row.done.items():
+            values = [result[name] for name in ("top1", *costs)]
+            values += [result["heads"].get(head, {}).get(metric) for head, metric in heads]
+            writer.writerow((row.name, seed, *values))
+    return out.getvalue()
