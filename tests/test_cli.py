@@ -64,8 +64,8 @@ def test_summary_as_a_table_shows_the_sums_and_the_worked_examples(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--image-size", "20"], "images of 20x20 are too small for this net; .* is 47x47"),
-        (["--aux-after", "6a"], "aux_after names '6a'"),
+        (["--image-size", "20"], "20x20 .*47x47"),
+        (["--aux-after", "6a"], "aux_after .*'6a'"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(arguments, message, capsys):
@@ -389,7 +389,7 @@ def test_convert_and_export_keep_the_model(folder, capsys):
             "'0', '1', '2', '3', '4' and 5 more",
         ),
         (["evaluate", "--data", "digits"], "there is no model"),
-        (["evaluate", "MODEL", "--data", "npz:/no/a.npz"], "there is no file /no/a.npz"),
+        (["evaluate", "MODEL", "--data", "npz:/no/a.npz"], "/no/a.npz"),
         (["evaluate", "MODEL", "--data", "digits", "--json", "--table"], "exclude each other"),
         (["convert", "/no/net.caffemodel", "x"], "/no/net.caffemodel"),
         (["convert", "MODEL", "/proc/x"], "/proc/x"),

@@ -37,7 +37,7 @@ ROOT = Path(__file__).parents[1]
         (["--model.num-classes", "5"], ["model.num_classes", "5", "10 classes"]),
         (["--model.aux-after", "9z"], ["model.aux_after", "'9z'"]),
         (["--data.workers", "-1"], ["data.workers is -1", "at least 0"]),
-        (["--data.bad-limit", "1"], ["data.bad_limit is 1.0", "[0, 1)"]),
+        (["--data.bad-limit", "1"], ["data.bad_limit is 1.0", "below 1"]),
         (["--optim.learning-rate", "0"], ["optim.learning_rate is 0.0", "above 0"]),
     ],
 )
@@ -74,7 +74,7 @@ UNFIT = {
     "labels out of range": (lambda p: arrays(p, [0, 1], y_val=[0, 2], **VAL), "has label 2, but"),
     "a negative label": (lambda p: arrays(p, [0, -1], y_val=[0, 1], **VAL), "has label -1, but"),
     "an empty class": (lambda p: arrays(p, [0, 2], y_val=[0, 1], **VAL), "no image of class 1"),
-    "one class only": (lambda p: arrays(p, [0, 0], y_val=[0, 0], **VAL), "one class only; 2 are"),
+    "one class only": (lambda p: arrays(p, [0, 0], y_val=[0, 0], **VAL), "1 class"),
     "a split missing": (lambda p: arrays(p, [0, 1]), "has no images of val or valid"),
     "a folder's empty class": (
         lambda p: photos(p, "train/a", "train/b/", "val/a"),
@@ -82,9 +82,9 @@ UNFIT = {
     ),
     "a folder's one class": (
         lambda p: photos(p, "train/a", "val/a"),
-        "1 folder(s), one a class",
+        "class folder(s), but holds 1",
     ),
-    "a folder's split": (lambda p: photos(p, "train/a", "train/b"), "there is no folder"),
+    "a folder's split": (lambda p: photos(p, "train/a", "train/b"), "/val not found"),
     "a folder's other classes": (
         lambda p: photos(p, "train/a", "train/b", "val/a", "val/c"),
         "the val split of folder:",

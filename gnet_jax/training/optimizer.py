@@ -6,6 +6,7 @@ Schedules and averaging count steps; a config counts epochs.
 import fnmatch
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -90,15 +91,11 @@ def averaging_rate(
     The Polyak mean takes 1 / n at its n-th step, so that all steps count alike. The exponential
     average follows `warm_rate`. The share is 1 until `average_from`.
     """
-    if o.averaging == "none":
-        return None
+    ema_share = partial(warm_rate, decay=o.ema_decay)
+    shares = {"none": None, "polyak": lambda steps: 1 / (1 + steps), "ema": ema_share}
+    share = choose("optim.averaging", o.averaging, shares)
     first = round(o.average_from * steps_per_epoch)
-
-    def rate(step: jax.Array) -> jax.Array:
-        steps = jnp.maximum(step - first, 0)
-        return 1 / (1 + steps) if o.averaging == "polyak" else warm_rate(steps, o.ema_decay)
-
-    return rate
+    return share and (lambda step: share(jnp.maximum(step - first, 0)))
 
 
 def warm_rate(steps: jax.Array | int, decay: float) -> jax.Array:

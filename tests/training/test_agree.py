@@ -81,7 +81,7 @@ def test_three_differences_are_named_and_the_others_counted(other_hosts):
 
 def test_hosts_may_differ_only_in_paths_and_threads(tmp_path):
     config = tiny_config(tmp_path)
-    run = types.SimpleNamespace(config=config, pretrained=None)
+    run = types.SimpleNamespace(config=config, program=types.SimpleNamespace(pretrained=None))
     names = identity(run, {"train": "abc", "classes": ["a"]})
     assert {"seed", "optim.learning_rate", "save_every_steps", "code"} <= names.keys()
     assert names["data.fingerprint.train"] == "abc"
@@ -96,7 +96,8 @@ def test_hosts_may_differ_only_in_paths_and_threads(tmp_path):
 def test_hosts_compare_the_weights_that_they_start_from(tmp_path):
     def of_weights(value):
         pretrained = types.SimpleNamespace(variables={"kernel": np.full(3, value, np.float32)})
-        run = types.SimpleNamespace(config=tiny_config(tmp_path), pretrained=pretrained)
+        program = types.SimpleNamespace(pretrained=pretrained)
+        run = types.SimpleNamespace(config=tiny_config(tmp_path), program=program)
         return identity(run, {})["init"]
 
     assert of_weights(1) == of_weights(1) != of_weights(2)

@@ -159,8 +159,8 @@ def test_a_full_disk_is_told_and_the_run_goes_on(tmp_path, monkeypatch):
         (Shared, {"inception_3a/b5", "inception_3a/b5 (2)", "inception_3a/widen"}),
     ],
 )
-def test_layers_that_are_not_known_are_diagnosed_under_their_own_names(monkeypatch, block, layers):
-    model = with_block(monkeypatch, block)
+def test_layers_that_are_not_known_are_diagnosed_under_their_own_names(block, layers):
+    model = with_block(block)
     optimizer = make_optimizer(OptimConfig(), 10, 100)
     pixels = Preprocessing(image_size=16, mean=(127.0,) * 3, std=(64.0,) * 3)
     step = partial(

@@ -414,7 +414,7 @@ def test_above_the_limit_the_run_saves_and_stops_with_the_list_and_can_go_on(fin
     with pytest.raises(DataError, match="29 of 1,437 images") as caught:
         train(damaged, tmp_path)
     message = str(caught.value).splitlines()
-    assert "28 " in message[0]
+    assert " 28:" in message[0]
     assert "2.00%" in message[0]
     assert len(message) == 13
     assert all("digit " in line for line in message[1:11])
@@ -444,7 +444,7 @@ def test_above_the_limit_the_run_saves_and_stops_with_the_list_and_can_go_on(fin
 def test_a_validation_set_above_the_limit_stops_the_run_after_saving(finished, tmp_path):
     run, _, _ = finished
     damaged = damaged_run(tmp_path, run, (), range(8))
-    with pytest.raises(DataError, match=r"8 of 360 images .* 7 "):
+    with pytest.raises(DataError, match=r"8 of 360 images .* 7:"):
         train(damaged, tmp_path)
     with Checkpoints(tmp_path / "checkpoints", keep_latest=2) as checkpoints:
         assert checkpoints.latest == 9

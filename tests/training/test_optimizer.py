@@ -14,7 +14,7 @@ from gnet_jax.training.optimizer import (
     warm_rate,
 )
 from gnet_jax.training.program import prepare
-from tests.odd_nets import Gain, with_norm
+from tests.odd_nets import gain
 from tests.tiny import tiny_config
 
 PARAMS = {
@@ -299,7 +299,8 @@ def test_a_parameter_without_a_rule_is_refused_by_name():
         moved({"conv": {"kernel": jnp.ones(2)}, "act": {"negative_slope": jnp.ones(2)}})
 
 
-def test_a_run_refuses_a_parameter_without_a_rule_before_it_compiles(monkeypatch, tmp_path):
-    with_norm(monkeypatch, Gain, "lrn")
+def test_a_run_refuses_a_parameter_without_a_rule_before_it_compiles(tmp_path):
+    config = tiny_config(tmp_path)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, norm=gain))
     with pytest.raises(UserError, match="norm/gain"):
-        prepare(tiny_config(tmp_path))
+        prepare(config)

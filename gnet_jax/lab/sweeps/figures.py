@@ -13,7 +13,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from gnet_jax.config import UserError
-from gnet_jax.config.text import as_text
+from gnet_jax.config.paths import as_text
 from gnet_jax.inference.lettering import letter
 from gnet_jax.lab.look.diagnose_figures import gradient_figure, read_diagnostics
 from gnet_jax.lab.palette import COLOURS, colour_of, line_style
