@@ -15,7 +15,7 @@ VENV = $(PYTHON) -m venv $(1) || { rm -rf $(1); uv venv --seed --python $(PYTHON
 	{ echo "$(PYTHON) cannot make a virtual environment: install python3-venv or uv"; exit 1; }
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 
-.PHONY: train test slow long walkthrough oracles bounds newest check lint types fmt constraints clean
+.PHONY: train test slow long walkthrough oracles bounds newest mutants check lint types fmt constraints clean
 
 train: .venv/installed
 	$(BIN)/python train.py $(ARGS)
@@ -60,6 +60,11 @@ newest:
 	.venv-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable '.[dev]'
 	.venv-newest/bin/$(PYTEST) -m "not slow" $(CORE) $(ARGS)
 	.venv-newest/bin/python -m pytest tests/test_notebook.py
+
+# The score of the fast tests against one-line faults in the package; hours the first time.
+mutants: .venv/installed-dev
+	$(INSTALL) --editable '.[dev,mutants]'
+	$(BIN)/python benchmarks/mutants.py --jobs $(WORKERS) $(ARGS)
 
 check: lint types test
 

@@ -3,7 +3,7 @@
     python benchmarks/compiled_cost.py --json OUT.json
 
 The training step of the paper's network, both auxiliary heads on, in bfloat16 at 224 pixels and 256
-images a chip, is compiled for each topology with either form of `gnet_jax.model.ops`. Each takes
+images a chip, is compiled for each topology with either form of `gnet_jax.ops`. Each takes
 minutes; libtpu (`pip install -e '.[tpu]'`) compiles for TPUs and JAX's CUDA plugin for GPUs.
 The JSON is written after every program, and holds for each topology `plain`, `fast`, and `ratios`.
 """
@@ -22,13 +22,14 @@ from rich.table import Table
 
 from gnet_jax.cli.output import console
 from gnet_jax.config import Config, DataConfig, ModelConfig, UserError
-from gnet_jax.model.ops import FAST, PLAIN, Ops
+from gnet_jax.ops.fast import FAST
+from gnet_jax.ops.reference import REFERENCE, Ops
 from gnet_jax.pods.compiled import CompiledCost, compile_cost
 from gnet_jax.pods.data_size import DataSize
 from gnet_jax.pods.plan import program_for
 from gnet_jax.pods.topology import Topology, get_topology
 
-FORMS = {"plain": PLAIN, "fast": FAST}
+FORMS = {"plain": REFERENCE, "fast": FAST}
 # name in the JSON: how the table calls it, its unit and the unit's name
 FIGURES: dict[str, tuple[str, float, str]] = {
     "bytes_per_image": ("traffic an image", 1e6, "MB"),

@@ -90,9 +90,10 @@ def _corrupt_together(
 def _corrupt(cases: int, folder: Path, seed: int) -> collections.Counter[str]:
     import jax
 
-    from gnet_jax.config import ConfigError
-    from gnet_jax.training.checkpoints.save import Checkpoints, digest
-    from gnet_jax.training.hosts.collectives import gather, together
+    from gnet_jax.config import UserError
+    from gnet_jax.training.checkpoints.save import Checkpoints
+    from gnet_jax.training.checkpoints.verify import digest
+    from gnet_jax.training.hosts.agree import gather, run_on_all_hosts
     from gnet_jax.training.sharding import data_mesh, put_state, replicated
 
     main = jax.process_index() == 0
@@ -109,7 +110,7 @@ def _corrupt(cases: int, folder: Path, seed: int) -> collections.Counter[str]:
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), states[1]
     )
-    together(lambda: shutil.rmtree(folder, ignore_errors=True) if main else None)
+    run_on_all_hosts(lambda: shutil.rmtree(folder, ignore_errors=True) if main else None)
     with Checkpoints(folder / "whole", keep_latest=2) as checkpoints:
         for step, state in states.items():
             checkpoints.save(step, state)
@@ -136,11 +137,11 @@ def _corrupt(cases: int, folder: Path, seed: int) -> collections.Counter[str]:
     outcomes: collections.Counter[str] = collections.Counter()
     for case in range(cases):
         gather("")  # all have left the one before
-        together(lambda: break_one(case) if main else None)  # noqa: B023 - called at once
+        run_on_all_hosts(lambda: break_one(case) if main else None)  # noqa: B023 - called at once
         with Checkpoints(broken, keep_latest=2, tell=lambda _: None) as checkpoints:
             try:
-                found = checkpoints.restore_newest(abstract)
-            except ConfigError:
+                found = checkpoints.restore_latest(abstract)
+            except UserError:  # of this process or another
                 outcomes["stopped"] += 1
             else:
                 assert found is not None, f"case {case}: nothing found, nothing said"
@@ -182,7 +183,8 @@ def kill(times: int, folder: Path, seed: int | None = None) -> dict[str, int]:
     Raises:
         AssertionError: if a start did not go on from the newest committed step, or the bits differ.
     """
-    from gnet_jax.training.checkpoints.save import Checkpoints, digest
+    from gnet_jax.training.checkpoints.save import Checkpoints
+    from gnet_jax.training.checkpoints.verify import digest
     from tests.tiny import tiny_run
 
     # Processes are forked from one that has imported everything: they begin within a second or two.
@@ -216,11 +218,13 @@ def kill(times: int, folder: Path, seed: int | None = None) -> dict[str, int]:
             assert left == 0 or len(starts) == kills - left + 1
         run = tiny_run(workdir, epochs=epochs)
         with Checkpoints(workdir / "checkpoints", keep_latest=2) as checkpoints:
-            assert checkpoints.latest == run.total_steps
-            final.append(digest(checkpoints.restore(run.total_steps, run.abstract_state())))
+            assert checkpoints.latest == run.program.total_steps
+            final.append(
+                digest(checkpoints.restore(run.program.total_steps, run.program.abstract_state()))
+            )
         begun = [start["step"] for start in starts]
         assert all(a < b for a, b in itertools.pairwise(begun)), begun
-        steps = run.total_steps
+        steps = run.program.total_steps
     assert final[0] == final[1], "the bits differ"
     return {"kills": times, "steps": steps}
 

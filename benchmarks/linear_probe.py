@@ -15,8 +15,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from gnet_jax.data import eval_batches, open_source, preprocess
-from gnet_jax.model import endpoints
+from gnet_jax.data.augment import preprocess
+from gnet_jax.data.batches import eval_batches
+from gnet_jax.data.sources import open_source
+from gnet_jax.model.googlenet import endpoints
 from gnet_jax.model_folder import ModelFolder, read_folder
 
 STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 1.0)

@@ -16,7 +16,7 @@ The JSON keeps medians of wall and CPU seconds a call, versions, threads, and `r
 second here over the peer's, by the wall clock and (`cpu_ratios`) per second of CPU time.
 `--with-ynn` times ours a second time, compiled with XLA's defaults, which hand operations to the
 library YNNPACK (`gnet_jax.training.sharding.xla_options`), `--plain` with the plain operations
-(`gnet_jax.model.ops`).
+(`gnet_jax.ops`).
 
 Where JAX finds a GPU, both sides run there, and onnxruntime is left out:
 
@@ -42,8 +42,10 @@ from side_by_side import Peer, Timer, in_turns, keep, machine, show, timer
 
 from gnet_jax.config import LossConfig, OptimConfig, Preprocessing
 from gnet_jax.convert.export import export
-from gnet_jax.model import GoogLeNet, architecture, init_variables, ops, strip_aux
+from gnet_jax.model.architecture import architecture
+from gnet_jax.model.googlenet import GoogLeNet, init, strip_aux
 from gnet_jax.model_folder import ModelFolder
+from gnet_jax.ops.reference import REFERENCE
 from gnet_jax.training.memory import call_in_this_thread, keep_freed_memory
 from gnet_jax.training.optimizer import make_optimizer
 from gnet_jax.training.sharding import xla_options
@@ -108,7 +110,7 @@ def main() -> None:
     platform = jax.default_backend()
     on_cpu = platform == "cpu"
     model = GoogLeNet(architecture("paper", 1000), dtype=jnp.dtype(a.dtype))
-    variables = init_variables(model, jax.random.PRNGKey(0), a.size)
+    variables = init(model, jax.random.PRNGKey(0), a.size)
     with tempfile.TemporaryDirectory() as folder:
         setup = {
             "batches": a.batches,
@@ -135,7 +137,7 @@ def main() -> None:
     if a.with_ynn:
         ways["with_ynn"] = model, {}
     if a.plain:
-        ways["plain"] = model.clone(ops=ops.PLAIN), xla_options(platform)
+        ways["plain"] = model.clone(ops=REFERENCE), xla_options(platform)
     timers, memory = {}, {}
     for batch in a.batches:
         for way, (network, options) in ways.items():

@@ -15,7 +15,8 @@ from peers import forward, training
 from side_by_side import Timer, in_turns, keep, machine, show
 
 from gnet_jax.lab.cost.ledger import network_ledger
-from gnet_jax.model import GoogLeNet, architecture, init_variables
+from gnet_jax.model.architecture import architecture
+from gnet_jax.model.googlenet import GoogLeNet, init
 from gnet_jax.training.memory import call_in_this_thread, keep_freed_memory
 from gnet_jax.training.sharding import xla_options
 
@@ -48,7 +49,7 @@ def main() -> None:
     points = cases(a)
     for case in points:
         model = GoogLeNet(architecture("paper", 1000, width_multiplier=case.width))
-        variables = init_variables(model, jax.random.PRNGKey(0), case.size)
+        variables = init(model, jax.random.PRNGKey(0), case.size)
         costs[case] = network_ledger(model, case.size)
         how = (model, variables, case.batch, case.size, xla_options(jax.default_backend()))
         timers[f"forward {case}"] = forward(*how)

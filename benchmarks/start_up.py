@@ -34,25 +34,25 @@ assert "tensorflow" not in sys.modules
 """
 INIT = """
 import time, jax
-from gnet_jax.model import googlenet, init_variables
+from gnet_jax.model.googlenet import googlenet, init
 key = jax.block_until_ready(jax.random.PRNGKey(0))
 wall, cpu = time.perf_counter(), time.process_time()
-jax.block_until_ready(init_variables(googlenet("paper", 1000), key, 224))
+jax.block_until_ready(init(googlenet("paper", 1000), key, 224))
 print(time.perf_counter() - wall, time.process_time() - cpu)
 """
 # Ends the process as the first step does, before anything is saved.
 FIRST_STEP = """
 import os, sys
 import jax, train
-from gnet_jax.training import compiled_steps
-compile_step = compiled_steps.compile_train_step
+from gnet_jax.training import loop
+compile_step = loop.compile_train_step
 def first_only(*args, **options):
     step = compile_step(*args, **options)
-    def run(state, batch):
-        jax.block_until_ready(step(state, batch))
+    def run(*inputs):
+        jax.block_until_ready(step(*inputs))
         os._exit(0)
     return run
-compiled_steps.compile_train_step = first_only
+loop.compile_train_step, loop.step_memory = first_only, lambda _: None
 sys.exit(train.main(sys.argv[1:]))
 """
 

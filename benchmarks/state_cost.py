@@ -19,10 +19,11 @@ import numpy as np
 import optax
 
 from gnet_jax.config import OptimConfig
-from gnet_jax.model import GoogLeNet, architecture, init_variables
+from gnet_jax.model.architecture import architecture
+from gnet_jax.model.googlenet import GoogLeNet, init
 from gnet_jax.training import step as steps
 from gnet_jax.training.checkpoints.save import Checkpoints
-from gnet_jax.training.checkpoints.storage import named_leaves, write_digests
+from gnet_jax.training.checkpoints.verify import named_leaves, write_digests
 from gnet_jax.training.optimizer import make_optimizer
 
 ROUNDS = 15
@@ -32,7 +33,7 @@ def full_state(width: float) -> tuple[steps.TrainState, steps.Optimizer]:
     """A state of the paper's network with momentum and averaging, and its optimiser."""
     model = GoogLeNet(architecture("paper", 1000, width_multiplier=width))
     optimizer = make_optimizer(OptimConfig(averaging="ema"), 1000, 100_000)
-    variables = init_variables(model, jax.random.PRNGKey(0), 224)
+    variables = init(model, jax.random.PRNGKey(0), 224)
     return steps.create_state(variables, optimizer, 0), optimizer
 
 

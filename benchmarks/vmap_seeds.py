@@ -18,8 +18,8 @@ import jax.numpy as jnp
 
 from gnet_jax.cli.lab import Ablate
 from gnet_jax.config.command import parse_sweep
-from gnet_jax.convert.start import prepare_run
-from gnet_jax.training.feed import training_batches
+from gnet_jax.convert.start import with_start
+from gnet_jax.training.program import prepare, training_batches
 from gnet_jax.training.sharding import use_compilation_cache
 
 TURNS = 15
@@ -35,15 +35,16 @@ def timed(step: Callable[[], Any]) -> float:
 def main(arguments: Sequence[str]) -> None:
     """Print the median time of a step of all seeds, apart and under vmap."""
     sweep, name, *changes = arguments
-    given, _ = parse_sweep([sweep, *changes], "vmap_seeds.py", Ablate, __doc__)
+    given, options, _ = parse_sweep([sweep, *changes], "vmap_seeds.py", Ablate(), __doc__)
     config = given[name]
-    run, seeds = prepare_run(config), range(config.seed, config.seed + config.seeds)
+    run, seeds = prepare(*with_start(config)), range(config.seed, config.seed + options.seeds)
+    program = run.program
     configs = [dataclasses.replace(config, seed=seed) for seed in seeds]
-    states = [dataclasses.replace(run, config=each).initial_state() for each in configs]
+    states = [dataclasses.replace(program, config=each).initial_state() for each in configs]
     batches = [next(training_batches(each, run.train, start_step=0)) for each in configs]
     batches = [jax.tree.map(jnp.asarray, dict(batch)) for batch in batches]
-    one = jax.jit(run.train_step())
-    together = jax.jit(jax.vmap(run.train_step()))
+    one = jax.jit(program.train_step())
+    together = jax.jit(jax.vmap(program.train_step()))
     stacked = [jax.tree.map(lambda *x: jnp.stack(x), *each) for each in (states, batches)]
 
     ways = {

@@ -8,34 +8,15 @@ width, no auxiliary heads. AdamW with a warm-up for both: one recipe from which 
 
 import dataclasses
 
-from gnet_jax.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, Sweep
+from common import ADAMW, SMALL_CIFAR10
 
-BASE = Config(
-    epochs=3,
-    batch_size=50,
-    eval_batch_size=250,
-    log_every_steps=50,
-    model=ModelConfig(width_multiplier=0.25, stem="small", aux_after=(), dropout=0.2),
-    data=DataConfig(
-        source="tfds:cifar10#10000",
-        image_size=16,
-        resize_to=16,
-        mean=(125.3, 123.0, 113.9),
-        std=(63.0, 62.1, 66.7),
-    ),
-    augment=AugmentConfig(crop_area=(0.6, 1.0), crop_aspect=(0.85, 1.18)),
-    optim=OptimConfig(
-        optimizer="adamw",
-        learning_rate=1e-3,
-        bias_lr_factor=1.0,
-        weight_decay=1e-3,
-        schedule="cosine",
-        warmup_epochs=0.5,
-    ),
-)
+from gnet_jax.config import ModelConfig, Sweep
+
+MODEL = ModelConfig(width_multiplier=0.25, stem="small", aux_after=(), dropout=0.2)
+BASE = dataclasses.replace(SMALL_CIFAR10, model=MODEL, optim=ADAMW)
 
 
 def get_sweep() -> Sweep:
-    """The configurations of this sweep."""
-    batch_norm = dataclasses.replace(BASE.model, variant="batch_norm")
+    """Returns a config for each kind of normalisation."""
+    batch_norm = dataclasses.replace(MODEL, variant="batch_norm")
     return Sweep({"lrn": BASE, "batch_norm": dataclasses.replace(BASE, model=batch_norm)})

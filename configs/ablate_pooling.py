@@ -9,36 +9,21 @@ width, the paper's dropout of 0.4 in front of either classifier, no auxiliary he
 
 import dataclasses
 
-from gnet_jax.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, Sweep
+from common import SMALL_CIFAR10
 
-BASE = Config(
-    epochs=3,
-    batch_size=50,
-    eval_batch_size=250,
-    log_every_steps=50,
-    model=ModelConfig(
-        variant="batch_norm", width_multiplier=0.25, stem="small", aux_after=(), dropout=0.4
-    ),
-    data=DataConfig(
-        source="tfds:cifar10#10000",
-        image_size=24,
-        resize_to=24,
-        mean=(125.3, 123.0, 113.9),
-        std=(63.0, 62.1, 66.7),
-    ),
-    augment=AugmentConfig(crop_area=(0.6, 1.0), crop_aspect=(0.85, 1.18)),
-    optim=OptimConfig(
-        optimizer="nesterov",
-        learning_rate=0.05,
-        bias_lr_factor=1.0,
-        weight_decay=5e-4,
-        schedule="cosine",
-        warmup_epochs=0.5,
-    ),
+from gnet_jax.config import ModelConfig, Sweep
+
+MODEL = ModelConfig(
+    variant="batch_norm", width_multiplier=0.25, stem="small", aux_after=(), dropout=0.4
+)
+BASE = dataclasses.replace(
+    SMALL_CIFAR10,
+    model=MODEL,
+    data=dataclasses.replace(SMALL_CIFAR10.data, image_size=24, resize_to=24),
 )
 
 
 def get_sweep() -> Sweep:
-    """The configurations of this sweep."""
-    fc = dataclasses.replace(BASE.model, head="fc")
+    """Returns a config for each kind of main head."""
+    fc = dataclasses.replace(MODEL, head="fc")
     return Sweep({"average_pool": BASE, "fc": dataclasses.replace(BASE, model=fc)})

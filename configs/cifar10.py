@@ -23,6 +23,8 @@ width with a stem that keeps the full resolution 82.10 %:
         --data.resize-to 32 --augment.crop-area 0.6 1.0 --augment.crop-aspect 0.85 1.18
 """
 
+from common import CIFAR10_PIXELS
+
 from gnet_jax.config import (
     AugmentConfig,
     Config,
@@ -34,7 +36,7 @@ from gnet_jax.config import (
 
 
 def get_config() -> Config:
-    """The configuration of this recipe."""
+    """Returns the config of this recipe."""
     return Config(
         workdir="runs/cifar10",
         epochs=14,
@@ -52,8 +54,7 @@ def get_config() -> Config:
             source="tfds:cifar10",
             image_size=64,
             resize_to=64,
-            mean=(125.3, 123.0, 113.9),
-            std=(63.0, 62.1, 66.7),
+            **CIFAR10_PIXELS,
         ),
         augment=AugmentConfig(crop_area=(0.7, 1.0), crop_aspect=(0.87, 1.15)),
         loss=LossConfig(label_smoothing=0.1),

@@ -12,7 +12,7 @@ from gnet_jax.config import AugmentConfig, Config, DataConfig, LossConfig, Model
 
 
 def get_config() -> Config:
-    """The configuration of this recipe."""
+    """Returns the config of this recipe."""
     return Config(
         workdir="runs/digits",
         epochs=12,

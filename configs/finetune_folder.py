@@ -16,7 +16,7 @@ from gnet_jax.config import AugmentConfig, Config, DataConfig, LossConfig, Model
 
 
 def get_config() -> Config:
-    """The configuration of this recipe."""
+    """Returns the config of this recipe."""
     return Config(
         workdir="runs/finetune",
         init="models/googlenet",

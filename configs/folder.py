@@ -9,6 +9,8 @@ folder:PHOTOS` first finds what is damaged or in two splits; `gnet show-data fol
 folder:PHOTOS` draws what the network sees.
 """
 
+from common import IMAGENET_PIXELS
+
 from gnet_jax.config import (
     AugmentConfig,
     Config,
@@ -20,7 +22,7 @@ from gnet_jax.config import (
 
 
 def get_config() -> Config:
-    """The configuration of this recipe."""
+    """Returns the config of this recipe."""
     return Config(
         workdir="runs/folder",
         epochs=60,
@@ -31,8 +33,7 @@ def get_config() -> Config:
             source="folder:photos",
             image_size=112,
             resize_to=128,
-            mean=(123.7, 116.3, 103.5),
-            std=(58.4, 57.1, 57.4),
+            **IMAGENET_PIXELS,
         ),
         augment=AugmentConfig(crop_area=(0.25, 1.0), brightness=0.4, contrast=0.4, saturation=0.4),
         loss=LossConfig(label_smoothing=0.1),

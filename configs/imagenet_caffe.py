@@ -16,7 +16,7 @@ from gnet_jax.config import AugmentConfig, Config, DataConfig, OptimConfig
 
 
 def get_config() -> Config:
-    """The configuration of this recipe."""
+    """Returns the config of this recipe."""
     return Config(
         workdir="runs/imagenet_caffe",
         epochs=60,

@@ -11,6 +11,8 @@ Compiled for eight chips of TPU v5e it takes 24 ms a step at best, so 200 epochs
 plan imagenet_modern --topology v5e:2x4`).
 """
 
+from common import IMAGENET_PIXELS
+
 from gnet_jax.config import (
     AugmentConfig,
     Config,
@@ -22,7 +24,7 @@ from gnet_jax.config import (
 
 
 def get_config() -> Config:
-    """The configuration of this recipe."""
+    """Returns the config of this recipe."""
     return Config(
         workdir="runs/imagenet_modern",
         epochs=200,
@@ -33,8 +35,7 @@ def get_config() -> Config:
         data=DataConfig(
             source="tfds:imagenet2012",
             threads=16,
-            mean=(123.7, 116.3, 103.5),
-            std=(58.4, 57.1, 57.4),
+            **IMAGENET_PIXELS,
         ),
         augment=AugmentConfig(brightness=0.4, contrast=0.4, saturation=0.4, mixup=0.2),
         loss=LossConfig(label_smoothing=0.1),

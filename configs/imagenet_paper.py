@@ -21,7 +21,7 @@ from gnet_jax.config import AugmentConfig, Config, DataConfig, OptimConfig
 
 
 def get_config() -> Config:
-    """The configuration of this recipe."""
+    """Returns the config of this recipe."""
     return Config(
         workdir="runs/imagenet_paper",
         epochs=250,

@@ -10,6 +10,8 @@ chips of TPU v5e it takes 9.6 ms a step at best, so 90 epochs four and a half mi
 could decode as fast (`gnet plan imagenet_pod --topology v5e:16x16`, docs/pods.md).
 """
 
+from common import IMAGENET_PIXELS
+
 from gnet_jax.config import (
     AugmentConfig,
     Config,
@@ -21,7 +23,7 @@ from gnet_jax.config import (
 
 
 def get_config() -> Config:
-    """The configuration of this recipe."""
+    """Returns the config of this recipe."""
     return Config(
         workdir="runs/imagenet_pod",
         epochs=90,
@@ -33,8 +35,7 @@ def get_config() -> Config:
         data=DataConfig(
             source="tfds:imagenet2012",
             threads=64,
-            mean=(123.7, 116.3, 103.5),
-            std=(58.4, 57.1, 57.4),
+            **IMAGENET_PIXELS,
         ),
         augment=AugmentConfig(brightness=0.4, contrast=0.4, saturation=0.4),
         loss=LossConfig(label_smoothing=0.1),

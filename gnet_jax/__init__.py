@@ -1,22 +1,71 @@
-"""GoogLeNet (Inception v1) in JAX and Flax Linen, from one laptop to a TPU pod."""
+"""GoogLeNet (Inception v1) in JAX and Flax Linen, from one laptop to a TPU pod.
 
-from pathlib import Path
+Use a trained model, from a model folder, a training workdir or a file of published weights:
+
+    model = gnet_jax.load("runs/digits")
+    model.predict("photo.png", top=3)  # [[("7", 0.98), ("1", 0.01), ("9", 0.003)]]
+
+Build a network, and compute with it as with any Flax module:
+
+    network = gnet_jax.googlenet("paper", num_classes=10)
+    variables = gnet_jax.init(network, jax.random.key(0), image_size=224)
+    pixels = gnet_jax.preprocess(images, preprocessing=gnet_jax.Preprocessing())
+    logits = network.apply(variables, pixels).logits
+
+googlenet   Returns the module of a published variant, with the given options.
+GoogLeNet   The Flax module.
+Outputs     What calling it returns: `logits`, and `aux_logits` of the auxiliary heads.
+VARIANTS    The published variants by name, each with its `Architecture`:
+            paper             the paper's Table 1: 5x5 convolutions, LRN, biases
+            batch_norm        the same with batch norm in place of LRN
+            torchvision       torchvision's: batch norm, 3x3 in place of 5x5
+            google_release    the widths of the network that Google released
+            naive             blocks without reductions (the paper's Fig. 2a)
+            naive_batch_norm  the same with batch norm
+init        Returns fresh variables of a network.
+preprocess  Returns the network's input for uint8 images.
+Preprocessing  How images are resized, cropped and normalised.
+load        Returns a trained model, ready to predict.
+
+`import gnet_jax` alone does not import jax; the names above do, when they are first used.
+"""
+
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gnet_jax.config import Preprocessing
-    from gnet_jax.model import GoogLeNet
+    from gnet_jax.data.augment import preprocess
+    from gnet_jax.inference.predict import load
+    from gnet_jax.model.architecture import VARIANTS
+    from gnet_jax.model.googlenet import GoogLeNet, Outputs, googlenet, init
 
 __version__ = "0.1.0"
 
+__all__ = [
+    "VARIANTS",
+    "GoogLeNet",
+    "Outputs",
+    "Preprocessing",
+    "googlenet",
+    "init",
+    "load",
+    "preprocess",
+]
 
-def load(path: str | Path) -> "tuple[GoogLeNet, dict[str, Any], Preprocessing]":
-    """The network of a model folder, its variables on the device, and its preprocessing.
+_MODULES = {
+    "Preprocessing": "gnet_jax.config",
+    "VARIANTS": "gnet_jax.model.architecture",
+    "load": "gnet_jax.inference.predict",
+    "preprocess": "gnet_jax.data.augment",
+}
 
-    Raises:
-        gnet_jax.model_folder.WeightsError: if the folder is missing or corrupt, or its weights do
-            not fit its architecture.
-    """
-    from gnet_jax.model_folder.folder import load  # here: `import gnet_jax` alone imports no jax
 
-    return load(path)
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES.get(name, "gnet_jax.model.googlenet")), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

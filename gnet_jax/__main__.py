@@ -1,10 +1,63 @@
-"""`python -m gnet_jax` and the script `gnet`."""
+"""`python -m gnet_jax` and the script `gnet`.
 
-from gnet_jax.search_path import leave_out_local_modules
+Importing this module restricts what the process can import to the standard library, installed
+packages and this package. Python also searches the working directory (`python -m gnet_jax`), the
+script's folder (`python train.py`) and the checkout of an editable install. A random.py there
+would replace a library's own import, and a folder named torch would pass for PyTorch. This module
+itself imports only modules that Python has already loaded.
+"""
 
-leave_out_local_modules()
+import os
+import sys
+from importlib.machinery import SOURCE_SUFFIXES, FileFinder, ModuleSpec, SourceFileLoader
+from types import ModuleType
 
-from gnet_jax.cli.main import console_script  # noqa: E402  (it imports libraries)
+PACKAGE = os.path.dirname(os.path.abspath(__file__))
+
+
+class _PackageFinder(FileFinder):
+    """Finds this package in the checkout, and nothing else there."""
+
+    def find_spec(self, fullname: str, target: ModuleType | None = None) -> ModuleSpec | None:
+        if fullname == os.path.basename(PACKAGE):
+            return super().find_spec(fullname, target)
+        return None
+
+
+def ignore_local_modules() -> None:
+    """Import only this package from the script's folder, the working directory and the checkout.
+
+    Folders that the user named in PYTHONPATH stay, except the checkout.
+    """
+    checkout = os.path.dirname(PACKAGE)
+    script = os.path.dirname(os.path.realpath(sys.argv[0]))
+    local = any(_same(sys.path[0], folder) for folder in (os.curdir, script))
+    if local and not _same(sys.path[0], checkout):
+        del sys.path[0]
+    if os.path.isdir(os.path.join(PACKAGE, "configs")):
+        return  # installed from a wheel: the folder is site-packages
+    for entry in map(os.path.abspath, sys.path):
+        if _same(entry, checkout):
+            sys.path_importer_cache[entry] = _PackageFinder(
+                entry, (SourceFileLoader, SOURCE_SUFFIXES)
+            )
+
+
+def _same(entry: str, folder: str) -> bool:
+    entry = entry or os.curdir
+    return os.path.exists(entry) and os.path.samefile(entry, folder)
+
+
+# At import, because the processes that load data import the file of the main program again.
+ignore_local_modules()
+
+
+def console_script() -> None:
+    """Run `gnet` and exit with its code."""
+    from gnet_jax.cli.main import console_script
+
+    console_script()
+
 
 if __name__ == "__main__":
     # Processes that load data then start with this file, as with a script; not with `python -m`.

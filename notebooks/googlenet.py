@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -71,9 +73,8 @@ print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}, in {Path.cwd()}
 # %%
 from rich.console import Console
 
-from gnet_jax.lab.cost.ledger import network_ledger, worked_examples
-from gnet_jax.lab.table import ledger_table
-from gnet_jax.model import googlenet
+from gnet_jax.lab.cost.ledger import ledger_table, network_ledger, worked_examples
+from gnet_jax.model.googlenet import googlenet
 
 costs = network_ledger(googlenet("paper"), image_size=224)
 console = Console(width=100, force_jupyter=False)
@@ -185,18 +186,18 @@ train("digits", *short, workdir="runs/notebook")
 WEIGHTS = ""  # @param {type:"string"}
 PHOTO = ""  # @param {type:"string"}
 
-from gnet_jax.data import open_source
+from gnet_jax.data.sources import open_source
 from gnet_jax.data.decode import decode
 from gnet_jax.inference.cam import ActivationMapper, draw
-from gnet_jax.inference.predict import Predictor, render, top
 from gnet_jax.convert.read import convert, read
 
 trained = read(Path(WEIGHTS or "runs/notebook"))
 photo = Path(PHOTO).read_bytes() if PHOTO else open_source("digits", "val")[3].image
 picture = decode(photo)
-guesses = top(Predictor(trained).probabilities([picture])[0], trained.class_names)
-render(console, PHOTO or "a digit that was not trained on", guesses)
-display(draw(ActivationMapper(trained)(picture)))
+print(PHOTO or "a digit that was not trained on")
+for name, probability in trained.predict(picture)[0]:
+    print(f"{probability:7.2%}  {name}")
+display(draw(ActivationMapper(trained)(picture)["main"]))
 
 # %% [markdown]
 # ## 5. Fine-tune on a folder

@@ -7,16 +7,20 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import jax
 import pytest
 from PIL import Image
+from tyro.conf import Positional
 
 import gnet_jax
-from gnet_jax.cli.main import main
-from gnet_jax.config import Preprocessing
-from gnet_jax.model import GoogLeNet
-from gnet_jax.model_folder import ModelFolder, write_folder
+from gnet_jax.cli import pods, runs, train
+from gnet_jax.cli.main import COMMANDS, main
+from gnet_jax.cli.output import PHOTOS, check_not_input, check_picture, json_line, several
+from gnet_jax.config import Preprocessing, UserError
+from gnet_jax.model.googlenet import GoogLeNet
+from gnet_jax.model_folder import ModelFolder, read_folder, write_folder
 from gnet_jax.pods import plan, topology
 from gnet_jax.pods.chips import Chip
 from gnet_jax.pods.compiled import Collective, CompiledCost
@@ -114,11 +118,11 @@ def test_predict_leaves_out_what_is_no_image_by_its_name(folder, tmp_path, capsy
     for image in (tmp_path / "photos").glob("*.png"):
         image.unlink()
     assert main(["predict", str(folder / "model"), str(tmp_path / "photos")]) == 1
-    assert "the folder holds no images" in capsys.readouterr().err
+    assert f"{tmp_path / 'photos'}: " in capsys.readouterr().err
 
 
-def test_ctrl_c_is_one_line_and_ends_without_pythons_way_out():
-    """Where a program compiles meanwhile, Python's own way out ends in a crash."""
+def test_ctrl_c_prints_one_line_and_skips_the_normal_exit():
+    """Python's normal exit can crash while a program compiles."""
     stopping = """
 import atexit
 from gnet_jax.cli import main
@@ -129,6 +133,89 @@ main.console_script()
 """
     done = subprocess.run([sys.executable, "-c", stopping], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "gnet: interrupted\n")
+
+
+def test_only_the_module_of_the_typed_command_is_imported():
+    program = """
+import sys
+from gnet_jax.cli.main import main
+try:
+    main(["check_data", "--help"])
+finally:
+    print("\\n", *(name for name in sys.modules if name.startswith("gnet_jax.cli.")))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0
+    imported = done.stdout.splitlines()[-1].split()
+    assert imported == ["gnet_jax.cli.output", "gnet_jax.cli.main", "gnet_jax.cli.data"]
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["--help"], 0), (["-h"], 0), ([], 2)])
+def test_the_help_has_a_line_for_each_command(arguments, code, capsys):
+    assert main(arguments) == code
+    printed = capsys.readouterr()
+    lines = (printed.err if code else printed.out).splitlines()
+    for name in COMMANDS:
+        assert sum(line.startswith(f"  {name} ") for line in lines) == 1
+
+
+@pytest.mark.parametrize(("returned", "code"), [(None, 0), (0, 0), (1, 1), (3, 3)])
+@pytest.mark.parametrize("arguments", [["curves", "run"], ["plan", "digits"], ["train", "digits"]])
+def test_the_exit_code_of_a_command_is_that_of_gnet(monkeypatch, arguments, returned, code):
+    def parsed(workdirs: Annotated[Positional[tuple[str, ...]], several("WORKDIR ...")]):
+        seen.append(workdirs)
+        return returned
+
+    def unparsed(arguments):
+        seen.append(tuple(arguments))
+        return returned
+
+    seen = []
+    for command in (runs, "curves", parsed), (pods, "plan", unparsed), (train, "train", unparsed):
+        monkeypatch.setattr(*command)
+    if (arguments[0], returned) != ("train", None):  # which always returns a code
+        assert main(arguments) == code
+        assert seen == [tuple(arguments[1:])]
+
+
+@pytest.mark.parametrize("arguments", [["nothing"], ["--nothing"], ["-v"], ["", "predict"]])
+def test_what_is_not_a_command_has_exit_code_2(arguments, capsys):
+    assert main(arguments) == 2
+    assert "curves" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["curves"], ["curves", "--nothing"], ["plan", "--nothing"]])
+def test_a_typo_in_an_option_has_exit_code_2(arguments, capsys):
+    try:
+        code = main(arguments)
+    except SystemExit as ended:
+        code = ended.code
+    assert code == 2
+
+
+def test_a_picture_is_refused_before_any_work(tmp_path):
+    check_picture(tmp_path / "a.PNG")
+    check_picture(Path("a.svg"))
+    check_picture(tmp_path / "a.webp", PHOTOS)
+    for out in (tmp_path / "a.webp", tmp_path / "a", tmp_path / "no" / "a.png"):
+        with pytest.raises(UserError, match=str(out)):
+            check_picture(out)
+
+
+def test_an_output_may_not_be_an_input_or_in_one(tmp_path):
+    (tmp_path / "a").mkdir()
+    for name in ("b", "a/b"):
+        (tmp_path / name).touch()
+    check_not_input(tmp_path / "b", [tmp_path / "a", "https://b", "-"])
+    check_not_input(tmp_path / "a" / "new", [tmp_path / "a"])
+    (tmp_path / "link").symlink_to(tmp_path / "a" / "b")
+    for out in ("b", "link", "a/b"):
+        with pytest.raises(UserError, match=str(tmp_path / out)):
+            check_not_input(tmp_path / out, [tmp_path / "b", str(tmp_path / "a")])
+
+
+def test_json_is_one_line_with_names_as_they_are(tmp_path):
+    assert json_line({"Käfer\n": [1, float("nan")]}) == '{"Käfer\\n": [1, null]}'
 
 
 def test_the_version_is_printed(capsys):
@@ -158,9 +245,7 @@ def test_predict_prints_bars_and_draws_maps(folder, capsys):
         ("export net.safetensors net.safetensors", "net.safetensors"),
     ],
 )
-def test_no_output_takes_the_place_of_an_input(
-    folder, tmp_path, monkeypatch, capsys, command, lost
-):
+def test_no_output_overwrites_an_input(folder, tmp_path, monkeypatch, capsys, command, lost):
     (tmp_path / "photos").mkdir()
     monkeypatch.chdir(tmp_path / "photos")
     shutil.copytree(folder / "model", "MODEL")
@@ -225,6 +310,58 @@ def test_evaluate_leaves_damaged_images_out_and_names_them(folder, tmp_path, cap
     assert found["damaged"][0]["name"].endswith("cat/1.png")
 
 
+def test_evaluate_reads_the_split_and_crops_that_were_named(folder, tmp_path, capsys):
+    shutil.copytree(folder / "photos" / "val", tmp_path / "test")
+    (tmp_path / "test" / "dog" / "1.png").unlink()
+    shutil.copytree(folder / "photos" / "val" / "cat", tmp_path / "val" / "cat")
+    arguments = ["evaluate", str(folder / "model"), "--data", f"folder:{tmp_path}", "--json"]
+    for split, images in (("test", 5), ("val", 3)):
+        assert main([*arguments, "--split", split]) == 0
+        assert json.loads(capsys.readouterr().out)["images"] == images
+
+
+def test_evaluate_names_ten_damaged_images_and_counts_the_rest(folder, tmp_path, capsys):
+    shutil.copytree(folder / "photos", tmp_path / "photos")
+    for i in range(12):
+        (tmp_path / "photos" / "val" / "cat" / f"bad{i:02}.png").write_text("<html>")
+    arguments = ["evaluate", str(folder / "model"), "--data", f"folder:{tmp_path / 'photos'}"]
+    assert main([*arguments, "--bad-limit", "0.65"]) == 2  # 12 of 18; int(0.65 * 18) is 11
+    capsys.readouterr()
+    assert main([*arguments, "--bad-limit", "0.67"]) == 0
+    output = capsys.readouterr().out
+    assert "of 6 images" in output
+    assert "12 damaged" in output
+    assert [f"bad{i:02}.png" in output for i in range(12)] == 10 * [True] + 2 * [False]
+    assert "2 more" in output
+
+
+@pytest.mark.parametrize("top", [1, 2])
+def test_predict_prints_as_many_classes_as_are_asked_for(folder, top, capsys):
+    photo = str(folder / "photos" / "val" / "cat" / "0.png")
+    assert main(["predict", str(folder / "model"), photo, "--top", str(top), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["top"]
+    assert [len(found), found[0]["probability"] >= 0.5] == [top, True]
+
+
+@pytest.mark.parametrize(
+    ("notes", "shown"), [({}, "newest"), ({"validation_top1": "0.9125"}, "91.25%")]
+)
+def test_the_step_that_was_loaded_of_a_workdir_is_printed(
+    folder, monkeypatch, capsys, notes, shown
+):
+    stored = read_folder(folder / "model")
+    source = {"step": "345"} | notes
+    monkeypatch.setattr(
+        "gnet_jax.inference.predict.load",
+        lambda path: dataclasses.replace(stored, source=source),
+    )
+    photo = str(folder / "photos" / "val" / "cat" / "0.png")
+    assert main(["predict", "runs/x", photo]) == 0
+    error = capsys.readouterr().err
+    assert "runs/x: step 345" in error
+    assert shown in error
+
+
 def test_convert_and_export_keep_the_model(folder, capsys):
     names = folder / "names.txt"
     names.write_text("tiger\nwolf\n")
@@ -237,13 +374,13 @@ def test_convert_and_export_keep_the_model(folder, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert json.loads(lines[-1])["top"][0]["label"] in ("tiger", "wolf")
     assert main(["export", copy, str(folder / "model.safetensors")]) == 0
-    assert "largest difference" in capsys.readouterr().out
+    assert "0.0e+00" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["predict", "/no/model", "x.jpg"], "there is no /no/model; `gnet convert WEIGHTS"),
+        (["predict", "/no/model", "x.jpg"], "`gnet convert WEIGHTS /no/model`"),
         (["predict", "MODEL"], "there is no photo"),
         (["predict", "MODEL", "x.jpg", "--top", "0"], "--top is 0"),
         (["predict", "MODEL", "x.jpg", "--cam", "/no/x.png"], "there is no folder /no"),
@@ -254,17 +391,16 @@ def test_convert_and_export_keep_the_model(folder, capsys):
         (["evaluate", "--data", "digits"], "there is no model"),
         (["evaluate", "MODEL", "--data", "npz:/no/a.npz"], "there is no file /no/a.npz"),
         (["evaluate", "MODEL", "--data", "digits", "--json", "--table"], "exclude each other"),
-        (["convert", "/no/net.caffemodel", "x"], "there is no /no/net.caffemodel; docs/pretrained"),
-        (["convert", "MODEL", "/proc/x"], "cannot write to /proc"),
+        (["convert", "/no/net.caffemodel", "x"], "/no/net.caffemodel"),
+        (["convert", "MODEL", "/proc/x"], "/proc/x"),
         (["export", "MODEL", "x.txt"], "the suffixes are .onnx"),
-        (["curves"], "there is no run to draw"),
+        (["curves"], "at least one workdir"),
         (["curves", "run", "--out", "/no/x.png"], "there is no folder /no"),
         (["summary", "--compare", "naive", "--picture", "/no/x.png"], "there is no folder /no"),
         (["summary", "--compare", "naive", "--picture", "x.doc"], "use one of .png, .svg, .pdf"),
-        (["summary", "--aux-after", "none"], "no name at all stands for no heads"),
+        (["summary", "--aux-after", "none"], "'none'"),
         (["check-data", "cifar10"], "the recipe cifar10 reads tfds:cifar10"),
-        (["sumary"], "there is no command 'sumary'; did you mean summary?"),
-        (["xyz"], "there are train, summary, convert"),
+        (["sumary"], "did you mean summary?"),
         (["curves", "/no/run"], "/no/run has no metrics.jsonl"),
     ],
 )

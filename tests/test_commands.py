@@ -21,7 +21,8 @@ from PIL import Image
 from gnet_jax.convert.torch_file import write_torch
 from gnet_jax.convert.torchvision import to_torchvision
 from gnet_jax.data.prepare.tfds import prepare
-from gnet_jax.model import VARIANTS, GoogLeNet
+from gnet_jax.model.architecture import VARIANTS
+from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.model_folder.variables import flatten
 from tests.convert.caffe_files import caffemodel_bytes, random_layers
 from tests.convert.conftest import random_variables

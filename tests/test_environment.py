@@ -145,9 +145,9 @@ def test_output_to_a_full_disk_is_an_error(command):
 
 
 PRINT_TWICE = """
-from gnet_jax.training.observe.console import LastingConsole
+from gnet_jax.training.observe.console import SafeConsole
 for text in "a", "b":
-    LastingConsole().say(text)
+    SafeConsole().say(text)
 """
 
 

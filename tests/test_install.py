@@ -67,7 +67,7 @@ def gnet(root: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
 def test_the_wheel_has_every_recipe_and_sweep_and_no_others(installed):
     (wheel,) = installed.glob("*.whl")
     names = {Path(name).stem for name in zipfile.ZipFile(wheel).namelist() if "/configs/" in name}
-    assert names == {*recipe_names(), *sweep_names()}
+    assert names == {*recipe_names(), *sweep_names(), "common"}
     for command, known in (("train", recipe_names()), ("ablate", sweep_names())):
         done = gnet(installed, command, "stranger")
         assert done.returncode == 2

@@ -7,12 +7,12 @@ from gnet_jax.config.command import Launch, parse_command, parse_launch
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--coordinator", "a"], "--coordinator is a; it must be HOST:PORT"),
-        (["--coordinator", "a:99999"], "--coordinator is a:99999; it must be HOST:PORT"),
+        (["--coordinator", "a"], "--coordinator is 'a'; it must be HOST:PORT"),
+        (["--coordinator", "a:99999"], "--coordinator is 'a:99999'; it must be HOST:PORT"),
         (["--num-processes", "0"], "--num-processes is 0; it must be at least 1"),
         (
             ["--num-processes", "2", "--process-id", "2"],
-            "--process-id is 2; it must be from 0 to 1, of 2 processes",
+            "--process-id is 2; it must be below 2",
         ),
         (["--process-id", "-1"], "--process-id is -1; it must be at least 0"),
         (
@@ -21,7 +21,7 @@ from gnet_jax.config.command import Launch, parse_command, parse_launch
         ),
         (["--start-timeout", "0"], "--start-timeout is 0; it must be at least 1"),
         (["--restart-delay", "-1"], "--restart-delay is -1.0; it must be at least 0"),
-        (["--restart-delay", "nan"], "--restart-delay is nan; it must be at least 0, and finite"),
+        (["--restart-delay", "nan"], "--restart-delay is nan; it must be finite"),
         (["--supervise", "--epochs", "0"], "epochs is 0.0; it must be above 0"),
     ],
 )
@@ -35,8 +35,8 @@ def test_a_launch_that_cannot_be_is_one_sentence_and_exit_code_2(arguments, mess
 
 def test_a_launch_lies_beside_the_fields_and_is_no_part_of_the_config():
     launch = ("--supervise", "--coordinator", "a:1", "--num-processes", "2", "--process-id", "1")
-    command = parse_command(["digits", "--epochs", "3", *launch], "train.py")
-    assert command.launch == Launch(
+    command = parse_command(["digits", "--epochs", "3", *launch], "train.py", Launch())
+    assert command.options == Launch(
         supervise=True, coordinator="a:1", num_processes=2, process_id=1
     )
     assert command.config == train.parse(["digits", "--epochs", "3"])

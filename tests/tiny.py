@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 from gnet_jax.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig
-from gnet_jax.model import Architecture, GoogLeNet, Outputs, architecture, init_variables
+from gnet_jax.model.architecture import Architecture, architecture
+from gnet_jax.model.googlenet import GoogLeNet, Outputs, init
 from gnet_jax.training.program import Run, prepare
 
 
@@ -23,7 +24,7 @@ def tiny_arch(variant: str = "paper", **changes: Any) -> Architecture:
 
 
 def tiny_variables(model: GoogLeNet) -> dict[str, Any]:
-    return init_variables(model, jax.random.PRNGKey(3), 16)  # no unit begins dead
+    return init(model, jax.random.PRNGKey(3), 16)  # no unit begins dead
 
 
 def failing_late(error: Exception) -> Callable[..., None]:
@@ -76,9 +77,12 @@ def tiny_config(workdir: Path, **changes: Any) -> Config:
 
 def tiny_run(workdir: Path, **changes: Any) -> Run:
     """`tiny_config` made ready, with the three-block network."""
-    return dataclasses.replace(
-        prepare(tiny_config(workdir, **changes)), model=GoogLeNet(tiny_arch())
-    )
+    return with_program(prepare(tiny_config(workdir, **changes)), model=GoogLeNet(tiny_arch()))
+
+
+def with_program(run: Run, **changes: Any) -> Run:
+    """`run`, with changed fields of its program."""
+    return dataclasses.replace(run, program=dataclasses.replace(run.program, **changes))
 
 
 def tiny_batch(size: int = 16) -> dict[str, np.ndarray]:

@@ -12,24 +12,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import Positional, UseCounterAction, arg
+from tyro.conf import Positional, arg
 
 from gnet_jax.cli.output import console, leave_at_once
-from gnet_jax.config import Config, UserError
+from gnet_jax.config import UserError
 from gnet_jax.config.command import parse_sweep
 
 
 @dataclasses.dataclass(frozen=True)
-class Ablate(Config):
-    """What `gnet ablate` is given: fields of every config of a sweep, and how to run it."""
+class Ablate:
+    """What `gnet ablate` takes besides the fields of its configs."""
 
     seeds: int = 3
     """Runs of each config, from its seed on."""
     shard: str = "0/1"
     """i/n runs the i-th of n shares (from 0) of the sweep: shards on one workdir, at the same time
     or not, together run all of it, and nothing twice."""
-    # Counted, for where a sweep is given too, a flag takes a value: --augment.flip False.
-    retry_failed: UseCounterAction[int] = 0
+    retry_failed: bool = False
     """Begin runs that have failed again; otherwise their failure stays in the table."""
 
 
@@ -41,15 +40,11 @@ def ablate(arguments: Sequence[str]) -> int:
 
     gnet ablate SWEEP [--workdir DIR] [--seeds N] [--shard i/n] [--field.path value ...]
     """
-    given, text = parse_sweep(arguments, "gnet ablate", Ablate, inspect.getdoc(ablate))
-    own = next(iter(given.values()))  # the command's own fields are the same in all
+    configs, own, text = parse_sweep(arguments, "gnet ablate", Ablate(), inspect.getdoc(ablate))
     index, shards = _shard(own.shard)
     if own.seeds < 1:
         raise UserError(f"--seeds is {own.seeds}; it must be at least 1")
-    workdir, configs = (
-        Path(own.workdir).expanduser(),
-        {n: _plain(each) for n, each in given.items()},
-    )
+    workdir = Path(next(iter(configs.values())).workdir).expanduser()
     # Imported here, so that --help and a typo answer at once.
     from gnet_jax.lab.sweeps.ablate import StoppedError, relative_cost, run_cells
     from gnet_jax.lab.sweeps.results import LEGEND, failures, results_table, rows_of
@@ -67,7 +62,7 @@ def ablate(arguments: Sequence[str]) -> int:
         cells = [cells[place] for place in mine]
     print(f"{len(cells)} runs of {len(configs)} configs and {own.seeds} seeds, in {workdir}")
     try:
-        run_cells(cells, lambda line: print(line, flush=True), retry_failed=bool(own.retry_failed))
+        run_cells(cells, lambda line: print(line, flush=True), retry_failed=own.retry_failed)
     except StoppedError as error:
         print(_stopped(error.number, arguments))
         return 128 + error.number
@@ -87,12 +82,6 @@ def ablate(arguments: Sequence[str]) -> int:
 def _stopped(number: int, arguments: Sequence[str]) -> str:
     name, again = signal.Signals(number).name, shlex.join(["gnet", "ablate", *arguments])
     return f"stopped by {name}; what was trained is saved. Go on with:\n  {again}"
-
-
-def _plain(given: Ablate) -> Config:
-    """The run's config alone."""
-    names = [field.name for field in dataclasses.fields(Config)]
-    return Config(**{name: getattr(given, name) for name in names})
 
 
 def _shard(text: str) -> tuple[int, int]:

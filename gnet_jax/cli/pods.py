@@ -7,23 +7,20 @@ import inspect
 import sys
 from collections.abc import Sequence
 
-from tyro.conf import UseCounterAction
-
 from gnet_jax.cli.output import console, json_line
-from gnet_jax.config import Config, UserError, check
-from gnet_jax.config.command import parse_config
+from gnet_jax.config import UserError, check
+from gnet_jax.config.command import parse_command
 
 
 @dataclasses.dataclass(frozen=True)
-class PlanOptions(Config):
-    """What `gnet plan` is given: a run's config, and the machines to plan it for."""
+class PlanOptions:
+    """What `gnet plan` takes besides a config."""
 
     topology: tuple[str, ...] = ()
     """v5e:16x16, v4:2x2x2, h100:8 ...; several give a table side by side."""
     batch: int | None = None
     """Images a step, over all chips together: sets --batch-size and --eval-batch-size at once."""
-    # Counted, for where a recipe is given too, a flag takes a value: --augment.flip False.
-    json: UseCounterAction[int] = 0
+    json: bool = False
     """Print one JSON object (a list of them where there are several topologies)."""
     images: int | None = None
     """Images to train on, where the data are not on this machine (ImageNet's are known)."""
@@ -38,14 +35,16 @@ def plan(arguments: Sequence[str]) -> int:
     training step is compiled for each topology, which takes minutes and no accelerator. Exit code 1
     where it does not fit.
     """
-    given = parse_config(arguments, "gnet plan", PlanOptions, about=inspect.getdoc(plan))
+    command = parse_command(arguments, "gnet plan", PlanOptions(), inspect.getdoc(plan))
+    config, given = command.config, command.options
     if not given.topology:
         raise UserError("there is no machine to plan for; name one or more: --topology v5e:16x16")
     for name in ("batch", "images", "classes"):
         value = getattr(given, name)
         if value is not None and value < 1:
             raise UserError(f"--{name} is {value}; it must be at least 1")
-    config = _run_of(given)
+    if given.batch is not None:  # the evaluation's batch follows it
+        config = dataclasses.replace(config, batch_size=given.batch, eval_batch_size=None)
     check(config)
     # Imported here, so that --help and a typo answer at once.
     from gnet_jax.pods.data_size import data_size
@@ -76,13 +75,3 @@ def plan(arguments: Sequence[str]) -> int:
             plan_table(plans, f"{recipe}: {config.epochs:g} epochs of {size.images:,} images")
         )
     return 0 if all(each.fits for each in plans) else 1
-
-
-def _run_of(given: PlanOptions) -> Config:
-    """The config of the run: `given` without the command's own fields."""
-    own = {field.name: getattr(given, field.name) for field in dataclasses.fields(Config)}
-    config = Config(**own)
-    if given.batch is None:
-        return config
-    # The evaluation's batch follows, or the run could not be refused for the batch that was asked.
-    return dataclasses.replace(config, batch_size=given.batch, eval_batch_size=None)

@@ -1,4 +1,4 @@
-"""The configuration of a run: its fields, what they may hold, and the recipes that give one.
+"""The configuration of a run: its fields, their limits, and the recipes that return one.
 
 A recipe (`configs/*.py`) returns a `Config`; `train.py --field.path value` overrides any field.
 """
@@ -13,16 +13,15 @@ from gnet_jax.config.fields import (
     ModelConfig,
     OptimConfig,
     Preprocessing,
-    UserError,
     check,
     check_preprocessing,
-    choose,
     differences,
     flatten,
+    json_text,
     suggestion,
 )
 from gnet_jax.config.recipes import RECIPES, Sweep, load_recipe, load_sweep
-from gnet_jax.config.text import json_text
+from gnet_jax.errors import UserError, choose
 
 __all__ = [
     "RECIPES",

@@ -1,94 +1,91 @@
-"""The fields of a configuration: frozen dataclasses, and what each of them means."""
+"""The fields of a configuration: frozen dataclasses with types, defaults, limits and help texts.
+
+The docstring below a field is its help in `--help`, where each of its lines starts a new line.
+"""
 
 import dataclasses
 import difflib
 import json
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal, TypeVar, get_type_hints
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_type_hints
 
 from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
-
-class UserError(ValueError):
-    """A mistake that one sentence explains; commands print it and exit with 2."""
+from gnet_jax.errors import UserError
+from gnet_jax.model.architecture import VARIANTS, Choices
 
 
 class ConfigError(UserError):
     """A configuration that cannot be run."""
 
 
+class Limit(NamedTuple):
+    """What the value of a field must satisfy, as metadata of the field's type."""
+
+    text: str
+    holds: Callable[[Any], bool]
+
+
+# Marks a field that may change when a run resumes, because it does not change the numbers.
+FREE = "free on resume"
+
+Count = Annotated[int, Limit("at least 1", lambda value: value >= 1)]
+Index = Annotated[int, Limit("at least 0", lambda value: value >= 0)]
+Positive = Annotated[float, Limit("above 0", lambda value: value > 0)]
+NotNegative = Annotated[float, Limit("at least 0", lambda value: value >= 0)]
+Share = Annotated[float, Limit("from 0 to 1", lambda value: 0 <= value <= 1)]
+BelowOne = Annotated[float, Limit("at least 0 and below 1", lambda value: 0 <= value < 1)]
+
 Decoder = Literal["pillow", "fast"]
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """Which GoogLeNet."""
+class ModelConfig(Choices):
+    """Which GoogLeNet: a variant and changes of it."""
 
-    variant: Literal[
-        "paper", "batch_norm", "torchvision", "google_release", "naive", "naive_batch_norm"
-    ] = "paper"
-    """paper: 5x5, LRN, biases, as published; batch_norm: batch norm for LRN; torchvision: its 3x3
-    for 5x5 and its 2x2 pool; google_release: Google's released widths; naive: no reductions, and
-    naive_batch_norm: the same with batch norm for LRN."""
-    num_classes: int | None = None
-    """None takes the number of classes of the data."""
-    reduction_factor: float = 1.0
-    """Scales the 1x1 reductions in front of the 3x3 and the 5x5 of every block."""
-    width_multiplier: float = 1.0
-    """Scales every layer but the classifiers."""
-    aux_after: tuple[str, ...] = ("4a", "4d")
-    """Blocks that an auxiliary head follows; none: --model.aux-after (with nothing after it)."""
-    head: Literal["average_pool", "fc"] = "average_pool"
-    """average_pool is the paper's; fc puts a fully connected layer in its place."""
-    dropout: float | None = None
-    """In front of the main classifier; None is the variant's own rate (0.4 in the paper)."""
-    aux_dropout: float | None = None
-    """In front of the auxiliary classifiers; None is 0.7, the paper's."""
-    stem: Literal["imagenet", "small"] = "imagenet"
-    """small: a 3x3 first layer and one pool, for images of 16 to 64 pixels."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the computation. Parameters, LRN sums, logits and losses stay float32."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """How a photo becomes the network's input. It belongs to the weights, and is kept with them."""
+    """How a photo becomes the network's input. It belongs to the weights and is saved with them."""
 
-    image_size: int = 224
+    image_size: Count = 224
     """Side of the square that the network sees, in pixels."""
     resize: Literal["shorter_side", "warp"] = "shorter_side"
-    """Before the central crop of an evaluation: scale the shorter side to resize_to, or warp the
-    whole image to a square of it (Caffe)."""
+    """How evaluation resizes an image before its central crop.
+    shorter_side: the shorter side becomes resize_to. warp: the image becomes a square (Caffe)."""
     resize_to: int = 256
-    """Side in pixels that an image is resized to before the central crop."""
+    """Side in pixels to which evaluation resizes an image before its central crop."""
     channels: Literal["RGB", "BGR"] = "RGB"
-    """Order of the channels that the network is given."""
+    """Order of the input channels."""
     mean: tuple[float, float, float] = (123.0, 117.0, 104.0)
-    """Subtracted from the channels, in the network's order (pixels are 0 to 255)."""
-    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    """What the channels are then divided by."""
+    """Subtracted from the channels, in the order of `channels` (pixels are 0 to 255)."""
+    std: Annotated[
+        tuple[float, float, float], Limit("above 0 in all channels", lambda std: min(std) > 0)
+    ] = (1.0, 1.0, 1.0)
+    """The channels are divided by this after the mean is subtracted."""
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig(Preprocessing):
-    """What is read, and what the network sees of it."""
+    """The data, how they are loaded, and the network's input."""
 
-    source: str = "digits"
-    """digits (bundled), folder:PATH (train/CLASS/*.jpg, val/CLASS/*.jpg), tfds:NAME, or npz:PATH
-    (arrays: one file with x_train, y_train ..., or NAME_{split}.npz for a file of each split)."""
-    threads: int = 4
-    """Threads that read and decode in each process; the batches do not depend on it."""
-    workers: int = 0
-    """Processes that load training batches on each host, besides the one that trains. 0 will do
-    where decoding lets threads run, as it does here; the batches do not depend on it."""
+    source: Annotated[str, FREE] = "digits"  # a fingerprint of the data is compared instead
+    """digits (bundled), folder:PATH (train/CLASS/*.jpg, val/CLASS/*.jpg), tfds:NAME or npz:PATH.
+    npz: one file with x_train, y_train ..., or NAME_{split}.npz for one file per split."""
+    threads: Annotated[Count, FREE] = 4
+    """Threads that read and decode in each process. The batches do not depend on it."""
+    workers: Annotated[Index, FREE] = 0
+    """Extra processes per host that load training batches. The batches do not depend on it."""
     decoder: Decoder = "pillow"
-    """Of training images. fast: simplejpeg decodes upright JPEGs and OpenCV resizes every crop, in
-    three quarters of the time (pip install -e ".[fast]"): the same crops, whose pixels differ by
-    less than a grey level on average. What is evaluated is always Pillow's."""
-    bad_limit: float = 0.02
-    """Largest share of the examples that may be damaged. Up to it, each is replaced by the next
-    good one (left out in evaluation), named and counted; above it the run stops with the list."""
+    """Decoder of training images; evaluation always uses Pillow.
+    fast: 25 % less time, within one grey level on average; requires pip install -e ".[fast]"."""
+    bad_limit: Annotated[BelowOne, FREE] = 0.02
+    """Largest share of damaged images; with more, the run stops and lists them.
+    Training replaces a damaged image with the next good one, evaluation skips it."""
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -99,45 +96,46 @@ class DataConfig(Preprocessing):
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
-    """What training images go through; evaluation sees none of it."""
+    """Random changes to the training images. Evaluation uses none of them."""
 
     crop: Literal["random_area", "fixed_scale"] = "random_area"
-    """random_area: rectangles of any size and shape within the next two (the paper); fixed_scale:
-    the image resized as for evaluation, and a random square of image_size of it (Caffe)."""
-    crop_area: tuple[float, float] = (0.08, 1.0)
-    """Smallest and largest share of the image that a training crop covers (the paper's 8-100 %)."""
-    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
-    """Smallest and largest width / height of a training crop."""
+    """random_area: crops within crop_area and crop_aspect (the paper).
+    fixed_scale: a random square of image_size from the image resized as in evaluation (Caffe)."""
+    crop_area: Annotated[
+        tuple[float, float], Limit("0 < low <= high <= 1", lambda area: 0 < area[0] <= area[1] <= 1)
+    ] = (0.08, 1.0)
+    """Smallest and largest share of the image that a crop covers (paper: 8 to 100 %)."""
+    crop_aspect: Annotated[
+        tuple[float, float], Limit("0 < low <= high", lambda aspect: 0 < aspect[0] <= aspect[1])
+    ] = (3 / 4, 4 / 3)
+    """Smallest and largest width / height of a crop."""
     interpolation: Literal["bilinear", "random"] = "bilinear"
-    """Of the crop's resizing. random draws one of bilinear, area, bicubic and nearest for each
-    crop, as the paper does."""
+    """Filter that resizes the crops.
+    random: bilinear, area, bicubic or nearest, drawn for each crop (the paper)."""
     flip: bool = True
     """Mirror half of the images."""
-    brightness: float = 0.0
-    """Brightness is multiplied by a factor within 1 +- this (photometric distortions, in random
-    order)."""
-    contrast: float = 0.0
-    """The same of the contrast."""
-    saturation: float = 0.0
-    """The same of the saturation."""
-    hue: float = 0.0
-    """The hue is turned by at most this share of the colour circle."""
-    erase: float = 0.0
-    """Share of the images in which a random rectangle is filled with the mean colour
-    (random erasing, arXiv 1708.04896)."""
-    mixup: float = 0.0
-    """Each image and its label are mixed with another of the batch, by a share drawn from
-    Beta(this, this) (arXiv 1710.09412); 0 mixes none. The larger share is the image's own, and the
-    training top-1 is counted against its label. Each device needs an even number of images."""
+    brightness: Share = 0.0
+    """Multiply the brightness by a random factor from 1 - this to 1 + this."""
+    contrast: Share = 0.0
+    """Multiply the contrast by a random factor from 1 - this to 1 + this."""
+    saturation: Share = 0.0
+    """Multiply the saturation by a random factor from 1 - this to 1 + this."""
+    hue: Annotated[float, Limit("from 0 to 0.5", lambda hue: 0 <= hue <= 0.5)] = 0.0
+    """Rotate the hue by at most this share of the colour circle."""
+    erase: Share = 0.0
+    """Share of the images in which a random rectangle gets the mean colour (random erasing)."""
+    mixup: NotNegative = 0.0
+    """Mix pairs of images and labels with a weight from Beta(this, this) (arXiv 1710.09412).
+    Each device needs an even number of images. Top-1 counts the label with the larger weight."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
     """Cross-entropy of the main head plus `aux_weight` times that of each auxiliary head."""
 
-    aux_weight: float = 0.3
-    """What each auxiliary head's cross-entropy counts in the loss (the paper's 0.3)."""
-    label_smoothing: float = 0.0
+    aux_weight: NotNegative = 0.3
+    """Weight of each auxiliary head's loss (paper: 0.3)."""
+    label_smoothing: BelowOne = 0.0
     """Share of each label that is spread over all classes (arXiv 1512.00567)."""
 
 
@@ -146,87 +144,92 @@ class OptimConfig:
     """The optimiser, its schedule and the averaging of parameters."""
 
     optimizer: Literal["sgd", "nesterov", "rmsprop", "adamw"] = "sgd"
-    """sgd: with momentum, as the paper; nesterov: with Nesterov's; rmsprop, adamw: optax's."""
-    learning_rate: float = 0.01
-    """The peak, for the whole batch."""
-    momentum: float = 0.9
-    """Of sgd, nesterov and rmsprop; the first beta of adamw."""
-    weight_decay: float = 2e-4
-    """On kernels only: biases and batch norm's scales are not decayed."""
-    bias_lr_factor: float = 2.0
-    """Learning rate of the convolutions' and linear layers' biases, times this (Caffe: 2)."""
+    """sgd: with momentum (the paper). nesterov: with Nesterov momentum. rmsprop, adamw: optax's."""
+    learning_rate: Positive = 0.01
+    """Peak learning rate, for the global batch."""
+    momentum: BelowOne = 0.9
+    """Momentum of sgd, nesterov and rmsprop; the first beta of adamw."""
+    weight_decay: NotNegative = 2e-4
+    """Weight decay of the kernels. Biases and batch norm are not decayed."""
+    bias_lr_factor: NotNegative = 2.0
+    """Factor on the learning rate of the biases of convolutions and linear layers (Caffe: 2)."""
     schedule: Literal["constant", "step", "poly", "cosine"] = "step"
-    """step: x decay_rate every decay_epochs (the paper); poly: (1 - t)^power (Caffe's
-    quick_solver); cosine: to zero."""
-    warmup_epochs: float = 0.0
-    """In which the learning rate rises evenly to its peak, in front of any schedule."""
-    decay_rate: float = 0.96
-    """Factor of the step schedule, every decay_epochs (the paper: 0.96 every 8)."""
-    decay_epochs: float = 8.0
+    """step: times decay_rate every decay_epochs (the paper).
+    poly: times (1 - t)^power (Caffe's quick_solver). cosine: to zero."""
+    warmup_epochs: NotNegative = 0.0
+    """Epochs in which the learning rate first rises linearly to its peak."""
+    decay_rate: Annotated[float, Limit("above 0 and at most 1", lambda rate: 0 < rate <= 1)] = 0.96
+    """Factor of the step schedule."""
+    decay_epochs: Positive = 8.0
     """Epochs between two steps of the step schedule."""
-    power: float = 0.5
-    """Of the poly schedule."""
-    clip_norm: float | None = None
-    """Largest global norm of the gradient; None does not clip."""
+    power: Positive = 0.5
+    """Exponent of the poly schedule."""
+    clip_norm: Positive | None = None
+    """Clip the global norm of the gradient to this; None does not clip."""
     freeze: tuple[str, ...] = ()
     """Layers that do not learn, as patterns: conv1, 'inception_[34]*', '*/b5'."""
-    loaded_lr_factor: float = 1.0
-    """Learning rate of the parameters that --init loaded, times this."""
-    accumulate: int = 1
-    """Parts that each batch is split into, one after another, to save memory."""
+    loaded_lr_factor: NotNegative = 1.0
+    """Factor on the learning rate of the parameters that --init loaded."""
+    accumulate: Count = 1
+    """Split each batch into this many parts and add up their gradients, to save memory."""
     averaging: Literal["none", "polyak", "ema"] = "none"
-    """Averaged parameters, which evaluation then uses. polyak: the mean since `average_from`."""
-    ema_decay: float = 0.999
-    """Share of the ema that a step keeps. Step t keeps t / (10 + t) while that is less, so the
-    first steps are soon forgotten."""
-    average_from: float = 0.0
-    """Epoch at which averaging begins."""
+    """Evaluate averaged parameters. polyak: their mean since average_from."""
+    ema_decay: BelowOne = 0.999
+    """Decay of the ema. Step t uses t / (10 + t) if that is smaller."""
+    average_from: NotNegative = 0.0
+    """Epoch at which averaging starts."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """One training run."""
 
-    workdir: str = "runs/default"
-    """Checkpoints, logs, config and run record. The same workdir again goes on where it stopped."""
+    workdir: Annotated[
+        str,
+        Limit(
+            "a folder; mount a bucket (gcsfuse) and name its folder",
+            lambda folder: bool(folder) and "://" not in folder,
+        ),
+        FREE,
+    ] = "runs/default"
+    """Folder of checkpoints, logs and config. A run in the same workdir resumes."""
     init: str | None = None
-    """A model to start from: a model folder, a training workdir or a file of weights. It brings
-    the network and the preprocessing; the classes, the aux heads, dropout and dtype remain yours to
-    choose."""
-    epochs: float = 250.0
-    """How often every training image is seen; a part of an epoch will do."""
-    batch_size: int = 32
-    """Images a step, over all devices and hosts together."""
-    eval_batch_size: int | None = None
-    """Images in one step of an evaluation; None takes batch_size."""
-    eval_every_epochs: float = 1.0
-    """Epochs from one evaluation on the validation images to the next."""
-    save_every_steps: int = 1000
-    """Steps from one save to the next; every evaluation saves, too."""
-    keep_latest: int = 2
-    """Newest checkpoints kept, besides the best."""
-    verify_checkpoints: bool = True
-    """Read every checkpoint back and compare its digests before it counts as saved, in the
-    background. One that differs is put aside, and the next save tries again."""
-    log_every_steps: int = 50
-    """Steps from one line of metrics.jsonl, and point in TensorBoard, to the next; it has the means
-    over them, or, after a resume, over those since."""
-    diagnose: int | None = None
-    """Steps from one look inside to the next: gradient and update of every block, scale and dead
-    channels of every layer, into diagnostics.jsonl and TensorBoard; None never looks."""
-    dead_heads: Literal["warn", "stop", "ignore"] = "warn"
-    """When heads do not learn, the main one while an auxiliary one does or all of them past the
-    warm-up: say so with the remedies, or stop as well."""
-    max_bad_steps: int = 3
-    """Steps in a row whose loss, gradient or update is not finite, at which the run stops and
-    leaves a replay file; up to it each is skipped, and the state stays as it was."""
+    """Model to start from: a model folder, a training workdir or a file of weights.
+    It sets the network and the preprocessing, but not classes, aux heads, dropout and dtype."""
+    epochs: Positive = 250.0
+    """Number of passes over the training set; fractions are allowed."""
+    batch_size: Count = 32
+    """Images per step, over all devices and hosts."""
+    eval_batch_size: Count | None = None
+    """Images per step of an evaluation; None uses batch_size."""
+    eval_every_epochs: Positive = 1.0
+    """Evaluate on the validation set every N epochs."""
+    save_every_steps: Annotated[Count, FREE] = 1000
+    """Save a checkpoint every N steps (evaluations also save one)."""
+    keep_latest: Annotated[Count, FREE] = 2
+    """Number of newest checkpoints to keep, in addition to the best."""
+    verify_checkpoints: Annotated[bool, FREE] = True
+    """Read each checkpoint back in the background and compare its digests.
+    A corrupt one is moved aside, and the next save tries again."""
+    log_every_steps: Annotated[Count, FREE] = 50
+    """Log the means of the last N steps to metrics.jsonl and TensorBoard."""
+    diagnose: Annotated[Count | None, FREE] = None
+    """Log gradients, updates and dead channels of every block every N steps; None never does."""
+    dead_heads: Annotated[Literal["warn", "stop", "ignore"], FREE] = "warn"
+    """What to do if the main head does not learn, alone or together with all others."""
+    max_bad_steps: Annotated[Count, FREE] = 3
+    """Stop after N steps in a row with a loss, gradient or update that is not finite.
+    Fewer are skipped without a change to the parameters. A stop writes a replay file."""
     numerics: Literal["fast", "canonical"] = "fast"
-    """canonical: every bit is the same on 1, 2, 4 or more devices; slower, and batch norm sees one
-    virtual shard at a time."""
-    virtual_shards: int = 16
-    """Parts that canonical numerics cut each batch into: a power of two, two or more a device."""
-    seed: int = 0
-    """Of weights, order, augmentation and dropout: the same seed gives the same run."""
+    """canonical: the same bits on 1, 2, 4 or more devices.
+    It is slower, and batch norm sees one virtual shard at a time."""
+    virtual_shards: Annotated[
+        int,
+        Limit("a power of two, at least 2", lambda n: n >= 2 and not n & (n - 1)),
+    ] = 16
+    """Parts of each batch with canonical numerics: a power of two, at least two per device."""
+    seed: Annotated[int, Limit("from 0 to 2**32 - 1", lambda seed: 0 <= seed < 2**32)] = 0
+    """Seed of weights, data order, augmentation and dropout."""
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
@@ -234,187 +237,126 @@ class Config:
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
 
 
-# Fields that may change between a run and its continuation: they do not touch the numbers.
-FREE_ON_RESUME = (
-    "workdir",
-    "save_every_steps",
-    "keep_latest",
-    "verify_checkpoints",
-    "log_every_steps",
-    "data.source",  # the same data may have moved; its fingerprint is compared
-    "data.threads",
-    "data.workers",
-    "data.bad_limit",
-    "diagnose",
-    "dead_heads",
-    "max_bad_steps",
-)
+def _fields(given: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any, Any]]:
+    """Yields dotted name, type, type with its limits, and value of each field, nested ones too."""
+    types = get_type_hints(type(given))
+    for name, limited in get_type_hints(type(given), include_extras=True).items():
+        value = getattr(given, name)
+        yield f"{prefix}{name}", types[name], limited, value
+        for key, each in (value if isinstance(value, Mapping) else {name: value}).items():
+            if dataclasses.is_dataclass(each):
+                yield from _fields(each, f"{prefix}{key}.")
+
+
+def _metadata(kind: Any) -> Iterator[Any]:
+    """Yields the metadata of a type and of the types in it, such as those of `Count | None`."""
+    yield from getattr(kind, "__metadata__", ())
+    for each in get_args(kind):
+        yield from _metadata(each)
 
 
 def flatten(config: Config) -> dict[str, Any]:
-    """Every field by its dotted name, in the form that JSON gives back."""
-
-    def walk(prefix: str, tree: dict[str, Any]) -> dict[str, Any]:
-        flat = {}
-        for name, value in tree.items():
-            if isinstance(value, dict):
-                flat |= walk(f"{prefix}{name}.", value)
-            else:
-                flat[f"{prefix}{name}"] = value
-        return flat
-
-    return walk("", json.loads(json.dumps(dataclasses.asdict(config))))
-
-
-def value_of(config: Config, name: str) -> Any:
-    """The value of the field with the dotted name `name`."""
-    value: Any = config
-    for part in name.split("."):
-        value = getattr(value, part)
-    return value
+    """Returns every field by its dotted name, with the values that JSON would give back."""
+    fields = {
+        name: each for name, *_, each in _fields(config) if not dataclasses.is_dataclass(each)
+    }
+    return json.loads(json.dumps(fields))
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Fields in which two flattened configs differ, save those that a continuation may change."""
+    """Returns the differences between two flattened configs that prevent a resume, as text.
+
+    A network's field that is None, or absent from an older file, has the variant's own value.
+    """
+    old, new = (_with_defaults(each) for each in (old, new))
+    free = {name for name, _, kind, _ in _fields(Config()) if FREE in _metadata(kind)}
     return [
         f"{name}: {old.get(name, 'absent')} there, {new.get(name, 'absent')} now"
         for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name) and name not in FREE_ON_RESUME
+        if old.get(name) != new.get(name) and name not in free
     ]
 
 
-def check_types(given: Any, prefix: str = "") -> None:
-    """Refuse a dataclass of a Python file with a field of another type than it is said to have.
+def _with_defaults(flat: dict[str, Any]) -> dict[str, Any]:
+    """Returns a flattened config with the network's fields that are absent or None filled in."""
+    own: dict[str, Any] = {f"model.{field.name}": None for field in dataclasses.fields(Choices)}
+    paper = VARIANTS["paper"]  # older files state these three, which all variants share
+    own |= {"model.aux_after": list(paper.aux_after), "model.head": paper.head}
+    own |= {"model.stem": paper.stem}
+    return flat | {name: value for name, value in own.items() if flat.get(name) is None}
 
-    Raises:
-        ConfigError: naming the field, its value and what it must be.
-    """
-    for name, kind in get_type_hints(type(given)).items():
-        value = getattr(given, name)
+
+def _check_types(given: Any, prefix: str = "") -> None:
+    for name, kind, _, value in _fields(given, prefix):
         try:
             check_type(value, kind, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
         except TypeCheckError:
-            said = kind.__name__ if isinstance(kind, type) else str(kind)
-            said = said.replace("typing.", "").replace("gnet_jax.config.fields.", "")
-            raise ConfigError(f"{prefix}{name} is {value!r}; it must be {said}") from None
-        below = value if isinstance(value, Mapping) else {name: value}
-        for key, each in below.items():
-            if dataclasses.is_dataclass(each):
-                check_types(each, f"{prefix}{key}.")
+            text = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
+            raise ConfigError(f"{name} is {value!r}; it must be {text}") from None
 
 
-def check(config: Config) -> None:
-    """Refuse what no run can use.
+def check_limits(given: Any, prefix: str = "", *, option: bool = False) -> None:
+    """Check the types and limits of a dataclass, and that its numbers are finite.
+
+    `prefix` comes before the names of fields; `option` names them as on the command line.
 
     Raises:
-        ConfigError: naming the field, its value and what it may be.
+        ConfigError: naming the field, its value and its limit.
     """
-    check_types(config)
-    limits: list[tuple[str, Any, bool, str]] = []
-
-    def require(name: str, holds: bool, limit: str) -> None:
-        limits.append((name, value_of(config, name), holds, limit))
-
-    d, a, o = config.data, config.augment, config.optim
-    below = f"at least 0 and below {config.epochs:g} (epochs); a shorter run needs a smaller one"
-    local = bool(config.workdir) and "://" not in config.workdir
-    require("workdir", local, "a folder; mount a bucket (gcsfuse) and name its folder")
-    require("epochs", config.epochs > 0, "above 0")
-    for name in ("batch_size", "save_every_steps", "keep_latest", "log_every_steps"):
-        require(name, value_of(config, name) >= 1, "at least 1")
-    require("diagnose", config.diagnose is None or config.diagnose >= 1, "at least 1")
-    eval_batch_size = config.eval_batch_size
-    require("eval_batch_size", eval_batch_size is None or eval_batch_size >= 1, "at least 1")
-    require("eval_every_epochs", config.eval_every_epochs > 0, "above 0")
-    require("max_bad_steps", config.max_bad_steps >= 1, "at least 1")
-    shards = config.virtual_shards
-    require("virtual_shards", shards >= 2 and not shards & (shards - 1), "a power of two, from 2")
-    require("seed", 0 <= config.seed < 2**32, "from 0 to 2**32 - 1")
-    check_preprocessing(d, "data")
-    require("data.threads", d.threads >= 1, "at least 1")
-    require("data.workers", d.workers >= 0, "at least 0")
-    require(
-        "data.decoder",
-        d.decoder == "pillow" or a.interpolation == "bilinear",
-        f"pillow where augment.interpolation is {a.interpolation}",
-    )
-    require("data.bad_limit", 0 <= d.bad_limit < 1, "in [0, 1)")
-    require("augment.crop_area", 0 < a.crop_area[0] <= a.crop_area[1] <= 1, "0 < low <= high <= 1")
-    require("augment.crop_aspect", 0 < a.crop_aspect[0] <= a.crop_aspect[1], "0 < low <= high")
-    for name in ("brightness", "contrast", "saturation"):
-        require(f"augment.{name}", 0 <= getattr(a, name) <= 1, "in [0, 1]")
-    require("augment.hue", 0 <= a.hue <= 0.5, "in [0, 0.5]")
-    require("augment.erase", 0 <= a.erase <= 1, "in [0, 1]")
-    require("augment.mixup", a.mixup >= 0, "at least 0")
-    require("loss.aux_weight", config.loss.aux_weight >= 0, "at least 0")
-    require("loss.label_smoothing", 0 <= config.loss.label_smoothing < 1, "in [0, 1)")
-    require("optim.learning_rate", o.learning_rate > 0, "above 0")
-    require("optim.momentum", 0 <= o.momentum < 1, "in [0, 1)")
-    require("optim.weight_decay", o.weight_decay >= 0, "at least 0")
-    require("optim.bias_lr_factor", o.bias_lr_factor >= 0, "at least 0")
-    require("optim.warmup_epochs", 0 <= o.warmup_epochs < config.epochs, below)
-    require("optim.decay_rate", 0 < o.decay_rate <= 1, "above 0, at most 1")
-    require("optim.decay_epochs", o.decay_epochs > 0, "above 0")
-    require("optim.power", o.power > 0, "above 0")
-    require("optim.loaded_lr_factor", o.loaded_lr_factor >= 0, "at least 0")
-    require("optim.clip_norm", o.clip_norm is None or o.clip_norm > 0, "above 0")
-    require("optim.accumulate", o.accumulate >= 1, "at least 1")
-    require("optim.ema_decay", 0 <= o.ema_decay < 1, "in [0, 1)")
-    require("optim.average_from", 0 <= o.average_from < config.epochs, below)
-    _refuse(limits)
+    _check_types(given, prefix)
+    for field, _, kind, value in _fields(given, prefix):
+        name = f"--{field.replace('_', '-')}" if option else field
+        for part in value if isinstance(value, tuple) else (value,):
+            if isinstance(part, float) and not math.isfinite(part):
+                raise ConfigError(f"{name} is {value}; it must be finite")
+        for limit in _metadata(kind):
+            if isinstance(limit, Limit) and value is not None and not limit.holds(value):
+                raise ConfigError(f"{name} is {value!r}; it must be {limit.text}")
 
 
 def check_preprocessing(p: Preprocessing, where: str) -> None:
-    """Refuse a preprocessing that no network can use.
+    """Raise a ConfigError, which names a field of `where`, if no network can use `p`."""
+    check_limits(p, f"{where}.")
+    if p.resize_to < p.image_size:
+        limit = f"at least {p.image_size} (image_size)"
+        raise ConfigError(f"{where}.resize_to is {p.resize_to}; it must be {limit}")
 
-    Raises:
-        ConfigError: naming the field of `where`, its value and what it may be.
+
+def check(config: Config) -> None:
+    """Raise a ConfigError, which names a field and its limit, if no run can use `config`."""
+    check_limits(config)
+    check_preprocessing(config.data, "data")
+    for name in ("warmup_epochs", "average_from"):
+        value = getattr(config.optim, name)
+        if value >= config.epochs:
+            raise ConfigError(
+                f"optim.{name} is {value}; it must be below {config.epochs:g} (epochs)"
+            )
+    decoder, interpolation = config.data.decoder, config.augment.interpolation
+    if decoder != "pillow" and interpolation != "bilinear":
+        raise ConfigError(
+            f"data.decoder is {decoder}; augment.interpolation {interpolation} requires pillow"
+        )
+
+
+def json_text(value: Any, **options: Any) -> str:
+    """Returns `value` as JSON with null for every float that is not finite.
+
+    `options` are those of `json.dumps`, such as `indent`.
     """
-    check_types(p, f"{where}.")
-    limits = [
-        ("image_size", p.image_size, p.image_size >= 1, "at least 1"),
-        (
-            "resize_to",
-            p.resize_to,
-            p.resize_to >= p.image_size,
-            f"at least {p.image_size} (image_size)",
-        ),
-        ("mean", p.mean, len(p.mean) == 3, "three numbers"),
-        ("std", p.std, len(p.std) == 3 and min(p.std) > 0, "above 0 in all three channels"),
-    ]
-    _refuse([(f"{where}.{name}", *rest) for name, *rest in limits])
+    return json.dumps(_finite(value), allow_nan=False, **options)
 
 
-def _refuse(limits: Iterable[tuple[str, Any, bool, str]]) -> None:
-    for name, value, holds, limit in limits:
-        parts = value if isinstance(value, tuple) else (value,)
-        if not all(math.isfinite(part) for part in parts if isinstance(part, float)):
-            raise ConfigError(f"{name} is {value}; it must be finite")
-        if not holds:
-            raise ConfigError(f"{name} is {value if value != '' else repr('')}; it must be {limit}")
-
-
-T = TypeVar("T")
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """The end of an error: the name of `known` that was meant, or else all that there are."""
+    """Returns the end of an error message: the most similar of `known`, or all of them."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-
-
-def choose(what: str, name: str, options: Mapping[str, T]) -> T:
-    """Returns `options[name]`; no option is the default.
-
-    Args:
-        what: the field that holds `name`, for the message.
-        name: the choice.
-        options: what each known choice stands for.
-
-    Raises:
-        UserError: naming the field, its value and the known choices.
-    """
-    if name not in options:
-        raise UserError(f"{what} is {name!r}; choose one of {', '.join(options)}")
-    return options[name]

@@ -1,4 +1,4 @@
-"""Folders of the user: the home, and the cache in it. In a container there may be neither."""
+"""Paths and names of files: the cache, paths that every library accepts, names as text."""
 
 import contextlib
 import os
@@ -10,14 +10,13 @@ import tempfile
 import threading
 from pathlib import Path
 
-from gnet_jax.config import UserError
+from gnet_jax.config.fields import UserError
 
 
 def cache_folder() -> Path:
-    """The folder for what can be computed again, which may not exist: gnet_jax/ in the cache.
+    """Returns gnet_jax/ in XDG_CACHE_HOME or ~/.cache, or a temporary folder if not writable.
 
-    The user's cache is XDG_CACHE_HOME or ~/.cache, or a folder for temporary files if nothing can
-    be written there.
+    The folder may not exist.
     """
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     folder = Path(base) / "gnet_jax"
@@ -25,7 +24,7 @@ def cache_folder() -> Path:
 
 
 def temporary_home() -> Path:
-    """This user's own folder for temporary files, which exists; the same one in every process."""
+    """Returns an existing folder for temporary files, the same for all processes of this user."""
     folder = Path(tempfile.gettempdir()) / f"gnet_jax-{os.getuid()}"
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
@@ -36,10 +35,39 @@ def temporary_home() -> Path:
 
 
 def _writable(folder: Path) -> bool:
-    """Whether `folder` can be written to, or made."""
+    """Returns whether `folder` can be written to or created."""
     while not os.path.lexists(folder):
         folder = folder.parent
     return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+
+
+# Control characters, line separators, and what Python makes of bytes that are not UTF-8.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def as_text(name: str) -> str:
+    r"""Returns `name` as one line of valid text, which JSON, protobuf and a terminal accept.
+
+    A byte that is not UTF-8 becomes \xNN, a control character the escape that Python writes: the
+    Latin-1 name of a folder "café" becomes r"caf\xe9". All other names stay as they are.
+    """
+    return _UNPRINTABLE.sub(_escape, name)
+
+
+def _escape(found: re.Match[str]) -> str:
+    byte = ord(found[0]) - 0xDC00  # os.fsdecode maps the byte 0x80 to U+DC80, and so on
+    if 0x80 <= byte <= 0xFF:
+        return f"\\x{byte:02x}"
+    return found[0].encode("unicode_escape").decode()
+
+
+def typed_path(text: str) -> Path:
+    """Returns the path that `text` names: as it is if it exists, otherwise with ~ expanded."""
+    path = Path(text)
+    try:
+        return path if os.path.exists(text) else path.expanduser()
+    except RuntimeError:  # ~NAME, and there is no such user
+        return path
 
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./+=,-]*")
@@ -49,15 +77,14 @@ _home: tempfile.TemporaryDirectory[str] | None = None  # of the links
 
 
 def plain_path(path: Path) -> Path:
-    """Returns a path to the same place whose characters mean themselves to every library.
+    """Returns a path to the same place without characters that some library interprets.
 
-    That is `path` if its characters already do. Otherwise it is valid in this process and those
-    that it starts, until it ends. A later call returns the same path, and restores it if a cleaner
-    of temporary files has removed it. The deepest folder with an odd name must exist before
-    anything is written.
+    That is `path` itself, or one below a symbolic link, which is valid until this process ends. A
+    later call returns the same path, and restores a link that was deleted. The deepest folder with
+    such a character must exist before anything is written.
 
     Raises:
-        UserError: if no folder for temporary files has such a path itself.
+        UserError: if every folder for temporary files has such a character in its path.
     """
     if _PLAIN.fullmatch(str(path)):
         return path
@@ -66,10 +93,9 @@ def plain_path(path: Path) -> Path:
     if not odd:
         return path
     folder, rest = Path(*path.parts[: odd[-1] + 1]), path.parts[odd[-1] + 1 :]
-    # A link works where the alternatives fail: a working directory is one for all threads, and
-    # /proc/self/fd exists on Linux alone and leads elsewhere in worker processes. Every host makes
-    # a link of its own, and Orbax never compares paths between hosts. A background save keeps its
-    # link because links are removed only at exit; a killed process leaves the links and no data.
+    # The alternatives fail: all threads share one working directory, and /proc/self/fd exists only
+    # on Linux and differs in worker processes. Each host makes its own link; Orbax does not
+    # compare paths between hosts. A killed process leaves links behind, but no data.
     with _lock:
         if folder not in _links:
             _links[folder] = _links_folder() / secrets.token_hex(4)

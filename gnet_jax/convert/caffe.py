@@ -1,29 +1,67 @@
-"""Caffe's .caffemodel: its protobuf wire format, and its names for GoogLeNet's layers.
+"""Caffe's .caffemodel: its messages, and its names for GoogLeNet's layers.
 
-Read are both generations of the format (caffe.proto: NetParameter.layer, and the older .layers),
-with or without the auxiliary heads. Only sizes and numbers are taken from the file.
+Both generations of the format are read (caffe.proto: NetParameter.layer, and the older .layers),
+with or without the auxiliary heads.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import hashlib
+import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.message import DecodeError
 
 from gnet_jax.config import Preprocessing
-from gnet_jax.model import VARIANTS, Architecture
+from gnet_jax.convert.mapping import (
+    Found,
+    assumed_preprocessing,
+    drop_heads,
+    find_prefix,
+    map_variables,
+    name_variables,
+)
+from gnet_jax.model.architecture import VARIANTS, Architecture
 from gnet_jax.model.googlenet import CAFFE_BRANCHES, CAFFE_STEM
-from gnet_jax.model_folder.variables import WeightsError, rows_to_channels_last, with_shapes_of
+from gnet_jax.model_folder.variables import WeightsError
 
-# Field numbers of caffe.proto.
-_NET_FIELDS = {1, 2, 3, 4, 5, 6, 7, 8, 100}
-_LAYER = {100: (1, 7), 2: (4, 6)}  # NetParameter's layer, layers: their fields for name, blobs
-_TRANSFORM = {100: 100, 2: 36}  # of each, the field for transform_param
-_SCALE, _CROP, _MEAN_FILE, _MEAN = 1, 3, 4, 5  # of TransformationParameter
-_DATA, _SHAPE, _DOUBLE_DATA = 5, 7, 8  # of BlobProto
-_FIRST, _SECOND = "conv1/7x7_s2", "inception_3a/1x1"  # tell a GoogLeNet
-_HEADS, _CLASSIFIER = ("loss1", "loss2"), "loss3/classifier"
-_LEGACY_SHAPE = (1, 2, 3, 4)  # of BlobProto: num, channels, height, width
+# The messages of caffe.proto, with the fields that are read: number and type, [] if repeated.
+_MESSAGES = {
+    "BlobShape": {"dim": (1, "int64[]")},
+    "BlobProto": {
+        "num": (1, "int32"),
+        "channels": (2, "int32"),
+        "height": (3, "int32"),
+        "width": (4, "int32"),
+        "data": (5, "float[]"),
+        "shape": (7, "BlobShape"),
+        "double_data": (8, "double[]"),
+    },
+    "TransformationParameter": {
+        "scale": (1, "float"),
+        "crop_size": (3, "uint32"),
+        "mean_file": (4, "bytes"),
+        "mean_value": (5, "float[]"),
+    },
+    "LayerParameter": {
+        "name": (1, "bytes"),
+        "blobs": (7, "BlobProto[]"),
+        "transform_param": (100, "TransformationParameter"),
+    },
+    "V1LayerParameter": {
+        "name": (4, "bytes"),
+        "blobs": (6, "BlobProto[]"),
+        "transform_param": (36, "TransformationParameter"),
+    },
+    "NetParameter": {"layer": (100, "LayerParameter[]"), "layers": (2, "V1LayerParameter[]")},
+}
+_PARTS = {"params/{}/kernel": "weights of {}", "params/{}/bias": "bias of {}"}
+_HEADS = {"aux_4a": "loss1", "aux_4d": "loss2"}
+_CLASSIFIER = "loss3/classifier"
+_MARKERS = "conv1/7x7_s2", "inception_3a/1x1"
 
 PREPROCESSING = Preprocessing(
     image_size=224,
@@ -35,165 +73,94 @@ PREPROCESSING = Preprocessing(
 )
 """Of the published weights (BVLC/caffe, models/bvlc_googlenet)."""
 
+PUBLISHED_SHA1 = "405fc5acd08a3bb12de8ee5e23a96bec22f08204"  # by its readme
+WITHOUT_HEADS_SHA256 = "afb3ba04dbee93e6e3228f8c399c5f439a786fbeafdb5b5870a990de80f7477b"  # a copy
 
-class _CutShortError(ValueError):
-    """A message that ends inside of a field."""
-
-    def __init__(self, number: int, rest: memoryview) -> None:
-        super().__init__()
-        self.number, self.rest = number, rest  # the field, and what there is of it
+Layers = Mapping[str, list[np.ndarray]]  # the blobs of each layer that has some, in order
 
 
-def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    """The number at `at`, seven bits a byte, and the place after it."""
-    value = 0
-    for shift in range(0, 70, 7):
-        if at >= len(data):
-            raise _CutShortError(0, data[:0])
-        byte = data[at]
-        at += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, at
-    raise ValueError("a number of more than ten bytes")
+class CaffeModel(NamedTuple):
+    """The contents of a .caffemodel."""
+
+    layers: dict[str, list[np.ndarray]]
+    preprocessing: Preprocessing
+    note: str  # which parts of the preprocessing the file holds; "" if none
 
 
-def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Number and value of each field: an int, or the bytes of a string, message or packed list.
-
-    Raises:
-        _CutShortError: where the message ends too early.
-        ValueError: for what is no protobuf message.
-    """
-    at = 0
-    while at < len(data):
-        key, at = _varint(data, at)
-        number, wire = key >> 3, key & 7
-        if wire == 0:
-            value, at = _varint(data, at)
-            yield number, value
-            continue
-        if wire == 2:
-            length, at = _varint(data, at)
-        elif wire in (1, 5):
-            length = 8 if wire == 1 else 4
-        else:
-            raise ValueError(f"wire type {wire}")
-        if at + length > len(data):
-            raise _CutShortError(number, data[at:])
-        yield number, data[at : at + length]
-        at += length
+def _net_parameter() -> Any:
+    """Returns an empty NetParameter."""
+    file = descriptor_pb2.FileDescriptorProto(name="caffe.proto", syntax="proto2")
+    for message, fields in _MESSAGES.items():
+        described = file.message_type.add(name=message)
+        for name, (number, kind) in fields.items():
+            field = described.field.add(name=name, number=number)
+            repeated, kind = kind.endswith("[]"), kind.removesuffix("[]")
+            field.label = field.LABEL_REPEATED if repeated else field.LABEL_OPTIONAL
+            if kind in _MESSAGES:
+                field.type, field.type_name = field.TYPE_MESSAGE, kind
+            else:
+                field.type = field.Type.Value(f"TYPE_{kind.upper()}")
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("NetParameter"))()
 
 
-def is_caffemodel(head: bytes) -> bool:
-    """Whether a file that begins with `head` can be a NetParameter; the format has no signature.
+def read_caffemodel(path: Path) -> CaffeModel:
+    """Returns the layers in a file, as float32, and the preprocessing of its data layer.
 
-    A name, input or layer must come first, and what it holds must be text or a message.
-    """
-    try:
-        number, value = next(_fields(memoryview(head)))
-    except _CutShortError as cut:
-        if cut.number not in _LAYER:  # a layer may be longer than `head`, a name is not
-            return False
-        number, value = cut.number, cut.rest
-    except (ValueError, StopIteration):
-        return False
-    if number in _LAYER and isinstance(value, memoryview):
-        return _name(value, _LAYER[number][0]) is not None
-    return number in (1, 3) and isinstance(value, memoryview) and _text(value) is not None
-
-
-def _text(value: memoryview) -> str | None:
-    try:
-        text = bytes(value).decode()
-    except UnicodeDecodeError:
-        return None
-    return text if text.isprintable() else None
-
-
-def _name(layer: memoryview, number: int) -> str | None:
-    """The layer's name, even where the rest of the layer is cut off."""
-    try:
-        for found, value in _fields(layer):
-            if found == number and isinstance(value, memoryview):
-                return _text(value)
-    except ValueError:
-        pass
-    return None
-
-
-def read_caffemodel(path: Path) -> dict[str, list[np.ndarray]]:
-    """The float32 blobs of every layer that has some, by the layer's name, in the file's order.
+    Only files that a training run saved have a data layer, with crop, mean and scale. The rest is
+    that of the published weights.
 
     Raises:
-        WeightsError: if the file is no caffemodel or is cut short, naming the layer.
+        WeightsError: if the file is not a caffemodel, is corrupt or cut short (naming the last
+            whole layer), or has a preprocessing that cannot be used.
     """
-    layers: dict[str, list[np.ndarray]] = {}
-    name: str | None = None
+    net = _net_parameter()
     try:
-        for number, value in _fields(memoryview(path.read_bytes())):
-            if number not in _NET_FIELDS:
-                raise ValueError(f"field {number}")
-            if number not in _LAYER or not isinstance(value, memoryview):
-                continue
-            name_field, blob_field = _LAYER[number]
-            name = _name(value, name_field)
-            if name is None:
-                raise ValueError("a layer without a name")
-            blobs = [_blob(v, name) for n, v in _fields(value) if n == blob_field]
-            if blobs:
-                layers[name] = blobs
-    except _CutShortError as cut:
-        inside = _name(cut.rest, _LAYER[cut.number][0]) if cut.number in _LAYER else None
-        where = f"in layer {inside}" if inside else f"after layer {name}" if name else "at once"
-        raise WeightsError(f"{path} is cut short {where}; copy or download it again") from cut
-    except WeightsError as error:
-        raise WeightsError(f"{path}: {error}") from error
-    except ValueError as error:
-        raise WeightsError(f"{path} is not a caffemodel: it holds {error}") from error
+        net.ParseFromString(path.read_bytes())
+    except DecodeError as error:
+        # protobuf keeps what it has parsed before the error.
+        names = [_text(layer.name) for layer in (*net.layer, *net.layers) if layer.name]
+        problem = "of an unknown kind, or cut short; docs/pretrained.md lists the formats"
+        if names:
+            problem = f"corrupt or cut short after layer {names[-1]}; copy or download it again"
+        raise WeightsError(f"{path} is {problem}") from error
     except OSError as error:
         raise WeightsError(f"cannot read {path}: {error.strerror}") from error
+    layers: dict[str, list[np.ndarray]] = {}
+    preprocessing, note = PREPROCESSING, ""
+    try:
+        for layer in (*net.layer, *net.layers):
+            name = _text(layer.name)
+            if layer.transform_param.ByteSize() and not note:
+                preprocessing, note = _preprocessing(
+                    layer.transform_param, f"the data layer {name}"
+                )
+            if blobs := [_blob(blob, name) for blob in layer.blobs]:
+                layers[name] = blobs
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from error
     if not layers:
-        raise WeightsError(f"{path} holds no layer with weights")
-    return layers
+        raise WeightsError(f"{path} is not a caffemodel: it has no layer with weights")
+    return CaffeModel(layers, preprocessing, note)
 
 
-def read_preprocessing(path: Path) -> tuple[Preprocessing, str]:
-    """The preprocessing of a file that `read_caffemodel` reads, and what of it the file tells.
-
-    Files that a training run saved hold its data layer, with crop, mean and scale. The rest, and
-    everything without a data layer, is that of the published weights.
-
-    Raises:
-        WeightsError: if the file tells a preprocessing that cannot be used.
-    """
-    for number, layer in _fields(memoryview(path.read_bytes())):
-        if number in _LAYER and isinstance(layer, memoryview):
-            for field, message in _fields(layer):
-                if field == _TRANSFORM[number] and isinstance(message, memoryview) and message:
-                    return _transform(message, f"the data layer {_name(layer, _LAYER[number][0])}")
-    return PREPROCESSING, ""
+def _text(value: bytes) -> str:
+    return value.decode(errors="backslashreplace")
 
 
-def _transform(message: memoryview, where: str) -> tuple[Preprocessing, str]:
-    scale, crop, means, mean_file = 1.0, 0, [], ""
-    for number, value in _fields(message):
-        if isinstance(value, int):
-            crop = value if number == _CROP else crop
-        elif number == _SCALE:
-            (scale,) = np.frombuffer(value, "<f4").tolist()
-        elif number == _MEAN_FILE:
-            mean_file = _text(value) or "a file"
-        elif number == _MEAN:
-            means += np.frombuffer(value, "<f4").tolist()  # of a packed list, or one
-    told = f"took crop, mean and scale from {where}"
-    if mean_file:
-        means = PREPROCESSING.mean
-        told = f"took crop and scale from {where}, but not the mean, which is in {mean_file}"
-    blue, green, red = means if len(means) == 3 else (means or [0.0])[:1] * 3
-    size = crop or PREPROCESSING.image_size
-    if not 0 < scale < np.inf or len(means) not in (0, 1, 3) or not np.isfinite(means).all():
+def _preprocessing(message: Any, where: str) -> tuple[Preprocessing, str]:
+    scale = message.scale if message.HasField("scale") else 1.0
+    means = list(message.mean_value)
+    note = f"read crop, mean and scale from {where}"
+    if message.mean_file:
+        means = list(PREPROCESSING.mean)
+        file = _text(message.mean_file)
+        note = f"read crop and scale from {where}, but not the mean, which is in {file}"
+    if not 0 < scale < math.inf or len(means) not in (0, 1, 3) or not np.isfinite(means).all():
         raise WeightsError(f"{where} has scale {scale} and mean {means}, which cannot be used")
+    blue, green, red = means if len(means) == 3 else (means or [0.0]) * 3
+    size = message.crop_size or PREPROCESSING.image_size
     preprocessing = dataclasses.replace(
         PREPROCESSING,
         image_size=size,
@@ -201,168 +168,113 @@ def _transform(message: memoryview, where: str) -> tuple[Preprocessing, str]:
         mean=(blue, green, red),
         std=(1 / scale,) * 3,
     )
-    return preprocessing, told
+    return preprocessing, note
 
 
-def _blob(message: int | memoryview, layer: str) -> np.ndarray:
-    if not isinstance(message, memoryview):
-        raise ValueError("a blob that is a number")
-    floats, doubles, shape, legacy = [], [], None, {}
-    for number, value in _fields(message):
-        if isinstance(value, int):
-            legacy[number] = value
-        elif number == _DATA:
-            floats.append(value)  # the whole list where it is packed, else one number of it
-        elif number == _DOUBLE_DATA:
-            doubles.append(value)
-        elif number == _SHAPE:
-            shape = _dims(value)
-    if shape is None:
-        shape = tuple(legacy.get(number, 1) for number in _LEGACY_SHAPE)
-    if not shape or 0 in shape:
-        raise WeightsError(f"layer {layer} has an empty blob, of shape {tuple(shape)}")
-    dtype = "<f8" if doubles else "<f4"
-    data = np.frombuffer(b"".join(doubles or floats), dtype).astype(np.float32)
-    if data.size != np.prod(shape, dtype=object):
+def _blob(message: Any, layer: str) -> np.ndarray:
+    shape = tuple(message.shape.dim)
+    if not message.HasField("shape"):
+        sides = ("num", "channels", "height", "width")
+        shape = tuple(getattr(message, side) if message.HasField(side) else 1 for side in sides)
+    data = np.array(message.double_data or message.data, np.float32)
+    if not data.size or not shape or min(shape) < 0 or data.size != math.prod(shape):
         raise WeightsError(f"layer {layer} has {data.size} numbers for a blob of shape {shape}")
     return data.reshape(shape)
 
 
-def _dims(message: memoryview) -> tuple[int, ...]:
-    dims = []
-    for _, value in _fields(message):
-        if isinstance(value, int):
-            dims.append(value)
-            continue
-        at = 0
-        while at < len(value):  # packed
-            dim, at = _varint(value, at)
-            dims.append(dim)
-    return tuple(dims)
+def load(src: Path, sha256: str) -> Found:
+    """Returns the network in a .caffemodel.
+
+    Raises:
+        WeightsError: as `read_caffemodel`, `find_network` and `from_caffe`.
+    """
+    found = read_caffemodel(src)
+    layers, notes = find_network(found.layers, str(src))
+    arch, flat = from_caffe(layers, str(src))
+    source = {"format": "caffemodel"}
+    with src.open("rb") as file:
+        sha1 = hashlib.file_digest(file, "sha1").hexdigest()
+    if sha1 == PUBLISHED_SHA1 or sha256 == WITHOUT_HEADS_SHA256:
+        source |= {"license": "unrestricted", "origin": "BVLC/caffe models/bvlc_googlenet"}
+    else:
+        notes += [found.note] if found.note else []
+        whose = "Caffe's published GoogLeNet" + (" for the rest" if found.note else "")
+        notes.append(assumed_preprocessing(whose, found.preprocessing))
+    return Found(arch, flat, found.preprocessing, source, notes)
 
 
-def _layer_names() -> dict[str, str]:
-    """Caffe's layer for every module with weights, the auxiliary heads' last."""
-    blocks = VARIANTS["paper"].widths
+def _layer_names(heads: Mapping[str, str]) -> dict[str, str]:
+    """Returns Caffe's layer for every module with weights, the auxiliary heads' last."""
     names = dict(CAFFE_STEM)
-    for block in blocks:
+    for block in VARIANTS["paper"].widths:
         at = f"inception_{block}"
         names |= {f"{at}/{ours}": f"{at}/{caffes}" for ours, caffes in CAFFE_BRANCHES.items()}
     names["classifier"] = _CLASSIFIER
-    for head, loss in zip(("aux_4a", "aux_4d"), _HEADS, strict=True):
+    for head, loss in heads.items():
         names |= {f"{head}/{layer}": f"{loss}/{layer}" for layer in ("conv", "fc", "classifier")}
     return names
 
 
-def find_network(
-    layers: Mapping[str, list[np.ndarray]], where: str
-) -> tuple[dict[str, list[np.ndarray]], list[str]]:
-    """The layers of a GoogLeNet under Caffe's own names.
+def find_network(layers: Layers, where: str) -> tuple[dict[str, list[np.ndarray]], list[str]]:
+    """Returns the layers of a GoogLeNet under Caffe's own names.
 
-    Retraining gives classifiers new names, because Caffe copies every layer whose name it knows. So
-    the layers with unknown names are the missing classifiers if there are as many, in the file's
-    order. A common prefix of all names is dropped. Auxiliary heads with another number of classes
-    than the main classifier are left out.
+    A common prefix of all names is dropped. Retraining renames classifiers, because Caffe copies
+    every layer whose name it knows. So the layers with unknown names are the missing classifiers,
+    if there are as many, in the file's order. Auxiliary heads with another number of classes than
+    the main classifier are skipped.
 
     Returns:
-        The layers, for `from_caffe`, and a sentence for everything that was left out or taken for
-        a classifier.
+        The layers for `from_caffe`, and a note on everything that was skipped or renamed.
 
     Raises:
         WeightsError: naming layers if there is no GoogLeNet, more than one, or one whose
-            classifiers cannot be told.
+            classifiers are ambiguous.
     """
-    prefixes = [name.removesuffix(_FIRST) for name in layers if name.endswith(_FIRST)]
-    prefixes = [prefix for prefix in prefixes if prefix + _SECOND in layers]
-    if not prefixes:
-        first = ", ".join(list(layers)[:3])
-        raise WeightsError(f"{where} is not a Caffe GoogLeNet: it holds {first}, ...")
-    if len(prefixes) > 1:
-        raise WeightsError(
-            f"{where} holds {len(prefixes)} networks, {' and '.join(p + _FIRST for p in prefixes)}"
-        )
-    network = {name.removeprefix(prefixes[0]): blobs for name, blobs in layers.items()}
-    notes, usual = [], set(_layer_names().values())
-    classifiers = [f"{loss}/classifier" for loss in _HEADS if f"{loss}/fc" in network]
+    prefix = find_prefix(layers, _MARKERS, "a Caffe GoogLeNet", where)
+    network = {name.removeprefix(prefix): blobs for name, blobs in layers.items()}
+    usual = set(_layer_names(_HEADS).values())
+    classifiers = [f"{loss}/classifier" for loss in _HEADS.values() if f"{loss}/fc" in network]
     missing = [name for name in (*classifiers, _CLASSIFIER) if name not in network]
     unknown = [name for name in network if name not in usual]
     if missing and unknown and len(unknown) != len(missing):
         raise WeightsError(
-            f"{where} has no layer {missing[0]}, and the layers {', '.join(unknown[:4])}, which "
-            "GoogLeNet has not: the classifier cannot be told"
+            f"{where} has no layer {missing[0]}, but the unknown layers {', '.join(unknown[:4])}: "
+            "which one is the classifier is ambiguous"
         )
+    notes = []
     for usual_name, name in zip(missing, unknown, strict=False):
         network[usual_name] = network.pop(name)
-        notes.append(f"took the layer {name} for {usual_name}")
-    for loss in _HEADS:
-        own, main = network.get(f"{loss}/classifier"), network.get(_CLASSIFIER)
-        if own and main and own[-1].size != main[-1].size:
-            network = {n: blobs for n, blobs in network.items() if not n.startswith(f"{loss}/")}
-            notes.append(
-                f"left out the auxiliary head {loss}, because it has {own[-1].size} classes and "
-                f"the network {main[-1].size}"
-            )
+        notes.append(f"used the layer {name} as {usual_name}")
+    if _CLASSIFIER in network:
+        heads = {f"{loss}/": f"{loss}/classifier" for loss in _HEADS.values()}
+        classes = {head: network[name][-1].size for head, name in heads.items() if name in network}
+        notes += drop_heads(network, classes, network[_CLASSIFIER][-1].size)
     return network, notes
 
 
-def from_caffe(
-    layers: Mapping[str, list[np.ndarray]], where: str
-) -> tuple[Architecture, dict[str, np.ndarray]]:
-    """The architecture and the flat variables that the layers of a GoogLeNet hold.
+def from_caffe(layers: Layers, where: str) -> tuple[Architecture, dict[str, np.ndarray]]:
+    """Returns the architecture and the flat variables that the layers of a GoogLeNet hold.
 
-    Linear layers may be convolutions that see the whole of their input, which compute the same. The
-    input's channels stay blue, green, red.
+    A linear layer may be a convolution over its whole input, which computes the same. The input's
+    channels stay blue, green, red.
 
     Raises:
-        WeightsError: naming the first layer that is missing, unknown or of an unfit shape.
+        WeightsError: naming the first layer that is missing, unknown or of another shape.
     """
-    left = dict(layers)
-    heads = [loss for loss in _HEADS if any(n.startswith(f"{loss}/") for n in layers)]
-    flat: dict[str, np.ndarray] = {}
-    for module, name in _layer_names().items():
-        if name.startswith(_HEADS) and name.split("/")[0] not in heads:
-            continue
-        if name not in left:
-            raise WeightsError(f"{where} has no layer {name}; it holds no whole GoogLeNet")
-        blobs = left.pop(name)
+    tensors = {}
+    for name, blobs in layers.items():
         if len(blobs) != 2:
-            raise WeightsError(f"{where}: layer {name} has {len(blobs)} blobs; it must have 2")
+            raise WeightsError(f"{where}: layer {name} has {len(blobs)} blobs; expected 2")
         weights, bias = blobs
-        dense = module.endswith(("/fc", "classifier"))
-        if dense:
-            kernel = _matrix(weights)
-            if module.endswith("/fc"):
-                channels = flat[f"params/{module.removesuffix('fc')}conv/conv/kernel"].shape[-1]
-                if kernel.shape[0] % channels or not _is_square(kernel.shape[0] // channels):
-                    raise WeightsError(
-                        f"{where}: layer {name} has {kernel.shape[0]} inputs; they must be "
-                        f"{channels} channels of a square of places"
-                    )
-                kernel = rows_to_channels_last(kernel, channels)
-        elif weights.ndim == 4:
-            kernel = weights.transpose(2, 3, 1, 0)
-        else:
-            raise WeightsError(
-                f"{where}: layer {name} has a kernel of shape {weights.shape}; it must have 4 axes"
-            )
-        prefix = f"params/{module}" if dense else f"params/{module}/conv"
-        flat[f"{prefix}/kernel"] = np.ascontiguousarray(kernel)
-        flat[f"{prefix}/bias"] = bias.reshape(-1)
-    if left:
-        raise WeightsError(f"{where} has the layer {next(iter(left))}, which GoogLeNet has not")
-    return with_shapes_of(flat, VARIANTS["paper"]), flat
-
-
-def _matrix(weights: np.ndarray) -> np.ndarray:
-    """The kernel (inputs, outputs) of a linear layer.
-
-    Caffe has (outputs, inputs), in older files with two ones in front; a convolution over the whole
-    of the layer's input has (outputs, channels, height, width).
-    """
-    if weights.ndim == 4 and weights.shape[:2] == (1, 1):
-        weights = weights[0, 0]
-    return weights.reshape(len(weights), -1).T
-
-
-def _is_square(number: int) -> bool:
-    return number > 0 and round(number**0.5) ** 2 == number
+        if name.endswith(("/fc", "/classifier")):
+            if weights.ndim == 4 and weights.shape[:2] == (1, 1):  # older files have these in front
+                weights = weights[0, 0]
+            weights = weights.reshape(len(weights), -1)
+        tensors[f"weights of {name}"], tensors[f"bias of {name}"] = weights, bias.reshape(-1)
+    heads = {h: loss for h, loss in _HEADS.items() if any(n.startswith(f"{loss}/") for n in layers)}
+    modules = {
+        module if module.endswith(("/fc", "classifier")) else f"{module}/conv": layer
+        for module, layer in _layer_names(heads).items()
+    }
+    names = name_variables(modules, _PARTS)
+    return map_variables(tensors, names, where, VARIANTS["paper"])

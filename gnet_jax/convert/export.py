@@ -1,7 +1,6 @@
-"""A model folder's network in other formats, each read back and compared before it counts.
+"""Write a network in other formats; read each file back and compare before keeping it.
 
-Every format computes in float32 and gives logits; what it takes is an image that is already
-normalised (`gnet_jax.data.preprocess`), or, for the two formats of tensors, nothing.
+Every format computes logits in float32. It takes normalised images (`gnet_jax.data.preprocess`).
 
     .onnx          main head; "input" (N, 3, S, S), channels first, to "logits" (N, classes)
     .stablehlo     main head; (N, S, S, 3), channels last, to (N, classes); cpu, cuda and tpu in one
@@ -14,7 +13,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,18 +22,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gnet_jax.config import UserError
+from gnet_jax.config import UserError, json_text
 from gnet_jax.config.recipes import needs
 from gnet_jax.convert.torch_file import read_torch, write_torch
 from gnet_jax.convert.torchvision import from_torchvision, to_torchvision
-from gnet_jax.model import GoogLeNet, strip_aux
+from gnet_jax.model.googlenet import GoogLeNet, strip_aux
 from gnet_jax.model_folder.folder import (
     WEIGHTS_FILE,
     ModelFolder,
     config_of,
     folder_of,
     is_model_folder,
-    json_text,
 )
 from gnet_jax.model_folder.tensor_file import read_tensors, write_tensors
 from gnet_jax.model_folder.variables import flatten, unflatten
@@ -46,35 +44,33 @@ Run = Callable[[np.ndarray], np.ndarray]  # normalised images (B, S, S, 3) to lo
 
 
 class ExportError(UserError):
-    """A file that cannot be written, or does not compute what the network does."""
+    """A file that cannot be written or does not compute the network's logits."""
 
 
 def export(folder: ModelFolder, out: str | Path) -> float:
-    """Write the network in the format that the suffix of `out` names, and run what was written.
+    """Write the network to `out`, whose suffix determines the format, and run the file.
 
     Returns:
-        The largest difference to the network's own logits over random images in batches of 1 and
+        The largest difference from the network's own logits over random images in batches of 1 and
         3, as a share of the largest logit.
 
     Raises:
-        ExportError: for an unknown suffix, a missing package, a place that cannot be written, the
-            weights of a model folder, or a difference above `TOLERANCE`; nothing is left at `out`
-            then, save an older file.
-        WeightsError: if the format cannot hold this net.
+        ExportError: for an unknown suffix, a missing package, a path that cannot be written, the
+            weights of a model folder, or a difference above `TOLERANCE`. An older file at `out`
+            stays as it is.
+        WeightsError: if the format cannot hold this network.
     """
     out = Path(out).expanduser()
     if out.suffix not in _WRITERS:
         raise ExportError(f"cannot export to {out.name}; the suffixes are {', '.join(_WRITERS)}")
     if out.name == WEIGHTS_FILE and is_model_folder(out.parent):
-        raise ExportError(
-            f"{out} is the weights of a model folder, which would be lost; name another file"
-        )
-    # The suffix stays: some readers go by it.
+        raise ExportError(f"{out} is the weights of a model folder; name another file")
+    # Some readers need the suffix.
     unfinished = out.with_name(f".{out.stem}-{os.getpid()}{out.suffix}")
-    # A network that computes in bfloat16 is exported, and compared, in float32.
-    variables = unflatten(flatten(folder.variables))
     folder = dataclasses.replace(
-        folder, model=folder.model.clone(dtype=jnp.float32), variables=variables
+        folder,
+        model=folder.model.clone(dtype=jnp.float32),
+        variables=unflatten(flatten(folder.variables)),  # float32
     )
     try:
         with jax.default_device(_exact_device()):
@@ -93,18 +89,18 @@ def export(folder: ModelFolder, out: str | Path) -> float:
 
 
 def _exact_device() -> Any:
-    """A CPU, whose float32 products are not rounded to fewer bits as a GPU's and a TPU's are."""
+    """Returns a CPU, because GPUs and TPUs round float32 products to fewer bits."""
     try:
         return jax.local_devices(backend="cpu")[0]
-    except RuntimeError:  # JAX_PLATFORMS leaves it out: then on what there is
+    except RuntimeError:  # JAX_PLATFORMS excludes it: the default device
         return None
 
 
 def _largest_difference(folder: ModelFolder, written: Run | ModelFolder) -> float:
-    """Between the logits of `folder` and of `written`, as a share of the largest logit.
+    """Returns the largest difference in logits, as a share of the largest logit.
 
-    A program is run on a batch of one and on one of three. Tensors that were read back must be the
-    same bits, the auxiliary heads' too, and are run by the network itself.
+    A program runs on a batch of one and on one of three. Tensors that were read back must be
+    bit-identical, those of the auxiliary heads too, and are run by the network itself.
     """
     p, logits = folder.preprocessing, jax.jit(partial(_logits, folder.model))
     pixels = np.random.default_rng(0).integers(0, 256, (3, p.image_size, p.image_size, 3))
@@ -112,18 +108,15 @@ def _largest_difference(folder: ModelFolder, written: Run | ModelFolder) -> floa
     expected_BK = np.asarray(logits(_without_heads(folder), x_BHWC))
     if isinstance(written, ModelFolder):
         own, read = flatten(folder.variables), flatten(written.variables)
-        if written.model != folder.model or not _same(own, read):
+        same = own.keys() == read.keys() and all(np.array_equal(own[n], read[n]) for n in own)
+        if written.model != folder.model or not same:
             return math.inf
         found = [np.asarray(logits(_without_heads(written), x_BHWC))]
     else:
         found = [written(x_BHWC[:1]), written(x_BHWC)]
     scale = float(np.abs(expected_BK).max()) or 1.0
-    # np.max, unlike max, hands a NaN on wherever it stands.
+    # np.max, unlike max, always passes a NaN on.
     return float(np.max([np.abs(f_BK - expected_BK[: len(f_BK)]).max() for f_BK in found])) / scale
-
-
-def _same(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> bool:
-    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
 
 
 def _logits(model: GoogLeNet, variables: Any, x_BHWC: jax.Array) -> jax.Array:
@@ -163,11 +156,10 @@ def _write_stablehlo(folder: ModelFolder, out: Path) -> Run:
         raise ExportError(needs("export to .stablehlo", error, "export")) from error
     variables = jax.tree.map(jnp.asarray, _without_heads(folder))
     size = folder.preprocessing.image_size
-    images = jax.ShapeDtypeStruct(
-        jax_export.symbolic_shape(f"batch, {size}, {size}, 3"), jnp.float32
-    )
+    shape = jax_export.symbolic_shape(f"batch, {size}, {size}, 3")
     logits = jax.jit(partial(_logits, folder.model, variables))
-    out.write_bytes(jax_export.export(logits, platforms=PLATFORMS)(images).serialize(vjp_order=0))
+    program = jax_export.export(logits, platforms=PLATFORMS)
+    out.write_bytes(program(jax.ShapeDtypeStruct(shape, jnp.float32)).serialize(vjp_order=0))
     read = jax_export.deserialize(bytearray(out.read_bytes()))
     return lambda x_BHWC: np.asarray(read.call(x_BHWC))
 
@@ -180,12 +172,12 @@ def _write_safetensors(folder: ModelFolder, out: Path) -> ModelFolder:
 
 
 def _write_pth(folder: ModelFolder, out: Path) -> ModelFolder:
-    write_torch(out, to_torchvision(folder.model.arch, flatten(folder.variables)))
+    own = folder.model.arch
+    write_torch(out, to_torchvision(own, flatten(folder.variables)))
     arch, flat = from_torchvision(read_torch(out), str(out))
-    # Dropout is not in the file; what shapes the network is.
-    rates = {name: getattr(folder.model.arch, name) for name in ("dropout", "aux_dropout")}
-    model = GoogLeNet(dataclasses.replace(arch, **rates))
-    return dataclasses.replace(folder, model=model, variables=unflatten(flat))
+    # The file determines the network except for its dropout rates.
+    arch = dataclasses.replace(arch, dropout=own.dropout, aux_dropout=own.aux_dropout)
+    return dataclasses.replace(folder, model=GoogLeNet(arch), variables=unflatten(flat))
 
 
 _WRITERS: dict[str, Callable[[ModelFolder, Path], Run | ModelFolder]] = {

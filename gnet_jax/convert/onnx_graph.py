@@ -1,6 +1,6 @@
-"""GoogLeNet as an ONNX graph, written node by node.
+"""GoogLeNet as an ONNX graph, node by node.
 
-Shapes here are ONNX's: N batch, C channels, H height, W width.
+Shapes are ONNX's: N batch, C channels, H height, W width.
 """
 
 from collections.abc import Mapping
@@ -11,10 +11,9 @@ from onnx import ModelProto, TensorProto, checker, helper, numpy_helper
 
 import gnet_jax
 from gnet_jax.config import choose
-from gnet_jax.model import Architecture
-from gnet_jax.model.architecture import pools
-from gnet_jax.model.layers import conv_size, pooled_size, same_padding
+from gnet_jax.model.architecture import Architecture, pools
 from gnet_jax.model_folder.variables import WeightsError, rows_to_channels_first
+from gnet_jax.ops.sizes import conv_size, pooled_size, same_padding
 
 OPSET = 13  # the first whose operators all have today's form; read by onnxruntime 1.6 and later
 IR_VERSION = 8
@@ -22,10 +21,10 @@ NORM_EPSILON = 1e-3  # GoogLeNet's batch norm
 
 
 class _Graph:
-    """Nodes and constants as they are added; every method takes and gives names of tensors."""
+    """Collects nodes and constants; its methods take and return names of tensors."""
 
     def __init__(self, arch: Architecture, flat: Mapping[str, np.ndarray]) -> None:
-        self.arch, self._left = arch, dict(flat)  # the variables that are not written yet
+        self.arch, self.unused = arch, dict(flat)
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
 
@@ -34,31 +33,12 @@ class _Graph:
         return name
 
     def variable(self, name: str) -> np.ndarray:
-        """A variable of the network, which is then written.
-
-        Raises:
-            WeightsError: if the network has none of that name.
-        """
-        if name not in self._left:
+        if name not in self.unused:
             raise WeightsError(
                 f"ONNX: the network has no {name}, which {self.arch.norm} networks of this project "
                 "have; export it as .stablehlo, which holds any network"
             )
-        return self._left.pop(name)
-
-    def check_whole(self) -> None:
-        """Refuse a network with layers that were not written; auxiliary heads do not count.
-
-        Raises:
-            WeightsError: naming the first variable that is left.
-        """
-        heads = {f"aux_{block}" for block in self.arch.aux_after}
-        left = [name for name in self._left if name.split("/")[1] not in heads]
-        if left:
-            raise WeightsError(
-                f"ONNX: the network has {min(left)}, of a layer that this project's networks do "
-                "not have; export it as .stablehlo, which holds any network"
-            )
+        return self.unused.pop(name)
 
     def constant(self, name: str, value: np.ndarray) -> str:
         array = np.ascontiguousarray(value, np.float32)
@@ -68,7 +48,7 @@ class _Graph:
     def conv(
         self, x: str, module: str, stride: int = 1, pads: tuple[int, int] | None = None
     ) -> str:
-        """Convolution, with batch norm folded into it, and ReLU; padded by half the kernel."""
+        """Convolution with batch norm folded in, and ReLU; the default pads are half the kernel."""
         kernel_HWIO = self.variable(f"params/{module}/conv/kernel")
         if choose("norm", self.arch.norm, {"batch_norm": True, "lrn": False}):
             scale, shift = (self.variable(f"params/{module}/norm/{n}") for n in ("scale", "bias"))
@@ -91,7 +71,7 @@ class _Graph:
         return self.node("Relu", [x], module)
 
     def max_pool(self, x: str, size: int, window: int, stride: int, pad: int, name: str) -> str:
-        """Max pool by Caffe's rule: where it rounds up, the high sides are padded explicitly."""
+        """Max pool by Caffe's rule: if it rounds up, the high sides are padded explicitly."""
         out = pooled_size(size, window, stride, pad)
         high = max(0, (out - 1) * stride + window - size - pad)
         return self.node(
@@ -136,20 +116,14 @@ def onnx_model(
     image_size: int,
     metadata: Mapping[str, str],
 ) -> ModelProto:
-    """The network without its auxiliary heads, in float32.
+    """Returns the network without its auxiliary heads, in float32, as a checked model.
 
-    Args:
-        arch: the network.
-        flat: its variables by name.
-        image_size: side of the square images.
-        metadata: text that goes along.
-
-    Returns:
-        A checked model from "input" (N, 3, image_size, image_size), normalised, channels in the
-        order that the network takes, to "logits" (N, classes). N is symbolic.
+    It maps "input" (N, 3, image_size, image_size), normalised, with channels in the network's
+    order, to "logits" (N, classes). N is symbolic. `flat` holds the variables by name; `metadata`
+    is stored as text.
 
     Raises:
-        WeightsError: naming a variable that the network lacks, or that the graph has no place for.
+        WeightsError: naming a variable that is missing or has no place in the graph.
     """
     g = _Graph(arch, flat)
     size = image_size
@@ -179,8 +153,12 @@ def onnx_model(
         x = g.linear(x, "fc", rows_to_channels_first(kernel, kernel.shape[0] // size**2), "fc/out")
         x = g.node("Relu", [x], "fc")
     g.linear(x, "classifier", g.variable("params/classifier/kernel"), "logits")
-    g.check_whole()
-
+    heads = {f"aux_{block}" for block in arch.aux_after}
+    if unused := [name for name in g.unused if name.split("/")[1] not in heads]:
+        raise WeightsError(
+            f"ONNX: the network has {min(unused)}, of a layer that this project's networks do not "
+            "have; export it as .stablehlo, which holds any network"
+        )
     shape_NCHW = ["N", 3, image_size, image_size]
     graph = helper.make_graph(
         g.nodes,

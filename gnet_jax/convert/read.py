@@ -1,19 +1,18 @@
-"""Any file of GoogLeNet weights, or a finished training run, to a model folder."""
+"""Read any file of GoogLeNet weights, model folder or training workdir."""
 
 import dataclasses
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
-from gnet_jax.config import Preprocessing
 from gnet_jax.convert import caffe, tf_slim, torchvision
+from gnet_jax.convert.mapping import Found
 from gnet_jax.convert.torch_file import is_torch_file, read_torch
 from gnet_jax.data.sources.classes import imagenet_classes
-from gnet_jax.model import Architecture, GoogLeNet
+from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.model_folder.folder import (
     ModelFolder,
     check_folder,
@@ -24,16 +23,20 @@ from gnet_jax.model_folder.folder import (
 )
 from gnet_jax.model_folder.tensor_file import is_safetensors, read_tensors
 from gnet_jax.model_folder.variables import WeightsError, unflatten
-from gnet_jax.training.checkpoints.model import is_workdir, read_workdir
+from gnet_jax.training.checkpoints.restore import is_workdir, read_workdir
 
 KNOWN = (
     "a caffemodel, a torchvision state dict (.pth or .safetensors), a checkpoint of TF-slim's "
-    "Inception v1, a file that `export` wrote as .safetensors, a model folder, and a training "
-    "workdir"
+    "Inception v1, a .safetensors of `gnet export`, a model folder and a training workdir"
 )
-CAFFE_SHA1 = "405fc5acd08a3bb12de8ee5e23a96bec22f08204"  # of the published file, by its readme
-_UNTRAINED = "never trained, says torchvision's documentation"
-CAFFE_WITHOUT_HEADS = "afb3ba04dbee93e6e3228f8c399c5f439a786fbeafdb5b5870a990de80f7477b"  # a copy
+# How files of other kinds begin, and what to say about them.
+_OTHER_KINDS = {
+    rb"\Z": "empty",
+    rb"\s*<(!doctype|html|\?xml)": "a web page: the download led to an error or login page",
+    rb"\s*version https://git-lfs": "a Git LFS pointer: run git lfs pull",
+    rb"\x89HDF": "an HDF5 file",
+    rb"\x1f\x8b|.{257}ustar": "an archive: unpack it and name the file of weights inside",
+}
 
 
 def convert(
@@ -43,14 +46,12 @@ def convert(
     class_names: Sequence[str] | None = None,
     transform_input: bool | None = None,
 ) -> ModelFolder:
-    """Write the model that `src` holds as the model folder `dst`; the format is told by content.
+    """Write the model in `src` as the model folder `dst`, and return it.
 
     Args:
-        src: one of `KNOWN`. Nothing in it is executed. TensorFlow's checkpoints of several files
-            are named by their prefix, their .index or a .data file.
+        src: as `read`.
         dst: a new or empty folder, or a model folder, which is replaced.
-        class_names: as `read`.
-        transform_input: as `read`.
+        class_names, transform_input: as `read`.
 
     Raises:
         WeightsError: as `read`, or if `dst` cannot be written.
@@ -66,41 +67,40 @@ def read(
     class_names: Sequence[str] | None = None,
     transform_input: bool | None = None,
 ) -> ModelFolder:
-    """Returns the model that `src` holds; its content determines the format.
+    """Returns the model in `src`; its content determines the format. Nothing in it is executed.
 
-    What a foreign file does not say is assumed, printed on standard error, and noted in the
-    folder's `source`.
+    What a foreign file lacks is assumed, printed on standard error, and noted in the model's
+    `source`.
 
     Args:
-        src: one of `KNOWN`.
-        class_names: one for each output; None takes those of `src`, ImageNet's for 1,000 outputs
-            of foreign weights (1,001 of TF-slim's), and "class 0", "class 1", ... otherwise.
-        transform_input: of torchvision's weights only: whether they were trained with that option
-            (see `torchvision.preprocessing`). None: only the published file was.
+        src: one of `KNOWN`. TensorFlow's checkpoints of several files are named by their prefix,
+            .index or .data file.
+        class_names: one for each output. Default: those of `src`; for foreign weights, ImageNet's
+            for 1,000 outputs (1,001 of TF-slim's), otherwise "class 0", "class 1", ...
+        transform_input: for torchvision's weights only, see `torchvision.preprocessing`. Default:
+            true for the published file alone.
 
     Raises:
-        WeightsError: if `src` is missing, damaged, of another kind or not a GoogLeNet, or the
+        WeightsError: if `src` is missing, corrupt, of another kind or not a GoogLeNet, or the
             arguments do not fit it.
     """
-    folder, notes = _read(src, transform_input)
-    foreign = not folder.class_names  # no other program's file holds names
+    found = _read_directory(src) if src.is_dir() else _read_file(src, transform_input)
+    foreign = isinstance(found, Found)
+    folder, notes = (_without_names(found), found.notes) if foreign else (found, [])
     if transform_input is not None and not (foreign and "transform_input" in folder.source):
         raise WeightsError(
-            f"transform_input is an option of torchvision's networks, but {src} is not a file of "
-            "torchvision's weights; leave it out"
+            f"transform_input is an option of torchvision's networks, which {src} is not; leave it "
+            "out"
         )
     source, outputs = dict(folder.source), folder.model.arch.num_classes
     if outputs == 1:  # a softmax over it would be 1 for every image
-        raise WeightsError(
-            f"{src} has 1 output, as a yes-or-no network with a sigmoid has; a softmax needs at "
-            "least 2"
-        )
+        raise WeightsError(f"{src} has 1 output, but a softmax needs at least 2")
     if notes:
         source["notes"] = "; ".join(notes)
     if class_names is not None:
-        source.pop("class_names", None)  # what was assumed of them before
+        source.pop("class_names", None)  # what was assumed before
     elif foreign:
-        class_names, assumed = _assumed_names(folder.model.arch, source)
+        class_names, assumed = _assumed_names(outputs, source)
         if assumed:
             source["class_names"] = assumed
             notes.append(f"class names: {assumed}")
@@ -118,23 +118,24 @@ def read(
     return folder
 
 
-def _read(src: Path, transform_input: bool | None) -> tuple[ModelFolder, list[str]]:
-    """The model, without class names if the file is a foreign one, and notes."""
-    if src.is_dir():
-        if is_model_folder(src):
-            return read_folder(src), []
-        if is_workdir(src):
-            return read_workdir(src), []
-        raise WeightsError(f"the folder {src} holds no model; known are {KNOWN}")
-    src = tf_slim.index_of(src)
+def _read_directory(src: Path) -> ModelFolder:
+    if is_model_folder(src):
+        return read_folder(src)
+    if is_workdir(src):
+        return read_workdir(src)
+    raise WeightsError(f"the folder {src} contains no model; known are {KNOWN}")
+
+
+def _read_file(src: Path, transform_input: bool | None) -> ModelFolder | Found:
+    src = tf_slim.find_index(src)
     if not src.exists():
         if src.suffix:  # a file of weights
             raise WeightsError(
-                f"there is no {src}; docs/pretrained.md says where to download weights"
+                f"{src} does not exist; docs/pretrained.md lists weights to download"
             )
         raise WeightsError(
-            f"there is no {src}; `gnet convert WEIGHTS {src}` makes a model folder of published "
-            "weights (docs/pretrained.md), `gnet train` a workdir with weights of your own"
+            f"{src} does not exist; `gnet convert WEIGHTS {src}` makes a model folder of published "
+            "weights (docs/pretrained.md), `gnet train` a workdir with your own"
         )
     try:
         with src.open("rb") as file:
@@ -143,144 +144,59 @@ def _read(src: Path, transform_input: bool | None) -> tuple[ModelFolder, list[st
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise WeightsError(f"cannot read {src}: {error.strerror}") from error
-    if is_torch_file(src):
-        return _torchvision(read_torch(src), src, "torch state dict", sha256, transform_input)
-    if is_safetensors(src):
+    kind = {}
+    if is_torch_file(head):
+        found = torchvision.load(read_torch(src), src, sha256, transform_input)
+        kind = {"format": "torch state dict"}
+    elif is_safetensors(src):
         tensors, metadata = read_tensors(src)
         if metadata.get("format") == "gnet_jax":
             if "config" not in metadata:
-                raise WeightsError(f"{src} is a part of a model folder; give the folder itself")
-            return folder_of(_json(metadata["config"], src), tensors, src), []
-        return _torchvision(tensors, src, "safetensors state dict", sha256, transform_input)
-    if tf_slim.is_checkpoint(src):
-        return _slim(src, sha256)
-    if caffe.is_caffemodel(head):
-        return _caffe(src, sha256)
-    raise WeightsError(f"{src} is {_what(head)}; known are {KNOWN}")
+                raise WeightsError(f"{src} is part of a model folder; name the folder instead")
+            return folder_of(_parse_json(metadata["config"], src), tensors, src)
+        found = torchvision.load(tensors, src, sha256, transform_input)
+        kind = {"format": "safetensors state dict"}
+    elif tf_slim.is_checkpoint(src):
+        found = tf_slim.load(src)
+    elif other := _other_kind(head):
+        raise WeightsError(f"{src} is {other}; known are {KNOWN}")
+    else:  # the format has no signature
+        found = caffe.load(src, sha256)
+    # An index of TensorFlow's holds a checksum of each tensor, so its sha256 identifies them too.
+    source = {"file": src.name} | kind | found.source | {"sha256": sha256}
+    return found._replace(source=source)
 
 
-def _caffe(src: Path, sha256: str) -> tuple[ModelFolder, list[str]]:
-    layers, notes = caffe.find_network(caffe.read_caffemodel(src), str(src))
-    arch, flat = caffe.from_caffe(layers, str(src))
-    preprocessing, told = caffe.read_preprocessing(src)
-    source = {"file": src.name, "format": "caffemodel", "sha256": sha256}
-    with src.open("rb") as file:
-        sha1 = hashlib.file_digest(file, "sha1").hexdigest()
-    if sha1 == CAFFE_SHA1 or sha256 == CAFFE_WITHOUT_HEADS:
-        source |= {"license": "unrestricted", "origin": "BVLC/caffe models/bvlc_googlenet"}
-    else:
-        whose = "Caffe's published GoogLeNet"
-        notes += [told] if told else []
-        notes.append(
-            _assumed_preprocessing(f"{whose} for the rest" if told else whose, preprocessing)
-        )
-    return _foreign(arch, flat, preprocessing, source), notes
+def _without_names(found: Found) -> ModelFolder:
+    model, variables = GoogLeNet(found.arch), unflatten(found.flat)
+    return ModelFolder(model, variables, found.preprocessing, (), found.source)
 
 
-def _torchvision(
-    tensors: dict[str, np.ndarray],
-    src: Path,
-    kind: str,
-    sha256: str,
-    transform_input: bool | None,
-) -> tuple[ModelFolder, list[str]]:
-    network, notes = torchvision.find_network(tensors, str(src))
-    arch, flat = torchvision.from_torchvision(network, str(src))
-    published = sha256.startswith(torchvision.PUBLISHED_SHA256)
-    if published and transform_input is False:
-        raise WeightsError(
-            f"{src} holds torchvision's published weights, which need transform_input; leave the "
-            "option out"
-        )
-    mapped = published if transform_input is None else transform_input
-    preprocessing = torchvision.preprocessing(mapped)
-    source = {
-        "file": src.name,
-        "format": kind,
-        "sha256": sha256,
-        "transform_input": "yes, as part of mean and std" if mapped else "no",
-    }
-    if published:
-        source |= {"origin": "torchvision", "auxiliary_heads": _UNTRAINED}
-    else:
-        notes.append(_assumed_preprocessing("torchvision", preprocessing))
-        if transform_input is None:
-            notes.append(
-                "assumed that the network was trained without torchvision's transform_input; if it "
-                "was fine-tuned from torchvision's published weights, it was trained with it: gnet "
-                "convert --transform-input yes"
-            )
-    return _foreign(arch, flat, preprocessing, source), notes
-
-
-def _slim(src: Path, sha256: str) -> tuple[ModelFolder, list[str]]:
-    tensors = tf_slim.read_checkpoint(src)
-    notes = [_assumed_preprocessing("TF-slim", tf_slim.PREPROCESSING)]
-    if any(name.endswith(tf_slim.AVERAGED) for name in tensors):
-        notes.append("took the moving averages of the variables, as TF-slim evaluates")
-    if not tf_slim.is_slim(tensors):
-        first = ", ".join(list(tensors)[:3]) or "nothing"
-        raise WeightsError(f"{src} is not TF-slim's Inception v1: it holds {first}, ...")
-    arch, flat = tf_slim.from_slim(tensors, str(src))
-    # The sha256 of an index tells the weights too, because it holds a checksum of each.
-    source = {"file": src.name, "format": "TF-slim checkpoint", "sha256": sha256}
-    return _foreign(arch, flat, tf_slim.PREPROCESSING, source), notes
-
-
-def _foreign(
-    arch: Architecture,
-    flat: dict[str, np.ndarray],
-    preprocessing: Preprocessing,
-    source: dict[str, str],
-) -> ModelFolder:
-    return ModelFolder(GoogLeNet(arch), unflatten(flat), preprocessing, (), source)
-
-
-def _assumed_preprocessing(whose: str, p: Preprocessing) -> str:
-    side = f"{p.resize_to}x{p.resize_to}" if p.resize == "warp" else f"shorter side {p.resize_to}"
-    mean, std = (tuple(round(value, 3) for value in values) for values in (p.mean, p.std))
-    return (
-        f"assumed the preprocessing of {whose}: resized to {side}, central "
-        f"{p.image_size}x{p.image_size}, {p.channels}, (pixels - {mean}) / {std}; change it in the "
-        "model folder's config.json if the network was trained with another"
-    )
-
-
-def _assumed_names(arch: Architecture, source: dict[str, str]) -> tuple[tuple[str, ...], str]:
-    """Class names for a file that has none, and what was assumed, nothing if they are certain."""
-    classes, remedy = arch.num_classes, "gnet convert --class-names FILE gives others"
-    if classes == 1000:
-        assumed = f"assumed ImageNet's, because there are 1,000 outputs; {remedy}"
+def _assumed_names(outputs: int, source: dict[str, str]) -> tuple[tuple[str, ...], str]:
+    """Returns class names for a foreign file, and a note; the note is empty if they are certain."""
+    other = "gnet convert --class-names FILE sets others"
+    if outputs == 1000:
+        assumed = f"assumed ImageNet's, because there are 1,000 outputs; {other}"
         return tuple(imagenet_classes().values()), "" if "origin" in source else assumed
-    if classes == 1001 and source["format"] == "TF-slim checkpoint":
-        assumed = f"assumed a background and ImageNet's, because there are 1,001 outputs; {remedy}"
+    if outputs == 1001 and source["format"] == "TF-slim checkpoint":
+        assumed = f"assumed a background and ImageNet's, because there are 1,001 outputs; {other}"
         return ("background", *imagenet_classes().values()), assumed
-    assumed = f"assumed class 0 to class {classes - 1}, because the file holds none; {remedy}"
-    return tuple(f"class {i}" for i in range(classes)), assumed
+    assumed = f"assumed class 0 to class {outputs - 1}, because the file has none; {other}"
+    return tuple(f"class {i}" for i in range(outputs)), assumed
 
 
-def _json(text: str, src: Path) -> object:
+def _parse_json(text: str, src: Path) -> object:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise WeightsError(f"the metadata of {src} are damaged: {error}") from error
+        raise WeightsError(f"the metadata of {src} is corrupt: {error}") from error
 
 
-def _what(head: bytes) -> str:
-    """What a file that no reader takes seems to be."""
-    start = head.lstrip()[:200].lower()
-    if not head:
-        return "empty"
-    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "a web page: the download went to an error or login page"
-    if start.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer, not the file itself: run git lfs pull"
-    if head.startswith(b"\x89HDF"):
-        return "an HDF5 file"
-    if head.startswith(b"\x1f\x8b") or head[257:262] == b"ustar":
-        return "an archive: unpack it and name the file of weights inside"
-    try:
-        head[:1000].decode()
-        return "a text file"
-    except UnicodeDecodeError:
-        return "of an unknown kind"
+def _other_kind(head: bytes) -> str | None:
+    """Returns the kind of a file that begins with `head`, if it certainly holds no weights."""
+    for pattern, kind in _OTHER_KINDS.items():
+        if re.match(pattern, head, re.IGNORECASE | re.DOTALL):
+            return kind
+    text = head[:1000].decode(errors="replace")
+    readable = "\ufffd" not in text and re.sub(r"\s", "", text).isprintable()
+    return "a text file" if readable else None

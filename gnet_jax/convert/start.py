@@ -1,56 +1,46 @@
-"""A run that a configuration names, with the model that it starts from."""
+"""The model that `--init` names, to pass to `prepare`: `prepare(*with_start(config))`."""
 
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gnet_jax.config import Config, ConfigError, Preprocessing
-from gnet_jax.convert.read import read
-from gnet_jax.training.finetune import Pretrained
-from gnet_jax.training.program import Run, prepare
+
+if TYPE_CHECKING:
+    from gnet_jax.training.finetune import Pretrained
 
 
-def prepare_run(config: Config) -> Run:
-    """`prepare(config)`, starting from the model `config.init` if it names one.
+def with_start(config: Config) -> tuple[Config, "Pretrained | None"]:
+    """Returns `config` and the model that `config.init` names; None if it names none.
 
-    Raises:
-        WeightsError: as `read`.
-        ConfigError, DataError: as `prepare`.
-    """
-    return prepare(*with_start(config))
-
-
-def with_start(config: Config) -> tuple[Config, Pretrained | None]:
-    """Returns `config` and the model that `config.init` names, None if it names none.
-
-    The preprocessing belongs to the weights: the model's replaces that of the config.
+    The returned config has the model's preprocessing, because it belongs to the weights.
 
     Raises:
-        WeightsError: as `read`.
-        ConfigError: as `with_preprocessing`, or if a checkpoint is damaged.
+        WeightsError: if the model cannot be read.
+        ConfigError: as `with_preprocessing`, or if a checkpoint is corrupt.
     """
     if config.init is None:
         return config, None
-    folder = read(Path(config.init).expanduser())
-    config = with_preprocessing(config, folder.preprocessing)
-    return config, Pretrained(folder.model, folder.variables, folder.class_names)
+    from gnet_jax.convert.read import read
+    from gnet_jax.training.finetune import Pretrained
+
+    found = read(Path(config.init).expanduser())
+    pretrained = Pretrained(found.model, found.variables, found.class_names)
+    return with_preprocessing(config, found.preprocessing), pretrained
 
 
 def with_preprocessing(config: Config, preprocessing: Preprocessing) -> Config:
-    """`config`, its images prepared as `preprocessing` says.
+    """Returns `config` with the preprocessing that the pretrained weights need.
 
     Raises:
-        ConfigError: if `config` asks for another preparation, which the weights do not know.
+        ConfigError: if `config` sets another one.
     """
-    usual, asked = Preprocessing(), config.data
-    for field in dataclasses.fields(preprocessing):
-        name, value = field.name, getattr(asked, field.name)
-        if value not in (getattr(usual, name), getattr(preprocessing, name)):
+    default, needed = Preprocessing(), dataclasses.asdict(preprocessing)
+    for name, value in needed.items():
+        given = getattr(config.data, name)
+        if given not in (getattr(default, name), value):
             raise ConfigError(
-                f"data.{name} is {value}, but the images are prepared as the weights of --init "
-                f"were trained, with {getattr(preprocessing, name)}; leave it out"
+                f"data.{name} is {given}, but the weights of --init were trained with {value}; "
+                f"remove data.{name}"
             )
-    own = {
-        field.name: getattr(preprocessing, field.name)
-        for field in dataclasses.fields(preprocessing)
-    }
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, **own))
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **needed))

@@ -1,8 +1,8 @@
-"""torch's files of tensors, read without torch and without running what is in them.
+"""Read torch's files of tensors without torch and without running their contents; write them.
 
 A .pth file is a pickle, and a pickle is a program. The reader knows a few names, which stand for
-tensors, dicts and the plain data that trainers save beside them; a file that asks for any other is
-refused before anything is called.
+tensors, dicts and the plain data that trainers save beside them. It refuses a file that asks for
+any other name before anything is called.
 """
 
 import functools
@@ -33,11 +33,12 @@ _STORAGES = {
     "BoolStorage": np.dtype("?"),
 }
 _LEGACY_MAGIC = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."  # torch before 1.6
+_ZIP_MAGIC = b"PK\x03\x04"
 _LARGEST_PICKLE = 16_000_000  # bytes of names and shapes; those of GoogLeNet take 40 kB
-_MOST_SHARED = 8  # times over that tensors may name the numbers of the storages
+_MOST_SHARED = 8  # how often tensors may use the numbers of the storages
 _PLAIN = {"set", "frozenset", "complex", "bytearray", "list", "dict", "int", "float"}
-# Plain data of checkpoints (options, scores, paths), never read: module, names in it.
-_BESIDE = {
+# Plain data of checkpoints (options, scores, paths), which is ignored: module, names in it.
+_SKIPPED_NAMES = {
     "argparse": {"Namespace"},
     "collections": {"Counter"},
     "builtins": _PLAIN,
@@ -72,7 +73,7 @@ class _Tensor(NamedTuple):
 
 
 class _Ignored:
-    """Takes the place of an object in `_BESIDE`; what a pickle puts into it is not kept."""
+    """Replaces an object of `_SKIPPED_NAMES`; discards what the pickle puts into it."""
 
     def __new__(cls, *_: Any, **__: Any) -> "_Ignored":
         return super().__new__(cls)
@@ -89,12 +90,16 @@ class _Ignored:
 class _Unpickler(pickle.Unpickler):
     """Builds strings, numbers, dicts and `_Tensor`s, ignores plain data, refuses the rest."""
 
+    def __init__(self, file: Any) -> None:
+        super().__init__(file)
+        self.storages: dict[str, _Storage] = {}
+
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in _STORAGES:
             return name
-        if name in _BESIDE.get(module, ()):
+        if name in _SKIPPED_NAMES.get(module, ()):
             return _Ignored
-        # Bound methods, on which a pickle can set no attribute.
+        # Bound methods, because a pickle cannot set attributes of them.
         known: dict[tuple[str, str], Any] = {
             ("collections", "OrderedDict"): OrderedDict,
             ("collections", "defaultdict"): self._dict,
@@ -104,8 +109,8 @@ class _Unpickler(pickle.Unpickler):
         }
         if (module, name) not in known:
             raise WeightsError(
-                f"asks for {module}.{name}, which is no tensor, and was refused; nothing was run. "
-                "Save only the weights: torch.save(model.state_dict(), PATH)"
+                f"asks for {module}.{name}, which is not a tensor; nothing was run. Save only the "
+                "weights: torch.save(model.state_dict(), PATH)"
             )
         return known[module, name]
 
@@ -113,17 +118,13 @@ class _Unpickler(pickle.Unpickler):
         match pid:
             case ("storage", str(kind), str(key), _, int(size), *views) if kind in _STORAGES:
                 if not any(views):
-                    return _Storage(kind, key, size)
-        raise WeightsError(f"refers to {str(pid)[:80]}, which is no storage of tensors")
+                    return self.storages.setdefault(key, _Storage(kind, key, size))
+        raise WeightsError(f"refers to {str(pid)[:80]}, which is not a storage of tensors")
 
     def _tensor(self, storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Tensor:
         numbers = (offset, *shape, *strides)
         if not isinstance(storage, _Storage) or not all(type(n) is int and n >= 0 for n in numbers):
-            raise WeightsError(
-                "describes a tensor by what is no storage, offset, shape and strides"
-            )
-        if len(shape) != len(strides):
-            raise WeightsError(f"gives a tensor of shape {shape} the strides {strides}")
+            raise WeightsError("has a tensor without a valid storage, offset, shape and strides")
         return _Tensor(storage, offset, tuple(shape), tuple(strides))
 
     def _parameter(self, tensor: Any, *_: Any) -> Any:
@@ -133,42 +134,38 @@ class _Unpickler(pickle.Unpickler):
         return {}
 
 
-def is_torch_file(path: Path) -> bool:
-    """Whether the file is of one of torch's two formats, told by content."""
-    with path.open("rb") as file:
-        head = file.read(len(_LEGACY_MAGIC))
-    if head == _LEGACY_MAGIC:
-        return True
-    return head.startswith(b"PK\x03\x04")  # a zip archive
+def is_torch_file(head: bytes) -> bool:
+    """Returns whether a file that begins with `head` has one of torch's two formats."""
+    return head.startswith((_LEGACY_MAGIC, _ZIP_MAGIC))
 
 
 def read_torch(path: Path) -> dict[str, np.ndarray]:
-    """Every tensor of the file by name, floats as float32; nothing in the file is executed.
+    """Returns every tensor of the file by name, floats as float32. Executes nothing in the file.
 
-    A tensor in a dict inside of the file's dict has the keys on the way before its name, with a
-    slash after each: "state_dict/conv1.conv.weight", "optimizer/state/0/exp_avg".
+    The name of a tensor in nested dicts has the keys on the way before it, with a slash after each:
+    "state_dict/conv1.conv.weight", "optimizer/state/0/exp_avg".
 
     Raises:
         WeightsError: if the file asks for anything but tensors and plain data (naming it), is
-            damaged, cut short, or holds no tensor.
+            corrupt or cut short, or contains no tensor.
     """
     try:
         with path.open("rb") as file:
-            read = _read_legacy if file.read(2) == _LEGACY_MAGIC[:2] else _read_zip
+            read = _read_zip if file.read(4) == _ZIP_MAGIC else _read_legacy
             file.seek(0)
-            value, bytes_of = read(file)
-            found = _tensors(value)
+            value, storage_bytes = read(file)
+            found = _find_tensors(value)
             if not found:
-                raise WeightsError("holds no state dict; save model.state_dict()")
-            _refuse_repeated(found.values())
-            bytes_of = functools.lru_cache(1)(bytes_of)  # tensors may be views of one storage
-            return {name: _array(t, bytes_of) for name, t in found.items()}
+                raise WeightsError("contains no state dict; save model.state_dict()")
+            _check_sharing(found.values())
+            storage_bytes = functools.lru_cache(1)(storage_bytes)  # tensors may share a storage
+            return {name: _array(t, storage_bytes(t.storage)) for name, t in found.items()}
     except WeightsError as error:
         raise WeightsError(f"{path} {error}") from error
     except OSError as error:
         raise WeightsError(f"cannot read {path}: {error.strerror or error}") from error
-    except Exception as error:  # a damaged pickle can raise anything
-        raise WeightsError(f"{path} is damaged or cut short; copy or download it again") from error
+    except Exception as error:  # a corrupt pickle can raise anything
+        raise WeightsError(f"{path} is corrupt or cut short; copy or download it again") from error
 
 
 def _read_zip(file: BinaryIO) -> tuple[Any, Callable[[_Storage], bytes]]:
@@ -183,49 +180,43 @@ def _read_zip(file: BinaryIO) -> tuple[Any, Callable[[_Storage], bytes]]:
         raise WeightsError("was written on a big-endian machine, which is not supported")
     data = members[f"{root}data.pkl"]
     if data.file_size > _LARGEST_PICKLE:
-        raise WeightsError(f"has a pickle of {data.file_size} bytes; {_LARGEST_PICKLE} are read")
+        raise WeightsError(f"has a pickle of {data.file_size} bytes; at most {_LARGEST_PICKLE}")
 
-    def bytes_of(storage: _Storage) -> bytes:
+    def storage_bytes(storage: _Storage) -> bytes:
         info = members.get(f"{root}data/{storage.key}")
         if info is None or info.compress_type != zipfile.ZIP_STORED:
-            raise WeightsError(f"lacks the data of storage {storage.key}, or has them compressed")
+            raise WeightsError(f"lacks the uncompressed data of storage {storage.key}")
         return archive.read(info)
 
     with archive.open(data) as stream:
-        return _Unpickler(stream).load(), bytes_of
+        return _Unpickler(stream).load(), storage_bytes
 
 
 def _read_legacy(file: BinaryIO) -> tuple[Any, Callable[[_Storage], bytes]]:
-    """Five pickles (magic number, version, machine, state dict, keys), then each key's data."""
+    """Read five pickles (magic, version, machine, state dict, keys), then the data of each key."""
     if file.read(len(_LEGACY_MAGIC)) != _LEGACY_MAGIC:
         raise WeightsError("is a pickle, but not one of torch's")
     version, machine = _Unpickler(file).load(), _Unpickler(file).load()
     if version != 1001 or not machine.get("little_endian"):
-        raise WeightsError(f"is of version {version}, or from a big-endian machine: not supported")
-    found: dict[str, _Storage] = {}
-
-    class Recording(_Unpickler):
-        def persistent_load(self, pid: Any) -> _Storage:
-            storage = super().persistent_load(pid)
-            return found.setdefault(storage.key, storage)
-
-    value, keys = Recording(file).load(), _Unpickler(file).load()
+        raise WeightsError(f"has version {version} or big-endian data, which is not supported")
+    unpickler = _Unpickler(file)
+    value, keys = unpickler.load(), _Unpickler(file).load()
     data = {}
     for key in keys:
         (size,) = struct.unpack("<q", file.read(8))
-        storage = found[key]
+        storage = unpickler.storages[key]
         if size != storage.size:
             raise WeightsError(f"has {size} elements in a storage of {storage.size}")
         data[key] = file.read(size * _STORAGES[storage.kind].itemsize)
     return value, lambda storage: data[storage.key]
 
 
-def _tensors(value: Any) -> dict[str, _Tensor]:
-    """The tensors in nested dicts and lists; each of these is entered once, wherever it stands."""
+def _find_tensors(value: Any) -> dict[str, _Tensor]:
+    """Returns the tensors in nested dicts and lists, each container once."""
     found: dict[str, _Tensor] = {}
     seen: set[int] = set()
     waiting = [("", value)]
-    for path, container in waiting:  # which grows
+    for path, container in waiting:  # grows
         if id(container) in seen or not isinstance(container, dict | list | tuple):
             continue
         seen.add(id(container))
@@ -238,31 +229,22 @@ def _tensors(value: Any) -> dict[str, _Tensor]:
     return found
 
 
-def _refuse_repeated(tensors: Iterable[_Tensor]) -> None:
-    """Views share a storage, which is fine; a small file that names one a million times is not."""
-    tensors = list(tensors)
+def _check_sharing(tensors: Iterable[_Tensor]) -> None:
+    """Raise if tensors use a storage so often that a small file would fill the memory."""
     stored = sum({t.storage.key: t.storage.size for t in tensors}.values())
-    named = sum(math.prod(t.shape) for t in tensors)
-    if named > _MOST_SHARED * stored:
+    used = sum(math.prod(t.shape) for t in tensors)
+    if used > _MOST_SHARED * stored:
         raise WeightsError(
-            f"has tensors of {named} numbers in storages of {stored}, more than {_MOST_SHARED} "
-            "times over; a GoogLeNet shares none"
+            f"has tensors of {used} numbers in storages of {stored}; at most {_MOST_SHARED} times "
+            "as many are read"
         )
 
 
-def _array(tensor: _Tensor, bytes_of: Callable[[_Storage], bytes]) -> np.ndarray:
-    storage, dtype = tensor.storage, _STORAGES[tensor.storage.kind]
-    data = bytes_of(storage)
-    last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.strides, strict=True))
-    # numel <= size keeps an expanded tensor (stride 0) from taking all memory
-    numel = math.prod(tensor.shape)
-    if len(data) != storage.size * dtype.itemsize:
-        raise WeightsError(f"has {len(data)} bytes in a storage of {storage.size} elements")
-    if numel > storage.size or (numel and tensor.offset + last >= storage.size):
-        raise WeightsError(f"has a tensor of shape {tensor.shape} in {storage.size} elements")
-    flat = np.frombuffer(data, dtype)[tensor.offset :]
+def _array(tensor: _Tensor, data: bytes) -> np.ndarray:
+    dtype = _STORAGES[tensor.storage.kind]
     strides = tuple(stride * dtype.itemsize for stride in tensor.strides)
-    array = np.lib.stride_tricks.as_strided(flat, tensor.shape, strides, writeable=False)
+    # NumPy raises if the tensor does not lie inside `data`.
+    array = np.ndarray(tensor.shape, dtype, data, tensor.offset * dtype.itemsize, strides)
     return array.copy() if dtype.kind in "biu" else array.astype(np.float32)
 
 
@@ -278,7 +260,10 @@ def write_torch(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
 
 
 def _pickled(tensors: Mapping[str, np.ndarray]) -> bytes:
-    """An OrderedDict of torch tensors, opcode by opcode: the names in it need torch to exist."""
+    """Returns the pickle of an OrderedDict of tensors.
+
+    It is written opcode by opcode, because pickle writes only names that it can import.
+    """
 
     def glob(module: str, name: str) -> bytes:
         return pickle.GLOBAL + f"{module}\n{name}\n".encode()

@@ -1,7 +1,7 @@
-"""What the compiled step does to the pixels: hosts ship bytes, devices do the rest.
+"""What the compiled step does to the pixels: hosts send bytes, devices do the rest.
 
-All that is random about an image is keyed by (seed, step, its place in the global batch), so it
-does not depend on how the batch is split over devices or hosts.
+All randomness of an image is keyed by (seed, step, its place in the global batch), so it does not
+depend on how the batch is split over devices or hosts.
 
 Shapes: B batch, H height, W width, C channels, K classes.
 """
@@ -14,11 +14,10 @@ from jax.core import Tracer
 from gnet_jax.config import AugmentConfig, ConfigError, Preprocessing, choose
 from gnet_jax.data.distort import FACTOR, blend, distort, on_grid
 
-ERASED_AREA = (0.02, 0.33)  # arXiv 1708.04896, section 5.1; torchvision has these too
+ERASED_AREA = (0.02, 0.33)  # arXiv 1708.04896, section 5.1, and torchvision
 ERASED_ASPECT = (0.3, 3.3)
 
-
-# Red, green, blue to the network's order, and back.
+# From red, green, blue to the network's order, and back.
 CHANNEL_STEPS = {"RGB": slice(None), "BGR": slice(None, None, -1)}
 
 
@@ -26,7 +25,7 @@ def preprocess(images_BHWC: jax.Array, *, preprocessing: Preprocessing) -> jax.A
     """Returns the network's float32 inputs: channels in its order, `(x - mean) / std`.
 
     Args:
-        images_BHWC: uint8 or floating-point pixels of 0 to 255; red, green, blue.
+        images_BHWC: uint8 or floating-point pixels from 0 to 255; red, green, blue.
         preprocessing: order, mean and std of the channels.
 
     Raises:
@@ -50,16 +49,17 @@ def _check_pixels(images: jax.Array) -> None:
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ConfigError(
             f"the pixels are {images.dtype}, but must be uint8 or floating-point numbers from 0 to "
-            "255; convert them by x.astype(np.uint8) if that is their range"
+            "255; pass x.astype(np.uint8) if that is their range"
         )
     if isinstance(images, Tracer) or not images.size:
         return
     low, high = float(images.min()), float(images.max())
     if not (low >= 0 and high <= 255) or 0 < high <= 1:
-        known = {low >= 0: "x * 255", -1 <= low < 0: "(x + 1) * 127.5"} if high <= 1 else {}
-        remedy = f"; convert them by {known[True]}" if True in known else ""
+        fix = "x * 255" if low >= 0 and high <= 1 else ""
+        fix = "(x + 1) * 127.5" if -1 <= low < 0 and high <= 1 else fix
         raise ConfigError(
-            f"the pixels are from {low:.6g} to {high:.6g}, but must be from 0 to 255{remedy}"
+            f"the pixels are from {low:.6g} to {high:.6g}, but must be from 0 to 255"
+            f"{'; pass ' if fix else ''}{fix}"
         )
 
 
@@ -73,23 +73,22 @@ def augment(
     num_classes: int,
     offset: int | jax.Array = 0,
 ) -> tuple[jax.Array, jax.Array]:
-    """Mirror, distort, mix and erase training images, then `preprocess` them.
+    """Mirror, distort, mix, `preprocess` and erase training images, which the host has cropped.
 
-    What `augmentation` switches off leaves nothing in the compiled program. The crop, and how it is
-    resized, is the host's part.
+    A part that `augmentation` switches off leaves nothing in the compiled program.
 
     Args:
         images_BHWC: uint8, red, green, blue.
         label_B: int32.
         key: randomness of this step.
         preprocessing: as in `preprocess`.
-        augmentation: what is done, and how strongly.
+        augmentation: the parts and their strengths.
         num_classes: K, the length of a target.
-        offset: place of the first image in the global batch; even where images are mixed.
+        offset: place of the first image in the global batch; must be even for mixup.
 
     Returns:
-        float32 inputs (B, H, W, C) and float32 targets (B, K). A target is one-hot; that of a
-        mixed image holds the shares of both classes, at least one half for its own.
+        float32 inputs (B, H, W, C) and float32 targets (B, K). A target is one-hot, or holds the
+        shares of both classes of a mixed image, at least one half for its own.
 
     Raises:
         ConfigError: if an odd number of images is to be mixed.
@@ -99,64 +98,63 @@ def augment(
     keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, places_B)
     if a.flip:
         mirrored_B = jax.vmap(jax.random.bernoulli)(keys_B)
-        images_BHWC = jnp.where(_each(mirrored_B), images_BHWC[:, :, ::-1], images_BHWC)
+        images_BHWC = jnp.where(_per_image(mirrored_B), images_BHWC[:, :, ::-1], images_BHWC)
     if a.brightness or a.contrast or a.saturation or a.hue:
-        images_BHWC = distort(images_BHWC, _folded(keys_B, 1), augmentation=a)
+        images_BHWC = distort(images_BHWC, _fold_in(keys_B, 1), augmentation=a)
     targets_BK = jax.nn.one_hot(label_B, num_classes, dtype=jnp.float32)
     if a.mixup:
-        images_BHWC, targets_BK = _mix(images_BHWC, targets_BK, _folded(keys_B, 2), a.mixup)
+        images_BHWC, targets_BK = _mix(images_BHWC, targets_BK, _fold_in(keys_B, 2), a.mixup)
     x_BHWC = preprocess(images_BHWC, preprocessing=preprocessing)
     if a.erase:
-        x_BHWC = _erase(x_BHWC, _folded(keys_B, 3), a.erase)
+        x_BHWC = _erase(x_BHWC, _fold_in(keys_B, 3), a.erase)
     return x_BHWC, targets_BK
 
 
-def _folded(keys_B: jax.Array, number: int) -> jax.Array:
-    """Keys for another purpose; from 1 on, for 0 would repeat the bits that mirror the image."""
+def _fold_in(keys_B: jax.Array, number: int) -> jax.Array:
+    """Returns keys for another purpose. 0 would repeat the bits that mirror the image."""
     return jax.vmap(jax.random.fold_in, (0, None))(keys_B, number)
 
 
-def _each(values_B: jax.Array) -> jax.Array:
-    """One value for the whole of each image."""
+def _per_image(values_B: jax.Array) -> jax.Array:
     return values_B[:, None, None, None]
 
 
 def _mix(
     images_BHWC: jax.Array, targets_BK: jax.Array, keys_B: jax.Array, alpha: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Each image mixed with its neighbour in the batch (mixup, arXiv 1710.09412).
+    """Mixes each image with its neighbour in the batch (mixup, arXiv 1710.09412).
 
-    Places 0 and 1 are partners, 2 and 3, and so on. Neighbours are as random as any other pairs,
-    for every epoch is another permutation; and they lie on one device wherever each device holds an
-    even number of images, so no image travels, and pmap, which sees its own share alone, mixes the
-    same pairs. Each image draws a share of its own.
+    Places 0 and 1 are neighbours, 2 and 3, and so on. They are a random pair, because every epoch
+    is another permutation. If each device holds an even number of images, no image moves between
+    devices, and pmap, which sees only its own share, mixes the same pairs. Each image draws a share
+    of its own.
     """
     if images_BHWC.shape[0] % 2:
         raise ConfigError(
-            f"augment.mixup is {alpha:g}, but a device holds {images_BHWC.shape[0]} images of a "
-            "batch; they are mixed in pairs, so it must be an even number"
+            f"augment.mixup is {alpha:g} and mixes pairs of images, but a device holds "
+            f"{images_BHWC.shape[0]} images of a batch; it must be an even number"
         )
-    share_B = jax.vmap(_share, (0, None))(keys_B, alpha)
+    share_B = jax.vmap(_draw_share, (0, None))(keys_B, alpha)
     images_BHWC = images_BHWC.astype(jnp.float32)
-    images_BHWC = blend(images_BHWC, _neighbours(images_BHWC), _each(share_B))
+    images_BHWC = blend(images_BHWC, _neighbours(images_BHWC), _per_image(share_B))
     share_B1 = share_B[:, None]
     return images_BHWC, share_B1 * targets_BK + (1 - share_B1) * _neighbours(targets_BK)
 
 
 def _neighbours(x_B: jax.Array) -> jax.Array:
-    """For each place the entry of place ^ 1."""
+    """Returns for each place the entry of place ^ 1."""
     return x_B.reshape(-1, 2, *x_B.shape[1:])[:, ::-1].reshape(x_B.shape)
 
 
-def _share(key: jax.Array, alpha: float) -> jax.Array:
-    """The larger of s and 1 - s, for s drawn from Beta(alpha, alpha), in 1024ths.
+def _draw_share(key: jax.Array, alpha: float) -> jax.Array:
+    """Returns the larger of s and 1 - s, for s drawn from Beta(alpha, alpha), in 1024ths.
 
-    The larger share stays with the image itself: the mixed images have the same distribution, for
-    partners are exchangeable, and each example is the main part of one image in every epoch.
+    The image itself keeps the larger share. Neighbours are exchangeable, so the distribution of the
+    mixed images is the same, and each example is the main part of one image in every epoch.
 
-    Exact, from two uniform numbers: Student's t with 2 alpha degrees of freedom by Bailey's polar
-    method, and from it the symmetric beta (L. Devroye, Random variate generation in one line of
-    code, 1996). A sampler that rejects would be a loop until all devices agree to end it.
+    The draw is exact and needs two uniform numbers: Student's t with 2 alpha degrees of freedom by
+    Bailey's polar method, and from it the symmetric beta (L. Devroye, Random variate generation in
+    one line of code, 1996). A rejection sampler would loop until all devices agree to end.
     """
     u, v = jax.random.uniform(key, (2,))
     # t^2 / (2 alpha); 80 keeps the exponential finite, where the share is 1 to the last bit
@@ -165,10 +163,9 @@ def _share(key: jax.Array, alpha: float) -> jax.Array:
 
 
 def _erase(x_BHWC: jax.Array, keys_B: jax.Array, probability: float) -> jax.Array:
-    """A random rectangle set to zero, the mean colour, in that share of the images.
+    """Sets a random rectangle of that share of the images to zero, the mean colour.
 
-    Random erasing (arXiv 1708.04896): 2 to 33 % of the area, height / width log-uniform in
-    0.3..3.3. A side that would be longer than the image is as long as it, so that no draw fails.
+    Random erasing (arXiv 1708.04896). A side is at most as long as the image, so no draw fails.
     """
     height, width = x_BHWC.shape[1:3]
 

@@ -1,18 +1,12 @@
-"""Damaged examples: what becomes of them, how many there may be, and how they are listed."""
+"""Damaged images: which were found, how many are allowed, and how they are listed."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
 
-import numpy as np
-
-from gnet_jax.config.text import as_text
-from gnet_jax.data.decode import ImageError
+from gnet_jax.config.paths import as_text
 from gnet_jax.data.sources import DataError, Example, Source
 
-Pixels = TypeVar("Pixels")
-
-SHOWN = 10  # damaged examples that a message names; the rest is counted
+SHOWN = 10  # damaged images that a message names; the others are counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +14,7 @@ class BadRecord:
     """An example whose image cannot be decoded."""
 
     index: int
-    name: str  # what its source calls it
+    name: str  # the source's description of it
     reason: str
 
     def __str__(self) -> str:
@@ -28,18 +22,18 @@ class BadRecord:
 
 
 class TooManyBadRecordsError(DataError):
-    """More damaged examples than the limit allows."""
+    """More images are damaged than the limit allows."""
 
 
 class BadRecords:
-    """The distinct damaged examples of one source that were met so far, and their limit.
+    """The distinct damaged images of one source that were found so far, and their limit.
 
     Args:
-        source: the examples' source.
-        limit: largest share of its examples that may be damaged.
-        told: called with each of them at first sight.
-        known: met earlier, by the same run before it was stopped; nobody is told of them again.
-        listed_in: the file that holds the whole list, for the message.
+        source: the examples.
+        limit: largest fraction of its examples that may be damaged.
+        told: called once with each damaged image that is not `known`.
+        known: damaged images that this run found before it was restarted.
+        listed_in: the file with the whole list, for the message.
     """
 
     def __init__(
@@ -51,7 +45,7 @@ class BadRecords:
         known: Iterable[BadRecord] = (),
         listed_in: object = None,
     ) -> None:
-        self._of, self._limit = len(source), limit
+        self._images, self._limit = len(source), limit
         self._found = {record.index: record for record in known}
         self._told, self._listed_in = told, listed_in
 
@@ -63,14 +57,14 @@ class BadRecords:
 
     @property
     def allowed(self) -> int:
-        """How many examples may be damaged."""
-        return int(self._limit * self._of)
+        """The number of examples that may be damaged."""
+        return int(self._limit * self._images)
 
     def add(self, found: Iterable[BadRecord]) -> None:
-        """Take in damaged examples; those that were met before count once.
+        """Add damaged images; each counts once.
 
         Raises:
-            TooManyBadRecordsError: with the first ten by name, if there are now too many.
+            TooManyBadRecordsError: if there are too many, with the first ten by name.
         """
         for record in found:
             if record.index not in self._found:
@@ -81,79 +75,42 @@ class BadRecords:
             raise TooManyBadRecordsError(self._message())
 
     def _message(self) -> str:
+        fix = (
+            "fix or remove them, or raise the bad limit (--data.bad-limit of train.py, --bad-limit "
+            "of gnet evaluate)"
+        )
         if not self.allowed and len(self) == 1:
-            return (
-                f"{next(iter(self))}; mend it, take it out of the data, or raise the bad limit, "
-                "which is --data.bad-limit in training and --bad-limit of gnet evaluate "
-                f"(now {self._limit:.2%} of {self._of:,} images)"
-            )
+            return f"{next(iter(self))}. The bad limit is {self._limit:.2%}: {fix}"
         lines = [
-            f"{len(self):,} of {self._of:,} images have turned out damaged, more than the "
-            f"{self.allowed:,} that a bad limit of {self._limit:.2%} allows:",
+            f"{len(self):,} of {self._images:,} images are damaged, but a bad limit of "
+            f"{self._limit:.2%} allows {self.allowed:,}:",
             *(f"  {record}" for record in list(self)[:SHOWN]),
         ]
-        rest = len(self) - SHOWN
-        if rest > 0:
+        if len(self) > SHOWN:
             where = "" if self._listed_in is None else f", listed in {self._listed_in}"
-            lines.append(f"  and {rest:,} more{where}")
-        lines.append(
-            "`gnet check-data` lists all there are; mend them or take them out of the data, or "
-            "raise the bad limit to go on without them (--bad-limit of `gnet evaluate`, "
-            "--data.bad-limit otherwise)"
-        )
-        return "\n".join(lines)
+            lines.append(f"  and {len(self) - SHOWN:,} more{where}")
+        return "\n".join([*lines, f"`gnet check-data` lists all of them; {fix}"])
 
 
 def read_example(source: Source, index: int) -> Example:
-    """`source[index]`, with its label checked.
+    """Returns `source[index]` after checking its label.
 
     Raises:
-        ImageError: if the source itself knows that the record is damaged.
-        DataError: for a label out of range, or a file that cannot be read. Neither is a damaged
-            image: the one spoils the loss, the other says something about the machine, and what
-            took its place would depend on the moment.
+        ImageError: if the source knows that the record is damaged.
+        DataError: for a label out of range, or a file that cannot be read. Neither is replaced like
+            a damaged image: a wrong label needs a fix, and a read error may be temporary.
     """
     try:
         example = source[index]
     except OSError as error:
         raise DataError(
-            f"{as_text(source.describe(index))} cannot be read ({error.strerror or error}); when "
-            "it can be, the same command goes on"
+            f"cannot read {as_text(source.describe(index))} ({error.strerror or error}); run the "
+            "same command again once it is readable"
         ) from error
     classes = len(source.class_names)
     if not 0 <= example.label < classes:
         raise DataError(
-            f"{as_text(source.describe(index))} has label {example.label}, but the data has "
-            f"{classes} classes (0 to {classes - 1}); mend the label"
+            f"{as_text(source.describe(index))} has label {example.label}, but the {classes} "
+            f"classes are 0 to {classes - 1}; fix the label"
         )
     return example
-
-
-def next_good(
-    source: Source,
-    index: int,
-    found: dict[int, BadRecord],
-    allowed: int,
-    read: Callable[[bytes | np.ndarray], Pixels],
-) -> tuple[Pixels, int] | None:
-    """What `read` makes of the first image from `index` on that it can, and the image's label.
-
-    What takes the place of a damaged example depends on the source alone, so every host, thread and
-    restart finds the same one.
-
-    Args:
-        found: takes in the damaged examples on the way.
-        allowed: most of them; None is returned as soon as `found` holds more.
-        read: decodes; raises an ImageError for what cannot be.
-
-    Raises:
-        DataError: as `read_example`.
-    """
-    while len(found) <= allowed:
-        try:
-            example = read_example(source, index)
-            return read(example.image), example.label
-        except ImageError as error:
-            found[index] = BadRecord(index, source.describe(index), str(error))
-            index = (index + 1) % len(source)
-    return None

@@ -1,6 +1,6 @@
-"""Encoded images to the uint8 squares that are shipped to the device.
+"""Encoded images to the uint8 squares that go to the device.
 
-Shapes: H height, W width, C channels (red, green, blue).
+Shapes: H height, W width, C channels (red, green, blue), S side of the square.
 """
 
 import contextlib
@@ -8,27 +8,19 @@ import functools
 import io
 import math
 from collections.abc import Iterator
-from typing import NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
 from gnet_jax.config import AugmentConfig, Preprocessing, UserError, choose
-from gnet_jax.data.metadata import (
-    REMEDY,
-    Bare,
-    Tiff,
-    TiffError,
-    bare,
-    exif_orientation,
-    tiff_facts,
-    xmp_orientation,
-)
 
-MAX_PIXELS = 50_000_000  # above this an image is refused before it is decoded
-# Photos come in these. Pillow would try forty more, one of which (EPS) runs a program.
+if TYPE_CHECKING:
+    from gnet_jax.data.metadata import Tiff
+
+MAX_PIXELS = 50_000_000  # larger images are refused before they are decoded
+# Pillow would try forty more formats, one of which (EPS) runs a program.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
-SCALED = ("PNG", "PPM")  # whose grey of more than 8 bits Pillow scales to 16
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -38,179 +30,164 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-# What interpolation "random" draws from; BOX is the mean over the area that a pixel covers.
+# The filters of interpolation "random"; BOX is the mean over the area that a pixel covers.
 FILTERS = (
     Image.Resampling.BILINEAR,
     Image.Resampling.BOX,
     Image.Resampling.BICUBIC,
     Image.Resampling.NEAREST,
 )
+REMEDY = "save it with 8 bits per channel, as grey or RGB"
+Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 class ImageError(UserError):
-    """Bytes that are not an image this project will read."""
+    """Bytes or pixels that cannot be read as an image."""
 
 
 def decode(image: bytes | np.ndarray) -> Image.Image:
-    """Returns an upright RGB picture of encoded bytes, or of uint8 pixels (H, W) or (H, W, 3).
+    """Returns an upright RGB picture of an encoded file, or of uint8 pixels (H, W) or (H, W, 3).
 
-    The content tells the format. The first picture of several is taken. The orientation is
-    honoured; grey, CMYK, YCbCr, Lab and palette images are converted without their colour profiles,
-    the 8 highest bits of a channel are kept, transparency is dropped.
+    The content determines the format, and the first of several pictures is read. Grey, CMYK, YCbCr,
+    Lab and palette images are converted without their colour profiles; the highest 8 bits of a
+    channel are kept; transparency is dropped.
 
     Raises:
-        ImageError: for bytes that are not an image, are cut short or damaged so that it shows, hold
-            over 50 million pixels, or hold pixels whose range or meaning is unknown: 32 bits,
-            signed or floating-point numbers, CMYK in a JPEG without an Adobe marker. Also for an
-            array of another dtype or shape.
+        ImageError: for bytes that are not an image, that are cut short or visibly damaged, or that
+            hold over 50 million pixels; for pixels of unknown range or meaning (32 bits, signed or
+            floating-point numbers, CMYK in a JPEG without an Adobe marker); and for an array of
+            another dtype or shape.
     """
     if isinstance(image, np.ndarray):
-        return Image.fromarray(_checked(image)).convert("RGB")
+        _check_array(image)
+        return Image.fromarray(image).convert("RGB")
     with opening(image) as opened:
-        picture = _rgb(opened)
+        picture = _to_rgb(opened)
         method = TURNS.get(opened.orientation)
         return picture if method is None else picture.transpose(method)
 
 
-def _checked(pixels: np.ndarray) -> np.ndarray:
-    """`pixels`, if they are a picture: uint8 (H, W) or (H, W, 3)."""
+def _check_array(pixels: np.ndarray) -> None:
     if pixels.dtype != np.uint8:
         raise ImageError(
-            f"the pixels are {pixels.dtype}, but must be uint8 from 0 to 255; convert them, "
-            "floats in 0..1 by (255 * x).round().astype(np.uint8)"
+            f"the pixels are {pixels.dtype}, but must be uint8 from 0 to 255; convert floats from "
+            "0 to 1 by (255 * x).round().astype(np.uint8)"
         )
-    if pixels.ndim not in (2, 3) or pixels.shape[2:] not in ((), (3,)) or not pixels.size:
-        remedy = ""
-        if pixels.ndim == 4:
-            remedy = "; pass one picture at a time, as x[0]"
-        elif pixels.shape[2:] == (1,):
-            remedy = "; pass x[..., 0]"
-        elif pixels.shape[2:] == (4,):
-            remedy = "; drop the transparency by x[..., :3]"
-        elif pixels.ndim == 3 and pixels.shape[0] in (1, 3):
-            remedy = "; move the channels to the end by x.transpose(1, 2, 0)"
+    shape = pixels.shape
+    if len(shape) not in (2, 3) or shape[2:] not in ((), (3,)) or not pixels.size:
         raise ImageError(
-            f"the pixels have the shape {pixels.shape}, but must be (H, W) or (H, W, 3){remedy}"
+            f"the pixels have the shape {shape}, but must be (H, W) or (H, W, 3); x[..., 0] takes "
+            "one channel, x[..., :3] drops the transparency, x.transpose(1, 2, 0) moves the "
+            "channels to the end, x[0] takes one picture of several"
         )
-    _check_pixels((pixels.shape[1], pixels.shape[0]), "the image")
-    return pixels
+    _check_size((shape[1], shape[0]), "the image")
 
 
 class Opened(NamedTuple):
-    """An image file that is not decoded yet."""
+    """An image file before it is decoded."""
 
     picture: ImageFile.ImageFile  # its format, mode and size are known
-    image: bytes  # without metadata
-    orientation: int  # as EXIF numbers them; 1 is upright
-    tiff: Tiff | None  # what a TIFF says about its pixels
+    image: bytes  # the file without metadata
+    orientation: int  # as in EXIF; 1 is upright
+    tiff: "Tiff | None"  # the facts about the pixels of a TIFF
 
 
 @contextlib.contextmanager
 def opening(image: bytes) -> Iterator[Opened]:
-    """The image file in `image`, opened and not yet decoded.
+    """Yields the image file in `image`, opened and not yet decoded.
 
     Raises:
-        ImageError: as `decode`, also for what goes wrong with it inside of the context.
+        ImageError: as `decode`, also for errors inside the context.
     """
+    from gnet_jax.data import metadata
+
     kind, tiff = _format(image), None
     try:
-        tiff = tiff_facts(image) if kind == "TIFF" else None
-        stripped = bare(image) if tiff is None else Bare(tiff.image, tiff.orientation)
-        # Image.open would report one reason for every fault, and warn of large images.
-        with Image.OPEN[kind][0](io.BytesIO(stripped.image), "") as picture:
-            _check_pixels(picture.size, "the image")
-            yield Opened(picture, stripped.image, _orientation(picture, stripped), tiff)
+        tiff = metadata.read_tiff(image) if kind == "TIFF" else None
+        bare = metadata.bare(image) if tiff is None else tiff.bare
+        # Image.open would hide the reason of an error, and warn about large images.
+        with Image.OPEN[kind][0](io.BytesIO(bare.image), "") as picture:
+            _check_size(picture.size, "the image")
+            yield Opened(picture, bare.image, metadata.orientation(picture, bare), tiff)
     except ImageError:
         raise
-    except TiffError as error:
-        raise ImageError(str(error)) from None
-    except SyntaxError as error:  # Pillow's, for what it does not know
+    except SyntaxError as error:  # Pillow's error for an unknown kind of file
         what = f"a {kind} file" if tiff is None else tiff.described
         raise ImageError(f"{what}, which is not read ({error}); {REMEDY}") from error
-    except Exception as error:  # decoders raise whatever a damaged file makes them trip over
+    except Exception as error:  # decoders raise any error for a damaged file
         raise ImageError(f"a damaged image: {error or type(error).__name__}") from error
 
 
 def _format(image: bytes) -> str:
-    """The format, one of `FORMATS`, that the first bytes tell."""
+    """Returns the one of `FORMATS` that the first bytes show."""
     if not image:
         raise ImageError("not an image: it is empty")
     for name in known_formats():
         accept = Image.OPEN[name][1]
         if accept is not None and accept(image[:16]) is True:
             return name
-    known = ", ".join(known_formats())
-    # The first bytes show a web page, a Git LFS pointer, HEIC and the like.
+    # The first bytes identify a web page, a Git LFS pointer, HEIC and others.
     raise ImageError(
-        f"not an image: its {len(image):,} bytes are none of {known}; they begin with "
-        f"{image[:16]!r}"
+        f"not an image: its {len(image):,} bytes are none of {', '.join(known_formats())}; they "
+        f"begin with {image[:16]!r}"
     )
-
-
-def _orientation(picture: ImageFile.ImageFile, stripped: Bare) -> int:
-    """1 to 8, as EXIF numbers them. An EXIF block overrides an XMP packet, as in Pillow."""
-    exif = stripped.exif or exif_orientation(picture.info.get("exif", b""))
-    if exif or picture.format == "AVIF":  # of which Pillow writes the block, by its boxes
-        return exif or 1
-    return stripped.xmp or xmp_orientation(picture.info.get("xmp", b"")) or 1
 
 
 @functools.cache
 def known_formats() -> tuple[str, ...]:
-    """Those of `FORMATS` that this build of Pillow knows."""
+    """Returns those of `FORMATS` that this build of Pillow supports."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _check_pixels(size: tuple[int, int], what: str) -> None:
+def _check_size(size: tuple[int, int], what: str) -> None:
     width, height = size
     if width * height > MAX_PIXELS:
         raise ImageError(
-            f"{what} has {width}x{height} pixels; over {MAX_PIXELS // 10**6} million are refused"
+            f"{what} has {width}x{height} pixels; the limit is {MAX_PIXELS // 10**6} million"
         )
 
 
-def _rgb(opened: Opened) -> Image.Image:
-    """The picture as RGB, not turned yet; never by a conversion that clips."""
+def _to_rgb(opened: Opened) -> Image.Image:
+    """Returns the picture as RGB, not turned yet, without any conversion that clips."""
     picture, tiff = opened.picture, opened.tiff
     if picture.mode == "CMYK" and picture.format == "JPEG" and "adobe" not in picture.info:
         raise ImageError(
-            "a CMYK JPEG without an Adobe marker: nothing says whether 0 is full ink or none; "
-            "save it as RGB"
+            "a CMYK JPEG without an Adobe marker, so 0 may be full ink or none; save it as RGB"
         )
     if picture.format == "JPEG2000" and picture.mode != "I;16":
         _check_jpeg2000(opened.image)
     if picture.format == "PPM" and picture.tile[0].codec_name == "ppm":
         _check_portable_map(opened)
-    # Pillow gives 16-bit grey as I;16, and from some formats scaled to 16 bits in a 32-bit I.
-    if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format in SCALED):
+    # Pillow opens 16-bit grey as I;16, or, scaled to 16 bits, as a 32-bit I.
+    scaled = picture.mode == "I" and picture.format in ("PNG", "PPM")
+    if scaled or picture.mode.startswith("I;16"):
         high = np.asarray(picture, np.int64) >> ((tiff.bits if tiff else 16) - 8)
         rgb = Image.fromarray(high.astype(np.uint8)).convert("RGB")
     elif picture.mode in ("I", "F"):
-        raise ImageError("the image has 32-bit pixels of unknown range; save it with 8 or 16 bits")
+        raise ImageError(f"the image has 32-bit pixels of unknown range; {REMEDY}")
     else:
         picture.load()
         rgb = picture
         if picture.mode == "P" and isinstance(picture.info.get("transparency"), bytes):
-            rgb = picture.convert("RGBA")  # what Pillow asks for; the colours are the same
-        elif picture.mode == "La":  # the only way from grey that was multiplied by its alpha
+            rgb = picture.convert("RGBA")  # otherwise Pillow warns; the colours are the same
+        elif picture.mode == "La":  # Pillow converts premultiplied grey only to LA
             rgb = picture.convert("LA")
-        rgb = rgb if rgb.mode == "RGB" else rgb.convert("RGB")
+        rgb = rgb.convert("RGB")
     return ImageOps.invert(rgb) if tiff and tiff.inverted else rgb
 
 
 def _check_jpeg2000(image: bytes) -> None:
-    """Raise for colours of more than 8 bits, of which Pillow turns the highest values into 0."""
+    """Refuses colours of more than 8 bits, because Pillow turns their highest values into 0."""
     size = image.find(b"\xff\x4f\xff\x51") + 40  # the number of channels in the first marker
     channels = int.from_bytes(image[size : size + 2], "big")
     bits = max((image[size + 2 : size + 2 + 3 * channels : 3]), default=0) % 128 + 1
     if bits > 8:
-        raise ImageError(f"a JPEG 2000 with {bits} bits a colour, which is not read; {REMEDY}")
+        raise ImageError(f"a JPEG 2000 with {bits} bits per colour, which is not read; {REMEDY}")
 
 
 def _check_portable_map(opened: Opened) -> None:
-    """Raise for values above the highest that the file declares, which Pillow cuts off."""
+    """Refuses values above the maximum that the file declares, because Pillow clips them."""
     tile = opened.picture.tile[0]
     _, highest = cast(tuple[str, int], tile.args)
     dtype = np.dtype(np.uint8 if highest < 256 else ">u2")
@@ -225,63 +202,44 @@ def _check_portable_map(opened: Opened) -> None:
 def training_crop(
     picture: Image.Image, generator: np.random.Generator, p: Preprocessing, a: AugmentConfig
 ) -> np.ndarray:
-    """A random part of the picture, resized to (S, S, 3) uint8, S being `p.image_size`.
+    """Returns the part of the picture in `training_box`, resized to (S, S, 3) uint8.
 
-    Of `crop` "random_area" it is a rectangle whose share of the area is uniform in `a.crop_area`,
-    its width / height log-uniform in `a.crop_aspect`, its place uniform (paper, section 6); where
-    ten draws do not fit, the largest central rectangle of an allowed aspect. Of "fixed_scale" it is
-    a random square of the picture that evaluation would crop centrally (Caffe, data_transformer).
-
-    With interpolation "random", one of the four `FILTERS` resizes it, drawn after the part, which
-    is therefore the same with both.
+    Interpolation "random" draws one of the four `FILTERS` after the box, which is therefore the
+    same as with "bilinear".
     """
-    box = training_box(picture.size, generator, p, a)
-    drawn = {"bilinear": lambda: 0, "random": lambda: generator.integers(len(FILTERS))}
-    kind = FILTERS[choose("augment.interpolation", a.interpolation, drawn)()]
+    box, kind = training_box(picture.size, generator, p, a), Image.Resampling.BILINEAR
+    if choose("augment.interpolation", a.interpolation, {"bilinear": False, "random": True}):
+        kind = FILTERS[generator.integers(len(FILTERS))]
     return np.asarray(picture.resize((p.image_size, p.image_size), kind, box=box))
 
 
 def training_box(
     size: tuple[int, int], generator: np.random.Generator, p: Preprocessing, a: AugmentConfig
-) -> tuple[float, float, float, float]:
-    """(left, top, right, bottom) of the part that `training_crop` takes of a picture of `size`."""
-    crops = {
-        "random_area": lambda: _random_box(size, generator, a.crop_area, a.crop_aspect),
-        "fixed_scale": lambda: _random_square(size, generator, p),
-    }
-    return choose("augment.crop", a.crop, crops)()
+) -> Box:
+    """Returns a random part of a picture of `size` (width, height).
 
-
-def _random_square(
-    size: tuple[int, int], generator: np.random.Generator, p: Preprocessing
-) -> tuple[float, float, float, float]:
-    """(left, top, right, bottom), in a picture of `size`, of a random square of the resized one."""
-    # Of any size: only the square is ever resized.
-    sizes = {"warp": (p.resize_to, p.resize_to), "shorter_side": _scaled(size, p.resize_to)}
-    width, height = choose("resize", p.resize, sizes)
-    left = generator.integers(width - p.image_size + 1)
-    top = generator.integers(height - p.image_size + 1)
-    x, y = size[0] / width, size[1] / height
-    return left * x, top * y, (left + p.image_size) * x, (top + p.image_size) * y
-
-
-def _random_box(
-    size: tuple[int, int],
-    generator: np.random.Generator,
-    area: tuple[float, float],
-    aspect: tuple[float, float],
-) -> tuple[float, float, float, float]:
-    """(left, top, right, bottom) of a random rectangle of a picture of `size`."""
+    - "random_area": its share of the area is uniform in `a.crop_area`, its width / height
+      log-uniform in `a.crop_aspect`, its place uniform (paper, section 6). If ten draws do not fit,
+      it is the largest central rectangle of an allowed aspect.
+    - "fixed_scale": a random square of the picture that evaluation would crop centrally (Caffe,
+      data_transformer).
+    """
     width, height = size
+    if choose("augment.crop", a.crop, {"random_area": False, "fixed_scale": True}):
+        resized = _resized_size(size, p)
+        left, top = (int(generator.integers(side - p.image_size + 1)) for side in resized)
+        x, y = width / resized[0], height / resized[1]
+        return left * x, top * y, (left + p.image_size) * x, (top + p.image_size) * y
+    low, high = a.crop_aspect
     for _ in range(10):
-        target = width * height * generator.uniform(*area)
-        ratio = math.exp(generator.uniform(math.log(aspect[0]), math.log(aspect[1])))
-        w, h = math.sqrt(target * ratio), math.sqrt(target / ratio)
+        area = width * height * generator.uniform(*a.crop_area)
+        aspect = math.exp(generator.uniform(math.log(low), math.log(high)))
+        w, h = math.sqrt(area * aspect), math.sqrt(area / aspect)
         if w <= width and h <= height:
             left, top = generator.uniform(0, width - w), generator.uniform(0, height - h)
             return left, top, left + w, top + h
-    ratio = min(max(width / height, aspect[0]), aspect[1])
-    w, h = min(width, height * ratio), min(height, width / ratio)
+    aspect = min(max(width / height, low), high)
+    w, h = min(width, height * aspect), min(height, width / aspect)
     left, top = (width - w) / 2, (height - h) / 2
     return left, top, left + w, top + h
 
@@ -289,17 +247,15 @@ def _random_box(
 def pillow_crop(
     image: bytes | np.ndarray, generator: np.random.Generator, p: Preprocessing, a: AugmentConfig
 ) -> np.ndarray:
-    """`training_crop` of what `decode` makes of `image`."""
+    """Returns the `training_crop` of `decode(image)`."""
     return training_crop(decode(image), generator, p, a)
 
 
 def central_crop(picture: Image.Image, p: Preprocessing) -> np.ndarray:
-    """What the network sees of a picture in evaluation: (S, S, 3) uint8, red, green, blue.
-
-    The picture is resized as `p` says, and the central square of `p.image_size` pixels is cut out.
+    """Returns the central square of the resized picture, (S, S, 3) uint8, for evaluation.
 
     Raises:
-        ImageError: for a picture so narrow that the resized one would be a bomb.
+        ImageError: if the resized picture would have over 50 million pixels.
     """
     width, height = evaluation_size(picture.size, p)
     resized = picture.resize((width, height), Image.Resampling.BILINEAR)
@@ -308,35 +264,34 @@ def central_crop(picture: Image.Image, p: Preprocessing) -> np.ndarray:
 
 
 def evaluation_size(size: tuple[int, int], p: Preprocessing) -> tuple[int, int]:
-    """(width, height) that `p` resizes a whole picture of `size` to, before the central crop.
+    """Returns the (width, height) to which `p` resizes a picture of `size` before its central crop.
 
     Raises:
-        ImageError: as `shorter_side_size`.
+        ImageError: if that is over 50 million pixels.
     """
-    sizes = {
-        "warp": lambda: _square_size(p.resize_to),
-        "shorter_side": lambda: shorter_side_size(size, p.resize_to),
-    }
-    return choose("resize", p.resize, sizes)()
-
-
-def _square_size(side: int) -> tuple[int, int]:
-    _check_pixels((side, side), f"a square with sides of {side}")
-    return side, side
+    resized = _resized_size(size, p)
+    _check_size(resized, f"the image, {size[0]}x{size[1]} resized to {p.resize_to},")
+    return resized
 
 
 def shorter_side_size(size: tuple[int, int], shorter: int) -> tuple[int, int]:
-    """(width, height) of a picture of `size` scaled so that its shorter side is `shorter`.
+    """Returns the (width, height) of a picture of `size` scaled to a shorter side of `shorter`.
 
     Raises:
-        ImageError: if that is over 50 million pixels: a strip of 1x50000 would take 10 GB.
+        ImageError: if that is over 50 million pixels: a strip of 1x50000 would need 10 GB.
     """
-    scaled = _scaled(size, shorter)
-    _check_pixels(scaled, f"the image, {size[0]}x{size[1]} scaled to {shorter},")
+    scaled = _scaled_size(size, shorter)
+    _check_size(scaled, f"the image, {size[0]}x{size[1]} scaled to {shorter},")
     return scaled
 
 
-def _scaled(size: tuple[int, int], shorter: int) -> tuple[int, int]:
+def _resized_size(size: tuple[int, int], p: Preprocessing) -> tuple[int, int]:
+    if choose("resize", p.resize, {"warp": True, "shorter_side": False}):
+        return p.resize_to, p.resize_to
+    return _scaled_size(size, p.resize_to)
+
+
+def _scaled_size(size: tuple[int, int], shorter: int) -> tuple[int, int]:
     scale = shorter / min(size)
     width, height = (max(shorter, round(n * scale)) for n in size)
     return width, height

@@ -1,4 +1,4 @@
-"""Work done ahead, by threads or by processes, without a change of what comes out."""
+"""Results computed ahead of time by threads or processes, in order."""
 
 import multiprocessing
 import os
@@ -6,87 +6,68 @@ import pickle
 import signal
 import threading
 from collections.abc import Callable, Generator
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
 import grain
 from absl import flags
 
 from gnet_jax.config import UserError
 
-
-class _Held(NamedTuple):
-    error: UserError
-
-
-def held(load: Callable[..., Any]) -> Callable[..., Any]:
-    """`load` for a dataset's `map`, with its user errors held back until `prefetched` raises them.
-
-    Grain would add its own words to their sentence.
-    """
-
-    def hold(*arguments: Any) -> Any:
-        try:
-            return load(*arguments)
-        except UserError as error:
-            return _Held(error)
-
-    return hold
-
-
-def _released(element: Any) -> Any:
-    if isinstance(element, _Held):
-        raise element.error
-    return element
+T = TypeVar("T")
 
 
 def prefetched(
-    dataset: grain.MapDataset[Any], threads: int, workers: int = 0
-) -> Generator[Any, None, None]:
-    """The elements of `dataset` in order; close the generator to end its threads and processes.
+    load: Callable[[int], T], numbers: range, threads: int, workers: int = 0
+) -> Generator[T, None, None]:
+    """Yields `load(n)` for each of `numbers`; close the generator to end its threads and processes.
 
     Args:
-        threads: that compute elements, in each process.
-        workers: processes to compute in, besides this one; 0 computes here. Process w computes the
-            elements w, w + workers, ..., so that the order stays; each is started anew, holds its
-            own copy of what `dataset` needs, and takes seconds to begin.
+        load: called from any thread of any process; a UserError is raised to the consumer.
+        numbers: consecutive integers.
+        threads: number of threads in each process.
+        workers: number of processes to compute in; 0 uses this one. Process w computes every
+            `workers`-th result from w on. Each is a fresh process with its own copy of `load`, and
+            takes seconds to start.
     """
-    # Two elements a thread: enough to hide one slow image, little enough to hold in memory.
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
-    if not workers:
-        elements = iter(dataset.to_iter_dataset(options))
+
+    def attempt(number: int) -> T | UserError:
         try:
-            yield from map(_released, elements)
-        finally:
-            elements.close()
-        return
-    if not flags.FLAGS.is_parsed():  # Grain reads its own; this project's are not absl's
-        flags.FLAGS.mark_as_parsed()
-    # As bytes, elements go through a pipe. Arrays would go through shared memory, which a kill -9
-    # leaves full and which containers keep small.
-    elements = iter(
-        dataset.map(pickle.dumps)
-        .to_iter_dataset(options)
-        .mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2),
-            worker_init_fn=_begin_worker,
-        )
-    )
+            return load(number)
+        except UserError as error:  # returned, because Grain would extend its message
+            return error
+
+    # Two results per thread: enough to hide one slow image, few enough to keep in memory.
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    dataset: Any = grain.MapDataset.range(numbers.start, numbers.stop).map(attempt)
+    if workers:
+        if not flags.FLAGS.is_parsed():  # Grain reads absl's flags, which this project does not use
+            flags.FLAGS.mark_as_parsed()
+        # Bytes go through a pipe. Arrays would go through shared memory, which stays full after
+        # kill -9 and is small in containers.
+        processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+        dataset = dataset.map(pickle.dumps).to_iter_dataset(options)
+        results = iter(dataset.mp_prefetch(processes, worker_init_fn=_start_worker))
+    else:
+        results = iter(dataset.to_iter_dataset(options))
     try:
-        for element in elements:
-            yield _released(pickle.loads(element))
+        for result in results:
+            loaded = pickle.loads(result) if workers else result
+            if isinstance(loaded, UserError):
+                raise loaded
+            yield loaded
     finally:
-        elements.close()
+        results.close()
 
 
-def _begin_worker(_worker: int, _workers: int) -> None:
-    """Leave the signals to the main process, which saves before it stops, and end when it ends."""
+def _start_worker(_worker: int, _workers: int) -> None:
+    """Ignore signals, which the main process handles by saving, and exit when it exits."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _end_with_parent() -> None:
+def _exit_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
-        parent.join()  # returns however the parent ended; a killed one tells nobody
+        parent.join()  # returns even if the parent was killed
         os._exit(1)

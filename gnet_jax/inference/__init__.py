@@ -1,1 +1,1 @@
-"""What is done with a trained model: prediction, crops and ensembles, class activation maps."""
+"""Uses of a trained model: prediction, crops and ensembles, class activation maps."""

@@ -3,6 +3,7 @@
 Shapes: N crops, S side of the network's input, C channels (red, green, blue).
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple, get_args
 
@@ -18,30 +19,30 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 
 class Crop(NamedTuple):
-    """One view of a photo: the photo resized, a box of that, perhaps resized again and mirrored."""
+    """A part of a resized photo, optionally resized again and mirrored."""
 
     scale: tuple[int, int]  # width and height that the whole photo is resized to
     box: Box  # in the resized photo
-    resize: int | None  # side that the box is resized to; None where it has that side already
+    resize: int | None  # side that the box is resized to; None if it has that side already
     mirror: bool
 
 
 def crop_plan(width: int, height: int, crops: Crops, preprocessing: Preprocessing) -> list[Crop]:
-    """The crops of a photo of `width` x `height` pixels, each box followed by its mirror image.
+    """Returns the crops of a photo of `width` x `height` pixels, each followed by its mirror image.
 
-    1 is the central crop of `central_crop`; 10 adds the four corners of the same resized photo,
-    and the mirror images. 144 is the paper's: 4 scales, 3 squares along the longer side, of each
-    the centre, the four corners and the whole square made smaller, and the mirror images. It
-    scales the shorter side whatever `preprocessing.resize` says. In a square photo the three
-    squares coincide, in one of 5:4 a few of their corners do; they still count.
+    1: the central crop of `central_crop`.
+    10: the centre and four corners of the same resized photo, and the mirror images.
+    144: the paper's. 4 scales of the shorter side, whatever `preprocessing.resize` is; 3 squares
+        along the longer side; the centre, the four corners and the whole of each square; and the
+        mirror images. The three squares of a square photo coincide, and count three times.
 
     Raises:
         UserError: for another number of crops, or an image_size above resize_to.
-        ImageError: for a photo so narrow that the resized one would be a bomb.
+        ImageError: for a photo so narrow that the resized one would be too large.
     """
     size = preprocessing.image_size
     if crops not in get_args(Crops):
-        raise UserError(f"{crops} crops are not defined; choose 1, 10 or 144")
+        raise UserError(f"crops is {crops}; it must be 1, 10 or 144")
     if preprocessing.resize_to < size:
         raise UserError(
             f"resize_to is {preprocessing.resize_to}; it must be at least {size} (image_size)"
@@ -56,15 +57,14 @@ def crop_plan(width: int, height: int, crops: Crops, preprocessing: Preprocessin
             for mirror in (False, True)
         ]
     scale = evaluation_size((width, height), preprocessing)
-    whole = (0, 0, *scale)
-    if crops == 10:
-        boxes = _five(whole, size)
-        return [Crop(scale, box, None, mirror) for box in boxes for mirror in (False, True)]
-    return [Crop(scale, _five(whole, size)[0], None, False)]
+    boxes = _five((0, 0, *scale), size)
+    if crops == 1:
+        return [Crop(scale, boxes[0], None, False)]
+    return [Crop(scale, box, None, mirror) for box in boxes for mirror in (False, True)]
 
 
 def _five(area: Box, size: int) -> list[Box]:
-    """Squares of side `size`: the centre of `area` and its four corners."""
+    """Returns squares of side `size`: the centre of `area` and its four corners."""
     left, top, right, bottom = area
     centre = ((left + right - size) // 2, (top + bottom - size) // 2)
     corners = [(x, y) for y in (top, bottom - size) for x in (left, right - size)]
@@ -72,7 +72,7 @@ def _five(area: Box, size: int) -> list[Box]:
 
 
 def _squares(width: int, height: int) -> Iterator[Box]:
-    """The left, central and right square of a wide photo; top, centre and bottom of a tall one."""
+    """Yields the left, central and right square of a wide photo, the top ... of a tall one."""
     side, spare = min(width, height), abs(width - height)
     for start in (0, spare // 2, spare):
         x, y = (start, 0) if width > height else (0, start)
@@ -80,19 +80,17 @@ def _squares(width: int, height: int) -> Iterator[Box]:
 
 
 def extract(picture: Image.Image, plan: Sequence[Crop]) -> np.ndarray:
-    """(N, S, S, 3) uint8: the crops of `plan`, which was made for this picture's size."""
-    resized: dict[tuple[int, int], Image.Image] = {}
-    squares: dict[Crop, np.ndarray] = {}  # each box once, not mirrored
-    crops = []
-    for crop in plan:
-        upright = crop._replace(mirror=False)
-        if upright not in squares:
-            if crop.scale not in resized:
-                resized[crop.scale] = picture.resize(crop.scale, Image.Resampling.BILINEAR)
-            part = resized[crop.scale].crop(crop.box)
-            if crop.resize is not None:
-                part = part.resize((crop.resize, crop.resize), Image.Resampling.BILINEAR)
-            squares[upright] = np.asarray(part)
-        square = squares[upright]
-        crops.append(square[:, ::-1] if crop.mirror else square)
-    return np.stack(crops)
+    """Returns (N, S, S, 3) uint8: the crops of `plan`, which was made for this picture's size."""
+
+    @functools.cache
+    def scaled(scale: tuple[int, int]) -> Image.Image:
+        return picture.resize(scale, Image.Resampling.BILINEAR)
+
+    @functools.cache
+    def square(scale: tuple[int, int], box: Box, resize: int | None) -> np.ndarray:
+        part = scaled(scale).crop(box)
+        if resize is not None:
+            part = part.resize((resize, resize), Image.Resampling.BILINEAR)
+        return np.asarray(part)
+
+    return np.stack([square(*crop[:3])[:, :: -1 if crop.mirror else 1] for crop in plan])

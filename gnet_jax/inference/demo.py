@@ -1,4 +1,4 @@
-"""A local page to try a network: drop a photo, see what each head makes of it, and where."""
+"""A local web page to try a model: drop a photo, see each head's classes and activation map."""
 
 from importlib import import_module
 from pathlib import Path
@@ -7,15 +7,16 @@ from typing import Any
 from gnet_jax.config import UserError
 from gnet_jax.config.recipes import needs
 from gnet_jax.data.decode import decode
-from gnet_jax.inference.cam import MAIN, HeadMapper, draw
+from gnet_jax.inference.cam import MAIN, ActivationMapper, draw
 from gnet_jax.inference.images import MAX_DOWNLOAD
-from gnet_jax.inference.predict import TrainedModel, top
+from gnet_jax.inference.predict import top_classes
+from gnet_jax.model_folder import ModelFolder
 
-HOST = "127.0.0.1"  # this machine alone
+HOST = "127.0.0.1"  # this machine only
 
 
-def build(trained: TrainedModel, title: str) -> Any:
-    """The page, a `gradio.Blocks` that is not yet served.
+def build(trained: ModelFolder, title: str) -> Any:
+    """Returns the page, a `gradio.Blocks`, for `serve`.
 
     Raises:
         UserError: if gradio is not installed.
@@ -25,7 +26,7 @@ def build(trained: TrainedModel, title: str) -> Any:
     except ImportError as error:
         raise UserError(needs("the demo", error, "demo")) from error
 
-    mapper = HeadMapper(trained)
+    mapper = ActivationMapper(trained)
 
     def look(path: str | None, head: str) -> tuple[dict[str, float] | None, Any]:
         if path is None:
@@ -34,8 +35,8 @@ def build(trained: TrainedModel, title: str) -> Any:
             probabilities, found = mapper.own(decode(Path(path).read_bytes()), head)
         except UserError as error:
             raise gr.Error(str(error)) from error
-        guesses = top(probabilities, trained.class_names)
-        # Two classes of one name would be one bar of the chart.
+        guesses = top_classes(probabilities, trained.class_names)
+        # The index, because two classes of one name would share a bar of the chart.
         shown = {f"{g['label']} ({g['index']})": g["probability"] for g in guesses}
         return shown, draw(found)
 
@@ -43,39 +44,28 @@ def build(trained: TrainedModel, title: str) -> Any:
         gr.Markdown(f"# {title}\nDrop a photo. Nothing leaves this machine.")
         with gr.Row():
             with gr.Column():
-                photo = gr.Image(
-                    type="filepath",
-                    image_mode=None,  # the file as it is: its kinds are decode's business
-                    sources=["upload", "clipboard"],
-                    label="Photo",
-                )
-                head = gr.Radio(
-                    list(mapper.heads),
-                    value=MAIN,
-                    label="Head",
-                    info=None if len(mapper.heads) > 1 else "This model has no auxiliary heads.",
-                )
+                # image_mode None keeps the file as it is, for `decode`.
+                ways = ["upload", "clipboard"]
+                photo = gr.Image(type="filepath", image_mode=None, sources=ways, label="Photo")
+                info = None if len(mapper.heads) > 1 else "This model has no auxiliary heads."
+                head = gr.Radio(list(mapper.heads), value=MAIN, label="Head", info=info)
             with gr.Column():
                 classes = gr.Label(num_top_classes=5, label="Likeliest classes")
-                # Without a label, which would lie on the map's own title, and without sharing.
-                seen = gr.Image(
-                    type="pil",
-                    show_label=False,
-                    interactive=False,
-                    buttons=["download", "fullscreen"],
-                )
+                # No label, which would cover the map's own title, and no sharing.
+                buttons = ["download", "fullscreen"]
+                seen = gr.Image(type="pil", show_label=False, interactive=False, buttons=buttons)
         for changed in (photo, head):
             changed.change(look, [photo, head], [classes, seen], api_name=False)
     return page
 
 
 def serve(page: Any, port: int | None, *, block: bool = True) -> str:
-    """Serve the page on this machine alone, and return its address once it is up.
+    """Serve the page on this machine only. Returns its address once it is up.
 
     Args:
-        page: of `build`.
+        page: from `build`.
         port: None takes the first free one from 7860 on.
-        block: return only when the server ends, as on Ctrl-C.
+        block: return when the server ends, for example by Ctrl-C.
 
     Raises:
         UserError: if the port is taken.
@@ -94,6 +84,6 @@ def serve(page: Any, port: int | None, *, block: bool = True) -> str:
             f"cannot serve on {HOST}, port {port}: {error}; try another --port"
         ) from error
     if block:
-        print(f"open {address} in a browser; Ctrl-C ends it", flush=True)
+        print(f"open {address} in a browser; Ctrl-C stops the server", flush=True)
         page.block_thread()
     return address

@@ -13,10 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from rich.table import Table
 
 from gnet_jax.config import Preprocessing, UserError
-from gnet_jax.data import BadRecord, BadRecords, Source
-from gnet_jax.data.bad_images import read_example
+from gnet_jax.data.bad_images import BadRecord, BadRecords, read_example
 from gnet_jax.data.decode import ImageError, decode
 from gnet_jax.data.progress import progress_line
 from gnet_jax.data.sources.classes import (
@@ -27,10 +27,22 @@ from gnet_jax.data.sources.classes import (
     listed,
     nfc,
 )
+from gnet_jax.data.sources.source import Source
 from gnet_jax.inference.crops import Crops, crop_plan, extract
-from gnet_jax.inference.predict import Predictor, TrainedModel, say_compiling, softmax
+from gnet_jax.inference.predict import Predictor, say_compiling, softmax
+from gnet_jax.model_folder import ModelFolder
 
 T = TypeVar("T")
+
+# (models, crops) to top-5 error in per cent on ImageNet's validation images (paper, Table 3).
+PAPER_TOP5_ERROR: Mapping[tuple[int, int], float] = {
+    (1, 1): 10.07,
+    (1, 10): 9.15,
+    (1, 144): 7.89,
+    (7, 1): 8.09,
+    (7, 10): 7.62,
+    (7, 144): 6.67,
+}
 
 
 class EvaluationError(UserError):
@@ -39,7 +51,7 @@ class EvaluationError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """How often the label was the likeliest class, and among the five likeliest."""
+    """How often the label was the likeliest class, or among the five likeliest."""
 
     images: int  # scored, each exactly once
     top1_count: int
@@ -47,33 +59,33 @@ class Evaluation:
     crops: int
     models: int
     images_per_sec: float  # without compilation
-    damaged: tuple[BadRecord, ...] = ()  # left out
-    pairing: str | None = None  # what was assumed where names do not tell which class is which
+    damaged: tuple[BadRecord, ...] = ()  # not scored
+    pairing: str | None = None  # how classes were paired if their names differ
 
     @property
     def top1(self) -> float:
-        """Share of 1; NaN where no image was scored."""
+        """The share of images, or NaN if none was scored."""
         return self.top1_count / self.images if self.images else float("nan")
 
     @property
     def top5(self) -> float:
-        """Share of 1; NaN where no image was scored."""
+        """The share of images, or NaN if none was scored."""
         return self.top5_count / self.images if self.images else float("nan")
 
     def as_dict(self) -> dict[str, Any]:
-        """Every field and both shares, ready for JSON."""
+        """Returns every field and both shares, ready for JSON."""
         return dataclasses.asdict(self) | {"top1": self.top1, "top5": self.top5}
 
 
 class _Views(NamedTuple):
-    """One image made ready for all models."""
+    """The crops of one image for all models."""
 
     label: int  # of the first model
     crops: Mapping[Preprocessing, np.ndarray]  # (R, S, S, 3) uint8
 
 
 def evaluate(
-    models: Sequence[TrainedModel],
+    models: Sequence[ModelFolder],
     source: Source,
     crops: Crops = 1,
     *,
@@ -82,19 +94,17 @@ def evaluate(
     progress: bool = True,
     bad_limit: float = 0.02,
 ) -> Evaluation:
-    """Score every image of `source` once, by softmax probabilities averaged over crops and models.
+    """Score every image of `source` once, by probabilities averaged over crops and models.
 
-    Each model sees the image through its own preprocessing. Images that cannot be decoded are left
-    out, and named in the result. Classes are matched by name, those of the data and those of an
-    ensemble's models; the data need not have all of them. Where the data number the model's
-    classes instead of naming them, or the model has no names, they are paired by position, and the
-    pairing is printed on stderr.
+    Each model has its own preprocessing. Damaged images are skipped and named in the result.
 
     Args:
+        models: one or more, with the same classes in any order.
+        source: the labelled images, whose classes `pair_classes` matches.
         crops: of each image; see `crop_plan`.
-        batch_size: most crops in one call of a network.
-        threads: that read, decode and crop; the result does not depend on it.
-        progress: say on stderr what goes on, with a bar where that is a terminal.
+        batch_size: largest number of crops in a call of a network.
+        threads: that read, decode and crop.
+        progress: print the progress on standard error.
         bad_limit: largest share of the images that may be damaged.
 
     Raises:
@@ -112,14 +122,20 @@ def evaluate(
         print(pairing, file=sys.stderr, flush=True)
     wanted = {model.preprocessing for model in models}
     for p in wanted:
-        crop_plan(p.resize_to, p.resize_to, crops, p)  # refuses what is wrong before compiling
-    together = max(1, min(batch_size // crops, len(source)))  # images predicted in one go
-    calls = -(-together * crops // batch_size)
-    predictors = [Predictor(model, -(-together * crops // calls)) for model in models]
+        crop_plan(p.resize_to, p.resize_to, crops, p)  # raises before anything compiles
+    chunk_size = max(1, min(batch_size // crops, len(source)))  # images
+    calls = -(-chunk_size * crops // batch_size)
+    predictors = [Predictor(model, -(-chunk_size * crops // calls)) for model in models]
     damaged = BadRecords(source, bad_limit)
 
     def load(index: int) -> _Views | BadRecord:
-        return _load(source, index, crops, wanted, labels)
+        try:
+            image, label = read_example(source, index)
+            picture = decode(image)
+            plans = {p: crop_plan(*picture.size, crops, p) for p in wanted}
+        except ImageError as error:
+            return BadRecord(index, source.describe(index), str(error))
+        return _Views(labels[label], {p: extract(picture, plan) for p, plan in plans.items()})
 
     images = top1 = top5 = 0
     if progress and len(source):
@@ -128,8 +144,8 @@ def evaluate(
         predictor.warm_up()
     with progress_line("evaluating", "images", len(source), wanted=progress) as advance:
         start = time.perf_counter()
-        loaded = _prefetched(load, len(source), threads, together + 2 * threads)
-        while chunk := list(itertools.islice(loaded, together)):
+        loaded = _prefetch(load, len(source), threads, chunk_size + 2 * threads)
+        while chunk := list(itertools.islice(loaded, chunk_size)):
             damaged.add(each for each in chunk if isinstance(each, BadRecord))
             scored = [each for each in chunk if isinstance(each, _Views)]
             if scored:
@@ -142,20 +158,18 @@ def evaluate(
     return Evaluation(images, top1, top5, crops, len(models), rate, tuple(damaged), pairing)
 
 
-def _columns(models: Sequence[TrainedModel]) -> list[list[int]]:
-    """The outputs of each model in the order of the first one's classes."""
+def _columns(models: Sequence[ModelFolder]) -> list[list[int]]:
+    """Returns the outputs of each model in the order of the first model's classes."""
     if not models:
         raise EvaluationError("there is no model to evaluate; name at least one")
     first, columns = models[0].class_names, []
     for number, model in enumerate(models, start=1):
-        found = find(first, model.class_names)
-        lacks = _without(first, found)
-        more = _without(model.class_names, find(model.class_names, first))
-        if lacks or more:
-            one, other, odd = (number, 1, lacks) if lacks else (1, number, more)
+        found, back = find(first, model.class_names), find(model.class_names, first)
+        odd = _without(first, found) or _without(model.class_names, back)
+        if odd:
             raise EvaluationError(
-                f"model {one} does not have, or has more than once, {listed(odd)} of model "
-                f"{other}; an ensemble needs models of the same classes"
+                f"models 1 and {number} do not both have {listed(odd)}, or have it twice; an "
+                "ensemble requires models of the same classes"
             )
         columns.append([column for column in found if column is not None])
     return columns
@@ -164,84 +178,61 @@ def _columns(models: Sequence[TrainedModel]) -> list[list[int]]:
 def pair_classes(
     names: Sequence[str], model: Sequence[str], empty: Container[str] = ()
 ) -> tuple[list[int], str | None]:
-    """Returns the model's class for each label of the data, and what was assumed to tell it.
+    """Returns the model's class for each label of the data, and a note if names do not match.
 
-    Classes are matched by name, and then nothing is assumed. Classes that the model lacks and the
-    data have no image of get -1.
+    If no name matches, classes are paired by position, provided that the data number the model's
+    classes from 0, or that the model has no names and as many classes.
 
     Args:
-        names: of the data's classes.
-        model: the names of the model's classes.
-        empty: those of the data's classes that have no image.
+        names: the classes of the data.
+        model: the classes of the model.
+        empty: the classes of the data without images; if the model lacks one, it becomes -1.
 
     Raises:
         EvaluationError: naming the classes of the data that the model lacks.
     """
-    places = find(names, model)
-    unknown = _without(names, places)
+    found = find(names, model)
+    unknown = _without(names, found)
     odd = [name for name in unknown if name not in empty]
     if odd and len(unknown) == len(names):
         by_position = _by_position(names, model)
         if by_position is not None:
-            return by_position, _in_words(names, by_position, model)
+            pairs = [f"{a!r} is {model[b]!r}" for a, b in zip(names, by_position, strict=True)]
+            if len(pairs) > 4:
+                pairs[2:-1] = ["..."]
+            how = "classes paired by position, because the names differ: " + ", ".join(pairs)
+            return by_position, how
     if odd:
         twice = [name for name in dict.fromkeys(odd) if nfc(name) in map(nfc, model)]
         raise EvaluationError(
-            f"the model or the data have {listed(twice)} more than once, so names do not tell "
-            "which is which; rename them"
+            f"the model or the data have {listed(twice)} more than once; rename them"
             if twice
-            else f"the data have {listed(odd)}, which the model lacks (it has {listed(model, 3)}); "
-            "evaluate it on data of its own classes, or rename them"
+            else f"the model lacks {listed(odd)} of the data (it has {listed(model, 3)}); evaluate "
+            "it on data of its own classes, or rename them"
         )
-    return [-1 if place is None else place for place in places], None
+    return [-1 if index is None else index for index in found], None
 
 
-def _without(names: Sequence[str], places: Sequence[int | None]) -> list[str]:
-    return [name for name, place in zip(names, places, strict=True) if place is None]
+def _without(names: Sequence[str], found: Sequence[int | None]) -> list[str]:
+    return [name for name, index in zip(names, found, strict=True) if index is None]
 
 
 def _by_position(names: Sequence[str], model: Sequence[str]) -> list[int] | None:
-    """The model's classes by their place, if the data number them or the model has no names.
-
-    Numbers without a 0 might begin at 1, and then ImageNet's are often in another order.
-    """
-    if [*model] == [f"class {place}" for place in range(len(model))] and len(names) == len(model):
+    if [*model] == [f"class {i}" for i in range(len(model))] and len(names) == len(model):
         return [*range(len(names))]
     numbers, start = integers(names), imagenet_start(model) or 0
     if numbers is None or integers(model) is not None:
         return None
+    # Numbers without 0 could start at 1, and then ImageNet's classes are often in another order.
     if min(numbers) != 0 or max(numbers) >= len(model) - start:
         return None
     return [start + number for number in numbers]
 
 
-def _in_words(names: Sequence[str], places: Sequence[int], model: Sequence[str]) -> str:
-    pairs = [f"{name!r} is {model[place]!r}" for name, place in zip(names, places, strict=True)]
-    if len(pairs) > 4:
-        pairs[2:-1] = ["..."]
-    return f"classes paired by position, because the names differ: {', '.join(pairs)}"
-
-
-def _load(
-    source: Source,
-    index: int,
-    crops: Crops,
-    wanted: set[Preprocessing],
-    labels: Sequence[int],
-) -> _Views | BadRecord:
-    try:
-        image, label = read_example(source, index)
-        picture = decode(image)
-        plans = {p: crop_plan(*picture.size, crops, p) for p in wanted}
-    except ImageError as error:
-        return BadRecord(index, source.describe(index), str(error))
-    return _Views(labels[label], {p: extract(picture, plan) for p, plan in plans.items()})
-
-
 def _ranks(
     predictors: Sequence[Predictor], columns: Sequence[list[int]], images: Sequence[_Views]
 ) -> np.ndarray:
-    """(N,) how many classes are likelier than the label; of equal ones the first is likelier."""
+    """Returns (N,) the number of classes that come before the label; ties go by index."""
     label_N1 = np.array([[views.label] for views in images])
     sums_NK: Any = 0.0
     for predictor, own in zip(predictors, columns, strict=True):
@@ -249,23 +240,54 @@ def _ranks(
         logits = predictor.logits(crops_NRSSC.reshape(-1, *crops_NRSSC.shape[2:]))
         means_NK = softmax(logits.reshape(*crops_NRSSC.shape[:2], -1)).mean(axis=1)
         sums_NK = sums_NK + means_NK[:, own]
-    if not np.isfinite(sums_NK).all():  # every comparison below would call that right
-        raise EvaluationError("the model's outputs are not finite; its weights are damaged")
-    of_label_N1 = np.take_along_axis(sums_NK, label_N1, axis=1)
+    if not np.isfinite(sums_NK).all():  # the comparisons below would count them as right
+        raise EvaluationError("the model's outputs are not finite; its weights are corrupt")
+    label_sum_N1 = np.take_along_axis(sums_NK, label_N1, axis=1)
     earlier_NK = np.arange(sums_NK.shape[1]) < label_N1
-    return ((sums_NK > of_label_N1) | ((sums_NK == of_label_N1) & earlier_NK)).sum(axis=1)
+    return ((sums_NK > label_sum_N1) | ((sums_NK == label_sum_N1) & earlier_NK)).sum(axis=1)
 
 
-def _prefetched(load: Callable[[int], T], count: int, threads: int, ahead: int) -> Iterator[T]:
-    """`load(0)`, `load(1)`, ... in order, at most `ahead` of them in memory at once."""
+def _prefetch(load: Callable[[int], T], count: int, threads: int, size: int) -> Iterator[T]:
+    """Yields `load(0)`, `load(1)`, ... in order, with at most `size` of them in memory."""
     with ThreadPoolExecutor(threads) as pool:
-        waiting = collections.deque(pool.submit(load, i) for i in range(min(ahead, count)))
+        waiting = collections.deque(pool.submit(load, i) for i in range(min(size, count)))
         try:
             for index in range(count):
                 result = waiting.popleft().result()
-                if index + ahead < count:
-                    waiting.append(pool.submit(load, index + ahead))
+                if index + size < count:
+                    waiting.append(pool.submit(load, index + size))
                 yield result
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def evaluate_grid(
+    models: Sequence[ModelFolder],
+    source: Source,
+    crops: Sequence[Crops] = (1, 10, 144),
+    **options: Any,
+) -> list[Evaluation]:
+    """Evaluate the first model alone and then all models, each with every number of crops.
+
+    `options` and errors are those of `evaluate`.
+    """
+    ensembles = [models[:1], models] if len(models) > 1 else [models]
+    return [evaluate(chosen, source, n, **options) for chosen in ensembles for n in crops]
+
+
+def paper_table(evaluations: Sequence[Evaluation]) -> Table:
+    """Returns a table of the errors, with the paper's for the same number of models and crops."""
+    table = Table(
+        title="Error by models and crops",
+        caption="paper: GoogLeNet on ImageNet's validation images (arXiv 1409.4842, Table 3)",
+        title_justify="left",
+        caption_justify="left",
+    )
+    for name in ("models", "crops", "images", "top-1 error", "top-5 error", "paper's top-5 error"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for e in evaluations:
+        paper = PAPER_TOP5_ERROR.get((e.models, e.crops))
+        cells = (f"{e.models}", f"{e.crops}", f"{e.images:,}", f"{1 - e.top1:.2%}")
+        table.add_row(*cells, f"{1 - e.top5:.2%}", "" if paper is None else f"{paper:.2f}%")
+    return table

@@ -1,23 +1,25 @@
-"""Command-line arguments to pictures: files, folders, URLs and standard input.
+"""Images that a user names: files, folders, URLs and standard input.
 
-Everything is lazy, and what cannot be had is an item like any other: it carries its name and the
-reason, and the rest goes on.
+Everything is lazy. An image that cannot be read is an item with its name and the reason, and the
+next ones follow.
 """
 
+import functools
 import http.client
+import io
 import os
 import sys
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Iterable, Iterator
-from typing import BinaryIO, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageOps
 
 from gnet_jax.config import UserError
-from gnet_jax.data.decode import MAX_PIXELS, ImageError, decode
-from gnet_jax.data.sources.walk import LeftOut, walk
+from gnet_jax.data.decode import MAX_PIXELS, decode
 
 MAX_DOWNLOAD = 32 * 2**20  # bytes, of a URL or standard input
 MAX_FILE = 4 * MAX_PIXELS  # bytes; the largest picture that is decoded, stored without compression
@@ -26,131 +28,156 @@ TIMEOUT = 20.0  # seconds without a byte from a server
 DEADLINE = 120.0  # seconds for a whole download
 USER_AGENT = "gnet-jax (image classification; python-urllib)"  # some servers refuse urllib's own
 
+LeftOut = dict[str, list[str]]  # paths of the entries that are not read, by reason
+ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray
+
 
 class InputError(UserError):
     """An argument that gives no image."""
 
 
-class Found(NamedTuple):
-    """One image that an argument named, still encoded, or why there is none."""
+class Picture(NamedTuple):
+    """One decoded picture, or the reason why there is none."""
 
     name: str  # the argument, or the path of a file in a folder
-    image: bytes | InputError
-
-
-class Picture(NamedTuple):
-    """One decoded picture, or why there is none."""
-
-    name: str
     picture: Image.Image | UserError
 
 
-def expand(arguments: Iterable[str], left_out: LeftOut | None = None) -> Iterator[Found]:
-    """The images that `arguments` name, in their order, each read when it is asked for.
+def pictures(arguments: Iterable[str], left_out: LeftOut | None = None) -> Iterator[Picture]:
+    """Yields the pictures that `arguments` name, in order, reading each when it is asked for.
 
-    A folder gives every image file in it and below it, as `walk` does; of what format it is, its
-    content tells. "-" is standard input, http:// and https:// are fetched, unless there is a file
-    or a folder of that name.
+    "-" is standard input, and http:// and https:// are downloaded, unless a file or folder has
+    that name. A folder gives the image files in it and below it, as `walk` does; their content
+    determines the format.
 
     Args:
-        left_out: receives what is in the folders and is no image file.
+        arguments: paths, URLs or "-".
+        left_out: receives the other entries of the folders.
     """
-    left_out = {} if left_out is None else left_out
-    for argument in arguments:
-        if argument == "-":
-            both = InputError("means standard input, but is also a file; say ./- or /dev/stdin")
-            exists = os.path.lexists(argument)
-            yield Found(argument, both if exists else _read(sys.stdin.buffer, MAX_DOWNLOAD))
-        elif os.path.isdir(argument):
-            yield from _folder(argument, left_out)
-        elif not os.path.lexists(argument) and _is_url(argument):
-            yield Found(argument, _fetched(argument))
-        else:
-            yield Found(argument, _file(argument))
-
-
-def _is_url(argument: str) -> bool:
-    return argument.lower().startswith(("http://", "https://"))
-
-
-def pictures(arguments: Iterable[str], left_out: LeftOut | None = None) -> Iterator[Picture]:
-    """`expand`, decoded."""
-    for name, image in expand(arguments, left_out):
-        if isinstance(image, InputError):
-            yield Picture(name, image)
-            continue
+    for name, read in _readers(arguments, {} if left_out is None else left_out):
         try:
-            yield Picture(name, decode(image))
-        except ImageError as error:
+            yield Picture(name, decode(read()))
+        except UserError as error:
             yield Picture(name, error)
 
 
-def _folder(root: str, left_out: LeftOut) -> Iterator[Found]:
+def open_picture(image: ImageLike) -> Image.Image:
+    """Returns one upright RGB picture.
+
+    Args:
+        image: the path or URL of a file, "-", a PIL image, or uint8 pixels (H, W, 3) or (H, W).
+
+    Raises:
+        UserError: naming what cannot be read.
+    """
+    if isinstance(image, np.ndarray):
+        return decode(image)
+    if isinstance(image, Image.Image):
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode in ("RGB", "CMYK", "YCbCr", "LAB", "HSV"):
+            return upright.convert("RGB")
+        encoded = io.BytesIO()
+        upright.save(encoded, "TIFF")  # decode handles alpha, palettes and 16 bits
+        return decode(encoded.getvalue())
+    if os.path.isdir(image):
+        raise UserError(f"{image} is a folder; name one image")
+    ((name, picture),) = pictures([os.fspath(image)])
+    if isinstance(picture, UserError):
+        raise UserError(f"{name}: {picture}")
+    return picture
+
+
+def _readers(
+    arguments: Iterable[str], left_out: LeftOut
+) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    """Yields the name of every image, and a function that reads it or raises InputError."""
+    for argument in arguments:
+        exists = os.path.lexists(argument)
+        if argument == "-" and exists:
+            both = "is standard input and also a file; write ./- or /dev/stdin"
+            yield argument, functools.partial(_fail, both)
+        elif argument == "-":
+            yield argument, _read_stdin
+        elif os.path.isdir(argument):
+            yield from _folder_readers(argument, left_out)
+        elif not exists and argument.lower().startswith(("http://", "https://")):
+            yield argument, functools.partial(_download, argument)
+        else:
+            yield argument, functools.partial(_read_file, argument)
+
+
+def _folder_readers(root: str, left_out: LeftOut) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    from gnet_jax.data.sources.walk import walk
+
     own: LeftOut = {}
     unreadable: list[OSError] = []
     empty = True
     for path in walk(root, own, unreadable.append):
         empty = False
-        yield Found(path, _file(path))
-    for error in unreadable:
-        yield Found(str(error.filename), InputError(f"cannot be read: {error.strerror}"))
-    for path in own.pop("broken link", []):
-        yield Found(path, InputError("is a broken link"))
-        empty = False
-    if empty and not unreadable:
-        yield Found(root, InputError("the folder holds no images"))
+        yield path, functools.partial(_read_file, path)
+    reasons = {str(error.filename): f"cannot be read: {error.strerror}" for error in unreadable}
+    reasons |= dict.fromkeys(own.pop("broken link", []), "is a broken link")
+    if empty and not reasons:
+        reasons[root] = "the folder contains no images"
+    for path, reason in reasons.items():
+        yield path, functools.partial(_fail, reason)
     for reason, paths in own.items():
         left_out.setdefault(reason, []).extend(paths)
 
 
-def _file(path: str) -> bytes | InputError:
+def _fail(reason: str) -> bytes:
+    raise InputError(reason)
+
+
+def _limited(image: bytes, limit: int) -> bytes:
+    if len(image) > limit:
+        raise InputError(f"is larger than the limit of {limit // 2**20} MB")
+    return image
+
+
+def _read_stdin() -> bytes:
+    return _limited(sys.stdin.buffer.read(MAX_DOWNLOAD + 1), MAX_DOWNLOAD)
+
+
+def _read_file(path: str) -> bytes:
     try:
         with open(path, "rb") as file:
-            return _read(file, MAX_FILE)
+            image = file.read(MAX_FILE + 1)
     except FileNotFoundError:
-        return InputError("there is no such file or folder")
+        raise InputError("no such file or folder") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        return InputError(f"cannot be read: {getattr(error, 'strerror', None) or error}")
+        raise InputError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    return _limited(image, MAX_FILE)
 
 
-def _read(stream: BinaryIO, limit: int) -> bytes | InputError:
-    image = stream.read(limit + 1)
-    return image if len(image) <= limit else _too_large(limit)
-
-
-def _too_large(limit: int) -> InputError:
-    return InputError(f"is larger than {limit // 2**20} MB, the most that is read")
-
-
-def _fetched(url: str) -> bytes | InputError:
-    """What the server sends, whatever it calls it: the decoder judges by content."""
+def _download(url: str) -> bytes:
     deadline = time.monotonic() + DEADLINE
     image = bytearray()
     try:
         request = urllib.request.Request(_quoted(url), headers={"User-Agent": USER_AGENT})
         with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
-            while chunk := response.read1(CHUNK):  # read() would wait for a slow drip to the end
+            while chunk := response.read1(CHUNK):  # read() would wait until a slow server ends
                 image += chunk
-                if len(image) > MAX_DOWNLOAD:
-                    return _too_large(MAX_DOWNLOAD)
-                if time.monotonic() > deadline:
-                    return InputError(f"took longer than {DEADLINE:.0f} s to download")
+                if len(image) > MAX_DOWNLOAD or time.monotonic() > deadline:
+                    break
     except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: a bad URL
-        return InputError(f"cannot be downloaded: {error}")
-    return bytes(image)
+        raise InputError(f"cannot be downloaded: {error}") from error
+    if time.monotonic() > deadline:
+        raise InputError(f"took longer than {DEADLINE:.0f} s to download")
+    return _limited(bytes(image), MAX_DOWNLOAD)
 
 
 def _quoted(url: str) -> str:
-    """`url` as it is typed or copied, in the ASCII that a server expects, as browsers send it.
+    """Returns `url` in the ASCII form that browsers send.
 
     Raises:
-        ValueError: for a host that cannot be a name.
+        ValueError: for an invalid host name.
     """
     parts = urllib.parse.urlsplit(url.strip())
     host = parts.netloc
     if not host.isascii():
         host = host.encode("idna").decode()
-    # What is quoted already stays, hence the percent sign.
+    # The percent sign is safe because parts of the URL may be quoted already.
     path, query = (
         urllib.parse.quote(part, safe="%/:=&?~+!$,;'@()*[]", errors="surrogateescape")
         for part in (parts.path, parts.query)

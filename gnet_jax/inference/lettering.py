@@ -1,4 +1,4 @@
-"""Fonts for names in any script, so that no picture shows a row of boxes in place of a name."""
+"""Fonts that draw names in any script, where the default font would draw boxes."""
 
 import functools
 import sys
@@ -14,22 +14,22 @@ if TYPE_CHECKING:
 
 # DejaVu Sans comes with matplotlib and has most alphabets.
 DEFAULT = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
-JOINERS = "\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"  # which no font needs to draw
-BESIDE = "0123456789.%\N{HORIZONTAL ELLIPSIS}"  # is written beside a name in the same font
+JOINERS = "\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"  # fonts need no glyph for these
+BESIDE = "0123456789.%\N{HORIZONTAL ELLIPSIS}"  # drawn beside a name in the same font
 
 
 def lettered(text: str, size: float) -> tuple[str, ImageFont.FreeTypeFont]:
-    """Returns `text` as it can be drawn, and a font of `size` pixels that has all its letters.
+    """Returns drawable text and a font of `size` pixels that has all its letters.
 
-    Control characters are escaped. If no font of the system has the letters, they are escaped too,
-    and a line on standard error says so.
+    Control characters are escaped. So are letters that no font of the system has; a line on
+    standard error names them.
     """
     shown, file = _drawable(text)
     return shown, ImageFont.truetype(str(file), size)
 
 
 def fitted(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
-    """Returns `text`, cut off with an ellipsis if it is wider than `width` pixels."""
+    """Returns `text`, truncated with an ellipsis if it is wider than `width` pixels."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "\N{HORIZONTAL ELLIPSIS}") > width:
@@ -38,8 +38,8 @@ def fitted(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
 
 
 def letter(figure: "Figure") -> None:
-    """Give every text of a figure a font that has its letters, and take no dollar for a formula."""
-    from matplotlib.text import Text  # takes a second, and photos need none of it
+    """Set a font that has the letters of each text in a figure, and draw dollars as they are."""
+    from matplotlib.text import Text  # takes a second to import
 
     for text in figure.findobj(Text):
         given = text.get_text()
@@ -55,39 +55,37 @@ def letter(figure: "Figure") -> None:
 
 
 def _drawable(text: str, kept: str = "") -> tuple[str, Path]:
-    """`text` with what cannot be drawn escaped, and the file of a font."""
+    """Returns `text` with undrawable characters escaped, and the file of a font for it."""
     kept += JOINERS
-    shown = "".join(c if c.isprintable() or c in kept else _escaped(c) for c in text)
-    missing = frozenset(shown) - letters(DEFAULT) - set(kept)
-    if not missing:
-        return shown, DEFAULT
-    file = _font_with(frozenset(shown) - set(kept) | set(BESIDE), missing)
-    if file is None:
-        shown = "".join(_escaped(c) if c in missing else c for c in shown)
-    return shown, file or DEFAULT
+    shown = "".join(c if c.isprintable() or c in kept else _escape(c) for c in text)
+    wanted = frozenset(shown) - set(kept) | set(BESIDE)
+    file = _font_with(wanted)
+    if file is not None:
+        return shown, file
+    missing = wanted - letters(DEFAULT)
+    _print_missing(missing)
+    return "".join(_escape(c) if c in missing else c for c in shown), DEFAULT
 
 
 @functools.cache
-def _font_with(wanted: frozenset[str], missing: frozenset[str]) -> Path | None:
-    for file in _system_fonts():
-        if wanted <= letters(file):
-            return file
-    _say_missing(missing)
-    return None
+def _font_with(wanted: frozenset[str]) -> Path | None:
+    if wanted <= letters(DEFAULT):
+        return DEFAULT
+    return next((file for file in _system_fonts() if wanted <= letters(file)), None)
 
 
 @functools.cache
-def _say_missing(missing: frozenset[str]) -> None:
+def _print_missing(missing: frozenset[str]) -> None:
     print(
-        f"no font of this system has the letters {''.join(sorted(missing))!a}, which the picture "
-        "shows as numbers; install one, such as the package fonts-noto-cjk",
+        f"no font of this system has the letters {''.join(sorted(missing))!a}; the picture shows "
+        "their code points. Install a font, for example the package fonts-noto-cjk",
         file=sys.stderr,
     )
 
 
 @functools.cache
 def _system_fonts() -> list[Path]:
-    """Upright regular ones first. A "last resort" font has boxes for every letter."""
+    """Returns the font files, upright regular ones first, without "last resort" fonts (boxes)."""
     from matplotlib.font_manager import findSystemFonts
 
     files = map(Path, findSystemFonts())
@@ -98,13 +96,13 @@ def _system_fonts() -> list[Path]:
 
 @functools.cache
 def letters(file: Path) -> frozenset[str]:
-    """The characters that a font has; none if neither library can use it."""
+    """Returns the characters of a font; none if Pillow or matplotlib cannot use it."""
     try:
-        ImageFont.truetype(str(file), 18)  # a font of bitmaps has other sizes only
+        ImageFont.truetype(str(file), 18)  # raises for bitmap fonts of other sizes
         return frozenset(map(chr, FT2Font(str(file)).get_charmap()))
     except (OSError, RuntimeError):
         return frozenset()
 
 
-def _escaped(text: str) -> str:
+def _escape(text: str) -> str:
     return text.encode("unicode_escape").decode()

@@ -1,12 +1,14 @@
-"""Pictures to probabilities of classes, and how a person is shown them.
+"""Load a trained model, predict the classes of pictures, and print them.
 
 Shapes: N pictures, S side of the network's input, C channels, K classes.
 """
 
-import collections
+import functools
+import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol, TypedDict
+from pathlib import Path
+from typing import Any, NamedTuple, TypedDict
 
 import jax
 import numpy as np
@@ -15,11 +17,13 @@ from rich.console import Console
 from rich.text import Text
 
 from gnet_jax.config import Preprocessing, UserError
-from gnet_jax.config.text import as_text
-from gnet_jax.data import preprocess
+from gnet_jax.config.paths import as_text
+from gnet_jax.data.augment import preprocess
 from gnet_jax.data.decode import ImageError, central_crop
 from gnet_jax.inference.images import Picture
-from gnet_jax.model import GoogLeNet, strip_aux
+from gnet_jax.model.googlenet import GoogLeNet, strip_aux
+from gnet_jax.model_folder.folder import ModelFolder, is_model_folder, read_folder
+from gnet_jax.training.checkpoints.restore import is_workdir, read_workdir
 from gnet_jax.training.sharding import (
     data_mesh,
     platform_of,
@@ -29,20 +33,29 @@ from gnet_jax.training.sharding import (
     xla_options,
 )
 
-Program = Callable[[Any, np.ndarray], jax.Array]
 
+def load(path: str | Path) -> ModelFolder:
+    """Load a trained model: network, variables, preprocessing and class names.
 
-class TrainedModel(Protocol):
-    """A network with its weights and what belongs to them, such as a `ModelFolder`."""
+    The content of `path` determines what it is. Nothing in it is executed. A training workdir
+    gives the checkpoint of the best evaluation, with averaged parameters if the run kept them; its
+    training data may be gone. Assumptions about a file of another program are printed on standard
+    error.
 
-    @property
-    def model(self) -> GoogLeNet: ...
-    @property
-    def variables(self) -> Any: ...  # {"params", "batch_stats"}
-    @property
-    def preprocessing(self) -> Preprocessing: ...
-    @property
-    def class_names(self) -> tuple[str, ...]: ...
+    Args:
+        path: a model folder, a training workdir, or a file that `gnet convert` reads.
+
+    Raises:
+        gnet_jax.config.UserError: if there is no model at `path`, or it is corrupt.
+    """
+    path = Path(path).expanduser()
+    if is_model_folder(path):
+        return read_folder(path)
+    if is_workdir(path):
+        return read_workdir(path)
+    from gnet_jax.convert.read import read  # here, because most models need no foreign reader
+
+    return read(path)
 
 
 class Guess(TypedDict):
@@ -54,10 +67,10 @@ class Guess(TypedDict):
 
 
 class Prediction(NamedTuple):
-    """The classes of one picture, likeliest first, or why there are none."""
+    """The likeliest classes of one picture, or the reason why there are none."""
 
     name: str
-    picture: Image.Image | None
+    picture: Image.Image | UserError
     top: list[Guess] | UserError
 
 
@@ -65,11 +78,11 @@ class Predictor:
     """A trained model compiled for batches of one size on this process's devices.
 
     Args:
-        trained: the model; auxiliary heads are left out.
-        batch_size: pictures a call of the program; rounded up to a multiple of the devices.
+        trained: the model. Its auxiliary heads are not used.
+        batch_size: pictures in a call of the program, rounded up to a multiple of the devices.
     """
 
-    def __init__(self, trained: TrainedModel, batch_size: int = 8) -> None:
+    def __init__(self, trained: ModelFolder, batch_size: int = 8) -> None:
         if batch_size < 1:
             raise UserError(f"the batch size is {batch_size}; it must be at least 1")
         mesh = data_mesh(jax.local_devices())
@@ -78,13 +91,12 @@ class Predictor:
         self.variables = put_state(
             {name: strip_aux(tree) for name, tree in trained.variables.items()}, mesh
         )
-        self._program = _program(trained.model, trained.preprocessing)
+        self._program = _program(trained.model, trained.preprocessing)  # pyright: ignore[reportArgumentType]
 
     def logits(self, squares_NSSC: np.ndarray) -> np.ndarray:
-        """(N, K) float32 logits of uint8 squares (N, S, S, 3), red, green, blue.
+        """Returns the (N, K) float32 logits of uint8 RGB squares (N, S, S, 3).
 
-        Every call of the program has `batch_size` squares, the last ones black where N does not
-        divide, so it is compiled once.
+        The last batch is filled up with black squares, so that the program compiles once.
         """
         batches = []
         for start in range(0, len(squares_NSSC), self.batch_size):
@@ -92,69 +104,52 @@ class Predictor:
             padding = [(0, self.batch_size - len(batch)), (0, 0), (0, 0), (0, 0)]
             batches.append(self._program(self.variables, np.pad(batch, padding)))
         empty = np.zeros((0, self.trained.model.arch.num_classes), np.float32)
-        # Fetched only now: while one batch is computed, the next is already on its way.
+        # Fetched after the loop, so that a batch is sent while the one before is computed.
         return np.concatenate([empty, *map(np.asarray, batches)])[: len(squares_NSSC)]
 
-    def probabilities(self, pictures: Sequence[Image.Image]) -> np.ndarray:
-        """(N, K) float32: the softmax for the central crop of each picture.
-
-        Raises:
-            ImageError: for a picture too narrow to resize.
-        """
-        p = self.trained.preprocessing
-        squares = np.zeros((len(pictures), p.image_size, p.image_size, 3), np.uint8)
-        for place, picture in enumerate(pictures):
-            squares[place] = central_crop(picture, p)
-        return softmax(self.logits(squares)).astype(np.float32)
-
     def warm_up(self) -> None:
-        """Compile now, so that what is timed or waited for later is not compilation."""
+        """Compile now instead of at the first call."""
         side = self.trained.preprocessing.image_size
         self.logits(np.zeros((1, side, side, 3), np.uint8))
 
 
-# Weights are arguments, so models of one architecture share a program, as in an ensemble. A list,
-# for an architecture has no hash; of the last few, for each holds what was compiled.
-_programs: collections.deque[tuple[GoogLeNet, Preprocessing, Program]] = collections.deque(maxlen=8)
+@functools.lru_cache(maxsize=8)  # each entry keeps a compiled program
+def _program(
+    model: GoogLeNet, preprocessing: Preprocessing
+) -> Callable[[Any, np.ndarray], jax.Array]:
+    """Returns `(variables, uint8 squares) -> logits`, jitted for this process's devices.
 
+    The variables are arguments, so the models of an ensemble share one program.
+    """
 
-def say_compiling() -> None:
-    """Say on standard error what the wait is for, before a program is called for the first time."""
-    print("compiling, up to half a minute the first time ...", file=sys.stderr, flush=True)
-
-
-def _program(model: GoogLeNet, preprocessing: Preprocessing) -> Program:
-    """`(variables, uint8 squares) -> logits`, jitted for this process's devices."""
-    for known_model, known_preprocessing, program in _programs:
-        if (known_model, known_preprocessing) == (model, preprocessing):
-            return program
-
-    def logits_of(variables: Any, squares_NSSC: jax.Array) -> jax.Array:
+    def compute_logits(variables: Any, squares_NSSC: jax.Array) -> jax.Array:
         outputs: Any = model.apply(variables, preprocess(squares_NSSC, preprocessing=preprocessing))
         return outputs.logits
 
     mesh = data_mesh(jax.local_devices())
-    whole, parts = replicated(mesh), split(mesh)
-    program = jax.jit(
-        logits_of,
-        in_shardings=(whole, parts),
-        out_shardings=parts,
+    return jax.jit(
+        compute_logits,
+        in_shardings=(replicated(mesh), split(mesh)),
+        out_shardings=split(mesh),
         compiler_options=xla_options(platform_of(mesh)),
     )
-    _programs.append((model, preprocessing, program))
-    return program
+
+
+def say_compiling() -> None:
+    """Print on standard error that the first call of a program takes a while."""
+    print("compiling, up to half a minute the first time ...", file=sys.stderr, flush=True)
 
 
 def softmax(logits_NK: np.ndarray) -> np.ndarray:
-    """Probabilities in float64, where distinct float32 logits stay distinct and in their order."""
+    """Returns probabilities in float64, in which distinct float32 logits keep their order."""
     shifted = logits_NK.astype(np.float64)
     shifted -= shifted.max(axis=-1, keepdims=True)
     exponentials = np.exp(shifted)
     return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
 
-def top(probabilities_K: np.ndarray, class_names: Sequence[str], k: int = 5) -> list[Guess]:
-    """The `k` likeliest classes (all, where there are fewer), of equal ones the first first."""
+def top_classes(probabilities_K: np.ndarray, class_names: Sequence[str], k: int = 5) -> list[Guess]:
+    """Returns the `k` likeliest classes (at most all), those of equal probability by index."""
     best = np.argsort(-probabilities_K, kind="stable")[:k]
     return [
         Guess(index=int(i), label=class_names[int(i)], probability=float(probabilities_K[i]))
@@ -165,37 +160,30 @@ def top(probabilities_K: np.ndarray, class_names: Sequence[str], k: int = 5) -> 
 def predictions(
     predictor: Predictor, pictures: Iterable[Picture], k: int = 5
 ) -> Iterator[Prediction]:
-    """The `k` likeliest classes of each picture, in order, a batch of pictures at a time."""
-    waiting: list[Prediction] = []  # with `top` still empty where there is a picture
-    squares: list[np.ndarray] = []
+    """Yields the `k` likeliest classes of each picture in order, computed batch by batch."""
+    trained, waiting = predictor.trained, iter(pictures)
+    while batch := list(itertools.islice(waiting, predictor.batch_size)):
+        squares = [_crop(picture, trained.preprocessing) for _, picture in batch]
+        good = [square for square in squares if not isinstance(square, UserError)]
+        rows_NK = iter(softmax(predictor.logits(np.stack(good))) if good else ())
+        for (name, picture), square in zip(batch, squares, strict=True):
+            if isinstance(square, UserError):
+                yield Prediction(name, picture, square)
+            else:
+                yield Prediction(name, picture, top_classes(next(rows_NK), trained.class_names, k))
 
-    def finished() -> Iterator[Prediction]:
-        rows_NK = iter(softmax(predictor.logits(np.stack(squares)))) if squares else iter(())
-        for item in waiting:
-            if item.picture is not None:
-                item = item._replace(top=top(next(rows_NK), predictor.trained.class_names, k))
-            yield item
-        waiting.clear()
-        squares.clear()
 
-    for name, picture in pictures:
-        if isinstance(picture, Image.Image):
-            try:
-                squares.append(central_crop(picture, predictor.trained.preprocessing))
-                waiting.append(Prediction(name, picture, []))
-            except ImageError as error:
-                waiting.append(Prediction(name, None, error))
-        else:
-            waiting.append(Prediction(name, None, picture))
-        if len(squares) in (0, predictor.batch_size):  # 0: nothing to wait for, say it at once
-            yield from finished()
-    yield from finished()
+def _crop(picture: Image.Image | UserError, p: Preprocessing) -> np.ndarray | UserError:
+    try:
+        return picture if isinstance(picture, UserError) else central_crop(picture, p)
+    except ImageError as error:
+        return error
 
 
 def render(console: Console, name: str, top: Sequence[Guess]) -> None:
     """Print the classes of one picture with a bar for each probability.
 
-    A label too long for the terminal is cut short; where output is piped it is given whole.
+    A label that is too long for the terminal is truncated; a pipe gets all of it.
     """
     line = "#" if console.options.ascii_only else "━"
     width = min(24, console.width // 3)

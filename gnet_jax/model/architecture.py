@@ -1,16 +1,16 @@
-"""Which GoogLeNet: the published variants and the knobs of an ablation, all as data.
+"""Which GoogLeNet: the published variants and the choices of an ablation, as plain data.
 
-An `Architecture` holds every number that `GoogLeNet` needs. The named variants are values of
-it; an ablation is `dataclasses.replace` on one of them, or a knob of `architecture`.
+This module imports no jax, so that configs can use it directly.
 """
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
-from gnet_jax.config import choose
-from gnet_jax.model.layers import conv_size, pooled_size
+from gnet_jax.errors import UserError, choose
+from gnet_jax.model import custom
 from gnet_jax.model.widths import (
     GOOGLE_RELEASE,
     TABLE_1,
@@ -19,12 +19,8 @@ from gnet_jax.model.widths import (
     scale_widths,
     scaled,
 )
+from gnet_jax.ops.sizes import conv_size, pooled_size
 
-Norm = Literal["lrn", "batch_norm"]
-Stem = Literal["imagenet", "small"]
-StemPadding = Literal["caffe", "same"]
-Head = Literal["average_pool", "fc"]
-AuxPool = Literal["caffe", "adaptive"]
 VariantName = Literal[
     "paper", "batch_norm", "torchvision", "google_release", "naive", "naive_batch_norm"
 ]
@@ -32,34 +28,92 @@ VariantName = Literal[
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """Every choice that shapes the network; the defaults are the paper's.
-
-    `stem_padding` "same" pads the strided first convolution as TensorFlow does: (2, 3) at an even
-    size, where Caffe pads (3, 3). All sizes stay as they are. The pools keep Caffe's rule, which
-    equals TensorFlow's "SAME" where a 3x3 pool of stride 2 sees an even size, and for a 2x2 pool
-    always. So TF-slim's net computes here what it computes there for images whose side is a
-    multiple of 16, such as 224, or one less.
-    """
+    """Every choice that shapes the network. The defaults are the paper's."""
 
     num_classes: int = 1000
-    # By name, in order; a first digit other than the block's before means a pool in between.
-    # A mapping has no hash; without it an architecture, and so the model, can be a static argument.
+    """Outputs of every classifier."""
+    # A mapping has no hash; without it an architecture, and so a model, can be a static argument.
     widths: Mapping[str, Widths] = dataclasses.field(
-        default_factory=lambda: dict(TABLE_1), hash=False
+        default_factory=lambda: dict(TABLE_1), hash=False, metadata={"choice": tuple[str, ...]}
     )
-    naive: bool = False  # blocks of Fig. 2a: no reductions, the pool passed through
-    norm: Norm = "lrn"  # batch_norm takes the place of LRN and of the convolutions' biases
-    branch5_kernel: int = 5  # torchvision and TF-slim have a 3x3 where the paper has its 5x5
-    pool4_window: int = 3  # torchvision and TF-slim: 2
-    stem: Stem = "imagenet"  # small: a 3x3 first layer and one pool, for images of 16 to 64 pixels
-    stem_padding: StemPadding = "caffe"  # TF-slim: same
+    """Channels of the convolutions of single blocks, as 4e=256,160,320,32,128,128: the 1x1, the 3x3
+    reduction, the 3x3, the 5x5 reduction, the 5x5 and the pool projection. A max pool follows a
+    block if the next block's name begins with another digit."""
+    naive: bool = False
+    """Blocks of Fig. 2a: no reductions, and the max pool passed through."""
+    norm: str = "lrn"
+    """lrn; batch_norm: batch norm instead of LRN and of the convolutions' biases; or FILE.py:NAME,
+    a function of your own that returns a norm."""
+    block: str | None = None
+    """FILE.py:NAME, a block of your own instead of the Inception block."""
+    branch5_kernel: int = 5
+    """Kernel size of the 5x5 branch; torchvision and TF-slim have 3."""
+    pool4_window: int = 3
+    """Window of the max pool after stage 4; torchvision and TF-slim have 2."""
+    stem: Literal["imagenet", "small"] = "imagenet"
+    """small: a 3x3 first layer and one pool, for images of 16 to 64 pixels."""
+    stem_padding: Literal["caffe", "same"] = "caffe"
+    """Padding of the strided first convolution. same: TensorFlow's, (2, 3) at an even size where
+    Caffe has (3, 3). With it the network equals TF-slim's for sides that are a multiple of 16, or
+    one less; at other sides TF-slim's pools differ."""
     stem_widths: tuple[int, int, int] = (64, 64, 192)
+    """Channels of conv1, conv2_reduce and conv2."""
     aux_after: tuple[str, ...] = ("4a", "4d")
+    """Blocks that an auxiliary head follows; none: --model.aux-after (with nothing after it)."""
     aux_widths: tuple[int, int] = (128, 1024)
-    aux_pool: AuxPool = "caffe"  # adaptive: torchvision's, 4x4 whatever the input
+    """Channels of an auxiliary head's 1x1 convolution, and units of its hidden layer."""
+    aux_pool: Literal["caffe", "adaptive"] = "caffe"
+    """Average pool of an auxiliary head. adaptive: torchvision's, 4x4 for every input."""
     aux_dropout: float = 0.7
-    head: Head = "average_pool"  # fc: what global average pooling replaced
+    """Dropout rate of the auxiliary classifiers."""
+    head: Literal["average_pool", "fc"] = "average_pool"
+    """fc: a fully connected layer instead of the paper's global average pooling."""
     dropout: float = 0.4
+    """Dropout rate of the main classifier."""
+
+    def __post_init__(self) -> None:
+        for name in ("norm", "block"):
+            if callable(getattr(self, name)):
+                object.__setattr__(self, name, custom.reference(getattr(self, name)))
+            elif ":" in (getattr(self, name) or ""):
+                object.__setattr__(self, name, custom.absolute(getattr(self, name)))
+
+    @property
+    def own_parts(self) -> list[str]:
+        """References of the norm and the block that are not of this package."""
+        norm = [] if self.norm in ("lrn", "batch_norm") else [self.norm]
+        return norm if self.block is None else [*norm, self.block]
+
+    def check(self) -> None:
+        """Raise a UserError, which names the field, its value and its limit, for a bad value."""
+        unknown = [name for name in self.aux_after if name not in self.widths]
+        in_order = tuple(name for name in self.widths if name in self.aux_after)
+        blocks = f"blocks of {', '.join(self.widths)}, each once and in this order"
+        sizes = [*self.stem_widths, *self.aux_widths, *itertools.chain(*self.widths.values())]
+        limits = {
+            "num_classes": (self.num_classes >= 2, "at least 2"),
+            "widths": (bool(self.widths), "at least one block"),
+            "norm": (
+                self.norm in ("lrn", "batch_norm") or ":" in self.norm,
+                "lrn, batch_norm or FILE.py:NAME",
+            ),
+            "block": (
+                self.block is None or (":" in self.block and not self.naive),
+                "FILE.py:NAME, in a network that is not naive",
+            ),
+            "branch5_kernel": (self.branch5_kernel % 2 == 1, "odd and at least 1"),
+            "pool4_window": (self.pool4_window >= 2, "at least 2"),
+            "stem_widths": (min(sizes, default=1) >= 1, "at least 1, as all widths must be"),
+            "aux_after": (not unknown and self.aux_after == in_order, blocks),
+            "aux_dropout": (0 <= self.aux_dropout < 1, "in [0, 1)"),
+            "dropout": (0 <= self.dropout < 1, "in [0, 1)"),
+        }
+        for name, (holds, limit) in limits.items():
+            if not holds:
+                raise UserError(f"{name} is {getattr(self, name)!r}; it must be {limit}")
+        for name, kind in get_type_hints(Architecture).items():
+            if get_args(kind) and name in ("stem", "stem_padding", "aux_pool", "head"):
+                choose(name, getattr(self, name), dict.fromkeys(get_args(kind)))
 
 
 VARIANTS: Mapping[str, Architecture] = {
@@ -74,116 +128,154 @@ VARIANTS: Mapping[str, Architecture] = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """What the fields of an `Architecture` start from."""
+
+    variant: VariantName = "paper"
+    """paper: 5x5, LRN, biases, as published; batch_norm: batch norm instead of LRN; torchvision:
+    its 3x3 for 5x5 and its 2x2 pool; google_release: Google's released widths; naive: no
+    reductions; naive_batch_norm: no reductions, batch norm instead of LRN."""
+    reduction_factor: float = 1.0
+    """Scales the variant's 1x1 reductions in front of the 3x3 and the 5x5 of every block."""
+    width_multiplier: float = 1.0
+    """Scales every layer of the variant but the classifiers, after reduction_factor."""
+    blocks: tuple[str, ...] | None = None
+    """Blocks of the variant to keep, for a shallower network; None keeps all."""
+
+
+Kind = TypeVar("Kind")
+
+
+def _with_optional_fields(kind: type[Kind]) -> type[Kind]:
+    """Return `kind` with None as the default of every field that it has from `Architecture`."""
+    fields = [
+        (
+            field.name,
+            field.metadata.get("choice", field.type) | None,
+            dataclasses.field(default=None),
+        )
+        for field in dataclasses.fields(Architecture)
+    ]
+    made: Any = dataclasses.make_dataclass(kind.__name__, fields, bases=(kind,), frozen=True)
+    made.__module__, made.__doc__ = kind.__module__, kind.__doc__
+    return made
+
+
+@_with_optional_fields
+@dataclasses.dataclass(frozen=True)
+class Choices(Architecture, Start):
+    """A variant and changes of it: None in a field of `Architecture` keeps the variant's own value.
+
+    Each field of the network is declared once, in `Architecture`. Here `widths` is text, for the
+    command line, and may be given as a mapping.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.widths, Mapping):
+            text = (f"{name}={','.join(map(str, w))}" for name, w in self.widths.items())
+            object.__setattr__(self, "widths", tuple(text))
+
+    def build(self, **changes: Any) -> Architecture:
+        """Returns the architecture, with `changes` of fields."""
+        names = [field.name for field in dataclasses.fields(Choices)]
+        return architecture(**{name: getattr(self, name) for name in names} | changes)
+
+
 def architecture(
     variant: str = "paper",
     num_classes: int | None = None,
     *,
     reduction_factor: float = 1.0,
     width_multiplier: float = 1.0,
-    aux_after: Sequence[str] | None = None,
-    head: Head | None = None,
-    dropout: float | None = None,
-    aux_dropout: float | None = None,
-    stem: Stem | None = None,
+    blocks: Iterable[str] | None = None,
+    **changes: Any,
 ) -> Architecture:
-    """The named variant with the given knobs turned; `None` keeps the variant's own value.
+    """Returns the named variant with the given changes.
 
     Args:
         variant: a key of `VARIANTS`.
-        num_classes: outputs of every classifier.
-        reduction_factor: scales the 1x1 reductions in front of the 3x3 and the 5x5 of every block.
-        width_multiplier: scales every layer but the classifiers, after `reduction_factor`.
-        aux_after: names of the blocks that an auxiliary head follows; `()` for none.
-        head: "average_pool", or "fc" for a fully connected layer as wide as the last block.
-        dropout: rate in front of the main classifier.
-        aux_dropout: rate in front of the auxiliary classifiers.
-        stem: "imagenet", or "small" for images of 16 to 64 pixels.
+        num_classes: outputs of every classifier; None keeps the variant's own.
+        reduction_factor: as in `Start`.
+        width_multiplier: as in `Start`.
+        blocks: as in `Start`.
+        changes: fields of `Architecture`; None keeps the variant's own. `widths` may have some of
+            the blocks or new ones, and may be text as in `Choices`.
 
     Raises:
-        ValueError: naming the knob, its value and what it may be.
+        UserError: naming the field, its value and its limit.
     """
-    if variant not in VARIANTS:
-        raise ValueError(f"unknown variant {variant!r}; choose one of {', '.join(VARIANTS)}")
-    arch = VARIANTS[variant]
-    for knob, value in (
-        ("reduction_factor", reduction_factor),
-        ("width_multiplier", width_multiplier),
-    ):
-        if not value > 0:
-            raise ValueError(f"{knob} is {value}; it must be above 0")
-    given = {
-        "num_classes": num_classes,
-        "aux_after": None if aux_after is None else tuple(aux_after),
-        "head": head,
-        "dropout": dropout,
-        "aux_dropout": aux_dropout,
-        "stem": stem,
-    }
+    arch = choose("variant", variant, VARIANTS)
+    factors = {"reduction_factor": reduction_factor, "width_multiplier": width_multiplier}
+    for name, factor in factors.items():
+        if not 0 < factor < math.inf:
+            raise UserError(f"{name} is {factor}; it must be above 0")
+    kept = {name: choose("blocks", name, arch.widths) for name in blocks or arch.widths}
+    arch = dataclasses.replace(arch, widths={n: w for n, w in arch.widths.items() if n in kept})
     arch = dataclasses.replace(
         arch,
         widths=scale_widths(scale_reductions(arch.widths, reduction_factor), width_multiplier),
         stem_widths=tuple(scaled(n, width_multiplier) for n in arch.stem_widths),
         aux_widths=tuple(scaled(n, width_multiplier) for n in arch.aux_widths),
-        **{name: value for name, value in given.items() if value is not None},
     )
-    _check(arch)
+    changes |= {"num_classes": num_classes}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if "widths" in changes:
+        widths = changes["widths"]
+        widths = widths if isinstance(widths, Mapping) else _parse_widths(widths)
+        changes["widths"] = {**arch.widths, **widths}
+    if "aux_after" in changes:
+        changes["aux_after"] = tuple(changes["aux_after"])
+    arch = dataclasses.replace(arch, **changes)
+    arch.check()
     return arch
 
 
-def _check(arch: Architecture) -> None:
-    if arch.num_classes < 2:
-        raise ValueError(f"num_classes is {arch.num_classes}; a classifier needs at least 2")
-    unknown = [name for name in arch.aux_after if name not in arch.widths]
-    if unknown:
-        raise ValueError(
-            f"aux_after names {unknown[0]!r}; the blocks are {', '.join(arch.widths)}, "
-            "and no name at all stands for no heads"
-        )
-    if list(arch.aux_after) != [name for name in arch.widths if name in arch.aux_after]:
-        raise ValueError(f"aux_after is {arch.aux_after}; name each block once, in the net's order")
-    for knob in ("dropout", "aux_dropout"):
-        if not 0 <= getattr(arch, knob) < 1:
-            raise ValueError(f"{knob} is {getattr(arch, knob)}; it must be in [0, 1)")
-    for knob, choices in (("head", Head), ("stem", Stem)):
-        choose(knob, getattr(arch, knob), dict.fromkeys(get_args(choices)))
+def _parse_widths(texts: Iterable[str]) -> dict[str, Widths]:
+    found = {}
+    for text in texts:
+        name, _, numbers = text.partition("=")
+        try:
+            found[name] = Widths(*map(int, numbers.split(",")))
+        except (TypeError, ValueError):
+            raise UserError(
+                f"widths is {text!r}; it must be BLOCK={','.join(Widths._fields)}"
+            ) from None
+    return found
 
 
 def grid_sizes(arch: Architecture, size: int) -> dict[str, int]:
-    """Side length of each stage's feature map for a square image of `size` pixels.
+    """Returns the side length of each stage's feature map for a square image of `size` pixels.
 
-    A value below 1 means that the image is too small for that stage.
-
-    Returns:
-        `{"stem": ..., "3": ..., "4": ..., "5": ..., "aux_4a": ..., ...}`, the aux entries being the
-        sizes after the heads' average pools.
+    The keys are "stem", "3", "4", "5", and "aux_4a", ... for the heads' average pools. A value
+    below 1 means that the image is too small for that stage.
     """
-    conv1 = conv_size(size, 7, stride=2, pad=3)  # whatever stem_padding is
+    conv1 = conv_size(size, 7, stride=2, pad=3)  # the same with either stem_padding
     stems = {"imagenet": pooled_size(conv1, 3, 2), "small": size}
     sizes = {"stem": choose("stem", arch.stem, stems)}
-    at = pooled_size(sizes["stem"], 3, 2)
+    side = pooled_size(sizes["stem"], 3, 2)
     for name, pool in pools(arch).items():
-        sizes.setdefault(name[0], at)
-        at = at if pool is None else pooled_size(at, pool, 2)
+        sizes.setdefault(name[0], side)
+        side = side if pool is None else pooled_size(side, pool, 2)
     for name in arch.aux_after:
-        at = sizes[name[0]]
-        pooled = {"caffe": pooled_size(at, 5, 3), "adaptive": min(at, 4)}
+        side = sizes[name[0]]
+        pooled = {"caffe": pooled_size(side, 5, 3), "adaptive": min(side, 4)}
         sizes[f"aux_{name}"] = choose("aux_pool", arch.aux_pool, pooled)
     return sizes
 
 
 def pools(arch: Architecture) -> dict[str, int | None]:
-    """Window of the max pool, of stride 2, after each block; None where no pool follows it."""
-    names = list(arch.widths)
-    if not names:
-        raise ValueError("widths is empty; a network needs at least one block")
-    windows = {"4": arch.pool4_window}
-    found: dict[str, int | None] = dict.fromkeys(names)
-    for name, following in itertools.pairwise(names):
+    """Returns the window of the max pool, of stride 2, after each block, or None."""
+    if not arch.widths:
+        raise UserError("widths is empty; a network needs at least one block")
+    found: dict[str, int | None] = dict.fromkeys(arch.widths)
+    for name, following in itertools.pairwise(arch.widths):
         if name[0] != following[0]:
-            found[name] = windows.get(name[0], 3)
+            found[name] = arch.pool4_window if name[0] == "4" else 3
     return found
 
 
 def smallest_size(arch: Architecture) -> int:
-    """The smallest square image, in pixels, for which every stage and aux head has an output."""
+    """Returns the smallest side of a square image at which every stage and head has an output."""
     return next(n for n in range(1, 1024) if min(grid_sizes(arch, n).values()) >= 1)

@@ -1,102 +1,82 @@
-"""The layers GoogLeNet is made of, with Caffe's rules for sizes and padding.
+"""The layers of GoogLeNet, with their initial weights.
 
 Shapes: B batch, H height, W width, C channels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
-from gnet_jax.config import choose
-from gnet_jax.model.initializers import caffe_xavier, constant, he_normal
-
-
-def conv_size(size: int, kernel: int, *, stride: int, pad: int) -> int:
-    """Output side length of a convolution: Caffe and everyone else round down."""
-    return (size + 2 * pad - kernel) // stride + 1
+from gnet_jax.errors import choose
+from gnet_jax.ops.reference import REFERENCE, Ops
 
 
-def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    """(low, high) padding by TensorFlow's rule "SAME": an odd pixel goes to the high side."""
-    total = max(0, (-(-size // stride) - 1) * stride + kernel - size)
-    return total // 2, total - total // 2
+def caffe_xavier(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
+    """Returns weights from U(-a, a), a = sqrt(3 / fan_in): Caffe's "xavier" (caffe, filler.hpp).
 
-
-def pooled_size(size: int, window: int, stride: int, pad: int = 0) -> int:
-    """Output side length of a pool by Caffe's rule, which rounds up (Caffe, pooling_layer.cpp).
-
-    The last window must still begin inside the image or its low padding. Below 1 where nothing is
-    left to pool.
+    `key` is a JAX key of any kind, `shape` ends with (inputs, outputs).
     """
-    out = -(-(size + 2 * pad - window) // stride) + 1
-    if pad and (out - 1) * stride >= size + pad:
-        out -= 1
-    return out
+    bound = np.sqrt(3 / _fan_in(shape))
+    return _draw(key, shape, dtype, lambda generator, s: generator.uniform(-bound, bound, s))
 
 
-def _pool_padding(x_BHWC: jax.Array, window: int, stride: int, pad: int) -> Any:
-    """(low, high) padding of H and of W that gives Caffe's output size."""
-    sizes = x_BHWC.shape[1:3]
-    outs = [pooled_size(n, window, stride, pad) for n in sizes]
-    return [
-        (pad, max(0, (out - 1) * stride + window - n - pad))
-        for n, out in zip(sizes, outs, strict=True)
-    ]
+def he_normal(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
+    """Returns weights from N(0, 2 / fan_in) (arXiv 1502.01852), for convolutions with a norm."""
+    std = np.sqrt(2 / _fan_in(shape))
+    return _draw(key, shape, dtype, lambda generator, s: std * generator.standard_normal(s))
 
 
-def max_pool(x_BHWC: jax.Array, window: int, stride: int, pad: int = 0) -> jax.Array:
-    """Max pool of Caffe's output size; what is padded counts as -inf."""
-    padding = _pool_padding(x_BHWC, window, stride, pad)
-    return nn.max_pool(x_BHWC, (window, window), (stride, stride), padding)
+def constant(value: float) -> Callable[..., jax.Array]:
+    """Returns an initialiser that fills with `value`; jnp.full would compile for each shape."""
+
+    def fill(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
+        return jnp.asarray(np.full(shape, value, np.float32), dtype)
+
+    return fill
 
 
-def average_pool(x_BHWC: jax.Array, window: int, stride: int) -> jax.Array:
-    """Average pool of Caffe's output size; a window over the border averages what is inside."""
-    padding = _pool_padding(x_BHWC, window, stride, 0)
-    return nn.avg_pool(x_BHWC, (window, window), (stride, stride), padding, count_include_pad=False)
+def _fan_in(shape: tuple[int, ...]) -> int:
+    return int(np.prod(shape[:-1]))
 
 
-def adaptive_average_pool(x_BHWC: jax.Array, out: int) -> jax.Array:
-    """Average pool to `out` x `out` whatever the input (torch's adaptive_avg_pool2d)."""
+def _draw(key: jax.Array, shape: tuple[int, ...], dtype, draw) -> jax.Array:
+    """Returns `draw(generator, shape)`, with NumPy's Philox generator seeded by `key`.
 
-    def averaging_matrix(n: int) -> np.ndarray:
-        matrix = np.zeros((out, n), np.float32)
-        for i in range(out):
-            start, end = i * n // out, -(-(i + 1) * n // out)
-            matrix[i, start:end] = 1 / (end - start)
-        return matrix
-
-    rows, columns = (averaging_matrix(n) for n in x_BHWC.shape[1:3])
-    return jnp.einsum("ih,jw,bhwc->bijc", rows, columns, x_BHWC).astype(x_BHWC.dtype)
-
-
-def local_response_norm(
-    x_BHWC: jax.Array, size: int = 5, alpha: float = 1e-4, beta: float = 0.75
-) -> jax.Array:
-    """`x * (1 + alpha / size * s) ** -beta`, s the sum of squares over `size` nearby channels.
-
-    The sum is taken in float32 whatever the dtype of `x`, over zero padding; the result has the
-    dtype of `x`. Alpha IS divided by the size (Caffe, lrn_layer.cpp).
+    NumPy draws on the host without compiling; jax.random would compile for each of 130 shapes.
     """
-    x = x_BHWC.astype(jnp.float32)
-    half = size // 2
-    sums = jax.lax.reduce_window(
-        x * x, 0.0, jax.lax.add, (1, 1, 1, size), (1, 1, 1, 1), [(0, 0)] * 3 + [(half, half)]
+
+    def draw_on_host(key_data) -> np.ndarray:
+        seed = int.from_bytes(np.asarray(key_data).tobytes(), "little")
+        generator = np.random.Generator(np.random.Philox(key=seed))
+        return draw(generator, shape).astype(np.float32)
+
+    key_data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
+    if not isinstance(key_data, Tracer):
+        return jnp.asarray(draw_on_host(key_data), dtype)
+    result = jax.ShapeDtypeStruct(shape, jnp.float32)
+    return jax.pure_callback(draw_on_host, result, key_data, vmap_method="sequential").astype(dtype)
+
+
+def dense(features: int, dtype: Any, bias: float = 0.0, *, name: str) -> nn.Dense:
+    """Returns a linear layer with Caffe's initial weights."""
+    return nn.Dense(
+        features, kernel_init=caffe_xavier, bias_init=constant(bias), dtype=dtype, name=name
     )
-    return (x * (1.0 + alpha / size * sums) ** -beta).astype(x_BHWC.dtype)
 
 
 class Conv(nn.Conv):
-    """`nn.Conv` over two axes, dense, whose bias is added by a function that may be another one."""
+    """`nn.Conv` over two axes, dense, computed by `ops`."""
 
-    add_bias: Callable[[jax.Array, jax.Array], jax.Array] = jnp.add
+    ops: Ops = REFERENCE
 
     @nn.compact
-    def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+    def __call__(self, x_BHWC: jax.Array, product_BHWC: jax.Array | None = None) -> jax.Array:
+        """Returns the convolution; `product` is its result without the bias, if known."""
         sizes: Any = self.kernel_size
         shape = (*sizes, x_BHWC.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
@@ -105,18 +85,20 @@ class Conv(nn.Conv):
             bias_C = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
         cast: list[Any] = self.promote_dtype(x_BHWC, kernel, bias_C, dtype=self.dtype)
         x_BHWC, kernel, bias_C = cast
-        convolve: Any = self.conv_general_dilated or jax.lax.conv_general_dilated
-        dims = ("NHWC", "HWIO", "NHWC")
-        y_BHWC = convolve(x_BHWC, kernel, self.strides, self.padding, dimension_numbers=dims)
-        return y_BHWC if bias_C is None else self.add_bias(y_BHWC, bias_C)
+        y_BHWC = product_BHWC
+        if y_BHWC is None:
+            dims = ("NHWC", "HWIO", "NHWC")
+            y_BHWC = self.ops.convolve(
+                x_BHWC, kernel, self.strides, self.padding, dimension_numbers=dims
+            )
+        return y_BHWC if bias_C is None else self.ops.add_bias(y_BHWC, bias_C)
 
 
 class ConvBlock(nn.Module):
-    """Convolution, then batch norm where the variant has it, then ReLU.
+    """Convolution, then the norm if the network has one, then ReLU.
 
-    Without `norm` the convolution has a bias (initially 0.2, as Caffe's), with it none. `padding`
-    matters where the stride is above 1: "caffe" pads both sides alike, "same" as TensorFlow does.
-    Without `relu` the ReLU is left to the caller.
+    The convolution has a bias (initially 0.2, as in Caffe) unless a norm follows. `padding` matters
+    if the stride is above 1: "caffe" pads both sides equally, "same" pads as TensorFlow does.
     """
 
     features: int
@@ -125,12 +107,10 @@ class ConvBlock(nn.Module):
     norm: Callable[..., nn.Module] | None = None  # partial(nn.BatchNorm, ...): mode already bound
     dtype: Any = jnp.float32
     padding: Literal["caffe", "same"] = "caffe"
-    convolve: Callable[..., jax.Array] = jax.lax.conv_general_dilated
-    add_bias: Callable[[jax.Array, jax.Array], jax.Array] = jnp.add
-    relu: Callable[[jax.Array], jax.Array] | None = nn.relu
+    ops: Ops = REFERENCE
 
     @nn.compact
-    def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+    def __call__(self, x_BHWC: jax.Array, product_BHWC: jax.Array | None = None) -> jax.Array:
         pad = self.kernel // 2
         x_BHWC = Conv(
             self.features,
@@ -141,12 +121,25 @@ class ConvBlock(nn.Module):
             kernel_init=caffe_xavier if self.norm is None else he_normal,
             bias_init=constant(0.2),
             dtype=self.dtype,
-            conv_general_dilated=self.convolve,
-            add_bias=self.add_bias,
+            ops=self.ops,
             name="conv",
-        )(x_BHWC)
+        )(x_BHWC, product_BHWC)
         if self.norm is not None:
             x_BHWC = self.norm(name="norm")(x_BHWC)
-        activated_BHWC = (self.relu or nn.relu)(x_BHWC)
-        self.sow("intermediates", "output", activated_BHWC)
-        return x_BHWC if self.relu is None else activated_BHWC
+        x_BHWC = self.ops.relu(x_BHWC)
+        self.sow("intermediates", "output", x_BHWC)
+        return x_BHWC
+
+
+def apply_each(layers: Sequence[Any], x_BHWC: jax.Array) -> list[jax.Array]:
+    """Returns the output of each layer for the same input.
+
+    1x1 convolutions give `ops` all their kernels at once, so that it can use one wide product.
+    """
+    if not all(type(layer) is ConvBlock and layer.kernel == 1 for layer in layers):
+        return [layer(x_BHWC) for layer in layers]
+    if layers[0].is_initializing():  # there are no kernels yet
+        return [layer(x_BHWC) for layer in layers]
+    kernels = [layer.variables["params"]["conv"]["kernel"] for layer in layers]
+    products = layers[0].ops.convolve_1x1s(x_BHWC, [k.astype(x_BHWC.dtype) for k in kernels])
+    return [layer(x_BHWC, product) for layer, product in zip(layers, products, strict=True)]

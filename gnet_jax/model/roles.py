@@ -1,9 +1,9 @@
-"""What a parameter is for, told by the parameter tree alone.
+"""The role of each parameter, from the parameter tree alone.
 
-A module's own parameters, those that are not in a module inside it, are one of
+A module's own parameters, without those of the modules inside it, are one of
     kernel, kernel and bias   a layer: a convolution or a linear layer
     scale, scale and bias     a norm
-The names of modules play no part, so a network with parts of another kind is read as it is.
+The names of modules do not matter, so networks with other parts are read correctly.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from flax import traverse_util
 
-from gnet_jax.config import UserError
+from gnet_jax.errors import UserError
 
 Role = Literal["kernel", "bias", "norm"]
 _ROLES: Mapping[frozenset[str], Mapping[str, Role]] = {
@@ -23,29 +23,27 @@ _ROLES: Mapping[frozenset[str], Mapping[str, Role]] = {
 
 
 def roles(names: Iterable[str], where: str = "") -> Mapping[str, Role]:
-    """The role of each of a module's own parameters.
+    """Returns the role of each of a module's own parameters.
 
     Args:
         names: "kernel", "bias", ...
         where: path of the module, for the message.
 
     Raises:
-        UserError: naming a parameter whose role the names do not tell.
+        UserError: naming a parameter whose role is unknown.
     """
     own = frozenset(names)
     if own in _ROLES:
         return _ROLES[own]
     odd = sorted(own - {"kernel", "bias", "scale"}) or sorted(own - {"kernel"})
-    beside = sorted(own - {odd[0]})
     raise UserError(
-        f"parameter {'/'.join(filter(None, (where, odd[0])))!r}"
-        + (f", beside {', '.join(beside)}," if beside else "")
-        + " is of no known role; a layer has kernel and bias, a norm has scale and bias"
+        f"parameter {'/'.join(filter(None, (where, odd[0])))!r} has no known role among "
+        f"{', '.join(sorted(own))}; a layer has kernel and bias, a norm has scale and bias"
     )
 
 
 def roles_by_path(params: Mapping[str, Any]) -> dict[tuple[str, ...], Role]:
-    """The role of every parameter of a tree, by its path.
+    """Returns the role of every parameter of a tree, by its path.
 
     Raises:
         UserError: as `roles`.

@@ -1,4 +1,4 @@
-"""Class names in a file that a user names."""
+"""Class names from a file that a user names."""
 
 import ast
 import json
@@ -16,15 +16,15 @@ _NUMBER_LAST = re.compile(r"(?P<name>.*\S)[\s:,;]+(?P<number>\d+)")  # /a/airfie
 
 
 def read_class_names(file: Path) -> tuple[str, ...]:
-    """The class names in a text or JSON file, in the order of a network's outputs.
+    """Returns the class names in a text or JSON file, in the order of a network's outputs.
 
-    Text has one name a line; blank lines at the end do not count. WordNet ids in front of names are
-    dropped if every line has one, and numbers before or behind the names give the order if they are
-    0, 1, 2, ... JSON (or Python's notation) is a list of names, a dict of names by index, or a dict
-    of indices by name; instead of a name there may be a list of WordNet id and name.
+    A text file has one name on each line; blank lines at the end are ignored. WordNet ids before
+    the names are removed if every line has one. Numbers before or after the names set the order if
+    they are 0, 1, 2, ... JSON, or a Python literal, is a list of names, a dict of names by index,
+    or a dict of indices by name. A pair of WordNet id and name can stand for a name.
 
     Raises:
-        WeightsError: naming the file, and the first line or entry that cannot be used.
+        WeightsError: naming the file, and the first line or entry that is invalid.
     """
     try:
         data = file.expanduser().read_bytes()
@@ -34,24 +34,20 @@ def read_class_names(file: Path) -> tuple[str, ...]:
     try:
         text = data.decode(marks[0] if marks else "utf-8")
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
+        number = data.count(b"\n", 0, error.start) + 1
+        line = data.split(b"\n")[number - 1].strip()[:80]
         raise WeightsError(
-            f"line {line} of {file} is not {error.encoding.upper()}: {_line(data, error.start)!r}; "
-            "save the class names as UTF-8, for example with iconv -f LATIN1 -t UTF-8"
+            f"line {number} of {file} is not {error.encoding.upper()}: {line!r}; save the "
+            "file as UTF-8, for example with iconv -f LATIN1 -t UTF-8"
         ) from error
     if "\0" in text:
         raise WeightsError(
-            f"{file} holds zero bytes, as UTF-16 without a byte-order mark or a binary file does; "
-            "save the class names as UTF-8"
+            f"{file} contains zero bytes, so it is binary or UTF-16 without a byte-order mark; "
+            "save it as UTF-8"
         )
     if text.lstrip().startswith(("[", "{")):
         return _from_json(text.strip(), file)
     return _from_lines(re.split(r"\r\n|\r|\n", text), file)
-
-
-def _line(data: bytes, at: int) -> bytes:
-    begin = data.rfind(b"\n", 0, at) + 1
-    return data[begin:].partition(b"\n")[0].strip()[:80]
 
 
 def _from_lines(lines: Sequence[str], file: Path) -> tuple[str, ...]:
@@ -59,20 +55,20 @@ def _from_lines(lines: Sequence[str], file: Path) -> tuple[str, ...]:
     while names and not names[-1]:
         names.pop()
     if "" in names:
-        raise WeightsError(f"line {names.index('') + 1} of {file} is blank; every line is a class")
+        raise WeightsError(f"line {names.index('') + 1} of {file} is blank; each line is a class")
     synsets = [_SYNSET.fullmatch(name) for name in names]
     if any(synsets):
         if not all(synsets):
             odd = synsets.index(None)
             raise WeightsError(
-                f"line {odd + 1} of {file} is {names[odd][:80]!r}, but other lines begin with a "
-                "WordNet id; all lines must, or none"
+                f"line {odd + 1} of {file} is {names[odd][:80]!r}, without the WordNet id that "
+                "other lines start with"
             )
         return tuple(match[2] for match in synsets if match)
     for pattern in (_NUMBER_FIRST, _NUMBER_LAST):
         numbered = [match for match in map(pattern.fullmatch, names) if match]
         found = {int(match["number"]): match["name"] for match in numbered}
-        # "class 0", "class 1" are names, not one name with numbers
+        # "class 0", "class 1" are names: without the numbers they would be the same name.
         if len(numbered) == len(names) == len(set(found.values())) and _is_range(found):
             return tuple(found[i] for i in range(len(found)))
     return tuple(names)
@@ -85,7 +81,7 @@ def _from_json(text: str, file: Path) -> tuple[str, ...]:
         except ValueError:
             value = ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
-        raise WeightsError(f"{file} begins like JSON, but is not valid JSON: {error}") from error
+        raise WeightsError(f"{file} is not valid JSON: {error}") from error
     if isinstance(value, dict) and all(type(i) is int for i in value.values()):
         value = {index: name for name, index in value.items()}
     if isinstance(value, dict):
@@ -96,9 +92,7 @@ def _from_json(text: str, file: Path) -> tuple[str, ...]:
     names = [entry[-1] if _is_synset(entry) else entry for entry in value]
     for index, name in enumerate(names):
         if not isinstance(name, str) or not name.strip():
-            raise WeightsError(
-                f"entry {index} of {file} is {str(name)[:80]!r}; it must be a class name"
-            )
+            raise WeightsError(f"entry {index} of {file} is {str(name)[:80]!r}, not a class name")
     return _from_lines(names, file)
 
 

@@ -1,33 +1,47 @@
-"""The model folder: weights, everything that is needed to use them, and a card for people.
+"""A trained model, and the folder that holds one.
 
 model.safetensors   every variable by its path: "params/conv1/conv/kernel", "batch_stats/..."
-config.json         architecture, dtype, preprocessing, class names, where all came from, and
-                    the sha256 of model.safetensors
+config.json         architecture, dtype, preprocessing, class names, origin of the weights, and the
+                    sha256 of model.safetensors
 README.md           a model card with an example
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
-import shutil
 import tempfile
+import types
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    NamedTuple,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
-import jax
 import jax.numpy as jnp
 
-from gnet_jax.config import ConfigError, Preprocessing
-from gnet_jax.model import GoogLeNet
-from gnet_jax.model_folder.card import model_card
-from gnet_jax.model_folder.description import (
-    Description,
-    SchemaError,
-    read_description,
-    write_description,
-)
-from gnet_jax.model_folder.tensor_file import read_tensors, write_tensors
+import gnet_jax
+from gnet_jax.config import Preprocessing, UserError, check_preprocessing, json_text
+from gnet_jax.model import custom
+from gnet_jax.model.architecture import Architecture
+from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.model_folder.variables import WeightsError, check, flatten, unflatten
+from gnet_jax.ops.fast import FAST
+from gnet_jax.ops.reference import REFERENCE
+
+if TYPE_CHECKING:
+    from gnet_jax.inference.images import ImageLike
+    from gnet_jax.inference.predict import Predictor
+
+T = TypeVar("T")
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -36,103 +50,154 @@ CARD_FILE = "README.md"
 
 @dataclasses.dataclass(frozen=True)
 class ModelFolder:
-    """A trained network and all that belongs to it."""
+    """A trained network with everything that is needed to use it.
+
+    Attributes:
+        model: the Flax module.
+        variables: `{"params", "batch_stats"}` in float32, with the heads of `model.arch.aux_after`.
+        preprocessing: how images are resized, cropped and normalised.
+        class_names: one for each output; two classes can have the same name.
+        source: file, format, sha256 and notes on the origin of the weights.
+    """
 
     model: GoogLeNet
-    variables: dict[str, Any]  # {"params", "batch_stats"}, float32; heads as model.arch.aux_after
+    variables: dict[str, Any]
     preprocessing: Preprocessing
-    class_names: tuple[str, ...]  # one for each output; they need not differ
-    source: dict[str, str]  # file, format, sha256, and notes on where the weights came from
+    class_names: tuple[str, ...]
+    source: dict[str, str]
+
+    def predict(
+        self, images: "ImageLike | Sequence[ImageLike]", *, top: int = 5
+    ) -> list[list[tuple[str, float]]]:
+        """Classify images.
+
+        The first call compiles the network.
+
+        Args:
+            images: one image or a list of them. Each is the path or URL of a file, a PIL image, or
+                an array of uint8 pixels, (height, width, 3) or grey (height, width).
+            top: number of classes to return for each image.
+
+        Returns:
+            For each image a list of (class name, probability), most likely first.
+
+        Raises:
+            gnet_jax.config.UserError: naming an image that cannot be read.
+        """
+        from gnet_jax.inference.images import Picture, open_picture
+        from gnet_jax.inference.predict import predictions
+
+        several = isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4
+        given: Any = images if several else [images]
+        pictures = (Picture("", open_picture(image)) for image in given)
+        results = []
+        for _, _, found in predictions(self._predictor, pictures, top):
+            if isinstance(found, UserError):
+                raise found
+            results.append([(guess["label"], guess["probability"]) for guess in found])
+        return results
+
+    @functools.cached_property
+    def _predictor(self) -> "Predictor":
+        from gnet_jax.inference.predict import Predictor
+
+        return Predictor(self)
 
 
 def write_folder(path: str | Path, folder: ModelFolder) -> None:
-    """Write `folder`; a reader, or a kill, sees the old folder, the new one, or none, never half.
+    """Write `folder` atomically: a kill leaves the old folder, the new one or none.
 
     A folder that this function wrote is replaced if nothing was added to it.
 
     Raises:
-        WeightsError: if `path` holds anything else, cannot be written, or the variables or class
-            names do not fit the model.
+        WeightsError: if `path` holds anything else or cannot be written, or if the variables or
+            class names do not fit the model.
     """
+    from gnet_jax.model_folder.card import model_card
+    from gnet_jax.model_folder.tensor_file import write_tensors
+
     path = Path(path).expanduser().resolve()
     _refuse_to_overwrite(path)
     flat = flatten(folder.variables)
-    check_folder(folder, f"what is to be written to {path}")
+    check_folder(folder, f"the model for {path}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=".model-", dir=path.parent))
-    except OSError as error:
-        raise WeightsError(f"cannot write to {path.parent}: {error.strerror}") from error
-    try:
-        new, old = partial / "new", partial / "old"
-        new.mkdir()
-        write_tensors(new / WEIGHTS_FILE, flat, {"format": "gnet_jax"})
-        config = config_of(folder) | {"weights_sha256": _sha256(new / WEIGHTS_FILE)}
-        (new / CONFIG_FILE).write_text(json_text(config, indent=2) + "\n", "utf-8")
-        card = model_card(config, flat, path.name)
-        (new / CARD_FILE).write_text(card, "utf-8", errors="backslashreplace")
-        if path.exists():
-            path.rename(old)
-        try:
-            new.rename(path)
-        except BaseException:  # Ctrl-C too: what was there comes back
-            if old.exists():
-                old.rename(path)
-            raise
+        with tempfile.TemporaryDirectory(
+            prefix=".model-", dir=path.parent, ignore_cleanup_errors=True
+        ) as partial:
+            new, old = Path(partial, "new"), Path(partial, "old")
+            new.mkdir()
+            write_tensors(new / WEIGHTS_FILE, flat, {"format": "gnet_jax"})
+            config = config_of(folder) | {"weights_sha256": _sha256(new / WEIGHTS_FILE)}
+            # Bytes of a file name that are not UTF-8 become escapes, which `json.loads` reverses.
+            text = json_text(config, indent=2, ensure_ascii=False) + "\n"
+            (new / CONFIG_FILE).write_text(text, "utf-8", errors="backslashreplace")
+            card = model_card(config, flat, path.name)
+            (new / CARD_FILE).write_text(card, "utf-8", errors="backslashreplace")
+            if path.exists():
+                path.rename(old)
+            try:
+                new.rename(path)
+            except BaseException:  # also Ctrl-C
+                if old.exists():
+                    old.rename(path)
+                raise
     except OSError as error:
         raise WeightsError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _refuse_to_overwrite(path: Path) -> None:
-    if path.exists() and not path.is_dir():
-        raise WeightsError(f"{path} is a file; a model is written as a folder, name another place")
+    """Raise if `path` is anything but a model folder that `write_folder` wrote."""
     try:
-        found = {each.name for each in path.iterdir()} if path.exists() else set()
+        found = sorted(each.name for each in path.iterdir()) if path.exists() else []
+    except NotADirectoryError:
+        raise WeightsError(f"{path} is a file; name a folder for the model") from None
     except OSError as error:
-        raise WeightsError(f"cannot look into {path}: {error.strerror}") from error
-    others = sorted(found - {WEIGHTS_FILE, CONFIG_FILE, CARD_FILE})
-    if others:
-        raise WeightsError(f"{path} holds {others[0]}, which would be lost; name another place")
-    if found:
-        try:
-            ours = "gnet_jax" in json.loads((path / CONFIG_FILE).read_text("utf-8-sig"))
-        except (OSError, ValueError, TypeError):
-            ours = False
-        if not ours:
-            raise WeightsError(f"{path} is no model folder of gnet_jax; name another place")
+        raise WeightsError(f"cannot list {path}: {error.strerror}") from error
+    lost = [name for name in found if name not in (WEIGHTS_FILE, CONFIG_FILE, CARD_FILE)]
+    try:
+        if found and "gnet_jax" not in json.loads((path / CONFIG_FILE).read_text("utf-8-sig")):
+            lost += found
+    except (OSError, ValueError, TypeError):
+        lost += found
+    if lost:
+        raise WeightsError(
+            f"{path} is not a model folder of gnet_jax, and {lost[0]} in it would be lost; name "
+            "another folder"
+        )
 
 
 def is_model_folder(path: Path) -> bool:
-    """Whether `path` is a folder with the two files that a model folder needs."""
+    """Returns whether `path` is a folder with the two files that a model folder needs."""
     return (path / WEIGHTS_FILE).is_file() and (path / CONFIG_FILE).is_file()
 
 
 def read_folder(path: str | Path) -> ModelFolder:
-    """The model folder at `path`, with every tensor's name, shape and bits checked.
+    """Returns the model folder at `path`, with the name, shape and bits of every tensor verified.
 
     Raises:
-        WeightsError: if it is missing, damaged, or its weights are not those of its architecture.
+        WeightsError: if it is missing or corrupt, or its weights do not fit its architecture.
     """
+    from gnet_jax.model_folder.tensor_file import read_tensors
+
     path = Path(path).expanduser()
     if not is_model_folder(path):
-        what = "is no model folder" if path.exists() else "does not exist"
+        what = "is not a model folder" if path.exists() else "does not exist"
         raise WeightsError(
-            f"{path} {what}; one holds {WEIGHTS_FILE} and {CONFIG_FILE}, made by `gnet convert`"
+            f"{path} {what}; `gnet convert` makes one, with {WEIGHTS_FILE} and {CONFIG_FILE}"
         )
-    tensors, _ = read_tensors(path / WEIGHTS_FILE)
-    file = path / CONFIG_FILE
+    weights, file = path / WEIGHTS_FILE, path / CONFIG_FILE
+    tensors, _ = read_tensors(weights)
     try:
-        config = json.loads(file.read_text("utf-8-sig"))  # an editor may have added the mark
+        config = json.loads(file.read_text("utf-8-sig"))  # some editors add a byte-order mark
     except (OSError, ValueError) as error:
-        raise WeightsError(f"{file} is damaged: {error}") from error
+        raise WeightsError(f"{file} is corrupt: {error}") from error
     folder = folder_of(config, tensors, path)
-    sha256 = _sha256(path / WEIGHTS_FILE)
+    sha256 = _sha256(weights)
     if config.get("weights_sha256", sha256) != sha256:
         raise WeightsError(
-            f"{path / WEIGHTS_FILE} is damaged, or not the one that {CONFIG_FILE} belongs to: "
-            f"its sha256 is {sha256}; copy the folder again"
+            f"{weights} is corrupt, or belongs to another {CONFIG_FILE}: its sha256 is {sha256}; "
+            "copy the folder again"
         )
     return folder
 
@@ -142,69 +207,208 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def load(path: str | Path) -> tuple[GoogLeNet, dict[str, Any], Preprocessing]:
-    """The network of a model folder, its variables on the device, and its preprocessing.
-
-    Raises:
-        WeightsError: as `read_folder`.
-    """
-    folder = read_folder(path)
-    return folder.model, jax.tree.map(jnp.asarray, folder.variables), folder.preprocessing
-
-
 def config_of(folder: ModelFolder) -> dict[str, Any]:
-    """What config.json holds: all of `folder` but its variables.
+    """Returns the content of config.json: all of `folder` except its variables.
 
     Raises:
-        WeightsError: for a network that its architecture does not describe.
+        WeightsError: if the architecture does not describe the network.
     """
-    try:
-        return write_description(
-            Description(folder.model, folder.preprocessing, folder.class_names, folder.source)
-        )
-    except ConfigError as error:
-        raise WeightsError(str(error)) from error
-
-
-def json_text(value: Any, indent: int | None = None) -> str:
-    """Returns `value` as JSON that is readable and valid UTF-8.
-
-    Bytes of a file name that are not UTF-8 become JSON's own escapes, which `json.loads` reverses.
-    """
-    text = json.dumps(value, indent=indent, ensure_ascii=False)
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return write_description(folder.model, folder.preprocessing, folder.class_names, folder.source)
 
 
 def folder_of(config: Any, tensors: dict[str, Any], where: str | Path) -> ModelFolder:
-    """The folder that `config_of` described, with `tensors` as its variables.
+    """Returns the model that `config_of` described, with `tensors` as its variables.
 
     Raises:
         WeightsError: naming `where`, and the first thing in it that does not fit.
     """
     try:
-        description = read_description(config)
-    except (SchemaError, ConfigError) as error:
-        raise WeightsError(f"the config of {where} cannot be used: {error}") from error
-    model, preprocessing, names, source = description
-    folder = ModelFolder(model, unflatten(tensors), preprocessing, names, dict(source))
+        model, preprocessing, names, source = read_description(config)
+    except UserError as error:
+        raise WeightsError(f"the config of {where} is invalid: {error}") from error
+    folder = ModelFolder(model, unflatten(tensors), preprocessing, names, source)
     check_folder(folder, str(where))
     return folder
 
 
 def check_folder(folder: ModelFolder, where: str) -> None:
-    """Refuse variables or class names that are not those of the model.
+    """Raise if the variables or class names do not belong to the model.
 
     Raises:
         WeightsError: naming `where`, and the first thing in it that does not fit.
     """
     classes = folder.model.arch.num_classes
+    if classes < 2:
+        raise WeightsError(f"{where} has {classes} output; a softmax needs at least 2")
     if len(folder.class_names) != classes:
         raise WeightsError(
-            f"{where} names {len(folder.class_names)} classes, but the net has {classes} outputs"
+            f"{where} names {len(folder.class_names)} classes, but the network has {classes} "
+            "outputs"
         )
     try:
         check(folder.model, flatten(folder.variables), folder.preprocessing.image_size, where)
     except WeightsError:
         raise
-    except (ValueError, TypeError, LookupError, ArithmeticError) as error:  # no network at all
-        raise WeightsError(f"{where} describes no network that works: {error}") from error
+    except (ValueError, TypeError, LookupError, ArithmeticError) as error:
+        raise WeightsError(f"{where} describes a network that cannot be built: {error}") from error
+
+
+# The description: a model without its variables, as JSON.
+
+
+class SchemaError(UserError):
+    """A JSON value that does not fit; the message names the field."""
+
+
+def from_json(kind: type[T], value: Any, where: str = "") -> T:
+    """Returns `value`, as `json.loads` gave it, as a `kind`; a missing field keeps its default.
+
+    Args:
+        kind: a dataclass or named tuple, or a type that their fields use: Literal, unions, tuples,
+            mappings by str, and the plain types.
+        value: objects, lists, strings and numbers.
+        where: the name of the field, for the message.
+
+    Raises:
+        SchemaError: for an unknown field or a value of another type.
+    """
+    origin, args = get_origin(kind), get_args(kind)
+    if dataclasses.is_dataclass(kind) or hasattr(kind, "_fields"):
+        return _object(kind, value, where)
+    if origin is Literal and value in args:
+        return value
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None  # type: ignore[return-value]
+        return from_json(next(arg for arg in args if arg is not type(None)), value, where)
+    if origin is tuple and isinstance(value, list):
+        items = [args[0]] * len(value) if args[-1] is Ellipsis else args
+        if len(items) == len(value):
+            pairs = enumerate(zip(items, value, strict=True))
+            return tuple(from_json(item, v, f"{where}[{i}]") for i, (item, v) in pairs)  # type: ignore[return-value]
+    if origin is Mapping and isinstance(value, dict):
+        return {name: from_json(args[1], v, f"{where}.{name}") for name, v in value.items()}  # type: ignore[return-value]
+    if kind is float and type(value) is int:
+        return float(value)  # type: ignore[return-value]
+    if kind in (int, float, str, bool) and type(value) is kind:
+        return value
+    wanted = kind.__name__ if isinstance(kind, type) and not args else str(kind)
+    raise SchemaError(f"{where} is {value!r}; it must be {wanted.removeprefix('typing.')}")
+
+
+def _object(kind: Any, value: Any, where: str) -> Any:
+    hints = get_type_hints(kind)
+    if not isinstance(value, dict):
+        raise SchemaError(f"{where or 'the file'} is {value!r}; it must be an object")
+    prefix = f"{where}." if where else ""
+    unknown = sorted(value.keys() - hints.keys())
+    if unknown:
+        raise SchemaError(f"{prefix}{unknown[0]} is not a field of {kind.__name__}")
+    fields = {name: from_json(hints[name], v, f"{prefix}{name}") for name, v in value.items()}
+    try:
+        return kind(**fields)
+    except TypeError as error:  # a named tuple without one of its fields
+        raise SchemaError(f"{where}: {error}") from error
+
+
+def to_json(value: Any) -> Any:
+    """Returns JSON that `from_json` reads: dataclasses and named tuples become objects."""
+    if dataclasses.is_dataclass(value):
+        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if hasattr(value, "_asdict"):
+        return to_json(value._asdict())
+    if isinstance(value, Mapping):
+        return {name: to_json(v) for name, v in value.items()}
+    if isinstance(value, tuple):
+        return [to_json(v) for v in value]
+    return value
+
+
+# Files of older versions lack these fields; their networks have the default.
+ADDED_LATER = ("stem_padding", "block")
+
+
+def write_description(
+    model: GoogLeNet,
+    preprocessing: Preprocessing,
+    class_names: Sequence[str],
+    source: Mapping[str, str],
+) -> dict[str, Any]:
+    """Returns what using a model requires besides its variables, as JSON with this version.
+
+    Raises:
+        WeightsError: for a network of another class, or with other operations, because its
+            architecture does not describe it.
+    """
+    if type(model) is not GoogLeNet or model.ops not in (FAST, REFERENCE):
+        own = " with operations of its own" if type(model) is GoogLeNet else ""
+        raise WeightsError(
+            f"the network is a {type(model).__name__}{own} and cannot be stored: a stored model "
+            "holds what the architecture of a GoogLeNet describes"
+        )
+    for part in model.arch.own_parts:
+        if not custom.is_portable(part):
+            raise WeightsError(
+                f"the network uses {part.removeprefix('<process>:')}, which no other process can "
+                "load; define it at the top level of a file"
+            )
+    return {
+        "gnet_jax": gnet_jax.__version__,
+        "architecture": to_json(model.arch),
+        "dtype": jnp.dtype(model.dtype).name,
+        "num_classes": model.arch.num_classes,
+        "preprocessing": to_json(preprocessing),
+        "source": dict(source),
+        "id2label": {str(i): name for i, name in enumerate(class_names)},
+    }
+
+
+class _Fields(NamedTuple):
+    """The fields that `write_description` writes, except the version."""
+
+    architecture: Architecture
+    dtype: Literal["float32", "bfloat16"]
+    num_classes: int
+    preprocessing: Preprocessing
+    source: Mapping[str, str]
+    id2label: Mapping[str, str]
+
+
+def read_description(
+    value: Any,
+) -> tuple[GoogLeNet, Preprocessing, tuple[str, ...], dict[str, str]]:
+    """Returns the arguments of the `write_description` that wrote `value`; more fields are allowed.
+
+    Raises:
+        UserError: naming the first field that is missing or cannot be used.
+    """
+    if not isinstance(value, dict):
+        raise SchemaError(f"it is {type(value).__name__}; it must be an object")
+    _refuse_missing(_Fields, value)
+    for part, kind in (("architecture", Architecture), ("preprocessing", Preprocessing)):
+        _refuse_missing(kind, value[part], f"{part}.")
+    found = from_json(_Fields, {name: value[name] for name in _Fields._fields})
+    arch, labels = found.architecture, found.id2label
+    for part in arch.own_parts:  # a missing file is an error before any work
+        custom.load(part)
+    if found.num_classes != arch.num_classes:
+        raise SchemaError(
+            f"num_classes is {found.num_classes}, but architecture.num_classes is "
+            f"{arch.num_classes}; they must be the same"
+        )
+    for index in map(str, range(len(labels))):
+        if index not in labels:
+            raise SchemaError(
+                f"id2label.{index} is missing; its {len(labels)} keys must be 0, 1, ..."
+            )
+    check_preprocessing(found.preprocessing, "preprocessing")
+    names = tuple(labels[str(i)] for i in range(len(labels)))
+    model = GoogLeNet(arch, dtype=jnp.dtype(found.dtype))
+    return model, found.preprocessing, names, dict(found.source)
+
+
+def _refuse_missing(kind: type, value: Any, where: str = "") -> None:
+    # The default of a missing field could be wrong, and nothing would show it.
+    for name in get_type_hints(kind):
+        if isinstance(value, dict) and name not in value and name not in ADDED_LATER:
+            raise SchemaError(f"{where}{name} is missing")

@@ -1,4 +1,4 @@
-"""Safetensors files: named arrays behind a JSON header, with nothing in them that could run."""
+"""Safetensors files: named arrays behind a JSON header. Reading one executes nothing."""
 
 import json
 import struct
@@ -12,22 +12,12 @@ from safetensors.numpy import save
 
 from gnet_jax.model_folder.variables import WeightsError
 
-_DTYPES = {
-    "F64": np.dtype("<f8"),
-    "F32": np.dtype("<f4"),
-    "F16": np.dtype("<f2"),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "I64": np.dtype("<i8"),
-    "I32": np.dtype("<i4"),
-    "I16": np.dtype("<i2"),
-    "I8": np.dtype("i1"),
-    "U8": np.dtype("u1"),
-    "BOOL": np.dtype("?"),
-}
+_FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": ml_dtypes.bfloat16}
+_DTYPES = {**_FLOATS, "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?"}
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether the file's beginning is that of a safetensors file."""
+    """Returns whether the file starts as a safetensors file does."""
     with path.open("rb") as file:
         head = file.read(9)
     if len(head) < 9:
@@ -37,10 +27,12 @@ def is_safetensors(path: Path) -> bool:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The arrays of a safetensors file by name, and its metadata; floats come as float32.
+    """Returns the arrays of a safetensors file by name, floats as float32, and its metadata.
+
+    The safetensors package alone reads neither bfloat16 as NumPy arrays nor metadata with them.
 
     Raises:
-        WeightsError: if the file is missing, damaged, cut short, or of another kind.
+        WeightsError: if the file is missing, corrupt or of another kind.
     """
     try:
         data = path.read_bytes()
@@ -50,17 +42,16 @@ def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         entries = safetensors.deserialize(data)
     except safetensors.SafetensorError as error:
         raise WeightsError(
-            f"{path} is not a whole safetensors file ({error}); copy or download it again"
+            f"{path} is not a complete safetensors file ({error}); copy or download it again"
         ) from error
     tensors = {}
     for name, entry in entries:
         if entry["dtype"] not in _DTYPES:
             raise WeightsError(
-                f"{path}: {name} is of type {entry['dtype']}; these are read: {', '.join(_DTYPES)}"
+                f"{path}: {name} has type {entry['dtype']}; use one of {', '.join(_DTYPES)}"
             )
-        dtype = _DTYPES[entry["dtype"]]
-        array = np.frombuffer(entry["data"], dtype).reshape(entry["shape"])
-        tensors[name] = array if dtype.kind in "biu" else array.astype(np.float32)
+        array = np.frombuffer(entry["data"], _DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        tensors[name] = array.astype(np.float32) if entry["dtype"] in _FLOATS else array
     (length,) = struct.unpack("<Q", data[:8])
     return tensors, json.loads(data[8 : 8 + length]).get("__metadata__", {})
 
@@ -68,6 +59,6 @@ def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 def write_tensors(
     path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]
 ) -> None:
-    """Write `tensors` under their names; `metadata` is text that readers may look at."""
-    whole = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
-    path.write_bytes(save(whole, metadata=dict(metadata)))
+    """Write `tensors` under their names, and `metadata` into the header."""
+    contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+    path.write_bytes(save(contiguous, metadata=dict(metadata)))

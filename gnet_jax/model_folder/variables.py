@@ -1,4 +1,4 @@
-"""A model's variables under flat names, and what every file of weights has to prove about them."""
+"""The variables of a model under flat names, and the check that every file of weights must pass."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,48 +8,47 @@ import numpy as np
 from flax import traverse_util
 
 from gnet_jax.config import UserError
-from gnet_jax.model import Architecture, GoogLeNet, variable_shapes
+from gnet_jax.model.architecture import Architecture
+from gnet_jax.model.googlenet import GoogLeNet, abstract_variables
 from gnet_jax.model.widths import Widths
 
 
 class WeightsError(UserError):
-    """A file of weights that cannot be used."""
+    """A file of weights is missing, corrupt or does not fit."""
 
 
 def flatten(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Every variable as float32 by its path, such as "params/inception_3a/b1/conv/kernel"."""
+    """Returns every variable in float32 by its path: "params/inception_3a/b1/conv/kernel"."""
     leaves = traverse_util.flatten_dict(dict(variables), sep="/").items()
     return {name: np.asarray(value, np.float32) for name, value in leaves}
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Flat names to `{"params": ..., "batch_stats": ...}`, the latter empty without batch norm."""
+    """Returns `{"params": ..., "batch_stats": ...}`; the latter is empty without batch norm."""
     return {"params": {}, "batch_stats": {}} | traverse_util.unflatten_dict(dict(flat), sep="/")
 
 
 def expected_shapes(model: GoogLeNet, image_size: int) -> dict[str, tuple[int, ...]]:
-    """Flat name and shape of every variable of `model`; nothing is computed.
+    """Returns the shape of every variable of `model` by its flat name.
 
     Raises:
-        ValueError: if the image is too small for the net.
+        ValueError: if the image is too small for the network.
     """
-    shapes = variable_shapes(model, image_size)
-    flat: dict[str, Any] = traverse_util.flatten_dict(shapes, sep="/")
-    return {name: value.shape for name, value in flat.items()}
+    shapes: Any = traverse_util.flatten_dict(abstract_variables(model, image_size), sep="/")
+    return {name: value.shape for name, value in shapes.items()}
 
 
 def check(model: GoogLeNet, flat: Mapping[str, Any], image_size: int, where: str) -> None:
-    """Refuse variables that are not exactly those of `model`.
+    """Raise if `flat` does not hold exactly the variables of `model`.
 
     Args:
-        model: the network that is to use them.
-        flat: by name, as `flatten` gives them.
-        image_size: side of the images, on which fully connected layers may depend.
+        model: the network.
+        flat: variables by flat name.
+        image_size: side of the images, on which fully connected layers depend.
         where: the file, for the message.
 
     Raises:
-        WeightsError: naming the first variable that is missing, unknown, of another shape, or
-            not finite.
+        WeightsError: naming the first variable that differs or is not finite.
     """
     expected = expected_shapes(model, image_size)
     for name in sorted(expected.keys() | flat.keys()):
@@ -57,16 +56,16 @@ def check(model: GoogLeNet, flat: Mapping[str, Any], image_size: int, where: str
         wanted = expected.get(name, "absent")
         if found != wanted:
             raise WeightsError(
-                f"{where} does not fit the model: {name} is {found} there, but {wanted} in the net"
+                f"{where} does not fit the network: {name} is {found} instead of {wanted}"
             )
         if not np.isfinite(flat[name]).all():
-            raise WeightsError(f"{where} holds numbers that are not finite in {name}")
+            raise WeightsError(f"{where} has values in {name} that are not finite")
 
 
 def with_shapes_of(flat: Mapping[str, np.ndarray], base: Architecture) -> Architecture:
-    """`base` with the widths, heads, classes and 5x5 kernel that the variables' shapes tell.
+    """Returns `base` with the widths, heads, classes and 5x5 kernel of the variables' shapes.
 
-    `flat` must hold a kernel for every convolution of the net without auxiliary heads.
+    `flat` must hold a kernel for every convolution of the network without auxiliary heads.
     """
 
     def width(module: str) -> int:
@@ -89,9 +88,13 @@ def with_shapes_of(flat: Mapping[str, np.ndarray], base: Architecture) -> Archit
 
 
 def rows_to_channels_last(matrix_IO: np.ndarray, channels: int) -> np.ndarray:
-    """The rows of a linear layer on a square map of `channels`, from C,H,W order to H,W,C.
+    """Returns the rows of a linear layer in H,W,C order, given those in C,H,W order.
 
-    Caffe and torch flatten feature maps channels first, this project channels last.
+    Caffe and torch flatten a feature map channels first, Flax channels last.
+
+    Args:
+        matrix_IO: rows for a square map of `channels` channels.
+        channels: of the map.
     """
     side = round((matrix_IO.shape[0] / channels) ** 0.5)
     maps = matrix_IO.reshape(channels, side, side, -1)
@@ -99,7 +102,7 @@ def rows_to_channels_last(matrix_IO: np.ndarray, channels: int) -> np.ndarray:
 
 
 def rows_to_channels_first(matrix_IO: np.ndarray, channels: int) -> np.ndarray:
-    """The inverse of `rows_to_channels_last`."""
+    """Returns the inverse of `rows_to_channels_last`."""
     side = round((matrix_IO.shape[0] / channels) ** 0.5)
     maps = matrix_IO.reshape(side, side, channels, -1)
     return np.ascontiguousarray(maps.transpose(2, 0, 1, 3)).reshape(matrix_IO.shape)

@@ -15,7 +15,7 @@ from gnet_jax.pods.compiled import COLLECTIVES, Collective, OutOfMemoryError, co
 from gnet_jax.pods.data_size import DataSize
 from gnet_jax.pods.topology import Topology
 from gnet_jax.training.program import Program, make_program
-from gnet_jax.training.sharding import data_mesh
+from gnet_jax.training.sharding import check_batches, data_mesh
 
 Bound = Literal["compute", "memory", "network"]
 
@@ -66,6 +66,7 @@ def program_for(config: Config, topology: Topology, data: DataSize) -> Program:
     """
     config, pretrained = with_start(config)
     mesh = data_mesh(topology.devices)
+    check_batches(config, mesh)
     return make_program(config, data.class_names, data.images, mesh, pretrained)
 
 

@@ -1,4 +1,4 @@
-"""Gradient accumulation: a batch that is too large for the memory, in several parts."""
+"""Gradient accumulation: compute the gradient of a batch in several parts, to save memory."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,8 +14,6 @@ def accumulated_gradient(parts: int) -> Callable[..., tuple[Any, Any, Metrics]]:
 
     Each part has its own dropout mask, and batch norm sees one part at a time.
     """
-    if parts == 1:
-        return compute_gradient
 
     def gradient(
         state: TrainState,
@@ -24,7 +22,7 @@ def accumulated_gradient(parts: int) -> Callable[..., tuple[Any, Any, Metrics]]:
         dropout_key: jax.Array,
         **options: Any,
     ) -> tuple[Any, Any, Metrics]:
-        def of_part(part: Any) -> tuple[Any, Any, Metrics]:
+        def part_gradient(part: Any) -> tuple[Any, Any, Metrics]:
             images, targets, number = part
             key = jax.random.fold_in(dropout_key, number)
             return compute_gradient(state, images, targets, key, **options)
@@ -34,6 +32,6 @@ def accumulated_gradient(parts: int) -> Callable[..., tuple[Any, Any, Metrics]]:
             return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
 
         inputs = (split(images_BHWC), split(targets_BK), jnp.arange(parts))
-        return jax.tree.map(lambda x: jnp.mean(x, axis=0), jax.lax.map(of_part, inputs))
+        return jax.tree.map(lambda x: jnp.mean(x, axis=0), jax.lax.map(part_gradient, inputs))
 
     return gradient

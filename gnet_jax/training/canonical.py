@@ -1,13 +1,12 @@
-"""Numerics that do not depend on the number of devices: every bit, not only the first digits.
+"""Canonical numerics: every bit of a run is the same on 1, 2, 4 or more devices.
 
-A sum of floats depends on its order, and a fast program orders its sums by how the batch lies on
-the devices. Here the global batch is cut into virtual shards, as many whatever the devices. Each is
-computed by itself, by the same program, with keys of its own; then all are added in one fixed
-order, a binary tree. A device adds the branch of the tree that its shards are, and the rest is
-added by every device alike.
+A sum of floats depends on its order, and a fast program orders its sums by how the batch is split
+over the devices. Here the global batch is cut into a fixed number of virtual shards. The same
+program computes each shard with its own keys, and a fixed binary tree adds the results: each device
+adds the branch of its own shards, then all devices add the branches in the same order.
 
-It holds where one device computes the same bits as another: on one kind of chip, with one version
-of the compiler; on CPUs, with one number of cores.
+The promise holds for one kind of chip, one version of the compiler and, on CPUs, one number of
+cores.
 """
 
 from collections.abc import Callable
@@ -17,7 +16,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gnet_jax.config import ConfigError
 from gnet_jax.training.step import Metrics, TrainState, apply_update
 
 
@@ -26,105 +24,55 @@ def canonical_gradient(
 ) -> Callable[..., Any]:
     """Returns a `gradient` for `train_step` that averages over all virtual shards of the batch.
 
-    Each virtual shard has its own dropout mask.
+    It runs under shard_map. Each virtual shard has its own dropout mask.
 
     Args:
         gradient: such as `compute_gradient`; computes one virtual shard.
-        shards: virtual shards of the global batch.
+        shards: virtual shards of the global batch; a power of two, as is the number of devices.
         axis_name: the mesh axis over which the batch is split.
     """
 
-    def of_batch(
+    def batch_gradient(
         state: TrainState, images: jax.Array, targets: jax.Array, dropout_key: jax.Array, **options
     ) -> Any:
-        def of_shard(shard: Any, number: jax.Array) -> Any:
-            return gradient(state, *shard, jax.random.fold_in(dropout_key, number), **options)
+        def shard_gradient(shard: Any) -> Any:
+            images, targets, number = shard
+            key = jax.random.fold_in(dropout_key, number)
+            return gradient(state, images, targets, key, **options)
 
-        return mean_over_shards(of_shard, (images, targets), shards, axis_name)
+        local = shards // jax.lax.psum(1, axis_name)
+        numbers = jax.lax.axis_index(axis_name) * local + jnp.arange(local)
+        cut = [x.reshape(local, -1, *x.shape[1:]) for x in (images, targets)]
+        results = jax.lax.map(shard_gradient, (*cut, numbers))
+        sums = jax.lax.all_gather(jax.tree.map(tree_sum, results), axis_name)
+        return jax.tree.map(lambda x: tree_sum(x) / shards, sums)
 
-    return of_batch
-
-
-def isolated_update(
-    state: TrainState, grads: Any, batch_stats: Any, metrics: Metrics, **options: Any
-) -> tuple[TrainState, Metrics]:
-    """Returns `apply_update(...)`, compiled separately from what computes its operands."""
-    update = partial(apply_update, **options)
-    return isolated(update, state.step >= 0, state, grads, batch_stats, metrics)
-
-
-def mean_over_shards(
-    function: Callable[[Any, jax.Array], Any], batch: Any, shards: int, axis_name: str
-) -> Any:
-    """The mean of `function(shard, number)` over all virtual shards of the global batch.
-
-    Args:
-        function: from a shard of `batch`, and its number in the global batch, to a tree of floats.
-        batch: this device's share, under shard_map.
-        shards: of the global batch; a power of two, as is the number of devices.
-        axis_name: the mesh axis over which the batch is split.
-    """
-    devices = jax.lax.psum(1, axis_name)
-    local = shards // devices
-    parts = jax.tree.map(lambda x: x.reshape(local, -1, *x.shape[1:]), batch)
-    numbers = jax.lax.axis_index(axis_name) * local + jnp.arange(local)
-    results = jax.lax.map(lambda each: function(*each), (parts, numbers))
-    sums = jax.lax.all_gather(jax.tree.map(tree_sum, results), axis_name)
-    return jax.tree.map(lambda x: tree_sum(x) / shards, sums)
-
-
-def isolated(function: Callable[..., Any], always: jax.Array, *operands: Any) -> Any:
-    """`function(*operands)`, compiled by itself.
-
-    Fused with what came before it, which differs with the number of devices, it could round
-    otherwise: on CPUs a product and a sum become one operation in one program and not in another.
-    A branch of a conditional is fused with nothing; an optimization barrier would not do, for it
-    is gone by then.
-
-    Args:
-        function: whose operations count.
-        always: true, but not to the compiler's knowledge.
-        operands: of `function`.
-    """
-    shapes = jax.eval_shape(function, *operands)
-
-    def never(*_: Any) -> Any:
-        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-
-    return jax.lax.cond(always, function, never, *operands)
+    return batch_gradient
 
 
 def tree_sum(x: jax.Array) -> jax.Array:
-    """The sum over the first axis, of a length that is a power of two: neighbours first."""
+    """Returns the sum over the first axis, neighbours first; its length is a power of two."""
     while x.shape[0] > 1:
         x = x[0::2] + x[1::2]
     return x[0]
 
 
-def check_virtual_shards(batch_size: int, shards: int, devices: int, parts: int) -> None:
-    """Refuse shards that do not divide: over the devices, or the batch over them.
+def isolated_update(
+    state: TrainState, grads: Any, batch_stats: Any, metrics: Metrics, **options: Any
+) -> tuple[TrainState, Metrics]:
+    """Returns `apply_update(...)`, compiled separately from what computes its operands.
 
-    Args:
-        batch_size: the global one.
-        shards: the virtual ones of the whole batch.
-        devices: of the whole job.
-        parts: that each shard is cut into: accumulation, and pairs where images are mixed.
-
-    Raises:
-        ConfigError: naming both numbers and what works.
+    What computes them differs with the number of devices. If XLA fused both, CPUs could round
+    differently, because a product and a sum become one operation in one program and not in another.
+    XLA fuses nothing into a branch of a conditional; an optimization barrier is removed before
+    fusion.
     """
-    if devices & (devices - 1):
-        raise ConfigError(
-            f"numerics canonical needs a power of two of devices, but there are {devices}; show "
-            f"JAX {2 ** (devices.bit_length() - 1)} of them, or use --numerics fast"
-        )
-    if shards % (2 * devices):
-        raise ConfigError(
-            f"virtual_shards is {shards}, but {devices} devices need 2 or more each, all as many; "
-            f"use {2 * devices} or a larger power of two"
-        )
-    if batch_size % (shards * parts):
-        into = f"{shards} virtual shards" + (f" of parts of {parts}" if parts > 1 else "")
-        low = batch_size // (shards * parts) * shards * parts
-        near = f"{low} or {low + shards * parts}" if low else f"{shards * parts}"
-        raise ConfigError(f"batch_size {batch_size} does not divide into {into}; use {near}")
+    update = partial(apply_update, **options)
+    operands = (state, grads, batch_stats, metrics)
+    shapes = jax.eval_shape(update, *operands)
+
+    def never(*_: Any) -> Any:
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    always = state.step >= 0  # the compiler does not know this
+    return jax.lax.cond(always, update, never, *operands)

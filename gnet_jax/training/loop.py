@@ -4,30 +4,35 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from gnet_jax.config import UserError, choose
+from gnet_jax.config import UserError
 from gnet_jax.training.checkpoints.save import Checkpoints
-from gnet_jax.training.compiled_steps import CompiledSteps
-from gnet_jax.training.evaluate import Evaluator
-from gnet_jax.training.feed import training_batches
-from gnet_jax.training.hosts.collectives import together
-from gnet_jax.training.hosts.start import ending_together
-from gnet_jax.training.hosts.stop import Ahead, StopRequest, Vote
+from gnet_jax.training.evaluate import evaluate
+from gnet_jax.training.hosts.agree import TrainingError, run_on_all_hosts
+from gnet_jax.training.hosts.start import abort_on_unexpected_error
+from gnet_jax.training.hosts.stop import (
+    StopRequest,
+    TrainBatches,
+    Vote,
+    abstract_flag,
+    voting_eval_step,
+    voting_train_step,
+)
 from gnet_jax.training.memory import check_memory, keep_freed_memory, step_memory
-from gnet_jax.training.observe.bad_images import Damage
+from gnet_jax.training.observe.bad_images import BadImages
 from gnet_jax.training.observe.bad_steps import SkippedSteps
 from gnet_jax.training.observe.console import Meter, Reporter, duration
-from gnet_jax.training.observe.dead_heads import DeadHeadGuard, TrainingError, patience_of
-from gnet_jax.training.observe.diagnostics import Diagnostics
+from gnet_jax.training.observe.dead_heads import DeadHeadGuard, default_patience
 from gnet_jax.training.observe.goodput import Stopwatch
 from gnet_jax.training.optimizer import averaging_warning
-from gnet_jax.training.program import Run
-from gnet_jax.training.sharding import put_batches
+from gnet_jax.training.program import Program, Run, training_batches
+from gnet_jax.training.sharding import AXIS, compile_eval_step, compile_train_step, put_batches
 from gnet_jax.training.step import TrainState, head_names
 from gnet_jax.training.workdir import add_start, check_not_lost, locked
 
@@ -37,33 +42,69 @@ class Result:
     """How a run ended."""
 
     step: int
-    signal: int | None  # the signal, to this host or another, that stopped it early
-    val: dict[str, float]  # of the last evaluation; empty if there was none
+    state: TrainState  # after that step
+    signal: int | None  # the signal, to any host, that stopped it early
+    val: dict[str, float]  # of the last evaluation; empty without one
     heads: dict[str, float]  # the last reported training metrics
-    best: tuple[int, float] | None  # step and top-1 of the best evaluation that is kept
+    best: tuple[int, float] | None  # step and top-1 of the best evaluation whose checkpoint is kept
     checkpoint: Path
     seconds: float
-    goodput: dict[str, float]  # seconds by what they went into, over all starts
+    goodput: dict[str, float]  # seconds by activity, over all starts
 
 
-def train(run: Run, workdir: Path, compiled: CompiledSteps | None = None) -> Result:
-    """Train from the newest checkpoint in `workdir`, or from the start, to the run's last step.
+class CompiledSteps:
+    """The steps of a program, each compiled at its first use.
 
-    `compiled` may be those of a run that differs in its seed alone; None compiles anew.
+    `train` and `evaluate` also take this host's stop code (`Vote.flag`), and return the largest of
+    all hosts. Programs that differ only in seed and workdir may share one instance, because neither
+    is part of a compiled program.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+
+    @cached_property
+    def train(self) -> jax.stages.Compiled:
+        """`(state, batch, stop) -> (state, metrics, stop)`; the state passed in is donated."""
+        program = self._program
+        return compile_train_step(
+            program.mesh,
+            voting_train_step(program.train_step(), AXIS if program.canonical else None),
+            program.abstract_state(),
+            program.abstract_batch(),
+            abstract_flag(program.mesh),
+            manual=program.canonical,
+        )
+
+    @cached_property
+    def evaluate(self) -> Callable[..., Any]:
+        """`(state, batch, stop) -> (sums, stop)`; it compiles at its first call."""
+        step = voting_eval_step(self._program.eval_step())
+        return compile_eval_step(self._program.mesh, step, inputs=2)
+
+    @cached_property
+    def diagnose(self) -> Callable[..., Any]:
+        """`(state, batch) -> diagnostics`; it compiles at its first call."""
+        return compile_eval_step(self._program.mesh, self._program.diagnose_step())
+
+
+def train(run: Run, workdir: Path, steps: CompiledSteps | None = None) -> Result:
+    """Train from the latest checkpoint in `workdir`, or from the start, to the run's last step.
+
+    `workdir` was opened by `open_workdir`. `steps` may be those of a run that differs only in its
+    seed and workdir; they are compiled here by default.
 
     Raises:
-        TrainingError: when too many steps in a row are not finite; a replay file is left. When
-            heads do not learn and the config says to stop; that step is saved. When the last save
-            failed.
-        DataError: when too many images turn out damaged, or a label out of range; what was trained
-            before is saved.
+        TrainingError: if too many steps in a row are not finite, after writing a replay file; if
+            heads do not learn and the config says to stop, after saving; if the last save failed.
+        DataError: if too many images are damaged or a label is out of range, after saving.
     """
-    config, began, watch = run.config, time.perf_counter(), Stopwatch()
-    main = jax.process_index() == 0
-    hold = locked(workdir) if main else contextlib.nullcontext()
-    with contextlib.ExitStack() as held:
-        together(lambda: held.enter_context(hold))
-        checkpoints = held.enter_context(
+    config, program, total = run.config, run.program, run.program.total_steps
+    began, watch, main = time.perf_counter(), Stopwatch(), jax.process_index() == 0
+    steps = steps or CompiledSteps(program)
+    with contextlib.ExitStack() as stack:
+        run_on_all_hosts(lambda: stack.enter_context(locked(workdir)) if main else None)
+        checkpoints = stack.enter_context(
             Checkpoints(
                 workdir / "checkpoints",
                 config.keep_latest,
@@ -73,43 +114,52 @@ def train(run: Run, workdir: Path, compiled: CompiledSteps | None = None) -> Res
             )
         )
         with watch.spent("starting"):
-            found = checkpoints.restore_newest(run.abstract_state())
-            start, state = (0, run.initial_state()) if found is None else found
-        if found is None:
-            together(lambda: check_not_lost(workdir) if main else None)
-        changed = together(lambda: add_start(workdir, start) if main else None)
-        reporter = Reporter(
-            workdir, start_step=start, total_steps=run.total_steps, enabled=main, watch=watch
+            found = checkpoints.restore_latest(program.abstract_state())
+            start, state = (0, program.initial_state()) if found is None else found
+        run_on_all_hosts(lambda: check_not_lost(workdir) if main and found is None else None)
+        changed = run_on_all_hosts(lambda: add_start(workdir, start) if main else None)
+        reporter = stack.enter_context(
+            Reporter(workdir, start_step=start, total_steps=total, enabled=main, watch=watch)
         )
-        damage = Damage(run, workdir, reporter, start)
-        skipped = SkippedSteps(run, workdir, reporter, start)
-        with reporter, StopRequest() as request, ending_together(TrainingError):
-            checkpoints.tell = reporter.say
-            if 0 < start < run.total_steps:
-                reporter.say(f"resuming after step {start} of {run.total_steps}")
-                if changed is not None:
-                    reporter.say(f"warning: {changed}")
-            warning = averaging_warning(config.optim, run.steps_per_epoch, run.total_steps)
-            if start < run.total_steps and warning is not None:
-                reporter.say(f"warning: {warning}")
-            vote, compiled = Vote(run.mesh, request), compiled or CompiledSteps()
-            probe = compiled.diagnose_step(run)
-            with Diagnostics(workdir, probe, config.diagnose, start, reporter.say) as diagnose:
-                loop = _Loop(run, compiled, checkpoints, reporter, damage, skipped, vote, diagnose)
-                state = loop.run_from(start, state)
-            step = int(state.step)
-            checkpoints.save(step, state)
-            checkpoints.wait()
-            if checkpoints.problem is not None:
-                raise TrainingError(
-                    f"{checkpoints.problem}; once that is mended, the same command goes on from "
-                    f"step {checkpoints.latest or 0}"
-                )
-        scores = checkpoints.top1()
-        best = checkpoints.best
+        checkpoints.tell = reporter.say
+        request = stack.enter_context(StopRequest())
+        stack.enter_context(abort_on_unexpected_error(TrainingError))
+        if start < total:
+            if start:
+                reporter.say(f"resuming after step {start} of {total}")
+            averaging = averaging_warning(config.optim, program.steps_per_epoch, total)
+            for warning in (changed if start else None, averaging):
+                if warning is not None:
+                    reporter.say(f"warning: {warning}")
+        loop = _Loop(
+            run=run,
+            steps=steps,
+            checkpoints=checkpoints,
+            reporter=reporter,
+            bad_images=BadImages(run, workdir, reporter, start),
+            skipped=SkippedSteps(run, workdir, reporter, start),
+            vote=Vote(program.mesh, request),
+        )
+        if config.diagnose is not None:
+            from gnet_jax.training.observe.diagnostics import Diagnostics
+
+            loop.diagnose = stack.enter_context(
+                Diagnostics(workdir, steps.diagnose, config.diagnose, start, reporter.say)
+            )
+        state = loop.run_from(start, state)
+        step = int(state.step)
+        checkpoints.save(step, state)
+        checkpoints.wait()
+        if checkpoints.problem is not None:
+            raise TrainingError(
+                f"{checkpoints.problem}; fix that, and the same command resumes from step "
+                f"{checkpoints.latest or 0}"
+            )
+        best, scores = checkpoints.best, checkpoints.top1
         return Result(
             step=step,
-            signal=vote.code or None,
+            state=state,
+            signal=loop.vote.code or None,
             val=loop.val,
             heads=loop.heads,
             best=None if best is None else (best, scores[best]),
@@ -121,107 +171,114 @@ def train(run: Run, workdir: Path, compiled: CompiledSteps | None = None) -> Res
 
 @dataclasses.dataclass
 class _Loop:
-    """A run's steps, from some step on, with all that watches them."""
+    """The steps of a run, with everything that watches them."""
 
     run: Run
-    compiled: CompiledSteps
+    steps: CompiledSteps
     checkpoints: Checkpoints
     reporter: Reporter
-    damage: Damage
+    bad_images: BadImages
     skipped: SkippedSteps
     vote: Vote
-    diagnose: Diagnostics
+    diagnose: Callable[..., None] | None = None
     val: dict[str, float] = dataclasses.field(default_factory=dict)  # of the last evaluation
-    heads: dict[str, float] = dataclasses.field(default_factory=dict)  # the last that was reported
-    evaluating: float | None = None  # seconds of the last evaluation, but for the one that compiles
-    best: float = -1.0  # top-1 of the best evaluation, this start's and those that are kept
+    heads: dict[str, float] = dataclasses.field(default_factory=dict)  # last reported
+    evaluation_seconds: float | None = None  # of the last evaluation, without compilation
+    best: float = -1.0  # top-1 of the best evaluation
 
     def run_from(self, start: int, state: TrainState) -> TrainState:
-        """The state after the run's last step, or after that at which it was asked to stop."""
-        config, total = self.run.config, self.run.total_steps
-        reporter, vote = self.reporter, self.vote
-        evaluate = Evaluator(self.run, self.compiled, self.damage, vote)
-        self.best = max(self.checkpoints.top1().values(), default=-1.0)
-        # It was stopped between a step and that step's evaluation.
-        if start and self._evaluation_due(start) and start not in self.checkpoints.top1():
-            self._evaluated(evaluate, start, state)
+        """Returns the state after the last step, or after the step at which a signal stops it.
+
+        Each step runs in this order: wait for its batch, diagnose, dispatch the step, read the
+        metrics of the previous step, report, stop if asked, evaluate, save.
+        """
+        run, program, config = self.run, self.run.program, self.run.config
+        reporter, vote, total = self.reporter, self.vote, program.total_steps
+        self.best = max(self.checkpoints.top1.values(), default=-1.0)
+        # The previous start was stopped between this step and its evaluation.
+        if start and evaluation_due(program, start) and start not in self.checkpoints.top1:
+            self._evaluate(start, state)
         if start >= total or vote.code:
             return state
-        # The first batches before the program: data that are unfit are told without a compilation.
-        batches = _train_batches(self.run, start, self.damage)
-        with self._kept(start, state), reporter.watch.spent("waiting for data"):
-            ahead = Ahead(batches, start, total, self.damage)
-        step_fn = self._compiled_step()
-        meter, pending, guard = Meter(), None, _guard(self.run)
+        # Load the first batches before compiling, so that unusable data end the run at once.
+        local = training_batches(
+            config,
+            run.train,
+            start_step=start,
+            host=jax.process_index(),
+            hosts=jax.process_count(),
+            bad=self.bad_images.train,
+        )
+        batches = put_batches(local, program.mesh, config.batch_size)
+        with self._save_on_error(start, state), reporter.watch.spent("waiting for data"):
+            ahead = TrainBatches(batches, start, total, self.bad_images)
+        step_fn = self._compile()
+        dead_heads = DeadHeadGuard(
+            head_names(program.model),
+            len(run.train.class_names),
+            warmup=round(config.optim.warmup_epochs * program.steps_per_epoch),
+            patience=default_patience(program.steps_per_epoch),
+        )
+        meter, unread = Meter(), None
         for step in range(start + 1, total + 1):
             with reporter.watch.spent("waiting for data"):
                 batch = ahead.take()
-            with meter.paused(), reporter.watch.spent("diagnosing"):
-                self.diagnose(step - 1, state, batch)
+            if self.diagnose is not None:
+                with meter.paused(), reporter.watch.spent("diagnosing"):
+                    self.diagnose(step - 1, state, batch)
             state, metrics, stop = step_fn(state, batch, vote.flag(ahead.fault))
-            # The metrics of the step before are fetched while the device works on this one.
-            if pending is not None:
-                meter.add(self._read(*pending, state))
-            pending = (step, metrics, stop, batch)
+            # Read the metrics of the previous step while the device computes this one.
+            if unread is not None:
+                meter.add(self._read(*unread, state))
+            unread = (step, metrics, stop, batch)
             self.checkpoints.check()
 
             save_due = step % config.save_every_steps == 0
             stopping = vote.ends(step) and step < total
-            due = self._evaluation_due(step)
+            due = evaluation_due(program, step)
             log_due = step % config.log_every_steps == 0 or step == total
-            if log_due or due or save_due or stopping or self.skipped.on_the_brink:
-                meter.add(self._read(*pending, state))
-                pending = None
+            if log_due or due or save_due or stopping or self.skipped.near_limit:
+                meter.add(self._read(*unread, state))
+                unread = None
             if log_due:
-                self._report(step, state, *meter.read(), guard)
+                self._report(step, state, *meter.read(), dead_heads)
             if stopping:
-                with self._kept(step, state):
-                    together(ahead.check)
+                with self._save_on_error(step, state):
+                    run_on_all_hosts(ahead.raise_fault)
                 break
-            # An evaluation would be cut short; a resume begins with it.
+            # The evaluation would be cut short; the next start begins with it.
             if due and vote.signalled:
                 break
             with meter.paused():
-                if due and not self._evaluated(evaluate, step, state):
+                if due and not self._evaluate(step, state):
                     break
                 if save_due and not due:
                     self.checkpoints.save(step, state)
                 if due or save_due:
                     reporter.account(step)
-        batches.close()  # on an error the generator goes with this frame
+        batches.close()
         return state
 
-    def _compiled_step(self) -> jax.stages.Compiled:
-        self.reporter.say("compiling the training step, about a minute the first time ...")
+    def _compile(self) -> jax.stages.Compiled:
+        self.reporter.say("compiling the training step (about a minute the first time) ...")
         began = time.perf_counter()
         with self.reporter.watch.spent("compiling"):
-            step_fn = self.compiled.train_step(self.run)
+            step_fn = self.steps.train
         needed = step_memory(step_fn)
-        together(lambda: check_memory(needed, self.run.config.batch_size, self.run.mesh))
+        run_on_all_hosts(
+            lambda: check_memory(needed, self.run.config.batch_size, self.run.program.mesh)
+        )
         self.reporter.say(f"compiled in {duration(time.perf_counter() - began)}")
         keep_freed_memory(needed)
         return step_fn
 
-    @property
-    def _steps_per_evaluation(self) -> float:
-        return self.run.config.eval_every_epochs * self.run.steps_per_epoch
-
-    def _evaluation_due(self, step: int) -> bool:
-        return step == self.run.total_steps or _crosses(step, self._steps_per_evaluation)
-
-    def _evaluations_left(self, step: int) -> int:
-        """Returns the number of evaluations from `step` on, its own and the last one included."""
-        before_last, done = (
-            math.floor((n - 1) / self._steps_per_evaluation) for n in (self.run.total_steps, step)
-        )
-        return before_last - done + 1
-
     def _read(
-        self, number: int, metrics: Any, stop: jax.Array, batch: Any, state: TrainState
+        self, step: int, metrics: Any, stop: jax.Array, batch: Any, state: TrainState
     ) -> dict[str, float]:
+        """Wait for `step`, and return its metrics; `state` is that after the newest step."""
         metrics, stop = jax.device_get((metrics, stop))
-        self.vote.read(number, stop)
-        return self.skipped.read(number, metrics, batch, state)
+        self.vote.read(step, stop)
+        return self.skipped.read(step, metrics, batch, state)
 
     def _report(
         self,
@@ -229,53 +286,62 @@ class _Loop:
         state: TrainState,
         means: dict[str, float],
         seconds: float,
-        guard: DeadHeadGuard,
+        dead_heads: DeadHeadGuard,
     ) -> None:
-        """Report the means over the last steps, each of which took `seconds`."""
-        config = self.run.config
-        heads = {f"train/{name}": value for name, value in means.items()}
-        heads["train/skipped_steps"] = self.skipped.count
-        heads["data/bad_records"] = len(self.damage.train)
-        heads["perf/images_per_sec"] = config.batch_size / seconds
-        heads["perf/images_per_sec_per_chip"] = config.batch_size / seconds / self.run.mesh.size
-        self.heads = heads
-        eta = (self.run.total_steps - step) * seconds
-        if self.evaluating is not None:
-            eta += self._evaluations_left(step) * self.evaluating
-        self.reporter.training(step, heads, eta, evaluations=self.evaluating is not None)
-        reactions = {"ignore": (False, False), "warn": (True, False), "stop": (True, True)}
-        watched, stops = choose("dead_heads", config.dead_heads, reactions)
-        problem = guard.read(step, means) if watched and math.isfinite(means["loss"]) else None
+        """Report the means over the last steps, which took `seconds` each."""
+        config, program = self.run.config, self.run.program
+        speed = config.batch_size / seconds
+        self.heads = {f"train/{name}": value for name, value in means.items()} | {
+            "train/skipped_steps": self.skipped.count,
+            "data/bad_records": len(self.bad_images.train),
+            "perf/images_per_sec": speed,
+            "perf/images_per_sec_per_chip": speed / program.mesh.size,
+        }
+        timed = self.evaluation_seconds is not None
+        eta = (program.total_steps - step) * seconds
+        eta += evaluations_left(program, step) * (self.evaluation_seconds or 0.0)
+        self.reporter.training(step, self.heads, eta, evaluations=timed)
+        if config.dead_heads == "ignore" or not math.isfinite(means["loss"]):
+            return
+        problem = dead_heads.read(step, means)
         if problem is not None:
             self.reporter.say(f"warning: step {step}: {problem}")
-            if stops:
+            if config.dead_heads == "stop":
                 self._save_and_wait(step, state)
                 saved = self.checkpoints.problem or "The step is saved"
                 raise TrainingError(f"step {step}: {problem}. {saved}")
 
-    def _evaluated(self, evaluate: Evaluator, step: int, state: TrainState) -> bool:
-        """Evaluate and save; False, and nothing saved, where all were asked to stop meanwhile."""
-        if not self.val:
-            what = "averaged parameters, " if state.average else ""
+    def _evaluate(self, step: int, state: TrainState) -> bool:
+        """Evaluate, report and save; returns False, without saving, if a signal cut it short."""
+        first = not self.val
+        if first:
+            parameters = "averaged parameters, " if state.average else ""
             self.reporter.say(
-                f"evaluating ({what}whole images, no dropout, no label smoothing); the first time, "
-                "that step is compiled ..."
+                f"evaluating ({parameters}whole images, no dropout, no label smoothing); the first "
+                "evaluation compiles its step ..."
             )
         began = time.perf_counter()
-        with self._kept(step, state), self.reporter.watch.spent("evaluating"):
-            val = evaluate(step, state)
+        with self._save_on_error(step, state), self.reporter.watch.spent("evaluating"):
+            self.val = evaluate(
+                self.run,
+                self.steps.evaluate,
+                step,
+                state,
+                bad_images=self.bad_images,
+                vote=self.vote,
+            )
+        if not first:
+            self.evaluation_seconds = time.perf_counter() - began
         if self.val:
-            self.evaluating = time.perf_counter() - began
-        self.val = val
-        if val:
-            self.reporter.evaluation(step, val, val["val/top1"] >= self.best)
-            self.best = max(self.best, val["val/top1"])
-            self.checkpoints.save(step, state, val["val/top1"])
-        return bool(val)
+            top1 = self.val["val/top1"]
+            self.reporter.evaluation(step, self.val, top1 >= self.best)
+            self.best = max(self.best, top1)
+            self.checkpoints.save(step, state, top1)
+        return bool(self.val)
 
     @contextlib.contextmanager
-    def _kept(self, step: int, state: TrainState) -> Iterator[None]:
-        """Save `state`, which is that of `step`, where the data turn out unfit: it is good."""
+    def _save_on_error(self, step: int, state: TrainState) -> Iterator[None]:
+        """Save `state` if the data turn out to be unusable."""
         try:
             yield
         except UserError:
@@ -283,32 +349,22 @@ class _Loop:
             raise
 
     def _save_and_wait(self, step: int, state: TrainState) -> None:
-        """Save in front of an error: here, where a signal does not yet end the process."""
+        """Save before an error ends the run, while signals still wait for it."""
         self.checkpoints.save(step, state)
         self.checkpoints.wait()
 
 
-def _train_batches(run: Run, start: int, damage: Damage) -> Generator[Any, None, None]:
-    batches = training_batches(
-        run.config,
-        run.train,
-        start_step=start,
-        host=jax.process_index(),
-        hosts=jax.process_count(),
-        bad=damage.train,
-    )
-    return put_batches(batches, run.mesh, run.config.batch_size)
+def evaluation_due(program: Program, step: int) -> bool:
+    """Returns whether `step` is followed by an evaluation; the last step always is."""
+    return _evaluations_until(program, step) > _evaluations_until(program, step - 1)
 
 
-def _guard(run: Run) -> DeadHeadGuard:
-    return DeadHeadGuard(
-        head_names(run.model),
-        len(run.train.class_names),
-        warmup=round(run.config.optim.warmup_epochs * run.steps_per_epoch),
-        patience=patience_of(run.steps_per_epoch),
-    )
+def evaluations_left(program: Program, step: int) -> int:
+    """Returns the number of evaluations from `step` on, including its own."""
+    return _evaluations_until(program, program.total_steps) - _evaluations_until(program, step - 1)
 
 
-def _crosses(step: int, interval: float) -> bool:
-    """Whether a multiple of `interval` steps lies in (step - 1, step]."""
-    return math.floor(step / interval) > math.floor((step - 1) / interval)
+def _evaluations_until(program: Program, step: int) -> int:
+    interval = program.config.eval_every_epochs * program.steps_per_epoch
+    last = step == program.total_steps
+    return math.floor((step - last) / interval) + last

@@ -1,20 +1,19 @@
-"""Optimisers, schedules and parameter averaging: the paper's, Caffe's and today's, in optax.
+"""Optimisers, schedules, frozen layers and parameter averaging, built from optax.
 
-Schedules and averaging count steps; a configuration counts epochs.
+Schedules and averaging count steps; a config counts epochs.
 """
 
+import fnmatch
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from gnet_jax.config import OptimConfig, choose
+from gnet_jax.config import ConfigError, OptimConfig, choose
 from gnet_jax.model.roles import Role, roles_by_path
-from gnet_jax.training.finetune import select
 
 _WARMUP = 10  # an average covers about the last tenth of the steps, until its decay is reached
 
@@ -29,46 +28,43 @@ class Optimizer(NamedTuple):
 
 
 def make_optimizer(
-    o: OptimConfig,
-    steps_per_epoch: float,
-    total_steps: int,
-    loaded: frozenset[str] = frozenset(),
+    o: OptimConfig, steps_per_epoch: float, total_steps: int, loaded: frozenset[str] = frozenset()
 ) -> Optimizer:
-    """The optimiser of a run of `total_steps` steps.
+    """Returns the optimiser of a run.
 
     Args:
         o: the configuration.
         steps_per_epoch: may be a fraction.
-        total_steps: where the schedule ends.
-        loaded: paths ("params/conv1/conv/kernel") of parameters that a trained model filled.
+        total_steps: steps of the run, at which the schedule ends.
+        loaded: paths ("params/conv1/conv/kernel") of the parameters that `--init` loaded.
     """
     schedule = learning_rate_schedule(o, steps_per_epoch, total_steps)
     clip = optax.identity() if o.clip_norm is None else optax.clip_by_global_norm(o.clip_norm)
-    decay = optax.add_decayed_weights(o.weight_decay, mask=partial(has_role, role="kernel"))
+    decay = optax.add_decayed_weights(o.weight_decay, mask=_has_role("kernel"))
     rate = optax.chain(
         optax.scale_by_learning_rate(schedule),
-        optax.masked(optax.scale(o.bias_lr_factor), partial(has_role, role="bias")),
-        optax.masked(optax.scale(o.loaded_lr_factor), partial(_is_in, names=loaded)),
+        optax.masked(optax.scale(o.bias_lr_factor), _has_role("bias")),
+        optax.masked(
+            optax.scale(o.loaded_lr_factor),
+            lambda params: _select(params, lambda name: f"params/{name}" in loaded),
+        ),
     )
-    # Caffe's order (sgd_solver.cpp): the learning rate goes into the momentum, not after it.
+    # Caffe's order (sgd_solver.cpp): momentum accumulates gradients times the learning rate.
     rules = {
         "sgd": (decay, rate, optax.trace(o.momentum)),
         "nesterov": (decay, rate, optax.trace(o.momentum, nesterov=True)),
         "rmsprop": (decay, optax.scale_by_rms(), rate, optax.trace(o.momentum)),
         "adamw": (optax.scale_by_adam(b1=o.momentum), decay, rate),
     }
-    still = optax.masked(optax.set_to_zero(), partial(select, patterns=o.freeze))
-    tx = optax.chain(clip, *choose("optim.optimizer", o.optimizer, rules), still)
+    freeze = optax.masked(optax.set_to_zero(), lambda params: _frozen(params, o.freeze))
+    tx = optax.chain(clip, *choose("optim.optimizer", o.optimizer, rules), freeze)
     return Optimizer(tx, schedule, averaging_rate(o, steps_per_epoch), o.freeze)
 
 
 def learning_rate_schedule(
     o: OptimConfig, steps_per_epoch: float, total_steps: int
 ) -> optax.Schedule:
-    """The learning rate at each step, from 0: a linear warm-up, then the schedule of `o`.
-
-    step: x 0.96 every 8 epochs is the paper's; poly with power 0.5 is Caffe's quick_solver.
-    """
+    """Returns the learning rate as a function of the step: a linear warm-up, then `o.schedule`."""
     warmup = round(o.warmup_epochs * steps_per_epoch)
     rest = max(1, total_steps - warmup)
     peak = o.learning_rate
@@ -91,12 +87,10 @@ def averaging_rate(
 ) -> Callable[[jax.Array], jax.Array] | None:
     """Returns the share of each step's parameters in their average; None without averaging.
 
-    Polyak's mean takes 1 / n at its n-th step, so that all steps count alike. The exponential
-    average warms up as `warm_rate`. Up to `average_from` the share is 1.
+    The Polyak mean takes 1 / n at its n-th step, so that all steps count alike. The exponential
+    average follows `warm_rate`. The share is 1 until `average_from`.
     """
-    floors = {"none": None, "polyak": 0.0, "ema": 1 - o.ema_decay}
-    floor = choose("optim.averaging", o.averaging, floors)
-    if floor is None:
+    if o.averaging == "none":
         return None
     first = round(o.average_from * steps_per_epoch)
 
@@ -108,23 +102,23 @@ def averaging_rate(
 
 
 def warm_rate(steps: jax.Array | int, decay: float) -> jax.Array:
-    """Returns the share that an exponential average takes of a value, after so many `steps`.
+    """Returns the share that an exponential average takes of a new value after `steps` others.
 
-    It keeps min(decay, steps / (10 + steps)), as TensorFlow's and timm's averages do but for a 1
-    in the numerator: the first value is taken whole. A mean over all steps would hold the values
-    of the first ones, which are far from today's, for the first 1 / (1 - decay) steps.
+    The average keeps min(decay, steps / (10 + steps)). TensorFlow and timm warm up in the same way
+    with 1 + steps in the numerator; here the first value is taken whole. Without a warm-up the
+    first values would dominate the average for 1 / (1 - decay) steps.
     """
     return jnp.maximum(_WARMUP / (_WARMUP + steps), 1 - decay)
 
 
 def averaging_warning(o: OptimConfig, steps_per_epoch: float, total_steps: int) -> str | None:
-    """Returns how a run is too short for its average, or begins it too early; None if neither."""
+    """Returns a warning if the run is too short for its average or averages its first steps."""
     steps = total_steps - round(o.average_from * steps_per_epoch)
     if o.averaging == "polyak" and steps == total_steps:
         return (
-            "optim.averaging polyak averages the parameters of all steps, those of the first ones "
-            "too, so validations are worse than the training crops suggest; begin it in the last "
-            f"part of the run, such as --optim.average-from {0.9 * total_steps / steps_per_epoch:g}"
+            "optim.averaging polyak includes the parameters of the first steps, so validation "
+            "accuracy will look worse than training; average the last part of the run only, such "
+            f"as --optim.average-from {0.9 * total_steps / steps_per_epoch:g}"
         )
     wanted = round(3 / (1 - o.ema_decay), 6)
     if o.averaging != "ema" or steps >= wanted:
@@ -132,28 +126,67 @@ def averaging_warning(o: OptimConfig, steps_per_epoch: float, total_steps: int) 
     decay = 1 - float(warm_rate(max(0, steps - 1), o.ema_decay))
     fitting = math.floor(1000 * max(0.0, 1 - 3 / max(1, steps))) / 1000
     return (
-        f"optim.ema_decay {o.ema_decay:g} is for runs of {wanted:,.0f} steps or more, but this one "
-        f"averages {steps:,}: the decay of its warm-up ends at {decay:.3g}, so the average is over "
-        f"fewer steps; train longer, or use --optim.ema-decay {fitting:g} or less"
+        f"optim.ema_decay {o.ema_decay:g} needs at least {wanted:,.0f} steps, but this run "
+        f"averages {steps:,} and its decay only reaches {decay:.3g}; train longer, or use "
+        f"--optim.ema-decay {fitting:g} or less"
     )
 
 
-def _is_in(params: Any, names: frozenset[str]) -> Any:
-    return jax.tree.map_with_path(
-        lambda path, _: "/".join(("params", *(part.key for part in path))) in names, params
-    )
-
-
-def has_role(params: Any, role: Role) -> Any:
-    """A tree of booleans like `params`: True for the parameters of that role.
-
-    Kernels are decayed. The biases of convolutions and linear layers learn faster in Caffe. Nothing
-    of a norm does either.
+def check_freeze(patterns: tuple[str, ...], params: Any) -> None:
+    """Check that every pattern of `optim.freeze` matches a parameter, and not all are frozen.
 
     Raises:
-        UserError: naming a parameter of unknown role.
+        ConfigError: naming the pattern and the layers.
     """
-    found = roles_by_path(params)
-    return jax.tree.map_with_path(
-        lambda path, _: found[tuple(part.key for part in path)] == role, params
+    names = [_name(path) for path, _ in jax.tree.leaves_with_path(params)]
+    for pattern in patterns:
+        if not any(matches(name, (pattern,)) for name in names):
+            known = ", ".join(dict.fromkeys(name.split("/")[0] for name in names))
+            raise ConfigError(
+                f"optim.freeze pattern {pattern!r} matches no parameter; the layers are {known}"
+            )
+    if all(matches(name, patterns) for name in names):
+        raise ConfigError(f"optim.freeze {patterns} matches every parameter; nothing would learn")
+
+
+def matches(name: str, patterns: tuple[str, ...]) -> bool:
+    """Returns whether a pattern matches a parameter ("inception_3a/b5/conv/kernel") or a layer."""
+    parts = name.split("/")
+    prefixes = ["/".join(parts[: n + 1]) for n in range(len(parts))]
+    return any(fnmatch.fnmatchcase(prefix, pattern) for prefix in prefixes for pattern in patterns)
+
+
+def stop_frozen_gradients(params: Any, patterns: tuple[str, ...]) -> Any:
+    """Returns `params` without gradients for the frozen ones, nor for layers below if all are."""
+    return jax.tree.map(
+        lambda x, frozen: jax.lax.stop_gradient(x) if frozen else x,
+        params,
+        _frozen(params, patterns),
     )
+
+
+def _frozen(params: Any, patterns: tuple[str, ...]) -> Any:
+    return _select(params, lambda name: matches(name, patterns))
+
+
+def _has_role(role: Role) -> Callable[[Any], Any]:
+    """Returns a function from parameters to a tree that is True where they have the role.
+
+    Only kernels are decayed. The biases of convolutions and linear layers learn faster in Caffe;
+    the parameters of norms are neither. Parameters of unknown role raise a UserError.
+    """
+
+    def mask(params: Any) -> Any:
+        roles = roles_by_path(params)
+        return _select(params, lambda name: roles[tuple(name.split("/"))] == role)
+
+    return mask
+
+
+def _select(params: Any, chosen: Callable[[str], bool]) -> Any:
+    """Returns a tree like `params` of `chosen(path)`; paths are like "conv1/conv/kernel"."""
+    return jax.tree.map_with_path(lambda path, _: chosen(_name(path)), params)
+
+
+def _name(path: Any) -> str:
+    return "/".join(part.key for part in path)

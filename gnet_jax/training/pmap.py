@@ -10,27 +10,23 @@ from gnet_jax.training.step import Metrics, TrainState, compute_gradient, train_
 
 
 def pmap_train_step(
-    *, augment: Callable[..., Any], devices: Sequence[Any] | None = None, **parts: Any
+    *, augment: Callable[..., Any], devices: Sequence[Any] | None = None, **options: Any
 ) -> Callable[..., Any]:
     """Returns `train_step` under `jax.pmap`; the state passed in is donated.
 
-    State and batch carry a leading axis with one entry per device.
-
-    Args:
-        augment: as for `train_step`.
-        devices: all devices by default.
-        parts: the other arguments of `train_step`. A model with batch norm needs
-            `axis_name=AXIS`, so that its statistics cover the whole batch.
+    State and batch have a leading axis with one entry per device. `devices` are all by default;
+    `options` are the other arguments of `train_step`. A model with batch norm needs
+    `axis_name=AXIS`, so that its statistics cover the whole batch.
     """
 
-    def gradient(state: TrainState, images: Any, targets: Any, dropout_key: Any, **options: Any):
+    def gradient(state: TrainState, images: Any, targets: Any, dropout_key: Any, **parts: Any):
         key = jax.random.fold_in(dropout_key, jax.lax.axis_index(AXIS))
-        grads, batch_stats, metrics = compute_gradient(state, images, targets, key, **options)
+        grads, batch_stats, metrics = compute_gradient(state, images, targets, key, **parts)
         grads, metrics = jax.lax.pmean((grads, metrics), AXIS)
         return grads, batch_stats, metrics
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         share = augment_share(augment, AXIS)
-        return train_step(state, batch, augment=share, gradient=gradient, **parts)
+        return train_step(state, batch, augment=share, gradient=gradient, **options)
 
     return jax.pmap(step, axis_name=AXIS, devices=devices, donate_argnums=0)

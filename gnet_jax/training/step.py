@@ -1,4 +1,4 @@
-"""One step of training and one of evaluation, as pure functions that know no device.
+"""The training step and the evaluation step, as pure functions without devices.
 
 Shapes: B batch, H height, W width, C channels, K classes.
 """
@@ -12,9 +12,8 @@ import optax
 from flax import struct
 
 from gnet_jax.config import LossConfig
-from gnet_jax.model import GoogLeNet, Outputs
-from gnet_jax.training.finetune import without_gradient
-from gnet_jax.training.optimizer import Optimizer, warm_rate
+from gnet_jax.model.googlenet import GoogLeNet, Outputs
+from gnet_jax.training.optimizer import Optimizer, stop_frozen_gradients, warm_rate
 
 Metrics = dict[str, jax.Array]
 
@@ -22,7 +21,7 @@ STATISTICS_DECAY = 0.9  # of batch norm's running mean and variance, after their
 
 
 class TrainState(struct.PyTreeNode):
-    """Everything that changes from step to step, and nothing else."""
+    """Everything that changes from step to step."""
 
     step: jax.Array  # finished steps
     params: Any
@@ -33,7 +32,7 @@ class TrainState(struct.PyTreeNode):
 
 
 def create_state(variables: Mapping[str, Any], optimizer: Optimizer, seed: int) -> TrainState:
-    """Returns the state before step 0 for freshly drawn or loaded `variables`."""
+    """Returns the state before step 0, with the given variables."""
     own = {"params": variables["params"], "batch_stats": variables["batch_stats"]}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -63,7 +62,7 @@ def compute_gradient(
     """Returns the gradient of the loss, the batch's own statistics and the heads' metrics."""
 
     def loss_fn(params: Any) -> tuple[jax.Array, tuple[Any, Metrics]]:
-        params = without_gradient(params, optimizer.frozen)
+        params = stop_frozen_gradients(params, optimizer.frozen)
         return compute_loss(
             params, state.batch_stats, images_BHWC, targets_BK, dropout_key, model=model, loss=loss
         )
@@ -86,8 +85,8 @@ def compute_loss(
     """Returns the training loss, the `mutable` collections, and `loss`, `*_loss`, `*_top1`.
 
     The loss is the main head's plus `loss.aux_weight` times each auxiliary head's (paper,
-    section 5). The top-1 of a mixed image counts the class with the largest target.
-    `batch_stats` are those of this batch alone, because the training step averages them.
+    section 5). The top-1 of an image mixed by mixup counts the class with the largest target.
+    The returned `batch_stats` are those of this batch alone; `apply_update` averages them.
     """
     outputs, updated = model.clone(momentum=0.0).apply(
         {"params": params, "batch_stats": batch_stats},
@@ -133,8 +132,8 @@ def apply_update(
     average = state.average
     if optimizer.averaging_rate is not None:
         rate = jnp.asarray(optimizer.averaging_rate(state.step), jnp.float32)
-        # The batch's own statistics are averaged, because the running ones lag behind the
-        # parameters. They are never averaged over fewer batches than the running ones.
+        # Average the batch's own statistics, because the running ones lag behind the parameters,
+        # and over at least as many batches as the running ones.
         average = {
             "params": optax.incremental_update(params, average["params"], rate),
             "batch_stats": optax.incremental_update(
@@ -153,10 +152,10 @@ def apply_update(
 
 
 def norm(tree: Any) -> jax.Array:
-    """Returns the Euclidean norm of all leaves together.
+    """Returns the Euclidean norm of all leaves.
 
-    Vectors are concatenated first. They are most of a network's arrays and few of its numbers,
-    and each one alone would add two operations to trace, compile and launch.
+    Vectors are concatenated first: they are most of the arrays but few of the numbers, and each
+    one would otherwise add two operations to trace, compile and launch.
     """
     leaves = jax.tree.leaves(tree)
     vectors = [x for x in leaves if x.ndim == 1]
@@ -168,12 +167,9 @@ def norm(tree: Any) -> jax.Array:
 def keep_finite(new: TrainState, old: TrainState, metrics: Metrics) -> tuple[TrainState, Metrics]:
     """Returns `new` if it is finite, otherwise `old` with its step counters advanced.
 
-    The check covers the loss, the gradient, the new parameters and the new batch statistics: on
-    CPUs each of them can be the only one that is not finite. The schedule's counter advances with
-    the step, so that both always agree.
-
-    Returns:
-        The state, and `metrics` with `skipped`, which is 1.0 if the state is the old one.
+    Checks the loss, the gradient, the new parameters and the new batch statistics, because on CPUs
+    each of them can be the only one that is not finite. The schedule's counter advances with the
+    step. Adds `skipped` to the metrics, which is 1.0 if the state is the old one.
     """
     size = norm((new.params, new.batch_stats))
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"] + size)
@@ -204,15 +200,10 @@ def train_step(
 ) -> tuple[TrainState, Metrics]:
     """Returns the state after one optimiser step, and the step's metrics.
 
-    Accumulation, canonical numerics and pmap pass a `gradient` or an `update` of their own.
-
-    Args:
-        batch: `image` (B, H, W, C) uint8 and `label` (B,) int32.
-        augment: `(images, labels, key)` to float32 inputs and targets; see `data.augment`.
-
-    Returns:
-        The new state and float32 scalars: `loss`, each head's `*_loss` and `*_top1`,
-        `learning_rate`, `grad_norm`, and `skipped` (see `keep_finite`).
+    `batch` has `image` (B, H, W, C) uint8 and `label` (B,) int32, which `augment` turns into
+    float32 inputs and targets. The metrics are float32 scalars: `loss`, each head's `*_loss` and
+    `*_top1`, `learning_rate`, `grad_norm`, and `skipped` (see `keep_finite`). Accumulation,
+    canonical numerics and pmap pass their own `gradient` or `update`.
     """
     augment_key, dropout_key = step_keys(state.rng, state.step)
     images_BHWC, targets_BK = augment(batch["image"], batch["label"], augment_key)
@@ -230,12 +221,10 @@ def eval_step(
     model: GoogLeNet,
     preprocess: Callable[..., jax.Array],
 ) -> Metrics:
-    """Returns sums over the examples whose `mask` is True; divide by `count` after the last batch.
+    """Returns sums over the examples whose `mask` is True; `count` is their number.
 
-    Uses the averaged parameters if the state has them.
-
-    Returns:
-        int32 `count`, `top1`, `top5` (the label is among the 5 largest logits), float32 `loss`.
+    Uses the averaged parameters if the state has them. The sums are int32 `count`, `top1`, `top5`
+    (the label is among the 5 largest logits) and float32 `loss`.
     """
     variables = state.average or {"params": state.params, "batch_stats": state.batch_stats}
     outputs: Any = model.apply(variables, preprocess(batch["image"]))

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from gnet_jax.model import Architecture
+from gnet_jax.model.architecture import Architecture
 from gnet_jax.model.googlenet import CAFFE_BRANCHES
 from gnet_jax.model.widths import Widths
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from gnet_jax.config import Preprocessing
-from gnet_jax.model import GoogLeNet, architecture
+from gnet_jax.model.architecture import architecture
+from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.model_folder import ModelFolder
 from gnet_jax.model_folder.variables import expected_shapes, unflatten
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gnet_jax.convert.caffe import PREPROCESSING, from_caffe, is_caffemodel, read_caffemodel
-from gnet_jax.model import GoogLeNet, endpoints
+from gnet_jax.convert.caffe import PREPROCESSING, from_caffe, read_caffemodel
+from gnet_jax.model.googlenet import GoogLeNet, endpoints
 from gnet_jax.model_folder import WeightsError
 from gnet_jax.model_folder.variables import unflatten
 from tests.convert.caffe_files import caffemodel_bytes, prototxt, random_layers
@@ -18,7 +18,7 @@ from tests.convert.conftest import shared
 @pytest.fixture(scope="module")
 def blobs_and_endpoints(caffemodel):
     blobs = dict(np.load(shared("caffe_blobs_227.npz")))
-    arch, flat = from_caffe(read_caffemodel(caffemodel), "file")
+    arch, flat = from_caffe(read_caffemodel(caffemodel).layers, "file")
     images = jnp.asarray(blobs.pop("data"))[None]
     model = GoogLeNet(arch)
     found = jax.jit(lambda v, x: endpoints(model, v, x))(unflatten(flat), images)
@@ -50,7 +50,7 @@ def opencv_logits(model: bytes, text: bytes, x_BHWC: np.ndarray, names: list[str
 
 
 def test_opencv_reads_the_same_network(caffemodel):
-    layers = read_caffemodel(caffemodel)
+    layers = read_caffemodel(caffemodel).layers
     arch, flat = from_caffe(layers, "file")
     x = np.random.default_rng(0).uniform(-120, 130, (2, 224, 224, 3)).astype(np.float32)
     text = prototxt(layers, 224)
@@ -83,8 +83,7 @@ def test_every_form_of_the_format_reads_the_same(tmp_path, form):
     layers = random_layers()
     file = tmp_path / "any.caffemodel"
     file.write_bytes(caffemodel_bytes(layers, **form))
-    assert is_caffemodel(file.read_bytes()[:64])
-    arch, flat = from_caffe(read_caffemodel(file), str(file))
+    arch, flat = from_caffe(read_caffemodel(file).layers, str(file))
     arch_direct, flat_direct = from_caffe(layers, "memory")
     assert arch == arch_direct
     for name, value in flat_direct.items():
@@ -92,11 +91,11 @@ def test_every_form_of_the_format_reads_the_same(tmp_path, form):
 
 
 def test_the_v1_generation_of_the_published_weights_reads_the_same(caffemodel, tmp_path):
-    layers = read_caffemodel(caffemodel)
+    layers = read_caffemodel(caffemodel).layers
     file = tmp_path / "v1.caffemodel"
     file.write_bytes(caffemodel_bytes(layers, v1=True))
     arch, flat = from_caffe(layers, "new")
-    arch_v1, flat_v1 = from_caffe(read_caffemodel(file), "v1")
+    arch_v1, flat_v1 = from_caffe(read_caffemodel(file).layers, "v1")
     assert arch == arch_v1
     assert all(np.array_equal(flat[name], flat_v1[name]) for name in flat | flat_v1)
 
@@ -111,15 +110,51 @@ def test_widths_classes_and_heads_are_told_by_the_file():
 
 
 def test_blue_stays_first():
-    assert PREPROCESSING.channels == "BGR"
-    assert PREPROCESSING.mean == (104, 117, 123)
+    p = PREPROCESSING
+    assert (p.channels, p.mean, p.std) == ("BGR", (104, 117, 123), (1, 1, 1))
+    assert (p.resize, p.resize_to, p.image_size) == ("warp", 256, 224)
+    layers = random_layers()
+    kernel = from_caffe(layers, "memory")[1]["params/conv1/conv/kernel"]
+    for o, c, h, w in ((0, 0, 0, 0), (3, 1, 2, 6), (5, 2, 6, 1)):
+        assert kernel[h, w, c, o] == layers["conv1/7x7_s2"][0][o, c, h, w]
+
+
+def test_every_layer_has_its_place():
+    layers = random_layers()
+    _, flat = from_caffe(layers, "memory")
+    for caffes, ours in {
+        "conv2/3x3_reduce": "conv2_reduce",
+        "conv2/3x3": "conv2",
+        "inception_3a/1x1": "inception_3a/b1",
+        "inception_4b/3x3_reduce": "inception_4b/reduce3",
+        "inception_4c/3x3": "inception_4c/b3",
+        "inception_4d/5x5_reduce": "inception_4d/reduce5",
+        "inception_5a/5x5": "inception_5a/b5",
+        "inception_5b/pool_proj": "inception_5b/pool_proj",
+        "loss1/conv": "aux_4a/conv",
+        "loss2/conv": "aux_4d/conv",
+    }.items():
+        weights, bias = layers[caffes]
+        kernel = flat[f"params/{ours}/conv/kernel"]
+        np.testing.assert_array_equal(kernel, np.moveaxis(weights, (0, 1), (3, 2)))
+        np.testing.assert_array_equal(flat[f"params/{ours}/conv/bias"], bias)
+    for loss, head in (("loss1", "aux_4a"), ("loss2", "aux_4d")):
+        weights, kernel = layers[f"{loss}/fc"][0], flat[f"params/{head}/fc/kernel"]
+        for o, c, h, w in ((0, 1, 0, 0), (8, 6, 2, 1), (3, 0, 1, 3)):  # 7 channels of 4x4
+            assert kernel[(h * 4 + w) * 7 + c, o] == weights[o, (c * 4 + h) * 4 + w]
+        np.testing.assert_array_equal(
+            flat[f"params/{head}/classifier/kernel"], layers[f"{loss}/classifier"][0].T
+        )
+    weights, bias = layers["loss3/classifier"]
+    np.testing.assert_array_equal(flat["params/classifier/kernel"], weights.T)
+    np.testing.assert_array_equal(flat["params/classifier/bias"], bias)
 
 
 def test_a_cut_file_names_the_layer(tmp_path):
     whole = caffemodel_bytes(random_layers())
     file = tmp_path / "cut.caffemodel"
     file.write_bytes(whole[: whole.index(b"inception_4c/3x3") + 60])
-    with pytest.raises(WeightsError, match="cut short in layer inception_4c/3x3"):
+    with pytest.raises(WeightsError, match="after layer inception_4c/1x1;"):
         read_caffemodel(file)
 
 
@@ -128,20 +163,20 @@ def test_no_cut_goes_unnoticed(tmp_path):
     file = tmp_path / "cut.caffemodel"
     for length in np.linspace(0, len(whole) - 1, 60).astype(int):
         file.write_bytes(whole[:length])
-        with pytest.raises(WeightsError, match=r"cut short|has no layer|no layer with weights"):
-            from_caffe(read_caffemodel(file), str(file))
+        with pytest.raises(WeightsError, match=str(file)):
+            from_caffe(read_caffemodel(file).layers, str(file))
 
 
 def test_the_missing_layer_is_named():
     layers = random_layers()
     del layers["inception_4b/5x5_reduce"]
-    with pytest.raises(WeightsError, match="no layer inception_4b/5x5_reduce"):
+    with pytest.raises(WeightsError, match="inception_4b/5x5_reduce"):
         from_caffe(layers, "file")
 
 
 def test_an_unknown_layer_is_named():
     layers = random_layers() | {"fc8": [np.zeros((2, 2), np.float32)] * 2}
-    with pytest.raises(WeightsError, match="the layer fc8"):
+    with pytest.raises(WeightsError, match="fc8"):
         from_caffe(layers, "file")
 
 
@@ -149,9 +184,7 @@ def test_a_blob_whose_shape_lies_is_named(tmp_path):
     data = caffemodel_bytes({"conv1/7x7_s2": [np.zeros(4, np.float32)]})
     file = tmp_path / "bad.caffemodel"
     file.write_bytes(data.replace(b"\x0a\x01\x04", b"\x0a\x01\x7f"))  # shape (4,) -> (127,)
-    with pytest.raises(
-        WeightsError, match=r"conv1/7x7_s2 has 4 numbers for a blob of shape \(127,\)"
-    ):
+    with pytest.raises(WeightsError, match=r"conv1/7x7_s2 .*\(127,\)"):
         read_caffemodel(file)
 
 
@@ -160,12 +193,5 @@ def test_a_blob_of_nothing_is_named(tmp_path):
     layers["loss3/classifier"] = [np.zeros((0, 5), np.float32), np.zeros(5, np.float32)]
     file = tmp_path / "bad.caffemodel"
     file.write_bytes(caffemodel_bytes(layers))
-    with pytest.raises(WeightsError, match="loss3/classifier has an empty blob"):
+    with pytest.raises(WeightsError, match=r"loss3/classifier .*\(0, 5\)"):
         read_caffemodel(file)
-
-
-@pytest.mark.parametrize(
-    "head", [b"", b"<!DOCTYPE html>", b"{}", b"\xff\xd8\xff\xe0", b"PK\x03\x04"]
-)
-def test_other_files_are_not_taken_for_a_caffemodel(head):
-    assert not is_caffemodel(head)

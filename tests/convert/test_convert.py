@@ -16,7 +16,8 @@ from gnet_jax.convert.export import export
 from gnet_jax.convert.read import convert, read
 from gnet_jax.convert.torch_file import write_torch
 from gnet_jax.convert.torchvision import to_torchvision
-from gnet_jax.model import GoogLeNet, architecture
+from gnet_jax.model.architecture import architecture
+from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.model_folder import WeightsError, read_folder, write_folder
 from gnet_jax.model_folder.tensor_file import write_tensors
 from gnet_jax.model_folder.variables import flatten
@@ -44,6 +45,8 @@ def test_a_caffemodel_under_any_name(tmp_path):
     file.write_bytes(caffemodel_bytes(random_layers()))
     folder = convert(file, tmp_path / "model")
     assert folder.source["format"] == "caffemodel"
+    assert folder.source["file"] == "weights.bin"
+    assert folder.source["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
     assert folder.preprocessing.channels == "BGR"
     assert folder.class_names == tuple(f"class {i}" for i in range(5))
     assert_written(folder, tmp_path / "model")
@@ -61,7 +64,7 @@ def test_the_published_file_is_known_by_its_sha1(tmp_path, monkeypatch):
     file.write_bytes(caffemodel_bytes(random_layers()))
     assert "license" not in read(file).source
     sha1 = hashlib.sha1(file.read_bytes()).hexdigest()
-    monkeypatch.setattr("gnet_jax.convert.read.CAFFE_SHA1", sha1)
+    monkeypatch.setattr("gnet_jax.convert.caffe.PUBLISHED_SHA1", sha1)
     assert read(file).source["license"] == "unrestricted"
 
 
@@ -94,14 +97,14 @@ def test_a_model_folder_and_an_exported_file_keep_everything(tmp_path, small):
 
 def test_the_weights_file_of_a_folder_is_told_from_the_folder(tmp_path, small):
     write_folder(tmp_path / "first", small)
-    with pytest.raises(WeightsError, match="give the folder itself"):
+    with pytest.raises(WeightsError, match=r"first/model\.safetensors .*folder"):
         convert(tmp_path / "first/model.safetensors", tmp_path / "second")
 
 
 def test_the_wrong_number_of_class_names_is_refused(tmp_path):
     file = tmp_path / "weights"
     file.write_bytes(caffemodel_bytes(random_layers()))
-    with pytest.raises(WeightsError, match=r"2 class names.* 5 outputs"):
+    with pytest.raises(WeightsError, match=r"\b2 .*\b5\b"):
         convert(file, tmp_path / "model", class_names=["a", "b"])
     assert not (tmp_path / "model").exists()
 
@@ -116,8 +119,8 @@ def test_the_wrong_number_of_class_names_is_refused(tmp_path):
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a Git LFS pointer"),
         (json.dumps({"a": 1}).encode(), "is a text file"),
         (b"\x89HDF\r\n\x1a\n" + bytes(100), "is an HDF5 file"),
-        (b"\xff\xd8\xff\xe0\x00\x10JFIF" + bytes(range(256)), "is of an unknown kind"),
-        (bytes(1000), "is "),
+        (b"\xff\xd8\xff\xe0\x00\x10JFIF" + bytes(range(256)), "of an unknown kind"),
+        (bytes(1000), "of an unknown kind"),
         (gzip.compress(b"inception_v1.ckpt", mtime=0), "is an archive"),
         (bytes(257) + b"ustar" + bytes(300), "is an archive"),
         (b"\nhello", "is a text file"),
@@ -141,7 +144,7 @@ def test_a_cut_file_is_refused_whatever_its_kind(tmp_path, state_dict, small):
         file = tmp_path / f"net.{kind}"
         data = file.read_bytes()
         file.write_bytes(data[: len(data) * 3 // 4])
-        with pytest.raises(WeightsError, match=r"cut short|not a whole safetensors file"):
+        with pytest.raises(WeightsError, match=str(file)):
             convert(file, tmp_path / "model")
 
 
@@ -154,19 +157,19 @@ def test_a_file_that_would_run_a_command_runs_nothing(tmp_path):
 
     with zipfile.ZipFile(tmp_path / "evil.pth", "w") as archive:
         archive.writestr("archive/data.pkl", pickle.dumps({"conv1.conv.weight": Evil()}))
-    with pytest.raises(WeightsError, match=r"\.system, which is no tensor, and was refused"):
+    with pytest.raises(WeightsError, match=r"\.system"):
         convert(tmp_path / "evil.pth", tmp_path / "model")
     assert not trace.exists()
 
 
 def test_a_missing_file_and_an_empty_folder_are_named(tmp_path):
-    with pytest.raises(UserError, match=r"there is no .*nothing; `gnet convert"):
+    with pytest.raises(UserError, match="nothing"):
         convert(tmp_path / "nothing", tmp_path / "model")
-    with pytest.raises(UserError, match="holds no model; known are"):
+    with pytest.raises(UserError, match=str(tmp_path)):
         convert(tmp_path, tmp_path / "model")
 
 
 def test_a_state_dict_of_another_network_is_named(tmp_path):
     write_torch(tmp_path / "a.pth", {"layer1.0.conv1.weight": np.zeros((2, 2), np.float32)})
-    with pytest.raises(WeightsError, match=r"it holds layer1\.0\.conv1\.weight"):
+    with pytest.raises(WeightsError, match=r"layer1\.0\.conv1\.weight"):
         convert(tmp_path / "a.pth", tmp_path / "model")

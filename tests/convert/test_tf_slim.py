@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from gnet_jax.convert.read import convert, read
-from gnet_jax.convert.tf_slim import ARCHITECTURE, from_slim, index_of, read_checkpoint
+from gnet_jax.convert.tf_slim import ARCHITECTURE, find_index, from_slim, read_checkpoint
 from gnet_jax.convert.torchvision import to_torchvision
 from gnet_jax.data.sources.classes import imagenet_classes
-from gnet_jax.model import GoogLeNet
+from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.model_folder import WeightsError, read_folder
 from gnet_jax.model_folder.variables import check, flatten
 
@@ -127,11 +127,27 @@ def test_every_variable_has_its_place(tensors):
     arch, flat = from_slim(tensors, "memory")
     assert arch == ARCHITECTURE
     check(GoogLeNet(arch), flat, 224, "memory")
-    for block, theirs in (("3a", "Mixed_3b"), ("4e", "Mixed_4f"), ("5b", "Mixed_5c")):
-        module, scope = f"inception_{block}/b3", f"InceptionV1/{theirs}/Branch_1/Conv2d_0b_3x3"
+    for module, theirs in {
+        "conv1": "Conv2d_1a_7x7",
+        "conv2_reduce": "Conv2d_2b_1x1",
+        "conv2": "Conv2d_2c_3x3",
+        "inception_3a/b1": "Mixed_3b/Branch_0/Conv2d_0a_1x1",
+        "inception_3b/reduce3": "Mixed_3c/Branch_1/Conv2d_0a_1x1",
+        "inception_4a/b3": "Mixed_4b/Branch_1/Conv2d_0b_3x3",
+        "inception_4c/reduce5": "Mixed_4d/Branch_2/Conv2d_0a_1x1",
+        "inception_4e/b5": "Mixed_4f/Branch_2/Conv2d_0b_3x3",
+        "inception_5b/pool_proj": "Mixed_5c/Branch_3/Conv2d_0b_1x1",
+    }.items():
+        scope = f"InceptionV1/{theirs}"
         beta = tensors[f"{scope}/BatchNorm/beta"]
-        np.testing.assert_array_equal(flat[f"params/{module}/norm/bias"], beta)
-        np.testing.assert_array_equal(flat[f"params/{module}/norm/scale"], np.ones_like(beta))
+        for name, expected in {
+            f"params/{module}/conv/kernel": tensors[f"{scope}/weights"],
+            f"params/{module}/norm/bias": beta,
+            f"params/{module}/norm/scale": np.ones(len(beta)),
+            f"batch_stats/{module}/norm/mean": tensors[f"{scope}/BatchNorm/moving_mean"],
+            f"batch_stats/{module}/norm/var": tensors[f"{scope}/BatchNorm/moving_variance"],
+        }.items():
+            np.testing.assert_array_equal(flat[name], expected, err_msg=name)
     weights = tensors["InceptionV1/Mixed_5b/Branch_2/Conv2d_0a_3x3/weights"]
     np.testing.assert_array_equal(flat["params/inception_5a/b5/conv/kernel"], weights)
     weights = tensors["InceptionV1/Logits/Conv2d_0c_1x1/weights"]
@@ -140,14 +156,14 @@ def test_every_variable_has_its_place(tensors):
 
 def test_the_missing_and_the_unknown_tensor_are_named(tensors):
     name = "InceptionV1/Mixed_4c/Branch_3/Conv2d_0b_1x1/BatchNorm/moving_variance"
-    with pytest.raises(WeightsError, match=f"file has no {name}"):
+    with pytest.raises(WeightsError, match=name):
         from_slim({k: v for k, v in tensors.items() if k != name}, "file")
-    with pytest.raises(WeightsError, match="has InceptionV1/Mixed_6a/weights, which slim's"):
+    with pytest.raises(WeightsError, match="InceptionV1/Mixed_6a/weights"):
         from_slim(tensors | {"InceptionV1/Mixed_6a/weights": np.zeros(3)}, "file")
-    with pytest.raises(WeightsError, match=r"moving_variance is \(2, 2\); it must have rank 1"):
+    with pytest.raises(WeightsError, match=r"moving_variance .*\(2, 2\).* 1 "):
         from_slim(tensors | {name: np.zeros((2, 2))}, "file")
     classifier = "InceptionV1/Logits/Conv2d_0c_1x1/weights"
-    with pytest.raises(WeightsError, match=r"it must begin with \(1, 1\)"):
+    with pytest.raises(WeightsError, match=r"weights .*\(3, 3, 1024, 7\)"):
         from_slim(tensors | {classifier: np.zeros((3, 3, 1024, 7))}, "file")
 
 
@@ -164,6 +180,9 @@ def test_a_training_checkpoint_gives_its_averages_and_nothing_of_its_optimiser(t
     assert arch == ARCHITECTURE
     assert flat.keys() == plain.keys()
     np.testing.assert_array_equal(flat["params/conv1/conv/kernel"], average)
+    np.testing.assert_array_equal(
+        flat["params/conv2/conv/kernel"], plain["params/conv2/conv/kernel"]
+    )
 
 
 def test_what_a_checkpoint_does_not_say_is_said(tmp_path, tensors, monkeypatch, capsys):
@@ -172,6 +191,9 @@ def test_what_a_checkpoint_does_not_say_is_said(tmp_path, tensors, monkeypatch, 
     monkeypatch.setattr("gnet_jax.convert.tf_slim.read_checkpoint", lambda _: averaged)
     (tmp_path / "m.index").write_bytes(TABLE)
     folder = read(tmp_path / "m.index")
+    p = folder.preprocessing
+    assert (p.resize, p.resize_to, p.image_size, p.channels) == ("warp", 256, 224, "RGB")
+    assert p.mean == p.std == (127.5, 127.5, 127.5)
     assert folder.class_names == ("background", *imagenet_classes().values())
     np.testing.assert_array_equal(
         folder.variables["params"]["classifier"]["bias"], averaged[bias] + 1
@@ -182,7 +204,7 @@ def test_what_a_checkpoint_does_not_say_is_said(tmp_path, tensors, monkeypatch, 
 
 
 def test_torchvisions_format_cannot_hold_the_padding():
-    with pytest.raises(WeightsError, match="stem_padding is caffe there, and same here"):
+    with pytest.raises(WeightsError, match="stem_padding"):
         to_torchvision(ARCHITECTURE, {})
 
 
@@ -202,8 +224,8 @@ def test_without_tensorflow_any_name_of_a_checkpoint_gives_the_remedy(tmp_path, 
 def test_a_file_that_is_there_is_not_taken_for_a_part_of_a_checkpoint(tmp_path):
     for name in ("m.index", "m.data-final.pth", "m.data-00000-of-00001"):
         (tmp_path / name).touch()
-    assert index_of(tmp_path / "m.data-final.pth").name == "m.data-final.pth"
-    assert index_of(tmp_path / "m.data-00000-of-00001").name == "m.index"
+    assert find_index(tmp_path / "m.data-final.pth").name == "m.data-final.pth"
+    assert find_index(tmp_path / "m.data-00000-of-00001").name == "m.index"
 
 
 def write_checkpoint(tf, prefix, tensors):
@@ -259,8 +281,8 @@ def test_a_damaged_checkpoint_and_another_networks_are_named(tmp_path, tf):
         convert(tmp_path / "net", tmp_path / "model")
     data = tmp_path / "net.data-00000-of-00001"
     data.write_bytes(data.read_bytes()[:-100])
-    with pytest.raises(WeightsError, match=r"net\.index is damaged, or a file beside it is: "):
+    with pytest.raises(WeightsError, match=r"net\.index "):
         read_checkpoint(tmp_path / "net.index")
     (tmp_path / "table").write_bytes(TABLE)
-    with pytest.raises(WeightsError, match="table is damaged"):
+    with pytest.raises(WeightsError, match="table "):
         read_checkpoint(tmp_path / "table")

@@ -78,7 +78,7 @@ def tensor_pickle(shape: tuple[int, ...], strides: tuple[int, ...], offset: int 
 
 def test_what_is_written_is_read(tmp_path):
     write_torch(tmp_path / "a.pth", ARRAYS)
-    assert is_torch_file(tmp_path / "a.pth")
+    assert is_torch_file((tmp_path / "a.pth").read_bytes())
     found = read_torch(tmp_path / "a.pth")
     assert list(found) == list(ARRAYS)
     for name, array in ARRAYS.items():
@@ -97,7 +97,7 @@ def test_strides_are_followed(tmp_path):
 )
 def test_a_tensor_outside_of_its_storage_is_refused(tmp_path, shape, strides, offset):
     file = zipped(tmp_path / "a.pth", tensor_pickle(shape, strides, offset))
-    with pytest.raises(WeightsError, match="tensor"):
+    with pytest.raises(WeightsError, match=str(file)):
         read_torch(file)
 
 
@@ -108,7 +108,7 @@ def test_a_pickle_that_runs_a_command_is_refused_by_name(tmp_path, container, pl
     runs = Runs(os.system, f"touch {trace}")
     tree = {"value": {"w": runs}, "key": OrderedDict([(("k", runs), 1)]), "nested": [[runs]]}
     file = container(tmp_path / "evil.pth", pickle.dumps(tree[place], 2))
-    with pytest.raises(WeightsError, match=r"asks for (posix|nt)\.system, which is no tensor"):
+    with pytest.raises(WeightsError, match=r"(posix|nt)\.system"):
         read_torch(file)
     assert not trace.exists()
 
@@ -119,7 +119,7 @@ def test_a_pickle_that_runs_a_command_is_refused_by_name(tmp_path, container, pl
 )
 def test_harmless_calls_are_refused_too(tmp_path, function, arguments):
     file = zipped(tmp_path / "evil.pth", pickle.dumps({"w": Runs(function, *arguments)}, 2))
-    with pytest.raises(WeightsError, match="was refused; nothing was run"):
+    with pytest.raises(WeightsError, match=function.__name__):
         read_torch(file)
 
 
@@ -137,8 +137,43 @@ def test_a_cut_file_is_refused(tmp_path):
     whole = file.read_bytes()
     for length in range(4, len(whole), 97):
         file.write_bytes(whole[:length])
-        with pytest.raises(WeightsError, match="damaged or cut short"):
+        with pytest.raises(WeightsError, match="cut short"):
             read_torch(file)
+
+
+def test_every_type_of_storage_is_read(tmp_path):
+    for name, kind, stored in (
+        ("DoubleStorage", "<f8", np.float32),
+        ("IntStorage", "<i4", np.int32),
+        ("ShortStorage", "<i2", np.int16),
+        ("CharStorage", "i1", np.int8),
+        ("ByteStorage", "u1", np.uint8),
+        ("BoolStorage", "?", np.bool_),
+    ):
+        data = tensor_pickle((6,), (1,)).replace(b"FloatStorage", name.encode())
+        file = tmp_path / "a.pth"
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("archive/data.pkl", data)
+            archive.writestr("archive/data/0", np.array([0, 1, 2, 3, 100, 1], kind).tobytes())
+        found = read_torch(file)["w"]
+        assert found.dtype == stored
+        np.testing.assert_array_equal(found, np.array([0, 1, 2, 3, 100, 1], stored))
+
+
+@pytest.mark.parametrize(
+    ("member", "content"),
+    [("byteorder", b"big"), ("data/0", None), ("data/0", bytes(20))],
+    ids=["big-endian", "missing", "short"],
+)
+def test_a_storage_that_cannot_be_read_right_is_refused(tmp_path, member, content):
+    file = tmp_path / "a.pth"
+    parts = {"data.pkl": tensor_pickle((6,), (1,)), "data/0": bytes(24)} | {member: content}
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, data in parts.items():
+            if data is not None:
+                archive.writestr(f"archive/{name}", data)
+    with pytest.raises(WeightsError, match=str(file)):
+        read_torch(file)
 
 
 def test_a_zip_of_other_things_is_refused(tmp_path):
@@ -175,7 +210,7 @@ def test_both_of_torchs_formats_read_the_same(tmp_path, zipfile_serialization):
     }
     file = tmp_path / "a.pth"
     torch.save(state, file, _use_new_zipfile_serialization=zipfile_serialization)
-    assert is_torch_file(file)
+    assert is_torch_file(file.read_bytes())
     found = read_torch(file)
     for name, tensor in state.items():
         tensor = tensor.detach()
@@ -223,11 +258,11 @@ def test_torch_loads_what_is_written(tmp_path):
 def test_a_legacy_storage_of_another_length_is_refused(tmp_path):
     body = tensor_pickle((2, 3), (3, 1)) + pickle.dumps(["0"], 2) + struct.pack("<q", 5)
     file = legacy(tmp_path / "a.pth", body + bytes(20))
-    with pytest.raises(WeightsError, match="5 elements in a storage of 6"):
+    with pytest.raises(WeightsError, match=r"\b5\b.*\b6\b"):
         read_torch(file)
 
 
-@pytest.mark.parametrize("times", [2, 9])
+@pytest.mark.parametrize("times", [2, 8, 9])
 def test_a_storage_may_be_named_again_but_not_without_end(tmp_path, times):
     once = tensor_pickle((6,), (1,))
     begin, end = once.index(b"ctorch._utils"), once.rindex(b"R") + 1
@@ -235,8 +270,8 @@ def test_a_storage_may_be_named_again_but_not_without_end(tmp_path, times):
     names = (f"X\x02\x00\x00\x00w{number}".encode() for number in range(times))
     data = b"\x80\x02}(" + b"".join(name + tensor for name in names) + b"u."
     file = zipped(tmp_path / "a.pth", data)
-    if times == 2:
-        assert [array.tolist() for array in read_torch(file).values()] == [list(range(6))] * 2
+    if times <= 8:
+        assert [array.tolist() for array in read_torch(file).values()] == [list(range(6))] * times
         return
-    with pytest.raises(WeightsError, match="tensors of 54 numbers in storages of 6"):
+    with pytest.raises(WeightsError, match=r"\b54\b.*\b6\b"):
         read_torch(file)

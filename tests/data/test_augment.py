@@ -1,4 +1,5 @@
 import hashlib
+import importlib
 import re
 from functools import partial
 
@@ -9,12 +10,13 @@ import pytest
 from scipy import stats
 
 from gnet_jax.config import AugmentConfig, ConfigError, Preprocessing
-from gnet_jax.data import augment, preprocess
+from gnet_jax.data.augment import augment, preprocess
 from gnet_jax.training.sharding import data_mesh, replicated, split
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (64, 4, 5, 3), np.uint8)
 LABELS = np.arange(64, dtype=np.int32)
 KEY = jax.random.PRNGKey(0)
+augment_module = importlib.import_module("gnet_jax.data.augment")  # the package has the function
 PLAIN = Preprocessing(mean=(10.0, 20.0, 30.0), std=(2.0, 4.0, 8.0))
 EVERYTHING = AugmentConfig(
     brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, erase=0.5, mixup=0.4
@@ -48,10 +50,37 @@ def mirrored(images, key, offset=0):
     return flips
 
 
-def test_about_half_of_the_images_are_mirrored():
-    flips = mirrored(IMAGES, jax.random.PRNGKey(0))
-    assert 20 < flips.sum() < 44
-    assert (flips != mirrored(IMAGES, jax.random.PRNGKey(1))).any()
+def test_half_of_the_images_are_mirrored():
+    images = np.tile(np.uint8([[[0], [255]]]), (4000, 1, 1, 3))  # black, white
+    one = mirrored(images, jax.random.PRNGKey(0))
+    other = mirrored(images, jax.random.PRNGKey(1))
+    slack = 4 * (0.25 / 4000) ** 0.5
+    for flips in (one, other, one ^ other):  # two keys draw independently
+        assert flips.mean() == pytest.approx(0.5, abs=slack)
+
+
+def test_every_part_draws_from_keys_of_its_own(monkeypatch):
+    seen = []
+
+    def note(result, keys):
+        seen.append(np.asarray(keys))
+        return result
+
+    stubs = {
+        "distort": lambda images, keys, augmentation: note(images, keys),
+        "_mix": lambda images, targets, keys, alpha: note((images, targets), keys),
+        "_erase": lambda x, keys, probability: note(x, keys),
+    }
+    for name, stub in stubs.items():
+        monkeypatch.setattr(augment_module, name, stub)
+    a = AugmentConfig(brightness=0.1, mixup=0.2, erase=0.5)
+    options = {"preprocessing": PLAIN, "augmentation": a, "num_classes": 64}
+    for offset in (0, 2):
+        augment(IMAGES[:2], LABELS[:2], KEY, offset=offset, **options)
+    mirror = [jax.random.fold_in(KEY, place) for place in range(4)]
+    keys = {tuple(np.asarray(key).tolist()) for key in [*np.concatenate(seen), *mirror]}
+    assert len(seen) == 2 * 3
+    assert len(keys) == 4 * 4
 
 
 def test_a_mirror_is_keyed_by_the_place_in_the_global_batch():
@@ -65,7 +94,7 @@ def program_of(function, *arguments):
     return jax.jit(function).lower(*arguments).compile()
 
 
-def test_what_is_switched_off_is_not_in_the_program_and_changes_no_number():
+def test_a_part_that_is_off_is_not_in_the_program():
     off = partial(
         augment, preprocessing=PLAIN, augmentation=AugmentConfig(flip=False), num_classes=64
     )
@@ -121,8 +150,8 @@ def test_a_rectangle_of_the_papers_size_and_shape_is_erased():
         assert (start / np.maximum(64 - side, 1)).mean() == pytest.approx(0.5, abs=0.06)
 
 
-def test_that_share_of_the_images_is_erased_from():
-    assert 50 < len(erased_rectangles(erase=0.25, size=8)) < 100
+def test_erase_is_the_share_of_images_with_a_rectangle():
+    assert len(erased_rectangles(erase=0.25, size=8, count=1200)) == pytest.approx(300, abs=60)
 
 
 def test_neighbours_are_mixed_by_their_shares():
@@ -152,7 +181,7 @@ def test_the_share_is_the_larger_part_of_a_beta(alpha):
 
 
 def test_an_odd_number_of_images_cannot_be_mixed():
-    with pytest.raises(ConfigError, match=r"augment\.mixup is 0\.2, but a device holds 3 images"):
+    with pytest.raises(ConfigError, match=r"augment\.mixup is 0\.2.* 3 images"):
         augmented(IMAGES[:3], mixup=0.2)
 
 
@@ -218,7 +247,11 @@ def test_another_key_gives_other_bits(whole_batch):
         (np.zeros((1, 3, 4, 4), np.uint8), ("(1, 3, 4, 4)",)),
         (np.zeros((1, 4, 4, 3), np.int32), ("int32", "uint8")),
         (np.zeros((1, 4, 4, 3), bool), ("bool",)),
-        (np.full((1, 4, 4, 3), 0.5, np.float32), ("0.5", "255")),
+        (np.full((1, 4, 4, 3), 0.5, np.float32), ("0.5", "x * 255")),
+        (np.full((1, 4, 4, 3), 1, np.float32), ("from 1 to 1", "x * 255")),
+        (np.linspace(-1, 1, 48, dtype=np.float32).reshape(1, 4, 4, 3), ("(x + 1) * 127.5",)),
+        (np.linspace(-0.5, 200, 48, dtype=np.float32).reshape(1, 4, 4, 3), ("-0.5 to 200",)),
+        (np.full((1, 4, 4, 3), 255.5, np.float32), ("255.5",)),
         (np.full((1, 4, 4, 3), -2.0, np.float32), ("-2", "255")),
         (np.full((1, 4, 4, 3), 300.0, np.float32), ("300",)),
         (np.full((1, 4, 4, 3), np.nan, np.float32), ("nan",)),
@@ -235,5 +268,7 @@ def test_black_and_traced_pixels_are_preprocessed():
     plain = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     black = np.zeros((1, 2, 2, 3), np.float32)
     assert preprocess(black, preprocessing=plain).max() == 0
+    for high in (1.5, 255.0):
+        assert preprocess(black + high, preprocessing=plain).max() == high
     traced = jax.jit(lambda x: preprocess(x, preprocessing=plain))
     np.testing.assert_array_equal(traced(black + 255), black + 255)

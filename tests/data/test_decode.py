@@ -158,7 +158,7 @@ def test_truncated_files_are_refused(kind, share):
         decode(image[: int(len(image) * share)])
 
 
-def test_what_is_no_image_is_refused_in_one_sentence():
+def test_bytes_that_are_not_an_image_are_refused_in_one_sentence():
     with pytest.raises(ImageError, match="empty"):
         decode(b"")
     with pytest.raises(ImageError, match="its 35 bytes are none of JPEG, PNG") as caught:
@@ -175,6 +175,12 @@ def test_postscript_is_not_run():
 @pytest.mark.parametrize("size", [(7071, 7072), (10_000, 10_000), (60_000, 60_000)])
 def test_bombs_are_refused_before_they_are_decoded(size):
     with pytest.raises(ImageError, match="50 million"):
+        decode(png_of(size[0], size[1], 8, b""))
+
+
+@pytest.mark.parametrize("size", [(7071, 7071), (10_000, 5_000)])
+def test_fifty_million_pixels_are_not_a_bomb(size):
+    with pytest.raises(ImageError, match="damaged"):  # this file lacks its pixels
         decode(png_of(size[0], size[1], 8, b""))
 
 
@@ -219,3 +225,5 @@ def test_the_central_crop_is_central():
     picture = Image.fromarray(as_rgb(ramp))
     crop = central_crop(picture, Preprocessing())
     np.testing.assert_array_equal(crop, as_rgb(ramp)[16:240, 16:240])
+    odd = central_crop(picture.crop((0, 0, 255, 253)), Preprocessing(resize_to=253))
+    np.testing.assert_array_equal(odd, as_rgb(ramp)[14:238, 15:239])

@@ -43,7 +43,7 @@ def test_a_turned_hue_is_that_of_hsv(turn):
     np.testing.assert_allclose(turn_hue(FLOAT, turn), 255 * expected, atol=0.1)
 
 
-def test_a_factor_of_one_and_a_turn_of_nothing_change_no_bit():
+def test_factor_1_and_turn_0_change_no_bit():
     every = np.stack(np.meshgrid(*[np.arange(0, 256, 15)] * 3, indexing="ij"), -1)
     every = jnp.asarray(every.reshape(1, -1, 3), jnp.float32)
     np.testing.assert_array_equal(turn_hue(every, 0.0), every)
@@ -57,7 +57,7 @@ def test_half_a_turn_makes_red_cyan_and_leaves_grey():
     np.testing.assert_array_equal(turn_hue(pixels, 0.5), expected)
 
 
-def test_saturation_nought_is_grey_and_contrast_nought_is_flat():
+def test_saturation_0_is_grey_and_contrast_0_is_flat():
     found = np.asarray(blend(FLOAT, grey(FLOAT), 0.0))
     np.testing.assert_array_equal(found, np.repeat(grey(FLOAT), 3, axis=-1))
     assert found.std() > 10

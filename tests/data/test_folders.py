@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from gnet_jax.cli.main import main
-from gnet_jax.config.text import as_text, typed_path
-from gnet_jax.data import DataError, open_source, split_count
+from gnet_jax.config.paths import as_text, typed_path
 from gnet_jax.data.check.scan import scan
-from gnet_jax.data.sources import MissingSplitError, walk
+from gnet_jax.data.sources import MissingSplitError, open_source, split_count, walk
+from gnet_jax.data.sources.source import DataError
 from gnet_jax.data.sources.walk import REASONS
 
 
@@ -181,14 +181,14 @@ def test_a_thousand_folders_in_each_other_are_walked(root):
 @pytest.mark.parametrize("name", ["validation", "Val", "VALID", "vall", "val2017"])
 def test_a_folder_that_looks_like_a_missing_split_is_named(root, name, capsys):
     (root / "val").rename(root / name)
-    with pytest.raises(DataError, match=f"{root}/{name}.*rename that to val") as found:
+    with pytest.raises(DataError, match=f"rename {root}/{name}/ to val") as found:
         open_source(str(root), "val")
     assert not isinstance(found.value, MissingSplitError)
     assert main(["check-data", f"folder:{root}"]) == 2
     assert name in capsys.readouterr().err
 
 
-def test_a_folder_beside_the_splits_that_looks_like_none_is_let_be(root):
+def test_other_folders_beside_the_splits_are_ignored(root):
     for name in ("raw", "labels", "backup"):
         (root / name).mkdir()
     (root / "test").symlink_to("val")
@@ -231,7 +231,7 @@ def test_a_folder_that_cannot_be_listed_is_one_sentence(root, place, monkeypatch
     unlistable(monkeypatch, root / place)
     assert main(["check-data", str(root)]) == 2
     error = capsys.readouterr().err
-    assert f"{root / place} cannot be listed: Permission denied" in error
+    assert f"{root / place}: Permission denied" in error
     assert error.count("\n") == 1
 
 
@@ -265,7 +265,7 @@ def test_an_image_that_is_gone_since_the_folder_was_listed_is_named(root):
 
 
 def test_predict_walks_as_training_does(root, monkeypatch):
-    from gnet_jax.inference.images import InputError, expand
+    from gnet_jax.inference.images import InputError, pictures
 
     cat = root / "train" / "cat"
     write(cat / "more" / "1.png")
@@ -277,8 +277,8 @@ def test_predict_walks_as_training_does(root, monkeypatch):
     unlistable(monkeypatch, cat / "shut")
     aside = {}
     found = {
-        name.removeprefix(f"{cat}/"): image if isinstance(image, InputError) else len(image)
-        for name, image in expand([str(cat)], aside)
+        name.removeprefix(f"{cat}/"): image if isinstance(image, InputError) else 1
+        for name, image in pictures([str(cat)], aside)
     }
     assert [name for name in found if isinstance(found[name], int)] == [
         *("0.png", "1.png", "more/1.png")
@@ -312,7 +312,7 @@ def test_a_class_name_is_text_whatever_the_folder_is_called(root, capsys):
         train(root)
 
 
-def test_text_that_is_no_name_of_a_file_is_made_valid_too():
+def test_text_that_is_not_a_file_name_is_made_valid_too():
     assert as_text("naïve 猫 \\x") == "naïve 猫 \\x"
     assert as_text("\ud800\udc41\x00\x1b\u2028") == r"\ud800\udc41\x00\x1b\u2028"
     as_text("".join(map(chr, range(0x11000)))).encode("utf-8")
@@ -408,14 +408,15 @@ def test_files_and_arrays_that_no_split_reads_are_counted(tmp_path):
 def test_existing_files_win_over_urls_and_standard_input_is_refused_beside_a_file(
     tmp_path, monkeypatch
 ):
-    from gnet_jax.inference.images import InputError, expand
+    from gnet_jax.inference.images import InputError, pictures
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "http:" / "127.0.0.1:1").mkdir(parents=True)
     for name in ("http:/127.0.0.1:1/a.jpg", "-"):
-        (tmp_path / name).write_bytes(b"local")
-    found = dict(expand(["http://127.0.0.1:1/a.jpg", "./-", "-"]))
-    assert found["http://127.0.0.1:1/a.jpg"] == found["./-"] == b"local"
+        Image.new("RGB", (3, 4)).save(tmp_path / name, "PNG")
+    found = dict(pictures(["http://127.0.0.1:1/a.jpg", "./-", "-"]))
+    for local in ("http://127.0.0.1:1/a.jpg", "./-"):
+        assert isinstance(found[local], Image.Image)
     assert isinstance(found["-"], InputError)
     assert "./-" in str(found["-"])
 

@@ -1,5 +1,6 @@
-"""Arrays in .npz files: every layout that people have, and one sentence for what does not fit."""
+"""Arrays in .npz files: every layout that people have, and one sentence for every other."""
 
+import hashlib
 import io
 import os
 import pickle
@@ -9,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gnet_jax.data import DataError, open_source
 from gnet_jax.data.decode import decode
-from gnet_jax.data.sources import MissingSplitError
+from gnet_jax.data.sources import MissingSplitError, open_source
+from gnet_jax.data.sources.source import DataError
 
 LABELS = np.array([0, 1, 2, 1, 0, 2])
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 5, 7, 3), np.uint8)
@@ -52,7 +53,7 @@ def assert_holds(source, images, labels):
 @pytest.mark.parametrize(
     "names", ["x_{}:y_{}", "images_{}:labels_{}", "{}_images:{}_labels", "{}_image:{}_label"]
 )
-def test_one_file_of_several_splits_is_told_by_its_keys(names, tmp_path):
+def test_one_file_with_several_splits_is_read_by_its_keys(names, tmp_path):
     x, y = names.split(":")
     arrays = {x.format("train"): PIXELS, y.format("train"): LABELS.reshape(6, 1).astype(np.uint8)}
     arrays |= {x.format("test"): PIXELS[:3], y.format("test"): LABELS[:3]}
@@ -114,6 +115,13 @@ def test_the_fingerprint_follows_every_byte_and_label(tmp_path):
         encoded(offsets=encoded()["offsets"] - np.array([0, 1, 0, 0, 0, 0, 0])),
     ]
     assert len({print_of(**arrays) for arrays in sets}) == len(sets)
+    head = b"(6, 5, 7, 3) ('0', '1', '2')"
+    whole = hashlib.sha256(head + PIXELS.tobytes() + LABELS.astype("<i8").tobytes())
+    assert print_of(**sets[0]) == whole.hexdigest()[:16]  # as every checkpoint holds it
+    offsets = OFFSETS.astype("<i8").tobytes()
+    head = f"({OFFSETS[-1]},) ('ant', 'bee', 'größer')".encode()
+    parts = head, encoded()["jpeg"].tobytes(), offsets, LABELS.astype("<i8").tobytes()
+    assert print_of(**encoded()) == hashlib.sha256(b"".join(parts)).hexdigest()[:16]
     assert print_of(**encoded()) == print_of(**encoded(labels=LABELS.astype(np.uint8)))
 
 
@@ -129,108 +137,112 @@ KERAS = {"x_train": PIXELS, "y_train": LABELS}
 
 
 @pytest.mark.parametrize(
-    ("arrays", "message"),
+    ("arrays", "words"),
     [
-        ({"x_train": PIXELS}, "has no labels of the train split: its keys are x_train; wanted"),
-        (KERAS | {"y_train": LABELS[:5]}, "y_train in .* holds 5 labels for 6 images"),
-        (
-            KERAS | {"y_train": LABELS - 1},
-            "image 0 of .* label -1, but the classes are 0 to 1; mend",
-        ),
-        (KERAS | {"y_train": LABELS * 2}, "no image of class 1 .1., and of 2 of 5 classes in all"),
-        (
-            KERAS | {"y_train": LABELS * 10**12},
-            "has label 1000000000000, but the classes are 0 to 6",
-        ),
-        (KERAS | {"y_train": LABELS * 0}, "holds one class only; 2 are needed"),
-        (KERAS | {"y_train": LABELS / 2}, "y_train in .* is float64 of shape .6,.; it must be int"),
-        (KERAS | {"y_train": LABELS.astype(float)}, r"float64.*; take y.astype\(np.int64\)"),
+        ({"x_train": PIXELS}, ["labels", "train", "x_train", "y, labels, label"]),
+        (KERAS | {"y_train": LABELS[:5]}, ["y_train", "5", "6 images"]),
+        (KERAS | {"y_train": LABELS - 1}, ["image 0 ", "label -1", "0 to 1", "2 labels"]),
+        (KERAS | {"y_train": LABELS * 2}, ["class 1 (1)", "2 of 5 classes"]),
+        (KERAS | {"y_train": LABELS * 10**12}, ["label 1000000000000", "0 to 6"]),
+        (KERAS | {"y_train": LABELS * 0}, ["1 class", "at least 2"]),
+        (KERAS | {"y_train": LABELS / 2}, ["y_train", "float64", "(6,)", "integers"]),
+        (KERAS | {"y_train": LABELS.astype(float)}, ["float64", "y.astype(np.int64)"]),
         (
             KERAS | {"y_train": LABELS.astype(str)},
-            r"np.unique\(y, return_inverse=True\), and save the names as class_names",
+            ["class_names, y = np.unique(y, return_inverse=True)"],
         ),
-        (KERAS | {"y_train": np.eye(3, dtype=int)[LABELS]}, "of one-hot rows take y.argmax"),
-        (KERAS | {"x_train": PIXELS.swapaxes(1, 3)}, "shape .6, 3, 7, 5.; .* channels go last"),
-        (KERAS | {"x_train": PIXELS[:0]}, "holds no pixels: its shape is .0, 5, 7, 3"),
-        (KERAS | {"x_train": np.array([b"a", None])}, "Python objects, and to read those can run"),
+        (KERAS | {"y_train": np.eye(3, dtype=int)[LABELS]}, ["(6, 3)", "y.argmax(axis=1)"]),
+        (KERAS | {"x_train": PIXELS.swapaxes(1, 3)}, ["(6, 3, 7, 5)", "transpose(0, 2, 3, 1)"]),
+        (KERAS | {"x_train": PIXELS[:0]}, ["no pixels", "(0, 5, 7, 3)"]),
+        (KERAS | {"x_train": np.array([b"a", None])}, ["x_train", "Python objects"]),
         (
             KERAS | {"class_names": np.array(["a", "b"])},
-            "image 2 of .* label 2, but the classes are 0 to 1",
+            ["image 2 ", "label 2", "0 to 1", "2 labels"],
         ),
-        (KERAS | {"class_names": np.array(["a", "b", "a"])}, "has the class a twice"),
-        (KERAS | {"class_names": np.array([b"\xff", b"b"])}, "is not UTF-8"),
-        (KERAS | {"class_names": np.arange(3)}, "class_names in .* is int64 .*; .* text"),
-        ({"a": LABELS}, "has no images of train; its keys are a"),
-        (encoded(), "holds one split only .its keys are jpeg, offsets.*/{split}.npz"),
+        (KERAS | {"class_names": np.array(["a", "b", "a"])}, ["class a twice"]),
+        (KERAS | {"class_names": np.array([b"\xff", b"b"])}, ["class_names", "UTF-8"]),
+        (KERAS | {"class_names": np.arange(3)}, ["class_names", "int64", "text"]),
+        ({"a": LABELS}, ["train", "keys are a"]),
+        (encoded(), ["a single split", "jpeg, offsets", "/{split}.npz"]),
     ],
 )
-def test_what_does_not_fit_in_one_file_is_one_sentence(arrays, message, tmp_path):
+def test_invalid_arrays_in_one_file_are_one_sentence(arrays, words, tmp_path):
     spec = save(tmp_path / "set.npz", **arrays)
-    with pytest.raises(DataError, match=message) as caught:
+    with pytest.raises(DataError) as caught:
         open_source(spec, "train")
-    assert "\n" not in str(caught.value)
+    message = str(caught.value)
+    assert all(word in message for word in words), message
+    assert "\n" not in message
 
 
 OFFSETS = encoded()["offsets"]
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "words"),
     [
-        ({"offsets": OFFSETS[1:]}, r"goes from \d+ to \d+; it must rise from 0 to \d+"),
-        ({"offsets": OFFSETS[:-1]}, "it must rise from 0 to"),
-        ({"offsets": OFFSETS[[0, 2, 1, 3, 4, 5, 6]]}, "it must rise from 0 to"),
-        ({"offsets": OFFSETS / 1}, "is float64 of shape .7,.; N images need N . 1 integers"),
-        ({"jpeg": encoded()["jpeg"].astype(np.int8)}, "jpeg in .* is int8; it must be uint8"),
-        ({"jpeg": encoded()["jpeg"][None]}, "encoded images are one row of bytes"),
-        ({"labels": LABELS[:4]}, "holds 4 labels for 6 images"),
+        ({"offsets": OFFSETS[1:]}, [f"from {OFFSETS[1]} to", f"0 to {OFFSETS[-1]}"]),
+        ({"offsets": OFFSETS[:-1]}, [f"from 0 to {OFFSETS[-2]}", f"0 to {OFFSETS[-1]}"]),
+        ({"offsets": OFFSETS[[0, 2, 1, 3, 4, 5, 6]]}, ["must rise"]),
+        ({"offsets": OFFSETS / 1}, ["offsets", "float64", "(7,)", "N + 1"]),
+        ({"offsets": OFFSETS[:1]}, ["offsets", "(1,)", "N + 1"]),
+        ({"jpeg": encoded()["jpeg"].astype(np.int8)}, ["jpeg", "int8"]),
+        ({"jpeg": encoded()["jpeg"][None]}, ["jpeg", "(1, "]),
+        ({"labels": LABELS[:4]}, ["4 labels", "6 images"]),
     ],
 )
-def test_encoded_images_that_do_not_fit_are_one_sentence(changes, message, tmp_path):
+def test_invalid_encoded_images_are_refused(changes, words, tmp_path):
     save(tmp_path / "train.npz", **encoded(**changes))
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError) as caught:
         open_source(f"npz:{tmp_path}", "train")
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_offsets_of_empty_files_are_allowed(tmp_path):
+    """An empty file is a damaged image, and no reason to refuse the set."""
+    offsets = OFFSETS.copy()
+    offsets[1] = 0
+    save(tmp_path / "train.npz", **encoded(offsets=offsets))
+    source = open_source(f"npz:{tmp_path}", "train")
+    assert [len(source[i].image) for i in range(2)] == [0, OFFSETS[2]]
 
 
 def test_a_missing_split_file_or_folder_is_named(tmp_path):
     spec = save(tmp_path / "only_train.npz", **encoded())
-    with pytest.raises(MissingSplitError, match=r"no .npz file whose name ends in val or valid or"):
+    with pytest.raises(MissingSplitError, match="val or valid or validation or test"):
         open_source(f"npz:{tmp_path}", "val")
-    with pytest.raises(MissingSplitError, match=r"no file .*\{split\}.npz with test for \{split\}"):
+    with pytest.raises(MissingSplitError, match=r"only_\{split\}.npz with test"):
         open_source(f"npz:{tmp_path}/only_{{split}}.npz", "test")
-    with pytest.raises(
-        DataError, match=r"there is no file .*nowhere.npz; name a file, a folder or"
-    ):
+    with pytest.raises(DataError, match=r"nowhere.npz not found"):
         open_source(f"npz:{tmp_path / 'nowhere.npz'}", "train")
     save(tmp_path / "other_train.npz", **encoded())
-    with pytest.raises(DataError, match=r"several files .*pattern, such as npz:.*/only_\{split\}"):
+    with pytest.raises(DataError, match=r"only_train.npz, other_train.npz.*/only_\{split\}.npz"):
         open_source(f"npz:{tmp_path}", "train")
     spec = save(tmp_path / "keras.npz", **KERAS)
-    with pytest.raises(MissingSplitError, match="no images of test; its keys are x_train, y_train"):
+    with pytest.raises(MissingSplitError, match="test; its keys are x_train, y_train"):
         open_source(spec, "test")
 
 
 def test_damaged_files_are_named(tmp_path):
     file = tmp_path / "train.npz"
-    file.write_text("<html>")
-    with pytest.raises(DataError, match=r"train.npz is no .npz file, or is cut short"):
-        open_source(f"npz:{tmp_path}", "train")
-    file.write_bytes(b"")
-    with pytest.raises(DataError, match=r"train.npz is no .npz file, or is cut short"):
-        open_source(f"npz:{tmp_path}", "train")
+
+    def refused(words):
+        with pytest.raises(DataError, match=words):
+            open_source(f"npz:{tmp_path}", "train")
+
+    for content in (b"<html>", b""):
+        file.write_bytes(content)
+        refused(r"train\.npz is not an \.npz file")
     np.save(tmp_path / "one.npy", LABELS)
     os.replace(tmp_path / "one.npy", file)
-    with pytest.raises(DataError, match=r"train.npz is no .npz file"):
-        open_source(f"npz:{tmp_path}", "train")
+    refused(r"train\.npz is not an \.npz file")
     np.savez(file, x=PIXELS, y=LABELS)
     whole = bytearray(file.read_bytes())
-    whole[300] ^= 1  # a pixel: the file's own crc32 tells
+    whole[300] ^= 1  # a pixel: the file's own crc32 shows it
     file.write_bytes(whole)
-    with pytest.raises(DataError, match=r"x in .*train.npz is damaged: Bad CRC-32"):
-        open_source(f"npz:{tmp_path}", "train")
+    refused(r"x in .*train\.npz is damaged: Bad CRC-32")
     file.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match=r"train.npz is no .npz file, or is cut short"):
-        open_source(f"npz:{tmp_path}", "train")
+    refused(r"train\.npz is not an \.npz file or is cut short")
 
 
 def test_cifar10_as_jpeg_is_read_as_its_readme_says():
@@ -243,13 +255,3 @@ def test_cifar10_as_jpeg_is_read_as_its_readme_says():
     assert (len(train), len(val), val.split) == (50_000, 10_000, "test")
     assert train.class_names[:3] == val.class_names[:3] == ("airplane", "automobile", "bird")
     assert {decode(train[i].image).size for i in (0, 1, 49_999)} == {(32, 32)}
-
-
-def test_what_exists_is_no_pattern(tmp_path):
-    folder = tmp_path / "{split}"
-    folder.mkdir()
-    arrays = {"x": np.arange(128, dtype=np.uint8).reshape(2, 8, 8), "y": [0, 1]}
-    np.savez(folder / "train.npz", **arrays)
-    assert len(open_source(f"npz:{folder}/{{split}}.npz", "train")) == 2
-    np.savez(folder / "a_{split}.npz", x_train=arrays["x"][:, :4], y_train=arrays["y"])
-    assert open_source(f"npz:{folder}/a_{{split}}.npz", "train")[0].image.shape[0] == 4

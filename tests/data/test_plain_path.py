@@ -7,7 +7,7 @@ import pytest
 
 from gnet_jax.config import UserError
 from gnet_jax.config import paths as module
-from gnet_jax.config.paths import plain_path
+from gnet_jax.config.paths import as_text, plain_path, temporary_home
 
 
 def test_a_plain_path_is_left_as_it_is(tmp_path):
@@ -41,3 +41,43 @@ def test_a_temporary_folder_with_an_odd_name_is_not_used(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(UserError, match=r"tmp\[1\]"):
         plain_path(odd)
+
+
+@pytest.mark.parametrize("taken", ["file", "link", "folder of another user"])
+def test_a_temporary_home_is_never_of_another_kind_or_user(taken, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    if taken == "folder of another user":
+        other = os.getuid() + 1
+        monkeypatch.setattr("os.getuid", lambda: other)
+    own = tmp_path / f"gnet_jax-{os.getuid()}"
+    if taken == "file":
+        own.touch()
+    elif taken == "link":
+        (tmp_path / "elsewhere").mkdir()
+        own.symlink_to(tmp_path / "elsewhere")
+    else:
+        own.mkdir()
+    home = temporary_home()
+    assert home.is_dir()
+    assert home.parent == tmp_path
+    assert home not in (own, tmp_path / "elsewhere")
+
+
+def test_only_what_a_terminal_or_json_cannot_show_is_escaped():
+    for name in (" ", "~", "\xa0", "é", "\u2027", "\u202a", "\u3000", "\ud7ff", "\ue000", "👩‍🔬"):
+        assert as_text(f"a{name}b") == f"a{name}b"
+    for name, escaped in (
+        ("\0", r"\x00"),
+        ("\n", r"\n"),
+        ("\x1f", r"\x1f"),
+        ("\x7f", r"\x7f"),
+        ("\x9f", r"\x9f"),
+        ("\u2028", r"\u2028"),
+        ("\u2029", r"\u2029"),
+        ("\ud800", r"\ud800"),
+        ("\udc7f", r"\udc7f"),
+        ("\udc80", r"\x80"),  # the byte 0x80
+        ("\udcff", r"\xff"),
+        ("\udd00", r"\udd00"),
+    ):
+        assert as_text(f"a{name}b") == f"a{escaped}b"

@@ -13,7 +13,7 @@ from gnet_jax.cli.main import main
 from gnet_jax.data.decode import decode
 from gnet_jax.data.prepare.shards import PrepareError
 from gnet_jax.data.prepare.tfds import prepare
-from gnet_jax.data.sources import TfdsSource
+from gnet_jax.data.sources.tfds import TfdsSource
 from tests.data.ilsvrc_tars import encoded, picture
 
 

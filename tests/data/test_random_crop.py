@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from gnet_jax.config import AugmentConfig, Preprocessing
-from gnet_jax.data.decode import FILTERS, central_crop, training_crop
+from gnet_jax.data.decode import FILTERS, central_crop, training_box, training_crop
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8))
 # Its pixels are their own coordinates, so a crop of it tells where it was cut.
@@ -41,9 +41,24 @@ def test_crops_have_the_papers_area_and_aspect():
     assert np.log(aspect).mean() == pytest.approx(0, abs=0.05)
 
 
-def test_what_does_not_fit_is_the_largest_central_rectangle():
+def test_a_box_that_does_not_fit_is_the_largest_central_rectangle():
     (crop,) = crops(MAP, 1, size=100, crop_area=(1.0, 1.0), crop_aspect=(1.0, 1.0))
     np.testing.assert_array_equal(crop, np.asarray(MAP)[:, 50:150])
+
+
+@pytest.mark.parametrize(
+    ("size", "box"),
+    [
+        ((200, 100), (100 - 200 / 3, 0, 100 + 200 / 3, 100)),  # too wide: 4 / 3
+        ((100, 200), (0, 100 - 200 / 3, 100, 100 + 200 / 3)),  # too high: 3 / 4
+    ],
+)
+def test_after_ten_draws_that_do_not_fit_the_aspect_is_clipped(size, box):
+    generator, other = np.random.default_rng(1), np.random.default_rng(1)
+    found = training_box(size, generator, Preprocessing(), AugmentConfig(crop_area=(1.0, 1.0)))
+    assert found == pytest.approx(box)
+    other.uniform(size=2 * 10)
+    assert generator.random() == other.random()
 
 
 def test_random_interpolation_draws_each_filter_for_a_quarter_of_the_crops():
@@ -60,7 +75,16 @@ def test_random_interpolation_draws_each_filter_for_a_quarter_of_the_crops():
             if np.array_equal(found[seed], NOISE.resize((8, 8), kind, box=box))
         ]
         drawn[kind] += 1
+        order = ("BILINEAR", "BOX", "BICUBIC", "NEAREST")  # as in old runs
+        assert kind.name == order[box_and_filter(seed)]
     assert min(drawn.values()) > 70
+
+
+def box_and_filter(seed):
+    """The number of the filter, which is drawn after the box."""
+    generator = np.random.default_rng(seed)
+    box_of(generator, NOISE.size)
+    return int(generator.integers(4))
 
 
 def box_of(generator, size):

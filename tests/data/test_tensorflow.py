@@ -5,7 +5,7 @@ import pytest
 
 from gnet_jax.data.decode import decode
 from gnet_jax.data.prepare.tfds import prepare
-from gnet_jax.data.sources import TfdsSource
+from gnet_jax.data.sources.tfds import TfdsSource
 from tests.data.ilsvrc_tars import CMYK, LABELS, PNG, train_images, write_tars
 
 

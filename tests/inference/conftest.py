@@ -11,21 +11,12 @@ from PIL import Image
 
 from gnet_jax.config import Preprocessing
 from gnet_jax.data.sources import Example
-from gnet_jax.model import GoogLeNet, init_variables
+from gnet_jax.model.googlenet import GoogLeNet, init
+from gnet_jax.model_folder import ModelFolder
 from tests.tiny import tiny_arch
 
 CLASSES = ("ant", "bee", "cat", "dog", "elk", "fox", "gnu")
 SMALL = Preprocessing(image_size=32, resize_to=37, mean=(120, 110, 100), std=(60, 60, 60))
-
-
-@dataclasses.dataclass(frozen=True)
-class Trained:
-    """What a model's folder gives, made in memory."""
-
-    model: GoogLeNet
-    variables: Any
-    preprocessing: Preprocessing = SMALL
-    class_names: tuple[str, ...] = CLASSES
 
 
 class Photos:
@@ -50,24 +41,24 @@ class Photos:
 
 
 @pytest.fixture(scope="session")
-def make_model() -> Callable[..., Trained]:
-    def make(seed: int, preprocessing: Preprocessing = SMALL) -> Trained:
+def make_model() -> Callable[..., ModelFolder]:
+    def make(seed: int, preprocessing: Preprocessing = SMALL) -> ModelFolder:
         model = GoogLeNet(dataclasses.replace(tiny_arch(), num_classes=7))
-        variables = init_variables(model, jax.random.PRNGKey(seed), preprocessing.image_size)
+        variables = init(model, jax.random.PRNGKey(seed), preprocessing.image_size)
         # Untrained, the biases drown the picture: make the logits depend on what is seen.
         variables["params"]["classifier"]["kernel"] *= 20
-        return Trained(model, variables, preprocessing)
+        return ModelFolder(model, variables, preprocessing, CLASSES, {"format": "test"})
 
     return make
 
 
 @pytest.fixture(scope="session")
-def model_a(make_model: Callable[..., Trained]) -> Trained:
+def model_a(make_model: Callable[..., ModelFolder]) -> ModelFolder:
     return make_model(1)
 
 
 @pytest.fixture(scope="session")
-def model_b(make_model: Callable[..., Trained]) -> Trained:
+def model_b(make_model: Callable[..., ModelFolder]) -> ModelFolder:
     """Of another preprocessing than model a."""
     warp = Preprocessing(image_size=32, resize="warp", resize_to=40, channels="BGR", std=(9, 9, 9))
     return make_model(2, warp)

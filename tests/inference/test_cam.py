@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -10,37 +11,68 @@ from PIL import Image
 from gnet_jax.config import Preprocessing, UserError
 from gnet_jax.data.decode import central_crop
 from gnet_jax.inference.cam import ActivationMap, ActivationMapper, draw
-from gnet_jax.inference.predict import Guess, Predictor
-from gnet_jax.model import googlenet
+from gnet_jax.inference.predict import Guess
+from gnet_jax.model.googlenet import endpoints, googlenet
 
 
 @pytest.fixture(scope="module")
 def mapper(model_a):
-    return ActivationMapper(model_a)
+    return ActivationMapper(model_a, exact=True)
 
 
-def test_the_mean_of_a_map_and_the_bias_are_the_logit(model_a, mapper, make_photo):
+@pytest.fixture(scope="module")
+def features_and_logits(model_a):
+    """The last block's output and the logits, by the network itself."""
+
+    @jax.jit
+    def compute(x):
+        found = endpoints(model_a.model, model_a.variables, x)
+        return found["inception_5a/output"][0], found["loss3/classifier"][0]
+
+    def run(photo):
+        p = model_a.preprocessing
+        pixels = central_crop(photo, p)
+        x = (jnp.asarray(pixels, jnp.float32)[None] - jnp.array(p.mean)) / jnp.array(p.std)
+        return [np.asarray(value) for value in compute(x)]
+
+    return run
+
+
+def test_a_map_is_the_features_weighted_by_the_classs_column(
+    model_a, mapper, features_and_logits, make_photo
+):
     photo = make_photo(0)
-    square = central_crop(photo, model_a.preprocessing)
-    logits = Predictor(model_a, 1).logits(square[None])[0]
-    bias = np.asarray(model_a.variables["params"]["classifier"]["bias"])
+    features, logits = features_and_logits(photo)
+    kernel, bias = (
+        np.asarray(model_a.variables["params"]["classifier"][n]) for n in ("kernel", "bias")
+    )
+    odds = np.exp(logits - logits.max())
     for index in range(7):
-        found = mapper(photo, index)
+        found = mapper(photo, index)["main"]
+        expected = sum(features[..., c] * kernel[c, index] for c in range(len(kernel)))
+        np.testing.assert_allclose(found.evidence, expected, rtol=1e-3, atol=1e-3)
         assert found.evidence.mean() + bias[index] == pytest.approx(logits[index], rel=1e-3)
+        assert found.guess["index"] == index
         assert found.guess["label"] == model_a.class_names[index]
-        np.testing.assert_array_equal(found.square, square)
+        assert found.guess["probability"] == pytest.approx(odds[index] / odds.sum(), rel=1e-3)
+        np.testing.assert_array_equal(found.square, central_crop(photo, model_a.preprocessing))
 
 
-def test_without_an_index_the_likeliest_class_is_mapped(model_a, mapper, make_photo):
-    photo = make_photo(1)
-    probabilities = Predictor(model_a, 1).probabilities([photo])[0]
-    found = mapper(photo)
-    assert found.guess["index"] == probabilities.argmax()
-    assert found.guess["probability"] == pytest.approx(probabilities.max(), rel=1e-4)
+def test_without_an_index_the_main_heads_likeliest_class_is_mapped(
+    mapper, features_and_logits, make_photo
+):
+    for seed in range(4):
+        _, logits = features_and_logits(make_photo(seed))
+        maps = mapper(make_photo(seed))
+        assert list(maps) == ["main", "aux 4a"]
+        assert [found.guess["index"] for found in maps.values()] == 2 * [logits.argmax()]
+        probabilities, own = mapper.own(make_photo(seed), "aux 4a")
+        assert own.guess["index"] == probabilities.argmax()
+        assert probabilities.sum() == pytest.approx(1)
 
 
 def passing_brightness(path, leaf) -> np.ndarray:
-    """Weights that hand the mean of the channels on, so that class 3 is where the light is."""
+    """Weights that pass on the mean of the channels, so that class 3 is where the light is."""
     kernel = np.zeros(leaf.shape, np.float32)
     names = [key.key for key in path]
     if names[-1] == "kernel" and leaf.ndim == 4 and "pool_proj" not in names:  # pools smear
@@ -55,7 +87,7 @@ def test_the_map_peaks_where_the_thing_is(lamp_mapper, column, row):
     """A lamp of 12 pixels in a grid of 3 x 3 places, of which the network sees all."""
     photo = np.full((64, 64, 3), 120, np.uint8)
     photo[4 + 22 * row : 16 + 22 * row, 4 + 22 * column : 16 + 22 * column] = 255
-    found = lamp_mapper(Image.fromarray(photo), 3)
+    found = lamp_mapper(Image.fromarray(photo), 3)["main"]
     assert found.evidence.shape == (8, 8)
     lamp = np.array([10 + 22 * row, 10 + 22 * column])
     peak = np.argwhere(found.evidence == found.evidence.max()).mean(axis=0) * 8 + 4
@@ -70,7 +102,7 @@ def lamp_mapper(make_model):
     trained = make_model(0, Preprocessing(image_size=64, resize_to=64))
     params = jax.tree_util.tree_map_with_path(passing_brightness, trained.variables["params"])
     variables = {"params": params, "batch_stats": {}}
-    return ActivationMapper(dataclasses.replace(trained, variables=variables))
+    return ActivationMapper(dataclasses.replace(trained, variables=variables), exact=True)
 
 
 @pytest.mark.parametrize(("side", "drawn"), [(16, 448), (32, 448), (224, 448), (299, 598)])
@@ -85,15 +117,16 @@ def test_the_drawing_has_a_title_line_and_a_readable_size(side, drawn):
     assert (title[:, -8:] == 255).all()  # and it ends in front of the border
 
 
-def test_a_map_without_any_difference_is_drawn_without_a_warning():
+def test_a_constant_map_is_drawn_without_a_warning():
     guess = Guess(index=0, label="fog", probability=0.1)
     found = ActivationMap(np.ones((7, 7), np.float32), np.zeros((224, 224, 3), np.uint8), guess)
     with np.errstate(all="raise"):
         assert draw(found).size == (448, 480)
 
 
-def test_what_has_no_map_is_refused(model_a, mapper, make_photo):
-    with pytest.raises(UserError, match="there is no class 7; the model's are 0 to 6"):
-        mapper(make_photo(0), 7)
-    with pytest.raises(UserError, match="head is 'fc'"):
-        ActivationMapper(dataclasses.replace(model_a, model=googlenet(head="fc")))
+def test_a_class_or_map_that_does_not_exist_is_refused(model_a, mapper, make_photo):
+    for index in (-1, 7):
+        with pytest.raises(UserError, match=f"class {index}; .* 0 to 6"):
+            mapper(make_photo(0), index)
+    with pytest.raises(UserError, match="fc"):
+        ActivationMapper(dataclasses.replace(model_a, model=googlenet(head="fc")), exact=True)

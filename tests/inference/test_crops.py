@@ -153,9 +153,9 @@ def test_other_image_sizes_scale_the_whole_protocol():
 
 
 def test_what_cannot_be_cropped_is_refused():
-    with pytest.raises(UserError, match="7 crops are not defined; choose 1, 10 or 144"):
+    with pytest.raises(UserError, match="crops is 7"):
         crop_plan(500, 400, 7, PAPER)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(UserError, match="resize_to is 200; it must be at least 224"):
+    with pytest.raises(UserError, match=r"resize_to is 200.* 224"):
         crop_plan(500, 400, 1, Preprocessing(resize_to=200))
     with pytest.raises(ImageError, match="50 million"):
         crop_plan(1, 50_000, 144, PAPER)

@@ -8,7 +8,7 @@ from PIL import Image
 from gnet_jax.cli.main import main
 from gnet_jax.config import Preprocessing, UserError
 from gnet_jax.inference.demo import build, serve
-from gnet_jax.model import GoogLeNet
+from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.model_folder import ModelFolder, write_folder
 from tests.tiny import tiny_arch, tiny_variables
 

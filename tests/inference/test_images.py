@@ -4,13 +4,15 @@ import http.server
 import io
 import sys
 import threading
+import time
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from gnet_jax.config import UserError
 from gnet_jax.inference import images
-from gnet_jax.inference.images import InputError, expand, pictures
+from gnet_jax.inference.images import InputError, open_picture, pictures
 
 
 def jpeg(colour: str) -> bytes:
@@ -45,8 +47,15 @@ class Server(http.server.BaseHTTPRequestHandler):
                     "Location", "/a caf\u00c3\u00a9/\u00e7\u008c\u00ab%25.jpg?q=%C3%A9 x&r=1"
                 )
                 self.end_headers()
+            case "/drip":
+                self.send_response(200)
+                self.end_headers()
+                for _ in range(30):  # 3 s
+                    self.wfile.write(b"x")
+                    self.wfile.flush()
+                    time.sleep(0.1)
             case "/large":
-                self.answer(bytes(5000), "image/jpeg")
+                self.answer(bytes(range(250)) * 20, "image/jpeg")
             case "/robots":
                 known = "python-urllib/" in self.headers["User-Agent"].lower()
                 self.send_error(403) if known else self.answer(BLUE, "image/jpeg")
@@ -95,7 +104,7 @@ def folder(tmp_path):
 
 def test_a_folder_gives_its_images_and_those_below_in_order(folder):
     names = ["a.jpg", "b/1.png", "b/2.jpg"]
-    assert [found.name for found in expand([str(folder)])] == [str(folder / n) for n in names]
+    assert [found.name for found in pictures([str(folder)])] == [str(folder / n) for n in names]
 
 
 def test_damaged_and_missing_ones_are_reported_by_name_and_the_rest_goes_on(folder):
@@ -118,22 +127,22 @@ def test_damaged_and_missing_ones_are_reported_by_name_and_the_rest_goes_on(fold
 
 def test_arguments_are_read_only_when_they_are_asked_for(tmp_path):
     later = tmp_path / "later.jpg"
-    found = expand([str(tmp_path / "absent"), str(later)])
-    assert isinstance(next(found).image, InputError)
+    found = pictures([str(tmp_path / "absent"), str(later)])
+    assert isinstance(next(found).picture, InputError)
     later.write_bytes(RED)
-    assert next(found).image == RED
+    assert isinstance(next(found).picture, Image.Image)
 
 
-def test_what_is_wrong_with_a_path_is_said(tmp_path, monkeypatch):
+def test_what_is_wrong_with_a_path_is_named(tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
-    assert reason(tmp_path / "absent") == "there is no such file or folder"
-    assert reason(tmp_path / "empty") == "the folder holds no images"
-    assert reason(tmp_path / "dangling") == "there is no such file or folder"
-    assert reason("ftp://example.org/a.jpg") == "there is no such file or folder"
+    for missing in (tmp_path / "absent", tmp_path / "dangling", "ftp://example.org/a.jpg"):
+        assert "no such file" in reason(missing)
+    assert "no images" in reason(tmp_path / "empty")
     monkeypatch.setattr(images, "MAX_FILE", 2**20)
-    (tmp_path / "large").write_bytes(bytes(2**20 + 1))
-    assert reason(tmp_path / "large") == "is larger than 1 MB, the most that is read"
+    for size, refused in ((2**20, False), (2**20 + 1, True)):
+        (tmp_path / "large").write_bytes(bytes(size))
+        assert ("1 MB" in reason(tmp_path / "large")) == refused
 
 
 def test_standard_input_is_read(monkeypatch):
@@ -144,7 +153,7 @@ def test_standard_input_is_read(monkeypatch):
     (found,) = pictures(["-"])
     assert isinstance(found.picture, Image.Image)
     assert found.picture.size == (40, 30)
-    assert reason("-") == "not an image: it is empty"  # it is at its end now
+    assert "empty" in reason("-")  # it is at its end now
 
 
 def test_urls_are_judged_by_content_and_redirects_are_followed(url):
@@ -154,7 +163,7 @@ def test_urls_are_judged_by_content_and_redirects_are_followed(url):
         assert found.name == url + path
 
 
-def test_what_is_wrong_with_a_url_is_said(url, monkeypatch):
+def test_what_is_wrong_with_a_url_is_named(url, monkeypatch):
     assert "404" in reason(f"{url}/absent")
     assert "not an image" in reason(f"{url}/page.jpg")
     assert "damaged" in reason(f"{url}/cut") or "cannot be downloaded" in reason(f"{url}/cut")
@@ -163,9 +172,11 @@ def test_what_is_wrong_with_a_url_is_said(url, monkeypatch):
     assert "cannot be downloaded" in reason("http:///nobody")
     monkeypatch.setattr(images, "MAX_DOWNLOAD", 4999)
     assert "larger than" in reason(f"{url}/large")
+    monkeypatch.setattr(images, "MAX_DOWNLOAD", 5000)
+    assert "not an image" in reason(f"{url}/large")
 
 
-def test_a_server_that_never_answers_is_given_up(monkeypatch):
+def test_a_server_that_never_answers_times_out(monkeypatch):
     import socket
 
     monkeypatch.setattr(images, "TIMEOUT", 0.2)
@@ -174,9 +185,12 @@ def test_a_server_that_never_answers_is_given_up(monkeypatch):
         assert "timed out" in reason(f"http://127.0.0.1:{port}/a.jpg")
 
 
-def test_a_slow_drip_is_given_up(url, monkeypatch):
-    monkeypatch.setattr(images, "DEADLINE", -1.0)
-    assert "took longer" in reason(f"{url}/photo")
+def test_a_slow_download_is_stopped_at_the_deadline(url, monkeypatch):
+    monkeypatch.setattr(images, "DEADLINE", 0.5)
+    monkeypatch.setattr(images, "CHUNK", 1)
+    started = time.monotonic()
+    assert "took longer" in reason(f"{url}/drip")
+    assert time.monotonic() - started < 2
 
 
 @pytest.mark.parametrize(
@@ -209,3 +223,34 @@ def test_a_url_that_cannot_be_one_is_reported(address):
 @pytest.mark.parametrize("host", ["ü" * 80 + ".example", "a..b\u00fc"])
 def test_a_host_that_cannot_be_one_is_reported(host):
     assert "cannot be downloaded" in reason(f"http://{host}/a")
+
+
+def test_one_picture_is_opened_from_a_path_a_picture_or_pixels(folder):
+    expected = np.asarray(next(pictures([str(folder / "a.jpg")])).picture)
+    for given in (folder / "a.jpg", str(folder / "a.jpg"), Image.open(folder / "a.jpg"), expected):
+        np.testing.assert_array_equal(np.asarray(open_picture(given)), expected)
+    grey = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    assert np.asarray(open_picture(grey))[2, 3].tolist() == [11, 11, 11]
+    for given, named in ((folder, "folder"), (folder / "absent.jpg", "absent.jpg")):
+        with pytest.raises(UserError, match=named):
+            open_picture(given)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "I;16", "CMYK"])
+def test_a_picture_of_any_mode_is_opened_as_its_file_is(tmp_path, mode):
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 5, 3), np.uint8))
+    photo = (
+        photo.convert("L").convert("I").convert("I;16") if mode == "I;16" else photo.convert(mode)
+    )
+    photo.save(tmp_path / "a.tif")
+    found, expected = open_picture(photo), open_picture(tmp_path / "a.tif")
+    assert found.mode == "RGB"
+    np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))
+
+
+def test_a_picture_is_turned_upright_as_its_file_is(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "a.jpg", exif=exif)
+    assert open_picture(Image.open(tmp_path / "a.jpg")).size == (30, 40)
+    assert open_picture(tmp_path / "a.jpg").size == (30, 40)

@@ -18,7 +18,7 @@ def fresh_fonts(monkeypatch):
     """No font of this system, whatever it has."""
     monkeypatch.setattr(lettering, "_system_fonts", list)
     lettering._font_with.cache_clear()
-    lettering._say_missing.cache_clear()
+    lettering._print_missing.cache_clear()
     yield
     lettering._font_with.cache_clear()
 

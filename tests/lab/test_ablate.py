@@ -13,19 +13,20 @@ from gnet_jax.cli.main import main
 from gnet_jax.lab.sweeps import ablate
 from gnet_jax.lab.sweeps.results import rows_of
 from gnet_jax.lab.sweeps.sweep import cells_of, folder_of, read_sweep
-from gnet_jax.model import GoogLeNet
+from gnet_jax.model.googlenet import GoogLeNet
+from gnet_jax.training import loop
 from gnet_jax.training.program import prepare
 from gnet_jax.training.workdir import locked
 from tests.lab.sweeps import TINY_SWEEP
-from tests.tiny import tiny_arch, tiny_config
+from tests.tiny import tiny_arch, tiny_config, with_program
 
 ROOT = Path(__file__).parents[2]
 
 
-def three_blocks(config):
-    """`prepare_run`, with the network of three blocks."""
+def three_blocks(config, _):
+    """`prepare`, with the network of three blocks."""
     model = GoogLeNet(tiny_arch(aux_after=config.model.aux_after))
-    return dataclasses.replace(prepare(config), model=model)
+    return with_program(prepare(config), model=model)
 
 
 @pytest.fixture(scope="module")
@@ -36,16 +37,15 @@ def swept(tmp_path_factory):
     odd = dataclasses.replace(good, batch_size=30)
     cells = cells_of({"good": good}, 2, workdir) + cells_of({"odd": odd}, 1, workdir)
     patch = pytest.MonkeyPatch()
-    patch.setattr(ablate, "prepare_run", three_blocks)
+    patch.setattr(ablate, "prepare", three_blocks)
     compiled = []
-    of_run = ablate.CompiledSteps.train_step
+    compile_step = loop.compile_train_step
 
-    def counted(self, run):
-        if self._train is None:
-            compiled.append(Path(run.config.workdir).parent.name)
-        return of_run(self, run)
+    def counted(*arguments, **options):
+        compiled.append("good")
+        return compile_step(*arguments, **options)
 
-    patch.setattr(ablate.CompiledSteps, "train_step", counted)
+    patch.setattr(loop, "compile_train_step", counted)
     ablate.run_cells(cells, said.append)
     yield cells, said, compiled
     patch.undo()

@@ -1,5 +1,11 @@
+from matplotlib.figure import Figure
+
 from gnet_jax.cli.main import main
-from gnet_jax.lab.look.diagnose_figures import blocks_of, gradient_figure
+from gnet_jax.lab.look.diagnose_figures import (
+    draw_diagnostics,
+    gradient_figure,
+    order_blocks,
+)
 from gnet_jax.training.workdir import MetricsFile
 
 BLOCKS = ("aux_4a", "classifier", "conv1", "conv2", "conv2_reduce", "inception_3a", "inception_5b")
@@ -20,14 +26,14 @@ def diagnosed(workdir, heads):
 
 def test_blocks_stand_in_the_order_of_the_net(tmp_path):
     lines = MetricsFile(diagnosed(tmp_path / "run", ["main"]) / "diagnostics.jsonl").read()
-    assert blocks_of(lines) == [
+    assert order_blocks(lines[0]) == [
         "conv1", "conv2_reduce", "conv2", "inception_3a", "inception_5b", "classifier",
     ]  # fmt: skip
 
 
 def test_modules_of_unknown_place_come_last():
     names = ("zoom", "fc", "attention", *BLOCKS)
-    assert blocks_of([{f"grad_norm/{name}": 1.0 for name in names}]) == [
+    assert order_blocks({f"grad_norm/{name}": 1.0 for name in names}) == [
         "conv1", "conv2_reduce", "conv2", "inception_3a", "inception_5b", "fc", "classifier",
         "attention", "zoom",
     ]  # fmt: skip
@@ -46,16 +52,45 @@ def test_the_gradient_figure_has_the_whole_and_the_main_heads_part(tmp_path):
     assert lines["both: main head's part"] == [0.25] * 6
 
 
+def test_every_panel_shows_its_own_numbers(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    runs = [diagnosed(tmp_path / n, h) for n, h in (("a", ["main"]), ("b", ["main", "aux4a"]))]
+    draw_diagnostics(runs, tmp_path / "d.png")
+    panels = [
+        {line.get_label(): (line.get_xydata().tolist(), line.get_color()) for line in axes.lines}
+        for axes in drawn[0].axes
+    ]
+    assert len(panels) == 8
+    whole, heads = panels[0], panels[4]
+    assert list(whole) == ["whole loss"]
+    assert list(heads) == ["whole loss", "main head", "aux4a head"]
+    assert [y for _, y in heads["whole loss"][0]] == [1.0] * 6
+    assert [y for _, y in heads["aux4a head"][0]] == [0.25] * 6
+    names = ["conv1", "conv2r", "conv2", "3a", "5b", "class."]
+    for _, gradients, dead, updates in (panels[:4], panels[4:]):
+        assert list(gradients) == list(updates) == names
+        assert gradients["3a"][0] == [[0, 0.5], [100, 1.5]]
+        assert updates["3a"][0] == [[0, 1e-3], [100, 1e-3]]
+        assert {name: points[0][1] for name, (points, _) in dead.items()} == {
+            "conv1": 0.1,
+            "3a": 0.5,
+        }
+        colours = [colour for _, colour in gradients.values()]
+        assert len(set(colours)) == 6
+        assert dead["3a"][1] == gradients["3a"][1] == updates["3a"][1]
+
+
 def test_the_command_draws_runs_and_names_one_that_was_not_diagnosed(tmp_path, capsys):
     runs = [str(diagnosed(tmp_path / n, h)) for n, h in (("a", ["main"]), ("b", ["main", "aux4a"]))]
     assert main(["diagnose", *runs, "--out", str(tmp_path / "d.png")]) == 0
     assert (tmp_path / "d.png").stat().st_size > 10_000
     assert main(["diagnose", *runs, str(tmp_path)]) == 2
-    assert "train there with --diagnose 100" in capsys.readouterr().err
+    assert "--diagnose 100" in capsys.readouterr().err
     assert main(["diagnose", runs[0], "--out", str(tmp_path / "no" / "d.png")]) == 2
     assert "there is no folder" in capsys.readouterr().err
 
 
 def test_no_run_to_draw_is_a_mistake(capsys):
     assert main(["diagnose"]) == 2
-    assert "there is no run to draw" in capsys.readouterr().err
+    assert "workdir" in capsys.readouterr().err

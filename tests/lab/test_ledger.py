@@ -3,7 +3,7 @@ import json
 import pytest
 
 from gnet_jax.lab.cost.ledger import network_ledger, worked_examples
-from gnet_jax.model import googlenet
+from gnet_jax.model.googlenet import googlenet
 
 # (params, params with aux, multiply-adds, multiply-adds with aux); None where nobody states it
 PAPER_MACS = (1_582_671_872, 1_591_044_096)

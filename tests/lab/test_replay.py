@@ -1,5 +1,7 @@
+import dataclasses
 import json
 import types
+from functools import partial
 
 import jax
 import numpy as np
@@ -7,10 +9,12 @@ import pytest
 
 from gnet_jax.cli.main import main
 from gnet_jax.config import LossConfig
+from gnet_jax.lab.look import replay as replay_module
 from gnet_jax.lab.look.replay import _loss, _place
+from gnet_jax.model.googlenet import Outputs
 from gnet_jax.training.observe.bad_steps import write_replay
 from gnet_jax.training.step import create_state
-from tests.tiny import Linear, linear_params, tiny_run, tiny_variables
+from tests.tiny import Linear, linear_params, tiny_config, tiny_run, tiny_variables
 
 MEAN = np.array([123, 117, 104], np.uint8)
 
@@ -19,9 +23,9 @@ MEAN = np.array([123, 117, 104], np.uint8)
 def replay(tmp_path):
     """Of a step in which the images are grey but one, on which the first layer overflows."""
     run = tiny_run(tmp_path)
-    variables = tiny_variables(run.model)
+    variables = tiny_variables(run.program.model)
     variables["params"]["conv1"]["conv"]["kernel"] = np.full((3, 3, 3, 4), 1e38, np.float32)
-    state = create_state(variables, run.optimizer, 0)
+    state = create_state(variables, run.program.optimizer, 0)
     images = np.broadcast_to(MEAN, (32, 16, 16, 3)).copy()
     images[5] = 255
     batch = {
@@ -47,6 +51,113 @@ def test_a_replay_names_the_image_and_the_layer(replay, capsys):
     assert "conv1/conv" in found["bad_gradients"]
 
 
+class TwoLayers:
+    """Two linear layers, `zoom` and then `alpha`, whose outputs are recorded in this order."""
+
+    arch = types.SimpleNamespace(aux_after=(), num_classes=10)
+
+    def clone(self, **_):
+        return self
+
+    def apply(self, variables, images, **_):
+        params = variables["params"]
+        zoomed = images.reshape(len(images), -1) @ params["zoom"]["kernel"]
+        logits = zoomed @ params["alpha"]["kernel"]
+        recorded = {"zoom": {"output": (zoomed,)}, "alpha": {"output": (logits,)}}
+        return Outputs(logits, ()), {"intermediates": recorded}
+
+
+@pytest.fixture
+def two_layers(tmp_path, monkeypatch):
+    """A replay of four grey images and two bright ones, on which `zoom` overflows."""
+    repeated = {"loss": 2.0, "grad_norm": 3.0, "skipped": 1.0}
+    monkeypatch.setattr(replay_module, "_repeat_step", lambda _: repeated)
+    images = np.broadcast_to(MEAN, (6, 16, 16, 3)).copy()
+    images[[1, 4]] = 255
+    alpha = np.random.default_rng(0).normal(size=(4, 10)).astype(np.float32)
+    params = {
+        "alpha": {"kernel": alpha},
+        "zoom": {"kernel": np.full((768, 4), 1e38, np.float32)},
+    }
+    state = types.SimpleNamespace(rng=jax.random.PRNGKey(0), step=8, params=params, batch_stats={})
+    return replay_module.Replay(
+        config=tiny_config(tmp_path),
+        model=TwoLayers(),
+        optimizer=types.SimpleNamespace(frozen=()),
+        state=state,
+        batch={"image": images, "label": np.array([9, 8, 7, 6, 5, 4], np.int32)},
+        indices=np.array([10, 11, 12, 13, 14, 15]),
+        step=8,
+        metrics=dict(repeated),
+    )
+
+
+def test_the_first_bad_layer_is_found_for_the_batch_and_for_each_image(two_layers):
+    found = replay_module.examine(two_layers)
+    assert (found.step, found.examples, found.reproduced) == (8, 6, True)
+    assert found.metrics == {"loss": 2.0, "grad_norm": 3.0, "skipped": 1.0}
+    assert (found.layer, found.bad_params) == ("zoom", ())
+    assert found.bad_gradients == ("alpha", "zoom")
+    assert [(bad.place, bad.index, bad.label) for bad in found.bad_examples] == [
+        (1, 11, 8), (4, 14, 5),
+    ]  # fmt: skip
+    assert [bad.layer for bad in found.bad_examples] == ["zoom", "zoom"]
+    assert all(np.isnan(bad.loss) for bad in found.bad_examples)
+
+
+@pytest.mark.parametrize("name", ["loss", "grad_norm"])
+def test_another_loss_or_norm_than_in_the_run_is_not_reproduced(two_layers, name):
+    two_layers.metrics[name] *= 1.01
+    two_layers.state.params["zoom"]["kernel"] = np.zeros((768, 4), np.float32)
+    found = replay_module.examine(two_layers)
+    assert not found.reproduced
+    assert (found.layer, found.bad_examples, found.bad_gradients) == (None, (), ())
+
+
+def test_parameters_that_are_not_finite_before_the_step_are_named(two_layers):
+    two_layers.state.params["alpha"]["kernel"][0, 0] = np.inf
+    two_layers.state.params["zoom"]["kernel"] = np.zeros((768, 4), np.float32)
+    found = replay_module.examine(two_layers)
+    assert (found.bad_params, found.layer) == (("alpha/kernel",), "alpha")
+    assert len(found.bad_examples) == 6
+
+
+def test_the_command_prints_at_most_ten_images(monkeypatch, capsys):
+    bad = [
+        replay_module.BadExample(n, 100 + n, 3, float("nan"), "conv1" if n else None)
+        for n in range(12)
+    ]
+    found = replay_module.Findings(
+        7, {"loss": 1.5, "grad_norm": 2.5, "skipped": 1.0}, False, ("conv1/kernel",), "conv1",
+        ("conv2", "conv1"), tuple(bad), 32,
+    )  # fmt: skip
+    monkeypatch.setattr(replay_module, "read_replay", lambda _: None)
+    monkeypatch.setattr(replay_module, "examine", lambda _: found)
+    assert main(["replay", "any.npz"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "step 7" in lines[0]
+    assert "1.5" in lines[0]
+    assert "2.5" in lines[0]
+    assert "NOT" in lines[0]
+    assert "conv1/kernel" in lines[1]
+    assert "example 100," in lines[2]
+    assert "gradients only" in lines[2]
+    assert "example 109," in lines[11]
+    assert "first in conv1" in lines[11]
+    assert "2 more of 32" in lines[12]
+    assert lines[13].endswith("conv1")
+    assert lines[14].endswith("conv2, conv1")
+    assert len(lines) == 15
+    fine = dataclasses.replace(
+        found, bad_examples=(), bad_gradients=(), layer=None, bad_params=(), reproduced=True
+    )
+    monkeypatch.setattr(replay_module, "examine", lambda _: fine)
+    assert main(["replay", "any.npz"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "NOT" not in lines[0]
+    assert "optim.learning_rate" in lines[-1]
+
+
 def test_parameters_are_placed_by_the_layer_around_them():
     order = {"input": 0, "conv1": 1, "inception_3a/b5/first": 2, "inception_3a/output": 3}
     placed = ("conv1/norm/group", "conv1/conv", "inception_3a/b5/first/conv", "classifier")
@@ -60,7 +171,8 @@ def test_what_is_frozen_has_no_gradient():
         optimizer=types.SimpleNamespace(frozen=("main",)),
     )
     images, targets = np.ones((2, 16, 16, 3), np.float32), np.eye(2, 10, dtype=np.float32)
-    grads, _ = jax.grad(_loss(replay), has_aux=True)(linear_params(), {}, images, targets, None)
+    loss = partial(_loss, replay)
+    grads, _ = jax.grad(loss, has_aux=True)(linear_params(), {}, images, targets, None)
     assert not grads["main"]["kernel"].any()
     assert grads["aux"]["kernel"].any()
 
@@ -72,10 +184,10 @@ def test_a_file_that_is_no_replay_is_one_sentence(replay, tmp_path, capsys):
     flipped = bytearray(whole)  # in an array: the zip archive's headers have bits without a meaning
     flipped[whole.index(largest) + len(largest) // 2] ^= 1
     for content, message in (
-        (b"", "is no replay file, or damaged"),
-        (b"{}", "it is not an npz file"),
-        (whole[: len(whole) // 2], "is no replay file, or damaged"),
-        (bytes(flipped), "is no replay file, or damaged"),
+        (b"", "not an npz file"),
+        (b"{}", "not an npz file"),
+        (whole[: len(whole) // 2], "corrupt"),
+        (bytes(flipped), "corrupt"),
     ):
         replay.write_bytes(content)
         assert main(["replay", str(replay)]) == 2

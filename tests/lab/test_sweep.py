@@ -65,12 +65,12 @@ def test_a_folder_without_a_sweep_is_said_to_be_none(tmp_path):
     ("code", "message"),
     [
         ("def get_config(): pass", "defines no get_sweep() -> Sweep"),
-        ("def get_sweep(): return {}", "gives a dict, not a Sweep"),
+        ("def get_sweep(): return {}", "returns a dict, not a Sweep"),
         ("def get_sweep(): 1 / 0", "fails with ZeroDivisionError"),
-        ("from gnet_jax.config import *\ndef get_sweep(): return Sweep({})", "has no config"),
+        ("from gnet_jax.config import *\ndef get_sweep(): return Sweep({})", "configs is {}"),
         (
             "from gnet_jax.config import *\ndef get_sweep(): return Sweep({'a/b': Config()})",
-            "calls a config 'a/b'",
+            "'a/b'",
         ),
     ],
 )

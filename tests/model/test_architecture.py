@@ -1,12 +1,27 @@
+import dataclasses
+import math
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
+from typing import get_args, get_type_hints
 
 import jax
 import numpy as np
 import pytest
 
-from gnet_jax.model import VARIANTS, architecture, googlenet, smallest_size
-from gnet_jax.model.architecture import grid_sizes
-from gnet_jax.model.widths import TABLE_1
+from gnet_jax.model.architecture import (
+    VARIANTS,
+    Architecture,
+    Choices,
+    architecture,
+    grid_sizes,
+    smallest_size,
+)
+from gnet_jax.model.googlenet import googlenet
+from gnet_jax.model.widths import TABLE_1, Widths
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -46,20 +61,93 @@ def test_knobs_change_what_they_name_and_nothing_else():
 @pytest.mark.parametrize(
     ("knobs", "message"),
     [
-        ({"variant": "inception"}, "unknown variant 'inception'; choose one of paper"),
+        ({"variant": "inception"}, "'inception'.*paper, batch_norm"),
         ({"num_classes": 1}, "num_classes is 1"),
         ({"reduction_factor": 0}, "reduction_factor is 0"),
         ({"width_multiplier": -1}, "width_multiplier is -1"),
-        ({"aux_after": ("4f",)}, "aux_after names '4f'; the blocks are 3a"),
-        ({"aux_after": ("4d", "4a")}, "in the net's order"),
-        ({"dropout": 1.0}, r"dropout is 1.0; it must be in \[0, 1\)"),
-        ({"head": "max"}, "head is 'max'; choose one of average_pool, fc"),
+        ({"reduction_factor": math.inf}, "reduction_factor is inf"),
+        ({"aux_after": ("4f",)}, "aux_after is .*'4f'.*3a, 3b"),
+        ({"aux_after": ("4d", "4a")}, "aux_after is"),
+        ({"aux_after": ("4a", "4a")}, "aux_after is"),
+        ({"dropout": 1.0}, "dropout is 1.0"),
+        ({"dropout": -0.1}, "dropout is -0.1"),
+        ({"aux_dropout": 1.0}, "aux_dropout is 1.0"),
+        ({"aux_dropout": -0.1}, "aux_dropout is -0.1"),
+        ({"head": "max"}, "head is 'max'.*average_pool, fc"),
         ({"stem": "large"}, "stem is 'large'"),
+        ({"stem_padding": "valid"}, "stem_padding is 'valid'"),
+        ({"aux_pool": "max"}, "aux_pool is 'max'"),
+        ({"norm": "layer"}, "norm is 'layer'"),
+        ({"block": "Mine"}, "block is 'Mine'"),
+        ({"variant": "naive", "block": "f.py:Mine"}, "block is 'f.py:Mine'"),
+        ({"branch5_kernel": 4}, "branch5_kernel is 4"),
+        ({"pool4_window": 1}, "pool4_window is 1"),
+        ({"stem_widths": (64, 0, 192)}, "stem_widths is"),
+        ({"widths": ("4e=1,2,3",)}, "widths is '4e=1,2,3'"),
+        ({"widths": ("4e=a,2,3,4,5,6",)}, "widths is '4e=a"),
     ],
 )
 def test_a_knob_out_of_range_is_named(knobs, message):
     with pytest.raises(ValueError, match=message):
         architecture(**knobs)
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"num_classes": 2, "dropout": 0.0, "aux_dropout": 0.0},
+        {"branch5_kernel": 1, "pool4_window": 2, "aux_after": ()},
+        {"aux_after": ("3a", "4a", "4d")},
+    ],
+)
+def test_a_knob_at_its_limit_is_taken(knobs):
+    arch = architecture(**knobs)
+    assert {name: getattr(arch, name) for name in knobs} == knobs
+
+
+def test_the_variants_offered_are_those_that_exist():
+    assert get_args(get_type_hints(Choices)["variant"]) == tuple(VARIANTS)
+
+
+OTHER_VALUES = {
+    "num_classes": 7, "naive": True, "norm": "batch_norm", "block": "f.py:Mine",
+    "branch5_kernel": 3, "pool4_window": 2, "stem": "small", "stem_padding": "same",
+    "stem_widths": (1, 2, 3), "aux_after": ("3b",), "aux_widths": (4, 5), "aux_pool": "adaptive",
+    "aux_dropout": 0.1, "head": "fc", "dropout": 0.2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Architecture)])
+def test_every_field_can_be_chosen_and_changes_nothing_else(name):
+    if name == "widths":
+        arch = Choices(widths={"4e": Widths(1, 2, 3, 4, 5, 6)}).build()
+        assert arch.widths == {**TABLE_1, "4e": (1, 2, 3, 4, 5, 6)}
+        assert arch == Choices(widths=("4e=1,2,3,4,5,6",)).build()
+        return
+    arch = Choices(**{name: OTHER_VALUES[name]}).build()
+    assert arch == dataclasses.replace(VARIANTS["paper"], **{name: OTHER_VALUES[name]})
+    assert arch != VARIANTS["paper"]
+
+
+def test_choices_keep_what_the_variant_has():
+    assert Choices("torchvision").build() == VARIANTS["torchvision"]
+    assert Choices("torchvision", dropout=0.4).build().dropout == 0.4
+    narrow = Choices(width_multiplier=0.5, reduction_factor=0.5, widths=("3a=1,2,3,4,5,6",)).build()
+    assert narrow.widths["3a"] == (1, 2, 3, 4, 5, 6)  # given widths are not scaled
+    assert narrow.widths["3b"] == (64, 32, 96, 8, 48, 32)
+    assert narrow.aux_widths == (64, 512)
+
+
+def test_a_network_of_fewer_blocks():
+    arch = Choices(blocks=("5a", "3b"), aux_after=()).build()
+    assert arch.widths == {name: TABLE_1[name] for name in ("3b", "5a")}  # in the network's order
+    with pytest.raises(ValueError, match="blocks is '6a'"):
+        Choices(blocks=("3a", "6a")).build()
+
+
+def test_architectures_are_plain_python():
+    code = "import sys, gnet_jax.model.architecture; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

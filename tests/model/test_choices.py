@@ -11,17 +11,18 @@ from PIL import Image
 
 from gnet_jax.config import AugmentConfig, Config, ConfigError, OptimConfig, Preprocessing, check
 from gnet_jax.config.command import Launch
-from gnet_jax.data import cropper, preprocess
+from gnet_jax.data.augment import preprocess
+from gnet_jax.data.batches import cropper
 from gnet_jax.data.decode import central_crop, training_crop
-from gnet_jax.data.sources import DigitsSource
-from gnet_jax.lab.look.contact_sheet import in_words, to_pixels
+from gnet_jax.data.sources.digits import DigitsSource
+from gnet_jax.lab.look.contact_sheet import describe_augmentation, to_pixels
 from gnet_jax.lab.look.inside import filters_figure
-from gnet_jax.model import GoogLeNet, variable_shapes
 from gnet_jax.model.architecture import grid_sizes
+from gnet_jax.model.googlenet import GoogLeNet, abstract_variables
 from gnet_jax.model_folder.card import model_card
 from gnet_jax.pods.compiled import array_bytes
 from gnet_jax.pods.topology import parse_topology
-from gnet_jax.training.hosts.start import joins
+from gnet_jax.training.hosts.start import should_join
 from gnet_jax.training.optimizer import averaging_rate, learning_rate_schedule, make_optimizer
 from tests.tiny import tiny_arch
 
@@ -36,7 +37,7 @@ def odd(value: Any, field: str) -> Any:
 
 
 def shapes(**fields: Any) -> Any:
-    return variable_shapes(GoogLeNet(tiny_arch(**fields)), 64)
+    return abstract_variables(GoogLeNet(tiny_arch(**fields)), 64)
 
 
 def optimizer(field: str) -> Any:
@@ -63,11 +64,11 @@ CASES = {
     "channels of filters": lambda: filters_figure(np.zeros((3, 3, 3, 1)), ODD),
     "resize": lambda: central_crop(PHOTO, odd(P, "resize")),
     "crop": partial(crop, crop=ODD),
-    "crop in words": lambda: in_words(AugmentConfig(crop=ODD)),
+    "crop in words": lambda: describe_augmentation(AugmentConfig(crop=ODD)),
     "interpolation": partial(crop, interpolation=ODD),
     "decoder": lambda: cropper(ODD),
     "split": lambda: DigitsSource(ODD),
-    "distributed": lambda: joins(Launch(distributed=ODD)),
+    "distributed": lambda: should_join(Launch(distributed=ODD)),
     "chip": lambda: parse_topology(f"{ODD}:8"),
 }
 
@@ -120,7 +121,7 @@ def test_stages_beyond_the_papers_have_sizes_and_pools():
     widths = dict(arch.widths) | {"6a": arch.widths["5a"]}
     deeper = dataclasses.replace(arch, widths=widths)
     assert grid_sizes(deeper, 64) == {"stem": 64, "3": 32, "4": 16, "5": 8, "6": 4, "aux_4a": 5}
-    params = variable_shapes(GoogLeNet(deeper), 64)["params"]
+    params = abstract_variables(GoogLeNet(deeper), 64)["params"]
     assert "inception_6a" in params
     with pytest.raises(ValueError, match="too small"):
         jax.eval_shape(lambda: GoogLeNet(deeper).init(jax.random.key(0), np.zeros((1, 2, 2, 3))))

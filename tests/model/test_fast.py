@@ -1,4 +1,3 @@
-import dataclasses
 from functools import partial
 
 import jax
@@ -7,16 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gnet_jax.model import (
-    GoogLeNet,
-    endpoints,
-    fast,
-    fast_conv,
-    init_variables,
-    layers,
-    winograd,
-)
-from gnet_jax.model.ops import FAST, PLAIN
+from gnet_jax.model.googlenet import GoogLeNet
+from gnet_jax.ops import fast, fast_conv, fast_norm, reference
+from gnet_jax.ops.fast import FAST
+from gnet_jax.ops.reference import REFERENCE
 from tests.tiny import tiny_arch, tiny_variables
 
 GENERATOR = np.random.default_rng(0)
@@ -49,9 +42,9 @@ def assert_close(found, expected, tolerance=1e-5):
 def test_max_pool_and_its_gradient_are_the_plain_ones(size, window, stride, pad):
     x = jnp.asarray(GENERATOR.normal(size=(2, size, size + 3, 5)), jnp.float32)
     args = (window, stride, pad)
-    dy = jnp.asarray(GENERATOR.normal(size=layers.max_pool(x, *args).shape), jnp.float32)
+    dy = jnp.asarray(GENERATOR.normal(size=reference.max_pool(x, *args).shape), jnp.float32)
     found = with_gradient(lambda x: fast.max_pool(x, *args), x, dy)
-    expected = with_gradient(lambda x: layers.max_pool(x, *args), x, dy)
+    expected = with_gradient(lambda x: reference.max_pool(x, *args), x, dy)
     np.testing.assert_array_equal(found[0], expected[0])
     assert_close(found[1], expected[1])
 
@@ -61,15 +54,15 @@ def test_of_equal_maxima_the_same_one_gets_the_gradient(window, stride, pad):
     """After a ReLU whole windows are zero; here every value is 0, 1 or 2."""
     x = jnp.asarray(GENERATOR.integers(0, 3, (4, 9, 9, 7)), jnp.float32)
     args = (window, stride, pad)
-    dy = jnp.asarray(GENERATOR.integers(1, 100, layers.max_pool(x, *args).shape), jnp.float32)
+    dy = jnp.asarray(GENERATOR.integers(1, 100, reference.max_pool(x, *args).shape), jnp.float32)
     _, found = with_gradient(lambda x: fast.max_pool(x, *args), x, dy)
-    _, expected = with_gradient(lambda x: layers.max_pool(x, *args), x, dy)
+    _, expected = with_gradient(lambda x: reference.max_pool(x, *args), x, dy)
     np.testing.assert_array_equal(found, expected)  # whole numbers: exact in any order
 
 
 def test_max_pool_passes_on_what_is_not_a_number():
     x = jnp.zeros((1, 8, 8, 2)).at[0, 3, 4, 1].set(jnp.nan)
-    found, expected = fast.max_pool(x, 3, 2), layers.max_pool(x, 3, 2)
+    found, expected = fast.max_pool(x, 3, 2), reference.max_pool(x, 3, 2)
     assert np.isnan(found).sum() == 2
     np.testing.assert_array_equal(found, expected)
 
@@ -80,7 +73,7 @@ def test_local_response_norm_and_its_gradient_are_the_plain_ones(channels, dtype
     x = jnp.asarray(100 * GENERATOR.normal(size=(2, 3, 4, channels)), dtype)
     dy = jnp.asarray(GENERATOR.normal(size=x.shape), dtype)
     found = with_gradient(fast.local_response_norm, x, dy)
-    expected = with_gradient(layers.local_response_norm, x, dy)
+    expected = with_gradient(reference.local_response_norm, x, dy)
     assert [a.dtype for a in found] == [dtype, dtype]
     assert_close(found, expected, TOLERANCE[dtype])
 
@@ -91,7 +84,7 @@ def test_local_response_norm_takes_other_numbers(beta):
     dy = jnp.ones_like(x)
     args = (3, 1e-2, beta)
     found = with_gradient(lambda x: fast.local_response_norm(x, *args), x, dy)
-    assert_close(found, with_gradient(lambda x: layers.local_response_norm(x, *args), x, dy))
+    assert_close(found, with_gradient(lambda x: reference.local_response_norm(x, *args), x, dy))
 
 
 @pytest.mark.parametrize("size", [3, 5])
@@ -135,32 +128,14 @@ def test_the_network_and_all_its_gradients_are_the_plain_ones(variant, dtype):
                 jax.tree.map(lambda x: jnp.asarray(x, dtype), tiny_variables(model)),
                 jnp.asarray(IMAGES, dtype),
             )
-            for model in (GoogLeNet(tiny_arch(variant), dtype, ops=ops) for ops in (FAST, PLAIN))
+            for model in (
+                GoogLeNet(tiny_arch(variant), dtype, ops=ops) for ops in (FAST, REFERENCE)
+            )
         )
     assert_close(found, expected)
     assert_close(of_found[0]["params"], of_expected[0]["params"])
     assert_close(of_found[1], of_expected[1])
     assert np.abs(of_expected[1]).max() > 0
-
-
-def test_a_pool_in_front_of_its_relu_changes_no_gradient_and_no_layer_that_is_looked_at():
-    """The first layer's bias makes some windows wholly negative: nothing passes there."""
-    arch = tiny_arch(stem="imagenet", aux_after=())
-    images = np.random.default_rng(6).normal(size=(2, 48, 48, 3)).astype(np.float32)
-    variables = init_variables(GoogLeNet(arch), jax.random.PRNGKey(3), 48)
-    conv1 = variables["params"]["conv1"]["conv"]
-    conv1["bias"] = jnp.asarray([-2.0, -1.0, 0.0, 0.2])
-    slow, quick = (GoogLeNet(arch, ops=dataclasses.replace(FAST, pool_first=x)) for x in (0, 1))
-    layers_of = [jax.jit(partial(endpoints, model))(variables, images) for model in (slow, quick)]
-    assert np.mean(np.asarray(layers_of[0]["pool1/3x3_s2"]) == 0) > 0.1
-    for name, expected in layers_of[0].items():
-        np.testing.assert_array_equal(layers_of[1][name], expected, err_msg=name)
-    (_, expected), (_, found) = (
-        jax.jit(jax.value_and_grad(partial(loss_of, model), (0, 1)))(variables, images)
-        for model in (slow, quick)
-    )
-    assert_close(found[0]["params"], expected[0]["params"])
-    assert_close(found[1], expected[1])
 
 
 IMAGES = np.random.default_rng(5).normal(size=(3, 16, 16, 3)).astype(np.float32)
@@ -175,7 +150,7 @@ def test_a_kernel_larger_than_the_map_and_its_gradients_are_the_plain_ones(size,
     x = jnp.asarray(GENERATOR.normal(size=(3, *size, 5)), dtype)
     k = jnp.asarray(GENERATOR.normal(size=(5, 5, 5, 6)), dtype)
     results = []
-    for ops in (FAST, PLAIN):
+    for ops in (FAST, REFERENCE):
         y, pullback = jax.vjp(partial(convolution, ops.convolve, padding=[rows, columns]), x, k)
         results.append((y, pullback(jnp.cos(y))))
     assert_close(*results, TOLERANCE[dtype])
@@ -195,7 +170,7 @@ def test_only_a_cpu_takes_a_small_map_for_a_product(platform):
 def test_many_numbers_are_summed_to_the_last_digits(places, image_by_image):
     # One after the other, a sum of a million float32 numbers is wrong in its fourth digit.
     x = jnp.concatenate([jnp.full((*places, 1), 0.1), jnp.full((*places, 1), 3.3)], axis=-1)
-    (found,) = jax.jit(partial(fast.sums_over_places, image_by_image=image_by_image))(x)
+    (found,) = jax.jit(partial(fast_norm.sum_pixels, image_by_image=image_by_image))(x)
     expected = np.asarray(x, np.float64).sum(axis=(0, 1, 2))
     np.testing.assert_allclose(found, expected, rtol=2e-6)
 
@@ -205,7 +180,7 @@ def test_many_numbers_are_summed_to_the_last_digits(places, image_by_image):
 def test_batch_norm_its_gradients_and_its_statistics_are_flaxs(use_running_average, momentum):
     x = jnp.asarray(3 + 2 * GENERATOR.normal(size=(4, 3, 5, 7)), jnp.float32)
     results = []
-    for ops in (FAST, PLAIN):
+    for ops in (FAST, REFERENCE):
         norm = ops.batch_norm(
             use_running_average=use_running_average,
             momentum=momentum,
@@ -243,8 +218,8 @@ def convolved(x, kernel, convolve, padding):
     ],
 )
 def test_other_convolutions_are_left_to_xla(odd, monkeypatch):
-    monkeypatch.setattr(winograd, "FEWEST", 0)
-    monkeypatch.setattr(winograd, "CHANNELS", 0)
+    monkeypatch.setattr(fast_conv, "MIN_TILES", 0)
+    monkeypatch.setattr(fast_conv, "MIN_CHANNELS", 0)
     options = {
         "strides": (1, 1),
         "padding": [(1, 1), (1, 1)],
@@ -256,7 +231,7 @@ def test_other_convolutions_are_left_to_xla(odd, monkeypatch):
     strides, padding = options.pop("strides"), options.pop("padding")
     np.testing.assert_array_equal(
         fast_conv.convolve(x, k, strides, padding, **options),
-        PLAIN.convolve(x, k, strides, padding, **options),
+        REFERENCE.convolve(x, k, strides, padding, **options),
     )
 
 
@@ -266,7 +241,7 @@ def test_a_bias_is_added_and_its_gradient_is_a_sum_in_float32(dtype):
     bias = jnp.asarray(GENERATOR.normal(size=7), dtype)
     y, pullback = jax.vjp(FAST.add_bias, x, bias)
     dx, d_bias = pullback(jnp.cos(y))
-    np.testing.assert_array_equal(y, PLAIN.add_bias(x, bias))
+    np.testing.assert_array_equal(y, REFERENCE.add_bias(x, bias))
     np.testing.assert_array_equal(dx, jnp.cos(y))
     assert d_bias.dtype == dtype
     assert_close(d_bias, jnp.sum(jnp.cos(y), (0, 1, 2), jnp.float32), TOLERANCE[dtype])
@@ -292,7 +267,7 @@ def lowered_for(platform, ops):
 
 def test_the_platform_compiled_for_decides_and_not_the_one_compiled_on():
     slow = "select_and_scatter"
-    assert slow in lowered_for("cpu", PLAIN)
+    assert slow in lowered_for("cpu", REFERENCE)
     assert slow not in lowered_for("cpu", FAST)
     assert slow in lowered_for("tpu", FAST)
 

@@ -5,17 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gnet_jax.model import (
-    VARIANTS,
+from gnet_jax.model.architecture import VARIANTS, smallest_size
+from gnet_jax.model.googlenet import (
     GoogLeNet,
+    abstract_variables,
     endpoints,
     googlenet,
-    init_variables,
-    smallest_size,
+    init,
     strip_aux,
-    variable_shapes,
 )
-from gnet_jax.model.ops import PLAIN
+from gnet_jax.ops.reference import REFERENCE
 from tests.tiny import tiny_arch, tiny_variables
 
 
@@ -49,14 +48,14 @@ def test_kernels_are_what_their_names_say(variant):
 def test_an_outline_of_the_network_has_the_shapes_of_all_its_variables(variant, size):
     """A fully connected head depends on every size on the way to it."""
     model = googlenet(variant, 7, head="fc")
-    assert {"batch_stats": {}} | shapes(model, size) == variable_shapes(model, size)
+    assert {"batch_stats": {}} | shapes(model, size) == abstract_variables(model, size)
 
 
 @pytest.mark.parametrize("variant", ["paper", "batch_norm", "google_release"])
 def test_first_weights_are_those_of_the_whole_network(variant):
-    model, key = GoogLeNet(tiny_arch(variant), ops=PLAIN), jax.random.PRNGKey(5)
+    model, key = GoogLeNet(tiny_arch(variant), ops=REFERENCE), jax.random.PRNGKey(5)
     whole = {"batch_stats": {}} | jax.jit(model.init)(key, jnp.zeros((1, 32, 32, 3)))
-    jax.tree.map(np.testing.assert_array_equal, init_variables(model, key, 32), whole)
+    jax.tree.map(np.testing.assert_array_equal, init(model, key, 32), whole)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +90,7 @@ def test_the_return_type_does_not_depend_on_the_mode():
 
 
 def test_inference_has_no_operation_and_no_parameter_of_an_aux_head():
-    model, x = GoogLeNet(tiny_arch(), ops=PLAIN), jnp.zeros((2, 16, 16, 3))
+    model, x = GoogLeNet(tiny_arch(), ops=REFERENCE), jnp.zeros((2, 16, 16, 3))
     variables = tiny_variables(model)
 
     def lowered(**call):
@@ -151,7 +150,7 @@ def test_an_image_too_small_is_refused_with_the_smallest_size():
     model = googlenet(aux_after=())
     smallest = smallest_size(model.arch)
     with pytest.raises(ValueError, match=f"smallest that works is {smallest}x{smallest}, or less"):
-        init_variables(model, jax.random.PRNGKey(0), smallest - 1)
+        init(model, jax.random.PRNGKey(0), smallest - 1)
     assert shapes(model, smallest)
     with pytest.raises(ValueError, match=r"takes \(batch, height, width, 3\)"):
         jax.eval_shape(lambda: model.init(jax.random.PRNGKey(0), jnp.zeros((1, 64, 64, 1))))

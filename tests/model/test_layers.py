@@ -3,17 +3,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gnet_jax.model.initializers import caffe_xavier, he_normal
-from gnet_jax.model.layers import (
-    ConvBlock,
+from gnet_jax.model.layers import ConvBlock, caffe_xavier, he_normal
+from gnet_jax.ops.reference import (
     adaptive_average_pool,
     average_pool,
-    conv_size,
     local_response_norm,
     max_pool,
-    pooled_size,
-    same_padding,
 )
+from gnet_jax.ops.sizes import conv_size, pooled_size, same_padding
 
 GENERATOR = np.random.default_rng(0)
 

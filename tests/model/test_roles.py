@@ -2,9 +2,9 @@ import jax.numpy as jnp
 import pytest
 
 from gnet_jax.config import UserError
-from gnet_jax.model import GoogLeNet, variable_shapes
+from gnet_jax.model.googlenet import GoogLeNet, abstract_variables
 from gnet_jax.model.roles import roles_by_path
-from tests.odd_nets import Gain, GroupNorm, with_norm
+from tests.odd_nets import gain, group_norm, with_norm
 from tests.tiny import tiny_arch
 
 X = jnp.zeros(2)
@@ -24,14 +24,14 @@ def test_names_of_modules_play_no_part():
 
 @pytest.mark.parametrize("variant", ["paper", "batch_norm", "naive"])
 def test_every_parameter_of_the_published_networks_has_a_role(variant):
-    params = variable_shapes(GoogLeNet(tiny_arch(variant)), 16)["params"]
+    params = abstract_variables(GoogLeNet(tiny_arch(variant)), 16)["params"]
     assert set(roles_by_path(params).values()) == (
         {"kernel", "bias", "norm"} if variant == "batch_norm" else {"kernel", "bias"}
     )
 
 
-def test_a_group_norm_is_a_norm(monkeypatch):
-    params = variable_shapes(with_norm(monkeypatch, GroupNorm, "group"), 16)["params"]
+def test_a_group_norm_is_a_norm():
+    params = abstract_variables(with_norm(group_norm), 16)["params"]
     roles = roles_by_path(params)
     assert roles["conv1", "norm", "group", "bias"] == "norm"
     assert roles["classifier", "bias"] == "bias"
@@ -53,7 +53,7 @@ def test_a_parameter_of_unknown_role_is_refused_by_name(tree, name):
     assert "\n" not in str(caught.value)
 
 
-def test_the_gain_of_a_network_is_refused_by_name(monkeypatch):
-    params = variable_shapes(with_norm(monkeypatch, Gain, "group"), 16)["params"]
+def test_the_gain_of_a_network_is_refused_by_name():
+    params = abstract_variables(with_norm(gain), 16)["params"]
     with pytest.raises(UserError, match="norm/gain"):
         roles_by_path(params)

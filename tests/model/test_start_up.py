@@ -39,10 +39,10 @@ def test_initialising_the_full_network_compiles_next_to_nothing():
     """160 programs would take as long as all else; those of JAX's keys are left."""
     code = """
 import jax
-from gnet_jax.model import googlenet, init_variables
+from gnet_jax.model.googlenet import googlenet, init
 events = []
 jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: events.append(name))
-jax.block_until_ready(init_variables(googlenet("paper", 1000), jax.random.PRNGKey(0), 224))
+jax.block_until_ready(init(googlenet("paper", 1000), jax.random.PRNGKey(0), 224))
 print(sum("backend_compile" in name for name in events))
 """
     (programs,) = answer_of(code)

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gnet_jax.model import fast_conv, winograd
-from gnet_jax.model.ops import FAST, PLAIN
+from gnet_jax.ops import fast_conv
+from gnet_jax.ops.fast import FAST
+from gnet_jax.ops.reference import REFERENCE
 
 PADDINGS = [((1, 1), (1, 1)), ((0, 2), (0, 0))]
 
@@ -14,8 +15,8 @@ PADDINGS = [((1, 1), (1, 1)), ((0, 2), (0, 0))]
 @pytest.fixture
 def always(monkeypatch):
     """However few the tiles are, and the channels."""
-    monkeypatch.setattr(winograd, "FEWEST", 1)
-    monkeypatch.setattr(winograd, "CHANNELS", 1)
+    monkeypatch.setattr(fast_conv, "MIN_TILES", 1)
+    monkeypatch.setattr(fast_conv, "MIN_CHANNELS", 1)
 
 
 def convolution(convolve, x, kernel, padding):
@@ -38,7 +39,7 @@ def arrays(shape, filters=6):
 def test_the_convolution_and_its_gradients_are_the_plain_ones(
     size, padding, piece, always, monkeypatch
 ):
-    monkeypatch.setattr(winograd, "PIECE", piece)
+    monkeypatch.setattr(fast_conv, "CHUNK_TILES", piece)
     x, kernel = arrays((4, *size, 5))
     found, expected = (
         [
@@ -47,7 +48,7 @@ def test_the_convolution_and_its_gradients_are_the_plain_ones(
                 x, kernel
             ),
         ]
-        for convolve in (FAST.convolve, PLAIN.convolve)
+        for convolve in (FAST.convolve, REFERENCE.convolve)
     )
     for a, b in zip(found, expected, strict=True):
         assert a.shape == b.shape
@@ -55,7 +56,7 @@ def test_the_convolution_and_its_gradients_are_the_plain_ones(
 
 
 def test_several_kernels_at_once_under_vmap_in_pieces(always, monkeypatch):
-    monkeypatch.setattr(winograd, "PIECE", 10)
+    monkeypatch.setattr(fast_conv, "CHUNK_TILES", 10)
     x, kernel = arrays((4, 6, 6, 5))
     kernels = np.stack([kernel, 2 * kernel])
     gradient = jax.grad(partial(loss, convolve=FAST.convolve, padding=PADDINGS[0]), 1)
@@ -64,7 +65,7 @@ def test_several_kernels_at_once_under_vmap_in_pieces(always, monkeypatch):
 
 
 def test_a_map_smaller_than_the_kernel_stays_one_product(always, monkeypatch):
-    monkeypatch.setattr(winograd, "convolve", None)
+    monkeypatch.setattr(fast_conv, "winograd_convolve", None)
     x, kernel = arrays((4, 2, 2, 5))
     assert convolution(FAST.convolve, x, kernel, PADDINGS[0]).shape == (4, 2, 2, 6)
 
@@ -92,12 +93,12 @@ def test_only_a_cpu_does_it_this_way(platform, convolutions):
 )
 def test_it_is_left_where_it_does_not_pay(shape, dtype, expected):
     x = jax.ShapeDtypeStruct(shape, dtype)
-    assert winograd.pays(x, PADDINGS[0]) == expected
+    assert fast_conv.winograd_is_faster(x, PADDINGS[0]) == expected
 
 
 @pytest.mark.parametrize(
     ("batch", "side", "pieces"), [(32, 56, 8), (32, 28, 2), (32, 14, 1), (7, 56, 7), (1, 256, 1)]
 )
 def test_a_batch_falls_into_equal_pieces_that_fit_the_caches(batch, side, pieces):
-    tiles = winograd._tiles((side, side), PADDINGS[0])
-    assert winograd._pieces(batch, tiles) == pieces
+    tiles = fast_conv._tiles((side, side), PADDINGS[0])
+    assert fast_conv._chunks(batch, tiles) == pieces

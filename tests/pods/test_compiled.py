@@ -5,7 +5,7 @@ import importlib.util
 
 import pytest
 
-from gnet_jax.model import GoogLeNet
+from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.pods.compiled import compile_cost
 from gnet_jax.pods.data_size import DataSize
 from gnet_jax.pods.plan import plan_program, program_for

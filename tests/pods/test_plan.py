@@ -9,8 +9,9 @@ import pytest
 from gnet_jax.config import ConfigError
 from gnet_jax.data.sources import DataError
 from gnet_jax.lab.cost.ledger import network_ledger
-from gnet_jax.model import GoogLeNet, googlenet
-from gnet_jax.model.ops import FAST, PLAIN
+from gnet_jax.model.googlenet import GoogLeNet, googlenet
+from gnet_jax.ops.fast import FAST
+from gnet_jax.ops.reference import REFERENCE
 from gnet_jax.pods import plan as planning
 from gnet_jax.pods.chips import Chip
 from gnet_jax.pods.compiled import Collective, OutOfMemoryError, compile_cost, out_of_memory
@@ -40,7 +41,7 @@ def toy(chip=CHIP):
 def tiny_program(tmp_path, **changes):
     program = program_for(tiny_config(tmp_path, **changes), toy(), SIZE)
     # A CPU's form of a convolution over a small map would sum what is larger than its kernel.
-    ops = dataclasses.replace(FAST, convolve=PLAIN.convolve)
+    ops = dataclasses.replace(FAST, convolve=REFERENCE.convolve)
     return dataclasses.replace(program, model=GoogLeNet(tiny_arch(), ops=ops))
 
 

@@ -11,14 +11,14 @@ from gnet_jax.config import ConfigError, UserError
 from tests.training import processes
 
 FAULTS = {
-    # no checkpoint can be read; a damaged one cannot be put aside; the disk is full; a write fails
+    # no checkpoint can be read; a corrupt one cannot be renamed; the disk is full; a write fails
     "restore": (
         "gnet_jax.training.checkpoints.restore.SavedSteps.restore",
         ConfigError("no such file"),
     ),
     "rename": ("pathlib.Path.rename", OSError(13, "Permission denied")),
     "full": ("gnet_jax.training.checkpoints.save.Checkpoints._check_space", UserError("no room")),
-    "write": ("gnet_jax.training.checkpoints.storage.write_digests", OSError("Input/output error")),
+    "write": ("gnet_jax.training.checkpoints.save.write_digests", OSError("Input/output error")),
 }
 
 

@@ -1,18 +1,33 @@
-import dataclasses
-
 import jax
 import numpy as np
 import pytest
 
-from gnet_jax.config import AugmentConfig, Config, ConfigError, DataConfig, OptimConfig
-from gnet_jax.model import GoogLeNet
-from gnet_jax.training.canonical import check_virtual_shards, tree_sum
-from gnet_jax.training.checkpoints.save import digest
+from gnet_jax.config import AugmentConfig, Config, DataConfig, LossConfig, OptimConfig
+from gnet_jax.model.googlenet import GoogLeNet, Outputs
+from gnet_jax.training.accumulation import accumulated_gradient
+from gnet_jax.training.canonical import canonical_gradient, tree_sum
+from gnet_jax.training.checkpoints.verify import digest
 from gnet_jax.training.optimizer import make_optimizer
-from gnet_jax.training.program import prepare, pure_train_step
-from gnet_jax.training.sharding import compile_train_step, data_mesh, put_state, split
-from gnet_jax.training.step import create_state
+from gnet_jax.training.program import make_train_step
+from gnet_jax.training.sharding import (
+    AXIS,
+    compile_train_step,
+    data_mesh,
+    put_state,
+    replicated,
+    split,
+)
+from gnet_jax.training.step import compute_gradient, create_state
 from tests.tiny import Linear, linear_params, tiny_arch, tiny_batch, tiny_config, tiny_variables
+
+
+class Noisy(Linear):
+    """`Linear`, whose logits are shifted by draws from the dropout key."""
+
+    def apply(self, variables, images, *, rngs, **options):
+        outputs, updated = super().apply(variables, images, **options)
+        noise = jax.random.normal(rngs["dropout"], outputs.logits.shape)
+        return Outputs(outputs.logits + noise, outputs.aux), updated
 
 
 def linear_steps(devices, steps=3, numerics="canonical", accumulate=1):
@@ -26,7 +41,7 @@ def linear_steps(devices, steps=3, numerics="canonical", accumulate=1):
     )
     optimizer = make_optimizer(config.optim, 10, 100)
     state = create_state({"params": linear_params(), "batch_stats": {}}, optimizer, 0)
-    step = pure_train_step(config, Linear(), optimizer)
+    step = make_train_step(config, Noisy(), optimizer)
     mesh, batch = data_mesh(jax.devices()[:devices]), tiny_batch(64)
     manual = numerics == "canonical"
     compiled = compile_train_step(mesh, step, state, batch, manual=manual)
@@ -41,10 +56,43 @@ def test_every_bit_is_the_same_on_1_2_4_and_8_devices():
     assert len(found) == 1
 
 
-def test_canonical_numerics_are_close_to_fast_ones():
-    canonical, fast = linear_steps(8), linear_steps(8, numerics="fast")
-    for a, b in zip(jax.tree.leaves(canonical), jax.tree.leaves(fast), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+def linear_gradient(gradient, images, targets):
+    """The gradient and the metrics of `gradient` for a noisy linear network on eight devices."""
+    config, mesh = Config(loss=LossConfig(aux_weight=0.3)), data_mesh()
+    optimizer = make_optimizer(config.optim, 10, 100)
+    state = create_state({"params": linear_params(), "batch_stats": {}}, optimizer, 0)
+    options = {"model": Noisy(), "optimizer": optimizer, "loss": config.loss}
+    whole, parts = replicated(mesh).spec, split(mesh).spec
+    call = jax.shard_map(
+        lambda *batch: gradient(state, *batch, jax.random.PRNGKey(5), **options),
+        mesh=mesh,
+        in_specs=(parts, parts),
+        out_specs=whole,
+        check_vma=False,
+    )
+    return jax.device_get(jax.jit(call)(images, targets)), (state, options)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_canonical_gradients_are_the_mean_over_shards_with_keys_of_their_own(accumulate):
+    generator = np.random.default_rng(0)
+    images = generator.normal(size=(32, 16, 16, 3)).astype(np.float32)
+    targets = np.eye(10, dtype=np.float32)[np.arange(32) % 10]
+    inner = compute_gradient if accumulate == 1 else accumulated_gradient(accumulate)
+    found, (state, options) = linear_gradient(canonical_gradient(inner, 16, AXIS), images, targets)
+    step, results = jax.jit(lambda *batch: compute_gradient(state, *batch, **options)), []
+    for shard in range(16):
+        key = jax.random.fold_in(jax.random.PRNGKey(5), shard)
+        own = images[2 * shard :][:2], targets[2 * shard :][:2]
+        if accumulate == 1:
+            results.append(step(*own, key))
+            continue
+        for part in range(2):
+            place = slice(part, part + 1)
+            results.append(step(own[0][place], own[1][place], jax.random.fold_in(key, part)))
+    expected = jax.tree.map(lambda *x: np.mean(x, axis=0), *results)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.long
@@ -59,7 +107,7 @@ def test_every_bit_of_a_googlenet_is_the_same_on_1_2_4_and_8_devices(variant, tm
     found, batch = set(), tiny_batch(32)
     for devices in (1, 2, 4, 8):
         mesh = data_mesh(jax.devices()[:devices])
-        step = pure_train_step(config, model, optimizer)
+        step = make_train_step(config, model, optimizer)
         compiled = compile_train_step(mesh, step, state, batch, manual=True)
         now, placed = put_state(state, mesh), jax.device_put(batch, split(mesh))
         for _ in range(3):
@@ -76,26 +124,3 @@ def test_the_sum_is_a_binary_tree_whatever_the_split():
         branches = jax.numpy.stack([tree_sum(share) for share in shares])
         np.testing.assert_array_equal(tree_sum(branches), whole)
     np.testing.assert_allclose(whole, x.sum(0), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((32, 16, 6, 1), "needs a power of two of devices, but there are 6"),
-        ((32, 8, 8, 1), "virtual_shards is 8, but 8 devices need 2 or more each.* use 16 or"),
-        ((40, 16, 8, 1), "batch_size 40 does not divide into 16 virtual shards; use 32 or 48"),
-        ((8, 16, 8, 1), "does not divide into 16 virtual shards; use 16$"),
-        ((48, 16, 8, 2), "16 virtual shards of parts of 2; use 32 or 64"),
-    ],
-)
-def test_shards_that_do_not_divide_are_refused_with_what_would(arguments, message):
-    with pytest.raises(ConfigError, match=message):
-        check_virtual_shards(*arguments)
-
-
-def test_a_run_checks_its_shards(tmp_path):
-    config = tiny_config(tmp_path, numerics="canonical", virtual_shards=8)
-    with pytest.raises(ConfigError, match="virtual_shards is 8, but 8 devices"):
-        prepare(config)
-    with pytest.raises(ConfigError, match="virtual_shards is 12; it must be a power of two"):
-        prepare(dataclasses.replace(config, virtual_shards=12))

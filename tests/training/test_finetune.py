@@ -7,16 +7,15 @@ import pytest
 
 from gnet_jax.config import ConfigError, LossConfig, ModelConfig, OptimConfig
 from gnet_jax.data.sources.classes import imagenet_classes
-from gnet_jax.model import GoogLeNet, Outputs
+from gnet_jax.model.googlenet import GoogLeNet, Outputs
 from gnet_jax.training.finetune import (
     Pretrained,
-    check_patterns,
     compare,
     flat,
     layers,
-    matches,
     take_over,
 )
+from gnet_jax.training.optimizer import check_freeze, matches
 from gnet_jax.training.program import prepare
 from gnet_jax.training.sharding import compile_train_step, data_mesh
 from tests.tiny import tiny_arch, tiny_batch, tiny_config, tiny_variables
@@ -52,10 +51,10 @@ def test_a_classifier_is_taken_over_only_for_the_same_classes(trained):
     same = compare(fresh, trained, trained.class_names)
     assert not same.fresh
     other = compare(fresh, trained, trained.class_names[::-1])
-    assert set(other.fresh.values()) == {"of the same classes in another order"}
+    assert set(other.fresh.values()) == {"same classes in another order"}
     assert layers(other.fresh) == ["classifier"]
     other = compare(fresh, trained, tuple("ABCDEFGHIJKLM"))
-    assert set(other.fresh.values()) == {"of other classes"}
+    assert set(other.fresh.values()) == {"other classes"}
     assert layers(other.fresh) == ["classifier"]
 
 
@@ -95,7 +94,7 @@ def test_a_network_whose_classifier_cannot_be_told_is_refused():
 
     model = Fixed(tiny_arch(aux_after=(), num_classes=13))
     variables = model.init(jax.random.key(0), np.zeros((1, 16, 16, 3)))
-    with pytest.raises(ConfigError, match="depends on the number of classes"):
+    with pytest.raises(ConfigError, match="number of classes"):
         compare(variables, Pretrained(model, variables, tuple("abcdefghijklm")), DIGITS)
 
 
@@ -115,15 +114,15 @@ def test_patterns_match_layers_and_what_is_inside(name, patterns, expected):
 
 def test_patterns_that_match_nothing_or_everything_are_refused():
     params = tiny_variables(GoogLeNet(tiny_arch()))["params"]
-    check_patterns((), params)
-    with pytest.raises(ConfigError, match=r"'conv9' matches no parameter; the layers are aux_4a"):
-        check_patterns(("conv1", "conv9"), params)
-    with pytest.raises(ConfigError, match=r"matches every parameter; nothing would learn"):
-        check_patterns(("*",), params)
+    check_freeze((), params)
+    with pytest.raises(ConfigError, match=r"'conv9'.* aux_4a"):
+        check_freeze(("conv1", "conv9"), params)
+    with pytest.raises(ConfigError, match="every parameter"):
+        check_freeze(("*",), params)
 
 
 def test_a_network_beside_the_pretrained_one_is_refused(trained, tmp_path):
-    with pytest.raises(ConfigError, match=r"model.width_multiplier is 0.0625, but --init brings"):
+    with pytest.raises(ConfigError, match=r"model\.width_multiplier is 0\.0625"):
         prepare(tiny_config(tmp_path), trained)
 
 
@@ -139,14 +138,13 @@ def test_frozen_layers_stay_and_loaded_ones_learn_at_their_rate(trained, tmp_pat
         tmp_path, batch_size=16, optim=optim, loss=LossConfig(aux_weight=0.3),
         model=ModelConfig(aux_after=("4a",)),
     )  # fmt: skip
-    run = prepare(config, trained)
-    assert run.model.arch.widths == trained.model.arch.widths
-    assert (run.model.arch.num_classes, run.model.arch.aux_after) == (10, ("4a",))
     mesh = data_mesh(jax.devices()[:1])
-    run = dataclasses.replace(run, mesh=mesh)
-    state = run.initial_state()
+    program = dataclasses.replace(prepare(config, trained).program, mesh=mesh)
+    assert program.model.arch.widths == trained.model.arch.widths
+    assert (program.model.arch.num_classes, program.model.arch.aux_after) == (10, ("4a",))
+    state = program.initial_state()
     before = jax.tree.map(np.array, state.params)
-    step = compile_train_step(mesh, run.train_step(), state, run.abstract_batch())
+    step = compile_train_step(mesh, program.train_step(), state, program.abstract_batch())
     after, metrics = step(state, jax.device_put(tiny_batch(), step.input_shardings[0][1]))
     moved = {
         name for name, value in flat(before).items() if (value != flat(after.params)[name]).any()

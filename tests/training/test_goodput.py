@@ -1,3 +1,4 @@
+import math
 import time
 
 import pytest
@@ -52,9 +53,28 @@ def test_a_start_that_saved_nothing_is_lost_whole_and_so_are_steps_before_a_fall
     assert seconds["compiling"] == 0.0
 
 
-def test_the_time_is_told_in_one_line():
-    seconds = total_seconds([start(0, 9, {9: 200.0}, training=190.0, compiling=10.0, saving=0.1)])
-    assert goodput_line(seconds) == "goodput 95.0%: training 3 min 10 s, compiling 10 s"
+def test_parts_of_less_than_half_a_second_are_not_printed():
+    parts = {"training": 190.0, "compiling": 9.5, "saving": 0.4, "starting": 0.5}
+    line = goodput_line(total_seconds([start(0, 9, {9: 200.0}, **parts)]))
+    assert line == "goodput 94.8%: training 3 min 10 s, compiling 10 s, starting 0 s"
+
+
+def test_goodput_is_the_share_of_all_time_that_trained_the_lost_time_included():
+    starts = [start(0, 20, {10: 10.0}, training=20.0), start(10, 20, {}, training=5.0, saving=5.0)]
+    seconds = total_seconds(starts)
+    assert (seconds["training"], seconds["saving"], seconds[LOST]) == (15.0, 5.0, 10.0)
+    assert goodput(seconds) == 0.5
+    assert math.isnan(goodput(total_seconds([])))
+
+
+def test_the_newest_saves_are_recorded_with_the_time_at_which_they_began():
+    watch = Stopwatch()
+    for step in range(1, 31):
+        watch.saved(step)
+    watch.committed = 29
+    record = watch.record(30)
+    assert list(record["seconds_at_save"]) == [str(step) for step in range(11, 31)]
+    assert record["newest_checkpoint"] == 29
 
 
 def test_a_start_of_an_older_version_counts_for_nothing():

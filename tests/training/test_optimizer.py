@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,6 +50,30 @@ def test_cosine_with_warm_up_begins_above_zero_and_ends_at_zero():
     assert 0 < rates[-1] < 1e-3
 
 
+def test_a_warm_up_comes_before_any_schedule_which_then_begins_at_its_peak():
+    rates = schedule(schedule="step", warmup_epochs=2, decay_epochs=3, decay_rate=0.5)
+    np.testing.assert_allclose(rates[:20], [(i + 1) / 20 for i in range(20)], rtol=1e-6)
+    assert rates[20:50] == [1.0] * 30
+    assert rates[50:80] == [0.5] * 30
+    assert schedule(schedule="constant", warmup_epochs=0.1)[:3] == [1.0] * 3
+
+
+@pytest.mark.parametrize("name", ["poly", "cosine"])
+def test_a_schedule_is_zero_from_the_last_step_on(name):
+    o = OptimConfig(learning_rate=2.0, schedule=name, power=1.0, warmup_epochs=2)
+    found = learning_rate_schedule(o, 10, 100)
+    assert found(20) == pytest.approx(2.0)
+    assert found(60) == pytest.approx(1.0)
+    assert found(99) > 0
+    assert found(100) == found(150) == pytest.approx(0, abs=1e-6)
+
+
+def test_intervals_of_a_part_of_an_epoch_are_rounded_to_whole_steps():
+    rates = schedule(20, 2.6, schedule="step", decay_epochs=1, decay_rate=0.5)
+    assert rates[:7] == [1.0] * 3 + [0.5] * 3 + [0.25]
+    assert schedule(3, 1, schedule="step", decay_epochs=0.1, decay_rate=0.5) == [1.0, 0.5, 0.25]
+
+
 def update(step_count=1, gradient=0.0, **options):
     optimizer = make_optimizer(OptimConfig(schedule="constant", **options), 10, 100)
     state, params = optimizer.tx.init(PARAMS), PARAMS
@@ -86,6 +112,86 @@ def test_sgd_is_caffes():
         w -= v
     after = update(3, 0.5, learning_rate=0.1, weight_decay=0.01)
     assert after["conv/kernel"] == pytest.approx(w, rel=1e-6)
+
+
+def test_nesterov_looks_one_step_ahead():
+    """v <- 0.9 v + u; w <- w - (u + 0.9 v), with u = lr (g + wd w)."""
+    w, v = 1.0, 0.0
+    for _ in range(3):
+        u = 0.1 * (0.5 + 0.01 * w)
+        v = 0.9 * v + u
+        w -= u + 0.9 * v
+    after = update(3, 0.5, optimizer="nesterov", learning_rate=0.1, weight_decay=0.01)
+    assert after["conv/kernel"] == pytest.approx(w, rel=1e-6)
+
+
+def test_rmsprop_divides_the_decayed_gradient_by_its_root_mean_square():
+    w, square, v = 1.0, 0.0, 0.0
+    for _ in range(3):
+        g = 0.5 + 0.3 * w
+        square = 0.9 * square + 0.1 * g * g
+        v = 0.9 * v + 0.01 * g / np.sqrt(square)
+        w -= v
+    after = update(3, 0.5, optimizer="rmsprop", learning_rate=0.01, weight_decay=0.3)
+    assert after["conv/kernel"] == pytest.approx(w, rel=1e-4)
+
+
+def test_adamw_decays_the_weights_after_adam():
+    """A constant gradient, so that Adam's step is one; decayed before Adam it would be one, too."""
+    w = 1.0
+    for _ in range(3):
+        w -= 0.1 * (1 + 0.3 * w)
+    after = update(3, 0.5, optimizer="adamw", learning_rate=0.1, weight_decay=0.3)
+    assert after["conv/kernel"] == pytest.approx(w, rel=1e-5)
+
+
+# Each field, a value that changes the run, and what else must be set for that.
+FIELDS = {
+    "optimizer": ("nesterov", {}),
+    "learning_rate": (0.2, {}),
+    "momentum": (0.5, {}),
+    "weight_decay": (0.1, {}),
+    "bias_lr_factor": (3.0, {}),
+    "schedule": ("cosine", {}),
+    "warmup_epochs": (1.0, {}),
+    "decay_rate": (0.5, {"decay_epochs": 0.1}),
+    "decay_epochs": (0.1, {}),
+    "power": (2.0, {"schedule": "poly"}),
+    "clip_norm": (0.1, {}),
+    "freeze": (("conv1/norm",), {}),
+    "loaded_lr_factor": (0.5, {}),
+    "averaging": ("polyak", {}),
+    "ema_decay": (0.5, {"averaging": "ema"}),
+    "average_from": (1.0, {"averaging": "ema"}),
+}
+
+
+def trajectory(**options):
+    """Parameters, learning rates and averaging rates of a few steps with a loaded parameter."""
+    optimizer = make_optimizer(
+        OptimConfig(**options), 10, 100, frozenset({"params/conv1/conv/kernel"})
+    )
+    state, params, found = optimizer.tx.init(PARAMS), PARAMS, []
+    for _ in range(3):
+        grads = jax.tree.map(jnp.ones_like, params)
+        updates, state = optimizer.tx.update(grads, state, params)
+        params = jax.tree.map(jnp.add, params, updates)
+        found += [float(x[0]) for x in jax.tree.leaves(params)]
+    rate = optimizer.averaging_rate
+    rates = [] if rate is None else [float(rate(jnp.asarray(step))) for step in (5, 50)]
+    return [*found, *rates, len(rates), optimizer.frozen]
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_field_of_the_optimiser_changes_the_run(name):
+    value, others = FIELDS[name]
+    assert trajectory(**others) != trajectory(**others, **{name: value})
+
+
+def test_no_field_of_the_optimiser_is_forgotten():
+    """`accumulate` belongs to the step; test_step.py has it."""
+    names = {field.name for field in dataclasses.fields(OptimConfig)}
+    assert names == FIELDS.keys() | {"accumulate"}
 
 
 def test_clipping_limits_the_global_norm():
@@ -149,7 +255,7 @@ def test_a_run_too_short_for_its_decay_is_told_how_far_that_comes_and_which_one_
     assert "0.968" in text  # 298 / 308
     fitting = float(text.rpartition("--optim.ema-decay ")[2].partition(" ")[0])
     assert warned(299, averaging="ema", ema_decay=fitting) is None
-    assert "averages 255:" in warned(300, average_from=1.0, **ema)
+    assert "averages 255 " in warned(300, average_from=1.0, **ema)
     assert warned(2, averaging="none") is None
 
 

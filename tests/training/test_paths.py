@@ -13,9 +13,9 @@ from PIL import Image
 from gnet_jax.cli.main import main
 from gnet_jax.config.paths import plain_path
 from gnet_jax.model_folder import read_folder
-from gnet_jax.training.checkpoints.model import read_workdir
-from gnet_jax.training.checkpoints.restore import SavedSteps
-from gnet_jax.training.checkpoints.save import Checkpoints, digest
+from gnet_jax.training.checkpoints.restore import SavedSteps, read_workdir
+from gnet_jax.training.checkpoints.save import Checkpoints
+from gnet_jax.training.checkpoints.verify import digest
 from gnet_jax.training.sharding import data_mesh, replicated
 from tests.training.processes import start
 
@@ -46,7 +46,7 @@ def check_names(folder, names):
             checkpoints.save(7, state)
         assert not said, name
         with Checkpoints(folder / name, keep_latest=1, tell=said.append) as checkpoints:
-            found = checkpoints.restore_newest(wanted)
+            found = checkpoints.restore_latest(wanted)
         assert found is not None, name
         assert (found[0], digest(found[1])) == (7, digest(state)), name
         assert not said, name

@@ -8,38 +8,75 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gnet_jax.config import ConfigError
+from gnet_jax.config import AugmentConfig, Config, ConfigError, DataConfig, OptimConfig
 from gnet_jax.training import sharding
+from gnet_jax.training.program import prepare
 from gnet_jax.training.sharding import (
-    check_batch_size,
-    check_pairs,
+    check_batches,
     data_mesh,
     put_batches,
     use_compilation_cache,
 )
 
-
-def test_a_batch_that_does_not_divide_is_refused_with_what_would():
-    mesh = data_mesh()
-    check_batch_size("batch_size", 32, mesh)
-    check_batch_size("batch_size", 32, mesh, parts=4)
-    with pytest.raises(
-        ConfigError, match="batch_size 30 does not divide over 8 devices; use 24 or"
-    ):
-        check_batch_size("batch_size", 30, mesh)
-    with pytest.raises(ConfigError, match=r"over 8 devices; use 8$"):
-        check_batch_size("batch_size", 3, mesh)
-    with pytest.raises(ConfigError, match="8 devices x 3 accumulated parts; use 24 or 48"):
-        check_batch_size("batch_size", 32, mesh, parts=3)
+CANONICAL = {"numerics": "canonical"}
+MIXED = {"augment": AugmentConfig(mixup=0.2)}
 
 
-def test_mixing_pairs_that_would_lie_on_two_devices_is_refused():
-    check_pairs(32, data_mesh())
-    check_pairs(48, data_mesh(), parts=3)
-    with pytest.raises(ConfigError, match=r"batch_size 24 gives each of 8 devices 3; use 16 or 32"):
-        check_pairs(24, data_mesh())
-    with pytest.raises(ConfigError, match=r"gives each of 8 devices 3; use 48$"):
-        check_pairs(24, data_mesh(), parts=3)
+def in_parts(parts):
+    return {"optim": OptimConfig(accumulate=parts)}
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "changes"),
+    [
+        (32, {}),
+        (32, in_parts(4)),
+        (16, MIXED),
+        (48, MIXED | in_parts(3)),
+        (16, CANONICAL),
+        (32, CANONICAL | MIXED),
+        (96, CANONICAL | MIXED | in_parts(3)),
+        (32, {"eval_batch_size": 8}),
+    ],
+)
+def test_batches_that_divide_are_accepted(batch_size, changes):
+    check_batches(Config(batch_size=batch_size, **changes), data_mesh())
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "changes", "found"),
+    [
+        (30, {}, "batch_size 30 .* 8 devices; use 24 or 32$"),
+        (3, {}, "batch_size 3 .* 8 devices; use 8$"),
+        (32, in_parts(3), "batch_size 32 .* 8 devices x 3 .*; use 24 or 48$"),
+        (24, MIXED, "batch_size 24 .* pairs .*mixup; use 16 or 32$"),
+        (24, MIXED | in_parts(3), "batch_size 24 .*; use 48$"),
+        (40, CANONICAL, "batch_size 40 .* 16 virtual shards; use 32 or 48$"),
+        (8, CANONICAL, "batch_size 8 .* 16 virtual shards; use 16$"),
+        (48, CANONICAL | in_parts(2), "batch_size 48 .* 16 virtual shards x 2 .*; use 32 or 64$"),
+        (48, CANONICAL | MIXED, "batch_size 48 .* pairs .*; use 32 or 64$"),
+        (32, CANONICAL | {"virtual_shards": 8}, "virtual_shards is 8, .* 8 devices .*; use 16 "),
+        (32, {"eval_batch_size": 12}, "eval_batch_size 12 .* 8 devices; use 8 or 16$"),
+    ],
+)
+def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_do(
+    batch_size, changes, found
+):
+    with pytest.raises(ConfigError, match=found):
+        check_batches(Config(batch_size=batch_size, **changes), data_mesh())
+
+
+def test_canonical_numerics_need_a_power_of_two_of_devices():
+    config = Config(batch_size=96, numerics="canonical")
+    check_batches(dataclasses.replace(config, numerics="fast"), data_mesh(jax.devices()[:6]))
+    with pytest.raises(ConfigError, match="there are 6; show JAX 4 "):
+        check_batches(config, data_mesh(jax.devices()[:6]))
+
+
+def test_a_run_checks_its_batches_before_it_opens_its_data(tmp_path):
+    data = DataConfig(source=f"folder:{tmp_path / 'missing'}")
+    with pytest.raises(ConfigError, match="batch_size 30"):
+        prepare(Config(batch_size=30, data=data))
 
 
 def test_a_batch_is_split_over_the_devices_in_order():

@@ -8,12 +8,20 @@ import numpy as np
 import optax
 import pytest
 
-from gnet_jax.config import AugmentConfig, LossConfig, OptimConfig, Preprocessing
-from gnet_jax.data import augment, preprocess
-from gnet_jax.model import GoogLeNet, Outputs
+from gnet_jax.config import (
+    AugmentConfig,
+    Config,
+    DataConfig,
+    LossConfig,
+    OptimConfig,
+    Preprocessing,
+)
+from gnet_jax.data.augment import augment, preprocess
+from gnet_jax.model.googlenet import GoogLeNet, Outputs
 from gnet_jax.training.accumulation import accumulated_gradient
 from gnet_jax.training.optimizer import make_optimizer
 from gnet_jax.training.pmap import pmap_train_step
+from gnet_jax.training.program import make_train_step
 from gnet_jax.training.sharding import (
     AXIS,
     compile_eval_step,
@@ -22,17 +30,26 @@ from gnet_jax.training.sharding import (
     put_state,
 )
 from gnet_jax.training.step import (
+    apply_update,
+    compute_gradient,
     create_state,
     eval_step,
     head_losses,
     keep_finite,
+    norm,
     step_keys,
     train_step,
 )
 from tests.tiny import tiny_arch, tiny_batch, tiny_variables
 
 NO_DROPOUT = {"dropout": 0.0, "aux_dropout": 0.0}
+OPTIMIZER = make_optimizer(OptimConfig(), 10, 100)
+SMALL = DataConfig(image_size=16, resize_to=16)
 PIXELS = Preprocessing(image_size=16, mean=(127.0,) * 3, std=(64.0,) * 3)
+
+
+def gradient_in(parts):
+    return compute_gradient if parts == 1 else accumulated_gradient(parts)
 
 
 def new_state(model, optimizer):
@@ -57,7 +74,7 @@ def pure_step(model, augmentation=AugmentConfig(), **options):  # noqa: B008 (fr
 def one_step(devices, variant="paper", accumulate=1, **arch_changes):
     """(state before, state after, metrics) of one step over so many devices."""
     model = GoogLeNet(tiny_arch(variant, **arch_changes))
-    step, before = pure_step(model, gradient=accumulated_gradient(accumulate))
+    step, before = pure_step(model, gradient=gradient_in(accumulate))
     mesh, batch = data_mesh(jax.devices()[:devices]), tiny_batch()
     compiled = compile_train_step(mesh, step, before, batch)
     placed = jax.device_put(batch, compiled.input_shardings[0][1])
@@ -175,6 +192,155 @@ class Linear:
         return Outputs(main, (aux,)), {}
 
 
+class Noisy:
+    """Three heads with logits drawn from the dropout key alone; notes the sizes of its batches.
+
+    `heads` are the names of its parameters, in the order of `Outputs`.
+    """
+
+    arch = types.SimpleNamespace(aux_after=("4a", "4d"), num_classes=10)
+    heads = ("main", "first", "second")
+
+    def __init__(self):
+        self.sizes = []
+
+    def clone(self, **_):
+        return self
+
+    def apply(self, variables, images, *, rngs, **_):
+        self.sizes.append(len(images))
+        keys = jax.random.split(rngs["dropout"], 3)
+        main, *aux = (
+            variables["params"][head] * jax.random.normal(key, (len(images), 10))
+            for head, key in zip(self.heads, keys, strict=True)
+        )
+        return Outputs(main, tuple(aux)), {}
+
+
+def noisy_losses(key, labels):
+    """The cross-entropy of each head of `Noisy` whose parameters are one, in NumPy."""
+    found = []
+    for each in jax.random.split(key, 3):
+        logits = np.asarray(jax.random.normal(each, (len(labels), 10)), np.float64)
+        log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        found.append(-log_probs[np.arange(len(labels)), labels].mean())
+    return np.array(found)
+
+
+def noisy_step(config, model, batch, finished=0):
+    """The metrics of the step of `config` after so many finished ones."""
+    optimizer = make_optimizer(config.optim, 10, 100)
+    params = {head: jnp.ones(()) for head in Noisy.heads}
+    state = create_state({"params": {"a": {"kernel": 0}}, "batch_stats": {}}, optimizer, 3)
+    state = state.replace(params=params, step=jnp.asarray(finished))
+    keywords = make_train_step(config, model, optimizer).keywords
+    keep_state = lambda state, grads, stats, metrics, **_: (  # noqa: E731
+        state,
+        metrics | {"grad_norm": norm(grads)},
+    )
+    return train_step(state, batch, **(keywords | {"update": keep_state}))[1]
+
+
+@pytest.mark.parametrize("finished", [0, 7])
+def test_the_loss_sums_the_auxiliary_heads_and_every_step_has_its_own_dropout_key(finished):
+    batch, model = tiny_batch(8), Noisy()
+    config = Config(data=SMALL, loss=LossConfig(aux_weight=0.25))
+    metrics = noisy_step(config, model, batch, finished)
+    key = jax.random.split(jax.random.fold_in(jax.random.PRNGKey(3), finished))[1]
+    losses = noisy_losses(key, batch["label"])
+    found = [metrics[name] for name in ("main_loss", "aux4a_loss", "aux4d_loss", "loss")]
+    total = losses[0] + 0.25 * (losses[1] + losses[2])
+    np.testing.assert_allclose(found, [*losses, total], rtol=1e-5)
+    assert model.sizes == [8]
+
+
+def test_accumulation_draws_another_dropout_mask_for_every_part():
+    batch, model = tiny_batch(8), Noisy()
+    metrics = noisy_step(Config(data=SMALL, optim=OptimConfig(accumulate=4)), model, batch)
+    key = jax.random.split(jax.random.fold_in(jax.random.PRNGKey(3), 0))[1]
+    parts = [
+        noisy_losses(jax.random.fold_in(key, part), batch["label"][part::4]) for part in range(4)
+    ]
+    assert set(model.sizes) == {2}
+    names = ("main_loss", "aux4a_loss", "aux4d_loss")
+    np.testing.assert_allclose([metrics[n] for n in names], np.mean(parts, axis=0), rtol=1e-5)
+
+
+def test_every_device_of_pmap_draws_its_own_dropout_mask():
+    batch = tiny_batch(4)
+    state = create_state({"params": {"a": {"kernel": 0}}, "batch_stats": {}}, OPTIMIZER, 3)
+    state = state.replace(params={head: jnp.ones(()) for head in Noisy.heads}, opt_state=())
+    step = pmap_train_step(
+        augment=lambda images, labels, key, offset: (images / 255, jax.nn.one_hot(labels, 10)),
+        devices=jax.devices()[:2],
+        model=Noisy(),
+        optimizer=OPTIMIZER,
+        loss=LossConfig(),
+        update=lambda state, grads, stats, metrics, **_: (
+            state,
+            metrics | {"grad_norm": norm(grads)},
+        ),
+    )
+    copies = jax.tree.map(lambda x: jnp.stack([x] * 2), state)
+    _, metrics = step(copies, {k: v.reshape(2, 2, *v.shape[1:]) for k, v in batch.items()})
+    key = step_keys(jax.random.PRNGKey(3), 0)[1]
+    shares = [noisy_losses(jax.random.fold_in(key, d), batch["label"][2 * d :][:2]) for d in (0, 1)]
+    np.testing.assert_allclose(metrics["main_loss"], [np.mean(shares, axis=0)[0]] * 2, rtol=1e-5)
+
+
+def test_every_step_has_its_own_augmentation_key_and_never_that_of_dropout():
+    rng, seen = jax.random.PRNGKey(0), []
+    for step in range(5):
+        augment_key, dropout_key = step_keys(rng, step)
+        expected = jax.random.split(jax.random.fold_in(rng, step))
+        np.testing.assert_array_equal([augment_key, dropout_key], expected)
+        seen += [tuple(augment_key.tolist()), tuple(dropout_key.tolist())]
+    assert len(set(seen)) == 10
+
+    def augment_with(images, labels, key):
+        seen.append(key)
+        raise InterruptedError
+
+    state = create_state({"params": {"a": {"kernel": 0}}, "batch_stats": {}}, OPTIMIZER, 0)
+    for step in (0, 4):
+        with pytest.raises(InterruptedError):
+            train_step(
+                state.replace(step=step),
+                tiny_batch(2),
+                model=None,
+                optimizer=OPTIMIZER,
+                augment=augment_with,
+                loss=LossConfig(),
+            )
+        np.testing.assert_array_equal(seen[-1], step_keys(rng, step)[0])
+
+
+def test_a_step_moves_by_the_learning_rate_that_it_logs_and_averages_its_result():
+    o = OptimConfig(learning_rate=0.1, momentum=0.0, weight_decay=0.0, warmup_epochs=1.0)
+    o = dataclasses.replace(o, averaging="ema", ema_decay=0.5)
+    optimizer = make_optimizer(o, 10, 100)
+    variables = {"params": {"a": {"kernel": jnp.ones(2)}}, "batch_stats": {}}
+    state, value, average = create_state(variables, optimizer, 0), 1.0, 1.0
+    for step in range(3):
+        grads = jax.tree.map(jnp.ones_like, state.params)
+        state, metrics = apply_update(state, grads, {}, {"loss": 1.0}, optimizer=optimizer)
+        rate = 0.1 * (step + 1) / 10
+        value -= rate
+        average += (value - average) * 10 / (10 + step)
+        assert metrics["learning_rate"] == pytest.approx(rate)
+        assert metrics["loss"] == 1
+        assert metrics["grad_norm"] == pytest.approx(2**0.5)
+        assert state.step == step + 1
+        np.testing.assert_allclose(state.params["a"]["kernel"], value, rtol=1e-6)
+        np.testing.assert_allclose(state.average["params"]["a"]["kernel"], average, rtol=1e-6)
+
+
+def test_the_norm_covers_vectors_and_other_arrays():
+    tree = {"a": jnp.array([1.0, 2.0]), "b": jnp.array([[4.0]]), "c": jnp.array([2.0]), "d": 0.0}
+    assert norm(jax.tree.map(jnp.asarray, tree)) == pytest.approx(5)
+    assert norm({"b": jnp.array([[3.0], [4.0]])}) == pytest.approx(5)
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_step_with_mixup_is_the_gradient_of_the_mixed_loss(accumulate):
     """Against a whole batch that is mixed, and whose loss is derived, by hand."""
@@ -194,7 +360,7 @@ def test_a_step_with_mixup_is_the_gradient_of_the_mixed_loss(accumulate):
         optimizer=optimizer,
         augment=mixed,
         loss=LossConfig(label_smoothing=0.1),
-        gradient=accumulated_gradient(accumulate),
+        gradient=gradient_in(accumulate),
     )
     after, metrics = jax.jit(step)(before, batch)
 
@@ -262,7 +428,7 @@ def statistics_after(levels, finished=0, accumulate=1, **options):
                 augment, preprocessing=PIXELS, augmentation=AugmentConfig(), num_classes=10
             ),
             loss=LossConfig(),
-            gradient=accumulated_gradient(accumulate),
+            gradient=gradient_in(accumulate),
         )
     )
     for level in levels:
@@ -320,6 +486,23 @@ def test_evaluation_counts_what_the_mask_lets_through_on_any_number_of_devices()
     loss = sums["loss"]
     batch["image"][11:] = 255 - batch["image"][11:]  # what is masked makes no difference
     assert evaluated(state, model, batch, 8)["loss"] == loss
+
+
+def test_evaluation_sums_the_ranks_and_losses_of_what_the_mask_lets_through():
+    """By hand: seven classes, the largest logits first."""
+    logits = np.tile(np.arange(7.0, 0.0, -1.0), (5, 1))
+    labels = np.array([0, 1, 4, 5, 0], np.int32)  # ranks 1, 2, 5, 6, and one that is masked
+    model = types.SimpleNamespace(apply=lambda variables, images: Outputs(logits, ()))
+    state = types.SimpleNamespace(average={}, params={}, batch_stats={})
+    batch = {"image": logits, "label": labels, "mask": np.array([True] * 4 + [False])}
+    sums = eval_step(state, batch, model=model, preprocess=lambda x: x)
+    assert [int(sums[name]) for name in ("count", "top1", "top5")] == [4, 1, 3]
+    losses = np.log(np.exp(logits[0]).sum()) - logits[0][labels[:4]]
+    assert sums["loss"] == pytest.approx(losses.sum(), rel=1e-5)
+    few = types.SimpleNamespace(apply=lambda variables, images: Outputs(logits[:, :3], ()))
+    batch["label"] = np.array([0, 1, 2, 2, 0], np.int32)
+    sums = eval_step(state, batch, model=few, preprocess=lambda x: x)
+    assert [int(sums[name]) for name in ("top1", "top5")] == [1, 4]
 
 
 def test_evaluation_uses_the_averaged_parameters():

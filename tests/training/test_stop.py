@@ -1,23 +1,33 @@
+import os
+import signal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gnet_jax.data import DataError
+from gnet_jax.cli.train import run
+from gnet_jax.config.command import Launch
+from gnet_jax.data.sources.source import DataError
+from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.training.hosts.stop import (
     FAULT,
-    Ahead,
-    Spared,
+    EvalBatches,
     StopRequest,
+    TrainBatches,
     Vote,
     abstract_flag,
     voting_train_step,
 )
+from gnet_jax.training.hosts.supervise import ACKNOWLEDGE
+from gnet_jax.training.loop import Result
+from gnet_jax.training.program import prepare
 from gnet_jax.training.sharding import data_mesh
+from tests.tiny import tiny_arch, tiny_config, with_program
 
 
-class Told:
-    """What `Ahead` tells the count of damaged images."""
+class Images:
+    """Stands in for `BadImages`."""
 
     step = 0
 
@@ -54,32 +64,107 @@ def test_a_host_says_what_it_has_to_say_on_each_of_its_devices():
 
 
 def test_a_host_without_a_batch_says_so_two_steps_before():
-    told = Told()
-    ahead = Ahead(failing(5), start=10, total=20, damage=told)  # batches of the steps 11 to 15
-    assert told.step == 12
+    images = Images()
+    ahead = TrainBatches(
+        failing(5), start=10, total=20, bad_images=images
+    )  # batches of the steps 11 to 15
+    assert images.step == 12
     faults = []
     for step in range(11, 16):
         ahead.take()
         faults.append(ahead.fault is not None)
-        assert told.step == min(step + 2, 16)
+        assert images.step == min(step + 2, 16)
     assert faults == [False, False, False, True, True]  # steps 14 and 15
     with pytest.raises(DataError, match="no more"):
-        ahead.check()
+        ahead.raise_fault()
 
 
 def test_no_batch_is_loaded_after_the_last_step():
-    ahead = Ahead(failing(3), start=0, total=3, damage=Told())
+    ahead = TrainBatches(failing(3), start=0, total=3, bad_images=Images())
     assert [ahead.take() for _ in range(3)] == [1, 2, 3]
-    ahead.check()
+    ahead.raise_fault()
 
 
 def test_a_run_without_its_first_batches_does_not_begin():
     with pytest.raises(DataError, match="no more"):
-        Ahead(failing(1), start=0, total=3, damage=Told())
+        TrainBatches(failing(1), start=0, total=3, bad_images=Images())
 
 
 def test_an_evaluation_goes_on_with_an_empty_batch_where_one_cannot_be_had():
-    spared = Spared(failing(2), spare="empty")
+    spared = EvalBatches(failing(2), empty="empty")
     assert list(spared) == [1, 2, "empty"]
     with pytest.raises(DataError, match="no more"):
-        spared.check()
+        spared.raise_fault()
+
+
+def test_an_evaluation_ends_at_the_first_code_and_a_fault_is_not_a_signal():
+    vote = Vote(data_mesh(), StopRequest())
+    assert not vote.stops_evaluation(jnp.int32(0))
+    assert (vote.code, vote.signalled) == (0, False)
+    assert vote.stops_evaluation(jnp.int32(FAULT))
+    assert (vote.code, vote.signalled) == (FAULT, False)
+    assert vote.stops_evaluation(jnp.int32(15))
+    assert (vote.code, vote.signalled) == (15, True)
+
+
+def test_the_largest_code_of_all_devices_comes_back_from_a_canonical_step():
+    mesh = data_mesh()
+    axis = mesh.axis_names[0]
+    voting = voting_train_step(lambda state, x: (state, {}), axis)
+    share = jax.vmap(lambda said: voting(0, 0, said[None])[2], axis_name=axis)
+    assert share(jnp.array([0, 2, 15, 0])).tolist() == [15] * 4
+
+
+@pytest.fixture
+def handlers():
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number in numbers:
+        signal.signal(number, lambda *_: None)
+    yield numbers
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_the_first_signal_is_recorded_and_the_second_would_kill(handlers, monkeypatch, capfd):
+    usual = [signal.getsignal(number) for number in handlers]
+    reads, writes = os.pipe()
+    monkeypatch.setenv(ACKNOWLEDGE, str(writes))
+    for number in handlers:
+        with StopRequest() as request:
+            assert request.signal is None
+            os.kill(os.getpid(), number)
+            assert request.signal == number
+            assert [signal.getsignal(each) for each in handlers] == [signal.SIG_DFL] * 3
+        assert [signal.getsignal(each) for each in handlers] == usual
+    assert os.read(reads, 10) == b"..."  # the supervisor knows of each
+    assert capfd.readouterr().err.count("second signal") == 3
+
+
+def test_sighup_stays_ignored_under_nohup(handlers):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with StopRequest() as request:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert request.signal is None
+        assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"), [(None, 0), (signal.SIGTERM, 143), (signal.SIGINT, 130)]
+)
+def test_a_run_that_was_stopped_exits_with_128_and_the_signal(
+    tmp_path, monkeypatch, capsys, code, expected
+):
+    result = Result(5, None, code, {}, {}, None, tmp_path / "5", 1.0, {})
+    monkeypatch.setattr("gnet_jax.training.program.prepare", tiny_run_of)
+    monkeypatch.setattr("gnet_jax.training.loop.train", lambda *_: result)
+    monkeypatch.setattr("gnet_jax.training.sharding.use_compilation_cache", lambda: None)
+    monkeypatch.setattr("gnet_jax.training.memory.call_in_this_thread", lambda: None)
+    config = tiny_config(tmp_path)
+    assert run(config, Launch(distributed="off"), [], "train.py") == expected
+    assert ("SIGTERM" in capsys.readouterr().out) == (code == signal.SIGTERM)
+
+
+def tiny_run_of(config):
+    return with_program(prepare(config), model=GoogLeNet(tiny_arch()))

@@ -1,4 +1,4 @@
-"""How the result of a scan is shown to a person."""
+"""Print the result of a scan."""
 
 from collections.abc import Sequence
 
@@ -6,17 +6,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gnet_jax.config.text import as_text
+from gnet_jax.config.paths import as_text
 from gnet_jax.data.check.scan import Scan, SplitScan
 from gnet_jax.data.sources.walk import REASONS
 
-NAMED = 10  # examples named of each kind
-ODD_NAMED = 3  # and of what is merely odd
-ROWS = 30  # classes shown; of more, the smallest and the largest
+NAMED = 10  # examples named of each finding that may need a fix
+ODD_NAMED = 3  # examples named of each other finding
+ROWS = 30  # classes in the table; if there are more, the smallest and the largest
 
 
 def print_scan(console: Console, found: Scan) -> None:
-    """Sizes and classes as tables, then every finding with its first ten examples."""
+    """Print sizes and classes as tables, then every finding with its first examples."""
     console.print(_split_table(found))
     if found.missing:
         console.print(f"there is no split {' or '.join(found.missing)}")
@@ -40,15 +40,9 @@ def print_scan(console: Console, found: Scan) -> None:
         _print_names(console, title, [_equal(each.names) for each in duplicates])
     for reason, names in found.left_out.items():
         _print_names(console, f"not read, {reason} ({REASONS[reason]})", names, ODD_NAMED)
-    if found.manifest is not None:
-        for what in ("changed", "missing", "new"):
-            names = getattr(found.manifest, what)
-            _print_names(console, f"{what} since {found.manifest.file}", names)
-    mend = found.must_be_mended
-    if mend:
-        console.print("to be mended: " + escape("; ".join(mend)), soft_wrap=True)
-    else:
-        console.print("nothing has to be mended")
+    to_fix = found.must_be_mended
+    line = f"must be fixed: {'; '.join(to_fix)}" if to_fix else "nothing must be fixed"
+    console.print(escape(line), soft_wrap=True)
 
 
 def _split_table(found: Scan) -> Table:
@@ -57,19 +51,14 @@ def _split_table(found: Scan) -> Table:
     for name in ("images", "damaged", "classes", "width (least, median, most)", "height"):
         table.add_column(name, justify="right")
     for each in found.splits:
+        counts = (each.images, len(each.bad), len(each.class_names))
+        sizes = (each.width or (), each.height or ())
         table.add_row(
             each.split,
-            f"{each.images:,}",
-            f"{len(each.bad):,}",
-            f"{len(each.class_names):,}",
-            _spread(each.width),
-            _spread(each.height),
+            *(f"{count:,}" for count in counts),
+            *(" ".join(f"{side:,}" for side in sides) for sides in sizes),
         )
     return table
-
-
-def _spread(values: tuple[int, int, int] | None) -> str:
-    return "" if values is None else " ".join(f"{value:,}" for value in values)
 
 
 def _class_table(found: Scan) -> Table:
@@ -79,16 +68,13 @@ def _class_table(found: Scan) -> Table:
         table.add_column(each.split, justify="right")
     counts = [dict(zip(s.class_names, s.class_counts, strict=True)) for s in found.splits]
     names = list(dict.fromkeys(name for each in counts for name in each))
-    hidden = max(0, len(names) - ROWS)
-    if hidden:
+    if len(names) > ROWS:
         names.sort(key=lambda name: counts[0].get(name, 0))
-    for place, name in enumerate(names):
-        if hidden and place == ROWS // 2:
-            table.add_row(f"... {hidden:,} between", *["" for _ in counts])
-        if not ROWS // 2 <= place < ROWS // 2 + hidden:
-            table.add_row(
-                escape(name), *(f"{each[name]:,}" if name in each else "" for each in counts)
-            )
+        hidden = slice(ROWS // 2, len(names) - ROWS // 2)
+        names[hidden] = [f"... {len(names[hidden]):,} between"]
+    for name in names:
+        cells = (f"{each[name]:,}" if name in each else "" for each in counts)
+        table.add_row(escape(name), *cells)
     return table
 
 

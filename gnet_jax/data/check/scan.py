@@ -1,4 +1,4 @@
-"""A look at every example of every split: what is damaged, odd, unbalanced or there twice."""
+"""Scan every example of every split for damaged, odd, unbalanced and duplicate images."""
 
 import contextlib
 import dataclasses
@@ -6,20 +6,18 @@ import hashlib
 import io
 import threading
 import warnings
-import zlib
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Iterator
 from functools import partial
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
-import grain
 import numpy as np
 from PIL import Image
 
 from gnet_jax.data.bad_images import BadRecord
-from gnet_jax.data.check.manifest import ManifestCheck
 from gnet_jax.data.decode import ImageError, decode, known_formats, opening
-from gnet_jax.data.prefetch import held, prefetched
+from gnet_jax.data.prefetch import prefetched
 from gnet_jax.data.progress import progress_line
 from gnet_jax.data.sources import MissingSplitError, Source, open_source
 from gnet_jax.data.sources.source import Split
@@ -27,108 +25,88 @@ from gnet_jax.data.sources.walk import IMAGES_LOST, SUFFIXES, LeftOut, counted, 
 
 SMALL_SIDE = 32  # pixels: below it an image is called small
 LONG_ASPECT = 4  # longer side / shorter side: above it an image is called narrow
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
 _QUIET = threading.Lock()  # catch_warnings changes the filters of all threads
 
 
 class Facts(NamedTuple):
-    """What was found out about an example."""
+    """The result of inspecting one example."""
 
-    label: int | None  # None where it cannot be read
-    length: int  # bytes
-    crc32: int
-    sha256: bytes  # of its bytes, cut to 16
-    size: tuple[int, int] | None  # (width, height), upright; None where it cannot be decoded
+    label: int | None  # None if it cannot be read
+    digest: bytes  # of the image's bytes
+    size: tuple[int, int] | None  # (width, height), upright; None if it cannot be decoded
     bad: str | None  # why it cannot be used
-    odd: tuple[tuple[str, str], ...]  # kinds of oddity, and of each what it is in this image
+    odd: tuple[tuple[str, str], ...] = ()  # kind and detail of each oddity
 
 
 def inspect(source: Source, index: int) -> Facts:
-    """Read and decode the example `index` of `source`; nothing about it is an error here."""
+    """Read and decode the example `index` of `source`. Faults are returned, not raised."""
     try:
         image, label = source[index]
     except OSError as error:
-        reason = f"cannot be read: {error.strerror or error}"
-        return Facts(None, 0, 0, b"", None, reason, ())
+        return Facts(None, b"", None, f"cannot be read: {error.strerror or error}")
     except ImageError as error:  # a record that its source knows to be damaged
-        return Facts(None, 0, 0, b"", None, str(error), ())
-    if isinstance(image, bytes):
-        data, shape = image, b""
-    else:
-        data, shape = image.tobytes(), str(image.shape).encode()
-    identity = hashlib.sha256(shape + data).digest()[:16]
-    known = label, len(data), zlib.crc32(data), identity
+        return Facts(None, b"", None, str(error))
+    data = image if isinstance(image, bytes) else str(image.shape).encode() + image.tobytes()
+    digest = hashlib.sha256(data).digest()[:16]
     try:
         size = decode(image).size
     except ImageError as error:
-        return Facts(*known, None, str(error), ())
-    odd = [*_odd_sizes(*size)]
-    if isinstance(image, np.ndarray):
-        odd += [("grey", "")] if image.ndim == 2 else []
+        return Facts(label, digest, None, str(error))
+    if isinstance(image, bytes):
+        odd = _odd_encoding(image, source.describe(index))
     else:
-        odd += _odd_encoding(image, source.describe(index))
-    return Facts(*known, size, None, tuple(odd))
+        odd = [("grey", "")] if image.ndim == 2 else []
+    return Facts(label, digest, size, None, (*_odd_sizes(*size), *odd))
 
 
-def _odd_sizes(width: int, height: int) -> list[tuple[str, str]]:
+def _odd_sizes(width: int, height: int) -> Iterator[tuple[str, str]]:
     short, long = sorted((width, height))
-    found = []
     if short < SMALL_SIDE:
-        found.append((f"a side below {SMALL_SIDE} pixels", f"{width}x{height}"))
+        yield f"a side below {SMALL_SIDE} pixels", f"{width}x{height}"
     if long > LONG_ASPECT * short:
-        found.append((f"longer than {LONG_ASPECT} : 1", f"{width}x{height}"))
-    return found
+        yield f"longer than {LONG_ASPECT} : 1", f"{width}x{height}"
 
 
 def _odd_encoding(image: bytes, name: str) -> list[tuple[str, str]]:
-    """Of an image that can be decoded."""
+    """Returns the oddities of an image that can be decoded."""
     found = []
     with opening(image) as (picture, _, orientation, tiff):
         expected = SUFFIXES.get(PurePath(name).suffix.lower())
         if expected is not None and picture.format != expected:
             found.append(("a format other than its suffix says", str(picture.format)))
-        mode = picture.mode
-        if mode == "CMYK":
-            found.append(("CMYK", ""))
-        if mode in ("1", "L", "LA", "I") or mode.startswith("I;16"):
-            found.append(("grey", ""))
-        if mode in ("P", "PA"):
-            found.append(("palette", ""))
-        if mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-            found.append(("transparent", ""))
-        # Of 16-bit colour Pillow tells in the raw mode alone.
+        mode, sixteen = picture.mode, picture.mode.startswith("I;16")
+        # Pillow shows 16-bit colour in the raw mode alone.
         raw = str(picture.tile[0].args) if picture.tile else ""
         bits = tiff.bits if tiff else 16
-        if bits > 8 and (mode == "I" or mode.startswith("I;16") or ";16" in raw):
-            found.append((f"{bits} bit", ""))
-    found += _pictures(image)
-    if orientation != 1:
-        found.append(("turned by EXIF", ""))
-    return found
+        kinds = {
+            "CMYK": mode == "CMYK",
+            "grey": mode in ("1", "L", "LA", "I") or sixteen,
+            "palette": mode in ("P", "PA"),
+            "transparent": mode in ("RGBA", "LA", "PA") or "transparency" in picture.info,
+            f"{bits} bit": mode == "I" or sixteen or ";16" in raw,
+            "turned by EXIF": orientation != 1,
+        }
+    return found + [(kind, "") for kind, holds in kinds.items() if holds] + _odd_content(image)
 
 
-def _pictures(image: bytes) -> list[tuple[str, str]]:
-    """How many there are, which metadata tell."""
+def _odd_content(image: bytes) -> list[tuple[str, str]]:
+    """Returns what its metadata say about the number of pictures in the file."""
+    what = "metadata that cannot be read"
     with _QUIET, warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # Pillow's, of metadata that it cannot read
+        warnings.simplefilter("ignore", UserWarning)  # Pillow's, about metadata
         try:
-            opened = Image.open(io.BytesIO(image), formats=known_formats())
-        except Exception as error:  # Pillow lets out whatever odd metadata make its parsers raise
-            return [("metadata that cannot be read", str(error))]
-        try:
-            with opened:
+            with Image.open(io.BytesIO(image), formats=known_formats()) as opened:
+                what = "several pictures, the later ones damaged"
                 pictures = getattr(opened, "n_frames", 1)
-        except Exception as error:  # and what a cut file does
-            return [("several pictures, the later ones damaged", str(error))]
+        except Exception as error:  # odd metadata and cut files make Pillow raise anything
+            return [(what, str(error))]
     return [("several pictures", str(pictures))] if pictures > 1 else []
-
-
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
-See = Callable[[Source, int, Facts], object]  # told of every example
 
 
 @dataclasses.dataclass
 class SplitScan:
-    """What was found in one split."""
+    """The findings in one split."""
 
     split: str
     images: int
@@ -146,206 +124,143 @@ class SplitScan:
         pairs = zip(self.class_names, self.class_counts, strict=True)
         return [name for name, count in pairs if not count]
 
+    def add(self, source: Source, index: int, facts: Facts) -> None:
+        """Count an example and note its faults and oddities."""
+        name = source.describe(index)
+        if facts.bad is not None:
+            self.bad.append(BadRecord(index, name, facts.bad))
+        if facts.label is not None:
+            if 0 <= facts.label < len(self.class_counts):
+                self.class_counts[facts.label] += 1
+            else:
+                self.labels_out_of_range.append(f"{name}: {facts.label}")
+        for kind, detail in facts.odd:
+            self.odd.setdefault(kind, []).append(f"{name}: {detail}" if detail else name)
+
 
 @dataclasses.dataclass
 class Duplicates:
-    """Examples of the same bytes."""
+    """Examples with the same bytes."""
 
     splits: list[str]
     names: list[str]
-    labels: list[str]  # names of their classes, which splits may number differently
-
-    @property
-    def leak(self) -> bool:
-        """Whether they are in more than one split: what is evaluated on was trained on."""
-        return len(set(self.splits)) > 1
-
-    @property
-    def contradict(self) -> bool:
-        """Whether their labels differ."""
-        return len(set(self.labels)) > 1
+    labels: list[str]  # names of their classes, because splits may number them differently
+    leak: bool  # they are in more than one split, so training has seen an evaluation's image
+    contradict: bool  # their labels differ
 
 
 @dataclasses.dataclass
 class Scan:
-    """What was found in a data set."""
+    """The findings in a data set."""
 
     source: str
     splits: list[SplitScan]
-    missing: list[str]  # splits that there are none of
+    missing: list[str]  # splits that do not exist
     duplicates: list[Duplicates]
     left_out: LeftOut = dataclasses.field(default_factory=dict)  # of all splits, most serious first
-    manifest: ManifestCheck | None = None
 
     @property
     def must_be_mended(self) -> list[str]:
-        """What makes results wrong, a sentence each; empty where nothing does."""
+        """What must be fixed because it makes results wrong, a phrase each."""
         found = []
+        first = self.splits[0]
         for each in self.splits:
-            if each.bad:
-                found.append(f"{_count(each.bad, 'damaged image')} in {each.split}")
-            if each.labels_out_of_range:
-                count = _count(each.labels_out_of_range, "label")
-                found.append(
-                    f"{count} out of range (0 to {len(each.class_names) - 1}) in {each.split}"
-                )
-            if each.split == "train" and each.empty_classes:
-                names = ", ".join(each.empty_classes[:5])
-                count = _count(each.empty_classes, "class", "classes")
-                found.append(f"{count} without an image in train: {names}")
-            first = self.splits[0]
-            odd = [name for name in each.class_names if name not in first.class_names]
-            if odd:
-                found.append(
-                    f"{_count(odd, 'class', 'classes')} in {each.split} that {first.split} lacks: "
-                    f"{', '.join(odd[:5])}"
-                )
+            empty = each.empty_classes if each.split == "train" else []
+            unknown = [name for name in each.class_names if name not in first.class_names]
+            labels = f"out of range (0 to {len(each.class_names) - 1}) in {each.split}"
+            found += _count(each.bad, "damaged image", f"in {each.split}")
+            found += _count(each.labels_out_of_range, "label", labels)
+            found += _count(empty, "class", f"without an image in train: {', '.join(empty[:5])}")
+            where = f"in {each.split} that {first.split} lacks: {', '.join(unknown[:5])}"
+            found += _count(unknown, "class", where)
         leaks = [group for group in self.duplicates if group.leak]
-        if leaks:
-            found.append(f"{_count(leaks, 'image')} in more than one split")
         contradictions = [group for group in self.duplicates if group.contradict]
-        if contradictions:
-            found.append(f"{_count(contradictions, 'image')} under more than one label")
+        found += _count(leaks, "image", "in more than one split")
+        found += _count(contradictions, "image", "under more than one label")
         lost = {reason: names for reason, names in self.left_out.items() if reason in IMAGES_LOST}
-        if lost:
-            found.append(f"images that are not read: {counted(lost)}")
-        if self.manifest is not None:
-            for what in ("changed", "missing", "new"):
-                names = getattr(self.manifest, what)
-                if names:
-                    found.append(f"{_count(names, 'image')} {what} since {self.manifest.file}")
-        return found
+        return found + ([f"images that are not read: {counted(lost)}"] if lost else [])
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything, ready for JSON."""
-        found = dataclasses.asdict(self)
-        for group, each in zip(found["duplicates"], self.duplicates, strict=True):
-            group |= {"leak": each.leak, "contradict": each.contradict}
-        if self.manifest is not None:
-            found["manifest"] |= {"file": str(self.manifest.file), "missing": self.manifest.missing}
-        return found | {"must_be_mended": self.must_be_mended}
+        """Returns everything, ready for JSON."""
+        return dataclasses.asdict(self) | {"must_be_mended": self.must_be_mended}
 
 
-def _count(found: list[Any], one: str, several: str | None = None) -> str:
-    return f"{len(found):,} {one if len(found) == 1 else several or one + 's'}"
+def _count(found: list[Any], noun: str, rest: str) -> list[str]:
+    plural = {"class": "classes"}.get(noun, f"{noun}s")
+    return [f"{len(found):,} {noun if len(found) == 1 else plural} {rest}"] if found else []
 
 
 def open_splits(spec: str) -> tuple[list[Source], list[str]]:
-    """Every split of the data that there is, and the names of those that there are not.
+    """Returns the source of every split that exists, and the names of the missing ones.
 
     Raises:
         MissingSplitError: if there is none.
         DataError: as `open_source`.
     """
-    sources: list[Source] = []
-    missing: list[str] = []
-    error = None
+    sources: dict[str, Source] = {}
+    errors: dict[str, MissingSplitError] = {}
     for split in SPLITS:
         try:
             source = open_source(spec, split)
-        except MissingSplitError as found:
-            missing.append(split)
-            error = error or found
-            continue
-        if source.split in [known.split for known in sources]:  # val reads test where it must
-            continue
-        sources.append(source)
-    if error is not None and not sources:
-        raise error
-    return sources, missing
+        except MissingSplitError as error:
+            errors[split] = error
+        else:
+            sources.setdefault(source.split, source)  # the test split may stand for val
+    if not sources:
+        raise errors[SPLITS[0]]
+    return list(sources.values()), list(errors)
 
 
-def scan(
-    spec: str,
-    *,
-    threads: int = 4,
-    see: See | None = None,
-    manifest: ManifestCheck | None = None,
-) -> Scan:
-    """Read and decode every example that `spec` names.
-
-    Memory holds about 300 bytes an image.
+def scan(spec: str, *, threads: int = 4) -> Scan:
+    """Read and decode every example that `spec` names, using about 400 bytes of memory for each.
 
     Args:
-        threads: that read and decode; the result does not depend on it.
-        see: is told of every example, in order.
-        manifest: is compared with every example.
+        spec: a data source, as in the field data.source.
+        threads: number of threads that read and decode. The result does not depend on it.
 
     Raises:
         DataError: as `open_splits`.
     """
     sources, missing = open_splits(spec)
-    twins = _Twins(sources)
-    tell = [each for each in (see, None if manifest is None else manifest.see) if each is not None]
+    places: dict[bytes, list[tuple[Source, int, int]]] = defaultdict(list)  # by digest
     splits = []
     with progress_line("checking", "images", sum(map(len, sources))) as advance:
-        for number, source in enumerate(sources):
-            found = SplitScan(
-                source.split, len(source), source.class_names, [0] * len(source.class_names)
-            )
+        for source in sources:
+            names = source.class_names
+            found = SplitScan(source.split, len(source), names, [0] * len(names))
             sizes = []
-            for index, facts in enumerate(_all_facts(source, threads)):
-                _take_in(found, source, index, facts)
-                if facts.size is not None:
-                    sizes.append(facts.size)
-                    twins.add(number, index, facts)
-                for each in tell:
-                    each(source, index, facts)
-                advance()
+            load = partial(inspect, source)
+            with contextlib.closing(prefetched(load, range(len(source)), threads)) as all_facts:
+                for index, facts in enumerate(all_facts):
+                    found.add(source, index, facts)
+                    if facts.size and facts.label is not None:  # damaged ones have no duplicates
+                        sizes.append(facts.size)
+                        places[facts.digest].append((source, index, facts.label))
+                    advance()
             if sizes:
-                low, middle, high = (f(sizes, axis=0) for f in (np.min, np.median, np.max))
-                found.width, found.height = (
-                    (int(low[i]), int(middle[i]), int(high[i])) for i in (0, 1)
-                )
+                found.width, found.height = map(_spread, np.transpose(sizes))
             splits.append(found)
-    left_out = merged(source.left_out for source in sources)
-    return Scan(spec, splits, missing, twins.groups(), left_out, manifest)
+    duplicates = [_duplicates(group) for group in places.values() if len(group) > 1]
+    return Scan(spec, splits, missing, duplicates, merged(source.left_out for source in sources))
 
 
-def _all_facts(source: Source, threads: int) -> Iterator[Facts]:
-    dataset = grain.MapDataset.range(len(source)).map(held(partial(inspect, source)))
-    with contextlib.closing(prefetched(dataset, threads)) as facts:
-        yield from facts
+def _spread(sides: np.ndarray) -> tuple[int, int, int]:
+    """Returns the smallest, median and largest of some lengths."""
+    return int(np.min(sides)), int(np.median(sides)), int(np.max(sides))
 
 
-def _take_in(found: SplitScan, source: Source, index: int, facts: Facts) -> None:
-    if facts.bad is not None:
-        found.bad.append(BadRecord(index, source.describe(index), facts.bad))
-    if facts.label is not None:
-        if 0 <= facts.label < len(found.class_counts):
-            found.class_counts[facts.label] += 1
-        else:
-            found.labels_out_of_range.append(f"{source.describe(index)}: {facts.label}")
-    for kind, detail in facts.odd:
-        name = source.describe(index)
-        found.odd.setdefault(kind, []).append(f"{name}: {detail}" if detail else name)
-
-
-class _Twins:
-    """Finds examples of the same bytes; those that cannot be decoded are damaged anyway."""
-
-    def __init__(self, sources: list[Source]) -> None:
-        self._sources = sources
-        self._first: dict[bytes, tuple[int, int, int]] = {}  # split, index, label
-        self._groups: dict[bytes, list[tuple[int, int, int]]] = {}
-
-    def add(self, number: int, index: int, facts: Facts) -> None:
-        where = (number, index, -1 if facts.label is None else facts.label)
-        first = self._first.setdefault(facts.sha256, where)
-        if first is not where:
-            self._groups.setdefault(facts.sha256, [first]).append(where)
-
-    def groups(self) -> list[Duplicates]:
-        return [
-            Duplicates(
-                [self._sources[number].split for number, _, _ in group],
-                [self._sources[number].describe(index) for number, index, _ in group],
-                [_class_name(self._sources[number], label) for number, _, label in group],
-            )
-            for group in self._groups.values()
-        ]
-
-
-def _class_name(source: Source, label: int) -> str:
-    names = source.class_names
-    return names[label] if 0 <= label < len(names) else f"out of range: {label}"
+def _duplicates(group: list[tuple[Source, int, int]]) -> Duplicates:
+    splits = [source.split for source, _, _ in group]
+    labels = [
+        source.class_names[label]
+        if 0 <= label < len(source.class_names)
+        else f"out of range: {label}"
+        for source, _, label in group
+    ]
+    return Duplicates(
+        splits,
+        [source.describe(index) for source, index, _ in group],
+        labels,
+        leak=len(set(splits)) > 1,
+        contradict=len(set(labels)) > 1,
+    )

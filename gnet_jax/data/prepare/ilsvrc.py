@@ -1,7 +1,7 @@
-"""The tars of ImageNet's challenge of 2012 (ILSVRC), read without unpacking them.
+"""Read the tars of ImageNet's challenge of 2012 (ILSVRC) without unpacking them.
 
-The training tar holds a tar for each class, the validation tar the images themselves. As nothing
-is compressed, every image is a stretch of its tar.
+The training tar holds a tar for each class, the validation tar the images themselves. Nothing is
+compressed, so every image is a range of bytes in its tar.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ MD5 = {
 }
 TARS = dict(zip(("train", "validation"), MD5, strict=True))
 IMAGES = {"train": 1_281_167, "validation": 50_000}
-QUALITY = 100  # of the few images that are not stored as they come
+QUALITY = 100  # of the few images that are converted
 
 
 class Member(NamedTuple):
@@ -35,7 +35,7 @@ class Member(NamedTuple):
 
 
 def find_tars(folder: Path) -> dict[str, Path]:
-    """The tar of each split.
+    """Returns the tar of each split.
 
     Raises:
         PrepareError: if one is missing.
@@ -43,10 +43,9 @@ def find_tars(folder: Path) -> dict[str, Path]:
     tars = {split: folder / name for split, name in TARS.items()}
     missing = " and no ".join(tar.name for tar in tars.values() if not tar.is_file())
     if missing:
-        where = f"{folder.absolute()}" if folder.is_dir() else f"{folder}, for that is no folder"
         raise PrepareError(
-            f"there is no {missing} in {where}; image-net.org/download-images gives them to those "
-            "who sign in; name their folder with --manual-dir"
+            f"there is no {missing} in {folder.absolute()}; register at "
+            "image-net.org/download-images, and name the folder of the tars with --manual-dir"
         )
     return tars
 
@@ -54,35 +53,33 @@ def find_tars(folder: Path) -> dict[str, Path]:
 def members(
     split: str, tar: Path, class_names: Sequence[str], labels: Sequence[str]
 ) -> list[Member]:
-    """The images of a split in the order in which tensorflow-datasets stores them.
+    """Returns the images of a split in the order in which tensorflow-datasets stores them.
 
     Args:
+        split: "train" or "validation".
+        tar: the tar of the split.
         class_names: WordNet ids in the order of the labels.
         labels: the WordNet id of each validation image, by the image's number less one.
 
     Raises:
-        PrepareError: if the tar is damaged or holds no images of this challenge.
+        PrepareError: if the tar is corrupt or does not hold images of this challenge.
     """
     numbers = {wnid: number for number, wnid in enumerate(class_names)}
-    find = {"train": _train, "validation": _validation}[split]
     with tar.open("rb") as file:
-        found = list(find(file, tar, numbers, labels))
-    by_name = {member.name: member for member in found}
-    if len(by_name) < len(found):
-        raise PrepareError(f"{tar} holds images of the same name; {again(tar)}")
-    if not found:
-        raise PrepareError(f"{tar} holds no images of ILSVRC 2012; {again(tar)}")
-    return sorted(found, key=lambda member: _order(split, member.name))
+        if split == "train":
+            found = list(_train(file, tar, numbers))
+        else:
+            found = list(_validation(file, tar, [numbers[wnid] for wnid in labels]))
+    # tensorflow-datasets sorts by this hash.
+    keys = [hashlib.md5(f"{split}{each.name}".encode(), usedforsecurity=False) for each in found]
+    by_key = {key.digest(): member for key, member in zip(keys, found, strict=True)}
+    if not found or len(by_key) < len(found):
+        what = "images of the same name" if found else "no images of ILSVRC 2012"
+        raise PrepareError(f"{tar} holds {what}; {again(tar)}")
+    return [by_key[key] for key in sorted(by_key)]
 
 
-def _order(split: str, name: str) -> bytes:
-    """What tensorflow-datasets sorts the images by."""
-    return hashlib.md5(f"{split}{name}".encode(), usedforsecurity=False).digest()
-
-
-def _train(
-    file: BinaryIO, tar: Path, numbers: dict[str, int], labels: Sequence[str]
-) -> Iterator[Member]:
+def _train(file: BinaryIO, tar: Path, numbers: dict[str, int]) -> Iterator[Member]:
     classes = _files(file, tar, 0, r"(n\d{8})\.tar")
     with progress_line(f"finding the images of {tar.name}", "classes", len(classes)) as advance:
         for wnid, offset, size in classes:
@@ -90,25 +87,23 @@ def _train(
                 raise PrepareError(f"{tar} holds class {wnid}, which ILSVRC 2012 does not have")
             for name, place, length in _files(file, tar, offset, rf"({wnid}_\d+\.JPEG)"):
                 if place + length > offset + size:
-                    raise PrepareError(f"{tar} is damaged in {wnid}.tar; {again(tar)}")
+                    raise PrepareError(f"{tar} is corrupt in {wnid}.tar; {again(tar)}")
                 yield Member(name, numbers[wnid], place, length)
             advance()
 
 
-def _validation(
-    file: BinaryIO, tar: Path, numbers: dict[str, int], labels: Sequence[str]
-) -> Iterator[Member]:
+def _validation(file: BinaryIO, tar: Path, labels: Sequence[int]) -> Iterator[Member]:
     for name, offset, size in _files(file, tar, 0, r"(ILSVRC2012_val_\d{8}\.JPEG)"):
         number = int(name[-13:-5])
         if not 1 <= number <= len(labels):
             raise PrepareError(f"{tar} holds {name}, but there are {len(labels):,} labels")
-        yield Member(name, numbers[labels[number - 1]], offset, size)
+        yield Member(name, labels[number - 1], offset, size)
 
 
 def _files(file: BinaryIO, tar: Path, start: int, pattern: str) -> list[tuple[str, int, int]]:
-    """Name, offset and size of the regular files of the tar that begins at byte `start` of `file`.
+    """Returns name, offset and size of the regular files in the tar that starts at byte `start`.
 
-    Those whose name does not fit `pattern` are left out; the name is the pattern's group.
+    The name is the group of `pattern`; files whose name does not match are left out.
     """
     found = []
     matches = re.compile(rf"(?:.*/)?{pattern}").fullmatch
@@ -119,32 +114,26 @@ def _files(file: BinaryIO, tar: Path, start: int, pattern: str) -> list[tuple[st
                 name = matches(member.name)
                 if name and member.isreg():
                     found.append((name[1], member.offset_data, member.size))
-            # Python takes a damaged header for the end; the true end is a block of zeros.
+            # Python takes a corrupt header for the end; the true end is a block of zeros.
             file.seek(archive.offset)
-            whole = file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError(f"at byte {archive.offset:,}")
     except (tarfile.TarError, OSError) as error:
-        raise PrepareError(f"{tar} is damaged or cut short ({error}); {again(tar)}") from error
-    if not whole:
-        raise PrepareError(
-            f"{tar} is damaged or cut short at byte {archive.offset:,}; {again(tar)}"
-        )
+        raise PrepareError(f"{tar} is corrupt or cut short ({error}); {again(tar)}") from error
     return found
 
 
 def again(tar: Path) -> str:
-    """What to do about a tar that is not as it should be."""
+    """Returns the fix for a corrupt tar."""
     return f"download it again (its md5 is {MD5[tar.name]})"
 
 
 def reader(tar: Path) -> Callable[[Member], bytes]:
-    """A function that reads an image of `tar`, an RGB or grey JPEG, from any thread.
+    """Returns a function that reads an image of `tar` as an RGB or grey JPEG, from any thread.
 
-    The 22 images of ImageNet that are CMYK, and the one PNG, become RGB JPEGs; what an image is,
-    is told by its content.
-
-    Raises:
-        PrepareError: the function, for an image that is none. The tars hold no such image, so the
-            tar is damaged, and a set without the image would not be ImageNet.
+    The 22 CMYK images of ImageNet and its one PNG become RGB JPEGs. The function raises a
+    PrepareError for a member that is not an image. The tars have none, so such a tar is corrupt,
+    and a set without the image would not be ImageNet.
     """
 
     def read(member: Member) -> bytes:

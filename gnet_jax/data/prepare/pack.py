@@ -1,4 +1,4 @@
-"""Any source as a set of smaller images, for hosts that cannot decode large ones fast enough."""
+"""Copy a source as a set of smaller images, for hosts that cannot decode large ones fast."""
 
 import io
 import re
@@ -9,19 +9,19 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from gnet_jax.config.paths import plain_path
-from gnet_jax.config.text import as_text
+from gnet_jax.config.paths import as_text, plain_path
 from gnet_jax.data.bad_images import read_example
 from gnet_jax.data.decode import ImageError, decode, shorter_side_size
 from gnet_jax.data.prepare.shards import Format, PrepareError, SplitPlan, write_set
 from gnet_jax.data.prepare.tfds import Prepared
-from gnet_jax.data.sources import MissingSplitError, Source, Split, TfdsSource, open_source
+from gnet_jax.data.sources import MissingSplitError, Source, Split, open_source
 from gnet_jax.data.sources.classes import refuse_unknown
 from gnet_jax.data.sources.source import digest
+from gnet_jax.data.sources.tfds import TfdsSource
 from gnet_jax.data.sources.walk import merged
 
 VERSION = "1.0.0"
-# tensorflow-datasets' names of the splits, and ours.
+# The names of the splits in tensorflow-datasets, and ours.
 SPLITS: Mapping[str, Split] = {"train": "train", "validation": "val", "test": "test"}
 QUALITY = 95
 FILE_RECORDS = 2048  # most images in a file
@@ -35,68 +35,61 @@ def pack(
     file_format: Format = "array_record",
     threads: int = 4,
 ) -> Prepared:
-    """Write the images of a source so that none has a shorter side above `shorter` pixels.
+    """Copy the images of a source so that none has a shorter side above `shorter` pixels.
 
-    Larger ones are scaled down (antialiased) and become JPEGs; others stay as they are, pixels
-    become PNGs. A call that was killed is taken up where it stopped. The set is written in
-    tensorflow-datasets' layout, under the name of the folder `out`, so it is read as `tfds:NAME`
-    with TFDS_DATA_DIR naming the folder around `out`.
+    Larger ones are scaled down (antialiased) and become JPEGs, others stay as they are, and arrays
+    become PNGs. A killed call is resumed by the next. The set is named after the folder `out` in
+    the layout of tensorflow-datasets: `tfds:NAME` with TFDS_DATA_DIR set to the folder of `out`.
 
     Raises:
-        PrepareError: if it cannot be written, or an image is damaged.
-        DataError: if there is no such source, or an image cannot be read or its label is out of
-            range.
+        PrepareError: if the set cannot be written, or an image is damaged.
+        DataError: if the source is missing, an image cannot be read, or a label is out of range.
     """
     import tensorflow_datasets as tfds
 
     if not re.fullmatch(r"[a-z][a-z0-9_]*", out.name):
         raise PrepareError(
-            f"{out.name!r} is no name for a set; take lower-case letters, digits and _, such as "
-            "--out flowers_256"
+            f"--out is named {out.name!r}; use lower-case letters, digits and _, as in flowers_256"
         )
     if out.name in tfds.list_builders(with_community_datasets=False):
-        raise PrepareError(f"tensorflow-datasets has a set {out.name} of its own; name --out else")
+        raise PrepareError(f"tensorflow-datasets has a set named {out.name}; rename --out")
     sources = _sources(spec)
     for name in sources["train"].class_names:
-        if name != name.strip() or not name:
-            raise PrepareError(
-                f"{spec} has the class {name!r}, but tensorflow-datasets stores names without "
-                "spaces around them; rename the class"
-            )
-    features = {
-        "image": tfds.features.Image(),
-        "label": tfds.features.ClassLabel(names=list(sources["train"].class_names)),
-    }
-    # What was copied is kept in the description: a copy of what has changed since is refused.
+        if name != name.strip() or not name:  # tensorflow-datasets would strip it
+            raise PrepareError(f"{spec} has the class {name!r}; rename it without outer spaces")
+    label = tfds.features.ClassLabel(names=list(sources["train"].class_names))
+    features = tfds.features.FeaturesDict({"image": tfds.features.Image(), "label": label})
+    # The description identifies the source, so that a copy of other data is not reused.
     copied = digest(*(source.fingerprint().encode() for source in sources.values()))
     folder = out.absolute() / VERSION
     about = f"{as_text(spec)}, shorter side at most {shorter} pixels; fingerprint {copied}"
-    info = _info(out.name, folder, tfds.features.FeaturesDict(features), file_format, about)
+    core: Any = tfds.core
+    identity = core.dataset_info.DatasetIdentity(
+        name=out.name,
+        version=core.Version(VERSION),
+        data_dir=str(plain_path(folder)),
+        module_name="",
+    )
+    info = core.DatasetInfo(builder=identity, features=features, description=about)
+    info.set_file_format(file_format)
     if folder.exists():
         found = tfds.builder_from_directory(str(plain_path(folder))).info
         stored = found.as_proto.file_format
         if (found.description, stored) != (about, file_format):
-            if found.description.rpartition(";")[0] == about.rpartition(";")[0]:
-                raise PrepareError(
-                    f"{out} is a copy ({stored}) of what {spec} was; it has changed since, or "
-                    "another --format is asked for: delete the copy, or name another --out"
-                )
             raise PrepareError(
-                f"{out} is there already, as {stored} of: {found.description}; name another --out"
+                f"{out} is already a copy as {stored} of {found.description}; asked for is "
+                f"{file_format} of {about}: delete it, or name another --out"
             )
     else:
         plans = [_plan(name, source, info.features, shorter) for name, source in sources.items()]
         write_set(info, plans, origin=about, size=0, threads=threads)
-    images = {}
-    for name, split in SPLITS.items():
-        if name in sources:
-            images[name] = len(TfdsSource(out.name, split, out.absolute().parent))
-    left_out = merged(source.left_out for source in sources.values())
-    return Prepared(folder, images, left_out)
+    parent = out.absolute().parent
+    images = {name: len(TfdsSource(out.name, SPLITS[name], parent)) for name in sources}
+    return Prepared(folder, images, merged(source.left_out for source in sources.values()))
 
 
 def _sources(spec: str) -> dict[str, Source]:
-    """The source of each split there is, by tensorflow-datasets' name for the split."""
+    """Returns the source of each existing split by the name that tensorflow-datasets has for it."""
     sources: dict[str, Source] = {}
     for name, split in SPLITS.items():
         try:
@@ -105,23 +98,11 @@ def _sources(spec: str) -> dict[str, Source]:
             if split == "train":
                 raise
             continue
-        # Where there is no validation split, the test split is read as one.
         if split != "train":
             refuse_unknown(sources["train"], source, spec)
+        # The test split stands for a missing validation split.
         sources["test" if source.split == "test" else name] = source
     return sources
-
-
-def _info(name: str, folder: Path, features: Any, file_format: Format, about: str) -> Any:
-    import tensorflow_datasets as tfds
-
-    core: Any = tfds.core
-    identity = core.dataset_info.DatasetIdentity(
-        name=name, version=core.Version(VERSION), data_dir=str(plain_path(folder)), module_name=""
-    )
-    info = core.DatasetInfo(builder=identity, features=features, description=about)
-    info.set_file_format(file_format)
-    return info
 
 
 def _plan(name: str, source: Source, features: Any, shorter: int) -> SplitPlan:
@@ -130,9 +111,8 @@ def _plan(name: str, source: Source, features: Any, shorter: int) -> SplitPlan:
             example = read_example(source, index)
             image = scaled_down(example.image, shorter)
         except ImageError as error:
-            raise PrepareError(
-                f"{as_text(source.describe(index))} is {error}; mend it or take it out of the data"
-            ) from error
+            what = f"{as_text(source.describe(index))} is {error}"
+            raise PrepareError(f"{what}; repair or remove it") from error
         return features.serialize_example({"image": image, "label": example.label})
 
     count = -(-len(source) // FILE_RECORDS)
@@ -140,7 +120,7 @@ def _plan(name: str, source: Source, features: Any, shorter: int) -> SplitPlan:
 
 
 def scaled_down(image: bytes | np.ndarray, shorter: int) -> bytes:
-    """An encoded image whose shorter side has at most `shorter` pixels.
+    """Returns the encoded image, scaled so that its shorter side has at most `shorter` pixels.
 
     Raises:
         ImageError: if it cannot be decoded.

@@ -1,7 +1,7 @@
-"""Record files in tensorflow-datasets' layout, written one by one, so that a kill loses little.
+"""Write sets of record files in the layout of tensorflow-datasets, without TensorFlow.
 
-They are written without TensorFlow into a folder beside the set's own, which takes the set's name
-when it is whole.
+A set is written file by file into a folder beside its own, which is renamed at the end. A kill
+loses only the files that were being written.
 """
 
 import contextlib
@@ -9,8 +9,8 @@ import itertools
 import os
 import shutil
 import threading
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -34,20 +34,15 @@ class _StoppedError(Exception):
 
 
 class SplitPlan(NamedTuple):
-    """What a split is to hold."""
+    """The content of a split."""
 
     name: str
     bounds: Sequence[int]  # file i holds records `bounds[i]` to `bounds[i + 1]`
     record: Callable[[int], bytes]  # called from several threads
 
-    def files(self, dataset: str, file_format: Format) -> list[str]:
-        """The names of its files."""
-        count = len(self.bounds) - 1
-        return [f"{dataset}-{self.name}.{file_format}-{i:05d}-of-{count:05d}" for i in range(count)]
-
 
 def boundaries(records: int, total_bytes: int) -> list[int]:
-    """Where the files of a split begin and end, as tensorflow-datasets cuts them."""
+    """Returns where the files of a split start and end, as tensorflow-datasets cuts them."""
     from tensorflow_datasets.core.utils import shard_utils
 
     shards = shard_utils.ShardConfig.calculate_number_shards(total_bytes, records)
@@ -57,35 +52,40 @@ def boundaries(records: int, total_bytes: int) -> list[int]:
 def write_set(
     info: Any, plans: Sequence[SplitPlan], *, origin: str, size: float, threads: int
 ) -> None:
-    """Write a whole set, or what is missing of it since the last call was killed.
-
-    It has its name only when it is whole.
+    """Write a set, or the files that a killed call has not written.
 
     Args:
-        info: what tensorflow-datasets knows of the set, with its features and its format.
-        origin: tells what the set is made of; what was made of something else is not gone on with.
-        size: that it will have, in bytes.
-        threads: that write files at once.
+        info: the DatasetInfo of the set, with its features and format.
+        plans: the splits.
+        origin: identifies the source. Files made from another one are not reused.
+        size: the bytes that the set will take.
+        threads: number of files that are written at once.
 
     Raises:
-        PrepareError: if it cannot be written.
+        PrepareError: if the set cannot be written.
     """
     import tensorflow_datasets as tfds
 
     folder, file_format = Path(info.data_dir).resolve(), info.file_format.value
-    # That is no version, so tensorflow-datasets does not take it for a set.
+    # tensorflow-datasets does not take this for a set, because it is not a version.
     work = folder.with_name(f"{folder.name}.unfinished-{file_format}")
     with _locked(work):
         _check_origin(work, origin)
-        _check_space(work, size)
+        missing = size - sum(file.stat().st_size for file in work.iterdir())
+        free = shutil.disk_usage(work).free
+        if missing > free:
+            raise PrepareError(
+                f"{work.parent} has {free / 1e9:,.1f} GB free, but {missing / 1e9:,.1f} GB are "
+                "required; free some space, or name another folder"
+            )
         splits = []
         for plan in plans:
-            files = plan.files(info.name, file_format)
+            count = len(plan.bounds) - 1
+            stem = f"{info.name}-{plan.name}.{file_format}"
+            files = [work / f"{stem}-{i:05d}-of-{count:05d}" for i in range(count)]
+            _write_split(files, plan, file_format, threads)
             lengths = [end - first for first, end in itertools.pairwise(plan.bounds)]
-            done = sum(n for file, n in zip(files, lengths, strict=True) if (work / file).exists())
-            with progress_line(f"writing {plan.name}", "images", plan.bounds[-1], done) as advance:
-                _write_split(work, files, plan, file_format, threads, advance)
-            written = sum((work / file).stat().st_size for file in files)
+            written = sum(file.stat().st_size for file in files)
             splits.append(
                 tfds.core.SplitInfo(name=plan.name, shard_lengths=lengths, num_bytes=written)
             )
@@ -98,23 +98,19 @@ def write_set(
 
 @contextlib.contextmanager
 def _locked(work: Path) -> Generator[None, None, None]:
-    """Makes the folder, keeps others from writing into it, and clears what a kill has left."""
-    import fcntl  # of Unix, as array_record is
+    """Make the folder, lock it against other processes, and delete files that a kill has left."""
+    import fcntl  # on Unix only, as array_record
 
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-        file = (work / LOCK).open("w")
-    except OSError as error:
-        raise PrepareError(f"cannot write into {work}: {error.strerror}") from error
-    with file:
+    with contextlib.ExitStack() as stack:
         try:
+            work.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context((work / LOCK).open("w"))
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise PrepareError(f"another process is writing {work}; wait for it") from error
         except OSError as error:
             raise PrepareError(
-                f"cannot lock {work / LOCK}: {error.strerror}; mount its file system with locks, "
-                "or write on one that has them, as every local disk"
+                f"cannot write and lock {work / LOCK}: {error.strerror}; use a local disk"
             ) from error
         for part in work.glob(f"*{UNFINISHED}"):
             part.unlink()
@@ -122,49 +118,26 @@ def _locked(work: Path) -> Generator[None, None, None]:
 
 
 def _check_origin(work: Path, origin: str) -> None:
-    """Note in `work` what it is made of.
-
-    Raises:
-        PrepareError: if files in `work` were made of something else.
-    """
+    """Note the source in `work`, or raise if its files were made from another one."""
     note = work / ORIGIN
-    begun = any(file.name not in (ORIGIN, LOCK) for file in work.iterdir())
-    if not begun or not note.exists():
+    started = any(file.name not in (ORIGIN, LOCK) for file in work.iterdir())
+    if not started or not note.exists():
         note.write_text(origin)
     elif note.read_text() != origin:
         raise PrepareError(
-            f"{work} was begun from other data, or they have changed; remove it to begin anew"
+            f"{work} was started from other data, or they have changed; remove it to start again"
         )
 
 
-def _check_space(work: Path, size: float) -> None:
-    """Compare what the set will take with what is free.
+def _write_split(files: list[Path], plan: SplitPlan, file_format: Format, threads: int) -> None:
+    """Write the missing files of a split, several at once.
 
-    Raises:
-        PrepareError: if the disk is too small.
-    """
-    missing = size - sum(file.stat().st_size for file in work.iterdir())
-    free = shutil.disk_usage(work).free
-    if missing > free:
-        raise PrepareError(
-            f"{work.parent} has {free / 1e9:,.1f} GB free, but {missing / 1e9:,.1f} GB are needed; "
-            "make room, or name another folder"
-        )
-
-
-def _write_split(
-    folder: Path,
-    files: Sequence[str],
-    plan: SplitPlan,
-    file_format: Format,
-    threads: int,
-    advance: Callable[[], None],
-) -> None:
-    """Write those files of a split that are not there yet, several at once.
-
-    A file has its name only when it is whole, so what has been written survives a kill.
+    A file gets its name only when it is complete, so a kill does not lose it.
     """
     stop = threading.Event()
+    ranges = dict(zip(files, itertools.pairwise(plan.bounds), strict=True))
+    missing = [file for file in files if not file.exists()]
+    done = plan.bounds[-1] - sum(ranges[file][1] - ranges[file][0] for file in missing)
 
     def records(first: int, end: int) -> Iterator[bytes]:
         for index in range(first, end):
@@ -173,72 +146,56 @@ def _write_split(
             yield plan.record(index)
             advance()
 
-    def write(number: int) -> None:
-        path, part = folder / files[number], folder / f"{files[number]}{UNFINISHED}"
-        first, end = plan.bounds[number], plan.bounds[number + 1]
+    def write(path: Path) -> None:
+        part = path.with_name(path.name + UNFINISHED)
+        first, end = ranges[path]
         try:
-            _WRITERS[file_format](part, records(first, end))
-            with part.open("rb") as file:
-                os.fsync(file.fileno())  # or a power cut could leave the name without the bytes
-            if _COUNTS[file_format](part) != end - first:
-                raise OSError("not all of it is there")
+            count = _write_file(part, records(first, end), file_format)
+            if count != end - first:
+                raise OSError(f"it has {count:,} of {end - first:,} records")
             part.replace(path)
         except OSError as error:
             raise PrepareError(
-                f"cannot write {path}: {error.strerror or error}; the same command goes on when "
-                "it can be written"
+                f"cannot write {path}: {error.strerror or error}; the same command resumes"
             ) from error
 
-    missing = [number for number, file in enumerate(files) if not (folder / file).exists()]
-    with ThreadPoolExecutor(threads) as pool:
-        tasks = [pool.submit(write, number) for number in missing]
+    with (
+        progress_line(f"writing {plan.name}", "images", plan.bounds[-1], done) as advance,
+        ThreadPoolExecutor(threads) as pool,
+    ):
+        tasks = [pool.submit(write, file) for file in missing]
         try:
-            wait(tasks, return_when=FIRST_EXCEPTION)
-        finally:  # Ctrl-C comes this way too
+            for task in as_completed(tasks):
+                task.result()
+        finally:  # also after Ctrl-C
             stop.set()
             pool.shutdown(cancel_futures=True)
-    errors = (task.exception() for task in tasks if not task.cancelled())
-    for error in errors:
-        if error is not None and not isinstance(error, _StoppedError):
-            raise error
+
+
+def _write_file(path: Path, records: Iterator[bytes], file_format: Format) -> int:
+    """Write one file to the disk and return the number of records that it then has."""
+    if file_format == "tfrecord":
+        with path.open("wb") as file:
+            file.writelines(map(framed, records))
+    else:
+        from array_record.python import array_record_data_source
+
+        writer = array_record_data_source.array_record_module.ArrayRecordWriter(
+            os.fspath(plain_path(path)), "group_size:1"
+        )
+        for data in records:
+            with _storage_errors():
+                writer.write(data)
+        with _storage_errors():
+            writer.close()
+    with path.open("rb") as file:
+        os.fsync(file.fileno())  # or a power cut could leave the name without the bytes
+    return len(record_ends(path)) if file_format == "tfrecord" else count_array_records(str(path))
 
 
 @contextlib.contextmanager
-def _errors_of_storage() -> Generator[None, None, None]:
+def _storage_errors() -> Generator[None, None, None]:
     try:
         yield
-    except RuntimeError as error:  # of one kind for whatever array_record meets
+    except RuntimeError as error:  # array_record has one type for every error
         raise OSError(str(error)) from error
-
-
-def _write_array_records(path: Path, records: Iterator[bytes]) -> None:
-    from array_record.python import array_record_data_source
-
-    writer = array_record_data_source.array_record_module.ArrayRecordWriter(
-        os.fspath(plain_path(path)), "group_size:1"
-    )
-    for data in records:
-        with _errors_of_storage():
-            writer.write(data)
-    with _errors_of_storage():
-        writer.close()
-
-
-def _write_tf_records(path: Path, records: Iterator[bytes]) -> None:
-    with path.open("wb") as file:
-        for data in records:
-            file.write(framed(data))
-
-
-def _count_array_records(path: Path) -> int:
-    return count_array_records(os.fspath(path))
-
-
-_WRITERS: Mapping[str, Callable[[Path, Iterator[bytes]], None]] = {
-    "array_record": _write_array_records,
-    "tfrecord": _write_tf_records,
-}
-_COUNTS: Mapping[str, Callable[[Path], int]] = {
-    "array_record": _count_array_records,
-    "tfrecord": lambda path: len(record_ends(path)),
-}

@@ -1,4 +1,4 @@
-"""Data sets in tensorflow-datasets' layout: ImageNet out of its tars, others by tfds itself."""
+"""Prepare sets of tensorflow-datasets: ImageNet from its tars, others by the library itself."""
 
 import contextlib
 import json
@@ -13,16 +13,16 @@ from gnet_jax.data.sources import MissingSplitError
 from gnet_jax.data.sources.tfds import TfdsSource, class_names, folder_of, is_prepared, open_builder
 from gnet_jax.data.sources.walk import LeftOut
 
-OVERHEAD = 80  # bytes of an example besides its image and the image's name
-SPARE = 1.02  # times the size of its images, what a set may take on disk
+OVERHEAD = 80  # bytes of an example in addition to its image and the image's name
+SPARE = 1.02  # size of a set on disk / size of its tars, at most
 
 
 class Prepared(NamedTuple):
-    """A data set that is ready to be read."""
+    """A prepared set."""
 
     folder: Path
     images: dict[str, int]  # of each split
-    left_out: LeftOut  # what a copy leaves out of its source
+    left_out: LeftOut  # files of the source that a copy leaves out
 
 
 def prepare(
@@ -34,22 +34,23 @@ def prepare(
     subset: bool = False,
     threads: int = 4,
 ) -> Prepared:
-    """Prepare a set of tensorflow-datasets' catalogue, where that is not done yet, and check it.
+    """Prepare a set of tensorflow-datasets unless it exists, and check it.
 
-    imagenet2012 is made of its tars without TensorFlow, and a call that was killed is taken up
-    where it stopped. Other sets are downloaded and prepared by tensorflow-datasets, which most
-    often needs TensorFlow and begins anew each time.
+    imagenet2012 is made from its tars without TensorFlow, and a killed call is resumed by the
+    next. Other sets are downloaded and prepared by tensorflow-datasets, which mostly requires
+    TensorFlow and starts from scratch each time.
 
     Args:
         name: such as "imagenet2012" or "mnist:3.0.1".
-        data_dir: where sets are; None is TFDS_DATA_DIR, or else ~/tensorflow_datasets.
-        manual_dir: where files are that have to be downloaded by hand.
-        subset: accept tars that hold a part of ImageNet's images.
-        threads: that write files at once.
+        data_dir: folder of the sets; None is TFDS_DATA_DIR or ~/tensorflow_datasets.
+        manual_dir: folder of the files that were downloaded by hand.
+        file_format: format of the files.
+        subset: accept tars with only a part of ImageNet's images.
+        threads: number of files that are written at once.
 
     Raises:
         PrepareError: if it cannot be prepared.
-        DataError: if there is no such set, it is not classification, or what is there is not whole.
+        DataError: if the set is unknown, not image classification, or incomplete.
     """
     builder = open_builder(name, data_dir)
     class_names(name, builder.info.features)
@@ -57,8 +58,8 @@ def prepare(
         found = builder.info.file_format.value
         if found != file_format:
             raise PrepareError(
-                f"{name} is in {folder_of(builder)} already, as {found}; to have it as "
-                f"{file_format} too, name another --data-dir"
+                f"{name} is already in {folder_of(builder)} as {found}; for {file_format}, name "
+                "another --data-dir"
             )
     else:
         builder = open_builder(name, data_dir, file_format=file_format)
@@ -86,7 +87,7 @@ def _prepare_by_tfds(name: str, builder: Any, manual_dir: Path | None) -> None:
     except ImportError as error:
         what = f"tensorflow-datasets, to prepare {name},"
         raise PrepareError(needs(what, error, "prepare")) from error
-    # The last is what tensorflow-datasets says of missing files.
+    # tensorflow-datasets raises an AssertionError for missing files.
     except (OSError, tfds.download.DownloadError, AssertionError) as error:
         reason = " ".join(str(error).split())
         raise PrepareError(f"tensorflow-datasets cannot prepare {name}: {reason}") from error
@@ -95,14 +96,9 @@ def _prepare_by_tfds(name: str, builder: Any, manual_dir: Path | None) -> None:
 def _prepare_imagenet(builder: Any, manual_dir: Path, subset: bool, threads: int) -> None:
     tars = ilsvrc.find_tars(manual_dir)
     plans = [_imagenet_split(builder, split, tar, subset) for split, tar in tars.items()]
-    stats = {tar.name: tar.stat() for tar in tars.values()}
-    write_set(
-        builder.info,
-        plans,
-        origin=json.dumps({name: (stat.st_size, stat.st_mtime) for name, stat in stats.items()}),
-        size=SPARE * sum(stat.st_size for stat in stats.values()),
-        threads=threads,
-    )
+    stats = {tar.name: (tar.stat().st_size, tar.stat().st_mtime) for tar in tars.values()}
+    size = SPARE * sum(size for size, _ in stats.values())
+    write_set(builder.info, plans, origin=json.dumps(stats), size=size, threads=threads)
 
 
 def _imagenet_split(builder: Any, split: str, tar: Path, subset: bool) -> SplitPlan:
@@ -114,7 +110,7 @@ def _imagenet_split(builder: Any, split: str, tar: Path, subset: bool) -> SplitP
     if len(images) != ilsvrc.IMAGES[split] and not subset:
         raise PrepareError(
             f"{tar} holds {len(images):,} images, but ILSVRC 2012 has {ilsvrc.IMAGES[split]:,}; "
-            f"{ilsvrc.again(tar)}, or say --subset to do with these"
+            f"{ilsvrc.again(tar)}, or accept these with --subset"
         )
     read = ilsvrc.reader(tar)
 

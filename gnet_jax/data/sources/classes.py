@@ -1,4 +1,4 @@
-"""Classes by name: their order, and which class of one list is which of another."""
+"""Class names: their order, and how the classes of two lists correspond."""
 
 import re
 import unicodedata
@@ -15,14 +15,11 @@ from gnet_jax.data.sources.source import DataError, Source
 def in_order(names: Iterable[str]) -> tuple[str, ...]:
     """Returns `names` sorted: as numbers if all are integers ("9" before "10"), else as text."""
     names = sorted(names)
-    numbers = integers(names)
-    if numbers is not None:
-        names = [name for _, name in sorted(zip(numbers, names, strict=True))]
-    return tuple(names)
+    return tuple(names if integers(names) is None else sorted(names, key=int))
 
 
 def integers(names: Iterable[str]) -> list[int] | None:
-    """Returns the numbers that `names` are, or None if one of them is not an integer."""
+    """Returns `names` as numbers, or None if one of them is not an integer."""
     names = list(names)
     if all(re.fullmatch(r"-?[0-9]{1,18}", name) for name in names):
         return list(map(int, names))
@@ -30,24 +27,24 @@ def integers(names: Iterable[str]) -> list[int] | None:
 
 
 def nfc(name: str) -> str:
-    """Returns the form of `name` that is compared: macOS and Linux encode one "é" differently."""
+    """Returns `name` in the form that is compared: macOS and Linux may encode "é" differently."""
     return unicodedata.normalize("NFC", name)
 
 
 def joined(first: Sequence[str], second: Sequence[str]) -> tuple[str, ...]:
-    """Returns `first` and, after it, the names of `second` that it lacks."""
+    """Returns `first`, followed by the names of `second` that it lacks."""
     known = set(map(nfc, first))
     return (*first, *(name for name in second if nfc(name) not in known))
 
 
 def find(names: Sequence[str], known: Sequence[str]) -> list[int | None]:
-    """Returns the index in `known` of each of `names`; None if it is not there, or there twice.
+    """Returns the index in `known` of each of `names`; None if it is missing or not unique.
 
     Unicode forms of one name are equal, and so are ImageNet's labels and WordNet ids. Equal lists
-    match as they are: ImageNet has two classes called "crane".
+    match index by index, because ImageNet has two classes called "crane".
     """
     found = _find([*map(nfc, names)], [*map(nfc, known)])
-    if None in found:  # by id, a name that occurs twice is clear
+    if None in found:  # WordNet ids are unique
         by_id = _find(_with_ids(names), _with_ids(known))
         found = min(found, by_id, key=lambda each: each.count(None))
     return found
@@ -59,19 +56,16 @@ def same_classes(names: Sequence[str], others: Sequence[str]) -> bool:
 
 
 def refuse_twice(names: Sequence[str], where: object) -> None:
-    """Raises a DataError if two of `names` are one name, be it in two Unicode forms."""
+    """Raises a DataError if a name occurs twice in `names`, possibly in two Unicode forms."""
     counts = Counter(map(nfc, names))
-    twins = [name for name in names if counts[nfc(name)] > 1]
-    if twins:
-        alike = [name for name in twins if nfc(name) == nfc(twins[0])]
-        forms = " and ".join(map(ascii, alike))
-        raise DataError(
-            f"{where} has the class {alike[0]} twice ({forms}); join them, or rename one"
-        )
+    repeated = next((name for name, count in counts.items() if count > 1), None)
+    if repeated is not None:
+        forms = " and ".join(ascii(name) for name in names if nfc(name) == repeated)
+        raise DataError(f"{where} has the class {repeated} twice ({forms}); merge or rename them")
 
 
 def empty_classes(source: Source) -> list[str]:
-    """Returns the classes that are known to have no image; none if only the records tell."""
+    """Returns the classes without an image; [] if the labels are not known in advance."""
     if source.labels is None:
         return []
     present = set(np.unique(source.labels).tolist())
@@ -80,42 +74,41 @@ def empty_classes(source: Source) -> list[str]:
 
 def refuse_unknown(train: Source, other: Source, spec: str) -> None:
     """Raises a DataError if `other`, a split of the data `spec`, has classes that `train` lacks."""
-    places, empty = find(other.class_names, train.class_names), empty_classes(other)
-    named = zip(other.class_names, places, strict=True)
-    odd = [name for name, at in named if at is None and name not in empty]
-    if odd:
+    indices, empty = find(other.class_names, train.class_names), empty_classes(other)
+    named = zip(other.class_names, indices, strict=True)
+    unknown = [name for name, index in named if index is None and name not in empty]
+    if unknown:
         raise DataError(
-            f"the {other.split} split of {spec} has {listed(odd)}, which the {train.split} split "
-            "lacks; add images of it there, or take it out"
+            f"the {other.split} split of {spec} has {listed(unknown)}, which the {train.split} "
+            "split lacks; add images there, or remove it here"
         )
 
 
 def listed(names: Sequence[str], shown: int = 5) -> str:
-    """Returns `names` as part of a sentence, at most `shown` of them."""
-    rest = len(names) - shown
-    more = f" and {rest:,} more" if rest > 0 else ""
+    """Returns "the classes 'a', 'b' and 3 more", with at most `shown` names."""
+    more = f" and {len(names) - shown:,} more" if len(names) > shown else ""
     first = ", ".join(map(repr, names[:shown]))
     return f"the class{'es' if len(names) > 1 else ''} {first}{more}"
 
 
 @cache
 def imagenet_classes() -> dict[str, str]:
-    """Returns the labels of ImageNet's 1,000 classes by WordNet id, in the order of ILSVRC 2012."""
+    """Returns ImageNet's 1,000 labels by WordNet id, in the order of ILSVRC 2012."""
     text = (resources.files("gnet_jax.data.sources") / "imagenet_classes.txt").read_text("utf-8")
     return dict(line.split(" ", 1) for line in text.splitlines())
 
 
 def imagenet_start(names: Sequence[str]) -> int | None:
-    """Returns where in `names` ImageNet's classes begin (TF-slim's have a class before them).
+    """Returns the index in `names` where ImageNet's labels or WordNet ids begin, or None.
 
-    They are labels or WordNet ids. None if they are not there.
+    TF-slim's models have one class before them.
     """
     start = len(names) - len(imagenet_classes())
-    return start if start >= 0 and [*_with_ids(names)[start:]] == [*imagenet_classes()] else None
+    return start if start >= 0 and _with_ids(names)[start:] == [*imagenet_classes()] else None
 
 
 def _with_ids(names: Sequence[str]) -> list[str]:
-    """Returns `names` with all of ImageNet's labels at their end replaced by WordNet ids."""
+    """Returns `names` with ImageNet's labels, if `names` ends in all of them, as WordNet ids."""
     keys = [*map(nfc, names)]
     ids, labels = [*imagenet_classes()], [*imagenet_classes().values()]
     return keys[: -len(ids)] + ids if keys[-len(ids) :] == labels else keys
@@ -124,9 +117,6 @@ def _with_ids(names: Sequence[str]) -> list[str]:
 def _find(names: list[str], known: list[str]) -> list[int | None]:
     if names == known:
         return [*range(len(known))]
-    places: dict[str, list[int]] = {}
-    for place, name in enumerate(known):
-        places.setdefault(name, []).append(place)
-    counts = Counter(names)
-    unique = {name: found[0] for name, found in places.items() if len(found) == 1}
-    return [unique.get(name) if counts[name] == 1 else None for name in names]
+    indices = {name: index for index, name in enumerate(known)}
+    once, known_once = Counter(names), Counter(known)
+    return [indices[name] if once[name] == known_once[name] == 1 else None for name in names]

@@ -11,26 +11,25 @@ from gnet_jax.data.sources.walk import LeftOut
 class DigitsSource:
     """scikit-learn's digits: 1,797 scans of 8x8 pixels, 1,437 to train and 360 to validate.
 
-    The split is a fixed shuffle, so that both parts hold every writer.
+    The split is a fixed shuffle, so both parts contain every writer.
     """
+
+    class_names = tuple("0123456789")
 
     def __init__(self, split: Split) -> None:
         parts = {"train": slice(1437), "val": slice(1437, None)}
         if split not in parts:
-            raise MissingSplitError(f"the digits have no {split} split; take train or val")
-        self.split = split
-        # sklearn.datasets reads it too, but its import takes longer than all of ours.
+            raise MissingSplitError(f"the digits have no {split} split; choose train or val")
+        # sklearn.datasets reads this file too, but takes longer to import than this whole project.
         file = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
         try:
             digits = np.loadtxt(str(file), delimiter=",")
         except OSError as error:
-            raise DataError(
-                f"cannot read scikit-learn's digits in {file}; install scikit-learn anew"
-            ) from error
+            raise DataError(f"cannot read {file}; reinstall scikit-learn") from error
         order = np.random.RandomState(0).permutation(len(digits))  # its stream is frozen
         chosen = digits[order[parts[split]]]
+        self.split = split
         self.left_out: LeftOut = {}
-        self.class_names = tuple(str(digit) for digit in range(10))
         self._images = np.round(chosen[:, :64] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
         self.labels = chosen[:, 64].astype(np.int64)
 
@@ -41,9 +40,9 @@ class DigitsSource:
         return Example(self._images[index], int(self.labels[index]))
 
     def describe(self, index: int) -> str:
-        """Its place in the split."""
+        """Returns its index in the split."""
         return f"digit {index} of {self.split}"
 
     def fingerprint(self) -> str:
-        """Hash of every pixel and label."""
+        """Returns a hash of every pixel and label."""
         return digest(self._images.tobytes(), self.labels.astype("<i8").tobytes())

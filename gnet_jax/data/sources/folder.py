@@ -5,15 +5,16 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
-from gnet_jax.config.text import as_text
+from gnet_jax.config.paths import as_text
 from gnet_jax.data.sources.classes import in_order, joined, nfc, refuse_twice
 from gnet_jax.data.sources.source import DataError, Example, MissingSplitError, Split, digest
 from gnet_jax.data.sources.walk import SUFFIXES, LeftOut, counted, folders_above, listing, walk
 
-# What a folder is called that was meant to be a split.
+# Names of folders that were probably meant to be a split.
 _ALIASES: Mapping[Split, tuple[str, ...]] = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "validate", "dev", "eval", "evaluation"),
@@ -22,79 +23,71 @@ _ALIASES: Mapping[Split, tuple[str, ...]] = {
 
 
 class FolderSource:
-    """A folder `train/CLASS/*`, `val/CLASS/*` (and, to evaluate, `test/CLASS/*`) of image files.
+    """Image files in `train/CLASS/`, `val/CLASS/` and, to evaluate, `test/CLASS/`.
 
-    Images may lie in folders below CLASS; `walk` tells which are read, and which entries are
-    `left_out`. A folder's name need not be UTF-8; `as_text` makes the class name of it, the same
-    one each time. Classes are in alphabetical order, or sorted as numbers if all names are
-    integers. The other splits take the classes of `train` if it exists: they need not have images
-    of each class, and the classes that `train` lacks come last.
+    See `walk` for the files that are read, and `in_order` for the order of the classes. The other
+    splits take the classes of `train` if it exists; they may lack images of some, and classes that
+    `train` lacks come last.
 
     Raises:
-        DataError: for a missing split, a folder that cannot be listed, two names that differ only
-            in their Unicode form, a split without any image, and, in `train`, fewer than two
-            classes or one without an image.
+        MissingSplitError: if there is no folder for the split.
+        DataError: for a folder that cannot be listed, a class name that occurs twice, a split
+            without images and, in `train`, fewer than two classes or a class without images.
     """
 
     def __init__(self, root: Path, split: Split) -> None:
         self.root, self.split = root, split
         self.left_out: LeftOut = {}
-        folder = root / split
+        folder = str(root / split)
         similar: list[str] = []
         try:
             similar = _similar(root, split)
-            stray, class_folders = listing(str(folder), self.left_out)
-            around = folders_above(str(folder))
+            stray, class_folders = listing(folder, self.left_out)
+            around = folders_above(folder)
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise _missing(folder, similar, error) from None
+            raise _missing(root / split, similar, error) from None
         except OSError as error:
-            raise _unlisted(error) from error
+            _refuse(error)
         if stray:
             self.left_out["outside a class"] = stray
         if similar:
             self.left_out["like a split"] = similar
 
         names = _class_names(class_folders, folder)
-        self.class_names = joined(_trained_on(root, names), names)
-        least, needed = (2, "2 are") if split == "train" else (1, "1 is")
-        if len(names) < least:
+        self.class_names = joined(_train_classes(root, names), names)
+        needed = 2 if split == "train" else 1
+        if len(names) < needed:
             raise DataError(
-                f"{folder} holds {len(names)} folder(s), one a class; {needed} needed"
-                f"{self._aside(str(folder))}"
+                f"{folder} requires at least {needed} class folder(s), but holds {len(names)}"
+                f"{self._left_out_below(folder)}"
             )
-        self._files: list[tuple[str, int]] = []  # path from the root, and label
-        folders = {nfc(as_text(os.path.basename(path))): path for path in class_folders}
-        for label, name in enumerate(self.class_names):
-            top, before = folders.get(nfc(name)), len(self._files)
-            if top is None:
-                continue
-            inside = f"{split}/{os.path.basename(top)}"
-            self._files += [
-                (f"{inside}{path[len(top) :]}", label)
-                for path in walk(top, self.left_out, _refuse, around)
-            ]
-            if len(self._files) == before and split == "train":
+        self._files: list[tuple[str, int]] = []  # path relative to the root, and label
+        labels = {nfc(name): label for label, name in enumerate(self.class_names)}
+        for top in sorted(class_folders, key=lambda top: labels[_class_name(top)]):
+            files = list(walk(top, self.left_out, _refuse, around))
+            if not files and split == "train":
                 raise DataError(
-                    f"the class folder {top} holds no image files{self._aside(top)}; known are "
-                    f"{', '.join(SUFFIXES)}"
+                    f"the class folder {top} holds no image files{self._left_out_below(top)}; "
+                    f"known suffixes: {', '.join(SUFFIXES)}"
                 )
+            inside = f"{split}/{os.path.basename(top)}"
+            label = labels[_class_name(top)]
+            self._files += [(f"{inside}{path[len(top) :]}", label) for path in files]
         if not self._files:
-            raise DataError(f"{folder} holds no image files{self._aside(str(folder))}")
+            raise DataError(f"{folder} holds no image files{self._left_out_below(folder)}")
         self.labels = np.array([label for _, label in self._files])
-        # With gaps in the labels, the files do not tell them: train's other classes do. An empty
-        # folder, which copies often lose, makes no difference.
+        # If labels have gaps, they depend on the classes of train, not on this split's files
+        # alone. An empty class folder, which copies often lose, changes nothing.
         present = np.unique(self.labels)
-        gaps = present[-1] >= len(present)
-        self._numbered_by = self.class_names if gaps else ()
+        self._numbered_by = self.class_names if present[-1] >= len(present) else ()
 
-    def _aside(self, top: str) -> str:
-        """The end of an error: what is left out of the folder `top`."""
-        inside = {
+    def _left_out_below(self, top: str) -> str:
+        """Returns the end of an error: the number of entries below `top` that are left out."""
+        below = {
             reason: [path for path in paths if path.startswith(f"{top}/")]
             for reason, paths in self.left_out.items()
         }
-        found = counted({reason: paths for reason, paths in inside.items() if paths})
-        return f" (left out: {found})" if found else ""
+        return f" (left out: {counted(below)})" if any(below.values()) else ""
 
     def __len__(self) -> int:
         return len(self._files)
@@ -104,21 +97,21 @@ class FolderSource:
         return Example((self.root / path).read_bytes(), label)
 
     def describe(self, index: int) -> str:
-        """Its path."""
+        """Returns its path."""
         return str(self.root / self._files[index][0])
 
     def relative_path(self, index: int) -> str:
-        """SPLIT/CLASS/FILE, or SPLIT/CLASS/FOLDER/FILE: what stays when the folder moves."""
+        """Returns SPLIT/CLASS/.../FILE, which stays the same when the root moves."""
         return self._files[index][0]
 
     def fingerprint(self) -> str:
-        """Hash of every file's path below the split and its length in bytes.
+        """Returns a hash of every file's path below the split and its length in bytes.
 
-        A million files are not read at each start: bytes that changed under the same length show
-        only in a manifest (`gnet check-data --manifest`).
+        It reads no file, so only a manifest (`gnet check-data --manifest`) notices content that
+        changed without changing its length.
 
         Raises:
-            DataError: if a file is gone.
+            DataError: if a file is missing.
         """
         split = len(self.split) + 1
         try:
@@ -127,66 +120,59 @@ class FolderSource:
             ]
         except OSError as error:
             raise DataError(f"cannot read {error.filename}: {error.strerror}") from error
-        # A name need not be UTF-8.
-        return digest(*map(os.fsencode, (*lines, *self._numbered_by)))
+        return digest(*map(os.fsencode, (*lines, *self._numbered_by)))  # names may not be UTF-8
 
 
-def _class_names(class_folders: Iterable[str], folder: Path) -> tuple[str, ...]:
+def _class_name(folder: str) -> str:
+    return nfc(as_text(os.path.basename(folder)))
+
+
+def _class_names(class_folders: Iterable[str], folder: str) -> tuple[str, ...]:
     """Returns the names of the classes in `folder`, in order."""
     names = in_order(as_text(os.path.basename(path)) for path in class_folders)
     refuse_twice(names, folder)
     return names
 
 
-def _trained_on(root: Path, names: tuple[str, ...]) -> tuple[str, ...]:
+def _train_classes(root: Path, names: tuple[str, ...]) -> tuple[str, ...]:
     """Returns the classes of the train split in `root`; `names` if there is none."""
-    folder = root / "train"
+    folder = str(root / "train")
     try:
-        return _class_names(listing(str(folder), {})[1], folder)
+        return _class_names(listing(folder, {})[1], folder)
     except (FileNotFoundError, NotADirectoryError):
         return names
     except OSError as error:
-        raise _unlisted(error) from error
+        _refuse(error)
 
 
 def _similar(root: Path, split: Split) -> list[str]:
-    """Returns the folders in `root` that look like another spelling of `split`."""
-    own, words, found = root / split, _ALIASES[split], []
+    """Returns the folders in `root` whose names look like another spelling of `split`."""
+    own, aliases, found = root / split, _ALIASES[split], []
     with os.scandir(root) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
             name = entry.name.lower()
-            alike = any(part in words for part in re.findall("[a-z]+", name))
-            alike = alike or difflib.get_close_matches(name, words, cutoff=0.8)
+            alike = not set(re.findall("[a-z]+", name)).isdisjoint(aliases)
+            alike = alike or difflib.get_close_matches(name, aliases, cutoff=0.8)
             if alike and entry.name not in _ALIASES and (entry.is_symlink() or entry.is_dir()):
                 found.append(entry.path)
-    # Where case does not count, Train is train; a link may lead to the split itself.
-    return [f"{path}/" for path in found if not _same(path, own)]
-
-
-def _same(path: str, other: Path) -> bool:
-    return os.path.exists(path) and os.path.exists(other) and os.path.samefile(path, other)
+    # On a disk that ignores case Train is train; a link may lead to the split itself.
+    if own.exists():
+        found = [path for path in found if not (os.path.exists(path) and own.samefile(path))]
+    return [f"{path}/" for path in found]
 
 
 def _missing(folder: Path, similar: list[str], error: OSError) -> DataError:
-    """Returns the error for a split that is not there, as `error` says."""
+    """Returns the error for a missing split."""
     split = folder.name
     if isinstance(error, FileNotFoundError) and folder.is_symlink():
-        return DataError(f"{folder} is a broken link to {os.readlink(folder)}; restore that")
+        return DataError(f"{folder} is a broken link to {os.readlink(folder)}; restore its target")
     if similar:
-        return DataError(
-            f"there is no folder {folder}, but {similar[0]} looks like it; rename that to {split}"
-        )
-    return MissingSplitError(
-        f"there is no folder {folder}; images are looked for in {split}/CLASS/"
-    )
+        return DataError(f"{folder} not found; rename {similar[0]} to {split} if it is that split")
+    return MissingSplitError(f"{folder} not found; images are expected in {split}/CLASS/")
 
 
-def _refuse(error: OSError) -> None:
-    raise _unlisted(error) from error
-
-
-def _unlisted(error: OSError) -> DataError:
-    return DataError(
-        f"the folder {error.filename} cannot be listed: {error.strerror}; make it readable, or "
-        "move it out of the data"
-    )
+def _refuse(error: OSError) -> NoReturn:
+    raise DataError(
+        f"cannot list the folder {error.filename}: {error.strerror}; make it readable or move it "
+        "out of the data"
+    ) from error

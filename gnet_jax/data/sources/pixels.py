@@ -1,4 +1,4 @@
-"""Arrays of pictures as people store them: which are uint8 pixels, and which can be made so."""
+"""Arrays of pictures as people store them, and their conversion to uint8."""
 
 import functools
 import math
@@ -9,91 +9,79 @@ import numpy as np
 
 from gnet_jax.data.sources.source import DataError
 
-RANGES = ((0, 1), (-1, 1), (0, 255), (0, 65535))  # black and white, as they are stored
-CHUNK = 2**24  # pixels that are converted at once, so that no second large array is needed
+RANGES = ((0, 1), (-1, 1), (0, 255), (0, 65535))  # the stored values of black and white
+CHUNK = 2**24  # pixels converted at once, so that there is no second large array
 
 
 def check_shape(images: np.ndarray, where: str) -> np.ndarray:
-    """`images` as (N, H, W) or (N, H, W, 3).
+    """Returns `images` as (N, H, W) or (N, H, W, 3).
 
     Raises:
-        DataError: for any other shape, with the code that makes it one of those if that is known.
+        DataError: for any other shape, with the code that converts it if that is known.
     """
     shape = images.shape
     if len(shape) == 4 and shape[3] == 1:
         return check_shape(images[..., 0], where)
-    narrow = len(shape) == 3 and shape[2] in (3, 4)  # rather one picture than many of width 3
-    if len(shape) not in (3, 4) or shape[3:] not in ((), (3,)) or narrow:
-        remedy = _remedy(shape)
+    single = len(shape) == 3 and shape[2] in (3, 4)  # one picture rather than many of width 3
+    if len(shape) not in (3, 4) or shape[3:] not in ((), (3,)) or single:
+        fix = _fix_shape(shape)
         raise DataError(
             f"{where} has the shape {shape}; it must be (N, H, W), (N, H, W, 1) or (N, H, W, 3)"
-            + (f"; {remedy}" if remedy else "")
+            + (f"; {fix}" if fix else "")
         )
     if not images.size:
         raise DataError(f"{where} holds no pixels: its shape is {shape}")
     return images
 
 
-def _remedy(shape: tuple[int, ...]) -> str:
-    if len(shape) == 4:
-        known = {
-            shape[3] == 4: "drop the transparency by x[..., :3]",
-            shape[3] == 2: "keep the grey channel by x[..., 0]",
-            shape[2] == 3: "images go first: np.moveaxis(x, -1, 0)",
-            shape[1] == 4: "channels go last, without transparency: x[:, :3].transpose(0, 2, 3, 1)",
-            shape[1] == 2: "keep the grey channel by x[:, 0]",
-            shape[1] in (1, 3): "channels go last: x.transpose(0, 2, 3, 1)",
-        }
-        return known.get(True, "")
+def _fix_shape(shape: tuple[int, ...]) -> str:
+    if len(shape) == 4 and shape[3] == 4:
+        return "drop the transparency by x[..., :3]"
+    if len(shape) == 4 and shape[1] in (1, 3):
+        return "move the channels to the end by x.transpose(0, 2, 3, 1)"
     if len(shape) == 3:
-        return "if it is one picture: x[None]"
+        return "if it is one picture, pass x[None]"
     if len(shape) == 2:
-        for channels in (1, 3):
-            side = math.isqrt(shape[1] // channels)
-            if channels * side**2 == shape[1]:
-                if channels == 1:
-                    return f"unfold the rows by x.reshape(-1, {side}, {side})"
-                return (
-                    "unfold the rows, of channels one after another by "
-                    f"x.reshape(-1, 3, {side}, {side}).transpose(0, 2, 3, 1), of pixels one after "
-                    f"another by x.reshape(-1, {side}, {side}, 3)"
-                )
+        grey, colour = math.isqrt(shape[1]), math.isqrt(shape[1] // 3)
+        if grey**2 == shape[1]:
+            return f"unfold the rows by x.reshape(-1, {grey}, {grey})"
+        if 3 * colour**2 == shape[1]:
+            return (
+                "unfold the rows by "
+                f"x.reshape(-1, 3, {colour}, {colour}).transpose(0, 2, 3, 1) if they list one "
+                f"channel after another, else by x.reshape(-1, {colour}, {colour}, 3)"
+            )
     return ""
 
 
 def is_plain(images: np.ndarray) -> bool:
-    """Whether these are pixels of 0 to 255 beyond doubt: uint8, and not only 0 and 1."""
+    """Whether the pixels surely range from 0 to 255: uint8, and not only 0 and 1."""
     return images.dtype == np.uint8 and images.max() > 1
 
 
 def find_range(images: np.ndarray, where: str) -> tuple[int, int]:
-    """The values of black and white, one of `RANGES`, that the pixels of a split tell.
+    """Returns the values of black and white, one of `RANGES`, that the pixels of a split show.
 
     Raises:
-        DataError: if they are not finite numbers, are all the same, or could be of several ranges.
+        DataError: if they are not finite numbers, are all the same, or fit no range or several.
     """
     low, high = _extremes(images, where)
     found = _range(low, high)
     if found is None:
         raise DataError(
-            f"{where} is {images.dtype} from {low:.6g} to {high:.6g}, so that the values of black "
-            "and white are not known (not 0 to 1, -1 to 1, 0 to 255 or 0 to 65535); save every "
-            f"split as np.interp(x, ({low:.6g}, {high:.6g}), (0, 255)).round().astype(np.uint8), "
-            f"with what black and white are for {low:.6g} and {high:.6g}"
+            f"{where} is {images.dtype} from {low:.6g} to {high:.6g}; the values of black and "
+            "white are unknown (not 0 to 1, -1 to 1, 0 to 255 or 0 to 65535). Save every split as "
+            f"np.interp(x, ({low:.6g}, {high:.6g}), (0, 255)).round().astype(np.uint8), with the "
+            f"values of black and white in place of {low:.6g} and {high:.6g}"
         )
     return found
 
 
 def to_uint8(images: np.ndarray, black_white: tuple[int, int], where: str) -> np.ndarray:
-    """The pixels from 0 to 255; a line says on standard error what was assumed.
-
-    Args:
-        images: finite numbers.
-        black_white: that the training split tells.
-        where: names the array.
+    """Returns the pixels from 0 to 255; prints the assumed range once.
 
     Raises:
-        DataError: if this split does not have that range.
+        DataError: if the pixels do not fit `black_white`, the range of the training split.
     """
     low, high = _extremes(images, where)
     black, white = black_white
@@ -102,20 +90,20 @@ def to_uint8(images: np.ndarray, black_white: tuple[int, int], where: str) -> np
     if low <= black - step / 2 or high >= white + step / 2 or own not in (black_white, None):
         raise DataError(
             f"{where} is {images.dtype} from {low:.6g} to {high:.6g}, but the training split has "
-            f"values from {black} to {white}; save all splits alike, as uint8 from 0 to 255"
+            f"values from {black} to {white}; save all splits as uint8 from 0 to 255"
         )
-    _say(f"{where}: {images.dtype} pixels are read with {black} as black and {white} as white")
+    _print_once(f"{where}: {images.dtype} pixels are read with {black} as black, {white} as white")
     pixels = np.empty(images.shape, np.uint8)
     count = max(1, CHUNK // images[0].size)
     dtype = np.float64 if images.dtype.itemsize > 2 else np.float32
-    for first in range(0, len(images), count):
-        part = images[first : first + count].astype(dtype)
-        pixels[first : first + count] = np.rint((part - black) / step)
+    for start in range(0, len(images), count):
+        part = images[start : start + count].astype(dtype)
+        pixels[start : start + count] = np.rint((part - black) / step)
     return pixels
 
 
 def _range(low: float, high: float) -> tuple[int, int] | None:
-    """The one of `RANGES` that values from `low` to `high` fit and reach the bright end of."""
+    """Returns the range that the values fit and whose bright half (and dark half) they reach."""
     for black, white in RANGES:
         step, middle = (white - black) / 255, (black + white) / 2
         fits = low > black - step / 2 and high < white + step / 2
@@ -130,10 +118,10 @@ def _extremes(images: np.ndarray, where: str) -> tuple[float, float]:
         raise DataError(f"{where} is {images.dtype}; pixels must be uint8 from 0 to 255")
     low, high = float(images.min()), float(images.max())
     if not math.isfinite(low) or not math.isfinite(high):
-        odd = [i for i, image in enumerate(images) if not np.isfinite(image).all()]
+        bad = [i for i, image in enumerate(images) if not np.isfinite(image).all()]
         raise DataError(
-            f"{where} has pixels that are not finite in {len(odd)} of {len(images)} images, first "
-            f"in image {odd[0]}; leave those out: keep = np.isfinite(x).reshape(len(x), -1)"
+            f"{where} has pixels that are not finite in {len(bad)} of {len(images)} images, first "
+            f"in image {bad[0]}; remove them: keep = np.isfinite(x).reshape(len(x), -1)"
             ".all(axis=1); x, y = x[keep], y[keep]"
         )
     if low == high:
@@ -144,7 +132,7 @@ def _extremes(images: np.ndarray, where: str) -> tuple[float, float]:
     return low, high
 
 
-@functools.cache  # a command opens its data more than once
-def _say(line: str) -> None:
-    if multiprocessing.parent_process() is None:  # workers open them again
+@functools.cache  # a command may open its data several times
+def _print_once(line: str) -> None:
+    if multiprocessing.parent_process() is None:  # worker processes open the data again
         print(line, file=sys.stderr)

@@ -4,14 +4,14 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from gnet_jax.config.paths import plain_path
 from gnet_jax.data.decode import ImageError
 from gnet_jax.data.sources.source import DataError, Example, MissingSplitError, Split, digest
-from gnet_jax.data.sources.tfrecord import THREADS, TfRecords
+from gnet_jax.data.sources.tfrecord import THREADS, Shards, TfRecords, check_count
 from gnet_jax.data.sources.walk import LeftOut
 
 SPARE_FILES = 256  # that a process may have open besides the data
@@ -20,25 +20,23 @@ SPARE_FILES = 256  # that a process may have open besides the data
 class TfdsSource:
     """A prepared TensorFlow Datasets image classification set, in array_record or TFRecord files.
 
-    It is read by random access without TensorFlow; images stay encoded, and the checksum of each
-    record is compared. The validation split is "validation" where the set has one, otherwise
-    "test".
-
-    Args:
-        name, data_dir: see `open_builder`.
+    Images stay encoded, and the checksum of every record is compared. The validation split is
+    "validation" if the set has one, otherwise "test". For `name` and `data_dir` see `open_builder`.
 
     Raises:
-        MissingSplitError: if it has no such split.
-        DataError: if the set is not prepared or not whole, is not classification, or is stored in
-            another format.
+        MissingSplitError: if the set has no such split.
+        DataError: if the set is not prepared, is incomplete, is not image classification, or has
+            another file format.
     """
+
+    labels = None  # only the records contain them
 
     def __init__(self, name: str, split: Split, data_dir: Path | None = None) -> None:
         builder = open_builder(name, data_dir)
         if not is_prepared(builder):
             raise DataError(
-                f"{name} is not prepared in {folder_of(builder)}; run `gnet prepare tfds:{name}`, "
-                "or set TFDS_DATA_DIR to where it is"
+                f"{name} is not prepared in {folder_of(builder)}; run `gnet prepare tfds:{name}` "
+                "or set TFDS_DATA_DIR to its folder"
             )
         splits = sorted(builder.info.splits)
         wanted = ("validation", "test") if split == "val" else (split,)
@@ -48,8 +46,7 @@ class TfdsSource:
         self.split = chosen
         others = [f"{name} {s}" for s in splits if s not in ("train", "validation", "test")]
         self.left_out: LeftOut = {"other split": others} if others else {}
-        # All splits have the classes that the set declares; only its records have the labels.
-        self.class_names, self.labels = class_names(name, builder.info.features), None
+        self.class_names = class_names(name, builder.info.features)
         info = builder.info.splits[chosen]
         self._records = _open_records(name, builder.info.file_format.value, info)
         self._name = f"{builder.info.full_name} {chosen}"
@@ -59,11 +56,7 @@ class TfdsSource:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Example:
-        """An example.
-
-        Raises:
-            ImageError: if its record is damaged.
-        """
+        """Returns an example; raises an ImageError if its record is damaged."""
         from google.protobuf.message import DecodeError
         from tensorflow_datasets.proto import tf_example_pb2
 
@@ -78,17 +71,16 @@ class TfdsSource:
             raise ImageError("a damaged record: it holds no image with a label") from error
 
     def describe(self, index: int) -> str:
-        """Its place in the split, and in the files."""
-        file, number = self._records.locate(index)
-        return f"example {index} of {self._name} (number {number} in {file})"
+        """Returns its index in the split, and its place in the files."""
+        return f"example {index} of {self._name} ({self._records.describe(index)})"
 
     def fingerprint(self) -> str:
-        """Hash of the set's name and version, the split, its shards, and its first 100 examples."""
+        """Returns a hash of the set's name and version, split, shards and first 100 examples."""
         parts = [self._identity.encode()]
         for index in range(min(100, len(self))):
             try:
                 example = self[index]
-            except ImageError:  # told when it is read; here it tells this copy from a sound one
+            except ImageError:  # a damaged copy is another set; the damage is reported when read
                 parts.append(b"damaged")
             else:
                 parts += [np.asarray(example.image).tobytes(), bytes([example.label & 255])]
@@ -96,28 +88,26 @@ class TfdsSource:
 
 
 def open_builder(name: str, data_dir: Path | None = None, **options: Any) -> Any:
-    """The builder that tensorflow-datasets has for `name`, such as "cifar10" or "mnist:3.0.1".
+    """Returns `tfds.builder(name, **options)`, for a name such as "cifar10" or "mnist:3.0.1".
 
-    Args:
-        data_dir: where sets are; None is TFDS_DATA_DIR, or else ~/tensorflow_datasets.
-        options: of `tfds.builder`.
+    `data_dir` is the folder of all sets; the default is TFDS_DATA_DIR or ~/tensorflow_datasets.
 
     Raises:
-        DataError: if there is none.
+        DataError: if the name or version is unknown.
     """
     import tensorflow_datasets as tfds
 
-    # tfds itself reads the variable at import alone.
+    # tfds itself reads the variable only when it is imported.
     given = os.environ.get("TFDS_DATA_DIR") if data_dir is None else os.fspath(data_dir)
     folder = os.path.expanduser(given or "~/tensorflow_datasets")
     try:
         return tfds.builder(name, data_dir=_plain(folder), **options)
     except tfds.core.DatasetNotFoundError as error:
         raise DataError(
-            f"tensorflow-datasets knows no data set named {name!r}; "
+            f"tensorflow-datasets has no data set named {name!r}; "
             "www.tensorflow.org/datasets/catalog lists them"
         ) from error
-    except (AssertionError, ValueError) as error:  # a version, or a name, that it cannot use
+    except (AssertionError, ValueError) as error:  # an invalid version or name
         reason = str(error).strip().partition("\n")[0]
         raise DataError(f"tensorflow-datasets cannot use the name {name!r}: {reason}") from error
 
@@ -129,16 +119,16 @@ def folder_of(builder: Any) -> Path | str:
 
 
 def is_prepared(builder: Any) -> bool:
-    """Whether the set of `builder` is there."""
-    # tensorflow-datasets warns of a folder that is missing.
+    """Whether the set of `builder` is prepared."""
+    # tensorflow-datasets warns about a missing folder.
     return builder.data_path.exists() and builder.is_prepared()
 
 
 def class_names(name: str, features: Any) -> tuple[str, ...]:
-    """The names of the classes of set `name`, which has `features`.
+    """Returns the names of the classes of the set `name`, which has `features`.
 
     Raises:
-        DataError: if it is no image classification set.
+        DataError: if it is not an image classification set.
     """
     import tensorflow_datasets as tfds
 
@@ -150,88 +140,62 @@ def class_names(name: str, features: Any) -> tuple[str, ...]:
         and isinstance(features["label"], tfds.features.ClassLabel)
         and features["label"].num_classes
     ):
-        raise DataError(f"{name} is no image classification set: its features are {features}")
+        raise DataError(f"{name} is not an image classification set: its features are {features}")
     return tuple(features["label"].names)
 
 
-class _Records(Protocol):
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> bytes: ...
-
-    def locate(self, index: int) -> tuple[str, int]: ...
-
-
-def _open_records(name: str, file_format: str, info: Any) -> _Records:
-    """The records of a split, which tensorflow-datasets describes by `info`.
-
-    Raises:
-        DataError: if they are stored in a format that is not read, or are not all there.
-    """
+def _open_records(name: str, file_format: str, info: Any) -> "_ArrayRecords | TfRecords":
+    """Opens the files of a split, which tensorflow-datasets describes by `info`."""
     folder = os.fspath(info.filepaths[0].parent)
     if "://" not in folder:
-        folder = os.fspath(Path(folder).resolve())  # its own name in place of a plain one
+        folder = os.fspath(Path(folder).resolve())  # its own name instead of a plain one
     paths = [f"{folder}/{os.path.basename(path)}" for path in info.filepaths]
     if file_format == "array_record":
         return _ArrayRecords(paths, info.shard_lengths)
     if file_format != "tfrecord":
         raise DataError(
-            f"{name} is stored as {file_format}; only array_record and tfrecord are read. Prepare "
-            f"it again: gnet prepare tfds:{name} --data-dir DIR"
+            f"{name} is stored as {file_format}, but must be array_record or tfrecord; run "
+            f"`gnet prepare tfds:{name} --data-dir DIR`"
         )
     if "://" in folder:
         raise DataError(
-            f"{name} is stored as TFRecord in {folder}, and records are read at random from files "
-            "alone. Mount the bucket (gcsfuse) or copy the set to a disk, and set TFDS_DATA_DIR "
-            "to where it is then"
+            f"TFRecord files must be local, but {name} is in {folder}; mount the bucket (gcsfuse) "
+            "or copy the set, and set TFDS_DATA_DIR"
         )
-    return TfRecords(
-        [Path(path) for path in paths], info.shard_lengths, f"{info.name}.gnet-index.npz"
-    )
+    return TfRecords([*map(Path, paths)], info.shard_lengths, f"{info.name}.gnet-index.npz")
 
 
-class _ArrayRecords:
-    """The records of array_record files, one file after another."""
+class _ArrayRecords(Shards):
+    """The records of array_record files."""
 
     def __init__(self, paths: Sequence[str], counts: Sequence[int]) -> None:
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
+        super().__init__(paths, counts)
         _allow_open_files(len(paths))
         with ThreadPoolExecutor(min(THREADS, len(paths))) as pool:
             try:
-                held = list(pool.map(count_array_records, paths))
+                found = list(pool.map(count_array_records, paths))
             except OSError as error:
                 raise DataError(f"a file of the data is missing or damaged: {error}") from error
-        for path, count, holds in zip(paths, counts, held, strict=True):
-            if holds != count:
-                raise DataError(
-                    f"{path} should hold {count:,} records, but holds {holds:,}; copy it again"
-                )
-        # Slices spare it from counting the records once more.
+        for path, count, records in zip(paths, counts, found, strict=True):
+            check_count(path, count, records)
+        # With slices the library does not count the records once more.
         slices = [f"{_plain(path)}[0:{count}]" for path, count in zip(paths, counts, strict=True)]
         self._source = ArrayRecordDataSource(slices)
-        self._paths, self._first = paths, np.cumsum([0, *counts])
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def locate(self, index: int) -> tuple[str, int]:
-        shard = int(np.searchsorted(self._first, index, side="right")) - 1
-        return os.path.basename(self._paths[shard]), index - int(self._first[shard])
 
     def __getitem__(self, index: int) -> bytes:
-        if not 0 <= index < len(self):
-            raise IndexError(f"record {index} of {len(self)}")
+        self.locate(index)  # an IndexError outside of the records
         try:
             return self._source[index]
-        except RuntimeError as error:  # of one kind for whatever the library meets
+        except RuntimeError as error:  # the library's only kind of error
             if "orrupted" in str(error):
                 raise ImageError(f"a damaged record: {error}") from error
             raise OSError(str(error)) from error
 
 
 def count_array_records(path: str) -> int:
-    """How many records an array_record file holds.
+    """Returns the number of records in an array_record file.
 
     Raises:
         OSError: if it is missing, damaged or cut short.
@@ -241,8 +205,8 @@ def count_array_records(path: str) -> int:
     reader = array_record_data_source.array_record_module.ArrayRecordReader(_plain(path))
     count = reader.num_records()
     try:
-        reader.close()  # says what went wrong before, when the count is 0
-    except RuntimeError as error:  # of one kind for whatever the library meets
+        reader.close()  # raises the error because of which the count is 0
+    except RuntimeError as error:
         raise OSError(f"{path}: {error}") from error
     return count
 
@@ -252,12 +216,12 @@ def _plain(path: str) -> str:
 
 
 def _allow_open_files(count: int) -> None:
-    """Let this process keep `count` files open, as array_record does with all that it has read.
+    """Raises the limit of open files, because array_record keeps all files open.
 
     Raises:
         DataError: if the system does not allow it.
     """
-    import resource  # of Unix, as array_record is
+    import resource  # only on Unix, like array_record
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = count + SPARE_FILES
@@ -265,7 +229,7 @@ def _allow_open_files(count: int) -> None:
         return
     if hard < needed:
         raise DataError(
-            f"the data are in {count:,} files, but the system lets a process open {hard:,}; "
-            f"raise the limit to {needed:,} or more (ulimit -Hn)"
+            f"the data are in {count:,} files, but a process may open only {hard:,}; raise the "
+            f"limit to at least {needed:,} (ulimit -Hn)"
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4 * needed), hard))

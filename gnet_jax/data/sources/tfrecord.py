@@ -1,8 +1,8 @@
 """TFRecord files: their framing, and random access to their records.
 
 A record is its length (8 bytes, little-endian), a checksum of the length (4), its data, and a
-checksum of the data (4). Nothing tells where record i begins but the lengths before it, so each
-file is walked once, from length to length, and the places are kept.
+checksum of the data (4). Only the lengths show where records begin, so each file is walked once,
+from length to length, and the ends of the records are kept in an index.
 """
 
 import os
@@ -23,114 +23,117 @@ from gnet_jax.data.progress import progress_line
 from gnet_jax.data.sources.source import DataError, digest
 
 _LENGTH, _CHECKSUM = struct.Struct("<Q"), struct.Struct("<I")
-HEADER = _LENGTH.size + _CHECKSUM.size  # in front of the data
-THREADS = 32  # that wait for the storage while files are walked
+HEADER = _LENGTH.size + _CHECKSUM.size  # before the data
+THREADS = 32  # that walk files, which is mostly waiting for the storage
 
 
 def checksum(data: bytes) -> int:
-    """What a TFRecord holds as the checksum of `data`: its CRC-32C, masked."""
+    """Returns the checksum of `data` in a TFRecord: its CRC-32C, masked."""
     crc = google_crc32c.value(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def framed(data: bytes) -> bytes:
-    """`data` as one record of a TFRecord file."""
+    """Returns `data` as one record of a TFRecord file."""
     length = _LENGTH.pack(len(data))
-    return b"".join(
-        (length, _CHECKSUM.pack(checksum(length)), data, _CHECKSUM.pack(checksum(data)))
-    )
+    return length + _CHECKSUM.pack(checksum(length)) + data + _CHECKSUM.pack(checksum(data))
 
 
 def record_ends(path: Path) -> np.ndarray:
-    """Where each of the N records of a file ends, in bytes: (N,) int64.
-
-    Only the lengths are read, not the data.
+    """Returns the position in bytes where each record of a file ends, (N,) int64.
 
     Raises:
         DataError: for a file that cannot be read, is damaged, or is cut short.
     """
-    ends: list[int] = []
+    ends, at = [], 0
     try:
         with path.open("rb", buffering=0) as file:
-            size, at = os.fstat(file.fileno()).st_size, 0
+            size = os.fstat(file.fileno()).st_size
             while at < size:
                 file.seek(at)
-                header = file.read(HEADER)
-                if len(header) == HEADER:
-                    if _CHECKSUM.unpack_from(header, _LENGTH.size)[0] != checksum(header[:8]):
-                        raise DataError(
-                            f"{path} is damaged: no record begins at its byte {at:,}; copy it again"
-                        )
-                    at += HEADER + _LENGTH.unpack_from(header)[0] + _CHECKSUM.size
-                if len(header) < HEADER or at > size:
-                    raise DataError(
-                        f"{path} is cut short in record {len(ends)}, at {size:,} bytes; copy it "
-                        "again"
-                    )
-                ends.append(at)
+                header = file.read(HEADER).ljust(HEADER, b"\0")
+                length, crc = _LENGTH.unpack_from(header)[0], _CHECKSUM.unpack_from(header, 8)[0]
+                end = at + HEADER + length + _CHECKSUM.size
+                if at + HEADER <= size and crc != checksum(header[:8]):
+                    raise DataError(f"{path} is damaged at byte {at:,}; copy it again")
+                if end > size:
+                    raise DataError(f"{path} is cut short in record {len(ends)}; copy it again")
+                ends.append(end)
+                at = end
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
     return np.array(ends, np.int64)
 
 
-class TfRecords:
-    """The records of TFRecord files, one file after another, by random access from any thread.
+def check_count(path: str | Path, expected: int, found: int) -> None:
+    """Raises a DataError if the file `path` does not hold the expected number of records."""
+    if found != expected:
+        raise DataError(f"{path} holds {found:,} records instead of {expected:,}; copy it again")
 
-    Args:
-        paths: the files, which must lie where they can be opened as files.
-        counts: how many records each of them holds.
-        index: name of the file that keeps the places of the records. It is written beside the
-            records or, where that is not allowed, in ~/.cache/gnet_jax (or under XDG_CACHE_HOME).
+
+class Shards:
+    """The files of a split, and which of them holds a record."""
+
+    def __init__(self, paths: Sequence[str | Path], counts: Sequence[int]) -> None:
+        self._paths = tuple(paths)
+        self._starts = np.cumsum([0, *counts])  # index of each file's first record
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """Returns the number of a record's file, and the record's number in the file."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        shard = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return shard, index - int(self._starts[shard])
+
+    def describe(self, index: int) -> str:
+        """Returns the name of a record's file, and the record's number in the file."""
+        shard, number = self.locate(index)
+        return f"number {number} in {os.path.basename(self._paths[shard])}"
+
+
+class TfRecords(Shards):
+    """The records of local TFRecord files, which any thread may read at random.
+
+    The file `index` is written beside the records or, if that is not possible, to the user's cache.
 
     Raises:
         DataError: for a file that cannot be read, is damaged or cut short, or holds another number
-            of records.
+            of records than `counts` says.
     """
 
     def __init__(self, paths: Sequence[Path], counts: Sequence[int], index: str) -> None:
-        self._paths = tuple(paths)
-        self._first = np.cumsum([0, *counts])  # of each file, among all records
-        self._ends = _index(self._paths, counts, index)
-
-    def __len__(self) -> int:
-        return int(self._first[-1])
-
-    def locate(self, index: int) -> tuple[str, int]:
-        """The name of a record's file, and the record's number in it."""
-        shard, number = self._place(index)
-        return self._paths[shard].name, number
-
-    def _place(self, index: int) -> tuple[int, int]:
-        shard = int(np.searchsorted(self._first, index, side="right")) - 1
-        return shard, index - int(self._first[shard])
+        super().__init__(paths, counts)
+        self._ends = _load_or_make_index(paths, counts, index)
 
     def __getitem__(self, index: int) -> bytes:
-        """A record's data.
+        """Returns a record's data.
 
         Raises:
-            ImageError: if its checksum does not fit.
-            DataError: if the file has changed since its records were found.
+            ImageError: if its checksum is wrong.
+            DataError: if the file has changed since it was indexed.
         """
-        if not 0 <= index < len(self):
-            raise IndexError(f"record {index} of {len(self)}")
-        shard, number = self._place(index)
-        path = self._paths[shard]
-        begin = int(self._ends[index - 1]) if number else 0
-        length = int(self._ends[index]) - begin - HEADER - _CHECKSUM.size
-        # A file is opened for each read: one for each of a thousand shards would be too many.
-        with path.open("rb") as file:
-            file.seek(begin)
+        shard, number = self.locate(index)
+        start = int(self._ends[index - 1]) if number else 0
+        length = int(self._ends[index]) - start - HEADER - _CHECKSUM.size
+        # A set may have more files than a process may keep open.
+        with open(self._paths[shard], "rb") as file:
+            file.seek(start)
             record = file.read(HEADER + length + _CHECKSUM.size)
         if record[:8] != _LENGTH.pack(length) or len(record) != HEADER + length + _CHECKSUM.size:
-            raise DataError(f"{path} has changed while it was read; start again when it is whole")
+            raise DataError(
+                f"{self._paths[shard]} has changed during reading; start again when it is complete"
+            )
         data = record[HEADER : HEADER + length]
         if _CHECKSUM.unpack_from(record, HEADER + length)[0] != checksum(data):
             raise ImageError("a damaged record: its checksum is wrong")
         return data
 
 
-def _index(paths: tuple[Path, ...], counts: Sequence[int], name: str) -> np.ndarray:
-    """Where the records end in their files, of all files; kept until a file changes."""
+def _load_or_make_index(paths: Sequence[Path], counts: Sequence[int], name: str) -> np.ndarray:
+    """Returns where the records of all files end in their file."""
     try:
         stats = [path.stat() for path in paths]
     except OSError as error:
@@ -143,42 +146,38 @@ def _index(paths: tuple[Path, ...], counts: Sequence[int], name: str) -> np.ndar
     folder = paths[0].parent
     places = (folder / name, cache_folder() / f"{digest(os.fsencode(folder.absolute()))}-{name}")
     for place in places:
-        kept = _kept(place, key, sum(counts))
-        if kept is not None:
-            return kept
-    threads = min(THREADS, len(paths))
+        ends = _load_index(place, key, sum(counts))
+        if ends is not None:
+            return ends
     with (
-        progress_line(f"finding the records of {folder}", "files", len(paths)) as advance,
-        ThreadPoolExecutor(threads) as pool,
+        progress_line(f"indexing the records of {folder}", "files", len(paths)) as advance,
+        ThreadPoolExecutor(min(THREADS, len(paths))) as pool,
     ):
 
-        def ends_of(path: Path, count: int) -> np.ndarray:
-            found = record_ends(path)
-            if len(found) != count:
-                raise DataError(
-                    f"{path} should hold {count:,} records, but holds {len(found):,}; copy it again"
-                )
+        def find_ends(path: Path, count: int) -> np.ndarray:
+            ends = record_ends(path)
+            check_count(path, count, len(ends))
             advance()
-            return found
+            return ends
 
-        ends = np.concatenate(list(pool.map(ends_of, paths, counts)))
-    _keep(places, key, ends)
+        ends = np.concatenate(list(pool.map(find_ends, paths, counts)))
+    _save_index(places, key, ends)
     return ends
 
 
-def _kept(file: Path, key: str, count: int) -> np.ndarray | None:
-    """What `_keep` has written for `key`, if it has."""
+def _load_index(file: Path, key: str, count: int) -> np.ndarray | None:
+    """Returns the index in `file`, or None if it is missing, damaged or of other files."""
     try:
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
-            ends = arrays["ends"] if str(arrays["key"]) == key else None
+            ends = arrays["ends"]
+            return ends if str(arrays["key"]) == key and ends.shape == (count,) else None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None  # absent or spoiled: the records are found anew
-    return ends if ends is not None and ends.shape == (count,) else None
+        return None
 
 
-def _keep(places: Sequence[Path], key: str, ends: np.ndarray) -> None:
-    """Write the index to the first of `places` that allows it."""
-    refusals = []
+def _save_index(places: Sequence[Path], key: str, ends: np.ndarray) -> None:
+    """Saves the index in the first of `places` that can be written."""
+    errors = []
     for place in places:
         part = place.with_name(f"{place.name}.{secrets.token_hex(4)}")
         try:
@@ -186,14 +185,13 @@ def _keep(places: Sequence[Path], key: str, ends: np.ndarray) -> None:
             try:
                 with part.open("xb") as file:
                     np.savez(file, key=np.array(key), ends=ends)
-                part.replace(place)  # whole or not at all: other hosts may be writing it too
+                part.replace(place)  # atomic, because other hosts may write it too
             finally:
                 part.unlink(missing_ok=True)
             return
         except OSError as error:
-            refusals.append(f"{place.parent} ({error.strerror})")
+            errors.append(f"{place.parent} ({error.strerror})")
     print(
-        f"the places of the records can be kept neither in {' nor in '.join(refusals)}; every "
-        "start finds them anew",
+        f"cannot save the index of the records in {' or '.join(errors)}; every start rebuilds it",
         file=sys.stderr,
     )

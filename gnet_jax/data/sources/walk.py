@@ -7,66 +7,58 @@ from pathlib import Path
 LeftOut = dict[str, list[str]]  # paths of the entries that are not read, by reason
 Identity = tuple[int, int]  # device and inode of a folder
 
-SUFFIXES: Mapping[str, str] = {
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".jpe": "JPEG",
-    ".jfif": "JPEG",
-    ".png": "PNG",
-    ".webp": "WEBP",
-    ".bmp": "BMP",
-    ".gif": "GIF",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-    ".avif": "AVIF",
-    ".jp2": "JPEG2000",
-    ".j2k": "JPEG2000",
-    ".ppm": "PPM",
-    ".pgm": "PPM",
-    ".pbm": "PPM",
+_FORMATS = {
+    "JPEG": ".jpg .jpeg .jpe .jfif",
+    "PNG": ".png",
+    "WEBP": ".webp",
+    "BMP": ".bmp",
+    "GIF": ".gif",
+    "TIFF": ".tif .tiff",
+    "AVIF": ".avif",
+    "JPEG2000": ".jp2 .j2k",
+    "PPM": ".ppm .pgm .pbm",
 }
-"""What counts as an image file, and the format that Pillow calls its content."""
+SUFFIXES: Mapping[str, str] = {
+    suffix: name for name, suffixes in _FORMATS.items() for suffix in suffixes.split()
+}
+"""The suffixes of image files, with Pillow's name of the format."""
 
-# Images all the same, which someone meant to be read.
-UNSUPPORTED = frozenset(
-    (
-        *(".heic", ".heif", ".hif", ".jxl", ".jxr", ".svg", ".psd", ".ico", ".tga", ".exr", ".hdr"),
-        *(".dds", ".eps", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"),
-        *(".pef", ".apng", ".mpo", ".pnm", ".pam", ".dib", ".jif", ".jfi", ".jpx", ".jpf", ".j2c"),
-        *(".jpc", ".bpg", ".qoi", ".dcm", ".pcx"),
-    )
+# Image files too, which someone meant to be read.
+_UNSUPPORTED = (
+    ".heic .heif .hif .jxl .jxr .svg .psd .ico .tga .exr .hdr .dds .eps .raw .dng .cr2 .cr3 .nef "
+    ".arw .orf .rw2 .raf .pef .apng .mpo .pnm .pam .dib .jif .jfi .jpx .jpf .j2c .jpc .bpg .qoi "
+    ".dcm .pcx"
 )
-# What systems and tools leave behind, in lower case.
-JUNK = frozenset(
-    (
-        *("@eadir", "#recycle", ".@__thumb", "__macosx", ".ds_store", ".appledouble", ".localized"),
-        *(".spotlight-v100", ".trashes", ".fseventsd", ".temporaryitems", "icon\r"),
-        *("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "$recycle.bin"),
-        *("system volume information", "lost+found", ".directory", ".thumbnails", "picasa.ini"),
-        *(".picasa.ini", ".ipynb_checkpoints", "__pycache__", ".git", ".gitkeep", ".gitignore"),
-        *(".gitattributes", ".svn", ".dropbox", ".dropbox.cache", ".cache", ".idea", ".vscode"),
-    )
+UNSUPPORTED = frozenset(_UNSUPPORTED.split())
+# Names, in lower case, that operating systems and tools create.
+_JUNK = (
+    "@eadir|#recycle|.@__thumb|__macosx|.ds_store|.appledouble|.localized|.spotlight-v100|.trashes|"
+    ".fseventsd|.temporaryitems|icon\r|thumbs.db|ehthumbs.db|ehthumbs_vista.db|desktop.ini|"
+    "$recycle.bin|system volume information|lost+found|.directory|.thumbnails|picasa.ini|"
+    ".picasa.ini|.ipynb_checkpoints|__pycache__|.git|.gitkeep|.gitignore|.gitattributes|.svn|"
+    ".dropbox|.dropbox.cache|.cache|.idea|.vscode"
 )
+JUNK = frozenset(_JUNK.split("|"))
 
 REASONS: Mapping[str, str] = {
-    "broken link": "links to what is not there or not readable; restore that, or delete them",
+    "broken link": "links to a missing or unreadable file; restore the file or delete the link",
     "unsupported format": "image formats that are not read; convert them to JPEG or PNG",
     "outside a class": "image files beside the class folders; move them into one",
-    "like a split": "folders whose names look like a split's; the splits are train, val and test",
+    "like a split": "folders whose names resemble a split's; the splits are train, val and test",
     "hidden": "names that start with a dot",
     "junk": "files and folders of the system or of a tool",
     "other suffix": "files without the suffix of an image",
     "not a file": "pipes, sockets and devices",
     "empty folder": "folders without any entry",
-    "repeated folder": "links to a folder that is read already or lies around them",
-    "other file": ".npz files of no split, or of one that has another file",
+    "repeated folder": "links to a folder that is already read or contains them",
+    "other file": ".npz files of no split, or of a split that has another file",
     "other key": "arrays that are not used",
     "other split": "splits that are not read",
 }
 """Why an entry is not read, most serious first, and what that means."""
 
 IMAGES_LOST: tuple[str, ...] = tuple(REASONS)[:3]
-"""The reasons under which images are left out that were meant to be read."""
+"""The reasons under which images are left out that someone meant to be read."""
 
 
 def walk(
@@ -75,16 +67,15 @@ def walk(
     onerror: Callable[[OSError], object],
     around: Iterable[Identity] | None = None,
 ) -> Iterator[str]:
-    """Yields the path of every image in the folder `top` and below it; all others are `left_out`.
+    """Yields the path of every image in the folder `top` and below it.
 
-    The images of a folder come before those of the folders in it, both sorted by name. Links are
-    followed; a folder that is reached twice is read once. A skipped folder counts as one entry,
-    its name ends in a slash.
+    The images of a folder come before those of its subfolders, both sorted by name. Links are
+    followed; a folder that is reached twice is read once. `onerror` is called for a folder that
+    cannot be listed.
 
     Args:
-        left_out: receives the other entries.
-        onerror: is called for a folder that cannot be listed.
-        around: folders that must not be entered; None means those around `top`.
+        left_out: receives the other entries. A skipped folder is one entry; its name ends in "/".
+        around: folders not to enter; None means those above `top`.
     """
     parents = folders_above(os.path.dirname(os.path.realpath(top))) if around is None else around
     seen, waiting = set(parents), [top]
@@ -107,27 +98,21 @@ def walk(
 def listing(folder: str, left_out: LeftOut) -> tuple[list[str], list[str]]:
     """Returns the paths of the images and of the folders in `folder`, each sorted by name.
 
-    All other entries are `left_out`. A link counts as what it links to.
+    A link counts as its target. `left_out` receives all other entries.
 
     Raises:
         OSError: if `folder` cannot be listed.
     """
-    images: list[str] = []
-    folders: list[str] = []
-    with os.scandir(folder) as entries:
-        found = sorted(entries, key=lambda entry: entry.name)
-    for entry in found:
+    found: dict[str, list[str]] = {"image": [], "folder": []}
+    with os.scandir(folder) as scanned:
+        entries = sorted(scanned, key=lambda entry: entry.name)
+    for entry in entries:
         kind = _kind(entry)
-        if kind == "image":
-            images.append(entry.path)
-        elif kind == "folder":
-            folders.append(entry.path)
-        else:
-            whole = "/" if entry.is_dir(follow_symlinks=False) else ""
-            left_out.setdefault(kind, []).append(entry.path + whole)
-    if not found:
+        slash = "/" if kind not in found and entry.is_dir(follow_symlinks=False) else ""
+        (found if kind in found else left_out).setdefault(kind, []).append(entry.path + slash)
+    if not entries:
         left_out.setdefault("empty folder", []).append(f"{folder}/")
-    return images, folders
+    return found["image"], found["folder"]
 
 
 def _kind(entry: os.DirEntry[str]) -> str:
@@ -153,18 +138,18 @@ def _kind(entry: os.DirEntry[str]) -> str:
 
 
 def folders_above(folder: str) -> set[Identity]:
-    """Returns the identities of `folder` and of every folder around it."""
+    """Returns the identities of `folder` and of every folder above it."""
     path = Path(os.path.realpath(folder))
     return {_identity(str(each)) for each in (path, *path.parents)}
 
 
 def _identity(folder: str) -> Identity:
-    found = os.stat(folder)
-    return found.st_dev, found.st_ino
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
 
 
 def merged(parts: Iterable[Mapping[str, Iterable[str]]]) -> LeftOut:
-    """Returns what is left out of any of `parts`, each path once, in the order of `REASONS`."""
+    """Returns the entries of all `parts`, each path once, in the order of `REASONS`."""
     parts = list(parts)
     found = {
         reason: list(dict.fromkeys(path for part in parts for path in part.get(reason, ())))

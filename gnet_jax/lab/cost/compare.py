@@ -1,27 +1,23 @@
 """Networks side by side: what each of their parts costs."""
 
-import csv
 import dataclasses
-import io
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from gnet_jax.config import ConfigError, UserError
+from gnet_jax.config import ConfigError, UserError, choose
 from gnet_jax.inference.lettering import letter
 from gnet_jax.lab.cost.ledger import Layer, Ledger, network_ledger
-from gnet_jax.lab.cost.table_1 import Comparison
 from gnet_jax.lab.palette import colour_of, hatch_of
-from gnet_jax.model import VARIANTS, googlenet
-from gnet_jax.model.googlenet import CAFFE_STEM
+from gnet_jax.model.architecture import VARIANTS, Choices
+from gnet_jax.model.googlenet import CAFFE_STEM, GoogLeNet
 
-# The parts of the published networks, in the order of tables. A layer that they lack is a part of
-# its own, named after itself.
+# The parts of the published networks, in the order of tables.
 PARTS = (
     "stem",
     "reductions",
@@ -40,14 +36,20 @@ BRANCHES = {
     "b5": "5x5",
     "pool_proj": "pool projections",
 }
-KNOBS = {"reductions": "reduction_factor", "width": "width_multiplier"}
 AUX = {"none": (), "4a": ("4a",), "4d": ("4d",), "both": ("4a", "4d")}
-CHOICES = {"head": ("average_pool", "fc"), "stem": ("imagenet", "small"), "aux": tuple(AUX)}
+# What --compare may change: the field, and how its value is read.
+KNOBS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
+    "reductions": ("reduction_factor", float),
+    "width": ("width_multiplier", float),
+    "head": ("head", str),
+    "stem": ("stem", str),
+    "aux": ("aux_after", lambda value: choose("aux", value, AUX)),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Of some layers, for one image."""
+    """The cost of some layers, for one image."""
 
     params: int = 0
     macs: int = 0
@@ -63,12 +65,12 @@ def astuple(cost: Cost) -> tuple[int, int, int]:
 
 
 def cost_of(layer: Layer) -> Cost:
-    """The cost of one layer. Pools and norms have outputs of their own, which are not counted."""
+    """Returns the cost of one layer, without the outputs of pools and norms."""
     return Cost(layer.params, layer.macs, 4 * math.prod(layer.output))
 
 
 def part_of(layer: Layer) -> str:
-    """Which of `PARTS` a layer belongs to, or its own name in its block, or in the network."""
+    """Returns which of `PARTS` a layer belongs to; an unknown layer is a part of its own."""
     if layer.is_aux:
         return "aux heads"
     if layer.name in ("classifier", "fc"):
@@ -82,7 +84,7 @@ def part_of(layer: Layer) -> str:
 
 
 def block_of(layer: Layer) -> str:
-    """The block that a layer is in; outside of the blocks, its part."""
+    """Returns the block that contains a layer, or its part if none does."""
     block = layer.name.partition("/")[0].removeprefix("inception_")
     return block if _in_block(layer) else part_of(layer)
 
@@ -92,7 +94,7 @@ def _in_block(layer: Layer) -> bool:
 
 
 def costs_by(ledger: Ledger, group: Any) -> dict[str, Cost]:
-    """The costs of a network's layers summed by `part_of` or `block_of`, in the layers' order."""
+    """Returns the costs of a network's layers, summed by `part_of` or `block_of`."""
     found: dict[str, Cost] = {}
     for layer in ledger.layers:
         found[group(layer)] = found.get(group(layer), Cost()) + cost_of(layer)
@@ -100,74 +102,60 @@ def costs_by(ledger: Ledger, group: Any) -> dict[str, Cost]:
 
 
 def parts_in_order(ledgers: Iterable[Ledger]) -> list[str]:
-    """`PARTS`, then the parts that only these networks have."""
+    """Returns `PARTS`, then the parts that only these networks have."""
     own = {part_of(layer): None for ledger in ledgers for layer in ledger.layers}
     return list(dict.fromkeys(PARTS) | own)
 
 
 def whole(costs: Mapping[str, Cost]) -> Cost:
-    """The cost of the network that infers: all but the auxiliary heads."""
+    """Returns the cost of inference: all parts but the auxiliary heads."""
     return sum((cost for name, cost in costs.items() if name != "aux heads"), Cost())
 
 
-def networks(words: Sequence[str], image_size: int, **base: Any) -> dict[str, Ledger]:
-    """The ledger of every network that `words` name.
+def networks(words: Sequence[str], image_size: int, base: Choices) -> dict[str, Ledger]:
+    """Returns the ledger of every network that `words` name.
 
     Args:
-        words: each a variant, or KNOB=VALUE[,VALUE ...] on the base; several joined by "+" hold
-            together: `naive`, `reductions=0.25,0.5`, `batch_norm+head=fc`.
+        words: each a variant, or FIELD=VALUE[,VALUE ...] as a change of `base`; + joins several:
+            `naive`, `reductions=0.25,0.5`, `batch_norm+head=fc`.
         image_size: side of the input, in pixels.
-        base: the variant and knobs (of `googlenet`) of what no word names.
+        base: the network that is changed.
 
     Raises:
         ConfigError: for a word that names no network.
     """
     found = {}
     for word in words:
-        choices = [_choices(term, word) for term in word.split("+")]
-        for combination in itertools.product(*choices):
+        for combination in itertools.product(*(_changes(term, word) for term in word.split("+"))):
             name = "+".join(term for term, _ in combination)
-            _check_no_knob_twice([knob for _, knob in combination], f"--compare {name}")
-            knobs = base | {key: value for _, knob in combination for key, value in knob.items()}
+            fields = [field for _, change in combination for field in change]
+            twice = [field for field in fields if fields.count(field) > 1]
+            if twice:
+                raise ConfigError(f"--compare {name}: {twice[0]} is given twice")
+            changes = {field: value for _, change in combination for field, value in change.items()}
             try:
-                found[name] = network_ledger(googlenet(**knobs), image_size)
+                arch = dataclasses.replace(base, **changes).build()
+                found[name] = network_ledger(GoogLeNet(arch), image_size)
             except ValueError as error:
                 raise ConfigError(f"--compare {name}: {error}") from error
     return found
 
 
-def _check_no_knob_twice(terms: Sequence[Mapping[str, Any]], what: str) -> None:
-    named = [knob for term in terms for knob in term]
-    for knob in named:
-        if named.count(knob) > 1:
-            raise ConfigError(f"{what}: {knob} is named twice; a network has one")
-
-
-def _choices(term: str, word: str) -> list[tuple[str, dict[str, Any]]]:
-    """What one term of a word may stand for: (its name, knobs)."""
+def _changes(term: str, word: str) -> list[tuple[str, dict[str, Any]]]:
+    """Returns the changes that one term of a word may stand for, each with its name."""
     if term in VARIANTS:
         return [(term, {"variant": term})]
     knob, equals, values = term.partition("=")
-    if not equals or knob not in (*KNOBS, *CHOICES):
+    if not equals or knob not in KNOBS:
         raise ConfigError(
-            f"--compare {word}: {term!r} is no variant ({', '.join(VARIANTS)}) and no "
-            f"{', '.join((*KNOBS, *CHOICES))}=VALUE"
+            f"--compare {word}: {term!r} is neither a variant ({', '.join(VARIANTS)}) nor one of "
+            f"{', '.join(KNOBS)} with =VALUE"
         )
-    found = []
-    for value in values.split(","):
-        if knob in CHOICES and value not in CHOICES[knob]:
-            raise ConfigError(
-                f"--compare {word}: {knob} is {value!r}; choose one of {', '.join(CHOICES[knob])}"
-            )
-        try:
-            number = float(value) if knob in KNOBS else value
-        except ValueError as error:
-            raise ConfigError(f"--compare {word}: {knob} is {value!r}, no number") from error
-        own: dict[str, Any] = {KNOBS.get(knob, knob): number}
-        if knob == "aux":
-            own = {"aux_after": AUX[value]}
-        found.append((f"{knob}={value}", own))
-    return found
+    field, convert = KNOBS[knob]
+    try:
+        return [(f"{knob}={value}", {field: convert(value)}) for value in values.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"--compare {word}: {knob}: {error}") from error
 
 
 QUANTITIES = ("parameters", "multiply-adds", "activation bytes")
@@ -180,7 +168,7 @@ LABELS = {
 
 
 def compare_tables(ledgers: Mapping[str, Ledger], image_size: int) -> list[Table]:
-    """One table a quantity: a row for each network, a column for each part."""
+    """Returns a table for each quantity: a row for each network, a column for each part."""
     costs = {name: costs_by(ledger, part_of) for name, ledger in ledgers.items()}
     columns = parts_in_order(ledgers.values())
     tables = []
@@ -203,7 +191,7 @@ def compare_tables(ledgers: Mapping[str, Ledger], image_size: int) -> list[Table
 
 
 def short(value: int) -> str:
-    """Four digits and a unit: 1.583 G, 112.9 M, 9.472 k."""
+    """Returns four digits and a unit: 1.583 G, 112.9 M, 9.472 k."""
     for size, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
         if value >= size:
             return f"{value / size:.4g} {unit}"
@@ -211,7 +199,7 @@ def short(value: int) -> str:
 
 
 def compare_rows(ledgers: Mapping[str, Ledger]) -> list[dict[str, Any]]:
-    """A row for each network and part, and one for what infers, with exact figures."""
+    """Returns exact figures: a row for each network and part, and one for inference."""
     rows = []
     for name, ledger in ledgers.items():
         parts = costs_by(ledger, part_of)
@@ -230,39 +218,8 @@ def compare_rows(ledgers: Mapping[str, Ledger]) -> list[dict[str, Any]]:
     return rows
 
 
-def compare_csv(ledgers: Mapping[str, Ledger]) -> str:
-    """`compare_rows` as CSV with a header."""
-    rows, text = compare_rows(ledgers), io.StringIO()
-    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def print_table(rows: list[Comparison]) -> Table:
-    """The paper's Table 1 beside the counts; what differs is marked, with the reason."""
-    table = Table(
-        title="the paper's Table 1, printed and counted (K: 1024 weights, M: 10^6 multiply-adds)",
-        title_justify="left",
-    )
-    for name in ("layer", "params printed", "counted", "ops printed", "counted"):
-        table.add_column(name, justify="left" if name == "layer" else "right", no_wrap=True)
-    table.add_column("where they differ (*), why")
-    for row in rows:
-        marks = ["" if agree else " *" for agree in (row.params_agree, row.ops_agree)]
-        table.add_row(
-            row.layer,
-            f"{row.printed_params:g}K",
-            f"{row.params:.1f}K{marks[0]}",
-            f"{row.printed_ops:g}M",
-            f"{row.ops:.1f}M{marks[1]}",
-            row.reason,
-        )
-    return table
-
-
 def draw_blocks(ledgers: Mapping[str, Ledger], out: Path) -> None:
-    """Draw what each block costs in each network: multiply-adds above, parameters below.
+    """Draw the cost of each block in each network: multiply-adds above, parameters below.
 
     Raises:
         UserError: if `out` cannot be written.

@@ -3,11 +3,13 @@
 The paper counts weights in units of 1024 and operations in millions of multiply-adds.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from rich.table import Table
+
 from gnet_jax.lab.cost.ledger import Layer, network_ledger
-from gnet_jax.model import googlenet
+from gnet_jax.model.googlenet import googlenet
 
 # (params / 1024, multiply-adds / 10**6) as printed.
 PRINTED = {
@@ -39,10 +41,6 @@ REASONS = {
 }
 
 
-PARAMS = 6_998_552  # of the paper's network, to which the reasons belong
-CHANGED = "the network that is counted is not the paper's"
-
-
 class Comparison(NamedTuple):
     """A row of Table 1: printed and counted, in the paper's units."""
 
@@ -72,8 +70,7 @@ def compare_with_print() -> Iterator[Comparison]:
             f(n) for f in (round, int) for n in (weights, with_biases)
         }
         ops_agree = printed_ops in (round(ops), int(ops))
-        reason = REASONS.get(name, "") if costs.params == PARAMS else CHANGED
-        reason = "" if params_agree and ops_agree else reason
+        reason = "" if params_agree and ops_agree else REASONS[name]
         yield Comparison(
             name, printed_params, weights, printed_ops, ops, params_agree, ops_agree, reason
         )
@@ -85,3 +82,25 @@ def _row_of(layer: Layer) -> str:
     if first == "classifier":
         return "linear"
     return first.removeprefix("inception_").removesuffix("_reduce")
+
+
+def print_table(rows: Iterable[Comparison]) -> Table:
+    """Returns the paper's Table 1 beside the counts, with a mark and the reason of differences."""
+    table = Table(
+        title="the paper's Table 1, printed and counted (K: 1024 weights, M: 10^6 multiply-adds)",
+        title_justify="left",
+    )
+    for name in ("layer", "params printed", "counted", "ops printed", "counted"):
+        table.add_column(name, justify="left" if name == "layer" else "right", no_wrap=True)
+    table.add_column("where they differ (*), why")
+    for row in rows:
+        marks = ["" if agree else " *" for agree in (row.params_agree, row.ops_agree)]
+        table.add_row(
+            row.layer,
+            f"{row.printed_params:g}K",
+            f"{row.params:.1f}K{marks[0]}",
+            f"{row.printed_ops:g}M",
+            f"{row.ops:.1f}M{marks[1]}",
+            row.reason,
+        )
+    return table

@@ -1,4 +1,4 @@
-"""A contact sheet: what the network sees of a batch, image by image.
+"""A contact sheet: the images of a batch as the network sees them.
 
 Shapes: N images, S side.
 """
@@ -14,16 +14,18 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from gnet_jax.config import AugmentConfig, Config, Preprocessing, UserError, choose
-from gnet_jax.data import BadRecords, Batch, DataError, Source, eval_batches, preprocess
-from gnet_jax.data.augment import CHANNEL_STEPS
+from gnet_jax.data.augment import CHANNEL_STEPS, preprocess
+from gnet_jax.data.bad_images import BadRecords
+from gnet_jax.data.batches import Batch, eval_batches
+from gnet_jax.data.sources.source import DataError, Source
 from gnet_jax.inference.lettering import fitted, lettered
-from gnet_jax.training.feed import augmentation, training_batches
+from gnet_jax.training.program import augmentation, training_batches
 from gnet_jax.training.step import step_keys
 
 TILE = 128  # smaller images are enlarged to at least this side
 MARGIN, GAP = 28, 10
 INK, GREY, PAPER = "#1c1c1c", "#6e6e6e", "#ffffff"
-# No rectangle of another aspect fits, so that the largest central square is what is cropped.
+# No rectangle of another aspect fits, so the largest central square is cropped.
 UNTOUCHED = AugmentConfig(crop_area=(1.0, 1.0), crop_aspect=(1.0, 1.0), flip=False)
 
 
@@ -37,29 +39,29 @@ class Seen:
 
 
 def training_images(config: Config, source: Source, step: int, count: int) -> Seen:
-    """The first images (at most `count`) of the batch after `step` finished steps of a run.
+    """Returns the first images (at most `count`) of the batch after `step` steps of a run.
 
-    They are read, cropped and augmented by the code of the run and with its random numbers.
+    They are read, cropped and augmented by the run's code with the run's random numbers.
     """
-    # As on one of so many hosts: what is not shown need not be read.
-    hosts = _hosts(config.batch_size, count)
+    # Read what one of several hosts reads: the most hosts whose even shares hold `count` images.
+    sizes = {hosts: config.batch_size / hosts for hosts in range(1, config.batch_size // count + 1)}
+    hosts = max((hosts for hosts, share in sizes.items() if share % 2 == 0), default=1)
 
-    def first(config: Config) -> Batch:
+    def first_batch(config: Config) -> Batch:
         bad = BadRecords(source, config.data.bad_limit)
         return next(training_batches(config, source, start_step=step, hosts=hosts, bad=bad))
 
-    batch = first(config)
+    batch = first_batch(config)
     key, _ = step_keys(jax.random.PRNGKey(config.seed), step)
     augment = jax.jit(augmentation(config, len(source.class_names)))
     x, targets = jax.device_get(augment(batch["image"], batch["label"], key))
-    plain = dataclasses.replace(config, augment=UNTOUCHED)
-    untouched = first(plain)["image"]
-    captions = [_shares(target, source.class_names) for target in targets[:count]]
+    untouched = first_batch(dataclasses.replace(config, augment=UNTOUCHED))["image"]
+    captions = [_caption(target, source.class_names) for target in targets[:count]]
     pixels = to_pixels(x[:count], config.data.preprocessing)
     return Seen(pixels, captions, untouched[:count])
 
 
-def _shares(target_K: np.ndarray, class_names: tuple[str, ...]) -> list[str]:
+def _caption(target_K: np.ndarray, class_names: tuple[str, ...]) -> list[str]:
     """Returns the class names of a training target, the largest share first."""
     order = np.argsort(-target_K, kind="stable")
     labels = order[: np.count_nonzero(target_K)]
@@ -69,7 +71,7 @@ def _shares(target_K: np.ndarray, class_names: tuple[str, ...]) -> list[str]:
 
 
 def evaluation_images(config: Config, source: Source, step: int, count: int) -> Seen:
-    """The first images (at most `count`) of an evaluation's batch number `step`.
+    """Returns the first images (at most `count`) of batch `step` of an evaluation.
 
     Raises:
         DataError: if the evaluation has no such batch.
@@ -78,8 +80,8 @@ def evaluation_images(config: Config, source: Source, step: int, count: int) -> 
     steps = -(-len(source) // size)
     if step >= steps:
         raise DataError(
-            f"--step is {step}, but an evaluation of {len(source):,} images in batches of {size} "
-            f"has {steps} steps, the last of them {steps - 1}"
+            f"--step is {step}; an evaluation of {len(source):,} images in batches of {size} ends "
+            f"with step {steps - 1}"
         )
     bad, threads = BadRecords(source, config.data.bad_limit), config.data.threads
     batches = eval_batches(source, batch_size=size, preprocessing=p, threads=threads, bad=bad)
@@ -89,48 +91,31 @@ def evaluation_images(config: Config, source: Source, step: int, count: int) -> 
     return Seen(pixels, [[source.class_names[label]] for label in labels])
 
 
-def _hosts(batch_size: int, count: int) -> int:
-    """The most hosts that each have an even share of at least `count` images."""
-    shares = ((hosts, batch_size / hosts) for hosts in range(1, batch_size // count + 1))
-    return max((hosts for hosts, share in shares if share % 2 == 0), default=1)
-
-
 def to_pixels(x: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
-    """uint8 images, red, green, blue, from the network's inputs: `preprocess` undone."""
+    """Returns RGB uint8 images from the network's inputs, the inverse of `preprocess`."""
     levels = x * np.array(preprocessing.std) + np.array(preprocessing.mean)
     levels = levels[..., choose("channels", preprocessing.channels, CHANNEL_STEPS)]
     return np.clip(np.round(levels), 0, 255).astype(np.uint8)
 
 
-def in_words(a: AugmentConfig) -> str:
-    """What an augmentation does, as one line of text."""
+def describe_augmentation(a: AugmentConfig) -> str:
+    """Returns an augmentation as one line of text."""
     low, high = a.crop_aspect
     crops = f"crops of {a.crop_area[0]:.0%} to {a.crop_area[1]:.0%}, aspect {low:.3g} to {high:.3g}"
-    known = {"random_area": crops, "fixed_scale": "crops of the size that evaluation takes"}
-    parts = [
-        choose("augment.crop", a.crop, known),
-        f"{a.interpolation} interpolation",
-        "mirrored" if a.flip else "not mirrored",
-    ]
-    names = ("brightness", "contrast", "saturation", "hue")
-    parts += [
-        f"{name} \N{PLUS-MINUS SIGN}{getattr(a, name):.0%}" for name in names if getattr(a, name)
-    ]
+    known = {"random_area": crops, "fixed_scale": "crops of the evaluation's size"}
+    parts = [choose("augment.crop", a.crop, known), f"{a.interpolation} interpolation"]
+    parts.append("mirrored" if a.flip else "not mirrored")
+    amounts = {name: getattr(a, name) for name in ("brightness", "contrast", "saturation", "hue")}
+    parts += [f"{name} \N{PLUS-MINUS SIGN}{each:.0%}" for name, each in amounts.items() if each]
     if a.erase:
-        parts.append(f"{a.erase:.0%} erased from")
+        parts.append(f"{a.erase:.0%} partly erased")
     if a.mixup:
         parts.append(f"mixup Beta({a.mixup:g}, {a.mixup:g})")
     return ", ".join(parts)
 
 
 def draw(seen: Seen, columns: int, title: str, subtitle: str) -> Image.Image:
-    """The sheet: rows of images, above each row of a training batch the untouched ones.
-
-    Args:
-        seen: what to show.
-        columns: images in a row.
-        title, subtitle: what is written above.
-    """
+    """Returns rows of `columns` images; above each row of a training batch, the untouched ones."""
     side = seen.images.shape[1]
     tile = side * max(1, -(-TILE // side))
     title, heading = lettered(title, 19)
@@ -142,7 +127,7 @@ def draw(seen: Seen, columns: int, title: str, subtitle: str) -> Image.Image:
     columns = min(columns, len(seen.images))
     left = MARGIN + (22 if strips == 2 else 0)
     width = max(left + columns * (tile + GAP) - GAP + MARGIN, 640)
-    wrapped = _wrapped(subtitle, body, width - 2 * MARGIN)
+    wrapped = _wrap(subtitle, body, width - 2 * MARGIN)
     top = MARGIN + 32 + 20 * len(wrapped) + 14
     rows = -(-len(seen.images) // columns)
     sheet = Image.new("RGB", (width, top + rows * row_height + MARGIN - 24), PAPER)
@@ -154,11 +139,11 @@ def draw(seen: Seen, columns: int, title: str, subtitle: str) -> Image.Image:
         x, y = left + column * (tile + GAP), top + row * row_height
         if seen.untouched is not None:
             if column == 0:
-                _sideways(sheet, "untouched", (MARGIN - 4, y), tile, small)
-                _sideways(sheet, "seen", (MARGIN - 4, y + tile + 4), tile, small)
-            sheet.paste(_enlarged(seen.untouched[place], tile), (x, y))
+                _write_upwards(sheet, "untouched", (MARGIN - 4, y), tile, small)
+                _write_upwards(sheet, "seen", (MARGIN - 4, y + tile + 4), tile, small)
+            sheet.paste(_enlarge(seen.untouched[place], tile), (x, y))
             y += tile + 4
-        sheet.paste(_enlarged(image, tile), (x, y))
+        sheet.paste(_enlarge(image, tile), (x, y))
         for number, line in enumerate(caption):
             colour = GREY if number else INK
             line, font = lettered(line, 13)
@@ -166,22 +151,21 @@ def draw(seen: Seen, columns: int, title: str, subtitle: str) -> Image.Image:
     return sheet
 
 
-def _enlarged(image: np.ndarray, tile: int) -> Image.Image:
+def _enlarge(image: np.ndarray, tile: int) -> Image.Image:
     return Image.fromarray(image).resize((tile, tile), Image.Resampling.NEAREST)
 
 
-def _sideways(
+def _write_upwards(
     sheet: Image.Image, text: str, place: tuple[int, int], length: int, font: ImageFont.FreeTypeFont
 ) -> None:
-    """Write upwards, in the middle of `length` pixels."""
     strip = Image.new("RGB", (length, 18), PAPER)
     text = fitted(text, font, length)
     ImageDraw.Draw(strip).text((length / 2, 8), text, GREY, font, anchor="mm")
     sheet.paste(strip.transpose(Image.Transpose.ROTATE_90), place)
 
 
-def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
-    """`text` in lines of at most `width` pixels, broken between words."""
+def _wrap(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
+    """Returns `text` in lines of at most `width` pixels, broken between words."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".lstrip()
@@ -203,22 +187,25 @@ def draw_sheet(
     rows: int,
     columns: int,
 ) -> int:
-    """Draw `rows` of `columns` images of a step of `config` into the file `out`.
-
-    Returns:
-        The number of images drawn: a batch may have fewer.
+    """Draw up to `rows` rows of `columns` images of a step; returns the number of images.
 
     Raises:
-        DataError: for data that cannot be used.
+        DataError: for unusable data.
         UserError: if `out` cannot be written.
     """
     d = config.data
-    resized = f"resized ({d.resize}) to {d.resize_to}, central crop"
-    training = (training_images, f"training step {step}, seed {config.seed}")
-    evaluation = (evaluation_images, f"evaluation batch {step}")
-    known = {"train": (*training, in_words(config.augment)), "val": (*evaluation, resized)}
-    of_split, what, how = choose("split", split, known)
-    seen = of_split(config, source, step, rows * columns)
+    if split == "train":
+        seen = training_images(config, source, step, rows * columns)
+        what, how = (
+            f"training step {step}, seed {config.seed}",
+            describe_augmentation(config.augment),
+        )
+    else:
+        seen = evaluation_images(config, source, step, rows * columns)
+        what, how = (
+            f"evaluation batch {step}",
+            f"resized ({d.resize}) to {d.resize_to}, central crop",
+        )
     data = f"{d.source}, {split}: {len(source):,} images, {len(source.class_names)} classes"
     subtitle = f"{data}; seen at {d.image_size}x{d.image_size}. {how[0].upper()}{how[1:]}."
     sheet = draw(seen, columns, f"{name}: {what}", subtitle)

@@ -13,14 +13,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from gnet_jax.config import UserError, choose, suggestion
-from gnet_jax.data import preprocess
-from gnet_jax.data.augment import CHANNEL_STEPS
+from gnet_jax.data.augment import CHANNEL_STEPS, preprocess
 from gnet_jax.data.decode import central_crop
-from gnet_jax.inference.cam import ActivationMap, HeadMapper, draw
+from gnet_jax.inference.cam import ActivationMap, ActivationMapper, draw
 from gnet_jax.inference.lettering import letter
-from gnet_jax.inference.predict import TrainedModel
 from gnet_jax.lab.cost.ledger import network_ledger
-from gnet_jax.model import endpoints
+from gnet_jax.model.googlenet import endpoints
+from gnet_jax.model_folder import ModelFolder
 from gnet_jax.model_folder.variables import flatten
 
 SHOWN = 64  # channels of an endpoint, the strongest
@@ -28,7 +27,7 @@ DEFAULT = ("conv1/7x7_s2", "inception_3a/output", "inception_4a/output", "incept
 
 
 def draw_inside(
-    trained: TrainedModel,
+    trained: ModelFolder,
     picture: Image.Image,
     folder: Path,
     names: Sequence[str] = (),
@@ -40,8 +39,8 @@ def draw_inside(
         trained: the model.
         picture: to look at.
         folder: to write filters.png, heads.png and a picture of each endpoint into.
-        names: of endpoints, Caffe's; none are four from the first to the last.
-        index: of the class that is mapped; None is the likeliest.
+        names: Caffe's names of endpoints. Default: those of `DEFAULT` that the network has.
+        index: of the class that is mapped. Default: the likeliest.
 
     Returns:
         The files.
@@ -51,37 +50,38 @@ def draw_inside(
             layer whose filters are not colours.
         ImageError: for a picture too narrow to resize.
     """
-    square = central_crop(picture, trained.preprocessing)
-    found = activations(trained, square)
-    wanted = [name for name in names or DEFAULT if names or name in found]
-    for name in wanted:
+
+    @jax.jit
+    def run(variables: Any, square_HWC: jax.Array) -> dict[str, jax.Array]:
+        x = preprocess(square_HWC[None], preprocessing=trained.preprocessing)
+        return {name: value[0] for name, value in endpoints(trained.model, variables, x).items()}
+
+    found = run(trained.variables, central_crop(picture, trained.preprocessing))
+    for name in names:
         if name not in found:
             raise UserError(f"there is no endpoint {name!r}; {suggestion(name, found)}")
     kernel = first_kernel(trained)
     figures: dict[str, Image.Image | Figure] = {
         "filters.png": filters_figure(kernel, trained.preprocessing.channels),
-        "heads.png": heads_picture(HeadMapper(trained)(picture, index)),
+        "heads.png": heads_picture(ActivationMapper(trained)(picture, index)),
     }
-    for name in wanted:
-        figures[f"{name.replace('/', '-')}.png"] = activation_figure(name, found[name])
-    files = []
+    for name in names or [name for name in DEFAULT if name in found]:
+        figures[f"{name.replace('/', '-')}.png"] = activation_figure(name, np.asarray(found[name]))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, figure in figures.items():
-            file = folder / name
             if isinstance(figure, Figure):
                 letter(figure)
-                figure.savefig(file, dpi=110)
+                figure.savefig(folder / name, dpi=110)
             else:
-                figure.save(file)
-            files.append(file)
+                figure.save(folder / name)
     except OSError as error:
         raise UserError(f"cannot write into {folder}: {error.strerror}") from error
-    return files
+    return [folder / name for name in figures]
 
 
-def first_kernel(trained: TrainedModel) -> np.ndarray:
-    """The kernel (H, W, 3, F) of the convolution that sees the image.
+def first_kernel(trained: ModelFolder) -> np.ndarray:
+    """Returns the kernel (H, W, 3, F) of the convolution that sees the image.
 
     Raises:
         UserError: naming the network's first layer if it is not such a convolution.
@@ -97,19 +97,8 @@ def first_kernel(trained: TrainedModel) -> np.ndarray:
     )
 
 
-def activations(trained: TrainedModel, square: np.ndarray) -> dict[str, np.ndarray]:
-    """Every endpoint's output for one uint8 square (H, W, 3), by Caffe's name."""
-
-    @jax.jit
-    def run(variables: Any, square_HWC: jax.Array) -> dict[str, jax.Array]:
-        x = preprocess(square_HWC[None], preprocessing=trained.preprocessing)
-        return {name: value[0] for name, value in endpoints(trained.model, variables, x).items()}
-
-    return {name: np.asarray(value) for name, value in run(trained.variables, square).items()}
-
-
 def filters_figure(kernel_HWCF: np.ndarray, channels: str) -> Figure:
-    """The filters of the first layer as colours; grey is a weight of zero.
+    """Returns the filters of the first layer as colours; grey is a weight of zero.
 
     Args:
         kernel_HWCF: (H, W, 3, F).
@@ -125,7 +114,7 @@ def filters_figure(kernel_HWCF: np.ndarray, channels: str) -> Figure:
 
 
 def activation_figure(name: str, value: np.ndarray) -> Figure:
-    """The strongest channels of an endpoint as pictures on one scale, or a vector as bars."""
+    """Returns the strongest channels of an endpoint on one scale, or a vector as bars."""
     if value.ndim == 1:
         figure = Figure(figsize=(8, 3), layout="constrained")
         axes = figure.subplots()
@@ -133,8 +122,7 @@ def activation_figure(name: str, value: np.ndarray) -> Figure:
         axes.set(title=f"{name}: {len(value)} values", xlabel="index")
         axes.spines[["top", "right"]].set_visible(False)
         return figure
-    strength = value.mean(axis=(0, 1))
-    order = np.argsort(-strength)[:SHOWN]
+    order = np.argsort(-value.mean(axis=(0, 1)))[:SHOWN]
     dead = int(np.all(value == 0, axis=(0, 1)).sum())
     height, width, channels = value.shape
     title = f"{name}: {channels} channels of {height}x{width}, {dead} of them zero everywhere"
@@ -144,7 +132,7 @@ def activation_figure(name: str, value: np.ndarray) -> Figure:
 
 
 def heads_picture(maps: Mapping[str, ActivationMap]) -> Image.Image:
-    """The maps of all heads side by side, each with its head's name and probability."""
+    """Returns the maps of all heads side by side, each with its head's name and probability."""
     drawn = []
     for head, found in maps.items():
         label = f"{head}: {found.guess['label']}"
@@ -158,7 +146,7 @@ def heads_picture(maps: Mapping[str, ActivationMap]) -> Image.Image:
 
 
 def _montage(tiles: Sequence[np.ndarray], title: str, top: float | None = None) -> Figure:
-    """Tiles in rows: colours in 0..1 (H, W, 3), or grey (H, W) from 0 to `top`."""
+    """Returns tiles in rows: colours in 0..1 (H, W, 3), or grey (H, W) from 0 to `top`."""
     columns = min(16, max(1, round((2 * len(tiles)) ** 0.5)))
     rows = -(-len(tiles) // columns)
     figure = Figure(figsize=(0.75 * columns + 0.2, 0.75 * rows + 0.5), layout="constrained")

@@ -12,16 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from gnet_jax.config import Config, UserError
-from gnet_jax.convert.start import prepare_run
-from gnet_jax.data import order_fingerprint
+from gnet_jax.convert.start import with_start
 from gnet_jax.lab.cost.ledger import network_ledger
 from gnet_jax.lab.sweeps.heads import HeadEvaluator
 from gnet_jax.lab.sweeps.sweep import Cell
-from gnet_jax.training.checkpoints.restore import SavedSteps
-from gnet_jax.training.compiled_steps import CompiledSteps
-from gnet_jax.training.loop import train
+from gnet_jax.training.loop import CompiledSteps, train
 from gnet_jax.training.memory import step_memory
-from gnet_jax.training.program import model_of
+from gnet_jax.training.program import model_of, prepare
 from gnet_jax.training.workdir import BusyError, MetricsFile, open_workdir
 
 LOG_FILE = "log.txt"
@@ -39,8 +36,8 @@ class Bench:
     """A config made ready once for all of its seeds, which share its compiled programs."""
 
     def __init__(self, config: Config) -> None:
-        self._run = prepare_run(config)
-        self._compiled = CompiledSteps()
+        self._run = prepare(*with_start(config))
+        self._steps = CompiledSteps(self._run.program)
         self._evaluate_heads = HeadEvaluator(self._run)
 
     def run(self, cell: Cell) -> dict[str, Any]:
@@ -54,21 +51,15 @@ class Bench:
         own = dataclasses.replace(
             self._run.config, seed=cell.config.seed, workdir=cell.config.workdir
         )
-        run = dataclasses.replace(self._run, config=own)
-        fingerprints = {
-            "train": run.train.fingerprint(),
-            "val": run.val.fingerprint(),
-            "order": order_fingerprint(len(run.train), own.seed),
-            "classes": list(run.train.class_names),
-        }
-        workdir = open_workdir(own, fingerprints)
+        program = dataclasses.replace(self._run.program, config=own)
+        run = dataclasses.replace(self._run, program=program)
+        workdir = open_workdir(own, run.fingerprints())
         with (workdir / LOG_FILE).open("a") as log, contextlib.redirect_stdout(log):
-            ended = train(run, workdir, self._compiled)
+            ended = train(run, workdir, self._steps)
         if ended.signal is not None:
             raise StoppedError(ended.signal, cell)
-        state = SavedSteps(workdir / "checkpoints").restore(ended.step, run.abstract_state())
-        count, heads = self._evaluate_heads(run, state)
-        cost = network_ledger(run.model, own.data.image_size)
+        count, heads = self._evaluate_heads(run, ended.state)
+        cost = network_ledger(program.model, own.data.image_size)
         return {
             "status": "done",
             "step": ended.step,
@@ -78,7 +69,7 @@ class Bench:
             "params": cost.params,
             "params_with_aux": cost.params_with_aux,
             "macs": cost.macs,
-            "memory_bytes": step_memory(self._compiled.train_step(run)),
+            "memory_bytes": step_memory(self._steps.train),
             "images_per_sec": images_per_sec(workdir),
         }
 

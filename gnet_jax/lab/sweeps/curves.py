@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from gnet_jax.config import UserError
-from gnet_jax.config.text import as_text
+from gnet_jax.config.paths import as_text
 from gnet_jax.inference.lettering import letter
 from gnet_jax.lab.palette import colour_of, line_style
 from gnet_jax.training.workdir import MetricsFile

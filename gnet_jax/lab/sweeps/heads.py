@@ -12,8 +12,10 @@ import jax.numpy as jnp
 import optax
 
 from gnet_jax.config import Preprocessing
-from gnet_jax.data import BadRecords, eval_batches, preprocess
-from gnet_jax.model import GoogLeNet, every_head
+from gnet_jax.data.augment import preprocess
+from gnet_jax.data.bad_images import BadRecords
+from gnet_jax.data.batches import eval_batches
+from gnet_jax.model.googlenet import GoogLeNet, every_head
 from gnet_jax.training.program import Run
 from gnet_jax.training.sharding import compile_eval_step, put_batches
 from gnet_jax.training.step import TrainState, head_names
@@ -49,8 +51,10 @@ class HeadEvaluator:
     """Evaluates every head of a run's network; compiles at its first call."""
 
     def __init__(self, run: Run) -> None:
-        step = partial(head_sums, model=run.model, preprocessing=run.config.data.preprocessing)
-        self._step = compile_eval_step(run.mesh, step)
+        step = partial(
+            head_sums, model=run.program.model, preprocessing=run.config.data.preprocessing
+        )
+        self._step = compile_eval_step(run.program.mesh, step)
 
     def __call__(self, run: Run, state: TrainState) -> tuple[int, dict[str, dict[str, float]]]:
         """The number of validation images, and mean `loss` and `top1` (a share of 1) by head.
@@ -59,18 +63,18 @@ class HeadEvaluator:
             run: the run, or one that differs in nothing but its seed.
             state: of its network.
         """
-        d = run.config.data
+        d, program = run.config.data, run.program
         batches = eval_batches(
             run.val,
-            batch_size=run.eval_batch_size,
+            batch_size=program.eval_batch_size,
             preprocessing=d.preprocessing,
             threads=d.threads,
             host=jax.process_index(),
             hosts=jax.process_count(),
             bad=BadRecords(run.val, d.bad_limit),
         )
-        count, heads = 0, {head: {"loss": 0.0, "top1": 0.0} for head in head_names(run.model)}
-        for batch in put_batches(batches, run.mesh, run.eval_batch_size):
+        count, heads = 0, {head: {"loss": 0.0, "top1": 0.0} for head in head_names(program.model)}
+        for batch in put_batches(batches, program.mesh, program.eval_batch_size):
             sums = jax.device_get(self._step(state, batch))
             count += int(sums.pop("count"))
             for head, values in sums.items():

@@ -1,8 +1,7 @@
-"""The committed checkpoints of a run: which there are, and how one is restored."""
+"""The committed checkpoints of a run: list them, restore one, open the best one as a model."""
 
-import contextlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,30 +9,31 @@ import jax
 import numpy as np
 
 from gnet_jax.config import ConfigError
-from gnet_jax.training.checkpoints.storage import (
-    DamageError,
+from gnet_jax.model_folder.folder import CONFIG_FILE, ModelFolder, folder_of
+from gnet_jax.model_folder.variables import WeightsError
+from gnet_jax.training.checkpoints.verify import (
+    CorruptError,
+    digest,
     named_leaves,
-    read_arrays,
     read_digests,
+    read_verified,
 )
+
+CHECKPOINTS = "checkpoints"
 
 
 class SavedSteps:
-    """The committed checkpoints of a run, to be read; nothing in the folder is changed.
-
-    Raises:
-        ConfigError: if the folder cannot be listed.
-    """
+    """The committed checkpoints in a folder, read-only."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.resolve()  # TensorStore refuses a path with ".." in it
+        self.steps: list[int] = []  # ascending
+        self.top1: dict[int, float] = {}  # validation accuracy of each step that was evaluated
+        self.corrupt: dict[int, CorruptError] = {}  # steps without valid digests
         self._without_model: set[int] = set()  # steps that an older version saved
-        self._scores: dict[int, float] = {}
-        self.damaged: dict[int, str] = {}  # steps whose digests, and score, cannot be read, and why
-        self._look()
+        self._list()
 
-    def _look(self) -> None:
-        """Take note of what is committed."""
+    def _list(self) -> None:
         try:  # not glob, which finds nothing in a folder that it cannot list
             names = [path.name for path in self.folder.iterdir() if path.is_dir()]
         except FileNotFoundError:
@@ -44,83 +44,57 @@ class SavedSteps:
                 "folder readable"
             ) from error
         self.steps = sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
-        self._scores, self.damaged = {}, {}
-        self._without_model = set()
+        self.top1, self.corrupt, self._without_model = {}, {}, set()
         for step in self.steps:
             try:
-                notes = read_digests(self.folder / str(step) / "digests")
-            except DamageError as error:
-                self.damaged[step] = str(error)
+                notes = read_digests(self.path(step))
+            except CorruptError as error:
+                self.corrupt[step] = error
                 continue
             if notes.get("top1") is not None:
-                self._scores[step] = notes["top1"]
+                self.top1[step] = notes["top1"]
             if notes.get("model") is None:
                 self._without_model.add(step)
 
+    def path(self, step: int) -> Path:
+        """Returns the folder of a step."""
+        return self.folder / str(step)
+
     @property
     def latest(self) -> int | None:
-        """The newest committed step."""
+        """The newest step."""
         return self.steps[-1] if self.steps else None
 
     @property
     def best(self) -> int | None:
-        """The step of the best evaluation so far."""
-        scored = [(top1, step) for step, top1 in self._scores.items()]
-        return max(scored)[1] if scored else None
-
-    def top1(self) -> dict[int, float]:
-        """The top-1 accuracy of every kept step that was evaluated."""
-        return dict(self._scores)
+        """The step with the highest top-1 accuracy; the newest of equals."""
+        return max(self.top1, key=lambda step: (self.top1[step], step), default=None)
 
     def restore(self, step: int, abstract_state: Any) -> Any:
-        """The state saved as `step`, every bit compared with its sha256, placed as asked.
+        """Returns the verified state of `step`, placed on any number of devices and processes.
 
-        Args:
-            step: a committed one.
-            abstract_state: the state's tree of `jax.ShapeDtypeStruct` with shardings, on however
-                many devices and processes.
+        `abstract_state` is a tree of `jax.ShapeDtypeStruct` with shardings.
 
         Raises:
-            ConfigError: if it is damaged, or has other leaves, shapes or dtypes.
+            ConfigError: if it is corrupt, or has other leaves, shapes or dtypes.
         """
-        return self._placed(step, self.read(step), abstract_state)
+        return self._place(step, self.read(step), abstract_state)
 
     def read(
         self, step: int, wanted: Callable[[str], bool] = lambda name: True
     ) -> dict[str, np.ndarray]:
-        """Returns the arrays of `step` whose names are `wanted`, every bit verified.
-
-        Raises:
-            ConfigError: if one of them is damaged.
-        """
-        with self._named(step):
-            return read_arrays(self.folder / str(step), wanted)
+        """Returns the arrays of `step` whose names are `wanted`; raises as `read_verified`."""
+        return read_verified(self.path(step), wanted)
 
     def model(self, step: int) -> Any:
-        """Returns the description of the model in `step`; None if an older version saved it.
+        """Returns the model's description in `step`; None if an older version saved it."""
+        return read_digests(self.path(step)).get("model")
 
-        Raises:
-            ConfigError: if it is damaged.
-        """
-        with self._named(step):
-            return read_digests(self.folder / str(step) / "digests").get("model")
-
-    @contextlib.contextmanager
-    def _named(self, step: int) -> Iterator[None]:
-        """Say which step is damaged, and what to do."""
-        try:
-            yield
-        except DamageError as error:
-            others = [str(each) for each in self.steps if each != step]
-            rest = f"use step {' or '.join(others)}" if others else "begin from scratch"
-            raise ConfigError(
-                f"checkpoint {step} in {self.folder} is damaged: {error}; move "
-                f"{self.folder / str(step)} away to {rest}"
-            ) from error
-
-    def _placed(self, step: int, arrays: dict[str, np.ndarray], abstract_state: Any) -> Any:
-        expected = {name: (x.shape, x.dtype) for name, x in named_leaves(abstract_state).items()}
-        found = {name: (x.shape, x.dtype) for name, x in arrays.items()}
+    def _place(self, step: int, arrays: dict[str, np.ndarray], abstract_state: Any) -> Any:
+        expected, found = (
+            {name: (x.shape, x.dtype) for name, x in leaves.items()}
+            for leaves in (named_leaves(abstract_state), arrays)
+        )
         for name in sorted(expected.keys() | found.keys()):
             if expected.get(name) != found.get(name):
                 raise ConfigError(
@@ -130,8 +104,52 @@ class SavedSteps:
                 )
         leaves, tree = jax.tree.flatten(abstract_state)
         placed = [
-            jax.make_array_from_callback(leaf.shape, leaf.sharding, array.__getitem__)
-            for leaf, array in zip(leaves, map(arrays.get, expected), strict=True)
-            if array is not None
+            jax.make_array_from_callback(leaf.shape, leaf.sharding, arrays[name].__getitem__)
+            for name, leaf in zip(expected, leaves, strict=True)
         ]
         return jax.tree.unflatten(tree, placed)
+
+
+def is_workdir(path: Path) -> bool:
+    """Whether `path` is the workdir of a run that has saved something."""
+    return (path / CONFIG_FILE).is_file() and (path / CHECKPOINTS).is_dir()
+
+
+def read_workdir(workdir: Path) -> ModelFolder:
+    """Returns the model in a run's best checkpoint, or in its newest if none was evaluated.
+
+    It has the averaged parameters if the run kept them. Everything comes from the checkpoint: the
+    run's data and `--init` may be gone.
+
+    Raises:
+        WeightsError: if there is no checkpoint, it does not fit its description, or an older
+            version saved it.
+        CorruptError: if the checkpoint is corrupt, or the digests of any step are.
+    """
+    saved = SavedSteps(workdir / CHECKPOINTS)
+    for error in saved.corrupt.values():  # this step may be the best one
+        raise error
+    step = saved.latest if saved.best is None else saved.best
+    if step is None:
+        raise WeightsError(f"{workdir} has no checkpoint; train until one is saved")
+    where = f"checkpoint {step} in {saved.folder}"
+    description = saved.model(step)
+    if description is None:
+        raise WeightsError(
+            f"{where} contains no model because an older version saved it; run its training "
+            "command again, which adds the model, or convert it with that version"
+        )
+    averaged = saved.read(step, lambda name: name.startswith("average/"))
+    tensors = {name.removeprefix("average/"): each for name, each in averaged.items()}
+    if not averaged:
+        tensors = saved.read(step, lambda name: name.startswith(("params/", "batch_stats/")))
+    folder = folder_of(description, tensors, where)
+    folder.source.update(
+        file=workdir.absolute().name,
+        sha256=digest(folder.variables),
+        step=str(step),
+        parameters="averaged" if averaged else "as trained",
+    )
+    if step in saved.top1:
+        folder.source["validation_top1"] = f"{saved.top1[step]:.4f}"
+    return folder

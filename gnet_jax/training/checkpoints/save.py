@@ -1,51 +1,49 @@
-"""Checkpoints of a training state: saved and kept, and the newest that is whole restored."""
+"""Save a run's checkpoints, keep the newest and the best, restore the newest that is intact."""
 
 import contextlib
-import hashlib
+import dataclasses
 import json
+import logging
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import future
 
 from gnet_jax.config import ConfigError, UserError
 from gnet_jax.config.paths import plain_path
 from gnet_jax.training.checkpoints.restore import SavedSteps
-from gnet_jax.training.checkpoints.storage import (
-    PARTIAL,
-    DamageError,
+from gnet_jax.training.checkpoints.verify import (
+    CorruptError,
     add_notes,
-    check_readable,
-    items,
+    first_line,
     named_leaves,
-    open_manager,
-    read_arrays,
+    read_digests,
+    read_verified,
+    write_digests,
 )
-from gnet_jax.training.hosts.collectives import gather, together
-from gnet_jax.training.observe.dead_heads import LoneError, TrainingError
+from gnet_jax.training.hosts.agree import OneHostError, TrainingError, gather, run_on_all_hosts
 from gnet_jax.training.observe.goodput import Stopwatch
 
-DAMAGED = ".damaged"
-_NONE_SAVED, _NONE_LEFT = -1, -2  # in place of a step, where hosts agree on one
+QUARANTINED = ".damaged"  # what is appended to the name of a corrupt checkpoint
+PARTIAL = ".orbax-checkpoint-tmp"  # in the name of a folder that is being written or deleted
 
 
-class Checkpoints(SavedSteps):
+class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
     """The checkpoints of one run: the newest few, and the one of the best evaluation.
 
-    Saving goes on in the background, the hashing too. A step is committed by a rename, its sha256
-    among its files, so a killed save leaves the older steps untouched. A committed step is read
-    back; until it is seen to be whole it does not count as saved, and no older step is deleted. One
-    that is damaged is put aside as on a restore, and its save has failed. A save that fails, as on
-    a full disk, is told, counted, and tried again at the next save; older steps stay. On several
-    hosts it is raised instead, for the others would wait: as a `TrainingError` on all of them where
-    the disk is seen to be full before, else as a `LoneError`.
+    A save runs in the background: copy, hash, write, commit by a rename, read back. Only then does
+    the step count as saved, and older steps are deleted. A failed save is logged and counted, and
+    the next one tries again. On several hosts it raises instead, because the others would wait: a
+    `TrainingError` on all of them if the disk is full, otherwise a `OneHostError`.
     """
 
     def __init__(
@@ -57,166 +55,79 @@ class Checkpoints(SavedSteps):
         model: Mapping[str, Any] | None = None,
         verify: bool = True,
     ) -> None:
-        """Open `folder`, which is made if it is missing.
+        """Open `folder`, and create it if it is missing.
 
-        Args:
-            folder: of the run's checkpoints.
-            keep_latest: newest steps to keep.
-            tell: prints a line.
-            watch: counts the seconds that saving holds up the run.
-            model: description of the run's model, to be saved with every step.
-            verify: whether each step is read back before it counts as saved.
+        `tell` prints a line. `watch` measures the time that saving holds up the run. `model` is a
+        description that is saved with every step. `verify` reads each step back.
         """
         super().__init__(folder)
         self.tell = tell
         self.watch = Stopwatch() if watch is None else watch
         self.failures = 0
-        self.problem: str | None = None  # of the last save, if that failed
-        self._begun = 0  # the step whose save began last
-        self._pending: Future[None] | None = None
-        self._keep_latest = keep_latest
-        self._waiting = ThreadPoolExecutor(1, "checkpoints")
-        self._model = model
-        self._verify = verify
-        self._manager = open_manager(self.folder)
+        self.problem: str | None = None  # why the last save failed
+        self._keep_latest, self._model, self._verify = keep_latest, model, verify
+        self._pending: tuple[int, Future[None]] | None = None  # the step that is being saved
+        self._background = ThreadPoolExecutor(1, "checkpoints")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if jax.process_index() == 0:
+            self._delete_partial()
+        # The format is named because `read_verified` reads it and Orbax's default may change.
+        arrays = ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=False)
+        self._orbax = ocp.AsyncCheckpointer(
+            ocp.CompositeCheckpointHandler(state=arrays, digests=_DigestsHandler()),
+            async_options=ocp.AsyncOptions(barrier_sync_fn=_barrier),
+        )
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.wait()
-        self._waiting.shutdown()
-        self._manager.close()
+        self._background.shutdown()
+        self._orbax.close()
 
     def save(self, step: int, state: Any, top1: float | None = None) -> None:
-        """Begin to save `state` as `step`; a saved step without a top-1 is only given one."""
+        """Start to save `state` as `step`. A step that is already saved only gets its top-1."""
         with self.watch.spent("saving"):
-            self._save(step, state, top1)
+            self._finish_pending()
+            if step not in self.steps:
+                self._start(step, state, top1)
+            elif top1 is not None and step not in self.top1:
+                self.top1[step] = top1
+                self._add_notes(step, {"top1": top1})
 
-    def _save(self, step: int, state: Any, top1: float | None) -> None:
-        self._wait()
-        if step in self.steps:
-            if top1 is not None and step not in self._scores:
-                self._scores[step] = top1
-                self._note(step, "accuracy", {"top1": top1})
-            return
-        self._begun = step
+    def _start(self, step: int, state: Any, top1: float | None) -> None:
         if top1 is not None:
-            self._scores[step] = top1
+            self.top1[step] = top1
         try:
-            together(lambda: self._check_space(state))
+            run_on_all_hosts(lambda: self._check_space(state))
+            arrays = {}
+            if jax.process_index() == 0:  # copies, because the next step may overwrite the state
+                arrays = {name: np.array(leaf) for name, leaf in named_leaves(state).items()}
             notes = {"top1": top1, "model": self._model}
-            plain_path(self.folder)  # Orbax's path: a cleaner of temporary files may remove it
-            self._manager.save(step, args=items(state, _on_host(state), notes), force=True)
-            self._pending = self._waiting.submit(self._commit, step)
+            items = ocp.args.Composite(
+                state=ocp.args.PyTreeSave(state), digests=_DigestsSave(arrays, notes)
+            )
+            self._orbax.save(plain_path(self.folder) / str(step), args=items)
+            self._pending = step, self._background.submit(self._commit, step)
             self.watch.saved(step)
-        except Exception as error:  # whatever the storage below trips over
-            # Every host knows of a `UserError`.
-            self._failed(error, lone=not isinstance(error, UserError))
+        except Exception as error:  # whatever Orbax and TensorStore raise
+            self._fail(step, error, on_all_hosts=isinstance(error, UserError))
 
     def _commit(self, step: int) -> None:
-        """Wait until `step` is on disk, read it back, and delete the steps that it replaces.
-
-        Only the first process reads and deletes.
-
-        Raises:
-            Exception: whatever the storage raises.
-            DamageError: if it is not what was saved.
-            ConfigError: if it cannot be opened, or not be put aside.
-        """
-        self._manager.wait_until_finished()  # Orbax raises an error only to who waits for it
+        """Wait until `step` is on disk, verify it, and delete the steps that it replaces."""
+        self._orbax.wait_until_finished()  # Orbax raises an error only to the thread that waits
         if jax.process_index():
             return
         if self._verify:
             try:
-                read_arrays(self.folder / str(step))
-            except DamageError as error:
-                check_readable(self.folder / str(step))
-                aside = self._put_aside(step)
-                raise DamageError(
-                    f"read back, it is damaged: {error}; it is put aside as {aside}"
-                ) from error
-        for old in self.steps:
-            if old not in self._kept_with(step):
-                # First renamed, so that a kill leaves no half of a step, but what a start removes.
-                gone = self.folder / f"{old}{PARTIAL}"
-                with contextlib.suppress(FileNotFoundError):
-                    (self.folder / str(old)).rename(gone)
-                shutil.rmtree(gone, ignore_errors=True)
-
-    def _note(self, step: int, what: str, notes: Mapping[str, Any]) -> None:
-        try:
-            if jax.process_index() == 0:
-                add_notes(self.folder / str(step) / "digests", notes)
-        except (OSError, DamageError) as error:
-            self.tell(f"warning: the {what} of step {step} could not be noted ({error})")
-
-    def _check_space(self, state: Any) -> None:
-        """Spare Orbax a full disk: it leaves a dozen threads with errors of their own.
-
-        Raises:
-            UserError: if the state has no room.
-        """
-        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-        disk = shutil.disk_usage(self.folder)
-        if disk.total > 0 and disk.free < needed:  # some network drives report no size at all
-            raise UserError(
-                f"the disk is full: {needed / 1e6:,.1f} MB are needed, {disk.free / 1e6:,.1f} free"
-            )
-
-    def _remove_partial(self) -> None:
-        """Remove what a failed save left: it may be what fills the disk.
-
-        Orbax lets go of the writes beside one that fails, so what they still make is awaited.
-        """
-        quiet = 0
-        for _ in range(100):
-            found = list(self.folder.glob(f"*{PARTIAL}*"))
-            for partial in found:
-                shutil.rmtree(partial, ignore_errors=True)
-            quiet = 0 if found else quiet + 1
-            if quiet == 10:
-                break
-            time.sleep(0.05)
-
-    def check(self) -> None:
-        """Tell at once if the save in the background failed."""
-        if self._pending is not None and self._pending.done():
-            self._wait()
-
-    def wait(self) -> None:
-        """Return once what was begun is on disk, or has failed."""
-        with self.watch.spent("saving"):
-            self._wait()
-
-    def _wait(self) -> None:
-        if self._pending is None:
-            return
-        pending, self._pending = self._pending, None
-        try:
-            pending.result()
-        except Exception as error:  # as in `_save`
-            with contextlib.suppress(Exception):  # the same, which Orbax raises in every thread
-                self._manager.wait_until_finished()
-            self._failed(error, lone=True)
-        else:
-            self.problem = None
-            self.watch.committed = self._begun
-            self._remember(self._begun)
-
-    def _remember(self, step: int) -> None:
-        """Take note of a new step, and of those that went for it, without a look at the folder.
-
-        Over a network file system a listing may lag behind, on one host and not on another; hosts
-        that believe in other steps would come to other decisions, and wait for each other.
-        """
-        self.steps = self._kept_with(step)
-        self._scores = {s: top1 for s, top1 in self._scores.items() if s in self.steps}
+                read_verified(self.path(step))
+            except CorruptError as error:
+                raise UserError(self._quarantine(step, error)) from error
+        # Orbax's preservation policies would delete older steps before this one is verified.
+        for old in set(self.steps).difference(self._kept_with(step)):
+            # Renamed first: if the deletion is killed, the next start removes the rest.
+            deleted = self.folder / f"{old}{PARTIAL}"
+            with contextlib.suppress(FileNotFoundError):
+                self.path(old).rename(deleted)
+            shutil.rmtree(deleted, ignore_errors=True)
 
     def _kept_with(self, step: int) -> list[int]:
         """Returns the steps to keep once `step` is saved: the newest few, and the best."""
@@ -224,96 +135,182 @@ class Checkpoints(SavedSteps):
         kept = {*steps[-self._keep_latest :], self.best}
         return [each for each in steps if each in kept]
 
-    def restore_newest(self, abstract_state: Any) -> tuple[int, Any] | None:
-        """The newest step that is undamaged, and its state; None if nothing was ever saved.
+    def _add_notes(self, step: int, notes: Mapping[str, Any]) -> None:
+        try:
+            if jax.process_index() == 0:
+                add_notes(self.path(step), notes)
+        except (OSError, CorruptError) as error:
+            self.tell(f"warning: cannot add {' and '.join(notes)} to checkpoint {step}: {error}")
 
-        Damaged ones on the way are told and renamed: 120 becomes 120.damaged. The first process
-        verifies and chooses; the others verify the same step for themselves, and believe the first
-        in what else there is. Steps that an older version saved are given the model.
+    def _check_space(self, state: Any) -> None:
+        """Raise if the state does not fit: on a full disk Orbax leaves a dozen failed threads."""
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        disk = shutil.disk_usage(self.folder)
+        if disk.total > 0 and disk.free < needed:  # some network drives report no size at all
+            raise UserError(
+                f"the disk is full: {needed / 1e6:,.1f} MB are needed, {disk.free / 1e6:,.1f} free"
+            )
+
+    def check(self) -> None:
+        """Report a failure of the background save, if it has ended."""
+        if self._pending is not None and self._pending[1].done():
+            self._finish_pending()
+
+    def wait(self) -> None:
+        """Wait until the background save has ended, and report its failure."""
+        with self.watch.spent("saving"):
+            self._finish_pending()
+
+    def _finish_pending(self) -> None:
+        if self._pending is None:
+            return
+        (step, pending), self._pending = self._pending, None
+        try:
+            pending.result()
+        except Exception as error:  # as in `_start`
+            with contextlib.suppress(Exception):  # Orbax raises the same error in every thread
+                self._orbax.wait_until_finished()
+            self._fail(step, error, on_all_hosts=False)
+            return
+        self.problem = None
+        self.watch.committed = step
+        # Not listed again: on a network file system listings may lag behind, differently on each
+        # host, and hosts that know other steps would decide differently and wait for each other.
+        self.steps = self._kept_with(step)
+        self.top1 = {each: top1 for each, top1 in self.top1.items() if each in self.steps}
+
+    def _fail(self, step: int, error: Exception, *, on_all_hosts: bool) -> None:
+        self.failures += 1
+        reason = error if isinstance(error, UserError) else first_line(error)
+        self.problem = f"step {step} could not be saved ({reason})"
+        if jax.process_count() > 1:
+            kind = TrainingError if on_all_hosts else OneHostError
+            raise kind(
+                f"{self.problem}; the same command on every host resumes from the latest checkpoint"
+            ) from error
+        self._remove_partial()
+        self._list()
+        latest = f"step {self.latest} is the latest" if self.steps else "no step is saved yet"
+        self.tell(f"warning: {self.problem}; {latest}, and the next save tries again")
+
+    def _remove_partial(self) -> None:
+        """Remove what a failed save left, which may be what fills the disk.
+
+        Orbax does not wait for its other writes, so wait until nothing new shows up.
+        """
+        quiet = 0
+        for _ in range(100):
+            quiet = 0 if self._delete_partial() else quiet + 1
+            if quiet == 10:
+                break
+            time.sleep(0.05)
+
+    def _delete_partial(self) -> bool:
+        """Delete what unfinished saves and deletions left; returns whether there was anything."""
+        found = list(self.folder.glob(f"*{PARTIAL}*"))
+        for partial in found:
+            shutil.rmtree(partial, ignore_errors=True)
+        return bool(found)
+
+    def restore_latest(self, abstract_state: Any) -> tuple[int, Any] | None:
+        """Returns the newest intact step and its state; None if nothing was ever saved.
+
+        Corrupt steps on the way are logged and renamed (120 becomes 120.damaged). The first process
+        chooses. The others verify the same step and take over its list of steps. Steps that an
+        older version saved are given the model.
 
         Raises:
-            ConfigError: if no step is left, if files of one cannot be opened, or as `restore`.
+            ConfigError: if no step is intact, or as `restore` and `read_verified`.
             UserError: if another host failed.
         """
         first = jax.process_index() == 0
-        step, arrays = together(lambda: self._newest_undamaged() if first else (_NONE_SAVED, {}))
-        self._manager.reload()
-        self._look()
-        told = gather(json.dumps([step, self.steps, list(self._scores.items())]))
-        step, self.steps, scores = json.loads(told[0])
-        self._scores = dict(scores)
-        if step == _NONE_SAVED:
+        chosen, arrays = run_on_all_hosts(lambda: self._verify_latest() if first else (None, {}))
+        self._list()
+        answers = gather(json.dumps([chosen, self.steps, list(self.top1.items())]))
+        step, self.steps, top1 = json.loads(answers[0])
+        self.top1 = dict(top1)
+        if step is None:
             return None
-        if step == _NONE_LEFT:
-            raise ConfigError(
-                f"no checkpoint in {self.folder} is undamaged; bring one back from a copy, or "
-                "begin anew in another --workdir"
+        restored = run_on_all_hosts(
+            lambda: (
+                self._place(step, arrays, abstract_state)
+                if first
+                else self.restore(step, abstract_state)
             )
-
-        def own() -> Any:
-            if first:
-                return self._placed(step, arrays, abstract_state)
-            return self.restore(step, abstract_state)
-
-        restored = together(own)
+        )
         if self._model is not None:
             for old in sorted(self._without_model.intersection(self.steps)):
-                self._note(old, "model", {"model": self._model})
+                self._add_notes(old, {"model": self._model})
         return step, restored
 
-    def _newest_undamaged(self) -> tuple[int, dict[str, np.ndarray]]:
+    def _verify_latest(self) -> tuple[int | None, dict[str, np.ndarray]]:
+        """Returns the newest intact step and its arrays; renames the corrupt ones on the way."""
         for step in reversed(self.steps):
             try:
-                return step, read_arrays(self.folder / str(step))
-            except DamageError as error:
-                check_readable(self.folder / str(step))
-                aside = self._put_aside(step)
-                self.tell(f"checkpoint {step} is damaged: {error}; it is put aside as {aside}")
-        put_aside = any(self.folder.glob(f"*{DAMAGED}*"))
-        return (_NONE_LEFT if put_aside else _NONE_SAVED), {}
-
-    def _put_aside(self, step: int) -> Path:
-        path = self.folder / str(step)
-        tries = (f"{step}{DAMAGED}{'' if n == 1 else f'-{n}'}" for n in range(1, 1000))
-        aside = next(self.folder / name for name in tries if not (self.folder / name).exists())
-        try:
-            return path.rename(aside)
-        except OSError as error:
+                return step, read_verified(self.path(step))
+            except CorruptError as error:
+                self.tell(self._quarantine(step, error))
+        if any(self.folder.glob(f"*{QUARANTINED}*")):
             raise ConfigError(
-                f"checkpoint {step} is damaged, and cannot be renamed to {aside}: {error.strerror}"
-                "; move it away, or make the folder writable"
-            ) from error
+                f"every checkpoint in {self.folder} is corrupt; restore one from a copy, or start "
+                "from scratch in another --workdir"
+            )
+        return None, {}
 
-    def _failed(self, error: Exception, *, lone: bool) -> None:
-        self.failures += 1
-        reason = str(error)
-        if not isinstance(error, DamageError | UserError):  # a library's, which may be long
-            reason = (reason or type(error).__name__).splitlines()[0][:200]
-        self.problem = f"step {self._begun} could not be saved ({reason})"
-        if jax.process_count() > 1:
-            kind = LoneError if lone else TrainingError
-            raise kind(
-                f"{self.problem}; the same command on every host goes on from the newest checkpoint"
-            ) from error
-        self._remove_partial()
-        self._manager.reload()  # Orbax counts a step from the moment that its save begins
-        self._look()
-        kept = f"step {self.latest} is the newest" if self.steps else "none is saved yet"
-        self.tell(f"warning: {self.problem}; {kept}, and the next save tries again")
+    def _quarantine(self, step: int, error: CorruptError) -> str:
+        """Rename a corrupt step; returns a sentence that says so."""
+        names = (f"{step}{QUARANTINED}{'' if n == 1 else f'-{n}'}" for n in range(1, 1000))
+        renamed = next(self.folder / name for name in names if not (self.folder / name).exists())
+        try:
+            self.path(step).rename(renamed)
+        except OSError as failure:
+            raise ConfigError(
+                f"checkpoint {step} is corrupt and cannot be renamed to {renamed}: "
+                f"{failure.strerror}; move it away, or make the folder writable"
+            ) from failure
+        return f"checkpoint {step} is corrupt: {error.reason}; it is renamed to {renamed}"
 
 
-def digest(state: Any) -> str:
-    """sha256 over the names, dtypes, shapes and bytes of every leaf: equal only for equal bits."""
-    result = hashlib.sha256()
-    for name, leaf in named_leaves(state).items():
-        value = np.asarray(leaf)
-        result.update(f"{name} {value.dtype} {value.shape}\n".encode())
-        result.update(value.tobytes())
-    return result.hexdigest()
+def _drop_orbax_tracebacks(record: logging.LogRecord) -> bool:
+    """Orbax logs a traceback for every array that a failed save did not write, and raises too."""
+    return record.exc_info is None or "orbax" not in f"{record.pathname} {record.getMessage()}"
 
 
-def _on_host(state: Any) -> dict[str, np.ndarray]:
-    """Copies, for the step that follows may write over the state; only the first process's."""
-    if jax.process_index():
-        return {}
-    return {name: np.array(leaf) for name, leaf in named_leaves(state).items()}
+for _logger in ("absl", "asyncio"):
+    logging.getLogger(_logger).addFilter(_drop_orbax_tracebacks)
+
+
+def _barrier(*, key: str, timeout_ms: int) -> None:
+    """Wait for the other hosts, unless this host's save has failed.
+
+    Orbax waits there too, in the `finally` of its thread. Since the others wait for the failed
+    write, all would wait for 20 minutes without a message.
+    """
+    error = sys.exception()
+    if error is not None and threading.current_thread() is not threading.main_thread():
+        raise error
+    ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
+
+
+class _DigestsHandler(ocp.AsyncCheckpointHandler):
+    """Hashes and writes in the background, before Orbax commits the checkpoint."""
+
+    async def async_save(self, directory: Path, args: "_DigestsSave") -> list[future.Future]:
+        async def work() -> None:
+            self.save(directory, args)
+
+        return [future.CommitFutureAwaitingContractedSignals(work(), name="digests")]
+
+    def save(self, directory: Path, args: "_DigestsSave") -> None:
+        if jax.process_index() == 0:
+            write_digests(directory, args.arrays, args.notes)
+
+    def restore(self, directory: Path, args: Any = None) -> Any:
+        return read_digests(directory.parent)
+
+
+@ocp.args.register_with_handler(_DigestsHandler, for_save=True, for_restore=True)
+@dataclasses.dataclass
+class _DigestsSave(ocp.args.CheckpointArgs):
+    arrays: dict[str, np.ndarray] = dataclasses.field(repr=False)
+    notes: Mapping[str, Any]

@@ -1,33 +1,81 @@
-"""What the hosts of a run must have in common, compared before anything long begins."""
+"""What hosts exchange, and the check that all of them run the same thing.
+
+Every host must call each function here, in the same order.
+"""
 
 import json
 import os
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
-from gnet_jax.config import Config, ConfigError, flatten
-from gnet_jax.training.checkpoints.save import digest
-from gnet_jax.training.hosts.collectives import gather, together
-from gnet_jax.training.program import Run
+from gnet_jax.config import Config, ConfigError, UserError, flatten
+from gnet_jax.training.checkpoints.verify import digest
 from gnet_jax.training.workdir import code_version, open_workdir, package_versions
 
-# Fields that name a place of a host's, or how it works: hosts may differ in them.
-OF_A_HOST = ("workdir", "init", "data.source", "data.threads", "data.workers")
-SEEN_WITHIN_SECONDS = 10  # a file that another host has written, over a network file system
+if TYPE_CHECKING:
+    from gnet_jax.training.program import Run
+
+Value = TypeVar("Value")
+
+# Paths and thread counts: hosts may differ in these fields.
+PER_HOST_FIELDS = ("workdir", "init", "data.source", "data.threads", "data.workers")
+TOKEN_SECONDS = 10  # until a file that host 0 wrote shows up over a network file system
 
 
-def identity(run: Run, fingerprints: Mapping[str, Any]) -> dict[str, Any]:
-    """What must be the same on every host: fields, data, weights, code and versions, by name.
+class TrainingError(RuntimeError):
+    """Training cannot continue, on any host: not finite, not learning, or not saved."""
 
-    The fingerprint of a split tells other classes too; a thousand names would hide what differs.
+
+class OneHostError(TrainingError):
+    """An error that the other hosts do not know of; see `abort_on_unexpected_error`."""
+
+
+def gather(text: str) -> list[str]:
+    """Returns the `text` of every host, in the order of the hosts."""
+    if jax.process_count() == 1:
+        return [text]
+    own = np.frombuffer(text.encode("utf-8", "surrogateescape"), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array([own.size], np.int32)).ravel()
+    padded = np.zeros(max(int(sizes.max()), 1), np.uint8)
+    padded[: own.size] = own
+    rows = multihost_utils.process_allgather(padded)
+    return [
+        row[:size].tobytes().decode("utf-8", "surrogateescape")
+        for row, size in zip(rows, sizes, strict=True)
+    ]
+
+
+def run_on_all_hosts(action: Callable[[], Value]) -> Value:
+    """Returns what `action` returns here, once it has succeeded on every host.
+
+    Raises:
+        UserError: as `action` here; otherwise the first one that it raised on another host.
     """
-    fields = {name: value for name, value in flatten(run.config).items() if name not in OF_A_HOST}
-    weights = {} if run.pretrained is None else {"init": digest(run.pretrained.variables)}
+    try:
+        value, own = action(), None
+    except UserError as error:
+        value, own = None, error
+    errors = gather("" if own is None else str(own) or type(own).__name__)
+    if own is not None:
+        raise own
+    for host, error in enumerate(errors):
+        if error:
+            raise UserError(f"host {host} stopped: {error}")
+    return value  # pyright: ignore[reportReturnType]
+
+
+def identity(run: "Run", fingerprints: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what must be equal on every host, by name; fingerprints cover the class names."""
+    fields = {k: value for k, value in flatten(run.config).items() if k not in PER_HOST_FIELDS}
+    pretrained = run.program.pretrained
+    weights = {} if pretrained is None else {"init": digest(pretrained.variables)}
     return (
         fields
         | weights
@@ -38,14 +86,9 @@ def identity(run: Run, fingerprints: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def compare(own: Mapping[str, Any]) -> None:
-    """Refuse to train where the hosts' values differ from those of host 0; all must call this.
-
-    Raises:
-        ConfigError: the same on every host; it names the first host that differs, and in what.
-    """
-    hosts = [json.loads(text) for text in gather(json.dumps(own))]
-    for host, values in enumerate(hosts):
-        first = hosts[0]
+    """Raise a ConfigError, the same on every host, that names the first host that differs."""
+    first, *others = (json.loads(text) for text in gather(json.dumps(own)))
+    for host, values in enumerate(others, 1):
         differing = [
             f"{name} is {values.get(name, 'absent')} there, {first.get(name, 'absent')} on host 0"
             for name in sorted(first.keys() | values.keys())
@@ -60,37 +103,31 @@ def compare(own: Mapping[str, Any]) -> None:
 
 
 def open_shared_workdir(config: Config, fingerprints: Mapping[str, Any]) -> Path:
-    """The run's folder, opened on every host, once all are seen to look at the same one.
-
-    Raises:
-        ConfigError: as `open_workdir`, of any host; or naming the host that sees another folder.
-    """
+    """Open the workdir on every host, or raise a ConfigError if they see different folders."""
     if jax.process_count() == 1:
         return open_workdir(config, fingerprints)
     first = jax.process_index() == 0
     own = Path(config.workdir).expanduser()
-    if first:
-        own = together(lambda: open_workdir(config, fingerprints))
+    token = ""
+    opened = run_on_all_hosts(lambda: open_workdir(config, fingerprints) if first else None)
+    if opened is not None:
         token = f".shared-{secrets.token_hex(8)}"
-        (own / token).touch()
-    else:
-        together(lambda: None)
-        token = ""
+        (opened / token).touch()
     token = gather(token)[0]
     try:
-        together(lambda: _see(own, token))
-        return together(lambda: open_workdir(config, fingerprints))
+        run_on_all_hosts(lambda: _wait_for_token(own, token))
+        return run_on_all_hosts(lambda: open_workdir(config, fingerprints))
     finally:
         if first:
             (own / token).unlink(missing_ok=True)
 
 
-def _see(workdir: Path, token: str) -> None:
-    deadline = time.monotonic() + SEEN_WITHIN_SECONDS
+def _wait_for_token(workdir: Path, token: str) -> None:
+    deadline = time.monotonic() + TOKEN_SECONDS
     while not workdir.is_dir() or token not in os.listdir(workdir):
         if time.monotonic() > deadline:
             raise ConfigError(
-                f"the workdir {workdir.absolute()} is another folder here than on host 0; give a "
+                f"the workdir {workdir.absolute()} is not the folder that host 0 sees; give a "
                 "--workdir on a file system that all hosts share"
             )
         time.sleep(0.2)

@@ -1,4 +1,4 @@
-"""The processes of one run: how they find each other, and what ends them when one is gone."""
+"""The processes of one run: join the others, and exit when one of them is lost."""
 
 import contextlib
 import glob
@@ -15,25 +15,37 @@ import jax
 
 from gnet_jax.config import ConfigError, UserError
 from gnet_jax.config.command import Launch
-from gnet_jax.config.fields import choose
-from gnet_jax.training.observe.dead_heads import LoneError
+from gnet_jax.errors import choose
+from gnet_jax.training.checkpoints.verify import first_line
+from gnet_jax.training.hosts.agree import OneHostError
+
+EXIT_LOST = 3  # exit code if the processes could not meet, or lost one of them
+
+# JAX ends all processes if one has not answered for this long. It may take up to twice as long, and
+# the docs promise 35 s.
+HEARTBEAT_SECONDS = 15
+SHUTDOWN_SECONDS = 30  # that a finished process waits for the others to finish
 
 
-def joins(launch: Launch) -> bool:
-    """Whether this process is to join others."""
-    said = choose("--distributed", launch.distributed, {"auto": None, "on": True, "off": False})
-    if said is not None:
-        return said
+class HostsError(RuntimeError):
+    """Processes did not find each other; the same command may work the next time."""
+
+
+def should_join(launch: Launch) -> bool:
+    """Whether this process should join others."""
+    option = choose("--distributed", launch.distributed, {"auto": None, "on": True, "off": False})
+    if option is not None:
+        return option
     given = (launch.coordinator, launch.num_processes, launch.process_id)
     named = any(each is not None for each in given) or "JAX_COORDINATOR_ADDRESS" in os.environ
-    return named or cluster() is not None
+    return named or detect_cluster() is not None
 
 
-def cluster() -> str | None:
-    """What kind of job of several processes this process is part of; None outside of any.
+def detect_cluster() -> str | None:
+    """Returns the kind of multi-process job that this process belongs to, or None.
 
-    Read from the environment alone, and meant to see too much rather than too little: a process
-    that overlooks its job would train alone, beside others in the same workdir.
+    If in doubt, a job is assumed: a process that overlooks its job would train alone, beside
+    others in the same workdir.
     """
     env = os.environ
     slurm = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
@@ -41,12 +53,15 @@ def cluster() -> str | None:
         return "Open MPI"
     if _number("SLURM_NTASKS") > 1 and all(name in env for name in slurm):
         return "Slurm"
-    if _asks_for_tpu():
+    platforms = env.get("JAX_PLATFORMS", "")
+    if not platforms or "tpu" in platforms.split(","):
         workers = env.get("TPU_PROCESS_ADDRESSES") or env.get("TPU_WORKER_HOSTNAMES")
-        if workers is not None:  # one entry on a machine that is whole by itself, as on Colab
+        if workers is not None:  # a single machine, such as Colab, has one entry
             several = len(workers.split(",")) > 1 or _number("MEGASCALE_NUM_SLICES") > 1
             return "GKE with TPUs" if several else None
-        if _on_tpu_vm():
+        chips = glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*")
+        metadata_server = "TPU_SKIP_MDS_QUERY" not in env  # it names the other machines
+        if chips and metadata_server and importlib.util.find_spec("libtpu") is not None:
             return "TPU VM"
     if "KUBERNETES_SERVICE_HOST" in env and "JOB_COMPLETION_INDEX" in env:
         return "Kubernetes"
@@ -58,48 +73,25 @@ def _number(name: str) -> int:
     return int(value) if value.isdecimal() else 0
 
 
-def _asks_for_tpu() -> bool:
-    platforms = os.environ.get("JAX_PLATFORMS", "")
-    return not platforms or "tpu" in platforms.split(",")
-
-
-def _on_tpu_vm() -> bool:
-    """Whether chips are attached, and a metadata server may be asked for the other machines."""
-    chips = glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*")
-    found = bool(chips) and importlib.util.find_spec("libtpu") is not None
-    return found and "TPU_SKIP_MDS_QUERY" not in os.environ
-
-
-EXIT_LOST = 3  # exit code where the processes could not meet, or lost one of them
-
-# A process that has not been heard of for so long is taken for dead, and JAX ends all others.
-# JAX may need up to twice this, and the docs promise 35 s.
-HEARTBEAT_SECONDS = 15
-# How long a process waits at its end for the others to come to theirs.
-SHUTDOWN_SECONDS = 30
-
-
-class HostsError(RuntimeError):
-    """Processes that did not find each other; the same command may work the next time."""
-
-
 def start(launch: Launch) -> None:
-    """Join the other processes of the run, if there are any; before anything touches a device.
+    """Join the other processes of the run, if any. Call this before anything uses a device.
+
+    If they do not all join within `launch.start_timeout`, the process exits with `EXIT_LOST`.
 
     Raises:
-        ConfigError: if it cannot be told which processes belong together.
-        HostsError: if they cannot be reached. Where they do not all come within the launch's
-            `start_timeout`, the process ends here, with a sentence and exit code `EXIT_LOST`.
+        ConfigError: if it is unclear which processes belong together.
+        HostsError: if the others cannot be reached.
     """
-    given = (launch.coordinator, launch.num_processes, launch.process_id)
-    if not joins(launch):
+    if not should_join(launch):
         return
-    found = cluster()
+    cluster = detect_cluster()
+    this = _describe(launch, cluster)
+    given = (launch.coordinator, launch.num_processes, launch.process_id)
     options: dict[str, Any] = {
         "coordinator_address": launch.coordinator,
         "num_processes": launch.num_processes,
         "process_id": launch.process_id,
-        # JAX would end the process without a word of what to do; `_give_up` comes before it.
+        # JAX would abort without saying what to do, so the alarm below comes first.
         "initialization_timeout": launch.start_timeout + 60,
         "heartbeat_timeout_seconds": HEARTBEAT_SECONDS,
         "shutdown_timeout_seconds": SHUTDOWN_SECONDS,
@@ -108,93 +100,82 @@ def start(launch: Launch) -> None:
     known = inspect.signature(jax.distributed.initialize).parameters
     options = {name: value for name, value in options.items() if name in known}  # JAX 0.7 has fewer
     if hasattr(jax.config, "jax_enable_preemption_service"):
-        # It would take SIGTERM for itself, and tell nobody.
+        # The service would replace our SIGTERM handler.
         jax.config.update("jax_enable_preemption_service", False)
-    alarm = threading.Timer(launch.start_timeout, _give_up, (launch, found))
+    give_up = (
+        f"error: {this} waited {launch.start_timeout} s for the others; start all of them with the "
+        "same coordinator, or raise --start-timeout",
+        EXIT_LOST,
+    )
+    alarm = threading.Timer(launch.start_timeout, _exit, give_up)
     alarm.daemon = True
     alarm.start()
     try:
         jax.distributed.initialize(**options)
     except (ValueError, TypeError, KeyError) as error:
-        where = "no cluster was recognised" if found is None else f"this looks like {found}"
+        where = "no cluster was recognised" if cluster is None else f"this looks like {cluster}"
         raise ConfigError(
-            f"cannot tell which processes belong to this run ({where}; JAX says: {error}); give "
-            "--coordinator, --num-processes and --process-id, or --distributed off to train alone"
+            f"cannot determine which processes belong to this run ({where}; JAX says: {error}); "
+            "give --coordinator, --num-processes and --process-id, or --distributed off to train "
+            "alone"
         ) from error
-    except Exception as error:  # the network, a metadata server, a library of the cluster's
+    except Exception as error:  # from the network, a metadata server or a library of the cluster
         raise HostsError(
-            f"{_who(launch, found)} could not join the others: {_first_line(error)}; check that "
-            "every process runs and that --coordinator can be reached from here"
+            f"{this} could not join the others: {_name(error)}; check "
+            "that every process runs and that --coordinator can be reached from here"
         ) from error
     finally:
         alarm.cancel()
 
 
-def _give_up(launch: Launch, found: str | None) -> NoReturn:
-    _end(
-        f"error: {_who(launch, found)} waited {launch.start_timeout} s for the others; "
-        "start all of them, with the same coordinator, or raise --start-timeout",
-        EXIT_LOST,
-    )
-
-
-def _who(launch: Launch, found: str | None) -> str:
+def _describe(launch: Launch, cluster: str | None) -> str:
     if launch.process_id is None:
-        return f"this process of a {found} job" if found else "this process"
-    of = "" if launch.num_processes is None else f" of {launch.num_processes}"
-    at = "" if launch.coordinator is None else f" at {launch.coordinator}"
-    return f"process {launch.process_id}{of}{at}"
+        return f"this process of a {cluster} job" if cluster else "this process"
+    total = "" if launch.num_processes is None else f" of {launch.num_processes}"
+    address = "" if launch.coordinator is None else f" at {launch.coordinator}"
+    return f"process {launch.process_id}{total}{address}"
 
 
 @contextlib.contextmanager
-def ending_together(*alike: type[Exception]) -> Iterator[None]:
-    """Over several processes, end this one at once where what is inside fails unforeseen.
+def abort_on_unexpected_error(*expected: type[Exception]) -> Iterator[None]:
+    """With several processes, exit at once if the body raises an error on this one alone.
 
-    The others wait for it in the step that is under way. To leave in the ordinary way would wait
-    for them in turn: to finish a save, and to say goodbye. What every process raises alike passes:
-    a `UserError`, and those of `alike` but `LoneError`. Alone, everything does.
+    The others wait for this process in the step that is under way. A normal exit would wait for
+    them in turn, to finish a save and to disconnect. Errors that every process raises pass through:
+    a `UserError` and those of `expected`, except a `OneHostError`. A process alone raises all.
     """
     try:
         yield
-    except LoneError as error:
+    except OneHostError as error:
         if jax.process_count() == 1:
             raise
-        _end(f"stopped: {error}", 1)
-    except (UserError, *alike):
+        _exit(f"stopped: {error}", 1)
+    except (UserError, *expected):
         raise
-    except jax.errors.JaxRuntimeError as error:
+    except Exception as error:
         if jax.process_count() == 1:
             raise
-        if "RESOURCE_EXHAUSTED" in str(error):
-            _end(_unforeseen(), 1)
-        _end(
-            f"stopped: process {jax.process_index()} of {jax.process_count()} can no "
-            f"longer work with the others, most likely as one of them has ended "
-            f"({_first_line(error)}). The same command on every host goes on from the newest "
-            "checkpoint",
-            EXIT_LOST,
-        )
-    except Exception:  # whatever it is: to leave in the ordinary way would hang
-        if jax.process_count() == 1:
-            raise
-        _end(_unforeseen(), 1)
+        _exit(*_explain(error))
 
 
-def _unforeseen() -> str:
-    """The traceback of the error that is handled, and what becomes of the run."""
-    return (
-        f"{traceback.format_exc()}stopped: process {jax.process_index()} of "
-        f"{jax.process_count()} met the error above, and the others end when they notice. Once it "
-        "is mended, the same command on every host goes on from the newest checkpoint"
-    )
+def _explain(error: Exception) -> tuple[str, int]:
+    """Returns the message and exit code for an error that the other hosts did not raise."""
+    text = f"stopped: process {jax.process_index()} of {jax.process_count()} "
+    lost = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error)
+    if lost:
+        text += f"lost contact with the others, most likely because one exited ({_name(error)})"
+    else:
+        text = "".join(traceback.format_exception(error)) + text
+        text += "raised the error above, which ends the others. Fix it first"
+    text += "; the same command on every host resumes from the latest checkpoint"
+    return text, EXIT_LOST if lost else 1
 
 
-def _end(message: str, code: int) -> NoReturn:
+def _exit(message: str, code: int) -> NoReturn:
     print(message, file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(code)
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+def _name(error: Exception) -> str:
+    return f"{type(error).__name__}: {first_line(error)}"

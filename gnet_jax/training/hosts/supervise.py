@@ -1,4 +1,4 @@
-"""A run that is started again after a crash; nothing here touches a device or imports JAX."""
+"""Restart a run after a crash. Nothing here uses a device or imports JAX."""
 
 import ctypes
 import json
@@ -14,26 +14,28 @@ from typing import Any
 
 from gnet_jax.config.command import Launch
 
-ACKNOWLEDGE = "GNET_JAX_ACKNOWLEDGE"  # names the pipe in which the run tells of a signal
-RESTART = "GNET_JAX_RESTART"  # why the run was started again, as JSON, for its record
+ACKNOWLEDGE = "GNET_JAX_ACKNOWLEDGE"  # file descriptor to which the run writes when it is signalled
+RESTART = "GNET_JAX_RESTART"  # why the run was restarted, as JSON, for run.json
 PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STOPPED = tuple(128 + number for number in SIGNALS)  # exit codes of a run that saved and stopped
-CRASHES = 3  # in a row, without a newer checkpoint, after which a restart would change nothing
+CRASHES = 3  # in a row without a newer checkpoint, after which a restart is pointless
 LONGEST_DELAY = 300.0
-# A job's end signals all of its processes, the run too, for which a second one means: at once.
-# So the run is asked only if it has not heard by itself within this time.
+# The end of a job signals all of its processes, and a second signal kills the run. So the
+# supervisor passes its signal on only if the run has not acknowledged one within this time.
 GRACE_SECONDS = 0.5
 
 
-class Supervisor:
-    """Runs a command until it is done, and starts it again when it crashes.
+def stop_signals() -> list[int]:
+    """Returns the signals that stop a run; without SIGHUP if it is ignored, as under nohup."""
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return [each for each in SIGNALS if each != signal.SIGHUP or not ignored]
 
-    Args:
-        command: to run; the same for every start.
-        checkpoints: the folder in which a step that the run has saved is named by its number.
-        launch: how often, and after what.
-        prog: what the supervisor's messages begin with.
+
+class Supervisor:
+    """Runs a command until it succeeds, and restarts it when it crashes.
+
+    `checkpoints` is the run's folder of checkpoints, `prog` the prefix of messages.
     """
 
     def __init__(
@@ -42,112 +44,105 @@ class Supervisor:
         self._command, self._checkpoints, self._launch = list(command), checkpoints, launch
         self._prog = prog
         self._child: subprocess.Popen[bytes] | None = None
-        self._asked = 0  # signals that came to this process
-        self._heard, self._tell = os.pipe()
+        self._signals = 0  # that this process received
+        self._acknowledged, self._acknowledge = os.pipe()
 
     def run(self) -> int:
-        """The exit code of the last start."""
-        old = {
-            number: signal.signal(number, self._pass_on)
-            for number in SIGNALS
-            # under nohup it stays ignored, here and in the run
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
-        }
+        """Returns the exit code of the last start."""
+        handlers = {each: signal.signal(each, self._pass_on) for each in stop_signals()}
         try:
             return self._run()
         finally:
-            for number, handler in old.items():
+            for number, handler in handlers.items():
                 signal.signal(number, handler)
-            os.close(self._heard)
-            os.close(self._tell)
+            os.close(self._acknowledged)
+            os.close(self._acknowledge)
 
     def _run(self) -> int:
-        number, crashes, delay, why = 0, 0, self._launch.restart_delay, None
+        number, crashes, delay, reason = 0, 0, self._launch.restart_delay, None
         while True:
             before = newest_step(self._checkpoints)
-            code = self._start(why)
+            code = self._start(reason)
             after = newest_step(self._checkpoints)
             preempted = code in STOPPED and self._launch.supervise_preempted
-            if code in (0, 2) or self._asked or (code in STOPPED and not preempted):
+            if code in (0, 2) or self._signals or (code in STOPPED and not preempted):
                 return code
             if after != before:
                 crashes, delay = 0, self._launch.restart_delay
             crashes += not preempted
-            what = f"{explained(code)}; newest checkpoint: {after or 'none'}"
+            ended = f"{describe_exit(code)}; newest checkpoint: {after or 'none'}"
             if crashes == CRASHES:
                 where = f"after step {after}" if after else "before the first checkpoint"
-                self._say(f"{what}. Crashed {CRASHES} times in a row {where}; giving up")
+                self._print(f"{ended}. Crashed {CRASHES} times in a row {where}; giving up")
                 return code
             number += 1
-            self._say(f"{what}. Starting again in {delay:g} s (restart {number})")
-            if self._wait(delay):
+            self._print(f"{ended}. Restart {number} in {delay:g} s")
+            if self._sleep(delay):
                 return code
             delay = min(2 * delay, LONGEST_DELAY)
-            why = {"number": number, "after": explained(code), "step": after}
+            reason = {"number": number, "after": describe_exit(code), "step": after}
 
-    def _start(self, why: dict[str, Any] | None) -> int:
-        while self._has_heard(0):  # what an earlier run has told counts no longer
-            os.read(self._heard, 1)
-        environment = os.environ | {ACKNOWLEDGE: str(self._tell)}
-        if why is not None:
-            environment[RESTART] = json.dumps(why)
-        # A session of its own: a terminal's Ctrl-C comes to this process alone, which passes it on.
+    def _start(self, reason: dict[str, Any] | None) -> int:
+        while self._run_was_signalled(0):  # what an earlier run wrote
+            os.read(self._acknowledged, 1)
+        environment = os.environ | {ACKNOWLEDGE: str(self._acknowledge)}
+        if reason is not None:
+            environment[RESTART] = json.dumps(reason)
+        # A session of its own: a terminal's Ctrl-C reaches this process alone, which passes it on.
         with subprocess.Popen(
-            self._command, env=environment, pass_fds=(self._tell,), start_new_session=True
+            self._command, env=environment, pass_fds=(self._acknowledge,), start_new_session=True
         ) as child:
             self._child = child
-            if self._asked:
+            if self._signals:
                 child.send_signal(signal.SIGTERM)
             code = child.wait()
             self._child = None
         return 128 - code if code < 0 else code
 
     def _pass_on(self, number: int, _frame: object) -> None:
-        self._asked += 1
+        self._signals += 1
         child = self._child
-        if child is None:
-            return
-        if self._asked == 1 and self._has_heard(GRACE_SECONDS):
+        if child is None or (self._signals == 1 and self._run_was_signalled(GRACE_SECONDS)):
             return
         child.send_signal(number)
 
-    def _has_heard(self, seconds: float) -> bool:
-        """Whether the run has told, within this time, that a signal came to it."""
-        return bool(select.select([self._heard], [], [], seconds)[0])
+    def _run_was_signalled(self, seconds: float) -> bool:
+        """Whether the run acknowledges a signal within this time."""
+        return bool(select.select([self._acknowledged], [], [], seconds)[0])
 
-    def _wait(self, seconds: float) -> bool:
-        """Wait before a restart; whether a signal says that there shall be none."""
+    def _sleep(self, seconds: float) -> bool:
+        """Wait before a restart; returns whether a signal came."""
         deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and not self._asked:
+        while time.monotonic() < deadline and not self._signals:
             time.sleep(0.1)
-        return bool(self._asked)
+        return bool(self._signals)
 
-    def _say(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         print(f"{self._prog}: supervisor: {text}", file=sys.stderr, flush=True)
 
 
 def end_with_supervisor() -> None:
-    """Let the kernel send this process SIGTERM when its supervisor dies, were it by SIGKILL.
+    """Let the kernel send this process SIGTERM when its supervisor dies, even by SIGKILL.
 
-    Without one it would train on, hold its devices, and keep the workdir from the next start.
+    Otherwise it would train on, hold its devices, and keep the workdir locked.
     """
     if ACKNOWLEDGE in os.environ and sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def newest_step(checkpoints: Path) -> int:
-    """The newest step that is saved in the folder; 0 where there is none."""
+    """Returns the newest step saved in the folder, or 0."""
     names = [entry.name for entry in checkpoints.iterdir()] if checkpoints.is_dir() else []
     return max((int(name) for name in names if name.isdecimal()), default=0)
 
 
-def explained(code: int) -> str:
-    """An exit code in words."""
+def describe_exit(code: int) -> str:
+    """Returns an exit code in words."""
+    text = f"the run exited with code {code}"
     if code == 3:
-        return "the run ended with exit code 3, as it lost another host"
+        return f"{text} because it lost another host"
     if code == 128 + signal.SIGABRT:
-        return f"the run ended with exit code {code}: JAX ends it so when another host is gone"
-    if 128 < code < 128 + signal.NSIG:
-        name = signal.Signals(code - 128).name if code - 128 in set(signal.Signals) else code - 128
-        return f"the run ended with exit code {code} ({name})"
-    return f"the run ended with exit code {code}"
+        return f"{text} (JAX aborts when another host is gone)"
+    if code - 128 in set(signal.Signals):
+        return f"{text} ({signal.Signals(code - 128).name})"
+    return text

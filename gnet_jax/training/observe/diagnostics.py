@@ -1,6 +1,6 @@
-"""What goes on inside a net in training: gradients, activations and updates, block by block.
+"""Gradients, activations and updates of each block during training.
 
-Computed beside the training step, by a program of its own, so that the step stays as it is.
+A separate compiled program computes them, so that the training step stays as it is.
 
 Shapes: B batch, H height, W width, C channels.
 """
@@ -8,8 +8,7 @@ Shapes: B batch, H height, W width, C channels.
 import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +17,9 @@ import optax
 from flax import traverse_util
 
 from gnet_jax.config import LossConfig
-from gnet_jax.model import GoogLeNet, layer_outputs
-from gnet_jax.training.finetune import without_gradient
+from gnet_jax.model.googlenet import GoogLeNet, layer_outputs
 from gnet_jax.training.observe.console import Board
-from gnet_jax.training.optimizer import Optimizer
+from gnet_jax.training.optimizer import Optimizer, stop_frozen_gradients
 from gnet_jax.training.step import TrainState, head_losses, head_names, step_keys
 from gnet_jax.training.workdir import MetricsFile
 
@@ -38,17 +36,17 @@ def diagnose(
     augment: Callable[..., tuple[jax.Array, jax.Array]],
     loss: LossConfig,
 ) -> dict[str, Any]:
-    """What the next training step on `batch` would see, with its augmentation and its dropout.
+    """Returns what the next training step on `batch` sees, with its augmentation and dropout.
 
-    It sees the batch at once. A step that sees it in parts (`optim.accumulate` above 1, canonical
-    numerics) draws other masks for dropout, and its batch norm normalises each part by itself.
+    The batch is processed whole. With `optim.accumulate` above 1 or canonical numerics, the step
+    processes it in parts, with other dropout masks and with batch norm over each part.
 
     Blocks are the top-level modules: conv1, inception_3a, aux_4a, classifier ...
 
     Returns:
-        `scalars` by name, float32: `grad_norm/BLOCK` of the loss, and of it `grad_norm_HEAD/BLOCK`,
-        the part of each head (weighted as in the loss); `update_ratio/BLOCK`, the norm of the
-        update over that of the parameters; `activation_rms/LAYER`, and `dead/LAYER`, the share of a
+        `scalars` by name, float32: `grad_norm/BLOCK` of the whole loss; `grad_norm_HEAD/BLOCK` of
+        each head's part (weighted as in the loss); `update_ratio/BLOCK`, the norm of the update
+        over that of the parameters; `activation_rms/LAYER`; and `dead/LAYER`, the share of a
         layer's channels that are zero everywhere in the batch. `histograms` of each block's
         gradient and parameters: (counts, edges).
     """
@@ -57,8 +55,8 @@ def diagnose(
     heads = head_names(model)
     weights = (1.0, *[loss.aux_weight] * (len(heads) - 1))
 
-    def losses_of(params: Any) -> Any:
-        params = without_gradient(params, optimizer.frozen)
+    def weighted_losses(params: Any) -> Any:
+        params = stop_frozen_gradients(params, optimizer.frozen)
         outputs, found = model.apply(
             {"params": params, "batch_stats": state.batch_stats},
             images_BHWC,
@@ -70,7 +68,7 @@ def diagnose(
         weighted = tuple(w * value for w, value in zip(weights, losses, strict=True))
         return weighted, found["intermediates"]
 
-    losses, pull_back, layers = jax.vjp(losses_of, state.params, has_aux=True)
+    losses, pull_back, layers = jax.vjp(weighted_losses, state.params, has_aux=True)
     scalars: dict[str, jax.Array] = {}
     grads: Any = jax.tree.map(jnp.zeros_like, state.params)
     for number, head in enumerate(heads):
@@ -97,7 +95,7 @@ def _norms(name: str, tree: Mapping[str, Any]) -> dict[str, jax.Array]:
 
 
 def _activations(layers: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """Scale and share of dead channels of every layer's output, after its ReLU."""
+    """Returns RMS and share of dead channels of every layer's output, after its ReLU."""
     flat: Any = traverse_util.flatten_dict(dict(layers))
     outputs = {path: values for path, values in flat.items() if path[-1] == "output"}
     found = {}
@@ -115,15 +113,11 @@ def _histogram(tree: Any) -> tuple[jax.Array, jax.Array]:
     return counts.astype(jnp.float32), edges
 
 
-class Diagnostics:
-    """Diagnoses a run every so many steps, into `diagnostics.jsonl` and TensorBoard.
+class Diagnostics(contextlib.AbstractContextManager["Diagnostics"]):
+    """Diagnoses a run every `every` steps (None for never), into a log and TensorBoard.
 
-    Args:
-        workdir: of the run.
-        step: the compiled `(state, batch)` program of `diagnose`.
-        every: steps from one diagnosis to the next; None for none at all.
-        start: finished steps of the run.
-        tell: is told of the compilation, and what a full disk keeps from being written.
+    `step` is the compiled `(state, batch)` program of `diagnose`, `start` the number of finished
+    steps; `tell` prints a line.
     """
 
     def __init__(
@@ -135,39 +129,27 @@ class Diagnostics:
         tell: Callable[[str], None],
     ) -> None:
         self._step, self._every, self._tell = step, every, tell
-        self._board: Board | None = None
         self._compiled = False
         self._file = MetricsFile(workdir / FILE)
+        self._board = Board(workdir / "tensorboard" / "diagnostics", start)
         if every is not None and jax.process_index() == 0:
-            if self._file.path.is_file():
-                self._file.forget_after(start - 1)
-            self._board = Board(workdir / "tensorboard" / "diagnostics", start)
+            self._file.forget_after(start - 1)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._board is not None:
-            with contextlib.suppress(OSError):  # a full disk, of which `__call__` has told
-                self._board.close()
+    def __exit__(self, *_: object) -> None:
+        self._board.close()
 
     def __call__(self, finished: int, state: TrainState, batch: Mapping[str, jax.Array]) -> None:
-        """Diagnose the step after `finished` ones, if its turn has come."""
+        """Diagnose the step after `finished` ones, if it is due."""
         if self._every is None or finished % self._every:
             return
         if not self._compiled:
-            self._tell("compiling the look inside, longer than the step itself ...")
+            self._tell("compiling the diagnosis, which takes longer than the step itself ...")
             self._compiled = True
         found = jax.device_get(self._step(state, batch))
-        if self._board is None:
+        if jax.process_index():
             return
         scalars = {name: value.item() for name, value in found["scalars"].items()}
-        # Of numbers that are not finite the loop says what is wrong, and stops.
+        # A histogram of values that are not finite has no edges; the loop reports such values.
         histograms = {
             name: (counts, edges)
             for name, (counts, edges) in found["histograms"].items()

@@ -1,0 +1,26 @@
+"""The error that users see, and how an unknown choice is refused."""
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class UserError(ValueError):
+    """A mistake that one sentence explains; commands print it and exit with code 2."""
+
+
+def choose(what: str, name: str, options: Mapping[str, T]) -> T:
+    """Returns `options[name]`; there is no default.
+
+    Args:
+        what: the field that holds `name`, for the message.
+        name: the choice.
+        options: what each known choice stands for.
+
+    Raises:
+        UserError: naming the field, its value and the known choices.
+    """
+    if name not in options:
+        raise UserError(f"{what} is {name!r}; choose one of {', '.join(options)}")
+    return options[name]

@@ -1,0 +1,88 @@
+"""A researcher's own block or norm: a class or function in a file outside the package.
+
+An architecture holds its reference, "FILE:NAME", so that configs, checkpoints and model folders can
+be written, compared and loaded. Loading a reference runs the file.
+"""
+
+import importlib.machinery
+import inspect
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gnet_jax.errors import UserError
+
+_known: dict[str, Callable[..., Any]] = {}  # by reference
+
+
+def reference(part: Callable[..., Any]) -> str:
+    """Returns the reference of a class or function.
+
+    A part without a file (as in a notebook) or inside a function gets a reference that works in
+    this process only; `is_portable` tells which.
+    """
+    name = getattr(part, "__qualname__", repr(part))
+    path = _source_file(part)
+    if path is not None and "." not in name:
+        _known[f"{path}:{name}"] = part
+        return f"{path}:{name}"
+    number = 1
+    while _known.setdefault(f"<process>:{name}#{number}", part) is not part:
+        number += 1
+    return f"<process>:{name}#{number}"
+
+
+def absolute(name: str) -> str:
+    """Returns a typed reference with the full path of its file, if the file exists here."""
+    file, _, attribute = name.rpartition(":")
+    return f"{Path(file).absolute()}:{attribute}" if Path(file).is_file() else name
+
+
+def is_portable(name: str) -> bool:
+    """Returns whether another process can load the reference."""
+    return not name.startswith("<process>:")
+
+
+def load(name: str) -> Callable[..., Any]:
+    """Returns the class or function that a reference names.
+
+    A file that has moved is also looked for in the current directory.
+
+    Raises:
+        UserError: if the file is missing, fails, or does not define the name.
+    """
+    if name in _known:
+        return _known[name]
+    file, colon, attribute = name.rpartition(":")
+    if not colon:
+        raise UserError(f"the network uses {name!r}, which this version does not have")
+    path = next((p for p in (Path(file), Path(Path(file).name)) if p.is_file()), None)
+    if path is None:
+        raise UserError(
+            f"the network uses {attribute} of {file}, which is missing; "
+            "put the file back, or into the current directory"
+        )
+    module = types.ModuleType(f"custom_{path.stem}")
+    search_path = list(sys.path)
+    sys.path.append(str(path.parent.absolute()))  # it may import files beside it
+    try:
+        importlib.machinery.SourceFileLoader(module.__name__, str(path)).exec_module(module)
+    except Exception as error:  # the user's code; its errors are for the user
+        raise UserError(f"{path} fails with {type(error).__name__}: {error}") from error
+    finally:
+        sys.path[:] = search_path
+    if not callable(getattr(module, attribute, None)):
+        raise UserError(f"{path} does not define {attribute}, which the network uses")
+    return _known.setdefault(name, getattr(module, attribute))
+
+
+def _source_file(part: Callable[..., Any]) -> Path | None:
+    """Returns the file that defines a function, or the methods of a class."""
+    files = [getattr(sys.modules.get(part.__module__), "__file__", None)]
+    for value in (part, *vars(part).values()):
+        code = getattr(inspect.unwrap(value), "__code__", None) if callable(value) else None
+        if code is not None and getattr(value, "__module__", None) == part.__module__:
+            files.append(code.co_filename)
+    return next((Path(f).absolute() for f in reversed(files) if f and Path(f).is_file()), None)

@@ -1,0 +1,293 @@
+"""Fast convolutions: matrix products where a CPU is faster with those.
+
+Other platforms keep XLA's convolution of everything but a 1x1, which is a product on all of them.
+
+3x3 convolutions use Winograd's minimal filtering, F(2x2, 3x3): 16 products instead of 36. A tile of
+2x2 outputs depends on 4x4 inputs. Both, and the kernel, are combined by sums and differences so
+that the convolution becomes 16 matrix products over all tiles, one for each position in the 4x4
+(arXiv 1509.09308, section 4.1). The gradient of the kernel reverses the steps. In float32 the
+results differ by 4e-7 to 1e-6 of the largest value.
+
+Shapes: B batch, H height, W width, C input channels, K output channels, T tiles.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+Padding = tuple[tuple[int, int], tuple[int, int]]
+
+# Along one axis: how each of the 4 positions combines 4 inputs, 3 entries of the kernel and
+# (transposed) 2 outputs.
+INPUT = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]])
+KERNEL = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
+OUTPUT = np.array([[1, 1, 1, 0], [0, 1, -1, -1]])
+CHUNK_TILES = 3_200  # tiles computed at once, so that temporaries stay in the caches
+MIN_TILES = 350  # with fewer tiles, transforming the kernel costs more than it saves
+MIN_CHANNELS = 48  # with fewer channels, the sums cost more than the products save
+
+
+def convolve(x_BHWC: jax.Array, kernel: jax.Array, strides, padding, **options: Any) -> jax.Array:
+    """Returns what `lax.conv_general_dilated` does, by the fastest form for the shapes.
+
+    A 1x1 convolution is a matrix product, and so are its gradients. On CPUs, large 3x3 convolutions
+    use Winograd's form, and a kernel larger than the map becomes one product of whole maps.
+    """
+    steps = [*strides, *(options.get("lhs_dilation") or ()), *(options.get("rhs_dilation") or ())]
+    grouped = kernel.shape[2] != x_BHWC.shape[3]
+    plain = partial(lax.conv_general_dilated, x_BHWC, kernel, strides, padding, **options)
+    if isinstance(padding, str) or grouped or any(n != 1 for n in steps):
+        return plain()
+    size = kernel.shape[:2]
+    if size == (1, 1) and all(p == (0, 0) for p in padding):
+        return lax.dot_general(x_BHWC, kernel[0, 0], (((3,), (0,)), ((), ())))
+    if any(k > n for k, n in zip(size, x_BHWC.shape[1:3], strict=True)):
+        return _convolve_small(x_BHWC, kernel, tuple(padding))
+    if size == (3, 3) and winograd_is_faster(x_BHWC, padding):
+        return _convolve_3x3(x_BHWC, kernel, tuple(padding))
+    return plain()
+
+
+def convolve_1x1s(x_BHWC: jax.Array, kernels: Sequence[jax.Array]) -> list[jax.Array]:
+    """Returns the 1x1 convolutions of one input with several kernels, split from one product."""
+    wide = lax.dot_general(
+        x_BHWC, jnp.concatenate(kernels, axis=-1)[0, 0], (((3,), (0,)), ((), ()))
+    )
+    ends = np.cumsum([kernel.shape[-1] for kernel in kernels])
+    return jnp.split(wide, ends[:-1], axis=-1)
+
+
+def _convolve_plainly(x_BHWC, kernel, padding) -> jax.Array:
+    dims = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x_BHWC, kernel, (1, 1), padding, dimension_numbers=dims)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _convolve_3x3(x_BHWC, kernel, padding) -> jax.Array:
+    return lax.platform_dependent(
+        x_BHWC,
+        kernel,
+        cpu=partial(winograd_convolve, padding=padding),
+        default=partial(_convolve_plainly, padding=padding),
+    )
+
+
+def _convolve_3x3_forward(x_BHWC, kernel, padding):
+    return _convolve_3x3(x_BHWC, kernel, padding), (x_BHWC, kernel)
+
+
+def _convolve_3x3_backward(padding, saved, dy):
+    x, kernel = saved
+
+    def plain_dx(x, kernel, dy):
+        return jax.vjp(lambda x: _convolve_plainly(x, kernel, padding), x)[1](dy)[0]
+
+    def plain_dk(x, kernel, dy):
+        return jax.vjp(lambda kernel: _convolve_plainly(x, kernel, padding), kernel)[1](dy)[0]
+
+    # The gradient of the input is a 3x3 convolution of dy.
+    (top, bottom), (left, right) = padding
+    dx_padding = ((2 - top, 2 - bottom), (2 - left, 2 - right))
+
+    def fast_dx(_x, kernel, dy):
+        return winograd_convolve(dy, kernel[::-1, ::-1].swapaxes(2, 3), dx_padding)
+
+    def fast_dk(x, _kernel, dy):
+        return winograd_kernel_gradient(x, dy, padding)
+
+    dx = fast_dx if winograd_is_faster(dy, dx_padding) else plain_dx
+    return tuple(
+        lax.platform_dependent(x, kernel, dy, cpu=fast, default=plain)
+        for fast, plain in ((dx, plain_dx), (fast_dk, plain_dk))
+    )
+
+
+_convolve_3x3.defvjp(_convolve_3x3_forward, _convolve_3x3_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _convolve_small(x_BHWC, kernel, padding) -> jax.Array:
+    """Convolve a map smaller than the kernel, which XLA does ten times slower on CPUs."""
+    return lax.platform_dependent(
+        x_BHWC,
+        kernel,
+        cpu=partial(_multiply_maps, padding=padding),
+        default=partial(_convolve_plainly, padding=padding),
+    )
+
+
+def _convolve_small_forward(x_BHWC, kernel, padding):
+    return _convolve_small(x_BHWC, kernel, padding), (x_BHWC, kernel)
+
+
+def _convolve_small_backward(padding, saved, dy):
+    def gradients(convolve):
+        return lambda x, kernel, dy: jax.vjp(partial(convolve, padding=padding), x, kernel)[1](dy)
+
+    return lax.platform_dependent(
+        *saved, dy, cpu=gradients(_multiply_maps), default=gradients(_convolve_plainly)
+    )
+
+
+_convolve_small.defvjp(_convolve_small_forward, _convolve_small_backward)
+
+
+def _multiply_maps(x_BHWC, kernel, padding) -> jax.Array:
+    """Convolve by one matrix, from all pixels of the input to all pixels of the output.
+
+    Every output sees most of the map, so the matrix has few zeros.
+    """
+    batch, *sizes, channels = x_BHWC.shape
+    axes = list(zip(sizes, padding, kernel.shape[:2], strict=True))
+    outs = [n + sum(pads) - k + 1 for n, pads, k in axes]
+    # Input i meets output o at entry i - o + low of the kernel, which is zero-padded to have it.
+    edges = [
+        (max(0, out - 1 - low), max(0, n - 1 + low - (k - 1)))
+        for out, (n, (low, _), k) in zip(outs, axes, strict=True)
+    ]
+    # At least float32, because the gradient sums over the outputs that share an entry.
+    wide = kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
+    wide = jnp.pad(wide, [*edges, (0, 0), (0, 0)])
+    rows, columns = (
+        [edge + low - o for o in range(out)]
+        for out, (edge, _), (_, (low, _), _) in zip(outs, edges, axes, strict=True)
+    )
+    views = [wide[i : i + sizes[0], j : j + sizes[1]] for i in rows for j in columns]
+    matrix = jnp.stack(views, axis=3).reshape(math.prod(sizes) * channels, -1)
+    y = x_BHWC.reshape(batch, -1) @ matrix.astype(kernel.dtype)
+    return y.reshape(batch, *outs, -1)
+
+
+def winograd_is_faster(x_BHWC: jax.Array, padding: Sequence[tuple[int, int]]) -> bool:
+    """Returns whether Winograd's form is faster on a CPU for these sizes and this dtype."""
+    batch, *sizes, channels = x_BHWC.shape
+    if not isinstance(batch, int) or x_BHWC.dtype != jnp.float32:  # an export has no batch size
+        return False
+    return batch * math.prod(_tiles(sizes, padding)) >= MIN_TILES and channels >= MIN_CHANNELS
+
+
+def winograd_convolve(x_BHWC: jax.Array, kernel_33CK: jax.Array, padding: Padding) -> jax.Array:
+    """Returns the 3x3 convolution of stride 1, (B, H', W', K)."""
+    tiles = _tiles(x_BHWC.shape[1:3], padding)
+    outs = [n + sum(pads) - 2 for n, pads in zip(x_BHWC.shape[1:3], padding, strict=True)]
+    factors_44CK = _transform(KERNEL, kernel_33CK)
+
+    def convolve_chunk(x: jax.Array) -> jax.Array:
+        products = [
+            [inputs @ factors for inputs, factors in zip(*row, strict=True)]
+            for row in zip(_tile_inputs(x, padding, tiles), factors_44CK, strict=True)
+        ]
+        outputs = [
+            [each.reshape(-1, *tiles, each.shape[-1]) for each in row]
+            for row in _combine(OUTPUT, products)
+        ]
+        # (B, row of the tile, row in the tile, column of the tile, column in the tile, K)
+        y = jnp.stack([jnp.stack(row, axis=3) for row in outputs], axis=2)
+        y = y.reshape(-1, *(2 * n for n in tiles), y.shape[-1])
+        return y[:, : outs[0], : outs[1]]
+
+    batch = x_BHWC.shape[0]
+    chunks = _chunks(batch, tiles)
+    if chunks == 1:
+        return convolve_chunk(x_BHWC)
+    x, pick = _split(x_BHWC, chunks)
+
+    def add_chunk(chunk: jax.Array, y: jax.Array) -> jax.Array:
+        return lax.dynamic_update_index_in_dim(y, convolve_chunk(pick(x, chunk)), chunk, 1)
+
+    y = jnp.zeros((batch // chunks, chunks, *outs, kernel_33CK.shape[-1]), x.dtype)
+    return lax.fori_loop(0, chunks, add_chunk, y).reshape(batch, *outs, -1)
+
+
+def winograd_kernel_gradient(x_BHWC: jax.Array, dy_BHWK: jax.Array, padding: Padding) -> jax.Array:
+    """Returns the gradient (3, 3, C, K) of the kernel of `winograd_convolve`."""
+    tiles = _tiles(x_BHWC.shape[1:3], padding)
+
+    def sum_chunk(x: jax.Array, dy: jax.Array) -> jax.Array:
+        rows = zip(_tile_inputs(x, padding, tiles), _tile_outputs(dy, tiles), strict=True)
+        return jnp.stack([jnp.stack([a.T @ b for a, b in zip(*row, strict=True)]) for row in rows])
+
+    chunks = _chunks(x_BHWC.shape[0], tiles)
+    if chunks == 1:
+        return _transform(KERNEL.T, sum_chunk(x_BHWC, dy_BHWK))
+    (x, pick), (dy, _) = _split(x_BHWC, chunks), _split(dy_BHWK, chunks)
+
+    def add_chunk(chunk: jax.Array, total: jax.Array) -> jax.Array:
+        return total + sum_chunk(pick(x, chunk), pick(dy, chunk))
+
+    total = jnp.zeros((4, 4, x.shape[-1], dy.shape[-1]), x.dtype)
+    return _transform(KERNEL.T, lax.fori_loop(0, chunks, add_chunk, total))
+
+
+def _tiles(sizes: Sequence[int], padding: Sequence[tuple[int, int]]) -> list[int]:
+    """Returns the number of tiles along each axis of an image."""
+    return [(n + sum(pads) - 1) // 2 for n, pads in zip(sizes, padding, strict=True)]
+
+
+def _chunks(batch: int, tiles: Sequence[int]) -> int:
+    """Returns the fewest equal chunks of a batch with `CHUNK_TILES` tiles or one image each."""
+    wanted = min(batch, -(-batch * math.prod(tiles) // CHUNK_TILES))
+    return next(n for n in range(wanted, batch + 1) if batch % n == 0)
+
+
+def _split(x: jax.Array, chunks: int) -> tuple[jax.Array, Callable[..., jax.Array]]:
+    """Returns the batch in chunks, and a function that picks one.
+
+    Image i is in chunk i % chunks, so that every device keeps its own images.
+    """
+    pick = partial(lax.dynamic_index_in_dim, axis=1, keepdims=False)
+    return x.reshape(-1, chunks, *x.shape[1:]), pick
+
+
+def _tile_inputs(
+    x_BHWC: jax.Array, padding: Padding, tiles: Sequence[int]
+) -> list[list[jax.Array]]:
+    """Returns the combined inputs (T, C) of all tiles, for each position in the 4x4."""
+    edges = [
+        (low, 2 * n + 2 - size - low)  # every tile gets 4 rows and columns
+        for n, size, (low, _) in zip(tiles, x_BHWC.shape[1:3], padding, strict=True)
+    ]
+    x = jnp.pad(x_BHWC, [(0, 0), *edges, (0, 0)])
+    views = [[_every_second(x, i, j, tiles) for j in range(4)] for i in range(4)]
+    return [[each.reshape(-1, x.shape[-1]) for each in row] for row in _combine(INPUT, views)]
+
+
+def _tile_outputs(dy_BHWK: jax.Array, tiles: Sequence[int]) -> list[list[jax.Array]]:
+    """Returns the combined gradients (T, K) of all tiles' outputs, for each position in the 4x4."""
+    edges = [(0, 2 * n - size) for n, size in zip(tiles, dy_BHWK.shape[1:3], strict=True)]
+    dy = jnp.pad(dy_BHWK, [(0, 0), *edges, (0, 0)])
+    views = [[_every_second(dy, i, j, tiles) for j in range(2)] for i in range(2)]
+    return [[each.reshape(-1, dy.shape[-1]) for each in row] for row in _combine(OUTPUT.T, views)]
+
+
+def _every_second(x: jax.Array, row: int, column: int, tiles: Sequence[int]) -> jax.Array:
+    """Returns the element at (row, column) of every tile; tiles begin 2 pixels apart."""
+    last = [first + 2 * n - 1 for first, n in zip((row, column), tiles, strict=True)]
+    return lax.slice(x, (0, row, column, 0), (x.shape[0], *last, x.shape[3]), (1, 2, 2, 1))
+
+
+def _combine(matrix: np.ndarray, parts: Sequence[Sequence[jax.Array]]) -> list[list[jax.Array]]:
+    """Returns matrix @ parts @ matrix.T for a matrix of 0, 1 and -1, whose parts are arrays."""
+    columns = [_add_rows(matrix, column) for column in zip(*parts, strict=True)]
+    return [_add_rows(matrix, row) for row in zip(*columns, strict=True)]
+
+
+def _add_rows(matrix: np.ndarray, parts: Sequence[jax.Array]) -> list[jax.Array]:
+    terms = (
+        [part if factor > 0 else -part for factor, part in zip(row, parts, strict=True) if factor]
+        for row in matrix
+    )
+    return [sum(rest, first) for first, *rest in terms]
+
+
+def _transform(matrix: np.ndarray, kernel: jax.Array) -> jax.Array:
+    """Returns matrix @ kernel @ matrix.T over the first two axes, for all channels."""
+    factors = jnp.asarray(matrix, kernel.dtype)
+    exact = lax.Precision.HIGHEST
+    return jnp.einsum("ik,jl,klcf->ijcf", factors, factors, kernel, precision=exact)

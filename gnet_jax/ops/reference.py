@@ -1,0 +1,91 @@
+"""Reference operations: the plain form of each, with XLA's own gradients.
+
+Shapes: B batch, H height, W width, C channels.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from gnet_jax.ops.sizes import pool_padding
+
+
+@dataclasses.dataclass(frozen=True)
+class Ops:
+    """The operations of a network that have a reference and a fast form."""
+
+    max_pool: Callable[..., jax.Array]
+    local_response_norm: Callable[..., jax.Array]
+    convolve: Callable[..., jax.Array]  # called as lax.conv_general_dilated is
+    convolve_1x1s: Callable[..., list[jax.Array]]  # one input, several kernels
+    add_bias: Callable[[jax.Array, jax.Array], jax.Array]
+    relu: Callable[[jax.Array], jax.Array]
+    batch_norm: Callable[..., nn.Module]
+
+
+def max_pool(x_BHWC: jax.Array, window: int, stride: int, pad: int = 0) -> jax.Array:
+    """Returns the max pool, of Caffe's output size; padding counts as -inf."""
+    padding: Any = pool_padding(x_BHWC.shape[1:3], window, stride, pad)
+    return nn.max_pool(x_BHWC, (window, window), (stride, stride), padding)
+
+
+def average_pool(x_BHWC: jax.Array, window: int, stride: int) -> jax.Array:
+    """Returns the average pool, of Caffe's output size; padding does not enter the averages."""
+    padding: Any = pool_padding(x_BHWC.shape[1:3], window, stride)
+    return nn.avg_pool(x_BHWC, (window, window), (stride, stride), padding, count_include_pad=False)
+
+
+def adaptive_average_pool(x_BHWC: jax.Array, out: int) -> jax.Array:
+    """Returns the average pool to `out` x `out` (torch's adaptive_avg_pool2d)."""
+
+    def averaging_matrix(n: int) -> np.ndarray:
+        matrix = np.zeros((out, n), np.float32)
+        for i in range(out):
+            start, end = i * n // out, -(-(i + 1) * n // out)
+            matrix[i, start:end] = 1 / (end - start)
+        return matrix
+
+    rows, columns = (averaging_matrix(n) for n in x_BHWC.shape[1:3])
+    return jnp.einsum("ih,jw,bhwc->bijc", rows, columns, x_BHWC).astype(x_BHWC.dtype)
+
+
+def convolve_1x1s(x_BHWC: jax.Array, kernels: Sequence[jax.Array]) -> list[jax.Array]:
+    """Returns the 1x1 convolutions of one input with several kernels (1, 1, C, features)."""
+    dims = ("NHWC", "HWIO", "NHWC")
+    return [
+        lax.conv_general_dilated(x_BHWC, kernel, (1, 1), "VALID", dimension_numbers=dims)
+        for kernel in kernels
+    ]
+
+
+def local_response_norm(
+    x_BHWC: jax.Array, size: int = 5, alpha: float = 1e-4, beta: float = 0.75
+) -> jax.Array:
+    """Returns `x * (1 + alpha / size * s) ** -beta`, with the dtype of `x`.
+
+    `s` is the sum of squares over `size` nearby channels, in float32, with zero padding. Alpha is
+    divided by the size (Caffe, lrn_layer.cpp).
+    """
+    x = x_BHWC.astype(jnp.float32)
+    half = size // 2
+    sums = lax.reduce_window(
+        x * x, 0.0, lax.add, (1, 1, 1, size), (1, 1, 1, 1), [(0, 0)] * 3 + [(half, half)]
+    )
+    return (x * (1.0 + alpha / size * sums) ** -beta).astype(x_BHWC.dtype)
+
+
+REFERENCE = Ops(
+    max_pool=max_pool,
+    local_response_norm=local_response_norm,
+    convolve=lax.conv_general_dilated,
+    convolve_1x1s=convolve_1x1s,
+    add_bias=jnp.add,
+    relu=nn.relu,
+    batch_norm=nn.BatchNorm,
+)

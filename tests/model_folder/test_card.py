@@ -1,0 +1,58 @@
+"""The model card states the model's facts."""
+
+import dataclasses
+
+import pytest
+
+from gnet_jax.config import Preprocessing
+from gnet_jax.model_folder.card import model_card
+from gnet_jax.model_folder.folder import config_of
+from gnet_jax.model_folder.variables import flatten
+from tests.convert.conftest import small_folder
+
+PIXELS = Preprocessing(30, "warp", 32, "BGR", (104.0, 117.0, 122.12345), (2.0, 3.0, 4.0))
+
+
+def rows_of(folder, name="a model") -> dict[str, str]:
+    card = model_card(config_of(folder), flatten(folder.variables), name)
+    lines = [line.strip("| ").split(" | ", 1) for line in card.splitlines() if line[:1] == "|"]
+    return {line[0]: line[1] for line in lines if len(line) == 2} | {"card": card}
+
+
+@pytest.fixture
+def folder():
+    source = {"format": "test", "note": "a | b", "license": "unrestricted"}
+    made = small_folder("batch_norm", image_size=30, aux_after=("4a",))
+    return dataclasses.replace(made, preprocessing=PIXELS, source=source)
+
+
+def test_facts_are_those_of_the_model(folder):
+    found = rows_of(folder)
+    params = sum(
+        value.size for name, value in flatten(folder.variables).items() if name[:7] == "params/"
+    )
+    assert found["parameters"].startswith(f"{params:,}")
+    assert found["classes"] == "3"
+    assert found["normalisation"] == "batch norm"
+    assert found["kernels in the blocks"] == "1x1, 3x3, 5x5"
+    assert found["auxiliary heads"].startswith("4a ")
+    assert found["computed in"] == "float32"
+    for part in ("warped to 32x32", "30x30", "BGR", "(104.0, 117.0, 122.1235)) / (2.0, 3.0, 4.0)"):
+        assert part in found["input"]
+    assert found["note"] == r"a \| b"
+    assert "license: other\nlicense_name: unrestricted\n---\n# a model\n" in found["card"]
+
+
+def test_a_shorter_side_no_heads_no_license_and_an_accuracy_are_stated_too(folder):
+    other = dataclasses.replace(
+        small_folder(image_size=30),
+        preprocessing=dataclasses.replace(PIXELS, resize="shorter_side"),
+        source={"format": "test", "validation_top1": "0.9000"},
+    )
+    found, first = rows_of(other), rows_of(folder)
+    assert "shorter side resized to 32" in found["input"]
+    assert found["auxiliary heads"].startswith("none ")
+    assert found["normalisation"] == "LRN"
+    assert found["validation top1"] == "0.9000"
+    assert "license" not in found["card"]
+    assert ("own evaluation" in found["card"], "own evaluation" in first["card"]) == (True, False)

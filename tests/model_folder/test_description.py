@@ -1,0 +1,41 @@
+"""JSON to dataclasses: everything comes back, and everything odd is named."""
+
+import dataclasses
+import json
+
+import pytest
+
+from gnet_jax.config import Config, Preprocessing
+from gnet_jax.model.architecture import VARIANTS, Architecture
+from gnet_jax.model_folder.folder import SchemaError, from_json, to_json
+
+
+@pytest.mark.parametrize(
+    "value", [*VARIANTS.values(), Preprocessing(), Config()], ids=lambda v: type(v).__name__
+)
+def test_a_value_comes_back_through_json(value):
+    assert from_json(type(value), json.loads(json.dumps(to_json(value)))) == value
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"head": "group"}, "head is 'group'"),
+        ({"dropout": "0.4"}, "dropout is '0.4'.*float"),
+        ({"naive": 1}, "naive is 1.*bool"),
+        ({"stem_widths": [64, 64]}, r"stem_widths is \[64, 64\]"),
+        ({"stem_widths": [64, 64, None]}, r"stem_widths\[2\] is None"),
+        ({"widths": {"3a": {"b1": 1}}}, "widths.3a: .*missing"),
+        ({"widths": 3}, "widths is 3"),
+        ({"depth": 22}, "depth"),
+    ],
+)
+def test_what_does_not_fit_is_named(change, message):
+    with pytest.raises(SchemaError, match=message):
+        from_json(Architecture, to_json(Architecture()) | change)
+
+
+def test_an_absent_field_keeps_its_default():
+    assert from_json(Preprocessing, {"image_size": 96}) == dataclasses.replace(
+        Preprocessing(), image_size=96
+    )

@@ -1,0 +1,283 @@
+"""The model folder: everything comes back, nothing half-written or unfit is accepted."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+
+import gnet_jax
+from gnet_jax.model.googlenet import GoogLeNet
+from gnet_jax.model_folder import WeightsError, read_folder, write_folder
+from tests.convert.conftest import small_folder
+
+
+@pytest.mark.parametrize("variant", ["paper", "batch_norm", "torchvision", "naive"])
+def test_a_folder_comes_back_bit_for_bit(tmp_path, variant):
+    folder = small_folder(variant, aux_after=("4a",) if variant == "torchvision" else ())
+    write_folder(tmp_path / "model", folder)
+    again = read_folder(tmp_path / "model")
+    assert again.model == folder.model
+    assert dataclasses.replace(again, variables={}) == dataclasses.replace(folder, variables={})
+    jax.tree.map(np.testing.assert_array_equal, again.variables, folder.variables)
+
+
+def test_names_and_config_are_as_documented(tmp_path, small):
+    write_folder(tmp_path / "model", small)
+    tensors = load_file(tmp_path / "model/model.safetensors")
+    assert "params/inception_3a/b1/conv/kernel" in tensors
+    config = json.loads((tmp_path / "model/config.json").read_text("utf-8"))
+    assert config["id2label"]["2"] == "crane, größer"
+    assert config["num_classes"] == 3
+    assert config["gnet_jax"] == gnet_jax.__version__
+    assert config["preprocessing"]["channels"] == "BGR"
+    assert config["architecture"]["widths"]["3a"]["b1"] == 4
+
+
+def test_the_example_on_the_card_runs(tmp_path, small, monkeypatch, capsys):
+    write_folder(tmp_path / "model", small)
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(np.full((50, 40, 3), 90, np.uint8)).save("photo.jpg")
+    card = (tmp_path / "model/README.md").read_text("utf-8")
+    assert card.startswith("---\nlibrary_name: gnet_jax\npipeline_tag: image-classification\n")
+    (example,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    exec(example, {})
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split("%  ")[1] for line in lines} == set(small.class_names)
+
+
+def test_a_model_folder_is_replaced_and_nothing_is_left_beside_it(tmp_path, small):
+    write_folder(tmp_path / "model", small)
+    write_folder(tmp_path / "model", dataclasses.replace(small, class_names=("a", "b", "c")))
+    assert read_folder(tmp_path / "model").class_names == ("a", "b", "c")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_other_folders_and_files_are_not_overwritten(tmp_path, small):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis/chapter1.txt").write_text("...")
+    (tmp_path / "file").write_text("...")
+    write_folder(tmp_path / "cloned", small)
+    (tmp_path / "cloned/.git").mkdir()
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign/config.json").write_text('{"model_type": "resnet"}')
+    (tmp_path / "foreign/model.safetensors").write_text("...")
+    (tmp_path / "corrupt").mkdir()
+    (tmp_path / "corrupt/config.json").write_text("{")
+    reasons = {
+        "thesis": "chapter1.txt",
+        "file": "is a file",
+        "cloned": ".git",
+        "foreign": "config.json",
+        "corrupt": "config.json",
+    }
+    for name, reason in reasons.items():
+        with pytest.raises(WeightsError, match=reason):
+            write_folder(tmp_path / name, small)
+    assert (tmp_path / "thesis/chapter1.txt").is_file()
+    assert (tmp_path / "foreign/model.safetensors").read_text() == "..."
+
+
+def test_a_folder_that_cannot_be_written_leaves_the_old_one(tmp_path, small, monkeypatch):
+    write_folder(tmp_path / "model", small)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("gnet_jax.model_folder.tensor_file.write_tensors", full)
+    with pytest.raises(WeightsError, match="No space left"):
+        write_folder(tmp_path / "model", small)
+    assert read_folder(tmp_path / "model").class_names == small.class_names
+
+
+def test_unfit_variables_are_not_written(tmp_path, small):
+    small.variables["params"]["conv1"]["conv"]["bias"][0] = np.nan
+    with pytest.raises(WeightsError, match="params/conv1/conv/bias"):
+        write_folder(tmp_path / "model", small)
+    assert not (tmp_path / "model").exists()
+
+
+def damage_shape(folder):
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    tensors["params/classifier/kernel"] = tensors["params/classifier/kernel"][:, :2].copy()
+    save_file(tensors, file)
+
+
+def damage_missing(folder):
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    del tensors["params/inception_3a/b1/conv/bias"]
+    save_file(tensors, file)
+
+
+def damage_cut(folder):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def damage_bit(folder):
+    file = folder / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1000] ^= 1
+    file.write_bytes(data)
+
+
+def damage_text(folder):
+    (folder / "model.safetensors").write_text("<!DOCTYPE html>" * 20)
+
+
+def damage_json(folder):
+    file = folder / "config.json"
+    file.write_text(file.read_text("utf-8")[:500])
+
+
+def damage_key(folder):
+    file = folder / "config.json"
+    config = json.loads(file.read_text("utf-8"))
+    del config["preprocessing"]
+    file.write_text(json.dumps(config))
+
+
+def damage_labels(folder):
+    file = folder / "config.json"
+    config = json.loads(file.read_text("utf-8"))
+    del config["id2label"]["2"]
+    file.write_text(json.dumps(config))
+
+
+def damage_architecture(folder):
+    file = folder / "config.json"
+    config = json.loads(file.read_text("utf-8"))
+    config["architecture"]["aux_after"] = ["9z"]
+    config["architecture"]["widths"]["3a"]["b1"] = -4
+    file.write_text(json.dumps(config))
+
+
+def damage_widths(folder):
+    file = folder / "config.json"
+    config = json.loads(file.read_text("utf-8"))
+    config["architecture"]["widths"] = {}
+    file.write_text(json.dumps(config))
+
+
+def damage_std(folder):
+    file = folder / "config.json"
+    config = json.loads(file.read_text("utf-8"))
+    config["preprocessing"]["std"] = [1.0, 0.0, 1.0]
+    file.write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (damage_widths, "widths"),
+        (damage_std, "preprocessing.std"),
+        (damage_shape, r"params/classifier/kernel .*\(52, 2\).*\(52, 3\)"),
+        (damage_missing, "params/inception_3a/b1/conv/bias"),
+        (damage_cut, "model.safetensors"),
+        (damage_bit, "sha256"),
+        (damage_text, "model.safetensors"),
+        (damage_json, "config.json"),
+        (damage_key, "preprocessing"),
+        (damage_labels, "2 classes.* 3 outputs"),
+        (damage_architecture, "cannot be built"),
+    ],
+)
+def test_a_damaged_folder_is_refused_by_name(tmp_path, small, damage, message):
+    write_folder(tmp_path / "model", small)
+    damage(tmp_path / "model")
+    with pytest.raises(WeightsError, match=message) as caught:
+        read_folder(tmp_path / "model")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        (lambda config: config["id2label"].update({"1": None}), r"id2label\.1 is None"),
+        (
+            lambda config: config["id2label"].update({"9": config["id2label"].pop("1")}),
+            "id2label.1",
+        ),
+        (lambda config: config.update(id2label=["a", "b", "c"]), "id2label is"),
+        (lambda config: config.update(num_classes=7), "num_classes is 7"),
+        (lambda config: config.update(dtype="float16"), "dtype is 'float16'"),
+        (lambda config: config.update(source=None), "source is None"),
+    ],
+)
+def test_a_field_that_was_changed_by_hand_is_used_or_refused_by_name(
+    tmp_path, small, change, field
+):
+    write_folder(tmp_path / "model", small)
+    file = tmp_path / "model" / "config.json"
+    config = json.loads(file.read_text("utf-8"))
+    change(config)
+    file.write_text(json.dumps(config))
+    with pytest.raises(WeightsError, match=field):
+        read_folder(tmp_path / "model")
+
+
+def test_a_byte_order_mark_is_ignored(tmp_path, small):
+    write_folder(tmp_path / "model", small)
+    file = tmp_path / "model" / "config.json"
+    file.write_text(file.read_text("utf-8"), "utf-8-sig")
+    assert read_folder(tmp_path / "model").class_names == small.class_names
+    write_folder(tmp_path / "model", small)  # it still counts as a model folder
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(WeightsError, match="nothing does not exist"):
+        read_folder(tmp_path / "nothing")
+
+
+def test_a_network_with_one_output_is_refused(tmp_path, small):
+    arch = dataclasses.replace(small.model.arch, num_classes=1)
+    one = dataclasses.replace(small, model=GoogLeNet(arch), class_names=("cat",))
+    with pytest.raises(WeightsError, match="1 output"):
+        write_folder(tmp_path / "model", one)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_dtype_of_the_computation_comes_back(tmp_path, small, dtype):
+    folder = dataclasses.replace(small, model=small.model.clone(dtype=np.dtype(dtype)))
+    write_folder(tmp_path / "model", folder)
+    assert json.loads((tmp_path / "model/config.json").read_text("utf-8"))["dtype"] == dtype
+    assert np.dtype(read_folder(tmp_path / "model").model.dtype) == np.dtype(dtype)
+
+
+def test_variables_are_stored_in_float32(tmp_path, small):
+    halved = jax.tree.map(lambda x: x.astype(np.float16), small.variables)
+    write_folder(tmp_path / "model", dataclasses.replace(small, variables=halved))
+    found = load_file(tmp_path / "model/model.safetensors")
+    assert {value.dtype for value in found.values()} == {np.dtype(np.float32)}
+
+
+def test_a_network_that_its_architecture_does_not_describe_is_refused(tmp_path, small):
+    class Other(GoogLeNet):
+        pass
+
+    with pytest.raises(WeightsError, match="Other"):
+        write_folder(tmp_path / "model", dataclasses.replace(small, model=Other(small.model.arch)))
+
+
+def test_an_interrupted_replacement_leaves_the_old_folder(tmp_path, small, monkeypatch):
+    write_folder(tmp_path / "model", small)
+    rename = Path.rename
+
+    def interrupted(self, target):
+        if self.name == "new":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    other = dataclasses.replace(small, class_names=("a", "b", "c"))
+    with pytest.raises(KeyboardInterrupt):
+        write_folder(tmp_path / "model", other)
+    assert read_folder(tmp_path / "model").class_names == small.class_names
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]

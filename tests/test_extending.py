@@ -1,0 +1,141 @@
+"""docs/extending.md: its files, outside the package, train, are counted, stored and exported."""
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import train
+from gnet_jax.cli.main import main
+from gnet_jax.config import load_recipe, load_sweep
+from gnet_jax.lab.cost.ledger import network_ledger
+from gnet_jax.model.architecture import Choices
+from gnet_jax.model.googlenet import GoogLeNet
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "extending.md").read_text()
+FILES = dict(re.findall(r"^<!-- file: (\S+) -->\n```python\n(.*?)^```", PAGE, re.M | re.S))
+SMALL = ["--model.width-multiplier", "0.125", "--model.blocks", "3a", "--model.aux-after"]
+SMALL += ["--optim.warmup-epochs", "0"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A folder with the files of the page."""
+    place = tmp_path_factory.mktemp("extending")
+    for name, text in FILES.items():
+        (place / name).write_text(text)
+    return place
+
+
+@pytest.fixture(scope="module", params=[("two_threes", "block"), ("group_norm", "norm")])
+def trained(request, place) -> tuple[Path, Path, str]:
+    """A file, its run of four steps, and the field that names its part."""
+    name, field = request.param
+    file, workdir = place / f"{name}.py", place / "runs" / name
+    options = ["--workdir", str(workdir), "--epochs", "0.1", "--log-every-steps", "2"]
+    assert train.main([str(file), *options, *SMALL]) == 0
+    return file, workdir, field
+
+
+def test_the_page_has_a_block_and_a_norm():
+    assert list(FILES) == ["two_threes.py", "group_norm.py"]
+
+
+def test_two_stacked_3x3_are_counted(place):
+    config, _ = load_recipe(str(place / "two_threes.py"))
+    plain = dataclasses.replace(config.model, block=None)
+    own, base = (network_ledger(GoogLeNet(m.build()), 16) for m in (config.model, plain))
+    widths = plain.build().widths
+    assert len(widths) == 9
+    # Without biases; the second 3x3 adds a batch norm, of a scale and a bias each channel.
+    assert own.params - base.params == sum(
+        9 * w.reduce5 * w.b5 + 9 * w.b5 * w.b5 + 2 * w.b5 - 25 * w.reduce5 * w.b5
+        for w in widths.values()
+    )
+    sides = {"3": 8, "4": 4, "5": 2}
+    assert own.macs - base.macs == sum(
+        sides[name[0]] ** 2 * (9 * w.b5 * w.b5 - 16 * w.reduce5 * w.b5)
+        for name, w in widths.items()
+    )
+
+
+def test_group_norm_is_counted(place):
+    config, _ = load_recipe(str(place / "group_norm.py"))
+    batch_norm = dataclasses.replace(config.model, norm="batch_norm")
+    own, base = (network_ledger(GoogLeNet(m.build()), 16) for m in (config.model, batch_norm))
+    assert (own.params, own.macs) == (base.params, base.macs)
+
+
+def test_a_sweep_shows_the_part(place):
+    sweep, _ = load_sweep(str(place / "two_threes.py"))
+    blocks = [config.model.block for config in sweep.configs.values()]
+    assert blocks == [None, f"{place / 'two_threes.py'}:TwoThrees"]
+
+
+def test_a_run_of_it_is_recorded_by_name(trained):
+    file, workdir, field = trained
+    losses = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert all(np.isfinite(row["loss"]) for row in losses if "loss" in row)
+    part = {"block": "TwoThrees", "norm": "group_norm"}[field]
+    assert f"{file}:{part}" in (workdir / "config.json").read_text()
+
+
+def test_a_model_folder_of_it_opens_and_exports(trained, tmp_path, capsys):
+    _, workdir, _ = trained
+    folder = tmp_path / "model"
+    assert main(["convert", str(workdir), str(folder)]) == 0
+    assert main(["export", str(folder), str(tmp_path / "net.safetensors")]) == 0
+    capsys.readouterr()
+    assert main(["export", str(folder), str(tmp_path / "net.pth")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+
+
+def test_opening_it_without_the_file_is_one_error(trained, tmp_path):
+    file, workdir, _ = trained
+    moved = tmp_path / file.name
+    command = [sys.executable, "-m", "gnet_jax", "convert", str(workdir), str(tmp_path / "model")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    shutil.move(file, moved)
+    try:
+        elsewhere = tmp_path / "elsewhere"
+        elsewhere.mkdir()
+        run = {"capture_output": True, "text": True, "env": environment, "check": False}
+        done = subprocess.run(command, cwd=elsewhere, **run)
+        assert done.returncode == 2
+        assert str(file) in done.stderr
+        assert done.stderr.count("\n") == 1
+        assert subprocess.run(command, cwd=tmp_path, **run).returncode == 0  # found here
+    finally:
+        shutil.move(moved, file)
+
+
+def test_the_command_line_takes_a_part(place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    options = ["--variant", "batch_norm", "--format", "json", "--image-size", "64"]
+    assert main(["summary", "--block", "two_threes.py:TwoThrees", *options]) == 0
+    names = {row["name"] for row in json.loads(capsys.readouterr().out)["layers"]}
+    assert {"inception_3a/b5a", "inception_3a/b5b"} <= names
+    assert main(["summary", "--block", "two_threes.py:FourThrees"]) == 2
+    assert "FourThrees" in capsys.readouterr().err
+
+
+def test_a_part_inside_a_function_works_here_and_is_not_stored():
+    def norm(train, dtype, name):
+        raise NotImplementedError
+
+    def other(train, dtype, name):
+        raise NotImplementedError
+
+    other.__qualname__ = norm.__qualname__
+    first, again, second = (Choices(norm=part).build().norm for part in (norm, norm, other))
+    assert first == again != second
+    assert first.startswith("<process>:")

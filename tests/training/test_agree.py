@@ -1,0 +1,124 @@
+import dataclasses
+import json
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from gnet_jax.config import ConfigError, UserError
+from gnet_jax.training.hosts import agree
+from gnet_jax.training.hosts.agree import (
+    compare,
+    gather,
+    identity,
+    open_shared_workdir,
+    run_on_all_hosts,
+)
+from gnet_jax.training.workdir import PACKAGES
+from tests.tiny import tiny_config
+
+
+@pytest.fixture
+def other_hosts(monkeypatch):
+    """A list of what the hosts after this one pass to `gather`."""
+    texts = []
+    monkeypatch.setattr(agree, "gather", lambda own: [own, *texts])
+    return texts
+
+
+def test_a_host_alone_agrees_with_itself(tmp_path):
+    assert gather("text") == ["text"]
+    assert run_on_all_hosts(lambda: 3) == 3
+    compare({"seed": 1})
+    assert open_shared_workdir(tiny_config(tmp_path / "run"), {"train": "a"}).is_dir()
+
+
+def test_an_error_on_another_host_raises_here_too(other_hosts):
+    other_hosts += ["", "there is no folder /data"]
+    with pytest.raises(UserError, match="host 2 stopped: there is no folder /data"):
+        run_on_all_hosts(lambda: 3)
+
+    def wrong():
+        raise ConfigError("own mistake")
+
+    with pytest.raises(ConfigError, match="own mistake"):
+        run_on_all_hosts(wrong)
+
+
+def test_an_error_is_passed_on_even_without_a_message(monkeypatch):
+    told = []
+    monkeypatch.setattr(agree, "gather", lambda own: [told.append(own) or own])
+
+    def wrong():
+        raise ConfigError
+
+    with pytest.raises(ConfigError):
+        run_on_all_hosts(wrong)
+    assert told == ["ConfigError"]
+
+
+def test_a_difference_names_the_host_and_both_values(other_hosts):
+    own = {"seed": 0, "data.fingerprint.train": "abc", "code": "f00", "epochs": 3.0}
+    other_hosts += [json.dumps(own), json.dumps(own | {"code": "ba5", "seed": 1})]
+    with pytest.raises(ConfigError, match="host 2 ") as raised:
+        compare(own)
+    for part in ("code is ba5 there, f00 on host 0", "seed is 1 there, 0 on host 0"):
+        assert part in str(raised.value)
+    other_hosts[:] = [json.dumps(own)]
+    compare(own)
+    other_hosts[:] = [json.dumps(own | {"new": 1})]
+    with pytest.raises(ConfigError, match="host 1 differs: new is 1 there, absent on host 0"):
+        compare(own)
+
+
+def test_three_differences_are_named_and_the_others_counted(other_hosts):
+    other_hosts.append(json.dumps(dict.fromkeys("abcde", 1)))
+    with pytest.raises(ConfigError, match=r"c is 1 there, 0 on host 0 \(2 more\)") as raised:
+        compare(dict.fromkeys("abcde", 0))
+    assert "d is" not in str(raised.value)
+
+
+def test_hosts_may_differ_only_in_paths_and_threads(tmp_path):
+    config = tiny_config(tmp_path)
+    run = types.SimpleNamespace(config=config, pretrained=None)
+    names = identity(run, {"train": "abc", "classes": ["a"]})
+    assert {"seed", "optim.learning_rate", "save_every_steps", "code"} <= names.keys()
+    assert names["data.fingerprint.train"] == "abc"
+    assert "data.fingerprint.classes" not in names
+    assert {f"version of {name}" for name in PACKAGES} <= names.keys()
+    assert not {"workdir", "data.source", "data.threads", "data.workers", "init"} & names.keys()
+    data = dataclasses.replace(config.data, source="folder:/x", threads=7, workers=1)
+    run.config = dataclasses.replace(config, data=data, workdir="elsewhere", init="model")
+    assert identity(run, {"train": "abc"}) == names
+
+
+def test_hosts_compare_the_weights_that_they_start_from(tmp_path):
+    def of_weights(value):
+        pretrained = types.SimpleNamespace(variables={"kernel": np.full(3, value, np.float32)})
+        run = types.SimpleNamespace(config=tiny_config(tmp_path), pretrained=pretrained)
+        return identity(run, {})["init"]
+
+    assert of_weights(1) == of_weights(1) != of_weights(2)
+
+
+@pytest.fixture
+def second_host(monkeypatch):
+    """This process is the second of two; host 0 passes these texts to `gather`."""
+    texts = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr(agree, "gather", lambda own: [texts.pop(0) if texts else "", own])
+    monkeypatch.setattr(agree, "TOKEN_SECONDS", 0)
+    return texts
+
+
+def test_a_host_that_does_not_see_the_token_of_the_first_has_another_workdir(tmp_path, second_host):
+    second_host += ["", ".shared-0123"]
+    with pytest.raises(ConfigError, match=str(tmp_path)):
+        open_shared_workdir(tiny_config(tmp_path), {"train": "a"})
+    (tmp_path / ".shared-0123").touch()
+    second_host += ["", ".shared-0123"]
+    assert open_shared_workdir(tiny_config(tmp_path), {"train": "a"}) == tmp_path
+    assert (tmp_path / ".shared-0123").exists()  # the first host removes it
+    assert not (tmp_path / "config.json").exists()  # and writes the config

@@ -1,0 +1,130 @@
+import dataclasses
+import hashlib
+
+import jax
+import numpy as np
+import pytest
+
+from gnet_jax.config import AugmentConfig, Config, DataConfig, LossConfig, Preprocessing
+from gnet_jax.data.sources import open_source
+from gnet_jax.model.googlenet import GoogLeNet
+from gnet_jax.training import program
+from gnet_jax.training.optimizer import make_optimizer
+from gnet_jax.training.program import augmentation, make_train_step, training_batches
+from gnet_jax.training.step import compute_gradient, step_keys
+from tests.tiny import tiny_arch, tiny_config
+
+EVERYTHING = AugmentConfig(
+    crop_area=(0.3, 1.0),
+    interpolation="random",
+    brightness=0.4,
+    contrast=0.4,
+    saturation=0.4,
+    hue=0.1,
+    erase=0.3,
+    mixup=0.2,
+)
+
+
+def network_sees(config, start=0, hosts=1):
+    """sha256 of inputs and labels of steps `start` to 3, each made of its hosts' shares."""
+    source, compiled = open_source("digits", "train"), jax.jit(augmentation(config, 10))
+    shares = [
+        training_batches(config, source, start_step=start, host=host, hosts=hosts)
+        for host in range(hosts)
+    ]
+    found = []
+    for step in range(start, 4):
+        key, _ = step_keys(jax.random.PRNGKey(config.seed), step)
+        parts = []
+        for host, share in enumerate(shares):
+            batch = next(share)
+            offset = host * len(batch["label"])
+            parts.append(compiled(batch["image"], batch["label"], key, offset=offset))
+        whole = hashlib.sha256()
+        for leaves in zip(*map(jax.tree.leaves, parts), strict=True):
+            whole.update(np.concatenate([np.asarray(leaf) for leaf in leaves]).tobytes())
+        found.append(whole.hexdigest())
+    return found
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    return tiny_config(tmp_path_factory.mktemp("feed"), augment=EVERYTHING, batch_size=16)
+
+
+@pytest.fixture(scope="module")
+def of_one_host(config):
+    return network_sees(config)
+
+
+def test_every_step_and_seed_sees_other_pixels(config, of_one_host):
+    assert len(set(of_one_host)) == 4
+    other = network_sees(dataclasses.replace(config, seed=1), start=3)
+    assert other[0] not in of_one_host
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_the_network_sees_the_same_bits_from_any_number_of_hosts_and_any_start(
+    config, of_one_host, hosts
+):
+    assert network_sees(config, start=1, hosts=hosts) == of_one_host[1:]
+
+
+def test_the_number_of_threads_changes_no_bit(config, of_one_host):
+    threads = dataclasses.replace(config, data=dataclasses.replace(config.data, threads=5))
+    assert network_sees(threads, start=2) == of_one_host[2:]
+
+
+def test_the_interpolation_of_the_config_is_used(config):
+    plain = dataclasses.replace(EVERYTHING, interpolation="bilinear")
+    source = open_source("digits", "train")
+    batches = [
+        next(training_batches(dataclasses.replace(config, augment=a), source))
+        for a in (EVERYTHING, plain)
+    ]
+    same = [(a == b).all() for a, b in zip(*(batch["image"] for batch in batches), strict=True)]
+    assert 0 < sum(same) < 12  # one in four draws bilinear
+
+
+def test_every_field_of_the_data_and_the_augmentation_reaches_the_batches(monkeypatch, tmp_path):
+    """With values that are not the defaults; host and start are the loop's."""
+    given = {}
+    monkeypatch.setattr(program, "train_batches", lambda *a, **options: given.update(options))
+    data = DataConfig(image_size=20, resize_to=24, mean=(1.0, 2.0, 3.0), threads=3, workers=2)
+    data = dataclasses.replace(data, decoder="fast")
+    config = Config(seed=7, batch_size=24, data=data, augment=EVERYTHING)
+    training_batches(config, None, start_step=5, host=1, hosts=2)
+    assert given == {
+        "batch_size": 24,
+        "preprocessing": Preprocessing(image_size=20, resize_to=24, mean=(1.0, 2.0, 3.0)),
+        "augmentation": EVERYTHING,
+        "decoder": "fast",
+        "seed": 7,
+        "threads": 3,
+        "workers": 2,
+        "start_step": 5,
+        "host": 1,
+        "hosts": 2,
+    }
+    assert augmentation(config, 12).keywords == {
+        "preprocessing": given["preprocessing"],
+        "augmentation": EVERYTHING,
+        "num_classes": 12,
+    }
+
+
+def test_a_step_has_the_models_classes_and_the_loss_of_the_config():
+    config = Config(loss=LossConfig(aux_weight=0.7, label_smoothing=0.2))
+    model, optimizer = GoogLeNet(tiny_arch()), make_optimizer(config.optim, 10, 100)
+    step = make_train_step(config, model, optimizer)
+    assert step.keywords["loss"] == LossConfig(aux_weight=0.7, label_smoothing=0.2)
+    assert (step.keywords["model"], step.keywords["optimizer"]) == (model, optimizer)
+    assert step.keywords["augment"].keywords["num_classes"] == 10
+    assert step.keywords["gradient"] is compute_gradient
+
+
+@pytest.mark.parametrize(("given", "used"), [(None, 32), (8, 8)])
+def test_an_evaluation_has_its_own_batch_size_if_it_is_given(given, used):
+    config = Config(batch_size=32, eval_batch_size=given)
+    assert program.Program(config, None, None, None, 1.0, 1).eval_batch_size == used

@@ -1,0 +1,176 @@
+"""How a process joins the others, and exits when they are lost."""
+
+import threading
+
+import jax
+import pytest
+
+from gnet_jax.config import ConfigError
+from gnet_jax.config.command import Launch
+from gnet_jax.training.hosts import start as hosts
+from gnet_jax.training.hosts.agree import OneHostError, TrainingError
+from gnet_jax.training.hosts.start import (
+    EXIT_LOST,
+    HostsError,
+    abort_on_unexpected_error,
+    detect_cluster,
+    should_join,
+    start,
+)
+
+SLURM = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_STEP_NODELIST": "node[1-2]",
+    "SLURM_PROCID": "1",
+    "SLURM_LOCALID": "0",
+    "SLURM_NTASKS": "2",
+}
+CHIPS = ("JAX_PLATFORMS", "TPU_SKIP_MDS_QUERY", "TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
+
+
+@pytest.fixture(autouse=True)
+def no_cluster(monkeypatch):
+    for name in ("JAX_COORDINATOR_ADDRESS", "KUBERNETES_SERVICE_HOST", *CHIPS):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("environment", "found"),
+    [
+        ({}, None),
+        (SLURM, "Slurm"),
+        (SLURM | {"SLURM_NTASKS": "1"}, None),  # a job of one task
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2"}, None),  # a shell of sbatch, outside of srun
+        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"}, "Open MPI"),
+        ({"OMPI_COMM_WORLD_SIZE": "1"}, None),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, "GKE with TPUs"),
+        ({"TPU_PROCESS_ADDRESSES": "a,b"}, "GKE with TPUs"),
+        ({"TPU_WORKER_HOSTNAMES": "a", "MEGASCALE_NUM_SLICES": "2"}, "GKE with TPUs"),
+        ({"TPU_WORKER_HOSTNAMES": "a", "MEGASCALE_NUM_SLICES": "1"}, None),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, None),  # Colab
+        ({"TPU_WORKER_HOSTNAMES": "a,b", "JAX_PLATFORMS": "cpu"}, None),
+        ({"TPU_WORKER_HOSTNAMES": "a,b", "JAX_PLATFORMS": "tpu,cpu"}, "GKE with TPUs"),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}, "Kubernetes"),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, None),
+    ],
+)
+def test_the_environment_names_the_cluster(environment, found, monkeypatch):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert detect_cluster() == found
+    assert should_join(Launch()) == (found is not None)
+    assert not should_join(Launch(distributed="off"))
+    assert should_join(Launch(distributed="on"))
+
+
+def test_a_tpu_vm_has_chips_libtpu_and_a_metadata_server(monkeypatch):
+    found = {"/dev/accel[0-9]*": [], "/dev/vfio/[0-9]*": ["/dev/vfio/0"]}
+    monkeypatch.setattr(hosts.glob, "glob", found.get)
+    monkeypatch.setattr(hosts.importlib.util, "find_spec", lambda name: object())
+    assert detect_cluster() == "TPU VM"
+    monkeypatch.setattr(hosts.importlib.util, "find_spec", lambda name: None)
+    assert detect_cluster() is None
+    monkeypatch.setattr(hosts.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    assert detect_cluster() is None
+
+
+@pytest.mark.parametrize(
+    "launch", [{"coordinator": "a:1"}, {"num_processes": 2}, {"process_id": 0}]
+)
+def test_any_option_of_the_coordinator_makes_a_process_join(launch):
+    assert should_join(Launch(**launch))
+
+
+@pytest.fixture
+def initialize(monkeypatch):
+    """Records how JAX is asked to join, and answers as it is told."""
+    asked = []
+    answer = []
+
+    def initialize(
+        coordinator_address=None,
+        num_processes=None,
+        process_id=None,
+        cluster_detection_method=None,
+        initialization_timeout=300,
+        heartbeat_timeout_seconds=100,
+    ):
+        asked.append((coordinator_address, num_processes, process_id, cluster_detection_method))
+        assert heartbeat_timeout_seconds <= 20
+        assert initialization_timeout > Launch().start_timeout  # our message comes first
+        for each in answer:
+            raise each
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    return asked, answer
+
+
+def test_a_process_alone_joins_nobody(initialize):
+    start(Launch())
+    start(Launch(distributed="off"))
+    assert initialize[0] == []
+
+
+def test_the_options_go_to_jax_which_finds_out_the_rest(initialize):
+    start(Launch(coordinator="a:1", num_processes=2, process_id=1))
+    start(Launch(distributed="on"))
+    assert initialize[0] == [("a:1", 2, 1, "deactivate"), (None, None, None, None)]
+    assert not getattr(jax.config, "jax_enable_preemption_service", False)  # JAX 0.7 has none
+    alarms = [each for each in threading.enumerate() if isinstance(each, threading.Timer)]
+    assert all(alarm.finished.is_set() for alarm in alarms)
+
+
+def test_a_failure_to_join_is_an_error_with_its_cause(initialize):
+    _, answer = initialize
+    answer.append(ValueError("coordinator_address should be defined."))
+    with pytest.raises(ConfigError, match="coordinator_address should be defined"):
+        start(Launch(distributed="on"))
+    answer[:] = [RuntimeError("metadata server: 404\nand more")]
+    with pytest.raises(HostsError, match=r"process 1 of 2 at a:1 .*: metadata server: 404;"):
+        start(Launch(coordinator="a:1", num_processes=2, process_id=1))
+
+
+def test_a_process_waits_for_the_others_no_longer_than_it_is_told(initialize, monkeypatch):
+    ended = threading.Event()
+    told = []
+
+    def end(*arguments):
+        told.append(arguments)
+        ended.set()
+
+    monkeypatch.setattr(hosts, "_exit", end)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **_: ended.wait(20))
+    start(Launch(coordinator="a:1", num_processes=2, process_id=1, start_timeout=1))
+    (message, code), *_ = told
+    assert "process 1 of 2 at a:1 waited 1 s" in message
+    assert code == EXIT_LOST
+
+
+def test_an_unexpected_error_exits_at_once_on_several_hosts_alone(monkeypatch):
+    ended = []
+    monkeypatch.setattr(hosts, "_exit", lambda message, code: ended.append((code, message)))
+
+    def fails(error):
+        with abort_on_unexpected_error(ZeroDivisionError):
+            raise error
+
+    lost = jax.errors.JaxRuntimeError("UNKNOWN: Gloo all-reduce failed: Connection reset by peer")
+    for error in (lost, KeyError("bug"), ConfigError("mistake")):
+        with pytest.raises(type(error)):
+            fails(error)
+    assert ended == []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    for error in (ConfigError("mistake"), ZeroDivisionError()):  # every host raises these
+        with pytest.raises(type(error)):
+            fails(error)
+    fails(lost)
+    fails(KeyError("bug"))
+    fails(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"))
+    with abort_on_unexpected_error(TrainingError):
+        raise OneHostError("step 3 could not be saved")
+    assert [code for code, _ in ended] == [EXIT_LOST, 1, 1, 1]
+    assert "process 0 of 2 lost contact with the others" in ended[0][1]
+    assert "Connection reset by peer" in ended[0][1]
+    assert "KeyError: 'bug'" in ended[1][1]
+    assert ended[3][1] == "stopped: step 3 could not be saved"

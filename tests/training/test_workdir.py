@@ -1,0 +1,259 @@
+import dataclasses
+import errno
+import fcntl
+import json
+import math
+import os
+from unittest import mock
+
+import pytest
+
+from gnet_jax.config import Config, ConfigError
+from gnet_jax.training.hosts.supervise import RESTART
+from gnet_jax.training.workdir import (
+    BusyError,
+    MetricsFile,
+    add_start,
+    check_not_lost,
+    locked,
+    open_workdir,
+    read_starts,
+    write_json,
+)
+
+PRINTS = {"train": "aa", "val": "bb"}
+
+
+def test_a_workdir_accepts_its_own_run_again(tmp_path):
+    config = Config(workdir=str(tmp_path / "deep" / "run"))
+    workdir = open_workdir(config, PRINTS)
+    saved = json.loads((workdir / "config.json").read_text())
+    assert saved["optim.learning_rate"] == 0.01
+    assert saved["data.fingerprint.val"] == "bb"
+    assert open_workdir(dataclasses.replace(config, log_every_steps=1), PRINTS) == workdir
+
+
+def refusal(config, prints):
+    """The message with which `open_workdir` refuses."""
+    with pytest.raises(ConfigError) as raised:
+        open_workdir(config, prints)
+    return str(raised.value)
+
+
+def test_another_config_is_refused_with_every_field_that_differs(tmp_path):
+    config = Config(workdir=str(tmp_path))
+    open_workdir(config, PRINTS)
+    said = refusal(dataclasses.replace(config, seed=1, batch_size=64), PRINTS)
+    assert "batch_size: 32 there, 64 now" in said
+    assert "seed: 0 there, 1 now" in said
+    assert str(tmp_path) in said
+
+
+@pytest.mark.parametrize(
+    ("prints", "splits"),
+    [
+        ({"train": "cc"}, "(train split"),
+        ({"val": "cc"}, "(val split"),
+        ({"train": "cc", "val": "dd"}, "(train and val split"),
+        ({"train": "fewer", "order": "of fewer"}, "(train split"),
+    ],
+)
+def test_data_that_changed_are_named_by_split(tmp_path, prints, splits):
+    config = Config(workdir=str(tmp_path))
+    open_workdir(config, PRINTS | {"order": "oo"})
+    assert splits in refusal(config, PRINTS | {"order": "oo"} | prints)
+
+
+def test_another_order_of_the_same_data_is_refused_with_the_libraries_that_shuffle(tmp_path):
+    config = Config(workdir=str(tmp_path))
+    open_workdir(config, PRINTS | {"order": "cc"})
+    said = refusal(config, PRINTS | {"order": "dd"})
+    assert "order: cc there, dd now" in said
+    assert "Grain" in said
+    said = refusal(dataclasses.replace(config, seed=1), PRINTS | {"order": "dd"})
+    assert "seed: 0 there, 1 now" in said
+    assert "Grain" not in said
+
+
+def test_classes_that_changed_are_named(tmp_path):
+    config = Config(workdir=str(tmp_path))
+    open_workdir(config, PRINTS | {"classes": ["1", "10", "2"]})
+    open_workdir(config, PRINTS | {"classes": ["1", "10", "2"]})
+    said = refusal(config, PRINTS | {"classes": ["1", "2", "10"], "train": "cc"})
+    assert "number 1 was '10', is '2'" in said
+    said = refusal(config, PRINTS | {"classes": ["1", "10", "3", "4"], "train": "cc"})
+    assert "removed: 2; added: 3, 4" in said
+
+
+def test_a_workdir_that_did_not_record_its_classes_resumes_on_the_same_data(tmp_path):
+    config, classes = Config(workdir=str(tmp_path)), {"classes": ["1", "2", "10"]}
+    open_workdir(config, PRINTS)
+    assert "(train split" in refusal(config, PRINTS | classes | {"train": "cc"})
+    open_workdir(config, PRINTS | classes)
+    assert json.loads((tmp_path / "config.json").read_text())["data.fingerprint.classes"]
+
+
+def test_a_workdir_that_cannot_be_written_is_named(tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    assert str(file / "run") in refusal(Config(workdir=str(file / "run")), PRINTS)
+
+
+def test_every_start_is_recorded_with_versions_and_commit(tmp_path):
+    add_start(tmp_path, 0)
+    add_start(tmp_path, 40)
+    starts = json.loads((tmp_path / "run.json").read_text())["starts"]
+    assert [start["step"] for start in starts] == [0, 40]
+    assert starts[0]["versions"]["flax"]
+    assert starts[0]["platform"] == "cpu"
+    assert len(starts[0]["devices"]) == 8
+    assert "git_commit" in starts[0]
+
+
+def test_a_start_with_other_code_or_libraries_says_which(tmp_path):
+    assert add_start(tmp_path, 0) is None
+    assert add_start(tmp_path, 40) is None
+    record = json.loads((tmp_path / "run.json").read_text())
+    record["starts"][-1]["versions"]["flax"] = "0.1.2"
+    del record["starts"][-1]["code"]  # as older versions wrote it
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    changed = add_start(tmp_path, 50)
+    assert changed is not None
+    assert "flax: 0.1.2 there" in changed
+    assert "gnet_jax: unknown there" in changed
+    assert "jaxlib" not in changed
+    assert add_start(tmp_path, 60) is None
+
+
+def test_lines_after_the_resumed_step_are_forgotten_and_half_a_line_is_left_out(tmp_path):
+    metrics = MetricsFile(tmp_path / "metrics.jsonl")
+    assert metrics.read() == []
+    for step in (10, 20, 30):
+        metrics.append(step, {"train/loss": step / 10})
+    with metrics.path.open("a") as file:
+        file.write('{"step": 40, "train/lo')
+    assert [line["step"] for line in metrics.read()] == [10, 20, 30]
+    metrics.forget_after(20)
+    metrics.append(21, {"train/loss": 0.5})
+    assert metrics.read() == [
+        {"step": 10, "train/loss": 1.0},
+        {"step": 20, "train/loss": 2.0},
+        {"step": 21, "train/loss": 0.5},
+    ]
+
+
+def test_checkpoints_of_an_unknown_run_are_refused(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    assert "config.json" in refusal(Config(workdir=str(tmp_path)), PRINTS)
+
+
+def test_a_second_process_on_a_workdir_is_refused(tmp_path):
+    refused = pytest.raises(BusyError, match=str(tmp_path))
+    with locked(tmp_path), refused, locked(tmp_path):
+        pass
+    with locked(tmp_path):
+        pass
+
+
+def test_a_start_that_is_refused_as_busy_leaves_the_config_of_the_run_that_goes_on(tmp_path):
+    config = Config(workdir=str(tmp_path), log_every_steps=7)
+    open_workdir(config, PRINTS)
+    refused = pytest.raises(BusyError, match=str(tmp_path))
+    with locked(tmp_path), refused:
+        open_workdir(dataclasses.replace(config, log_every_steps=1), PRINTS)
+    assert json.loads((tmp_path / "config.json").read_text())["log_every_steps"] == 7
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
+def test_a_file_system_without_locks_is_one_sentence(tmp_path, monkeypatch, number):
+    without = mock.Mock(side_effect=OSError(number, os.strerror(number)))
+    monkeypatch.setattr(fcntl, "flock", without)
+    refused = pytest.raises(ConfigError, match=f"/lock: {os.strerror(number)}")
+    with refused as raised, locked(tmp_path):
+        pass
+    assert not isinstance(raised.value, BusyError)
+
+
+@pytest.mark.parametrize("text", ["[]", "3", '{"seed": '])
+def test_a_config_file_that_is_not_an_object_is_corrupt(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    assert "config.json is corrupt" in refusal(Config(workdir=str(tmp_path)), PRINTS)
+
+
+def test_checkpoints_that_are_not_a_folder_are_refused(tmp_path):
+    (tmp_path / "checkpoints").symlink_to(tmp_path / "not" / "mounted")
+    assert str(tmp_path / "checkpoints") in refusal(Config(workdir=str(tmp_path)), PRINTS)
+    (tmp_path / "checkpoints").unlink()
+    (tmp_path / "checkpoints").touch()
+    assert str(tmp_path / "checkpoints") in refusal(Config(workdir=str(tmp_path)), PRINTS)
+
+
+def test_a_corrupt_record_is_renamed(tmp_path):
+    (tmp_path / "run.json").write_text('{"starts": [')
+    add_start(tmp_path, 3)
+    assert len(json.loads((tmp_path / "run.json").read_text())["starts"]) == 1
+    assert (tmp_path / "run.damaged").is_file()
+
+
+def test_a_run_whose_checkpoints_are_gone_names_the_newest_step(tmp_path):
+    check_not_lost(tmp_path)
+    starts = [{"step": 0, "newest_checkpoint": 40}, {"step": 30, "newest_checkpoint": 35}, {}]
+    write_json(tmp_path / "run.json", {"starts": starts})
+    with pytest.raises(ConfigError, match="step 40"):
+        check_not_lost(tmp_path)
+    write_json(tmp_path / "run.json", {"starts": [{"step": 0, "newest_checkpoint": 0}]})
+    check_not_lost(tmp_path)
+
+
+def test_a_restart_by_the_supervisor_is_recorded_with_its_reason(tmp_path, monkeypatch):
+    reason = {"number": 2, "after": "the run exited with code 1", "step": 5}
+    monkeypatch.setenv(RESTART, json.dumps(reason))
+    add_start(tmp_path, 5)
+    monkeypatch.delenv(RESTART)
+    add_start(tmp_path, 6)
+    assert [start["restart"] for start in read_starts(tmp_path)] == [reason, None]
+
+
+def test_a_line_that_does_not_fit_on_the_disk_is_not_written_in_part(tmp_path, monkeypatch):
+    metrics = MetricsFile(tmp_path / "metrics.jsonl")
+    metrics.append(1, {"loss": 2.0})
+    whole = metrics.path.read_bytes()
+    usual = metrics.path.open
+
+    class Full:
+        """Takes five bytes of each write."""
+
+        def __init__(self, *arguments, **options):
+            self._file = usual(*arguments, **options)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self._file.close()
+
+        def __getattr__(self, name):
+            return getattr(self._file, name)
+
+        def write(self, content):
+            return self._file.write(content[:5])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(metrics.path), "open", lambda _, *a, **o: Full(*a, **o))
+        with pytest.raises(OSError, match="space"):
+            metrics.append(2, {"loss": 1.0})
+    assert metrics.path.read_bytes() == whole
+
+
+def test_numbers_that_are_not_finite_are_null_in_the_file_and_nan_when_read(tmp_path):
+    metrics = MetricsFile(tmp_path / "metrics.jsonl")
+    metrics.append(1, {"loss": float("inf"), "top1": 0.5})
+    assert json.loads(metrics.path.read_text()) == {"step": 1, "loss": None, "top1": 0.5}
+    (line,) = metrics.read()
+    assert math.isnan(line["loss"])
+    assert (line["step"], line["top1"]) == (1, 0.5)
+
+
+def test_forgetting_creates_no_file(tmp_path):
+    MetricsFile(tmp_path / "metrics.jsonl").forget_after(3)
+    assert list(tmp_path.iterdir()) == []
