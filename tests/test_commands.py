@@ -27,6 +27,7 @@ from gnet_jax.model_folder.variables import flatten
 from tests.convert.caffe_files import caffemodel_bytes, random_layers
 from tests.convert.conftest import random_variables
 from tests.data.ilsvrc_tars import train_images, write_tars
+from tests.test_extending import FILES
 from tests.test_readme import BLOCKS
 
 ROOT = Path(__file__).parents[1]
@@ -103,6 +104,9 @@ def place(tmp_path_factory) -> Path:
             images=generator.integers(0, 256, (count, 32, 32, 3), np.uint8),
             labels=np.arange(count) % 10,
         )
+
+    for name, text in FILES.items():
+        (root / name).write_text(text)
 
     layers = random_layers(VARIANTS["paper"])
     (root / "bvlc_googlenet.caffemodel").write_bytes(caffemodel_bytes(layers))
