@@ -31,8 +31,7 @@ from typing import TYPE_CHECKING, Any
 from gnet_jax.cli.output import leave_at_once, print_error, reader_may_leave, set_up_process
 from gnet_jax.config import Config, ConfigError, UserError, check
 from gnet_jax.config.command import Launch, check_launch, parse_command, parse_launch
-from gnet_jax.training.hosts.start import should_join
-from gnet_jax.training.hosts.supervise import ACKNOWLEDGE, Supervisor, end_with_supervisor
+from gnet_jax.training.hosts import start
 
 if TYPE_CHECKING:
     from gnet_jax.training.loop import Result
@@ -45,19 +44,12 @@ def train(arguments: Sequence[str]) -> int:
 
 
 def parse(arguments: Sequence[str], prog: str = "train.py") -> Config:
-    """Returns the config of a command line. `--help` and typos exit here.
-
-    Raises:
-        ConfigError: if there is no such recipe.
-    """
+    """Returns the config of a command line. `--help` and typos exit here."""
     return parse_command(arguments, prog, Launch()).config
 
 
 def main(arguments: Sequence[str], prog: str = "train.py") -> int:
-    """Run the command line and return the exit code.
-
-    `arguments` were typed after the command `prog`, "train.py" or "gnet train".
-    """
+    """Run what was typed after the command `prog`, "train.py" or "gnet train"; returns the code."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     set_up_process()
     try:
@@ -85,20 +77,22 @@ def _main(arguments: Sequence[str], prog: str) -> int:
         error = ended if isinstance(ended, ConfigError) else typo
         with contextlib.redirect_stderr(io.StringIO()):  # tyro would print a typo again
             launch = parse_launch(arguments)
-        if not should_join(launch):
+        if not start.should_join(launch):
             raise
         # The command of the other hosts may be right; if they are there, they must not wait.
         print_error(f"{prog}: telling the other hosts: {error}")
         brief = dataclasses.replace(launch, start_timeout=min(launch.start_timeout, 30))
         return run(error, brief, arguments, prog)
     config, launch = command.config, command.options
-    if ACKNOWLEDGE in os.environ:
+    if launch.supervise or launch.supervise_preempted:
+        from gnet_jax.training.hosts.supervise import Supervisor, end_with_supervisor
+
+        if start.ACKNOWLEDGE not in os.environ:
+            check(config)
+            again = [sys.executable, *sys.orig_argv[1:]]
+            checkpoints = Path(config.workdir).expanduser() / "checkpoints"
+            return Supervisor(again, checkpoints, launch, prog).run()
         end_with_supervisor()
-    elif launch.supervise or launch.supervise_preempted:
-        check(config)
-        again = [sys.executable, *sys.orig_argv[1:]]
-        checkpoints = Path(config.workdir).expanduser() / "checkpoints"
-        return Supervisor(again, checkpoints, launch, prog).run()
     return run(config, launch, arguments, prog)
 
 
@@ -110,44 +104,35 @@ def run(config: Config | UserError, launch: Launch, arguments: Sequence[str], pr
     # Imported here, so that --help and typos answer at once.
     import jax
 
+    from gnet_jax.training import loop, program, sharding
     from gnet_jax.training.hosts import agree
-    from gnet_jax.training.hosts.start import (
-        EXIT_LOST,
-        HostsError,
-        abort_on_unexpected_error,
-        start,
-    )
-    from gnet_jax.training.loop import train
-    from gnet_jax.training.memory import call_in_this_thread
-    from gnet_jax.training.program import prepare
-    from gnet_jax.training.sharding import use_compilation_cache
 
     def prepared() -> tuple["Run", dict[str, Any]]:
         if isinstance(config, UserError):
             raise config
         if config.init is None:
-            run = prepare(config)
+            run = program.prepare(config)
         else:
             from gnet_jax.convert.start import with_start
 
-            run = prepare(*with_start(config))
+            run = program.prepare(*with_start(config))
         return run, run.fingerprints()
 
     try:
-        start(launch)
-        use_compilation_cache()
-        call_in_this_thread()
+        start.start(launch)
+        sharding.use_compilation_cache()
+        sharding.call_in_this_thread()
         first = jax.process_index() == 0
-        with abort_on_unexpected_error(agree.TrainingError):
+        with start.abort_on_unexpected_error(agree.TrainingError):
             ready, fingerprints = agree.run_on_all_hosts(prepared)
             agree.compare(agree.identity(ready, fingerprints))
             workdir = agree.open_shared_workdir(ready.config, fingerprints)
             if first:
                 print_plan(ready, workdir)
-            result = train(ready, workdir)
-    except HostsError as error:
+            result = loop.train(ready, workdir)
+    except start.HostsError as error:
         print_error(f"{prog}: error: {error}")
-        return EXIT_LOST
+        return start.EXIT_LOST
     except agree.TrainingError as error:
         print_error(f"{prog}: stopped: {error}")
         return 1
@@ -166,9 +151,8 @@ def print_plan(run: "Run", workdir: Path) -> None:
     config, program = run.config, run.program
     cost = network_ledger(program.model, config.data.image_size)
     m, d, o, mesh = config.model, config.data, config.optim, program.mesh
-    aux_after = program.model.arch.aux_after
-    heads = ", ".join(aux_after) or "none"
-    with_heads = f" ({cost.params_with_aux:,} with aux heads)" if aux_after else ""
+    heads = ", ".join(program.model.arch.aux_after) or "none"
+    with_heads = "" if heads == "none" else f" ({cost.params_with_aux:,} with aux heads)"
     network = f"{m.variant}, width x{m.width_multiplier:g}, reductions x{m.reduction_factor:g}"
     hosts = f" on {jax.process_count()} hosts" if jax.process_count() > 1 else ""
     plan = {
@@ -186,8 +170,9 @@ def print_plan(run: "Run", workdir: Path) -> None:
     if program.takeover is not None:
         from gnet_jax.training.finetune import layers
 
-        fresh = {layers([name])[0]: why for name, why in program.takeover.fresh.items()}
-        plan["loaded"] = ", ".join(layers(program.takeover.loaded)) or "nothing"
+        takeover = program.takeover
+        fresh = {layers([name])[0]: why for name, why in takeover.fresh.items()}
+        plan["loaded"] = ", ".join(layers(takeover.loaded)) or "nothing"
         plan["new"] = ", ".join(f"{layer} ({why})" for layer, why in fresh.items()) or "nothing"
         plan["frozen"] = ", ".join(o.freeze) or "nothing"
     if run.train.left_out or run.val.left_out:
@@ -238,13 +223,8 @@ def _typed(prog: str) -> tuple[str, str]:
 
     Uses paths if the shell would not find the programs, as in `.venv` after `make`.
     """
-    if prog == "gnet train" and Path(sys.argv[0]).name == "gnet":
-        gnet = _in_shell("gnet", sys.argv[0])
-        return gnet, f"{gnet} train"
-    python = _in_shell("python", sys.executable)
-    gnet = f"{python} -m gnet_jax"
-    return gnet, f"{gnet} train" if prog == "gnet train" else f"{python} train.py"
-
-
-def _in_shell(name: str, path: str) -> str:
-    return name if shutil.which(name) == path else shlex.quote(os.path.relpath(path))
+    script = prog == "gnet train" and Path(sys.argv[0]).name == "gnet"
+    name, path = ("gnet", sys.argv[0]) if script else ("python", sys.executable)
+    found = name if shutil.which(name) == path else shlex.quote(os.path.relpath(path))
+    gnet = found if script else f"{found} -m gnet_jax"
+    return gnet, f"{gnet} train" if prog == "gnet train" else f"{found} train.py"

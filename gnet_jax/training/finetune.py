@@ -11,14 +11,7 @@ from gnet_jax.config import ConfigError
 from gnet_jax.data.sources.classes import nfc, same_classes
 from gnet_jax.model.architecture import smallest_size
 from gnet_jax.model.googlenet import GoogLeNet, abstract_variables
-
-
-class Pretrained(NamedTuple):
-    """A trained model to start from."""
-
-    model: GoogLeNet
-    variables: Mapping[str, Any]  # {"params", "batch_stats"}
-    class_names: tuple[str, ...]
+from gnet_jax.model_folder.folder import ModelFolder
 
 
 class Takeover(NamedTuple):
@@ -28,21 +21,16 @@ class Takeover(NamedTuple):
     fresh: Mapping[str, str]  # path -> why it starts fresh
 
 
-def compare(shapes: Mapping[str, Any], old: Pretrained, class_names: tuple[str, ...]) -> Takeover:
-    """Returns which variables of a new network `old` fills.
+def compare(shapes: Mapping[str, Any], old: ModelFolder, class_names: tuple[str, ...]) -> Takeover:
+    """Returns which variables of a new network, concrete or abstract `shapes`, `old` fills.
 
     Variables that depend on the number of classes, auxiliary heads included, are loaded only if the
-    classes have the same names in the same order.
-
-    Args:
-        shapes: the new network's variables, concrete or abstract.
-        old: the trained model.
-        class_names: of the new data, in order.
+    new data have the same `class_names` in the same order.
     """
-    same = same_classes(old.class_names, class_names)
     reordered = set(map(nfc, old.class_names)) == set(map(nfc, class_names))
     why = "same classes in another order" if reordered else "other classes"
-    class_dependent = frozenset() if same else class_variables(old.model)
+    same = same_classes(old.class_names, class_names)
+    class_dependent = () if same else class_variables(old.model)
     found, loaded, fresh = flat(old.variables), [], {}
     for name, new in flat(shapes).items():
         if name not in found:
@@ -56,16 +44,15 @@ def compare(shapes: Mapping[str, Any], old: Pretrained, class_names: tuple[str, 
     return Takeover(tuple(loaded), fresh)
 
 
-def class_variables(model: GoogLeNet) -> frozenset[str]:
+def class_variables(model: GoogLeNet) -> set[str]:
     """Returns the paths of the variables whose shape depends on the number of classes.
 
-    Raises:
-        ConfigError: if there are none.
+    Raises a ConfigError if there are none.
     """
     arch, side = model.arch, smallest_size(model.arch)
     other = model.clone(arch=dataclasses.replace(arch, num_classes=arch.num_classes + 1))
     own, others = (flat(abstract_variables(each, side)) for each in (model, other))
-    found = frozenset(name for name, value in own.items() if others[name].shape != value.shape)
+    found = {name for name, value in own.items() if others[name].shape != value.shape}
     if not found:
         raise ConfigError(
             "no parameter of the pretrained network depends on the number of classes, so its "
@@ -74,10 +61,12 @@ def class_variables(model: GoogLeNet) -> frozenset[str]:
     return found
 
 
-def take_over(variables: Mapping[str, Any], old: Pretrained, takeover: Takeover) -> dict[str, Any]:
-    """Returns `variables` with those in `takeover.loaded` replaced by the trained model's."""
+def take_over(
+    variables: Mapping[str, Any], old: ModelFolder, loaded: Iterable[str]
+) -> dict[str, Any]:
+    """Returns `variables` with those in `loaded` replaced by the trained model's."""
     trained = flat(old.variables)
-    own = flat(variables) | {name: jax.numpy.asarray(trained[name]) for name in takeover.loaded}
+    own = flat(variables) | {name: jax.numpy.asarray(trained[name]) for name in loaded}
     return {"batch_stats": {}} | traverse_util.unflatten_dict(own, sep="/")
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Generator, Sequence
-from functools import cached_property, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -18,14 +18,14 @@ from gnet_jax.data.sources.classes import empty_classes, listed, refuse_unknown
 from gnet_jax.model.architecture import VARIANTS, Architecture, smallest_size
 from gnet_jax.model.googlenet import GoogLeNet, abstract_variables, init
 from gnet_jax.model.roles import roles_by_path
-from gnet_jax.model_folder.folder import write_description
-from gnet_jax.training.memory import machine_memory
+from gnet_jax.model_folder.folder import ModelFolder, write_description
+from gnet_jax.training import gradients
 from gnet_jax.training.optimizer import Optimizer, check_freeze, make_optimizer
 from gnet_jax.training.sharding import (
     AXIS,
-    augment_share,
     check_batches,
     data_mesh,
+    machine_memory,
     put_state,
     replicated,
 )
@@ -39,12 +39,12 @@ from gnet_jax.training.step import (
 )
 
 if TYPE_CHECKING:
-    from gnet_jax.training.finetune import Pretrained, Takeover
+    from gnet_jax.training.finetune import Takeover
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What a config compiles to; of the data it knows only the size and the classes."""
+    """What a config compiles to. It knows the size and the classes of the data, nothing else."""
 
     config: Config
     model: GoogLeNet
@@ -52,12 +52,12 @@ class Program:
     mesh: Mesh
     steps_per_epoch: float
     total_steps: int
-    pretrained: "Pretrained | None" = None
+    pretrained: ModelFolder | None = None
     takeover: "Takeover | None" = None  # which variables the pretrained model fills
 
     @property
     def eval_batch_size(self) -> int:
-        """Images in one evaluation step, over all devices and hosts."""
+        """The global one."""
         return self.config.eval_batch_size or self.config.batch_size
 
     @property
@@ -78,26 +78,18 @@ class Program:
         """Returns the pure `(state, batch) -> diagnostics`."""
         from gnet_jax.training.observe.diagnostics import diagnose
 
-        return partial(
-            diagnose,
-            model=self.model,
-            optimizer=self.optimizer,
-            augment=augmentation(self.config, self.model.arch.num_classes),
-            loss=self.config.loss,
-        )
-
-    @cached_property
-    def shapes(self) -> dict[str, Any]:
-        """Shapes and dtypes of the model's variables."""
-        return abstract_variables(self.model, self.config.data.image_size)
+        pixels = augmentation(self.config, self.model.arch.num_classes)
+        options = {"optimizer": self.optimizer, "loss": self.config.loss}
+        return partial(diagnose, model=self.model, augment=pixels, **options)
 
     def abstract_state(self) -> TrainState:
         """Returns the shapes, dtypes and sharding of the state; computes nothing."""
         whole = replicated(self.mesh)
         create = partial(create_state, optimizer=self.optimizer, seed=0)
+        shapes = abstract_variables(self.model, self.config.data.image_size)
         return jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
-            jax.eval_shape(create, self.shapes),
+            jax.eval_shape(create, shapes),
         )
 
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -116,7 +108,7 @@ class Program:
         if self.pretrained is not None and self.takeover is not None:
             from gnet_jax.training.finetune import take_over
 
-            variables = take_over(variables, self.pretrained, self.takeover)
+            variables = take_over(variables, self.pretrained, self.takeover.loaded)
         # Without jit, every shape of an array would be compiled as a program of its own.
         create = jax.jit(partial(create_state, optimizer=self.optimizer, seed=config.seed))
         return put_state(create(variables), self.mesh)
@@ -156,31 +148,17 @@ class Run:
 
 
 def make_train_step(config: Config, model: GoogLeNet, optimizer: Optimizer) -> Any:
-    """Returns the pure training step of `config`.
-
-    With canonical numerics it takes one device's share of the batch.
-    """
+    """Returns the pure training step; with canonical numerics for one device's share."""
     augment_batch = augmentation(config, model.arch.num_classes)
     gradient, update = compute_gradient, apply_update
     if config.optim.accumulate > 1:
-        from gnet_jax.training.accumulation import accumulated_gradient
-
-        gradient = accumulated_gradient(config.optim.accumulate)
+        gradient = gradients.accumulated_gradient(config.optim.accumulate)
     if config.numerics == "canonical":
-        from gnet_jax.training.canonical import canonical_gradient, isolated_update
-
-        augment_batch = augment_share(augment_batch, AXIS)
-        gradient = canonical_gradient(gradient, config.virtual_shards, AXIS)
-        update = isolated_update
-    return partial(
-        train_step,
-        model=model,
-        optimizer=optimizer,
-        augment=augment_batch,
-        loss=config.loss,
-        gradient=gradient,
-        update=update,
-    )
+        augment_batch = gradients.augment_share(augment_batch, AXIS)
+        gradient = gradients.canonical_gradient(gradient, config.virtual_shards, AXIS)
+        update = gradients.isolated_update
+    options = {"model": model, "optimizer": optimizer, "loss": config.loss}
+    return partial(train_step, augment=augment_batch, gradient=gradient, update=update, **options)
 
 
 def augmentation(config: Config, num_classes: int) -> Callable[..., tuple[jax.Array, jax.Array]]:
@@ -210,14 +188,12 @@ def training_batches(
     )
 
 
-def prepare(config: Config, pretrained: "Pretrained | None" = None) -> Run:
+def prepare(config: Config, pretrained: ModelFolder | None = None) -> Run:
     """Check `config`, open its data and return the run; compiles and writes nothing.
 
     A pretrained model brings its network; the config then sets only the number of classes, the
-    auxiliary heads, the dropout rates and the dtype.
-
-    Raises:
-        ConfigError, DataError: for everything that would fail later.
+    auxiliary heads, the dropout rates and the dtype. Raises a ConfigError or DataError for
+    everything that would fail later.
     """
     check(config)
     mesh = data_mesh()
@@ -248,17 +224,22 @@ def make_program(
     class_names: Sequence[str],
     images: int,
     mesh: Mesh,
-    pretrained: "Pretrained | None" = None,
+    pretrained: ModelFolder | None = None,
 ) -> Program:
-    """Returns the program of a checked config for `images` training images and devices of `mesh`.
-
-    Raises:
-        ConfigError, DataError: for everything that would fail later.
-    """
+    """Returns the program of a checked config for `images` training images; raises as `prepare`."""
     if len(class_names) < 2:
         raise DataError(f"{config.data.source} has {len(class_names)} class; at least 2 are needed")
     model = model_of(config, len(class_names), pretrained)
-    shapes = _shapes(model, config.data.image_size)
+    memory = machine_memory()
+    try:
+        shapes = abstract_variables(model, config.data.image_size)
+        if sum(4 * math.prod(x.shape) for x in jax.tree.leaves(shapes)) > memory:
+            raise MemoryError
+    except MemoryError as error:
+        raise ConfigError(
+            f"the parameters need more than the {memory / 2**30:.1f} GiB of this machine; use a "
+            "smaller model.width_multiplier, reduction_factor or num_classes"
+        ) from error
     roles_by_path(shapes["params"])  # raises for parameters that the optimiser has no rule for
     check_freeze(config.optim.freeze, shapes["params"])
     takeover = None
@@ -273,36 +254,16 @@ def make_program(
         raise ConfigError(
             f"epochs is {config.epochs:g}, which is {total_steps:,} steps; the limit is {2**31:,}"
         )
+    optimizer = make_optimizer(config.optim, steps_per_epoch, total_steps, loaded)
     return Program(
-        config=config,
-        model=model,
-        optimizer=make_optimizer(config.optim, steps_per_epoch, total_steps, loaded),
-        mesh=mesh,
-        steps_per_epoch=steps_per_epoch,
-        total_steps=total_steps,
-        pretrained=pretrained,
-        takeover=takeover,
+        config, model, optimizer, mesh, steps_per_epoch, total_steps, pretrained, takeover
     )
 
 
-def _shapes(model: GoogLeNet, image_size: int) -> dict[str, Any]:
-    try:
-        shapes = abstract_variables(model, image_size)
-        if sum(4 * math.prod(x.shape) for x in jax.tree.leaves(shapes)) > machine_memory():
-            raise MemoryError
-    except MemoryError as error:
-        raise ConfigError(
-            f"the parameters need more than the {machine_memory() / 2**30:.1f} GiB of this machine;"
-            " use a smaller model.width_multiplier, reduction_factor or num_classes"
-        ) from error
-    return shapes
-
-
-def model_of(config: Config, classes: int, pretrained: "Pretrained | None" = None) -> GoogLeNet:
+def model_of(config: Config, classes: int, pretrained: ModelFolder | None = None) -> GoogLeNet:
     """Returns the network of a config for data of `classes` classes, or that of `pretrained`.
 
-    Raises:
-        ConfigError: for an impossible network, or images too small for it.
+    Raises a ConfigError for an impossible network, or images too small for it.
     """
     m = config.model
     wanted = classes if m.num_classes is None else m.num_classes
@@ -327,7 +288,7 @@ def model_of(config: Config, classes: int, pretrained: "Pretrained | None" = Non
 
 
 def _change_loaded(loaded: Architecture, m: ModelConfig, wanted: Architecture) -> Architecture:
-    """Return the architecture that --init loads, with the heads and dropout of the config."""
+    """Returns the architecture that --init loads, with the heads and dropout of the config."""
     default, dropouts = ModelConfig(), ("dropout", "aux_dropout")
     for field in dataclasses.fields(m):
         name, value = field.name, getattr(m, field.name)

@@ -21,14 +21,14 @@ import jax
 
 from gnet_jax import __version__
 from gnet_jax.config import Config, ConfigError, differences, flatten, json_text
-from gnet_jax.training.hosts.supervise import RESTART
 
 CONFIG_FILE = "config.json"
 CLASSES = "data.fingerprint.classes"  # in that file; workdirs of earlier versions lack it
 RECORD_FILE = "run.json"
-
+RESTART = "GNET_JAX_RESTART"  # why the supervisor restarted the run, as JSON
+# The libraries that affect the numbers of a run; the last two are the extra [fast].
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
-DECODERS = ("simplejpeg", "opencv-python-headless")  # the extra [fast]
+DECODERS = ("simplejpeg", "opencv-python-headless")
 
 
 class BusyError(ConfigError):
@@ -38,34 +38,28 @@ class BusyError(ConfigError):
 def open_workdir(config: Config, fingerprints: Mapping[str, Any]) -> Path:
     """Create the run's folder, or check that it belongs to this run; returns its path.
 
-    The first process locks it meanwhile, so that the config of an active run is not replaced.
-
-    Args:
-        config: the run's. Fields that do not affect the numbers may differ from the folder's.
-        fingerprints: of the data, by split, and of their order; and `classes`, a list of names.
-
-    Raises:
-        ConfigError: naming every difference, or why the folder cannot be written or locked.
+    Fields that do not affect the numbers may differ. `fingerprints` are those of the data by split
+    and of their order, and `classes`, a list of names. The first process locks the folder
+    meanwhile, so that the config of an active run is not replaced. Raises a ConfigError that names
+    every difference, or why the folder cannot be written or locked.
     """
     workdir = Path(config.workdir).expanduser()
     identity = flatten(config) | {f"data.fingerprint.{k}": v for k, v in fingerprints.items()}
     first = jax.process_index() == 0
-    try:
+    with _writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=workdir).close()  # it can be written
         with locked(workdir) if first else contextlib.nullcontext():
             _check_owner(workdir, identity)
             if first:
                 write_json(workdir / CONFIG_FILE, identity)
-    except OSError as error:
-        raise _unwritable(workdir, error) from error
     return workdir
 
 
 def _check_owner(workdir: Path, identity: dict[str, Any]) -> None:
     """Raise a ConfigError that names every difference if the folder holds another run."""
     file, checkpoints = workdir / CONFIG_FILE, workdir / "checkpoints"
-    if (checkpoints.exists() or checkpoints.is_symlink()) and not checkpoints.is_dir():
+    if os.path.lexists(checkpoints) and not checkpoints.is_dir():
         raise ConfigError(
             f"{checkpoints} is not a folder, or a broken link; mount its disk, remove it, or use "
             "another --workdir"
@@ -86,9 +80,10 @@ def _check_owner(workdir: Path, identity: dict[str, Any]) -> None:
     classes = identity.setdefault(CLASSES, [])
     reordered = _describe_classes(old.setdefault(CLASSES, classes), classes)
     changed = differences(old, identity)
-    names = [each.partition(":")[0].removeprefix("data.fingerprint.") for each in changed]
     if not changed:
         return
+    names = [each.partition(":")[0].removeprefix("data.fingerprint.") for each in changed]
+    problem, fix = f"it has another config ({'; '.join(changed)})", "use the old values"
     if reordered:
         problem, fix = f"its classes have changed ({reordered})", "restore them"
     elif names == ["order"]:
@@ -98,8 +93,6 @@ def _check_owner(workdir: Path, identity: dict[str, Any]) -> None:
         splits = " and ".join(name for name in names if name != "order")  # which depends on them
         problem = f"its data have changed ({splits} split: images added, removed or relabelled)"
         fix = "restore them"
-    else:
-        problem, fix = f"it has another config ({'; '.join(changed)})", "use the old values"
     raise ConfigError(f"cannot resume {workdir}: {problem}; {fix}, or use another --workdir")
 
 
@@ -112,26 +105,28 @@ def _describe_classes(old: list[str], new: list[str]) -> str:
     return next((f"number {i} was {a!r}, is {b!r}" for i, (a, b) in enumerate(pairs) if a != b), "")
 
 
-def _unwritable(workdir: Path, error: OSError) -> ConfigError:
-    return ConfigError(
-        f"cannot write to the workdir {workdir}: {error.strerror}; make it writable, or use "
-        "another --workdir"
-    )
+@contextlib.contextmanager
+def _writing(workdir: Path) -> Iterator[None]:
+    """Turn an OSError into a ConfigError."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write to the workdir {workdir}: {error.strerror}; make it writable, or use "
+            "another --workdir"
+        ) from error
 
 
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
     """Lock `workdir` for this process; the lock ends with the process, even if it is killed.
 
-    Raises:
-        BusyError: if another process of this machine trains in it.
-        ConfigError: if it cannot be locked.
+    Raises a BusyError if another process of this machine trains in it, and a ConfigError if it
+    cannot be locked.
     """
     path = workdir / "lock"
-    try:
+    with _writing(workdir):
         file = path.open("w")
-    except OSError as error:
-        raise _unwritable(workdir, error) from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -147,10 +142,10 @@ def locked(workdir: Path) -> Iterator[None]:
         yield
 
 
-def add_start(workdir: Path, step: int) -> str | None:
+def add_start(workdir: Path, step: int) -> str:
     """Record this start of the run, at `step`, in run.json.
 
-    Returns a sentence if the previous start ran other code or libraries, otherwise None.
+    Returns a sentence if the previous start ran other code or libraries, otherwise "".
     """
     starts = read_starts(workdir)
     start = {
@@ -164,25 +159,18 @@ def add_start(workdir: Path, step: int) -> str | None:
         "devices": [device.device_kind for device in jax.devices()],
         "processes": jax.process_count(),
         "host": platform.node(),
-        "restart": json.loads(os.environ.get(RESTART, "null")),  # set by the supervisor
+        "restart": json.loads(os.environ.get(RESTART, "null")),
     }
-    try:
+    with _writing(workdir):
         write_json(workdir / RECORD_FILE, {"starts": [*starts, start]})
-    except OSError as error:
-        raise _unwritable(workdir, error) from error
-    return _compare_versions(starts[-1], start) if starts else None
-
-
-def _compare_versions(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
     before, now = (
-        {"gnet_jax": each.get("code", "unknown")} | each.get("versions", {}) for each in (old, new)
+        {"gnet_jax": each.get("code", "unknown")} | each.get("versions", {})
+        for each in ([start, *starts][-1], start)
     )
-    changed = differences(before, now)
-    if not changed:
-        return None
-    return (
-        f"earlier steps were trained with other versions ({'; '.join(changed)}), so the numbers "
-        "may differ from those of an uninterrupted run"
+    changed = "; ".join(differences(before, now))
+    return changed and (
+        f"earlier steps were trained with other versions ({changed}), so the numbers may differ "
+        "from those of an uninterrupted run"
     )
 
 
