@@ -1,17 +1,14 @@
 """Training: `gnet train [CONFIG] [--workdir DIR] [--field.path value ...]`, or `python train.py`.
 
 CONFIG is a recipe's name (`digits` by default) or a Python file with a `get_config()`. The same
-command again resumes the run. On several hosts, every host gets the same command
-(docs/reliability.md), and all of them exit with the same code:
+command again resumes the run. All hosts get the same command and exit with the same code:
 
 0        done
 1        numbers that are not finite, a last checkpoint that could not be saved, heads that do not
-         learn if dead_heads is "stop", or an unexpected error, after its traceback. If only one
-         host fails, the others exit with 3 or 134
+         learn if dead_heads is "stop", or an unexpected error
 2        a mistake in the command, or too many damaged images, after saving
-3        the hosts did not find each other, or lost one
+3, 134   the hosts did not find each other, or lost one; 134 if JAX ended this host
 128 + n  stopped by signal n to any host, after saving (129: hang-up, 130: Ctrl-C, 143: SIGTERM)
-134      JAX ended this host because another did not answer for 15 s
 
 `--supervise` restarts a run that exits with 1, 3, 134 or is killed by another signal.
 """
@@ -58,10 +55,7 @@ def main(arguments: Sequence[str], prog: str = "train.py") -> int:
         print_error(f"{prog}: error: {error}")
         return 2
     except KeyboardInterrupt:  # outside the loop, which has its own handler
-        leave_at_once(
-            f"{prog}: interrupted; the same command resumes from the latest checkpoint in the "
-            "workdir, if there is one"
-        )
+        leave_at_once(f"{prog}: interrupted; the same command resumes from the latest checkpoint")
 
 
 def _main(arguments: Sequence[str], prog: str) -> int:
@@ -97,12 +91,8 @@ def _main(arguments: Sequence[str], prog: str) -> int:
 
 
 def run(config: Config | UserError, launch: Launch, arguments: Sequence[str], prog: str) -> int:
-    """Train as `config` says, print the progress and return the exit code.
-
-    A mistake in place of the config is raised on every host.
-    """
-    # Imported here, so that --help and typos answer at once.
-    import jax
+    """Train, and return the exit code. An error in place of the config is raised on every host."""
+    import jax  # here, so that --help and typos answer at once
 
     from gnet_jax.training import loop, program, sharding
     from gnet_jax.training.hosts import agree
@@ -147,6 +137,7 @@ def print_plan(run: "Run", workdir: Path) -> None:
 
     from gnet_jax.lab.cost.ledger import network_ledger
     from gnet_jax.training.observe.console import SafeConsole
+    from gnet_jax.training.program import layers
 
     config, program = run.config, run.program
     cost = network_ledger(program.model, config.data.image_size)
@@ -167,10 +158,8 @@ def print_plan(run: "Run", workdir: Path) -> None:
         f"epochs), {o.optimizer}, {o.schedule} from {o.learning_rate:g}",
         "workdir": f"{workdir} (checkpoints, metrics.jsonl, tensorboard, run.json)",
     }
-    if program.takeover is not None:
-        from gnet_jax.training.finetune import layers
-
-        takeover = program.takeover
+    takeover = program.takeover
+    if takeover is not None:
         fresh = {layers([name])[0]: why for name, why in takeover.fresh.items()}
         plan["loaded"] = ", ".join(layers(takeover.loaded)) or "nothing"
         plan["new"] = ", ".join(f"{layer} ({why})" for layer, why in fresh.items()) or "nothing"
@@ -199,8 +188,7 @@ def print_result(
         say(f"stopped by {name}; step {result.step} is saved in {workdir}. Resume with:\n  {again}")
         return
     if result.heads:
-        say(f"done in {duration(result.seconds)}")
-        say(f"  {goodput_line(result.goodput)}")
+        say(f"done in {duration(result.seconds)}\n  {goodput_line(result.goodput)}")
         for head, top1 in result.heads.items():
             if head.endswith("_top1"):
                 say(f"  training top-1, {head[len('train/') : -len('_top1')]} head: {top1:.1%}")
@@ -219,10 +207,7 @@ def print_result(
 
 
 def _typed(prog: str) -> tuple[str, str]:
-    """Returns what to type for `gnet` and for training, in the way that this process was started.
-
-    Uses paths if the shell would not find the programs, as in `.venv` after `make`.
-    """
+    """Returns what to type for `gnet` and for training: with a path if the shell needs one."""
     script = prog == "gnet train" and Path(sys.argv[0]).name == "gnet"
     name, path = ("gnet", sys.argv[0]) if script else ("python", sys.executable)
     found = name if shutil.which(name) == path else shlex.quote(os.path.relpath(path))

@@ -1,11 +1,9 @@
 """Other gradients for `train_step`: accumulated, with canonical numerics, or under `jax.pmap`.
 
-Canonical numerics make every bit of a run the same on 1, 2, 4 or more devices. A sum of floats
-depends on its order, and a fast program orders its sums by how the batch is split over the devices.
-Here the global batch is cut into a fixed number of virtual shards. The same program computes each
-shard, and a fixed binary tree adds the results: each device adds the branch of its own shards, then
-all devices add the branches in the same order. The promise holds for one kind of chip, one version
-of the compiler and, on CPUs, one number of cores.
+Canonical numerics make every bit of a run the same on 1, 2, 4 or more devices of one kind, with one
+version of the compiler and, on CPUs, one number of cores. The batch is cut into a fixed number of
+virtual shards. The same program computes each, and a fixed binary tree adds the results: each
+device adds the branch of its own shards, then all add the branches in the same order.
 """
 
 from collections.abc import Callable, Sequence
@@ -86,17 +84,15 @@ def isolated_update(
 ) -> tuple[TrainState, Metrics]:
     """Returns `apply_update(...)`, compiled separately from what computes its operands.
 
-    What computes them differs with the number of devices. If XLA fused both, CPUs could round
-    differently, because a product and a sum become one operation in one program and not in another.
-    XLA fuses nothing into a branch of a conditional; an optimization barrier is removed before
-    fusion.
+    What computes them differs with the number of devices, and if XLA fused both, CPUs could round
+    differently. XLA fuses nothing into a branch of a conditional; an optimization barrier is
+    removed before fusion.
     """
     update = partial(apply_update, **options)
     operands = (state, grads, batch_stats, metrics)
-    shapes = jax.eval_shape(update, *operands)
 
     def never(*_: Any) -> Any:
-        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        return jax.tree.map(jnp.zeros_like, jax.eval_shape(update, *operands))
 
     always = state.step >= 0  # the compiler does not know this
     return jax.lax.cond(always, update, never, *operands)
@@ -120,9 +116,9 @@ def pmap_train_step(
 ) -> Callable[..., Any]:
     """Returns `train_step` under `jax.pmap`; the state passed in is donated.
 
-    State and batch have a leading axis with one entry per device. `devices` are all by default;
-    `options` are the other arguments of `train_step`. A model with batch norm needs
-    `axis_name=AXIS`, so that its statistics cover the whole batch.
+    State and batch have a leading axis with one entry per device, by default all. `options` are the
+    other arguments of `train_step`. For the whole batch's statistics, batch norm needs
+    `axis_name=AXIS`.
     """
 
     def gradient(state: TrainState, images: Any, targets: Any, dropout_key: Any, **parts: Any):

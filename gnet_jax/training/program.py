@@ -1,50 +1,41 @@
-"""A run made ready: its config checked, its data opened and its steps built, nothing compiled."""
+"""What a config becomes: the model, the optimiser, the steps and the data, nothing compiled."""
 
 import dataclasses
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import traverse_util
 from jax.sharding import Mesh
 
 from gnet_jax.config import Config, ConfigError, ModelConfig, check
 from gnet_jax.data.augment import augment, preprocess
 from gnet_jax.data.batches import Batch, cropper, order_fingerprint, train_batches
 from gnet_jax.data.sources import DataError, Source, open_source
-from gnet_jax.data.sources.classes import empty_classes, listed, refuse_unknown
+from gnet_jax.data.sources.classes import empty_classes, listed, nfc, refuse_unknown, same_classes
 from gnet_jax.model.architecture import VARIANTS, Architecture, smallest_size
 from gnet_jax.model.googlenet import GoogLeNet, abstract_variables, init
 from gnet_jax.model.roles import roles_by_path
 from gnet_jax.model_folder.folder import ModelFolder, write_description
-from gnet_jax.training import gradients
+from gnet_jax.training import gradients, sharding
 from gnet_jax.training.optimizer import Optimizer, check_freeze, make_optimizer
-from gnet_jax.training.sharding import (
-    AXIS,
-    check_batches,
-    data_mesh,
-    machine_memory,
-    put_state,
-    replicated,
-)
-from gnet_jax.training.step import (
-    TrainState,
-    apply_update,
-    compute_gradient,
-    create_state,
-    eval_step,
-    train_step,
-)
+from gnet_jax.training.sharding import machine_memory, put_state, replicated
+from gnet_jax.training.step import TrainState, compute_gradient, create_state, eval_step, train_step
 
-if TYPE_CHECKING:
-    from gnet_jax.training.finetune import Takeover
+
+class Takeover(NamedTuple):
+    """The variables of a new network that a trained one fills, by path ("params/conv1/...")."""
+
+    loaded: tuple[str, ...]
+    fresh: Mapping[str, str]  # path -> why it starts fresh
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What a config compiles to. It knows the size and the classes of the data, nothing else."""
+    """What a config compiles to; of the data it knows only the size and the classes."""
 
     config: Config
     model: GoogLeNet
@@ -53,7 +44,7 @@ class Program:
     steps_per_epoch: float
     total_steps: int
     pretrained: ModelFolder | None = None
-    takeover: "Takeover | None" = None  # which variables the pretrained model fills
+    takeover: Takeover | None = None  # which variables the pretrained model fills
 
     @property
     def eval_batch_size(self) -> int:
@@ -94,20 +85,18 @@ class Program:
 
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns the shapes and dtypes of a global training batch."""
-        size, images = self.config.data.image_size, self.config.batch_size
+        size, shape = self.config.data.image_size, (self.config.batch_size,)
         return {
-            "image": jax.ShapeDtypeStruct((images, size, size, 3), jnp.uint8),
-            "label": jax.ShapeDtypeStruct((images,), jnp.int32),
-            "mask": jax.ShapeDtypeStruct((images,), jnp.bool_),
+            "image": jax.ShapeDtypeStruct((*shape, size, size, 3), jnp.uint8),
+            "label": jax.ShapeDtypeStruct(shape, jnp.int32),
+            "mask": jax.ShapeDtypeStruct(shape, jnp.bool_),
         }
 
     def initial_state(self) -> TrainState:
         """Returns the state before step 0, on every device of the mesh."""
         config = self.config
         variables = init(self.model, jax.random.PRNGKey(config.seed), config.data.image_size)
-        if self.pretrained is not None and self.takeover is not None:
-            from gnet_jax.training.finetune import take_over
-
+        if self.pretrained and self.takeover:
             variables = take_over(variables, self.pretrained, self.takeover.loaded)
         # Without jit, every shape of an array would be compiled as a program of its own.
         create = jax.jit(partial(create_state, optimizer=self.optimizer, seed=config.seed))
@@ -138,8 +127,7 @@ class Run:
 
     def description(self) -> dict[str, Any]:
         """Returns the description of the model that every checkpoint contains."""
-        names = list(self.train.class_names)
-        outputs = self.program.model.arch.num_classes
+        names, outputs = list(self.train.class_names), self.program.model.arch.num_classes
         names += [f"class {i}" for i in range(len(names), outputs)]  # model.num_classes is larger
         source = {"format": "training workdir", "data": self.config.data.source}
         if self.config.init is not None:
@@ -149,26 +137,22 @@ class Run:
 
 def make_train_step(config: Config, model: GoogLeNet, optimizer: Optimizer) -> Any:
     """Returns the pure training step; with canonical numerics for one device's share."""
-    augment_batch = augmentation(config, model.arch.num_classes)
-    gradient, update = compute_gradient, apply_update
+    augment_batch, axis = augmentation(config, model.arch.num_classes), sharding.AXIS
+    options: dict[str, Any] = {"model": model, "optimizer": optimizer, "loss": config.loss}
+    gradient = compute_gradient
     if config.optim.accumulate > 1:
         gradient = gradients.accumulated_gradient(config.optim.accumulate)
     if config.numerics == "canonical":
-        augment_batch = gradients.augment_share(augment_batch, AXIS)
-        gradient = gradients.canonical_gradient(gradient, config.virtual_shards, AXIS)
-        update = gradients.isolated_update
-    options = {"model": model, "optimizer": optimizer, "loss": config.loss}
-    return partial(train_step, augment=augment_batch, gradient=gradient, update=update, **options)
+        augment_batch = gradients.augment_share(augment_batch, axis)
+        gradient = gradients.canonical_gradient(gradient, config.virtual_shards, axis)
+        options["update"] = gradients.isolated_update
+    return partial(train_step, augment=augment_batch, gradient=gradient, **options)
 
 
 def augmentation(config: Config, num_classes: int) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """Returns `(images, labels, key, offset=0) -> (inputs, targets)`; see `augment`."""
-    return partial(
-        augment,
-        preprocessing=config.data.preprocessing,
-        augmentation=config.augment,
-        num_classes=num_classes,
-    )
+    options = {"preprocessing": config.data.preprocessing, "augmentation": config.augment}
+    return partial(augment, num_classes=num_classes, **options)
 
 
 def training_batches(
@@ -192,29 +176,27 @@ def prepare(config: Config, pretrained: ModelFolder | None = None) -> Run:
     """Check `config`, open its data and return the run; compiles and writes nothing.
 
     A pretrained model brings its network; the config then sets only the number of classes, the
-    auxiliary heads, the dropout rates and the dtype. Raises a ConfigError or DataError for
-    everything that would fail later.
+    auxiliary heads, dropout and dtype. Raises a UserError for everything that would fail later.
     """
     check(config)
-    mesh = data_mesh()
-    check_batches(config, mesh)
+    mesh = sharding.data_mesh()
+    sharding.check_batches(config, mesh)
     cropper(config.data.decoder)
     train, val = (open_source(config.data.source, split) for split in ("train", "val"))
+    data = config.data.source
     for what, source in (("train on", train), ("validate on", val)):
         if not len(source):
-            raise DataError(f"{config.data.source} has no image to {what}; its split is empty")
+            raise DataError(f"{data} has no image to {what}; its split is empty")
     empty = empty_classes(train)
     if empty:  # as in a small subset
-        raise DataError(
-            f"{config.data.source} has no training image of {listed(empty)}; each class needs one"
-        )
+        raise DataError(f"{data} has no training image of {listed(empty)}; each class needs one")
     program = make_program(config, train.class_names, len(train), mesh, pretrained)
-    refuse_unknown(train, val, config.data.source)
+    refuse_unknown(train, val, data)
     seen = len(train) * config.epochs
     if config.batch_size > seen:
         raise ConfigError(
             f"batch_size is {config.batch_size:,}, more than the {seen:,.0f} images of all epochs; "
-            f"use far less than the {len(train):,} images of one epoch"
+            f"an epoch has {len(train):,}"
         )
     return Run(program, train, val)
 
@@ -242,12 +224,8 @@ def make_program(
         ) from error
     roles_by_path(shapes["params"])  # raises for parameters that the optimiser has no rule for
     check_freeze(config.optim.freeze, shapes["params"])
-    takeover = None
-    if pretrained is not None:
-        from gnet_jax.training.finetune import compare
-
-        takeover = compare(shapes, pretrained, tuple(class_names))
-    loaded = frozenset(() if takeover is None else takeover.loaded)
+    takeover = pretrained and compare(shapes, pretrained, tuple(class_names))
+    loaded = frozenset(takeover.loaded if takeover else ())
     steps_per_epoch = images / config.batch_size
     total_steps = max(1, round(config.epochs * steps_per_epoch))
     if total_steps >= 2**31:
@@ -261,17 +239,11 @@ def make_program(
 
 
 def model_of(config: Config, classes: int, pretrained: ModelFolder | None = None) -> GoogLeNet:
-    """Returns the network of a config for data of `classes` classes, or that of `pretrained`.
-
-    Raises a ConfigError for an impossible network, or images too small for it.
-    """
+    """Returns the network of a config for data of `classes` classes, or that of `pretrained`."""
     m = config.model
     wanted = classes if m.num_classes is None else m.num_classes
     if wanted < classes:
-        raise ConfigError(
-            f"model.num_classes is {wanted}, but the data has {classes} classes; remove it, or "
-            f"use at least {classes}"
-        )
+        raise ConfigError(f"model.num_classes is {wanted}, but the data has {classes} classes")
     try:
         arch = m.build(num_classes=wanted)
     except ValueError as error:
@@ -280,10 +252,8 @@ def model_of(config: Config, classes: int, pretrained: ModelFolder | None = None
         arch = _change_loaded(pretrained.model.arch, m, arch)
     size, smallest = config.data.image_size, smallest_size(arch)
     if size < smallest:
-        raise ConfigError(
-            f"data.image_size {size} is too small for this network; use at least {smallest}"
-            + (", or less with model.stem small" if arch.stem == "imagenet" else "")
-        )
+        other = ", or model.stem small" if arch.stem == "imagenet" else ""
+        raise ConfigError(f"data.image_size {size} is too small; use at least {smallest}{other}")
     return GoogLeNet(arch, dtype=jnp.dtype(m.dtype))
 
 
@@ -303,3 +273,58 @@ def _change_loaded(loaded: Architecture, m: ModelConfig, wanted: Architecture) -
     return dataclasses.replace(
         loaded, num_classes=wanted.num_classes, aux_after=wanted.aux_after, **own
     )
+
+
+def compare(shapes: Mapping[str, Any], old: ModelFolder, class_names: tuple[str, ...]) -> Takeover:
+    """Returns which variables of a new network, concrete or abstract `shapes`, `old` fills.
+
+    Those that depend on the number of classes are loaded only for the same classes in order.
+    """
+    reordered = set(map(nfc, old.class_names)) == set(map(nfc, class_names))
+    why = "same classes in another order" if reordered else "other classes"
+    same = same_classes(old.class_names, class_names)
+    class_dependent = () if same else _class_variables(old.model)
+    found, loaded, fresh = flat(old.variables), [], {}
+    for name, new in flat(shapes).items():
+        if name not in found:
+            fresh[name] = "not in the trained model"
+        elif found[name].shape != new.shape:
+            fresh[name] = f"{found[name].shape} there, {new.shape} here"
+        elif name in class_dependent:
+            fresh[name] = why
+        else:
+            loaded.append(name)
+    return Takeover(tuple(loaded), fresh)
+
+
+def _class_variables(model: GoogLeNet) -> set[str]:
+    """Returns the paths of the variables whose shape depends on the number of classes."""
+    arch, side = model.arch, smallest_size(model.arch)
+    other = model.clone(arch=dataclasses.replace(arch, num_classes=arch.num_classes + 1))
+    own, others = (flat(abstract_variables(each, side)) for each in (model, other))
+    found = {name for name, value in own.items() if others[name].shape != value.shape}
+    if not found:
+        raise ConfigError(
+            "the classifier of the pretrained network cannot be found: no parameter depends on the "
+            "number of classes; train without --init"
+        )
+    return found
+
+
+def take_over(
+    variables: Mapping[str, Any], old: ModelFolder, loaded: Iterable[str]
+) -> dict[str, Any]:
+    """Returns `variables` with those in `loaded` replaced by the trained model's."""
+    trained = flat(old.variables)
+    own = flat(variables) | {name: jnp.asarray(trained[name]) for name in loaded}
+    return {"batch_stats": {}} | traverse_util.unflatten_dict(own, sep="/")
+
+
+def layers(names: Iterable[str]) -> list[str]:
+    """Returns the layers or blocks of variables, each once: "conv1", "inception_3a", ..."""
+    return list(dict.fromkeys(name.split("/")[1] for name in names))
+
+
+def flat(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a nested tree of variables as one dict, with paths joined by "/"."""
+    return traverse_util.flatten_dict(dict(variables), sep="/")  # pyright: ignore[reportReturnType]

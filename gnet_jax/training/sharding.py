@@ -34,8 +34,8 @@ MALLOC_VARIABLES = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_T
 def data_mesh(devices: Sequence[Any] | None = None) -> Mesh:
     """Returns a mesh of one axis over the devices (all by default), in the order of the hosts.
 
-    `jax.make_mesh` would order devices by their place in the network, but a host's share of a batch
-    is contiguous. It would also refuse several slices, such as the nodes of a GPU cluster.
+    `jax.make_mesh` would order them by their place in the network, but a host's share of a batch is
+    contiguous, and refuse several slices, such as the nodes of a GPU cluster.
     """
     devices = jax.devices() if devices is None else devices
     by_host = sorted(devices, key=lambda device: (device.process_index, device.id))
@@ -76,10 +76,7 @@ def _knows_ynn() -> bool:
 
 
 def check_batches(config: Config, mesh: Mesh) -> None:
-    """Check that the batches divide over the devices, accumulated parts, pairs and virtual shards.
-
-    Raises a ConfigError that names the batch and the nearest ones that divide.
-    """
+    """Raise a ConfigError if a batch does not divide over devices, parts, pairs and shards."""
     devices, shards, parts = mesh.size, config.virtual_shards, config.optim.accumulate
     into, unit = f"{devices} devices", devices
     if config.numerics == "canonical":
@@ -90,8 +87,8 @@ def check_batches(config: Config, mesh: Mesh) -> None:
             )
         if shards % (2 * devices):
             raise ConfigError(
-                f"virtual_shards is {shards}, but {devices} devices need a multiple of "
-                f"{2 * devices}; use {2 * devices} or a larger power of two"
+                f"virtual_shards is {shards}, but {devices} devices need a multiple; use "
+                f"{2 * devices} or a larger power of two"
             )
         into, unit = f"{shards} virtual shards", shards
     if parts > 1:
@@ -124,28 +121,19 @@ def compile_train_step(
     the inputs are split over the devices. With `manual`, `step` takes one device's share of the
     inputs and averages over `AXIS` itself. `compiler_options` are `xla_options` by default.
     """
-    whole, parts = replicated(mesh), split(mesh)
+    whole, shardings = replicated(mesh), (replicated(mesh), *[split(mesh)] * len(inputs))
     if manual:
+        specs = {"in_specs": tuple(x.spec for x in shardings), "out_specs": whole.spec}
         # With check_vma, averaged gradients count as sums and become N times too large.
-        step = jax.shard_map(
-            step,
-            mesh=mesh,
-            in_specs=(whole.spec, *(parts.spec for _ in inputs)),
-            out_specs=whole.spec,
-            check_vma=False,
-        )
+        step = jax.shard_map(step, mesh=mesh, check_vma=False, **specs)
     if compiler_options is None:
         compiler_options = xla_options(mesh.devices.flat[0].platform)
-    shardings = (whole, *(parts for _ in inputs))
     jitted = jax.jit(step, in_shardings=shardings, out_shardings=whole, donate_argnums=0)
     return jitted.lower(state, *inputs).compile(compiler_options)
 
 
 def compile_eval_step(mesh: Mesh, step: Callable[..., Any], inputs: int = 1) -> Callable[..., Any]:
-    """Jit `step(state, *inputs)` for the mesh; it compiles at its first call.
-
-    `inputs` is the number of arguments after the state, which are split over the devices.
-    """
+    """Jit `step(state, *inputs)`, with `inputs` arguments that are split over the devices."""
     whole = replicated(mesh)
     options = xla_options(mesh.devices.flat[0].platform)
     shardings = (whole, *[split(mesh)] * inputs)
@@ -170,10 +158,7 @@ def put_batches(
     """
     parts = split(mesh)
     for batch in batches:
-        yield {
-            name: _put(value, parts, (batch_size, *value.shape[1:]))
-            for name, value in batch.items()
-        }
+        yield {k: _put(each, parts, (batch_size, *each.shape[1:])) for k, each in batch.items()}
 
 
 def _put(value: Any, sharding: NamedSharding, shape: tuple[int, ...]) -> jax.Array:
@@ -215,8 +200,7 @@ def step_memory(step: jax.stages.Compiled) -> int | None:
 def check_memory(needed: int | None, batch_size: int, mesh: Mesh) -> None:
     """Raise a ConfigError if the step needs more memory than the device has.
 
-    On a CPU the kernel would kill the process without a message. `needed` is `step_memory`'s
-    result, `batch_size` the global one.
+    On a CPU the kernel would kill the process without a message.
     """
     device = mesh.local_devices[0]  # JAX knows nothing of another host's memory
     available = (device.memory_stats() or {}).get("bytes_limit")
@@ -232,8 +216,8 @@ def check_memory(needed: int | None, batch_size: int, mesh: Mesh) -> None:
 def call_in_this_thread() -> None:
     """Make JAX run CPU programs in the calling thread; call this before anything runs.
 
-    glibc keeps freed memory for the main thread only, see `keep_freed_memory`. A run of several
-    processes keeps JAX's own thread, because their programs wait for each other.
+    glibc keeps freed memory for the main thread only. A run of several processes keeps JAX's own
+    thread, because their programs wait for each other.
     """
     if not jax.distributed.is_initialized():
         jax.config.update("jax_cpu_enable_async_dispatch", False)

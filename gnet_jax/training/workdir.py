@@ -38,10 +38,9 @@ class BusyError(ConfigError):
 def open_workdir(config: Config, fingerprints: Mapping[str, Any]) -> Path:
     """Create the run's folder, or check that it belongs to this run; returns its path.
 
-    Fields that do not affect the numbers may differ. `fingerprints` are those of the data by split
-    and of their order, and `classes`, a list of names. The first process locks the folder
-    meanwhile, so that the config of an active run is not replaced. Raises a ConfigError that names
-    every difference, or why the folder cannot be written or locked.
+    `fingerprints` are those of `Run`. The first process locks the folder meanwhile, so that the
+    config of an active run is not replaced. Raises a ConfigError that names every difference, or
+    why the folder cannot be written or locked.
     """
     workdir = Path(config.workdir).expanduser()
     identity = flatten(config) | {f"data.fingerprint.{k}": v for k, v in fingerprints.items()}
@@ -59,24 +58,17 @@ def open_workdir(config: Config, fingerprints: Mapping[str, Any]) -> Path:
 def _check_owner(workdir: Path, identity: dict[str, Any]) -> None:
     """Raise a ConfigError that names every difference if the folder holds another run."""
     file, checkpoints = workdir / CONFIG_FILE, workdir / "checkpoints"
+    another = "use another --workdir"
     if os.path.lexists(checkpoints) and not checkpoints.is_dir():
-        raise ConfigError(
-            f"{checkpoints} is not a folder, or a broken link; mount its disk, remove it, or use "
-            "another --workdir"
-        )
+        raise ConfigError(f"{checkpoints} is not a folder; mount its disk, remove it, or {another}")
     if not file.is_file():
         if checkpoints.is_dir():
-            raise ConfigError(
-                f"{workdir} has checkpoints but no {CONFIG_FILE}, so it is unknown which run they "
-                "belong to; use another --workdir"
-            )
+            raise ConfigError(f"{workdir} has checkpoints but no {CONFIG_FILE}; {another}")
         return
     try:
         old = {**json.loads(file.read_text())}
     except (ValueError, TypeError) as error:
-        raise ConfigError(
-            f"{file} is corrupt ({error}); restore it from a copy, or use another --workdir"
-        ) from error
+        raise ConfigError(f"{file} is corrupt ({error}); restore it, or {another}") from error
     classes = identity.setdefault(CLASSES, [])
     reordered = _describe_classes(old.setdefault(CLASSES, classes), classes)
     changed = differences(old, identity)
@@ -91,9 +83,8 @@ def _check_owner(workdir: Path, identity: dict[str, Any]) -> None:
         fix = f"install the versions in {RECORD_FILE}"
     elif {"train", "val", "order"}.issuperset(names):
         splits = " and ".join(name for name in names if name != "order")  # which depends on them
-        problem = f"its data have changed ({splits} split: images added, removed or relabelled)"
-        fix = "restore them"
-    raise ConfigError(f"cannot resume {workdir}: {problem}; {fix}, or use another --workdir")
+        problem, fix = f"its data have changed ({splits} split)", "restore them"
+    raise ConfigError(f"cannot resume {workdir}: {problem}; {fix}, or {another}")
 
 
 def _describe_classes(old: list[str], new: list[str]) -> str:
@@ -107,22 +98,18 @@ def _describe_classes(old: list[str], new: list[str]) -> str:
 
 @contextlib.contextmanager
 def _writing(workdir: Path) -> Iterator[None]:
-    """Turn an OSError into a ConfigError."""
     try:
         yield
     except OSError as error:
-        raise ConfigError(
-            f"cannot write to the workdir {workdir}: {error.strerror}; make it writable, or use "
-            "another --workdir"
-        ) from error
+        problem = f"cannot write to the workdir {workdir}: {error.strerror}"
+        raise ConfigError(f"{problem}; use another one") from error
 
 
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
     """Lock `workdir` for this process; the lock ends with the process, even if it is killed.
 
-    Raises a BusyError if another process of this machine trains in it, and a ConfigError if it
-    cannot be locked.
+    Raises a BusyError if another process of this machine trains in it.
     """
     path = workdir / "lock"
     with _writing(workdir):
@@ -131,14 +118,10 @@ def locked(workdir: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise BusyError(
-                f"another process is training in {workdir}; wait for it, or use another --workdir"
-            ) from error
+            raise BusyError(f"another process is training in {workdir}; wait for it") from error
         except OSError as error:
-            raise ConfigError(
-                f"cannot lock {path}: {error.strerror}; use a --workdir on a file system with "
-                "locks, such as a local disk"
-            ) from error
+            problem = f"cannot lock {path}: {error.strerror}"
+            raise ConfigError(f"{problem}; use a --workdir on a local disk") from error
         yield
 
 
@@ -168,22 +151,19 @@ def add_start(workdir: Path, step: int) -> str:
         for each in ([start, *starts][-1], start)
     )
     changed = "; ".join(differences(before, now))
-    return changed and (
-        f"earlier steps were trained with other versions ({changed}), so the numbers may differ "
-        "from those of an uninterrupted run"
-    )
+    return changed and f"other versions trained the earlier steps, so numbers may differ: {changed}"
 
 
 def read_starts(workdir: Path) -> list[dict[str, Any]]:
     """Returns the record of all starts of the run, the latest last; a corrupt one is renamed."""
     file = workdir / RECORD_FILE
-    if not file.is_file():
-        return []
     try:
         return [dict(start) for start in json.loads(file.read_text())["starts"]]
+    except FileNotFoundError:
+        pass
     except (ValueError, TypeError, KeyError):  # not worth stopping the run
         file.replace(file.with_suffix(".damaged"))
-        return []
+    return []
 
 
 def check_not_lost(workdir: Path) -> None:
@@ -192,12 +172,12 @@ def check_not_lost(workdir: Path) -> None:
     if newest:
         raise ConfigError(
             f"this run has saved step {newest}, but {workdir / 'checkpoints'} has no checkpoint; "
-            "mount it, restore it from a copy, or start from scratch in another --workdir"
+            "mount or restore it, or use another --workdir"
         )
 
 
 def package_versions() -> dict[str, str]:
-    """Returns the installed version of every library that affects the numbers of a run."""
+    """Returns the installed versions of `PACKAGES` and `DECODERS`."""
     found = {each.name: each.version for each in importlib.metadata.distributions()}
     return {name: found[name] for name in (*PACKAGES, *DECODERS) if name in found}
 
@@ -225,11 +205,10 @@ def git_commit() -> str | None:
 
 def write_json(file: Path, value: Any) -> None:
     """Write `value`; a reader, or a kill, sees the old file or the new one, never half of it."""
-    replace_text(file, json_text(value, indent=2) + "\n")
+    _replace_text(file, json_text(value, indent=2) + "\n")
 
 
-def replace_text(file: Path, text: str) -> None:
-    """Write `text` as `write_json` does."""
+def _replace_text(file: Path, text: str) -> None:
     partial = file.with_suffix(".partial")
     try:
         partial.write_text(text)
@@ -273,4 +252,4 @@ class MetricsFile:
         """Drop the lines of steps after `step`, which a resumed run writes again."""
         if self.path.is_file():
             kept = [line for line in self.read() if line["step"] <= step]
-            replace_text(self.path, "".join(json_text(line) + "\n" for line in kept))
+            _replace_text(self.path, "".join(json_text(line) + "\n" for line in kept))

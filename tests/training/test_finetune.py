@@ -9,14 +9,8 @@ from gnet_jax.config import ConfigError, LossConfig, ModelConfig, OptimConfig, P
 from gnet_jax.data.sources.classes import imagenet_classes
 from gnet_jax.model.googlenet import GoogLeNet, Outputs
 from gnet_jax.model_folder import ModelFolder
-from gnet_jax.training.finetune import (
-    compare,
-    flat,
-    layers,
-    take_over,
-)
 from gnet_jax.training.optimizer import check_freeze, matches
-from gnet_jax.training.program import prepare
+from gnet_jax.training.program import compare, flat, layers, prepare, take_over
 from gnet_jax.training.sharding import compile_train_step, data_mesh
 from tests.tiny import tiny_arch, tiny_batch, tiny_config, tiny_variables
 
