@@ -334,7 +334,7 @@ def evaluate(
         name: np.zeros((size // hosts, *x.shape[1:]), x.dtype)
         for name, x in program.abstract_batch().items()
     }
-    place = {"host": jax.process_index(), "hosts": hosts, "threads": data.threads}
+    place: dict[str, Any] = {"host": jax.process_index(), "hosts": hosts, "threads": data.threads}
     options = {"batch_size": size, "preprocessing": data.preprocessing, "bad": bad_images.val}
     local = EvalBatches(eval_batches(run.val, **options, **place), empty)
     sums: dict[str, float] = {}
