@@ -46,9 +46,8 @@ from gnet_jax.model.architecture import architecture
 from gnet_jax.model.googlenet import GoogLeNet, init, strip_aux
 from gnet_jax.model_folder import ModelFolder
 from gnet_jax.ops.reference import REFERENCE
-from gnet_jax.training.memory import call_in_this_thread, keep_freed_memory
 from gnet_jax.training.optimizer import make_optimizer
-from gnet_jax.training.sharding import xla_options
+from gnet_jax.training.sharding import call_in_this_thread, keep_freed_memory, xla_options
 from gnet_jax.training.step import create_state, train_step
 
 Options = dict[str, bool | str]  # of XLA

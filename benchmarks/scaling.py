@@ -17,8 +17,7 @@ from side_by_side import Timer, in_turns, keep, machine, show
 from gnet_jax.lab.cost.ledger import network_ledger
 from gnet_jax.model.architecture import architecture
 from gnet_jax.model.googlenet import GoogLeNet, init
-from gnet_jax.training.memory import call_in_this_thread, keep_freed_memory
-from gnet_jax.training.sharding import xla_options
+from gnet_jax.training.sharding import call_in_this_thread, keep_freed_memory, xla_options
 
 
 class Case(NamedTuple):

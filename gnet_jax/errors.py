@@ -1,4 +1,4 @@
-"""The error that users see, and how an unknown choice is refused."""
+"""The errors that users see, and how an unknown choice is refused."""
 
 from collections.abc import Mapping
 from typing import TypeVar
@@ -8,6 +8,10 @@ T = TypeVar("T")
 
 class UserError(ValueError):
     """A mistake that one sentence explains; commands print it and exit with code 2."""
+
+
+class WeightsError(UserError):
+    """A file of weights is missing, corrupt or does not fit."""
 
 
 def choose(what: str, name: str, options: Mapping[str, T]) -> T:

@@ -49,8 +49,7 @@ def ablate(arguments: Sequence[str]) -> int:
     # Imported here, so that --help and a typo answer at once.
     from gnet_jax.lab.sweeps import sweep
     from gnet_jax.lab.sweeps.ablate import StoppedError, relative_cost, run_cells
-    from gnet_jax.training.memory import call_in_this_thread
-    from gnet_jax.training.sharding import use_compilation_cache
+    from gnet_jax.training.sharding import call_in_this_thread, use_compilation_cache
 
     use_compilation_cache()
     call_in_this_thread()

@@ -1,17 +1,14 @@
 """Training: `gnet train [CONFIG] [--workdir DIR] [--field.path value ...]`, or `python train.py`.
 
 CONFIG is a recipe's name (`digits` by default) or a Python file with a `get_config()`. The same
-command again resumes the run. On several hosts, every host gets the same command
-(docs/reliability.md), and all of them exit with the same code:
+command again resumes the run. All hosts get the same command and exit with the same code:
 
 0        done
 1        numbers that are not finite, a last checkpoint that could not be saved, heads that do not
-         learn if dead_heads is "stop", or an unexpected error, after its traceback. If only one
-         host fails, the others exit with 3 or 134
+         learn if dead_heads is "stop", or an unexpected error
 2        a mistake in the command, or too many damaged images, after saving
-3        the hosts did not find each other, or lost one
+3, 134   the hosts did not find each other, or lost one; 134 if JAX ended this host
 128 + n  stopped by signal n to any host, after saving (129: hang-up, 130: Ctrl-C, 143: SIGTERM)
-134      JAX ended this host because another did not answer for 15 s
 
 `--supervise` restarts a run that exits with 1, 3, 134 or is killed by another signal.
 """
@@ -31,8 +28,7 @@ from typing import TYPE_CHECKING, Any
 from gnet_jax.cli.output import leave_at_once, print_error, reader_may_leave, set_up_process
 from gnet_jax.config import Config, ConfigError, UserError, check
 from gnet_jax.config.command import Launch, check_launch, parse_command, parse_launch
-from gnet_jax.training.hosts.start import should_join
-from gnet_jax.training.hosts.supervise import ACKNOWLEDGE, Supervisor, end_with_supervisor
+from gnet_jax.training.hosts import start
 
 if TYPE_CHECKING:
     from gnet_jax.training.loop import Result
@@ -45,19 +41,12 @@ def train(arguments: Sequence[str]) -> int:
 
 
 def parse(arguments: Sequence[str], prog: str = "train.py") -> Config:
-    """Returns the config of a command line. `--help` and typos exit here.
-
-    Raises:
-        ConfigError: if there is no such recipe.
-    """
+    """Returns the config of a command line. `--help` and typos exit here."""
     return parse_command(arguments, prog, Launch()).config
 
 
 def main(arguments: Sequence[str], prog: str = "train.py") -> int:
-    """Run the command line and return the exit code.
-
-    `arguments` were typed after the command `prog`, "train.py" or "gnet train".
-    """
+    """Run what was typed after the command `prog`, "train.py" or "gnet train"; returns the code."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     set_up_process()
     try:
@@ -66,10 +55,7 @@ def main(arguments: Sequence[str], prog: str = "train.py") -> int:
         print_error(f"{prog}: error: {error}")
         return 2
     except KeyboardInterrupt:  # outside the loop, which has its own handler
-        leave_at_once(
-            f"{prog}: interrupted; the same command resumes from the latest checkpoint in the "
-            "workdir, if there is one"
-        )
+        leave_at_once(f"{prog}: interrupted; the same command resumes from the latest checkpoint")
 
 
 def _main(arguments: Sequence[str], prog: str) -> int:
@@ -85,69 +71,58 @@ def _main(arguments: Sequence[str], prog: str) -> int:
         error = ended if isinstance(ended, ConfigError) else typo
         with contextlib.redirect_stderr(io.StringIO()):  # tyro would print a typo again
             launch = parse_launch(arguments)
-        if not should_join(launch):
+        if not start.should_join(launch):
             raise
         # The command of the other hosts may be right; if they are there, they must not wait.
         print_error(f"{prog}: telling the other hosts: {error}")
         brief = dataclasses.replace(launch, start_timeout=min(launch.start_timeout, 30))
         return run(error, brief, arguments, prog)
     config, launch = command.config, command.options
-    if ACKNOWLEDGE in os.environ:
+    if launch.supervise or launch.supervise_preempted:
+        from gnet_jax.training.hosts.supervise import Supervisor, end_with_supervisor
+
+        if start.ACKNOWLEDGE not in os.environ:
+            check(config)
+            again = [sys.executable, *sys.orig_argv[1:]]
+            checkpoints = Path(config.workdir).expanduser() / "checkpoints"
+            return Supervisor(again, checkpoints, launch, prog).run()
         end_with_supervisor()
-    elif launch.supervise or launch.supervise_preempted:
-        check(config)
-        again = [sys.executable, *sys.orig_argv[1:]]
-        checkpoints = Path(config.workdir).expanduser() / "checkpoints"
-        return Supervisor(again, checkpoints, launch, prog).run()
     return run(config, launch, arguments, prog)
 
 
 def run(config: Config | UserError, launch: Launch, arguments: Sequence[str], prog: str) -> int:
-    """Train as `config` says, print the progress and return the exit code.
+    """Train, and return the exit code. An error in place of the config is raised on every host."""
+    import jax  # here, so that --help and typos answer at once
 
-    A mistake in place of the config is raised on every host.
-    """
-    # Imported here, so that --help and typos answer at once.
-    import jax
-
+    from gnet_jax.training import loop, program, sharding
     from gnet_jax.training.hosts import agree
-    from gnet_jax.training.hosts.start import (
-        EXIT_LOST,
-        HostsError,
-        abort_on_unexpected_error,
-        start,
-    )
-    from gnet_jax.training.loop import train
-    from gnet_jax.training.memory import call_in_this_thread
-    from gnet_jax.training.program import prepare
-    from gnet_jax.training.sharding import use_compilation_cache
 
     def prepared() -> tuple["Run", dict[str, Any]]:
         if isinstance(config, UserError):
             raise config
         if config.init is None:
-            run = prepare(config)
+            run = program.prepare(config)
         else:
             from gnet_jax.convert.start import with_start
 
-            run = prepare(*with_start(config))
+            run = program.prepare(*with_start(config))
         return run, run.fingerprints()
 
     try:
-        start(launch)
-        use_compilation_cache()
-        call_in_this_thread()
+        start.start(launch)
+        sharding.use_compilation_cache()
+        sharding.call_in_this_thread()
         first = jax.process_index() == 0
-        with abort_on_unexpected_error(agree.TrainingError):
+        with start.abort_on_unexpected_error(agree.TrainingError):
             ready, fingerprints = agree.run_on_all_hosts(prepared)
             agree.compare(agree.identity(ready, fingerprints))
             workdir = agree.open_shared_workdir(ready.config, fingerprints)
             if first:
                 print_plan(ready, workdir)
-            result = train(ready, workdir)
-    except HostsError as error:
+            result = loop.train(ready, workdir)
+    except start.HostsError as error:
         print_error(f"{prog}: error: {error}")
-        return EXIT_LOST
+        return start.EXIT_LOST
     except agree.TrainingError as error:
         print_error(f"{prog}: stopped: {error}")
         return 1
@@ -162,13 +137,13 @@ def print_plan(run: "Run", workdir: Path) -> None:
 
     from gnet_jax.lab.cost.ledger import network_ledger
     from gnet_jax.training.observe.console import SafeConsole
+    from gnet_jax.training.program import layers
 
     config, program = run.config, run.program
     cost = network_ledger(program.model, config.data.image_size)
     m, d, o, mesh = config.model, config.data, config.optim, program.mesh
-    aux_after = program.model.arch.aux_after
-    heads = ", ".join(aux_after) or "none"
-    with_heads = f" ({cost.params_with_aux:,} with aux heads)" if aux_after else ""
+    heads = ", ".join(program.model.arch.aux_after) or "none"
+    with_heads = "" if heads == "none" else f" ({cost.params_with_aux:,} with aux heads)"
     network = f"{m.variant}, width x{m.width_multiplier:g}, reductions x{m.reduction_factor:g}"
     hosts = f" on {jax.process_count()} hosts" if jax.process_count() > 1 else ""
     plan = {
@@ -183,11 +158,10 @@ def print_plan(run: "Run", workdir: Path) -> None:
         f"epochs), {o.optimizer}, {o.schedule} from {o.learning_rate:g}",
         "workdir": f"{workdir} (checkpoints, metrics.jsonl, tensorboard, run.json)",
     }
-    if program.takeover is not None:
-        from gnet_jax.training.finetune import layers
-
-        fresh = {layers([name])[0]: why for name, why in program.takeover.fresh.items()}
-        plan["loaded"] = ", ".join(layers(program.takeover.loaded)) or "nothing"
+    takeover = program.takeover
+    if takeover is not None:
+        fresh = {layers([name])[0]: why for name, why in takeover.fresh.items()}
+        plan["loaded"] = ", ".join(layers(takeover.loaded)) or "nothing"
         plan["new"] = ", ".join(f"{layer} ({why})" for layer, why in fresh.items()) or "nothing"
         plan["frozen"] = ", ".join(o.freeze) or "nothing"
     if run.train.left_out or run.val.left_out:
@@ -214,8 +188,7 @@ def print_result(
         say(f"stopped by {name}; step {result.step} is saved in {workdir}. Resume with:\n  {again}")
         return
     if result.heads:
-        say(f"done in {duration(result.seconds)}")
-        say(f"  {goodput_line(result.goodput)}")
+        say(f"done in {duration(result.seconds)}\n  {goodput_line(result.goodput)}")
         for head, top1 in result.heads.items():
             if head.endswith("_top1"):
                 say(f"  training top-1, {head[len('train/') : -len('_top1')]} head: {top1:.1%}")
@@ -234,17 +207,9 @@ def print_result(
 
 
 def _typed(prog: str) -> tuple[str, str]:
-    """Returns what to type for `gnet` and for training, in the way that this process was started.
-
-    Uses paths if the shell would not find the programs, as in `.venv` after `make`.
-    """
-    if prog == "gnet train" and Path(sys.argv[0]).name == "gnet":
-        gnet = _in_shell("gnet", sys.argv[0])
-        return gnet, f"{gnet} train"
-    python = _in_shell("python", sys.executable)
-    gnet = f"{python} -m gnet_jax"
-    return gnet, f"{gnet} train" if prog == "gnet train" else f"{python} train.py"
-
-
-def _in_shell(name: str, path: str) -> str:
-    return name if shutil.which(name) == path else shlex.quote(os.path.relpath(path))
+    """Returns what to type for `gnet` and for training: with a path if the shell needs one."""
+    script = prog == "gnet train" and Path(sys.argv[0]).name == "gnet"
+    name, path = ("gnet", sys.argv[0]) if script else ("python", sys.executable)
+    found = name if shutil.which(name) == path else shlex.quote(os.path.relpath(path))
+    gnet = found if script else f"{found} -m gnet_jax"
+    return gnet, f"{gnet} train" if prog == "gnet train" else f"{found} train.py"

@@ -205,8 +205,11 @@ def _open(paths: Iterable[Path], *, compiles: bool = False) -> list[ModelFolder]
     `compiles` that compilation follows.
     """
     from gnet_jax.inference.predict import load, say_compiling
-    from gnet_jax.training.memory import call_in_this_thread, keep_freed_memory
-    from gnet_jax.training.sharding import use_compilation_cache
+    from gnet_jax.training.sharding import (
+        call_in_this_thread,
+        keep_freed_memory,
+        use_compilation_cache,
+    )
 
     use_compilation_cache()
     call_in_this_thread()

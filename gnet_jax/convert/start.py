@@ -2,39 +2,27 @@
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from gnet_jax.config import Config, ConfigError, Preprocessing
-
-if TYPE_CHECKING:
-    from gnet_jax.training.finetune import Pretrained
+from gnet_jax.model_folder.folder import ModelFolder
 
 
-def with_start(config: Config) -> tuple[Config, "Pretrained | None"]:
-    """Returns `config` and the model that `config.init` names; None if it names none.
+def with_start(config: Config) -> tuple[Config, ModelFolder | None]:
+    """Returns `config` with the preprocessing of the model that `config.init` names, and the model.
 
-    The returned config has the model's preprocessing, because it belongs to the weights.
-
-    Raises:
-        WeightsError: if the model cannot be read.
-        ConfigError: as `with_preprocessing`, or if a checkpoint is corrupt.
+    Raises a WeightsError or ConfigError if the model cannot be read or is corrupt, or as
+    `with_preprocessing`.
     """
     if config.init is None:
         return config, None
     from gnet_jax.convert.read import read
-    from gnet_jax.training.finetune import Pretrained
 
-    found = read(Path(config.init).expanduser())
-    pretrained = Pretrained(found.model, found.variables, found.class_names)
-    return with_preprocessing(config, found.preprocessing), pretrained
+    pretrained = read(Path(config.init).expanduser())
+    return with_preprocessing(config, pretrained.preprocessing), pretrained
 
 
 def with_preprocessing(config: Config, preprocessing: Preprocessing) -> Config:
-    """Returns `config` with the preprocessing that the pretrained weights need.
-
-    Raises:
-        ConfigError: if `config` sets another one.
-    """
+    """Returns `config` with the weights' preprocessing; raises a ConfigError if it has another."""
     default, needed = Preprocessing(), dataclasses.asdict(preprocessing)
     for name, value in needed.items():
         given = getattr(config.data, name)

@@ -26,7 +26,6 @@ from gnet_jax.model_folder.folder import ModelFolder, is_model_folder, read_fold
 from gnet_jax.training.checkpoints.restore import is_workdir, read_workdir
 from gnet_jax.training.sharding import (
     data_mesh,
-    platform_of,
     put_state,
     replicated,
     split,
@@ -131,7 +130,7 @@ def _program(
         compute_logits,
         in_shardings=(replicated(mesh), split(mesh)),
         out_shardings=split(mesh),
-        compiler_options=xla_options(platform_of(mesh)),
+        compiler_options=xla_options(mesh.devices.flat[0].platform),
     )
 
 

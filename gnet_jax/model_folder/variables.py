@@ -7,14 +7,10 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
-from gnet_jax.config import UserError
+from gnet_jax.errors import WeightsError
 from gnet_jax.model.architecture import Architecture
 from gnet_jax.model.googlenet import GoogLeNet, abstract_variables
 from gnet_jax.model.widths import Widths
-
-
-class WeightsError(UserError):
-    """A file of weights is missing, corrupt or does not fit."""
 
 
 def flatten(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:

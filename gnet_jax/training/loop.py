@@ -10,29 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from gnet_jax.config import UserError
+from gnet_jax.data.batches import eval_batches
+from gnet_jax.training import sharding
 from gnet_jax.training.checkpoints.save import Checkpoints
-from gnet_jax.training.evaluate import evaluate
+from gnet_jax.training.hosts import stop as stopping
 from gnet_jax.training.hosts.agree import TrainingError, run_on_all_hosts
 from gnet_jax.training.hosts.start import abort_on_unexpected_error
-from gnet_jax.training.hosts.stop import (
-    StopRequest,
-    TrainBatches,
-    Vote,
-    abstract_flag,
-    voting_eval_step,
-    voting_train_step,
-)
-from gnet_jax.training.memory import check_memory, keep_freed_memory, step_memory
+from gnet_jax.training.hosts.stop import EvalBatches, StopRequest, TrainBatches, Vote
 from gnet_jax.training.observe.bad_images import BadImages
 from gnet_jax.training.observe.bad_steps import SkippedSteps
 from gnet_jax.training.observe.console import Meter, Reporter, duration
-from gnet_jax.training.observe.dead_heads import DeadHeadGuard, default_patience
+from gnet_jax.training.observe.dead_heads import DIVERGED, DeadHeadGuard, default_patience
 from gnet_jax.training.observe.goodput import Stopwatch
 from gnet_jax.training.optimizer import averaging_warning
 from gnet_jax.training.program import Program, Run, training_batches
-from gnet_jax.training.sharding import AXIS, compile_eval_step, compile_train_step, put_batches
+from gnet_jax.training.sharding import compile_eval_step, put_batches
 from gnet_jax.training.step import TrainState, head_names
 from gnet_jax.training.workdir import add_start, check_not_lost, locked
 
@@ -56,8 +51,7 @@ class CompiledSteps:
     """The steps of a program, each compiled at its first use.
 
     `train` and `evaluate` also take this host's stop code (`Vote.flag`), and return the largest of
-    all hosts. Programs that differ only in seed and workdir may share one instance, because neither
-    is part of a compiled program.
+    all hosts. Programs that differ only in seed and workdir may share one instance.
     """
 
     def __init__(self, program: Program) -> None:
@@ -66,25 +60,22 @@ class CompiledSteps:
     @cached_property
     def train(self) -> jax.stages.Compiled:
         """`(state, batch, stop) -> (state, metrics, stop)`; the state passed in is donated."""
-        program = self._program
-        return compile_train_step(
-            program.mesh,
-            voting_train_step(program.train_step(), AXIS if program.canonical else None),
-            program.abstract_state(),
-            program.abstract_batch(),
-            abstract_flag(program.mesh),
-            manual=program.canonical,
+        program, axis = self._program, sharding.AXIS if self._program.canonical else None
+        step = stopping.voting_train_step(program.train_step(), axis)
+        inputs = program.abstract_batch(), stopping.abstract_flag(program.mesh)
+        return sharding.compile_train_step(
+            program.mesh, step, program.abstract_state(), *inputs, manual=program.canonical
         )
 
     @cached_property
     def evaluate(self) -> Callable[..., Any]:
-        """`(state, batch, stop) -> (sums, stop)`; it compiles at its first call."""
-        step = voting_eval_step(self._program.eval_step())
+        """`(state, batch, stop) -> (sums, stop)`."""
+        step = stopping.voting_eval_step(self._program.eval_step())
         return compile_eval_step(self._program.mesh, step, inputs=2)
 
     @cached_property
     def diagnose(self) -> Callable[..., Any]:
-        """`(state, batch) -> diagnostics`; it compiles at its first call."""
+        """`(state, batch) -> diagnostics`."""
         return compile_eval_step(self._program.mesh, self._program.diagnose_step())
 
 
@@ -92,27 +83,18 @@ def train(run: Run, workdir: Path, steps: CompiledSteps | None = None) -> Result
     """Train from the latest checkpoint in `workdir`, or from the start, to the run's last step.
 
     `workdir` was opened by `open_workdir`. `steps` may be those of a run that differs only in its
-    seed and workdir; they are compiled here by default.
-
-    Raises:
-        TrainingError: if too many steps in a row are not finite, after writing a replay file; if
-            heads do not learn and the config says to stop, after saving; if the last save failed.
-        DataError: if too many images are damaged or a label is out of range, after saving.
+    seed and workdir. Raises a TrainingError if too many steps in a row are not finite, if the
+    config stops at heads that do not learn, or if the last save failed; a DataError, after saving,
+    if too many images are damaged or a label is out of range.
     """
     config, program, total = run.config, run.program, run.program.total_steps
     began, watch, main = time.perf_counter(), Stopwatch(), jax.process_index() == 0
     steps = steps or CompiledSteps(program)
     with contextlib.ExitStack() as stack:
         run_on_all_hosts(lambda: stack.enter_context(locked(workdir)) if main else None)
-        checkpoints = stack.enter_context(
-            Checkpoints(
-                workdir / "checkpoints",
-                config.keep_latest,
-                watch=watch,
-                model=run.description(),
-                verify=config.verify_checkpoints,
-            )
-        )
+        options = {"model": run.description(), "verify": config.verify_checkpoints, "watch": watch}
+        checkpoints = Checkpoints(workdir / "checkpoints", config.keep_latest, **options)
+        stack.enter_context(checkpoints)
         with watch.spent("starting"):
             found = checkpoints.restore_latest(program.abstract_state())
             start, state = (0, program.initial_state()) if found is None else found
@@ -128,18 +110,11 @@ def train(run: Run, workdir: Path, steps: CompiledSteps | None = None) -> Result
             if start:
                 reporter.say(f"resuming after step {start} of {total}")
             averaging = averaging_warning(config.optim, program.steps_per_epoch, total)
-            for warning in (changed if start else None, averaging):
-                if warning is not None:
-                    reporter.say(f"warning: {warning}")
-        loop = _Loop(
-            run=run,
-            steps=steps,
-            checkpoints=checkpoints,
-            reporter=reporter,
-            bad_images=BadImages(run, workdir, reporter, start),
-            skipped=SkippedSteps(run, workdir, reporter, start),
-            vote=Vote(program.mesh, request),
-        )
+            for warning in filter(None, (start and changed, averaging)):
+                reporter.say(f"warning: {warning}")
+        bad_images = BadImages(run, workdir, reporter, start)
+        skipped, vote = SkippedSteps(run, workdir, reporter, start), Vote(program.mesh, request)
+        loop = _Loop(run, steps, checkpoints, reporter, bad_images, skipped, vote)
         if config.diagnose is not None:
             from gnet_jax.training.observe.diagnostics import Diagnostics
 
@@ -148,21 +123,20 @@ def train(run: Run, workdir: Path, steps: CompiledSteps | None = None) -> Result
             )
         state = loop.run_from(start, state)
         step = int(state.step)
-        checkpoints.save(step, state)
-        checkpoints.wait()
+        loop.save_and_wait(step, state)
         if checkpoints.problem is not None:
             raise TrainingError(
                 f"{checkpoints.problem}; fix that, and the same command resumes from step "
                 f"{checkpoints.latest or 0}"
             )
-        best, scores = checkpoints.best, checkpoints.top1
+        best = checkpoints.best
         return Result(
             step=step,
             state=state,
             signal=loop.vote.code or None,
             val=loop.val,
             heads=loop.heads,
-            best=None if best is None else (best, scores[best]),
+            best=None if best is None else (best, checkpoints.top1[best]),
             checkpoint=checkpoints.folder / str(step if best is None else best),
             seconds=time.perf_counter() - began,
             goodput=reporter.account(step),
@@ -201,23 +175,16 @@ class _Loop:
         if start >= total or vote.code:
             return state
         # Load the first batches before compiling, so that unusable data end the run at once.
-        local = training_batches(
-            config,
-            run.train,
-            start_step=start,
-            host=jax.process_index(),
-            hosts=jax.process_count(),
-            bad=self.bad_images.train,
-        )
+        place = {"host": jax.process_index(), "hosts": jax.process_count(), "start_step": start}
+        local = training_batches(config, run.train, bad=self.bad_images.train, **place)
         batches = put_batches(local, program.mesh, config.batch_size)
         with self._save_on_error(start, state), reporter.watch.spent("waiting for data"):
             ahead = TrainBatches(batches, start, total, self.bad_images)
         step_fn = self._compile()
+        names, patience = head_names(program.model), default_patience(program.steps_per_epoch)
+        warmup = round(config.optim.warmup_epochs * program.steps_per_epoch)
         dead_heads = DeadHeadGuard(
-            head_names(program.model),
-            len(run.train.class_names),
-            warmup=round(config.optim.warmup_epochs * program.steps_per_epoch),
-            patience=default_patience(program.steps_per_epoch),
+            names, len(run.train.class_names), warmup=warmup, patience=patience
         )
         meter, unread = Meter(), None
         for step in range(start + 1, total + 1):
@@ -234,15 +201,15 @@ class _Loop:
             self.checkpoints.check()
 
             save_due = step % config.save_every_steps == 0
-            stopping = vote.ends(step) and step < total
+            ending = vote.ends(step) and step < total
             due = evaluation_due(program, step)
             log_due = step % config.log_every_steps == 0 or step == total
-            if log_due or due or save_due or stopping or self.skipped.near_limit:
+            if log_due or due or save_due or ending or self.skipped.near_limit:
                 meter.add(self._read(*unread, state))
                 unread = None
             if log_due:
                 self._report(step, state, *meter.read(), dead_heads)
-            if stopping:
+            if ending:
                 with self._save_on_error(step, state):
                     run_on_all_hosts(ahead.raise_fault)
                 break
@@ -260,20 +227,19 @@ class _Loop:
         return state
 
     def _compile(self) -> jax.stages.Compiled:
+        config, program = self.run.config, self.run.program
         self.reporter.say("compiling the training step (about a minute the first time) ...")
         began = time.perf_counter()
         with self.reporter.watch.spent("compiling"):
             step_fn = self.steps.train
-        needed = step_memory(step_fn)
-        run_on_all_hosts(
-            lambda: check_memory(needed, self.run.config.batch_size, self.run.program.mesh)
-        )
+        needed, limits = sharding.step_memory(step_fn), (config.batch_size, program.mesh)
+        run_on_all_hosts(lambda: sharding.check_memory(needed, *limits))
         self.reporter.say(f"compiled in {duration(time.perf_counter() - began)}")
-        keep_freed_memory(needed)
+        sharding.keep_freed_memory(needed)
         return step_fn
 
     def _read(
-        self, step: int, metrics: Any, stop: jax.Array, batch: Any, state: TrainState
+        self, step: int, metrics: Any, stop: Any, batch: Any, state: TrainState
     ) -> dict[str, float]:
         """Wait for `step`, and return its metrics; `state` is that after the newest step."""
         metrics, stop = jax.device_get((metrics, stop))
@@ -297,9 +263,9 @@ class _Loop:
             "perf/images_per_sec": speed,
             "perf/images_per_sec_per_chip": speed / program.mesh.size,
         }
-        timed = self.evaluation_seconds is not None
         eta = (program.total_steps - step) * seconds
         eta += evaluations_left(program, step) * (self.evaluation_seconds or 0.0)
+        timed = self.evaluation_seconds is not None
         self.reporter.training(step, self.heads, eta, evaluations=timed)
         if config.dead_heads == "ignore" or not math.isfinite(means["loss"]):
             return
@@ -307,7 +273,7 @@ class _Loop:
         if problem is not None:
             self.reporter.say(f"warning: step {step}: {problem}")
             if config.dead_heads == "stop":
-                self._save_and_wait(step, state)
+                self.save_and_wait(step, state)
                 saved = self.checkpoints.problem or "The step is saved"
                 raise TrainingError(f"step {step}: {problem}. {saved}")
 
@@ -320,16 +286,9 @@ class _Loop:
                 f"evaluating ({parameters}whole images, no dropout, no label smoothing); the first "
                 "evaluation compiles its step ..."
             )
-        began = time.perf_counter()
+        began, options = time.perf_counter(), {"bad_images": self.bad_images, "vote": self.vote}
         with self._save_on_error(step, state), self.reporter.watch.spent("evaluating"):
-            self.val = evaluate(
-                self.run,
-                self.steps.evaluate,
-                step,
-                state,
-                bad_images=self.bad_images,
-                vote=self.vote,
-            )
+            self.val = evaluate(self.run, self.steps.evaluate, step, state, **options)
         if not first:
             self.evaluation_seconds = time.perf_counter() - began
         if self.val:
@@ -345,13 +304,53 @@ class _Loop:
         try:
             yield
         except UserError:
-            self._save_and_wait(step, state)
+            self.save_and_wait(step, state)
             raise
 
-    def _save_and_wait(self, step: int, state: TrainState) -> None:
-        """Save before an error ends the run, while signals still wait for it."""
+    def save_and_wait(self, step: int, state: TrainState) -> None:
+        """Save before the run ends, while signals still wait for it."""
         self.checkpoints.save(step, state)
         self.checkpoints.wait()
+
+
+def evaluate(
+    run: Run,
+    eval_step: Callable[..., Any],
+    step: int,
+    state: TrainState,
+    *,
+    bad_images: BadImages,
+    vote: Vote,
+) -> dict[str, float]:
+    """Returns `val/count`, `val/top1`, `val/top5` (shares of 1) and `val/loss` of `state`.
+
+    Every example of the whole validation set counts once, except damaged images. Returns an empty
+    dict if a signal to any host ends it early. Raises a TrainingError if the loss is not finite.
+    """
+    program, data, hosts = run.program, run.config.data, jax.process_count()
+    bad_images.step = step
+    size = program.eval_batch_size
+    empty = {
+        name: np.zeros((size // hosts, *x.shape[1:]), x.dtype)
+        for name, x in program.abstract_batch().items()
+    }
+    place: dict[str, Any] = {"host": jax.process_index(), "hosts": hosts, "threads": data.threads}
+    options = {"batch_size": size, "preprocessing": data.preprocessing, "bad": bad_images.val}
+    local = EvalBatches(eval_batches(run.val, **options, **place), empty)
+    sums: dict[str, float] = {}
+    for batch in put_batches(local, program.mesh, size):
+        found, stop = jax.device_get(eval_step(state, batch, vote.flag(local.fault)))
+        if vote.stops_evaluation(stop):
+            run_on_all_hosts(local.raise_fault)
+            return {}
+        sums = {name: sums.get(name, 0) + value.item() for name, value in found.items()}
+    count = sums.pop("count")
+    bad_images.report_left_out(len(run.val) - int(count))
+    values = {f"val/{name}": total / count for name, total in sums.items()}
+    if not math.isfinite(values["val/loss"]):
+        problem = f"step {step}: the validation loss is {values['val/loss']}; {DIVERGED}"
+        raise TrainingError(f"{problem}. The steps after the latest checkpoint are not saved")
+    return values | {"val/count": count}
 
 
 def evaluation_due(program: Program, step: int) -> bool:

@@ -1,9 +1,7 @@
-"""Optimisers, schedules, frozen layers and parameter averaging, built from optax.
-
-Schedules and averaging count steps; a config counts epochs.
-"""
+"""Optimisers, schedules, frozen layers and parameter averaging, built from optax."""
 
 import fnmatch
+import itertools
 import math
 from collections.abc import Callable
 from functools import partial
@@ -31,24 +29,21 @@ class Optimizer(NamedTuple):
 def make_optimizer(
     o: OptimConfig, steps_per_epoch: float, total_steps: int, loaded: frozenset[str] = frozenset()
 ) -> Optimizer:
-    """Returns the optimiser of a run.
+    """Returns the optimiser of a run of `total_steps`, at which the schedule ends.
 
-    Args:
-        o: the configuration.
-        steps_per_epoch: may be a fraction.
-        total_steps: steps of the run, at which the schedule ends.
-        loaded: paths ("params/conv1/conv/kernel") of the parameters that `--init` loaded.
+    `loaded` are the paths ("params/conv1/conv/kernel") of the parameters that `--init` loaded.
     """
     schedule = learning_rate_schedule(o, steps_per_epoch, total_steps)
+
+    def was_loaded(name: str) -> bool:
+        return f"params/{name}" in loaded
+
     clip = optax.identity() if o.clip_norm is None else optax.clip_by_global_norm(o.clip_norm)
     decay = optax.add_decayed_weights(o.weight_decay, mask=_has_role("kernel"))
     rate = optax.chain(
         optax.scale_by_learning_rate(schedule),
         optax.masked(optax.scale(o.bias_lr_factor), _has_role("bias")),
-        optax.masked(
-            optax.scale(o.loaded_lr_factor),
-            lambda params: _select(params, lambda name: f"params/{name}" in loaded),
-        ),
+        optax.masked(optax.scale(o.loaded_lr_factor), partial(_select, chosen=was_loaded)),
     )
     # Caffe's order (sgd_solver.cpp): momentum accumulates gradients times the learning rate.
     rules = {
@@ -57,7 +52,7 @@ def make_optimizer(
         "rmsprop": (decay, optax.scale_by_rms(), rate, optax.trace(o.momentum)),
         "adamw": (optax.scale_by_adam(b1=o.momentum), decay, rate),
     }
-    freeze = optax.masked(optax.set_to_zero(), lambda params: _frozen(params, o.freeze))
+    freeze = optax.masked(optax.set_to_zero(), partial(_frozen, patterns=o.freeze))
     tx = optax.chain(clip, *choose("optim.optimizer", o.optimizer, rules), freeze)
     return Optimizer(tx, schedule, averaging_rate(o, steps_per_epoch), o.freeze)
 
@@ -66,14 +61,12 @@ def learning_rate_schedule(
     o: OptimConfig, steps_per_epoch: float, total_steps: int
 ) -> optax.Schedule:
     """Returns the learning rate as a function of the step: a linear warm-up, then `o.schedule`."""
-    warmup = round(o.warmup_epochs * steps_per_epoch)
+    warmup, peak = round(o.warmup_epochs * steps_per_epoch), o.learning_rate
     rest = max(1, total_steps - warmup)
-    peak = o.learning_rate
+    decay_steps = max(1, round(o.decay_epochs * steps_per_epoch))
     schedules = {
         "constant": optax.constant_schedule(peak),
-        "step": optax.exponential_decay(
-            peak, max(1, round(o.decay_epochs * steps_per_epoch)), o.decay_rate, staircase=True
-        ),
+        "step": optax.exponential_decay(peak, decay_steps, o.decay_rate, staircase=True),
         "poly": optax.polynomial_schedule(peak, 0.0, o.power, rest),
         "cosine": optax.cosine_decay_schedule(peak, rest),
     }
@@ -88,8 +81,7 @@ def averaging_rate(
 ) -> Callable[[jax.Array], jax.Array] | None:
     """Returns the share of each step's parameters in their average; None without averaging.
 
-    The Polyak mean takes 1 / n at its n-th step, so that all steps count alike. The exponential
-    average follows `warm_rate`. The share is 1 until `average_from`.
+    In the Polyak mean all steps count alike. The share is 1 until `average_from`.
     """
     ema_share = partial(warm_rate, decay=o.ema_decay)
     shares = {"none": None, "polyak": lambda steps: 1 / (1 + steps), "ema": ema_share}
@@ -101,9 +93,8 @@ def averaging_rate(
 def warm_rate(steps: jax.Array | int, decay: float) -> jax.Array:
     """Returns the share that an exponential average takes of a new value after `steps` others.
 
-    The average keeps min(decay, steps / (10 + steps)). TensorFlow and timm warm up in the same way
-    with 1 + steps in the numerator; here the first value is taken whole. Without a warm-up the
-    first values would dominate the average for 1 / (1 - decay) steps.
+    The average keeps min(decay, steps / (10 + steps)); without this warm-up the first values would
+    dominate for 1 / (1 - decay) steps. TensorFlow and timm have 1 + steps in the numerator.
     """
     return jnp.maximum(_WARMUP / (_WARMUP + steps), 1 - decay)
 
@@ -113,9 +104,8 @@ def averaging_warning(o: OptimConfig, steps_per_epoch: float, total_steps: int) 
     steps = total_steps - round(o.average_from * steps_per_epoch)
     if o.averaging == "polyak" and steps == total_steps:
         return (
-            "optim.averaging polyak includes the parameters of the first steps, so validation "
-            "accuracy will look worse than training; average the last part of the run only, such "
-            f"as --optim.average-from {0.9 * total_steps / steps_per_epoch:g}"
+            "optim.averaging polyak includes the parameters of the first steps; average the last "
+            f"part only, such as --optim.average-from {0.9 * total_steps / steps_per_epoch:g}"
         )
     wanted = round(3 / (1 - o.ema_decay), 6)
     if o.averaging != "ema" or steps >= wanted:
@@ -130,36 +120,26 @@ def averaging_warning(o: OptimConfig, steps_per_epoch: float, total_steps: int) 
 
 
 def check_freeze(patterns: tuple[str, ...], params: Any) -> None:
-    """Check that every pattern of `optim.freeze` matches a parameter, and not all are frozen.
-
-    Raises:
-        ConfigError: naming the pattern and the layers.
-    """
+    """Raise a ConfigError if a pattern matches no parameter, or all parameters are frozen."""
     names = [_name(path) for path, _ in jax.tree.leaves_with_path(params)]
     for pattern in patterns:
         if not any(matches(name, (pattern,)) for name in names):
             known = ", ".join(dict.fromkeys(name.split("/")[0] for name in names))
-            raise ConfigError(
-                f"optim.freeze pattern {pattern!r} matches no parameter; the layers are {known}"
-            )
+            raise ConfigError(f"optim.freeze: {pattern!r} matches none of the layers {known}")
     if all(matches(name, patterns) for name in names):
         raise ConfigError(f"optim.freeze {patterns} matches every parameter; nothing would learn")
 
 
 def matches(name: str, patterns: tuple[str, ...]) -> bool:
     """Returns whether a pattern matches a parameter ("inception_3a/b5/conv/kernel") or a layer."""
-    parts = name.split("/")
-    prefixes = ["/".join(parts[: n + 1]) for n in range(len(parts))]
-    return any(fnmatch.fnmatchcase(prefix, pattern) for prefix in prefixes for pattern in patterns)
+    prefixes = itertools.accumulate(name.split("/"), "{}/{}".format)
+    return any(fnmatch.fnmatchcase(*pair) for pair in itertools.product(prefixes, patterns))
 
 
 def stop_frozen_gradients(params: Any, patterns: tuple[str, ...]) -> Any:
     """Returns `params` without gradients for the frozen ones, nor for layers below if all are."""
-    return jax.tree.map(
-        lambda x, frozen: jax.lax.stop_gradient(x) if frozen else x,
-        params,
-        _frozen(params, patterns),
-    )
+    frozen = _frozen(params, patterns)
+    return jax.tree.map(lambda x, stop: jax.lax.stop_gradient(x) if stop else x, params, frozen)
 
 
 def _frozen(params: Any, patterns: tuple[str, ...]) -> Any:
@@ -169,8 +149,7 @@ def _frozen(params: Any, patterns: tuple[str, ...]) -> Any:
 def _has_role(role: Role) -> Callable[[Any], Any]:
     """Returns a function from parameters to a tree that is True where they have the role.
 
-    Only kernels are decayed. The biases of convolutions and linear layers learn faster in Caffe;
-    the parameters of norms are neither. Parameters of unknown role raise a UserError.
+    Only kernels are decayed, and biases learn faster in Caffe. Norms' parameters are neither.
     """
 
     def mask(params: Any) -> Any:

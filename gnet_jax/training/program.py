@@ -1,46 +1,36 @@
-"""A run made ready: its config checked, its data opened and its steps built, nothing compiled."""
+"""What a config becomes: the model, the optimiser, the steps and the data, nothing compiled."""
 
 import dataclasses
 import math
-from collections.abc import Callable, Generator, Sequence
-from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import traverse_util
 from jax.sharding import Mesh
 
 from gnet_jax.config import Config, ConfigError, ModelConfig, check
 from gnet_jax.data.augment import augment, preprocess
 from gnet_jax.data.batches import Batch, cropper, order_fingerprint, train_batches
-from gnet_jax.data.sources import open_source
-from gnet_jax.data.sources.classes import empty_classes, listed, refuse_unknown
-from gnet_jax.data.sources.source import DataError, Source
+from gnet_jax.data.sources import DataError, Source, open_source
+from gnet_jax.data.sources.classes import empty_classes, listed, nfc, refuse_unknown, same_classes
 from gnet_jax.model.architecture import VARIANTS, Architecture, smallest_size
 from gnet_jax.model.googlenet import GoogLeNet, abstract_variables, init
 from gnet_jax.model.roles import roles_by_path
-from gnet_jax.model_folder.folder import write_description
-from gnet_jax.training.memory import machine_memory
+from gnet_jax.model_folder.folder import ModelFolder, write_description
+from gnet_jax.training import gradients, sharding
 from gnet_jax.training.optimizer import Optimizer, check_freeze, make_optimizer
-from gnet_jax.training.sharding import (
-    AXIS,
-    augment_share,
-    check_batches,
-    data_mesh,
-    put_state,
-    replicated,
-)
-from gnet_jax.training.step import (
-    TrainState,
-    apply_update,
-    compute_gradient,
-    create_state,
-    eval_step,
-    train_step,
-)
+from gnet_jax.training.sharding import machine_memory, put_state, replicated
+from gnet_jax.training.step import TrainState, compute_gradient, create_state, eval_step, train_step
 
-if TYPE_CHECKING:
-    from gnet_jax.training.finetune import Pretrained, Takeover
+
+class Takeover(NamedTuple):
+    """The variables of a new network that a trained one fills, by path ("params/conv1/...")."""
+
+    loaded: tuple[str, ...]
+    fresh: Mapping[str, str]  # path -> why it starts fresh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,12 +43,12 @@ class Program:
     mesh: Mesh
     steps_per_epoch: float
     total_steps: int
-    pretrained: "Pretrained | None" = None
-    takeover: "Takeover | None" = None  # which variables the pretrained model fills
+    pretrained: ModelFolder | None = None
+    takeover: Takeover | None = None  # which variables the pretrained model fills
 
     @property
     def eval_batch_size(self) -> int:
-        """Images in one evaluation step, over all devices and hosts."""
+        """The global one."""
         return self.config.eval_batch_size or self.config.batch_size
 
     @property
@@ -79,45 +69,35 @@ class Program:
         """Returns the pure `(state, batch) -> diagnostics`."""
         from gnet_jax.training.observe.diagnostics import diagnose
 
-        return partial(
-            diagnose,
-            model=self.model,
-            optimizer=self.optimizer,
-            augment=augmentation(self.config, self.model.arch.num_classes),
-            loss=self.config.loss,
-        )
-
-    @cached_property
-    def shapes(self) -> dict[str, Any]:
-        """Shapes and dtypes of the model's variables."""
-        return abstract_variables(self.model, self.config.data.image_size)
+        pixels = augmentation(self.config, self.model.arch.num_classes)
+        options = {"optimizer": self.optimizer, "loss": self.config.loss}
+        return partial(diagnose, model=self.model, augment=pixels, **options)
 
     def abstract_state(self) -> TrainState:
         """Returns the shapes, dtypes and sharding of the state; computes nothing."""
         whole = replicated(self.mesh)
         create = partial(create_state, optimizer=self.optimizer, seed=0)
+        shapes = abstract_variables(self.model, self.config.data.image_size)
         return jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
-            jax.eval_shape(create, self.shapes),
+            jax.eval_shape(create, shapes),
         )
 
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns the shapes and dtypes of a global training batch."""
-        size, images = self.config.data.image_size, self.config.batch_size
+        size, shape = self.config.data.image_size, (self.config.batch_size,)
         return {
-            "image": jax.ShapeDtypeStruct((images, size, size, 3), jnp.uint8),
-            "label": jax.ShapeDtypeStruct((images,), jnp.int32),
-            "mask": jax.ShapeDtypeStruct((images,), jnp.bool_),
+            "image": jax.ShapeDtypeStruct((*shape, size, size, 3), jnp.uint8),
+            "label": jax.ShapeDtypeStruct(shape, jnp.int32),
+            "mask": jax.ShapeDtypeStruct(shape, jnp.bool_),
         }
 
     def initial_state(self) -> TrainState:
         """Returns the state before step 0, on every device of the mesh."""
         config = self.config
         variables = init(self.model, jax.random.PRNGKey(config.seed), config.data.image_size)
-        if self.pretrained is not None and self.takeover is not None:
-            from gnet_jax.training.finetune import take_over
-
-            variables = take_over(variables, self.pretrained, self.takeover)
+        if self.pretrained and self.takeover:
+            variables = take_over(variables, self.pretrained, self.takeover.loaded)
         # Without jit, every shape of an array would be compiled as a program of its own.
         create = jax.jit(partial(create_state, optimizer=self.optimizer, seed=config.seed))
         return put_state(create(variables), self.mesh)
@@ -147,8 +127,7 @@ class Run:
 
     def description(self) -> dict[str, Any]:
         """Returns the description of the model that every checkpoint contains."""
-        names = list(self.train.class_names)
-        outputs = self.program.model.arch.num_classes
+        names, outputs = list(self.train.class_names), self.program.model.arch.num_classes
         names += [f"class {i}" for i in range(len(names), outputs)]  # model.num_classes is larger
         source = {"format": "training workdir", "data": self.config.data.source}
         if self.config.init is not None:
@@ -157,41 +136,23 @@ class Run:
 
 
 def make_train_step(config: Config, model: GoogLeNet, optimizer: Optimizer) -> Any:
-    """Returns the pure training step of `config`.
-
-    With canonical numerics it takes one device's share of the batch.
-    """
-    augment_batch = augmentation(config, model.arch.num_classes)
-    gradient, update = compute_gradient, apply_update
+    """Returns the pure training step; with canonical numerics for one device's share."""
+    augment_batch, axis = augmentation(config, model.arch.num_classes), sharding.AXIS
+    options: dict[str, Any] = {"model": model, "optimizer": optimizer, "loss": config.loss}
+    gradient = compute_gradient
     if config.optim.accumulate > 1:
-        from gnet_jax.training.accumulation import accumulated_gradient
-
-        gradient = accumulated_gradient(config.optim.accumulate)
+        gradient = gradients.accumulated_gradient(config.optim.accumulate)
     if config.numerics == "canonical":
-        from gnet_jax.training.canonical import canonical_gradient, isolated_update
-
-        augment_batch = augment_share(augment_batch, AXIS)
-        gradient = canonical_gradient(gradient, config.virtual_shards, AXIS)
-        update = isolated_update
-    return partial(
-        train_step,
-        model=model,
-        optimizer=optimizer,
-        augment=augment_batch,
-        loss=config.loss,
-        gradient=gradient,
-        update=update,
-    )
+        augment_batch = gradients.augment_share(augment_batch, axis)
+        gradient = gradients.canonical_gradient(gradient, config.virtual_shards, axis)
+        options["update"] = gradients.isolated_update
+    return partial(train_step, augment=augment_batch, gradient=gradient, **options)
 
 
 def augmentation(config: Config, num_classes: int) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """Returns `(images, labels, key, offset=0) -> (inputs, targets)`; see `augment`."""
-    return partial(
-        augment,
-        preprocessing=config.data.preprocessing,
-        augmentation=config.augment,
-        num_classes=num_classes,
-    )
+    options = {"preprocessing": config.data.preprocessing, "augmentation": config.augment}
+    return partial(augment, num_classes=num_classes, **options)
 
 
 def training_batches(
@@ -211,35 +172,31 @@ def training_batches(
     )
 
 
-def prepare(config: Config, pretrained: "Pretrained | None" = None) -> Run:
+def prepare(config: Config, pretrained: ModelFolder | None = None) -> Run:
     """Check `config`, open its data and return the run; compiles and writes nothing.
 
     A pretrained model brings its network; the config then sets only the number of classes, the
-    auxiliary heads, the dropout rates and the dtype.
-
-    Raises:
-        ConfigError, DataError: for everything that would fail later.
+    auxiliary heads, dropout and dtype. Raises a UserError for everything that would fail later.
     """
     check(config)
-    mesh = data_mesh()
-    check_batches(config, mesh)
+    mesh = sharding.data_mesh()
+    sharding.check_batches(config, mesh)
     cropper(config.data.decoder)
     train, val = (open_source(config.data.source, split) for split in ("train", "val"))
+    data = config.data.source
     for what, source in (("train on", train), ("validate on", val)):
         if not len(source):
-            raise DataError(f"{config.data.source} has no image to {what}; its split is empty")
+            raise DataError(f"{data} has no image to {what}; its split is empty")
     empty = empty_classes(train)
     if empty:  # as in a small subset
-        raise DataError(
-            f"{config.data.source} has no training image of {listed(empty)}; each class needs one"
-        )
+        raise DataError(f"{data} has no training image of {listed(empty)}; each class needs one")
     program = make_program(config, train.class_names, len(train), mesh, pretrained)
-    refuse_unknown(train, val, config.data.source)
+    refuse_unknown(train, val, data)
     seen = len(train) * config.epochs
     if config.batch_size > seen:
         raise ConfigError(
             f"batch_size is {config.batch_size:,}, more than the {seen:,.0f} images of all epochs; "
-            f"use far less than the {len(train):,} images of one epoch"
+            f"an epoch has {len(train):,}"
         )
     return Run(program, train, val)
 
@@ -249,69 +206,44 @@ def make_program(
     class_names: Sequence[str],
     images: int,
     mesh: Mesh,
-    pretrained: "Pretrained | None" = None,
+    pretrained: ModelFolder | None = None,
 ) -> Program:
-    """Returns the program of a checked config for `images` training images and devices of `mesh`.
-
-    Raises:
-        ConfigError, DataError: for everything that would fail later.
-    """
+    """Returns the program of a checked config for `images` training images; raises as `prepare`."""
     if len(class_names) < 2:
         raise DataError(f"{config.data.source} has {len(class_names)} class; at least 2 are needed")
     model = model_of(config, len(class_names), pretrained)
-    shapes = _shapes(model, config.data.image_size)
+    memory = machine_memory()
+    try:
+        shapes = abstract_variables(model, config.data.image_size)
+        if sum(4 * math.prod(x.shape) for x in jax.tree.leaves(shapes)) > memory:
+            raise MemoryError
+    except MemoryError as error:
+        raise ConfigError(
+            f"the parameters need more than the {memory / 2**30:.1f} GiB of this machine; use a "
+            "smaller model.width_multiplier, reduction_factor or num_classes"
+        ) from error
     roles_by_path(shapes["params"])  # raises for parameters that the optimiser has no rule for
     check_freeze(config.optim.freeze, shapes["params"])
-    takeover = None
-    if pretrained is not None:
-        from gnet_jax.training.finetune import compare
-
-        takeover = compare(shapes, pretrained, tuple(class_names))
-    loaded = frozenset(() if takeover is None else takeover.loaded)
+    takeover = pretrained and compare(shapes, pretrained, tuple(class_names))
+    loaded = frozenset(takeover.loaded if takeover else ())
     steps_per_epoch = images / config.batch_size
     total_steps = max(1, round(config.epochs * steps_per_epoch))
     if total_steps >= 2**31:
         raise ConfigError(
             f"epochs is {config.epochs:g}, which is {total_steps:,} steps; the limit is {2**31:,}"
         )
+    optimizer = make_optimizer(config.optim, steps_per_epoch, total_steps, loaded)
     return Program(
-        config=config,
-        model=model,
-        optimizer=make_optimizer(config.optim, steps_per_epoch, total_steps, loaded),
-        mesh=mesh,
-        steps_per_epoch=steps_per_epoch,
-        total_steps=total_steps,
-        pretrained=pretrained,
-        takeover=takeover,
+        config, model, optimizer, mesh, steps_per_epoch, total_steps, pretrained, takeover
     )
 
 
-def _shapes(model: GoogLeNet, image_size: int) -> dict[str, Any]:
-    try:
-        shapes = abstract_variables(model, image_size)
-        if sum(4 * math.prod(x.shape) for x in jax.tree.leaves(shapes)) > machine_memory():
-            raise MemoryError
-    except MemoryError as error:
-        raise ConfigError(
-            f"the parameters need more than the {machine_memory() / 2**30:.1f} GiB of this machine;"
-            " use a smaller model.width_multiplier, reduction_factor or num_classes"
-        ) from error
-    return shapes
-
-
-def model_of(config: Config, classes: int, pretrained: "Pretrained | None" = None) -> GoogLeNet:
-    """Returns the network of a config for data of `classes` classes, or that of `pretrained`.
-
-    Raises:
-        ConfigError: for an impossible network, or images too small for it.
-    """
+def model_of(config: Config, classes: int, pretrained: ModelFolder | None = None) -> GoogLeNet:
+    """Returns the network of a config for data of `classes` classes, or that of `pretrained`."""
     m = config.model
     wanted = classes if m.num_classes is None else m.num_classes
     if wanted < classes:
-        raise ConfigError(
-            f"model.num_classes is {wanted}, but the data has {classes} classes; remove it, or "
-            f"use at least {classes}"
-        )
+        raise ConfigError(f"model.num_classes is {wanted}, but the data has {classes} classes")
     try:
         arch = m.build(num_classes=wanted)
     except ValueError as error:
@@ -320,15 +252,13 @@ def model_of(config: Config, classes: int, pretrained: "Pretrained | None" = Non
         arch = _change_loaded(pretrained.model.arch, m, arch)
     size, smallest = config.data.image_size, smallest_size(arch)
     if size < smallest:
-        raise ConfigError(
-            f"data.image_size {size} is too small for this network; use at least {smallest}"
-            + (", or less with model.stem small" if arch.stem == "imagenet" else "")
-        )
+        other = ", or model.stem small" if arch.stem == "imagenet" else ""
+        raise ConfigError(f"data.image_size {size} is too small; use at least {smallest}{other}")
     return GoogLeNet(arch, dtype=jnp.dtype(m.dtype))
 
 
 def _change_loaded(loaded: Architecture, m: ModelConfig, wanted: Architecture) -> Architecture:
-    """Return the architecture that --init loads, with the heads and dropout of the config."""
+    """Returns the architecture that --init loads, with the heads and dropout of the config."""
     default, dropouts = ModelConfig(), ("dropout", "aux_dropout")
     for field in dataclasses.fields(m):
         name, value = field.name, getattr(m, field.name)
@@ -343,3 +273,58 @@ def _change_loaded(loaded: Architecture, m: ModelConfig, wanted: Architecture) -
     return dataclasses.replace(
         loaded, num_classes=wanted.num_classes, aux_after=wanted.aux_after, **own
     )
+
+
+def compare(shapes: Mapping[str, Any], old: ModelFolder, class_names: tuple[str, ...]) -> Takeover:
+    """Returns which variables of a new network, concrete or abstract `shapes`, `old` fills.
+
+    Those that depend on the number of classes are loaded only for the same classes in order.
+    """
+    reordered = set(map(nfc, old.class_names)) == set(map(nfc, class_names))
+    why = "same classes in another order" if reordered else "other classes"
+    same = same_classes(old.class_names, class_names)
+    class_dependent = () if same else _class_variables(old.model)
+    found, loaded, fresh = flat(old.variables), [], {}
+    for name, new in flat(shapes).items():
+        if name not in found:
+            fresh[name] = "not in the trained model"
+        elif found[name].shape != new.shape:
+            fresh[name] = f"{found[name].shape} there, {new.shape} here"
+        elif name in class_dependent:
+            fresh[name] = why
+        else:
+            loaded.append(name)
+    return Takeover(tuple(loaded), fresh)
+
+
+def _class_variables(model: GoogLeNet) -> set[str]:
+    """Returns the paths of the variables whose shape depends on the number of classes."""
+    arch, side = model.arch, smallest_size(model.arch)
+    other = model.clone(arch=dataclasses.replace(arch, num_classes=arch.num_classes + 1))
+    own, others = (flat(abstract_variables(each, side)) for each in (model, other))
+    found = {name for name, value in own.items() if others[name].shape != value.shape}
+    if not found:
+        raise ConfigError(
+            "the classifier of the pretrained network cannot be found: no parameter depends on the "
+            "number of classes; train without --init"
+        )
+    return found
+
+
+def take_over(
+    variables: Mapping[str, Any], old: ModelFolder, loaded: Iterable[str]
+) -> dict[str, Any]:
+    """Returns `variables` with those in `loaded` replaced by the trained model's."""
+    trained = flat(old.variables)
+    own = flat(variables) | {name: jnp.asarray(trained[name]) for name in loaded}
+    return {"batch_stats": {}} | traverse_util.unflatten_dict(own, sep="/")
+
+
+def layers(names: Iterable[str]) -> list[str]:
+    """Returns the layers or blocks of variables, each once: "conv1", "inception_3a", ..."""
+    return list(dict.fromkeys(name.split("/")[1] for name in names))
+
+
+def flat(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a nested tree of variables as one dict, with paths joined by "/"."""
+    return traverse_util.flatten_dict(dict(variables), sep="/")  # pyright: ignore[reportReturnType]

@@ -1,8 +1,10 @@
-"""The mesh: one axis, the batch split over it, the state on every device."""
+"""The mesh: one axis, the batch split over it, the state on every device. Also their memory."""
 
+import ctypes
 import functools
 import math
 import os
+import sys
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,14 +20,22 @@ AXIS = "data"
 # Lists the operations that jaxlib gives to the library YNNPACK on CPUs. XLA's own are faster for
 # this network (benchmarks/peers.py --with-ynn).
 YNN = "xla_cpu_experimental_ynn_fusion_type"
+# The memory limit of a container: cgroups of version 2 and 1.
+LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h of glibc
+KEEP_FREED = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1}  # allocate on the heap, never shrink it
+DEFAULTS = {M_MMAP_MAX: 65536, M_TRIM_THRESHOLD: 128 * 1024}
+# A step may need its memory twice on a heap that never shrinks: a small block in the place of a
+# large one makes the heap longer by all of the large one. So larger steps do without.
+LARGEST_KEPT = 1 / 4  # of the machine's memory
+MALLOC_VARIABLES = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
 
 
 def data_mesh(devices: Sequence[Any] | None = None) -> Mesh:
     """Returns a mesh of one axis over the devices (all by default), in the order of the hosts.
 
-    A host's share of a batch is contiguous, and an image's random keys depend on its place in the
-    batch. `jax.make_mesh` would order devices by their place in the network, and refuse those of
-    several slices, such as the nodes of a GPU cluster.
+    `jax.make_mesh` would order them by their place in the network, but a host's share of a batch is
+    contiguous, and refuse several slices, such as the nodes of a GPU cluster.
     """
     devices = jax.devices() if devices is None else devices
     by_host = sorted(devices, key=lambda device: (device.process_index, device.id))
@@ -40,11 +50,6 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def split(mesh: Mesh) -> NamedSharding:
     """Returns the sharding of a batch: its first axis is split over the devices."""
     return NamedSharding(mesh, PartitionSpec(AXIS))
-
-
-def platform_of(mesh: Mesh) -> str:
-    """Returns the platform of the mesh: "cpu", "gpu" or "tpu"."""
-    return mesh.devices.flat[0].platform
 
 
 def xla_options(platform: str) -> dict[str, Any]:
@@ -71,11 +76,7 @@ def _knows_ynn() -> bool:
 
 
 def check_batches(config: Config, mesh: Mesh) -> None:
-    """Check that the batches divide over the devices, accumulated parts, pairs and virtual shards.
-
-    Raises:
-        ConfigError: naming the batch, what it must divide into and the nearest batches that do.
-    """
+    """Raise a ConfigError if a batch does not divide over devices, parts, pairs and shards."""
     devices, shards, parts = mesh.size, config.virtual_shards, config.optim.accumulate
     into, unit = f"{devices} devices", devices
     if config.numerics == "canonical":
@@ -86,8 +87,8 @@ def check_batches(config: Config, mesh: Mesh) -> None:
             )
         if shards % (2 * devices):
             raise ConfigError(
-                f"virtual_shards is {shards}, but {devices} devices need a multiple of "
-                f"{2 * devices}; use {2 * devices} or a larger power of two"
+                f"virtual_shards is {shards}, but {devices} devices need a multiple; use "
+                f"{2 * devices} or a larger power of two"
             )
         into, unit = f"{shards} virtual shards", shards
     if parts > 1:
@@ -116,56 +117,27 @@ def compile_train_step(
 ) -> jax.stages.Compiled:
     """Compile `step(state, *inputs)` for the mesh; the state passed in is donated.
 
-    Args:
-        mesh: the devices; they need not be attached (`gnet_jax.pods`).
-        step: the pure step, on global arrays.
-        state: concrete or abstract, as are `inputs`: the batch and others split over the devices.
-        manual: `step` takes one device's share of the inputs and averages over `AXIS` itself.
-        compiler_options: of XLA; by default `xla_options` of the mesh's platform.
+    The devices need not be attached (`gnet_jax.pods`). State and inputs are concrete or abstract;
+    the inputs are split over the devices. With `manual`, `step` takes one device's share of the
+    inputs and averages over `AXIS` itself. `compiler_options` are `xla_options` by default.
     """
-    whole, parts = replicated(mesh), split(mesh)
+    whole, shardings = replicated(mesh), (replicated(mesh), *[split(mesh)] * len(inputs))
     if manual:
+        specs = {"in_specs": tuple(x.spec for x in shardings), "out_specs": whole.spec}
         # With check_vma, averaged gradients count as sums and become N times too large.
-        step = jax.shard_map(
-            step,
-            mesh=mesh,
-            in_specs=(whole.spec, *(parts.spec for _ in inputs)),
-            out_specs=whole.spec,
-            check_vma=False,
-        )
-    jitted = jax.jit(
-        step, in_shardings=(whole, *(parts for _ in inputs)), out_shardings=whole, donate_argnums=0
-    )
+        step = jax.shard_map(step, mesh=mesh, check_vma=False, **specs)
     if compiler_options is None:
-        compiler_options = xla_options(platform_of(mesh))
+        compiler_options = xla_options(mesh.devices.flat[0].platform)
+    jitted = jax.jit(step, in_shardings=shardings, out_shardings=whole, donate_argnums=0)
     return jitted.lower(state, *inputs).compile(compiler_options)
 
 
 def compile_eval_step(mesh: Mesh, step: Callable[..., Any], inputs: int = 1) -> Callable[..., Any]:
-    """Jit `step(state, *inputs)` for the mesh; it compiles at its first call.
-
-    `inputs` is the number of arguments after the state, which are split over the devices.
-    """
+    """Jit `step(state, *inputs)`, with `inputs` arguments that are split over the devices."""
     whole = replicated(mesh)
-    return jax.jit(
-        step,
-        in_shardings=(whole, *[split(mesh)] * inputs),
-        out_shardings=whole,
-        compiler_options=xla_options(platform_of(mesh)),
-    )
-
-
-def augment_share(augment: Callable[..., Any], axis_name: str) -> Callable[..., Any]:
-    """Returns `augment` for one device's share of the batch, under shard_map or pmap.
-
-    The random keys of an image depend on its place in the global batch.
-    """
-
-    def share_augment(images_BHWC: jax.Array, label_B: jax.Array, key: jax.Array) -> Any:
-        offset = jax.lax.axis_index(axis_name) * label_B.shape[0]
-        return augment(images_BHWC, label_B, key, offset=offset)
-
-    return share_augment
+    options = xla_options(mesh.devices.flat[0].platform)
+    shardings = (whole, *[split(mesh)] * inputs)
+    return jax.jit(step, in_shardings=shardings, out_shardings=whole, compiler_options=options)
 
 
 def put_state(state: Any, mesh: Mesh) -> Any:
@@ -173,13 +145,8 @@ def put_state(state: Any, mesh: Mesh) -> Any:
     whole = replicated(mesh)
     if jax.process_count() == 1:
         return jax.device_put(state, whole)
-
     # device_put would compare every leaf over the hosts, which takes minutes.
-    def put(leaf: Any) -> jax.Array:
-        value = np.asarray(leaf)
-        return jax.make_array_from_process_local_data(whole, value, value.shape)
-
-    return jax.tree.map(put, state)
+    return jax.tree.map(lambda leaf: _put(leaf, whole, np.shape(leaf)), state)
 
 
 def put_batches(
@@ -189,14 +156,13 @@ def put_batches(
 
     `batch_size` is the global one; without it, JAX would accept a local batch of the wrong size.
     """
-    sharding = split(mesh)
+    parts = split(mesh)
     for batch in batches:
-        yield {
-            name: jax.make_array_from_process_local_data(
-                sharding, value, (batch_size, *value.shape[1:])
-            )
-            for name, value in batch.items()
-        }
+        yield {k: _put(each, parts, (batch_size, *each.shape[1:])) for k, each in batch.items()}
+
+
+def _put(value: Any, sharding: NamedSharding, shape: tuple[int, ...]) -> jax.Array:
+    return jax.make_array_from_process_local_data(sharding, np.asarray(value), shape)
 
 
 def use_compilation_cache() -> None:
@@ -213,3 +179,64 @@ def use_compilation_cache() -> None:
     if plain != folder:  # XLA's own caches make the path part of every program's key
         jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
     jax.config.update("jax_compilation_cache_dir", plain)
+
+
+def machine_memory() -> int:
+    """Returns the bytes this process may use: the machine's memory or its container's limit."""
+    limits = [file.read_text().strip() for file in LIMITS if file.is_file()]
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([whole, *(int(limit) for limit in limits if limit.isdigit())])
+
+
+def step_memory(step: jax.stages.Compiled) -> int | None:
+    """Returns the bytes that one call of `step` needs on a device; None if XLA does not say."""
+    plan: Any = step.memory_analysis()
+    if plan is None:
+        return None
+    operands = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
+    return operands + plan.temp_size_in_bytes
+
+
+def check_memory(needed: int | None, batch_size: int, mesh: Mesh) -> None:
+    """Raise a ConfigError if the step needs more memory than the device has.
+
+    On a CPU the kernel would kill the process without a message.
+    """
+    device = mesh.local_devices[0]  # JAX knows nothing of another host's memory
+    available = (device.memory_stats() or {}).get("bytes_limit")
+    if device.platform == "cpu":  # virtual devices share the machine's memory
+        available = machine_memory() // len(mesh.local_devices)
+    if needed is not None and available is not None and needed > available:
+        raise ConfigError(
+            f"a step of batch_size {batch_size} needs {needed / 2**30:.1f} GiB on each device, "
+            f"which has {available / 2**30:.1f}; use a smaller batch_size or --optim.accumulate"
+        )
+
+
+def call_in_this_thread() -> None:
+    """Make JAX run CPU programs in the calling thread; call this before anything runs.
+
+    glibc keeps freed memory for the main thread only. A run of several processes keeps JAX's own
+    thread, because their programs wait for each other.
+    """
+    if not jax.distributed.is_initialized():
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+
+def keep_freed_memory(needed: int | None = None) -> bool:
+    """Make glibc's malloc keep freed memory on CPUs; returns whether it does.
+
+    Does nothing if the environment already sets malloc's options, and restores the defaults if
+    `needed`, the bytes from `step_memory`, is a large part of the machine's memory.
+    """
+    tuned = any(name in os.environ for name in MALLOC_VARIABLES)
+    if tuned or sys.platform != "linux" or jax.default_backend() != "cpu":
+        return False
+    libc = ctypes.CDLL(None)
+    if jax.distributed.is_initialized() or not hasattr(libc, "mallopt"):
+        return False
+    keeps = needed is None or needed <= LARGEST_KEPT * machine_memory()
+    accepted = [libc.mallopt(*option) for option in (KEEP_FREED if keeps else DEFAULTS).items()]
+    if not keeps:
+        libc.malloc_trim(0)
+    return keeps and all(accepted)

@@ -1,7 +1,4 @@
-"""The training step and the evaluation step, as pure functions without devices.
-
-Shapes: B batch, H height, W width, C channels, K classes.
-"""
+"""The training and the evaluation step, as pure functions; BHWC are axes of images, K classes."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -85,8 +82,7 @@ def compute_loss(
     """Returns the training loss, the `mutable` collections, and `loss`, `*_loss`, `*_top1`.
 
     The loss is the main head's plus `loss.aux_weight` times each auxiliary head's (paper,
-    section 5). The top-1 of an image mixed by mixup counts the class with the largest target.
-    The returned `batch_stats` are those of this batch alone; `apply_update` averages them.
+    section 5). The `batch_stats` are those of this batch alone; `apply_update` averages them.
     """
     outputs, updated = model.clone(momentum=0.0).apply(
         {"params": params, "batch_stats": batch_stats},
@@ -111,15 +107,10 @@ def head_names(model: GoogLeNet) -> tuple[str, ...]:
 
 
 def head_losses(outputs: Outputs, targets_BK: jax.Array, smoothing: float) -> list[jax.Array]:
-    """Returns each head's mean cross-entropy, the main head's first.
-
-    Targets are smoothed over all classes (arXiv 1512.00567, section 7).
-    """
+    """Returns each head's mean cross-entropy with smoothed targets (arXiv 1512.00567)."""
     smooth_BK = optax.smooth_labels(targets_BK, smoothing)
-    return [
-        jnp.mean(optax.softmax_cross_entropy(logits_BK, smooth_BK))
-        for logits_BK in (outputs.logits, *outputs.aux)
-    ]
+    heads = (outputs.logits, *outputs.aux)
+    return [jnp.mean(optax.softmax_cross_entropy(logits_BK, smooth_BK)) for logits_BK in heads]
 
 
 def apply_update(
@@ -134,12 +125,9 @@ def apply_update(
         rate = jnp.asarray(optimizer.averaging_rate(state.step), jnp.float32)
         # Average the batch's own statistics, because the running ones lag behind the parameters,
         # and over at least as many batches as the running ones.
-        average = {
-            "params": optax.incremental_update(params, average["params"], rate),
-            "batch_stats": optax.incremental_update(
-                batch_stats, average["batch_stats"], jnp.minimum(rate, stats_rate)
-            ),
-        }
+        rates = {"params": rate, "batch_stats": jnp.minimum(rate, stats_rate)}
+        new = {"params": params, "batch_stats": batch_stats}
+        average = {k: optax.incremental_update(new[k], average[k], rates[k]) for k in new}
     new_state = state.replace(
         step=state.step + 1,
         params=params,
@@ -154,22 +142,19 @@ def apply_update(
 def norm(tree: Any) -> jax.Array:
     """Returns the Euclidean norm of all leaves.
 
-    Vectors are concatenated first: they are most of the arrays but few of the numbers, and each
-    one would otherwise add two operations to trace, compile and launch.
+    Vectors, which are many but small, are concatenated: each would add two operations to launch.
     """
     leaves = jax.tree.leaves(tree)
     vectors = [x for x in leaves if x.ndim == 1]
-    others = [x for x in leaves if x.ndim != 1]
     joined = [jnp.concatenate(vectors)] if vectors else []
-    return optax.tree.norm([*others, *joined])
+    return optax.tree.norm([*(x for x in leaves if x.ndim != 1), *joined])
 
 
 def keep_finite(new: TrainState, old: TrainState, metrics: Metrics) -> tuple[TrainState, Metrics]:
     """Returns `new` if it is finite, otherwise `old` with its step counters advanced.
 
-    Checks the loss, the gradient, the new parameters and the new batch statistics, because on CPUs
-    each of them can be the only one that is not finite. The schedule's counter advances with the
-    step. Adds `skipped` to the metrics, which is 1.0 if the state is the old one.
+    On CPUs the loss, the gradient, the parameters or the batch statistics can be the only ones that
+    are not finite. Adds `skipped` to the metrics, 1.0 if the state is the old one.
     """
     size = norm((new.params, new.batch_stats))
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"] + size)
@@ -177,14 +162,11 @@ def keep_finite(new: TrainState, old: TrainState, metrics: Metrics) -> tuple[Tra
     def counts_steps(x: Any) -> bool:
         return isinstance(x, optax.ScaleByScheduleState)
 
-    kept = jax.tree.map(
-        lambda a, b: a if counts_steps(a) else jax.lax.select(finite, a, b),
-        new,
-        old,
-        is_leaf=counts_steps,
-    )
-    skipped = 1.0 - finite.astype(jnp.float32)
-    return kept.replace(step=new.step), metrics | {"skipped": skipped}
+    def keep(a: Any, b: Any) -> Any:
+        return a if counts_steps(a) else jax.lax.select(finite, a, b)
+
+    kept = jax.tree.map(keep, new, old, is_leaf=counts_steps).replace(step=new.step)
+    return kept, metrics | {"skipped": 1.0 - finite.astype(jnp.float32)}
 
 
 def train_step(
@@ -202,8 +184,7 @@ def train_step(
 
     `batch` has `image` (B, H, W, C) uint8 and `label` (B,) int32, which `augment` turns into
     float32 inputs and targets. The metrics are float32 scalars: `loss`, each head's `*_loss` and
-    `*_top1`, `learning_rate`, `grad_norm`, and `skipped` (see `keep_finite`). Accumulation,
-    canonical numerics and pmap pass their own `gradient` or `update`.
+    `*_top1`, `learning_rate`, `grad_norm`, `skipped`. See `gradients.py` for other gradients.
     """
     augment_key, dropout_key = step_keys(state.rng, state.step)
     images_BHWC, targets_BK = augment(batch["image"], batch["label"], augment_key)
@@ -221,10 +202,9 @@ def eval_step(
     model: GoogLeNet,
     preprocess: Callable[..., jax.Array],
 ) -> Metrics:
-    """Returns sums over the examples whose `mask` is True; `count` is their number.
+    """Returns sums over the examples whose `mask` is True, with averaged parameters if there are.
 
-    Uses the averaged parameters if the state has them. The sums are int32 `count`, `top1`, `top5`
-    (the label is among the 5 largest logits) and float32 `loss`.
+    The sums are int32 `count`, `top1`, `top5` and float32 `loss`.
     """
     variables = state.average or {"params": state.params, "batch_stats": state.batch_stats}
     outputs: Any = model.apply(variables, preprocess(batch["image"]))

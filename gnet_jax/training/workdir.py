@@ -21,14 +21,14 @@ import jax
 
 from gnet_jax import __version__
 from gnet_jax.config import Config, ConfigError, differences, flatten, json_text
-from gnet_jax.training.hosts.supervise import RESTART
 
 CONFIG_FILE = "config.json"
 CLASSES = "data.fingerprint.classes"  # in that file; workdirs of earlier versions lack it
 RECORD_FILE = "run.json"
-
+RESTART = "GNET_JAX_RESTART"  # why the supervisor restarted the run, as JSON
+# The libraries that affect the numbers of a run; the last two are the extra [fast].
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
-DECODERS = ("simplejpeg", "opencv-python-headless")  # the extra [fast]
+DECODERS = ("simplejpeg", "opencv-python-headless")
 
 
 class BusyError(ConfigError):
@@ -38,57 +38,44 @@ class BusyError(ConfigError):
 def open_workdir(config: Config, fingerprints: Mapping[str, Any]) -> Path:
     """Create the run's folder, or check that it belongs to this run; returns its path.
 
-    The first process locks it meanwhile, so that the config of an active run is not replaced.
-
-    Args:
-        config: the run's. Fields that do not affect the numbers may differ from the folder's.
-        fingerprints: of the data, by split, and of their order; and `classes`, a list of names.
-
-    Raises:
-        ConfigError: naming every difference, or why the folder cannot be written or locked.
+    `fingerprints` are those of `Run`. The first process locks the folder meanwhile, so that the
+    config of an active run is not replaced. Raises a ConfigError that names every difference, or
+    why the folder cannot be written or locked.
     """
     workdir = Path(config.workdir).expanduser()
     identity = flatten(config) | {f"data.fingerprint.{k}": v for k, v in fingerprints.items()}
     first = jax.process_index() == 0
-    try:
+    with _writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=workdir).close()  # it can be written
         with locked(workdir) if first else contextlib.nullcontext():
             _check_owner(workdir, identity)
             if first:
                 write_json(workdir / CONFIG_FILE, identity)
-    except OSError as error:
-        raise _unwritable(workdir, error) from error
     return workdir
 
 
 def _check_owner(workdir: Path, identity: dict[str, Any]) -> None:
     """Raise a ConfigError that names every difference if the folder holds another run."""
     file, checkpoints = workdir / CONFIG_FILE, workdir / "checkpoints"
-    if (checkpoints.exists() or checkpoints.is_symlink()) and not checkpoints.is_dir():
-        raise ConfigError(
-            f"{checkpoints} is not a folder, or a broken link; mount its disk, remove it, or use "
-            "another --workdir"
-        )
+    another = "use another --workdir"
+    if os.path.lexists(checkpoints) and not checkpoints.is_dir():
+        raise ConfigError(f"{checkpoints} is not a folder; mount its disk, remove it, or {another}")
     if not file.is_file():
         if checkpoints.is_dir():
-            raise ConfigError(
-                f"{workdir} has checkpoints but no {CONFIG_FILE}, so it is unknown which run they "
-                "belong to; use another --workdir"
-            )
+            raise ConfigError(f"{workdir} has checkpoints but no {CONFIG_FILE}; {another}")
         return
     try:
         old = {**json.loads(file.read_text())}
     except (ValueError, TypeError) as error:
-        raise ConfigError(
-            f"{file} is corrupt ({error}); restore it from a copy, or use another --workdir"
-        ) from error
+        raise ConfigError(f"{file} is corrupt ({error}); restore it, or {another}") from error
     classes = identity.setdefault(CLASSES, [])
     reordered = _describe_classes(old.setdefault(CLASSES, classes), classes)
     changed = differences(old, identity)
-    names = [each.partition(":")[0].removeprefix("data.fingerprint.") for each in changed]
     if not changed:
         return
+    names = [each.partition(":")[0].removeprefix("data.fingerprint.") for each in changed]
+    problem, fix = f"it has another config ({'; '.join(changed)})", "use the old values"
     if reordered:
         problem, fix = f"its classes have changed ({reordered})", "restore them"
     elif names == ["order"]:
@@ -96,11 +83,8 @@ def _check_owner(workdir: Path, identity: dict[str, Any]) -> None:
         fix = f"install the versions in {RECORD_FILE}"
     elif {"train", "val", "order"}.issuperset(names):
         splits = " and ".join(name for name in names if name != "order")  # which depends on them
-        problem = f"its data have changed ({splits} split: images added, removed or relabelled)"
-        fix = "restore them"
-    else:
-        problem, fix = f"it has another config ({'; '.join(changed)})", "use the old values"
-    raise ConfigError(f"cannot resume {workdir}: {problem}; {fix}, or use another --workdir")
+        problem, fix = f"its data have changed ({splits} split)", "restore them"
+    raise ConfigError(f"cannot resume {workdir}: {problem}; {fix}, or {another}")
 
 
 def _describe_classes(old: list[str], new: list[str]) -> str:
@@ -112,45 +96,39 @@ def _describe_classes(old: list[str], new: list[str]) -> str:
     return next((f"number {i} was {a!r}, is {b!r}" for i, (a, b) in enumerate(pairs) if a != b), "")
 
 
-def _unwritable(workdir: Path, error: OSError) -> ConfigError:
-    return ConfigError(
-        f"cannot write to the workdir {workdir}: {error.strerror}; make it writable, or use "
-        "another --workdir"
-    )
+@contextlib.contextmanager
+def _writing(workdir: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        problem = f"cannot write to the workdir {workdir}: {error.strerror}"
+        raise ConfigError(f"{problem}; use another one") from error
 
 
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
     """Lock `workdir` for this process; the lock ends with the process, even if it is killed.
 
-    Raises:
-        BusyError: if another process of this machine trains in it.
-        ConfigError: if it cannot be locked.
+    Raises a BusyError if another process of this machine trains in it.
     """
     path = workdir / "lock"
-    try:
+    with _writing(workdir):
         file = path.open("w")
-    except OSError as error:
-        raise _unwritable(workdir, error) from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise BusyError(
-                f"another process is training in {workdir}; wait for it, or use another --workdir"
-            ) from error
+            raise BusyError(f"another process is training in {workdir}; wait for it") from error
         except OSError as error:
-            raise ConfigError(
-                f"cannot lock {path}: {error.strerror}; use a --workdir on a file system with "
-                "locks, such as a local disk"
-            ) from error
+            problem = f"cannot lock {path}: {error.strerror}"
+            raise ConfigError(f"{problem}; use a --workdir on a local disk") from error
         yield
 
 
-def add_start(workdir: Path, step: int) -> str | None:
+def add_start(workdir: Path, step: int) -> str:
     """Record this start of the run, at `step`, in run.json.
 
-    Returns a sentence if the previous start ran other code or libraries, otherwise None.
+    Returns a sentence if the previous start ran other code or libraries, otherwise "".
     """
     starts = read_starts(workdir)
     start = {
@@ -164,38 +142,28 @@ def add_start(workdir: Path, step: int) -> str | None:
         "devices": [device.device_kind for device in jax.devices()],
         "processes": jax.process_count(),
         "host": platform.node(),
-        "restart": json.loads(os.environ.get(RESTART, "null")),  # set by the supervisor
+        "restart": json.loads(os.environ.get(RESTART, "null")),
     }
-    try:
+    with _writing(workdir):
         write_json(workdir / RECORD_FILE, {"starts": [*starts, start]})
-    except OSError as error:
-        raise _unwritable(workdir, error) from error
-    return _compare_versions(starts[-1], start) if starts else None
-
-
-def _compare_versions(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
     before, now = (
-        {"gnet_jax": each.get("code", "unknown")} | each.get("versions", {}) for each in (old, new)
+        {"gnet_jax": each.get("code", "unknown")} | each.get("versions", {})
+        for each in ([start, *starts][-1], start)
     )
-    changed = differences(before, now)
-    if not changed:
-        return None
-    return (
-        f"earlier steps were trained with other versions ({'; '.join(changed)}), so the numbers "
-        "may differ from those of an uninterrupted run"
-    )
+    changed = "; ".join(differences(before, now))
+    return changed and f"other versions trained the earlier steps, so numbers may differ: {changed}"
 
 
 def read_starts(workdir: Path) -> list[dict[str, Any]]:
     """Returns the record of all starts of the run, the latest last; a corrupt one is renamed."""
     file = workdir / RECORD_FILE
-    if not file.is_file():
-        return []
     try:
         return [dict(start) for start in json.loads(file.read_text())["starts"]]
+    except FileNotFoundError:
+        pass
     except (ValueError, TypeError, KeyError):  # not worth stopping the run
         file.replace(file.with_suffix(".damaged"))
-        return []
+    return []
 
 
 def check_not_lost(workdir: Path) -> None:
@@ -204,12 +172,12 @@ def check_not_lost(workdir: Path) -> None:
     if newest:
         raise ConfigError(
             f"this run has saved step {newest}, but {workdir / 'checkpoints'} has no checkpoint; "
-            "mount it, restore it from a copy, or start from scratch in another --workdir"
+            "mount or restore it, or use another --workdir"
         )
 
 
 def package_versions() -> dict[str, str]:
-    """Returns the installed version of every library that affects the numbers of a run."""
+    """Returns the installed versions of `PACKAGES` and `DECODERS`."""
     found = {each.name: each.version for each in importlib.metadata.distributions()}
     return {name: found[name] for name in (*PACKAGES, *DECODERS) if name in found}
 
@@ -237,11 +205,10 @@ def git_commit() -> str | None:
 
 def write_json(file: Path, value: Any) -> None:
     """Write `value`; a reader, or a kill, sees the old file or the new one, never half of it."""
-    replace_text(file, json_text(value, indent=2) + "\n")
+    _replace_text(file, json_text(value, indent=2) + "\n")
 
 
-def replace_text(file: Path, text: str) -> None:
-    """Write `text` as `write_json` does."""
+def _replace_text(file: Path, text: str) -> None:
     partial = file.with_suffix(".partial")
     try:
         partial.write_text(text)
@@ -285,4 +252,4 @@ class MetricsFile:
         """Drop the lines of steps after `step`, which a resumed run writes again."""
         if self.path.is_file():
             kept = [line for line in self.read() if line["step"] <= step]
-            replace_text(self.path, "".join(json_text(line) + "\n" for line in kept))
+            _replace_text(self.path, "".join(json_text(line) + "\n" for line in kept))

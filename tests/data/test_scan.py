@@ -14,8 +14,7 @@ from gnet_jax.cli.main import main
 from gnet_jax.data.bad_images import BadRecord
 from gnet_jax.data.check.report import print_scan
 from gnet_jax.data.check.scan import Duplicates, Scan, SplitScan, inspect, scan
-from gnet_jax.data.sources import Example, open_source
-from gnet_jax.data.sources.source import DataError
+from gnet_jax.data.sources import DataError, Example, open_source
 
 SEEDS = iter(range(10**6))
 

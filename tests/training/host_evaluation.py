@@ -15,10 +15,9 @@ from jax.sharding import Mesh
 
 from gnet_jax.config.command import Launch, parse_command
 from gnet_jax.model.googlenet import GoogLeNet
-from gnet_jax.training.evaluate import evaluate
 from gnet_jax.training.hosts.start import start
 from gnet_jax.training.hosts.stop import StopRequest, Vote
-from gnet_jax.training.loop import CompiledSteps
+from gnet_jax.training.loop import CompiledSteps, evaluate
 from gnet_jax.training.observe.bad_images import BadImages
 from gnet_jax.training.observe.console import Reporter
 from gnet_jax.training.program import prepare

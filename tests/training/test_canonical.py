@@ -4,9 +4,8 @@ import pytest
 
 from gnet_jax.config import AugmentConfig, Config, DataConfig, LossConfig, OptimConfig
 from gnet_jax.model.googlenet import GoogLeNet, Outputs
-from gnet_jax.training.accumulation import accumulated_gradient
-from gnet_jax.training.canonical import canonical_gradient, tree_sum
 from gnet_jax.training.checkpoints.verify import digest
+from gnet_jax.training.gradients import accumulated_gradient, canonical_gradient, tree_sum
 from gnet_jax.training.optimizer import make_optimizer
 from gnet_jax.training.program import make_train_step
 from gnet_jax.training.sharding import (

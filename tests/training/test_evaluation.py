@@ -3,9 +3,9 @@ import types
 import numpy as np
 import pytest
 
-from gnet_jax.training.evaluate import evaluate
 from gnet_jax.training.hosts.agree import TrainingError
 from gnet_jax.training.hosts.stop import StopRequest, Vote
+from gnet_jax.training.loop import evaluate
 from tests.tiny import tiny_run
 
 

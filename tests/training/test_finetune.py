@@ -5,22 +5,20 @@ import jax
 import numpy as np
 import pytest
 
-from gnet_jax.config import ConfigError, LossConfig, ModelConfig, OptimConfig
+from gnet_jax.config import ConfigError, LossConfig, ModelConfig, OptimConfig, Preprocessing
 from gnet_jax.data.sources.classes import imagenet_classes
 from gnet_jax.model.googlenet import GoogLeNet, Outputs
-from gnet_jax.training.finetune import (
-    Pretrained,
-    compare,
-    flat,
-    layers,
-    take_over,
-)
+from gnet_jax.model_folder import ModelFolder
 from gnet_jax.training.optimizer import check_freeze, matches
-from gnet_jax.training.program import prepare
+from gnet_jax.training.program import compare, flat, layers, prepare, take_over
 from gnet_jax.training.sharding import compile_train_step, data_mesh
 from tests.tiny import tiny_arch, tiny_batch, tiny_config, tiny_variables
 
 DIGITS = tuple("0123456789")
+
+
+def model_folder(model, variables):
+    return ModelFolder(model, variables, Preprocessing(), tuple("abcdefghijklm"), {})
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +26,7 @@ def trained():
     """A model of 13 classes without auxiliary heads, every variable a half."""
     model = GoogLeNet(tiny_arch(aux_after=(), num_classes=13))
     variables = jax.tree.map(lambda x: np.full_like(x, 0.5), tiny_variables(model))
-    return Pretrained(model, variables, tuple("abcdefghijklm"))
+    return model_folder(model, variables)
 
 
 def test_all_but_the_heads_is_taken_over(trained):
@@ -38,7 +36,7 @@ def test_all_but_the_heads_is_taken_over(trained):
     assert takeover.fresh["params/aux_4a/fc/bias"] == "not in the trained model"
     assert layers(takeover.fresh) == ["aux_4a", "classifier"]
     assert "params/inception_4a/b5/conv/kernel" in takeover.loaded
-    merged = flat(take_over(fresh, trained, takeover))
+    merged = flat(take_over(fresh, trained, takeover.loaded))
     for name, value in flat(fresh).items():
         taken = (np.asarray(merged[name]) == 0.5).all()
         assert taken == (name in takeover.loaded)
@@ -61,7 +59,7 @@ def test_a_classifier_is_taken_over_only_for_the_same_classes(trained):
 def test_imagenets_labels_and_wordnet_ids_are_the_same_classes(trained):
     ids, labels = imagenet_classes().keys(), imagenet_classes().values()
     shapes = {"params": {"classifier": {"kernel": np.zeros((2, 1000))}}}
-    old = trained._replace(variables=shapes, class_names=tuple(labels))
+    old = dataclasses.replace(trained, variables=shapes, class_names=tuple(labels))
     assert not compare(shapes, old, tuple(ids)).fresh
     assert compare(shapes, old, tuple(ids)[::-1]).fresh
 
@@ -79,7 +77,7 @@ class Renamed(GoogLeNet):
 def test_classifiers_are_told_by_what_depends_on_the_classes():
     model = Renamed(tiny_arch(aux_after=(), num_classes=13))
     variables = model.init(jax.random.key(0), np.zeros((1, 16, 16, 3)))
-    old = Pretrained(model, variables, tuple("abcdefghijklm"))
+    old = model_folder(model, variables)
     takeover = compare(variables, old, tuple("nopqrstuvwxyz"))
     assert set(layers(takeover.fresh)) == {"calibrated", "head"}
     assert layers(takeover.loaded) == ["body"]
@@ -95,7 +93,7 @@ def test_a_network_whose_classifier_cannot_be_told_is_refused():
     model = Fixed(tiny_arch(aux_after=(), num_classes=13))
     variables = model.init(jax.random.key(0), np.zeros((1, 16, 16, 3)))
     with pytest.raises(ConfigError, match="number of classes"):
-        compare(variables, Pretrained(model, variables, tuple("abcdefghijklm")), DIGITS)
+        compare(variables, model_folder(model, variables), DIGITS)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ CODE = f"""
 import ctypes, resource, statistics
 ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # no huge pages: 32 of them would do
 import jax, jax.numpy as jnp
-from gnet_jax.training.memory import call_in_this_thread, keep_freed_memory
+from gnet_jax.training.sharding import call_in_this_thread, keep_freed_memory
 call_in_this_thread()
 kept = KEEP
 x = jnp.ones(({SIDE}, 8))

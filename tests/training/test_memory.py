@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from gnet_jax.config import ConfigError
-from gnet_jax.training import memory
-from gnet_jax.training.memory import check_memory, machine_memory, step_memory
-from gnet_jax.training.sharding import data_mesh
+from gnet_jax.training import sharding as memory
+from gnet_jax.training.sharding import check_memory, data_mesh, machine_memory, step_memory
 
 WHOLE = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 

@@ -18,9 +18,8 @@ from gnet_jax.config import (
 )
 from gnet_jax.data.augment import augment, preprocess
 from gnet_jax.model.googlenet import GoogLeNet, Outputs
-from gnet_jax.training.accumulation import accumulated_gradient
+from gnet_jax.training.gradients import accumulated_gradient, pmap_train_step
 from gnet_jax.training.optimizer import make_optimizer
-from gnet_jax.training.pmap import pmap_train_step
 from gnet_jax.training.program import make_train_step
 from gnet_jax.training.sharding import (
     AXIS,

@@ -8,8 +8,9 @@ import pytest
 
 from gnet_jax.cli.train import run
 from gnet_jax.config.command import Launch
-from gnet_jax.data.sources.source import DataError
+from gnet_jax.data.sources import DataError
 from gnet_jax.model.googlenet import GoogLeNet
+from gnet_jax.training.hosts.start import ACKNOWLEDGE
 from gnet_jax.training.hosts.stop import (
     FAULT,
     EvalBatches,
@@ -19,7 +20,6 @@ from gnet_jax.training.hosts.stop import (
     abstract_flag,
     voting_train_step,
 )
-from gnet_jax.training.hosts.supervise import ACKNOWLEDGE
 from gnet_jax.training.loop import Result
 from gnet_jax.training.program import prepare
 from gnet_jax.training.sharding import data_mesh
@@ -160,7 +160,7 @@ def test_a_run_that_was_stopped_exits_with_128_and_the_signal(
     monkeypatch.setattr("gnet_jax.training.program.prepare", tiny_run_of)
     monkeypatch.setattr("gnet_jax.training.loop.train", lambda *_: result)
     monkeypatch.setattr("gnet_jax.training.sharding.use_compilation_cache", lambda: None)
-    monkeypatch.setattr("gnet_jax.training.memory.call_in_this_thread", lambda: None)
+    monkeypatch.setattr("gnet_jax.training.sharding.call_in_this_thread", lambda: None)
     config = tiny_config(tmp_path)
     assert run(config, Launch(distributed="off"), [], "train.py") == expected
     assert ("SIGTERM" in capsys.readouterr().out) == (code == signal.SIGTERM)

@@ -13,7 +13,9 @@ import psutil
 import pytest
 
 from gnet_jax.config.command import Launch
-from gnet_jax.training.hosts.supervise import ACKNOWLEDGE, RESTART, Supervisor, newest_step
+from gnet_jax.training.hosts.start import ACKNOWLEDGE
+from gnet_jax.training.hosts.supervise import Supervisor, newest_step
+from gnet_jax.training.workdir import RESTART
 
 ROOT = Path(__file__).parents[2]
 # Ends with the next code of the list, after saving the step beside it; notes why it was started.

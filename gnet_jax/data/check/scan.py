@@ -16,12 +16,11 @@ import numpy as np
 from PIL import Image
 
 from gnet_jax.data.bad_images import BadRecord
+from gnet_jax.data.batches import prefetched
 from gnet_jax.data.decode import ImageError, decode, known_formats, opening
-from gnet_jax.data.prefetch import prefetched
 from gnet_jax.data.progress import progress_line
-from gnet_jax.data.sources import MissingSplitError, Source, open_source
-from gnet_jax.data.sources.source import Split
-from gnet_jax.data.sources.walk import IMAGES_LOST, SUFFIXES, LeftOut, counted, merged
+from gnet_jax.data.sources import LeftOut, MissingSplitError, Source, Split, open_source
+from gnet_jax.data.sources.walk import IMAGES_LOST, SUFFIXES, counted, merged
 
 SMALL_SIDE = 32  # pixels: below it an image is called small
 LONG_ASPECT = 4  # longer side / shorter side: above it an image is called narrow

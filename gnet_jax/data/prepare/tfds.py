@@ -9,9 +9,8 @@ from gnet_jax.config.paths import plain_path
 from gnet_jax.config.recipes import needs
 from gnet_jax.data.prepare import ilsvrc
 from gnet_jax.data.prepare.shards import Format, PrepareError, SplitPlan, boundaries, write_set
-from gnet_jax.data.sources import MissingSplitError
+from gnet_jax.data.sources import LeftOut, MissingSplitError
 from gnet_jax.data.sources.tfds import TfdsSource, class_names, folder_of, is_prepared, open_builder
-from gnet_jax.data.sources.walk import LeftOut
 
 OVERHEAD = 80  # bytes of an example in addition to its image and the image's name
 SPARE = 1.02  # size of a set on disk / size of its tars, at most

@@ -27,9 +27,8 @@ from gnet_jax.lab.cost.ledger import network_ledger
 from gnet_jax.lab.sweeps.sweep import Cell
 from gnet_jax.model.googlenet import GoogLeNet, every_head
 from gnet_jax.training.loop import CompiledSteps, train
-from gnet_jax.training.memory import step_memory
 from gnet_jax.training.program import Run, model_of, prepare
-from gnet_jax.training.sharding import compile_eval_step, put_batches
+from gnet_jax.training.sharding import compile_eval_step, put_batches, step_memory
 from gnet_jax.training.step import TrainState, head_names
 from gnet_jax.training.workdir import BusyError, MetricsFile, open_workdir
 

@@ -5,6 +5,7 @@ import glob
 import importlib.util
 import inspect
 import os
+import signal
 import sys
 import threading
 import traceback
@@ -19,6 +20,8 @@ from gnet_jax.errors import choose
 from gnet_jax.training.checkpoints.verify import first_line
 from gnet_jax.training.hosts.agree import OneHostError
 
+ACKNOWLEDGE = "GNET_JAX_ACKNOWLEDGE"  # file descriptor to which the run writes when it is signalled
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 EXIT_LOST = 3  # exit code if the processes could not meet, or lost one of them
 
 # JAX ends all processes if one has not answered for this long. It may take up to twice as long, and
@@ -71,6 +74,12 @@ def detect_cluster() -> str | None:
 def _number(name: str) -> int:
     value = os.environ.get(name, "")
     return int(value) if value.isdecimal() else 0
+
+
+def stop_signals() -> list[int]:
+    """Returns the signals that stop a run; without SIGHUP if it is ignored, as under nohup."""
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return [each for each in SIGNALS if each != signal.SIGHUP or not ignored]
 
 
 def start(launch: Launch) -> None:

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from gnet_jax.config import UserError
 from gnet_jax.training.hosts.agree import run_on_all_hosts
-from gnet_jax.training.hosts.supervise import ACKNOWLEDGE, stop_signals
+from gnet_jax.training.hosts.start import ACKNOWLEDGE, stop_signals
 from gnet_jax.training.observe.bad_images import BadImages
 from gnet_jax.training.sharding import split
 

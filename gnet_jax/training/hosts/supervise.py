@@ -1,4 +1,4 @@
-"""Restart a run after a crash. Nothing here uses a device or imports JAX."""
+"""Restart a run after a crash. Nothing here uses a device."""
 
 import ctypes
 import json
@@ -13,23 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from gnet_jax.config.command import Launch
+from gnet_jax.training.hosts.start import ACKNOWLEDGE, SIGNALS, stop_signals
+from gnet_jax.training.workdir import RESTART
 
-ACKNOWLEDGE = "GNET_JAX_ACKNOWLEDGE"  # file descriptor to which the run writes when it is signalled
-RESTART = "GNET_JAX_RESTART"  # why the run was restarted, as JSON, for run.json
 PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STOPPED = tuple(128 + number for number in SIGNALS)  # exit codes of a run that saved and stopped
 CRASHES = 3  # in a row without a newer checkpoint, after which a restart is pointless
 LONGEST_DELAY = 300.0
 # The end of a job signals all of its processes, and a second signal kills the run. So the
 # supervisor passes its signal on only if the run has not acknowledged one within this time.
 GRACE_SECONDS = 0.5
-
-
-def stop_signals() -> list[int]:
-    """Returns the signals that stop a run; without SIGHUP if it is ignored, as under nohup."""
-    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    return [each for each in SIGNALS if each != signal.SIGHUP or not ignored]
 
 
 class Supervisor:

@@ -1,0 +1,134 @@
+"""Other gradients for `train_step`: accumulated, with canonical numerics, or under `jax.pmap`.
+
+Canonical numerics make every bit of a run the same on 1, 2, 4 or more devices of one kind, with one
+version of the compiler and, on CPUs, one number of cores. The batch is cut into a fixed number of
+virtual shards. The same program computes each, and a fixed binary tree adds the results: each
+device adds the branch of its own shards, then all add the branches in the same order.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gnet_jax.training.sharding import AXIS
+from gnet_jax.training.step import Metrics, TrainState, apply_update, compute_gradient, train_step
+
+Gradient = Callable[..., tuple[Any, Any, Metrics]]
+
+
+def accumulated_gradient(parts: int) -> Gradient:
+    """Returns a gradient that averages over `parts` parts of the batch, to save memory.
+
+    Each part has its own dropout mask, and batch norm sees one part at a time.
+    """
+
+    def gradient(
+        state: TrainState, images: jax.Array, targets: jax.Array, dropout_key: jax.Array, **options
+    ) -> Any:
+        # Part p takes every parts-th example, so that each device's share stays on that device.
+        def split(x: jax.Array) -> jax.Array:
+            return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+
+        inputs = (split(images), split(targets), jnp.arange(parts))
+        results = _map_parts(compute_gradient, state, inputs, dropout_key, options)
+        return jax.tree.map(lambda x: jnp.mean(x, axis=0), results)
+
+    return gradient
+
+
+def canonical_gradient(gradient: Gradient, shards: int, axis_name: str) -> Gradient:
+    """Returns a gradient that averages over all virtual shards of the batch, under shard_map.
+
+    `gradient`, such as `compute_gradient`, computes one virtual shard with its own dropout mask.
+    The number of shards and of devices are powers of two. The batch is split over `axis_name`.
+    """
+
+    def batch_gradient(
+        state: TrainState, images: jax.Array, targets: jax.Array, dropout_key: jax.Array, **options
+    ) -> Any:
+        local = shards // jax.lax.psum(1, axis_name)
+        numbers = jax.lax.axis_index(axis_name) * local + jnp.arange(local)
+        cut = [x.reshape(local, -1, *x.shape[1:]) for x in (images, targets)]
+        results = _map_parts(gradient, state, (*cut, numbers), dropout_key, options)
+        sums = jax.lax.all_gather(jax.tree.map(tree_sum, results), axis_name)
+        return jax.tree.map(lambda x: tree_sum(x) / shards, sums)
+
+    return batch_gradient
+
+
+def _map_parts(
+    gradient: Gradient, state: TrainState, inputs: Any, dropout_key: jax.Array, options: Any
+) -> Any:
+    """Returns the gradients of all parts, stacked; `inputs` are their images, targets, numbers."""
+
+    def part_gradient(part: Any) -> Any:
+        images, targets, number = part
+        key = jax.random.fold_in(dropout_key, number)
+        return gradient(state, images, targets, key, **options)
+
+    return jax.lax.map(part_gradient, inputs)
+
+
+def tree_sum(x: jax.Array) -> jax.Array:
+    """Returns the sum over the first axis, neighbours first; its length is a power of two."""
+    while x.shape[0] > 1:
+        x = x[0::2] + x[1::2]
+    return x[0]
+
+
+def isolated_update(
+    state: TrainState, grads: Any, batch_stats: Any, metrics: Metrics, **options: Any
+) -> tuple[TrainState, Metrics]:
+    """Returns `apply_update(...)`, compiled separately from what computes its operands.
+
+    What computes them differs with the number of devices, and if XLA fused both, CPUs could round
+    differently. XLA fuses nothing into a branch of a conditional; an optimization barrier is
+    removed before fusion.
+    """
+    update = partial(apply_update, **options)
+    operands = (state, grads, batch_stats, metrics)
+
+    def never(*_: Any) -> Any:
+        return jax.tree.map(jnp.zeros_like, jax.eval_shape(update, *operands))
+
+    always = state.step >= 0  # the compiler does not know this
+    return jax.lax.cond(always, update, never, *operands)
+
+
+def augment_share(augment: Callable[..., Any], axis_name: str) -> Callable[..., Any]:
+    """Returns `augment` for one device's share of the batch, under shard_map or pmap.
+
+    The random keys of an image depend on its place in the global batch.
+    """
+
+    def share_augment(images_BHWC: jax.Array, label_B: jax.Array, key: jax.Array) -> Any:
+        offset = jax.lax.axis_index(axis_name) * label_B.shape[0]
+        return augment(images_BHWC, label_B, key, offset=offset)
+
+    return share_augment
+
+
+def pmap_train_step(
+    *, augment: Callable[..., Any], devices: Sequence[Any] | None = None, **options: Any
+) -> Callable[..., Any]:
+    """Returns `train_step` under `jax.pmap`; the state passed in is donated.
+
+    State and batch have a leading axis with one entry per device, by default all. `options` are the
+    other arguments of `train_step`. For the whole batch's statistics, batch norm needs
+    `axis_name=AXIS`.
+    """
+
+    def gradient(state: TrainState, images: Any, targets: Any, dropout_key: Any, **parts: Any):
+        key = jax.random.fold_in(dropout_key, jax.lax.axis_index(AXIS))
+        grads, batch_stats, metrics = compute_gradient(state, images, targets, key, **parts)
+        grads, metrics = jax.lax.pmean((grads, metrics), AXIS)
+        return grads, batch_stats, metrics
+
+    def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        share = augment_share(augment, AXIS)
+        return train_step(state, batch, augment=share, gradient=gradient, **options)
+
+    return jax.pmap(step, axis_name=AXIS, devices=devices, donate_argnums=0)
