@@ -101,8 +101,7 @@ def check_data(
         json: print one JSON object that names every finding.
         threads: number of threads that read and decode.
     """
-    from gnet_jax.data.check.report import print_scan
-    from gnet_jax.data.check.scan import scan
+    from gnet_jax.data.check import print_scan, scan
 
     _check_at_least_one("threads", threads)
     found = scan(source, threads=threads)

@@ -28,22 +28,14 @@ FILE_RECORDS = 2048  # most images in a file
 
 
 def pack(
-    spec: str,
-    out: Path,
-    shorter: int,
-    *,
-    file_format: Format = "array_record",
-    threads: int = 4,
+    spec: str, out: Path, shorter: int, *, file_format: Format = "array_record", threads: int = 4
 ) -> Prepared:
     """Copy the images of a source so that none has a shorter side above `shorter` pixels.
 
     Larger ones are scaled down (antialiased) and become JPEGs, others stay as they are, and arrays
-    become PNGs. A killed call is resumed by the next. The set is named after the folder `out` in
-    the layout of tensorflow-datasets: `tfds:NAME` with TFDS_DATA_DIR set to the folder of `out`.
-
-    Raises:
-        PrepareError: if the set cannot be written, or an image is damaged.
-        DataError: if the source is missing, an image cannot be read, or a label is out of range.
+    become PNGs. A killed call is resumed by the next. The set is named after the folder `out`.
+    Raises PrepareError if the set cannot be written or an image is damaged, and DataError if the
+    source is missing, an image cannot be read, or a label is out of range.
     """
     import tensorflow_datasets as tfds
 
@@ -65,10 +57,7 @@ def pack(
     about = f"{as_text(spec)}, shorter side at most {shorter} pixels; fingerprint {copied}"
     core: Any = tfds.core
     identity = core.dataset_info.DatasetIdentity(
-        name=out.name,
-        version=core.Version(VERSION),
-        data_dir=str(plain_path(folder)),
-        module_name="",
+        out.name, core.Version(VERSION), str(plain_path(folder)), module_name=""
     )
     info = core.DatasetInfo(builder=identity, features=features, description=about)
     info.set_file_format(file_format)
@@ -111,8 +100,8 @@ def _plan(name: str, source: Source, features: Any, shorter: int) -> SplitPlan:
             example = read_example(source, index)
             image = scaled_down(example.image, shorter)
         except ImageError as error:
-            what = f"{as_text(source.describe(index))} is {error}"
-            raise PrepareError(f"{what}; repair or remove it") from error
+            name = as_text(source.describe(index))
+            raise PrepareError(f"{name} is {error}; repair or remove it") from error
         return features.serialize_example({"image": image, "label": example.label})
 
     count = -(-len(source) // FILE_RECORDS)
@@ -120,11 +109,7 @@ def _plan(name: str, source: Source, features: Any, shorter: int) -> SplitPlan:
 
 
 def scaled_down(image: bytes | np.ndarray, shorter: int) -> bytes:
-    """Returns the encoded image, scaled so that its shorter side has at most `shorter` pixels.
-
-    Raises:
-        ImageError: if it cannot be decoded.
-    """
+    """Returns the encoded image, scaled so that its shorter side has at most `shorter` pixels."""
     picture = decode(image)
     out = io.BytesIO()
     if min(picture.size) > shorter:

@@ -14,6 +14,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+
 from gnet_jax.config import UserError
 from gnet_jax.config.paths import plain_path
 from gnet_jax.data.progress import progress_line
@@ -52,17 +54,11 @@ def boundaries(records: int, total_bytes: int) -> list[int]:
 def write_set(
     info: Any, plans: Sequence[SplitPlan], *, origin: str, size: float, threads: int
 ) -> None:
-    """Write a set, or the files that a killed call has not written.
+    """Write a set, or the files that a killed call has not written, `threads` files at once.
 
-    Args:
-        info: the DatasetInfo of the set, with its features and format.
-        plans: the splits.
-        origin: identifies the source. Files made from another one are not reused.
-        size: the bytes that the set will take.
-        threads: number of files that are written at once.
-
-    Raises:
-        PrepareError: if the set cannot be written.
+    `info` is its DatasetInfo, with features and format. `origin` identifies the source: files made
+    from another one are not reused. `size` is the number of bytes that the set will take. Raises
+    PrepareError if the set cannot be written.
     """
     import tensorflow_datasets as tfds
 
@@ -84,11 +80,9 @@ def write_set(
             stem = f"{info.name}-{plan.name}.{file_format}"
             files = [work / f"{stem}-{i:05d}-of-{count:05d}" for i in range(count)]
             _write_split(files, plan, file_format, threads)
-            lengths = [end - first for first, end in itertools.pairwise(plan.bounds)]
+            lengths = np.diff(plan.bounds).tolist()
             written = sum(file.stat().st_size for file in files)
-            splits.append(
-                tfds.core.SplitInfo(name=plan.name, shard_lengths=lengths, num_bytes=written)
-            )
+            splits.append(tfds.core.SplitInfo(plan.name, lengths, written))
         info.set_splits(tfds.core.SplitDict(splits))
         info.write_to_directory(plain_path(work))
         (work / ORIGIN).unlink()
@@ -104,8 +98,7 @@ def _locked(work: Path) -> Generator[None, None, None]:
     with contextlib.ExitStack() as stack:
         try:
             work.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context((work / LOCK).open("w"))
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(stack.enter_context((work / LOCK).open("w")), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise PrepareError(f"another process is writing {work}; wait for it") from error
         except OSError as error:
@@ -130,10 +123,7 @@ def _check_origin(work: Path, origin: str) -> None:
 
 
 def _write_split(files: list[Path], plan: SplitPlan, file_format: Format, threads: int) -> None:
-    """Write the missing files of a split, several at once.
-
-    A file gets its name only when it is complete, so a kill does not lose it.
-    """
+    """Write the missing files of a split. A file gets its name only when it is complete."""
     stop = threading.Event()
     ranges = dict(zip(files, itertools.pairwise(plan.bounds), strict=True))
     missing = [file for file in files if not file.exists()]
@@ -173,7 +163,7 @@ def _write_split(files: list[Path], plan: SplitPlan, file_format: Format, thread
 
 
 def _write_file(path: Path, records: Iterator[bytes], file_format: Format) -> int:
-    """Write one file to the disk and return the number of records that it then has."""
+    """Write one file to the disk and return the number of its records."""
     if file_format == "tfrecord":
         with path.open("wb") as file:
             file.writelines(map(framed, records))
