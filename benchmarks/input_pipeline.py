@@ -30,8 +30,7 @@ from side_by_side import Peer, Timer, in_turns, keep, machine, show, timer
 
 from gnet_jax.config import AugmentConfig, Preprocessing
 from gnet_jax.data.batches import cropper, train_batches
-from gnet_jax.data.sources import open_source
-from gnet_jax.data.sources.source import DataError, Example, Source
+from gnet_jax.data.sources import DataError, Example, Source, open_source
 
 BATCH = 32
 

@@ -16,12 +16,11 @@ from rich.table import Table
 
 from gnet_jax.config.paths import as_text
 from gnet_jax.data.bad_images import BadRecord
+from gnet_jax.data.batches import prefetched
 from gnet_jax.data.decode import ImageError, decode, opening
-from gnet_jax.data.prefetch import prefetched
 from gnet_jax.data.progress import progress_line
-from gnet_jax.data.sources import MissingSplitError, Source, open_source
-from gnet_jax.data.sources.source import Split
-from gnet_jax.data.sources.walk import IMAGES_LOST, REASONS, SUFFIXES, LeftOut, counted, merged
+from gnet_jax.data.sources import LeftOut, MissingSplitError, Source, Split, open_source
+from gnet_jax.data.sources.walk import IMAGES_LOST, REASONS, SUFFIXES, counted, merged
 
 SMALL_SIDE = 32  # pixels: below it an image is called small
 LONG_ASPECT = 4  # longer side / shorter side: above it an image is called narrow

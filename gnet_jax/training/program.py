@@ -13,9 +13,8 @@ from jax.sharding import Mesh
 from gnet_jax.config import Config, ConfigError, ModelConfig, check
 from gnet_jax.data.augment import augment, preprocess
 from gnet_jax.data.batches import Batch, cropper, order_fingerprint, train_batches
-from gnet_jax.data.sources import open_source
+from gnet_jax.data.sources import DataError, Source, open_source
 from gnet_jax.data.sources.classes import empty_classes, listed, refuse_unknown
-from gnet_jax.data.sources.source import DataError, Source
 from gnet_jax.model.architecture import VARIANTS, Architecture, smallest_size
 from gnet_jax.model.googlenet import GoogLeNet, abstract_variables, init
 from gnet_jax.model.roles import roles_by_path

@@ -10,10 +10,15 @@ from PIL import Image
 
 from gnet_jax.config import AugmentConfig, Config, Preprocessing, UserError
 from gnet_jax.data.bad_images import BadRecord, BadRecords
-from gnet_jax.data.batches import batch_indices, eval_batches, order_fingerprint, train_batches
+from gnet_jax.data.batches import (
+    batch_indices,
+    eval_batches,
+    order_fingerprint,
+    prefetched,
+    train_batches,
+)
 from gnet_jax.data.decode import ImageError
-from gnet_jax.data.prefetch import prefetched
-from gnet_jax.data.sources.source import DataError, Example
+from gnet_jax.data.sources import DataError, Example
 
 
 @dataclasses.dataclass

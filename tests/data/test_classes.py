@@ -11,9 +11,8 @@ import train
 from gnet_jax.cli.main import main
 from gnet_jax.config import DataConfig
 from gnet_jax.data.decode import decode
-from gnet_jax.data.sources import open_source
+from gnet_jax.data.sources import DataError, open_source
 from gnet_jax.data.sources.classes import empty_classes, find, imagenet_classes, in_order
-from gnet_jax.data.sources.source import DataError
 from gnet_jax.training.program import prepare
 from tests.tiny import tiny_config
 

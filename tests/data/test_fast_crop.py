@@ -9,7 +9,7 @@ from PIL import Image
 from gnet_jax.config import AugmentConfig, Config, ConfigError, DataConfig, Preprocessing, check
 from gnet_jax.data.batches import BadRecords, cropper, train_batches
 from gnet_jax.data.decode import ImageError, pillow_crop, training_box
-from gnet_jax.data.sources.source import DataError, Example
+from gnet_jax.data.sources import DataError, Example
 
 GENERATOR = np.random.default_rng(0)
 SIZE = Preprocessing(image_size=48)

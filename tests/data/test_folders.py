@@ -12,8 +12,7 @@ from PIL import Image
 from gnet_jax.cli.main import main
 from gnet_jax.config.paths import as_text, typed_path
 from gnet_jax.data.check import scan
-from gnet_jax.data.sources import MissingSplitError, open_source, split_count, walk
-from gnet_jax.data.sources.source import DataError
+from gnet_jax.data.sources import DataError, MissingSplitError, open_source, split_count, walk
 from gnet_jax.data.sources.walk import REASONS
 
 

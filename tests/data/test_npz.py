@@ -11,8 +11,7 @@ import pytest
 from PIL import Image
 
 from gnet_jax.data.decode import decode
-from gnet_jax.data.sources import MissingSplitError, open_source
-from gnet_jax.data.sources.source import DataError
+from gnet_jax.data.sources import DataError, MissingSplitError, open_source
 
 LABELS = np.array([0, 1, 2, 1, 0, 2])
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 5, 7, 3), np.uint8)

@@ -5,9 +5,8 @@ import re
 import numpy as np
 import pytest
 
-from gnet_jax.data.sources import open_source
+from gnet_jax.data.sources import DataError, open_source
 from gnet_jax.data.sources import pixels as pixels_module
-from gnet_jax.data.sources.source import DataError
 
 GENERATOR = np.random.default_rng(3)
 PIXELS = GENERATOR.integers(0, 256, (6, 8, 9, 3), np.uint8)

@@ -17,7 +17,7 @@ from gnet_jax.config import AugmentConfig, Preprocessing
 from gnet_jax.data.check import inspect
 from gnet_jax.data.decode import ImageError, decode, pillow_crop
 from gnet_jax.data.metadata import bare
-from gnet_jax.data.sources.source import Example
+from gnet_jax.data.sources import Example
 
 HEIGHT, WIDTH = 30, 47
 RAMP = np.add.outer(np.linspace(0, 0.2, HEIGHT), np.linspace(0, 0.8, WIDTH))  # 0..1

@@ -13,8 +13,7 @@ from rich.console import Console
 from gnet_jax.cli.main import main
 from gnet_jax.data.bad_images import BadRecord
 from gnet_jax.data.check import Duplicates, Scan, SplitScan, inspect, print_scan, scan
-from gnet_jax.data.sources import Example, open_source
-from gnet_jax.data.sources.source import DataError
+from gnet_jax.data.sources import DataError, Example, open_source
 
 SEEDS = iter(range(10**6))
 

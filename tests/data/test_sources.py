@@ -6,8 +6,7 @@ import pytest
 from PIL import Image
 
 from gnet_jax.data.decode import decode
-from gnet_jax.data.sources import digits, open_source
-from gnet_jax.data.sources.source import DataError
+from gnet_jax.data.sources import DataError, digits, open_source
 
 
 def png(value, size=(7, 9)):

@@ -3,8 +3,7 @@ import pickle
 
 import pytest
 
-from gnet_jax.data.sources import open_source
-from gnet_jax.data.sources.source import DataError
+from gnet_jax.data.sources import DataError, open_source
 
 
 def test_a_subset_is_evenly_spaced():

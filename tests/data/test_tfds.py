@@ -14,8 +14,7 @@ from gnet_jax.data.batches import batch_indices, eval_batches, train_batches
 from gnet_jax.data.check import scan
 from gnet_jax.data.decode import ImageError, decode
 from gnet_jax.data.prepare.shards import SplitPlan, write_set
-from gnet_jax.data.sources import open_source, tfds
-from gnet_jax.data.sources.source import DataError
+from gnet_jax.data.sources import DataError, open_source, tfds
 from gnet_jax.data.sources.tfds import TfdsSource, open_builder
 from tests.data.ilsvrc_tars import encoded, picture
 

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from gnet_jax.data.decode import ImageError
-from gnet_jax.data.sources import tfrecord
-from gnet_jax.data.sources.source import DataError
+from gnet_jax.data.sources import DataError, tfrecord
 from gnet_jax.data.sources.tfrecord import TfRecords, checksum, framed, record_ends
 
 # What tf.io.TFRecordWriter writes of "GoogLeNet" and of nothing.

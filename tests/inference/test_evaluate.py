@@ -17,9 +17,8 @@ from gnet_jax.config import Preprocessing, UserError
 from gnet_jax.data.augment import preprocess
 from gnet_jax.data.batches import eval_batches
 from gnet_jax.data.decode import ImageError
-from gnet_jax.data.sources import open_source
+from gnet_jax.data.sources import DataError, open_source
 from gnet_jax.data.sources.classes import imagenet_classes
-from gnet_jax.data.sources.source import DataError
 from gnet_jax.inference.crops import crop_plan, extract
 from gnet_jax.inference.evaluate import (
     Evaluation,

@@ -9,8 +9,7 @@ from gnet_jax.cli.main import main
 from gnet_jax.config import AugmentConfig, Preprocessing
 from gnet_jax.data.augment import preprocess
 from gnet_jax.data.batches import eval_batches
-from gnet_jax.data.sources import open_source
-from gnet_jax.data.sources.source import DataError
+from gnet_jax.data.sources import DataError, open_source
 from gnet_jax.lab.look import contact_sheet
 from gnet_jax.lab.look.contact_sheet import (
     describe_augmentation,

@@ -16,7 +16,7 @@ import pytest
 
 from gnet_jax.config import Config, ConfigError, OptimConfig
 from gnet_jax.data.batches import batch_indices
-from gnet_jax.data.sources.source import DataError, Example
+from gnet_jax.data.sources import DataError, Example
 from gnet_jax.training import loop
 from gnet_jax.training.checkpoints.save import Checkpoints
 from gnet_jax.training.checkpoints.verify import digest

@@ -8,7 +8,7 @@ import pytest
 
 from gnet_jax.cli.train import run
 from gnet_jax.config.command import Launch
-from gnet_jax.data.sources.source import DataError
+from gnet_jax.data.sources import DataError
 from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.training.hosts.stop import (
     FAULT,

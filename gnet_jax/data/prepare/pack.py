@@ -14,9 +14,8 @@ from gnet_jax.data.bad_images import read_example
 from gnet_jax.data.decode import ImageError, decode, shorter_side_size
 from gnet_jax.data.prepare.shards import Format, PrepareError, SplitPlan, write_set
 from gnet_jax.data.prepare.tfds import Prepared
-from gnet_jax.data.sources import MissingSplitError, Source, Split, open_source
+from gnet_jax.data.sources import MissingSplitError, Source, Split, digest, open_source
 from gnet_jax.data.sources.classes import refuse_unknown
-from gnet_jax.data.sources.source import digest
 from gnet_jax.data.sources.tfds import TfdsSource
 from gnet_jax.data.sources.walk import merged
 

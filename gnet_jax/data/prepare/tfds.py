@@ -19,9 +19,8 @@ from gnet_jax.config.recipes import needs
 from gnet_jax.data.decode import ImageError, decode, opening
 from gnet_jax.data.prepare.shards import Format, PrepareError, SplitPlan, boundaries, write_set
 from gnet_jax.data.progress import progress_line
-from gnet_jax.data.sources import MissingSplitError
+from gnet_jax.data.sources import LeftOut, MissingSplitError
 from gnet_jax.data.sources.tfds import TfdsSource, class_names, folder_of, is_prepared, open_builder
-from gnet_jax.data.sources.walk import LeftOut
 
 MD5 = {
     "ILSVRC2012_img_train.tar": "1d675b47d978889d74fa0da5fadfb00e",

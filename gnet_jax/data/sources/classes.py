@@ -9,7 +9,7 @@ from importlib import resources
 
 import numpy as np
 
-from gnet_jax.data.sources.source import DataError, Source
+from gnet_jax.data.sources import DataError, Source
 
 
 def in_order(names: Iterable[str]) -> tuple[str, ...]:

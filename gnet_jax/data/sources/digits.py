@@ -4,8 +4,7 @@ from importlib.metadata import distribution
 
 import numpy as np
 
-from gnet_jax.data.sources.source import DataError, Example, MissingSplitError, Split, digest
-from gnet_jax.data.sources.walk import LeftOut
+from gnet_jax.data.sources import DataError, Example, LeftOut, MissingSplitError, Split, digest
 
 
 class DigitsSource:

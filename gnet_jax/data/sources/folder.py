@@ -10,9 +10,9 @@ from typing import NoReturn
 import numpy as np
 
 from gnet_jax.config.paths import as_text
+from gnet_jax.data.sources import DataError, Example, LeftOut, MissingSplitError, Split, digest
 from gnet_jax.data.sources.classes import in_order, joined, nfc, refuse_twice
-from gnet_jax.data.sources.source import DataError, Example, MissingSplitError, Split, digest
-from gnet_jax.data.sources.walk import SUFFIXES, LeftOut, counted, folders_above, listing, walk
+from gnet_jax.data.sources.walk import SUFFIXES, counted, folders_above, listing, walk
 
 # Names of folders that were probably meant to be a split.
 _ALIASES: Mapping[Split, tuple[str, ...]] = {

@@ -10,10 +10,9 @@ from typing import NamedTuple
 import numpy as np
 
 from gnet_jax.config.paths import as_text, typed_path
+from gnet_jax.data.sources import DataError, Example, LeftOut, MissingSplitError, Split, digest
 from gnet_jax.data.sources.classes import find, joined, refuse_twice
 from gnet_jax.data.sources.pixels import check_shape, find_range, is_plain, to_uint8
-from gnet_jax.data.sources.source import DataError, Example, MissingSplitError, Split, digest
-from gnet_jax.data.sources.walk import LeftOut
 
 # The names that a split may have; the first that is found counts.
 SPLITS: Mapping[Split, tuple[str, ...]] = {

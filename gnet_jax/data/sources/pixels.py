@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 
-from gnet_jax.data.sources.source import DataError
+from gnet_jax.data.sources import DataError
 
 RANGES = ((0, 1), (-1, 1), (0, 255), (0, 65535))  # the stored values of black and white
 CHUNK = 2**24  # pixels converted at once, so that there is no second large array

@@ -10,9 +10,8 @@ import numpy as np
 
 from gnet_jax.config.paths import plain_path
 from gnet_jax.data.decode import ImageError
-from gnet_jax.data.sources.source import DataError, Example, MissingSplitError, Split, digest
+from gnet_jax.data.sources import DataError, Example, LeftOut, MissingSplitError, Split, digest
 from gnet_jax.data.sources.tfrecord import THREADS, Shards, TfRecords, check_count
-from gnet_jax.data.sources.walk import LeftOut
 
 SPARE_FILES = 256  # that a process may have open besides the data
 

@@ -20,7 +20,7 @@ import numpy as np
 from gnet_jax.config.paths import cache_folder
 from gnet_jax.data.decode import ImageError
 from gnet_jax.data.progress import progress_line
-from gnet_jax.data.sources.source import DataError, digest
+from gnet_jax.data.sources import DataError, digest
 
 _LENGTH, _CHECKSUM = struct.Struct("<Q"), struct.Struct("<I")
 HEADER = _LENGTH.size + _CHECKSUM.size  # before the data

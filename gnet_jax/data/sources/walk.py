@@ -4,7 +4,8 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-LeftOut = dict[str, list[str]]  # paths of the entries that are not read, by reason
+from gnet_jax.data.sources import LeftOut
+
 Identity = tuple[int, int]  # device and inode of a folder
 
 _FORMATS = {

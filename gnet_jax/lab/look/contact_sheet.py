@@ -17,7 +17,7 @@ from gnet_jax.config import AugmentConfig, Config, Preprocessing, UserError, cho
 from gnet_jax.data.augment import CHANNEL_STEPS, preprocess
 from gnet_jax.data.bad_images import BadRecords
 from gnet_jax.data.batches import Batch, eval_batches
-from gnet_jax.data.sources.source import DataError, Source
+from gnet_jax.data.sources import DataError, Source
 from gnet_jax.inference.lettering import fitted, lettered
 from gnet_jax.training.program import augmentation, training_batches
 from gnet_jax.training.step import step_keys

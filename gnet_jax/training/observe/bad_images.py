@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 
 from gnet_jax.data.bad_images import SHOWN, BadRecord, BadRecords
-from gnet_jax.data.sources.source import Source
+from gnet_jax.data.sources import Source
 from gnet_jax.training.observe.console import Reporter
 from gnet_jax.training.program import Run
 from gnet_jax.training.workdir import MetricsFile
