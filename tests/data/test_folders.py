@@ -11,7 +11,6 @@ from PIL import Image
 
 from gnet_jax.cli.main import main
 from gnet_jax.config.paths import as_text, typed_path
-from gnet_jax.data.check import scan
 from gnet_jax.data.sources import DataError, MissingSplitError, open_source, split_count, walk
 from gnet_jax.data.sources.walk import REASONS
 
@@ -356,20 +355,16 @@ def pixels(count):
     return np.random.default_rng(0).integers(0, 256, (count, 8, 8), np.uint8)
 
 
-def test_a_file_of_arrays_that_exists_wins_over_a_count(tmp_path, monkeypatch):
-    import numpy as np
-
+def test_a_folder_of_arrays_that_exists_wins_over_a_count(tmp_path, monkeypatch):
     def save(name, count):
         with open(tmp_path / name, "wb") as file:
             np.savez(file, x=pixels(count), y=np.arange(count) % 2)
 
     monkeypatch.chdir(tmp_path)
     save("a_train.npz", 9)
-    save("a_train.npz#2", 5)
     (tmp_path / "of#4").mkdir()
     save("of#4/TRAIN.npz".lower(), 6)
     assert len(open_source("npz:a_{split}.npz#3", "train")) == 3
-    assert len(open_source("npz:a_{split}.npz#2", "train")) == 5
     assert len(open_source("npz:of#4", "train")) == 6
     assert len(open_source("npz:of#4#2", "train")) == 2
     assert split_count("tfds:mnist:3.0.1#7") == ("tfds:mnist:3.0.1", 7)
@@ -382,26 +377,6 @@ def test_a_tilde_in_the_name_of_an_existing_folder_is_not_a_home(root, monkeypat
     root.rename(root.parent / "~nobody-here")
     assert len(open_source("folder:~nobody-here", "train")) == 4
     assert typed_path("~nobody-there/x").parts[0] == "~nobody-there"
-
-
-def test_files_and_arrays_that_no_split_reads_are_counted(tmp_path):
-    import numpy as np
-
-    arrays = {"x": pixels(4), "y": [0, 1, 0, 1]}
-    for name in ("train.npz", "train_2.npz", "val.npz", "test.NPZ", "extra.npz"):
-        with open(tmp_path / name, "wb") as file:
-            np.savez(file, **arrays, **({"z": [1]} if name == "train.npz" else {}))
-    found = scan(f"npz:{tmp_path}").left_out
-    assert found == {
-        "other file": [f"{tmp_path}/extra.npz", f"{tmp_path}/train_2.npz"],
-        "other key": [f"z in {tmp_path}/train.npz"],
-    }
-    keyed = {
-        f"{key}_{split}": value for split in ("train", "test") for key, value in arrays.items()
-    }
-    np.savez(tmp_path / "keras.npz", **keyed, images_train=arrays["x"])
-    left = open_source(f"npz:{tmp_path}/keras.npz", "train").left_out
-    assert left == {"other key": [f"images_train in {tmp_path}/keras.npz"]}
 
 
 def test_existing_files_win_over_urls_and_standard_input_is_refused_beside_a_file(

@@ -52,8 +52,6 @@ REASONS: Mapping[str, str] = {
     "not a file": "pipes, sockets and devices",
     "empty folder": "folders without any entry",
     "repeated folder": "links to a folder that is already read or contains them",
-    "other file": ".npz files of no split, or of a split that has another file",
-    "other key": "arrays that are not used",
     "other split": "splits that are not read",
 }
 """Why an entry is not read, most serious first, and what that means."""
