@@ -1,7 +1,6 @@
 """Where examples come from: `open_source` imports only the kind of source that is named."""
 
 import hashlib
-import os
 import re
 from typing import Literal, NamedTuple, Protocol
 
@@ -66,33 +65,26 @@ def digest(*parts: bytes | np.ndarray) -> str:
 
 
 class SubsetSource:
-    """`count` examples of a source, evenly spaced so that sorted classes all take part.
-
-    Raises:
-        DataError: if `count` is below 1.
-    """
+    """`count` examples of a source, evenly spaced so that sorted classes all take part."""
 
     def __init__(self, whole: Source, count: int) -> None:
         if count < 1:
             raise DataError(f"a subset needs at least 1 image, not {count}; change the #{count}")
         self._whole = whole
-        self._indices = range(min(count, len(whole)))
+        count = min(count, len(whole))
+        self._places = np.arange(count) * len(whole) // count
         self.class_names, self.split, self.left_out = whole.class_names, whole.split, whole.left_out
-        places = np.arange(len(self)) * len(whole) // len(self)
-        self.labels = None if whole.labels is None else whole.labels[places]
+        self.labels = None if whole.labels is None else whole.labels[self._places]
 
     def __len__(self) -> int:
-        return len(self._indices)
-
-    def _place(self, index: int) -> int:
-        return self._indices[index] * len(self._whole) // len(self)
+        return len(self._places)
 
     def __getitem__(self, index: int) -> Example:
-        return self._whole[self._place(index)]
+        return self._whole[int(self._places[index])]
 
     def describe(self, index: int) -> str:
         """Returns the name of the example in the whole source."""
-        return self._whole.describe(self._place(index))
+        return self._whole.describe(int(self._places[index]))
 
     def fingerprint(self) -> str:
         """Returns the whole source's fingerprint if nothing is left out, otherwise another."""
@@ -106,11 +98,9 @@ def open_source(spec: str, split: Split) -> Source:
     """Returns the source that `spec` names: "digits", "folder:PATH", "npz:PATH" or "tfds:NAME".
 
     The kind may be omitted for an existing folder and for a path that ends in .npz. "#N" after
-    any of them selects N evenly spaced images of the split, or all if there are fewer.
-
-    Raises:
-        MissingSplitError: if the data have only other splits.
-        DataError: for an unknown kind, and for missing or invalid data.
+    any of them selects N evenly spaced images of the split, or all if there are fewer. Raises
+    MissingSplitError if the data have only other splits, and DataError for an unknown kind and for
+    missing or invalid data.
     """
     whole, count = split_count(spec)
     if count is not None:
@@ -126,7 +116,7 @@ def open_source(spec: str, split: Split) -> Source:
         return TfdsSource(where, split)
     if kind not in ("folder", "npz") or not where:
         guess = "npz" if spec.lower().endswith(".npz") else ""
-        kind, where = "folder" if spec and os.path.isdir(typed_path(spec)) else guess, spec
+        kind, where = "folder" if spec and typed_path(spec).is_dir() else guess, spec
     if kind == "folder":
         from gnet_jax.data.sources.folder import FolderSource
 
@@ -144,19 +134,10 @@ def open_source(spec: str, split: Split) -> Source:
 def split_count(spec: str) -> tuple[str, int | None]:
     """Splits "SOURCE#N" into the source and N, which is None if there is no count.
 
-    If a folder or file called "set#2" exists, the "#2" of "folder:set#2" belongs to its name.
+    If a folder called "set#2" exists, the "#2" of "folder:set#2" belongs to its name.
     """
     parts = re.fullmatch(r"(.+)#([0-9]+)", spec, re.DOTALL)  # a name may contain a newline
-    if parts is None:
+    path = re.sub("^(folder|npz):", "", spec)
+    if parts is None or typed_path(path).is_dir():
         return spec, None
-    kind, colon, where = spec.partition(":")
-    path = where if colon and kind in ("folder", "npz") else spec
-    if os.path.isdir(typed_path(path)):
-        return spec, None
-    if kind == "npz":
-        from gnet_jax.data.sources.npz import SPLITS
-
-        files = [path.replace("{split}", name) for names in SPLITS.values() for name in names]
-        if any(os.path.isfile(typed_path(file)) for file in files):
-            return spec, None
     return parts[1], int(parts[2])

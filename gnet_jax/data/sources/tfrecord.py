@@ -40,11 +40,7 @@ def framed(data: bytes) -> bytes:
 
 
 def record_ends(path: Path) -> np.ndarray:
-    """Returns the position in bytes where each record of a file ends, (N,) int64.
-
-    Raises:
-        DataError: for a file that cannot be read, is damaged, or is cut short.
-    """
+    """Returns the position in bytes where each record of a file ends, (N,) int64."""
     ends, at = [], 0
     try:
         with path.open("rb", buffering=0) as file:
@@ -98,10 +94,8 @@ class TfRecords(Shards):
     """The records of local TFRecord files, which any thread may read at random.
 
     The file `index` is written beside the records or, if that is not possible, to the user's cache.
-
-    Raises:
-        DataError: for a file that cannot be read, is damaged or cut short, or holds another number
-            of records than `counts` says.
+    Raises DataError for a file that cannot be read, is damaged or cut short, or does not hold the
+    number of records in `counts`.
     """
 
     def __init__(self, paths: Sequence[Path], counts: Sequence[int], index: str) -> None:
@@ -109,12 +103,7 @@ class TfRecords(Shards):
         self._ends = _load_or_make_index(paths, counts, index)
 
     def __getitem__(self, index: int) -> bytes:
-        """Returns a record's data.
-
-        Raises:
-            ImageError: if its checksum is wrong.
-            DataError: if the file has changed since it was indexed.
-        """
+        """Returns a record's data. Raises ImageError if its checksum is wrong."""
         shard, number = self.locate(index)
         start = int(self._ends[index - 1]) if number else 0
         length = int(self._ends[index]) - start - HEADER - _CHECKSUM.size
@@ -133,7 +122,6 @@ class TfRecords(Shards):
 
 
 def _load_or_make_index(paths: Sequence[Path], counts: Sequence[int], name: str) -> np.ndarray:
-    """Returns where the records of all files end in their file."""
     try:
         stats = [path.stat() for path in paths]
     except OSError as error:

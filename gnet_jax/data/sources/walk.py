@@ -6,23 +6,22 @@ from pathlib import Path
 
 from gnet_jax.data.sources import LeftOut
 
-Identity = tuple[int, int]  # device and inode of a folder
-
-_FORMATS = {
-    "JPEG": ".jpg .jpeg .jpe .jfif",
-    "PNG": ".png",
-    "WEBP": ".webp",
-    "BMP": ".bmp",
-    "GIF": ".gif",
-    "TIFF": ".tif .tiff",
-    "AVIF": ".avif",
-    "JPEG2000": ".jp2 .j2k",
-    "PPM": ".ppm .pgm .pbm",
-}
+# The suffixes of image files, with Pillow's name of the format.
 SUFFIXES: Mapping[str, str] = {
-    suffix: name for name, suffixes in _FORMATS.items() for suffix in suffixes.split()
+    **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), "JPEG"),
+    ".png": "PNG",
+    ".webp": "WEBP",
+    ".bmp": "BMP",
+    ".gif": "GIF",
+    ".avif": "AVIF",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".jp2": "JPEG2000",
+    ".j2k": "JPEG2000",
+    ".ppm": "PPM",
+    ".pgm": "PPM",
+    ".pbm": "PPM",
 }
-"""The suffixes of image files, with Pillow's name of the format."""
 
 # Image files too, which someone meant to be read.
 _UNSUPPORTED = (
@@ -31,13 +30,10 @@ _UNSUPPORTED = (
     ".dcm .pcx"
 )
 UNSUPPORTED = frozenset(_UNSUPPORTED.split())
-# Names, in lower case, that operating systems and tools create.
+# Names, in lower case, that operating systems and tools create; see also "hidden".
 _JUNK = (
-    "@eadir|#recycle|.@__thumb|__macosx|.ds_store|.appledouble|.localized|.spotlight-v100|.trashes|"
-    ".fseventsd|.temporaryitems|icon\r|thumbs.db|ehthumbs.db|ehthumbs_vista.db|desktop.ini|"
-    "$recycle.bin|system volume information|lost+found|.directory|.thumbnails|picasa.ini|"
-    ".picasa.ini|.ipynb_checkpoints|__pycache__|.git|.gitkeep|.gitignore|.gitattributes|.svn|"
-    ".dropbox|.dropbox.cache|.cache|.idea|.vscode"
+    "@eadir|#recycle|__macosx|icon\r|thumbs.db|ehthumbs.db|ehthumbs_vista.db|desktop.ini|"
+    "$recycle.bin|system volume information|lost+found|picasa.ini|__pycache__"
 )
 JUNK = frozenset(_JUNK.split("|"))
 
@@ -45,7 +41,6 @@ REASONS: Mapping[str, str] = {
     "broken link": "links to a missing or unreadable file; restore the file or delete the link",
     "unsupported format": "image formats that are not read; convert them to JPEG or PNG",
     "outside a class": "image files beside the class folders; move them into one",
-    "like a split": "folders whose names resemble a split's; the splits are train, val and test",
     "hidden": "names that start with a dot",
     "junk": "files and folders of the system or of a tool",
     "other suffix": "files without the suffix of an image",
@@ -60,24 +55,14 @@ IMAGES_LOST: tuple[str, ...] = tuple(REASONS)[:3]
 """The reasons under which images are left out that someone meant to be read."""
 
 
-def walk(
-    top: str,
-    left_out: LeftOut,
-    onerror: Callable[[OSError], object],
-    around: Iterable[Identity] | None = None,
-) -> Iterator[str]:
+def walk(top: str, left_out: LeftOut, onerror: Callable[[OSError], object]) -> Iterator[str]:
     """Yields the path of every image in the folder `top` and below it.
 
     The images of a folder come before those of its subfolders, both sorted by name. Links are
-    followed; a folder that is reached twice is read once. `onerror` is called for a folder that
-    cannot be listed.
-
-    Args:
-        left_out: receives the other entries. A skipped folder is one entry; its name ends in "/".
-        around: folders not to enter; None means those above `top`.
+    followed; a folder that is reached twice is read once. `left_out` receives the other entries; a
+    skipped folder is one, and its name ends in "/". `onerror` gets a folder that cannot be listed.
     """
-    parents = folders_above(os.path.dirname(os.path.realpath(top))) if around is None else around
-    seen, waiting = set(parents), [top]
+    seen, waiting = set(map(_identity, Path(os.path.realpath(top)).parents)), [top]
     while waiting:
         folder = waiting.pop()
         try:
@@ -98,9 +83,6 @@ def listing(folder: str, left_out: LeftOut) -> tuple[list[str], list[str]]:
     """Returns the paths of the images and of the folders in `folder`, each sorted by name.
 
     A link counts as its target. `left_out` receives all other entries.
-
-    Raises:
-        OSError: if `folder` cannot be listed.
     """
     found: dict[str, list[str]] = {"image": [], "folder": []}
     with os.scandir(folder) as scanned:
@@ -116,7 +98,7 @@ def listing(folder: str, left_out: LeftOut) -> tuple[list[str], list[str]]:
 
 def _kind(entry: os.DirEntry[str]) -> str:
     """Returns "image", "folder", or the reason why the entry is left out."""
-    if entry.name.lower() in JUNK or entry.name.startswith("._"):
+    if entry.name.lower() in JUNK:
         return "junk"
     if entry.name.startswith("."):
         return "hidden"
@@ -136,13 +118,7 @@ def _kind(entry: os.DirEntry[str]) -> str:
     return "unsupported format" if suffix in UNSUPPORTED else "other suffix"
 
 
-def folders_above(folder: str) -> set[Identity]:
-    """Returns the identities of `folder` and of every folder above it."""
-    path = Path(os.path.realpath(folder))
-    return {_identity(str(each)) for each in (path, *path.parents)}
-
-
-def _identity(folder: str) -> Identity:
+def _identity(folder: str | Path) -> tuple[int, int]:
     status = os.stat(folder)
     return status.st_dev, status.st_ino
 
