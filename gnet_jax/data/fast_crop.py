@@ -22,9 +22,6 @@ def fast_crop(
     Only upright RGB JPEGs are decoded differently: if the box is at least twice as large as S, at
     the fewest eighths of their size that leave it no smaller than S. Pillow decodes files that
     simplejpeg rejects, so both decoders refuse the same files.
-
-    Raises:
-        ImageError: as `decode`.
     """
     jpeg, size = None, (0, 0)
     if isinstance(image, bytes):
@@ -77,11 +74,7 @@ def _resize(pixels: np.ndarray, box: Box, size: int) -> np.ndarray:
             part, window, sigmaX=sigmas[0], sigmaY=sigmas[1], borderType=cv2.BORDER_REPLICATE
         )
     # From the centre of each pixel to its position in `part`.
-    matrix = np.array(
-        [
-            [scales[0], 0, left - x + scales[0] / 2 - 0.5],
-            [0, scales[1], top - y + scales[1] / 2 - 0.5],
-        ]
-    )
+    across, down = left - x + scales[0] / 2 - 0.5, top - y + scales[1] / 2 - 0.5
+    matrix = np.array([[scales[0], 0, across], [0, scales[1], down]])
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     return cv2.warpAffine(part, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REPLICATE)

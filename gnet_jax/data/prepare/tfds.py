@@ -1,4 +1,4 @@
-"""Prepare sets of tensorflow-datasets: ImageNet from its tars, others by the library itself.
+"""Prepare sets of tensorflow-datasets, and copies of any source with smaller images.
 
 The tars of ILSVRC 2012 are read without unpacking them. The training tar holds a tar for each
 class, the validation tar the images; nothing is compressed, so every image is a range of bytes.
@@ -14,20 +14,29 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from gnet_jax.config.paths import plain_path
+import numpy as np
+from PIL import Image
+
+from gnet_jax.config.paths import as_text, plain_path
 from gnet_jax.config.recipes import needs
-from gnet_jax.data.decode import ImageError, decode, opening
+from gnet_jax.data.bad_images import read_example
+from gnet_jax.data.decode import ImageError, decode, opening, shorter_side_size
 from gnet_jax.data.prepare.shards import Format, PrepareError, SplitPlan, boundaries, write_set
 from gnet_jax.data.progress import progress_line
-from gnet_jax.data.sources import LeftOut, MissingSplitError
+from gnet_jax.data.sources import LeftOut, MissingSplitError, Source, Split, digest, open_source
+from gnet_jax.data.sources.classes import refuse_unknown
 from gnet_jax.data.sources.tfds import TfdsSource, class_names, folder_of, is_prepared, open_builder
+from gnet_jax.data.sources.walk import merged
 
 MD5 = {
     "ILSVRC2012_img_train.tar": "1d675b47d978889d74fa0da5fadfb00e",
     "ILSVRC2012_img_val.tar": "29b22e2961454d5413ddabcf34fc5622",
 }
 IMAGES = {"train": 1_281_167, "validation": 50_000}
-QUALITY = 100  # of the few images that are converted
+QUALITY = 100  # of the few images of ImageNet that are converted
+SMALL_QUALITY = 95  # of images that are scaled down
+VERSION = "1.0.0"  # of a copy
+FILE_RECORDS = 2048  # most images in a file of a copy
 OVERHEAD = 80  # bytes of an example in addition to its image and the image's name
 SPARE = 1.02  # size of a set on disk / size of its tars, at most
 
@@ -81,12 +90,17 @@ def prepare(
             _prepare_imagenet(builder, manual_dir or Path(), subset, threads)
         else:
             _prepare_by_tfds(name, builder, manual_dir)
+    return Prepared(Path(folder_of(builder)), _count(name, data_dir), {})
+
+
+def _count(name: str, data_dir: Path | None) -> dict[str, int]:
+    """Opens every split of a set, which checks it, and returns their numbers of images."""
     images = {}
     for split in ("train", "val", "test"):
         with contextlib.suppress(MissingSplitError):
             source = TfdsSource(name, split, data_dir)
             images[source.split] = len(source)
-    return Prepared(Path(folder_of(builder)), images, {})
+    return images
 
 
 def _prepare_by_tfds(name: str, builder: Any, manual_dir: Path | None) -> None:
@@ -243,3 +257,94 @@ def reader(tar: Path) -> Callable[[Member], bytes]:
             raise PrepareError(f"{member.name} in {tar} is {error}; {_again(tar)}") from error
 
     return read
+
+
+def pack(
+    spec: str, out: Path, shorter: int, *, file_format: Format = "array_record", threads: int = 4
+) -> Prepared:
+    """Copy the images of a source so that none has a shorter side above `shorter` pixels.
+
+    Larger ones are scaled down (antialiased) and become JPEGs, others stay as they are, and arrays
+    become PNGs. A killed call is resumed by the next. The set is named after the folder `out`.
+    Raises PrepareError if the set cannot be written or an image is damaged, and DataError if the
+    source is missing, an image cannot be read, or a label is out of range.
+    """
+    import tensorflow_datasets as tfds
+
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", out.name):
+        raise PrepareError(
+            f"--out is named {out.name!r}; use lower-case letters, digits and _, as in flowers_256"
+        )
+    if out.name in tfds.list_builders(with_community_datasets=False):
+        raise PrepareError(f"tensorflow-datasets has a set named {out.name}; rename --out")
+    sources = _sources(spec)
+    for name in sources["train"].class_names:
+        if name != name.strip() or not name:  # tensorflow-datasets would strip it
+            raise PrepareError(f"{spec} has the class {name!r}; rename it without outer spaces")
+    label = tfds.features.ClassLabel(names=list(sources["train"].class_names))
+    features = tfds.features.FeaturesDict({"image": tfds.features.Image(), "label": label})
+    # The description identifies the source, so that a copy of other data is not reused.
+    copied = digest(*(source.fingerprint().encode() for source in sources.values()))
+    folder = out.absolute() / VERSION
+    about = f"{as_text(spec)}, shorter side at most {shorter} pixels; fingerprint {copied}"
+    core: Any = tfds.core
+    identity = core.dataset_info.DatasetIdentity(
+        out.name, core.Version(VERSION), str(plain_path(folder)), module_name=""
+    )
+    info = core.DatasetInfo(builder=identity, features=features, description=about)
+    info.set_file_format(file_format)
+    if folder.exists():
+        found = tfds.builder_from_directory(str(plain_path(folder))).info
+        stored = found.as_proto.file_format
+        if (found.description, stored) != (about, file_format):
+            raise PrepareError(
+                f"{out} is already a copy as {stored} of {found.description}; asked for is "
+                f"{file_format} of {about}: delete it, or name another --out"
+            )
+    else:
+        plans = [_plan(name, source, info.features, shorter) for name, source in sources.items()]
+        write_set(info, plans, origin=about, size=0, threads=threads)
+    parent = out.absolute().parent
+    left_out = merged(source.left_out for source in sources.values())
+    return Prepared(folder, _count(out.name, parent), left_out)
+
+
+def _sources(spec: str) -> dict[str, Source]:
+    """Returns the source of each existing split by the name that tensorflow-datasets has for it."""
+    sources = {"train": open_source(spec, "train")}
+    splits: tuple[Split, ...] = ("val", "test")
+    for split in splits:
+        with contextlib.suppress(MissingSplitError):
+            source = open_source(spec, split)
+            refuse_unknown(sources["train"], source, spec)
+            # The test split stands for a missing validation split.
+            sources["validation" if source.split not in ("train", "test") else "test"] = source
+    return sources
+
+
+def _plan(name: str, source: Source, features: Any, shorter: int) -> SplitPlan:
+    def record(index: int) -> bytes:
+        try:
+            example = read_example(source, index)
+            image = scaled_down(example.image, shorter)
+        except ImageError as error:
+            name = as_text(source.describe(index))
+            raise PrepareError(f"{name} is {error}; repair or remove it") from error
+        return features.serialize_example({"image": image, "label": example.label})
+
+    count = -(-len(source) // FILE_RECORDS)
+    return SplitPlan(name, [len(source) * i // count for i in range(count + 1)], record)
+
+
+def scaled_down(image: bytes | np.ndarray, shorter: int) -> bytes:
+    """Returns the encoded image, scaled so that its shorter side has at most `shorter` pixels."""
+    picture = decode(image)
+    out = io.BytesIO()
+    if min(picture.size) > shorter:
+        size = shorter_side_size(picture.size, shorter)
+        picture.resize(size, Image.Resampling.BILINEAR).save(out, "JPEG", quality=SMALL_QUALITY)
+    elif isinstance(image, bytes):
+        return image
+    else:
+        picture.save(out, "PNG")
+    return out.getvalue()

@@ -115,7 +115,7 @@ def is_prepared(builder: Any) -> bool:
 
 
 def class_names(name: str, features: Any) -> tuple[str, ...]:
-    """Returns the class names of the set `name`, or raises DataError if it is not classification."""
+    """Returns the class names of the set `name`, or raises DataError for another kind of set."""
     import tensorflow_datasets as tfds
 
     if not (
