@@ -20,7 +20,7 @@ from gnet_jax.data.batches import prefetched
 from gnet_jax.data.decode import ImageError, decode, opening
 from gnet_jax.data.progress import progress_line
 from gnet_jax.data.sources import LeftOut, MissingSplitError, Source, Split, open_source
-from gnet_jax.data.sources.walk import IMAGES_LOST, REASONS, SUFFIXES, counted, merged
+from gnet_jax.data.sources.folder import IMAGES_LOST, REASONS, SUFFIXES, counted, merged
 
 SMALL_SIDE = 32  # pixels: below it an image is called small
 LONG_ASPECT = 4  # longer side / shorter side: above it an image is called narrow
@@ -220,14 +220,11 @@ def scan(spec: str, *, threads: int = 4) -> Scan:
                         places[facts.digest].append((source, index, facts.label))
                     advance()
             if sizes:
-                found.width, found.height = map(_spread, np.transpose(sizes))
+                spread = np.quantile(sizes, (0, 0.5, 1), axis=0).astype(int)
+                found.width, found.height = map(tuple, spread.T.tolist())
             splits.append(found)
     duplicates = [_duplicates(group) for group in places.values() if len(group) > 1]
     return Scan(spec, splits, missing, duplicates, merged(source.left_out for source in sources))
-
-
-def _spread(sides: np.ndarray) -> tuple[int, int, int]:
-    return int(np.min(sides)), int(np.median(sides)), int(np.max(sides))
 
 
 def _duplicates(group: list[tuple[Source, int, int]]) -> Duplicates:
@@ -277,13 +274,9 @@ def _split_table(found: Scan) -> Table:
     for name in ("images", "damaged", "classes", "width (least, median, most)", "height"):
         table.add_column(name, justify="right")
     for each in found.splits:
-        counts = (each.images, len(each.bad), len(each.class_names))
-        sizes = (each.width or (), each.height or ())
-        table.add_row(
-            each.split,
-            *(f"{count:,}" for count in counts),
-            *(" ".join(f"{side:,}" for side in sides) for sides in sizes),
-        )
+        counts = (each.images,), (len(each.bad),), (len(each.class_names),)
+        cells = (*counts, each.width or (), each.height or ())
+        table.add_row(each.split, *(" ".join(f"{n:,}" for n in cell) for cell in cells))
     return table
 
 
@@ -304,10 +297,9 @@ def _class_table(found: Scan) -> Table:
 
 
 def _imbalance(found: SplitScan) -> str:
-    small = min(found.class_counts, default=0)
-    if not small:
+    if found.empty_classes:
         return f"{found.split} has {len(found.empty_classes)} without an image"
-    return f"{found.split} {max(found.class_counts) / small:.2f}"
+    return f"{found.split} {max(found.class_counts) / min(found.class_counts):.2f}"
 
 
 def _equal(names: Sequence[str]) -> str:

@@ -69,7 +69,7 @@ def _check_array(pixels: np.ndarray) -> None:
             "takes one channel, x[..., :3] drops the transparency, x.transpose(1, 2, 0) moves the "
             "channels to the end, x[0] takes one picture of several"
         )
-    _check_size((shape[1], shape[0]), "the image")
+    _check_size((shape[1], shape[0]))
 
 
 class Opened(NamedTuple):
@@ -92,7 +92,7 @@ def opening(image: bytes) -> Iterator[Opened]:
         bare = metadata.bare(image) if tiff is None else tiff.bare
         # Image.open would hide the reason of an error, and warn about large images.
         with Image.OPEN[kind][0](io.BytesIO(bare.image), "") as picture:
-            _check_size(picture.size, "the image")
+            _check_size(picture.size)
             yield Opened(picture, bare.image, metadata.orientation(picture, bare), tiff)
     except ImageError:
         raise
@@ -124,12 +124,13 @@ def known_formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _check_size(size: tuple[int, int], what: str) -> None:
+def _check_size(size: tuple[int, int], what: str = "the image") -> tuple[int, int]:
     width, height = size
     if width * height > MAX_PIXELS:
         raise ImageError(
             f"{what} has {width}x{height} pixels; the limit is {MAX_PIXELS // 10**6} million"
         )
+    return size
 
 
 def _to_rgb(opened: Opened) -> Image.Image:
@@ -175,7 +176,7 @@ def training_crop(
 
     The filter is drawn after the box, so the box is the same with every interpolation.
     """
-    box, kind = training_box(picture.size, generator, p, a), Image.Resampling.BILINEAR
+    box, kind = training_box(picture.size, generator, p, a), _R.BILINEAR
     if choose("augment.interpolation", a.interpolation, {"bilinear": False, "random": True}):
         kind = FILTERS[generator.integers(len(FILTERS))]
     return np.asarray(picture.resize((p.image_size, p.image_size), kind, box=box))
@@ -228,9 +229,8 @@ def central_crop(picture: Image.Image, p: Preprocessing) -> np.ndarray:
 
 def evaluation_size(size: tuple[int, int], p: Preprocessing) -> tuple[int, int]:
     """Returns the (width, height) to which `p` resizes a picture of `size` before its crop."""
-    resized = _resized_size(size, p)
-    _check_size(resized, f"the image, {size[0]}x{size[1]} resized to {p.resize_to},")
-    return resized
+    what = f"the image, {size[0]}x{size[1]} resized to {p.resize_to},"
+    return _check_size(_resized_size(size, p), what)
 
 
 def shorter_side_size(size: tuple[int, int], shorter: int) -> tuple[int, int]:
@@ -238,9 +238,8 @@ def shorter_side_size(size: tuple[int, int], shorter: int) -> tuple[int, int]:
 
     Raises ImageError above 50 million pixels: a strip of 1x50000 would need 10 GB.
     """
-    scaled = _scaled_size(size, shorter)
-    _check_size(scaled, f"the image, {size[0]}x{size[1]} scaled to {shorter},")
-    return scaled
+    what = f"the image, {size[0]}x{size[1]} scaled to {shorter},"
+    return _check_size(_scaled_size(size, shorter), what)
 
 
 def _resized_size(size: tuple[int, int], p: Preprocessing) -> tuple[int, int]:

@@ -11,8 +11,8 @@ from PIL import Image
 
 from gnet_jax.cli.main import main
 from gnet_jax.config.paths import as_text, typed_path
-from gnet_jax.data.sources import DataError, MissingSplitError, open_source, split_count, walk
-from gnet_jax.data.sources.walk import REASONS
+from gnet_jax.data.sources import DataError, MissingSplitError, folder, open_source, split_count
+from gnet_jax.data.sources.folder import REASONS
 
 
 def png(value):
@@ -383,9 +383,9 @@ def test_existing_files_win_over_urls_and_standard_input_is_refused_beside_a_fil
 
 
 def test_every_reason_is_explained():
-    assert set(walk.IMAGES_LOST) < set(REASONS)
+    assert set(folder.IMAGES_LOST) < set(REASONS)
     assert (
-        walk.counted({"junk": list(map(str, range(1234))), "broken link": ["b"]})
+        folder.counted({"junk": list(map(str, range(1234))), "broken link": ["b"]})
         == "broken link 1, junk 1,234"
     )
 

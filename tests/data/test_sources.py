@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gnet_jax.data import sources
 from gnet_jax.data.decode import decode
-from gnet_jax.data.sources import DataError, digits, open_source
+from gnet_jax.data.sources import DataError, open_source
 
 
 def png(value, size=(7, 9)):
@@ -69,7 +70,7 @@ def test_missing_parts_of_a_folder_are_named(folder, tmp_path):
 
 def test_missing_digits_are_named(tmp_path, monkeypatch):
     elsewhere = types.SimpleNamespace(locate_file=lambda name: tmp_path / name)
-    monkeypatch.setattr(digits, "distribution", lambda _: elsewhere)
+    monkeypatch.setattr(sources, "distribution", lambda _: elsewhere)
     with pytest.raises(DataError, match=r"digits\.csv\.gz; reinstall scikit-learn"):
         open_source("digits", "train")
 

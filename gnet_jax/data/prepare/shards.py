@@ -144,9 +144,10 @@ def _write_split(files: list[Path], plan: SplitPlan, file_format: Format, thread
             if count != end - first:
                 raise OSError(f"it has {count:,} of {end - first:,} records")
             part.replace(path)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # array_record raises RuntimeError for any reason
+            reason = getattr(error, "strerror", None) or error
             raise PrepareError(
-                f"cannot write {path}: {error.strerror or error}; the same command resumes"
+                f"cannot write {path}: {reason}; the same command resumes"
             ) from error
 
     with (
@@ -174,18 +175,8 @@ def _write_file(path: Path, records: Iterator[bytes], file_format: Format) -> in
             os.fspath(plain_path(path)), "group_size:1"
         )
         for data in records:
-            with _storage_errors():
-                writer.write(data)
-        with _storage_errors():
-            writer.close()
+            writer.write(data)
+        writer.close()
     with path.open("rb") as file:
         os.fsync(file.fileno())  # or a power cut could leave the name without the bytes
     return len(record_ends(path)) if file_format == "tfrecord" else count_array_records(str(path))
-
-
-@contextlib.contextmanager
-def _storage_errors() -> Generator[None, None, None]:
-    try:
-        yield
-    except RuntimeError as error:  # array_record has one type for every error
-        raise OSError(str(error)) from error

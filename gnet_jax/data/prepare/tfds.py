@@ -25,8 +25,8 @@ from gnet_jax.data.prepare.shards import Format, PrepareError, SplitPlan, bounda
 from gnet_jax.data.progress import progress_line
 from gnet_jax.data.sources import LeftOut, MissingSplitError, Source, Split, digest, open_source
 from gnet_jax.data.sources.classes import refuse_unknown
+from gnet_jax.data.sources.folder import merged
 from gnet_jax.data.sources.tfds import TfdsSource, class_names, folder_of, is_prepared, open_builder
-from gnet_jax.data.sources.walk import merged
 
 MD5 = {
     "ILSVRC2012_img_train.tar": "1d675b47d978889d74fa0da5fadfb00e",

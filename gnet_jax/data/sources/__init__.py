@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from importlib.metadata import distribution
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -34,7 +35,7 @@ class Source(Protocol):
 
     class_names: tuple[str, ...]  # the classes of the train split, if there is one, come first
     split: str  # the split that is read: "val" reads "test" in a set without a validation split
-    left_out: LeftOut  # the entries that are not read, by the reasons in `walk.REASONS`
+    left_out: LeftOut  # the entries that are not read, by the reasons in `folder.REASONS`
 
     @property
     def labels(self) -> np.ndarray | None:
@@ -94,6 +95,43 @@ class SubsetSource:
         return digest(f"{len(self)} of {whole}".encode())
 
 
+class DigitsSource:
+    """scikit-learn's 1,797 scans of 8x8 pixels, in a fixed shuffle: 1,437 to train."""
+
+    class_names = tuple("0123456789")
+
+    def __init__(self, split: Split) -> None:
+        parts = {"train": slice(1437), "val": slice(1437, None)}
+        if split not in parts:
+            raise MissingSplitError(f"the digits have no {split} split; choose train or val")
+        # sklearn.datasets reads this file too, but takes longer to import than this whole project.
+        file = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
+        try:
+            digits = np.loadtxt(str(file), delimiter=",")
+        except OSError as error:
+            raise DataError(f"cannot read {file}; reinstall scikit-learn") from error
+        order = np.random.RandomState(0).permutation(len(digits))  # its stream is frozen
+        chosen = digits[order[parts[split]]]
+        self.split = split
+        self.left_out: LeftOut = {}
+        self._images = np.round(chosen[:, :64] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
+        self.labels = chosen[:, 64].astype(np.int64)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Example:
+        return Example(self._images[index], int(self.labels[index]))
+
+    def describe(self, index: int) -> str:
+        """Returns its index in the split."""
+        return f"digit {index} of {self.split}"
+
+    def fingerprint(self) -> str:
+        """Returns a hash of every pixel and label."""
+        return digest(self._images.tobytes(), self.labels.astype("<i8").tobytes())
+
+
 def open_source(spec: str, split: Split) -> Source:
     """Returns the source that `spec` names: "digits", "folder:PATH", "npz:PATH" or "tfds:NAME".
 
@@ -107,8 +145,6 @@ def open_source(spec: str, split: Split) -> Source:
         return SubsetSource(open_source(whole, split), count)
     kind, _, where = spec.partition(":")
     if kind == "digits" and not where:
-        from gnet_jax.data.sources.digits import DigitsSource
-
         return DigitsSource(split)
     if kind == "tfds" and where:
         from gnet_jax.data.sources.tfds import TfdsSource

@@ -61,7 +61,10 @@ class NpzSource:
             self.split, self._name = part.split, part.describe()
             self._offsets, self._images = _images(part, train)
             self.labels = _labels(part, len(self))
-            known = _class_names(train) or _numbered(_labels(train))
+            known = _class_names(train)
+            if known is None:  # the numbers up to the largest label; an absurd one is an error
+                labels = _labels(train)
+                known = tuple(map(str, range(min(labels.max(initial=-1), len(labels)) + 1)))
             own = _class_names(part) or known
         self._check_labels(own, train=split == "train")
         self.class_names = joined(known, own)
@@ -246,11 +249,6 @@ def _class_names(part: _Part) -> tuple[str, ...] | None:
     texts = tuple(map(as_text, names.tolist()))
     refuse_twice(texts, where)
     return texts
-
-
-def _numbered(labels: np.ndarray) -> tuple[str, ...]:
-    """Returns the numbers up to the largest label, at most N + 1: an absurd label is an error."""
-    return tuple(map(str, range(min(int(labels.max(initial=-1)) + 1, len(labels) + 1))))
 
 
 def _check_shape(images: np.ndarray, where: str) -> np.ndarray:
