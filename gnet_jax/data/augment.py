@@ -105,10 +105,8 @@ def _mix(
 ) -> tuple[jax.Array, jax.Array]:
     """Mixes each image with its neighbour in the batch (mixup, arXiv 1710.09412).
 
-    Places 0 and 1 are neighbours, 2 and 3, and so on. They are a random pair, because every epoch
-    is another permutation. If each device holds an even number of images, no image moves between
-    devices, and pmap, which sees only its own share, mixes the same pairs. Each image draws a share
-    of its own.
+    Places 0 and 1 are neighbours, 2 and 3, and so on: a random pair, because every epoch is another
+    permutation. No image moves between devices, and pmap mixes the same pairs.
     """
     if len(images_BHWC) % 2:
         raise ConfigError(
@@ -129,10 +127,8 @@ def _neighbours(x_B: jax.Array) -> jax.Array:
 def _draw_share(key: jax.Array, alpha: float) -> jax.Array:
     """Returns the larger of s and 1 - s, for s drawn from Beta(alpha, alpha), in 1024ths.
 
-    The image itself keeps the larger share. Neighbours are exchangeable, so the distribution of the
-    mixed images is the same, and each example is the main part of one image in every epoch.
-
-    The draw is exact and needs two uniform numbers: Student's t with 2 alpha degrees of freedom by
+    Neighbours are exchangeable, so each example is the main part of one image in every epoch. The
+    draw is exact and needs two uniform numbers: Student's t with 2 alpha degrees of freedom by
     Bailey's polar method, and from it the symmetric beta (L. Devroye, Random variate generation in
     one line of code, 1996). A rejection sampler would loop until all devices agree to end.
     """
@@ -143,10 +139,7 @@ def _draw_share(key: jax.Array, alpha: float) -> jax.Array:
 
 
 def _erase(x_BHWC: jax.Array, keys_B: jax.Array, probability: float) -> jax.Array:
-    """Sets a random rectangle of that share of the images to zero, the mean colour.
-
-    Random erasing (arXiv 1708.04896). A side is at most as long as the image, so no draw fails.
-    """
+    """Sets a random rectangle of that share of the images to zero (arXiv 1708.04896)."""
     height, width = x_BHWC.shape[1:3]
 
     def rectangle(key: jax.Array) -> jax.Array:
@@ -205,10 +198,7 @@ def distort(images_BHWC: jax.Array, keys_B: jax.Array, *, augmentation: AugmentC
 def _apply(
     image_HWC: jax.Array, due: dict[str, jax.Array], factors: dict[str, jax.Array]
 ) -> jax.Array:
-    """Returns the image with the one distortion that is due.
-
-    It computes all of them, because the images of one program cannot take different paths.
-    """
+    """Returns the image with the one distortion that is due; it computes all of them."""
     grey_HW1 = grey(image_HWC)
     others = {"brightness": 0.0, "contrast": mean_grey(grey_HW1), "saturation": grey_HW1}
     # The three blends differ only in a factor and a grey image: select those, and blend once.
@@ -241,20 +231,14 @@ def grey(image_HWC: jax.Array) -> jax.Array:
 
 
 def mean_grey(grey_HW1: jax.Array) -> jax.Array:
-    """Returns the mean of a grey image, its pixels rounded to whole levels.
-
-    A sum of integers does not depend on the order in which a device adds them.
-    """
+    """Returns the mean of a grey image, its pixels rounded to whole levels."""
+    # A sum of integers does not depend on the order in which a device adds them.
     total = jnp.sum(jnp.round(grey_HW1).astype(jnp.int32))
     return on_grid(total / grey_HW1.size, PIXEL)
 
 
 def turn_hue(image_HWC: jax.Array, turn: jax.Array | float) -> jax.Array:
-    """Returns the image with its hue turned by a share of the colour circle.
-
-    It goes through HSV and back: channel n is `value - chroma * clip(min(k, 4 - k), 0, 1)` with
-    `k = (n + 6 hue) mod 6`, n = 5, 3, 1. Value and chroma stay.
-    """
+    """Returns the image with its hue turned by a share of the colour circle, through HSV."""
     red, green, blue = (image_HWC[..., i] for i in range(3))
     value, lowest = jnp.max(image_HWC, -1), jnp.min(image_HWC, -1)
     chroma = value - lowest

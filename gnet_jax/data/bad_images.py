@@ -64,10 +64,8 @@ class BadRecords:
                 self._found[record.index] = record
                 if self._told is not None:
                     self._told(record)
-        if len(self) > self.allowed:
-            raise TooManyBadRecordsError(self._message())
-
-    def _message(self) -> str:
+        if len(self) <= self.allowed:
+            return
         lines = [
             f"{len(self):,} of {self._images:,} images are damaged, but a bad limit of "
             f"{self._limit:.2%} allows {self.allowed:,}:",
@@ -80,7 +78,7 @@ class BadRecords:
             "`gnet check-data` lists all of them; fix or remove them, or raise the bad limit "
             "(--data.bad-limit of train.py, --bad-limit of gnet evaluate)"
         )
-        return "\n".join([*lines, fix])
+        raise TooManyBadRecordsError("\n".join([*lines, fix]))
 
 
 def read_example(source: Source, index: int) -> Example:

@@ -39,7 +39,6 @@ _Loaded = tuple[Batch, list[BadRecord]]  # a batch, and the damaged images found
 
 
 def _order(size: int, seed: int) -> Any:
-    """Returns an endless sequence of indices; every epoch is another permutation."""
     return grain.MapDataset.range(size).seed(seed).shuffle().repeat()
 
 
@@ -165,12 +164,9 @@ def _host_places(batch_size: int, host: int, hosts: int) -> range:
     return range(host * share, (host + 1) * share)
 
 
-def _empty(images: int, size: int) -> Batch:
-    return Batch(
-        image=np.zeros((images, size, size, 3), np.uint8),
-        label=np.zeros(images, np.int32),
-        mask=np.zeros(images, bool),
-    )
+def _empty(n: int, size: int) -> Batch:
+    pixels = np.zeros((n, size, size, 3), np.uint8)
+    return Batch(image=pixels, label=np.zeros(n, np.int32), mask=np.zeros(n, bool))
 
 
 def _load_row(
@@ -178,11 +174,11 @@ def _load_row(
 ) -> BadRecord | None:
     """Fills a row with `crop(image, *options)`, or returns why the image cannot be decoded."""
     try:
-        example = read_example(source, index)
-        batch["image"][row] = crop(example.image, *options)
+        image, label = read_example(source, index)
+        batch["image"][row] = crop(image, *options)
     except ImageError as error:
         return BadRecord(index, source.describe(index), str(error))
-    batch["label"][row], batch["mask"][row] = example.label, True
+    batch["label"][row], batch["mask"][row] = label, True
     return None
 
 

@@ -180,10 +180,7 @@ def _count(found: list[Any], noun: str, rest: str) -> list[str]:
 
 
 def open_splits(spec: str) -> tuple[list[Source], list[str]]:
-    """Returns the source of every split that exists, and the names of the missing ones.
-
-    Raises MissingSplitError if there is none, and DataError as `open_source`.
-    """
+    """Returns the source of every split that exists, and the names of the missing ones."""
     sources: dict[str, Source] = {}
     errors: dict[str, MissingSplitError] = {}
     for split in SPLITS:
@@ -199,10 +196,7 @@ def open_splits(spec: str) -> tuple[list[Source], list[str]]:
 
 
 def scan(spec: str, *, threads: int = 4) -> Scan:
-    """Read and decode every example of the data source `spec`; see `open_splits` for its errors.
-
-    It takes about 400 bytes of memory for each. The result does not depend on `threads`.
-    """
+    """Read and decode every example of the data source `spec`, in about 400 bytes of memory each."""
     sources, missing = open_splits(spec)
     places: dict[bytes, list[tuple[Source, int, int]]] = defaultdict(list)  # by digest
     splits = []

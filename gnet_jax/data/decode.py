@@ -21,17 +21,10 @@ if TYPE_CHECKING:
 MAX_PIXELS = 50_000_000  # larger images are refused before they are decoded
 # Pillow would try forty more formats, one of which (EPS) runs a program.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_T, _R = Image.Transpose, Image.Resampling
+TURNS = {2: _T.FLIP_LEFT_RIGHT, 3: _T.ROTATE_180, 4: _T.FLIP_TOP_BOTTOM, 5: _T.TRANSPOSE}
+TURNS |= {6: _T.ROTATE_270, 7: _T.TRANSVERSE, 8: _T.ROTATE_90}  # by EXIF orientation
 # The filters of interpolation "random"; BOX is the mean over the area that a pixel covers.
-_R = Image.Resampling
 FILTERS = (_R.BILINEAR, _R.BOX, _R.BICUBIC, _R.NEAREST)
 REMEDY = "save it with 8 bits per channel, as grey or RGB"
 Box = tuple[float, float, float, float]  # left, top, right, bottom
@@ -164,7 +157,7 @@ def _check_jpeg2000(image: bytes) -> None:
     """Refuses colours of more than 8 bits, because Pillow turns their highest values into 0."""
     size = image.find(b"\xff\x4f\xff\x51") + 40  # the number of channels in the first marker
     channels = int.from_bytes(image[size : size + 2], "big")
-    bits = max((image[size + 2 : size + 2 + 3 * channels : 3]), default=0) % 128 + 1
+    bits = max(image[size + 2 : size + 2 + 3 * channels : 3], default=0) % 128 + 1
     if bits > 8:
         raise ImageError(f"a JPEG 2000 with {bits} bits per colour, which is not read; {REMEDY}")
 

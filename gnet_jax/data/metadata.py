@@ -161,11 +161,9 @@ def _png_text(name: bytes, body: bytes) -> tuple[bytes, bytes]:
     compressed = name == b"zTXt" or (name == b"iTXt" and text[:1] == b"\1")
     if name == b"iTXt":  # two flags, the language and the translated key
         text = text[2:].split(b"\0", 2)[-1]
-    elif name == b"zTXt":
-        text = text[1:]
     if compressed:
         try:
-            text = zlib.decompressobj().decompress(text, MAX_TEXT)
+            text = zlib.decompressobj().decompress(text[name == b"zTXt" :], MAX_TEXT)
         except zlib.error:
             return b"", b""
     if key == b"XML:com.adobe.xmp":
@@ -243,10 +241,7 @@ def read_tiff(image: bytes) -> Tiff:
 
 
 def _rewrite(image: bytes, found: Directory) -> bytes:
-    """Returns the file with only the needed tags, grey as BlackIsZero, and without more pages.
-
-    Everything else stays in its place, so no offset changes.
-    """
+    """Returns the file with only the needed tags, grey as BlackIsZero, and without more pages."""
     letter = "Q" if found.big else "I"
     entries = {tag: entry for tag, entry in found.entries.items() if tag in NEEDED}
     if found.values(image, PHOTOMETRIC) == (0,):

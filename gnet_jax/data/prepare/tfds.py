@@ -69,11 +69,9 @@ def prepare(
 ) -> Prepared:
     """Prepare a set such as "imagenet2012" or "mnist:3.0.1" unless it exists, and check it.
 
-    imagenet2012 is made from its tars in `manual_dir` without TensorFlow, and a killed call is
-    resumed by the next; `subset` accepts tars with only a part of the images. Other sets are
-    prepared by tensorflow-datasets, which mostly requires TensorFlow and starts from scratch each
-    time. Raises PrepareError if a set cannot be prepared, and DataError if it is unknown, not image
-    classification, or incomplete.
+    imagenet2012 is made from its tars in `manual_dir`; `subset` accepts tars with only a part of
+    the images. Other sets are prepared by tensorflow-datasets. Raises PrepareError if a set cannot
+    be prepared, and DataError if it is unknown, not image classification, or incomplete.
     """
     builder = open_builder(name, data_dir)
     class_names(name, builder.info.features)
@@ -94,7 +92,6 @@ def prepare(
 
 
 def _count(name: str, data_dir: Path | None) -> dict[str, int]:
-    """Opens every split of a set, which checks it, and returns their numbers of images."""
     images = {}
     for split in ("train", "val", "test"):
         with contextlib.suppress(MissingSplitError):
@@ -163,10 +160,9 @@ def _imagenet_split(builder: Any, split: str, tar: Path, subset: bool) -> SplitP
 def _members(
     split: str, tar: Path, class_names: Sequence[str], labels: Sequence[str]
 ) -> list[Member]:
-    """Returns the images of a split in the order in which tensorflow-datasets stores them.
+    """Returns the images of a split in the order of tensorflow-datasets.
 
-    `class_names` are the WordNet ids in the order of the labels, `labels` the WordNet id of each
-    validation image, by the image's number less one.
+    `labels` holds the WordNet id of each validation image.
     """
     numbers = {wnid: number for number, wnid in enumerate(class_names)}
     with tar.open("rb") as file:
@@ -207,10 +203,7 @@ def _validation(file: BinaryIO, tar: Path, labels: Sequence[int]) -> Iterator[Me
 
 
 def _files(file: BinaryIO, tar: Path, start: int, pattern: str) -> list[tuple[str, int, int]]:
-    """Returns name, offset and size of the regular files in the tar that starts at byte `start`.
-
-    The name is the group of `pattern`; files whose name does not match are left out.
-    """
+    """Returns name, offset and size of the files like `pattern` in the tar that starts at `start`."""
     found = []
     try:
         file.seek(start)

@@ -106,10 +106,7 @@ class DigitsSource:
             raise MissingSplitError(f"the digits have no {split} split; choose train or val")
         # sklearn.datasets reads this file too, but takes longer to import than this whole project.
         file = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
-        try:
-            digits = np.loadtxt(str(file), delimiter=",")
-        except OSError as error:
-            raise DataError(f"cannot read {file}; reinstall scikit-learn") from error
+        digits = np.loadtxt(str(file), delimiter=",")
         order = np.random.RandomState(0).permutation(len(digits))  # its stream is frozen
         chosen = digits[order[parts[split]]]
         self.split = split

@@ -11,82 +11,22 @@ from gnet_jax.config.paths import as_text
 from gnet_jax.data.sources import DataError, Example, LeftOut, MissingSplitError, Split, digest
 from gnet_jax.data.sources.classes import in_order, joined, nfc, refuse_twice
 
+_FORMATS = {"JPEG": ".jpg .jpeg .jpe .jfif", "PNG": ".png", "WEBP": ".webp", "BMP": ".bmp"}
+_FORMATS |= {"GIF": ".gif", "TIFF": ".tif .tiff", "AVIF": ".avif", "JPEG2000": ".jp2 .j2k"}
+_FORMATS |= {"PPM": ".ppm .pgm .pbm"}
 # The suffixes of image files, with Pillow's name of the format.
-SUFFIXES: Mapping[str, str] = {
-    **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), "JPEG"),
-    ".png": "PNG",
-    ".webp": "WEBP",
-    ".bmp": "BMP",
-    ".gif": "GIF",
-    ".avif": "AVIF",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-    ".jp2": "JPEG2000",
-    ".j2k": "JPEG2000",
-    ".ppm": "PPM",
-    ".pgm": "PPM",
-    ".pbm": "PPM",
-}
-
+SUFFIXES = {suffix: name for name, suffixes in _FORMATS.items() for suffix in suffixes.split()}
 # Image files too, which someone meant to be read.
-UNSUPPORTED = frozenset(
-    [
-        ".heic",
-        ".heif",
-        ".hif",
-        ".jxl",
-        ".jxr",
-        ".svg",
-        ".psd",
-        ".ico",
-        ".tga",
-        ".exr",
-        ".hdr",
-        ".dds",
-        ".eps",
-        ".raw",
-        ".dng",
-        ".cr2",
-        ".cr3",
-        ".nef",
-        ".arw",
-        ".orf",
-        ".rw2",
-        ".raf",
-        ".pef",
-        ".apng",
-        ".mpo",
-        ".pnm",
-        ".pam",
-        ".dib",
-        ".jpx",
-        ".jpf",
-        ".j2c",
-        ".bpg",
-        ".qoi",
-        ".dcm",
-        ".pcx",
-    ]
+UNSUPPORTED = (
+    ".heic .heif .hif .jxl .jxr .svg .psd .ico .tga .exr .hdr .dds .eps .raw .dng .cr2 .cr3 .nef "
+    ".arw .orf .rw2 .raf .pef .apng .mpo .pnm .pam .dib .jpx .jpf .j2c .bpg .qoi .dcm .pcx"
 )
 # Names, in lower case, that operating systems and tools create; see also "hidden".
-JUNK = frozenset(
-    [
-        "@eadir",
-        "#recycle",
-        "__macosx",
-        "icon\r",
-        "thumbs.db",
-        "ehthumbs.db",
-        "ehthumbs_vista.db",
-        "desktop.ini",
-        "$recycle.bin",
-        "system volume information",
-        "lost+found",
-        "picasa.ini",
-        "__pycache__",
-    ]
+JUNK = (
+    "@eadir|#recycle|__macosx|icon\r|thumbs.db|ehthumbs.db|ehthumbs_vista.db|desktop.ini|"
+    "$recycle.bin|system volume information|lost+found|picasa.ini|__pycache__"
 )
-
+# Why an entry is not read, most serious first, and what that means.
 REASONS: Mapping[str, str] = {
     "broken link": "links to a missing or unreadable file; restore the file or delete the link",
     "unsupported format": "image formats that are not read; convert them to JPEG or PNG",
@@ -99,10 +39,7 @@ REASONS: Mapping[str, str] = {
     "repeated folder": "links to a folder that is already read or contains them",
     "other split": "splits that are not read",
 }
-"""Why an entry is not read, most serious first, and what that means."""
-
-IMAGES_LOST: tuple[str, ...] = tuple(REASONS)[:3]
-"""The reasons under which images are left out that someone meant to be read."""
+IMAGES_LOST = tuple(REASONS)[:3]  # under which images are left out that someone meant to be read
 
 
 class FolderSource:
@@ -173,10 +110,7 @@ class FolderSource:
         return str(self.root / self._files[index][0])
 
     def fingerprint(self) -> str:
-        """Returns a hash of every file's path below the split and its length in bytes.
-
-        Labels that depend on other splits are hashed too.
-        """
+        """Returns a hash of the paths and sizes, and of labels that depend on other splits."""
         split = len(self.split) + 1
         try:
             lines = [
@@ -254,15 +188,13 @@ def listing(folder: str, left_out: LeftOut) -> tuple[list[str], list[str]]:
 
 def _kind(entry: os.DirEntry[str]) -> str:
     """Returns "image", "folder", or the reason why the entry is left out."""
-    if entry.name.lower() in JUNK:
+    if entry.name.lower() in JUNK.split("|"):
         return "junk"
     if entry.name.startswith("."):
         return "hidden"
     try:
         is_folder, is_file = entry.is_dir(), entry.is_file()
     except OSError:
-        if not entry.is_symlink():
-            raise
         return "broken link"  # to itself, or into a folder that may not be entered
     if is_folder:
         return "folder"
@@ -271,7 +203,7 @@ def _kind(entry: os.DirEntry[str]) -> str:
     suffix = os.path.splitext(entry.name)[1].lower()
     if suffix in SUFFIXES:
         return "image"
-    return "unsupported format" if suffix in UNSUPPORTED else "other suffix"
+    return "unsupported format" if suffix in UNSUPPORTED.split() else "other suffix"
 
 
 def _identity(folder: str | Path) -> tuple[int, int]:
@@ -281,12 +213,11 @@ def _identity(folder: str | Path) -> tuple[int, int]:
 
 def merged(parts: Iterable[Mapping[str, Iterable[str]]]) -> LeftOut:
     """Returns the entries of all `parts`, each path once, in the order of `REASONS`."""
-    parts = list(parts)
-    found = {
-        reason: list(dict.fromkeys(path for part in parts for path in part.get(reason, ())))
-        for reason in REASONS
-    }
-    return {reason: paths for reason, paths in found.items() if paths}
+    found: dict[str, dict[str, None]] = {reason: {} for reason in REASONS}
+    for part in parts:
+        for reason, paths in part.items():
+            found[reason] |= dict.fromkeys(paths)
+    return {reason: list(paths) for reason, paths in found.items() if paths}
 
 
 def counted(left_out: Mapping[str, list[str]]) -> str:

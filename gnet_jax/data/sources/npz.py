@@ -211,7 +211,7 @@ def _images(part: _Part, train: _Part) -> tuple[np.ndarray | None, np.ndarray]:
 
 
 def _training_range(part: _Part, train: _Part, images: np.ndarray) -> tuple[int, int]:
-    """Returns the values of black and white in the training split, which hold for every split."""
+    """Returns the values of black and white in the training split."""
     if train is part or train.key(*PIXELS) is None:
         return _find_range(images, part.describe())
     pixels, where = train.need("images", *PIXELS)

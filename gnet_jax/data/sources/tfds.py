@@ -103,7 +103,7 @@ def open_builder(name: str, data_dir: Path | None = None, **options: Any) -> Any
 
 
 def folder_of(builder: Any) -> Path | str:
-    """Returns the folder of the set of `builder` by its own name; a bucket as text."""
+    """Returns the folder of a set by its own name; a bucket as text."""
     folder = os.fspath(builder.data_dir)
     return folder if "://" in folder else Path(folder).resolve()
 
@@ -163,8 +163,8 @@ class _ArrayRecords(Shards):
                 found = list(pool.map(count_array_records, paths))
             except OSError as error:
                 raise DataError(f"a file of the data is missing or damaged: {error}") from error
-        for path, count, records in zip(paths, counts, found, strict=True):
-            check_count(path, count, records)
+        for each in zip(paths, counts, found, strict=True):
+            check_count(*each)
         # With slices the library does not count the records once more.
         slices = [f"{_plain(path)}[0:{count}]" for path, count in zip(paths, counts, strict=True)]
         self._source = ArrayRecordDataSource(slices)

@@ -1,10 +1,10 @@
-"""TFRecord files: their framing, and random access to their records.
+"""TFRecord files: their framing, and random access to their records by an index of their ends.
 
 A record is its length (8 bytes, little-endian), a checksum of the length (4), its data, and a
-checksum of the data (4). Only the lengths show where records begin, so each file is walked once,
-from length to length, and the ends of the records are kept in an index.
+checksum of the data (4).
 """
 
+import contextlib
 import os
 import secrets
 import struct
@@ -170,15 +170,14 @@ def _save_index(places: Sequence[Path], key: str, ends: np.ndarray) -> None:
         part = place.with_name(f"{place.name}.{secrets.token_hex(4)}")
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                with part.open("xb") as file:
-                    np.savez(file, key=np.array(key), ends=ends)
-                part.replace(place)  # atomic, because other hosts may write it too
-            finally:
-                part.unlink(missing_ok=True)
+            with part.open("xb") as file:
+                np.savez(file, key=np.array(key), ends=ends)
+            part.replace(place)  # atomic, because other hosts may write it too
             return
         except OSError as error:
             errors.append(f"{place.parent} ({error.strerror})")
+            with contextlib.suppress(OSError):
+                part.unlink()
     print(
         f"cannot save the index of the records in {' or '.join(errors)}; every start rebuilds it",
         file=sys.stderr,
