@@ -29,11 +29,10 @@ def prepare(
 ) -> None:
     """Prepare a data set of TensorFlow Datasets, or a copy of any source with smaller images.
 
-    tfds:imagenet2012 is made from ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, which
-    image-net.org offers to registered users. Other sets are downloaded; most of them require
-    TensorFlow: pip install -e '.[prepare]'. With --resize, any source is copied instead, for
-    hosts that cannot decode large images fast enough. If ImageNet or a copy is interrupted, the
-    same command resumes it.
+    tfds:imagenet2012 is made from ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar of
+    image-net.org. Other sets are downloaded; most of them require TensorFlow: pip install -e
+    '.[prepare]'. With --resize, any source is copied instead. If ImageNet or a copy is interrupted,
+    the same command resumes it.
 
     Args:
         source: tfds:imagenet2012, tfds:cifar10 or another set; with --resize any source.
@@ -91,9 +90,8 @@ def check_data(
 
     Exit code 1 if something must be fixed: damaged images, labels out of range, classes that are
     empty or missing in train, images in several splits or under several labels, broken links, and
-    images that are not read because of their format or their place. Other files that are not read
-    are listed. A train folder with an empty class, and .npz files whose labels do not fit, are
-    refused at once (exit code 2).
+    images that are not read because of their format or their place. Data that cannot be trained on,
+    such as a train folder with an empty class, are refused at once (exit code 2).
 
     Args:
         source: digits, folder:PATH, npz:PATH, or tfds:NAME.

@@ -196,7 +196,7 @@ def open_splits(spec: str) -> tuple[list[Source], list[str]]:
 
 
 def scan(spec: str, *, threads: int = 4) -> Scan:
-    """Read and decode every example of the data source `spec`, in about 400 bytes of memory each."""
+    """Read and decode every example of `spec`, in about 400 bytes of memory each."""
     sources, missing = open_splits(spec)
     places: dict[bytes, list[tuple[Source, int, int]]] = defaultdict(list)  # by digest
     splits = []

@@ -32,8 +32,8 @@ def fast_crop(
         box = training_box(size, generator, p, a)
         pixels = _decode_jpeg(jpeg, size, box, p.image_size)
     else:
-        pixels = np.asarray(decode(image))
-        size = pixels.shape[1], pixels.shape[0]
+        picture = decode(image)
+        pixels, size = np.asarray(picture), picture.size
         box = training_box(size, generator, p, a)
     x, y = pixels.shape[1] / size[0], pixels.shape[0] / size[1]
     left, top, right, bottom = box
@@ -56,11 +56,9 @@ def _decode_jpeg(image: bytes, size: tuple[int, int], box: Box, wanted: int) -> 
 
 
 def _resize(pixels: np.ndarray, box: Box, size: int) -> np.ndarray:
-    """Returns the part of `pixels` in `box`, (size, size, 3), bilinear and antialiased.
-
-    When shrinking by s, Pillow widens its triangular filter by s; its variance, in pixels of the
-    picture, is then s^2 / 6. Linear interpolation alone has 1/6: a Gaussian adds the rest.
-    """
+    """Returns the part of `pixels` in `box`, (size, size, 3), bilinear and antialiased."""
+    # When shrinking by s, Pillow widens its triangular filter by s; its variance, in pixels of the
+    # picture, is then s^2 / 6. Linear interpolation alone has 1/6: a Gaussian adds the rest.
     left, top, right, bottom = box
     scales = (right - left) / size, (bottom - top) / size
     sigmas = [max((max(1.0, scale) ** 2 - 1) / 6, 1e-6) ** 0.5 for scale in scales]

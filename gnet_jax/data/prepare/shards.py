@@ -1,7 +1,6 @@
 """Write sets of record files in the layout of tensorflow-datasets, without TensorFlow.
 
-A set is written file by file into a folder beside its own, which is renamed at the end. A kill
-loses only the files that were being written.
+A set is written file by file into a folder beside its own, which is renamed at the end.
 """
 
 import contextlib
@@ -111,7 +110,6 @@ def _locked(work: Path) -> Generator[None, None, None]:
 
 
 def _check_origin(work: Path, origin: str) -> None:
-    """Note the source in `work`, or raise if its files were made from another one."""
     note = work / ORIGIN
     started = any(file.name not in (ORIGIN, LOCK) for file in work.iterdir())
     if not started or not note.exists():

@@ -203,7 +203,7 @@ def _validation(file: BinaryIO, tar: Path, labels: Sequence[int]) -> Iterator[Me
 
 
 def _files(file: BinaryIO, tar: Path, start: int, pattern: str) -> list[tuple[str, int, int]]:
-    """Returns name, offset and size of the files like `pattern` in the tar that starts at `start`."""
+    """Returns name, offset and size of the files like `pattern` in the tar at byte `start`."""
     found = []
     try:
         file.seek(start)

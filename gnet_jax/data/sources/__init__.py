@@ -9,7 +9,6 @@ import numpy as np
 
 from gnet_jax.config import UserError
 from gnet_jax.config.paths import typed_path
-from gnet_jax.config.recipes import load_recipe, recipe_names
 
 LeftOut = dict[str, list[str]]  # paths of the entries that are not read, by reason
 Split = Literal["train", "val", "test"]
@@ -158,10 +157,7 @@ def open_source(spec: str, split: Split) -> Source:
         from gnet_jax.data.sources.npz import NpzSource
 
         return NpzSource(where, split)
-    known = "digits, folder:PATH, npz:PATH, tfds:NAME"
-    if spec in recipe_names():
-        known += f" (the recipe {spec} reads {load_recipe(spec)[0].data.source})"
-    raise DataError(f"data source {spec!r} is none of: {known}")
+    raise DataError(f"data source {spec!r} is none of: digits, folder:PATH, npz:PATH, tfds:NAME")
 
 
 def split_count(spec: str) -> tuple[str, int | None]:

@@ -34,18 +34,11 @@ class NpzSource:
     """Labelled images in .npz files; nothing in them is executed.
 
     PATH is a name that contains {split} (`cifar10_{split}.npz`), a folder with `train.npz` and so
-    on, or one file whose keys name the split (`x_train` as in Keras, or `train_images`).
-
-    The arrays, by their keys:
-    - `PIXELS`: (N, H, W), (N, H, W, 1) or (N, H, W, 3). They are uint8, or other numbers if the
-      training split shows their range, one of `RANGES`;
-    - or `ENCODED`: the bytes of all image files, file i from `offsets[i]` to `offsets[i + 1]`;
-    - `LABELS`: N integers from 0;
-    - `class_names`: text. The default is those of the training split, or else the numbers of the
-      training labels. Splits with classes in another order are matched by name; see `find`.
-
-    Raises MissingSplitError if there are only other splits, and DataError for missing, damaged or
-    invalid arrays, labels out of range, fewer than two classes, or an empty class in training.
+    on, or one file whose keys name the split (`x_train` as in Keras, or `train_images`). The keys:
+    `PIXELS` is (N, H, W), (N, H, W, 1) or (N, H, W, 3), uint8 or numbers of one of `RANGES`, which
+    the training split shows. Or `ENCODED` is the bytes of all image files, file i from `offsets[i]`
+    to `offsets[i + 1]`. `LABELS` is N integers from 0. `class_names` is text; the default is those
+    of the training split, or else the numbers of its labels. See `find` for how they are matched.
     """
 
     def __init__(self, path: str, split: Split) -> None:
