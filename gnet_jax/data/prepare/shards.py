@@ -9,7 +9,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -28,10 +28,6 @@ Format = Literal["array_record", "tfrecord"]
 
 class PrepareError(UserError):
     """A data set that cannot be prepared."""
-
-
-class _StoppedError(Exception):
-    """Another thread has failed, or Ctrl-C was pressed."""
 
 
 class SplitPlan(NamedTuple):
@@ -129,8 +125,8 @@ def _write_split(files: list[Path], plan: SplitPlan, file_format: Format, thread
 
     def records(first: int, end: int) -> Iterator[bytes]:
         for index in range(first, end):
-            if stop.is_set():
-                raise _StoppedError
+            if stop.is_set():  # another thread has failed, or Ctrl-C was pressed
+                raise CancelledError
             yield plan.record(index)
             advance()
 

@@ -109,8 +109,7 @@ def folder_of(builder: Any) -> Path | str:
 
 
 def is_prepared(builder: Any) -> bool:
-    """Whether the set of `builder` is prepared."""
-    # tensorflow-datasets warns about a missing folder.
+    """Whether the set of `builder` is prepared. tensorflow-datasets warns of a missing folder."""
     return builder.data_path.exists() and builder.is_prepared()
 
 
