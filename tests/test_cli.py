@@ -399,7 +399,7 @@ def test_convert_and_export_keep_the_model(folder, capsys):
         (["summary", "--compare", "naive", "--picture", "/no/x.png"], "there is no folder /no"),
         (["summary", "--compare", "naive", "--picture", "x.doc"], "use one of .png, .svg, .pdf"),
         (["summary", "--aux-after", "none"], "'none'"),
-        (["check-data", "cifar10"], "the recipe cifar10 reads tfds:cifar10"),
+        (["check-data", "cifar10"], "'cifar10' is none of"),
         (["sumary"], "did you mean summary?"),
         (["curves", "/no/run"], "/no/run has no metrics.jsonl"),
     ],

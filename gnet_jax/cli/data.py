@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from gnet_jax.cli.output import PHOTOS, check_picture, console, json_line, say_not_read
-from gnet_jax.config import Config, UserError, check
+from gnet_jax.config import UserError, check
 from gnet_jax.config.command import parse_command
 
 
@@ -29,11 +29,10 @@ def prepare(
 ) -> None:
     """Prepare a data set of TensorFlow Datasets, or a copy of any source with smaller images.
 
-    tfds:imagenet2012 is made from ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, which
-    image-net.org offers to registered users. Other sets are downloaded; most of them require
-    TensorFlow: pip install -e '.[prepare]'. With --resize, any source is copied instead, for
-    hosts that cannot decode large images fast enough. If ImageNet or a copy is interrupted, the
-    same command resumes it.
+    tfds:imagenet2012 is made from ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar of
+    image-net.org. Other sets are downloaded; most of them require TensorFlow: pip install -e
+    '.[prepare]'. With --resize, any source is copied instead. If ImageNet or a copy is interrupted,
+    the same command resumes it.
 
     Args:
         source: tfds:imagenet2012, tfds:cifar10 or another set; with --resize any source.
@@ -45,23 +44,22 @@ def prepare(
         out: folder of the copy.
         threads: number of threads that write files.
     """
-    from gnet_jax.data.prepare.pack import pack
-    from gnet_jax.data.prepare.tfds import prepare as prepare_set
+    from gnet_jax.data.prepare import tfds
 
-    _check_at_least_one("threads", threads)
+    _check_at_least("threads", threads)
     if (resize is None) != (out is None):
         raise UserError("--resize and --out require each other: --resize 256 --out DIR")
     if resize is not None and out is not None:
-        _check_at_least_one("resize", resize)
+        _check_at_least("resize", resize)
         unused = {"--manual-dir": manual_dir, "--data-dir": data_dir, "--subset": subset}
         for option in (option for option, given in unused.items() if given):
             raise UserError(f"{option} has no effect with --resize; set TFDS_DATA_DIR to read tfds")
-        prepared = pack(source, out, resize, file_format=format, threads=threads)
+        prepared = tfds.pack(source, out, resize, file_format=format, threads=threads)
         source, data_dir = f"tfds:{out.name}", out.absolute().parent
     elif not source.removeprefix("tfds:") or not source.startswith("tfds:"):
         raise UserError(f"{source!r} is not a set of TensorFlow Datasets; name it tfds:NAME")
     else:
-        prepared = prepare_set(
+        prepared = tfds.prepare(
             source.removeprefix("tfds:"),
             data_dir=data_dir,
             manual_dir=manual_dir,
@@ -78,9 +76,9 @@ def prepare(
     print(f"  {setting}gnet train {recipe} --data.source {source}")
 
 
-def _check_at_least_one(option: str, value: int) -> None:
-    if value < 1:
-        raise UserError(f"--{option} is {value}; it must be at least 1")
+def _check_at_least(option: str, value: int, least: int = 1) -> None:
+    if value < least:
+        raise UserError(f"--{option} is {value}; it must be at least {least}")
 
 
 def check_data(
@@ -92,19 +90,17 @@ def check_data(
 
     Exit code 1 if something must be fixed: damaged images, labels out of range, classes that are
     empty or missing in train, images in several splits or under several labels, broken links, and
-    images that are not read because of their format or their place. Other files that are not read
-    are listed. A train folder with an empty class, and .npz files whose labels do not fit, are
-    refused at once (exit code 2).
+    images that are not read because of their format or their place. Data that cannot be trained on,
+    such as a train folder with an empty class, are refused at once (exit code 2).
 
     Args:
         source: digits, folder:PATH, npz:PATH, or tfds:NAME.
         json: print one JSON object that names every finding.
         threads: number of threads that read and decode.
     """
-    from gnet_jax.data.check.report import print_scan
-    from gnet_jax.data.check.scan import scan
+    from gnet_jax.data.check import print_scan, scan
 
-    _check_at_least_one("threads", threads)
+    _check_at_least("threads", threads)
     found = scan(source, threads=threads)
     if json:
         print(json_line(found.as_dict()))
@@ -137,15 +133,18 @@ def show_data(arguments: Sequence[str]) -> None:
     command = parse_command(arguments, "gnet show-data", ShowData(), inspect.getdoc(show_data))
     config, given = command.config, command.options
     for name, least in (("rows", 1), ("columns", 1), ("step", 0)):
-        if getattr(given, name) < least:
-            raise UserError(f"--{name} is {getattr(given, name)}; it must be at least {least}")
+        _check_at_least(name, getattr(given, name), least)
     check(config)
     # Imported here, so that --help and a typo answer at once.
+    from gnet_jax.convert.start import with_start
     from gnet_jax.data.sources import open_source
     from gnet_jax.lab.look.contact_sheet import draw_sheet
 
     check_picture(given.out, PHOTOS)
-    config = _prepared_as_loaded(config)
+    if config.init is not None and not Path(config.init).expanduser().exists():
+        print(f"there is no {config.init}; drawing with the preprocessing of the config")
+    elif config.init is not None:
+        config = with_start(config)[0]
     source = open_source(config.data.source, given.split)
     images = draw_sheet(
         config,
@@ -158,15 +157,3 @@ def show_data(arguments: Sequence[str]) -> None:
         columns=given.columns,
     )
     print(f"drew {images} images into {given.out}")
-
-
-def _prepared_as_loaded(config: Config) -> Config:
-    """Returns `config` with the preprocessing of the model that it starts from, if it exists."""
-    from gnet_jax.convert.start import with_start
-
-    if config.init is None:
-        return config
-    if not Path(config.init).expanduser().exists():
-        print(f"there is no {config.init}; drawing with the preprocessing of the config")
-        return config
-    return with_start(config)[0]

@@ -113,7 +113,7 @@ def check_not_input(out: Path, inputs: Iterable[str | Path]) -> None:
 
 def say_not_read(left_out: Mapping[str, list[str]]) -> None:
     """Print the number of files that were not read, by reason, on standard error."""
-    from gnet_jax.data.sources.walk import counted
+    from gnet_jax.data.sources.folder import counted
 
     if left_out:
         print(f"not read: {counted(left_out)}", file=sys.stderr)

@@ -165,7 +165,7 @@ def print_plan(run: "Run", workdir: Path) -> None:
         plan["new"] = ", ".join(f"{layer} ({why})" for layer, why in fresh.items()) or "nothing"
         plan["frozen"] = ", ".join(o.freeze) or "nothing"
     if run.train.left_out or run.val.left_out:
-        from gnet_jax.data.sources.walk import counted, merged
+        from gnet_jax.data.sources.folder import counted, merged
 
         left_out = counted(merged([run.train.left_out, run.val.left_out]))
         plan["not read"] = f"{left_out} (gnet check-data lists them)"

@@ -1,9 +1,7 @@
 """What the compiled step does to the pixels: hosts send bytes, devices do the rest.
 
 All randomness of an image is keyed by (seed, step, its place in the global batch), so it does not
-depend on how the batch is split over devices or hosts.
-
-Shapes: B batch, H height, W width, C channels, K classes.
+depend on how the batch is split. Shapes: B batch, H height, W width, C channels, K classes.
 """
 
 import jax
@@ -12,10 +10,14 @@ import numpy as np
 from jax.core import Tracer
 
 from gnet_jax.config import AugmentConfig, ConfigError, Preprocessing, choose
-from gnet_jax.data.distort import FACTOR, blend, distort, on_grid
 
 ERASED_AREA = (0.02, 0.33)  # arXiv 1708.04896, section 5.1, and torchvision
 ERASED_ASPECT = (0.3, 3.3)
+GREY = (77 / 256, 150 / 256, 29 / 256)  # luma of ITU-R BT.601 (0.299, 0.587, 0.114), in 8 bits
+PIXEL = 16  # pixels are multiples of 1 / this: 12 of the 24 bits of a float32
+FACTOR = 1024  # the same for factors and shares of two images
+HUE = 4096  # and for sixths of the colour circle
+NAMES = ("brightness", "contrast", "saturation", "hue")
 
 # From red, green, blue to the network's order, and back.
 CHANNEL_STEPS = {"RGB": slice(None), "BGR": slice(None, None, -1)}
@@ -39,27 +41,20 @@ def preprocess(images_BHWC: jax.Array, *, preprocessing: Preprocessing) -> jax.A
 
 
 def _check_pixels(images: jax.Array) -> None:
-    if images.ndim != 4 or images.shape[-1] != 3:
+    floats = jnp.issubdtype(images.dtype, jnp.floating)
+    if images.ndim != 4 or images.shape[-1] != 3 or not (floats or images.dtype == jnp.uint8):
         raise ConfigError(
-            f"the images have the shape {images.shape}, but must be (B, H, W, 3), red, green and "
-            "blue; pass a single image as x[None]"
+            f"the images are {images.dtype} of shape {images.shape}, but must be uint8 or "
+            "floating-point numbers from 0 to 255 of shape (B, H, W, 3), red, green and blue; pass "
+            "a single image as x[None], other integers as x.astype(np.uint8)"
         )
-    if images.dtype == jnp.uint8:
-        return
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise ConfigError(
-            f"the pixels are {images.dtype}, but must be uint8 or floating-point numbers from 0 to "
-            "255; pass x.astype(np.uint8) if that is their range"
-        )
-    if isinstance(images, Tracer) or not images.size:
+    if not floats or isinstance(images, Tracer) or not images.size:
         return
     low, high = float(images.min()), float(images.max())
     if not (low >= 0 and high <= 255) or 0 < high <= 1:
-        fix = "x * 255" if low >= 0 and high <= 1 else ""
-        fix = "(x + 1) * 127.5" if -1 <= low < 0 and high <= 1 else fix
         raise ConfigError(
-            f"the pixels are from {low:.6g} to {high:.6g}, but must be from 0 to 255"
-            f"{'; pass ' if fix else ''}{fix}"
+            f"the pixels are from {low:.6g} to {high:.6g}, but must be from 0 to 255; pass x * 255 "
+            "for 0 to 1, (x + 1) * 127.5 for -1 to 1"
         )
 
 
@@ -75,30 +70,20 @@ def augment(
 ) -> tuple[jax.Array, jax.Array]:
     """Mirror, distort, mix, `preprocess` and erase training images, which the host has cropped.
 
-    A part that `augmentation` switches off leaves nothing in the compiled program.
-
-    Args:
-        images_BHWC: uint8, red, green, blue.
-        label_B: int32.
-        key: randomness of this step.
-        preprocessing: as in `preprocess`.
-        augmentation: the parts and their strengths.
-        num_classes: K, the length of a target.
-        offset: place of the first image in the global batch; must be even for mixup.
-
-    Returns:
-        float32 inputs (B, H, W, C) and float32 targets (B, K). A target is one-hot, or holds the
-        shares of both classes of a mixed image, at least one half for its own.
-
-    Raises:
-        ConfigError: if an odd number of images is to be mixed.
+    A part that `augmentation` switches off leaves nothing in the compiled program. `images_BHWC`
+    are uint8, red, green and blue; `offset` is the place of the first one in the global batch, even
+    for mixup. Returns float32 inputs (B, H, W, C) and float32 targets (B, K): one-hot, or the
+    shares of both classes of a mixed image, at least one half for its own. Raises ConfigError if an
+    odd number of images is to be mixed.
     """
     a = augmentation
     places_B = offset + jnp.arange(images_BHWC.shape[0])
     keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, places_B)
     if a.flip:
         mirrored_B = jax.vmap(jax.random.bernoulli)(keys_B)
-        images_BHWC = jnp.where(_per_image(mirrored_B), images_BHWC[:, :, ::-1], images_BHWC)
+        images_BHWC = jnp.where(
+            mirrored_B[:, None, None, None], images_BHWC[:, :, ::-1], images_BHWC
+        )
     if a.brightness or a.contrast or a.saturation or a.hue:
         images_BHWC = distort(images_BHWC, _fold_in(keys_B, 1), augmentation=a)
     targets_BK = jax.nn.one_hot(label_B, num_classes, dtype=jnp.float32)
@@ -115,44 +100,35 @@ def _fold_in(keys_B: jax.Array, number: int) -> jax.Array:
     return jax.vmap(jax.random.fold_in, (0, None))(keys_B, number)
 
 
-def _per_image(values_B: jax.Array) -> jax.Array:
-    return values_B[:, None, None, None]
-
-
 def _mix(
     images_BHWC: jax.Array, targets_BK: jax.Array, keys_B: jax.Array, alpha: float
 ) -> tuple[jax.Array, jax.Array]:
     """Mixes each image with its neighbour in the batch (mixup, arXiv 1710.09412).
 
-    Places 0 and 1 are neighbours, 2 and 3, and so on. They are a random pair, because every epoch
-    is another permutation. If each device holds an even number of images, no image moves between
-    devices, and pmap, which sees only its own share, mixes the same pairs. Each image draws a share
-    of its own.
+    Places 0 and 1 are neighbours, 2 and 3, and so on: a random pair, because every epoch is another
+    permutation. No image moves between devices, and pmap mixes the same pairs.
     """
-    if images_BHWC.shape[0] % 2:
+    if len(images_BHWC) % 2:
         raise ConfigError(
             f"augment.mixup is {alpha:g} and mixes pairs of images, but a device holds "
             f"{images_BHWC.shape[0]} images of a batch; it must be an even number"
         )
     share_B = jax.vmap(_draw_share, (0, None))(keys_B, alpha)
     images_BHWC = images_BHWC.astype(jnp.float32)
-    images_BHWC = blend(images_BHWC, _neighbours(images_BHWC), _per_image(share_B))
+    images_BHWC = blend(images_BHWC, _neighbours(images_BHWC), share_B[:, None, None, None])
     share_B1 = share_B[:, None]
     return images_BHWC, share_B1 * targets_BK + (1 - share_B1) * _neighbours(targets_BK)
 
 
 def _neighbours(x_B: jax.Array) -> jax.Array:
-    """Returns for each place the entry of place ^ 1."""
     return x_B.reshape(-1, 2, *x_B.shape[1:])[:, ::-1].reshape(x_B.shape)
 
 
 def _draw_share(key: jax.Array, alpha: float) -> jax.Array:
     """Returns the larger of s and 1 - s, for s drawn from Beta(alpha, alpha), in 1024ths.
 
-    The image itself keeps the larger share. Neighbours are exchangeable, so the distribution of the
-    mixed images is the same, and each example is the main part of one image in every epoch.
-
-    The draw is exact and needs two uniform numbers: Student's t with 2 alpha degrees of freedom by
+    Neighbours are exchangeable, so each example is the main part of one image in every epoch. The
+    draw is exact and needs two uniform numbers: Student's t with 2 alpha degrees of freedom by
     Bailey's polar method, and from it the symmetric beta (L. Devroye, Random variate generation in
     one line of code, 1996). A rejection sampler would loop until all devices agree to end.
     """
@@ -163,10 +139,7 @@ def _draw_share(key: jax.Array, alpha: float) -> jax.Array:
 
 
 def _erase(x_BHWC: jax.Array, keys_B: jax.Array, probability: float) -> jax.Array:
-    """Sets a random rectangle of that share of the images to zero, the mean colour.
-
-    Random erasing (arXiv 1708.04896). A side is at most as long as the image, so no draw fails.
-    """
+    """Sets a random rectangle of that share of the images to zero (arXiv 1708.04896)."""
     height, width = x_BHWC.shape[1:3]
 
     def rectangle(key: jax.Array) -> jax.Array:
@@ -176,10 +149,8 @@ def _erase(x_BHWC: jax.Array, keys_B: jax.Array, probability: float) -> jax.Arra
         aspect = jnp.exp(jax.random.uniform(aspect_key, (), minval=low, maxval=high))
         h = jnp.sqrt(area * height * width * aspect)
         w = jnp.sqrt(area * height * width / aspect)
-        h, w = (
-            jnp.clip(jnp.round(side), 1, whole).astype(jnp.int32)
-            for side, whole in ((h, height), (w, width))
-        )
+        h = jnp.clip(jnp.round(h), 1, height).astype(jnp.int32)
+        w = jnp.clip(jnp.round(w), 1, width).astype(jnp.int32)
         top = jax.random.randint(top_key, (), 0, height - h + 1)
         left = jax.random.randint(left_key, (), 0, width - w + 1)
         rows, columns = jnp.arange(height), jnp.arange(width)
@@ -190,3 +161,93 @@ def _erase(x_BHWC: jax.Array, keys_B: jax.Array, probability: float) -> jax.Arra
 
     erased_BHW = jax.vmap(rectangle)(keys_B)
     return jnp.where(erased_BHW[..., None], 0.0, x_BHWC)
+
+
+def distort(images_BHWC: jax.Array, keys_B: jax.Array, *, augmentation: AugmentConfig) -> jax.Array:
+    """Returns float32 images of 0 to 255, each distorted by its own factors in its own order.
+
+    Brightness blends the image with black, contrast with its mean grey, saturation with its own
+    grey, by a factor uniform in 1 +- the strength; see `blend`. The hue turns by a share of the
+    colour circle uniform in +- the strength. A strength of 0 switches a distortion off.
+
+    Brightness, contrast and saturation follow A. Howard (arXiv 1312.5402, section 2.2), whom the
+    paper cites (section 6); with the hue they are torchvision's ColorJitter. The pixels have the
+    same bits however a batch is split and whatever a compiler fuses: every value is on a grid so
+    coarse that float32 rounds no product of two of them.
+    """
+
+    def distort_one(image_HWC: jax.Array, key: jax.Array) -> jax.Array:
+        order_key, *keys = jax.random.split(key, 1 + len(NAMES))
+        factors = {}
+        for name, factor_key in zip(NAMES, keys, strict=True):  # a name always has the same key
+            strength = getattr(augmentation, name)
+            if strength:
+                most = round(strength * FACTOR)
+                change = jax.random.randint(factor_key, (), -most, most + 1) / FACTOR
+                factors[name] = change if name == "hue" else 1 + change
+        order = jax.random.permutation(order_key, len(factors))
+        image_HWC = image_HWC.astype(jnp.float32)
+        for place in range(len(factors)):
+            due = {name: order[place] == number for number, name in enumerate(factors)}
+            image_HWC = _apply(image_HWC, due, factors)
+        return image_HWC
+
+    return jax.vmap(distort_one)(images_BHWC, keys_B)
+
+
+def _apply(
+    image_HWC: jax.Array, due: dict[str, jax.Array], factors: dict[str, jax.Array]
+) -> jax.Array:
+    """Returns the image with the one distortion that is due; it computes all of them."""
+    grey_HW1 = grey(image_HWC)
+    others = {"brightness": 0.0, "contrast": mean_grey(grey_HW1), "saturation": grey_HW1}
+    # The three blends differ only in a factor and a grey image: select those, and blend once.
+    factor, other_HW1 = jnp.float32(1.0), jnp.zeros_like(grey_HW1)
+    for name, other in others.items():
+        if name in due:
+            factor = jnp.where(due[name], factors[name], factor)
+            other_HW1 = jnp.where(due[name], other, other_HW1)
+    out_HWC = blend(image_HWC, other_HW1, factor)
+    if "hue" in due:
+        out_HWC = jnp.where(due["hue"], turn_hue(image_HWC, factors["hue"]), out_HWC)
+    return out_HWC
+
+
+def on_grid(x: jax.Array, parts: int) -> jax.Array:
+    """Returns `x` rounded to multiples of 1 / `parts`, a power of two."""
+    return jnp.round(x * parts) / parts
+
+
+def blend(image_HWC: jax.Array, other: jax.Array | float, factor: jax.Array | float) -> jax.Array:
+    """Returns `factor * image + (1 - factor) * other`, clipped to 0..255, on the grid of pixels."""
+    blended_HWC = factor * image_HWC + (1 - factor) * other
+    return on_grid(jnp.clip(blended_HWC, 0.0, 255.0), PIXEL)
+
+
+def grey(image_HWC: jax.Array) -> jax.Array:
+    """Returns the grey image (H, W, 1) of an RGB image."""
+    red, green, blue = (image_HWC[..., i : i + 1] for i in range(3))
+    return on_grid(GREY[0] * red + GREY[1] * green + GREY[2] * blue, PIXEL)
+
+
+def mean_grey(grey_HW1: jax.Array) -> jax.Array:
+    """Returns the mean of a grey image, its pixels rounded to whole levels."""
+    # A sum of integers does not depend on the order in which a device adds them.
+    total = jnp.sum(jnp.round(grey_HW1).astype(jnp.int32))
+    return on_grid(total / grey_HW1.size, PIXEL)
+
+
+def turn_hue(image_HWC: jax.Array, turn: jax.Array | float) -> jax.Array:
+    """Returns the image with its hue turned by a share of the colour circle, through HSV."""
+    red, green, blue = (image_HWC[..., i] for i in range(3))
+    value, lowest = jnp.max(image_HWC, -1), jnp.min(image_HWC, -1)
+    chroma = value - lowest
+    is_red, is_green = (red >= green) & (red >= blue), green >= blue
+    corner = jnp.where(is_red, 0.0, jnp.where(is_green, 2.0, 4.0))
+    above = jnp.where(is_red, green - blue, jnp.where(is_green, blue - red, red - green))
+    sixths = corner + on_grid(above / jnp.where(chroma > 0, chroma, 1.0), HUE)  # any, for grey
+    channels = []
+    for n in (5, 3, 1):
+        k = (n + sixths + 6 * turn) % 6
+        channels.append(value - chroma * jnp.clip(jnp.minimum(k, 4 - k), 0, 1))
+    return on_grid(jnp.stack(channels, -1), PIXEL)

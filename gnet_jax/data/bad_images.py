@@ -26,14 +26,11 @@ class TooManyBadRecordsError(DataError):
 
 
 class BadRecords:
-    """The distinct damaged images of one source that were found so far, and their limit.
+    """The distinct damaged images of one source that were found so far.
 
-    Args:
-        source: the examples.
-        limit: largest fraction of its examples that may be damaged.
-        told: called once with each damaged image that is not `known`.
-        known: damaged images that this run found before it was restarted.
-        listed_in: the file with the whole list, for the message.
+    `limit` is the largest fraction of its examples that may be damaged. `told` is called once with
+    each damaged image that is not `known` from before a restart. `listed_in` is the file with the
+    whole list, for the message.
     """
 
     def __init__(
@@ -61,26 +58,14 @@ class BadRecords:
         return int(self._limit * self._images)
 
     def add(self, found: Iterable[BadRecord]) -> None:
-        """Add damaged images; each counts once.
-
-        Raises:
-            TooManyBadRecordsError: if there are too many, with the first ten by name.
-        """
+        """Add damaged images; each counts once. Raises TooManyBadRecordsError above the limit."""
         for record in found:
             if record.index not in self._found:
                 self._found[record.index] = record
                 if self._told is not None:
                     self._told(record)
-        if len(self) > self.allowed:
-            raise TooManyBadRecordsError(self._message())
-
-    def _message(self) -> str:
-        fix = (
-            "fix or remove them, or raise the bad limit (--data.bad-limit of train.py, --bad-limit "
-            "of gnet evaluate)"
-        )
-        if not self.allowed and len(self) == 1:
-            return f"{next(iter(self))}. The bad limit is {self._limit:.2%}: {fix}"
+        if len(self) <= self.allowed:
+            return
         lines = [
             f"{len(self):,} of {self._images:,} images are damaged, but a bad limit of "
             f"{self._limit:.2%} allows {self.allowed:,}:",
@@ -89,16 +74,19 @@ class BadRecords:
         if len(self) > SHOWN:
             where = "" if self._listed_in is None else f", listed in {self._listed_in}"
             lines.append(f"  and {len(self) - SHOWN:,} more{where}")
-        return "\n".join([*lines, f"`gnet check-data` lists all of them; {fix}"])
+        fix = (
+            "`gnet check-data` lists all of them; fix or remove them, or raise the bad limit "
+            "(--data.bad-limit of train.py, --bad-limit of gnet evaluate)"
+        )
+        raise TooManyBadRecordsError("\n".join([*lines, fix]))
 
 
 def read_example(source: Source, index: int) -> Example:
     """Returns `source[index]` after checking its label.
 
-    Raises:
-        ImageError: if the source knows that the record is damaged.
-        DataError: for a label out of range, or a file that cannot be read. Neither is replaced like
-            a damaged image: a wrong label needs a fix, and a read error may be temporary.
+    Raises ImageError if the source knows that the record is damaged, and DataError for a label out
+    of range or a file that cannot be read. Neither is replaced like a damaged image: a wrong label
+    needs a fix, and a read error may be temporary.
     """
     try:
         example = source[index]

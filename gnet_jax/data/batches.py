@@ -1,7 +1,7 @@
 """The order of the data: every batch is a pure function of (seed, step).
 
-Only the step has to be stored to resume. The batch does not depend on the number of hosts, devices,
-processes or threads, because every host takes a contiguous slice of one global batch.
+It does not depend on the number of hosts, devices, processes or threads, because every host takes a
+contiguous slice of one global batch.
 """
 
 import contextlib
@@ -39,7 +39,6 @@ _Loaded = tuple[Batch, list[BadRecord]]  # a batch, and the damaged images found
 
 
 def _order(size: int, seed: int) -> Any:
-    """Returns an endless sequence of indices; every epoch is another permutation."""
     return grain.MapDataset.range(size).seed(seed).shuffle().repeat()
 
 
@@ -67,10 +66,8 @@ def order_fingerprint(size: int, seed: int) -> str:
 def cropper(decoder: Decoder) -> Callable[..., np.ndarray]:
     """Returns the function that decodes and crops a training image.
 
-    The choice never depends on the installed packages, because the pixels differ a little.
-
-    Raises:
-        DataError: if a package that "fast" requires is missing.
+    The choice never depends on the installed packages, because the pixels differ a little. Raises
+    DataError if a package that "fast" requires is missing.
     """
     if choose("data.decoder", decoder, {"pillow": True, "fast": False}):
         return pillow_crop
@@ -100,25 +97,12 @@ def train_batches(
 ) -> Generator[Batch, None, None]:
     """Yields this host's slice of every training batch from `start_step` on, without end.
 
-    Every epoch is another permutation of the source, and batches may span two epochs. The crop of
-    an example is keyed by (seed, step, place in the global batch). An image that cannot be decoded
-    is replaced by the next one of the source that can, so every host, thread and restart chooses
-    the same one.
-
-    Args:
-        source: the examples.
-        batch_size: images per step over all hosts.
-        preprocessing, augmentation: see `decode.training_crop`; pixel values are not changed here.
-        decoder: see `cropper`.
-        seed: of the order and the crops.
-        start_step: number of batches to skip.
-        threads, workers: see `prefetched`.
-        host, hosts: which slice of the global batch to read.
-        bad: receives the damaged images of every batch when it is taken; None allows none.
-
-    Raises:
-        DataError: see `cropper`. Also when a batch is taken that holds a label out of range, a file
-            that cannot be read, or more damaged images than `bad` allows.
+    `batch_size` counts the images of all hosts. Every epoch is another permutation of the source,
+    and batches may span two epochs. The crop of an example is keyed by (seed, step, place in the
+    global batch). An image that cannot be decoded is replaced by the next one of the source that
+    can. `bad` receives the damaged images of every batch when it is taken; None allows none. Raises
+    DataError as `cropper`, and for a batch with a label out of range, a file that cannot be read,
+    or more damaged images than `bad` allows. For `threads` and `workers` see `prefetched`.
     """
     bad = BadRecords(source) if bad is None else bad
     allowed = bad.allowed  # a number, so that worker processes get no copy of `bad`
@@ -174,19 +158,15 @@ def eval_batches(
 
 
 def _host_places(batch_size: int, host: int, hosts: int) -> range:
-    """Returns the places in the global batch that `host` reads."""
     if batch_size % hosts:
         raise DataError(f"a batch of {batch_size} is not divisible by {hosts} hosts")
     share = batch_size // hosts
     return range(host * share, (host + 1) * share)
 
 
-def _empty(images: int, size: int) -> Batch:
-    return Batch(
-        image=np.zeros((images, size, size, 3), np.uint8),
-        label=np.zeros(images, np.int32),
-        mask=np.zeros(images, bool),
-    )
+def _empty(n: int, size: int) -> Batch:
+    pixels = np.zeros((n, size, size, 3), np.uint8)
+    return Batch(image=pixels, label=np.zeros(n, np.int32), mask=np.zeros(n, bool))
 
 
 def _load_row(
@@ -194,11 +174,11 @@ def _load_row(
 ) -> BadRecord | None:
     """Fills a row with `crop(image, *options)`, or returns why the image cannot be decoded."""
     try:
-        example = read_example(source, index)
-        batch["image"][row] = crop(example.image, *options)
+        image, label = read_example(source, index)
+        batch["image"][row] = crop(image, *options)
     except ImageError as error:
         return BadRecord(index, source.describe(index), str(error))
-    batch["label"][row], batch["mask"][row] = example.label, True
+    batch["label"][row], batch["mask"][row] = label, True
     return None
 
 
@@ -219,15 +199,11 @@ def _checked(
 def prefetched(
     load: Callable[[int], T], numbers: range, threads: int, workers: int = 0
 ) -> Generator[T, None, None]:
-    """Yields `load(n)` for each of `numbers`; close the generator to end its threads and processes.
+    """Yields `load(n)` for each of `numbers`, consecutive integers, computed ahead of time.
 
-    Args:
-        load: called from any thread of any process; a UserError is raised to the consumer.
-        numbers: consecutive integers.
-        threads: number of threads in each process.
-        workers: number of processes to compute in; 0 uses this one. Process w computes every
-            `workers`-th result from w on. Each is a fresh process with its own copy of `load`, and
-            takes seconds to start.
+    `load` runs in `threads` threads of each of `workers` fresh processes with their own copies of
+    it, or of this process for 0 workers; a UserError is raised to the consumer. Close the generator
+    to end its threads and processes.
     """
 
     def attempt(number: int) -> T | UserError:

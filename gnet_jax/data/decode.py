@@ -8,7 +8,7 @@ import functools
 import io
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
@@ -21,22 +21,11 @@ if TYPE_CHECKING:
 MAX_PIXELS = 50_000_000  # larger images are refused before they are decoded
 # Pillow would try forty more formats, one of which (EPS) runs a program.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_T, _R = Image.Transpose, Image.Resampling
+TURNS = {2: _T.FLIP_LEFT_RIGHT, 3: _T.ROTATE_180, 4: _T.FLIP_TOP_BOTTOM, 5: _T.TRANSPOSE}
+TURNS |= {6: _T.ROTATE_270, 7: _T.TRANSVERSE, 8: _T.ROTATE_90}  # by EXIF orientation
 # The filters of interpolation "random"; BOX is the mean over the area that a pixel covers.
-FILTERS = (
-    Image.Resampling.BILINEAR,
-    Image.Resampling.BOX,
-    Image.Resampling.BICUBIC,
-    Image.Resampling.NEAREST,
-)
+FILTERS = (_R.BILINEAR, _R.BOX, _R.BICUBIC, _R.NEAREST)
 REMEDY = "save it with 8 bits per channel, as grey or RGB"
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
@@ -50,13 +39,9 @@ def decode(image: bytes | np.ndarray) -> Image.Image:
 
     The content determines the format, and the first of several pictures is read. Grey, CMYK, YCbCr,
     Lab and palette images are converted without their colour profiles; the highest 8 bits of a
-    channel are kept; transparency is dropped.
-
-    Raises:
-        ImageError: for bytes that are not an image, that are cut short or visibly damaged, or that
-            hold over 50 million pixels; for pixels of unknown range or meaning (32 bits, signed or
-            floating-point numbers, CMYK in a JPEG without an Adobe marker); and for an array of
-            another dtype or shape.
+    channel are kept; transparency is dropped. Raises ImageError for bytes that are not an image,
+    are cut short or visibly damaged, or hold over 50 million pixels; for pixels of unknown range or
+    meaning; and for an array of another dtype or shape.
     """
     if isinstance(image, np.ndarray):
         _check_array(image)
@@ -68,19 +53,16 @@ def decode(image: bytes | np.ndarray) -> Image.Image:
 
 
 def _check_array(pixels: np.ndarray) -> None:
-    if pixels.dtype != np.uint8:
-        raise ImageError(
-            f"the pixels are {pixels.dtype}, but must be uint8 from 0 to 255; convert floats from "
-            "0 to 1 by (255 * x).round().astype(np.uint8)"
-        )
     shape = pixels.shape
-    if len(shape) not in (2, 3) or shape[2:] not in ((), (3,)) or not pixels.size:
+    allowed = len(shape) in (2, 3) and shape[2:] in ((), (3,)) and pixels.size
+    if pixels.dtype != np.uint8 or not allowed:
         raise ImageError(
-            f"the pixels have the shape {shape}, but must be (H, W) or (H, W, 3); x[..., 0] takes "
-            "one channel, x[..., :3] drops the transparency, x.transpose(1, 2, 0) moves the "
+            f"the pixels are {pixels.dtype} of shape {shape}, but must be uint8 of shape (H, W) or "
+            "(H, W, 3); (255 * x).round().astype(np.uint8) converts floats from 0 to 1, x[..., 0] "
+            "takes one channel, x[..., :3] drops the transparency, x.transpose(1, 2, 0) moves the "
             "channels to the end, x[0] takes one picture of several"
         )
-    _check_size((shape[1], shape[0]), "the image")
+    _check_size((shape[1], shape[0]))
 
 
 class Opened(NamedTuple):
@@ -94,11 +76,7 @@ class Opened(NamedTuple):
 
 @contextlib.contextmanager
 def opening(image: bytes) -> Iterator[Opened]:
-    """Yields the image file in `image`, opened and not yet decoded.
-
-    Raises:
-        ImageError: as `decode`, also for errors inside the context.
-    """
+    """Yields the image file in `image`, not yet decoded. Turns every error into an ImageError."""
     from gnet_jax.data import metadata
 
     kind, tiff = _format(image), None
@@ -107,7 +85,7 @@ def opening(image: bytes) -> Iterator[Opened]:
         bare = metadata.bare(image) if tiff is None else tiff.bare
         # Image.open would hide the reason of an error, and warn about large images.
         with Image.OPEN[kind][0](io.BytesIO(bare.image), "") as picture:
-            _check_size(picture.size, "the image")
+            _check_size(picture.size)
             yield Opened(picture, bare.image, metadata.orientation(picture, bare), tiff)
     except ImageError:
         raise
@@ -126,7 +104,6 @@ def _format(image: bytes) -> str:
         accept = Image.OPEN[name][1]
         if accept is not None and accept(image[:16]) is True:
             return name
-    # The first bytes identify a web page, a Git LFS pointer, HEIC and others.
     raise ImageError(
         f"not an image: its {len(image):,} bytes are none of {', '.join(known_formats())}; they "
         f"begin with {image[:16]!r}"
@@ -140,12 +117,13 @@ def known_formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _check_size(size: tuple[int, int], what: str) -> None:
+def _check_size(size: tuple[int, int], what: str = "the image") -> tuple[int, int]:
     width, height = size
     if width * height > MAX_PIXELS:
         raise ImageError(
             f"{what} has {width}x{height} pixels; the limit is {MAX_PIXELS // 10**6} million"
         )
+    return size
 
 
 def _to_rgb(opened: Opened) -> Image.Image:
@@ -157,8 +135,6 @@ def _to_rgb(opened: Opened) -> Image.Image:
         )
     if picture.format == "JPEG2000" and picture.mode != "I;16":
         _check_jpeg2000(opened.image)
-    if picture.format == "PPM" and picture.tile[0].codec_name == "ppm":
-        _check_portable_map(opened)
     # Pillow opens 16-bit grey as I;16, or, scaled to 16 bits, as a 32-bit I.
     scaled = picture.mode == "I" and picture.format in ("PNG", "PPM")
     if scaled or picture.mode.startswith("I;16"):
@@ -181,22 +157,9 @@ def _check_jpeg2000(image: bytes) -> None:
     """Refuses colours of more than 8 bits, because Pillow turns their highest values into 0."""
     size = image.find(b"\xff\x4f\xff\x51") + 40  # the number of channels in the first marker
     channels = int.from_bytes(image[size : size + 2], "big")
-    bits = max((image[size + 2 : size + 2 + 3 * channels : 3]), default=0) % 128 + 1
+    bits = max(image[size + 2 : size + 2 + 3 * channels : 3], default=0) % 128 + 1
     if bits > 8:
         raise ImageError(f"a JPEG 2000 with {bits} bits per colour, which is not read; {REMEDY}")
-
-
-def _check_portable_map(opened: Opened) -> None:
-    """Refuses values above the maximum that the file declares, because Pillow clips them."""
-    tile = opened.picture.tile[0]
-    _, highest = cast(tuple[str, int], tile.args)
-    dtype = np.dtype(np.uint8 if highest < 256 else ">u2")
-    data = memoryview(opened.image)[tile.offset :]
-    width, height = opened.picture.size
-    count = min(len(data) // dtype.itemsize, width * height * len(opened.picture.getbands()))
-    largest = np.frombuffer(data, dtype, count).max(initial=0)
-    if largest > highest:
-        raise ImageError(f"a damaged image: it holds {largest}, but declares {highest} as white")
 
 
 def training_crop(
@@ -204,10 +167,9 @@ def training_crop(
 ) -> np.ndarray:
     """Returns the part of the picture in `training_box`, resized to (S, S, 3) uint8.
 
-    Interpolation "random" draws one of the four `FILTERS` after the box, which is therefore the
-    same as with "bilinear".
+    The filter is drawn after the box, so the box is the same with every interpolation.
     """
-    box, kind = training_box(picture.size, generator, p, a), Image.Resampling.BILINEAR
+    box, kind = training_box(picture.size, generator, p, a), _R.BILINEAR
     if choose("augment.interpolation", a.interpolation, {"bilinear": False, "random": True}):
         kind = FILTERS[generator.integers(len(FILTERS))]
     return np.asarray(picture.resize((p.image_size, p.image_size), kind, box=box))
@@ -218,11 +180,10 @@ def training_box(
 ) -> Box:
     """Returns a random part of a picture of `size` (width, height).
 
-    - "random_area": its share of the area is uniform in `a.crop_area`, its width / height
-      log-uniform in `a.crop_aspect`, its place uniform (paper, section 6). If ten draws do not fit,
-      it is the largest central rectangle of an allowed aspect.
-    - "fixed_scale": a random square of the picture that evaluation would crop centrally (Caffe,
-      data_transformer).
+    "random_area": its share of the area is uniform in `a.crop_area`, its width / height log-uniform
+    in `a.crop_aspect`, its place uniform (paper, section 6). If ten draws do not fit, it is the
+    largest central rectangle of an allowed aspect. "fixed_scale": a random square of the picture
+    that evaluation would crop centrally (Caffe, data_transformer).
     """
     width, height = size
     if choose("augment.crop", a.crop, {"random_area": False, "fixed_scale": True}):
@@ -252,11 +213,7 @@ def pillow_crop(
 
 
 def central_crop(picture: Image.Image, p: Preprocessing) -> np.ndarray:
-    """Returns the central square of the resized picture, (S, S, 3) uint8, for evaluation.
-
-    Raises:
-        ImageError: if the resized picture would have over 50 million pixels.
-    """
+    """Returns the central square of the resized picture, (S, S, 3) uint8, for evaluation."""
     width, height = evaluation_size(picture.size, p)
     resized = picture.resize((width, height), Image.Resampling.BILINEAR)
     left, top = (width - p.image_size) // 2, (height - p.image_size) // 2
@@ -264,25 +221,18 @@ def central_crop(picture: Image.Image, p: Preprocessing) -> np.ndarray:
 
 
 def evaluation_size(size: tuple[int, int], p: Preprocessing) -> tuple[int, int]:
-    """Returns the (width, height) to which `p` resizes a picture of `size` before its central crop.
-
-    Raises:
-        ImageError: if that is over 50 million pixels.
-    """
-    resized = _resized_size(size, p)
-    _check_size(resized, f"the image, {size[0]}x{size[1]} resized to {p.resize_to},")
-    return resized
+    """Returns the (width, height) to which `p` resizes a picture of `size` before its crop."""
+    what = f"the image, {size[0]}x{size[1]} resized to {p.resize_to},"
+    return _check_size(_resized_size(size, p), what)
 
 
 def shorter_side_size(size: tuple[int, int], shorter: int) -> tuple[int, int]:
     """Returns the (width, height) of a picture of `size` scaled to a shorter side of `shorter`.
 
-    Raises:
-        ImageError: if that is over 50 million pixels: a strip of 1x50000 would need 10 GB.
+    Raises ImageError above 50 million pixels: a strip of 1x50000 would need 10 GB.
     """
-    scaled = _scaled_size(size, shorter)
-    _check_size(scaled, f"the image, {size[0]}x{size[1]} scaled to {shorter},")
-    return scaled
+    what = f"the image, {size[0]}x{size[1]} scaled to {shorter},"
+    return _check_size(_scaled_size(size, shorter), what)
 
 
 def _resized_size(size: tuple[int, int], p: Preprocessing) -> tuple[int, int]:

@@ -22,9 +22,6 @@ def fast_crop(
     Only upright RGB JPEGs are decoded differently: if the box is at least twice as large as S, at
     the fewest eighths of their size that leave it no smaller than S. Pillow decodes files that
     simplejpeg rejects, so both decoders refuse the same files.
-
-    Raises:
-        ImageError: as `decode`.
     """
     jpeg, size = None, (0, 0)
     if isinstance(image, bytes):
@@ -35,8 +32,8 @@ def fast_crop(
         box = training_box(size, generator, p, a)
         pixels = _decode_jpeg(jpeg, size, box, p.image_size)
     else:
-        pixels = np.asarray(decode(image))
-        size = pixels.shape[1], pixels.shape[0]
+        picture = decode(image)
+        pixels, size = np.asarray(picture), picture.size
         box = training_box(size, generator, p, a)
     x, y = pixels.shape[1] / size[0], pixels.shape[0] / size[1]
     left, top, right, bottom = box
@@ -59,11 +56,9 @@ def _decode_jpeg(image: bytes, size: tuple[int, int], box: Box, wanted: int) -> 
 
 
 def _resize(pixels: np.ndarray, box: Box, size: int) -> np.ndarray:
-    """Returns the part of `pixels` in `box`, (size, size, 3), bilinear and antialiased.
-
-    When shrinking by s, Pillow widens its triangular filter by s; its variance, in pixels of the
-    picture, is then s^2 / 6. Linear interpolation alone has 1/6: a Gaussian adds the rest.
-    """
+    """Returns the part of `pixels` in `box`, (size, size, 3), bilinear and antialiased."""
+    # When shrinking by s, Pillow widens its triangular filter by s; its variance, in pixels of the
+    # picture, is then s^2 / 6. Linear interpolation alone has 1/6: a Gaussian adds the rest.
     left, top, right, bottom = box
     scales = (right - left) / size, (bottom - top) / size
     sigmas = [max((max(1.0, scale) ** 2 - 1) / 6, 1e-6) ** 0.5 for scale in scales]
@@ -77,11 +72,7 @@ def _resize(pixels: np.ndarray, box: Box, size: int) -> np.ndarray:
             part, window, sigmaX=sigmas[0], sigmaY=sigmas[1], borderType=cv2.BORDER_REPLICATE
         )
     # From the centre of each pixel to its position in `part`.
-    matrix = np.array(
-        [
-            [scales[0], 0, left - x + scales[0] / 2 - 0.5],
-            [0, scales[1], top - y + scales[1] / 2 - 0.5],
-        ]
-    )
+    across, down = left - x + scales[0] / 2 - 0.5, top - y + scales[1] / 2 - 0.5
+    matrix = np.array([[scales[0], 0, across], [0, scales[1], down]])
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     return cv2.warpAffine(part, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REPLICATE)

@@ -1,7 +1,6 @@
 """Image files without their metadata, because Pillow refuses some pictures for odd metadata.
 
-Text, colour profiles and EXIF blocks can then neither cost a picture nor print a warning. Only the
-orientation is read.
+Only the orientation is read.
 """
 
 import re
@@ -43,12 +42,10 @@ class Directory(NamedTuple):
         return struct.unpack_from(form, inline) if len(inline) >= size else ()
 
     def place(self, tag: int) -> int:
-        """Returns where the values of `tag` begin if they do not fit into its entry."""
         form, at = ("Q", 12) if self.big else ("I", 8)
         return struct.unpack_from(f"{self.order}{form}", self.entries[tag], at)[0]
 
     def orientation(self, image: bytes) -> int | None:
-        """Returns 1 to 8, or None if there is no valid one."""
         value = next(iter(self.values(image, ORIENTATION)), 0)
         return value if 1 <= value <= 8 else None
 
@@ -56,9 +53,9 @@ class Directory(NamedTuple):
 def directory(image: bytes) -> Directory | None:
     """Returns the first directory of a TIFF file or an EXIF block, or None if there is none."""
     order = {b"II": "<", b"MM": ">"}.get(image[:2])
+    if order is None:
+        return None
     try:
-        if order is None:
-            return None
         big = struct.unpack_from(f"{order}H", image, 2)[0] == 43
         (start,) = struct.unpack_from(f"{order}{'Q' if big else 'I'}", image, 8 if big else 4)
         (count,) = struct.unpack_from(f"{order}{'Q' if big else 'H'}", image, start)
@@ -72,15 +69,13 @@ def directory(image: bytes) -> Directory | None:
     return Directory(order, start, big, entries, first + length * count <= len(image))
 
 
-def exif_orientation(block: bytes) -> int | None:
-    """Returns 1 to 8 from an EXIF block, with or without its signature, or None."""
+def _exif_orientation(block: bytes) -> int | None:
     block = re.sub(rb"^(Exif\0\0)+", b"", block)
     found = directory(block)
     return None if found is None else found.orientation(block)
 
 
-def xmp_orientation(packet: bytes) -> int | None:
-    """Returns 1 to 8 from an XMP packet, or None."""
+def _xmp_orientation(packet: bytes) -> int | None:
     match = re.search(rb"tiff:Orientation(?:\s*=\s*[\"']|>)\s*([1-8])\b", packet)
     return int(match[1]) if match else None
 
@@ -94,42 +89,37 @@ class Bare(NamedTuple):
 
 def orientation(picture: ImageFile.ImageFile, bare: Bare) -> int:
     """Returns 1 to 8 as in EXIF; 1 is upright. As in Pillow, EXIF overrides XMP."""
-    found = bare.orientation or exif_orientation(picture.info.get("exif", b""))
+    found = bare.orientation or _exif_orientation(picture.info.get("exif", b""))
     if picture.format != "AVIF":  # whose own boxes decide; Pillow makes an EXIF block of them
-        found = found or xmp_orientation(picture.info.get("xmp", b""))
+        found = found or _xmp_orientation(picture.info.get("xmp", b""))
     return found or 1
 
 
 def bare(image: bytes) -> Bare:
     """Returns a JPEG, PNG or AVIF without its metadata, and other files unchanged."""
-    if image.startswith(b"\xff\xd8\xff"):
-        return _bare(image, _jpeg_metadata(image))
-    if image.startswith(b"\x89PNG\r\n\x1a\n"):
-        return _bare(image, _png_metadata(image))
     if image[4:8] == b"ftyp":
         # An AVIF is turned by boxes of its own. libavif ignores items of unknown types.
         return Bare(re.sub(rb"(infe[\2\3]...(?:..)?....)Exif", rb"\1skip", image, flags=re.DOTALL))
-    return Bare(image)
+    if image.startswith(b"\xff\xd8\xff"):
+        pieces = _jpeg_metadata(image)
+    elif image.startswith(b"\x89PNG\r\n\x1a\n"):
+        pieces = _png_metadata(image)
+    else:
+        return Bare(image)
+    kept, exif, xmp, previous = [], None, None, 0
+    for start, end, exif_block, xmp_packet in pieces:
+        kept.append(image[previous:start])
+        previous = end
+        exif = exif or _exif_orientation(exif_block)
+        xmp = xmp or _xmp_orientation(xmp_packet)
+    return Bare(b"".join([*kept, image[previous:]]) if kept else image, exif or xmp)
 
 
 _Piece = tuple[int, int, bytes, bytes]  # start and end of metadata; EXIF block, XMP packet
 
 
-def _bare(image: bytes, pieces: Iterator[_Piece]) -> Bare:
-    kept, exif, xmp, previous = [], None, None, 0
-    for start, end, exif_block, xmp_packet in pieces:
-        kept.append(image[previous:start])
-        previous = end
-        exif = exif or exif_orientation(exif_block)
-        xmp = xmp or xmp_orientation(xmp_packet)
-    return Bare(b"".join([*kept, image[previous:]]) if kept else image, exif or xmp)
-
-
 def _jpeg_metadata(image: bytes) -> Iterator[_Piece]:
-    """Yields the segments before the pixels, except APP0 and APP14, which define the colours.
-
-    It ends at the first invalid segment; Pillow and libjpeg check the rest.
-    """
+    """Yields the segments before the pixels, except APP0 and APP14, which define the colours."""
     place = 2
     while place + 4 <= len(image) and image[place] == 0xFF:
         marker = image[place + 1]
@@ -171,11 +161,9 @@ def _png_text(name: bytes, body: bytes) -> tuple[bytes, bytes]:
     compressed = name == b"zTXt" or (name == b"iTXt" and text[:1] == b"\1")
     if name == b"iTXt":  # two flags, the language and the translated key
         text = text[2:].split(b"\0", 2)[-1]
-    elif name == b"zTXt":
-        text = text[1:]
     if compressed:
         try:
-            text = zlib.decompressobj().decompress(text, MAX_TEXT)
+            text = zlib.decompressobj().decompress(text[name == b"zTXt" :], MAX_TEXT)
         except zlib.error:
             return b"", b""
     if key == b"XML:com.adobe.xmp":
@@ -212,8 +200,7 @@ class Tiff(NamedTuple):
 def read_tiff(image: bytes) -> Tiff:
     """Returns the TIFF in `image` as Pillow can read it.
 
-    Raises:
-        ImageError: for samples of unknown range or meaning, and for kinds that Pillow misreads.
+    Raises ImageError for samples of unknown range or meaning, and for kinds that Pillow misreads.
     """
     found = directory(image)
     if found is None or not found.complete:
@@ -249,15 +236,12 @@ def read_tiff(image: bytes) -> Tiff:
         if applies:
             raise ImageError(f"{described}{reason}, which is not read; {REMEDY}")
     packet = bytes(n & 255 for n in found.values(image, XMP))
-    turned = found.orientation(image) or xmp_orientation(packet)
+    turned = found.orientation(image) or _xmp_orientation(packet)
     return Tiff(Bare(_rewrite(image, found), turned), max(bits), kind == 0, described)
 
 
 def _rewrite(image: bytes, found: Directory) -> bytes:
-    """Returns the file with only the needed tags, grey as BlackIsZero, and without more pages.
-
-    Everything else stays in its place, so no offset changes.
-    """
+    """Returns the file with only the needed tags, grey as BlackIsZero, and without more pages."""
     letter = "Q" if found.big else "I"
     entries = {tag: entry for tag, entry in found.entries.items() if tag in NEEDED}
     if found.values(image, PHOTOMETRIC) == (0,):

@@ -18,12 +18,8 @@ def progress_line(
 ) -> Generator[Callable[..., None], None, None]:
     """Yields a function to call, from any thread, for every item or with a number of items.
 
-    A terminal shows a bar with items done, rate and time left until the job ends. Otherwise, such
-    as in a log, a line is printed every 30 seconds. `wanted=False` shows nothing.
-
-    Args:
-        what, unit: such as "writing train", "images".
-        total, done: the number of items, and how many of them were done before.
+    A terminal shows a bar until the job ends; otherwise, a line is printed every 30 seconds.
+    `what` and `unit` are such as "writing train" and "images"; `done` items were done before.
     """
     console = Console(stderr=True)
     text, rate = TextColumn("{task.description}"), TextColumn("{task.fields[rate]}")

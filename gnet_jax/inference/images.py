@@ -107,7 +107,7 @@ def _readers(
 
 
 def _folder_readers(root: str, left_out: LeftOut) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    from gnet_jax.data.sources.walk import walk
+    from gnet_jax.data.sources.folder import walk
 
     own: LeftOut = {}
     unreadable: list[OSError] = []

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from gnet_jax.config import Config, choose
 from gnet_jax.convert.start import with_start
-from gnet_jax.data.prepare.ilsvrc import IMAGES
+from gnet_jax.data.prepare.tfds import IMAGES
 from gnet_jax.data.sources import DataError, open_source
 from gnet_jax.data.sources.tfds import class_names, open_builder
 from gnet_jax.lab.cost.ledger import Ledger, network_ledger

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from gnet_jax.config import AugmentConfig
-from gnet_jax.data.distort import FACTOR, blend, distort, grey, mean_grey, turn_hue
+from gnet_jax.data.augment import FACTOR, blend, distort, grey, mean_grey, turn_hue
 
 PHOTO = np.random.default_rng(0).integers(0, 256, (8, 9, 3), np.uint8)
 FLOAT = jnp.asarray(PHOTO, jnp.float32)

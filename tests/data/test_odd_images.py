@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from gnet_jax.config import AugmentConfig, Preprocessing
-from gnet_jax.data.check.scan import inspect
+from gnet_jax.data.check import inspect
 from gnet_jax.data.decode import ImageError, decode, pillow_crop
 from gnet_jax.data.metadata import bare
 from gnet_jax.data.sources import Example
@@ -259,15 +259,6 @@ def test_portable_maps_of_every_range(highest):
         expected = values / highest
         assert_shows(f"P{magic} {head}".encode() + binary, expected)
         assert_shows(f"P{int(magic) - 3} {head}".encode() + plain, expected)
-
-
-@pytest.mark.parametrize("kind", ["P5", "P6"])
-@pytest.mark.parametrize("highest", [100, 4095])
-def test_portable_maps_with_values_above_their_highest_are_refused_not_cut_off(highest, kind):
-    shares = RAMP if kind == "P5" else COLOURS
-    values = (shares * (highest + 1)).round().astype(np.uint8 if highest < 256 else ">u2")
-    image = f"{kind} {WIDTH} {HEIGHT} {highest}\n".encode() + values.tobytes()
-    assert_refused(image, str(highest), str(highest + 1))
 
 
 def test_cmyk_jpegs_say_how_they_are_stored_or_are_refused():
@@ -590,9 +581,5 @@ def test_check_data_lists_what_is_odd_about_a_good_file():
     turned = segment(0xE1, b"Exif\0\0" + orientation_block(3, b"\6\0\0\0"))
     assert odd(inserted(JPEG, turned)).keys() >= {"turned by EXIF"}
     assert odd(tiff(packed(levels(RAMP, 12), 12), bits=12)).keys() >= {"12 bit", "grey"}
-    large = chunk(b"zTXt", b"key\0\0" + zlib.compress(bytes(2**21)))
-    assert odd(inserted(encoded(PHOTO, "PNG"), large)).keys() >= {"metadata that cannot be read"}
-    malformed = inserted(JPEG, segment(0xE2, b"MPF\0II*\0\xff\xff\xff\xff"))
-    assert "metadata that cannot be read" not in odd(malformed)
-    pages = encoded(PHOTO, "TIFF", save_all=True, append_images=[PHOTO])
-    assert odd(pages)["several pictures"] == "2"
+    pages = encoded(PHOTO, "GIF", save_all=True, append_images=[PHOTO.rotate(9)])
+    assert odd(pages).keys() >= {"several pictures"}

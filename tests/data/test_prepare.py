@@ -27,9 +27,8 @@ from gnet_jax.data.batches import eval_batches
 from gnet_jax.data.decode import central_crop, decode
 from gnet_jax.data.prepare import shards
 from gnet_jax.data.prepare import tfds as prepare_module
-from gnet_jax.data.prepare.ilsvrc import IMAGES
 from gnet_jax.data.prepare.shards import PrepareError
-from gnet_jax.data.prepare.tfds import prepare
+from gnet_jax.data.prepare.tfds import IMAGES, prepare
 from gnet_jax.data.sources import DataError, open_source
 from gnet_jax.data.sources.tfds import count_array_records
 from gnet_jax.data.sources.tfrecord import framed, record_ends
@@ -214,7 +213,7 @@ def test_files_that_are_whole_are_not_written_again(tmp_path, tars, monkeypatch,
     monkeypatch.setattr(prepare_module, "boundaries", split_in(5))
     whole = prepare("imagenet2012", data_dir=tmp_path / "whole", **options).folder
 
-    written, reader = [], prepare_module.ilsvrc.reader
+    written, reader = [], prepare_module.reader
 
     def failing(tar):
         read = reader(tar)
@@ -228,7 +227,7 @@ def test_files_that_are_whole_are_not_written_again(tmp_path, tars, monkeypatch,
         return after_twelve
 
     with monkeypatch.context() as patched:
-        patched.setattr(prepare_module.ilsvrc, "reader", failing)
+        patched.setattr(prepare_module, "reader", failing)
         with pytest.raises(PrepareError, match="storage is gone"):
             prepare("imagenet2012", data_dir=tmp_path / "cut", **options)
     work = tmp_path / "cut" / f"{VERSION}.unfinished-{file_format}"
@@ -256,12 +255,12 @@ class TfdsExamples:
 SLOWLY = """
 import sys, time
 from pathlib import Path
-from gnet_jax.data.prepare import ilsvrc, tfds as prepare
-reader = ilsvrc.reader
+from gnet_jax.data.prepare import tfds as prepare
+reader = prepare.reader
 def slow(tar):
     read = reader(tar)
     return lambda member: (time.sleep(0.02), read(member))[1]
-ilsvrc.reader = slow
+prepare.reader = slow
 prepare.boundaries = lambda records, size: [records * i // 6 for i in range(7)]
 tars, folder, file_format = sys.argv[1:]
 prepare.open_builder("imagenet2012", Path(folder))  # takes a while the first time
@@ -388,7 +387,7 @@ def test_files_of_other_tars_are_not_reused(tars, tmp_path, monkeypatch):
         raise PrepareError("stopped")
 
     with monkeypatch.context() as patched:
-        patched.setattr(prepare_module.ilsvrc, "reader", lambda tar: fail)
+        patched.setattr(prepare_module, "reader", lambda tar: fail)
         for changed in (0, 1):  # nothing is written yet, so other tars do no harm
             os.utime(tmp_path / "ILSVRC2012_img_val.tar", (changed, changed))
             with pytest.raises(PrepareError, match="stopped"):

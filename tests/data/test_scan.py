@@ -12,8 +12,7 @@ from rich.console import Console
 
 from gnet_jax.cli.main import main
 from gnet_jax.data.bad_images import BadRecord
-from gnet_jax.data.check.report import print_scan
-from gnet_jax.data.check.scan import Duplicates, Scan, SplitScan, inspect, scan
+from gnet_jax.data.check import Duplicates, Scan, SplitScan, inspect, print_scan, scan
 from gnet_jax.data.sources import DataError, Example, open_source
 
 SEEDS = iter(range(10**6))
@@ -383,7 +382,7 @@ class Labelled:
 
 def test_labels_out_of_range_and_empty_classes_must_be_fixed(monkeypatch):
     source = Labelled([0, 1, 3, -1])
-    monkeypatch.setattr("gnet_jax.data.check.scan.open_splits", lambda _: ([source], []))
+    monkeypatch.setattr("gnet_jax.data.check.open_splits", lambda _: ([source], []))
     found = scan("anything", threads=1)
     assert found.splits[0].labels_out_of_range == ["example 2: 3", "example 3: -1"]
     assert found.splits[0].class_counts == [1, 1, 0]

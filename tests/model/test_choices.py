@@ -14,7 +14,7 @@ from gnet_jax.config.command import Launch
 from gnet_jax.data.augment import preprocess
 from gnet_jax.data.batches import cropper
 from gnet_jax.data.decode import central_crop, training_crop
-from gnet_jax.data.sources.digits import DigitsSource
+from gnet_jax.data.sources import DigitsSource
 from gnet_jax.lab.look.contact_sheet import describe_augmentation, to_pixels
 from gnet_jax.lab.look.inside import filters_figure
 from gnet_jax.model.architecture import grid_sizes

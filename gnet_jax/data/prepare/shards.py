@@ -1,7 +1,6 @@
 """Write sets of record files in the layout of tensorflow-datasets, without TensorFlow.
 
-A set is written file by file into a folder beside its own, which is renamed at the end. A kill
-loses only the files that were being written.
+A set is written file by file into a folder beside its own, which is renamed at the end.
 """
 
 import contextlib
@@ -10,9 +9,11 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+
+import numpy as np
 
 from gnet_jax.config import UserError
 from gnet_jax.config.paths import plain_path
@@ -27,10 +28,6 @@ Format = Literal["array_record", "tfrecord"]
 
 class PrepareError(UserError):
     """A data set that cannot be prepared."""
-
-
-class _StoppedError(Exception):
-    """Another thread has failed, or Ctrl-C was pressed."""
 
 
 class SplitPlan(NamedTuple):
@@ -52,17 +49,11 @@ def boundaries(records: int, total_bytes: int) -> list[int]:
 def write_set(
     info: Any, plans: Sequence[SplitPlan], *, origin: str, size: float, threads: int
 ) -> None:
-    """Write a set, or the files that a killed call has not written.
+    """Write a set, or the files that a killed call has not written, `threads` files at once.
 
-    Args:
-        info: the DatasetInfo of the set, with its features and format.
-        plans: the splits.
-        origin: identifies the source. Files made from another one are not reused.
-        size: the bytes that the set will take.
-        threads: number of files that are written at once.
-
-    Raises:
-        PrepareError: if the set cannot be written.
+    `info` is its DatasetInfo, with features and format. `origin` identifies the source: files made
+    from another one are not reused. `size` is the number of bytes that the set will take. Raises
+    PrepareError if the set cannot be written.
     """
     import tensorflow_datasets as tfds
 
@@ -84,11 +75,9 @@ def write_set(
             stem = f"{info.name}-{plan.name}.{file_format}"
             files = [work / f"{stem}-{i:05d}-of-{count:05d}" for i in range(count)]
             _write_split(files, plan, file_format, threads)
-            lengths = [end - first for first, end in itertools.pairwise(plan.bounds)]
+            lengths = np.diff(plan.bounds).tolist()
             written = sum(file.stat().st_size for file in files)
-            splits.append(
-                tfds.core.SplitInfo(name=plan.name, shard_lengths=lengths, num_bytes=written)
-            )
+            splits.append(tfds.core.SplitInfo(plan.name, lengths, written))
         info.set_splits(tfds.core.SplitDict(splits))
         info.write_to_directory(plain_path(work))
         (work / ORIGIN).unlink()
@@ -104,8 +93,7 @@ def _locked(work: Path) -> Generator[None, None, None]:
     with contextlib.ExitStack() as stack:
         try:
             work.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context((work / LOCK).open("w"))
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(stack.enter_context((work / LOCK).open("w")), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise PrepareError(f"another process is writing {work}; wait for it") from error
         except OSError as error:
@@ -118,7 +106,6 @@ def _locked(work: Path) -> Generator[None, None, None]:
 
 
 def _check_origin(work: Path, origin: str) -> None:
-    """Note the source in `work`, or raise if its files were made from another one."""
     note = work / ORIGIN
     started = any(file.name not in (ORIGIN, LOCK) for file in work.iterdir())
     if not started or not note.exists():
@@ -130,10 +117,7 @@ def _check_origin(work: Path, origin: str) -> None:
 
 
 def _write_split(files: list[Path], plan: SplitPlan, file_format: Format, threads: int) -> None:
-    """Write the missing files of a split, several at once.
-
-    A file gets its name only when it is complete, so a kill does not lose it.
-    """
+    """Write the missing files of a split. A file gets its name only when it is complete."""
     stop = threading.Event()
     ranges = dict(zip(files, itertools.pairwise(plan.bounds), strict=True))
     missing = [file for file in files if not file.exists()]
@@ -141,8 +125,8 @@ def _write_split(files: list[Path], plan: SplitPlan, file_format: Format, thread
 
     def records(first: int, end: int) -> Iterator[bytes]:
         for index in range(first, end):
-            if stop.is_set():
-                raise _StoppedError
+            if stop.is_set():  # another thread has failed, or Ctrl-C was pressed
+                raise CancelledError
             yield plan.record(index)
             advance()
 
@@ -154,9 +138,10 @@ def _write_split(files: list[Path], plan: SplitPlan, file_format: Format, thread
             if count != end - first:
                 raise OSError(f"it has {count:,} of {end - first:,} records")
             part.replace(path)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # array_record raises RuntimeError for any reason
+            reason = getattr(error, "strerror", None) or error
             raise PrepareError(
-                f"cannot write {path}: {error.strerror or error}; the same command resumes"
+                f"cannot write {path}: {reason}; the same command resumes"
             ) from error
 
     with (
@@ -173,7 +158,7 @@ def _write_split(files: list[Path], plan: SplitPlan, file_format: Format, thread
 
 
 def _write_file(path: Path, records: Iterator[bytes], file_format: Format) -> int:
-    """Write one file to the disk and return the number of records that it then has."""
+    """Write one file to the disk and return the number of its records."""
     if file_format == "tfrecord":
         with path.open("wb") as file:
             file.writelines(map(framed, records))
@@ -184,18 +169,8 @@ def _write_file(path: Path, records: Iterator[bytes], file_format: Format) -> in
             os.fspath(plain_path(path)), "group_size:1"
         )
         for data in records:
-            with _storage_errors():
-                writer.write(data)
-        with _storage_errors():
-            writer.close()
+            writer.write(data)
+        writer.close()
     with path.open("rb") as file:
         os.fsync(file.fileno())  # or a power cut could leave the name without the bytes
     return len(record_ends(path)) if file_format == "tfrecord" else count_array_records(str(path))
-
-
-@contextlib.contextmanager
-def _storage_errors() -> Generator[None, None, None]:
-    try:
-        yield
-    except RuntimeError as error:  # array_record has one type for every error
-        raise OSError(str(error)) from error

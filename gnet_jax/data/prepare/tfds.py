@@ -1,17 +1,42 @@
-"""Prepare sets of tensorflow-datasets: ImageNet from its tars, others by the library itself."""
+"""Prepare sets of tensorflow-datasets, and copies of any source with smaller images.
+
+The tars of ILSVRC 2012 are read without unpacking them. The training tar holds a tar for each
+class, the validation tar the images; nothing is compressed, so every image is a range of bytes.
+"""
 
 import contextlib
+import hashlib
+import io
 import json
+import re
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
-from gnet_jax.config.paths import plain_path
+import numpy as np
+from PIL import Image
+
+from gnet_jax.config.paths import as_text, plain_path
 from gnet_jax.config.recipes import needs
-from gnet_jax.data.prepare import ilsvrc
+from gnet_jax.data.bad_images import read_example
+from gnet_jax.data.decode import ImageError, decode, opening, shorter_side_size
 from gnet_jax.data.prepare.shards import Format, PrepareError, SplitPlan, boundaries, write_set
-from gnet_jax.data.sources import LeftOut, MissingSplitError
+from gnet_jax.data.progress import progress_line
+from gnet_jax.data.sources import LeftOut, MissingSplitError, Source, Split, digest, open_source
+from gnet_jax.data.sources.classes import refuse_unknown
+from gnet_jax.data.sources.folder import merged
 from gnet_jax.data.sources.tfds import TfdsSource, class_names, folder_of, is_prepared, open_builder
 
+MD5 = {
+    "ILSVRC2012_img_train.tar": "1d675b47d978889d74fa0da5fadfb00e",
+    "ILSVRC2012_img_val.tar": "29b22e2961454d5413ddabcf34fc5622",
+}
+IMAGES = {"train": 1_281_167, "validation": 50_000}
+QUALITY = 100  # of the few images of ImageNet that are converted
+SMALL_QUALITY = 95  # of images that are scaled down
+VERSION = "1.0.0"  # of a copy
+FILE_RECORDS = 2048  # most images in a file of a copy
 OVERHEAD = 80  # bytes of an example in addition to its image and the image's name
 SPARE = 1.02  # size of a set on disk / size of its tars, at most
 
@@ -24,6 +49,15 @@ class Prepared(NamedTuple):
     left_out: LeftOut  # files of the source that a copy leaves out
 
 
+class Member(NamedTuple):
+    """An image in a tar."""
+
+    name: str
+    label: int
+    offset: int  # of its first byte in the tar
+    size: int  # in bytes
+
+
 def prepare(
     name: str,
     *,
@@ -33,23 +67,11 @@ def prepare(
     subset: bool = False,
     threads: int = 4,
 ) -> Prepared:
-    """Prepare a set of tensorflow-datasets unless it exists, and check it.
+    """Prepare a set such as "imagenet2012" or "mnist:3.0.1" unless it exists, and check it.
 
-    imagenet2012 is made from its tars without TensorFlow, and a killed call is resumed by the
-    next. Other sets are downloaded and prepared by tensorflow-datasets, which mostly requires
-    TensorFlow and starts from scratch each time.
-
-    Args:
-        name: such as "imagenet2012" or "mnist:3.0.1".
-        data_dir: folder of the sets; None is TFDS_DATA_DIR or ~/tensorflow_datasets.
-        manual_dir: folder of the files that were downloaded by hand.
-        file_format: format of the files.
-        subset: accept tars with only a part of ImageNet's images.
-        threads: number of files that are written at once.
-
-    Raises:
-        PrepareError: if it cannot be prepared.
-        DataError: if the set is unknown, not image classification, or incomplete.
+    imagenet2012 is made from its tars in `manual_dir`; `subset` accepts tars with only a part of
+    the images. Other sets are prepared by tensorflow-datasets. Raises PrepareError if a set cannot
+    be prepared, and DataError if it is unknown, not image classification, or incomplete.
     """
     builder = open_builder(name, data_dir)
     class_names(name, builder.info.features)
@@ -66,19 +88,22 @@ def prepare(
             _prepare_imagenet(builder, manual_dir or Path(), subset, threads)
         else:
             _prepare_by_tfds(name, builder, manual_dir)
+    return Prepared(Path(folder_of(builder)), _count(name, data_dir), {})
+
+
+def _count(name: str, data_dir: Path | None) -> dict[str, int]:
     images = {}
     for split in ("train", "val", "test"):
         with contextlib.suppress(MissingSplitError):
             source = TfdsSource(name, split, data_dir)
             images[source.split] = len(source)
-    return Prepared(Path(folder_of(builder)), images, {})
+    return images
 
 
 def _prepare_by_tfds(name: str, builder: Any, manual_dir: Path | None) -> None:
     import tensorflow_datasets as tfds
 
-    manual_dir = manual_dir and plain_path(manual_dir)
-    config = tfds.download.DownloadConfig(manual_dir=manual_dir)
+    config = tfds.download.DownloadConfig(manual_dir=manual_dir and plain_path(manual_dir))
     try:
         if isinstance(folder := folder_of(builder), Path):
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -93,9 +118,18 @@ def _prepare_by_tfds(name: str, builder: Any, manual_dir: Path | None) -> None:
 
 
 def _prepare_imagenet(builder: Any, manual_dir: Path, subset: bool, threads: int) -> None:
-    tars = ilsvrc.find_tars(manual_dir)
-    plans = [_imagenet_split(builder, split, tar, subset) for split, tar in tars.items()]
-    stats = {tar.name: (tar.stat().st_size, tar.stat().st_mtime) for tar in tars.values()}
+    tars = [manual_dir / name for name in MD5]
+    missing = " and no ".join(tar.name for tar in tars if not tar.is_file())
+    if missing:
+        raise PrepareError(
+            f"there is no {missing} in {manual_dir.absolute()}; register at "
+            "image-net.org/download-images, and name the folder of the tars with --manual-dir"
+        )
+    plans = [
+        _imagenet_split(builder, split, tar, subset)
+        for split, tar in zip(IMAGES, tars, strict=True)
+    ]
+    stats = {tar.name: (tar.stat().st_size, tar.stat().st_mtime) for tar in tars}
     size = SPARE * sum(size for size, _ in stats.values())
     write_set(builder.info, plans, origin=json.dumps(stats), size=size, threads=threads)
 
@@ -105,13 +139,13 @@ def _imagenet_split(builder: Any, split: str, tar: Path, subset: bool) -> SplitP
 
     features = builder.info.features
     labels = tfds.core.tfds_path("datasets/imagenet2012/validation_labels.txt").read_text().split()
-    images = ilsvrc.members(split, tar, features["label"].names, labels)
-    if len(images) != ilsvrc.IMAGES[split] and not subset:
+    images = _members(split, tar, features["label"].names, labels)
+    if len(images) != IMAGES[split] and not subset:
         raise PrepareError(
-            f"{tar} holds {len(images):,} images, but ILSVRC 2012 has {ilsvrc.IMAGES[split]:,}; "
-            f"{ilsvrc.again(tar)}, or accept these with --subset"
+            f"{tar} holds {len(images):,} images, but ILSVRC 2012 has {IMAGES[split]:,}; "
+            f"{_again(tar)}, or accept these with --subset"
         )
-    read = ilsvrc.reader(tar)
+    read = reader(tar)
 
     def record(index: int) -> bytes:
         image = images[index]
@@ -121,3 +155,189 @@ def _imagenet_split(builder: Any, split: str, tar: Path, subset: bool) -> SplitP
 
     total = sum(image.size + len(image.name) + OVERHEAD for image in images)
     return SplitPlan(split, boundaries(len(images), total), record)
+
+
+def _members(
+    split: str, tar: Path, class_names: Sequence[str], labels: Sequence[str]
+) -> list[Member]:
+    """Returns the images of a split in the order of tensorflow-datasets.
+
+    `labels` holds the WordNet id of each validation image.
+    """
+    numbers = {wnid: number for number, wnid in enumerate(class_names)}
+    with tar.open("rb") as file:
+        if split == "train":
+            found = list(_train(file, tar, numbers))
+        else:
+            found = list(_validation(file, tar, [numbers[wnid] for wnid in labels]))
+    # tensorflow-datasets sorts by this hash.
+    by_key = {
+        hashlib.md5(f"{split}{each.name}".encode(), usedforsecurity=False).digest(): each
+        for each in found
+    }
+    if not found or len(by_key) < len(found):
+        what = "images of the same name" if found else "no images of ILSVRC 2012"
+        raise PrepareError(f"{tar} holds {what}; {_again(tar)}")
+    return [by_key[key] for key in sorted(by_key)]
+
+
+def _train(file: BinaryIO, tar: Path, numbers: dict[str, int]) -> Iterator[Member]:
+    classes = _files(file, tar, 0, r"(n\d{8})\.tar")
+    with progress_line(f"finding the images of {tar.name}", "classes", len(classes)) as advance:
+        for wnid, offset, size in classes:
+            if wnid not in numbers:
+                raise PrepareError(f"{tar} holds class {wnid}, which ILSVRC 2012 does not have")
+            for name, place, length in _files(file, tar, offset, rf"({wnid}_\d+\.JPEG)"):
+                if place + length > offset + size:
+                    raise PrepareError(f"{tar} is corrupt in {wnid}.tar; {_again(tar)}")
+                yield Member(name, numbers[wnid], place, length)
+            advance()
+
+
+def _validation(file: BinaryIO, tar: Path, labels: Sequence[int]) -> Iterator[Member]:
+    for name, offset, size in _files(file, tar, 0, r"(ILSVRC2012_val_\d{8}\.JPEG)"):
+        number = int(name[-13:-5])
+        if not 1 <= number <= len(labels):
+            raise PrepareError(f"{tar} holds {name}, but there are {len(labels):,} labels")
+        yield Member(name, labels[number - 1], offset, size)
+
+
+def _files(file: BinaryIO, tar: Path, start: int, pattern: str) -> list[tuple[str, int, int]]:
+    """Returns name, offset and size of the files like `pattern` in the tar at byte `start`."""
+    found = []
+    try:
+        file.seek(start)
+        with tarfile.TarFile(fileobj=file) as archive:
+            for member in archive:
+                name = re.fullmatch(rf"(?:.*/)?{pattern}", member.name)
+                if name and member.isreg():
+                    found.append((name[1], member.offset_data, member.size))
+            # Python takes a corrupt header for the end; the true end is a block of zeros.
+            file.seek(archive.offset)
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError(f"at byte {archive.offset:,}")
+    except (tarfile.TarError, OSError) as error:
+        raise PrepareError(f"{tar} is corrupt or cut short ({error}); {_again(tar)}") from error
+    return found
+
+
+def _again(tar: Path) -> str:
+    return f"download it again (its md5 is {MD5[tar.name]})"
+
+
+def reader(tar: Path) -> Callable[[Member], bytes]:
+    """Returns a function that reads an image of `tar` as an RGB or grey JPEG, from any thread.
+
+    The 22 CMYK images of ImageNet and its one PNG become RGB JPEGs. The function raises
+    PrepareError for a member that is not an image, because the tars have none.
+    """
+
+    def read(member: Member) -> bytes:
+        try:
+            with tar.open("rb") as file:
+                file.seek(member.offset)
+                image = file.read(member.size)
+            with opening(image) as opened:
+                kind, mode = opened.picture.format, opened.picture.mode
+            if kind not in ("JPEG", "PNG"):
+                raise ImageError("not an image: neither JPEG nor PNG")
+            if kind == "JPEG" and mode in ("RGB", "L"):
+                return image
+            out = io.BytesIO()
+            decode(image).save(out, "JPEG", quality=QUALITY, subsampling=0)
+            return out.getvalue()
+        except (ImageError, OSError) as error:
+            raise PrepareError(f"{member.name} in {tar} is {error}; {_again(tar)}") from error
+
+    return read
+
+
+def pack(
+    spec: str, out: Path, shorter: int, *, file_format: Format = "array_record", threads: int = 4
+) -> Prepared:
+    """Copy the images of a source so that none has a shorter side above `shorter` pixels.
+
+    Larger ones are scaled down (antialiased) and become JPEGs, others stay as they are, and arrays
+    become PNGs. A killed call is resumed by the next. The set is named after the folder `out`.
+    Raises PrepareError if the set cannot be written or an image is damaged, and DataError if the
+    source is missing, an image cannot be read, or a label is out of range.
+    """
+    import tensorflow_datasets as tfds
+
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", out.name):
+        raise PrepareError(
+            f"--out is named {out.name!r}; use lower-case letters, digits and _, as in flowers_256"
+        )
+    if out.name in tfds.list_builders(with_community_datasets=False):
+        raise PrepareError(f"tensorflow-datasets has a set named {out.name}; rename --out")
+    sources = _sources(spec)
+    for name in sources["train"].class_names:
+        if name != name.strip() or not name:  # tensorflow-datasets would strip it
+            raise PrepareError(f"{spec} has the class {name!r}; rename it without outer spaces")
+    label = tfds.features.ClassLabel(names=list(sources["train"].class_names))
+    features = tfds.features.FeaturesDict({"image": tfds.features.Image(), "label": label})
+    # The description identifies the source, so that a copy of other data is not reused.
+    copied = digest(*(source.fingerprint().encode() for source in sources.values()))
+    folder = out.absolute() / VERSION
+    about = f"{as_text(spec)}, shorter side at most {shorter} pixels; fingerprint {copied}"
+    core: Any = tfds.core
+    identity = core.dataset_info.DatasetIdentity(
+        out.name, core.Version(VERSION), str(plain_path(folder)), module_name=""
+    )
+    info = core.DatasetInfo(builder=identity, features=features, description=about)
+    info.set_file_format(file_format)
+    if folder.exists():
+        found = tfds.builder_from_directory(str(plain_path(folder))).info
+        stored = found.as_proto.file_format
+        if (found.description, stored) != (about, file_format):
+            raise PrepareError(
+                f"{out} is already a copy as {stored} of {found.description}; asked for is "
+                f"{file_format} of {about}: delete it, or name another --out"
+            )
+    else:
+        plans = [_plan(name, source, info.features, shorter) for name, source in sources.items()]
+        write_set(info, plans, origin=about, size=0, threads=threads)
+    parent = out.absolute().parent
+    left_out = merged(source.left_out for source in sources.values())
+    return Prepared(folder, _count(out.name, parent), left_out)
+
+
+def _sources(spec: str) -> dict[str, Source]:
+    """Returns the source of each existing split by the name that tensorflow-datasets has for it."""
+    sources = {"train": open_source(spec, "train")}
+    splits: tuple[Split, ...] = ("val", "test")
+    for split in splits:
+        with contextlib.suppress(MissingSplitError):
+            source = open_source(spec, split)
+            refuse_unknown(sources["train"], source, spec)
+            # The test split stands for a missing validation split.
+            sources["validation" if source.split not in ("train", "test") else "test"] = source
+    return sources
+
+
+def _plan(name: str, source: Source, features: Any, shorter: int) -> SplitPlan:
+    def record(index: int) -> bytes:
+        try:
+            example = read_example(source, index)
+            image = scaled_down(example.image, shorter)
+        except ImageError as error:
+            name = as_text(source.describe(index))
+            raise PrepareError(f"{name} is {error}; repair or remove it") from error
+        return features.serialize_example({"image": image, "label": example.label})
+
+    count = -(-len(source) // FILE_RECORDS)
+    return SplitPlan(name, [len(source) * i // count for i in range(count + 1)], record)
+
+
+def scaled_down(image: bytes | np.ndarray, shorter: int) -> bytes:
+    """Returns the encoded image, scaled so that its shorter side has at most `shorter` pixels."""
+    picture = decode(image)
+    out = io.BytesIO()
+    if min(picture.size) > shorter:
+        size = shorter_side_size(picture.size, shorter)
+        picture.resize(size, Image.Resampling.BILINEAR).save(out, "JPEG", quality=SMALL_QUALITY)
+    elif isinstance(image, bytes):
+        return image
+    else:
+        picture.save(out, "PNG")
+    return out.getvalue()

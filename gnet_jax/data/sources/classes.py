@@ -21,9 +21,8 @@ def in_order(names: Iterable[str]) -> tuple[str, ...]:
 def integers(names: Iterable[str]) -> list[int] | None:
     """Returns `names` as numbers, or None if one of them is not an integer."""
     names = list(names)
-    if all(re.fullmatch(r"-?[0-9]{1,18}", name) for name in names):
-        return list(map(int, names))
-    return None
+    known = all(re.fullmatch(r"-?[0-9]{1,18}", name) for name in names)
+    return list(map(int, names)) if known else None
 
 
 def nfc(name: str) -> str:
@@ -68,8 +67,8 @@ def empty_classes(source: Source) -> list[str]:
     """Returns the classes without an image; [] if the labels are not known in advance."""
     if source.labels is None:
         return []
-    present = set(np.unique(source.labels).tolist())
-    return [name for label, name in enumerate(source.class_names) if label not in present]
+    empty = np.setdiff1d(np.arange(len(source.class_names)), source.labels)
+    return [source.class_names[label] for label in empty]
 
 
 def refuse_unknown(train: Source, other: Source, spec: str) -> None:
@@ -99,10 +98,7 @@ def imagenet_classes() -> dict[str, str]:
 
 
 def imagenet_start(names: Sequence[str]) -> int | None:
-    """Returns the index in `names` where ImageNet's labels or WordNet ids begin, or None.
-
-    TF-slim's models have one class before them.
-    """
+    """Returns the index in `names` where ImageNet's classes begin: 1 in TF-slim's models."""
     start = len(names) - len(imagenet_classes())
     return start if start >= 0 and _with_ids(names)[start:] == [*imagenet_classes()] else None
 

@@ -1,9 +1,7 @@
-"""Folders of image files."""
+"""Folders of image files, and the walk over them: every entry is read, or counted by a reason."""
 
-import difflib
 import os
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -12,14 +10,36 @@ import numpy as np
 from gnet_jax.config.paths import as_text
 from gnet_jax.data.sources import DataError, Example, LeftOut, MissingSplitError, Split, digest
 from gnet_jax.data.sources.classes import in_order, joined, nfc, refuse_twice
-from gnet_jax.data.sources.walk import SUFFIXES, counted, folders_above, listing, walk
 
-# Names of folders that were probably meant to be a split.
-_ALIASES: Mapping[Split, tuple[str, ...]] = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation", "validate", "dev", "eval", "evaluation"),
-    "test": ("test", "testing"),
+_FORMATS = {"JPEG": ".jpg .jpeg .jpe .jfif", "PNG": ".png", "WEBP": ".webp", "BMP": ".bmp"}
+_FORMATS |= {"GIF": ".gif", "TIFF": ".tif .tiff", "AVIF": ".avif", "JPEG2000": ".jp2 .j2k"}
+_FORMATS |= {"PPM": ".ppm .pgm .pbm"}
+# The suffixes of image files, with Pillow's name of the format.
+SUFFIXES = {suffix: name for name, suffixes in _FORMATS.items() for suffix in suffixes.split()}
+# Image files too, which someone meant to be read.
+UNSUPPORTED = (
+    ".heic .heif .hif .jxl .jxr .svg .psd .ico .tga .exr .hdr .dds .eps .raw .dng .cr2 .cr3 .nef "
+    ".arw .orf .rw2 .raf .pef .apng .mpo .pnm .pam .dib .jpx .jpf .j2c .bpg .qoi .dcm .pcx"
+)
+# Names, in lower case, that operating systems and tools create; see also "hidden".
+JUNK = (
+    "@eadir|#recycle|__macosx|icon\r|thumbs.db|ehthumbs.db|ehthumbs_vista.db|desktop.ini|"
+    "$recycle.bin|system volume information|lost+found|picasa.ini|__pycache__"
+)
+# Why an entry is not read, most serious first, and what that means.
+REASONS: Mapping[str, str] = {
+    "broken link": "links to a missing or unreadable file; restore the file or delete the link",
+    "unsupported format": "image formats that are not read; convert them to JPEG or PNG",
+    "outside a class": "image files beside the class folders; move them into one",
+    "hidden": "names that start with a dot",
+    "junk": "files and folders of the system or of a tool",
+    "other suffix": "files without the suffix of an image",
+    "not a file": "pipes, sockets and devices",
+    "empty folder": "folders without any entry",
+    "repeated folder": "links to a folder that is already read or contains them",
+    "other split": "splits that are not read",
 }
+IMAGES_LOST = tuple(REASONS)[:3]  # under which images are left out that someone meant to be read
 
 
 class FolderSource:
@@ -27,67 +47,56 @@ class FolderSource:
 
     See `walk` for the files that are read, and `in_order` for the order of the classes. The other
     splits take the classes of `train` if it exists; they may lack images of some, and classes that
-    `train` lacks come last.
-
-    Raises:
-        MissingSplitError: if there is no folder for the split.
-        DataError: for a folder that cannot be listed, a class name that occurs twice, a split
-            without images and, in `train`, fewer than two classes or a class without images.
+    `train` lacks come last. Raises MissingSplitError if there is no folder for the split, and
+    DataError for a folder that cannot be listed, a class name that occurs twice, a split without
+    images and, in `train`, fewer than two classes or a class without images.
     """
 
     def __init__(self, root: Path, split: Split) -> None:
         self.root, self.split = root, split
         self.left_out: LeftOut = {}
         folder = str(root / split)
-        similar: list[str] = []
         try:
-            similar = _similar(root, split)
             stray, class_folders = listing(folder, self.left_out)
-            around = folders_above(folder)
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise _missing(root / split, similar, error) from None
+        except (FileNotFoundError, NotADirectoryError):
+            beside = sorted(path.name for path in root.glob("*") if path.is_dir())
+            raise MissingSplitError(
+                f"{folder} not found; images are expected in {split}/CLASS/. Folders in {root}: "
+                f"{', '.join(beside[:9]) or 'none'}"
+            ) from None
         except OSError as error:
             _refuse(error)
         if stray:
             self.left_out["outside a class"] = stray
-        if similar:
-            self.left_out["like a split"] = similar
-
         names = _class_names(class_folders, folder)
         self.class_names = joined(_train_classes(root, names), names)
-        needed = 2 if split == "train" else 1
-        if len(names) < needed:
-            raise DataError(
-                f"{folder} requires at least {needed} class folder(s), but holds {len(names)}"
-                f"{self._left_out_below(folder)}"
-            )
         self._files: list[tuple[str, int]] = []  # path relative to the root, and label
         labels = {nfc(name): label for label, name in enumerate(self.class_names)}
-        for top in sorted(class_folders, key=lambda top: labels[_class_name(top)]):
-            files = list(walk(top, self.left_out, _refuse, around))
-            if not files and split == "train":
-                raise DataError(
-                    f"the class folder {top} holds no image files{self._left_out_below(top)}; "
-                    f"known suffixes: {', '.join(SUFFIXES)}"
-                )
+        by_label = {labels[nfc(as_text(os.path.basename(top)))]: top for top in class_folders}
+        for label, top in sorted(by_label.items()):
+            files = list(walk(top, self.left_out, _refuse))
+            if split == "train" and not files:
+                self._refuse_empty(f"the class folder {top} holds no image files", top)
             inside = f"{split}/{os.path.basename(top)}"
-            label = labels[_class_name(top)]
             self._files += [(f"{inside}{path[len(top) :]}", label) for path in files]
-        if not self._files:
-            raise DataError(f"{folder} holds no image files{self._left_out_below(folder)}")
+        if not self._files or (split == "train" and len(names) < 2):
+            what = f"{folder} holds {len(self._files)} image files in {len(names)} class folder(s)"
+            self._refuse_empty(f"{what}; training requires 2, evaluation 1", folder)
         self.labels = np.array([label for _, label in self._files])
         # If labels have gaps, they depend on the classes of train, not on this split's files
         # alone. An empty class folder, which copies often lose, changes nothing.
         present = np.unique(self.labels)
         self._numbered_by = self.class_names if present[-1] >= len(present) else ()
 
-    def _left_out_below(self, top: str) -> str:
-        """Returns the end of an error: the number of entries below `top` that are left out."""
+    def _refuse_empty(self, what: str, top: str) -> NoReturn:
         below = {
             reason: [path for path in paths if path.startswith(f"{top}/")]
             for reason, paths in self.left_out.items()
         }
-        return f" (left out: {counted(below)})" if any(below.values()) else ""
+        raise DataError(
+            f"{what} (left out: {counted(below) or 'nothing'}); known suffixes: "
+            f"{', '.join(SUFFIXES)}"
+        )
 
     def __len__(self) -> int:
         return len(self._files)
@@ -100,19 +109,8 @@ class FolderSource:
         """Returns its path."""
         return str(self.root / self._files[index][0])
 
-    def relative_path(self, index: int) -> str:
-        """Returns SPLIT/CLASS/.../FILE, which stays the same when the root moves."""
-        return self._files[index][0]
-
     def fingerprint(self) -> str:
-        """Returns a hash of every file's path below the split and its length in bytes.
-
-        It reads no file, so only a manifest (`gnet check-data --manifest`) notices content that
-        changed without changing its length.
-
-        Raises:
-            DataError: if a file is missing.
-        """
+        """Returns a hash of the paths and sizes, and of labels that depend on other splits."""
         split = len(self.split) + 1
         try:
             lines = [
@@ -123,12 +121,7 @@ class FolderSource:
         return digest(*map(os.fsencode, (*lines, *self._numbered_by)))  # names may not be UTF-8
 
 
-def _class_name(folder: str) -> str:
-    return nfc(as_text(os.path.basename(folder)))
-
-
 def _class_names(class_folders: Iterable[str], folder: str) -> tuple[str, ...]:
-    """Returns the names of the classes in `folder`, in order."""
     names = in_order(as_text(os.path.basename(path)) for path in class_folders)
     refuse_twice(names, folder)
     return names
@@ -145,34 +138,88 @@ def _train_classes(root: Path, names: tuple[str, ...]) -> tuple[str, ...]:
         _refuse(error)
 
 
-def _similar(root: Path, split: Split) -> list[str]:
-    """Returns the folders in `root` whose names look like another spelling of `split`."""
-    own, aliases, found = root / split, _ALIASES[split], []
-    with os.scandir(root) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
-            name = entry.name.lower()
-            alike = not set(re.findall("[a-z]+", name)).isdisjoint(aliases)
-            alike = alike or difflib.get_close_matches(name, aliases, cutoff=0.8)
-            if alike and entry.name not in _ALIASES and (entry.is_symlink() or entry.is_dir()):
-                found.append(entry.path)
-    # On a disk that ignores case Train is train; a link may lead to the split itself.
-    if own.exists():
-        found = [path for path in found if not (os.path.exists(path) and own.samefile(path))]
-    return [f"{path}/" for path in found]
-
-
-def _missing(folder: Path, similar: list[str], error: OSError) -> DataError:
-    """Returns the error for a missing split."""
-    split = folder.name
-    if isinstance(error, FileNotFoundError) and folder.is_symlink():
-        return DataError(f"{folder} is a broken link to {os.readlink(folder)}; restore its target")
-    if similar:
-        return DataError(f"{folder} not found; rename {similar[0]} to {split} if it is that split")
-    return MissingSplitError(f"{folder} not found; images are expected in {split}/CLASS/")
-
-
 def _refuse(error: OSError) -> NoReturn:
     raise DataError(
         f"cannot list the folder {error.filename}: {error.strerror}; make it readable or move it "
         "out of the data"
     ) from error
+
+
+def walk(top: str, left_out: LeftOut, onerror: Callable[[OSError], object]) -> Iterator[str]:
+    """Yields the path of every image in the folder `top` and below it.
+
+    The images of a folder come before those of its subfolders, both sorted by name. Links are
+    followed; a folder that is reached twice is read once. `left_out` receives the other entries; a
+    skipped folder is one, and its name ends in "/". `onerror` gets a folder that cannot be listed.
+    """
+    seen, waiting = set(map(_identity, Path(os.path.realpath(top)).parents)), [top]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            identity = _identity(folder)
+            if identity in seen:
+                left_out.setdefault("repeated folder", []).append(f"{folder}/")
+                continue
+            seen.add(identity)
+            images, folders = listing(folder, left_out)
+        except OSError as error:
+            onerror(error)
+            continue
+        yield from images
+        waiting += reversed(folders)
+
+
+def listing(folder: str, left_out: LeftOut) -> tuple[list[str], list[str]]:
+    """Returns the paths of the images and of the folders in `folder`, each sorted by name.
+
+    A link counts as its target. `left_out` receives all other entries.
+    """
+    found: dict[str, list[str]] = {"image": [], "folder": []}
+    with os.scandir(folder) as scanned:
+        entries = sorted(scanned, key=lambda entry: entry.name)
+    for entry in entries:
+        kind = _kind(entry)
+        slash = "/" if kind not in found and entry.is_dir(follow_symlinks=False) else ""
+        (found if kind in found else left_out).setdefault(kind, []).append(entry.path + slash)
+    if not entries:
+        left_out.setdefault("empty folder", []).append(f"{folder}/")
+    return found["image"], found["folder"]
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    """Returns "image", "folder", or the reason why the entry is left out."""
+    if entry.name.lower() in JUNK.split("|"):
+        return "junk"
+    if entry.name.startswith("."):
+        return "hidden"
+    try:
+        is_folder, is_file = entry.is_dir(), entry.is_file()
+    except OSError:
+        return "broken link"  # to itself, or into a folder that may not be entered
+    if is_folder:
+        return "folder"
+    if not is_file:
+        return "not a file" if os.path.exists(entry.path) else "broken link"
+    suffix = os.path.splitext(entry.name)[1].lower()
+    if suffix in SUFFIXES:
+        return "image"
+    return "unsupported format" if suffix in UNSUPPORTED.split() else "other suffix"
+
+
+def _identity(folder: str | Path) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
+def merged(parts: Iterable[Mapping[str, Iterable[str]]]) -> LeftOut:
+    """Returns the entries of all `parts`, each path once, in the order of `REASONS`."""
+    found: dict[str, dict[str, None]] = {reason: {} for reason in REASONS}
+    for part in parts:
+        for reason, paths in part.items():
+            found[reason] |= dict.fromkeys(paths)
+    return {reason: list(paths) for reason, paths in found.items() if paths}
+
+
+def counted(left_out: Mapping[str, list[str]]) -> str:
+    """Returns the reasons with their counts, such as "hidden 2, other suffix 1,204"."""
+    return ", ".join(f"{reason} {len(paths):,}" for reason, paths in merged([left_out]).items())

@@ -1,6 +1,10 @@
 """Images in NumPy's .npz files: pixels, or encoded images one after another."""
 
 import contextlib
+import functools
+import math
+import multiprocessing
+import sys
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -9,10 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gnet_jax.config.paths import as_text, typed_path
+from gnet_jax.config.paths import as_text
 from gnet_jax.data.sources import DataError, Example, LeftOut, MissingSplitError, Split, digest
 from gnet_jax.data.sources.classes import find, joined, refuse_twice
-from gnet_jax.data.sources.pixels import check_shape, find_range, is_plain, to_uint8
 
 # The names that a split may have; the first that is found counts.
 SPLITS: Mapping[Split, tuple[str, ...]] = {
@@ -23,33 +26,24 @@ SPLITS: Mapping[Split, tuple[str, ...]] = {
 PIXELS = ("x", "images", "image")
 ENCODED = ("jpeg", "encoded")
 LABELS = ("y", "labels", "label")
+RANGES = ((0, 1), (-1, 1), (0, 255), (0, 65535))  # the stored values of black and white
+CHUNK = 2**24  # pixels converted at once, so that there is no second large array
 
 
 class NpzSource:
     """Labelled images in .npz files; nothing in them is executed.
 
-    PATH is a name that contains {split} (`cifar10_{split}.npz`), a folder with one file per split
-    (`train.npz` or `NAME_train.npz`), or one file whose keys name the split (`x_train` as in Keras,
-    or `train_images`). `SPLITS` lists the names of a split.
-
-    The arrays, by their keys:
-    - `PIXELS`: (N, H, W), (N, H, W, 1) or (N, H, W, 3). They are uint8, or other numbers if the
-      training split shows their range; see `pixels.RANGES`;
-    - or `ENCODED`: the bytes of all image files, file i from `offsets[i]` to `offsets[i + 1]`;
-    - `LABELS`: N integers from 0;
-    - `class_names`: text. The default is those of the training split, or else the numbers of the
-      training labels. Splits with classes in another order are matched by name; see `find`.
-
-    The arrays stay in memory, because a compressed file cannot be mapped.
-
-    Raises:
-        MissingSplitError: if there are only other splits.
-        DataError: for missing, damaged or invalid arrays, labels out of range, fewer than two
-            classes, or a class without a training image.
+    PATH is a name that contains {split} (`cifar10_{split}.npz`), a folder with `train.npz` and so
+    on, or one file whose keys name the split (`x_train` as in Keras, or `train_images`). The keys:
+    `PIXELS` is (N, H, W), (N, H, W, 1) or (N, H, W, 3), uint8 or numbers of one of `RANGES`, which
+    the training split shows. Or `ENCODED` is the bytes of all image files, file i from `offsets[i]`
+    to `offsets[i + 1]`. `LABELS` is N integers from 0. `class_names` is text; the default is those
+    of the training split, or else the numbers of its labels. See `find` for how they are matched.
     """
 
     def __init__(self, path: str, split: Split) -> None:
         self._arguments = (path, split)
+        self.left_out: LeftOut = {}
         with contextlib.ExitStack() as files:
             part = train = _open_part(path, split)
             files.enter_context(part.archive)
@@ -58,10 +52,12 @@ class NpzSource:
                     train = _open_part(path, "train")
                     files.enter_context(train.archive)
             self.split, self._name = part.split, part.describe()
-            self.left_out = part.left_out(typed_path(path))
             self._offsets, self._images = _images(part, train)
             self.labels = _labels(part, len(self))
-            known = _class_names(train) or _numbered(_labels(train))
+            known = _class_names(train)
+            if known is None:  # the numbers up to the largest label; an absurd one is an error
+                labels = _labels(train)
+                known = tuple(map(str, range(min(labels.max(initial=-1), len(labels)) + 1)))
             own = _class_names(part) or known
         self._check_labels(own, train=split == "train")
         self.class_names = joined(known, own)
@@ -75,13 +71,12 @@ class NpzSource:
                 f"image {wrong[0]} of {where} has label {self.labels[wrong[0]]}, but the classes "
                 f"are 0 to {classes - 1}; fix the {len(wrong)} labels out of range"
             )
-        if train and classes < 2:
-            raise DataError(f"{where} has {classes} class; training requires at least 2")
         missing = np.setdiff1d(np.arange(classes), self.labels)
-        if train and len(missing):
+        if train and (classes < 2 or len(missing)):
             raise DataError(
-                f"{where} has no image of class {missing[0]} ({names[missing[0]]}) and "
-                f"{len(missing)} of {classes} classes in total; number only classes with images"
+                f"{where} has {classes} class(es), {len(missing)} without an image "
+                f"({', '.join(names[i] for i in missing[:5])}); training requires at least 2 "
+                "classes with images: number only those"
             )
 
     def __len__(self) -> int:
@@ -146,26 +141,6 @@ class _Part(NamedTuple):
                 ) from None
             raise DataError(f"{key} in {self.file} is damaged: {error}") from error
 
-    def left_out(self, path: Path) -> LeftOut:
-        """Returns the arrays in the file, and the files in the folder `path`, of no split."""
-        parts, files, read = [self], [], set[Path]()
-        if self.keyed:
-            found = (_keyed_part(self.file, self.archive, split) for split in SPLITS)
-            parts = [part for part in found if part is not None]
-        if path.is_dir():
-            files = _npz_files(path)
-            read = {found[0] for split in SPLITS if (found := _split_files(path, split)[1])}
-        used: set[str | None] = {"class_names"}
-        for part in parts:
-            pixels = part.key(*PIXELS)
-            used |= {pixels} if pixels else {part.key(*ENCODED), part.key("offsets")}
-            used.add(part.key(*LABELS))
-        left_out = {
-            "other key": [f"{key} in {self.file}" for key in self.archive if key not in used],
-            "other file": [str(file) for file in files if file not in read],
-        }
-        return {reason: names for reason, names in left_out.items() if names}
-
     def describe(self) -> str:
         """Returns the file's path and, if it holds several splits, the key of the images."""
         key = self.key(*PIXELS, *ENCODED)
@@ -173,101 +148,65 @@ class _Part(NamedTuple):
 
 
 def _open_part(path: str, split: Split) -> _Part:
-    """Opens the file that holds `split`."""
     names = SPLITS[split]
     wanted = " or ".join(names)
     whole = Path(path).expanduser()
-    if "{split}" in path:
+    if whole.is_dir():
+        whole /= "{split}.npz"
+    if "{split}" in str(whole):
         for name in names:
             file = Path(str(whole).replace("{split}", name))
             if file.is_file():
                 return _Part(file, _open(file), name, keyed=False)
-        raise MissingSplitError(f"no file {path} with {wanted} for {{split}}")
-    if whole.is_dir():
-        name, found = _split_files(whole, split)
-        if len(found) > 1:
-            raise DataError(
-                f"{whole} holds several files of the {name} split "
-                f"({', '.join(file.name for file in found)}); choose by a pattern, such as "
-                f"npz:{whole / found[0].name.replace(name, '{split}')}"
-            )
-        if not found:
-            raise MissingSplitError(f"{whole} holds no .npz file whose name ends in {wanted}")
-        return _Part(found[0], _open(found[0]), name, keyed=False)
+        raise MissingSplitError(f"no file {whole} with {wanted} for {{split}}")
     if not whole.is_file():
         raise DataError(f"{whole} not found; name a file, a folder or a {{split}}.npz")
     archive = _open(whole)
-    part = _keyed_part(whole, archive, split)
-    if part is not None:
-        return part
-    archive.close()
-    keys = ", ".join(archive.files)
-    if not set(archive.files).isdisjoint((*PIXELS, *ENCODED)):
-        raise DataError(
-            f"{whole} holds a single split (its keys are {keys}); name one file per split, such as "
-            f"npz:{whole.parent}/{{split}}.npz, or their folder"
+    parts = (_Part(whole, archive, name, keyed=True) for name in names)
+    part = next((part for part in parts if part.key(*PIXELS, *ENCODED)), None)
+    if part is None:
+        archive.close()
+        raise MissingSplitError(
+            f"{whole} has no images of {wanted}; its keys are {', '.join(archive.files)}. Name "
+            f"them as x_train, or name one file per split: npz:{whole.parent}/{{split}}.npz"
         )
-    raise MissingSplitError(f"{whole} has no images of {wanted}; its keys are {keys}")
-
-
-def _keyed_part(file: Path, archive: np.lib.npyio.NpzFile, split: Split) -> _Part | None:
-    parts = (_Part(file, archive, name, keyed=True) for name in SPLITS[split])
-    return next((part for part in parts if part.key(*PIXELS, *ENCODED)), None)
-
-
-def _split_files(folder: Path, split: Split) -> tuple[str, list[Path]]:
-    """Returns the first name of `split` that files in `folder` end in, and these files."""
-    for name in SPLITS[split]:
-        ends = tuple(f"{sign}{name}" for sign in "_-.")
-        files = [f for f in _npz_files(folder) if f.stem == name or f.stem.endswith(ends)]
-        if files:
-            return name, files
-    return "", []
-
-
-def _npz_files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if file.suffix.lower() == ".npz")
+    return part
 
 
 def _open(file: Path) -> np.lib.npyio.NpzFile:
-    if not zipfile.is_zipfile(file):
-        raise DataError(f"{file} is not an .npz file or is cut short; save it again with np.savez")
-    try:
-        return np.load(file, allow_pickle=False)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise DataError(f"cannot read {file}: {error}") from error
+    with contextlib.suppress(OSError, ValueError, zipfile.BadZipFile):
+        if zipfile.is_zipfile(file):
+            return np.load(file, allow_pickle=False)
+    raise DataError(f"{file} is not an .npz file or is cut short; save it again with np.savez")
 
 
 def _images(part: _Part, train: _Part) -> tuple[np.ndarray | None, np.ndarray]:
     """Returns (None, uint8 pixels (N, H, W) or (N, H, W, 3)) or (offsets (N + 1,), bytes)."""
     images, where = part.need("images", *PIXELS, *ENCODED)
     if part.key(*PIXELS) is not None:
-        images = check_shape(images, where)
-        if is_plain(images):
+        images = _check_shape(images, where)
+        if _is_plain(images):
             return None, images
-        return None, to_uint8(images, _training_range(part, train, images), where)
+        return None, _to_uint8(images, _training_range(part, train, images), where)
     if images.dtype != np.uint8 or images.ndim != 1:
         raise DataError(
             f"{where} is {images.dtype} of shape {images.shape}, but must be (N,) uint8"
         )
     offsets, where = part.need("offsets", "offsets")
-    if offsets.ndim != 1 or offsets.dtype.kind not in "iu" or len(offsets) < 2:
+    integers = offsets.ndim == 1 and offsets.dtype.kind in "iu" and len(offsets) > 1
+    ends = (0, len(images))
+    if not integers or (offsets[0], offsets[-1]) != ends or (offsets[1:] < offsets[:-1]).any():
         raise DataError(
-            f"{where} is {offsets.dtype} of shape {offsets.shape}; N images need N + 1 integers"
+            f"{where} is {offsets.dtype} of shape {offsets.shape}; N images need N + 1 integers "
+            f"that rise from 0 to {len(images)}, the number of bytes"
         )
-    offsets = offsets.astype(np.int64)
-    if offsets[0] != 0 or offsets[-1] != len(images) or (np.diff(offsets) < 0).any():
-        raise DataError(
-            f"{where} goes from {offsets[0]} to {offsets[-1]}; it must rise from 0 to "
-            f"{len(images)}, the number of bytes"
-        )
-    return offsets, images
+    return offsets.astype(np.int64), images
 
 
 def _training_range(part: _Part, train: _Part, images: np.ndarray) -> tuple[int, int]:
-    """Returns the values of black and white in the training split, which hold for every split."""
+    """Returns the values of black and white in the training split."""
     if train is part or train.key(*PIXELS) is None:
-        return find_range(images, part.describe())
+        return _find_range(images, part.describe())
     pixels, where = train.need("images", *PIXELS)
     # A dark split of floats would also fit 0 to 255.
     if (pixels.dtype.kind == "f") != (images.dtype.kind == "f"):
@@ -275,7 +214,7 @@ def _training_range(part: _Part, train: _Part, images: np.ndarray) -> tuple[int,
             f"{part.describe()} holds {images.dtype} pixels, but {where} {pixels.dtype}; save both "
             "as uint8 from 0 to 255"
         )
-    return (0, 255) if is_plain(pixels) else find_range(pixels, where)
+    return (0, 255) if _is_plain(pixels) else _find_range(pixels, where)
 
 
 def _labels(part: _Part, count: int | None = None) -> np.ndarray:
@@ -295,19 +234,102 @@ def _labels(part: _Part, count: int | None = None) -> np.ndarray:
 def _class_names(part: _Part) -> tuple[str, ...] | None:
     if "class_names" not in part.archive:
         return None
-    where = f"class_names in {part.file}"
-    names = part.array("class_names")
+    where, names = f"class_names in {part.file}", part.array("class_names")
     if names.ndim != 1 or names.dtype.kind not in "US":
         raise DataError(f"{where} is {names.dtype} of shape {names.shape}, but must be (K,) text")
-    try:
-        texts = [name.decode() if isinstance(name, bytes) else name for name in names.tolist()]
-    except UnicodeDecodeError as error:
-        raise DataError(f"{where} is not UTF-8: {error}") from error
-    texts = tuple(map(as_text, texts))
+    if names.dtype.kind == "S":
+        names = np.array([name.decode(errors="surrogateescape") for name in names.tolist()])
+    texts = tuple(map(as_text, names.tolist()))
     refuse_twice(texts, where)
     return texts
 
 
-def _numbered(labels: np.ndarray) -> tuple[str, ...]:
-    """Returns the numbers up to the largest label, at most N + 1: an absurd label is an error."""
-    return tuple(map(str, range(min(int(labels.max(initial=-1)) + 1, len(labels) + 1))))
+def _check_shape(images: np.ndarray, where: str) -> np.ndarray:
+    """Returns `images` as (N, H, W) or (N, H, W, 3), or raises DataError for another shape."""
+    shape = images.shape
+    if len(shape) == 4 and shape[3] == 1:
+        return _check_shape(images[..., 0], where)
+    single = len(shape) == 3 and shape[2] in (3, 4)  # one picture rather than many of width 3
+    if len(shape) not in (3, 4) or shape[3:] not in ((), (3,)) or single:
+        raise DataError(
+            f"{where} has the shape {shape}; it must be (N, H, W), (N, H, W, 1) or (N, H, W, 3). "
+            "x[..., :3] drops the transparency, x.transpose(0, 2, 3, 1) moves the channels to the "
+            "end, x[None] makes one picture a set, x.reshape(-1, H, W) unfolds grey rows, and "
+            "x.reshape(-1, 3, H, W).transpose(0, 2, 3, 1) unfolds rows of three channels"
+        )
+    if not images.size:
+        raise DataError(f"{where} holds no pixels: its shape is {shape}")
+    return images
+
+
+def _is_plain(images: np.ndarray) -> bool:
+    """Whether the pixels surely range from 0 to 255: uint8, and not only 0 and 1."""
+    return images.dtype == np.uint8 and images.max() > 1
+
+
+def _find_range(images: np.ndarray, where: str) -> tuple[int, int]:
+    """Returns the values of black and white, one of `RANGES`, that the pixels of a split show."""
+    low, high = _extremes(images, where)
+    found = _range(low, high)
+    if found is None:
+        raise DataError(
+            f"{where} is {images.dtype} from {low:.6g} to {high:.6g}; the values of black and "
+            "white are unknown (not 0 to 1, -1 to 1, 0 to 255 or 0 to 65535). Save every split as "
+            f"np.interp(x, ({low:.6g}, {high:.6g}), (0, 255)).round().astype(np.uint8), with the "
+            f"values of black and white in place of {low:.6g} and {high:.6g}"
+        )
+    return found
+
+
+def _to_uint8(images: np.ndarray, black_white: tuple[int, int], where: str) -> np.ndarray:
+    """Returns the pixels from 0 to 255; prints the assumed range once."""
+    low, high = _extremes(images, where)
+    black, white = black_white
+    step = (white - black) / 255
+    own = _range(low, high)
+    if low <= black - step / 2 or high >= white + step / 2 or own not in (black_white, None):
+        raise DataError(
+            f"{where} is {images.dtype} from {low:.6g} to {high:.6g}, but the training split has "
+            f"values from {black} to {white}; save all splits as uint8 from 0 to 255"
+        )
+    _print_once(f"{where}: {images.dtype} pixels are read with {black} as black, {white} as white")
+    pixels = np.empty(images.shape, np.uint8)
+    count = max(1, CHUNK // images[0].size)
+    dtype = np.float64 if images.dtype.itemsize > 2 else np.float32
+    for start in range(0, len(images), count):
+        part = images[start : start + count].astype(dtype)
+        pixels[start : start + count] = np.rint((part - black) / step)
+    return pixels
+
+
+def _range(low: float, high: float) -> tuple[int, int] | None:
+    """Returns the range that the values fit and whose bright half (and dark half) they reach."""
+    for black, white in RANGES:
+        step, middle = (white - black) / 255, (black + white) / 2
+        fits = low > black - step / 2 and high < white + step / 2
+        reached = high > (middle + white) / 2 if black < 0 else high > middle
+        if fits and reached and (black == 0 or low < (middle + black) / 2):
+            return black, white
+    return None
+
+
+def _extremes(images: np.ndarray, where: str) -> tuple[float, float]:
+    if images.dtype.kind not in "biuf":
+        raise DataError(f"{where} is {images.dtype}; pixels must be uint8 from 0 to 255")
+    low, high = float(images.min()), float(images.max())
+    if not math.isfinite(low) or not math.isfinite(high):
+        bad = [i for i, image in enumerate(images) if not np.isfinite(image).all()]
+        raise DataError(
+            f"{where} has pixels that are not finite in {len(bad)} of {len(images)} images, first "
+            f"in image {bad[0]}; remove them: keep = np.isfinite(x).reshape(len(x), -1)"
+            ".all(axis=1); x, y = x[keep], y[keep]"
+        )
+    if low == high:
+        raise DataError(f"every pixel of {where} is {low:.6g}; save uint8 pixels from 0 to 255")
+    return low, high
+
+
+@functools.cache  # a command may open its data several times
+def _print_once(line: str) -> None:
+    if multiprocessing.parent_process() is None:  # worker processes open the data again
+        print(line, file=sys.stderr)

@@ -21,11 +21,8 @@ class TfdsSource:
 
     Images stay encoded, and the checksum of every record is compared. The validation split is
     "validation" if the set has one, otherwise "test". For `name` and `data_dir` see `open_builder`.
-
-    Raises:
-        MissingSplitError: if the set has no such split.
-        DataError: if the set is not prepared, is incomplete, is not image classification, or has
-            another file format.
+    Raises MissingSplitError if the set has no such split, and DataError if it is not prepared, is
+    incomplete, is not image classification, or has another file format.
     """
 
     labels = None  # only the records contain them
@@ -55,7 +52,6 @@ class TfdsSource:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Example:
-        """Returns an example; raises an ImageError if its record is damaged."""
         from google.protobuf.message import DecodeError
         from tensorflow_datasets.proto import tf_example_pb2
 
@@ -63,9 +59,8 @@ class TfdsSource:
         record = self._records[index]
         try:
             values = messages.Example.FromString(record).features.feature
-            return Example(
-                values["image"].bytes_list.value[0], int(values["label"].int64_list.value[0])
-            )
+            image, label = values["image"].bytes_list.value[0], values["label"].int64_list.value[0]
+            return Example(image, int(label))
         except (DecodeError, IndexError) as error:
             raise ImageError("a damaged record: it holds no image with a label") from error
 
@@ -90,9 +85,7 @@ def open_builder(name: str, data_dir: Path | None = None, **options: Any) -> Any
     """Returns `tfds.builder(name, **options)`, for a name such as "cifar10" or "mnist:3.0.1".
 
     `data_dir` is the folder of all sets; the default is TFDS_DATA_DIR or ~/tensorflow_datasets.
-
-    Raises:
-        DataError: if the name or version is unknown.
+    Raises DataError if the name or version is unknown.
     """
     import tensorflow_datasets as tfds
 
@@ -101,34 +94,27 @@ def open_builder(name: str, data_dir: Path | None = None, **options: Any) -> Any
     folder = os.path.expanduser(given or "~/tensorflow_datasets")
     try:
         return tfds.builder(name, data_dir=_plain(folder), **options)
-    except tfds.core.DatasetNotFoundError as error:
+    except (tfds.core.DatasetNotFoundError, AssertionError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
         raise DataError(
-            f"tensorflow-datasets has no data set named {name!r}; "
+            f"tensorflow-datasets has no data set named {name!r} ({reason}); "
             "www.tensorflow.org/datasets/catalog lists them"
         ) from error
-    except (AssertionError, ValueError) as error:  # an invalid version or name
-        reason = str(error).strip().partition("\n")[0]
-        raise DataError(f"tensorflow-datasets cannot use the name {name!r}: {reason}") from error
 
 
 def folder_of(builder: Any) -> Path | str:
-    """Returns the folder of the set of `builder` by its own name; a bucket as text."""
+    """Returns the folder of a set by its own name; a bucket as text."""
     folder = os.fspath(builder.data_dir)
     return folder if "://" in folder else Path(folder).resolve()
 
 
 def is_prepared(builder: Any) -> bool:
-    """Whether the set of `builder` is prepared."""
-    # tensorflow-datasets warns about a missing folder.
+    """Whether the set of `builder` is prepared. tensorflow-datasets warns of a missing folder."""
     return builder.data_path.exists() and builder.is_prepared()
 
 
 def class_names(name: str, features: Any) -> tuple[str, ...]:
-    """Returns the names of the classes of the set `name`, which has `features`.
-
-    Raises:
-        DataError: if it is not an image classification set.
-    """
+    """Returns the class names of the set `name`, or raises DataError for another kind of set."""
     import tensorflow_datasets as tfds
 
     if not (
@@ -144,7 +130,6 @@ def class_names(name: str, features: Any) -> tuple[str, ...]:
 
 
 def _open_records(name: str, file_format: str, info: Any) -> "_ArrayRecords | TfRecords":
-    """Opens the files of a split, which tensorflow-datasets describes by `info`."""
     folder = os.fspath(info.filepaths[0].parent)
     if "://" not in folder:
         folder = os.fspath(Path(folder).resolve())  # its own name instead of a plain one
@@ -177,8 +162,8 @@ class _ArrayRecords(Shards):
                 found = list(pool.map(count_array_records, paths))
             except OSError as error:
                 raise DataError(f"a file of the data is missing or damaged: {error}") from error
-        for path, count, records in zip(paths, counts, found, strict=True):
-            check_count(path, count, records)
+        for each in zip(paths, counts, found, strict=True):
+            check_count(*each)
         # With slices the library does not count the records once more.
         slices = [f"{_plain(path)}[0:{count}]" for path, count in zip(paths, counts, strict=True)]
         self._source = ArrayRecordDataSource(slices)
@@ -194,11 +179,7 @@ class _ArrayRecords(Shards):
 
 
 def count_array_records(path: str) -> int:
-    """Returns the number of records in an array_record file.
-
-    Raises:
-        OSError: if it is missing, damaged or cut short.
-    """
+    """Returns the number of records in an array_record file; raises OSError if it is damaged."""
     from array_record.python import array_record_data_source
 
     reader = array_record_data_source.array_record_module.ArrayRecordReader(_plain(path))
@@ -215,11 +196,7 @@ def _plain(path: str) -> str:
 
 
 def _allow_open_files(count: int) -> None:
-    """Raises the limit of open files, because array_record keeps all files open.
-
-    Raises:
-        DataError: if the system does not allow it.
-    """
+    """Raise the limit of open files, because array_record keeps all files open."""
     import resource  # only on Unix, like array_record
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -1,10 +1,10 @@
-"""TFRecord files: their framing, and random access to their records.
+"""TFRecord files: their framing, and random access to their records by an index of their ends.
 
 A record is its length (8 bytes, little-endian), a checksum of the length (4), its data, and a
-checksum of the data (4). Only the lengths show where records begin, so each file is walked once,
-from length to length, and the ends of the records are kept in an index.
+checksum of the data (4).
 """
 
+import contextlib
 import os
 import secrets
 import struct
@@ -40,11 +40,7 @@ def framed(data: bytes) -> bytes:
 
 
 def record_ends(path: Path) -> np.ndarray:
-    """Returns the position in bytes where each record of a file ends, (N,) int64.
-
-    Raises:
-        DataError: for a file that cannot be read, is damaged, or is cut short.
-    """
+    """Returns the position in bytes where each record of a file ends, (N,) int64."""
     ends, at = [], 0
     try:
         with path.open("rb", buffering=0) as file:
@@ -98,10 +94,8 @@ class TfRecords(Shards):
     """The records of local TFRecord files, which any thread may read at random.
 
     The file `index` is written beside the records or, if that is not possible, to the user's cache.
-
-    Raises:
-        DataError: for a file that cannot be read, is damaged or cut short, or holds another number
-            of records than `counts` says.
+    Raises DataError for a file that cannot be read, is damaged or cut short, or does not hold the
+    number of records in `counts`.
     """
 
     def __init__(self, paths: Sequence[Path], counts: Sequence[int], index: str) -> None:
@@ -109,12 +103,7 @@ class TfRecords(Shards):
         self._ends = _load_or_make_index(paths, counts, index)
 
     def __getitem__(self, index: int) -> bytes:
-        """Returns a record's data.
-
-        Raises:
-            ImageError: if its checksum is wrong.
-            DataError: if the file has changed since it was indexed.
-        """
+        """Returns a record's data. Raises ImageError if its checksum is wrong."""
         shard, number = self.locate(index)
         start = int(self._ends[index - 1]) if number else 0
         length = int(self._ends[index]) - start - HEADER - _CHECKSUM.size
@@ -133,7 +122,6 @@ class TfRecords(Shards):
 
 
 def _load_or_make_index(paths: Sequence[Path], counts: Sequence[int], name: str) -> np.ndarray:
-    """Returns where the records of all files end in their file."""
     try:
         stats = [path.stat() for path in paths]
     except OSError as error:
@@ -182,15 +170,14 @@ def _save_index(places: Sequence[Path], key: str, ends: np.ndarray) -> None:
         part = place.with_name(f"{place.name}.{secrets.token_hex(4)}")
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                with part.open("xb") as file:
-                    np.savez(file, key=np.array(key), ends=ends)
-                part.replace(place)  # atomic, because other hosts may write it too
-            finally:
-                part.unlink(missing_ok=True)
+            with part.open("xb") as file:
+                np.savez(file, key=np.array(key), ends=ends)
+            part.replace(place)  # atomic, because other hosts may write it too
             return
         except OSError as error:
             errors.append(f"{place.parent} ({error.strerror})")
+            with contextlib.suppress(OSError):
+                part.unlink()
     print(
         f"cannot save the index of the records in {' or '.join(errors)}; every start rebuilds it",
         file=sys.stderr,

@@ -3,29 +3,31 @@
 import contextlib
 import dataclasses
 import hashlib
-import io
-import threading
-import warnings
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
+from gnet_jax.config.paths import as_text
 from gnet_jax.data.bad_images import BadRecord
 from gnet_jax.data.batches import prefetched
-from gnet_jax.data.decode import ImageError, decode, known_formats, opening
+from gnet_jax.data.decode import ImageError, decode, opening
 from gnet_jax.data.progress import progress_line
 from gnet_jax.data.sources import LeftOut, MissingSplitError, Source, Split, open_source
-from gnet_jax.data.sources.walk import IMAGES_LOST, SUFFIXES, counted, merged
+from gnet_jax.data.sources.folder import IMAGES_LOST, REASONS, SUFFIXES, counted, merged
 
 SMALL_SIDE = 32  # pixels: below it an image is called small
 LONG_ASPECT = 4  # longer side / shorter side: above it an image is called narrow
+NAMED = 10  # examples named of each finding that may need a fix
+ODD_NAMED = 3  # examples named of each other finding
+ROWS = 30  # classes in the table; if there are more, the smallest and the largest
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
-_QUIET = threading.Lock()  # catch_warnings changes the filters of all threads
 
 
 class Facts(NamedTuple):
@@ -69,38 +71,26 @@ def _odd_sizes(width: int, height: int) -> Iterator[tuple[str, str]]:
 
 def _odd_encoding(image: bytes, name: str) -> list[tuple[str, str]]:
     """Returns the oddities of an image that can be decoded."""
-    found = []
     with opening(image) as (picture, _, orientation, tiff):
-        expected = SUFFIXES.get(PurePath(name).suffix.lower())
-        if expected is not None and picture.format != expected:
-            found.append(("a format other than its suffix says", str(picture.format)))
+        expected = SUFFIXES.get(PurePath(name).suffix.lower(), picture.format)
         mode, sixteen = picture.mode, picture.mode.startswith("I;16")
         # Pillow shows 16-bit colour in the raw mode alone.
         raw = str(picture.tile[0].args) if picture.tile else ""
-        bits = tiff.bits if tiff else 16
+        pictures = 1
+        with contextlib.suppress(Exception):  # the later pictures may be damaged
+            pictures = getattr(picture, "n_frames", 1)
         kinds = {
+            "a format other than its suffix says": picture.format != expected,
             "CMYK": mode == "CMYK",
             "grey": mode in ("1", "L", "LA", "I") or sixteen,
             "palette": mode in ("P", "PA"),
             "transparent": mode in ("RGBA", "LA", "PA") or "transparency" in picture.info,
-            f"{bits} bit": mode == "I" or sixteen or ";16" in raw,
+            f"{tiff.bits if tiff else 16} bit": mode == "I" or sixteen or ";16" in raw,
             "turned by EXIF": orientation != 1,
+            "several pictures": pictures > 1,
         }
-    return found + [(kind, "") for kind, holds in kinds.items() if holds] + _odd_content(image)
-
-
-def _odd_content(image: bytes) -> list[tuple[str, str]]:
-    """Returns what its metadata say about the number of pictures in the file."""
-    what = "metadata that cannot be read"
-    with _QUIET, warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # Pillow's, about metadata
-        try:
-            with Image.open(io.BytesIO(image), formats=known_formats()) as opened:
-                what = "several pictures, the later ones damaged"
-                pictures = getattr(opened, "n_frames", 1)
-        except Exception as error:  # odd metadata and cut files make Pillow raise anything
-            return [(what, str(error))]
-    return [("several pictures", str(pictures))] if pictures > 1 else []
+        details = {"a format other than its suffix says": str(picture.format)}
+    return [(kind, details.get(kind, "")) for kind, holds in kinds.items() if holds]
 
 
 @dataclasses.dataclass
@@ -185,17 +175,12 @@ class Scan:
 
 
 def _count(found: list[Any], noun: str, rest: str) -> list[str]:
-    plural = {"class": "classes"}.get(noun, f"{noun}s")
+    plural = "classes" if noun == "class" else f"{noun}s"
     return [f"{len(found):,} {noun if len(found) == 1 else plural} {rest}"] if found else []
 
 
 def open_splits(spec: str) -> tuple[list[Source], list[str]]:
-    """Returns the source of every split that exists, and the names of the missing ones.
-
-    Raises:
-        MissingSplitError: if there is none.
-        DataError: as `open_source`.
-    """
+    """Returns the source of every split that exists, and the names of the missing ones."""
     sources: dict[str, Source] = {}
     errors: dict[str, MissingSplitError] = {}
     for split in SPLITS:
@@ -211,15 +196,7 @@ def open_splits(spec: str) -> tuple[list[Source], list[str]]:
 
 
 def scan(spec: str, *, threads: int = 4) -> Scan:
-    """Read and decode every example that `spec` names, using about 400 bytes of memory for each.
-
-    Args:
-        spec: a data source, as in the field data.source.
-        threads: number of threads that read and decode. The result does not depend on it.
-
-    Raises:
-        DataError: as `open_splits`.
-    """
+    """Read and decode every example of `spec`, in about 400 bytes of memory each."""
     sources, missing = open_splits(spec)
     places: dict[bytes, list[tuple[Source, int, int]]] = defaultdict(list)  # by digest
     splits = []
@@ -237,29 +214,98 @@ def scan(spec: str, *, threads: int = 4) -> Scan:
                         places[facts.digest].append((source, index, facts.label))
                     advance()
             if sizes:
-                found.width, found.height = map(_spread, np.transpose(sizes))
+                spread = np.quantile(sizes, (0, 0.5, 1), axis=0).astype(int)
+                found.width, found.height = map(tuple, spread.T.tolist())
             splits.append(found)
     duplicates = [_duplicates(group) for group in places.values() if len(group) > 1]
     return Scan(spec, splits, missing, duplicates, merged(source.left_out for source in sources))
 
 
-def _spread(sides: np.ndarray) -> tuple[int, int, int]:
-    """Returns the smallest, median and largest of some lengths."""
-    return int(np.min(sides)), int(np.median(sides)), int(np.max(sides))
-
-
 def _duplicates(group: list[tuple[Source, int, int]]) -> Duplicates:
     splits = [source.split for source, _, _ in group]
+    names = [source.describe(index) for source, index, _ in group]
     labels = [
         source.class_names[label]
         if 0 <= label < len(source.class_names)
         else f"out of range: {label}"
         for source, _, label in group
     ]
-    return Duplicates(
-        splits,
-        [source.describe(index) for source, index, _ in group],
-        labels,
-        leak=len(set(splits)) > 1,
-        contradict=len(set(labels)) > 1,
-    )
+    return Duplicates(splits, names, labels, len(set(splits)) > 1, len(set(labels)) > 1)
+
+
+def print_scan(console: Console, found: Scan) -> None:
+    """Print sizes and classes as tables, then every finding with its first examples."""
+    console.print(_split_table(found))
+    if found.missing:
+        console.print(f"there is no split {' or '.join(found.missing)}")
+    console.print(_class_table(found))
+    balance = ", ".join(map(_imbalance, found.splits))
+    console.print(f"largest class / smallest: {balance}", soft_wrap=True)
+    for each in found.splits:
+        _print_names(console, f"damaged in {each.split}", [str(record) for record in each.bad])
+        _print_names(console, f"labels out of range in {each.split}", each.labels_out_of_range)
+        for kind, names in sorted(each.odd.items()):
+            if len(names) == each.images:
+                console.print(escape(f"{kind}, in {each.split}: all"))
+            else:
+                _print_names(console, f"{kind}, in {each.split}", names, ODD_NAMED)
+    groups = {
+        "the same bytes in more than one split": [d for d in found.duplicates if d.leak],
+        "the same bytes twice in one split": [d for d in found.duplicates if not d.leak],
+        "the same bytes under different labels": [d for d in found.duplicates if d.contradict],
+    }
+    for title, duplicates in groups.items():
+        _print_names(console, title, [_equal(each.names) for each in duplicates])
+    for reason, names in found.left_out.items():
+        _print_names(console, f"not read, {reason} ({REASONS[reason]})", names, ODD_NAMED)
+    to_fix = found.must_be_mended
+    line = f"must be fixed: {'; '.join(to_fix)}" if to_fix else "nothing must be fixed"
+    console.print(escape(line), soft_wrap=True)
+
+
+def _split_table(found: Scan) -> Table:
+    table = Table("split", title=escape(found.source), title_justify="left")
+    for name in ("images", "damaged", "classes", "width (least, median, most)", "height"):
+        table.add_column(name, justify="right")
+    for each in found.splits:
+        counts = (each.images,), (len(each.bad),), (len(each.class_names),)
+        cells = (*counts, each.width or (), each.height or ())
+        table.add_row(each.split, *(" ".join(f"{n:,}" for n in cell) for cell in cells))
+    return table
+
+
+def _class_table(found: Scan) -> Table:
+    table = Table("class", title="images of each class", title_justify="left")
+    for each in found.splits:
+        table.add_column(each.split, justify="right")
+    counts = [dict(zip(s.class_names, s.class_counts, strict=True)) for s in found.splits]
+    names = list(dict.fromkeys(name for each in counts for name in each))
+    if len(names) > ROWS:
+        names.sort(key=lambda name: counts[0].get(name, 0))
+        hidden = slice(ROWS // 2, len(names) - ROWS // 2)
+        names[hidden] = [f"... {len(names[hidden]):,} between"]
+    for name in names:
+        cells = (f"{each[name]:,}" if name in each else "" for each in counts)
+        table.add_row(escape(name), *cells)
+    return table
+
+
+def _imbalance(found: SplitScan) -> str:
+    if found.empty_classes:
+        return f"{found.split} has {len(found.empty_classes)} without an image"
+    return f"{found.split} {max(found.class_counts) / min(found.class_counts):.2f}"
+
+
+def _equal(names: Sequence[str]) -> str:
+    rest = len(names) - NAMED
+    return " = ".join(names[:NAMED]) + (f" and {rest:,} more" if rest > 0 else "")
+
+
+def _print_names(console: Console, title: str, names: Sequence[str], named: int = NAMED) -> None:
+    if not names:
+        return
+    console.print(escape(f"{title}: {len(names):,}"), soft_wrap=True)
+    for name in names[:named]:
+        console.print(escape(f"  {as_text(name)}"), soft_wrap=True)
+    if len(names) > named:
+        console.print(f"  and {len(names) - named:,} more; --json lists all")
