@@ -25,14 +25,7 @@ width with a stem that keeps the full resolution 82.10 %:
 
 from common import CIFAR10_PIXELS
 
-from gnet_jax.config import (
-    AugmentConfig,
-    Config,
-    DataConfig,
-    LossConfig,
-    ModelConfig,
-    OptimConfig,
-)
+from gnet_jax.config import AugmentConfig, Config, DataConfig, LossConfig, ModelConfig, OptimConfig
 
 
 def get_config() -> Config:
@@ -44,18 +37,8 @@ def get_config() -> Config:
         eval_batch_size=250,
         eval_every_epochs=4,
         log_every_steps=100,
-        model=ModelConfig(
-            variant="batch_norm",
-            width_multiplier=0.5,
-            dropout=0.0,
-            aux_dropout=0.0,
-        ),
-        data=DataConfig(
-            source="tfds:cifar10",
-            image_size=64,
-            resize_to=64,
-            **CIFAR10_PIXELS,
-        ),
+        model=ModelConfig(variant="batch_norm", width_multiplier=0.5, dropout=0.0, aux_dropout=0.0),
+        data=DataConfig(source="tfds:cifar10", image_size=64, resize_to=64, **CIFAR10_PIXELS),
         augment=AugmentConfig(crop_area=(0.7, 1.0), crop_aspect=(0.87, 1.15)),
         loss=LossConfig(label_smoothing=0.1),
         optim=OptimConfig(
