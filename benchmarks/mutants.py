@@ -1,47 +1,50 @@
 """How many realistic one-line faults in the package the fast tests notice: `make mutants`.
 
-A reproducible sample of mutants, spread over the packages and over the kinds of fault
-(mutation_operators.py), is tested in temporary copies of the checkout. First every test file runs
-alone under coverage; the result is kept in .pytest_cache/mutants until a source changes. Then
-each mutant meets the test files that execute the mutated statement (mutation_tests.py), the
-quickest first, until a test fails or hangs.
+A reproducible sample of mutants (mutation_operators.py), spread over the packages and the kinds of
+fault, is tested in temporary copies of the checkout. First every test file runs alone under
+coverage; the result is kept in .pytest_cache/mutants until a source changes. Then each mutant is
+tested by the test files that execute its statement, the quickest first, until a test fails.
 """
 
 import argparse
 import ast
 import collections
 import concurrent.futures
+import contextlib
 import difflib
+import hashlib
 import json
+import os
 import queue
 import random
 import re
+import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
+import coverage  # pyright: ignore[reportMissingImports]
 from cosmic_ray.ast import ast_nodes, get_ast  # pyright: ignore[reportMissingImports]
 from cosmic_ray.mutating import mutate_code  # pyright: ignore[reportMissingImports]
-from mutation_operators import literal_choices, matters, operators
-from mutation_tests import (
-    PACKAGE,
-    TestFile,
-    find_tests,
-    list_files,
-    make_copy,
-    measure_all,
-    run_tests,
-    stop,
-)
+from mutation_operators import matters, operators
 
-GROUPS = {"model", "ops", "training", "data", "weights", "model_folder", "convert"}
-GROUPS |= {"inference", "lab"}
+PACKAGE = "gnet_jax"
+GROUPS = {"model", "ops", "training", "data", "model_folder", "convert", "inference", "lab"}
+SOURCES = (PACKAGE, "tests", "configs", "train.py", "pyproject.toml")
 OUTCOMES = ("killed", "survived", "uncovered")
-Kinds = Mapping[str, Any]  # operators by name
+KINDS = operators()
+COVERAGE = """[run]
+source = {copy}/{package}
+data_file = {data}
+parallel = true
+patch = subprocess, _exit
+disable_warnings = no-data-collected, module-not-imported, module-not-measured
+"""
+_running: set[subprocess.Popen] = set()
 
 
 class Mutant(NamedTuple):
@@ -51,107 +54,160 @@ class Mutant(NamedTuple):
     line: int
     operator: str
     occurrence: int
+    text: str  # of the file, without the fault
 
-    @property
-    def group(self) -> str:
-        return self.file.split("/")[1]
+    def mutated(self) -> str | None:
+        """Returns the mutated source, None if it does not compile or means the same."""
+        changed = mutate_code(self.text, KINDS[self.operator], self.occurrence) or self.text
+        changed = re.sub(r"\bnot not\b ?", "", changed)
+        try:
+            dumps = [ast.dump(ast.parse(text)) for text in (changed, self.text)]
+        except SyntaxError:
+            return None
+        return None if dumps[0] == dumps[1] else changed
+
+    def diff(self) -> str:
+        rows = self.text.splitlines(), (self.mutated() or "").splitlines()
+        return "\n".join(difflib.unified_diff(*rows, self.file, self.file, n=1, lineterm=""))
 
 
-def enumerate_mutants(sources: Mapping[str, str], kinds: Kinds) -> list[Mutant]:
-    """Returns all mutants of these files except those that cannot matter."""
-    found = []
-    for file, text in sources.items():
-        tree, count = get_ast(text), collections.Counter()
-        for node in ast_nodes(tree):
-            for name, operator in kinds.items():
-                for start, _ in operator.mutation_positions(node):
-                    if matters(tree.get_leaf_for_position(start)):
-                        found.append(Mutant(file, start[0], name, count[name]))
-                    count[name] += 1
+def enumerate_mutants(file: str, text: str) -> list[Mutant]:
+    """Returns all mutants of a file except those that cannot matter."""
+    found, tree, count = [], get_ast(text), collections.Counter()
+    for node in ast_nodes(tree):
+        for name, operator in KINDS.items():
+            for start, _ in operator.mutation_positions(node):
+                if matters(tree.get_leaf_for_position(start)):
+                    found.append(Mutant(file, start[0], name, count[name], text))
+                count[name] += 1
     return found
 
 
-def mutate(mutant: Mutant, text: str, kinds: Kinds) -> str | None:
-    """Returns the mutated source, None if it does not compile or means the same."""
-    changed = mutate_code(text, kinds[mutant.operator], mutant.occurrence) or text
-    changed = re.sub(r"\bnot not\b ?", "", changed)
-    try:
-        return None if ast.dump(ast.parse(changed)) == ast.dump(ast.parse(text)) else changed
-    except SyntaxError:
-        return None
-
-
-def draw(
-    mutants: list[Mutant], size: int, seed: int, usable: Callable[[Mutant], bool]
-) -> list[Mutant]:
-    """Returns up to `size` usable mutants, at most one of each line.
-
-    Groups take turns, so each gets an equal share as long as it has mutants left; so do the
-    kinds of fault within a group.
-    """
+def draw(mutants: list[Mutant], size: int, seed: int) -> list[Mutant]:
+    """Returns up to `size` mutants, one of each line; packages take turns, and kinds in them."""
     groups: dict[str, dict[str, list[Mutant]]] = {}
     for mutant in random.Random(seed).sample(mutants, len(mutants)):
-        groups.setdefault(mutant.group, {}).setdefault(mutant.operator, []).append(mutant)
+        kinds = groups.setdefault(mutant.file.split("/")[1], {})
+        kinds.setdefault(mutant.operator, []).append(mutant)
     turns = [collections.deque(kinds.values()) for _, kinds in sorted(groups.items())]
     sample, lines = [], set()
     while len(sample) < size and any(turns):
-        for kinds in turns:
-            while kinds:  # until one mutant of this group is found
-                kind = kinds.popleft()
-                mutant = kind.pop()
-                if kind:
-                    kinds.append(kind)
-                if mutant[:2] not in lines and usable(mutant):
-                    lines.add(mutant[:2])
-                    sample.append(mutant)
-                    break
+        for kinds in filter(None, turns):
+            kind = kinds.popleft()
+            mutant = kind.pop()
+            if kind:
+                kinds.append(kind)
+            if mutant[:2] not in lines and mutant.mutated():
+                lines.add(mutant[:2])
+                sample.append(mutant)
     return sample[:size]
 
 
-def difference(mutant: Mutant, text: str, kinds: Kinds) -> str:
-    """Returns the mutant as a diff."""
-    changed = mutate(mutant, text, kinds) or ""
-    rows = text.splitlines(), changed.splitlines()
-    return "\n".join(difflib.unified_diff(*rows, mutant.file, mutant.file, n=1, lineterm=""))
+def find_tests(mutant: Mutant, tests: dict[str, Any]) -> dict[str, Any]:
+    """Returns the test files that execute the mutated statement, the quickest first.
 
-
-def find_killer(chosen: Mapping[str, TestFile], copy: Path, root: Path) -> str | None:
-    """Runs test files on a mutated copy. Returns the first test that fails, None if none does.
-
-    A test counts only if it fails alone, too, as it passes alone without the mutant.
+    The header of a function counts as executed if its body is.
     """
-    seconds = [facts["seconds"] for facts in chosen.values()]
-    hang, limit = f"--timeout={60 + 3 * max(seconds):.0f}", 120 + 4 * sum(seconds)
-    left_out = [test for facts in chosen.values() for test in facts["failed"]]
-    while True:
-        options = ["-x", hang, *chosen, *(f"--deselect={test}" for test in left_out)]
-        code, failed = run_tests(copy, root, options, limit)
-        if code in (0, 5):  # 5: all tests were deselected
-            return None
-        if not failed:
-            return "a hang" if code is None else f"exit code {code}"
-        if run_tests(copy, root, [hang, failed[0]], limit)[0] != 0:
-            return failed[0]
-        left_out.append(failed[0])
+    nodes = [n for n in ast.walk(ast.parse(mutant.text)) if isinstance(n, ast.stmt)]
+    own = [n for n in nodes if n.lineno <= mutant.line <= (n.end_lineno or 0)]
+    at = max(own, key=lambda n: (n.lineno, -(n.end_lineno or 0)))
+    first, last = at.lineno, at.end_lineno or at.lineno
+    if isinstance(at, ast.FunctionDef):
+        first = at.body[0].lineno
+    elif body := getattr(at, "body", None):
+        last = max(first, body[0].lineno - 1)
+    lines = range(first, last + 1)
+    found = {t: f for t, f in tests.items() if set(f["lines"].get(mutant.file, ())) & set(lines)}
+    return dict(sorted(found.items(), key=lambda item: item[1]["seconds"]))
 
 
-def try_mutant(
-    file: str, changed: str, chosen: Mapping[str, TestFile], copy: Path, root: Path
-) -> tuple[str, str | None]:
-    """Returns the outcome and, if the mutant was killed, the first test that failed."""
-    batches: list[dict[str, TestFile]] = []  # a minute each: a process keeps what it compiled
-    for name, facts in chosen.items():
-        if not batches or sum(other["seconds"] for other in batches[-1].values()) > 60:
-            batches.append({})
-        batches[-1][name] = facts
-    original = (copy / file).read_text()
-    (copy / file).write_text(changed)
-    try:
-        killers = (find_killer(batch, copy, root) for batch in batches)
-        killer = next(filter(None, killers), None)
-    finally:
-        (copy / file).write_text(original)
-    return "killed" if killer else "survived" if chosen else "uncovered", killer
+def list_files(root: Path) -> list[str]:
+    """Returns the files of a checkout that Git tracks or would track."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    files = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout
+    return sorted(file for file in set(files.split("\0")) if file and (root / file).is_file())
+
+
+def make_copy(root: Path, folder: Path) -> Path:
+    """Copies a checkout. Raises RuntimeError if Python would import the package from elsewhere."""
+    for file in list_files(root):
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(root / file, folder / file)
+    # Bytecode that carries its source's hash, so that a stale file cannot hide a mutant.
+    compiled = ["-m", "compileall", "-q", "--invalidation-mode", "checked-hash", PACKAGE]
+    subprocess.run([sys.executable, *compiled], cwd=folder, check=True)
+    command = [sys.executable, "-c", f"import {PACKAGE}; print({PACKAGE}.__file__)"]
+    where = subprocess.check_output(command, cwd="/", env=environment(folder), text=True)
+    if not Path(where.strip()).is_relative_to(folder):
+        raise RuntimeError(f"the tests would import {where.strip()}, not the copy in {folder}")
+    return folder
+
+
+def environment(copy: Path) -> dict[str, str]:
+    """Returns the environment of tests in a copy."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("COVERAGE_", "PYTEST_"))}
+    paths = os.pathsep.join(filter(None, [str(copy), kept.get("PYTHONPATH", "")]))
+    return kept | {"PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def run_tests(
+    copy: Path, root: Path, options: list[str], limit: float, *under: str
+) -> tuple[int | None, list[str]]:
+    """Runs fast tests in a copy. Returns pytest's exit code, None after `limit` seconds, and the
+    tests that failed.
+    """
+    command = [sys.executable, *under, "-m", "pytest", "-m", "not slow", "--tb=no", "-q", "-rfE"]
+    command += ["-o", f"cache_dir={root}/.pytest_cache/mutants/pytest", *options]
+    with tempfile.TemporaryFile("w+") as out:
+        streams: dict[str, Any] = {"stdout": out, "stderr": out, "start_new_session": True}
+        process = subprocess.Popen(command, cwd=copy, env=environment(copy), **streams)
+        _running.add(process)
+        code = None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            code = process.wait(limit)
+        stop(process)  # also what the tests started and left running
+        out.seek(0)
+        return code, re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", out.read(), re.MULTILINE)
+
+
+def stop(*processes: subprocess.Popen) -> None:
+    """Kills these test runs, or all, with the processes that they started."""
+    for process in processes or tuple(_running):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        _running.discard(process)
+
+
+def measure(test: str, copy: Path, root: Path) -> dict[str, Any]:
+    """Returns the seconds, the failed tests and the executed lines by file of one test file."""
+    lines = collections.defaultdict(set)
+    with tempfile.TemporaryDirectory() as folder:
+        rcfile = Path(folder) / "rc"
+        rcfile.write_text(COVERAGE.format(copy=copy, package=PACKAGE, data=f"{folder}/data"))
+        start, under = time.perf_counter(), ("-m", "coverage", "run", f"--rcfile={rcfile}")
+        _, failed = run_tests(copy, root, [test], 3600, *under)
+        seconds = time.perf_counter() - start
+        for file in Path(folder).glob("data.*"):
+            data = coverage.CoverageData(str(file))
+            data.read()
+            for name in data.measured_files():
+                lines[Path(name).relative_to(copy).as_posix()].update(data.lines(name) or ())
+    if failed:  # perhaps only because coverage is slow
+        _, failed = run_tests(copy, root, [test], 3600)
+    executed = {file: sorted(numbers) for file, numbers in lines.items()}
+    return {"seconds": seconds, "failed": failed, "lines": executed}
+
+
+def find_killer(chosen: dict[str, Any], copy: Path, root: Path) -> str | None:
+    """Returns the first test that fails or hangs on a mutated copy, None if all pass."""
+    for test, facts in chosen.items():
+        options = ["-x", f"--timeout={60 + 3 * facts['seconds']:.0f}", test]
+        options += [f"--deselect={name}" for name in facts["failed"]]
+        code, failed = run_tests(copy, root, options, 120 + 4 * facts["seconds"])
+        if code not in (0, 5):  # 5: all tests were deselected
+            return failed[0] if failed else f"{test}, exit code {code}"
+    return None
 
 
 def report(results: list[dict[str, Any]]) -> float:
@@ -169,11 +225,6 @@ def report(results: list[dict[str, Any]]) -> float:
     return 100 * groups["all"]["killed"] / len(results)
 
 
-def _exit(*_) -> NoReturn:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not stop the clearing up
-    sys.exit("terminated")
-
-
 def main() -> int:
     """Runs the command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -187,58 +238,70 @@ def main() -> int:
     parser.add_argument("--fail-under", type=float, default=0, help="exit with 1 below this score")
     parser.add_argument("--root", type=Path, default=Path(__file__).parents[1], help="checkout")
     args = parser.parse_args()
-    root = args.root.resolve()
-    files = [f for f in list_files(root) if f.startswith(f"{PACKAGE}/") and f.endswith(".py")]
-    sources = {file: (root / file).read_text() for file in files}
-    kinds = operators(literal_choices(sources.values()))
-
-    def is_wanted(file: str) -> bool:
-        return Path(file).is_relative_to(args.only) if args.only else file.split("/")[1] in GROUPS
-
-    mutants = enumerate_mutants({f: t for f, t in sources.items() if is_wanted(f)}, kinds)
-    sample = draw(
-        mutants, args.sample, args.seed, lambda m: bool(mutate(m, sources[m.file], kinds))
-    )
+    root, mutants = args.root.resolve(), []
+    files = list_files(root)
+    for file in (f for f in files if f.startswith(f"{PACKAGE}/") and f.endswith(".py")):
+        if Path(file).is_relative_to(args.only) if args.only else file.split("/")[1] in GROUPS:
+            mutants += enumerate_mutants(file, (root / file).read_text())
+    sample = draw(mutants, args.sample, args.seed)
     if not sample:
         parser.error("there is nothing to mutate")
-    shares = collections.Counter(mutant.group for mutant in sample)
-    print(f"{len(sample)} of {len(mutants)} mutants, seed {args.seed}: {dict(shares)}", flush=True)
+    print(f"{len(sample)} of {len(mutants)} mutants, seed {args.seed}", flush=True)
     if args.list:
-        print(*(difference(mutant, sources[mutant.file], kinds) for mutant in sample), sep="\n")
+        print(*(mutant.diff() for mutant in sample), sep="\n")
         return 0
 
+    digest = hashlib.sha256()
+    for file in filter(lambda file: file.startswith(SOURCES), files):
+        digest.update(file.encode() + b"\0" + (root / file).read_bytes())
+    cache = root / ".pytest_cache/mutants"
+    known = cache / f"coverage-{digest.hexdigest()[:16]}.json"
+    programs = ".pytest_cache/d/xla"  # compiled by earlier tests; those of mutants stay apart
+    if (root / programs).is_dir() and not (cache / "pytest/d/xla").is_dir():
+        shutil.copytree(root / programs, cache / "pytest/d/xla")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     copies: queue.Queue[Path] = queue.Queue()
-    signal.signal(signal.SIGTERM, _exit)
-    pool = concurrent.futures.ThreadPoolExecutor(args.jobs)
-    results: list[dict[str, Any]] = []
+    results, start = [], time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        pool = concurrent.futures.ThreadPoolExecutor(args.jobs)
+
+        def in_a_copy(function, *arguments) -> Any:
+            copy = copies.get()
+            try:
+                return function(*arguments, copy, root)
+            finally:
+                copies.put(copy)
+
+        def try_mutant(mutant: Mutant, copy: Path, root: Path) -> dict[str, Any]:
+            begun, chosen = time.perf_counter(), find_tests(mutant, tests)
+            (copy / mutant.file).write_text(mutant.mutated() or "")
+            try:
+                killer = find_killer(chosen, copy, root) if chosen else None
+            finally:
+                (copy / mutant.file).write_text(mutant.text)
+            outcome = "killed" if killer else "survived" if chosen else "uncovered"
+            facts = {"group": mutant.file.split("/")[1], "outcome": outcome, "killer": killer}
+            facts |= {"tests": list(chosen), "seconds": time.perf_counter() - begun}
+            facts |= mutant._asdict() | {"diff": mutant.diff()}
+            del facts["text"]
+            return facts
+
         try:
             for number in range(args.jobs):
                 copies.put(make_copy(root, Path(folder, str(number)).resolve()))
-            tests = measure_all(root, copies, pool, args.refresh)
-            start = time.perf_counter()
-
-            def job(mutant: Mutant) -> dict[str, Any]:
-                copy, begun, text = copies.get(), time.perf_counter(), sources[mutant.file]
-                names = find_tests(mutant.file, mutant.line, sources, tests, root)
-                changed = mutate(mutant, text, kinds) or ""
-                chosen = {name: tests[name] for name in names}
-                outcome, killer = try_mutant(mutant.file, changed, chosen, copy, root)
-                copies.put(copy)
-                facts = {"group": mutant.group, "outcome": outcome, "killer": killer}
-                facts |= {"tests": names, "seconds": time.perf_counter() - begun}
-                return mutant._asdict() | facts | {"diff": difference(mutant, text, kinds)}
-
-            jobs = [pool.submit(job, mutant) for mutant in sample]
+            if args.refresh or not known.is_file():
+                names = [file for file in files if re.search(r"^tests/(.*/)?test_\w+\.py$", file)]
+                print(f"measuring what each of {len(names)} test files executes ...", flush=True)
+                measured = pool.map(lambda name: in_a_copy(measure, name), names)
+                cache.mkdir(parents=True, exist_ok=True)
+                known.write_text(json.dumps(dict(zip(names, measured, strict=True))))
+            tests = json.loads(known.read_text())
+            jobs = [pool.submit(in_a_copy, try_mutant, mutant) for mutant in sample]
             for number, future in enumerate(concurrent.futures.as_completed(jobs), 1):
                 results.append(r := future.result())
-                left = (time.perf_counter() - start) / number * (len(sample) - number) / 60
-                print(
-                    f"[{number}/{len(sample)}, {left:.0f} min left] {r['outcome']}: {r['file']}:"
-                    f"{r['line']} {r['operator']}, {len(r['tests'])} test files, "
-                    f"{r['seconds']:.0f} s{', by ' + r['killer'] if r['killer'] else ''}",
-                    flush=True,
-                )
+                where = f"{r['outcome']}: {r['file']}:{r['line']} {r['operator']} {r['killer']}"
+                minutes = (time.perf_counter() - start) / 60
+                print(f"[{number}/{len(sample)}, {minutes:.0f} min] {where}", flush=True)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
             stop()

@@ -1,54 +1,42 @@
 """The faults that `mutants.py` makes: operators of cosmic-ray, and own ones on its base class.
 
-Left out, because they break at once or change nothing: removed decorators, replaced exception
-types, operators that no one confuses (`+` for `<<`).
+Removed decorators, replaced exception types and unlikely operators (`+` for `<<`) are left out:
+they fail at once or change nothing.
 """
 
-import ast
 import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-from cosmic_ray.operators.number_replacer import NumberReplacer  # pyright: ignore[reportMissingImports]
 from cosmic_ray.operators.operator import Operator  # pyright: ignore[reportMissingImports]
 from cosmic_ray.operators.provider import OperatorProvider  # pyright: ignore[reportMissingImports]
 
-COMPARISONS = (
-    "Lt_LtE",
-    "LtE_Lt",
-    "Gt_GtE",
-    "GtE_Gt",
-    "Eq_NotEq",
-    "NotEq_Eq",
-    "Is_IsNot",
-    "IsNot_Is",
+TAKEN = {
+    "ReplaceComparisonOperator_": "Lt_LtE LtE_Lt Gt_GtE GtE_Gt Eq_NotEq NotEq_Eq Is_IsNot IsNot_Is",
+    "ReplaceBinaryOperator_": "Add_Sub Sub_Add Mul_Div Div_Mul FloorDiv_Mul Mod_FloorDiv Pow_Mul",
+    "ReplaceUnaryOperator_Delete_": "Not USub",
+    "Replace": "TrueWithFalse FalseWithTrue AndWithOr OrWithAnd",
+    "": "ReplaceBreakWithContinue ReplaceContinueWithBreak AddNot ZeroIterationForLoop",
+}
+MESSAGES = re.compile(
+    "print|say|warn(ing)?|log|info|debug|report|text|legend|set_.*|.*(Error|Warning)"
 )
-TAKEN = (
-    *("ReplaceComparisonOperator_" + change for change in COMPARISONS),
-    *("ReplaceUnaryOperator_Delete_Not", "ReplaceUnaryOperator_Delete_USub", "AddNot"),
-    *("ReplaceTrueWithFalse", "ReplaceFalseWithTrue", "ReplaceAndWithOr", "ReplaceOrWithAnd"),
-    *("ReplaceBreakWithContinue", "ReplaceContinueWithBreak", "ZeroIterationForLoop"),
-)
-ARITHMETIC = ("Add_Sub", "Sub_Add", "Mul_Div", "Div_Mul", "FloorDiv_Mul", "Mod_FloorDiv", "Pow_Mul")
-
-MESSAGES = {"print", "say", "tell", "warn", "warning", "log", "info", "debug", "report"}
-MESSAGES |= {"text", "legend", "set_title", "set_xlabel", "set_ylabel"}
 # Keywords that only matter for messages or for what Python checks.
 UNSEEN = {"strict", "stacklevel", "flush", "encoding", "help", "description", "metavar", "match"}
-# What annotates types, and what draws.
+# Names in annotations of types, and in drawing.
 UNTESTED = {"Literal", "Annotated", "axes", "axis", "figure", "gr", "plt"}
-OTHER_NAME = {"sum": "mean", "min": "max", "any": "all", "argmax": "argmin", "floor": "ceil"}
-OTHER_NAME |= {"minimum": "maximum", "zeros": "ones", "zeros_like": "ones_like"}
-OTHER_NAME |= {"softmax": "log_softmax", "psum": "pmean", "avg_pool": "max_pool"}
-OTHER_NAME |= {other: name for name, other in OTHER_NAME.items()}
-ALSO_BUILTIN = {"min", "max", "any", "all"}
-LIBRARIES = {"jax", "jnp", "lax", "math", "nn", "np", "optax"}
-KEPT = {"name", "atom", "atom_expr"}
-CONVERSIONS = {"array", "asarray", "ascontiguousarray", "dtype"}
-TEXTS = {"string", "strings", "fstring"}
+PARTS = {"raise_stmt", "assert_stmt", "fstring", "fstring_expr", "decorator", "tfpdef"}
+SIBLINGS = {"sum": "mean", "min": "max", "any": "all", "argmax": "argmin", "floor": "ceil"}
+SIBLINGS |= {"minimum": "maximum", "zeros": "ones", "softmax": "log_softmax", "psum": "pmean"}
+SIBLINGS |= {other: name for name, other in SIBLINGS.items()}
 PATHS = re.compile(r"dir|file|folder|parent|path|root|\b(new|out|where)\b", re.IGNORECASE)
 TYPED = {"isinstance", "issubclass", "getattr", "hasattr", "setattr", "super", "type"}
+
+
+def code(node) -> str:
+    """Returns the source of a node, without the space around it."""
+    return node.get_code().strip()
 
 
 def callee(trailer) -> str:
@@ -68,227 +56,139 @@ def arguments(trailer) -> list:
 
 
 def matters(leaf) -> bool:
-    """Returns False for annotations, messages, static checks and the layout of figures."""
-    for node, parent in itertools.pairwise(_ancestors(leaf)):
+    """Returns False for annotations, messages, static checks, paths and the layout of figures."""
+    node, parent = leaf, leaf.parent
+    if leaf.value in ("+", "-", "*", "/", "//", "%", "**"):
+        is_text = any("string" in child.type for child in parent.children)
+        is_path = leaf.value == "/" and PATHS.search(code(parent))
+        if is_text or is_path or parent.type not in ("arith_expr", "term", "power", "factor"):
+            return False
+    while parent is not None:
         kind, before = parent.type, node.get_previous_sibling()
-        if kind in ("raise_stmt", "assert_stmt", "fstring", "fstring_expr", "decorator", "tfpdef"):
-            return False
-        if kind == "annassign" and node is parent.children[1]:
-            return False
-        if kind == "funcdef" and parent.name.value in ("__repr__", "__str__"):
-            return False
-        if kind == "funcdef" and before is not None and before.get_code().strip() == "->":
-            return False
-        if kind == "argument" and parent.children[0].get_code().strip() in UNSEEN:
-            return False
-        if kind == "if_stmt" and re.search("TYPE_CHECKING|__name__", parent.children[1].get_code()):
+        if (
+            kind in PARTS
+            or (kind == "annassign" and node is parent.children[1])
+            or (kind == "funcdef" and before is not None and code(before) == "->")
+            or (kind == "argument" and code(parent.children[0]) in UNSEEN)
+            or (kind == "if_stmt" and re.search("TYPE_CHECKING|__name__", code(parent.children[1])))
+        ):
             return False
         if kind in ("atom_expr", "power"):
-            if parent.children[0].get_code().strip() in UNTESTED:
-                return False
             called = [callee(child) for child in parent.children if is_call(child)]
-            if any(n in MESSAGES or n.endswith(("Error", "Warning")) for n in called):
+            if code(parent.children[0]) in UNTESTED or any(map(MESSAGES.fullmatch, called)):
                 return False
+        node, parent = parent, parent.parent
     return True
 
 
-def _ancestors(node) -> Iterator:
-    while node is not None:
-        yield node
-        node = node.parent
+class Change(Operator):
+    """Calls `change(node, target)` for one of the targets that `find(node)` returns."""
 
-
-class OwnOperator(Operator):
-    """What all operators below share: one position for each thing that `targets` lists."""
-
-    def targets(self, node) -> list:
-        raise NotImplementedError
+    def __init__(self, find: Callable[[Any], list], change: Callable[[Any, Any], Any]):
+        self.find, self.change = find, change
 
     def mutation_positions(self, node) -> Any:
-        return [(target.start_pos, target.end_pos) for target in self.targets(node)]
+        return [(target.start_pos, target.end_pos) for target in self.find(node)]
+
+    def mutate(self, node, index) -> Any:
+        return self.change(node, self.find(node)[index])
 
     @classmethod
     def examples(cls) -> Any:
         return ()
 
 
-class Arithmetic(Operator):
-    """An arithmetic operator of cosmic-ray, away from strings, paths and signatures."""
-
-    def __init__(self, change: str):
-        provider: Any = OperatorProvider()
-        self.replacement = provider[f"ReplaceBinaryOperator_{change}"]()
-
-    def mutation_positions(self, node) -> Any:
-        if node.type == "operator" and node.parent.type in ("arith_expr", "term", "power"):
-            texts = TEXTS.intersection(child.type for child in node.parent.children)
-            paths = node.value == "/" and PATHS.search(node.parent.get_code())
-            if not texts and not paths:
-                yield from self.replacement.mutation_positions(node)
-
-    def mutate(self, node, index) -> Any:
-        return self.replacement.mutate(node, index)
-
-    @classmethod
-    def examples(cls) -> Any:
-        return ()
+def numbers(node) -> list:
+    """Returns the node if it is a number, except 0.0."""
+    fits = node.type == "number" and re.fullmatch(r"[\d._]+(e-?\d+)?", node.value)
+    return [node] if fits and (node.value.isdigit() or float(node.value)) else []
 
 
-class NudgeInteger(NumberReplacer):
-    """An integer plus or minus 1."""
-
-    def mutation_positions(self, node) -> Any:
-        if node.type == "number" and node.value.isdigit():
-            yield from super().mutation_positions(node)
-
-    def mutate(self, node, index) -> Any:
-        new = super().mutate(node, index)
-        new.value, new.prefix = new.value.strip(), node.prefix
-        return new
+def nudge_number(node, _) -> Any:
+    """Adds 1 to an integer, and 10 % to a float."""
+    text = node.value
+    node.value = str(int(text) + 1) if text.isdigit() else f"{float(text) * 1.1:.6g}"
+    return node
 
 
-class ScaleFloat(OwnOperator):
-    """A float 10 % larger: 0.9 becomes 0.99."""
-
-    def targets(self, node):
-        fits = node.type == "number" and re.fullmatch(r"[\d._]+(e-?\d+)?", node.value)
-        return [node] if fits and not node.value.isdigit() and float(node.value) else []
-
-    def mutate(self, node, index) -> Any:
-        node.value = f"{float(node.value) * 1.1:.6g}"
-        return node
+def keywords(node) -> list:
+    """Returns the keyword arguments of a call."""
+    found = [each for each in (arguments(node) if is_call(node) else []) if each.type == "argument"]
+    return [each for each in found if code(each.children[1]) == "="]
 
 
-class DropKeyword(OwnOperator):
-    """A call without one of its keyword arguments."""
-
-    def targets(self, node):
-        found = arguments(node) if is_call(node) else []
-        named = [argument for argument in found if argument.type == "argument"]
-        return [argument for argument in named if argument.children[1].get_code().strip() == "="]
-
-    def mutate(self, node, index) -> Any:
-        target, inside = self.targets(node)[index], node.children[1]
-        if inside is target:
-            del node.children[1]
-        else:
-            at = inside.children.index(target)
-            last = at + 1 >= len(inside.children)
-            del inside.children[at - last : at - last + 2]
-        return node
+def drop_keyword(node, target) -> Any:
+    """Removes a keyword argument, and the comma after or before it."""
+    inside = node.children[1]
+    if inside is target:
+        del node.children[1]
+    else:
+        at = inside.children.index(target)
+        last = at + 1 >= len(inside.children)
+        del inside.children[at - last : at - last + 2]
+    return node
 
 
-class SwapArguments(OwnOperator):
-    """A call with two neighbouring positional arguments of one kind swapped."""
-
-    def targets(self, node):
-        if not is_call(node) or callee(node) in TYPED:
-            return []
-        return [first for first, second in self._pairs(node)]
-
-    def _pairs(self, node) -> list[tuple]:
-        return [
-            (first, second)
-            for first, second in itertools.pairwise(arguments(node))
-            if first.type == second.type != "argument"
-            and first.get_code().strip() != second.get_code().strip()
-        ]
-
-    def mutate(self, node, index) -> Any:
-        first, second = self._pairs(node)[index]
-        leaves = first.get_first_leaf(), second.get_first_leaf()
-        leaves[0].prefix, leaves[1].prefix = leaves[1].prefix, leaves[0].prefix
-        inside = node.children[1].children
-        at = inside.index(first)
-        inside[at], inside[at + 2] = second, first
-        return node
+def neighbours(node) -> list:
+    """Returns the positional arguments that another one of the same kind follows."""
+    given = arguments(node) if is_call(node) and callee(node) not in TYPED else []
+    return [
+        first
+        for first, second in itertools.pairwise(given)
+        if first.type == second.type != "argument" and code(first) != code(second)
+    ]
 
 
-class KeepArgument(OwnOperator):
-    """A library's function replaced by its first argument: `fold_in(key, step)` by `key`."""
-
-    def targets(self, node):
-        if node.type not in ("atom_expr", "power") or node.parent.type == "simple_stmt":
-            return []
-        call, library = node.children[-1], node.children[0].get_code().strip()
-        if not is_call(call) or library not in LIBRARIES or callee(call) in CONVERSIONS:
-            return []
-        return [node] if arguments(call)[:1] and self._kept(node).type in KEPT else []
-
-    def _kept(self, node):
-        return arguments(node.children[-1])[0]
-
-    def mutate(self, node, index) -> Any:
-        kept = self._kept(node)
-        kept.get_first_leaf().prefix = node.get_first_leaf().prefix
-        return kept
+def swap_arguments(node, first) -> Any:
+    """Swaps a positional argument with the next one."""
+    inside = node.children[1].children
+    at = inside.index(first)
+    leaves = first.get_first_leaf(), inside[at + 2].get_first_leaf()
+    leaves[0].prefix, leaves[1].prefix = leaves[1].prefix, leaves[0].prefix
+    inside[at], inside[at + 2] = inside[at + 2], first
+    return node
 
 
-class OmitCall(OwnOperator):
-    """A statement that only calls something, left out."""
-
-    def targets(self, node):
-        call = node.children[0] if node.type == "simple_stmt" else None
-        if call is None or call.type != "atom_expr" or not is_call(call.children[-1]):
-            return []
-        return [] if callee(call.children[-1]) == "__init__" else [call]
-
-    def mutate(self, node, index) -> Any:
-        first = node.get_first_leaf()
-        first.value = "pass"
-        node.children[0] = first
-        return node
+def call_statements(node) -> list:
+    """Returns the call of a statement that only calls something."""
+    call = node.children[0] if node.type == "simple_stmt" else None
+    if call is None or call.type != "atom_expr" or not is_call(call.children[-1]):
+        return []
+    return [] if callee(call.children[-1]) == "__init__" else [call]
 
 
-class SwapName(OwnOperator):
-    """A function for its sibling: sum and mean, min and max, any and all."""
-
-    def targets(self, node):
-        if node.type != "name" or node.value not in OTHER_NAME:
-            return []
-        before, after = node.get_previous_leaf(), node.get_next_leaf()
-        attribute = before is not None and before.value == "."
-        builtin = node.value in ALSO_BUILTIN and after is not None and after.value == "("
-        return [node] if attribute or builtin else []
-
-    def mutate(self, node, index) -> Any:
-        node.value = OTHER_NAME[node.value]
-        return node
+def omit_call(node, _) -> Any:
+    """Replaces a statement by `pass`."""
+    first = node.get_first_leaf()
+    first.value = "pass"
+    node.children[0] = first
+    return node
 
 
-class SwapChoice(OwnOperator):
-    """A string for the next choice of the `Literal` that it belongs to."""
-
-    def __init__(self, choices: dict[str, str]):
-        self.choices = choices
-
-    def targets(self, node):
-        if node.type != "string" or not node.value.startswith(("'", '"')):
-            return []
-        return [node] if ast.literal_eval(node.value) in self.choices else []
-
-    def mutate(self, node, index) -> Any:
-        node.value = f'"{self.choices[ast.literal_eval(node.value)]}"'
-        return node
+def siblings(node) -> list:
+    """Returns the node if it names a function that has a sibling, such as sum and mean."""
+    if node.type != "name" or node.value not in SIBLINGS:
+        return []
+    before, after = node.get_previous_leaf(), node.get_next_leaf()
+    is_attribute = before is not None and before.value == "."
+    is_builtin = node.value in ("min", "max", "any", "all") and after and after.value == "("
+    return [node] if is_attribute or is_builtin else []
 
 
-def literal_choices(sources: Iterable[str]) -> dict[str, str]:
-    """Returns, for each string in a `Literal` of two or more strings, the one that follows it."""
-    found = {}
-    for node in itertools.chain.from_iterable(ast.walk(ast.parse(text)) for text in sources):
-        if isinstance(node, ast.Subscript) and ast.unparse(node.value).endswith("Literal"):
-            values = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
-            group = [value.value for value in values if isinstance(value, ast.Constant)]
-            if all(isinstance(value, str) for value in group):
-                found |= dict(zip(group, group[1:] + group[:1], strict=True))
-    return found
+def swap_name(node, _) -> Any:
+    """Replaces a function by its sibling."""
+    node.value = SIBLINGS[node.value]
+    return node
 
 
-def operators(choices: dict[str, str]) -> dict[str, Any]:
+def operators() -> dict[str, Any]:
     """Returns all operators by name."""
     provider: Any = OperatorProvider()
-    found = {name: provider[name]() for name in TAKEN}
-    found |= {change: Arithmetic(change) for change in ARITHMETIC}
-    own = (NudgeInteger, ScaleFloat, DropKeyword, SwapArguments, KeepArgument, OmitCall, SwapName)
-    found |= {kind.__name__: kind() for kind in own}
-    return found | {"SwapChoice": SwapChoice(choices)}
+    names = [start + end for start, ends in TAKEN.items() for end in ends.split()]
+    return {name: provider[name]() for name in names} | {
+        "NudgeNumber": Change(numbers, nudge_number),
+        "DropKeyword": Change(keywords, drop_keyword),
+        "SwapArguments": Change(neighbours, swap_arguments),
+        "OmitCall": Change(call_statements, omit_call),
+        "SwapName": Change(siblings, swap_name),
+    }
