@@ -5,8 +5,8 @@ r"""CIFAR-10 from scratch, on a laptop.
 
 or, with the images in .npz files, `python train.py cifar10 --data.source 'npz:CIFAR_{split}.npz'`.
 
-Data: 50,000 images of 32x32 pixels, and 10,000 to validate. A batch-norm GoogLeNet of half the paper's
-width with the paper's stem, for which the images are enlarged to 64x64, both auxiliary heads on.
+Data: 50,000 images of 32x32 pixels, 10,000 more to validate. A batch-norm GoogLeNet of half the
+paper's width with the paper's stem, for which the images are enlarged to 64x64, both auxiliary heads on.
 The learning rate rises over the first epoch and a half and falls to zero by its end: with so few
 epochs, decay, dropout and crops are kept light.
 
