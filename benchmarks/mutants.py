@@ -38,7 +38,7 @@ SOURCES = (PACKAGE, "tests", "configs", "train.py", "pyproject.toml")
 OUTCOMES = ("killed", "survived", "uncovered")
 KINDS = operators()
 COVERAGE = """[run]
-source = {copy}/{package}
+source = {source}
 data_file = {data}
 parallel = true
 patch = subprocess, _exit
@@ -104,10 +104,7 @@ def draw(mutants: list[Mutant], size: int, seed: int) -> list[Mutant]:
 
 
 def find_tests(mutant: Mutant, tests: dict[str, Any]) -> dict[str, Any]:
-    """Returns the test files that execute the mutated statement, the quickest first.
-
-    The header of a function counts as executed if its body is.
-    """
+    """Returns the test files that execute the statement, or the function that it defines."""
     nodes = [n for n in ast.walk(ast.parse(mutant.text)) if isinstance(n, ast.stmt)]
     own = [n for n in nodes if n.lineno <= mutant.line <= (n.end_lineno or 0)]
     at = max(own, key=lambda n: (n.lineno, -(n.end_lineno or 0)))
@@ -116,8 +113,8 @@ def find_tests(mutant: Mutant, tests: dict[str, Any]) -> dict[str, Any]:
         first = at.body[0].lineno
     elif body := getattr(at, "body", None):
         last = max(first, body[0].lineno - 1)
-    lines = range(first, last + 1)
-    found = {t: f for t, f in tests.items() if set(f["lines"].get(mutant.file, ())) & set(lines)}
+    lines = set(range(first, last + 1))
+    found = {t: f for t, f in tests.items() if lines.intersection(f["lines"].get(mutant.file, ()))}
     return dict(sorted(found.items(), key=lambda item: item[1]["seconds"]))
 
 
@@ -144,7 +141,7 @@ def make_copy(root: Path, folder: Path) -> Path:
 
 
 def environment(copy: Path) -> dict[str, str]:
-    """Returns the environment of tests in a copy."""
+    """Returns the environment in which the tests import the copy."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("COVERAGE_", "PYTEST_"))}
     paths = os.pathsep.join(filter(None, [str(copy), kept.get("PYTHONPATH", "")]))
     return kept | {"PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1"}
@@ -153,9 +150,7 @@ def environment(copy: Path) -> dict[str, str]:
 def run_tests(
     copy: Path, root: Path, options: list[str], limit: float, *under: str
 ) -> tuple[int | None, list[str]]:
-    """Runs fast tests in a copy. Returns pytest's exit code, None after `limit` seconds, and the
-    tests that failed.
-    """
+    """Returns pytest's exit code, None after `limit` seconds, and the tests that failed."""
     command = [sys.executable, *under, "-m", "pytest", "-m", "not slow", "--tb=no", "-q", "-rfE"]
     command += ["-o", f"cache_dir={root}/.pytest_cache/mutants/pytest", *options]
     with tempfile.TemporaryFile("w+") as out:
@@ -184,7 +179,7 @@ def measure(test: str, copy: Path, root: Path) -> dict[str, Any]:
     lines = collections.defaultdict(set)
     with tempfile.TemporaryDirectory() as folder:
         rcfile = Path(folder) / "rc"
-        rcfile.write_text(COVERAGE.format(copy=copy, package=PACKAGE, data=f"{folder}/data"))
+        rcfile.write_text(COVERAGE.format(source=copy / PACKAGE, data=f"{folder}/data"))
         start, under = time.perf_counter(), ("-m", "coverage", "run", f"--rcfile={rcfile}")
         _, failed = run_tests(copy, root, [test], 3600, *under)
         seconds = time.perf_counter() - start
@@ -193,8 +188,6 @@ def measure(test: str, copy: Path, root: Path) -> dict[str, Any]:
             data.read()
             for name in data.measured_files():
                 lines[Path(name).relative_to(copy).as_posix()].update(data.lines(name) or ())
-    if failed:  # perhaps only because coverage is slow
-        _, failed = run_tests(copy, root, [test], 3600)
     executed = {file: sorted(numbers) for file, numbers in lines.items()}
     return {"seconds": seconds, "failed": failed, "lines": executed}
 
@@ -256,12 +249,9 @@ def main() -> int:
         digest.update(file.encode() + b"\0" + (root / file).read_bytes())
     cache = root / ".pytest_cache/mutants"
     known = cache / f"coverage-{digest.hexdigest()[:16]}.json"
-    programs = ".pytest_cache/d/xla"  # compiled by earlier tests; those of mutants stay apart
-    if (root / programs).is_dir() and not (cache / "pytest/d/xla").is_dir():
-        shutil.copytree(root / programs, cache / "pytest/d/xla")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     copies: queue.Queue[Path] = queue.Queue()
-    results, start = [], time.perf_counter()
+    results = []
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         pool = concurrent.futures.ThreadPoolExecutor(args.jobs)
 
@@ -273,7 +263,7 @@ def main() -> int:
                 copies.put(copy)
 
         def try_mutant(mutant: Mutant, copy: Path, root: Path) -> dict[str, Any]:
-            begun, chosen = time.perf_counter(), find_tests(mutant, tests)
+            chosen = find_tests(mutant, tests)
             (copy / mutant.file).write_text(mutant.mutated() or "")
             try:
                 killer = find_killer(chosen, copy, root) if chosen else None
@@ -281,10 +271,8 @@ def main() -> int:
                 (copy / mutant.file).write_text(mutant.text)
             outcome = "killed" if killer else "survived" if chosen else "uncovered"
             facts = {"group": mutant.file.split("/")[1], "outcome": outcome, "killer": killer}
-            facts |= {"tests": list(chosen), "seconds": time.perf_counter() - begun}
-            facts |= mutant._asdict() | {"diff": mutant.diff()}
-            del facts["text"]
-            return facts
+            facts |= {"file": mutant.file, "line": mutant.line, "operator": mutant.operator}
+            return facts | {"tests": list(chosen), "diff": mutant.diff()}
 
         try:
             for number in range(args.jobs):
@@ -299,9 +287,8 @@ def main() -> int:
             jobs = [pool.submit(in_a_copy, try_mutant, mutant) for mutant in sample]
             for number, future in enumerate(concurrent.futures.as_completed(jobs), 1):
                 results.append(r := future.result())
-                where = f"{r['outcome']}: {r['file']}:{r['line']} {r['operator']} {r['killer']}"
-                minutes = (time.perf_counter() - start) / 60
-                print(f"[{number}/{len(sample)}, {minutes:.0f} min] {where}", flush=True)
+                where = f"{r['file']}:{r['line']} {r['operator']}"
+                print(f"[{number}/{len(sample)}] {r['outcome']}: {where}", flush=True)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
             stop()

@@ -27,9 +27,6 @@ UNSEEN = {"strict", "stacklevel", "flush", "encoding", "help", "description", "m
 # Names in annotations of types, and in drawing.
 UNTESTED = {"Literal", "Annotated", "axes", "axis", "figure", "gr", "plt"}
 PARTS = {"raise_stmt", "assert_stmt", "fstring", "fstring_expr", "decorator", "tfpdef"}
-SIBLINGS = {"sum": "mean", "min": "max", "any": "all", "argmax": "argmin", "floor": "ceil"}
-SIBLINGS |= {"minimum": "maximum", "zeros": "ones", "softmax": "log_softmax", "psum": "pmean"}
-SIBLINGS |= {other: name for name, other in SIBLINGS.items()}
 PATHS = re.compile(r"dir|file|folder|parent|path|root|\b(new|out|where)\b", re.IGNORECASE)
 TYPED = {"isinstance", "issubclass", "getattr", "hasattr", "setattr", "super", "type"}
 
@@ -119,13 +116,10 @@ def keywords(node) -> list:
 
 def drop_keyword(node, target) -> Any:
     """Removes a keyword argument, and the comma after or before it."""
-    inside = node.children[1]
-    if inside is target:
-        del node.children[1]
-    else:
-        at = inside.children.index(target)
-        last = at + 1 >= len(inside.children)
-        del inside.children[at - last : at - last + 2]
+    inside = target.parent.children
+    at = inside.index(target)
+    last = at + 1 >= len(inside)
+    del inside[slice(1, 2) if inside is node.children else slice(at - last, at - last + 2)]
     return node
 
 
@@ -165,22 +159,6 @@ def omit_call(node, _) -> Any:
     return node
 
 
-def siblings(node) -> list:
-    """Returns the node if it names a function that has a sibling, such as sum and mean."""
-    if node.type != "name" or node.value not in SIBLINGS:
-        return []
-    before, after = node.get_previous_leaf(), node.get_next_leaf()
-    is_attribute = before is not None and before.value == "."
-    is_builtin = node.value in ("min", "max", "any", "all") and after and after.value == "("
-    return [node] if is_attribute or is_builtin else []
-
-
-def swap_name(node, _) -> Any:
-    """Replaces a function by its sibling."""
-    node.value = SIBLINGS[node.value]
-    return node
-
-
 def operators() -> dict[str, Any]:
     """Returns all operators by name."""
     provider: Any = OperatorProvider()
@@ -190,5 +168,4 @@ def operators() -> dict[str, Any]:
         "DropKeyword": Change(keywords, drop_keyword),
         "SwapArguments": Change(neighbours, swap_arguments),
         "OmitCall": Change(call_statements, omit_call),
-        "SwapName": Change(siblings, swap_name),
     }
