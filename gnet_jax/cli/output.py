@@ -53,9 +53,7 @@ def set_up_process() -> None:
 
         # Libraries look for settings and caches there, and some raise without it.
         os.environ["HOME"] = str(temporary_home())
-        print_error(
-            f"HOME is not set and user {os.getuid()} is unknown: using {os.environ['HOME']}"
-        )
+        print_error(f"HOME is not set and the user is unknown: using {os.environ['HOME']}")
 
 
 def print_error(text: str) -> None:
