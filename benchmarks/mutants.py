@@ -43,10 +43,8 @@ source = {source}
 data_file = {data}
 parallel = true
 patch = subprocess, _exit
-disable_warnings = no-data-collected, module-not-imported, module-not-measured
 """
 _running: set[subprocess.Popen] = set()
-# Operators of cosmic-ray; unlikely ones are left out (`+` for `<<`, removed decorators).
 TAKEN = {
     "ReplaceComparisonOperator_": "Lt_LtE LtE_Lt Gt_GtE GtE_Gt Eq_NotEq NotEq_Eq Is_IsNot IsNot_Is",
     "ReplaceBinaryOperator_": "Add_Sub Sub_Add Mul_Div Div_Mul FloorDiv_Mul Mod_FloorDiv Pow_Mul",
@@ -57,10 +55,9 @@ TAKEN = {
 MESSAGES = re.compile(
     "print|say|warn(ing)?|log|info|debug|report|text|legend|set_.*|.*(Error|Warning)"
 )
-# Keywords that only matter for messages or for what Python checks.
 UNSEEN = {"strict", "stacklevel", "flush", "encoding", "help", "description", "metavar", "match"}
-# Names in annotations of types, and in drawing.
 UNTESTED = {"Literal", "Annotated", "axes", "axis", "figure", "gr", "plt"}
+ARITHMETIC = {"arith_expr", "term", "power", "factor"}
 PARTS = {"raise_stmt", "assert_stmt", "fstring", "fstring_expr", "decorator", "tfpdef"}
 TYPED = {"isinstance", "issubclass", "getattr", "hasattr", "setattr", "super", "type"}
 
@@ -90,8 +87,13 @@ def matters(leaf) -> bool:
     """Returns False for annotations, messages, static checks, paths and the layout of figures."""
     node, parent = leaf, leaf.parent
     if leaf.value in ("+", "-", "*", "/", "//", "%", "**"):
-        is_text = any("string" in child.type for child in parent.children)
-        if is_text or parent.type not in ("arith_expr", "term", "power", "factor"):
+        others = "dir|file|folder|parent|path|root|new|out|where" if leaf.value == "/" else "[\"']"
+        if re.search(others, code(parent)) or parent.type not in (
+            "arith_expr",
+            "term",
+            "power",
+            "factor",
+        ):
             return False
     while parent is not None:
         kind, before = parent.type, node.get_previous_sibling()
@@ -175,9 +177,8 @@ def swap_arguments(node, first) -> Any:
 def call_statements(node) -> list:
     """Returns the call of a statement that only calls something."""
     call = node.children[0] if node.type == "simple_stmt" else None
-    if call is None or call.type != "atom_expr" or not is_call(call.children[-1]):
-        return []
-    return [] if callee(call.children[-1]) == "__init__" else [call]
+    found = call is not None and call.type == "atom_expr" and is_call(call.children[-1])
+    return [call] if found and callee(call.children[-1]) != "__init__" else []
 
 
 def omit_call(node, _) -> Any:
@@ -240,15 +241,14 @@ def draw(mutants: list[Mutant], size: int, seed: int) -> list[Mutant]:
         kinds = groups.setdefault(mutant.file.split("/")[1], {})
         kinds.setdefault(mutant.operator, []).append(mutant)
     turns = [collections.deque(kinds.values()) for _, kinds in sorted(groups.items())]
-    sample, lines = [], set()
+    sample: list[Mutant] = []
     while len(sample) < size and any(turns):
         for kinds in filter(None, turns):
             kind = kinds.popleft()
             mutant = kind.pop()
             if kind:
                 kinds.append(kind)
-            if mutant[:2] not in lines and mutant.mutated():
-                lines.add(mutant[:2])
+            if mutant[:2] not in {other[:2] for other in sample} and mutant.mutated():
                 sample.append(mutant)
     return sample[:size]
 
@@ -359,9 +359,9 @@ def report(results: list[dict[str, Any]]) -> float:
     print(f"\n| package | {' | '.join(OUTCOMES)} | score |\n|---|---:|---:|---:|---:|")
     for group in sorted(groups, key=lambda group: (group == "all", group)):
         numbers = [groups[group][outcome] for outcome in OUTCOMES]
-        score = 100 * numbers[0] / sum(numbers)
-        print(f"| {group} | {' | '.join(map(str, numbers))} | {score:.1f} % |")
-    return score
+        score = f"{100 * numbers[0] / sum(numbers):.1f} %"
+        print(f"| {group} | {' | '.join(map(str, numbers))} | {score} |")
+    return 100 * groups["all"]["killed"] / len(results)
 
 
 def main() -> int:
