@@ -88,12 +88,7 @@ def matters(leaf) -> bool:
     node, parent = leaf, leaf.parent
     if leaf.value in ("+", "-", "*", "/", "//", "%", "**"):
         others = "dir|file|folder|parent|path|root|new|out|where" if leaf.value == "/" else "[\"']"
-        if re.search(others, code(parent)) or parent.type not in (
-            "arith_expr",
-            "term",
-            "power",
-            "factor",
-        ):
+        if parent.type not in ARITHMETIC or re.search(others, code(parent)):
             return False
     while parent is not None:
         kind, before = parent.type, node.get_previous_sibling()
