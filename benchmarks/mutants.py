@@ -172,8 +172,9 @@ def swap_arguments(node, first) -> Any:
 def call_statements(node) -> list:
     """Returns the call of a statement that only calls something."""
     call = node.children[0] if node.type == "simple_stmt" else None
-    found = call is not None and call.type == "atom_expr" and is_call(call.children[-1])
-    return [call] if found and callee(call.children[-1]) != "__init__" else []
+    if call is None or call.type != "atom_expr" or not is_call(call.children[-1]):
+        return []
+    return [] if callee(call.children[-1]) == "__init__" else [call]
 
 
 def omit_call(node, _) -> Any:
