@@ -24,10 +24,7 @@ class Peer:
 
     def __init__(self, python: str, script: str, setup: dict[str, Any]) -> None:
         self._process = subprocess.Popen(
-            [python, str(HERE / script)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
+            [python, str(HERE / script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         self.facts = self._ask(setup)
 

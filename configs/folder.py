@@ -11,14 +11,7 @@ folder:PHOTOS` draws what the network sees.
 
 from common import IMAGENET_PIXELS
 
-from gnet_jax.config import (
-    AugmentConfig,
-    Config,
-    DataConfig,
-    LossConfig,
-    ModelConfig,
-    OptimConfig,
-)
+from gnet_jax.config import AugmentConfig, Config, DataConfig, LossConfig, ModelConfig, OptimConfig
 
 
 def get_config() -> Config:
@@ -29,12 +22,7 @@ def get_config() -> Config:
         batch_size=64,
         log_every_steps=20,
         model=ModelConfig(variant="batch_norm", width_multiplier=0.5),
-        data=DataConfig(
-            source="folder:photos",
-            image_size=112,
-            resize_to=128,
-            **IMAGENET_PIXELS,
-        ),
+        data=DataConfig(source="folder:photos", image_size=112, resize_to=128, **IMAGENET_PIXELS),
         augment=AugmentConfig(crop_area=(0.25, 1.0), brightness=0.4, contrast=0.4, saturation=0.4),
         loss=LossConfig(label_smoothing=0.1),
         optim=OptimConfig(

@@ -13,14 +13,7 @@ plan imagenet_modern --topology v5e:2x4`).
 
 from common import IMAGENET_PIXELS
 
-from gnet_jax.config import (
-    AugmentConfig,
-    Config,
-    DataConfig,
-    LossConfig,
-    ModelConfig,
-    OptimConfig,
-)
+from gnet_jax.config import AugmentConfig, Config, DataConfig, LossConfig, ModelConfig, OptimConfig
 
 
 def get_config() -> Config:
@@ -32,11 +25,7 @@ def get_config() -> Config:
         eval_batch_size=256,
         log_every_steps=100,
         model=ModelConfig(variant="batch_norm", dropout=0.2),
-        data=DataConfig(
-            source="tfds:imagenet2012",
-            threads=16,
-            **IMAGENET_PIXELS,
-        ),
+        data=DataConfig(source="tfds:imagenet2012", threads=16, **IMAGENET_PIXELS),
         augment=AugmentConfig(brightness=0.4, contrast=0.4, saturation=0.4, mixup=0.2),
         loss=LossConfig(label_smoothing=0.1),
         optim=OptimConfig(

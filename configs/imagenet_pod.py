@@ -12,14 +12,7 @@ could decode as fast (`gnet plan imagenet_pod --topology v5e:16x16`, docs/pods.m
 
 from common import IMAGENET_PIXELS
 
-from gnet_jax.config import (
-    AugmentConfig,
-    Config,
-    DataConfig,
-    LossConfig,
-    ModelConfig,
-    OptimConfig,
-)
+from gnet_jax.config import AugmentConfig, Config, DataConfig, LossConfig, ModelConfig, OptimConfig
 
 
 def get_config() -> Config:
@@ -32,11 +25,7 @@ def get_config() -> Config:
         save_every_steps=500,
         log_every_steps=20,
         model=ModelConfig(variant="batch_norm", dropout=0.2, dtype="bfloat16"),
-        data=DataConfig(
-            source="tfds:imagenet2012",
-            threads=64,
-            **IMAGENET_PIXELS,
-        ),
+        data=DataConfig(source="tfds:imagenet2012", threads=64, **IMAGENET_PIXELS),
         augment=AugmentConfig(brightness=0.4, contrast=0.4, saturation=0.4),
         loss=LossConfig(label_smoothing=0.1),
         optim=OptimConfig(

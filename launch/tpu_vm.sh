@@ -24,7 +24,7 @@ ZONE=${ZONE:-us-west4-a}
 TYPE=${TYPE:-v5litepod-256}             # what `gnet plan imagenet_pod --topology v5e:16x16` is for
 VERSION=${VERSION:-v2-alpha-tpuv5-lite} # the runtime that fits TYPE
 BUCKET=${BUCKET:-your-bucket}
-REPOSITORY=${REPOSITORY:-https://github.com/you/gnet_jax}
+REPOSITORY=${REPOSITORY:-https://github.com/gnet-jax/gnet_jax}
 
 on_every_host() {
   gcloud compute tpus tpu-vm ssh "$NAME" --zone "$ZONE" --worker=all --command "$1"

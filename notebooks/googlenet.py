@@ -26,41 +26,38 @@
 # pretrained weights, a photo or a folder of your own, put its path into the cell that asks for it.
 
 # %%
-# Installs the project unless this notebook already runs inside a copy of it. The versions of jax and
-# numpy that the runtime brings stay as they are.
+# Uses gnet_jax if it can be imported: from a checkout around this notebook, from one that you uploaded to
+# the working directory, or as an installed package. Otherwise clones and installs the repository, and
+# keeps the versions of jax and numpy that the runtime has.
 import importlib.metadata
+import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-HELD = ("jax", "jaxlib", "numpy")
+REPOSITORY = "https://github.com/gnet-jax/gnet_jax"
 
-
-def installed(name):
-    try:
-        return f"{name}=={importlib.metadata.version(name)}"
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-if Path.cwd().name == "notebooks":
-    os.chdir("..")
-if not Path("train.py").exists():
-    subprocess.run(
-        ["git", "clone", "--depth=1", "https://github.com/gnet-jax/gnet_jax"], check=True
-    )
+for folder in (Path.cwd(), Path.cwd().parent, Path("gnet_jax").absolute()):
+    if (folder / "gnet_jax" / "__init__.py").exists():
+        os.chdir(folder)
+        sys.path.insert(0, str(folder))
+        break
+if importlib.util.find_spec("gnet_jax") is None:
+    subprocess.run(["git", "clone", "--depth=1", REPOSITORY, "gnet_jax"], check=True)
     os.chdir("gnet_jax")
-    held = Path("held.txt")
-    held.write_text("\n".join(filter(None, map(installed, HELD))))
-    pip = [sys.executable, "-m", "pip", "install", "--quiet"]
-    subprocess.run([*pip, "--constraint", str(held), "--editable", ".[export]"], check=True)
-if str(Path.cwd()) not in sys.path:
     sys.path.insert(0, str(Path.cwd()))
+    found = {each.name: each.version for each in importlib.metadata.distributions()}
+    kept = [f"{name}=={found[name]}\n" for name in ("jax", "jaxlib", "numpy") if name in found]
+    Path("kept.txt").write_text("".join(kept))
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", "kept.txt"]
+    subprocess.run([*pip, "--editable", ".[export]"], check=True)
 
 import jax
 
-print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}, in {Path.cwd()}")
+import gnet_jax
+
+print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}, {Path(gnet_jax.__file__).parent}")
 
 # %% [markdown]
 # ## 1. The network and what it costs
@@ -74,9 +71,8 @@ print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}, in {Path.cwd()}
 from rich.console import Console
 
 from gnet_jax.lab.cost.ledger import ledger_table, network_ledger, worked_examples
-from gnet_jax.model.googlenet import googlenet
 
-costs = network_ledger(googlenet("paper"), image_size=224)
+costs = network_ledger(gnet_jax.googlenet("paper"), image_size=224)
 console = Console(width=100, force_jupyter=False)
 console.print(ledger_table(costs, "GoogLeNet, paper, 224x224"))
 
@@ -103,7 +99,7 @@ import matplotlib.pyplot as plt
 
 def by_block(variant):
     blocks = {}
-    for layer in network_ledger(googlenet(variant), 224).layers:
+    for layer in network_ledger(gnet_jax.googlenet(variant), 224).layers:
         if layer.name.startswith("inception_"):
             name = layer.name.split("/")[0].removeprefix("inception_")
             blocks[name] = blocks.get(name, 0) + layer.macs / 1e6
@@ -127,7 +123,7 @@ plt.show()
 # %% [markdown]
 # ## 3. Train it
 #
-# A quarter of the width, batch norm, 16x16 images: 1,797 digits that 13 people wrote. `train.py` is the
+# A quarter of the width, batch norm, 16x16 images: 1,797 digits that 13 people wrote. `gnet train` is the
 # same program that runs on a pod; here it runs beside the notebook, which draws what it logs. The first
 # minute is compilation. **Look at** the two auxiliary heads: they sit halfway up the network, learn as
 # the main head does, and pass gradient to the early layers.
@@ -148,8 +144,8 @@ def ended(run, within):
 
 
 def train(*arguments, workdir):
-    """Run train.py to its end, drawing its curves every few seconds."""
-    command = [sys.executable, "train.py", *arguments, "--workdir", str(workdir)]
+    """Run `gnet train` to its end, drawing its curves every few seconds."""
+    command = [sys.executable, "-m", "gnet_jax", "train", *arguments, "--workdir", str(workdir)]
     metrics, drawn = Path(workdir) / "metrics.jsonl", Path("runs/curves.png")
     drawn.parent.mkdir(exist_ok=True)
     log = drawn.with_suffix(".log")
@@ -170,8 +166,8 @@ short = ("--epochs", "6", "--eval-every-epochs", "2", "--log-every-steps", "20")
 train("digits", *short, workdir="runs/notebook")
 
 # %% [markdown]
-# Run the cell again: it says that all steps are done. A run goes on where it stopped, with the same
-# bits, after Ctrl-C or a crash.
+# Run the cell again: it prints that all steps are done. After Ctrl-C or a crash, a run resumes where it
+# stopped, with the same bits.
 #
 # ## 4. Predict, and see why
 #
@@ -189,13 +185,13 @@ PHOTO = ""  # @param {type:"string"}
 from gnet_jax.data.sources import open_source
 from gnet_jax.data.decode import decode
 from gnet_jax.inference.cam import ActivationMapper, draw
-from gnet_jax.convert.read import convert, read
 
-trained = read(Path(WEIGHTS or "runs/notebook"))
+trained = gnet_jax.load(WEIGHTS or "runs/notebook")
 photo = Path(PHOTO).read_bytes() if PHOTO else open_source("digits", "val")[3].image
 picture = decode(photo)
 print(PHOTO or "a digit that was not trained on")
-for name, probability in trained.predict(picture)[0]:
+[guesses] = trained.predict(picture)
+for name, probability in guesses:
     print(f"{probability:7.2%}  {name}")
 display(draw(ActivationMapper(trained)(picture)["main"]))
 
@@ -205,7 +201,7 @@ display(draw(ActivationMapper(trained)(picture)["main"]))
 # `PHOTOS` is a folder with `train/CLASS/*.jpg` and `val/CLASS/*.jpg`, and `WEIGHTS` above the network to
 # start from: the one trained on digits sees 16x16 pixels and is no start for photos. Left empty, the
 # cell writes a folder of its own: the digits, white on black, turned into black on white, which the
-# network has never seen. **Look at** the plan that `train.py` prints first:
+# network has never seen. **Look at** the plan that the run prints first:
 # which layers were loaded, which are new, which stay frozen; and at the accuracy before, printed here,
 # and after, in its last lines.
 
@@ -214,6 +210,7 @@ PHOTOS = ""  # @param {type:"string"}
 
 import numpy as np
 
+from gnet_jax.convert.read import convert
 from gnet_jax.inference.evaluate import evaluate
 
 
@@ -273,7 +270,7 @@ for name, factor in (("notebook", 1.0), ("narrow", 0.25)):
         json.loads(line) for line in Path(f"runs/{name}/metrics.jsonl").read_text().splitlines()
     ]
     top1 = [line["val/top1"] for line in lines if "val/top1" in line][-1]
-    small = googlenet(
+    small = gnet_jax.googlenet(
         "batch_norm", 10, stem="small", width_multiplier=0.25, reduction_factor=factor
     )
     cost = network_ledger(small, 16)

@@ -392,7 +392,7 @@ def test_a_sweep_that_cannot_run_is_refused(tmp_path, given, named):
 
 
 def test_a_missing_package_is_named_with_the_command_that_installs_it():
-    missing = needs("ONNX", ModuleNotFoundError("no", name="onnx"), "export")
+    missing = needs("ONNX", ModuleNotFoundError("No module named 'onnx'"), "export")
     assert "onnx" in missing
     assert install("export") in missing
     assert "[export]" in install("export")

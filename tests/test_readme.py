@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,23 @@ def test_the_table_of_variants_is_what_the_ledger_gives():
 def test_every_file_that_is_linked_exists(page):
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", PAGES[page]):
         assert ((ROOT / page).parent / target).exists(), target
+
+
+def test_the_repository_has_one_address():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    address = project["urls"]["Repository"]
+    files = [ROOT / "README.md", *(ROOT / "notebooks").iterdir(), *(ROOT / "launch").iterdir()]
+    found = {}
+    for file in files:
+        own = r"(?:github\.com|colab\S*/github)/([\w.-]+/gnet_jax)\b"
+        found |= dict.fromkeys(re.findall(own, file.read_text()), file.name)
+    assert list(found) == [address.removeprefix("https://github.com/")]
+    for name, text in (
+        ("README.md", "colab-badge.svg"),
+        ("notebooks/googlenet.py", f'REPOSITORY = "{address}"'),
+        ("launch/tpu_vm.sh", f"REPOSITORY:-{address}}}"),
+    ):
+        assert text in (ROOT / name).read_text()
 
 
 @pytest.mark.slow

@@ -6,26 +6,34 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-import tyro
-
 from gnet_jax import __version__
 from gnet_jax.cli.output import leave_at_once, print_error, reader_may_leave, set_up_process
-from gnet_jax.config import UserError, suggestion
+from gnet_jax.errors import UserError
 
-MODULES = {  # the commands of each module of gnet_jax.cli, in the order of the help
-    "train": ("train",),
-    "vision": ("predict", "evaluate", "inspect", "demo"),
-    "models": ("convert", "export", "summary"),
-    "data": ("prepare", "check-data", "show-data"),
-    "runs": ("curves", "diagnose", "replay"),
-    "lab": ("ablate", "report"),
-    "pods": ("plan",),
-}
-COMMANDS = {name: module for module, names in MODULES.items() for name in names}
-USAGE = """usage: gnet COMMAND [OPTIONS], or gnet --version
+HELP = """usage: gnet COMMAND [OPTIONS]
 
 GoogLeNet in JAX. `gnet COMMAND --help` explains a command.
+`gnet --version` prints the version.
 """
+COMMANDS = {  # command: its module in gnet_jax.cli, and its line in the help
+    "train": ("train", "train a network, or resume a training run"),
+    "predict": ("vision", "print the most likely classes of photos"),
+    "evaluate": ("vision", "print top-1 and top-5 accuracy on labelled images"),
+    "inspect": ("vision", "draw filters, activations and class activation maps"),
+    "demo": ("vision", "open a web page that classifies photos"),
+    "convert": ("models", "convert published weights or a run to a model folder"),
+    "export": ("models", "export a model to ONNX, StableHLO, safetensors and others"),
+    "summary": ("models", "print the cost of every layer"),
+    "prepare": ("data", "prepare a data set, such as ImageNet or a smaller copy"),
+    "check-data": ("data", "find damaged, duplicate, odd and unbalanced images"),
+    "show-data": ("data", "draw training images as the network sees them"),
+    "curves": ("runs", "draw loss and accuracy of training runs"),
+    "diagnose": ("runs", "draw gradients, updates and dead channels of runs"),
+    "replay": ("runs", "run a batch that stopped a training run again, to find why"),
+    "ablate": ("lab", "train every config of a sweep with several seeds"),
+    "report": ("lab", "write the results of a sweep as HTML, Markdown and CSV"),
+    "plan": ("pods", "estimate memory and time of a run on a TPU pod or GPU server"),
+}
 
 
 def console_script() -> NoReturn:
@@ -54,31 +62,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str]) -> int:
     first = arguments[0] if arguments else ""
     name = first.replace("_", "-")
+    if first in ("", "-h", "--help"):
+        lines = (f"  {name:<12}{summary}" for name, (_, summary) in COMMANDS.items())
+        text = "\n".join([HELP, *lines])
+        print(text) if first else print_error(text)
+        return 0 if first else 2
     if first == "--version":
         print(f"gnet {__version__}")
-    elif first in ("-h", "--help"):
-        print(_help())
-    elif not first:
-        print_error(_help())
-        return 2
-    elif name not in COMMANDS:
+        return 0
+    if name not in COMMANDS:
+        from gnet_jax.config import suggestion
+
         raise UserError(f"there is no command {first!r}; {suggestion(name, COMMANDS)}")
-    else:
-        command = _load(name)
-        if "arguments" in inspect.signature(command).parameters:  # it parses a config itself
-            return command(arguments[1:]) or 0
-        return tyro.cli(command, prog=f"gnet {name}", args=arguments[1:]) or 0
-    return 0
+    command = _load(name)
+    if "arguments" in inspect.signature(command).parameters:  # it parses a config itself
+        return command(arguments[1:]) or 0
+    import tyro
+
+    return tyro.cli(command, prog=f"gnet {name}", args=arguments[1:]) or 0
 
 
 def _load(name: str) -> Callable[..., Any]:
-    module = importlib.import_module(f"gnet_jax.cli.{COMMANDS[name]}")
+    module = importlib.import_module(f"gnet_jax.cli.{COMMANDS[name][0]}")
     return getattr(module, name.replace("-", "_"))
-
-
-def _help() -> str:
-    lines = [USAGE]
-    for name in COMMANDS:
-        summary, _, _ = (inspect.getdoc(_load(name)) or "").partition("\n")
-        lines.append(f"  {name:<12}{summary}")
-    return "\n".join(lines)

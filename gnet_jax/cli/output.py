@@ -8,33 +8,34 @@ import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from rich.console import Console
-from tyro.conf import arg
+from gnet_jax.errors import UserError
 
-from gnet_jax.config import UserError, json_text
-from gnet_jax.config.paths import temporary_home
+# `gnet --version` imports this module, so it imports libraries where they are used.
+if TYPE_CHECKING:
+    from rich.console import Console
 
 FIGURES = (".png", ".svg", ".pdf")
 PHOTOS = (".png", ".jpg", ".jpeg", ".webp")
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        raise BrokenPipeError  # for reader_may_leave; rich would exit with 1
-
-
-def console(*, stderr: bool = False) -> Console:
+def console(*, stderr: bool = False) -> "Console":
     """Returns a console on standard output or error, 160 columns wide if not a terminal."""
+    from rich.console import Console
+
+    class OurConsole(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # for reader_may_leave; rich would exit with 1
+
     if stderr:
-        return _Console(stderr=True)
-    return _Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+        return OurConsole(stderr=True)
+    return OurConsole(highlight=False, width=None if sys.stdout.isatty() else 160)
 
 
 def set_up_process() -> None:
-    """Open closed standard streams, escape what they cannot encode, and set a missing HOME."""
+    """Open closed standard streams, escape what they cannot encode, set a missing HOME."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             # Otherwise the next opened file would get this number, and receive library output.
@@ -48,12 +49,11 @@ def set_up_process() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # for names of files that are not text
     if not os.path.isabs(os.path.expanduser("~")):
+        from gnet_jax.config.paths import temporary_home
+
         # Libraries look for settings and caches there, and some raise without it.
         os.environ["HOME"] = str(temporary_home())
-        print_error(
-            f"no home folder: HOME is not set and user {os.getuid()} is unknown; using "
-            f"{os.environ['HOME']}"
-        )
+        print_error(f"HOME is not set and the user is unknown: using {os.environ['HOME']}")
 
 
 def print_error(text: str) -> None:
@@ -83,24 +83,19 @@ def reader_may_leave() -> Iterator[None]:
 
 
 def leave_at_once(message: str) -> NoReturn:
-    """Print a message on standard error and end the process with code 130, as after Ctrl-C.
-
-    Python's normal exit can crash while threads of XLA compile.
-    """
+    """Print a message on standard error and end the process with code 130, as after Ctrl-C."""
     print_error(message)
     with contextlib.suppress(OSError):
         sys.stdout.flush()
-    os._exit(128 + signal.SIGINT)
+    os._exit(128 + signal.SIGINT)  # a normal exit can crash while threads of XLA compile
 
 
 def check_picture(out: Path, kinds: tuple[str, ...] = FIGURES) -> None:
-    """Raise a UserError if no picture can be written to `out`. Call it before any long work."""
+    """Raise a UserError if no picture can be written to `out`, before any long work."""
     if not out.absolute().parent.is_dir():
         raise UserError(f"cannot write {out}: there is no folder {out.absolute().parent}")
     if out.suffix.lower() not in kinds:
-        raise UserError(
-            f"cannot write {out}: the suffix is {out.suffix!r}; use one of {', '.join(kinds)}"
-        )
+        raise UserError(f"cannot write {out}: use one of {', '.join(kinds)}, not {out.suffix!r}")
 
 
 def check_not_input(out: Path, inputs: Iterable[str | Path]) -> None:
@@ -121,9 +116,13 @@ def say_not_read(left_out: Mapping[str, list[str]]) -> None:
 
 def several(metavar: str) -> Any:
     """Returns tyro's settings for positional arguments of which at least one is required."""
+    from tyro.conf import arg
+
     return arg(metavar=metavar, help_behavior_hint="(one or more)")
 
 
 def json_line(value: object) -> str:
     """Returns `value` as one line of JSON."""
+    from gnet_jax.config import json_text
+
     return json_text(value, ensure_ascii=False)

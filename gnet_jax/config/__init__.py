@@ -1,7 +1,4 @@
-"""The configuration of a run: its fields, their limits, and the recipes that return one.
-
-A recipe (`configs/*.py`) returns a `Config`; `train.py --field.path value` overrides any field.
-"""
+"""The configuration of a run: fields with their limits, and the recipes that return one."""
 
 from gnet_jax.config.fields import (
     AugmentConfig,
@@ -22,27 +19,3 @@ from gnet_jax.config.fields import (
 )
 from gnet_jax.config.recipes import RECIPES, Sweep, load_recipe, load_sweep
 from gnet_jax.errors import UserError, choose
-
-__all__ = [
-    "RECIPES",
-    "AugmentConfig",
-    "Config",
-    "ConfigError",
-    "DataConfig",
-    "Decoder",
-    "LossConfig",
-    "ModelConfig",
-    "OptimConfig",
-    "Preprocessing",
-    "Sweep",
-    "UserError",
-    "check",
-    "check_preprocessing",
-    "choose",
-    "differences",
-    "flatten",
-    "json_text",
-    "load_recipe",
-    "load_sweep",
-    "suggestion",
-]

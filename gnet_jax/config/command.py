@@ -1,26 +1,21 @@
 """Parse a command line: a recipe, the fields that it overrides, and how the run starts."""
 
 import dataclasses
+import shutil
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import tyro
 
-from gnet_jax.config.fields import (
-    Config,
-    ConfigError,
-    Count,
-    Index,
-    NotNegative,
-    check_limits,
-)
+from gnet_jax.config.fields import Config, ConfigError, Count, Index, NotNegative, check_limits
 from gnet_jax.config.recipes import load_recipe, load_sweep, recipe_names, sweep_names
 
 
 @dataclasses.dataclass(frozen=True)
 class Launch:
-    """How one start of a run is made. It is not part of the config and may differ at a resume."""
+    """How to start a run; not part of the config, so a resume may change it."""
 
     distributed: Literal["auto", "on", "off"] = "auto"
     """Train together with other processes.
@@ -46,17 +41,12 @@ class Launch:
 
 
 def check_launch(launch: Launch) -> None:
-    """Raise if an option is out of its limit, or options contradict each other.
-
-    Raises:
-        ConfigError: naming the option, its value and its limit.
-    """
+    """Raise a ConfigError if an option is outside its limit or contradicts another."""
     check_limits(launch, option=True)
-    given = ["coordinator", "num_processes", "process_id"]
-    given = [name for name in given if getattr(launch, name) is not None]
-    if launch.distributed == "off" and given:
-        option = given[0].replace("_", "-")
-        raise ConfigError(f"--{option} is given, but --distributed is off; leave one of them out")
+    for name in ("coordinator", "num_processes", "process_id"):
+        if launch.distributed == "off" and getattr(launch, name) is not None:
+            option = f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{option} is given, but --distributed is off; leave one of them out")
     if launch.coordinator is not None:
         host, _, port = launch.coordinator.rpartition(":")
         if not host or not port.isdecimal() or not 0 < int(port) < 65536:
@@ -82,34 +72,27 @@ class Command(Generic[Options]):
 def parse_command(
     arguments: Sequence[str], prog: str, options: Options, about: str | None = None
 ) -> Command[Options]:
-    """Returns the config and options of `[CONFIG] [--field.path value ...]`.
+    """Returns the config and options of `[CONFIG] [--field.path value ...]`, typed after `prog`.
 
-    `--help` and typos end the program.
-
-    Args:
-        arguments: what was typed after `prog`; CONFIG is a recipe's name ("digits" by default) or
-            a Python file.
-        prog: the command, for its help.
-        options: the default values of a dataclass with the command's own options.
-        about: what the command does; None shows the docstring of the recipe.
-
-    Raises:
-        ConfigError: if there is no such recipe.
+    CONFIG is a recipe's name ("digits" by default) or a Python file. `options` is a dataclass with
+    the defaults of the command's own options. `about` introduces the help in place of the recipe's
+    docstring. `--help` and typos end the program. Raises ConfigError if there is no such recipe.
     """
     named = _named(arguments)
     recipe = arguments[0] if named else "digits"
     config, docstring = load_recipe(recipe)
-    return _parse(
-        arguments[named:],
-        f"{prog} {recipe if named else '[CONFIG]'}",
-        Command(config, options),
-        f"{docstring if about is None else about}\n\nThe defaults below are those of {recipe!r}. "
-        f"CONFIG may be one of: {', '.join(recipe_names())}; or a Python file with a get_config().",
+    about = (
+        f"{about or docstring}\n\nCONFIG is a Python file with a get_config(), or one of: "
+        f"{', '.join(recipe_names())}.\n\nAll options are optional; the defaults below are those "
+        f"of {recipe!r}. --model.* changes the network, --data.* the input, --augment.* the "
+        "training images, --loss.* the loss, --optim.* the optimiser."
     )
+    prog = f"{prog} {recipe if named else '[CONFIG]'}"
+    return _parse(arguments[named:], prog, Command(config, options), about)
 
 
 def parse_launch(arguments: Sequence[str]) -> Launch:
-    """Returns the options of the launch alone, for a command line with mistakes elsewhere."""
+    """Returns the launch options of a command line that has mistakes elsewhere."""
     given = [each for each in arguments if each not in ("-h", "--help")]
     launch, _ = tyro.cli(
         Launch, args=given, return_unknown_args=True, config=(tyro.conf.FlagCreatePairsOff,)
@@ -123,37 +106,25 @@ def parse_sweep(
 ) -> tuple[dict[str, Config], Any, str]:
     """Returns the configs of `SWEEP [--field.path value ...]`, the options and SWEEP's docstring.
 
-    Args:
-        arguments: what was typed after `prog`; SWEEP is a Python file, or the name of one in
-            `configs/`.
-        prog: the command, for its help.
-        options: as in `parse_command`. Its `seeds` are replaced by those of the sweep, and the
-            default workdir is runs/SWEEP.
-        about: what the command does.
-
-    Raises:
-        ConfigError: if no sweep is named, or there is no such sweep.
+    As `parse_command`, but the sweep sets `seeds` of the options, and the default workdir is
+    runs/SWEEP. Raises ConfigError if no sweep is named or there is no such sweep.
     """
+    known = f"a Python file with a get_sweep(), or one of: {', '.join(sweep_names())}"
     named = _named(arguments)
     if not named and not {"--help", "-h"} & set(arguments):
-        raise ConfigError(f"no sweep is named; {prog} SWEEP takes one of: {sweeps_in_words()}")
+        raise ConfigError(f"no sweep is named; {prog} SWEEP takes {known}")
     name = arguments[0] if named else sweep_names()[0]
     sweep, docstring = load_sweep(name)
     options = dataclasses.replace(options, seeds=sweep.seeds)
-    workdir = f"runs/{Path(name).stem}"
-    commands = {
-        each: _parse(
-            arguments[named:],
-            f"{prog} {name if named else 'SWEEP'}",
-            Command(dataclasses.replace(config, workdir=workdir), options),
-            f"{about}\n\n{docstring}\n\nEvery field changes in all configs of the sweep; the "
-            "defaults below are those of its first. SWEEP may be one of: "
-            f"{sweeps_in_words()}.",
-        )
-        for each, config in sweep.configs.items()
-    }
-    configs = {each: command.config for each, command in commands.items()}
-    return configs, next(iter(commands.values())).options, docstring
+    about = (
+        f"{about}\n\n{docstring}\n\nSWEEP is {known}.\n\nA field given here changes in all "
+        "configs of the sweep; the defaults below are those of the first."
+    )
+    prog, workdir = f"{prog} {name if named else 'SWEEP'}", f"runs/{Path(name).stem}"
+    defaults = [dataclasses.replace(each, workdir=workdir) for each in sweep.configs.values()]
+    commands = [_parse(arguments[named:], prog, Command(each, options), about) for each in defaults]
+    configs = {name: each.config for name, each in zip(sweep.configs, commands, strict=True)}
+    return configs, commands[0].options, docstring
 
 
 def _named(arguments: Sequence[str]) -> bool:
@@ -163,10 +134,14 @@ def _named(arguments: Sequence[str]) -> bool:
 def _parse(
     arguments: Sequence[str], prog: str, default: Command[Options], about: str
 ) -> Command[Options]:
+    # tyro does not wrap, joins lines that begin with a letter, and doubles the blank line before
+    # any other. Hanging indents keep the line breaks.
+    columns, paragraphs = shutil.get_terminal_size().columns, ""
+    for each in about.split("\n\n"):
+        is_code = each.startswith(" ")
+        text = each if is_code else textwrap.fill(each, columns, subsequent_indent="  ")
+        paragraphs += ("\n" if is_code else "\n\n") + text
     kind = Command[type(default.options)]
-    return tyro.cli(kind, prog=prog, description=about, default=default, args=list(arguments))
-
-
-def sweeps_in_words() -> str:
-    """Returns the names of all sweeps, and that a file may be given instead."""
-    return f"{', '.join(sweep_names())}; or a Python file with a get_sweep()"
+    return tyro.cli(
+        kind, prog=prog, description=paragraphs.strip(), default=default, args=list(arguments)
+    )

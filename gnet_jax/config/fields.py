@@ -1,6 +1,6 @@
 """The fields of a configuration: frozen dataclasses with types, defaults, limits and help texts.
 
-The docstring below a field is its help in `--help`, where each of its lines starts a new line.
+The docstring below a field is its help in `--help`, where each line is kept.
 """
 
 import dataclasses
@@ -9,8 +9,6 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_type_hints
-
-from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from gnet_jax.errors import UserError
 from gnet_jax.model.architecture import VARIANTS, Choices
@@ -21,7 +19,7 @@ class ConfigError(UserError):
 
 
 class Limit(NamedTuple):
-    """What the value of a field must satisfy, as metadata of the field's type."""
+    """What a field's value must satisfy, as metadata of its type."""
 
     text: str
     holds: Callable[[Any], bool]
@@ -37,6 +35,11 @@ NotNegative = Annotated[float, Limit("at least 0", lambda value: value >= 0)]
 Share = Annotated[float, Limit("from 0 to 1", lambda value: 0 <= value <= 1)]
 BelowOne = Annotated[float, Limit("at least 0 and below 1", lambda value: 0 <= value < 1)]
 
+Folder = Annotated[
+    str,
+    Limit("a folder; mount a bucket (gcsfuse) and name its folder", lambda p: p and "://" not in p),
+]
+
 Decoder = Literal["pillow", "fast"]
 
 
@@ -45,7 +48,7 @@ class ModelConfig(Choices):
     """Which GoogLeNet: a variant and changes of it."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the computation. Parameters, LRN sums, logits and losses stay float32."""
+    """Type of the computation. Parameters, LRN sums, logits and losses stay float32."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +118,7 @@ class AugmentConfig:
     flip: bool = True
     """Mirror half of the images."""
     brightness: Share = 0.0
-    """Multiply the brightness by a random factor from 1 - this to 1 + this."""
+    """Multiply the brightness by a random factor between 1 - this and 1 + this."""
     contrast: Share = 0.0
     """Multiply the contrast by a random factor from 1 - this to 1 + this."""
     saturation: Share = 0.0
@@ -184,14 +187,7 @@ class OptimConfig:
 class Config:
     """One training run."""
 
-    workdir: Annotated[
-        str,
-        Limit(
-            "a folder; mount a bucket (gcsfuse) and name its folder",
-            lambda folder: bool(folder) and "://" not in folder,
-        ),
-        FREE,
-    ] = "runs/default"
+    workdir: Annotated[Folder, FREE] = "runs/default"
     """Folder of checkpoints, logs and config. A run in the same workdir resumes."""
     init: str | None = None
     """Model to start from: a model folder, a training workdir or a file of weights.
@@ -224,8 +220,7 @@ class Config:
     """canonical: the same bits on 1, 2, 4 or more devices.
     It is slower, and batch norm sees one virtual shard at a time."""
     virtual_shards: Annotated[
-        int,
-        Limit("a power of two, at least 2", lambda n: n >= 2 and not n & (n - 1)),
+        int, Limit("a power of two, at least 2", lambda n: n >= 2 and not n & (n - 1))
     ] = 16
     """Parts of each batch with canonical numerics: a power of two, at least two per device."""
     seed: Annotated[int, Limit("from 0 to 2**32 - 1", lambda seed: 0 <= seed < 2**32)] = 0
@@ -238,7 +233,7 @@ class Config:
 
 
 def _fields(given: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any, Any]]:
-    """Yields dotted name, type, type with its limits, and value of each field, nested ones too."""
+    """Yields name, type, type with its limits, and value of all fields, with those of fields."""
     types = get_type_hints(type(given))
     for name, limited in get_type_hints(type(given), include_extras=True).items():
         value = getattr(given, name)
@@ -249,26 +244,30 @@ def _fields(given: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any, Any]]
 
 
 def _metadata(kind: Any) -> Iterator[Any]:
-    """Yields the metadata of a type and of the types in it, such as those of `Count | None`."""
+    """Yields the metadata of a type and of the types in it, as in `Count | None`."""
     yield from getattr(kind, "__metadata__", ())
     for each in get_args(kind):
         yield from _metadata(each)
 
 
 def flatten(config: Config) -> dict[str, Any]:
-    """Returns every field by its dotted name, with the values that JSON would give back."""
-    fields = {
-        name: each for name, *_, each in _fields(config) if not dataclasses.is_dataclass(each)
-    }
-    return json.loads(json.dumps(fields))
+    """Returns every field by its dotted name, with tuples as lists, as in JSON."""
+    fields = {name: value for name, *_, value in _fields(config)}
+    leaves = {name: each for name, each in fields.items() if not dataclasses.is_dataclass(each)}
+    return json.loads(json.dumps(leaves))
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Returns the differences between two flattened configs that prevent a resume, as text.
-
-    A network's field that is None, or absent from an older file, has the variant's own value.
-    """
-    old, new = (_with_defaults(each) for each in (old, new))
+    """Returns the differences between two flattened configs that prevent a resume, as text."""
+    # A network's field that is None, or absent from an older file, has the variant's own value.
+    paper = VARIANTS["paper"]  # older files state these three, which all variants share
+    own: dict[str, Any] = {f"model.{field.name}": None for field in dataclasses.fields(Choices)}
+    own |= {"model.aux_after": list(paper.aux_after), "model.head": paper.head}
+    own |= {"model.stem": paper.stem}
+    old, new = (
+        flat | {name: value for name, value in own.items() if flat.get(name) is None}
+        for flat in (old, new)
+    )
     free = {name for name, _, kind, _ in _fields(Config()) if FREE in _metadata(kind)}
     return [
         f"{name}: {old.get(name, 'absent')} there, {new.get(name, 'absent')} now"
@@ -277,34 +276,22 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     ]
 
 
-def _with_defaults(flat: dict[str, Any]) -> dict[str, Any]:
-    """Returns a flattened config with the network's fields that are absent or None filled in."""
-    own: dict[str, Any] = {f"model.{field.name}": None for field in dataclasses.fields(Choices)}
-    paper = VARIANTS["paper"]  # older files state these three, which all variants share
-    own |= {"model.aux_after": list(paper.aux_after), "model.head": paper.head}
-    own |= {"model.stem": paper.stem}
-    return flat | {name: value for name, value in own.items() if flat.get(name) is None}
+def check_limits(given: Any, prefix: str = "", *, option: bool = False) -> None:
+    """Raise a ConfigError unless a dataclass has valid types, limits and finite numbers.
 
+    The error names the field after `prefix`, or as on the command line if `option`.
+    """
+    from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
-def _check_types(given: Any, prefix: str = "") -> None:
-    for name, kind, _, value in _fields(given, prefix):
+    fields = list(_fields(given, prefix))
+    for name, kind, _, value in fields:
         try:
             check_type(value, kind, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
         except TypeCheckError:
             text = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
             raise ConfigError(f"{name} is {value!r}; it must be {text}") from None
 
-
-def check_limits(given: Any, prefix: str = "", *, option: bool = False) -> None:
-    """Check the types and limits of a dataclass, and that its numbers are finite.
-
-    `prefix` comes before the names of fields; `option` names them as on the command line.
-
-    Raises:
-        ConfigError: naming the field, its value and its limit.
-    """
-    _check_types(given, prefix)
-    for field, _, kind, value in _fields(given, prefix):
+    for field, _, kind, value in fields:
         name = f"--{field.replace('_', '-')}" if option else field
         for part in value if isinstance(value, tuple) else (value,):
             if isinstance(part, float) and not math.isfinite(part):
@@ -315,44 +302,38 @@ def check_limits(given: Any, prefix: str = "", *, option: bool = False) -> None:
 
 
 def check_preprocessing(p: Preprocessing, where: str) -> None:
-    """Raise a ConfigError, which names a field of `where`, if no network can use `p`."""
+    """Raise a ConfigError that names a field of `where` if no network can use `p`."""
     check_limits(p, f"{where}.")
     if p.resize_to < p.image_size:
-        limit = f"at least {p.image_size} (image_size)"
-        raise ConfigError(f"{where}.resize_to is {p.resize_to}; it must be {limit}")
+        limit = f"it must be at least {p.image_size} (image_size)"
+        raise ConfigError(f"{where}.resize_to is {p.resize_to}; {limit}")
 
 
 def check(config: Config) -> None:
-    """Raise a ConfigError, which names a field and its limit, if no run can use `config`."""
+    """Raise a ConfigError that names a field and its limit if no run can use `config`."""
     check_limits(config)
     check_preprocessing(config.data, "data")
     for name in ("warmup_epochs", "average_from"):
         value = getattr(config.optim, name)
         if value >= config.epochs:
-            raise ConfigError(
-                f"optim.{name} is {value}; it must be below {config.epochs:g} (epochs)"
-            )
-    decoder, interpolation = config.data.decoder, config.augment.interpolation
-    if decoder != "pillow" and interpolation != "bilinear":
-        raise ConfigError(
-            f"data.decoder is {decoder}; augment.interpolation {interpolation} requires pillow"
-        )
+            limit = f"it must be below {config.epochs:g} (epochs)"
+            raise ConfigError(f"optim.{name} is {value}; {limit}")
+    if config.data.decoder != "pillow" and config.augment.interpolation != "bilinear":
+        limit = f"augment.interpolation {config.augment.interpolation} requires pillow"
+        raise ConfigError(f"data.decoder is {config.data.decoder}; {limit}")
 
 
 def json_text(value: Any, **options: Any) -> str:
-    """Returns `value` as JSON with null for every float that is not finite.
+    """Returns `value` as JSON with null for floats that are not finite; `options` as json.dumps."""
 
-    `options` are those of `json.dumps`, such as `indent`.
-    """
-    return json.dumps(_finite(value), allow_nan=False, **options)
+    def finite(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: finite(each) for name, each in value.items()}
+        if isinstance(value, list | tuple):
+            return [finite(each) for each in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
 
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _finite(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json.dumps(finite(value), allow_nan=False, **options)
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

@@ -10,17 +10,18 @@ import tempfile
 import threading
 from pathlib import Path
 
-from gnet_jax.config.fields import UserError
+from gnet_jax.errors import UserError
 
 
 def cache_folder() -> Path:
-    """Returns gnet_jax/ in XDG_CACHE_HOME or ~/.cache, or a temporary folder if not writable.
-
-    The folder may not exist.
-    """
+    """Returns gnet_jax/ in XDG_CACHE_HOME or ~/.cache if it can be written, or `temporary_home`."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     folder = Path(base) / "gnet_jax"
-    return folder if os.path.isabs(base) and _writable(folder) else temporary_home()
+    parent = folder
+    while not os.path.lexists(parent):
+        parent = parent.parent
+    writable = parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)
+    return folder if os.path.isabs(base) and writable else temporary_home()
 
 
 def temporary_home() -> Path:
@@ -34,13 +35,6 @@ def temporary_home() -> Path:
     return Path(tempfile.mkdtemp(prefix=f"{folder.name}-"))  # another user has taken the name
 
 
-def _writable(folder: Path) -> bool:
-    """Returns whether `folder` can be written to or created."""
-    while not os.path.lexists(folder):
-        folder = folder.parent
-    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
-
-
 # Control characters, line separators, and what Python makes of bytes that are not UTF-8.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
@@ -48,17 +42,16 @@ _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 def as_text(name: str) -> str:
     r"""Returns `name` as one line of valid text, which JSON, protobuf and a terminal accept.
 
-    A byte that is not UTF-8 becomes \xNN, a control character the escape that Python writes: the
-    Latin-1 name of a folder "café" becomes r"caf\xe9". All other names stay as they are.
+    A byte that is not UTF-8 becomes \xNN, a control character the escape that Python writes.
     """
-    return _UNPRINTABLE.sub(_escape, name)
 
+    def escape(found: re.Match[str]) -> str:
+        byte = ord(found[0]) - 0xDC00  # os.fsdecode maps the byte 0x80 to U+DC80, and so on
+        if 0x80 <= byte <= 0xFF:
+            return f"\\x{byte:02x}"
+        return found[0].encode("unicode_escape").decode()
 
-def _escape(found: re.Match[str]) -> str:
-    byte = ord(found[0]) - 0xDC00  # os.fsdecode maps the byte 0x80 to U+DC80, and so on
-    if 0x80 <= byte <= 0xFF:
-        return f"\\x{byte:02x}"
-    return found[0].encode("unicode_escape").decode()
+    return _UNPRINTABLE.sub(escape, name)
 
 
 def typed_path(text: str) -> Path:
@@ -77,14 +70,11 @@ _home: tempfile.TemporaryDirectory[str] | None = None  # of the links
 
 
 def plain_path(path: Path) -> Path:
-    """Returns a path to the same place without characters that some library interprets.
+    """Returns `path`, or one to the same place without characters that some library interprets.
 
-    That is `path` itself, or one below a symbolic link, which is valid until this process ends. A
-    later call returns the same path, and restores a link that was deleted. The deepest folder with
-    such a character must exist before anything is written.
-
-    Raises:
-        UserError: if every folder for temporary files has such a character in its path.
+    The other path is below a symbolic link, which is valid until this process ends; a later call
+    restores a link that was deleted. The deepest folder with such a character must exist before
+    anything is written. Raises UserError if every temporary folder has such a character.
     """
     if _PLAIN.fullmatch(str(path)):
         return path

@@ -40,17 +40,11 @@ def load_recipe(name: str) -> tuple[Config, str]:
 
 
 def load_file(name: str, function: str, kind: type[Kind]) -> tuple[Kind, str]:
-    """Returns what `function` of a Python file returns, and the docstring of the file.
+    """Returns what `function` of a Python file returns, which must be a `kind`, and its docstring.
 
-    The file may import others beside it, and `common` of `configs/`.
-
-    Args:
-        name: a path, or the name of a file in `configs/`.
-        function: "get_config" or "get_sweep".
-        kind: the type that the function must return.
-
-    Raises:
-        ConfigError: if the file is missing or fails, or returns another type or invalid values.
+    `name` is a path, or the name of a file in `configs/`. The file may import others beside it,
+    and `common` of `configs/`. Raises ConfigError if it is missing, fails, or returns another type
+    or invalid values.
     """
     path, own = Path(name), RECIPES / f"{Path(name).stem}.py"
     # A plain name means the file in configs/, even if the working directory has one of this name.
@@ -61,8 +55,8 @@ def load_file(name: str, function: str, kind: type[Kind]) -> tuple[Kind, str]:
         raise ConfigError(
             f"there is no {what} {name}, neither a file nor in configs/; {suggestion(name, known)}"
         )
-    loader = importlib.machinery.SourceFileLoader(f"recipe_{path.stem}", str(path))
-    module = types.ModuleType(loader.name)
+    module = types.ModuleType(f"recipe_{path.stem}")
+    loader = importlib.machinery.SourceFileLoader(module.__name__, str(path))
     # Another folder may have another `common`.
     search_path, common = list(sys.path), sys.modules.pop(COMMON, None)
     sys.path += [str(path.parent.absolute()), str(RECIPES)]
@@ -81,9 +75,8 @@ def load_file(name: str, function: str, kind: type[Kind]) -> tuple[Kind, str]:
         if common is not None:
             sys.modules[COMMON] = common
     if not isinstance(given, kind):
-        raise ConfigError(
-            f"{function}() of {path} returns a {type(given).__name__}, not a {kind.__name__}"
-        )
+        found = type(given).__name__
+        raise ConfigError(f"{path}: {function}() returns a {found}, not a {kind.__name__}")
     try:
         check_limits(given)
     except ConfigError as error:
@@ -108,19 +101,16 @@ def load_sweep(name: str) -> tuple[Sweep, str]:
     for each in sweep.configs:
         if not re.fullmatch(r"[\w.+=-]*\w[\w.+=-]*", each):
             raise ConfigError(
-                f"the sweep {name} has a config {each!r}; its name becomes a folder, so use only "
-                "letters, digits and _ . + = -"
+                f"the sweep {name} names a config {each!r}; use only letters, digits and _ . + = -"
             )
     return sweep, docstring
 
 
 def install(extra: str) -> str:
-    """Returns the command that installs an extra of this package."""
+    """Returns the command that installs an extra."""
     return f"pip install -e '.[{extra}]'" if IN_CHECKOUT else f"pip install 'gnet-jax[{extra}]'"
 
 
 def needs(what: str, error: ImportError, extra: str) -> str:
-    """Returns a message that `what` requires a missing package, with the command to install it."""
-    if isinstance(error, ModuleNotFoundError):
-        return f"{what} requires the package {error.name}, which is not installed: {install(extra)}"
+    """Returns the message that `what` requires a package, with the command to install it."""
     return f"{what} requires a package that cannot be imported ({error}): {install(extra)}"
