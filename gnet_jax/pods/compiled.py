@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 
 from gnet_jax.config import UserError, choose
-from gnet_jax.pods.chips import Chip
+from gnet_jax.pods.topology import Chip
 from gnet_jax.training.program import Program
 from gnet_jax.training.sharding import compile_train_step
 
@@ -29,8 +29,6 @@ BITS = {"pred": 8, "bf16": 16, "token": 0, "opaque": 0} | {
 }
 INSTRUCTION = re.compile(r"\s*(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*?)\)(?:, |$)")
 ARRAY = re.compile(r"\b([a-z]+\d*)(?:e\d+m\d+\w*)?\[([\d,]*)\]")
-# Autotuning runs kernels, which needs a GPU.
-OPTIONS: dict[str, Any] = {"cuda": {"xla_gpu_autotune_level": "0"}, "tpu": None}
 
 
 class OutOfMemoryError(UserError):
@@ -78,8 +76,7 @@ class CompiledCost:
 def compile_cost(program: Program, chip: Chip) -> CompiledCost:
     """Compile the training step of `program` for the devices of its mesh, which takes minutes.
 
-    Raises:
-        OutOfMemoryError: if the compiler finds that it does not fit.
+    Raises OutOfMemoryError if the compiler finds that it does not fit.
     """
     start = time.perf_counter()
     try:
@@ -89,7 +86,8 @@ def compile_cost(program: Program, chip: Chip) -> CompiledCost:
             program.abstract_state(),
             program.abstract_batch(),
             manual=program.canonical,
-            compiler_options=choose("platform", chip.platform, OPTIONS),
+            # Autotuning runs kernels, which needs a GPU.
+            compiler_options={"xla_gpu_autotune_level": "0"} if chip.platform == "cuda" else None,
         )
     except jax.errors.JaxRuntimeError as error:
         refused = parse_out_of_memory(str(error), chip)
@@ -132,11 +130,11 @@ def parse_out_of_memory(message: str, chip: Chip) -> OutOfMemoryError | None:
 
 
 class Instruction(NamedTuple):
-    """One line of a program."""
+    """One line of a program; `bytes` is the size of its result."""
 
     name: str
     opcode: str
-    bytes: int  # of its result
+    bytes: int
     operands: list[str]
 
 

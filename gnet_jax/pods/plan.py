@@ -1,7 +1,7 @@
 """The plan of a run on a topology: memory and traffic of a step, and its shortest time.
 
-The time is a roofline: arithmetic, memory traffic and communication, each at the chip's peak, and
-the slowest of the three. A real step takes longer; only the hardware shows how much.
+The time is a roofline: the slowest of arithmetic, memory traffic and communication at the chip's
+peak. A real step takes longer.
 """
 
 import dataclasses
@@ -16,9 +16,8 @@ from gnet_jax.data.prepare.ilsvrc import IMAGES
 from gnet_jax.data.sources import DataError, open_source
 from gnet_jax.data.sources.tfds import class_names, open_builder
 from gnet_jax.lab.cost.ledger import Ledger, network_ledger
-from gnet_jax.pods.chips import Chip
 from gnet_jax.pods.compiled import COLLECTIVES, Collective, OutOfMemoryError, compile_cost
-from gnet_jax.pods.topology import Topology
+from gnet_jax.pods.topology import Chip, Topology
 from gnet_jax.training.program import Program, make_program
 from gnet_jax.training.sharding import check_batches, data_mesh
 
@@ -26,22 +25,17 @@ Bound = Literal["compute", "memory", "network"]
 
 
 class DataSize(NamedTuple):
-    """The properties of a data set that a training program depends on."""
+    """What a training program depends on: training images and class names."""
 
-    images: int  # in the training split
+    images: int
     class_names: tuple[str, ...]
 
 
 def data_size(spec: str, images: int | None = None, classes: int | None = None) -> DataSize:
-    """Returns the size of the data in `spec`; ImageNet's is known without the data.
+    """Returns the size of the data in `spec` (see `open_source`); ImageNet's is known without it.
 
-    Args:
-        spec: see `open_source`.
-        images: number of training images; None reads it from the data.
-        classes: number of classes, which are then numbered; None reads the names from the data.
-
-    Raises:
-        DataError: if the data cannot be read and a number is not given.
+    `images` and `classes` replace what the data say; classes are then named by their numbers.
+    Raises DataError if the data cannot be read and a number is not given.
     """
     if images is not None and classes is not None:
         return DataSize(images, tuple(map(str, range(classes))))
@@ -97,7 +91,7 @@ def program_for(config: Config, topology: Topology, data: DataSize) -> Program:
 
 
 def plan_program(program: Program, topology: Topology) -> Plan:
-    """Compile `program`, whose mesh is that of `topology`, and return its plan; takes minutes."""
+    """Compile `program` for its mesh, which is that of `topology`, and return its plan."""
     chip, chips, batch_size = topology.chip, len(topology.devices), program.config.batch_size
     base = {
         "topology": topology.name,
@@ -144,9 +138,9 @@ def plan_program(program: Program, topology: Topology) -> Plan:
 def training_flops(costs: Ledger) -> float:
     """Returns the multiplications and additions of one image's training step.
 
-    A multiply-add counts as two. Each layer is computed three times: forward, and the gradients of
-    its weights and of its input, which the first layer does not need. Padded taps count, which
-    compilers leave out; pooling, normalisation and the optimiser do not.
+    A multiply-add counts as two. Each layer is computed forward and for the gradients of its
+    weights and its input, which the first layer does not need. Padded taps count; pooling,
+    normalisation and the optimiser do not.
     """
     return 2.0 * (3 * costs.macs_with_aux - costs.layers[0].macs)
 

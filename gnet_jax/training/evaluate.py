@@ -10,8 +10,7 @@ import numpy as np
 from gnet_jax.data.batches import eval_batches
 from gnet_jax.training.hosts.agree import TrainingError, run_on_all_hosts
 from gnet_jax.training.hosts.stop import EvalBatches, Vote
-from gnet_jax.training.observe.bad_images import BadImages
-from gnet_jax.training.observe.dead_heads import DIVERGED
+from gnet_jax.training.observe.faults import DIVERGED, BadImages
 from gnet_jax.training.program import Run
 from gnet_jax.training.sharding import put_batches
 from gnet_jax.training.step import TrainState

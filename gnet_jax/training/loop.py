@@ -25,11 +25,13 @@ from gnet_jax.training.hosts.stop import (
     voting_train_step,
 )
 from gnet_jax.training.memory import check_memory, keep_freed_memory, step_memory
-from gnet_jax.training.observe.bad_images import BadImages
-from gnet_jax.training.observe.bad_steps import SkippedSteps
-from gnet_jax.training.observe.console import Meter, Reporter, duration
-from gnet_jax.training.observe.dead_heads import DeadHeadGuard, default_patience
-from gnet_jax.training.observe.goodput import Stopwatch
+from gnet_jax.training.observe.console import Meter, Reporter, Stopwatch, duration
+from gnet_jax.training.observe.faults import (
+    BadImages,
+    DeadHeadGuard,
+    SkippedSteps,
+    default_patience,
+)
 from gnet_jax.training.optimizer import averaging_warning
 from gnet_jax.training.program import Program, Run, training_batches
 from gnet_jax.training.sharding import AXIS, compile_eval_step, compile_train_step, put_batches

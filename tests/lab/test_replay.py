@@ -12,7 +12,7 @@ from gnet_jax.config import LossConfig
 from gnet_jax.lab.look import replay as replay_module
 from gnet_jax.lab.look.replay import _loss, _place
 from gnet_jax.model.googlenet import Outputs
-from gnet_jax.training.observe.bad_steps import write_replay
+from gnet_jax.training.observe.faults import write_replay
 from gnet_jax.training.step import create_state
 from tests.tiny import Linear, linear_params, tiny_config, tiny_run, tiny_variables
 

@@ -13,7 +13,6 @@ from gnet_jax.model.googlenet import GoogLeNet, googlenet
 from gnet_jax.ops.fast import FAST
 from gnet_jax.ops.reference import REFERENCE
 from gnet_jax.pods import plan as planning
-from gnet_jax.pods.chips import Chip
 from gnet_jax.pods.compiled import (
     Collective,
     CompiledCost,
@@ -30,7 +29,7 @@ from gnet_jax.pods.plan import (
     roofline,
     training_flops,
 )
-from gnet_jax.pods.topology import Topology
+from gnet_jax.pods.topology import Chip, Topology
 from tests.tiny import tiny_arch, tiny_config
 
 CHIP = Chip(

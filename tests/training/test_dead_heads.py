@@ -7,7 +7,7 @@ import pytest
 from gnet_jax.config import OptimConfig
 from gnet_jax.training import program as run_module
 from gnet_jax.training.loop import CompiledSteps, TrainingError, train
-from gnet_jax.training.observe.dead_heads import DeadHeadGuard, default_patience
+from gnet_jax.training.observe.faults import DeadHeadGuard, default_patience
 from tests.tiny import tiny_run
 
 HEADS = ("main", "aux4a", "aux4d")

@@ -1,5 +1,6 @@
 """Restart a run after a crash. Nothing here uses a device or imports JAX."""
 
+import contextlib
 import ctypes
 import json
 import os
@@ -8,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,17 @@ LONGEST_DELAY = 300.0
 GRACE_SECONDS = 0.5
 
 
-def stop_signals() -> list[int]:
-    """Returns the signals that stop a run; without SIGHUP if it is ignored, as under nohup."""
+@contextlib.contextmanager
+def handle_stop_signals(handler: Callable[[int, Any], None]) -> Iterator[list[int]]:
+    """Handle the signals that stop a run, which are yielded; SIGHUP stays ignored under nohup."""
     ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    return [each for each in SIGNALS if each != signal.SIGHUP or not ignored]
+    numbers = [each for each in SIGNALS if each != signal.SIGHUP or not ignored]
+    before = {each: signal.signal(each, handler) for each in numbers}
+    try:
+        yield list(before)
+    finally:
+        for number, usual in before.items():
+            signal.signal(number, usual)
 
 
 class Supervisor:
@@ -49,12 +57,10 @@ class Supervisor:
 
     def run(self) -> int:
         """Returns the exit code of the last start."""
-        handlers = {each: signal.signal(each, self._pass_on) for each in stop_signals()}
         try:
-            return self._run()
+            with handle_stop_signals(self._pass_on):
+                return self._run()
         finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
             os.close(self._acknowledged)
             os.close(self._acknowledge)
 
@@ -77,7 +83,8 @@ class Supervisor:
                 return code
             number += 1
             self._print(f"{ended}. Restart {number} in {delay:g} s")
-            if self._sleep(delay):
+            self._sleep(delay)
+            if self._signals:
                 return code
             delay = min(2 * delay, LONGEST_DELAY)
             reason = {"number": number, "after": describe_exit(code), "step": after}
@@ -110,12 +117,11 @@ class Supervisor:
         """Whether the run acknowledges a signal within this time."""
         return bool(select.select([self._acknowledged], [], [], seconds)[0])
 
-    def _sleep(self, seconds: float) -> bool:
-        """Wait before a restart; returns whether a signal came."""
+    def _sleep(self, seconds: float) -> None:
+        """Wait before a restart, until a signal comes."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and not self._signals:
             time.sleep(0.1)
-        return bool(self._signals)
 
     def _print(self, text: str) -> None:
         print(f"{self._prog}: supervisor: {text}", file=sys.stderr, flush=True)
@@ -132,7 +138,7 @@ def end_with_supervisor() -> None:
 
 def newest_step(checkpoints: Path) -> int:
     """Returns the newest step saved in the folder, or 0."""
-    names = [entry.name for entry in checkpoints.iterdir()] if checkpoints.is_dir() else []
+    names = [path.name for path in checkpoints.glob("*")]
     return max((int(name) for name in names if name.isdecimal()), default=0)
 
 
