@@ -22,7 +22,7 @@ from gnet_jax.config import Preprocessing, UserError
 from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.model_folder import ModelFolder, read_folder, write_folder
 from gnet_jax.pods import plan, topology
-from gnet_jax.pods.compiled import Collective, CompiledCost
+from gnet_jax.pods.plan import Collective, CompiledCost
 from gnet_jax.pods.topology import Chip
 from gnet_jax.training.workdir import MetricsFile
 from tests.tiny import tiny_arch, tiny_variables

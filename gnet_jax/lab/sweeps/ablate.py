@@ -46,9 +46,8 @@ class Bench:
     def __init__(self, config: Config) -> None:
         self._run = run = prepare(*with_start(config))
         self._steps = CompiledSteps(run.program)
-        step = partial(
-            head_sums, model=run.program.model, preprocessing=run.config.data.preprocessing
-        )
+        pixels = run.config.data.preprocessing
+        step = partial(head_sums, model=run.program.model, preprocessing=pixels)
         self._head_step = compile_eval_step(run.program.mesh, step)
 
     def run(self, cell: Cell) -> dict[str, Any]:

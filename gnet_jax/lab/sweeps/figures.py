@@ -108,7 +108,7 @@ def draw_results(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
 
 def cost_figure(rows: Sequence[Row], cost: str) -> Figure:
     """Draw top-1 against a key of `COST_LABELS`, with error bars and the Pareto front."""
-    figure, axes = _axes()
+    figure, axes = _axes("validation top-1")
     front = pareto_front(rows, cost)
     best = [(row.values(cost)[0], row.top1) for row in front]
     axes.plot(*zip(*best, strict=True), color="#999999", lw=1, zorder=1, label="Pareto front")
@@ -122,19 +122,18 @@ def cost_figure(rows: Sequence[Row], cost: str) -> Figure:
         axes.errorbar(*point, yerr=spread or 0.0, **look)
         name = axes.annotate(row.name, point, (7, 6), textcoords="offset points", fontsize=9)
         name.set_path_effects([withStroke(linewidth=3, foreground="white")])  # readable over lines
-    axes.set(xscale="log", xlabel=COST_LABELS[cost], ylabel="validation top-1")
+    axes.set(xscale="log", xlabel=COST_LABELS[cost])
     axes.margins(x=0.18, y=0.15)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    _percent(axes)
     axes.legend(frameon=False, fontsize=9, loc="lower right")
     return figure
 
 
 def curve_figure(rows: Sequence[Row], metric: str, label: str) -> Figure:
     """Draw a logged metric over the steps: the mean of the seeds, and the range as a band."""
-    figure, axes = _axes()
+    figure, axes = _axes(label)
     for number, row in enumerate(rows):
         points = common_points(row, metric)
         if not points:
@@ -146,9 +145,7 @@ def curve_figure(rows: Sequence[Row], metric: str, label: str) -> Figure:
         axes.plot(steps, means, style, color=colour, label=row.name, marker=marker, ms=3.5)
         low, high = list(map(min, values)), list(map(max, values))
         axes.fill_between(steps, low, high, color=colour, alpha=0.18, lw=0)
-    axes.set(xlabel="step", ylabel=label)
-    if metric.endswith("top1"):
-        _percent(axes)
+    axes.set(xlabel="step")
     bands = "mean; the band is from the lowest seed to the highest"
     title = bands if any(len(row.done) > 1 for row in rows) else None
     axes.legend(frameon=False, fontsize=9, title=title, title_fontsize=8)
@@ -176,10 +173,13 @@ def to_svg(figure: Figure, title: str) -> str:
     return svg[svg.index("<svg") :]
 
 
-def _axes() -> tuple[Figure, Axes]:
+def _axes(label: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.subplots()
     axes.set_axisbelow(True)
+    axes.set(ylabel=label)
+    if label.endswith("top-1"):
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value * 100:.3g} %")
     _style(axes)
     return figure, axes
 
@@ -187,7 +187,3 @@ def _axes() -> tuple[Figure, Axes]:
 def _style(axes: Axes) -> None:
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _percent(axes: Axes) -> None:
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value * 100:.3g} %")

@@ -50,12 +50,10 @@ class SavedSteps:
                 self.corrupt[step] = error
 
     def path(self, step: int) -> Path:
-        """Returns the folder of a step."""
         return self.folder / str(step)
 
     @property
     def latest(self) -> int | None:
-        """The newest step."""
         return self.steps[-1] if self.steps else None
 
     @property

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import logging
 import shutil
 import sys
 import threading
@@ -147,12 +146,11 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
             )
 
     def check(self) -> None:
-        """Report the result of the background save, if it has ended."""
+        """Report the result of the background save if it has ended; `wait` waits for it."""
         if self._pending is not None and self._pending[1].done():
             self._finish_pending()
 
     def wait(self) -> None:
-        """Wait until the background save has ended, and report its failure."""
         with self.watch.spent("saving"):
             self._finish_pending()
 
@@ -245,15 +243,6 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
                 f"{failure.strerror}; move it away, or make the folder writable"
             ) from failure
         return f"checkpoint {step} is corrupt: {error.reason}; it is renamed to {renamed}"
-
-
-def _drop_orbax_tracebacks(record: logging.LogRecord) -> bool:
-    """Orbax logs a traceback for every array that a failed save did not write, and raises too."""
-    return record.exc_info is None or "orbax" not in f"{record.pathname} {record.getMessage()}"
-
-
-for _logger in ("absl", "asyncio"):
-    logging.getLogger(_logger).addFilter(_drop_orbax_tracebacks)
 
 
 def _barrier(*, key: str, timeout_ms: int) -> None:

@@ -77,11 +77,9 @@ class Vote:
 
     @property
     def signalled(self) -> bool:
-        """Whether all hosts know of a signal."""
         return 0 < self.code < FAULT
 
     def ends(self, step: int) -> bool:
-        """Whether the run ends after `step`."""
         return self._last_step == step
 
     def _flag(self, code: int) -> jax.Array:
@@ -121,7 +119,6 @@ class _Batches:
         self.fault: UserError | None = None
 
     def raise_fault(self) -> None:
-        """Raise this host's fault, if it has one."""
         if self.fault is not None:
             raise self.fault
 
@@ -144,7 +141,6 @@ class TrainBatches(_Batches):
         run_on_all_hosts(self.raise_fault)
 
     def take(self) -> Any:
-        """Returns the next step's batch."""
         batch = self._loaded.popleft()
         self._load()
         return batch

@@ -57,12 +57,8 @@ class Supervisor:
 
     def run(self) -> int:
         """Returns the exit code of the last start."""
-        try:
-            with handle_stop_signals(self._pass_on):
-                return self._run()
-        finally:
-            os.close(self._acknowledged)
-            os.close(self._acknowledge)
+        with handle_stop_signals(self._pass_on):
+            return self._run()
 
     def _run(self) -> int:
         number, crashes, delay, reason = 0, 0, self._launch.restart_delay, None
@@ -144,11 +140,8 @@ def newest_step(checkpoints: Path) -> int:
 
 def describe_exit(code: int) -> str:
     """Returns an exit code in words."""
-    text = f"the run exited with code {code}"
-    if code == 3:
-        return f"{text} because it lost another host"
-    if code == 128 + signal.SIGABRT:
-        return f"{text} (JAX aborts when another host is gone)"
-    if code - 128 in set(signal.Signals):
-        return f"{text} ({signal.Signals(code - 128).name})"
-    return text
+    reasons = {128 + number: f" ({number.name})" for number in signal.Signals} | {
+        3: " because it lost another host",
+        128 + signal.SIGABRT: " (JAX aborts when another host is gone)",
+    }
+    return f"the run exited with code {code}{reasons.get(code, '')}"

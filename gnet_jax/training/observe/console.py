@@ -44,7 +44,6 @@ class Stopwatch:
 
     @contextlib.contextmanager
     def spent(self, kind: str) -> Iterator[None]:
-        """Count the time inside as `kind`."""
         before = time.perf_counter()
         try:
             yield
@@ -52,7 +51,7 @@ class Stopwatch:
             self._spent[kind] += time.perf_counter() - before
 
     def saved(self, step: int) -> None:
-        """Record that the save of `step` starts now."""
+        """Record that the save of `step` starts."""
         self._saves[step] = time.perf_counter() - self._began
 
     def record(self, step: int) -> dict[str, Any]:
@@ -234,7 +233,6 @@ class Reporter(contextlib.AbstractContextManager["Reporter"]):
         self._board.close()
 
     def say(self, text: str) -> None:
-        """Print a line that stays."""
         self._clear()
         self._console.say(text)
 
@@ -258,7 +256,7 @@ class Reporter(contextlib.AbstractContextManager["Reporter"]):
         """
         self._log(step, values | {"perf/goodput": goodput(self.account(step))})
         heads = [name[len("train/") : -len("_top1")] for name in values if name.endswith("_top1")]
-        heads.sort(key=lambda head: head != "main")  # the main head first
+        heads.sort(key=lambda head: head != "main")
         shown = " | ".join(
             f"{head} {values[f'train/{head}_loss']:.3f} {values[f'train/{head}_top1']:.1%}"
             for head in heads
@@ -278,7 +276,6 @@ class Reporter(contextlib.AbstractContextManager["Reporter"]):
         self._live.update(Text(line), refresh=True)
 
     def evaluation(self, step: int, values: dict[str, float], best: bool) -> None:
-        """Log and print the results of an evaluation."""
         self._log(step, values)
         self.say(
             f"step {step}/{self._total} | validation: top-1 {values['val/top1']:.2%}, "

@@ -119,8 +119,7 @@ class Diagnostics(contextlib.AbstractContextManager["Diagnostics"]):
         start: int,
         tell: Callable[[str], None],
     ) -> None:
-        self._step, self._every, self._tell = step, every, tell
-        self._compiled = False
+        self._step, self._every, self._tell, self._compiled = step, every, tell, False
         self._file = MetricsFile(workdir / FILE)
         self._board = Board(workdir / "tensorboard" / "diagnostics", start)
         if jax.process_index() == 0:
