@@ -24,8 +24,7 @@ from gnet_jax.cli.output import console
 from gnet_jax.config import Config, DataConfig, ModelConfig, UserError
 from gnet_jax.ops.fast import FAST
 from gnet_jax.ops.reference import REFERENCE, Ops
-from gnet_jax.pods.compiled import CompiledCost, compile_cost
-from gnet_jax.pods.plan import DataSize, program_for
+from gnet_jax.pods.plan import CompiledCost, DataSize, compile_cost, program_for
 from gnet_jax.pods.topology import Topology, get_topology
 
 FORMS = {"plain": REFERENCE, "fast": FAST}

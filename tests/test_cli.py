@@ -22,8 +22,8 @@ from gnet_jax.config import Preprocessing, UserError
 from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.model_folder import ModelFolder, read_folder, write_folder
 from gnet_jax.pods import plan, topology
-from gnet_jax.pods.chips import Chip
-from gnet_jax.pods.compiled import Collective, CompiledCost
+from gnet_jax.pods.plan import Collective, CompiledCost
+from gnet_jax.pods.topology import Chip
 from gnet_jax.training.workdir import MetricsFile
 from tests.tiny import tiny_arch, tiny_variables
 
@@ -63,10 +63,7 @@ def test_summary_as_a_table_shows_the_sums_and_the_worked_examples(capsys):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [
-        (["--image-size", "20"], "20x20 .*47x47"),
-        (["--aux-after", "6a"], "aux_after .*'6a'"),
-    ],
+    [(["--image-size", "20"], "20x20 .*47x47"), (["--aux-after", "6a"], "aux_after .*'6a'")],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(arguments, message, capsys):
     assert main(["summary", *arguments]) == 2
@@ -352,8 +349,7 @@ def test_the_step_that_was_loaded_of_a_workdir_is_printed(
     stored = read_folder(folder / "model")
     source = {"step": "345"} | notes
     monkeypatch.setattr(
-        "gnet_jax.inference.predict.load",
-        lambda path: dataclasses.replace(stored, source=source),
+        "gnet_jax.inference.predict.load", lambda path: dataclasses.replace(stored, source=source)
     )
     photo = str(folder / "photos" / "val" / "cat" / "0.png")
     assert main(["predict", "runs/x", photo]) == 0
@@ -384,10 +380,7 @@ def test_convert_and_export_keep_the_model(folder, capsys):
         (["predict", "MODEL"], "there is no photo"),
         (["predict", "MODEL", "x.jpg", "--top", "0"], "--top is 0"),
         (["predict", "MODEL", "x.jpg", "--cam", "/no/x.png"], "there is no folder /no"),
-        (
-            ["evaluate", "MODEL", "--data", "digits"],
-            "'0', '1', '2', '3', '4' and 5 more",
-        ),
+        (["evaluate", "MODEL", "--data", "digits"], "'0', '1', '2', '3', '4' and 5 more"),
         (["evaluate", "--data", "digits"], "there is no model"),
         (["evaluate", "MODEL", "--data", "npz:/no/a.npz"], "/no/a.npz"),
         (["evaluate", "MODEL", "--data", "digits", "--json", "--table"], "exclude each other"),

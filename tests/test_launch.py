@@ -10,10 +10,7 @@ from gnet_jax.config.command import Launch, parse_command, parse_launch
         (["--coordinator", "a"], "--coordinator is 'a'; it must be HOST:PORT"),
         (["--coordinator", "a:99999"], "--coordinator is 'a:99999'; it must be HOST:PORT"),
         (["--num-processes", "0"], "--num-processes is 0; it must be at least 1"),
-        (
-            ["--num-processes", "2", "--process-id", "2"],
-            "--process-id is 2; it must be below 2",
-        ),
+        (["--num-processes", "2", "--process-id", "2"], "--process-id is 2; it must be below 2"),
         (["--process-id", "-1"], "--process-id is -1; it must be at least 0"),
         (
             ["--distributed", "off", "--process-id", "0"],

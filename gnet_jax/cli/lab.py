@@ -15,22 +15,21 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from gnet_jax.cli.output import console, leave_at_once
+from gnet_jax.cli.output import console
 from gnet_jax.config import UserError
 from gnet_jax.config.command import parse_sweep
 
 
 @dataclasses.dataclass(frozen=True)
 class Ablate:
-    """What `gnet ablate` takes besides the fields of its configs."""
+    """The options of `gnet ablate`."""
 
     seeds: int = 3
-    """Runs of each config, from its seed on."""
+    """Number of runs of each config, from its seed on."""
     shard: str = "0/1"
-    """i/n runs the i-th of n shares (from 0) of the sweep: shards on one workdir, at the same time
-    or not, together run all of it, and nothing twice."""
+    """i/n runs the i-th of n shares (from 0); shards on one workdir run every run exactly once."""
     retry_failed: bool = False
-    """Begin runs that have failed again; otherwise their failure stays in the table."""
+    """Start failed runs again."""
 
 
 def ablate(arguments: Sequence[str]) -> int:
@@ -42,7 +41,10 @@ def ablate(arguments: Sequence[str]) -> int:
     gnet ablate SWEEP [--workdir DIR] [--seeds N] [--shard i/n] [--field.path value ...]
     """
     configs, own, text = parse_sweep(arguments, "gnet ablate", Ablate(), inspect.getdoc(ablate))
-    index, shards = _shard(own.shard)
+    found = re.fullmatch(r"(\d+)/(\d+)", own.shard)
+    index, shards = map(int, found.groups()) if found else (0, 0)
+    if index >= shards:
+        raise UserError(f"--shard is {own.shard}; it must be i/n, i from 0 to n - 1, such as 0/2")
     if own.seeds < 1:
         raise UserError(f"--seeds is {own.seeds}; it must be at least 1")
     workdir = Path(next(iter(configs.values())).workdir).expanduser()
@@ -62,13 +64,12 @@ def ablate(arguments: Sequence[str]) -> int:
         cells = [cells[position] for position in mine]
     print(f"{len(cells)} runs of {len(configs)} configs and {own.seeds} seeds, in {workdir}")
     try:
-        say = partial(print, flush=True)
-        run_cells(cells, configs, say, retry_failed=own.retry_failed)
+        run_cells(cells, configs, partial(print, flush=True), retry_failed=own.retry_failed)
     except StoppedError as error:
-        print(_stopped(error.number, arguments))
-        return 128 + error.number
-    except KeyboardInterrupt:  # between runs
-        leave_at_once(_stopped(signal.SIGINT, arguments))
+        number = signal.Signals(error.args[0])
+        again = shlex.join(["gnet", "ablate", *arguments])
+        print(f"stopped by {number.name}; the state is saved. Resume with:\n  {again}")
+        return 128 + number
     rows = sweep.read_rows(sweep.read_sweep(workdir))
     out = console()
     out.print(sweep.results_table(rows, f"{arguments[0]}, {workdir}"))
@@ -78,20 +79,6 @@ def ablate(arguments: Sequence[str]) -> int:
         print(f"failed: {line}", file=sys.stderr)
     print(f"next:  gnet report {shlex.quote(str(workdir))}")
     return 1 if failed else 0
-
-
-def _stopped(number: int, arguments: Sequence[str]) -> str:
-    name, again = signal.Signals(number).name, shlex.join(["gnet", "ablate", *arguments])
-    return f"stopped by {name}; the state is saved. Resume with:\n  {again}"
-
-
-def _shard(text: str) -> tuple[int, int]:
-    """Returns index and number of shards of "i/n"; raises a UserError for anything else."""
-    parts = re.fullmatch(r"(\d+)/(\d+)", text)
-    index, shards = (int(parts[1]), int(parts[2])) if parts else (0, 0)
-    if index >= shards:
-        raise UserError(f"--shard is {text}; it must be i/n, i from 0 to n - 1, such as 0/2")
-    return index, shards
 
 
 def report(

@@ -14,18 +14,18 @@ from gnet_jax.config.command import parse_command
 
 @dataclasses.dataclass(frozen=True)
 class PlanOptions:
-    """What `gnet plan` takes besides a config."""
+    """The options of `gnet plan`."""
 
     topology: tuple[str, ...] = ()
     """v5e:16x16, v4:2x2x2, h100:8 ...; several give a table side by side."""
     batch: int | None = None
-    """Images a step, over all chips together: sets --batch-size and --eval-batch-size at once."""
+    """Images a step over all chips together; sets --batch-size and --eval-batch-size at once."""
     json: bool = False
-    """Print one JSON object (a list of them where there are several topologies)."""
+    """Print one JSON object, or a list for several topologies."""
     images: int | None = None
-    """Images to train on, where the data are not on this machine (ImageNet's are known)."""
+    """Number of training images, if the data are not on this machine (ImageNet's is known)."""
     classes: int | None = None
-    """Their classes."""
+    """Number of classes, as for --images."""
 
 
 def plan(arguments: Sequence[str]) -> int:
@@ -50,10 +50,10 @@ def plan(arguments: Sequence[str]) -> int:
     from gnet_jax.pods.plan import data_size, plan_program, plan_table, program_for
     from gnet_jax.pods.topology import get_topology, parse_topology
 
+    # Find every user error before the first compilation, which takes minutes.
     for text in given.topology:
         parse_topology(text)
     size = data_size(config.data.source, given.images, given.classes)
-    # Find every user error before the first compilation, which takes minutes.
     machines = [get_topology(text) for text in given.topology]
     programs = [program_for(config, machine, size) for machine in machines]
     plans = []

@@ -10,11 +10,7 @@ import numpy as np
 
 from gnet_jax.config import Preprocessing
 from gnet_jax.model.architecture import Architecture
-from gnet_jax.model_folder.variables import (
-    WeightsError,
-    rows_to_channels_last,
-    with_shapes_of,
-)
+from gnet_jax.model_folder.variables import WeightsError, rows_to_channels_last, with_shapes_of
 
 
 class Found(NamedTuple):

@@ -111,10 +111,7 @@ class _Graph:
 
 
 def onnx_model(
-    arch: Architecture,
-    flat: Mapping[str, np.ndarray],
-    image_size: int,
-    metadata: Mapping[str, str],
+    arch: Architecture, flat: Mapping[str, np.ndarray], image_size: int, metadata: Mapping[str, str]
 ) -> ModelProto:
     """Returns the network without its auxiliary heads, in float32, as a checked model.
 

@@ -62,10 +62,7 @@ def convert(
 
 
 def read(
-    src: Path,
-    *,
-    class_names: Sequence[str] | None = None,
-    transform_input: bool | None = None,
+    src: Path, *, class_names: Sequence[str] | None = None, transform_input: bool | None = None
 ) -> ModelFolder:
     """Returns the model in `src`; its content determines the format. Nothing in it is executed.
 

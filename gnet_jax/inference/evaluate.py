@@ -20,14 +20,7 @@ from gnet_jax.data.bad_images import BadRecord, BadRecords, read_example
 from gnet_jax.data.decode import ImageError, decode
 from gnet_jax.data.progress import progress_line
 from gnet_jax.data.sources import Source
-from gnet_jax.data.sources.classes import (
-    empty_classes,
-    find,
-    imagenet_start,
-    integers,
-    listed,
-    nfc,
-)
+from gnet_jax.data.sources.classes import empty_classes, find, imagenet_start, integers, listed, nfc
 from gnet_jax.inference.crops import Crops, crop_plan, extract
 from gnet_jax.inference.predict import Predictor, say_compiling, softmax
 from gnet_jax.model_folder import ModelFolder

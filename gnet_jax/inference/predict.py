@@ -24,13 +24,7 @@ from gnet_jax.inference.images import Picture
 from gnet_jax.model.googlenet import GoogLeNet, strip_aux
 from gnet_jax.model_folder.folder import ModelFolder, is_model_folder, read_folder
 from gnet_jax.training.checkpoints.restore import is_workdir, read_workdir
-from gnet_jax.training.sharding import (
-    data_mesh,
-    put_state,
-    replicated,
-    split,
-    xla_options,
-)
+from gnet_jax.training.sharding import data_mesh, put_state, replicated, split, xla_options
 
 
 def load(path: str | Path) -> ModelFolder:

@@ -15,13 +15,7 @@ from flax import traverse_util
 
 from gnet_jax.errors import UserError, choose
 from gnet_jax.model import custom
-from gnet_jax.model.architecture import (
-    Architecture,
-    architecture,
-    grid_sizes,
-    pools,
-    smallest_size,
-)
+from gnet_jax.model.architecture import Architecture, architecture, grid_sizes, pools, smallest_size
 from gnet_jax.model.blocks import AuxHead, InceptionBlock, NaiveInceptionBlock
 from gnet_jax.model.layers import ConvBlock, constant, dense
 from gnet_jax.ops.fast import FAST, OPS

@@ -1,29 +1,92 @@
 """Absent machines, such as `v5e:16x16` or `h100:8`, as devices that XLA can compile for."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import math
 import os
 import platform
 import re
-import shutil
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from jax.experimental import topologies
 
-from gnet_jax.config import UserError, choose
+from gnet_jax.config import UserError
 from gnet_jax.config.recipes import install
-from gnet_jax.pods.chips import CHIPS, Chip
 
+GIB = 2**30
+CLOUD = "https://docs.cloud.google.com/tpu/docs"
+NVIDIA = "https://resources.nvidia.com/en-us-gpu-resources"
 CUDA_PLUGINS = ("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12")
-TOOLKITS = ("/usr/local/cuda", "/opt/cuda")
 
 
 class TopologyError(UserError):
     """A topology that cannot be compiled for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One accelerator, as JAX counts devices."""
+
+    name: str
+    platform: Literal["tpu", "cuda"]
+    flops: float  # peak dense bfloat16 multiplications and additions per second
+    hbm_bytes: int
+    bandwidth: float  # of that memory, bytes/s
+    # Bytes/s that a chip sends to its neighbours, all links together; half of what the makers call
+    # bidirectional.
+    link_bandwidth: float
+    per_host: int  # chips of one host in a slice of several hosts
+    source: str  # the maker's page
+    example: str = ""  # of a shape
+    usable: float = 1.0  # share of the memory that a program may have
+    description: str = ""  # text proto for XLA's CUDA compiler
+
+
+def _gpu(
+    name: str, flops: float, bandwidth: float, links: float, source: str, description: str
+) -> Chip:
+    """Returns a GPU with 80 GB; `description` holds its own fields of XLA's `gpu_device_info`."""
+    # The limits hold for compute capabilities 8 and 9 (CUDA C++ programming guide, table of
+    # technical specifications).
+    proto = f"""
+gpu_device_info {{
+  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
+  block_dim_limit_x: {2**31 - 1} block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  shared_memory_per_block: {48 * 1024}
+  memory_bandwidth: {bandwidth:.0f} device_memory_size: {80 * 10**9}
+  {description}
+}}
+platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 10 }}
+"""
+    # 0.75 is JAX's default (https://docs.jax.dev/en/latest/gpu_memory_allocation.html).
+    return Chip(
+        name, "cuda", flops, 80 * 10**9, bandwidth, links, 8, f"{NVIDIA}/{source}", "8", 0.75, proto
+    )
+
+
+A100 = f"""cuda_compute_capability {{ major: 8 }}
+  core_count: 108 fpus_per_core: 64 clock_rate_ghz: 1.41 l2_cache_size: {40 * 2**20}
+  shared_memory_per_block_optin: {163 * 1024} shared_memory_per_core: {164 * 1024}"""
+A100_SHEET = "nvidia-a100-datasheet-us-nvidia-1758950-r4-web (SXM, 80 GB)"
+H100 = f"""cuda_compute_capability {{ major: 9 }}
+  core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98 l2_cache_size: {50 * 2**20}
+  shared_memory_per_block_optin: {227 * 1024} shared_memory_per_core: {228 * 1024}"""
+H100_SHEET = "nvidia-tensor-core-gpu-datasheet (SXM, without sparsity)"
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        Chip("v4", "tpu", 275e12, 32 * GIB, 1200e9, 300e9, 4, f"{CLOUD}/v4", "2x2x2"),
+        Chip("v5e", "tpu", 197e12, 16 * GIB, 819e9, 200e9, 4, f"{CLOUD}/v5e", "16x16"),
+        Chip("v5p", "tpu", 459e12, 95 * GIB, 2765e9, 600e9, 4, f"{CLOUD}/v5p", "2x2x2"),
+        Chip("v6e", "tpu", 918e12, 32 * GIB, 1638e9, 400e9, 4, f"{CLOUD}/v6e", "16x16"),
+        _gpu("a100", 312e12, 2039e9, 300e9, A100_SHEET, A100),
+        _gpu("h100", 989.4e12, 3350e9, 450e9, H100_SHEET, H100),
+    )
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +102,7 @@ class Topology:
 def parse_topology(text: str) -> tuple[Chip, tuple[int, ...]]:
     """Returns the chip and the shape in `text`: "v5e:16x16" is 256 chips, "h100:8" eight GPUs.
 
-    Raises:
-        TopologyError: for an unknown chip, or a shape in which it does not come.
+    Raises TopologyError for an unknown chip, or a shape in which it does not come.
     """
     name, _, shape = text.partition(":")
     if name not in CHIPS:
@@ -61,11 +123,9 @@ def parse_topology(text: str) -> tuple[Chip, tuple[int, ...]]:
 def get_topology(text: str) -> Topology:
     """Returns the topology named `text`, as its compiler describes it.
 
-    Raises:
-        TopologyError: as `parse_topology`; or if its compiler is missing or does not know it.
+    Raises TopologyError as `parse_topology`, and if its compiler is missing or does not know it.
     """
     chip, sides = parse_topology(text)
-    is_tpu = choose("platform", chip.platform, {"tpu": True, "cuda": False})
     _check_compiler(chip)
     # Keep the compilers from looking for a TPU's metadata server or a GPU, and JAX from using one.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
@@ -74,7 +134,7 @@ def get_topology(text: str) -> Topology:
     count = math.prod(sides)
     hosts = -(-count // chip.per_host)
     try:
-        if is_tpu:
+        if chip.platform == "tpu":
             # A host's chips are 2x2 (2x2x1 if there is a third axis), or fewer in a smaller slice.
             # Both cores of a v4 are one device, as they are for JAX on such a machine.
             bounds = tuple(min(side, most) for side, most in zip(sides, (2, 2, 1), strict=False))
@@ -96,29 +156,11 @@ def get_topology(text: str) -> Topology:
 def _check_compiler(chip: Chip) -> None:
     """Raise a TopologyError if a package that compiles for `chip` is not installed."""
     tpu = chip.platform == "tpu"
-    if not (_installed("libtpu") if tpu else any(map(_installed, CUDA_PLUGINS))):
-        missing = "libtpu" if tpu else "JAX's CUDA plugin"
-    elif not tpu and not has_ptxas():
-        missing = "ptxas (package nvidia-cuda-nvcc)"
-    else:
-        return
+    with contextlib.suppress(ImportError):  # of a parent package
+        if any(map(importlib.util.find_spec, ("libtpu",) if tpu else CUDA_PLUGINS)):
+            return
+    missing = "libtpu" if tpu else "JAX's CUDA plugin"
     machine = f"{platform.system()} {platform.machine()}"
     linux = machine == "Linux x86_64"
     fix = install("plan") if linux else f"run gnet plan on Linux x86_64, not {machine}"
     raise TopologyError(f"compiling for {chip.name} requires {missing}, but no accelerator: {fix}")
-
-
-def _installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ImportError:  # of its parent package
-        return False
-
-
-def has_ptxas() -> bool:
-    """Returns whether ptxas is where XLA looks: in PATH, a CUDA toolkit, or NVIDIA's packages."""
-    spec = importlib.util.find_spec("nvidia")
-    packages = [] if spec is None else spec.submodule_search_locations or []
-    roots = [*TOOLKITS, *filter(None, [os.environ.get("CUDA_ROOT")])]
-    roots += [root for folder in packages for root in Path(folder).glob("*")]
-    return bool(shutil.which("ptxas") or any(Path(root, "bin/ptxas").is_file() for root in roots))

@@ -20,11 +20,14 @@ from gnet_jax.training.hosts import stop as stopping
 from gnet_jax.training.hosts.agree import TrainingError, run_on_all_hosts
 from gnet_jax.training.hosts.start import abort_on_unexpected_error
 from gnet_jax.training.hosts.stop import EvalBatches, StopRequest, TrainBatches, Vote
-from gnet_jax.training.observe.bad_images import BadImages
-from gnet_jax.training.observe.bad_steps import SkippedSteps
-from gnet_jax.training.observe.console import Meter, Reporter, duration
-from gnet_jax.training.observe.dead_heads import DIVERGED, DeadHeadGuard, default_patience
-from gnet_jax.training.observe.goodput import Stopwatch
+from gnet_jax.training.observe.console import Meter, Reporter, Stopwatch, duration
+from gnet_jax.training.observe.faults import (
+    DIVERGED,
+    BadImages,
+    DeadHeadGuard,
+    SkippedSteps,
+    default_patience,
+)
 from gnet_jax.training.optimizer import averaging_warning
 from gnet_jax.training.program import Program, Run, training_batches
 from gnet_jax.training.sharding import compile_eval_step, put_batches

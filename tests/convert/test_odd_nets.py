@@ -95,11 +95,7 @@ def test_torchvisions_state_dict_names_what_it_has_no_place_for():
 
 
 @pytest.mark.parametrize(
-    ("word", "text"),
-    [
-        ("lrn", "LRN, `norm/group`"),
-        ("parts.py:group_norm", "`norm/group`"),
-    ],
+    ("word", "text"), [("lrn", "LRN, `norm/group`"), ("parts.py:group_norm", "`norm/group`")]
 )
 def test_a_card_names_the_norm_that_the_variables_have(word, text):
     variables = flatten(tiny_variables(with_norm(group_norm)))

@@ -19,10 +19,7 @@ def test_the_preprocessing_of_the_weights_takes_the_place_of_the_usual_one():
     ("asked", "message"),
     [
         ({"image_size": 128}, "data.image_size is 128, .* 96; "),
-        (
-            {"std": (2.0, 2.0, 2.0)},
-            r"data.std is \(2.0, 2.0, 2.0\), .* \(1.0, 1",
-        ),
+        ({"std": (2.0, 2.0, 2.0)}, r"data.std is \(2.0, 2.0, 2.0\), .* \(1.0, 1"),
     ],
 )
 def test_another_preprocessing_than_that_of_the_weights_is_refused(asked, message):

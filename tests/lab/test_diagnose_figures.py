@@ -1,11 +1,7 @@
 from matplotlib.figure import Figure
 
 from gnet_jax.cli.main import main
-from gnet_jax.lab.look.diagnose_figures import (
-    draw_diagnostics,
-    gradient_figure,
-    order_blocks,
-)
+from gnet_jax.lab.look.diagnose_figures import draw_diagnostics, gradient_figure, order_blocks
 from gnet_jax.training.workdir import MetricsFile
 
 BLOCKS = ("aux_4a", "classifier", "conv1", "conv2", "conv2_reduce", "inception_3a", "inception_5b")

@@ -41,11 +41,7 @@ from tests.tiny import tiny_arch, tiny_variables
 PIXELS = Preprocessing(image_size=16, resize_to=16, mean=(99, 99, 99), std=(50, 50, 50))
 PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8))
 BLOCKS = [TwoThrees, NestedThrees, ExtraLayer]
-NEW_PARTS = {
-    TwoThrees: {"b5a", "b5b"},
-    NestedThrees: {"b5/first", "b5/second"},
-    ExtraLayer: {"b6"},
-}
+NEW_PARTS = {TwoThrees: {"b5a", "b5b"}, NestedThrees: {"b5/first", "b5/second"}, ExtraLayer: {"b6"}}
 
 
 def size_of(model) -> int:

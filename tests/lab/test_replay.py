@@ -12,7 +12,7 @@ from gnet_jax.config import LossConfig
 from gnet_jax.lab.look import replay as replay_module
 from gnet_jax.lab.look.replay import _loss, _place
 from gnet_jax.model.googlenet import Outputs
-from gnet_jax.training.observe.bad_steps import write_replay
+from gnet_jax.training.observe.faults import write_replay
 from gnet_jax.training.step import create_state
 from tests.tiny import Linear, linear_params, tiny_config, tiny_run, tiny_variables
 
@@ -75,10 +75,7 @@ def two_layers(tmp_path, monkeypatch):
     images = np.broadcast_to(MEAN, (6, 16, 16, 3)).copy()
     images[[1, 4]] = 255
     alpha = np.random.default_rng(0).normal(size=(4, 10)).astype(np.float32)
-    params = {
-        "alpha": {"kernel": alpha},
-        "zoom": {"kernel": np.full((768, 4), 1e38, np.float32)},
-    }
+    params = {"alpha": {"kernel": alpha}, "zoom": {"kernel": np.full((768, 4), 1e38, np.float32)}}
     state = types.SimpleNamespace(rng=jax.random.PRNGKey(0), step=8, params=params, batch_stats={})
     return replay_module.Replay(
         config=tiny_config(tmp_path),

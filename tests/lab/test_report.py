@@ -7,13 +7,13 @@ import pytest
 
 from gnet_jax.cli.main import main
 from gnet_jax.config import Config
-from gnet_jax.lab.sweeps.figures import common_points, cost_figure, curve_figure, heads_figure
+from gnet_jax.lab.sweeps.figures import common_points, cost_figure, curve_figure
 from gnet_jax.lab.sweeps.report import differing_fields
 from gnet_jax.lab.sweeps.sweep import open_sweep, read_rows, read_sweep
 from gnet_jax.training.workdir import MetricsFile
 from tests.lab.sweeps import finished_sweep
 
-FIGURES = 5
+FIGURES = 4
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
 
@@ -47,7 +47,7 @@ def test_figures_are_also_written_as_svg_files(page, tmp_path):
     command = ["report", str(page.parent), "--out", str(tmp_path / "r.html")]
     assert main([*command, "--figures", str(figures)]) == 0
     files = sorted(figures.glob("*.svg"))
-    names = ["accuracy_macs", "accuracy_params", "heads", "loss", "top1"]
+    names = ["accuracy_macs", "accuracy_params", "loss", "top1"]
     assert [file.stem for file in files] == names
     assert (tmp_path / "r.html").read_text("utf-8").count("<svg") == len(names)
     assert all(ElementTree.parse(file).getroot().tag.endswith("svg") for file in files)
@@ -178,14 +178,6 @@ def test_accuracy_against_cost_has_means_and_error_bars(page):
     assert [bars.lines[0].get_marker() for bars in axes.containers] == ["s", "o", "s", "o"]
     bar = axes.containers[1].lines[2][0].get_segments()[0]
     assert bar[:, 1] == pytest.approx([0.605 - 0.005 * 2**0.5, 0.605 + 0.005 * 2**0.5])
-
-
-def test_bars_show_each_heads_mean_beside_its_config(page):
-    rows = read_rows(read_sweep(page.parent))
-    main, aux = heads_figure(rows).axes[0].containers[1::2]
-    assert [bar.get_height() for bar in main] == pytest.approx([0.52, 0.605, 0.425, 0.72])
-    assert [bar.get_height() for bar in aux] == pytest.approx([0.505, 0.325, 0.62])
-    assert [bar.get_x() + bar.get_width() / 2 for bar in aux] == pytest.approx([1.2, 2.2, 3.2])
 
 
 @pytest.mark.parametrize("name", ["r.md", "r.csv"])

@@ -37,7 +37,7 @@ def test_seeds_follow_that_of_the_config_and_each_run_has_its_folder(tmp_path):
     assert [(cell.name, cell.seed) for cell in cells] == [("a", 5), ("a", 6), ("b", 0), ("b", 1)]
     assert cells[1].workdir == tmp_path / "a" / "seed-6"
     open_sweep(tmp_path, configs, 2, "text")
-    assert read_sweep(tmp_path).cells() == cells
+    assert read_sweep(tmp_path).cells == cells
 
 
 def test_a_folder_of_another_sweep_is_refused_and_configs_can_be_added(tmp_path):
@@ -83,4 +83,4 @@ def test_a_file_that_is_no_sweep_is_told_why(code, message, tmp_path):
 def test_fewer_seeds_than_before_drop_no_run(tmp_path):
     open_sweep(tmp_path, {"a": Config()}, 3, "text")
     open_sweep(tmp_path, {"a": Config()}, 1, "text")
-    assert len(read_sweep(tmp_path).cells()) == 3
+    assert len(read_sweep(tmp_path).cells) == 3

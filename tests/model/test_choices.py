@@ -20,7 +20,7 @@ from gnet_jax.lab.look.inside import filters_figure
 from gnet_jax.model.architecture import grid_sizes
 from gnet_jax.model.googlenet import GoogLeNet, abstract_variables
 from gnet_jax.model_folder.card import model_card
-from gnet_jax.pods.compiled import array_bytes
+from gnet_jax.pods.plan import array_bytes
 from gnet_jax.pods.topology import parse_topology
 from gnet_jax.training.hosts.start import should_join
 from gnet_jax.training.optimizer import averaging_rate, learning_rate_schedule, make_optimizer

@@ -104,11 +104,7 @@ def test_relu_and_its_gradient_are_the_plain_ones():
 
 def loss_of(model, variables, x, *, weight=1.0):
     outputs, _ = model.apply(
-        variables,
-        x,
-        train=True,
-        rngs={"dropout": jax.random.PRNGKey(1)},
-        mutable=["batch_stats"],
+        variables, x, train=True, rngs={"dropout": jax.random.PRNGKey(1)}, mutable=["batch_stats"]
     )
     return weight * sum(jnp.sum(jnp.sin(logits)) for logits in (outputs.logits, *outputs.aux))
 

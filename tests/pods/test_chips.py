@@ -1,6 +1,6 @@
 import pytest
 
-from gnet_jax.pods.chips import CHIPS
+from gnet_jax.pods.topology import CHIPS
 
 
 def test_peaks_are_those_of_the_makers_pages():

@@ -6,8 +6,7 @@ import importlib.util
 import pytest
 
 from gnet_jax.model.googlenet import GoogLeNet
-from gnet_jax.pods.compiled import compile_cost
-from gnet_jax.pods.plan import DataSize, plan_program, program_for
+from gnet_jax.pods.plan import DataSize, compile_cost, plan_program, program_for
 from gnet_jax.pods.topology import CUDA_PLUGINS, get_topology
 from tests.tiny import tiny_arch, tiny_config
 

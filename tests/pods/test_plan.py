@@ -13,24 +13,21 @@ from gnet_jax.model.googlenet import GoogLeNet, googlenet
 from gnet_jax.ops.fast import FAST
 from gnet_jax.ops.reference import REFERENCE
 from gnet_jax.pods import plan as planning
-from gnet_jax.pods.chips import Chip
-from gnet_jax.pods.compiled import (
+from gnet_jax.pods.plan import (
     Collective,
     CompiledCost,
+    DataSize,
     OutOfMemoryError,
     compile_cost,
-    parse_out_of_memory,
-)
-from gnet_jax.pods.plan import (
-    DataSize,
     data_size,
+    parse_out_of_memory,
     plan_program,
     plan_table,
     program_for,
     roofline,
     training_flops,
 )
-from gnet_jax.pods.topology import Topology
+from gnet_jax.pods.topology import Chip, Topology
 from tests.tiny import tiny_arch, tiny_config
 
 CHIP = Chip(

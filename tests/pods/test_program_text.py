@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gnet_jax.config import UserError
-from gnet_jax.pods.compiled import (
+from gnet_jax.pods.plan import (
     Collective,
     array_bytes,
     count_donated,

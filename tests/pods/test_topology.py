@@ -5,7 +5,6 @@ import platform
 import pytest
 
 from gnet_jax.cli.main import main
-from gnet_jax.pods import topology
 from gnet_jax.pods.topology import TopologyError, parse_topology
 
 
@@ -57,15 +56,12 @@ def without(monkeypatch, *missing):
     )
 
 
-COMPILERS = [("v5e:2x2", "libtpu"), ("h100:8", "CUDA plugin"), ("h100:8", "ptxas")]
+COMPILERS = [("v5e:2x2", "libtpu"), ("h100:8", "CUDA plugin")]
 
 
 @pytest.fixture
-def nothing_installed(monkeypatch, tmp_path):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setenv("CUDA_ROOT", str(tmp_path))
-    monkeypatch.setattr(topology, "TOOLKITS", ())
-    without(monkeypatch, "libtpu", "jax_plugins", "nvidia")
+def nothing_installed(monkeypatch):
+    without(monkeypatch, "libtpu", "jax_plugins")
 
 
 @pytest.mark.parametrize(("text", "missing"), COMPILERS)
@@ -73,8 +69,6 @@ def nothing_installed(monkeypatch, tmp_path):
 def test_a_missing_compiler_is_named_with_the_fix(
     text, missing, machine, monkeypatch, nothing_installed, capsys
 ):
-    if missing == "ptxas":
-        monkeypatch.setattr(topology, "_installed", lambda module: True)
     monkeypatch.setattr(platform, "system", lambda: "Linux")
     monkeypatch.setattr(platform, "machine", lambda: machine)
     arguments = ["--images", "100", "--classes", "10", "--topology", text]
@@ -83,18 +77,3 @@ def test_a_missing_compiler_is_named_with_the_fix(
     assert error.count("\n") == 1
     assert missing in error
     assert (".[plan]" if machine == "x86_64" else "aarch64") in error
-
-
-@pytest.mark.parametrize("place", ["toolkit", "package", "path"])
-def test_ptxas_is_found_where_xla_looks_for_it(place, monkeypatch, nothing_installed, tmp_path):
-    assert not topology.has_ptxas()
-    file = tmp_path / ("cuda/bin/ptxas" if place != "path" else "ptxas")
-    file.parent.mkdir(exist_ok=True, parents=True)
-    file.touch(mode=0o755)
-    if place == "toolkit":
-        monkeypatch.setattr(topology, "TOOLKITS", (str(tmp_path / "cuda"),))
-    elif place == "package":
-        spec = importlib.machinery.ModuleSpec("nvidia", None, is_package=True)
-        spec.submodule_search_locations = [str(tmp_path)]
-        monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
-    assert topology.has_ptxas()

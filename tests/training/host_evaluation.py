@@ -18,8 +18,8 @@ from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.training.hosts.start import start
 from gnet_jax.training.hosts.stop import StopRequest, Vote
 from gnet_jax.training.loop import CompiledSteps, evaluate
-from gnet_jax.training.observe.bad_images import BadImages
 from gnet_jax.training.observe.console import Reporter
+from gnet_jax.training.observe.faults import BadImages
 from gnet_jax.training.program import prepare
 from gnet_jax.training.sharding import data_mesh
 from tests.tiny import tiny_arch, with_program

@@ -135,11 +135,7 @@ def start(
         with outputs[-1].open("wb") as output:
             started.append(
                 subprocess.Popen(
-                    command,
-                    cwd=ROOT,
-                    env=environment,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
+                    command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
                 )
             )
     return Hosts(started, outputs, workdir)

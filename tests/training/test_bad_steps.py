@@ -8,9 +8,8 @@ import pytest
 from gnet_jax.config import Config, DataConfig
 from gnet_jax.data.bad_images import BadRecord, TooManyBadRecordsError
 from gnet_jax.training.hosts.agree import TrainingError
-from gnet_jax.training.observe.bad_images import BadImages
-from gnet_jax.training.observe.bad_steps import SkippedSteps
 from gnet_jax.training.observe.console import Reporter
+from gnet_jax.training.observe.faults import BadImages, SkippedSteps
 from gnet_jax.training.workdir import MetricsFile
 from tests.tiny import tiny_batch, tiny_run
 
@@ -31,7 +30,7 @@ def reporter(tmp_path):
 
 def test_bad_steps_are_limited_in_a_row_and_counted_in_total(tmp_path, reporter, monkeypatch):
     monkeypatch.setattr(
-        "gnet_jax.training.observe.bad_steps.write_replay", lambda *_: tmp_path / "replay"
+        "gnet_jax.training.observe.faults.write_replay", lambda *_: tmp_path / "replay"
     )
     skipped = SkippedSteps(stub_run(max_bad_steps=3, batch_size=4), tmp_path, reporter, 0)
     near = []

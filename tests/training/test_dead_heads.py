@@ -7,7 +7,7 @@ import pytest
 from gnet_jax.config import OptimConfig
 from gnet_jax.training import program as run_module
 from gnet_jax.training.loop import CompiledSteps, TrainingError, train
-from gnet_jax.training.observe.dead_heads import DeadHeadGuard, default_patience
+from gnet_jax.training.observe.faults import DeadHeadGuard, default_patience
 from tests.tiny import tiny_run
 
 HEADS = ("main", "aux4a", "aux4d")
@@ -122,11 +122,7 @@ def test_patience_is_an_epoch_within_limits():
     assert [default_patience(n) for n in (45, 390.6, 40037)] == [200, 391, 10_000]
 
 
-GUESSING = {
-    "epochs": 0.6,
-    "eval_every_epochs": 9.0,
-    "optim": OptimConfig(learning_rate=1e-12),
-}
+GUESSING = {"epochs": 0.6, "eval_every_epochs": 9.0, "optim": OptimConfig(learning_rate=1e-12)}
 
 
 @pytest.fixture(scope="module")

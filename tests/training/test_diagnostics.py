@@ -128,15 +128,6 @@ def test_a_resumed_run_is_diagnosed_as_an_uninterrupted_one(tmp_path):
     assert list((tmp_path / "tensorboard" / "diagnostics").iterdir())
 
 
-def test_without_an_interval_nothing_is_computed_or_written(tmp_path):
-    def never(state, batch):
-        raise AssertionError
-
-    with Diagnostics(tmp_path, never, None, 0, print) as diagnose:
-        diagnose(0, 0, {})
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_full_disk_is_told_and_the_run_goes_on(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")

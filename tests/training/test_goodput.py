@@ -3,8 +3,14 @@ import time
 
 import pytest
 
-from gnet_jax.training.observe.console import goodput_line
-from gnet_jax.training.observe.goodput import KINDS, LOST, Stopwatch, goodput, total_seconds
+from gnet_jax.training.observe.console import (
+    KINDS,
+    LOST,
+    Stopwatch,
+    goodput,
+    goodput_line,
+    total_seconds,
+)
 
 
 def start(step, reached, saves, **seconds):

@@ -153,11 +153,7 @@ def test_evaluation_counts_103_examples_alike_at_any_batch_on_any_shape(folder, 
             "host 1 differs: optim.learning_rate is 0.02 there, 0.01 on host 0; start every host",
             "host 1 differs: optim.learning_rate is 0.02 there, 0.01 on host 0; start every host",
         ),
-        (
-            ("--data.source", "npz:nowhere.npz"),
-            "nowhere.npz",
-            "host 1 stopped: ",
-        ),
+        (("--data.source", "npz:nowhere.npz"), "nowhere.npz", "host 1 stopped: "),
         (
             ("--workdir", "{elsewhere}"),
             "is not the folder that host 0 sees",
@@ -190,13 +186,7 @@ def test_a_process_whose_others_do_not_come_ends_in_one_sentence(folder, data):
         ("--process-id", str(number), "--num-processes", "3", "--start-timeout", seconds)
         for number, seconds in enumerate(waits)
     ]
-    run = start(
-        folder / "waiting",
-        *data,
-        processes=2,
-        devices=1,
-        of_host=of_host,
-    )
+    run = start(folder / "waiting", *data, processes=2, devices=1, of_host=of_host)
     assert run.wait(120) == [3, 3]
     for host, seconds in enumerate(waits):
         (sentence,) = run.lines(host)

@@ -386,7 +386,7 @@ def test_up_to_the_limit_damaged_images_are_replaced_named_once_and_counted(
     assert output.count("damaged, replaced by the next good one: digit ") == 10
     assert output.count("further damaged images are listed in") == 1
     assert output.count("damaged, left out: digit 7: not an image") == 1
-    assert output.count("3 damaged images left out, listed in") == 3
+    assert output.count("damaged images left out: 3, listed in") == 3
     counts = [
         line["data/bad_records"]
         for line in read_lines(tmp_path / "metrics.jsonl")

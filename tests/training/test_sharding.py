@@ -11,12 +11,7 @@ import pytest
 from gnet_jax.config import AugmentConfig, Config, ConfigError, DataConfig, OptimConfig
 from gnet_jax.training import sharding
 from gnet_jax.training.program import prepare
-from gnet_jax.training.sharding import (
-    check_batches,
-    data_mesh,
-    put_batches,
-    use_compilation_cache,
-)
+from gnet_jax.training.sharding import check_batches, data_mesh, put_batches, use_compilation_cache
 
 CANONICAL = {"numerics": "canonical"}
 MIXED = {"augment": AugmentConfig(mixup=0.2)}

@@ -554,9 +554,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_count_of_steps(
     counts = [x for x in jax.tree.leaves(kept.opt_state, is_leaf=is_schedule) if is_schedule(x)]
     assert [x.count for x in counts] == [1]  # the learning rate's, which follows the step
     back = jax.tree.map(
-        lambda x: x._replace(count=x.count - 1) if is_schedule(x) else x,
-        kept,
-        is_leaf=is_schedule,
+        lambda x: x._replace(count=x.count - 1) if is_schedule(x) else x, kept, is_leaf=is_schedule
     )
     assert_same(back.replace(step=old.step), old)
 

@@ -18,16 +18,7 @@ from gnet_jax.model.architecture import VARIANTS, Choices
 from gnet_jax.model.googlenet import CAFFE_STEM, GoogLeNet
 
 # The parts of the published networks, in the order of tables.
-PARTS = (
-    "stem",
-    "reductions",
-    "1x1",
-    "3x3",
-    "5x5",
-    "pool projections",
-    "classifier",
-    "aux heads",
-)
+PARTS = ("stem", "reductions", "1x1", "3x3", "5x5", "pool projections", "classifier", "aux heads")
 BRANCHES = {
     "reduce3": "reductions",
     "reduce5": "reductions",

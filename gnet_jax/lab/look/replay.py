@@ -20,7 +20,7 @@ from gnet_jax.model.architecture import Architecture
 from gnet_jax.model.googlenet import GoogLeNet, abstract_variables, layer_outputs
 from gnet_jax.model_folder.folder import from_json
 from gnet_jax.training.checkpoints.verify import named_leaves
-from gnet_jax.training.observe.bad_steps import NOTES
+from gnet_jax.training.observe.faults import NOTES
 from gnet_jax.training.optimizer import Optimizer, make_optimizer, stop_frozen_gradients
 from gnet_jax.training.program import augmentation, flat, make_train_step
 from gnet_jax.training.sharding import compile_train_step, data_mesh, put_state

@@ -24,23 +24,19 @@ from gnet_jax.data.augment import preprocess
 from gnet_jax.data.bad_images import BadRecords
 from gnet_jax.data.batches import eval_batches
 from gnet_jax.lab.cost.ledger import network_ledger
-from gnet_jax.lab.sweeps.sweep import Cell
+from gnet_jax.lab.sweeps.sweep import RESULT_FILE, Cell
 from gnet_jax.model.googlenet import GoogLeNet, every_head
 from gnet_jax.training.loop import CompiledSteps, train
 from gnet_jax.training.program import Run, model_of, prepare
 from gnet_jax.training.sharding import compile_eval_step, put_batches, step_memory
 from gnet_jax.training.step import TrainState, head_names
-from gnet_jax.training.workdir import BusyError, MetricsFile, open_workdir
+from gnet_jax.training.workdir import BusyError, MetricsFile, open_workdir, write_json
 
 LOG_FILE = "log.txt"
 
 
 class StoppedError(Exception):
-    """A signal stopped a run and the sweep; the run's state is saved."""
-
-    def __init__(self, number: int, cell: Cell) -> None:
-        super().__init__(f"stopped by signal {number} in {cell.workdir}")
-        self.number = number
+    """A signal, the argument, stopped a run and the sweep; the run's state is saved."""
 
 
 class Bench:
@@ -49,17 +45,14 @@ class Bench:
     def __init__(self, config: Config) -> None:
         self._run = run = prepare(*with_start(config))
         self._steps = CompiledSteps(run.program)
-        step = partial(
-            head_sums, model=run.program.model, preprocessing=run.config.data.preprocessing
-        )
+        pixels = run.config.data.preprocessing
+        step = partial(head_sums, model=run.program.model, preprocessing=pixels)
         self._head_step = compile_eval_step(run.program.mesh, step)
 
     def run(self, cell: Cell) -> dict[str, Any]:
         """Train or resume `cell` until it ends, and return its result.
 
-        Raises:
-            StoppedError: if a signal arrived.
-            BusyError: if another process trains the run.
+        Raises StoppedError if a signal arrived, BusyError if another process trains the run.
         """
         own = dataclasses.replace(self._run.config, seed=cell.seed, workdir=str(cell.workdir))
         program = dataclasses.replace(self._run.program, config=own)
@@ -68,7 +61,7 @@ class Bench:
         with (workdir / LOG_FILE).open("a") as log, contextlib.redirect_stdout(log):
             ended = train(run, workdir, self._steps)
         if ended.signal is not None:
-            raise StoppedError(ended.signal, cell)
+            raise StoppedError(ended.signal)
         count, heads = self._evaluate_heads(run, ended.state)
         cost = network_ledger(program.model, own.data.image_size)
         return {
@@ -145,10 +138,8 @@ def run_cells(
 ) -> None:
     """Train every run of `cells` that has not ended, and save its result.
 
-    `say` gets a line for each run. With `retry_failed`, failed runs start again.
-
-    Raises:
-        StoppedError: if a signal arrived.
+    `say` gets a line for each run. With `retry_failed`, failed runs start again. Raises
+    StoppedError if a signal arrived.
     """
     bench: tuple[str, Bench] | None = None
     for number, cell in enumerate(cells, 1):
@@ -168,12 +159,13 @@ def run_cells(
             continue
         except Exception as error:  # recorded, so that the other runs still train
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            trace = traceback.format_exc()
-            cell.write_result({"status": "failed", "error": reason, "traceback": trace})
-            say(f"{what}: failed, {reason}")
-            continue
-        cell.write_result(result)
-        say(f"{what}: top-1 {result['top1']:.2%}, {result['images_per_sec']:.0f} images/s")
+            result = {"status": "failed", "error": reason, "traceback": traceback.format_exc()}
+            ended = f"failed, {reason}"
+        else:
+            ended = f"top-1 {result['top1']:.2%}, {result['images_per_sec']:.0f} images/s"
+        cell.workdir.mkdir(parents=True, exist_ok=True)
+        write_json(cell.workdir / RESULT_FILE, result)
+        say(f"{what}: {ended}")
 
 
 def relative_cost(config: Config) -> float:

@@ -1,10 +1,10 @@
-"""Figures of training runs and of sweeps: learning curves, accuracy against cost, heads."""
+"""Figures of training runs and of sweeps: learning curves, accuracy against cost."""
 
 import io
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -17,7 +17,7 @@ from gnet_jax.config.paths import as_text
 from gnet_jax.inference.lettering import letter
 from gnet_jax.lab.look.diagnose_figures import gradient_figure, read_diagnostics
 from gnet_jax.lab.palette import COLOURS, colour_of, line_style
-from gnet_jax.lab.sweeps.sweep import Row, all_heads, mean_and_spread, pareto_front
+from gnet_jax.lab.sweeps.sweep import Row, mean_and_spread, pareto_front
 from gnet_jax.training.workdir import MetricsFile
 
 STYLES = ("-", "--", ":", "-.")  # they differ where colours repeat
@@ -28,8 +28,7 @@ COST_LABELS = {"macs": "multiply-adds of one image", "params": "parameters"}
 def draw_curves(workdirs: Sequence[Path], out: Path) -> None:
     """Draw loss and top-1 of every head and of validation over the steps, a row for each run.
 
-    Raises:
-        UserError: if a run has logged nothing yet, or `out` cannot be written.
+    Raises UserError if a run has logged nothing yet, or `out` cannot be written.
     """
     figure = Figure(figsize=(10, 3.6 * len(workdirs)), layout="constrained")
     rows = figure.subplots(len(workdirs), 2, squeeze=False)
@@ -73,19 +72,14 @@ def draw_run(lines: Sequence[dict[str, float]], loss: Axes, top1: Axes) -> None:
                 panel.plot(*zip(*points, strict=True), line_style(points, style), **look)
 
 
-class Drawing(NamedTuple):
-    """One figure of a report."""
+def draw_results(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
+    """Returns caption and SVG of the figures of the finished runs, by name.
 
-    name: str  # of its file
-    caption: str
-    svg: str
-
-
-def draw_results(rows: Sequence[Row]) -> list[Drawing]:
-    """Draw the figures of the finished runs; without a cost in which all configs are equal."""
+    A cost in which all configs are equal has none.
+    """
     done = [row for row in rows if row.done]
     if not done:
-        return []
+        return {}
     figures = {
         f"accuracy_{cost}": (
             f"Accuracy against {label}. Filled circles are on the Pareto front: no config is both "
@@ -103,24 +97,18 @@ def draw_results(rows: Sequence[Row]) -> list[Drawing]:
         "Training loss of the main head: mean of the seeds, shaded from the lowest to the highest.",
         curve_figure(rows, "train/main_loss", "main head, cross-entropy"),
     )
-    if len(all_heads(rows)) > 1:
-        caption = "Validation top-1 of each head, without dropout."
-        figures["heads"] = caption, heads_figure(done)
     runs = {row.name: [row.workdirs[seed] for seed in row.done] for row in done}
     if any(read_diagnostics(workdir) for workdirs in runs.values() for workdir in workdirs):
         figures["gradients"] = (
             "Gradient of each block, mean over training and seeds; dotted: the main head's part.",
             gradient_figure(runs, SIZE),
         )
-    return [
-        Drawing(name, caption, to_svg(figure, caption))
-        for name, (caption, figure) in figures.items()
-    ]
+    return {name: (text, to_svg(figure, text)) for name, (text, figure) in figures.items()}
 
 
 def cost_figure(rows: Sequence[Row], cost: str) -> Figure:
     """Draw top-1 against a key of `COST_LABELS`, with error bars and the Pareto front."""
-    figure, axes = _axes()
+    figure, axes = _axes("validation top-1")
     front = pareto_front(rows, cost)
     best = [(row.values(cost)[0], row.top1) for row in front]
     axes.plot(*zip(*best, strict=True), color="#999999", lw=1, zorder=1, label="Pareto front")
@@ -134,19 +122,18 @@ def cost_figure(rows: Sequence[Row], cost: str) -> Figure:
         axes.errorbar(*point, yerr=spread or 0.0, **look)
         name = axes.annotate(row.name, point, (7, 6), textcoords="offset points", fontsize=9)
         name.set_path_effects([withStroke(linewidth=3, foreground="white")])  # readable over lines
-    axes.set(xscale="log", xlabel=COST_LABELS[cost], ylabel="validation top-1")
+    axes.set(xscale="log", xlabel=COST_LABELS[cost])
     axes.margins(x=0.18, y=0.15)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    _percent(axes)
     axes.legend(frameon=False, fontsize=9, loc="lower right")
     return figure
 
 
 def curve_figure(rows: Sequence[Row], metric: str, label: str) -> Figure:
     """Draw a logged metric over the steps: the mean of the seeds, and the range as a band."""
-    figure, axes = _axes()
+    figure, axes = _axes(label)
     for number, row in enumerate(rows):
         points = common_points(row, metric)
         if not points:
@@ -158,9 +145,7 @@ def curve_figure(rows: Sequence[Row], metric: str, label: str) -> Figure:
         axes.plot(steps, means, style, color=colour, label=row.name, marker=marker, ms=3.5)
         low, high = list(map(min, values)), list(map(max, values))
         axes.fill_between(steps, low, high, color=colour, alpha=0.18, lw=0)
-    axes.set(xlabel="step", ylabel=label)
-    if metric.endswith("top1"):
-        _percent(axes)
+    axes.set(xlabel="step")
     bands = "mean; the band is from the lowest seed to the highest"
     title = bands if any(len(row.done) > 1 for row in rows) else None
     axes.legend(frameon=False, fontsize=9, title=title, title_fontsize=8)
@@ -177,30 +162,6 @@ def common_points(row: Row, metric: str) -> dict[int, list[float]]:
     return {step: found[step] for step in sorted(found) if len(found[step]) == len(row.done)}
 
 
-def heads_figure(rows: Sequence[Row]) -> Figure:
-    """Draw top-1 of every head as bars with error bars; every row needs a finished run."""
-    figure, axes = _axes()
-    heads = all_heads(rows)
-    width = 0.8 / len(heads)
-    for number, head in enumerate(heads):
-        offset = (number - (len(heads) - 1) / 2) * width
-        bars = [
-            (place + offset, *mean_and_spread(values))
-            for place, row in enumerate(rows)
-            if (values := row.values("heads", head, "top1"))
-        ]
-        places, means, spreads = zip(*bars, strict=True)
-        look = {"color": colour_of(number), "label": f"{head} head", "error_kw": {"lw": 1}}
-        errors = [spread or 0.0 for spread in spreads]
-        axes.bar(places, means, width, yerr=errors, capsize=3, **look)
-    axes.set_xticks(range(len(rows)), [row.name for row in rows])
-    axes.set(ylabel="validation top-1")
-    _percent(axes)
-    axes.legend(frameon=False, fontsize=9, loc="upper center", ncols=len(heads))
-    axes.set_ylim(0, axes.get_ylim()[1] * 1.15)  # room for the legend
-    return figure
-
-
 def to_svg(figure: Figure, title: str) -> str:
     """Returns the figure as an SVG element; text becomes outlines, so no font is needed."""
     text = io.StringIO()
@@ -212,10 +173,13 @@ def to_svg(figure: Figure, title: str) -> str:
     return svg[svg.index("<svg") :]
 
 
-def _axes() -> tuple[Figure, Axes]:
+def _axes(label: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.subplots()
     axes.set_axisbelow(True)
+    axes.set(ylabel=label)
+    if label.endswith("top-1"):
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value * 100:.3g} %")
     _style(axes)
     return figure, axes
 
@@ -223,7 +187,3 @@ def _axes() -> tuple[Figure, Axes]:
 def _style(axes: Axes) -> None:
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _percent(axes: Axes) -> None:
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value * 100:.3g} %")

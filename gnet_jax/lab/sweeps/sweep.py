@@ -12,7 +12,7 @@ import math
 import os
 import statistics
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,10 @@ import numpy as np
 from rich.table import Table
 
 from gnet_jax.config import Config, ConfigError, UserError, differences, flatten, json_text
-from gnet_jax.training.workdir import write_json
 
 SWEEP_FILE = "sweep.json"
 RESULT_FILE = "result.json"
+OWN = ("workdir", "seed")  # the runs of one config differ in these fields by design
 LEGEND = (
     "top-1 and losses: validation images, after the last step; mean \N{PLUS-MINUS SIGN} sample "
     "standard deviation over the seeds. images/s: median training throughput. step memory: of one "
@@ -34,21 +34,15 @@ Value = tuple[str, float | None]  # a table's text, and the number to sort by
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One run of a sweep: a config with one of its seeds."""
+    """One run of a sweep: the config `name` with one of its seeds."""
 
-    name: str  # of the config
+    name: str
     seed: int
     workdir: Path
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """The content of its `result.json`; None before the run has ended."""
         return read_json(self.workdir / RESULT_FILE)
-
-    def write_result(self, values: Mapping[str, Any]) -> None:
-        """Save how the run ended."""
-        self.workdir.mkdir(parents=True, exist_ok=True)
-        write_json(self.workdir / RESULT_FILE, values)
 
 
 def list_cells(workdir: Path, first_seeds: Mapping[str, int], seeds: int) -> list[Cell]:
@@ -66,20 +60,15 @@ def select_shard(costs: Sequence[float], index: int, shards: int) -> list[int]:
     A shard is a contiguous range of about 1/`shards` of the cost, because neighbouring runs are
     seeds of one config and share its compiled step.
     """
-    total, before, selected = sum(costs) or 1.0, 0.0, []
-    for position, cost in enumerate(costs):
-        middle = before + cost / 2
-        if min(int(middle / total * shards), shards - 1) == index:
-            selected.append(position)
-        before += cost
-    return selected
+    middles = np.cumsum(costs) - np.divide(costs, 2)
+    shard = np.minimum(middles / (sum(costs) or 1.0) * shards, shards - 1).astype(int)
+    return np.flatnonzero(shard == index).tolist()
 
 
 def open_sweep(workdir: Path, configs: Mapping[str, Config], seeds: int, about: str) -> None:
-    """Write `sweep.json`; configs that it holds already must be unchanged.
+    """Write `sweep.json`.
 
-    Raises:
-        ConfigError: naming a config and its differing fields, or if the folder is not writable.
+    Raises ConfigError if configs that it holds already differ, or the folder is not writable.
     """
     file = workdir / SWEEP_FILE
     new = {name: flatten(config) for name, config in configs.items()}
@@ -106,17 +95,13 @@ def open_sweep(workdir: Path, configs: Mapping[str, Config], seeds: int, about: 
 
 @dataclasses.dataclass(frozen=True)
 class SweepRecord:
-    """The content of `sweep.json`."""
+    """The content of `sweep.json`: configs (flattened, without `OWN`) by name, and all runs."""
 
-    workdir: Path
-    about: str  # the docstring of the sweep's file
+    title: str  # the first line of the docstring of the sweep's file
+    about: str  # the rest of it
     seeds: int
-    configs: dict[str, dict[str, Any]]  # flattened, by name
-
-    def cells(self) -> list[Cell]:
-        """Returns every run, finished or not."""
-        first_seeds = {name: config["seed"] for name, config in self.configs.items()}
-        return list_cells(self.workdir, first_seeds, self.seeds)
+    configs: dict[str, dict[str, Any]]
+    cells: list[Cell]
 
 
 def read_sweep(workdir: Path) -> SweepRecord:
@@ -124,7 +109,14 @@ def read_sweep(workdir: Path) -> SweepRecord:
     found = read_json(workdir / SWEEP_FILE)
     if found is None:
         raise UserError(f"{workdir} holds no sweep (no {SWEEP_FILE}); gnet ablate makes one")
-    return SweepRecord(workdir, found["about"], found["seeds"], found["configs"])
+    title, _, about = found["about"].strip().partition("\n")
+    first_seeds = {name: config["seed"] for name, config in found["configs"].items()}
+    configs = {
+        name: {field: value for field, value in config.items() if field not in OWN}
+        for name, config in found["configs"].items()
+    }
+    cells = list_cells(workdir, first_seeds, found["seeds"])
+    return SweepRecord(title or workdir.name, about.strip("\n"), found["seeds"], configs, cells)
 
 
 def read_json(file: Path) -> dict[str, Any] | None:
@@ -150,9 +142,9 @@ class Row:
     missing: list[int] = dataclasses.field(default_factory=list)  # have not ended yet
 
     def values(self, *path: str) -> list[float]:
-        """Returns one result of every finished seed, such as `values("heads", "main", "loss")`.
+        """Returns a result of the finished seeds, such as `values("heads", "main", "loss")`.
 
-        null in JSON becomes NaN. The list is empty if the config has no such head.
+        It is empty if the config has no such head; null in JSON becomes NaN.
         """
         found: list[Any] = list(self.done.values())
         for name in path:
@@ -168,7 +160,7 @@ class Row:
 def read_rows(sweep: SweepRecord) -> list[Row]:
     """Read the results of a sweep: a row for every config, finished or not."""
     rows = {name: Row(name) for name in sweep.configs}
-    for cell in sweep.cells():
+    for cell in sweep.cells:
         row, result = rows[cell.name], cell.result
         row.workdirs[cell.seed] = cell.workdir
         if result is None:
@@ -202,7 +194,7 @@ def all_heads(rows: Sequence[Row]) -> list[str]:
 
 
 def failures(rows: Sequence[Row]) -> list[str]:
-    """Returns a sentence for each failed run."""
+    """Returns a line for each failed run."""
     return [
         f"{row.name}, seed {seed}: {error}" for row in rows for seed, error in row.failed.items()
     ]
@@ -217,11 +209,11 @@ def tabulate(rows: Sequence[Row]) -> tuple[list[str], list[list[Value]]]:
     for row in rows:
         runs = f"{len(row.done)} of {len(row.workdirs)}"
         runs += f", {len(row.failed)} failed" if row.failed else ""
+        costs = ("macs", "params", "params_with_aux", "images_per_sec")
         values: list[Value] = [
             (row.name, None),
             _with_spread([100 * top1 for top1 in row.values("top1")], 2, " %"),
-            *(_median(row.values(name)) for name in ("macs", "params", "params_with_aux")),
-            _median(row.values("images_per_sec")),
+            *(_median(row.values(name)) for name in costs),
             _median([size / 2**20 for size in row.values("memory_bytes")], " MiB"),
             (runs, len(row.done)),
             *(_with_spread(row.values("heads", head, "loss"), 3) for head in heads),
@@ -231,8 +223,10 @@ def tabulate(rows: Sequence[Row]) -> tuple[list[str], list[list[Value]]]:
 
 
 def _median(values: Sequence[float], unit: str = "") -> Value:
-    median = statistics.median(values) if values else None
-    return ("", None) if median is None else (f"{median:,.0f}{unit}", median)
+    if not values:
+        return "", None
+    median = statistics.median(values)
+    return f"{median:,.0f}{unit}", median
 
 
 def _with_spread(values: Sequence[float], digits: int, unit: str = "") -> Value:
@@ -252,12 +246,6 @@ def results_table(rows: Sequence[Row], title: str) -> Table:
     for values in lines:
         table.add_row(*(text for text, _ in values))
     return table
-
-
-def markdown_table(header: Sequence[str], lines: Iterable[Sequence[str]], align: str) -> str:
-    """Returns a table in Markdown whose columns after the first align as `align`."""
-    rule = ["---", *[align] * (len(header) - 1)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in (header, rule, *lines))
 
 
 def runs_csv(rows: Sequence[Row]) -> str:

@@ -1,7 +1,6 @@
 """The committed checkpoints of a run: list them, restore one, open the best one as a model."""
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +26,6 @@ class SavedSteps:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.resolve()  # TensorStore refuses a path with ".." in it
-        self.steps: list[int] = []  # ascending
-        self.top1: dict[int, float] = {}  # validation accuracy of each step that was evaluated
-        self.corrupt: dict[int, CorruptError] = {}  # steps without valid digests
-        self._without_model: set[int] = set()  # steps that an older version saved
         self._list()
 
     def _list(self) -> None:
@@ -44,25 +39,21 @@ class SavedSteps:
                 "folder readable"
             ) from error
         self.steps = sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
-        self.top1, self.corrupt, self._without_model = {}, {}, set()
+        self.top1: dict[int, float] = {}  # validation accuracy of each step that was evaluated
+        self.corrupt: dict[int, CorruptError] = {}  # steps without valid digests
         for step in self.steps:
             try:
-                notes = read_digests(self.path(step))
+                top1 = read_digests(self.path(step)).get("top1")
+                if top1 is not None:
+                    self.top1[step] = top1
             except CorruptError as error:
                 self.corrupt[step] = error
-                continue
-            if notes.get("top1") is not None:
-                self.top1[step] = notes["top1"]
-            if notes.get("model") is None:
-                self._without_model.add(step)
 
     def path(self, step: int) -> Path:
-        """Returns the folder of a step."""
         return self.folder / str(step)
 
     @property
     def latest(self) -> int | None:
-        """The newest step."""
         return self.steps[-1] if self.steps else None
 
     @property
@@ -73,27 +64,15 @@ class SavedSteps:
     def restore(self, step: int, abstract_state: Any) -> Any:
         """Returns the verified state of `step`, placed on any number of devices and processes.
 
-        `abstract_state` is a tree of `jax.ShapeDtypeStruct` with shardings.
-
-        Raises:
-            ConfigError: if it is corrupt, or has other leaves, shapes or dtypes.
+        `abstract_state` is a tree of `jax.ShapeDtypeStruct` with shardings. Raises ConfigError if
+        the step is corrupt, or has other leaves, shapes or dtypes.
         """
-        return self._place(step, self.read(step), abstract_state)
-
-    def read(
-        self, step: int, wanted: Callable[[str], bool] = lambda name: True
-    ) -> dict[str, np.ndarray]:
-        """Returns the arrays of `step` whose names are `wanted`; raises as `read_verified`."""
-        return read_verified(self.path(step), wanted)
-
-    def model(self, step: int) -> Any:
-        """Returns the model's description in `step`; None if an older version saved it."""
-        return read_digests(self.path(step)).get("model")
+        return self._place(step, read_verified(self.path(step)), abstract_state)
 
     def _place(self, step: int, arrays: dict[str, np.ndarray], abstract_state: Any) -> Any:
+        wanted = named_leaves(abstract_state)
         expected, found = (
-            {name: (x.shape, x.dtype) for name, x in leaves.items()}
-            for leaves in (named_leaves(abstract_state), arrays)
+            {name: (x.shape, x.dtype) for name, x in leaves.items()} for leaves in (wanted, arrays)
         )
         for name in sorted(expected.keys() | found.keys()):
             if expected.get(name) != found.get(name):
@@ -102,12 +81,11 @@ class SavedSteps:
                     f"{found.get(name, 'absent')} there, {expected.get(name, 'absent')} here; use "
                     "the code that wrote it, or another --workdir"
                 )
-        leaves, tree = jax.tree.flatten(abstract_state)
         placed = [
             jax.make_array_from_callback(leaf.shape, leaf.sharding, arrays[name].__getitem__)
-            for name, leaf in zip(expected, leaves, strict=True)
+            for name, leaf in wanted.items()
         ]
-        return jax.tree.unflatten(tree, placed)
+        return jax.tree.unflatten(jax.tree.structure(abstract_state), placed)
 
 
 def is_workdir(path: Path) -> bool:
@@ -119,12 +97,8 @@ def read_workdir(workdir: Path) -> ModelFolder:
     """Returns the model in a run's best checkpoint, or in its newest if none was evaluated.
 
     It has the averaged parameters if the run kept them. Everything comes from the checkpoint: the
-    run's data and `--init` may be gone.
-
-    Raises:
-        WeightsError: if there is no checkpoint, it does not fit its description, or an older
-            version saved it.
-        CorruptError: if the checkpoint is corrupt, or the digests of any step are.
+    run's data and `--init` may be gone. Raises WeightsError if there is no checkpoint or it does
+    not fit its description, and CorruptError if it is corrupt or the digests of any step are.
     """
     saved = SavedSteps(workdir / CHECKPOINTS)
     for error in saved.corrupt.values():  # this step may be the best one
@@ -132,17 +106,15 @@ def read_workdir(workdir: Path) -> ModelFolder:
     step = saved.latest if saved.best is None else saved.best
     if step is None:
         raise WeightsError(f"{workdir} has no checkpoint; train until one is saved")
+    path = saved.path(step)
     where = f"checkpoint {step} in {saved.folder}"
-    description = saved.model(step)
+    description = read_digests(path).get("model")
     if description is None:
-        raise WeightsError(
-            f"{where} contains no model because an older version saved it; run its training "
-            "command again, which adds the model, or convert it with that version"
-        )
-    averaged = saved.read(step, lambda name: name.startswith("average/"))
+        raise WeightsError(f"{where} contains no model; convert it with the version that saved it")
+    averaged = read_verified(path, lambda name: name.startswith("average/"))
     tensors = {name.removeprefix("average/"): each for name, each in averaged.items()}
     if not averaged:
-        tensors = saved.read(step, lambda name: name.startswith(("params/", "batch_stats/")))
+        tensors = read_verified(path, lambda name: name.startswith(("params/", "batch_stats/")))
     folder = folder_of(description, tensors, where)
     folder.source.update(
         file=workdir.absolute().name,

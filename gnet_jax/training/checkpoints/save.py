@@ -3,13 +3,13 @@
 import contextlib
 import dataclasses
 import json
-import logging
 import shutil
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from gnet_jax.training.checkpoints.verify import (
     write_digests,
 )
 from gnet_jax.training.hosts.agree import OneHostError, TrainingError, gather, run_on_all_hosts
-from gnet_jax.training.observe.goodput import Stopwatch
+from gnet_jax.training.observe.console import Stopwatch
 
 QUARANTINED = ".damaged"  # what is appended to the name of a corrupt checkpoint
 PARTIAL = ".orbax-checkpoint-tmp"  # in the name of a folder that is being written or deleted
@@ -55,15 +55,14 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
         model: Mapping[str, Any] | None = None,
         verify: bool = True,
     ) -> None:
-        """Open `folder`, and create it if it is missing.
+        """Open `folder`, or create it.
 
-        `tell` prints a line. `watch` measures the time that saving holds up the run. `model` is a
-        description that is saved with every step. `verify` reads each step back.
+        `tell` prints a line; `watch` measures the time that saving holds up the run; `model` is a
+        description that is saved with every step; `verify` reads each step back.
         """
         super().__init__(folder)
         self.tell = tell
-        self.watch = Stopwatch() if watch is None else watch
-        self.failures = 0
+        self.watch = watch or Stopwatch()
         self.problem: str | None = None  # why the last save failed
         self._keep_latest, self._model, self._verify = keep_latest, model, verify
         self._pending: tuple[int, Future[None]] | None = None  # the step that is being saved
@@ -91,7 +90,11 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
                 self._start(step, state, top1)
             elif top1 is not None and step not in self.top1:
                 self.top1[step] = top1
-                self._add_notes(step, {"top1": top1})
+                try:
+                    if jax.process_index() == 0:
+                        add_notes(self.path(step), {"top1": top1})
+                except (OSError, CorruptError) as error:
+                    self.tell(f"warning: cannot add top1 to checkpoint {step}: {error}")
 
     def _start(self, step: int, state: Any, top1: float | None) -> None:
         if top1 is not None:
@@ -101,10 +104,8 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
             arrays = {}
             if jax.process_index() == 0:  # copies, because the next step may overwrite the state
                 arrays = {name: np.array(leaf) for name, leaf in named_leaves(state).items()}
-            notes = {"top1": top1, "model": self._model}
-            items = ocp.args.Composite(
-                state=ocp.args.PyTreeSave(state), digests=_DigestsSave(arrays, notes)
-            )
+            digests = _DigestsSave(arrays, {"top1": top1, "model": self._model})
+            items = ocp.args.Composite(state=ocp.args.PyTreeSave(state), digests=digests)
             self._orbax.save(plain_path(self.folder) / str(step), args=items)
             self._pending = step, self._background.submit(self._commit, step)
             self.watch.saved(step)
@@ -135,13 +136,6 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
         kept = {*steps[-self._keep_latest :], self.best}
         return [each for each in steps if each in kept]
 
-    def _add_notes(self, step: int, notes: Mapping[str, Any]) -> None:
-        try:
-            if jax.process_index() == 0:
-                add_notes(self.path(step), notes)
-        except (OSError, CorruptError) as error:
-            self.tell(f"warning: cannot add {' and '.join(notes)} to checkpoint {step}: {error}")
-
     def _check_space(self, state: Any) -> None:
         """Raise if the state does not fit: on a full disk Orbax leaves a dozen failed threads."""
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
@@ -152,12 +146,11 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
             )
 
     def check(self) -> None:
-        """Report a failure of the background save, if it has ended."""
+        """Report the result of the background save if it has ended; `wait` waits for it."""
         if self._pending is not None and self._pending[1].done():
             self._finish_pending()
 
     def wait(self) -> None:
-        """Wait until the background save has ended, and report its failure."""
         with self.watch.spent("saving"):
             self._finish_pending()
 
@@ -180,7 +173,6 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
         self.top1 = {each: top1 for each, top1 in self.top1.items() if each in self.steps}
 
     def _fail(self, step: int, error: Exception, *, on_all_hosts: bool) -> None:
-        self.failures += 1
         reason = error if isinstance(error, UserError) else first_line(error)
         self.problem = f"step {step} could not be saved ({reason})"
         if jax.process_count() > 1:
@@ -188,40 +180,31 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
             raise kind(
                 f"{self.problem}; the same command on every host resumes from the latest checkpoint"
             ) from error
-        self._remove_partial()
-        self._list()
-        latest = f"step {self.latest} is the latest" if self.steps else "no step is saved yet"
-        self.tell(f"warning: {self.problem}; {latest}, and the next save tries again")
-
-    def _remove_partial(self) -> None:
-        """Remove what a failed save left, which may be what fills the disk.
-
-        Orbax does not wait for its other writes, so wait until nothing new shows up.
-        """
+        # What the save left may fill the disk. Orbax does not wait for its other writes, so delete
+        # until nothing new has shown up for half a second.
         quiet = 0
         for _ in range(100):
             quiet = 0 if self._delete_partial() else quiet + 1
             if quiet == 10:
                 break
             time.sleep(0.05)
+        self._list()
+        latest = f"step {self.latest} is the latest" if self.steps else "no step is saved yet"
+        self.tell(f"warning: {self.problem}; {latest}, and the next save tries again")
 
     def _delete_partial(self) -> bool:
         """Delete what unfinished saves and deletions left; returns whether there was anything."""
         found = list(self.folder.glob(f"*{PARTIAL}*"))
-        for partial in found:
-            shutil.rmtree(partial, ignore_errors=True)
+        for folder in found:
+            shutil.rmtree(folder, ignore_errors=True)
         return bool(found)
 
     def restore_latest(self, abstract_state: Any) -> tuple[int, Any] | None:
         """Returns the newest intact step and its state; None if nothing was ever saved.
 
         Corrupt steps on the way are logged and renamed (120 becomes 120.damaged). The first process
-        chooses. The others verify the same step and take over its list of steps. Steps that an
-        older version saved are given the model.
-
-        Raises:
-            ConfigError: if no step is intact, or as `restore` and `read_verified`.
-            UserError: if another host failed.
+        chooses. The others verify the same step and take over its list of steps. Raises ConfigError
+        if no step is intact, or as `restore`; UserError if another host failed.
         """
         first = jax.process_index() == 0
         chosen, arrays = run_on_all_hosts(lambda: self._verify_latest() if first else (None, {}))
@@ -231,17 +214,8 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
         self.top1 = dict(top1)
         if step is None:
             return None
-        restored = run_on_all_hosts(
-            lambda: (
-                self._place(step, arrays, abstract_state)
-                if first
-                else self.restore(step, abstract_state)
-            )
-        )
-        if self._model is not None:
-            for old in sorted(self._without_model.intersection(self.steps)):
-                self._add_notes(old, {"model": self._model})
-        return step, restored
+        restore = partial(self._place, step, arrays) if first else partial(self.restore, step)
+        return step, run_on_all_hosts(lambda: restore(abstract_state))
 
     def _verify_latest(self) -> tuple[int | None, dict[str, np.ndarray]]:
         """Returns the newest intact step and its arrays; renames the corrupt ones on the way."""
@@ -271,20 +245,11 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
         return f"checkpoint {step} is corrupt: {error.reason}; it is renamed to {renamed}"
 
 
-def _drop_orbax_tracebacks(record: logging.LogRecord) -> bool:
-    """Orbax logs a traceback for every array that a failed save did not write, and raises too."""
-    return record.exc_info is None or "orbax" not in f"{record.pathname} {record.getMessage()}"
-
-
-for _logger in ("absl", "asyncio"):
-    logging.getLogger(_logger).addFilter(_drop_orbax_tracebacks)
-
-
 def _barrier(*, key: str, timeout_ms: int) -> None:
     """Wait for the other hosts, unless this host's save has failed.
 
-    Orbax waits there too, in the `finally` of its thread. Since the others wait for the failed
-    write, all would wait for 20 minutes without a message.
+    They wait for the failed write, so Orbax, which calls this in the `finally` of its thread, would
+    make all hosts wait for 20 minutes without a message.
     """
     error = sys.exception()
     if error is not None and threading.current_thread() is not threading.main_thread():

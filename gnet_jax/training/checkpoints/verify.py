@@ -37,9 +37,8 @@ def read_verified(
 ) -> dict[str, np.ndarray]:
     """Returns the arrays of a checkpoint whose names are `wanted`, every bit verified.
 
-    Raises:
-        CorruptError: naming the first array that is missing or differs.
-        ConfigError: if a file cannot be opened, which says nothing about its content.
+    Raises CorruptError that names the first array that is missing or differs, or ConfigError if a
+    file cannot be opened, which says nothing about its content.
     """
     try:
         written = read_digests(checkpoint)["arrays"]
@@ -97,8 +96,7 @@ def add_notes(checkpoint: Path, notes: Mapping[str, Any]) -> None:
 def read_digests(checkpoint: Path) -> dict[str, Any]:
     """Returns what `write_digests` wrote: the notes, and `arrays`.
 
-    Raises:
-        CorruptError: if the file is missing, or not as it was written.
+    Raises CorruptError if the file is missing, or not as it was written.
     """
     try:
         body = json.loads((checkpoint / "digests" / DIGESTS_FILE).read_bytes())
@@ -157,14 +155,13 @@ def _write(folder: Path, body: Mapping[str, Any]) -> None:
 def _read_arrays(folder: Path, names: list[str]) -> dict[str, np.ndarray]:
     """Read arrays that Orbax wrote, without Orbax.
 
-    Orbax would log further errors behind the first, and place arrays on devices before they are
+    It would log further errors behind the first, and place arrays on devices before they are
     verified.
     """
     import tensorstore  # here, because `gnet train --help` imports this module too
 
-    base = {"driver": "file", "path": f"{plain_path(folder)}/"}
-
     def start_opening(name: str) -> Any:
+        base = {"driver": "file", "path": f"{plain_path(folder)}/"}
         kvstore = {"driver": "ocdbt", "base": base, "path": name.replace("/", ".") + "/"}
         return tensorstore.open({"driver": "zarr", "kvstore": kvstore}, open=True, read=True)
 

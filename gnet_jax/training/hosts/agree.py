@@ -55,8 +55,7 @@ def gather(text: str) -> list[str]:
 def run_on_all_hosts(action: Callable[[], Value]) -> Value:
     """Returns what `action` returns here, once it has succeeded on every host.
 
-    Raises:
-        UserError: as `action` here; otherwise the first one that it raised on another host.
+    If it raises a UserError here, raises that; otherwise a UserError with the first one elsewhere.
     """
     try:
         value, own = action(), None
@@ -73,16 +72,12 @@ def run_on_all_hosts(action: Callable[[], Value]) -> Value:
 
 def identity(run: "Run", fingerprints: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what must be equal on every host, by name; fingerprints cover the class names."""
-    fields = {k: value for k, value in flatten(run.config).items() if k not in PER_HOST_FIELDS}
-    pretrained = run.program.pretrained
-    weights = {} if pretrained is None else {"init": digest(pretrained.variables)}
-    return (
-        fields
-        | weights
-        | {f"data.fingerprint.{k}": v for k, v in fingerprints.items() if k != "classes"}
-        | {f"version of {name}": value for name, value in package_versions().items()}
-        | {"code": code_version()}
-    )
+    found = {k: value for k, value in flatten(run.config).items() if k not in PER_HOST_FIELDS}
+    if run.program.pretrained is not None:
+        found["init"] = digest(run.program.pretrained.variables)
+    found |= {f"data.fingerprint.{k}": v for k, v in fingerprints.items() if k != "classes"}
+    found |= {f"version of {name}": value for name, value in package_versions().items()}
+    return found | {"code": code_version()}
 
 
 def compare(own: Mapping[str, Any]) -> None:
@@ -106,13 +101,11 @@ def open_shared_workdir(config: Config, fingerprints: Mapping[str, Any]) -> Path
     """Open the workdir on every host, or raise a ConfigError if they see different folders."""
     if jax.process_count() == 1:
         return open_workdir(config, fingerprints)
-    first = jax.process_index() == 0
+    first, token = jax.process_index() == 0, ""
     own = Path(config.workdir).expanduser()
-    token = ""
-    opened = run_on_all_hosts(lambda: open_workdir(config, fingerprints) if first else None)
-    if opened is not None:
+    if run_on_all_hosts(lambda: open_workdir(config, fingerprints) if first else None):
         token = f".shared-{secrets.token_hex(8)}"
-        (opened / token).touch()
+        (own / token).touch()
     token = gather(token)[0]
     try:
         run_on_all_hosts(lambda: _wait_for_token(own, token))

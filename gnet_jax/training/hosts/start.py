@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import jax
@@ -76,20 +76,25 @@ def _number(name: str) -> int:
     return int(value) if value.isdecimal() else 0
 
 
-def stop_signals() -> list[int]:
-    """Returns the signals that stop a run; without SIGHUP if it is ignored, as under nohup."""
+@contextlib.contextmanager
+def handle_stop_signals(handler: Callable[[int, Any], None]) -> Iterator[list[int]]:
+    """Handle the signals that stop a run, which are yielded; SIGHUP stays ignored under nohup."""
     ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    return [each for each in SIGNALS if each != signal.SIGHUP or not ignored]
+    numbers = [each for each in SIGNALS if each != signal.SIGHUP or not ignored]
+    before = {each: signal.signal(each, handler) for each in numbers}
+    try:
+        yield list(before)
+    finally:
+        for number, usual in before.items():
+            signal.signal(number, usual)
 
 
 def start(launch: Launch) -> None:
     """Join the other processes of the run, if any. Call this before anything uses a device.
 
     If they do not all join within `launch.start_timeout`, the process exits with `EXIT_LOST`.
-
-    Raises:
-        ConfigError: if it is unclear which processes belong together.
-        HostsError: if the others cannot be reached.
+    Raises ConfigError if it is unclear which processes belong together, and HostsError if the
+    others cannot be reached.
     """
     if not should_join(launch):
         return
@@ -108,15 +113,13 @@ def start(launch: Launch) -> None:
     }
     known = inspect.signature(jax.distributed.initialize).parameters
     options = {name: value for name, value in options.items() if name in known}  # JAX 0.7 has fewer
-    if hasattr(jax.config, "jax_enable_preemption_service"):
-        # The service would replace our SIGTERM handler.
+    if hasattr(jax.config, "jax_enable_preemption_service"):  # it would replace our handlers
         jax.config.update("jax_enable_preemption_service", False)
     give_up = (
         f"error: {this} waited {launch.start_timeout} s for the others; start all of them with the "
-        "same coordinator, or raise --start-timeout",
-        EXIT_LOST,
+        "same coordinator, or raise --start-timeout"
     )
-    alarm = threading.Timer(launch.start_timeout, _exit, give_up)
+    alarm = threading.Timer(launch.start_timeout, _exit, (give_up, EXIT_LOST))
     alarm.daemon = True
     alarm.start()
     try:
@@ -130,8 +133,8 @@ def start(launch: Launch) -> None:
         ) from error
     except Exception as error:  # from the network, a metadata server or a library of the cluster
         raise HostsError(
-            f"{this} could not join the others: {_name(error)}; check "
-            "that every process runs and that --coordinator can be reached from here"
+            f"{this} could not join the others: {_name(error)}; check that every process runs and "
+            "that --coordinator can be reached from here"
         ) from error
     finally:
         alarm.cancel()
@@ -155,20 +158,17 @@ def abort_on_unexpected_error(*expected: type[Exception]) -> Iterator[None]:
     """
     try:
         yield
-    except OneHostError as error:
-        if jax.process_count() == 1:
-            raise
-        _exit(f"stopped: {error}", 1)
-    except (UserError, *expected):
-        raise
     except Exception as error:
-        if jax.process_count() == 1:
+        alone = isinstance(error, OneHostError) or not isinstance(error, (UserError, *expected))
+        if jax.process_count() == 1 or not alone:
             raise
         _exit(*_explain(error))
 
 
 def _explain(error: Exception) -> tuple[str, int]:
     """Returns the message and exit code for an error that the other hosts did not raise."""
+    if isinstance(error, OneHostError):
+        return f"stopped: {error}", 1
     text = f"stopped: process {jax.process_index()} of {jax.process_count()} "
     lost = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error)
     if lost:

@@ -19,28 +19,25 @@ from jax.sharding import Mesh
 
 from gnet_jax.config import UserError
 from gnet_jax.training.hosts.agree import run_on_all_hosts
-from gnet_jax.training.hosts.start import ACKNOWLEDGE, stop_signals
-from gnet_jax.training.observe.bad_images import BadImages
+from gnet_jax.training.hosts.start import ACKNOWLEDGE, handle_stop_signals
+from gnet_jax.training.observe.faults import BadImages
 from gnet_jax.training.sharding import split
 
 FAULT = 1000  # the code of a host without a batch to train on; larger than every signal's number
 LEAD = 2  # steps from passing a code to the last step that is trained, both included
 
 
-class StopRequest(contextlib.AbstractContextManager["StopRequest"]):
+class StopRequest(contextlib.ExitStack):
     """SIGINT, SIGTERM and SIGHUP ask the loop to save and stop; a second one kills the process."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.signal: int | None = None
-        self._handlers: dict[int, Any] = {}
+        self._numbers: list[int] = []
 
     def __enter__(self) -> "StopRequest":
-        self._handlers = {each: signal.signal(each, self._handle) for each in stop_signals()}
+        self._numbers = self.enter_context(handle_stop_signals(self._handle))
         return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
 
     def _handle(self, number: int, _frame: object) -> None:
         self.signal = number
@@ -49,7 +46,7 @@ class StopRequest(contextlib.AbstractContextManager["StopRequest"]):
                 os.write(int(os.environ[ACKNOWLEDGE]), b".")
         # os.write, because print may be interrupted inside itself
         os.write(2, b"\nsaving once the current step is done; a second signal exits at once\n")
-        for each in self._handlers:
+        for each in self._numbers:
             signal.signal(each, signal.SIG_DFL)
 
 
@@ -80,11 +77,9 @@ class Vote:
 
     @property
     def signalled(self) -> bool:
-        """Whether all hosts know of a signal."""
         return 0 < self.code < FAULT
 
     def ends(self, step: int) -> bool:
-        """Whether the run ends after `step`."""
         return self._last_step == step
 
     def _flag(self, code: int) -> jax.Array:
@@ -113,11 +108,7 @@ def voting_train_step(step: Callable[..., Any], axis_name: str | None = None) ->
 
 def voting_eval_step(step: Callable[..., Any]) -> Callable[..., Any]:
     """Returns `(state, batch, stop) -> (sums, largest stop)`."""
-
-    def voting(state: Any, batch: Any, stop: jax.Array) -> Any:
-        return step(state, batch), jnp.max(stop)
-
-    return voting
+    return lambda state, batch, stop: (step(state, batch), jnp.max(stop))
 
 
 class _Batches:
@@ -128,7 +119,6 @@ class _Batches:
         self.fault: UserError | None = None
 
     def raise_fault(self) -> None:
-        """Raise this host's fault, if it has one."""
         if self.fault is not None:
             raise self.fault
 
@@ -151,7 +141,6 @@ class TrainBatches(_Batches):
         run_on_all_hosts(self.raise_fault)
 
     def take(self) -> Any:
-        """Returns the next step's batch."""
         batch = self._loaded.popleft()
         self._load()
         return batch

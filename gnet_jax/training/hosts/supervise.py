@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gnet_jax.config.command import Launch
-from gnet_jax.training.hosts.start import ACKNOWLEDGE, SIGNALS, stop_signals
+from gnet_jax.training.hosts.start import ACKNOWLEDGE, SIGNALS, handle_stop_signals
 from gnet_jax.training.workdir import RESTART
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
@@ -42,14 +42,8 @@ class Supervisor:
 
     def run(self) -> int:
         """Returns the exit code of the last start."""
-        handlers = {each: signal.signal(each, self._pass_on) for each in stop_signals()}
-        try:
+        with handle_stop_signals(self._pass_on):
             return self._run()
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-            os.close(self._acknowledged)
-            os.close(self._acknowledge)
 
     def _run(self) -> int:
         number, crashes, delay, reason = 0, 0, self._launch.restart_delay, None
@@ -70,7 +64,8 @@ class Supervisor:
                 return code
             number += 1
             self._print(f"{ended}. Restart {number} in {delay:g} s")
-            if self._sleep(delay):
+            self._sleep(delay)
+            if self._signals:
                 return code
             delay = min(2 * delay, LONGEST_DELAY)
             reason = {"number": number, "after": describe_exit(code), "step": after}
@@ -103,12 +98,11 @@ class Supervisor:
         """Whether the run acknowledges a signal within this time."""
         return bool(select.select([self._acknowledged], [], [], seconds)[0])
 
-    def _sleep(self, seconds: float) -> bool:
-        """Wait before a restart; returns whether a signal came."""
+    def _sleep(self, seconds: float) -> None:
+        """Wait before a restart, until a signal comes."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and not self._signals:
             time.sleep(0.1)
-        return bool(self._signals)
 
     def _print(self, text: str) -> None:
         print(f"{self._prog}: supervisor: {text}", file=sys.stderr, flush=True)
@@ -125,17 +119,14 @@ def end_with_supervisor() -> None:
 
 def newest_step(checkpoints: Path) -> int:
     """Returns the newest step saved in the folder, or 0."""
-    names = [entry.name for entry in checkpoints.iterdir()] if checkpoints.is_dir() else []
+    names = [path.name for path in checkpoints.glob("*")]
     return max((int(name) for name in names if name.isdecimal()), default=0)
 
 
 def describe_exit(code: int) -> str:
     """Returns an exit code in words."""
-    text = f"the run exited with code {code}"
-    if code == 3:
-        return f"{text} because it lost another host"
-    if code == 128 + signal.SIGABRT:
-        return f"{text} (JAX aborts when another host is gone)"
-    if code - 128 in set(signal.Signals):
-        return f"{text} ({signal.Signals(code - 128).name})"
-    return text
+    reasons = {128 + number: f" ({number.name})" for number in signal.Signals} | {
+        3: " because it lost another host",
+        128 + signal.SIGABRT: " (JAX aborts when another host is gone)",
+    }
+    return f"the run exited with code {code}{reasons.get(code, '')}"

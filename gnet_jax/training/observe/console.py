@@ -1,11 +1,11 @@
-"""What a run prints and logs: terminal, metrics.jsonl, TensorBoard."""
+"""What a run prints and logs: terminal, metrics.jsonl, TensorBoard, and how its time was spent."""
 
 import contextlib
 import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,101 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 from tensorboardX.summary import histogram_raw, scalar
 
-from gnet_jax.training.observe.goodput import Stopwatch, goodput, total_seconds
 from gnet_jax.training.workdir import RECORD_FILE, MetricsFile, read_starts, write_json
 
 _messages: Any = event_pb2  # its classes are created on import, which type checkers cannot see
+
+KINDS = (
+    *("training", "compiling", "waiting for data", "saving"),
+    *("evaluating", "diagnosing", "starting"),
+)
+LOST = "lost to restarts"
+KEPT_SAVES = 20
+
+
+class Stopwatch:
+    """The seconds of this start, by kind; what no other kind claims is training.
+
+    Devices work while the host waits for data or saves, so only the time that these hold up the
+    loop is counted.
+    """
+
+    def __init__(self) -> None:
+        self._began = time.perf_counter()
+        self._spent = dict.fromkeys(KINDS, 0.0)
+        self._saves: dict[int, float] = {}
+        self.committed = 0  # the newest checkpoint that this start has saved
+
+    @contextlib.contextmanager
+    def spent(self, kind: str) -> Iterator[None]:
+        before = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._spent[kind] += time.perf_counter() - before
+
+    def saved(self, step: int) -> None:
+        """Record that the save of `step` starts."""
+        self._saves[step] = time.perf_counter() - self._began
+
+    def record(self, step: int) -> dict[str, Any]:
+        """Returns this start's entry in `run.json`; it has reached `step`."""
+        total = time.perf_counter() - self._began
+        seconds = self._spent | {"training": total - sum(self._spent.values())}
+        saves = sorted(self._saves.items())[-KEPT_SAVES:]
+        return {
+            "reached": step,
+            "newest_checkpoint": self.committed,
+            "seconds": {kind: round(value, 6) for kind, value in seconds.items()},
+            "seconds_at_save": {str(step): round(at, 6) for step, at in saves},
+        }
+
+
+def total_seconds(starts: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Returns seconds by kind over all `starts` of a run, as in `run.json`, and `LOST`.
+
+    Lost is the time after the checkpoint from which a later start resumed. The time between two
+    starts is not counted.
+    """
+    sums = dict.fromkeys((*KINDS, LOST), 0.0)
+    for number, start in enumerate(starts):
+        if "seconds" not in start:
+            continue
+        # Another version may have counted other kinds.
+        seconds = {kind: start["seconds"].get(kind, 0.0) for kind in KINDS}
+        lost = 0.0
+        later = [each["step"] for each in starts[number + 1 :]]
+        if later:
+            saves = start["seconds_at_save"].items()
+            kept = max((at for step, at in saves if int(step) <= min(later)), default=0.0)
+            lost = sum(seconds.values()) - kept
+        for kind in KINDS:  # training first, which most of it was
+            taken = min(seconds[kind], lost)
+            lost -= taken
+            sums[LOST] += taken
+            sums[kind] += seconds[kind] - taken
+    return sums
+
+
+def goodput(seconds: Mapping[str, float]) -> float:
+    """Returns the share of `total_seconds` that trained; NaN if no time was recorded."""
+    return seconds["training"] / (sum(seconds.values()) or math.nan)
+
+
+def goodput_line(seconds: Mapping[str, float]) -> str:
+    """Returns the goodput of `total_seconds` and its parts of at least half a second."""
+    parts = [f"{kind} {duration(value)}" for kind, value in seconds.items() if value >= 0.5]
+    return f"goodput {goodput(seconds):.1%}: {', '.join(parts) or 'less than a second'}"
+
+
+def duration(seconds: float) -> str:
+    """Returns seconds in readable units: "8 s", "3 min 20 s", "2 h 5 min", "11 d 4 h"."""
+    seconds = round(seconds)
+    units = (("d", "h", 86400, 3600), ("h", "min", 3600, 60), ("min", "s", 60, 1))
+    for unit, small, size, part in units:
+        if seconds >= size:
+            return f"{seconds // size} {unit} {seconds % size // part} {small}"
+    return f"{seconds} s"
 
 
 class Board:
@@ -43,21 +134,19 @@ class Board:
     ) -> None:
         """Add a point to the curve of each value, and (counts (N,), edges (N + 1,)) by name.
 
-        Raises:
-            OSError: if the file cannot be written.
+        Raises OSError if the file cannot be written.
         """
         summaries = [scalar(name, value) for name, value in values.items()]
         summaries += [_histogram(name, *each) for name, each in (histograms or {}).items()]
+        events = [_messages.Event(step=step, wall_time=time.time(), summary=s) for s in summaries]
         try:
             if self._writer is None:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 self._writer = EventsWriter(str(self._folder / "events"), f".{time.time_ns()}")
                 start = _messages.SessionLog(status=_messages.SessionLog.START)
-                self._writer.write_event(_messages.Event(step=self._purge_step, session_log=start))
-            for summary in summaries:
-                self._writer.write_event(
-                    _messages.Event(step=step, wall_time=time.time(), summary=summary)
-                )
+                events.insert(0, _messages.Event(step=self._purge_step, session_log=start))
+            for event in events:
+                self._writer.write_event(event)
             self._writer.flush()
             self._purge_step = step + 1
         except OSError:
@@ -84,21 +173,6 @@ def _histogram(name: str, counts: np.ndarray, edges: np.ndarray) -> Any:
         bucket_limits=edges[1:].tolist(),
         bucket_counts=counts.tolist(),
     )
-
-
-def duration(seconds: float) -> str:
-    """Returns seconds in readable units: "8 s", "3 min 20 s", "2 h 5 min", "11 d 4 h"."""
-    seconds = round(seconds)
-    for unit, small, size, part in (("d", "h", 86400, 3600), ("h", "min", 3600, 60)):
-        if seconds >= size:
-            return f"{seconds // size} {unit} {seconds % size // part} {small}"
-    return f"{seconds // 60} min {seconds % 60} s" if seconds >= 60 else f"{seconds} s"
-
-
-def goodput_line(seconds: Mapping[str, float]) -> str:
-    """Returns the goodput of `total_seconds` and its parts of at least half a second."""
-    parts = [f"{kind} {duration(value)}" for kind, value in seconds.items() if value >= 0.5]
-    return f"goodput {goodput(seconds):.1%}: {', '.join(parts) or 'less than a second'}"
 
 
 class SafeConsole(Console):
@@ -145,7 +219,7 @@ class Reporter(contextlib.AbstractContextManager["Reporter"]):
         watch: Stopwatch | None = None,
     ) -> None:
         self._workdir, self._enabled, self._total = workdir, enabled, total_steps
-        self.watch = Stopwatch() if watch is None else watch
+        self.watch = watch or Stopwatch()
         self._console = SafeConsole(quiet=not enabled)
         self._live: Live | None = None
         self._metrics = MetricsFile(workdir / "metrics.jsonl")
@@ -159,7 +233,6 @@ class Reporter(contextlib.AbstractContextManager["Reporter"]):
         self._board.close()
 
     def say(self, text: str) -> None:
-        """Print a line that stays."""
         self._clear()
         self._console.say(text)
 
@@ -183,7 +256,7 @@ class Reporter(contextlib.AbstractContextManager["Reporter"]):
         """
         self._log(step, values | {"perf/goodput": goodput(self.account(step))})
         heads = [name[len("train/") : -len("_top1")] for name in values if name.endswith("_top1")]
-        heads.sort(key=lambda head: head != "main")  # the main head first
+        heads.sort(key=lambda head: head != "main")
         shown = " | ".join(
             f"{head} {values[f'train/{head}_loss']:.3f} {values[f'train/{head}_top1']:.1%}"
             for head in heads
@@ -203,7 +276,6 @@ class Reporter(contextlib.AbstractContextManager["Reporter"]):
         self._live.update(Text(line), refresh=True)
 
     def evaluation(self, step: int, values: dict[str, float], best: bool) -> None:
-        """Log and print the results of an evaluation."""
         self._log(step, values)
         self.say(
             f"step {step}/{self._total} | validation: top-1 {values['val/top1']:.2%}, "
@@ -241,13 +313,9 @@ class Meter:
     """Means of per-step metrics since the last reading, and the time per step."""
 
     def __init__(self) -> None:
-        self._reset()
-
-    def _reset(self) -> None:
         self._sums: dict[str, float] = {}
         self._good = self._steps = 0
         self._since = time.perf_counter()
-        self._paused = 0.0
 
     def add(self, metrics: dict[str, float]) -> None:
         """Add the metrics of one step; a `skipped` step counts for the time alone."""
@@ -263,11 +331,11 @@ class Meter:
         """Leave out the time inside: evaluating, saving or diagnosing."""
         began = time.perf_counter()
         yield
-        self._paused += time.perf_counter() - began
+        self._since += time.perf_counter() - began
 
     def read(self) -> tuple[dict[str, float], float]:
         """Returns the means and the seconds per step, NaN without a step, and resets them."""
         means = {name: total / (self._good or math.nan) for name, total in self._sums.items()}
-        seconds = (time.perf_counter() - self._since - self._paused) / (self._steps or math.nan)
-        self._reset()
+        seconds = (time.perf_counter() - self._since) / (self._steps or math.nan)
+        self.__init__()
         return means, seconds

@@ -1,6 +1,4 @@
-"""Gradients, activations and updates of each block during training.
-
-A separate compiled program computes them, so that the training step stays as it is.
+"""Gradients, activations and updates of each block during training, in a program of their own.
 
 Shapes: B batch, H height, W width, C channels.
 """
@@ -38,17 +36,10 @@ def diagnose(
 ) -> dict[str, Any]:
     """Returns what the next training step on `batch` sees, with its augmentation and dropout.
 
-    The batch is processed whole. With `optim.accumulate` above 1 or canonical numerics, the step
-    processes it in parts, with other dropout masks and with batch norm over each part.
-
-    Blocks are the top-level modules: conv1, inception_3a, aux_4a, classifier ...
-
-    Returns:
-        `scalars` by name, float32: `grad_norm/BLOCK` of the whole loss; `grad_norm_HEAD/BLOCK` of
-        each head's part (weighted as in the loss); `update_ratio/BLOCK`, the norm of the update
-        over that of the parameters; `activation_rms/LAYER`; and `dead/LAYER`, the share of a
-        layer's channels that are zero everywhere in the batch. `histograms` of each block's
-        gradient and parameters: (counts, edges).
+    These are float32 `scalars` by name, as in docs/ablations.md, and `histograms` of each block's
+    gradient and parameters: (counts, edges). Blocks are the top-level modules. The batch is
+    processed whole; with `optim.accumulate` above 1 or canonical numerics, the step processes it in
+    parts, with other dropout masks and with batch norm over each part.
     """
     augment_key, dropout_key = step_keys(state.rng, state.step)
     images_BHWC, targets_BK = augment(batch["image"], batch["label"], augment_key)
@@ -78,9 +69,9 @@ def diagnose(
         scalars |= _norms(f"grad_norm_{head}", own)
     scalars |= _norms("grad_norm", grads)
     updates: Any = optimizer.tx.update(grads, state.opt_state, state.params)[0]
-    for block, size in _norms("", updates).items():
-        whole = optax.tree.norm(state.params[block[1:]])
-        scalars[f"update_ratio{block}"] = size / jnp.maximum(whole, 1e-30)
+    for block, update in updates.items():
+        whole = jnp.maximum(optax.tree.norm(state.params[block]), 1e-30)
+        scalars[f"update_ratio/{block}"] = optax.tree.norm(update) / whole
     scalars |= _activations(layers)
     histograms = {
         f"{what}/{block}": _histogram(tree[block])
@@ -114,7 +105,7 @@ def _histogram(tree: Any) -> tuple[jax.Array, jax.Array]:
 
 
 class Diagnostics(contextlib.AbstractContextManager["Diagnostics"]):
-    """Diagnoses a run every `every` steps (None for never), into a log and TensorBoard.
+    """Diagnoses a run every `every` steps, into a log and TensorBoard.
 
     `step` is the compiled `(state, batch)` program of `diagnose`, `start` the number of finished
     steps; `tell` prints a line.
@@ -124,15 +115,14 @@ class Diagnostics(contextlib.AbstractContextManager["Diagnostics"]):
         self,
         workdir: Path,
         step: Callable[..., Any],
-        every: int | None,
+        every: int,
         start: int,
         tell: Callable[[str], None],
     ) -> None:
-        self._step, self._every, self._tell = step, every, tell
-        self._compiled = False
+        self._step, self._every, self._tell, self._compiled = step, every, tell, False
         self._file = MetricsFile(workdir / FILE)
         self._board = Board(workdir / "tensorboard" / "diagnostics", start)
-        if every is not None and jax.process_index() == 0:
+        if jax.process_index() == 0:
             self._file.forget_after(start - 1)
 
     def __exit__(self, *_: object) -> None:
@@ -140,7 +130,7 @@ class Diagnostics(contextlib.AbstractContextManager["Diagnostics"]):
 
     def __call__(self, finished: int, state: TrainState, batch: Mapping[str, jax.Array]) -> None:
         """Diagnose the step after `finished` ones, if it is due."""
-        if self._every is None or finished % self._every:
+        if finished % self._every:
             return
         if not self._compiled:
             self._tell("compiling the diagnosis, which takes longer than the step itself ...")
@@ -149,12 +139,9 @@ class Diagnostics(contextlib.AbstractContextManager["Diagnostics"]):
         if jax.process_index():
             return
         scalars = {name: value.item() for name, value in found["scalars"].items()}
+        histograms = found["histograms"].items()
         # A histogram of values that are not finite has no edges; the loop reports such values.
-        histograms = {
-            name: (counts, edges)
-            for name, (counts, edges) in found["histograms"].items()
-            if np.isfinite(edges).all()
-        }
+        histograms = {name: each for name, each in histograms if np.isfinite(each[1]).all()}
         try:
             self._file.append(finished, scalars)
             self._board.add(finished, scalars, histograms)

@@ -1,0 +1,244 @@
+"""What goes wrong in a run without ending it: damaged images, skipped steps, dead heads."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.experimental import multihost_utils
+
+import gnet_jax
+from gnet_jax.config import json_text
+from gnet_jax.data.bad_images import SHOWN, BadRecord, BadRecords
+from gnet_jax.data.batches import batch_indices
+from gnet_jax.data.sources import Source
+from gnet_jax.model_folder.folder import to_json
+from gnet_jax.training.checkpoints.verify import named_leaves
+from gnet_jax.training.hosts.agree import TrainingError
+from gnet_jax.training.observe.console import Reporter
+from gnet_jax.training.program import Run
+from gnet_jax.training.workdir import MetricsFile
+
+NOTES = "notes"
+MARGIN = 0.02  # a loss this close to ln(classes) is that of guessing
+LEARNS = 0.1  # a head whose loss is this far below it has learned something
+
+DIVERGED = (
+    "lower optim.learning_rate, lengthen optim.warmup_epochs or set optim.clip_norm, in another "
+    "workdir"
+)
+REMEDIES = (
+    "lower optim.learning_rate (0.005 has cured a main head at 0.01), lengthen "
+    "optim.warmup_epochs, set optim.clip_norm, use model.variant batch_norm, or check the labels "
+    "with gnet show-data"
+)
+
+
+class BadImages:
+    """The damaged images of a run, `train` and `val`, in `bad_records.jsonl` of the workdir.
+
+    A resumed run keeps those listed up to the step from which it resumes. Every host counts and
+    lists what it reads; the file of host 1 is `bad_records-1.jsonl`.
+    """
+
+    def __init__(self, run: Run, workdir: Path, reporter: Reporter, start_step: int) -> None:
+        host = jax.process_index()
+        self._file = MetricsFile(workdir / f"bad_records{f'-{host}' if host else ''}.jsonl")
+        self._file.forget_after(start_step)
+        self._reporter, self._limit = reporter, run.config.data.bad_limit
+        self.step = start_step  # the one whose images are being read
+        self.train = self._records("train", run.train, "replaced by the next good one")
+        self.val = self._records("val", run.val, "left out")
+
+    def _records(self, split: str, source: Source, what: str) -> BadRecords:
+        lines = [line for line in self._file.read() if line["split"] == split]
+        known = [BadRecord(line["index"], line["name"], line["reason"]) for line in lines]
+        path = self._file.path
+
+        def report(record: BadRecord) -> None:
+            line = {"split": split, **dataclasses.asdict(record)}
+            self._reporter.append(self._file, self.step, line)
+            if len(records) <= SHOWN:
+                self._reporter.say(f"damaged, {what}: {record}")
+            elif len(records) == SHOWN + 1:
+                self._reporter.say(f"further damaged images are listed in {path}")
+
+        records = BadRecords(source, self._limit, told=report, known=known, listed_in=path)
+        return records
+
+    def report_left_out(self, images: int) -> None:
+        """Print how many validation images the last evaluation left out, if any."""
+        if images:
+            self._reporter.say(f"damaged images left out: {images:,}, listed in {self._file.path}")
+
+
+class SkippedSteps:
+    """Reads every step's metrics; `count` is the number of steps skipped as not finite.
+
+    They are listed in `skipped_steps.jsonl` of the workdir. A resumed run keeps those listed up to
+    the step from which it resumes; the number in a row starts at 0.
+    """
+
+    def __init__(self, run: Run, workdir: Path, reporter: Reporter, start_step: int) -> None:
+        self._run, self._workdir, self._reporter = run, workdir, reporter
+        self._file = MetricsFile(workdir / "skipped_steps.jsonl")
+        self._main = jax.process_index() == 0
+        if self._main:
+            self._file.forget_after(start_step)
+        self.count = sum(line["step"] <= start_step for line in self._file.read())
+        self._in_a_row = 0
+
+    @property
+    def near_limit(self) -> bool:
+        """Whether one more bad step is too many, so it must be read before another starts."""
+        return self._in_a_row + 1 >= self._run.config.max_bad_steps
+
+    def read(
+        self, step: int, metrics: Any, batch: dict[str, jax.Array], state: Any
+    ) -> dict[str, float]:
+        """Returns the metrics of `step`, which saw `batch` and returned `state`, on the host.
+
+        Raises TrainingError at the last bad step in a row that the config allows, after writing a
+        replay file, which requires the state.
+        """
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if not values["skipped"]:
+            self._in_a_row = 0
+            return values
+        self._in_a_row += 1
+        self.count += 1
+        loss, norm, limit = values["loss"], values["grad_norm"], self._run.config.max_bad_steps
+        what = f"step {step}: the loss is {loss} and the gradient's norm {norm}"
+        if math.isfinite(loss) and math.isfinite(norm):
+            what += ", but the parameters would no longer be finite"
+        if self._main:
+            indices = batch_indices(len(self._run.train), self._run.config, step).tolist()
+            line = {"loss": repr(loss), "grad_norm": repr(norm), "indices": indices}
+            self._reporter.append(self._file, step, line)
+        if self._in_a_row < limit:
+            self._reporter.say(
+                f"warning: {what}; the step is skipped and the state unchanged "
+                f"({self._in_a_row} in a row, {limit} stop the run)"
+            )
+            return values
+        try:
+            replay = write_replay(self._workdir, self._run, state, step, batch, values)
+            hint = f"To find the image and layer where it starts: gnet replay {replay}"
+        except OSError as error:
+            hint = f"No replay file could be written ({error.strerror or error})"
+        raise TrainingError(
+            f"{what}, {self._in_a_row} in a row; {DIVERGED}. These steps are not saved. {hint}"
+        )
+
+
+def write_replay(
+    workdir: Path,
+    run: Run,
+    state: Any,
+    step: int,
+    batch: dict[str, jax.Array],
+    metrics: dict[str, float],
+) -> Path:
+    """Write `replay-STEP.npz` into `workdir`, and return its path. All hosts must call this.
+
+    It holds arrays and JSON, no pickle: the global batch, the indices of its examples, the state
+    before the step, the config and the network. `step` saw `batch` and returned `metrics`. `state`
+    is the one after it: as the one before, except for step counts, because the step was skipped.
+    """
+    file = workdir / f"replay-{step}.npz"
+    whole = multihost_utils.process_allgather(batch, tiled=True)
+    if jax.process_index():
+        return file
+    notes = {
+        "version": gnet_jax.__version__,
+        "step": step,
+        "metrics": {name: repr(value) for name, value in metrics.items()},
+        "config": dataclasses.asdict(run.config),
+        "architecture": to_json(run.program.model.arch),
+        "steps_per_epoch": run.program.steps_per_epoch,
+        "total_steps": run.program.total_steps,
+        "loaded": [] if run.program.takeover is None else list(run.program.takeover.loaded),
+    }
+    parts = {"batch": whole, "state": _undo_step_counts(state)}
+    arrays = {name: np.asarray(value) for name, value in named_leaves(parts).items()}
+    arrays["indices"] = batch_indices(len(run.train), run.config, step)
+    arrays[NOTES] = np.frombuffer(json_text(notes).encode(), np.uint8)
+    partial = file.with_suffix(".partial")
+    try:
+        with partial.open("wb") as opened:
+            np.savez(opened, **arrays)  # pyright: ignore[reportArgumentType]
+        partial.replace(file)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+    return file
+
+
+def _undo_step_counts(state: Any) -> Any:
+    """Returns the state with its step counts reduced by the step that was skipped."""
+
+    def is_count(x: Any) -> bool:
+        return isinstance(x, optax.ScaleByScheduleState)
+
+    before = jax.tree.map(
+        lambda x: x._replace(count=x.count - 1) if is_count(x) else x, state, is_leaf=is_count
+    )
+    return before.replace(step=before.step - 1)
+
+
+class DeadHeadGuard:
+    """Watches the heads' mean losses from report to report.
+
+    GoogLeNet without batch norm can train for weeks while only an auxiliary head learns (the main
+    loss of BVLC/caffe#1598 stayed at ln 1000 = 6.908 for 2.4 million steps), without any error. A
+    head is dead if the loss of every report over `patience` steps after the warm-up was within
+    0.02 of ln(classes), the loss of equal probabilities whatever the label smoothing or mixup.
+    """
+
+    def __init__(self, heads: Sequence[str], classes: int, *, warmup: int, patience: int) -> None:
+        self._heads = tuple(heads)  # the main one first
+        self._guessing = math.log(classes)
+        self._warmup, self._patience = warmup, patience
+        self._since: dict[str, int] = {}  # the first step at which a head guessed
+        self._reported = False
+
+    def read(self, step: int, means: Mapping[str, float]) -> str | None:
+        """Returns the problem and its remedies; None if there is none or it was returned before.
+
+        `means` are `main_loss`, `aux4a_loss` and so on, over the steps since the last call.
+        """
+        losses = {head: means[f"{head}_loss"] for head in self._heads}
+        for head, loss in losses.items():
+            if step <= self._warmup or abs(loss - self._guessing) > MARGIN:
+                self._since.pop(head, None)
+            else:
+                self._since.setdefault(head, step)
+        dead = [head for head, since in self._since.items() if step - since >= self._patience]
+        learning = [head for head, loss in losses.items() if loss < self._guessing - LEARNS]
+        main = self._heads[0]
+        if main not in dead or not (learning or len(dead) == len(losses)):
+            self._reported = self._reported and main in self._since
+            return None
+        if self._reported:
+            return None
+        self._reported = True
+        what = f"no head has learned since step {max(self._since.values())}"
+        if learning:
+            what = f"the main head has not learned since step {self._since[main]}, but "
+            what += f"{' and '.join(learning)} did"
+        return (
+            f"{what}: the main loss is {losses[main]:.3f}, and guessing costs "
+            f"{self._guessing:.3f}. To fix it: {REMEDIES}"
+        )
+
+
+def default_patience(steps_per_epoch: float) -> int:
+    """Returns an epoch's steps, at least 200 and at most 10,000.
+
+    The paper's network starts to learn within a few thousand steps of batch 32.
+    """
+    return round(min(max(steps_per_epoch, 200), 10_000))
