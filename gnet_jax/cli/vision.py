@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # imported where they are used, so that --help and a typo ans
     from PIL import Image
 
     from gnet_jax.inference.evaluate import Evaluation
-    from gnet_jax.model_folder import ModelFolder
+    from gnet_jax.model_folder import TrainedModel
 
 Model = Annotated[Positional[Path], arg(metavar="MODEL")]
 
@@ -85,7 +85,7 @@ def predict(
 
 
 def _map_writer(
-    trained: ModelFolder, file: Path, images: tuple[str, ...]
+    trained: TrainedModel, file: Path, images: tuple[str, ...]
 ) -> Callable[[Image.Image], None]:
     """Returns a function that draws the activation map of a picture into the next file."""
     from gnet_jax.inference.cam import MAIN, ActivationMapper, draw
@@ -198,7 +198,7 @@ def demo(model: Model, port: int | None = None) -> None:
     serve(build(trained, f"GoogLeNet: {model.name}"), port)
 
 
-def _open(paths: Iterable[Path], *, compiles: bool = False) -> list[ModelFolder]:
+def _open(paths: Iterable[Path], *, compiles: bool = False) -> list[TrainedModel]:
     """Load models, and set this process up to run them.
 
     Prints which step of a workdir was loaded, because training may have ended with another, and if

@@ -29,7 +29,7 @@ from gnet_jax.convert.torchvision import from_torchvision, to_torchvision
 from gnet_jax.model.googlenet import GoogLeNet, strip_aux
 from gnet_jax.model_folder.folder import (
     WEIGHTS_FILE,
-    ModelFolder,
+    TrainedModel,
     config_of,
     folder_of,
     is_model_folder,
@@ -47,7 +47,7 @@ class ExportError(UserError):
     """A file that cannot be written or does not compute the network's logits."""
 
 
-def export(folder: ModelFolder, out: str | Path) -> float:
+def export(folder: TrainedModel, out: str | Path) -> float:
     """Write the network to `out`, whose suffix determines the format, and run the file.
 
     Returns:
@@ -96,7 +96,7 @@ def _exact_device() -> Any:
         return None
 
 
-def _largest_difference(folder: ModelFolder, written: Run | ModelFolder) -> float:
+def _largest_difference(folder: TrainedModel, written: Run | TrainedModel) -> float:
     """Returns the largest difference in logits, as a share of the largest logit.
 
     A program runs on a batch of one and on one of three. Tensors that were read back must be
@@ -106,7 +106,7 @@ def _largest_difference(folder: ModelFolder, written: Run | ModelFolder) -> floa
     pixels = np.random.default_rng(0).integers(0, 256, (3, p.image_size, p.image_size, 3))
     x_BHWC = ((pixels - np.array(p.mean)) / np.array(p.std)).astype(np.float32)
     expected_BK = np.asarray(logits(_without_heads(folder), x_BHWC))
-    if isinstance(written, ModelFolder):
+    if isinstance(written, TrainedModel):
         own, read = flatten(folder.variables), flatten(written.variables)
         same = own.keys() == read.keys() and all(np.array_equal(own[n], read[n]) for n in own)
         if written.model != folder.model or not same:
@@ -124,11 +124,11 @@ def _logits(model: GoogLeNet, variables: Any, x_BHWC: jax.Array) -> jax.Array:
     return outputs.logits
 
 
-def _without_heads(folder: ModelFolder) -> dict[str, Any]:
+def _without_heads(folder: TrainedModel) -> dict[str, Any]:
     return {group: strip_aux(tree) for group, tree in folder.variables.items()}
 
 
-def _write_onnx(folder: ModelFolder, out: Path) -> Run:
+def _write_onnx(folder: TrainedModel, out: Path) -> Run:
     try:
         import onnx
         import onnxruntime
@@ -148,7 +148,7 @@ def _write_onnx(folder: ModelFolder, out: Path) -> Run:
     return run
 
 
-def _write_stablehlo(folder: ModelFolder, out: Path) -> Run:
+def _write_stablehlo(folder: TrainedModel, out: Path) -> Run:
     try:
         import flatbuffers  # noqa: F401  (jax.export writes with it)
         from jax import export as jax_export
@@ -164,14 +164,14 @@ def _write_stablehlo(folder: ModelFolder, out: Path) -> Run:
     return lambda x_BHWC: np.asarray(read.call(x_BHWC))
 
 
-def _write_safetensors(folder: ModelFolder, out: Path) -> ModelFolder:
+def _write_safetensors(folder: TrainedModel, out: Path) -> TrainedModel:
     config = json_text(config_of(folder))
     write_tensors(out, flatten(folder.variables), {"format": "gnet_jax", "config": config})
     tensors, metadata = read_tensors(out)
     return folder_of(json.loads(metadata["config"]), tensors, out)
 
 
-def _write_pth(folder: ModelFolder, out: Path) -> ModelFolder:
+def _write_pth(folder: TrainedModel, out: Path) -> TrainedModel:
     own = folder.model.arch
     write_torch(out, to_torchvision(own, flatten(folder.variables)))
     arch, flat = from_torchvision(read_torch(out), str(out))
@@ -180,7 +180,7 @@ def _write_pth(folder: ModelFolder, out: Path) -> ModelFolder:
     return dataclasses.replace(folder, model=GoogLeNet(arch), variables=unflatten(flat))
 
 
-_WRITERS: dict[str, Callable[[ModelFolder, Path], Run | ModelFolder]] = {
+_WRITERS: dict[str, Callable[[TrainedModel, Path], Run | TrainedModel]] = {
     ".onnx": _write_onnx,
     ".stablehlo": _write_stablehlo,
     ".safetensors": _write_safetensors,

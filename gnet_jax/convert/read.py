@@ -14,7 +14,7 @@ from gnet_jax.convert.torch_file import is_torch_file, read_torch
 from gnet_jax.data.sources.classes import imagenet_classes
 from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.model_folder.folder import (
-    ModelFolder,
+    TrainedModel,
     check_folder,
     folder_of,
     is_model_folder,
@@ -45,7 +45,7 @@ def convert(
     *,
     class_names: Sequence[str] | None = None,
     transform_input: bool | None = None,
-) -> ModelFolder:
+) -> TrainedModel:
     """Write the model in `src` as the model folder `dst`, and return it.
 
     Args:
@@ -66,7 +66,7 @@ def read(
     *,
     class_names: Sequence[str] | None = None,
     transform_input: bool | None = None,
-) -> ModelFolder:
+) -> TrainedModel:
     """Returns the model in `src`; its content determines the format. Nothing in it is executed.
 
     What a foreign file lacks is assumed, printed on standard error, and noted in the model's
@@ -118,7 +118,7 @@ def read(
     return folder
 
 
-def _read_directory(src: Path) -> ModelFolder:
+def _read_directory(src: Path) -> TrainedModel:
     if is_model_folder(src):
         return read_folder(src)
     if is_workdir(src):
@@ -126,7 +126,7 @@ def _read_directory(src: Path) -> ModelFolder:
     raise WeightsError(f"the folder {src} contains no model; known are {KNOWN}")
 
 
-def _read_file(src: Path, transform_input: bool | None) -> ModelFolder | Found:
+def _read_file(src: Path, transform_input: bool | None) -> TrainedModel | Found:
     src = tf_slim.find_index(src)
     if not src.exists():
         if src.suffix:  # a file of weights
@@ -167,9 +167,9 @@ def _read_file(src: Path, transform_input: bool | None) -> ModelFolder | Found:
     return found._replace(source=source)
 
 
-def _without_names(found: Found) -> ModelFolder:
+def _without_names(found: Found) -> TrainedModel:
     model, variables = GoogLeNet(found.arch), unflatten(found.flat)
-    return ModelFolder(model, variables, found.preprocessing, (), found.source)
+    return TrainedModel(model, variables, found.preprocessing, (), found.source)
 
 
 def _assumed_names(outputs: int, source: dict[str, str]) -> tuple[tuple[str, ...], str]:

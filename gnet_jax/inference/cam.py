@@ -23,7 +23,7 @@ from gnet_jax.data.decode import central_crop
 from gnet_jax.inference.lettering import fitted, lettered
 from gnet_jax.inference.predict import Guess, softmax
 from gnet_jax.model.googlenet import GoogLeNet, aux_logits, endpoints
-from gnet_jax.model_folder import ModelFolder
+from gnet_jax.model_folder import TrainedModel
 
 MAIN = "main"
 COLOURS = "inferno"  # perceptually even, unlike jet, which draws borders where there are none
@@ -58,7 +58,7 @@ class ActivationMapper:
         UserError: if `exact`, and the head is not global average pooling.
     """
 
-    def __init__(self, trained: ModelFolder, *, exact: bool = False) -> None:
+    def __init__(self, trained: TrainedModel, *, exact: bool = False) -> None:
         model, variables = trained.model, trained.variables
         if exact and model.arch.head != "average_pool":
             raise UserError(_NO_EXACT_MAP.format(head=model.arch.head))

@@ -10,12 +10,12 @@ from gnet_jax.data.decode import decode
 from gnet_jax.inference.cam import MAIN, ActivationMapper, draw
 from gnet_jax.inference.images import MAX_DOWNLOAD
 from gnet_jax.inference.predict import top_classes
-from gnet_jax.model_folder import ModelFolder
+from gnet_jax.model_folder import TrainedModel
 
 HOST = "127.0.0.1"  # this machine only
 
 
-def build(trained: ModelFolder, title: str) -> Any:
+def build(trained: TrainedModel, title: str) -> Any:
     """Returns the page, a `gradio.Blocks`, for `serve`.
 
     Raises:

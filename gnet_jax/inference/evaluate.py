@@ -30,7 +30,7 @@ from gnet_jax.data.sources.classes import (
 from gnet_jax.data.sources.source import Source
 from gnet_jax.inference.crops import Crops, crop_plan, extract
 from gnet_jax.inference.predict import Predictor, say_compiling, softmax
-from gnet_jax.model_folder import ModelFolder
+from gnet_jax.model_folder import TrainedModel
 
 T = TypeVar("T")
 
@@ -85,7 +85,7 @@ class _Views(NamedTuple):
 
 
 def evaluate(
-    models: Sequence[ModelFolder],
+    models: Sequence[TrainedModel],
     source: Source,
     crops: Crops = 1,
     *,
@@ -158,7 +158,7 @@ def evaluate(
     return Evaluation(images, top1, top5, crops, len(models), rate, tuple(damaged), pairing)
 
 
-def _columns(models: Sequence[ModelFolder]) -> list[list[int]]:
+def _columns(models: Sequence[TrainedModel]) -> list[list[int]]:
     """Returns the outputs of each model in the order of the first model's classes."""
     if not models:
         raise EvaluationError("there is no model to evaluate; name at least one")
@@ -263,7 +263,7 @@ def _prefetch(load: Callable[[int], T], count: int, threads: int, size: int) -> 
 
 
 def evaluate_grid(
-    models: Sequence[ModelFolder],
+    models: Sequence[TrainedModel],
     source: Source,
     crops: Sequence[Crops] = (1, 10, 144),
     **options: Any,

@@ -22,7 +22,7 @@ from gnet_jax.data.augment import preprocess
 from gnet_jax.data.decode import ImageError, central_crop
 from gnet_jax.inference.images import Picture
 from gnet_jax.model.googlenet import GoogLeNet, strip_aux
-from gnet_jax.model_folder.folder import ModelFolder, is_model_folder, read_folder
+from gnet_jax.model_folder.folder import TrainedModel, is_model_folder, read_folder
 from gnet_jax.training.checkpoints.restore import is_workdir, read_workdir
 from gnet_jax.training.sharding import (
     data_mesh,
@@ -34,7 +34,7 @@ from gnet_jax.training.sharding import (
 )
 
 
-def load(path: str | Path) -> ModelFolder:
+def load(path: str | Path) -> TrainedModel:
     """Load a trained model: network, variables, preprocessing and class names.
 
     The content of `path` determines what it is. Nothing in it is executed. A training workdir
@@ -82,7 +82,7 @@ class Predictor:
         batch_size: pictures in a call of the program, rounded up to a multiple of the devices.
     """
 
-    def __init__(self, trained: ModelFolder, batch_size: int = 8) -> None:
+    def __init__(self, trained: TrainedModel, batch_size: int = 8) -> None:
         if batch_size < 1:
             raise UserError(f"the batch size is {batch_size}; it must be at least 1")
         mesh = data_mesh(jax.local_devices())

@@ -49,7 +49,7 @@ CARD_FILE = "README.md"
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelFolder:
+class TrainedModel:
     """A trained network with everything that is needed to use it.
 
     Attributes:
@@ -104,7 +104,7 @@ class ModelFolder:
         return Predictor(self)
 
 
-def write_folder(path: str | Path, folder: ModelFolder) -> None:
+def write_folder(path: str | Path, folder: TrainedModel) -> None:
     """Write `folder` atomically: a kill leaves the old folder, the new one or none.
 
     A folder that this function wrote is replaced if nothing was added to it.
@@ -172,7 +172,7 @@ def is_model_folder(path: Path) -> bool:
     return (path / WEIGHTS_FILE).is_file() and (path / CONFIG_FILE).is_file()
 
 
-def read_folder(path: str | Path) -> ModelFolder:
+def read_folder(path: str | Path) -> TrainedModel:
     """Returns the model folder at `path`, with the name, shape and bits of every tensor verified.
 
     Raises:
@@ -207,7 +207,7 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def config_of(folder: ModelFolder) -> dict[str, Any]:
+def config_of(folder: TrainedModel) -> dict[str, Any]:
     """Returns the content of config.json: all of `folder` except its variables.
 
     Raises:
@@ -216,7 +216,7 @@ def config_of(folder: ModelFolder) -> dict[str, Any]:
     return write_description(folder.model, folder.preprocessing, folder.class_names, folder.source)
 
 
-def folder_of(config: Any, tensors: dict[str, Any], where: str | Path) -> ModelFolder:
+def folder_of(config: Any, tensors: dict[str, Any], where: str | Path) -> TrainedModel:
     """Returns the model that `config_of` described, with `tensors` as its variables.
 
     Raises:
@@ -226,12 +226,12 @@ def folder_of(config: Any, tensors: dict[str, Any], where: str | Path) -> ModelF
         model, preprocessing, names, source = read_description(config)
     except UserError as error:
         raise WeightsError(f"the config of {where} is invalid: {error}") from error
-    folder = ModelFolder(model, unflatten(tensors), preprocessing, names, source)
+    folder = TrainedModel(model, unflatten(tensors), preprocessing, names, source)
     check_folder(folder, str(where))
     return folder
 
 
-def check_folder(folder: ModelFolder, where: str) -> None:
+def check_folder(folder: TrainedModel, where: str) -> None:
     """Raise if the variables or class names do not belong to the model.
 
     Raises:

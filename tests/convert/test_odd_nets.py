@@ -13,7 +13,7 @@ from gnet_jax.convert.export import ExportError, export
 from gnet_jax.convert.torchvision import to_torchvision
 from gnet_jax.model.architecture import VARIANTS
 from gnet_jax.model.googlenet import GoogLeNet
-from gnet_jax.model_folder import ModelFolder, WeightsError, read_folder, write_folder
+from gnet_jax.model_folder import TrainedModel, WeightsError, read_folder, write_folder
 from gnet_jax.model_folder.card import block_kernels, normalisation
 from gnet_jax.model_folder.variables import expected_shapes, flatten
 from gnet_jax.ops.fast import FAST
@@ -31,9 +31,9 @@ from tests.tiny import tiny_arch, tiny_variables
 PIXELS = Preprocessing(image_size=16, resize_to=16)
 
 
-def folder_of(model) -> ModelFolder:
+def folder_of(model) -> TrainedModel:
     names = tuple(f"class {n}" for n in range(10))
-    return ModelFolder(model, tiny_variables(model), PIXELS, names, {"format": "test"})
+    return TrainedModel(model, tiny_variables(model), PIXELS, names, {"format": "test"})
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from gnet_jax.lab.cost.compare import (
 from gnet_jax.lab.cost.ledger import ledger, ledger_csv, ledger_table, network_ledger
 from gnet_jax.lab.look.inside import draw_inside, first_kernel
 from gnet_jax.model.googlenet import GoogLeNet, abstract_variables, endpoints
-from gnet_jax.model_folder import ModelFolder
+from gnet_jax.model_folder import TrainedModel
 from tests.odd_nets import (
     ExtraLayer,
     Gain,
@@ -53,9 +53,9 @@ def size_of(model) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
-def folder_of(model) -> ModelFolder:
+def folder_of(model) -> TrainedModel:
     names = tuple(f"class {n}" for n in range(10))
-    return ModelFolder(model, tiny_variables(model), PIXELS, names, {"format": "test"})
+    return TrainedModel(model, tiny_variables(model), PIXELS, names, {"format": "test"})
 
 
 def test_a_group_norm_counts_with_its_convolution():

@@ -19,7 +19,7 @@ from gnet_jax.inference.cam import ActivationMap, ActivationMapper, draw
 from gnet_jax.inference.lettering import letter
 from gnet_jax.lab.cost.ledger import network_ledger
 from gnet_jax.model.googlenet import endpoints
-from gnet_jax.model_folder import ModelFolder
+from gnet_jax.model_folder import TrainedModel
 from gnet_jax.model_folder.variables import flatten
 
 SHOWN = 64  # channels of an endpoint, the strongest
@@ -27,7 +27,7 @@ DEFAULT = ("conv1/7x7_s2", "inception_3a/output", "inception_4a/output", "incept
 
 
 def draw_inside(
-    trained: ModelFolder,
+    trained: TrainedModel,
     picture: Image.Image,
     folder: Path,
     names: Sequence[str] = (),
@@ -80,7 +80,7 @@ def draw_inside(
     return [folder / name for name in figures]
 
 
-def first_kernel(trained: ModelFolder) -> np.ndarray:
+def first_kernel(trained: TrainedModel) -> np.ndarray:
     """Returns the kernel (H, W, 3, F) of the convolution that sees the image.
 
     Raises:
