@@ -199,10 +199,8 @@ def demo(model: Model, port: int | None = None) -> None:
 
 
 def _open(paths: Iterable[Path], *, compiles: bool = False) -> list[TrainedModel]:
-    """Load models, and set this process up to run them.
-
-    Prints which step of a workdir was loaded, because training may have ended with another, and if
-    `compiles` that compilation follows.
+    """Load models, and set this process up to run them. Prints which step of a workdir was loaded,
+    because training may have ended with another, and if `compiles` that compilation follows.
     """
     from gnet_jax.inference.predict import load, say_compiling
     from gnet_jax.training.memory import call_in_this_thread, keep_freed_memory

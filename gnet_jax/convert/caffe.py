@@ -1,7 +1,5 @@
-"""Caffe's .caffemodel: its messages, and its names for GoogLeNet's layers.
-
-Both generations of the format are read (caffe.proto: NetParameter.layer, and the older .layers),
-with or without the auxiliary heads.
+"""Caffe's .caffemodel, of both generations (caffe.proto: NetParameter.layer, and the older
+.layers).
 """
 
 import dataclasses
@@ -88,7 +86,6 @@ class CaffeModel(NamedTuple):
 
 
 def _net_parameter() -> Any:
-    """Returns an empty NetParameter."""
     file = descriptor_pb2.FileDescriptorProto(name="caffe.proto", syntax="proto2")
     for message, fields in _MESSAGES.items():
         described = file.message_type.add(name=message)
@@ -106,14 +103,10 @@ def _net_parameter() -> Any:
 
 
 def read_caffemodel(path: Path) -> CaffeModel:
-    """Returns the layers in a file, as float32, and the preprocessing of its data layer.
-
-    Only files that a training run saved have a data layer, with crop, mean and scale. The rest is
-    that of the published weights.
-
-    Raises:
-        WeightsError: if the file is not a caffemodel, is corrupt or cut short (naming the last
-            whole layer), or has a preprocessing that cannot be used.
+    """Returns the layers in a file, as float32, and the preprocessing of its data layer. Only files
+    that a training run saved have a data layer, with crop, mean and scale. The rest is that of the
+    published weights. Raises WeightsError if the file is not a caffemodel, is corrupt (naming the
+    last whole layer), or has an unusable preprocessing.
     """
     net = _net_parameter()
     try:
@@ -183,10 +176,8 @@ def _blob(message: Any, layer: str) -> np.ndarray:
 
 
 def load(src: Path, sha256: str) -> Found:
-    """Returns the network in a .caffemodel.
-
-    Raises:
-        WeightsError: as `read_caffemodel`, `find_network` and `from_caffe`.
+    """Returns the network in a .caffemodel; raises as `read_caffemodel`, `find_network` and
+    `from_caffe`.
     """
     found = read_caffemodel(src)
     layers, notes = find_network(found.layers, str(src))
@@ -216,19 +207,12 @@ def _layer_names(heads: Mapping[str, str]) -> dict[str, str]:
 
 
 def find_network(layers: Layers, where: str) -> tuple[dict[str, list[np.ndarray]], list[str]]:
-    """Returns the layers of a GoogLeNet under Caffe's own names.
-
+    """Returns the layers of a GoogLeNet under Caffe's own names, and notes on all that was changed.
     A common prefix of all names is dropped. Retraining renames classifiers, because Caffe copies
     every layer whose name it knows. So the layers with unknown names are the missing classifiers,
     if there are as many, in the file's order. Auxiliary heads with another number of classes than
-    the main classifier are skipped.
-
-    Returns:
-        The layers for `from_caffe`, and a note on everything that was skipped or renamed.
-
-    Raises:
-        WeightsError: naming layers if there is no GoogLeNet, more than one, or one whose
-            classifiers are ambiguous.
+    the main classifier are skipped. Raises WeightsError if there is no GoogLeNet, more than one, or
+    one whose classifiers are ambiguous.
     """
     prefix = find_prefix(layers, _MARKERS, "a Caffe GoogLeNet", where)
     network = {name.removeprefix(prefix): blobs for name, blobs in layers.items()}
@@ -253,13 +237,9 @@ def find_network(layers: Layers, where: str) -> tuple[dict[str, list[np.ndarray]
 
 
 def from_caffe(layers: Layers, where: str) -> tuple[Architecture, dict[str, np.ndarray]]:
-    """Returns the architecture and the flat variables that the layers of a GoogLeNet hold.
-
-    A linear layer may be a convolution over its whole input, which computes the same. The input's
-    channels stay blue, green, red.
-
-    Raises:
-        WeightsError: naming the first layer that is missing, unknown or of another shape.
+    """Returns the architecture and the flat variables that the layers of a GoogLeNet hold. A linear
+    layer may be a convolution over its whole input. The input's channels stay blue, green, red.
+    Raises WeightsError naming the first layer that is missing, unknown or of another shape.
     """
     tensors = {}
     for name, blobs in layers.items():

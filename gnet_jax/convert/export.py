@@ -48,17 +48,11 @@ class ExportError(UserError):
 
 
 def export(folder: TrainedModel, out: str | Path) -> float:
-    """Write the network to `out`, whose suffix determines the format, and run the file.
-
-    Returns:
-        The largest difference from the network's own logits over random images in batches of 1 and
-        3, as a share of the largest logit.
-
-    Raises:
-        ExportError: for an unknown suffix, a missing package, a path that cannot be written, the
-            weights of a model folder, or a difference above `TOLERANCE`. An older file at `out`
-            stays as it is.
-        WeightsError: if the format cannot hold this network.
+    """Write the network to `out`, whose suffix determines the format, and run the file. Returns the
+    largest difference from the network's own logits over random images in batches of 1 and 3, as a
+    share of the largest logit. Raises ExportError for an unknown suffix, a missing package, a path
+    that cannot be written, or a difference above `TOLERANCE`; an older file at `out` then stays.
+    Raises WeightsError if the format cannot hold this network.
     """
     out = Path(out).expanduser()
     if out.suffix not in _WRITERS:
@@ -97,10 +91,9 @@ def _exact_device() -> Any:
 
 
 def _largest_difference(folder: TrainedModel, written: Run | TrainedModel) -> float:
-    """Returns the largest difference in logits, as a share of the largest logit.
-
-    A program runs on a batch of one and on one of three. Tensors that were read back must be
-    bit-identical, those of the auxiliary heads too, and are run by the network itself.
+    """Returns the largest difference in logits, as a share of the largest logit. A program runs on
+    batches of one and three. Tensors that were read back, auxiliary heads included, must be bit-
+    identical, and are run by the network itself.
     """
     p, logits = folder.preprocessing, jax.jit(partial(_logits, folder.model))
     pixels = np.random.default_rng(0).integers(0, 256, (3, p.image_size, p.image_size, 3))

@@ -1,7 +1,4 @@
-"""What foreign formats share: find the network, map names, change layouts, check shapes.
-
-Each format's module reads tensors, finds the network among them and has tables of names.
-"""
+"""What foreign formats share: find the network, map names, change layouts, check shapes."""
 
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
@@ -29,9 +26,7 @@ class Found(NamedTuple):
 
 def find_prefix(names: Collection[str], markers: tuple[str, str], kind: str, where: str) -> str:
     """Returns the prefix of the only GoogLeNet in a file; `markers` are two names of each one.
-
-    Raises:
-        WeightsError: if there is no GoogLeNet or more than one.
+    Raises WeightsError if there is no GoogLeNet or more than one.
     """
     first, second = markers
     prefixes = [name.removesuffix(first) for name in names if name.endswith(first)]
@@ -62,11 +57,9 @@ def drop_heads(network: dict[str, Any], classes: Mapping[str, int], expected: in
 
 
 def name_variables(modules: Mapping[str, str], parts: Mapping[str, str]) -> dict[str, str]:
-    """Returns the foreign name for each variable: every module filled into every part.
-
-    Args:
-        modules: the foreign module for ours, "conv1" or "inception_3a/b1".
-        parts: the foreign name for ours, such as "{}.conv.weight" for "params/{}/conv/kernel".
+    """Returns the foreign name for each variable: every module filled into every part. `modules`
+    has the foreign module for ours ("conv1", "inception_3a/b1"), `parts` the foreign name for ours
+    ("{}.conv.weight" for "params/{}/conv/kernel").
     """
     return {
         our_part.format(ours): part.format(theirs)
@@ -83,19 +76,12 @@ def map_variables(
     *,
     channels_first: bool = True,
 ) -> tuple[Architecture, dict[str, np.ndarray]]:
-    """Returns the architecture and the flat variables of a network, in float32.
-
-    Args:
-        tensors: exactly those of the network.
-        names: the tensor for every variable; a head's convolution comes before its `fc`.
-        where: the file, for messages.
-        base: supplies what the shapes do not determine.
-        channels_first: kernels are OIHW, linear layers (outputs, inputs), and feature maps are
-            flattened in the order C, H, W, as Caffe and torch have them. False: HWIO and (inputs,
-            outputs), as here.
-
-    Raises:
-        WeightsError: naming the first tensor that is missing, unknown, or of another type or shape.
+    """Returns the architecture and the flat variables of a network, in float32. `tensors` are
+    exactly those of the network, `names` has the tensor for every variable, a head's convolution
+    before its `fc`, and `base` supplies what the shapes do not determine. With `channels_first`, as
+    in Caffe and torch, kernels are OIHW, linear layers (outputs, inputs), and feature maps are
+    flattened in the order C, H, W; otherwise HWIO and (inputs, outputs). Raises WeightsError naming
+    the first tensor that is missing, unknown, or of another type or shape.
     """
     known = set(names.values())
     unknown = [name for name in tensors if name not in known]

@@ -1,7 +1,4 @@
-"""GoogLeNet as an ONNX graph, node by node.
-
-Shapes are ONNX's: N batch, C channels, H height, W width.
-"""
+"""GoogLeNet as an ONNX graph, node by node. Shapes are ONNX's: N batch, C channels, H, W."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -116,14 +113,10 @@ def onnx_model(
     image_size: int,
     metadata: Mapping[str, str],
 ) -> ModelProto:
-    """Returns the network without its auxiliary heads, in float32, as a checked model.
-
-    It maps "input" (N, 3, image_size, image_size), normalised, with channels in the network's
-    order, to "logits" (N, classes). N is symbolic. `flat` holds the variables by name; `metadata`
-    is stored as text.
-
-    Raises:
-        WeightsError: naming a variable that is missing or has no place in the graph.
+    """Returns the network without its auxiliary heads, in float32, as a checked model. It maps
+    "input" (N, 3, image_size, image_size), normalised, with channels in the network's order, to
+    "logits" (N, classes). N is symbolic. `flat` holds the variables by name; `metadata` is stored
+    as text. Raises WeightsError naming a variable that is missing or has no place in the graph.
     """
     g = _Graph(arch, flat)
     size = image_size

@@ -46,15 +46,8 @@ def convert(
     class_names: Sequence[str] | None = None,
     transform_input: bool | None = None,
 ) -> TrainedModel:
-    """Write the model in `src` as the model folder `dst`, and return it.
-
-    Args:
-        src: as `read`.
-        dst: a new or empty folder, or a model folder, which is replaced.
-        class_names, transform_input: as `read`.
-
-    Raises:
-        WeightsError: as `read`, or if `dst` cannot be written.
+    """Write the model in `src` as the model folder `dst`, replacing one there, and return it.
+    Arguments and errors are those of `read` and `write_folder`.
     """
     folder = read(Path(src).expanduser(), class_names=class_names, transform_input=transform_input)
     write_folder(dst, folder)
@@ -67,22 +60,14 @@ def read(
     class_names: Sequence[str] | None = None,
     transform_input: bool | None = None,
 ) -> TrainedModel:
-    """Returns the model in `src`; its content determines the format. Nothing in it is executed.
-
-    What a foreign file lacks is assumed, printed on standard error, and noted in the model's
-    `source`.
-
-    Args:
-        src: one of `KNOWN`. TensorFlow's checkpoints of several files are named by their prefix,
-            .index or .data file.
-        class_names: one for each output. Default: those of `src`; for foreign weights, ImageNet's
-            for 1,000 outputs (1,001 of TF-slim's), otherwise "class 0", "class 1", ...
-        transform_input: for torchvision's weights only, see `torchvision.preprocessing`. Default:
-            true for the published file alone.
-
-    Raises:
-        WeightsError: if `src` is missing, corrupt, of another kind or not a GoogLeNet, or the
-            arguments do not fit it.
+    """Returns the model in `src`, one of `KNOWN`; its content determines the format, and nothing in
+    it is executed. TensorFlow's checkpoints of several files are named by their prefix, .index or
+    .data file. What a foreign file lacks is assumed, printed on standard error, and noted in the
+    model's `source`. `class_names` default to those of `src`; for foreign weights, to ImageNet's
+    for 1,000 outputs (1,001 of TF-slim's), otherwise to "class 0", "class 1", ... `transform_input`
+    is for torchvision's weights only and defaults to true for the published file alone. Raises
+    WeightsError if `src` is missing, corrupt, of another kind or not a GoogLeNet, or the arguments
+    do not fit it.
     """
     found = _read_directory(src) if src.is_dir() else _read_file(src, transform_input)
     foreign = isinstance(found, Found)

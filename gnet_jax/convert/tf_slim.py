@@ -1,7 +1,4 @@
-"""TF-slim's Inception v1: its checkpoints, its names for this project's variables, its settings.
-
-Kernels are HWIO, as here; the classifier is a 1x1 convolution.
-"""
+"""TF-slim's Inception v1. Kernels are HWIO, as here; the classifier is a 1x1 convolution."""
 
 import os
 import re
@@ -85,10 +82,8 @@ def is_checkpoint(file: Path) -> bool:
 
 
 def read_checkpoint(file: Path) -> dict[str, np.ndarray]:
-    """Returns everything in a checkpoint by name, read by TensorFlow.
-
-    Raises:
-        WeightsError: if TensorFlow is not installed, or the file is corrupt or not a checkpoint.
+    """Returns everything in a checkpoint by name, read by TensorFlow. Raises WeightsError if
+    TensorFlow is not installed, or the file is corrupt or not a checkpoint.
     """
     try:
         import tensorflow as tf  # pyright: ignore[reportMissingModuleSource]
@@ -104,11 +99,7 @@ def read_checkpoint(file: Path) -> dict[str, np.ndarray]:
 
 
 def load(src: Path) -> Found:
-    """Returns the network in a file for which `is_checkpoint` is true.
-
-    Raises:
-        WeightsError: as `read_checkpoint` and `from_slim`.
-    """
+    """Returns the network in a file for which `is_checkpoint` is true; raises WeightsError."""
     tensors = read_checkpoint(src)
     arch, flat = from_slim(tensors, str(src))
     notes = [assumed_preprocessing("TF-slim", PREPROCESSING)]
@@ -133,13 +124,9 @@ def _names() -> dict[str, str]:
 def from_slim(
     tensors: Mapping[str, np.ndarray], where: str
 ) -> tuple[Architecture, dict[str, np.ndarray]]:
-    """Returns the architecture and the flat variables of slim's Inception v1.
-
-    If a run kept moving averages of its variables, they are used, as in slim's evaluation. An
-    optimiser's variables are ignored.
-
-    Raises:
-        WeightsError: as `find_prefix` and `map_variables`.
+    """Returns the architecture and the flat variables of slim's Inception v1. Moving averages of
+    the variables are used if there are any, as in slim's evaluation; those of an optimiser are
+    ignored. Raises as `find_prefix` and `map_variables`.
     """
     prefix = find_prefix(tensors, _MARKERS, "TF-slim's Inception v1", where)
     tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}

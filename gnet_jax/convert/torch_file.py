@@ -1,8 +1,7 @@
 """Read torch's files of tensors without torch and without running their contents; write them.
 
-A .pth file is a pickle, and a pickle is a program. The reader knows a few names, which stand for
-tensors, dicts and the plain data that trainers save beside them. It refuses a file that asks for
-any other name before anything is called.
+A .pth file is a pickle, and a pickle is a program. The reader knows the names of tensors, dicts and
+the plain data beside them, and refuses a file that asks for any other before anything is called.
 """
 
 import functools
@@ -140,14 +139,10 @@ def is_torch_file(head: bytes) -> bool:
 
 
 def read_torch(path: Path) -> dict[str, np.ndarray]:
-    """Returns every tensor of the file by name, floats as float32. Executes nothing in the file.
-
-    The name of a tensor in nested dicts has the keys on the way before it, with a slash after each:
-    "state_dict/conv1.conv.weight", "optimizer/state/0/exp_avg".
-
-    Raises:
-        WeightsError: if the file asks for anything but tensors and plain data (naming it), is
-            corrupt or cut short, or contains no tensor.
+    """Returns every tensor of the file by name, floats as float32. Executes nothing in the file. A
+    slash follows each key of a nested dict: "state_dict/conv1.conv.weight". Raises WeightsError if
+    the file asks for anything but tensors and plain data (naming it), is corrupt or cut short, or
+    contains no tensor.
     """
     try:
         with path.open("rb") as file:
@@ -260,9 +255,8 @@ def write_torch(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
 
 
 def _pickled(tensors: Mapping[str, np.ndarray]) -> bytes:
-    """Returns the pickle of an OrderedDict of tensors.
-
-    It is written opcode by opcode, because pickle writes only names that it can import.
+    """Returns the pickle of an OrderedDict of tensors, written opcode by opcode, because pickle
+    writes only names that it can import.
     """
 
     def glob(module: str, name: str) -> bytes:

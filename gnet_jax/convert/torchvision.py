@@ -44,11 +44,10 @@ PUBLISHED_SHA256 = "1378be20"
 
 
 def preprocessing(transform_input: bool) -> Preprocessing:
-    """Returns torchvision's preprocessing.
-
-    `transform_input` is torchvision's option, set for the published weights because they come from
-    TensorFlow, whose inputs lie in -1 to 1. It maps an image that was normalised with ImageNet's
-    mean and std to (x / 255 - 0.5) / 0.5. Here mean and std include that map.
+    """Returns torchvision's preprocessing. `transform_input` is torchvision's option, set for the
+    published weights because they come from TensorFlow, whose inputs lie in -1 to 1. It maps an
+    image that was normalised with ImageNet's mean and std to (x / 255 - 0.5) / 0.5. Here mean and
+    std include that map.
     """
     mean = (0.5, 0.5, 0.5) if transform_input else (0.485, 0.456, 0.406)
     std = (0.5, 0.5, 0.5) if transform_input else (0.229, 0.224, 0.225)
@@ -65,13 +64,9 @@ def preprocessing(transform_input: bool) -> Preprocessing:
 def load(
     tensors: Mapping[str, np.ndarray], src: Path, sha256: str, transform_input: bool | None
 ) -> Found:
-    """Returns the network in a state dict.
-
-    `transform_input` is that of `preprocessing`; None means true for the published file alone.
-
-    Raises:
-        WeightsError: as `find_network` and `from_torchvision`, or if `transform_input` is false for
-            the published weights.
+    """Returns the network in a state dict. `transform_input` is that of `preprocessing`; None means
+    true for the published file alone, for which false is a WeightsError. Otherwise raises as
+    `find_network` and `from_torchvision`.
     """
     network, notes = find_network(tensors, str(src))
     arch, flat = from_torchvision(network, str(src))
@@ -100,17 +95,11 @@ def load(
 def find_network(
     tensors: Mapping[str, np.ndarray], where: str
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Returns the state dict of a GoogLeNet among the tensors of a file, under torchvision's names.
-
-    Any prefix of the names ("module.", "state_dict/model.") is dropped, a classifier of one linear
-    layer is renamed to fc, and auxiliary heads with another number of classes than fc are skipped.
-    `tensors` has the names of `read_torch`, with a slash between the keys of nested dicts.
-
-    Returns:
-        The tensors for `from_torchvision`, and a note on everything that was skipped or renamed.
-
-    Raises:
-        WeightsError: if there is no GoogLeNet, more than one, or one followed by other layers.
+    """Returns the state dict of a GoogLeNet among the tensors of a file, under torchvision's names,
+    and notes on all that was changed. Any prefix of the names ("module.", "state_dict/model.") is
+    dropped, a classifier of one linear layer is renamed to fc, and auxiliary heads with another
+    number of classes than fc are skipped. `tensors` has the names of `read_torch`. Raises
+    WeightsError if there is no GoogLeNet, more than one, or one followed by other layers.
     """
     tensors = {name.replace("_orig_mod.", ""): v for name, v in tensors.items()}  # torch.compile's
     prefix = find_prefix(tensors, _MARKERS, "a torchvision GoogLeNet", where)
@@ -139,10 +128,8 @@ def find_network(
 def _rename_classifiers(
     network: dict[str, np.ndarray], beside: dict[str, np.ndarray], where: str
 ) -> list[str]:
-    """Rename the only layer that reads the pooled features to fc; returns notes.
-
-    Other layers in the same module would make it another network. They go into `network`, so that
-    `from_torchvision` refuses them by name.
+    """Rename the only layer that reads the pooled features to fc; returns notes. Other layers in
+    its module go into `network`, so that `from_torchvision` refuses them by name.
     """
     for head in (f"{name}.fc2" for name in _HEADS.values()):
         layers = _linear_layers({n: v for n, v in network.items() if n.startswith(f"{head}.")})
@@ -222,10 +209,8 @@ def _names(heads: Collection[str]) -> dict[str, str]:
 def from_torchvision(
     tensors: Mapping[str, np.ndarray], where: str
 ) -> tuple[Architecture, dict[str, np.ndarray]]:
-    """Returns the architecture and the flat variables of a state dict, with or without aux heads.
-
-    Raises:
-        WeightsError: as `map_variables`.
+    """Returns the architecture and the flat variables of a state dict, with or without aux heads;
+    raises as `map_variables`.
     """
     used = {name: value for name, value in tensors.items() if not name.endswith(_STEPS)}
     heads = [ours for ours, theirs in _HEADS.items() if any(n.startswith(theirs) for n in used)]
@@ -233,10 +218,8 @@ def from_torchvision(
 
 
 def to_torchvision(arch: Architecture, flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns flat variables as a state dict of torchvision's.
-
-    Raises:
-        WeightsError: unless it is torchvision's variant, with both auxiliary heads or none.
+    """Returns flat variables as a state dict of torchvision's. Raises WeightsError unless it is
+    torchvision's variant, with both auxiliary heads or none.
     """
     own = VARIANTS["torchvision"]
     free = {"num_classes", "dropout", "aux_dropout"}

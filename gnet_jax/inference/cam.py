@@ -2,7 +2,6 @@
 
 With global average pooling, the logit of a class is the mean over the grid of the last feature map
 weighted by that class's column of the classifier. The weighted map is the evidence for the class.
-
 Shapes: S side of the network's input, C channels, K classes.
 """
 
@@ -49,13 +48,7 @@ class ActivationMapper:
     class's logit (arXiv 1610.02391). With global average pooling and a linear classifier the
     gradient is the class's column of the classifier, and the map is its class activation map.
     The heads are "main", then "aux 4a" and so on, as far as the model's variables have them.
-
-    Args:
-        trained: the model.
-        exact: raise if the logit of the main head is not the mean of its map plus a bias.
-
-    Raises:
-        UserError: if `exact`, and the head is not global average pooling.
+    `exact` raises UserError if the main head's logit is not the mean of its map plus a bias.
     """
 
     def __init__(self, trained: TrainedModel, *, exact: bool = False) -> None:
@@ -97,15 +90,9 @@ class ActivationMapper:
         self._run: Callable[..., Any] = run
 
     def __call__(self, picture: Image.Image, index: int | None = None) -> dict[str, ActivationMap]:
-        """Returns the map of one class in each head, with the head's own probability of it.
-
-        Args:
-            picture: any size.
-            index: of the class; None takes the main head's likeliest.
-
-        Raises:
-            UserError: if there is no class `index`, or the map is not exact.
-            ImageError: for a picture too narrow to resize.
+        """Returns the map of one class in each head, with the head's own probability of it. `index`
+        None takes the main head's likeliest class. Raises UserError if there is no class `index` or
+        the map is not exact, ImageError for a picture too narrow to resize.
         """
         trained = self._trained
         classes = trained.model.arch.num_classes
@@ -121,10 +108,8 @@ class ActivationMapper:
         return {head: self._map(square, results[head], index) for head in self.heads}
 
     def own(self, picture: Image.Image, head: str) -> tuple[np.ndarray, ActivationMap]:
-        """Returns the probabilities (K,) of one head, and its map of its likeliest class.
-
-        Raises:
-            ImageError: for a picture too narrow to resize.
+        """Returns the probabilities (K,) of one head, and its map of its likeliest class. Raises
+        ImageError for a picture too narrow to resize.
         """
         square = central_crop(picture, self._trained.preprocessing)
         result = self._run(self._trained.variables, square, -1)[head]
@@ -142,13 +127,8 @@ class ActivationMapper:
 def main_logits(
     model: GoogLeNet, variables: Mapping[str, Any], x_BHWC: jax.Array, features_BHWC: jax.Array
 ) -> jax.Array:
-    """Returns the logits (B, K) that the main head computes from the output of the last block.
-
-    Args:
-        model: the network.
-        variables: of the network.
-        x_BHWC: images, of which only the shape matters.
-        features_BHWC: takes the place of the last block's output.
+    """Returns the logits (B, K) that the main head computes if `features_BHWC` replace the output
+    of the last block. Only the shape of the images `x_BHWC` matters.
     """
     last = f"inception_{list(model.arch.widths)[-1]}"
 
@@ -163,10 +143,9 @@ def main_logits(
 
 
 def draw(found: ActivationMap) -> Image.Image:
-    """Returns the map over the photo, under a line with the class and its probability.
-
-    The photo shows through where there is little evidence. The colours span each map's own range,
-    so those of two maps do not compare.
+    """Returns the map over the photo, under a line with the class and its probability. The photo
+    shows through where there is little evidence. The colours span each map's own range, so those of
+    two maps do not compare.
     """
     side = found.square.shape[0]
     side *= -(-DRAWN_SIDE // side)

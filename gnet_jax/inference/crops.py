@@ -30,15 +30,12 @@ class Crop(NamedTuple):
 def crop_plan(width: int, height: int, crops: Crops, preprocessing: Preprocessing) -> list[Crop]:
     """Returns the crops of a photo of `width` x `height` pixels, each followed by its mirror image.
 
-    1: the central crop of `central_crop`.
-    10: the centre and four corners of the same resized photo, and the mirror images.
-    144: the paper's. 4 scales of the shorter side, whatever `preprocessing.resize` is; 3 squares
-        along the longer side; the centre, the four corners and the whole of each square; and the
-        mirror images. The three squares of a square photo coincide, and count three times.
-
-    Raises:
-        UserError: for another number of crops, or an image_size above resize_to.
-        ImageError: for a photo so narrow that the resized one would be too large.
+    1: the central crop of `central_crop`, not mirrored. 10: the centre and four corners of the same
+    resized photo. 144: the paper's. 4 scales of the shorter side, whatever `preprocessing.resize`
+    is; 3 squares along the longer side; the centre, the four corners and the whole of each square.
+    The three squares of a square photo coincide, and count three times.
+    Raises UserError for another number of crops or an image_size above resize_to, and ImageError
+    for a photo so narrow that the resized one would be too large.
     """
     size = preprocessing.image_size
     if crops not in get_args(Crops):
@@ -64,7 +61,6 @@ def crop_plan(width: int, height: int, crops: Crops, preprocessing: Preprocessin
 
 
 def _five(area: Box, size: int) -> list[Box]:
-    """Returns squares of side `size`: the centre of `area` and its four corners."""
     left, top, right, bottom = area
     centre = ((left + right - size) // 2, (top + bottom - size) // 2)
     corners = [(x, y) for y in (top, bottom - size) for x in (left, right - size)]

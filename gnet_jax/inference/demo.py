@@ -16,11 +16,7 @@ HOST = "127.0.0.1"  # this machine only
 
 
 def build(trained: TrainedModel, title: str) -> Any:
-    """Returns the page, a `gradio.Blocks`, for `serve`.
-
-    Raises:
-        UserError: if gradio is not installed.
-    """
+    """Returns the page, a `gradio.Blocks`, for `serve`. Raises UserError if gradio is missing."""
     try:
         gr: Any = import_module("gradio")
     except ImportError as error:
@@ -60,15 +56,9 @@ def build(trained: TrainedModel, title: str) -> Any:
 
 
 def serve(page: Any, port: int | None, *, block: bool = True) -> str:
-    """Serve the page on this machine only. Returns its address once it is up.
-
-    Args:
-        page: from `build`.
-        port: None takes the first free one from 7860 on.
-        block: return when the server ends, for example by Ctrl-C.
-
-    Raises:
-        UserError: if the port is taken.
+    """Serve the page on this machine only; return its address once it is up, or with `block` when
+    the server ends. Port None takes the first free one from 7860 on. Raises UserError if it is
+    taken.
     """
     try:
         _, address, _ = page.launch(

@@ -78,8 +78,6 @@ class Evaluation:
 
 
 class _Views(NamedTuple):
-    """The crops of one image for all models."""
-
     label: int  # of the first model
     crops: Mapping[Preprocessing, np.ndarray]  # (R, S, S, 3) uint8
 
@@ -94,22 +92,12 @@ def evaluate(
     progress: bool = True,
     bad_limit: float = 0.02,
 ) -> Evaluation:
-    """Score every image of `source` once, by probabilities averaged over crops and models.
-
-    Each model has its own preprocessing. Damaged images are skipped and named in the result.
-
-    Args:
-        models: one or more, with the same classes in any order.
-        source: the labelled images, whose classes `pair_classes` matches.
-        crops: of each image; see `crop_plan`.
-        batch_size: largest number of crops in a call of a network.
-        threads: that read, decode and crop.
-        progress: print the progress on standard error.
-        bad_limit: largest share of the images that may be damaged.
-
-    Raises:
-        EvaluationError: for models of different classes, or images of a class that they lack.
-        DataError: for a label out of range, or more damaged images than `bad_limit` allows.
+    """Score every image of `source` once, by probabilities averaged over `crops` (see `crop_plan`)
+    and models. The models have the same classes in any order, and each its own preprocessing;
+    `pair_classes` matches the classes of the data. A call of a network gets at most `batch_size`
+    crops. Damaged images are skipped and named in the result. Raises EvaluationError for models of
+    different classes, or images of a class that they lack; DataError for a label out of range, or a
+    larger share of damaged images than `bad_limit`.
     """
     if not 0 <= bad_limit < 1:
         raise EvaluationError(f"bad_limit is {bad_limit}; it must be in [0, 1)")
@@ -178,18 +166,11 @@ def _columns(models: Sequence[TrainedModel]) -> list[list[int]]:
 def pair_classes(
     names: Sequence[str], model: Sequence[str], empty: Container[str] = ()
 ) -> tuple[list[int], str | None]:
-    """Returns the model's class for each label of the data, and a note if names do not match.
-
-    If no name matches, classes are paired by position, provided that the data number the model's
-    classes from 0, or that the model has no names and as many classes.
-
-    Args:
-        names: the classes of the data.
-        model: the classes of the model.
-        empty: the classes of the data without images; if the model lacks one, it becomes -1.
-
-    Raises:
-        EvaluationError: naming the classes of the data that the model lacks.
+    """Returns the model's class for each label of the data, and a note if names do not match. If no
+    name matches, classes are paired by position, provided that the data number the model's classes
+    from 0, or that the model has no names and as many classes. A class in `empty`, without images,
+    becomes -1 if the model lacks it. Raises EvaluationError naming the other classes that the model
+    lacks.
     """
     found = find(names, model)
     unknown = _without(names, found)
@@ -269,7 +250,6 @@ def evaluate_grid(
     **options: Any,
 ) -> list[Evaluation]:
     """Evaluate the first model alone and then all models, each with every number of crops.
-
     `options` and errors are those of `evaluate`.
     """
     ensembles = [models[:1], models] if len(models) > 1 else [models]

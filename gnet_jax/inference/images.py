@@ -1,8 +1,4 @@
-"""Images that a user names: files, folders, URLs and standard input.
-
-Everything is lazy. An image that cannot be read is an item with its name and the reason, and the
-next ones follow.
-"""
+"""Images that a user names, read one by one: files, folders, URLs and standard input."""
 
 import functools
 import http.client
@@ -44,15 +40,10 @@ class Picture(NamedTuple):
 
 
 def pictures(arguments: Iterable[str], left_out: LeftOut | None = None) -> Iterator[Picture]:
-    """Yields the pictures that `arguments` name, in order, reading each when it is asked for.
-
-    "-" is standard input, and http:// and https:// are downloaded, unless a file or folder has
-    that name. A folder gives the image files in it and below it, as `walk` does; their content
-    determines the format.
-
-    Args:
-        arguments: paths, URLs or "-".
-        left_out: receives the other entries of the folders.
+    """Yields the pictures that `arguments` name, or why there is none, reading each when asked for.
+    "-" is standard input, and http:// and https:// are downloaded, unless a file or folder has that
+    name. A folder gives the image files in it and below it, as `walk` does; `left_out` receives its
+    other entries.
     """
     for name, read in _readers(arguments, {} if left_out is None else left_out):
         try:
@@ -62,13 +53,8 @@ def pictures(arguments: Iterable[str], left_out: LeftOut | None = None) -> Itera
 
 
 def open_picture(image: ImageLike) -> Image.Image:
-    """Returns one upright RGB picture.
-
-    Args:
-        image: the path or URL of a file, "-", a PIL image, or uint8 pixels (H, W, 3) or (H, W).
-
-    Raises:
-        UserError: naming what cannot be read.
+    """Returns one upright RGB picture of a path, a URL, "-", a PIL image, or uint8 pixels (H, W, 3)
+    or (H, W). Raises UserError naming what cannot be read.
     """
     if isinstance(image, np.ndarray):
         return decode(image)
@@ -168,11 +154,7 @@ def _download(url: str) -> bytes:
 
 
 def _quoted(url: str) -> str:
-    """Returns `url` in the ASCII form that browsers send.
-
-    Raises:
-        ValueError: for an invalid host name.
-    """
+    """Returns `url` in the ASCII form that browsers send. Raises ValueError for an invalid host."""
     parts = urllib.parse.urlsplit(url.strip())
     host = parts.netloc
     if not host.isascii():

@@ -19,10 +19,9 @@ BESIDE = "0123456789.%\N{HORIZONTAL ELLIPSIS}"  # drawn beside a name in the sam
 
 
 def lettered(text: str, size: float) -> tuple[str, ImageFont.FreeTypeFont]:
-    """Returns drawable text and a font of `size` pixels that has all its letters.
-
-    Control characters are escaped. So are letters that no font of the system has; a line on
-    standard error names them.
+    """Returns drawable text and a font of `size` pixels that has all its letters. Control
+    characters are escaped. So are letters that no font of the system has; a line on standard error
+    names them.
     """
     shown, file = _drawable(text)
     return shown, ImageFont.truetype(str(file), size)

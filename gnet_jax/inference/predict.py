@@ -1,6 +1,5 @@
-"""Load a trained model, predict the classes of pictures, and print them.
-
-Shapes: N pictures, S side of the network's input, C channels, K classes.
+"""Load a trained model, predict the classes of pictures, and print them. Shapes: N pictures, S side
+of the network's input, C channels, K classes.
 """
 
 import functools
@@ -75,11 +74,8 @@ class Prediction(NamedTuple):
 
 
 class Predictor:
-    """A trained model compiled for batches of one size on this process's devices.
-
-    Args:
-        trained: the model. Its auxiliary heads are not used.
-        batch_size: pictures in a call of the program, rounded up to a multiple of the devices.
+    """A trained model, without auxiliary heads, compiled for batches of one size on this process's
+    devices. The size is rounded up to a multiple of the devices.
     """
 
     def __init__(self, trained: TrainedModel, batch_size: int = 8) -> None:
@@ -94,9 +90,8 @@ class Predictor:
         self._program = _program(trained.model, trained.preprocessing)  # pyright: ignore[reportArgumentType]
 
     def logits(self, squares_NSSC: np.ndarray) -> np.ndarray:
-        """Returns the (N, K) float32 logits of uint8 RGB squares (N, S, S, 3).
-
-        The last batch is filled up with black squares, so that the program compiles once.
+        """Returns the (N, K) float32 logits of uint8 RGB squares (N, S, S, 3). The last batch is
+        filled up with black squares, so that the program compiles once.
         """
         batches = []
         for start in range(0, len(squares_NSSC), self.batch_size):
@@ -117,9 +112,8 @@ class Predictor:
 def _program(
     model: GoogLeNet, preprocessing: Preprocessing
 ) -> Callable[[Any, np.ndarray], jax.Array]:
-    """Returns `(variables, uint8 squares) -> logits`, jitted for this process's devices.
-
-    The variables are arguments, so the models of an ensemble share one program.
+    """Returns `(variables, uint8 squares) -> logits`, jitted for this process's devices. The
+    variables are arguments, so the models of an ensemble share one program.
     """
 
     def compute_logits(variables: Any, squares_NSSC: jax.Array) -> jax.Array:
@@ -181,9 +175,8 @@ def _crop(picture: Image.Image | UserError, p: Preprocessing) -> np.ndarray | Us
 
 
 def render(console: Console, name: str, top: Sequence[Guess]) -> None:
-    """Print the classes of one picture with a bar for each probability.
-
-    A label that is too long for the terminal is truncated; a pipe gets all of it.
+    """Print the classes of one picture with a bar for each probability. A label that is too long
+    for the terminal is truncated; a pipe gets all of it.
     """
     line = "#" if console.options.ascii_only else "━"
     width = min(24, console.width // 3)

@@ -46,12 +46,8 @@ for name, probability in model.predict("photo.jpg")[0]:
 
 
 def model_card(config: Mapping[str, Any], flat: Mapping[str, np.ndarray], name: str) -> str:
-    """Returns the text of the card.
-
-    Args:
-        config: the content of config.json.
-        flat: the variables by flat name.
-        name: the folder's name.
+    """Returns the text of the card for a config.json, the variables by flat name, and the folder's
+    name.
     """
     arch, p, source = config["architecture"], config["preprocessing"], config["source"]
     params = sum(math.prod(v.shape) for k, v in flat.items() if k.startswith("params/"))
@@ -89,10 +85,9 @@ def model_card(config: Mapping[str, Any], flat: Mapping[str, np.ndarray], name: 
 
 
 def normalisation(norm: str, flat: Mapping[str, np.ndarray]) -> str:
-    """Returns the kinds of normalisation in a network, in words.
-
-    Only the architecture's `norm` tells LRN and other norms without variables. A norm with
-    parameters is batch norm if it has running statistics; any other goes by its module's name.
+    """Returns the kinds of normalisation in a network, in words. Only the architecture's `norm`
+    tells LRN and other norms without variables. A norm with parameters is batch norm if it has
+    running statistics; any other goes by its module's name.
     """
     modules = roles_by_path(unflatten(flat)["params"])
     layers = [path for path, role in modules.items() if role == "kernel"]

@@ -16,15 +16,12 @@ _NUMBER_LAST = re.compile(r"(?P<name>.*\S)[\s:,;]+(?P<number>\d+)")  # /a/airfie
 
 
 def read_class_names(file: Path) -> tuple[str, ...]:
-    """Returns the class names in a text or JSON file, in the order of a network's outputs.
-
-    A text file has one name on each line; blank lines at the end are ignored. WordNet ids before
-    the names are removed if every line has one. Numbers before or after the names set the order if
-    they are 0, 1, 2, ... JSON, or a Python literal, is a list of names, a dict of names by index,
-    or a dict of indices by name. A pair of WordNet id and name can stand for a name.
-
-    Raises:
-        WeightsError: naming the file, and the first line or entry that is invalid.
+    """Returns the class names in a text or JSON file, in the order of a network's outputs. A text
+    file has one name on each line; blank lines at the end are ignored. WordNet ids before the names
+    are removed if every line has one. Numbers before or after the names set the order if they are
+    0, 1, 2, ... JSON, or a Python literal, is a list of names, a dict of names by index, or a dict
+    of indices by name. A pair of WordNet id and name can stand for a name. Raises WeightsError
+    naming the file and its first invalid line or entry.
     """
     try:
         data = file.expanduser().read_bytes()

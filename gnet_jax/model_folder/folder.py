@@ -69,9 +69,7 @@ class TrainedModel:
     def predict(
         self, images: "ImageLike | Sequence[ImageLike]", *, top: int = 5
     ) -> list[list[tuple[str, float]]]:
-        """Classify images.
-
-        The first call compiles the network.
+        """Classify images; the first call compiles the network.
 
         Args:
             images: one image or a list of them. Each is the path or URL of a file, a PIL image, or
@@ -105,13 +103,9 @@ class TrainedModel:
 
 
 def write_folder(path: str | Path, folder: TrainedModel) -> None:
-    """Write `folder` atomically: a kill leaves the old folder, the new one or none.
-
-    A folder that this function wrote is replaced if nothing was added to it.
-
-    Raises:
-        WeightsError: if `path` holds anything else or cannot be written, or if the variables or
-            class names do not fit the model.
+    """Write `folder` atomically: a kill leaves the old folder, the new one or none. Replaces a
+    folder that this function wrote if nothing was added to it. Raises WeightsError if `path` holds
+    anything else or cannot be written, or if the model does not pass `check_folder`.
     """
     from gnet_jax.model_folder.card import model_card
     from gnet_jax.model_folder.tensor_file import write_tensors
@@ -147,7 +141,6 @@ def write_folder(path: str | Path, folder: TrainedModel) -> None:
 
 
 def _refuse_to_overwrite(path: Path) -> None:
-    """Raise if `path` is anything but a model folder that `write_folder` wrote."""
     try:
         found = sorted(each.name for each in path.iterdir()) if path.exists() else []
     except NotADirectoryError:
@@ -174,9 +167,7 @@ def is_model_folder(path: Path) -> bool:
 
 def read_folder(path: str | Path) -> TrainedModel:
     """Returns the model folder at `path`, with the name, shape and bits of every tensor verified.
-
-    Raises:
-        WeightsError: if it is missing or corrupt, or its weights do not fit its architecture.
+    Raises WeightsError if it is missing or corrupt, or its weights do not fit its architecture.
     """
     from gnet_jax.model_folder.tensor_file import read_tensors
 
@@ -208,19 +199,15 @@ def _sha256(file: Path) -> str:
 
 
 def config_of(folder: TrainedModel) -> dict[str, Any]:
-    """Returns the content of config.json: all of `folder` except its variables.
-
-    Raises:
-        WeightsError: if the architecture does not describe the network.
+    """Returns the content of config.json, everything except the variables; raises as
+    `write_description`.
     """
     return write_description(folder.model, folder.preprocessing, folder.class_names, folder.source)
 
 
 def folder_of(config: Any, tensors: dict[str, Any], where: str | Path) -> TrainedModel:
-    """Returns the model that `config_of` described, with `tensors` as its variables.
-
-    Raises:
-        WeightsError: naming `where`, and the first thing in it that does not fit.
+    """Returns the model that `config_of` described, with `tensors` as its variables. Raises
+    WeightsError naming `where` and the first thing in it that does not fit.
     """
     try:
         model, preprocessing, names, source = read_description(config)
@@ -232,11 +219,7 @@ def folder_of(config: Any, tensors: dict[str, Any], where: str | Path) -> Traine
 
 
 def check_folder(folder: TrainedModel, where: str) -> None:
-    """Raise if the variables or class names do not belong to the model.
-
-    Raises:
-        WeightsError: naming `where`, and the first thing in it that does not fit.
-    """
+    """Raise a WeightsError naming `where` if the variables or class names do not fit the model."""
     classes = folder.model.arch.num_classes
     if classes < 2:
         raise WeightsError(f"{where} has {classes} output; a softmax needs at least 2")
@@ -261,16 +244,10 @@ class SchemaError(UserError):
 
 
 def from_json(kind: type[T], value: Any, where: str = "") -> T:
-    """Returns `value`, as `json.loads` gave it, as a `kind`; a missing field keeps its default.
-
-    Args:
-        kind: a dataclass or named tuple, or a type that their fields use: Literal, unions, tuples,
-            mappings by str, and the plain types.
-        value: objects, lists, strings and numbers.
-        where: the name of the field, for the message.
-
-    Raises:
-        SchemaError: for an unknown field or a value of another type.
+    """Returns `value`, as `json.loads` gave it, as a `kind`; missing fields keep their defaults.
+    `kind` is a dataclass, a named tuple, or a type that their fields use: Literal, unions, tuples,
+    mappings by str, plain types. Raises SchemaError, which names `where`, for an unknown field or
+    another type.
     """
     origin, args = get_origin(kind), get_args(kind)
     if dataclasses.is_dataclass(kind) or hasattr(kind, "_fields"):
@@ -334,11 +311,9 @@ def write_description(
     class_names: Sequence[str],
     source: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Returns what using a model requires besides its variables, as JSON with this version.
-
-    Raises:
-        WeightsError: for a network of another class, or with other operations, because its
-            architecture does not describe it.
+    """Returns what using a model requires besides its variables, as JSON with this version. Raises
+    WeightsError for a network that its architecture does not describe: another class, or other
+    operations.
     """
     if type(model) is not GoogLeNet or model.ops not in (FAST, REFERENCE):
         own = " with operations of its own" if type(model) is GoogLeNet else ""
@@ -378,9 +353,7 @@ def read_description(
     value: Any,
 ) -> tuple[GoogLeNet, Preprocessing, tuple[str, ...], dict[str, str]]:
     """Returns the arguments of the `write_description` that wrote `value`; more fields are allowed.
-
-    Raises:
-        UserError: naming the first field that is missing or cannot be used.
+    Raises UserError naming the first field that is missing or cannot be used.
     """
     if not isinstance(value, dict):
         raise SchemaError(f"it is {type(value).__name__}; it must be an object")

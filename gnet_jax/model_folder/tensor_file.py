@@ -27,12 +27,9 @@ def is_safetensors(path: Path) -> bool:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Returns the arrays of a safetensors file by name, floats as float32, and its metadata.
-
-    The safetensors package alone reads neither bfloat16 as NumPy arrays nor metadata with them.
-
-    Raises:
-        WeightsError: if the file is missing, corrupt or of another kind.
+    """Returns the arrays of a safetensors file by name, floats as float32, and its metadata. The
+    safetensors package alone reads neither bfloat16 as NumPy arrays nor metadata with them. Raises
+    WeightsError if the file is missing, corrupt or of another kind.
     """
     try:
         data = path.read_bytes()

@@ -29,26 +29,16 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def expected_shapes(model: GoogLeNet, image_size: int) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of every variable of `model` by its flat name.
-
-    Raises:
-        ValueError: if the image is too small for the network.
+    """Returns the shape of every variable of `model` by its flat name. Raises ValueError if the
+    image is too small for the network.
     """
     shapes: Any = traverse_util.flatten_dict(abstract_variables(model, image_size), sep="/")
     return {name: value.shape for name, value in shapes.items()}
 
 
 def check(model: GoogLeNet, flat: Mapping[str, Any], image_size: int, where: str) -> None:
-    """Raise if `flat` does not hold exactly the variables of `model`.
-
-    Args:
-        model: the network.
-        flat: variables by flat name.
-        image_size: side of the images, on which fully connected layers depend.
-        where: the file, for the message.
-
-    Raises:
-        WeightsError: naming the first variable that differs or is not finite.
+    """Raise a WeightsError naming `where` and the variable if `flat` has other variables than
+    `model`, or values that are not finite. Fully connected layers depend on `image_size`.
     """
     expected = expected_shapes(model, image_size)
     for name in sorted(expected.keys() | flat.keys()):
@@ -64,8 +54,7 @@ def check(model: GoogLeNet, flat: Mapping[str, Any], image_size: int, where: str
 
 def with_shapes_of(flat: Mapping[str, np.ndarray], base: Architecture) -> Architecture:
     """Returns `base` with the widths, heads, classes and 5x5 kernel of the variables' shapes.
-
-    `flat` must hold a kernel for every convolution of the network without auxiliary heads.
+    `flat` must hold a kernel for every convolution outside auxiliary heads.
     """
 
     def width(module: str) -> int:
@@ -88,13 +77,8 @@ def with_shapes_of(flat: Mapping[str, np.ndarray], base: Architecture) -> Archit
 
 
 def rows_to_channels_last(matrix_IO: np.ndarray, channels: int) -> np.ndarray:
-    """Returns the rows of a linear layer in H,W,C order, given those in C,H,W order.
-
-    Caffe and torch flatten a feature map channels first, Flax channels last.
-
-    Args:
-        matrix_IO: rows for a square map of `channels` channels.
-        channels: of the map.
+    """Returns the rows of a linear layer over a square map in H,W,C order (Flax), given those in
+    C,H,W order (Caffe, torch).
     """
     side = round((matrix_IO.shape[0] / channels) ** 0.5)
     maps = matrix_IO.reshape(channels, side, side, -1)

@@ -1,7 +1,4 @@
-"""A contact sheet: the images of a batch as the network sees them.
-
-Shapes: N images, S side.
-"""
+"""A contact sheet: the images of a batch as the network sees them. Shapes: N images, S side."""
 
 import dataclasses
 import itertools
@@ -39,9 +36,8 @@ class Seen:
 
 
 def training_images(config: Config, source: Source, step: int, count: int) -> Seen:
-    """Returns the first images (at most `count`) of the batch after `step` steps of a run.
-
-    They are read, cropped and augmented by the run's code with the run's random numbers.
+    """Returns the first images (at most `count`) of the batch after `step` steps of a run. They are
+    read, cropped and augmented by the run's code with the run's random numbers.
     """
     # Read what one of several hosts reads: the most hosts whose even shares hold `count` images.
     sizes = {hosts: config.batch_size / hosts for hosts in range(1, config.batch_size // count + 1)}
@@ -62,7 +58,6 @@ def training_images(config: Config, source: Source, step: int, count: int) -> Se
 
 
 def _caption(target_K: np.ndarray, class_names: tuple[str, ...]) -> list[str]:
-    """Returns the class names of a training target, the largest share first."""
     order = np.argsort(-target_K, kind="stable")
     labels = order[: np.count_nonzero(target_K)]
     if len(labels) == 1:
@@ -71,10 +66,8 @@ def _caption(target_K: np.ndarray, class_names: tuple[str, ...]) -> list[str]:
 
 
 def evaluation_images(config: Config, source: Source, step: int, count: int) -> Seen:
-    """Returns the first images (at most `count`) of batch `step` of an evaluation.
-
-    Raises:
-        DataError: if the evaluation has no such batch.
+    """Returns the first images (at most `count`) of batch `step` of an evaluation. Raises DataError
+    if the evaluation has no such batch.
     """
     size, p = config.eval_batch_size or config.batch_size, config.data.preprocessing
     steps = -(-len(source) // size)
@@ -187,11 +180,8 @@ def draw_sheet(
     rows: int,
     columns: int,
 ) -> int:
-    """Draw up to `rows` rows of `columns` images of a step; returns the number of images.
-
-    Raises:
-        DataError: for unusable data.
-        UserError: if `out` cannot be written.
+    """Draw up to `rows` rows of `columns` images of a step; returns the number of images. Raises
+    DataError for unusable data, UserError if `out` cannot be written.
     """
     d = config.data
     if split == "train":

@@ -34,13 +34,9 @@ def order_blocks(line: Line) -> list[str]:
 
 
 def draw_diagnostics(workdirs: Sequence[Path], out: Path) -> None:
-    """Draw a row of four panels for each run.
-
-    The panels show the gradient by block, of the whole loss and of each head, and over the steps
-    gradients, dead channels and updates.
-
-    Raises:
-        UserError: if a run was not diagnosed, or `out` cannot be written.
+    """Draw a row for each run: the gradient by block, of the whole loss and of each head, and over
+    the steps gradients, dead channels and updates. Raises UserError if a run was not diagnosed, or
+    `out` cannot be written.
     """
     runs = {workdir: read_diagnostics(workdir) for workdir in workdirs}
     for workdir, lines in runs.items():
@@ -83,11 +79,9 @@ def _draw_heads(axes: Axes, lines: Sequence[Line]) -> None:
 
 
 def gradient_figure(runs: Mapping[str, Sequence[Path]], size: tuple[float, float]) -> Figure:
-    """Returns a figure of the gradient norm by block, with and without the auxiliary heads' part.
-
-    Args:
-        runs: workdirs of the seeds of each config; those that were not diagnosed are skipped.
-        size: in inches.
+    """Returns a figure, `size` in inches, of the gradient norm by block, with and without the
+    auxiliary heads' part. `runs` are the workdirs of each config's seeds; those that were not
+    diagnosed are skipped.
     """
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()

@@ -1,6 +1,5 @@
-"""Pictures of what is inside a network: filters, activations, and where each head looks.
-
-Shapes: H height, W width, C channels, F filters.
+"""Pictures of what is inside a network: filters, activations, and where each head looks. Shapes: H
+height, W width, C channels, F filters.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,22 +32,11 @@ def draw_inside(
     names: Sequence[str] = (),
     index: int | None = None,
 ) -> list[Path]:
-    """Draw first-layer filters, activations of endpoints and the maps of every head.
-
-    Args:
-        trained: the model.
-        picture: to look at.
-        folder: to write filters.png, heads.png and a picture of each endpoint into.
-        names: Caffe's names of endpoints. Default: those of `DEFAULT` that the network has.
-        index: of the class that is mapped. Default: the likeliest.
-
-    Returns:
-        The files.
-
-    Raises:
-        UserError: for an unknown endpoint or class, a folder that cannot be written, or a first
-            layer whose filters are not colours.
-        ImageError: for a picture too narrow to resize.
+    """Draw first-layer filters, activations of endpoints and the maps of every head into `folder`;
+    returns the files. `names` are Caffe's names of endpoints, by default those of `DEFAULT` that
+    the network has. `index` is the class that is mapped, by default the likeliest. Raises UserError
+    for an unknown endpoint or class, a folder that cannot be written, or a first layer whose
+    filters are not colours; ImageError for a picture too narrow to resize.
     """
 
     @jax.jit
@@ -81,10 +69,8 @@ def draw_inside(
 
 
 def first_kernel(trained: TrainedModel) -> np.ndarray:
-    """Returns the kernel (H, W, 3, F) of the convolution that sees the image.
-
-    Raises:
-        UserError: naming the network's first layer if it is not such a convolution.
+    """Returns the kernel (H, W, 3, F) of the convolution that sees the image. Raises UserError
+    naming the network's first layer if it is not such a convolution.
     """
     first = network_ledger(trained.model, trained.preprocessing.image_size).layers[0]
     params = flatten({"params": trained.variables["params"]})
@@ -98,11 +84,8 @@ def first_kernel(trained: TrainedModel) -> np.ndarray:
 
 
 def filters_figure(kernel_HWCF: np.ndarray, channels: str) -> Figure:
-    """Returns the filters of the first layer as colours; grey is a weight of zero.
-
-    Args:
-        kernel_HWCF: (H, W, 3, F).
-        channels: their order, RGB or BGR.
+    """Returns the filters (H, W, 3, F) of the first layer as colours; grey is a weight of zero.
+    `channels` is their order, RGB or BGR.
     """
     kernel_HWCF = kernel_HWCF[:, :, choose("channels", channels, CHANNEL_STEPS)]
     tiles = [

@@ -1,6 +1,5 @@
-"""Run a bad batch again: find the image and the layer in which the bad numbers begin.
-
-Shapes: B batch, H height, W width, C channels.
+"""Run a bad batch again: find the image and the layer in which the bad numbers begin. Shapes: B
+batch, H height, W width, C channels.
 """
 
 import dataclasses
@@ -73,10 +72,8 @@ class Findings:
 
 
 def read_replay(file: Path) -> Replay:
-    """Returns the contents of a replay file. Nothing in it is executed.
-
-    Raises:
-        UserError: if the file is missing, corrupt or not a replay file.
+    """Returns the contents of a replay file. Nothing in it is executed. Raises UserError if the
+    file is missing, corrupt or not a replay file.
     """
     try:
         # For any other file NumPy suggests to unpickle it.
@@ -112,11 +109,10 @@ def read_replay(file: Path) -> Replay:
 
 
 def examine(replay: Replay) -> Findings:
-    """Run the batch again: the step itself, then each layer, then each example alone.
-
-    The step is the run's own, with its keys, on one device. A single example goes through the
-    network in training mode, with the step's augmentation and mixing; batch norm then sees that
-    example only, and dropout draws another mask.
+    """Run the batch again: the step itself, then each layer, then each example alone. The step is
+    the run's own, with its keys, on one device. A single example goes through the network in
+    training mode, with the step's augmentation and mixing; batch norm then sees that example only,
+    and dropout draws another mask.
     """
     state = replay.state
     augment_key, dropout_key = step_keys(jnp.asarray(state.rng), jnp.asarray(state.step))
@@ -167,7 +163,6 @@ def _repeat_step(replay: Replay) -> dict[str, float]:
 
 
 def _loss(replay: Replay, params: Any, *inputs: Any) -> tuple[jax.Array, Any]:
-    """Returns the run's loss, the collections with every layer's output, and the metrics."""
     return compute_loss(
         stop_frozen_gradients(params, replay.optimizer.frozen),
         *inputs,
@@ -178,7 +173,6 @@ def _loss(replay: Replay, params: Any, *inputs: Any) -> tuple[jax.Array, Any]:
 
 
 def _outputs(updated: Any, images_BHWC: jax.Array) -> dict[str, jax.Array]:
-    """Returns the input and every layer's output by name."""
     found = layer_outputs(updated["intermediates"])
     return {"input": images_BHWC} | {n.removesuffix("/output"): v for n, v in found.items()}
 
@@ -201,9 +195,8 @@ def _check_batch(replay: Replay, inputs: _Inputs) -> tuple[list[str], np.ndarray
 def _check_examples(
     replay: Replay, layers: list[str], inputs: _Inputs
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns whether outputs and gradients of each example alone are finite, and its loss.
-
-    Shapes: (B, layers), (B, parameters) and (B,).
+    """Returns whether outputs (B, layers) and gradients (B, parameters) of each example alone are
+    finite, and its loss (B,).
     """
     images_BHWC, targets_BK, dropout_key = inputs
 
@@ -228,9 +221,8 @@ def _check_examples(
 
 
 def _place(name: str, order: Mapping[str, int]) -> int:
-    """Returns the position of a module: of the nearest module around it whose output is recorded.
-
-    Linear layers, whose outputs are not recorded, come last.
+    """Returns the position of the nearest module around `name` whose output is recorded. Linear
+    layers, whose outputs are not recorded, come last.
     """
     parts = name.split("/")
     around = ("/".join(parts[:length]) for length in range(len(parts), 0, -1))
