@@ -3,6 +3,8 @@
 A recipe (`configs/*.py`) returns a `Config`; `train.py --field.path value` overrides any field.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from gnet_jax.config.fields import (
     AugmentConfig,
     Config,
@@ -20,8 +22,10 @@ from gnet_jax.config.fields import (
     json_text,
     suggestion,
 )
-from gnet_jax.config.recipes import RECIPES, Sweep, load_recipe, load_sweep
 from gnet_jax.errors import UserError, choose
+
+if TYPE_CHECKING:
+    from gnet_jax.config.recipes import RECIPES, Sweep, load_recipe, load_sweep
 
 __all__ = [
     "RECIPES",
@@ -46,3 +50,11 @@ __all__ = [
     "load_sweep",
     "suggestion",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("RECIPES", "Sweep", "load_recipe", "load_sweep"):
+        from gnet_jax.config import recipes  # here, because a trained model needs none
+
+        return getattr(recipes, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

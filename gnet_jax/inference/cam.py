@@ -27,10 +27,6 @@ from gnet_jax.model_folder import TrainedModel
 MAIN = "main"
 COLOURS = "inferno"  # perceptually even, unlike jet, which draws borders where there are none
 DRAWN_SIDE = 448  # pixels, at least
-_NO_EXACT_MAP = (
-    "a class activation map needs a classifier after global average pooling of the last block; the "
-    "model's head is {head}"
-)
 
 
 class ActivationMap(NamedTuple):
@@ -54,8 +50,11 @@ class ActivationMapper:
     def __init__(self, trained: TrainedModel, *, exact: bool = False) -> None:
         model, variables = trained.model, trained.variables
         if exact and model.arch.head != "average_pool":
-            raise UserError(_NO_EXACT_MAP.format(head=model.arch.head))
-        self._trained, self._exact = trained, exact
+            raise UserError(
+                "a class activation map needs a classifier after global average pooling; the "
+                f"model's head is {model.arch.head}"
+            )
+        self._trained = trained
         self.heads = {MAIN: list(model.arch.widths)[-1]}  # the block before each head
         for block in model.arch.aux_after:
             if f"aux_{block}" in variables["params"]:  # published weights may have none
@@ -63,10 +62,7 @@ class ActivationMapper:
 
         @jax.jit
         def run(variables: Any, square_SSC: jax.Array, index: jax.Array) -> Any:
-            """Returns logits and evidence of every head, for its likeliest class if `index` < 0.
-
-            The third result is True if the gradient is the same at all places of the grid.
-            """
+            """Returns logits and evidence of every head, for its likeliest class if `index` < 0."""
             x_BHWC = preprocess(square_SSC[None], preprocessing=trained.preprocessing)
             found = endpoints(model, variables, x_BHWC)
             results = {}
@@ -81,18 +77,15 @@ class ActivationMapper:
                 chosen = jnp.where(index < 0, jnp.argmax(logits_BK[0]), index)
                 one_hot = jax.nn.one_hot(chosen, logits_BK.shape[-1], dtype=logits_BK.dtype)
                 gradient_HWC = pull_back(one_hot[None])[0][0]
-                spread = jnp.ptp(gradient_HWC, axis=(0, 1)).max()
-                uniform = spread <= 1e-3 * jnp.abs(gradient_HWC).max()
-                weights_C = gradient_HWC.sum(axis=(0, 1))
-                results[head] = logits_BK[0], features_BHWC[0] @ weights_C, uniform
+                results[head] = logits_BK[0], features_BHWC[0] @ gradient_HWC.sum(axis=(0, 1))
             return results
 
         self._run: Callable[..., Any] = run
 
     def __call__(self, picture: Image.Image, index: int | None = None) -> dict[str, ActivationMap]:
         """Returns the map of one class in each head, with the head's own probability of it. `index`
-        None takes the main head's likeliest class. Raises UserError if there is no class `index` or
-        the map is not exact, ImageError for a picture too narrow to resize.
+        None takes the main head's likeliest class. Raises UserError if there is no class `index`,
+        ImageError for a picture too narrow to resize.
         """
         trained = self._trained
         classes = trained.model.arch.num_classes
@@ -102,8 +95,6 @@ class ActivationMapper:
         if index is None:
             index = int(np.argmax(self._run(trained.variables, square, -1)[MAIN][0]))
         results = self._run(trained.variables, square, index)
-        if self._exact and not results[MAIN][2]:
-            raise UserError(_NO_EXACT_MAP.format(head="of another class"))
         # In the order of the heads; JAX returns a dict in alphabetical order.
         return {head: self._map(square, results[head], index) for head in self.heads}
 
@@ -117,7 +108,7 @@ class ActivationMapper:
         return softmax(logits_K), self._map(square, result, int(np.argmax(logits_K)))
 
     def _map(self, square: np.ndarray, result: Any, index: int) -> ActivationMap:
-        logits_K, evidence, _ = result
+        logits_K, evidence = result
         probability = float(softmax(np.asarray(logits_K))[index])
         label = self._trained.class_names[index]
         guess = Guess(index=index, label=label, probability=probability)

@@ -61,18 +61,11 @@ def serve(page: Any, port: int | None, *, block: bool = True) -> str:
     taken.
     """
     try:
-        _, address, _ = page.launch(
-            server_name=HOST,
-            server_port=port,
-            share=False,
-            max_file_size=MAX_DOWNLOAD,
-            prevent_thread_lock=True,
-            quiet=True,
-        )
+        options = {"share": False, "max_file_size": MAX_DOWNLOAD, "quiet": True}
+        where = {"server_name": HOST, "server_port": port}
+        _, address, _ = page.launch(**where, **options, prevent_thread_lock=True)
     except OSError as error:
-        raise UserError(
-            f"cannot serve on {HOST}, port {port}: {error}; try another --port"
-        ) from error
+        raise UserError(f"cannot serve on port {port}: {error}; try another --port") from error
     if block:
         print(f"open {address} in a browser; Ctrl-C stops the server", flush=True)
         page.block_thread()

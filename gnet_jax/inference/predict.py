@@ -22,15 +22,8 @@ from gnet_jax.data.decode import ImageError, central_crop
 from gnet_jax.inference.images import Picture
 from gnet_jax.model.googlenet import GoogLeNet, strip_aux
 from gnet_jax.model_folder.folder import TrainedModel, is_model_folder, read_folder
+from gnet_jax.training import sharding
 from gnet_jax.training.checkpoints.restore import is_workdir, read_workdir
-from gnet_jax.training.sharding import (
-    data_mesh,
-    platform_of,
-    put_state,
-    replicated,
-    split,
-    xla_options,
-)
 
 
 def load(path: str | Path) -> TrainedModel:
@@ -81,12 +74,11 @@ class Predictor:
     def __init__(self, trained: TrainedModel, batch_size: int = 8) -> None:
         if batch_size < 1:
             raise UserError(f"the batch size is {batch_size}; it must be at least 1")
-        mesh = data_mesh(jax.local_devices())
+        mesh = sharding.data_mesh(jax.local_devices())
         self.trained = trained
         self.batch_size = -(-batch_size // mesh.size) * mesh.size
-        self.variables = put_state(
-            {name: strip_aux(tree) for name, tree in trained.variables.items()}, mesh
-        )
+        variables = {name: strip_aux(tree) for name, tree in trained.variables.items()}
+        self.variables = sharding.put_state(variables, mesh)
         self._program = _program(trained.model, trained.preprocessing)  # pyright: ignore[reportArgumentType]
 
     def logits(self, squares_NSSC: np.ndarray) -> np.ndarray:
@@ -103,7 +95,6 @@ class Predictor:
         return np.concatenate([empty, *map(np.asarray, batches)])[: len(squares_NSSC)]
 
     def warm_up(self) -> None:
-        """Compile now instead of at the first call."""
         side = self.trained.preprocessing.image_size
         self.logits(np.zeros((1, side, side, 3), np.uint8))
 
@@ -120,12 +111,12 @@ def _program(
         outputs: Any = model.apply(variables, preprocess(squares_NSSC, preprocessing=preprocessing))
         return outputs.logits
 
-    mesh = data_mesh(jax.local_devices())
+    mesh = sharding.data_mesh(jax.local_devices())
     return jax.jit(
         compute_logits,
-        in_shardings=(replicated(mesh), split(mesh)),
-        out_shardings=split(mesh),
-        compiler_options=xla_options(platform_of(mesh)),
+        in_shardings=(sharding.replicated(mesh), sharding.split(mesh)),
+        out_shardings=sharding.split(mesh),
+        compiler_options=sharding.xla_options(sharding.platform_of(mesh)),
     )
 
 

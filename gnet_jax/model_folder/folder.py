@@ -12,28 +12,20 @@ import hashlib
 import json
 import tempfile
 import types
+import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    Literal,
-    NamedTuple,
-    TypeVar,
-    Union,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
 
 import gnet_jax
 from gnet_jax.config import Preprocessing, UserError, check_preprocessing, json_text
 from gnet_jax.model import custom
 from gnet_jax.model.architecture import Architecture
-from gnet_jax.model.googlenet import GoogLeNet
-from gnet_jax.model_folder.variables import WeightsError, check, flatten, unflatten
+from gnet_jax.model.googlenet import GoogLeNet, abstract_variables
 from gnet_jax.ops.fast import FAST
 from gnet_jax.ops.reference import REFERENCE
 
@@ -46,6 +38,10 @@ T = TypeVar("T")
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 CARD_FILE = "README.md"
+
+
+class WeightsError(UserError):
+    """A file of weights is missing, corrupt or does not fit."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,8 +139,6 @@ def write_folder(path: str | Path, folder: TrainedModel) -> None:
 def _refuse_to_overwrite(path: Path) -> None:
     try:
         found = sorted(each.name for each in path.iterdir()) if path.exists() else []
-    except NotADirectoryError:
-        raise WeightsError(f"{path} is a file; name a folder for the model") from None
     except OSError as error:
         raise WeightsError(f"cannot list {path}: {error.strerror}") from error
     lost = [name for name in found if name not in (WEIGHTS_FILE, CONFIG_FILE, CARD_FILE)]
@@ -154,10 +148,7 @@ def _refuse_to_overwrite(path: Path) -> None:
     except (OSError, ValueError, TypeError):
         lost += found
     if lost:
-        raise WeightsError(
-            f"{path} is not a model folder of gnet_jax, and {lost[0]} in it would be lost; name "
-            "another folder"
-        )
+        raise WeightsError(f"{path} is not a model folder: {lost[0]} in it would be lost")
 
 
 def is_model_folder(path: Path) -> bool:
@@ -173,10 +164,7 @@ def read_folder(path: str | Path) -> TrainedModel:
 
     path = Path(path).expanduser()
     if not is_model_folder(path):
-        what = "is not a model folder" if path.exists() else "does not exist"
-        raise WeightsError(
-            f"{path} {what}; `gnet convert` makes one, with {WEIGHTS_FILE} and {CONFIG_FILE}"
-        )
+        raise WeightsError(f"{path} is not a folder with {WEIGHTS_FILE} and {CONFIG_FILE}")
     weights, file = path / WEIGHTS_FILE, path / CONFIG_FILE
     tensors, _ = read_tensors(weights)
     try:
@@ -186,10 +174,7 @@ def read_folder(path: str | Path) -> TrainedModel:
     folder = folder_of(config, tensors, path)
     sha256 = _sha256(weights)
     if config.get("weights_sha256", sha256) != sha256:
-        raise WeightsError(
-            f"{weights} is corrupt, or belongs to another {CONFIG_FILE}: its sha256 is {sha256}; "
-            "copy the folder again"
-        )
+        raise WeightsError(f"{weights} is corrupt: its sha256 is not that of {CONFIG_FILE}")
     return folder
 
 
@@ -224,16 +209,49 @@ def check_folder(folder: TrainedModel, where: str) -> None:
     if classes < 2:
         raise WeightsError(f"{where} has {classes} output; a softmax needs at least 2")
     if len(folder.class_names) != classes:
-        raise WeightsError(
-            f"{where} names {len(folder.class_names)} classes, but the network has {classes} "
-            "outputs"
-        )
+        raise WeightsError(f"{where} has {len(folder.class_names)} names for {classes} classes")
     try:
         check(folder.model, flatten(folder.variables), folder.preprocessing.image_size, where)
     except WeightsError:
         raise
     except (ValueError, TypeError, LookupError, ArithmeticError) as error:
         raise WeightsError(f"{where} describes a network that cannot be built: {error}") from error
+
+
+# The variables by flat name.
+
+
+def flatten(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Returns every variable in float32 by its path: "params/inception_3a/b1/conv/kernel"."""
+    leaves = traverse_util.flatten_dict(dict(variables), sep="/").items()
+    return {name: np.asarray(value, np.float32) for name, value in leaves}
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns `{"params": ..., "batch_stats": ...}`; the latter is empty without batch norm."""
+    return {"params": {}, "batch_stats": {}} | traverse_util.unflatten_dict(dict(flat), sep="/")
+
+
+def expected_shapes(model: GoogLeNet, image_size: int) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of every variable of `model` by its flat name. Raises ValueError if the
+    image is too small for the network.
+    """
+    shapes: Any = traverse_util.flatten_dict(abstract_variables(model, image_size), sep="/")
+    return {name: value.shape for name, value in shapes.items()}
+
+
+def check(model: GoogLeNet, flat: Mapping[str, Any], image_size: int, where: str) -> None:
+    """Raise a WeightsError naming `where` and the variable if `flat` has other variables than
+    `model`, or values that are not finite. Fully connected layers depend on `image_size`.
+    """
+    expected = expected_shapes(model, image_size)
+    for name in sorted(expected.keys() | flat.keys()):
+        found = tuple(flat[name].shape) if name in flat else "absent"
+        wanted = expected.get(name, "absent")
+        if found != wanted:
+            raise WeightsError(f"{where} does not fit: {name} is {found} instead of {wanted}")
+        if not np.isfinite(flat[name]).all():
+            raise WeightsError(f"{where} has values in {name} that are not finite")
 
 
 # The description: a model without its variables, as JSON.
@@ -249,12 +267,12 @@ def from_json(kind: type[T], value: Any, where: str = "") -> T:
     mappings by str, plain types. Raises SchemaError, which names `where`, for an unknown field or
     another type.
     """
-    origin, args = get_origin(kind), get_args(kind)
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind) or hasattr(kind, "_fields"):
         return _object(kind, value, where)
     if origin is Literal and value in args:
         return value
-    if origin in (Union, types.UnionType):
+    if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
             return None  # type: ignore[return-value]
         return from_json(next(arg for arg in args if arg is not type(None)), value, where)
@@ -274,16 +292,14 @@ def from_json(kind: type[T], value: Any, where: str = "") -> T:
 
 
 def _object(kind: Any, value: Any, where: str) -> Any:
-    hints = get_type_hints(kind)
+    hints = typing.get_type_hints(kind)
     if not isinstance(value, dict):
         raise SchemaError(f"{where or 'the file'} is {value!r}; it must be an object")
     prefix = f"{where}." if where else ""
-    unknown = sorted(value.keys() - hints.keys())
-    if unknown:
+    if unknown := sorted(value.keys() - hints.keys()):
         raise SchemaError(f"{prefix}{unknown[0]} is not a field of {kind.__name__}")
-    fields = {name: from_json(hints[name], v, f"{prefix}{name}") for name, v in value.items()}
     try:
-        return kind(**fields)
+        return kind(**{n: from_json(hints[n], v, f"{prefix}{n}") for n, v in value.items()})
     except TypeError as error:  # a named tuple without one of its fields
         raise SchemaError(f"{where}: {error}") from error
 
@@ -316,17 +332,11 @@ def write_description(
     operations.
     """
     if type(model) is not GoogLeNet or model.ops not in (FAST, REFERENCE):
-        own = " with operations of its own" if type(model) is GoogLeNet else ""
-        raise WeightsError(
-            f"the network is a {type(model).__name__}{own} and cannot be stored: a stored model "
-            "holds what the architecture of a GoogLeNet describes"
-        )
+        raise WeightsError(f"a {type(model).__name__} with its own code or ops cannot be stored")
     for part in model.arch.own_parts:
         if not custom.is_portable(part):
-            raise WeightsError(
-                f"the network uses {part.removeprefix('<process>:')}, which no other process can "
-                "load; define it at the top level of a file"
-            )
+            own_part = part.removeprefix("<process>:")
+            raise WeightsError(f"no other process can load {own_part}; define it in a file")
     return {
         "gnet_jax": gnet_jax.__version__,
         "architecture": to_json(model.arch),
@@ -365,15 +375,9 @@ def read_description(
     for part in arch.own_parts:  # a missing file is an error before any work
         custom.load(part)
     if found.num_classes != arch.num_classes:
-        raise SchemaError(
-            f"num_classes is {found.num_classes}, but architecture.num_classes is "
-            f"{arch.num_classes}; they must be the same"
-        )
-    for index in map(str, range(len(labels))):
-        if index not in labels:
-            raise SchemaError(
-                f"id2label.{index} is missing; its {len(labels)} keys must be 0, 1, ..."
-            )
+        raise SchemaError(f"num_classes is {found.num_classes}; architecture: {arch.num_classes}")
+    if missing := [i for i in range(len(labels)) if str(i) not in labels]:
+        raise SchemaError(f"id2label.{missing[0]} is missing; the keys must be 0, 1, ...")
     check_preprocessing(found.preprocessing, "preprocessing")
     names = tuple(labels[str(i)] for i in range(len(labels)))
     model = GoogLeNet(arch, dtype=jnp.dtype(found.dtype))
@@ -382,6 +386,6 @@ def read_description(
 
 def _refuse_missing(kind: type, value: Any, where: str = "") -> None:
     # The default of a missing field could be wrong, and nothing would show it.
-    for name in get_type_hints(kind):
+    for name in typing.get_type_hints(kind):
         if isinstance(value, dict) and name not in value and name not in ADDED_LATER:
             raise SchemaError(f"{where}{name} is missing")

@@ -12,7 +12,7 @@ from gnet_jax.config import Preprocessing
 from gnet_jax.model.architecture import architecture
 from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.model_folder import TrainedModel
-from gnet_jax.model_folder.variables import expected_shapes, unflatten
+from gnet_jax.model_folder.folder import expected_shapes, unflatten
 
 
 def shared(name: str) -> Path:

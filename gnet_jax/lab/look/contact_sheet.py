@@ -2,20 +2,21 @@
 
 import dataclasses
 import itertools
+import textwrap
 from pathlib import Path
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from gnet_jax.config import AugmentConfig, Config, Preprocessing, UserError, choose
+from gnet_jax.config import AugmentConfig, Config, Preprocessing, choose
 from gnet_jax.data.augment import CHANNEL_STEPS, preprocess
 from gnet_jax.data.bad_images import BadRecords
 from gnet_jax.data.batches import Batch, eval_batches
 from gnet_jax.data.sources.source import DataError, Source
-from gnet_jax.inference.lettering import fitted, lettered
+from gnet_jax.inference.lettering import fitted, lettered, save
 from gnet_jax.training.program import augmentation, training_batches
 from gnet_jax.training.step import step_keys
 
@@ -72,10 +73,7 @@ def evaluation_images(config: Config, source: Source, step: int, count: int) -> 
     size, p = config.eval_batch_size or config.batch_size, config.data.preprocessing
     steps = -(-len(source) // size)
     if step >= steps:
-        raise DataError(
-            f"--step is {step}; an evaluation of {len(source):,} images in batches of {size} ends "
-            f"with step {steps - 1}"
-        )
+        raise DataError(f"--step is {step}; the evaluation ends with step {steps - 1}")
     bad, threads = BadRecords(source, config.data.bad_limit), config.data.threads
     batches = eval_batches(source, batch_size=size, preprocessing=p, threads=threads, bad=bad)
     batch = next(itertools.islice(batches, step, None))
@@ -113,14 +111,12 @@ def draw(seen: Seen, columns: int, title: str, subtitle: str) -> Image.Image:
     tile = side * max(1, -(-TILE // side))
     title, heading = lettered(title, 19)
     subtitle, body = lettered(subtitle, 14)
-    small = lettered("", 13)[1]
     lines = max(len(caption) for caption in seen.captions)
     strips = 1 if seen.untouched is None else 2
     row_height = strips * (tile + 4) + 18 * lines + 24
     columns = min(columns, len(seen.images))
-    left = MARGIN + (22 if strips == 2 else 0)
-    width = max(left + columns * (tile + GAP) - GAP + MARGIN, 640)
-    wrapped = _wrap(subtitle, body, width - 2 * MARGIN)
+    width = max(2 * MARGIN + columns * (tile + GAP) - GAP, 640)
+    wrapped = textwrap.wrap(subtitle, int((width - 2 * MARGIN) / body.getlength("n")))
     top = MARGIN + 32 + 20 * len(wrapped) + 14
     rows = -(-len(seen.images) // columns)
     sheet = Image.new("RGB", (width, top + rows * row_height + MARGIN - 24), PAPER)
@@ -129,11 +125,8 @@ def draw(seen: Seen, columns: int, title: str, subtitle: str) -> Image.Image:
     pen.text((MARGIN, MARGIN + 28), "\n".join(wrapped), GREY, body, spacing=5)
     for place, (image, caption) in enumerate(zip(seen.images, seen.captions, strict=True)):
         row, column = divmod(place, columns)
-        x, y = left + column * (tile + GAP), top + row * row_height
+        x, y = MARGIN + column * (tile + GAP), top + row * row_height
         if seen.untouched is not None:
-            if column == 0:
-                _write_upwards(sheet, "untouched", (MARGIN - 4, y), tile, small)
-                _write_upwards(sheet, "seen", (MARGIN - 4, y + tile + 4), tile, small)
             sheet.paste(_enlarge(seen.untouched[place], tile), (x, y))
             y += tile + 4
         sheet.paste(_enlarge(image, tile), (x, y))
@@ -146,27 +139,6 @@ def draw(seen: Seen, columns: int, title: str, subtitle: str) -> Image.Image:
 
 def _enlarge(image: np.ndarray, tile: int) -> Image.Image:
     return Image.fromarray(image).resize((tile, tile), Image.Resampling.NEAREST)
-
-
-def _write_upwards(
-    sheet: Image.Image, text: str, place: tuple[int, int], length: int, font: ImageFont.FreeTypeFont
-) -> None:
-    strip = Image.new("RGB", (length, 18), PAPER)
-    text = fitted(text, font, length)
-    ImageDraw.Draw(strip).text((length / 2, 8), text, GREY, font, anchor="mm")
-    sheet.paste(strip.transpose(Image.Transpose.ROTATE_90), place)
-
-
-def _wrap(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
-    """Returns `text` in lines of at most `width` pixels, broken between words."""
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".lstrip()
-        if lines[-1] and font.getlength(longer) > width:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    return lines
 
 
 def draw_sheet(
@@ -186,21 +158,14 @@ def draw_sheet(
     d = config.data
     if split == "train":
         seen = training_images(config, source, step, rows * columns)
-        what, how = (
-            f"training step {step}, seed {config.seed}",
-            describe_augmentation(config.augment),
-        )
+        what = f"training step {step}, seed {config.seed}"
+        how = f"{describe_augmentation(config.augment)}; above each row, the untouched images"
     else:
         seen = evaluation_images(config, source, step, rows * columns)
-        what, how = (
-            f"evaluation batch {step}",
-            f"resized ({d.resize}) to {d.resize_to}, central crop",
-        )
+        what = f"evaluation batch {step}"
+        how = f"resized ({d.resize}) to {d.resize_to}, central crop"
     data = f"{d.source}, {split}: {len(source):,} images, {len(source.class_names)} classes"
     subtitle = f"{data}; seen at {d.image_size}x{d.image_size}. {how[0].upper()}{how[1:]}."
     sheet = draw(seen, columns, f"{name}: {what}", subtitle)
-    try:
-        sheet.save(out)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot write {out}: {error}") from error
+    save(sheet, out)
     return len(seen.images)

@@ -85,23 +85,16 @@ def read_replay(file: Path) -> Replay:
         config = from_json(Config, notes["config"])
         arch, dtype = from_json(Architecture, notes["architecture"]), config.model.dtype
         model = GoogLeNet(arch, dtype=jnp.dtype(dtype))
-        lengths, loaded = (notes["steps_per_epoch"], notes["total_steps"]), notes["loaded"]
-        optimizer = make_optimizer(config.optim, *lengths, frozenset(loaded))
+        lengths = notes["steps_per_epoch"], notes["total_steps"]
+        optimizer = make_optimizer(config.optim, *lengths, frozenset(notes["loaded"]))
         create = partial(create_state, optimizer=optimizer, seed=0)
         abstract = jax.eval_shape(create, abstract_variables(model, config.data.image_size))
         leaves = [arrays[f"state/{name}"] for name in named_leaves(abstract)]
-        return Replay(
-            config=config,
-            model=model,
-            optimizer=optimizer,
-            state=jax.tree.unflatten(jax.tree.structure(abstract), leaves),
-            batch={name: arrays[f"batch/{name}"] for name in ("image", "label", "mask")},
-            indices=arrays["indices"],
-            step=notes["step"],
-            metrics={name: float(value) for name, value in notes["metrics"].items()},
-        )
-    except IsADirectoryError:
-        raise UserError(f"{file} is a folder; name the replay-STEP.npz in it") from None
+        state = jax.tree.unflatten(jax.tree.structure(abstract), leaves)
+        batch = {name: arrays[f"batch/{name}"] for name in ("image", "label", "mask")}
+        metrics = {name: float(value) for name, value in notes["metrics"].items()}
+        indices, step = arrays["indices"], notes["step"]
+        return Replay(config, model, optimizer, state, batch, indices, step, metrics)
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror or error}") from error
     except _CORRUPT as error:
@@ -134,9 +127,9 @@ def examine(replay: Replay) -> Findings:
         )
         for place in np.flatnonzero(~fine)
     ]
-    modules = [name.rpartition("/")[0] for name in params]
-    bad_modules = [modules[number] for number in np.flatnonzero(~gradient_flags.all(axis=0))]
     order = {name: number for number, name in enumerate(layers)}
+    bad = ~gradient_flags.all(axis=0)
+    bad_modules = [name.rpartition("/")[0] for name, each in zip(params, bad, strict=True) if each]
     bad_modules.sort(key=lambda name: _place(name, order))
     return Findings(
         step=replay.step,

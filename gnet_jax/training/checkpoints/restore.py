@@ -9,8 +9,7 @@ import jax
 import numpy as np
 
 from gnet_jax.config import ConfigError
-from gnet_jax.model_folder.folder import CONFIG_FILE, TrainedModel, folder_of
-from gnet_jax.model_folder.variables import WeightsError
+from gnet_jax.model_folder.folder import CONFIG_FILE, TrainedModel, WeightsError, folder_of
 from gnet_jax.training.checkpoints.verify import (
     CorruptError,
     digest,
