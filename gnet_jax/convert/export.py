@@ -130,7 +130,11 @@ def _write_onnx(folder: TrainedModel, out: Path) -> Run:
     metadata = {"config": json_text(config_of(folder))}
     onnx.save(onnx_model(folder.model.arch, flatten(folder.variables), size, metadata), out)
     session = onnxruntime.InferenceSession(out.read_bytes(), providers=["CPUExecutionProvider"])
-    return lambda x_BHWC: session.run(["logits"], {"input": x_BHWC.transpose(0, 3, 1, 2)})[0]
+
+    def run(x_BHWC: np.ndarray) -> np.ndarray:
+        return np.asarray(session.run(["logits"], {"input": x_BHWC.transpose(0, 3, 1, 2)})[0])
+
+    return run
 
 
 def _write_stablehlo(folder: TrainedModel, out: Path) -> Run:

@@ -95,8 +95,8 @@ def _read_file(src: Path, transform_input: bool | None) -> TrainedModel | Found:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
         raise WeightsError(
-            f"{src} does not exist; docs/pretrained.md lists weights to download, `gnet convert` "
-            "makes a model folder of them, and `gnet train` a workdir with your own"
+            f"{src} does not exist; `gnet convert WEIGHTS {src}` makes a model folder of published "
+            "weights (docs/pretrained.md), `gnet train` a workdir with your own"
         ) from None
     except OSError as error:
         raise WeightsError(f"cannot read {src}: {error.strerror}") from error

@@ -46,7 +46,8 @@ ARCHITECTURE = Architecture(
 )
 """slim's own network (tensorflow/models, research/slim/nets/inception_v1.py)."""
 
-PREPROCESSING = Preprocessing(resize="warp", mean=(127.5,) * 3, std=(127.5,) * 3)
+_HALF = (127.5, 127.5, 127.5)
+PREPROCESSING = Preprocessing(resize="warp", mean=_HALF, std=_HALF)
 """slim's evaluation: the central 87.5 % of each side, warped to 224x224, in -1 to 1. slim resizes
 after the crop and without smoothing: the same part of the photo, but not the same bits.
 """

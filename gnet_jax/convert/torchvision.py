@@ -205,8 +205,8 @@ def to_torchvision(arch: Architecture, flat: Mapping[str, np.ndarray]) -> dict[s
     free = {"num_classes", "dropout", "aux_dropout"}
     if not arch.aux_after:
         free |= {"aux_after", "aux_widths", "aux_pool"}
-    fields = {field.name for field in dataclasses.fields(arch)} - free
-    odd = sorted(name for name in fields if getattr(arch, name) != getattr(own, name))
+    fields = [field.name for field in dataclasses.fields(arch) if field.name not in free]
+    odd = [name for name in fields if getattr(arch, name) != getattr(own, name)]
     names = {} if odd else _names([f"aux_{block}" for block in arch.aux_after])
     if odd := odd or sorted(names.keys() ^ flat.keys()):
         raise WeightsError(f"torchvision's network has another {odd[0]}; export it as .safetensors")

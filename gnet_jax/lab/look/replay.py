@@ -128,8 +128,8 @@ def examine(replay: Replay) -> Findings:
         for place in np.flatnonzero(~fine)
     ]
     order = {name: number for number, name in enumerate(layers)}
-    bad = ~gradient_flags.all(axis=0)
-    bad_modules = [name.rpartition("/")[0] for name, each in zip(params, bad, strict=True) if each]
+    modules = [name.rpartition("/")[0] for name in params]
+    bad_modules = [modules[number] for number in np.flatnonzero(~gradient_flags.all(axis=0))]
     bad_modules.sort(key=lambda name: _place(name, order))
     return Findings(
         step=replay.step,
