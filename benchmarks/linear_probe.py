@@ -19,12 +19,12 @@ from gnet_jax.data.augment import preprocess
 from gnet_jax.data.batches import eval_batches
 from gnet_jax.data.sources import open_source
 from gnet_jax.model.googlenet import endpoints
-from gnet_jax.model_folder import ModelFolder, read_folder
+from gnet_jax.model_folder import TrainedModel, read_folder
 
 STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 1.0)
 
 
-def features_of(folder: ModelFolder, data: str, split: str) -> tuple[np.ndarray, np.ndarray]:
+def features_of(folder: TrainedModel, data: str, split: str) -> tuple[np.ndarray, np.ndarray]:
     """(N, C) float32 pool5 features of a split's central crops, and its (N,) labels."""
 
     @jax.jit

@@ -44,7 +44,7 @@ from gnet_jax.config import LossConfig, OptimConfig, Preprocessing
 from gnet_jax.convert.export import export
 from gnet_jax.model.architecture import architecture
 from gnet_jax.model.googlenet import GoogLeNet, init, strip_aux
-from gnet_jax.model_folder import ModelFolder
+from gnet_jax.model_folder import TrainedModel
 from gnet_jax.ops.reference import REFERENCE
 from gnet_jax.training.optimizer import make_optimizer
 from gnet_jax.training.sharding import call_in_this_thread, keep_freed_memory, xla_options
@@ -162,7 +162,7 @@ def _exported(model: GoogLeNet, variables: Any, size: int, folder: Path) -> Path
     preprocessing = Preprocessing(image_size=size, resize_to=size)
     names = tuple(f"class {n}" for n in range(1000))
     graph = folder / "paper.onnx"
-    export(ModelFolder(model, variables, preprocessing, names, {}), graph)
+    export(TrainedModel(model, variables, preprocessing, names, {}), graph)
     return graph
 
 

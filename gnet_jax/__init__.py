@@ -12,20 +12,15 @@ Build a network, and compute with it as with any Flax module:
     pixels = gnet_jax.preprocess(images, preprocessing=gnet_jax.Preprocessing())
     logits = network.apply(variables, pixels).logits
 
-googlenet   Returns the module of a published variant, with the given options.
-GoogLeNet   The Flax module.
-Outputs     What calling it returns: `logits`, and `aux_logits` of the auxiliary heads.
-VARIANTS    The published variants by name, each with its `Architecture`:
-            paper             the paper's Table 1: 5x5 convolutions, LRN, biases
-            batch_norm        the same with batch norm in place of LRN
-            torchvision       torchvision's: batch norm, 3x3 in place of 5x5
-            google_release    the widths of the network that Google released
-            naive             blocks without reductions (the paper's Fig. 2a)
-            naive_batch_norm  the same with batch norm
-init        Returns fresh variables of a network.
-preprocess  Returns the network's input for uint8 images.
+googlenet      Returns the module of a published variant, with the given options.
+GoogLeNet      The Flax module. Calling it returns `Outputs`: `logits` and `aux_logits`.
+VARIANTS       The variants by name, each with its `Architecture`: paper (LRN, 5x5, biases),
+               batch_norm, torchvision (3x3 in place of 5x5), google_release (the widths that
+               Google released), naive (the paper's Fig. 2a) and naive_batch_norm.
+init           Returns fresh variables of a network.
+preprocess     Returns the network's input for uint8 images.
 Preprocessing  How images are resized, cropped and normalised.
-load        Returns a trained model, ready to predict.
+load           Returns a trained model, ready to predict.
 
 `import gnet_jax` alone does not import jax; the names above do, when they are first used.
 """

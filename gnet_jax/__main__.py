@@ -1,10 +1,8 @@
 """`python -m gnet_jax` and the script `gnet`.
 
-Importing this module restricts what the process can import to the standard library, installed
-packages and this package. Python also searches the working directory (`python -m gnet_jax`), the
-script's folder (`python train.py`) and the checkout of an editable install. A random.py there
-would replace a library's own import, and a folder named torch would pass for PyTorch. This module
-itself imports only modules that Python has already loaded.
+Importing this module restricts imports to the standard library, installed packages and this one.
+Otherwise a random.py in the working directory, the script's folder or the checkout would replace a
+library's own import. This module itself imports only modules that Python has already loaded.
 """
 
 import os

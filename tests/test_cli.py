@@ -20,7 +20,7 @@ from gnet_jax.cli.main import COMMANDS, main
 from gnet_jax.cli.output import PHOTOS, check_not_input, check_picture, json_line, several
 from gnet_jax.config import Preprocessing, UserError
 from gnet_jax.model.googlenet import GoogLeNet
-from gnet_jax.model_folder import ModelFolder, read_folder, write_folder
+from gnet_jax.model_folder import TrainedModel, read_folder, write_folder
 from gnet_jax.pods import plan, topology
 from gnet_jax.pods.plan import Collective, CompiledCost
 from gnet_jax.pods.topology import Chip
@@ -81,7 +81,7 @@ def folder(tmp_path_factory):
     pixels = Preprocessing(image_size=16, resize_to=16, mean=(99, 99, 99), std=(50, 50, 50))
     write_folder(
         root / "model",
-        ModelFolder(model, tiny_variables(model), pixels, ("cat", "dog"), {"format": "test"}),
+        TrainedModel(model, tiny_variables(model), pixels, ("cat", "dog"), {"format": "test"}),
     )
     for number, name in enumerate(("cat", "dog")):
         (root / "photos" / "val" / name).mkdir(parents=True)

@@ -23,7 +23,7 @@ from gnet_jax.convert.torchvision import to_torchvision
 from gnet_jax.data.prepare.tfds import prepare
 from gnet_jax.model.architecture import VARIANTS
 from gnet_jax.model.googlenet import GoogLeNet
-from gnet_jax.model_folder.variables import flatten
+from gnet_jax.model_folder.folder import flatten
 from tests.convert.caffe_files import caffemodel_bytes, random_layers
 from tests.convert.conftest import random_variables
 from tests.data.ilsvrc_tars import train_images, write_tars

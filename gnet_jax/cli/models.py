@@ -107,7 +107,7 @@ def convert(
         transform_input: torchvision's option of that name; yes if fine-tuned from its weights.
     """
     from gnet_jax.convert.read import convert as convert_file
-    from gnet_jax.model_folder.class_names import read_class_names
+    from gnet_jax.convert.read import read_class_names
     from gnet_jax.model_folder.folder import is_model_folder
 
     names = None if class_names is None else read_class_names(class_names)

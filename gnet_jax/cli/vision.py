@@ -10,22 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from gnet_jax.cli.output import (
-    PHOTOS,
-    check_not_input,
-    check_picture,
-    console,
-    json_line,
-    say_not_read,
-    several,
-)
+from gnet_jax.cli import output
+from gnet_jax.cli.output import console, json_line, several
 from gnet_jax.config import UserError
 
 if TYPE_CHECKING:  # imported where they are used, so that --help and a typo answer at once
     from PIL import Image
 
     from gnet_jax.inference.evaluate import Evaluation
-    from gnet_jax.model_folder import ModelFolder
+    from gnet_jax.model_folder import TrainedModel
 
 Model = Annotated[Positional[Path], arg(metavar="MODEL")]
 
@@ -56,8 +49,8 @@ def predict(
     if top < 1:
         raise UserError(f"--top is {top}; it must be at least 1")
     if cam is not None:
-        check_picture(cam, PHOTOS)
-        check_not_input(cam, images)
+        output.check_picture(cam, output.PHOTOS)
+        output.check_not_input(cam, images)
     (trained,) = _open([model], compiles=True)
     draw = None if cam is None else _map_writer(trained, cam, images)
     out, errors, seen, failed = console(), console(stderr=True), 0, 0
@@ -77,29 +70,27 @@ def predict(
             render(out, name, found)
         if draw is not None and not isinstance(picture, UserError):
             draw(picture)
-    if left_out:
-        say_not_read(left_out)
+    if left_out:  # otherwise the module that counts is not imported
+        output.say_not_read(left_out)
     if not seen:
         raise UserError(f"there is no image in {', '.join(images)}")
     return 1 if failed else 0
 
 
 def _map_writer(
-    trained: ModelFolder, file: Path, images: tuple[str, ...]
+    trained: TrainedModel, file: Path, images: tuple[str, ...]
 ) -> Callable[[Image.Image], None]:
     """Returns a function that draws the activation map of a picture into the next file."""
     from gnet_jax.inference.cam import MAIN, ActivationMapper, draw
+    from gnet_jax.inference.lettering import save
 
     mapper, numbers = ActivationMapper(trained, exact=True), itertools.count(1)
 
     def write(picture: Image.Image) -> None:
         number = next(numbers)
         target = file if number == 1 else file.with_stem(f"{file.stem}-{number}")
-        check_not_input(target, images)
-        try:
-            draw(mapper(picture)[MAIN]).save(target)
-        except OSError as error:
-            raise UserError(f"cannot write {target}: {error}") from error
+        output.check_not_input(target, images)
+        save(draw(mapper(picture)[MAIN]), target)
         print(f"drew {target}", file=sys.stderr)
 
     return write
@@ -140,7 +131,7 @@ def evaluate(
     if json and table:
         raise UserError("--json and --table exclude each other; choose one")
     source = open_source(data, split)
-    say_not_read(source.left_out)
+    output.say_not_read(source.left_out)
     trained = _open(models)
     options = {"batch_size": batch_size, "threads": threads, "bad_limit": bad_limit}
     if table:
@@ -198,11 +189,9 @@ def demo(model: Model, port: int | None = None) -> None:
     serve(build(trained, f"GoogLeNet: {model.name}"), port)
 
 
-def _open(paths: Iterable[Path], *, compiles: bool = False) -> list[ModelFolder]:
-    """Load models, and set this process up to run them.
-
-    Prints which step of a workdir was loaded, because training may have ended with another, and if
-    `compiles` that compilation follows.
+def _open(paths: Iterable[Path], *, compiles: bool = False) -> list[TrainedModel]:
+    """Load models, and set this process up to run them. Prints which step of a workdir was loaded,
+    because training may have ended with another, and if `compiles` that compilation follows.
     """
     from gnet_jax.inference.predict import load, say_compiling
     from gnet_jax.training.sharding import (
@@ -232,11 +221,7 @@ def _counted(number: int, what: str) -> str:
 
 
 def _print_damaged(result: Evaluation) -> None:
-    """Name at most ten of the skipped images."""
-    from gnet_jax.data.bad_images import SHOWN
-
-    names = [str(record) for record in result.damaged]
-    if names:
-        print(f"{_counted(len(names), 'damaged image')} left out:", *names[:SHOWN], sep="\n  ")
-    if len(names) > SHOWN:
-        print(f"  and {len(names) - SHOWN:,} more; `gnet check-data` lists all")
+    if names := [str(record) for record in result.damaged]:
+        print(f"{_counted(len(names), 'damaged image')} left out:", *names[:10], sep="\n  ")
+    if len(names) > 10:
+        print(f"  and {len(names) - 10:,} more; `gnet check-data` lists all")

@@ -1,7 +1,5 @@
-"""Caffe's .caffemodel: its messages, and its names for GoogLeNet's layers.
-
-Both generations of the format are read (caffe.proto: NetParameter.layer, and the older .layers),
-with or without the auxiliary heads.
+"""Caffe's .caffemodel, of both generations (caffe.proto: NetParameter.layer, and the older
+.layers).
 """
 
 import dataclasses
@@ -16,30 +14,18 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
 from gnet_jax.config import Preprocessing
-from gnet_jax.convert.mapping import (
-    Found,
-    assumed_preprocessing,
-    drop_heads,
-    find_prefix,
-    map_variables,
-    name_variables,
-)
+from gnet_jax.convert import mapping
+from gnet_jax.convert.mapping import Found
 from gnet_jax.model.architecture import VARIANTS, Architecture
 from gnet_jax.model.googlenet import CAFFE_BRANCHES, CAFFE_STEM
-from gnet_jax.model_folder.variables import WeightsError
+from gnet_jax.model_folder.folder import WeightsError
 
+_SIDES = ("num", "channels", "height", "width")  # of older blobs
 # The messages of caffe.proto, with the fields that are read: number and type, [] if repeated.
 _MESSAGES = {
     "BlobShape": {"dim": (1, "int64[]")},
-    "BlobProto": {
-        "num": (1, "int32"),
-        "channels": (2, "int32"),
-        "height": (3, "int32"),
-        "width": (4, "int32"),
-        "data": (5, "float[]"),
-        "shape": (7, "BlobShape"),
-        "double_data": (8, "double[]"),
-    },
+    "BlobProto": {name: (n, "int32") for n, name in enumerate(_SIDES, start=1)}
+    | {"data": (5, "float[]"), "shape": (7, "BlobShape"), "double_data": (8, "double[]")},
     "TransformationParameter": {
         "scale": (1, "float"),
         "crop_size": (3, "uint32"),
@@ -63,14 +49,7 @@ _HEADS = {"aux_4a": "loss1", "aux_4d": "loss2"}
 _CLASSIFIER = "loss3/classifier"
 _MARKERS = "conv1/7x7_s2", "inception_3a/1x1"
 
-PREPROCESSING = Preprocessing(
-    image_size=224,
-    resize="warp",
-    resize_to=256,
-    channels="BGR",
-    mean=(104.0, 117.0, 123.0),
-    std=(1.0, 1.0, 1.0),
-)
+PREPROCESSING = Preprocessing(resize="warp", channels="BGR", mean=(104.0, 117.0, 123.0))
 """Of the published weights (BVLC/caffe, models/bvlc_googlenet)."""
 
 PUBLISHED_SHA1 = "405fc5acd08a3bb12de8ee5e23a96bec22f08204"  # by its readme
@@ -88,7 +67,6 @@ class CaffeModel(NamedTuple):
 
 
 def _net_parameter() -> Any:
-    """Returns an empty NetParameter."""
     file = descriptor_pb2.FileDescriptorProto(name="caffe.proto", syntax="proto2")
     for message, fields in _MESSAGES.items():
         described = file.message_type.add(name=message)
@@ -106,14 +84,10 @@ def _net_parameter() -> Any:
 
 
 def read_caffemodel(path: Path) -> CaffeModel:
-    """Returns the layers in a file, as float32, and the preprocessing of its data layer.
-
-    Only files that a training run saved have a data layer, with crop, mean and scale. The rest is
-    that of the published weights.
-
-    Raises:
-        WeightsError: if the file is not a caffemodel, is corrupt or cut short (naming the last
-            whole layer), or has a preprocessing that cannot be used.
+    """Returns the layers in a file, as float32, and the preprocessing of its data layer. Only files
+    that a training run saved have a data layer, with crop, mean and scale. The rest is that of the
+    published weights. Raises WeightsError if the file is not a caffemodel, is corrupt (naming the
+    last whole layer), or has an unusable preprocessing.
     """
     net = _net_parameter()
     try:
@@ -131,13 +105,11 @@ def read_caffemodel(path: Path) -> CaffeModel:
     preprocessing, note = PREPROCESSING, ""
     try:
         for layer in (*net.layer, *net.layers):
-            name = _text(layer.name)
-            if layer.transform_param.ByteSize() and not note:
-                preprocessing, note = _preprocessing(
-                    layer.transform_param, f"the data layer {name}"
-                )
-            if blobs := [_blob(blob, name) for blob in layer.blobs]:
-                layers[name] = blobs
+            name, message = _text(layer.name), layer.transform_param
+            if message.ByteSize() and not note:
+                preprocessing, note = _preprocessing(message, f"the data layer {name}")
+            if layer.blobs:
+                layers[name] = [_blob(blob, name) for blob in layer.blobs]
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
     if not layers:
@@ -161,21 +133,20 @@ def _preprocessing(message: Any, where: str) -> tuple[Preprocessing, str]:
         raise WeightsError(f"{where} has scale {scale} and mean {means}, which cannot be used")
     blue, green, red = means if len(means) == 3 else (means or [0.0]) * 3
     size = message.crop_size or PREPROCESSING.image_size
-    preprocessing = dataclasses.replace(
+    std = 1 / scale
+    return dataclasses.replace(
         PREPROCESSING,
         image_size=size,
         resize_to=max(size, PREPROCESSING.resize_to),
         mean=(blue, green, red),
-        std=(1 / scale,) * 3,
-    )
-    return preprocessing, note
+        std=(std, std, std),
+    ), note
 
 
 def _blob(message: Any, layer: str) -> np.ndarray:
     shape = tuple(message.shape.dim)
     if not message.HasField("shape"):
-        sides = ("num", "channels", "height", "width")
-        shape = tuple(getattr(message, side) if message.HasField(side) else 1 for side in sides)
+        shape = tuple(getattr(message, side) if message.HasField(side) else 1 for side in _SIDES)
     data = np.array(message.double_data or message.data, np.float32)
     if not data.size or not shape or min(shape) < 0 or data.size != math.prod(shape):
         raise WeightsError(f"layer {layer} has {data.size} numbers for a blob of shape {shape}")
@@ -183,10 +154,8 @@ def _blob(message: Any, layer: str) -> np.ndarray:
 
 
 def load(src: Path, sha256: str) -> Found:
-    """Returns the network in a .caffemodel.
-
-    Raises:
-        WeightsError: as `read_caffemodel`, `find_network` and `from_caffe`.
+    """Returns the network in a .caffemodel; raises as `read_caffemodel`, `find_network` and
+    `from_caffe`.
     """
     found = read_caffemodel(src)
     layers, notes = find_network(found.layers, str(src))
@@ -199,7 +168,7 @@ def load(src: Path, sha256: str) -> Found:
     else:
         notes += [found.note] if found.note else []
         whose = "Caffe's published GoogLeNet" + (" for the rest" if found.note else "")
-        notes.append(assumed_preprocessing(whose, found.preprocessing))
+        notes.append(mapping.assumed_preprocessing(whose, found.preprocessing))
     return Found(arch, flat, found.preprocessing, source, notes)
 
 
@@ -216,31 +185,21 @@ def _layer_names(heads: Mapping[str, str]) -> dict[str, str]:
 
 
 def find_network(layers: Layers, where: str) -> tuple[dict[str, list[np.ndarray]], list[str]]:
-    """Returns the layers of a GoogLeNet under Caffe's own names.
-
+    """Returns the layers of a GoogLeNet under Caffe's own names, and notes on all that was changed.
     A common prefix of all names is dropped. Retraining renames classifiers, because Caffe copies
     every layer whose name it knows. So the layers with unknown names are the missing classifiers,
     if there are as many, in the file's order. Auxiliary heads with another number of classes than
-    the main classifier are skipped.
-
-    Returns:
-        The layers for `from_caffe`, and a note on everything that was skipped or renamed.
-
-    Raises:
-        WeightsError: naming layers if there is no GoogLeNet, more than one, or one whose
-            classifiers are ambiguous.
+    the main classifier are skipped. Raises WeightsError if there is no GoogLeNet, more than one, or
+    one whose classifiers are ambiguous.
     """
-    prefix = find_prefix(layers, _MARKERS, "a Caffe GoogLeNet", where)
+    prefix = mapping.find_prefix(layers, _MARKERS, "a Caffe GoogLeNet", where)
     network = {name.removeprefix(prefix): blobs for name, blobs in layers.items()}
     usual = set(_layer_names(_HEADS).values())
     classifiers = [f"{loss}/classifier" for loss in _HEADS.values() if f"{loss}/fc" in network]
     missing = [name for name in (*classifiers, _CLASSIFIER) if name not in network]
     unknown = [name for name in network if name not in usual]
     if missing and unknown and len(unknown) != len(missing):
-        raise WeightsError(
-            f"{where} has no layer {missing[0]}, but the unknown layers {', '.join(unknown[:4])}: "
-            "which one is the classifier is ambiguous"
-        )
+        raise WeightsError(f"{where} has no {missing[0]}, but several of: {', '.join(unknown[:4])}")
     notes = []
     for usual_name, name in zip(missing, unknown, strict=False):
         network[usual_name] = network.pop(name)
@@ -248,18 +207,14 @@ def find_network(layers: Layers, where: str) -> tuple[dict[str, list[np.ndarray]
     if _CLASSIFIER in network:
         heads = {f"{loss}/": f"{loss}/classifier" for loss in _HEADS.values()}
         classes = {head: network[name][-1].size for head, name in heads.items() if name in network}
-        notes += drop_heads(network, classes, network[_CLASSIFIER][-1].size)
+        notes += mapping.drop_heads(network, classes, network[_CLASSIFIER][-1].size)
     return network, notes
 
 
 def from_caffe(layers: Layers, where: str) -> tuple[Architecture, dict[str, np.ndarray]]:
-    """Returns the architecture and the flat variables that the layers of a GoogLeNet hold.
-
-    A linear layer may be a convolution over its whole input, which computes the same. The input's
-    channels stay blue, green, red.
-
-    Raises:
-        WeightsError: naming the first layer that is missing, unknown or of another shape.
+    """Returns the architecture and the flat variables that the layers of a GoogLeNet hold. A linear
+    layer may be a convolution over its whole input. The input's channels stay blue, green, red.
+    Raises WeightsError naming the first layer that is missing, unknown or of another shape.
     """
     tensors = {}
     for name, blobs in layers.items():
@@ -276,5 +231,5 @@ def from_caffe(layers: Layers, where: str) -> tuple[Architecture, dict[str, np.n
         module if module.endswith(("/fc", "classifier")) else f"{module}/conv": layer
         for module, layer in _layer_names(heads).items()
     }
-    names = name_variables(modules, _PARTS)
-    return map_variables(tensors, names, where, VARIANTS["paper"])
+    names = mapping.name_variables(modules, _PARTS)
+    return mapping.map_variables(tensors, names, where, VARIANTS["paper"])

@@ -9,6 +9,7 @@ Every format computes logits in float32. It takes normalised images (`gnet_jax.d
     .pth           the variant "torchvision" only: a state dict for torchvision.models.googlenet
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -29,13 +30,14 @@ from gnet_jax.convert.torchvision import from_torchvision, to_torchvision
 from gnet_jax.model.googlenet import GoogLeNet, strip_aux
 from gnet_jax.model_folder.folder import (
     WEIGHTS_FILE,
-    ModelFolder,
+    TrainedModel,
     config_of,
+    flatten,
     folder_of,
     is_model_folder,
+    unflatten,
 )
 from gnet_jax.model_folder.tensor_file import read_tensors, write_tensors
-from gnet_jax.model_folder.variables import flatten, unflatten
 
 TOLERANCE = 1e-4  # largest difference that passes, as a share of the largest logit
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -47,18 +49,12 @@ class ExportError(UserError):
     """A file that cannot be written or does not compute the network's logits."""
 
 
-def export(folder: ModelFolder, out: str | Path) -> float:
-    """Write the network to `out`, whose suffix determines the format, and run the file.
-
-    Returns:
-        The largest difference from the network's own logits over random images in batches of 1 and
-        3, as a share of the largest logit.
-
-    Raises:
-        ExportError: for an unknown suffix, a missing package, a path that cannot be written, the
-            weights of a model folder, or a difference above `TOLERANCE`. An older file at `out`
-            stays as it is.
-        WeightsError: if the format cannot hold this network.
+def export(folder: TrainedModel, out: str | Path) -> float:
+    """Write the network to `out`, whose suffix determines the format, and run the file. Returns the
+    largest difference from the network's own logits over random images in batches of 1 and 3, as a
+    share of the largest logit. Raises ExportError for an unknown suffix, a missing package, a path
+    that cannot be written, or a difference above `TOLERANCE`; an older file at `out` then stays.
+    Raises WeightsError if the format cannot hold this network.
     """
     out = Path(out).expanduser()
     if out.suffix not in _WRITERS:
@@ -76,10 +72,7 @@ def export(folder: ModelFolder, out: str | Path) -> float:
         with jax.default_device(_exact_device()):
             difference = _largest_difference(folder, _WRITERS[out.suffix](folder, unfinished))
         if not difference <= TOLERANCE:
-            raise ExportError(
-                f"{out} was not kept: its logits differ from the network's by {difference:.1e} of "
-                f"the largest, above {TOLERANCE:.0e}"
-            )
+            raise ExportError(f"{out} is off by {difference:.1e} of the largest logit; not kept")
         unfinished.replace(out)
     except OSError as error:
         raise ExportError(f"cannot write {out}: {error.strerror}") from error
@@ -90,23 +83,20 @@ def export(folder: ModelFolder, out: str | Path) -> float:
 
 def _exact_device() -> Any:
     """Returns a CPU, because GPUs and TPUs round float32 products to fewer bits."""
-    try:
+    with contextlib.suppress(RuntimeError):  # JAX_PLATFORMS excludes it: the default device
         return jax.local_devices(backend="cpu")[0]
-    except RuntimeError:  # JAX_PLATFORMS excludes it: the default device
-        return None
 
 
-def _largest_difference(folder: ModelFolder, written: Run | ModelFolder) -> float:
-    """Returns the largest difference in logits, as a share of the largest logit.
-
-    A program runs on a batch of one and on one of three. Tensors that were read back must be
-    bit-identical, those of the auxiliary heads too, and are run by the network itself.
+def _largest_difference(folder: TrainedModel, written: Run | TrainedModel) -> float:
+    """Returns the largest difference in logits, as a share of the largest logit. A program runs on
+    batches of one and three. Tensors that were read back, auxiliary heads included, must be bit-
+    identical, and are run by the network itself.
     """
     p, logits = folder.preprocessing, jax.jit(partial(_logits, folder.model))
     pixels = np.random.default_rng(0).integers(0, 256, (3, p.image_size, p.image_size, 3))
     x_BHWC = ((pixels - np.array(p.mean)) / np.array(p.std)).astype(np.float32)
     expected_BK = np.asarray(logits(_without_heads(folder), x_BHWC))
-    if isinstance(written, ModelFolder):
+    if isinstance(written, TrainedModel):
         own, read = flatten(folder.variables), flatten(written.variables)
         same = own.keys() == read.keys() and all(np.array_equal(own[n], read[n]) for n in own)
         if written.model != folder.model or not same:
@@ -124,11 +114,11 @@ def _logits(model: GoogLeNet, variables: Any, x_BHWC: jax.Array) -> jax.Array:
     return outputs.logits
 
 
-def _without_heads(folder: ModelFolder) -> dict[str, Any]:
+def _without_heads(folder: TrainedModel) -> dict[str, Any]:
     return {group: strip_aux(tree) for group, tree in folder.variables.items()}
 
 
-def _write_onnx(folder: ModelFolder, out: Path) -> Run:
+def _write_onnx(folder: TrainedModel, out: Path) -> Run:
     try:
         import onnx
         import onnxruntime
@@ -142,13 +132,12 @@ def _write_onnx(folder: ModelFolder, out: Path) -> Run:
     session = onnxruntime.InferenceSession(out.read_bytes(), providers=["CPUExecutionProvider"])
 
     def run(x_BHWC: np.ndarray) -> np.ndarray:
-        (logits,) = session.run(["logits"], {"input": x_BHWC.transpose(0, 3, 1, 2)})
-        return np.asarray(logits)
+        return np.asarray(session.run(["logits"], {"input": x_BHWC.transpose(0, 3, 1, 2)})[0])
 
     return run
 
 
-def _write_stablehlo(folder: ModelFolder, out: Path) -> Run:
+def _write_stablehlo(folder: TrainedModel, out: Path) -> Run:
     try:
         import flatbuffers  # noqa: F401  (jax.export writes with it)
         from jax import export as jax_export
@@ -164,14 +153,14 @@ def _write_stablehlo(folder: ModelFolder, out: Path) -> Run:
     return lambda x_BHWC: np.asarray(read.call(x_BHWC))
 
 
-def _write_safetensors(folder: ModelFolder, out: Path) -> ModelFolder:
+def _write_safetensors(folder: TrainedModel, out: Path) -> TrainedModel:
     config = json_text(config_of(folder))
     write_tensors(out, flatten(folder.variables), {"format": "gnet_jax", "config": config})
     tensors, metadata = read_tensors(out)
     return folder_of(json.loads(metadata["config"]), tensors, out)
 
 
-def _write_pth(folder: ModelFolder, out: Path) -> ModelFolder:
+def _write_pth(folder: TrainedModel, out: Path) -> TrainedModel:
     own = folder.model.arch
     write_torch(out, to_torchvision(own, flatten(folder.variables)))
     arch, flat = from_torchvision(read_torch(out), str(out))
@@ -180,7 +169,7 @@ def _write_pth(folder: ModelFolder, out: Path) -> ModelFolder:
     return dataclasses.replace(folder, model=GoogLeNet(arch), variables=unflatten(flat))
 
 
-_WRITERS: dict[str, Callable[[ModelFolder, Path], Run | ModelFolder]] = {
+_WRITERS: dict[str, Callable[[TrainedModel, Path], Run | TrainedModel]] = {
     ".onnx": _write_onnx,
     ".stablehlo": _write_stablehlo,
     ".safetensors": _write_safetensors,

@@ -1,8 +1,6 @@
-"""What foreign formats share: find the network, map names, change layouts, check shapes.
+"""What foreign formats share: find the network, map names, change layouts, check shapes."""
 
-Each format's module reads tensors, finds the network among them and has tables of names.
-"""
-
+import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
@@ -10,7 +8,9 @@ import numpy as np
 
 from gnet_jax.config import Preprocessing
 from gnet_jax.model.architecture import Architecture
-from gnet_jax.model_folder.variables import WeightsError, rows_to_channels_last, with_shapes_of
+from gnet_jax.model.widths import Widths
+from gnet_jax.model_folder.card import describe_preprocessing
+from gnet_jax.model_folder.folder import WeightsError
 
 
 class Found(NamedTuple):
@@ -25,9 +25,7 @@ class Found(NamedTuple):
 
 def find_prefix(names: Collection[str], markers: tuple[str, str], kind: str, where: str) -> str:
     """Returns the prefix of the only GoogLeNet in a file; `markers` are two names of each one.
-
-    Raises:
-        WeightsError: if there is no GoogLeNet or more than one.
+    Raises WeightsError if there is no GoogLeNet or more than one.
     """
     first, second = markers
     prefixes = [name.removesuffix(first) for name in names if name.endswith(first)]
@@ -37,9 +35,7 @@ def find_prefix(names: Collection[str], markers: tuple[str, str], kind: str, whe
         raise WeightsError(f"{where} is not {kind}: it holds {holds}, ...")
     if len(prefixes) > 1:
         both = " and ".join(prefix + first for prefix in prefixes)
-        raise WeightsError(
-            f"{where} holds {len(prefixes)} networks, {both}; save one of them in its own file"
-        )
+        raise WeightsError(f"{where} holds {both}; save one network in its own file")
     return prefixes[0]
 
 
@@ -58,11 +54,9 @@ def drop_heads(network: dict[str, Any], classes: Mapping[str, int], expected: in
 
 
 def name_variables(modules: Mapping[str, str], parts: Mapping[str, str]) -> dict[str, str]:
-    """Returns the foreign name for each variable: every module filled into every part.
-
-    Args:
-        modules: the foreign module for ours, "conv1" or "inception_3a/b1".
-        parts: the foreign name for ours, such as "{}.conv.weight" for "params/{}/conv/kernel".
+    """Returns the foreign name for each variable: every module filled into every part. `modules`
+    has the foreign module for ours ("conv1", "inception_3a/b1"), `parts` the foreign name for ours
+    ("{}.conv.weight" for "params/{}/conv/kernel").
     """
     return {
         our_part.format(ours): part.format(theirs)
@@ -79,19 +73,12 @@ def map_variables(
     *,
     channels_first: bool = True,
 ) -> tuple[Architecture, dict[str, np.ndarray]]:
-    """Returns the architecture and the flat variables of a network, in float32.
-
-    Args:
-        tensors: exactly those of the network.
-        names: the tensor for every variable; a head's convolution comes before its `fc`.
-        where: the file, for messages.
-        base: supplies what the shapes do not determine.
-        channels_first: kernels are OIHW, linear layers (outputs, inputs), and feature maps are
-            flattened in the order C, H, W, as Caffe and torch have them. False: HWIO and (inputs,
-            outputs), as here.
-
-    Raises:
-        WeightsError: naming the first tensor that is missing, unknown, or of another type or shape.
+    """Returns the architecture and the flat variables of a network, in float32. `tensors` are
+    exactly those of the network, `names` has the tensor for every variable, a head's convolution
+    before its `fc`, and `base` supplies what the shapes do not determine. With `channels_first`, as
+    in Caffe and torch, kernels are OIHW, linear layers (outputs, inputs), and feature maps are
+    flattened in the order C, H, W; otherwise HWIO and (inputs, outputs). Raises WeightsError naming
+    the first tensor that is missing, unknown, or of another type or shape.
     """
     known = set(names.values())
     unknown = [name for name in tensors if name not in known]
@@ -105,19 +92,14 @@ def map_variables(
         if value.dtype.kind != "f":
             raise WeightsError(f"{where}: {theirs} has type {value.dtype}; expected floats")
         if value.ndim != rank:
-            raise WeightsError(
-                f"{where}: {theirs} has shape {value.shape}; expected {rank} dimensions"
-            )
+            raise WeightsError(f"{where}: {theirs} has shape {value.shape}, not {rank} dimensions")
         if channels_first and rank > 1:
             value = value.transpose(2, 3, 1, 0) if rank == 4 else value.T
         if channels_first and ours.endswith("/fc/kernel"):
             channels = flat[ours.removesuffix("fc/kernel") + "conv/conv/kernel"].shape[-1]
             side = round((value.shape[0] / channels) ** 0.5)
             if not side or side**2 * channels != value.shape[0]:
-                raise WeightsError(
-                    f"{where}: {theirs} has {value.shape[0]} inputs; expected a square map of "
-                    f"{channels} channels"
-                )
+                raise WeightsError(f"{where}: {theirs} is not over a square of {channels} channels")
             value = rows_to_channels_last(value, channels)
         flat[ours] = np.ascontiguousarray(value, np.float32)
     if unknown:
@@ -125,12 +107,50 @@ def map_variables(
     return with_shapes_of(flat, base), flat
 
 
+def with_shapes_of(flat: Mapping[str, np.ndarray], base: Architecture) -> Architecture:
+    """Returns `base` with the widths, heads, classes and 5x5 kernel of the variables' shapes.
+    `flat` must hold a kernel for every convolution outside auxiliary heads.
+    """
+
+    def width(module: str) -> int:
+        return flat[f"params/{module}/kernel"].shape[-1]
+
+    aux_after = tuple(name for name in base.widths if f"params/aux_{name}/fc/kernel" in flat)
+    head = f"aux_{aux_after[0]}" if aux_after else None
+    return dataclasses.replace(
+        base,
+        num_classes=width("classifier"),
+        widths={
+            block: Widths(*(width(f"inception_{block}/{b}/conv") for b in Widths._fields))
+            for block in base.widths
+        },
+        stem_widths=tuple(width(f"{name}/conv") for name in ("conv1", "conv2_reduce", "conv2")),
+        branch5_kernel=flat["params/inception_3a/b5/conv/kernel"].shape[0],
+        aux_after=aux_after,
+        aux_widths=(width(f"{head}/conv/conv"), width(f"{head}/fc")) if head else base.aux_widths,
+    )
+
+
+def rows_to_channels_last(matrix_IO: np.ndarray, channels: int) -> np.ndarray:
+    """Returns the rows of a linear layer over a square map in H,W,C order (Flax), given those in
+    C,H,W order (Caffe, torch).
+    """
+    side = round((matrix_IO.shape[0] / channels) ** 0.5)
+    maps = matrix_IO.reshape(channels, side, side, -1)
+    return np.ascontiguousarray(maps.transpose(1, 2, 0, 3)).reshape(matrix_IO.shape)
+
+
+def rows_to_channels_first(matrix_IO: np.ndarray, channels: int) -> np.ndarray:
+    """Returns the inverse of `rows_to_channels_last`."""
+    side = round((matrix_IO.shape[0] / channels) ** 0.5)
+    maps = matrix_IO.reshape(side, side, channels, -1)
+    return np.ascontiguousarray(maps.transpose(2, 0, 1, 3)).reshape(matrix_IO.shape)
+
+
 def assumed_preprocessing(whose: str, p: Preprocessing) -> str:
     """Returns the note that a file lacks its preprocessing, and which one is used."""
-    side = f"{p.resize_to}x{p.resize_to}" if p.resize == "warp" else f"shorter side {p.resize_to}"
-    mean, std = (tuple(round(value, 3) for value in values) for values in (p.mean, p.std))
+    pixels = describe_preprocessing(dataclasses.asdict(p))
     return (
-        f"assumed the preprocessing of {whose}: resized to {side}, central "
-        f"{p.image_size}x{p.image_size}, {p.channels}, (pixels - {mean}) / {std}; if the network "
-        "was trained with another, edit the model folder's config.json"
+        f"assumed the preprocessing of {whose}: {pixels}; if the network was trained with another, "
+        "edit the model folder's config.json"
     )

@@ -1,7 +1,4 @@
-"""GoogLeNet as an ONNX graph, node by node.
-
-Shapes are ONNX's: N batch, C channels, H height, W width.
-"""
+"""GoogLeNet as an ONNX graph, node by node. Shapes are ONNX's: N batch, C channels, H, W."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,13 +8,21 @@ from onnx import ModelProto, TensorProto, checker, helper, numpy_helper
 
 import gnet_jax
 from gnet_jax.config import choose
+from gnet_jax.convert.mapping import rows_to_channels_first
 from gnet_jax.model.architecture import Architecture, pools
-from gnet_jax.model_folder.variables import WeightsError, rows_to_channels_first
+from gnet_jax.model_folder.folder import WeightsError
 from gnet_jax.ops.sizes import conv_size, pooled_size, same_padding
 
 OPSET = 13  # the first whose operators all have today's form; read by onnxruntime 1.6 and later
 IR_VERSION = 8
 NORM_EPSILON = 1e-3  # GoogLeNet's batch norm
+_NO_PLACE = "ONNX: the network has {}; export it as .stablehlo, which holds any network"
+
+
+def _window(size: int, stride: int, low: int, high: int) -> dict[str, list[int]]:
+    """Returns a window's attributes; `low` and `high` pad each of its sides."""
+    pads = [low, low, high, high]
+    return {"kernel_shape": [size, size], "strides": [stride, stride], "pads": pads}
 
 
 class _Graph:
@@ -34,10 +39,7 @@ class _Graph:
 
     def variable(self, name: str) -> np.ndarray:
         if name not in self.unused:
-            raise WeightsError(
-                f"ONNX: the network has no {name}, which {self.arch.norm} networks of this project "
-                "have; export it as .stablehlo, which holds any network"
-            )
+            raise WeightsError(_NO_PLACE.format(f"no {name}"))
         return self.unused.pop(name)
 
     def constant(self, name: str, value: np.ndarray) -> str:
@@ -58,30 +60,16 @@ class _Graph:
         else:
             bias = self.variable(f"params/{module}/conv/bias")
         size = kernel_HWIO.shape[0]
-        low, high = pads or (size // 2, size // 2)
         weights = self.constant(f"{module}/weight", kernel_HWIO.transpose(3, 2, 0, 1))
-        x = self.node(
-            "Conv",
-            [x, weights, self.constant(f"{module}/bias", bias)],
-            f"{module}/conv",
-            kernel_shape=[size, size],
-            strides=[stride, stride],
-            pads=[low, low, high, high],
-        )
-        return self.node("Relu", [x], module)
+        inputs = [x, weights, self.constant(f"{module}/bias", bias)]
+        window = _window(size, stride, *(pads or (size // 2, size // 2)))
+        return self.node("Relu", [self.node("Conv", inputs, f"{module}/conv", **window)], module)
 
     def max_pool(self, x: str, size: int, window: int, stride: int, pad: int, name: str) -> str:
         """Max pool by Caffe's rule: if it rounds up, the high sides are padded explicitly."""
         out = pooled_size(size, window, stride, pad)
         high = max(0, (out - 1) * stride + window - size - pad)
-        return self.node(
-            "MaxPool",
-            [x],
-            name,
-            kernel_shape=[window, window],
-            strides=[stride, stride],
-            pads=[pad, pad, high, high],
-        )
+        return self.node("MaxPool", [x], name, **_window(window, stride, pad, high))
 
     def lrn(self, x: str, name: str) -> str:
         if self.arch.norm != "lrn":
@@ -96,13 +84,9 @@ class _Graph:
             reduced3 = self.conv(x, f"{at}/reduce3")
             reduced5 = self.conv(x, f"{at}/reduce5")
             pooled = self.conv(pooled, f"{at}/pool_proj")
-        branches = [
-            self.conv(x, f"{at}/b1"),
-            self.conv(reduced3, f"{at}/b3"),
-            self.conv(reduced5, f"{at}/b5"),
-            pooled,
-        ]
-        return self.node("Concat", branches, f"{at}/output", axis=1)
+        inputs = {"b1": x, "b3": reduced3, "b5": reduced5}
+        branches = [self.conv(value, f"{at}/{branch}") for branch, value in inputs.items()]
+        return self.node("Concat", [*branches, pooled], f"{at}/output", axis=1)
 
     def linear(self, x: str, module: str, matrix_IO: np.ndarray, name: str) -> str:
         weights = self.constant(f"{module}/weight", matrix_IO)
@@ -111,19 +95,14 @@ class _Graph:
 
 
 def onnx_model(
-    arch: Architecture, flat: Mapping[str, np.ndarray], image_size: int, metadata: Mapping[str, str]
+    arch: Architecture, flat: Mapping[str, np.ndarray], size: int, metadata: Mapping[str, str]
 ) -> ModelProto:
-    """Returns the network without its auxiliary heads, in float32, as a checked model.
-
-    It maps "input" (N, 3, image_size, image_size), normalised, with channels in the network's
-    order, to "logits" (N, classes). N is symbolic. `flat` holds the variables by name; `metadata`
-    is stored as text.
-
-    Raises:
-        WeightsError: naming a variable that is missing or has no place in the graph.
+    """Returns the network without its auxiliary heads, in float32, as a checked model. It maps
+    "input" (N, 3, size, size), normalised, with channels in the network's order, to
+    "logits" (N, classes). N is symbolic. `flat` holds the variables by name; `metadata` is stored
+    as text. Raises WeightsError naming a variable that is missing or has no place in the graph.
     """
-    g = _Graph(arch, flat)
-    size = image_size
+    g, shape_NCHW = _Graph(arch, flat), ["N", 3, size, size]
     if choose("stem", arch.stem, {"imagenet": True, "small": False}):
         paddings = {"same": same_padding(size, 7, 2), "caffe": None}
         pads = choose("stem_padding", arch.stem_padding, paddings)
@@ -152,18 +131,12 @@ def onnx_model(
     g.linear(x, "classifier", g.variable("params/classifier/kernel"), "logits")
     heads = {f"aux_{block}" for block in arch.aux_after}
     if unused := [name for name in g.unused if name.split("/")[1] not in heads]:
-        raise WeightsError(
-            f"ONNX: the network has {min(unused)}, of a layer that this project's networks do not "
-            "have; export it as .stablehlo, which holds any network"
-        )
-    shape_NCHW = ["N", 3, image_size, image_size]
-    graph = helper.make_graph(
-        g.nodes,
-        "GoogLeNet",
-        [helper.make_tensor_value_info("input", TensorProto.FLOAT, shape_NCHW)],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", arch.num_classes])],
-        g.constants,
+        raise WeightsError(_NO_PLACE.format(f"the unknown {min(unused)}"))
+    inputs, outputs = (
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)]
+        for name, shape in (("input", shape_NCHW), ("logits", ["N", arch.num_classes]))
     )
+    graph = helper.make_graph(g.nodes, "GoogLeNet", inputs, outputs, g.constants)
     model = helper.make_model(
         graph,
         producer_name="gnet_jax",

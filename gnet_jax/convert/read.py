@@ -1,5 +1,6 @@
-"""Read any file of GoogLeNet weights, model folder or training workdir."""
+"""Read any file of GoogLeNet weights, model folder, training workdir, or file of class names."""
 
+import ast
 import dataclasses
 import hashlib
 import json
@@ -7,36 +8,21 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from gnet_jax.convert import caffe, tf_slim, torchvision
 from gnet_jax.convert.mapping import Found
 from gnet_jax.convert.torch_file import is_torch_file, read_torch
 from gnet_jax.data.sources.classes import imagenet_classes
 from gnet_jax.model.googlenet import GoogLeNet
-from gnet_jax.model_folder.folder import (
-    ModelFolder,
-    check_folder,
-    folder_of,
-    is_model_folder,
-    read_folder,
-    write_folder,
-)
+from gnet_jax.model_folder import TrainedModel, WeightsError, folder, read_folder, write_folder
 from gnet_jax.model_folder.tensor_file import is_safetensors, read_tensors
-from gnet_jax.model_folder.variables import WeightsError, unflatten
 from gnet_jax.training.checkpoints.restore import is_workdir, read_workdir
 
 KNOWN = (
     "a caffemodel, a torchvision state dict (.pth or .safetensors), a checkpoint of TF-slim's "
     "Inception v1, a .safetensors of `gnet export`, a model folder and a training workdir"
 )
-# How files of other kinds begin, and what to say about them.
-_OTHER_KINDS = {
-    rb"\Z": "empty",
-    rb"\s*<(!doctype|html|\?xml)": "a web page: the download led to an error or login page",
-    rb"\s*version https://git-lfs": "a Git LFS pointer: run git lfs pull",
-    rb"\x89HDF": "an HDF5 file",
-    rb"\x1f\x8b|.{257}ustar": "an archive: unpack it and name the file of weights inside",
-}
 
 
 def convert(
@@ -45,53 +31,35 @@ def convert(
     *,
     class_names: Sequence[str] | None = None,
     transform_input: bool | None = None,
-) -> ModelFolder:
-    """Write the model in `src` as the model folder `dst`, and return it.
-
-    Args:
-        src: as `read`.
-        dst: a new or empty folder, or a model folder, which is replaced.
-        class_names, transform_input: as `read`.
-
-    Raises:
-        WeightsError: as `read`, or if `dst` cannot be written.
+) -> TrainedModel:
+    """Write the model in `src` as the model folder `dst`, replacing one there, and return it.
+    Arguments and errors are those of `read` and `write_folder`.
     """
-    folder = read(Path(src).expanduser(), class_names=class_names, transform_input=transform_input)
-    write_folder(dst, folder)
-    return folder
+    model = read(Path(src).expanduser(), class_names=class_names, transform_input=transform_input)
+    write_folder(dst, model)
+    return model
 
 
 def read(
     src: Path, *, class_names: Sequence[str] | None = None, transform_input: bool | None = None
-) -> ModelFolder:
-    """Returns the model in `src`; its content determines the format. Nothing in it is executed.
-
-    What a foreign file lacks is assumed, printed on standard error, and noted in the model's
-    `source`.
-
-    Args:
-        src: one of `KNOWN`. TensorFlow's checkpoints of several files are named by their prefix,
-            .index or .data file.
-        class_names: one for each output. Default: those of `src`; for foreign weights, ImageNet's
-            for 1,000 outputs (1,001 of TF-slim's), otherwise "class 0", "class 1", ...
-        transform_input: for torchvision's weights only, see `torchvision.preprocessing`. Default:
-            true for the published file alone.
-
-    Raises:
-        WeightsError: if `src` is missing, corrupt, of another kind or not a GoogLeNet, or the
-            arguments do not fit it.
+) -> TrainedModel:
+    """Returns the model in `src`, one of `KNOWN`; its content determines the format, and nothing in
+    it is executed. TensorFlow's checkpoints of several files are named by their prefix, .index or
+    .data file. What a foreign file lacks is assumed, printed on standard error, and noted in the
+    model's `source`. `class_names` default to those of `src`; for foreign weights, to ImageNet's
+    for 1,000 outputs (1,001 of TF-slim's), otherwise to "class 0", "class 1", ... `transform_input`
+    is for torchvision's weights only and defaults to true for the published file alone. Raises
+    WeightsError if `src` is missing, corrupt, of another kind or not a GoogLeNet, or the arguments
+    do not fit it.
     """
-    found = _read_directory(src) if src.is_dir() else _read_file(src, transform_input)
-    foreign = isinstance(found, Found)
-    folder, notes = (_without_names(found), found.notes) if foreign else (found, [])
-    if transform_input is not None and not (foreign and "transform_input" in folder.source):
-        raise WeightsError(
-            f"transform_input is an option of torchvision's networks, which {src} is not; leave it "
-            "out"
-        )
-    source, outputs = dict(folder.source), folder.model.arch.num_classes
-    if outputs == 1:  # a softmax over it would be 1 for every image
-        raise WeightsError(f"{src} has 1 output, but a softmax needs at least 2")
+    found = _read_folder(src) if src.is_dir() else _read_file(src, transform_input)
+    foreign, notes = isinstance(found, Found), []
+    if isinstance(found, Found):
+        model, variables, notes = GoogLeNet(found.arch), folder.unflatten(found.flat), found.notes
+        found = TrainedModel(model, variables, found.preprocessing, (), found.source)
+    source, outputs = dict(found.source), found.model.arch.num_classes
+    if transform_input is not None and not (foreign and "transform_input" in source):
+        raise WeightsError(f"{src} is not torchvision's; transform_input is for those alone")
     if notes:
         source["notes"] = "; ".join(notes)
     if class_names is not None:
@@ -102,43 +70,34 @@ def read(
             source["class_names"] = assumed
             notes.append(f"class names: {assumed}")
     else:
-        class_names = folder.class_names
-    if len(class_names) != outputs:
-        raise WeightsError(
-            f"there are {len(class_names)} class names, but {src} has {outputs} outputs; give one "
-            "name for each output"
-        )
-    folder = dataclasses.replace(folder, class_names=tuple(class_names), source=source)
-    check_folder(folder, str(src))
+        class_names = found.class_names
+    model = dataclasses.replace(found, class_names=tuple(class_names), source=source)
+    folder.check_folder(model, str(src))
     for note in notes:
         print(f"{src}: {note}", file=sys.stderr)
-    return folder
+    return model
 
 
-def _read_directory(src: Path) -> ModelFolder:
-    if is_model_folder(src):
+def _read_folder(src: Path) -> TrainedModel:
+    if folder.is_model_folder(src):
         return read_folder(src)
     if is_workdir(src):
         return read_workdir(src)
     raise WeightsError(f"the folder {src} contains no model; known are {KNOWN}")
 
 
-def _read_file(src: Path, transform_input: bool | None) -> ModelFolder | Found:
+def _read_file(src: Path, transform_input: bool | None) -> TrainedModel | Found:
     src = tf_slim.find_index(src)
-    if not src.exists():
-        if src.suffix:  # a file of weights
-            raise WeightsError(
-                f"{src} does not exist; docs/pretrained.md lists weights to download"
-            )
-        raise WeightsError(
-            f"{src} does not exist; `gnet convert WEIGHTS {src}` makes a model folder of published "
-            "weights (docs/pretrained.md), `gnet train` a workdir with your own"
-        )
     try:
         with src.open("rb") as file:
             head = file.read(4096)
             file.seek(0)
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise WeightsError(
+            f"{src} does not exist; `gnet convert WEIGHTS {src}` makes a model folder of published "
+            "weights (docs/pretrained.md), `gnet train` a workdir with your own"
+        ) from None
     except OSError as error:
         raise WeightsError(f"cannot read {src}: {error.strerror}") from error
     kind = {}
@@ -150,23 +109,19 @@ def _read_file(src: Path, transform_input: bool | None) -> ModelFolder | Found:
         if metadata.get("format") == "gnet_jax":
             if "config" not in metadata:
                 raise WeightsError(f"{src} is part of a model folder; name the folder instead")
-            return folder_of(_parse_json(metadata["config"], src), tensors, src)
+            try:
+                return folder.folder_of(json.loads(metadata["config"]), tensors, src)
+            except json.JSONDecodeError as error:
+                raise WeightsError(f"the metadata of {src} is corrupt: {error}") from error
         found = torchvision.load(tensors, src, sha256, transform_input)
         kind = {"format": "safetensors state dict"}
     elif tf_slim.is_checkpoint(src):
         found = tf_slim.load(src)
-    elif other := _other_kind(head):
-        raise WeightsError(f"{src} is {other}; known are {KNOWN}")
     else:  # the format has no signature
         found = caffe.load(src, sha256)
     # An index of TensorFlow's holds a checksum of each tensor, so its sha256 identifies them too.
     source = {"file": src.name} | kind | found.source | {"sha256": sha256}
     return found._replace(source=source)
-
-
-def _without_names(found: Found) -> ModelFolder:
-    model, variables = GoogLeNet(found.arch), unflatten(found.flat)
-    return ModelFolder(model, variables, found.preprocessing, (), found.source)
 
 
 def _assumed_names(outputs: int, source: dict[str, str]) -> tuple[tuple[str, ...], str]:
@@ -182,18 +137,84 @@ def _assumed_names(outputs: int, source: dict[str, str]) -> tuple[tuple[str, ...
     return tuple(f"class {i}" for i in range(outputs)), assumed
 
 
-def _parse_json(text: str, src: Path) -> object:
+# Class names from a file that a user names.
+
+_SYNSET = re.compile(r"(n\d{8})[\s,]+(\S.*)")  # n01440764 tench, Tinca tinca
+_NUMBER_FIRST = re.compile(r"(?P<number>\d+)\s*[\s:,;]\s*(?P<name>\S.*)")  # 0: tench
+_NUMBER_LAST = re.compile(r"(?P<name>.*\S)[\s:,;]+(?P<number>\d+)")  # /a/airfield 0
+
+
+def read_class_names(file: Path) -> tuple[str, ...]:
+    """Returns the class names in a text or JSON file, in the order of a network's outputs. A text
+    file has one name on each line; blank lines at the end are ignored. WordNet ids before the names
+    are removed if every line has one. Numbers before or after the names set the order if they are
+    0, 1, 2, ... JSON, or a Python literal, is a list of names, a dict of names by index, or a dict
+    of indices by name. A pair of WordNet id and name can stand for a name. Raises WeightsError
+    naming the file and its first invalid line or entry.
+    """
     try:
-        return json.loads(text)
-    except ValueError as error:
-        raise WeightsError(f"the metadata of {src} is corrupt: {error}") from error
+        text = file.expanduser().read_text("utf-8-sig")
+    except OSError as error:
+        raise WeightsError(f"cannot read the class names in {file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        number = error.object.count(b"\n", 0, error.start) + 1
+        line = error.object.splitlines()[number - 1].strip()[:80]
+        raise WeightsError(
+            f"line {number} of {file} is not UTF-8: {line!r}; save the file as UTF-8, for example "
+            "with iconv -f LATIN1 -t UTF-8"
+        ) from error
+    if text.lstrip().startswith(("[", "{")):
+        return _from_json(text.strip(), file)
+    return _from_lines(re.split(r"\r\n|\r|\n", text), file)
 
 
-def _other_kind(head: bytes) -> str | None:
-    """Returns the kind of a file that begins with `head`, if it certainly holds no weights."""
-    for pattern, kind in _OTHER_KINDS.items():
-        if re.match(pattern, head, re.IGNORECASE | re.DOTALL):
-            return kind
-    text = head[:1000].decode(errors="replace")
-    readable = "\ufffd" not in text and re.sub(r"\s", "", text).isprintable()
-    return "a text file" if readable else None
+def _from_lines(lines: Sequence[str], file: Path) -> tuple[str, ...]:
+    names = [line.strip() for line in lines]
+    while names and not names[-1]:
+        names.pop()
+    if "" in names:
+        raise WeightsError(f"line {names.index('') + 1} of {file} is blank; each line is a class")
+    synsets = [_SYNSET.fullmatch(name) for name in names]
+    if any(synsets):
+        if None in synsets:
+            odd = synsets.index(None)
+            raise WeightsError(f"line {odd + 1} of {file} is {names[odd]!r}, without a WordNet id")
+        return tuple(match[2] for match in synsets if match)
+    for pattern in (_NUMBER_FIRST, _NUMBER_LAST):
+        numbered = [match for match in map(pattern.fullmatch, names) if match]
+        found = {int(match["number"]): match["name"] for match in numbered}
+        # "class 0", "class 1" are names: without the numbers they would be the same name.
+        if len(numbered) == len(names) == len(set(found.values())) and _is_range(found):
+            return tuple(found[i] for i in range(len(found)))
+    return tuple(names)
+
+
+def _from_json(text: str, file: Path) -> tuple[str, ...]:
+    try:
+        try:
+            value: Any = json.loads(text)
+        except ValueError:
+            value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+        raise WeightsError(f"{file} is not valid JSON: {error}") from error
+    if isinstance(value, dict) and all(type(i) is int for i in value.values()):
+        value = {index: name for name, index in value.items()}
+    if isinstance(value, dict):
+        found = {int(k) if str(k).isdecimal() else k: name for k, name in value.items()}
+        if len(found) != len(value) or not _is_range(found):
+            raise WeightsError(f"the class names in {file} are not numbered 0, 1, 2, ...")
+        value = [found[i] for i in range(len(found))]
+    names = [entry[-1] if _is_synset(entry) else entry for entry in value]
+    for index, name in enumerate(names):
+        if not isinstance(name, str) or not name.strip():
+            raise WeightsError(f"entry {index} of {file} is {str(name)[:80]!r}, not a class name")
+    return _from_lines(names, file)
+
+
+def _is_synset(entry: Any) -> bool:
+    pair = isinstance(entry, list | tuple) and len(entry) == 2
+    return pair and re.fullmatch(r"n\d{8}", str(entry[0])) is not None
+
+
+def _is_range(found: dict[Any, Any]) -> bool:
+    return found.keys() == set(range(len(found)))

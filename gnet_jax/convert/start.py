@@ -4,10 +4,10 @@ import dataclasses
 from pathlib import Path
 
 from gnet_jax.config import Config, ConfigError, Preprocessing
-from gnet_jax.model_folder.folder import ModelFolder
+from gnet_jax.model_folder.folder import TrainedModel
 
 
-def with_start(config: Config) -> tuple[Config, ModelFolder | None]:
+def with_start(config: Config) -> tuple[Config, TrainedModel | None]:
     """Returns `config` with the preprocessing of the model that `config.init` names, and the model.
 
     Raises a WeightsError or ConfigError if the model cannot be read or is corrupt, or as

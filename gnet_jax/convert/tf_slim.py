@@ -1,7 +1,4 @@
-"""TF-slim's Inception v1: its checkpoints, its names for this project's variables, its settings.
-
-Kernels are HWIO, as here; the classifier is a 1x1 convolution.
-"""
+"""TF-slim's Inception v1. Kernels are HWIO, as here; the classifier is a 1x1 convolution."""
 
 import os
 import re
@@ -12,15 +9,10 @@ import numpy as np
 
 from gnet_jax.config import Preprocessing
 from gnet_jax.config.recipes import needs
-from gnet_jax.convert.mapping import (
-    Found,
-    assumed_preprocessing,
-    find_prefix,
-    map_variables,
-    name_variables,
-)
+from gnet_jax.convert import mapping
+from gnet_jax.convert.mapping import Found
 from gnet_jax.model.architecture import VARIANTS, Architecture
-from gnet_jax.model_folder.variables import WeightsError
+from gnet_jax.model_folder.folder import WeightsError
 
 _SCOPE = "InceptionV1/"
 _STEM = {"conv1": "Conv2d_1a_7x7", "conv2_reduce": "Conv2d_2b_1x1", "conv2": "Conv2d_2c_3x3"}
@@ -54,18 +46,10 @@ ARCHITECTURE = Architecture(
 )
 """slim's own network (tensorflow/models, research/slim/nets/inception_v1.py)."""
 
-PREPROCESSING = Preprocessing(
-    image_size=224,
-    resize="warp",
-    resize_to=256,
-    channels="RGB",
-    mean=(127.5, 127.5, 127.5),
-    std=(127.5, 127.5, 127.5),
-)
-"""slim's evaluation: the central 87.5 % of each side, warped to 224x224, in -1 to 1.
-
-slim crops first and then resizes without smoothing: the same part of the photo, but not the same
-bits.
+_HALF = (127.5, 127.5, 127.5)
+PREPROCESSING = Preprocessing(resize="warp", mean=_HALF, std=_HALF)
+"""slim's evaluation: the central 87.5 % of each side, warped to 224x224, in -1 to 1. slim resizes
+after the crop and without smoothing: the same part of the photo, but not the same bits.
 """
 
 
@@ -85,10 +69,8 @@ def is_checkpoint(file: Path) -> bool:
 
 
 def read_checkpoint(file: Path) -> dict[str, np.ndarray]:
-    """Returns everything in a checkpoint by name, read by TensorFlow.
-
-    Raises:
-        WeightsError: if TensorFlow is not installed, or the file is corrupt or not a checkpoint.
+    """Returns everything in a checkpoint by name, read by TensorFlow. Raises WeightsError if
+    TensorFlow is not installed, or the file is corrupt or not a checkpoint.
     """
     try:
         import tensorflow as tf  # pyright: ignore[reportMissingModuleSource]
@@ -104,14 +86,10 @@ def read_checkpoint(file: Path) -> dict[str, np.ndarray]:
 
 
 def load(src: Path) -> Found:
-    """Returns the network in a file for which `is_checkpoint` is true.
-
-    Raises:
-        WeightsError: as `read_checkpoint` and `from_slim`.
-    """
+    """Returns the network in a file for which `is_checkpoint` is true; raises WeightsError."""
     tensors = read_checkpoint(src)
     arch, flat = from_slim(tensors, str(src))
-    notes = [assumed_preprocessing("TF-slim", PREPROCESSING)]
+    notes = [mapping.assumed_preprocessing("TF-slim", PREPROCESSING)]
     if any(name.endswith(_AVERAGED) for name in tensors):
         notes.append("used the moving averages of the variables, as TF-slim's evaluation does")
     return Found(arch, flat, PREPROCESSING, {"format": "TF-slim checkpoint"}, notes)
@@ -124,7 +102,7 @@ def _names() -> dict[str, str]:
         mixed = f"Mixed_{block[0]}{chr(ord(block[1]) + 1)}"  # there, a is the pool in front
         modules |= {f"inception_{block}/{b}": f"{mixed}/{t}" for b, t in _BRANCHES.items()}
     modules["inception_5a/b5"] = "Mixed_5b/Branch_2/Conv2d_0a_3x3"  # sic
-    return name_variables(modules, _CONV) | {
+    return mapping.name_variables(modules, _CONV) | {
         "params/classifier/kernel": f"{_CLASSIFIER}weights",
         "params/classifier/bias": f"{_CLASSIFIER}biases",
     }
@@ -133,15 +111,11 @@ def _names() -> dict[str, str]:
 def from_slim(
     tensors: Mapping[str, np.ndarray], where: str
 ) -> tuple[Architecture, dict[str, np.ndarray]]:
-    """Returns the architecture and the flat variables of slim's Inception v1.
-
-    If a run kept moving averages of its variables, they are used, as in slim's evaluation. An
-    optimiser's variables are ignored.
-
-    Raises:
-        WeightsError: as `find_prefix` and `map_variables`.
+    """Returns the architecture and the flat variables of slim's Inception v1. Moving averages of
+    the variables are used if there are any, as in slim's evaluation; those of an optimiser are
+    ignored. Raises as `find_prefix` and `map_variables`.
     """
-    prefix = find_prefix(tensors, _MARKERS, "TF-slim's Inception v1", where)
+    prefix = mapping.find_prefix(tensors, _MARKERS, "TF-slim's Inception v1", where)
     tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
     names = _names()
     known = set(names.values())
@@ -154,8 +128,7 @@ def from_slim(
     weights = own.get(f"{_CLASSIFIER}weights")
     if weights is not None and weights.shape[:2] == (1, 1):
         own[f"{_CLASSIFIER}weights"] = weights[0, 0]
-    arch, flat = map_variables(own, names, where, ARCHITECTURE, channels_first=False)
+    arch, flat = mapping.map_variables(own, names, where, ARCHITECTURE, channels_first=False)
     biases = {name: value for name, value in flat.items() if name.endswith("/norm/bias")}
-    for name, bias in biases.items():
-        flat[name.removesuffix("bias") + "scale"] = np.ones_like(bias)
-    return arch, flat
+    scales = {name.removesuffix("bias") + "scale": np.ones_like(b) for name, b in biases.items()}
+    return arch, flat | scales

@@ -1,8 +1,7 @@
 """Read torch's files of tensors without torch and without running their contents; write them.
 
-A .pth file is a pickle, and a pickle is a program. The reader knows a few names, which stand for
-tensors, dicts and the plain data that trainers save beside them. It refuses a file that asks for
-any other name before anything is called.
+A .pth file is a pickle, and a pickle is a program. The reader knows the names of tensors, dicts and
+the plain data beside them, and refuses a file that asks for any other before anything is called.
 """
 
 import functools
@@ -11,31 +10,21 @@ import pickle
 import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
-from gnet_jax.model_folder.variables import WeightsError
+from gnet_jax.model_folder.folder import WeightsError
 
-_STORAGES = {
-    "FloatStorage": np.dtype("<f4"),
-    "DoubleStorage": np.dtype("<f8"),
-    "HalfStorage": np.dtype("<f2"),
-    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
-    "LongStorage": np.dtype("<i8"),
-    "IntStorage": np.dtype("<i4"),
-    "ShortStorage": np.dtype("<i2"),
-    "CharStorage": np.dtype("<i1"),
-    "ByteStorage": np.dtype("<u1"),  # states of random generators
-    "BoolStorage": np.dtype("?"),
-}
+_KINDS = {"Float": "<f4", "Double": "<f8", "Half": "<f2", "BFloat16": ml_dtypes.bfloat16}
+_KINDS |= {"Long": "<i8", "Int": "<i4", "Short": "<i2", "Char": "<i1", "Byte": "<u1", "Bool": "?"}
+_STORAGES = {f"{kind}Storage": np.dtype(code) for kind, code in _KINDS.items()}
 _LEGACY_MAGIC = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."  # torch before 1.6
 _ZIP_MAGIC = b"PK\x03\x04"
-_LARGEST_PICKLE = 16_000_000  # bytes of names and shapes; those of GoogLeNet take 40 kB
-_MOST_SHARED = 8  # how often tensors may use the numbers of the storages
+_DTYPES = ("float16", "float32", "float64", "bfloat16", "int32", "int64", "uint8", "bool")
 _PLAIN = {"set", "frozenset", "complex", "bytearray", "list", "dict", "int", "float"}
 # Plain data of checkpoints (options, scores, paths), which is ignored: module, names in it.
 _SKIPPED_NAMES = {
@@ -50,12 +39,8 @@ _SKIPPED_NAMES = {
     "pathlib": {"Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"},
     "pathlib._local": {"PosixPath", "WindowsPath"},
     "datetime": {"datetime", "timedelta"},
-    "torch": {"Size", "device", "strided"}
-    | {"float16", "float32", "float64", "bfloat16", "int32", "int64", "uint8", "bool"},
+    "torch": {"Size", "device", "strided", *_DTYPES},
     "torch.serialization": {"_get_layout"},
-    "pytorch_lightning.utilities.parsing": {"AttributeDict"},
-    "lightning.fabric.utilities.data": {"AttributeDict"},
-    "lightning_fabric.utilities.data": {"AttributeDict"},
 }
 
 
@@ -75,16 +60,9 @@ class _Tensor(NamedTuple):
 class _Ignored:
     """Replaces an object of `_SKIPPED_NAMES`; discards what the pickle puts into it."""
 
-    def __new__(cls, *_: Any, **__: Any) -> "_Ignored":
-        return super().__new__(cls)
+    def __init__(self, *_: Any, **__: Any) -> None: ...
 
-    def __setitem__(self, *_: Any) -> None: ...
-
-    def __setstate__(self, _: Any) -> None: ...
-
-    def extend(self, _: Any) -> None: ...
-
-    append = extend
+    __setitem__ = __setstate__ = extend = append = __init__
 
 
 class _Unpickler(pickle.Unpickler):
@@ -97,22 +75,22 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in _STORAGES:
             return name
-        if name in _SKIPPED_NAMES.get(module, ()):
+        if name in _SKIPPED_NAMES.get(module, ()) or name == "AttributeDict":  # Lightning's
             return _Ignored
         # Bound methods, because a pickle cannot set attributes of them.
-        known: dict[tuple[str, str], Any] = {
-            ("collections", "OrderedDict"): OrderedDict,
-            ("collections", "defaultdict"): self._dict,
-            ("torch._utils", "_rebuild_tensor_v2"): self._tensor,
-            ("torch._utils", "_rebuild_parameter"): self._parameter,
-            ("torch._utils", "_rebuild_parameter_with_state"): self._parameter,
+        known: dict[str, Any] = {
+            "collections.OrderedDict": OrderedDict,
+            "collections.defaultdict": self._dict,
+            "torch._utils._rebuild_tensor_v2": self._tensor,
+            "torch._utils._rebuild_parameter": self._parameter,
+            "torch._utils._rebuild_parameter_with_state": self._parameter,
         }
-        if (module, name) not in known:
+        if f"{module}.{name}" not in known:
             raise WeightsError(
                 f"asks for {module}.{name}, which is not a tensor; nothing was run. Save only the "
                 "weights: torch.save(model.state_dict(), PATH)"
             )
-        return known[module, name]
+        return known[f"{module}.{name}"]
 
     def persistent_load(self, pid: Any) -> _Storage:
         match pid:
@@ -140,14 +118,10 @@ def is_torch_file(head: bytes) -> bool:
 
 
 def read_torch(path: Path) -> dict[str, np.ndarray]:
-    """Returns every tensor of the file by name, floats as float32. Executes nothing in the file.
-
-    The name of a tensor in nested dicts has the keys on the way before it, with a slash after each:
-    "state_dict/conv1.conv.weight", "optimizer/state/0/exp_avg".
-
-    Raises:
-        WeightsError: if the file asks for anything but tensors and plain data (naming it), is
-            corrupt or cut short, or contains no tensor.
+    """Returns every tensor of the file by name, floats as float32. Executes nothing in the file. A
+    slash follows each key of a nested dict: "state_dict/conv1.conv.weight". Raises WeightsError if
+    the file asks for anything but tensors and plain data (naming it), is corrupt or cut short, or
+    contains no tensor.
     """
     try:
         with path.open("rb") as file:
@@ -157,7 +131,10 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
             found = _find_tensors(value)
             if not found:
                 raise WeightsError("contains no state dict; save model.state_dict()")
-            _check_sharing(found.values())
+            stored = sum({t.storage.key: t.storage.size for t in found.values()}.values())
+            used = sum(math.prod(t.shape) for t in found.values())
+            if used > 8 * stored:  # a small file would fill the memory
+                raise WeightsError(f"has tensors of {used} numbers in storages of {stored}")
             storage_bytes = functools.lru_cache(1)(storage_bytes)  # tensors may share a storage
             return {name: _array(t, storage_bytes(t.storage)) for name, t in found.items()}
     except WeightsError as error:
@@ -175,12 +152,7 @@ def _read_zip(file: BinaryIO) -> tuple[Any, Callable[[_Storage], bytes]]:
     if len(roots) != 1:
         raise WeightsError("is a zip archive, but not one of torch's: it has no data.pkl")
     (root,) = roots
-    order = members.get(f"{root}byteorder")
-    if order is not None and order.file_size < 100 and archive.read(order) != b"little":
-        raise WeightsError("was written on a big-endian machine, which is not supported")
     data = members[f"{root}data.pkl"]
-    if data.file_size > _LARGEST_PICKLE:
-        raise WeightsError(f"has a pickle of {data.file_size} bytes; at most {_LARGEST_PICKLE}")
 
     def storage_bytes(storage: _Storage) -> bytes:
         info = members.get(f"{root}data/{storage.key}")
@@ -229,17 +201,6 @@ def _find_tensors(value: Any) -> dict[str, _Tensor]:
     return found
 
 
-def _check_sharing(tensors: Iterable[_Tensor]) -> None:
-    """Raise if tensors use a storage so often that a small file would fill the memory."""
-    stored = sum({t.storage.key: t.storage.size for t in tensors}.values())
-    used = sum(math.prod(t.shape) for t in tensors)
-    if used > _MOST_SHARED * stored:
-        raise WeightsError(
-            f"has tensors of {used} numbers in storages of {stored}; at most {_MOST_SHARED} times "
-            "as many are read"
-        )
-
-
 def _array(tensor: _Tensor, data: bytes) -> np.ndarray:
     dtype = _STORAGES[tensor.storage.kind]
     strides = tuple(stride * dtype.itemsize for stride in tensor.strides)
@@ -260,9 +221,8 @@ def write_torch(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
 
 
 def _pickled(tensors: Mapping[str, np.ndarray]) -> bytes:
-    """Returns the pickle of an OrderedDict of tensors.
-
-    It is written opcode by opcode, because pickle writes only names that it can import.
+    """Returns the pickle of an OrderedDict of tensors, written opcode by opcode, because pickle
+    writes only names that it can import.
     """
 
     def glob(module: str, name: str) -> bytes:

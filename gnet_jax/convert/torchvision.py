@@ -7,16 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from gnet_jax.config import Preprocessing
-from gnet_jax.convert.mapping import (
-    Found,
-    assumed_preprocessing,
-    drop_heads,
-    find_prefix,
-    map_variables,
-    name_variables,
-)
+from gnet_jax.convert import mapping
+from gnet_jax.convert.mapping import Found
 from gnet_jax.model.architecture import VARIANTS, Architecture
-from gnet_jax.model_folder.variables import WeightsError, rows_to_channels_first
+from gnet_jax.model_folder.folder import WeightsError
 
 _STEM = {"conv1": "conv1", "conv2_reduce": "conv2", "conv2": "conv3"}
 _BRANCHES = {
@@ -44,52 +38,39 @@ PUBLISHED_SHA256 = "1378be20"
 
 
 def preprocessing(transform_input: bool) -> Preprocessing:
-    """Returns torchvision's preprocessing.
-
-    `transform_input` is torchvision's option, set for the published weights because they come from
-    TensorFlow, whose inputs lie in -1 to 1. It maps an image that was normalised with ImageNet's
-    mean and std to (x / 255 - 0.5) / 0.5. Here mean and std include that map.
+    """Returns torchvision's preprocessing. `transform_input` is torchvision's option, set for the
+    published weights because they come from TensorFlow, whose inputs lie in -1 to 1. It maps an
+    image that was normalised with ImageNet's mean and std to (x / 255 - 0.5) / 0.5. Here mean and
+    std include that map.
     """
-    mean = (0.5, 0.5, 0.5) if transform_input else (0.485, 0.456, 0.406)
+    red, green, blue = (0.5, 0.5, 0.5) if transform_input else (0.485, 0.456, 0.406)
     std = (0.5, 0.5, 0.5) if transform_input else (0.229, 0.224, 0.225)
     return Preprocessing(
-        image_size=224,
-        resize="shorter_side",
-        resize_to=256,
-        channels="RGB",
-        mean=(255 * mean[0], 255 * mean[1], 255 * mean[2]),
-        std=(255 * std[0], 255 * std[1], 255 * std[2]),
+        mean=(255 * red, 255 * green, 255 * blue), std=(255 * std[0], 255 * std[1], 255 * std[2])
     )
 
 
 def load(
     tensors: Mapping[str, np.ndarray], src: Path, sha256: str, transform_input: bool | None
 ) -> Found:
-    """Returns the network in a state dict.
-
-    `transform_input` is that of `preprocessing`; None means true for the published file alone.
-
-    Raises:
-        WeightsError: as `find_network` and `from_torchvision`, or if `transform_input` is false for
-            the published weights.
+    """Returns the network in a state dict. `transform_input` is that of `preprocessing`; None means
+    true for the published file alone, for which false is a WeightsError. Otherwise raises as
+    `find_network` and `from_torchvision`.
     """
     network, notes = find_network(tensors, str(src))
     arch, flat = from_torchvision(network, str(src))
     published = sha256.startswith(PUBLISHED_SHA256)
     if published and transform_input is False:
-        raise WeightsError(
-            f"{src} holds torchvision's published weights, which need transform_input; leave the "
-            "option out"
-        )
+        raise WeightsError(f"{src} is torchvision's published file, which needs transform_input")
     mapped = published if transform_input is None else transform_input
     pixels = preprocessing(mapped)
     source = {"transform_input": "yes, as part of mean and std" if mapped else "no"}
     if published:
         untrained = "never trained, says torchvision's documentation"
         source |= {"origin": "torchvision", "auxiliary_heads": untrained}
-    else:
-        notes.append(assumed_preprocessing("torchvision", pixels))
-    if not published and transform_input is None:
+        return Found(arch, flat, pixels, source, notes)
+    notes.append(mapping.assumed_preprocessing("torchvision", pixels))
+    if transform_input is None:
         notes.append(
             "assumed training without torchvision's transform_input; if the network was fine-tuned "
             "from torchvision's published weights: gnet convert --transform-input yes"
@@ -100,20 +81,14 @@ def load(
 def find_network(
     tensors: Mapping[str, np.ndarray], where: str
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Returns the state dict of a GoogLeNet among the tensors of a file, under torchvision's names.
-
-    Any prefix of the names ("module.", "state_dict/model.") is dropped, a classifier of one linear
-    layer is renamed to fc, and auxiliary heads with another number of classes than fc are skipped.
-    `tensors` has the names of `read_torch`, with a slash between the keys of nested dicts.
-
-    Returns:
-        The tensors for `from_torchvision`, and a note on everything that was skipped or renamed.
-
-    Raises:
-        WeightsError: if there is no GoogLeNet, more than one, or one followed by other layers.
+    """Returns the state dict of a GoogLeNet among the tensors of a file, under torchvision's names,
+    and notes on all that was changed. Any prefix of the names ("module.", "state_dict/model.") is
+    dropped, a classifier of one linear layer is renamed to fc, and auxiliary heads with another
+    number of classes than fc are skipped. `tensors` has the names of `read_torch`. Raises
+    WeightsError if there is no GoogLeNet, more than one, or one followed by other layers.
     """
     tensors = {name.replace("_orig_mod.", ""): v for name, v in tensors.items()}  # torch.compile's
-    prefix = find_prefix(tensors, _MARKERS, "a torchvision GoogLeNet", where)
+    prefix = mapping.find_prefix(tensors, _MARKERS, "a torchvision GoogLeNet", where)
     entry = prefix[: prefix.rfind("/") + 1]  # the dict that holds the network
     network, beside, elsewhere = {}, {}, []
     for name, value in tensors.items():
@@ -129,7 +104,7 @@ def find_network(
         _check_no_other_layers(network["fc.weight"], beside, where)
         heads = {f"{head}.": f"{head}.fc2.weight" for head in _HEADS.values()}
         classes = {head: len(network[name]) for head, name in heads.items() if name in network}
-        notes += drop_heads(network, classes, len(network["fc.weight"]))
+        notes += mapping.drop_heads(network, classes, len(network["fc.weight"]))
     if skipped := [*beside, *elsewhere]:
         more = f" and {len(skipped) - 1:,} other tensors" if len(skipped) > 1 else ""
         notes.append(f"skipped {skipped[0]}{more}, which are not part of the network")
@@ -139,10 +114,8 @@ def find_network(
 def _rename_classifiers(
     network: dict[str, np.ndarray], beside: dict[str, np.ndarray], where: str
 ) -> list[str]:
-    """Rename the only layer that reads the pooled features to fc; returns notes.
-
-    Other layers in the same module would make it another network. They go into `network`, so that
-    `from_torchvision` refuses them by name.
+    """Rename the only layer that reads the pooled features to fc; returns notes. Other layers in
+    its module go into `network`, so that `from_torchvision` refuses them by name.
     """
     for head in (f"{name}.fc2" for name in _HEADS.values()):
         layers = _linear_layers({n: v for n, v in network.items() if n.startswith(f"{head}.")})
@@ -156,10 +129,7 @@ def _rename_classifiers(
         odd = {n: v for n, v in network.items() if n not in usual and not n.startswith("aux")}
         found = _linear_layers(odd | beside, inputs=features)
         if len(found) > 1:
-            raise WeightsError(
-                f"{where} is not a GoogLeNet with one classifier: {found[0]} and {found[1]} both "
-                "read its features"
-            )
+            raise WeightsError(f"{where} has two classifiers: {found[0]} and {found[1]}")
         for layer in found:
             module = layer.partition(".")[0] + "."
             for name in [name for name in beside if name.startswith(module)]:
@@ -184,10 +154,7 @@ def _check_no_other_layers(
     if classes != 3:  # otherwise they may be the weights of the classes in a loss
         odd += [name for name, value in beside.items() if value.size == 3]
     if odd:
-        raise WeightsError(
-            f"{where} has {odd[0]} beside its GoogLeNet, which may be a layer before or after it; "
-            "if it is not, save the GoogLeNet's state dict alone"
-        )
+        raise WeightsError(f"{where} has {odd[0]} beside its GoogLeNet; save its state dict alone")
 
 
 def _linear_layers(tensors: Mapping[str, np.ndarray], inputs: int | None = None) -> list[str]:
@@ -216,53 +183,39 @@ def _names(heads: Collection[str]) -> dict[str, str]:
         convs[f"{head}/conv"] = f"{_HEADS[head]}.conv"
         linear |= {f"{head}/fc": f"{_HEADS[head]}.fc1", f"{head}/classifier": f"{_HEADS[head]}.fc2"}
     linear["classifier"] = "fc"
-    return name_variables(convs, _CONV) | name_variables(linear, _LINEAR)
+    return mapping.name_variables(convs, _CONV) | mapping.name_variables(linear, _LINEAR)
 
 
 def from_torchvision(
     tensors: Mapping[str, np.ndarray], where: str
 ) -> tuple[Architecture, dict[str, np.ndarray]]:
-    """Returns the architecture and the flat variables of a state dict, with or without aux heads.
-
-    Raises:
-        WeightsError: as `map_variables`.
+    """Returns the architecture and the flat variables of a state dict, with or without aux heads;
+    raises as `map_variables`.
     """
     used = {name: value for name, value in tensors.items() if not name.endswith(_STEPS)}
     heads = [ours for ours, theirs in _HEADS.items() if any(n.startswith(theirs) for n in used)]
-    return map_variables(used, _names(heads), where, VARIANTS["torchvision"])
+    return mapping.map_variables(used, _names(heads), where, VARIANTS["torchvision"])
 
 
 def to_torchvision(arch: Architecture, flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns flat variables as a state dict of torchvision's.
-
-    Raises:
-        WeightsError: unless it is torchvision's variant, with both auxiliary heads or none.
+    """Returns flat variables as a state dict of torchvision's. Raises WeightsError unless it is
+    torchvision's variant, with both auxiliary heads or none.
     """
     own = VARIANTS["torchvision"]
     free = {"num_classes", "dropout", "aux_dropout"}
     if not arch.aux_after:
         free |= {"aux_after", "aux_widths", "aux_pool"}
-    for field in dataclasses.fields(arch):
-        here, there = getattr(arch, field.name), getattr(own, field.name)
-        if field.name not in free and here != there:
-            values = "" if field.name == "widths" else f" ({there} there, {here} here)"
-            raise WeightsError(
-                f"torchvision's GoogLeNet cannot hold this network: its {field.name} differs"
-                f"{values}; export it as .safetensors"
-            )
-    names = _names([f"aux_{block}" for block in arch.aux_after])
-    if odd := sorted(names.keys() ^ flat.keys()):
-        problem = "is missing" if odd[0] in names else "is unknown there"
-        raise WeightsError(
-            f"torchvision's GoogLeNet cannot hold this network: {odd[0]} {problem}; export it as "
-            ".safetensors"
-        )
+    fields = [field.name for field in dataclasses.fields(arch) if field.name not in free]
+    odd = [name for name in fields if getattr(arch, name) != getattr(own, name)]
+    names = {} if odd else _names([f"aux_{block}" for block in arch.aux_after])
+    if odd := odd or sorted(names.keys() ^ flat.keys()):
+        raise WeightsError(f"torchvision's network has another {odd[0]}; export it as .safetensors")
     tensors = {}
     for ours, theirs in names.items():
         value = flat[ours]
         if ours.endswith("/fc/kernel"):
             channels = flat[ours.removesuffix("fc/kernel") + "conv/conv/kernel"].shape[-1]
-            value = rows_to_channels_first(value, channels)
+            value = mapping.rows_to_channels_first(value, channels)
         if ours.endswith("/kernel"):
             value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
         tensors[theirs] = np.ascontiguousarray(value)

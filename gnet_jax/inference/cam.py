@@ -2,7 +2,6 @@
 
 With global average pooling, the logit of a class is the mean over the grid of the last feature map
 weighted by that class's column of the classifier. The weighted map is the evidence for the class.
-
 Shapes: S side of the network's input, C channels, K classes.
 """
 
@@ -23,15 +22,11 @@ from gnet_jax.data.decode import central_crop
 from gnet_jax.inference.lettering import fitted, lettered
 from gnet_jax.inference.predict import Guess, softmax
 from gnet_jax.model.googlenet import GoogLeNet, aux_logits, endpoints
-from gnet_jax.model_folder import ModelFolder
+from gnet_jax.model_folder import TrainedModel
 
 MAIN = "main"
 COLOURS = "inferno"  # perceptually even, unlike jet, which draws borders where there are none
 DRAWN_SIDE = 448  # pixels, at least
-_NO_EXACT_MAP = (
-    "a class activation map needs a classifier after global average pooling of the last block; the "
-    "model's head is {head}"
-)
 
 
 class ActivationMap(NamedTuple):
@@ -49,20 +44,17 @@ class ActivationMapper:
     class's logit (arXiv 1610.02391). With global average pooling and a linear classifier the
     gradient is the class's column of the classifier, and the map is its class activation map.
     The heads are "main", then "aux 4a" and so on, as far as the model's variables have them.
-
-    Args:
-        trained: the model.
-        exact: raise if the logit of the main head is not the mean of its map plus a bias.
-
-    Raises:
-        UserError: if `exact`, and the head is not global average pooling.
+    `exact` raises UserError if the main head's logit is not the mean of its map plus a bias.
     """
 
-    def __init__(self, trained: ModelFolder, *, exact: bool = False) -> None:
+    def __init__(self, trained: TrainedModel, *, exact: bool = False) -> None:
         model, variables = trained.model, trained.variables
         if exact and model.arch.head != "average_pool":
-            raise UserError(_NO_EXACT_MAP.format(head=model.arch.head))
-        self._trained, self._exact = trained, exact
+            raise UserError(
+                "a class activation map needs a classifier after global average pooling; the "
+                f"model's head is {model.arch.head}"
+            )
+        self._trained = trained
         self.heads = {MAIN: list(model.arch.widths)[-1]}  # the block before each head
         for block in model.arch.aux_after:
             if f"aux_{block}" in variables["params"]:  # published weights may have none
@@ -70,10 +62,7 @@ class ActivationMapper:
 
         @jax.jit
         def run(variables: Any, square_SSC: jax.Array, index: jax.Array) -> Any:
-            """Returns logits and evidence of every head, for its likeliest class if `index` < 0.
-
-            The third result is True if the gradient is the same at all places of the grid.
-            """
+            """Returns logits and evidence of every head, for its likeliest class if `index` < 0."""
             x_BHWC = preprocess(square_SSC[None], preprocessing=trained.preprocessing)
             found = endpoints(model, variables, x_BHWC)
             results = {}
@@ -88,24 +77,15 @@ class ActivationMapper:
                 chosen = jnp.where(index < 0, jnp.argmax(logits_BK[0]), index)
                 one_hot = jax.nn.one_hot(chosen, logits_BK.shape[-1], dtype=logits_BK.dtype)
                 gradient_HWC = pull_back(one_hot[None])[0][0]
-                spread = jnp.ptp(gradient_HWC, axis=(0, 1)).max()
-                uniform = spread <= 1e-3 * jnp.abs(gradient_HWC).max()
-                weights_C = gradient_HWC.sum(axis=(0, 1))
-                results[head] = logits_BK[0], features_BHWC[0] @ weights_C, uniform
+                results[head] = logits_BK[0], features_BHWC[0] @ gradient_HWC.sum(axis=(0, 1))
             return results
 
         self._run: Callable[..., Any] = run
 
     def __call__(self, picture: Image.Image, index: int | None = None) -> dict[str, ActivationMap]:
-        """Returns the map of one class in each head, with the head's own probability of it.
-
-        Args:
-            picture: any size.
-            index: of the class; None takes the main head's likeliest.
-
-        Raises:
-            UserError: if there is no class `index`, or the map is not exact.
-            ImageError: for a picture too narrow to resize.
+        """Returns the map of one class in each head, with the head's own probability of it. `index`
+        None takes the main head's likeliest class. Raises UserError if there is no class `index`,
+        ImageError for a picture too narrow to resize.
         """
         trained = self._trained
         classes = trained.model.arch.num_classes
@@ -115,16 +95,12 @@ class ActivationMapper:
         if index is None:
             index = int(np.argmax(self._run(trained.variables, square, -1)[MAIN][0]))
         results = self._run(trained.variables, square, index)
-        if self._exact and not results[MAIN][2]:
-            raise UserError(_NO_EXACT_MAP.format(head="of another class"))
         # In the order of the heads; JAX returns a dict in alphabetical order.
         return {head: self._map(square, results[head], index) for head in self.heads}
 
     def own(self, picture: Image.Image, head: str) -> tuple[np.ndarray, ActivationMap]:
-        """Returns the probabilities (K,) of one head, and its map of its likeliest class.
-
-        Raises:
-            ImageError: for a picture too narrow to resize.
+        """Returns the probabilities (K,) of one head, and its map of its likeliest class. Raises
+        ImageError for a picture too narrow to resize.
         """
         square = central_crop(picture, self._trained.preprocessing)
         result = self._run(self._trained.variables, square, -1)[head]
@@ -132,7 +108,7 @@ class ActivationMapper:
         return softmax(logits_K), self._map(square, result, int(np.argmax(logits_K)))
 
     def _map(self, square: np.ndarray, result: Any, index: int) -> ActivationMap:
-        logits_K, evidence, _ = result
+        logits_K, evidence = result
         probability = float(softmax(np.asarray(logits_K))[index])
         label = self._trained.class_names[index]
         guess = Guess(index=index, label=label, probability=probability)
@@ -142,13 +118,8 @@ class ActivationMapper:
 def main_logits(
     model: GoogLeNet, variables: Mapping[str, Any], x_BHWC: jax.Array, features_BHWC: jax.Array
 ) -> jax.Array:
-    """Returns the logits (B, K) that the main head computes from the output of the last block.
-
-    Args:
-        model: the network.
-        variables: of the network.
-        x_BHWC: images, of which only the shape matters.
-        features_BHWC: takes the place of the last block's output.
+    """Returns the logits (B, K) that the main head computes if `features_BHWC` replace the output
+    of the last block. Only the shape of the images `x_BHWC` matters.
     """
     last = f"inception_{list(model.arch.widths)[-1]}"
 
@@ -163,10 +134,9 @@ def main_logits(
 
 
 def draw(found: ActivationMap) -> Image.Image:
-    """Returns the map over the photo, under a line with the class and its probability.
-
-    The photo shows through where there is little evidence. The colours span each map's own range,
-    so those of two maps do not compare.
+    """Returns the map over the photo, under a line with the class and its probability. The photo
+    shows through where there is little evidence. The colours span each map's own range, so those of
+    two maps do not compare.
     """
     side = found.square.shape[0]
     side *= -(-DRAWN_SIDE // side)

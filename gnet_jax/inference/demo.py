@@ -10,17 +10,13 @@ from gnet_jax.data.decode import decode
 from gnet_jax.inference.cam import MAIN, ActivationMapper, draw
 from gnet_jax.inference.images import MAX_DOWNLOAD
 from gnet_jax.inference.predict import top_classes
-from gnet_jax.model_folder import ModelFolder
+from gnet_jax.model_folder import TrainedModel
 
 HOST = "127.0.0.1"  # this machine only
 
 
-def build(trained: ModelFolder, title: str) -> Any:
-    """Returns the page, a `gradio.Blocks`, for `serve`.
-
-    Raises:
-        UserError: if gradio is not installed.
-    """
+def build(trained: TrainedModel, title: str) -> Any:
+    """Returns the page, a `gradio.Blocks`, for `serve`. Raises UserError if gradio is missing."""
     try:
         gr: Any = import_module("gradio")
     except ImportError as error:
@@ -60,29 +56,16 @@ def build(trained: ModelFolder, title: str) -> Any:
 
 
 def serve(page: Any, port: int | None, *, block: bool = True) -> str:
-    """Serve the page on this machine only. Returns its address once it is up.
-
-    Args:
-        page: from `build`.
-        port: None takes the first free one from 7860 on.
-        block: return when the server ends, for example by Ctrl-C.
-
-    Raises:
-        UserError: if the port is taken.
+    """Serve the page on this machine only; return its address once it is up, or with `block` when
+    the server ends. Port None takes the first free one from 7860 on. Raises UserError if it is
+    taken.
     """
     try:
-        _, address, _ = page.launch(
-            server_name=HOST,
-            server_port=port,
-            share=False,
-            max_file_size=MAX_DOWNLOAD,
-            prevent_thread_lock=True,
-            quiet=True,
-        )
+        options = {"share": False, "max_file_size": MAX_DOWNLOAD, "quiet": True}
+        where = {"server_name": HOST, "server_port": port}
+        _, address, _ = page.launch(**where, **options, prevent_thread_lock=True)
     except OSError as error:
-        raise UserError(
-            f"cannot serve on {HOST}, port {port}: {error}; try another --port"
-        ) from error
+        raise UserError(f"cannot serve on port {port}: {error}; try another --port") from error
     if block:
         print(f"open {address} in a browser; Ctrl-C stops the server", flush=True)
         page.block_thread()

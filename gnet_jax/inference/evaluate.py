@@ -3,39 +3,36 @@
 Shapes: N images, R crops of an image, S side of a network's input, C channels, K classes.
 """
 
-import collections
 import dataclasses
+import functools
 import itertools
+import math
 import sys
 import time
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Container, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
+from PIL import Image
 from rich.table import Table
 
 from gnet_jax.config import Preprocessing, UserError
 from gnet_jax.data.bad_images import BadRecord, BadRecords, read_example
-from gnet_jax.data.decode import ImageError, decode
+from gnet_jax.data.batches import prefetched
+from gnet_jax.data.decode import ImageError, decode, evaluation_size, shorter_side_size
 from gnet_jax.data.progress import progress_line
-from gnet_jax.data.sources import Source
-from gnet_jax.data.sources.classes import empty_classes, find, imagenet_start, integers, listed, nfc
-from gnet_jax.inference.crops import Crops, crop_plan, extract
+from gnet_jax.data.sources import Source, classes
+from gnet_jax.data.sources.classes import find, listed
 from gnet_jax.inference.predict import Predictor, say_compiling, softmax
-from gnet_jax.model_folder import ModelFolder
+from gnet_jax.model_folder import TrainedModel
 
 T = TypeVar("T")
-
+Crops = Literal[1, 10, 144]
+SCALES = (256, 288, 320, 352)  # shorter sides, for a network that sees 224
+Box = tuple[int, int, int, int]  # left, top, right, bottom
 # (models, crops) to top-5 error in per cent on ImageNet's validation images (paper, Table 3).
-PAPER_TOP5_ERROR: Mapping[tuple[int, int], float] = {
-    (1, 1): 10.07,
-    (1, 10): 9.15,
-    (1, 144): 7.89,
-    (7, 1): 8.09,
-    (7, 10): 7.62,
-    (7, 144): 6.67,
-}
+PAPER_TOP5_ERROR = {(1, 1): 10.07, (1, 10): 9.15, (1, 144): 7.89}
+PAPER_TOP5_ERROR |= {(7, 1): 8.09, (7, 10): 7.62, (7, 144): 6.67}
 
 
 class EvaluationError(UserError):
@@ -47,7 +44,7 @@ class Evaluation:
     """How often the label was the likeliest class, or among the five likeliest."""
 
     images: int  # scored, each exactly once
-    top1_count: int
+    top1_count: int  # top1 is its share, NaN without images
     top5_count: int
     crops: int
     models: int
@@ -57,28 +54,23 @@ class Evaluation:
 
     @property
     def top1(self) -> float:
-        """The share of images, or NaN if none was scored."""
-        return self.top1_count / self.images if self.images else float("nan")
+        return self.top1_count / self.images if self.images else math.nan
 
     @property
     def top5(self) -> float:
-        """The share of images, or NaN if none was scored."""
-        return self.top5_count / self.images if self.images else float("nan")
+        return self.top5_count / self.images if self.images else math.nan
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns every field and both shares, ready for JSON."""
         return dataclasses.asdict(self) | {"top1": self.top1, "top5": self.top5}
 
 
 class _Views(NamedTuple):
-    """The crops of one image for all models."""
-
     label: int  # of the first model
     crops: Mapping[Preprocessing, np.ndarray]  # (R, S, S, 3) uint8
 
 
 def evaluate(
-    models: Sequence[ModelFolder],
+    models: Sequence[TrainedModel],
     source: Source,
     crops: Crops = 1,
     *,
@@ -87,30 +79,20 @@ def evaluate(
     progress: bool = True,
     bad_limit: float = 0.02,
 ) -> Evaluation:
-    """Score every image of `source` once, by probabilities averaged over crops and models.
-
-    Each model has its own preprocessing. Damaged images are skipped and named in the result.
-
-    Args:
-        models: one or more, with the same classes in any order.
-        source: the labelled images, whose classes `pair_classes` matches.
-        crops: of each image; see `crop_plan`.
-        batch_size: largest number of crops in a call of a network.
-        threads: that read, decode and crop.
-        progress: print the progress on standard error.
-        bad_limit: largest share of the images that may be damaged.
-
-    Raises:
-        EvaluationError: for models of different classes, or images of a class that they lack.
-        DataError: for a label out of range, or more damaged images than `bad_limit` allows.
+    """Score every image of `source` once, by probabilities averaged over `crops` (see `crop_plan`)
+    and models. The models have the same classes in any order, and each its own preprocessing;
+    `pair_classes` matches the classes of the data. A call of a network gets at most `batch_size`
+    crops. Damaged images are skipped and named in the result. Raises EvaluationError for models of
+    different classes, or images of a class that they lack; DataError for a label out of range, or a
+    larger share of damaged images than `bad_limit`.
     """
     if not 0 <= bad_limit < 1:
         raise EvaluationError(f"bad_limit is {bad_limit}; it must be in [0, 1)")
-    for name, value in (("batch_size", batch_size), ("threads", threads)):
-        if value < 1:
-            raise EvaluationError(f"{name} is {value}; it must be at least 1")
+    if batch_size < 1 or threads < 1:
+        raise EvaluationError(f"batch_size {batch_size} or threads {threads} is below 1")
     columns = _columns(models)
-    labels, pairing = pair_classes(source.class_names, models[0].class_names, empty_classes(source))
+    names, empty = models[0].class_names, classes.empty_classes(source)
+    labels, pairing = pair_classes(source.class_names, names, empty)
     if pairing is not None:
         print(pairing, file=sys.stderr, flush=True)
     wanted = {model.preprocessing for model in models}
@@ -137,7 +119,7 @@ def evaluate(
         predictor.warm_up()
     with progress_line("evaluating", "images", len(source), wanted=progress) as advance:
         start = time.perf_counter()
-        loaded = _prefetch(load, len(source), threads, chunk_size + 2 * threads)
+        loaded = prefetched(load, range(len(source)), threads)
         while chunk := list(itertools.islice(loaded, chunk_size)):
             damaged.add(each for each in chunk if isinstance(each, BadRecord))
             scored = [each for each in chunk if isinstance(each, _Views)]
@@ -151,7 +133,7 @@ def evaluate(
     return Evaluation(images, top1, top5, crops, len(models), rate, tuple(damaged), pairing)
 
 
-def _columns(models: Sequence[ModelFolder]) -> list[list[int]]:
+def _columns(models: Sequence[TrainedModel]) -> list[list[int]]:
     """Returns the outputs of each model in the order of the first model's classes."""
     if not models:
         raise EvaluationError("there is no model to evaluate; name at least one")
@@ -160,10 +142,7 @@ def _columns(models: Sequence[ModelFolder]) -> list[list[int]]:
         found, back = find(first, model.class_names), find(model.class_names, first)
         odd = _without(first, found) or _without(model.class_names, back)
         if odd:
-            raise EvaluationError(
-                f"models 1 and {number} do not both have {listed(odd)}, or have it twice; an "
-                "ensemble requires models of the same classes"
-            )
+            raise EvaluationError(f"models 1 and {number} do not both have {listed(odd)} once")
         columns.append([column for column in found if column is not None])
     return columns
 
@@ -171,18 +150,11 @@ def _columns(models: Sequence[ModelFolder]) -> list[list[int]]:
 def pair_classes(
     names: Sequence[str], model: Sequence[str], empty: Container[str] = ()
 ) -> tuple[list[int], str | None]:
-    """Returns the model's class for each label of the data, and a note if names do not match.
-
-    If no name matches, classes are paired by position, provided that the data number the model's
-    classes from 0, or that the model has no names and as many classes.
-
-    Args:
-        names: the classes of the data.
-        model: the classes of the model.
-        empty: the classes of the data without images; if the model lacks one, it becomes -1.
-
-    Raises:
-        EvaluationError: naming the classes of the data that the model lacks.
+    """Returns the model's class for each label of the data, and a note if names do not match. If no
+    name matches, classes are paired by position, provided that the data number the model's classes
+    from 0, or that the model has no names and as many classes. A class in `empty`, without images,
+    becomes -1 if the model lacks it. Raises EvaluationError naming the other classes that the model
+    lacks.
     """
     found = find(names, model)
     unknown = _without(names, found)
@@ -196,12 +168,9 @@ def pair_classes(
             how = "classes paired by position, because the names differ: " + ", ".join(pairs)
             return by_position, how
     if odd:
-        twice = [name for name in dict.fromkeys(odd) if nfc(name) in map(nfc, model)]
         raise EvaluationError(
-            f"the model or the data have {listed(twice)} more than once; rename them"
-            if twice
-            else f"the model lacks {listed(odd)} of the data (it has {listed(model, 3)}); evaluate "
-            "it on data of its own classes, or rename them"
+            f"the model lacks {listed(odd)} of the data (it has {listed(model, 3)}), or one of "
+            "them has it twice; evaluate it on data of its own classes, or rename them"
         )
     return [-1 if index is None else index for index in found], None
 
@@ -213,8 +182,8 @@ def _without(names: Sequence[str], found: Sequence[int | None]) -> list[str]:
 def _by_position(names: Sequence[str], model: Sequence[str]) -> list[int] | None:
     if [*model] == [f"class {i}" for i in range(len(model))] and len(names) == len(model):
         return [*range(len(names))]
-    numbers, start = integers(names), imagenet_start(model) or 0
-    if numbers is None or integers(model) is not None:
+    numbers, start = classes.integers(names), classes.imagenet_start(model) or 0
+    if numbers is None or classes.integers(model) is not None:
         return None
     # Numbers without 0 could start at 1, and then ImageNet's classes are often in another order.
     if min(numbers) != 0 or max(numbers) >= len(model) - start:
@@ -240,29 +209,13 @@ def _ranks(
     return ((sums_NK > label_sum_N1) | ((sums_NK == label_sum_N1) & earlier_NK)).sum(axis=1)
 
 
-def _prefetch(load: Callable[[int], T], count: int, threads: int, size: int) -> Iterator[T]:
-    """Yields `load(0)`, `load(1)`, ... in order, with at most `size` of them in memory."""
-    with ThreadPoolExecutor(threads) as pool:
-        waiting = collections.deque(pool.submit(load, i) for i in range(min(size, count)))
-        try:
-            for index in range(count):
-                result = waiting.popleft().result()
-                if index + size < count:
-                    waiting.append(pool.submit(load, index + size))
-                yield result
-        finally:
-            for future in waiting:
-                future.cancel()
-
-
 def evaluate_grid(
-    models: Sequence[ModelFolder],
+    models: Sequence[TrainedModel],
     source: Source,
     crops: Sequence[Crops] = (1, 10, 144),
     **options: Any,
 ) -> list[Evaluation]:
     """Evaluate the first model alone and then all models, each with every number of crops.
-
     `options` and errors are those of `evaluate`.
     """
     ensembles = [models[:1], models] if len(models) > 1 else [models]
@@ -271,16 +224,88 @@ def evaluate_grid(
 
 def paper_table(evaluations: Sequence[Evaluation]) -> Table:
     """Returns a table of the errors, with the paper's for the same number of models and crops."""
-    table = Table(
-        title="Error by models and crops",
-        caption="paper: GoogLeNet on ImageNet's validation images (arXiv 1409.4842, Table 3)",
-        title_justify="left",
-        caption_justify="left",
-    )
+    paper = "paper: GoogLeNet on ImageNet's validation images (arXiv 1409.4842, Table 3)"
+    table = Table(title="Error by models and crops", caption=paper)
+    table.title_justify = table.caption_justify = "left"
     for name in ("models", "crops", "images", "top-1 error", "top-5 error", "paper's top-5 error"):
         table.add_column(name, justify="right", no_wrap=True)
     for e in evaluations:
-        paper = PAPER_TOP5_ERROR.get((e.models, e.crops))
+        theirs = PAPER_TOP5_ERROR.get((e.models, e.crops))
         cells = (f"{e.models}", f"{e.crops}", f"{e.images:,}", f"{1 - e.top1:.2%}")
-        table.add_row(*cells, f"{1 - e.top5:.2%}", "" if paper is None else f"{paper:.2f}%")
+        table.add_row(*cells, f"{1 - e.top5:.2%}", "" if theirs is None else f"{theirs:.2f}%")
     return table
+
+
+# The crops (paper, section 7).
+
+
+class Crop(NamedTuple):
+    """A part of a resized photo, optionally resized again and mirrored."""
+
+    scale: tuple[int, int]  # width and height that the whole photo is resized to
+    box: Box  # in the resized photo
+    resize: int | None  # side that the box is resized to; None if it has that side already
+    mirror: bool
+
+
+def crop_plan(width: int, height: int, crops: Crops, preprocessing: Preprocessing) -> list[Crop]:
+    """Returns the crops of a photo of `width` x `height` pixels, each followed by its mirror image.
+
+    1: the central crop of `central_crop`, not mirrored. 10: the centre and four corners of the same
+    resized photo. 144: the paper's. 4 scales of the shorter side, whatever `preprocessing.resize`
+    is; 3 squares along the longer side; the centre, the four corners and the whole of each square.
+    The three squares of a square photo coincide, and count three times.
+    Raises UserError for another number of crops or an image_size above resize_to, and ImageError
+    for a photo so narrow that the resized one would be too large.
+    """
+    size = preprocessing.image_size
+    if crops not in get_args(Crops):
+        raise UserError(f"crops is {crops}; it must be 1, 10 or 144")
+    if preprocessing.resize_to < size:
+        raise UserError(f"resize_to is {preprocessing.resize_to}; it must be at least {size}")
+    if crops == 144:
+        return [
+            Crop(scale, box, resize, mirror)
+            for shorter in SCALES
+            for scale in [shorter_side_size((width, height), round(shorter * size / 224))]
+            for square in _squares(*scale)
+            for box, resize in [*((b, None) for b in _five(square, size)), (square, size)]
+            for mirror in (False, True)
+        ]
+    scale = evaluation_size((width, height), preprocessing)
+    boxes = _five((0, 0, *scale), size)
+    if crops == 1:
+        return [Crop(scale, boxes[0], None, False)]
+    return [Crop(scale, box, None, mirror) for box in boxes for mirror in (False, True)]
+
+
+def _five(area: Box, size: int) -> list[Box]:
+    left, top, right, bottom = area
+    centre = ((left + right - size) // 2, (top + bottom - size) // 2)
+    corners = [(x, y) for y in (top, bottom - size) for x in (left, right - size)]
+    return [(x, y, x + size, y + size) for x, y in (centre, *corners)]
+
+
+def _squares(width: int, height: int) -> Iterator[Box]:
+    """Yields the left, central and right square of a wide photo, the top ... of a tall one."""
+    side, spare = min(width, height), abs(width - height)
+    for start in (0, spare // 2, spare):
+        x, y = (start, 0) if width > height else (0, start)
+        yield x, y, x + side, y + side
+
+
+def extract(picture: Image.Image, plan: Sequence[Crop]) -> np.ndarray:
+    """Returns (N, S, S, 3) uint8: the crops of `plan`, which was made for this picture's size."""
+
+    @functools.cache
+    def scaled(scale: tuple[int, int]) -> Image.Image:
+        return picture.resize(scale, Image.Resampling.BILINEAR)
+
+    @functools.cache
+    def square(scale: tuple[int, int], box: Box, resize: int | None) -> np.ndarray:
+        part = scaled(scale).crop(box)
+        if resize is not None:
+            part = part.resize((resize, resize), Image.Resampling.BILINEAR)
+        return np.asarray(part)
+
+    return np.stack([square(*crop[:3])[:, :: -1 if crop.mirror else 1] for crop in plan])

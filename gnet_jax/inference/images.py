@@ -1,18 +1,12 @@
-"""Images that a user names: files, folders, URLs and standard input.
+"""Images that a user names, read one by one: files, folders, URLs and standard input."""
 
-Everything is lazy. An image that cannot be read is an item with its name and the reason, and the
-next ones follow.
-"""
-
-import functools
 import http.client
 import io
 import os
 import sys
 import time
-import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -44,31 +38,28 @@ class Picture(NamedTuple):
 
 
 def pictures(arguments: Iterable[str], left_out: LeftOut | None = None) -> Iterator[Picture]:
-    """Yields the pictures that `arguments` name, in order, reading each when it is asked for.
-
-    "-" is standard input, and http:// and https:// are downloaded, unless a file or folder has
-    that name. A folder gives the image files in it and below it, as `walk` does; their content
-    determines the format.
-
-    Args:
-        arguments: paths, URLs or "-".
-        left_out: receives the other entries of the folders.
+    """Yields the pictures that `arguments` name, or why there is none, reading each when asked for.
+    "-" is standard input, and http:// and https:// are downloaded, unless a file or folder has that
+    name. A folder gives the image files in it and below it, as `walk` does; `left_out` receives its
+    other entries.
     """
-    for name, read in _readers(arguments, {} if left_out is None else left_out):
-        try:
-            yield Picture(name, decode(read()))
-        except UserError as error:
-            yield Picture(name, error)
+    for name in arguments:
+        if name != "-" and os.path.isdir(name):
+            yield from _folder(name, {} if left_out is None else left_out)
+        else:
+            yield _picture(name)
+
+
+def _picture(name: str) -> Picture:
+    try:
+        return Picture(name, decode(_read(name)))
+    except UserError as error:
+        return Picture(name, error)
 
 
 def open_picture(image: ImageLike) -> Image.Image:
-    """Returns one upright RGB picture.
-
-    Args:
-        image: the path or URL of a file, "-", a PIL image, or uint8 pixels (H, W, 3) or (H, W).
-
-    Raises:
-        UserError: naming what cannot be read.
+    """Returns one upright RGB picture of a path, a URL, "-", a PIL image, or uint8 pixels (H, W, 3)
+    or (H, W). Raises UserError naming what cannot be read.
     """
     if isinstance(image, np.ndarray):
         return decode(image)
@@ -79,34 +70,13 @@ def open_picture(image: ImageLike) -> Image.Image:
         encoded = io.BytesIO()
         upright.save(encoded, "TIFF")  # decode handles alpha, palettes and 16 bits
         return decode(encoded.getvalue())
-    if os.path.isdir(image):
-        raise UserError(f"{image} is a folder; name one image")
-    ((name, picture),) = pictures([os.fspath(image)])
+    name, picture = _picture(os.fspath(image))
     if isinstance(picture, UserError):
         raise UserError(f"{name}: {picture}")
     return picture
 
 
-def _readers(
-    arguments: Iterable[str], left_out: LeftOut
-) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    """Yields the name of every image, and a function that reads it or raises InputError."""
-    for argument in arguments:
-        exists = os.path.lexists(argument)
-        if argument == "-" and exists:
-            both = "is standard input and also a file; write ./- or /dev/stdin"
-            yield argument, functools.partial(_fail, both)
-        elif argument == "-":
-            yield argument, _read_stdin
-        elif os.path.isdir(argument):
-            yield from _folder_readers(argument, left_out)
-        elif not exists and argument.lower().startswith(("http://", "https://")):
-            yield argument, functools.partial(_download, argument)
-        else:
-            yield argument, functools.partial(_read_file, argument)
-
-
-def _folder_readers(root: str, left_out: LeftOut) -> Iterator[tuple[str, Callable[[], bytes]]]:
+def _folder(root: str, left_out: LeftOut) -> Iterator[Picture]:
     from gnet_jax.data.sources.folder import walk
 
     own: LeftOut = {}
@@ -114,47 +84,42 @@ def _folder_readers(root: str, left_out: LeftOut) -> Iterator[tuple[str, Callabl
     empty = True
     for path in walk(root, own, unreadable.append):
         empty = False
-        yield path, functools.partial(_read_file, path)
+        yield _picture(path)
     reasons = {str(error.filename): f"cannot be read: {error.strerror}" for error in unreadable}
     reasons |= dict.fromkeys(own.pop("broken link", []), "is a broken link")
     if empty and not reasons:
         reasons[root] = "the folder contains no images"
     for path, reason in reasons.items():
-        yield path, functools.partial(_fail, reason)
+        yield Picture(path, InputError(reason))
     for reason, paths in own.items():
         left_out.setdefault(reason, []).extend(paths)
 
 
-def _fail(reason: str) -> bytes:
-    raise InputError(reason)
-
-
-def _limited(image: bytes, limit: int) -> bytes:
+def _read(name: str) -> bytes:
+    """Returns the bytes of a file, a URL or standard input; raises InputError."""
+    limit = MAX_DOWNLOAD
+    if name == "-":
+        image = sys.stdin.buffer.read(limit + 1)
+    elif name.lower().startswith(("http://", "https://")):
+        image = _download(name)
+    else:
+        limit = MAX_FILE
+        try:
+            with open(name, "rb") as file:
+                image = file.read(limit + 1)
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"cannot be read: {reason}") from error
     if len(image) > limit:
         raise InputError(f"is larger than the limit of {limit // 2**20} MB")
     return image
-
-
-def _read_stdin() -> bytes:
-    return _limited(sys.stdin.buffer.read(MAX_DOWNLOAD + 1), MAX_DOWNLOAD)
-
-
-def _read_file(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            image = file.read(MAX_FILE + 1)
-    except FileNotFoundError:
-        raise InputError("no such file or folder") from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise InputError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    return _limited(image, MAX_FILE)
 
 
 def _download(url: str) -> bytes:
     deadline = time.monotonic() + DEADLINE
     image = bytearray()
     try:
-        request = urllib.request.Request(_quoted(url), headers={"User-Agent": USER_AGENT})
+        request = urllib.request.Request(url, headers={"User-Agent": USER_AGENT})
         with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
             while chunk := response.read1(CHUNK):  # read() would wait until a slow server ends
                 image += chunk
@@ -164,22 +129,4 @@ def _download(url: str) -> bytes:
         raise InputError(f"cannot be downloaded: {error}") from error
     if time.monotonic() > deadline:
         raise InputError(f"took longer than {DEADLINE:.0f} s to download")
-    return _limited(bytes(image), MAX_DOWNLOAD)
-
-
-def _quoted(url: str) -> str:
-    """Returns `url` in the ASCII form that browsers send.
-
-    Raises:
-        ValueError: for an invalid host name.
-    """
-    parts = urllib.parse.urlsplit(url.strip())
-    host = parts.netloc
-    if not host.isascii():
-        host = host.encode("idna").decode()
-    # The percent sign is safe because parts of the URL may be quoted already.
-    path, query = (
-        urllib.parse.quote(part, safe="%/:=&?~+!$,;'@()*[]", errors="surrogateescape")
-        for part in (parts.path, parts.query)
-    )
-    return urllib.parse.urlunsplit((parts.scheme, host, path, query, ""))
+    return bytes(image)

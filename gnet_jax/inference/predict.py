@@ -1,6 +1,5 @@
-"""Load a trained model, predict the classes of pictures, and print them.
-
-Shapes: N pictures, S side of the network's input, C channels, K classes.
+"""Load a trained model, predict the classes of pictures, and print them. Shapes: N pictures, S side
+of the network's input, C channels, K classes.
 """
 
 import functools
@@ -22,12 +21,12 @@ from gnet_jax.data.augment import preprocess
 from gnet_jax.data.decode import ImageError, central_crop
 from gnet_jax.inference.images import Picture
 from gnet_jax.model.googlenet import GoogLeNet, strip_aux
-from gnet_jax.model_folder.folder import ModelFolder, is_model_folder, read_folder
+from gnet_jax.model_folder.folder import TrainedModel, is_model_folder, read_folder
+from gnet_jax.training import sharding
 from gnet_jax.training.checkpoints.restore import is_workdir, read_workdir
-from gnet_jax.training.sharding import data_mesh, put_state, replicated, split, xla_options
 
 
-def load(path: str | Path) -> ModelFolder:
+def load(path: str | Path) -> TrainedModel:
     """Load a trained model: network, variables, preprocessing and class names.
 
     The content of `path` determines what it is. Nothing in it is executed. A training workdir
@@ -68,28 +67,23 @@ class Prediction(NamedTuple):
 
 
 class Predictor:
-    """A trained model compiled for batches of one size on this process's devices.
-
-    Args:
-        trained: the model. Its auxiliary heads are not used.
-        batch_size: pictures in a call of the program, rounded up to a multiple of the devices.
+    """A trained model, without auxiliary heads, compiled for batches of one size on this process's
+    devices. The size is rounded up to a multiple of the devices.
     """
 
-    def __init__(self, trained: ModelFolder, batch_size: int = 8) -> None:
+    def __init__(self, trained: TrainedModel, batch_size: int = 8) -> None:
         if batch_size < 1:
             raise UserError(f"the batch size is {batch_size}; it must be at least 1")
-        mesh = data_mesh(jax.local_devices())
+        mesh = sharding.data_mesh(jax.local_devices())
         self.trained = trained
         self.batch_size = -(-batch_size // mesh.size) * mesh.size
-        self.variables = put_state(
-            {name: strip_aux(tree) for name, tree in trained.variables.items()}, mesh
-        )
+        variables = {name: strip_aux(tree) for name, tree in trained.variables.items()}
+        self.variables = sharding.put_state(variables, mesh)
         self._program = _program(trained.model, trained.preprocessing)  # pyright: ignore[reportArgumentType]
 
     def logits(self, squares_NSSC: np.ndarray) -> np.ndarray:
-        """Returns the (N, K) float32 logits of uint8 RGB squares (N, S, S, 3).
-
-        The last batch is filled up with black squares, so that the program compiles once.
+        """Returns the (N, K) float32 logits of uint8 RGB squares (N, S, S, 3). The last batch is
+        filled up with black squares, so that the program compiles once.
         """
         batches = []
         for start in range(0, len(squares_NSSC), self.batch_size):
@@ -101,7 +95,6 @@ class Predictor:
         return np.concatenate([empty, *map(np.asarray, batches)])[: len(squares_NSSC)]
 
     def warm_up(self) -> None:
-        """Compile now instead of at the first call."""
         side = self.trained.preprocessing.image_size
         self.logits(np.zeros((1, side, side, 3), np.uint8))
 
@@ -110,21 +103,20 @@ class Predictor:
 def _program(
     model: GoogLeNet, preprocessing: Preprocessing
 ) -> Callable[[Any, np.ndarray], jax.Array]:
-    """Returns `(variables, uint8 squares) -> logits`, jitted for this process's devices.
-
-    The variables are arguments, so the models of an ensemble share one program.
+    """Returns `(variables, uint8 squares) -> logits`, jitted for this process's devices. The
+    variables are arguments, so the models of an ensemble share one program.
     """
 
     def compute_logits(variables: Any, squares_NSSC: jax.Array) -> jax.Array:
         outputs: Any = model.apply(variables, preprocess(squares_NSSC, preprocessing=preprocessing))
         return outputs.logits
 
-    mesh = data_mesh(jax.local_devices())
+    mesh = sharding.data_mesh(jax.local_devices())
     return jax.jit(
         compute_logits,
-        in_shardings=(replicated(mesh), split(mesh)),
-        out_shardings=split(mesh),
-        compiler_options=xla_options(mesh.devices.flat[0].platform),
+        in_shardings=(sharding.replicated(mesh), sharding.split(mesh)),
+        out_shardings=sharding.split(mesh),
+        compiler_options=sharding.xla_options(mesh.devices.flat[0].platform),
     )
 
 
@@ -174,9 +166,8 @@ def _crop(picture: Image.Image | UserError, p: Preprocessing) -> np.ndarray | Us
 
 
 def render(console: Console, name: str, top: Sequence[Guess]) -> None:
-    """Print the classes of one picture with a bar for each probability.
-
-    A label that is too long for the terminal is truncated; a pipe gets all of it.
+    """Print the classes of one picture with a bar for each probability. A label that is too long
+    for the terminal is truncated; a pipe gets all of it.
     """
     line = "#" if console.options.ascii_only else "━"
     width = min(24, console.width // 3)

@@ -1,6 +1,5 @@
 """A model on disk: weights, configuration, class names, preprocessing and a card for people."""
 
-from gnet_jax.model_folder.folder import ModelFolder, read_folder, write_folder
-from gnet_jax.model_folder.variables import WeightsError
+from gnet_jax.model_folder.folder import TrainedModel, WeightsError, read_folder, write_folder
 
-__all__ = ["ModelFolder", "WeightsError", "read_folder", "write_folder"]
+__all__ = ["TrainedModel", "WeightsError", "read_folder", "write_folder"]

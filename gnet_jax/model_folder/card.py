@@ -2,15 +2,13 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from gnet_jax.config import choose
 from gnet_jax.config.paths import as_text
-from gnet_jax.model.roles import roles_by_path
-from gnet_jax.model_folder.variables import unflatten
 
 _CARD = """\
 ---
@@ -46,38 +44,24 @@ for name, probability in model.predict("photo.jpg")[0]:
 
 
 def model_card(config: Mapping[str, Any], flat: Mapping[str, np.ndarray], name: str) -> str:
-    """Returns the text of the card.
-
-    Args:
-        config: the content of config.json.
-        flat: the variables by flat name.
-        name: the folder's name.
+    """Returns the text of the card for a config.json, the variables by flat name, and the folder's
+    name.
     """
-    arch, p, source = config["architecture"], config["preprocessing"], config["source"]
+    arch, source = config["architecture"], config["source"]
     params = sum(math.prod(v.shape) for k, v in flat.items() if k.startswith("params/"))
     heads = ", ".join(arch["aux_after"]) or "none"
-    resized = choose(
-        "resize",
-        p["resize"],
-        {
-            "warp": f"the whole image warped to {p['resize_to']}x{p['resize_to']}",
-            "shorter_side": f"the shorter side resized to {p['resize_to']}",
-        },
-    )
-    mean, std = (tuple(round(value, 4) for value in p[key]) for key in ("mean", "std"))
+    norms = {"lrn": "LRN", "batch_norm": "batch norm"}
     facts = {
         "parameters": f"{params:,}, auxiliary heads included",
         "classes": f"{config['num_classes']:,}",
-        "normalisation": normalisation(arch["norm"], flat),
-        "kernels in the blocks": ", ".join(block_kernels(flat)),
+        "normalisation": norms.get(arch["norm"], f"`{arch['norm']}`"),
         "auxiliary heads": f"{heads} (used in training only)",
         "computed in": config["dtype"],
-        "input": f"{resized}, central {p['image_size']}x{p['image_size']} crop, {p['channels']}, "
-        f"(x - {mean}) / {std}, pixels 0 to 255",
+        "input": describe_preprocessing(config["preprocessing"]),
     }
-    licensed = "license" in source
+    licensed = source.get("license")
     return _CARD.format(
-        license=f"license: other\nlicense_name: {source['license']}\n" if licensed else "",
+        license=f"license: other\nlicense_name: {licensed}\n" if licensed else "",
         name=as_text(name),
         facts=_table(facts),
         quoted=json.dumps(name, ensure_ascii=False),
@@ -88,38 +72,13 @@ def model_card(config: Mapping[str, Any], flat: Mapping[str, np.ndarray], name: 
     )
 
 
-def normalisation(norm: str, flat: Mapping[str, np.ndarray]) -> str:
-    """Returns the kinds of normalisation in a network, in words.
-
-    Only the architecture's `norm` tells LRN and other norms without variables. A norm with
-    parameters is batch norm if it has running statistics; any other goes by its module's name.
-    """
-    modules = roles_by_path(unflatten(flat)["params"])
-    layers = [path for path, role in modules.items() if role == "kernel"]
-    found = {}
-    for path in sorted({path[:-1] for path, role in modules.items() if role == "norm"}):
-        stored = {f"batch_stats/{'/'.join(path)}/{name}" for name in ("mean", "var")}
-        # Its path below the block that contains its layer: "norm/group", the same in every block.
-        block = next(n for n in range(len(path), -1, -1) if _in(path[:n], layers) or n == 0)
-        own = f"`{'/'.join(path[block:])}`"
-        found["batch norm" if stored <= flat.keys() else own] = None
-    words = {"lrn": "LRN", "batch_norm": "batch norm"}
-    stated = {} if found and norm != "lrn" else {words.get(norm, f"`{norm}`"): None}
-    return ", ".join(stated | found)
-
-
-def _in(module: tuple[str, ...], paths: Iterable[tuple[str, ...]]) -> bool:
-    return any(path[: len(module)] == module for path in paths)
-
-
-def block_kernels(flat: Mapping[str, np.ndarray]) -> list[str]:
-    """Returns the kernel sizes in the Inception blocks: "1x1", "3x3", ..."""
-    kernels = [
-        value.shape[:2]
-        for name, value in flat.items()
-        if name.startswith("params/inception_") and name.endswith("/kernel") and value.ndim == 4
-    ]
-    return [f"{height}x{width}" for height, width in sorted(set(kernels))]
+def describe_preprocessing(p: Mapping[str, Any]) -> str:
+    """Returns the fields of a `Preprocessing` in words."""
+    size, side = p["image_size"], p["resize_to"]
+    ways = {"warp": f"warped to {side}x{side}", "shorter_side": f"shorter side {side}"}
+    mean, std = (tuple(round(value, 4) for value in p[key]) for key in ("mean", "std"))
+    way = choose("resize", p["resize"], ways)
+    return f"{way}, central {size}x{size} crop, {p['channels']}, (pixels 0 to 255 - {mean}) / {std}"
 
 
 def _table(rows: Mapping[str, str]) -> str:

@@ -12,28 +12,20 @@ import hashlib
 import json
 import tempfile
 import types
+import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    Literal,
-    NamedTuple,
-    TypeVar,
-    Union,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
 
 import gnet_jax
 from gnet_jax.config import Preprocessing, UserError, check_preprocessing, json_text
 from gnet_jax.model import custom
 from gnet_jax.model.architecture import Architecture
-from gnet_jax.model.googlenet import GoogLeNet
-from gnet_jax.model_folder.variables import WeightsError, check, flatten, unflatten
+from gnet_jax.model.googlenet import GoogLeNet, abstract_variables
 from gnet_jax.ops.fast import FAST
 from gnet_jax.ops.reference import REFERENCE
 
@@ -48,8 +40,12 @@ CONFIG_FILE = "config.json"
 CARD_FILE = "README.md"
 
 
+class WeightsError(UserError):
+    """A file of weights is missing, corrupt or does not fit."""
+
+
 @dataclasses.dataclass(frozen=True)
-class ModelFolder:
+class TrainedModel:
     """A trained network with everything that is needed to use it.
 
     Attributes:
@@ -69,9 +65,7 @@ class ModelFolder:
     def predict(
         self, images: "ImageLike | Sequence[ImageLike]", *, top: int = 5
     ) -> list[list[tuple[str, float]]]:
-        """Classify images.
-
-        The first call compiles the network.
+        """Classify images; the first call compiles the network.
 
         Args:
             images: one image or a list of them. Each is the path or URL of a file, a PIL image, or
@@ -104,14 +98,10 @@ class ModelFolder:
         return Predictor(self)
 
 
-def write_folder(path: str | Path, folder: ModelFolder) -> None:
-    """Write `folder` atomically: a kill leaves the old folder, the new one or none.
-
-    A folder that this function wrote is replaced if nothing was added to it.
-
-    Raises:
-        WeightsError: if `path` holds anything else or cannot be written, or if the variables or
-            class names do not fit the model.
+def write_folder(path: str | Path, folder: TrainedModel) -> None:
+    """Write `folder` atomically: a kill leaves the old folder, the new one or none. Replaces a
+    folder that this function wrote if nothing was added to it. Raises WeightsError if `path` holds
+    anything else or cannot be written, or if the model does not pass `check_folder`.
     """
     from gnet_jax.model_folder.card import model_card
     from gnet_jax.model_folder.tensor_file import write_tensors
@@ -147,11 +137,8 @@ def write_folder(path: str | Path, folder: ModelFolder) -> None:
 
 
 def _refuse_to_overwrite(path: Path) -> None:
-    """Raise if `path` is anything but a model folder that `write_folder` wrote."""
     try:
         found = sorted(each.name for each in path.iterdir()) if path.exists() else []
-    except NotADirectoryError:
-        raise WeightsError(f"{path} is a file; name a folder for the model") from None
     except OSError as error:
         raise WeightsError(f"cannot list {path}: {error.strerror}") from error
     lost = [name for name in found if name not in (WEIGHTS_FILE, CONFIG_FILE, CARD_FILE)]
@@ -161,10 +148,7 @@ def _refuse_to_overwrite(path: Path) -> None:
     except (OSError, ValueError, TypeError):
         lost += found
     if lost:
-        raise WeightsError(
-            f"{path} is not a model folder of gnet_jax, and {lost[0]} in it would be lost; name "
-            "another folder"
-        )
+        raise WeightsError(f"{path} is not a model folder: {lost[0]} in it would be lost")
 
 
 def is_model_folder(path: Path) -> bool:
@@ -172,20 +156,15 @@ def is_model_folder(path: Path) -> bool:
     return (path / WEIGHTS_FILE).is_file() and (path / CONFIG_FILE).is_file()
 
 
-def read_folder(path: str | Path) -> ModelFolder:
+def read_folder(path: str | Path) -> TrainedModel:
     """Returns the model folder at `path`, with the name, shape and bits of every tensor verified.
-
-    Raises:
-        WeightsError: if it is missing or corrupt, or its weights do not fit its architecture.
+    Raises WeightsError if it is missing or corrupt, or its weights do not fit its architecture.
     """
     from gnet_jax.model_folder.tensor_file import read_tensors
 
     path = Path(path).expanduser()
     if not is_model_folder(path):
-        what = "is not a model folder" if path.exists() else "does not exist"
-        raise WeightsError(
-            f"{path} {what}; `gnet convert` makes one, with {WEIGHTS_FILE} and {CONFIG_FILE}"
-        )
+        raise WeightsError(f"{path} is not a folder with {WEIGHTS_FILE} and {CONFIG_FILE}")
     weights, file = path / WEIGHTS_FILE, path / CONFIG_FILE
     tensors, _ = read_tensors(weights)
     try:
@@ -195,10 +174,7 @@ def read_folder(path: str | Path) -> ModelFolder:
     folder = folder_of(config, tensors, path)
     sha256 = _sha256(weights)
     if config.get("weights_sha256", sha256) != sha256:
-        raise WeightsError(
-            f"{weights} is corrupt, or belongs to another {CONFIG_FILE}: its sha256 is {sha256}; "
-            "copy the folder again"
-        )
+        raise WeightsError(f"{weights} is corrupt: its sha256 is not that of {CONFIG_FILE}")
     return folder
 
 
@@ -207,50 +183,75 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def config_of(folder: ModelFolder) -> dict[str, Any]:
-    """Returns the content of config.json: all of `folder` except its variables.
-
-    Raises:
-        WeightsError: if the architecture does not describe the network.
+def config_of(folder: TrainedModel) -> dict[str, Any]:
+    """Returns the content of config.json, everything except the variables; raises as
+    `write_description`.
     """
     return write_description(folder.model, folder.preprocessing, folder.class_names, folder.source)
 
 
-def folder_of(config: Any, tensors: dict[str, Any], where: str | Path) -> ModelFolder:
-    """Returns the model that `config_of` described, with `tensors` as its variables.
-
-    Raises:
-        WeightsError: naming `where`, and the first thing in it that does not fit.
+def folder_of(config: Any, tensors: dict[str, Any], where: str | Path) -> TrainedModel:
+    """Returns the model that `config_of` described, with `tensors` as its variables. Raises
+    WeightsError naming `where` and the first thing in it that does not fit.
     """
     try:
         model, preprocessing, names, source = read_description(config)
     except UserError as error:
         raise WeightsError(f"the config of {where} is invalid: {error}") from error
-    folder = ModelFolder(model, unflatten(tensors), preprocessing, names, source)
+    folder = TrainedModel(model, unflatten(tensors), preprocessing, names, source)
     check_folder(folder, str(where))
     return folder
 
 
-def check_folder(folder: ModelFolder, where: str) -> None:
-    """Raise if the variables or class names do not belong to the model.
-
-    Raises:
-        WeightsError: naming `where`, and the first thing in it that does not fit.
-    """
+def check_folder(folder: TrainedModel, where: str) -> None:
+    """Raise a WeightsError naming `where` if the variables or class names do not fit the model."""
     classes = folder.model.arch.num_classes
     if classes < 2:
         raise WeightsError(f"{where} has {classes} output; a softmax needs at least 2")
     if len(folder.class_names) != classes:
-        raise WeightsError(
-            f"{where} names {len(folder.class_names)} classes, but the network has {classes} "
-            "outputs"
-        )
+        raise WeightsError(f"{where} has {len(folder.class_names)} names for {classes} classes")
     try:
         check(folder.model, flatten(folder.variables), folder.preprocessing.image_size, where)
     except WeightsError:
         raise
     except (ValueError, TypeError, LookupError, ArithmeticError) as error:
         raise WeightsError(f"{where} describes a network that cannot be built: {error}") from error
+
+
+# The variables by flat name.
+
+
+def flatten(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Returns every variable in float32 by its path: "params/inception_3a/b1/conv/kernel"."""
+    leaves = traverse_util.flatten_dict(dict(variables), sep="/").items()
+    return {name: np.asarray(value, np.float32) for name, value in leaves}
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns `{"params": ..., "batch_stats": ...}`; the latter is empty without batch norm."""
+    return {"params": {}, "batch_stats": {}} | traverse_util.unflatten_dict(dict(flat), sep="/")
+
+
+def expected_shapes(model: GoogLeNet, image_size: int) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of every variable of `model` by its flat name. Raises ValueError if the
+    image is too small for the network.
+    """
+    shapes: Any = traverse_util.flatten_dict(abstract_variables(model, image_size), sep="/")
+    return {name: value.shape for name, value in shapes.items()}
+
+
+def check(model: GoogLeNet, flat: Mapping[str, Any], image_size: int, where: str) -> None:
+    """Raise a WeightsError naming `where` and the variable if `flat` has other variables than
+    `model`, or values that are not finite. Fully connected layers depend on `image_size`.
+    """
+    expected = expected_shapes(model, image_size)
+    for name in sorted(expected.keys() | flat.keys()):
+        found = tuple(flat[name].shape) if name in flat else "absent"
+        wanted = expected.get(name, "absent")
+        if found != wanted:
+            raise WeightsError(f"{where} does not fit: {name} is {found} instead of {wanted}")
+        if not np.isfinite(flat[name]).all():
+            raise WeightsError(f"{where} has values in {name} that are not finite")
 
 
 # The description: a model without its variables, as JSON.
@@ -261,23 +262,17 @@ class SchemaError(UserError):
 
 
 def from_json(kind: type[T], value: Any, where: str = "") -> T:
-    """Returns `value`, as `json.loads` gave it, as a `kind`; a missing field keeps its default.
-
-    Args:
-        kind: a dataclass or named tuple, or a type that their fields use: Literal, unions, tuples,
-            mappings by str, and the plain types.
-        value: objects, lists, strings and numbers.
-        where: the name of the field, for the message.
-
-    Raises:
-        SchemaError: for an unknown field or a value of another type.
+    """Returns `value`, as `json.loads` gave it, as a `kind`; missing fields keep their defaults.
+    `kind` is a dataclass, a named tuple, or a type that their fields use: Literal, unions, tuples,
+    mappings by str, plain types. Raises SchemaError, which names `where`, for an unknown field or
+    another type.
     """
-    origin, args = get_origin(kind), get_args(kind)
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind) or hasattr(kind, "_fields"):
         return _object(kind, value, where)
     if origin is Literal and value in args:
         return value
-    if origin in (Union, types.UnionType):
+    if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
             return None  # type: ignore[return-value]
         return from_json(next(arg for arg in args if arg is not type(None)), value, where)
@@ -297,16 +292,14 @@ def from_json(kind: type[T], value: Any, where: str = "") -> T:
 
 
 def _object(kind: Any, value: Any, where: str) -> Any:
-    hints = get_type_hints(kind)
+    hints = typing.get_type_hints(kind)
     if not isinstance(value, dict):
         raise SchemaError(f"{where or 'the file'} is {value!r}; it must be an object")
     prefix = f"{where}." if where else ""
-    unknown = sorted(value.keys() - hints.keys())
-    if unknown:
+    if unknown := sorted(value.keys() - hints.keys()):
         raise SchemaError(f"{prefix}{unknown[0]} is not a field of {kind.__name__}")
-    fields = {name: from_json(hints[name], v, f"{prefix}{name}") for name, v in value.items()}
     try:
-        return kind(**fields)
+        return kind(**{n: from_json(hints[n], v, f"{prefix}{n}") for n, v in value.items()})
     except TypeError as error:  # a named tuple without one of its fields
         raise SchemaError(f"{where}: {error}") from error
 
@@ -334,24 +327,16 @@ def write_description(
     class_names: Sequence[str],
     source: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Returns what using a model requires besides its variables, as JSON with this version.
-
-    Raises:
-        WeightsError: for a network of another class, or with other operations, because its
-            architecture does not describe it.
+    """Returns what using a model requires besides its variables, as JSON with this version. Raises
+    WeightsError for a network that its architecture does not describe: another class, or other
+    operations.
     """
     if type(model) is not GoogLeNet or model.ops not in (FAST, REFERENCE):
-        own = " with operations of its own" if type(model) is GoogLeNet else ""
-        raise WeightsError(
-            f"the network is a {type(model).__name__}{own} and cannot be stored: a stored model "
-            "holds what the architecture of a GoogLeNet describes"
-        )
+        raise WeightsError(f"a {type(model).__name__} with its own code or ops cannot be stored")
     for part in model.arch.own_parts:
         if not custom.is_portable(part):
-            raise WeightsError(
-                f"the network uses {part.removeprefix('<process>:')}, which no other process can "
-                "load; define it at the top level of a file"
-            )
+            own_part = part.removeprefix("<process>:")
+            raise WeightsError(f"no other process can load {own_part}; define it in a file")
     return {
         "gnet_jax": gnet_jax.__version__,
         "architecture": to_json(model.arch),
@@ -378,9 +363,7 @@ def read_description(
     value: Any,
 ) -> tuple[GoogLeNet, Preprocessing, tuple[str, ...], dict[str, str]]:
     """Returns the arguments of the `write_description` that wrote `value`; more fields are allowed.
-
-    Raises:
-        UserError: naming the first field that is missing or cannot be used.
+    Raises UserError naming the first field that is missing or cannot be used.
     """
     if not isinstance(value, dict):
         raise SchemaError(f"it is {type(value).__name__}; it must be an object")
@@ -392,15 +375,9 @@ def read_description(
     for part in arch.own_parts:  # a missing file is an error before any work
         custom.load(part)
     if found.num_classes != arch.num_classes:
-        raise SchemaError(
-            f"num_classes is {found.num_classes}, but architecture.num_classes is "
-            f"{arch.num_classes}; they must be the same"
-        )
-    for index in map(str, range(len(labels))):
-        if index not in labels:
-            raise SchemaError(
-                f"id2label.{index} is missing; its {len(labels)} keys must be 0, 1, ..."
-            )
+        raise SchemaError(f"num_classes is {found.num_classes}; architecture: {arch.num_classes}")
+    if missing := [i for i in range(len(labels)) if str(i) not in labels]:
+        raise SchemaError(f"id2label.{missing[0]} is missing; the keys must be 0, 1, ...")
     check_preprocessing(found.preprocessing, "preprocessing")
     names = tuple(labels[str(i)] for i in range(len(labels)))
     model = GoogLeNet(arch, dtype=jnp.dtype(found.dtype))
@@ -409,6 +386,6 @@ def read_description(
 
 def _refuse_missing(kind: type, value: Any, where: str = "") -> None:
     # The default of a missing field could be wrong, and nothing would show it.
-    for name in get_type_hints(kind):
+    for name in typing.get_type_hints(kind):
         if isinstance(value, dict) and name not in value and name not in ADDED_LATER:
             raise SchemaError(f"{where}{name} is missing")

@@ -1,7 +1,6 @@
 """Safetensors files: named arrays behind a JSON header. Reading one executes nothing."""
 
 import json
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 import safetensors
 from safetensors.numpy import save
 
-from gnet_jax.model_folder.variables import WeightsError
+from gnet_jax.model_folder.folder import WeightsError
 
 _FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": ml_dtypes.bfloat16}
 _DTYPES = {**_FLOATS, "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?"}
@@ -19,20 +18,14 @@ _DTYPES = {**_FLOATS, "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8"
 def is_safetensors(path: Path) -> bool:
     """Returns whether the file starts as a safetensors file does."""
     with path.open("rb") as file:
-        head = file.read(9)
-    if len(head) < 9:
-        return False
-    (length,) = struct.unpack("<Q", head[:8])
-    return head[8:] == b"{" and 2 <= length < 100_000_000
+        length = int.from_bytes(file.read(8), "little")
+        return file.read(1) == b"{" and 2 <= length < 100_000_000
 
 
 def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Returns the arrays of a safetensors file by name, floats as float32, and its metadata.
-
-    The safetensors package alone reads neither bfloat16 as NumPy arrays nor metadata with them.
-
-    Raises:
-        WeightsError: if the file is missing, corrupt or of another kind.
+    """Returns the arrays of a safetensors file by name, floats as float32, and its metadata. The
+    safetensors package alone reads neither bfloat16 as NumPy arrays nor metadata with them. Raises
+    WeightsError if the file is missing, corrupt or of another kind.
     """
     try:
         data = path.read_bytes()
@@ -41,18 +34,14 @@ def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     try:
         entries = safetensors.deserialize(data)
     except safetensors.SafetensorError as error:
-        raise WeightsError(
-            f"{path} is not a complete safetensors file ({error}); copy or download it again"
-        ) from error
+        raise WeightsError(f"{path} is not a complete safetensors file: {error}") from error
     tensors = {}
     for name, entry in entries:
         if entry["dtype"] not in _DTYPES:
-            raise WeightsError(
-                f"{path}: {name} has type {entry['dtype']}; use one of {', '.join(_DTYPES)}"
-            )
+            raise WeightsError(f"{path}: {name} has the unknown type {entry['dtype']}")
         array = np.frombuffer(entry["data"], _DTYPES[entry["dtype"]]).reshape(entry["shape"])
         tensors[name] = array.astype(np.float32) if entry["dtype"] in _FLOATS else array
-    (length,) = struct.unpack("<Q", data[:8])
+    length = int.from_bytes(data[:8], "little")
     return tensors, json.loads(data[8 : 8 + length]).get("__metadata__", {})
 
 

@@ -19,7 +19,7 @@ from gnet_jax.data.sources.classes import empty_classes, listed, nfc, refuse_unk
 from gnet_jax.model.architecture import VARIANTS, Architecture, smallest_size
 from gnet_jax.model.googlenet import GoogLeNet, abstract_variables, init
 from gnet_jax.model.roles import roles_by_path
-from gnet_jax.model_folder.folder import ModelFolder, write_description
+from gnet_jax.model_folder.folder import TrainedModel, write_description
 from gnet_jax.training import gradients, sharding
 from gnet_jax.training.optimizer import Optimizer, check_freeze, make_optimizer
 from gnet_jax.training.sharding import machine_memory, put_state, replicated
@@ -43,7 +43,7 @@ class Program:
     mesh: Mesh
     steps_per_epoch: float
     total_steps: int
-    pretrained: ModelFolder | None = None
+    pretrained: TrainedModel | None = None
     takeover: Takeover | None = None  # which variables the pretrained model fills
 
     @property
@@ -172,7 +172,7 @@ def training_batches(
     )
 
 
-def prepare(config: Config, pretrained: ModelFolder | None = None) -> Run:
+def prepare(config: Config, pretrained: TrainedModel | None = None) -> Run:
     """Check `config`, open its data and return the run; compiles and writes nothing.
 
     A pretrained model brings its network; the config then sets only the number of classes, the
@@ -206,7 +206,7 @@ def make_program(
     class_names: Sequence[str],
     images: int,
     mesh: Mesh,
-    pretrained: ModelFolder | None = None,
+    pretrained: TrainedModel | None = None,
 ) -> Program:
     """Returns the program of a checked config for `images` training images; raises as `prepare`."""
     if len(class_names) < 2:
@@ -238,7 +238,7 @@ def make_program(
     )
 
 
-def model_of(config: Config, classes: int, pretrained: ModelFolder | None = None) -> GoogLeNet:
+def model_of(config: Config, classes: int, pretrained: TrainedModel | None = None) -> GoogLeNet:
     """Returns the network of a config for data of `classes` classes, or that of `pretrained`."""
     m = config.model
     wanted = classes if m.num_classes is None else m.num_classes
@@ -275,7 +275,7 @@ def _change_loaded(loaded: Architecture, m: ModelConfig, wanted: Architecture) -
     )
 
 
-def compare(shapes: Mapping[str, Any], old: ModelFolder, class_names: tuple[str, ...]) -> Takeover:
+def compare(shapes: Mapping[str, Any], old: TrainedModel, class_names: tuple[str, ...]) -> Takeover:
     """Returns which variables of a new network, concrete or abstract `shapes`, `old` fills.
 
     Those that depend on the number of classes are loaded only for the same classes in order.
@@ -312,7 +312,7 @@ def _class_variables(model: GoogLeNet) -> set[str]:
 
 
 def take_over(
-    variables: Mapping[str, Any], old: ModelFolder, loaded: Iterable[str]
+    variables: Mapping[str, Any], old: TrainedModel, loaded: Iterable[str]
 ) -> dict[str, Any]:
     """Returns `variables` with those in `loaded` replaced by the trained model's."""
     trained = flat(old.variables)

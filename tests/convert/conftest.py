@@ -11,8 +11,8 @@ import pytest
 from gnet_jax.config import Preprocessing
 from gnet_jax.model.architecture import architecture
 from gnet_jax.model.googlenet import GoogLeNet
-from gnet_jax.model_folder import ModelFolder
-from gnet_jax.model_folder.variables import expected_shapes, unflatten
+from gnet_jax.model_folder import TrainedModel
+from gnet_jax.model_folder.folder import expected_shapes, unflatten
 
 
 def shared(name: str) -> Path:
@@ -47,12 +47,12 @@ def random_variables(model: GoogLeNet, image_size: int) -> dict:
 
 
 @pytest.fixture
-def small() -> ModelFolder:
+def small() -> TrainedModel:
     """A narrow net with auxiliary heads for 32x32 images of three classes."""
     return small_folder()
 
 
-def small_folder(variant: str = "paper", image_size: int = 32, **knobs) -> ModelFolder:
+def small_folder(variant: str = "paper", image_size: int = 32, **knobs) -> TrainedModel:
     """A narrow net of three blocks, with random variables, for images of three classes."""
     knobs = {"width_multiplier": 1 / 16, "stem": "small", "aux_after": ()} | knobs
     arch = architecture(variant, 3, **knobs)
@@ -63,7 +63,7 @@ def small_folder(variant: str = "paper", image_size: int = 32, **knobs) -> Model
     names = ("ant", "bee", "crane, größer")
     source = {"file": "none", "format": "test", "sha256": "0"}
     variables = random_variables(model, image_size)
-    return ModelFolder(model, variables, preprocessing, names, source)
+    return TrainedModel(model, variables, preprocessing, names, source)
 
 
 @pytest.fixture(scope="session")

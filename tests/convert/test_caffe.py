@@ -10,7 +10,7 @@ import pytest
 from gnet_jax.convert.caffe import PREPROCESSING, from_caffe, read_caffemodel
 from gnet_jax.model.googlenet import GoogLeNet, endpoints
 from gnet_jax.model_folder import WeightsError
-from gnet_jax.model_folder.variables import unflatten
+from gnet_jax.model_folder.folder import unflatten
 from tests.convert.caffe_files import caffemodel_bytes, prototxt, random_layers
 from tests.convert.conftest import shared
 

@@ -19,7 +19,7 @@ from gnet_jax.data.augment import preprocess
 from gnet_jax.data.decode import central_crop, decode
 from gnet_jax.model.architecture import architecture
 from gnet_jax.model.googlenet import GoogLeNet
-from gnet_jax.model_folder import ModelFolder, WeightsError, write_folder
+from gnet_jax.model_folder import TrainedModel, WeightsError, write_folder
 from tests.convert.conftest import photos, random_variables, small_folder
 
 NEEDS = {".onnx": ("onnx", "onnxruntime"), ".stablehlo": ("flatbuffers",)}
@@ -195,7 +195,7 @@ def test_only_torchvisions_own_variant_becomes_a_pth(tmp_path, small):
 def test_a_pth_is_what_torchvision_computes(tmp_path):
     model = GoogLeNet(architecture("torchvision", 5))
     names = tuple("abcde")
-    folder = ModelFolder(model, random_variables(model, 224), preprocessing(False), names, {})
+    folder = TrainedModel(model, random_variables(model, 224), preprocessing(False), names, {})
     assert export(folder, tmp_path / "net.pth") == 0
     reason = "torch and torchvision, the oracles, are not installed"
     torch = pytest.importorskip("torch", reason=reason)

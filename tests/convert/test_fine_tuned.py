@@ -16,7 +16,7 @@ from gnet_jax.convert.torchvision import find_network, from_torchvision, to_torc
 from gnet_jax.model.architecture import architecture
 from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.model_folder import WeightsError, read_folder
-from gnet_jax.model_folder.variables import flatten
+from gnet_jax.model_folder.folder import flatten
 from tests.convert.caffe_files import (
     NARROW,
     caffemodel_bytes,

@@ -13,9 +13,8 @@ from gnet_jax.convert.export import ExportError, export
 from gnet_jax.convert.torchvision import to_torchvision
 from gnet_jax.model.architecture import VARIANTS
 from gnet_jax.model.googlenet import GoogLeNet
-from gnet_jax.model_folder import ModelFolder, WeightsError, read_folder, write_folder
-from gnet_jax.model_folder.card import block_kernels, normalisation
-from gnet_jax.model_folder.variables import expected_shapes, flatten
+from gnet_jax.model_folder import TrainedModel, WeightsError, read_folder, write_folder
+from gnet_jax.model_folder.folder import expected_shapes
 from gnet_jax.ops.fast import FAST
 from tests.odd_nets import (
     AveragePools,
@@ -31,9 +30,9 @@ from tests.tiny import tiny_arch, tiny_variables
 PIXELS = Preprocessing(image_size=16, resize_to=16)
 
 
-def folder_of(model) -> ModelFolder:
+def folder_of(model) -> TrainedModel:
     names = tuple(f"class {n}" for n in range(10))
-    return ModelFolder(model, tiny_variables(model), PIXELS, names, {"format": "test"})
+    return TrainedModel(model, tiny_variables(model), PIXELS, names, {"format": "test"})
 
 
 @pytest.mark.parametrize(
@@ -94,36 +93,9 @@ def test_torchvisions_state_dict_names_what_it_has_no_place_for():
         to_torchvision(arch, flat)
 
 
-@pytest.mark.parametrize(
-    ("word", "text"), [("lrn", "LRN, `norm/group`"), ("parts.py:group_norm", "`norm/group`")]
-)
-def test_a_card_names_the_norm_that_the_variables_have(word, text):
-    variables = flatten(tiny_variables(with_norm(group_norm)))
-    assert normalisation(word, variables) == text
-
-
-@pytest.mark.parametrize(("variant", "text"), [("paper", "LRN"), ("batch_norm", "batch norm")])
-def test_a_card_names_the_norm_of_the_published_networks(variant, text):
-    arch = tiny_arch(variant)
-    assert normalisation(arch.norm, flatten(tiny_variables(GoogLeNet(arch)))) == text
-
-
-def test_a_norm_without_variables_has_the_architectures_word():
-    flat = flatten(tiny_variables(GoogLeNet(tiny_arch())))
-    assert normalisation("rms", flat) == "`rms`"
-
-
-@pytest.mark.parametrize(
-    ("block", "kernels"), [(TwoThrees, ["1x1", "3x3"]), (ExtraLayer, ["1x1", "3x3", "5x5"])]
-)
-def test_a_card_names_the_kernels_that_the_blocks_have(block, kernels):
-    assert block_kernels(flatten(tiny_variables(with_block(block)))) == kernels
-
-
 def test_the_card_of_a_folder_is_right_for_another_norm(tmp_path):
     write_folder(tmp_path / "model", folder_of(with_norm(group_norm)))
     card = (tmp_path / "model" / "README.md").read_text()
-    assert "| normalisation | `norm/group` |" in card
     assert "batch norm" not in card
 
 

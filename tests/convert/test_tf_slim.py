@@ -13,7 +13,7 @@ from gnet_jax.convert.torchvision import to_torchvision
 from gnet_jax.data.sources.classes import imagenet_classes
 from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.model_folder import WeightsError, read_folder
-from gnet_jax.model_folder.variables import check, flatten
+from gnet_jax.model_folder.folder import check, flatten
 
 TABLE = bytes(40) + bytes.fromhex("57fb808b247547db")  # ends as a checkpoint does
 BLOCKS = {

@@ -11,7 +11,7 @@ from gnet_jax.convert.torchvision import from_torchvision, preprocessing, to_tor
 from gnet_jax.model.architecture import architecture
 from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.model_folder import WeightsError
-from gnet_jax.model_folder.variables import flatten, unflatten
+from gnet_jax.model_folder.folder import flatten, unflatten
 from tests.convert.conftest import random_variables
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from gnet_jax.config import Preprocessing
 from gnet_jax.data.sources import Example
 from gnet_jax.model.googlenet import GoogLeNet, init
-from gnet_jax.model_folder import ModelFolder
+from gnet_jax.model_folder import TrainedModel
 from tests.tiny import tiny_arch
 
 CLASSES = ("ant", "bee", "cat", "dog", "elk", "fox", "gnu")
@@ -41,24 +41,24 @@ class Photos:
 
 
 @pytest.fixture(scope="session")
-def make_model() -> Callable[..., ModelFolder]:
-    def make(seed: int, preprocessing: Preprocessing = SMALL) -> ModelFolder:
+def make_model() -> Callable[..., TrainedModel]:
+    def make(seed: int, preprocessing: Preprocessing = SMALL) -> TrainedModel:
         model = GoogLeNet(dataclasses.replace(tiny_arch(), num_classes=7))
         variables = init(model, jax.random.PRNGKey(seed), preprocessing.image_size)
         # Untrained, the biases drown the picture: make the logits depend on what is seen.
         variables["params"]["classifier"]["kernel"] *= 20
-        return ModelFolder(model, variables, preprocessing, CLASSES, {"format": "test"})
+        return TrainedModel(model, variables, preprocessing, CLASSES, {"format": "test"})
 
     return make
 
 
 @pytest.fixture(scope="session")
-def model_a(make_model: Callable[..., ModelFolder]) -> ModelFolder:
+def model_a(make_model: Callable[..., TrainedModel]) -> TrainedModel:
     return make_model(1)
 
 
 @pytest.fixture(scope="session")
-def model_b(make_model: Callable[..., ModelFolder]) -> ModelFolder:
+def model_b(make_model: Callable[..., TrainedModel]) -> TrainedModel:
     """Of another preprocessing than model a."""
     warp = Preprocessing(image_size=32, resize="warp", resize_to=40, channels="BGR", std=(9, 9, 9))
     return make_model(2, warp)

@@ -8,7 +8,7 @@ from PIL import Image
 
 from gnet_jax.config import Preprocessing, UserError
 from gnet_jax.data.decode import ImageError, central_crop
-from gnet_jax.inference.crops import Crop, crop_plan, extract
+from gnet_jax.inference.evaluate import Crop, crop_plan, extract
 
 PAPER = Preprocessing()  # 224 from a shorter side of 256
 

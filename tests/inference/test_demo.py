@@ -9,7 +9,7 @@ from gnet_jax.cli.main import main
 from gnet_jax.config import Preprocessing, UserError
 from gnet_jax.inference.demo import build, serve
 from gnet_jax.model.googlenet import GoogLeNet
-from gnet_jax.model_folder import ModelFolder, write_folder
+from gnet_jax.model_folder import TrainedModel, write_folder
 from tests.tiny import tiny_arch, tiny_variables
 
 PIXELS = Preprocessing(image_size=16, resize_to=16, mean=(99, 99, 99), std=(50, 50, 50))
@@ -19,7 +19,7 @@ PIXELS = Preprocessing(image_size=16, resize_to=16, mean=(99, 99, 99), std=(50, 
 def trained():
     model = GoogLeNet(tiny_arch())
     names = tuple(f"class {n}" for n in range(10))
-    return ModelFolder(model, tiny_variables(model), PIXELS, names, {"format": "test"})
+    return TrainedModel(model, tiny_variables(model), PIXELS, names, {"format": "test"})
 
 
 def test_without_gradio_one_sentence_names_the_extra(trained, tmp_path, monkeypatch, capsys):

@@ -19,12 +19,13 @@ from gnet_jax.data.batches import eval_batches
 from gnet_jax.data.decode import ImageError
 from gnet_jax.data.sources import DataError, open_source
 from gnet_jax.data.sources.classes import imagenet_classes
-from gnet_jax.inference.crops import crop_plan, extract
 from gnet_jax.inference.evaluate import (
     Evaluation,
     EvaluationError,
+    crop_plan,
     evaluate,
     evaluate_grid,
+    extract,
     pair_classes,
     paper_table,
 )
@@ -319,7 +320,7 @@ def test_a_published_model_is_matched_by_wordnet_id_label_or_position(model, fir
 
 def test_a_name_that_the_model_has_twice_is_matched_only_as_part_of_the_whole_list():
     assert pair_classes(LABELS, LABELS)[0] == [*range(1000)]
-    with pytest.raises(EvaluationError, match="'crane' more than once"):
+    with pytest.raises(EvaluationError, match="'crane'"):
         pair_classes(LABELS[134:136], LABELS)
     assert pair_classes(["b", "a", "a"], ["b", "a", "a"])[0] == [0, 1, 2]
     with pytest.raises(EvaluationError, match="'a'"):
@@ -410,8 +411,8 @@ def test_impossible_requests_are_refused_before_anything_is_compiled(
     requests = [
         ("no model", [], {}),
         ("crops is 3", [model_a], {"crops": 3}),
-        ("batch_size is 0", [model_a], {"batch_size": 0}),
-        ("threads is 0", [model_a], {"threads": 0}),
+        ("batch_size 0", [model_a], {"batch_size": 0}),
+        ("threads 0", [model_a], {"threads": 0}),
         ("bad_limit is 1", [model_a], {"bad_limit": 1}),
         ("resize_to is 31", [wrong], {}),
     ]

@@ -27,14 +27,6 @@ def test_blocks_stand_in_the_order_of_the_net(tmp_path):
     ]  # fmt: skip
 
 
-def test_modules_of_unknown_place_come_last():
-    names = ("zoom", "fc", "attention", *BLOCKS)
-    assert order_blocks({f"grad_norm/{name}": 1.0 for name in names}) == [
-        "conv1", "conv2_reduce", "conv2", "inception_3a", "inception_5b", "fc", "classifier",
-        "attention", "zoom",
-    ]  # fmt: skip
-
-
 def test_the_gradient_figure_has_the_whole_and_the_main_heads_part(tmp_path):
     runs = {
         "none": [diagnosed(tmp_path / "none", ["main"])],

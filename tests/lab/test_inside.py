@@ -12,7 +12,7 @@ from gnet_jax.config import Preprocessing, UserError
 from gnet_jax.inference.cam import ActivationMapper
 from gnet_jax.lab.look.inside import activation_figure, filters_figure, heads_picture
 from gnet_jax.model.googlenet import GoogLeNet, every_head, strip_aux
-from gnet_jax.model_folder import ModelFolder, write_folder
+from gnet_jax.model_folder import TrainedModel, write_folder
 from tests.tiny import tiny_arch, tiny_variables
 
 PIXELS = Preprocessing(image_size=16, resize_to=16, mean=(99, 99, 99), std=(50, 50, 50))
@@ -23,7 +23,7 @@ PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), n
 def trained():
     model = GoogLeNet(tiny_arch())
     names = tuple(f"class {n}" for n in range(10))
-    return ModelFolder(model, tiny_variables(model), PIXELS, names, {"format": "test"})
+    return TrainedModel(model, tiny_variables(model), PIXELS, names, {"format": "test"})
 
 
 @pytest.fixture(scope="module")

@@ -71,7 +71,7 @@ def test_other_folders_and_files_are_not_overwritten(tmp_path, small):
     (tmp_path / "corrupt/config.json").write_text("{")
     reasons = {
         "thesis": "chapter1.txt",
-        "file": "is a file",
+        "file": "cannot list",
         "cloned": ".git",
         "foreign": "config.json",
         "corrupt": "config.json",
@@ -185,7 +185,7 @@ def damage_std(folder):
         (damage_text, "model.safetensors"),
         (damage_json, "config.json"),
         (damage_key, "preprocessing"),
-        (damage_labels, "2 classes.* 3 outputs"),
+        (damage_labels, "2 names for 3 classes"),
         (damage_architecture, "cannot be built"),
     ],
 )
@@ -232,7 +232,7 @@ def test_a_byte_order_mark_is_ignored(tmp_path, small):
 
 
 def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(WeightsError, match="nothing does not exist"):
+    with pytest.raises(WeightsError, match="nothing is not a folder"):
         read_folder(tmp_path / "nothing")
 
 

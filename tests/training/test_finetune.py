@@ -8,7 +8,7 @@ import pytest
 from gnet_jax.config import ConfigError, LossConfig, ModelConfig, OptimConfig, Preprocessing
 from gnet_jax.data.sources.classes import imagenet_classes
 from gnet_jax.model.googlenet import GoogLeNet, Outputs
-from gnet_jax.model_folder import ModelFolder
+from gnet_jax.model_folder import TrainedModel
 from gnet_jax.training.optimizer import check_freeze, matches
 from gnet_jax.training.program import compare, flat, layers, prepare, take_over
 from gnet_jax.training.sharding import compile_train_step, data_mesh
@@ -18,7 +18,7 @@ DIGITS = tuple("0123456789")
 
 
 def model_folder(model, variables):
-    return ModelFolder(model, variables, Preprocessing(), tuple("abcdefghijklm"), {})
+    return TrainedModel(model, variables, Preprocessing(), tuple("abcdefghijklm"), {})
 
 
 @pytest.fixture(scope="module")

@@ -1,24 +1,22 @@
-"""A contact sheet: the images of a batch as the network sees them.
-
-Shapes: N images, S side.
-"""
+"""A contact sheet: the images of a batch as the network sees them. Shapes: N images, S side."""
 
 import dataclasses
 import itertools
+import textwrap
 from pathlib import Path
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from gnet_jax.config import AugmentConfig, Config, Preprocessing, UserError, choose
+from gnet_jax.config import AugmentConfig, Config, Preprocessing, choose
 from gnet_jax.data.augment import CHANNEL_STEPS, preprocess
 from gnet_jax.data.bad_images import BadRecords
 from gnet_jax.data.batches import Batch, eval_batches
 from gnet_jax.data.sources import DataError, Source
-from gnet_jax.inference.lettering import fitted, lettered
+from gnet_jax.inference.lettering import fitted, lettered, save
 from gnet_jax.training.program import augmentation, training_batches
 from gnet_jax.training.step import step_keys
 
@@ -39,9 +37,8 @@ class Seen:
 
 
 def training_images(config: Config, source: Source, step: int, count: int) -> Seen:
-    """Returns the first images (at most `count`) of the batch after `step` steps of a run.
-
-    They are read, cropped and augmented by the run's code with the run's random numbers.
+    """Returns the first images (at most `count`) of the batch after `step` steps of a run. They are
+    read, cropped and augmented by the run's code with the run's random numbers.
     """
     # Read what one of several hosts reads: the most hosts whose even shares hold `count` images.
     sizes = {hosts: config.batch_size / hosts for hosts in range(1, config.batch_size // count + 1)}
@@ -62,7 +59,6 @@ def training_images(config: Config, source: Source, step: int, count: int) -> Se
 
 
 def _caption(target_K: np.ndarray, class_names: tuple[str, ...]) -> list[str]:
-    """Returns the class names of a training target, the largest share first."""
     order = np.argsort(-target_K, kind="stable")
     labels = order[: np.count_nonzero(target_K)]
     if len(labels) == 1:
@@ -71,18 +67,13 @@ def _caption(target_K: np.ndarray, class_names: tuple[str, ...]) -> list[str]:
 
 
 def evaluation_images(config: Config, source: Source, step: int, count: int) -> Seen:
-    """Returns the first images (at most `count`) of batch `step` of an evaluation.
-
-    Raises:
-        DataError: if the evaluation has no such batch.
+    """Returns the first images (at most `count`) of batch `step` of an evaluation. Raises DataError
+    if the evaluation has no such batch.
     """
     size, p = config.eval_batch_size or config.batch_size, config.data.preprocessing
     steps = -(-len(source) // size)
     if step >= steps:
-        raise DataError(
-            f"--step is {step}; an evaluation of {len(source):,} images in batches of {size} ends "
-            f"with step {steps - 1}"
-        )
+        raise DataError(f"--step is {step}; the evaluation ends with step {steps - 1}")
     bad, threads = BadRecords(source, config.data.bad_limit), config.data.threads
     batches = eval_batches(source, batch_size=size, preprocessing=p, threads=threads, bad=bad)
     batch = next(itertools.islice(batches, step, None))
@@ -120,14 +111,12 @@ def draw(seen: Seen, columns: int, title: str, subtitle: str) -> Image.Image:
     tile = side * max(1, -(-TILE // side))
     title, heading = lettered(title, 19)
     subtitle, body = lettered(subtitle, 14)
-    small = lettered("", 13)[1]
     lines = max(len(caption) for caption in seen.captions)
     strips = 1 if seen.untouched is None else 2
     row_height = strips * (tile + 4) + 18 * lines + 24
     columns = min(columns, len(seen.images))
-    left = MARGIN + (22 if strips == 2 else 0)
-    width = max(left + columns * (tile + GAP) - GAP + MARGIN, 640)
-    wrapped = _wrap(subtitle, body, width - 2 * MARGIN)
+    width = max(2 * MARGIN + columns * (tile + GAP) - GAP, 640)
+    wrapped = textwrap.wrap(subtitle, int((width - 2 * MARGIN) / body.getlength("n")))
     top = MARGIN + 32 + 20 * len(wrapped) + 14
     rows = -(-len(seen.images) // columns)
     sheet = Image.new("RGB", (width, top + rows * row_height + MARGIN - 24), PAPER)
@@ -136,11 +125,8 @@ def draw(seen: Seen, columns: int, title: str, subtitle: str) -> Image.Image:
     pen.text((MARGIN, MARGIN + 28), "\n".join(wrapped), GREY, body, spacing=5)
     for place, (image, caption) in enumerate(zip(seen.images, seen.captions, strict=True)):
         row, column = divmod(place, columns)
-        x, y = left + column * (tile + GAP), top + row * row_height
+        x, y = MARGIN + column * (tile + GAP), top + row * row_height
         if seen.untouched is not None:
-            if column == 0:
-                _write_upwards(sheet, "untouched", (MARGIN - 4, y), tile, small)
-                _write_upwards(sheet, "seen", (MARGIN - 4, y + tile + 4), tile, small)
             sheet.paste(_enlarge(seen.untouched[place], tile), (x, y))
             y += tile + 4
         sheet.paste(_enlarge(image, tile), (x, y))
@@ -155,27 +141,6 @@ def _enlarge(image: np.ndarray, tile: int) -> Image.Image:
     return Image.fromarray(image).resize((tile, tile), Image.Resampling.NEAREST)
 
 
-def _write_upwards(
-    sheet: Image.Image, text: str, place: tuple[int, int], length: int, font: ImageFont.FreeTypeFont
-) -> None:
-    strip = Image.new("RGB", (length, 18), PAPER)
-    text = fitted(text, font, length)
-    ImageDraw.Draw(strip).text((length / 2, 8), text, GREY, font, anchor="mm")
-    sheet.paste(strip.transpose(Image.Transpose.ROTATE_90), place)
-
-
-def _wrap(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
-    """Returns `text` in lines of at most `width` pixels, broken between words."""
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".lstrip()
-        if lines[-1] and font.getlength(longer) > width:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    return lines
-
-
 def draw_sheet(
     config: Config,
     source: Source,
@@ -187,30 +152,20 @@ def draw_sheet(
     rows: int,
     columns: int,
 ) -> int:
-    """Draw up to `rows` rows of `columns` images of a step; returns the number of images.
-
-    Raises:
-        DataError: for unusable data.
-        UserError: if `out` cannot be written.
+    """Draw up to `rows` rows of `columns` images of a step; returns the number of images. Raises
+    DataError for unusable data, UserError if `out` cannot be written.
     """
     d = config.data
     if split == "train":
         seen = training_images(config, source, step, rows * columns)
-        what, how = (
-            f"training step {step}, seed {config.seed}",
-            describe_augmentation(config.augment),
-        )
+        what = f"training step {step}, seed {config.seed}"
+        how = f"{describe_augmentation(config.augment)}; above each row, the untouched images"
     else:
         seen = evaluation_images(config, source, step, rows * columns)
-        what, how = (
-            f"evaluation batch {step}",
-            f"resized ({d.resize}) to {d.resize_to}, central crop",
-        )
+        what = f"evaluation batch {step}"
+        how = f"resized ({d.resize}) to {d.resize_to}, central crop"
     data = f"{d.source}, {split}: {len(source):,} images, {len(source.class_names)} classes"
     subtitle = f"{data}; seen at {d.image_size}x{d.image_size}. {how[0].upper()}{how[1:]}."
     sheet = draw(seen, columns, f"{name}: {what}", subtitle)
-    try:
-        sheet.save(out)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot write {out}: {error}") from error
+    save(sheet, out)
     return len(seen.images)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from gnet_jax.config import UserError
 from gnet_jax.config.paths import as_text
-from gnet_jax.inference.lettering import letter
+from gnet_jax.inference.lettering import save
 from gnet_jax.lab.palette import colour_of, line_style
 from gnet_jax.training.observe.diagnostics import FILE
 from gnet_jax.training.workdir import MetricsFile
@@ -25,22 +25,17 @@ def read_diagnostics(workdir: Path) -> list[dict[str, float]]:
 
 
 def order_blocks(line: Line) -> list[str]:
-    """Returns the network's blocks in order, without auxiliary heads; unknown modules come last."""
+    """Returns the network's blocks in order, without auxiliary heads."""
     names = [name.removeprefix("grad_norm/") for name in line if name.startswith("grad_norm/")]
     blocks = sorted(name for name in names if name.startswith("inception_"))
     known = ["conv1", "conv2_reduce", "conv2", *blocks, "fc", "classifier"]
-    unknown = [name for name in names if name not in known and not name.startswith("aux_")]
-    return [name for name in known if name in names] + sorted(unknown)
+    return [name for name in known if name in names]
 
 
 def draw_diagnostics(workdirs: Sequence[Path], out: Path) -> None:
-    """Draw a row of four panels for each run.
-
-    The panels show the gradient by block, of the whole loss and of each head, and over the steps
-    gradients, dead channels and updates.
-
-    Raises:
-        UserError: if a run was not diagnosed, or `out` cannot be written.
+    """Draw a row for each run: the gradient by block, of the whole loss and of each head, and over
+    the steps gradients, dead channels and updates. Raises UserError if a run was not diagnosed, or
+    `out` cannot be written.
     """
     runs = {workdir: read_diagnostics(workdir) for workdir in workdirs}
     for workdir, lines in runs.items():
@@ -63,11 +58,7 @@ def draw_diagnostics(workdirs: Sequence[Path], out: Path) -> None:
         _draw_steps(updates, lines, {f"update_ratio/{b}": b for b in blocks}, blocks, **look)
         updates.set(yscale="log", title="update / parameters")
         updates.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    try:
-        letter(figure)
-        figure.savefig(out, dpi=120)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot write {out}: {error}") from error
+    save(figure, out, dpi=120)
 
 
 def _draw_heads(axes: Axes, lines: Sequence[Line]) -> None:
@@ -83,11 +74,9 @@ def _draw_heads(axes: Axes, lines: Sequence[Line]) -> None:
 
 
 def gradient_figure(runs: Mapping[str, Sequence[Path]], size: tuple[float, float]) -> Figure:
-    """Returns a figure of the gradient norm by block, with and without the auxiliary heads' part.
-
-    Args:
-        runs: workdirs of the seeds of each config; those that were not diagnosed are skipped.
-        size: in inches.
+    """Returns a figure, `size` in inches, of the gradient norm by block, with and without the
+    auxiliary heads' part. `runs` are the workdirs of each config's seeds; those that were not
+    diagnosed are skipped.
     """
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
@@ -127,9 +116,7 @@ def _short(block: str) -> str:
 
 
 def _label_blocks(axes: Axes, blocks: Sequence[str]) -> None:
-    axes.set_xticks(
-        range(len(blocks)), [_short(block) for block in blocks], rotation=90, fontsize=8
-    )
+    axes.set_xticks(range(len(blocks)), list(map(_short, blocks)), rotation=90, fontsize=8)
     axes.set_yscale("log")
     axes.legend(frameon=False, fontsize=8)
     _style(axes)
@@ -138,13 +125,13 @@ def _label_blocks(axes: Axes, blocks: Sequence[str]) -> None:
 def _draw_steps(
     axes: Axes,
     lines: Sequence[Line],
-    block_by_metric: Mapping[str, str],
+    metrics: Mapping[str, str],
     blocks: Sequence[str],
     **look: Any,
 ) -> None:
     """Draw metrics over the steps, coloured by their block from the first to the last."""
     colours = matplotlib.colormaps["viridis"]
-    for metric, block in block_by_metric.items():
+    for metric, block in metrics.items():
         points = [(line["step"], line[metric]) for line in lines]
         colour = colours(0.95 * blocks.index(block) / max(len(blocks) - 1, 1))
         steps, values = zip(*points, strict=True)

@@ -1,6 +1,5 @@
-"""Pictures of what is inside a network: filters, activations, and where each head looks.
-
-Shapes: H height, W width, C channels, F filters.
+"""Pictures of what is inside a network: filters, activations, and where each head looks. Shapes: H
+height, W width, C channels, F filters.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,39 +15,26 @@ from gnet_jax.config import UserError, choose, suggestion
 from gnet_jax.data.augment import CHANNEL_STEPS, preprocess
 from gnet_jax.data.decode import central_crop
 from gnet_jax.inference.cam import ActivationMap, ActivationMapper, draw
-from gnet_jax.inference.lettering import letter
-from gnet_jax.lab.cost.ledger import network_ledger
+from gnet_jax.inference.lettering import save
 from gnet_jax.model.googlenet import endpoints
-from gnet_jax.model_folder import ModelFolder
-from gnet_jax.model_folder.variables import flatten
+from gnet_jax.model_folder import TrainedModel
 
 SHOWN = 64  # channels of an endpoint, the strongest
 DEFAULT = ("conv1/7x7_s2", "inception_3a/output", "inception_4a/output", "inception_5b/output")
 
 
 def draw_inside(
-    trained: ModelFolder,
+    trained: TrainedModel,
     picture: Image.Image,
     folder: Path,
     names: Sequence[str] = (),
     index: int | None = None,
 ) -> list[Path]:
-    """Draw first-layer filters, activations of endpoints and the maps of every head.
-
-    Args:
-        trained: the model.
-        picture: to look at.
-        folder: to write filters.png, heads.png and a picture of each endpoint into.
-        names: Caffe's names of endpoints. Default: those of `DEFAULT` that the network has.
-        index: of the class that is mapped. Default: the likeliest.
-
-    Returns:
-        The files.
-
-    Raises:
-        UserError: for an unknown endpoint or class, a folder that cannot be written, or a first
-            layer whose filters are not colours.
-        ImageError: for a picture too narrow to resize.
+    """Draw first-layer filters, activations of endpoints and the maps of every head into `folder`;
+    returns the files. `names` are Caffe's names of endpoints, by default those of `DEFAULT` that
+    the network has. `index` is the class that is mapped, by default the likeliest. Raises UserError
+    for an unknown endpoint or class, a folder that cannot be written, or a first layer whose
+    filters are not colours; ImageError for a picture too narrow to resize.
     """
 
     @jax.jit
@@ -60,7 +46,7 @@ def draw_inside(
     for name in names:
         if name not in found:
             raise UserError(f"there is no endpoint {name!r}; {suggestion(name, found)}")
-    kernel = first_kernel(trained)
+    kernel = np.asarray(trained.variables["params"]["conv1"]["conv"]["kernel"])
     figures: dict[str, Image.Image | Figure] = {
         "filters.png": filters_figure(kernel, trained.preprocessing.channels),
         "heads.png": heads_picture(ActivationMapper(trained)(picture, index)),
@@ -69,46 +55,20 @@ def draw_inside(
         figures[f"{name.replace('/', '-')}.png"] = activation_figure(name, np.asarray(found[name]))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, figure in figures.items():
-            if isinstance(figure, Figure):
-                letter(figure)
-                figure.savefig(folder / name, dpi=110)
-            else:
-                figure.save(folder / name)
     except OSError as error:
         raise UserError(f"cannot write into {folder}: {error.strerror}") from error
+    for name, figure in figures.items():
+        save(figure, folder / name, dpi=110)
     return [folder / name for name in figures]
 
 
-def first_kernel(trained: ModelFolder) -> np.ndarray:
-    """Returns the kernel (H, W, 3, F) of the convolution that sees the image.
-
-    Raises:
-        UserError: naming the network's first layer if it is not such a convolution.
-    """
-    first = network_ledger(trained.model, trained.preprocessing.image_size).layers[0]
-    params = flatten({"params": trained.variables["params"]})
-    for name in (f"params/{first.name}/conv/kernel", f"params/{first.name}/kernel"):
-        if name in params and params[name].ndim == 4 and params[name].shape[2] == 3:
-            return params[name]
-    raise UserError(
-        f"the network's first layer is {first.name}, which is not a convolution of the image's 3 "
-        "channels; its filters cannot be drawn"
-    )
-
-
 def filters_figure(kernel_HWCF: np.ndarray, channels: str) -> Figure:
-    """Returns the filters of the first layer as colours; grey is a weight of zero.
-
-    Args:
-        kernel_HWCF: (H, W, 3, F).
-        channels: their order, RGB or BGR.
+    """Returns the filters (H, W, 3, F) of the first layer as colours; grey is a weight of zero.
+    `channels` is their order, RGB or BGR.
     """
     kernel_HWCF = kernel_HWCF[:, :, choose("channels", channels, CHANNEL_STEPS)]
-    tiles = [
-        0.5 + 0.5 * tile / max(float(np.abs(tile).max()), 1e-12)
-        for tile in np.moveaxis(kernel_HWCF, -1, 0)
-    ]
+    kernels = np.moveaxis(kernel_HWCF, -1, 0)
+    tiles = [0.5 + 0.5 * tile / max(float(np.abs(tile).max()), 1e-12) for tile in kernels]
     size = "x".join(map(str, kernel_HWCF.shape[:2]))
     return _montage(tiles, f"first layer: {len(tiles)} filters of {size}, each on its own scale")
 
@@ -137,12 +97,9 @@ def heads_picture(maps: Mapping[str, ActivationMap]) -> Image.Image:
     for head, found in maps.items():
         label = f"{head}: {found.guess['label']}"
         drawn.append(draw(found._replace(guess={**found.guess, "label": label})))
-    gap = 12
-    width = sum(each.width for each in drawn) + gap * (len(drawn) - 1)
-    whole = Image.new("RGB", (width, drawn[0].height), "white")
-    for place, each in enumerate(drawn):
-        whole.paste(each, (place * (each.width + gap), 0))
-    return whole
+    gap = [(0, 0), (0, 12), (0, 0)]
+    tiles = [np.pad(np.asarray(each), gap, constant_values=255) for each in drawn]
+    return Image.fromarray(np.hstack(tiles)[:, :-12])
 
 
 def _montage(tiles: Sequence[np.ndarray], title: str, top: float | None = None) -> Figure:

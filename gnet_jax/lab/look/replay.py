@@ -1,6 +1,5 @@
-"""Run a bad batch again: find the image and the layer in which the bad numbers begin.
-
-Shapes: B batch, H height, W width, C channels.
+"""Run a bad batch again: find the image and the layer in which the bad numbers begin. Shapes: B
+batch, H height, W width, C channels.
 """
 
 import dataclasses
@@ -72,10 +71,8 @@ class Findings:
 
 
 def read_replay(file: Path) -> Replay:
-    """Returns the contents of a replay file. Nothing in it is executed.
-
-    Raises:
-        UserError: if the file is missing, corrupt or not a replay file.
+    """Returns the contents of a replay file. Nothing in it is executed. Raises UserError if the
+    file is missing, corrupt or not a replay file.
     """
     try:
         # For any other file NumPy suggests to unpickle it.
@@ -87,23 +84,16 @@ def read_replay(file: Path) -> Replay:
         config = from_json(Config, notes["config"])
         arch, dtype = from_json(Architecture, notes["architecture"]), config.model.dtype
         model = GoogLeNet(arch, dtype=jnp.dtype(dtype))
-        lengths, loaded = (notes["steps_per_epoch"], notes["total_steps"]), notes["loaded"]
-        optimizer = make_optimizer(config.optim, *lengths, frozenset(loaded))
+        lengths = notes["steps_per_epoch"], notes["total_steps"]
+        optimizer = make_optimizer(config.optim, *lengths, frozenset(notes["loaded"]))
         create = partial(create_state, optimizer=optimizer, seed=0)
         abstract = jax.eval_shape(create, abstract_variables(model, config.data.image_size))
         leaves = [arrays[f"state/{name}"] for name in named_leaves(abstract)]
-        return Replay(
-            config=config,
-            model=model,
-            optimizer=optimizer,
-            state=jax.tree.unflatten(jax.tree.structure(abstract), leaves),
-            batch={name: arrays[f"batch/{name}"] for name in ("image", "label", "mask")},
-            indices=arrays["indices"],
-            step=notes["step"],
-            metrics={name: float(value) for name, value in notes["metrics"].items()},
-        )
-    except IsADirectoryError:
-        raise UserError(f"{file} is a folder; name the replay-STEP.npz in it") from None
+        state = jax.tree.unflatten(jax.tree.structure(abstract), leaves)
+        batch = {name: arrays[f"batch/{name}"] for name in ("image", "label", "mask")}
+        metrics = {name: float(value) for name, value in notes["metrics"].items()}
+        indices, step = arrays["indices"], notes["step"]
+        return Replay(config, model, optimizer, state, batch, indices, step, metrics)
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror or error}") from error
     except _CORRUPT as error:
@@ -111,11 +101,10 @@ def read_replay(file: Path) -> Replay:
 
 
 def examine(replay: Replay) -> Findings:
-    """Run the batch again: the step itself, then each layer, then each example alone.
-
-    The step is the run's own, with its keys, on one device. A single example goes through the
-    network in training mode, with the step's augmentation and mixing; batch norm then sees that
-    example only, and dropout draws another mask.
+    """Run the batch again: the step itself, then each layer, then each example alone. The step is
+    the run's own, with its keys, on one device. A single example goes through the network in
+    training mode, with the step's augmentation and mixing; batch norm then sees that example only,
+    and dropout draws another mask.
     """
     state = replay.state
     augment_key, dropout_key = step_keys(jnp.asarray(state.rng), jnp.asarray(state.step))
@@ -137,9 +126,9 @@ def examine(replay: Replay) -> Findings:
         )
         for place in np.flatnonzero(~fine)
     ]
+    order = {name: number for number, name in enumerate(layers)}
     modules = [name.rpartition("/")[0] for name in params]
     bad_modules = [modules[number] for number in np.flatnonzero(~gradient_flags.all(axis=0))]
-    order = {name: number for number, name in enumerate(layers)}
     bad_modules.sort(key=lambda name: _place(name, order))
     return Findings(
         step=replay.step,
@@ -166,7 +155,6 @@ def _repeat_step(replay: Replay) -> dict[str, float]:
 
 
 def _loss(replay: Replay, params: Any, *inputs: Any) -> tuple[jax.Array, Any]:
-    """Returns the run's loss, the collections with every layer's output, and the metrics."""
     return compute_loss(
         stop_frozen_gradients(params, replay.optimizer.frozen),
         *inputs,
@@ -177,7 +165,6 @@ def _loss(replay: Replay, params: Any, *inputs: Any) -> tuple[jax.Array, Any]:
 
 
 def _outputs(updated: Any, images_BHWC: jax.Array) -> dict[str, jax.Array]:
-    """Returns the input and every layer's output by name."""
     found = layer_outputs(updated["intermediates"])
     return {"input": images_BHWC} | {n.removesuffix("/output"): v for n, v in found.items()}
 
@@ -200,9 +187,8 @@ def _check_batch(replay: Replay, inputs: _Inputs) -> tuple[list[str], np.ndarray
 def _check_examples(
     replay: Replay, layers: list[str], inputs: _Inputs
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns whether outputs and gradients of each example alone are finite, and its loss.
-
-    Shapes: (B, layers), (B, parameters) and (B,).
+    """Returns whether outputs (B, layers) and gradients (B, parameters) of each example alone are
+    finite, and its loss (B,).
     """
     images_BHWC, targets_BK, dropout_key = inputs
 
@@ -227,9 +213,8 @@ def _check_examples(
 
 
 def _place(name: str, order: Mapping[str, int]) -> int:
-    """Returns the position of a module: of the nearest module around it whose output is recorded.
-
-    Linear layers, whose outputs are not recorded, come last.
+    """Returns the position of the nearest module around `name` whose output is recorded. Linear
+    layers, whose outputs are not recorded, come last.
     """
     parts = name.split("/")
     around = ("/".join(parts[:length]) for length in range(len(parts), 0, -1))

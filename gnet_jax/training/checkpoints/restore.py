@@ -8,8 +8,7 @@ import jax
 import numpy as np
 
 from gnet_jax.config import ConfigError
-from gnet_jax.model_folder.folder import CONFIG_FILE, ModelFolder, folder_of
-from gnet_jax.model_folder.variables import WeightsError
+from gnet_jax.model_folder.folder import CONFIG_FILE, TrainedModel, WeightsError, folder_of
 from gnet_jax.training.checkpoints.verify import (
     CorruptError,
     digest,
@@ -93,7 +92,7 @@ def is_workdir(path: Path) -> bool:
     return (path / CONFIG_FILE).is_file() and (path / CHECKPOINTS).is_dir()
 
 
-def read_workdir(workdir: Path) -> ModelFolder:
+def read_workdir(workdir: Path) -> TrainedModel:
     """Returns the model in a run's best checkpoint, or in its newest if none was evaluated.
 
     It has the averaged parameters if the run kept them. Everything comes from the checkpoint: the

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from gnet_jax.cli.main import main
+from gnet_jax.convert.read import read_class_names
 from gnet_jax.data.sources.classes import imagenet_classes
 from gnet_jax.model_folder import WeightsError, read_folder, write_folder
-from gnet_jax.model_folder.class_names import read_class_names
 from tests.convert.conftest import shared
 
 NAMES = ("ant", "Käfer", "crane, größer")
@@ -20,7 +20,6 @@ NAMES = ("ant", "Käfer", "crane, größer")
         ("\r\n".join(NAMES) + "\r\n").encode(),
         ("\r".join(NAMES)).encode(),
         ("\n".join(NAMES) + "\n\n \n").encode("utf-8-sig"),
-        ("\r\n".join(NAMES) + "\r\n").encode("utf-16"),
         "\n".join(f"  {name}\t" for name in NAMES).encode(),
         json.dumps(NAMES).encode(),
         json.dumps(NAMES, ensure_ascii=False).encode("utf-8-sig"),
@@ -59,7 +58,6 @@ def test_names_that_only_look_like_another_form_are_kept(tmp_path, names):
     ("data", "named"),
     [
         ("ant\nKäfer\n".encode("latin-1"), r"line 2 of .*names.* UTF-8.*K.xe4fer"),
-        ("ant\nbee\n".encode("utf-16-le"), "names .*zero bytes"),
         (b"ant\n\nbee\n", r"line 2 of .*names is blank"),
         (b"n00000001 ant\nbee\n", r"line 2 of .*names is 'bee'"),
         (b'["ant", "bee"', "names .*JSON"),
@@ -93,7 +91,7 @@ def test_convert_takes_one_name_for_each_output(tmp_path, small, lines, code, ca
     command = ["convert", str(tmp_path / "src"), str(tmp_path / "out")]
     assert main([*command, "--class-names", str(names)]) == code
     if code:
-        assert f"{lines} class names" in capsys.readouterr().err
+        assert f"has {lines} names" in capsys.readouterr().err
         assert not (tmp_path / "out").exists()
     else:
         assert read_folder(tmp_path / "out").class_names == ("ä", "b", "c")
