@@ -1,7 +1,4 @@
-"""Which GoogLeNet: the published variants and the choices of an ablation, as plain data.
-
-This module imports no jax, so that configs can use it directly.
-"""
+"""The published variants and the choices of an ablation, as plain data, without importing jax."""
 
 import dataclasses
 import itertools
@@ -150,11 +147,7 @@ Kind = TypeVar("Kind")
 def _with_optional_fields(kind: type[Kind]) -> type[Kind]:
     """Return `kind` with None as the default of every field that it has from `Architecture`."""
     fields = [
-        (
-            field.name,
-            field.metadata.get("choice", field.type) | None,
-            dataclasses.field(default=None),
-        )
+        (field.name, field.metadata.get("choice", field.type) | None, None)
         for field in dataclasses.fields(Architecture)
     ]
     made: Any = dataclasses.make_dataclass(kind.__name__, fields, bases=(kind,), frozen=True)
@@ -167,8 +160,7 @@ def _with_optional_fields(kind: type[Kind]) -> type[Kind]:
 class Choices(Architecture, Start):
     """A variant and changes of it: None in a field of `Architecture` keeps the variant's own value.
 
-    Each field of the network is declared once, in `Architecture`. Here `widths` is text, for the
-    command line, and may be given as a mapping.
+    `widths` is text, for the command line, and may be given as a mapping.
     """
 
     def __post_init__(self) -> None:
@@ -192,39 +184,28 @@ def architecture(
     blocks: Iterable[str] | None = None,
     **changes: Any,
 ) -> Architecture:
-    """Returns the named variant with the given changes.
+    """Returns the named variant with the given changes of `Start` and `Architecture`.
 
-    Args:
-        variant: a key of `VARIANTS`.
-        num_classes: outputs of every classifier; None keeps the variant's own.
-        reduction_factor: as in `Start`.
-        width_multiplier: as in `Start`.
-        blocks: as in `Start`.
-        changes: fields of `Architecture`; None keeps the variant's own. `widths` may have some of
-            the blocks or new ones, and may be text as in `Choices`.
-
-    Raises:
-        UserError: naming the field, its value and its limit.
+    None keeps the variant's own value. `widths` may have some of the blocks or new ones, and may be
+    text as in `Choices`. Raises UserError with the field, its value and its limit.
     """
     arch = choose("variant", variant, VARIANTS)
     factors = {"reduction_factor": reduction_factor, "width_multiplier": width_multiplier}
     for name, factor in factors.items():
         if not 0 < factor < math.inf:
             raise UserError(f"{name} is {factor}; it must be above 0")
-    kept = {name: choose("blocks", name, arch.widths) for name in blocks or arch.widths}
-    arch = dataclasses.replace(arch, widths={n: w for n, w in arch.widths.items() if n in kept})
+    chosen = {name: choose("blocks", name, arch.widths) for name in blocks or arch.widths}
+    kept = {name: chosen[name] for name in arch.widths if name in chosen}
     arch = dataclasses.replace(
         arch,
-        widths=scale_widths(scale_reductions(arch.widths, reduction_factor), width_multiplier),
+        widths=scale_widths(scale_reductions(kept, reduction_factor), width_multiplier),
         stem_widths=tuple(scaled(n, width_multiplier) for n in arch.stem_widths),
         aux_widths=tuple(scaled(n, width_multiplier) for n in arch.aux_widths),
     )
     changes |= {"num_classes": num_classes}
     changes = {name: value for name, value in changes.items() if value is not None}
     if "widths" in changes:
-        widths = changes["widths"]
-        widths = widths if isinstance(widths, Mapping) else _parse_widths(widths)
-        changes["widths"] = {**arch.widths, **widths}
+        changes["widths"] = {**arch.widths, **_parse_widths(changes["widths"])}
     if "aux_after" in changes:
         changes["aux_after"] = tuple(changes["aux_after"])
     arch = dataclasses.replace(arch, **changes)
@@ -232,24 +213,25 @@ def architecture(
     return arch
 
 
-def _parse_widths(texts: Iterable[str]) -> dict[str, Widths]:
+def _parse_widths(texts: Iterable[str] | Mapping[str, Widths]) -> Mapping[str, Widths]:
+    if isinstance(texts, Mapping):
+        return texts
     found = {}
     for text in texts:
         name, _, numbers = text.partition("=")
         try:
             found[name] = Widths(*map(int, numbers.split(",")))
         except (TypeError, ValueError):
-            raise UserError(
-                f"widths is {text!r}; it must be BLOCK={','.join(Widths._fields)}"
-            ) from None
+            limit = f"BLOCK={','.join(Widths._fields)}"
+            raise UserError(f"widths is {text!r}; it must be {limit}") from None
     return found
 
 
 def grid_sizes(arch: Architecture, size: int) -> dict[str, int]:
-    """Returns the side length of each stage's feature map for a square image of `size` pixels.
+    """Returns the side of each stage's feature map for a square image of `size` pixels.
 
-    The keys are "stem", "3", "4", "5", and "aux_4a", ... for the heads' average pools. A value
-    below 1 means that the image is too small for that stage.
+    The keys are "stem", "3", "4", "5", and "aux_4a", ... for the heads' average pools. Below 1, the
+    image is too small for the stage.
     """
     conv1 = conv_size(size, 7, stride=2, pad=3)  # the same with either stem_padding
     stems = {"imagenet": pooled_size(conv1, 3, 2), "small": size}

@@ -1,6 +1,6 @@
 """The Inception block, the naive block it came from, and the auxiliary classifier.
 
-Shapes: B batch, H height, W width, C channels, K classes.
+Shapes: B batch, H height, W width, C channels.
 """
 
 from collections.abc import Callable
@@ -45,13 +45,8 @@ class InceptionBlock(nn.Module):
         return jnp.concatenate(branches, axis=-1)
 
 
-class NaiveInceptionBlock(nn.Module):
+class NaiveInceptionBlock(InceptionBlock):
     """The block without its 1x1 reductions, with the max pool passed through (paper, Fig. 2a)."""
-
-    widths: Widths
-    conv: Callable[..., nn.Module]
-    branch5_kernel: int = 5
-    ops: Ops = FAST
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
@@ -70,8 +65,8 @@ class NaiveInceptionBlock(nn.Module):
 class AuxHead(nn.Module):
     """A classifier on an intermediate feature map, to train the layers below it (paper, section 5).
 
-    Average pool 5x5/3, 1x1 convolution, fully connected layer, dropout, linear layer. Returns
-    float32 logits of shape (B, K).
+    Average pool 5x5/3, 1x1 convolution, fully connected layer, dropout, linear layer to float32
+    logits (B, classes).
     """
 
     num_classes: int

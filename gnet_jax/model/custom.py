@@ -20,8 +20,7 @@ _known: dict[str, Callable[..., Any]] = {}  # by reference
 def reference(part: Callable[..., Any]) -> str:
     """Returns the reference of a class or function.
 
-    A part without a file (as in a notebook) or inside a function gets a reference that works in
-    this process only; `is_portable` tells which.
+    Without a file (as in a notebook), or inside a function, it works in this process only.
     """
     name = getattr(part, "__qualname__", repr(part))
     path = _source_file(part)
@@ -46,12 +45,9 @@ def is_portable(name: str) -> bool:
 
 
 def load(name: str) -> Callable[..., Any]:
-    """Returns the class or function that a reference names.
+    """Returns the class or function of a reference; its file may be in the current directory.
 
-    A file that has moved is also looked for in the current directory.
-
-    Raises:
-        UserError: if the file is missing, fails, or does not define the name.
+    Raises UserError if the file is missing, fails, or does not define the name.
     """
     if name in _known:
         return _known[name]

@@ -1,33 +1,32 @@
-"""The layers of GoogLeNet, with their initial weights.
+"""The layers of GoogLeNet, with their initial weights, and the roles of their parameters.
 
 Shapes: B batch, H height, W width, C channels.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 from jax.core import Tracer
 
-from gnet_jax.errors import choose
+from gnet_jax.errors import UserError, choose
 from gnet_jax.ops.reference import REFERENCE, Ops
 
 
 def caffe_xavier(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
-    """Returns weights from U(-a, a), a = sqrt(3 / fan_in): Caffe's "xavier" (caffe, filler.hpp).
-
-    `key` is a JAX key of any kind, `shape` ends with (inputs, outputs).
-    """
-    bound = np.sqrt(3 / _fan_in(shape))
+    """Returns weights from U(-a, a), a = sqrt(3 / fan_in): Caffe's "xavier" (caffe, filler.hpp)."""
+    bound = np.sqrt(3 / math.prod(shape[:-1]))
     return _draw(key, shape, dtype, lambda generator, s: generator.uniform(-bound, bound, s))
 
 
 def he_normal(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
     """Returns weights from N(0, 2 / fan_in) (arXiv 1502.01852), for convolutions with a norm."""
-    std = np.sqrt(2 / _fan_in(shape))
+    std = np.sqrt(2 / math.prod(shape[:-1]))
     return _draw(key, shape, dtype, lambda generator, s: std * generator.standard_normal(s))
 
 
@@ -40,12 +39,8 @@ def constant(value: float) -> Callable[..., jax.Array]:
     return fill
 
 
-def _fan_in(shape: tuple[int, ...]) -> int:
-    return int(np.prod(shape[:-1]))
-
-
 def _draw(key: jax.Array, shape: tuple[int, ...], dtype, draw) -> jax.Array:
-    """Returns `draw(generator, shape)`, with NumPy's Philox generator seeded by `key`.
+    """Returns `draw(generator, shape)`, with NumPy's Philox generator seeded by a JAX key.
 
     NumPy draws on the host without compiling; jax.random would compile for each of 130 shapes.
     """
@@ -85,17 +80,16 @@ class Conv(nn.Conv):
             bias_C = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
         cast: list[Any] = self.promote_dtype(x_BHWC, kernel, bias_C, dtype=self.dtype)
         x_BHWC, kernel, bias_C = cast
-        y_BHWC = product_BHWC
-        if y_BHWC is None:
+        if product_BHWC is None:
             dims = ("NHWC", "HWIO", "NHWC")
-            y_BHWC = self.ops.convolve(
+            product_BHWC = self.ops.convolve(
                 x_BHWC, kernel, self.strides, self.padding, dimension_numbers=dims
             )
-        return y_BHWC if bias_C is None else self.ops.add_bias(y_BHWC, bias_C)
+        return product_BHWC if bias_C is None else self.ops.add_bias(product_BHWC, bias_C)
 
 
 class ConvBlock(nn.Module):
-    """Convolution, then the norm if the network has one, then ReLU.
+    """Convolution, then the norm if the network has one, then ReLU unless `relu` is False.
 
     The convolution has a bias (initially 0.2, as in Caffe) unless a norm follows. `padding` matters
     if the stride is above 1: "caffe" pads both sides equally, "same" pads as TensorFlow does.
@@ -107,6 +101,7 @@ class ConvBlock(nn.Module):
     norm: Callable[..., nn.Module] | None = None  # partial(nn.BatchNorm, ...): mode already bound
     dtype: Any = jnp.float32
     padding: Literal["caffe", "same"] = "caffe"
+    relu: bool = True
     ops: Ops = REFERENCE
 
     @nn.compact
@@ -126,9 +121,9 @@ class ConvBlock(nn.Module):
         )(x_BHWC, product_BHWC)
         if self.norm is not None:
             x_BHWC = self.norm(name="norm")(x_BHWC)
-        x_BHWC = self.ops.relu(x_BHWC)
-        self.sow("intermediates", "output", x_BHWC)
-        return x_BHWC
+        activated_BHWC = self.ops.relu(x_BHWC)
+        self.sow("intermediates", "output", activated_BHWC)
+        return activated_BHWC if self.relu else x_BHWC
 
 
 def apply_each(layers: Sequence[Any], x_BHWC: jax.Array) -> list[jax.Array]:
@@ -136,10 +131,40 @@ def apply_each(layers: Sequence[Any], x_BHWC: jax.Array) -> list[jax.Array]:
 
     1x1 convolutions give `ops` all their kernels at once, so that it can use one wide product.
     """
-    if not all(type(layer) is ConvBlock and layer.kernel == 1 for layer in layers):
-        return [layer(x_BHWC) for layer in layers]
-    if layers[0].is_initializing():  # there are no kernels yet
+    pointwise = all(type(layer) is ConvBlock and layer.kernel == 1 for layer in layers)
+    if not pointwise or layers[0].is_initializing():  # without kernels yet
         return [layer(x_BHWC) for layer in layers]
     kernels = [layer.variables["params"]["conv"]["kernel"] for layer in layers]
     products = layers[0].ops.convolve_1x1s(x_BHWC, [k.astype(x_BHWC.dtype) for k in kernels])
     return [layer(x_BHWC, product) for layer, product in zip(layers, products, strict=True)]
+
+
+Role = Literal["kernel", "bias", "norm"]
+_LAYER: Mapping[str, Role] = {"kernel": "kernel", "bias": "bias"}
+_NORM: Mapping[str, Role] = {"scale": "norm", "bias": "norm"}
+
+
+def roles(names: Iterable[str], where: str = "") -> Mapping[str, Role]:
+    """Returns the role of each of a module's own parameters, whatever the module's name.
+
+    Raises UserError, with the path `where`, for a parameter whose role is unknown.
+    """
+    own = set(names)
+    for known, required in ((_LAYER, "kernel"), (_NORM, "scale")):
+        if required in own and own <= known.keys():
+            return known
+    odd = sorted(own - {"kernel", "bias", "scale"}) or sorted(own - {"kernel"})
+    raise UserError(
+        f"parameter {'/'.join(filter(None, (where, odd[0])))!r} has no known role among "
+        f"{', '.join(sorted(own))}; a layer has kernel and bias, a norm has scale and bias"
+    )
+
+
+def roles_by_path(params: Mapping[str, Any]) -> dict[tuple[str, ...], Role]:
+    """Returns the role of every parameter of a tree, by its path; raises as `roles`."""
+    modules: dict[tuple[str, ...], list[str]] = {}
+    paths: Any = traverse_util.flatten_dict(dict(params))
+    for path in paths:
+        modules.setdefault(path[:-1], []).append(path[-1])
+    found = {module: roles(names, "/".join(module)) for module, names in modules.items()}
+    return {path: found[path[:-1]][path[-1]] for path in paths}

@@ -41,12 +41,12 @@ GOOGLE_RELEASE: Mapping[str, Widths] = {
 
 
 def scaled(channels: int, factor: float) -> int:
-    """The channel count nearest to `channels * factor`, at least one."""
+    """Returns the channel count nearest to `channels * factor`, at least one."""
     return max(1, round(channels * factor))
 
 
 def scale_reductions(table: Mapping[str, Widths], factor: float) -> dict[str, Widths]:
-    """`table` with both 1x1 reductions of every block scaled; branch outputs stay as they are."""
+    """Returns `table` with both 1x1 reductions of every block scaled."""
     return {
         name: w._replace(reduce3=scaled(w.reduce3, factor), reduce5=scaled(w.reduce5, factor))
         for name, w in table.items()
@@ -54,5 +54,5 @@ def scale_reductions(table: Mapping[str, Widths], factor: float) -> dict[str, Wi
 
 
 def scale_widths(table: Mapping[str, Widths], factor: float) -> dict[str, Widths]:
-    """`table` with every convolution of every block scaled."""
+    """Returns `table` with every convolution of every block scaled."""
     return {name: Widths(*(scaled(n, factor) for n in w)) for name, w in table.items()}

@@ -9,7 +9,7 @@ import numpy as np
 
 from gnet_jax.config import choose
 from gnet_jax.config.paths import as_text
-from gnet_jax.model.roles import roles_by_path
+from gnet_jax.model.layers import roles_by_path
 from gnet_jax.model_folder.variables import unflatten
 
 _CARD = """\

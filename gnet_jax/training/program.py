@@ -18,7 +18,7 @@ from gnet_jax.data.sources.classes import empty_classes, listed, refuse_unknown
 from gnet_jax.data.sources.source import DataError, Source
 from gnet_jax.model.architecture import VARIANTS, Architecture, smallest_size
 from gnet_jax.model.googlenet import GoogLeNet, abstract_variables, init
-from gnet_jax.model.roles import roles_by_path
+from gnet_jax.model.layers import roles_by_path
 from gnet_jax.model_folder.folder import write_description
 from gnet_jax.training.memory import machine_memory
 from gnet_jax.training.optimizer import Optimizer, check_freeze, make_optimizer
