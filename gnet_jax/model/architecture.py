@@ -4,18 +4,11 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, TypeVar, get_args, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from gnet_jax.errors import UserError, choose
 from gnet_jax.model import custom
-from gnet_jax.model.widths import (
-    GOOGLE_RELEASE,
-    TABLE_1,
-    Widths,
-    scale_reductions,
-    scale_widths,
-    scaled,
-)
+from gnet_jax.model.widths import GOOGLE_RELEASE, TABLE_1, Widths, scaled
 from gnet_jax.ops.sizes import conv_size, pooled_size
 
 VariantName = Literal[
@@ -70,10 +63,8 @@ class Architecture:
 
     def __post_init__(self) -> None:
         for name in ("norm", "block"):
-            if callable(getattr(self, name)):
+            if getattr(self, name) is not None:
                 object.__setattr__(self, name, custom.reference(getattr(self, name)))
-            elif ":" in (getattr(self, name) or ""):
-                object.__setattr__(self, name, custom.absolute(getattr(self, name)))
 
     @property
     def own_parts(self) -> list[str]:
@@ -82,26 +73,21 @@ class Architecture:
         return norm if self.block is None else [*norm, self.block]
 
     def check(self) -> None:
-        """Raise a UserError, which names the field, its value and its limit, for a bad value."""
-        unknown = [name for name in self.aux_after if name not in self.widths]
+        """Raise a UserError with the field, its value and its limit for a bad value."""
         in_order = tuple(name for name in self.widths if name in self.aux_after)
         blocks = f"blocks of {', '.join(self.widths)}, each once and in this order"
         sizes = [*self.stem_widths, *self.aux_widths, *itertools.chain(*self.widths.values())]
+        norm_is_known = self.norm in ("lrn", "batch_norm") or ":" in self.norm
+        block_fits = self.block is None or (":" in self.block and not self.naive)
         limits = {
             "num_classes": (self.num_classes >= 2, "at least 2"),
             "widths": (bool(self.widths), "at least one block"),
-            "norm": (
-                self.norm in ("lrn", "batch_norm") or ":" in self.norm,
-                "lrn, batch_norm or FILE.py:NAME",
-            ),
-            "block": (
-                self.block is None or (":" in self.block and not self.naive),
-                "FILE.py:NAME, in a network that is not naive",
-            ),
+            "norm": (norm_is_known, "lrn, batch_norm or FILE.py:NAME"),
+            "block": (block_fits, "FILE.py:NAME, in a network that is not naive"),
             "branch5_kernel": (self.branch5_kernel % 2 == 1, "odd and at least 1"),
             "pool4_window": (self.pool4_window >= 2, "at least 2"),
             "stem_widths": (min(sizes, default=1) >= 1, "at least 1, as all widths must be"),
-            "aux_after": (not unknown and self.aux_after == in_order, blocks),
+            "aux_after": (self.aux_after == in_order, blocks),
             "aux_dropout": (0 <= self.aux_dropout < 1, "in [0, 1)"),
             "dropout": (0 <= self.dropout < 1, "in [0, 1)"),
         }
@@ -109,7 +95,7 @@ class Architecture:
             if not holds:
                 raise UserError(f"{name} is {getattr(self, name)!r}; it must be {limit}")
         for name, kind in get_type_hints(Architecture).items():
-            if get_args(kind) and name in ("stem", "stem_padding", "aux_pool", "head"):
+            if get_origin(kind) is Literal:
                 choose(name, getattr(self, name), dict.fromkeys(get_args(kind)))
 
 
@@ -146,10 +132,8 @@ Kind = TypeVar("Kind")
 
 def _with_optional_fields(kind: type[Kind]) -> type[Kind]:
     """Return `kind` with None as the default of every field that it has from `Architecture`."""
-    fields = [
-        (field.name, field.metadata.get("choice", field.type) | None, None)
-        for field in dataclasses.fields(Architecture)
-    ]
+    own = dataclasses.fields(Architecture)
+    fields = [(f.name, f.metadata.get("choice", f.type) | None, None) for f in own]
     made: Any = dataclasses.make_dataclass(kind.__name__, fields, bases=(kind,), frozen=True)
     made.__module__, made.__doc__ = kind.__module__, kind.__doc__
     return made
@@ -194,18 +178,23 @@ def architecture(
     for name, factor in factors.items():
         if not 0 < factor < math.inf:
             raise UserError(f"{name} is {factor}; it must be above 0")
-    chosen = {name: choose("blocks", name, arch.widths) for name in blocks or arch.widths}
-    kept = {name: chosen[name] for name in arch.widths if name in chosen}
+    kept = {name: choose("blocks", name, arch.widths) for name in blocks or arch.widths}
+    widths = {}
+    for name, w in arch.widths.items():
+        if name in kept:
+            reduce3, reduce5 = scaled((w.reduce3, w.reduce5), reduction_factor)
+            narrowed = w._replace(reduce3=reduce3, reduce5=reduce5)
+            widths[name] = Widths(*scaled(narrowed, width_multiplier))
     arch = dataclasses.replace(
         arch,
-        widths=scale_widths(scale_reductions(kept, reduction_factor), width_multiplier),
-        stem_widths=tuple(scaled(n, width_multiplier) for n in arch.stem_widths),
-        aux_widths=tuple(scaled(n, width_multiplier) for n in arch.aux_widths),
+        widths=widths,
+        stem_widths=scaled(arch.stem_widths, width_multiplier),
+        aux_widths=scaled(arch.aux_widths, width_multiplier),
     )
     changes |= {"num_classes": num_classes}
     changes = {name: value for name, value in changes.items() if value is not None}
     if "widths" in changes:
-        changes["widths"] = {**arch.widths, **_parse_widths(changes["widths"])}
+        changes["widths"] = widths | _parse_widths(changes["widths"])
     if "aux_after" in changes:
         changes["aux_after"] = tuple(changes["aux_after"])
     arch = dataclasses.replace(arch, **changes)
@@ -213,9 +202,9 @@ def architecture(
     return arch
 
 
-def _parse_widths(texts: Iterable[str] | Mapping[str, Widths]) -> Mapping[str, Widths]:
+def _parse_widths(texts: Iterable[str] | Mapping[str, Widths]) -> dict[str, Widths]:
     if isinstance(texts, Mapping):
-        return texts
+        return dict(texts)
     found = {}
     for text in texts:
         name, _, numbers = text.partition("=")
@@ -249,8 +238,6 @@ def grid_sizes(arch: Architecture, size: int) -> dict[str, int]:
 
 def pools(arch: Architecture) -> dict[str, int | None]:
     """Returns the window of the max pool, of stride 2, after each block, or None."""
-    if not arch.widths:
-        raise UserError("widths is empty; a network needs at least one block")
     found: dict[str, int | None] = dict.fromkeys(arch.widths)
     for name, following in itertools.pairwise(arch.widths):
         if name[0] != following[0]:

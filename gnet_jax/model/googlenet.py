@@ -15,16 +15,10 @@ from flax import traverse_util
 
 from gnet_jax.errors import UserError, choose
 from gnet_jax.model import custom
-from gnet_jax.model.architecture import (
-    Architecture,
-    architecture,
-    grid_sizes,
-    pools,
-    smallest_size,
-)
+from gnet_jax.model.architecture import Architecture, architecture, grid_sizes, pools, smallest_size
 from gnet_jax.model.blocks import AuxHead, InceptionBlock, NaiveInceptionBlock
-from gnet_jax.model.layers import ConvBlock, constant, dense
-from gnet_jax.ops.fast import FAST, OPS, BatchNorm
+from gnet_jax.model.layers import ConvBlock, dense
+from gnet_jax.ops.fast import FAST, OPS, BatchNorm, constant
 from gnet_jax.ops.reference import REFERENCE, Ops
 
 
@@ -73,7 +67,7 @@ class GoogLeNet(nn.Module):
             )(x)
             self._record(f"inception_{name}/output", x)
             if name in heads:
-                aux.append(_aux_head(self, name, conv, train)(x))
+                aux.append(AuxHead(arch, conv, train, self.dtype, name=f"aux_{name}")(x))
             if window is not None:
                 x = self.ops.max_pool(x, window, 2)
                 self._record(f"pool{name[0]}/{window}x{window}_s2", x)
@@ -110,15 +104,13 @@ class GoogLeNet(nn.Module):
             raise ValueError(
                 f"images have shape {shape}; GoogLeNet takes (batch, height, width, 3)"
             )
-        stages = {"stem", *(name[0] for name in self.arch.widths)}
-        stages |= {f"aux_{name}" for name in heads}
-        sizes = grid_sizes(self.arch, min(shape[1:3]))
-        if any(sizes[stage] < 1 for stage in stages):
+        sizes = grid_sizes(self.arch, min(shape[1:3])).items()
+        if any(side < 1 and (heads or not stage.startswith("aux_")) for stage, side in sizes):
             smallest = smallest_size(self.arch)
+            less = ", or less with stem='small'" if self.arch.stem == "imagenet" else ""
             raise ValueError(
                 f"images of {shape[1]}x{shape[2]} are too small for this network; "
-                f"the smallest that works is {smallest}x{smallest}"
-                + (", or less with stem='small'" if self.arch.stem == "imagenet" else "")
+                f"the smallest that works is {smallest}x{smallest}{less}"
             )
 
     def _record(self, name: str, x: jax.Array) -> jax.Array:
@@ -147,21 +139,6 @@ def _conv(model: GoogLeNet, train: bool) -> partial[ConvBlock]:
     return partial(ConvBlock, norm=norm, dtype=model.dtype, ops=model.ops)
 
 
-def _aux_head(model: GoogLeNet, block: str, conv: partial[ConvBlock], train: bool) -> AuxHead:
-    """Returns the auxiliary head after `block`."""
-    arch = model.arch
-    return AuxHead(
-        arch.num_classes,
-        arch.aux_widths,
-        conv,
-        arch.aux_pool,
-        arch.aux_dropout,
-        train,
-        model.dtype,
-        name=f"aux_{block}",
-    )
-
-
 def every_head(model: GoogLeNet, variables: Mapping[str, Any], x_BHWC: jax.Array) -> Outputs:
     """Returns the outputs of all heads in inference, where a call has those of the main head."""
     outputs, state = model.apply(variables, x_BHWC, mutable=["intermediates"])
@@ -178,7 +155,7 @@ def aux_logits(
 ) -> jax.Array:
     """Returns the logits (B, K) of the head after `block` for the block's output, in inference."""
     own = {kind: tree[f"aux_{block}"] for kind, tree in variables.items() if f"aux_{block}" in tree}
-    head: Any = _aux_head(model, block, _conv(model, train=False), train=False)
+    head: Any = AuxHead(model.arch, _conv(model, train=False), train=False, dtype=model.dtype)
     return head.apply(own, features_BHWC)
 
 

@@ -15,6 +15,7 @@ from flax import traverse_util
 from jax.core import Tracer
 
 from gnet_jax.errors import UserError, choose
+from gnet_jax.ops.fast import constant
 from gnet_jax.ops.reference import REFERENCE, Ops
 
 
@@ -30,20 +31,8 @@ def he_normal(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.
     return _draw(key, shape, dtype, lambda generator, s: std * generator.standard_normal(s))
 
 
-def constant(value: float) -> Callable[..., jax.Array]:
-    """Returns an initialiser that fills with `value`; jnp.full would compile for each shape."""
-
-    def fill(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
-        return jnp.asarray(np.full(shape, value, np.float32), dtype)
-
-    return fill
-
-
 def _draw(key: jax.Array, shape: tuple[int, ...], dtype, draw) -> jax.Array:
-    """Returns `draw(generator, shape)`, with NumPy's Philox generator seeded by a JAX key.
-
-    NumPy draws on the host without compiling; jax.random would compile for each of 130 shapes.
-    """
+    """Returns `draw(generator, shape)` by NumPy; jax.random would compile 130 shapes."""
 
     def draw_on_host(key_data) -> np.ndarray:
         seed = int.from_bytes(np.asarray(key_data).tobytes(), "little")
@@ -89,10 +78,9 @@ class Conv(nn.Conv):
 
 
 class ConvBlock(nn.Module):
-    """Convolution, then the norm if the network has one, then ReLU unless `relu` is False.
+    """Convolution with a bias (initially 0.2, as in Caffe) or a norm, then ReLU if `relu`.
 
-    The convolution has a bias (initially 0.2, as in Caffe) unless a norm follows. `padding` matters
-    if the stride is above 1: "caffe" pads both sides equally, "same" pads as TensorFlow does.
+    With a stride above 1, "caffe" pads both sides equally and "same" pads as TensorFlow does.
     """
 
     features: int
@@ -129,7 +117,7 @@ class ConvBlock(nn.Module):
 def apply_each(layers: Sequence[Any], x_BHWC: jax.Array) -> list[jax.Array]:
     """Returns the output of each layer for the same input.
 
-    1x1 convolutions give `ops` all their kernels at once, so that it can use one wide product.
+    1x1 convolutions give `ops` all their kernels at once, for one wide product.
     """
     pointwise = all(type(layer) is ConvBlock and layer.kernel == 1 for layer in layers)
     if not pointwise or layers[0].is_initializing():  # without kernels yet
@@ -144,27 +132,23 @@ _LAYER: Mapping[str, Role] = {"kernel": "kernel", "bias": "bias"}
 _NORM: Mapping[str, Role] = {"scale": "norm", "bias": "norm"}
 
 
-def roles(names: Iterable[str], where: str = "") -> Mapping[str, Role]:
-    """Returns the role of each of a module's own parameters, whatever the module's name.
-
-    Raises UserError, with the path `where`, for a parameter whose role is unknown.
-    """
+def roles(names: Iterable[str], where: str) -> Mapping[str, Role]:
+    """Returns the role of each parameter of the module `where`; raises UserError if unknown."""
     own = set(names)
     for known, required in ((_LAYER, "kernel"), (_NORM, "scale")):
         if required in own and own <= known.keys():
             return known
     odd = sorted(own - {"kernel", "bias", "scale"}) or sorted(own - {"kernel"})
-    raise UserError(
-        f"parameter {'/'.join(filter(None, (where, odd[0])))!r} has no known role among "
-        f"{', '.join(sorted(own))}; a layer has kernel and bias, a norm has scale and bias"
-    )
+    name = "/".join(filter(None, (where, odd[0])))
+    known = "a layer has kernel and bias, a norm has scale and bias"
+    raise UserError(f"parameter {name!r} has no role among {', '.join(sorted(own))}; {known}")
 
 
 def roles_by_path(params: Mapping[str, Any]) -> dict[tuple[str, ...], Role]:
     """Returns the role of every parameter of a tree, by its path; raises as `roles`."""
-    modules: dict[tuple[str, ...], list[str]] = {}
     paths: Any = traverse_util.flatten_dict(dict(params))
-    for path in paths:
-        modules.setdefault(path[:-1], []).append(path[-1])
-    found = {module: roles(names, "/".join(module)) for module, names in modules.items()}
-    return {path: found[path[:-1]][path[-1]] for path in paths}
+    found = {}
+    for *module, name in paths:
+        beside = [other for *place, other in paths if place == module]
+        found[*module, name] = roles(beside, "/".join(module))[name]
+    return found

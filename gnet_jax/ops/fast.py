@@ -1,14 +1,13 @@
 """Fast operations: what their namesakes in `reference` compute, within rounding, at less cost.
 
-Their own gradients (`jax.custom_vjp`) exclude forward-mode differentiation, which requires
-`googlenet(ops="reference")`. `jax.lax.platform_dependent` chooses the form when a program is
-lowered, so one compiled for a TPU on a machine without one is the TPU's.
+Their own gradients exclude forward-mode differentiation. `lax.platform_dependent` chooses the form
+when a program is lowered, so one compiled for a TPU on a machine without one is the TPU's.
 
 Shapes: B batch, H height, W width, C channels.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial, reduce
 from typing import Any
 
@@ -33,8 +32,8 @@ ADDENDS = 64
 def max_pool(x_BHWC: jax.Array, window: int, stride: int, pad: int = 0) -> jax.Array:
     """Returns `reference.max_pool`, with the gradient at the same one of equal maxima.
 
-    On a CPU, where XLA's gradient visits every window one by one, elementwise operations on shifted
-    views take the maximum over columns, then over rows.
+    On a CPU, where XLA's gradient visits the windows one by one, the maximum is taken of shifted
+    views, over columns, then over rows.
     """
 
     def separable(x):
@@ -103,7 +102,7 @@ def _to_first(x, y, dy, axis: int, window: int, stride: int, pad: int) -> jax.Ar
             padding = [(0, 0, 0)] * x.ndim
             padding[axis] = (k // stride, groups - k // stride - out, 0)
             total += lax.pad(shares[k], jnp.zeros((), dy.dtype), padding)
-        sums.append(jnp.broadcast_to(total, sums[0].shape) if sums else total)
+        sums.append(total)
     shape = list(x.shape)
     shape[axis] = groups * stride
     dx = sums[0] if stride == 1 else jnp.stack(sums, axis + 1).reshape(shape)
@@ -141,10 +140,7 @@ local_response_norm.defvjp(_lrn_forward, _lrn_backward)
 
 
 def _lrn_factors(x_BHWC, size: int, alpha: float, beta: float) -> tuple[jax.Array, jax.Array]:
-    """Returns scale**-beta and scale**(-beta - 1).
-
-    The scale is 1 + alpha / size * the sum of squares over nearby channels.
-    """
+    """Returns s**-beta and s**(-beta - 1), s = 1 + alpha / size * sum of squares of neighbours."""
     squares = [jnp.square(view.astype(jnp.float32)) for view in _neighbours(x_BHWC, size)]
     scale = 1 + alpha / size * sum(squares[1:], squares[0])
     if beta != 0.75:
@@ -164,10 +160,7 @@ def _shifted_sum(x_BHWC: jax.Array, size: int) -> jax.Array:
 
 
 def _banded_sum(x_BHWC: jax.Array, size: int) -> jax.Array:
-    """Returns `_shifted_sum` as a product with a banded matrix of ones.
-
-    A TPU shifts along the channels slowly, while its matrix unit is idle.
-    """
+    """Returns `_shifted_sum` as a product with a banded matrix, as a TPU shifts channels slowly."""
     # Without the barrier XLA would compute `x` inside the product and read its inputs twice.
     x_BHWC = lax.optimization_barrier(x_BHWC)
     distance = np.subtract.outer(*2 * [np.arange(x_BHWC.shape[-1])])
@@ -181,10 +174,7 @@ def _banded_sum(x_BHWC: jax.Array, size: int) -> jax.Array:
 
 
 def _neighbours(x_BHWC: jax.Array, size: int) -> list[jax.Array]:
-    """Returns `x` shifted by each of `size` offsets along the channels, with zero padding.
-
-    The views have the dtype of `x`, which XLA writes to memory; arithmetic on them is fused.
-    """
+    """Returns `x` shifted by each of `size` offsets along the channels, with zero padding."""
     channels = x_BHWC.shape[-1]
     x = jnp.pad(x_BHWC, [(0, 0)] * 3 + [(size // 2, size // 2)])
     return [x[..., k : k + channels] for k in range(size)]
@@ -202,14 +192,9 @@ def _relu_forward(x):
 
 
 def _relu_backward(y, dy):
-    def mask(y, dy):
-        return jnp.where(y > 0, dy, 0)
-
-    def mask_by_kept(y, dy):
-        # Without the barrier XLA would turn y > 0 back into x > 0 and keep x as well.
-        return mask(lax.optimization_barrier(y), dy)
-
-    return (lax.platform_dependent(y, dy, cpu=mask, default=mask_by_kept),)
+    # Without the barrier XLA would turn y > 0 back into x > 0 and keep x as well.
+    y = lax.platform_dependent(y, cpu=lambda y: y, default=lax.optimization_barrier)
+    return (jnp.where(y > 0, dy, 0),)
 
 
 relu.defvjp(_relu_forward, _relu_backward)
@@ -260,6 +245,15 @@ def _add_bias_backward(_, dy):
 add_bias.defvjp(lambda x_BHWC, bias_C: (add_bias(x_BHWC, bias_C), ()), _add_bias_backward)
 
 
+def constant(value: float) -> Callable[..., jax.Array]:
+    """Returns an initialiser that fills with `value`; jnp.full would compile for each shape."""
+
+    def fill(key: jax.Array | None, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
+        return jnp.asarray(np.full(shape, value, np.float32), dtype)
+
+    return fill
+
+
 class BatchNorm(nn.BatchNorm):
     """`nn.BatchNorm` over the last axis, with scale and bias, without a mask.
 
@@ -273,8 +267,8 @@ class BatchNorm(nn.BatchNorm):
             "use_running_average", self.use_running_average, use_running_average
         )
         shape = x_BHWC.shape[-1:]
-        mean = self.variable("batch_stats", "mean", _filled, 0, shape)
-        var = self.variable("batch_stats", "var", _filled, 1, shape)
+        mean = self.variable("batch_stats", "mean", constant(0.0), None, shape)
+        var = self.variable("batch_stats", "var", constant(1.0), None, shape)
         scale_C = self.param("scale", self.scale_init, shape, jnp.float32)
         bias_C = self.param("bias", self.bias_init, shape, jnp.float32)
         if self.is_initializing():
@@ -299,8 +293,8 @@ def normalize(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns the normalised batch, its mean and its biased variance (C,), float32 or wider.
 
-    The statistics have no gradient; under pmap they are averaged over `axis_name`. JAX's own
-    gradient differentiates each step of the arithmetic, which adds a second to every start.
+    The statistics have no gradient; pmap averages them over `axis_name`. JAX's own gradient of each
+    step of the arithmetic would add a second to every start.
     """
     return _normalize_forward(x_BHWC, scale_C, bias_C, epsilon, axis_name)[0]
 
@@ -336,23 +330,12 @@ def _sums_and_means(a_BHWC, b_BHWC, axis_name) -> tuple[list[jax.Array], list[ja
     return sums, means if axis_name is None else lax.pmean(means, axis_name)
 
 
-def _filled(value: float, shape: tuple[int, ...]) -> jax.Array:
-    return jnp.asarray(np.full(shape, value, np.float32))  # jnp.full compiles once per shape
-
-
 def _widen(x: jax.Array) -> jax.Array:
     """Returns `x` as float32, or as it is if it is wider."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 FAST = Ops(
-    max_pool,
-    relu_max_pool,
-    local_response_norm,
-    convolve,
-    convolve_1x1s,
-    add_bias,
-    relu,
-    BatchNorm,
+    max_pool, relu_max_pool, local_response_norm, convolve, convolve_1x1s, add_bias, relu, BatchNorm
 )
 OPS: Mapping[str, Ops] = {"fast": FAST, "reference": REFERENCE}

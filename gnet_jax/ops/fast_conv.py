@@ -1,7 +1,5 @@
 """Fast convolutions: matrix products where a CPU is faster with those.
 
-Other platforms keep XLA's convolution of everything but a 1x1, which is a product on all of them.
-
 3x3 convolutions use Winograd's minimal filtering, F(2x2, 3x3): 16 products instead of 36. A tile of
 2x2 outputs depends on 4x4 inputs. Both, and the kernel, are combined by sums and differences so
 that the convolution becomes 16 matrix products over all tiles, one for each position in the 4x4
@@ -36,9 +34,8 @@ MIN_CHANNELS = 48  # with fewer channels, the sums cost more than the products s
 def convolve(x_BHWC: jax.Array, kernel: jax.Array, strides, padding, **options: Any) -> jax.Array:
     """Returns what `lax.conv_general_dilated` does, by the fastest form for the shapes.
 
-    A 1x1 convolution is a matrix product, and so are its gradients. On CPUs, large 3x3 convolutions
-    use Winograd's form, and a kernel larger than the map, which XLA computes ten times slower,
-    becomes one product of whole maps.
+    A 1x1 convolution is a matrix product. On CPUs, large 3x3 convolutions use Winograd's form, and
+    a kernel larger than the map, with which XLA is ten times slower, one product of whole maps.
     """
     steps = [*strides, *(options.get("lhs_dilation") or ()), *(options.get("rhs_dilation") or ())]
     grouped = kernel.shape[2] != x_BHWC.shape[3]
@@ -55,9 +52,8 @@ def convolve(x_BHWC: jax.Array, kernel: jax.Array, strides, padding, **options: 
 
 def convolve_1x1s(x_BHWC: jax.Array, kernels: Sequence[jax.Array]) -> list[jax.Array]:
     """Returns the 1x1 convolutions of one input with several kernels, split from one product."""
-    wide = lax.dot_general(
-        x_BHWC, jnp.concatenate(kernels, axis=-1)[0, 0], (((3,), (0,)), ((), ()))
-    )
+    kernel = jnp.concatenate(kernels, axis=-1)[0, 0]
+    wide = lax.dot_general(x_BHWC, kernel, (((3,), (0,)), ((), ())))
     ends = np.cumsum([kernel.shape[-1] for kernel in kernels])
     return jnp.split(wide, ends[:-1], axis=-1)
 
@@ -91,10 +87,7 @@ _convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
 def _multiply_maps(x_BHWC, kernel, padding) -> jax.Array:
-    """Convolve by one matrix, from all pixels of the input to all pixels of the output.
-
-    Every output sees most of the map, so the matrix has few zeros.
-    """
+    """Convolve by one matrix, from all pixels of the input to all pixels of the output."""
     batch, *sizes, channels = x_BHWC.shape
     axes = list(zip(sizes, padding, kernel.shape[:2], strict=True))
     outs = [n + sum(pads) - k + 1 for n, pads, k in axes]
@@ -229,14 +222,14 @@ def _combine_tiles(matrix: np.ndarray, x, edges, tiles: Sequence[int]) -> list[l
     """Returns the elements of all tiles of a padded map, combined by `matrix` along both axes."""
     x = jnp.pad(x, [(0, 0), *edges, (0, 0)])
     places = range(matrix.shape[1])
-    views = [[_every_second(x, i, j, tiles) for j in places] for i in places]
+    rows, columns = (2 * n - 1 for n in tiles)  # tiles begin 2 pixels apart
+
+    def take(i: int, j: int) -> jax.Array:  # the element at (i, j) of every tile
+        ends = (x.shape[0], i + rows, j + columns, x.shape[3])
+        return lax.slice(x, (0, i, j, 0), ends, (1, 2, 2, 1))
+
+    views = [[take(i, j) for j in places] for i in places]
     return [[each.reshape(-1, x.shape[-1]) for each in row] for row in _combine(matrix, views)]
-
-
-def _every_second(x: jax.Array, row: int, column: int, tiles: Sequence[int]) -> jax.Array:
-    """Returns the element at (row, column) of every tile; tiles begin 2 pixels apart."""
-    last = [first + 2 * n - 1 for first, n in zip((row, column), tiles, strict=True)]
-    return lax.slice(x, (0, row, column, 0), (x.shape[0], *last, x.shape[3]), (1, 2, 2, 1))
 
 
 def _combine(matrix: np.ndarray, parts: Sequence[Sequence[jax.Array]]) -> list[list[jax.Array]]:
@@ -256,5 +249,4 @@ def _add_rows(matrix: np.ndarray, parts: Sequence[jax.Array]) -> list[jax.Array]
 def _transform(matrix: np.ndarray, kernel: jax.Array) -> jax.Array:
     """Returns matrix @ kernel @ matrix.T over the first two axes, for all channels."""
     factors = jnp.asarray(matrix, kernel.dtype)
-    exact = lax.Precision.HIGHEST
-    return jnp.einsum("ik,jl,klcf->ijcf", factors, factors, kernel, precision=exact)
+    return jnp.einsum("ik,jl,klcf->ijcf", factors, factors, kernel, precision="highest")

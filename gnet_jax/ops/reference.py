@@ -21,9 +21,9 @@ from gnet_jax.ops.sizes import pool_padding
 class Ops:
     """The operations of a network that have a reference and a fast form."""
 
-    max_pool: Callable[..., jax.Array]
+    max_pool: Callable[..., Any]  # a custom_vjp has no type of its result
     relu_max_pool: Callable[..., jax.Array]  # max pool of the ReLU
-    local_response_norm: Callable[..., jax.Array]
+    local_response_norm: Callable[..., Any]
     convolve: Callable[..., jax.Array]  # called as lax.conv_general_dilated is
     convolve_1x1s: Callable[..., list[jax.Array]]  # one input, several kernels
     add_bias: Callable[[jax.Array, jax.Array], jax.Array]

@@ -199,37 +199,30 @@ def draw_blocks(ledgers: Mapping[str, Ledger], out: Path) -> None:
 
 # The paper's Table 1 as printed: (params / 1024, multiply-adds / 10**6).
 PRINTED = {
-    "conv1": (2.7, 34),
-    "conv2": (112, 360),
-    "3a": (159, 128),
-    "3b": (380, 304),
-    "4a": (364, 73),
-    "4b": (437, 88),
-    "4c": (463, 100),
-    "4d": (580, 119),
-    "4e": (840, 170),
-    "5a": (1072, 54),
-    "5b": (1388, 71),
-    "linear": (1000, 1),
-}
-_OWN_OPS = "the printed parameters contradict the printed operations, which are right"
+    "conv1": (2.7, 34), "conv2": (112, 360), "3a": (159, 128), "3b": (380, 304),
+    "4a": (364, 73), "4b": (437, 88), "4c": (463, 100), "4d": (580, 119), "4e": (840, 170),
+    "5a": (1072, 54), "5b": (1388, 71), "linear": (1000, 1),
+}  # fmt: skip
 REASONS = {
+    **dict.fromkeys(
+        ("4c", "4d", "4e", "5b"),
+        "the printed parameters contradict the printed operations, which are right",
+    ),
     "conv1": "the printed figures are those of two separable passes of 7 taps, not of a 7x7",
     "4a": "the printed parameters fit the 204 channels of its 3x3 in Google's release, not 208",
     "4b": "the printed parameters fit the input of 508 channels that 4a gives with 204 in its 3x3",
-    **dict.fromkeys(("4c", "4d", "4e", "5b"), _OWN_OPS),
     "5a": "the printed operations fit the 48 channels of its 5x5 reduction in Google's release, "
     "not 32; the printed parameters fit neither",
 }
 
 
 class Comparison(NamedTuple):
-    """A row of Table 1: printed and counted, in the paper's units."""
+    """A row of Table 1: parameters without biases / 1024, and multiply-adds / 10**6."""
 
     layer: str
-    printed_params: float  # in 1024
-    params: float  # weights, without biases
-    printed_ops: float  # in 10**6 multiply-adds
+    printed_params: float
+    params: float
+    printed_ops: float
     ops: float
     params_agree: bool
     ops_agree: bool

@@ -81,12 +81,12 @@ def ledger(module: nn.Module, input_shape: tuple[int, ...], **call: Any) -> Ledg
         own = {name: value.shape for name, value in params if not isinstance(value, Mapping)}
         if not own:
             return output
-        where = "/".join(part.path)
         new = {(*part.path, name): math.prod(shape) for name, shape in own.items()}
         count = sum(size for path, size in new.items() if path not in counted)
         counted.update(new)
         block = _block_of(part)
         shape = output.shape[1:]
+        where = "/".join(part.path)
         if "norm" in roles(own, where).values():
             if block in rows:
                 row = rows[block]
@@ -113,8 +113,9 @@ def ledger(module: nn.Module, input_shape: tuple[int, ...], **call: Any) -> Ledg
         image = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
         variables: Any = jax.eval_shape(lambda image: module.init(keys, image, **call), image)
     tree: Any = traverse_util.flatten_dict(variables.get("params", {}))
-    for path in sorted(tree.keys() - counted):
-        raise UserError(f"parameter {'/'.join(path)} belongs to no layer that the ledger counts")
+    unknown = sorted("/".join(path) for path in tree.keys() - counted)
+    if unknown:
+        raise UserError(f"parameter {unknown[0]} belongs to no layer that the ledger counts")
     return Ledger(
         params=sum(layer.params for layer in layers if not layer.is_aux),
         params_with_aux=sum(layer.params for layer in layers),
