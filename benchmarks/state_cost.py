@@ -23,7 +23,7 @@ from gnet_jax.model.architecture import architecture
 from gnet_jax.model.googlenet import GoogLeNet, init
 from gnet_jax.training import step as steps
 from gnet_jax.training.checkpoints.save import Checkpoints
-from gnet_jax.training.checkpoints.verify import named_leaves, write_digests
+from gnet_jax.training.checkpoints.verify import named_leaves, read_verified, write_digests
 from gnet_jax.training.optimizer import make_optimizer
 
 ROUNDS = 15
@@ -89,7 +89,7 @@ def save(state: steps.TrainState) -> None:
         reading = []
         for _ in range(5):
             began = time.perf_counter()
-            checkpoints.read(5)
+            read_verified(Path(folder) / "5")
             reading.append(time.perf_counter() - began)
     held_ms, whole_ms, reading_ms = (
         1000 * statistics.median(times) for times in (held, whole, reading)

@@ -15,16 +15,7 @@ class WeightsError(UserError):
 
 
 def choose(what: str, name: str, options: Mapping[str, T]) -> T:
-    """Returns `options[name]`; there is no default.
-
-    Args:
-        what: the field that holds `name`, for the message.
-        name: the choice.
-        options: what each known choice stands for.
-
-    Raises:
-        UserError: naming the field, its value and the known choices.
-    """
+    """Returns `options[name]`, or raises a UserError with the field `what` and the choices."""
     if name not in options:
         raise UserError(f"{what} is {name!r}; choose one of {', '.join(options)}")
     return options[name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import sys
 from pathlib import Path
@@ -50,7 +51,7 @@ def summary(
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if format == "json":
-        print(json_text(costs.as_dict(), indent=2))
+        print(json_text(dataclasses.asdict(costs), indent=2))
     elif format == "csv":
         print(ledger_csv(costs), end="")
     else:
@@ -68,8 +69,8 @@ def _compare(
     picture: Path | None,
 ) -> None:
     from gnet_jax.lab.cost import compare
+    from gnet_jax.lab.cost.compare import compare_with_print, print_table
     from gnet_jax.lab.cost.ledger import csv_text
-    from gnet_jax.lab.cost.table_1 import compare_with_print, print_table
 
     ledgers = compare.networks(words, image_size, network)
     printed = list(compare_with_print())

@@ -1,24 +1,14 @@
-"""Which GoogLeNet: the published variants and the choices of an ablation, as plain data.
-
-This module imports no jax, so that configs can use it directly.
-"""
+"""The published variants and the choices of an ablation, as plain data, without importing jax."""
 
 import dataclasses
 import itertools
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, TypeVar, get_args, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from gnet_jax.errors import UserError, choose
 from gnet_jax.model import custom
-from gnet_jax.model.widths import (
-    GOOGLE_RELEASE,
-    TABLE_1,
-    Widths,
-    scale_reductions,
-    scale_widths,
-    scaled,
-)
+from gnet_jax.model.widths import GOOGLE_RELEASE, TABLE_1, Widths, scaled
 from gnet_jax.ops.sizes import conv_size, pooled_size
 
 VariantName = Literal[
@@ -73,10 +63,8 @@ class Architecture:
 
     def __post_init__(self) -> None:
         for name in ("norm", "block"):
-            if callable(getattr(self, name)):
+            if getattr(self, name) is not None:
                 object.__setattr__(self, name, custom.reference(getattr(self, name)))
-            elif ":" in (getattr(self, name) or ""):
-                object.__setattr__(self, name, custom.absolute(getattr(self, name)))
 
     @property
     def own_parts(self) -> list[str]:
@@ -85,26 +73,21 @@ class Architecture:
         return norm if self.block is None else [*norm, self.block]
 
     def check(self) -> None:
-        """Raise a UserError, which names the field, its value and its limit, for a bad value."""
-        unknown = [name for name in self.aux_after if name not in self.widths]
+        """Raise a UserError with the field, its value and its limit for a bad value."""
         in_order = tuple(name for name in self.widths if name in self.aux_after)
         blocks = f"blocks of {', '.join(self.widths)}, each once and in this order"
         sizes = [*self.stem_widths, *self.aux_widths, *itertools.chain(*self.widths.values())]
+        norm_is_known = self.norm in ("lrn", "batch_norm") or ":" in self.norm
+        block_fits = self.block is None or (":" in self.block and not self.naive)
         limits = {
             "num_classes": (self.num_classes >= 2, "at least 2"),
             "widths": (bool(self.widths), "at least one block"),
-            "norm": (
-                self.norm in ("lrn", "batch_norm") or ":" in self.norm,
-                "lrn, batch_norm or FILE.py:NAME",
-            ),
-            "block": (
-                self.block is None or (":" in self.block and not self.naive),
-                "FILE.py:NAME, in a network that is not naive",
-            ),
+            "norm": (norm_is_known, "lrn, batch_norm or FILE.py:NAME"),
+            "block": (block_fits, "FILE.py:NAME, in a network that is not naive"),
             "branch5_kernel": (self.branch5_kernel % 2 == 1, "odd and at least 1"),
             "pool4_window": (self.pool4_window >= 2, "at least 2"),
             "stem_widths": (min(sizes, default=1) >= 1, "at least 1, as all widths must be"),
-            "aux_after": (not unknown and self.aux_after == in_order, blocks),
+            "aux_after": (self.aux_after == in_order, blocks),
             "aux_dropout": (0 <= self.aux_dropout < 1, "in [0, 1)"),
             "dropout": (0 <= self.dropout < 1, "in [0, 1)"),
         }
@@ -112,7 +95,7 @@ class Architecture:
             if not holds:
                 raise UserError(f"{name} is {getattr(self, name)!r}; it must be {limit}")
         for name, kind in get_type_hints(Architecture).items():
-            if get_args(kind) and name in ("stem", "stem_padding", "aux_pool", "head"):
+            if get_origin(kind) is Literal:
                 choose(name, getattr(self, name), dict.fromkeys(get_args(kind)))
 
 
@@ -149,14 +132,8 @@ Kind = TypeVar("Kind")
 
 def _with_optional_fields(kind: type[Kind]) -> type[Kind]:
     """Return `kind` with None as the default of every field that it has from `Architecture`."""
-    fields = [
-        (
-            field.name,
-            field.metadata.get("choice", field.type) | None,
-            dataclasses.field(default=None),
-        )
-        for field in dataclasses.fields(Architecture)
-    ]
+    own = dataclasses.fields(Architecture)
+    fields = [(f.name, f.metadata.get("choice", f.type) | None, None) for f in own]
     made: Any = dataclasses.make_dataclass(kind.__name__, fields, bases=(kind,), frozen=True)
     made.__module__, made.__doc__ = kind.__module__, kind.__doc__
     return made
@@ -167,8 +144,7 @@ def _with_optional_fields(kind: type[Kind]) -> type[Kind]:
 class Choices(Architecture, Start):
     """A variant and changes of it: None in a field of `Architecture` keeps the variant's own value.
 
-    Each field of the network is declared once, in `Architecture`. Here `widths` is text, for the
-    command line, and may be given as a mapping.
+    `widths` is text, for the command line, and may be given as a mapping.
     """
 
     def __post_init__(self) -> None:
@@ -192,19 +168,10 @@ def architecture(
     blocks: Iterable[str] | None = None,
     **changes: Any,
 ) -> Architecture:
-    """Returns the named variant with the given changes.
+    """Returns the named variant with the given changes of `Start` and `Architecture`.
 
-    Args:
-        variant: a key of `VARIANTS`.
-        num_classes: outputs of every classifier; None keeps the variant's own.
-        reduction_factor: as in `Start`.
-        width_multiplier: as in `Start`.
-        blocks: as in `Start`.
-        changes: fields of `Architecture`; None keeps the variant's own. `widths` may have some of
-            the blocks or new ones, and may be text as in `Choices`.
-
-    Raises:
-        UserError: naming the field, its value and its limit.
+    None keeps the variant's own value. `widths` may have some of the blocks or new ones, and may be
+    text as in `Choices`. Raises UserError with the field, its value and its limit.
     """
     arch = choose("variant", variant, VARIANTS)
     factors = {"reduction_factor": reduction_factor, "width_multiplier": width_multiplier}
@@ -212,19 +179,22 @@ def architecture(
         if not 0 < factor < math.inf:
             raise UserError(f"{name} is {factor}; it must be above 0")
     kept = {name: choose("blocks", name, arch.widths) for name in blocks or arch.widths}
-    arch = dataclasses.replace(arch, widths={n: w for n, w in arch.widths.items() if n in kept})
+    widths = {}
+    for name, w in arch.widths.items():
+        if name in kept:
+            reduce3, reduce5 = scaled((w.reduce3, w.reduce5), reduction_factor)
+            narrowed = w._replace(reduce3=reduce3, reduce5=reduce5)
+            widths[name] = Widths(*scaled(narrowed, width_multiplier))
     arch = dataclasses.replace(
         arch,
-        widths=scale_widths(scale_reductions(arch.widths, reduction_factor), width_multiplier),
-        stem_widths=tuple(scaled(n, width_multiplier) for n in arch.stem_widths),
-        aux_widths=tuple(scaled(n, width_multiplier) for n in arch.aux_widths),
+        widths=widths,
+        stem_widths=scaled(arch.stem_widths, width_multiplier),
+        aux_widths=scaled(arch.aux_widths, width_multiplier),
     )
     changes |= {"num_classes": num_classes}
     changes = {name: value for name, value in changes.items() if value is not None}
     if "widths" in changes:
-        widths = changes["widths"]
-        widths = widths if isinstance(widths, Mapping) else _parse_widths(widths)
-        changes["widths"] = {**arch.widths, **widths}
+        changes["widths"] = widths | _parse_widths(changes["widths"])
     if "aux_after" in changes:
         changes["aux_after"] = tuple(changes["aux_after"])
     arch = dataclasses.replace(arch, **changes)
@@ -232,24 +202,25 @@ def architecture(
     return arch
 
 
-def _parse_widths(texts: Iterable[str]) -> dict[str, Widths]:
+def _parse_widths(texts: Iterable[str] | Mapping[str, Widths]) -> dict[str, Widths]:
+    if isinstance(texts, Mapping):
+        return dict(texts)
     found = {}
     for text in texts:
         name, _, numbers = text.partition("=")
         try:
             found[name] = Widths(*map(int, numbers.split(",")))
         except (TypeError, ValueError):
-            raise UserError(
-                f"widths is {text!r}; it must be BLOCK={','.join(Widths._fields)}"
-            ) from None
+            limit = f"BLOCK={','.join(Widths._fields)}"
+            raise UserError(f"widths is {text!r}; it must be {limit}") from None
     return found
 
 
 def grid_sizes(arch: Architecture, size: int) -> dict[str, int]:
-    """Returns the side length of each stage's feature map for a square image of `size` pixels.
+    """Returns the side of each stage's feature map for a square image of `size` pixels.
 
-    The keys are "stem", "3", "4", "5", and "aux_4a", ... for the heads' average pools. A value
-    below 1 means that the image is too small for that stage.
+    The keys are "stem", "3", "4", "5", and "aux_4a", ... for the heads' average pools. Below 1, the
+    image is too small for the stage.
     """
     conv1 = conv_size(size, 7, stride=2, pad=3)  # the same with either stem_padding
     stems = {"imagenet": pooled_size(conv1, 3, 2), "small": size}
@@ -267,8 +238,6 @@ def grid_sizes(arch: Architecture, size: int) -> dict[str, int]:
 
 def pools(arch: Architecture) -> dict[str, int | None]:
     """Returns the window of the max pool, of stride 2, after each block, or None."""
-    if not arch.widths:
-        raise UserError("widths is empty; a network needs at least one block")
     found: dict[str, int | None] = dict.fromkeys(arch.widths)
     for name, following in itertools.pairwise(arch.widths):
         if name[0] != following[0]:

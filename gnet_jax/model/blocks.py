@@ -1,16 +1,18 @@
 """The Inception block, the naive block it came from, and the auxiliary classifier.
 
-Shapes: B batch, H height, W width, C channels, K classes.
+Shapes: B batch, H height, W width, C channels.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from gnet_jax.errors import choose
+from gnet_jax.model.architecture import Architecture
 from gnet_jax.model.layers import apply_each, dense
 from gnet_jax.model.widths import Widths
 from gnet_jax.ops.fast import FAST
@@ -45,13 +47,8 @@ class InceptionBlock(nn.Module):
         return jnp.concatenate(branches, axis=-1)
 
 
-class NaiveInceptionBlock(nn.Module):
+class NaiveInceptionBlock(InceptionBlock):
     """The block without its 1x1 reductions, with the max pool passed through (paper, Fig. 2a)."""
-
-    widths: Widths
-    conv: Callable[..., nn.Module]
-    branch5_kernel: int = 5
-    ops: Ops = FAST
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
@@ -70,26 +67,23 @@ class NaiveInceptionBlock(nn.Module):
 class AuxHead(nn.Module):
     """A classifier on an intermediate feature map, to train the layers below it (paper, section 5).
 
-    Average pool 5x5/3, 1x1 convolution, fully connected layer, dropout, linear layer. Returns
-    float32 logits of shape (B, K).
+    Average pool 5x5/3, 1x1 convolution, fully connected layer, dropout, linear layer to float32
+    logits (B, classes).
     """
 
-    num_classes: int
-    widths: tuple[int, int]  # channels of the 1x1 convolution, units of the hidden layer
+    arch: Architecture
     conv: Callable[..., nn.Module]
-    pool: Literal["caffe", "adaptive"]
-    dropout: float
     train: bool
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
-        if choose("aux_pool", self.pool, {"caffe": True, "adaptive": False}):
-            x = average_pool(x_BHWC, 5, 3)
-        else:
-            x = adaptive_average_pool(x_BHWC, 4)
-        x = self.conv(self.widths[0], 1, name="conv")(x)
+        arch, (channels, units) = self.arch, self.arch.aux_widths
+        pools = {"caffe": partial(average_pool, window=5, stride=3)}
+        pools["adaptive"] = partial(adaptive_average_pool, out=4)
+        x = choose("aux_pool", arch.aux_pool, pools)(x_BHWC)
+        x = self.conv(channels, 1, name="conv")(x)
         x_BC = x.reshape(x.shape[0], -1)
-        x_BC = nn.relu(dense(self.widths[1], self.dtype, bias=0.2, name="fc")(x_BC))
-        x_BC = nn.Dropout(self.dropout, deterministic=not self.train)(x_BC)
-        return dense(self.num_classes, jnp.float32, name="classifier")(x_BC)
+        x_BC = nn.relu(dense(units, self.dtype, bias=0.2, name="fc")(x_BC))
+        x_BC = nn.Dropout(arch.aux_dropout, deterministic=not self.train)(x_BC)
+        return dense(arch.num_classes, jnp.float32, name="classifier")(x_BC)

@@ -1,7 +1,6 @@
 """A researcher's own block or norm: a class or function in a file outside the package.
 
-An architecture holds its reference, "FILE:NAME", so that configs, checkpoints and model folders can
-be written, compared and loaded. Loading a reference runs the file.
+An architecture holds its reference, "FILE:NAME". Loading a reference runs the file.
 """
 
 import importlib.machinery
@@ -17,12 +16,14 @@ from gnet_jax.errors import UserError
 _known: dict[str, Callable[..., Any]] = {}  # by reference
 
 
-def reference(part: Callable[..., Any]) -> str:
-    """Returns the reference of a class or function.
+def reference(part: Callable[..., Any] | str) -> str:
+    """Returns the reference of a class or function, with the full path of its file if that exists.
 
-    A part without a file (as in a notebook) or inside a function gets a reference that works in
-    this process only; `is_portable` tells which.
+    Without a file (as in a notebook), or inside a function, it works in this process only.
     """
+    if isinstance(part, str):
+        file, _, attribute = part.rpartition(":")
+        return f"{Path(file).absolute()}:{attribute}" if Path(file).is_file() else part
     name = getattr(part, "__qualname__", repr(part))
     path = _source_file(part)
     if path is not None and "." not in name:
@@ -34,24 +35,15 @@ def reference(part: Callable[..., Any]) -> str:
     return f"<process>:{name}#{number}"
 
 
-def absolute(name: str) -> str:
-    """Returns a typed reference with the full path of its file, if the file exists here."""
-    file, _, attribute = name.rpartition(":")
-    return f"{Path(file).absolute()}:{attribute}" if Path(file).is_file() else name
-
-
 def is_portable(name: str) -> bool:
     """Returns whether another process can load the reference."""
     return not name.startswith("<process>:")
 
 
 def load(name: str) -> Callable[..., Any]:
-    """Returns the class or function that a reference names.
+    """Returns the class or function of a reference; its file may be in the current directory.
 
-    A file that has moved is also looked for in the current directory.
-
-    Raises:
-        UserError: if the file is missing, fails, or does not define the name.
+    Raises UserError if the file is missing, fails, or does not define the name.
     """
     if name in _known:
         return _known[name]
@@ -60,10 +52,8 @@ def load(name: str) -> Callable[..., Any]:
         raise UserError(f"the network uses {name!r}, which this version does not have")
     path = next((p for p in (Path(file), Path(Path(file).name)) if p.is_file()), None)
     if path is None:
-        raise UserError(
-            f"the network uses {attribute} of {file}, which is missing; "
-            "put the file back, or into the current directory"
-        )
+        missing = f"the network uses {attribute} of {file}, which is missing"
+        raise UserError(f"{missing}; put the file back, or into the current directory")
     module = types.ModuleType(f"custom_{path.stem}")
     search_path = list(sys.path)
     sys.path.append(str(path.parent.absolute()))  # it may import files beside it

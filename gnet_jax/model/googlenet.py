@@ -17,9 +17,8 @@ from gnet_jax.errors import UserError, choose
 from gnet_jax.model import custom
 from gnet_jax.model.architecture import Architecture, architecture, grid_sizes, pools, smallest_size
 from gnet_jax.model.blocks import AuxHead, InceptionBlock, NaiveInceptionBlock
-from gnet_jax.model.layers import ConvBlock, constant, dense
-from gnet_jax.ops.fast import FAST, OPS
-from gnet_jax.ops.fast_norm import BatchNorm
+from gnet_jax.model.layers import ConvBlock, dense
+from gnet_jax.ops.fast import FAST, OPS, BatchNorm, constant
 from gnet_jax.ops.reference import REFERENCE, Ops
 
 
@@ -52,7 +51,10 @@ class GoogLeNet(nn.Module):
         arch = self.arch
         heads = arch.aux_after if train or self.is_initializing() else ()
         self._check_size(x_BHWC.shape, heads)
-        conv, block, aux = _conv(self, train), _block(arch), []
+        conv, aux = _conv(self, train), []
+        block: Any = NaiveInceptionBlock if arch.naive else InceptionBlock
+        if arch.block is not None:
+            block = custom.load(arch.block)
 
         x = self._stem(x_BHWC.astype(self.dtype), conv)
         for name, window in pools(arch).items():
@@ -65,7 +67,7 @@ class GoogLeNet(nn.Module):
             )(x)
             self._record(f"inception_{name}/output", x)
             if name in heads:
-                aux.append(_aux_head(self, name, conv, train)(x))
+                aux.append(AuxHead(arch, conv, train, self.dtype, name=f"aux_{name}")(x))
             if window is not None:
                 x = self.ops.max_pool(x, window, 2)
                 self._record(f"pool{name[0]}/{window}x{window}_s2", x)
@@ -88,8 +90,8 @@ class GoogLeNet(nn.Module):
         conv1, reduce2, conv2 = self.arch.stem_widths
         lrn = self.ops.local_response_norm if self.arch.norm == "lrn" else lambda x: x
         if choose("stem", self.arch.stem, {"imagenet": True, "small": False}):
-            x = conv(conv1, 7, 2, padding=self.arch.stem_padding, name="conv1")(x)
-            x = self._record("pool1/3x3_s2", self.ops.max_pool(x, 3, 2))
+            x = conv(conv1, 7, 2, padding=self.arch.stem_padding, relu=False, name="conv1")(x)
+            x = self._record("pool1/3x3_s2", self.ops.relu_max_pool(x, 3, 2))
         else:
             x = conv(conv1, 3, name="conv1")(x)
         x = self._record("pool1/norm1", lrn(x))
@@ -102,28 +104,19 @@ class GoogLeNet(nn.Module):
             raise ValueError(
                 f"images have shape {shape}; GoogLeNet takes (batch, height, width, 3)"
             )
-        stages = {"stem", *(name[0] for name in self.arch.widths)}
-        stages |= {f"aux_{name}" for name in heads}
-        sizes = [grid_sizes(self.arch, side) for side in shape[1:3]]
-        if any(grid[stage] < 1 for grid in sizes for stage in stages):
+        sizes = grid_sizes(self.arch, min(shape[1:3])).items()
+        if any(side < 1 and (heads or not stage.startswith("aux_")) for stage, side in sizes):
             smallest = smallest_size(self.arch)
+            less = ", or less with stem='small'" if self.arch.stem == "imagenet" else ""
             raise ValueError(
                 f"images of {shape[1]}x{shape[2]} are too small for this network; "
-                f"the smallest that works is {smallest}x{smallest}"
-                + (", or less with stem='small'" if self.arch.stem == "imagenet" else "")
+                f"the smallest that works is {smallest}x{smallest}{less}"
             )
 
     def _record(self, name: str, x: jax.Array) -> jax.Array:
         """Return `x`, recorded under Caffe's name if the caller asked for intermediates."""
         self.sow("intermediates", name, x)
         return x
-
-
-def _block(arch: Architecture) -> Any:
-    """Returns the class of the network's blocks."""
-    if arch.block is not None:
-        return custom.load(arch.block)
-    return NaiveInceptionBlock if arch.naive else InceptionBlock
 
 
 def _conv(model: GoogLeNet, train: bool) -> partial[ConvBlock]:
@@ -146,26 +139,8 @@ def _conv(model: GoogLeNet, train: bool) -> partial[ConvBlock]:
     return partial(ConvBlock, norm=norm, dtype=model.dtype, ops=model.ops)
 
 
-def _aux_head(model: GoogLeNet, block: str, conv: partial[ConvBlock], train: bool) -> AuxHead:
-    """Returns the auxiliary head after `block`."""
-    arch = model.arch
-    return AuxHead(
-        arch.num_classes,
-        arch.aux_widths,
-        conv,
-        arch.aux_pool,
-        arch.aux_dropout,
-        train,
-        model.dtype,
-        name=f"aux_{block}",
-    )
-
-
 def every_head(model: GoogLeNet, variables: Mapping[str, Any], x_BHWC: jax.Array) -> Outputs:
-    """Returns the outputs of all heads in inference: no dropout, running statistics.
-
-    The network itself leaves out the auxiliary heads in inference.
-    """
+    """Returns the outputs of all heads in inference, where a call has those of the main head."""
     outputs, state = model.apply(variables, x_BHWC, mutable=["intermediates"])
     found: Any = state["intermediates"]
     aux = tuple(
@@ -178,16 +153,9 @@ def every_head(model: GoogLeNet, variables: Mapping[str, Any], x_BHWC: jax.Array
 def aux_logits(
     model: GoogLeNet, variables: Mapping[str, Any], block: str, features_BHWC: jax.Array
 ) -> jax.Array:
-    """Returns the logits (B, K) of the auxiliary head after `block`, in inference.
-
-    Args:
-        model: the network.
-        variables: the network's.
-        block: one of `model.arch.aux_after`.
-        features_BHWC: the output of that block.
-    """
+    """Returns the logits (B, K) of the head after `block` for the block's output, in inference."""
     own = {kind: tree[f"aux_{block}"] for kind, tree in variables.items() if f"aux_{block}" in tree}
-    head: Any = _aux_head(model, block, _conv(model, train=False), train=False)
+    head: Any = AuxHead(model.arch, _conv(model, train=False), train=False, dtype=model.dtype)
     return head.apply(own, features_BHWC)
 
 
@@ -215,17 +183,16 @@ def googlenet(
     return GoogLeNet(arch, dtype=dtype, ops=choose("ops", ops, OPS))
 
 
-# Operations of which only the shapes of the variables are used: plain ones trace fastest, and this
-# batch norm computes nothing while it is initialised.
+# Plain operations trace fastest, and this batch norm computes nothing while it is initialised.
 _SHAPES_ONLY = dataclasses.replace(REFERENCE, batch_norm=BatchNorm)
 
 
 def init(model: GoogLeNet, key: jax.Array, image_size: int) -> dict[str, Any]:
     """Returns new variables for square images of `image_size` pixels.
 
-    The result is `{"params": ..., "batch_stats": ...}`. All are float32, the auxiliary heads' are
-    among them, and `batch_stats` is empty without batch norm. No convolution runs. Call it outside
-    of `jit`; in `jit` and `vmap` use `model.init`.
+    The result is `{"params": ..., "batch_stats": ...}`, in float32, with the auxiliary heads;
+    `batch_stats` is empty without batch norm. Call it outside of `jit`; in `jit` and `vmap` use
+    `model.init`.
 
     Raises:
         ValueError: if the image is too small for the network.
@@ -242,19 +209,15 @@ def init(model: GoogLeNet, key: jax.Array, image_size: int) -> dict[str, Any]:
     jax.eval_shape(draw, jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32))
     # jax.tree.map sorts the names, as in every other tree of parameters.
     variables = jax.tree.map(lambda array: array, drawn)
-    return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+    return {name: variables.get(name, {}) for name in ("params", "batch_stats")}
 
 
 def abstract_variables(model: GoogLeNet, image_size: int) -> dict[str, Any]:
-    """Returns the shapes and dtypes of `init`'s result, in the same trees, without computing.
-
-    Raises:
-        ValueError: if the image is too small for the network.
-    """
+    """Returns the shapes and dtypes of `init`'s result, in the same trees; raises as `init`."""
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     plain = model.clone(ops=_SHAPES_ONLY)
     variables: Any = jax.eval_shape(plain.init, jax.random.PRNGKey(0), images)
-    return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+    return {name: variables.get(name, {}) for name in ("params", "batch_stats")}
 
 
 def strip_aux(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -280,21 +243,16 @@ def endpoints(
     """Returns every layer's output in inference, by Caffe's name ("inception_3a/5x5", ...).
 
     A layer that Caffe's network lacks has its own path ("inception_3a/b6"). Outputs of convolutions
-    are taken after the ReLU; "prob" is the softmax of "loss3/classifier".
-
-    Raises:
-        UserError: if two layers have the same name.
+    are taken after the ReLU; "prob" is the softmax of "loss3/classifier". Raises UserError if two
+    layers have the same name.
     """
     outputs, state = model.apply(variables, x_BHWC, mutable=["intermediates"])
     found: dict[str, jax.Array] = {}
     for path, value in layer_outputs(state["intermediates"]).items():
-        match path.split("/"):
-            case [layer] if layer in CAFFE_STEM:
-                name = CAFFE_STEM[layer]
-            case [block, branch] if branch in CAFFE_BRANCHES:
-                name = f"{block}/{CAFFE_BRANCHES[branch]}"
-            case _:
-                name = path
+        block, _, branch = path.partition("/")
+        name = CAFFE_STEM.get(path, path)
+        if branch in CAFFE_BRANCHES:
+            name = f"{block}/{CAFFE_BRANCHES[branch]}"
         if name in found:
             raise UserError(f"two layers of the network are named {name!r}; rename one of them")
         found[name] = value
@@ -303,10 +261,7 @@ def endpoints(
 
 
 def layer_outputs(intermediates: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """Returns every recorded output by its path: "conv1", "inception_3a/b1", ...
-
-    The outputs of a layer that is used several times are "conv1", "conv1 (2)" and so on.
-    """
+    """Returns every recorded output by its path, "inception_3a/b1"; "conv1 (2)" if used again."""
     flat: Any = traverse_util.flatten_dict(dict(intermediates))
     found: dict[str, jax.Array] = {}
     for path, values in flat.items():

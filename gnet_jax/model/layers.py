@@ -1,54 +1,38 @@
-"""The layers of GoogLeNet, with their initial weights.
+"""The layers of GoogLeNet, with their initial weights, and the roles of their parameters.
 
 Shapes: B batch, H height, W width, C channels.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 from jax.core import Tracer
 
-from gnet_jax.errors import choose
+from gnet_jax.errors import UserError, choose
+from gnet_jax.ops.fast import constant
 from gnet_jax.ops.reference import REFERENCE, Ops
 
 
 def caffe_xavier(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
-    """Returns weights from U(-a, a), a = sqrt(3 / fan_in): Caffe's "xavier" (caffe, filler.hpp).
-
-    `key` is a JAX key of any kind, `shape` ends with (inputs, outputs).
-    """
-    bound = np.sqrt(3 / _fan_in(shape))
+    """Returns weights from U(-a, a), a = sqrt(3 / fan_in): Caffe's "xavier" (caffe, filler.hpp)."""
+    bound = np.sqrt(3 / math.prod(shape[:-1]))
     return _draw(key, shape, dtype, lambda generator, s: generator.uniform(-bound, bound, s))
 
 
 def he_normal(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
     """Returns weights from N(0, 2 / fan_in) (arXiv 1502.01852), for convolutions with a norm."""
-    std = np.sqrt(2 / _fan_in(shape))
+    std = np.sqrt(2 / math.prod(shape[:-1]))
     return _draw(key, shape, dtype, lambda generator, s: std * generator.standard_normal(s))
 
 
-def constant(value: float) -> Callable[..., jax.Array]:
-    """Returns an initialiser that fills with `value`; jnp.full would compile for each shape."""
-
-    def fill(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
-        return jnp.asarray(np.full(shape, value, np.float32), dtype)
-
-    return fill
-
-
-def _fan_in(shape: tuple[int, ...]) -> int:
-    return int(np.prod(shape[:-1]))
-
-
 def _draw(key: jax.Array, shape: tuple[int, ...], dtype, draw) -> jax.Array:
-    """Returns `draw(generator, shape)`, with NumPy's Philox generator seeded by `key`.
-
-    NumPy draws on the host without compiling; jax.random would compile for each of 130 shapes.
-    """
+    """Returns `draw(generator, shape)` by NumPy; jax.random would compile 130 shapes."""
 
     def draw_on_host(key_data) -> np.ndarray:
         seed = int.from_bytes(np.asarray(key_data).tobytes(), "little")
@@ -85,20 +69,18 @@ class Conv(nn.Conv):
             bias_C = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
         cast: list[Any] = self.promote_dtype(x_BHWC, kernel, bias_C, dtype=self.dtype)
         x_BHWC, kernel, bias_C = cast
-        y_BHWC = product_BHWC
-        if y_BHWC is None:
+        if product_BHWC is None:
             dims = ("NHWC", "HWIO", "NHWC")
-            y_BHWC = self.ops.convolve(
+            product_BHWC = self.ops.convolve(
                 x_BHWC, kernel, self.strides, self.padding, dimension_numbers=dims
             )
-        return y_BHWC if bias_C is None else self.ops.add_bias(y_BHWC, bias_C)
+        return product_BHWC if bias_C is None else self.ops.add_bias(product_BHWC, bias_C)
 
 
 class ConvBlock(nn.Module):
-    """Convolution, then the norm if the network has one, then ReLU.
+    """Convolution with a bias (initially 0.2, as in Caffe) or a norm, then ReLU if `relu`.
 
-    The convolution has a bias (initially 0.2, as in Caffe) unless a norm follows. `padding` matters
-    if the stride is above 1: "caffe" pads both sides equally, "same" pads as TensorFlow does.
+    With a stride above 1, "caffe" pads both sides equally and "same" pads as TensorFlow does.
     """
 
     features: int
@@ -107,6 +89,7 @@ class ConvBlock(nn.Module):
     norm: Callable[..., nn.Module] | None = None  # partial(nn.BatchNorm, ...): mode already bound
     dtype: Any = jnp.float32
     padding: Literal["caffe", "same"] = "caffe"
+    relu: bool = True
     ops: Ops = REFERENCE
 
     @nn.compact
@@ -126,20 +109,46 @@ class ConvBlock(nn.Module):
         )(x_BHWC, product_BHWC)
         if self.norm is not None:
             x_BHWC = self.norm(name="norm")(x_BHWC)
-        x_BHWC = self.ops.relu(x_BHWC)
-        self.sow("intermediates", "output", x_BHWC)
-        return x_BHWC
+        activated_BHWC = self.ops.relu(x_BHWC)
+        self.sow("intermediates", "output", activated_BHWC)
+        return activated_BHWC if self.relu else x_BHWC
 
 
 def apply_each(layers: Sequence[Any], x_BHWC: jax.Array) -> list[jax.Array]:
     """Returns the output of each layer for the same input.
 
-    1x1 convolutions give `ops` all their kernels at once, so that it can use one wide product.
+    1x1 convolutions give `ops` all their kernels at once, for one wide product.
     """
-    if not all(type(layer) is ConvBlock and layer.kernel == 1 for layer in layers):
-        return [layer(x_BHWC) for layer in layers]
-    if layers[0].is_initializing():  # there are no kernels yet
+    pointwise = all(type(layer) is ConvBlock and layer.kernel == 1 for layer in layers)
+    if not pointwise or layers[0].is_initializing():  # without kernels yet
         return [layer(x_BHWC) for layer in layers]
     kernels = [layer.variables["params"]["conv"]["kernel"] for layer in layers]
     products = layers[0].ops.convolve_1x1s(x_BHWC, [k.astype(x_BHWC.dtype) for k in kernels])
     return [layer(x_BHWC, product) for layer, product in zip(layers, products, strict=True)]
+
+
+Role = Literal["kernel", "bias", "norm"]
+_LAYER: Mapping[str, Role] = {"kernel": "kernel", "bias": "bias"}
+_NORM: Mapping[str, Role] = {"scale": "norm", "bias": "norm"}
+
+
+def roles(names: Iterable[str], where: str) -> Mapping[str, Role]:
+    """Returns the role of each parameter of the module `where`; raises UserError if unknown."""
+    own = set(names)
+    for known, required in ((_LAYER, "kernel"), (_NORM, "scale")):
+        if required in own and own <= known.keys():
+            return known
+    odd = sorted(own - {"kernel", "bias", "scale"}) or sorted(own - {"kernel"})
+    name = "/".join(filter(None, (where, odd[0])))
+    known = "a layer has kernel and bias, a norm has scale and bias"
+    raise UserError(f"parameter {name!r} has no role among {', '.join(sorted(own))}; {known}")
+
+
+def roles_by_path(params: Mapping[str, Any]) -> dict[tuple[str, ...], Role]:
+    """Returns the role of every parameter of a tree, by its path; raises as `roles`."""
+    paths: Any = traverse_util.flatten_dict(dict(params))
+    found = {}
+    for *module, name in paths:
+        beside = [other for *place, other in paths if place == module]
+        found[*module, name] = roles(beside, "/".join(module))[name]
+    return found

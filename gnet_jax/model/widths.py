@@ -1,6 +1,6 @@
 """The paper's Table 1 as data: the channel widths of the nine Inception blocks."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 
@@ -40,19 +40,6 @@ GOOGLE_RELEASE: Mapping[str, Widths] = {
 }
 
 
-def scaled(channels: int, factor: float) -> int:
-    """The channel count nearest to `channels * factor`, at least one."""
-    return max(1, round(channels * factor))
-
-
-def scale_reductions(table: Mapping[str, Widths], factor: float) -> dict[str, Widths]:
-    """`table` with both 1x1 reductions of every block scaled; branch outputs stay as they are."""
-    return {
-        name: w._replace(reduce3=scaled(w.reduce3, factor), reduce5=scaled(w.reduce5, factor))
-        for name, w in table.items()
-    }
-
-
-def scale_widths(table: Mapping[str, Widths], factor: float) -> dict[str, Widths]:
-    """`table` with every convolution of every block scaled."""
-    return {name: Widths(*(scaled(n, factor) for n in w)) for name, w in table.items()}
+def scaled(channels: Iterable[int], factor: float) -> tuple[int, ...]:
+    """Returns the channel counts nearest to `channels * factor`, at least one."""
+    return tuple(max(1, round(n * factor)) for n in channels)

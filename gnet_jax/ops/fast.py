@@ -1,19 +1,17 @@
-"""Fast operations: forms and gradients that cost a CPU a fraction of XLA's own.
+"""Fast operations: what their namesakes in `reference` compute, within rounding, at less cost.
 
-Each computes what its namesake in `reference` does, within rounding. XLA's gradient of a max pool
-visits every window one by one, and its gradient of LRN raises to powers. Gradients of their own
-(`jax.custom_vjp`) exclude forward-mode differentiation (`jax.jvp`, `jax.hessian`), which requires
-the reference operations: `googlenet(ops="reference")`.
-
-The form is chosen when a program is lowered for a platform (`jax.lax.platform_dependent`), so a
-program compiled for a TPU on a machine without one is the TPU's.
+Their own gradients exclude forward-mode differentiation. `lax.platform_dependent` chooses the form
+when a program is lowered, so one compiled for a TPU on a machine without one is the TPU's.
 
 Shapes: B batch, H height, W width, C channels.
 """
 
-from collections.abc import Mapping
-from functools import partial
+import math
+from collections.abc import Callable, Mapping
+from functools import partial, reduce
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,24 +19,23 @@ from jax import lax
 
 from gnet_jax.ops import reference
 from gnet_jax.ops.fast_conv import convolve, convolve_1x1s
-from gnet_jax.ops.fast_norm import BatchNorm, add_bias
 from gnet_jax.ops.reference import REFERENCE, Ops
 from gnet_jax.ops.sizes import pool_padding, pooled_size
 
 ROWS, COLUMNS = 1, 2  # axes
-
-
-def max_pool(x_BHWC: jax.Array, window: int, stride: int, pad: int = 0) -> jax.Array:
-    """Returns `reference.max_pool`; the first of equal maxima, by rows, gets the gradient.
-
-    XLA chooses the same one. On a CPU the maximum is taken over columns, then over rows, by
-    elementwise operations on a few shifted views, which vectorise and fuse.
-    """
-    return _max_pool(x_BHWC, window, stride, pad)
+# Largest number of values that one product adds up. A product adds them one after the other, and a
+# sum of a million numbers so formed is wrong in its fourth digit.
+ADDENDS = 64
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _max_pool(x_BHWC, window: int, stride: int, pad: int) -> jax.Array:
+def max_pool(x_BHWC: jax.Array, window: int, stride: int, pad: int = 0) -> jax.Array:
+    """Returns `reference.max_pool`, with the gradient at the same one of equal maxima.
+
+    On a CPU, where XLA's gradient visits the windows one by one, the maximum is taken of shifted
+    views, over columns, then over rows.
+    """
+
     def separable(x):
         return _pool_axis(_pool_axis(x, COLUMNS, window, stride, pad), ROWS, window, stride, pad)
 
@@ -49,7 +46,7 @@ def _max_pool(x_BHWC, window: int, stride: int, pad: int) -> jax.Array:
 
 
 def _max_pool_forward(x_BHWC, window, stride, pad):
-    y = _max_pool(x_BHWC, window, stride, pad)
+    y = max_pool(x_BHWC, window, stride, pad)
     return y, (x_BHWC, y)
 
 
@@ -67,7 +64,7 @@ def _max_pool_backward(window, stride, pad, saved, dy):
     return (lax.platform_dependent(*saved, dy, cpu=separable, default=plain),)
 
 
-_max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 def _views(x, axis: int, window: int, stride: int, pad: int) -> list[jax.Array]:
@@ -81,14 +78,11 @@ def _views(x, axis: int, window: int, stride: int, pad: int) -> list[jax.Array]:
 
 
 def _pool_axis(x, axis: int, window: int, stride: int, pad: int) -> jax.Array:
-    first, *others = _views(x, axis, window, stride, pad)
-    for view in others:
-        first = lax.max(first, view)
-    return first
+    return reduce(lax.max, _views(x, axis, window, stride, pad))
 
 
 def _to_first(x, y, dy, axis: int, window: int, stride: int, pad: int) -> jax.Array:
-    """Returns the gradient of `_pool_axis` at `x`, whose output is `y` with the gradient `dy`.
+    """Returns the gradient at `x` of `_pool_axis`, whose output is `y` with the gradient `dy`.
 
     Each element of `dy` goes to the first maximum of its window.
     """
@@ -108,89 +102,71 @@ def _to_first(x, y, dy, axis: int, window: int, stride: int, pad: int) -> jax.Ar
             padding = [(0, 0, 0)] * x.ndim
             padding[axis] = (k // stride, groups - k // stride - out, 0)
             total += lax.pad(shares[k], jnp.zeros((), dy.dtype), padding)
-        sums.append(jnp.broadcast_to(total, sums[0].shape) if sums else total)
+        sums.append(total)
     shape = list(x.shape)
     shape[axis] = groups * stride
     dx = sums[0] if stride == 1 else jnp.stack(sums, axis + 1).reshape(shape)
     return lax.slice_in_dim(dx, pad, pad + size, axis=axis)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def local_response_norm(
     x_BHWC: jax.Array, size: int = 5, alpha: float = 1e-4, beta: float = 0.75
 ) -> jax.Array:
-    """Returns `reference.local_response_norm`; only `x` is kept for the gradient.
-
-    The paper's beta of 0.75 needs no powers: s**-0.75 = rsqrt(sqrt(s))**3.
-    """
-    return _local_response_norm(x_BHWC, size, alpha, beta)
+    """Returns `reference.local_response_norm`; only `x` is kept for the gradient."""
+    return _lrn_forward(x_BHWC, size, alpha, beta)[0]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _local_response_norm(x_BHWC, size: int, alpha: float, beta: float) -> jax.Array:
-    return _local_response_norm_forward(x_BHWC, size, alpha, beta)[0]
-
-
-def _local_response_norm_forward(x_BHWC, size, alpha, beta):
+def _lrn_forward(x_BHWC, size, alpha, beta):
     factor, _ = _lrn_factors(x_BHWC, size, alpha, beta)
     return (x_BHWC.astype(jnp.float32) * factor).astype(x_BHWC.dtype), x_BHWC
 
 
-def _local_response_norm_backward(size, alpha, beta, x_BHWC, dy):
+def _lrn_backward(size, alpha, beta, x_BHWC, dy):
     # Without the barrier XLA would keep the scale from the forward pass in float32, which costs
     # more on a TPU than computing it again.
     x_BHWC = lax.optimization_barrier(x_BHWC)
     factor, slope = _lrn_factors(x_BHWC, size, alpha, beta)
     x, dy = x_BHWC.astype(jnp.float32), dy.astype(jnp.float32)
     through_scale = (dy * x * slope).astype(x_BHWC.dtype)
-    near = _sum_of_neighbours(through_scale, size)
+    near = lax.platform_dependent(
+        through_scale, tpu=partial(_banded_sum, size=size), default=partial(_shifted_sum, size=size)
+    )
     dx = dy * factor - 2 * beta * alpha / size * x * near
     return (dx.astype(x_BHWC.dtype),)
 
 
-_local_response_norm.defvjp(_local_response_norm_forward, _local_response_norm_backward)
+local_response_norm.defvjp(_lrn_forward, _lrn_backward)
 
 
 def _lrn_factors(x_BHWC, size: int, alpha: float, beta: float) -> tuple[jax.Array, jax.Array]:
-    """Returns scale**-beta and scale**(-beta - 1).
-
-    The scale is 1 + alpha / size * the sum of squares over nearby channels.
-    """
+    """Returns s**-beta and s**(-beta - 1), s = 1 + alpha / size * sum of squares of neighbours."""
     squares = [jnp.square(view.astype(jnp.float32)) for view in _neighbours(x_BHWC, size)]
     scale = 1 + alpha / size * sum(squares[1:], squares[0])
     if beta != 0.75:
         factor = scale**-beta
         return factor, factor / scale
-    # On CPUs XLA computes one root and its products in one pass, but writes the results of two
-    # roots or of a division to memory.
+    # The paper's beta needs no powers: s**-0.75 = rsqrt(sqrt(s))**3. On CPUs XLA computes one root
+    # and its products in one pass, but writes the results of two roots or a division to memory.
     root = lax.rsqrt(lax.sqrt(scale))
     factor = root * root * root
     return factor, factor * (root * root) * (root * root)
 
 
-def _sum_of_neighbours(x_BHWC: jax.Array, size: int) -> jax.Array:
-    """Returns the float32 sums over the `size` channels around each channel."""
-    return lax.platform_dependent(
-        x_BHWC, tpu=partial(_banded_sum, size=size), default=partial(_shifted_sum, size=size)
-    )
-
-
 def _shifted_sum(x_BHWC: jax.Array, size: int) -> jax.Array:
+    """Returns the float32 sums over the `size` channels around each channel."""
     first, *others = (view.astype(jnp.float32) for view in _neighbours(x_BHWC, size))
     return sum(others, first)
 
 
 def _banded_sum(x_BHWC: jax.Array, size: int) -> jax.Array:
-    """Returns the same sums as the product with a banded matrix of ones.
-
-    A TPU shifts along the channels slowly, while its matrix unit is idle.
-    """
+    """Returns `_shifted_sum` as a product with a banded matrix, as a TPU shifts channels slowly."""
     # Without the barrier XLA would compute `x` inside the product and read its inputs twice.
     x_BHWC = lax.optimization_barrier(x_BHWC)
     distance = np.subtract.outer(*2 * [np.arange(x_BHWC.shape[-1])])
-    band = jnp.asarray(abs(distance) <= size // 2, x_BHWC.dtype)
     return lax.dot_general(
         x_BHWC,
-        band,
+        jnp.asarray(abs(distance) <= size // 2, x_BHWC.dtype),
         (((3,), (0,)), ((), ())),
         precision=lax.Precision.HIGHEST,  # float32 stays float32
         preferred_element_type=jnp.float32,
@@ -198,10 +174,7 @@ def _banded_sum(x_BHWC: jax.Array, size: int) -> jax.Array:
 
 
 def _neighbours(x_BHWC: jax.Array, size: int) -> list[jax.Array]:
-    """Returns `x` shifted by each of `size` offsets along the channels, with zero padding.
-
-    The views have the dtype of `x`, which XLA writes to memory; arithmetic on them is fused.
-    """
+    """Returns `x` shifted by each of `size` offsets along the channels, with zero padding."""
     channels = x_BHWC.shape[-1]
     x = jnp.pad(x_BHWC, [(0, 0)] * 3 + [(size // 2, size // 2)])
     return [x[..., k : k + channels] for k in range(size)]
@@ -219,26 +192,150 @@ def _relu_forward(x):
 
 
 def _relu_backward(y, dy):
-    def mask(y, dy):
-        return jnp.where(y > 0, dy, 0)
-
-    def mask_by_kept(y, dy):
-        # Without the barrier XLA would turn y > 0 back into x > 0 and keep x as well.
-        return mask(lax.optimization_barrier(y), dy)
-
-    return (lax.platform_dependent(y, dy, cpu=mask, default=mask_by_kept),)
+    # Without the barrier XLA would turn y > 0 back into x > 0 and keep x as well.
+    y = lax.platform_dependent(y, cpu=lambda y: y, default=lax.optimization_barrier)
+    return (jnp.where(y > 0, dy, 0),)
 
 
 relu.defvjp(_relu_forward, _relu_backward)
 
 
+def relu_max_pool(x_BHWC: jax.Array, window: int, stride: int) -> jax.Array:
+    """Returns the max pool of the ReLU, as the ReLU of the max pool, which has fewer elements."""
+    return relu(max_pool(x_BHWC, window, stride))
+
+
+def sum_pixels(*arrays_BHWC: jax.Array, image_by_image: bool) -> list[jax.Array]:
+    """Returns the sum (C,) of each array, float32 or wider, over all axes but the last.
+
+    On a CPU the product of ones with a matrix is five times as fast as XLA's sum over its rows.
+    With `image_by_image`, devices that share a batch exchange C sums only; for small maps, summing
+    all images at once is faster.
+    """
+
+    def sum_by_product(x):
+        parts = x.shape[0] if image_by_image else 1
+        pixels = math.prod(x.shape[:-1]) // parts
+        addends = math.gcd(pixels, ADDENDS)
+        ones = lax.full((parts, 1, addends), 1, x.dtype)
+        rows = lax.reshape(x, (parts, addends, x.size // (parts * addends)))
+        sums = lax.dot_general(ones, rows, (((2,), (1,)), ((0,), (0,))))
+        return lax.reshape(sums, (sums.size // x.shape[-1], x.shape[-1])).sum(axis=0)
+
+    def sum_plainly(x):
+        return x.sum(axis=tuple(range(x.ndim - 1)))
+
+    def each(function):
+        return lambda *arrays: [function(x) for x in arrays]
+
+    return lax.platform_dependent(*arrays_BHWC, cpu=each(sum_by_product), default=each(sum_plainly))
+
+
+@jax.custom_vjp
+def add_bias(x_BHWC: jax.Array, bias_C: jax.Array) -> jax.Array:
+    """Returns `x + bias`; the gradient of the bias is summed by `sum_pixels`, in float32."""
+    return x_BHWC + bias_C
+
+
+def _add_bias_backward(_, dy):
+    (d_bias,) = sum_pixels(_widen(dy), image_by_image=True)
+    return dy, d_bias.astype(dy.dtype)
+
+
+add_bias.defvjp(lambda x_BHWC, bias_C: (add_bias(x_BHWC, bias_C), ()), _add_bias_backward)
+
+
+def constant(value: float) -> Callable[..., jax.Array]:
+    """Returns an initialiser that fills with `value`; jnp.full would compile for each shape."""
+
+    def fill(key: jax.Array | None, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
+        return jnp.asarray(np.full(shape, value, np.float32), dtype)
+
+    return fill
+
+
+class BatchNorm(nn.BatchNorm):
+    """`nn.BatchNorm` over the last axis, with scale and bias, without a mask.
+
+    The running statistics are constants to the gradient. While the module is initialised it
+    creates its variables and returns its input.
+    """
+
+    @nn.compact
+    def __call__(self, x_BHWC, use_running_average=None, *, mask=None) -> jax.Array:
+        use_running = nn.merge_param(
+            "use_running_average", self.use_running_average, use_running_average
+        )
+        shape = x_BHWC.shape[-1:]
+        mean = self.variable("batch_stats", "mean", constant(0.0), None, shape)
+        var = self.variable("batch_stats", "var", constant(1.0), None, shape)
+        scale_C = self.param("scale", self.scale_init, shape, jnp.float32)
+        bias_C = self.param("bias", self.bias_init, shape, jnp.float32)
+        if self.is_initializing():
+            return x_BHWC.astype(self.dtype or x_BHWC.dtype)
+        if use_running:
+            factor_C = scale_C * lax.rsqrt(var.value + self.epsilon)
+            y_BHWC = (_widen(x_BHWC) - mean.value) * factor_C + bias_C
+        else:
+            results: Any = normalize(x_BHWC, scale_C, bias_C, self.epsilon, self.axis_name)
+            y_BHWC, *statistics = results
+            for running, new in zip((mean, var), statistics, strict=True):
+                new = lax.stop_gradient(new)
+                if self.momentum:  # momentum 0 saves three operations, 120 times in a network
+                    new = self.momentum * running.value + (1 - self.momentum) * new
+                running.value = new
+        return y_BHWC.astype(self.dtype or x_BHWC.dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def normalize(
+    x_BHWC: jax.Array, scale_C: jax.Array, bias_C: jax.Array, epsilon: float, axis_name: str | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns the normalised batch, its mean and its biased variance (C,), float32 or wider.
+
+    The statistics have no gradient; pmap averages them over `axis_name`. JAX's own gradient of each
+    step of the arithmetic would add a second to every start.
+    """
+    return _normalize_forward(x_BHWC, scale_C, bias_C, epsilon, axis_name)[0]
+
+
+def _normalize_forward(x_BHWC, scale_C, bias_C, epsilon, axis_name):
+    x = _widen(x_BHWC)
+    _, (mean_C, square_C) = _sums_and_means(x, lax.square(x), axis_name)
+    var_C = jnp.maximum(0.0, square_C - lax.square(mean_C))
+    inverse_C = lax.rsqrt(var_C + epsilon)
+    y = (x - mean_C) * (scale_C * inverse_C) + bias_C
+    return (y, mean_C, var_C), (x_BHWC, scale_C, mean_C, inverse_C)
+
+
+def _normalize_backward(epsilon, axis_name, saved, gradients):
+    x_BHWC, scale_C, mean_C, inverse_C = saved
+    dy = gradients[0]
+    centred = _widen(x_BHWC) - mean_C
+    sums, means = _sums_and_means(dy, dy * centred, axis_name)
+    # The gradient through the mean and through the variance (arXiv 1502.03167, section 3).
+    through_mean_C, slope_C = means[0], means[1] * lax.square(inverse_C)
+    dx = (dy - through_mean_C - centred * slope_C) * (scale_C * inverse_C)
+    return dx.astype(x_BHWC.dtype), sums[1] * inverse_C, sums[0]
+
+
+normalize.defvjp(_normalize_forward, _normalize_backward)
+
+
+def _sums_and_means(a_BHWC, b_BHWC, axis_name) -> tuple[list[jax.Array], list[jax.Array]]:
+    """Returns the sums (C,) of both arrays on this device, and the means over all devices."""
+    # All images at once: the recipes that train with batch norm on CPUs have small maps.
+    sums = sum_pixels(a_BHWC, b_BHWC, image_by_image=False)
+    means = [total / (a_BHWC.size // a_BHWC.shape[-1]) for total in sums]
+    return sums, means if axis_name is None else lax.pmean(means, axis_name)
+
+
+def _widen(x: jax.Array) -> jax.Array:
+    """Returns `x` as float32, or as it is if it is wider."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 FAST = Ops(
-    max_pool=max_pool,
-    local_response_norm=local_response_norm,
-    convolve=convolve,
-    convolve_1x1s=convolve_1x1s,
-    add_bias=add_bias,
-    relu=relu,
-    batch_norm=BatchNorm,
+    max_pool, relu_max_pool, local_response_norm, convolve, convolve_1x1s, add_bias, relu, BatchNorm
 )
 OPS: Mapping[str, Ops] = {"fast": FAST, "reference": REFERENCE}

@@ -1,7 +1,5 @@
 """Fast convolutions: matrix products where a CPU is faster with those.
 
-Other platforms keep XLA's convolution of everything but a 1x1, which is a product on all of them.
-
 3x3 convolutions use Winograd's minimal filtering, F(2x2, 3x3): 16 products instead of 36. A tile of
 2x2 outputs depends on 4x4 inputs. Both, and the kernel, are combined by sums and differences so
 that the convolution becomes 16 matrix products over all tiles, one for each position in the 4x4
@@ -12,7 +10,7 @@ Shapes: B batch, H height, W width, C input channels, K output channels, T tiles
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -36,29 +34,26 @@ MIN_CHANNELS = 48  # with fewer channels, the sums cost more than the products s
 def convolve(x_BHWC: jax.Array, kernel: jax.Array, strides, padding, **options: Any) -> jax.Array:
     """Returns what `lax.conv_general_dilated` does, by the fastest form for the shapes.
 
-    A 1x1 convolution is a matrix product, and so are its gradients. On CPUs, large 3x3 convolutions
-    use Winograd's form, and a kernel larger than the map becomes one product of whole maps.
+    A 1x1 convolution is a matrix product. On CPUs, large 3x3 convolutions use Winograd's form, and
+    a kernel larger than the map, with which XLA is ten times slower, one product of whole maps.
     """
     steps = [*strides, *(options.get("lhs_dilation") or ()), *(options.get("rhs_dilation") or ())]
     grouped = kernel.shape[2] != x_BHWC.shape[3]
-    plain = partial(lax.conv_general_dilated, x_BHWC, kernel, strides, padding, **options)
-    if isinstance(padding, str) or grouped or any(n != 1 for n in steps):
-        return plain()
     size = kernel.shape[:2]
-    if size == (1, 1) and all(p == (0, 0) for p in padding):
-        return lax.dot_general(x_BHWC, kernel[0, 0], (((3,), (0,)), ((), ())))
-    if any(k > n for k, n in zip(size, x_BHWC.shape[1:3], strict=True)):
-        return _convolve_small(x_BHWC, kernel, tuple(padding))
-    if size == (3, 3) and winograd_is_faster(x_BHWC, padding):
-        return _convolve_3x3(x_BHWC, kernel, tuple(padding))
-    return plain()
+    if not (isinstance(padding, str) or grouped or any(n != 1 for n in steps)):
+        if size == (1, 1) and all(p == (0, 0) for p in padding):
+            return lax.dot_general(x_BHWC, kernel[0, 0], (((3,), (0,)), ((), ())))
+        if any(k > n for k, n in zip(size, x_BHWC.shape[1:3], strict=True)):
+            return _convolve(x_BHWC, kernel, tuple(padding), _multiply_maps, _map_gradients)
+        if size == (3, 3) and winograd_is_faster(x_BHWC, padding):
+            return _convolve(x_BHWC, kernel, tuple(padding), winograd_convolve, _winograd_gradients)
+    return lax.conv_general_dilated(x_BHWC, kernel, strides, padding, **options)
 
 
 def convolve_1x1s(x_BHWC: jax.Array, kernels: Sequence[jax.Array]) -> list[jax.Array]:
     """Returns the 1x1 convolutions of one input with several kernels, split from one product."""
-    wide = lax.dot_general(
-        x_BHWC, jnp.concatenate(kernels, axis=-1)[0, 0], (((3,), (0,)), ((), ()))
-    )
+    kernel = jnp.concatenate(kernels, axis=-1)[0, 0]
+    wide = lax.dot_general(x_BHWC, kernel, (((3,), (0,)), ((), ())))
     ends = np.cumsum([kernel.shape[-1] for kernel in kernels])
     return jnp.split(wide, ends[:-1], axis=-1)
 
@@ -68,81 +63,31 @@ def _convolve_plainly(x_BHWC, kernel, padding) -> jax.Array:
     return lax.conv_general_dilated(x_BHWC, kernel, (1, 1), padding, dimension_numbers=dims)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _convolve_3x3(x_BHWC, kernel, padding) -> jax.Array:
-    return lax.platform_dependent(
-        x_BHWC,
-        kernel,
-        cpu=partial(winograd_convolve, padding=padding),
-        default=partial(_convolve_plainly, padding=padding),
-    )
+def _gradients(x_BHWC, kernel, dy, padding, convolve=_convolve_plainly):
+    return jax.vjp(partial(convolve, padding=padding), x_BHWC, kernel)[1](dy)
 
 
-def _convolve_3x3_forward(x_BHWC, kernel, padding):
-    return _convolve_3x3(x_BHWC, kernel, padding), (x_BHWC, kernel)
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _convolve(x_BHWC, kernel, padding, on_cpu, gradients_on_cpu) -> jax.Array:
+    """Convolve by `on_cpu` on CPUs, by XLA elsewhere, and likewise for the gradients."""
+    cpu, default = (partial(form, padding=padding) for form in (on_cpu, _convolve_plainly))
+    return lax.platform_dependent(x_BHWC, kernel, cpu=cpu, default=default)
 
 
-def _convolve_3x3_backward(padding, saved, dy):
-    x, kernel = saved
-
-    def plain_dx(x, kernel, dy):
-        return jax.vjp(lambda x: _convolve_plainly(x, kernel, padding), x)[1](dy)[0]
-
-    def plain_dk(x, kernel, dy):
-        return jax.vjp(lambda kernel: _convolve_plainly(x, kernel, padding), kernel)[1](dy)[0]
-
-    # The gradient of the input is a 3x3 convolution of dy.
-    (top, bottom), (left, right) = padding
-    dx_padding = ((2 - top, 2 - bottom), (2 - left, 2 - right))
-
-    def fast_dx(_x, kernel, dy):
-        return winograd_convolve(dy, kernel[::-1, ::-1].swapaxes(2, 3), dx_padding)
-
-    def fast_dk(x, _kernel, dy):
-        return winograd_kernel_gradient(x, dy, padding)
-
-    dx = fast_dx if winograd_is_faster(dy, dx_padding) else plain_dx
-    return tuple(
-        lax.platform_dependent(x, kernel, dy, cpu=fast, default=plain)
-        for fast, plain in ((dx, plain_dx), (fast_dk, plain_dk))
-    )
+def _convolve_forward(x_BHWC, kernel, *form):
+    return _convolve(x_BHWC, kernel, *form), (x_BHWC, kernel)
 
 
-_convolve_3x3.defvjp(_convolve_3x3_forward, _convolve_3x3_backward)
+def _convolve_backward(padding, _, gradients_on_cpu, saved, dy):
+    cpu, default = (partial(form, padding=padding) for form in (gradients_on_cpu, _gradients))
+    return lax.platform_dependent(*saved, dy, cpu=cpu, default=default)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _convolve_small(x_BHWC, kernel, padding) -> jax.Array:
-    """Convolve a map smaller than the kernel, which XLA does ten times slower on CPUs."""
-    return lax.platform_dependent(
-        x_BHWC,
-        kernel,
-        cpu=partial(_multiply_maps, padding=padding),
-        default=partial(_convolve_plainly, padding=padding),
-    )
-
-
-def _convolve_small_forward(x_BHWC, kernel, padding):
-    return _convolve_small(x_BHWC, kernel, padding), (x_BHWC, kernel)
-
-
-def _convolve_small_backward(padding, saved, dy):
-    def gradients(convolve):
-        return lambda x, kernel, dy: jax.vjp(partial(convolve, padding=padding), x, kernel)[1](dy)
-
-    return lax.platform_dependent(
-        *saved, dy, cpu=gradients(_multiply_maps), default=gradients(_convolve_plainly)
-    )
-
-
-_convolve_small.defvjp(_convolve_small_forward, _convolve_small_backward)
+_convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
 def _multiply_maps(x_BHWC, kernel, padding) -> jax.Array:
-    """Convolve by one matrix, from all pixels of the input to all pixels of the output.
-
-    Every output sees most of the map, so the matrix has few zeros.
-    """
+    """Convolve by one matrix, from all pixels of the input to all pixels of the output."""
     batch, *sizes, channels = x_BHWC.shape
     axes = list(zip(sizes, padding, kernel.shape[:2], strict=True))
     outs = [n + sum(pads) - k + 1 for n, pads, k in axes]
@@ -162,6 +107,9 @@ def _multiply_maps(x_BHWC, kernel, padding) -> jax.Array:
     matrix = jnp.stack(views, axis=3).reshape(math.prod(sizes) * channels, -1)
     y = x_BHWC.reshape(batch, -1) @ matrix.astype(kernel.dtype)
     return y.reshape(batch, *outs, -1)
+
+
+_map_gradients = partial(_gradients, convolve=_multiply_maps)
 
 
 def winograd_is_faster(x_BHWC: jax.Array, padding: Sequence[tuple[int, int]]) -> bool:
@@ -196,13 +144,24 @@ def winograd_convolve(x_BHWC: jax.Array, kernel_33CK: jax.Array, padding: Paddin
     chunks = _chunks(batch, tiles)
     if chunks == 1:
         return convolve_chunk(x_BHWC)
-    x, pick = _split(x_BHWC, chunks)
+    x = _split(x_BHWC, chunks)
 
     def add_chunk(chunk: jax.Array, y: jax.Array) -> jax.Array:
-        return lax.dynamic_update_index_in_dim(y, convolve_chunk(pick(x, chunk)), chunk, 1)
+        return lax.dynamic_update_index_in_dim(y, convolve_chunk(_pick(x, chunk)), chunk, 1)
 
     y = jnp.zeros((batch // chunks, chunks, *outs, kernel_33CK.shape[-1]), x.dtype)
     return lax.fori_loop(0, chunks, add_chunk, y).reshape(batch, *outs, -1)
+
+
+def _winograd_gradients(x_BHWC, kernel, dy, padding) -> tuple[jax.Array, jax.Array]:
+    # The gradient of the input is a 3x3 convolution of dy.
+    (top, bottom), (left, right) = padding
+    dx_padding = ((2 - top, 2 - bottom), (2 - left, 2 - right))
+    if winograd_is_faster(dy, dx_padding):
+        dx = winograd_convolve(dy, kernel[::-1, ::-1].swapaxes(2, 3), dx_padding)
+    else:
+        dx = _gradients(x_BHWC, kernel, dy, padding)[0]
+    return dx, winograd_kernel_gradient(x_BHWC, dy, padding)
 
 
 def winograd_kernel_gradient(x_BHWC: jax.Array, dy_BHWK: jax.Array, padding: Padding) -> jax.Array:
@@ -216,10 +175,10 @@ def winograd_kernel_gradient(x_BHWC: jax.Array, dy_BHWK: jax.Array, padding: Pad
     chunks = _chunks(x_BHWC.shape[0], tiles)
     if chunks == 1:
         return _transform(KERNEL.T, sum_chunk(x_BHWC, dy_BHWK))
-    (x, pick), (dy, _) = _split(x_BHWC, chunks), _split(dy_BHWK, chunks)
+    x, dy = _split(x_BHWC, chunks), _split(dy_BHWK, chunks)
 
     def add_chunk(chunk: jax.Array, total: jax.Array) -> jax.Array:
-        return total + sum_chunk(pick(x, chunk), pick(dy, chunk))
+        return total + sum_chunk(_pick(x, chunk), _pick(dy, chunk))
 
     total = jnp.zeros((4, 4, x.shape[-1], dy.shape[-1]), x.dtype)
     return _transform(KERNEL.T, lax.fori_loop(0, chunks, add_chunk, total))
@@ -236,40 +195,41 @@ def _chunks(batch: int, tiles: Sequence[int]) -> int:
     return next(n for n in range(wanted, batch + 1) if batch % n == 0)
 
 
-def _split(x: jax.Array, chunks: int) -> tuple[jax.Array, Callable[..., jax.Array]]:
-    """Returns the batch in chunks, and a function that picks one.
-
-    Image i is in chunk i % chunks, so that every device keeps its own images.
-    """
-    pick = partial(lax.dynamic_index_in_dim, axis=1, keepdims=False)
-    return x.reshape(-1, chunks, *x.shape[1:]), pick
+def _split(x: jax.Array, chunks: int) -> jax.Array:
+    """Returns the batch in chunks: image i is in chunk i % chunks, so devices keep their images."""
+    return x.reshape(-1, chunks, *x.shape[1:])
 
 
-def _tile_inputs(
-    x_BHWC: jax.Array, padding: Padding, tiles: Sequence[int]
-) -> list[list[jax.Array]]:
+_pick = partial(lax.dynamic_index_in_dim, axis=1, keepdims=False)
+
+
+def _tile_inputs(x_BHWC, padding: Padding, tiles: Sequence[int]) -> list[list[jax.Array]]:
     """Returns the combined inputs (T, C) of all tiles, for each position in the 4x4."""
     edges = [
         (low, 2 * n + 2 - size - low)  # every tile gets 4 rows and columns
         for n, size, (low, _) in zip(tiles, x_BHWC.shape[1:3], padding, strict=True)
     ]
-    x = jnp.pad(x_BHWC, [(0, 0), *edges, (0, 0)])
-    views = [[_every_second(x, i, j, tiles) for j in range(4)] for i in range(4)]
-    return [[each.reshape(-1, x.shape[-1]) for each in row] for row in _combine(INPUT, views)]
+    return _combine_tiles(INPUT, x_BHWC, edges, tiles)
 
 
 def _tile_outputs(dy_BHWK: jax.Array, tiles: Sequence[int]) -> list[list[jax.Array]]:
     """Returns the combined gradients (T, K) of all tiles' outputs, for each position in the 4x4."""
     edges = [(0, 2 * n - size) for n, size in zip(tiles, dy_BHWK.shape[1:3], strict=True)]
-    dy = jnp.pad(dy_BHWK, [(0, 0), *edges, (0, 0)])
-    views = [[_every_second(dy, i, j, tiles) for j in range(2)] for i in range(2)]
-    return [[each.reshape(-1, dy.shape[-1]) for each in row] for row in _combine(OUTPUT.T, views)]
+    return _combine_tiles(OUTPUT.T, dy_BHWK, edges, tiles)
 
 
-def _every_second(x: jax.Array, row: int, column: int, tiles: Sequence[int]) -> jax.Array:
-    """Returns the element at (row, column) of every tile; tiles begin 2 pixels apart."""
-    last = [first + 2 * n - 1 for first, n in zip((row, column), tiles, strict=True)]
-    return lax.slice(x, (0, row, column, 0), (x.shape[0], *last, x.shape[3]), (1, 2, 2, 1))
+def _combine_tiles(matrix: np.ndarray, x, edges, tiles: Sequence[int]) -> list[list[jax.Array]]:
+    """Returns the elements of all tiles of a padded map, combined by `matrix` along both axes."""
+    x = jnp.pad(x, [(0, 0), *edges, (0, 0)])
+    places = range(matrix.shape[1])
+    rows, columns = (2 * n - 1 for n in tiles)  # tiles begin 2 pixels apart
+
+    def take(i: int, j: int) -> jax.Array:  # the element at (i, j) of every tile
+        ends = (x.shape[0], i + rows, j + columns, x.shape[3])
+        return lax.slice(x, (0, i, j, 0), ends, (1, 2, 2, 1))
+
+    views = [[take(i, j) for j in places] for i in places]
+    return [[each.reshape(-1, x.shape[-1]) for each in row] for row in _combine(matrix, views)]
 
 
 def _combine(matrix: np.ndarray, parts: Sequence[Sequence[jax.Array]]) -> list[list[jax.Array]]:
@@ -289,5 +249,4 @@ def _add_rows(matrix: np.ndarray, parts: Sequence[jax.Array]) -> list[jax.Array]
 def _transform(matrix: np.ndarray, kernel: jax.Array) -> jax.Array:
     """Returns matrix @ kernel @ matrix.T over the first two axes, for all channels."""
     factors = jnp.asarray(matrix, kernel.dtype)
-    exact = lax.Precision.HIGHEST
-    return jnp.einsum("ik,jl,klcf->ijcf", factors, factors, kernel, precision=exact)
+    return jnp.einsum("ik,jl,klcf->ijcf", factors, factors, kernel, precision="highest")

@@ -5,6 +5,7 @@ Shapes: B batch, H height, W width, C channels.
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -20,8 +21,9 @@ from gnet_jax.ops.sizes import pool_padding
 class Ops:
     """The operations of a network that have a reference and a fast form."""
 
-    max_pool: Callable[..., jax.Array]
-    local_response_norm: Callable[..., jax.Array]
+    max_pool: Callable[..., Any]  # a custom_vjp has no type of its result
+    relu_max_pool: Callable[..., jax.Array]  # max pool of the ReLU
+    local_response_norm: Callable[..., Any]
     convolve: Callable[..., jax.Array]  # called as lax.conv_general_dilated is
     convolve_1x1s: Callable[..., list[jax.Array]]  # one input, several kernels
     add_bias: Callable[[jax.Array, jax.Array], jax.Array]
@@ -33,6 +35,11 @@ def max_pool(x_BHWC: jax.Array, window: int, stride: int, pad: int = 0) -> jax.A
     """Returns the max pool, of Caffe's output size; padding counts as -inf."""
     padding: Any = pool_padding(x_BHWC.shape[1:3], window, stride, pad)
     return nn.max_pool(x_BHWC, (window, window), (stride, stride), padding)
+
+
+def relu_max_pool(x_BHWC: jax.Array, window: int, stride: int) -> jax.Array:
+    """Returns the max pool of the ReLU."""
+    return max_pool(nn.relu(x_BHWC), window, stride)
 
 
 def average_pool(x_BHWC: jax.Array, window: int, stride: int) -> jax.Array:
@@ -57,11 +64,8 @@ def adaptive_average_pool(x_BHWC: jax.Array, out: int) -> jax.Array:
 
 def convolve_1x1s(x_BHWC: jax.Array, kernels: Sequence[jax.Array]) -> list[jax.Array]:
     """Returns the 1x1 convolutions of one input with several kernels (1, 1, C, features)."""
-    dims = ("NHWC", "HWIO", "NHWC")
-    return [
-        lax.conv_general_dilated(x_BHWC, kernel, (1, 1), "VALID", dimension_numbers=dims)
-        for kernel in kernels
-    ]
+    convolve = partial(lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return [convolve(x_BHWC, kernel, (1, 1), "VALID") for kernel in kernels]
 
 
 def local_response_norm(
@@ -81,11 +85,12 @@ def local_response_norm(
 
 
 REFERENCE = Ops(
-    max_pool=max_pool,
-    local_response_norm=local_response_norm,
-    convolve=lax.conv_general_dilated,
-    convolve_1x1s=convolve_1x1s,
-    add_bias=jnp.add,
-    relu=nn.relu,
-    batch_norm=nn.BatchNorm,
+    max_pool,
+    relu_max_pool,
+    local_response_norm,
+    lax.conv_general_dilated,
+    convolve_1x1s,
+    jnp.add,
+    nn.relu,
+    nn.BatchNorm,
 )

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from gnet_jax.config import ConfigError, OptimConfig, choose
-from gnet_jax.model.roles import Role, roles_by_path
+from gnet_jax.model.layers import Role, roles_by_path
 
 _WARMUP = 10  # an average covers about the last tenth of the steps, until its decay is reached
 

@@ -18,7 +18,7 @@ from gnet_jax.data.sources import DataError, Source, open_source
 from gnet_jax.data.sources.classes import empty_classes, listed, nfc, refuse_unknown, same_classes
 from gnet_jax.model.architecture import VARIANTS, Architecture, smallest_size
 from gnet_jax.model.googlenet import GoogLeNet, abstract_variables, init
-from gnet_jax.model.roles import roles_by_path
+from gnet_jax.model.layers import roles_by_path
 from gnet_jax.model_folder.folder import TrainedModel, write_description
 from gnet_jax.training import gradients, sharding
 from gnet_jax.training.optimizer import Optimizer, check_freeze, make_optimizer

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -61,5 +62,5 @@ def test_the_ledger_has_a_row_for_every_layer_and_goes_to_json():
     assert rows["conv1"].stride == 2
     assert rows["inception_3a/b5"].output == (28, 28, 32)
     assert rows["aux_4a/fc"].params == 2048 * 1024 + 1024
-    read = json.loads(json.dumps(costs.as_dict()))
+    read = json.loads(json.dumps(dataclasses.asdict(costs)))
     assert sum(row["macs"] for row in read["layers"]) == read["macs_with_aux"]

@@ -17,10 +17,10 @@ from gnet_jax.inference.cam import ActivationMapper
 from gnet_jax.lab.cost.compare import (
     compare_rows,
     compare_tables,
-    costs_by,
     draw_blocks,
+    layers_by,
     part_of,
-    whole,
+    total,
 )
 from gnet_jax.lab.cost.ledger import ledger, ledger_csv, ledger_table, network_ledger
 from gnet_jax.lab.look.inside import draw_inside
@@ -70,13 +70,12 @@ def test_layers_that_are_not_known_are_parts_of_their_own(block, tmp_path):
     model = with_block(block)
     costs = network_ledger(model, 16)
     assert costs.params_with_aux == size_of(model)
-    parts = costs_by(costs, part_of)
-    assert whole(parts).params == costs.params
+    parts = layers_by(costs, part_of)
     assert set(parts) - {"5x5"} == NEW_PARTS[block] | {
         "stem", "reductions", "1x1", "3x3", "pool projections", "classifier", "aux heads",
     }  # fmt: skip
     stem = sum(layer.params for layer in costs.layers if layer.name.startswith("conv"))
-    assert parts["stem"].params == stem
+    assert total(parts["stem"], "params") == stem
     (params, *_) = compare_tables({"odd": costs}, 16)
     header = [str(column.header) for column in params.columns]
     assert set(header) >= NEW_PARTS[block]
@@ -171,7 +170,7 @@ def test_inspect_draws_a_network_with_other_layers(tmp_path):
 
 def test_the_ledger_of_an_odd_network_goes_to_json():
     costs = network_ledger(with_block(NestedThrees), 16)
-    read = json.loads(json.dumps(costs.as_dict()))
+    read = json.loads(json.dumps(dataclasses.asdict(costs)))
     assert sum(row["params"] for row in read["layers"]) == read["params_with_aux"]
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gnet_jax.model.googlenet import GoogLeNet
-from gnet_jax.ops import fast, fast_conv, fast_norm, reference
+from gnet_jax.ops import fast, fast_conv, reference
 from gnet_jax.ops.fast import FAST
 from gnet_jax.ops.reference import REFERENCE
 from tests.tiny import tiny_arch, tiny_variables
@@ -58,6 +58,14 @@ def test_of_equal_maxima_the_same_one_gets_the_gradient(window, stride, pad):
     _, found = with_gradient(lambda x: fast.max_pool(x, *args), x, dy)
     _, expected = with_gradient(lambda x: reference.max_pool(x, *args), x, dy)
     np.testing.assert_array_equal(found, expected)  # whole numbers: exact in any order
+
+
+def test_relu_max_pool_and_its_gradient_are_the_plain_ones():
+    x = jnp.asarray(GENERATOR.integers(-3, 3, (2, 7, 8, 5)), jnp.float32)
+    dy = jnp.asarray(GENERATOR.integers(1, 100, (2, 3, 4, 5)), jnp.float32)
+    found = with_gradient(lambda x: fast.relu_max_pool(x, 3, 2), x, dy)
+    expected = with_gradient(lambda x: reference.relu_max_pool(x, 3, 2), x, dy)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 def test_max_pool_passes_on_what_is_not_a_number():
@@ -166,7 +174,7 @@ def test_only_a_cpu_takes_a_small_map_for_a_product(platform):
 def test_many_numbers_are_summed_to_the_last_digits(places, image_by_image):
     # One after the other, a sum of a million float32 numbers is wrong in its fourth digit.
     x = jnp.concatenate([jnp.full((*places, 1), 0.1), jnp.full((*places, 1), 3.3)], axis=-1)
-    (found,) = jax.jit(partial(fast_norm.sum_pixels, image_by_image=image_by_image))(x)
+    (found,) = jax.jit(partial(fast.sum_pixels, image_by_image=image_by_image))(x)
     expected = np.asarray(x, np.float64).sum(axis=(0, 1, 2))
     np.testing.assert_allclose(found, expected, rtol=2e-6)
 

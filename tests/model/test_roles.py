@@ -3,7 +3,7 @@ import pytest
 
 from gnet_jax.config import UserError
 from gnet_jax.model.googlenet import GoogLeNet, abstract_variables
-from gnet_jax.model.roles import roles_by_path
+from gnet_jax.model.layers import roles_by_path
 from tests.odd_nets import gain, group_norm, with_norm
 from tests.tiny import tiny_arch
 

@@ -78,6 +78,7 @@ def test_the_stem_and_the_pools_come_in_the_papers_order():
     ops = dataclasses.replace(
         REFERENCE,
         max_pool=note("max", max_pool),
+        relu_max_pool=note("max", max_pool),
         local_response_norm=note("lrn", lambda x: x),
         relu=note("relu", nn.relu),
     )

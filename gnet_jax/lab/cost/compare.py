@@ -1,11 +1,12 @@
-"""Networks side by side: what each of their parts costs."""
+"""Networks side by side, by the cost of their parts, and the paper's Table 1 beside its cost."""
 
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 from rich.table import Table
@@ -13,12 +14,10 @@ from rich.table import Table
 from gnet_jax.config import ConfigError, UserError, choose
 from gnet_jax.inference.lettering import letter
 from gnet_jax.lab.cost.ledger import Layer, Ledger, network_ledger
-from gnet_jax.lab.palette import colour_of, hatch_of
+from gnet_jax.lab.palette import COLOURS, colour_of
 from gnet_jax.model.architecture import VARIANTS, Choices
-from gnet_jax.model.googlenet import CAFFE_STEM, GoogLeNet
+from gnet_jax.model.googlenet import CAFFE_STEM, GoogLeNet, googlenet
 
-# The parts of the published networks, in the order of tables.
-PARTS = ("stem", "reductions", "1x1", "3x3", "5x5", "pool projections", "classifier", "aux heads")
 BRANCHES = {
     "reduce3": "reductions",
     "reduce5": "reductions",
@@ -26,6 +25,14 @@ BRANCHES = {
     "b3": "3x3",
     "b5": "5x5",
     "pool_proj": "pool projections",
+}
+# The parts of the published networks, in the order of tables.
+PARTS = tuple(dict.fromkeys(("stem", *BRANCHES.values(), "classifier", "aux heads")))
+LABELS = {
+    "reductions": "reduce",
+    "pool projections": "proj",
+    "classifier": "head",
+    "aux heads": "aux",
 }
 AUX = {"none": (), "4a": ("4a",), "4d": ("4d",), "both": ("4a", "4d")}
 # What --compare may change: the field, and how its value is read.
@@ -36,94 +43,62 @@ KNOBS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
     "stem": ("stem", str),
     "aux": ("aux_after", lambda value: choose("aux", value, AUX)),
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Cost:
-    """The cost of some layers, for one image."""
-
-    params: int = 0
-    macs: int = 0
-    activation_bytes: int = 0  # of their outputs in float32
-
-    def __add__(self, other: "Cost") -> "Cost":
-        return Cost(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
-
-
-def astuple(cost: Cost) -> tuple[int, int, int]:
-    """(params, macs, activation bytes)."""
-    return cost.params, cost.macs, cost.activation_bytes
-
-
-def cost_of(layer: Layer) -> Cost:
-    """Returns the cost of one layer, without the outputs of pools and norms."""
-    return Cost(layer.params, layer.macs, 4 * math.prod(layer.output))
+# Figures of a layer, and the titles of their tables.
+QUANTITIES = {
+    "params": "parameters",
+    "macs": "multiply-adds of one {size} image",
+    "activation_bytes": "activation bytes of one {size} image, float32 outputs of convolutions and "
+    "linear layers",
+}
 
 
 def part_of(layer: Layer) -> str:
     """Returns which of `PARTS` a layer belongs to; an unknown layer is a part of its own."""
+    block, _, branch = layer.name.partition("/")
     if layer.is_aux:
         return "aux heads"
     if layer.name in ("classifier", "fc"):
         return "classifier"
-    if layer.name in CAFFE_STEM:
-        return "stem"
-    if not _in_block(layer):
-        return layer.name
-    branch = layer.name.partition("/")[2]
-    return BRANCHES.get(branch, branch)
+    if block.startswith("inception_") and branch:
+        return BRANCHES.get(branch, branch)
+    return "stem" if layer.name in CAFFE_STEM else layer.name
 
 
 def block_of(layer: Layer) -> str:
     """Returns the block that contains a layer, or its part if none does."""
-    block = layer.name.partition("/")[0].removeprefix("inception_")
-    return block if _in_block(layer) else part_of(layer)
+    block, slash, _ = layer.name.partition("/")
+    in_block = block.startswith("inception_") and slash
+    return block.removeprefix("inception_") if in_block else part_of(layer)
 
 
-def _in_block(layer: Layer) -> bool:
-    return layer.name.startswith("inception_") and "/" in layer.name
-
-
-def costs_by(ledger: Ledger, group: Any) -> dict[str, Cost]:
-    """Returns the costs of a network's layers, summed by `part_of` or `block_of`."""
-    found: dict[str, Cost] = {}
+def layers_by(ledger: Ledger, group: Callable[[Layer], str]) -> dict[str, list[Layer]]:
+    """Returns a network's layers, grouped by `part_of` or `block_of`."""
+    found: dict[str, list[Layer]] = {}
     for layer in ledger.layers:
-        found[group(layer)] = found.get(group(layer), Cost()) + cost_of(layer)
+        found.setdefault(group(layer), []).append(layer)
     return found
 
 
-def parts_in_order(ledgers: Iterable[Ledger]) -> list[str]:
-    """Returns `PARTS`, then the parts that only these networks have."""
-    own = {part_of(layer): None for ledger in ledgers for layer in ledger.layers}
-    return list(dict.fromkeys(PARTS) | own)
-
-
-def whole(costs: Mapping[str, Cost]) -> Cost:
-    """Returns the cost of inference: all parts but the auxiliary heads."""
-    return sum((cost for name, cost in costs.items() if name != "aux heads"), Cost())
+def total(layers: Iterable[Layer], quantity: str) -> int:
+    """Returns the sum of one of `QUANTITIES`."""
+    return sum(getattr(layer, quantity) for layer in layers)
 
 
 def networks(words: Sequence[str], image_size: int, base: Choices) -> dict[str, Ledger]:
     """Returns the ledger of every network that `words` name.
 
-    Args:
-        words: each a variant, or FIELD=VALUE[,VALUE ...] as a change of `base`; + joins several:
-            `naive`, `reductions=0.25,0.5`, `batch_norm+head=fc`.
-        image_size: side of the input, in pixels.
-        base: the network that is changed.
-
-    Raises:
-        ConfigError: for a word that names no network.
+    Each is a variant, or FIELD=VALUE[,VALUE ...] as a change of `base`; + joins several: `naive`,
+    `reductions=0.25,0.5`, `batch_norm+head=fc`. Raises ConfigError for a word that names no
+    network.
     """
     found = {}
     for word in words:
         for combination in itertools.product(*(_changes(term, word) for term in word.split("+"))):
-            name = "+".join(term for term, _ in combination)
-            fields = [field for _, change in combination for field in change]
-            twice = [field for field in fields if fields.count(field) > 1]
-            if twice:
-                raise ConfigError(f"--compare {name}: {twice[0]} is given twice")
-            changes = {field: value for _, change in combination for field, value in change.items()}
+            name = "+".join(term for term, _, _ in combination)
+            changes = {field: value for _, field, value in combination}
+            field, times = Counter(field for _, field, _ in combination).most_common(1)[0]
+            if times > 1:
+                raise ConfigError(f"--compare {name}: {field} is given twice")
             try:
                 arch = dataclasses.replace(base, **changes).build()
                 found[name] = network_ledger(GoogLeNet(arch), image_size)
@@ -132,10 +107,10 @@ def networks(words: Sequence[str], image_size: int, base: Choices) -> dict[str, 
     return found
 
 
-def _changes(term: str, word: str) -> list[tuple[str, dict[str, Any]]]:
-    """Returns the changes that one term of a word may stand for, each with its name."""
+def _changes(term: str, word: str) -> list[tuple[str, str, Any]]:
+    """Returns the changes that one term may stand for, each with its name, field and value."""
     if term in VARIANTS:
-        return [(term, {"variant": term})]
+        return [(term, "variant", term)]
     knob, equals, values = term.partition("=")
     if not equals or knob not in KNOBS:
         raise ConfigError(
@@ -144,39 +119,26 @@ def _changes(term: str, word: str) -> list[tuple[str, dict[str, Any]]]:
         )
     field, convert = KNOBS[knob]
     try:
-        return [(f"{knob}={value}", {field: convert(value)}) for value in values.split(",")]
+        return [(f"{knob}={value}", field, convert(value)) for value in values.split(",")]
     except ValueError as error:
         raise ConfigError(f"--compare {word}: {knob}: {error}") from error
 
 
-QUANTITIES = ("parameters", "multiply-adds", "activation bytes")
-LABELS = {
-    "reductions": "reduce",
-    "pool projections": "proj",
-    "classifier": "head",
-    "aux heads": "aux",
-}
-
-
 def compare_tables(ledgers: Mapping[str, Ledger], image_size: int) -> list[Table]:
     """Returns a table for each quantity: a row for each network, a column for each part."""
-    costs = {name: costs_by(ledger, part_of) for name, ledger in ledgers.items()}
-    columns = parts_in_order(ledgers.values())
+    costs = {name: layers_by(ledger, part_of) for name, ledger in ledgers.items()}
+    columns = list(dict.fromkeys((*PARTS, *itertools.chain(*costs.values()))))
     tables = []
-    for place, quantity in enumerate(QUANTITIES):
-        note = ", float32 outputs of convolutions and linear layers" if place == 2 else ""
-        table = Table(
-            title=f"{quantity} of one {image_size}x{image_size} image{note}"
-            if place
-            else "parameters",
-            title_justify="left",
-        )
+    for quantity, title in QUANTITIES.items():
+        title = title.format(size=f"{image_size}x{image_size}")
+        table = Table(title=title, title_justify="left")
         table.add_column("network", no_wrap=True)
         for name in ("total", *(LABELS.get(part, part) for part in columns)):
             table.add_column(name, justify="right")
         for name, parts in costs.items():
-            values = [whole(parts), *(parts.get(part, Cost()) for part in columns)]
-            table.add_row(name, *(short(astuple(value)[place]) for value in values))
+            inference = (layer for layer in ledgers[name].layers if not layer.is_aux)
+            layers = [inference, *(parts.get(part, ()) for part in columns)]
+            table.add_row(name, *(short(total(each, quantity)) for each in layers))
         tables.append(table)
     return tables
 
@@ -193,48 +155,111 @@ def compare_rows(ledgers: Mapping[str, Ledger]) -> list[dict[str, Any]]:
     """Returns exact figures: a row for each network and part, and one for inference."""
     rows = []
     for name, ledger in ledgers.items():
-        parts = costs_by(ledger, part_of)
-        ordered = {part: parts[part] for part in parts_in_order([ledger]) if part in parts}
-        for part, cost in {**ordered, "inference": whole(parts)}.items():
-            params, macs, size = astuple(cost)
-            rows.append(
-                {
-                    "network": name,
-                    "part": part,
-                    "params": params,
-                    "macs": macs,
-                    "activation_bytes": size,
-                }
-            )
+        parts = layers_by(ledger, part_of)
+        ordered = {part: parts[part] for part in (*PARTS, *parts) if part in parts}
+        ordered["inference"] = [layer for layer in ledger.layers if not layer.is_aux]
+        for part, layers in ordered.items():
+            costs = {quantity: total(layers, quantity) for quantity in QUANTITIES}
+            rows.append({"network": name, "part": part} | costs)
     return rows
 
 
 def draw_blocks(ledgers: Mapping[str, Ledger], out: Path) -> None:
     """Draw the cost of each block in each network: multiply-adds above, parameters below.
 
-    Raises:
-        UserError: if `out` cannot be written.
+    Raises UserError if `out` cannot be written.
     """
     figure = Figure(figsize=(9, 6.4), layout="constrained")
     panels = figure.subplots(2, 1, sharex=True)
-    costs = {name: costs_by(ledger, block_of) for name, ledger in ledgers.items()}
-    blocks = list(dict.fromkeys(block for found in costs.values() for block in found))
+    costs = {name: layers_by(ledger, block_of) for name, ledger in ledgers.items()}
+    blocks = list(dict.fromkeys(itertools.chain(*costs.values())))
     blocks.sort(key=lambda block: list(LABELS).index(block) if block in LABELS else -1)
     width = 0.82 / len(costs)
-    for place, (axes, quantity) in enumerate(zip(panels, ("macs", "params"), strict=True)):
+    quantities = {"macs": "multiply-adds", "params": "parameters"}
+    for axes, (quantity, title) in zip(panels, quantities.items(), strict=True):
         for number, (name, found) in enumerate(costs.items()):
             places = [n + (number - (len(costs) - 1) / 2) * width for n in range(len(blocks))]
-            heights = [getattr(found.get(block, Cost()), quantity) / 1e6 for block in blocks]
-            look = {"color": colour_of(number), "hatch": hatch_of(number), "edgecolor": "white"}
-            axes.bar(places, heights, width, label=name if place == 0 else None, lw=0, **look)
-        axes.set(ylabel=("multiply-adds" if place == 0 else "parameters") + ", millions")
+            heights = [total(found.get(block, ()), quantity) / 1e6 for block in blocks]
+            hatch = ("", "////", "....", "xxxx")[number // len(COLOURS) % 4]
+            look = {"color": colour_of(number), "hatch": hatch, "edgecolor": "white"}
+            axes.bar(places, heights, width, label=name, lw=0, **look)
+        axes.set(ylabel=f"{title}, millions")
         axes.set_axisbelow(True)
         axes.grid(axis="y", alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(frameon=False, ncols=min(len(costs), 4), loc="outside upper center")
+    handles = panels[0].get_legend_handles_labels()
+    figure.legend(*handles, frameon=False, ncols=min(len(costs), 4), loc="outside upper center")
     panels[1].set_xticks(range(len(blocks)), [LABELS.get(block, block) for block in blocks])
     try:
         letter(figure)
         figure.savefig(out, dpi=150)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot write {out}: {error}") from error
+
+
+# The paper's Table 1 as printed: (params / 1024, multiply-adds / 10**6).
+PRINTED = {
+    "conv1": (2.7, 34), "conv2": (112, 360), "3a": (159, 128), "3b": (380, 304),
+    "4a": (364, 73), "4b": (437, 88), "4c": (463, 100), "4d": (580, 119), "4e": (840, 170),
+    "5a": (1072, 54), "5b": (1388, 71), "linear": (1000, 1),
+}  # fmt: skip
+REASONS = {
+    **dict.fromkeys(
+        ("4c", "4d", "4e", "5b"),
+        "the printed parameters contradict the printed operations, which are right",
+    ),
+    "conv1": "the printed figures are those of two separable passes of 7 taps, not of a 7x7",
+    "4a": "the printed parameters fit the 204 channels of its 3x3 in Google's release, not 208",
+    "4b": "the printed parameters fit the input of 508 channels that 4a gives with 204 in its 3x3",
+    "5a": "the printed operations fit the 48 channels of its 5x5 reduction in Google's release, "
+    "not 32; the printed parameters fit neither",
+}
+
+
+class Comparison(NamedTuple):
+    """A row of Table 1: parameters without biases / 1024, and multiply-adds / 10**6."""
+
+    layer: str
+    printed_params: float
+    params: float
+    printed_ops: float
+    ops: float
+    params_agree: bool
+    ops_agree: bool
+    reason: str  # empty where both agree
+
+
+def compare_with_print() -> Iterator[Comparison]:
+    """Yields every row of Table 1 beside the count of its widths at 224x224.
+
+    A figure agrees if the count, with or without biases, gives it rounded or cut off.
+    """
+    names = {"classifier": "linear", "conv2_reduce": "conv2"}
+    rows: dict[str, list[Layer]] = {}
+    for layer in network_ledger(googlenet("paper", aux_after=()), 224).layers:
+        name = block_of(layer) if "/" in layer.name else names.get(layer.name, layer.name)
+        rows.setdefault(name, []).append(layer)
+    for name, (params, ops) in PRINTED.items():
+        weights = sum(math.prod(layer.kernel) for layer in rows[name]) / 1024
+        counts = (weights, total(rows[name], "params") / 1024)
+        params_agree = params in {rounded(n) for rounded in (round, int) for n in counts}
+        counted = total(rows[name], "macs") / 1e6
+        ops_agree = ops in (round(counted), int(counted))
+        reason = "" if params_agree and ops_agree else REASONS[name]
+        yield Comparison(name, params, weights, ops, counted, params_agree, ops_agree, reason)
+
+
+def print_table(rows: Iterable[Comparison]) -> Table:
+    """Returns the paper's Table 1 beside the counts, with a mark and the reason of differences."""
+    title = "the paper's Table 1, printed and counted (K: 1024 weights, M: 10^6 multiply-adds)"
+    table = Table(title=title, title_justify="left")
+    table.add_column("layer", no_wrap=True)
+    for name in ("params printed", "counted", "ops printed", "counted"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("where they differ (*), why")
+    for row in rows:
+        params = f"{row.params:.1f}K{'' if row.params_agree else ' *'}"
+        ops = f"{row.ops:.1f}M{'' if row.ops_agree else ' *'}"
+        printed = f"{row.printed_params:g}K", f"{row.printed_ops:g}M"
+        table.add_row(row.layer, printed[0], params, printed[1], ops, row.reason)
+    return table
