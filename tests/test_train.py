@@ -73,17 +73,14 @@ VAL = {"x_val": np.arange(512, dtype=np.uint8).reshape(2, 16, 16)}
 UNFIT = {
     "labels out of range": (lambda p: arrays(p, [0, 1], y_val=[0, 2], **VAL), "has label 2, but"),
     "a negative label": (lambda p: arrays(p, [0, -1], y_val=[0, 1], **VAL), "has label -1, but"),
-    "an empty class": (lambda p: arrays(p, [0, 2], y_val=[0, 1], **VAL), "no image of class 1"),
+    "an empty class": (lambda p: arrays(p, [0, 2], y_val=[0, 1], **VAL), "1 without an image (1)"),
     "one class only": (lambda p: arrays(p, [0, 0], y_val=[0, 0], **VAL), "1 class"),
     "a split missing": (lambda p: arrays(p, [0, 1]), "has no images of val or valid"),
     "a folder's empty class": (
         lambda p: photos(p, "train/a", "train/b/", "val/a"),
         "no image files",
     ),
-    "a folder's one class": (
-        lambda p: photos(p, "train/a", "val/a"),
-        "class folder(s), but holds 1",
-    ),
+    "a folder's one class": (lambda p: photos(p, "train/a", "val/a"), "in 1 class folder(s)"),
     "a folder's split": (lambda p: photos(p, "train/a", "train/b"), "/val not found"),
     "a folder's other classes": (
         lambda p: photos(p, "train/a", "train/b", "val/a", "val/c"),

@@ -8,7 +8,7 @@ import functools
 import io
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
@@ -135,6 +135,8 @@ def _to_rgb(opened: Opened) -> Image.Image:
         )
     if picture.format == "JPEG2000" and picture.mode != "I;16":
         _check_jpeg2000(opened.image)
+    if picture.format == "PPM" and picture.tile[0].codec_name == "ppm":
+        _check_portable_map(opened)
     # Pillow opens 16-bit grey as I;16, or, scaled to 16 bits, as a 32-bit I.
     scaled = picture.mode == "I" and picture.format in ("PNG", "PPM")
     if scaled or picture.mode.startswith("I;16"):
@@ -160,6 +162,19 @@ def _check_jpeg2000(image: bytes) -> None:
     bits = max(image[size + 2 : size + 2 + 3 * channels : 3], default=0) % 128 + 1
     if bits > 8:
         raise ImageError(f"a JPEG 2000 with {bits} bits per colour, which is not read; {REMEDY}")
+
+
+def _check_portable_map(opened: Opened) -> None:
+    """Refuses values above the maximum that the file declares, because Pillow clips them."""
+    tile = opened.picture.tile[0]
+    _, highest = cast(tuple[str, int], tile.args)
+    dtype = np.dtype(np.uint8 if highest < 256 else ">u2")
+    data = memoryview(opened.image)[tile.offset :]
+    width, height = opened.picture.size
+    count = min(len(data) // dtype.itemsize, width * height * len(opened.picture.getbands()))
+    largest = np.frombuffer(data, dtype, count).max(initial=0)
+    if largest > highest:
+        raise ImageError(f"a corrupt image: it holds {largest}, but declares {highest} as white")
 
 
 def training_crop(

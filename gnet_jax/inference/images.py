@@ -5,6 +5,7 @@ import io
 import os
 import sys
 import time
+import urllib.parse
 import urllib.request
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -97,10 +98,12 @@ def _folder(root: str, left_out: LeftOut) -> Iterator[Picture]:
 
 def _read(name: str) -> bytes:
     """Returns the bytes of a file, a URL or standard input; raises InputError."""
-    limit = MAX_DOWNLOAD
+    limit, exists = MAX_DOWNLOAD, os.path.lexists(name)
     if name == "-":
+        if exists:
+            raise InputError("is standard input and also a file; write ./- or /dev/stdin")
         image = sys.stdin.buffer.read(limit + 1)
-    elif name.lower().startswith(("http://", "https://")):
+    elif not exists and name.lower().startswith(("http://", "https://")):
         image = _download(name)
     else:
         limit = MAX_FILE
@@ -119,7 +122,7 @@ def _download(url: str) -> bytes:
     deadline = time.monotonic() + DEADLINE
     image = bytearray()
     try:
-        request = urllib.request.Request(url, headers={"User-Agent": USER_AGENT})
+        request = urllib.request.Request(_quoted(url), headers={"User-Agent": USER_AGENT})
         with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
             while chunk := response.read1(CHUNK):  # read() would wait until a slow server ends
                 image += chunk
@@ -130,3 +133,15 @@ def _download(url: str) -> bytes:
     if time.monotonic() > deadline:
         raise InputError(f"took longer than {DEADLINE:.0f} s to download")
     return bytes(image)
+
+
+def _quoted(url: str) -> str:
+    """Returns `url` in the ASCII form that browsers send; raises ValueError for a bad host."""
+    parts = urllib.parse.urlsplit(url.strip())
+    host = parts.netloc if parts.netloc.isascii() else parts.netloc.encode("idna").decode()
+    # The percent sign is safe because parts of the URL may be quoted already.
+    path, query = (
+        urllib.parse.quote(part, safe="%/:=&?~+!$,;'@()*[]", errors="surrogateescape")
+        for part in (parts.path, parts.query)
+    )
+    return urllib.parse.urlunsplit((parts.scheme, host, path, query, ""))

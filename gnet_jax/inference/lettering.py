@@ -1,6 +1,7 @@
-"""Text in pictures: drawn as it is, and escaped where the font would draw a box."""
+"""Fonts that draw names in any script, where the default font would draw boxes."""
 
 import functools
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,30 +14,20 @@ from gnet_jax.config import UserError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# DejaVu Sans comes with matplotlib, has most alphabets and is its default.
+# DejaVu Sans comes with matplotlib and has most alphabets.
 FONT = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
-JOINERS = "\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"  # the font needs no glyph for these
-
-
-def drawable(text: str, kept: str = JOINERS) -> str:
-    """Returns `text` with control characters and letters that the font lacks escaped."""
-    return "".join(
-        c if c in kept or (c.isprintable() and c in _letters()) else _escape(c) for c in text
-    )
-
-
-@functools.cache
-def _letters() -> frozenset[str]:
-    return frozenset(map(chr, FT2Font(str(FONT)).get_charmap()))
-
-
-def _escape(letter: str) -> str:
-    return letter.encode("unicode_escape").decode()
+JOINERS = "\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"  # fonts need no glyph for these
+BESIDE = "0123456789.%\N{HORIZONTAL ELLIPSIS}"  # drawn beside a name in the same font
 
 
 def lettered(text: str, size: float) -> tuple[str, ImageFont.FreeTypeFont]:
-    """Returns drawable text, and the font in `size` pixels."""
-    return drawable(text), ImageFont.truetype(str(FONT), size)
+    """Returns drawable text and a font of `size` pixels that has all its letters.
+
+    Control characters are escaped. So are letters that no font of the system has; a line on
+    standard error names them.
+    """
+    shown, file = _drawable(text)
+    return shown, ImageFont.truetype(str(file), size)
 
 
 def fitted(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
@@ -49,14 +40,18 @@ def fitted(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
 
 
 def letter(figure: "Figure") -> None:
-    """Make each text of a figure drawable, and draw dollars as they are."""
+    """Set a font that has the letters of each text in a figure, and draw dollars as they are."""
     from matplotlib.text import Text  # takes a second to import
 
     for text in figure.findobj(Text):
         given = text.get_text()
-        shown = drawable(given, JOINERS + "\n")
+        shown, file = _drawable(given, kept="\n")
         if shown != given:
             text.set_text(shown)
+        if file != FONT:
+            properties = text.get_fontproperties().copy()
+            properties.set_file(str(file))
+            text.set_fontproperties(properties)
         if "$" in shown:
             text.set_parse_math(False)
 
@@ -71,3 +66,57 @@ def save(picture: "Figure | Image.Image", out: Path, **options: Any) -> None:
             picture.savefig(out, **options)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot write {out}: {error}") from error
+
+
+def _drawable(text: str, kept: str = "") -> tuple[str, Path]:
+    """Returns `text` with undrawable characters escaped, and the file of a font for it."""
+    kept += JOINERS
+    shown = "".join(c if c.isprintable() or c in kept else _escape(c) for c in text)
+    wanted = frozenset(shown) - set(kept) | set(BESIDE)
+    file = _font_with(wanted)
+    if file is not None:
+        return shown, file
+    missing = wanted - letters(FONT)
+    _print_missing(missing)
+    return "".join(_escape(c) if c in missing else c for c in shown), FONT
+
+
+@functools.cache
+def _font_with(wanted: frozenset[str]) -> Path | None:
+    if wanted <= letters(FONT):
+        return FONT
+    return next((file for file in _system_fonts() if wanted <= letters(file)), None)
+
+
+@functools.cache
+def _print_missing(missing: frozenset[str]) -> None:
+    print(
+        f"no font of this system has the letters {''.join(sorted(missing))!a}; the picture shows "
+        "their code points. Install a font, for example the package fonts-noto-cjk",
+        file=sys.stderr,
+    )
+
+
+@functools.cache
+def _system_fonts() -> list[Path]:
+    """Returns the font files, upright regular ones first, without "last resort" fonts (boxes)."""
+    from matplotlib.font_manager import findSystemFonts
+
+    files = map(Path, findSystemFonts())
+    known = (file for file in files if "lastresort" not in file.stem.lower().replace(" ", ""))
+    slanted = ("bold", "italic", "oblique", "light", "thin", "black")
+    return sorted(known, key=lambda f: (any(word in f.stem.lower() for word in slanted), str(f)))
+
+
+@functools.cache
+def letters(file: Path) -> frozenset[str]:
+    """Returns the characters of a font; none if Pillow or matplotlib cannot use it."""
+    try:
+        ImageFont.truetype(str(file), 18)  # raises for bitmap fonts of other sizes
+        return frozenset(map(chr, FT2Font(str(file)).get_charmap()))
+    except (OSError, RuntimeError):
+        return frozenset()
+
+
+def _escape(text: str) -> str:
+    return text.encode("unicode_escape").decode()

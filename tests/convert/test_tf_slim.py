@@ -213,10 +213,10 @@ def test_without_tensorflow_any_name_of_a_checkpoint_gives_the_remedy(tmp_path, 
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     (tmp_path / "m.ckpt.index").write_bytes(TABLE)
     (tmp_path / "m.ckpt.data-00000-of-00001").write_bytes(bytes(100))
-    with pytest.raises(WeightsError, match=r"m\.ckpt\.index, .* tensorflow, .*\[slim\]"):
+    with pytest.raises(WeightsError, match=r"m\.ckpt\.index, .* tensorflow.*\[slim\]"):
         convert(tmp_path / given, tmp_path / "model")
     (tmp_path / "older").write_bytes(TABLE)
-    with pytest.raises(WeightsError, match=r"older, a TensorFlow checkpoint, .* tensorflow,"):
+    with pytest.raises(WeightsError, match=r"older, a TensorFlow checkpoint, .*tensorflow"):
         convert(tmp_path / "older", tmp_path / "model")
     assert not (tmp_path / "model").exists()
 

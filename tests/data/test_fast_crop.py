@@ -180,7 +180,7 @@ def test_the_box_is_drawn_as_pillows():
 def test_a_missing_package_is_named_with_its_remedy(monkeypatch):
     monkeypatch.delitem(sys.modules, "gnet_jax.data.fast_crop", raising=False)
     monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(DataError, match=r"the package cv2.*\[fast\]"):
+    with pytest.raises(DataError, match=r"cv2.*\[fast\]"):
         cropper("fast")
 
 

@@ -583,3 +583,12 @@ def test_check_data_lists_what_is_odd_about_a_good_file():
     assert odd(tiff(packed(levels(RAMP, 12), 12), bits=12)).keys() >= {"12 bit", "grey"}
     pages = encoded(PHOTO, "GIF", save_all=True, append_images=[PHOTO.rotate(9)])
     assert odd(pages).keys() >= {"several pictures"}
+
+
+@pytest.mark.parametrize("kind", ["P5", "P6"])
+@pytest.mark.parametrize("highest", [100, 4095])
+def test_portable_maps_with_values_above_their_highest_are_refused_not_cut_off(highest, kind):
+    shares = RAMP if kind == "P5" else COLOURS
+    values = (shares * (highest + 1)).round().astype(np.uint8 if highest < 256 else ">u2")
+    image = f"{kind} {WIDTH} {HEIGHT} {highest}\n".encode() + values.tobytes()
+    assert_refused(image, str(highest), str(highest + 1))

@@ -209,7 +209,7 @@ def test_one_picture_is_opened_from_a_path_a_picture_or_pixels(folder):
         np.testing.assert_array_equal(np.asarray(open_picture(given)), expected)
     grey = np.arange(12, dtype=np.uint8).reshape(3, 4)
     assert np.asarray(open_picture(grey))[2, 3].tolist() == [11, 11, 11]
-    for given, named in ((folder, "folder"), (folder / "absent.jpg", "absent.jpg")):
+    for given, named in ((folder, str(folder)), (folder / "absent.jpg", "absent.jpg")):
         with pytest.raises(UserError, match=named):
             open_picture(given)
 
@@ -232,3 +232,25 @@ def test_a_picture_is_turned_upright_as_its_file_is(tmp_path):
     Image.new("RGB", (40, 30), "red").save(tmp_path / "a.jpg", exif=exif)
     assert open_picture(Image.open(tmp_path / "a.jpg")).size == (30, 40)
     assert open_picture(tmp_path / "a.jpg").size == (30, 40)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/a café/猫%25.jpg?q=é x&r=1",
+        "/a%20caf%C3%A9/%E7%8C%AB%25.jpg?q=%C3%A9%20x&r=1",
+        "/a café/猫%25.jpg?q=é x&r=1#a part",
+        "/a café/猫%25.jpg?q=é x&r=1 ",
+        "/\udcff",
+        "/moved far",
+    ],
+)
+def test_urls_with_spaces_and_letters_beyond_ascii_are_fetched(path, url):
+    (found,) = pictures([url + path])
+    assert isinstance(found.picture, Image.Image), found.picture
+    assert found.name == url + path
+
+
+def test_hosts_beyond_ascii_are_names_of_the_network():
+    assert images._quoted("http://bücher.example:80/a b") == "http://xn--bcher-kva.example:80/a%20b"
+    assert images._quoted("http://[::1]:80/a?b") == "http://[::1]:80/a?b"

@@ -1,27 +1,80 @@
-"""Names in any script can be drawn; letters that the font lacks are escaped."""
+"""Names in any script are readable in pictures, or escaped with a line that says so."""
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from gnet_jax.inference import lettering
 from gnet_jax.inference.cam import ActivationMap, draw
-from gnet_jax.inference.lettering import lettered, save
+from gnet_jax.inference.lettering import FONT, letter, lettered
 from gnet_jax.inference.predict import Guess
 from gnet_jax.lab.look import contact_sheet
 from gnet_jax.lab.look.inside import heads_picture
 
 
+@pytest.fixture(autouse=True)
+def fresh_fonts(monkeypatch):
+    """No font of this system, whatever it has."""
+    monkeypatch.setattr(lettering, "_system_fonts", list)
+    lettering._font_with.cache_clear()
+    lettering._print_missing.cache_clear()
+    yield
+    lettering._font_with.cache_clear()
+
+
+@pytest.fixture
+def cat_font(tmp_path, monkeypatch):
+    """A font with a cat and ASCII, found after one that is broken and one without the cat."""
+    builders = pytest.importorskip("fontTools.fontBuilder")
+    from fontTools.pens.ttGlyphPen import TTGlyphPen
+
+    pen = TTGlyphPen(None)
+    pen.moveTo((0, 0))
+    for point in ((0, 700), (500, 700), (500, 0)):
+        pen.lineTo(point)
+    pen.closePath()
+    glyph = pen.glyph()
+    letters = [*map(chr, range(32, 127)), "\N{HORIZONTAL ELLIPSIS}", "猫"]
+    names = [".notdef", *(f"g{ord(c):x}" for c in letters)]
+    builder = builders.FontBuilder(1000, isTTF=True)
+    builder.setupGlyphOrder(names)
+    builder.setupCharacterMap({ord(c): f"g{ord(c):x}" for c in letters})
+    builder.setupGlyf(dict.fromkeys(names, glyph))
+    builder.setupHorizontalMetrics(dict.fromkeys(names, (600, 0)))
+    builder.setupHorizontalHeader(ascent=800, descent=-200)
+    builder.setupNameTable({"familyName": "Cats", "styleName": "Regular"})
+    builder.setupOS2()
+    builder.setupPost()
+    file = tmp_path / "cats.ttf"
+    builder.save(file)
+    broken = tmp_path / "broken.ttf"
+    broken.write_bytes(b"no font")
+    monkeypatch.setattr(lettering, "_system_fonts", lambda: [broken, FONT, file])
+    return file
+
+
 @pytest.mark.parametrize(
     "name", ["größer", "кот", "γάτα", "é", "e\N{COMBINING ACUTE ACCENT}", "a_$b$"]
 )
-def test_names_in_alphabets_that_come_with_matplotlib_are_drawn_as_they_are(name):
-    assert lettered(name, 18)[0] == name
+def test_names_in_alphabets_that_come_with_matplotlib_are_drawn_as_they_are(name, capsys):
+    shown, font = lettered(name, 18)
+    assert (shown, font.path) == (name, str(FONT))
+    assert capsys.readouterr().err == ""
 
 
-def test_letters_that_the_font_lacks_are_escaped():
+def test_a_font_of_the_system_is_used_if_it_has_all_letters(cat_font, capsys):
+    shown, font = lettered("猫 7", 18)
+    assert (shown, font.path) == ("猫 7", str(cat_font))
+    assert capsys.readouterr().err == ""
+
+
+def test_without_a_font_the_letters_are_escaped_and_one_line_says_so(capsys):
     assert lettered("猫 cat", 18)[0] == "\\u732b cat"
     assert lettered("50% 猫", 13)[0] == "50% \\u732b"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "u732b" in line
+    assert "猫" not in line  # a terminal may not have it either
 
 
 @pytest.mark.parametrize(
@@ -34,8 +87,15 @@ def test_letters_that_the_font_lacks_are_escaped():
         ("\u202eb", "\\u202eb"),
     ],
 )
-def test_what_is_not_a_letter_is_escaped(name, shown):
+def test_what_is_not_a_letter_is_escaped(name, shown, capsys):
     assert lettered(name, 18)[0] == shown
+    assert capsys.readouterr().err == ""
+
+
+def test_the_fonts_of_this_system_can_be_listed(monkeypatch):
+    monkeypatch.undo()
+    for file in lettering._system_fonts()[:3]:
+        assert isinstance(lettering.letters(file), frozenset)
 
 
 def titled(label: str) -> np.ndarray:
@@ -58,13 +118,16 @@ def test_titles_differ_where_names_do():
     assert (titled("猫") != titled("犬")).any()
 
 
-def test_figures_take_any_name(tmp_path):
+def test_figures_take_any_name(cat_font, tmp_path, capsys):
     figure = Figure(layout="constrained")
     axes = figure.subplots()
     axes.plot([1, 1000], [1, 1000], label="猫")
     axes.set(title="猫: $\\nothing", xlabel="犬", ylabel="a$b$", xscale="log")
     axes.legend()
-    save(figure, tmp_path / "a.png")  # warnings are errors here
-    texts = {text.get_text() for text in figure.findobj(Text)}
-    assert {"\\u732b: $\\nothing", "\\u72ac", "a$b$"} <= texts
+    letter(figure)
+    figure.savefig(tmp_path / "a.png")  # warnings are errors here
+    texts = {text.get_text(): text for text in figure.findobj(Text)}
+    assert texts["猫"].get_fontproperties().get_file() == str(cat_font)
+    assert {"猫: $\\nothing", "\\u72ac", "a$b$"} <= texts.keys()
     assert any(text.startswith("$\\mathdefault{10") for text in texts)
+    assert "u72ac" in capsys.readouterr().err

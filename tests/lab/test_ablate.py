@@ -16,7 +16,7 @@ from gnet_jax.lab.cost.ledger import network_ledger
 from gnet_jax.lab.sweeps import ablate
 from gnet_jax.lab.sweeps.sweep import list_cells, read_rows, read_sweep
 from gnet_jax.model.googlenet import GoogLeNet, Outputs
-from gnet_jax.training import loop
+from gnet_jax.training import sharding
 from gnet_jax.training.program import model_of, prepare
 from gnet_jax.training.workdir import MetricsFile, locked
 from tests.lab.sweeps import TINY_SWEEP
@@ -42,13 +42,13 @@ def swept(tmp_path_factory):
     patch = pytest.MonkeyPatch()
     patch.setattr(ablate, "prepare", three_blocks)
     compiled = []
-    compile_step = loop.compile_train_step
+    compile_step = sharding.compile_train_step
 
     def counted(*arguments, **options):
         compiled.append("good")
         return compile_step(*arguments, **options)
 
-    patch.setattr(loop, "compile_train_step", counted)
+    patch.setattr(sharding, "compile_train_step", counted)
     ablate.run_cells(cells, configs, said.append)
     yield cells, configs, said, compiled
     patch.undo()

@@ -95,7 +95,7 @@ def test_an_evaluation_shows_its_own_batch_without_padding(config):
     seen = evaluation_images(config, val, 1, 999)
     np.testing.assert_array_equal(seen.images, last["image"][:160])
     assert seen.untouched is None
-    with pytest.raises(DataError, match=r"--step is 2; .*\b360\b.*\b200\b.*\b1$"):
+    with pytest.raises(DataError, match=r"--step is 2; .*\b1$"):
         evaluation_images(config, val, 2, 8)
 
 
@@ -107,7 +107,7 @@ def test_the_sheet_shows_every_pixel_enlarged(config, source):
         assert any(
             np.array_equal(sheet[y : y + 128, x : x + 128], tile)
             for y in range(sheet.shape[0] - 127)
-            for x in (50 + 138 * column for column in range(4))
+            for x in (28 + 138 * column for column in range(4))
         )
 
 

@@ -109,7 +109,15 @@ def test_arrays_of_an_unknown_type_in_a_program_are_refused():
 def test_a_card_names_no_resizing_that_it_does_not_know():
     config = {
         "architecture": {"norm": "lrn", "aux_after": []},
-        "preprocessing": {"resize": ODD, "resize_to": 4, "image_size": 4},
+        "num_classes": 2,
+        "dtype": "float32",
+        "preprocessing": {
+            "resize": ODD,
+            "resize_to": 4,
+            "image_size": 4,
+            "mean": [0.0],
+            "std": [1.0],
+        },
         "source": {},
     }
     with pytest.raises(ValueError, match=ODD):

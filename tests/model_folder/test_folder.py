@@ -176,7 +176,7 @@ def damage_std(folder):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (damage_widths, "widths"),
+        (damage_widths, "params/classifier/kernel"),
         (damage_std, "preprocessing.std"),
         (damage_shape, r"params/classifier/kernel .*\(52, 2\).*\(52, 3\)"),
         (damage_missing, "params/inception_3a/b1/conv/bias"),

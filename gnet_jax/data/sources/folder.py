@@ -152,7 +152,9 @@ def walk(top: str, left_out: LeftOut, onerror: Callable[[OSError], object]) -> I
     followed; a folder that is reached twice is read once. `left_out` receives the other entries; a
     skipped folder is one, and its name ends in "/". `onerror` gets a folder that cannot be listed.
     """
-    seen, waiting = set(map(_identity, Path(os.path.realpath(top)).parents)), [top]
+    # A link that leads back to a folder around it would give its images another class.
+    around = {*Path(os.path.realpath(top)).parents, *Path(os.path.abspath(top)).parents}
+    seen, waiting = set(map(_identity, around)), [top]
     while waiting:
         folder = waiting.pop()
         try:
