@@ -26,7 +26,7 @@ class Outputs(NamedTuple):
     """What the network returns, in training and in inference."""
 
     logits: jax.Array  # (B, K) float32
-    aux: tuple[jax.Array, ...]  # one (B, K) float32 per aux head; () in inference
+    aux_logits: tuple[jax.Array, ...]  # one (B, K) float32 per aux head; () in inference
 
 
 class GoogLeNet(nn.Module):

@@ -93,7 +93,7 @@ def compute_loss(
     )
     metrics = {}
     losses = head_losses(outputs, targets_BK, loss.label_smoothing)
-    heads = zip(head_names(model), losses, (outputs.logits, *outputs.aux), strict=True)
+    heads = zip(head_names(model), losses, (outputs.logits, *outputs.aux_logits), strict=True)
     for head, value, logits_BK in heads:
         metrics[f"{head}_loss"] = value
         metrics[f"{head}_top1"] = jnp.mean(jnp.argmax(logits_BK, -1) == jnp.argmax(targets_BK, -1))
@@ -109,7 +109,7 @@ def head_names(model: GoogLeNet) -> tuple[str, ...]:
 def head_losses(outputs: Outputs, targets_BK: jax.Array, smoothing: float) -> list[jax.Array]:
     """Returns each head's mean cross-entropy with smoothed targets (arXiv 1512.00567)."""
     smooth_BK = optax.smooth_labels(targets_BK, smoothing)
-    heads = (outputs.logits, *outputs.aux)
+    heads = (outputs.logits, *outputs.aux_logits)
     return [jnp.mean(optax.softmax_cross_entropy(logits_BK, smooth_BK)) for logits_BK in heads]
 
 

@@ -69,7 +69,7 @@ def test_opencv_computes_the_same_auxiliary_heads():
     arch, flat = from_caffe(layers, "file")
     model = GoogLeNet(dataclasses.replace(arch, dropout=0.0, aux_dropout=0.0))
     found = jax.jit(lambda v, x: model.apply(v, x, train=True))(unflatten(flat), x)
-    for ours, theirs in zip((found.logits, *found.aux), expected, strict=True):
+    for ours, theirs in zip((found.logits, *found.aux_logits), expected, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
 
 

@@ -181,8 +181,8 @@ def test_torchvision_computes_the_same_in_both_modes_and_takes_it_back(tmp_path)
     apply = jax.jit(lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"]))
     outputs, updated = apply(variables, x)
     close(outputs.logits, trained.logits)
-    close(outputs.aux[0], trained.aux_logits1)
-    close(outputs.aux[1], trained.aux_logits2)
+    close(outputs.aux_logits[0], trained.aux_logits1)
+    close(outputs.aux_logits[1], trained.aux_logits2)
     mean = updated["batch_stats"]["inception_5b"]["b3"]["norm"]["mean"]
     close(mean, net.state_dict()["inception5b.branch2.1.bn.running_mean"])
 

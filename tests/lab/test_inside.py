@@ -36,7 +36,7 @@ def test_each_head_has_its_own_map_and_probability(trained, maps):
     aux = maps["aux 4a"]
     assert aux.evidence.shape == (4, 4)
     x = (np.asarray(PHOTO, np.float32)[None] - 99) / 50
-    (logits,) = jax.jit(partial(every_head, trained.model))(trained.variables, x).aux
+    (logits,) = jax.jit(partial(every_head, trained.model))(trained.variables, x).aux_logits
     odds = np.exp(logits[0] - logits.max())
     assert aux.guess["probability"] == pytest.approx(float(odds[3] / odds.sum()), rel=1e-4)
 
@@ -50,7 +50,7 @@ def test_the_training_net_without_dropout_has_the_same_auxiliary_logits(trained)
     whole = apply(trained.variables, x)[0]
     alone = jax.jit(partial(every_head, trained.model))(trained.variables, x)
     np.testing.assert_allclose(alone.logits, whole.logits, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(alone.aux[0], whole.aux[0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(alone.aux_logits[0], whole.aux_logits[0], rtol=1e-4, atol=1e-5)
 
 
 def test_weights_without_auxiliary_heads_have_the_main_map_alone(trained):

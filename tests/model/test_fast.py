@@ -114,7 +114,9 @@ def loss_of(model, variables, x, *, weight=1.0):
     outputs, _ = model.apply(
         variables, x, train=True, rngs={"dropout": jax.random.PRNGKey(1)}, mutable=["batch_stats"]
     )
-    return weight * sum(jnp.sum(jnp.sin(logits)) for logits in (outputs.logits, *outputs.aux))
+    return weight * sum(
+        jnp.sum(jnp.sin(logits)) for logits in (outputs.logits, *outputs.aux_logits)
+    )
 
 
 @pytest.mark.parametrize(

@@ -85,8 +85,8 @@ def test_the_return_type_does_not_depend_on_the_mode():
     training = jax.eval_shape(lambda: model.apply(variables, x, train=True, rngs=keys))
     inference = jax.eval_shape(lambda: model.apply(variables, x))
     assert training.logits.shape == inference.logits.shape == (2, 10)
-    assert [a.shape for a in training.aux] == [(2, 10)]
-    assert inference.aux == ()
+    assert [a.shape for a in training.aux_logits] == [(2, 10)]
+    assert inference.aux_logits == ()
 
 
 def test_inference_has_no_operation_and_no_parameter_of_an_aux_head():

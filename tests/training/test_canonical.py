@@ -26,7 +26,7 @@ class Noisy(Linear):
     def apply(self, variables, images, *, rngs, **options):
         outputs, updated = super().apply(variables, images, **options)
         noise = jax.random.normal(rngs["dropout"], outputs.logits.shape)
-        return Outputs(outputs.logits + noise, outputs.aux), updated
+        return Outputs(outputs.logits + noise, outputs.aux_logits), updated
 
 
 def linear_steps(devices, steps=3, numerics="canonical", accumulate=1):

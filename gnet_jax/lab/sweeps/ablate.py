@@ -119,7 +119,7 @@ def head_sums(
     variables = state.average or {"params": state.params, "batch_stats": state.batch_stats}
     outputs = every_head(model, variables, preprocess(batch["image"], preprocessing=preprocessing))
     label_B, mask_B = batch["label"], batch["mask"]
-    heads = (outputs.logits, *outputs.aux)
+    heads = (outputs.logits, *outputs.aux_logits)
     losses = [optax.softmax_cross_entropy_with_integer_labels(x, label_B) for x in heads]
     hits = [(jnp.argmax(x, axis=-1) == label_B) & mask_B for x in heads]
     return {
