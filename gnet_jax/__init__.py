@@ -15,7 +15,7 @@ Build a network, and compute with it as with any Flax module:
 googlenet      Returns the module of a published variant, with the given options.
 GoogLeNet      The Flax module. Calling it returns `Outputs`: `logits` and `aux_logits`.
 VARIANTS       The variants by name, each with its `Architecture`: paper (LRN, 5x5, biases),
-               batch_norm, torchvision (3x3 in place of 5x5), google_release (the widths that
+               batch_norm, torchvision (3x3 instead of 5x5), google_release (the widths that
                Google released), naive (the paper's Fig. 2a) and naive_batch_norm.
 init           Returns fresh variables of a network.
 preprocess     Returns the network's input for uint8 images.

@@ -58,7 +58,7 @@ class Block(blocks.InceptionBlock):
 
 
 class TwoThrees(Block):
-    """Two 3x3 convolutions, b5a and b5b, in place of the 5x5."""
+    """Two 3x3 convolutions, b5a and b5b, instead of the 5x5."""
 
     def five(self, x_BHWC: jax.Array) -> jax.Array:
         x_BHWC = self.conv(self.widths.b5, 3, name="b5a")(x_BHWC)
@@ -93,7 +93,7 @@ class ExtraLayer(Block):
 
 
 class Shared(Block):
-    """One 3x3 convolution, used twice in place of the 5x5."""
+    """One 3x3 convolution, used twice instead of the 5x5."""
 
     def five(self, x_BHWC: jax.Array) -> jax.Array:
         w = self.widths

@@ -299,7 +299,7 @@ def test_evaluate_leaves_damaged_images_out_and_names_them(folder, tmp_path, cap
     for more in ([], ["--table"]):
         assert main([*arguments, *more, "--bad-limit", "0.2"]) == 0
         output = capsys.readouterr().out
-        assert "1 damaged image left out:\n  " in output
+        assert "1 corrupt image left out:\n  " in output
         assert "cat/1.png: not an image: its 6 bytes" in output
     assert main([*arguments, "--bad-limit", "0.2", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -327,7 +327,7 @@ def test_evaluate_names_ten_damaged_images_and_counts_the_rest(folder, tmp_path,
     assert main([*arguments, "--bad-limit", "0.67"]) == 0
     output = capsys.readouterr().out
     assert "of 6 images" in output
-    assert "12 damaged" in output
+    assert "12 corrupt" in output
     assert [f"bad{i:02}.png" in output for i in range(12)] == 10 * [True] + 2 * [False]
     assert "2 more" in output
 
@@ -377,19 +377,19 @@ def test_convert_and_export_keep_the_model(folder, capsys):
     ("arguments", "message"),
     [
         (["predict", "/no/model", "x.jpg"], "`gnet convert WEIGHTS /no/model`"),
-        (["predict", "MODEL"], "there is no photo"),
+        (["predict", "MODEL"], "no photo given"),
         (["predict", "MODEL", "x.jpg", "--top", "0"], "--top is 0"),
-        (["predict", "MODEL", "x.jpg", "--cam", "/no/x.png"], "there is no folder /no"),
+        (["predict", "MODEL", "x.jpg", "--cam", "/no/x.png"], "folder /no not found"),
         (["evaluate", "MODEL", "--data", "digits"], "'0', '1', '2', '3', '4' and 5 more"),
-        (["evaluate", "--data", "digits"], "there is no model"),
+        (["evaluate", "--data", "digits"], "no model to evaluate"),
         (["evaluate", "MODEL", "--data", "npz:/no/a.npz"], "/no/a.npz"),
         (["evaluate", "MODEL", "--data", "digits", "--json", "--table"], "exclude each other"),
         (["convert", "/no/net.caffemodel", "x"], "/no/net.caffemodel"),
         (["convert", "MODEL", "/proc/x"], "/proc/x"),
         (["export", "MODEL", "x.txt"], "the suffixes are .onnx"),
         (["curves"], "at least one workdir"),
-        (["curves", "run", "--out", "/no/x.png"], "there is no folder /no"),
-        (["summary", "--compare", "naive", "--picture", "/no/x.png"], "there is no folder /no"),
+        (["curves", "run", "--out", "/no/x.png"], "folder /no not found"),
+        (["summary", "--compare", "naive", "--picture", "/no/x.png"], "folder /no not found"),
         (["summary", "--compare", "naive", "--picture", "x.doc"], "use one of .png, .svg, .pdf"),
         (["summary", "--aux-after", "none"], "'none'"),
         (["check-data", "cifar10"], "'cifar10' is none of"),
@@ -433,7 +433,7 @@ def test_curves_of_runs_are_drawn_and_bad_places_named(tmp_path, capsys):
             ["digits", "--topology", "toy:8", "--batch", "30"],
             "batch_size 30 does not divide over 8",
         ),
-        (["nowhere", "--topology", "v5e:2x2"], "there is no recipe nowhere"),
+        (["nowhere", "--topology", "v5e:2x2"], "unknown recipe nowhere"),
         (["cifar10", "--topology", "toy:8"], "--images and --classes"),
     ],
 )

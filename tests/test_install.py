@@ -71,7 +71,7 @@ def test_the_wheel_has_every_recipe_and_sweep_and_no_others(installed):
     for command, known in (("train", recipe_names()), ("ablate", sweep_names())):
         done = gnet(installed, command, "stranger")
         assert done.returncode == 2
-        assert "no recipe stranger" in done.stderr or "no sweep stranger" in done.stderr
+        assert "unknown recipe stranger" in done.stderr or "unknown sweep stranger" in done.stderr
         for name in known:
             done = gnet(installed, command, name, "--help")
             assert done.returncode == 0, done.stderr
@@ -91,4 +91,4 @@ def test_the_installed_command_trains_and_predicts(installed):
     assert done.returncode == 0, done.stderr
     done = gnet(installed, "train", "digit")
     assert done.returncode == 2
-    assert done.stderr.startswith("gnet train: error: there is no recipe digit")
+    assert done.stderr.startswith("gnet train: error: unknown recipe digit")

@@ -86,9 +86,9 @@ def check_data(
     json: Annotated[bool, arg(name="json")] = False,
     threads: int = 4,
 ) -> int:
-    """Read every image of every split and report damaged, odd, unbalanced and duplicate ones.
+    """Read every image of every split and report corrupt, odd, unbalanced and duplicate ones.
 
-    Exit code 1 if something must be fixed: damaged images, labels out of range, classes that are
+    Exit code 1 if something must be fixed: corrupt images, labels out of range, classes that are
     empty or missing in train, images in several splits or under several labels, broken links, and
     images that are not read because of their format or their place. Data that cannot be trained on,
     such as a train folder with an empty class, are refused at once (exit code 2).
@@ -142,7 +142,7 @@ def show_data(arguments: Sequence[str]) -> None:
 
     check_picture(given.out, PHOTOS)
     if config.init is not None and not Path(config.init).expanduser().exists():
-        print(f"there is no {config.init}; drawing with the preprocessing of the config")
+        print(f"{config.init} not found; drawing with the preprocessing of the config")
     elif config.init is not None:
         config = with_start(config)[0]
     source = open_source(config.data.source, given.split)

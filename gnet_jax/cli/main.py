@@ -25,7 +25,7 @@ COMMANDS = {  # command: its module in gnet_jax.cli, and its line in the help
     "export": ("models", "export a model to ONNX, StableHLO, safetensors and others"),
     "summary": ("models", "print the cost of every layer"),
     "prepare": ("data", "prepare a data set, such as ImageNet or a smaller copy"),
-    "check-data": ("data", "find damaged, duplicate, odd and unbalanced images"),
+    "check-data": ("data", "find corrupt, duplicate, odd and unbalanced images"),
     "show-data": ("data", "draw training images as the network sees them"),
     "curves": ("runs", "draw loss and accuracy of training runs"),
     "diagnose": ("runs", "draw gradients, updates and dead channels of runs"),
@@ -73,7 +73,7 @@ def _run(arguments: Sequence[str]) -> int:
     if name not in COMMANDS:
         from gnet_jax.config import suggestion
 
-        raise UserError(f"there is no command {first!r}; {suggestion(name, COMMANDS)}")
+        raise UserError(f"unknown command {first!r}; {suggestion(name, COMMANDS)}")
     command = _load(name)
     if "arguments" in inspect.signature(command).parameters:  # it parses a config itself
         return command(arguments[1:]) or 0

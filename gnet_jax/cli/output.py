@@ -93,7 +93,7 @@ def leave_at_once(message: str) -> NoReturn:
 def check_picture(out: Path, kinds: tuple[str, ...] = FIGURES) -> None:
     """Raise a UserError if no picture can be written to `out`, before any long work."""
     if not out.absolute().parent.is_dir():
-        raise UserError(f"cannot write {out}: there is no folder {out.absolute().parent}")
+        raise UserError(f"cannot write {out}: folder {out.absolute().parent} not found")
     if out.suffix.lower() not in kinds:
         raise UserError(f"cannot write {out}: use one of {', '.join(kinds)}, not {out.suffix!r}")
 

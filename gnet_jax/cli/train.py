@@ -6,7 +6,7 @@ command again resumes the run. All hosts get the same command and exit with the 
 0        done
 1        numbers that are not finite, a last checkpoint that could not be saved, heads that do not
          learn if dead_heads is "stop", or an unexpected error
-2        a mistake in the command, or too many damaged images, after saving
+2        a mistake in the command, or too many corrupt images, after saving
 3, 134   the hosts did not find each other, or lost one; 134 if JAX ended this host
 128 + n  stopped by signal n to any host, after saving (129: hang-up, 130: Ctrl-C, 143: SIGTERM)
 
@@ -91,7 +91,7 @@ def _main(arguments: Sequence[str], prog: str) -> int:
 
 
 def run(config: Config | UserError, launch: Launch, arguments: Sequence[str], prog: str) -> int:
-    """Train, and return the exit code. An error in place of the config is raised on every host."""
+    """Train, and return the exit code. An error instead of the config is raised on every host."""
     import jax  # here, so that --help and typos answer at once
 
     from gnet_jax.training import loop, program, sharding

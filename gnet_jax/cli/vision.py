@@ -30,7 +30,7 @@ def predict(
     cam: Path | None = None,
     top: int = 5,
 ) -> int:
-    """Print the likeliest classes of photos.
+    """Print the most probable classes of photos.
 
     Files that are not images are named and skipped, and the exit code is then 1.
 
@@ -38,14 +38,14 @@ def predict(
         model: a model folder, a training workdir, or a file that `gnet convert` reads.
         images: files, folders, URLs, or - for standard input.
         json: print one JSON object a line: `file`, and `top` or `error`.
-        cam: also draw where the likeliest class was seen (NAME.png, NAME-2.png and so on).
+        cam: also draw where the most probable class was seen (NAME.png, NAME-2.png and so on).
         top: number of classes.
     """
     from gnet_jax.inference.images import pictures
     from gnet_jax.inference.predict import Predictor, predictions, render, render_error
 
     if not images:
-        raise UserError("there is no photo; name a file, a folder, a URL, or - for standard input")
+        raise UserError("no photo given; name a file, a folder, a URL, or - for standard input")
     if top < 1:
         raise UserError(f"--top is {top}; it must be at least 1")
     if cam is not None:
@@ -73,7 +73,7 @@ def predict(
     if left_out:  # otherwise the module that counts is not imported
         output.say_not_read(left_out)
     if not seen:
-        raise UserError(f"there is no image in {', '.join(images)}")
+        raise UserError(f"no image found in {', '.join(images)}")
     return 1 if failed else 0
 
 
@@ -122,7 +122,7 @@ def evaluate(
         table: the paper's grid: the first model and all of them, with 1, 10 and 144 crops.
         batch_size: largest number of crops in a call of a network.
         threads: that read, decode and crop.
-        bad_limit: largest share of the images that may be damaged; they are skipped and named.
+        bad_limit: largest share of the images that may be corrupt; they are skipped and named.
     """
     from gnet_jax.data.sources import open_source
     from gnet_jax.inference.evaluate import evaluate as evaluate_models
@@ -137,7 +137,7 @@ def evaluate(
     if table:
         grid = evaluate_grid(trained, source, **options)
         console().print(paper_table(grid))
-        _print_damaged(grid[0])
+        _print_corrupt(grid[0])
         return
     result = evaluate_models(trained, source, crops, **options)
     if json:
@@ -148,7 +148,7 @@ def evaluate(
         f"({_counted(result.models, 'model')}, {_counted(result.crops, 'crop')}, "
         f"{result.images_per_sec:.1f} images/s)"
     )
-    _print_damaged(result)
+    _print_corrupt(result)
 
 
 def inspect(
@@ -165,7 +165,7 @@ def inspect(
         image: a file, a URL, or - for standard input.
         out: the folder to draw into.
         endpoint: layers whose activations are drawn, by Caffe's names, such as inception_4a/5x5.
-        class_index: the class that is mapped; None is the likeliest.
+        class_index: the class that is mapped; None is the most probable.
     """
     from gnet_jax.inference.images import open_picture
     from gnet_jax.lab.look.inside import draw_inside
@@ -220,8 +220,8 @@ def _counted(number: int, what: str) -> str:
     return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
-def _print_damaged(result: Evaluation) -> None:
+def _print_corrupt(result: Evaluation) -> None:
     if names := [str(record) for record in result.damaged]:
-        print(f"{_counted(len(names), 'damaged image')} left out:", *names[:10], sep="\n  ")
+        print(f"{_counted(len(names), 'corrupt image')} left out:", *names[:10], sep="\n  ")
     if len(names) > 10:
         print(f"  and {len(names) - 10:,} more; `gnet check-data` lists all")

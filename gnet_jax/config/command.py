@@ -75,7 +75,7 @@ def parse_command(
     """Returns the config and options of `[CONFIG] [--field.path value ...]`, typed after `prog`.
 
     CONFIG is a recipe's name ("digits" by default) or a Python file. `options` is a dataclass with
-    the defaults of the command's own options. `about` introduces the help in place of the recipe's
+    the defaults of the command's own options. `about` introduces the help instead of the recipe's
     docstring. `--help` and typos end the program. Raises ConfigError if there is no such recipe.
     """
     named = _named(arguments)

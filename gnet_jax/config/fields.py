@@ -87,8 +87,8 @@ class DataConfig(Preprocessing):
     """Decoder of training images; evaluation always uses Pillow.
     fast: 25 % less time, within one grey level on average; requires pip install -e ".[fast]"."""
     bad_limit: Annotated[BelowOne, FREE] = 0.02
-    """Largest share of damaged images; with more, the run stops and lists them.
-    Training replaces a damaged image with the next good one, evaluation skips it."""
+    """Largest share of corrupt images; with more, the run stops and lists them.
+    Training replaces a corrupt image with the next good one, evaluation skips it."""
 
     @property
     def preprocessing(self) -> Preprocessing:

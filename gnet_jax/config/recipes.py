@@ -53,7 +53,7 @@ def load_file(name: str, function: str, kind: type[Kind]) -> tuple[Kind, str]:
     if not path.is_file():
         what, known = ("recipe", recipe_names()) if kind is Config else ("sweep", sweep_names())
         raise ConfigError(
-            f"there is no {what} {name}, neither a file nor in configs/; {suggestion(name, known)}"
+            f"unknown {what} {name}, neither a file nor in configs/; {suggestion(name, known)}"
         )
     module = types.ModuleType(f"recipe_{path.stem}")
     loader = importlib.machinery.SourceFileLoader(module.__name__, str(path))

@@ -1,4 +1,4 @@
-"""Damaged images: which were found, how many are allowed, and how they are listed."""
+"""Corrupt images: which were found, how many are allowed, and how they are listed."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from gnet_jax.config.paths import as_text
 from gnet_jax.data.sources import DataError, Example, Source
 
-SHOWN = 10  # damaged images that a message names; the others are counted
+SHOWN = 10  # corrupt images that a message names; the others are counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,15 +22,15 @@ class BadRecord:
 
 
 class TooManyBadRecordsError(DataError):
-    """More images are damaged than the limit allows."""
+    """More images are corrupt than the limit allows."""
 
 
 class BadRecords:
-    """The distinct damaged images of one source that were found so far.
+    """The distinct corrupt images of one source that were found so far.
 
-    `limit` is the largest fraction of its examples that may be damaged. `told` is called once with
-    each damaged image that is not `known` from before a restart. `listed_in` is the file with the
-    whole list, for the message.
+    `limit` is the largest fraction of its examples that may be corrupt. `on_new` is called once
+    for each corrupt image that is not `known` from before a restart. `listed_in` is the file with
+    the whole list, for the message.
     """
 
     def __init__(
@@ -38,13 +38,13 @@ class BadRecords:
         source: Source,
         limit: float = 0.0,
         *,
-        told: Callable[[BadRecord], object] | None = None,
+        on_new: Callable[[BadRecord], object] | None = None,
         known: Iterable[BadRecord] = (),
         listed_in: object = None,
     ) -> None:
         self._images, self._limit = len(source), limit
         self._found = {record.index: record for record in known}
-        self._told, self._listed_in = told, listed_in
+        self._on_new, self._listed_in = on_new, listed_in
 
     def __len__(self) -> int:
         return len(self._found)
@@ -54,20 +54,20 @@ class BadRecords:
 
     @property
     def allowed(self) -> int:
-        """The number of examples that may be damaged."""
+        """The number of examples that may be corrupt."""
         return int(self._limit * self._images)
 
     def add(self, found: Iterable[BadRecord]) -> None:
-        """Add damaged images; each counts once. Raises TooManyBadRecordsError above the limit."""
+        """Add corrupt images; each counts once. Raises TooManyBadRecordsError above the limit."""
         for record in found:
             if record.index not in self._found:
                 self._found[record.index] = record
-                if self._told is not None:
-                    self._told(record)
+                if self._on_new is not None:
+                    self._on_new(record)
         if len(self) <= self.allowed:
             return
         lines = [
-            f"{len(self):,} of {self._images:,} images are damaged, but a bad limit of "
+            f"{len(self):,} of {self._images:,} images are corrupt, but a bad limit of "
             f"{self._limit:.2%} allows {self.allowed:,}:",
             *(f"  {record}" for record in list(self)[:SHOWN]),
         ]
@@ -84,8 +84,8 @@ class BadRecords:
 def read_example(source: Source, index: int) -> Example:
     """Returns `source[index]` after checking its label.
 
-    Raises ImageError if the source knows that the record is damaged, and DataError for a label out
-    of range or a file that cannot be read. Neither is replaced like a damaged image: a wrong label
+    Raises ImageError if the source knows that the record is corrupt, and DataError for a label out
+    of range or a file that cannot be read. Neither is replaced like a corrupt image: a wrong label
     needs a fix, and a read error may be temporary.
     """
     try:

@@ -32,10 +32,10 @@ class Batch(TypedDict):
 
     image: np.ndarray  # (B, S, S, 3) uint8
     label: np.ndarray  # (B,) int32
-    mask: np.ndarray  # (B,) bool: False for padding and damaged images in an evaluation
+    mask: np.ndarray  # (B,) bool: False for padding and corrupt images in an evaluation
 
 
-_Loaded = tuple[Batch, list[BadRecord]]  # a batch, and the damaged images found while loading it
+_Loaded = tuple[Batch, list[BadRecord]]  # a batch, and the corrupt images found while loading it
 
 
 def _order(size: int, seed: int) -> Any:
@@ -45,7 +45,7 @@ def _order(size: int, seed: int) -> Any:
 def batch_indices(size: int, config: Config, step: int) -> np.ndarray:
     """Returns the indices, (B,) int64, of the global batch of `step`, of which 1 is the first.
 
-    Damaged images are not replaced yet. `size` is the number of examples.
+    Corrupt images are not replaced yet. `size` is the number of examples.
     """
     order, end = _order(size, config.seed), step * config.batch_size
     return np.array([order[place] for place in range(end - config.batch_size, end)], np.int64)
@@ -100,9 +100,9 @@ def train_batches(
     `batch_size` counts the images of all hosts. Every epoch is another permutation of the source,
     and batches may span two epochs. The crop of an example is keyed by (seed, step, place in the
     global batch). An image that cannot be decoded is replaced by the next one of the source that
-    can. `bad` receives the damaged images of every batch when it is taken; None allows none. Raises
+    can. `bad` receives the corrupt images of every batch when it is taken; None allows none. Raises
     DataError as `cropper`, and for a batch with a label out of range, a file that cannot be read,
-    or more damaged images than `bad` allows. For `threads` and `workers` see `prefetched`.
+    or more corrupt images than `bad` allows. For `threads` and `workers` see `prefetched`.
     """
     bad = BadRecords(source) if bad is None else bad
     allowed = bad.allowed  # a number, so that worker processes get no copy of `bad`
@@ -189,7 +189,7 @@ def _central(image: bytes | np.ndarray, preprocessing: Preprocessing) -> np.ndar
 def _checked(
     loaded: Generator[_Loaded, None, None], bad: BadRecords
 ) -> Generator[Batch, None, None]:
-    """Yields the batches, and adds the damaged images to `bad` in the order of the steps."""
+    """Yields the batches, and adds the corrupt images to `bad` in the order of the steps."""
     with contextlib.closing(loaded):
         for batch, found in loaded:
             bad.add(found)

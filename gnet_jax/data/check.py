@@ -1,4 +1,4 @@
-"""Scan every example of every split for damaged, odd, unbalanced and duplicate images."""
+"""Scan every example of every split for corrupt, odd, unbalanced and duplicate images."""
 
 import contextlib
 import dataclasses
@@ -46,7 +46,7 @@ def inspect(source: Source, index: int) -> Facts:
         image, label = source[index]
     except OSError as error:
         return Facts(None, b"", None, f"cannot be read: {error.strerror or error}")
-    except ImageError as error:  # a record that its source knows to be damaged
+    except ImageError as error:  # a record that its source knows to be corrupt
         return Facts(None, b"", None, str(error))
     data = image if isinstance(image, bytes) else str(image.shape).encode() + image.tobytes()
     digest = hashlib.sha256(data).digest()[:16]
@@ -77,7 +77,7 @@ def _odd_encoding(image: bytes, name: str) -> list[tuple[str, str]]:
         # Pillow shows 16-bit colour in the raw mode alone.
         raw = str(picture.tile[0].args) if picture.tile else ""
         pictures = 1
-        with contextlib.suppress(Exception):  # the later pictures may be damaged
+        with contextlib.suppress(Exception):  # the later pictures may be corrupt
             pictures = getattr(picture, "n_frames", 1)
         kinds = {
             "a format other than its suffix says": picture.format != expected,
@@ -157,7 +157,7 @@ class Scan:
             empty = each.empty_classes if each.split == "train" else []
             unknown = [name for name in each.class_names if name not in first.class_names]
             labels = f"out of range (0 to {len(each.class_names) - 1}) in {each.split}"
-            found += _count(each.bad, "damaged image", f"in {each.split}")
+            found += _count(each.bad, "corrupt image", f"in {each.split}")
             found += _count(each.labels_out_of_range, "label", labels)
             found += _count(empty, "class", f"without an image in train: {', '.join(empty[:5])}")
             where = f"in {each.split} that {first.split} lacks: {', '.join(unknown[:5])}"
@@ -209,7 +209,7 @@ def scan(spec: str, *, threads: int = 4) -> Scan:
             with contextlib.closing(prefetched(load, range(len(source)), threads)) as all_facts:
                 for index, facts in enumerate(all_facts):
                     found.add(source, index, facts)
-                    if facts.size and facts.label is not None:  # damaged ones have no duplicates
+                    if facts.size and facts.label is not None:  # corrupt ones have no duplicates
                         sizes.append(facts.size)
                         places[facts.digest].append((source, index, facts.label))
                     advance()
@@ -237,12 +237,12 @@ def print_scan(console: Console, found: Scan) -> None:
     """Print sizes and classes as tables, then every finding with its first examples."""
     console.print(_split_table(found))
     if found.missing:
-        console.print(f"there is no split {' or '.join(found.missing)}")
+        console.print(f"split {' or '.join(found.missing)} not found")
     console.print(_class_table(found))
     balance = ", ".join(map(_imbalance, found.splits))
     console.print(f"largest class / smallest: {balance}", soft_wrap=True)
     for each in found.splits:
-        _print_names(console, f"damaged in {each.split}", [str(record) for record in each.bad])
+        _print_names(console, f"corrupt in {each.split}", [str(record) for record in each.bad])
         _print_names(console, f"labels out of range in {each.split}", each.labels_out_of_range)
         for kind, names in sorted(each.odd.items()):
             if len(names) == each.images:
@@ -265,7 +265,7 @@ def print_scan(console: Console, found: Scan) -> None:
 
 def _split_table(found: Scan) -> Table:
     table = Table("split", title=escape(found.source), title_justify="left")
-    for name in ("images", "damaged", "classes", "width (least, median, most)", "height"):
+    for name in ("images", "corrupt", "classes", "width (least, median, most)", "height"):
         table.add_column(name, justify="right")
     for each in found.splits:
         counts = (each.images,), (len(each.bad),), (len(each.class_names),)

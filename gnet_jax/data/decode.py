@@ -40,7 +40,7 @@ def decode(image: bytes | np.ndarray) -> Image.Image:
     The content determines the format, and the first of several pictures is read. Grey, CMYK, YCbCr,
     Lab and palette images are converted without their colour profiles; the highest 8 bits of a
     channel are kept; transparency is dropped. Raises ImageError for bytes that are not an image,
-    are cut short or visibly damaged, or hold over 50 million pixels; for pixels of unknown range or
+    are cut short or visibly corrupt, or hold over 50 million pixels; for pixels of unknown range or
     meaning; and for an array of another dtype or shape.
     """
     if isinstance(image, np.ndarray):
@@ -92,8 +92,8 @@ def opening(image: bytes) -> Iterator[Opened]:
     except SyntaxError as error:  # Pillow's error for an unknown kind of file
         what = f"a {kind} file" if tiff is None else tiff.described
         raise ImageError(f"{what}, which is not read ({error}); {REMEDY}") from error
-    except Exception as error:  # decoders raise any error for a damaged file
-        raise ImageError(f"a damaged image: {error or type(error).__name__}") from error
+    except Exception as error:  # decoders raise any error for a corrupt file
+        raise ImageError(f"a corrupt image: {error or type(error).__name__}") from error
 
 
 def _format(image: bytes) -> str:

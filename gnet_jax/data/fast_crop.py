@@ -51,7 +51,7 @@ def _decode_jpeg(image: bytes, size: tuple[int, int], box: Box, wanted: int) -> 
             min_height=int(height * wanted / (bottom - top)),
             min_factor=2,  # a smaller factor saves no time
         )
-    except ValueError:  # some of these files are damaged, some are only unusual
+    except ValueError:  # some of these files are corrupt, some are only unusual
         return np.asarray(decode(image))
 
 

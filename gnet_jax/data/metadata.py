@@ -204,10 +204,10 @@ def read_tiff(image: bytes) -> Tiff:
     """
     found = directory(image)
     if found is None or not found.complete:
-        raise ImageError("a damaged image: the directory of the TIFF is cut short")
+        raise ImageError("a corrupt image: the directory of the TIFF is cut short")
     for tag in NEEDED & found.entries.keys():
         if not found.values(image, tag):
-            raise ImageError(f"a damaged image: tag {tag} of the TIFF has no value")
+            raise ImageError(f"a corrupt image: tag {tag} of the TIFF has no value")
 
     def value(tag: int, default: int) -> int:
         return next(iter(found.values(image, tag)), default)

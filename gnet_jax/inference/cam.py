@@ -62,7 +62,7 @@ class ActivationMapper:
 
         @jax.jit
         def run(variables: Any, square_SSC: jax.Array, index: jax.Array) -> Any:
-            """Returns logits and evidence of every head, for its likeliest class if `index` < 0."""
+            """Returns each head's logits and evidence, of its top class if `index` < 0."""
             x_BHWC = preprocess(square_SSC[None], preprocessing=trained.preprocessing)
             found = endpoints(model, variables, x_BHWC)
             results = {}
@@ -84,13 +84,13 @@ class ActivationMapper:
 
     def __call__(self, picture: Image.Image, index: int | None = None) -> dict[str, ActivationMap]:
         """Returns the map of one class in each head, with the head's own probability of it. `index`
-        None takes the main head's likeliest class. Raises UserError if there is no class `index`,
+        None takes the main head's most probable class. Raises UserError if `index` is not a class,
         ImageError for a picture too narrow to resize.
         """
         trained = self._trained
         classes = trained.model.arch.num_classes
         if index is not None and not 0 <= index < classes:
-            raise UserError(f"there is no class {index}; the model's are 0 to {classes - 1}")
+            raise UserError(f"unknown class {index}; the model's are 0 to {classes - 1}")
         square = central_crop(picture, trained.preprocessing)
         if index is None:
             index = int(np.argmax(self._run(trained.variables, square, -1)[MAIN][0]))
@@ -99,8 +99,8 @@ class ActivationMapper:
         return {head: self._map(square, results[head], index) for head in self.heads}
 
     def own(self, picture: Image.Image, head: str) -> tuple[np.ndarray, ActivationMap]:
-        """Returns the probabilities (K,) of one head, and its map of its likeliest class. Raises
-        ImageError for a picture too narrow to resize.
+        """Returns the probabilities (K,) of one head, and the map of its most probable class.
+        Raises ImageError for a picture too narrow to resize.
         """
         square = central_crop(picture, self._trained.preprocessing)
         result = self._run(self._trained.variables, square, -1)[head]

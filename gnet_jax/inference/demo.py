@@ -46,7 +46,7 @@ def build(trained: TrainedModel, title: str) -> Any:
                 info = None if len(mapper.heads) > 1 else "This model has no auxiliary heads."
                 head = gr.Radio(list(mapper.heads), value=MAIN, label="Head", info=info)
             with gr.Column():
-                classes = gr.Label(num_top_classes=5, label="Likeliest classes")
+                classes = gr.Label(num_top_classes=5, label="Most probable classes")
                 # No label, which would cover the map's own title, and no sharing.
                 buttons = ["download", "fullscreen"]
                 seen = gr.Image(type="pil", show_label=False, interactive=False, buttons=buttons)

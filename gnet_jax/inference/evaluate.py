@@ -41,7 +41,7 @@ class EvaluationError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """How often the label was the likeliest class, or among the five likeliest."""
+    """How often the label was the most probable class, or among the five most probable."""
 
     images: int  # scored, each exactly once
     top1_count: int  # top1 is its share, NaN without images
@@ -82,9 +82,9 @@ def evaluate(
     """Score every image of `source` once, by probabilities averaged over `crops` (see `crop_plan`)
     and models. The models have the same classes in any order, and each its own preprocessing;
     `pair_classes` matches the classes of the data. A call of a network gets at most `batch_size`
-    crops. Damaged images are skipped and named in the result. Raises EvaluationError for models of
+    crops. Corrupt images are skipped and named in the result. Raises EvaluationError for models of
     different classes, or images of a class that they lack; DataError for a label out of range, or a
-    larger share of damaged images than `bad_limit`.
+    larger share of corrupt images than `bad_limit`.
     """
     if not 0 <= bad_limit < 1:
         raise EvaluationError(f"bad_limit is {bad_limit}; it must be in [0, 1)")
@@ -136,7 +136,7 @@ def evaluate(
 def _columns(models: Sequence[TrainedModel]) -> list[list[int]]:
     """Returns the outputs of each model in the order of the first model's classes."""
     if not models:
-        raise EvaluationError("there is no model to evaluate; name at least one")
+        raise EvaluationError("no model to evaluate; name at least one")
     first, columns = models[0].class_names, []
     for number, model in enumerate(models, start=1):
         found, back = find(first, model.class_names), find(model.class_names, first)

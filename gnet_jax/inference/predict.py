@@ -59,7 +59,7 @@ class Guess(TypedDict):
 
 
 class Prediction(NamedTuple):
-    """The likeliest classes of one picture, or the reason why there are none."""
+    """The most probable classes of one picture, or the reason why there are none."""
 
     name: str
     picture: Image.Image | UserError
@@ -134,7 +134,7 @@ def softmax(logits_NK: np.ndarray) -> np.ndarray:
 
 
 def top_classes(probabilities_K: np.ndarray, class_names: Sequence[str], k: int = 5) -> list[Guess]:
-    """Returns the `k` likeliest classes (at most all), those of equal probability by index."""
+    """Returns the `k` most probable classes (at most all), those of equal probability by index."""
     best = np.argsort(-probabilities_K, kind="stable")[:k]
     return [
         Guess(index=int(i), label=class_names[int(i)], probability=float(probabilities_K[i]))
@@ -145,7 +145,7 @@ def top_classes(probabilities_K: np.ndarray, class_names: Sequence[str], k: int 
 def predictions(
     predictor: Predictor, pictures: Iterable[Picture], k: int = 5
 ) -> Iterator[Prediction]:
-    """Yields the `k` likeliest classes of each picture in order, computed batch by batch."""
+    """Yields the `k` most probable classes of each picture in order, computed batch by batch."""
     trained, waiting = predictor.trained, iter(pictures)
     while batch := list(itertools.islice(waiting, predictor.batch_size)):
         squares = [_crop(picture, trained.preprocessing) for _, picture in batch]

@@ -88,7 +88,7 @@ def train(run: Run, workdir: Path, steps: CompiledSteps | None = None) -> Result
     `workdir` was opened by `open_workdir`. `steps` may be those of a run that differs only in its
     seed and workdir. Raises a TrainingError if too many steps in a row are not finite, if the
     config stops at heads that do not learn, or if the last save failed; a DataError, after saving,
-    if too many images are damaged or a label is out of range.
+    if too many images are corrupt or a label is out of range.
     """
     config, program, total = run.config, run.program, run.program.total_steps
     began, watch, main = time.perf_counter(), Stopwatch(), jax.process_index() == 0
@@ -327,7 +327,7 @@ def evaluate(
 ) -> dict[str, float]:
     """Returns `val/count`, `val/top1`, `val/top5` (shares of 1) and `val/loss` of `state`.
 
-    Every example of the whole validation set counts once, except damaged images. Returns an empty
+    Every example of the whole validation set counts once, except corrupt images. Returns an empty
     dict if a signal to any host ends it early. Raises a TrainingError if the loss is not finite.
     """
     program, data, hosts = run.program, run.config.data, jax.process_count()

@@ -179,14 +179,14 @@ class KnownDamage(Labelled):
 
     def __getitem__(self, index):
         if index in Damaged.BAD:
-            raise ImageError("a damaged record: it has a wrong checksum")
+            raise ImageError("a corrupt record: it has a wrong checksum")
         return super().__getitem__(index)
 
 
 def test_a_limit_allows_that_many_damaged_images_and_not_one_more():
     told = []
     records = [BadRecord(i, f"photo {i}", "cut short") for i in range(13)]
-    bad = BadRecords(Numbered(50), 0.12, told=told.append, known=records[:1], listed_in="list")
+    bad = BadRecords(Numbered(50), 0.12, on_new=told.append, known=records[:1], listed_in="list")
     assert bad.allowed == 6
     bad.add(records[:6])
     bad.add(records[:6])  # again: each counts once
@@ -212,13 +212,13 @@ def next_of(index):
 @pytest.mark.parametrize("kind", [Damaged, KnownDamage])
 def test_a_damaged_image_is_replaced_by_the_next_good_one_of_the_source(kind):
     source, told = kind(50), []
-    bad = BadRecords(source, 0.2, told=told.append)
+    bad = BadRecords(source, 0.2, on_new=told.append)
     labels = stacked(take(19, source, bad=bad), "label")
     clean = stacked(take(19, Labelled(50)), "label")
     assert labels.tolist() == [next_of(index) for index in clean]
     assert len(bad) == len(told) == 6
     assert {record.index for record in told} == Damaged.BAD
-    reason = "not an image: its 6 bytes are none" if kind is Damaged else "a damaged record: it has"
+    reason = "not an image: its 6 bytes are none" if kind is Damaged else "a corrupt record: it has"
     assert str(told[0]).startswith(f"example {told[0].index}: {reason}")
 
 
@@ -304,7 +304,7 @@ def test_a_source_with_only_damaged_images_stops_at_the_limit():
             return Example(b"", 0)
 
     source = Nothing(100_000)
-    with pytest.raises(DataError, match="damaged"):
+    with pytest.raises(DataError, match="corrupt"):
         take(1, source, bad=BadRecords(source, 0.001))
     assert len(read) <= 3 * 101  # three batches may be loaded at once
 

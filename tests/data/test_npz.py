@@ -235,7 +235,7 @@ def test_damaged_files_are_named(tmp_path):
     whole = bytearray(file.read_bytes())
     whole[300] ^= 1  # a pixel: the file's own crc32 shows it
     file.write_bytes(whole)
-    refused(r"x in .*train\.npz is damaged: Bad CRC-32")
+    refused(r"x in .*train\.npz is corrupt: Bad CRC-32")
     file.write_bytes(whole[: len(whole) // 2])
     refused(r"train\.npz is not an \.npz file or is cut short")
 

@@ -89,7 +89,7 @@ def test_damaged_files_are_named_with_the_reason(folder, capsys):
     for name, reason in (("cut", "truncated"), ("empty", "empty"), ("page", "27 bytes")):
         assert any(f"cat/{name}.jpg" in line and reason in line for line in output.splitlines())
     scanned = scan(str(folder))
-    assert scanned.must_be_mended == ["3 damaged images in train"]
+    assert scanned.must_be_mended == ["3 corrupt images in train"]
     found = scanned.splits[0]
     assert found.class_counts == [6, 3]  # a damaged image has a label
     assert [record.name.rsplit("/", 1)[1] for record in found.bad] == list(faults)
@@ -348,7 +348,7 @@ def test_the_report_ends_with_what_must_be_fixed():
     assert lines[-1].startswith("must be fixed: 1 label out of range (0 to 1) in train; ")
     assert "broken link 1" in lines[-1]
     assert "junk" not in lines[-1]
-    assert "there is no split val or test" in lines
+    assert "split val or test not found" in lines
     assert "  [b]" in lines
     empty = split_scan()
     empty.class_counts = [3, 0]

@@ -169,13 +169,13 @@ def test_a_flipped_bit_is_noticed_in_either_format(shapes):
     at = content.index(encoded(picture(4), "PNG")[60:80])
     content[at] ^= 1
     file.write_bytes(content)
-    with pytest.raises(ImageError, match="a damaged record: "):
+    with pytest.raises(ImageError, match="a corrupt record: "):
         source[4]
     assert source[3] == (encoded(picture(3), "PNG"), 1)
     assert source.fingerprint() != sound
     found = scan("tfds:shapes")  # of TFDS_DATA_DIR
     assert [record.index for record in found.splits[0].bad] == [4]
-    assert "a damaged record: " in found.splits[0].bad[0].reason
+    assert "a corrupt record: " in found.splits[0].bad[0].reason
     assert [split.split for split in found.splits] == ["train", "test"]
 
 
@@ -197,7 +197,7 @@ def test_a_damaged_record_is_replaced_in_training_and_left_out_in_evaluation(sha
     (batch,) = eval_batches(source, bad=bad, **options)
     assert batch["mask"].tolist() == [i != 4 for i in range(10)]
     assert [record.index for record in bad] == [4]
-    with pytest.raises(DataError, match=r"number 1 in shapes-train.*: a damaged record: "):
+    with pytest.raises(DataError, match=r"number 1 in shapes-train.*: a corrupt record: "):
         next(eval_batches(source, **options))
 
 

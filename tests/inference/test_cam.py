@@ -58,7 +58,7 @@ def test_a_map_is_the_features_weighted_by_the_classs_column(
         np.testing.assert_array_equal(found.square, central_crop(photo, model_a.preprocessing))
 
 
-def test_without_an_index_the_main_heads_likeliest_class_is_mapped(
+def test_without_an_index_the_main_heads_most_probable_class_is_mapped(
     mapper, features_and_logits, make_photo
 ):
     for seed in range(4):

@@ -393,13 +393,13 @@ def test_a_record_that_its_source_knows_to_be_damaged_is_left_out(model_a, make_
     class Damaged(type(source)):
         def __getitem__(self, index):
             if index == 3:
-                raise ImageError("a damaged record: it has a wrong checksum")
+                raise ImageError("a corrupt record: it has a wrong checksum")
             return super().__getitem__(index)
 
     source.__class__ = Damaged
     found = evaluate([model_a], source, bad_limit=0.2)
     assert found.images == 5
-    assert str(found.damaged[0]) == "example 3: a damaged record: it has a wrong checksum"
+    assert str(found.damaged[0]) == "example 3: a corrupt record: it has a wrong checksum"
 
 
 def test_impossible_requests_are_refused_before_anything_is_compiled(

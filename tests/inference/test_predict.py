@@ -105,7 +105,7 @@ def test_softmax_keeps_the_order_of_distinct_logits():
     assert np.argsort(-found[0]).tolist() == [0, 1, 3, 2]
 
 
-def test_the_likeliest_classes_come_first_and_equal_ones_by_index():
+def test_the_most_probable_classes_come_first_and_equal_ones_by_index():
     found = top_classes(np.array([0.1, 0.3, 0.3, 0.2], np.float32), ("a", "b", "c", "d"), k=3)
     assert [(guess["label"], guess["index"]) for guess in found] == [("b", 1), ("c", 2), ("d", 3)]
     assert [guess["probability"] for guess in found] == pytest.approx([0.3, 0.3, 0.2])

@@ -147,10 +147,10 @@ def test_show_data_writes_the_sheet_and_nothing_else(tmp_path, monkeypatch, caps
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "there is no recipe nowhere"),
+        (["nowhere"], "unknown recipe nowhere"),
         (["--rows", "0"], "--rows is 0; it must be at least 1"),
         (["--step", "-1"], "--step is -1; it must be at least 0"),
-        (["--out", "/no/sheet.png"], "there is no folder /no"),
+        (["--out", "/no/sheet.png"], "folder /no not found"),
         (["--out", "sheet.txt"], "cannot write sheet.txt"),
         (["--data.source", "nothing"], "data source 'nothing'"),
         (["--split", "val", "--step", "3"], "--step is 3"),

@@ -76,7 +76,7 @@ def test_the_command_draws_runs_and_names_one_that_was_not_diagnosed(tmp_path, c
     assert main(["diagnose", *runs, str(tmp_path)]) == 2
     assert "--diagnose 100" in capsys.readouterr().err
     assert main(["diagnose", runs[0], "--out", str(tmp_path / "no" / "d.png")]) == 2
-    assert "there is no folder" in capsys.readouterr().err
+    assert "not found" in capsys.readouterr().err
 
 
 def test_no_run_to_draw_is_a_mistake(capsys):

@@ -71,7 +71,7 @@ def test_the_command_draws_everything(trained, tmp_path, capsys):
         with Image.open(tmp_path / "o" / name) as picture:
             assert min(picture.size) > 100
     assert main(["inspect", *arguments, "--endpoint", "conv9"]) == 2
-    assert "there is no endpoint 'conv9'; there are conv1/7x7_s2, " in capsys.readouterr().err
+    assert "unknown endpoint 'conv9'; there are conv1/7x7_s2, " in capsys.readouterr().err
     assert main(["inspect", *arguments, "--endpoint", "inception_4a/5x"]) == 2
     assert "did you mean inception_4a/5x5?" in capsys.readouterr().err
     assert main(["inspect", arguments[0], str(tmp_path / "none.png")]) == 2
@@ -79,7 +79,7 @@ def test_the_command_draws_everything(trained, tmp_path, capsys):
 
 
 def test_a_class_that_is_not_there_is_named(trained):
-    with pytest.raises(UserError, match="there is no class 10; the model's are 0 to 9"):
+    with pytest.raises(UserError, match="unknown class 10; the model's are 0 to 9"):
         ActivationMapper(trained)(PHOTO, 10)
 
 

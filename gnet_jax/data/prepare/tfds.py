@@ -119,10 +119,10 @@ def _prepare_by_tfds(name: str, builder: Any, manual_dir: Path | None) -> None:
 
 def _prepare_imagenet(builder: Any, manual_dir: Path, subset: bool, threads: int) -> None:
     tars = [manual_dir / name for name in MD5]
-    missing = " and no ".join(tar.name for tar in tars if not tar.is_file())
+    missing = " and ".join(tar.name for tar in tars if not tar.is_file())
     if missing:
         raise PrepareError(
-            f"there is no {missing} in {manual_dir.absolute()}; register at "
+            f"{missing} not found in {manual_dir.absolute()}; register at "
             "image-net.org/download-images, and name the folder of the tars with --manual-dir"
         )
     plans = [
@@ -259,7 +259,7 @@ def pack(
 
     Larger ones are scaled down (antialiased) and become JPEGs, others stay as they are, and arrays
     become PNGs. A killed call is resumed by the next. The set is named after the folder `out`.
-    Raises PrepareError if the set cannot be written or an image is damaged, and DataError if the
+    Raises PrepareError if the set cannot be written or an image is corrupt, and DataError if the
     source is missing, an image cannot be read, or a label is out of range.
     """
     import tensorflow_datasets as tfds

@@ -44,7 +44,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Example:
-        """Returns an example; raises an ImageError if its record is known to be damaged."""
+        """Returns an example; raises an ImageError if its record is known to be corrupt."""
         ...
 
     def describe(self, index: int) -> str:

@@ -139,7 +139,7 @@ class _Part(NamedTuple):
                     f"{key} in {self.file} holds Python objects, which can run code when loaded; "
                     "save numbers, or text as np.array(names, dtype=str)"
                 ) from None
-            raise DataError(f"{key} in {self.file} is damaged: {error}") from error
+            raise DataError(f"{key} in {self.file} is corrupt: {error}") from error
 
     def describe(self) -> str:
         """Returns the file's path and, if it holds several splits, the key of the images."""
@@ -276,7 +276,7 @@ def _find_range(images: np.ndarray, where: str) -> tuple[int, int]:
             f"{where} is {images.dtype} from {low:.6g} to {high:.6g}; the values of black and "
             "white are unknown (not 0 to 1, -1 to 1, 0 to 255 or 0 to 65535). Save every split as "
             f"np.interp(x, ({low:.6g}, {high:.6g}), (0, 255)).round().astype(np.uint8), with the "
-            f"values of black and white in place of {low:.6g} and {high:.6g}"
+            f"values of black and white instead of {low:.6g} and {high:.6g}"
         )
     return found
 

@@ -62,7 +62,7 @@ class TfdsSource:
             image, label = values["image"].bytes_list.value[0], values["label"].int64_list.value[0]
             return Example(image, int(label))
         except (DecodeError, IndexError) as error:
-            raise ImageError("a damaged record: it holds no image with a label") from error
+            raise ImageError("a corrupt record: it holds no image with a label") from error
 
     def describe(self, index: int) -> str:
         """Returns its index in the split, and its place in the files."""
@@ -74,7 +74,7 @@ class TfdsSource:
         for index in range(min(100, len(self))):
             try:
                 example = self[index]
-            except ImageError:  # a damaged copy is another set; the damage is reported when read
+            except ImageError:  # a corrupt copy is another set; the damage is reported when read
                 parts.append(b"damaged")
             else:
                 parts += [np.asarray(example.image).tobytes(), bytes([example.label & 255])]
@@ -161,7 +161,7 @@ class _ArrayRecords(Shards):
             try:
                 found = list(pool.map(count_array_records, paths))
             except OSError as error:
-                raise DataError(f"a file of the data is missing or damaged: {error}") from error
+                raise DataError(f"a file of the data is missing or corrupt: {error}") from error
         for each in zip(paths, counts, found, strict=True):
             check_count(*each)
         # With slices the library does not count the records once more.
@@ -174,12 +174,12 @@ class _ArrayRecords(Shards):
             return self._source[index]
         except RuntimeError as error:  # the library's only kind of error
             if "orrupted" in str(error):
-                raise ImageError(f"a damaged record: {error}") from error
+                raise ImageError(f"a corrupt record: {error}") from error
             raise OSError(str(error)) from error
 
 
 def count_array_records(path: str) -> int:
-    """Returns the number of records in an array_record file; raises OSError if it is damaged."""
+    """Returns the number of records in an array_record file; raises OSError if it is corrupt."""
     from array_record.python import array_record_data_source
 
     reader = array_record_data_source.array_record_module.ArrayRecordReader(_plain(path))

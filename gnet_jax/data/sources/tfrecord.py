@@ -51,7 +51,7 @@ def record_ends(path: Path) -> np.ndarray:
                 length, crc = _LENGTH.unpack_from(header)[0], _CHECKSUM.unpack_from(header, 8)[0]
                 end = at + HEADER + length + _CHECKSUM.size
                 if at + HEADER <= size and crc != checksum(header[:8]):
-                    raise DataError(f"{path} is damaged at byte {at:,}; copy it again")
+                    raise DataError(f"{path} is corrupt at byte {at:,}; copy it again")
                 if end > size:
                     raise DataError(f"{path} is cut short in record {len(ends)}; copy it again")
                 ends.append(end)
@@ -94,7 +94,7 @@ class TfRecords(Shards):
     """The records of local TFRecord files, which any thread may read at random.
 
     The file `index` is written beside the records or, if that is not possible, to the user's cache.
-    Raises DataError for a file that cannot be read, is damaged or cut short, or does not hold the
+    Raises DataError for a file that cannot be read, is corrupt or cut short, or does not hold the
     number of records in `counts`.
     """
 
@@ -117,7 +117,7 @@ class TfRecords(Shards):
             )
         data = record[HEADER : HEADER + length]
         if _CHECKSUM.unpack_from(record, HEADER + length)[0] != checksum(data):
-            raise ImageError("a damaged record: its checksum is wrong")
+            raise ImageError("a corrupt record: its checksum is wrong")
         return data
 
 
@@ -154,7 +154,7 @@ def _load_or_make_index(paths: Sequence[Path], counts: Sequence[int], name: str)
 
 
 def _load_index(file: Path, key: str, count: int) -> np.ndarray | None:
-    """Returns the index in `file`, or None if it is missing, damaged or of other files."""
+    """Returns the index in `file`, or None if it is missing, corrupt or of other files."""
     try:
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
             ends = arrays["ends"]

@@ -32,7 +32,7 @@ def draw_inside(
 ) -> list[Path]:
     """Draw first-layer filters, activations of endpoints and the maps of every head into `folder`;
     returns the files. `names` are Caffe's names of endpoints, by default those of `DEFAULT` that
-    the network has. `index` is the class that is mapped, by default the likeliest. Raises UserError
+    the network has. `index` is the class to map, by default the most probable. Raises UserError
     for an unknown endpoint or class, a folder that cannot be written, or a first layer whose
     filters are not colours; ImageError for a picture too narrow to resize.
     """
@@ -45,7 +45,7 @@ def draw_inside(
     found = run(trained.variables, central_crop(picture, trained.preprocessing))
     for name in names:
         if name not in found:
-            raise UserError(f"there is no endpoint {name!r}; {suggestion(name, found)}")
+            raise UserError(f"unknown endpoint {name!r}; {suggestion(name, found)}")
     kernel = np.asarray(trained.variables["params"]["conv1"]["conv"]["kernel"])
     figures: dict[str, Image.Image | Figure] = {
         "filters.png": filters_figure(kernel, trained.preprocessing.channels),

@@ -1,4 +1,4 @@
-"""What goes wrong in a run without ending it: damaged images, skipped steps, dead heads."""
+"""What goes wrong in a run without ending it: corrupt images, skipped steps, dead heads."""
 
 import dataclasses
 import math
@@ -39,7 +39,7 @@ REMEDIES = (
 
 
 class BadImages:
-    """The damaged images of a run, `train` and `val`, in `bad_records.jsonl` of the workdir.
+    """The corrupt images of a run, `train` and `val`, in `bad_records.jsonl` of the workdir.
 
     A resumed run keeps those listed up to the step from which it resumes. Every host counts and
     lists what it reads; the file of host 1 is `bad_records-1.jsonl`.
@@ -63,17 +63,17 @@ class BadImages:
             line = {"split": split, **dataclasses.asdict(record)}
             self._reporter.append(self._file, self.step, line)
             if len(records) <= SHOWN:
-                self._reporter.say(f"damaged, {what}: {record}")
+                self._reporter.say(f"corrupt, {what}: {record}")
             elif len(records) == SHOWN + 1:
-                self._reporter.say(f"further damaged images are listed in {path}")
+                self._reporter.say(f"further corrupt images are listed in {path}")
 
-        records = BadRecords(source, self._limit, told=report, known=known, listed_in=path)
+        records = BadRecords(source, self._limit, on_new=report, known=known, listed_in=path)
         return records
 
     def report_left_out(self, images: int) -> None:
         """Print how many validation images the last evaluation left out, if any."""
         if images:
-            self._reporter.say(f"damaged images left out: {images:,}, listed in {self._file.path}")
+            self._reporter.say(f"corrupt images left out: {images:,}, listed in {self._file.path}")
 
 
 class SkippedSteps:
