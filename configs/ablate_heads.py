@@ -1,11 +1,11 @@
-"""What do the auxiliary heads do for a net that is deep and has no batch norm?
+"""What do the auxiliary heads do for a deep network without batch norm?
 
     gnet ablate ablate_heads --data.source 'npz:CIFAR_{split}.npz#10000'
 
-None, the one after 4a, or both, as in the paper. CIFAR-10 at 16x16 pixels, 10,000 of its training
-images, four epochs. All 22 layers with LRN and biases, at a quarter of the paper's width. AdamW
-with a warm-up, since such a net is slow to begin; every 100 steps the gradients of its blocks are
-measured, which the report draws.
+Compares no auxiliary heads, the one after 4a, and both, as in the paper. CIFAR-10 at 16x16 pixels,
+10,000 of its training images, four epochs. All 22 layers with LRN and biases, at a quarter of the
+paper's width. AdamW with a warm-up, because such a network learns slowly at first. The gradients of
+the blocks are measured every 100 steps, and the report plots them.
 """
 
 import dataclasses

@@ -1,9 +1,9 @@
-"""What does batch norm change against the paper's local response normalisation?
+"""What does batch norm change compared with the paper's local response normalisation?
 
     gnet ablate ablate_norm --data.source 'npz:CIFAR_{split}.npz#10000'
 
 CIFAR-10 at 16x16 pixels, 10,000 of its training images, three epochs, a quarter of the paper's
-width, no auxiliary heads. AdamW with a warm-up for both: one recipe from which both begin to learn.
+width, no auxiliary heads. Both use AdamW with a warm-up, a recipe with which both start to learn.
 """
 
 import dataclasses

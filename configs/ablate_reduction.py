@@ -1,11 +1,11 @@
-"""How narrow may the 1x1 reductions be, and what would the block be without them?
+"""How narrow can the 1x1 reductions be, and how does the block perform without them?
 
     gnet ablate ablate_reduction --data.source 'npz:CIFAR_{split}.npz#10000'
 
-Every reduction in front of a 3x3 or 5x5 scaled by 0.25 to 2, and the naive block of the paper's
-Fig. 2a. CIFAR-10 at 16x16 pixels, 10,000 of its training images, three epochs: enough to tell
-configs apart, not to train any of them out. Batch norm, a quarter of the paper's width, no
-auxiliary heads.
+Scales every reduction before a 3x3 or 5x5 convolution by 0.25 to 2, and also trains the naive block
+of the paper's Fig. 2a. CIFAR-10 at 16x16 pixels, 10,000 of its training images, three epochs, which
+is enough to tell configs apart but not to train any to convergence. Batch norm, a quarter of the
+paper's width, no auxiliary heads.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Blocks that several recipes and sweeps share. `from common import ...` finds this file."""
+"""Settings that several recipes and sweeps share. `from common import ...` finds this file."""
 
 import dataclasses
 from typing import Any

@@ -1,14 +1,14 @@
-"""Fine-tuning a pretrained GoogLeNet on a folder of your own photos.
+"""Fine-tune a pretrained GoogLeNet on a folder of your own photos.
 
     gnet convert bvlc_googlenet.caffemodel models/googlenet
     python train.py finetune_folder --data.source folder:PHOTOS --init models/googlenet
 
-PHOTOS holds train/CLASS/*.jpg and val/CLASS/*.jpg. The classifier is new; the layers up to 4c stay
-as they are, those above learn at 0.3 of the classifier's rate. `--optim.freeze` (with no value
-after it) lets every layer learn.
+PHOTOS holds train/CLASS/*.jpg and val/CLASS/*.jpg. The classifier is new. The layers up to 4c are
+frozen, and those above learn at 0.3 times the classifier's rate. `--optim.freeze` (with no value
+after it) trains every layer.
 
 Measured with the published Caffe weights on 3,068 photos of 10 kinds of clothing, on 2 CPU cores
-that were also used for other work: 14 minutes, 90.59 % of the 372 test photos, against 88.44 % of a
+shared with other work: 14 minutes, 90.59 % of the 372 test photos, compared with 88.44 % for a
 logistic regression on the frozen features (docs/pretrained.md).
 """
 

@@ -1,12 +1,12 @@
-"""A network of your own from scratch, on a folder of images.
+"""Train a network from scratch on a folder of your own images.
 
     python train.py folder --data.source folder:PHOTOS
 
 PHOTOS holds train/CLASS/*.jpg and val/CLASS/*.jpg. A batch-norm GoogLeNet of half the paper's
 width at 112x112. With a few thousand photos, the published weights and `finetune_folder` give far
-better results; this is for images unlike photos, or for many of them. `gnet check-data
-folder:PHOTOS` first finds what is damaged or in two splits; `gnet show-data folder --data.source
-folder:PHOTOS` draws what the network sees.
+better results; use this recipe for images unlike photos, or for many images. First run `gnet
+check-data folder:PHOTOS` to find images that are corrupt or in two splits, and `gnet show-data
+folder --data.source folder:PHOTOS` to draw what the network sees.
 """
 
 from common import IMAGENET_PIXELS

@@ -1,13 +1,13 @@
-"""What is usual today, on ImageNet: batch norm, cosine, label smoothing, mixup, averaged weights.
+"""A common modern ImageNet recipe: batch norm, cosine, label smoothing, mixup and averaged weights.
 
     gnet prepare tfds:imagenet2012 --manual-dir DOWNLOADS
     python train.py imagenet_modern
 
-The network is the paper's with batch norm for LRN. The recipe is after GluonCV's GoogLeNet (batch
-norm and mixup; 72.87 % top-1, 91.17 % top-5) and mindcv's (cosine, label smoothing 0.1, 300
-epochs; 72.89 %, 90.89 %), as their authors report. It was not run here.
+The network is the paper's with batch norm instead of LRN. The recipe follows GluonCV's GoogLeNet
+(batch norm and mixup; 72.87 % top-1, 91.17 % top-5) and mindcv's (cosine, label smoothing 0.1, 300
+epochs; 72.89 %, 90.89 %), as reported by their authors. It has not been run here.
 
-Compiled for eight chips of TPU v5e it takes 24 ms a step at best, so 200 epochs 6 h 40 min (`gnet
+Compiled for eight TPU v5e chips, a step takes 24 ms at best, so 200 epochs take 6 h 40 min (`gnet
 plan imagenet_modern --topology v5e:2x4`).
 """
 
