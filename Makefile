@@ -1,8 +1,8 @@
-# Everything a fresh machine needs: Python 3.11 or newer, and make.
-#   make train            train on the digits, from installation to the final accuracy
-#   make test             the fast tests
-# ARGS goes through: make train ARGS="--epochs 3", make test ARGS="-k model".
-# Tests run in two processes; WORKERS=8 where there are more cores and 2 GB of memory for each.
+# A fresh machine requires only Python 3.11 or newer, and make.
+#   make train            train on the digits, from installation to final accuracy
+#   make test             run the fast tests
+# ARGS is passed on: make train ARGS="--epochs 3", make test ARGS="-k model".
+# Tests run in two processes; set WORKERS=8 with more cores and 2 GB of memory for each.
 # CONSTRAINTS=constraints.txt installs the versions that CI runs.
 
 PYTHON ?= python3
@@ -10,9 +10,10 @@ CONSTRAINTS ?=
 WORKERS ?= 2
 BIN := .venv/bin
 PYTEST = python -m pytest --numprocesses $(WORKERS) --dist loadfile
-# A virtual environment in the folder $(1). Debian's python3 makes none without python3-venv; uv does.
+# Create a virtual environment in the folder $(1). Debian's python3 cannot do so without python3-venv,
+# but uv can.
 VENV = $(PYTHON) -m venv $(1) || { rm -rf $(1); uv venv --seed --python $(PYTHON) $(1); } || \
-	{ echo "$(PYTHON) cannot make a virtual environment: install python3-venv or uv"; exit 1; }
+	{ echo "$(PYTHON) cannot create a virtual environment: install python3-venv or uv"; exit 1; }
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 
 .PHONY: train test slow long walkthrough oracles bounds newest mutants check lint types fmt constraints clean
@@ -26,16 +27,17 @@ test: .venv/installed-dev
 slow: .venv/installed-dev
 	$(BIN)/$(PYTEST) -m "slow and not long and not walkthrough" $(ARGS)
 
-# The slow tests of minutes each: before a release, and after a change of what they test.
+# The slow tests that take minutes each: run them before a release, and after changing what they test.
 long: .venv/installed-dev
 	$(BIN)/$(PYTEST) -m long $(ARGS)
 
-# Every command of README and docs, and the benchmarks in small.
+# Every command in README and docs, and the benchmarks at a small size.
 walkthrough: .venv/installed-dev
 	$(BIN)/$(PYTEST) -m walkthrough $(ARGS)
 
-# Caffe's reader in OpenCV, torchvision and TensorFlow (several GB), and the tests that compare with
-# them and skip without. TensorFlow has a process of its own: it does not get on with every library.
+# Install Caffe's reader in OpenCV, torchvision and TensorFlow (several GB), and run the tests that
+# compare with them and are skipped without. TensorFlow runs in its own process, because it conflicts
+# with some libraries.
 ORACLES := $(addprefix convert/test_,caffe.py convert.py export.py torch_file.py torchvision.py) lab/test_report.py
 
 oracles: .venv/installed-dev
@@ -44,8 +46,8 @@ oracles: .venv/installed-dev
 	$(BIN)/python -m pytest tests/convert/test_tf_slim.py
 	$(BIN)/python -m pytest tests/data/test_tensorflow.py
 
-# The core of the tests, and the notebook, on the oldest libraries that are allowed and on the newest
-# that there are.
+# The core tests and the notebook with the oldest allowed libraries (bounds) and with the newest ones
+# (newest).
 LOWEST := jax==0.7.2 jaxlib==0.7.2 flax==0.11.2 orbax-checkpoint==0.12.4 grain==0.2.15
 CORE := tests/model tests/training tests/inference tests/test_train.py
 
@@ -61,7 +63,7 @@ newest:
 	.venv-newest/bin/$(PYTEST) -m "not slow" $(CORE) $(ARGS)
 	.venv-newest/bin/python -m pytest tests/test_notebook.py
 
-# The score of the fast tests against one-line faults in the package; hours the first time.
+# The share of one-line faults in the package that the fast tests detect; takes hours the first time.
 mutants: .venv/installed-dev
 	$(INSTALL) --editable '.[dev,mutants]'
 	$(BIN)/python benchmarks/mutants.py --jobs $(WORKERS) $(ARGS)
@@ -79,7 +81,7 @@ fmt: .venv/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The pins of CI, for every supported Python at once.
+# Pin the versions that CI installs, for every supported Python at once.
 constraints: .venv/installed-dev
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile --universal --python-version 3.11 --extra dev --upgrade \
@@ -89,7 +91,7 @@ clean:
 	rm -rf .venv .venv-bounds .venv-newest .pytest_cache .ruff_cache dist
 
 .venv/bin/python:
-	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else "Python %d.%d is too old; 3.11 or newer is needed: make PYTHON=python3.12 ..." % v[:2])'
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else "Python %d.%d is too old; requires 3.11 or newer: make PYTHON=python3.12 ..." % v[:2])'
 	$(call VENV,.venv)
 
 .venv/installed: .venv/bin/python requirements.txt pyproject.toml

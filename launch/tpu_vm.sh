@@ -3,17 +3,16 @@
 #
 #   launch/tpu_vm.sh create     # once
 #   launch/tpu_vm.sh install    # once, and after every change of the code
-#   launch/tpu_vm.sh train      # again after a crash or a stop: the same workdir goes on
-#   launch/tpu_vm.sh log        # follows host 0
-#   launch/tpu_vm.sh stop       # saves, and ends all hosts
+#   launch/tpu_vm.sh train      # also after a crash or a stop: the same workdir resumes
+#   launch/tpu_vm.sh log        # follows the log of host 0
+#   launch/tpu_vm.sh stop       # saves and stops all hosts
 #   launch/tpu_vm.sh delete
 #
-# A spot slice that was taken away must be deleted first; then create, install and train go on from
-# the bucket.
+# Delete a spot slice that was preempted; then create, install and train resume from the bucket.
 #
-# Edit the block below. It has not been run on hardware; only its syntax and the training command
-# are tested. BUCKET holds runs/ (checkpoints, logs) and tensorflow_datasets/ (made by
-# `gnet prepare tfds:imagenet2012`); all hosts mount it, as all must see one workdir. Checkpoints are
+# Edit the block below. This script has not been run on hardware; only its syntax and the training
+# command are tested. BUCKET holds runs/ (checkpoints, logs) and tensorflow_datasets/ (made by
+# `gnet prepare tfds:imagenet2012`); all hosts mount it, because they share one workdir. Checkpoints are
 # committed by renaming a folder, so it must have a hierarchical namespace:
 #   gcloud storage buckets create gs://BUCKET --location=LOCATION \
 #     --uniform-bucket-level-access --enable-hierarchical-namespace
@@ -21,8 +20,8 @@ set -euo pipefail
 
 NAME=${NAME:-gnet}
 ZONE=${ZONE:-us-west4-a}
-TYPE=${TYPE:-v5litepod-256}             # what `gnet plan imagenet_pod --topology v5e:16x16` is for
-VERSION=${VERSION:-v2-alpha-tpuv5-lite} # the runtime that fits TYPE
+TYPE=${TYPE:-v5litepod-256}             # as in `gnet plan imagenet_pod --topology v5e:16x16`
+VERSION=${VERSION:-v2-alpha-tpuv5-lite} # a runtime for TYPE
 BUCKET=${BUCKET:-your-bucket}
 REPOSITORY=${REPOSITORY:-https://github.com/gnet-jax/gnet_jax}
 
@@ -32,7 +31,7 @@ on_every_host() {
 
 case "${1:-}" in
 create)
-  # --spot costs a fraction and may be taken away: the run saves, and `train` goes on.
+  # --spot is much cheaper and can be preempted: the run saves, and `train` resumes it.
   gcloud compute tpus tpu-vm create "$NAME" --zone "$ZONE" --accelerator-type "$TYPE" \
     --version "$VERSION" --spot
   ;;
@@ -40,7 +39,7 @@ install)
   on_every_host "
     set -e
     if [ -d gnet_jax ]; then git -C gnet_jax pull --ff-only; else git clone $REPOSITORY gnet_jax; fi
-    # The images bring an older Python than this project needs.
+    # The images have an older Python than this project requires.
     [ -x ~/.local/bin/uv ] || curl -LsSf https://astral.sh/uv/install.sh | sh
     [ -d venv ] || ~/.local/bin/uv venv --seed --python 3.11 venv
     venv/bin/pip install --quiet -e 'gnet_jax[tpu]'
@@ -49,8 +48,8 @@ install)
   "
   ;;
 train)
-  # Every host is given the same command; they find one another by the TPU's own metadata.
-  # --supervise starts it again after a crash. It goes on when this terminal is closed; read on with
+  # Every host runs the same command; the hosts find each other through the TPU's metadata.
+  # --supervise restarts it after a crash. It keeps running when this terminal is closed; follow it with
   #   launch/tpu_vm.sh log
   on_every_host "
     set -e
@@ -63,7 +62,7 @@ log)
   gcloud compute tpus tpu-vm ssh "$NAME" --zone "$ZONE" --worker=0 --command "tail -F train.log"
   ;;
 stop)
-  # SIGTERM to any host makes all of them save the same step and end.
+  # SIGTERM to any host makes all of them save the same step and exit.
   on_every_host "pkill -TERM -f '[t]rain.py imagenet_pod' || true"
   ;;
 delete)
