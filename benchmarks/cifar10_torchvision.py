@@ -1,16 +1,16 @@
-r"""torchvision's GoogLeNet on CIFAR-10, given the minutes that `configs/cifar10.py` takes.
+r"""Train torchvision's GoogLeNet on CIFAR-10 for as many minutes as `configs/cifar10.py` takes.
 
     PEERS/bin/python benchmarks/cifar10_torchvision.py --train CIFAR_train.npz \
         --test CIFAR_test.npz --minutes 30
 
-Needs torch, torchvision and Pillow, in an environment of their own. The files hold pixels and
-labels (`x`, `y`: docs/data.md makes them), or JPEG bytes (`jpeg`, `offsets`, `labels`). It prints
-one line a minute and, at the end, one line of JSON.
+Requires torch, torchvision and Pillow in a separate environment. The files contain pixels and
+labels (`x`, `y`; docs/data.md shows how to create them) or JPEG bytes (`jpeg`, `offsets`,
+`labels`). Prints one line per minute and, at the end, one line of JSON.
 
-The peer is treated as its users would treat it, and as the recipe treats our network:
+The peer is configured as its users would configure it, and as the recipe configures our network:
 channels_last, SGD with Nesterov momentum, weight decay on kernels only, label smoothing 0.1,
 auxiliary losses times 0.3, mirrored and shifted crops. Its learning rate follows a warm-up and a
-cosine over the *time*, so that the run ends exactly when its minutes do.
+cosine over *time*, so that the run ends when the given minutes do.
 """
 
 import argparse
@@ -34,7 +34,7 @@ PAD = 4
 
 
 def read(file: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """Every image, (N, 3, 32, 32) uint8, and its label."""
+    """Returns all images (N, 3, 32, 32) uint8 and their labels (N,) int64."""
     with np.load(file) as arrays:
         if "x" in arrays:
             images, labels = arrays["x"], arrays["y"]
@@ -52,7 +52,7 @@ def read(file: Path) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def inputs(images: torch.Tensor, size: int) -> torch.Tensor:
-    """Normalised float32 images, enlarged to `size`, channels last."""
+    """Returns normalised float32 images, enlarged to `size`, in channels_last format."""
     x = (images.float() - MEAN) / STD
     if size != x.shape[-1]:
         x = F.interpolate(x, size=(size, size), mode="bilinear", align_corners=False)
@@ -60,7 +60,7 @@ def inputs(images: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def shifted(images: torch.Tensor) -> torch.Tensor:
-    """Each image mirrored by chance, and shifted by at most `PAD` pixels."""
+    """Returns the images, each mirrored at random and shifted by at most `PAD` pixels."""
     n, side = len(images), images.shape[-1]
     padded = F.pad(images, [PAD] * 4)
     rows = torch.randint(0, 2 * PAD + 1, (n, 1)) + torch.arange(side)
@@ -77,7 +77,7 @@ def shifted(images: torch.Tensor) -> torch.Tensor:
 def accuracy(
     model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, size: int
 ) -> float:
-    """Share of the images whose largest logit is the label's."""
+    """Returns the fraction of the images whose largest logit is the label's."""
     model.eval()
     hits = sum(
         int((model(inputs(x, size)).argmax(1) == y).sum())
@@ -94,8 +94,8 @@ def main() -> None:
     )
     parser.add_argument("--train", type=Path, required=True)
     parser.add_argument("--test", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, required=True, help="of training and evaluation")
-    parser.add_argument("--size", type=int, default=64, help="side that the images are enlarged to")
+    parser.add_argument("--minutes", type=float, required=True, help="wall time in all")
+    parser.add_argument("--size", type=int, default=64, help="side of the enlarged images")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--lr", type=float, default=0.1, help="peak learning rate")
     parser.add_argument("--weight-decay", type=float, default=5e-4)
@@ -109,7 +109,7 @@ def main() -> None:
     train, train_labels = read(a.train)
     test, test_labels = read(a.test)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torchvision announces that its initialisation is slow
+        warnings.simplefilter("ignore")  # torchvision warns that its initialisation is slow
         model = torchvision.models.googlenet(num_classes=10, aux_logits=True, init_weights=True)
     model = model.to(memory_format=torch.channels_last).train()
     decayed = [p for p in model.parameters() if p.ndim > 1]
@@ -127,10 +127,10 @@ def main() -> None:
             done = (now() - started) / (budget - (started - began) - evaluation)
             if done >= 1 or len(index) < a.batch:
                 break
-            if step == 20:  # an evaluation's time, to end within the budget
+            if step == 20:  # time an evaluation, to stop within the budget
                 paused = now()
                 accuracy(model, test[:1000], test_labels[:1000], a.size)
-                evaluation = 11 * (now() - paused)  # the whole set and this tenth of it
+                evaluation = 11 * (now() - paused)  # the whole set plus this tenth of it
             rate = a.lr * min(done / 0.1, 0.5 * (1 + math.cos(math.pi * (done - 0.1) / 0.9)))
             for group in optimizer.param_groups:
                 group["lr"] = rate

@@ -1,11 +1,11 @@
-"""What the plain and the fast operations cost on accelerators, compiled without having one.
+"""Compile the plain and the fast operations for accelerators, without one, and compare their cost.
 
     python benchmarks/compiled_cost.py --json OUT.json
 
-The training step of the paper's network, both auxiliary heads on, in bfloat16 at 224 pixels and 256
-images a chip, is compiled for each topology with either form of `gnet_jax.ops`. Each takes
-minutes; libtpu (`pip install -e '.[tpu]'`) compiles for TPUs and JAX's CUDA plugin for GPUs.
-The JSON is written after every program, and holds for each topology `plain`, `fast`, and `ratios`.
+Compiles the training step of the paper's network with both auxiliary heads, in bfloat16 at 224
+pixels and 256 images per chip, for each topology and with both forms of `gnet_jax.ops`. Each
+takes minutes. libtpu (`pip install -e '.[tpu]'`) compiles for TPUs and JAX's CUDA plugin for GPUs.
+The JSON is written after every program and contains `plain`, `fast` and `ratios` per topology.
 """
 
 import argparse
@@ -28,13 +28,13 @@ from gnet_jax.pods.plan import CompiledCost, DataSize, compile_cost, program_for
 from gnet_jax.pods.topology import Topology, get_topology
 
 FORMS = {"plain": REFERENCE, "fast": FAST}
-# name in the JSON: how the table calls it, its unit and the unit's name
+# key in the JSON: label in the table, divisor and unit
 FIGURES: dict[str, tuple[str, float, str]] = {
-    "bytes_per_image": ("traffic an image", 1e6, "MB"),
-    "flops_per_image": ("arithmetic an image", 1e9, "GFLOP"),
-    "cycles": ("compiler's estimate of a step", 1e6, "Mcycles"),
-    "temp_bytes": ("temporaries of a step", 1e9, "GB"),
-    "memory_bytes_per_image": ("memory an image, with the state", 1e6, "MB"),
+    "bytes_per_image": ("traffic per image", 1e6, "MB"),
+    "flops_per_image": ("arithmetic per image", 1e9, "GFLOP"),
+    "cycles": ("compiler's estimate per step", 1e6, "Mcycles"),
+    "temp_bytes": ("temporaries per step", 1e9, "GB"),
+    "memory_bytes_per_image": ("memory per image, with the state", 1e6, "MB"),
     "fusions": ("fusions", 1, ""),
     "convolutions": ("convolutions, products, library calls", 1, ""),
     "donated": ("donated arrays", 1, ""),
@@ -42,7 +42,7 @@ FIGURES: dict[str, tuple[str, float, str]] = {
 
 
 def cost_of(topology: Topology, images: int, width: float, ops: Ops) -> CompiledCost:
-    """The cost of the training step at `images` a chip, with one form of the operations."""
+    """Returns the cost of the training step at `images` per chip with one form of the ops."""
     config = Config(
         batch_size=images * len(topology.devices),
         model=ModelConfig(dtype="bfloat16", width_multiplier=width),
@@ -55,7 +55,7 @@ def cost_of(topology: Topology, images: int, width: float, ops: Ops) -> Compiled
 
 
 def figures(cost: CompiledCost, images: int) -> dict[str, Any]:
-    """What is reported of a program; None where its compiler does not say."""
+    """Returns the figures of a program; None if its compiler does not report one."""
     return {
         "bytes_per_image": cost.bytes / images,
         "flops_per_image": None if cost.flops is None else cost.flops / images,
@@ -70,13 +70,13 @@ def figures(cost: CompiledCost, images: int) -> dict[str, Any]:
 
 
 def ratios(plain: dict[str, Any], fast: dict[str, Any]) -> dict[str, float]:
-    """Every figure of the fast form as a share of the plain one's, where both have it."""
+    """Returns each figure of the fast form divided by that of the plain form, if both exist."""
     return {name: fast[name] / plain[name] for name in FIGURES if plain[name] and fast[name]}
 
 
 def print_comparison(topology: str, images: int, found: dict[str, dict[str, Any]]) -> None:
-    """One table: every figure of the forms that were compiled, and fast as a share of plain."""
-    table = Table(title=f"{topology}, {images} images a chip", title_justify="left")
+    """Print a table with the figures of each compiled form and the ratio of fast to plain."""
+    table = Table(title=f"{topology}, {images} images per chip", title_justify="left")
     table.add_column("")
     for name in (*FORMS, "fast / plain"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -90,19 +90,19 @@ def print_comparison(topology: str, images: int, found: dict[str, dict[str, Any]
 
 
 def main() -> None:
-    """Compile, compare, print."""
+    """Compile the step, compare the forms and print the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--topology", nargs="+", default=["v5e:1x1", "h100:8"])
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
-    parser.add_argument("--images", type=int, default=256, help="a chip")
-    parser.add_argument("--width", type=float, default=1.0, help="multiplier, to try this out")
-    parser.add_argument("--json", type=Path, help="file to write; what it holds is kept")
+    parser.add_argument("--images", type=int, default=256, help="images per chip")
+    parser.add_argument("--width", type=float, default=1.0, help="width multiplier, to try it out")
+    parser.add_argument("--json", type=Path, help="file to write; its other results are kept")
     given = parser.parse_args()
     kept: Path | None = given.json
     report = json.loads(kept.read_text()) if kept is not None and kept.is_file() else {}
     asked = {"images_per_chip": given.images, "width": given.width}
     if any(report.get(name, value) != value for name, value in asked.items()):
-        sys.exit(f"compiled_cost.py: error: {kept} was made with other --images or --width")
+        sys.exit(f"compiled_cost.py: error: {kept} was written with another --images or --width")
     report |= asked | {
         "jax": jax.__version__,
         "python": platform.python_version(),

@@ -1,10 +1,10 @@
-"""Faults injected by the thousand: `python benchmarks/faults.py corrupt` or `... kill`.
+"""Inject thousands of faults: `python benchmarks/faults.py corrupt` or `... kill`.
 
-corrupt: each case damages one file of a checkpoint (cut, zeroed, deleted, one bit flipped; in a
-third of the cases a file of the older checkpoint too, in another third all of them) and restores.
-It must never give wrong data.
-kill: a run is killed with SIGKILL at random moments, again and again, and started anew; its final
-state must have the bits of a run that nobody killed.
+corrupt: each case damages one file of a checkpoint (truncated, zeroed, deleted, or one bit flipped;
+in a third of the cases also one file of the older checkpoint, in another third all of its files)
+and restores. A restore must never return wrong data.
+kill: a run is repeatedly killed with SIGKILL at random times and started again; its final state
+must be bit-identical to that of an uninterrupted run.
 """
 
 import argparse
@@ -27,7 +27,7 @@ KINDS = ("cut", "zeroed", "deleted", "flipped")
 
 
 def damage(file: Path, kind: str, generator: np.random.Generator) -> None:
-    """Do one kind of damage to a file. An empty one is deleted whatever the kind."""
+    """Damage a file in the given way. An empty file is deleted, whatever the kind."""
     content = bytearray(file.read_bytes())
     if kind == "deleted" or not content:
         file.unlink()
@@ -44,14 +44,14 @@ def damage(file: Path, kind: str, generator: np.random.Generator) -> None:
 def corrupt(
     cases: int, folder: Path, seed: int = 0, processes: int = 1
 ) -> collections.Counter[str]:
-    """What became of so many damaged checkpoints: "newest", "older" or "stopped", counted.
+    """Returns how many of `cases` corrupt checkpoints ended as "newest", "older" or "stopped".
 
     Args:
-        processes: that restore each of them together; the first does the damage.
+        processes: number of processes that restore each case together; the first one damages it.
 
     Raises:
-        AssertionError: if a restored state is not, to the bit, what was saved as that step; if
-            processes come to different ends.
+        AssertionError: if a restored state is not bit-identical to the one saved at that step, or
+            if the processes report different outcomes.
     """
     if processes == 1:
         return _corrupt(cases, folder, seed)
@@ -78,7 +78,7 @@ def corrupt(
 def _corrupt_together(
     cases: int, folder: Path, seed: int, port: int, processes: int, number: int
 ) -> None:
-    """One of the processes of `corrupt`; it leaves its outcomes in a file."""
+    """Run one of the processes of `corrupt` and write its outcomes to a file."""
     from gnet_jax.config.command import Launch
     from gnet_jax.training.hosts.start import start
 
@@ -104,7 +104,7 @@ def _corrupt(cases: int, folder: Path, seed: int) -> collections.Counter[str]:
             "step": np.int32(step),
             "rng": generator.integers(0, 2**32, 2, np.uint32),
             "params": {"kernel": generator.normal(size=(3, 3, 8, 16)).astype(np.float32)},
-            "zeros": np.zeros((64, 8), np.float32),  # Orbax reads what is missing as zeros
+            "zeros": np.zeros((64, 8), np.float32),  # Orbax reads missing data as zeros
         }
         states[step] = put_state(arrays, mesh)
     abstract = jax.tree.map(
@@ -136,15 +136,15 @@ def _corrupt(cases: int, folder: Path, seed: int) -> collections.Counter[str]:
 
     outcomes: collections.Counter[str] = collections.Counter()
     for case in range(cases):
-        gather("")  # all have left the one before
+        gather("")  # all processes have finished the previous case
         run_on_all_hosts(lambda: break_one(case) if main else None)  # noqa: B023 - called at once
         with Checkpoints(broken, keep_latest=2, tell=lambda _: None) as checkpoints:
             try:
                 found = checkpoints.restore_latest(abstract)
-            except UserError:  # of this process or another
+            except UserError:  # raised by this process or another
                 outcomes["stopped"] += 1
             else:
-                assert found is not None, f"case {case}: nothing found, nothing said"
+                assert found is not None, f"case {case}: found no checkpoint and reported none"
                 step, state = found
                 assert digest(state) == expected[step], f"case {case}: wrong data as step {step}"
                 outcomes["newest" if step == 2 else "older"] += 1
@@ -152,7 +152,7 @@ def _corrupt(cases: int, folder: Path, seed: int) -> collections.Counter[str]:
 
 
 def run_to_the_end(workdir: Path, cache: Path, epochs: float, save_every_steps: int) -> None:
-    """Train a tiny network in `workdir` from where it stands; for a process of its own."""
+    """Train a tiny network in `workdir`, resuming if possible; run in a separate process."""
     os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
     sys.stdout = sys.stderr = (workdir.parent / f"{workdir.name}.log").open("a")
 
@@ -169,25 +169,25 @@ def run_to_the_end(workdir: Path, cache: Path, epochs: float, save_every_steps: 
 
 
 def committed(workdir: Path) -> int:
-    """The newest committed step, 0 before the first."""
+    """Returns the newest committed step, 0 before the first."""
     names = [path.name for path in (workdir / "checkpoints").glob("*")]
     return max((int(name) for name in names if name.isdigit()), default=0)
 
 
 def kill(times: int, folder: Path, seed: int | None = None) -> dict[str, int]:
-    """Kill a run so many times behind a new checkpoint, and compare its end with a quiet run's.
+    """Kill a run `times` times after new checkpoints, and compare it with an uninterrupted run.
 
     Returns:
-        `kills`, and `steps` of the run.
+        The number of `kills` and the `steps` of the run.
 
     Raises:
-        AssertionError: if a start did not go on from the newest committed step, or the bits differ.
+        AssertionError: if a start did not resume from the newest committed step or bits differ.
     """
     from gnet_jax.training.checkpoints.save import Checkpoints
     from gnet_jax.training.checkpoints.verify import digest
     from tests.tiny import tiny_run
 
-    # Processes are forked from one that has imported everything: they begin within a second or two.
+    # Fork processes from one that has imported everything, so that they start in a second or two.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["gnet_jax.training.loop", "tests.tiny"])
     generator = np.random.default_rng(seed)
@@ -205,7 +205,7 @@ def kill(times: int, folder: Path, seed: int | None = None) -> dict[str, int]:
             while left and process.is_alive() and committed(workdir) <= before:
                 time.sleep(0.01)
             if left:
-                # At once where another step is saved: a fast run must not end between the kills.
+                # Stop waiting if another step is saved: a fast run must not end between the kills.
                 moment = time.monotonic() + generator.uniform(0, 0.3)
                 while time.monotonic() < moment and committed(workdir) < before + 6:
                     time.sleep(0.01)
@@ -230,12 +230,14 @@ def kill(times: int, folder: Path, seed: int | None = None) -> dict[str, int]:
 
 
 def main() -> None:
-    """Run the fault that the command line names, and print what came of it."""
+    """Run the faults named on the command line and print the outcomes."""
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     corruption = commands.add_parser("corrupt")
     corruption.add_argument("--cases", type=int, default=1000)
-    corruption.add_argument("--processes", type=int, default=1, help="that restore together")
+    corruption.add_argument(
+        "--processes", type=int, default=1, help="processes that restore together"
+    )
     commands.add_parser("kill").add_argument("--times", type=int, default=200)
     arguments = parser.parse_args()
     began = time.perf_counter()
@@ -245,7 +247,7 @@ def main() -> None:
                 arguments.cases, Path(folder) / "corrupt", processes=arguments.processes
             )
             text = ", ".join(f"{outcomes[name]} {name}" for name in ("newest", "older", "stopped"))
-            print(f"{arguments.cases} damaged checkpoints: {text}; wrong data in none", end="")
+            print(f"{arguments.cases} corrupt checkpoints: {text}; no wrong data", end="")
         else:
             done = kill(arguments.times, Path(folder) / "kill")
             print(f"{done['kills']} kills of a run of {done['steps']} steps: same bits", end="")

@@ -1,20 +1,20 @@
-"""Training images a second and core: this project's loader, torchvision's DataLoader and tf.data.
+"""Compare images per CPU second of this project's loader, torchvision's DataLoader and tf.data.
 
     python benchmarks/input_pipeline.py --peer-python PEERS/bin/python --json input.json
 
-Each reads the same folder of JPEGs (about 110 KB, 500x375, drawn from a seed; or --photos FOLDER
-with train/CLASS/*.jpg), takes a random rectangle of 8 to 100 % of the area and 3/4 to 4/3 of the
-aspect, resizes it to 224x224, mirrors half of them, and hands over batches of 32 uint8 images. Ours
-are mirrored by the compiled step, on the device. What differs is the filter:
+Each loader reads the same folder of JPEGs (about 110 KB, 500x375, generated from a seed; or
+--photos FOLDER with train/CLASS/*.jpg), crops a random rectangle of 8 to 100 % of the area and 3/4
+to 4/3 of the aspect, resizes it to 224x224, mirrors half of the images and yields batches of 32
+uint8 images. The compiled step mirrors ours on the device. The resize filters differ:
 
-    ours, pillow         Pillow's triangular filter, widened where it shrinks: antialiased
-    ours, fast           bilinear behind a Gaussian of the same variance: antialiased (`[fast]`)
-    torchvision, PIL     Pillow's, as ours; crops before it makes tensors: its usual recipe
+    ours, pillow         Pillow's triangular filter, widened when shrinking: antialiased
+    ours, fast           bilinear after a Gaussian of the same variance: antialiased (`[fast]`)
+    torchvision, PIL     Pillow's, as ours; crops before converting to tensors: its usual recipe
     torchvision, tensor  torch's antialiased filter on uint8 tensors (transforms.v2)
-    tf.data              bilinear without antialiasing (where the peers' environment has TensorFlow)
+    tf.data              bilinear without antialiasing (if the peers' environment has TensorFlow)
 
-Printed are images per second of CPU time, one core's share, with as many threads (ours, tf.data) or
-worker processes (torch) as cores, and images a second by the wall clock.
+Prints images per second of CPU time (one core's share) and images/s of wall time, with as many
+threads (ours, tf.data) or worker processes (torch) as cores.
 """
 
 import argparse
@@ -36,7 +36,7 @@ BATCH = 32
 
 
 def write_photos(folder: Path, count: int) -> None:
-    """JPEGs of as many bytes as ImageNet's: noise at six scales, two classes of them."""
+    """Write JPEGs as large as ImageNet's, in two classes: noise at six scales."""
     for index in range(count):
         generator = np.random.default_rng(index)
         pixels = np.full((375, 500, 3), 128.0)
@@ -54,7 +54,7 @@ def write_photos(folder: Path, count: int) -> None:
 
 
 class Counted:
-    """A source that counts what is read of it."""
+    """A source that counts how many examples are read from it."""
 
     def __init__(self, source: Source) -> None:
         self._source, self.read = source, 0
@@ -71,9 +71,9 @@ class Counted:
 
 
 def ours(folder: Path, decoder: str, images: int, threads: int) -> Timer:
-    """Times this project's batches from the folder.
+    """Returns a timer of this project's batches from the folder.
 
-    They are read ahead of their use: CPU seconds are those of `images`, by how many were read.
+    Batches are read ahead of their use, so CPU seconds are scaled to `images` by the number read.
     """
     source = Counted(open_source(f"folder:{folder}", "train"))
     cropper(decoder)  # pyright: ignore[reportArgumentType]
@@ -101,7 +101,7 @@ def ours(folder: Path, decoder: str, images: int, threads: int) -> Timer:
 
 
 def main() -> None:
-    """Time every loader in turns, and print and keep the medians."""
+    """Time the loaders in turns, then print and save the medians."""
     a = arguments()
     images = a.images // BATCH * BATCH
     with tempfile.TemporaryDirectory() as temporary:
@@ -131,7 +131,7 @@ def main() -> None:
         try:
             timers["ours, fast"] = ours(folder, "fast", images, a.threads)
         except DataError as error:
-            print(f"without ours, fast: {error}")
+            print(f"skipping ours, fast: {error}")
         timers |= {name: peer.timer(name) for name in peer.facts["cases"]}
         medians = in_turns(timers, a.repeats)
         peer.close()
@@ -149,20 +149,20 @@ def main() -> None:
         )
         for name in timers
     ]
-    show(("loader", "images a CPU second", "against torchvision, PIL", "images/s"), rows)
+    show(("loader", "images/CPU second", "relative to torchvision, PIL", "images/s"), rows)
     ratios = {name: rate(name, "cpu") / reference for name in timers}
     keep(a.json, facts | {"medians": medians, "ratios": ratios, "repeats": a.repeats})
 
 
 def arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--peer-python", required=True, help="python of the peers' environment")
-    parser.add_argument("--json", type=Path, help="where to keep the result")
+    parser.add_argument("--json", type=Path, help="file for the result")
     parser.add_argument("--photos", type=Path, help="a folder with train/CLASS/* and val/CLASS/*")
-    parser.add_argument("--images", type=int, default=512, help="in one measurement")
+    parser.add_argument("--images", type=int, default=512, help="images per measurement")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=machine()["cores"])
     return parser.parse_args()

@@ -1,9 +1,9 @@
-"""Accuracy of a logistic regression on a model's frozen pool5 features: what fine-tuning must beat.
+"""Accuracy of a logistic regression on frozen pool5 features, the baseline for fine-tuning.
 
     python benchmarks/linear_probe.py models/googlenet PHOTOS
 
-PHOTOS holds train/CLASS/*, val/CLASS/* and test/CLASS/*. The regression's strength is chosen on the
-validation split; the test split is scored once.
+PHOTOS holds train/CLASS/*, val/CLASS/* and test/CLASS/*. The regularisation strength is chosen on
+the validation split; the test split is scored once.
 """
 
 import sys
@@ -25,7 +25,7 @@ STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 1.0)
 
 
 def features_of(folder: TrainedModel, data: str, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """(N, C) float32 pool5 features of a split's central crops, and its (N,) labels."""
+    """Returns pool5 features (N, C) float32 of a split's central crops, and labels (N,)."""
 
     @jax.jit
     def pooled(images):
@@ -41,7 +41,7 @@ def features_of(folder: TrainedModel, data: str, split: str) -> tuple[np.ndarray
 
 
 def main(model: str, data: str) -> None:
-    """Print the accuracy for every strength, and the chosen one's on the test split."""
+    """Print the accuracy for every strength, and that of the best one on the test split."""
     folder, start = read_folder(model), time.perf_counter()
     (x, y), (x_val, y_val), (x_test, y_test) = (
         features_of(folder, data, split) for split in ("train", "val", "test")

@@ -1,4 +1,4 @@
-"""torchvision's DataLoader and tf.data, to be timed by `input_pipeline.py`."""
+"""torchvision's DataLoader and tf.data, timed by `input_pipeline.py`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,11 +11,11 @@ from worker import Cases, serve
 
 
 def prepare(setup: dict[str, Any]) -> tuple[dict[str, Any], Cases]:
-    """One case a loader; each reads `images` images in batches, from its start to its end.
+    """Returns versions and one case per loader; each case reads `images` images in batches.
 
     `setup`: "folder" (CLASS/*.jpg), "images", "batch", "workers".
     """
-    torch.set_num_threads(1)  # a worker process has one anyway
+    torch.set_num_threads(1)  # each worker process uses one
     facts = {
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
@@ -43,12 +43,12 @@ def _torch(setup: dict[str, Any], transforms: list[Any]) -> Callable[[], object]
     loader = torch.utils.data.DataLoader(
         data, setup["batch"], shuffle=True, num_workers=setup["workers"]
     )
-    # Its processes end with the loop, so that their CPU time counts.
+    # Its processes end with the loop, so that their CPU time is counted.
     return lambda: sum(len(images) for images, _ in loader)
 
 
 def _tensorflow(tf: Any, setup: dict[str, Any]) -> Callable[[], object]:
-    # The law of RandomResizedCrop, in TensorFlow's own operation; bilinear, without antialiasing.
+    # The distribution of RandomResizedCrop as a TensorFlow op; bilinear, without antialiasing.
     def load(file: Any) -> Any:
         content = tf.io.read_file(file)
         begin, size, _ = tf.image.sample_distorted_bounding_box(

@@ -1,8 +1,8 @@
-"""How many realistic one-line faults in the package the fast tests notice: `make mutants`.
+"""Measure how many realistic one-line faults in the package the fast tests detect: `make mutants`.
 
-First, every test file runs under coverage; .pytest_cache/mutants keeps the result until a source
+First, every test file runs under coverage; .pytest_cache/mutants caches the result until a source
 changes. Then a sample of mutants, spread over packages and kinds of fault, is tested in copies of
-the checkout by the test files that execute the statement, the quickest first, until one fails.
+the checkout. The test files that execute the statement run, fastest first, until one fails.
 """
 
 import argparse
@@ -63,17 +63,17 @@ TYPED = {"isinstance", "issubclass", "getattr", "hasattr", "setattr", "super", "
 
 
 def code(node) -> str:
-    """Returns the source of a node, without the space around it."""
+    """Returns the source of a node, without the surrounding whitespace."""
     return node.get_code().strip()
 
 
 def callee(trailer) -> str:
-    """Returns the name that the parentheses of a call follow: `mean` in `jnp.mean(x)`."""
+    """Returns the name before the parentheses of a call: `mean` in `jnp.mean(x)`."""
     return trailer.get_previous_leaf().value
 
 
 def is_call(node) -> bool:
-    """Returns True for the parentheses of a call, with their arguments."""
+    """Returns True if the node is the parentheses of a call, with their arguments."""
     return node.type == "trailer" and node.children[0].value == "("
 
 
@@ -84,7 +84,7 @@ def arguments(trailer) -> list:
 
 
 def matters(leaf) -> bool:
-    """Returns False for annotations, messages, static checks, paths and the layout of figures."""
+    """Returns False for annotations, messages, static checks, paths and figure layout."""
     node, parent = leaf, leaf.parent
     if leaf.value in ("+", "-", "*", "/", "//", "%", "**"):
         others = "dir|file|folder|parent|path|root|new|out|where" if leaf.value == "/" else "[\"']"
@@ -152,7 +152,7 @@ def drop_keyword(node, target) -> Any:
 
 
 def neighbours(node) -> list:
-    """Returns the positional arguments that another one of the same kind follows."""
+    """Returns the positional arguments followed by another one of the same kind."""
     given = arguments(node) if is_call(node) and callee(node) not in TYPED else []
     return [
         first
@@ -170,7 +170,7 @@ def swap_arguments(node, first) -> Any:
 
 
 def call_statements(node) -> list:
-    """Returns the call of a statement that only calls something."""
+    """Returns the call of a statement that consists of a call only."""
     call = node.children[0] if node.type == "simple_stmt" else None
     if call is None or call.type != "atom_expr" or not is_call(call.children[-1]):
         return []
@@ -201,7 +201,7 @@ class Mutant(NamedTuple):
     line: int
     operator: str
     occurrence: int
-    text: str  # of the file, without the fault
+    text: str  # the file's text without the fault
 
     def mutated(self) -> str | None:
         """Returns the mutated source, None if it does not compile or means the same."""
@@ -219,7 +219,7 @@ class Mutant(NamedTuple):
 
 
 def enumerate_mutants(file: str, text: str) -> list[Mutant]:
-    """Returns all mutants of a file except those that cannot matter."""
+    """Returns all mutants of a file except those without effect."""
     found, tree, count = [], get_ast(text), collections.Counter()
     for node in ast_nodes(tree):
         for name, operator in KINDS.items():
@@ -231,7 +231,7 @@ def enumerate_mutants(file: str, text: str) -> list[Mutant]:
 
 
 def draw(mutants: list[Mutant], size: int, seed: int) -> list[Mutant]:
-    """Returns up to `size` mutants, one of each line; packages take turns, and kinds in them."""
+    """Returns up to `size` mutants, at most one per line, balanced over packages and kinds."""
     groups: dict[str, dict[str, list[Mutant]]] = {}
     for mutant in random.Random(seed).sample(mutants, len(mutants)):
         kinds = groups.setdefault(mutant.file.split("/")[1], {})
@@ -303,13 +303,13 @@ def run_tests(
         code = None
         with contextlib.suppress(subprocess.TimeoutExpired):
             code = process.wait(limit)
-        stop(process)  # also what the tests started and left running
+        stop(process)  # and any processes the tests left running
         out.seek(0)
         return code, re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", out.read(), re.MULTILINE)
 
 
 def stop(*processes: subprocess.Popen) -> None:
-    """Kills these test runs, or all, with the processes that they started."""
+    """Kills the given test runs, or all, and the processes that they started."""
     for process in processes or tuple(_running):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -345,7 +345,7 @@ def find_killer(chosen: dict[str, Any], copy: Path, root: Path) -> str | None:
 
 
 def report(results: list[dict[str, Any]]) -> float:
-    """Prints what was not killed and a table by package. Returns the score, in percent."""
+    """Prints mutants not killed and a table by package. Returns the score in percent."""
     groups = collections.defaultdict(collections.Counter)
     for result in results:
         for group in (result["group"], "all"):
@@ -367,10 +367,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="seed of the sample")
     parser.add_argument("--only", metavar="PATH", help="mutate only files below this path")
     parser.add_argument("--jobs", type=int, default=2, help="mutants tested at the same time")
-    parser.add_argument("--refresh", action="store_true", help="measure the coverage again")
+    parser.add_argument("--refresh", action="store_true", help="measure coverage again")
     parser.add_argument("--list", action="store_true", help="print the mutants and exit")
     parser.add_argument("--json", type=Path, help="write the results to this file")
-    parser.add_argument("--fail-under", type=float, default=0, help="exit with 1 below this score")
+    parser.add_argument(
+        "--fail-under", type=float, default=0, help="exit with code 1 below this score"
+    )
     parser.add_argument("--root", type=Path, default=Path(__file__).parents[1], help="checkout")
     args = parser.parse_args()
     root, mutants = args.root.resolve(), []
@@ -380,7 +382,7 @@ def main() -> int:
             mutants += enumerate_mutants(file, (root / file).read_text())
     sample = draw(mutants, args.sample, args.seed)
     if not sample:
-        parser.error("there is nothing to mutate")
+        parser.error("nothing to mutate")
     print(f"{len(sample)} of {len(mutants)} mutants, seed {args.seed}", flush=True)
     if args.list:
         print(*(mutant.diff() for mutant in sample), sep="\n")

@@ -1,30 +1,30 @@
-r"""GoogLeNet here, in torchvision and in onnxruntime, timed in turns on the same cores.
+r"""Time GoogLeNet here, in torchvision and in onnxruntime, in turns on the same cores.
 
     python benchmarks/peers.py --peer-python PEERS/bin/python --json peers.json
 
-Needs `pip install -e '.[export]'` here and, in the peers' own environment, torch, torchvision
-and onnxruntime (see benchmarks/README.md). Compared are, in float32 (or `--dtype`),
+Requires `pip install -e '.[export]'` here and torch, torchvision and onnxruntime in the peers' own
+environment (see benchmarks/README.md). Compares, in float32 (or `--dtype`),
 
     train_bN     a training step: the paper's network, both auxiliary heads, SGD with momentum and
-                 weight decay; against torchvision's in channels_last (a little smaller: 3x3 for
-                 5x5, batch norm for LRN)
+                 weight decay; against torchvision's in channels_last (slightly smaller: 3x3
+                 instead of 5x5, batch norm instead of LRN)
     forward_bN   the logits of N images; against torchvision's in channels_last
-    onnx_bN      the same logits; against onnxruntime running `gnet export`'s graph of the same
-                 weights
+    onnx_bN      the same logits; against onnxruntime running the graph that `gnet export` writes
+                 from the same weights
 
-The JSON keeps medians of wall and CPU seconds a call, versions, threads, and `ratios`: images a
-second here over the peer's, by the wall clock and (`cpu_ratios`) per second of CPU time.
-`--with-ynn` times ours a second time, compiled with XLA's defaults, which hand operations to the
-library YNNPACK (`gnet_jax.training.sharding.xla_options`), `--plain` with the plain operations
+The JSON contains medians of wall and CPU seconds per call, versions, threads, and `ratios`: images
+per second here divided by the peer's, by wall time and (`cpu_ratios`) by CPU time. `--with-ynn`
+also times ours compiled with XLA's defaults, which pass operations to the library YNNPACK
+(`gnet_jax.training.sharding.xla_options`), and `--plain` with the plain operations
 (`gnet_jax.ops`).
 
-Where JAX finds a GPU, both sides run there, and onnxruntime is left out:
+If JAX finds a GPU, both sides run on it, and onnxruntime is skipped:
 
     python benchmarks/peers.py --peer-python PEERS/bin/python --dtype bfloat16 --plain \
         --batches 1 256 --train-batch 256 --json gpu.json
 
-CPU seconds then say how much of a core the host spends to keep the GPU busy. `memory` has the bytes
-that a training step of ours needs, by XLA's plan, `peers` those that the peer's had at its peak.
+CPU seconds then show how much of a core the host spends to keep the GPU busy. `memory` is the
+number of bytes that XLA plans for a training step of ours; `peers` has the peer's peak.
 """
 
 import argparse
@@ -50,16 +50,16 @@ from gnet_jax.training.optimizer import make_optimizer
 from gnet_jax.training.sharding import call_in_this_thread, keep_freed_memory, xla_options
 from gnet_jax.training.step import create_state, train_step
 
-Options = dict[str, bool | str]  # of XLA
-CALLS_ON_A_GPU = 20  # in one measurement: one alone is over in milliseconds
+Options = dict[str, bool | str]  # XLA compiler options
+CALLS_ON_A_GPU = 20  # per measurement, because a call takes only milliseconds
 
 
 def training(
     model: GoogLeNet, variables: Any, batch: int, size: int, options: Options
 ) -> tuple[Timer, int]:
-    """Times one step after another, on the same images; with the bytes that a step needs."""
+    """Returns a timer of consecutive steps on the same images, and the bytes that a step needs."""
     optimizer = make_optimizer(OptimConfig(), steps_per_epoch=100, total_steps=1000)
-    # A copy: a step takes its state's memory.
+    # A copy, because a step donates its state's memory.
     state = create_state(jax.tree.map(jnp.copy, variables), optimizer, seed=0)
     images = {"image": images_of(batch, size), "label": np.arange(batch, dtype=np.int32) % 1000}
     step = partial(
@@ -83,7 +83,7 @@ def training(
 
 
 def forward(model: GoogLeNet, variables: Any, batch: int, size: int, options: Options) -> Timer:
-    """Times the logits of a batch."""
+    """Returns a timer of the logits of a batch."""
     x_BHWC = jax.device_put(images_of(batch, size))
 
     def logits_of(variables: Any, x_BHWC: jax.Array) -> jax.Array:
@@ -96,14 +96,14 @@ def forward(model: GoogLeNet, variables: Any, batch: int, size: int, options: Op
 
 
 def images_of(batch: int, size: int) -> np.ndarray:
-    """Normalised images (B, S, S, 3) float32."""
+    """Returns normalised images (B, S, S, 3) float32."""
     return np.random.default_rng(0).normal(size=(batch, size, size, 3)).astype(np.float32)
 
 
 def main() -> None:
-    """Time everything in turns, and print and keep the medians."""
+    """Time everything in turns, then print and save the medians."""
     a = arguments()
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the peer is on the device too
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the peer uses the device too
     call_in_this_thread()
     kept = keep_freed_memory()  # as train.py and `gnet predict` do
     platform = jax.default_backend()
@@ -157,7 +157,7 @@ def main() -> None:
 
 
 def _exported(model: GoogLeNet, variables: Any, size: int, folder: Path) -> Path:
-    """The network as an ONNX file, which computes in float32."""
+    """Export the network as an ONNX file that computes in float32; returns its path."""
     model = model.clone(dtype=jnp.float32)
     preprocessing = Preprocessing(image_size=size, resize_to=size)
     names = tuple(f"class {n}" for n in range(1000))
@@ -169,7 +169,7 @@ def _exported(model: GoogLeNet, variables: Any, size: int, folder: Path) -> Path
 def _show_ratios(
     medians: dict[str, dict[str, float]], ways: list[str]
 ) -> dict[str, dict[str, float]]:
-    """Print images a second of each way and of its peer; the `ratios` and `cpu_ratios` of each."""
+    """Print images/s of each way and its peer; returns the `ratios` and `cpu_ratios` of each."""
     names = sorted(
         (each.removeprefix("peer/") for each in medians if each.startswith("peer/")),
         key=lambda name: (name.partition("_")[0], batch_of(name)),
@@ -187,44 +187,48 @@ def _show_ratios(
                 f"{kept[key + suffix][name]:.2f}" for key in ("ratios", "cpu_ratios")
             )
             rows.append((name, way, *rates, by_wall, *cpu, by_cpu))
-    columns = ("images/s", "peer's", "ratio", "CPU ms an image", "peer's", "ratio")
+    columns = ("images/s", "peer's", "ratio", "CPU ms per image", "peer's", "ratio")
     show(("", "", *columns), rows)
     return kept
 
 
 def ours_for(name: str, way: str) -> str:
-    """The timer that stands against the peer's case `name`."""
+    """Returns the name of our timer to compare with the peer's case `name`."""
     return f"{way}/{name.replace('onnx', 'forward')}"
 
 
 def batch_of(name: str) -> int:
-    """Images of a case's call."""
+    """Returns the number of images per call of a case."""
     return int(name.rpartition("_b")[2])
 
 
 def calls_of(name: str, largest: int) -> int:
-    """Calls in one measurement: more where the batch is small, so that each takes about as long."""
+    """Returns the calls per measurement: more for small batches, so that all take equally long."""
     return 1 if "train" in name else max(1, largest // batch_of(name) // 2)
 
 
 def arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--peer-python", required=True, help="python of the peers' environment")
-    parser.add_argument("--json", type=Path, help="where to keep the result")
+    parser.add_argument("--json", type=Path, help="file for the result")
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32], help="of forward")
+    parser.add_argument(
+        "--batches", type=int, nargs="+", default=[1, 8, 32], help="of the forward pass"
+    )
     parser.add_argument("--train-batch", type=int, default=32)
     parser.add_argument("--size", type=int, default=224, help="side of the images, in pixels")
-    parser.add_argument("--with-ynn", action="store_true", help="time ours with YNNPACK too")
-    parser.add_argument("--plain", action="store_true", help="time the plain operations too")
+    parser.add_argument("--with-ynn", action="store_true", help="also time ours with YNNPACK")
+    parser.add_argument("--plain", action="store_true", help="also time the plain operations")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument(
-        "--compile-peer", action="store_true", help="torchvision's under torch.compile"
+        "--compile-peer", action="store_true", help="run torchvision's under torch.compile"
     )
-    parser.add_argument("--threads", type=int, default=machine()["cores"], help="of the peers")
+    parser.add_argument(
+        "--threads", type=int, default=machine()["cores"], help="threads of the peers"
+    )
     return parser.parse_args()
 
 

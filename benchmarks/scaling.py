@@ -1,9 +1,9 @@
-"""What a forward pass and a training step cost against batch, resolution and width.
+"""Measure the cost of a forward pass and a training step by batch size, resolution and width.
 
     python benchmarks/scaling.py --json scaling.json --plot scaling.png
 
-One of the three is varied at a time, around batch 8, 224 pixels and the paper's width. Printed are
-medians of CPU milliseconds an image beside the multiply-adds that they pay for.
+Varies one of the three at a time, around batch 8, 224 pixels and the paper's width. Prints the
+median CPU milliseconds per image beside the multiply-adds per image.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from gnet_jax.training.sharding import call_in_this_thread, keep_freed_memory, x
 
 
 class Case(NamedTuple):
-    """One point: a batch of square images through a network."""
+    """One measured point: a batch of square images through a network."""
 
     varied: str
     batch: int
@@ -30,7 +30,7 @@ class Case(NamedTuple):
 
 
 def cases(a: argparse.Namespace) -> list[Case]:
-    """Every point of the three curves."""
+    """Returns every point of the three curves."""
     return [
         *(Case("batch", batch, a.size, 1.0) for batch in a.batches),
         *(Case("resolution", a.batch, size, 1.0) for size in a.sizes),
@@ -39,7 +39,7 @@ def cases(a: argparse.Namespace) -> list[Case]:
 
 
 def main() -> None:
-    """Time every point in turns, and print, keep and draw the medians."""
+    """Time all points in turns, then print, save and plot the medians."""
     a = arguments()
     call_in_this_thread()
     keep_freed_memory()
@@ -62,7 +62,7 @@ def main() -> None:
         macs = costs[case].macs / 1e6
         rows.append((*case, f"{macs:,.0f}", *(f"{ms:.1f}" for ms in per_image.values())))
         curves.append(case._asdict() | {"macs": costs[case].macs, "cpu_ms_an_image": per_image})
-    columns = ("M multiply-adds", "forward, CPU ms an image", "training, CPU ms an image")
+    columns = ("M multiply-adds", "forward, CPU ms per image", "training, CPU ms per image")
     show((*Case._fields, *columns), rows)
     versions = {"jax": jax.__version__, "machine": machine(), "repeats": a.repeats}
     keep(a.json, versions | {"curves": curves, "medians": medians})
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def draw(file: Path, curves: list[dict[str, Any]]) -> None:
-    """One panel for what is varied, on logarithmic axes: a straight line is a power."""
+    """Plot one log-log panel per varied quantity, where a straight line is a power law."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -87,22 +87,22 @@ def draw(file: Path, curves: list[dict[str, Any]]) -> None:
             panel.loglog([each[field] for each in part], times, marker="o", label=what)
         panel.set_xlabel(varied)
         panel.grid(alpha=0.3)
-    panels[0].set_ylabel("CPU ms an image")
+    panels[0].set_ylabel("CPU ms per image")
     panels[0].legend()
     figure.savefig(file, dpi=120)
-    print(f"drawn in {file}")
+    print(f"saved the plot to {file}")
 
 
 def arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--json", type=Path, help="where to keep the result")
-    parser.add_argument("--plot", type=Path, help="where to draw it")
+    parser.add_argument("--json", type=Path, help="file for the result")
+    parser.add_argument("--plot", type=Path, help="file for the plot")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--batch", type=int, default=8, help="where it is not varied")
-    parser.add_argument("--size", type=int, default=224, help="where it is not varied")
+    parser.add_argument("--batch", type=int, default=8, help="batch size unless varied")
+    parser.add_argument("--size", type=int, default=224, help="side in pixels unless varied")
     parser.add_argument("--batches", type=int, nargs="*", default=[1, 4, 16, 32])
     parser.add_argument("--sizes", type=int, nargs="*", default=[96, 128, 224, 320])
     parser.add_argument("--widths", type=float, nargs="*", default=[0.25, 0.5, 1.0, 1.5])

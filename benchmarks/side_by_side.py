@@ -1,4 +1,4 @@
-"""Programs timed in turns, so that a machine's moods strike them alike, and their medians."""
+"""Time programs in turns, so that changes of the machine affect all alike; report medians."""
 
 import json
 import os
@@ -14,13 +14,13 @@ from typing import Any
 from worker import timed
 
 HERE = Path(__file__).parent
-SETTLING = 0.05  # seconds in which the threads of what ran last fall asleep
+SETTLING = 0.05  # seconds for the threads of the previous timer to go idle
 
-Timer = Callable[[int], dict[str, float]]  # calls to seconds a call, as `timed` gives them
+Timer = Callable[[int], dict[str, float]]  # number of calls to seconds per call, as in `timed`
 
 
 class Peer:
-    """A worker script in another interpreter; `facts` is what it told about itself."""
+    """A worker script in another interpreter; `facts` is what it reported about itself."""
 
     def __init__(self, python: str, script: str, setup: dict[str, Any]) -> None:
         self._process = subprocess.Popen(
@@ -35,29 +35,29 @@ class Peer:
         self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line:
-            sys.exit(f"the worker ended with {self._process.wait()}; what it said stands above")
+            sys.exit(f"the worker exited with {self._process.wait()}; its output is above")
         return json.loads(line)
 
     def timer(self, case: str) -> Timer:
-        """Times a case of the worker."""
+        """Returns a timer of a case of the worker."""
         return lambda calls: self._ask({"case": case, "calls": calls})
 
     def close(self) -> None:
-        """End the worker."""
+        """Stop the worker."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
 
 
 def timer(function: Callable[[], object]) -> Timer:
-    """Times a function of this process."""
+    """Returns a timer of a function of this process."""
     return lambda calls: timed(function, calls)
 
 
 def in_turns(
     timers: dict[str, Timer], repeats: int, calls: Callable[[str], int] = lambda _: 1
 ) -> dict[str, dict[str, float]]:
-    """Medians of `wall` and `cpu` seconds a call for each timer, after a first round unmeasured."""
+    """Returns median `wall` and `cpu` seconds per call of each timer, after an untimed round."""
     found: dict[str, list[dict[str, float]]] = {name: [] for name in timers}
     for repeat in range(repeats + 1):
         for name, run in timers.items():
@@ -74,7 +74,7 @@ def in_turns(
 
 
 def machine() -> dict[str, Any]:
-    """The processor, the cores this process may use, and the load when it began."""
+    """Returns the processor, the cores available to this process, and the load before the run."""
     names = [
         line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
     ]
@@ -93,7 +93,7 @@ def show(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
 
 
 def keep(path: Path | None, result: dict[str, Any]) -> None:
-    """Write `result` as JSON where a path is given."""
+    """Write `result` as JSON if `path` is given."""
     if path is not None:
         path.write_text(json.dumps(result, indent=2) + "\n")
-        print(f"kept in {path}")
+        print(f"saved to {path}")

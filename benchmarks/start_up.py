@@ -1,16 +1,16 @@
-"""Seconds from the start of a process to its first training step, and what they go to.
+"""Measure the time from process start to the first training step, by phase.
 
     python benchmarks/start_up.py --json start_up.json
 
-Each row is a fresh process, in turns with the others:
+Each row is a fresh process; the rows run in turns:
 
-    import      `import gnet_jax` with all that training imports, and no TensorFlow
-    init        the variables of the full network at 224x224, the import apart
-    cold        `train.py` to the end of its first step, with nothing compiled before
-    cached      the same again, with the compilation cache that the first one filled
+    import      `import gnet_jax` and everything that training imports, without TensorFlow
+    init        the variables of the full network at 224x224, excluding the import
+    cold        `train.py` to the end of its first step, with an empty compilation cache
+    cached      the same again, with the compilation cache filled by `cold`
 
-`cold` and `cached` run the recipe of `make train` unless told otherwise; `-- imagenet_paper
---data.source ...` takes another. Printed are medians of wall and CPU seconds.
+`cold` and `cached` run the recipe of `make train` by default; `-- imagenet_paper --data.source ...`
+runs another. Prints medians of wall and CPU seconds.
 """
 
 import argparse
@@ -40,7 +40,7 @@ wall, cpu = time.perf_counter(), time.process_time()
 jax.block_until_ready(init(googlenet("paper", 1000), key, 224))
 print(time.perf_counter() - wall, time.process_time() - cpu)
 """
-# Ends the process as the first step does, before anything is saved.
+# Exits at the end of the first step, before anything is saved.
 FIRST_STEP = """
 import os, sys
 import jax, train
@@ -58,7 +58,7 @@ sys.exit(train.main(sys.argv[1:]))
 
 
 def seconds_of(code: str, *arguments: str, cache: Path | None = None) -> dict[str, float]:
-    """Wall and CPU seconds of a fresh Python process; those it prints itself, if it does."""
+    """Returns wall and CPU seconds of a fresh Python process, or those it prints for INIT."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     if cache is not None:
         environment["JAX_COMPILATION_CACHE_DIR"] = str(cache)
@@ -72,7 +72,7 @@ def seconds_of(code: str, *arguments: str, cache: Path | None = None) -> dict[st
     )
     wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode:
-        sys.exit(f"the process ended with {done.returncode}: {done.stdout}")
+        sys.exit(f"the process exited with {done.returncode}: {done.stdout}")
     if code == INIT:
         wall, cpu = map(float, done.stdout.split())
         return {"wall": wall, "cpu": cpu}
@@ -81,7 +81,7 @@ def seconds_of(code: str, *arguments: str, cache: Path | None = None) -> dict[st
 
 
 def main() -> None:
-    """Time every row in turns, and print and keep the medians."""
+    """Time the rows in turns, then print and save the medians."""
     a = arguments()
     found: dict[str, list[dict[str, float]]] = {"import": [], "init": [], "cold": [], "cached": []}
     before = machine()
@@ -106,11 +106,11 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--json", type=Path, help="where to keep the result")
+    parser.add_argument("--json", type=Path, help="file for the result")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("train", nargs="*", help="arguments of train.py")
     return parser.parse_args()

@@ -1,9 +1,9 @@
-"""What it costs to guard and to save a state: `python benchmarks/state_cost.py [WIDTH]`.
+"""Measure the cost of guarding and saving a state: `python benchmarks/state_cost.py [WIDTH]`.
 
-Prints milliseconds of the optimiser's step with and without the guard against numbers that are not
-finite (CPU time, medians, in turns), and of a save: what the training thread is held up, what the
-background takes, and the hashing alone. WIDTH 1 is the full network: 13.4 million parameters, their
-momentum and their average.
+Prints the milliseconds of the optimiser step with and without the guard against non-finite numbers
+(CPU time, medians, in turns), and of a save: the time it blocks the training thread, the total with
+the background work, and the hashing alone. WIDTH 1 is the full network: 13.4 million parameters,
+their momentum and their average.
 """
 
 import statistics
@@ -30,7 +30,7 @@ ROUNDS = 15
 
 
 def full_state(width: float) -> tuple[steps.TrainState, steps.Optimizer]:
-    """A state of the paper's network with momentum and averaging, and its optimiser."""
+    """Returns a state of the paper's network with momentum and averaging, and its optimiser."""
     model = GoogLeNet(architecture("paper", 1000, width_multiplier=width))
     optimizer = make_optimizer(OptimConfig(averaging="ema"), 1000, 100_000)
     variables = init(model, jax.random.PRNGKey(0), 224)
@@ -38,7 +38,7 @@ def full_state(width: float) -> tuple[steps.TrainState, steps.Optimizer]:
 
 
 def guard(state: steps.TrainState, optimizer: steps.Optimizer) -> None:
-    """Print the CPU time of the optimiser's step with the guard and without."""
+    """Print the CPU time of the optimiser step with and without the guard."""
 
     def update(state, grads, *, guarded):
         metrics = {"loss": jnp.float32(1), "grad_norm": optax.tree.norm(grads)}
@@ -65,11 +65,11 @@ def guard(state: steps.TrainState, optimizer: steps.Optimizer) -> None:
             jax.block_until_ready((now[guarded], metrics))
             spent[guarded].append(1000 * (time.process_time() - before))
     without, with_guard = (statistics.median(spent[guarded][2:]) for guarded in (False, True))
-    print(f"optimiser's step: {without:.0f} ms of CPU, guarded {with_guard:.0f} ms")
+    print(f"optimiser step: {without:.0f} ms of CPU time, with the guard {with_guard:.0f} ms")
 
 
 def save(state: steps.TrainState) -> None:
-    """Print the wall time of a save on the training thread and behind it, and of the hashing."""
+    """Print the wall time of a save, on the training thread and in all, and of the hashing."""
     size = sum(x.nbytes for x in jax.tree.leaves(state)) / 1e6
     with tempfile.TemporaryDirectory() as folder, Checkpoints(Path(folder), 1) as checkpoints:
         held, whole = [], []
@@ -95,9 +95,9 @@ def save(state: steps.TrainState) -> None:
         1000 * statistics.median(times) for times in (held, whole, reading)
     )
     print(
-        f"a state of {size:.0f} MB: saving holds up training for {held_ms:.0f} ms and takes "
-        f"{whole_ms:.0f} ms in all, {reading_ms:.0f} of them to read it back; the hashing is "
-        f"{1000 * hashing:.0f} ms of work, and a verified restore takes {1000 * restoring:.0f} ms"
+        f"a state of {size:.0f} MB: a save blocks training for {held_ms:.0f} ms and takes "
+        f"{whole_ms:.0f} ms in all, {reading_ms:.0f} of them to read it back; hashing takes "
+        f"{1000 * hashing:.0f} ms, and a verified restore takes {1000 * restoring:.0f} ms"
     )
 
 

@@ -1,4 +1,4 @@
-"""torchvision's GoogLeNet and onnxruntime, to be timed by `peers.py` in their own interpreter."""
+"""torchvision's GoogLeNet and onnxruntime, timed by `peers.py` in their own interpreter."""
 
 import os
 import warnings
@@ -13,16 +13,16 @@ from worker import Cases, serve
 
 
 def prepare(setup: dict[str, Any]) -> tuple[dict[str, Any], Cases]:
-    """Cases `train_bN`, `forward_bN` and `onnx_bN` for the batches that `setup` asks for.
+    """Returns versions and cases `train_bN`, `forward_bN`, `onnx_bN` for the batches in `setup`.
 
     `setup`: "batches", "train_batch", "size", "threads", "device" ("cpu" or "cuda"), "dtype"
-    (of autocast, or "float32"), "compile" (whether under torch.compile), "onnx" (a file or None).
+    (of autocast, or "float32"), "compile" (use torch.compile), "onnx" (a file or None).
     """
     torch.set_num_threads(setup["threads"])
     torch.manual_seed(0)
-    torch.backends.cudnn.benchmark = True  # each of these sizes comes again and again
+    torch.backends.cudnn.benchmark = True  # every size is used repeatedly
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torchvision announces that its initialisation is slow
+        warnings.simplefilter("ignore")  # torchvision warns that its initialisation is slow
         model = torchvision.models.googlenet(weights=None, aux_logits=True, init_weights=False)
     model = model.to(setup["device"], memory_format=torch.channels_last)
     network = torch.compile(model) if setup["compile"] else model
@@ -39,7 +39,7 @@ def prepare(setup: dict[str, Any]) -> tuple[dict[str, Any], Cases]:
     batch = setup["train_batch"]
     cases[f"train_b{batch}"] = step = _train(network, _images(batch, setup), setup)
     if setup["device"] == "cuda":
-        step()  # which also tries out algorithms
+        step()  # also autotunes cuDNN
         torch.cuda.reset_peak_memory_stats()
         step()
         facts["train_bytes"] = torch.cuda.max_memory_allocated()
@@ -97,12 +97,12 @@ def _train(model: Any, x: torch.Tensor, setup: dict[str, Any]) -> Callable[[], N
 
 
 def _session(file: str, threads: int) -> tuple[str, Any]:
-    """The version of onnxruntime, and a session of it."""
-    import onnxruntime  # for CPUs alone, so it need not be there
+    """Returns the version of onnxruntime and a session."""
+    import onnxruntime  # used on CPUs only, so it may be missing elsewhere
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    # Its threads spin during a run, as they do by default, but not on into what is timed next.
+    # Its threads spin during a run, as by default, but stop afterwards, before the next timer runs.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     return onnxruntime.__version__, session

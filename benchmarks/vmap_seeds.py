@@ -1,9 +1,9 @@
-"""Do the seeds of a config train faster together under vmap, or one after another?
+"""Compare training the seeds of a config together under vmap and one after another.
 
     python benchmarks/vmap_seeds.py ablate_reduction x1 --data.source 'npz:CIFAR_{split}.npz#10000'
 
-Takes a sweep, the name of one of its configs, and changes of its fields. Both ways take the same
-steps, turn by turn, and the median of each is printed: milliseconds a step of all seeds.
+Arguments: a sweep, the name of one of its configs, and changes of its fields. Both variants run the
+same steps in turns. Prints the median milliseconds per step of all seeds for each.
 """
 
 import dataclasses
@@ -26,14 +26,14 @@ TURNS = 15
 
 
 def timed(step: Callable[[], Any]) -> float:
-    """Seconds of one call, with all that it computes."""
+    """Returns the seconds of one call, including its asynchronous computation."""
     began = time.perf_counter()
     jax.block_until_ready(step())
     return time.perf_counter() - began
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Print the median time of a step of all seeds, apart and under vmap."""
+    """Print the median time of a step of all seeds, one after another and under vmap."""
     sweep, name, *changes = arguments
     given, options, _ = parse_sweep([sweep, *changes], "vmap_seeds.py", Ablate(), __doc__)
     config = given[name]

@@ -1,7 +1,7 @@
-"""What is timed in another interpreter, on request: JSON, one line in, one line out.
+"""Time cases in another interpreter on request: JSON, one line in, one line out.
 
-A worker script calls `serve`. It needs the standard library alone, and between requests it waits in
-a read, so that what others measure meanwhile has the cores to itself.
+A worker script calls `serve`. This module requires only the standard library. Between requests the
+worker blocks in a read, so that other timers have the cores to themselves.
 """
 
 import json
@@ -16,9 +16,9 @@ Cases = dict[str, Callable[[], object]]
 
 
 def timed(function: Callable[[], object], calls: int = 1) -> dict[str, float]:
-    """Seconds of one call, a mean over `calls`: `wall`, and `cpu` over all threads and children.
+    """Returns mean seconds per call: `wall`, and `cpu` over all threads and child processes.
 
-    A child process counts once it has ended.
+    A child process is counted once it has exited.
     """
     cpu, wall = _cpu_seconds(), time.perf_counter()
     for _ in range(calls):
@@ -33,13 +33,13 @@ def _cpu_seconds() -> float:
 
 
 def serve(prepare: Callable[[dict[str, Any]], tuple[dict[str, Any], Cases]]) -> None:
-    """Answer the process that started this one until it hangs up.
+    """Answer requests from the parent process until it closes the pipe.
 
     Args:
-        prepare: from the setup that arrives first to facts to send back (versions, threads) and
-            the cases that can then be asked for.
+        prepare: maps the setup, which arrives first, to the facts to send back (versions, threads)
+            and the cases that can be requested.
     """
-    # Libraries print where they like; the answers have a stream of their own.
+    # Libraries print to stdout, so the answers use a stream of their own.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
