@@ -20,9 +20,8 @@ _known: dict[str, Callable[..., Any]] = {}  # the classes and functions by refer
 def reference(part: Callable[..., Any] | str) -> str:
     """Returns the reference "FILE:NAME" of a class or function, where FILE is an absolute path.
 
-    If the class or function has no file (as in a notebook), or is defined inside a function, only
-    this process can load the reference. A string is a reference already; its path is made absolute
-    if the file exists.
+    Only this process can load the reference if the class or function has no file (as in a notebook)
+    or is defined inside a function. If `part` is a reference, only its path is made absolute.
     """
     if isinstance(part, str):
         file, _, attribute = part.rpartition(":")
