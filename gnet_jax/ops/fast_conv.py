@@ -93,8 +93,8 @@ def _multiply_maps(x_BHWC, kernel, padding) -> jax.Array:
     batch, *sizes, channels = x_BHWC.shape
     axes = list(zip(sizes, padding, kernel.shape[:2], strict=True))
     outs = [n + sum(pads) - k + 1 for n, pads, k in axes]
-    # Entry i - o + low of the kernel connects input i and output o. Pad the kernel with zeros so that
-    # this entry exists.
+    # Entry i - o + low of the kernel connects input i and output o. Pad the kernel with zeros so
+    # that this entry exists.
     edges = [
         (max(0, out - 1 - low), max(0, n - 1 + low - (k - 1)))
         for out, (n, (low, _), k) in zip(outs, axes, strict=True)
@@ -242,7 +242,7 @@ def _combine_tiles(matrix: np.ndarray, x, edges, tiles: Sequence[int]) -> list[l
 
 
 def _combine(matrix: np.ndarray, parts: Sequence[Sequence[jax.Array]]) -> list[list[jax.Array]]:
-    """Returns matrix @ parts @ matrix.T, where `matrix` has entries 0, 1 and -1, and parts are arrays."""
+    """Returns matrix @ parts @ matrix.T for a `matrix` of 0, 1 and -1. Each part is an array."""
     columns = [_add_rows(matrix, column) for column in zip(*parts, strict=True)]
     return [_add_rows(matrix, row) for row in zip(*columns, strict=True)]
 
