@@ -200,9 +200,7 @@ def find_network(layers: Layers, where: str) -> tuple[dict[str, list[np.ndarray]
     missing = [name for name in (*classifiers, _CLASSIFIER) if name not in network]
     unknown = [name for name in network if name not in usual]
     if missing and unknown and len(unknown) != len(missing):
-        raise WeightsError(
-            f"{where} has no {missing[0]}; it may be one of {', '.join(unknown[:4])}"
-        )
+        raise WeightsError(f"{where} has no {missing[0]}, but has {', '.join(unknown[:4])}")
     notes = []
     for usual_name, name in zip(missing, unknown, strict=False):
         network[usual_name] = network.pop(name)

@@ -41,9 +41,7 @@ def find_prefix(names: Collection[str], markers: tuple[str, str], kind: str, whe
 
 
 def drop_heads(network: dict[str, Any], classes: Mapping[str, int], expected: int) -> list[str]:
-    """Delete the auxiliary heads that do not have `expected` classes; returns a note for each.
-    `classes` has the number of classes of each head, by the prefix of its names in `network`.
-    """
+    """Delete auxiliary heads that do not have `expected` classes; returns a note for each."""
     notes = []
     for head, count in classes.items():
         if count != expected:

@@ -1,7 +1,4 @@
-"""Reads a model from a file of any known format, a model folder or a training workdir.
-
-Also reads files of class names.
-"""
+"""Reads models (from weight files, model folders and training workdirs) and class names."""
 
 import ast
 import dataclasses
@@ -123,8 +120,7 @@ def _read_file(src: Path, transform_input: bool | None) -> TrainedModel | Found:
         found = tf_slim.load(src)
     else:  # a caffemodel has no signature
         found = caffe.load(src, sha256)
-    # An .index file of TensorFlow contains a checksum of each tensor. So its sha256 identifies the
-    # tensors, too.
+    # The .index of a TensorFlow checkpoint has a checksum of each tensor, so its sha256 is enough.
     source = {"file": src.name} | kind | found.source | {"sha256": sha256}
     return found._replace(source=source)
 

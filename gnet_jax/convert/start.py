@@ -22,10 +22,7 @@ def with_start(config: Config) -> tuple[Config, TrainedModel | None]:
 
 
 def with_preprocessing(config: Config, preprocessing: Preprocessing) -> Config:
-    """Returns `config` with this preprocessing.
-
-    Raises a ConfigError if `config` sets another one.
-    """
+    """Returns `config` with this preprocessing; raises ConfigError if it sets another one."""
     default, needed = Preprocessing(), dataclasses.asdict(preprocessing)
     for name, value in needed.items():
         given = getattr(config.data, name)

@@ -166,11 +166,7 @@ def _read_zip(file: BinaryIO) -> tuple[Any, Callable[[_Storage], bytes]]:
 
 
 def _read_legacy(file: BinaryIO) -> tuple[Any, Callable[[_Storage], bytes]]:
-    """Read the format of torch before 1.6.
-
-    The file has five pickles (magic number, version, machine, state dict, keys of storages), and
-    then the data of each storage.
-    """
+    """Read five pickles (magic, version, machine, state dict, storage keys) and the storages."""
     if file.read(len(_LEGACY_MAGIC)) != _LEGACY_MAGIC:
         raise WeightsError("is a pickle, but not one of torch's")
     version, machine = _Unpickler(file).load(), _Unpickler(file).load()

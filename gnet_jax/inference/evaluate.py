@@ -188,8 +188,7 @@ def _by_position(names: Sequence[str], model: Sequence[str]) -> list[int] | None
     numbers, start = classes.integers(names), classes.imagenet_start(model) or 0
     if numbers is None or classes.integers(model) is not None:
         return None
-    # If 0 is missing, the numbers may start at 1. Such data often has ImageNet's classes in another
-    # order.
+    # If 0 is missing, the numbers may start at 1, often with another order of ImageNet's classes.
     if min(numbers) != 0 or max(numbers) >= len(model) - start:
         return None
     return [start + number for number in numbers]

@@ -41,9 +41,8 @@ class Picture(NamedTuple):
 def pictures(arguments: Iterable[str], left_out: LeftOut | None = None) -> Iterator[Picture]:
     """Yields the pictures that `arguments` name, or errors. Each is read when the caller asks for
     it. An argument is a file, a folder, "-" for standard input, or a URL with http:// or https://,
-    which is downloaded unless a file or folder has that name. From a folder, all image files in it
-    and in its subfolders are read, in the order of `walk`; its other entries are added to
-    `left_out`.
+    which is downloaded unless a file or folder has that name. From a folder and its subfolders, all
+    image files are read, in the order of `walk`; other entries are added to `left_out`.
     """
     for name in arguments:
         if name != "-" and os.path.isdir(name):
@@ -60,9 +59,8 @@ def _picture(name: str) -> Picture:
 
 
 def open_picture(image: ImageLike) -> Image.Image:
-    """Returns one upright RGB picture. `image` is a path, a URL, "-" for standard input, a PIL
-    image, or an array of uint8 pixels, (H, W, 3) or (H, W). Raises UserError naming an unreadable
-    image.
+    """Returns one upright RGB picture from a path, a URL, "-" (standard input), a PIL image, or an
+    array of uint8 pixels, (H, W, 3) or (H, W). Raises UserError naming an unreadable image.
     """
     if isinstance(image, np.ndarray):
         return decode(image)
@@ -71,9 +69,7 @@ def open_picture(image: ImageLike) -> Image.Image:
         if upright.mode in ("RGB", "CMYK", "YCbCr", "LAB", "HSV"):
             return upright.convert("RGB")
         encoded = io.BytesIO()
-        upright.save(
-            encoded, "TIFF"
-        )  # `decode` converts alpha channels, palettes and 16-bit pixels
+        upright.save(encoded, "TIFF")  # `decode` converts alpha, palettes and 16-bit pixels
         return decode(encoded.getvalue())
     name, picture = _picture(os.fspath(image))
     if isinstance(picture, UserError):

@@ -57,10 +57,7 @@ def letter(figure: "Figure") -> None:
 
 
 def save(picture: "Figure | Image.Image", out: Path, **options: Any) -> None:
-    """Write an image or a figure. For a figure, `options` are those of `savefig`.
-
-    Raises UserError if the file cannot be written.
-    """
+    """Write an image, or a figure with the `options` of `savefig`; raises UserError."""
     try:
         if isinstance(picture, Image.Image):
             picture.save(out)
@@ -72,10 +69,7 @@ def save(picture: "Figure | Image.Image", out: Path, **options: Any) -> None:
 
 
 def _drawable(text: str, kept: str = "") -> tuple[str, Path]:
-    """Returns `text` and the file of a font for it.
-
-    Characters that cannot be drawn are escaped, except those in `kept`.
-    """
+    """Returns `text`, with characters escaped that cannot be drawn, and a font file for it."""
     kept += JOINERS
     shown = "".join(c if c.isprintable() or c in kept else _escape(c) for c in text)
     wanted = frozenset(shown) - set(kept) | set(BESIDE)

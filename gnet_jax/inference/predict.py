@@ -1,6 +1,5 @@
-"""Loads a trained model, predicts the classes of pictures, and prints them.
-
-Shapes: N pictures, S side of the network's input, C channels, K classes.
+"""Loads a trained model, predicts the classes of pictures, and prints them. Shapes: N pictures, S
+side of the network's input, C channels, K classes.
 """
 
 import functools

@@ -1,7 +1,4 @@
-"""The architecture of a network as plain data: the published variants, and changes to them.
-
-This module does not import jax.
-"""
+"""Architectures of the network as plain data: published variants and changes. Imports no jax."""
 
 import dataclasses
 import itertools
@@ -25,8 +22,7 @@ class Architecture:
 
     num_classes: int = 1000
     """Number of classes: the outputs of the main and of every auxiliary classifier."""
-    # A mapping has no hash. Without this field in the hash, an architecture, and so a model, can be
-    # a static argument of jax.jit.
+    # hash=False: a static argument of jax.jit must have a hash, and a mapping has none.
     widths: Mapping[str, Widths] = dataclasses.field(
         default_factory=lambda: dict(TABLE_1), hash=False, metadata={"choice": tuple[str, ...]}
     )
@@ -35,8 +31,7 @@ class Architecture:
     the pool projection. A max pool follows a block if the next block's name begins with another
     digit."""
     naive: bool = False
-    """Use the naive Inception block (paper, Fig. 2a), which has no 1x1 reductions and no projection
-    after its max pool."""
+    """Use the naive Inception block (paper, Fig. 2a): no 1x1 reductions and no pool projection."""
     norm: str = "lrn"
     """lrn: local response normalisation, as in the paper. batch_norm: replaces LRN and the biases
     of the convolutions. FILE.py:NAME: your own function NAME in FILE.py, which returns a norm."""
@@ -47,8 +42,7 @@ class Architecture:
     pool4_window: int = 3
     """Window of the max pool after stage 4; torchvision and TF-slim use 2."""
     stem: Literal["imagenet", "small"] = "imagenet"
-    """Layers before block 3a. imagenet: as in the paper. small: the first convolution is 3x3, and
-    there is only one max pool, for images of 16 to 64 pixels."""
+    """small: a 3x3 first convolution and only one max pool, for images of 16 to 64 pixels."""
     stem_padding: Literal["caffe", "same"] = "caffe"
     """Padding of the first convolution, which has stride 2. caffe: (3, 3). same: TensorFlow's
     padding, (2, 3) for images with an even side. With "same", the network equals TF-slim's if the
@@ -56,18 +50,15 @@ class Architecture:
     stem_widths: tuple[int, int, int] = (64, 64, 192)
     """Channels of conv1, conv2_reduce and conv2."""
     aux_after: tuple[str, ...] = ("4a", "4d")
-    """Blocks that are followed by an auxiliary head. For no auxiliary heads, give --model.aux-after
-    without a value."""
+    """Blocks followed by an auxiliary head; --model.aux-after without a value means none."""
     aux_widths: tuple[int, int] = (128, 1024)
     """Channels of the 1x1 convolution, and units of the hidden layer, of every auxiliary head."""
     aux_pool: Literal["caffe", "adaptive"] = "caffe"
-    """Average pool of the auxiliary heads. caffe: window 5x5, stride 3, as in the paper. adaptive:
-    the output is 4x4 for every image size, as in torchvision."""
+    """Average pool of the auxiliary heads. adaptive: always a 4x4 output, as in torchvision."""
     aux_dropout: float = 0.7
     """Dropout rate of the auxiliary classifiers."""
     head: Literal["average_pool", "fc"] = "average_pool"
-    """average_pool: global average pooling before the classifier, as in the paper. fc: a fully
-    connected layer instead."""
+    """fc: a fully connected layer instead of the paper's global average pooling."""
     dropout: float = 0.4
     """Dropout rate of the main classifier."""
 

@@ -18,10 +18,10 @@ _known: dict[str, Callable[..., Any]] = {}  # the classes and functions by refer
 
 
 def reference(part: Callable[..., Any] | str) -> str:
-    """Returns the reference "FILE:NAME" of a class or function, where FILE is an absolute path.
+    """Returns the reference "FILE:NAME" of a class, function or reference, with an absolute path.
 
     Only this process can load the reference if the class or function has no file (as in a notebook)
-    or is defined inside a function. If `part` is a reference, only its path is made absolute.
+    or is defined inside a function.
     """
     if isinstance(part, str):
         file, _, attribute = part.rpartition(":")
@@ -43,9 +43,7 @@ def is_portable(name: str) -> bool:
 
 
 def load(name: str) -> Callable[..., Any]:
-    """Returns the class or function of a reference, from its file.
-
-    If the file is not found, a file of the same name in the current directory is used.
+    """Returns the class or function of a reference, from its file or from the current directory.
 
     Raises UserError if the file is missing, raises an exception, or does not define the name.
     """

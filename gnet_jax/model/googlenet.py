@@ -155,10 +155,7 @@ def every_head(model: GoogLeNet, variables: Mapping[str, Any], x_BHWC: jax.Array
 def aux_logits(
     model: GoogLeNet, variables: Mapping[str, Any], block: str, features_BHWC: jax.Array
 ) -> jax.Array:
-    """Returns the logits (B, K) of the auxiliary head after `block`, in inference.
-
-    `features_BHWC` is the output of the block.
-    """
+    """Returns the logits (B, K) of the head after `block` in inference, from the block's output."""
     own = {kind: tree[f"aux_{block}"] for kind, tree in variables.items() if f"aux_{block}" in tree}
     head: Any = AuxHead(model.arch, _conv(model, train=False), train=False, dtype=model.dtype)
     return head.apply(own, features_BHWC)
@@ -266,10 +263,7 @@ def endpoints(
 
 
 def layer_outputs(intermediates: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """Returns all recorded outputs by path, for example "inception_3a/b1".
-
-    The second output of a layer that is called twice is "conv1 (2)".
-    """
+    """Returns all recorded outputs by path. The second output of a layer is "conv1 (2)"."""
     flat: Any = traverse_util.flatten_dict(dict(intermediates))
     found: dict[str, jax.Array] = {}
     for path, values in flat.items():

@@ -32,10 +32,7 @@ def he_normal(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.
 
 
 def _draw(key: jax.Array, shape: tuple[int, ...], dtype, draw) -> jax.Array:
-    """Calls `draw(generator, shape)` with a NumPy generator.
-
-    jax.random would have to compile a program for each of 130 shapes.
-    """
+    """Calls `draw` with a NumPy generator, because jax.random compiles for each of 130 shapes."""
 
     def draw_on_host(key_data) -> np.ndarray:
         seed = int.from_bytes(np.asarray(key_data).tobytes(), "little")
@@ -136,11 +133,7 @@ _NORM: Mapping[str, Role] = {"scale": "norm", "bias": "norm"}
 
 
 def roles(names: Iterable[str], where: str) -> Mapping[str, Role]:
-    """Returns the role of each parameter name in a module.
-
-    `names` are all parameters of the module, and `where` is its path. Raises UserError if a role is
-    unknown.
-    """
+    """Returns the roles of all parameters of the module `where`; raises UserError if unknown."""
     own = set(names)
     for known, required in ((_LAYER, "kernel"), (_NORM, "scale")):
         if required in own and own <= known.keys():

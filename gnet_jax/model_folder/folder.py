@@ -119,8 +119,7 @@ def write_folder(path: str | Path, folder: TrainedModel) -> None:
             new.mkdir()
             write_tensors(new / WEIGHTS_FILE, flat, {"format": "gnet_jax"})
             config = config_of(folder) | {"weights_sha256": _sha256(new / WEIGHTS_FILE)}
-            # Bytes of file names that are not UTF-8 are written as escapes; `json.loads` reads
-            # them.
+            # Bytes that are not UTF-8, in file names, are escaped; `json.loads` reads the escapes.
             text = json_text(config, indent=2, ensure_ascii=False) + "\n"
             (new / CONFIG_FILE).write_text(text, "utf-8", errors="backslashreplace")
             card = model_card(config, flat, path.name)
@@ -149,9 +148,7 @@ def _refuse_to_overwrite(path: Path) -> None:
     except (OSError, ValueError, TypeError):
         lost += found
     if lost:
-        raise WeightsError(
-            f"{path} is not a model folder, so it is not replaced: {lost[0]} would be lost"
-        )
+        raise WeightsError(f"{path} is not a model folder: replacing it would delete {lost[0]}")
 
 
 def is_model_folder(path: Path) -> bool:
@@ -254,9 +251,7 @@ def check(model: GoogLeNet, flat: Mapping[str, Any], image_size: int, where: str
         found = tuple(flat[name].shape) if name in flat else "absent"
         wanted = expected.get(name, "absent")
         if found != wanted:
-            raise WeightsError(
-                f"{where} does not fit the network: {name} is {found} instead of {wanted}"
-            )
+            raise WeightsError(f"{where} does not fit: {name} is {found} instead of {wanted}")
         if not np.isfinite(flat[name]).all():
             raise WeightsError(f"{where}: {name} has values that are not finite")
 

@@ -69,10 +69,7 @@ max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 def _views(x, axis: int, window: int, stride: int, pad: int) -> list[jax.Array]:
-    """Returns one array for each k < `window`: element k of every window along `axis`.
-
-    The padding is -inf.
-    """
+    """Returns for each k an array of the elements k of all windows along `axis`; pads with -inf."""
     padding = [(0, 0, 0)] * x.ndim
     ((low, high),) = pool_padding([x.shape[axis]], window, stride, pad)
     padding[axis] = (low, high, 0)
@@ -144,10 +141,7 @@ local_response_norm.defvjp(_lrn_forward, _lrn_backward)
 
 
 def _lrn_factors(x_BHWC, size: int, alpha: float, beta: float) -> tuple[jax.Array, jax.Array]:
-    """Returns s**-beta and s**(-beta - 1), in float32.
-
-    s is 1 + alpha / size * (the sum of squares over `size` neighbouring channels).
-    """
+    """Returns s**-beta and s**(-beta - 1), where s is 1 + alpha / size * (sum of squares)."""
     squares = [jnp.square(view.astype(jnp.float32)) for view in _neighbours(x_BHWC, size)]
     scale = 1 + alpha / size * sum(squares[1:], squares[0])
     if beta != 0.75:
@@ -167,12 +161,8 @@ def _shifted_sum(x_BHWC: jax.Array, size: int) -> jax.Array:
 
 
 def _banded_sum(x_BHWC: jax.Array, size: int) -> jax.Array:
-    """Returns what `_shifted_sum` does, as a product with a banded matrix.
-
-    On a TPU, shifting the channels is slow.
-    """
-    # Without the barrier, XLA would compute `x` as part of the product and read the inputs of `x`
-    # twice.
+    """Returns `_shifted_sum` by a product with a banded matrix, because TPUs shift slowly."""
+    # Without the barrier, XLA would compute `x` inside the product and read its inputs twice.
     x_BHWC = lax.optimization_barrier(x_BHWC)
     distance = np.subtract.outer(*2 * [np.arange(x_BHWC.shape[-1])])
     return lax.dot_general(
@@ -193,10 +183,7 @@ def _neighbours(x_BHWC: jax.Array, size: int) -> list[jax.Array]:
 
 @jax.custom_vjp
 def relu(x: jax.Array) -> jax.Array:
-    """Returns what `nn.relu` does.
-
-    The gradient uses the output instead of the input, because the next layer stores it anyway.
-    """
+    """Returns the ReLU. The gradient uses the output, because the next layer stores that anyway."""
     return jnp.maximum(x, 0)
 
 

@@ -193,19 +193,13 @@ def _tiles(sizes: Sequence[int], padding: Sequence[tuple[int, int]]) -> list[int
 
 
 def _chunks(batch: int, tiles: Sequence[int]) -> int:
-    """Returns into how many chunks of equal size to split a batch.
-
-    It is the smallest number for which a chunk has at most `CHUNK_TILES` tiles, or one image.
-    """
+    """Returns the smallest number of equal chunks with at most `CHUNK_TILES` tiles or one image."""
     wanted = min(batch, -(-batch * math.prod(tiles) // CHUNK_TILES))
     return next(n for n in range(wanted, batch + 1) if batch % n == 0)
 
 
 def _split(x: jax.Array, chunks: int) -> jax.Array:
-    """Returns the batch split into chunks, (B // chunks, chunks, ...).
-
-    Image i is in chunk i % chunks, so that no image moves to another device.
-    """
+    """Split the batch: image i is in chunk i % chunks, so that it stays on its device."""
     return x.reshape(-1, chunks, *x.shape[1:])
 
 

@@ -17,8 +17,7 @@ def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
 def pooled_size(size: int, window: int, stride: int, pad: int = 0) -> int:
     """Returns the side length of a pool's output, rounded up, as in Caffe (pooling_layer.cpp).
 
-    The last window begins inside the image or its low padding. A result below 1 means that the
-    image is too small.
+    The last window begins in the image or its low padding. Below 1, the image is too small.
     """
     out = -(-(size + 2 * pad - window) // stride) + 1
     if pad and (out - 1) * stride >= size + pad:
