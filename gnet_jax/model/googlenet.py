@@ -41,9 +41,7 @@ class GoogLeNet(nn.Module):
     """
 
     arch: Architecture = Architecture()
-    dtype: Any = (
-        jnp.float32
-    )  # of the computation; parameters, LRN's sums and logits are always float32
+    dtype: Any = jnp.float32  # of the computation; parameters, LRN sums and logits stay float32
     axis_name: str | None = None  # name of the pmap axis over which batch norm averages
     momentum: float = 0.9  # of batch norm: new = momentum * running + (1 - momentum) * batch
     ops: Ops = FAST  # REFERENCE supports forward-mode differentiation
