@@ -1,1 +1,1 @@
-"""Foreign formats in and out."""
+"""Conversion of models from and to the file formats of other programs."""

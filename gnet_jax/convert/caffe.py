@@ -1,5 +1,5 @@
-"""Caffe's .caffemodel, of both generations (caffe.proto: NetParameter.layer, and the older
-.layers).
+"""Reads Caffe's .caffemodel files, both the newer (caffe.proto: NetParameter.layer) and the older
+format (NetParameter.layers).
 """
 
 import dataclasses
@@ -20,8 +20,9 @@ from gnet_jax.model.architecture import VARIANTS, Architecture
 from gnet_jax.model.googlenet import CAFFE_BRANCHES, CAFFE_STEM
 from gnet_jax.model_folder.folder import WeightsError
 
-_SIDES = ("num", "channels", "height", "width")  # of older blobs
-# The messages of caffe.proto, with the fields that are read: number and type, [] if repeated.
+_SIDES = ("num", "channels", "height", "width")  # the fields that hold the shape of older blobs
+# The messages of caffe.proto and those of their fields that are read here. Each field has a number
+# and a type, which ends in [] if the field is repeated.
 _MESSAGES = {
     "BlobShape": {"dim": (1, "int64[]")},
     "BlobProto": {name: (n, "int32") for n, name in enumerate(_SIDES, start=1)}
@@ -50,12 +51,12 @@ _CLASSIFIER = "loss3/classifier"
 _MARKERS = "conv1/7x7_s2", "inception_3a/1x1"
 
 PREPROCESSING = Preprocessing(resize="warp", channels="BGR", mean=(104.0, 117.0, 123.0))
-"""Of the published weights (BVLC/caffe, models/bvlc_googlenet)."""
+"""The preprocessing of the published weights (BVLC/caffe, models/bvlc_googlenet)."""
 
-PUBLISHED_SHA1 = "405fc5acd08a3bb12de8ee5e23a96bec22f08204"  # by its readme
+PUBLISHED_SHA1 = "405fc5acd08a3bb12de8ee5e23a96bec22f08204"  # from its readme
 WITHOUT_HEADS_SHA256 = "afb3ba04dbee93e6e3228f8c399c5f439a786fbeafdb5b5870a990de80f7477b"  # a copy
 
-Layers = Mapping[str, list[np.ndarray]]  # the blobs of each layer that has some, in order
+Layers = Mapping[str, list[np.ndarray]]  # the blobs of each layer that has any, in order
 
 
 class CaffeModel(NamedTuple):
@@ -63,7 +64,7 @@ class CaffeModel(NamedTuple):
 
     layers: dict[str, list[np.ndarray]]
     preprocessing: Preprocessing
-    note: str  # which parts of the preprocessing the file holds; "" if none
+    note: str  # what was read of the preprocessing; "" if the file has none
 
 
 def _net_parameter() -> Any:
@@ -84,10 +85,10 @@ def _net_parameter() -> Any:
 
 
 def read_caffemodel(path: Path) -> CaffeModel:
-    """Returns the layers in a file, as float32, and the preprocessing of its data layer. Only files
-    that a training run saved have a data layer, with crop, mean and scale. The rest is that of the
-    published weights. Raises WeightsError if the file is not a caffemodel, is corrupt (naming the
-    last whole layer), or has an unusable preprocessing.
+    """Returns the layers in a file, as float32, and its preprocessing. Crop, mean and scale are
+    read from the data layer, which only files saved by a training run have. All other values are
+    those of the published weights. Raises WeightsError if the file is not a caffemodel, is corrupt,
+    or has an unusable preprocessing. For a corrupt file, the error names the last complete layer.
     """
     net = _net_parameter()
     try:
@@ -95,7 +96,7 @@ def read_caffemodel(path: Path) -> CaffeModel:
     except DecodeError as error:
         # protobuf keeps what it has parsed before the error.
         names = [_text(layer.name) for layer in (*net.layer, *net.layers) if layer.name]
-        problem = "of an unknown kind, or cut short; docs/pretrained.md lists the formats"
+        problem = "of an unknown format, or cut short; docs/pretrained.md lists the formats"
         if names:
             problem = f"corrupt or cut short after layer {names[-1]}; copy or download it again"
         raise WeightsError(f"{path} is {problem}") from error
@@ -130,7 +131,7 @@ def _preprocessing(message: Any, where: str) -> tuple[Preprocessing, str]:
         file = _text(message.mean_file)
         note = f"read crop and scale from {where}, but not the mean, which is in {file}"
     if not 0 < scale < math.inf or len(means) not in (0, 1, 3) or not np.isfinite(means).all():
-        raise WeightsError(f"{where} has scale {scale} and mean {means}, which cannot be used")
+        raise WeightsError(f"{where} has scale {scale} and mean {means}, which are not valid")
     blue, green, red = means if len(means) == 3 else (means or [0.0]) * 3
     size = message.crop_size or PREPROCESSING.image_size
     std = 1 / scale
@@ -154,8 +155,8 @@ def _blob(message: Any, layer: str) -> np.ndarray:
 
 
 def load(src: Path, sha256: str) -> Found:
-    """Returns the network in a .caffemodel; raises as `read_caffemodel`, `find_network` and
-    `from_caffe`.
+    """Returns the network in a .caffemodel. Raises the errors of `read_caffemodel`, `find_network`
+    and `from_caffe`.
     """
     found = read_caffemodel(src)
     layers, notes = find_network(found.layers, str(src))
@@ -173,7 +174,7 @@ def load(src: Path, sha256: str) -> Found:
 
 
 def _layer_names(heads: Mapping[str, str]) -> dict[str, str]:
-    """Returns Caffe's layer for every module with weights, the auxiliary heads' last."""
+    """Returns Caffe's layer name for every module with weights; auxiliary heads are last."""
     names = dict(CAFFE_STEM)
     for block in VARIANTS["paper"].widths:
         at = f"inception_{block}"
@@ -185,12 +186,12 @@ def _layer_names(heads: Mapping[str, str]) -> dict[str, str]:
 
 
 def find_network(layers: Layers, where: str) -> tuple[dict[str, list[np.ndarray]], list[str]]:
-    """Returns the layers of a GoogLeNet under Caffe's own names, and notes on all that was changed.
-    A common prefix of all names is dropped. Retraining renames classifiers, because Caffe copies
-    every layer whose name it knows. So the layers with unknown names are the missing classifiers,
-    if there are as many, in the file's order. Auxiliary heads with another number of classes than
-    the main classifier are skipped. Raises WeightsError if there is no GoogLeNet, more than one, or
-    one whose classifiers are ambiguous.
+    """Returns the layers of a GoogLeNet under Caffe's own names, and notes on everything changed.
+    A common prefix of all names is removed. To retrain a classifier, users of Caffe rename it,
+    because Caffe copies the weights of all layers whose names match. So if there are as many layers
+    with unknown names as missing classifiers, they are the classifiers, in the file's order.
+    Auxiliary heads with another number of classes than the main classifier are skipped. Raises
+    WeightsError if there is no GoogLeNet or more than one, or if its classifiers are ambiguous.
     """
     prefix = mapping.find_prefix(layers, _MARKERS, "a Caffe GoogLeNet", where)
     network = {name.removeprefix(prefix): blobs for name, blobs in layers.items()}
@@ -199,11 +200,11 @@ def find_network(layers: Layers, where: str) -> tuple[dict[str, list[np.ndarray]
     missing = [name for name in (*classifiers, _CLASSIFIER) if name not in network]
     unknown = [name for name in network if name not in usual]
     if missing and unknown and len(unknown) != len(missing):
-        raise WeightsError(f"{where} has no {missing[0]}, but several of: {', '.join(unknown[:4])}")
+        raise WeightsError(f"{where} has no {missing[0]}, but has {', '.join(unknown[:4])}")
     notes = []
     for usual_name, name in zip(missing, unknown, strict=False):
         network[usual_name] = network.pop(name)
-        notes.append(f"used the layer {name} as {usual_name}")
+        notes.append(f"used the layer {name} as the classifier {usual_name}")
     if _CLASSIFIER in network:
         heads = {f"{loss}/": f"{loss}/classifier" for loss in _HEADS.values()}
         classes = {head: network[name][-1].size for head, name in heads.items() if name in network}
@@ -212,9 +213,10 @@ def find_network(layers: Layers, where: str) -> tuple[dict[str, list[np.ndarray]
 
 
 def from_caffe(layers: Layers, where: str) -> tuple[Architecture, dict[str, np.ndarray]]:
-    """Returns the architecture and the flat variables that the layers of a GoogLeNet hold. A linear
-    layer may be a convolution over its whole input. The input's channels stay blue, green, red.
-    Raises WeightsError naming the first layer that is missing, unknown or of another shape.
+    """Returns the architecture and the flat variables of the layers of a GoogLeNet. A linear layer
+    may be stored as a convolution over its whole input. The order of the input's channels remains
+    blue, green, red. Raises WeightsError naming the first layer that is missing or unknown or has
+    the wrong shape.
     """
     tensors = {}
     for name, blobs in layers.items():
@@ -222,7 +224,7 @@ def from_caffe(layers: Layers, where: str) -> tuple[Architecture, dict[str, np.n
             raise WeightsError(f"{where}: layer {name} has {len(blobs)} blobs; expected 2")
         weights, bias = blobs
         if name.endswith(("/fc", "/classifier")):
-            if weights.ndim == 4 and weights.shape[:2] == (1, 1):  # older files have these in front
+            if weights.ndim == 4 and weights.shape[:2] == (1, 1):  # older files have these axes
                 weights = weights[0, 0]
             weights = weights.reshape(len(weights), -1)
         tensors[f"weights of {name}"], tensors[f"bias of {name}"] = weights, bias.reshape(-1)

@@ -1,12 +1,13 @@
-"""Write a network in other formats; read each file back and compare before keeping it.
+"""Export a network to the formats of other programs, and verify each file by reading it back.
 
-Every format computes logits in float32. It takes normalised images (`gnet_jax.data.preprocess`).
+The exported networks take normalised images (`gnet_jax.data.preprocess`), S x S pixels, and compute
+logits in float32.
 
-    .onnx          main head; "input" (N, 3, S, S), channels first, to "logits" (N, classes)
-    .stablehlo     main head; (N, S, S, 3), channels last, to (N, classes); cpu, cuda and tpu in one
-                   file, for `jax.export.deserialize(bytes).call`, which needs nothing but jax
-    .safetensors   every variable under its own name, the folder's config in the metadata
-    .pth           the variant "torchvision" only: a state dict for torchvision.models.googlenet
+    .onnx          the main head: maps "input" (N, 3, S, S) to "logits" (N, classes)
+    .stablehlo     the main head: maps (N, S, S, 3) to (N, classes). The file contains a program for
+                   cpu, cuda and tpu. `jax.export.deserialize(bytes).call` runs it with only jax.
+    .safetensors   all variables by name; the metadata contains the config of the model folder
+    .pth           a state dict for torchvision.models.googlenet; only for the variant "torchvision"
 """
 
 import contextlib
@@ -39,29 +40,29 @@ from gnet_jax.model_folder.folder import (
 )
 from gnet_jax.model_folder.tensor_file import read_tensors, write_tensors
 
-TOLERANCE = 1e-4  # largest difference that passes, as a share of the largest logit
+TOLERANCE = 1e-4  # largest allowed difference, as a fraction of the largest logit
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 Run = Callable[[np.ndarray], np.ndarray]  # normalised images (B, S, S, 3) to logits (B, K)
 
 
 class ExportError(UserError):
-    """A file that cannot be written or does not compute the network's logits."""
+    """A file cannot be written, or does not compute the same logits as the network."""
 
 
 def export(folder: TrainedModel, out: str | Path) -> float:
-    """Write the network to `out`, whose suffix determines the format, and run the file. Returns the
-    largest difference from the network's own logits over random images in batches of 1 and 3, as a
-    share of the largest logit. Raises ExportError for an unknown suffix, a missing package, a path
-    that cannot be written, or a difference above `TOLERANCE`; an older file at `out` then stays.
-    Raises WeightsError if the format cannot hold this network.
+    """Write the network to `out`, in the format of its suffix, and verify the file by running it on
+    random images, in batches of 1 and 3. Returns the largest difference from the network's own
+    logits, as a fraction of the largest logit. Raises ExportError for an unknown suffix, a missing
+    package, a path that cannot be written, or a difference above `TOLERANCE`. In that case an
+    existing file at `out` is kept. Raises WeightsError if the format does not support the network.
     """
     out = Path(out).expanduser()
     if out.suffix not in _WRITERS:
         raise ExportError(f"cannot export to {out.name}; the suffixes are {', '.join(_WRITERS)}")
     if out.name == WEIGHTS_FILE and is_model_folder(out.parent):
-        raise ExportError(f"{out} is the weights of a model folder; name another file")
-    # Some readers need the suffix.
+        raise ExportError(f"{out} contains the weights of a model folder; choose another file")
+    # Keep the suffix, because some readers need it.
     unfinished = out.with_name(f".{out.stem}-{os.getpid()}{out.suffix}")
     folder = dataclasses.replace(
         folder,
@@ -72,7 +73,8 @@ def export(folder: TrainedModel, out: str | Path) -> float:
         with jax.default_device(_exact_device()):
             difference = _largest_difference(folder, _WRITERS[out.suffix](folder, unfinished))
         if not difference <= TOLERANCE:
-            raise ExportError(f"{out} is off by {difference:.1e} of the largest logit; not kept")
+            reason = f"its logits differ by {difference:.1e} of the largest logit"
+            raise ExportError(f"did not write {out}: {reason}")
         unfinished.replace(out)
     except OSError as error:
         raise ExportError(f"cannot write {out}: {error.strerror}") from error
@@ -83,14 +85,14 @@ def export(folder: TrainedModel, out: str | Path) -> float:
 
 def _exact_device() -> Any:
     """Returns a CPU, because GPUs and TPUs round float32 products to fewer bits."""
-    with contextlib.suppress(RuntimeError):  # JAX_PLATFORMS excludes it: the default device
+    with contextlib.suppress(RuntimeError):  # if JAX_PLATFORMS excludes CPUs, the default device
         return jax.local_devices(backend="cpu")[0]
 
 
 def _largest_difference(folder: TrainedModel, written: Run | TrainedModel) -> float:
-    """Returns the largest difference in logits, as a share of the largest logit. A program runs on
-    batches of one and three. Tensors that were read back, auxiliary heads included, must be bit-
-    identical, and are run by the network itself.
+    """Returns the largest difference in logits, as a fraction of the largest logit. If `written` is
+    a program, it runs on batches of one and three images. If it is a model that was read back, the
+    network runs with its variables, all of which must be identical to those of `folder`.
     """
     p, logits = folder.preprocessing, jax.jit(partial(_logits, folder.model))
     pixels = np.random.default_rng(0).integers(0, 256, (3, p.image_size, p.image_size, 3))
@@ -105,7 +107,7 @@ def _largest_difference(folder: TrainedModel, written: Run | TrainedModel) -> fl
     else:
         found = [written(x_BHWC[:1]), written(x_BHWC)]
     scale = float(np.abs(expected_BK).max()) or 1.0
-    # np.max, unlike max, always passes a NaN on.
+    # np.max, unlike max, returns NaN if any value is NaN.
     return float(np.max([np.abs(f_BK - expected_BK[: len(f_BK)]).max() for f_BK in found])) / scale
 
 
@@ -164,7 +166,7 @@ def _write_pth(folder: TrainedModel, out: Path) -> TrainedModel:
     own = folder.model.arch
     write_torch(out, to_torchvision(own, flatten(folder.variables)))
     arch, flat = from_torchvision(read_torch(out), str(out))
-    # The file determines the network except for its dropout rates.
+    # The file does not contain the dropout rates.
     arch = dataclasses.replace(arch, dropout=own.dropout, aux_dropout=own.aux_dropout)
     return dataclasses.replace(folder, model=GoogLeNet(arch), variables=unflatten(flat))
 

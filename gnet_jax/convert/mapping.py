@@ -1,4 +1,4 @@
-"""What foreign formats share: find the network, map names, change layouts, check shapes."""
+"""Helpers for all readers of foreign formats: find the network, map names, convert layouts."""
 
 import dataclasses
 from collections.abc import Collection, Mapping
@@ -19,13 +19,14 @@ class Found(NamedTuple):
     arch: Architecture
     flat: dict[str, np.ndarray]  # the variables
     preprocessing: Preprocessing
-    source: dict[str, str]  # beside the file's name and sha256
+    source: dict[str, str]  # on the origin, without the file's name and sha256
     notes: list[str]  # a sentence on everything that was assumed, skipped or renamed
 
 
 def find_prefix(names: Collection[str], markers: tuple[str, str], kind: str, where: str) -> str:
-    """Returns the prefix of the only GoogLeNet in a file; `markers` are two names of each one.
-    Raises WeightsError if there is no GoogLeNet or more than one.
+    """Returns the common prefix of the names of the only GoogLeNet in a file. `names` are all names
+    in the file; `markers` are two names that every GoogLeNet of this format has. Raises
+    WeightsError if there is no GoogLeNet or more than one.
     """
     first, second = markers
     prefixes = [name.removesuffix(first) for name in names if name.endswith(first)]
@@ -35,12 +36,12 @@ def find_prefix(names: Collection[str], markers: tuple[str, str], kind: str, whe
         raise WeightsError(f"{where} is not {kind}: it holds {holds}, ...")
     if len(prefixes) > 1:
         both = " and ".join(prefix + first for prefix in prefixes)
-        raise WeightsError(f"{where} holds {both}; save one network in its own file")
+        raise WeightsError(f"{where} holds two networks, with {both}; save each in its own file")
     return prefixes[0]
 
 
 def drop_heads(network: dict[str, Any], classes: Mapping[str, int], expected: int) -> list[str]:
-    """Delete the heads, by prefix in `classes`, with other classes; returns a note for each."""
+    """Delete auxiliary heads that do not have `expected` classes; returns a note for each."""
     notes = []
     for head, count in classes.items():
         if count != expected:
@@ -54,9 +55,9 @@ def drop_heads(network: dict[str, Any], classes: Mapping[str, int], expected: in
 
 
 def name_variables(modules: Mapping[str, str], parts: Mapping[str, str]) -> dict[str, str]:
-    """Returns the foreign name for each variable: every module filled into every part. `modules`
-    has the foreign module for ours ("conv1", "inception_3a/b1"), `parts` the foreign name for ours
-    ("{}.conv.weight" for "params/{}/conv/kernel").
+    """Returns the foreign name for each of our variables, for all combinations of module and part.
+    `modules` maps our module names ("conv1", "inception_3a/b1") to the foreign ones. `parts` maps
+    our name patterns to the foreign ones ("params/{}/conv/kernel" to "{}.conv.weight").
     """
     return {
         our_part.format(ours): part.format(theirs)
@@ -73,20 +74,21 @@ def map_variables(
     *,
     channels_first: bool = True,
 ) -> tuple[Architecture, dict[str, np.ndarray]]:
-    """Returns the architecture and the flat variables of a network, in float32. `tensors` are
-    exactly those of the network, `names` has the tensor for every variable, a head's convolution
-    before its `fc`, and `base` supplies what the shapes do not determine. With `channels_first`, as
-    in Caffe and torch, kernels are OIHW, linear layers (outputs, inputs), and feature maps are
-    flattened in the order C, H, W; otherwise HWIO and (inputs, outputs). Raises WeightsError naming
-    the first tensor that is missing, unknown, or of another type or shape.
+    """Returns the architecture and the flat variables of a network, in float32. `tensors` must be
+    exactly those of the network. `names` maps every variable to its tensor, with the convolution of
+    an auxiliary head before its `fc`. `base` supplies what the shapes do not determine. With
+    `channels_first`, as in Caffe and torch, kernels are OIHW, weights of linear layers are
+    (outputs, inputs), and feature maps are flattened in the order C, H, W. Otherwise kernels are
+    HWIO, and weights (inputs, outputs). Raises WeightsError naming the first tensor that is missing
+    or unknown, or has a wrong type or shape.
     """
     known = set(names.values())
     unknown = [name for name in tensors if name not in known]
     flat: dict[str, np.ndarray] = {}
     for ours, theirs in names.items():
         if theirs not in tensors:
-            instead = f", and there is the unknown {unknown[0]}" if unknown else ""
-            raise WeightsError(f"{where} is not a whole GoogLeNet: {theirs} is missing{instead}")
+            instead = f", and {unknown[0]} is unknown" if unknown else ""
+            raise WeightsError(f"{where} is not a complete GoogLeNet: {theirs} is missing{instead}")
         value = tensors[theirs]
         rank = 4 if ours.endswith("conv/kernel") else 2 if ours.endswith("/kernel") else 1
         if value.dtype.kind != "f":
@@ -99,7 +101,7 @@ def map_variables(
             channels = flat[ours.removesuffix("fc/kernel") + "conv/conv/kernel"].shape[-1]
             side = round((value.shape[0] / channels) ** 0.5)
             if not side or side**2 * channels != value.shape[0]:
-                raise WeightsError(f"{where}: {theirs} is not over a square of {channels} channels")
+                raise WeightsError(f"{where}: {theirs} fits no square map of {channels} channels")
             value = rows_to_channels_last(value, channels)
         flat[ours] = np.ascontiguousarray(value, np.float32)
     if unknown:
@@ -108,8 +110,9 @@ def map_variables(
 
 
 def with_shapes_of(flat: Mapping[str, np.ndarray], base: Architecture) -> Architecture:
-    """Returns `base` with the widths, heads, classes and 5x5 kernel of the variables' shapes.
-    `flat` must hold a kernel for every convolution outside auxiliary heads.
+    """Returns `base` with the widths, auxiliary heads, number of classes and size of the 5x5 kernel
+    that the shapes of the variables `flat` determine. `flat` must contain the kernels of all
+    convolutions outside the auxiliary heads.
     """
 
     def width(module: str) -> int:
@@ -132,8 +135,8 @@ def with_shapes_of(flat: Mapping[str, np.ndarray], base: Architecture) -> Archit
 
 
 def rows_to_channels_last(matrix_IO: np.ndarray, channels: int) -> np.ndarray:
-    """Returns the rows of a linear layer over a square map in H,W,C order (Flax), given those in
-    C,H,W order (Caffe, torch).
+    """Reorder the rows of the weights of a linear layer over a flattened square map, from the order
+    C, H, W (Caffe, torch) to H, W, C (Flax).
     """
     side = round((matrix_IO.shape[0] / channels) ** 0.5)
     maps = matrix_IO.reshape(channels, side, side, -1)
@@ -141,16 +144,16 @@ def rows_to_channels_last(matrix_IO: np.ndarray, channels: int) -> np.ndarray:
 
 
 def rows_to_channels_first(matrix_IO: np.ndarray, channels: int) -> np.ndarray:
-    """Returns the inverse of `rows_to_channels_last`."""
+    """Reorder rows from H, W, C to C, H, W: the inverse of `rows_to_channels_last`."""
     side = round((matrix_IO.shape[0] / channels) ** 0.5)
     maps = matrix_IO.reshape(side, side, channels, -1)
     return np.ascontiguousarray(maps.transpose(2, 0, 1, 3)).reshape(matrix_IO.shape)
 
 
 def assumed_preprocessing(whose: str, p: Preprocessing) -> str:
-    """Returns the note that a file lacks its preprocessing, and which one is used."""
+    """Returns a note that a file contains no preprocessing, and which preprocessing is assumed."""
     pixels = describe_preprocessing(dataclasses.asdict(p))
     return (
-        f"assumed the preprocessing of {whose}: {pixels}; if the network was trained with another, "
-        "edit the model folder's config.json"
+        f"assumed the preprocessing of {whose}: {pixels}; if the network was trained with another "
+        "preprocessing, edit config.json in the model folder"
     )

@@ -1,4 +1,4 @@
-"""GoogLeNet as an ONNX graph, node by node. Shapes are ONNX's: N batch, C channels, H, W."""
+"""Builds GoogLeNet as an ONNX graph. Arrays are NCHW: N batch, C channels, H height, W width."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,20 +13,20 @@ from gnet_jax.model.architecture import Architecture, pools
 from gnet_jax.model_folder.folder import WeightsError
 from gnet_jax.ops.sizes import conv_size, pooled_size, same_padding
 
-OPSET = 13  # the first whose operators all have today's form; read by onnxruntime 1.6 and later
+OPSET = 13  # the first with all these operators in their current form; needs onnxruntime >= 1.6
 IR_VERSION = 8
 NORM_EPSILON = 1e-3  # GoogLeNet's batch norm
-_NO_PLACE = "ONNX: the network has {}; export it as .stablehlo, which holds any network"
+_NO_PLACE = "no ONNX export: the network has {}; use .stablehlo, which supports every network"
 
 
 def _window(size: int, stride: int, low: int, high: int) -> dict[str, list[int]]:
-    """Returns a window's attributes; `low` and `high` pad each of its sides."""
+    """Returns the attributes of a window; `low` and `high` are the padding of both axes."""
     pads = [low, low, high, high]
     return {"kernel_shape": [size, size], "strides": [stride, stride], "pads": pads}
 
 
 class _Graph:
-    """Collects nodes and constants; its methods take and return names of tensors."""
+    """Collects the nodes and constants of a graph. Its methods take and return tensor names."""
 
     def __init__(self, arch: Architecture, flat: Mapping[str, np.ndarray]) -> None:
         self.arch, self.unused = arch, dict(flat)
@@ -50,7 +50,7 @@ class _Graph:
     def conv(
         self, x: str, module: str, stride: int = 1, pads: tuple[int, int] | None = None
     ) -> str:
-        """Convolution with batch norm folded in, and ReLU; the default pads are half the kernel."""
+        """Add a convolution, including its batch norm, and ReLU. By default it keeps the size."""
         kernel_HWIO = self.variable(f"params/{module}/conv/kernel")
         if choose("norm", self.arch.norm, {"batch_norm": True, "lrn": False}):
             scale, shift = (self.variable(f"params/{module}/norm/{n}") for n in ("scale", "bias"))
@@ -66,7 +66,7 @@ class _Graph:
         return self.node("Relu", [self.node("Conv", inputs, f"{module}/conv", **window)], module)
 
     def max_pool(self, x: str, size: int, window: int, stride: int, pad: int, name: str) -> str:
-        """Max pool by Caffe's rule: if it rounds up, the high sides are padded explicitly."""
+        """Add a max pool of Caffe's output size, which may need more padding on the high sides."""
         out = pooled_size(size, window, stride, pad)
         high = max(0, (out - 1) * stride + window - size - pad)
         return self.node("MaxPool", [x], name, **_window(window, stride, pad, high))
@@ -97,10 +97,11 @@ class _Graph:
 def onnx_model(
     arch: Architecture, flat: Mapping[str, np.ndarray], size: int, metadata: Mapping[str, str]
 ) -> ModelProto:
-    """Returns the network without its auxiliary heads, in float32, as a checked model. It maps
-    "input" (N, 3, size, size), normalised, with channels in the network's order, to
-    "logits" (N, classes). N is symbolic. `flat` holds the variables by name; `metadata` is stored
-    as text. Raises WeightsError naming a variable that is missing or has no place in the graph.
+    """Returns the network, without auxiliary heads and in float32, as a checked ONNX model. It maps
+    normalised images "input" (N, 3, size, size) to "logits" (N, classes), where N is symbolic.
+    The order of the input's channels is the network's. `flat` has the variables by name; `metadata`
+    is stored as text. Raises WeightsError naming a variable that is missing or is not part of the
+    graph.
     """
     g, shape_NCHW = _Graph(arch, flat), ["N", 3, size, size]
     if choose("stem", arch.stem, {"imagenet": True, "small": False}):

@@ -1,4 +1,4 @@
-"""Read any file of GoogLeNet weights, model folder, training workdir, or file of class names."""
+"""Reads models (from weight files, model folders and training workdirs) and class names."""
 
 import ast
 import dataclasses
@@ -32,8 +32,8 @@ def convert(
     class_names: Sequence[str] | None = None,
     transform_input: bool | None = None,
 ) -> TrainedModel:
-    """Write the model in `src` as the model folder `dst`, replacing one there, and return it.
-    Arguments and errors are those of `read` and `write_folder`.
+    """Read the model in `src`, write it as the model folder `dst`, and return it. An existing model
+    folder is replaced. Arguments and errors are those of `read` and `write_folder`.
     """
     model = read(Path(src).expanduser(), class_names=class_names, transform_input=transform_input)
     write_folder(dst, model)
@@ -43,14 +43,15 @@ def convert(
 def read(
     src: Path, *, class_names: Sequence[str] | None = None, transform_input: bool | None = None
 ) -> TrainedModel:
-    """Returns the model in `src`, one of `KNOWN`; its content determines the format, and nothing in
-    it is executed. TensorFlow's checkpoints of several files are named by their prefix, .index or
-    .data file. What a foreign file lacks is assumed, printed on standard error, and noted in the
-    model's `source`. `class_names` default to those of `src`; for foreign weights, to ImageNet's
-    for 1,000 outputs (1,001 of TF-slim's), otherwise to "class 0", "class 1", ... `transform_input`
-    is for torchvision's weights only and defaults to true for the published file alone. Raises
-    WeightsError if `src` is missing, corrupt, of another kind or not a GoogLeNet, or the arguments
-    do not fit it.
+    """Returns the model in `src`, which is one of `KNOWN`. The format is detected from the content,
+    and nothing in the file is executed. For a TensorFlow checkpoint of several files, `src` is the
+    prefix, the .index file or a .data file. If a foreign file lacks information, defaults are
+    assumed. They are printed on standard error and stored in the model's `source`. `class_names`
+    defaults to those of `src`. Foreign weights have none: the default is ImageNet's for 1,000
+    outputs (1,001 for TF-slim), otherwise "class 0", "class 1", ... `transform_input` is only for
+    torchvision's weights; its default is true for torchvision's published file, otherwise false.
+    Raises WeightsError if `src` is missing, corrupt, of an unknown format or not a GoogLeNet, or if
+    the arguments do not fit it.
     """
     found = _read_folder(src) if src.is_dir() else _read_file(src, transform_input)
     foreign, notes = isinstance(found, Found), []
@@ -59,11 +60,11 @@ def read(
         found = TrainedModel(model, variables, found.preprocessing, (), found.source)
     source, outputs = dict(found.source), found.model.arch.num_classes
     if transform_input is not None and not (foreign and "transform_input" in source):
-        raise WeightsError(f"{src} is not torchvision's; transform_input is for those alone")
+        raise WeightsError(f"{src} is not from torchvision; transform_input is only for such files")
     if notes:
         source["notes"] = "; ".join(notes)
     if class_names is not None:
-        source.pop("class_names", None)  # what was assumed before
+        source.pop("class_names", None)  # a note on names that were assumed before
     elif foreign:
         class_names, assumed = _assumed_names(outputs, source)
         if assumed:
@@ -83,7 +84,7 @@ def _read_folder(src: Path) -> TrainedModel:
         return read_folder(src)
     if is_workdir(src):
         return read_workdir(src)
-    raise WeightsError(f"the folder {src} contains no model; known are {KNOWN}")
+    raise WeightsError(f"the folder {src} contains no model; supported are {KNOWN}")
 
 
 def _read_file(src: Path, transform_input: bool | None) -> TrainedModel | Found:
@@ -95,8 +96,8 @@ def _read_file(src: Path, transform_input: bool | None) -> TrainedModel | Found:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
         raise WeightsError(
-            f"{src} does not exist; `gnet convert WEIGHTS {src}` makes a model folder of published "
-            "weights (docs/pretrained.md), `gnet train` a workdir with your own"
+            f"{src} does not exist; `gnet convert WEIGHTS {src}` makes a model folder from "
+            "published weights (docs/pretrained.md), and `gnet train` trains a model of your own"
         ) from None
     except OSError as error:
         raise WeightsError(f"cannot read {src}: {error.strerror}") from error
@@ -108,7 +109,7 @@ def _read_file(src: Path, transform_input: bool | None) -> TrainedModel | Found:
         tensors, metadata = read_tensors(src)
         if metadata.get("format") == "gnet_jax":
             if "config" not in metadata:
-                raise WeightsError(f"{src} is part of a model folder; name the folder instead")
+                raise WeightsError(f"{src} is part of a model folder; pass the folder instead")
             try:
                 return folder.folder_of(json.loads(metadata["config"]), tensors, src)
             except json.JSONDecodeError as error:
@@ -117,27 +118,27 @@ def _read_file(src: Path, transform_input: bool | None) -> TrainedModel | Found:
         kind = {"format": "safetensors state dict"}
     elif tf_slim.is_checkpoint(src):
         found = tf_slim.load(src)
-    else:  # the format has no signature
+    else:  # a caffemodel has no signature
         found = caffe.load(src, sha256)
-    # An index of TensorFlow's holds a checksum of each tensor, so its sha256 identifies them too.
+    # The .index of a TensorFlow checkpoint has a checksum of each tensor, so its sha256 is enough.
     source = {"file": src.name} | kind | found.source | {"sha256": sha256}
     return found._replace(source=source)
 
 
 def _assumed_names(outputs: int, source: dict[str, str]) -> tuple[tuple[str, ...], str]:
-    """Returns class names for a foreign file, and a note; the note is empty if they are certain."""
-    other = "gnet convert --class-names FILE sets others"
+    """Returns class names for a foreign file, and a note about them, empty if they are certain."""
+    other = "to set other names: gnet convert --class-names FILE"
     if outputs == 1000:
         assumed = f"assumed ImageNet's, because there are 1,000 outputs; {other}"
         return tuple(imagenet_classes().values()), "" if "origin" in source else assumed
     if outputs == 1001 and source["format"] == "TF-slim checkpoint":
-        assumed = f"assumed a background and ImageNet's, because there are 1,001 outputs; {other}"
+        assumed = f'assumed "background" and ImageNet\'s, because there are 1,001 outputs; {other}'
         return ("background", *imagenet_classes().values()), assumed
-    assumed = f"assumed class 0 to class {outputs - 1}, because the file has none; {other}"
+    assumed = f"assumed class 0 to class {outputs - 1}, because the file has no names; {other}"
     return tuple(f"class {i}" for i in range(outputs)), assumed
 
 
-# Class names from a file that a user names.
+# Read class names from a file of the user.
 
 _SYNSET = re.compile(r"(n\d{8})[\s,]+(\S.*)")  # n01440764 tench, Tinca tinca
 _NUMBER_FIRST = re.compile(r"(?P<number>\d+)\s*[\s:,;]\s*(?P<name>\S.*)")  # 0: tench
@@ -146,11 +147,12 @@ _NUMBER_LAST = re.compile(r"(?P<name>.*\S)[\s:,;]+(?P<number>\d+)")  # /a/airfie
 
 def read_class_names(file: Path) -> tuple[str, ...]:
     """Returns the class names in a text or JSON file, in the order of a network's outputs. A text
-    file has one name on each line; blank lines at the end are ignored. WordNet ids before the names
-    are removed if every line has one. Numbers before or after the names set the order if they are
-    0, 1, 2, ... JSON, or a Python literal, is a list of names, a dict of names by index, or a dict
-    of indices by name. A pair of WordNet id and name can stand for a name. Raises WeightsError
-    naming the file and its first invalid line or entry.
+    file has one name on each line; blank lines at the end are ignored. If every line begins with a
+    WordNet id, the ids are removed. If every line begins or ends with a number, and these are 0, 1,
+    2, ... in any order, they determine the order of the names. A file of JSON, or a Python literal,
+    contains a list of names, a dict from index to name, or a dict from name to index. Each name can
+    also be a pair of WordNet id and name. Raises WeightsError naming the file and the first invalid
+    line or entry.
     """
     try:
         text = file.expanduser().read_text("utf-8-sig")
@@ -173,17 +175,19 @@ def _from_lines(lines: Sequence[str], file: Path) -> tuple[str, ...]:
     while names and not names[-1]:
         names.pop()
     if "" in names:
-        raise WeightsError(f"line {names.index('') + 1} of {file} is blank; each line is a class")
+        raise WeightsError(
+            f"line {names.index('') + 1} of {file} is blank; each line must be a class"
+        )
     synsets = [_SYNSET.fullmatch(name) for name in names]
     if any(synsets):
         if None in synsets:
             odd = synsets.index(None)
-            raise WeightsError(f"line {odd + 1} of {file} is {names[odd]!r}, without a WordNet id")
+            raise WeightsError(f"line {odd + 1} of {file} is {names[odd]!r}; it has no WordNet id")
         return tuple(match[2] for match in synsets if match)
     for pattern in (_NUMBER_FIRST, _NUMBER_LAST):
         numbered = [match for match in map(pattern.fullmatch, names) if match]
         found = {int(match["number"]): match["name"] for match in numbered}
-        # "class 0", "class 1" are names: without the numbers they would be the same name.
+        # Keep the numbers of "class 0", "class 1": without them, the names would be equal.
         if len(numbered) == len(names) == len(set(found.values())) and _is_range(found):
             return tuple(found[i] for i in range(len(found)))
     return tuple(names)

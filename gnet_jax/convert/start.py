@@ -1,4 +1,4 @@
-"""The model that `--init` names, to pass to `prepare`: `prepare(*with_start(config))`."""
+"""Loads the model that `--init` names, for `prepare`: call `prepare(*with_start(config))`."""
 
 import dataclasses
 from pathlib import Path
@@ -8,10 +8,10 @@ from gnet_jax.model_folder.folder import TrainedModel
 
 
 def with_start(config: Config) -> tuple[Config, TrainedModel | None]:
-    """Returns `config` with the preprocessing of the model that `config.init` names, and the model.
+    """Returns `config` and the model that `config.init` names, or None if it names none.
 
-    Raises a WeightsError or ConfigError if the model cannot be read or is corrupt, or as
-    `with_preprocessing`.
+    The returned config has the preprocessing of the model. Raises a WeightsError or ConfigError if
+    the model cannot be read or is corrupt, or if `config` has another preprocessing.
     """
     if config.init is None:
         return config, None
@@ -22,7 +22,7 @@ def with_start(config: Config) -> tuple[Config, TrainedModel | None]:
 
 
 def with_preprocessing(config: Config, preprocessing: Preprocessing) -> Config:
-    """Returns `config` with the weights' preprocessing; raises a ConfigError if it has another."""
+    """Returns `config` with this preprocessing; raises ConfigError if it sets another one."""
     default, needed = Preprocessing(), dataclasses.asdict(preprocessing)
     for name, value in needed.items():
         given = getattr(config.data, name)

@@ -1,4 +1,4 @@
-"""TF-slim's Inception v1. Kernels are HWIO, as here; the classifier is a 1x1 convolution."""
+"""Reads TF-slim's Inception v1. Its kernels are HWIO; its classifier is a 1x1 convolution."""
 
 import os
 import re
@@ -21,19 +21,19 @@ _BRANCHES = {
     "reduce3": "Branch_1/Conv2d_0a_1x1",
     "b3": "Branch_1/Conv2d_0b_3x3",
     "reduce5": "Branch_2/Conv2d_0a_1x1",
-    "b5": "Branch_2/Conv2d_0b_3x3",  # the paper has a 5x5 there
+    "b5": "Branch_2/Conv2d_0b_3x3",  # in the paper, a 5x5 convolution
     "pool_proj": "Branch_3/Conv2d_0b_1x1",
 }
 _CONV = {
     "params/{}/conv/kernel": f"{_SCOPE}{{}}/weights",
-    "params/{}/norm/bias": f"{_SCOPE}{{}}/BatchNorm/beta",  # there is no gamma
+    "params/{}/norm/bias": f"{_SCOPE}{{}}/BatchNorm/beta",  # slim has no gamma
     "batch_stats/{}/norm/mean": f"{_SCOPE}{{}}/BatchNorm/moving_mean",
     "batch_stats/{}/norm/var": f"{_SCOPE}{{}}/BatchNorm/moving_variance",
 }
 _CLASSIFIER = f"{_SCOPE}Logits/Conv2d_0c_1x1/"
 _MARKERS = f"{_SCOPE}Conv2d_1a_7x7/weights", f"{_SCOPE}Mixed_3b/Branch_0/Conv2d_0a_1x1/weights"
 _AVERAGED = "/ExponentialMovingAverage"
-_MAGIC = bytes.fromhex("57fb808b247547db")  # ends a table of LevelDB: both kinds of checkpoint
+_MAGIC = bytes.fromhex("57fb808b247547db")  # ends LevelDB tables, as both kinds of checkpoint are
 
 ARCHITECTURE = Architecture(
     num_classes=1001,
@@ -44,17 +44,18 @@ ARCHITECTURE = Architecture(
     aux_after=(),
     dropout=0.2,
 )
-"""slim's own network (tensorflow/models, research/slim/nets/inception_v1.py)."""
+"""The network in TF-slim (tensorflow/models, research/slim/nets/inception_v1.py)."""
 
 _HALF = (127.5, 127.5, 127.5)
 PREPROCESSING = Preprocessing(resize="warp", mean=_HALF, std=_HALF)
-"""slim's evaluation: the central 87.5 % of each side, warped to 224x224, in -1 to 1. slim resizes
-after the crop and without smoothing: the same part of the photo, but not the same bits.
+"""The preprocessing of slim's evaluation: the central 87.5 % of each side, resized to 224x224, with
+values from -1 to 1. slim resizes after the crop and without antialiasing, so the pixels differ
+slightly from those computed here, but show the same part of the photo.
 """
 
 
 def find_index(path: Path) -> Path:
-    """Returns the index of the checkpoint that a prefix or .data file belongs to, or `path`."""
+    """Returns the .index file for the prefix or .data file of a checkpoint; otherwise, `path`."""
     prefix = re.sub(r"\.data-[0-9]{5}-of-[0-9]{5}$", "", path.name)
     index = path.with_name(prefix + ".index")
     part = prefix != path.name or not path.exists()
@@ -62,15 +63,15 @@ def find_index(path: Path) -> Path:
 
 
 def is_checkpoint(file: Path) -> bool:
-    """Returns whether the file is TensorFlow's older checkpoint or the index of a newer one."""
+    """Returns whether the file is a TensorFlow checkpoint: a V1 file or the .index of V2."""
     with file.open("rb") as opened:
         opened.seek(max(0, opened.seek(0, os.SEEK_END) - len(_MAGIC)))
         return opened.read() == _MAGIC
 
 
 def read_checkpoint(file: Path) -> dict[str, np.ndarray]:
-    """Returns everything in a checkpoint by name, read by TensorFlow. Raises WeightsError if
-    TensorFlow is not installed, or the file is corrupt or not a checkpoint.
+    """Returns all tensors in a checkpoint by name, using TensorFlow. Raises WeightsError if
+    TensorFlow is not installed, or if the file is corrupt or not a checkpoint.
     """
     try:
         import tensorflow as tf  # pyright: ignore[reportMissingModuleSource]
@@ -82,7 +83,7 @@ def read_checkpoint(file: Path) -> dict[str, np.ndarray]:
         return {name: np.asarray(reader.get_tensor(name)) for name in names}
     except Exception as error:  # TensorFlow has an exception for each status of its C++ code
         reason = str(error).partition("\n")[0]
-        raise WeightsError(f"{file} or a file beside it is corrupt: {reason}") from error
+        raise WeightsError(f"{file} or one of its .data files is corrupt: {reason}") from error
 
 
 def load(src: Path) -> Found:
@@ -99,9 +100,10 @@ def _names() -> dict[str, str]:
     """Returns slim's name for every variable except the scales, which slim does not have."""
     modules = dict(_STEM)
     for block in VARIANTS["paper"].widths:
-        mixed = f"Mixed_{block[0]}{chr(ord(block[1]) + 1)}"  # there, a is the pool in front
+        # In slim, "a" is the pool before the blocks.
+        mixed = f"Mixed_{block[0]}{chr(ord(block[1]) + 1)}"
         modules |= {f"inception_{block}/{b}": f"{mixed}/{t}" for b, t in _BRANCHES.items()}
-    modules["inception_5a/b5"] = "Mixed_5b/Branch_2/Conv2d_0a_3x3"  # sic
+    modules["inception_5a/b5"] = "Mixed_5b/Branch_2/Conv2d_0a_3x3"  # not 0b, in slim only here
     return mapping.name_variables(modules, _CONV) | {
         "params/classifier/kernel": f"{_CLASSIFIER}weights",
         "params/classifier/bias": f"{_CLASSIFIER}biases",
@@ -111,9 +113,9 @@ def _names() -> dict[str, str]:
 def from_slim(
     tensors: Mapping[str, np.ndarray], where: str
 ) -> tuple[Architecture, dict[str, np.ndarray]]:
-    """Returns the architecture and the flat variables of slim's Inception v1. Moving averages of
-    the variables are used if there are any, as in slim's evaluation; those of an optimiser are
-    ignored. Raises as `find_prefix` and `map_variables`.
+    """Returns the architecture and the flat variables of slim's Inception v1. If the checkpoint has
+    moving averages of the variables, they are used, as in slim's evaluation. Variables of the
+    optimiser are ignored. Raises the errors of `find_prefix` and `map_variables`.
     """
     prefix = mapping.find_prefix(tensors, _MARKERS, "TF-slim's Inception v1", where)
     tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}

@@ -1,7 +1,8 @@
-"""Read torch's files of tensors without torch and without running their contents; write them.
+"""Reads torch's files of tensors without torch and without executing their content; writes them.
 
-A .pth file is a pickle, and a pickle is a program. The reader knows the names of tensors, dicts and
-the plain data beside them, and refuses a file that asks for any other before anything is called.
+A .pth file is a pickle, and a pickle is a program that can call any function. This reader allows
+only the names that tensors, dicts and plain data need. It refuses a file that uses any other name
+before anything is called.
 """
 
 import functools
@@ -26,13 +27,13 @@ _LEGACY_MAGIC = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."  # 
 _ZIP_MAGIC = b"PK\x03\x04"
 _DTYPES = ("float16", "float32", "float64", "bfloat16", "int32", "int64", "uint8", "bool")
 _PLAIN = {"set", "frozenset", "complex", "bytearray", "list", "dict", "int", "float"}
-# Plain data of checkpoints (options, scores, paths), which is ignored: module, names in it.
+# Names, by module, of plain data in checkpoints (options, scores, paths). This data is ignored.
 _SKIPPED_NAMES = {
     "argparse": {"Namespace"},
     "collections": {"Counter"},
     "builtins": _PLAIN,
-    "__builtin__": _PLAIN,  # the same in the pickles of Python 2's protocols
-    "_codecs": {"encode"},  # the bytes of NumPy's numbers
+    "__builtin__": _PLAIN,  # the name of the module in Python 2's protocols
+    "_codecs": {"encode"},  # for the bytes of NumPy scalars
     "numpy": {"dtype", "ndarray"},
     "numpy.core.multiarray": {"scalar", "_reconstruct"},
     "numpy._core.multiarray": {"scalar", "_reconstruct"},
@@ -58,7 +59,7 @@ class _Tensor(NamedTuple):
 
 
 class _Ignored:
-    """Replaces an object of `_SKIPPED_NAMES`; discards what the pickle puts into it."""
+    """Replaces an object of `_SKIPPED_NAMES`. It discards everything that the pickle adds to it."""
 
     def __init__(self, *_: Any, **__: Any) -> None: ...
 
@@ -66,7 +67,7 @@ class _Ignored:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builds strings, numbers, dicts and `_Tensor`s, ignores plain data, refuses the rest."""
+    """Loads strings, numbers, dicts and `_Tensor`s, ignores plain data and refuses the rest."""
 
     def __init__(self, file: Any) -> None:
         super().__init__(file)
@@ -77,7 +78,7 @@ class _Unpickler(pickle.Unpickler):
             return name
         if name in _SKIPPED_NAMES.get(module, ()) or name == "AttributeDict":  # Lightning's
             return _Ignored
-        # Bound methods, because a pickle cannot set attributes of them.
+        # These are bound methods, because a pickle cannot set attributes on them.
         known: dict[str, Any] = {
             "collections.OrderedDict": OrderedDict,
             "collections.defaultdict": self._dict,
@@ -87,8 +88,8 @@ class _Unpickler(pickle.Unpickler):
         }
         if f"{module}.{name}" not in known:
             raise WeightsError(
-                f"asks for {module}.{name}, which is not a tensor; nothing was run. Save only the "
-                "weights: torch.save(model.state_dict(), PATH)"
+                f"refers to {module}.{name}, which is not a tensor; nothing was executed. Save "
+                "only the weights: torch.save(model.state_dict(), PATH)"
             )
         return known[f"{module}.{name}"]
 
@@ -118,10 +119,10 @@ def is_torch_file(head: bytes) -> bool:
 
 
 def read_torch(path: Path) -> dict[str, np.ndarray]:
-    """Returns every tensor of the file by name, floats as float32. Executes nothing in the file. A
-    slash follows each key of a nested dict: "state_dict/conv1.conv.weight". Raises WeightsError if
-    the file asks for anything but tensors and plain data (naming it), is corrupt or cut short, or
-    contains no tensor.
+    """Returns all tensors of the file by name, floats as float32. Nothing in the file is executed.
+    Keys of nested dicts are joined by slashes: "state_dict/conv1.conv.weight". Raises WeightsError
+    if the file contains no tensor, is corrupt or cut short, or refers to anything except tensors
+    and plain data, which the error names.
     """
     try:
         with path.open("rb") as file:
@@ -133,8 +134,8 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
                 raise WeightsError("contains no state dict; save model.state_dict()")
             stored = sum({t.storage.key: t.storage.size for t in found.values()}.values())
             used = sum(math.prod(t.shape) for t in found.values())
-            if used > 8 * stored:  # a small file would fill the memory
-                raise WeightsError(f"has tensors of {used} numbers in storages of {stored}")
+            if used > 8 * stored:  # otherwise, a small file could fill the memory
+                raise WeightsError(f"has tensors with {used} numbers, but stores only {stored}")
             storage_bytes = functools.lru_cache(1)(storage_bytes)  # tensors may share a storage
             return {name: _array(t, storage_bytes(t.storage)) for name, t in found.items()}
     except WeightsError as error:
@@ -165,7 +166,7 @@ def _read_zip(file: BinaryIO) -> tuple[Any, Callable[[_Storage], bytes]]:
 
 
 def _read_legacy(file: BinaryIO) -> tuple[Any, Callable[[_Storage], bytes]]:
-    """Read five pickles (magic, version, machine, state dict, keys), then the data of each key."""
+    """Read five pickles (magic, version, machine, state dict, storage keys) and the storages."""
     if file.read(len(_LEGACY_MAGIC)) != _LEGACY_MAGIC:
         raise WeightsError("is a pickle, but not one of torch's")
     version, machine = _Unpickler(file).load(), _Unpickler(file).load()
@@ -178,17 +179,17 @@ def _read_legacy(file: BinaryIO) -> tuple[Any, Callable[[_Storage], bytes]]:
         (size,) = struct.unpack("<q", file.read(8))
         storage = unpickler.storages[key]
         if size != storage.size:
-            raise WeightsError(f"has {size} elements in a storage of {storage.size}")
+            raise WeightsError(f"has {size} elements for a storage of {storage.size}")
         data[key] = file.read(size * _STORAGES[storage.kind].itemsize)
     return value, lambda storage: data[storage.key]
 
 
 def _find_tensors(value: Any) -> dict[str, _Tensor]:
-    """Returns the tensors in nested dicts and lists, each container once."""
+    """Returns all tensors in nested dicts and lists by name. Each container is visited once."""
     found: dict[str, _Tensor] = {}
     seen: set[int] = set()
     waiting = [("", value)]
-    for path, container in waiting:  # grows
+    for path, container in waiting:  # the loop appends to `waiting`
         if id(container) in seen or not isinstance(container, dict | list | tuple):
             continue
         seen.add(id(container))
@@ -204,14 +205,15 @@ def _find_tensors(value: Any) -> dict[str, _Tensor]:
 def _array(tensor: _Tensor, data: bytes) -> np.ndarray:
     dtype = _STORAGES[tensor.storage.kind]
     strides = tuple(stride * dtype.itemsize for stride in tensor.strides)
-    # NumPy raises if the tensor does not lie inside `data`.
+    # NumPy raises an error if the tensor extends beyond `data`.
     array = np.ndarray(tensor.shape, dtype, data, tensor.offset * dtype.itemsize, strides)
     return array.copy() if dtype.kind in "biu" else array.astype(np.float32)
 
 
 def write_torch(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
     """Write float32 and int64 arrays as a state dict that `torch.load(weights_only=True)` reads."""
-    whole = {name: np.array(v, order="C") for name, v in tensors.items()}  # keeps 0 dimensions
+    # np.ascontiguousarray would add an axis to 0-dimensional arrays.
+    whole = {name: np.array(v, order="C") for name, v in tensors.items()}
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr("archive/data.pkl", _pickled(whole))
         archive.writestr("archive/byteorder", "little")
@@ -221,8 +223,8 @@ def write_torch(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
 
 
 def _pickled(tensors: Mapping[str, np.ndarray]) -> bytes:
-    """Returns the pickle of an OrderedDict of tensors, written opcode by opcode, because pickle
-    writes only names that it can import.
+    """Returns the pickle of an OrderedDict of tensors. It is written opcode by opcode, because the
+    module pickle only writes names that it can import, and torch may not be installed.
     """
 
     def glob(module: str, name: str) -> bytes:

@@ -1,4 +1,4 @@
-"""torchvision's GoogLeNet: its names for this project's variables, and its preprocessing."""
+"""Converts torchvision's GoogLeNet: names of the variables, and preprocessing."""
 
 import dataclasses
 from collections.abc import Collection, Mapping
@@ -18,7 +18,7 @@ _BRANCHES = {
     "reduce3": "branch2.0",
     "b3": "branch2.1",
     "reduce5": "branch3.0",
-    "b5": "branch3.1",  # a 3x3, whatever its comment says (pytorch/vision#906)
+    "b5": "branch3.1",  # is 3x3, although a comment there says 5x5 (pytorch/vision#906)
     "pool_proj": "branch4.1",
 }
 _HEADS = {"aux_4a": "aux1", "aux_4d": "aux2"}
@@ -31,17 +31,17 @@ _CONV = {
 }
 _LINEAR = {"params/{}/kernel": "{}.weight", "params/{}/bias": "{}.bias"}
 _MARKERS = "conv1.conv.weight", "inception3a.branch1.conv.weight"
-_STEPS = ".num_batches_tracked"  # beside each batch norm; has no use here
+_STEPS = ".num_batches_tracked"  # a counter of each batch norm, not used here
 
 PUBLISHED_SHA256 = "1378be20"
-"""How the sha256 of the published file begins; torchvision puts it into the file's name."""
+"""First digits of the sha256 of the published file, which are part of its name."""
 
 
 def preprocessing(transform_input: bool) -> Preprocessing:
-    """Returns torchvision's preprocessing. `transform_input` is torchvision's option, set for the
-    published weights because they come from TensorFlow, whose inputs lie in -1 to 1. It maps an
-    image that was normalised with ImageNet's mean and std to (x / 255 - 0.5) / 0.5. Here mean and
-    std include that map.
+    """Returns torchvision's preprocessing. `transform_input` is an option of torchvision's network,
+    which the published weights require. They come from TensorFlow, where inputs are from -1 to 1.
+    The option makes the network map images that were normalised with ImageNet's mean and std to
+    (x / 255 - 0.5) / 0.5. Here, mean and std include this map.
     """
     red, green, blue = (0.5, 0.5, 0.5) if transform_input else (0.485, 0.456, 0.406)
     std = (0.5, 0.5, 0.5) if transform_input else (0.229, 0.224, 0.225)
@@ -54,8 +54,8 @@ def load(
     tensors: Mapping[str, np.ndarray], src: Path, sha256: str, transform_input: bool | None
 ) -> Found:
     """Returns the network in a state dict. `transform_input` is that of `preprocessing`; None means
-    true for the published file alone, for which false is a WeightsError. Otherwise raises as
-    `find_network` and `from_torchvision`.
+    true for the published file and false for others. Raises WeightsError if it is false for the
+    published file, and the errors of `find_network` and `from_torchvision`.
     """
     network, notes = find_network(tensors, str(src))
     arch, flat = from_torchvision(network, str(src))
@@ -66,14 +66,14 @@ def load(
     pixels = preprocessing(mapped)
     source = {"transform_input": "yes, as part of mean and std" if mapped else "no"}
     if published:
-        untrained = "never trained, says torchvision's documentation"
+        untrained = "not trained, according to torchvision's documentation"
         source |= {"origin": "torchvision", "auxiliary_heads": untrained}
         return Found(arch, flat, pixels, source, notes)
     notes.append(mapping.assumed_preprocessing("torchvision", pixels))
     if transform_input is None:
         notes.append(
             "assumed training without torchvision's transform_input; if the network was fine-tuned "
-            "from torchvision's published weights: gnet convert --transform-input yes"
+            "from torchvision's published weights, use gnet convert --transform-input yes"
         )
     return Found(arch, flat, pixels, source, notes)
 
@@ -81,11 +81,11 @@ def load(
 def find_network(
     tensors: Mapping[str, np.ndarray], where: str
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Returns the state dict of a GoogLeNet among the tensors of a file, under torchvision's names,
-    and notes on all that was changed. Any prefix of the names ("module.", "state_dict/model.") is
-    dropped, a classifier of one linear layer is renamed to fc, and auxiliary heads with another
-    number of classes than fc are skipped. `tensors` has the names of `read_torch`. Raises
-    WeightsError if there is no GoogLeNet, more than one, or one followed by other layers.
+    """Returns the state dict of the GoogLeNet in a file, under torchvision's names, and notes on
+    everything that was changed. `tensors` are those of the file, with the names of `read_torch`. A
+    prefix of the names ("module.", "state_dict/model.") is removed. A classifier of one linear
+    layer is renamed to fc. Auxiliary heads with another number of classes than fc are skipped.
+    Raises WeightsError if there is no GoogLeNet, several, or one that is followed by other layers.
     """
     tensors = {name.replace("_orig_mod.", ""): v for name, v in tensors.items()}  # torch.compile's
     prefix = mapping.find_prefix(tensors, _MARKERS, "a torchvision GoogLeNet", where)
@@ -114,8 +114,8 @@ def find_network(
 def _rename_classifiers(
     network: dict[str, np.ndarray], beside: dict[str, np.ndarray], where: str
 ) -> list[str]:
-    """Rename the only layer that reads the pooled features to fc; returns notes. Other layers in
-    its module go into `network`, so that `from_torchvision` refuses them by name.
+    """Rename to fc the only linear layer whose input is the pooled features; returns notes. Move
+    other layers of its module to `network`, so that `from_torchvision` raises an error naming them.
     """
     for head in (f"{name}.fc2" for name in _HEADS.values()):
         layers = _linear_layers({n: v for n, v in network.items() if n.startswith(f"{head}.")})
@@ -129,7 +129,7 @@ def _rename_classifiers(
         odd = {n: v for n, v in network.items() if n not in usual and not n.startswith("aux")}
         found = _linear_layers(odd | beside, inputs=features)
         if len(found) > 1:
-            raise WeightsError(f"{where} has two classifiers: {found[0]} and {found[1]}")
+            raise WeightsError(f"{where} has two possible classifiers: {found[0]} and {found[1]}")
         for layer in found:
             module = layer.partition(".")[0] + "."
             for name in [name for name in beside if name.startswith(module)]:
@@ -141,24 +141,24 @@ def _rename_classifiers(
         network["fc.weight"] = weight[:, :, 0, 0]
     if weight is not None and "fc.bias" not in network:
         network["fc.bias"] = np.zeros(len(weight), np.float32)
-        notes.append("used 0 as the bias of the classifier, which has none")
+        notes.append("used 0 as the bias of the classifier, because the file has no bias for it")
     return notes
 
 
 def _check_no_other_layers(
     classifier: np.ndarray, beside: Mapping[str, np.ndarray], where: str
 ) -> None:
-    """Raise if a tensor beside the network may change its images or read its outputs."""
+    """Raise if a tensor outside the network may belong to a layer before or after the network."""
     classes, features = classifier.shape[0], classifier.shape[-1]
     odd = [*_linear_layers(beside, classes), *_linear_layers(beside, features)]
-    if classes != 3:  # otherwise they may be the weights of the classes in a loss
+    if classes != 3:  # with 3 classes, they may be class weights of a loss
         odd += [name for name, value in beside.items() if value.size == 3]
     if odd:
-        raise WeightsError(f"{where} has {odd[0]} beside its GoogLeNet; save its state dict alone")
+        raise WeightsError(f"{where} also has {odd[0]}; save only the state dict of the GoogLeNet")
 
 
 def _linear_layers(tensors: Mapping[str, np.ndarray], inputs: int | None = None) -> list[str]:
-    """Returns the names of linear layers and 1x1 convolutions, all or those with so many inputs."""
+    """Returns the names of linear layers and 1x1 convolutions with `inputs` inputs (None: any)."""
     return [
         name.removesuffix(".weight")
         for name, value in tensors.items()
@@ -175,7 +175,7 @@ def _rename(tensors: dict[str, np.ndarray], old: str, new: str) -> None:
 
 
 def _names(heads: Collection[str]) -> dict[str, str]:
-    """Returns torchvision's name for every variable of the network with these auxiliary heads."""
+    """Returns torchvision's name for every variable of a network with the auxiliary `heads`."""
     convs, linear = dict(_STEM), {}
     for block in VARIANTS["torchvision"].widths:
         convs |= {f"inception_{block}/{b}": f"inception{block}.{t}" for b, t in _BRANCHES.items()}
@@ -189,8 +189,8 @@ def _names(heads: Collection[str]) -> dict[str, str]:
 def from_torchvision(
     tensors: Mapping[str, np.ndarray], where: str
 ) -> tuple[Architecture, dict[str, np.ndarray]]:
-    """Returns the architecture and the flat variables of a state dict, with or without aux heads;
-    raises as `map_variables`.
+    """Returns the architecture and the flat variables of a state dict, with or without auxiliary
+    heads. Raises the errors of `map_variables`.
     """
     used = {name: value for name, value in tensors.items() if not name.endswith(_STEPS)}
     heads = [ours for ours, theirs in _HEADS.items() if any(n.startswith(theirs) for n in used)]
@@ -198,8 +198,8 @@ def from_torchvision(
 
 
 def to_torchvision(arch: Architecture, flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns flat variables as a state dict of torchvision's. Raises WeightsError unless it is
-    torchvision's variant, with both auxiliary heads or none.
+    """Returns flat variables as a state dict for torchvision's network. Raises WeightsError unless
+    the architecture is the variant "torchvision", with both auxiliary heads or none.
     """
     own = VARIANTS["torchvision"]
     free = {"num_classes", "dropout", "aux_dropout"}
@@ -209,7 +209,7 @@ def to_torchvision(arch: Architecture, flat: Mapping[str, np.ndarray]) -> dict[s
     odd = [name for name in fields if getattr(arch, name) != getattr(own, name)]
     names = {} if odd else _names([f"aux_{block}" for block in arch.aux_after])
     if odd := odd or sorted(names.keys() ^ flat.keys()):
-        raise WeightsError(f"torchvision's network has another {odd[0]}; export it as .safetensors")
+        raise WeightsError(f"torchvision's network differs in {odd[0]}; export it as .safetensors")
     tensors = {}
     for ours, theirs in names.items():
         value = flat[ours]

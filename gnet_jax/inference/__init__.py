@@ -1,1 +1,1 @@
-"""Uses of a trained model: prediction, crops and ensembles, class activation maps."""
+"""Inference with trained models: prediction, evaluation and class activation maps."""

@@ -1,8 +1,9 @@
-"""Class activation maps (arXiv 1512.04150): where a class was seen.
+"""Class activation maps (arXiv 1512.04150): they show where in an image the network sees a class.
 
-With global average pooling, the logit of a class is the mean over the grid of the last feature map
-weighted by that class's column of the classifier. The weighted map is the evidence for the class.
-Shapes: S side of the network's input, C channels, K classes.
+The map of a class is the last feature map, with its channels weighted by the column of this class
+in the classifier's weights, and summed. With global average pooling, the mean of the map (plus a
+bias) is the logit of the class. So each pixel of the map is its evidence for the class. Shapes: S
+side of the network's input, C channels, K classes.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,14 +26,14 @@ from gnet_jax.model.googlenet import GoogLeNet, aux_logits, endpoints
 from gnet_jax.model_folder import TrainedModel
 
 MAIN = "main"
-COLOURS = "inferno"  # perceptually even, unlike jet, which draws borders where there are none
-DRAWN_SIDE = 448  # pixels, at least
+COLOURS = "inferno"  # perceptually uniform, unlike jet, which shows edges that are not in the data
+DRAWN_SIDE = 448  # minimal side of the drawn picture, in pixels
 
 
 class ActivationMap(NamedTuple):
-    """The evidence for one class over the square that the network saw."""
+    """The evidence for one class at each position of the square image that the network saw."""
 
-    evidence: np.ndarray  # (h, w) float32; the main head's mean, plus a bias, is the logit
+    evidence: np.ndarray  # (h, w) float32; for the main head, mean + bias is the logit
     square: np.ndarray  # (S, S, 3) uint8
     guess: Guess
 
@@ -40,11 +41,11 @@ class ActivationMap(NamedTuple):
 class ActivationMapper:
     """Computes a map and class probabilities for every head of a model, one picture at a time.
 
-    A map is the feature map before a head, each channel weighted by the summed gradient of the
-    class's logit (arXiv 1610.02391). With global average pooling and a linear classifier the
-    gradient is the class's column of the classifier, and the map is its class activation map.
-    The heads are "main", then "aux 4a" and so on, as far as the model's variables have them.
-    `exact` raises UserError if the main head's logit is not the mean of its map plus a bias.
+    A map is the feature map before a head, with each channel weighted by the summed gradient of the
+    logit of the class (arXiv 1610.02391), summed over channels. With global average pooling and a
+    linear classifier, this is the class activation map. The heads are "main" and those auxiliary
+    heads ("aux 4a", ...) that the model has variables for. With `exact`, raises UserError if the
+    main head's logit is not the mean of its map plus a bias.
     """
 
     def __init__(self, trained: TrainedModel, *, exact: bool = False) -> None:
@@ -57,12 +58,12 @@ class ActivationMapper:
         self._trained = trained
         self.heads = {MAIN: list(model.arch.widths)[-1]}  # the block before each head
         for block in model.arch.aux_after:
-            if f"aux_{block}" in variables["params"]:  # published weights may have none
+            if f"aux_{block}" in variables["params"]:  # published weights may not have it
                 self.heads[f"aux {block}"] = block
 
         @jax.jit
         def run(variables: Any, square_SSC: jax.Array, index: jax.Array) -> Any:
-            """Returns each head's logits and evidence, of its top class if `index` < 0."""
+            """Returns each head's logits and evidence; `index` -1 is its most probable class."""
             x_BHWC = preprocess(square_SSC[None], preprocessing=trained.preprocessing)
             found = endpoints(model, variables, x_BHWC)
             results = {}
@@ -83,24 +84,24 @@ class ActivationMapper:
         self._run: Callable[..., Any] = run
 
     def __call__(self, picture: Image.Image, index: int | None = None) -> dict[str, ActivationMap]:
-        """Returns the map of one class in each head, with the head's own probability of it. `index`
-        None takes the main head's most probable class. Raises UserError if `index` is not a class,
-        ImageError for a picture too narrow to resize.
+        """Returns for each head the map of the class `index`, with the probability that this head
+        gives it. By default, it is the main head's most probable class. Raises UserError if there
+        is no class `index`, and ImageError if the picture is too narrow to resize.
         """
         trained = self._trained
         classes = trained.model.arch.num_classes
         if index is not None and not 0 <= index < classes:
-            raise UserError(f"unknown class {index}; the model's are 0 to {classes - 1}")
+            raise UserError(f"there is no class {index}; the model has classes 0 to {classes - 1}")
         square = central_crop(picture, trained.preprocessing)
         if index is None:
             index = int(np.argmax(self._run(trained.variables, square, -1)[MAIN][0]))
         results = self._run(trained.variables, square, index)
-        # In the order of the heads; JAX returns a dict in alphabetical order.
+        # Restore the order of the heads, because JAX returns dicts in alphabetical order.
         return {head: self._map(square, results[head], index) for head in self.heads}
 
     def own(self, picture: Image.Image, head: str) -> tuple[np.ndarray, ActivationMap]:
         """Returns the probabilities (K,) of one head, and the map of its most probable class.
-        Raises ImageError for a picture too narrow to resize.
+        Raises ImageError if the picture is too narrow to resize.
         """
         square = central_crop(picture, self._trained.preprocessing)
         result = self._run(self._trained.variables, square, -1)[head]
@@ -118,8 +119,8 @@ class ActivationMapper:
 def main_logits(
     model: GoogLeNet, variables: Mapping[str, Any], x_BHWC: jax.Array, features_BHWC: jax.Array
 ) -> jax.Array:
-    """Returns the logits (B, K) that the main head computes if `features_BHWC` replace the output
-    of the last block. Only the shape of the images `x_BHWC` matters.
+    """Returns the logits (B, K) that the main head computes from `features_BHWC`, which replace the
+    output of the last block. Of the images `x_BHWC`, only the shape is used.
     """
     last = f"inception_{list(model.arch.widths)[-1]}"
 
@@ -134,16 +135,16 @@ def main_logits(
 
 
 def draw(found: ActivationMap) -> Image.Image:
-    """Returns the map over the photo, under a line with the class and its probability. The photo
-    shows through where there is little evidence. The colours span each map's own range, so those of
-    two maps do not compare.
+    """Returns a picture of the map drawn over the photo, below a line with the class and its
+    probability. Where there is little evidence, the map is more transparent. The colours cover the
+    range of each map, so the colours of two maps cannot be compared.
     """
     side = found.square.shape[0]
     side *= -(-DRAWN_SIDE // side)
     photo = Image.fromarray(found.square).resize((side, side), Image.Resampling.BICUBIC)
     low, high = found.evidence.min(), found.evidence.max()
-    share = (found.evidence - low) / max(high - low, np.finfo(np.float32).tiny)
-    smooth = Image.fromarray(share).resize((side, side), Image.Resampling.BICUBIC)
+    fraction = (found.evidence - low) / max(high - low, np.finfo(np.float32).tiny)
+    smooth = Image.fromarray(fraction).resize((side, side), Image.Resampling.BICUBIC)
     heat = np.asarray(smooth).clip(0, 1)
     colours = matplotlib.colormaps[COLOURS](heat)[..., :3] * 255
     weight = 0.25 + 0.45 * heat[..., None]

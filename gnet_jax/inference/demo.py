@@ -1,4 +1,4 @@
-"""A local web page to try a model: drop a photo, see each head's classes and activation map."""
+"""A local web page to try a model: it shows a photo's classes and activation map, by head."""
 
 from importlib import import_module
 from pathlib import Path
@@ -12,7 +12,7 @@ from gnet_jax.inference.images import MAX_DOWNLOAD
 from gnet_jax.inference.predict import top_classes
 from gnet_jax.model_folder import TrainedModel
 
-HOST = "127.0.0.1"  # this machine only
+HOST = "127.0.0.1"  # reachable only from this machine
 
 
 def build(trained: TrainedModel, title: str) -> Any:
@@ -32,7 +32,7 @@ def build(trained: TrainedModel, title: str) -> Any:
         except UserError as error:
             raise gr.Error(str(error)) from error
         guesses = top_classes(probabilities, trained.class_names)
-        # The index, because two classes of one name would share a bar of the chart.
+        # Add the index, because two classes of the same name would share a bar of the chart.
         shown = {f"{g['label']} ({g['index']})": g["probability"] for g in guesses}
         return shown, draw(found)
 
@@ -40,14 +40,14 @@ def build(trained: TrainedModel, title: str) -> Any:
         gr.Markdown(f"# {title}\nDrop a photo. Nothing leaves this machine.")
         with gr.Row():
             with gr.Column():
-                # image_mode None keeps the file as it is, for `decode`.
+                # With image_mode None, the file is passed unchanged to `decode`.
                 ways = ["upload", "clipboard"]
                 photo = gr.Image(type="filepath", image_mode=None, sources=ways, label="Photo")
                 info = None if len(mapper.heads) > 1 else "This model has no auxiliary heads."
                 head = gr.Radio(list(mapper.heads), value=MAIN, label="Head", info=info)
             with gr.Column():
                 classes = gr.Label(num_top_classes=5, label="Most probable classes")
-                # No label, which would cover the map's own title, and no sharing.
+                # Show no label, which would cover the map's title, and no button for sharing.
                 buttons = ["download", "fullscreen"]
                 seen = gr.Image(type="pil", show_label=False, interactive=False, buttons=buttons)
         for changed in (photo, head):
@@ -56,9 +56,9 @@ def build(trained: TrainedModel, title: str) -> Any:
 
 
 def serve(page: Any, port: int | None, *, block: bool = True) -> str:
-    """Serve the page on this machine only; return its address once it is up, or with `block` when
-    the server ends. Port None takes the first free one from 7860 on. Raises UserError if it is
-    taken.
+    """Serve the page, on this machine only, and return its address. With `block`, return only after
+    the server has ended. If `port` is None, the first free port from 7860 on is used. Raises
+    UserError if the port is in use.
     """
     try:
         options = {"share": False, "max_file_size": MAX_DOWNLOAD, "quiet": True}

@@ -1,4 +1,4 @@
-"""Accuracy over a whole source: one model or an ensemble, one crop or many (paper, section 7).
+"""Evaluates one model or an ensemble, with one crop or several per image (paper, section 7).
 
 Shapes: N images, R crops of an image, S side of a network's input, C channels, K classes.
 """
@@ -28,29 +28,29 @@ from gnet_jax.model_folder import TrainedModel
 
 T = TypeVar("T")
 Crops = Literal[1, 10, 144]
-SCALES = (256, 288, 320, 352)  # shorter sides, for a network that sees 224
+SCALES = (256, 288, 320, 352)  # lengths of the shorter side, for a network with 224 x 224 inputs
 Box = tuple[int, int, int, int]  # left, top, right, bottom
-# (models, crops) to top-5 error in per cent on ImageNet's validation images (paper, Table 3).
+# Top-5 error in per cent on ImageNet's validation images, by (models, crops) (paper, Table 3).
 PAPER_TOP5_ERROR = {(1, 1): 10.07, (1, 10): 9.15, (1, 144): 7.89}
 PAPER_TOP5_ERROR |= {(7, 1): 8.09, (7, 10): 7.62, (7, 144): 6.67}
 
 
 class EvaluationError(UserError):
-    """Models or data that cannot be evaluated together."""
+    """The models and the data cannot be evaluated together."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """How often the label was the most probable class, or among the five most probable."""
+    """How often the label was the most probable class, or one of the five most probable."""
 
-    images: int  # scored, each exactly once
-    top1_count: int  # top1 is its share, NaN without images
+    images: int  # number of images scored; each is scored exactly once
+    top1_count: int  # top1 is this count / images, or NaN without images
     top5_count: int
     crops: int
     models: int
-    images_per_sec: float  # without compilation
-    damaged: tuple[BadRecord, ...] = ()  # not scored
-    pairing: str | None = None  # how classes were paired if their names differ
+    images_per_sec: float  # excluding compilation
+    damaged: tuple[BadRecord, ...] = ()  # corrupt images, which are not scored
+    pairing: str | None = None  # how classes were paired, if not by name
 
     @property
     def top1(self) -> float:
@@ -65,7 +65,7 @@ class Evaluation:
 
 
 class _Views(NamedTuple):
-    label: int  # of the first model
+    label: int  # the class in the first model
     crops: Mapping[Preprocessing, np.ndarray]  # (R, S, S, 3) uint8
 
 
@@ -79,12 +79,12 @@ def evaluate(
     progress: bool = True,
     bad_limit: float = 0.02,
 ) -> Evaluation:
-    """Score every image of `source` once, by probabilities averaged over `crops` (see `crop_plan`)
-    and models. The models have the same classes in any order, and each its own preprocessing;
-    `pair_classes` matches the classes of the data. A call of a network gets at most `batch_size`
-    crops. Corrupt images are skipped and named in the result. Raises EvaluationError for models of
-    different classes, or images of a class that they lack; DataError for a label out of range, or a
-    larger share of corrupt images than `bad_limit`.
+    """Score every image of `source` once, by the mean of the probabilities over crops (`crop_plan`)
+    and models. The models must have the same classes, in any order; each has its own preprocessing.
+    `pair_classes` matches the classes of the data to them. A batch has at most `batch_size` crops.
+    Corrupt images are skipped and listed in the result. Raises EvaluationError if the models have
+    different classes, or an image has a class that they do not have. Raises DataError for a label
+    out of range, or if the fraction of corrupt images is larger than `bad_limit`.
     """
     if not 0 <= bad_limit < 1:
         raise EvaluationError(f"bad_limit is {bad_limit}; it must be in [0, 1)")
@@ -97,8 +97,8 @@ def evaluate(
         print(pairing, file=sys.stderr, flush=True)
     wanted = {model.preprocessing for model in models}
     for p in wanted:
-        crop_plan(p.resize_to, p.resize_to, crops, p)  # raises before anything compiles
-    chunk_size = max(1, min(batch_size // crops, len(source)))  # images
+        crop_plan(p.resize_to, p.resize_to, crops, p)  # raises errors before anything is compiled
+    chunk_size = max(1, min(batch_size // crops, len(source)))  # number of images
     calls = -(-chunk_size * crops // batch_size)
     predictors = [Predictor(model, -(-chunk_size * crops // calls)) for model in models]
     damaged = BadRecords(source, bad_limit)
@@ -134,15 +134,17 @@ def evaluate(
 
 
 def _columns(models: Sequence[TrainedModel]) -> list[list[int]]:
-    """Returns the outputs of each model in the order of the first model's classes."""
+    """Returns for each model the outputs in the order of the first model's classes."""
     if not models:
-        raise EvaluationError("no model to evaluate; name at least one")
+        raise EvaluationError("there is no model to evaluate; give at least one")
     first, columns = models[0].class_names, []
     for number, model in enumerate(models, start=1):
         found, back = find(first, model.class_names), find(model.class_names, first)
         odd = _without(first, found) or _without(model.class_names, back)
         if odd:
-            raise EvaluationError(f"models 1 and {number} do not both have {listed(odd)} once")
+            raise EvaluationError(
+                f"models 1 and {number} do not both have exactly one class {listed(odd)}"
+            )
         columns.append([column for column in found if column is not None])
     return columns
 
@@ -150,11 +152,12 @@ def _columns(models: Sequence[TrainedModel]) -> list[list[int]]:
 def pair_classes(
     names: Sequence[str], model: Sequence[str], empty: Container[str] = ()
 ) -> tuple[list[int], str | None]:
-    """Returns the model's class for each label of the data, and a note if names do not match. If no
-    name matches, classes are paired by position, provided that the data number the model's classes
-    from 0, or that the model has no names and as many classes. A class in `empty`, without images,
-    becomes -1 if the model lacks it. Raises EvaluationError naming the other classes that the model
-    lacks.
+    """Returns the index of the model's class for each label of the data, and a note if the classes
+    were not paired by name. If no name matches, classes are paired by position in two cases: if the
+    data's names are numbers of the model's classes, starting at 0; or if the model has no names,
+    and as many classes as the data. Classes in `empty` have no images; if the model does not have
+    one, its index is -1. Raises EvaluationError naming the other classes that the model does not
+    have.
     """
     found = find(names, model)
     unknown = _without(names, found)
@@ -169,8 +172,8 @@ def pair_classes(
             return by_position, how
     if odd:
         raise EvaluationError(
-            f"the model lacks {listed(odd)} of the data (it has {listed(model, 3)}), or one of "
-            "them has it twice; evaluate it on data of its own classes, or rename them"
+            f"the data has {listed(odd)}, but the model does not (it has {listed(model, 3)}), or "
+            "one of them has it twice; use data with the model's classes, or rename the classes"
         )
     return [-1 if index is None else index for index in found], None
 
@@ -185,7 +188,7 @@ def _by_position(names: Sequence[str], model: Sequence[str]) -> list[int] | None
     numbers, start = classes.integers(names), classes.imagenet_start(model) or 0
     if numbers is None or classes.integers(model) is not None:
         return None
-    # Numbers without 0 could start at 1, and then ImageNet's classes are often in another order.
+    # If 0 is missing, the numbers may start at 1, often with another order of ImageNet's classes.
     if min(numbers) != 0 or max(numbers) >= len(model) - start:
         return None
     return [start + number for number in numbers]
@@ -194,7 +197,7 @@ def _by_position(names: Sequence[str], model: Sequence[str]) -> list[int] | None
 def _ranks(
     predictors: Sequence[Predictor], columns: Sequence[list[int]], images: Sequence[_Views]
 ) -> np.ndarray:
-    """Returns (N,) the number of classes that come before the label; ties go by index."""
+    """Returns (N,): how many classes rank before the label. Equal ones rank by index."""
     label_N1 = np.array([[views.label] for views in images])
     sums_NK: Any = 0.0
     for predictor, own in zip(predictors, columns, strict=True):
@@ -202,7 +205,7 @@ def _ranks(
         logits = predictor.logits(crops_NRSSC.reshape(-1, *crops_NRSSC.shape[2:]))
         means_NK = softmax(logits.reshape(*crops_NRSSC.shape[:2], -1)).mean(axis=1)
         sums_NK = sums_NK + means_NK[:, own]
-    if not np.isfinite(sums_NK).all():  # the comparisons below would count them as right
+    if not np.isfinite(sums_NK).all():  # NaN would be counted as correct below
         raise EvaluationError("the model's outputs are not finite; its weights are corrupt")
     label_sum_N1 = np.take_along_axis(sums_NK, label_N1, axis=1)
     earlier_NK = np.arange(sums_NK.shape[1]) < label_N1
@@ -223,7 +226,7 @@ def evaluate_grid(
 
 
 def paper_table(evaluations: Sequence[Evaluation]) -> Table:
-    """Returns a table of the errors, with the paper's for the same number of models and crops."""
+    """Returns a table of the errors and those of the paper for as many models and crops."""
     paper = "paper: GoogLeNet on ImageNet's validation images (arXiv 1409.4842, Table 3)"
     table = Table(title="Error by models and crops", caption=paper)
     table.title_justify = table.caption_justify = "left"
@@ -236,27 +239,29 @@ def paper_table(evaluations: Sequence[Evaluation]) -> Table:
     return table
 
 
-# The crops (paper, section 7).
+# Crops (paper, section 7).
 
 
 class Crop(NamedTuple):
-    """A part of a resized photo, optionally resized again and mirrored."""
+    """One crop of a resized photo. It can be resized again and mirrored."""
 
     scale: tuple[int, int]  # width and height that the whole photo is resized to
     box: Box  # in the resized photo
-    resize: int | None  # side that the box is resized to; None if it has that side already
+    resize: int | None  # side to which the box is resized; None if the box has this size already
     mirror: bool
 
 
 def crop_plan(width: int, height: int, crops: Crops, preprocessing: Preprocessing) -> list[Crop]:
-    """Returns the crops of a photo of `width` x `height` pixels, each followed by its mirror image.
+    """Returns the crops of a photo of `width` x `height` pixels. With 10 and 144 crops, each crop
+    is followed by its mirror image.
 
-    1: the central crop of `central_crop`, not mirrored. 10: the centre and four corners of the same
-    resized photo. 144: the paper's. 4 scales of the shorter side, whatever `preprocessing.resize`
-    is; 3 squares along the longer side; the centre, the four corners and the whole of each square.
-    The three squares of a square photo coincide, and count three times.
-    Raises UserError for another number of crops or an image_size above resize_to, and ImageError
-    for a photo so narrow that the resized one would be too large.
+    1: the crop that `central_crop` makes. 10: the centre and the four corners of the resized photo.
+    144: as in the paper. The shorter side is resized to 4 lengths, for any `preprocessing.resize`.
+    From each resized photo, 3 squares along its longer side are taken. From each square, the crops
+    are the centre, the four corners, and the whole square, resized. If the photo is square, the 3
+    squares are equal, and each is used. Raises UserError for another number of crops or if
+    image_size is above resize_to. Raises ImageError if the photo is so narrow that, resized, it is
+    too large.
     """
     size = preprocessing.image_size
     if crops not in get_args(Crops):
@@ -287,7 +292,7 @@ def _five(area: Box, size: int) -> list[Box]:
 
 
 def _squares(width: int, height: int) -> Iterator[Box]:
-    """Yields the left, central and right square of a wide photo, the top ... of a tall one."""
+    """Yields the left, central and right square of a wide photo; of a tall one, from the top."""
     side, spare = min(width, height), abs(width - height)
     for start in (0, spare // 2, spare):
         x, y = (start, 0) if width > height else (0, start)
@@ -295,7 +300,7 @@ def _squares(width: int, height: int) -> Iterator[Box]:
 
 
 def extract(picture: Image.Image, plan: Sequence[Crop]) -> np.ndarray:
-    """Returns (N, S, S, 3) uint8: the crops of `plan`, which was made for this picture's size."""
+    """Returns the crops of `plan`, (R, S, S, 3) uint8. The plan is for a picture of this size."""
 
     @functools.cache
     def scaled(scale: tuple[int, int]) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Images that a user names, read one by one: files, folders, URLs and standard input."""
+"""Reads images that a user names, one by one, from files, folders, URLs and standard input."""
 
 import http.client
 import io
@@ -16,33 +16,33 @@ from PIL import Image, ImageOps
 from gnet_jax.config import UserError
 from gnet_jax.data.decode import MAX_PIXELS, decode
 
-MAX_DOWNLOAD = 32 * 2**20  # bytes, of a URL or standard input
-MAX_FILE = 4 * MAX_PIXELS  # bytes; the largest picture that is decoded, stored without compression
+MAX_DOWNLOAD = 32 * 2**20  # bytes; the limit for a URL or standard input
+MAX_FILE = 4 * MAX_PIXELS  # bytes; the size of the largest supported image without compression
 CHUNK = 2**16
 TIMEOUT = 20.0  # seconds without a byte from a server
 DEADLINE = 120.0  # seconds for a whole download
-USER_AGENT = "gnet-jax (image classification; python-urllib)"  # some servers refuse urllib's own
+USER_AGENT = "gnet-jax (image classification; python-urllib)"  # some servers refuse the default one
 
-LeftOut = dict[str, list[str]]  # paths of the entries that are not read, by reason
+LeftOut = dict[str, list[str]]  # the paths of entries that are skipped, by reason
 ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray
 
 
 class InputError(UserError):
-    """An argument that gives no image."""
+    """An argument does not name a readable image."""
 
 
 class Picture(NamedTuple):
-    """One decoded picture, or the reason why there is none."""
+    """One decoded picture, or the error if it cannot be read."""
 
-    name: str  # the argument, or the path of a file in a folder
+    name: str  # the argument, or the path of the file if the argument is a folder
     picture: Image.Image | UserError
 
 
 def pictures(arguments: Iterable[str], left_out: LeftOut | None = None) -> Iterator[Picture]:
-    """Yields the pictures that `arguments` name, or why there is none, reading each when asked for.
-    "-" is standard input, and http:// and https:// are downloaded, unless a file or folder has that
-    name. A folder gives the image files in it and below it, as `walk` does; `left_out` receives its
-    other entries.
+    """Yields the pictures that `arguments` name, or errors. Each is read when the caller asks for
+    it. An argument is a file, a folder, "-" for standard input, or a URL with http:// or https://,
+    which is downloaded unless a file or folder has that name. From a folder and its subfolders, all
+    image files are read, in the order of `walk`; other entries are added to `left_out`.
     """
     for name in arguments:
         if name != "-" and os.path.isdir(name):
@@ -59,8 +59,8 @@ def _picture(name: str) -> Picture:
 
 
 def open_picture(image: ImageLike) -> Image.Image:
-    """Returns one upright RGB picture of a path, a URL, "-", a PIL image, or uint8 pixels (H, W, 3)
-    or (H, W). Raises UserError naming what cannot be read.
+    """Returns one upright RGB picture from a path, a URL, "-" (standard input), a PIL image, or an
+    array of uint8 pixels, (H, W, 3) or (H, W). Raises UserError naming an unreadable image.
     """
     if isinstance(image, np.ndarray):
         return decode(image)
@@ -69,7 +69,7 @@ def open_picture(image: ImageLike) -> Image.Image:
         if upright.mode in ("RGB", "CMYK", "YCbCr", "LAB", "HSV"):
             return upright.convert("RGB")
         encoded = io.BytesIO()
-        upright.save(encoded, "TIFF")  # decode handles alpha, palettes and 16 bits
+        upright.save(encoded, "TIFF")  # `decode` converts alpha, palettes and 16-bit pixels
         return decode(encoded.getvalue())
     name, picture = _picture(os.fspath(image))
     if isinstance(picture, UserError):
@@ -101,7 +101,7 @@ def _read(name: str) -> bytes:
     limit, exists = MAX_DOWNLOAD, os.path.lexists(name)
     if name == "-":
         if exists:
-            raise InputError("is standard input and also a file; write ./- or /dev/stdin")
+            raise InputError("is both standard input and a file; use /dev/stdin or ./-")
         image = sys.stdin.buffer.read(limit + 1)
     elif not exists and name.lower().startswith(("http://", "https://")):
         image = _download(name)
@@ -110,7 +110,7 @@ def _read(name: str) -> bytes:
         try:
             with open(name, "rb") as file:
                 image = file.read(limit + 1)
-        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        except (OSError, ValueError) as error:  # ValueError: the name contains a NUL character
             reason = getattr(error, "strerror", None) or error
             raise InputError(f"cannot be read: {reason}") from error
     if len(image) > limit:
@@ -124,11 +124,11 @@ def _download(url: str) -> bytes:
     try:
         request = urllib.request.Request(_quoted(url), headers={"User-Agent": USER_AGENT})
         with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
-            while chunk := response.read1(CHUNK):  # read() would wait until a slow server ends
+            while chunk := response.read1(CHUNK):  # read() would wait for all of it
                 image += chunk
                 if len(image) > MAX_DOWNLOAD or time.monotonic() > deadline:
                     break
-    except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: a bad URL
+    except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: invalid URL
         raise InputError(f"cannot be downloaded: {error}") from error
     if time.monotonic() > deadline:
         raise InputError(f"took longer than {DEADLINE:.0f} s to download")
@@ -136,10 +136,10 @@ def _download(url: str) -> bytes:
 
 
 def _quoted(url: str) -> str:
-    """Returns `url` in the ASCII form that browsers send; raises ValueError for a bad host."""
+    """Returns `url` in the ASCII form that browsers send. Raises ValueError if it is invalid."""
     parts = urllib.parse.urlsplit(url.strip())
     host = parts.netloc if parts.netloc.isascii() else parts.netloc.encode("idna").decode()
-    # The percent sign is safe because parts of the URL may be quoted already.
+    # Do not quote the percent sign, because parts of the URL may be quoted already.
     path, query = (
         urllib.parse.quote(part, safe="%/:=&?~+!$,;'@()*[]", errors="surrogateescape")
         for part in (parts.path, parts.query)

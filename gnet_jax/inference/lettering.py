@@ -1,4 +1,4 @@
-"""Fonts that draw names in any script, where the default font would draw boxes."""
+"""Finds fonts for class names in any script; the default font would draw boxes for many."""
 
 import functools
 import sys
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 # DejaVu Sans comes with matplotlib and has most alphabets.
 FONT = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
-JOINERS = "\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"  # fonts need no glyph for these
-BESIDE = "0123456789.%\N{HORIZONTAL ELLIPSIS}"  # drawn beside a name in the same font
+JOINERS = "\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"  # need no glyph
+BESIDE = "0123456789.%\N{HORIZONTAL ELLIPSIS}"  # drawn next to names in the same font
 
 
 def lettered(text: str, size: float) -> tuple[str, ImageFont.FreeTypeFont]:
-    """Returns drawable text and a font of `size` pixels that has all its letters.
+    """Returns the text to draw, and a font of `size` pixels that has all its letters.
 
-    Control characters are escaped. So are letters that no font of the system has; a line on
-    standard error names them.
+    Control characters are escaped, and so are letters that no font of the system has. A line on
+    standard error names these letters.
     """
     shown, file = _drawable(text)
     return shown, ImageFont.truetype(str(file), size)
@@ -40,8 +40,8 @@ def fitted(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
 
 
 def letter(figure: "Figure") -> None:
-    """Set a font that has the letters of each text in a figure, and draw dollars as they are."""
-    from matplotlib.text import Text  # takes a second to import
+    """Set a suitable font for each text in a figure, and do not interpret "$" as math."""
+    from matplotlib.text import Text  # imported here, because this takes a second
 
     for text in figure.findobj(Text):
         given = text.get_text()
@@ -57,7 +57,7 @@ def letter(figure: "Figure") -> None:
 
 
 def save(picture: "Figure | Image.Image", out: Path, **options: Any) -> None:
-    """Write an image, or a figure with the `options` of `savefig`; raise UserError if it fails."""
+    """Write an image, or a figure with the `options` of `savefig`; raises UserError."""
     try:
         if isinstance(picture, Image.Image):
             picture.save(out)
@@ -69,7 +69,7 @@ def save(picture: "Figure | Image.Image", out: Path, **options: Any) -> None:
 
 
 def _drawable(text: str, kept: str = "") -> tuple[str, Path]:
-    """Returns `text` with undrawable characters escaped, and the file of a font for it."""
+    """Returns `text`, with characters escaped that cannot be drawn, and a font file for it."""
     kept += JOINERS
     shown = "".join(c if c.isprintable() or c in kept else _escape(c) for c in text)
     wanted = frozenset(shown) - set(kept) | set(BESIDE)
@@ -99,7 +99,7 @@ def _print_missing(missing: frozenset[str]) -> None:
 
 @functools.cache
 def _system_fonts() -> list[Path]:
-    """Returns the font files, upright regular ones first, without "last resort" fonts (boxes)."""
+    """Returns the font files, regular ones first. Skips LastResort, which draws only boxes."""
     from matplotlib.font_manager import findSystemFonts
 
     files = map(Path, findSystemFonts())
@@ -110,9 +110,9 @@ def _system_fonts() -> list[Path]:
 
 @functools.cache
 def letters(file: Path) -> frozenset[str]:
-    """Returns the characters of a font; none if Pillow or matplotlib cannot use it."""
+    """Returns the characters of a font, or none if Pillow or matplotlib cannot use the font."""
     try:
-        ImageFont.truetype(str(file), 18)  # raises for bitmap fonts of other sizes
+        ImageFont.truetype(str(file), 18)  # raises an error for bitmap fonts of other sizes
         return frozenset(map(chr, FT2Font(str(file)).get_charmap()))
     except (OSError, RuntimeError):
         return frozenset()

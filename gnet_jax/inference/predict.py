@@ -1,5 +1,5 @@
-"""Load a trained model, predict the classes of pictures, and print them. Shapes: N pictures, S side
-of the network's input, C channels, K classes.
+"""Loads a trained model, predicts the classes of pictures, and prints them. Shapes: N pictures, S
+side of the network's input, C channels, K classes.
 """
 
 import functools
@@ -29,10 +29,10 @@ from gnet_jax.training.checkpoints.restore import is_workdir, read_workdir
 def load(path: str | Path) -> TrainedModel:
     """Load a trained model: network, variables, preprocessing and class names.
 
-    The content of `path` determines what it is. Nothing in it is executed. A training workdir
-    gives the checkpoint of the best evaluation, with averaged parameters if the run kept them; its
-    training data may be gone. Assumptions about a file of another program are printed on standard
-    error.
+    The format is detected from the content of `path`, and nothing in it is executed. From a
+    training workdir, the checkpoint with the best evaluation is loaded, with averaged parameters if
+    the run has them; the training data is not needed. If a file of another program lacks
+    information, the defaults that are assumed are printed on standard error.
 
     Args:
         path: a model folder, a training workdir, or a file that `gnet convert` reads.
@@ -45,7 +45,7 @@ def load(path: str | Path) -> TrainedModel:
         return read_folder(path)
     if is_workdir(path):
         return read_workdir(path)
-    from gnet_jax.convert.read import read  # here, because most models need no foreign reader
+    from gnet_jax.convert.read import read  # imported here, because most models do not need it
 
     return read(path)
 
@@ -59,7 +59,7 @@ class Guess(TypedDict):
 
 
 class Prediction(NamedTuple):
-    """The most probable classes of one picture, or the reason why there are none."""
+    """The most probable classes of one picture, or the error if it cannot be read."""
 
     name: str
     picture: Image.Image | UserError
@@ -67,8 +67,8 @@ class Prediction(NamedTuple):
 
 
 class Predictor:
-    """A trained model, without auxiliary heads, compiled for batches of one size on this process's
-    devices. The size is rounded up to a multiple of the devices.
+    """Runs a trained model, without auxiliary heads, on batches of one size on the devices of this
+    process. The batch size is rounded up to a multiple of the number of devices.
     """
 
     def __init__(self, trained: TrainedModel, batch_size: int = 8) -> None:
@@ -82,8 +82,8 @@ class Predictor:
         self._program = _program(trained.model, trained.preprocessing)  # pyright: ignore[reportArgumentType]
 
     def logits(self, squares_NSSC: np.ndarray) -> np.ndarray:
-        """Returns the (N, K) float32 logits of uint8 RGB squares (N, S, S, 3). The last batch is
-        filled up with black squares, so that the program compiles once.
+        """Returns the float32 logits (N, K) of uint8 RGB images (N, S, S, 3). The last batch is
+        padded with black images, so that the program compiles only once.
         """
         batches = []
         for start in range(0, len(squares_NSSC), self.batch_size):
@@ -91,7 +91,7 @@ class Predictor:
             padding = [(0, self.batch_size - len(batch)), (0, 0), (0, 0), (0, 0)]
             batches.append(self._program(self.variables, np.pad(batch, padding)))
         empty = np.zeros((0, self.trained.model.arch.num_classes), np.float32)
-        # Fetched after the loop, so that a batch is sent while the one before is computed.
+        # Fetch the results after the loop, so that the next batch is sent while one is computed.
         return np.concatenate([empty, *map(np.asarray, batches)])[: len(squares_NSSC)]
 
     def warm_up(self) -> None:
@@ -103,8 +103,8 @@ class Predictor:
 def _program(
     model: GoogLeNet, preprocessing: Preprocessing
 ) -> Callable[[Any, np.ndarray], jax.Array]:
-    """Returns `(variables, uint8 squares) -> logits`, jitted for this process's devices. The
-    variables are arguments, so the models of an ensemble share one program.
+    """Returns a jitted function `(variables, uint8 images) -> logits` for the devices of this
+    process. The variables are an argument, so that the models of an ensemble share one program.
     """
 
     def compute_logits(variables: Any, squares_NSSC: jax.Array) -> jax.Array:
@@ -121,12 +121,14 @@ def _program(
 
 
 def say_compiling() -> None:
-    """Print on standard error that the first call of a program takes a while."""
-    print("compiling, up to half a minute the first time ...", file=sys.stderr, flush=True)
+    """Print on standard error that the program is being compiled, which can take a while."""
+    print(
+        "compiling, which takes up to half a minute the first time ...", file=sys.stderr, flush=True
+    )
 
 
 def softmax(logits_NK: np.ndarray) -> np.ndarray:
-    """Returns probabilities in float64, in which distinct float32 logits keep their order."""
+    """Returns probabilities in float64, so that different float32 logits keep their order."""
     shifted = logits_NK.astype(np.float64)
     shifted -= shifted.max(axis=-1, keepdims=True)
     exponentials = np.exp(shifted)
@@ -134,7 +136,7 @@ def softmax(logits_NK: np.ndarray) -> np.ndarray:
 
 
 def top_classes(probabilities_K: np.ndarray, class_names: Sequence[str], k: int = 5) -> list[Guess]:
-    """Returns the `k` most probable classes (at most all), those of equal probability by index."""
+    """Returns the `k` most probable classes. Equally probable ones are in the order of index."""
     best = np.argsort(-probabilities_K, kind="stable")[:k]
     return [
         Guess(index=int(i), label=class_names[int(i)], probability=float(probabilities_K[i]))
@@ -145,7 +147,7 @@ def top_classes(probabilities_K: np.ndarray, class_names: Sequence[str], k: int 
 def predictions(
     predictor: Predictor, pictures: Iterable[Picture], k: int = 5
 ) -> Iterator[Prediction]:
-    """Yields the `k` most probable classes of each picture in order, computed batch by batch."""
+    """Yields the `k` most probable classes of each picture, in order, computed in batches."""
     trained, waiting = predictor.trained, iter(pictures)
     while batch := list(itertools.islice(waiting, predictor.batch_size)):
         squares = [_crop(picture, trained.preprocessing) for _, picture in batch]
@@ -166,8 +168,8 @@ def _crop(picture: Image.Image | UserError, p: Preprocessing) -> np.ndarray | Us
 
 
 def render(console: Console, name: str, top: Sequence[Guess]) -> None:
-    """Print the classes of one picture with a bar for each probability. A label that is too long
-    for the terminal is truncated; a pipe gets all of it.
+    """Print the classes of one picture with a bar for each probability. Lines that are too long for
+    the terminal are truncated, but not if the output is a file or a pipe.
     """
     line = "#" if console.options.ascii_only else "━"
     width = min(24, console.width // 3)

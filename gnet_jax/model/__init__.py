@@ -1,1 +1,1 @@
-"""What the paper describes: the network, its variants and its parts."""
+"""The network of the paper, its variants, and the layers and blocks that they consist of."""

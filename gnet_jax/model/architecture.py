@@ -1,4 +1,4 @@
-"""The published variants and the choices of an ablation, as plain data, without importing jax."""
+"""Architectures of the network as plain data: published variants and changes. Imports no jax."""
 
 import dataclasses
 import itertools
@@ -18,42 +18,43 @@ VariantName = Literal[
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """Every choice that shapes the network. The defaults are the paper's."""
+    """All options that determine the network. The defaults are the values in the paper."""
 
     num_classes: int = 1000
-    """Outputs of every classifier."""
-    # A mapping has no hash; without it an architecture, and so a model, can be a static argument.
+    """Number of classes: the outputs of the main and of every auxiliary classifier."""
+    # hash=False: a static argument of jax.jit must have a hash, and a mapping has none.
     widths: Mapping[str, Widths] = dataclasses.field(
         default_factory=lambda: dict(TABLE_1), hash=False, metadata={"choice": tuple[str, ...]}
     )
-    """Channels of the convolutions of single blocks, as 4e=256,160,320,32,128,128: the 1x1, the 3x3
-    reduction, the 3x3, the 5x5 reduction, the 5x5 and the pool projection. A max pool follows a
-    block if the next block's name begins with another digit."""
+    """Output channels of the convolutions of a block, such as 4e=256,160,320,32,128,128. The six
+    numbers are for the 1x1 convolution, the 3x3 reduction, the 3x3, the 5x5 reduction, the 5x5, and
+    the pool projection. A max pool follows a block if the next block's name begins with another
+    digit."""
     naive: bool = False
-    """Blocks of Fig. 2a: no reductions, and the max pool passed through."""
+    """Use the naive Inception block (paper, Fig. 2a): no 1x1 reductions and no pool projection."""
     norm: str = "lrn"
-    """lrn; batch_norm: batch norm instead of LRN and of the convolutions' biases; or FILE.py:NAME,
-    a function of your own that returns a norm."""
+    """lrn: local response normalisation, as in the paper. batch_norm: replaces LRN and the biases
+    of the convolutions. FILE.py:NAME: your own function NAME in FILE.py, which returns a norm."""
     block: str | None = None
-    """FILE.py:NAME, a block of your own instead of the Inception block."""
+    """FILE.py:NAME: your own block NAME in FILE.py, used instead of the Inception block."""
     branch5_kernel: int = 5
-    """Kernel size of the 5x5 branch; torchvision and TF-slim have 3."""
+    """Kernel size of the 5x5 branch; torchvision and TF-slim use 3."""
     pool4_window: int = 3
-    """Window of the max pool after stage 4; torchvision and TF-slim have 2."""
+    """Window of the max pool after stage 4; torchvision and TF-slim use 2."""
     stem: Literal["imagenet", "small"] = "imagenet"
-    """small: a 3x3 first layer and one pool, for images of 16 to 64 pixels."""
+    """small: a 3x3 first convolution and only one max pool, for images of 16 to 64 pixels."""
     stem_padding: Literal["caffe", "same"] = "caffe"
-    """Padding of the strided first convolution. same: TensorFlow's, (2, 3) at an even size where
-    Caffe has (3, 3). With it the network equals TF-slim's for sides that are a multiple of 16, or
-    one less; at other sides TF-slim's pools differ."""
+    """Padding of the first convolution, which has stride 2. caffe: (3, 3). same: TensorFlow's
+    padding, (2, 3) for images with an even side. With "same", the network equals TF-slim's if the
+    image side is a multiple of 16, or one less; for other sides TF-slim's pools differ."""
     stem_widths: tuple[int, int, int] = (64, 64, 192)
     """Channels of conv1, conv2_reduce and conv2."""
     aux_after: tuple[str, ...] = ("4a", "4d")
-    """Blocks that an auxiliary head follows; none: --model.aux-after (with nothing after it)."""
+    """Blocks followed by an auxiliary head; --model.aux-after without a value means none."""
     aux_widths: tuple[int, int] = (128, 1024)
-    """Channels of an auxiliary head's 1x1 convolution, and units of its hidden layer."""
+    """Channels of the 1x1 convolution, and units of the hidden layer, of every auxiliary head."""
     aux_pool: Literal["caffe", "adaptive"] = "caffe"
-    """Average pool of an auxiliary head. adaptive: torchvision's, 4x4 for every input."""
+    """Average pool of the auxiliary heads. adaptive: always a 4x4 output, as in torchvision."""
     aux_dropout: float = 0.7
     """Dropout rate of the auxiliary classifiers."""
     head: Literal["average_pool", "fc"] = "average_pool"
@@ -68,14 +69,14 @@ class Architecture:
 
     @property
     def own_parts(self) -> list[str]:
-        """References of the norm and the block that are not of this package."""
+        """References ("FILE.py:NAME") to the user's own norm and block, if there are any."""
         norm = [] if self.norm in ("lrn", "batch_norm") else [self.norm]
         return norm if self.block is None else [*norm, self.block]
 
     def check(self) -> None:
-        """Raise a UserError with the field, its value and its limit for a bad value."""
+        """Raise a UserError if a field has an invalid value, naming the field, value and limit."""
         in_order = tuple(name for name in self.widths if name in self.aux_after)
-        blocks = f"blocks of {', '.join(self.widths)}, each once and in this order"
+        blocks = f"some of the blocks {', '.join(self.widths)}, each at most once, in this order"
         sizes = [*self.stem_widths, *self.aux_widths, *itertools.chain(*self.widths.values())]
         norm_is_known = self.norm in ("lrn", "batch_norm") or ":" in self.norm
         block_fits = self.block is None or (":" in self.block and not self.naive)
@@ -83,10 +84,10 @@ class Architecture:
             "num_classes": (self.num_classes >= 2, "at least 2"),
             "widths": (bool(self.widths), "at least one block"),
             "norm": (norm_is_known, "lrn, batch_norm or FILE.py:NAME"),
-            "block": (block_fits, "FILE.py:NAME, in a network that is not naive"),
+            "block": (block_fits, "FILE.py:NAME, and only without naive"),
             "branch5_kernel": (self.branch5_kernel % 2 == 1, "odd and at least 1"),
             "pool4_window": (self.pool4_window >= 2, "at least 2"),
-            "stem_widths": (min(sizes, default=1) >= 1, "at least 1, as all widths must be"),
+            "stem_widths": (min(sizes, default=1) >= 1, "at least 1, like all widths"),
             "aux_after": (self.aux_after == in_order, blocks),
             "aux_dropout": (0 <= self.aux_dropout < 1, "in [0, 1)"),
             "dropout": (0 <= self.dropout < 1, "in [0, 1)"),
@@ -113,16 +114,17 @@ VARIANTS: Mapping[str, Architecture] = {
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """What the fields of an `Architecture` start from."""
+    """The variant from which an `Architecture` is made, and factors that scale its widths."""
 
     variant: VariantName = "paper"
-    """paper: 5x5, LRN, biases, as published; batch_norm: batch norm instead of LRN; torchvision:
-    its 3x3 for 5x5 and its 2x2 pool; google_release: Google's released widths; naive: no
-    reductions; naive_batch_norm: no reductions, batch norm instead of LRN."""
+    """paper: as published. batch_norm: batch norm instead of LRN. torchvision: as in torchvision,
+    with 3x3 instead of 5x5 convolutions and one 2x2 max pool. google_release: the widths of
+    Google's released checkpoint. naive: no reductions. naive_batch_norm: no reductions, and batch
+    norm instead of LRN."""
     reduction_factor: float = 1.0
-    """Scales the variant's 1x1 reductions in front of the 3x3 and the 5x5 of every block."""
+    """Factor for the widths of the 1x1 reductions before the 3x3 and 5x5 convolutions."""
     width_multiplier: float = 1.0
-    """Scales every layer of the variant but the classifiers, after reduction_factor."""
+    """Factor for the widths of all layers except classifiers, after reduction_factor."""
     blocks: tuple[str, ...] | None = None
     """Blocks of the variant to keep, for a shallower network; None keeps all."""
 
@@ -131,7 +133,7 @@ Kind = TypeVar("Kind")
 
 
 def _with_optional_fields(kind: type[Kind]) -> type[Kind]:
-    """Return `kind` with None as the default of every field that it has from `Architecture`."""
+    """Returns `kind` with None as the default of all fields inherited from `Architecture`."""
     own = dataclasses.fields(Architecture)
     fields = [(f.name, f.metadata.get("choice", f.type) | None, None) for f in own]
     made: Any = dataclasses.make_dataclass(kind.__name__, fields, bases=(kind,), frozen=True)
@@ -142,9 +144,9 @@ def _with_optional_fields(kind: type[Kind]) -> type[Kind]:
 @_with_optional_fields
 @dataclasses.dataclass(frozen=True)
 class Choices(Architecture, Start):
-    """A variant and changes of it: None in a field of `Architecture` keeps the variant's own value.
+    """A variant and changes to it. If a field of `Architecture` is None, the variant's is kept.
 
-    `widths` is text, for the command line, and may be given as a mapping.
+    `widths` is stored as text ("4e=256,..."), for the command line; a mapping is converted.
     """
 
     def __post_init__(self) -> None:
@@ -154,7 +156,7 @@ class Choices(Architecture, Start):
             object.__setattr__(self, "widths", tuple(text))
 
     def build(self, **changes: Any) -> Architecture:
-        """Returns the architecture, with `changes` of fields."""
+        """Returns the architecture; `changes` replace fields of these choices."""
         names = [field.name for field in dataclasses.fields(Choices)]
         return architecture(**{name: getattr(self, name) for name in names} | changes)
 
@@ -168,10 +170,11 @@ def architecture(
     blocks: Iterable[str] | None = None,
     **changes: Any,
 ) -> Architecture:
-    """Returns the named variant with the given changes of `Start` and `Architecture`.
+    """Returns the named variant, changed by the other arguments.
 
-    None keeps the variant's own value. `widths` may have some of the blocks or new ones, and may be
-    text as in `Choices`. Raises UserError with the field, its value and its limit.
+    The arguments are the fields of `Start` and `Architecture`; None keeps the variant's value.
+    `widths` changes the widths of the blocks that it names or adds new blocks. It is a mapping, or
+    text as in `Choices`. Raises UserError naming an invalid field, its value and its limit.
     """
     arch = choose("variant", variant, VARIANTS)
     factors = {"reduction_factor": reduction_factor, "width_multiplier": width_multiplier}
@@ -217,12 +220,12 @@ def _parse_widths(texts: Iterable[str] | Mapping[str, Widths]) -> dict[str, Widt
 
 
 def grid_sizes(arch: Architecture, size: int) -> dict[str, int]:
-    """Returns the side of each stage's feature map for a square image of `size` pixels.
+    """Returns the side length of each stage's feature map for a `size` x `size` image.
 
-    The keys are "stem", "3", "4", "5", and "aux_4a", ... for the heads' average pools. Below 1, the
-    image is too small for the stage.
+    The keys are "stem", "3", "4", "5", and "aux_4a", ... for the average pools of the auxiliary
+    heads. A side below 1 means that the image is too small for the stage.
     """
-    conv1 = conv_size(size, 7, stride=2, pad=3)  # the same with either stem_padding
+    conv1 = conv_size(size, 7, stride=2, pad=3)  # the same for both values of stem_padding
     stems = {"imagenet": pooled_size(conv1, 3, 2), "small": size}
     sizes = {"stem": choose("stem", arch.stem, stems)}
     side = pooled_size(sizes["stem"], 3, 2)
@@ -237,7 +240,7 @@ def grid_sizes(arch: Architecture, size: int) -> dict[str, int]:
 
 
 def pools(arch: Architecture) -> dict[str, int | None]:
-    """Returns the window of the max pool, of stride 2, after each block, or None."""
+    """Returns for each block the window of the max pool (stride 2) that follows it, or None."""
     found: dict[str, int | None] = dict.fromkeys(arch.widths)
     for name, following in itertools.pairwise(arch.widths):
         if name[0] != following[0]:

@@ -1,6 +1,6 @@
-"""The Inception block, the naive block it came from, and the auxiliary classifier.
+"""The Inception block, the naive Inception block, and the auxiliary classifier.
 
-Shapes: B batch, H height, W width, C channels.
+Shapes: B batch, H height, W width, C channels, K classes.
 """
 
 from collections.abc import Callable
@@ -20,10 +20,10 @@ from gnet_jax.ops.reference import Ops, adaptive_average_pool, average_pool
 
 
 class InceptionBlock(nn.Module):
-    """Four branches over one input, concatenated on channels (paper, Fig. 2b)."""
+    """Applies four branches to one input and concatenates their channels (paper, Fig. 2b)."""
 
     widths: Widths
-    conv: Callable[..., nn.Module]  # partial(ConvBlock, ...): norm, dtype and mode already bound
+    conv: Callable[..., nn.Module]  # a ConvBlock with norm, dtype and train mode already bound
     branch5_kernel: int = 5
     ops: Ops = FAST
 
@@ -48,7 +48,7 @@ class InceptionBlock(nn.Module):
 
 
 class NaiveInceptionBlock(InceptionBlock):
-    """The block without its 1x1 reductions, with the max pool passed through (paper, Fig. 2a)."""
+    """Inception block without 1x1 reductions and without a pool projection (paper, Fig. 2a)."""
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
@@ -65,10 +65,10 @@ class NaiveInceptionBlock(InceptionBlock):
 
 
 class AuxHead(nn.Module):
-    """A classifier on an intermediate feature map, to train the layers below it (paper, section 5).
+    """An auxiliary classifier on an intermediate feature map (paper, section 5).
 
-    Average pool 5x5/3, 1x1 convolution, fully connected layer, dropout, linear layer to float32
-    logits (B, classes).
+    It helps to train the layers before it. Its layers are an average pool (5x5, stride 3), a 1x1
+    convolution, a fully connected layer, dropout and a linear layer. Returns float32 logits (B, K).
     """
 
     arch: Architecture

@@ -1,6 +1,7 @@
-"""A researcher's own block or norm: a class or function in a file outside the package.
+"""A user's own block or norm: a class or function in a file outside this package.
 
-An architecture holds its reference, "FILE:NAME". Loading a reference runs the file.
+An `Architecture` stores the block or norm as a reference, "FILE:NAME". Loading a reference executes
+the file.
 """
 
 import importlib.machinery
@@ -13,13 +14,14 @@ from typing import Any
 
 from gnet_jax.errors import UserError
 
-_known: dict[str, Callable[..., Any]] = {}  # by reference
+_known: dict[str, Callable[..., Any]] = {}  # the classes and functions by reference
 
 
 def reference(part: Callable[..., Any] | str) -> str:
-    """Returns the reference of a class or function, with the full path of its file if that exists.
+    """Returns the reference "FILE:NAME" of a class, function or reference, with an absolute path.
 
-    Without a file (as in a notebook), or inside a function, it works in this process only.
+    Only this process can load the reference if the class or function has no file (as in a notebook)
+    or is defined inside a function.
     """
     if isinstance(part, str):
         file, _, attribute = part.rpartition(":")
@@ -36,30 +38,30 @@ def reference(part: Callable[..., Any] | str) -> str:
 
 
 def is_portable(name: str) -> bool:
-    """Returns whether another process can load the reference."""
+    """Returns whether other processes can load the reference `name`."""
     return not name.startswith("<process>:")
 
 
 def load(name: str) -> Callable[..., Any]:
-    """Returns the class or function of a reference; its file may be in the current directory.
+    """Returns the class or function of a reference, from its file or from the current directory.
 
-    Raises UserError if the file is missing, fails, or does not define the name.
+    Raises UserError if the file is missing, raises an exception, or does not define the name.
     """
     if name in _known:
         return _known[name]
     file, colon, attribute = name.rpartition(":")
     if not colon:
-        raise UserError(f"the network uses {name!r}, which this version does not have")
+        raise UserError(f"the network uses {name!r}, which this version of gnet_jax does not have")
     path = next((p for p in (Path(file), Path(Path(file).name)) if p.is_file()), None)
     if path is None:
         missing = f"the network uses {attribute} of {file}, which is missing"
-        raise UserError(f"{missing}; put the file back, or into the current directory")
+        raise UserError(f"{missing}; restore the file or copy it to the current directory")
     module = types.ModuleType(f"custom_{path.stem}")
     search_path = list(sys.path)
-    sys.path.append(str(path.parent.absolute()))  # it may import files beside it
+    sys.path.append(str(path.parent.absolute()))  # the file may import modules from its own folder
     try:
         importlib.machinery.SourceFileLoader(module.__name__, str(path)).exec_module(module)
-    except Exception as error:  # the user's code; its errors are for the user
+    except Exception as error:  # the user's code can raise any exception
         raise UserError(f"{path} fails with {type(error).__name__}: {error}") from error
     finally:
         sys.path[:] = search_path
@@ -69,7 +71,7 @@ def load(name: str) -> Callable[..., Any]:
 
 
 def _source_file(part: Callable[..., Any]) -> Path | None:
-    """Returns the file that defines a function, or the methods of a class."""
+    """Returns the file that defines a function or the methods of a class, or None."""
     files = [getattr(sys.modules.get(part.__module__), "__file__", None)]
     for value in (part, *vars(part).values()):
         code = getattr(inspect.unwrap(value), "__code__", None) if callable(value) else None

@@ -23,27 +23,27 @@ from gnet_jax.ops.reference import REFERENCE, Ops
 
 
 class Outputs(NamedTuple):
-    """What the network returns, in training and in inference."""
+    """The return value of the network, in training and in inference."""
 
     logits: jax.Array  # (B, K) float32
     aux_logits: tuple[jax.Array, ...]  # one (B, K) float32 per aux head; () in inference
 
 
 class GoogLeNet(nn.Module):
-    """Images (B, H, W, 3), normalised, to `Outputs`.
+    """GoogLeNet: maps normalised images (B, H, W, 3) to `Outputs`.
 
-    `train=True` turns on dropout (it requires an rng named "dropout"), makes batch norm use the
-    statistics of the batch, and runs the auxiliary heads. With `train=False` the program contains
-    no auxiliary head, and their parameters may be missing.
+    `train=True` turns on dropout (which requires an rng named "dropout"), makes batch norm use the
+    statistics of the batch, and runs the auxiliary heads. With `train=False` the auxiliary heads do
+    not run, and their parameters may be missing.
 
     Raises:
-        ValueError: if the image is too small for the network, with the smallest size that works.
+        ValueError: if the images are too small for the network. The message has the smallest size.
     """
 
     arch: Architecture = Architecture()
     dtype: Any = jnp.float32  # of the computation; parameters, LRN sums and logits stay float32
-    axis_name: str | None = None  # under pmap: the axis over which batch norm averages
-    momentum: float = 0.9  # share of batch norm's running statistics that a training call keeps
+    axis_name: str | None = None  # name of the pmap axis over which batch norm averages
+    momentum: float = 0.9  # of batch norm: new = momentum * running + (1 - momentum) * batch
     ops: Ops = FAST  # REFERENCE supports forward-mode differentiation
 
     @nn.compact
@@ -86,7 +86,7 @@ class GoogLeNet(nn.Module):
         return nn.relu(dense(x.shape[-1], self.dtype, name="fc")(x.reshape(x.shape[0], -1)))
 
     def _stem(self, x: jax.Array, conv: partial[ConvBlock]) -> jax.Array:
-        """Return the input of block 3a. LRN follows pool1 but precedes pool2."""
+        """Returns the input of block 3a. The first LRN is after pool1, the second before pool2."""
         conv1, reduce2, conv2 = self.arch.stem_widths
         lrn = self.ops.local_response_norm if self.arch.norm == "lrn" else lambda x: x
         if choose("stem", self.arch.stem, {"imagenet": True, "small": False}):
@@ -114,13 +114,13 @@ class GoogLeNet(nn.Module):
             )
 
     def _record(self, name: str, x: jax.Array) -> jax.Array:
-        """Return `x`, recorded under Caffe's name if the caller asked for intermediates."""
+        """Returns `x`, and stores it under Caffe's name if the caller collects intermediates."""
         self.sow("intermediates", name, x)
         return x
 
 
 def _conv(model: GoogLeNet, train: bool) -> partial[ConvBlock]:
-    """Returns the convolution of every layer, with the model's norm, dtype and mode bound."""
+    """Returns `ConvBlock` with the model's norm, dtype, operations and train mode bound."""
     if model.arch.norm == "lrn":
         norm = None
     elif model.arch.norm == "batch_norm":
@@ -140,7 +140,7 @@ def _conv(model: GoogLeNet, train: bool) -> partial[ConvBlock]:
 
 
 def every_head(model: GoogLeNet, variables: Mapping[str, Any], x_BHWC: jax.Array) -> Outputs:
-    """Returns the outputs of all heads in inference, where a call has those of the main head."""
+    """Returns the outputs of all heads in inference; calling the model runs only the main head."""
     outputs, state = model.apply(variables, x_BHWC, mutable=["intermediates"])
     found: Any = state["intermediates"]
     aux = tuple(
@@ -153,7 +153,7 @@ def every_head(model: GoogLeNet, variables: Mapping[str, Any], x_BHWC: jax.Array
 def aux_logits(
     model: GoogLeNet, variables: Mapping[str, Any], block: str, features_BHWC: jax.Array
 ) -> jax.Array:
-    """Returns the logits (B, K) of the head after `block` for the block's output, in inference."""
+    """Returns the logits (B, K) of the head after `block` in inference, from the block's output."""
     own = {kind: tree[f"aux_{block}"] for kind, tree in variables.items() if f"aux_{block}" in tree}
     head: Any = AuxHead(model.arch, _conv(model, train=False), train=False, dtype=model.dtype)
     return head.apply(own, features_BHWC)
@@ -167,12 +167,12 @@ def googlenet(
     ops: str = "fast",
     **changes: Any,
 ) -> GoogLeNet:
-    """Returns the named variant as a module.
+    """Returns the named variant as a Flax module.
 
     Args:
         variant: a key of `VARIANTS`.
-        num_classes: outputs of every classifier; None keeps the variant's own.
-        dtype: of the computation; parameters and logits stay float32.
+        num_classes: number of classes; None keeps the variant's own.
+        dtype: dtype of the computation; parameters and logits are always float32.
         ops: "fast", or "reference" for forward-mode differentiation (`jax.jvp`, `jax.hessian`).
         changes: other arguments of `architecture`, such as `width_multiplier` or `dropout`.
 
@@ -183,16 +183,16 @@ def googlenet(
     return GoogLeNet(arch, dtype=dtype, ops=choose("ops", ops, OPS))
 
 
-# Plain operations trace fastest, and this batch norm computes nothing while it is initialised.
+# The reference operations trace fastest, and `BatchNorm` computes nothing during initialisation.
 _SHAPES_ONLY = dataclasses.replace(REFERENCE, batch_norm=BatchNorm)
 
 
 def init(model: GoogLeNet, key: jax.Array, image_size: int) -> dict[str, Any]:
     """Returns new variables for square images of `image_size` pixels.
 
-    The result is `{"params": ..., "batch_stats": ...}`, in float32, with the auxiliary heads;
-    `batch_stats` is empty without batch norm. Call it outside of `jit`; in `jit` and `vmap` use
-    `model.init`.
+    They are `{"params": ..., "batch_stats": ...}`, in float32, and include the auxiliary heads. The
+    dict `batch_stats` is empty if the model has no batch norm. Call this function outside of `jit`
+    and `vmap`; inside, use `model.init`.
 
     Raises:
         ValueError: if the image is too small for the network.
@@ -204,16 +204,16 @@ def init(model: GoogLeNet, key: jax.Array, image_size: int) -> dict[str, Any]:
         with jax.ensure_compile_time_eval():
             drawn.update(plain.init(key, images_BHWC))
 
-    # Run the initialisers and only trace the forward pass. (Flax's `lazy_init` computes both since
-    # flax 0.12.9.)
+    # Run the initialisers, but only trace the forward pass. (Since flax 0.12.9, `lazy_init` runs
+    # the forward pass, too.)
     jax.eval_shape(draw, jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32))
-    # jax.tree.map sorts the names, as in every other tree of parameters.
+    # jax.tree.map sorts the dicts by name, so all trees of parameters have the same order.
     variables = jax.tree.map(lambda array: array, drawn)
     return {name: variables.get(name, {}) for name in ("params", "batch_stats")}
 
 
 def abstract_variables(model: GoogLeNet, image_size: int) -> dict[str, Any]:
-    """Returns the shapes and dtypes of `init`'s result, in the same trees; raises as `init`."""
+    """Returns the tree of `init` with shapes and dtypes instead of arrays; raises as `init`."""
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     plain = model.clone(ops=_SHAPES_ONLY)
     variables: Any = jax.eval_shape(plain.init, jax.random.PRNGKey(0), images)
@@ -221,11 +221,11 @@ def abstract_variables(model: GoogLeNet, image_size: int) -> dict[str, Any]:
 
 
 def strip_aux(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns `params` (or `batch_stats`) without the auxiliary heads, as inference needs them."""
+    """Returns `params` (or `batch_stats`) without the auxiliary heads, for inference."""
     return {name: value for name, value in params.items() if not name.startswith("aux_")}
 
 
-# This module's layer names and Caffe's (bvlc_googlenet/train_val.prototxt).
+# Caffe's layer name for each of this module's (bvlc_googlenet/train_val.prototxt).
 CAFFE_STEM = {"conv1": "conv1/7x7_s2", "conv2_reduce": "conv2/3x3_reduce", "conv2": "conv2/3x3"}
 CAFFE_BRANCHES = {
     "b1": "1x1",
@@ -240,11 +240,11 @@ CAFFE_BRANCHES = {
 def endpoints(
     model: GoogLeNet, variables: Mapping[str, Any], x_BHWC: jax.Array
 ) -> dict[str, jax.Array]:
-    """Returns every layer's output in inference, by Caffe's name ("inception_3a/5x5", ...).
+    """Returns the output of every layer in inference, by Caffe's name for it ("inception_3a/5x5").
 
-    A layer that Caffe's network lacks has its own path ("inception_3a/b6"). Outputs of convolutions
-    are taken after the ReLU; "prob" is the softmax of "loss3/classifier". Raises UserError if two
-    layers have the same name.
+    A layer that Caffe's network does not have is named by its path here ("inception_3a/b6").
+    Outputs of convolutions are after the ReLU; "prob" is the softmax of "loss3/classifier". Raises
+    UserError if two layers would have the same name.
     """
     outputs, state = model.apply(variables, x_BHWC, mutable=["intermediates"])
     found: dict[str, jax.Array] = {}
@@ -261,7 +261,7 @@ def endpoints(
 
 
 def layer_outputs(intermediates: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """Returns every recorded output by its path, "inception_3a/b1"; "conv1 (2)" if used again."""
+    """Returns all recorded outputs by path. The second output of a layer is "conv1 (2)"."""
     flat: Any = traverse_util.flatten_dict(dict(intermediates))
     found: dict[str, jax.Array] = {}
     for path, values in flat.items():

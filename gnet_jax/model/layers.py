@@ -1,4 +1,4 @@
-"""The layers of GoogLeNet, with their initial weights, and the roles of their parameters.
+"""The layers of GoogLeNet, their initialisers, and the roles of their parameters.
 
 Shapes: B batch, H height, W width, C channels.
 """
@@ -20,19 +20,19 @@ from gnet_jax.ops.reference import REFERENCE, Ops
 
 
 def caffe_xavier(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
-    """Returns weights from U(-a, a), a = sqrt(3 / fan_in): Caffe's "xavier" (caffe, filler.hpp)."""
+    """Draws weights from U(-a, a), a = sqrt(3 / fan_in), as Caffe's "xavier" (filler.hpp) does."""
     bound = np.sqrt(3 / math.prod(shape[:-1]))
     return _draw(key, shape, dtype, lambda generator, s: generator.uniform(-bound, bound, s))
 
 
 def he_normal(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
-    """Returns weights from N(0, 2 / fan_in) (arXiv 1502.01852), for convolutions with a norm."""
+    """Draws weights from N(0, 2 / fan_in) (arXiv 1502.01852), for convolutions with a norm."""
     std = np.sqrt(2 / math.prod(shape[:-1]))
     return _draw(key, shape, dtype, lambda generator, s: std * generator.standard_normal(s))
 
 
 def _draw(key: jax.Array, shape: tuple[int, ...], dtype, draw) -> jax.Array:
-    """Returns `draw(generator, shape)` by NumPy; jax.random would compile 130 shapes."""
+    """Calls `draw` with a NumPy generator, because jax.random compiles for each of 130 shapes."""
 
     def draw_on_host(key_data) -> np.ndarray:
         seed = int.from_bytes(np.asarray(key_data).tobytes(), "little")
@@ -47,20 +47,20 @@ def _draw(key: jax.Array, shape: tuple[int, ...], dtype, draw) -> jax.Array:
 
 
 def dense(features: int, dtype: Any, bias: float = 0.0, *, name: str) -> nn.Dense:
-    """Returns a linear layer with Caffe's initial weights."""
+    """Returns a linear layer that is initialised as in Caffe; `bias` is the initial bias."""
     return nn.Dense(
         features, kernel_init=caffe_xavier, bias_init=constant(bias), dtype=dtype, name=name
     )
 
 
 class Conv(nn.Conv):
-    """`nn.Conv` over two axes, dense, computed by `ops`."""
+    """A 2D `nn.Conv`, without groups or dilation, that is computed by `ops`."""
 
     ops: Ops = REFERENCE
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array, product_BHWC: jax.Array | None = None) -> jax.Array:
-        """Returns the convolution; `product` is its result without the bias, if known."""
+        """Returns the convolution of `x`. `product` is the result without bias, if known."""
         sizes: Any = self.kernel_size
         shape = (*sizes, x_BHWC.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
@@ -78,15 +78,15 @@ class Conv(nn.Conv):
 
 
 class ConvBlock(nn.Module):
-    """Convolution with a bias (initially 0.2, as in Caffe) or a norm, then ReLU if `relu`.
+    """A convolution with a bias (initially 0.2, as in Caffe) or a norm, followed by ReLU if `relu`.
 
-    With a stride above 1, "caffe" pads both sides equally and "same" pads as TensorFlow does.
+    With a stride above 1, padding "caffe" pads both sides equally; "same" pads as TensorFlow does.
     """
 
     features: int
     kernel: int
     stride: int = 1
-    norm: Callable[..., nn.Module] | None = None  # partial(nn.BatchNorm, ...): mode already bound
+    norm: Callable[..., nn.Module] | None = None  # a norm with train mode already bound
     dtype: Any = jnp.float32
     padding: Literal["caffe", "same"] = "caffe"
     relu: bool = True
@@ -115,12 +115,12 @@ class ConvBlock(nn.Module):
 
 
 def apply_each(layers: Sequence[Any], x_BHWC: jax.Array) -> list[jax.Array]:
-    """Returns the output of each layer for the same input.
+    """Returns the outputs of all `layers` for the same input.
 
-    1x1 convolutions give `ops` all their kernels at once, for one wide product.
+    If all layers are 1x1 convolutions, they are computed as one matrix product.
     """
     pointwise = all(type(layer) is ConvBlock and layer.kernel == 1 for layer in layers)
-    if not pointwise or layers[0].is_initializing():  # without kernels yet
+    if not pointwise or layers[0].is_initializing():  # they have no kernels yet
         return [layer(x_BHWC) for layer in layers]
     kernels = [layer.variables["params"]["conv"]["kernel"] for layer in layers]
     products = layers[0].ops.convolve_1x1s(x_BHWC, [k.astype(x_BHWC.dtype) for k in kernels])
@@ -133,19 +133,21 @@ _NORM: Mapping[str, Role] = {"scale": "norm", "bias": "norm"}
 
 
 def roles(names: Iterable[str], where: str) -> Mapping[str, Role]:
-    """Returns the role of each parameter of the module `where`; raises UserError if unknown."""
+    """Returns the roles of all parameters of the module `where`; raises UserError if unknown."""
     own = set(names)
     for known, required in ((_LAYER, "kernel"), (_NORM, "scale")):
         if required in own and own <= known.keys():
             return known
     odd = sorted(own - {"kernel", "bias", "scale"}) or sorted(own - {"kernel"})
     name = "/".join(filter(None, (where, odd[0])))
-    known = "a layer has kernel and bias, a norm has scale and bias"
-    raise UserError(f"parameter {name!r} has no role among {', '.join(sorted(own))}; {known}")
+    known = "a layer has a kernel and a bias; a norm has a scale and a bias"
+    raise UserError(
+        f"parameter {name!r} of a module with {', '.join(sorted(own))} has no role; {known}"
+    )
 
 
 def roles_by_path(params: Mapping[str, Any]) -> dict[tuple[str, ...], Role]:
-    """Returns the role of every parameter of a tree, by its path; raises as `roles`."""
+    """Returns the role of every parameter in a tree, by its path. Raises as `roles` does."""
     paths: Any = traverse_util.flatten_dict(dict(params))
     found = {}
     for *module, name in paths:

@@ -1,4 +1,4 @@
-"""The paper's Table 1 as data: the channel widths of the nine Inception blocks."""
+"""The channel widths of the nine Inception blocks, as in Table 1 of the paper."""
 
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -8,9 +8,9 @@ class Widths(NamedTuple):
     """Output channels of the six convolutions of one Inception block (paper, Fig. 2b)."""
 
     b1: int  # the 1x1 branch
-    reduce3: int  # the 1x1 reduction in front of the 3x3
+    reduce3: int  # the 1x1 reduction before the 3x3
     b3: int  # the 3x3 branch
-    reduce5: int  # the 1x1 reduction in front of the 5x5
+    reduce5: int  # the 1x1 reduction before the 5x5
     b5: int  # the 5x5 branch
     pool_proj: int  # the 1x1 projection after the 3x3 max pool
 
@@ -32,7 +32,7 @@ TABLE_1: Mapping[str, Widths] = {
     "5b": Widths(b1=384, reduce3=192, b3=384, reduce5=48, b5=128, pool_proj=128),
 }
 
-# Google's released checkpoint differs from the printed table in two places.
+# The widths of Google's released checkpoint, which differ from Table 1 in two places.
 GOOGLE_RELEASE: Mapping[str, Widths] = {
     **TABLE_1,
     "4a": TABLE_1["4a"]._replace(b3=204),
@@ -41,5 +41,5 @@ GOOGLE_RELEASE: Mapping[str, Widths] = {
 
 
 def scaled(channels: Iterable[int], factor: float) -> tuple[int, ...]:
-    """Returns the channel counts nearest to `channels * factor`, at least one."""
+    """Returns each number of channels times `factor`, rounded, and at least 1."""
     return tuple(max(1, round(n * factor)) for n in channels)

@@ -1,4 +1,4 @@
-"""A model on disk: weights, configuration, class names, preprocessing and a card for people."""
+"""Model folders: a model on disk with weights, class names, preprocessing and a model card."""
 
 from gnet_jax.model_folder.folder import TrainedModel, WeightsError, read_folder, write_folder
 

@@ -44,15 +44,15 @@ for name, probability in model.predict("photo.jpg")[0]:
 
 
 def model_card(config: Mapping[str, Any], flat: Mapping[str, np.ndarray], name: str) -> str:
-    """Returns the text of the card for a config.json, the variables by flat name, and the folder's
-    name.
+    """Returns the text of the card. `config` is the content of config.json, `flat` the variables by
+    name, and `name` the name of the folder.
     """
     arch, source = config["architecture"], config["source"]
     params = sum(math.prod(v.shape) for k, v in flat.items() if k.startswith("params/"))
     heads = ", ".join(arch["aux_after"]) or "none"
     norms = {"lrn": "LRN", "batch_norm": "batch norm"}
     facts = {
-        "parameters": f"{params:,}, auxiliary heads included",
+        "parameters": f"{params:,}, including auxiliary heads",
         "classes": f"{config['num_classes']:,}",
         "normalisation": norms.get(arch["norm"], f"`{arch['norm']}`"),
         "auxiliary heads": f"{heads} (used in training only)",
@@ -73,7 +73,7 @@ def model_card(config: Mapping[str, Any], flat: Mapping[str, np.ndarray], name: 
 
 
 def describe_preprocessing(p: Mapping[str, Any]) -> str:
-    """Returns the fields of a `Preprocessing` in words."""
+    """Returns a one-line description of the preprocessing with the fields of `Preprocessing`."""
     size, side = p["image_size"], p["resize_to"]
     ways = {"warp": f"warped to {side}x{side}", "shorter_side": f"shorter side {side}"}
     mean, std = (tuple(round(value, 4) for value in p[key]) for key in ("mean", "std"))

@@ -1,6 +1,6 @@
-"""A trained model, and the folder that holds one.
+"""A trained model, and the model folder in which it is stored. The folder contains:
 
-model.safetensors   every variable by its path: "params/conv1/conv/kernel", "batch_stats/..."
+model.safetensors   all variables by path: "params/conv1/conv/kernel", "batch_stats/..."
 config.json         architecture, dtype, preprocessing, class names, origin of the weights, and the
                     sha256 of model.safetensors
 README.md           a model card with an example
@@ -41,18 +41,18 @@ CARD_FILE = "README.md"
 
 
 class WeightsError(UserError):
-    """A file of weights is missing, corrupt or does not fit."""
+    """A file of weights is missing or corrupt, or does not fit the network."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainedModel:
-    """A trained network with everything that is needed to use it.
+    """A trained network with all information that is needed to use it.
 
     Attributes:
         model: the Flax module.
         variables: `{"params", "batch_stats"}` in float32, with the heads of `model.arch.aux_after`.
         preprocessing: how images are resized, cropped and normalised.
-        class_names: one for each output; two classes can have the same name.
+        class_names: the name of each output; two classes can have the same name.
         source: file, format, sha256 and notes on the origin of the weights.
     """
 
@@ -76,7 +76,7 @@ class TrainedModel:
             For each image a list of (class name, probability), most likely first.
 
         Raises:
-            gnet_jax.config.UserError: naming an image that cannot be read.
+            gnet_jax.config.UserError: if an image cannot be read. The message names it.
         """
         from gnet_jax.inference.images import Picture, open_picture
         from gnet_jax.inference.predict import predictions
@@ -99,9 +99,9 @@ class TrainedModel:
 
 
 def write_folder(path: str | Path, folder: TrainedModel) -> None:
-    """Write `folder` atomically: a kill leaves the old folder, the new one or none. Replaces a
-    folder that this function wrote if nothing was added to it. Raises WeightsError if `path` holds
-    anything else or cannot be written, or if the model does not pass `check_folder`.
+    """Write a model folder atomically: if the process is killed, `path` is the old folder, the new
+    one, or missing. An existing model folder is replaced if it contains no other files. Raises
+    WeightsError if `path` contains anything else or cannot be written, or if `check_folder` fails.
     """
     from gnet_jax.model_folder.card import model_card
     from gnet_jax.model_folder.tensor_file import write_tensors
@@ -119,7 +119,7 @@ def write_folder(path: str | Path, folder: TrainedModel) -> None:
             new.mkdir()
             write_tensors(new / WEIGHTS_FILE, flat, {"format": "gnet_jax"})
             config = config_of(folder) | {"weights_sha256": _sha256(new / WEIGHTS_FILE)}
-            # Bytes of a file name that are not UTF-8 become escapes, which `json.loads` reverses.
+            # Bytes that are not UTF-8, in file names, are escaped; `json.loads` reads the escapes.
             text = json_text(config, indent=2, ensure_ascii=False) + "\n"
             (new / CONFIG_FILE).write_text(text, "utf-8", errors="backslashreplace")
             card = model_card(config, flat, path.name)
@@ -148,7 +148,7 @@ def _refuse_to_overwrite(path: Path) -> None:
     except (OSError, ValueError, TypeError):
         lost += found
     if lost:
-        raise WeightsError(f"{path} is not a model folder: {lost[0]} in it would be lost")
+        raise WeightsError(f"{path} is not a model folder: replacing it would delete {lost[0]}")
 
 
 def is_model_folder(path: Path) -> bool:
@@ -157,8 +157,9 @@ def is_model_folder(path: Path) -> bool:
 
 
 def read_folder(path: str | Path) -> TrainedModel:
-    """Returns the model folder at `path`, with the name, shape and bits of every tensor verified.
-    Raises WeightsError if it is missing or corrupt, or its weights do not fit its architecture.
+    """Returns the model in the model folder `path`, after verifying the sha256 of the weights and
+    the names and shapes of all tensors. Raises WeightsError if the folder is missing or corrupt, or
+    if its weights do not fit its architecture.
     """
     from gnet_jax.model_folder.tensor_file import read_tensors
 
@@ -174,7 +175,7 @@ def read_folder(path: str | Path) -> TrainedModel:
     folder = folder_of(config, tensors, path)
     sha256 = _sha256(weights)
     if config.get("weights_sha256", sha256) != sha256:
-        raise WeightsError(f"{weights} is corrupt: its sha256 is not that of {CONFIG_FILE}")
+        raise WeightsError(f"{weights} is corrupt: its sha256 is not that in {CONFIG_FILE}")
     return folder
 
 
@@ -184,15 +185,15 @@ def _sha256(file: Path) -> str:
 
 
 def config_of(folder: TrainedModel) -> dict[str, Any]:
-    """Returns the content of config.json, everything except the variables; raises as
-    `write_description`.
+    """Returns the content of config.json: everything about the model except its variables. Raises
+    the errors of `write_description`.
     """
     return write_description(folder.model, folder.preprocessing, folder.class_names, folder.source)
 
 
 def folder_of(config: Any, tensors: dict[str, Any], where: str | Path) -> TrainedModel:
-    """Returns the model that `config_of` described, with `tensors` as its variables. Raises
-    WeightsError naming `where` and the first thing in it that does not fit.
+    """Returns the model with the description `config` (from `config_of`) and the variables
+    `tensors`. Raises WeightsError naming the file `where` and the first part that does not fit.
     """
     try:
         model, preprocessing, names, source = read_description(config)
@@ -204,7 +205,7 @@ def folder_of(config: Any, tensors: dict[str, Any], where: str | Path) -> Traine
 
 
 def check_folder(folder: TrainedModel, where: str) -> None:
-    """Raise a WeightsError naming `where` if the variables or class names do not fit the model."""
+    """Raise a WeightsError, naming `where`, if variables or class names do not fit the model."""
     classes = folder.model.arch.num_classes
     if classes < 2:
         raise WeightsError(f"{where} has {classes} output; a softmax needs at least 2")
@@ -218,31 +219,32 @@ def check_folder(folder: TrainedModel, where: str) -> None:
         raise WeightsError(f"{where} describes a network that cannot be built: {error}") from error
 
 
-# The variables by flat name.
+# Conversion of variables between trees and flat dicts.
 
 
 def flatten(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Returns every variable in float32 by its path: "params/inception_3a/b1/conv/kernel"."""
+    """Returns all variables in float32 by path, such as "params/inception_3a/b1/conv/kernel"."""
     leaves = traverse_util.flatten_dict(dict(variables), sep="/").items()
     return {name: np.asarray(value, np.float32) for name, value in leaves}
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns `{"params": ..., "batch_stats": ...}`; the latter is empty without batch norm."""
+    """Returns the tree `{"params": ..., "batch_stats": ...}` of the variables `flat`."""
     return {"params": {}, "batch_stats": {}} | traverse_util.unflatten_dict(dict(flat), sep="/")
 
 
 def expected_shapes(model: GoogLeNet, image_size: int) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of every variable of `model` by its flat name. Raises ValueError if the
-    image is too small for the network.
+    """Returns the shape of every variable of `model` by path. Raises ValueError if the image is too
+    small for the network.
     """
     shapes: Any = traverse_util.flatten_dict(abstract_variables(model, image_size), sep="/")
     return {name: value.shape for name, value in shapes.items()}
 
 
 def check(model: GoogLeNet, flat: Mapping[str, Any], image_size: int, where: str) -> None:
-    """Raise a WeightsError naming `where` and the variable if `flat` has other variables than
-    `model`, or values that are not finite. Fully connected layers depend on `image_size`.
+    """Raise a WeightsError, naming `where` and the variable, if `flat` does not have exactly the
+    variables of `model` with the right shapes, or has values that are not finite. The shapes of
+    fully connected layers depend on `image_size`.
     """
     expected = expected_shapes(model, image_size)
     for name in sorted(expected.keys() | flat.keys()):
@@ -251,21 +253,21 @@ def check(model: GoogLeNet, flat: Mapping[str, Any], image_size: int, where: str
         if found != wanted:
             raise WeightsError(f"{where} does not fit: {name} is {found} instead of {wanted}")
         if not np.isfinite(flat[name]).all():
-            raise WeightsError(f"{where} has values in {name} that are not finite")
+            raise WeightsError(f"{where}: {name} has values that are not finite")
 
 
-# The description: a model without its variables, as JSON.
+# The description of a model, without its variables, as JSON.
 
 
 class SchemaError(UserError):
-    """A JSON value that does not fit; the message names the field."""
+    """A JSON value is invalid. The message names the field."""
 
 
 def from_json(kind: type[T], value: Any, where: str = "") -> T:
-    """Returns `value`, as `json.loads` gave it, as a `kind`; missing fields keep their defaults.
-    `kind` is a dataclass, a named tuple, or a type that their fields use: Literal, unions, tuples,
-    mappings by str, plain types. Raises SchemaError, which names `where`, for an unknown field or
-    another type.
+    """Convert `value`, which is from `json.loads`, to the type `kind`. Missing fields have their
+    defaults. `kind` is a dataclass, a named tuple, or a type of their fields: Literal, union,
+    tuple, Mapping with str keys, or a plain type. Raises SchemaError for an unknown field or a
+    wrong type; `where` is the name of the value in its message.
     """
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind) or hasattr(kind, "_fields"):
@@ -300,12 +302,12 @@ def _object(kind: Any, value: Any, where: str) -> Any:
         raise SchemaError(f"{prefix}{unknown[0]} is not a field of {kind.__name__}")
     try:
         return kind(**{n: from_json(hints[n], v, f"{prefix}{n}") for n, v in value.items()})
-    except TypeError as error:  # a named tuple without one of its fields
+    except TypeError as error:  # a field of a named tuple is missing
         raise SchemaError(f"{where}: {error}") from error
 
 
 def to_json(value: Any) -> Any:
-    """Returns JSON that `from_json` reads: dataclasses and named tuples become objects."""
+    """Convert `value` to JSON for `from_json`. Dataclasses and named tuples become objects."""
     if dataclasses.is_dataclass(value):
         return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if hasattr(value, "_asdict"):
@@ -317,7 +319,7 @@ def to_json(value: Any) -> Any:
     return value
 
 
-# Files of older versions lack these fields; their networks have the default.
+# Fields that files of older versions do not have; their networks have the defaults.
 ADDED_LATER = ("stem_padding", "block")
 
 
@@ -327,9 +329,9 @@ def write_description(
     class_names: Sequence[str],
     source: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Returns what using a model requires besides its variables, as JSON with this version. Raises
-    WeightsError for a network that its architecture does not describe: another class, or other
-    operations.
+    """Returns a description of a model without its variables, as JSON: all that is needed to use
+    the model, and the version of gnet_jax. Raises WeightsError if the architecture does not
+    determine the network, because the network has another class or its own operations.
     """
     if type(model) is not GoogLeNet or model.ops not in (FAST, REFERENCE):
         raise WeightsError(f"a {type(model).__name__} with its own code or ops cannot be stored")
@@ -362,20 +364,20 @@ class _Fields(NamedTuple):
 def read_description(
     value: Any,
 ) -> tuple[GoogLeNet, Preprocessing, tuple[str, ...], dict[str, str]]:
-    """Returns the arguments of the `write_description` that wrote `value`; more fields are allowed.
-    Raises UserError naming the first field that is missing or cannot be used.
+    """Returns the arguments of `write_description` from its result `value`, which may have
+    additional fields. Raises UserError naming the first field that is missing or invalid.
     """
     if not isinstance(value, dict):
-        raise SchemaError(f"it is {type(value).__name__}; it must be an object")
+        raise SchemaError(f"it is of type {type(value).__name__}; it must be an object")
     _refuse_missing(_Fields, value)
     for part, kind in (("architecture", Architecture), ("preprocessing", Preprocessing)):
         _refuse_missing(kind, value[part], f"{part}.")
     found = from_json(_Fields, {name: value[name] for name in _Fields._fields})
     arch, labels = found.architecture, found.id2label
-    for part in arch.own_parts:  # a missing file is an error before any work
+    for part in arch.own_parts:  # raises an error early if the file is missing
         custom.load(part)
     if found.num_classes != arch.num_classes:
-        raise SchemaError(f"num_classes is {found.num_classes}; architecture: {arch.num_classes}")
+        raise SchemaError(f"num_classes is {found.num_classes}, in architecture {arch.num_classes}")
     if missing := [i for i in range(len(labels)) if str(i) not in labels]:
         raise SchemaError(f"id2label.{missing[0]} is missing; the keys must be 0, 1, ...")
     check_preprocessing(found.preprocessing, "preprocessing")
@@ -385,7 +387,7 @@ def read_description(
 
 
 def _refuse_missing(kind: type, value: Any, where: str = "") -> None:
-    # The default of a missing field could be wrong, and nothing would show it.
+    # Raise an error, because the default of a missing field could be wrong without being noticed.
     for name in typing.get_type_hints(kind):
         if isinstance(value, dict) and name not in value and name not in ADDED_LATER:
             raise SchemaError(f"{where}{name} is missing")

@@ -1,4 +1,4 @@
-"""Safetensors files: named arrays behind a JSON header. Reading one executes nothing."""
+"""Reads and writes safetensors files: named arrays after a JSON header, without any code."""
 
 import json
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ _DTYPES = {**_FLOATS, "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8"
 
 
 def is_safetensors(path: Path) -> bool:
-    """Returns whether the file starts as a safetensors file does."""
+    """Returns whether the file begins like a safetensors file."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         return file.read(1) == b"{" and 2 <= length < 100_000_000
@@ -24,8 +24,8 @@ def is_safetensors(path: Path) -> bool:
 
 def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Returns the arrays of a safetensors file by name, floats as float32, and its metadata. The
-    safetensors package alone reads neither bfloat16 as NumPy arrays nor metadata with them. Raises
-    WeightsError if the file is missing, corrupt or of another kind.
+    safetensors package does not load bfloat16 as NumPy arrays, and does not return the metadata
+    with the arrays. Raises WeightsError if the file is missing or corrupt or has another format.
     """
     try:
         data = path.read_bytes()
@@ -48,6 +48,6 @@ def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 def write_tensors(
     path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]
 ) -> None:
-    """Write `tensors` under their names, and `metadata` into the header."""
+    """Write `tensors` by name to a safetensors file, with `metadata` in its header."""
     contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
     path.write_bytes(save(contiguous, metadata=dict(metadata)))

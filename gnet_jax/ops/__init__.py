@@ -1,1 +1,1 @@
-"""How the network's operations are computed: a reference form of each, and a fast one."""
+"""The operations of the network, each in a reference and a fast implementation."""

@@ -1,7 +1,8 @@
-"""Fast operations: what their namesakes in `reference` compute, within rounding, at less cost.
+"""Fast operations. Up to rounding, they compute what the operations of `reference` do.
 
-Their own gradients exclude forward-mode differentiation. `lax.platform_dependent` chooses the form
-when a program is lowered, so one compiled for a TPU on a machine without one is the TPU's.
+They define their own gradients, so they do not support forward-mode differentiation.
+`lax.platform_dependent` chooses the implementation for the platform that a program is lowered for,
+which can be a TPU on a machine without one.
 
 Shapes: B batch, H height, W width, C channels.
 """
@@ -23,17 +24,17 @@ from gnet_jax.ops.reference import REFERENCE, Ops
 from gnet_jax.ops.sizes import pool_padding, pooled_size
 
 ROWS, COLUMNS = 1, 2  # axes
-# Largest number of values that one product adds up. A product adds them one after the other, and a
-# sum of a million numbers so formed is wrong in its fourth digit.
+# Largest number of values that one matrix product adds up. It adds them one after the other, and in
+# float32 the sum of a million numbers computed in this way is wrong in the fourth digit.
 ADDENDS = 64
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def max_pool(x_BHWC: jax.Array, window: int, stride: int, pad: int = 0) -> jax.Array:
-    """Returns `reference.max_pool`, with the gradient at the same one of equal maxima.
+    """Returns what `reference.max_pool` does. Of equal maxima, the same one gets the gradient.
 
-    On a CPU, where XLA's gradient visits the windows one by one, the maximum is taken of shifted
-    views, over columns, then over rows.
+    On a CPU, XLA computes the gradient window by window, which is slow. There this function takes
+    the maximum of shifted views, first along the columns, then along the rows.
     """
 
     def separable(x):
@@ -52,7 +53,7 @@ def _max_pool_forward(x_BHWC, window, stride, pad):
 
 def _max_pool_backward(window, stride, pad, saved, dy):
     def separable(x, y, dy):
-        # The first maximum, by rows, is in the first row that has one.
+        # In row-major order, the first maximum is in the first row that contains a maximum.
         rows = _pool_axis(x, COLUMNS, window, stride, pad)
         d_rows = _to_first(rows, y, dy, ROWS, window, stride, pad)
         return _to_first(x, rows, d_rows, COLUMNS, window, stride, pad)
@@ -68,7 +69,7 @@ max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 def _views(x, axis: int, window: int, stride: int, pad: int) -> list[jax.Array]:
-    """Returns the k-th element of every window along `axis`, for each k; padding is -inf."""
+    """Returns for each k an array of the elements k of all windows along `axis`; pads with -inf."""
     padding = [(0, 0, 0)] * x.ndim
     ((low, high),) = pool_padding([x.shape[axis]], window, stride, pad)
     padding[axis] = (low, high, 0)
@@ -113,7 +114,7 @@ def _to_first(x, y, dy, axis: int, window: int, stride: int, pad: int) -> jax.Ar
 def local_response_norm(
     x_BHWC: jax.Array, size: int = 5, alpha: float = 1e-4, beta: float = 0.75
 ) -> jax.Array:
-    """Returns `reference.local_response_norm`; only `x` is kept for the gradient."""
+    """Returns what `reference.local_response_norm` does; only `x` is stored for the gradient."""
     return _lrn_forward(x_BHWC, size, alpha, beta)[0]
 
 
@@ -123,8 +124,8 @@ def _lrn_forward(x_BHWC, size, alpha, beta):
 
 
 def _lrn_backward(size, alpha, beta, x_BHWC, dy):
-    # Without the barrier XLA would keep the scale from the forward pass in float32, which costs
-    # more on a TPU than computing it again.
+    # Without the barrier, XLA would store the float32 scale of the forward pass. On a TPU, storing
+    # it takes longer than computing it again.
     x_BHWC = lax.optimization_barrier(x_BHWC)
     factor, slope = _lrn_factors(x_BHWC, size, alpha, beta)
     x, dy = x_BHWC.astype(jnp.float32), dy.astype(jnp.float32)
@@ -140,41 +141,41 @@ local_response_norm.defvjp(_lrn_forward, _lrn_backward)
 
 
 def _lrn_factors(x_BHWC, size: int, alpha: float, beta: float) -> tuple[jax.Array, jax.Array]:
-    """Returns s**-beta and s**(-beta - 1), s = 1 + alpha / size * sum of squares of neighbours."""
+    """Returns s**-beta and s**(-beta - 1), where s is 1 + alpha / size * (sum of squares)."""
     squares = [jnp.square(view.astype(jnp.float32)) for view in _neighbours(x_BHWC, size)]
     scale = 1 + alpha / size * sum(squares[1:], squares[0])
     if beta != 0.75:
         factor = scale**-beta
         return factor, factor / scale
-    # The paper's beta needs no powers: s**-0.75 = rsqrt(sqrt(s))**3. On CPUs XLA computes one root
-    # and its products in one pass, but writes the results of two roots or a division to memory.
+    # With beta 0.75, no powers are needed: s**-0.75 = rsqrt(sqrt(s))**3. On CPUs, XLA computes one
+    # root and its products in one pass; it writes the results of two roots or a division to memory.
     root = lax.rsqrt(lax.sqrt(scale))
     factor = root * root * root
     return factor, factor * (root * root) * (root * root)
 
 
 def _shifted_sum(x_BHWC: jax.Array, size: int) -> jax.Array:
-    """Returns the float32 sums over the `size` channels around each channel."""
+    """Returns for each channel the float32 sum over the `size` channels around it."""
     first, *others = (view.astype(jnp.float32) for view in _neighbours(x_BHWC, size))
     return sum(others, first)
 
 
 def _banded_sum(x_BHWC: jax.Array, size: int) -> jax.Array:
-    """Returns `_shifted_sum` as a product with a banded matrix, as a TPU shifts channels slowly."""
-    # Without the barrier XLA would compute `x` inside the product and read its inputs twice.
+    """Returns `_shifted_sum` by a product with a banded matrix, because TPUs shift slowly."""
+    # Without the barrier, XLA would compute `x` inside the product and read its inputs twice.
     x_BHWC = lax.optimization_barrier(x_BHWC)
     distance = np.subtract.outer(*2 * [np.arange(x_BHWC.shape[-1])])
     return lax.dot_general(
         x_BHWC,
         jnp.asarray(abs(distance) <= size // 2, x_BHWC.dtype),
         (((3,), (0,)), ((), ())),
-        precision=lax.Precision.HIGHEST,  # float32 stays float32
+        precision=lax.Precision.HIGHEST,  # do not round float32 inputs
         preferred_element_type=jnp.float32,
     )
 
 
 def _neighbours(x_BHWC: jax.Array, size: int) -> list[jax.Array]:
-    """Returns `x` shifted by each of `size` offsets along the channels, with zero padding."""
+    """Returns `size` copies of `x`, each shifted along the channels, with zero padding."""
     channels = x_BHWC.shape[-1]
     x = jnp.pad(x_BHWC, [(0, 0)] * 3 + [(size // 2, size // 2)])
     return [x[..., k : k + channels] for k in range(size)]
@@ -182,7 +183,7 @@ def _neighbours(x_BHWC: jax.Array, size: int) -> list[jax.Array]:
 
 @jax.custom_vjp
 def relu(x: jax.Array) -> jax.Array:
-    """Returns `nn.relu`; the gradient keeps the output, which the next layer keeps anyway."""
+    """Returns the ReLU. The gradient uses the output, because the next layer stores that anyway."""
     return jnp.maximum(x, 0)
 
 
@@ -192,7 +193,7 @@ def _relu_forward(x):
 
 
 def _relu_backward(y, dy):
-    # Without the barrier XLA would turn y > 0 back into x > 0 and keep x as well.
+    # Without the barrier, XLA would replace y > 0 with x > 0 and store x, too.
     y = lax.platform_dependent(y, cpu=lambda y: y, default=lax.optimization_barrier)
     return (jnp.where(y > 0, dy, 0),)
 
@@ -201,16 +202,16 @@ relu.defvjp(_relu_forward, _relu_backward)
 
 
 def relu_max_pool(x_BHWC: jax.Array, window: int, stride: int) -> jax.Array:
-    """Returns the max pool of the ReLU, as the ReLU of the max pool, which has fewer elements."""
+    """Returns the max pool of the ReLU. The ReLU is computed last, on fewer elements."""
     return relu(max_pool(x_BHWC, window, stride))
 
 
 def sum_pixels(*arrays_BHWC: jax.Array, image_by_image: bool) -> list[jax.Array]:
-    """Returns the sum (C,) of each array, float32 or wider, over all axes but the last.
+    """Returns the sums (C,) of each array over all axes except the last.
 
-    On a CPU the product of ones with a matrix is five times as fast as XLA's sum over its rows.
-    With `image_by_image`, devices that share a batch exchange C sums only; for small maps, summing
-    all images at once is faster.
+    The arrays are float32 or wider. On a CPU, the sum over the rows of a matrix is computed as a
+    product with ones, which is five times as fast as XLA's sum. With `image_by_image`, devices that
+    share a batch exchange only C sums; for small maps, summing all images at once is faster.
     """
 
     def sum_by_product(x):
@@ -233,7 +234,7 @@ def sum_pixels(*arrays_BHWC: jax.Array, image_by_image: bool) -> list[jax.Array]
 
 @jax.custom_vjp
 def add_bias(x_BHWC: jax.Array, bias_C: jax.Array) -> jax.Array:
-    """Returns `x + bias`; the gradient of the bias is summed by `sum_pixels`, in float32."""
+    """Returns `x + bias`. `sum_pixels` computes the gradient of the bias, in float32."""
     return x_BHWC + bias_C
 
 
@@ -246,7 +247,7 @@ add_bias.defvjp(lambda x_BHWC, bias_C: (add_bias(x_BHWC, bias_C), ()), _add_bias
 
 
 def constant(value: float) -> Callable[..., jax.Array]:
-    """Returns an initialiser that fills with `value`; jnp.full would compile for each shape."""
+    """Returns an initialiser with a constant `value`; jnp.full would compile for each shape."""
 
     def fill(key: jax.Array | None, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
         return jnp.asarray(np.full(shape, value, np.float32), dtype)
@@ -255,10 +256,10 @@ def constant(value: float) -> Callable[..., jax.Array]:
 
 
 class BatchNorm(nn.BatchNorm):
-    """`nn.BatchNorm` over the last axis, with scale and bias, without a mask.
+    """`nn.BatchNorm` over the last axis, with scale and bias. It ignores `mask`.
 
-    The running statistics are constants to the gradient. While the module is initialised it
-    creates its variables and returns its input.
+    The running statistics have no gradient. During initialisation, the module only creates its
+    variables and returns its input.
     """
 
     @nn.compact
@@ -281,7 +282,7 @@ class BatchNorm(nn.BatchNorm):
             y_BHWC, *statistics = results
             for running, new in zip((mean, var), statistics, strict=True):
                 new = lax.stop_gradient(new)
-                if self.momentum:  # momentum 0 saves three operations, 120 times in a network
+                if self.momentum:  # with momentum 0, skip three operations, 120 times in a network
                     new = self.momentum * running.value + (1 - self.momentum) * new
                 running.value = new
         return y_BHWC.astype(self.dtype or x_BHWC.dtype)
@@ -291,10 +292,10 @@ class BatchNorm(nn.BatchNorm):
 def normalize(
     x_BHWC: jax.Array, scale_C: jax.Array, bias_C: jax.Array, epsilon: float, axis_name: str | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns the normalised batch, its mean and its biased variance (C,), float32 or wider.
+    """Returns the normalised batch, its mean (C,) and its biased variance (C,), float32 or wider.
 
-    The statistics have no gradient; pmap averages them over `axis_name`. JAX's own gradient of each
-    step of the arithmetic would add a second to every start.
+    The statistics have no gradient; under pmap they are averaged over `axis_name`. The gradient is
+    written by hand, because JAX's own gradient would add a second to the start of every program.
     """
     return _normalize_forward(x_BHWC, scale_C, bias_C, epsilon, axis_name)[0]
 
@@ -324,14 +325,14 @@ normalize.defvjp(_normalize_forward, _normalize_backward)
 
 def _sums_and_means(a_BHWC, b_BHWC, axis_name) -> tuple[list[jax.Array], list[jax.Array]]:
     """Returns the sums (C,) of both arrays on this device, and the means over all devices."""
-    # All images at once: the recipes that train with batch norm on CPUs have small maps.
+    # Sum all images at once, because recipes with batch norm have small maps if they run on CPUs.
     sums = sum_pixels(a_BHWC, b_BHWC, image_by_image=False)
     means = [total / (a_BHWC.size // a_BHWC.shape[-1]) for total in sums]
     return sums, means if axis_name is None else lax.pmean(means, axis_name)
 
 
 def _widen(x: jax.Array) -> jax.Array:
-    """Returns `x` as float32, or as it is if it is wider."""
+    """Returns `x` as float32, or unchanged if its dtype is wider."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 

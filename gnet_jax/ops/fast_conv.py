@@ -1,10 +1,11 @@
-"""Fast convolutions: matrix products where a CPU is faster with those.
+"""Fast convolutions: computed as matrix products where that is faster on a CPU.
 
-3x3 convolutions use Winograd's minimal filtering, F(2x2, 3x3): 16 products instead of 36. A tile of
-2x2 outputs depends on 4x4 inputs. Both, and the kernel, are combined by sums and differences so
-that the convolution becomes 16 matrix products over all tiles, one for each position in the 4x4
-(arXiv 1509.09308, section 4.1). The gradient of the kernel reverses the steps. In float32 the
-results differ by 4e-7 to 1e-6 of the largest value.
+3x3 convolutions use Winograd's minimal filtering, F(2x2, 3x3) (arXiv 1509.09308, section 4.1). The
+output is divided into tiles of 2x2 pixels. A tile depends on 4x4 pixels of the input, and takes 16
+multiplications instead of 36. Inputs and kernels are transformed by sums and differences to 4x4
+elements each. For each of these 16 elements, one matrix product computes all tiles. Sums and
+differences of the products are the outputs. The gradient of the kernel reverses these steps. In
+float32, the results differ from XLA's convolution by 4e-7 to 1e-6 of the largest value.
 
 Shapes: B batch, H height, W width, C input channels, K output channels, T tiles.
 """
@@ -21,21 +22,22 @@ from jax import lax
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
-# Along one axis: how each of the 4 positions combines 4 inputs, 3 entries of the kernel and
-# (transposed) 2 outputs.
+# Transforms along one axis: 4 inputs to 4 elements, 3 entries of the kernel to 4 elements, and 4
+# products to 2 outputs.
 INPUT = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]])
 KERNEL = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
 OUTPUT = np.array([[1, 1, 1, 0], [0, 1, -1, -1]])
-CHUNK_TILES = 3_200  # tiles computed at once, so that temporaries stay in the caches
+CHUNK_TILES = 3_200  # tiles computed at once, so that temporary arrays fit in the CPU's caches
 MIN_TILES = 350  # with fewer tiles, transforming the kernel costs more than it saves
-MIN_CHANNELS = 48  # with fewer channels, the sums cost more than the products save
+MIN_CHANNELS = 48  # with fewer channels, the sums cost more time than fewer products save
 
 
 def convolve(x_BHWC: jax.Array, kernel: jax.Array, strides, padding, **options: Any) -> jax.Array:
-    """Returns what `lax.conv_general_dilated` does, by the fastest form for the shapes.
+    """Returns what `lax.conv_general_dilated` does, computed in the fastest way for the shapes.
 
-    A 1x1 convolution is a matrix product. On CPUs, large 3x3 convolutions use Winograd's form, and
-    a kernel larger than the map, with which XLA is ten times slower, one product of whole maps.
+    1x1 convolutions are computed as matrix products. On CPUs, large 3x3 convolutions use Winograd's
+    minimal filtering. Also on CPUs, if the kernel is larger than the feature map, one matrix maps
+    all inputs to all outputs; XLA's convolution is ten times slower there.
     """
     steps = [*strides, *(options.get("lhs_dilation") or ()), *(options.get("rhs_dilation") or ())]
     grouped = kernel.shape[2] != x_BHWC.shape[3]
@@ -51,7 +53,7 @@ def convolve(x_BHWC: jax.Array, kernel: jax.Array, strides, padding, **options: 
 
 
 def convolve_1x1s(x_BHWC: jax.Array, kernels: Sequence[jax.Array]) -> list[jax.Array]:
-    """Returns the 1x1 convolutions of one input with several kernels, split from one product."""
+    """Returns the 1x1 convolutions of one input with several kernels, by one matrix product."""
     kernel = jnp.concatenate(kernels, axis=-1)[0, 0]
     wide = lax.dot_general(x_BHWC, kernel, (((3,), (0,)), ((), ())))
     ends = np.cumsum([kernel.shape[-1] for kernel in kernels])
@@ -69,7 +71,7 @@ def _gradients(x_BHWC, kernel, dy, padding, convolve=_convolve_plainly):
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _convolve(x_BHWC, kernel, padding, on_cpu, gradients_on_cpu) -> jax.Array:
-    """Convolve by `on_cpu` on CPUs, by XLA elsewhere, and likewise for the gradients."""
+    """Convolve by `on_cpu` on CPUs, with gradients by `gradients_on_cpu`; by XLA elsewhere."""
     cpu, default = (partial(form, padding=padding) for form in (on_cpu, _convolve_plainly))
     return lax.platform_dependent(x_BHWC, kernel, cpu=cpu, default=default)
 
@@ -87,16 +89,17 @@ _convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
 def _multiply_maps(x_BHWC, kernel, padding) -> jax.Array:
-    """Convolve by one matrix, from all pixels of the input to all pixels of the output."""
+    """Convolve by one matrix that maps all pixels of the input to all pixels of the output."""
     batch, *sizes, channels = x_BHWC.shape
     axes = list(zip(sizes, padding, kernel.shape[:2], strict=True))
     outs = [n + sum(pads) - k + 1 for n, pads, k in axes]
-    # Input i meets output o at entry i - o + low of the kernel, which is zero-padded to have it.
+    # Entry i - o + low of the kernel connects input i and output o. Pad the kernel with zeros so
+    # that this entry exists.
     edges = [
         (max(0, out - 1 - low), max(0, n - 1 + low - (k - 1)))
         for out, (n, (low, _), k) in zip(outs, axes, strict=True)
     ]
-    # At least float32, because the gradient sums over the outputs that share an entry.
+    # Use at least float32, because the gradient sums over all outputs that use the same entry.
     wide = kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
     wide = jnp.pad(wide, [*edges, (0, 0), (0, 0)])
     rows, columns = (
@@ -113,15 +116,15 @@ _map_gradients = partial(_gradients, convolve=_multiply_maps)
 
 
 def winograd_is_faster(x_BHWC: jax.Array, padding: Sequence[tuple[int, int]]) -> bool:
-    """Returns whether Winograd's form is faster on a CPU for these sizes and this dtype."""
+    """Returns whether `winograd_convolve` is faster than XLA on a CPU, by its sizes and dtype."""
     batch, *sizes, channels = x_BHWC.shape
-    if not isinstance(batch, int) or x_BHWC.dtype != jnp.float32:  # an export has no batch size
+    if not isinstance(batch, int) or x_BHWC.dtype != jnp.float32:  # symbolic, in an export
         return False
     return batch * math.prod(_tiles(sizes, padding)) >= MIN_TILES and channels >= MIN_CHANNELS
 
 
 def winograd_convolve(x_BHWC: jax.Array, kernel_33CK: jax.Array, padding: Padding) -> jax.Array:
-    """Returns the 3x3 convolution of stride 1, (B, H', W', K)."""
+    """Returns the 3x3 convolution with stride 1, of shape (B, out height, out width, K)."""
     tiles = _tiles(x_BHWC.shape[1:3], padding)
     outs = [n + sum(pads) - 2 for n, pads in zip(x_BHWC.shape[1:3], padding, strict=True)]
     factors_44CK = _transform(KERNEL, kernel_33CK)
@@ -154,7 +157,7 @@ def winograd_convolve(x_BHWC: jax.Array, kernel_33CK: jax.Array, padding: Paddin
 
 
 def _winograd_gradients(x_BHWC, kernel, dy, padding) -> tuple[jax.Array, jax.Array]:
-    # The gradient of the input is a 3x3 convolution of dy.
+    # The gradient of the input is a 3x3 convolution of dy with the mirrored kernel.
     (top, bottom), (left, right) = padding
     dx_padding = ((2 - top, 2 - bottom), (2 - left, 2 - right))
     if winograd_is_faster(dy, dx_padding):
@@ -165,7 +168,7 @@ def _winograd_gradients(x_BHWC, kernel, dy, padding) -> tuple[jax.Array, jax.Arr
 
 
 def winograd_kernel_gradient(x_BHWC: jax.Array, dy_BHWK: jax.Array, padding: Padding) -> jax.Array:
-    """Returns the gradient (3, 3, C, K) of the kernel of `winograd_convolve`."""
+    """Returns the gradient (3, 3, C, K) of `winograd_convolve` with respect to its kernel."""
     tiles = _tiles(x_BHWC.shape[1:3], padding)
 
     def sum_chunk(x: jax.Array, dy: jax.Array) -> jax.Array:
@@ -185,18 +188,18 @@ def winograd_kernel_gradient(x_BHWC: jax.Array, dy_BHWK: jax.Array, padding: Pad
 
 
 def _tiles(sizes: Sequence[int], padding: Sequence[tuple[int, int]]) -> list[int]:
-    """Returns the number of tiles along each axis of an image."""
+    """Returns the number of 2x2 output tiles along each axis of an image."""
     return [(n + sum(pads) - 1) // 2 for n, pads in zip(sizes, padding, strict=True)]
 
 
 def _chunks(batch: int, tiles: Sequence[int]) -> int:
-    """Returns the fewest equal chunks of a batch with `CHUNK_TILES` tiles or one image each."""
+    """Returns the smallest number of equal chunks with at most `CHUNK_TILES` tiles or one image."""
     wanted = min(batch, -(-batch * math.prod(tiles) // CHUNK_TILES))
     return next(n for n in range(wanted, batch + 1) if batch % n == 0)
 
 
 def _split(x: jax.Array, chunks: int) -> jax.Array:
-    """Returns the batch in chunks: image i is in chunk i % chunks, so devices keep their images."""
+    """Split the batch: image i is in chunk i % chunks, so that it stays on its device."""
     return x.reshape(-1, chunks, *x.shape[1:])
 
 
@@ -204,25 +207,25 @@ _pick = partial(lax.dynamic_index_in_dim, axis=1, keepdims=False)
 
 
 def _tile_inputs(x_BHWC, padding: Padding, tiles: Sequence[int]) -> list[list[jax.Array]]:
-    """Returns the combined inputs (T, C) of all tiles, for each position in the 4x4."""
+    """Returns the transformed inputs: one (T, C) array for each of the 4x4 elements."""
     edges = [
-        (low, 2 * n + 2 - size - low)  # every tile gets 4 rows and columns
+        (low, 2 * n + 2 - size - low)  # pad, so that every tile has 4 rows and columns
         for n, size, (low, _) in zip(tiles, x_BHWC.shape[1:3], padding, strict=True)
     ]
     return _combine_tiles(INPUT, x_BHWC, edges, tiles)
 
 
 def _tile_outputs(dy_BHWK: jax.Array, tiles: Sequence[int]) -> list[list[jax.Array]]:
-    """Returns the combined gradients (T, K) of all tiles' outputs, for each position in the 4x4."""
+    """Returns the transformed output gradients: one (T, K) array for each of 4x4 elements."""
     edges = [(0, 2 * n - size) for n, size in zip(tiles, dy_BHWK.shape[1:3], strict=True)]
     return _combine_tiles(OUTPUT.T, dy_BHWK, edges, tiles)
 
 
 def _combine_tiles(matrix: np.ndarray, x, edges, tiles: Sequence[int]) -> list[list[jax.Array]]:
-    """Returns the elements of all tiles of a padded map, combined by `matrix` along both axes."""
+    """Pad `x` by `edges`, split it into tiles, and transform them by `matrix` along both axes."""
     x = jnp.pad(x, [(0, 0), *edges, (0, 0)])
     places = range(matrix.shape[1])
-    rows, columns = (2 * n - 1 for n in tiles)  # tiles begin 2 pixels apart
+    rows, columns = (2 * n - 1 for n in tiles)  # neighbouring tiles begin 2 pixels apart
 
     def take(i: int, j: int) -> jax.Array:  # the element at (i, j) of every tile
         ends = (x.shape[0], i + rows, j + columns, x.shape[3])
@@ -233,7 +236,7 @@ def _combine_tiles(matrix: np.ndarray, x, edges, tiles: Sequence[int]) -> list[l
 
 
 def _combine(matrix: np.ndarray, parts: Sequence[Sequence[jax.Array]]) -> list[list[jax.Array]]:
-    """Returns matrix @ parts @ matrix.T for a matrix of 0, 1 and -1, whose parts are arrays."""
+    """Returns matrix @ parts @ matrix.T for a `matrix` of 0, 1 and -1. Each part is an array."""
     columns = [_add_rows(matrix, column) for column in zip(*parts, strict=True)]
     return [_add_rows(matrix, row) for row in zip(*columns, strict=True)]
 

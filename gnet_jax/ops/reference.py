@@ -1,4 +1,4 @@
-"""Reference operations: the plain form of each, with XLA's own gradients.
+"""Reference operations: plain implementations, with the gradients that JAX derives.
 
 Shapes: B batch, H height, W width, C channels.
 """
@@ -19,20 +19,20 @@ from gnet_jax.ops.sizes import pool_padding
 
 @dataclasses.dataclass(frozen=True)
 class Ops:
-    """The operations of a network that have a reference and a fast form."""
+    """The operations of a network that have a reference and a fast implementation."""
 
-    max_pool: Callable[..., Any]  # a custom_vjp has no type of its result
+    max_pool: Callable[..., Any]  # Any, because custom_vjp has no static result type
     relu_max_pool: Callable[..., jax.Array]  # max pool of the ReLU
     local_response_norm: Callable[..., Any]
-    convolve: Callable[..., jax.Array]  # called as lax.conv_general_dilated is
-    convolve_1x1s: Callable[..., list[jax.Array]]  # one input, several kernels
+    convolve: Callable[..., jax.Array]  # has the arguments of lax.conv_general_dilated
+    convolve_1x1s: Callable[..., list[jax.Array]]  # applies several kernels to one input
     add_bias: Callable[[jax.Array, jax.Array], jax.Array]
     relu: Callable[[jax.Array], jax.Array]
     batch_norm: Callable[..., nn.Module]
 
 
 def max_pool(x_BHWC: jax.Array, window: int, stride: int, pad: int = 0) -> jax.Array:
-    """Returns the max pool, of Caffe's output size; padding counts as -inf."""
+    """Returns the max pool. The output has Caffe's size (`pooled_size`); the padding is -inf."""
     padding: Any = pool_padding(x_BHWC.shape[1:3], window, stride, pad)
     return nn.max_pool(x_BHWC, (window, window), (stride, stride), padding)
 
@@ -43,13 +43,13 @@ def relu_max_pool(x_BHWC: jax.Array, window: int, stride: int) -> jax.Array:
 
 
 def average_pool(x_BHWC: jax.Array, window: int, stride: int) -> jax.Array:
-    """Returns the average pool, of Caffe's output size; padding does not enter the averages."""
+    """Returns the average pool, of Caffe's output size. Averages do not include the padding."""
     padding: Any = pool_padding(x_BHWC.shape[1:3], window, stride)
     return nn.avg_pool(x_BHWC, (window, window), (stride, stride), padding, count_include_pad=False)
 
 
 def adaptive_average_pool(x_BHWC: jax.Array, out: int) -> jax.Array:
-    """Returns the average pool to `out` x `out` (torch's adaptive_avg_pool2d)."""
+    """Returns an average pool with output `out` x `out`, as torch's adaptive_avg_pool2d does."""
 
     def averaging_matrix(n: int) -> np.ndarray:
         matrix = np.zeros((out, n), np.float32)
@@ -73,8 +73,8 @@ def local_response_norm(
 ) -> jax.Array:
     """Returns `x * (1 + alpha / size * s) ** -beta`, with the dtype of `x`.
 
-    `s` is the sum of squares over `size` nearby channels, in float32, with zero padding. Alpha is
-    divided by the size (Caffe, lrn_layer.cpp).
+    `s` is the sum of the squares of `size` neighbouring channels, in float32, with zero padding.
+    Alpha is divided by the size, as in Caffe (lrn_layer.cpp).
     """
     x = x_BHWC.astype(jnp.float32)
     half = size // 2

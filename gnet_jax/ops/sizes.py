@@ -4,20 +4,20 @@ from collections.abc import Sequence
 
 
 def conv_size(size: int, kernel: int, *, stride: int, pad: int) -> int:
-    """Returns the output side length of a convolution, which is rounded down."""
+    """Returns the side length of a convolution's output, rounded down."""
     return (size + 2 * pad - kernel) // stride + 1
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    """Returns TensorFlow's "SAME" padding, (low, high); an odd pixel goes to the high side."""
+    """Returns TensorFlow's "SAME" padding, (low, high). If it is odd, high is one pixel larger."""
     total = max(0, (-(-size // stride) - 1) * stride + kernel - size)
     return total // 2, total - total // 2
 
 
 def pooled_size(size: int, window: int, stride: int, pad: int = 0) -> int:
-    """Returns the output side length of a pool, rounded up (Caffe, pooling_layer.cpp).
+    """Returns the side length of a pool's output, rounded up, as in Caffe (pooling_layer.cpp).
 
-    The last window begins inside the image or its low padding. Below 1, the image is too small.
+    The last window begins in the image or its low padding. Below 1, the image is too small.
     """
     out = -(-(size + 2 * pad - window) // stride) + 1
     if pad and (out - 1) * stride >= size + pad:
@@ -28,6 +28,6 @@ def pooled_size(size: int, window: int, stride: int, pad: int = 0) -> int:
 def pool_padding(
     sizes: Sequence[int], window: int, stride: int, pad: int = 0
 ) -> list[tuple[int, int]]:
-    """Returns the (low, high) padding of each axis that gives `pooled_size`."""
+    """Returns the padding (low, high) of each axis with which a pool has size `pooled_size`."""
     ends = [(pooled_size(n, window, stride, pad) - 1) * stride + window for n in sizes]
     return [(pad, max(0, end - n - pad)) for n, end in zip(sizes, ends, strict=True)]

@@ -79,7 +79,7 @@ def test_the_command_draws_everything(trained, tmp_path, capsys):
 
 
 def test_a_class_that_is_not_there_is_named(trained):
-    with pytest.raises(UserError, match="unknown class 10; the model's are 0 to 9"):
+    with pytest.raises(UserError, match="there is no class 10; the model has classes 0 to 9"):
         ActivationMapper(trained)(PHOTO, 10)
 
 
