@@ -86,8 +86,8 @@ def check_batches(config: Config, mesh: Mesh) -> None:
         if devices & (devices - 1):
             raise ConfigError(
                 "numerics canonical requires a power-of-two number of devices, but there are "
-                f"{devices}; make only {2 ** (devices.bit_length() - 1)} of them visible to JAX, or "
-                "use --numerics fast"
+                f"{devices}; make only {2 ** (devices.bit_length() - 1)} of them visible to JAX, "
+                "or use --numerics fast"
             )
         if shards % (2 * devices):
             raise ConfigError(
