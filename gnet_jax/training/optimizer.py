@@ -95,17 +95,13 @@ def warm_rate(steps: jax.Array | int, decay: float) -> jax.Array:
     """Returns the weight of a new value in an exponential average of `steps` earlier values.
 
     The old average has the weight min(decay, steps / (10 + steps)). Without this warm-up, the first
-    values would dominate for 1 / (1 - decay) steps. TensorFlow and timm use the numerator
-    1 + steps.
+    values would dominate for 1 / (1 - decay) steps. TensorFlow and timm have 1 + steps above.
     """
     return jnp.maximum(_WARMUP / (_WARMUP + steps), 1 - decay)
 
 
 def averaging_warning(o: OptimConfig, steps_per_epoch: float, total_steps: int) -> str | None:
-    """Returns a warning if the run is too short for averaging, or if it averages its first steps.
-
-    Returns None otherwise.
-    """
+    """Returns a warning if the run is too short for averaging or averages its first steps."""
     steps = total_steps - round(o.average_from * steps_per_epoch)
     if o.averaging == "polyak" and steps == total_steps:
         return (

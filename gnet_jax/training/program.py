@@ -209,10 +209,7 @@ def make_program(
     mesh: Mesh,
     pretrained: TrainedModel | None = None,
 ) -> Program:
-    """Returns the program of a checked config for `images` training images.
-
-    Raises the same errors as `prepare`.
-    """
+    """Returns a checked config's program for `images` training images; raises as `prepare` does."""
     if len(class_names) < 2:
         raise DataError(f"{config.data.source} has {len(class_names)} class; it needs at least 2")
     model = model_of(config, len(class_names), pretrained)
@@ -262,10 +259,7 @@ def model_of(config: Config, classes: int, pretrained: TrainedModel | None = Non
 
 
 def _change_loaded(loaded: Architecture, m: ModelConfig, wanted: Architecture) -> Architecture:
-    """Returns the architecture `loaded` by --init, with the heads and dropout of the config.
-
-    Raises a ConfigError if the config sets another field of the network.
-    """
+    """Returns the architecture `loaded` by --init, with the heads and dropout of the config."""
     default, dropouts = ModelConfig(), ("dropout", "aux_dropout")
     for field in dataclasses.fields(m):
         name, value = field.name, getattr(m, field.name)

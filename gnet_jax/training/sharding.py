@@ -76,10 +76,7 @@ def _knows_ynn() -> bool:
 
 
 def check_batches(config: Config, mesh: Mesh) -> None:
-    """Raise a ConfigError if a batch size is not divisible as the config and the mesh require.
-
-    The divisor depends on devices, accumulated parts, mixup pairs and virtual shards.
-    """
+    """Raise a ConfigError if a batch cannot be split evenly by devices, parts, pairs and shards."""
     devices, shards, parts = mesh.size, config.virtual_shards, config.optim.accumulate
     into, unit = f"{devices} devices", devices
     if config.numerics == "canonical":
@@ -158,8 +155,7 @@ def put_batches(
 ) -> Generator[dict[str, jax.Array], None, None]:
     """Yield global batches on the devices; `batches` are this process's parts of them.
 
-    `batch_size` is the global batch size; without it, JAX would accept a local batch of the wrong
-    size.
+    `batch_size` is the global size; without it, JAX would accept a local batch of the wrong size.
     """
     parts = split(mesh)
     for batch in batches:

@@ -120,10 +120,7 @@ def head_losses(outputs: Outputs, targets_BK: jax.Array, smoothing: float) -> li
 def apply_update(
     state: TrainState, grads: Any, batch_stats: Any, metrics: Metrics, *, optimizer: Optimizer
 ) -> tuple[TrainState, Metrics]:
-    """Returns the state after the optimiser's update, and the metrics.
-
-    Adds `learning_rate` and `grad_norm` to `metrics`.
-    """
+    """Returns the updated state, and `metrics` with `learning_rate` and `grad_norm` added."""
     updates, opt_state = optimizer.tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     stats_rate = warm_rate(state.step, STATISTICS_DECAY)
@@ -160,9 +157,8 @@ def norm(tree: Any) -> jax.Array:
 def keep_finite(new: TrainState, old: TrainState, metrics: Metrics) -> tuple[TrainState, Metrics]:
     """Returns `new` if it is finite, otherwise `old` with its step counters advanced.
 
-    The loss, the gradient, the parameters and the batch statistics are all checked, because on CPUs
-    any one of them can be the only one that is not finite. Adds `skipped` to the metrics: 1.0 if
-    the old state is returned, otherwise 0.0.
+    Checks the loss, gradient, parameters and batch statistics, because on CPUs any one of them can
+    be the only one that is not finite. Adds the metric `skipped`, 1.0 if `old` is returned, or 0.0.
     """
     size = norm((new.params, new.batch_stats))
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"] + size)
@@ -212,8 +208,7 @@ def eval_step(
 ) -> Metrics:
     """Returns the sums of the metrics over the examples whose `mask` is True.
 
-    The sums are int32 `count`, `top1`, `top5` and float32 `loss`. If the state has averaged
-    parameters, they are evaluated.
+    They are int32 `count`, `top1`, `top5` and float32 `loss`. Uses averaged parameters if present.
     """
     variables = state.average or {"params": state.params, "batch_stats": state.batch_stats}
     outputs: Any = model.apply(variables, preprocess(batch["image"]))

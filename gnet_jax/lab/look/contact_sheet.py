@@ -1,7 +1,4 @@
-"""Draw a contact sheet: the images of a batch as the network sees them.
-
-Shapes: N images, S height and width.
-"""
+"""Draw the images of a batch as the network sees them. Shapes: N images, S height and width."""
 
 import dataclasses
 import itertools
@@ -110,9 +107,7 @@ def describe_augmentation(a: AugmentConfig) -> str:
 
 
 def draw(seen: Seen, columns: int, title: str, subtitle: str) -> Image.Image:
-    """Returns a picture with rows of `columns` images. In a training batch, the untouched image is
-    above each image.
-    """
+    """Returns a picture with rows of `columns` images, below their untouched versions if any."""
     side = seen.images.shape[1]
     tile = side * max(1, -(-TILE // side))
     title, heading = lettered(title, 19)

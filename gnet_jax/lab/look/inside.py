@@ -31,12 +31,11 @@ def draw_inside(
     names: Sequence[str] = (),
     index: int | None = None,
 ) -> list[Path]:
-    """Draw the filters of the first layer, activations, and a class activation map of each head.
-    Returns the files, which are written into `folder`. `names` are Caffe's names of endpoints, by
-    default those of `DEFAULT` that the network has. `index` is the class to map, by default the
-    most probable. Raises UserError for an unknown endpoint or class, a folder that cannot be
-    written, or a first layer that does not have 3 input channels; ImageError for a picture that is
-    too narrow to resize.
+    """Draw first-layer filters, activations, and a class activation map of each head into `folder`;
+    returns the files. `names` are Caffe's names of endpoints, by default those of `DEFAULT` that
+    the network has. `index` is the class to map, by default the most probable. Raises UserError
+    for an unknown endpoint or class, a folder that cannot be written, or first-layer filters that
+    are not colours; ImageError for a picture that is too narrow to resize.
     """
 
     @jax.jit
@@ -105,9 +104,7 @@ def heads_picture(maps: Mapping[str, ActivationMap]) -> Image.Image:
 
 
 def _montage(tiles: Sequence[np.ndarray], title: str, top: float | None = None) -> Figure:
-    """Returns a figure with rows of tiles: colours (H, W, 3) from 0 to 1, or values (H, W) from 0
-    to `top`.
-    """
+    """Returns a figure of tiles: colours (H, W, 3) from 0 to 1, or values (H, W) from 0 to top."""
     columns = min(16, max(1, round((2 * len(tiles)) ** 0.5)))
     rows = -(-len(tiles) // columns)
     figure = Figure(figsize=(0.75 * columns + 0.2, 0.75 * rows + 0.5), layout="constrained")

@@ -120,10 +120,7 @@ def read_sweep(workdir: Path) -> SweepRecord:
 
 
 def read_json(file: Path) -> dict[str, Any] | None:
-    """Returns the object in a JSON file, None if the file is missing.
-
-    Raises a UserError if it cannot be read or is corrupt.
-    """
+    """Returns the object in a JSON file; None if it is missing. Raises UserError if corrupt."""
     try:
         return dict(json.loads(file.read_text()))
     except (FileNotFoundError, NotADirectoryError):

@@ -138,10 +138,7 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
         return [each for each in steps if each in kept]
 
     def _check_space(self, state: Any) -> None:
-        """Raise UserError if the state does not fit on the disk.
-
-        On a full disk Orbax would leave a dozen failed threads.
-        """
+        """Raise if the disk is too full, because Orbax would then leave a dozen failed threads."""
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         disk = shutil.disk_usage(self.folder)
         if disk.total > 0 and disk.free < needed:  # some network drives report no size at all

@@ -55,8 +55,7 @@ def gather(text: str) -> list[str]:
 def run_on_all_hosts(action: Callable[[], Value]) -> Value:
     """Call `action` on every host, and return its result here if it succeeds on all of them.
 
-    Raises the UserError that `action` raises on this host. If it only fails on other hosts, raises
-    a UserError with the first of their errors.
+    If it raises a UserError here, raises it; if only on other hosts, a UserError with the first.
     """
     try:
         value, own = action(), None
@@ -72,23 +71,18 @@ def run_on_all_hosts(action: Callable[[], Value]) -> Value:
 
 
 def identity(run: "Run", fingerprints: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the values, by name, that must be equal on every host.
-
-    The class names are omitted, because the other fingerprints cover them.
-    """
+    """Returns the values that must be equal on every host, by name."""
     found = {k: value for k, value in flatten(run.config).items() if k not in PER_HOST_FIELDS}
     if run.program.pretrained is not None:
         found["init"] = digest(run.program.pretrained.variables)
+    # The other fingerprints cover the class names.
     found |= {f"data.fingerprint.{k}": v for k, v in fingerprints.items() if k != "classes"}
     found |= {f"version of {name}": value for name, value in package_versions().items()}
     return found | {"code": code_version()}
 
 
 def compare(own: Mapping[str, Any]) -> None:
-    """Raise a ConfigError that names the first host whose values differ from those of host 0.
-
-    `own` are the values of this host, from `identity`. The error is the same on every host.
-    """
+    """Raise a ConfigError on every host that names the first host that differs from host 0."""
     first, *others = (json.loads(text) for text in gather(json.dumps(own)))
     for host, values in enumerate(others, 1):
         differing = [

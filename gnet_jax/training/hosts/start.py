@@ -157,8 +157,7 @@ def abort_on_unexpected_error(*expected: type[Exception]) -> Iterator[None]:
 
     The others wait for this process in the current step, and a normal exit would wait for them, to
     finish a save and to disconnect. Errors that every process raises are raised normally: a
-    `UserError` and the types in `expected`, except a `OneHostError`. In a run with one process, all
-    errors are.
+    `UserError` and the types in `expected`, except a `OneHostError`. With one process, all are.
     """
     try:
         yield

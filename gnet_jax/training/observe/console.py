@@ -134,8 +134,7 @@ class Board:
     ) -> None:
         """Add a point to the curve of each value, and the histograms of this step.
 
-        A histogram has counts (N,) and edges (N + 1,). Raises OSError if the file cannot be
-        written.
+        A histogram is counts (N,) and edges (N + 1,). Raises OSError if the file is not writable.
         """
         summaries = [scalar(name, value) for name, value in values.items()]
         summaries += [_histogram(name, *each) for name, each in (histograms or {}).items()]
@@ -177,9 +176,7 @@ def _histogram(name: str, counts: np.ndarray, edges: np.ndarray) -> Any:
 
 
 class SafeConsole(Console):
-    """Prints to standard output; training continues if its reader exits (`| head`) or a disk is
-    full.
-    """
+    """Prints to standard output, or nothing if its reader has exited or its disk is full."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         super().__init__(highlight=False, emoji=False, quiet=quiet)
