@@ -431,7 +431,7 @@ def test_curves_of_runs_are_drawn_and_bad_places_named(tmp_path, capsys):
         (["digits", "--topology", "toy:8", "--batch", "0"], "--batch is 0; it must be at least 1"),
         (
             ["digits", "--topology", "toy:8", "--batch", "30"],
-            "batch_size 30 does not divide over 8",
+            "batch_size 30 does not divide evenly over 8",
         ),
         (["nowhere", "--topology", "v5e:2x2"], "unknown recipe nowhere"),
         (["cifar10", "--topology", "toy:8"], "--images and --classes"),

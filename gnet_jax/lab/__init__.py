@@ -1,1 +1,1 @@
-"""What the network costs, and what its parts are worth."""
+"""Measure what the network costs, and what its parts contribute to accuracy."""

@@ -1,4 +1,4 @@
-"""Colours that the colour-blind tell apart (Okabe and Ito), for lines and bars; styles of lines."""
+"""Line styles, and colours that colour-blind people can distinguish (Okabe and Ito)."""
 
 from collections.abc import Sequence
 
@@ -6,10 +6,10 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#9
 
 
 def colour_of(place: int) -> str:
-    """Returns the colour of the line, bar or point number `place`; they repeat."""
+    """Returns the colour of the line, bar or point number `place`; the colours repeat."""
     return COLOURS[place % len(COLOURS)]
 
 
 def line_style(points: Sequence[object], usual: str = "-") -> str:
-    """Returns matplotlib's format of a curve: with markers if it has three points or fewer."""
+    """Returns matplotlib's format of a curve: "o-" for at most three points, otherwise `usual`."""
     return usual if len(points) > 3 else "o-"

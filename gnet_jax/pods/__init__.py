@@ -1,1 +1,1 @@
-"""`gnet plan`: compile the training step for absent TPUs and GPUs."""
+"""`gnet plan`: compile the training step for TPUs and GPUs that are not in this machine."""

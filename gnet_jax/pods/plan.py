@@ -1,8 +1,8 @@
-"""The plan of a run on a topology: memory and traffic of a step, and its shortest time.
+"""Plan a run on a topology: the memory and traffic of a step, and the least time it can take.
 
-The time is a roofline: the slowest of arithmetic, memory traffic and communication at the chip's
-peak. A real step takes longer. Figures of a compiled step are of one device, because every device
-of the mesh runs the same program.
+The least time is a roofline: the longest of the times for arithmetic, memory traffic and
+communication at the chip's peak rates. A real step takes longer. The figures of a compiled step are
+for one device, because every device of the mesh runs the same program.
 """
 
 import dataclasses
@@ -27,10 +27,10 @@ from gnet_jax.training.program import Program, make_program
 from gnet_jax.training.sharding import check_batches, compile_train_step, data_mesh
 
 Bound = Literal["compute", "memory", "network"]
-# How often a ring sends the data: twice for a sum, once for all others.
+# How many times a ring of devices sends the data: twice for all-reduce, once for all others.
 ONCE = ("all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 COLLECTIVES = {"all-reduce": 2} | dict.fromkeys(ONCE, 1)
-# These only name memory, so they cause no traffic.
+# Operations that only refer to memory, so they cause no traffic.
 FREE = ("parameter", "tuple", "get-tuple-element", "bitcast", "constant", "partition-id")
 LIBRARY_CALL = re.compile(r'custom_call_target="__(?:cudnn|cublas|triton)')
 BITS = {"pred": 8, "bf16": 16, "token": 0, "opaque": 0} | {
@@ -41,7 +41,7 @@ ARRAY = re.compile(r"\b([a-z]+\d*)(?:e\d+m\d+\w*)?\[([\d,]*)\]")
 
 
 class OutOfMemoryError(UserError):
-    """A step that the compiler refuses because it needs more memory than a device has."""
+    """The compiler rejected a step because it needs more memory than a device has."""
 
     def __init__(self, message: str, needed: int) -> None:
         super().__init__(message)
@@ -54,7 +54,7 @@ class Collective:
 
     kind: str
     count: int
-    bytes: int  # of their results, on one device; counted once even inside a loop
+    bytes: int  # size of their results on one device; a loop's are counted once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,21 +63,21 @@ class CompiledCost:
 
     argument_bytes: int
     output_bytes: int
-    alias_bytes: int  # of results that reuse an argument's memory, as the donated state does
+    alias_bytes: int  # size of results that reuse an argument's memory, as the donated state does
     temp_bytes: int
     code_bytes: int
-    flops: float | None  # multiplications and additions; None if the compiler does not count
+    flops: float | None  # multiplications and additions; None if the compiler does not count them
     bytes: float  # read and written
     cycles: int  # estimated by a TPU's compiler; 0 if it gives no estimate
     collectives: tuple[Collective, ...]
     fusions: int
-    convolutions: int  # with matrix products and library calls
-    donated: int  # arrays
-    seconds: float  # of compilation
+    convolutions: int  # number of convolutions, matrix products and library calls
+    donated: int  # number of donated arrays
+    seconds: float  # compilation time
 
     @property
     def memory_bytes(self) -> int:
-        """Memory of the program, its arguments and its results."""
+        """Total memory of the program, its arguments and its results."""
         own = self.temp_bytes + self.code_bytes
         return self.argument_bytes + self.output_bytes - self.alias_bytes + own
 
@@ -85,7 +85,7 @@ class CompiledCost:
 def compile_cost(program: Program, chip: Chip) -> CompiledCost:
     """Compile the training step of `program` for the devices of its mesh, which takes minutes.
 
-    Raises OutOfMemoryError if the compiler finds that it does not fit.
+    Raises OutOfMemoryError if the compiler finds that the step does not fit into memory.
     """
     start = time.perf_counter()
     try:
@@ -115,7 +115,8 @@ def compile_cost(program: Program, chip: Chip) -> CompiledCost:
         temp_bytes=memory.temp_size_in_bytes,
         code_bytes=memory.generated_code_size_in_bytes,
         flops=counted.get("flops"),
-        bytes=counted.get("bytes accessed") or count_traffic(text),  # CUDA's compiler has none
+        # The compiler for CUDA reports no bytes.
+        bytes=counted.get("bytes accessed") or count_traffic(text),
         cycles=sum_cycles(text),
         collectives=find_collectives(text),
         fusions=fusions,
@@ -126,29 +127,29 @@ def compile_cost(program: Program, chip: Chip) -> CompiledCost:
 
 
 def parse_out_of_memory(message: str, chip: Chip) -> OutOfMemoryError | None:
-    """Returns the error in a compiler's message; None if the message is not about memory."""
+    """Returns an error made from a compiler's message; None if the message is not about memory."""
     found = re.search(r"[Uu]sed ([\d.]+)([KMGT]) of ", message)
     if "RESOURCE_EXHAUSTED" not in message or found is None:
         return None
     needed = float(found[1]) * 1024 ** ("KMGT".index(found[2]) + 1)
     return OutOfMemoryError(
-        f"the step needs {needed / 2**30:.1f} GiB a chip, and a {chip.name} has "
+        f"the step needs {needed / 2**30:.1f} GiB per chip, but a {chip.name} has "
         f"{chip.hbm_bytes / 2**30:.1f}; use a smaller --batch, more chips, or --optim.accumulate",
         int(needed),
     )
 
 
 class Instruction(NamedTuple):
-    """One line of a program."""
+    """One instruction (one line) in the text of a compiled program."""
 
     name: str
     opcode: str
-    bytes: int  # of its result
+    bytes: int  # size of the result
     operands: list[str]
 
 
 def array_bytes(shape: str) -> int:
-    """Returns the bytes of the arrays in a shape's text, such as "f32[2,3]{1,0}" or a tuple."""
+    """Returns the bytes of the arrays in a shape such as "f32[2,3]{1,0}" or a tuple of them."""
     return sum(
         math.prod(int(side) for side in sides.split(",") if side)
         * choose("the element type of an array in the program", kind, BITS)
@@ -158,7 +159,7 @@ def array_bytes(shape: str) -> int:
 
 
 def instructions(text: str) -> Iterator[Instruction]:
-    """Yield the instructions in a program's text."""
+    """Yield the instructions in the text of a compiled program."""
     for line in text.splitlines():
         found = INSTRUCTION.match(line)
         if found:
@@ -172,14 +173,14 @@ def _entry(text: str) -> str:
 
 
 def find_collectives(text: str) -> tuple[Collective, ...]:
-    """Returns the collectives of a program by kind; asynchronous ones count at their start."""
+    """Returns the collectives of a program by kind; counts asynchronous ones at their start."""
     sizes: dict[str, int] = {}
     found: dict[str, list[int]] = {}
     for each in instructions(text):
         sizes[each.name] = each.bytes
         kind = each.opcode.removesuffix("-start")
         if kind in COLLECTIVES:
-            # The shape of a start includes the operands, except for a sum.
+            # The shape of a "-start" instruction includes the operands, except for all-reduce.
             with_operands = each.opcode != kind and kind != "all-reduce"
             operands = sum(sizes.get(name, 0) for name in each.operands) if with_operands else 0
             found.setdefault(kind, []).append(each.bytes - operands)
@@ -187,7 +188,7 @@ def find_collectives(text: str) -> tuple[Collective, ...]:
 
 
 def count_traffic(text: str) -> int:
-    """Returns the bytes that the entry's instructions read and write, each operand whole."""
+    """Returns the bytes that the entry computation reads and writes, counting whole operands."""
     sizes, total = {}, 0
     for each in instructions(_entry(text)):
         sizes[each.name] = each.bytes
@@ -197,35 +198,36 @@ def count_traffic(text: str) -> int:
 
 
 def count_operations(text: str) -> tuple[int, int]:
-    """Returns the number of fusions; and of convolutions, products and library calls anywhere."""
+    """Returns two numbers: fusions; and convolutions, matrix products and library calls."""
     opcodes = Counter(each.opcode for each in instructions(text))
     products = opcodes["convolution"] + opcodes["dot"] + len(LIBRARY_CALL.findall(text))
     return opcodes["fusion"], products
 
 
 def count_donated(text: str) -> int:
-    """Returns how many of a program's results reuse the memory of an argument."""
+    """Returns how many results of a program reuse the memory of an argument."""
     found = re.search(r"input_output_alias=\{(.*?)\}, \w+=", text[: text.index("\n")])
     return 0 if found is None else found[1].count("-alias)")
 
 
 def sum_cycles(text: str) -> int:
-    """Returns the cycles that a TPU's compiler estimates for the entry's fusions, 0 if none."""
+    """Returns the estimated cycles of the entry computation's fusions; 0 without estimates."""
     return sum(map(int, re.findall(r'"estimated_cycles":"(\d+)"', _entry(text))))
 
 
 class DataSize(NamedTuple):
-    """What a training program depends on: training images and class names."""
+    """The size of the training data: the number of images and the class names."""
 
     images: int
     class_names: tuple[str, ...]
 
 
 def data_size(spec: str, images: int | None = None, classes: int | None = None) -> DataSize:
-    """Returns the size of the data in `spec` (see `open_source`); ImageNet's is known without it.
+    """Returns the size of the data in `spec` (see `open_source`).
 
-    `images` and `classes` replace what the data say; classes are then named by their numbers.
-    Raises DataError if the data cannot be read and a number is not given.
+    `images` and `classes` override the numbers in the data; the class names are then "0", "1" and
+    so on. The size of ImageNet is known without its data. Raises DataError if the data cannot be
+    read and one of the two numbers is not given.
     """
     if images is not None and classes is not None:
         return DataSize(images, tuple(map(str, range(classes))))
@@ -234,7 +236,9 @@ def data_size(spec: str, images: int | None = None, classes: int | None = None) 
         count, names = len(source), source.class_names
     except DataError as error:
         if spec.split(":")[:2] != ["tfds", "imagenet2012"]:
-            raise DataError(f"{error}. A plan needs only --images and --classes") from error
+            raise DataError(
+                f"{error}. To plan without the data, give --images and --classes"
+            ) from error
         count = IMAGES["train"]
         names = class_names(spec, open_builder("imagenet2012").info.features)
     names = names if classes is None else tuple(map(str, range(classes)))
@@ -243,15 +247,15 @@ def data_size(spec: str, images: int | None = None, classes: int | None = None) 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The plan of a run on a topology; None for all that a step which does not fit leaves open."""
+    """The plan of a run on a topology; if the step does not fit, unknown figures are None."""
 
     topology: str
     chips: int
     hosts: int
     batch_size: int
     fits: bool
-    hbm_bytes: int  # required of a chip
-    hbm_available: int  # to a program on a chip
+    hbm_bytes: int  # that the step needs on each chip
+    hbm_available: int  # that a program may use on each chip
     argument_bytes: int | None = None
     temp_bytes: int | None = None
     flops_per_image: float | None = None
@@ -259,7 +263,7 @@ class Plan:
     ledger_flops_per_image: float | None = None
     bytes_per_image: float | None = None
     temp_bytes_per_image: float | None = None
-    seconds: dict[Bound, float] | None = None  # of a step bound by this side
+    seconds: dict[Bound, float] | None = None  # least time of a step by each bound
     bound: Bound | None = None
     step_seconds: float | None = None
     images_per_sec: float | None = None
@@ -273,7 +277,7 @@ class Plan:
 
 
 def program_for(config: Config, topology: Topology, data: DataSize) -> Program:
-    """Returns the training program of `config` on a topology; raises as `make_program`."""
+    """Returns the training program of `config` on a topology; raises as `make_program` does."""
     config, pretrained = with_start(config)
     mesh = data_mesh(topology.devices)
     check_batches(config, mesh)
@@ -326,11 +330,11 @@ def plan_program(program: Program, topology: Topology) -> Plan:
 
 
 def training_flops(costs: Ledger) -> float:
-    """Returns the multiplications and additions of one image's training step.
+    """Returns the number of multiplications and additions of a training step for one image.
 
-    A multiply-add counts as two. Each layer is computed forward and for the gradients of its
-    weights and its input, which the first layer does not need. Padded taps count; pooling,
-    normalisation and the optimiser do not.
+    A multiply-add counts as two. Each layer is computed three times: forward, for the gradient of
+    its weights, and for the gradient of its input, which the first layer does not need. Products
+    with padding are counted; pooling, normalisation and the optimiser are not.
     """
     return 2.0 * (3 * costs.macs_with_aux - costs.layers[0].macs)
 
@@ -338,9 +342,9 @@ def training_flops(costs: Ledger) -> float:
 def roofline(
     chip: Chip, flops: float, traffic: float, collectives: tuple[Collective, ...], chips: int
 ) -> dict[Bound, float]:
-    """Returns the shortest seconds of a step by each side of a chip.
+    """Returns the least seconds that a step takes by each bound: compute, memory and network.
 
-    `flops`, `traffic` (bytes read and written) and `collectives` are those of one of the `chips`.
+    `flops`, `traffic` (bytes read and written) and `collectives` are for one of the `chips`.
     """
     sizes = sum(each.bytes * choose("collective", each.kind, COLLECTIVES) for each in collectives)
     return {
@@ -351,7 +355,7 @@ def roofline(
 
 
 def plan_table(plans: Sequence[Plan], title: str) -> Table:
-    """Returns a table with a column for each topology; a dash marks an unknown figure."""
+    """Returns a table with one column for each topology; a dash marks an unknown figure."""
     table = Table(title=title, title_justify="left")
     table.add_column("", no_wrap=True)
     for plan in plans:
@@ -365,7 +369,7 @@ def plan_table(plans: Sequence[Plan], title: str) -> Table:
 
 
 def _figures(plan: Plan) -> Iterator[tuple[str, str] | None]:
-    """Yield name and text of every figure, and None between groups."""
+    """Yield the name and the text of every figure, and None between groups of figures."""
     collectives = (f"{c.count} {c.kind}, {c.bytes / 2**20:.1f} MiB" for c in plan.collectives)
     need, have = (value / 2**30 for value in (plan.hbm_bytes, plan.hbm_available))
     yield "chips on hosts", f"{plan.chips} on {plan.hosts}"

@@ -1,4 +1,4 @@
-"""Absent machines, such as `v5e:16x16` or `h100:8`, as devices that XLA can compile for."""
+"""Devices of absent machines, such as `v5e:16x16` or `h100:8`, for which XLA can compile."""
 
 import contextlib
 import dataclasses
@@ -23,33 +23,33 @@ CUDA_PLUGINS = ("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12")
 
 
 class TopologyError(UserError):
-    """A topology that cannot be compiled for."""
+    """A topology is invalid, or nothing can be compiled for it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One accelerator, as JAX counts devices."""
+    """One kind of accelerator; a chip is what JAX counts as one device."""
 
     name: str
     platform: Literal["tpu", "cuda"]
     flops: float  # peak dense bfloat16 multiplications and additions per second
     hbm_bytes: int
     bandwidth: float  # of that memory, bytes/s
-    # Bytes/s that a chip sends to its neighbours, all links together; half of what the makers call
-    # bidirectional.
+    # Bytes/s that a chip sends to its neighbours over all links together. This is half of the
+    # bidirectional bandwidth that the makers publish.
     link_bandwidth: float
-    per_host: int  # chips of one host in a slice of several hosts
-    source: str  # the maker's page
-    example: str = ""  # of a shape
-    usable: float = 1.0  # share of the memory that a program may have
+    per_host: int  # chips of each host in a slice of several hosts
+    source: str  # the maker's page with these figures
+    example: str = ""  # an example of a shape, for error messages
+    usable: float = 1.0  # fraction of the memory that a program may use
     description: str = ""  # text proto for XLA's CUDA compiler
 
 
 def _gpu(
     name: str, flops: float, bandwidth: float, links: float, source: str, description: str
 ) -> Chip:
-    """Returns a GPU with 80 GB; `description` holds its own fields of XLA's `gpu_device_info`."""
-    # The limits hold for compute capabilities 8 and 9 (CUDA C++ programming guide, table of
+    """Returns a GPU with 80 GB; `description` has the fields of `gpu_device_info` that differ."""
+    # These limits apply to compute capabilities 8 and 9 (CUDA C++ programming guide, table of
     # technical specifications).
     proto = f"""
 gpu_device_info {{
@@ -91,7 +91,7 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """Connected chips of one kind; its devices can be compiled for but not computed with."""
+    """Connected chips of one kind. XLA can compile for its devices, but they cannot compute."""
 
     name: str
     chip: Chip
@@ -102,7 +102,7 @@ class Topology:
 def parse_topology(text: str) -> tuple[Chip, tuple[int, ...]]:
     """Returns the chip and the shape in `text`: "v5e:16x16" is 256 chips, "h100:8" eight GPUs.
 
-    Raises TopologyError for an unknown chip, or a shape in which it does not come.
+    Raises TopologyError for an unknown chip, or for a shape that this chip does not have.
     """
     name, _, shape = text.partition(":")
     if name not in CHIPS:
@@ -121,13 +121,14 @@ def parse_topology(text: str) -> tuple[Chip, tuple[int, ...]]:
 
 
 def get_topology(text: str) -> Topology:
-    """Returns the topology named `text`, as its compiler describes it.
+    """Returns the topology named `text`, with the devices that the compiler for its chips knows.
 
-    Raises TopologyError as `parse_topology`, and if its compiler is missing or does not know it.
+    Raises TopologyError as `parse_topology` does, or if the compiler is not installed or does not
+    know the topology.
     """
     chip, sides = parse_topology(text)
     _check_compiler(chip)
-    # Keep the compilers from looking for a TPU's metadata server or a GPU, and JAX from using one.
+    # Keep the compilers from looking for a TPU's metadata server or a GPU, and JAX from using them.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     jax.config.update("jax_platforms", "cpu")
@@ -135,8 +136,8 @@ def get_topology(text: str) -> Topology:
     hosts = -(-count // chip.per_host)
     try:
         if chip.platform == "tpu":
-            # A host's chips are 2x2 (2x2x1 if there is a third axis), or fewer in a smaller slice.
-            # Both cores of a v4 are one device, as they are for JAX on such a machine.
+            # The chips of a host are 2x2 (2x2x1 with a third axis), or fewer in a smaller slice.
+            # Both cores of a v4 count as one device, as they do for JAX on such a machine.
             bounds = tuple(min(side, most) for side, most in zip(sides, (2, 2, 1), strict=False))
             options = {"chip_config_name": "megacore"} if chip.name == "v4" else {}
             found = topologies.get_topology_desc(
@@ -147,7 +148,7 @@ def get_topology(text: str) -> Topology:
             found = topologies.get_topology_desc(
                 chip.name, "cuda", target_config=chip.description, topology=shape
             )
-    except Exception as error:  # the type depends on compiler and version
+    except Exception as error:  # its type depends on the compiler and its version
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise TopologyError(f"the compiler knows no topology {text}: {reason}") from error
     return Topology(text, chip, hosts, found.devices)
@@ -156,7 +157,7 @@ def get_topology(text: str) -> Topology:
 def _check_compiler(chip: Chip) -> None:
     """Raise a TopologyError if a package that compiles for `chip` is not installed."""
     tpu = chip.platform == "tpu"
-    with contextlib.suppress(ImportError):  # of a parent package
+    with contextlib.suppress(ImportError):  # if a parent package is missing
         if any(map(importlib.util.find_spec, ("libtpu",) if tpu else CUDA_PLUGINS)):
             return
     missing = "libtpu" if tpu else "JAX's CUDA plugin"

@@ -1,1 +1,1 @@
-"""Train: the step, the loop around it, and what keeps a run safe."""
+"""Training: the step, the loop, checkpoints, several hosts, and what a run logs."""

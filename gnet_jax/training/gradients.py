@@ -1,9 +1,10 @@
 """Other gradients for `train_step`: accumulated, with canonical numerics, or under `jax.pmap`.
 
-Canonical numerics make every bit of a run the same on 1, 2, 4 or more devices of one kind, with one
-version of the compiler and, on CPUs, one number of cores. The batch is cut into a fixed number of
-virtual shards. The same program computes each, and a fixed binary tree adds the results: each
-device adds the branch of its own shards, then all add the branches in the same order.
+With canonical numerics, a run is bit-identical on 1, 2, 4 or more devices of the same kind. This
+requires the same version of the compiler and, on CPUs, the same number of cores. The batch is cut
+into a fixed number of virtual shards. The same program computes every shard, and a fixed binary
+tree adds the results: each device adds up its own shards, which are one branch of the tree, and
+then all devices add the branches in the same order.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ Gradient = Callable[..., tuple[Any, Any, Metrics]]
 
 
 def accumulated_gradient(parts: int) -> Gradient:
-    """Returns a gradient that averages over `parts` parts of the batch, to save memory.
+    """Returns a gradient function that averages over `parts` parts of the batch, to save memory.
 
     Each part has its own dropout mask, and batch norm sees one part at a time.
     """
@@ -40,10 +41,11 @@ def accumulated_gradient(parts: int) -> Gradient:
 
 
 def canonical_gradient(gradient: Gradient, shards: int, axis_name: str) -> Gradient:
-    """Returns a gradient that averages over all virtual shards of the batch, under shard_map.
+    """Returns a gradient function for shard_map that averages over all virtual shards.
 
-    `gradient`, such as `compute_gradient`, computes one virtual shard with its own dropout mask.
-    The number of shards and of devices are powers of two. The batch is split over `axis_name`.
+    `gradient`, such as `compute_gradient`, is called for each virtual shard with another dropout
+    key. The numbers of shards and devices must be powers of two. The batch is split over
+    `axis_name`.
     """
 
     def batch_gradient(
@@ -62,7 +64,7 @@ def canonical_gradient(gradient: Gradient, shards: int, axis_name: str) -> Gradi
 def _map_parts(
     gradient: Gradient, state: TrainState, inputs: Any, dropout_key: jax.Array, options: Any
 ) -> Any:
-    """Returns the gradients of all parts, stacked; `inputs` are their images, targets, numbers."""
+    """Returns the stacked gradients of all parts; `inputs` stacks images, targets and numbers."""
 
     def part_gradient(part: Any) -> Any:
         images, targets, number = part
@@ -73,7 +75,7 @@ def _map_parts(
 
 
 def tree_sum(x: jax.Array) -> jax.Array:
-    """Returns the sum over the first axis, neighbours first; its length is a power of two."""
+    """Returns the sum over the first axis, of a power-of-two length, adding neighbours first."""
     while x.shape[0] > 1:
         x = x[0::2] + x[1::2]
     return x[0]
@@ -82,11 +84,11 @@ def tree_sum(x: jax.Array) -> jax.Array:
 def isolated_update(
     state: TrainState, grads: Any, batch_stats: Any, metrics: Metrics, **options: Any
 ) -> tuple[TrainState, Metrics]:
-    """Returns `apply_update(...)`, compiled separately from what computes its operands.
+    """Returns `apply_update(...)`, compiled separately from the computation of its operands.
 
-    What computes them differs with the number of devices, and if XLA fused both, CPUs could round
-    differently. XLA fuses nothing into a branch of a conditional; an optimization barrier is
-    removed before fusion.
+    That computation depends on the number of devices. If XLA fused it with the update, the rounding
+    on CPUs could depend on it, too. XLA fuses nothing into a branch of a conditional. An
+    optimization barrier would not help, because XLA removes it before fusion.
     """
     update = partial(apply_update, **options)
     operands = (state, grads, batch_stats, metrics)
@@ -94,14 +96,14 @@ def isolated_update(
     def never(*_: Any) -> Any:
         return jax.tree.map(jnp.zeros_like, jax.eval_shape(update, *operands))
 
-    always = state.step >= 0  # the compiler does not know this
+    always = state.step >= 0  # always true, but the compiler does not know it
     return jax.lax.cond(always, update, never, *operands)
 
 
 def augment_share(augment: Callable[..., Any], axis_name: str) -> Callable[..., Any]:
     """Returns `augment` for one device's share of the batch, under shard_map or pmap.
 
-    The random keys of an image depend on its place in the global batch.
+    The random keys of an image depend on its position in the global batch.
     """
 
     def share_augment(images_BHWC: jax.Array, label_B: jax.Array, key: jax.Array) -> Any:
@@ -116,9 +118,9 @@ def pmap_train_step(
 ) -> Callable[..., Any]:
     """Returns `train_step` under `jax.pmap`; the state passed in is donated.
 
-    State and batch have a leading axis with one entry per device, by default all. `options` are the
-    other arguments of `train_step`. For the whole batch's statistics, batch norm needs
-    `axis_name=AXIS`.
+    The state and the batch have a leading axis with one entry for each of `devices` (all by
+    default). `options` are the other arguments of `train_step`. Batch norm needs `axis_name=AXIS`
+    to compute statistics over the whole batch.
     """
 
     def gradient(state: TrainState, images: Any, targets: Any, dropout_key: Any, **parts: Any):

@@ -37,12 +37,12 @@ from gnet_jax.training.workdir import add_start, check_not_lost, locked
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """How a run ended."""
+    """The result of a run."""
 
     step: int
     state: TrainState  # after that step
-    signal: int | None  # the signal, to any host, that stopped it early
-    val: dict[str, float]  # of the last evaluation; empty without one
+    signal: int | None  # the signal, on any host, that stopped the run early
+    val: dict[str, float]  # metrics of the last evaluation; empty if there was none
     heads: dict[str, float]  # the last reported training metrics
     best: tuple[int, float] | None  # step and top-1 of the best evaluation whose checkpoint is kept
     checkpoint: Path
@@ -53,8 +53,8 @@ class Result:
 class CompiledSteps:
     """The steps of a program, each compiled at its first use.
 
-    `train` and `evaluate` also take this host's stop code (`Vote.flag`), and return the largest of
-    all hosts. Programs that differ only in seed and workdir may share one instance.
+    `train` and `evaluate` also take this host's stop code (`Vote.flag`), and return the largest
+    stop code of all hosts. Programs that differ only in seed and workdir may share one instance.
     """
 
     def __init__(self, program: Program) -> None:
@@ -62,7 +62,7 @@ class CompiledSteps:
 
     @cached_property
     def train(self) -> jax.stages.Compiled:
-        """`(state, batch, stop) -> (state, metrics, stop)`; the state passed in is donated."""
+        """The training step `(state, batch, stop) -> (state, metrics, stop)`; donates the state."""
         program, axis = self._program, sharding.AXIS if self._program.canonical else None
         step = stopping.voting_train_step(program.train_step(), axis)
         inputs = program.abstract_batch(), stopping.abstract_flag(program.mesh)
@@ -72,22 +72,22 @@ class CompiledSteps:
 
     @cached_property
     def evaluate(self) -> Callable[..., Any]:
-        """`(state, batch, stop) -> (sums, stop)`."""
+        """The evaluation step `(state, batch, stop) -> (sums, stop)`."""
         step = stopping.voting_eval_step(self._program.eval_step())
         return compile_eval_step(self._program.mesh, step, inputs=2)
 
     @cached_property
     def diagnose(self) -> Callable[..., Any]:
-        """`(state, batch) -> diagnostics`."""
+        """The diagnosis `(state, batch) -> diagnostics`."""
         return compile_eval_step(self._program.mesh, self._program.diagnose_step())
 
 
 def train(run: Run, workdir: Path, steps: CompiledSteps | None = None) -> Result:
-    """Train from the latest checkpoint in `workdir`, or from the start, to the run's last step.
+    """Train from the latest checkpoint in `workdir`, or from scratch, to the run's last step.
 
-    `workdir` was opened by `open_workdir`. `steps` may be those of a run that differs only in its
-    seed and workdir. Raises a TrainingError if too many steps in a row are not finite, if the
-    config stops at heads that do not learn, or if the last save failed; a DataError, after saving,
+    Call `open_workdir` first. `steps` may come from a run that differs only in its seed and
+    workdir. Raises a TrainingError if too many steps in a row are not finite, if a head does not
+    learn and `dead_heads` is "stop", or if the last save failed. Raises a DataError, after saving,
     if too many images are corrupt or a label is out of range.
     """
     config, program, total = run.config, run.program, run.program.total_steps
@@ -129,8 +129,8 @@ def train(run: Run, workdir: Path, steps: CompiledSteps | None = None) -> Result
         loop.save_and_wait(step, state)
         if checkpoints.problem is not None:
             raise TrainingError(
-                f"{checkpoints.problem}; fix that, and the same command resumes from step "
-                f"{checkpoints.latest or 0}"
+                f"{checkpoints.problem}; fix this problem, and run the same command again to "
+                f"resume from step {checkpoints.latest or 0}"
             )
         best = checkpoints.best
         return Result(
@@ -148,7 +148,7 @@ def train(run: Run, workdir: Path, steps: CompiledSteps | None = None) -> Result
 
 @dataclasses.dataclass
 class _Loop:
-    """The steps of a run, with everything that watches them."""
+    """The training loop of a run, with the objects that save, report and stop it."""
 
     run: Run
     steps: CompiledSteps
@@ -172,7 +172,7 @@ class _Loop:
         run, program, config = self.run, self.run.program, self.run.config
         reporter, vote, total = self.reporter, self.vote, program.total_steps
         self.best = max(self.checkpoints.top1.values(), default=-1.0)
-        # The previous start was stopped between this step and its evaluation.
+        # The previous start was stopped after this step, before its evaluation.
         if start and evaluation_due(program, start) and start not in self.checkpoints.top1:
             self._evaluate(start, state)
         if start >= total or vote.code:
@@ -216,7 +216,7 @@ class _Loop:
                 with self._save_on_error(step, state):
                     run_on_all_hosts(ahead.raise_fault)
                 break
-            # The evaluation would be cut short; the next start begins with it.
+            # The signal would end the evaluation early; the next start begins with it instead.
             if due and vote.signalled:
                 break
             with meter.paused():
@@ -244,7 +244,7 @@ class _Loop:
     def _read(
         self, step: int, metrics: Any, stop: Any, batch: Any, state: TrainState
     ) -> dict[str, float]:
-        """Wait for `step`, and return its metrics; `state` is that after the newest step."""
+        """Wait for `step`, and return its metrics; `state` is the one after the newest step."""
         metrics, stop = jax.device_get((metrics, stop))
         self.vote.read(step, stop)
         return self.skipped.read(step, metrics, batch, state)
@@ -281,7 +281,7 @@ class _Loop:
                 raise TrainingError(f"step {step}: {problem}. {saved}")
 
     def _evaluate(self, step: int, state: TrainState) -> bool:
-        """Evaluate, report and save; returns False, without saving, if a signal cut it short."""
+        """Evaluate, report and save; returns False, without saving, if a signal ended it early."""
         first = not self.val
         if first:
             parameters = "averaged parameters, " if state.average else ""
@@ -303,7 +303,7 @@ class _Loop:
 
     @contextlib.contextmanager
     def _save_on_error(self, step: int, state: TrainState) -> Iterator[None]:
-        """Save `state` if the data turn out to be unusable."""
+        """Save `state` if the body raises a UserError, because the data are unusable."""
         try:
             yield
         except UserError:
@@ -311,7 +311,7 @@ class _Loop:
             raise
 
     def save_and_wait(self, step: int, state: TrainState) -> None:
-        """Save before the run ends, while signals still wait for it."""
+        """Save `state` before the run ends, and wait; a signal does not interrupt this."""
         self.checkpoints.save(step, state)
         self.checkpoints.wait()
 
@@ -325,10 +325,11 @@ def evaluate(
     bad_images: BadImages,
     vote: Vote,
 ) -> dict[str, float]:
-    """Returns `val/count`, `val/top1`, `val/top5` (shares of 1) and `val/loss` of `state`.
+    """Returns `val/count`, `val/top1`, `val/top5` (fractions from 0 to 1) and `val/loss`.
 
     Every example of the whole validation set counts once, except corrupt images. Returns an empty
-    dict if a signal to any host ends it early. Raises a TrainingError if the loss is not finite.
+    dict if a signal to any host ends the evaluation early. Raises a TrainingError if the loss is
+    not finite.
     """
     program, data, hosts = run.program, run.config.data, jax.process_count()
     bad_images.step = step
@@ -362,7 +363,7 @@ def evaluation_due(program: Program, step: int) -> bool:
 
 
 def evaluations_left(program: Program, step: int) -> int:
-    """Returns the number of evaluations from `step` on, including its own."""
+    """Returns the number of evaluations from `step` on, including one that follows this step."""
     return _evaluations_until(program, program.total_steps) - _evaluations_until(program, step - 1)
 
 

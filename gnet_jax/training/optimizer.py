@@ -14,22 +14,22 @@ import optax
 from gnet_jax.config import ConfigError, OptimConfig, choose
 from gnet_jax.model.layers import Role, roles_by_path
 
-_WARMUP = 10  # an average covers about the last tenth of the steps, until its decay is reached
+_WARMUP = 10  # until its decay is reached, an average covers about the last tenth of the steps
 
 
 class Optimizer(NamedTuple):
-    """An optax transformation, and what the step reports and averages beside it."""
+    """An optax transformation, with its learning rate, averaging rate and frozen parameters."""
 
     tx: optax.GradientTransformation
     learning_rate: optax.Schedule
     averaging_rate: Callable[[jax.Array], jax.Array] | None  # None: no averaging
-    frozen: tuple[str, ...] = ()  # patterns of the parameters that do not learn
+    frozen: tuple[str, ...] = ()  # patterns for the names of the parameters that do not learn
 
 
 def make_optimizer(
     o: OptimConfig, steps_per_epoch: float, total_steps: int, loaded: frozenset[str] = frozenset()
 ) -> Optimizer:
-    """Returns the optimiser of a run of `total_steps`, at which the schedule ends.
+    """Returns the optimiser of a run; its learning-rate schedule ends at `total_steps`.
 
     `loaded` are the paths ("params/conv1/conv/kernel") of the parameters that `--init` loaded.
     """
@@ -45,7 +45,7 @@ def make_optimizer(
         optax.masked(optax.scale(o.bias_lr_factor), _has_role("bias")),
         optax.masked(optax.scale(o.loaded_lr_factor), partial(_select, chosen=was_loaded)),
     )
-    # Caffe's order (sgd_solver.cpp): momentum accumulates gradients times the learning rate.
+    # As in Caffe (sgd_solver.cpp), momentum accumulates gradients times the learning rate.
     rules = {
         "sgd": (decay, rate, optax.trace(o.momentum)),
         "nesterov": (decay, rate, optax.trace(o.momentum, nesterov=True)),
@@ -79,9 +79,10 @@ def learning_rate_schedule(
 def averaging_rate(
     o: OptimConfig, steps_per_epoch: float
 ) -> Callable[[jax.Array], jax.Array] | None:
-    """Returns the share of each step's parameters in their average; None without averaging.
+    """Returns a function from a step to the weight of its parameters in their average.
 
-    In the Polyak mean all steps count alike. The share is 1 until `average_from`.
+    Returns None without averaging. In the Polyak mean, all steps have the same weight. Until
+    `average_from` the weight is 1, so that the average is the newest parameters.
     """
     ema_share = partial(warm_rate, decay=o.ema_decay)
     shares = {"none": None, "polyak": lambda steps: 1 / (1 + steps), "ema": ema_share}
@@ -91,16 +92,16 @@ def averaging_rate(
 
 
 def warm_rate(steps: jax.Array | int, decay: float) -> jax.Array:
-    """Returns the share that an exponential average takes of a new value after `steps` others.
+    """Returns the weight of a new value in an exponential average of `steps` earlier values.
 
-    The average keeps min(decay, steps / (10 + steps)); without this warm-up the first values would
-    dominate for 1 / (1 - decay) steps. TensorFlow and timm have 1 + steps in the numerator.
+    The old average has the weight min(decay, steps / (10 + steps)). Without this warm-up, the first
+    values would dominate for 1 / (1 - decay) steps. TensorFlow and timm have 1 + steps above.
     """
     return jnp.maximum(_WARMUP / (_WARMUP + steps), 1 - decay)
 
 
 def averaging_warning(o: OptimConfig, steps_per_epoch: float, total_steps: int) -> str | None:
-    """Returns a warning if the run is too short for its average or averages its first steps."""
+    """Returns a warning if the run is too short for averaging or averages its first steps."""
     steps = total_steps - round(o.average_from * steps_per_epoch)
     if o.averaging == "polyak" and steps == total_steps:
         return (
@@ -131,13 +132,16 @@ def check_freeze(patterns: tuple[str, ...], params: Any) -> None:
 
 
 def matches(name: str, patterns: tuple[str, ...]) -> bool:
-    """Returns whether a pattern matches a parameter ("inception_3a/b5/conv/kernel") or a layer."""
+    """Returns whether a pattern matches `name` ("inception_3a/b5/conv/kernel") or a layer in it."""
     prefixes = itertools.accumulate(name.split("/"), "{}/{}".format)
     return any(fnmatch.fnmatchcase(*pair) for pair in itertools.product(prefixes, patterns))
 
 
 def stop_frozen_gradients(params: Any, patterns: tuple[str, ...]) -> Any:
-    """Returns `params` without gradients for the frozen ones, nor for layers below if all are."""
+    """Returns `params` with stopped gradients for the frozen ones.
+
+    If all of the first layers are frozen, no gradient is computed through them.
+    """
     frozen = _frozen(params, patterns)
     return jax.tree.map(lambda x, stop: jax.lax.stop_gradient(x) if stop else x, params, frozen)
 
@@ -147,9 +151,10 @@ def _frozen(params: Any, patterns: tuple[str, ...]) -> Any:
 
 
 def _has_role(role: Role) -> Callable[[Any], Any]:
-    """Returns a function from parameters to a tree that is True where they have the role.
+    """Returns a function from parameters to a tree of bools: True for parameters with this role.
 
-    Only kernels are decayed, and biases learn faster in Caffe. Norms' parameters are neither.
+    Weight decay applies to kernels only, and `bias_lr_factor` to biases only, as in Caffe. Norms'
+    parameters have neither role.
     """
 
     def mask(params: Any) -> Any:
@@ -160,7 +165,7 @@ def _has_role(role: Role) -> Callable[[Any], Any]:
 
 
 def _select(params: Any, chosen: Callable[[str], bool]) -> Any:
-    """Returns a tree like `params` of `chosen(path)`; paths are like "conv1/conv/kernel"."""
+    """Returns a tree like `params` with `chosen("conv1/conv/kernel")` and so on as its leaves."""
     return jax.tree.map_with_path(lambda path, _: chosen(_name(path)), params)
 
 

@@ -1,4 +1,4 @@
-"""What a config becomes: the model, the optimiser, the steps and the data, nothing compiled."""
+"""Build the model, the optimiser, the steps and the data from a config, without compiling."""
 
 import dataclasses
 import math
@@ -27,15 +27,15 @@ from gnet_jax.training.step import TrainState, compute_gradient, create_state, e
 
 
 class Takeover(NamedTuple):
-    """The variables of a new network that a trained one fills, by path ("params/conv1/...")."""
+    """Which variables of a new network are loaded from a trained one, by path ("params/...")."""
 
     loaded: tuple[str, ...]
-    fresh: Mapping[str, str]  # path -> why it starts fresh
+    fresh: Mapping[str, str]  # path -> why it is not loaded
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What a config compiles to; of the data it knows only the size and the classes."""
+    """The model, optimiser and steps of a config; of the data, only the size and the classes."""
 
     config: Config
     model: GoogLeNet
@@ -48,12 +48,12 @@ class Program:
 
     @property
     def eval_batch_size(self) -> int:
-        """The global one."""
+        """The global batch size of evaluations."""
         return self.config.eval_batch_size or self.config.batch_size
 
     @property
     def canonical(self) -> bool:
-        """Whether `train_step` takes one device's share of the batch."""
+        """Whether numerics are canonical; `train_step` then takes one device's share of a batch."""
         return self.config.numerics == "canonical"
 
     def train_step(self) -> Any:
@@ -66,7 +66,7 @@ class Program:
         return partial(eval_step, model=self.model, preprocess=pixels)
 
     def diagnose_step(self) -> Any:
-        """Returns the pure `(state, batch) -> diagnostics`."""
+        """Returns the pure function `(state, batch) -> diagnostics`."""
         from gnet_jax.training.observe.diagnostics import diagnose
 
         pixels = augmentation(self.config, self.model.arch.num_classes)
@@ -93,19 +93,19 @@ class Program:
         }
 
     def initial_state(self) -> TrainState:
-        """Returns the state before step 0, on every device of the mesh."""
+        """Returns the state of a run before its first step, on every device of the mesh."""
         config = self.config
         variables = init(self.model, jax.random.PRNGKey(config.seed), config.data.image_size)
         if self.pretrained and self.takeover:
             variables = take_over(variables, self.pretrained, self.takeover.loaded)
-        # Without jit, every shape of an array would be compiled as a program of its own.
+        # Without jit, JAX would compile a separate program for every shape of an array.
         create = jax.jit(partial(create_state, optimizer=self.optimizer, seed=config.seed))
         return put_state(create(variables), self.mesh)
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A program and its data."""
+    """A program and its training and validation data."""
 
     program: Program
     train: Source
@@ -128,7 +128,8 @@ class Run:
     def description(self) -> dict[str, Any]:
         """Returns the description of the model that every checkpoint contains."""
         names, outputs = list(self.train.class_names), self.program.model.arch.num_classes
-        names += [f"class {i}" for i in range(len(names), outputs)]  # model.num_classes is larger
+        # model.num_classes may be larger than the number of classes in the data.
+        names += [f"class {i}" for i in range(len(names), outputs)]
         source = {"format": "training workdir", "data": self.config.data.source}
         if self.config.init is not None:
             source["started_from"] = self.config.init
@@ -136,7 +137,7 @@ class Run:
 
 
 def make_train_step(config: Config, model: GoogLeNet, optimizer: Optimizer) -> Any:
-    """Returns the pure training step; with canonical numerics for one device's share."""
+    """Returns the pure training step; with canonical numerics, it takes one device's share."""
     augment_batch, axis = augmentation(config, model.arch.num_classes), sharding.AXIS
     options: dict[str, Any] = {"model": model, "optimizer": optimizer, "loss": config.loss}
     gradient = compute_gradient
@@ -150,7 +151,7 @@ def make_train_step(config: Config, model: GoogLeNet, optimizer: Optimizer) -> A
 
 
 def augmentation(config: Config, num_classes: int) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """Returns `(images, labels, key, offset=0) -> (inputs, targets)`; see `augment`."""
+    """Returns a function `(images, labels, key, offset=0) -> (inputs, targets)`; see `augment`."""
     options = {"preprocessing": config.data.preprocessing, "augmentation": config.augment}
     return partial(augment, num_classes=num_classes, **options)
 
@@ -158,7 +159,7 @@ def augmentation(config: Config, num_classes: int) -> Callable[..., tuple[jax.Ar
 def training_batches(
     config: Config, source: Source, **options: Any
 ) -> Generator[Batch, None, None]:
-    """Returns the training batches of `config`; `options` are further ones of `train_batches`."""
+    """Returns the training batches of `config`; `options` are passed to `train_batches`."""
     return train_batches(
         source,
         batch_size=config.batch_size,
@@ -173,10 +174,10 @@ def training_batches(
 
 
 def prepare(config: Config, pretrained: TrainedModel | None = None) -> Run:
-    """Check `config`, open its data and return the run; compiles and writes nothing.
+    """Check `config`, open its data and return the run, without compiling or writing anything.
 
-    A pretrained model brings its network; the config then sets only the number of classes, the
-    auxiliary heads, dropout and dtype. Raises a UserError for everything that would fail later.
+    If `pretrained` is given, its network is used; the config then sets only the number of classes,
+    the auxiliary heads, dropout and dtype. Raises a UserError for everything that would fail later.
     """
     check(config)
     mesh = sharding.data_mesh()
@@ -188,15 +189,15 @@ def prepare(config: Config, pretrained: TrainedModel | None = None) -> Run:
         if not len(source):
             raise DataError(f"{data} has no image to {what}; its split is empty")
     empty = empty_classes(train)
-    if empty:  # as in a small subset
+    if empty:  # for example in a small subset
         raise DataError(f"{data} has no training image of {listed(empty)}; each class needs one")
     program = make_program(config, train.class_names, len(train), mesh, pretrained)
     refuse_unknown(train, val, data)
     seen = len(train) * config.epochs
     if config.batch_size > seen:
         raise ConfigError(
-            f"batch_size is {config.batch_size:,}, more than the {seen:,.0f} images of all epochs; "
-            f"an epoch has {len(train):,}"
+            f"batch_size is {config.batch_size:,}, more than the {seen:,.0f} images of all epochs "
+            f"together; one epoch has {len(train):,} images"
         )
     return Run(program, train, val)
 
@@ -208,9 +209,9 @@ def make_program(
     mesh: Mesh,
     pretrained: TrainedModel | None = None,
 ) -> Program:
-    """Returns the program of a checked config for `images` training images; raises as `prepare`."""
+    """Returns a checked config's program for `images` training images; raises as `prepare` does."""
     if len(class_names) < 2:
-        raise DataError(f"{config.data.source} has {len(class_names)} class; at least 2 are needed")
+        raise DataError(f"{config.data.source} has {len(class_names)} class; it needs at least 2")
     model = model_of(config, len(class_names), pretrained)
     memory = machine_memory()
     try:
@@ -239,7 +240,7 @@ def make_program(
 
 
 def model_of(config: Config, classes: int, pretrained: TrainedModel | None = None) -> GoogLeNet:
-    """Returns the network of a config for data of `classes` classes, or that of `pretrained`."""
+    """Returns the network of a config, or of `pretrained`, for data with `classes` classes."""
     m = config.model
     wanted = classes if m.num_classes is None else m.num_classes
     if wanted < classes:
@@ -258,7 +259,7 @@ def model_of(config: Config, classes: int, pretrained: TrainedModel | None = Non
 
 
 def _change_loaded(loaded: Architecture, m: ModelConfig, wanted: Architecture) -> Architecture:
-    """Returns the architecture that --init loads, with the heads and dropout of the config."""
+    """Returns the architecture `loaded` by --init, with the heads and dropout of the config."""
     default, dropouts = ModelConfig(), ("dropout", "aux_dropout")
     for field in dataclasses.fields(m):
         name, value = field.name, getattr(m, field.name)
@@ -266,7 +267,7 @@ def _change_loaded(loaded: Architecture, m: ModelConfig, wanted: Architecture) -
             continue
         if value not in (getattr(default, name), getattr(VARIANTS["paper"], name, None)):
             raise ConfigError(
-                f"model.{name} is {value}, but --init brings the network; begin with the recipe "
+                f"model.{name} is {value}, but --init loads the network; start from the recipe "
                 f"finetune_folder, or add --model.{name.replace('_', '-')} {getattr(default, name)}"
             )
     own = {name: getattr(m, name) for name in dropouts if getattr(m, name) is not None}
@@ -276,9 +277,10 @@ def _change_loaded(loaded: Architecture, m: ModelConfig, wanted: Architecture) -
 
 
 def compare(shapes: Mapping[str, Any], old: TrainedModel, class_names: tuple[str, ...]) -> Takeover:
-    """Returns which variables of a new network, concrete or abstract `shapes`, `old` fills.
+    """Returns which variables of a new network are loaded from `old`.
 
-    Those that depend on the number of classes are loaded only for the same classes in order.
+    `shapes` are the variables of the new network, as arrays or only their shapes. Variables that
+    depend on the number of classes are loaded only for the same classes in the same order.
     """
     reordered = set(map(nfc, old.class_names)) == set(map(nfc, class_names))
     why = "same classes in another order" if reordered else "other classes"
@@ -314,14 +316,14 @@ def _class_variables(model: GoogLeNet) -> set[str]:
 def take_over(
     variables: Mapping[str, Any], old: TrainedModel, loaded: Iterable[str]
 ) -> dict[str, Any]:
-    """Returns `variables` with those in `loaded` replaced by the trained model's."""
+    """Returns `variables`; those in `loaded` are replaced by the variables of the trained model."""
     trained = flat(old.variables)
     own = flat(variables) | {name: jnp.asarray(trained[name]) for name in loaded}
     return {"batch_stats": {}} | traverse_util.unflatten_dict(own, sep="/")
 
 
 def layers(names: Iterable[str]) -> list[str]:
-    """Returns the layers or blocks of variables, each once: "conv1", "inception_3a", ..."""
+    """Returns the layers or blocks that have these variables: "conv1", "inception_3a", ..."""
     return list(dict.fromkeys(name.split("/")[1] for name in names))
 
 

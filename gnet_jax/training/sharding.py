@@ -1,4 +1,4 @@
-"""The mesh: one axis, the batch split over it, the state on every device. Also their memory."""
+"""Device mesh, shardings, compilation of the steps, and the memory that a step needs."""
 
 import ctypes
 import functools
@@ -17,25 +17,25 @@ from gnet_jax.config import Config, ConfigError
 from gnet_jax.config.paths import cache_folder, plain_path
 
 AXIS = "data"
-# Lists the operations that jaxlib gives to the library YNNPACK on CPUs. XLA's own are faster for
-# this network (benchmarks/peers.py --with-ynn).
+# XLA's option that lists the operations which run in the library YNNPACK on CPUs. XLA's own
+# operations are faster for this network (benchmarks/peers.py --with-ynn).
 YNN = "xla_cpu_experimental_ynn_fusion_type"
-# The memory limit of a container: cgroups of version 2 and 1.
+# The files with the memory limit of a container: cgroups version 2 and version 1.
 LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h of glibc
 KEEP_FREED = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1}  # allocate on the heap, never shrink it
 DEFAULTS = {M_MMAP_MAX: 65536, M_TRIM_THRESHOLD: 128 * 1024}
-# A step may need its memory twice on a heap that never shrinks: a small block in the place of a
-# large one makes the heap longer by all of the large one. So larger steps do without.
+# On a heap that never shrinks, a step may need twice its memory: if a small block is allocated
+# where a large one was freed, the next large block extends the heap. So larger steps keep nothing.
 LARGEST_KEPT = 1 / 4  # of the machine's memory
 MALLOC_VARIABLES = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
 
 
 def data_mesh(devices: Sequence[Any] | None = None) -> Mesh:
-    """Returns a mesh of one axis over the devices (all by default), in the order of the hosts.
+    """Returns a mesh with one axis over the devices (all by default), in the order of the hosts.
 
-    `jax.make_mesh` would order them by their place in the network, but a host's share of a batch is
-    contiguous, and refuse several slices, such as the nodes of a GPU cluster.
+    A host's share of a batch is contiguous, but `jax.make_mesh` would order the devices by their
+    position in the network. It also rejects several slices, such as the nodes of a GPU cluster.
     """
     devices = jax.devices() if devices is None else devices
     by_host = sorted(devices, key=lambda device: (device.process_index, device.id))
@@ -43,19 +43,19 @@ def data_mesh(devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of a value that every device has in full: the state, the metrics."""
+    """Returns the sharding of the state and the metrics: every device has a full copy."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def split(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of a batch: its first axis is split over the devices."""
+    """Returns the sharding of a batch: the first axis is split over the devices."""
     return NamedSharding(mesh, PartitionSpec(AXIS))
 
 
 def xla_options(platform: str) -> dict[str, Any]:
     """Returns XLA's compiler options for the network on a platform ("cpu", "gpu", "tpu").
 
-    They turn YNNPACK off on CPUs if this jaxlib has it and XLA_FLAGS does not mention it.
+    On CPUs they turn YNNPACK off, if this jaxlib has it and XLA_FLAGS does not mention its option.
     """
     if platform == "cpu" and YNN not in os.environ.get("XLA_FLAGS", "") and _knows_ynn():
         return {YNN: ""}
@@ -64,7 +64,7 @@ def xla_options(platform: str) -> dict[str, Any]:
 
 @functools.cache
 def _knows_ynn() -> bool:
-    """Returns whether this jaxlib has the option; others refuse to compile with it."""
+    """Returns whether this jaxlib has the option `YNN`; without it, compiling with it fails."""
     try:
         with jax.default_device(jax.local_devices(backend="cpu")[0]):
             jax.jit(lambda x: x, compiler_options={YNN: ""}).lower(0).compile()
@@ -76,19 +76,20 @@ def _knows_ynn() -> bool:
 
 
 def check_batches(config: Config, mesh: Mesh) -> None:
-    """Raise a ConfigError if a batch does not divide over devices, parts, pairs and shards."""
+    """Raise a ConfigError if a batch cannot be split evenly by devices, parts, pairs and shards."""
     devices, shards, parts = mesh.size, config.virtual_shards, config.optim.accumulate
     into, unit = f"{devices} devices", devices
     if config.numerics == "canonical":
         if devices & (devices - 1):
             raise ConfigError(
-                f"numerics canonical needs a power of two of devices, but there are {devices}; "
-                f"show JAX {2 ** (devices.bit_length() - 1)} of them, or use --numerics fast"
+                "numerics canonical requires a power-of-two number of devices, but there are "
+                f"{devices}; make only {2 ** (devices.bit_length() - 1)} of them visible to JAX, "
+                "or use --numerics fast"
             )
         if shards % (2 * devices):
             raise ConfigError(
-                f"virtual_shards is {shards}, but {devices} devices need a multiple; use "
-                f"{2 * devices} or a larger power of two"
+                f"virtual_shards is {shards}, but on {devices} devices it must be a "
+                f"multiple of {2 * devices}; use {2 * devices} or a larger power of two"
             )
         into, unit = f"{shards} virtual shards", shards
     if parts > 1:
@@ -104,7 +105,7 @@ def _check_divides(name: str, batch_size: int, unit: int, into: str) -> None:
     low = batch_size // unit * unit
     if batch_size != low:
         near = f"{low} or {low + unit}" if low else f"{unit}"
-        raise ConfigError(f"{name} {batch_size} does not divide over {into}; use {near}")
+        raise ConfigError(f"{name} {batch_size} does not divide evenly over {into}; use {near}")
 
 
 def compile_train_step(
@@ -117,14 +118,14 @@ def compile_train_step(
 ) -> jax.stages.Compiled:
     """Compile `step(state, *inputs)` for the mesh; the state passed in is donated.
 
-    The devices need not be attached (`gnet_jax.pods`). State and inputs are concrete or abstract;
-    the inputs are split over the devices. With `manual`, `step` takes one device's share of the
-    inputs and averages over `AXIS` itself. `compiler_options` are `xla_options` by default.
+    The devices may be absent (`gnet_jax.pods`). The state and the inputs are arrays or only their
+    shapes; the inputs are split over the devices. With `manual`, `step` takes one device's share
+    of the inputs and averages over `AXIS` itself. `compiler_options` defaults to `xla_options`.
     """
     whole, shardings = replicated(mesh), (replicated(mesh), *[split(mesh)] * len(inputs))
     if manual:
         specs = {"in_specs": tuple(x.spec for x in shardings), "out_specs": whole.spec}
-        # With check_vma, averaged gradients count as sums and become N times too large.
+        # With check_vma, JAX would sum the averaged gradients, making them N times too large.
         step = jax.shard_map(step, mesh=mesh, check_vma=False, **specs)
     if compiler_options is None:
         compiler_options = xla_options(mesh.devices.flat[0].platform)
@@ -133,7 +134,7 @@ def compile_train_step(
 
 
 def compile_eval_step(mesh: Mesh, step: Callable[..., Any], inputs: int = 1) -> Callable[..., Any]:
-    """Jit `step(state, *inputs)`, with `inputs` arguments that are split over the devices."""
+    """Jit `step(state, *args)`; its `inputs` further arguments are split over the devices."""
     whole = replicated(mesh)
     options = xla_options(mesh.devices.flat[0].platform)
     shardings = (whole, *[split(mesh)] * inputs)
@@ -141,7 +142,7 @@ def compile_eval_step(mesh: Mesh, step: Callable[..., Any], inputs: int = 1) -> 
 
 
 def put_state(state: Any, mesh: Mesh) -> Any:
-    """Returns the state on every device. All hosts must pass the same one; this is not checked."""
+    """Copy the state to every device. All hosts must pass the same state; this is not checked."""
     whole = replicated(mesh)
     if jax.process_count() == 1:
         return jax.device_put(state, whole)
@@ -152,9 +153,9 @@ def put_state(state: Any, mesh: Mesh) -> Any:
 def put_batches(
     batches: Iterable[Mapping[str, Any]], mesh: Mesh, batch_size: int
 ) -> Generator[dict[str, jax.Array], None, None]:
-    """Yields global device batches made of this process's slices.
+    """Yield global batches on the devices; `batches` are this process's parts of them.
 
-    `batch_size` is the global one; without it, JAX would accept a local batch of the wrong size.
+    `batch_size` is the global size; without it, JAX would accept a local batch of the wrong size.
     """
     parts = split(mesh)
     for batch in batches:
@@ -176,20 +177,20 @@ def use_compilation_cache() -> None:
     if not folder or "://" in folder:
         return
     plain = str(plain_path(Path(folder)))
-    if plain != folder:  # XLA's own caches make the path part of every program's key
+    if plain != folder:  # XLA's own caches would add the path to every program's key
         jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
     jax.config.update("jax_compilation_cache_dir", plain)
 
 
 def machine_memory() -> int:
-    """Returns the bytes this process may use: the machine's memory or its container's limit."""
+    """Returns how many bytes this process may use, limited by the machine and its container."""
     limits = [file.read_text().strip() for file in LIMITS if file.is_file()]
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min([whole, *(int(limit) for limit in limits if limit.isdigit())])
 
 
 def step_memory(step: jax.stages.Compiled) -> int | None:
-    """Returns the bytes that one call of `step` needs on a device; None if XLA does not say."""
+    """Returns the bytes that one call of `step` needs on each device; None if XLA has no figure."""
     plan: Any = step.memory_analysis()
     if plan is None:
         return None
@@ -200,9 +201,9 @@ def step_memory(step: jax.stages.Compiled) -> int | None:
 def check_memory(needed: int | None, batch_size: int, mesh: Mesh) -> None:
     """Raise a ConfigError if the step needs more memory than the device has.
 
-    On a CPU the kernel would kill the process without a message.
+    `needed` comes from `step_memory`. On a CPU the kernel would kill the process without a message.
     """
-    device = mesh.local_devices[0]  # JAX knows nothing of another host's memory
+    device = mesh.local_devices[0]  # JAX cannot query the memory of another host's device
     available = (device.memory_stats() or {}).get("bytes_limit")
     if device.platform == "cpu":  # virtual devices share the machine's memory
         available = machine_memory() // len(mesh.local_devices)
@@ -214,19 +215,19 @@ def check_memory(needed: int | None, batch_size: int, mesh: Mesh) -> None:
 
 
 def call_in_this_thread() -> None:
-    """Make JAX run CPU programs in the calling thread; call this before anything runs.
+    """Make JAX run CPU programs in the calling thread; call this before JAX runs a program.
 
-    glibc keeps freed memory for the main thread only. A run of several processes keeps JAX's own
-    thread, because their programs wait for each other.
+    The reason is that glibc keeps freed memory for the main thread only. With several processes,
+    this does nothing: their programs wait for each other, so they need JAX's own thread.
     """
     if not jax.distributed.is_initialized():
         jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 def keep_freed_memory(needed: int | None = None) -> bool:
-    """Make glibc's malloc keep freed memory on CPUs; returns whether it does.
+    """On CPUs, make glibc's malloc keep freed memory for reuse; returns whether it will.
 
-    Does nothing if the environment already sets malloc's options, and restores the defaults if
+    Does nothing if the environment already sets malloc's options. Restores the defaults if
     `needed`, the bytes from `step_memory`, is a large part of the machine's memory.
     """
     tuned = any(name in os.environ for name in MALLOC_VARIABLES)

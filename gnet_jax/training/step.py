@@ -1,4 +1,7 @@
-"""The training and the evaluation step, as pure functions; BHWC are axes of images, K classes."""
+"""The training step and the evaluation step as pure functions.
+
+Shapes: B batch, H height, W width, C channels, K classes.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,22 +17,22 @@ from gnet_jax.training.optimizer import Optimizer, stop_frozen_gradients, warm_r
 
 Metrics = dict[str, jax.Array]
 
-STATISTICS_DECAY = 0.9  # of batch norm's running mean and variance, after their warm-up
+STATISTICS_DECAY = 0.9  # decay of batch norm's running mean and variance after their warm-up
 
 
 class TrainState(struct.PyTreeNode):
-    """Everything that changes from step to step."""
+    """The state of training, which a step takes and returns."""
 
-    step: jax.Array  # finished steps
+    step: jax.Array  # number of finished steps
     params: Any
     batch_stats: Any
     opt_state: optax.OptState
-    average: Any  # averaged {"params", "batch_stats"}, which evaluation uses; {} without averaging
+    average: Any  # averages of params and batch_stats, for evaluation; {} without averaging
     rng: jax.Array  # never changes: the key of step n is fold_in(rng, n)
 
 
 def create_state(variables: Mapping[str, Any], optimizer: Optimizer, seed: int) -> TrainState:
-    """Returns the state before step 0, with the given variables."""
+    """Returns the state of a run before its first step, with the given variables."""
     own = {"params": variables["params"], "batch_stats": variables["batch_stats"]}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -41,7 +44,7 @@ def create_state(variables: Mapping[str, Any], optimizer: Optimizer, seed: int) 
 
 
 def step_keys(rng: jax.Array, step: int | jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns the augmentation key and the dropout key of the step after `step` finished ones."""
+    """Returns the augmentation key and the dropout key of the step that follows `step` steps."""
     augment_key, dropout_key = jax.random.split(jax.random.fold_in(rng, step))
     return augment_key, dropout_key
 
@@ -56,7 +59,7 @@ def compute_gradient(
     optimizer: Optimizer,
     loss: LossConfig,
 ) -> tuple[Any, Any, Metrics]:
-    """Returns the gradient of the loss, the batch's own statistics and the heads' metrics."""
+    """Returns the gradient of the loss, the statistics of this batch, and the heads' metrics."""
 
     def loss_fn(params: Any) -> tuple[jax.Array, tuple[Any, Metrics]]:
         params = stop_frozen_gradients(params, optimizer.frozen)
@@ -79,10 +82,11 @@ def compute_loss(
     loss: LossConfig,
     mutable: Sequence[str] = ("batch_stats",),
 ) -> tuple[jax.Array, tuple[Any, Metrics]]:
-    """Returns the training loss, the `mutable` collections, and `loss`, `*_loss`, `*_top1`.
+    """Returns the training loss, and a pair: the `mutable` collections and the metrics.
 
-    The loss is the main head's plus `loss.aux_weight` times each auxiliary head's (paper,
-    section 5). The `batch_stats` are those of this batch alone; `apply_update` averages them.
+    The loss is that of the main head plus `loss.aux_weight` times that of each auxiliary head
+    (paper, section 5). The metrics are `loss`, and `*_loss` and `*_top1` of each head. The
+    `batch_stats` are the statistics of this batch alone; `apply_update` averages them.
     """
     outputs, updated = model.clone(momentum=0.0).apply(
         {"params": params, "batch_stats": batch_stats},
@@ -102,12 +106,12 @@ def compute_loss(
 
 
 def head_names(model: GoogLeNet) -> tuple[str, ...]:
-    """Returns the heads' names in the order of `Outputs`: "main", then "aux4a" and so on."""
+    """Returns the names of the heads in the order of `Outputs`: "main", "aux4a" and so on."""
     return ("main", *(f"aux{name}" for name in model.arch.aux_after))
 
 
 def head_losses(outputs: Outputs, targets_BK: jax.Array, smoothing: float) -> list[jax.Array]:
-    """Returns each head's mean cross-entropy with smoothed targets (arXiv 1512.00567)."""
+    """Returns the mean cross-entropy of each head, with label smoothing (arXiv 1512.00567)."""
     smooth_BK = optax.smooth_labels(targets_BK, smoothing)
     heads = (outputs.logits, *outputs.aux_logits)
     return [jnp.mean(optax.softmax_cross_entropy(logits_BK, smooth_BK)) for logits_BK in heads]
@@ -116,15 +120,15 @@ def head_losses(outputs: Outputs, targets_BK: jax.Array, smoothing: float) -> li
 def apply_update(
     state: TrainState, grads: Any, batch_stats: Any, metrics: Metrics, *, optimizer: Optimizer
 ) -> tuple[TrainState, Metrics]:
-    """Returns the state after the optimiser's update, and `metrics` with rate and norm added."""
+    """Returns the updated state, and `metrics` with `learning_rate` and `grad_norm` added."""
     updates, opt_state = optimizer.tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     stats_rate = warm_rate(state.step, STATISTICS_DECAY)
     average = state.average
     if optimizer.averaging_rate is not None:
         rate = jnp.asarray(optimizer.averaging_rate(state.step), jnp.float32)
-        # Average the batch's own statistics, because the running ones lag behind the parameters,
-        # and over at least as many batches as the running ones.
+        # Average the statistics of each batch, because the running statistics lag behind the
+        # parameters. The average covers at least as many batches as the running statistics.
         rates = {"params": rate, "batch_stats": jnp.minimum(rate, stats_rate)}
         new = {"params": params, "batch_stats": batch_stats}
         average = {k: optax.incremental_update(new[k], average[k], rates[k]) for k in new}
@@ -140,9 +144,9 @@ def apply_update(
 
 
 def norm(tree: Any) -> jax.Array:
-    """Returns the Euclidean norm of all leaves.
+    """Returns the Euclidean norm over all leaves.
 
-    Vectors, which are many but small, are concatenated: each would add two operations to launch.
+    The many small vectors are concatenated first; each one alone would launch two operations.
     """
     leaves = jax.tree.leaves(tree)
     vectors = [x for x in leaves if x.ndim == 1]
@@ -153,8 +157,8 @@ def norm(tree: Any) -> jax.Array:
 def keep_finite(new: TrainState, old: TrainState, metrics: Metrics) -> tuple[TrainState, Metrics]:
     """Returns `new` if it is finite, otherwise `old` with its step counters advanced.
 
-    On CPUs the loss, the gradient, the parameters or the batch statistics can be the only ones that
-    are not finite. Adds `skipped` to the metrics, 1.0 if the state is the old one.
+    Checks the loss, gradient, parameters and batch statistics, because on CPUs any one of them can
+    be the only one that is not finite. Adds the metric `skipped`, 1.0 if `old` is returned, or 0.0.
     """
     size = norm((new.params, new.batch_stats))
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"] + size)
@@ -184,7 +188,7 @@ def train_step(
 
     `batch` has `image` (B, H, W, C) uint8 and `label` (B,) int32, which `augment` turns into
     float32 inputs and targets. The metrics are float32 scalars: `loss`, each head's `*_loss` and
-    `*_top1`, `learning_rate`, `grad_norm`, `skipped`. See `gradients.py` for other gradients.
+    `*_top1`, `learning_rate`, `grad_norm`, `skipped`. `gradients.py` has alternative gradients.
     """
     augment_key, dropout_key = step_keys(state.rng, state.step)
     images_BHWC, targets_BK = augment(batch["image"], batch["label"], augment_key)
@@ -202,9 +206,9 @@ def eval_step(
     model: GoogLeNet,
     preprocess: Callable[..., jax.Array],
 ) -> Metrics:
-    """Returns sums over the examples whose `mask` is True, with averaged parameters if there are.
+    """Returns the sums of the metrics over the examples whose `mask` is True.
 
-    The sums are int32 `count`, `top1`, `top5` and float32 `loss`.
+    They are int32 `count`, `top1`, `top5` and float32 `loss`. Uses averaged parameters if present.
     """
     variables = state.average or {"params": state.params, "batch_stats": state.batch_stats}
     outputs: Any = model.apply(variables, preprocess(batch["image"]))

@@ -1,4 +1,4 @@
-"""A run's workdir: whose it is, its lock, the record of its starts (run.json), and its logs."""
+"""A run's workdir: its config, its lock, the record of its starts (run.json), and its logs."""
 
 import contextlib
 import dataclasses
@@ -23,31 +23,31 @@ from gnet_jax import __version__
 from gnet_jax.config import Config, ConfigError, differences, flatten, json_text
 
 CONFIG_FILE = "config.json"
-CLASSES = "data.fingerprint.classes"  # in that file; workdirs of earlier versions lack it
+CLASSES = "data.fingerprint.classes"  # a key of config.json; earlier versions did not write it
 RECORD_FILE = "run.json"
 RESTART = "GNET_JAX_RESTART"  # why the supervisor restarted the run, as JSON
-# The libraries that affect the numbers of a run; the last two are the extra [fast].
+# The libraries that affect the results of a run. DECODERS are those of the extra [fast].
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
 DECODERS = ("simplejpeg", "opencv-python-headless")
 
 
 class BusyError(ConfigError):
-    """Another process trains in the workdir."""
+    """Another process is training in the workdir."""
 
 
 def open_workdir(config: Config, fingerprints: Mapping[str, Any]) -> Path:
     """Create the run's folder, or check that it belongs to this run; returns its path.
 
-    `fingerprints` are those of `Run`. The first process locks the folder meanwhile, so that the
-    config of an active run is not replaced. Raises a ConfigError that names every difference, or
-    why the folder cannot be written or locked.
+    `fingerprints` are those of `Run`. The first process locks the folder during the check, so that
+    the config of an active run is not replaced. Raises a ConfigError that names every difference
+    from the run in the folder, or the reason why the folder cannot be written or locked.
     """
     workdir = Path(config.workdir).expanduser()
     identity = flatten(config) | {f"data.fingerprint.{k}": v for k, v in fingerprints.items()}
     first = jax.process_index() == 0
     with _writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=workdir).close()  # it can be written
+        tempfile.TemporaryFile(dir=workdir).close()  # raises if the folder is not writable
         with locked(workdir) if first else contextlib.nullcontext():
             _check_owner(workdir, identity)
             if first:
@@ -82,13 +82,14 @@ def _check_owner(workdir: Path, identity: dict[str, Any]) -> None:
         problem = f"this version of Grain or NumPy shuffles the data differently ({changed[0]})"
         fix = f"install the versions in {RECORD_FILE}"
     elif {"train", "val", "order"}.issuperset(names):
-        splits = " and ".join(name for name in names if name != "order")  # which depends on them
+        # The order also changes if a split does.
+        splits = " and ".join(name for name in names if name != "order")
         problem, fix = f"its data have changed ({splits} split)", "restore them"
     raise ConfigError(f"cannot resume {workdir}: {problem}; {fix}, or {another}")
 
 
 def _describe_classes(old: list[str], new: list[str]) -> str:
-    """Returns which classes were removed, added or reordered; empty if none."""
+    """Returns a text that names the classes that were removed, added or reordered; "" if none."""
     removed, added = ([n for n in a if n not in b][:5] for a, b in ((old, new), (new, old)))
     if removed or added:
         return f"removed: {', '.join(removed) or 'none'}; added: {', '.join(added) or 'none'}"
@@ -109,7 +110,7 @@ def _writing(workdir: Path) -> Iterator[None]:
 def locked(workdir: Path) -> Iterator[None]:
     """Lock `workdir` for this process; the lock ends with the process, even if it is killed.
 
-    Raises a BusyError if another process of this machine trains in it.
+    Raises a BusyError if another process of this machine is training in it.
     """
     path = workdir / "lock"
     with _writing(workdir):
@@ -126,9 +127,9 @@ def locked(workdir: Path) -> Iterator[None]:
 
 
 def add_start(workdir: Path, step: int) -> str:
-    """Record this start of the run, at `step`, in run.json.
+    """Add a record of this start of the run, which begins at `step`, to run.json.
 
-    Returns a sentence if the previous start ran other code or libraries, otherwise "".
+    Returns a warning if the previous start used other code or libraries, otherwise "".
     """
     starts = read_starts(workdir)
     start = {
@@ -155,24 +156,24 @@ def add_start(workdir: Path, step: int) -> str:
 
 
 def read_starts(workdir: Path) -> list[dict[str, Any]]:
-    """Returns the record of all starts of the run, the latest last; a corrupt one is renamed."""
+    """Returns the records of all starts of the run, the latest last; renames a corrupt run.json."""
     file = workdir / RECORD_FILE
     try:
         return [dict(start) for start in json.loads(file.read_text())["starts"]]
     except FileNotFoundError:
         pass
-    except (ValueError, TypeError, KeyError):  # not worth stopping the run
+    except (ValueError, TypeError, KeyError):  # a corrupt record is no reason to stop the run
         file.replace(file.with_suffix(".damaged"))
     return []
 
 
 def check_not_lost(workdir: Path) -> None:
-    """Raise a ConfigError if an earlier start saved a checkpoint; call this if there is none."""
+    """Raise a ConfigError if run.json records a checkpoint; call this if no checkpoint exists."""
     newest = max((start.get("newest_checkpoint", 0) for start in read_starts(workdir)), default=0)
     if newest:
         raise ConfigError(
             f"this run has saved step {newest}, but {workdir / 'checkpoints'} has no checkpoint; "
-            "mount or restore it, or use another --workdir"
+            "mount or restore that folder, or use another --workdir"
         )
 
 
@@ -183,7 +184,7 @@ def package_versions() -> dict[str, str]:
 
 
 def code_version() -> str:
-    """Returns this package's version, and a short hash of all its sources, committed or not."""
+    """Returns this package's version and a short hash of its sources, with uncommitted changes."""
     package = Path(__file__).resolve().parents[1]
     sources = hashlib.sha256()
     for file in sorted(package.rglob("*.py")):
@@ -193,7 +194,7 @@ def code_version() -> str:
 
 
 def git_commit() -> str | None:
-    """Returns the commit of this code, with "+changes" if files differ; None outside git."""
+    """Returns the commit of this code, with "+changes" if files were modified; None outside git."""
     here = Path(__file__).resolve().parent
     command = ["git", "describe", "--always", "--abbrev=40", "--dirty=+changes", "--exclude=*"]
     try:
@@ -204,7 +205,7 @@ def git_commit() -> str | None:
 
 
 def write_json(file: Path, value: Any) -> None:
-    """Write `value`; a reader, or a kill, sees the old file or the new one, never half of it."""
+    """Write `value` as JSON, atomically: if killed, the file is the old one or the new one."""
     _replace_text(file, json_text(value, indent=2) + "\n")
 
 
@@ -228,7 +229,7 @@ class MetricsFile:
     path: Path
 
     def append(self, step: int, values: Mapping[str, Any]) -> None:
-        """Add a line, whole or not at all; raises OSError on a full disk."""
+        """Append a line; if the disk is full, remove what was written of it and raise OSError."""
         line = (json_text({"step": step, **values}) + "\n").encode()
         with self.path.open("ab", buffering=0) as file:
             before = file.tell()
@@ -237,19 +238,19 @@ class MetricsFile:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
 
     def read(self) -> list[dict[str, Any]]:
-        """Returns every whole line; a kill may have cut the last one short."""
+        """Returns all complete lines; a killed process may have left a part of a line."""
         if not self.path.is_file():
             return []
         found = []
         for text in self.path.read_text(errors="replace").splitlines():
-            with contextlib.suppress(json.JSONDecodeError):  # half a line is logged again
+            with contextlib.suppress(json.JSONDecodeError):  # a resumed run logs such a line again
                 line = json.loads(text)
                 if isinstance(line, dict) and "step" in line:
                     found.append({k: math.nan if v is None else v for k, v in line.items()})
         return found
 
     def forget_after(self, step: int) -> None:
-        """Drop the lines of steps after `step`, which a resumed run writes again."""
+        """Delete the lines of the steps after `step`, because a resumed run writes them again."""
         if self.path.is_file():
             kept = [line for line in self.read() if line["step"] <= step]
             _replace_text(self.path, "".join(json_text(line) + "\n" for line in kept))

@@ -71,7 +71,7 @@ def test_a_sweep_without_a_finished_run_has_a_report_too(tmp_path):
 
 def test_a_report_that_cannot_be_written_exits_with_2(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 2
-    assert f"{tmp_path} holds no sweep" in capsys.readouterr().err
+    assert f"{tmp_path} has no sweep" in capsys.readouterr().err
     finished_sweep(tmp_path)
     for options in (["--out", "no/r.html"], ["--out", "/dev/full"], ["--figures", "no/no"]):
         command = ["report", str(tmp_path), "--out", str(tmp_path / "r.html")]

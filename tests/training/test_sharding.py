@@ -64,7 +64,7 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_do(
 def test_canonical_numerics_need_a_power_of_two_of_devices():
     config = Config(batch_size=96, numerics="canonical")
     check_batches(dataclasses.replace(config, numerics="fast"), data_mesh(jax.devices()[:6]))
-    with pytest.raises(ConfigError, match="there are 6; show JAX 4 "):
+    with pytest.raises(ConfigError, match="there are 6; make only 4 "):
         check_batches(config, data_mesh(jax.devices()[:6]))
 
 

@@ -1,1 +1,1 @@
-"""What networks cost."""
+"""The parameters and multiply-adds of networks."""

@@ -1,4 +1,4 @@
-"""Networks side by side, by the cost of their parts, and the paper's Table 1 beside its cost."""
+"""Compare the costs of networks by part, and the paper's Table 1 with counted figures."""
 
 import dataclasses
 import itertools
@@ -26,7 +26,7 @@ BRANCHES = {
     "b5": "5x5",
     "pool_proj": "pool projections",
 }
-# The parts of the published networks, in the order of tables.
+# The parts of the published networks, in the order of the columns in tables.
 PARTS = tuple(dict.fromkeys(("stem", *BRANCHES.values(), "classifier", "aux heads")))
 LABELS = {
     "reductions": "reduce",
@@ -35,7 +35,7 @@ LABELS = {
     "aux heads": "aux",
 }
 AUX = {"none": (), "4a": ("4a",), "4d": ("4d",), "both": ("4a", "4d")}
-# What --compare may change: the field, and how its value is read.
+# What --compare can change: the config's field, and the function that parses its value.
 KNOBS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
     "reductions": ("reduction_factor", float),
     "width": ("width_multiplier", float),
@@ -43,7 +43,7 @@ KNOBS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
     "stem": ("stem", str),
     "aux": ("aux_after", lambda value: choose("aux", value, AUX)),
 }
-# Figures of a layer, and the titles of their tables.
+# The attributes of a layer that are compared, and the titles of their tables.
 QUANTITIES = {
     "params": "parameters",
     "macs": "multiply-adds of one {size} image",
@@ -53,7 +53,7 @@ QUANTITIES = {
 
 
 def part_of(layer: Layer) -> str:
-    """Returns which of `PARTS` a layer belongs to; an unknown layer is a part of its own."""
+    """Returns the part in `PARTS` that a layer belongs to; an unknown layer is a separate part."""
     block, _, branch = layer.name.partition("/")
     if layer.is_aux:
         return "aux heads"
@@ -65,14 +65,14 @@ def part_of(layer: Layer) -> str:
 
 
 def block_of(layer: Layer) -> str:
-    """Returns the block that contains a layer, or its part if none does."""
+    """Returns the block that contains a layer, or the layer's part if no block contains it."""
     block, slash, _ = layer.name.partition("/")
     in_block = block.startswith("inception_") and slash
     return block.removeprefix("inception_") if in_block else part_of(layer)
 
 
 def layers_by(ledger: Ledger, group: Callable[[Layer], str]) -> dict[str, list[Layer]]:
-    """Returns a network's layers, grouped by `part_of` or `block_of`."""
+    """Returns the layers of a network, grouped by `group`: `part_of` or `block_of`."""
     found: dict[str, list[Layer]] = {}
     for layer in ledger.layers:
         found.setdefault(group(layer), []).append(layer)
@@ -80,16 +80,16 @@ def layers_by(ledger: Ledger, group: Callable[[Layer], str]) -> dict[str, list[L
 
 
 def total(layers: Iterable[Layer], quantity: str) -> int:
-    """Returns the sum of one of `QUANTITIES`."""
+    """Returns the sum of one of `QUANTITIES` over `layers`."""
     return sum(getattr(layer, quantity) for layer in layers)
 
 
 def networks(words: Sequence[str], image_size: int, base: Choices) -> dict[str, Ledger]:
-    """Returns the ledger of every network that `words` name.
+    """Returns the ledger of every network in `words`, by name.
 
-    Each is a variant, or FIELD=VALUE[,VALUE ...] as a change of `base`; + joins several: `naive`,
-    `reductions=0.25,0.5`, `batch_norm+head=fc`. Raises ConfigError for a word that names no
-    network.
+    A word is a variant (`naive`) or a change of `base`: FIELD=VALUE[,VALUE ...], with one network
+    for each value (`reductions=0.25,0.5`). A + joins several (`batch_norm+head=fc`). Raises
+    ConfigError for an invalid word.
     """
     found = {}
     for word in words:
@@ -108,7 +108,7 @@ def networks(words: Sequence[str], image_size: int, base: Choices) -> dict[str, 
 
 
 def _changes(term: str, word: str) -> list[tuple[str, str, Any]]:
-    """Returns the changes that one term may stand for, each with its name, field and value."""
+    """Returns the (name, field, value) of each change that `term`, a part of `word`, stands for."""
     if term in VARIANTS:
         return [(term, "variant", term)]
     knob, equals, values = term.partition("=")
@@ -125,7 +125,7 @@ def _changes(term: str, word: str) -> list[tuple[str, str, Any]]:
 
 
 def compare_tables(ledgers: Mapping[str, Ledger], image_size: int) -> list[Table]:
-    """Returns a table for each quantity: a row for each network, a column for each part."""
+    """Returns a table for each quantity, with a row for each network and a column for each part."""
     costs = {name: layers_by(ledger, part_of) for name, ledger in ledgers.items()}
     columns = list(dict.fromkeys((*PARTS, *itertools.chain(*costs.values()))))
     tables = []
@@ -144,7 +144,7 @@ def compare_tables(ledgers: Mapping[str, Ledger], image_size: int) -> list[Table
 
 
 def short(value: int) -> str:
-    """Returns four digits and a unit: 1.583 G, 112.9 M, 9.472 k."""
+    """Returns the value as text with four digits and a unit: 1.583 G, 112.9 M, 9.472 k."""
     for size, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
         if value >= size:
             return f"{value / size:.4g} {unit}"
@@ -152,7 +152,7 @@ def short(value: int) -> str:
 
 
 def compare_rows(ledgers: Mapping[str, Ledger]) -> list[dict[str, Any]]:
-    """Returns exact figures: a row for each network and part, and one for inference."""
+    """Returns exact figures: a row for each part of each network, and one for its inference."""
     rows = []
     for name, ledger in ledgers.items():
         parts = layers_by(ledger, part_of)
@@ -197,7 +197,7 @@ def draw_blocks(ledgers: Mapping[str, Ledger], out: Path) -> None:
         raise UserError(f"cannot write {out}: {error}") from error
 
 
-# The paper's Table 1 as printed: (params / 1024, multiply-adds / 10**6).
+# The figures printed in the paper's Table 1: (params / 1024, multiply-adds / 10**6).
 PRINTED = {
     "conv1": (2.7, 34), "conv2": (112, 360), "3a": (159, 128), "3b": (380, 304),
     "4a": (364, 73), "4b": (437, 88), "4c": (463, 100), "4d": (580, 119), "4e": (840, 170),
@@ -226,13 +226,13 @@ class Comparison(NamedTuple):
     ops: float
     params_agree: bool
     ops_agree: bool
-    reason: str  # empty where both agree
+    reason: str  # empty if both agree
 
 
 def compare_with_print() -> Iterator[Comparison]:
-    """Yields every row of Table 1 beside the count of its widths at 224x224.
+    """Yield every row of Table 1 with the figures counted from its widths at 224x224.
 
-    A figure agrees if the count, with or without biases, gives it rounded or cut off.
+    A printed figure agrees if it is the count, with or without biases, rounded or truncated.
     """
     names = {"classifier": "linear", "conv2_reduce": "conv2"}
     rows: dict[str, list[Layer]] = {}
@@ -250,7 +250,7 @@ def compare_with_print() -> Iterator[Comparison]:
 
 
 def print_table(rows: Iterable[Comparison]) -> Table:
-    """Returns the paper's Table 1 beside the counts, with a mark and the reason of differences."""
+    """Returns a table of printed and counted figures; differences have a mark and a reason."""
     title = "the paper's Table 1, printed and counted (K: 1024 weights, M: 10^6 multiply-adds)"
     table = Table(title=title, title_justify="left")
     table.add_column("layer", no_wrap=True)

@@ -1,6 +1,6 @@
-"""The cost ledger: parameters and multiply-adds of every layer, by exact arithmetic.
+"""The cost ledger: the exact number of parameters and multiply-adds of every layer.
 
-Multiply-adds with padding are counted, as in every published figure. XLA does not count them.
+Multiply-adds with padding are counted, as in all published figures. XLA does not count them.
 """
 
 import csv
@@ -25,19 +25,19 @@ from gnet_jax.ops.reference import REFERENCE
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """One convolution (with the norm of its `ConvBlock`), linear layer or norm, for one image."""
+    """A convolution (with the norm of its `ConvBlock`), a linear layer or a norm, for one image."""
 
     name: str
     kind: Literal["conv", "linear", "norm"]
     kernel: tuple[int, ...]  # (height, width, in, out), or (in, out), or () for a norm
     stride: int
     output: tuple[int, ...]  # (height, width, channels), or (units,)
-    params: int  # 0 where a layer is used again
+    params: int  # 0 if a layer is used again
     macs: int  # 0 for a norm
 
     @property
     def is_aux(self) -> bool:
-        """Whether the layer belongs to an auxiliary head, so exists in training only."""
+        """Whether the layer belongs to an auxiliary head, and therefore exists in training only."""
         return self.name.startswith("aux_")
 
     @property
@@ -48,7 +48,7 @@ class Layer:
 
 @dataclasses.dataclass(frozen=True)
 class Ledger:
-    """The cost of a network for one image: sums in inference and in training, and every layer."""
+    """The cost of a network for one image: totals for inference and training, and every layer."""
 
     params: int
     params_with_aux: int
@@ -58,15 +58,16 @@ class Ledger:
 
 
 def ledger(module: nn.Module, input_shape: tuple[int, ...], **call: Any) -> Ledger:
-    """Returns the cost of a Linen module of convolutions, linear layers and norms, by tracing it.
+    """Trace a Linen module of convolutions, linear layers and norms, and return its cost.
 
-    Norms count their parameters and no multiply-adds. A `ConvBlock` is one layer. `input_shape` has
-    no batch, and `call` are further arguments, such as `train=True`. Raises UserError for a module
-    of unknown cost or a parameter without a layer.
+    A norm counts with its parameters, but without multiply-adds. A `ConvBlock` is one layer.
+    `input_shape` has no batch axis. `call` are further arguments of the module, such as
+    `train=True`. Raises UserError for a module of unknown cost, or a parameter that belongs to no
+    layer.
     """
     layers: list[Layer] = []
-    names: dict[tuple[str, ...], tuple[str, ...]] = {}  # of layers, by their modules' paths
-    rows: dict[tuple[str, ...], int] = {}  # the first row of each name
+    names: dict[tuple[str, ...], tuple[str, ...]] = {}  # names of layers by path of their module
+    rows: dict[tuple[str, ...], int] = {}  # index in `layers` of the first layer with each name
     counted: set[tuple[str, ...]] = set()  # paths of parameters
     running: set[tuple[str, ...]] = set()  # paths of the modules that are being called
 
@@ -99,7 +100,7 @@ def ledger(module: nn.Module, input_shape: tuple[int, ...], **call: Any) -> Ledg
                 f"the cost of {where or 'the network'}, a {type(part).__name__}, is unknown; "
                 "the ledger counts nn.Conv, nn.Dense and norms"
             )
-        # The first convolution of a `ConvBlock` has the block's name, others have their own.
+        # The first convolution of a `ConvBlock` has the name of the block; others have their own.
         path = names.setdefault(part.path, part.path if block is None or block in rows else block)
         rows.setdefault(path, len(layers))
         kind = "conv" if isinstance(part, nn.Conv) else "linear"
@@ -135,19 +136,19 @@ def _block_of(part: Any) -> tuple[str, ...] | None:
 def network_ledger(model: GoogLeNet, image_size: int) -> Ledger:
     """Returns the cost of a GoogLeNet for square images, with its auxiliary heads.
 
-    Raises ValueError if the image is too small, and UserError as `ledger`.
+    Raises ValueError if the image is too small, and UserError as `ledger` does.
     """
     plain = model.clone(ops=REFERENCE)  # traces fastest
     return ledger(plain, (image_size, image_size, 3), train=True)
 
 
 def worked_examples() -> Iterator[tuple[str, int]]:
-    """Yields the paper's two arguments as (description, cost)."""
+    """Yield (description, cost) of the paper's examples: 1x1 reductions and average pooling."""
     grid = (14, 14, 480)
     five = ledger(ConvBlock(48, 5), grid)
     yield "multiply-adds of a 5x5 convolution, 480 -> 48 channels on 14x14", five.macs
     reduced = ledger(nn.Sequential([ConvBlock(16, 1), ConvBlock(48, 5)]), grid)
-    yield "multiply-adds of the same through a 1x1 reduction to 16", reduced.macs
+    yield "multiply-adds of the same after a 1x1 reduction to 16 channels", reduced.macs
     head = ledger(nn.Dense(1024, use_bias=False), (7 * 7 * 1024,))
     yield "weights of a fully connected layer 7x7x1024 -> 1024", head.params
     pooled = ledger(nn.Sequential([lambda x: jnp.mean(x, axis=(1, 2))]), (7, 7, 1024))
@@ -155,7 +156,7 @@ def worked_examples() -> Iterator[tuple[str, int]]:
 
 
 def ledger_table(costs: Ledger, title: str) -> Table:
-    """Returns a table of every layer, with * for auxiliary heads, and the sums."""
+    """Returns a table of all layers, marked with * in auxiliary heads, and of the totals."""
     table = Table(title=title, title_justify="left")
     table.add_column("layer", no_wrap=True)
     for name in ("kernel", "output", "parameters", "multiply-adds"):
@@ -176,7 +177,7 @@ def ledger_table(costs: Ledger, title: str) -> Table:
 
 
 def ledger_csv(costs: Ledger) -> str:
-    """Returns every layer as CSV with a header; shapes are written as 7x7x3x64."""
+    """Returns CSV with a header and a line for every layer; shapes are written as 7x7x3x64."""
     rows = [dataclasses.asdict(layer) for layer in costs.layers]
     for row in rows:
         row |= {name: "x".join(map(str, row[name])) for name in ("kernel", "output")}

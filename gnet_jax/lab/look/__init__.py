@@ -1,1 +1,1 @@
-"""Look inside a network."""
+"""Show what a network sees and computes: contact sheets, activations, diagnostics, replays."""

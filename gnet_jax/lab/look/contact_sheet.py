@@ -1,4 +1,4 @@
-"""A contact sheet: the images of a batch as the network sees them. Shapes: N images, S side."""
+"""Draw the images of a batch as the network sees them. Shapes: N images, S height and width."""
 
 import dataclasses
 import itertools
@@ -23,7 +23,7 @@ from gnet_jax.training.step import step_keys
 TILE = 128  # smaller images are enlarged to at least this side
 MARGIN, GAP = 28, 10
 INK, GREY, PAPER = "#1c1c1c", "#6e6e6e", "#ffffff"
-# No rectangle of another aspect fits, so the largest central square is cropped.
+# With this area and aspect, the crop is always the largest central square.
 UNTOUCHED = AugmentConfig(crop_area=(1.0, 1.0), crop_aspect=(1.0, 1.0), flip=False)
 
 
@@ -32,15 +32,16 @@ class Seen:
     """Images of one step as the network sees them."""
 
     images: np.ndarray  # (N, S, S, 3) uint8
-    captions: list[list[str]]  # class names and, of a mixed image, their shares
-    untouched: np.ndarray | None = None  # (N, S, S, 3) uint8: their central squares
+    captions: list[list[str]]  # class names, and for a mixed image the share of each class
+    untouched: np.ndarray | None = None  # (N, S, S, 3) uint8: central squares without augmentation
 
 
 def training_images(config: Config, source: Source, step: int, count: int) -> Seen:
     """Returns the first images (at most `count`) of the batch after `step` steps of a run. They are
-    read, cropped and augmented by the run's code with the run's random numbers.
+    read, cropped and augmented by the code of a run, with the random numbers of this run.
     """
-    # Read what one of several hosts reads: the most hosts whose even shares hold `count` images.
+    # To save time, read only what one of several hosts would read. Use the largest number of hosts
+    # for which the host's share of the batch is even and has `count` images.
     sizes = {hosts: config.batch_size / hosts for hosts in range(1, config.batch_size // count + 1)}
     hosts = max((hosts for hosts, share in sizes.items() if share % 2 == 0), default=1)
 
@@ -83,14 +84,14 @@ def evaluation_images(config: Config, source: Source, step: int, count: int) -> 
 
 
 def to_pixels(x: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
-    """Returns RGB uint8 images from the network's inputs, the inverse of `preprocess`."""
+    """Returns RGB uint8 images from the inputs of a network; the inverse of `preprocess`."""
     levels = x * np.array(preprocessing.std) + np.array(preprocessing.mean)
     levels = levels[..., choose("channels", preprocessing.channels, CHANNEL_STEPS)]
     return np.clip(np.round(levels), 0, 255).astype(np.uint8)
 
 
 def describe_augmentation(a: AugmentConfig) -> str:
-    """Returns an augmentation as one line of text."""
+    """Returns a description of the augmentation in one line of text."""
     low, high = a.crop_aspect
     crops = f"crops of {a.crop_area[0]:.0%} to {a.crop_area[1]:.0%}, aspect {low:.3g} to {high:.3g}"
     known = {"random_area": crops, "fixed_scale": "crops of the evaluation's size"}
@@ -106,7 +107,7 @@ def describe_augmentation(a: AugmentConfig) -> str:
 
 
 def draw(seen: Seen, columns: int, title: str, subtitle: str) -> Image.Image:
-    """Returns rows of `columns` images; above each row of a training batch, the untouched ones."""
+    """Returns a picture with rows of `columns` images, below their untouched versions if any."""
     side = seen.images.shape[1]
     tile = side * max(1, -(-TILE // side))
     title, heading = lettered(title, 19)
@@ -152,8 +153,8 @@ def draw_sheet(
     rows: int,
     columns: int,
 ) -> int:
-    """Draw up to `rows` rows of `columns` images of a step; returns the number of images. Raises
-    DataError for unusable data, UserError if `out` cannot be written.
+    """Draw up to `rows` rows of `columns` images of a step into the file `out`. Returns the number
+    of images. Raises DataError for unusable data, UserError if `out` cannot be written.
     """
     d = config.data
     if split == "train":

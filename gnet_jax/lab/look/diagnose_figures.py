@@ -1,4 +1,4 @@
-"""Figures of a run's diagnostics: gradients, dead channels and updates of its blocks."""
+"""Draw the diagnostics of a run: gradients, dead channels and updates of its blocks."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ Line = Mapping[str, float]
 
 
 def read_diagnostics(workdir: Path) -> list[dict[str, float]]:
-    """Returns the lines of a run's `diagnostics.jsonl`; none if it was never diagnosed."""
+    """Returns the lines of a run's `diagnostics.jsonl`; an empty list if it was not diagnosed."""
     return MetricsFile(workdir / FILE).read()
 
 
@@ -33,9 +33,9 @@ def order_blocks(line: Line) -> list[str]:
 
 
 def draw_diagnostics(workdirs: Sequence[Path], out: Path) -> None:
-    """Draw a row for each run: the gradient by block, of the whole loss and of each head, and over
-    the steps gradients, dead channels and updates. Raises UserError if a run was not diagnosed, or
-    `out` cannot be written.
+    """Draw a row of four figures for each run. The first has the gradient of the whole loss and of
+    each head by block; the others have gradients, dead channels and updates over the steps. Raises
+    UserError if a run was not diagnosed, or `out` cannot be written.
     """
     runs = {workdir: read_diagnostics(workdir) for workdir in workdirs}
     for workdir, lines in runs.items():
@@ -54,7 +54,7 @@ def draw_diagnostics(workdirs: Sequence[Path], out: Path) -> None:
         layers = [name for name in lines[0] if name.startswith("dead/")]
         by_block = {name: name.split("/")[1] for name in layers if name.split("/")[1] in blocks}
         _draw_steps(dead, lines, by_block, blocks, lw=0.9, ms=3, alpha=0.8)
-        dead.set(title="dead channels (share)", ylim=(-0.02, None))
+        dead.set(title="dead channels (fraction)", ylim=(-0.02, None))
         _draw_steps(updates, lines, {f"update_ratio/{b}": b for b in blocks}, blocks, **look)
         updates.set(yscale="log", title="update / parameters")
         updates.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -62,7 +62,7 @@ def draw_diagnostics(workdirs: Sequence[Path], out: Path) -> None:
 
 
 def _draw_heads(axes: Axes, lines: Sequence[Line]) -> None:
-    """Draw the gradient norm of every block, of the loss and of each head, averaged over lines."""
+    """Draw the mean gradient norm of every block, for the whole loss and for each head."""
     blocks, parts = order_blocks(lines[0]), _head_parts(lines[0])
     for number, part in enumerate(["grad_norm", *parts] if len(parts) > 1 else ["grad_norm"]):
         whole = part == "grad_norm"
@@ -74,9 +74,9 @@ def _draw_heads(axes: Axes, lines: Sequence[Line]) -> None:
 
 
 def gradient_figure(runs: Mapping[str, Sequence[Path]], size: tuple[float, float]) -> Figure:
-    """Returns a figure, `size` in inches, of the gradient norm by block, with and without the
-    auxiliary heads' part. `runs` are the workdirs of each config's seeds; those that were not
-    diagnosed are skipped.
+    """Returns a figure of the gradient norm by block, of the whole loss and of the main head alone.
+    `runs` has the workdirs of the seeds of each config; runs without diagnostics are skipped.
+    `size` is in inches.
     """
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
@@ -101,7 +101,7 @@ def gradient_figure(runs: Mapping[str, Sequence[Path]], size: tuple[float, float
 
 
 def _head_parts(line: Line) -> list[str]:
-    """Returns the prefixes of the heads' parts in the gradient, the main head's first."""
+    """Returns the names of the gradient norms by head ("grad_norm_main"), the main head's first."""
     parts = {name.partition("/")[0] for name in line if name.startswith("grad_norm_")}
     return sorted(parts, key=lambda part: (part != "grad_norm_main", part))
 
@@ -129,7 +129,7 @@ def _draw_steps(
     blocks: Sequence[str],
     **look: Any,
 ) -> None:
-    """Draw metrics over the steps, coloured by their block from the first to the last."""
+    """Draw `metrics` (name -> block) over the steps, coloured by the position of the block."""
     colours = matplotlib.colormaps["viridis"]
     for metric, block in metrics.items():
         points = [(line["step"], line[metric]) for line in lines]

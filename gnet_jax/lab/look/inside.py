@@ -1,5 +1,6 @@
-"""Pictures of what is inside a network: filters, activations, and where each head looks. Shapes: H
-height, W width, C channels, F filters.
+"""Draw what is inside a network: its filters, its activations, and the regions each head uses.
+
+Shapes: H height, W width, C channels, F filters.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from gnet_jax.inference.lettering import save
 from gnet_jax.model.googlenet import endpoints
 from gnet_jax.model_folder import TrainedModel
 
-SHOWN = 64  # channels of an endpoint, the strongest
+SHOWN = 64  # how many channels of an endpoint are shown: the strongest ones
 DEFAULT = ("conv1/7x7_s2", "inception_3a/output", "inception_4a/output", "inception_5b/output")
 
 
@@ -30,11 +31,11 @@ def draw_inside(
     names: Sequence[str] = (),
     index: int | None = None,
 ) -> list[Path]:
-    """Draw first-layer filters, activations of endpoints and the maps of every head into `folder`;
+    """Draw first-layer filters, activations, and a class activation map of each head into `folder`;
     returns the files. `names` are Caffe's names of endpoints, by default those of `DEFAULT` that
     the network has. `index` is the class to map, by default the most probable. Raises UserError
-    for an unknown endpoint or class, a folder that cannot be written, or a first layer whose
-    filters are not colours; ImageError for a picture too narrow to resize.
+    for an unknown endpoint or class, a folder that cannot be written, or first-layer filters that
+    are not colours; ImageError for a picture that is too narrow to resize.
     """
 
     @jax.jit
@@ -63,8 +64,8 @@ def draw_inside(
 
 
 def filters_figure(kernel_HWCF: np.ndarray, channels: str) -> Figure:
-    """Returns the filters (H, W, 3, F) of the first layer as colours; grey is a weight of zero.
-    `channels` is their order, RGB or BGR.
+    """Returns a figure of the filters (H, W, 3, F) of the first layer as colours. Grey means a
+    weight of zero. `channels` is the order of the input channels, RGB or BGR.
     """
     kernel_HWCF = kernel_HWCF[:, :, choose("channels", channels, CHANNEL_STEPS)]
     kernels = np.moveaxis(kernel_HWCF, -1, 0)
@@ -74,7 +75,7 @@ def filters_figure(kernel_HWCF: np.ndarray, channels: str) -> Figure:
 
 
 def activation_figure(name: str, value: np.ndarray) -> Figure:
-    """Returns the strongest channels of an endpoint on one scale, or a vector as bars."""
+    """Returns a figure of the strongest channels of an endpoint, or of a vector as bars."""
     if value.ndim == 1:
         figure = Figure(figsize=(8, 3), layout="constrained")
         axes = figure.subplots()
@@ -92,7 +93,7 @@ def activation_figure(name: str, value: np.ndarray) -> Figure:
 
 
 def heads_picture(maps: Mapping[str, ActivationMap]) -> Image.Image:
-    """Returns the maps of all heads side by side, each with its head's name and probability."""
+    """Returns the maps of all heads side by side, each with the head's name and probability."""
     drawn = []
     for head, found in maps.items():
         label = f"{head}: {found.guess['label']}"
@@ -103,7 +104,7 @@ def heads_picture(maps: Mapping[str, ActivationMap]) -> Image.Image:
 
 
 def _montage(tiles: Sequence[np.ndarray], title: str, top: float | None = None) -> Figure:
-    """Returns tiles in rows: colours in 0..1 (H, W, 3), or grey (H, W) from 0 to `top`."""
+    """Returns a figure of tiles: colours (H, W, 3) from 0 to 1, or values (H, W) from 0 to top."""
     columns = min(16, max(1, round((2 * len(tiles)) ** 0.5)))
     rows = -(-len(tiles) // columns)
     figure = Figure(figsize=(0.75 * columns + 0.2, 0.75 * rows + 0.5), layout="constrained")

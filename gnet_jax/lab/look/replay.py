@@ -1,5 +1,6 @@
-"""Run a bad batch again: find the image and the layer in which the bad numbers begin. Shapes: B
-batch, H height, W width, C channels.
+"""Run a bad batch again to find the first image and layer that are not finite.
+
+Shapes: B batch, H height, W width, C channels, K classes.
 """
 
 import dataclasses
@@ -25,7 +26,7 @@ from gnet_jax.training.program import augmentation, flat, make_train_step
 from gnet_jax.training.sharding import compile_train_step, data_mesh, put_state
 from gnet_jax.training.step import TrainState, compute_loss, create_state, step_keys
 
-# What corrupt zip files, arrays and JSON raise; a SchemaError is a ValueError.
+# The errors that corrupt zip files, arrays and JSON raise; a SchemaError is a ValueError.
 _CORRUPT = (ValueError, TypeError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile)
 
 _Inputs = tuple[jax.Array, jax.Array, jax.Array]  # images (B, H, W, C), targets (B, K), dropout key
@@ -47,13 +48,13 @@ class Replay:
 
 @dataclasses.dataclass(frozen=True)
 class BadExample:
-    """An image that alone produces numbers that are not finite."""
+    """An image that produces non-finite numbers when it is run alone."""
 
-    place: int  # in the batch
-    index: int  # in the training data
+    place: int  # position in the batch
+    index: int  # index in the training data
     label: int
     loss: float
-    layer: str | None  # the first whose output is not finite; None if only gradients are
+    layer: str | None  # the first with a non-finite output; None if only gradients are not finite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,20 +63,20 @@ class Findings:
 
     step: int
     metrics: dict[str, float]
-    reproduced: bool  # whether the loss and the gradient's norm are those of the run
+    reproduced: bool  # whether the loss and the norm of the gradient are equal to the run's
     bad_params: tuple[str, ...]  # parameters that were not finite before the step
-    layer: str | None  # the first whose output for the whole batch is not finite
-    bad_gradients: tuple[str, ...]  # layers whose gradient is not finite, from last to first
+    layer: str | None  # the first layer whose output for the whole batch is not finite
+    bad_gradients: tuple[str, ...]  # layers whose gradient is not finite, the last layer first
     bad_examples: tuple[BadExample, ...]
     examples: int
 
 
 def read_replay(file: Path) -> Replay:
-    """Returns the contents of a replay file. Nothing in it is executed. Raises UserError if the
-    file is missing, corrupt or not a replay file.
+    """Returns the contents of a replay file. Nothing in the file is executed. Raises UserError if
+    the file is missing, corrupt or not a replay file.
     """
     try:
-        # For any other file NumPy suggests to unpickle it.
+        # For other files, NumPy's error would suggest to unpickle the file.
         if file.is_file() and not zipfile.is_zipfile(file):
             raise ValueError("it is not an npz file")
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as stored:
@@ -101,10 +102,10 @@ def read_replay(file: Path) -> Replay:
 
 
 def examine(replay: Replay) -> Findings:
-    """Run the batch again: the step itself, then each layer, then each example alone. The step is
-    the run's own, with its keys, on one device. A single example goes through the network in
-    training mode, with the step's augmentation and mixing; batch norm then sees that example only,
-    and dropout draws another mask.
+    """Run the batch again: the whole step, then each layer, then each example alone. The step is
+    the same as in the run, with the same keys, but on one device. Each single example goes through
+    the network in training mode, with the augmentation and mixup of the step. In this case, batch
+    norm sees only this example, and dropout has another mask.
     """
     state = replay.state
     augment_key, dropout_key = step_keys(jnp.asarray(state.rng), jnp.asarray(state.step))
@@ -170,14 +171,15 @@ def _outputs(updated: Any, images_BHWC: jax.Array) -> dict[str, jax.Array]:
 
 
 def _check_batch(replay: Replay, inputs: _Inputs) -> tuple[list[str], np.ndarray]:
-    """Returns the layers in order, the input first, and whether each one's output is finite."""
+    """Returns the layers in order, the input first, and whether the output of each is finite."""
     layers: list[str] = []
 
     @jax.jit
     def flags(params: Any, batch_stats: Any) -> list[jax.Array]:
         _, (updated, _) = _loss(replay, params, batch_stats, *inputs)
         outputs = _outputs(updated, inputs[0])
-        layers[:] = outputs  # while tracing, because results of transformations are sorted by name
+        # Set while tracing, because the results of JAX transformations are sorted by name.
+        layers[:] = outputs
         return [jnp.isfinite(output).all() for output in outputs.values()]
 
     found = flags(replay.state.params, replay.state.batch_stats)
@@ -187,8 +189,8 @@ def _check_batch(replay: Replay, inputs: _Inputs) -> tuple[list[str], np.ndarray
 def _check_examples(
     replay: Replay, layers: list[str], inputs: _Inputs
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns whether outputs (B, layers) and gradients (B, parameters) of each example alone are
-    finite, and its loss (B,).
+    """Run each example alone. Returns whether its outputs (B, layers) and gradients (B, parameters)
+    are finite, and its loss (B,).
     """
     images_BHWC, targets_BK, dropout_key = inputs
 
@@ -213,8 +215,8 @@ def _check_examples(
 
 
 def _place(name: str, order: Mapping[str, int]) -> int:
-    """Returns the position of the nearest module around `name` whose output is recorded. Linear
-    layers, whose outputs are not recorded, come last.
+    """Returns the position in `order` of the innermost module that contains `name` and whose output
+    is recorded. Linear layers come last, because their outputs are not recorded.
     """
     parts = name.split("/")
     around = ("/".join(parts[:length]) for length in range(len(parts), 0, -1))

@@ -1,1 +1,1 @@
-"""Sweeps: train, compare and report configs."""
+"""Sweeps: train several configs, compare them and write a report."""

@@ -36,11 +36,11 @@ LOG_FILE = "log.txt"
 
 
 class StoppedError(Exception):
-    """A signal, the argument, stopped a run and the sweep; the run's state is saved."""
+    """A signal (the argument) stopped a run and its sweep; the run's state is saved."""
 
 
 class Bench:
-    """One config, prepared once for all of its seeds, which share the compiled steps."""
+    """One config, prepared once for all of its seeds, whose runs share the compiled steps."""
 
     def __init__(self, config: Config) -> None:
         self._run = run = prepare(*with_start(config))
@@ -52,7 +52,7 @@ class Bench:
     def run(self, cell: Cell) -> dict[str, Any]:
         """Train or resume `cell` until it ends, and return its result.
 
-        Raises StoppedError if a signal arrived, BusyError if another process trains the run.
+        Raises StoppedError if a signal arrived, and BusyError if another process trains `cell`.
         """
         own = dataclasses.replace(self._run.config, seed=cell.seed, workdir=str(cell.workdir))
         program = dataclasses.replace(self._run.program, config=own)
@@ -80,7 +80,7 @@ class Bench:
     def _evaluate_heads(
         self, run: Run, state: TrainState
     ) -> tuple[int, dict[str, dict[str, float]]]:
-        """Returns the number of validation images, and mean `loss` and `top1` of each head."""
+        """Returns the number of validation images, and the mean `loss` and `top1` of each head."""
         d, program = run.config.data, run.program
         batches = eval_batches(
             run.val,
@@ -113,8 +113,9 @@ def head_sums(
 ) -> dict[str, jax.Array]:
     """Returns `count` (), `loss` (H,) and `top1` (H,), summed over the examples in `mask`.
 
-    Heads are in the order of `head_names`, without dropout: in training it differs between heads,
-    so their losses would not compare. Averaged parameters are used if the state has them.
+    The heads are in the order of `head_names`. They are evaluated without dropout, because dropout
+    differs between heads in training, so their losses could not be compared. Averaged parameters
+    are used if the state has them.
     """
     variables = state.average or {"params": state.params, "batch_stats": state.batch_stats}
     outputs = every_head(model, variables, preprocess(batch["image"], preprocessing=preprocessing))
@@ -138,8 +139,8 @@ def run_cells(
 ) -> None:
     """Train every run of `cells` that has not ended, and save its result.
 
-    `say` gets a line for each run. With `retry_failed`, failed runs start again. Raises
-    StoppedError if a signal arrived.
+    `say` is called with lines that report the start and end of each run. With `retry_failed`,
+    failed runs start again. Raises StoppedError if a signal arrived.
     """
     bench: tuple[str, Bench] | None = None
     for number, cell in enumerate(cells, 1):
@@ -157,7 +158,7 @@ def run_cells(
         except BusyError as error:  # the other process will save the result
             say(f"{what}: skipped ({error})")
             continue
-        except Exception as error:  # recorded, so that the other runs still train
+        except Exception as error:  # record the error, so that the other runs still train
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             result = {"status": "failed", "error": reason, "traceback": traceback.format_exc()}
             ended = f"failed, {reason}"
@@ -169,7 +170,7 @@ def run_cells(
 
 
 def relative_cost(config: Config) -> float:
-    """Returns multiply-adds times epochs, or 0 if the network cannot be built."""
+    """Returns multiply-adds per image times epochs, or 0 if the network cannot be built."""
     try:
         model = model_of(config, config.model.num_classes or 10)
         return network_ledger(model, config.data.image_size).macs_with_aux * config.epochs
@@ -178,7 +179,7 @@ def relative_cost(config: Config) -> float:
 
 
 def images_per_sec(workdir: Path) -> float:
-    """Returns the median of the training throughputs that a run logged."""
+    """Returns the median training throughput (images/s) that a run logged."""
     name = "perf/images_per_sec"
     lines = MetricsFile(workdir / "metrics.jsonl").read()
     return statistics.median(line[name] for line in lines if name in line)

@@ -1,4 +1,4 @@
-"""Figures of training runs and of sweeps: learning curves, accuracy against cost."""
+"""Draw figures of training runs and sweeps: learning curves, and accuracy against cost."""
 
 import io
 import statistics
@@ -20,13 +20,13 @@ from gnet_jax.lab.palette import COLOURS, colour_of, line_style
 from gnet_jax.lab.sweeps.sweep import Row, mean_and_spread, pareto_front
 from gnet_jax.training.workdir import MetricsFile
 
-STYLES = ("-", "--", ":", "-.")  # they differ where colours repeat
+STYLES = ("-", "--", ":", "-.")  # lines with the same colour have different styles
 SIZE = (5.6, 3.9)  # inches: readable at the width of a phone
 COST_LABELS = {"macs": "multiply-adds of one image", "params": "parameters"}
 
 
 def draw_curves(workdirs: Sequence[Path], out: Path) -> None:
-    """Draw loss and top-1 of every head and of validation over the steps, a row for each run.
+    """Draw a row for each run: loss and top-1 of every head and of validation over the steps.
 
     Raises UserError if a run has logged nothing yet, or `out` cannot be written.
     """
@@ -64,7 +64,7 @@ def draw_run(lines: Sequence[dict[str, float]], loss: Axes, top1: Axes) -> None:
         is_val = number == len(heads)
         look = {"label": label, "ms": 3.5, "color": "black" if is_val else colour_of(number)}
         look["zorder"] = 3.5 if is_val else 3 - number / 10  # the main head above the others
-        if number and not is_val:  # wider, so that it shows below the main head's curve
+        if number and not is_val:  # a wider curve, so that it is visible behind the main head's
             look |= {"lw": 3.5, "alpha": 0.6}
         for panel, kind in ((loss, "loss"), (top1, "top1")):
             points = [(x["step"], x[prefix + kind]) for x in lines if prefix + kind in x]
@@ -73,9 +73,9 @@ def draw_run(lines: Sequence[dict[str, float]], loss: Axes, top1: Axes) -> None:
 
 
 def draw_results(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
-    """Returns caption and SVG of the figures of the finished runs, by name.
+    """Returns the figures of the finished runs by name, each as a pair of caption and SVG.
 
-    A cost in which all configs are equal has none.
+    A cost that is equal for all configs has no figure.
     """
     done = [row for row in rows if row.done]
     if not done:
@@ -100,7 +100,7 @@ def draw_results(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
     runs = {row.name: [row.workdirs[seed] for seed in row.done] for row in done}
     if any(read_diagnostics(workdir) for workdirs in runs.values() for workdir in workdirs):
         figures["gradients"] = (
-            "Gradient of each block, mean over training and seeds; dotted: the main head's part.",
+            "Gradient of each block, mean over training and seeds; dotted: part of the main head.",
             gradient_figure(runs, SIZE),
         )
     return {name: (text, to_svg(figure, text)) for name, (text, figure) in figures.items()}
@@ -132,7 +132,7 @@ def cost_figure(rows: Sequence[Row], cost: str) -> Figure:
 
 
 def curve_figure(rows: Sequence[Row], metric: str, label: str) -> Figure:
-    """Draw a logged metric over the steps: the mean of the seeds, and the range as a band."""
+    """Draw a logged metric over the steps: the mean over the seeds, and their range as a band."""
     figure, axes = _axes(label)
     for number, row in enumerate(rows):
         points = common_points(row, metric)
@@ -163,9 +163,9 @@ def common_points(row: Row, metric: str) -> dict[int, list[float]]:
 
 
 def to_svg(figure: Figure, title: str) -> str:
-    """Returns the figure as an SVG element; text becomes outlines, so no font is needed."""
+    """Returns the figure as an SVG element, with text as outlines, so that no font is needed."""
     text = io.StringIO()
-    # Without a salt and with the date, the bytes would differ from run to run.
+    # Fix the salt and remove the date, because otherwise the bytes would differ from run to run.
     with matplotlib.rc_context({"svg.hashsalt": title, "svg.fonttype": "path"}):
         letter(figure)
         figure.savefig(text, format="svg", metadata={"Date": None, "Title": title})

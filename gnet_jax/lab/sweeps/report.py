@@ -18,9 +18,10 @@ PAGE = string.Template(Path(__file__).with_name("report.html").read_text("utf-8"
 
 
 def write_report(workdir: Path, page: Path, figures: Path | None = None) -> list[Path]:
-    """Write `page` (HTML), Markdown and CSV beside it, and SVG files into `figures`; return all.
+    """Write `page` (HTML), Markdown and CSV files beside it, and SVG files into `figures`.
 
-    Raises UserError if `workdir` holds no sweep, or a file cannot be written.
+    Returns the paths of these files. Raises UserError if `workdir` has no sweep, or if a file
+    cannot be written.
     """
     if page.suffix in (".md", ".csv"):
         raise UserError(f"--out is {page}; use .html (.md and .csv are written beside it)")
@@ -39,7 +40,7 @@ def write_report(workdir: Path, page: Path, figures: Path | None = None) -> list
             if file.parent == figures:
                 file.parent.mkdir(exist_ok=True)
             file.write_text(text, "utf-8")
-        except OSError as error:  # a full disk names no file
+        except OSError as error:  # the error of a full disk does not name the file
             raise UserError(f"cannot write {file}: {error.strerror}") from error
     return list(files)
 
@@ -51,7 +52,7 @@ def list_notes(rows: Sequence[Row]) -> list[str]:
 
 
 def differing_fields(configs: Iterable[dict[str, Any]]) -> dict[str, list[str]]:
-    """Returns the fields in which configs differ, and their values in the order of the configs."""
+    """Returns the fields in which configs differ, with their values in the order of `configs`."""
     configs = list(configs)
     fields = dict.fromkeys(field for config in configs for field in config)
     values = {field: [json.dumps(config.get(field)) for config in configs] for field in fields}
@@ -59,7 +60,7 @@ def differing_fields(configs: Iterable[dict[str, Any]]) -> dict[str, list[str]]:
 
 
 def count_versions(rows: Sequence[Row]) -> list[str]:
-    """Returns commit, versions and devices of the runs' starts, with the number of such starts."""
+    """Returns a line for each combination of commit, versions and devices, with its starts."""
     paths = [path / RECORD_FILE for row in rows for path in row.workdirs.values()]
     records = [record for record in map(results.read_json, paths) if record]
     counts = Counter(
@@ -68,7 +69,7 @@ def count_versions(rows: Sequence[Row]) -> list[str]:
         + f"; {len(start['devices'])} x {start['devices'][0]} on {start['host']}"
         for record in records
         for start in record["starts"]
-        if "versions" in start  # a corrupt record was replaced by one without
+        if "versions" in start  # missing if the record was corrupt and replaced
     )
     return [f"{count} starts: {line}" for line, count in counts.items()]
 
@@ -76,9 +77,9 @@ def count_versions(rows: Sequence[Row]) -> list[str]:
 def to_html(
     sweep: SweepRecord, rows: Sequence[Row], drawings: Mapping[str, tuple[str, str]]
 ) -> str:
-    """Returns the report as one HTML document, whose policy forbids it to load anything."""
+    """Returns the report as one HTML document with a policy that forbids loading other files."""
     e = html.escape
-    about = [  # an indented paragraph is a command
+    about = [  # indented paragraphs are commands
         f"<pre>{e(part.strip())}</pre>"
         if part.startswith(" ")
         else f"<p>{e(' '.join(part.split()))}</p>"
@@ -119,13 +120,13 @@ def to_html(
 
 
 def _html_table(header: Sequence[str], rows: str) -> str:
-    """Returns head and body of a table; the header's cells and the rows are HTML."""
+    """Returns the head and the body of an HTML table; `header` and `rows` are already HTML."""
     head = "".join(f"<th>{each}</th>" for each in header)
     return f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody>"
 
 
 def to_markdown(sweep: SweepRecord, rows: Sequence[Row]) -> str:
-    """Returns the report, without its figures, in Markdown."""
+    """Returns the report in Markdown, without its figures."""
     header, lines = results.tabulate(rows)
     front = ", ".join(row.name for row in results.pareto_front(rows, "macs"))
     fields = differing_fields(sweep.configs.values())
@@ -152,6 +153,6 @@ def to_markdown(sweep: SweepRecord, rows: Sequence[Row]) -> str:
 
 
 def _markdown_table(header: Sequence[str], lines: Iterable[Sequence[str]], align: str) -> str:
-    """Returns a table in Markdown whose columns after the first align as `align`."""
+    """Returns a Markdown table; `align` ("---:") is the rule of all columns after the first."""
     rule = ["---", *[align] * (len(header) - 1)]
     return "".join(f"| {' | '.join(line)} |\n" for line in (header, rule, *lines))

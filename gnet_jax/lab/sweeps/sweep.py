@@ -1,7 +1,7 @@
-"""A sweep on disk, and its results as rows and tables.
+"""Read and write the files of a sweep, and return its results as rows and tables.
 
-DIR/sweep.json holds the configs. DIR/CONFIG/seed-N is the workdir of one run, and result.json in it
-says how that run ended.
+DIR/sweep.json has the configs. DIR/CONFIG/seed-N is the workdir of one run. The result of the run
+is in its result.json.
 """
 
 import csv
@@ -23,13 +23,13 @@ from gnet_jax.config import Config, ConfigError, UserError, differences, flatten
 
 SWEEP_FILE = "sweep.json"
 RESULT_FILE = "result.json"
-OWN = ("workdir", "seed")  # the runs of one config differ in these fields by design
+OWN = ("workdir", "seed")  # the fields in which runs of the same config differ
 LEGEND = (
-    "top-1 and losses: validation images, after the last step; mean \N{PLUS-MINUS SIGN} sample "
-    "standard deviation over the seeds. images/s: median training throughput. step memory: of one "
-    "training step, as XLA plans it."
+    "top-1 and losses: on the validation images after the last step, as mean \N{PLUS-MINUS SIGN} "
+    "sample standard deviation over the seeds. images/s: median training throughput. step memory: "
+    "memory of one training step, as XLA plans it."
 )
-Value = tuple[str, float | None]  # a table's text, and the number to sort by
+Value = tuple[str, float | None]  # the text of a table's cell, and the number to sort by
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,10 +55,10 @@ def list_cells(workdir: Path, first_seeds: Mapping[str, int], seeds: int) -> lis
 
 
 def select_shard(costs: Sequence[float], index: int, shards: int) -> list[int]:
-    """Returns the positions of the runs of shard `index`; every run is in exactly one shard.
+    """Returns the positions of the runs in shard `index`; every run is in exactly one shard.
 
-    A shard is a contiguous range of about 1/`shards` of the cost, because neighbouring runs are
-    seeds of one config and share its compiled step.
+    A shard is a contiguous range of runs with about 1/`shards` of the total cost. It is contiguous
+    because neighbouring runs are seeds of one config and share its compiled step.
     """
     middles = np.cumsum(costs) - np.divide(costs, 2)
     shard = np.minimum(middles / (sum(costs) or 1.0) * shards, shards - 1).astype(int)
@@ -68,7 +68,7 @@ def select_shard(costs: Sequence[float], index: int, shards: int) -> list[int]:
 def open_sweep(workdir: Path, configs: Mapping[str, Config], seeds: int, about: str) -> None:
     """Write `sweep.json`.
 
-    Raises ConfigError if configs that it holds already differ, or the folder is not writable.
+    Raises ConfigError if the file already has different configs, or the folder is not writable.
     """
     file = workdir / SWEEP_FILE
     new = {name: flatten(config) for name, config in configs.items()}
@@ -78,8 +78,8 @@ def open_sweep(workdir: Path, configs: Mapping[str, Config], seeds: int, about: 
         changed = differences(old[name], new[name])
         if changed:
             raise ConfigError(
-                f"{workdir} holds a sweep with another config {name!r} ({'; '.join(changed)}); "
-                "use another --workdir, or the old values to resume it"
+                f"{workdir} has a sweep with another config {name!r} ({'; '.join(changed)}); "
+                "use another --workdir, or use the old values to resume the sweep"
             )
     record = {"about": about, "seeds": max(seeds, record["seeds"]), "configs": old | new}
     try:
@@ -95,10 +95,10 @@ def open_sweep(workdir: Path, configs: Mapping[str, Config], seeds: int, about: 
 
 @dataclasses.dataclass(frozen=True)
 class SweepRecord:
-    """The content of `sweep.json`: configs (flattened, without `OWN`) by name, and all runs."""
+    """The content of `sweep.json`: configs by name (flattened, without `OWN`), and all runs."""
 
     title: str  # the first line of the docstring of the sweep's file
-    about: str  # the rest of it
+    about: str  # the rest of the docstring
     seeds: int
     configs: dict[str, dict[str, Any]]
     cells: list[Cell]
@@ -108,7 +108,7 @@ def read_sweep(workdir: Path) -> SweepRecord:
     """Read the record of the sweep in `workdir`; raises a UserError if there is none."""
     found = read_json(workdir / SWEEP_FILE)
     if found is None:
-        raise UserError(f"{workdir} holds no sweep (no {SWEEP_FILE}); gnet ablate makes one")
+        raise UserError(f"{workdir} has no sweep (no {SWEEP_FILE}); gnet ablate creates one")
     title, _, about = found["about"].strip().partition("\n")
     first_seeds = {name: config["seed"] for name, config in found["configs"].items()}
     configs = {
@@ -120,7 +120,7 @@ def read_sweep(workdir: Path) -> SweepRecord:
 
 
 def read_json(file: Path) -> dict[str, Any] | None:
-    """Read the object in a JSON file; returns None if missing, raises a UserError if corrupt."""
+    """Returns the object in a JSON file; None if it is missing. Raises UserError if corrupt."""
     try:
         return dict(json.loads(file.read_text()))
     except (FileNotFoundError, NotADirectoryError):
@@ -138,13 +138,13 @@ class Row:
     name: str
     workdirs: dict[int, Path] = dataclasses.field(default_factory=dict)
     done: dict[int, dict[str, Any]] = dataclasses.field(default_factory=dict)  # results
-    failed: dict[int, str] = dataclasses.field(default_factory=dict)  # errors
-    missing: list[int] = dataclasses.field(default_factory=list)  # have not ended yet
+    failed: dict[int, str] = dataclasses.field(default_factory=dict)  # error messages
+    missing: list[int] = dataclasses.field(default_factory=list)  # seeds that have not ended
 
     def values(self, *path: str) -> list[float]:
-        """Returns a result of the finished seeds, such as `values("heads", "main", "loss")`.
+        """Returns one result of each finished seed, such as `values("heads", "main", "loss")`.
 
-        It is empty if the config has no such head; null in JSON becomes NaN.
+        The list is empty if the config has no such head. null in JSON becomes NaN.
         """
         found: list[Any] = list(self.done.values())
         for name in path:
@@ -153,12 +153,12 @@ class Row:
 
     @property
     def top1(self) -> float:
-        """Validation top-1 (a share of 1) after the last step, the mean of the finished seeds."""
+        """Mean validation top-1 (from 0 to 1) of the finished seeds after their last step."""
         return statistics.fmean(self.values("top1"))
 
 
 def read_rows(sweep: SweepRecord) -> list[Row]:
-    """Read the results of a sweep: a row for every config, finished or not."""
+    """Read the results of a sweep: one row for every config, even if no run has finished."""
     rows = {name: Row(name) for name in sweep.configs}
     for cell in sweep.cells:
         row, result = rows[cell.name], cell.result
@@ -178,7 +178,7 @@ def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def pareto_front(rows: Sequence[Row], cost: str) -> list[Row]:
-    """Returns the finished rows that no other beats in `cost` and mean top-1, cheapest first."""
+    """Returns the finished rows on the Pareto front of `cost` and mean top-1, cheapest first."""
     front: list[Row] = []
     done = [row for row in rows if row.done]
     for row in sorted(done, key=lambda row: (row.values(cost)[0], -row.top1)):
@@ -188,7 +188,7 @@ def pareto_front(rows: Sequence[Row], cost: str) -> list[Row]:
 
 
 def all_heads(rows: Sequence[Row]) -> list[str]:
-    """Returns the heads of all rows, main first."""
+    """Returns the names of the heads in all rows, the main head first."""
     names = {head for row in rows for result in row.done.values() for head in result["heads"]}
     return sorted(names, key=lambda head: (head != "main", head))
 
@@ -238,10 +238,10 @@ def _with_spread(values: Sequence[float], digits: int, unit: str = "") -> Value:
 
 
 def results_table(rows: Sequence[Row], title: str) -> Table:
-    """Returns the table for a terminal."""
+    """Returns the table of results for a terminal."""
     table = Table(title=title, title_justify="left")
     header, lines = tabulate(rows)
-    for name in header:  # folded, because a cut number would be wrong
+    for name in header:  # fold columns, because a truncated number would be wrong
         table.add_column(name, justify="left" if name == "config" else "right", overflow="fold")
     for values in lines:
         table.add_row(*(text for text, _ in values))
@@ -249,7 +249,7 @@ def results_table(rows: Sequence[Row], title: str) -> Table:
 
 
 def runs_csv(rows: Sequence[Row]) -> str:
-    """Returns CSV with a line for every finished run, unrounded; top-1 is a share of 1."""
+    """Returns CSV with a line of unrounded values for every finished run; top-1 is from 0 to 1."""
     costs = ("macs", "params", "params_with_aux", "memory_bytes", "images_per_sec")
     heads = [(head, metric) for head in all_heads(rows) for metric in ("loss", "top1")]
     out = io.StringIO()

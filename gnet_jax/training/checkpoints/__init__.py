@@ -1,1 +1,1 @@
-"""Checkpoints: save, verify, restore, keep."""
+"""Save, verify and restore checkpoints."""

@@ -1,4 +1,4 @@
-"""The committed checkpoints of a run: list them, restore one, open the best one as a model."""
+"""List the committed checkpoints of a run, restore one, or open the best one as a model."""
 
 import re
 from pathlib import Path
@@ -28,7 +28,7 @@ class SavedSteps:
         self._list()
 
     def _list(self) -> None:
-        try:  # not glob, which finds nothing in a folder that it cannot list
+        try:  # not with glob, which returns nothing for a folder that cannot be listed
             names = [path.name for path in self.folder.iterdir() if path.is_dir()]
         except FileNotFoundError:
             names = []
@@ -57,14 +57,14 @@ class SavedSteps:
 
     @property
     def best(self) -> int | None:
-        """The step with the highest top-1 accuracy; the newest of equals."""
+        """The step with the highest top-1 accuracy; if several have it, the newest of them."""
         return max(self.top1, key=lambda step: (self.top1[step], step), default=None)
 
     def restore(self, step: int, abstract_state: Any) -> Any:
         """Returns the verified state of `step`, placed on any number of devices and processes.
 
         `abstract_state` is a tree of `jax.ShapeDtypeStruct` with shardings. Raises ConfigError if
-        the step is corrupt, or has other leaves, shapes or dtypes.
+        the step is corrupt, or if its leaves, shapes or dtypes differ from `abstract_state`.
         """
         return self._place(step, read_verified(self.path(step)), abstract_state)
 
@@ -76,9 +76,9 @@ class SavedSteps:
         for name in sorted(expected.keys() | found.keys()):
             if expected.get(name) != found.get(name):
                 raise ConfigError(
-                    f"checkpoint {step} in {self.folder} does not fit: {name} is "
+                    f"checkpoint {step} in {self.folder} does not fit this run: {name} is "
                     f"{found.get(name, 'absent')} there, {expected.get(name, 'absent')} here; use "
-                    "the code that wrote it, or another --workdir"
+                    "the code that wrote the checkpoint, or another --workdir"
                 )
         placed = [
             jax.make_array_from_callback(leaf.shape, leaf.sharding, arrays[name].__getitem__)
@@ -88,16 +88,17 @@ class SavedSteps:
 
 
 def is_workdir(path: Path) -> bool:
-    """Whether `path` is the workdir of a run that has saved something."""
+    """Returns whether `path` is the workdir of a run, with a folder of checkpoints."""
     return (path / CONFIG_FILE).is_file() and (path / CHECKPOINTS).is_dir()
 
 
 def read_workdir(workdir: Path) -> TrainedModel:
     """Returns the model in a run's best checkpoint, or in its newest if none was evaluated.
 
-    It has the averaged parameters if the run kept them. Everything comes from the checkpoint: the
-    run's data and `--init` may be gone. Raises WeightsError if there is no checkpoint or it does
-    not fit its description, and CorruptError if it is corrupt or the digests of any step are.
+    The model has the averaged parameters if the run averaged them. Only the checkpoint is read: the
+    data and the `--init` of the run may be missing. Raises WeightsError if there is no checkpoint
+    or it does not fit its description. Raises CorruptError if the checkpoint or the digests of any
+    step are corrupt.
     """
     saved = SavedSteps(workdir / CHECKPOINTS)
     for error in saved.corrupt.values():  # this step may be the best one

@@ -1,4 +1,4 @@
-"""Save a run's checkpoints, keep the newest and the best, restore the newest that is intact."""
+"""Save the checkpoints of a run, keep the newest and the best, restore the newest intact one."""
 
 import contextlib
 import dataclasses
@@ -33,17 +33,18 @@ from gnet_jax.training.checkpoints.verify import (
 from gnet_jax.training.hosts.agree import OneHostError, TrainingError, gather, run_on_all_hosts
 from gnet_jax.training.observe.console import Stopwatch
 
-QUARANTINED = ".damaged"  # what is appended to the name of a corrupt checkpoint
-PARTIAL = ".orbax-checkpoint-tmp"  # in the name of a folder that is being written or deleted
+QUARANTINED = ".damaged"  # appended to the name of a corrupt checkpoint
+PARTIAL = ".orbax-checkpoint-tmp"  # part of the name of a folder being written or deleted
 
 
 class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
-    """The checkpoints of one run: the newest few, and the one of the best evaluation.
+    """The checkpoints of one run: the newest few, and the one with the best evaluation.
 
-    A save runs in the background: copy, hash, write, commit by a rename, read back. Only then does
-    the step count as saved, and older steps are deleted. A failed save is logged and counted, and
-    the next one tries again. On several hosts it raises instead, because the others would wait: a
-    `TrainingError` on all of them if the disk is full, otherwise a `OneHostError`.
+    A save runs in the background: it copies the state, hashes and writes it, renames the folder to
+    commit it, and reads it back. Only then does the step count as saved, and older steps are
+    deleted. If a save fails, a warning is printed, and the next save tries again. On several hosts
+    a failed save raises an error instead, because the other hosts would wait: a `TrainingError` on
+    all hosts if the disk is full, otherwise a `OneHostError`.
     """
 
     def __init__(
@@ -57,8 +58,8 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
     ) -> None:
         """Open `folder`, or create it.
 
-        `tell` prints a line; `watch` measures the time that saving holds up the run; `model` is a
-        description that is saved with every step; `verify` reads each step back.
+        `tell` prints a line. `watch` measures for how long saving delays the run. `model` is a
+        description that is saved with every step. `verify` is whether to read each step back.
         """
         super().__init__(folder)
         self.tell = tell
@@ -83,7 +84,7 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
         self._orbax.close()
 
     def save(self, step: int, state: Any, top1: float | None = None) -> None:
-        """Start to save `state` as `step`. A step that is already saved only gets its top-1."""
+        """Start to save `state` as `step`; if it is already saved, only add its top-1 accuracy."""
         with self.watch.spent("saving"):
             self._finish_pending()
             if step not in self.steps:
@@ -109,11 +110,11 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
             self._orbax.save(plain_path(self.folder) / str(step), args=items)
             self._pending = step, self._background.submit(self._commit, step)
             self.watch.saved(step)
-        except Exception as error:  # whatever Orbax and TensorStore raise
+        except Exception as error:  # Orbax and TensorStore raise errors of many types
             self._fail(step, error, on_all_hosts=isinstance(error, UserError))
 
     def _commit(self, step: int) -> None:
-        """Wait until `step` is on disk, verify it, and delete the steps that it replaces."""
+        """Wait until `step` is on disk, verify it, and delete the older steps that it replaces."""
         self._orbax.wait_until_finished()  # Orbax raises an error only to the thread that waits
         if jax.process_index():
             return
@@ -124,20 +125,20 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
                 raise UserError(self._quarantine(step, error)) from error
         # Orbax's preservation policies would delete older steps before this one is verified.
         for old in set(self.steps).difference(self._kept_with(step)):
-            # Renamed first: if the deletion is killed, the next start removes the rest.
+            # Rename it first: if the process is killed meanwhile, the next start deletes the rest.
             deleted = self.folder / f"{old}{PARTIAL}"
             with contextlib.suppress(FileNotFoundError):
                 self.path(old).rename(deleted)
             shutil.rmtree(deleted, ignore_errors=True)
 
     def _kept_with(self, step: int) -> list[int]:
-        """Returns the steps to keep once `step` is saved: the newest few, and the best."""
+        """Returns the steps to keep after `step` is saved: the newest few, and the best."""
         steps = sorted({*self.steps, step})
         kept = {*steps[-self._keep_latest :], self.best}
         return [each for each in steps if each in kept]
 
     def _check_space(self, state: Any) -> None:
-        """Raise if the state does not fit: on a full disk Orbax leaves a dozen failed threads."""
+        """Raise if the disk is too full, because Orbax would then leave a dozen failed threads."""
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         disk = shutil.disk_usage(self.folder)
         if disk.total > 0 and disk.free < needed:  # some network drives report no size at all
@@ -146,7 +147,7 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
             )
 
     def check(self) -> None:
-        """Report the result of the background save if it has ended; `wait` waits for it."""
+        """Handle the result of the background save if the save has ended; see also `wait`."""
         if self._pending is not None and self._pending[1].done():
             self._finish_pending()
 
@@ -167,8 +168,8 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
             return
         self.problem = None
         self.watch.committed = step
-        # Not listed again: on a network file system listings may lag behind, differently on each
-        # host, and hosts that know other steps would decide differently and wait for each other.
+        # Do not list the folder again. On a network file system the hosts may see different, old
+        # listings. Then they would decide differently and wait for each other forever.
         self.steps = self._kept_with(step)
         self.top1 = {each: top1 for each, top1 in self.top1.items() if each in self.steps}
 
@@ -180,8 +181,8 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
             raise kind(
                 f"{self.problem}; the same command on every host resumes from the latest checkpoint"
             ) from error
-        # What the save left may fill the disk. Orbax does not wait for its other writes, so delete
-        # until nothing new has shown up for half a second.
+        # The files that the save left may fill the disk. Orbax does not wait for its other writes,
+        # so delete until no new file has appeared for half a second.
         quiet = 0
         for _ in range(100):
             quiet = 0 if self._delete_partial() else quiet + 1
@@ -193,7 +194,7 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
         self.tell(f"warning: {self.problem}; {latest}, and the next save tries again")
 
     def _delete_partial(self) -> bool:
-        """Delete what unfinished saves and deletions left; returns whether there was anything."""
+        """Delete the files of unfinished saves and deletions; returns whether there were any."""
         found = list(self.folder.glob(f"*{PARTIAL}*"))
         for folder in found:
             shutil.rmtree(folder, ignore_errors=True)
@@ -202,9 +203,10 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
     def restore_latest(self, abstract_state: Any) -> tuple[int, Any] | None:
         """Returns the newest intact step and its state; None if nothing was ever saved.
 
-        Corrupt steps on the way are logged and renamed (120 becomes 120.damaged). The first process
-        chooses. The others verify the same step and take over its list of steps. Raises ConfigError
-        if no step is intact, or as `restore`; UserError if another host failed.
+        Newer steps that are corrupt are logged and renamed (120 becomes 120.damaged). The first
+        process chooses the step. The others verify the same step and use the first process's list
+        of steps. Raises ConfigError if no step is intact or as `restore` does, and UserError if
+        another host failed.
         """
         first = jax.process_index() == 0
         chosen, arrays = run_on_all_hosts(lambda: self._verify_latest() if first else (None, {}))
@@ -218,7 +220,7 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
         return step, run_on_all_hosts(lambda: restore(abstract_state))
 
     def _verify_latest(self) -> tuple[int | None, dict[str, np.ndarray]]:
-        """Returns the newest intact step and its arrays; renames the corrupt ones on the way."""
+        """Returns the newest intact step and its arrays; renames newer steps that are corrupt."""
         for step in reversed(self.steps):
             try:
                 return step, read_verified(self.path(step))
@@ -232,7 +234,7 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
         return None, {}
 
     def _quarantine(self, step: int, error: CorruptError) -> str:
-        """Rename a corrupt step; returns a sentence that says so."""
+        """Rename a corrupt step, and return a message about it."""
         names = (f"{step}{QUARANTINED}{'' if n == 1 else f'-{n}'}" for n in range(1, 1000))
         renamed = next(self.folder / name for name in names if not (self.folder / name).exists())
         try:
@@ -248,8 +250,8 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
 def _barrier(*, key: str, timeout_ms: int) -> None:
     """Wait for the other hosts, unless this host's save has failed.
 
-    They wait for the failed write, so Orbax, which calls this in the `finally` of its thread, would
-    make all hosts wait for 20 minutes without a message.
+    Orbax calls this in the `finally` clause of its thread. After a failed save, the other hosts
+    wait for the failed write, so all hosts would wait for 20 minutes without a message.
     """
     error = sys.exception()
     if error is not None and threading.current_thread() is not threading.main_thread():
@@ -258,7 +260,7 @@ def _barrier(*, key: str, timeout_ms: int) -> None:
 
 
 class _DigestsHandler(ocp.AsyncCheckpointHandler):
-    """Hashes and writes in the background, before Orbax commits the checkpoint."""
+    """Hashes the arrays and writes the digests in the background, before Orbax commits."""
 
     async def async_save(self, directory: Path, args: "_DigestsSave") -> list[future.Future]:
         async def work() -> None:

@@ -1,8 +1,8 @@
-"""Reading and verifying a checkpoint: `read_verified` compares every bit with its sha256.
+"""Read and verify a checkpoint: `read_verified` compares the sha256 of every array.
 
-A checkpoint is a folder named by its step. `state` holds the arrays, in the format of Orbax.
-`digests/digests.json` holds the dtype, shape and sha256 of each array, the model's description and
-the top-1 accuracy, all under a sha256 of their own.
+A checkpoint is a folder whose name is its step. Its folder `state` has the arrays in the format of
+Orbax. `digests/digests.json` has the dtype, shape and sha256 of each array, the description of the
+model and the top-1 accuracy. A sha256 over all of this is in the same file.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ DIGESTS_FILE = "digests.json"
 
 
 class CorruptError(ConfigError):
-    """A checkpoint is not what was written; `reason` says what differs."""
+    """A checkpoint differs from what was written; `reason` says how."""
 
     def __init__(self, checkpoint: Path, reason: str) -> None:
         super().__init__(
@@ -35,10 +35,10 @@ class CorruptError(ConfigError):
 def read_verified(
     checkpoint: Path, wanted: Callable[[str], bool] = lambda name: True
 ) -> dict[str, np.ndarray]:
-    """Returns the arrays of a checkpoint whose names are `wanted`, every bit verified.
+    """Returns the arrays of a checkpoint for which `wanted(name)` is true, after verifying them.
 
-    Raises CorruptError that names the first array that is missing or differs, or ConfigError if a
-    file cannot be opened, which says nothing about its content.
+    Raises CorruptError with the name of the first array that is missing or differs. Raises
+    ConfigError if a file cannot be opened, because its content may still be intact.
     """
     try:
         written = read_digests(checkpoint)["arrays"]
@@ -57,7 +57,7 @@ def read_verified(
 
 
 def find_difference(arrays: Mapping[str, np.ndarray], written: Mapping[str, Any]) -> str | None:
-    """Returns the first difference from the digests in `written`, or None."""
+    """Returns the first difference between `arrays` and the digests in `written`, or None."""
     for name in sorted(written.keys() | arrays.keys()):
         if name not in arrays:
             return f"{name} is missing"
@@ -65,7 +65,7 @@ def find_difference(arrays: Mapping[str, np.ndarray], written: Mapping[str, Any]
             return f"{name} was not saved"
         found, expected = _digest_array(arrays[name]), written[name]
         if found[:2] != expected[:2]:
-            return f"{name} is {found[:2]}; {expected[:2]} was saved"
+            return f"{name} is {found[:2]}, but {expected[:2]} was saved"
         if found != expected:
             return f"the bits of {name} differ from those that were saved"
     return None
@@ -83,20 +83,20 @@ def _check_readable(checkpoint: Path) -> None:
 
 
 def write_digests(folder: Path, arrays: Mapping[str, np.ndarray], notes: Mapping[str, Any]) -> None:
-    """Write the digests of `arrays`, and `notes`, into the folder `digests` of a checkpoint."""
+    """Write the digests of `arrays`, and `notes`, to `folder`, which is CHECKPOINT/digests."""
     entries = {name: _digest_array(array) for name, array in sorted(arrays.items())}
     _write(folder, {**notes, "arrays": entries})
 
 
 def add_notes(checkpoint: Path, notes: Mapping[str, Any]) -> None:
-    """Replace some of the notes that `write_digests` wrote, or leave the file as it is."""
+    """Replace some of the notes that `write_digests` wrote; an error leaves the file unchanged."""
     _write(checkpoint / "digests", read_digests(checkpoint) | dict(notes))
 
 
 def read_digests(checkpoint: Path) -> dict[str, Any]:
-    """Returns what `write_digests` wrote: the notes, and `arrays`.
+    """Returns what `write_digests` wrote: the notes, and the digests under the key "arrays".
 
-    Raises CorruptError if the file is missing, or not as it was written.
+    Raises CorruptError if the file is missing or differs from what was written.
     """
     try:
         body = json.loads((checkpoint / "digests" / DIGESTS_FILE).read_bytes())
@@ -113,7 +113,7 @@ def read_digests(checkpoint: Path) -> dict[str, Any]:
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
-    """Returns the leaves of a tree by name, the same for dicts, tuples and named tuples."""
+    """Returns the leaves by path ("params/conv1/..."); dicts and named tuples give equal paths."""
 
     def part(key: Any) -> str:
         return str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
@@ -132,12 +132,12 @@ def digest(tree: Any) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """Returns the first line of an error's message, or its class if it has none."""
+    """Returns the first line of an error's message, or the name of its class if it has none."""
     return (str(error) or type(error).__name__).splitlines()[0][:200]
 
 
 def _digest_array(array: np.ndarray) -> list[Any]:
-    """Returns dtype, shape and sha256 (in C order)."""
+    """Returns the dtype, the shape and the sha256 of the bytes in C order."""
     sha256 = hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
     return [str(array.dtype), list(array.shape), sha256]
 
@@ -153,12 +153,12 @@ def _write(folder: Path, body: Mapping[str, Any]) -> None:
 
 
 def _read_arrays(folder: Path, names: list[str]) -> dict[str, np.ndarray]:
-    """Read arrays that Orbax wrote, without Orbax.
+    """Read arrays that Orbax wrote, without using Orbax.
 
-    It would log further errors behind the first, and place arrays on devices before they are
+    Orbax would log further errors after the first one, and place arrays on devices before they are
     verified.
     """
-    import tensorstore  # here, because `gnet train --help` imports this module too
+    import tensorstore  # here, so that `gnet train --help`, which imports this module, is fast
 
     def start_opening(name: str) -> Any:
         base = {"driver": "file", "path": f"{plain_path(folder)}/"}

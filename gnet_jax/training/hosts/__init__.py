@@ -1,1 +1,1 @@
-"""Several hosts: start, agree and stop together."""
+"""Start and stop a run on several hosts, and check that all of them agree."""

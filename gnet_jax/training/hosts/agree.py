@@ -1,6 +1,6 @@
-"""What hosts exchange, and the check that all of them run the same thing.
+"""Exchange text and errors between hosts, and check that all of them run the same thing.
 
-Every host must call each function here, in the same order.
+Every host must call these functions, in the same order.
 """
 
 import json
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 
 Value = TypeVar("Value")
 
-# Paths and thread counts: hosts may differ in these fields.
+# Hosts may differ in these fields, which are paths and numbers of threads.
 PER_HOST_FIELDS = ("workdir", "init", "data.source", "data.threads", "data.workers")
-TOKEN_SECONDS = 10  # until a file that host 0 wrote shows up over a network file system
+TOKEN_SECONDS = 10  # time limit for a file of host 0 to appear on a network file system
 
 
 class TrainingError(RuntimeError):
-    """Training cannot continue, on any host: not finite, not learning, or not saved."""
+    """Training cannot continue on any host: it is not finite, does not learn, or was not saved."""
 
 
 class OneHostError(TrainingError):
-    """An error that the other hosts do not know of; see `abort_on_unexpected_error`."""
+    """An error that only this host raises; see `abort_on_unexpected_error`."""
 
 
 def gather(text: str) -> list[str]:
@@ -53,9 +53,9 @@ def gather(text: str) -> list[str]:
 
 
 def run_on_all_hosts(action: Callable[[], Value]) -> Value:
-    """Returns what `action` returns here, once it has succeeded on every host.
+    """Call `action` on every host, and return its result here if it succeeds on all of them.
 
-    If it raises a UserError here, raises that; otherwise a UserError with the first one elsewhere.
+    If it raises a UserError here, raises it; if only on other hosts, a UserError with the first.
     """
     try:
         value, own = action(), None
@@ -71,17 +71,18 @@ def run_on_all_hosts(action: Callable[[], Value]) -> Value:
 
 
 def identity(run: "Run", fingerprints: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what must be equal on every host, by name; fingerprints cover the class names."""
+    """Returns the values that must be equal on every host, by name."""
     found = {k: value for k, value in flatten(run.config).items() if k not in PER_HOST_FIELDS}
     if run.program.pretrained is not None:
         found["init"] = digest(run.program.pretrained.variables)
+    # The other fingerprints cover the class names.
     found |= {f"data.fingerprint.{k}": v for k, v in fingerprints.items() if k != "classes"}
     found |= {f"version of {name}": value for name, value in package_versions().items()}
     return found | {"code": code_version()}
 
 
 def compare(own: Mapping[str, Any]) -> None:
-    """Raise a ConfigError, the same on every host, that names the first host that differs."""
+    """Raise a ConfigError on every host that names the first host that differs from host 0."""
     first, *others = (json.loads(text) for text in gather(json.dumps(own)))
     for host, values in enumerate(others, 1):
         differing = [

@@ -1,4 +1,4 @@
-"""The processes of one run: join the others, and exit when one of them is lost."""
+"""Join the other processes of a run, and exit when one of them is lost."""
 
 import contextlib
 import glob
@@ -20,22 +20,22 @@ from gnet_jax.errors import choose
 from gnet_jax.training.checkpoints.verify import first_line
 from gnet_jax.training.hosts.agree import OneHostError
 
-ACKNOWLEDGE = "GNET_JAX_ACKNOWLEDGE"  # file descriptor to which the run writes when it is signalled
+ACKNOWLEDGE = "GNET_JAX_ACKNOWLEDGE"  # the file descriptor to which a run acknowledges a signal
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-EXIT_LOST = 3  # exit code if the processes could not meet, or lost one of them
+EXIT_LOST = 3  # exit code if the processes could not connect, or if one of them was lost
 
-# JAX ends all processes if one has not answered for this long. It may take up to twice as long, and
-# the docs promise 35 s.
+# JAX ends all processes if one of them has not answered for this long. It may take up to twice this
+# time to notice; the docs promise 35 s.
 HEARTBEAT_SECONDS = 15
-SHUTDOWN_SECONDS = 30  # that a finished process waits for the others to finish
+SHUTDOWN_SECONDS = 30  # how long a finished process waits for the others to finish
 
 
 class HostsError(RuntimeError):
-    """Processes did not find each other; the same command may work the next time."""
+    """The processes could not connect; the same command may succeed the next time."""
 
 
 def should_join(launch: Launch) -> bool:
-    """Whether this process should join others."""
+    """Returns whether this process should join other processes."""
     option = choose("--distributed", launch.distributed, {"auto": None, "on": True, "off": False})
     if option is not None:
         return option
@@ -47,8 +47,8 @@ def should_join(launch: Launch) -> bool:
 def detect_cluster() -> str | None:
     """Returns the kind of multi-process job that this process belongs to, or None.
 
-    If in doubt, a job is assumed: a process that overlooks its job would train alone, beside
-    others in the same workdir.
+    If in doubt, it assumes a job. Otherwise each process of a job that was not recognised would
+    train alone in the same workdir.
     """
     env = os.environ
     slurm = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
@@ -78,7 +78,10 @@ def _number(name: str) -> int:
 
 @contextlib.contextmanager
 def handle_stop_signals(handler: Callable[[int, Any], None]) -> Iterator[list[int]]:
-    """Handle the signals that stop a run, which are yielded; SIGHUP stays ignored under nohup."""
+    """Install `handler` for the signals that stop a run, and yield the numbers of these signals.
+
+    SIGHUP stays ignored under nohup.
+    """
     ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     numbers = [each for each in SIGNALS if each != signal.SIGHUP or not ignored]
     before = {each: signal.signal(each, handler) for each in numbers}
@@ -93,8 +96,8 @@ def start(launch: Launch) -> None:
     """Join the other processes of the run, if any. Call this before anything uses a device.
 
     If they do not all join within `launch.start_timeout`, the process exits with `EXIT_LOST`.
-    Raises ConfigError if it is unclear which processes belong together, and HostsError if the
-    others cannot be reached.
+    Raises ConfigError if it cannot determine which processes belong to the run, and HostsError if
+    the others cannot be reached.
     """
     if not should_join(launch):
         return
@@ -105,7 +108,7 @@ def start(launch: Launch) -> None:
         "coordinator_address": launch.coordinator,
         "num_processes": launch.num_processes,
         "process_id": launch.process_id,
-        # JAX would abort without saying what to do, so the alarm below comes first.
+        # JAX would abort without saying what to do, so the alarm below goes off before that.
         "initialization_timeout": launch.start_timeout + 60,
         "heartbeat_timeout_seconds": HEARTBEAT_SECONDS,
         "shutdown_timeout_seconds": SHUTDOWN_SECONDS,
@@ -150,11 +153,11 @@ def _describe(launch: Launch, cluster: str | None) -> str:
 
 @contextlib.contextmanager
 def abort_on_unexpected_error(*expected: type[Exception]) -> Iterator[None]:
-    """With several processes, exit at once if the body raises an error on this one alone.
+    """With several processes, exit at once if the body raises an error on this process only.
 
-    The others wait for this process in the step that is under way. A normal exit would wait for
-    them in turn, to finish a save and to disconnect. Errors that every process raises pass through:
-    a `UserError` and those of `expected`, except a `OneHostError`. A process alone raises all.
+    The others wait for this process in the current step, and a normal exit would wait for them, to
+    finish a save and to disconnect. Errors that every process raises are raised normally: a
+    `UserError` and the types in `expected`, except a `OneHostError`. With one process, all are.
     """
     try:
         yield
@@ -175,7 +178,7 @@ def _explain(error: Exception) -> tuple[str, int]:
         text += f"lost contact with the others, most likely because one exited ({_name(error)})"
     else:
         text = "".join(traceback.format_exception(error)) + text
-        text += "raised the error above, which ends the others. Fix it first"
+        text += "raised the error above, which also ends the others. Fix it first"
     text += "; the same command on every host resumes from the latest checkpoint"
     return text, EXIT_LOST if lost else 1
 

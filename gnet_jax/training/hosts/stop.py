@@ -1,8 +1,8 @@
-"""When to stop: a signal or a fault on any host stops every host after the same step.
+"""Stop every host after the same step, if any host receives a signal or has a fault.
 
-Hosts agree without an extra wait. Each passes a `stop` code to the compiled step, which returns the
-largest of all hosts. Every host reads the result of step n after it has dispatched step n + 1, at
-the latest, so a code passed to step n ends the run after step n + 1.
+The hosts agree without an extra wait. Each host passes a `stop` code to the compiled step, which
+returns the largest code of all hosts. Every host reads the result of step n, at the latest, after
+it has dispatched step n + 1. So a code passed to step n ends the run after step n + 1.
 """
 
 import contextlib
@@ -23,12 +23,12 @@ from gnet_jax.training.hosts.start import ACKNOWLEDGE, handle_stop_signals
 from gnet_jax.training.observe.faults import BadImages
 from gnet_jax.training.sharding import split
 
-FAULT = 1000  # the code of a host without a batch to train on; larger than every signal's number
-LEAD = 2  # steps from passing a code to the last step that is trained, both included
+FAULT = 1000  # the stop code of a host that cannot load its batch; larger than any signal number
+LEAD = 2  # steps from the one that gets a code to the last one that is trained, both included
 
 
 class StopRequest(contextlib.ExitStack):
-    """SIGINT, SIGTERM and SIGHUP ask the loop to save and stop; a second one kills the process."""
+    """On SIGINT, SIGTERM or SIGHUP, asks the loop to save and stop; a second signal kills."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,34 +44,34 @@ class StopRequest(contextlib.ExitStack):
         if ACKNOWLEDGE in os.environ:
             with contextlib.suppress(OSError):  # the supervisor is gone and needs no answer
                 os.write(int(os.environ[ACKNOWLEDGE]), b".")
-        # os.write, because print may be interrupted inside itself
+        # os.write, because the signal may have interrupted a print
         os.write(2, b"\nsaving once the current step is done; a second signal exits at once\n")
         for each in self._numbers:
             signal.signal(each, signal.SIG_DFL)
 
 
 class Vote:
-    """The stop code that this host passes to each step, and the one on which all agreed."""
+    """The stop code that this host passes to each step, and the code on which all hosts agreed."""
 
     def __init__(self, mesh: Mesh, request: StopRequest) -> None:
         self._mesh, self._request = mesh, request
         self._no_stop = self._flag(0)
         self._last_step: int | None = None
-        self.code = 0  # a signal's number, or FAULT, once all hosts know of it
+        self.code = 0  # a signal's number or FAULT, set when all hosts know it
 
     def flag(self, fault: UserError | None) -> jax.Array:
-        """Returns this host's `stop` code for the next step, on each of its devices."""
+        """Returns this host's `stop` code for the next step, as an array over all devices."""
         code = FAULT if fault is not None else self._request.signal or 0
         return self._flag(code) if code else self._no_stop
 
     def read(self, step: int, stop: jax.Array) -> None:
-        """Record the `stop` that training step `step` returned; the first non-zero code counts."""
+        """Record the `stop` that training step `step` returned; only the first non-zero counts."""
         code = int(stop)
         if code and not self.code:
             self.code, self._last_step = code, step + LEAD - 1
 
     def stops_evaluation(self, stop: jax.Array) -> bool:
-        """Record the `stop` of an evaluation batch; returns whether the evaluation ends here."""
+        """Record the `stop` that an evaluation step returned; returns whether to stop early."""
         self.code = int(stop) or self.code
         return bool(stop)
 
@@ -88,14 +88,14 @@ class Vote:
 
 
 def abstract_flag(mesh: Mesh) -> jax.ShapeDtypeStruct:
-    """Returns the shape and dtype of `Vote.flag`, over all hosts."""
+    """Returns the global shape and the dtype of `Vote.flag`."""
     return jax.ShapeDtypeStruct((mesh.size,), jnp.int32)
 
 
 def voting_train_step(step: Callable[..., Any], axis_name: str | None = None) -> Callable[..., Any]:
-    """Returns `(state, batch, stop) -> (state, metrics, largest stop)`.
+    """Returns a function `(state, batch, stop) -> (state, metrics, largest stop)`.
 
-    `axis_name` is the mesh axis if the step takes one device's share.
+    `axis_name` is the mesh axis if `step` takes one device's share of the batch.
     """
 
     def voting(state: Any, batch: Any, stop: jax.Array) -> Any:
@@ -107,12 +107,12 @@ def voting_train_step(step: Callable[..., Any], axis_name: str | None = None) ->
 
 
 def voting_eval_step(step: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns `(state, batch, stop) -> (sums, largest stop)`."""
+    """Returns a function `(state, batch, stop) -> (sums, largest stop)`."""
     return lambda state, batch, stop: (step(state, batch), jnp.max(stop))
 
 
 class _Batches:
-    """Batches of this host; `fault` is why there is no further one."""
+    """The batches of this host; `fault` is the error if a batch cannot be loaded."""
 
     def __init__(self, batches: Iterator[Any]) -> None:
         self._batches = batches
@@ -126,8 +126,9 @@ class _Batches:
 class TrainBatches(_Batches):
     """Training batches, loaded `LEAD` steps early so that a host can report a fault in time.
 
-    `batches` are those of the steps after `start`, up to `total`. The `step` of `bad_images` is set
-    to the one whose batch is loaded. If a host cannot load its first ones, all raise a UserError.
+    `batches` are those of the steps after `start`, up to `total`. `bad_images.step` is set to the
+    step whose batch is being loaded. If a host cannot load its first batches, every host raises a
+    UserError.
     """
 
     def __init__(
@@ -157,7 +158,7 @@ class TrainBatches(_Batches):
 
 
 class EvalBatches(_Batches):
-    """Evaluation batches. If one cannot be loaded, `empty` comes instead and is the last."""
+    """Evaluation batches. If one cannot be loaded, yields `empty` instead, as the last batch."""
 
     def __init__(self, batches: Iterator[Any], empty: Any) -> None:
         super().__init__(batches)

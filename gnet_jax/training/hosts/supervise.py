@@ -1,4 +1,4 @@
-"""Restart a run after a crash. Nothing here uses a device."""
+"""Restart a run after a crash, without using a device in the supervising process."""
 
 import ctypes
 import json
@@ -16,19 +16,19 @@ from gnet_jax.config.command import Launch
 from gnet_jax.training.hosts.start import ACKNOWLEDGE, SIGNALS, handle_stop_signals
 from gnet_jax.training.workdir import RESTART
 
-PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
+PR_SET_PDEATHSIG = 1  # from Linux's prctl.h
 STOPPED = tuple(128 + number for number in SIGNALS)  # exit codes of a run that saved and stopped
-CRASHES = 3  # in a row without a newer checkpoint, after which a restart is pointless
+CRASHES = 3  # give up after this many crashes in a row without a newer checkpoint
 LONGEST_DELAY = 300.0
-# The end of a job signals all of its processes, and a second signal kills the run. So the
-# supervisor passes its signal on only if the run has not acknowledged one within this time.
+# When a job ends, all of its processes get a signal, and a second signal kills the run. So the
+# supervisor forwards its signal only if the run has not acknowledged one within this time.
 GRACE_SECONDS = 0.5
 
 
 class Supervisor:
     """Runs a command until it succeeds, and restarts it when it crashes.
 
-    `checkpoints` is the run's folder of checkpoints, `prog` the prefix of messages.
+    `checkpoints` is the run's folder of checkpoints; `prog` is the prefix of messages.
     """
 
     def __init__(
@@ -37,11 +37,11 @@ class Supervisor:
         self._command, self._checkpoints, self._launch = list(command), checkpoints, launch
         self._prog = prog
         self._child: subprocess.Popen[bytes] | None = None
-        self._signals = 0  # that this process received
+        self._signals = 0  # number of signals that this process received
         self._acknowledged, self._acknowledge = os.pipe()
 
     def run(self) -> int:
-        """Returns the exit code of the last start."""
+        """Run the command, restart it as needed, and return the exit code of its last start."""
         with handle_stop_signals(self._pass_on):
             return self._run()
 
@@ -71,12 +71,12 @@ class Supervisor:
             reason = {"number": number, "after": describe_exit(code), "step": after}
 
     def _start(self, reason: dict[str, Any] | None) -> int:
-        while self._run_was_signalled(0):  # what an earlier run wrote
+        while self._run_was_signalled(0):  # discard the acknowledgement of an earlier start
             os.read(self._acknowledged, 1)
         environment = os.environ | {ACKNOWLEDGE: str(self._acknowledge)}
         if reason is not None:
             environment[RESTART] = json.dumps(reason)
-        # A session of its own: a terminal's Ctrl-C reaches this process alone, which passes it on.
+        # In a new session, Ctrl-C in a terminal signals only this process, which forwards it.
         with subprocess.Popen(
             self._command, env=environment, pass_fds=(self._acknowledge,), start_new_session=True
         ) as child:
@@ -95,11 +95,11 @@ class Supervisor:
         child.send_signal(number)
 
     def _run_was_signalled(self, seconds: float) -> bool:
-        """Whether the run acknowledges a signal within this time."""
+        """Returns whether the run acknowledges a signal within this time."""
         return bool(select.select([self._acknowledged], [], [], seconds)[0])
 
     def _sleep(self, seconds: float) -> None:
-        """Wait before a restart, until a signal comes."""
+        """Wait before a restart; a signal ends the wait."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and not self._signals:
             time.sleep(0.1)
@@ -109,9 +109,9 @@ class Supervisor:
 
 
 def end_with_supervisor() -> None:
-    """Let the kernel send this process SIGTERM when its supervisor dies, even by SIGKILL.
+    """Make the kernel send this process SIGTERM when its supervisor dies, even by SIGKILL.
 
-    Otherwise it would train on, hold its devices, and keep the workdir locked.
+    Otherwise this process would continue to train, use its devices, and lock the workdir.
     """
     if ACKNOWLEDGE in os.environ and sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -124,7 +124,7 @@ def newest_step(checkpoints: Path) -> int:
 
 
 def describe_exit(code: int) -> str:
-    """Returns an exit code in words."""
+    """Returns a description of a run's exit code."""
     reasons = {128 + number: f" ({number.name})" for number in signal.Signals} | {
         3: " because it lost another host",
         128 + signal.SIGABRT: " (JAX aborts when another host is gone)",

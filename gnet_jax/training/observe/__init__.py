@@ -1,1 +1,1 @@
-"""What a run shows and records."""
+"""Print and record what happens in a run."""

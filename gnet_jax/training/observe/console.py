@@ -1,4 +1,4 @@
-"""What a run prints and logs: terminal, metrics.jsonl, TensorBoard, and how its time was spent."""
+"""Print and log metrics (terminal, metrics.jsonl, TensorBoard) and how a run spent its time."""
 
 import contextlib
 import math
@@ -30,10 +30,10 @@ KEPT_SAVES = 20
 
 
 class Stopwatch:
-    """The seconds of this start, by kind; what no other kind claims is training.
+    """Measures how many seconds this start spends on each of `KINDS`; the rest is training.
 
-    Devices work while the host waits for data or saves, so only the time that these hold up the
-    loop is counted.
+    Devices keep computing while the host loads data or saves. So of these, only the time for which
+    they delay the loop is counted.
     """
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class Stopwatch:
         self._saves[step] = time.perf_counter() - self._began
 
     def record(self, step: int) -> dict[str, Any]:
-        """Returns this start's entry in `run.json`; it has reached `step`."""
+        """Returns the times of this start for `run.json`; `step` is the one it has reached."""
         total = time.perf_counter() - self._began
         seconds = self._spent | {"training": total - sum(self._spent.values())}
         saves = sorted(self._saves.items())[-KEPT_SAVES:]
@@ -68,10 +68,10 @@ class Stopwatch:
 
 
 def total_seconds(starts: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Returns seconds by kind over all `starts` of a run, as in `run.json`, and `LOST`.
+    """Returns the seconds by kind over all `starts` of a run, and `LOST`.
 
-    Lost is the time after the checkpoint from which a later start resumed. The time between two
-    starts is not counted.
+    `starts` are the records in `run.json`. `LOST` is the time that a start spent after the
+    checkpoint from which a later start resumed. The time between two starts is not counted.
     """
     sums = dict.fromkeys((*KINDS, LOST), 0.0)
     for number, start in enumerate(starts):
@@ -85,7 +85,7 @@ def total_seconds(starts: Sequence[Mapping[str, Any]]) -> dict[str, float]:
             saves = start["seconds_at_save"].items()
             kept = max((at for step, at in saves if int(step) <= min(later)), default=0.0)
             lost = sum(seconds.values()) - kept
-        for kind in KINDS:  # training first, which most of it was
+        for kind in KINDS:  # training first, because most of the lost time was training
             taken = min(seconds[kind], lost)
             lost -= taken
             sums[LOST] += taken
@@ -94,12 +94,12 @@ def total_seconds(starts: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def goodput(seconds: Mapping[str, float]) -> float:
-    """Returns the share of `total_seconds` that trained; NaN if no time was recorded."""
+    """Returns the fraction of `total_seconds` spent on training; NaN if no time was recorded."""
     return seconds["training"] / (sum(seconds.values()) or math.nan)
 
 
 def goodput_line(seconds: Mapping[str, float]) -> str:
-    """Returns the goodput of `total_seconds` and its parts of at least half a second."""
+    """Returns a line with the goodput, and the kinds of time that took at least half a second."""
     parts = [f"{kind} {duration(value)}" for kind, value in seconds.items() if value >= 0.5]
     return f"goodput {goodput(seconds):.1%}: {', '.join(parts) or 'less than a second'}"
 
@@ -115,11 +115,11 @@ def duration(seconds: float) -> str:
 
 
 class Board:
-    """TensorBoard's scalars and histograms in a folder.
+    """Writes scalars and histograms for TensorBoard into a folder.
 
     tensorboardX's own `SummaryWriter` is not used: a full disk ends its thread, and its full queue
-    then blocks the run. Points of older files from `purge_step` on are hidden: a killed process
-    wrote them.
+    then blocks the run. TensorBoard hides the points of older files from `purge_step` on, which a
+    killed process wrote.
     """
 
     def __init__(self, folder: Path, purge_step: int) -> None:
@@ -132,9 +132,9 @@ class Board:
         values: Mapping[str, float],
         histograms: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None,
     ) -> None:
-        """Add a point to the curve of each value, and (counts (N,), edges (N + 1,)) by name.
+        """Add a point to the curve of each value, and the histograms of this step.
 
-        Raises OSError if the file cannot be written.
+        A histogram is counts (N,) and edges (N + 1,). Raises OSError if the file is not writable.
         """
         summaries = [scalar(name, value) for name, value in values.items()]
         summaries += [_histogram(name, *each) for name, each in (histograms or {}).items()]
@@ -154,7 +154,7 @@ class Board:
             raise
 
     def close(self) -> None:
-        """Close the file; `add` starts another one. `add` has already raised if a disk is full."""
+        """Close the file; `add` opens a new one. Ignores errors, which `add` has raised before."""
         if self._writer is not None:
             with contextlib.suppress(OSError):
                 self._writer.close()
@@ -176,7 +176,7 @@ def _histogram(name: str, counts: np.ndarray, edges: np.ndarray) -> Any:
 
 
 class SafeConsole(Console):
-    """Standard output. Training continues if its reader leaves (`| head`) or its disk is full."""
+    """Prints to standard output, or nothing if its reader has exited or its disk is full."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         super().__init__(highlight=False, emoji=False, quiet=quiet)
@@ -198,15 +198,16 @@ class SafeConsole(Console):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
     def on_broken_pipe(self) -> None:
-        """Discard further output; rich calls this if the reader has left."""
+        """Discard further output; rich calls this if the reader of the output has exited."""
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Reporter(contextlib.AbstractContextManager["Reporter"]):
-    """The live line on a terminal (plain lines if output is piped), and the two logs.
+    """Prints a live line on a terminal, or plain lines if output is piped; writes the two logs.
 
-    With `enabled=False`, as on every process but the first, nothing is printed or written.
+    The logs are metrics.jsonl and TensorBoard's. With `enabled=False`, as on every process except
+    the first, nothing is printed or written.
     """
 
     def __init__(
@@ -223,7 +224,7 @@ class Reporter(contextlib.AbstractContextManager["Reporter"]):
         self._console = SafeConsole(quiet=not enabled)
         self._live: Live | None = None
         self._metrics = MetricsFile(workdir / "metrics.jsonl")
-        self._unwritten: list[tuple[int, dict[str, float]]] = []  # while a disk is full
+        self._unwritten: list[tuple[int, dict[str, float]]] = []  # because the disk was full
         self._board = Board(workdir / "tensorboard", purge_step=start_step + 1)
         if enabled:
             self._metrics.forget_after(start_step)
@@ -237,7 +238,7 @@ class Reporter(contextlib.AbstractContextManager["Reporter"]):
         self._console.say(text)
 
     def account(self, step: int) -> dict[str, float]:
-        """Record this start's time in run.json; returns seconds by kind over all starts."""
+        """Record this start's times in run.json; returns the seconds by kind over all starts."""
         starts = read_starts(self._workdir) if self._enabled else []
         starts[-1:] = [{**(starts[-1] if starts else {"step": 0}), **self.watch.record(step)}]
         if self._enabled:
@@ -252,7 +253,7 @@ class Reporter(contextlib.AbstractContextManager["Reporter"]):
     ) -> None:
         """Log the mean metrics since the last report, and show them as one line.
 
-        `eta` is in seconds; `evaluations` is whether it includes them.
+        `eta` is the remaining time in seconds; `evaluations` is whether it includes evaluations.
         """
         self._log(step, values | {"perf/goodput": goodput(self.account(step))})
         heads = [name[len("train/") : -len("_top1")] for name in values if name.endswith("_top1")]
@@ -284,14 +285,14 @@ class Reporter(contextlib.AbstractContextManager["Reporter"]):
         )
 
     def append(self, file: MetricsFile, step: int, values: Mapping[str, Any]) -> None:
-        """Add a line to another log; on a full disk, warn instead."""
+        """Append a line to another log; if the disk is full, print a warning instead."""
         try:
             file.append(step, values)
         except OSError as error:
-            self.say(f"warning: {file.path} lacks a line of step {step} ({error.strerror})")
+            self.say(f"warning: cannot add step {step} to {file.path} ({error.strerror})")
 
     def _log(self, step: int, values: dict[str, float]) -> None:
-        """Write `values`, after those that a full disk has kept from being written."""
+        """Write `values`, after earlier ones that could not be written to a full disk."""
         if not self._enabled:
             return
         self._unwritten.append((step, values))
@@ -310,7 +311,7 @@ class Reporter(contextlib.AbstractContextManager["Reporter"]):
 
 
 class Meter:
-    """Means of per-step metrics since the last reading, and the time per step."""
+    """Computes the means of the metrics since the last `read`, and the time per step."""
 
     def __init__(self) -> None:
         self._sums: dict[str, float] = {}
@@ -318,7 +319,7 @@ class Meter:
         self._since = time.perf_counter()
 
     def add(self, metrics: dict[str, float]) -> None:
-        """Add the metrics of one step; a `skipped` step counts for the time alone."""
+        """Add the metrics of one step; a `skipped` step counts only for the time per step."""
         skipped = metrics.get("skipped", 0.0)
         for name, value in metrics.items():
             if name != "skipped":
@@ -328,13 +329,13 @@ class Meter:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave out the time inside: evaluating, saving or diagnosing."""
+        """Exclude the time that the body takes to evaluate, save or diagnose."""
         began = time.perf_counter()
         yield
         self._since += time.perf_counter() - began
 
     def read(self) -> tuple[dict[str, float], float]:
-        """Returns the means and the seconds per step, NaN without a step, and resets them."""
+        """Returns the means and the seconds per step (NaN without a step), and resets both."""
         means = {name: total / (self._good or math.nan) for name, total in self._sums.items()}
         seconds = (time.perf_counter() - self._since) / (self._steps or math.nan)
         self.__init__()

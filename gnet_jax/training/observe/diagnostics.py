@@ -1,4 +1,4 @@
-"""Gradients, activations and updates of each block during training, in a program of their own.
+"""Diagnose the gradients, activations and updates of each block, in a separate program.
 
 Shapes: B batch, H height, W width, C channels.
 """
@@ -34,12 +34,13 @@ def diagnose(
     augment: Callable[..., tuple[jax.Array, jax.Array]],
     loss: LossConfig,
 ) -> dict[str, Any]:
-    """Returns what the next training step on `batch` sees, with its augmentation and dropout.
+    """Returns diagnostics of the next training step on `batch`, with its augmentation and dropout.
 
-    These are float32 `scalars` by name, as in docs/ablations.md, and `histograms` of each block's
-    gradient and parameters: (counts, edges). Blocks are the top-level modules. The batch is
-    processed whole; with `optim.accumulate` above 1 or canonical numerics, the step processes it in
-    parts, with other dropout masks and with batch norm over each part.
+    `scalars` are float32 values by name (docs/ablations.md lists them). `histograms` has the pair
+    (counts, edges) for the gradient and the parameters of each block. Blocks are the top-level
+    modules. The whole batch is processed at once. With `optim.accumulate` above 1 or canonical
+    numerics, the training step instead processes the batch in parts, with other dropout masks and
+    with batch norm over each part.
     """
     augment_key, dropout_key = step_keys(state.rng, state.step)
     images_BHWC, targets_BK = augment(batch["image"], batch["label"], augment_key)
@@ -86,7 +87,7 @@ def _norms(name: str, tree: Mapping[str, Any]) -> dict[str, jax.Array]:
 
 
 def _activations(layers: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """Returns RMS and share of dead channels of every layer's output, after its ReLU."""
+    """Returns RMS and fraction of dead channels of every layer's output, after its ReLU."""
     flat: Any = traverse_util.flatten_dict(dict(layers))
     outputs = {path: values for path, values in flat.items() if path[-1] == "output"}
     found = {}
@@ -105,10 +106,10 @@ def _histogram(tree: Any) -> tuple[jax.Array, jax.Array]:
 
 
 class Diagnostics(contextlib.AbstractContextManager["Diagnostics"]):
-    """Diagnoses a run every `every` steps, into a log and TensorBoard.
+    """Diagnoses a run every `every` steps, and writes the results to a log and to TensorBoard.
 
-    `step` is the compiled `(state, batch)` program of `diagnose`, `start` the number of finished
-    steps; `tell` prints a line.
+    `step` is the compiled `diagnose`, as a function of `(state, batch)`. `start` is the step from
+    which the run starts or resumes. `tell` prints a line.
     """
 
     def __init__(
@@ -129,7 +130,7 @@ class Diagnostics(contextlib.AbstractContextManager["Diagnostics"]):
         self._board.close()
 
     def __call__(self, finished: int, state: TrainState, batch: Mapping[str, jax.Array]) -> None:
-        """Diagnose the step after `finished` ones, if it is due."""
+        """Diagnose the step that follows `finished` steps, if a diagnosis is due."""
         if finished % self._every:
             return
         if not self._compiled:

@@ -1,4 +1,4 @@
-"""What goes wrong in a run without ending it: corrupt images, skipped steps, dead heads."""
+"""Record the faults that do not end a run: corrupt images, skipped steps, dead heads."""
 
 import dataclasses
 import math
@@ -25,24 +25,24 @@ from gnet_jax.training.workdir import MetricsFile
 
 NOTES = "notes"
 MARGIN = 0.02  # a loss this close to ln(classes) is that of guessing
-LEARNS = 0.1  # a head whose loss is this far below it has learned something
+LEARNS = 0.1  # a head whose loss is this far below ln(classes) has learned something
 
 DIVERGED = (
     "lower optim.learning_rate, lengthen optim.warmup_epochs or set optim.clip_norm, in another "
     "workdir"
 )
 REMEDIES = (
-    "lower optim.learning_rate (0.005 has cured a main head at 0.01), lengthen "
+    "lower optim.learning_rate (0.005 instead of 0.01 has fixed a dead main head), lengthen "
     "optim.warmup_epochs, set optim.clip_norm, use model.variant batch_norm, or check the labels "
     "with gnet show-data"
 )
 
 
 class BadImages:
-    """The corrupt images of a run, `train` and `val`, in `bad_records.jsonl` of the workdir.
+    """The corrupt images of a run, `train` and `val`, listed in `bad_records.jsonl` of the workdir.
 
-    A resumed run keeps those listed up to the step from which it resumes. Every host counts and
-    lists what it reads; the file of host 1 is `bad_records-1.jsonl`.
+    A resumed run keeps the images listed up to the step from which it resumes. Every host counts
+    and lists the images that it reads; the file of host 1 is `bad_records-1.jsonl`.
     """
 
     def __init__(self, run: Run, workdir: Path, reporter: Reporter, start_step: int) -> None:
@@ -50,7 +50,7 @@ class BadImages:
         self._file = MetricsFile(workdir / f"bad_records{f'-{host}' if host else ''}.jsonl")
         self._file.forget_after(start_step)
         self._reporter, self._limit = reporter, run.config.data.bad_limit
-        self.step = start_step  # the one whose images are being read
+        self.step = start_step  # the step whose images are being read
         self.train = self._records("train", run.train, "replaced by the next good one")
         self.val = self._records("val", run.val, "left out")
 
@@ -71,16 +71,16 @@ class BadImages:
         return records
 
     def report_left_out(self, images: int) -> None:
-        """Print how many validation images the last evaluation left out, if any."""
+        """Print how many validation images the last evaluation skipped, if any."""
         if images:
             self._reporter.say(f"corrupt images left out: {images:,}, listed in {self._file.path}")
 
 
 class SkippedSteps:
-    """Reads every step's metrics; `count` is the number of steps skipped as not finite.
+    """Reads the metrics of every step, and counts the steps skipped because they are not finite.
 
-    They are listed in `skipped_steps.jsonl` of the workdir. A resumed run keeps those listed up to
-    the step from which it resumes; the number in a row starts at 0.
+    The skipped steps are listed in `skipped_steps.jsonl` of the workdir. A resumed run keeps those
+    listed up to the step from which it resumes; it counts steps in a row from 0.
     """
 
     def __init__(self, run: Run, workdir: Path, reporter: Reporter, start_step: int) -> None:
@@ -94,16 +94,17 @@ class SkippedSteps:
 
     @property
     def near_limit(self) -> bool:
-        """Whether one more bad step is too many, so it must be read before another starts."""
+        """Whether one more bad step ends the run; each step is then read before the next starts."""
         return self._in_a_row + 1 >= self._run.config.max_bad_steps
 
     def read(
         self, step: int, metrics: Any, batch: dict[str, jax.Array], state: Any
     ) -> dict[str, float]:
-        """Returns the metrics of `step`, which saw `batch` and returned `state`, on the host.
+        """Copy the metrics of `step` to the host and return them.
 
-        Raises TrainingError at the last bad step in a row that the config allows, after writing a
-        replay file, which requires the state.
+        The step was computed from `batch` and returned `state`. If it is the last bad step in a row
+        that the config allows, writes a replay file, which needs the state, and raises
+        TrainingError.
         """
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if not values["skipped"]:
@@ -127,7 +128,7 @@ class SkippedSteps:
             return values
         try:
             replay = write_replay(self._workdir, self._run, state, step, batch, values)
-            hint = f"To find the image and layer where it starts: gnet replay {replay}"
+            hint = f"To find the first image and layer that are not finite: gnet replay {replay}"
         except OSError as error:
             hint = f"No replay file could be written ({error.strerror or error})"
         raise TrainingError(
@@ -145,9 +146,10 @@ def write_replay(
 ) -> Path:
     """Write `replay-STEP.npz` into `workdir`, and return its path. All hosts must call this.
 
-    It holds arrays and JSON, no pickle: the global batch, the indices of its examples, the state
-    before the step, the config and the network. `step` saw `batch` and returned `metrics`. `state`
-    is the one after it: as the one before, except for step counts, because the step was skipped.
+    The file has arrays and JSON, but no pickle: the global batch, the indices of its examples, the
+    state before the step, the config and the network. `batch` and `metrics` are those of `step`.
+    `state` is the state after `step`; because the step was skipped, it differs from the state
+    before the step only in the step counts.
     """
     file = workdir / f"replay-{step}.npz"
     whole = multihost_utils.process_allgather(batch, tiled=True)
@@ -179,7 +181,7 @@ def write_replay(
 
 
 def _undo_step_counts(state: Any) -> Any:
-    """Returns the state with its step counts reduced by the step that was skipped."""
+    """Returns the state with its step counts reduced by one, for the skipped step."""
 
     def is_count(x: Any) -> bool:
         return isinstance(x, optax.ScaleByScheduleState)
@@ -191,25 +193,25 @@ def _undo_step_counts(state: Any) -> Any:
 
 
 class DeadHeadGuard:
-    """Watches the heads' mean losses from report to report.
+    """Detects heads that do not learn, from the mean loss of each head in each report.
 
-    GoogLeNet without batch norm can train for weeks while only an auxiliary head learns (the main
-    loss of BVLC/caffe#1598 stayed at ln 1000 = 6.908 for 2.4 million steps), without any error. A
-    head is dead if the loss of every report over `patience` steps after the warm-up was within
-    0.02 of ln(classes), the loss of equal probabilities whatever the label smoothing or mixup.
+    Without batch norm, GoogLeNet can train for weeks without any error while only an auxiliary head
+    learns. In BVLC/caffe#1598 the main loss stayed at ln 1000 = 6.908 for 2.4 million steps. A head
+    is dead if, for `patience` steps after the warm-up, every reported loss was within 0.02 of
+    ln(classes). Equal probabilities have this loss with any label smoothing or mixup.
     """
 
     def __init__(self, heads: Sequence[str], classes: int, *, warmup: int, patience: int) -> None:
-        self._heads = tuple(heads)  # the main one first
+        self._heads = tuple(heads)  # the main head first
         self._guessing = math.log(classes)
         self._warmup, self._patience = warmup, patience
-        self._since: dict[str, int] = {}  # the first step at which a head guessed
+        self._since: dict[str, int] = {}  # per head, the step since which its loss is a guess's
         self._reported = False
 
     def read(self, step: int, means: Mapping[str, float]) -> str | None:
-        """Returns the problem and its remedies; None if there is none or it was returned before.
+        """Returns a message about the problem and its fixes; None if none is new.
 
-        `means` are `main_loss`, `aux4a_loss` and so on, over the steps since the last call.
+        `means` has the means of `main_loss`, `aux4a_loss` and so on since the last call.
         """
         losses = {head: means[f"{head}_loss"] for head in self._heads}
         for head, loss in losses.items():
@@ -231,13 +233,13 @@ class DeadHeadGuard:
             what = f"the main head has not learned since step {self._since[main]}, but "
             what += f"{' and '.join(learning)} did"
         return (
-            f"{what}: the main loss is {losses[main]:.3f}, and guessing costs "
+            f"{what}: the main loss is {losses[main]:.3f}, and guessing has a loss of "
             f"{self._guessing:.3f}. To fix it: {REMEDIES}"
         )
 
 
 def default_patience(steps_per_epoch: float) -> int:
-    """Returns an epoch's steps, at least 200 and at most 10,000.
+    """Returns the steps of one epoch, but at least 200 and at most 10,000.
 
     The paper's network starts to learn within a few thousand steps of batch 32.
     """
