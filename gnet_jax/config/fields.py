@@ -127,7 +127,7 @@ class AugmentConfig:
     hue: Annotated[float, Limit("from 0 to 0.5", lambda hue: 0 <= hue <= 0.5)] = 0.0
     """Rotate the hue by at most this fraction of the colour circle."""
     erase: Share = 0.0
-    """Probability that a random rectangle of an image is set to the mean colour (random erasing)."""
+    """Probability that a random rectangle of an image is filled with the mean (random erasing)."""
     mixup: NotNegative = 0.0
     """Mix pairs of images and labels with a weight from Beta(mixup, mixup) (arXiv 1710.09412).
     Requires an even number of images per device. Top-1 uses the label with the larger weight."""
@@ -218,7 +218,7 @@ class Config:
     """What to do if the main head does not learn, whether or not the auxiliary heads learn."""
     max_bad_steps: Annotated[Count, FREE] = 3
     """Stop after N steps in a row whose loss, gradient or update is not finite.
-    Such steps do not change the parameters. When it stops, the run writes a file for gnet replay."""
+    Such steps do not change the parameters. Before it stops, the run writes a replay file."""
     numerics: Literal["fast", "canonical"] = "fast"
     """canonical: results are bit-identical on 1, 2, 4 or more devices.
     It is slower, and batch norm computes its statistics within one virtual shard."""

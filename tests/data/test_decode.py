@@ -161,7 +161,7 @@ def test_truncated_files_are_refused(kind, share):
 def test_bytes_that_are_not_an_image_are_refused_in_one_sentence():
     with pytest.raises(ImageError, match="empty"):
         decode(b"")
-    with pytest.raises(ImageError, match="its 35 bytes are none of JPEG, PNG") as caught:
+    with pytest.raises(ImageError, match="the format is none of JPEG, PNG") as caught:
         decode(b"<!doctype html><h1>404 no page</h1>")
     assert "b'<!doctype html>" in str(caught.value)
     assert "0x" not in str(caught.value)  # no object's address
@@ -180,7 +180,7 @@ def test_bombs_are_refused_before_they_are_decoded(size):
 
 @pytest.mark.parametrize("size", [(7071, 7071), (10_000, 5_000)])
 def test_fifty_million_pixels_are_not_a_bomb(size):
-    with pytest.raises(ImageError, match="damaged"):  # this file lacks its pixels
+    with pytest.raises(ImageError, match="corrupt"):  # this file lacks its pixels
         decode(png_of(size[0], size[1], 8, b""))
 
 

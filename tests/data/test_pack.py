@@ -122,7 +122,7 @@ def test_large_pixels_become_jpegs():
 def test_a_damaged_image_is_named_and_nothing_looks_whole(folder, tmp_path):
     damaged = folder / "train" / "dog" / "3.jpg"
     damaged.write_bytes(damaged.read_bytes()[:200])
-    with pytest.raises(PrepareError, match=r"dog/3.jpg is a damaged image"):
+    with pytest.raises(PrepareError, match=r"dog/3.jpg is a corrupt image"):
         pack(str(folder), tmp_path / "copy", 40)
     assert not (tmp_path / "copy" / "1.0.0").exists()
     damaged.write_bytes(encoded(picture(3)))
