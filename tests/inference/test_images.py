@@ -166,7 +166,7 @@ def test_urls_are_judged_by_content_and_redirects_are_followed(url):
 def test_what_is_wrong_with_a_url_is_named(url, monkeypatch):
     assert "404" in reason(f"{url}/absent")
     assert "not an image" in reason(f"{url}/page.jpg")
-    assert "damaged" in reason(f"{url}/cut") or "cannot be downloaded" in reason(f"{url}/cut")
+    assert "corrupt" in reason(f"{url}/cut") or "cannot be downloaded" in reason(f"{url}/cut")
     assert "cannot be downloaded" in reason("http://127.0.0.1:1/closed.jpg")
     assert "cannot be downloaded" in reason("http://[bad")
     assert "cannot be downloaded" in reason("http:///nobody")
