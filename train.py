@@ -1,12 +1,13 @@
 """Train a GoogLeNet: `python train.py [CONFIG] [--workdir DIR] [--field.path value ...]`.
 
-The same as `gnet train`; gnet_jax/cli/train.py has the code and the exit codes.
+This script does the same as `gnet train`. The code and the list of exit codes are in
+gnet_jax/cli/train.py.
 """
 
 import sys
 
-if __name__ != "train":  # as a script, also in the processes that load data
-    import gnet_jax.__main__  # noqa: F401  (local modules are not imported from then on)
+if __name__ != "train":  # run as a script, also by processes that load data
+    import gnet_jax.__main__  # noqa: F401  (ignores local modules from here on)
 
 from gnet_jax.cli.train import main, parse
 

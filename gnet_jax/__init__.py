@@ -1,28 +1,28 @@
 """GoogLeNet (Inception v1) in JAX and Flax Linen, from one laptop to a TPU pod.
 
-Use a trained model, from a model folder, a training workdir or a file of published weights:
+Load a trained model from a model folder, a training workdir or a file of published weights:
 
     model = gnet_jax.load("runs/digits")
     model.predict("photo.png", top=3)  # [[("7", 0.98), ("1", 0.01), ("9", 0.003)]]
 
-Build a network, and compute with it as with any Flax module:
+Build a network and apply it like any Flax module:
 
     network = gnet_jax.googlenet("paper", num_classes=10)
     variables = gnet_jax.init(network, jax.random.key(0), image_size=224)
     pixels = gnet_jax.preprocess(images, preprocessing=gnet_jax.Preprocessing())
     logits = network.apply(variables, pixels).logits
 
-googlenet      Returns the module of a published variant, with the given options.
+googlenet      Returns the Flax module of a published variant; options change its architecture.
 GoogLeNet      The Flax module. Calling it returns `Outputs`: `logits` and `aux_logits`.
 VARIANTS       The variants by name, each with its `Architecture`: paper (LRN, 5x5, biases),
-               batch_norm, torchvision (3x3 instead of 5x5), google_release (the widths that
-               Google released), naive (the paper's Fig. 2a) and naive_batch_norm.
-init           Returns fresh variables of a network.
-preprocess     Returns the network's input for uint8 images.
-Preprocessing  How images are resized, cropped and normalised.
-load           Returns a trained model, ready to predict.
+               batch_norm, torchvision (3x3 instead of 5x5), google_release (the widths of the
+               model that Google released), naive (the paper's Fig. 2a) and naive_batch_norm.
+init           Returns newly initialised variables of a network.
+preprocess     Converts images with pixels from 0 to 255 to the network's normalised input.
+Preprocessing  Settings for resizing, cropping and normalising images.
+load           Returns a trained model that is ready to predict.
 
-`import gnet_jax` alone does not import jax; the names above do, when they are first used.
+`import gnet_jax` alone does not import jax. Using one of these names for the first time does.
 """
 
 import importlib

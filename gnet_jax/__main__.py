@@ -1,8 +1,8 @@
-"""`python -m gnet_jax` and the script `gnet`.
+"""Entry point of `python -m gnet_jax` and of the script `gnet`.
 
-Importing this module restricts imports to the standard library, installed packages and this one.
-Otherwise a random.py in the working directory, the script's folder or the checkout would replace a
-library's own import. This module itself imports only modules that Python has already loaded.
+Importing this module restricts imports to the standard library, installed packages and gnet_jax.
+Otherwise a file random.py in the working directory, the script's folder or the checkout would hide
+the standard module `random`. This module imports only modules that Python has already loaded.
 """
 
 import os
@@ -14,7 +14,7 @@ PACKAGE = os.path.dirname(os.path.abspath(__file__))
 
 
 class _PackageFinder(FileFinder):
-    """Finds this package in the checkout, and nothing else there."""
+    """Finds the package gnet_jax in the checkout, and hides everything else in the checkout."""
 
     def find_spec(self, fullname: str, target: ModuleType | None = None) -> ModuleSpec | None:
         if fullname == os.path.basename(PACKAGE):
@@ -23,9 +23,9 @@ class _PackageFinder(FileFinder):
 
 
 def ignore_local_modules() -> None:
-    """Import only this package from the script's folder, the working directory and the checkout.
+    """Hide all modules in the script's folder, working directory and checkout, except gnet_jax.
 
-    Folders that the user named in PYTHONPATH stay, except the checkout.
+    Folders that the user named in PYTHONPATH stay importable, except the checkout.
     """
     checkout = os.path.dirname(PACKAGE)
     script = os.path.dirname(os.path.realpath(sys.argv[0]))
@@ -33,7 +33,7 @@ def ignore_local_modules() -> None:
     if local and not _same(sys.path[0], checkout):
         del sys.path[0]
     if os.path.isdir(os.path.join(PACKAGE, "configs")):
-        return  # installed from a wheel: the folder is site-packages
+        return  # installed from a wheel, so `checkout` is site-packages
     for entry in map(os.path.abspath, sys.path):
         if _same(entry, checkout):
             sys.path_importer_cache[entry] = _PackageFinder(
@@ -46,7 +46,7 @@ def _same(entry: str, folder: str) -> bool:
     return os.path.exists(entry) and os.path.samefile(entry, folder)
 
 
-# At import, because the processes that load data import the file of the main program again.
+# Called on import, because processes that load data import the main program's file again.
 ignore_local_modules()
 
 
@@ -58,6 +58,6 @@ def console_script() -> None:
 
 
 if __name__ == "__main__":
-    # Processes that load data then start with this file, as with a script; not with `python -m`.
+    # Without a spec, processes that load data import this file by its path, as with a script.
     __spec__ = None
     console_script()

@@ -1,4 +1,4 @@
-"""The errors that users see, and how an unknown choice is refused."""
+"""The base classes of errors that users see, and `choose`, which rejects unknown names."""
 
 from collections.abc import Mapping
 from typing import TypeVar
@@ -7,15 +7,18 @@ T = TypeVar("T")
 
 
 class UserError(ValueError):
-    """A mistake that one sentence explains; commands print it and exit with code 2."""
+    """A mistake of the user. Commands print its message without a traceback, and exit with 2."""
 
 
 class WeightsError(UserError):
-    """A file of weights is missing, corrupt or does not fit."""
+    """A file of weights is missing or corrupt, or does not match the network."""
 
 
 def choose(what: str, name: str, options: Mapping[str, T]) -> T:
-    """Returns `options[name]`, or raises a UserError with the field `what` and the choices."""
+    """Returns `options[name]`. If there is none, raises a UserError that lists the valid names.
+
+    `what` is the name of the field that has the value `name`, for the message.
+    """
     if name not in options:
         raise UserError(f"{what} is {name!r}; choose one of {', '.join(options)}")
     return options[name]

@@ -14,7 +14,7 @@ from gnet_jax.config.command import Launch, parse_command, parse_launch
         (["--process-id", "-1"], "--process-id is -1; it must be at least 0"),
         (
             ["--distributed", "off", "--process-id", "0"],
-            "--process-id is given, but --distributed is off; leave one of them out",
+            "--process-id is given, but --distributed is off; remove one of them",
         ),
         (["--start-timeout", "0"], "--start-timeout is 0; it must be at least 1"),
         (["--restart-delay", "-1"], "--restart-delay is -1.0; it must be at least 0"),

@@ -1,4 +1,4 @@
-"""Commands about data: check-data, show-data, prepare."""
+"""The commands for data sets: check-data, show-data, prepare."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ def prepare(
     out: Path | None = None,
     threads: int = 4,
 ) -> None:
-    """Prepare a data set of TensorFlow Datasets, or a copy of any source with smaller images.
+    """Prepare a data set of TensorFlow Datasets, or copy any data set with smaller images.
 
-    tfds:imagenet2012 is made from ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar of
-    image-net.org. Other sets are downloaded; most of them require TensorFlow: pip install -e
-    '.[prepare]'. With --resize, any source is copied instead. If ImageNet or a copy is interrupted,
-    the same command resumes it.
+    tfds:imagenet2012 is made from ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, which you
+    download from image-net.org. Other sets are downloaded automatically; most of them require
+    TensorFlow: pip install -e '.[prepare]'. With --resize, the command copies any data set instead.
+    If ImageNet or a copy is interrupted, the same command resumes.
 
     Args:
-        source: tfds:imagenet2012, tfds:cifar10 or another set; with --resize any source.
-        manual_dir: folder with the tars of ImageNet, or other files downloaded by hand.
-        data_dir: folder to write to; None is TFDS_DATA_DIR or ~/tensorflow_datasets.
-        format: format of the files.
-        subset: accept tars with only a part of the images of ImageNet.
+        source: tfds:NAME, such as tfds:imagenet2012; with --resize also folder:PATH or npz:PATH.
+        manual_dir: folder with the ImageNet tar files, or with other files downloaded by hand.
+        data_dir: folder to write to; the default is TFDS_DATA_DIR or ~/tensorflow_datasets.
+        format: file format to write.
+        subset: accept ImageNet tar files from which images are missing.
         resize: scale images down so that their shorter side has at most this many pixels.
-        out: folder of the copy.
+        out: folder to write the copy to.
         threads: number of threads that write files.
     """
     from gnet_jax.data.prepare import tfds
 
     _check_at_least("threads", threads)
     if (resize is None) != (out is None):
-        raise UserError("--resize and --out require each other: --resize 256 --out DIR")
+        raise UserError("--resize and --out require each other, as in --resize 256 --out DIR")
     if resize is not None and out is not None:
         _check_at_least("resize", resize)
         unused = {"--manual-dir": manual_dir, "--data-dir": data_dir, "--subset": subset}
@@ -57,7 +57,7 @@ def prepare(
         prepared = tfds.pack(source, out, resize, file_format=format, threads=threads)
         source, data_dir = f"tfds:{out.name}", out.absolute().parent
     elif not source.removeprefix("tfds:") or not source.startswith("tfds:"):
-        raise UserError(f"{source!r} is not a set of TensorFlow Datasets; name it tfds:NAME")
+        raise UserError(f"source {source!r} is not tfds:NAME, a data set of TensorFlow Datasets")
     else:
         prepared = tfds.prepare(
             source.removeprefix("tfds:"),
@@ -71,7 +71,7 @@ def prepare(
     counts = ", ".join(f"{count:,} {split}" for split, count in prepared.images.items())
     print(f"{prepared.folder}: {counts} images. Train on them with:")
     setting = "" if data_dir is None else f"TFDS_DATA_DIR={shlex.quote(os.path.abspath(data_dir))} "
-    name = source.split(":")[1]  # a version may follow
+    name = source.split(":")[1]  # without the version
     recipe = {"imagenet2012": "imagenet_modern", "cifar10": "cifar10"}.get(name, "folder")
     print(f"  {setting}gnet train {recipe} --data.source {source}")
 
@@ -86,17 +86,17 @@ def check_data(
     json: Annotated[bool, arg(name="json")] = False,
     threads: int = 4,
 ) -> int:
-    """Read every image of every split and report corrupt, odd, unbalanced and duplicate ones.
+    """Read every image of every split, and report corrupt, unusual and duplicate images.
 
-    Exit code 1 if something must be fixed: corrupt images, labels out of range, classes that are
-    empty or missing in train, images in several splits or under several labels, broken links, and
-    images that are not read because of their format or their place. Data that cannot be trained on,
-    such as a train folder with an empty class, are refused at once (exit code 2).
+    The exit code is 1 if there are problems to fix: corrupt images, labels out of range, classes
+    that are empty or missing in the train split, images that are in several splits or have several
+    labels, broken links, and images that are skipped because of their format or location. The exit
+    code is 2 if the data cannot be used for training, such as a train folder with an empty class.
 
     Args:
         source: digits, folder:PATH, npz:PATH, or tfds:NAME.
-        json: print one JSON object that names every finding.
-        threads: number of threads that read and decode.
+        json: print one JSON object with every finding.
+        threads: number of threads that read and decode images.
     """
     from gnet_jax.data.check import print_scan, scan
 
@@ -111,31 +111,32 @@ def check_data(
 
 @dataclasses.dataclass(frozen=True)
 class ShowData:
-    """What `gnet show-data` takes besides a config."""
+    """The options of `gnet show-data` in addition to the config."""
 
     out: Path = Path("sheet.png")
-    """Picture to write."""
+    """Picture file to write."""
     split: Literal["train", "val"] = "train"
-    """train: the images of a training step, below the originals. val: those of an evaluation."""
+    """train: draw the images of a training step, below the originals.
+    val: draw images as evaluation crops them."""
     step: int = 0
-    """Number of the step, from 0."""
+    """Training step, or batch of the evaluation, whose images are drawn; the first is 0."""
     rows: int = 3
-    """Number of rows."""
+    """Number of rows of images."""
     columns: int = 8
     """Number of images in a row."""
 
 
 def show_data(arguments: Sequence[str]) -> None:
-    """Draw the images of one training step as they enter the network.
+    """Draw the images of one training step as the network sees them.
 
-    It takes a recipe and its fields as train.py does: `gnet show-data CONFIG --out SHEET.png`.
+    CONFIG and the fields are the same as for train.py: `gnet show-data CONFIG --out SHEET.png`.
     """
     command = parse_command(arguments, "gnet show-data", ShowData(), inspect.getdoc(show_data))
     config, given = command.config, command.options
     for name, least in (("rows", 1), ("columns", 1), ("step", 0)):
         _check_at_least(name, getattr(given, name), least)
     check(config)
-    # Imported here, so that --help and a typo answer at once.
+    # Imported here, so that --help and command-line errors return immediately.
     from gnet_jax.convert.start import with_start
     from gnet_jax.data.sources import open_source
     from gnet_jax.lab.look.contact_sheet import draw_sheet

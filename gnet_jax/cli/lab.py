@@ -1,4 +1,4 @@
-"""Commands of the ablation lab: ablate, report."""
+"""The commands for ablation studies: ablate, report."""
 
 from __future__ import annotations
 
@@ -25,18 +25,19 @@ class Ablate:
     """The options of `gnet ablate`."""
 
     seeds: int = 3
-    """Number of runs of each config, from its seed on."""
+    """Number of runs of each config. Run i uses the config's seed plus i."""
     shard: str = "0/1"
-    """i/n runs the i-th of n shares (from 0); shards on one workdir run every run exactly once."""
+    """i/n runs only part i (from 0) of n parts of the sweep, for example one part per machine.
+    All parts use the same workdir; together they train every run exactly once."""
     retry_failed: bool = False
-    """Start failed runs again."""
+    """Train the runs again that failed before."""
 
 
 def ablate(arguments: Sequence[str]) -> int:
     """Train every config of a sweep with every seed, and print a table of the results.
 
-    Runs train one after another, in DIR/CONFIG/seed-N. The same command again skips finished runs
-    and resumes interrupted ones. A run that fails is reported and does not stop the sweep.
+    Runs are trained one after another, in DIR/CONFIG/seed-N. If you repeat the command, it skips
+    finished runs and resumes interrupted ones. If a run fails, the sweep reports it and continues.
 
     gnet ablate SWEEP [--workdir DIR] [--seeds N] [--shard i/n] [--field.path value ...]
     """
@@ -44,11 +45,11 @@ def ablate(arguments: Sequence[str]) -> int:
     found = re.fullmatch(r"(\d+)/(\d+)", own.shard)
     index, shards = map(int, found.groups()) if found else (0, 0)
     if index >= shards:
-        raise UserError(f"--shard is {own.shard}; it must be i/n, i from 0 to n - 1, such as 0/2")
+        raise UserError(f"--shard is {own.shard}; it must be i/n, with i from 0 to n - 1")
     if own.seeds < 1:
         raise UserError(f"--seeds is {own.seeds}; it must be at least 1")
     workdir = Path(next(iter(configs.values())).workdir).expanduser()
-    # Imported here, so that --help and a typo answer at once.
+    # Imported here, so that --help and command-line errors return immediately.
     from gnet_jax.lab.sweeps import sweep
     from gnet_jax.lab.sweeps.ablate import StoppedError, relative_cost, run_cells
     from gnet_jax.training.sharding import call_in_this_thread, use_compilation_cache
@@ -88,14 +89,14 @@ def report(
 ) -> None:
     """Write the results of a sweep as a self-contained HTML page, Markdown and CSV.
 
-    The page has the table, accuracy against multiply-adds and parameters, learning curves, configs
-    and versions.
+    The page shows a table of results, plots of accuracy over multiply-adds and over parameters,
+    learning curves, the configs, and the versions of the libraries.
 
     Args:
-        workdir: of `gnet ablate`, finished or not.
-        out: the page; None is report.html in the workdir. Markdown and CSV get its name with .md
-            and .csv; the CSV has a line for every run.
-        figures: a folder for the figures as SVG files; None writes none.
+        workdir: the workdir of `gnet ablate`; the sweep need not be finished.
+        out: the HTML file to write; the default is report.html in the workdir. The Markdown and CSV
+            files have the same name with .md and .csv. The CSV file has one line per run.
+        figures: a folder to write the figures to as SVG files; by default, none are written.
     """
     from gnet_jax.lab.sweeps.report import write_report
 

@@ -1,4 +1,4 @@
-"""The `gnet` commands. Only the module of the command that was typed is imported."""
+"""Dispatch the `gnet` commands. Only the module of the command that was typed is imported."""
 
 import importlib
 import inspect
@@ -15,7 +15,7 @@ HELP = """usage: gnet COMMAND [OPTIONS]
 GoogLeNet in JAX. `gnet COMMAND --help` explains a command.
 `gnet --version` prints the version.
 """
-COMMANDS = {  # command: its module in gnet_jax.cli, and its line in the help
+COMMANDS = {  # by command: the module in gnet_jax.cli, and the summary in --help
     "train": ("train", "train a network, or resume a training run"),
     "predict": ("vision", "print the most likely classes of photos"),
     "evaluate": ("vision", "print top-1 and top-5 accuracy on labelled images"),
@@ -25,14 +25,14 @@ COMMANDS = {  # command: its module in gnet_jax.cli, and its line in the help
     "export": ("models", "export a model to ONNX, StableHLO, safetensors and others"),
     "summary": ("models", "print the cost of every layer"),
     "prepare": ("data", "prepare a data set, such as ImageNet or a smaller copy"),
-    "check-data": ("data", "find corrupt, duplicate, odd and unbalanced images"),
+    "check-data": ("data", "find corrupt, duplicate and unusual images, and class imbalance"),
     "show-data": ("data", "draw training images as the network sees them"),
-    "curves": ("runs", "draw loss and accuracy of training runs"),
-    "diagnose": ("runs", "draw gradients, updates and dead channels of runs"),
-    "replay": ("runs", "run a batch that stopped a training run again, to find why"),
+    "curves": ("runs", "plot the loss and accuracy of training runs"),
+    "diagnose": ("runs", "plot the gradients, updates and dead channels of runs"),
+    "replay": ("runs", "rerun the batch that stopped a training run, to find the cause"),
     "ablate": ("lab", "train every config of a sweep with several seeds"),
     "report": ("lab", "write the results of a sweep as HTML, Markdown and CSV"),
-    "plan": ("pods", "estimate memory and time of a run on a TPU pod or GPU server"),
+    "plan": ("pods", "estimate the memory and time of a run on a TPU pod or GPU server"),
 }
 
 
@@ -46,11 +46,11 @@ def console_script() -> NoReturn:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line. Returns the exit code, which is 2 for a mistake of the user."""
+    """Run a `gnet` command line, and return the exit code. A UserError gives exit code 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
     set_up_process()
     try:
-        if arguments[:1] == ["train"]:  # the run continues when nobody reads its output
+        if arguments[:1] == ["train"]:  # training continues even if its output pipe closes
             return _load("train")(arguments[1:])
         with reader_may_leave():
             return _run(arguments)
@@ -75,7 +75,7 @@ def _run(arguments: Sequence[str]) -> int:
 
         raise UserError(f"unknown command {first!r}; {suggestion(name, COMMANDS)}")
     command = _load(name)
-    if "arguments" in inspect.signature(command).parameters:  # it parses a config itself
+    if "arguments" in inspect.signature(command).parameters:  # the command parses its own arguments
         return command(arguments[1:]) or 0
     import tyro
 

@@ -1,4 +1,4 @@
-"""Commands about networks and weights: summary, convert, export."""
+"""The commands for networks and weights: summary, convert, export."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ def summary(
     compare: tuple[str, ...] = (),
     picture: Path | None = None,
 ) -> None:
-    """Print what every layer costs: kernel, output, parameters, multiply-adds of one image.
+    """Print the kernel, output shape, parameters and multiply-adds per image of every layer.
 
-    With --compare, print the cost of several networks by part, and the paper's Table 1 with its
-    errors marked.
+    With --compare, print the costs of the parts of several networks, and the paper's Table 1 with
+    its errors marked.
 
     Args:
         network: the network.
-        image_size: Side of the input, in pixels.
+        image_size: Height and width of the input in pixels.
         format: Format of the output.
-        compare: Networks to compare, each a variant or a change of the network of the other
-            options: reductions=0.25,0.5 width=0.5 head=fc aux=none stem=small. Join changes with +,
-            as in naive+head=fc.
+        compare: Networks to compare. Each is a variant's name, or changes of the network that the
+            other options define: reductions=0.25,0.5 width=0.5 head=fc aux=none stem=small. Join
+            changes with +, as in naive+head=fc.
         picture: Draw the cost of each block into this file; requires --compare.
     """
     if picture is not None:
@@ -97,15 +97,15 @@ def convert(
 ) -> None:
     """Convert published weights, or a training workdir, to a model folder.
 
-    SRC is a .caffemodel, a .pth or .safetensors of torchvision's GoogLeNet, a checkpoint of
-    TF-slim's Inception v1, or a workdir. Its content determines the format; nothing in it is
-    executed. What the file does not state is assumed, and each assumption is printed.
+    SRC is a .caffemodel file, a .pth or .safetensors file of torchvision's GoogLeNet, a checkpoint
+    of TF-slim's Inception v1, or a workdir. The format is detected from the content, and no code in
+    the file is executed. Settings that the file does not contain are assumed, and printed.
 
     Args:
         src: the file or workdir to read.
-        dst: the folder to write.
-        class_names: a text file with one name a line, in the order of the outputs, or JSON.
-        transform_input: torchvision's option of that name; yes if fine-tuned from its weights.
+        dst: the model folder to write.
+        class_names: a JSON file, or a text file with one class name per line, in output order.
+        transform_input: the torchvision option; yes for models fine-tuned from its weights.
     """
     from gnet_jax.convert.read import convert as convert_file
     from gnet_jax.convert.read import read_class_names
@@ -126,7 +126,7 @@ def export(
     model: Annotated[Positional[Path], arg(metavar="MODEL")],
     out: Annotated[Positional[Path], arg(metavar="OUT")],
 ) -> None:
-    """Export a model to another format, run the file, and print the largest difference.
+    """Export a model to another format, run the exported file, and compare its logits.
 
     Args:
         model: a model folder, a training workdir, or a file that `gnet convert` reads.
@@ -138,4 +138,4 @@ def export(
     if model.is_file():
         check_not_input(out, [model])
     difference = export_model(load(model), out)
-    print(f"wrote {out}; its logits differ by at most {difference:.1e} of the largest")
+    print(f"wrote {out}; its logits differ by at most {difference:.1e} times the largest logit")

@@ -1,4 +1,4 @@
-"""What the commands share: streams, exit codes, and checks of their output files."""
+"""Functions that all commands use: output streams, exit codes, and checks of output files."""
 
 import contextlib
 import errno
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from gnet_jax.errors import UserError
 
-# `gnet --version` imports this module, so it imports libraries where they are used.
+# `gnet --version` imports this module, so functions import libraries only when they run.
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -22,12 +22,12 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def console(*, stderr: bool = False) -> "Console":
-    """Returns a console on standard output or error, 160 columns wide if not a terminal."""
+    """Returns a rich console. Standard output that is not a terminal is 160 columns wide."""
     from rich.console import Console
 
     class OurConsole(Console):
         def on_broken_pipe(self) -> None:
-            raise BrokenPipeError  # for reader_may_leave; rich would exit with 1
+            raise BrokenPipeError  # reader_may_leave handles it; rich would exit with 1
 
     if stderr:
         return OurConsole(stderr=True)
@@ -35,10 +35,10 @@ def console(*, stderr: bool = False) -> "Console":
 
 
 def set_up_process() -> None:
-    """Open closed standard streams, escape what they cannot encode, set a missing HOME."""
+    """Open closed standard streams, escape characters they cannot encode, set a missing HOME."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
-            # Otherwise the next opened file would get this number, and receive library output.
+            # Otherwise the next opened file gets this file number, and libraries print into it.
             opened = os.open(os.devnull, os.O_RDWR)
             if opened != number:
                 os.dup2(opened, number)
@@ -47,17 +47,17 @@ def set_up_process() -> None:
             setattr(sys, name, open(number, "w" if number else "r"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # for names of files that are not text
+            stream.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
     if not os.path.isabs(os.path.expanduser("~")):
         from gnet_jax.config.paths import temporary_home
 
-        # Libraries look for settings and caches there, and some raise without it.
+        # Libraries look for settings and caches in HOME, and some raise an error without it.
         os.environ["HOME"] = str(temporary_home())
         print_error(f"HOME is not set and the user is unknown: using {os.environ['HOME']}")
 
 
 def print_error(text: str) -> None:
-    """Print a line on standard error; it is lost if nobody reads it or the disk is full."""
+    """Print a line on standard error. Errors such as a closed pipe or a full disk are ignored."""
     try:
         print(text, file=sys.stderr, flush=True)
     except OSError:
@@ -66,7 +66,7 @@ def print_error(text: str) -> None:
 
 @contextlib.contextmanager
 def reader_may_leave() -> Iterator[None]:
-    """Exit with code 0 if nobody reads the output any more (`| head`); 2 if a disk is full."""
+    """Exit with 0 if the output pipe was closed (`| head`). Raise UserError for a full disk."""
     try:
         try:
             yield
@@ -75,7 +75,7 @@ def reader_may_leave() -> Iterator[None]:
     except OSError as error:
         if not isinstance(error, BrokenPipeError) and error.errno not in DISK_FULL:
             raise
-        # Python would flush again at its end, and exit with 120.
+        # Otherwise Python would flush again when it exits, fail, and exit with 120.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             raise SystemExit(0) from None
@@ -83,7 +83,7 @@ def reader_may_leave() -> Iterator[None]:
 
 
 def leave_at_once(message: str) -> NoReturn:
-    """Print a message on standard error and end the process with code 130, as after Ctrl-C."""
+    """Print a message on standard error, and end the process with code 130, the code for Ctrl-C."""
     print_error(message)
     with contextlib.suppress(OSError):
         sys.stdout.flush()
@@ -91,7 +91,7 @@ def leave_at_once(message: str) -> NoReturn:
 
 
 def check_picture(out: Path, kinds: tuple[str, ...] = FIGURES) -> None:
-    """Raise a UserError if no picture can be written to `out`, before any long work."""
+    """Raise a UserError if the folder of `out` does not exist or its suffix is not in `kinds`."""
     if not out.absolute().parent.is_dir():
         raise UserError(f"cannot write {out}: folder {out.absolute().parent} not found")
     if out.suffix.lower() not in kinds:
@@ -99,7 +99,7 @@ def check_picture(out: Path, kinds: tuple[str, ...] = FIGURES) -> None:
 
 
 def check_not_input(out: Path, inputs: Iterable[str | Path]) -> None:
-    """Raise a UserError if writing to `out` would replace an input, or a file in one."""
+    """Raise a UserError if `out` exists and is one of `inputs`, or is inside one of them."""
     places = (out.resolve(), *out.resolve().parents) if os.path.exists(out) else ()
     for each in inputs:
         if os.path.exists(each) and Path(each).resolve() in places:
@@ -107,7 +107,7 @@ def check_not_input(out: Path, inputs: Iterable[str | Path]) -> None:
 
 
 def say_not_read(left_out: Mapping[str, list[str]]) -> None:
-    """Print the number of files that were not read, by reason, on standard error."""
+    """Print on standard error how many files were skipped for each reason."""
     from gnet_jax.data.sources.folder import counted
 
     if left_out:
@@ -115,7 +115,7 @@ def say_not_read(left_out: Mapping[str, list[str]]) -> None:
 
 
 def several(metavar: str) -> Any:
-    """Returns tyro's settings for positional arguments of which at least one is required."""
+    """Returns the tyro settings of a positional argument that takes one or more values."""
     from tyro.conf import arg
 
     return arg(metavar=metavar, help_behavior_hint="(one or more)")

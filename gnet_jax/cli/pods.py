@@ -1,4 +1,4 @@
-"""The command plan, for absent machines."""
+"""The command `gnet plan`, which estimates the cost of a run on machines you do not have."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ class PlanOptions:
     """The options of `gnet plan`."""
 
     topology: tuple[str, ...] = ()
-    """v5e:16x16, v4:2x2x2, h100:8 ...; several give a table side by side."""
+    """Machines such as v5e:16x16, v4:2x2x2 or h100:8. Each gets a column of the table."""
     batch: int | None = None
-    """Images a step over all chips together; sets --batch-size and --eval-batch-size at once."""
+    """Images per step over all chips; sets --batch-size and --eval-batch-size."""
     json: bool = False
-    """Print one JSON object, or a list for several topologies."""
+    """Print a JSON object, or a list of objects if there are several topologies."""
     images: int | None = None
     """Number of training images, if the data are not on this machine (ImageNet's is known)."""
     classes: int | None = None
-    """Number of classes, as for --images."""
+    """Number of classes, if the data are not on this machine (ImageNet's is known)."""
 
 
 def plan(arguments: Sequence[str]) -> int:
-    """Compute a run's memory, arithmetic, traffic and shortest time on a pod or a GPU server.
+    """Estimate the memory, arithmetic, traffic and shortest time of a run on TPU pods or GPUs.
 
-    Takes a recipe and its fields as train.py does: `gnet plan CONFIG --topology v5e:16x16`. The
-    training step is compiled for each topology, which takes minutes but no accelerator. The exit
-    code is 1 if the step does not fit.
+    CONFIG and the fields are the same as for train.py: `gnet plan CONFIG --topology v5e:16x16`. The
+    training step is compiled for each topology, which takes minutes but requires no accelerator.
+    The exit code is 1 if the step does not fit into the memory.
     """
     command = parse_command(arguments, "gnet plan", PlanOptions(), inspect.getdoc(plan))
     config, given = command.config, command.options
     if not given.topology:
-        raise UserError("no topology given; name at least one: --topology v5e:16x16")
+        raise UserError("no topology given; give at least one, such as --topology v5e:16x16")
     for name in ("batch", "images", "classes"):
         value = getattr(given, name)
         if value is not None and value < 1:
             raise UserError(f"--{name} is {value}; it must be at least 1")
-    if given.batch is not None:  # the evaluation's batch follows it
+    if given.batch is not None:  # None: same as batch_size
         config = dataclasses.replace(config, batch_size=given.batch, eval_batch_size=None)
     check(config)
-    # Imported here, so that --help and a typo answer at once.
+    # Imported here, so that --help and command-line errors return immediately.
     from gnet_jax.pods.plan import data_size, plan_program, plan_table, program_for
     from gnet_jax.pods.topology import get_topology, parse_topology
 

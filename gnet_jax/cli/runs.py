@@ -1,4 +1,4 @@
-"""Commands about training runs: curves, diagnose, replay."""
+"""The commands that analyse training runs: curves, diagnose, replay."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Workdirs = Annotated[Positional[tuple[Path, ...]], several("WORKDIR ...")]
 
 
 def curves(workdirs: Workdirs, out: Path = Path("curves.png")) -> None:
-    """Draw loss and accuracy of every head over the steps of training runs.
+    """Plot the loss and accuracy of every head over the training steps.
 
     Args:
-        workdirs: of running or finished training runs; one row each.
-        out: the picture, .png, .svg or .pdf.
+        workdirs: workdirs of running or finished training runs; each gets one row of the figure.
+        out: the picture to write; its suffix is .png, .svg or .pdf.
     """
     from gnet_jax.lab.sweeps.figures import draw_curves
 
@@ -29,13 +29,13 @@ def curves(workdirs: Workdirs, out: Path = Path("curves.png")) -> None:
 
 
 def diagnose(workdirs: Workdirs, out: Path = Path("diagnostics.png")) -> None:
-    """Draw gradients, dead channels and updates of runs that were trained with --diagnose N.
+    """Plot the gradients, dead channels and updates of runs that were trained with --diagnose N.
 
-    Gradients are drawn by block, for the whole loss and for each head's part in it.
+    Gradients are plotted for each block, for the total loss and for the loss of each head.
 
     Args:
-        workdirs: of running or finished training runs; one row each.
-        out: the picture, .png, .svg or .pdf.
+        workdirs: workdirs of running or finished training runs; each gets one row of the figure.
+        out: the picture to write; its suffix is .png, .svg or .pdf.
     """
     from gnet_jax.lab.look.diagnose_figures import draw_diagnostics
 
@@ -46,16 +46,16 @@ def diagnose(workdirs: Workdirs, out: Path = Path("diagnostics.png")) -> None:
 
 def _check(workdirs: tuple[Path, ...], out: Path) -> None:
     if not workdirs:
-        raise UserError("no run to draw; name at least one workdir")
+        raise UserError("there is no run to plot; give at least one workdir")
     check_picture(out)
 
 
 def replay(file: Annotated[Positional[Path], arg(metavar="FILE")], json: bool = False) -> None:
-    """Run a batch again that stopped a training run; find the image and layer that caused it.
+    """Rerun the batch that stopped a training run, and print which image and layer caused the stop.
 
     Args:
-        file: replay-STEP.npz in the run's workdir.
-        json: print everything as one line of JSON.
+        file: the replay file, replay-STEP.npz in the workdir of the run.
+        json: print the result as one line of JSON.
     """
     from gnet_jax.lab.look.replay import examine, read_replay
 
@@ -67,19 +67,19 @@ def replay(file: Annotated[Positional[Path], arg(metavar="FILE")], json: bool = 
     same = "as in the run" if found.reproduced else "NOT the same as in the run"
     print(f"step {found.step} again: loss {loss:g}, gradient norm {norm:g}, {same}")
     for name in found.bad_params:
-        print(f"not finite before the step: {name}")
+        print(f"parameter already not finite before the step: {name}")
     for bad in found.bad_examples[:10]:
-        where = f"first in {bad.layer}" if bad.layer else "in its gradients only"
+        where = f"first in layer {bad.layer}" if bad.layer else "only in its gradients"
         print(
             f"image {bad.place} of the batch (example {bad.index}, label {bad.label}): "
             f"loss {bad.loss:g}, not finite {where}"
         )
     if len(found.bad_examples) > 10:
-        print(f"and {len(found.bad_examples) - 10} more of {found.examples} images")
+        print(f"and {len(found.bad_examples) - 10} more of the batch's {found.examples} images")
     if not found.bad_examples:
-        print(f"each of the {found.examples} images alone is finite")
-    print(f"the whole batch: not finite first in {found.layer or 'no layer'}")
+        print(f"all values are finite when each of the {found.examples} images is run alone")
+    print(f"first layer that is not finite for the whole batch: {found.layer or 'none'}")
     if found.bad_gradients:
         print(f"gradients not finite: {', '.join(found.bad_gradients[:10])}")
     elif found.layer is None and found.metrics["skipped"]:
-        print("loss and gradients are finite, but not the update; lower optim.learning_rate")
+        print("loss and gradients are finite, but the update is not; lower optim.learning_rate")

@@ -1,16 +1,16 @@
 """Training: `gnet train [CONFIG] [--workdir DIR] [--field.path value ...]`, or `python train.py`.
 
-CONFIG is a recipe's name (`digits` by default) or a Python file with a `get_config()`. The same
-command again resumes the run. All hosts get the same command and exit with the same code:
+CONFIG is a recipe's name (`digits` by default) or a Python file with a `get_config()`. If you
+repeat the command, it resumes the run. Use the same command on all hosts. They exit with one code:
 
-0        done
-1        numbers that are not finite, a last checkpoint that could not be saved, heads that do not
-         learn if dead_heads is "stop", or an unexpected error
-2        a mistake in the command, or too many corrupt images, after saving
+0        the training is done
+1        a loss, gradient or update was not finite, the last checkpoint could not be saved, a head
+         does not learn and dead_heads is "stop", or there was an unexpected error
+2        the command has a mistake, or too many images are corrupt (the state was saved first)
 3, 134   the hosts did not find each other, or lost one; 134 if JAX ended this host
-128 + n  stopped by signal n to any host, after saving (129: hang-up, 130: Ctrl-C, 143: SIGTERM)
+128 + n  a host received signal n; the state was saved (129: hang-up, 130: Ctrl-C, 143: SIGTERM)
 
-`--supervise` restarts a run that exits with 1, 3, 134 or is killed by another signal.
+`--supervise` restarts a run that exits with 1, 3 or 134, or is killed by another signal.
 """
 
 import contextlib
@@ -41,12 +41,15 @@ def train(arguments: Sequence[str]) -> int:
 
 
 def parse(arguments: Sequence[str], prog: str = "train.py") -> Config:
-    """Returns the config of a command line. `--help` and typos exit here."""
+    """Returns the config of a command line. Exits the process for `--help` and for typos."""
     return parse_command(arguments, prog, Launch()).config
 
 
 def main(arguments: Sequence[str], prog: str = "train.py") -> int:
-    """Run what was typed after the command `prog`, "train.py" or "gnet train"; returns the code."""
+    """Run a training command, and return its exit code.
+
+    `arguments` are those that were typed after `prog`, which is "train.py" or "gnet train".
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     set_up_process()
     try:
@@ -54,7 +57,7 @@ def main(arguments: Sequence[str], prog: str = "train.py") -> int:
     except UserError as error:
         print_error(f"{prog}: error: {error}")
         return 2
-    except KeyboardInterrupt:  # outside the loop, which has its own handler
+    except KeyboardInterrupt:  # outside of the training loop, which handles signals itself
         leave_at_once(f"{prog}: interrupted; the same command resumes from the latest checkpoint")
 
 
@@ -64,16 +67,16 @@ def _main(arguments: Sequence[str], prog: str) -> int:
             command = parse_command(arguments, prog, Launch())
             check_launch(command.options)
     except (ConfigError, SystemExit) as ended:
-        # tyro has already printed a typo's error; it exits with 2, `--help` with 0.
+        # tyro has already printed the error of a typo. It exits with 2, or with 0 for `--help`.
         if isinstance(ended, SystemExit) and ended.code != 2:
             raise
         typo = ConfigError("there is a typo in its command")
         error = ended if isinstance(ended, ConfigError) else typo
-        with contextlib.redirect_stderr(io.StringIO()):  # tyro would print a typo again
+        with contextlib.redirect_stderr(io.StringIO()):  # otherwise tyro prints the error again
             launch = parse_launch(arguments)
         if not start.should_join(launch):
             raise
-        # The command of the other hosts may be right; if they are there, they must not wait.
+        # The other hosts may have a valid command; they must not wait for this host.
         print_error(f"{prog}: telling the other hosts: {error}")
         brief = dataclasses.replace(launch, start_timeout=min(launch.start_timeout, 30))
         return run(error, brief, arguments, prog)
@@ -91,8 +94,8 @@ def _main(arguments: Sequence[str], prog: str) -> int:
 
 
 def run(config: Config | UserError, launch: Launch, arguments: Sequence[str], prog: str) -> int:
-    """Train, and return the exit code. An error instead of the config is raised on every host."""
-    import jax  # here, so that --help and typos answer at once
+    """Train, and return the exit code. If `config` is an error, every host raises it."""
+    import jax  # here, so that --help and command-line errors return immediately
 
     from gnet_jax.training import loop, program, sharding
     from gnet_jax.training.hosts import agree
@@ -132,7 +135,7 @@ def run(config: Config | UserError, launch: Launch, arguments: Sequence[str], pr
 
 
 def print_plan(run: "Run", workdir: Path) -> None:
-    """Print what is about to be trained."""
+    """Print the model, data, devices and steps of a run before it starts."""
     import jax
 
     from gnet_jax.lab.cost.ledger import network_ledger
@@ -177,7 +180,7 @@ def print_plan(run: "Run", workdir: Path) -> None:
 def print_result(
     result: "Result", config: Config, workdir: Path, arguments: Sequence[str], prog: str
 ) -> None:
-    """Print how the run ended, and what to type next."""
+    """Print how the run ended, and the commands to use next."""
     from gnet_jax.training.observe.console import SafeConsole, duration, goodput_line
 
     say = SafeConsole().say
@@ -207,7 +210,7 @@ def print_result(
 
 
 def _typed(prog: str) -> tuple[str, str]:
-    """Returns what to type for `gnet` and for training: with a path if the shell needs one."""
+    """Returns the shell commands for `gnet` and for training, with a path if PATH lacks them."""
     script = prog == "gnet train" and Path(sys.argv[0]).name == "gnet"
     name, path = ("gnet", sys.argv[0]) if script else ("python", sys.executable)
     found = name if shutil.which(name) == path else shlex.quote(os.path.relpath(path))

@@ -1,4 +1,4 @@
-"""Commands that look at images: predict, evaluate, inspect, demo."""
+"""The commands that apply a model to images: predict, evaluate, inspect, demo."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gnet_jax.cli import output
 from gnet_jax.cli.output import console, json_line, several
 from gnet_jax.config import UserError
 
-if TYPE_CHECKING:  # imported where they are used, so that --help and a typo answer at once
+if TYPE_CHECKING:  # imported late, so that --help and typos return immediately
     from PIL import Image
 
     from gnet_jax.inference.evaluate import Evaluation
@@ -32,20 +32,21 @@ def predict(
 ) -> int:
     """Print the most probable classes of photos.
 
-    Files that are not images are named and skipped, and the exit code is then 1.
+    Files that are not images are reported and skipped; the exit code is then 1.
 
     Args:
         model: a model folder, a training workdir, or a file that `gnet convert` reads.
         images: files, folders, URLs, or - for standard input.
-        json: print one JSON object a line: `file`, and `top` or `error`.
-        cam: also draw where the most probable class was seen (NAME.png, NAME-2.png and so on).
-        top: number of classes.
+        json: print one JSON object per line with the keys `file`, and `top` or `error`.
+        cam: also draw the class activation map of the most probable class to this file; the maps of
+            further images are written to NAME-2.png and so on.
+        top: number of classes to print for each image.
     """
     from gnet_jax.inference.images import pictures
     from gnet_jax.inference.predict import Predictor, predictions, render, render_error
 
     if not images:
-        raise UserError("no photo given; name a file, a folder, a URL, or - for standard input")
+        raise UserError("no photo given; give a file, a folder, a URL, or - for standard input")
     if top < 1:
         raise UserError(f"--top is {top}; it must be at least 1")
     if cam is not None:
@@ -70,7 +71,7 @@ def predict(
             render(out, name, found)
         if draw is not None and not isinstance(picture, UserError):
             draw(picture)
-    if left_out:  # otherwise the module that counts is not imported
+    if left_out:  # avoids an import if nothing was skipped
         output.say_not_read(left_out)
     if not seen:
         raise UserError(f"no image found in {', '.join(images)}")
@@ -80,7 +81,7 @@ def predict(
 def _map_writer(
     trained: TrainedModel, file: Path, images: tuple[str, ...]
 ) -> Callable[[Image.Image], None]:
-    """Returns a function that draws the activation map of a picture into the next file."""
+    """Returns a function that draws the activation map of each picture to its own file."""
     from gnet_jax.inference.cam import MAIN, ActivationMapper, draw
     from gnet_jax.inference.lettering import save
 
@@ -109,27 +110,29 @@ def evaluate(
 ) -> None:
     """Print the top-1 and top-5 accuracy of a model, or of an ensemble, on labelled images.
 
-    Classes are matched by name: the data can have fewer classes than the model, but no others.
-    WordNet ids are names of ImageNet's classes. Data that number the model's classes from 0 are
-    paired by position, and the pairing is printed.
+    Classes are matched by name. The data can have fewer classes than the model, but every class of
+    the data must be a class of the model. WordNet ids can be used as names of ImageNet's classes.
+    If the data have numbers from 0 as class names, the numbers are matched with the model's classes
+    by position, and the matches are printed.
 
     Args:
         models: model folders, workdirs or weight files; the probabilities of several are averaged.
         data: digits, folder:PATH, npz:PATH, or tfds:NAME.
-        split: of the data.
-        crops: of each image, averaged: 1, 10, or the paper's 144.
-        json: print one JSON object instead of the sentence.
-        table: the paper's grid: the first model and all of them, with 1, 10 and 144 crops.
-        batch_size: largest number of crops in a call of a network.
-        threads: that read, decode and crop.
-        bad_limit: largest share of the images that may be corrupt; they are skipped and named.
+        split: split of the data to evaluate on.
+        crops: number of crops of each image whose predictions are averaged; the paper uses 144.
+        json: print one JSON object instead of a sentence.
+        table: print a table as in the paper: the first model and the ensemble of all models, each
+            with 1, 10 and 144 crops.
+        batch_size: largest number of crops that a network processes at once.
+        threads: number of threads that read, decode and crop images.
+        bad_limit: largest fraction of corrupt images; they are listed and skipped.
     """
     from gnet_jax.data.sources import open_source
     from gnet_jax.inference.evaluate import evaluate as evaluate_models
     from gnet_jax.inference.evaluate import evaluate_grid, paper_table
 
     if json and table:
-        raise UserError("--json and --table exclude each other; choose one")
+        raise UserError("--json and --table cannot be used together; choose one")
     source = open_source(data, split)
     output.say_not_read(source.left_out)
     trained = _open(models)
@@ -158,14 +161,15 @@ def inspect(
     endpoint: tuple[str, ...] = (),
     class_index: int | None = None,
 ) -> None:
-    """Draw filters, activations and the activation map of every head for one photo.
+    """Draw a network's filters, and its activations and class activation maps for one photo.
 
     Args:
         model: a model folder, a training workdir, or a file that `gnet convert` reads.
         image: a file, a URL, or - for standard input.
-        out: the folder to draw into.
+        out: the folder to write the pictures to.
         endpoint: layers whose activations are drawn, by Caffe's names, such as inception_4a/5x5.
-        class_index: the class that is mapped; None is the most probable.
+        class_index: index of the class whose activation map is drawn; the default is the most
+            probable class.
     """
     from gnet_jax.inference.images import open_picture
     from gnet_jax.lab.look.inside import draw_inside
@@ -177,11 +181,11 @@ def inspect(
 
 
 def demo(model: Model, port: int | None = None) -> None:
-    """Open a web page on this machine: drop a photo, see each head's classes and where it looked.
+    """Serve a web page that shows the classes and activation map of each head for a photo.
 
     Args:
         model: a model folder, a training workdir, or a file that `gnet convert` reads.
-        port: to serve on; None takes the first free one from 7860 on.
+        port: port to serve on; the default is the first free port from 7860 on.
     """
     from gnet_jax.inference.demo import build, serve
 
@@ -190,8 +194,10 @@ def demo(model: Model, port: int | None = None) -> None:
 
 
 def _open(paths: Iterable[Path], *, compiles: bool = False) -> list[TrainedModel]:
-    """Load models, and set this process up to run them. Prints which step of a workdir was loaded,
-    because training may have ended with another, and if `compiles` that compilation follows.
+    """Load models, and set up this process to run them.
+
+    Prints which step of a workdir was loaded, because that need not be the last one. If `compiles`,
+    also prints that the model is going to be compiled.
     """
     from gnet_jax.inference.predict import load, say_compiling
     from gnet_jax.training.sharding import (

@@ -1,4 +1,4 @@
-"""The configuration of a run: fields with their limits, and the recipes that return one."""
+"""The configuration of a run: its fields with their limits, and recipes that set the fields."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +51,9 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in ("RECIPES", "Sweep", "load_recipe", "load_sweep"):
-        from gnet_jax.config import recipes  # here, because a trained model needs none
+        from gnet_jax.config import (
+            recipes,  # here, because using a trained model requires no recipe
+        )
 
         return getattr(recipes, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Parse a command line: a recipe, the fields that it overrides, and how the run starts."""
+"""Parse a command line: a recipe, overrides of its fields, and the options of the command."""
 
 import dataclasses
 import shutil
@@ -15,29 +15,29 @@ from gnet_jax.config.recipes import load_recipe, load_sweep, recipe_names, sweep
 
 @dataclasses.dataclass(frozen=True)
 class Launch:
-    """How to start a run; not part of the config, so a resume may change it."""
+    """Options that start a run. They are not part of the config, so a resume may change them."""
 
     distributed: Literal["auto", "on", "off"] = "auto"
-    """Train together with other processes.
+    """Whether this process trains together with other processes.
     auto: in a TPU VM, GKE, Slurm or Open MPI job, or if --coordinator is given.
-    on: always, and fail if none are found. off: never."""
+    on: always; it is an error if no other processes are found. off: never."""
     coordinator: str | None = None
-    """HOST:PORT on which process 0 listens. The jobs named above provide it."""
+    """HOST:PORT on which process 0 listens. Not needed in the jobs that `auto` detects."""
     num_processes: Count | None = None
-    """Number of processes of the run. The jobs named above provide it."""
+    """Number of processes of the run. Not needed in the jobs that `auto` detects."""
     process_id: Index | None = None
-    """Number of this process, from 0. The jobs named above provide it."""
+    """Index of this process, from 0. Not needed in the jobs that `auto` detects."""
     start_timeout: Count = 300
-    """Seconds to wait for the other processes at the start."""
+    """Seconds to wait at the start until all processes are connected."""
     supervise: bool = False
-    """Restart after a crash, until three in a row bring no newer checkpoint.
+    """Restart the run after a crash; give up after three crashes without a new checkpoint.
     A user mistake (exit code 2) or a signal that stops the run does not cause a restart."""
     supervise_preempted: bool = False
-    """Restart also when a signal stopped the run and its step is saved; implies --supervise.
-    A signal to the supervisor itself still stops both."""
+    """Like --supervise, but also restart after a signal has stopped the run and it was saved.
+    A signal to the supervising process still stops both processes."""
     restart_delay: NotNegative = 5.0
-    """Seconds before the first restart.
-    They double at each crash without a newer checkpoint, up to five minutes."""
+    """Seconds to wait before the first restart.
+    The wait doubles after each crash without a new checkpoint, up to five minutes."""
 
 
 def check_launch(launch: Launch) -> None:
@@ -46,7 +46,7 @@ def check_launch(launch: Launch) -> None:
     for name in ("coordinator", "num_processes", "process_id"):
         if launch.distributed == "off" and getattr(launch, name) is not None:
             option = f"--{name.replace('_', '-')}"
-            raise ConfigError(f"{option} is given, but --distributed is off; leave one of them out")
+            raise ConfigError(f"{option} is given, but --distributed is off; remove one of them")
     if launch.coordinator is not None:
         host, _, port = launch.coordinator.rpartition(":")
         if not host or not port.isdecimal() or not 0 < int(port) < 65536:
@@ -63,7 +63,7 @@ Options = TypeVar("Options")
 
 @dataclasses.dataclass(frozen=True)
 class Command(Generic[Options]):
-    """A config and a command's own options, side by side on the command line."""
+    """The two parts of a parsed command line: the config and the command's own options."""
 
     config: Annotated[Config, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
     options: Annotated[Options, tyro.conf.arg(name=""), tyro.conf.FlagCreatePairsOff]
@@ -72,11 +72,11 @@ class Command(Generic[Options]):
 def parse_command(
     arguments: Sequence[str], prog: str, options: Options, about: str | None = None
 ) -> Command[Options]:
-    """Returns the config and options of `[CONFIG] [--field.path value ...]`, typed after `prog`.
+    """Parse the arguments `[CONFIG] [--field.path value ...]` of the command `prog`.
 
     CONFIG is a recipe's name ("digits" by default) or a Python file. `options` is a dataclass with
-    the defaults of the command's own options. `about` introduces the help instead of the recipe's
-    docstring. `--help` and typos end the program. Raises ConfigError if there is no such recipe.
+    the defaults of the command's own options. The help begins with `about`, by default the recipe's
+    docstring. Exits for `--help` and for typos. Raises ConfigError if the recipe is not found.
     """
     named = _named(arguments)
     recipe = arguments[0] if named else "digits"
@@ -92,7 +92,7 @@ def parse_command(
 
 
 def parse_launch(arguments: Sequence[str]) -> Launch:
-    """Returns the launch options of a command line that has mistakes elsewhere."""
+    """Returns the launch options of a command line whose other arguments may have mistakes."""
     given = [each for each in arguments if each not in ("-h", "--help")]
     launch, _ = tyro.cli(
         Launch, args=given, return_unknown_args=True, config=(tyro.conf.FlagCreatePairsOff,)
@@ -104,21 +104,21 @@ def parse_launch(arguments: Sequence[str]) -> Launch:
 def parse_sweep(
     arguments: Sequence[str], prog: str, options: Any, about: str | None
 ) -> tuple[dict[str, Config], Any, str]:
-    """Returns the configs of `SWEEP [--field.path value ...]`, the options and SWEEP's docstring.
+    """Parse `SWEEP [--field.path value ...]` and return its configs, options and docstring.
 
-    As `parse_command`, but the sweep sets `seeds` of the options, and the default workdir is
-    runs/SWEEP. Raises ConfigError if no sweep is named or there is no such sweep.
+    Like `parse_command`, but the sweep sets `options.seeds`, and the default workdir is runs/SWEEP.
+    Raises ConfigError if no sweep is given or the sweep is not found.
     """
     known = f"a Python file with a get_sweep(), or one of: {', '.join(sweep_names())}"
     named = _named(arguments)
     if not named and not {"--help", "-h"} & set(arguments):
-        raise ConfigError(f"no sweep is named; {prog} SWEEP takes {known}")
+        raise ConfigError(f"no sweep is given; SWEEP in `{prog} SWEEP` is {known}")
     name = arguments[0] if named else sweep_names()[0]
     sweep, docstring = load_sweep(name)
     options = dataclasses.replace(options, seeds=sweep.seeds)
     about = (
         f"{about}\n\n{docstring}\n\nSWEEP is {known}.\n\nA field given here changes in all "
-        "configs of the sweep; the defaults below are those of the first."
+        "configs of the sweep; the defaults below are those of the first config."
     )
     prog, workdir = f"{prog} {name if named else 'SWEEP'}", f"runs/{Path(name).stem}"
     defaults = [dataclasses.replace(each, workdir=workdir) for each in sweep.configs.values()]
@@ -134,8 +134,8 @@ def _named(arguments: Sequence[str]) -> bool:
 def _parse(
     arguments: Sequence[str], prog: str, default: Command[Options], about: str
 ) -> Command[Options]:
-    # tyro does not wrap, joins lines that begin with a letter, and doubles the blank line before
-    # any other. Hanging indents keep the line breaks.
+    # tyro does not wrap text. It joins a line that begins with a letter to the one before, and adds
+    # a blank line before any other line. Indenting all lines but the first keeps the line breaks.
     columns, paragraphs = shutil.get_terminal_size().columns, ""
     for each in about.split("\n\n"):
         is_code = each.startswith(" ")

@@ -1,6 +1,6 @@
 """The fields of a configuration: frozen dataclasses with types, defaults, limits and help texts.
 
-The docstring below a field is its help in `--help`, where each line is kept.
+`--help` prints the docstring below a field, with the same line breaks.
 """
 
 import dataclasses
@@ -15,11 +15,11 @@ from gnet_jax.model.architecture import VARIANTS, Choices
 
 
 class ConfigError(UserError):
-    """A configuration that cannot be run."""
+    """A configuration is invalid."""
 
 
 class Limit(NamedTuple):
-    """What a field's value must satisfy, as metadata of its type."""
+    """A condition on a field's value, stored as metadata of the field's type."""
 
     text: str
     holds: Callable[[Any], bool]
@@ -37,7 +37,7 @@ BelowOne = Annotated[float, Limit("at least 0 and below 1", lambda value: 0 <= v
 
 Folder = Annotated[
     str,
-    Limit("a folder; mount a bucket (gcsfuse) and name its folder", lambda p: p and "://" not in p),
+    Limit("a folder; mount a bucket (gcsfuse) and use its folder", lambda p: p and "://" not in p),
 ]
 
 Decoder = Literal["pillow", "fast"]
@@ -45,54 +45,55 @@ Decoder = Literal["pillow", "fast"]
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(Choices):
-    """Which GoogLeNet: a variant and changes of it."""
+    """The network: a variant of GoogLeNet and changes to it."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the computation. Parameters, LRN sums, logits and losses stay float32."""
+    """Data type of the computation. Parameters, LRN sums, logits and losses stay float32."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """How a photo becomes the network's input. It belongs to the weights and is saved with them."""
+    """How an image is converted to the network's input; saved together with the weights."""
 
     image_size: Count = 224
-    """Side of the square that the network sees, in pixels."""
+    """Height and width of the network's input in pixels."""
     resize: Literal["shorter_side", "warp"] = "shorter_side"
     """How evaluation resizes an image before its central crop.
-    shorter_side: the shorter side becomes resize_to. warp: the image becomes a square (Caffe)."""
+    shorter_side: scale the shorter side to resize_to. warp: resize to a square (Caffe)."""
     resize_to: int = 256
-    """Side in pixels to which evaluation resizes an image before its central crop."""
+    """Side in pixels to which evaluation resizes an image before the central crop."""
     channels: Literal["RGB", "BGR"] = "RGB"
     """Order of the input channels."""
     mean: tuple[float, float, float] = (123.0, 117.0, 104.0)
-    """Subtracted from the channels, in the order of `channels` (pixels are 0 to 255)."""
+    """Values subtracted from the channels, in the order of `channels` (pixels are 0 to 255)."""
     std: Annotated[
         tuple[float, float, float], Limit("above 0 in all channels", lambda std: min(std) > 0)
     ] = (1.0, 1.0, 1.0)
-    """The channels are divided by this after the mean is subtracted."""
+    """Values by which the channels are divided after the mean is subtracted."""
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig(Preprocessing):
-    """The data, how they are loaded, and the network's input."""
+    """The data set, how images are loaded, and how they are converted to the network's input."""
 
     source: Annotated[str, FREE] = "digits"  # a fingerprint of the data is compared instead
     """digits (bundled), folder:PATH (train/CLASS/*.jpg, val/CLASS/*.jpg), tfds:NAME or npz:PATH.
-    npz: one file with x_train, y_train ..., or NAME_{split}.npz for one file per split."""
+    npz: PATH is one file with x_train, y_train ..., or NAME_{split}.npz with one file per split."""
     threads: Annotated[Count, FREE] = 4
-    """Threads that read and decode in each process. The batches do not depend on it."""
+    """Threads per process that read and decode images. They do not change the batches."""
     workers: Annotated[Index, FREE] = 0
-    """Extra processes per host that load training batches. The batches do not depend on it."""
+    """Extra processes per host that load training batches. They do not change the batches."""
     decoder: Decoder = "pillow"
     """Decoder of training images; evaluation always uses Pillow.
-    fast: 25 % less time, within one grey level on average; requires pip install -e ".[fast]"."""
+    fast: takes 25 % less time; pixels differ by less than one grey level on average.
+    It requires pip install -e ".[fast]"."""
     bad_limit: Annotated[BelowOne, FREE] = 0.02
-    """Largest share of corrupt images; with more, the run stops and lists them.
-    Training replaces a corrupt image with the next good one, evaluation skips it."""
+    """Largest fraction of corrupt images. If there are more, the run stops and lists them.
+    Training replaces a corrupt image with the next valid one; evaluation skips it."""
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """The part that belongs to the weights."""
+        """The fields that are saved with the weights."""
         names = [field.name for field in dataclasses.fields(Preprocessing)]
         return Preprocessing(**{name: getattr(self, name) for name in names})
 
@@ -102,34 +103,34 @@ class AugmentConfig:
     """Random changes to the training images. Evaluation uses none of them."""
 
     crop: Literal["random_area", "fixed_scale"] = "random_area"
-    """random_area: crops within crop_area and crop_aspect (the paper).
-    fixed_scale: a random square of image_size from the image resized as in evaluation (Caffe)."""
+    """random_area: crop a rectangle of random size, within crop_area and crop_aspect (the paper).
+    fixed_scale: resize as in evaluation, then crop a random square of image_size (Caffe)."""
     crop_area: Annotated[
         tuple[float, float], Limit("0 < low <= high <= 1", lambda area: 0 < area[0] <= area[1] <= 1)
     ] = (0.08, 1.0)
-    """Smallest and largest share of the image that a crop covers (paper: 8 to 100 %)."""
+    """Smallest and largest fraction of the image's area in a crop (paper: 8 to 100 %)."""
     crop_aspect: Annotated[
         tuple[float, float], Limit("0 < low <= high", lambda aspect: 0 < aspect[0] <= aspect[1])
     ] = (3 / 4, 4 / 3)
-    """Smallest and largest width / height of a crop."""
+    """Smallest and largest aspect ratio (width / height) of a crop."""
     interpolation: Literal["bilinear", "random"] = "bilinear"
-    """Filter that resizes the crops.
-    random: bilinear, area, bicubic or nearest, drawn for each crop (the paper)."""
+    """Interpolation that resizes the crops.
+    random: choose bilinear, area, bicubic or nearest at random for each crop (the paper)."""
     flip: bool = True
-    """Mirror half of the images."""
+    """Mirror each image left to right with probability 1/2."""
     brightness: Share = 0.0
-    """Multiply the brightness by a random factor between 1 - this and 1 + this."""
+    """Multiply the brightness by a random factor from 1 - brightness to 1 + brightness."""
     contrast: Share = 0.0
-    """Multiply the contrast by a random factor from 1 - this to 1 + this."""
+    """Multiply the contrast by a random factor from 1 - contrast to 1 + contrast."""
     saturation: Share = 0.0
-    """Multiply the saturation by a random factor from 1 - this to 1 + this."""
+    """Multiply the saturation by a random factor from 1 - saturation to 1 + saturation."""
     hue: Annotated[float, Limit("from 0 to 0.5", lambda hue: 0 <= hue <= 0.5)] = 0.0
-    """Rotate the hue by at most this share of the colour circle."""
+    """Rotate the hue by at most this fraction of the colour circle."""
     erase: Share = 0.0
-    """Share of the images in which a random rectangle gets the mean colour (random erasing)."""
+    """Probability that a random rectangle of an image is filled with the mean (random erasing)."""
     mixup: NotNegative = 0.0
-    """Mix pairs of images and labels with a weight from Beta(this, this) (arXiv 1710.09412).
-    Each device needs an even number of images. Top-1 counts the label with the larger weight."""
+    """Mix pairs of images and labels with a weight from Beta(mixup, mixup) (arXiv 1710.09412).
+    Requires an even number of images per device. Top-1 uses the label with the larger weight."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +140,7 @@ class LossConfig:
     aux_weight: NotNegative = 0.3
     """Weight of each auxiliary head's loss (paper: 0.3)."""
     label_smoothing: BelowOne = 0.0
-    """Share of each label that is spread over all classes (arXiv 1512.00567)."""
+    """Fraction of each target probability that is spread over all classes (arXiv 1512.00567)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,51 +148,53 @@ class OptimConfig:
     """The optimiser, its schedule and the averaging of parameters."""
 
     optimizer: Literal["sgd", "nesterov", "rmsprop", "adamw"] = "sgd"
-    """sgd: with momentum (the paper). nesterov: with Nesterov momentum. rmsprop, adamw: optax's."""
+    """sgd: SGD with momentum (the paper). nesterov: SGD with Nesterov momentum.
+    rmsprop, adamw: as in optax."""
     learning_rate: Positive = 0.01
     """Peak learning rate, for the global batch."""
     momentum: BelowOne = 0.9
     """Momentum of sgd, nesterov and rmsprop; the first beta of adamw."""
     weight_decay: NotNegative = 2e-4
-    """Weight decay of the kernels. Biases and batch norm are not decayed."""
+    """Weight decay of the kernels. Biases and batch norm parameters have none."""
     bias_lr_factor: NotNegative = 2.0
-    """Factor on the learning rate of the biases of convolutions and linear layers (Caffe: 2)."""
+    """Factor for the learning rate of the biases of convolutions and linear layers (Caffe: 2)."""
     schedule: Literal["constant", "step", "poly", "cosine"] = "step"
-    """step: times decay_rate every decay_epochs (the paper).
-    poly: times (1 - t)^power (Caffe's quick_solver). cosine: to zero."""
+    """step: multiply the learning rate by decay_rate every decay_epochs (the paper).
+    poly: scale it by (1 - t)^power, t from 0 to 1 (Caffe's quick_solver). cosine: decay to zero."""
     warmup_epochs: NotNegative = 0.0
-    """Epochs in which the learning rate first rises linearly to its peak."""
+    """Epochs at the start in which the learning rate rises linearly to its peak."""
     decay_rate: Annotated[float, Limit("above 0 and at most 1", lambda rate: 0 < rate <= 1)] = 0.96
-    """Factor of the step schedule."""
+    """Factor by which the step schedule multiplies the learning rate."""
     decay_epochs: Positive = 8.0
-    """Epochs between two steps of the step schedule."""
+    """Epochs between two reductions of the learning rate in the step schedule."""
     power: Positive = 0.5
     """Exponent of the poly schedule."""
     clip_norm: Positive | None = None
-    """Clip the global norm of the gradient to this; None does not clip."""
+    """Largest global norm of the gradient; larger gradients are scaled down. None does not clip."""
     freeze: tuple[str, ...] = ()
-    """Layers that do not learn, as patterns: conv1, 'inception_[34]*', '*/b5'."""
+    """Layers whose parameters stay fixed, as patterns: conv1, 'inception_[34]*', '*/b5'."""
     loaded_lr_factor: NotNegative = 1.0
-    """Factor on the learning rate of the parameters that --init loaded."""
+    """Factor for the learning rate of the parameters that --init loaded."""
     accumulate: Count = 1
     """Split each batch into this many parts and add up their gradients, to save memory."""
     averaging: Literal["none", "polyak", "ema"] = "none"
-    """Evaluate averaged parameters. polyak: their mean since average_from."""
+    """Evaluate averaged parameters instead of the current ones.
+    polyak: their mean since average_from. ema: their exponential moving average."""
     ema_decay: BelowOne = 0.999
-    """Decay of the ema. Step t uses t / (10 + t) if that is smaller."""
+    """Decay of the exponential moving average. Step t uses t / (10 + t) if that is smaller."""
     average_from: NotNegative = 0.0
     """Epoch at which averaging starts."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One training run."""
+    """All settings of one training run."""
 
     workdir: Annotated[Folder, FREE] = "runs/default"
-    """Folder of checkpoints, logs and config. A run in the same workdir resumes."""
+    """Folder for checkpoints, logs and the config. If it has a checkpoint, the run resumes."""
     init: str | None = None
     """Model to start from: a model folder, a training workdir or a file of weights.
-    It sets the network and the preprocessing, but not classes, aux heads, dropout and dtype."""
+    It sets the network and the preprocessing, except classes, aux heads, dropout and dtype."""
     epochs: Positive = 250.0
     """Number of passes over the training set; fractions are allowed."""
     batch_size: Count = 32
@@ -203,28 +206,29 @@ class Config:
     save_every_steps: Annotated[Count, FREE] = 1000
     """Save a checkpoint every N steps (evaluations also save one)."""
     keep_latest: Annotated[Count, FREE] = 2
-    """Number of newest checkpoints to keep, in addition to the best."""
+    """Number of latest checkpoints to keep in addition to the best."""
     verify_checkpoints: Annotated[bool, FREE] = True
-    """Read each checkpoint back in the background and compare its digests.
-    A corrupt one is moved aside, and the next save tries again."""
+    """Read each saved checkpoint again in the background and compare its checksums.
+    A corrupt checkpoint is moved to another folder, and the next save tries again."""
     log_every_steps: Annotated[Count, FREE] = 50
-    """Log the means of the last N steps to metrics.jsonl and TensorBoard."""
+    """Every N steps, log the mean metrics of these steps to metrics.jsonl and TensorBoard."""
     diagnose: Annotated[Count | None, FREE] = None
-    """Log gradients, updates and dead channels of every block every N steps; None never does."""
+    """Log gradients, updates and dead channels of every block every N steps; None disables this."""
     dead_heads: Annotated[Literal["warn", "stop", "ignore"], FREE] = "warn"
-    """What to do if the main head does not learn, alone or together with all others."""
+    """What to do if the main head does not learn, whether or not the auxiliary heads learn."""
     max_bad_steps: Annotated[Count, FREE] = 3
-    """Stop after N steps in a row with a loss, gradient or update that is not finite.
-    Fewer are skipped without a change to the parameters. A stop writes a replay file."""
+    """Stop after N steps in a row whose loss, gradient or update is not finite.
+    Such steps do not change the parameters. Before it stops, the run writes a replay file."""
     numerics: Literal["fast", "canonical"] = "fast"
-    """canonical: the same bits on 1, 2, 4 or more devices.
-    It is slower, and batch norm sees one virtual shard at a time."""
+    """canonical: results are bit-identical on 1, 2, 4 or more devices.
+    It is slower, and batch norm computes its statistics within one virtual shard."""
     virtual_shards: Annotated[
         int, Limit("a power of two, at least 2", lambda n: n >= 2 and not n & (n - 1))
     ] = 16
-    """Parts of each batch with canonical numerics: a power of two, at least two per device."""
+    """Number of parts into which canonical numerics splits each batch.
+    It must be a power of two, and at least two per device."""
     seed: Annotated[int, Limit("from 0 to 2**32 - 1", lambda seed: 0 <= seed < 2**32)] = 0
-    """Seed of weights, data order, augmentation and dropout."""
+    """Seed of the initial weights, the data order, augmentation and dropout."""
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
@@ -233,7 +237,7 @@ class Config:
 
 
 def _fields(given: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any, Any]]:
-    """Yields name, type, type with its limits, and value of all fields, with those of fields."""
+    """Yields name, type, type with its limits, and value of all fields, including nested ones."""
     types = get_type_hints(type(given))
     for name, limited in get_type_hints(type(given), include_extras=True).items():
         value = getattr(given, name)
@@ -244,23 +248,23 @@ def _fields(given: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any, Any]]
 
 
 def _metadata(kind: Any) -> Iterator[Any]:
-    """Yields the metadata of a type and of the types in it, as in `Count | None`."""
+    """Yields the metadata of a type and of the types inside it, such as Count in `Count | None`."""
     yield from getattr(kind, "__metadata__", ())
     for each in get_args(kind):
         yield from _metadata(each)
 
 
 def flatten(config: Config) -> dict[str, Any]:
-    """Returns every field by its dotted name, with tuples as lists, as in JSON."""
+    """Returns the values of all fields by dotted name, as "optim.power". Tuples become lists."""
     fields = {name: value for name, *_, value in _fields(config)}
     leaves = {name: each for name, each in fields.items() if not dataclasses.is_dataclass(each)}
     return json.loads(json.dumps(leaves))
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Returns the differences between two flattened configs that prevent a resume, as text."""
-    # A network's field that is None, or absent from an older file, has the variant's own value.
-    paper = VARIANTS["paper"]  # older files state these three, which all variants share
+    """Describes each difference between two flattened configs that prevents a resume."""
+    # If a field of the network is None, or missing in an older file, the variant's value is used.
+    paper = VARIANTS["paper"]  # older files contain these three values, which all variants share
     own: dict[str, Any] = {f"model.{field.name}": None for field in dataclasses.fields(Choices)}
     own |= {"model.aux_after": list(paper.aux_after), "model.head": paper.head}
     own |= {"model.stem": paper.stem}
@@ -277,9 +281,9 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def check_limits(given: Any, prefix: str = "", *, option: bool = False) -> None:
-    """Raise a ConfigError unless a dataclass has valid types, limits and finite numbers.
+    """Raise a ConfigError for a field of another type, outside its limit, or not finite.
 
-    The error names the field after `prefix`, or as on the command line if `option`.
+    The message has the field's name after `prefix`, or the command-line option if `option`.
     """
     from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
@@ -302,7 +306,7 @@ def check_limits(given: Any, prefix: str = "", *, option: bool = False) -> None:
 
 
 def check_preprocessing(p: Preprocessing, where: str) -> None:
-    """Raise a ConfigError that names a field of `where` if no network can use `p`."""
+    """Raise a ConfigError if a field of `p` is invalid. `where` is the name of `p` in messages."""
     check_limits(p, f"{where}.")
     if p.resize_to < p.image_size:
         limit = f"it must be at least {p.image_size} (image_size)"
@@ -310,7 +314,7 @@ def check_preprocessing(p: Preprocessing, where: str) -> None:
 
 
 def check(config: Config) -> None:
-    """Raise a ConfigError that names a field and its limit if no run can use `config`."""
+    """Raise a ConfigError with the field and its limit if `config` is invalid."""
     check_limits(config)
     check_preprocessing(config.data, "data")
     for name in ("warmup_epochs", "average_from"):
@@ -324,7 +328,7 @@ def check(config: Config) -> None:
 
 
 def json_text(value: Any, **options: Any) -> str:
-    """Returns `value` as JSON with null for floats that are not finite; `options` as json.dumps."""
+    """Returns `value` as JSON, with null for NaN and infinity. `options` go to json.dumps."""
 
     def finite(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -337,7 +341,7 @@ def json_text(value: Any, **options: Any) -> str:
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """Returns the end of an error message: the most similar of `known`, or all of them."""
+    """Returns the end of an error message: the name in `known` most similar to `name`, or all."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"

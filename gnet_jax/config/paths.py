@@ -1,4 +1,4 @@
-"""Paths and names of files: the cache, paths that every library accepts, names as text."""
+"""Functions for paths: cache folders, paths that every library accepts, printable names."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ from gnet_jax.errors import UserError
 
 
 def cache_folder() -> Path:
-    """Returns gnet_jax/ in XDG_CACHE_HOME or ~/.cache if it can be written, or `temporary_home`."""
+    """Returns gnet_jax/ in XDG_CACHE_HOME or ~/.cache, or `temporary_home()` if not writable."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     folder = Path(base) / "gnet_jax"
     parent = folder
@@ -32,17 +32,17 @@ def temporary_home() -> Path:
     status = folder.lstat()
     if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid():
         return folder
-    return Path(tempfile.mkdtemp(prefix=f"{folder.name}-"))  # another user has taken the name
+    return Path(tempfile.mkdtemp(prefix=f"{folder.name}-"))  # the name belongs to another user
 
 
-# Control characters, line separators, and what Python makes of bytes that are not UTF-8.
+# Control characters, line separators, and Python's surrogates for bytes that are not UTF-8.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def as_text(name: str) -> str:
-    r"""Returns `name` as one line of valid text, which JSON, protobuf and a terminal accept.
+    r"""Returns `name` as one line of valid Unicode, which JSON, protobuf and terminals accept.
 
-    A byte that is not UTF-8 becomes \xNN, a control character the escape that Python writes.
+    A byte that is not UTF-8 becomes \xNN. A control character becomes its Python escape sequence.
     """
 
     def escape(found: re.Match[str]) -> str:
@@ -59,22 +59,23 @@ def typed_path(text: str) -> Path:
     path = Path(text)
     try:
         return path if os.path.exists(text) else path.expanduser()
-    except RuntimeError:  # ~NAME, and there is no such user
+    except RuntimeError:  # ~NAME, but the user NAME does not exist
         return path
 
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./+=,-]*")
 _lock = threading.Lock()
-_links: dict[Path, Path] = {}  # by the folder that they lead to
-_home: tempfile.TemporaryDirectory[str] | None = None  # of the links
+_links: dict[Path, Path] = {}  # symbolic links, by the folder that they point to
+_home: tempfile.TemporaryDirectory[str] | None = None  # folder of the links
 
 
 def plain_path(path: Path) -> Path:
-    """Returns `path`, or one to the same place without characters that some library interprets.
+    """Returns a path to the same file that has no special characters, such as spaces or [.
 
-    The other path is below a symbolic link, which is valid until this process ends; a later call
-    restores a link that was deleted. The deepest folder with such a character must exist before
-    anything is written. Raises UserError if every temporary folder has such a character.
+    Some libraries interpret such characters. If `path` has any, the result goes through a symbolic
+    link, which is valid until this process ends; a later call restores a deleted link. The deepest
+    folder with a special character must exist before anything is written. Raises UserError if no
+    temporary folder has a path without special characters.
     """
     if _PLAIN.fullmatch(str(path)):
         return path
@@ -83,15 +84,15 @@ def plain_path(path: Path) -> Path:
     if not odd:
         return path
     folder, rest = Path(*path.parts[: odd[-1] + 1]), path.parts[odd[-1] + 1 :]
-    # The alternatives fail: all threads share one working directory, and /proc/self/fd exists only
-    # on Linux and differs in worker processes. Each host makes its own link; Orbax does not
-    # compare paths between hosts. A killed process leaves links behind, but no data.
+    # Why a link: changing the working directory affects all threads, and /proc/self/fd exists only
+    # on Linux and differs in worker processes. Each host makes its own link, because Orbax does
+    # not compare paths between hosts. A killed process leaves links behind, but no data.
     with _lock:
         if folder not in _links:
             _links[folder] = _links_folder() / secrets.token_hex(4)
         link = _links[folder]
         if not link.is_symlink():
-            shutil.rmtree(link, ignore_errors=True)  # what was written while it was missing
+            shutil.rmtree(link, ignore_errors=True)  # written while there was no link
             link.parent.mkdir(mode=0o700, exist_ok=True)
             link.symlink_to(folder)
         return link.joinpath(*rest)
@@ -104,8 +105,8 @@ def _links_folder() -> Path:
         usable = [p for p in places if _PLAIN.fullmatch(p) and os.access(p, os.W_OK | os.X_OK)]
         if not usable:
             raise UserError(
-                f"TMPDIR is {places[0]!r}; a path with characters other than ASCII letters, digits "
-                "and _./+=,- requires a writable folder for temporary files without them"
+                f"TMPDIR is {places[0]!r}; paths with characters other than ASCII letters, digits "
+                "and _./+=,- require a writable TMPDIR whose path has none of them"
             )
         _home = tempfile.TemporaryDirectory(prefix="gnet_jax-", dir=usable[0])
     return Path(_home.name)

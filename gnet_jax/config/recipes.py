@@ -1,4 +1,4 @@
-"""Recipes and sweeps: Python files that return a configuration, or several to compare."""
+"""Load recipes and sweeps: Python files that return one configuration, or several to compare."""
 
 import dataclasses
 import importlib.machinery
@@ -15,9 +15,9 @@ from gnet_jax.config.fields import Config, ConfigError, Count, Limit, check_limi
 Kind = TypeVar("Kind")
 
 SWEEP_PREFIX = "ablate_"
-COMMON = "common"  # blocks that recipes share
+COMMON = "common"  # the module with settings that recipes share
 _PACKAGE = Path(__file__).resolve().parents[1]
-# A wheel has the recipes inside the package: a folder `configs` beside it is not ours.
+# A wheel has the recipes inside the package; a folder `configs` beside the package is not ours.
 _INSIDE = _PACKAGE / "configs"
 IN_CHECKOUT = not _INSIDE.is_dir()
 RECIPES = _PACKAGE.parent / "configs" if IN_CHECKOUT else _INSIDE
@@ -35,19 +35,19 @@ def sweep_names() -> list[str]:
 
 
 def load_recipe(name: str) -> tuple[Config, str]:
-    """Returns the config and the docstring of a recipe, as `load_file` does."""
+    """Returns the config and the docstring of a recipe; see `load_file` for the errors."""
     return load_file(name, "get_config", Config)
 
 
 def load_file(name: str, function: str, kind: type[Kind]) -> tuple[Kind, str]:
-    """Returns what `function` of a Python file returns, which must be a `kind`, and its docstring.
+    """Call `function` of a Python file. Returns its result, a `kind`, and the file's docstring.
 
-    `name` is a path, or the name of a file in `configs/`. The file may import others beside it,
-    and `common` of `configs/`. Raises ConfigError if it is missing, fails, or returns another type
-    or invalid values.
+    `name` is a path, or the name of a file in `configs/`. The file may import modules in its folder
+    and `configs/common.py`. Raises ConfigError if the file is missing, if it raises an error, or if
+    the function returns another type or invalid values.
     """
     path, own = Path(name), RECIPES / f"{Path(name).stem}.py"
-    # A plain name means the file in configs/, even if the working directory has one of this name.
+    # A name without a suffix means the file in configs/, even if the working directory has one too.
     if own.is_file() and (name == own.stem or (name == own.name and not path.is_file())):
         path = own
     if not path.is_file():
@@ -57,7 +57,7 @@ def load_file(name: str, function: str, kind: type[Kind]) -> tuple[Kind, str]:
         )
     module = types.ModuleType(f"recipe_{path.stem}")
     loader = importlib.machinery.SourceFileLoader(module.__name__, str(path))
-    # Another folder may have another `common`.
+    # Forget the module `common` of an earlier recipe, because another folder may have its own.
     search_path, common = list(sys.path), sys.modules.pop(COMMON, None)
     sys.path += [str(path.parent.absolute()), str(RECIPES)]
     try:
@@ -87,16 +87,16 @@ def load_file(name: str, function: str, kind: type[Kind]) -> tuple[Kind, str]:
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """Configs to compare, each trained once with every seed."""
+    """Configs to compare. Each is trained once with every seed."""
 
     configs: Annotated[Mapping[str, Config], Limit("at least one config", bool)]
-    """Configs by name, in the order of the table. The names become folders."""
+    """Configs by name, in the order of the results table. The names are also folder names."""
     seeds: Count = 3
-    """Runs of each config; the first has its `seed`, each next one 1 more."""
+    """Number of runs of each config. The first uses the config's `seed`, the next `seed + 1` ..."""
 
 
 def load_sweep(name: str) -> tuple[Sweep, str]:
-    """Returns the sweep and the docstring of a Python file, as `load_file` does."""
+    """Returns the sweep and the docstring of a Python file; see `load_file` for the errors."""
     sweep, docstring = load_file(name, "get_sweep", Sweep)
     for each in sweep.configs:
         if not re.fullmatch(r"[\w.+=-]*\w[\w.+=-]*", each):
@@ -107,10 +107,10 @@ def load_sweep(name: str) -> tuple[Sweep, str]:
 
 
 def install(extra: str) -> str:
-    """Returns the command that installs an extra."""
+    """Returns the pip command that installs an optional dependency group (an extra)."""
     return f"pip install -e '.[{extra}]'" if IN_CHECKOUT else f"pip install 'gnet-jax[{extra}]'"
 
 
 def needs(what: str, error: ImportError, extra: str) -> str:
-    """Returns the message that `what` requires a package, with the command to install it."""
+    """Returns an error message: `what` requires the extra `extra`, and how to install it."""
     return f"{what} requires a package that cannot be imported ({error}): {install(extra)}"

@@ -1,1 +1,1 @@
-"""Bytes to batches: sources, decoding, order, and the augmentation inside the compiled step."""
+"""The input pipeline: data sources, decoding, batches, and augmentation in the compiled step."""

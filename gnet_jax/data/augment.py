@@ -1,7 +1,8 @@
-"""What the compiled step does to the pixels: hosts send bytes, devices do the rest.
+"""Augment and normalise images on the device, inside the compiled step. Hosts send uint8 pixels.
 
-All randomness of an image is keyed by (seed, step, its place in the global batch), so it does not
-depend on how the batch is split. Shapes: B batch, H height, W width, C channels, K classes.
+The random numbers of an image depend only on the seed, the step and the image's position in the
+global batch, not on how the batch is split. Shapes: B batch, H height, W width, C channels, K
+classes.
 """
 
 import jax
@@ -14,24 +15,25 @@ from gnet_jax.config import AugmentConfig, ConfigError, Preprocessing, choose
 ERASED_AREA = (0.02, 0.33)  # arXiv 1708.04896, section 5.1, and torchvision
 ERASED_ASPECT = (0.3, 3.3)
 GREY = (77 / 256, 150 / 256, 29 / 256)  # luma of ITU-R BT.601 (0.299, 0.587, 0.114), in 8 bits
-PIXEL = 16  # pixels are multiples of 1 / this: 12 of the 24 bits of a float32
-FACTOR = 1024  # the same for factors and shares of two images
-HUE = 4096  # and for sixths of the colour circle
+# Values are rounded to multiples of 1 / PIXEL and so on, so that their products are exact.
+PIXEL = 16  # for pixels, which then use 12 of the 24 bits of a float32
+FACTOR = 1024  # for factors, and for the weights of mixed images
+HUE = 4096  # for hues, in sixths of the colour circle
 NAMES = ("brightness", "contrast", "saturation", "hue")
 
-# From red, green, blue to the network's order, and back.
+# Index that reorders red, green, blue to the network's channel order, and back.
 CHANNEL_STEPS = {"RGB": slice(None), "BGR": slice(None, None, -1)}
 
 
 def preprocess(images_BHWC: jax.Array, *, preprocessing: Preprocessing) -> jax.Array:
-    """Returns the network's float32 inputs: channels in its order, `(x - mean) / std`.
+    """Returns the network's float32 input: reordered channels, normalised by `(x - mean) / std`.
 
     Args:
         images_BHWC: uint8 or floating-point pixels from 0 to 255; red, green, blue.
         preprocessing: order, mean and std of the channels.
 
     Raises:
-        ConfigError: for another dtype or shape, and outside of `jax.jit` for another range.
+        ConfigError: if the dtype or shape is wrong or, outside of `jax.jit`, the range of values.
     """
     _check_pixels(images_BHWC)
     images_BHWC = images_BHWC[..., choose("channels", preprocessing.channels, CHANNEL_STEPS)]
@@ -45,8 +47,8 @@ def _check_pixels(images: jax.Array) -> None:
     if images.ndim != 4 or images.shape[-1] != 3 or not (floats or images.dtype == jnp.uint8):
         raise ConfigError(
             f"the images are {images.dtype} of shape {images.shape}, but must be uint8 or "
-            "floating-point numbers from 0 to 255 of shape (B, H, W, 3), red, green and blue; pass "
-            "a single image as x[None], other integers as x.astype(np.uint8)"
+            "floating-point RGB pixels from 0 to 255 of shape (B, H, W, 3); pass a single image as "
+            "x[None], and other integer types as x.astype(np.uint8)"
         )
     if not floats or isinstance(images, Tracer) or not images.size:
         return
@@ -54,7 +56,7 @@ def _check_pixels(images: jax.Array) -> None:
     if not (low >= 0 and high <= 255) or 0 < high <= 1:
         raise ConfigError(
             f"the pixels are from {low:.6g} to {high:.6g}, but must be from 0 to 255; pass x * 255 "
-            "for 0 to 1, (x + 1) * 127.5 for -1 to 1"
+            "if they are from 0 to 1, or (x + 1) * 127.5 if they are from -1 to 1"
         )
 
 
@@ -68,13 +70,15 @@ def augment(
     num_classes: int,
     offset: int | jax.Array = 0,
 ) -> tuple[jax.Array, jax.Array]:
-    """Mirror, distort, mix, `preprocess` and erase training images, which the host has cropped.
+    """Augment and normalise training images that the host has cropped.
 
-    A part that `augmentation` switches off leaves nothing in the compiled program. `images_BHWC`
-    are uint8, red, green and blue; `offset` is the place of the first one in the global batch, even
-    for mixup. Returns float32 inputs (B, H, W, C) and float32 targets (B, K): one-hot, or the
-    shares of both classes of a mixed image, at least one half for its own. Raises ConfigError if an
-    odd number of images is to be mixed.
+    The steps are mirroring, colour distortion, mixup, `preprocess` and erasing. Steps that
+    `augmentation` switches off are not compiled. `images_BHWC` are uint8 RGB pixels. `offset` is
+    the position of the first image in the global batch; it must be even for mixup.
+
+    Returns float32 inputs (B, H, W, C) and float32 targets (B, K). A target is one-hot, or has the
+    weights of the two classes of a mixed image; its own label's weight is at least one half. Raises
+    ConfigError if mixup gets an odd number of images.
     """
     a = augmentation
     places_B = offset + jnp.arange(images_BHWC.shape[0])
@@ -96,7 +100,7 @@ def augment(
 
 
 def _fold_in(keys_B: jax.Array, number: int) -> jax.Array:
-    """Returns keys for another purpose. 0 would repeat the bits that mirror the image."""
+    """Returns new keys for purpose `number`; 0 would repeat the random bits of mirroring."""
     return jax.vmap(jax.random.fold_in, (0, None))(keys_B, number)
 
 
@@ -105,13 +109,13 @@ def _mix(
 ) -> tuple[jax.Array, jax.Array]:
     """Mixes each image with its neighbour in the batch (mixup, arXiv 1710.09412).
 
-    Places 0 and 1 are neighbours, 2 and 3, and so on: a random pair, because every epoch is another
-    permutation. No image moves between devices, and pmap mixes the same pairs.
+    Images 0 and 1 are neighbours, and so are 2 and 3, and so on. The pairs are random, because each
+    epoch is a new permutation. No image moves between devices, and pmap mixes the same pairs.
     """
     if len(images_BHWC) % 2:
         raise ConfigError(
-            f"augment.mixup is {alpha:g} and mixes pairs of images, but a device holds "
-            f"{images_BHWC.shape[0]} images of a batch; it must be an even number"
+            f"augment.mixup is {alpha:g} and mixes pairs of images, but a device has "
+            f"{images_BHWC.shape[0]} images of each batch; the number must be even"
         )
     share_B = jax.vmap(_draw_share, (0, None))(keys_B, alpha)
     images_BHWC = images_BHWC.astype(jnp.float32)
@@ -125,21 +129,22 @@ def _neighbours(x_B: jax.Array) -> jax.Array:
 
 
 def _draw_share(key: jax.Array, alpha: float) -> jax.Array:
-    """Returns the larger of s and 1 - s, for s drawn from Beta(alpha, alpha), in 1024ths.
+    """Draws s from Beta(alpha, alpha), and returns the larger of s and 1 - s, rounded to 1/1024.
 
-    Neighbours are exchangeable, so each example is the main part of one image in every epoch. The
-    draw is exact and needs two uniform numbers: Student's t with 2 alpha degrees of freedom by
-    Bailey's polar method, and from it the symmetric beta (L. Devroye, Random variate generation in
-    one line of code, 1996). A rejection sampler would loop until all devices agree to end.
+    Taking the larger weight is valid because both images of a pair are mixed with each other. The
+    method is exact and uses two uniform numbers: Bailey's polar method draws Student's t with
+    2 alpha degrees of freedom, which is transformed to the symmetric beta (L. Devroye, Random
+    variate generation in one line of code, 1996). A rejection sampler would need a loop that ends
+    only when all devices agree.
     """
     u, v = jax.random.uniform(key, (2,))
-    # t^2 / (2 alpha); 80 keeps the exponential finite, where the share is 1 to the last bit
+    # t2 is t^2 / (2 alpha). The limit 80 keeps exp finite; the weight is then exactly 1.
     t2 = jnp.expm1(jnp.minimum(-jnp.log(u) / alpha, 80.0)) * jnp.cos(2 * jnp.pi * v) ** 2
     return on_grid(0.5 + 0.5 * jnp.sqrt(t2 / (1 + t2)), FACTOR)
 
 
 def _erase(x_BHWC: jax.Array, keys_B: jax.Array, probability: float) -> jax.Array:
-    """Sets a random rectangle of that share of the images to zero (arXiv 1708.04896)."""
+    """Sets a random rectangle of an image to 0 with the given probability (arXiv 1708.04896)."""
     height, width = x_BHWC.shape[1:3]
 
     def rectangle(key: jax.Array) -> jax.Array:
@@ -164,22 +169,24 @@ def _erase(x_BHWC: jax.Array, keys_B: jax.Array, probability: float) -> jax.Arra
 
 
 def distort(images_BHWC: jax.Array, keys_B: jax.Array, *, augmentation: AugmentConfig) -> jax.Array:
-    """Returns float32 images of 0 to 255, each distorted by its own factors in its own order.
+    """Changes the brightness, contrast, saturation and hue of each image randomly.
 
-    Brightness blends the image with black, contrast with its mean grey, saturation with its own
-    grey, by a factor uniform in 1 +- the strength; see `blend`. The hue turns by a share of the
-    colour circle uniform in +- the strength. A strength of 0 switches a distortion off.
+    Returns float32 pixels from 0 to 255. Each image has its own random factors and order of the
+    four distortions. Brightness blends the image with black, contrast blends it with its mean grey,
+    and saturation blends it with its grey version; see `blend`. The factor is uniform in 1 +-
+    strength. The hue is rotated by a fraction of the colour circle, uniform in +- strength. A
+    strength of 0 switches a distortion off.
 
     Brightness, contrast and saturation follow A. Howard (arXiv 1312.5402, section 2.2), whom the
-    paper cites (section 6); with the hue they are torchvision's ColorJitter. The pixels have the
-    same bits however a batch is split and whatever a compiler fuses: every value is on a grid so
-    coarse that float32 rounds no product of two of them.
+    paper cites (section 6). With the hue, they are the same as torchvision's ColorJitter. All
+    values are rounded so coarsely that float32 products of two values are exact. Therefore the
+    result is bit-identical however a batch is split and whatever the compiler fuses.
     """
 
     def distort_one(image_HWC: jax.Array, key: jax.Array) -> jax.Array:
         order_key, *keys = jax.random.split(key, 1 + len(NAMES))
         factors = {}
-        for name, factor_key in zip(NAMES, keys, strict=True):  # a name always has the same key
+        for name, factor_key in zip(NAMES, keys, strict=True):  # always the same key for a name
             strength = getattr(augmentation, name)
             if strength:
                 most = round(strength * FACTOR)
@@ -198,10 +205,10 @@ def distort(images_BHWC: jax.Array, keys_B: jax.Array, *, augmentation: AugmentC
 def _apply(
     image_HWC: jax.Array, due: dict[str, jax.Array], factors: dict[str, jax.Array]
 ) -> jax.Array:
-    """Returns the image with the one distortion that is due; it computes all of them."""
+    """Returns the image after one distortion, for which `due` is true. Computes all of them."""
     grey_HW1 = grey(image_HWC)
     others = {"brightness": 0.0, "contrast": mean_grey(grey_HW1), "saturation": grey_HW1}
-    # The three blends differ only in a factor and a grey image: select those, and blend once.
+    # The three blends differ only in the factor and the grey image. Select these, and blend once.
     factor, other_HW1 = jnp.float32(1.0), jnp.zeros_like(grey_HW1)
     for name, other in others.items():
         if name in due:
@@ -214,12 +221,12 @@ def _apply(
 
 
 def on_grid(x: jax.Array, parts: int) -> jax.Array:
-    """Returns `x` rounded to multiples of 1 / `parts`, a power of two."""
+    """Returns `x` rounded to multiples of 1 / `parts`; `parts` is a power of two."""
     return jnp.round(x * parts) / parts
 
 
 def blend(image_HWC: jax.Array, other: jax.Array | float, factor: jax.Array | float) -> jax.Array:
-    """Returns `factor * image + (1 - factor) * other`, clipped to 0..255, on the grid of pixels."""
+    """Returns `factor * image + (1 - factor) * other`, clipped to 0..255, rounded to 1 / PIXEL."""
     blended_HWC = factor * image_HWC + (1 - factor) * other
     return on_grid(jnp.clip(blended_HWC, 0.0, 255.0), PIXEL)
 
@@ -231,21 +238,21 @@ def grey(image_HWC: jax.Array) -> jax.Array:
 
 
 def mean_grey(grey_HW1: jax.Array) -> jax.Array:
-    """Returns the mean of a grey image, its pixels rounded to whole levels."""
+    """Returns the mean of a grey image, after rounding its pixels to integers."""
     # A sum of integers does not depend on the order in which a device adds them.
     total = jnp.sum(jnp.round(grey_HW1).astype(jnp.int32))
     return on_grid(total / grey_HW1.size, PIXEL)
 
 
 def turn_hue(image_HWC: jax.Array, turn: jax.Array | float) -> jax.Array:
-    """Returns the image with its hue turned by a share of the colour circle, through HSV."""
+    """Returns the image with its hue rotated by `turn`, a fraction of the colour circle, in HSV."""
     red, green, blue = (image_HWC[..., i] for i in range(3))
     value, lowest = jnp.max(image_HWC, -1), jnp.min(image_HWC, -1)
     chroma = value - lowest
     is_red, is_green = (red >= green) & (red >= blue), green >= blue
     corner = jnp.where(is_red, 0.0, jnp.where(is_green, 2.0, 4.0))
     above = jnp.where(is_red, green - blue, jnp.where(is_green, blue - red, red - green))
-    sixths = corner + on_grid(above / jnp.where(chroma > 0, chroma, 1.0), HUE)  # any, for grey
+    sixths = corner + on_grid(above / jnp.where(chroma > 0, chroma, 1.0), HUE)  # any value for grey
     channels = []
     for n in (5, 3, 1):
         k = (n + sixths + 6 * turn) % 6

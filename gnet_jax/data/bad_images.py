@@ -1,4 +1,4 @@
-"""Corrupt images: which were found, how many are allowed, and how they are listed."""
+"""Record corrupt images, and raise an error that lists them if there are too many."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from gnet_jax.config.paths import as_text
 from gnet_jax.data.sources import DataError, Example, Source
 
-SHOWN = 10  # corrupt images that a message names; the others are counted
+SHOWN = 10  # number of corrupt images that a message lists; it counts the others
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,7 +14,7 @@ class BadRecord:
     """An example whose image cannot be decoded."""
 
     index: int
-    name: str  # the source's description of it
+    name: str  # `Source.describe(index)`
     reason: str
 
     def __str__(self) -> str:
@@ -22,15 +22,15 @@ class BadRecord:
 
 
 class TooManyBadRecordsError(DataError):
-    """More images are corrupt than the limit allows."""
+    """There are more corrupt images than the limit allows."""
 
 
 class BadRecords:
-    """The distinct corrupt images of one source that were found so far.
+    """The corrupt images of one source that were found so far, each once.
 
-    `limit` is the largest fraction of its examples that may be corrupt. `on_new` is called once
-    for each corrupt image that is not `known` from before a restart. `listed_in` is the file with
-    the whole list, for the message.
+    `limit` is the largest fraction of the examples that may be corrupt. `known` are the corrupt
+    images found before a restart. `told` is called once with each other corrupt image. `listed_in`
+    is the file with the complete list, which the error message refers to.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class BadRecords:
 
     @property
     def allowed(self) -> int:
-        """The number of examples that may be corrupt."""
+        """The largest number of examples that may be corrupt."""
         return int(self._limit * self._images)
 
     def add(self, found: Iterable[BadRecord]) -> None:
@@ -67,7 +67,7 @@ class BadRecords:
         if len(self) <= self.allowed:
             return
         lines = [
-            f"{len(self):,} of {self._images:,} images are corrupt, but a bad limit of "
+            f"{len(self):,} of {self._images:,} images are corrupt, but the limit of "
             f"{self._limit:.2%} allows {self.allowed:,}:",
             *(f"  {record}" for record in list(self)[:SHOWN]),
         ]
@@ -75,7 +75,7 @@ class BadRecords:
             where = "" if self._listed_in is None else f", listed in {self._listed_in}"
             lines.append(f"  and {len(self) - SHOWN:,} more{where}")
         fix = (
-            "`gnet check-data` lists all of them; fix or remove them, or raise the bad limit "
+            "`gnet check-data` lists all of them; fix or remove them, or raise the limit "
             "(--data.bad-limit of train.py, --bad-limit of gnet evaluate)"
         )
         raise TooManyBadRecordsError("\n".join([*lines, fix]))
@@ -84,9 +84,9 @@ class BadRecords:
 def read_example(source: Source, index: int) -> Example:
     """Returns `source[index]` after checking its label.
 
-    Raises ImageError if the source knows that the record is corrupt, and DataError for a label out
-    of range or a file that cannot be read. Neither is replaced like a corrupt image: a wrong label
-    needs a fix, and a read error may be temporary.
+    Raises ImageError if the source detects that the record is corrupt. Raises DataError for a label
+    out of range or a file that cannot be read. Training does not replace such examples, because a
+    wrong label must be fixed and a read error may be temporary.
     """
     try:
         example = source[index]

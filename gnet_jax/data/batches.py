@@ -1,7 +1,7 @@
-"""The order of the data: every batch is a pure function of (seed, step).
+"""Load batches. Each global batch is a pure function of (seed, step).
 
-It does not depend on the number of hosts, devices, processes or threads, because every host takes a
-contiguous slice of one global batch.
+The batches do not depend on the number of hosts, devices, processes or threads. Each host loads a
+contiguous slice of the global batch.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ class Batch(TypedDict):
 
     image: np.ndarray  # (B, S, S, 3) uint8
     label: np.ndarray  # (B,) int32
-    mask: np.ndarray  # (B,) bool: False for padding and corrupt images in an evaluation
+    mask: np.ndarray  # (B,) bool: False for padding and for corrupt images in an evaluation
 
 
 _Loaded = tuple[Batch, list[BadRecord]]  # a batch, and the corrupt images found while loading it
@@ -43,19 +43,20 @@ def _order(size: int, seed: int) -> Any:
 
 
 def batch_indices(size: int, config: Config, step: int) -> np.ndarray:
-    """Returns the indices, (B,) int64, of the global batch of `step`, of which 1 is the first.
+    """Returns the indices, (B,) int64, of the examples in the global batch of `step`.
 
-    Corrupt images are not replaced yet. `size` is the number of examples.
+    The first step is 1. `size` is the number of examples in the source. The indices are those
+    before corrupt images are replaced.
     """
     order, end = _order(size, config.seed), step * config.batch_size
     return np.array([order[place] for place in range(end - config.batch_size, end)], np.int64)
 
 
 def order_fingerprint(size: int, seed: int) -> str:
-    """Returns a short hash of the order of `size` examples and of their crops' random numbers.
+    """Returns a short hash of the order of `size` examples and of the random numbers for crops.
 
-    It covers the first thousand indices of the first two epochs, and changes if another version of
-    Grain or NumPy shuffles or draws differently.
+    The hash covers the first thousand indices of the first two epochs. It changes if another
+    version of Grain shuffles differently or another version of NumPy draws different numbers.
     """
     order = _order(size, seed)
     places = [epoch * size + i for epoch in (0, 1) for i in range(min(size, 1000))]
@@ -66,8 +67,8 @@ def order_fingerprint(size: int, seed: int) -> str:
 def cropper(decoder: Decoder) -> Callable[..., np.ndarray]:
     """Returns the function that decodes and crops a training image.
 
-    The choice never depends on the installed packages, because the pixels differ a little. Raises
-    DataError if a package that "fast" requires is missing.
+    Raises DataError if a package that "fast" requires is missing. There is no automatic fallback
+    to Pillow, because its pixels differ slightly.
     """
     if choose("data.decoder", decoder, {"pillow": True, "fast": False}):
         return pillow_crop
@@ -95,17 +96,20 @@ def train_batches(
     hosts: int = 1,
     bad: BadRecords | None = None,
 ) -> Generator[Batch, None, None]:
-    """Yields this host's slice of every training batch from `start_step` on, without end.
+    """Yields this host's slice of each training batch from `start_step` on, without end.
 
-    `batch_size` counts the images of all hosts. Every epoch is another permutation of the source,
-    and batches may span two epochs. The crop of an example is keyed by (seed, step, place in the
-    global batch). An image that cannot be decoded is replaced by the next one of the source that
-    can. `bad` receives the corrupt images of every batch when it is taken; None allows none. Raises
-    DataError as `cropper`, and for a batch with a label out of range, a file that cannot be read,
-    or more corrupt images than `bad` allows. For `threads` and `workers` see `prefetched`.
+    `batch_size` counts the images of all hosts. Each epoch is a new permutation of the source, and
+    a batch may contain images of two epochs. The random crop of an image depends on the seed, the
+    step and the image's position in the global batch. An image that cannot be decoded is replaced
+    by the next image of the source that can. The corrupt images of a batch are added to `bad` when
+    the batch is yielded; `bad=None` allows no corrupt images. For `threads` and `workers` see
+    `prefetched`.
+
+    Raises DataError for a label out of range, a file that cannot be read, more corrupt images than
+    `bad` allows, and the errors of `cropper`.
     """
     bad = BadRecords(source) if bad is None else bad
-    allowed = bad.allowed  # a number, so that worker processes get no copy of `bad`
+    allowed = bad.allowed  # worker processes get this number instead of a copy of `bad`
     places, crop = _host_places(batch_size, host, hosts), cropper(decoder)
     order = _order(len(source), seed)
 
@@ -113,7 +117,7 @@ def train_batches(
         batch, found = _empty(len(places), preprocessing.image_size), dict[int, BadRecord]()
         for row, place in enumerate(places):
             index = int(order[step * batch_size + place])
-            while len(found) <= allowed:  # otherwise `bad` refuses the batch
+            while len(found) <= allowed:  # with more, `bad.add` raises an error
                 generator = np.random.default_rng((seed, step, place))
                 options = generator, preprocessing, augmentation
                 damaged = _load_row(batch, row, source, index, crop, *options)
@@ -136,10 +140,11 @@ def eval_batches(
     hosts: int = 1,
     bad: BadRecords | None = None,
 ) -> Generator[Batch, None, None]:
-    """Yields this host's slices of the whole source, once and in order; the last batch is padded.
+    """Yields this host's slices of all examples of the source in order; pads the last batch.
 
-    Padding and images that cannot be decoded are black and their mask is False, so sums weighted by
-    the mask count every other example exactly once. See `train_batches` for `bad` and the errors.
+    Padding and images that cannot be decoded are black, and their mask is False. Sums weighted by
+    the mask therefore count every other example exactly once. See `train_batches` for `bad` and the
+    errors.
     """
     bad = BadRecords(source) if bad is None else bad
     places = _host_places(batch_size, host, hosts)
@@ -172,7 +177,10 @@ def _empty(n: int, size: int) -> Batch:
 def _load_row(
     batch: Batch, row: int, source: Source, index: int, crop: Callable[..., Any], *options: Any
 ) -> BadRecord | None:
-    """Fills a row with `crop(image, *options)`, or returns why the image cannot be decoded."""
+    """Fills one row of the batch with `crop(image, *options)`, the label and the mask.
+
+    Returns None, or the reason if the image cannot be decoded.
+    """
     try:
         image, label = read_example(source, index)
         batch["image"][row] = crop(image, *options)
@@ -189,7 +197,7 @@ def _central(image: bytes | np.ndarray, preprocessing: Preprocessing) -> np.ndar
 def _checked(
     loaded: Generator[_Loaded, None, None], bad: BadRecords
 ) -> Generator[Batch, None, None]:
-    """Yields the batches, and adds the corrupt images to `bad` in the order of the steps."""
+    """Yields the batches, and adds the corrupt images of each batch to `bad` in order."""
     with contextlib.closing(loaded):
         for batch, found in loaded:
             bad.add(found)
@@ -199,27 +207,27 @@ def _checked(
 def prefetched(
     load: Callable[[int], T], numbers: range, threads: int, workers: int = 0
 ) -> Generator[T, None, None]:
-    """Yields `load(n)` for each of `numbers`, consecutive integers, computed ahead of time.
+    """Yields `load(n)` for each n in `numbers`, a range with step 1, and computes results ahead.
 
-    `load` runs in `threads` threads of each of `workers` fresh processes with their own copies of
-    it, or of this process for 0 workers; a UserError is raised to the consumer. Close the generator
-    to end its threads and processes.
+    With `workers` > 0, `load` is copied to that many new processes, each with `threads` threads.
+    With 0 workers, it runs in `threads` threads of this process. If `load` raises a UserError, the
+    generator raises it too. Close the generator to end its threads and processes.
     """
 
     def attempt(number: int) -> T | UserError:
         try:
             return load(number)
-        except UserError as error:  # returned, because Grain would extend its message
+        except UserError as error:  # returned, because Grain would change its message
             return error
 
-    # Two results per thread: enough to hide one slow image, few enough to keep in memory.
+    # Two results per thread hide the time of a slow image and fit in memory.
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     dataset: Any = grain.MapDataset.range(numbers.start, numbers.stop).map(attempt)
     if workers:
-        if not flags.FLAGS.is_parsed():  # Grain reads absl's flags, which this project does not use
+        if not flags.FLAGS.is_parsed():  # Grain reads absl's flags; this project sets none
             flags.FLAGS.mark_as_parsed()
-        # Bytes go through a pipe. Arrays would go through shared memory, which stays full after
-        # kill -9 and is small in containers.
+        # Grain sends bytes through a pipe. It would send arrays through shared memory, which is not
+        # freed after kill -9 and is small in containers.
         processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
         dataset = dataset.map(pickle.dumps).to_iter_dataset(options)
         results = iter(dataset.mp_prefetch(processes, worker_init_fn=_start_worker))
@@ -236,7 +244,10 @@ def prefetched(
 
 
 def _start_worker(_worker: int, _workers: int) -> None:
-    """Ignore signals, which the main process handles by saving, and exit when it exits."""
+    """Set up a worker process: ignore signals, and exit when the main process exits.
+
+    The main process handles the signals by saving a checkpoint.
+    """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()

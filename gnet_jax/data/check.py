@@ -1,4 +1,4 @@
-"""Scan every example of every split for corrupt, odd, unbalanced and duplicate images."""
+"""Check all images of all splits: find corrupt, unusual and duplicate images, and imbalance."""
 
 import contextlib
 import dataclasses
@@ -22,31 +22,31 @@ from gnet_jax.data.progress import progress_line
 from gnet_jax.data.sources import LeftOut, MissingSplitError, Source, Split, open_source
 from gnet_jax.data.sources.folder import IMAGES_LOST, REASONS, SUFFIXES, counted, merged
 
-SMALL_SIDE = 32  # pixels: below it an image is called small
-LONG_ASPECT = 4  # longer side / shorter side: above it an image is called narrow
-NAMED = 10  # examples named of each finding that may need a fix
-ODD_NAMED = 3  # examples named of each other finding
-ROWS = 30  # classes in the table; if there are more, the smallest and the largest
+SMALL_SIDE = 32  # pixels; an image with a shorter side is reported
+LONG_ASPECT = 4  # longer side / shorter side; an image with a larger ratio is reported
+NAMED = 10  # number of examples listed for each finding that may need a fix
+ODD_NAMED = 3  # number of examples listed for each other finding
+ROWS = 30  # classes in the table; if there are more, it shows the smallest and the largest
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 class Facts(NamedTuple):
     """The result of inspecting one example."""
 
-    label: int | None  # None if it cannot be read
+    label: int | None  # None if the example cannot be read
     digest: bytes  # of the image's bytes
-    size: tuple[int, int] | None  # (width, height), upright; None if it cannot be decoded
-    bad: str | None  # why it cannot be used
-    odd: tuple[tuple[str, str], ...] = ()  # kind and detail of each oddity
+    size: tuple[int, int] | None  # (width, height), upright; None if the image cannot be decoded
+    bad: str | None  # why the example cannot be used
+    odd: tuple[tuple[str, str], ...] = ()  # kind and detail of each unusual property
 
 
 def inspect(source: Source, index: int) -> Facts:
-    """Read and decode the example `index` of `source`. Faults are returned, not raised."""
+    """Read and decode the example `index` of `source`. Errors are returned, not raised."""
     try:
         image, label = source[index]
     except OSError as error:
         return Facts(None, b"", None, f"cannot be read: {error.strerror or error}")
-    except ImageError as error:  # a record that its source knows to be corrupt
+    except ImageError as error:  # the source has detected a corrupt record
         return Facts(None, b"", None, str(error))
     data = image if isinstance(image, bytes) else str(image.shape).encode() + image.tobytes()
     digest = hashlib.sha256(data).digest()[:16]
@@ -70,14 +70,14 @@ def _odd_sizes(width: int, height: int) -> Iterator[tuple[str, str]]:
 
 
 def _odd_encoding(image: bytes, name: str) -> list[tuple[str, str]]:
-    """Returns the oddities of an image that can be decoded."""
+    """Returns kind and detail of each unusual property of an image that can be decoded."""
     with opening(image) as (picture, _, orientation, tiff):
         expected = SUFFIXES.get(PurePath(name).suffix.lower(), picture.format)
         mode, sixteen = picture.mode, picture.mode.startswith("I;16")
-        # Pillow shows 16-bit colour in the raw mode alone.
+        # For 16-bit colour, only the raw mode shows the number of bits in Pillow.
         raw = str(picture.tile[0].args) if picture.tile else ""
         pictures = 1
-        with contextlib.suppress(Exception):  # the later pictures may be corrupt
+        with contextlib.suppress(Exception):  # later pictures of the file may be corrupt
             pictures = getattr(picture, "n_frames", 1)
         kinds = {
             "a format other than its suffix says": picture.format != expected,
@@ -100,10 +100,10 @@ class SplitScan:
     split: str
     images: int
     class_names: tuple[str, ...]
-    class_counts: list[int]  # images of each class
+    class_counts: list[int]  # number of images of each class
     bad: list[BadRecord] = dataclasses.field(default_factory=list)
     labels_out_of_range: list[str] = dataclasses.field(default_factory=list)
-    odd: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # names, by kind
+    odd: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # image names, by kind
     width: tuple[int, int, int] | None = None  # smallest, median, largest
     height: tuple[int, int, int] | None = None
 
@@ -114,7 +114,7 @@ class SplitScan:
         return [name for name, count in pairs if not count]
 
     def add(self, source: Source, index: int, facts: Facts) -> None:
-        """Count an example and note its faults and oddities."""
+        """Count an example, and record its errors and unusual properties."""
         name = source.describe(index)
         if facts.bad is not None:
             self.bad.append(BadRecord(index, name, facts.bad))
@@ -129,28 +129,28 @@ class SplitScan:
 
 @dataclasses.dataclass
 class Duplicates:
-    """Examples with the same bytes."""
+    """A group of examples whose images have the same bytes."""
 
     splits: list[str]
     names: list[str]
-    labels: list[str]  # names of their classes, because splits may number them differently
-    leak: bool  # they are in more than one split, so training has seen an evaluation's image
-    contradict: bool  # their labels differ
+    labels: list[str]  # class names, because splits may number the classes differently
+    leak: bool  # the group spans several splits, so training may use an image of an evaluation
+    contradict: bool  # the examples have different labels
 
 
 @dataclasses.dataclass
 class Scan:
-    """The findings in a data set."""
+    """The findings in all splits of a data set."""
 
     source: str
     splits: list[SplitScan]
     missing: list[str]  # splits that do not exist
     duplicates: list[Duplicates]
-    left_out: LeftOut = dataclasses.field(default_factory=dict)  # of all splits, most serious first
+    left_out: LeftOut = dataclasses.field(default_factory=dict)  # of all splits, by reason
 
     @property
     def must_be_mended(self) -> list[str]:
-        """What must be fixed because it makes results wrong, a phrase each."""
+        """Descriptions of the problems that must be fixed because they make results wrong."""
         found = []
         first = self.splits[0]
         for each in self.splits:
@@ -170,7 +170,7 @@ class Scan:
         return found + ([f"images that are not read: {counted(lost)}"] if lost else [])
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns everything, ready for JSON."""
+        """Returns all findings as values that JSON supports."""
         return dataclasses.asdict(self) | {"must_be_mended": self.must_be_mended}
 
 
@@ -189,14 +189,14 @@ def open_splits(spec: str) -> tuple[list[Source], list[str]]:
         except MissingSplitError as error:
             errors[split] = error
         else:
-            sources.setdefault(source.split, source)  # the test split may stand for val
+            sources.setdefault(source.split, source)  # `val` may have opened the test split
     if not sources:
         raise errors[SPLITS[0]]
     return list(sources.values()), list(errors)
 
 
 def scan(spec: str, *, threads: int = 4) -> Scan:
-    """Read and decode every example of `spec`, in about 400 bytes of memory each."""
+    """Read and decode every example of `spec`; uses about 400 bytes of memory per example."""
     sources, missing = open_splits(spec)
     places: dict[bytes, list[tuple[Source, int, int]]] = defaultdict(list)  # by digest
     splits = []
@@ -209,7 +209,7 @@ def scan(spec: str, *, threads: int = 4) -> Scan:
             with contextlib.closing(prefetched(load, range(len(source)), threads)) as all_facts:
                 for index, facts in enumerate(all_facts):
                     found.add(source, index, facts)
-                    if facts.size and facts.label is not None:  # corrupt ones have no duplicates
+                    if facts.size and facts.label is not None:  # corrupt images are not compared
                         sizes.append(facts.size)
                         places[facts.digest].append((source, index, facts.label))
                     advance()
@@ -234,13 +234,13 @@ def _duplicates(group: list[tuple[Source, int, int]]) -> Duplicates:
 
 
 def print_scan(console: Console, found: Scan) -> None:
-    """Print sizes and classes as tables, then every finding with its first examples."""
+    """Print tables of image sizes and class counts, then each finding with its first examples."""
     console.print(_split_table(found))
     if found.missing:
         console.print(f"split {' or '.join(found.missing)} not found")
     console.print(_class_table(found))
     balance = ", ".join(map(_imbalance, found.splits))
-    console.print(f"largest class / smallest: {balance}", soft_wrap=True)
+    console.print(f"images in largest class / smallest: {balance}", soft_wrap=True)
     for each in found.splits:
         _print_names(console, f"corrupt in {each.split}", [str(record) for record in each.bad])
         _print_names(console, f"labels out of range in {each.split}", each.labels_out_of_range)
@@ -259,13 +259,13 @@ def print_scan(console: Console, found: Scan) -> None:
     for reason, names in found.left_out.items():
         _print_names(console, f"not read, {reason} ({REASONS[reason]})", names, ODD_NAMED)
     to_fix = found.must_be_mended
-    line = f"must be fixed: {'; '.join(to_fix)}" if to_fix else "nothing must be fixed"
+    line = f"must be fixed: {'; '.join(to_fix)}" if to_fix else "nothing needs to be fixed"
     console.print(escape(line), soft_wrap=True)
 
 
 def _split_table(found: Scan) -> Table:
     table = Table("split", title=escape(found.source), title_justify="left")
-    for name in ("images", "corrupt", "classes", "width (least, median, most)", "height"):
+    for name in ("images", "damaged", "classes", "width (smallest, median, largest)", "height"):
         table.add_column(name, justify="right")
     for each in found.splits:
         counts = (each.images,), (len(each.bad),), (len(each.class_names),)
@@ -283,7 +283,7 @@ def _class_table(found: Scan) -> Table:
     if len(names) > ROWS:
         names.sort(key=lambda name: counts[0].get(name, 0))
         hidden = slice(ROWS // 2, len(names) - ROWS // 2)
-        names[hidden] = [f"... {len(names[hidden]):,} between"]
+        names[hidden] = [f"... {len(names[hidden]):,} more"]
     for name in names:
         cells = (f"{each[name]:,}" if name in each else "" for each in counts)
         table.add_row(escape(name), *cells)
@@ -292,7 +292,7 @@ def _class_table(found: Scan) -> Table:
 
 def _imbalance(found: SplitScan) -> str:
     if found.empty_classes:
-        return f"{found.split} has {len(found.empty_classes)} without an image"
+        return f"{found.split} has empty classes ({len(found.empty_classes)})"
     return f"{found.split} {max(found.class_counts) / min(found.class_counts):.2f}"
 
 

@@ -1,4 +1,4 @@
-"""Encoded images to the uint8 squares that go to the device.
+"""Decode images, and crop and resize them to the square uint8 arrays that the device receives.
 
 Shapes: H height, W width, C channels (red, green, blue), S side of the square.
 """
@@ -18,30 +18,30 @@ from gnet_jax.config import AugmentConfig, Preprocessing, UserError, choose
 if TYPE_CHECKING:
     from gnet_jax.data.metadata import Tiff
 
-MAX_PIXELS = 50_000_000  # larger images are refused before they are decoded
-# Pillow would try forty more formats, one of which (EPS) runs a program.
+MAX_PIXELS = 50_000_000  # larger images are rejected before they are decoded
+# Pillow supports forty more formats. One of them, EPS, runs an external program.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 _T, _R = Image.Transpose, Image.Resampling
 TURNS = {2: _T.FLIP_LEFT_RIGHT, 3: _T.ROTATE_180, 4: _T.FLIP_TOP_BOTTOM, 5: _T.TRANSPOSE}
 TURNS |= {6: _T.ROTATE_270, 7: _T.TRANSVERSE, 8: _T.ROTATE_90}  # by EXIF orientation
-# The filters of interpolation "random"; BOX is the mean over the area that a pixel covers.
+# The filters of `interpolation="random"`; BOX averages over the area that a pixel covers.
 FILTERS = (_R.BILINEAR, _R.BOX, _R.BICUBIC, _R.NEAREST)
 REMEDY = "save it with 8 bits per channel, as grey or RGB"
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 class ImageError(UserError):
-    """Bytes or pixels that cannot be read as an image."""
+    """Bytes or pixels cannot be read as an image."""
 
 
 def decode(image: bytes | np.ndarray) -> Image.Image:
-    """Returns an upright RGB picture of an encoded file, or of uint8 pixels (H, W) or (H, W, 3).
+    """Decodes an encoded image, or uint8 pixels (H, W) or (H, W, 3), to an upright RGB picture.
 
-    The content determines the format, and the first of several pictures is read. Grey, CMYK, YCbCr,
-    Lab and palette images are converted without their colour profiles; the highest 8 bits of a
-    channel are kept; transparency is dropped. Raises ImageError for bytes that are not an image,
-    are cut short or visibly corrupt, or hold over 50 million pixels; for pixels of unknown range or
-    meaning; and for an array of another dtype or shape.
+    The format is detected from the content. If the file has several pictures, the first is read.
+    Grey, CMYK, YCbCr, Lab and palette images are converted without their colour profiles. Only the
+    highest 8 bits of a channel are used, and transparency is dropped. Raises ImageError if the
+    bytes are not an image, are truncated or visibly corrupt, or have more than 50 million pixels;
+    if the range or meaning of the pixels is unknown; and if an array has another dtype or shape.
     """
     if isinstance(image, np.ndarray):
         _check_array(image)
@@ -59,8 +59,8 @@ def _check_array(pixels: np.ndarray) -> None:
         raise ImageError(
             f"the pixels are {pixels.dtype} of shape {shape}, but must be uint8 of shape (H, W) or "
             "(H, W, 3); (255 * x).round().astype(np.uint8) converts floats from 0 to 1, x[..., 0] "
-            "takes one channel, x[..., :3] drops the transparency, x.transpose(1, 2, 0) moves the "
-            "channels to the end, x[0] takes one picture of several"
+            "selects one channel, x[..., :3] drops the transparency, x.transpose(1, 2, 0) moves "
+            "the channels to the end, and x[0] selects the first picture of a batch"
         )
     _check_size((shape[1], shape[0]))
 
@@ -68,51 +68,51 @@ def _check_array(pixels: np.ndarray) -> None:
 class Opened(NamedTuple):
     """An image file before it is decoded."""
 
-    picture: ImageFile.ImageFile  # its format, mode and size are known
+    picture: ImageFile.ImageFile  # only format, mode and size are available
     image: bytes  # the file without metadata
-    orientation: int  # as in EXIF; 1 is upright
-    tiff: "Tiff | None"  # the facts about the pixels of a TIFF
+    orientation: int  # EXIF orientation, 1 to 8; 1 is upright
+    tiff: "Tiff | None"  # pixel format of a TIFF; None for other files
 
 
 @contextlib.contextmanager
 def opening(image: bytes) -> Iterator[Opened]:
-    """Yields the image file in `image`, not yet decoded. Turns every error into an ImageError."""
+    """Opens the image file in `image` without decoding it. Turns every error into ImageError."""
     from gnet_jax.data import metadata
 
     kind, tiff = _format(image), None
     try:
         tiff = metadata.read_tiff(image) if kind == "TIFF" else None
         bare = metadata.bare(image) if tiff is None else tiff.bare
-        # Image.open would hide the reason of an error, and warn about large images.
+        # Image.open would hide the reason for an error, and warn about large images.
         with Image.OPEN[kind][0](io.BytesIO(bare.image), "") as picture:
             _check_size(picture.size)
             yield Opened(picture, bare.image, metadata.orientation(picture, bare), tiff)
     except ImageError:
         raise
-    except SyntaxError as error:  # Pillow's error for an unknown kind of file
+    except SyntaxError as error:  # Pillow raises it for unsupported files
         what = f"a {kind} file" if tiff is None else tiff.described
-        raise ImageError(f"{what}, which is not read ({error}); {REMEDY}") from error
+        raise ImageError(f"{what}, which is not supported ({error}); {REMEDY}") from error
     except Exception as error:  # decoders raise any error for a corrupt file
         raise ImageError(f"a corrupt image: {error or type(error).__name__}") from error
 
 
 def _format(image: bytes) -> str:
-    """Returns the one of `FORMATS` that the first bytes show."""
+    """Returns the name in `FORMATS` that matches the first bytes of the file."""
     if not image:
-        raise ImageError("not an image: it is empty")
+        raise ImageError("not an image: the file is empty")
     for name in known_formats():
         accept = Image.OPEN[name][1]
         if accept is not None and accept(image[:16]) is True:
             return name
     raise ImageError(
-        f"not an image: its {len(image):,} bytes are none of {', '.join(known_formats())}; they "
-        f"begin with {image[:16]!r}"
+        f"not an image: the format is none of {', '.join(known_formats())}; the file has "
+        f"{len(image):,} bytes and begins with {image[:16]!r}"
     )
 
 
 @functools.cache
 def known_formats() -> tuple[str, ...]:
-    """Returns those of `FORMATS` that this build of Pillow supports."""
+    """Returns the names in `FORMATS` that this build of Pillow supports."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
@@ -127,17 +127,17 @@ def _check_size(size: tuple[int, int], what: str = "the image") -> tuple[int, in
 
 
 def _to_rgb(opened: Opened) -> Image.Image:
-    """Returns the picture as RGB, not turned yet, without any conversion that clips."""
+    """Converts a picture to RGB without clipping values. The result is not upright yet."""
     picture, tiff = opened.picture, opened.tiff
     if picture.mode == "CMYK" and picture.format == "JPEG" and "adobe" not in picture.info:
         raise ImageError(
-            "a CMYK JPEG without an Adobe marker, so 0 may be full ink or none; save it as RGB"
+            "a CMYK JPEG without an Adobe marker, so 0 may mean full or no ink; save it as RGB"
         )
     if picture.format == "JPEG2000" and picture.mode != "I;16":
         _check_jpeg2000(opened.image)
     if picture.format == "PPM" and picture.tile[0].codec_name == "ppm":
         _check_portable_map(opened)
-    # Pillow opens 16-bit grey as I;16, or, scaled to 16 bits, as a 32-bit I.
+    # Pillow opens 16-bit grey in mode I;16, or in the 32-bit mode I with values up to 65535.
     scaled = picture.mode == "I" and picture.format in ("PNG", "PPM")
     if scaled or picture.mode.startswith("I;16"):
         high = np.asarray(picture, np.int64) >> ((tiff.bits if tiff else 16) - 8)
@@ -149,23 +149,26 @@ def _to_rgb(opened: Opened) -> Image.Image:
         rgb = picture
         if picture.mode == "P" and isinstance(picture.info.get("transparency"), bytes):
             rgb = picture.convert("RGBA")  # otherwise Pillow warns; the colours are the same
-        elif picture.mode == "La":  # Pillow converts premultiplied grey only to LA
+        elif picture.mode == "La":  # Pillow converts La (premultiplied grey) only to LA
             rgb = picture.convert("LA")
         rgb = rgb.convert("RGB")
     return ImageOps.invert(rgb) if tiff and tiff.inverted else rgb
 
 
 def _check_jpeg2000(image: bytes) -> None:
-    """Refuses colours of more than 8 bits, because Pillow turns their highest values into 0."""
-    size = image.find(b"\xff\x4f\xff\x51") + 40  # the number of channels in the first marker
+    """Raises ImageError for colours with more than 8 bits, because Pillow decodes them wrongly.
+
+    It turns the highest values into 0.
+    """
+    size = image.find(b"\xff\x4f\xff\x51") + 40  # position of the number of channels
     channels = int.from_bytes(image[size : size + 2], "big")
     bits = max(image[size + 2 : size + 2 + 3 * channels : 3], default=0) % 128 + 1
     if bits > 8:
-        raise ImageError(f"a JPEG 2000 with {bits} bits per colour, which is not read; {REMEDY}")
+        raise ImageError(f"a JPEG 2000 with {bits} bits per channel is not supported; {REMEDY}")
 
 
 def _check_portable_map(opened: Opened) -> None:
-    """Refuses values above the maximum that the file declares, because Pillow clips them."""
+    """Raises ImageError for values above the declared maximum, because Pillow clips them."""
     tile = opened.picture.tile[0]
     _, highest = cast(tuple[str, int], tile.args)
     dtype = np.dtype(np.uint8 if highest < 256 else ">u2")
@@ -174,15 +177,15 @@ def _check_portable_map(opened: Opened) -> None:
     count = min(len(data) // dtype.itemsize, width * height * len(opened.picture.getbands()))
     largest = np.frombuffer(data, dtype, count).max(initial=0)
     if largest > highest:
-        raise ImageError(f"a corrupt image: it holds {largest}, but declares {highest} as white")
+        raise ImageError(f"a corrupt image: a value is {largest}, but the maximum is {highest}")
 
 
 def training_crop(
     picture: Image.Image, generator: np.random.Generator, p: Preprocessing, a: AugmentConfig
 ) -> np.ndarray:
-    """Returns the part of the picture in `training_box`, resized to (S, S, 3) uint8.
+    """Returns the part of the picture inside a random `training_box`, resized to (S, S, 3) uint8.
 
-    The filter is drawn after the box, so the box is the same with every interpolation.
+    The filter is drawn after the box, so the box does not depend on `a.interpolation`.
     """
     box, kind = training_box(picture.size, generator, p, a), _R.BILINEAR
     if choose("augment.interpolation", a.interpolation, {"bilinear": False, "random": True}):
@@ -193,12 +196,13 @@ def training_crop(
 def training_box(
     size: tuple[int, int], generator: np.random.Generator, p: Preprocessing, a: AugmentConfig
 ) -> Box:
-    """Returns a random part of a picture of `size` (width, height).
+    """Returns the random rectangle to crop from a picture of `size` (width, height).
 
-    "random_area": its share of the area is uniform in `a.crop_area`, its width / height log-uniform
-    in `a.crop_aspect`, its place uniform (paper, section 6). If ten draws do not fit, it is the
-    largest central rectangle of an allowed aspect. "fixed_scale": a random square of the picture
-    that evaluation would crop centrally (Caffe, data_transformer).
+    "random_area": the fraction of the area is uniform in `a.crop_area`, the aspect ratio (width /
+    height) is log-uniform in `a.crop_aspect`, and the position is uniform (paper, section 6). If
+    ten draws do not fit into the picture, returns the largest central rectangle with an allowed
+    aspect ratio. "fixed_scale": a square as large as the central crop of evaluation, at a random
+    position (Caffe, data_transformer).
     """
     width, height = size
     if choose("augment.crop", a.crop, {"random_area": False, "fixed_scale": True}):
@@ -223,12 +227,12 @@ def training_box(
 def pillow_crop(
     image: bytes | np.ndarray, generator: np.random.Generator, p: Preprocessing, a: AugmentConfig
 ) -> np.ndarray:
-    """Returns the `training_crop` of `decode(image)`."""
+    """Decodes an image with Pillow and returns a `training_crop` of it."""
     return training_crop(decode(image), generator, p, a)
 
 
 def central_crop(picture: Image.Image, p: Preprocessing) -> np.ndarray:
-    """Returns the central square of the resized picture, (S, S, 3) uint8, for evaluation."""
+    """Resizes a picture for evaluation, and returns its central square, (S, S, 3) uint8."""
     width, height = evaluation_size(picture.size, p)
     resized = picture.resize((width, height), Image.Resampling.BILINEAR)
     left, top = (width - p.image_size) // 2, (height - p.image_size) // 2
@@ -236,15 +240,16 @@ def central_crop(picture: Image.Image, p: Preprocessing) -> np.ndarray:
 
 
 def evaluation_size(size: tuple[int, int], p: Preprocessing) -> tuple[int, int]:
-    """Returns the (width, height) to which `p` resizes a picture of `size` before its crop."""
+    """Returns the (width, height) to which evaluation resizes a picture before the crop."""
     what = f"the image, {size[0]}x{size[1]} resized to {p.resize_to},"
     return _check_size(_resized_size(size, p), what)
 
 
 def shorter_side_size(size: tuple[int, int], shorter: int) -> tuple[int, int]:
-    """Returns the (width, height) of a picture of `size` scaled to a shorter side of `shorter`.
+    """Returns the (width, height) after scaling a picture so that its shorter side is `shorter`.
 
-    Raises ImageError above 50 million pixels: a strip of 1x50000 would need 10 GB.
+    Raises ImageError if the result has more than 50 million pixels. A strip of 1x50000 pixels, for
+    example, would need 10 GB.
     """
     what = f"the image, {size[0]}x{size[1]} scaled to {shorter},"
     return _check_size(_scaled_size(size, shorter), what)

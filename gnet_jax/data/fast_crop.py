@@ -1,7 +1,7 @@
-"""Training crops in three quarters of the time, by simplejpeg and OpenCV (extra `[fast]`).
+"""Faster training crops with simplejpeg and OpenCV, from the extra `[fast]`.
 
-The boxes are those of Pillow's crops, and shrinking is antialiased in the same way; the pixels
-differ by 0.6 grey levels on average.
+They take three quarters of the time of Pillow's crops. The boxes are the same, and shrinking is
+antialiased in the same way. The pixels differ by 0.6 grey levels on average.
 """
 
 import cv2
@@ -17,11 +17,12 @@ cv2.setNumThreads(1)  # the loader has its own threads
 def fast_crop(
     image: bytes | np.ndarray, generator: np.random.Generator, p: Preprocessing, a: AugmentConfig
 ) -> np.ndarray:
-    """Returns a random part of the image, resized to (S, S, 3) uint8; see `decode.pillow_crop`.
+    """Returns a random part of the image, resized to (S, S, 3) uint8, like `decode.pillow_crop`.
 
-    Only upright RGB JPEGs are decoded differently: if the box is at least twice as large as S, at
-    the fewest eighths of their size that leave it no smaller than S. Pillow decodes files that
-    simplejpeg rejects, so both decoders refuse the same files.
+    simplejpeg decodes only upright RGB JPEGs. If the box is at least twice as large as S, they are
+    decoded at a reduced size: the smallest multiple of 1/8 at which the box is not smaller than S.
+    Pillow decodes all other files and those that simplejpeg rejects, so both decoders reject the
+    same files.
     """
     jpeg, size = None, (0, 0)
     if isinstance(image, bytes):
@@ -41,7 +42,10 @@ def fast_crop(
 
 
 def _decode_jpeg(image: bytes, size: tuple[int, int], box: Box, wanted: int) -> np.ndarray:
-    """Returns the picture, (H, W, 3) uint8, so that `box` has at least `wanted` pixels a side."""
+    """Decodes a JPEG to (H, W, 3) uint8, reduced if each side of `box` keeps `wanted` pixels.
+
+    `size` is the full (width, height), to which the coordinates of `box` refer.
+    """
     (width, height), (left, top, right, bottom) = size, box
     try:
         return simplejpeg.decode_jpeg(
@@ -51,19 +55,20 @@ def _decode_jpeg(image: bytes, size: tuple[int, int], box: Box, wanted: int) -> 
             min_height=int(height * wanted / (bottom - top)),
             min_factor=2,  # a smaller factor saves no time
         )
-    except ValueError:  # some of these files are corrupt, some are only unusual
+    except ValueError:  # the file is corrupt, or Pillow can decode it
         return np.asarray(decode(image))
 
 
 def _resize(pixels: np.ndarray, box: Box, size: int) -> np.ndarray:
-    """Returns the part of `pixels` in `box`, (size, size, 3), bilinear and antialiased."""
-    # When shrinking by s, Pillow widens its triangular filter by s; its variance, in pixels of the
-    # picture, is then s^2 / 6. Linear interpolation alone has 1/6: a Gaussian adds the rest.
+    """Resizes the part of `pixels` inside `box` to (size, size, 3), bilinear and antialiased."""
+    # When Pillow shrinks by a factor s, it widens its triangular filter by s. The variance of that
+    # filter is s^2 / 6 in pixels of the picture. Linear interpolation alone has 1/6, and a Gaussian
+    # blur adds the difference.
     left, top, right, bottom = box
     scales = (right - left) / size, (bottom - top) / size
     sigmas = [max((max(1.0, scale) ** 2 - 1) / 6, 1e-6) ** 0.5 for scale in scales]
     reach = [round(2.5 * sigma + 0.2) for sigma in sigmas]
-    # The box, and the pixels around it that are blurred into it.
+    # Cut out the box and the pixels around it that the blur uses.
     x, y = max(0, int(left) - 1 - reach[0]), max(0, int(top) - 1 - reach[1])
     part = pixels[y : int(bottom) + 2 + reach[1], x : int(right) + 2 + reach[0]]
     if any(reach):
@@ -71,7 +76,7 @@ def _resize(pixels: np.ndarray, box: Box, size: int) -> np.ndarray:
         part = cv2.GaussianBlur(
             part, window, sigmaX=sigmas[0], sigmaY=sigmas[1], borderType=cv2.BORDER_REPLICATE
         )
-    # From the centre of each pixel to its position in `part`.
+    # Map the centre of each output pixel to its position in `part`.
     across, down = left - x + scales[0] / 2 - 0.5, top - y + scales[1] / 2 - 0.5
     matrix = np.array([[scales[0], 0, across], [0, scales[1], down]])
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP

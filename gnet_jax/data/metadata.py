@@ -1,6 +1,6 @@
-"""Image files without their metadata, because Pillow refuses some pictures for odd metadata.
+"""Remove the metadata of image files, because unusual metadata makes Pillow reject some images.
 
-Only the orientation is read.
+Only the orientation is read from the metadata.
 """
 
 import re
@@ -13,23 +13,23 @@ from PIL import ImageFile
 
 from gnet_jax.data.decode import REMEDY, ImageError
 
-ORIENTATION, XMP = 0x0112, 0x02BC  # tags of TIFF and EXIF
-# struct's letter of each integer type of TIFF.
+ORIENTATION, XMP = 0x0112, 0x02BC  # tag numbers in TIFF and EXIF
+# The format character of the module `struct` for each integer type of TIFF.
 TYPES = {1: "B", 3: "H", 4: "I", 6: "b", 7: "B", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q"}
-MAX_TEXT = 2**22  # bytes of a compressed XMP packet that are unpacked
+MAX_TEXT = 2**22  # largest number of bytes to decompress from an XMP packet
 
 
 class Directory(NamedTuple):
     """The first directory of a TIFF file or an EXIF block."""
 
-    order: str  # struct's sign of the byte order
-    start: int  # position in the file
-    big: bool  # BigTIFF
-    entries: dict[int, bytes]  # by tag, in the file's order
-    complete: bool  # no entry is missing at the end of the file
+    order: str  # byte order, as "<" or ">" for the module `struct`
+    start: int  # position of the directory in the file
+    big: bool  # whether the file is a BigTIFF
+    entries: dict[int, bytes]  # by tag, in the order of the file
+    complete: bool  # False if the file ends before the last entry
 
     def values(self, image: bytes, tag: int) -> tuple[int, ...]:
-        """Returns the numbers of `tag`; () if missing, of another type, or outside the file."""
+        """Returns the integers of `tag`, or () if they are missing, invalid or not integers."""
         form = f"{self.order}HH{'Q8s' if self.big else 'I4s'}"
         _, kind, count, inline = struct.unpack_from(form, self.entries.get(tag, bytes(20)))
         form = f"{self.order}{count}{TYPES.get(kind, 's')}"
@@ -81,16 +81,16 @@ def _xmp_orientation(packet: bytes) -> int | None:
 
 
 class Bare(NamedTuple):
-    """A file without its metadata."""
+    """An image file without its metadata, and the orientation from the metadata."""
 
     image: bytes
-    orientation: int | None = None  # in the metadata
+    orientation: int | None = None  # None if the metadata have none
 
 
 def orientation(picture: ImageFile.ImageFile, bare: Bare) -> int:
-    """Returns 1 to 8 as in EXIF; 1 is upright. As in Pillow, EXIF overrides XMP."""
+    """Returns the EXIF orientation, 1 to 8; 1 is upright. EXIF overrides XMP, as in Pillow."""
     found = bare.orientation or _exif_orientation(picture.info.get("exif", b""))
-    if picture.format != "AVIF":  # whose own boxes decide; Pillow makes an EXIF block of them
+    if picture.format != "AVIF":  # AVIF has no XMP orientation; its own boxes become EXIF
         found = found or _xmp_orientation(picture.info.get("xmp", b""))
     return found or 1
 
@@ -98,7 +98,7 @@ def orientation(picture: ImageFile.ImageFile, bare: Bare) -> int:
 def bare(image: bytes) -> Bare:
     """Returns a JPEG, PNG or AVIF without its metadata, and other files unchanged."""
     if image[4:8] == b"ftyp":
-        # An AVIF is turned by boxes of its own. libavif ignores items of unknown types.
+        # AVIF stores its orientation in its own boxes. libavif ignores items of unknown types.
         return Bare(re.sub(rb"(infe[\2\3]...(?:..)?....)Exif", rb"\1skip", image, flags=re.DOTALL))
     if image.startswith(b"\xff\xd8\xff"):
         pieces = _jpeg_metadata(image)
@@ -115,11 +115,11 @@ def bare(image: bytes) -> Bare:
     return Bare(b"".join([*kept, image[previous:]]) if kept else image, exif or xmp)
 
 
-_Piece = tuple[int, int, bytes, bytes]  # start and end of metadata; EXIF block, XMP packet
+_Piece = tuple[int, int, bytes, bytes]  # start and end of the metadata; EXIF block, XMP packet
 
 
 def _jpeg_metadata(image: bytes) -> Iterator[_Piece]:
-    """Yields the segments before the pixels, except APP0 and APP14, which define the colours."""
+    """Yields the metadata segments of a JPEG: all but APP0 and APP14, which define the colours."""
     place = 2
     while place + 4 <= len(image) and image[place] == 0xFF:
         marker = image[place + 1]
@@ -138,7 +138,7 @@ def _jpeg_metadata(image: bytes) -> Iterator[_Piece]:
 
 
 def _png_metadata(image: bytes) -> Iterator[_Piece]:
-    """Yields the chunks except transparency and the critical ones, whose names are upper case."""
+    """Yields the metadata chunks of a PNG: all but transparency and the critical chunks."""
     place = 8
     while place + 12 <= len(image):
         length = int.from_bytes(image[place : place + 4], "big")
@@ -146,20 +146,20 @@ def _png_metadata(image: bytes) -> Iterator[_Piece]:
         if not name.isalpha() or end > len(image):
             return
         body = image[place + 8 : end - 4]
-        if not name[:1].isupper() and name != b"tRNS":
+        if not name[:1].isupper() and name != b"tRNS":  # critical chunks begin with upper case
             exif, xmp = (body, b"") if name == b"eXIf" else _png_text(name, body)
             yield place, end, exif, xmp
         place = end
 
 
 def _png_text(name: bytes, body: bytes) -> tuple[bytes, bytes]:
-    """Returns the EXIF block, which ImageMagick writes as text, and the XMP packet of a chunk."""
+    """Returns the EXIF block (which ImageMagick writes as text) and XMP packet of a text chunk."""
     key, _, text = body.partition(b"\0")
     known = (b"Raw profile type exif", b"Raw profile type APP1", b"XML:com.adobe.xmp")
     if name not in (b"tEXt", b"zTXt", b"iTXt") or key not in known:
         return b"", b""
     compressed = name == b"zTXt" or (name == b"iTXt" and text[:1] == b"\1")
-    if name == b"iTXt":  # two flags, the language and the translated key
+    if name == b"iTXt":  # skip two flags, the language and the translated key
         text = text[2:].split(b"\0", 2)[-1]
     if compressed:
         try:
@@ -168,7 +168,7 @@ def _png_text(name: bytes, body: bytes) -> tuple[bytes, bytes]:
             return b"", b""
     if key == b"XML:com.adobe.xmp":
         return b"", text
-    # "\nexif\n", the length, and the block in hexadecimal digits
+    # The text is "\nexif\n", the length, and the block in hexadecimal digits.
     digits = b"".join(text.split()[2:])
     found = re.match(rb"(?:[0-9a-fA-F]{2})*", digits)
     return bytes.fromhex(found[0].decode()) if found else b"", b""
@@ -176,7 +176,7 @@ def _png_text(name: bytes, body: bytes) -> tuple[bytes, bytes]:
 
 BITS, COMPRESSION, PHOTOMETRIC, CHANNELS, PLANAR = 258, 259, 262, 277, 284
 PALETTE, INKS, SAMPLE_FORMAT, SUBSAMPLING = 320, 332, 339, 530
-# The tags that say how the pixels are stored; the others are metadata.
+# The tags that define how the pixels are stored. All other tags are metadata.
 NEEDED = {
     *(256, 257, BITS, COMPRESSION, PHOTOMETRIC, 266, 273, CHANNELS, 278, 279, PLANAR, 292, 293),
     *(317, PALETTE, 322, 323, 324, 325, 338, SAMPLE_FORMAT, 347, SUBSAMPLING, 531),
@@ -185,26 +185,27 @@ NEEDED = {
 _LOW_KINDS = "grey (white is 0)|grey|RGB|palette|a mask|CMYK|YCbCr||CIE Lab|ICC Lab|ITU Lab"
 KINDS = dict(enumerate(_LOW_KINDS.split("|"))) | {32803: "raw sensor data", 34892: "linear raw"}
 FORMATS = {2: "signed", 3: "floating-point", 4: "undefined", 5: "complex", 6: "complex"}
-MAX_CHANNELS = 6  # Pillow logs an error above it
+MAX_CHANNELS = 6  # with more, Pillow logs an error
 
 
 class Tiff(NamedTuple):
-    """A TIFF file without metadata, later pages and WhiteIsZero, and the facts about its pixels."""
+    """A TIFF file without metadata and later pages, rewritten as BlackIsZero, and its format."""
 
     bare: Bare
-    bits: int  # of a sample
-    inverted: bool  # 0 is white
-    described: str  # for messages
+    bits: int  # number of bits of a sample
+    inverted: bool  # whether 0 means white
+    described: str  # description of the format for messages
 
 
 def read_tiff(image: bytes) -> Tiff:
-    """Returns the TIFF in `image` as Pillow can read it.
+    """Rewrites the TIFF in `image` so that Pillow can read it.
 
-    Raises ImageError for samples of unknown range or meaning, and for kinds that Pillow misreads.
+    Raises ImageError for samples of unknown range or meaning, and for formats that Pillow decodes
+    wrongly.
     """
     found = directory(image)
     if found is None or not found.complete:
-        raise ImageError("a corrupt image: the directory of the TIFF is cut short")
+        raise ImageError("a corrupt image: the directory of the TIFF is truncated")
     for tag in NEEDED & found.entries.keys():
         if not found.values(image, tag):
             raise ImageError(f"a corrupt image: tag {tag} of the TIFF has no value")
@@ -234,14 +235,14 @@ def read_tiff(image: bytes) -> Tiff:
     }
     for reason, applies in reasons.items():
         if applies:
-            raise ImageError(f"{described}{reason}, which is not read; {REMEDY}")
+            raise ImageError(f"{described}{reason}, which is not supported; {REMEDY}")
     packet = bytes(n & 255 for n in found.values(image, XMP))
     turned = found.orientation(image) or _xmp_orientation(packet)
     return Tiff(Bare(_rewrite(image, found), turned), max(bits), kind == 0, described)
 
 
 def _rewrite(image: bytes, found: Directory) -> bytes:
-    """Returns the file with only the needed tags, grey as BlackIsZero, and without more pages."""
+    """Returns the first page with only the tags in NEEDED, and with grey as BlackIsZero."""
     letter = "Q" if found.big else "I"
     entries = {tag: entry for tag, entry in found.entries.items() if tag in NEEDED}
     if found.values(image, PHOTOMETRIC) == (0,):
@@ -252,7 +253,7 @@ def _rewrite(image: bytes, found: Directory) -> bytes:
     cut = head + b"".join(entries.values()) + bytes(8 if found.big else 4)
     rewritten[found.start : found.start + len(cut)] = cut
     colours = found.values(image, PALETTE)
-    if len(colours) > 2 and max(colours) < 256:  # 8 bits instead of 16, which libtiff accepts too
+    if len(colours) > 2 and max(colours) < 256:  # 8-bit values, which libtiff accepts too
         form = f"{found.order}{len(colours)}H"
         struct.pack_into(form, rewritten, found.place(PALETTE), *(257 * n for n in colours))
     return bytes(rewritten)

@@ -1,4 +1,4 @@
-"""The progress of a long job, on standard error."""
+"""Show the progress of a long job on standard error."""
 
 import contextlib
 import sys
@@ -9,17 +9,18 @@ from collections.abc import Callable, Generator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-LINE_SECONDS = 30  # between two lines if standard error is not a terminal
+LINE_SECONDS = 30  # seconds between lines if standard error is not a terminal
 
 
 @contextlib.contextmanager
 def progress_line(
     what: str, unit: str, total: int, done: int = 0, wanted: bool = True
 ) -> Generator[Callable[..., None], None, None]:
-    """Yields a function to call, from any thread, for every item or with a number of items.
+    """Yields a function `advance(number=1)` to call, from any thread, when items are finished.
 
-    A terminal shows a bar until the job ends; otherwise, a line is printed every 30 seconds.
-    `what` and `unit` are such as "writing train" and "images"; `done` items were done before.
+    A terminal shows a progress bar until the job ends. Otherwise, a line is printed every 30
+    seconds. `what` and `unit` are words such as "writing train" and "images". `done` is the number
+    of items that an earlier call has finished.
     """
     console = Console(stderr=True)
     text, rate = TextColumn("{task.description}"), TextColumn("{task.fields[rate]}")

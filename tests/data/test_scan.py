@@ -339,7 +339,7 @@ def test_the_report_has_the_sizes_of_each_split():
 
 
 def test_the_report_ends_with_what_must_be_fixed():
-    assert printed(split_scan())[-1] == "nothing must be fixed"
+    assert printed(split_scan())[-1] == "nothing needs to be fixed"
     lines = printed(
         split_scan(labels_out_of_range=["a: 7"]),
         left_out={"broken link": ["[b]"], "junk": ["c"]},
@@ -352,7 +352,7 @@ def test_the_report_ends_with_what_must_be_fixed():
     assert "  [b]" in lines
     empty = split_scan()
     empty.class_counts = [3, 0]
-    assert "largest class / smallest: train has 1 without an image" in printed(empty)
+    assert "images in largest class / smallest: train has empty classes (1)" in printed(empty)
 
 
 class Labelled:

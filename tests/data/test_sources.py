@@ -57,7 +57,7 @@ def test_missing_parts_of_a_folder_are_named(folder, tmp_path):
     with pytest.raises(DataError, match="nowhere/train not found"):
         open_source(f"folder:{tmp_path / 'nowhere'}", "train")
     (folder / "train" / "owl").mkdir()
-    with pytest.raises(DataError, match="owl holds no image files"):
+    with pytest.raises(DataError, match="owl has no image files"):
         open_source(f"folder:{folder}", "train")
     lone = tmp_path / "lone" / "train" / "cat"
     lone.mkdir(parents=True)

@@ -156,7 +156,7 @@ def test_a_run_that_another_process_trains_is_skipped(swept, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "no sweep is named"),
+        ([], "no sweep is given"),
         (["nowhere"], "neither a file nor in configs/; there are ablate_heads, ablate_norm"),
         (["ablate_norm", "--shard", "2/2"], "--shard is 2/2; it must be i/n"),
         (["ablate_norm", "--seeds", "0"], "--seeds is 0; it must be at least 1"),

@@ -1,4 +1,4 @@
-"""Where examples come from: `open_source` imports only the kind of source that is named."""
+"""Sources of labelled images. `open_source` imports only the module of the given kind of source."""
 
 import hashlib
 import re
@@ -10,16 +10,16 @@ import numpy as np
 from gnet_jax.config import UserError
 from gnet_jax.config.paths import typed_path
 
-LeftOut = dict[str, list[str]]  # paths of the entries that are not read, by reason
+LeftOut = dict[str, list[str]]  # paths of the skipped files and folders, by reason
 Split = Literal["train", "val", "test"]
 
 
 class DataError(UserError):
-    """Data that cannot be used."""
+    """The data are missing or invalid."""
 
 
 class MissingSplitError(DataError):
-    """The data do not have the split."""
+    """The data set does not have the requested split."""
 
 
 class Example(NamedTuple):
@@ -30,25 +30,25 @@ class Example(NamedTuple):
 
 
 class Source(Protocol):
-    """A labelled image set with random access that several threads may read."""
+    """A set of labelled images with random access. Several threads may read it at the same time."""
 
-    class_names: tuple[str, ...]  # the classes of the train split, if there is one, come first
-    split: str  # the split that is read: "val" reads "test" in a set without a validation split
-    left_out: LeftOut  # the entries that are not read, by the reasons in `folder.REASONS`
+    class_names: tuple[str, ...]  # begins with the classes of the train split, if there is one
+    split: str  # the split that was opened; "val" opens "test" if there is no validation split
+    left_out: LeftOut  # the skipped files and folders, by the reasons in `folder.REASONS`
 
     @property
     def labels(self) -> np.ndarray | None:
-        """(N,) integers, or None if the labels are known only after reading the records."""
+        """All labels, (N,) integers, or None if they are known only after reading the images."""
         ...
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Example:
-        """Returns an example; raises an ImageError if its record is known to be corrupt."""
+        """Returns an example. Raises ImageError if the source detects that it is corrupt."""
         ...
 
     def describe(self, index: int) -> str:
-        """Returns the name of an example for messages."""
+        """Returns a name of an example for messages."""
         ...
 
     def fingerprint(self) -> str:
@@ -65,11 +65,11 @@ def digest(*parts: bytes | np.ndarray) -> str:
 
 
 class SubsetSource:
-    """`count` examples of a source, evenly spaced so that sorted classes all take part."""
+    """`count` evenly spaced examples of a source, so that they include all sorted classes."""
 
     def __init__(self, whole: Source, count: int) -> None:
         if count < 1:
-            raise DataError(f"a subset needs at least 1 image, not {count}; change the #{count}")
+            raise DataError(f"a subset requires at least 1 image, not {count}; change the #{count}")
         self._whole = whole
         count = min(count, len(whole))
         self._places = np.arange(count) * len(whole) // count
@@ -87,7 +87,7 @@ class SubsetSource:
         return self._whole.describe(int(self._places[index]))
 
     def fingerprint(self) -> str:
-        """Returns the whole source's fingerprint if nothing is left out, otherwise another."""
+        """Returns the whole source's fingerprint if the subset is all of it, otherwise another."""
         whole = self._whole.fingerprint()
         if len(self) == len(self._whole):
             return whole
@@ -95,7 +95,7 @@ class SubsetSource:
 
 
 class DigitsSource:
-    """scikit-learn's 1,797 scans of 8x8 pixels, in a fixed shuffle: 1,437 to train."""
+    """scikit-learn's 1,797 digits of 8x8 pixels, shuffled once; 1,437 are the train split."""
 
     class_names = tuple("0123456789")
 
@@ -103,10 +103,10 @@ class DigitsSource:
         parts = {"train": slice(1437), "val": slice(1437, None)}
         if split not in parts:
             raise MissingSplitError(f"the digits have no {split} split; choose train or val")
-        # sklearn.datasets reads this file too, but takes longer to import than this whole project.
+        # sklearn.datasets also reads this file, but its import takes longer than that of gnet_jax.
         file = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
         digits = np.loadtxt(str(file), delimiter=",")
-        order = np.random.RandomState(0).permutation(len(digits))  # its stream is frozen
+        order = np.random.RandomState(0).permutation(len(digits))  # the same in all versions
         chosen = digits[order[parts[split]]]
         self.split = split
         self.left_out: LeftOut = {}
@@ -120,7 +120,7 @@ class DigitsSource:
         return Example(self._images[index], int(self.labels[index]))
 
     def describe(self, index: int) -> str:
-        """Returns its index in the split."""
+        """Returns a name such as "digit 3 of train"."""
         return f"digit {index} of {self.split}"
 
     def fingerprint(self) -> str:
@@ -129,12 +129,12 @@ class DigitsSource:
 
 
 def open_source(spec: str, split: Split) -> Source:
-    """Returns the source that `spec` names: "digits", "folder:PATH", "npz:PATH" or "tfds:NAME".
+    """Opens the data set `spec`: "digits", "folder:PATH", "npz:PATH" or "tfds:NAME".
 
-    The kind may be omitted for an existing folder and for a path that ends in .npz. "#N" after
-    any of them selects N evenly spaced images of the split, or all if there are fewer. Raises
-    MissingSplitError if the data have only other splits, and DataError for an unknown kind and for
-    missing or invalid data.
+    The prefix may be omitted for an existing folder and for a path that ends in .npz. A suffix "#N"
+    selects N evenly spaced images of the split, or all images if there are fewer. Raises
+    MissingSplitError if the data have only other splits, and DataError if the kind is unknown or
+    the data are missing or invalid.
     """
     whole, count = split_count(spec)
     if count is not None:
@@ -157,13 +157,13 @@ def open_source(spec: str, split: Split) -> Source:
         from gnet_jax.data.sources.npz import NpzSource
 
         return NpzSource(where, split)
-    raise DataError(f"data source {spec!r} is none of: digits, folder:PATH, npz:PATH, tfds:NAME")
+    raise DataError(f"data source {spec!r} is none of digits, folder:PATH, npz:PATH, tfds:NAME")
 
 
 def split_count(spec: str) -> tuple[str, int | None]:
-    """Splits "SOURCE#N" into the source and N, which is None if there is no count.
+    """Splits "SOURCE#N" into the source and the number N, which is None if there is no "#N".
 
-    If a folder called "set#2" exists, the "#2" of "folder:set#2" belongs to its name.
+    If a folder called "set#2" exists, the "#2" of "folder:set#2" is part of the folder's name.
     """
     parts = re.fullmatch(r"(.+)#([0-9]+)", spec, re.DOTALL)  # a name may contain a newline
     path = re.sub("^(folder|npz):", "", spec)

@@ -1,4 +1,4 @@
-"""Class names: their order, and how the classes of two lists correspond."""
+"""Functions for class names: sort them, and match the names of two lists."""
 
 import re
 import unicodedata
@@ -13,7 +13,7 @@ from gnet_jax.data.sources import DataError, Source
 
 
 def in_order(names: Iterable[str]) -> tuple[str, ...]:
-    """Returns `names` sorted: as numbers if all are integers ("9" before "10"), else as text."""
+    """Sorts `names` as numbers if all are integers ("9" before "10"), otherwise as text."""
     names = sorted(names)
     return tuple(names if integers(names) is None else sorted(names, key=int))
 
@@ -26,31 +26,31 @@ def integers(names: Iterable[str]) -> list[int] | None:
 
 
 def nfc(name: str) -> str:
-    """Returns `name` in the form that is compared: macOS and Linux may encode "é" differently."""
+    """Returns `name` in Unicode form NFC, because macOS and Linux may encode "é" differently."""
     return unicodedata.normalize("NFC", name)
 
 
 def joined(first: Sequence[str], second: Sequence[str]) -> tuple[str, ...]:
-    """Returns `first`, followed by the names of `second` that it lacks."""
+    """Returns `first`, followed by the names of `second` that are not in `first`."""
     known = set(map(nfc, first))
     return (*first, *(name for name in second if nfc(name) not in known))
 
 
 def find(names: Sequence[str], known: Sequence[str]) -> list[int | None]:
-    """Returns the index in `known` of each of `names`; None if it is missing or not unique.
+    """Returns the index in `known` of each of `names`, or None for a missing or repeated name.
 
-    Unicode forms of one name are equal, and so are ImageNet's labels and WordNet ids. Equal lists
-    match index by index, because ImageNet has two classes called "crane".
+    Different Unicode forms of a name are equal, and an ImageNet label equals its WordNet id. If the
+    two lists are equal, each name has its own index, even ImageNet's two classes called "crane".
     """
     found = _find([*map(nfc, names)], [*map(nfc, known)])
-    if None in found:  # WordNet ids are unique
+    if None in found:  # try WordNet ids, which are unique
         by_id = _find(_with_ids(names), _with_ids(known))
         found = min(found, by_id, key=lambda each: each.count(None))
     return found
 
 
 def same_classes(names: Sequence[str], others: Sequence[str]) -> bool:
-    """Whether both lists name the same classes in the same order; see `find`."""
+    """Returns whether both lists have the same classes in the same order; see `find`."""
     return len(names) == len(others) and find(names, others) == list(range(len(names)))
 
 
@@ -64,7 +64,7 @@ def refuse_twice(names: Sequence[str], where: object) -> None:
 
 
 def empty_classes(source: Source) -> list[str]:
-    """Returns the classes without an image; [] if the labels are not known in advance."""
+    """Returns the names of classes without images, or [] if the source does not know its labels."""
     if source.labels is None:
         return []
     empty = np.setdiff1d(np.arange(len(source.class_names)), source.labels)
@@ -72,14 +72,17 @@ def empty_classes(source: Source) -> list[str]:
 
 
 def refuse_unknown(train: Source, other: Source, spec: str) -> None:
-    """Raises a DataError if `other`, a split of the data `spec`, has classes that `train` lacks."""
+    """Raises a DataError if the split `other` has images of classes that `train` does not have.
+
+    `spec` is the name of the data for the message.
+    """
     indices, empty = find(other.class_names, train.class_names), empty_classes(other)
     named = zip(other.class_names, indices, strict=True)
     unknown = [name for name, index in named if index is None and name not in empty]
     if unknown:
         raise DataError(
             f"the {other.split} split of {spec} has {listed(unknown)}, which the {train.split} "
-            "split lacks; add images there, or remove it here"
+            f"split lacks; add such images to {train.split}, or remove those in {other.split}"
         )
 
 
@@ -92,19 +95,22 @@ def listed(names: Sequence[str], shown: int = 5) -> str:
 
 @cache
 def imagenet_classes() -> dict[str, str]:
-    """Returns ImageNet's 1,000 labels by WordNet id, in the order of ILSVRC 2012."""
+    """Returns a dict from WordNet id to label of ImageNet's 1,000 classes, in ILSVRC 2012 order."""
     text = (resources.files("gnet_jax.data.sources") / "imagenet_classes.txt").read_text("utf-8")
     return dict(line.split(" ", 1) for line in text.splitlines())
 
 
 def imagenet_start(names: Sequence[str]) -> int | None:
-    """Returns the index in `names` where ImageNet's classes begin: 1 in TF-slim's models."""
+    """Returns the index in `names` where ImageNet's classes begin, such as 1 in TF-slim's models.
+
+    Returns None if `names` does not end with ImageNet's classes.
+    """
     start = len(names) - len(imagenet_classes())
     return start if start >= 0 and _with_ids(names)[start:] == [*imagenet_classes()] else None
 
 
 def _with_ids(names: Sequence[str]) -> list[str]:
-    """Returns `names` with ImageNet's labels, if `names` ends in all of them, as WordNet ids."""
+    """Replaces ImageNet's labels by WordNet ids if `names` ends with all 1,000 labels."""
     keys = [*map(nfc, names)]
     ids, labels = [*imagenet_classes()], [*imagenet_classes().values()]
     return keys[: -len(ids)] + ids if keys[-len(ids) :] == labels else keys

@@ -1,4 +1,4 @@
-"""Folders of image files, and the walk over them: every entry is read, or counted by a reason."""
+"""Read folders of image files. Every entry of a folder is read, or recorded with a reason."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,42 +14,42 @@ from gnet_jax.data.sources.classes import in_order, joined, nfc, refuse_twice
 _FORMATS = {"JPEG": ".jpg .jpeg .jpe .jfif", "PNG": ".png", "WEBP": ".webp", "BMP": ".bmp"}
 _FORMATS |= {"GIF": ".gif", "TIFF": ".tif .tiff", "AVIF": ".avif", "JPEG2000": ".jp2 .j2k"}
 _FORMATS |= {"PPM": ".ppm .pgm .pbm"}
-# The suffixes of image files, with Pillow's name of the format.
+# The suffixes of image files, and Pillow's name of each format.
 SUFFIXES = {suffix: name for name, suffixes in _FORMATS.items() for suffix in suffixes.split()}
-# Image files too, which someone meant to be read.
+# Suffixes of image files that cannot be read, which the user may not expect.
 UNSUPPORTED = (
     ".heic .heif .hif .jxl .jxr .svg .psd .ico .tga .exr .hdr .dds .eps .raw .dng .cr2 .cr3 .nef "
     ".arw .orf .rw2 .raf .pef .apng .mpo .pnm .pam .dib .jpx .jpf .j2c .bpg .qoi .dcm .pcx"
 )
-# Names, in lower case, that operating systems and tools create; see also "hidden".
+# Lower-case names of files and folders that operating systems and tools create.
 JUNK = (
     "@eadir|#recycle|__macosx|icon\r|thumbs.db|ehthumbs.db|ehthumbs_vista.db|desktop.ini|"
     "$recycle.bin|system volume information|lost+found|picasa.ini|__pycache__"
 )
-# Why an entry is not read, most serious first, and what that means.
+# The reasons for skipping an entry, most serious first, and what each means.
 REASONS: Mapping[str, str] = {
     "broken link": "links to a missing or unreadable file; restore the file or delete the link",
-    "unsupported format": "image formats that are not read; convert them to JPEG or PNG",
-    "outside a class": "image files beside the class folders; move them into one",
+    "unsupported format": "image formats that are not supported; convert them to JPEG or PNG",
+    "outside a class": "image files that are not in a class folder; move them into one",
     "hidden": "names that start with a dot",
-    "junk": "files and folders of the system or of a tool",
-    "other suffix": "files without the suffix of an image",
+    "junk": "files and folders of the operating system or of tools",
+    "other suffix": "files without the suffix of an image format",
     "not a file": "pipes, sockets and devices",
     "empty folder": "folders without any entry",
-    "repeated folder": "links to a folder that is already read or contains them",
-    "other split": "splits that are not read",
+    "repeated folder": "links to a folder that is read elsewhere or contains the link",
+    "other split": "splits that are not used",
 }
-IMAGES_LOST = tuple(REASONS)[:3]  # under which images are left out that someone meant to be read
+IMAGES_LOST = tuple(REASONS)[:3]  # reasons that the user should fix, because images are skipped
 
 
 class FolderSource:
-    """Image files in `train/CLASS/`, `val/CLASS/` and, to evaluate, `test/CLASS/`.
+    """Image files in `train/CLASS/`, `val/CLASS/` and, for evaluation only, `test/CLASS/`.
 
-    See `walk` for the files that are read, and `in_order` for the order of the classes. The other
-    splits take the classes of `train` if it exists; they may lack images of some, and classes that
-    `train` lacks come last. Raises MissingSplitError if there is no folder for the split, and
-    DataError for a folder that cannot be listed, a class name that occurs twice, a split without
-    images and, in `train`, fewer than two classes or a class without images.
+    See `walk` for the files that are read, and `in_order` for the order of the classes. If `train`
+    exists, the other splits use its classes: classes without images in a split keep their index,
+    and classes that are not in `train` come last. Raises MissingSplitError if there is no folder
+    for the split. Raises DataError if a folder cannot be listed, a class name occurs twice, or a
+    split has no images; in `train`, also for fewer than two classes or a class without images.
     """
 
     def __init__(self, root: Path, split: Split) -> None:
@@ -76,15 +76,15 @@ class FolderSource:
         for label, top in sorted(by_label.items()):
             files = list(walk(top, self.left_out, _refuse))
             if split == "train" and not files:
-                self._refuse_empty(f"the class folder {top} holds no image files", top)
+                self._refuse_empty(f"the class folder {top} has no image files", top)
             inside = f"{split}/{os.path.basename(top)}"
             self._files += [(f"{inside}{path[len(top) :]}", label) for path in files]
         if not self._files or (split == "train" and len(names) < 2):
-            what = f"{folder} holds {len(self._files)} image files in {len(names)} class folder(s)"
-            self._refuse_empty(f"{what}; training requires 2, evaluation 1", folder)
+            what = f"{folder} has {len(self._files)} image files in {len(names)} class folder(s)"
+            self._refuse_empty(f"{what}; training requires 2 classes, evaluation 1", folder)
         self.labels = np.array([label for _, label in self._files])
-        # If labels have gaps, they depend on the classes of train, not on this split's files
-        # alone. An empty class folder, which copies often lose, changes nothing.
+        # If labels have gaps, they depend on the classes of train, and not only on this split's
+        # files. An empty class folder, which is often lost in copies, does not change the hash.
         present = np.unique(self.labels)
         self._numbered_by = self.class_names if present[-1] >= len(present) else ()
 
@@ -94,7 +94,7 @@ class FolderSource:
             for reason, paths in self.left_out.items()
         }
         raise DataError(
-            f"{what} (left out: {counted(below) or 'nothing'}); known suffixes: "
+            f"{what} (skipped: {counted(below) or 'nothing'}); supported suffixes: "
             f"{', '.join(SUFFIXES)}"
         )
 
@@ -106,11 +106,11 @@ class FolderSource:
         return Example((self.root / path).read_bytes(), label)
 
     def describe(self, index: int) -> str:
-        """Returns its path."""
+        """Returns the path of the file."""
         return str(self.root / self._files[index][0])
 
     def fingerprint(self) -> str:
-        """Returns a hash of the paths and sizes, and of labels that depend on other splits."""
+        """Returns a hash of the paths and file sizes, and of labels that depend on other splits."""
         split = len(self.split) + 1
         try:
             lines = [
@@ -128,7 +128,7 @@ def _class_names(class_folders: Iterable[str], folder: str) -> tuple[str, ...]:
 
 
 def _train_classes(root: Path, names: tuple[str, ...]) -> tuple[str, ...]:
-    """Returns the classes of the train split in `root`; `names` if there is none."""
+    """Returns the classes of the train split in `root`, or `names` if there is no train split."""
     folder = str(root / "train")
     try:
         return _class_names(listing(folder, {})[1], folder)
@@ -146,13 +146,14 @@ def _refuse(error: OSError) -> NoReturn:
 
 
 def walk(top: str, left_out: LeftOut, onerror: Callable[[OSError], object]) -> Iterator[str]:
-    """Yields the path of every image in the folder `top` and below it.
+    """Yields the path of every image in the folder `top` and its subfolders.
 
-    The images of a folder come before those of its subfolders, both sorted by name. Links are
-    followed; a folder that is reached twice is read once. `left_out` receives the other entries; a
-    skipped folder is one, and its name ends in "/". `onerror` gets a folder that cannot be listed.
+    The images of a folder come before those of its subfolders; both are sorted by name. Links are
+    followed, and a folder that is reached twice is read once. The skipped entries are added to
+    `left_out`; a skipped folder is one entry, whose path ends with "/". If a folder cannot be
+    listed, `onerror` is called with the error.
     """
-    # A link that leads back to a folder around it would give its images another class.
+    # A link to a parent folder would give images of other classes the class of this folder.
     around = {*Path(os.path.realpath(top)).parents, *Path(os.path.abspath(top)).parents}
     seen, waiting = set(map(_identity, around)), [top]
     while waiting:
@@ -174,7 +175,7 @@ def walk(top: str, left_out: LeftOut, onerror: Callable[[OSError], object]) -> I
 def listing(folder: str, left_out: LeftOut) -> tuple[list[str], list[str]]:
     """Returns the paths of the images and of the folders in `folder`, each sorted by name.
 
-    A link counts as its target. `left_out` receives all other entries.
+    A link is treated like its target. All other entries are added to `left_out`.
     """
     found: dict[str, list[str]] = {"image": [], "folder": []}
     with os.scandir(folder) as scanned:
@@ -189,7 +190,7 @@ def listing(folder: str, left_out: LeftOut) -> tuple[list[str], list[str]]:
 
 
 def _kind(entry: os.DirEntry[str]) -> str:
-    """Returns "image", "folder", or the reason why the entry is left out."""
+    """Returns "image", "folder", or the reason for skipping the entry, a key of `REASONS`."""
     if entry.name.lower() in JUNK.split("|"):
         return "junk"
     if entry.name.startswith("."):
@@ -197,7 +198,7 @@ def _kind(entry: os.DirEntry[str]) -> str:
     try:
         is_folder, is_file = entry.is_dir(), entry.is_file()
     except OSError:
-        return "broken link"  # to itself, or into a folder that may not be entered
+        return "broken link"  # a link to itself, or into a folder without permission
     if is_folder:
         return "folder"
     if not is_file:
@@ -214,7 +215,7 @@ def _identity(folder: str | Path) -> tuple[int, int]:
 
 
 def merged(parts: Iterable[Mapping[str, Iterable[str]]]) -> LeftOut:
-    """Returns the entries of all `parts`, each path once, in the order of `REASONS`."""
+    """Merges dicts of skipped entries. Each path occurs once; reasons are in `REASONS` order."""
     found: dict[str, dict[str, None]] = {reason: {} for reason in REASONS}
     for part in parts:
         for reason, paths in part.items():
@@ -223,5 +224,5 @@ def merged(parts: Iterable[Mapping[str, Iterable[str]]]) -> LeftOut:
 
 
 def counted(left_out: Mapping[str, list[str]]) -> str:
-    """Returns the reasons with their counts, such as "hidden 2, other suffix 1,204"."""
+    """Returns the number of skipped entries by reason, as "hidden 2, other suffix 1,204"."""
     return ", ".join(f"{reason} {len(paths):,}" for reason, paths in merged([left_out]).items())

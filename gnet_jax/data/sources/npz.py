@@ -1,4 +1,4 @@
-"""Images in NumPy's .npz files: pixels, or encoded images one after another."""
+"""Read images from NumPy's .npz files, which contain pixels or concatenated encoded images."""
 
 import contextlib
 import functools
@@ -17,7 +17,7 @@ from gnet_jax.config.paths import as_text
 from gnet_jax.data.sources import DataError, Example, LeftOut, MissingSplitError, Split, digest
 from gnet_jax.data.sources.classes import find, joined, refuse_twice
 
-# The names that a split may have; the first that is found counts.
+# The names that a split can have in a file. The first name that is found is used.
 SPLITS: Mapping[Split, tuple[str, ...]] = {
     "train": ("train",),
     "val": ("val", "valid", "validation", "test"),
@@ -26,19 +26,24 @@ SPLITS: Mapping[Split, tuple[str, ...]] = {
 PIXELS = ("x", "images", "image")
 ENCODED = ("jpeg", "encoded")
 LABELS = ("y", "labels", "label")
-RANGES = ((0, 1), (-1, 1), (0, 255), (0, 65535))  # the stored values of black and white
-CHUNK = 2**24  # pixels converted at once, so that there is no second large array
+RANGES = ((0, 1), (-1, 1), (0, 255), (0, 65535))  # possible values of black and white
+CHUNK = 2**24  # number of values converted at once, to save memory
 
 
 class NpzSource:
-    """Labelled images in .npz files; nothing in them is executed.
+    """Labelled images in .npz files. No code in the files is executed.
 
-    PATH is a name that contains {split} (`cifar10_{split}.npz`), a folder with `train.npz` and so
-    on, or one file whose keys name the split (`x_train` as in Keras, or `train_images`). The keys:
-    `PIXELS` is (N, H, W), (N, H, W, 1) or (N, H, W, 3), uint8 or numbers of one of `RANGES`, which
-    the training split shows. Or `ENCODED` is the bytes of all image files, file i from `offsets[i]`
-    to `offsets[i + 1]`. `LABELS` is N integers from 0. `class_names` is text; the default is those
-    of the training split, or else the numbers of its labels. See `find` for how they are matched.
+    `path` is a name that contains {split} (`cifar10_{split}.npz`), a folder with `train.npz` and so
+    on, or one file whose keys contain the split (`x_train` as in Keras, or `train_images`). A split
+    has one of these two kinds of images:
+
+    PIXELS: (N, H, W), (N, H, W, 1) or (N, H, W, 3); uint8, or numbers in one of `RANGES`, which
+        is detected from the training split.
+    ENCODED: the bytes of all image files, of which file i is from `offsets[i]` to `offsets[i + 1]`.
+
+    It also has LABELS, N integers from 0, and may have `class_names`, which are text. The default
+    are the class names of the training split or, if it has none, the numbers of its labels. See
+    `find` for how the names of two splits are matched.
     """
 
     def __init__(self, path: str, split: Split) -> None:
@@ -48,14 +53,14 @@ class NpzSource:
             part = train = _open_part(path, split)
             files.enter_context(part.archive)
             if split != "train":
-                with contextlib.suppress(MissingSplitError):  # data only for evaluation
+                with contextlib.suppress(MissingSplitError):  # there may be no train split
                     train = _open_part(path, "train")
                     files.enter_context(train.archive)
             self.split, self._name = part.split, part.describe()
             self._offsets, self._images = _images(part, train)
             self.labels = _labels(part, len(self))
             known = _class_names(train)
-            if known is None:  # the numbers up to the largest label; an absurd one is an error
+            if known is None:  # numbers up to the largest label; limited by the image count
                 labels = _labels(train)
                 known = tuple(map(str, range(min(labels.max(initial=-1), len(labels)) + 1)))
             own = _class_names(part) or known
@@ -76,7 +81,7 @@ class NpzSource:
             raise DataError(
                 f"{where} has {classes} class(es), {len(missing)} without an image "
                 f"({', '.join(names[i] for i in missing[:5])}); training requires at least 2 "
-                "classes with images: number only those"
+                "classes; number only classes that have images"
             )
 
     def __len__(self) -> int:
@@ -93,26 +98,26 @@ class NpzSource:
         return NpzSource, self._arguments
 
     def describe(self, index: int) -> str:
-        """Returns its index in the file."""
+        """Returns a name such as "image 3 of data.npz"."""
         return f"image {index} of {self._name}"
 
     def fingerprint(self) -> str:
-        """Returns a hash of every pixel or byte, every label and the class names."""
+        """Returns a hash of all pixels or bytes, all labels and the class names."""
         offsets = () if self._offsets is None else (self._offsets.astype("<i8"),)
         head = f"{self._images.shape} {self.class_names}".encode()
         return digest(head, self._images, *offsets, self.labels.astype("<i8"))
 
 
 class _Part(NamedTuple):
-    """The open file of one split."""
+    """One split in an open .npz file."""
 
     file: Path
     archive: np.lib.npyio.NpzFile
     split: str
-    keyed: bool  # one file holds several splits; its keys contain their names
+    keyed: bool  # the file has several splits, and its keys contain their names
 
     def key(self, *names: str) -> str | None:
-        """Returns the first key of this split that has one of `names`."""
+        """Returns the first key of this split for one of `names`, or None if there is none."""
         for name in names:
             for key in (f"{name}_{self.split}", f"{self.split}_{name}") if self.keyed else (name,):
                 if key in self.archive:
@@ -120,7 +125,10 @@ class _Part(NamedTuple):
         return None
 
     def need(self, what: str, *names: str) -> tuple[np.ndarray, str]:
-        """Returns the array under `key(*names)`, and its name for messages."""
+        """Returns the array of `key(*names)` and its name for messages, or raises DataError.
+
+        `what` describes the array in the message.
+        """
         key = self.key(*names)
         if key is None:
             raise DataError(
@@ -130,19 +138,19 @@ class _Part(NamedTuple):
         return self.array(key), f"{key} in {self.file}"
 
     def array(self, key: str) -> np.ndarray:
-        """Returns the array under `key`, contiguous."""
+        """Loads the array of `key` as a contiguous array."""
         try:
             return np.ascontiguousarray(self.archive[key])
         except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             if "allow_pickle" in str(error):
                 raise DataError(
-                    f"{key} in {self.file} holds Python objects, which can run code when loaded; "
+                    f"{key} in {self.file} has Python objects, which can run code when loaded; "
                     "save numbers, or text as np.array(names, dtype=str)"
                 ) from None
             raise DataError(f"{key} in {self.file} is corrupt: {error}") from error
 
     def describe(self) -> str:
-        """Returns the file's path and, if it holds several splits, the key of the images."""
+        """Returns the path of the file and, if it has several splits, the key of the images."""
         key = self.key(*PIXELS, *ENCODED)
         return f"{key} in {self.file}" if self.keyed else str(self.file)
 
@@ -158,17 +166,17 @@ def _open_part(path: str, split: Split) -> _Part:
             file = Path(str(whole).replace("{split}", name))
             if file.is_file():
                 return _Part(file, _open(file), name, keyed=False)
-        raise MissingSplitError(f"no file {whole} with {wanted} for {{split}}")
+        raise MissingSplitError(f"{whole} not found; tried {wanted} for {{split}}")
     if not whole.is_file():
-        raise DataError(f"{whole} not found; name a file, a folder or a {{split}}.npz")
+        raise DataError(f"{whole} not found; give a file, a folder, or a name with {{split}}")
     archive = _open(whole)
     parts = (_Part(whole, archive, name, keyed=True) for name in names)
     part = next((part for part in parts if part.key(*PIXELS, *ENCODED)), None)
     if part is None:
         archive.close()
         raise MissingSplitError(
-            f"{whole} has no images of {wanted}; its keys are {', '.join(archive.files)}. Name "
-            f"them as x_train, or name one file per split: npz:{whole.parent}/{{split}}.npz"
+            f"{whole} has no images of {wanted}; its keys are {', '.join(archive.files)}. Use "
+            f"keys such as x_train, or one file per split: npz:{whole.parent}/{{split}}.npz"
         )
     return part
 
@@ -177,11 +185,15 @@ def _open(file: Path) -> np.lib.npyio.NpzFile:
     with contextlib.suppress(OSError, ValueError, zipfile.BadZipFile):
         if zipfile.is_zipfile(file):
             return np.load(file, allow_pickle=False)
-    raise DataError(f"{file} is not an .npz file or is cut short; save it again with np.savez")
+    raise DataError(f"{file} is not an .npz file or is truncated; save it again with np.savez")
 
 
 def _images(part: _Part, train: _Part) -> tuple[np.ndarray | None, np.ndarray]:
-    """Returns (None, uint8 pixels (N, H, W) or (N, H, W, 3)) or (offsets (N + 1,), bytes)."""
+    """Loads the images of a split.
+
+    Returns (None, pixels) with uint8 pixels (N, H, W) or (N, H, W, 3), or (offsets, bytes) with
+    offsets (N + 1,) int64 into the uint8 bytes of all encoded images.
+    """
     images, where = part.need("images", *PIXELS, *ENCODED)
     if part.key(*PIXELS) is not None:
         images = _check_shape(images, where)
@@ -197,37 +209,37 @@ def _images(part: _Part, train: _Part) -> tuple[np.ndarray | None, np.ndarray]:
     ends = (0, len(images))
     if not integers or (offsets[0], offsets[-1]) != ends or (offsets[1:] < offsets[:-1]).any():
         raise DataError(
-            f"{where} is {offsets.dtype} of shape {offsets.shape}; N images need N + 1 integers "
-            f"that rise from 0 to {len(images)}, the number of bytes"
+            f"{where} is {offsets.dtype} of shape {offsets.shape}; N images require N + 1 "
+            f"increasing integers from 0 to {len(images)}, the number of bytes"
         )
     return offsets.astype(np.int64), images
 
 
 def _training_range(part: _Part, train: _Part, images: np.ndarray) -> tuple[int, int]:
-    """Returns the values of black and white in the training split."""
+    """Returns the values that mean black and white in the training split."""
     if train is part or train.key(*PIXELS) is None:
         return _find_range(images, part.describe())
     pixels, where = train.need("images", *PIXELS)
-    # A dark split of floats would also fit 0 to 255.
+    # Without this check, dark float images would seem to be in the range 0 to 255.
     if (pixels.dtype.kind == "f") != (images.dtype.kind == "f"):
         raise DataError(
-            f"{part.describe()} holds {images.dtype} pixels, but {where} {pixels.dtype}; save both "
-            "as uint8 from 0 to 255"
+            f"{part.describe()} has {images.dtype} pixels, but {where} has {pixels.dtype} pixels; "
+            "save both as uint8 from 0 to 255"
         )
     return (0, 255) if _is_plain(pixels) else _find_range(pixels, where)
 
 
 def _labels(part: _Part, count: int | None = None) -> np.ndarray:
-    """Returns the labels, (N,) int64; `count`, if given, is the required N."""
+    """Loads the labels, (N,) int64. Raises DataError if N is not `count`, unless that is None."""
     labels, where = part.need("labels", *LABELS)
     if labels.dtype.kind not in "iu" or (labels.ndim, labels.shape[1:]) not in ((1, ()), (2, (1,))):
         raise DataError(
             f"{where} is {labels.dtype} of shape {labels.shape}, but must be integers of shape "
-            "(N,); convert floats by y.astype(np.int64), one-hot rows by y.argmax(axis=1), and "
-            "text by class_names, y = np.unique(y, return_inverse=True)"
+            "(N,); convert floats with y.astype(np.int64), one-hot rows with y.argmax(axis=1), and "
+            "text with class_names, y = np.unique(y, return_inverse=True)"
         )
     if count is not None and len(labels) != count:
-        raise DataError(f"{where} holds {len(labels)} labels for {count} images")
+        raise DataError(f"{where} has {len(labels)} labels for {count} images")
     return labels.reshape(-1).astype(np.int64)
 
 
@@ -249,26 +261,26 @@ def _check_shape(images: np.ndarray, where: str) -> np.ndarray:
     shape = images.shape
     if len(shape) == 4 and shape[3] == 1:
         return _check_shape(images[..., 0], where)
-    single = len(shape) == 3 and shape[2] in (3, 4)  # one picture rather than many of width 3
+    single = len(shape) == 3 and shape[2] in (3, 4)  # probably one RGB image, not N of width 3
     if len(shape) not in (3, 4) or shape[3:] not in ((), (3,)) or single:
         raise DataError(
             f"{where} has the shape {shape}; it must be (N, H, W), (N, H, W, 1) or (N, H, W, 3). "
             "x[..., :3] drops the transparency, x.transpose(0, 2, 3, 1) moves the channels to the "
-            "end, x[None] makes one picture a set, x.reshape(-1, H, W) unfolds grey rows, and "
-            "x.reshape(-1, 3, H, W).transpose(0, 2, 3, 1) unfolds rows of three channels"
+            "end, x[None] adds the axis N to a single image, x.reshape(-1, H, W) unflattens grey "
+            "images, and x.reshape(-1, 3, H, W).transpose(0, 2, 3, 1) unflattens RGB images"
         )
     if not images.size:
-        raise DataError(f"{where} holds no pixels: its shape is {shape}")
+        raise DataError(f"{where} has no pixels: its shape is {shape}")
     return images
 
 
 def _is_plain(images: np.ndarray) -> bool:
-    """Whether the pixels surely range from 0 to 255: uint8, and not only 0 and 1."""
+    """Returns whether the range is certainly 0 to 255: uint8 pixels that are not all 0 or 1."""
     return images.dtype == np.uint8 and images.max() > 1
 
 
 def _find_range(images: np.ndarray, where: str) -> tuple[int, int]:
-    """Returns the values of black and white, one of `RANGES`, that the pixels of a split show."""
+    """Detects the range of pixels, one of `RANGES`. Raises DataError if none fits."""
     low, high = _extremes(images, where)
     found = _range(low, high)
     if found is None:
@@ -282,7 +294,7 @@ def _find_range(images: np.ndarray, where: str) -> tuple[int, int]:
 
 
 def _to_uint8(images: np.ndarray, black_white: tuple[int, int], where: str) -> np.ndarray:
-    """Returns the pixels from 0 to 255; prints the assumed range once."""
+    """Converts pixels with the given values of black and white to uint8. Prints the range once."""
     low, high = _extremes(images, where)
     black, white = black_white
     step = (white - black) / 255
@@ -303,7 +315,10 @@ def _to_uint8(images: np.ndarray, black_white: tuple[int, int], where: str) -> n
 
 
 def _range(low: float, high: float) -> tuple[int, int] | None:
-    """Returns the range that the values fit and whose bright half (and dark half) they reach."""
+    """Returns the range of `RANGES` that contains `low` and `high`, or None.
+
+    The values must also reach the bright half of the range, and the dark half if black is not 0.
+    """
     for black, white in RANGES:
         step, middle = (white - black) / 255, (black + white) / 2
         fits = low > black - step / 2 and high < white + step / 2
@@ -331,5 +346,5 @@ def _extremes(images: np.ndarray, where: str) -> tuple[float, float]:
 
 @functools.cache  # a command may open its data several times
 def _print_once(line: str) -> None:
-    if multiprocessing.parent_process() is None:  # worker processes open the data again
+    if multiprocessing.parent_process() is None:  # worker processes do not repeat it
         print(line, file=sys.stderr)
