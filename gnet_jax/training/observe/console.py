@@ -176,7 +176,7 @@ def _histogram(name: str, counts: np.ndarray, edges: np.ndarray) -> Any:
 
 
 class SafeConsole(Console):
-    """Prints to standard output, or nothing if its reader has exited or its disk is full."""
+    """Prints to standard output. Training continues if that fails (`| head`, or a full disk)."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         super().__init__(highlight=False, emoji=False, quiet=quiet)
