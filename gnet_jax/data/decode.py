@@ -164,7 +164,8 @@ def _check_jpeg2000(image: bytes) -> None:
     channels = int.from_bytes(image[size : size + 2], "big")
     bits = max(image[size + 2 : size + 2 + 3 * channels : 3], default=0) % 128 + 1
     if bits > 8:
-        raise ImageError(f"a JPEG 2000 with {bits} bits per channel is not supported; {REMEDY}")
+        what = f"a JPEG 2000 with {bits} bits per channel"
+        raise ImageError(f"{what}, which is not supported; {REMEDY}")
 
 
 def _check_portable_map(opened: Opened) -> None:
