@@ -306,7 +306,7 @@ def test_a_source_with_only_damaged_images_stops_at_the_limit():
             return Example(b"", 0)
 
     source = Nothing(100_000)
-    with pytest.raises(DataError, match="damaged"):
+    with pytest.raises(DataError, match="corrupt"):
         take(1, source, bad=BadRecords(source, 0.001))
     assert len(read) <= 3 * 101  # three batches may be loaded at once
 

@@ -169,13 +169,13 @@ def test_a_flipped_bit_is_noticed_in_either_format(shapes):
     at = content.index(encoded(picture(4), "PNG")[60:80])
     content[at] ^= 1
     file.write_bytes(content)
-    with pytest.raises(ImageError, match="a damaged record: "):
+    with pytest.raises(ImageError, match="a corrupt record: "):
         source[4]
     assert source[3] == (encoded(picture(3), "PNG"), 1)
     assert source.fingerprint() != sound
     found = scan("tfds:shapes")  # of TFDS_DATA_DIR
     assert [record.index for record in found.splits[0].bad] == [4]
-    assert "a damaged record: " in found.splits[0].bad[0].reason
+    assert "a corrupt record: " in found.splits[0].bad[0].reason
     assert [split.split for split in found.splits] == ["train", "test"]
 
 
@@ -197,7 +197,7 @@ def test_a_damaged_record_is_replaced_in_training_and_left_out_in_evaluation(sha
     (batch,) = eval_batches(source, bad=bad, **options)
     assert batch["mask"].tolist() == [i != 4 for i in range(10)]
     assert [record.index for record in bad] == [4]
-    with pytest.raises(DataError, match=r"number 1 in shapes-train.*: a damaged record: "):
+    with pytest.raises(DataError, match=r"number 1 in shapes-train.*: a corrupt record: "):
         next(eval_batches(source, **options))
 
 
@@ -219,7 +219,7 @@ def test_every_file_is_counted_not_only_their_sum(shapes):
     content = first.read_bytes()
     first.write_bytes(last.read_bytes())
     last.write_bytes(content)
-    with pytest.raises(DataError, match="00000-of-00003 holds 4 records instead of 3"):
+    with pytest.raises(DataError, match="00000-of-00003 has 4 records instead of 3"):
         open_source("tfds:shapes", "train")
 
 
@@ -228,7 +228,7 @@ def test_a_record_without_an_image_is_damaged(tmp_path):
     source = TfdsSource("shapes", "train", tmp_path)
     for record in (b"", b"\xff\xff no message"):
         source._records = [record]
-        with pytest.raises(ImageError, match="holds no image with a label"):
+        with pytest.raises(ImageError, match="has no image with a label"):
             source[0]
 
 

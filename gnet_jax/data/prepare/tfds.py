@@ -204,10 +204,7 @@ def _validation(file: BinaryIO, tar: Path, labels: Sequence[int]) -> Iterator[Me
 
 
 def _files(file: BinaryIO, tar: Path, start: int, pattern: str) -> list[tuple[str, int, int]]:
-    """Returns name, offset and size of the files in a tar whose names match `pattern`.
-
-    `start` is the position at which the tar begins in `file`.
-    """
+    """Returns name, offset and size of the files like `pattern` in the tar at byte `start`."""
     found = []
     try:
         file.seek(start)
@@ -263,10 +260,9 @@ def pack(
     """Copy a data set, and scale down images whose shorter side has more than `shorter` pixels.
 
     Scaled images (antialiased) are saved as JPEG. Other encoded images are copied unchanged, and
-    other arrays are saved as PNG. If a call is interrupted, the next call resumes. The new set has
-    the name of the folder `out`. Raises PrepareError if the set cannot be written or an image is
-    corrupt. Raises DataError if the source is missing, an image cannot be read, or a label is out
-    of range.
+    other arrays are saved as PNG. If a call is interrupted, the next one resumes. The set has the
+    name of the folder `out`. Raises PrepareError if it cannot be written or an image is corrupt,
+    and DataError if the source is missing, an image cannot be read, or a label is out of range.
     """
     import tensorflow_datasets as tfds
 
