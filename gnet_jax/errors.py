@@ -15,10 +15,7 @@ class WeightsError(UserError):
 
 
 def choose(what: str, name: str, options: Mapping[str, T]) -> T:
-    """Returns `options[name]`. If there is none, raises a UserError that lists the valid names.
-
-    `what` is the name of the field that has the value `name`, for the message.
-    """
+    """Returns `options[name]`. If the field `what` has an unknown `name`, raises a UserError."""
     if name not in options:
         raise UserError(f"{what} is {name!r}; choose one of {', '.join(options)}")
     return options[name]

@@ -46,10 +46,7 @@ def parse(arguments: Sequence[str], prog: str = "train.py") -> Config:
 
 
 def main(arguments: Sequence[str], prog: str = "train.py") -> int:
-    """Run a training command, and return its exit code.
-
-    `arguments` are those that were typed after `prog`, which is "train.py" or "gnet train".
-    """
+    """Run a training command, and return its exit code. `prog` is "train.py" or "gnet train"."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     set_up_process()
     try:

@@ -38,8 +38,7 @@ def predict(
         model: a model folder, a training workdir, or a file that `gnet convert` reads.
         images: files, folders, URLs, or - for standard input.
         json: print one JSON object per line with the keys `file`, and `top` or `error`.
-        cam: also draw the class activation map of the most probable class to this file; the maps of
-            further images are written to NAME-2.png and so on.
+        cam: draw the class activation map of each image to this file, NAME-2.png and so on.
         top: number of classes to print for each image.
     """
     from gnet_jax.inference.images import pictures
@@ -168,8 +167,7 @@ def inspect(
         image: a file, a URL, or - for standard input.
         out: the folder to write the pictures to.
         endpoint: layers whose activations are drawn, by Caffe's names, such as inception_4a/5x5.
-        class_index: index of the class whose activation map is drawn; the default is the most
-            probable class.
+        class_index: index of the class to map; the default is the most probable class.
     """
     from gnet_jax.inference.images import open_picture
     from gnet_jax.lab.look.inside import draw_inside

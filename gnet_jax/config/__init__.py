@@ -51,9 +51,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in ("RECIPES", "Sweep", "load_recipe", "load_sweep"):
-        from gnet_jax.config import (
-            recipes,  # here, because using a trained model requires no recipe
-        )
+        from gnet_jax.config import recipes  # here, because a trained model requires no recipe
 
         return getattr(recipes, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

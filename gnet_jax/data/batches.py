@@ -45,8 +45,7 @@ def _order(size: int, seed: int) -> Any:
 def batch_indices(size: int, config: Config, step: int) -> np.ndarray:
     """Returns the indices, (B,) int64, of the examples in the global batch of `step`.
 
-    The first step is 1. `size` is the number of examples in the source. The indices are those
-    before corrupt images are replaced.
+    The first step is 1. `size` is the number of examples. Corrupt images are not replaced yet.
     """
     order, end = _order(size, config.seed), step * config.batch_size
     return np.array([order[place] for place in range(end - config.batch_size, end)], np.int64)
@@ -177,10 +176,7 @@ def _empty(n: int, size: int) -> Batch:
 def _load_row(
     batch: Batch, row: int, source: Source, index: int, crop: Callable[..., Any], *options: Any
 ) -> BadRecord | None:
-    """Fills one row of the batch with `crop(image, *options)`, the label and the mask.
-
-    Returns None, or the reason if the image cannot be decoded.
-    """
+    """Fills a row of the batch with `crop(image, *options)`, or returns why decoding failed."""
     try:
         image, label = read_example(source, index)
         batch["image"][row] = crop(image, *options)
@@ -244,10 +240,7 @@ def prefetched(
 
 
 def _start_worker(_worker: int, _workers: int) -> None:
-    """Set up a worker process: ignore signals, and exit when the main process exits.
-
-    The main process handles the signals by saving a checkpoint.
-    """
+    """Ignore signals, because the main process handles them, and exit when that process exits."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()

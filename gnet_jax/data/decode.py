@@ -156,15 +156,13 @@ def _to_rgb(opened: Opened) -> Image.Image:
 
 
 def _check_jpeg2000(image: bytes) -> None:
-    """Raises ImageError for colours with more than 8 bits, because Pillow decodes them wrongly.
-
-    It turns the highest values into 0.
-    """
+    """Raises ImageError for more than 8 bits, because Pillow turns the highest values into 0."""
     size = image.find(b"\xff\x4f\xff\x51") + 40  # position of the number of channels
     channels = int.from_bytes(image[size : size + 2], "big")
     bits = max(image[size + 2 : size + 2 + 3 * channels : 3], default=0) % 128 + 1
     if bits > 8:
-        raise ImageError(f"a JPEG 2000 with {bits} bits per channel is not supported; {REMEDY}")
+        what = f"a JPEG 2000 with {bits} bits per channel"
+        raise ImageError(f"{what}, which is not supported; {REMEDY}")
 
 
 def _check_portable_map(opened: Opened) -> None:

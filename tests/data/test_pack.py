@@ -180,7 +180,7 @@ def test_the_metadata_tell_what_it_is_a_copy_of(tmp_path):
 def test_a_finished_copy_of_what_has_changed_since_is_refused(folder, tmp_path):
     pack(str(folder), tmp_path / "copy", 40)
     (folder / "train" / "dog" / "9.jpg").write_bytes(encoded(picture(99)))
-    with pytest.raises(PrepareError, match="already a copy"):
+    with pytest.raises(PrepareError, match="already has a copy"):
         pack(str(folder), tmp_path / "copy", 40)
 
 

@@ -464,7 +464,7 @@ def test_a_tar_of_other_files_or_with_an_image_twice_is_refused(tars, tmp_path):
     validation = tmp_path / "ILSVRC2012_img_val.tar"
     with tarfile.open(validation, "a") as archive:
         archive.addfile(tarfile.TarInfo("ILSVRC2012_val_00000001.JPEG"), io.BytesIO())
-    with pytest.raises(PrepareError, match=r"img_val\.tar holds images of the same name"):
+    with pytest.raises(PrepareError, match=r"img_val\.tar has several images of the same name"):
         prepare("imagenet2012", data_dir=tmp_path, manual_dir=tmp_path, subset=True)
     for name, problem in (
         ("readme.txt", "no images"),
@@ -472,7 +472,7 @@ def test_a_tar_of_other_files_or_with_an_image_twice_is_refused(tars, tmp_path):
         ("ILSVRC2012_val_00050001.JPEG", "00050001"),
     ):
         validation.write_bytes(tar_of({name: b"text"}))
-        with pytest.raises(PrepareError, match=rf"img_val\.tar holds .*{problem}"):
+        with pytest.raises(PrepareError, match=rf"img_val\.tar has .*{problem}"):
             prepare("imagenet2012", data_dir=tmp_path, manual_dir=tmp_path, subset=True)
 
 

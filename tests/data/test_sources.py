@@ -69,7 +69,7 @@ def test_missing_parts_of_a_folder_are_named(folder, tmp_path):
 @pytest.mark.parametrize("spec", ["mnist", "folder:", "digits:x", ""])
 def test_an_unknown_source_is_named(spec):
     with pytest.raises(
-        DataError, match=f"{spec!r} is none of: digits, folder:PATH, npz:PATH, tfds:NAME"
+        DataError, match=f"{spec!r} is none of digits, folder:PATH, npz:PATH, tfds:NAME"
     ):
         open_source(spec, "train")
 

@@ -219,7 +219,7 @@ def test_every_file_is_counted_not_only_their_sum(shapes):
     content = first.read_bytes()
     first.write_bytes(last.read_bytes())
     last.write_bytes(content)
-    with pytest.raises(DataError, match="00000-of-00003 holds 4 records instead of 3"):
+    with pytest.raises(DataError, match="00000-of-00003 has 4 records instead of 3"):
         open_source("tfds:shapes", "train")
 
 
@@ -228,7 +228,7 @@ def test_a_record_without_an_image_is_damaged(tmp_path):
     source = TfdsSource("shapes", "train", tmp_path)
     for record in (b"", b"\xff\xff no message"):
         source._records = [record]
-        with pytest.raises(ImageError, match="holds no image with a label"):
+        with pytest.raises(ImageError, match="has no image with a label"):
             source[0]
 
 

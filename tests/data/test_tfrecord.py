@@ -151,15 +151,15 @@ def test_a_flipped_bit_of_a_length_is_noticed_at_the_start(files, at):
 def test_a_file_that_is_cut_short_is_named(files, missing):
     size = files[2].stat().st_size
     os.truncate(files[2], size - missing)  # record 6 has 550 bytes, and 16 around them
-    with pytest.raises(DataError, match="00002-of-00003 is cut short in record 6;"):
+    with pytest.raises(DataError, match="00002-of-00003 is truncated in record 6;"):
         opened(files)
 
 
 def test_records_that_are_too_many_or_too_few_are_counted(files):
-    with pytest.raises(DataError, match="00002-of-00003 holds 7 records instead of 8"):
+    with pytest.raises(DataError, match="00002-of-00003 has 7 records instead of 8"):
         opened(files, (4, 1, 8))
     os.truncate(files[2], int(record_ends(files[2])[-2]))
-    with pytest.raises(DataError, match="00002-of-00003 holds 6 records instead of 7"):
+    with pytest.raises(DataError, match="00002-of-00003 has 6 records instead of 7"):
         opened(files)
 
 

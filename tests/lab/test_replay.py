@@ -138,10 +138,10 @@ def test_the_command_prints_at_most_ten_images(monkeypatch, capsys):
     assert "NOT" in lines[0]
     assert "conv1/kernel" in lines[1]
     assert "example 100," in lines[2]
-    assert "gradients only" in lines[2]
+    assert "only in its gradients" in lines[2]
     assert "example 109," in lines[11]
-    assert "first in conv1" in lines[11]
-    assert "2 more of 32" in lines[12]
+    assert "first in layer conv1" in lines[11]
+    assert "2 more of the batch's 32" in lines[12]
     assert lines[13].endswith("conv1")
     assert lines[14].endswith("conv2, conv1")
     assert len(lines) == 15

@@ -1,6 +1,7 @@
-"""Write sets of record files in the layout of tensorflow-datasets, without TensorFlow.
+"""Write data sets of record files in the layout of tensorflow-datasets, without TensorFlow.
 
-A set is written file by file into a folder beside its own, which is renamed at the end.
+The files of a set are written to a temporary folder beside the final one, which is renamed at the
+end.
 """
 
 import contextlib
@@ -22,24 +23,24 @@ from gnet_jax.data.sources.tfds import count_array_records
 from gnet_jax.data.sources.tfrecord import framed, record_ends
 
 UNFINISHED = ".part"  # appended to the name of a file that is being written
-ORIGIN, LOCK = "origin.txt", "lock"  # in the folder of a set that is being written
+ORIGIN, LOCK = "origin.txt", "lock"  # files in the temporary folder
 Format = Literal["array_record", "tfrecord"]
 
 
 class PrepareError(UserError):
-    """A data set that cannot be prepared."""
+    """A data set cannot be prepared."""
 
 
 class SplitPlan(NamedTuple):
-    """The content of a split."""
+    """The records of a split to write, and their distribution over files."""
 
     name: str
-    bounds: Sequence[int]  # file i holds records `bounds[i]` to `bounds[i + 1]`
-    record: Callable[[int], bytes]  # called from several threads
+    bounds: Sequence[int]  # file i has the records `bounds[i]` to `bounds[i + 1] - 1`
+    record: Callable[[int], bytes]  # returns record i; called from several threads
 
 
 def boundaries(records: int, total_bytes: int) -> list[int]:
-    """Returns where the files of a split start and end, as tensorflow-datasets cuts them."""
+    """Returns the `bounds` of a split's files as tensorflow-datasets chooses them."""
     from tensorflow_datasets.core.utils import shard_utils
 
     shards = shard_utils.ShardConfig.calculate_number_shards(total_bytes, records)
@@ -49,16 +50,17 @@ def boundaries(records: int, total_bytes: int) -> list[int]:
 def write_set(
     info: Any, plans: Sequence[SplitPlan], *, origin: str, size: float, threads: int
 ) -> None:
-    """Write a set, or the files that a killed call has not written, `threads` files at once.
+    """Write a set, or the missing files of a set whose writing was interrupted.
 
-    `info` is its DatasetInfo, with features and format. `origin` identifies the source: files made
-    from another one are not reused. `size` is the number of bytes that the set will take. Raises
-    PrepareError if the set cannot be written.
+    `info` is the DatasetInfo of the set, with features and file format. `origin` identifies the
+    source data; files that were made from other data are not reused. `size` is the expected size of
+    the set in bytes. `threads` files are written at the same time. Raises PrepareError if the set
+    cannot be written.
     """
     import tensorflow_datasets as tfds
 
     folder, file_format = Path(info.data_dir).resolve(), info.file_format.value
-    # tensorflow-datasets does not take this for a set, because it is not a version.
+    # tensorflow-datasets ignores this folder, because its name is not a version.
     work = folder.with_name(f"{folder.name}.unfinished-{file_format}")
     with _locked(work):
         _check_origin(work, origin)
@@ -67,7 +69,7 @@ def write_set(
         if missing > free:
             raise PrepareError(
                 f"{work.parent} has {free / 1e9:,.1f} GB free, but {missing / 1e9:,.1f} GB are "
-                "required; free some space, or name another folder"
+                "required; free some space, or choose another folder"
             )
         splits = []
         for plan in plans:
@@ -87,8 +89,8 @@ def write_set(
 
 @contextlib.contextmanager
 def _locked(work: Path) -> Generator[None, None, None]:
-    """Make the folder, lock it against other processes, and delete files that a kill has left."""
-    import fcntl  # on Unix only, as array_record
+    """Make the folder, lock it against other processes, and delete unfinished files in it."""
+    import fcntl  # only on Unix, like array_record
 
     with contextlib.ExitStack() as stack:
         try:
@@ -112,12 +114,12 @@ def _check_origin(work: Path, origin: str) -> None:
         note.write_text(origin)
     elif note.read_text() != origin:
         raise PrepareError(
-            f"{work} was started from other data, or they have changed; remove it to start again"
+            f"{work} was made from other data, or the data have changed; remove it to start again"
         )
 
 
 def _write_split(files: list[Path], plan: SplitPlan, file_format: Format, threads: int) -> None:
-    """Write the missing files of a split. A file gets its name only when it is complete."""
+    """Write the missing files of a split. A file gets its final name when it is complete."""
     stop = threading.Event()
     ranges = dict(zip(files, itertools.pairwise(plan.bounds), strict=True))
     missing = [file for file in files if not file.exists()]
@@ -158,7 +160,7 @@ def _write_split(files: list[Path], plan: SplitPlan, file_format: Format, thread
 
 
 def _write_file(path: Path, records: Iterator[bytes], file_format: Format) -> int:
-    """Write one file to the disk and return the number of its records."""
+    """Write one file, and return the number of records that it has on the disk."""
     if file_format == "tfrecord":
         with path.open("wb") as file:
             file.writelines(map(framed, records))
@@ -172,5 +174,5 @@ def _write_file(path: Path, records: Iterator[bytes], file_format: Format) -> in
             writer.write(data)
         writer.close()
     with path.open("rb") as file:
-        os.fsync(file.fileno())  # or a power cut could leave the name without the bytes
+        os.fsync(file.fileno())  # otherwise a power cut could leave an empty file
     return len(record_ends(path)) if file_format == "tfrecord" else count_array_records(str(path))

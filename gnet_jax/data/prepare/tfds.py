@@ -1,7 +1,8 @@
-"""Prepare sets of tensorflow-datasets, and copies of any source with smaller images.
+"""Prepare sets of tensorflow-datasets, and copy any source with smaller images.
 
-The tars of ILSVRC 2012 are read without unpacking them. The training tar holds a tar for each
-class, the validation tar the images; nothing is compressed, so every image is a range of bytes.
+The tar files of ILSVRC 2012 are read without unpacking them. The training tar contains one tar file
+per class, and the validation tar contains the images. Nothing is compressed, so each image is a
+range of bytes.
 """
 
 import contextlib
@@ -33,20 +34,20 @@ MD5 = {
     "ILSVRC2012_img_val.tar": "29b22e2961454d5413ddabcf34fc5622",
 }
 IMAGES = {"train": 1_281_167, "validation": 50_000}
-QUALITY = 100  # of the few images of ImageNet that are converted
-SMALL_QUALITY = 95  # of images that are scaled down
-VERSION = "1.0.0"  # of a copy
-FILE_RECORDS = 2048  # most images in a file of a copy
+QUALITY = 100  # JPEG quality of the few ImageNet images that are converted
+SMALL_QUALITY = 95  # JPEG quality of images that are scaled down
+VERSION = "1.0.0"  # version of a copied set
+FILE_RECORDS = 2048  # largest number of images in a file of a copied set
 OVERHEAD = 80  # bytes of an example in addition to its image and the image's name
-SPARE = 1.02  # size of a set on disk / size of its tars, at most
+SPARE = 1.02  # largest ratio of the size of a set on disk to the size of its tars
 
 
 class Prepared(NamedTuple):
     """A prepared set."""
 
     folder: Path
-    images: dict[str, int]  # of each split
-    left_out: LeftOut  # files of the source that a copy leaves out
+    images: dict[str, int]  # number of images by split
+    left_out: LeftOut  # files of the source that were not copied
 
 
 class Member(NamedTuple):
@@ -54,8 +55,8 @@ class Member(NamedTuple):
 
     name: str
     label: int
-    offset: int  # of its first byte in the tar
-    size: int  # in bytes
+    offset: int  # position of its first byte in the tar
+    size: int  # number of bytes
 
 
 def prepare(
@@ -69,9 +70,9 @@ def prepare(
 ) -> Prepared:
     """Prepare a set such as "imagenet2012" or "mnist:3.0.1" unless it exists, and check it.
 
-    imagenet2012 is made from its tars in `manual_dir`; `subset` accepts tars with only a part of
-    the images. Other sets are prepared by tensorflow-datasets. Raises PrepareError if a set cannot
-    be prepared, and DataError if it is unknown, not image classification, or incomplete.
+    imagenet2012 is made from its tars in `manual_dir`; `subset` accepts tars from which images are
+    missing. Other sets are prepared by tensorflow-datasets. Raises PrepareError if the set cannot
+    be prepared, and DataError if it is unknown, incomplete, or not an image classification set.
     """
     builder = open_builder(name, data_dir)
     class_names(name, builder.info.features)
@@ -79,7 +80,7 @@ def prepare(
         found = builder.info.file_format.value
         if found != file_format:
             raise PrepareError(
-                f"{name} is already in {folder_of(builder)} as {found}; for {file_format}, name "
+                f"{name} is already in {folder_of(builder)} as {found}; for {file_format}, use "
                 "another --data-dir"
             )
     else:
@@ -122,8 +123,8 @@ def _prepare_imagenet(builder: Any, manual_dir: Path, subset: bool, threads: int
     missing = " and ".join(tar.name for tar in tars if not tar.is_file())
     if missing:
         raise PrepareError(
-            f"{missing} not found in {manual_dir.absolute()}; register at "
-            "image-net.org/download-images, and name the folder of the tars with --manual-dir"
+            f"there is no {missing} in {manual_dir.absolute()}; register at "
+            "image-net.org/download-images, and give the folder of the tars with --manual-dir"
         )
     plans = [
         _imagenet_split(builder, split, tar, subset)
@@ -142,7 +143,7 @@ def _imagenet_split(builder: Any, split: str, tar: Path, subset: bool) -> SplitP
     images = _members(split, tar, features["label"].names, labels)
     if len(images) != IMAGES[split] and not subset:
         raise PrepareError(
-            f"{tar} holds {len(images):,} images, but ILSVRC 2012 has {IMAGES[split]:,}; "
+            f"{tar} has {len(images):,} images, but ILSVRC 2012 has {IMAGES[split]:,}; "
             f"{_again(tar)}, or accept these with --subset"
         )
     read = reader(tar)
@@ -162,7 +163,7 @@ def _members(
 ) -> list[Member]:
     """Returns the images of a split in the order of tensorflow-datasets.
 
-    `labels` holds the WordNet id of each validation image.
+    `labels` are the WordNet ids of the validation images.
     """
     numbers = {wnid: number for number, wnid in enumerate(class_names)}
     with tar.open("rb") as file:
@@ -176,8 +177,8 @@ def _members(
         for each in found
     }
     if not found or len(by_key) < len(found):
-        what = "images of the same name" if found else "no images of ILSVRC 2012"
-        raise PrepareError(f"{tar} holds {what}; {_again(tar)}")
+        what = "several images of the same name" if found else "no images of ILSVRC 2012"
+        raise PrepareError(f"{tar} has {what}; {_again(tar)}")
     return [by_key[key] for key in sorted(by_key)]
 
 
@@ -186,7 +187,7 @@ def _train(file: BinaryIO, tar: Path, numbers: dict[str, int]) -> Iterator[Membe
     with progress_line(f"finding the images of {tar.name}", "classes", len(classes)) as advance:
         for wnid, offset, size in classes:
             if wnid not in numbers:
-                raise PrepareError(f"{tar} holds class {wnid}, which ILSVRC 2012 does not have")
+                raise PrepareError(f"{tar} has the class {wnid}, which ILSVRC 2012 does not have")
             for name, place, length in _files(file, tar, offset, rf"({wnid}_\d+\.JPEG)"):
                 if place + length > offset + size:
                     raise PrepareError(f"{tar} is corrupt in {wnid}.tar; {_again(tar)}")
@@ -198,7 +199,7 @@ def _validation(file: BinaryIO, tar: Path, labels: Sequence[int]) -> Iterator[Me
     for name, offset, size in _files(file, tar, 0, r"(ILSVRC2012_val_\d{8}\.JPEG)"):
         number = int(name[-13:-5])
         if not 1 <= number <= len(labels):
-            raise PrepareError(f"{tar} holds {name}, but there are {len(labels):,} labels")
+            raise PrepareError(f"{tar} has {name}, but there are {len(labels):,} labels")
         yield Member(name, labels[number - 1], offset, size)
 
 
@@ -212,12 +213,12 @@ def _files(file: BinaryIO, tar: Path, start: int, pattern: str) -> list[tuple[st
                 name = re.fullmatch(rf"(?:.*/)?{pattern}", member.name)
                 if name and member.isreg():
                     found.append((name[1], member.offset_data, member.size))
-            # Python takes a corrupt header for the end; the true end is a block of zeros.
+            # Python treats a corrupt header as the end; the real end is a block of zeros.
             file.seek(archive.offset)
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError(f"at byte {archive.offset:,}")
     except (tarfile.TarError, OSError) as error:
-        raise PrepareError(f"{tar} is corrupt or cut short ({error}); {_again(tar)}") from error
+        raise PrepareError(f"{tar} is corrupt or truncated ({error}); {_again(tar)}") from error
     return found
 
 
@@ -226,10 +227,11 @@ def _again(tar: Path) -> str:
 
 
 def reader(tar: Path) -> Callable[[Member], bytes]:
-    """Returns a function that reads an image of `tar` as an RGB or grey JPEG, from any thread.
+    """Returns a function that reads an image of `tar` as an RGB or grey JPEG.
 
-    The 22 CMYK images of ImageNet and its one PNG become RGB JPEGs. The function raises
-    PrepareError for a member that is not an image, because the tars have none.
+    Any thread may call it. The 22 CMYK images and the one PNG of ImageNet are converted to RGB
+    JPEGs. The function raises PrepareError for a file that is not an image; the original tars
+    contain no such file.
     """
 
     def read(member: Member) -> bytes:
@@ -255,12 +257,12 @@ def reader(tar: Path) -> Callable[[Member], bytes]:
 def pack(
     spec: str, out: Path, shorter: int, *, file_format: Format = "array_record", threads: int = 4
 ) -> Prepared:
-    """Copy the images of a source so that none has a shorter side above `shorter` pixels.
+    """Copy a data set, and scale down images whose shorter side has more than `shorter` pixels.
 
-    Larger ones are scaled down (antialiased) and become JPEGs, others stay as they are, and arrays
-    become PNGs. A killed call is resumed by the next. The set is named after the folder `out`.
-    Raises PrepareError if the set cannot be written or an image is corrupt, and DataError if the
-    source is missing, an image cannot be read, or a label is out of range.
+    Scaled images (antialiased) are saved as JPEG. Other encoded images are copied unchanged, and
+    other arrays are saved as PNG. If a call is interrupted, the next one resumes. The set has the
+    name of the folder `out`. Raises PrepareError if it cannot be written or an image is corrupt,
+    and DataError if the source is missing, an image cannot be read, or a label is out of range.
     """
     import tensorflow_datasets as tfds
 
@@ -272,11 +274,11 @@ def pack(
         raise PrepareError(f"tensorflow-datasets has a set named {out.name}; rename --out")
     sources = _sources(spec)
     for name in sources["train"].class_names:
-        if name != name.strip() or not name:  # tensorflow-datasets would strip it
+        if name != name.strip() or not name:  # tensorflow-datasets would strip the spaces
             raise PrepareError(f"{spec} has the class {name!r}; rename it without outer spaces")
     label = tfds.features.ClassLabel(names=list(sources["train"].class_names))
     features = tfds.features.FeaturesDict({"image": tfds.features.Image(), "label": label})
-    # The description identifies the source, so that a copy of other data is not reused.
+    # The description identifies the source, so that an existing copy of other data is not reused.
     copied = digest(*(source.fingerprint().encode() for source in sources.values()))
     folder = out.absolute() / VERSION
     about = f"{as_text(spec)}, shorter side at most {shorter} pixels; fingerprint {copied}"
@@ -291,8 +293,8 @@ def pack(
         stored = found.as_proto.file_format
         if (found.description, stored) != (about, file_format):
             raise PrepareError(
-                f"{out} is already a copy as {stored} of {found.description}; asked for is "
-                f"{file_format} of {about}: delete it, or name another --out"
+                f"{out} already has a copy ({stored}) of {found.description}, instead of the copy "
+                f"({file_format}) of {about}; delete it, or use another --out"
             )
     else:
         plans = [_plan(name, source, info.features, shorter) for name, source in sources.items()]
@@ -303,14 +305,14 @@ def pack(
 
 
 def _sources(spec: str) -> dict[str, Source]:
-    """Returns the source of each existing split by the name that tensorflow-datasets has for it."""
+    """Returns the source of each existing split. The keys are tensorflow-datasets' split names."""
     sources = {"train": open_source(spec, "train")}
     splits: tuple[Split, ...] = ("val", "test")
     for split in splits:
         with contextlib.suppress(MissingSplitError):
             source = open_source(spec, split)
             refuse_unknown(sources["train"], source, spec)
-            # The test split stands for a missing validation split.
+            # If there is no validation split, `open_source` opens the test split instead.
             sources["validation" if source.split not in ("train", "test") else "test"] = source
     return sources
 
@@ -322,7 +324,7 @@ def _plan(name: str, source: Source, features: Any, shorter: int) -> SplitPlan:
             image = scaled_down(example.image, shorter)
         except ImageError as error:
             name = as_text(source.describe(index))
-            raise PrepareError(f"{name} is {error}; repair or remove it") from error
+            raise PrepareError(f"{name} is {error}; fix or remove it") from error
         return features.serialize_example({"image": image, "label": example.label})
 
     count = -(-len(source) // FILE_RECORDS)
@@ -330,7 +332,7 @@ def _plan(name: str, source: Source, features: Any, shorter: int) -> SplitPlan:
 
 
 def scaled_down(image: bytes | np.ndarray, shorter: int) -> bytes:
-    """Returns the encoded image, scaled so that its shorter side has at most `shorter` pixels."""
+    """Returns an encoded image, scaled down if its shorter side is above `shorter` pixels."""
     picture = decode(image)
     out = io.BytesIO()
     if min(picture.size) > shorter:

@@ -72,10 +72,7 @@ def empty_classes(source: Source) -> list[str]:
 
 
 def refuse_unknown(train: Source, other: Source, spec: str) -> None:
-    """Raises a DataError if the split `other` has images of classes that `train` does not have.
-
-    `spec` is the name of the data for the message.
-    """
+    """Raises a DataError if the split `other` of `spec` has images of classes not in `train`."""
     indices, empty = find(other.class_names, train.class_names), empty_classes(other)
     named = zip(other.class_names, indices, strict=True)
     unknown = [name for name, index in named if index is None and name not in empty]
@@ -101,10 +98,7 @@ def imagenet_classes() -> dict[str, str]:
 
 
 def imagenet_start(names: Sequence[str]) -> int | None:
-    """Returns the index in `names` where ImageNet's classes begin, such as 1 in TF-slim's models.
-
-    Returns None if `names` does not end with ImageNet's classes.
-    """
+    """Returns the index in `names` where ImageNet's classes begin (1 for TF-slim), or None."""
     start = len(names) - len(imagenet_classes())
     return start if start >= 0 and _with_ids(names)[start:] == [*imagenet_classes()] else None
 

@@ -34,16 +34,12 @@ class NpzSource:
     """Labelled images in .npz files. No code in the files is executed.
 
     `path` is a name that contains {split} (`cifar10_{split}.npz`), a folder with `train.npz` and so
-    on, or one file whose keys contain the split (`x_train` as in Keras, or `train_images`). A split
-    has one of these two kinds of images:
-
-    PIXELS: (N, H, W), (N, H, W, 1) or (N, H, W, 3); uint8, or numbers in one of `RANGES`, which
-        is detected from the training split.
-    ENCODED: the bytes of all image files, of which file i is from `offsets[i]` to `offsets[i + 1]`.
-
-    It also has LABELS, N integers from 0, and may have `class_names`, which are text. The default
-    are the class names of the training split or, if it has none, the numbers of its labels. See
-    `find` for how the names of two splits are matched.
+    on, or one file whose keys contain the split (`x_train` as in Keras, or `train_images`). The
+    images are PIXELS or ENCODED. PIXELS are (N, H, W), (N, H, W, 1) or (N, H, W, 3), uint8 or
+    numbers in one of `RANGES`, which is detected from the training split. ENCODED are the bytes of
+    all image files; file i is from `offsets[i]` to `offsets[i + 1]`. LABELS are N integers from 0.
+    `class_names` are text; the default are the names of the training split or, if it has none, the
+    numbers of its labels. See `find` for how the names of two splits are matched.
     """
 
     def __init__(self, path: str, split: Split) -> None:
@@ -125,10 +121,7 @@ class _Part(NamedTuple):
         return None
 
     def need(self, what: str, *names: str) -> tuple[np.ndarray, str]:
-        """Returns the array of `key(*names)` and its name for messages, or raises DataError.
-
-        `what` describes the array in the message.
-        """
+        """Returns the array of `key(*names)` and its name for messages, or raises DataError."""
         key = self.key(*names)
         if key is None:
             raise DataError(
@@ -189,11 +182,7 @@ def _open(file: Path) -> np.lib.npyio.NpzFile:
 
 
 def _images(part: _Part, train: _Part) -> tuple[np.ndarray | None, np.ndarray]:
-    """Loads the images of a split.
-
-    Returns (None, pixels) with uint8 pixels (N, H, W) or (N, H, W, 3), or (offsets, bytes) with
-    offsets (N + 1,) int64 into the uint8 bytes of all encoded images.
-    """
+    """Loads (None, uint8 pixels (N, H, W) or (N, H, W, 3)), or (offsets (N + 1,), uint8 bytes)."""
     images, where = part.need("images", *PIXELS, *ENCODED)
     if part.key(*PIXELS) is not None:
         images = _check_shape(images, where)

@@ -1,4 +1,4 @@
-"""TensorFlow Datasets, read without TensorFlow."""
+"""Read data sets of TensorFlow Datasets without TensorFlow."""
 
 import os
 from collections.abc import Sequence
@@ -13,19 +13,19 @@ from gnet_jax.data.decode import ImageError
 from gnet_jax.data.sources import DataError, Example, LeftOut, MissingSplitError, Split, digest
 from gnet_jax.data.sources.tfrecord import THREADS, Shards, TfRecords, check_count
 
-SPARE_FILES = 256  # that a process may have open besides the data
+SPARE_FILES = 256  # open files of a process that are not data files, at most
 
 
 class TfdsSource:
-    """A prepared TensorFlow Datasets image classification set, in array_record or TFRecord files.
+    """A prepared image classification set of TensorFlow Datasets, as array_record or TFRecord.
 
-    Images stay encoded, and the checksum of every record is compared. The validation split is
-    "validation" if the set has one, otherwise "test". For `name` and `data_dir` see `open_builder`.
-    Raises MissingSplitError if the set has no such split, and DataError if it is not prepared, is
-    incomplete, is not image classification, or has another file format.
+    Images stay encoded. The checksum of each record is verified when it is read. The split "val" is
+    the set's "validation" split if there is one, otherwise "test". For `name` and `data_dir` see
+    `open_builder`. Raises MissingSplitError if the set has no such split. Raises DataError if the
+    set is not prepared, is incomplete, is not image classification, or has another file format.
     """
 
-    labels = None  # only the records contain them
+    labels = None  # known only after reading the records
 
     def __init__(self, name: str, split: Split, data_dir: Path | None = None) -> None:
         builder = open_builder(name, data_dir)
@@ -62,19 +62,19 @@ class TfdsSource:
             image, label = values["image"].bytes_list.value[0], values["label"].int64_list.value[0]
             return Example(image, int(label))
         except (DecodeError, IndexError) as error:
-            raise ImageError("a corrupt record: it holds no image with a label") from error
+            raise ImageError("a corrupt record: it has no image with a label") from error
 
     def describe(self, index: int) -> str:
-        """Returns its index in the split, and its place in the files."""
+        """Returns a name with the example's index in the split and its position in the files."""
         return f"example {index} of {self._name} ({self._records.describe(index)})"
 
     def fingerprint(self) -> str:
-        """Returns a hash of the set's name and version, split, shards and first 100 examples."""
+        """Returns a hash of the set's name, version, split, shards and first 100 examples."""
         parts = [self._identity.encode()]
         for index in range(min(100, len(self))):
             try:
                 example = self[index]
-            except ImageError:  # a corrupt copy is another set; the damage is reported when read
+            except ImageError:  # changes the hash; reported when the example is read
                 parts.append(b"damaged")
             else:
                 parts += [np.asarray(example.image).tobytes(), bytes([example.label & 255])]
@@ -82,14 +82,14 @@ class TfdsSource:
 
 
 def open_builder(name: str, data_dir: Path | None = None, **options: Any) -> Any:
-    """Returns `tfds.builder(name, **options)`, for a name such as "cifar10" or "mnist:3.0.1".
+    """Returns `tfds.builder(name, **options)` for a name such as "cifar10" or "mnist:3.0.1".
 
-    `data_dir` is the folder of all sets; the default is TFDS_DATA_DIR or ~/tensorflow_datasets.
+    `data_dir` is the folder with all sets. The default is TFDS_DATA_DIR or ~/tensorflow_datasets.
     Raises DataError if the name or version is unknown.
     """
     import tensorflow_datasets as tfds
 
-    # tfds itself reads the variable only when it is imported.
+    # tfds reads TFDS_DATA_DIR only when it is imported.
     given = os.environ.get("TFDS_DATA_DIR") if data_dir is None else os.fspath(data_dir)
     folder = os.path.expanduser(given or "~/tensorflow_datasets")
     try:
@@ -103,18 +103,19 @@ def open_builder(name: str, data_dir: Path | None = None, **options: Any) -> Any
 
 
 def folder_of(builder: Any) -> Path | str:
-    """Returns the folder of a set by its own name; a bucket as text."""
+    """Returns the folder of a set: a path without symbolic links, or the URL of a bucket."""
     folder = os.fspath(builder.data_dir)
     return folder if "://" in folder else Path(folder).resolve()
 
 
 def is_prepared(builder: Any) -> bool:
-    """Whether the set of `builder` is prepared. tensorflow-datasets warns of a missing folder."""
+    """Returns whether the set of `builder` is prepared."""
+    # tensorflow-datasets would print a warning for a missing folder.
     return builder.data_path.exists() and builder.is_prepared()
 
 
 def class_names(name: str, features: Any) -> tuple[str, ...]:
-    """Returns the class names of the set `name`, or raises DataError for another kind of set."""
+    """Returns the class names of a set. Raises DataError if it is not image classification."""
     import tensorflow_datasets as tfds
 
     if not (
@@ -132,7 +133,7 @@ def class_names(name: str, features: Any) -> tuple[str, ...]:
 def _open_records(name: str, file_format: str, info: Any) -> "_ArrayRecords | TfRecords":
     folder = os.fspath(info.filepaths[0].parent)
     if "://" not in folder:
-        folder = os.fspath(Path(folder).resolve())  # its own name instead of a plain one
+        folder = os.fspath(Path(folder).resolve())  # the real path instead of a link
     paths = [f"{folder}/{os.path.basename(path)}" for path in info.filepaths]
     if file_format == "array_record":
         return _ArrayRecords(paths, info.shard_lengths)
@@ -164,12 +165,12 @@ class _ArrayRecords(Shards):
                 raise DataError(f"a file of the data is missing or corrupt: {error}") from error
         for each in zip(paths, counts, found, strict=True):
             check_count(*each)
-        # With slices the library does not count the records once more.
+        # If the paths have slices, the library does not count the records again.
         slices = [f"{_plain(path)}[0:{count}]" for path, count in zip(paths, counts, strict=True)]
         self._source = ArrayRecordDataSource(slices)
 
     def __getitem__(self, index: int) -> bytes:
-        self.locate(index)  # an IndexError outside of the records
+        self.locate(index)  # raises IndexError for an invalid index
         try:
             return self._source[index]
         except RuntimeError as error:  # the library's only kind of error
@@ -179,13 +180,13 @@ class _ArrayRecords(Shards):
 
 
 def count_array_records(path: str) -> int:
-    """Returns the number of records in an array_record file; raises OSError if it is corrupt."""
+    """Returns the number of records in an array_record file. Raises OSError if it is corrupt."""
     from array_record.python import array_record_data_source
 
     reader = array_record_data_source.array_record_module.ArrayRecordReader(_plain(path))
     count = reader.num_records()
     try:
-        reader.close()  # raises the error because of which the count is 0
+        reader.close()  # raises the error that made the count 0
     except RuntimeError as error:
         raise OSError(f"{path}: {error}") from error
     return count
@@ -196,7 +197,7 @@ def _plain(path: str) -> str:
 
 
 def _allow_open_files(count: int) -> None:
-    """Raise the limit of open files, because array_record keeps all files open."""
+    """Raise the limit of open files of this process, because array_record keeps all files open."""
     import resource  # only on Unix, like array_record
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -1,7 +1,7 @@
-"""TFRecord files: their framing, and random access to their records by an index of their ends.
+"""Read and write records of TFRecord files, with random access by an index of record positions.
 
-A record is its length (8 bytes, little-endian), a checksum of the length (4), its data, and a
-checksum of the data (4).
+A record consists of the length of the data (8 bytes, little-endian), a checksum of the length (4
+bytes), the data, and a checksum of the data (4 bytes).
 """
 
 import contextlib
@@ -23,24 +23,24 @@ from gnet_jax.data.progress import progress_line
 from gnet_jax.data.sources import DataError, digest
 
 _LENGTH, _CHECKSUM = struct.Struct("<Q"), struct.Struct("<I")
-HEADER = _LENGTH.size + _CHECKSUM.size  # before the data
-THREADS = 32  # that walk files, which is mostly waiting for the storage
+HEADER = _LENGTH.size + _CHECKSUM.size  # number of bytes before the data
+THREADS = 32  # many, because indexing mostly waits for the storage
 
 
 def checksum(data: bytes) -> int:
-    """Returns the checksum of `data` in a TFRecord: its CRC-32C, masked."""
+    """Returns the checksum that TFRecord uses for `data`: the masked CRC-32C."""
     crc = google_crc32c.value(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def framed(data: bytes) -> bytes:
-    """Returns `data` as one record of a TFRecord file."""
+    """Returns the bytes of a TFRecord record that contains `data`."""
     length = _LENGTH.pack(len(data))
     return length + _CHECKSUM.pack(checksum(length)) + data + _CHECKSUM.pack(checksum(data))
 
 
 def record_ends(path: Path) -> np.ndarray:
-    """Returns the position in bytes where each record of a file ends, (N,) int64."""
+    """Returns the byte position at which each record of a file ends, (N,) int64."""
     ends, at = [], 0
     try:
         with path.open("rb", buffering=0) as file:
@@ -53,7 +53,7 @@ def record_ends(path: Path) -> np.ndarray:
                 if at + HEADER <= size and crc != checksum(header[:8]):
                     raise DataError(f"{path} is corrupt at byte {at:,}; copy it again")
                 if end > size:
-                    raise DataError(f"{path} is cut short in record {len(ends)}; copy it again")
+                    raise DataError(f"{path} is truncated in record {len(ends)}; copy it again")
                 ends.append(end)
                 at = end
     except OSError as error:
@@ -62,13 +62,13 @@ def record_ends(path: Path) -> np.ndarray:
 
 
 def check_count(path: str | Path, expected: int, found: int) -> None:
-    """Raises a DataError if the file `path` does not hold the expected number of records."""
+    """Raises a DataError if the file does not have the expected number of records."""
     if found != expected:
-        raise DataError(f"{path} holds {found:,} records instead of {expected:,}; copy it again")
+        raise DataError(f"{path} has {found:,} records instead of {expected:,}; copy it again")
 
 
 class Shards:
-    """The files of a split, and which of them holds a record."""
+    """The files of a split. Finds the file and position of a record."""
 
     def __init__(self, paths: Sequence[str | Path], counts: Sequence[int]) -> None:
         self._paths = tuple(paths)
@@ -78,24 +78,24 @@ class Shards:
         return int(self._starts[-1])
 
     def locate(self, index: int) -> tuple[int, int]:
-        """Returns the number of a record's file, and the record's number in the file."""
+        """Returns the index of the file that contains a record, and its index in that file."""
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
         return shard, index - int(self._starts[shard])
 
     def describe(self, index: int) -> str:
-        """Returns the name of a record's file, and the record's number in the file."""
+        """Returns text with the index of a record in its file and the name of the file."""
         shard, number = self.locate(index)
         return f"number {number} in {os.path.basename(self._paths[shard])}"
 
 
 class TfRecords(Shards):
-    """The records of local TFRecord files, which any thread may read at random.
+    """The records of local TFRecord files, with random access from any thread.
 
-    The file `index` is written beside the records or, if that is not possible, to the user's cache.
-    Raises DataError for a file that cannot be read, is corrupt or cut short, or does not hold the
-    number of records in `counts`.
+    The positions of the records are saved in a file named `index` beside the data or, if that is
+    not possible, in the user's cache. Raises DataError for a file that cannot be read, is corrupt
+    or truncated, or does not have the number of records in `counts`.
     """
 
     def __init__(self, paths: Sequence[Path], counts: Sequence[int], index: str) -> None:
@@ -103,17 +103,17 @@ class TfRecords(Shards):
         self._ends = _load_or_make_index(paths, counts, index)
 
     def __getitem__(self, index: int) -> bytes:
-        """Returns a record's data. Raises ImageError if its checksum is wrong."""
+        """Returns the data of a record. Raises ImageError if their checksum is wrong."""
         shard, number = self.locate(index)
         start = int(self._ends[index - 1]) if number else 0
         length = int(self._ends[index]) - start - HEADER - _CHECKSUM.size
-        # A set may have more files than a process may keep open.
+        # Not kept open, because a set may have more files than a process may open.
         with open(self._paths[shard], "rb") as file:
             file.seek(start)
             record = file.read(HEADER + length + _CHECKSUM.size)
         if record[:8] != _LENGTH.pack(length) or len(record) != HEADER + length + _CHECKSUM.size:
             raise DataError(
-                f"{self._paths[shard]} has changed during reading; start again when it is complete"
+                f"{self._paths[shard]} has changed since the start; start again when it is complete"
             )
         data = record[HEADER : HEADER + length]
         if _CHECKSUM.unpack_from(record, HEADER + length)[0] != checksum(data):
@@ -154,7 +154,7 @@ def _load_or_make_index(paths: Sequence[Path], counts: Sequence[int], name: str)
 
 
 def _load_index(file: Path, key: str, count: int) -> np.ndarray | None:
-    """Returns the index in `file`, or None if it is missing, corrupt or of other files."""
+    """Returns the index in `file`, or None if it is missing, corrupt or made for other files."""
     try:
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
             ends = arrays["ends"]
@@ -164,7 +164,7 @@ def _load_index(file: Path, key: str, count: int) -> np.ndarray | None:
 
 
 def _save_index(places: Sequence[Path], key: str, ends: np.ndarray) -> None:
-    """Saves the index in the first of `places` that can be written."""
+    """Saves the index in the first of `places` that is writable."""
     errors = []
     for place in places:
         part = place.with_name(f"{place.name}.{secrets.token_hex(4)}")
@@ -172,7 +172,7 @@ def _save_index(places: Sequence[Path], key: str, ends: np.ndarray) -> None:
             place.parent.mkdir(parents=True, exist_ok=True)
             with part.open("xb") as file:
                 np.savez(file, key=np.array(key), ends=ends)
-            part.replace(place)  # atomic, because other hosts may write it too
+            part.replace(place)  # atomic, because other hosts may write this file too
             return
         except OSError as error:
             errors.append(f"{place.parent} ({error.strerror})")
