@@ -299,7 +299,7 @@ def test_evaluate_leaves_damaged_images_out_and_names_them(folder, tmp_path, cap
     for more in ([], ["--table"]):
         assert main([*arguments, *more, "--bad-limit", "0.2"]) == 0
         output = capsys.readouterr().out
-        assert "1 damaged image left out:\n  " in output
+        assert "1 corrupt image left out:\n  " in output
         assert "cat/1.png: not an image: the format is none of" in output
     assert main([*arguments, "--bad-limit", "0.2", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

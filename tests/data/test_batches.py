@@ -219,7 +219,7 @@ def test_a_damaged_image_is_replaced_by_the_next_good_one_of_the_source(kind):
     assert len(bad) == len(told) == 6
     assert {record.index for record in told} == Damaged.BAD
     reason = (
-        "not an image: the format is none of" if kind is Damaged else "a damaged record: it has"
+        "not an image: the format is none of" if kind is Damaged else "a corrupt record: it has"
     )
     assert str(told[0]).startswith(f"example {told[0].index}: {reason}")
 
