@@ -242,7 +242,7 @@ def read_tiff(image: bytes) -> Tiff:
 
 
 def _rewrite(image: bytes, found: Directory) -> bytes:
-    """Returns the first page with only the tags in NEEDED, and with grey as BlackIsZero."""
+    """Returns the file's first page with only the tags in NEEDED; grey pages store 0 as black."""
     letter = "Q" if found.big else "I"
     entries = {tag: entry for tag, entry in found.entries.items() if tag in NEEDED}
     if found.values(image, PHOTOMETRIC) == (0,):

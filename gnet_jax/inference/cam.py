@@ -84,9 +84,9 @@ class ActivationMapper:
         self._run: Callable[..., Any] = run
 
     def __call__(self, picture: Image.Image, index: int | None = None) -> dict[str, ActivationMap]:
-        """Returns for each head the map of the class `index`, with the probability that this head
-        gives it. By default, it is the main head's most probable class. Raises UserError if there
-        is no class `index`, and ImageError if the picture is too narrow to resize.
+        """Returns, for each head, the activation map of class `index` and that head's probability
+        of the class. By default, `index` is the main head's most probable class. Raises UserError
+        if there is no class `index`, and ImageError if the picture is too narrow to resize.
         """
         trained = self._trained
         classes = trained.model.arch.num_classes

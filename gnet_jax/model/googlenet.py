@@ -261,7 +261,7 @@ def endpoints(
 
 
 def layer_outputs(intermediates: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """Returns all recorded outputs by path. The second output of a layer is "conv1 (2)"."""
+    """Returns all recorded outputs by path. The second call of a layer gives "conv1 (2)"."""
     flat: Any = traverse_util.flatten_dict(dict(intermediates))
     found: dict[str, jax.Array] = {}
     for path, values in flat.items():

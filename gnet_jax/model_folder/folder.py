@@ -330,11 +330,13 @@ def write_description(
     source: Mapping[str, str],
 ) -> dict[str, Any]:
     """Returns a description of a model without its variables, as JSON: all that is needed to use
-    the model, and the version of gnet_jax. Raises WeightsError if the architecture does not
-    determine the network, because the network has another class or its own operations.
+    the model, and the version of gnet_jax. Raises WeightsError if the architecture alone cannot
+    rebuild the network: it is not a GoogLeNet instance, or it uses custom operations.
     """
     if type(model) is not GoogLeNet or model.ops not in (FAST, REFERENCE):
-        raise WeightsError(f"a {type(model).__name__} with its own code or ops cannot be stored")
+        raise WeightsError(
+            f"cannot save a {type(model).__name__} that uses custom code or custom ops"
+        )
     for part in model.arch.own_parts:
         if not custom.is_portable(part):
             own_part = part.removeprefix("<process>:")

@@ -86,9 +86,9 @@ def isolated_update(
 ) -> tuple[TrainState, Metrics]:
     """Returns `apply_update(...)`, compiled separately from the computation of its operands.
 
-    That computation depends on the number of devices. If XLA fused it with the update, the rounding
-    on CPUs could depend on it, too. XLA fuses nothing into a branch of a conditional. An
-    optimization barrier would not help, because XLA removes it before fusion.
+    The gradient's program depends on the number of devices. If XLA fused it with the update, the
+    rounding of the update could differ between them. So the update runs in a branch of `lax.cond`,
+    into which XLA fuses nothing; an optimization barrier would be removed before fusion.
     """
     update = partial(apply_update, **options)
     operands = (state, grads, batch_stats, metrics)

@@ -140,7 +140,7 @@ def matches(name: str, patterns: tuple[str, ...]) -> bool:
 def stop_frozen_gradients(params: Any, patterns: tuple[str, ...]) -> Any:
     """Returns `params` with stopped gradients for the frozen ones.
 
-    If all of the first layers are frozen, no gradient is computed through them.
+    If every layer up to some point is frozen, the backward pass stops there.
     """
     frozen = _frozen(params, patterns)
     return jax.tree.map(lambda x, stop: jax.lax.stop_gradient(x) if stop else x, params, frozen)

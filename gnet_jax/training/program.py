@@ -53,7 +53,10 @@ class Program:
 
     @property
     def canonical(self) -> bool:
-        """Whether numerics are canonical; `train_step` then takes one device's share of a batch."""
+        """Whether results are independent of the number of devices (`--numerics canonical`).
+
+        `train_step` then takes one device's share of a batch.
+        """
         return self.config.numerics == "canonical"
 
     def train_step(self) -> Any:

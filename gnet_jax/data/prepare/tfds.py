@@ -199,7 +199,7 @@ def _validation(file: BinaryIO, tar: Path, labels: Sequence[int]) -> Iterator[Me
     for name, offset, size in _files(file, tar, 0, r"(ILSVRC2012_val_\d{8}\.JPEG)"):
         number = int(name[-13:-5])
         if not 1 <= number <= len(labels):
-            raise PrepareError(f"{tar} has {name}, but there are {len(labels):,} labels")
+            raise PrepareError(f"{tar} contains {name}, but only {len(labels):,} labels are known")
         yield Member(name, labels[number - 1], offset, size)
 
 

@@ -77,7 +77,7 @@ class NpzSource:
             raise DataError(
                 f"{where} has {classes} class(es), {len(missing)} without an image "
                 f"({', '.join(names[i] for i in missing[:5])}); training requires at least 2 "
-                "classes; number only classes that have images"
+                "classes, each with images; renumber the labels without the empty classes"
             )
 
     def __len__(self) -> int:

@@ -250,7 +250,7 @@ def compare_with_print() -> Iterator[Comparison]:
 
 
 def print_table(rows: Iterable[Comparison]) -> Table:
-    """Returns a table of printed and counted figures; differences have a mark and a reason."""
+    """Returns a table of the paper's and the counted numbers; each difference has a reason."""
     title = "the paper's Table 1, printed and counted (K: 1024 weights, M: 10^6 multiply-adds)"
     table = Table(title=title, title_justify="left")
     table.add_column("layer", no_wrap=True)

@@ -74,7 +74,7 @@ def _draw_heads(axes: Axes, lines: Sequence[Line]) -> None:
 
 
 def gradient_figure(runs: Mapping[str, Sequence[Path]], size: tuple[float, float]) -> Figure:
-    """Returns a figure of the gradient norm by block, of the whole loss and of the main head alone.
+    """Returns a figure of each block's gradient norm, of the whole loss and of the main head's.
     `runs` has the workdirs of the seeds of each config; runs without diagnostics are skipped.
     `size` is in inches.
     """

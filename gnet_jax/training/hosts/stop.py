@@ -65,7 +65,7 @@ class Vote:
         return self._flag(code) if code else self._no_stop
 
     def read(self, step: int, stop: jax.Array) -> None:
-        """Record the `stop` that training step `step` returned; only the first non-zero counts."""
+        """Read the stop code that training step number `step` returned; the first non-zero wins."""
         code = int(stop)
         if code and not self.code:
             self.code, self._last_step = code, step + LEAD - 1
