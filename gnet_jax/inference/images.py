@@ -5,6 +5,7 @@ import io
 import os
 import sys
 import time
+import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterable, Iterator
@@ -129,6 +130,8 @@ def _download(url: str) -> bytes:
                 if len(image) > MAX_DOWNLOAD or time.monotonic() > deadline:
                     break
     except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: invalid URL
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()  # it holds the connection open
         raise InputError(f"cannot be downloaded: {error}") from error
     if time.monotonic() > deadline:
         raise InputError(f"took longer than {DEADLINE:.0f} s to download")
