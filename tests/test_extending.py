@@ -113,7 +113,14 @@ def test_opening_it_without_the_file_is_one_error(trained, tmp_path):
         assert done.returncode == 2
         assert str(file) in done.stderr
         assert done.stderr.count("\n") == 1
-        assert subprocess.run(command, cwd=tmp_path, **run).returncode == 0  # found here
+        found_here = subprocess.run(command, cwd=tmp_path, **run)
+        assert found_here.returncode == 0
+        assert "warning" not in found_here.stderr
+        (elsewhere / file.name).write_text(moved.read_text() + "# changed\n")
+        shutil.rmtree(tmp_path / "model")
+        changed = subprocess.run(command, cwd=elsewhere, **run)
+        assert changed.returncode == 0
+        assert f"warning: {file}" in changed.stderr
     finally:
         shutil.move(moved, file)
 

@@ -4,6 +4,7 @@ An `Architecture` stores the block or norm as a reference, "FILE:NAME". Loading 
 the file.
 """
 
+import hashlib
 import importlib.machinery
 import inspect
 import sys
@@ -49,13 +50,7 @@ def load(name: str) -> Callable[..., Any]:
     """
     if name in _known:
         return _known[name]
-    file, colon, attribute = name.rpartition(":")
-    if not colon:
-        raise UserError(f"the network uses {name!r}, which this version of gnet_jax does not have")
-    path = next((p for p in (Path(file), Path(Path(file).name)) if p.is_file()), None)
-    if path is None:
-        missing = f"the network uses {attribute} of {file}, which is missing"
-        raise UserError(f"{missing}; restore the file or copy it to the current directory")
+    path, attribute = _find_file(name)
     module = types.ModuleType(f"custom_{path.stem}")
     search_path = list(sys.path)
     sys.path.append(str(path.parent.absolute()))  # the file may import modules from its own folder
@@ -68,6 +63,22 @@ def load(name: str) -> Callable[..., Any]:
     if not callable(getattr(module, attribute, None)):
         raise UserError(f"{path} does not define {attribute}, which the network uses")
     return _known.setdefault(name, getattr(module, attribute))
+
+
+def digest(name: str) -> str:
+    """Returns the sha256 of the file of a reference; raises UserError if the file is missing."""
+    return hashlib.sha256(_find_file(name)[0].read_bytes()).hexdigest()
+
+
+def _find_file(name: str) -> tuple[Path, str]:
+    file, colon, attribute = name.rpartition(":")
+    if not colon:
+        raise UserError(f"the network uses {name!r}, which this version of gnet_jax does not have")
+    path = next((p for p in (Path(file), Path(Path(file).name)) if p.is_file()), None)
+    if path is None:
+        missing = f"the network uses {attribute} of {file}, which is missing"
+        raise UserError(f"{missing}; restore the file or copy it to the current directory")
+    return path, attribute
 
 
 def _source_file(part: Callable[..., Any]) -> Path | None:

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import sys
 import tempfile
 import types
 import typing
@@ -341,7 +342,7 @@ def write_description(
         if not custom.is_portable(part):
             own_part = part.removeprefix("<process>:")
             raise WeightsError(f"no other process can load {own_part}; define it in a file")
-    return {
+    description = {
         "gnet_jax": gnet_jax.__version__,
         "architecture": to_json(model.arch),
         "dtype": jnp.dtype(model.dtype).name,
@@ -350,10 +351,13 @@ def write_description(
         "source": dict(source),
         "id2label": {str(i): name for i, name in enumerate(class_names)},
     }
+    if model.arch.own_parts:
+        description["own_code"] = {part: custom.digest(part) for part in model.arch.own_parts}
+    return description
 
 
 class _Fields(NamedTuple):
-    """The fields that `write_description` writes, except the version."""
+    """The fields that `write_description` always writes, except the version."""
 
     architecture: Architecture
     dtype: Literal["float32", "bfloat16"]
@@ -376,7 +380,11 @@ def read_description(
         _refuse_missing(kind, value[part], f"{part}.")
     found = from_json(_Fields, {name: value[name] for name in _Fields._fields})
     arch, labels = found.architecture, found.id2label
-    for part in arch.own_parts:  # raises an error early if the file is missing
+    for part in arch.own_parts:
+        if custom.digest(part) != value.get("own_code", {}).get(part):
+            name = part.rpartition(":")[0]
+            warning = f"warning: {name} is not the file with which the model was saved"
+            print(f"{warning}; if its network differs, the results are wrong", file=sys.stderr)
         custom.load(part)
     if found.num_classes != arch.num_classes:
         raise SchemaError(f"num_classes is {found.num_classes}, in architecture {arch.num_classes}")
