@@ -102,7 +102,8 @@ def train(run: Run, workdir: Path, steps: CompiledSteps | None = None) -> Result
             found = checkpoints.restore_latest(program.abstract_state())
             start, state = (0, program.initial_state()) if found is None else found
         run_on_all_hosts(lambda: check_not_lost(workdir) if main and found is None else None)
-        changed = run_on_all_hosts(lambda: add_start(workdir, start) if main else None)
+        own = program.model.arch.own_parts
+        changed = run_on_all_hosts(lambda: add_start(workdir, start, own) if main else None)
         reporter = stack.enter_context(
             Reporter(workdir, start_step=start, total_steps=total, enabled=main, watch=watch)
         )

@@ -13,7 +13,7 @@ import os
 import platform
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import jax
 
 from gnet_jax import __version__
 from gnet_jax.config import Config, ConfigError, differences, flatten, json_text
+from gnet_jax.model import custom
 
 CONFIG_FILE = "config.json"
 CLASSES = "data.fingerprint.classes"  # a key of config.json; earlier versions did not write it
@@ -126,10 +127,11 @@ def locked(workdir: Path) -> Iterator[None]:
         yield
 
 
-def add_start(workdir: Path, step: int) -> str:
+def add_start(workdir: Path, step: int, own_parts: Iterable[str] = ()) -> str:
     """Add a record of this start of the run, which begins at `step`, to run.json.
 
-    Returns a warning if the previous start used other code or libraries, otherwise "".
+    `own_parts` are those of the network's `Architecture`. Returns a warning if the previous start
+    used other code or libraries, otherwise "".
     """
     starts = read_starts(workdir)
     start = {
@@ -137,7 +139,7 @@ def add_start(workdir: Path, step: int) -> str:
         "step": step,
         "git_commit": git_commit(),
         "python": platform.python_version(),
-        "code": code_version(),
+        "code": code_version(own_parts),
         "versions": package_versions(),
         "platform": jax.default_backend(),
         "devices": [device.device_kind for device in jax.devices()],
@@ -183,13 +185,17 @@ def package_versions() -> dict[str, str]:
     return {name: found[name] for name in (*PACKAGES, *DECODERS) if name in found}
 
 
-def code_version() -> str:
-    """Returns this package's version and a short hash of its sources, with uncommitted changes."""
+def code_version(own_parts: Iterable[str] = ()) -> str:
+    """Returns the version of this package and a short hash of its sources, with uncommitted
+    changes, and of the files of the network's own block and norm.
+    """
     package = Path(__file__).resolve().parents[1]
     sources = hashlib.sha256()
     for file in sorted(package.rglob("*.py")):
         sources.update(f"{file.relative_to(package).as_posix()} {file.stat().st_size}\n".encode())
         sources.update(file.read_bytes())
+    for part in own_parts:
+        sources.update(custom.digest(part).encode())
     return f"{__version__} {sources.hexdigest()[:16]}"
 
 

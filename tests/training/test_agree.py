@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from gnet_jax.config import ConfigError, UserError
+from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.training.hosts import agree
 from gnet_jax.training.hosts.agree import (
     compare,
@@ -81,7 +82,8 @@ def test_three_differences_are_named_and_the_others_counted(other_hosts):
 
 def test_hosts_may_differ_only_in_paths_and_threads(tmp_path):
     config = tiny_config(tmp_path)
-    run = types.SimpleNamespace(config=config, program=types.SimpleNamespace(pretrained=None))
+    program = types.SimpleNamespace(pretrained=None, model=GoogLeNet())
+    run = types.SimpleNamespace(config=config, program=program)
     names = identity(run, {"train": "abc", "classes": ["a"]})
     assert {"seed", "optim.learning_rate", "save_every_steps", "code"} <= names.keys()
     assert names["data.fingerprint.train"] == "abc"
@@ -96,7 +98,7 @@ def test_hosts_may_differ_only_in_paths_and_threads(tmp_path):
 def test_hosts_compare_the_weights_that_they_start_from(tmp_path):
     def of_weights(value):
         pretrained = types.SimpleNamespace(variables={"kernel": np.full(3, value, np.float32)})
-        program = types.SimpleNamespace(pretrained=pretrained)
+        program = types.SimpleNamespace(pretrained=pretrained, model=GoogLeNet())
         run = types.SimpleNamespace(config=tiny_config(tmp_path), program=program)
         return identity(run, {})["init"]
 

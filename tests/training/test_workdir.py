@@ -124,6 +124,16 @@ def test_a_start_with_other_code_or_libraries_says_which(tmp_path):
     assert not add_start(tmp_path, 60)
 
 
+def test_a_start_with_another_file_of_an_own_block_says_so(tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text("def norm(**_): ...")
+    parts = [f"{file}:norm"]
+    assert not add_start(tmp_path, 0, parts)
+    assert not add_start(tmp_path, 40, parts)
+    file.write_text("def norm(**_): return None")
+    assert "gnet_jax: " in add_start(tmp_path, 50, parts)
+
+
 def test_lines_after_the_resumed_step_are_forgotten_and_half_a_line_is_left_out(tmp_path):
     metrics = MetricsFile(tmp_path / "metrics.jsonl")
     assert metrics.read() == []

@@ -78,7 +78,7 @@ def identity(run: "Run", fingerprints: Mapping[str, Any]) -> dict[str, Any]:
     # The other fingerprints cover the class names.
     found |= {f"data.fingerprint.{k}": v for k, v in fingerprints.items() if k != "classes"}
     found |= {f"version of {name}": value for name, value in package_versions().items()}
-    return found | {"code": code_version()}
+    return found | {"code": code_version(run.program.model.arch.own_parts)}
 
 
 def compare(own: Mapping[str, Any]) -> None:
