@@ -160,7 +160,7 @@ def draw_sheet(
     if split == "train":
         seen = training_images(config, source, step, rows * columns)
         what = f"training step {step}, seed {config.seed}"
-        how = f"{describe_augmentation(config.augment)}; above each row, the untouched images"
+        how = f"{describe_augmentation(config.augment)}; above each row: the original images"
     else:
         seen = evaluation_images(config, source, step, rows * columns)
         what = f"evaluation batch {step}"
