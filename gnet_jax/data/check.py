@@ -71,7 +71,7 @@ def _odd_sizes(width: int, height: int) -> Iterator[tuple[str, str]]:
 
 def _odd_encoding(image: bytes, name: str) -> list[tuple[str, str]]:
     """Returns kind and detail of each unusual property of an image that can be decoded."""
-    with opening(image) as (picture, _, orientation, tiff):
+    with opening(image) as (picture, file):
         expected = SUFFIXES.get(PurePath(name).suffix.lower(), picture.format)
         mode, sixteen = picture.mode, picture.mode.startswith("I;16")
         # For 16-bit colour, only the raw mode shows the number of bits in Pillow.
@@ -85,8 +85,8 @@ def _odd_encoding(image: bytes, name: str) -> list[tuple[str, str]]:
             "grey": mode in ("1", "L", "LA", "I") or sixteen,
             "palette": mode in ("P", "PA"),
             "transparent": mode in ("RGBA", "LA", "PA") or "transparency" in picture.info,
-            f"{tiff.bits if tiff else 16} bit": mode == "I" or sixteen or ";16" in raw,
-            "turned by EXIF": orientation != 1,
+            f"{file.bits} bit": mode == "I" or sixteen or ";16" in raw,
+            "turned by EXIF": file.orientation > 1,
             "several pictures": pictures > 1,
         }
         details = {"a format other than its suffix says": str(picture.format)}

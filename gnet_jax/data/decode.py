@@ -8,15 +8,12 @@ import functools
 import io
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
-from gnet_jax.config import AugmentConfig, Preprocessing, UserError, choose
-
-if TYPE_CHECKING:
-    from gnet_jax.data.metadata import Tiff
+from gnet_jax.config import AugmentConfig, Preprocessing, choose
+from gnet_jax.data.metadata import REMEDY, Bare, ImageError, bare, exif_orientation, read_tiff
 
 MAX_PIXELS = 50_000_000  # larger images are rejected before they are decoded
 # Pillow supports forty more formats. One of them, EPS, runs an external program.
@@ -26,29 +23,22 @@ TURNS = {2: _T.FLIP_LEFT_RIGHT, 3: _T.ROTATE_180, 4: _T.FLIP_TOP_BOTTOM, 5: _T.T
 TURNS |= {6: _T.ROTATE_270, 7: _T.TRANSVERSE, 8: _T.ROTATE_90}  # by EXIF orientation
 # The filters of `interpolation="random"`; BOX averages over the area that a pixel covers.
 FILTERS = (_R.BILINEAR, _R.BOX, _R.BICUBIC, _R.NEAREST)
-REMEDY = "save it with 8 bits per channel, as grey or RGB"
 Box = tuple[float, float, float, float]  # left, top, right, bottom
-
-
-class ImageError(UserError):
-    """Bytes or pixels cannot be read as an image."""
 
 
 def decode(image: bytes | np.ndarray) -> Image.Image:
     """Decodes an encoded image, or uint8 pixels (H, W) or (H, W, 3), to an upright RGB picture.
 
-    The format is detected from the content. If the file has several pictures, the first is read.
-    Grey, CMYK, YCbCr, Lab and palette images are converted without their colour profiles. Only the
-    highest 8 bits of a channel are used, and transparency is dropped. Raises ImageError if the
-    bytes are not an image, are truncated or visibly corrupt, or have more than 50 million pixels;
-    if the range or meaning of the pixels is unknown; and if an array has another dtype or shape.
+    The content determines the format. Only the first picture of a file is read, only the highest 8
+    bits of a channel are used, and transparency and colour profiles are ignored. Raises ImageError
+    if the image is corrupt, of unknown pixel range or meaning, or has more than 50 million pixels.
     """
     if isinstance(image, np.ndarray):
         _check_array(image)
         return Image.fromarray(image).convert("RGB")
-    with opening(image) as opened:
-        picture = _to_rgb(opened)
-        method = TURNS.get(opened.orientation)
+    with opening(image) as (opened, file):
+        picture = _to_rgb(opened, file)
+        method = TURNS.get(file.orientation)
         return picture if method is None else picture.transpose(method)
 
 
@@ -65,32 +55,24 @@ def _check_array(pixels: np.ndarray) -> None:
     _check_size((shape[1], shape[0]))
 
 
-class Opened(NamedTuple):
-    """An image file before it is decoded."""
-
-    picture: ImageFile.ImageFile  # only format, mode and size are available
-    image: bytes  # the file without metadata
-    orientation: int  # EXIF orientation, 1 to 8; 1 is upright
-    tiff: "Tiff | None"  # pixel format of a TIFF; None for other files
-
-
 @contextlib.contextmanager
-def opening(image: bytes) -> Iterator[Opened]:
-    """Opens the image file in `image` without decoding it. Turns every error into ImageError."""
-    from gnet_jax.data import metadata
+def opening(image: bytes) -> Iterator[tuple[ImageFile.ImageFile, Bare]]:
+    """Opens an image file without decoding it; only format, mode and size are available.
 
-    kind, tiff = _format(image), None
+    Raises ImageError for every error, also inside the `with` block.
+    """
+    kind, file = _format(image), Bare(b"")
     try:
-        tiff = metadata.read_tiff(image) if kind == "TIFF" else None
-        bare = metadata.bare(image) if tiff is None else tiff.bare
+        file = read_tiff(image) if kind == "TIFF" else bare(image)
         # Image.open would hide the reason for an error, and warn about large images.
-        with Image.OPEN[kind][0](io.BytesIO(bare.image), "") as picture:
+        with Image.OPEN[kind][0](io.BytesIO(file.image), "") as picture:
             _check_size(picture.size)
-            yield Opened(picture, bare.image, metadata.orientation(picture, bare), tiff)
+            orientation = file.orientation or exif_orientation(picture.info.get("exif", b""))
+            yield picture, file._replace(orientation=orientation)
     except ImageError:
         raise
     except SyntaxError as error:  # Pillow raises it for unsupported files
-        what = f"a {kind} file" if tiff is None else tiff.described
+        what = file.described or f"a {kind} file"
         raise ImageError(f"{what}, which is not supported ({error}); {REMEDY}") from error
     except Exception as error:  # decoders raise any error for a corrupt file
         raise ImageError(f"a corrupt image: {error or type(error).__name__}") from error
@@ -126,21 +108,18 @@ def _check_size(size: tuple[int, int], what: str = "the image") -> tuple[int, in
     return size
 
 
-def _to_rgb(opened: Opened) -> Image.Image:
+def _to_rgb(picture: ImageFile.ImageFile, file: Bare) -> Image.Image:
     """Converts a picture to RGB without clipping values. The result is not upright yet."""
-    picture, tiff = opened.picture, opened.tiff
     if picture.mode == "CMYK" and picture.format == "JPEG" and "adobe" not in picture.info:
         raise ImageError(
             "a CMYK JPEG without an Adobe marker, so 0 may mean full or no ink; save it as RGB"
         )
     if picture.format == "JPEG2000" and picture.mode != "I;16":
-        _check_jpeg2000(opened.image)
-    if picture.format == "PPM" and picture.tile[0].codec_name == "ppm":
-        _check_portable_map(opened)
+        _check_jpeg2000(file.image)
     # Pillow opens 16-bit grey in mode I;16, or in the 32-bit mode I with values up to 65535.
     scaled = picture.mode == "I" and picture.format in ("PNG", "PPM")
     if scaled or picture.mode.startswith("I;16"):
-        high = np.asarray(picture, np.int64) >> ((tiff.bits if tiff else 16) - 8)
+        high = np.asarray(picture, np.int64) >> (file.bits - 8)
         rgb = Image.fromarray(high.astype(np.uint8)).convert("RGB")
     elif picture.mode in ("I", "F"):
         raise ImageError(f"the image has 32-bit pixels of unknown range; {REMEDY}")
@@ -152,7 +131,7 @@ def _to_rgb(opened: Opened) -> Image.Image:
         elif picture.mode == "La":  # Pillow converts La (premultiplied grey) only to LA
             rgb = picture.convert("LA")
         rgb = rgb.convert("RGB")
-    return ImageOps.invert(rgb) if tiff and tiff.inverted else rgb
+    return ImageOps.invert(rgb) if file.inverted else rgb
 
 
 def _check_jpeg2000(image: bytes) -> None:
@@ -163,19 +142,6 @@ def _check_jpeg2000(image: bytes) -> None:
     if bits > 8:
         what = f"a JPEG 2000 with {bits} bits per channel"
         raise ImageError(f"{what}, which is not supported; {REMEDY}")
-
-
-def _check_portable_map(opened: Opened) -> None:
-    """Raises ImageError for values above the declared maximum, because Pillow clips them."""
-    tile = opened.picture.tile[0]
-    _, highest = cast(tuple[str, int], tile.args)
-    dtype = np.dtype(np.uint8 if highest < 256 else ">u2")
-    data = memoryview(opened.image)[tile.offset :]
-    width, height = opened.picture.size
-    count = min(len(data) // dtype.itemsize, width * height * len(opened.picture.getbands()))
-    largest = np.frombuffer(data, dtype, count).max(initial=0)
-    if largest > highest:
-        raise ImageError(f"a corrupt image: a value is {largest}, but the maximum is {highest}")
 
 
 def training_crop(

@@ -26,9 +26,9 @@ def fast_crop(
     """
     jpeg, size = None, (0, 0)
     if isinstance(image, bytes):
-        with opening(image) as (picture, bare, orientation, _):
-            if (picture.format, picture.mode, orientation) == ("JPEG", "RGB", 1):
-                jpeg, size = bare, picture.size
+        with opening(image) as (picture, file):
+            if (picture.format, picture.mode) == ("JPEG", "RGB") and file.orientation < 2:
+                jpeg, size = file.image, picture.size
     if jpeg is not None:
         box = training_box(size, generator, p, a)
         pixels = _decode_jpeg(jpeg, size, box, p.image_size)

@@ -1,22 +1,33 @@
 """Remove the metadata of image files, because unusual metadata makes Pillow reject some images.
 
-Only the orientation is read from the metadata.
+Of the metadata, only the EXIF orientation is read.
 """
 
 import re
 import struct
-import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from PIL import ImageFile
+from gnet_jax.config import UserError
 
-from gnet_jax.data.decode import REMEDY, ImageError
-
-ORIENTATION, XMP = 0x0112, 0x02BC  # tag numbers in TIFF and EXIF
+ORIENTATION = 0x0112  # tag number in TIFF and EXIF
 # The format character of the module `struct` for each integer type of TIFF.
-TYPES = {1: "B", 3: "H", 4: "I", 6: "b", 7: "B", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q"}
-MAX_TEXT = 2**22  # largest number of bytes to decompress from an XMP packet
+TYPES = {1: "B", 3: "H", 4: "I", 6: "b", 7: "B", 8: "h", 9: "i", 13: "I"}
+REMEDY = "save it with 8 bits per channel, as grey or RGB"
+
+
+class ImageError(UserError):
+    """Bytes or pixels cannot be read as an image."""
+
+
+class Bare(NamedTuple):
+    """An image file without its metadata."""
+
+    image: bytes
+    orientation: int = 0  # EXIF orientation, 1 to 8; 0 if the file has none; 1 is upright
+    bits: int = 16  # number of bits of a sample with more than 8 bits
+    inverted: bool = False  # whether 0 means white
+    described: str = ""  # description of a TIFF's pixel format for messages
 
 
 class Directory(NamedTuple):
@@ -24,30 +35,23 @@ class Directory(NamedTuple):
 
     order: str  # byte order, as "<" or ">" for the module `struct`
     start: int  # position of the directory in the file
-    big: bool  # whether the file is a BigTIFF
     entries: dict[int, bytes]  # by tag, in the order of the file
     complete: bool  # False if the file ends before the last entry
 
     def values(self, image: bytes, tag: int) -> tuple[int, ...]:
         """Returns the integers of `tag`, or () if they are missing, invalid or not integers."""
-        form = f"{self.order}HH{'Q8s' if self.big else 'I4s'}"
-        _, kind, count, inline = struct.unpack_from(form, self.entries.get(tag, bytes(20)))
-        form = f"{self.order}{count}{TYPES.get(kind, 's')}"
+        entry = self.entries.get(tag, bytes(12))
+        _, kind, count, place = struct.unpack(f"{self.order}HHII", entry)
         if kind not in TYPES or not 0 < count <= len(image):
             return ()
+        form = f"{self.order}{count}{TYPES[kind]}"
         size = struct.calcsize(form)
-        if size > len(inline):
-            place = self.place(tag)
-            inline = image[place : place + size]
-        return struct.unpack_from(form, inline) if len(inline) >= size else ()
+        data = entry[8 : 8 + size] if size <= 4 else image[place : place + size]
+        return struct.unpack(form, data) if len(data) == size else ()
 
-    def place(self, tag: int) -> int:
-        form, at = ("Q", 12) if self.big else ("I", 8)
-        return struct.unpack_from(f"{self.order}{form}", self.entries[tag], at)[0]
-
-    def orientation(self, image: bytes) -> int | None:
+    def orientation(self, image: bytes) -> int:
         value = next(iter(self.values(image, ORIENTATION)), 0)
-        return value if 1 <= value <= 8 else None
+        return value if 1 <= value <= 8 else 0
 
 
 def directory(image: bytes) -> Directory | None:
@@ -56,43 +60,21 @@ def directory(image: bytes) -> Directory | None:
     if order is None:
         return None
     try:
-        big = struct.unpack_from(f"{order}H", image, 2)[0] == 43
-        (start,) = struct.unpack_from(f"{order}{'Q' if big else 'I'}", image, 8 if big else 4)
-        (count,) = struct.unpack_from(f"{order}{'Q' if big else 'H'}", image, start)
+        (start,) = struct.unpack_from(f"{order}I", image, 4)
+        (count,) = struct.unpack_from(f"{order}H", image, start)
     except struct.error:
         return None
-    first, length = (start + 8, 20) if big else (start + 2, 12)
-    entries = {}
-    for place in range(first, min(first + length * count, len(image) - length + 1), length):
-        entry = image[place : place + length]
-        entries[struct.unpack_from(f"{order}H", entry)[0]] = entry
-    return Directory(order, start, big, entries, first + length * count <= len(image))
+    first, end = start + 2, start + 2 + 12 * count
+    whole = [image[place : place + 12] for place in range(first, min(end, len(image) - 11), 12)]
+    entries = {struct.unpack_from(f"{order}H", entry)[0]: entry for entry in whole}
+    return Directory(order, start, entries, end <= len(image))
 
 
-def _exif_orientation(block: bytes) -> int | None:
+def exif_orientation(block: bytes) -> int:
+    """Returns the orientation in an EXIF block, 1 to 8, or 0 if there is none."""
     block = re.sub(rb"^(Exif\0\0)+", b"", block)
     found = directory(block)
-    return None if found is None else found.orientation(block)
-
-
-def _xmp_orientation(packet: bytes) -> int | None:
-    match = re.search(rb"tiff:Orientation(?:\s*=\s*[\"']|>)\s*([1-8])\b", packet)
-    return int(match[1]) if match else None
-
-
-class Bare(NamedTuple):
-    """An image file without its metadata, and the orientation from the metadata."""
-
-    image: bytes
-    orientation: int | None = None  # None if the metadata have none
-
-
-def orientation(picture: ImageFile.ImageFile, bare: Bare) -> int:
-    """Returns the EXIF orientation, 1 to 8; 1 is upright. EXIF overrides XMP, as in Pillow."""
-    found = bare.orientation or _exif_orientation(picture.info.get("exif", b""))
-    if picture.format != "AVIF":  # AVIF has no XMP orientation; its own boxes become EXIF
-        found = found or _xmp_orientation(picture.info.get("xmp", b""))
-    return found or 1
+    return found.orientation(block) if found else 0
 
 
 def bare(image: bytes) -> Bare:
@@ -106,16 +88,15 @@ def bare(image: bytes) -> Bare:
         pieces = _png_metadata(image)
     else:
         return Bare(image)
-    kept, exif, xmp, previous = [], None, None, 0
-    for start, end, exif_block, xmp_packet in pieces:
+    kept, orientation, previous = [], 0, 0
+    for start, end, exif in pieces:
         kept.append(image[previous:start])
         previous = end
-        exif = exif or _exif_orientation(exif_block)
-        xmp = xmp or _xmp_orientation(xmp_packet)
-    return Bare(b"".join([*kept, image[previous:]]) if kept else image, exif or xmp)
+        orientation = orientation or exif_orientation(exif)
+    return Bare(b"".join([*kept, image[previous:]]), orientation)
 
 
-_Piece = tuple[int, int, bytes, bytes]  # start and end of the metadata; EXIF block, XMP packet
+_Piece = tuple[int, int, bytes]  # start and end of the metadata; EXIF block
 
 
 def _jpeg_metadata(image: bytes) -> Iterator[_Piece]:
@@ -131,9 +112,7 @@ def _jpeg_metadata(image: bytes) -> Iterator[_Piece]:
             return
         if (0xE1 <= marker <= 0xEF and marker != 0xEE) or marker == 0xFE:
             body = image[place + 4 : end]
-            exif = body if body.startswith(b"Exif\0") else b""
-            xmp = body if body.startswith(b"http://ns.adobe.com/xap/1.0/\0") else b""
-            yield place, end, exif, xmp
+            yield place, end, body if body.startswith(b"Exif\0") else b""
         place = end
 
 
@@ -145,33 +124,9 @@ def _png_metadata(image: bytes) -> Iterator[_Piece]:
         name, end = image[place + 4 : place + 8], place + 12 + length
         if not name.isalpha() or end > len(image):
             return
-        body = image[place + 8 : end - 4]
         if not name[:1].isupper() and name != b"tRNS":  # critical chunks begin with upper case
-            exif, xmp = (body, b"") if name == b"eXIf" else _png_text(name, body)
-            yield place, end, exif, xmp
+            yield place, end, image[place + 8 : end - 4] if name == b"eXIf" else b""
         place = end
-
-
-def _png_text(name: bytes, body: bytes) -> tuple[bytes, bytes]:
-    """Returns the EXIF block (which ImageMagick writes as text) and XMP packet of a text chunk."""
-    key, _, text = body.partition(b"\0")
-    known = (b"Raw profile type exif", b"Raw profile type APP1", b"XML:com.adobe.xmp")
-    if name not in (b"tEXt", b"zTXt", b"iTXt") or key not in known:
-        return b"", b""
-    compressed = name == b"zTXt" or (name == b"iTXt" and text[:1] == b"\1")
-    if name == b"iTXt":  # skip two flags, the language and the translated key
-        text = text[2:].split(b"\0", 2)[-1]
-    if compressed:
-        try:
-            text = zlib.decompressobj().decompress(text[name == b"zTXt" :], MAX_TEXT)
-        except zlib.error:
-            return b"", b""
-    if key == b"XML:com.adobe.xmp":
-        return b"", text
-    # The text is "\nexif\n", the length, and the block in hexadecimal digits.
-    digits = b"".join(text.split()[2:])
-    found = re.match(rb"(?:[0-9a-fA-F]{2})*", digits)
-    return bytes.fromhex(found[0].decode()) if found else b"", b""
 
 
 BITS, COMPRESSION, PHOTOMETRIC, CHANNELS, PLANAR = 258, 259, 262, 277, 284
@@ -188,22 +143,15 @@ FORMATS = {2: "signed", 3: "floating-point", 4: "undefined", 5: "complex", 6: "c
 MAX_CHANNELS = 6  # with more, Pillow logs an error
 
 
-class Tiff(NamedTuple):
-    """A TIFF file without metadata and later pages, rewritten as BlackIsZero, and its format."""
-
-    bare: Bare
-    bits: int  # number of bits of a sample
-    inverted: bool  # whether 0 means white
-    described: str  # description of the format for messages
-
-
-def read_tiff(image: bytes) -> Tiff:
-    """Rewrites the TIFF in `image` so that Pillow can read it.
+def read_tiff(image: bytes) -> Bare:
+    """Returns the TIFF's first page without metadata, and with 0 as black if it is grey.
 
     Raises ImageError for samples of unknown range or meaning, and for formats that Pillow decodes
     wrongly.
     """
     found = directory(image)
+    if image[2:4] in (b"+\0", b"\0+"):
+        raise ImageError(f"a BigTIFF file, which is not supported; {REMEDY}")
     if found is None or not found.complete:
         raise ImageError("a corrupt image: the directory of the TIFF is truncated")
     for tag in NEEDED & found.entries.keys():
@@ -225,7 +173,6 @@ def read_tiff(image: bytes) -> Tiff:
         f" in {channels} channels": channels > MAX_CHANNELS,
         "": len(set(bits)) > 1 or max(bits) > 16 or kind not in (0, 1, 2, 3, 5, 6, 8),
         " with other inks": kind == 5 and value(INKS, 1) != 1,
-        " in a big-endian BigTIFF": found.big and found.order == ">",
         ", subsampled and not compressed": (
             kind == 6 and raw and found.values(image, SUBSAMPLING) != (1, 1)
         ),
@@ -236,24 +183,22 @@ def read_tiff(image: bytes) -> Tiff:
     for reason, applies in reasons.items():
         if applies:
             raise ImageError(f"{described}{reason}, which is not supported; {REMEDY}")
-    packet = bytes(n & 255 for n in found.values(image, XMP))
-    turned = found.orientation(image) or _xmp_orientation(packet)
-    return Tiff(Bare(_rewrite(image, found), turned), max(bits), kind == 0, described)
+    rewritten = _rewrite(image, found)
+    return Bare(rewritten, found.orientation(image), max(bits), kind == 0, described)
 
 
 def _rewrite(image: bytes, found: Directory) -> bytes:
     """Returns the file's first page with only the tags in NEEDED; grey pages store 0 as black."""
-    letter = "Q" if found.big else "I"
     entries = {tag: entry for tag, entry in found.entries.items() if tag in NEEDED}
     if found.values(image, PHOTOMETRIC) == (0,):
-        entries[PHOTOMETRIC] = struct.pack(f"{found.order}HH{letter}", PHOTOMETRIC, 3, 1)
-        entries[PHOTOMETRIC] += struct.pack(f"{found.order}H{6 if found.big else 2}x", 1)
+        entries[PHOTOMETRIC] = struct.pack(f"{found.order}HHIHxx", PHOTOMETRIC, 3, 1, 1)
     rewritten = bytearray(image)
-    head = struct.pack(f"{found.order}{'Q' if found.big else 'H'}", len(entries))
-    cut = head + b"".join(entries.values()) + bytes(8 if found.big else 4)
+    cut = struct.pack(f"{found.order}H", len(entries)) + b"".join(entries.values()) + bytes(4)
     rewritten[found.start : found.start + len(cut)] = cut
     colours = found.values(image, PALETTE)
     if len(colours) > 2 and max(colours) < 256:  # 8-bit values, which libtiff accepts too
-        form = f"{found.order}{len(colours)}H"
-        struct.pack_into(form, rewritten, found.place(PALETTE), *(257 * n for n in colours))
+        (place,) = struct.unpack_from(f"{found.order}I", entries[PALETTE], 8)
+        struct.pack_into(
+            f"{found.order}{len(colours)}H", rewritten, place, *(257 * n for n in colours)
+        )
     return bytes(rewritten)

@@ -239,8 +239,8 @@ def reader(tar: Path) -> Callable[[Member], bytes]:
             with tar.open("rb") as file:
                 file.seek(member.offset)
                 image = file.read(member.size)
-            with opening(image) as opened:
-                kind, mode = opened.picture.format, opened.picture.mode
+            with opening(image) as (picture, _):
+                kind, mode = picture.format, picture.mode
             if kind not in ("JPEG", "PNG"):
                 raise ImageError("not an image: neither JPEG nor PNG")
             if kind == "JPEG" and mode in ("RGB", "L"):
