@@ -1,17 +1,19 @@
-"""Load batches. Each global batch is a pure function of (seed, step).
+"""Load batches, and record corrupt images. Each global batch is a pure function of (seed, step).
 
 The batches do not depend on the number of hosts, devices, processes or threads. Each host loads a
 contiguous slice of the global batch.
 """
 
 import contextlib
+import dataclasses
+import itertools
 import multiprocessing
 import os
 import pickle
 import signal
 import sys
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, TypedDict, TypeVar
 
 import grain
@@ -19,12 +21,101 @@ import numpy as np
 from absl import flags
 
 from gnet_jax.config import AugmentConfig, Config, Decoder, Preprocessing, UserError, choose
+from gnet_jax.config.paths import as_text
 from gnet_jax.config.recipes import needs
-from gnet_jax.data.bad_images import BadRecord, BadRecords, read_example
 from gnet_jax.data.decode import ImageError, central_crop, decode, pillow_crop
-from gnet_jax.data.sources import DataError, Source, digest
+from gnet_jax.data.sources import DataError, Example, Source, digest
 
 T = TypeVar("T")
+
+
+SHOWN = 10  # number of corrupt images that a message lists; it counts the others
+
+
+@dataclasses.dataclass(frozen=True)
+class BadRecord:
+    """An example whose image cannot be decoded."""
+
+    index: int
+    name: str  # `Source.describe(index)`
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{as_text(self.name)}: {self.reason}"
+
+
+class BadRecords:
+    """The corrupt images of one source that were found so far, each once.
+
+    `limit` is the largest fraction of the examples that may be corrupt. `known` are the corrupt
+    images found before a restart. `on_new` is called once with each other corrupt image.
+    `listed_in` is the file with the complete list, which the error message refers to.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        limit: float = 0.0,
+        *,
+        on_new: Callable[[BadRecord], object] | None = None,
+        known: Iterable[BadRecord] = (),
+        listed_in: object = None,
+    ) -> None:
+        self._images, self._limit = len(source), limit
+        self.allowed = int(limit * len(source))  # largest number of examples that may be corrupt
+        self._found = {record.index: record for record in known}
+        self._on_new, self._listed_in = on_new, listed_in
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def __iter__(self) -> Iterator[BadRecord]:
+        return iter(self._found.values())
+
+    def add(self, found: Iterable[BadRecord]) -> None:
+        """Add corrupt images. Raises DataError if there are more than the limit allows."""
+        for record in found:
+            if record.index not in self._found:
+                self._found[record.index] = record
+                if self._on_new is not None:
+                    self._on_new(record)
+        if len(self) <= self.allowed:
+            return
+        lines = [
+            f"{len(self):,} of {self._images:,} images are corrupt, but the limit of "
+            f"{self._limit:.2%} allows {self.allowed:,}:",
+            *(f"  {record}" for record in itertools.islice(self, SHOWN)),
+        ]
+        if len(self) > SHOWN:
+            where = "" if self._listed_in is None else f", listed in {self._listed_in}"
+            lines.append(f"  and {len(self) - SHOWN:,} more{where}")
+        lines.append(
+            "`gnet check-data` lists all of them; fix or remove them, or raise the limit "
+            "(--data.bad-limit of train.py, --bad-limit of gnet evaluate)"
+        )
+        raise DataError("\n".join(lines))
+
+
+def read_example(source: Source, index: int) -> Example:
+    """Returns `source[index]`. Raises ImageError if the source detects that the record is corrupt.
+
+    Raises DataError for a label out of range, which must be fixed, and for a file that cannot be
+    read, which may be temporary; training does not replace such examples.
+    """
+    try:
+        example = source[index]
+    except OSError as error:
+        raise DataError(
+            f"cannot read {as_text(source.describe(index))} ({error.strerror or error}); run the "
+            "same command again once it is readable"
+        ) from error
+    classes = len(source.class_names)
+    if not 0 <= example.label < classes:
+        raise DataError(
+            f"{as_text(source.describe(index))} has label {example.label}, but the {classes} "
+            f"classes are 0 to {classes - 1}; fix the label"
+        )
+    return example
 
 
 class Batch(TypedDict):
@@ -54,8 +145,7 @@ def batch_indices(size: int, config: Config, step: int) -> np.ndarray:
 def order_fingerprint(size: int, seed: int) -> str:
     """Returns a short hash of the order of `size` examples and of the random numbers for crops.
 
-    The hash covers the first thousand indices of the first two epochs. It changes if another
-    version of Grain shuffles differently or another version of NumPy draws different numbers.
+    It changes if another version of Grain shuffles, or one of NumPy draws numbers, differently.
     """
     order = _order(size, seed)
     places = [epoch * size + i for epoch in (0, 1) for i in range(min(size, 1000))]
@@ -97,15 +187,11 @@ def train_batches(
 ) -> Generator[Batch, None, None]:
     """Yields this host's slice of each training batch from `start_step` on, without end.
 
-    `batch_size` counts the images of all hosts. Each epoch is a new permutation of the source, and
-    a batch may contain images of two epochs. The random crop of an image depends on the seed, the
-    step and the image's position in the global batch. An image that cannot be decoded is replaced
-    by the next image of the source that can. The corrupt images of a batch are added to `bad` when
-    the batch is yielded; `bad=None` allows no corrupt images. For `threads` and `workers` see
-    `prefetched`.
-
-    Raises DataError for a label out of range, a file that cannot be read, more corrupt images than
-    `bad` allows, and the errors of `cropper`.
+    `batch_size` counts the images of all hosts. Each epoch is a new permutation of the source. The
+    random crop of an image depends on the seed, the step and the position in the global batch. An
+    image that cannot be decoded is replaced by the next image of the source that can, and added to
+    `bad` when the batch is yielded; `bad=None` allows none. See `prefetched` for `threads` and
+    `workers`, and `read_example`, `BadRecords.add` and `cropper` for the errors.
     """
     bad = BadRecords(source) if bad is None else bad
     allowed = bad.allowed  # worker processes get this number instead of a copy of `bad`
@@ -141,9 +227,8 @@ def eval_batches(
 ) -> Generator[Batch, None, None]:
     """Yields this host's slices of all examples of the source in order; pads the last batch.
 
-    Padding and images that cannot be decoded are black, and their mask is False. Sums weighted by
-    the mask therefore count every other example exactly once. See `train_batches` for `bad` and the
-    errors.
+    Padding and images that cannot be decoded are black, and their mask is False. See
+    `train_batches` for `bad` and the errors.
     """
     bad = BadRecords(source) if bad is None else bad
     places = _host_places(batch_size, host, hosts)

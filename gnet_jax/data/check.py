@@ -15,8 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from gnet_jax.config.paths import as_text
-from gnet_jax.data.bad_images import BadRecord
-from gnet_jax.data.batches import prefetched
+from gnet_jax.data.batches import BadRecord, prefetched
 from gnet_jax.data.decode import ImageError, decode, opening
 from gnet_jax.data.progress import progress_line
 from gnet_jax.data.sources import LeftOut, MissingSplitError, Source, Split, open_source

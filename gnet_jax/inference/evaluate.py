@@ -17,8 +17,7 @@ from PIL import Image
 from rich.table import Table
 
 from gnet_jax.config import Preprocessing, UserError
-from gnet_jax.data.bad_images import BadRecord, BadRecords, read_example
-from gnet_jax.data.batches import prefetched
+from gnet_jax.data.batches import BadRecord, BadRecords, prefetched, read_example
 from gnet_jax.data.decode import ImageError, decode, evaluation_size, shorter_side_size
 from gnet_jax.data.progress import progress_line
 from gnet_jax.data.sources import Source, classes

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from gnet_jax.config import AugmentConfig, Config, Preprocessing, UserError
-from gnet_jax.data.bad_images import BadRecord, BadRecords
 from gnet_jax.data.batches import (
+    BadRecord,
+    BadRecords,
     batch_indices,
     eval_batches,
     order_fingerprint,

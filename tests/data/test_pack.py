@@ -11,7 +11,7 @@ from gnet_jax.data.decode import decode
 from gnet_jax.data.prepare.shards import PrepareError
 from gnet_jax.data.prepare.tfds import FILE_RECORDS, pack, scaled_down
 from gnet_jax.data.sources import open_source
-from gnet_jax.data.sources.tfrecord import record_ends
+from gnet_jax.data.sources.tfds import record_ends
 from tests.data.ilsvrc_tars import encoded, picture
 
 

@@ -30,8 +30,7 @@ from gnet_jax.data.prepare import tfds as prepare_module
 from gnet_jax.data.prepare.shards import PrepareError
 from gnet_jax.data.prepare.tfds import IMAGES, prepare
 from gnet_jax.data.sources import DataError, open_source
-from gnet_jax.data.sources.tfds import count_array_records
-from gnet_jax.data.sources.tfrecord import framed, record_ends
+from gnet_jax.data.sources.tfds import count_array_records, framed, record_ends
 from tests.data.ilsvrc_tars import (
     CMYK,
     GREY,

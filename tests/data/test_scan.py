@@ -11,7 +11,7 @@ from PIL import Image
 from rich.console import Console
 
 from gnet_jax.cli.main import main
-from gnet_jax.data.bad_images import BadRecord
+from gnet_jax.data.batches import BadRecord
 from gnet_jax.data.check import Duplicates, Scan, SplitScan, inspect, print_scan, scan
 from gnet_jax.data.sources import DataError, Example, open_source
 

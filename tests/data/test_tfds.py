@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from gnet_jax.config import AugmentConfig, Config, Preprocessing
-from gnet_jax.data.bad_images import BadRecords
-from gnet_jax.data.batches import batch_indices, eval_batches, train_batches
+from gnet_jax.data.batches import BadRecords, batch_indices, eval_batches, train_batches
 from gnet_jax.data.check import scan
 from gnet_jax.data.decode import ImageError, decode
 from gnet_jax.data.prepare.shards import SplitPlan, write_set

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from gnet_jax.data.decode import ImageError
-from gnet_jax.data.sources import DataError, tfrecord
-from gnet_jax.data.sources.tfrecord import TfRecords, checksum, framed, record_ends
+from gnet_jax.data.sources import DataError, tfds
+from gnet_jax.data.sources.tfds import TfRecords, checksum, framed, record_ends
 
 # What tf.io.TFRecordWriter writes of "GoogLeNet" and of nothing.
 WRITTEN_BY_TENSORFLOW = bytes.fromhex(
@@ -68,7 +68,7 @@ def test_the_index_is_made_once_and_saved_beside_the_records(files, cache, monke
         *(path.name for path in files), "train.npz"
     ]  # fmt: skip
     assert not cache.exists()
-    monkeypatch.setattr(tfrecord, "record_ends", None)
+    monkeypatch.setattr(tfds, "record_ends", None)
     assert opened(files)[11] == data(11)
 
 
@@ -78,7 +78,7 @@ def test_an_index_that_cannot_be_saved_beside_the_records_is_in_the_cache(
     (files[0].parent / "train.npz" / "x").mkdir(parents=True)  # the name is taken
     opened(files)
     assert len(list(cache.iterdir())) == 1
-    monkeypatch.setattr(tfrecord, "record_ends", None)
+    monkeypatch.setattr(tfds, "record_ends", None)
     assert opened(files)[11] == data(11)
 
 

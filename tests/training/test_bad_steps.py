@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from gnet_jax.config import Config, DataConfig
-from gnet_jax.data.bad_images import BadRecord, TooManyBadRecordsError
+from gnet_jax.data.batches import BadRecord
+from gnet_jax.data.sources import DataError
 from gnet_jax.training.hosts.agree import TrainingError
 from gnet_jax.training.observe.console import Reporter
 from gnet_jax.training.observe.faults import BadImages, SkippedSteps
@@ -118,5 +119,5 @@ def test_a_resumed_run_keeps_the_bad_images_up_to_its_step(tmp_path):
         assert [record.index for record in resumed.train] == [0, 1]
         assert len(resumed.val) == 0
         resumed.train.add(records(3))
-        with pytest.raises(TooManyBadRecordsError):
+        with pytest.raises(DataError):
             resumed.train.add(records(4))

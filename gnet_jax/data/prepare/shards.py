@@ -19,8 +19,7 @@ import numpy as np
 from gnet_jax.config import UserError
 from gnet_jax.config.paths import plain_path
 from gnet_jax.data.progress import progress_line
-from gnet_jax.data.sources.tfds import count_array_records
-from gnet_jax.data.sources.tfrecord import framed, record_ends
+from gnet_jax.data.sources.tfds import count_array_records, framed, record_ends
 
 UNFINISHED = ".part"  # appended to the name of a file that is being written
 ORIGIN, LOCK = "origin.txt", "lock"  # files in the temporary folder

@@ -20,7 +20,7 @@ from PIL import Image
 
 from gnet_jax.config.paths import as_text, plain_path
 from gnet_jax.config.recipes import needs
-from gnet_jax.data.bad_images import read_example
+from gnet_jax.data.batches import read_example
 from gnet_jax.data.decode import ImageError, decode, opening, shorter_side_size
 from gnet_jax.data.prepare.shards import Format, PrepareError, SplitPlan, boundaries, write_set
 from gnet_jax.data.progress import progress_line

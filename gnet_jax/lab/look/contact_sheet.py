@@ -13,8 +13,7 @@ from PIL import Image, ImageDraw
 
 from gnet_jax.config import AugmentConfig, Config, Preprocessing, choose
 from gnet_jax.data.augment import CHANNEL_STEPS, preprocess
-from gnet_jax.data.bad_images import BadRecords
-from gnet_jax.data.batches import Batch, eval_batches
+from gnet_jax.data.batches import BadRecords, Batch, eval_batches
 from gnet_jax.data.sources import DataError, Source
 from gnet_jax.inference.lettering import fitted, lettered, save
 from gnet_jax.training.program import augmentation, training_batches

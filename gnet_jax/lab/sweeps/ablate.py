@@ -21,8 +21,7 @@ import optax
 from gnet_jax.config import Config, Preprocessing, UserError
 from gnet_jax.convert.start import with_start
 from gnet_jax.data.augment import preprocess
-from gnet_jax.data.bad_images import BadRecords
-from gnet_jax.data.batches import eval_batches
+from gnet_jax.data.batches import BadRecords, eval_batches
 from gnet_jax.lab.cost.ledger import network_ledger
 from gnet_jax.lab.sweeps.sweep import RESULT_FILE, Cell
 from gnet_jax.model.googlenet import GoogLeNet, every_head

@@ -13,8 +13,7 @@ from jax.experimental import multihost_utils
 
 import gnet_jax
 from gnet_jax.config import json_text
-from gnet_jax.data.bad_images import SHOWN, BadRecord, BadRecords
-from gnet_jax.data.batches import batch_indices
+from gnet_jax.data.batches import SHOWN, BadRecord, BadRecords, batch_indices
 from gnet_jax.data.sources import Source
 from gnet_jax.model_folder.folder import to_json
 from gnet_jax.training.checkpoints.verify import named_leaves
