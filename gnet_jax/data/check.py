@@ -18,7 +18,7 @@ from gnet_jax.config.paths import as_text
 from gnet_jax.data.batches import BadRecord, prefetched
 from gnet_jax.data.decode import ImageError, decode, opening
 from gnet_jax.data.progress import progress_line
-from gnet_jax.data.sources import LeftOut, MissingSplitError, Source, Split, open_source
+from gnet_jax.data.sources import LeftOut, Source, open_splits
 from gnet_jax.data.sources.folder import IMAGES_LOST, REASONS, SUFFIXES, counted, merged
 
 SMALL_SIDE = 32  # pixels; an image with a shorter side is reported
@@ -26,7 +26,6 @@ LONG_ASPECT = 4  # longer side / shorter side; an image with a larger ratio is r
 NAMED = 10  # number of examples listed for each finding that may need a fix
 ODD_NAMED = 3  # number of examples listed for each other finding
 ROWS = 30  # classes in the table; if there are more, it shows the smallest and the largest
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 class Facts(NamedTuple):
@@ -41,16 +40,14 @@ class Facts(NamedTuple):
 
 def inspect(source: Source, index: int) -> Facts:
     """Read and decode the example `index` of `source`. Errors are returned, not raised."""
+    label, digest = None, b""
     try:
         image, label = source[index]
-    except OSError as error:
-        return Facts(None, b"", None, f"cannot be read: {error.strerror or error}")
-    except ImageError as error:  # the source has detected a corrupt record
-        return Facts(None, b"", None, str(error))
-    data = image if isinstance(image, bytes) else str(image.shape).encode() + image.tobytes()
-    digest = hashlib.sha256(data).digest()[:16]
-    try:
+        data = image if isinstance(image, bytes) else str(image.shape).encode() + image.tobytes()
+        digest = hashlib.sha256(data).digest()[:16]
         size = decode(image).size
+    except OSError as error:
+        return Facts(label, digest, None, f"cannot be read: {error.strerror or error}")
     except ImageError as error:
         return Facts(label, digest, None, str(error))
     if isinstance(image, bytes):
@@ -88,8 +85,9 @@ def _odd_encoding(image: bytes, name: str) -> list[tuple[str, str]]:
             "turned by EXIF": file.orientation > 1,
             "several pictures": pictures > 1,
         }
-        details = {"a format other than its suffix says": str(picture.format)}
-    return [(kind, details.get(kind, "")) for kind, holds in kinds.items() if holds]
+        detail = str(picture.format)
+    odd = [kind for kind, holds in kinds.items() if holds]
+    return [(kind, detail if kind.startswith("a format") else "") for kind in odd]
 
 
 @dataclasses.dataclass
@@ -112,19 +110,6 @@ class SplitScan:
         pairs = zip(self.class_names, self.class_counts, strict=True)
         return [name for name, count in pairs if not count]
 
-    def add(self, source: Source, index: int, facts: Facts) -> None:
-        """Count an example, and record its errors and unusual properties."""
-        name = source.describe(index)
-        if facts.bad is not None:
-            self.bad.append(BadRecord(index, name, facts.bad))
-        if facts.label is not None:
-            if 0 <= facts.label < len(self.class_counts):
-                self.class_counts[facts.label] += 1
-            else:
-                self.labels_out_of_range.append(f"{name}: {facts.label}")
-        for kind, detail in facts.odd:
-            self.odd.setdefault(kind, []).append(f"{name}: {detail}" if detail else name)
-
 
 @dataclasses.dataclass
 class Duplicates:
@@ -133,7 +118,7 @@ class Duplicates:
     splits: list[str]
     names: list[str]
     labels: list[str]  # class names, because splits may number the classes differently
-    leak: bool  # the group spans several splits, so training may use an image of an evaluation
+    leak: bool  # the group spans several splits
     contradict: bool  # the examples have different labels
 
 
@@ -162,8 +147,8 @@ class Scan:
             where = f"in {each.split} that {first.split} lacks: {', '.join(unknown[:5])}"
             found += _count(unknown, "class", where)
         leaks = [group for group in self.duplicates if group.leak]
-        contradictions = [group for group in self.duplicates if group.contradict]
         found += _count(leaks, "image", "in more than one split")
+        contradictions = [group for group in self.duplicates if group.contradict]
         found += _count(contradictions, "image", "under more than one label")
         lost = {reason: names for reason, names in self.left_out.items() if reason in IMAGES_LOST}
         return found + ([f"images that are not read: {counted(lost)}"] if lost else [])
@@ -176,22 +161,6 @@ class Scan:
 def _count(found: list[Any], noun: str, rest: str) -> list[str]:
     plural = "classes" if noun == "class" else f"{noun}s"
     return [f"{len(found):,} {noun if len(found) == 1 else plural} {rest}"] if found else []
-
-
-def open_splits(spec: str) -> tuple[list[Source], list[str]]:
-    """Returns the source of every split that exists, and the names of the missing ones."""
-    sources: dict[str, Source] = {}
-    errors: dict[str, MissingSplitError] = {}
-    for split in SPLITS:
-        try:
-            source = open_source(spec, split)
-        except MissingSplitError as error:
-            errors[split] = error
-        else:
-            sources.setdefault(source.split, source)  # `val` may have opened the test split
-    if not sources:
-        raise errors[SPLITS[0]]
-    return list(sources.values()), list(errors)
 
 
 def scan(spec: str, *, threads: int = 4) -> Scan:
@@ -207,26 +176,34 @@ def scan(spec: str, *, threads: int = 4) -> Scan:
             load = partial(inspect, source)
             with contextlib.closing(prefetched(load, range(len(source)), threads)) as all_facts:
                 for index, facts in enumerate(all_facts):
-                    found.add(source, index, facts)
-                    if facts.size and facts.label is not None:  # corrupt images are not compared
+                    name, label = source.describe(index), facts.label
+                    if facts.bad is not None:
+                        found.bad.append(BadRecord(index, name, facts.bad))
+                    if label is not None and 0 <= label < len(names):
+                        found.class_counts[label] += 1
+                    elif label is not None:
+                        found.labels_out_of_range.append(f"{name}: {label}")
+                    for kind, detail in facts.odd:
+                        text = f"{name}: {detail}" if detail else name
+                        found.odd.setdefault(kind, []).append(text)
+                    if facts.size and label is not None:  # corrupt images are not compared
                         sizes.append(facts.size)
-                        places[facts.digest].append((source, index, facts.label))
+                        places[facts.digest].append((source, index, label))
                     advance()
             if sizes:
                 spread = np.quantile(sizes, (0, 0.5, 1), axis=0).astype(int)
                 found.width, found.height = map(tuple, spread.T.tolist())
             splits.append(found)
     duplicates = [_duplicates(group) for group in places.values() if len(group) > 1]
-    return Scan(spec, splits, missing, duplicates, merged(source.left_out for source in sources))
+    left_out = merged(source.left_out for source in sources)
+    return Scan(spec, splits, list(missing), duplicates, left_out)
 
 
 def _duplicates(group: list[tuple[Source, int, int]]) -> Duplicates:
     splits = [source.split for source, _, _ in group]
     names = [source.describe(index) for source, index, _ in group]
     labels = [
-        source.class_names[label]
-        if 0 <= label < len(source.class_names)
-        else f"out of range: {label}"
+        dict(enumerate(source.class_names)).get(label, f"out of range: {label}")
         for source, _, label in group
     ]
     return Duplicates(splits, names, labels, len(set(splits)) > 1, len(set(labels)) > 1)
@@ -238,7 +215,12 @@ def print_scan(console: Console, found: Scan) -> None:
     if found.missing:
         console.print(f"split {' or '.join(found.missing)} not found")
     console.print(_class_table(found))
-    balance = ", ".join(map(_imbalance, found.splits))
+    balance = ", ".join(
+        f"{each.split} has empty classes ({len(each.empty_classes)})"
+        if each.empty_classes
+        else f"{each.split} {max(each.class_counts) / min(each.class_counts):.2f}"
+        for each in found.splits
+    )
     console.print(f"images in largest class / smallest: {balance}", soft_wrap=True)
     for each in found.splits:
         _print_names(console, f"corrupt in {each.split}", [str(record) for record in each.bad])
@@ -287,12 +269,6 @@ def _class_table(found: Scan) -> Table:
         cells = (f"{each[name]:,}" if name in each else "" for each in counts)
         table.add_row(escape(name), *cells)
     return table
-
-
-def _imbalance(found: SplitScan) -> str:
-    if found.empty_classes:
-        return f"{found.split} has empty classes ({len(found.empty_classes)})"
-    return f"{found.split} {max(found.class_counts) / min(found.class_counts):.2f}"
 
 
 def _equal(names: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from gnet_jax.cli.main import main
 from gnet_jax.config.paths import as_text, typed_path
-from gnet_jax.data.sources import DataError, MissingSplitError, folder, open_source, split_count
+from gnet_jax.data.sources import DataError, MissingSplitError, folder, open_source
 from gnet_jax.data.sources.folder import REASONS
 
 
@@ -354,7 +354,6 @@ def test_a_folder_of_arrays_that_exists_wins_over_a_count(tmp_path, monkeypatch)
     assert len(open_source("npz:a_{split}.npz#3", "train")) == 3
     assert len(open_source("npz:of#4", "train")) == 6
     assert len(open_source("npz:of#4#2", "train")) == 2
-    assert split_count("tfds:mnist:3.0.1#7") == ("tfds:mnist:3.0.1", 7)
 
 
 def test_a_tilde_in_the_name_of_an_existing_folder_is_not_a_home(root, monkeypatch):

@@ -68,11 +68,6 @@ def test_uint8_is_read_unchanged_and_without_output(tmp_path, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_large_arrays_are_converted_in_parts(tmp_path, monkeypatch):
-    monkeypatch.setattr(npz, "CHUNK", 500)
-    np.testing.assert_array_equal(read(save(tmp_path, PIXELS / 255)), PIXELS)
-
-
 @pytest.mark.parametrize("kind", ["float64 0..1", "-1..1", "float 0..255", "uint16 0..65535"])
 def test_a_dark_test_split_is_converted_as_the_training_split(kind, tmp_path):
     train = STORED[kind]

@@ -51,10 +51,9 @@ def write_set(
 ) -> None:
     """Write a set, or the missing files of a set whose writing was interrupted.
 
-    `info` is the DatasetInfo of the set, with features and file format. `origin` identifies the
-    source data; files that were made from other data are not reused. `size` is the expected size of
-    the set in bytes. `threads` files are written at the same time. Raises PrepareError if the set
-    cannot be written.
+    `info` is the DatasetInfo, `origin` identifies the source data, `size` is the expected size in
+    bytes, and `threads` files are written at once. Raises PrepareError if the set cannot be
+    written, or if the existing files were made from other data.
     """
     import tensorflow_datasets as tfds
 

@@ -1,8 +1,7 @@
 """Prepare sets of tensorflow-datasets, and copy any source with smaller images.
 
-The tar files of ILSVRC 2012 are read without unpacking them. The training tar contains one tar file
-per class, and the validation tar contains the images. Nothing is compressed, so each image is a
-range of bytes.
+ILSVRC 2012 is read without unpacking: its training tar contains an uncompressed tar for each class,
+and its validation tar contains the images.
 """
 
 import contextlib
@@ -24,7 +23,7 @@ from gnet_jax.data.batches import read_example
 from gnet_jax.data.decode import ImageError, decode, opening, shorter_side_size
 from gnet_jax.data.prepare.shards import Format, PrepareError, SplitPlan, boundaries, write_set
 from gnet_jax.data.progress import progress_line
-from gnet_jax.data.sources import LeftOut, MissingSplitError, Source, Split, digest, open_source
+from gnet_jax.data.sources import LeftOut, MissingSplitError, Source, digest, open_splits
 from gnet_jax.data.sources.classes import refuse_unknown
 from gnet_jax.data.sources.folder import merged
 from gnet_jax.data.sources.tfds import TfdsSource, class_names, folder_of, is_prepared, open_builder
@@ -170,7 +169,13 @@ def _members(
         if split == "train":
             found = list(_train(file, tar, numbers))
         else:
-            found = list(_validation(file, tar, [numbers[wnid] for wnid in labels]))
+            found = []
+            for name, offset, size in _files(file, tar, 0, r"(ILSVRC2012_val_\d{8}\.JPEG)"):
+                number = int(name[-13:-5])
+                if not 1 <= number <= len(labels):
+                    known = f"only {len(labels):,} labels are known"
+                    raise PrepareError(f"{tar} contains {name}, but {known}")
+                found.append(Member(name, numbers[labels[number - 1]], offset, size))
     # tensorflow-datasets sorts by this hash.
     by_key = {
         hashlib.md5(f"{split}{each.name}".encode(), usedforsecurity=False).digest(): each
@@ -185,22 +190,12 @@ def _members(
 def _train(file: BinaryIO, tar: Path, numbers: dict[str, int]) -> Iterator[Member]:
     classes = _files(file, tar, 0, r"(n\d{8})\.tar")
     with progress_line(f"finding the images of {tar.name}", "classes", len(classes)) as advance:
-        for wnid, offset, size in classes:
+        for wnid, offset, _ in classes:
             if wnid not in numbers:
                 raise PrepareError(f"{tar} has the class {wnid}, which ILSVRC 2012 does not have")
-            for name, place, length in _files(file, tar, offset, rf"({wnid}_\d+\.JPEG)"):
-                if place + length > offset + size:
-                    raise PrepareError(f"{tar} is corrupt in {wnid}.tar; {_again(tar)}")
-                yield Member(name, numbers[wnid], place, length)
+            for name, place, size in _files(file, tar, offset, rf"({wnid}_\d+\.JPEG)"):
+                yield Member(name, numbers[wnid], place, size)
             advance()
-
-
-def _validation(file: BinaryIO, tar: Path, labels: Sequence[int]) -> Iterator[Member]:
-    for name, offset, size in _files(file, tar, 0, r"(ILSVRC2012_val_\d{8}\.JPEG)"):
-        number = int(name[-13:-5])
-        if not 1 <= number <= len(labels):
-            raise PrepareError(f"{tar} contains {name}, but only {len(labels):,} labels are known")
-        yield Member(name, labels[number - 1], offset, size)
 
 
 def _files(file: BinaryIO, tar: Path, start: int, pattern: str) -> list[tuple[str, int, int]]:
@@ -227,11 +222,9 @@ def _again(tar: Path) -> str:
 
 
 def reader(tar: Path) -> Callable[[Member], bytes]:
-    """Returns a function that reads an image of `tar` as an RGB or grey JPEG.
+    """Returns a function, for any thread, that reads an image of `tar` as an RGB or grey JPEG.
 
-    Any thread may call it. The 22 CMYK images and the one PNG of ImageNet are converted to RGB
-    JPEGs. The function raises PrepareError for a file that is not an image; the original tars
-    contain no such file.
+    It converts the 22 CMYK images and the one PNG, and raises PrepareError for other files.
     """
 
     def read(member: Member) -> bytes:
@@ -257,12 +250,10 @@ def reader(tar: Path) -> Callable[[Member], bytes]:
 def pack(
     spec: str, out: Path, shorter: int, *, file_format: Format = "array_record", threads: int = 4
 ) -> Prepared:
-    """Copy a data set, and scale down images whose shorter side has more than `shorter` pixels.
+    """Copy a data set, with `scaled_down` images, to a set that has the name of the folder `out`.
 
-    Scaled images (antialiased) are saved as JPEG. Other encoded images are copied unchanged, and
-    other arrays are saved as PNG. If a call is interrupted, the next one resumes. The set has the
-    name of the folder `out`. Raises PrepareError if it cannot be written or an image is corrupt,
-    and DataError if the source is missing, an image cannot be read, or a label is out of range.
+    An interrupted call can be resumed. Raises PrepareError if the set cannot be written or an image
+    is corrupt, and DataError if the source or a label is invalid or an image cannot be read.
     """
     import tensorflow_datasets as tfds
 
@@ -272,14 +263,19 @@ def pack(
         )
     if out.name in tfds.list_builders(with_community_datasets=False):
         raise PrepareError(f"tensorflow-datasets has a set named {out.name}; rename --out")
-    sources = _sources(spec)
-    for name in sources["train"].class_names:
+    sources, missing = open_splits(spec)
+    if "train" in missing:
+        raise missing["train"]
+    train = sources[0]
+    for source in sources[1:]:
+        refuse_unknown(train, source, spec)
+    for name in train.class_names:
         if name != name.strip() or not name:  # tensorflow-datasets would strip the spaces
             raise PrepareError(f"{spec} has the class {name!r}; rename it without outer spaces")
-    label = tfds.features.ClassLabel(names=list(sources["train"].class_names))
+    label = tfds.features.ClassLabel(names=list(train.class_names))
     features = tfds.features.FeaturesDict({"image": tfds.features.Image(), "label": label})
     # The description identifies the source, so that an existing copy of other data is not reused.
-    copied = digest(*(source.fingerprint().encode() for source in sources.values()))
+    copied = digest(*(source.fingerprint().encode() for source in sources))
     folder = out.absolute() / VERSION
     about = f"{as_text(spec)}, shorter side at most {shorter} pixels; fingerprint {copied}"
     core: Any = tfds.core
@@ -297,27 +293,16 @@ def pack(
                 f"({file_format}) of {about}; delete it, or use another --out"
             )
     else:
-        plans = [_plan(name, source, info.features, shorter) for name, source in sources.items()]
+        plans = [_plan(source, info.features, shorter) for source in sources]
         write_set(info, plans, origin=about, size=0, threads=threads)
     parent = out.absolute().parent
-    left_out = merged(source.left_out for source in sources.values())
+    left_out = merged(source.left_out for source in sources)
     return Prepared(folder, _count(out.name, parent), left_out)
 
 
-def _sources(spec: str) -> dict[str, Source]:
-    """Returns the source of each existing split. The keys are tensorflow-datasets' split names."""
-    sources = {"train": open_source(spec, "train")}
-    splits: tuple[Split, ...] = ("val", "test")
-    for split in splits:
-        with contextlib.suppress(MissingSplitError):
-            source = open_source(spec, split)
-            refuse_unknown(sources["train"], source, spec)
-            # If there is no validation split, `open_source` opens the test split instead.
-            sources["validation" if source.split not in ("train", "test") else "test"] = source
-    return sources
+def _plan(source: Source, features: Any, shorter: int) -> SplitPlan:
+    split = source.split if source.split in ("train", "test") else "validation"
 
-
-def _plan(name: str, source: Source, features: Any, shorter: int) -> SplitPlan:
     def record(index: int) -> bytes:
         try:
             example = read_example(source, index)
@@ -328,11 +313,14 @@ def _plan(name: str, source: Source, features: Any, shorter: int) -> SplitPlan:
         return features.serialize_example({"image": image, "label": example.label})
 
     count = -(-len(source) // FILE_RECORDS)
-    return SplitPlan(name, [len(source) * i // count for i in range(count + 1)], record)
+    return SplitPlan(split, [len(source) * i // count for i in range(count + 1)], record)
 
 
 def scaled_down(image: bytes | np.ndarray, shorter: int) -> bytes:
-    """Returns an encoded image, scaled down if its shorter side is above `shorter` pixels."""
+    """Returns an encoded image, scaled down if its shorter side is above `shorter` pixels.
+
+    Scaled images (antialiased) become JPEGs. Other files are not changed, other arrays become PNGs.
+    """
     picture = decode(image)
     out = io.BytesIO()
     if min(picture.size) > shorter:

@@ -65,7 +65,7 @@ def digest(*parts: bytes | np.ndarray) -> str:
 
 
 class SubsetSource:
-    """`count` evenly spaced examples of a source, so that they include all sorted classes."""
+    """`count` evenly spaced examples of a source, or all if it has fewer."""
 
     def __init__(self, whole: Source, count: int) -> None:
         if count < 1:
@@ -88,10 +88,8 @@ class SubsetSource:
 
     def fingerprint(self) -> str:
         """Returns the whole source's fingerprint if the subset is all of it, otherwise another."""
-        whole = self._whole.fingerprint()
-        if len(self) == len(self._whole):
-            return whole
-        return digest(f"{len(self)} of {whole}".encode())
+        whole, all_of_it = self._whole.fingerprint(), len(self) == len(self._whole)
+        return whole if all_of_it else digest(f"{len(self)} of {whole}".encode())
 
 
 class DigitsSource:
@@ -132,13 +130,13 @@ def open_source(spec: str, split: Split) -> Source:
     """Opens the data set `spec`: "digits", "folder:PATH", "npz:PATH" or "tfds:NAME".
 
     The prefix may be omitted for an existing folder and for a path that ends in .npz. A suffix "#N"
-    selects N evenly spaced images of the split, or all images if there are fewer. Raises
-    MissingSplitError if the data have only other splits, and DataError if the kind is unknown or
-    the data are missing or invalid.
+    selects N evenly spaced images of the split, or all if there are fewer, unless a folder has the
+    whole name. Raises MissingSplitError if the data have only other splits, and DataError if the
+    kind is unknown or the data are missing or invalid.
     """
-    whole, count = split_count(spec)
-    if count is not None:
-        return SubsetSource(open_source(whole, split), count)
+    subset = re.fullmatch(r"(.+)#([0-9]+)", spec, re.DOTALL)  # a name may contain a newline
+    if subset and not typed_path(re.sub("^(folder|npz):", "", spec)).is_dir():
+        return SubsetSource(open_source(subset[1], split), int(subset[2]))
     kind, _, where = spec.partition(":")
     if kind == "digits" and not where:
         return DigitsSource(split)
@@ -160,13 +158,18 @@ def open_source(spec: str, split: Split) -> Source:
     raise DataError(f"data source {spec!r} is none of digits, folder:PATH, npz:PATH, tfds:NAME")
 
 
-def split_count(spec: str) -> tuple[str, int | None]:
-    """Splits "SOURCE#N" into the source and the number N, which is None if there is no "#N".
-
-    If a folder called "set#2" exists, the "#2" of "folder:set#2" is part of the folder's name.
-    """
-    parts = re.fullmatch(r"(.+)#([0-9]+)", spec, re.DOTALL)  # a name may contain a newline
-    path = re.sub("^(folder|npz):", "", spec)
-    if parts is None or typed_path(path).is_dir():
-        return spec, None
-    return parts[1], int(parts[2])
+def open_splits(spec: str) -> tuple[list[Source], dict[str, MissingSplitError]]:
+    """Returns the source of every split that exists, and the errors of the missing splits."""
+    sources: dict[str, Source] = {}
+    errors: dict[str, MissingSplitError] = {}
+    splits: tuple[Split, ...] = ("train", "val", "test")
+    for split in splits:
+        try:
+            source = open_source(spec, split)
+        except MissingSplitError as error:
+            errors[split] = error
+        else:
+            sources.setdefault(source.split, source)  # `val` may have opened the test split
+    if not sources:
+        raise errors["train"]
+    return list(sources.values()), errors

@@ -46,8 +46,7 @@ class FolderSource:
     """Image files in `train/CLASS/`, `val/CLASS/` and, for evaluation only, `test/CLASS/`.
 
     See `walk` for the files that are read, and `in_order` for the order of the classes. If `train`
-    exists, the other splits use its classes: classes without images in a split keep their index,
-    and classes that are not in `train` come last. Raises MissingSplitError if there is no folder
+    exists, its classes come first in every split. Raises MissingSplitError if there is no folder
     for the split. Raises DataError if a folder cannot be listed, a class name occurs twice, or a
     split has no images; in `train`, also for fewer than two classes or a class without images.
     """
@@ -56,20 +55,18 @@ class FolderSource:
         self.root, self.split = root, split
         self.left_out: LeftOut = {}
         folder = str(root / split)
-        try:
-            stray, class_folders = listing(folder, self.left_out)
-        except (FileNotFoundError, NotADirectoryError):
+        found = _list_split(folder, self.left_out)
+        if found is None:
             beside = sorted(path.name for path in root.glob("*") if path.is_dir())
             raise MissingSplitError(
                 f"{folder} not found; images are expected in {split}/CLASS/. Folders in {root}: "
                 f"{', '.join(beside[:9]) or 'none'}"
-            ) from None
-        except OSError as error:
-            _refuse(error)
+            )
+        stray, class_folders, names = found
         if stray:
             self.left_out["outside a class"] = stray
-        names = _class_names(class_folders, folder)
-        self.class_names = joined(_train_classes(root, names), names)
+        train = _list_split(str(root / "train"), {})
+        self.class_names = joined(names if train is None else train[2], names)
         self._files: list[tuple[str, int]] = []  # path relative to the root, and label
         labels = {nfc(name): label for label, name in enumerate(self.class_names)}
         by_label = {labels[nfc(as_text(os.path.basename(top)))]: top for top in class_folders}
@@ -121,21 +118,22 @@ class FolderSource:
         return digest(*map(os.fsencode, (*lines, *self._numbered_by)))  # names may not be UTF-8
 
 
-def _class_names(class_folders: Iterable[str], folder: str) -> tuple[str, ...]:
-    names = in_order(as_text(os.path.basename(path)) for path in class_folders)
-    refuse_twice(names, folder)
-    return names
+def _list_split(
+    folder: str, left_out: LeftOut
+) -> tuple[list[str], list[str], tuple[str, ...]] | None:
+    """Returns the images outside a class, the class folders, and the names of the classes.
 
-
-def _train_classes(root: Path, names: tuple[str, ...]) -> tuple[str, ...]:
-    """Returns the classes of the train split in `root`, or `names` if there is no train split."""
-    folder = str(root / "train")
+    Returns None if there is no such folder.
+    """
     try:
-        return _class_names(listing(folder, {})[1], folder)
+        stray, class_folders = listing(folder, left_out)
     except (FileNotFoundError, NotADirectoryError):
-        return names
+        return None
     except OSError as error:
         _refuse(error)
+    names = in_order(as_text(os.path.basename(path)) for path in class_folders)
+    refuse_twice(names, folder)
+    return stray, class_folders, names
 
 
 def _refuse(error: OSError) -> NoReturn:

@@ -27,19 +27,16 @@ PIXELS = ("x", "images", "image")
 ENCODED = ("jpeg", "encoded")
 LABELS = ("y", "labels", "label")
 RANGES = ((0, 1), (-1, 1), (0, 255), (0, 65535))  # possible values of black and white
-CHUNK = 2**24  # number of values converted at once, to save memory
 
 
 class NpzSource:
     """Labelled images in .npz files. No code in the files is executed.
 
     `path` is a name that contains {split} (`cifar10_{split}.npz`), a folder with `train.npz` and so
-    on, or one file whose keys contain the split (`x_train` as in Keras, or `train_images`). The
-    images are PIXELS or ENCODED. PIXELS are (N, H, W), (N, H, W, 1) or (N, H, W, 3), uint8 or
-    numbers in one of `RANGES`, which is detected from the training split. ENCODED are the bytes of
-    all image files; file i is from `offsets[i]` to `offsets[i + 1]`. LABELS are N integers from 0.
-    `class_names` are text; the default are the names of the training split or, if it has none, the
-    numbers of its labels. See `find` for how the names of two splits are matched.
+    on, or one file whose keys contain the split (`x_train` as in Keras, or `train_images`). PIXELS
+    are (N, H, W), (N, H, W, 1) or (N, H, W, 3), uint8 or numbers in one of `RANGES`. File i of
+    ENCODED is from `offsets[i]` to `offsets[i + 1]`. LABELS are N integers from 0. `class_names`
+    are optional text. The training split decides the range and, by default, the class names.
     """
 
     def __init__(self, path: str, split: Split) -> None:
@@ -186,9 +183,9 @@ def _images(part: _Part, train: _Part) -> tuple[np.ndarray | None, np.ndarray]:
     images, where = part.need("images", *PIXELS, *ENCODED)
     if part.key(*PIXELS) is not None:
         images = _check_shape(images, where)
-        if _is_plain(images):
-            return None, images
-        return None, _to_uint8(images, _training_range(part, train, images), where)
+        if not _is_plain(images):
+            images = _to_uint8(images, _training_range(part, train, images), where)
+        return None, images
     if images.dtype != np.uint8 or images.ndim != 1:
         raise DataError(
             f"{where} is {images.dtype} of shape {images.shape}, but must be (N,) uint8"
@@ -269,7 +266,7 @@ def _is_plain(images: np.ndarray) -> bool:
 
 
 def _find_range(images: np.ndarray, where: str) -> tuple[int, int]:
-    """Detects the range of pixels, one of `RANGES`. Raises DataError if none fits."""
+    """Returns the values of black and white, one of `RANGES`. Raises DataError if none fits."""
     low, high = _extremes(images, where)
     found = _range(low, high)
     if found is None:
@@ -295,11 +292,9 @@ def _to_uint8(images: np.ndarray, black_white: tuple[int, int], where: str) -> n
         )
     _print_once(f"{where}: {images.dtype} pixels are read with {black} as black, {white} as white")
     pixels = np.empty(images.shape, np.uint8)
-    count = max(1, CHUNK // images[0].size)
     dtype = np.float64 if images.dtype.itemsize > 2 else np.float32
-    for start in range(0, len(images), count):
-        part = images[start : start + count].astype(dtype)
-        pixels[start : start + count] = np.rint((part - black) / step)
+    for index, image in enumerate(images):  # one at a time, to save memory
+        pixels[index] = np.rint((image.astype(dtype) - black) / step)
     return pixels
 
 
