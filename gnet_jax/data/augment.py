@@ -70,15 +70,12 @@ def augment(
     num_classes: int,
     offset: int | jax.Array = 0,
 ) -> tuple[jax.Array, jax.Array]:
-    """Augment and normalise training images that the host has cropped.
+    """Mirrors, distorts, mixes, normalises and erases uint8 RGB images that the host has cropped.
 
-    The steps are mirroring, colour distortion, mixup, `preprocess` and erasing. Steps that
-    `augmentation` switches off are not compiled. `images_BHWC` are uint8 RGB pixels. `offset` is
-    the position of the first image in the global batch; it must be even for mixup.
-
-    Returns float32 inputs (B, H, W, C) and float32 targets (B, K). A target is one-hot, or has the
-    weights of the two classes of a mixed image; its own label's weight is at least one half. Raises
-    ConfigError if mixup gets an odd number of images.
+    Steps that `augmentation` switches off are not compiled. `offset` is the position of the first
+    image in the global batch; it must be even for mixup. Returns float32 inputs (B, H, W, C) and
+    float32 targets (B, K), which are one-hot or the weights of the two classes of a mixed image.
+    Raises ConfigError if mixup gets an odd number of images.
     """
     a = augmentation
     places_B = offset + jnp.arange(images_BHWC.shape[0])
@@ -109,8 +106,7 @@ def _mix(
 ) -> tuple[jax.Array, jax.Array]:
     """Mixes each image with its neighbour in the batch (mixup, arXiv 1710.09412).
 
-    Images 0 and 1 are neighbours, and so are 2 and 3, and so on. The pairs are random, because each
-    epoch is a new permutation. No image moves between devices, and pmap mixes the same pairs.
+    Images 0 and 1 are neighbours, and so are 2 and 3, so no image moves between devices.
     """
     if len(images_BHWC) % 2:
         raise ConfigError(
@@ -129,14 +125,10 @@ def _neighbours(x_B: jax.Array) -> jax.Array:
 
 
 def _draw_share(key: jax.Array, alpha: float) -> jax.Array:
-    """Draws s from Beta(alpha, alpha), and returns the larger of s and 1 - s, rounded to 1/1024.
-
-    Taking the larger weight is valid because both images of a pair are mixed with each other. The
-    method is exact and uses two uniform numbers: Bailey's polar method draws Student's t with
-    2 alpha degrees of freedom, which is transformed to the symmetric beta (L. Devroye, Random
-    variate generation in one line of code, 1996). A rejection sampler would need a loop that ends
-    only when all devices agree.
-    """
+    """Draws s from Beta(alpha, alpha), and returns the larger of s and 1 - s, rounded to 1/1024."""
+    # Bailey's polar method draws Student's t with 2 alpha degrees of freedom, which is transformed
+    # to the symmetric beta (L. Devroye, Random variate generation in one line of code, 1996). A
+    # rejection sampler would need a loop that ends only when all devices agree.
     u, v = jax.random.uniform(key, (2,))
     # t2 is t^2 / (2 alpha). The limit 80 keeps exp finite; the weight is then exactly 1.
     t2 = jnp.expm1(jnp.minimum(-jnp.log(u) / alpha, 80.0)) * jnp.cos(2 * jnp.pi * v) ** 2
@@ -169,18 +161,12 @@ def _erase(x_BHWC: jax.Array, keys_B: jax.Array, probability: float) -> jax.Arra
 
 
 def distort(images_BHWC: jax.Array, keys_B: jax.Array, *, augmentation: AugmentConfig) -> jax.Array:
-    """Changes the brightness, contrast, saturation and hue of each image randomly.
+    """Changes the brightness, contrast, saturation and hue of each image, in random order.
 
-    Returns float32 pixels from 0 to 255. Each image has its own random factors and order of the
-    four distortions. Brightness blends the image with black, contrast blends it with its mean grey,
-    and saturation blends it with its grey version; see `blend`. The factor is uniform in 1 +-
-    strength. The hue is rotated by a fraction of the colour circle, uniform in +- strength. A
-    strength of 0 switches a distortion off.
-
-    Brightness, contrast and saturation follow A. Howard (arXiv 1312.5402, section 2.2), whom the
-    paper cites (section 6). With the hue, they are the same as torchvision's ColorJitter. All
-    values are rounded so coarsely that float32 products of two values are exact. Therefore the
-    result is bit-identical however a batch is split and whatever the compiler fuses.
+    The factors are uniform in 1 +- strength, and the hue is rotated by a fraction of the colour
+    circle, uniform in +- strength (arXiv 1312.5402, section 2.2, and torchvision's ColorJitter).
+    Returns float32 pixels from 0 to 255, rounded so coarsely that float32 products are exact.
+    Therefore they are bit-identical however a batch is split and whatever the compiler fuses.
     """
 
     def distort_one(image_HWC: jax.Array, key: jax.Array) -> jax.Array:

@@ -126,7 +126,7 @@ class Batch(TypedDict):
     mask: np.ndarray  # (B,) bool: False for padding and for corrupt images in an evaluation
 
 
-_Loaded = tuple[Batch, list[BadRecord]]  # a batch, and the corrupt images found while loading it
+_Loaded = tuple[Batch, dict[int, BadRecord]]  # a batch, and its corrupt images by index
 
 
 def _order(size: int, seed: int) -> Any:
@@ -205,12 +205,10 @@ def train_batches(
             while len(found) <= allowed:  # with more, `bad.add` raises an error
                 generator = np.random.default_rng((seed, step, place))
                 options = generator, preprocessing, augmentation
-                damaged = _load_row(batch, row, source, index, crop, *options)
-                if damaged is None:
+                if _load_row(batch, row, source, index, found, crop, *options):
                     break
-                found[index] = damaged
                 index = (index + 1) % len(source)
-        return batch, list(found.values())
+        return batch, found
 
     return _checked(prefetched(load, range(start_step, sys.maxsize), threads, workers), bad)
 
@@ -234,12 +232,11 @@ def eval_batches(
     places = _host_places(batch_size, host, hosts)
 
     def load(step: int) -> _Loaded:
-        batch, found = _empty(len(places), preprocessing.image_size), []
+        batch, found = _empty(len(places), preprocessing.image_size), dict[int, BadRecord]()
         for row, place in enumerate(places):
             index = step * batch_size + place
             if index < len(source):
-                damaged = _load_row(batch, row, source, index, _central, preprocessing)
-                found += [] if damaged is None else [damaged]
+                _load_row(batch, row, source, index, found, _central, preprocessing)
         return batch, found
 
     steps = -(-len(source) // batch_size)
@@ -259,16 +256,23 @@ def _empty(n: int, size: int) -> Batch:
 
 
 def _load_row(
-    batch: Batch, row: int, source: Source, index: int, crop: Callable[..., Any], *options: Any
-) -> BadRecord | None:
-    """Fills a row of the batch with `crop(image, *options)`, or returns why decoding failed."""
+    batch: Batch,
+    row: int,
+    source: Source,
+    index: int,
+    found: dict[int, BadRecord],
+    crop: Callable[..., np.ndarray],
+    *options: Any,
+) -> bool:
+    """Fills a row with `crop(image, *options)`, or adds the corrupt image to `found`."""
     try:
         image, label = read_example(source, index)
         batch["image"][row] = crop(image, *options)
     except ImageError as error:
-        return BadRecord(index, source.describe(index), str(error))
+        found[index] = BadRecord(index, source.describe(index), str(error))
+        return False
     batch["label"][row], batch["mask"][row] = label, True
-    return None
+    return True
 
 
 def _central(image: bytes | np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
@@ -281,7 +285,7 @@ def _checked(
     """Yields the batches, and adds the corrupt images of each batch to `bad` in order."""
     with contextlib.closing(loaded):
         for batch, found in loaded:
-            bad.add(found)
+            bad.add(found.values())
             yield batch
 
 

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import PurePath
 from typing import Any, NamedTuple
@@ -35,7 +35,7 @@ class Facts(NamedTuple):
     digest: bytes  # of the image's bytes
     size: tuple[int, int] | None  # (width, height), upright; None if the image cannot be decoded
     bad: str | None  # why the example cannot be used
-    odd: tuple[tuple[str, str], ...] = ()  # kind and detail of each unusual property
+    odd: Sequence[tuple[str, str]] = ()  # kind and detail of each unusual property
 
 
 def inspect(source: Source, index: int) -> Facts:
@@ -54,15 +54,12 @@ def inspect(source: Source, index: int) -> Facts:
         odd = _odd_encoding(image, source.describe(index))
     else:
         odd = [("grey", "")] if image.ndim == 2 else []
-    return Facts(label, digest, size, None, (*_odd_sizes(*size), *odd))
-
-
-def _odd_sizes(width: int, height: int) -> Iterator[tuple[str, str]]:
-    short, long = sorted((width, height))
+    short, long, text = *sorted(size), f"{size[0]}x{size[1]}"
     if short < SMALL_SIDE:
-        yield f"a side below {SMALL_SIDE} pixels", f"{width}x{height}"
+        odd.append((f"a side below {SMALL_SIDE} pixels", text))
     if long > LONG_ASPECT * short:
-        yield f"longer than {LONG_ASPECT} : 1", f"{width}x{height}"
+        odd.append((f"longer than {LONG_ASPECT} : 1", text))
+    return Facts(label, digest, size, None, odd)
 
 
 def _odd_encoding(image: bytes, name: str) -> list[tuple[str, str]]:
@@ -203,7 +200,9 @@ def _duplicates(group: list[tuple[Source, int, int]]) -> Duplicates:
     splits = [source.split for source, _, _ in group]
     names = [source.describe(index) for source, index, _ in group]
     labels = [
-        dict(enumerate(source.class_names)).get(label, f"out of range: {label}")
+        source.class_names[label]
+        if 0 <= label < len(source.class_names)
+        else f"out of range: {label}"
         for source, _, label in group
     ]
     return Duplicates(splits, names, labels, len(set(splits)) > 1, len(set(labels)) > 1)

@@ -99,13 +99,12 @@ def known_formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _check_size(size: tuple[int, int], what: str = "the image") -> tuple[int, int]:
+def _check_size(size: tuple[int, int], what: str = "the image") -> None:
     width, height = size
     if width * height > MAX_PIXELS:
         raise ImageError(
             f"{what} has {width}x{height} pixels; the limit is {MAX_PIXELS // 10**6} million"
         )
-    return size
 
 
 def _to_rgb(picture: ImageFile.ImageFile, file: Bare) -> Image.Image:
@@ -162,15 +161,13 @@ def training_box(
 ) -> Box:
     """Returns the random rectangle to crop from a picture of `size` (width, height).
 
-    "random_area": the fraction of the area is uniform in `a.crop_area`, the aspect ratio (width /
-    height) is log-uniform in `a.crop_aspect`, and the position is uniform (paper, section 6). If
-    ten draws do not fit into the picture, returns the largest central rectangle with an allowed
-    aspect ratio. "fixed_scale": a square as large as the central crop of evaluation, at a random
-    position (Caffe, data_transformer).
+    "random_area": a uniform fraction of the area and a log-uniform aspect ratio (width / height);
+    if ten draws do not fit, the largest central rectangle of an allowed ratio (paper, section 6).
+    "fixed_scale": a square as large as evaluation's central crop (Caffe, data_transformer).
     """
     width, height = size
     if choose("augment.crop", a.crop, {"random_area": False, "fixed_scale": True}):
-        resized = _resized_size(size, p)
+        resized = evaluation_size(size, p)
         left, top = (int(generator.integers(side - p.image_size + 1)) for side in resized)
         x, y = width / resized[0], height / resized[1]
         return left * x, top * y, (left + p.image_size) * x, (top + p.image_size) * y
@@ -205,27 +202,17 @@ def central_crop(picture: Image.Image, p: Preprocessing) -> np.ndarray:
 
 def evaluation_size(size: tuple[int, int], p: Preprocessing) -> tuple[int, int]:
     """Returns the (width, height) to which evaluation resizes a picture before the crop."""
-    what = f"the image, {size[0]}x{size[1]} resized to {p.resize_to},"
-    return _check_size(_resized_size(size, p), what)
+    if choose("resize", p.resize, {"warp": True, "shorter_side": False}):
+        return p.resize_to, p.resize_to
+    return shorter_side_size(size, p.resize_to)
 
 
 def shorter_side_size(size: tuple[int, int], shorter: int) -> tuple[int, int]:
     """Returns the (width, height) after scaling a picture so that its shorter side is `shorter`.
 
-    Raises ImageError if the result has more than 50 million pixels. A strip of 1x50000 pixels, for
-    example, would need 10 GB.
+    Raises ImageError if the result, for example of a strip, has more than 50 million pixels.
     """
-    what = f"the image, {size[0]}x{size[1]} scaled to {shorter},"
-    return _check_size(_scaled_size(size, shorter), what)
-
-
-def _resized_size(size: tuple[int, int], p: Preprocessing) -> tuple[int, int]:
-    if choose("resize", p.resize, {"warp": True, "shorter_side": False}):
-        return p.resize_to, p.resize_to
-    return _scaled_size(size, p.resize_to)
-
-
-def _scaled_size(size: tuple[int, int], shorter: int) -> tuple[int, int]:
     scale = shorter / min(size)
     width, height = (max(shorter, round(n * scale)) for n in size)
+    _check_size((width, height), f"the image, {size[0]}x{size[1]} scaled to {shorter},")
     return width, height

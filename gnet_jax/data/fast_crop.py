@@ -19,10 +19,8 @@ def fast_crop(
 ) -> np.ndarray:
     """Returns a random part of the image, resized to (S, S, 3) uint8, like `decode.pillow_crop`.
 
-    simplejpeg decodes only upright RGB JPEGs. If the box is at least twice as large as S, they are
-    decoded at a reduced size: the smallest multiple of 1/8 at which the box is not smaller than S.
-    Pillow decodes all other files and those that simplejpeg rejects, so both decoders reject the
-    same files.
+    simplejpeg decodes upright RGB JPEGs. Pillow decodes all other files and those that simplejpeg
+    rejects, so both decoders reject the same files.
     """
     jpeg, size = None, (0, 0)
     if isinstance(image, bytes):
@@ -42,9 +40,10 @@ def fast_crop(
 
 
 def _decode_jpeg(image: bytes, size: tuple[int, int], box: Box, wanted: int) -> np.ndarray:
-    """Decodes a JPEG to (H, W, 3) uint8, reduced if each side of `box` keeps `wanted` pixels.
+    """Decodes a JPEG of `size` (width, height) to (H, W, 3) uint8.
 
-    `size` is the full (width, height), to which the coordinates of `box` refer.
+    If the sides of `box` have at least 2 * `wanted` pixels, the picture is reduced to the smallest
+    multiple of 1/8 of its size at which they still have `wanted` pixels.
     """
     (width, height), (left, top, right, bottom) = size, box
     try:

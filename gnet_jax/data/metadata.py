@@ -172,6 +172,7 @@ def read_tiff(image: bytes) -> Bare:
         " of unknown range": sample_format != 1,
         f" in {channels} channels": channels > MAX_CHANNELS,
         "": len(set(bits)) > 1 or max(bits) > 16 or kind not in (0, 1, 2, 3, 5, 6, 8),
+        " with an 8-bit palette": 0 < max(found.values(image, PALETTE), default=0) < 256,
         " with other inks": kind == 5 and value(INKS, 1) != 1,
         ", subsampled and not compressed": (
             kind == 6 and raw and found.values(image, SUBSAMPLING) != (1, 1)
@@ -192,13 +193,5 @@ def _rewrite(image: bytes, found: Directory) -> bytes:
     entries = {tag: entry for tag, entry in found.entries.items() if tag in NEEDED}
     if found.values(image, PHOTOMETRIC) == (0,):
         entries[PHOTOMETRIC] = struct.pack(f"{found.order}HHIHxx", PHOTOMETRIC, 3, 1, 1)
-    rewritten = bytearray(image)
     cut = struct.pack(f"{found.order}H", len(entries)) + b"".join(entries.values()) + bytes(4)
-    rewritten[found.start : found.start + len(cut)] = cut
-    colours = found.values(image, PALETTE)
-    if len(colours) > 2 and max(colours) < 256:  # 8-bit values, which libtiff accepts too
-        (place,) = struct.unpack_from(f"{found.order}I", entries[PALETTE], 8)
-        struct.pack_into(
-            f"{found.order}{len(colours)}H", rewritten, place, *(257 * n for n in colours)
-        )
-    return bytes(rewritten)
+    return image[: found.start] + cut + image[found.start + len(cut) :]

@@ -127,11 +127,3 @@ def test_fixed_scale_takes_squares_of_what_evaluation_crops_centrally(resize):
     assert {x for x, _ in corners} >= {0, width - 40}
     assert {y for _, y in corners} == set(range(11))
     assert central_crop(MAP, p).shape == (40, 40, 3)
-
-
-def test_fixed_scale_takes_a_strip_that_evaluation_would_refuse():
-    strip = Image.new("RGB", (50_000, 1))
-    crop = training_crop(
-        strip, np.random.default_rng(0), Preprocessing(), AugmentConfig(crop="fixed_scale")
-    )
-    assert crop.shape == (224, 224, 3)

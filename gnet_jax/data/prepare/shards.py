@@ -1,8 +1,4 @@
-"""Write data sets of record files in the layout of tensorflow-datasets, without TensorFlow.
-
-The files of a set are written to a temporary folder beside the final one, which is renamed at the
-end.
-"""
+"""Write data sets of record files in the layout of tensorflow-datasets, without TensorFlow."""
 
 import contextlib
 import itertools
@@ -58,7 +54,7 @@ def write_set(
     import tensorflow_datasets as tfds
 
     folder, file_format = Path(info.data_dir).resolve(), info.file_format.value
-    # tensorflow-datasets ignores this folder, because its name is not a version.
+    # Renamed at the end. tensorflow-datasets ignores it, because its name is not a version.
     work = folder.with_name(f"{folder.name}.unfinished-{file_format}")
     with _locked(work):
         _check_origin(work, origin)

@@ -144,12 +144,11 @@ def _refuse(error: OSError) -> NoReturn:
 
 
 def walk(top: str, left_out: LeftOut, onerror: Callable[[OSError], object]) -> Iterator[str]:
-    """Yields the path of every image in the folder `top` and its subfolders.
+    """Yields the images in the folder `top`, sorted by name, and then those in its subfolders.
 
-    The images of a folder come before those of its subfolders; both are sorted by name. Links are
-    followed, and a folder that is reached twice is read once. The skipped entries are added to
-    `left_out`; a skipped folder is one entry, whose path ends with "/". If a folder cannot be
-    listed, `onerror` is called with the error.
+    Links are followed, and a folder that is reached twice is read once. The skipped entries are
+    added to `left_out`; the path of a folder ends with "/". If a folder cannot be listed, `onerror`
+    is called with the error.
     """
     # A link to a parent folder would give images of other classes the class of this folder.
     around = {*Path(os.path.realpath(top)).parents, *Path(os.path.abspath(top)).parents}

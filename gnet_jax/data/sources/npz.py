@@ -202,17 +202,29 @@ def _images(part: _Part, train: _Part) -> tuple[np.ndarray | None, np.ndarray]:
 
 
 def _training_range(part: _Part, train: _Part, images: np.ndarray) -> tuple[int, int]:
-    """Returns the values that mean black and white in the training split."""
-    if train is part or train.key(*PIXELS) is None:
-        return _find_range(images, part.describe())
-    pixels, where = train.need("images", *PIXELS)
-    # Without this check, dark float images would seem to be in the range 0 to 255.
-    if (pixels.dtype.kind == "f") != (images.dtype.kind == "f"):
+    """Returns the values of black and white, one of `RANGES`, in the training split."""
+    where = part.describe()
+    if train is not part and train.key(*PIXELS) is not None:
+        own, where_own = images, where
+        images, where = train.need("images", *PIXELS)
+        # Without this check, dark float images would seem to be in the range 0 to 255.
+        if (images.dtype.kind == "f") != (own.dtype.kind == "f"):
+            raise DataError(
+                f"{where_own} has {own.dtype} pixels, but {where} has {images.dtype} pixels; save "
+                "both as uint8 from 0 to 255"
+            )
+        if _is_plain(images):
+            return 0, 255
+    low, high = _extremes(images, where)
+    found = _range(low, high)
+    if found is None:
         raise DataError(
-            f"{part.describe()} has {images.dtype} pixels, but {where} has {pixels.dtype} pixels; "
-            "save both as uint8 from 0 to 255"
+            f"{where} is {images.dtype} from {low:.6g} to {high:.6g}; the values of black and "
+            "white are unknown (not 0 to 1, -1 to 1, 0 to 255 or 0 to 65535). Save every split as "
+            f"np.interp(x, ({low:.6g}, {high:.6g}), (0, 255)).round().astype(np.uint8), with the "
+            f"values of black and white instead of {low:.6g} and {high:.6g}"
         )
-    return (0, 255) if _is_plain(pixels) else _find_range(pixels, where)
+    return found
 
 
 def _labels(part: _Part, count: int | None = None) -> np.ndarray:
@@ -263,20 +275,6 @@ def _check_shape(images: np.ndarray, where: str) -> np.ndarray:
 def _is_plain(images: np.ndarray) -> bool:
     """Returns whether the range is certainly 0 to 255: uint8 pixels that are not all 0 or 1."""
     return images.dtype == np.uint8 and images.max() > 1
-
-
-def _find_range(images: np.ndarray, where: str) -> tuple[int, int]:
-    """Returns the values of black and white, one of `RANGES`. Raises DataError if none fits."""
-    low, high = _extremes(images, where)
-    found = _range(low, high)
-    if found is None:
-        raise DataError(
-            f"{where} is {images.dtype} from {low:.6g} to {high:.6g}; the values of black and "
-            "white are unknown (not 0 to 1, -1 to 1, 0 to 255 or 0 to 65535). Save every split as "
-            f"np.interp(x, ({low:.6g}, {high:.6g}), (0, 255)).round().astype(np.uint8), with the "
-            f"values of black and white instead of {low:.6g} and {high:.6g}"
-        )
-    return found
 
 
 def _to_uint8(images: np.ndarray, black_white: tuple[int, int], where: str) -> np.ndarray:

@@ -6,7 +6,7 @@ import secrets
 import struct
 import sys
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,7 @@ from gnet_jax.data.decode import ImageError
 from gnet_jax.data.progress import progress_line
 from gnet_jax.data.sources import DataError, Example, LeftOut, MissingSplitError, Split, digest
 
-# A TFRecord record is the length of the data, a checksum of the length, the data, and a checksum of
-# the data.
+# A record in a TFRecord file is: length of the data, checksum of the length, data, their checksum.
 _LENGTH, _CHECKSUM = struct.Struct("<Q"), struct.Struct("<I")
 HEADER = _LENGTH.size + _CHECKSUM.size  # number of bytes before the data
 THREADS = 32  # many, because indexing mostly waits for the storage
@@ -28,12 +27,11 @@ SPARE_FILES = 256  # open files of a process that are not data files, at most
 
 
 class TfdsSource:
-    """A prepared image classification set of TensorFlow Datasets, as array_record or TFRecord.
+    """A prepared image classification set; see `open_builder` for `name` and `data_dir`.
 
-    Images stay encoded. The checksum of each record is verified when it is read. The split "val" is
-    the set's "validation" split if there is one, otherwise "test". For `name` and `data_dir` see
-    `open_builder`. Raises MissingSplitError if the set has no such split. Raises DataError if the
-    set is not prepared, is incomplete, is not image classification, or has another file format.
+    The split "val" is the set's "validation" split if there is one, otherwise "test". Raises
+    MissingSplitError if the set has no such split, and DataError if it is not prepared, is
+    incomplete, is not image classification, or has another file format.
     """
 
     labels = None  # known only after reading the records
@@ -55,7 +53,8 @@ class TfdsSource:
         self.left_out: LeftOut = {"other split": others} if others else {}
         self.class_names = class_names(name, builder.info.features)
         info = builder.info.splits[chosen]
-        self._records = _open_records(name, builder.info.file_format.value, info)
+        folder = os.fspath(folder_of(builder))
+        self._records = _open_records(name, builder.info.file_format.value, info, folder)
         self._name = f"{builder.info.full_name} {chosen}"
         self._identity = f"{self._name} {info.shard_lengths}"
 
@@ -141,10 +140,9 @@ def class_names(name: str, features: Any) -> tuple[str, ...]:
     return tuple(features["label"].names)
 
 
-def _open_records(name: str, file_format: str, info: Any) -> "_ArrayRecords | TfRecords":
-    folder = os.fspath(info.filepaths[0].parent)
-    if "://" not in folder:
-        folder = os.fspath(Path(folder).resolve())  # the real path instead of a link
+def _open_records(
+    name: str, file_format: str, info: Any, folder: str
+) -> "_ArrayRecords | TfRecords":
     paths = [f"{folder}/{os.path.basename(path)}" for path in info.filepaths]
     if file_format == "array_record":
         return _ArrayRecords(paths, info.shard_lengths)
@@ -165,11 +163,19 @@ class Shards:
     """The files of a split. Finds the file and position of a record."""
 
     def __init__(self, paths: Sequence[str | Path], counts: Sequence[int]) -> None:
-        self._paths = tuple(paths)
+        self._paths, self._counts = tuple(paths), tuple(counts)
         self._starts = np.cumsum([0, *counts])  # index of each file's first record
 
     def __len__(self) -> int:
         return int(self._starts[-1])
+
+    def check(self, counts: Iterable[int]) -> None:
+        """Raises a DataError if a file does not have its number of records."""
+        for path, expected, found in zip(self._paths, self._counts, counts, strict=True):
+            if found != expected:
+                raise DataError(
+                    f"{path} has {found:,} records instead of {expected:,}; copy it again"
+                )
 
     def locate(self, index: int) -> tuple[int, int]:
         """Returns the index of the file that contains a record, and its index in that file."""
@@ -197,8 +203,7 @@ class _ArrayRecords(Shards):
                 found = list(pool.map(count_array_records, paths))
             except OSError as error:
                 raise DataError(f"a file of the data is missing or corrupt: {error}") from error
-        for each in zip(paths, counts, found, strict=True):
-            check_count(*each)
+        self.check(found)
         # If the paths have slices, the library does not count the records again.
         slices = [f"{_plain(path)}[0:{count}]" for path, count in zip(paths, counts, strict=True)]
         self._source = ArrayRecordDataSource(slices)
@@ -236,14 +241,9 @@ def _allow_open_files(count: int) -> None:
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = count + SPARE_FILES
-    if resource.RLIM_INFINITY in (soft, hard) or soft >= needed:
-        return
-    if hard < needed:
-        raise DataError(
-            f"the data are in {count:,} files, but a process may open only {hard:,}; raise the "
-            f"limit to at least {needed:,} (ulimit -Hn)"
-        )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4 * needed), hard))
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        most = 4 * needed if hard == resource.RLIM_INFINITY else min(hard, 4 * needed)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def checksum(data: bytes) -> int:
@@ -280,23 +280,48 @@ def record_ends(path: Path) -> np.ndarray:
     return np.array(ends, np.int64)
 
 
-def check_count(path: str | Path, expected: int, found: int) -> None:
-    """Raises a DataError if the file does not have the expected number of records."""
-    if found != expected:
-        raise DataError(f"{path} has {found:,} records instead of {expected:,}; copy it again")
-
-
 class TfRecords(Shards):
     """The records of local TFRecord files, with random access from any thread.
 
     The positions of the records are saved in a file named `index` beside the data or, if that is
-    not possible, in the user's cache. Raises DataError for a file that cannot be read, is corrupt
-    or truncated, or does not have the number of records in `counts`.
+    not possible, in the user's cache. Raises DataError for a file that cannot be read or is corrupt
+    or truncated.
     """
 
     def __init__(self, paths: Sequence[Path], counts: Sequence[int], index: str) -> None:
         super().__init__(paths, counts)
-        self._ends = _load_or_make_index(paths, counts, index)
+        try:
+            stats = [path.stat() for path in paths]
+        except OSError as error:
+            raise DataError(f"cannot read {error.filename}: {error.strerror}") from error
+        lines = (
+            f"{path.name} {stat.st_size} {stat.st_mtime_ns} {count}\n"
+            for path, stat, count in zip(paths, stats, counts, strict=True)
+        )
+        key, folder = digest(*(line.encode() for line in lines)), paths[0].parent
+        cached = cache_folder() / f"{digest(os.fsencode(folder.absolute()))}-{index}"
+        places = (folder / index, cached)
+        loaded = (_load_index(place, key, len(self)) for place in places)
+        ends = next((each for each in loaded if each is not None), None)
+        if ends is None:
+            ends = self._make_index(paths)
+            _save_index(places, key, ends)
+        self._ends = ends
+
+    def _make_index(self, paths: Sequence[Path]) -> np.ndarray:
+        with (
+            progress_line(f"indexing the records of {paths[0].parent}", "files", len(paths)) as add,
+            ThreadPoolExecutor(min(THREADS, len(paths))) as pool,
+        ):
+
+            def find_ends(path: Path) -> np.ndarray:
+                ends = record_ends(path)
+                add()
+                return ends
+
+            found = list(pool.map(find_ends, paths))
+        self.check(map(len, found))
+        return np.concatenate(found)
 
     def __getitem__(self, index: int) -> bytes:
         """Returns the data of a record. Raises ImageError if their checksum is wrong."""
@@ -315,38 +340,6 @@ class TfRecords(Shards):
         if _CHECKSUM.unpack_from(record, HEADER + length)[0] != checksum(data):
             raise ImageError("a corrupt record: its checksum is wrong")
         return data
-
-
-def _load_or_make_index(paths: Sequence[Path], counts: Sequence[int], name: str) -> np.ndarray:
-    try:
-        stats = [path.stat() for path in paths]
-    except OSError as error:
-        raise DataError(f"cannot read {error.filename}: {error.strerror}") from error
-    lines = (
-        f"{path.name} {stat.st_size} {stat.st_mtime_ns} {count}\n"
-        for path, stat, count in zip(paths, stats, counts, strict=True)
-    )
-    key = digest(*(line.encode() for line in lines))
-    folder = paths[0].parent
-    places = (folder / name, cache_folder() / f"{digest(os.fsencode(folder.absolute()))}-{name}")
-    for place in places:
-        ends = _load_index(place, key, sum(counts))
-        if ends is not None:
-            return ends
-    with (
-        progress_line(f"indexing the records of {folder}", "files", len(paths)) as advance,
-        ThreadPoolExecutor(min(THREADS, len(paths))) as pool,
-    ):
-
-        def find_ends(path: Path, count: int) -> np.ndarray:
-            ends = record_ends(path)
-            check_count(path, count, len(ends))
-            advance()
-            return ends
-
-        ends = np.concatenate(list(pool.map(find_ends, paths, counts)))
-    _save_index(places, key, ends)
-    return ends
 
 
 def _load_index(file: Path, key: str, count: int) -> np.ndarray | None:
