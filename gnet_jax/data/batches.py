@@ -199,16 +199,16 @@ def train_batches(
     order = _order(len(source), seed)
 
     def load(step: int) -> _Loaded:
-        batch, found = _empty(len(places), preprocessing.image_size), dict[int, BadRecord]()
+        loaded = _empty(len(places), preprocessing.image_size)
         for row, place in enumerate(places):
             index = int(order[step * batch_size + place])
-            while len(found) <= allowed:  # with more, `bad.add` raises an error
+            while len(loaded[1]) <= allowed:  # with more, `bad.add` raises an error
                 generator = np.random.default_rng((seed, step, place))
                 options = generator, preprocessing, augmentation
-                if _load_row(batch, row, source, index, found, crop, *options):
+                if _load_row(loaded, row, source, index, crop, *options):
                     break
                 index = (index + 1) % len(source)
-        return batch, found
+        return loaded
 
     return _checked(prefetched(load, range(start_step, sys.maxsize), threads, workers), bad)
 
@@ -232,12 +232,12 @@ def eval_batches(
     places = _host_places(batch_size, host, hosts)
 
     def load(step: int) -> _Loaded:
-        batch, found = _empty(len(places), preprocessing.image_size), dict[int, BadRecord]()
+        loaded = _empty(len(places), preprocessing.image_size)
         for row, place in enumerate(places):
             index = step * batch_size + place
             if index < len(source):
-                _load_row(batch, row, source, index, found, _central, preprocessing)
-        return batch, found
+                _load_row(loaded, row, source, index, _central, preprocessing)
+        return loaded
 
     steps = -(-len(source) // batch_size)
     return _checked(prefetched(load, range(steps), threads), bad)
@@ -250,21 +250,16 @@ def _host_places(batch_size: int, host: int, hosts: int) -> range:
     return range(host * share, (host + 1) * share)
 
 
-def _empty(n: int, size: int) -> Batch:
+def _empty(n: int, size: int) -> _Loaded:
     pixels = np.zeros((n, size, size, 3), np.uint8)
-    return Batch(image=pixels, label=np.zeros(n, np.int32), mask=np.zeros(n, bool))
+    return Batch(image=pixels, label=np.zeros(n, np.int32), mask=np.zeros(n, bool)), {}
 
 
 def _load_row(
-    batch: Batch,
-    row: int,
-    source: Source,
-    index: int,
-    found: dict[int, BadRecord],
-    crop: Callable[..., np.ndarray],
-    *options: Any,
+    loaded: _Loaded, row: int, source: Source, index: int, crop: Callable[..., Any], *options: Any
 ) -> bool:
-    """Fills a row with `crop(image, *options)`, or adds the corrupt image to `found`."""
+    """Fills a row with `crop(image, *options)`. Returns False if the image is corrupt."""
+    batch, found = loaded
     try:
         image, label = read_example(source, index)
         batch["image"][row] = crop(image, *options)

@@ -143,13 +143,14 @@ def _check_jpeg2000(image: bytes) -> None:
         raise ImageError(f"{what}, which is not supported; {REMEDY}")
 
 
-def training_crop(
-    picture: Image.Image, generator: np.random.Generator, p: Preprocessing, a: AugmentConfig
+def pillow_crop(
+    image: bytes | np.ndarray, generator: np.random.Generator, p: Preprocessing, a: AugmentConfig
 ) -> np.ndarray:
-    """Returns the part of the picture inside a random `training_box`, resized to (S, S, 3) uint8.
+    """Returns the part of an image inside a random `training_box`, resized to (S, S, 3) uint8.
 
     The filter is drawn after the box, so the box does not depend on `a.interpolation`.
     """
+    picture = decode(image)
     box, kind = training_box(picture.size, generator, p, a), _R.BILINEAR
     if choose("augment.interpolation", a.interpolation, {"bilinear": False, "random": True}):
         kind = FILTERS[generator.integers(len(FILTERS))]
@@ -183,13 +184,6 @@ def training_box(
     w, h = min(width, height * aspect), min(height, width / aspect)
     left, top = (width - w) / 2, (height - h) / 2
     return left, top, left + w, top + h
-
-
-def pillow_crop(
-    image: bytes | np.ndarray, generator: np.random.Generator, p: Preprocessing, a: AugmentConfig
-) -> np.ndarray:
-    """Decodes an image with Pillow and returns a `training_crop` of it."""
-    return training_crop(decode(image), generator, p, a)
 
 
 def central_crop(picture: Image.Image, p: Preprocessing) -> np.ndarray:

@@ -22,40 +22,29 @@ def fast_crop(
     simplejpeg decodes upright RGB JPEGs. Pillow decodes all other files and those that simplejpeg
     rejects, so both decoders reject the same files.
     """
-    jpeg, size = None, (0, 0)
+    jpeg = None
     if isinstance(image, bytes):
         with opening(image) as (picture, file):
             if (picture.format, picture.mode) == ("JPEG", "RGB") and file.orientation < 2:
-                jpeg, size = file.image, picture.size
+                jpeg, (width, height) = file.image, picture.size
+    if jpeg is None:
+        pixels = np.asarray(decode(image))
+        height, width, _ = pixels.shape
+    left, top, right, bottom = training_box((width, height), generator, p, a)
     if jpeg is not None:
-        box = training_box(size, generator, p, a)
-        pixels = _decode_jpeg(jpeg, size, box, p.image_size)
-    else:
-        picture = decode(image)
-        pixels, size = np.asarray(picture), picture.size
-        box = training_box(size, generator, p, a)
-    x, y = pixels.shape[1] / size[0], pixels.shape[0] / size[1]
-    left, top, right, bottom = box
+        try:
+            # Reduced to the smallest multiple of 1/8 at which the box has p.image_size pixels.
+            pixels = simplejpeg.decode_jpeg(
+                jpeg,
+                "RGB",
+                min_width=int(width * p.image_size / (right - left)),
+                min_height=int(height * p.image_size / (bottom - top)),
+                min_factor=2,  # a smaller factor saves no time
+            )
+        except ValueError:  # the file is corrupt, or Pillow can decode it
+            pixels = np.asarray(decode(jpeg))
+    x, y = pixels.shape[1] / width, pixels.shape[0] / height
     return _resize(pixels, (left * x, top * y, right * x, bottom * y), p.image_size)
-
-
-def _decode_jpeg(image: bytes, size: tuple[int, int], box: Box, wanted: int) -> np.ndarray:
-    """Decodes a JPEG of `size` (width, height) to (H, W, 3) uint8.
-
-    If the sides of `box` have at least 2 * `wanted` pixels, the picture is reduced to the smallest
-    multiple of 1/8 of its size at which they still have `wanted` pixels.
-    """
-    (width, height), (left, top, right, bottom) = size, box
-    try:
-        return simplejpeg.decode_jpeg(
-            image,
-            "RGB",
-            min_width=int(width * wanted / (right - left)),
-            min_height=int(height * wanted / (bottom - top)),
-            min_factor=2,  # a smaller factor saves no time
-        )
-    except ValueError:  # the file is corrupt, or Pillow can decode it
-        return np.asarray(decode(image))
 
 
 def _resize(pixels: np.ndarray, box: Box, size: int) -> np.ndarray:

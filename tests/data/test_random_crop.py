@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from gnet_jax.config import AugmentConfig, Preprocessing
-from gnet_jax.data.decode import FILTERS, central_crop, training_box, training_crop
+from gnet_jax.data.decode import FILTERS, central_crop, pillow_crop, training_box
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8))
 # Its pixels are their own coordinates, so a crop of it tells where it was cut.
@@ -20,8 +20,11 @@ def crops(picture, count, size=16, **options):
     preprocessing = Preprocessing(image_size=size)
     return np.stack(
         [
-            training_crop(
-                picture, np.random.default_rng(seed), preprocessing, AugmentConfig(**options)
+            pillow_crop(
+                np.asarray(picture),
+                np.random.default_rng(seed),
+                preprocessing,
+                AugmentConfig(**options),
             )
             for seed in range(count)
         ]
@@ -101,8 +104,11 @@ def box_of(generator, size):
 
 def test_bilinear_draws_nothing_but_the_rectangle():
     generator, other = np.random.default_rng(5), np.random.default_rng(5)
-    found = training_crop(
-        NOISE, generator, Preprocessing(image_size=16), AugmentConfig(crop_area=(0.08, 0.5))
+    found = pillow_crop(
+        np.asarray(NOISE),
+        generator,
+        Preprocessing(image_size=16),
+        AugmentConfig(crop_area=(0.08, 0.5)),
     )
     box = box_of(other, NOISE.size)
     expected = NOISE.resize((16, 16), Image.Resampling.BILINEAR, box=box)
@@ -117,7 +123,9 @@ def test_fixed_scale_takes_squares_of_what_evaluation_crops_centrally(resize):
     whole = np.asarray(MAP.resize((width, height), Image.Resampling.BILINEAR)).astype(int)
     corners = set()
     for seed in range(300):
-        crop = training_crop(MAP, np.random.default_rng(seed), p, AugmentConfig(crop="fixed_scale"))
+        crop = pillow_crop(
+            np.asarray(MAP), np.random.default_rng(seed), p, AugmentConfig(crop="fixed_scale")
+        )
         left = round(crop[20, 20, 0] / 200 * width - 20.5)
         top = round(crop[20, 20, 1] / 100 * height - 20.5)
         expected = whole[top : top + 40, left : left + 40]

@@ -13,7 +13,7 @@ from gnet_jax.config import AugmentConfig, Config, ConfigError, OptimConfig, Pre
 from gnet_jax.config.command import Launch
 from gnet_jax.data.augment import preprocess
 from gnet_jax.data.batches import cropper
-from gnet_jax.data.decode import central_crop, training_crop
+from gnet_jax.data.decode import central_crop, pillow_crop
 from gnet_jax.data.sources import DigitsSource
 from gnet_jax.lab.look.contact_sheet import describe_augmentation, to_pixels
 from gnet_jax.lab.look.inside import filters_figure
@@ -46,7 +46,7 @@ def optimizer(field: str) -> Any:
 
 def crop(**fields: Any) -> np.ndarray:
     generator = np.random.default_rng(0)
-    return training_crop(PHOTO, generator, P, AugmentConfig(**fields))
+    return pillow_crop(np.asarray(PHOTO), generator, P, AugmentConfig(**fields))
 
 
 CASES = {

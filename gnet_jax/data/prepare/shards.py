@@ -57,7 +57,14 @@ def write_set(
     # Renamed at the end. tensorflow-datasets ignores it, because its name is not a version.
     work = folder.with_name(f"{folder.name}.unfinished-{file_format}")
     with _locked(work):
-        _check_origin(work, origin)
+        note, own = work / ORIGIN, {work / ORIGIN, work / LOCK}
+        if own.issuperset(work.iterdir()) or not note.exists():
+            note.write_text(origin)
+        elif note.read_text() != origin:
+            raise PrepareError(
+                f"{work} was made from other data, or the data have changed; remove it to start "
+                "again"
+            )
         missing = size - sum(file.stat().st_size for file in work.iterdir())
         free = shutil.disk_usage(work).free
         if missing > free:
@@ -76,8 +83,8 @@ def write_set(
             splits.append(tfds.core.SplitInfo(plan.name, lengths, written))
         info.set_splits(tfds.core.SplitDict(splits))
         info.write_to_directory(plain_path(work))
-        (work / ORIGIN).unlink()
-        (work / LOCK).unlink()
+        for file in own:
+            file.unlink()
         work.replace(folder)
 
 
@@ -99,17 +106,6 @@ def _locked(work: Path) -> Generator[None, None, None]:
         for part in work.glob(f"*{UNFINISHED}"):
             part.unlink()
         yield
-
-
-def _check_origin(work: Path, origin: str) -> None:
-    note = work / ORIGIN
-    started = any(file.name not in (ORIGIN, LOCK) for file in work.iterdir())
-    if not started or not note.exists():
-        note.write_text(origin)
-    elif note.read_text() != origin:
-        raise PrepareError(
-            f"{work} was made from other data, or the data have changed; remove it to start again"
-        )
 
 
 def _write_split(files: list[Path], plan: SplitPlan, file_format: Format, threads: int) -> None:
