@@ -47,9 +47,8 @@ class BadRecord:
 class BadRecords:
     """The corrupt images of one source that were found so far, each once.
 
-    `limit` is the largest fraction of the examples that may be corrupt. `known` are the corrupt
-    images found before a restart. `on_new` is called once with each other corrupt image.
-    `listed_in` is the file with the complete list, which the error message refers to.
+    `limit` is the largest fraction of the examples that may be corrupt. `known` were found before a
+    restart; `on_new` is called with each other one. `listed_in` is the file that lists them all.
     """
 
     def __init__(

@@ -63,7 +63,6 @@ def inspect(source: Source, index: int) -> Facts:
 
 
 def _odd_encoding(image: bytes, name: str) -> list[tuple[str, str]]:
-    """Returns kind and detail of each unusual property of an image that can be decoded."""
     with opening(image) as (picture, file):
         expected = SUFFIXES.get(PurePath(name).suffix.lower(), picture.format)
         mode, sixteen = picture.mode, picture.mode.startswith("I;16")

@@ -69,9 +69,9 @@ def prepare(
 ) -> Prepared:
     """Prepare a set such as "imagenet2012" or "mnist:3.0.1" unless it exists, and check it.
 
-    imagenet2012 is made from its tars in `manual_dir`; `subset` accepts tars from which images are
-    missing. Other sets are prepared by tensorflow-datasets. Raises PrepareError if the set cannot
-    be prepared, and DataError if it is unknown, incomplete, or not an image classification set.
+    imagenet2012 is made from its tars in `manual_dir`, which may lack images with `subset`. Raises
+    PrepareError if the set cannot be prepared, and DataError if it is unknown, incomplete, or not
+    an image classification set.
     """
     builder = open_builder(name, data_dir)
     class_names(name, builder.info.features)
@@ -160,10 +160,7 @@ def _imagenet_split(builder: Any, split: str, tar: Path, subset: bool) -> SplitP
 def _members(
     split: str, tar: Path, class_names: Sequence[str], labels: Sequence[str]
 ) -> list[Member]:
-    """Returns the images of a split in the order of tensorflow-datasets.
-
-    `labels` are the WordNet ids of the validation images.
-    """
+    """Returns the images in the order of tensorflow-datasets; `labels` are those of validation."""
     numbers = {wnid: number for number, wnid in enumerate(class_names)}
     with tar.open("rb") as file:
         if split == "train":

@@ -273,7 +273,7 @@ def _check_shape(images: np.ndarray, where: str) -> np.ndarray:
 
 
 def _is_plain(images: np.ndarray) -> bool:
-    """Returns whether the range is certainly 0 to 255: uint8 pixels that are not all 0 or 1."""
+    """Returns whether the pixels are uint8 and not all 0 or 1, so that their range is 0 to 255."""
     return images.dtype == np.uint8 and images.max() > 1
 
 

@@ -284,8 +284,7 @@ class TfRecords(Shards):
     """The records of local TFRecord files, with random access from any thread.
 
     The positions of the records are saved in a file named `index` beside the data or, if that is
-    not possible, in the user's cache. Raises DataError for a file that cannot be read or is corrupt
-    or truncated.
+    not possible, in the user's cache. Raises DataError for an unreadable or corrupt file.
     """
 
     def __init__(self, paths: Sequence[Path], counts: Sequence[int], index: str) -> None:
