@@ -8,8 +8,11 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from gnet_jax.config import AugmentConfig
-from gnet_jax.data.augment import FACTOR, blend, distort, grey, mean_grey, turn_hue
+from gnet_jax.data import augment
+from gnet_jax.data.augment import FACTOR, distort, mean_grey
 
+# Compiled, because JAX would compile each of their operations.
+blend, grey, turn_hue = map(jax.jit, (augment.blend, augment.grey, augment.turn_hue))
 PHOTO = np.random.default_rng(0).integers(0, 256, (8, 9, 3), np.uint8)
 FLOAT = jnp.asarray(PHOTO, jnp.float32)
 COLOUR = np.uint8([200, 100, 50])  # far enough from the limits that nothing is cut off
