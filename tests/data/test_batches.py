@@ -241,7 +241,7 @@ def joined(parts):
     ]
 
 
-@pytest.mark.parametrize(("hosts", "threads"), [(1, 2), (1, 3), (2, 1), (2, 4), (4, 3)])
+@pytest.mark.parametrize(("hosts", "threads"), [(1, 3), (2, 4), (4, 1)])
 def test_indices_crops_and_replacements_are_the_same_bytes_everywhere(hosts, threads):
     """Whatever the hosts, the threads and the step at which reading begins."""
     source = Damaged(50)
@@ -361,9 +361,9 @@ def test_a_batch_that_does_not_divide_over_the_hosts_is_refused():
 
 @pytest.mark.parametrize(
     ("size", "batch_size", "steps"),
-    [(103, 16, 7), (103, 32, 4), (103, 104, 1), (104, 104, 1), (105, 104, 2), (96, 16, 6)],
+    [(103, 16, 7), (103, 104, 1), (104, 104, 1), (105, 104, 2), (96, 16, 6)],
 )
-@pytest.mark.parametrize("hosts", [1, 2, 4])
+@pytest.mark.parametrize("hosts", [1, 4])
 def test_evaluation_counts_every_example_once(size, batch_size, steps, hosts):
     preprocessing = Preprocessing(image_size=6, resize_to=6)
     seen = []
