@@ -177,9 +177,7 @@ def read_tiff(image: bytes) -> Bare:
         ", subsampled and not compressed": (
             kind == 6 and raw and found.values(image, SUBSAMPLING) != (1, 1)
         ),
-        " in planes, not compressed": (
-            raw and value(PLANAR, 1) == 2 and max(bits) > 8 and len(bits) > 1
-        ),
+        " in planes, not compressed": raw and value(PLANAR, 1) == 2 and max(bits) > 8,
     }
     for reason, applies in reasons.items():
         if applies:

@@ -2,6 +2,9 @@ import dataclasses
 import hashlib
 import itertools
 import multiprocessing
+import signal
+import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -12,6 +15,7 @@ from gnet_jax.config import AugmentConfig, Config, Preprocessing, UserError
 from gnet_jax.data.batches import (
     BadRecord,
     BadRecords,
+    _start_worker,
     batch_indices,
     eval_batches,
     order_fingerprint,
@@ -410,5 +414,16 @@ def test_results_are_prefetched_in_order_and_errors_come_as_they_are():
     calls.clear()
     endless = prefetched(load, range(10**6, 10**12), threads=2)
     assert next(endless) == 10**12
+    time.sleep(0.2)
     endless.close()
     assert len(calls) <= 2 * 2 + 2 + 1
+
+
+def test_a_worker_process_ignores_signals_and_watches_its_parent(monkeypatch):
+    handlers, threads = {}, []
+    monkeypatch.setattr(signal, "signal", handlers.__setitem__)
+    monkeypatch.setattr(threading.Thread, "start", lambda thread: threads.append(thread))
+    _start_worker(0, 2)
+    assert set(handlers.values()) == {signal.SIG_IGN}
+    assert handlers.keys() == {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    assert [thread.daemon for thread in threads] == [True]

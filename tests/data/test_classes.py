@@ -1,6 +1,7 @@
 """Classes are matched by name: in a data set's splits, in copies of it, and in training on it."""
 
 import shutil
+import types
 import unicodedata
 
 import numpy as np
@@ -12,7 +13,15 @@ from gnet_jax.cli.main import main
 from gnet_jax.config import DataConfig
 from gnet_jax.data.decode import decode
 from gnet_jax.data.sources import DataError, open_source
-from gnet_jax.data.sources.classes import empty_classes, find, imagenet_classes, in_order
+from gnet_jax.data.sources.classes import (
+    empty_classes,
+    find,
+    imagenet_classes,
+    in_order,
+    listed,
+    refuse_unknown,
+    same_classes,
+)
 from gnet_jax.training.program import prepare
 from tests.tiny import tiny_config
 
@@ -178,3 +187,25 @@ def test_imagenets_classes_are_known_by_label_and_wordnet_id():
     assert find([ids[517], ids[134], "zebra"], labels) == [517, 134, None]
     assert find(labels, ids) == [*range(1000)]
     assert find(["b", "a", "c"], ["a", "b"]) == [1, 0, None]
+    assert find(["a", "a", "b"], ["b", "a"]) == [None, None, 0]
+
+
+def test_lists_of_other_lengths_have_other_classes():
+    assert same_classes(["a", "b"], ["a", "b"])
+    assert not same_classes(["a"], ["a", "b"])
+    assert not same_classes(["b", "a"], ["a", "b"])
+
+
+def test_five_classes_are_named_and_the_others_counted():
+    assert listed(["a"]) == "the class 'a'"
+    assert listed([*"abcde"]) == "the classes 'a', 'b', 'c', 'd', 'e'"
+    assert listed([*"abcdef"]) == "the classes 'a', 'b', 'c', 'd', 'e' and 1 more"
+
+
+def test_a_class_that_train_lacks_is_allowed_while_it_has_no_image():
+    train = types.SimpleNamespace(class_names=("a", "b"), split="train")
+    other = types.SimpleNamespace(class_names=("a", "b", "c"), split="val", labels=np.array([0, 1]))
+    refuse_unknown(train, other, "folder:x")
+    other.labels = np.array([0, 2])
+    with pytest.raises(DataError, match=r"val split .* the class 'c'"):
+        refuse_unknown(train, other, "folder:x")

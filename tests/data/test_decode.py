@@ -216,6 +216,7 @@ def test_the_shorter_side_gets_the_asked_length():
     assert shorter_side_size((500, 400), 256) == (320, 256)
     assert shorter_side_size((400, 500), 256) == (256, 320)
     assert shorter_side_size((333, 333), 256) == (256, 256)
+    assert shorter_side_size((7, 10), 256) == (256, 366)  # of 365.7
     assert shorter_side_size((3, 1000), 256) == (256, 85_333)
 
 

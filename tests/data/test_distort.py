@@ -60,6 +60,17 @@ def test_half_a_turn_makes_red_cyan_and_leaves_grey():
     np.testing.assert_array_equal(turn_hue(pixels, 0.5), expected)
 
 
+def test_the_mean_of_grey_is_that_of_whole_levels():
+    assert mean_grey(jnp.asarray([[0.4], [0.4], [7.6], [100.0]])) == 27  # 0, 0, 8, 100
+
+
+def test_a_factor_is_1_plus_its_draw():
+    key = jax.random.split(jax.random.split(jax.random.PRNGKey(0), 3)[2], 5)[1]
+    factor = 1 + int(jax.random.randint(key, (), -205, 206)) / 1024  # 0.2 in parts of 1024
+    found = distorted(np.tile(COLOUR, (3, 2, 2, 1)), brightness=0.2)[2, 0, 0]
+    np.testing.assert_array_equal(found, np.round(COLOUR * factor * 16) / 16)
+
+
 def test_saturation_0_is_grey_and_contrast_0_is_flat():
     found = np.asarray(blend(FLOAT, grey(FLOAT), 0.0))
     np.testing.assert_array_equal(found, np.repeat(grey(FLOAT), 3, axis=-1))

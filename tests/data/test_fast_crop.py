@@ -58,7 +58,7 @@ def test_fast_crops_show_what_pillows_show(fast_crop, crop):
     assert other > 10 * difference.mean()
 
 
-@pytest.mark.parametrize("size", [(96, 72), (144, 100), (240, 300)])
+@pytest.mark.parametrize("size", [(192, 48), (48, 144), (144, 100), (240, 300)])
 def test_shrinking_is_antialiased_as_pillows(fast_crop, size):
     """Of noise, what is left after shrinking is set by the filter; aliasing would keep it all."""
     noise = Image.fromarray(GENERATOR.integers(0, 256, (*size[::-1], 3), np.uint8))
@@ -81,13 +81,15 @@ def test_a_large_photo_is_decoded_at_a_fraction_of_its_size(fast_crop, monkeypat
 
     monkeypatch.setattr(simplejpeg, "decode_jpeg", observed)
     image = encoded(picture(800, 600, detail=40), quality=95)
-    for area in (1.0, 0.04):
-        found, expected = both(fast_crop, image, crop_area=(area, area), crop_aspect=(1.0, 1.0))
+    for area, aspect in ((1.0, 1.0), (0.04, 1.0), (0.16, 4.0), (0.16, 0.25)):
+        box = {"crop_area": (area, area), "crop_aspect": (aspect, aspect)}
+        found, expected = both(fast_crop, image, **box)
         assert np.abs(found - expected).mean() < 1.5
-    (tall, wide, _), small = shapes
+    (tall, wide, _), small, *long = shapes
     assert 48 <= tall <= 100  # the crop is as high as the picture
     assert wide == pytest.approx(tall * 4 / 3, abs=1)
     assert small == (225, 300, 3)  # three eighths: the crop of 139 pixels then has 52
+    assert long == [(225, 300, 3)] * 2  # the shorter side of 138 then has 52
 
 
 @pytest.mark.parametrize(

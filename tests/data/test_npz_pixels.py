@@ -90,6 +90,7 @@ def test_a_dark_test_split_is_converted_as_the_training_split(kind, tmp_path):
         (PIXELS.astype(np.uint16) * 257, PIXELS.astype(np.int64)),
         (PIXELS / 255, np.zeros_like(PIXELS / 255)),
         (PIXELS // 16, PIXELS // 128),
+        (PIXELS / 255, (PIXELS - 0.7) / 255),  # -0.7 would become 255
     ],
 )
 def test_a_test_split_of_another_range_or_type_is_refused(train, test, tmp_path):
@@ -106,6 +107,18 @@ def test_a_test_split_of_another_range_or_type_is_refused(train, test, tmp_path)
 def test_a_test_split_of_the_same_range_may_have_another_precision(train, test, tmp_path):
     spec = save(tmp_path, train, x_test=test, y_test=LABELS)
     np.testing.assert_array_equal(read(spec, "test"), PIXELS)
+
+
+def test_a_split_that_a_worker_process_opens_again_is_not_announced(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(npz.multiprocessing, "parent_process", lambda: "a process")
+    open_source(save(tmp_path, PIXELS / 255), "train")
+    assert capsys.readouterr().err == ""
+
+
+def test_numbers_of_64_bits_are_rounded_in_64_bits(tmp_path):
+    x = PIXELS / 255
+    x[0, 0, 0, 2] = (101.5 - 1e-7) / 255  # 102 in 32 bits
+    assert read(save(tmp_path, x))[0, 0, 0, 2] == 101
 
 
 def test_a_test_split_alone_shows_its_own_range(tmp_path):
@@ -131,6 +144,8 @@ def advice(error: DataError) -> str:
         PIXELS / 255 - 0.5,
         PIXELS / 16,
         PIXELS / 255 * 100,
+        PIXELS / 255 * 1.3 - 0.3,  # neither dark enough for -1 to 1
+        PIXELS / 255 * 1.3 - 1,  # nor bright enough
     ],
 )
 def test_the_advice_for_an_unknown_range_works_when_followed(x, tmp_path):

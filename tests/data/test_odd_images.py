@@ -188,10 +188,12 @@ def test_palette_tiffs():
         ({"bits": (12,) * 3, "kind": 2}, ("12-bit", "RGB")),
         ({"bits": (16, 16), "t338": ("H", (2,))}, ("16-bit", "grey")),
         ({"bits": (5, 6, 5), "kind": 2}, ("RGB",)),
+        ({"bits": 16, "t284": ("H", (2,))}, ("16-bit", "planes")),
         ({"bits": 32}, ("32-bit",)),
         ({"bits": 64}, ("64-bit",)),
         ({"bits": 8, "t339": ("H", (2,))}, ("8-bit signed",)),
         ({"bits": 16, "t339": ("H", (2,))}, ("16-bit signed",)),
+        ({"bits": (8,) * 3, "kind": 2, "t339": ("H", (1, 1, 2))}, ("8-bit signed",)),
         ({"bits": 16, "t339": ("H", (3,))}, ("16-bit floating-point",)),
         ({"bits": 32, "t339": ("H", (3,))}, ("32-bit floating-point",)),
         ({"bits": (32,) * 3, "kind": 2, "t339": ("H", (3,) * 3)}, ("floating-point", "RGB")),
@@ -563,5 +565,7 @@ def test_check_data_lists_what_is_odd_about_a_good_file():
     turned = segment(0xE1, b"Exif\0\0" + orientation_block(3, b"\6\0\0\0"))
     assert odd(inserted(JPEG, turned)).keys() >= {"turned by EXIF"}
     assert odd(tiff(packed(levels(RAMP, 12), 12), bits=12)).keys() >= {"12 bit", "grey"}
+    transparent = png(levels(RAMP, 8), 8, 0, (b"tRNS", struct.pack(">H", 1)))
+    assert odd(transparent).keys() == {"grey", "transparent", "a side below 32 pixels"}
     pages = encoded(PHOTO, "GIF", save_all=True, append_images=[PHOTO.rotate(9)])
     assert odd(pages).keys() >= {"several pictures"}

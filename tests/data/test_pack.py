@@ -112,6 +112,8 @@ def test_a_test_split_is_copied_under_its_own_name(tmp_path, monkeypatch):
         if "val" not in names:
             del expected["validation"]
         assert images == expected
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    assert [len(open_source(f"tfds:copy{n}", "val")) for n in (2, 3)] == [2, 3]
 
 
 def test_large_pixels_become_jpegs():
@@ -179,6 +181,8 @@ def test_the_metadata_tell_what_it_is_a_copy_of(tmp_path):
 
 def test_a_finished_copy_of_what_has_changed_since_is_refused(folder, tmp_path):
     pack(str(folder), tmp_path / "copy", 40)
+    with pytest.raises(PrepareError, match=r"copy \(array_record\)"):
+        pack(str(folder), tmp_path / "copy", 40, file_format="tfrecord")
     (folder / "train" / "dog" / "9.jpg").write_bytes(encoded(picture(99)))
     with pytest.raises(PrepareError, match="already has a copy"):
         pack(str(folder), tmp_path / "copy", 40)

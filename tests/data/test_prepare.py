@@ -500,6 +500,49 @@ def test_records_are_written_once_each_into_the_files_that_the_bounds_name(tmp_p
         plan = plan._replace(record=None)
 
 
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_files_are_on_the_disk_before_they_get_their_names(tmp_path, monkeypatch, file_format):
+    synced = []
+
+    def fsync(number):
+        path = Path(os.readlink(f"/proc/self/fd/{number}"))
+        synced.append((path.name, path.stat().st_size))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    plan = shards.SplitPlan("train", [0, 2, 3], lambda i: b"x")
+    files = [tmp_path / name for name in "ab"]
+    shards._write_split(files, plan, file_format, 1)
+    assert synced == [(f"{file.name}.part", file.stat().st_size) for file in files]
+
+
+def test_a_file_with_fewer_records_than_planned_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "_write_file", lambda path, records, _: len(list(records)) - 1)
+    plan = shards.SplitPlan("train", [0, 5], lambda i: b"x")
+    with pytest.raises(PrepareError, match=r"/a: it has 4 of 5 records"):
+        shards._write_split([tmp_path / "a"], plan, "tfrecord", 1)
+    assert not (tmp_path / "a").exists()
+
+
+def test_progress_begins_with_what_an_earlier_call_has_written(tmp_path, monkeypatch):
+    line = mock.MagicMock()
+    monkeypatch.setattr(shards, "progress_line", line)
+    (tmp_path / "a").touch()
+    plan = shards.SplitPlan("train", [0, 2, 7], lambda i: b"x")
+    shards._write_split([tmp_path / "a", tmp_path / "b"], plan, "tfrecord", 1)
+    assert line.call_args.args == ("writing train", "images", 7, 2)
+
+
+def test_the_number_of_files_is_that_for_the_size_of_the_examples(tars, tmp_path, monkeypatch):
+    boundaries = mock.Mock(side_effect=lambda records, _: [0, records])
+    monkeypatch.setattr(prepare_module, "boundaries", boundaries)
+    prepare("imagenet2012", data_dir=tmp_path, manual_dir=tars, subset=True)
+    sizes = [
+        (len(images), sum(len(data) + len(name) + 80 for name, data in images.items()))
+        for images in (train_images(), validation_images())
+    ]
+    assert [call.args for call in boundaries.call_args_list] == sizes
+
+
 def test_the_first_failure_stops_the_other_files(tmp_path):
     written = []
 

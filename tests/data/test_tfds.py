@@ -130,6 +130,9 @@ def test_sets_other_than_image_classification_are_refused(tmp_path):
     for name in ("texts", "numbers"):
         with pytest.raises(DataError, match=f"{name} is not an image classification set"):
             TfdsSource(name, "train", tmp_path)
+    label = kinds.ClassLabel(names=["a", "b"])
+    deep = {"image": kinds.Image(shape=(32, 40, 1), dtype=np.uint16), "label": label}
+    assert tfds.class_names("deep", deep) == ("a", "b")
     depth = kinds.Image(shape=(32, 40, 1), dtype=np.float32)
     for features in ({"image": depth, "label": kinds.ClassLabel(num_classes=2)}, None):
         with pytest.raises(DataError, match="depths"):

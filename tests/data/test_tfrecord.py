@@ -110,6 +110,9 @@ def test_a_changed_file_is_walked_again(files):
     files[1].write_bytes(framed(b"other"))
     os.utime(files[1], ns=(1, 1))
     assert opened(files)[4] == b"other"
+    files[2].write_bytes(b"".join(framed(b"new" * i) for i in reversed(range(7))))  # the same size
+    os.utime(files[2], ns=(1, 1))
+    assert opened(files)[5] == b"new" * 6
 
 
 def test_a_file_that_changes_while_it_is_read_is_noticed(files):

@@ -300,7 +300,7 @@ class TfRecords(Shards):
         key, folder = digest(*(line.encode() for line in lines)), paths[0].parent
         cached = cache_folder() / f"{digest(os.fsencode(folder.absolute()))}-{index}"
         places = (folder / index, cached)
-        loaded = (_load_index(place, key, len(self)) for place in places)
+        loaded = (_load_index(place, key) for place in places)
         ends = next((each for each in loaded if each is not None), None)
         if ends is None:
             ends = self._make_index(paths)
@@ -341,12 +341,11 @@ class TfRecords(Shards):
         return data
 
 
-def _load_index(file: Path, key: str, count: int) -> np.ndarray | None:
+def _load_index(file: Path, key: str) -> np.ndarray | None:
     """Returns the index in `file`, or None if it is missing, corrupt or made for other files."""
     try:
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
-            ends = arrays["ends"]
-            return ends if str(arrays["key"]) == key and ends.shape == (count,) else None
+            return arrays["ends"] if str(arrays["key"]) == key else None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
