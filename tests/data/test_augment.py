@@ -154,6 +154,7 @@ def test_a_rectangle_of_the_papers_size_and_shape_is_erased():
         assert start.min() == 0
         assert (start + side).max() == 64
         assert (start / np.maximum(64 - side, 1)).mean() == pytest.approx(0.5, abs=0.06)
+    assert (top != left)[height == width].any()  # of equal ranges, so equal if the keys were
     drawn = area, np.log(aspect), top / np.maximum(64 - height, 1), left / np.maximum(64 - width, 1)
     assert np.abs(np.corrcoef(drawn) - np.eye(4)).max() < 0.25  # each is drawn by itself
 

@@ -117,8 +117,8 @@ def test_a_split_that_a_worker_process_opens_again_is_not_announced(tmp_path, ca
 
 def test_numbers_of_64_bits_are_rounded_in_64_bits(tmp_path):
     x = PIXELS / 255
-    x[0, 0, 0, 2] = (101.5 - 1e-7) / 255  # 102 in 32 bits
-    assert read(save(tmp_path, x))[0, 0, 0, 2] == 101
+    x[0, 0, 0, 2] = (1.5 - 1e-8) / 255  # 2 in 32 bits
+    assert read(save(tmp_path, x))[0, 0, 0, 2] == 1
 
 
 def test_a_test_split_alone_shows_its_own_range(tmp_path):
