@@ -22,16 +22,16 @@ def fast_crop(
     simplejpeg decodes upright RGB JPEGs. Pillow decodes all other files and those that simplejpeg
     rejects, so both decoders reject the same files.
     """
-    jpeg = None
+    jpeg, pixels, (width, height) = b"", None, (0, 0)
     if isinstance(image, bytes):
         with opening(image) as (picture, file):
             if (picture.format, picture.mode) == ("JPEG", "RGB") and file.orientation < 2:
                 jpeg, (width, height) = file.image, picture.size
-    if jpeg is None:
+    if not jpeg:
         pixels = np.asarray(decode(image))
         height, width, _ = pixels.shape
     left, top, right, bottom = training_box((width, height), generator, p, a)
-    if jpeg is not None:
+    if pixels is None:
         try:
             # Reduced to the smallest multiple of 1/8 at which the box has p.image_size pixels.
             pixels = simplejpeg.decode_jpeg(
