@@ -5,7 +5,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,11 @@ from gnet_jax.config import UserError
 from gnet_jax.data.batches import eval_batches
 from gnet_jax.training import sharding
 from gnet_jax.training.checkpoints.save import Checkpoints
-from gnet_jax.training.hosts import stop as stopping
 from gnet_jax.training.hosts.agree import TrainingError, run_on_all_hosts
 from gnet_jax.training.hosts.start import abort_on_unexpected_error
-from gnet_jax.training.hosts.stop import EvalBatches, StopRequest, TrainBatches, Vote
+from gnet_jax.training.hosts.stop import EvalBatches, StopRequest, TrainBatches, Vote, voting
 from gnet_jax.training.observe.console import Meter, Reporter, Stopwatch, duration
+from gnet_jax.training.observe.diagnostics import Diagnostics, diagnose
 from gnet_jax.training.observe.faults import (
     DIVERGED,
     BadImages,
@@ -29,7 +29,7 @@ from gnet_jax.training.observe.faults import (
     default_patience,
 )
 from gnet_jax.training.optimizer import averaging_warning
-from gnet_jax.training.program import Program, Run, training_batches
+from gnet_jax.training.program import Program, Run, augmentation, training_batches
 from gnet_jax.training.sharding import compile_eval_step, put_batches
 from gnet_jax.training.step import TrainState, head_names
 from gnet_jax.training.workdir import add_start, check_not_lost, locked
@@ -62,24 +62,25 @@ class CompiledSteps:
 
     @cached_property
     def train(self) -> jax.stages.Compiled:
-        """The training step `(state, batch, stop) -> (state, metrics, stop)`; donates the state."""
-        program, axis = self._program, sharding.AXIS if self._program.canonical else None
-        step = stopping.voting_train_step(program.train_step(), axis)
-        inputs = program.abstract_batch(), stopping.abstract_flag(program.mesh)
-        return sharding.compile_train_step(
-            program.mesh, step, program.abstract_state(), *inputs, manual=program.canonical
-        )
+        """The step `(state, batch, stop) -> ((state, metrics), stop)`; donates the state."""
+        program, manual = self._program, self._program.canonical
+        step = voting(program.train_step(), manual=manual)
+        stop = jax.ShapeDtypeStruct((program.mesh.size,), np.int32)
+        inputs = program.abstract_state(), program.abstract_batch(), stop
+        return sharding.compile_train_step(program.mesh, step, *inputs, manual=manual)
 
     @cached_property
     def evaluate(self) -> Callable[..., Any]:
         """The evaluation step `(state, batch, stop) -> (sums, stop)`."""
-        step = stopping.voting_eval_step(self._program.eval_step())
-        return compile_eval_step(self._program.mesh, step, inputs=2)
+        return compile_eval_step(self._program.mesh, voting(self._program.eval_step()), inputs=2)
 
     @cached_property
     def diagnose(self) -> Callable[..., Any]:
         """The diagnosis `(state, batch) -> diagnostics`."""
-        return compile_eval_step(self._program.mesh, self._program.diagnose_step())
+        program, config = self._program, self._program.config
+        options = {"optimizer": program.optimizer, "loss": config.loss}
+        options["augment"] = augmentation(config, program.model.arch.num_classes)
+        return compile_eval_step(program.mesh, partial(diagnose, model=program.model, **options))
 
 
 def train(run: Run, workdir: Path, steps: CompiledSteps | None = None) -> Result:
@@ -120,8 +121,6 @@ def train(run: Run, workdir: Path, steps: CompiledSteps | None = None) -> Result
         skipped, vote = SkippedSteps(run, workdir, reporter, start), Vote(program.mesh, request)
         loop = _Loop(run, steps, checkpoints, reporter, bad_images, skipped, vote)
         if config.diagnose is not None:
-            from gnet_jax.training.observe.diagnostics import Diagnostics
-
             loop.diagnose = stack.enter_context(
                 Diagnostics(workdir, steps.diagnose, config.diagnose, start, reporter.say)
             )
@@ -197,7 +196,7 @@ class _Loop:
             if self.diagnose is not None:
                 with meter.paused(), reporter.watch.spent("diagnosing"):
                     self.diagnose(step - 1, state, batch)
-            state, metrics, stop = step_fn(state, batch, vote.flag(ahead.fault))
+            (state, metrics), stop = step_fn(state, batch, vote.flag(ahead.fault))
             # Read the metrics of the previous step while the device computes this one.
             if unread is not None:
                 meter.add(self._read(*unread, state))

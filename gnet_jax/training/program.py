@@ -68,14 +68,6 @@ class Program:
         pixels = partial(preprocess, preprocessing=self.config.data.preprocessing)
         return partial(eval_step, model=self.model, preprocess=pixels)
 
-    def diagnose_step(self) -> Any:
-        """Returns the pure function `(state, batch) -> diagnostics`."""
-        from gnet_jax.training.observe.diagnostics import diagnose
-
-        pixels = augmentation(self.config, self.model.arch.num_classes)
-        options = {"optimizer": self.optimizer, "loss": self.config.loss}
-        return partial(diagnose, model=self.model, augment=pixels, **options)
-
     def abstract_state(self) -> TrainState:
         """Returns the shapes, dtypes and sharding of the state; computes nothing."""
         whole = replicated(self.mesh)
@@ -141,14 +133,14 @@ class Run:
 
 def make_train_step(config: Config, model: GoogLeNet, optimizer: Optimizer) -> Any:
     """Returns the pure training step; with canonical numerics, it takes one device's share."""
-    augment_batch, axis = augmentation(config, model.arch.num_classes), sharding.AXIS
+    augment_batch = augmentation(config, model.arch.num_classes)
     options: dict[str, Any] = {"model": model, "optimizer": optimizer, "loss": config.loss}
     gradient = compute_gradient
     if config.optim.accumulate > 1:
         gradient = gradients.accumulated_gradient(config.optim.accumulate)
     if config.numerics == "canonical":
-        augment_batch = gradients.augment_share(augment_batch, axis)
-        gradient = gradients.canonical_gradient(gradient, config.virtual_shards, axis)
+        augment_batch = gradients.augment_share(augment_batch)
+        gradient = gradients.canonical_gradient(gradient, config.virtual_shards)
         options["update"] = gradients.isolated_update
     return partial(train_step, augment=augment_batch, gradient=gradient, **options)
 

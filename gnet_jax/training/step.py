@@ -4,6 +4,7 @@ Shapes: B batch, H height, W width, C channels, K classes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ import optax
 from flax import struct
 
 from gnet_jax.config import LossConfig
-from gnet_jax.model.googlenet import GoogLeNet, Outputs
+from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.training.optimizer import Optimizer, stop_frozen_gradients, warm_rate
 
 Metrics = dict[str, jax.Array]
@@ -50,24 +51,16 @@ def step_keys(rng: jax.Array, step: int | jax.Array) -> tuple[jax.Array, jax.Arr
 
 
 def compute_gradient(
-    state: TrainState,
-    images_BHWC: jax.Array,
-    targets_BK: jax.Array,
-    dropout_key: jax.Array,
-    *,
-    model: GoogLeNet,
-    optimizer: Optimizer,
-    loss: LossConfig,
+    state: TrainState, images_BHWC: Any, targets_BK: Any, dropout_key: Any, **options: Any
 ) -> tuple[Any, Any, Metrics]:
-    """Returns the gradient of the loss, the statistics of this batch, and the heads' metrics."""
+    """Returns the gradient of the loss, the statistics of this batch, and the heads' metrics.
 
-    def loss_fn(params: Any) -> tuple[jax.Array, tuple[Any, Metrics]]:
-        params = stop_frozen_gradients(params, optimizer.frozen)
-        return compute_loss(
-            params, state.batch_stats, images_BHWC, targets_BK, dropout_key, model=model, loss=loss
-        )
-
-    grads, (updated, metrics) = jax.grad(loss_fn, has_aux=True)(state.params)
+    `options` are the `model`, `optimizer` and `loss` of `compute_loss`.
+    """
+    gradient = jax.grad(partial(compute_loss, **options), has_aux=True)
+    grads, (updated, metrics) = gradient(
+        state.params, state.batch_stats, images_BHWC, targets_BK, dropout_key
+    )
     return grads, updated.get("batch_stats", {}), metrics
 
 
@@ -79,27 +72,30 @@ def compute_loss(
     dropout_key: jax.Array,
     *,
     model: GoogLeNet,
+    optimizer: Optimizer,
     loss: LossConfig,
     mutable: Sequence[str] = ("batch_stats",),
 ) -> tuple[jax.Array, tuple[Any, Metrics]]:
     """Returns the training loss, and a pair: the `mutable` collections and the metrics.
 
     The loss is that of the main head plus `loss.aux_weight` times that of each auxiliary head
-    (paper, section 5). The metrics are `loss`, and `*_loss` and `*_top1` of each head. The
-    `batch_stats` are the statistics of this batch alone; `apply_update` averages them.
+    (paper, section 5), with label smoothing (arXiv 1512.00567). The metrics are `loss`, and
+    `*_loss` and `*_top1` of each head. The `batch_stats` are the statistics of this batch alone;
+    `apply_update` averages them. The optimiser's frozen parameters have no gradient.
     """
     outputs, updated = model.clone(momentum=0.0).apply(
-        {"params": params, "batch_stats": batch_stats},
+        {"params": stop_frozen_gradients(params, optimizer.frozen), "batch_stats": batch_stats},
         images_BHWC,
         train=True,
         rngs={"dropout": dropout_key},
         mutable=list(mutable),
     )
-    metrics = {}
-    losses = head_losses(outputs, targets_BK, loss.label_smoothing)
-    heads = zip(head_names(model), losses, (outputs.logits, *outputs.aux_logits), strict=True)
-    for head, value, logits_BK in heads:
-        metrics[f"{head}_loss"] = value
+    metrics, losses = {}, []
+    smooth_BK = optax.smooth_labels(targets_BK, loss.label_smoothing)
+    logits = (outputs.logits, *outputs.aux_logits)
+    for head, logits_BK in zip(head_names(model), logits, strict=True):
+        losses.append(jnp.mean(optax.softmax_cross_entropy(logits_BK, smooth_BK)))
+        metrics[f"{head}_loss"] = losses[-1]
         metrics[f"{head}_top1"] = jnp.mean(jnp.argmax(logits_BK, -1) == jnp.argmax(targets_BK, -1))
     metrics["loss"] = losses[0] + loss.aux_weight * sum(losses[1:])
     return metrics["loss"], (updated, metrics)
@@ -108,13 +104,6 @@ def compute_loss(
 def head_names(model: GoogLeNet) -> tuple[str, ...]:
     """Returns the names of the heads in the order of `Outputs`: "main", "aux4a" and so on."""
     return ("main", *(f"aux{name}" for name in model.arch.aux_after))
-
-
-def head_losses(outputs: Outputs, targets_BK: jax.Array, smoothing: float) -> list[jax.Array]:
-    """Returns the mean cross-entropy of each head, with label smoothing (arXiv 1512.00567)."""
-    smooth_BK = optax.smooth_labels(targets_BK, smoothing)
-    heads = (outputs.logits, *outputs.aux_logits)
-    return [jnp.mean(optax.softmax_cross_entropy(logits_BK, smooth_BK)) for logits_BK in heads]
 
 
 def apply_update(
@@ -163,14 +152,16 @@ def keep_finite(new: TrainState, old: TrainState, metrics: Metrics) -> tuple[Tra
     size = norm((new.params, new.batch_stats))
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"] + size)
 
-    def counts_steps(x: Any) -> bool:
-        return isinstance(x, optax.ScaleByScheduleState)
-
     def keep(a: Any, b: Any) -> Any:
         return a if counts_steps(a) else jax.lax.select(finite, a, b)
 
     kept = jax.tree.map(keep, new, old, is_leaf=counts_steps).replace(step=new.step)
     return kept, metrics | {"skipped": 1.0 - finite.astype(jnp.float32)}
+
+
+def counts_steps(x: Any) -> bool:
+    """Returns whether `x` is a part of the optimiser's state that counts the steps of the run."""
+    return isinstance(x, optax.ScaleByScheduleState)
 
 
 def train_step(

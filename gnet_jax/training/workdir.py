@@ -210,19 +210,22 @@ def git_commit() -> str | None:
     return done.stdout.strip() or None
 
 
-def write_json(file: Path, value: Any) -> None:
-    """Write `value` as JSON, atomically: if killed, the file is the old one or the new one."""
-    _replace_text(file, json_text(value, indent=2) + "\n")
-
-
-def _replace_text(file: Path, text: str) -> None:
+@contextlib.contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """Yield a path to write. Then rename it to `file`, or delete it if writing fails."""
     partial = file.with_suffix(".partial")
     try:
-        partial.write_text(text)
+        yield partial
         partial.replace(file)
     except OSError:
         partial.unlink(missing_ok=True)
         raise
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write `value` as JSON; if the process is killed, the file is the old one or the new one."""
+    with replacing(file) as partial:
+        partial.write_text(json_text(value, indent=2) + "\n")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,5 +261,6 @@ class MetricsFile:
     def forget_after(self, step: int) -> None:
         """Delete the lines of the steps after `step`, because a resumed run writes them again."""
         if self.path.is_file():
-            kept = [line for line in self.read() if line["step"] <= step]
-            _replace_text(self.path, "".join(json_text(line) + "\n" for line in kept))
+            kept = [json_text(line) + "\n" for line in self.read() if line["step"] <= step]
+            with replacing(self.path) as partial:
+                partial.write_text("".join(kept))

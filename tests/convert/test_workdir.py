@@ -14,9 +14,8 @@ from gnet_jax.convert.start import with_start
 from gnet_jax.data.sources import open_source
 from gnet_jax.model_folder import WeightsError, read_folder
 from gnet_jax.training.checkpoints import verify
-from gnet_jax.training.checkpoints.restore import read_workdir
 from gnet_jax.training.checkpoints.save import Checkpoints
-from gnet_jax.training.checkpoints.verify import CorruptError, add_notes
+from gnet_jax.training.checkpoints.verify import CorruptError, add_notes, read_workdir
 from gnet_jax.training.program import prepare
 from gnet_jax.training.workdir import open_workdir
 

@@ -8,14 +8,7 @@ from gnet_jax.training.checkpoints.verify import digest
 from gnet_jax.training.gradients import accumulated_gradient, canonical_gradient, tree_sum
 from gnet_jax.training.optimizer import make_optimizer
 from gnet_jax.training.program import make_train_step
-from gnet_jax.training.sharding import (
-    AXIS,
-    compile_train_step,
-    data_mesh,
-    put_state,
-    replicated,
-    split,
-)
+from gnet_jax.training.sharding import compile_train_step, data_mesh, put_state, replicated, split
 from gnet_jax.training.step import compute_gradient, create_state
 from tests.tiny import Linear, linear_params, tiny_arch, tiny_batch, tiny_config, tiny_variables
 
@@ -78,7 +71,7 @@ def test_canonical_gradients_are_the_mean_over_shards_with_keys_of_their_own(acc
     images = generator.normal(size=(32, 16, 16, 3)).astype(np.float32)
     targets = np.eye(10, dtype=np.float32)[np.arange(32) % 10]
     inner = compute_gradient if accumulate == 1 else accumulated_gradient(accumulate)
-    found, (state, options) = linear_gradient(canonical_gradient(inner, 16, AXIS), images, targets)
+    found, (state, options) = linear_gradient(canonical_gradient(inner, 16), images, targets)
     step, results = jax.jit(lambda *batch: compute_gradient(state, *batch, **options)), []
     for shard in range(16):
         key = jax.random.fold_in(jax.random.PRNGKey(5), shard)

@@ -14,9 +14,8 @@ import pytest
 from gnet_jax.config import ConfigError, OptimConfig, UserError
 from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.training.checkpoints import save as checkpoint
-from gnet_jax.training.checkpoints.restore import SavedSteps
 from gnet_jax.training.checkpoints.save import Checkpoints
-from gnet_jax.training.checkpoints.verify import CorruptError, digest, read_verified
+from gnet_jax.training.checkpoints.verify import CorruptError, SavedSteps, digest, read_verified
 from gnet_jax.training.hosts import agree
 from gnet_jax.training.hosts.agree import OneHostError, TrainingError
 from gnet_jax.training.loop import _Loop

@@ -54,7 +54,7 @@ def test_the_gradient_is_that_of_the_training_step(diagnosed):
     placed = jax.device_put(inputs, compiled.train.input_shardings[0][1:])
     before = run.program.initial_state()
     old = jax.device_get(before.params)
-    after, metrics, _ = compiled.train(before, *placed)
+    (after, metrics), _ = compiled.train(before, *placed)
     whole = float(metrics["grad_norm"])
     assert np.sqrt(np.sum(np.square(norms))) == pytest.approx(whole, rel=1e-4)
     new = jax.device_get(after.params)

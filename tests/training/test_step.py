@@ -31,9 +31,9 @@ from gnet_jax.training.sharding import (
 from gnet_jax.training.step import (
     apply_update,
     compute_gradient,
+    compute_loss,
     create_state,
     eval_step,
-    head_losses,
     keep_finite,
     norm,
     step_keys,
@@ -171,8 +171,15 @@ def test_the_loss_of_each_head_is_the_cross_entropy_with_its_smoothed_targets(sm
     log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     smooth = (1 - smoothing) * targets + smoothing / 10
     expected = -(smooth * log_probs).sum(-1).mean(-1)
-    found = head_losses(Outputs(logits[0], tuple(logits[1:])), jnp.asarray(targets), smoothing)
-    assert [float(value) for value in found] == pytest.approx(expected.tolist(), rel=1e-5)
+    model = types.SimpleNamespace(arch=Noisy.arch)
+    model.clone = lambda **_: model
+    model.apply = lambda *_, **__: (Outputs(logits[0], tuple(logits[1:])), {})
+    loss = LossConfig(label_smoothing=smoothing, aux_weight=0.5)
+    options = {"model": model, "optimizer": OPTIMIZER, "loss": loss}
+    total, (_, metrics) = compute_loss({}, {}, None, jnp.asarray(targets), None, **options)
+    found = [float(metrics[f"{head}_loss"]) for head in ("main", "aux4a", "aux4d")]
+    assert found == pytest.approx(expected.tolist(), rel=1e-5)
+    assert float(total) == pytest.approx(expected[0] + 0.5 * expected[1:].sum(), rel=1e-5)
 
 
 class Linear:

@@ -20,9 +20,9 @@ from orbax.checkpoint import future
 
 from gnet_jax.config import ConfigError, UserError
 from gnet_jax.config.paths import plain_path
-from gnet_jax.training.checkpoints.restore import SavedSteps
 from gnet_jax.training.checkpoints.verify import (
     CorruptError,
+    SavedSteps,
     add_notes,
     first_line,
     named_leaves,

@@ -21,7 +21,7 @@ from gnet_jax.config import UserError
 from gnet_jax.training.hosts.agree import run_on_all_hosts
 from gnet_jax.training.hosts.start import ACKNOWLEDGE, handle_stop_signals
 from gnet_jax.training.observe.faults import BadImages
-from gnet_jax.training.sharding import split
+from gnet_jax.training.sharding import AXIS, split
 
 FAULT = 1000  # the stop code of a host that cannot load its batch; larger than any signal number
 LEAD = 2  # steps from the one that gets a code to the last one that is trained, both included
@@ -87,28 +87,17 @@ class Vote:
         return jax.make_array_from_process_local_data(split(self._mesh), own, (self._mesh.size,))
 
 
-def abstract_flag(mesh: Mesh) -> jax.ShapeDtypeStruct:
-    """Returns the global shape and the dtype of `Vote.flag`."""
-    return jax.ShapeDtypeStruct((mesh.size,), jnp.int32)
+def voting(step: Callable[..., Any], *, manual: bool = False) -> Callable[..., Any]:
+    """Returns a function `(state, batch, stop) -> (step(state, batch), largest stop)`.
 
-
-def voting_train_step(step: Callable[..., Any], axis_name: str | None = None) -> Callable[..., Any]:
-    """Returns a function `(state, batch, stop) -> (state, metrics, largest stop)`.
-
-    `axis_name` is the mesh axis if `step` takes one device's share of the batch.
+    With `manual`, `step` takes one device's share of the batch (see `compile_train_step`).
     """
 
-    def voting(state: Any, batch: Any, stop: jax.Array) -> Any:
+    def voting_step(state: Any, batch: Any, stop: jax.Array) -> Any:
         vote = jnp.max(stop)
-        vote = vote if axis_name is None else jax.lax.pmax(vote, axis_name)
-        return *step(state, batch), vote
+        return step(state, batch), jax.lax.pmax(vote, AXIS) if manual else vote
 
-    return voting
-
-
-def voting_eval_step(step: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns a function `(state, batch, stop) -> (sums, largest stop)`."""
-    return lambda state, batch, stop: (step(state, batch), jnp.max(stop))
+    return voting_step
 
 
 class _Batches:

@@ -17,8 +17,8 @@ from flax import traverse_util
 from gnet_jax.config import LossConfig
 from gnet_jax.model.googlenet import GoogLeNet, layer_outputs
 from gnet_jax.training.observe.console import Board
-from gnet_jax.training.optimizer import Optimizer, stop_frozen_gradients
-from gnet_jax.training.step import TrainState, head_losses, head_names, step_keys
+from gnet_jax.training.optimizer import Optimizer
+from gnet_jax.training.step import TrainState, compute_loss, head_names, step_keys
 from gnet_jax.training.workdir import MetricsFile
 
 FILE = "diagnostics.jsonl"
@@ -48,17 +48,16 @@ def diagnose(
     weights = (1.0, *[loss.aux_weight] * (len(heads) - 1))
 
     def weighted_losses(params: Any) -> Any:
-        params = stop_frozen_gradients(params, optimizer.frozen)
-        outputs, found = model.apply(
-            {"params": params, "batch_stats": state.batch_stats},
-            images_BHWC,
-            train=True,
-            rngs={"dropout": dropout_key},
-            mutable=["batch_stats", "intermediates"],
+        _, (updated, metrics) = compute_loss(
+            *(params, state.batch_stats, images_BHWC, targets_BK, dropout_key),
+            model=model,
+            optimizer=optimizer,
+            loss=loss,
+            mutable=("batch_stats", "intermediates"),
         )
-        losses = head_losses(outputs, targets_BK, loss.label_smoothing)
+        losses = [metrics[f"{head}_loss"] for head in heads]
         weighted = tuple(w * value for w, value in zip(weights, losses, strict=True))
-        return weighted, found["intermediates"]
+        return weighted, updated["intermediates"]
 
     losses, pull_back, layers = jax.vjp(weighted_losses, state.params, has_aux=True)
     scalars: dict[str, jax.Array] = {}

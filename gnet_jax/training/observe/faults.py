@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 from jax.experimental import multihost_utils
 
 import gnet_jax
@@ -21,7 +20,8 @@ from gnet_jax.training.checkpoints.verify import named_leaves
 from gnet_jax.training.hosts.agree import TrainingError
 from gnet_jax.training.observe.console import Reporter
 from gnet_jax.training.program import Run
-from gnet_jax.training.workdir import MetricsFile
+from gnet_jax.training.step import counts_steps
+from gnet_jax.training.workdir import MetricsFile, replacing
 
 NOTES = "notes"
 MARGIN = 0.02  # a loss this close to ln(classes) is that of guessing
@@ -169,26 +169,18 @@ def write_replay(
     arrays = {name: np.asarray(value) for name, value in named_leaves(parts).items()}
     arrays["indices"] = batch_indices(len(run.train), run.config, step)
     arrays[NOTES] = np.frombuffer(json_text(notes).encode(), np.uint8)
-    partial = file.with_suffix(".partial")
-    try:
-        with partial.open("wb") as opened:
-            np.savez(opened, **arrays)  # pyright: ignore[reportArgumentType]
-        partial.replace(file)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
+    with replacing(file) as partial, partial.open("wb") as opened:
+        np.savez(opened, **arrays)  # pyright: ignore[reportArgumentType]
     return file
 
 
 def _undo_step_counts(state: Any) -> Any:
     """Returns the state with its step counts reduced by one, for the skipped step."""
 
-    def is_count(x: Any) -> bool:
-        return isinstance(x, optax.ScaleByScheduleState)
+    def undo(x: Any) -> Any:
+        return x._replace(count=x.count - 1) if counts_steps(x) else x
 
-    before = jax.tree.map(
-        lambda x: x._replace(count=x.count - 1) if is_count(x) else x, state, is_leaf=is_count
-    )
+    before = jax.tree.map(undo, state, is_leaf=counts_steps)
     return before.replace(step=before.step - 1)
 
 
