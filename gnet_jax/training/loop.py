@@ -16,8 +16,7 @@ from gnet_jax.config import UserError
 from gnet_jax.data.batches import eval_batches
 from gnet_jax.training import sharding
 from gnet_jax.training.checkpoints.save import Checkpoints
-from gnet_jax.training.hosts.agree import TrainingError, run_on_all_hosts
-from gnet_jax.training.hosts.start import abort_on_unexpected_error
+from gnet_jax.training.hosts.start import TrainingError, abort_on_unexpected_error, run_on_all_hosts
 from gnet_jax.training.hosts.stop import EvalBatches, StopRequest, TrainBatches, Vote, voting
 from gnet_jax.training.observe.console import Meter, Reporter, Stopwatch, duration
 from gnet_jax.training.observe.diagnostics import Diagnostics, diagnose
@@ -51,10 +50,9 @@ class Result:
 
 
 class CompiledSteps:
-    """The steps of a program, each compiled at its first use.
+    """The steps of a program, each compiled at its first use; see `voting` for the stop codes.
 
-    `train` and `evaluate` also take this host's stop code (`Vote.flag`), and return the largest
-    stop code of all hosts. Programs that differ only in seed and workdir may share one instance.
+    Programs that differ only in seed and workdir may share one instance.
     """
 
     def __init__(self, program: Program) -> None:
@@ -86,10 +84,9 @@ class CompiledSteps:
 def train(run: Run, workdir: Path, steps: CompiledSteps | None = None) -> Result:
     """Train from the latest checkpoint in `workdir`, or from scratch, to the run's last step.
 
-    Call `open_workdir` first. `steps` may come from a run that differs only in its seed and
-    workdir. Raises a TrainingError if too many steps in a row are not finite, if a head does not
-    learn and `dead_heads` is "stop", or if the last save failed. Raises a DataError, after saving,
-    if too many images are corrupt or a label is out of range.
+    Call `open_workdir` first. Raises a TrainingError if too many steps in a row are not finite, if
+    a head does not learn and `dead_heads` is "stop", or if the last save failed. Raises a
+    DataError, after saving, if too many images are corrupt or a label is out of range.
     """
     config, program, total = run.config, run.program, run.program.total_steps
     began, watch, main = time.perf_counter(), Stopwatch(), jax.process_index() == 0
@@ -166,8 +163,8 @@ class _Loop:
     def run_from(self, start: int, state: TrainState) -> TrainState:
         """Returns the state after the last step, or after the step at which a signal stops it.
 
-        Each step runs in this order: wait for its batch, diagnose, dispatch the step, read the
-        metrics of the previous step, report, stop if asked, evaluate, save.
+        Each step waits for its batch, diagnoses, dispatches the step, reads the metrics of the
+        previous step, reports, stops if asked, evaluates, and saves.
         """
         run, program, config = self.run, self.run.program, self.run.config
         reporter, vote, total = self.reporter, self.vote, program.total_steps
@@ -184,11 +181,10 @@ class _Loop:
         with self._save_on_error(start, state), reporter.watch.spent("waiting for data"):
             ahead = TrainBatches(batches, start, total, self.bad_images)
         step_fn = self._compile()
-        names, patience = head_names(program.model), default_patience(program.steps_per_epoch)
         warmup = round(config.optim.warmup_epochs * program.steps_per_epoch)
-        dead_heads = DeadHeadGuard(
-            names, len(run.train.class_names), warmup=warmup, patience=patience
-        )
+        limits = {"warmup": warmup, "patience": default_patience(program.steps_per_epoch)}
+        classes = len(run.train.class_names)
+        dead_heads = DeadHeadGuard(head_names(program.model), classes, **limits)
         meter, unread = Meter(), None
         for step in range(start + 1, total + 1):
             with reporter.watch.spent("waiting for data"):
@@ -211,7 +207,7 @@ class _Loop:
                 meter.add(self._read(*unread, state))
                 unread = None
             if log_due:
-                self._report(step, state, *meter.read(), dead_heads)
+                self._report(step, state, meter, dead_heads)
             if ending:
                 with self._save_on_error(step, state):
                     run_on_all_hosts(ahead.raise_fault)
@@ -249,15 +245,8 @@ class _Loop:
         self.vote.read(step, stop)
         return self.skipped.read(step, metrics, batch, state)
 
-    def _report(
-        self,
-        step: int,
-        state: TrainState,
-        means: dict[str, float],
-        seconds: float,
-        dead_heads: DeadHeadGuard,
-    ) -> None:
-        """Report the means over the last steps, which took `seconds` each."""
+    def _report(self, step: int, state: TrainState, meter: Meter, guard: DeadHeadGuard) -> None:
+        means, seconds = meter.read()
         config, program = self.run.config, self.run.program
         speed = config.batch_size / seconds
         self.heads = {f"train/{name}": value for name, value in means.items()} | {
@@ -272,7 +261,7 @@ class _Loop:
         self.reporter.training(step, self.heads, eta, evaluations=timed)
         if config.dead_heads == "ignore" or not math.isfinite(means["loss"]):
             return
-        problem = dead_heads.read(step, means)
+        problem = guard.read(step, means)
         if problem is not None:
             self.reporter.say(f"warning: step {step}: {problem}")
             if config.dead_heads == "stop":
@@ -327,9 +316,8 @@ def evaluate(
 ) -> dict[str, float]:
     """Returns `val/count`, `val/top1`, `val/top5` (fractions from 0 to 1) and `val/loss`.
 
-    Every example of the whole validation set counts once, except corrupt images. Returns an empty
-    dict if a signal to any host ends the evaluation early. Raises a TrainingError if the loss is
-    not finite.
+    Every example of the validation set counts once, except corrupt images. Returns an empty dict if
+    a signal to any host ends the evaluation. Raises a TrainingError if the loss is not finite.
     """
     program, data, hosts = run.program, run.config.data, jax.process_count()
     bad_images.step = step

@@ -27,7 +27,7 @@ from gnet_jax.training.step import TrainState, compute_gradient, create_state, e
 
 
 class Takeover(NamedTuple):
-    """Which variables of a new network are loaded from a trained one, by path ("params/...")."""
+    """Which variables of a new network come from a trained one, by path ("params/...")."""
 
     loaded: tuple[str, ...]
     fresh: Mapping[str, str]  # path -> why it is not loaded
@@ -53,10 +53,7 @@ class Program:
 
     @property
     def canonical(self) -> bool:
-        """Whether results are independent of the number of devices (`--numerics canonical`).
-
-        `train_step` then takes one device's share of a batch.
-        """
+        """Whether `train_step` takes one device's share of a batch, for `--numerics canonical`."""
         return self.config.numerics == "canonical"
 
     def train_step(self) -> Any:
@@ -171,8 +168,8 @@ def training_batches(
 def prepare(config: Config, pretrained: TrainedModel | None = None) -> Run:
     """Check `config`, open its data and return the run, without compiling or writing anything.
 
-    If `pretrained` is given, its network is used; the config then sets only the number of classes,
-    the auxiliary heads, dropout and dtype. Raises a UserError for everything that would fail later.
+    With `pretrained`, its network is used; the config then sets only the number of classes, the
+    auxiliary heads, dropout and dtype. Raises a UserError for everything that would fail later.
     """
     check(config)
     mesh = sharding.data_mesh()
@@ -272,10 +269,9 @@ def _change_loaded(loaded: Architecture, m: ModelConfig, wanted: Architecture) -
 
 
 def compare(shapes: Mapping[str, Any], old: TrainedModel, class_names: tuple[str, ...]) -> Takeover:
-    """Returns which variables of a new network are loaded from `old`.
+    """Returns which variables of a new network, or of its `shapes`, are loaded from `old`.
 
-    `shapes` are the variables of the new network, as arrays or only their shapes. Variables that
-    depend on the number of classes are loaded only for the same classes in the same order.
+    Variables that depend on the number of classes require the same classes in the same order.
     """
     reordered = set(map(nfc, old.class_names)) == set(map(nfc, class_names))
     why = "same classes in another order" if reordered else "other classes"
@@ -295,7 +291,7 @@ def compare(shapes: Mapping[str, Any], old: TrainedModel, class_names: tuple[str
 
 
 def _class_variables(model: GoogLeNet) -> set[str]:
-    """Returns the paths of the variables whose shape depends on the number of classes."""
+    """Returns the paths of the variables whose shapes depend on the number of classes."""
     arch, side = model.arch, smallest_size(model.arch)
     other = model.clone(arch=dataclasses.replace(arch, num_classes=arch.num_classes + 1))
     own, others = (flat(abstract_variables(each, side)) for each in (model, other))

@@ -8,8 +8,8 @@ import pytest
 
 from gnet_jax.config import ConfigError, UserError
 from gnet_jax.model.googlenet import GoogLeNet
-from gnet_jax.training.hosts import agree
-from gnet_jax.training.hosts.agree import (
+from gnet_jax.training.hosts import start
+from gnet_jax.training.hosts.start import (
     compare,
     gather,
     identity,
@@ -24,7 +24,7 @@ from tests.tiny import tiny_config
 def other_hosts(monkeypatch):
     """A list of what the hosts after this one pass to `gather`."""
     texts = []
-    monkeypatch.setattr(agree, "gather", lambda own: [own, *texts])
+    monkeypatch.setattr(start, "gather", lambda own: [own, *texts])
     return texts
 
 
@@ -49,7 +49,7 @@ def test_an_error_on_another_host_raises_here_too(other_hosts):
 
 def test_an_error_is_passed_on_even_without_a_message(monkeypatch):
     told = []
-    monkeypatch.setattr(agree, "gather", lambda own: [told.append(own) or own])
+    monkeypatch.setattr(start, "gather", lambda own: [told.append(own) or own])
 
     def wrong():
         raise ConfigError
@@ -111,8 +111,8 @@ def second_host(monkeypatch):
     texts = []
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    monkeypatch.setattr(agree, "gather", lambda own: [texts.pop(0) if texts else "", own])
-    monkeypatch.setattr(agree, "TOKEN_SECONDS", 0)
+    monkeypatch.setattr(start, "gather", lambda own: [texts.pop(0) if texts else "", own])
+    monkeypatch.setattr(start, "TOKEN_SECONDS", 0)
     return texts
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from gnet_jax.config import Config, DataConfig
 from gnet_jax.data.bad_images import BadRecord, TooManyBadRecordsError
-from gnet_jax.training.hosts.agree import TrainingError
+from gnet_jax.training.hosts.start import TrainingError
 from gnet_jax.training.observe.console import Reporter
 from gnet_jax.training.observe.faults import BadImages, SkippedSteps
 from gnet_jax.training.workdir import MetricsFile

@@ -16,8 +16,8 @@ from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.training.checkpoints import save as checkpoint
 from gnet_jax.training.checkpoints.save import Checkpoints
 from gnet_jax.training.checkpoints.verify import CorruptError, SavedSteps, digest, read_verified
-from gnet_jax.training.hosts import agree
-from gnet_jax.training.hosts.agree import OneHostError, TrainingError
+from gnet_jax.training.hosts import start
+from gnet_jax.training.hosts.start import OneHostError, TrainingError
 from gnet_jax.training.loop import _Loop
 from gnet_jax.training.optimizer import make_optimizer
 from gnet_jax.training.sharding import data_mesh, put_state, replicated
@@ -301,7 +301,7 @@ def test_what_keeps_one_host_from_restoring_is_told_to_all(tmp_path, monkeypatch
     save_small(tmp_path, 1)
     flip_a_bit_of_the_largest_file(tmp_path / "1")
     told, others = [], []
-    monkeypatch.setattr(agree, "gather", lambda own: [told.append(own) or own, *others])
+    monkeypatch.setattr(start, "gather", lambda own: [told.append(own) or own, *others])
     refused = mock.Mock(side_effect=OSError(errno.EACCES, "Permission denied"))
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint.Path, "rename", refused)
@@ -341,7 +341,7 @@ def test_a_save_that_fails_on_several_hosts_ends_them_alike_or_is_marked_as_lone
     with Checkpoints(tmp_path, keep_latest=1) as checkpoints, monkeypatch.context() as patch:
         patch.setattr(jax, "process_count", lambda: 2)
         others = ["the disk is full: 2.0 MB are needed, 1.0 free"]
-        patch.setattr(agree, "gather", lambda own: [own, *others])
+        patch.setattr(start, "gather", lambda own: [own, *others])
         with pytest.raises(TrainingError, match="host 1 stopped: the disk is full") as all_of:
             checkpoints.save(1, small(1))
         assert not isinstance(all_of.value, OneHostError)

@@ -8,10 +8,11 @@ import pytest
 from gnet_jax.config import ConfigError
 from gnet_jax.config.command import Launch
 from gnet_jax.training.hosts import start as hosts
-from gnet_jax.training.hosts.agree import OneHostError, TrainingError
 from gnet_jax.training.hosts.start import (
     EXIT_LOST,
     HostsError,
+    OneHostError,
+    TrainingError,
     abort_on_unexpected_error,
     detect_cluster,
     should_join,

@@ -13,8 +13,7 @@ import psutil
 import pytest
 
 from gnet_jax.config.command import Launch
-from gnet_jax.training.hosts.start import ACKNOWLEDGE
-from gnet_jax.training.hosts.supervise import Supervisor, newest_step
+from gnet_jax.training.hosts.start import ACKNOWLEDGE, Supervisor, newest_step
 from gnet_jax.training.workdir import RESTART
 
 ROOT = Path(__file__).parents[2]
@@ -45,7 +44,7 @@ def supervise(folder, plan, **launch):
 def test_a_run_is_told_to_stop_when_its_supervisor_is_killed(tmp_path):
     child = (
         "import os, pathlib, signal, sys, time\n"
-        "from gnet_jax.training.hosts.supervise import end_with_supervisor\n"
+        "from gnet_jax.training.hosts.start import end_with_supervisor\n"
         "end_with_supervisor()\n"
         "folder = pathlib.Path(sys.argv[1])\n"
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit((folder / 'stopped').touch()))\n"
@@ -55,7 +54,7 @@ def test_a_run_is_told_to_stop_when_its_supervisor_is_killed(tmp_path):
     parent = (
         "import pathlib, sys\n"
         "from gnet_jax.config.command import Launch\n"
-        "from gnet_jax.training.hosts.supervise import Supervisor\n"
+        "from gnet_jax.training.hosts.start import Supervisor\n"
         f"command = [sys.executable, '-c', {child!r}, sys.argv[1]]\n"
         "Supervisor(command, pathlib.Path(sys.argv[1]), Launch(supervise=True), 'train.py').run()\n"
     )
@@ -154,7 +153,7 @@ def test_a_signal_comes_to_the_run_once_even_where_all_processes_get_it(
     tmp_path, also_the_run, preempted_before, monkeypatch
 ):
     if also_the_run:  # it hears by itself, however long that takes
-        monkeypatch.setattr("gnet_jax.training.hosts.supervise.GRACE_SECONDS", 20)
+        monkeypatch.setattr("gnet_jax.training.hosts.start.GRACE_SECONDS", 20)
     ready = tmp_path / "ready"
     command = [sys.executable, "-S", "-c", WAITING, str(ready)]
     command += [str(tmp_path / "preempted")] if preempted_before else []

@@ -43,12 +43,12 @@ def read_verified(
 ) -> dict[str, np.ndarray]:
     """Returns the arrays of a checkpoint for which `wanted(name)` is true, after verifying them.
 
-    Raises CorruptError with the name of the first array that is missing or differs. Raises
-    ConfigError if a file cannot be opened, because its content may still be intact.
+    Raises CorruptError with the first array that is missing or differs, or ConfigError if a file
+    cannot be opened, because its content may still be intact.
     """
     try:
-        written = read_digests(checkpoint)["arrays"]
-        written = {name: entry for name, entry in written.items() if wanted(name)}
+        digests = read_digests(checkpoint)["arrays"].items()
+        written = {name: entry for name, entry in digests if wanted(name)}
         try:
             arrays = _read_arrays(checkpoint / "state", list(written))
         except Exception as error:  # TensorStore's errors have no common class
@@ -89,7 +89,7 @@ def _check_readable(checkpoint: Path) -> None:
 
 
 def write_digests(folder: Path, arrays: Mapping[str, np.ndarray], notes: Mapping[str, Any]) -> None:
-    """Write the digests of `arrays`, and `notes`, to `folder`, which is CHECKPOINT/digests."""
+    """Write `notes` and the digests of `arrays` to `folder`, which is CHECKPOINT/digests."""
     entries = {name: _digest_array(array) for name, array in sorted(arrays.items())}
     _write(folder, {**notes, "arrays": entries})
 
@@ -108,9 +108,8 @@ def read_digests(checkpoint: Path) -> dict[str, Any]:
         body = json.loads((checkpoint / "digests" / DIGESTS_FILE).read_bytes())
         seal = body.pop("sha256")
     except OSError as error:
-        raise CorruptError(
-            checkpoint, f"{DIGESTS_FILE} cannot be read ({error.strerror})"
-        ) from error
+        reason = f"{DIGESTS_FILE} cannot be read ({error.strerror})"
+        raise CorruptError(checkpoint, reason) from error
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
         body, seal = {}, None
     if seal != _seal(body):
@@ -158,11 +157,7 @@ def _write(folder: Path, body: Mapping[str, Any]) -> None:
 
 
 def _read_arrays(folder: Path, names: list[str]) -> dict[str, np.ndarray]:
-    """Read arrays that Orbax wrote, without using Orbax.
-
-    Orbax would log further errors after the first one, and place arrays on devices before they are
-    verified.
-    """
+    """Read arrays that Orbax wrote. Orbax would place them on devices before they are verified."""
     import tensorstore  # here, so that `gnet train --help`, which imports this module, is fast
 
     def start_opening(name: str) -> Any:
@@ -216,10 +211,9 @@ class SavedSteps:
         return max(self.top1, key=lambda step: (self.top1[step], step), default=None)
 
     def restore(self, step: int, abstract_state: Any) -> Any:
-        """Returns the verified state of `step`, placed on any number of devices and processes.
+        """Returns the verified state of `step`, with the shardings of `abstract_state`.
 
-        `abstract_state` is a tree of `jax.ShapeDtypeStruct` with shardings. Raises ConfigError if
-        the step is corrupt, or if its leaves, shapes or dtypes differ from `abstract_state`.
+        Raises ConfigError if the step is corrupt or its leaves, shapes or dtypes differ.
         """
         return self._place(step, read_verified(self.path(step)), abstract_state)
 
@@ -250,10 +244,9 @@ def is_workdir(path: Path) -> bool:
 def read_workdir(workdir: Path) -> "TrainedModel":
     """Returns the model in a run's best checkpoint, or in its newest if none was evaluated.
 
-    The model has the averaged parameters if the run averaged them. Only the checkpoint is read: the
-    data and the `--init` of the run may be missing. Raises WeightsError if there is no checkpoint
-    or it does not fit its description. Raises CorruptError if the checkpoint or the digests of any
-    step are corrupt.
+    The parameters are averaged if the run averaged them. The run's data may be missing. Raises
+    WeightsError if there is no checkpoint or it does not fit its description, and CorruptError if
+    it or the digests of any step are corrupt.
     """
     from gnet_jax.model_folder.folder import WeightsError, folder_of  # imports Flax, which is slow
 

@@ -18,8 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gnet_jax.config import UserError
-from gnet_jax.training.hosts.agree import run_on_all_hosts
-from gnet_jax.training.hosts.start import ACKNOWLEDGE, handle_stop_signals
+from gnet_jax.training.hosts.start import ACKNOWLEDGE, handle_stop_signals, run_on_all_hosts
 from gnet_jax.training.observe.faults import BadImages
 from gnet_jax.training.sharding import AXIS, split
 
@@ -71,7 +70,7 @@ class Vote:
             self.code, self._last_step = code, step + LEAD - 1
 
     def stops_evaluation(self, stop: jax.Array) -> bool:
-        """Record the `stop` that an evaluation step returned; returns whether to stop early."""
+        """Record the code that an evaluation step returned; returns whether to stop early."""
         self.code = int(stop) or self.code
         return bool(stop)
 
@@ -113,11 +112,10 @@ class _Batches:
 
 
 class TrainBatches(_Batches):
-    """Training batches, loaded `LEAD` steps early so that a host can report a fault in time.
+    """The batches after step `start`, up to `total`, loaded early enough to report a fault in time.
 
-    `batches` are those of the steps after `start`, up to `total`. `bad_images.step` is set to the
-    step whose batch is being loaded. If a host cannot load its first batches, every host raises a
-    UserError.
+    `bad_images.step` is set to the step whose batch is being loaded. If a host cannot load its
+    first batches, every host raises a UserError.
     """
 
     def __init__(

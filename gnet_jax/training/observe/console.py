@@ -32,8 +32,7 @@ KEPT_SAVES = 20
 class Stopwatch:
     """Measures how many seconds this start spends on each of `KINDS`; the rest is training.
 
-    Devices keep computing while the host loads data or saves. So of these, only the time for which
-    they delay the loop is counted.
+    Of loading data and saving, only the time for which they delay the loop is counted.
     """
 
     def __init__(self) -> None:
@@ -68,10 +67,9 @@ class Stopwatch:
 
 
 def total_seconds(starts: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Returns the seconds by kind over all `starts` of a run, and `LOST`.
+    """Returns the seconds by kind over all `starts`, the records in `run.json`, and `LOST`.
 
-    `starts` are the records in `run.json`. `LOST` is the time that a start spent after the
-    checkpoint from which a later start resumed. The time between two starts is not counted.
+    `LOST` is the time that a start spent after the checkpoint from which a later start resumed.
     """
     sums = dict.fromkeys((*KINDS, LOST), 0.0)
     for number, start in enumerate(starts):
@@ -117,9 +115,8 @@ def duration(seconds: float) -> str:
 class Board:
     """Writes scalars and histograms for TensorBoard into a folder.
 
-    tensorboardX's own `SummaryWriter` is not used: a full disk ends its thread, and its full queue
-    then blocks the run. TensorBoard hides the points of older files from `purge_step` on, which a
-    killed process wrote.
+    A full disk ends the thread of tensorboardX's `SummaryWriter`, whose queue then blocks the run.
+    From `purge_step` on, TensorBoard hides the points of older files, which a killed process wrote.
     """
 
     def __init__(self, folder: Path, purge_step: int) -> None:
@@ -204,10 +201,9 @@ class SafeConsole(Console):
 
 
 class Reporter(contextlib.AbstractContextManager["Reporter"]):
-    """Prints a live line on a terminal, or plain lines if output is piped; writes the two logs.
+    """Prints a live line on a terminal, or plain lines if piped; writes metrics.jsonl, a `Board`.
 
-    The logs are metrics.jsonl and TensorBoard's. With `enabled=False`, as on every process except
-    the first, nothing is printed or written.
+    With `enabled=False`, as on every process except the first, nothing is printed or written.
     """
 
     def __init__(
@@ -264,9 +260,8 @@ class Reporter(contextlib.AbstractContextManager["Reporter"]):
         )
         line = (
             f"step {step}/{self._total} | training: loss {values['train/loss']:.3f} | {shown} | "
-            f"lr {values['train/learning_rate']:.2g} | "
-            f"{values['perf/images_per_sec']:.0f} images/s | ETA {duration(eta)}"
-            + ("" if evaluations else " without evaluations")
+            f"lr {values['train/learning_rate']:.2g} | {values['perf/images_per_sec']:.0f} images/s"
+            f" | ETA {duration(eta)}{'' if evaluations else ' without evaluations'}"
         )
         if not self._console.is_terminal:
             self._console.say(line)

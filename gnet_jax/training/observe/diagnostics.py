@@ -37,10 +37,9 @@ def diagnose(
     """Returns diagnostics of the next training step on `batch`, with its augmentation and dropout.
 
     `scalars` are float32 values by name (docs/ablations.md lists them). `histograms` has the pair
-    (counts, edges) for the gradient and the parameters of each block. Blocks are the top-level
-    modules. The whole batch is processed at once. With `optim.accumulate` above 1 or canonical
-    numerics, the training step instead processes the batch in parts, with other dropout masks and
-    with batch norm over each part.
+    (counts, edges) for the gradient and the parameters of each block, a top-level module. The whole
+    batch is processed at once, also if the training step processes it in parts with other dropout
+    masks.
     """
     augment_key, dropout_key = step_keys(state.rng, state.step)
     images_BHWC, targets_BK = augment(batch["image"], batch["label"], augment_key)
@@ -105,10 +104,9 @@ def _histogram(tree: Any) -> tuple[jax.Array, jax.Array]:
 
 
 class Diagnostics(contextlib.AbstractContextManager["Diagnostics"]):
-    """Diagnoses a run every `every` steps, and writes the results to a log and to TensorBoard.
+    """Diagnoses a run every `every` steps from `start` on, for a log and for TensorBoard.
 
-    `step` is the compiled `diagnose`, as a function of `(state, batch)`. `start` is the step from
-    which the run starts or resumes. `tell` prints a line.
+    `step` is the compiled `diagnose`, a function of `(state, batch)`. `tell` prints a line.
     """
 
     def __init__(

@@ -17,7 +17,7 @@ from gnet_jax.data.batches import batch_indices
 from gnet_jax.data.sources import Source
 from gnet_jax.model_folder.folder import to_json
 from gnet_jax.training.checkpoints.verify import named_leaves
-from gnet_jax.training.hosts.agree import TrainingError
+from gnet_jax.training.hosts.start import TrainingError
 from gnet_jax.training.observe.console import Reporter
 from gnet_jax.training.program import Run
 from gnet_jax.training.step import counts_steps
@@ -41,8 +41,7 @@ REMEDIES = (
 class BadImages:
     """The corrupt images of a run, `train` and `val`, listed in `bad_records.jsonl` of the workdir.
 
-    A resumed run keeps the images listed up to the step from which it resumes. Every host counts
-    and lists the images that it reads; the file of host 1 is `bad_records-1.jsonl`.
+    Every host lists the images that it reads; the file of host 1 is `bad_records-1.jsonl`.
     """
 
     def __init__(self, run: Run, workdir: Path, reporter: Reporter, start_step: int) -> None:
@@ -71,7 +70,7 @@ class BadImages:
         return records
 
     def report_left_out(self, images: int) -> None:
-        """Print how many validation images the last evaluation skipped, if any."""
+        """Print how many validation images an evaluation skipped, if any."""
         if images:
             self._reporter.say(f"corrupt images left out: {images:,}, listed in {self._file.path}")
 
@@ -79,8 +78,8 @@ class BadImages:
 class SkippedSteps:
     """Reads the metrics of every step, and counts the steps skipped because they are not finite.
 
-    The skipped steps are listed in `skipped_steps.jsonl` of the workdir. A resumed run keeps those
-    listed up to the step from which it resumes; it counts steps in a row from 0.
+    They are listed in `skipped_steps.jsonl` of the workdir. A resumed run keeps the list up to its
+    first step, and counts steps in a row from 0.
     """
 
     def __init__(self, run: Run, workdir: Path, reporter: Reporter, start_step: int) -> None:
@@ -100,10 +99,9 @@ class SkippedSteps:
     def read(
         self, step: int, metrics: Any, batch: dict[str, jax.Array], state: Any
     ) -> dict[str, float]:
-        """Copy the metrics of `step` to the host and return them.
+        """Copy the metrics of `step`, which took `batch` and returned `state`, and return them.
 
-        The step was computed from `batch` and returned `state`. If it is the last bad step in a row
-        that the config allows, writes a replay file, which needs the state, and raises
+        If it is the last bad step in a row that the config allows, writes a replay file and raises
         TrainingError.
         """
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
@@ -146,10 +144,9 @@ def write_replay(
 ) -> Path:
     """Write `replay-STEP.npz` into `workdir`, and return its path. All hosts must call this.
 
-    The file has arrays and JSON, but no pickle: the global batch, the indices of its examples, the
-    state before the step, the config and the network. `batch` and `metrics` are those of `step`.
-    `state` is the state after `step`; because the step was skipped, it differs from the state
-    before the step only in the step counts.
+    It has arrays and JSON, but no pickle: the global batch, the indices of its examples, the state
+    before the step, the config and the network. `state` is the state after `step`, which differs
+    only in the step counts because the step was skipped.
     """
     file = workdir / f"replay-{step}.npz"
     whole = multihost_utils.process_allgather(batch, tiled=True)
@@ -187,10 +184,10 @@ def _undo_step_counts(state: Any) -> Any:
 class DeadHeadGuard:
     """Detects heads that do not learn, from the mean loss of each head in each report.
 
-    Without batch norm, GoogLeNet can train for weeks without any error while only an auxiliary head
-    learns. In BVLC/caffe#1598 the main loss stayed at ln 1000 = 6.908 for 2.4 million steps. A head
-    is dead if, for `patience` steps after the warm-up, every reported loss was within 0.02 of
-    ln(classes). Equal probabilities have this loss with any label smoothing or mixup.
+    Without batch norm, only an auxiliary head may learn: in BVLC/caffe#1598 the main loss stayed at
+    ln 1000 = 6.908 for 2.4 million steps. A head is dead if, for `patience` steps after the
+    warm-up, every reported loss was within `MARGIN` of ln(classes), the loss of equal
+    probabilities with any label smoothing or mixup.
     """
 
     def __init__(self, heads: Sequence[str], classes: int, *, warmup: int, patience: int) -> None:
