@@ -21,7 +21,6 @@ Gradient = Callable[..., tuple[Any, Any, Metrics]]
 
 def accumulated_gradient(parts: int) -> Gradient:
     """Returns a gradient function that averages over `parts` parts of the batch, to save memory.
-
     Each part has its own dropout mask, and batch norm sees one part at a time.
     """
 
@@ -38,10 +37,9 @@ def accumulated_gradient(parts: int) -> Gradient:
 
 
 def canonical_gradient(gradient: Gradient, shards: int) -> Gradient:
-    """Returns a gradient function for shard_map that averages over all virtual shards.
-
-    `gradient`, such as `compute_gradient`, is called for each virtual shard with another dropout
-    key. The numbers of shards and devices must be powers of two.
+    """Returns a gradient function for shard_map that averages over all virtual shards. `gradient`,
+    such as `compute_gradient`, is called for each virtual shard with another dropout key. The
+    numbers of shards and devices must be powers of two.
     """
 
     def batch_gradient(state: TrainState, images: Any, targets: Any, key: Any, **options: Any):
@@ -78,11 +76,10 @@ def tree_sum(x: jax.Array) -> jax.Array:
 def isolated_update(
     state: TrainState, grads: Any, batch_stats: Any, metrics: Metrics, **options: Any
 ) -> tuple[TrainState, Metrics]:
-    """Returns `apply_update(...)`, compiled separately from the computation of its operands.
-
-    The gradient's program depends on the number of devices. Fused with the update, it could change
-    the update's rounding. XLA fuses nothing into a branch of `lax.cond`, but removes an
-    optimization barrier before fusion.
+    """Returns `apply_update(...)`, compiled separately from the computation of its operands. The
+    gradient's program depends on the number of devices. Fused with the update, it could change the
+    update's rounding. XLA fuses nothing into a branch of `lax.cond`, but removes an optimization
+    barrier before fusion.
     """
     update = partial(apply_update, **options)
     operands = (state, grads, batch_stats, metrics)

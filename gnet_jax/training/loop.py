@@ -51,7 +51,6 @@ class Result:
 
 class CompiledSteps:
     """The steps of a program, each compiled at its first use; see `voting` for the stop codes.
-
     Programs that differ only in seed and workdir may share one instance.
     """
 
@@ -82,11 +81,10 @@ class CompiledSteps:
 
 
 def train(run: Run, workdir: Path, steps: CompiledSteps | None = None) -> Result:
-    """Train from the latest checkpoint in `workdir`, or from scratch, to the run's last step.
-
-    Call `open_workdir` first. Raises a TrainingError if too many steps in a row are not finite, if
-    a head does not learn and `dead_heads` is "stop", or if the last save failed. Raises a
-    DataError, after saving, if too many images are corrupt or a label is out of range.
+    """Train from the latest checkpoint in `workdir`, or from scratch, to the run's last step. Call
+    `open_workdir` first. Raises a TrainingError if too many steps in a row are not finite, if a
+    head does not learn and `dead_heads` is "stop", or if the last save failed. Raises a DataError,
+    after saving, if too many images are corrupt or a label is out of range.
     """
     config, program, total = run.config, run.program, run.program.total_steps
     began, watch, main = time.perf_counter(), Stopwatch(), jax.process_index() == 0
@@ -161,10 +159,9 @@ class _Loop:
     best: float = -1.0  # top-1 of the best evaluation
 
     def run_from(self, start: int, state: TrainState) -> TrainState:
-        """Returns the state after the last step, or after the step at which a signal stops it.
-
-        Each step waits for its batch, diagnoses, dispatches the step, reads the metrics of the
-        previous step, reports, stops if asked, evaluates, and saves.
+        """Returns the state after the last step, or after the step at which a signal stops it. Each
+        step waits for its batch, diagnoses, dispatches the step, reads the metrics of the previous
+        step, reports, stops if asked, evaluates, and saves.
         """
         run, program, config = self.run, self.run.program, self.run.config
         reporter, vote, total = self.reporter, self.vote, program.total_steps
@@ -314,10 +311,9 @@ def evaluate(
     bad_images: BadImages,
     vote: Vote,
 ) -> dict[str, float]:
-    """Returns `val/count`, `val/top1`, `val/top5` (fractions from 0 to 1) and `val/loss`.
-
-    Every example of the validation set counts once, except corrupt images. Returns an empty dict if
-    a signal to any host ends the evaluation. Raises a TrainingError if the loss is not finite.
+    """Returns `val/count`, `val/top1`, `val/top5` (fractions from 0 to 1) and `val/loss`. Every
+    example of the validation set counts once, except corrupt images. Returns an empty dict if a
+    signal to any host ends the evaluation. Raises a TrainingError if the loss is not finite.
     """
     program, data, hosts = run.program, run.config.data, jax.process_count()
     bad_images.step = step

@@ -28,9 +28,8 @@ class Optimizer(NamedTuple):
 def make_optimizer(
     o: OptimConfig, steps_per_epoch: float, total_steps: int, loaded: frozenset[str] = frozenset()
 ) -> Optimizer:
-    """Returns the optimiser of a run; its learning-rate schedule ends at `total_steps`.
-
-    `loaded` are the paths ("params/conv1/conv/kernel") of the parameters that `--init` loaded.
+    """Returns the optimiser of a run; its learning-rate schedule ends at `total_steps`. `loaded`
+    are the paths ("params/conv1/conv/kernel") of the parameters that `--init` loaded.
     """
     schedule = learning_rate_schedule(o, steps_per_epoch, total_steps)
     names = {path.removeprefix("params/") for path in loaded}
@@ -76,10 +75,9 @@ def learning_rate_schedule(
 def averaging_rate(
     o: OptimConfig, steps_per_epoch: float
 ) -> Callable[[jax.Array], jax.Array] | None:
-    """Returns a function from a step to the weight of its parameters in their average, or None.
-
-    In the Polyak mean, all steps have the same weight. Until `average_from`, the average is the
-    newest parameters.
+    """Returns a function from a step to the weight of its parameters in their average, or None. In
+    the Polyak mean, all steps have the same weight. Until `average_from`, the average is the newest
+    parameters.
     """
     ema_share = partial(warm_rate, decay=o.ema_decay)
     shares = {"none": None, "polyak": lambda steps: 1 / (1 + steps), "ema": ema_share}
@@ -89,9 +87,8 @@ def averaging_rate(
 
 
 def warm_rate(steps: jax.Array | int, decay: float) -> jax.Array:
-    """Returns the weight of a new value in an exponential average of `steps` earlier values.
-
-    The old average has the weight min(decay, steps / (10 + steps)). Without this warm-up, the first
+    """Returns the weight of a new value in an exponential average of `steps` earlier values. The
+    old average has the weight min(decay, steps / (10 + steps)). Without this warm-up, the first
     values would dominate for 1 / (1 - decay) steps.
     """
     return jnp.maximum(_WARMUP / (_WARMUP + steps), 1 - decay)
@@ -125,18 +122,14 @@ def matches(name: str, patterns: tuple[str, ...]) -> bool:
 
 
 def stop_frozen_gradients(params: Any, patterns: tuple[str, ...]) -> Any:
-    """Returns `params` with stopped gradients for the frozen ones.
-
-    If every layer up to some point is frozen, the backward pass stops there.
-    """
+    """Returns `params` with stopped gradients for the frozen ones, to shorten the backward pass."""
     frozen = _select(params, partial(matches, patterns=patterns))
     return jax.tree.map(lambda x, stop: jax.lax.stop_gradient(x) if stop else x, params, frozen)
 
 
 def _has_role(role: Role) -> Callable[[Any], Any]:
-    """Returns a function from parameters to a tree of bools: True for parameters with this role.
-
-    As in Caffe, only kernels decay, and `bias_lr_factor` is for biases; norms have neither role.
+    """Returns a function from parameters to a tree of bools: True for parameters with this role. As
+    in Caffe, only kernels decay, and `bias_lr_factor` is for biases; norms have neither role.
     """
 
     def mask(params: Any) -> Any:

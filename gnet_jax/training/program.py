@@ -89,7 +89,9 @@ class Program:
         config = self.config
         variables = init(self.model, jax.random.PRNGKey(config.seed), config.data.image_size)
         if self.pretrained and self.takeover:
-            variables = take_over(variables, self.pretrained, self.takeover.loaded)
+            trained, own = flat(self.pretrained.variables), flat(variables)
+            own |= {name: jnp.asarray(trained[name]) for name in self.takeover.loaded}
+            variables = {"batch_stats": {}} | traverse_util.unflatten_dict(own, sep="/")
         # Without jit, JAX would compile a separate program for every shape of an array.
         create = jax.jit(partial(create_state, optimizer=self.optimizer, seed=config.seed))
         return put_state(create(variables), self.mesh)
@@ -166,9 +168,8 @@ def training_batches(
 
 
 def prepare(config: Config, pretrained: TrainedModel | None = None) -> Run:
-    """Check `config`, open its data and return the run, without compiling or writing anything.
-
-    With `pretrained`, its network is used; the config then sets only the number of classes, the
+    """Check `config`, open its data and return the run, without compiling or writing anything. With
+    `pretrained`, its network is used; the config then sets only the number of classes, the
     auxiliary heads, dropout and dtype. Raises a UserError for everything that would fail later.
     """
     check(config)
@@ -270,7 +271,6 @@ def _change_loaded(loaded: Architecture, m: ModelConfig, wanted: Architecture) -
 
 def compare(shapes: Mapping[str, Any], old: TrainedModel, class_names: tuple[str, ...]) -> Takeover:
     """Returns which variables of a new network, or of its `shapes`, are loaded from `old`.
-
     Variables that depend on the number of classes require the same classes in the same order.
     """
     reordered = set(map(nfc, old.class_names)) == set(map(nfc, class_names))
@@ -302,15 +302,6 @@ def _class_variables(model: GoogLeNet) -> set[str]:
             "number of classes; train without --init"
         )
     return found
-
-
-def take_over(
-    variables: Mapping[str, Any], old: TrainedModel, loaded: Iterable[str]
-) -> dict[str, Any]:
-    """Returns `variables`; those in `loaded` are replaced by the variables of the trained model."""
-    trained = flat(old.variables)
-    own = flat(variables) | {name: jnp.asarray(trained[name]) for name in loaded}
-    return {"batch_stats": {}} | traverse_util.unflatten_dict(own, sep="/")
 
 
 def layers(names: Iterable[str]) -> list[str]:

@@ -37,11 +37,10 @@ class BusyError(ConfigError):
 
 
 def open_workdir(config: Config, fingerprints: Mapping[str, Any]) -> Path:
-    """Create the run's folder, or check that it belongs to this run; returns its path.
-
-    The first process locks it meanwhile, so that the config of an active run is not replaced.
-    Raises a ConfigError that names every difference from the run in the folder, or the reason why
-    the folder cannot be written or locked. `fingerprints` are those of `Run`.
+    """Create the run's folder, or check that it belongs to this run; returns its path. The first
+    process locks it meanwhile, so that the config of an active run is not replaced. Raises a
+    ConfigError that names every difference from the run in the folder, or the reason why the folder
+    cannot be written or locked. `fingerprints` are those of `Run`.
     """
     workdir = Path(config.workdir).expanduser()
     identity = flatten(config) | {f"data.fingerprint.{k}": v for k, v in fingerprints.items()}
@@ -109,10 +108,7 @@ def _writing(workdir: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """Lock `workdir` until the body or this process ends.
-
-    Raises a BusyError if another process of this machine is training in it.
-    """
+    """Lock `workdir` until the body or this process ends; raises BusyError if it is locked."""
     path = workdir / "lock"
     with _writing(workdir):
         file = path.open("w")
@@ -129,7 +125,6 @@ def locked(workdir: Path) -> Iterator[None]:
 
 def add_start(workdir: Path, step: int, own_parts: Iterable[str] = ()) -> str:
     """Add a record of this start, at `step`, to run.json; `own_parts` are the `Architecture`'s.
-
     Returns a warning if the previous start used other code or libraries, otherwise "".
     """
     starts = read_starts(workdir)
@@ -227,9 +222,8 @@ def write_json(file: Path, value: Any) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class MetricsFile:
-    """A file such as `metrics.jsonl`: one JSON object per line, each with its `step`.
-
-    Numbers that are not finite are null in the file and NaN when read.
+    """A file such as `metrics.jsonl`: one JSON object per line, each with its `step`. Numbers that
+    are not finite are null in the file and NaN when read.
     """
 
     path: Path

@@ -42,7 +42,6 @@ def read_verified(
     checkpoint: Path, wanted: Callable[[str], bool] = lambda name: True
 ) -> dict[str, np.ndarray]:
     """Returns the arrays of a checkpoint for which `wanted(name)` is true, after verifying them.
-
     Raises CorruptError with the first array that is missing or differs, or ConfigError if a file
     cannot be opened, because its content may still be intact.
     """
@@ -100,9 +99,8 @@ def add_notes(checkpoint: Path, notes: Mapping[str, Any]) -> None:
 
 
 def read_digests(checkpoint: Path) -> dict[str, Any]:
-    """Returns what `write_digests` wrote: the notes, and the digests under the key "arrays".
-
-    Raises CorruptError if the file is missing or differs from what was written.
+    """Returns what `write_digests` wrote: the notes, and the digests under the key "arrays". Raises
+    CorruptError if the file is missing or differs from what was written.
     """
     try:
         body = json.loads((checkpoint / "digests" / DIGESTS_FILE).read_bytes())
@@ -211,9 +209,8 @@ class SavedSteps:
         return max(self.top1, key=lambda step: (self.top1[step], step), default=None)
 
     def restore(self, step: int, abstract_state: Any) -> Any:
-        """Returns the verified state of `step`, with the shardings of `abstract_state`.
-
-        Raises ConfigError if the step is corrupt or its leaves, shapes or dtypes differ.
+        """Returns the verified state of `step`, with the shardings of `abstract_state`. Raises
+        ConfigError if the step is corrupt or its leaves, shapes or dtypes differ.
         """
         return self._place(step, read_verified(self.path(step)), abstract_state)
 
@@ -242,9 +239,8 @@ def is_workdir(path: Path) -> bool:
 
 
 def read_workdir(workdir: Path) -> "TrainedModel":
-    """Returns the model in a run's best checkpoint, or in its newest if none was evaluated.
-
-    The parameters are averaged if the run averaged them. The run's data may be missing. Raises
+    """Returns the model in a run's best checkpoint, or in its newest if none was evaluated. The
+    parameters are averaged if the run averaged them. The run's data may be missing. Raises
     WeightsError if there is no checkpoint or it does not fit its description, and CorruptError if
     it or the digests of any step are corrupt.
     """

@@ -8,6 +8,7 @@ import ctypes
 import glob
 import importlib.util
 import inspect
+import itertools
 import json
 import os
 import secrets
@@ -81,9 +82,8 @@ def should_join(launch: Launch) -> bool:
 
 
 def detect_cluster() -> str | None:
-    """Returns the kind of multi-process job that this process belongs to, or None.
-
-    In doubt it is a job, because its processes must not each train alone in the same workdir.
+    """Returns the kind of multi-process job that this process belongs to, or None. In doubt it is a
+    job, because its processes must not each train alone in the same workdir.
     """
     env = os.environ
     slurm = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
@@ -113,10 +113,7 @@ def _number(name: str) -> int:
 
 @contextlib.contextmanager
 def handle_stop_signals(handler: Callable[[int, Any], None]) -> Iterator[list[int]]:
-    """Install `handler` for the signals that stop a run, and yield their numbers.
-
-    SIGHUP stays ignored under nohup.
-    """
+    """Install `handler` for the signals that stop a run, except SIGHUP under nohup; yield them."""
     nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     numbers = [each for each in SIGNALS if not (nohup and each == signal.SIGHUP)]
     before = {each: signal.signal(each, handler) for each in numbers}
@@ -128,11 +125,10 @@ def handle_stop_signals(handler: Callable[[int, Any], None]) -> Iterator[list[in
 
 
 def start(launch: Launch) -> None:
-    """Join the other processes of the run, if any. Call this before anything uses a device.
-
-    If they do not all join within `launch.start_timeout`, the process exits with `EXIT_LOST`.
-    Raises ConfigError if it cannot determine which processes belong to the run, and HostsError if
-    the others cannot be reached.
+    """Join the other processes of the run, if any. Call this before anything uses a device. If they
+    do not all join within `launch.start_timeout`, the process exits with `EXIT_LOST`. Raises
+    ConfigError if it cannot determine which processes belong to the run, and HostsError if the
+    others cannot be reached.
     """
     if not should_join(launch):
         return
@@ -198,9 +194,8 @@ def gather(text: str) -> list[str]:
 
 
 def run_on_all_hosts(action: Callable[[], Value]) -> Value:
-    """Call `action` on every host, and return its result here if it succeeds on all of them.
-
-    If it fails here, raises its UserError; if only on other hosts, a UserError with the first.
+    """Call `action` on every host, and return its result here if it succeeds on all of them. If it
+    fails here, raises its UserError; if only on other hosts, a UserError with the first.
     """
     try:
         value, own = action(), None
@@ -274,9 +269,8 @@ def _wait_for_token(workdir: Path, token: str) -> None:
 
 @contextlib.contextmanager
 def abort_on_unexpected_error(*expected: type[Exception]) -> Iterator[None]:
-    """With several processes, exit at once if the body raises an error on this process only.
-
-    A normal exit would wait for the others, which wait for this process in the current step. A
+    """With several processes, exit at once if the body raises an error on this process only. A
+    normal exit would wait for the others, which wait for this process in the current step. A
     `UserError` and the types in `expected`, except a `OneHostError`, are raised on every process.
     """
     try:
@@ -314,9 +308,8 @@ def _name(error: Exception) -> str:
 
 
 class Supervisor:
-    """Runs a command, without using a device itself, and restarts it when it crashes.
-
-    `checkpoints` is the run's folder of checkpoints; `prog` is the prefix of messages.
+    """Runs a command, without using a device itself, and restarts it when it crashes. `checkpoints`
+    is the run's folder of checkpoints; `prog` is the prefix of messages.
     """
 
     def __init__(
@@ -330,33 +323,30 @@ class Supervisor:
 
     def run(self) -> int:
         """Run the command, restart it as needed, and return the exit code of its last start."""
+        crashes, delay, reason = 0, self._launch.restart_delay, None
         with handle_stop_signals(self._pass_on):
-            return self._restart()
-
-    def _restart(self) -> int:
-        number, crashes, delay, reason = 0, 0, self._launch.restart_delay, None
-        while True:
-            before = newest_step(self._checkpoints)
-            code = self._start(reason)
-            after = newest_step(self._checkpoints)
-            preempted = code in STOPPED and self._launch.supervise_preempted
-            if code in (0, 2) or self._signals or (code in STOPPED and not preempted):
-                return code
-            if after != before:
-                crashes, delay = 0, self._launch.restart_delay
-            crashes += not preempted
-            ended = f"{describe_exit(code)}; newest checkpoint: {after or 'none'}"
-            if crashes == CRASHES:
-                where = f"after step {after}" if after else "before the first checkpoint"
-                self._print(f"{ended}. Crashed {CRASHES} times in a row {where}; giving up")
-                return code
-            number += 1
-            self._print(f"{ended}. Restart {number} in {delay:g} s")
-            self._sleep(delay)
-            if self._signals:
-                return code
-            delay = min(2 * delay, LONGEST_DELAY)
-            reason = {"number": number, "after": describe_exit(code), "step": after}
+            for number in itertools.count(1):
+                before = newest_step(self._checkpoints)
+                code = self._start(reason)
+                after = newest_step(self._checkpoints)
+                preempted = code in STOPPED and self._launch.supervise_preempted
+                if code in (0, 2) or self._signals or (code in STOPPED and not preempted):
+                    break
+                if after != before:
+                    crashes, delay = 0, self._launch.restart_delay
+                crashes += not preempted
+                ended = f"{describe_exit(code)}; newest checkpoint: {after or 'none'}"
+                if crashes == CRASHES:
+                    where = f"after step {after}" if after else "before the first checkpoint"
+                    self._print(f"{ended}. Crashed {CRASHES} times in a row {where}; giving up")
+                    break
+                self._print(f"{ended}. Restart {number} in {delay:g} s")
+                self._sleep(delay)
+                if self._signals:
+                    break
+                delay = min(2 * delay, LONGEST_DELAY)
+                reason = {"number": number, "after": describe_exit(code), "step": after}
+        return code
 
     def _start(self, reason: dict[str, Any] | None) -> int:
         while self._acknowledges(0):  # discard the acknowledgement of an earlier start

@@ -35,7 +35,6 @@ def diagnose(
     loss: LossConfig,
 ) -> dict[str, Any]:
     """Returns diagnostics of the next training step on `batch`, with its augmentation and dropout.
-
     `scalars` are float32 values by name (docs/ablations.md lists them). `histograms` has the pair
     (counts, edges) for the gradient and the parameters of each block, a top-level module. The whole
     batch is processed at once, also if the training step processes it in parts with other dropout
@@ -104,9 +103,8 @@ def _histogram(tree: Any) -> tuple[jax.Array, jax.Array]:
 
 
 class Diagnostics(contextlib.AbstractContextManager["Diagnostics"]):
-    """Diagnoses a run every `every` steps from `start` on, for a log and for TensorBoard.
-
-    `step` is the compiled `diagnose`, a function of `(state, batch)`. `tell` prints a line.
+    """Diagnoses a run every `every` steps from `start` on, for a log and for TensorBoard. `step` is
+    the compiled `diagnose`, a function of `(state, batch)`. `tell` prints a line.
     """
 
     def __init__(

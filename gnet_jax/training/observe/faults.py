@@ -40,7 +40,6 @@ REMEDIES = (
 
 class BadImages:
     """The corrupt images of a run, `train` and `val`, listed in `bad_records.jsonl` of the workdir.
-
     Every host lists the images that it reads; the file of host 1 is `bad_records-1.jsonl`.
     """
 
@@ -77,7 +76,6 @@ class BadImages:
 
 class SkippedSteps:
     """Reads the metrics of every step, and counts the steps skipped because they are not finite.
-
     They are listed in `skipped_steps.jsonl` of the workdir. A resumed run keeps the list up to its
     first step, and counts steps in a row from 0.
     """
@@ -99,9 +97,8 @@ class SkippedSteps:
     def read(
         self, step: int, metrics: Any, batch: dict[str, jax.Array], state: Any
     ) -> dict[str, float]:
-        """Copy the metrics of `step`, which took `batch` and returned `state`, and return them.
-
-        If it is the last bad step in a row that the config allows, writes a replay file and raises
+        """Copy the metrics of `step`, which took `batch` and returned `state`, and return them. If
+        it is the last bad step in a row that the config allows, writes a replay file and raises
         TrainingError.
         """
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
@@ -142,11 +139,10 @@ def write_replay(
     batch: dict[str, jax.Array],
     metrics: dict[str, float],
 ) -> Path:
-    """Write `replay-STEP.npz` into `workdir`, and return its path. All hosts must call this.
-
-    It has arrays and JSON, but no pickle: the global batch, the indices of its examples, the state
-    before the step, the config and the network. `state` is the state after `step`, which differs
-    only in the step counts because the step was skipped.
+    """Write `replay-STEP.npz` into `workdir`, and return its path. All hosts must call this. It has
+    arrays and JSON, but no pickle: the global batch, the indices of its examples, the state before
+    the step, the config and the network. `state` is the state after `step`, which differs only in
+    the step counts because the step was skipped.
     """
     file = workdir / f"replay-{step}.npz"
     whole = multihost_utils.process_allgather(batch, tiled=True)
@@ -182,12 +178,11 @@ def _undo_step_counts(state: Any) -> Any:
 
 
 class DeadHeadGuard:
-    """Detects heads that do not learn, from the mean loss of each head in each report.
-
-    Without batch norm, only an auxiliary head may learn: in BVLC/caffe#1598 the main loss stayed at
-    ln 1000 = 6.908 for 2.4 million steps. A head is dead if, for `patience` steps after the
-    warm-up, every reported loss was within `MARGIN` of ln(classes), the loss of equal
-    probabilities with any label smoothing or mixup.
+    """Detects heads that do not learn, from the mean loss of each head in each report. Without
+    batch norm, only an auxiliary head may learn: in BVLC/caffe#1598 the main loss stayed at ln 1000
+    = 6.908 for 2.4 million steps. A head is dead if, for `patience` steps after the warm-up, every
+    reported loss was within `MARGIN` of ln(classes), the loss of equal probabilities with any label
+    smoothing or mixup.
     """
 
     def __init__(self, heads: Sequence[str], classes: int, *, warmup: int, patience: int) -> None:
@@ -198,9 +193,8 @@ class DeadHeadGuard:
         self._reported = False
 
     def read(self, step: int, means: Mapping[str, float]) -> str | None:
-        """Returns a message about the problem and its fixes; None if none is new.
-
-        `means` has the means of `main_loss`, `aux4a_loss` and so on since the last call.
+        """Returns a message about the problem and its fixes; None if none is new. `means` has the
+        means of `main_loss`, `aux4a_loss` and so on since the last call.
         """
         losses = {head: means[f"{head}_loss"] for head in self._heads}
         for head, loss in losses.items():
@@ -228,8 +222,5 @@ class DeadHeadGuard:
 
 
 def default_patience(steps_per_epoch: float) -> int:
-    """Returns the steps of one epoch, but at least 200 and at most 10,000.
-
-    The paper's network starts to learn within a few thousand steps of batch 32.
-    """
+    """Returns the steps of one epoch, but at least 200 and at most 10,000."""
     return round(min(max(steps_per_epoch, 200), 10_000))
