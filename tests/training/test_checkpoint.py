@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import time
+import types
 from unittest import mock
 
 import jax
@@ -99,12 +100,17 @@ def test_the_best_step_has_the_highest_top1_whatever_its_loss(tmp_path, monkeypa
     reporter.watch.spent = lambda _: contextlib.nullcontext()
     loop = _Loop(run, mock.Mock(), checkpoints, reporter, *[mock.Mock()] * 3)
     state = mock.Mock(average=None)
-    scores = {1: (0.5, 2.0), 2: (0.7, 3.0), 3: (0.6, 1.0), 4: (0.7, 4.0)}
+    checkpoints.top1 = {3: 0.45, 5: 0.4}  # from earlier starts
+    scores = {9: (0.44, 2.0), 1: (0.5, 2.0), 2: (0.7, 3.0), 3: (0.6, 1.0), 4: (0.7, 4.0)}
     for step, (top1, loss) in scores.items():
         values = {"val/top1": top1, "val/top5": 0.9, "val/loss": loss, "val/count": 10.0}
         monkeypatch.setattr("gnet_jax.training.loop.evaluate", lambda *_, v=values, **__: v)
-        assert loop._evaluate(step, state)
+        if step == 9:
+            assert loop.run_from(9, state) is state  # evaluates the last step, after a resume
+        else:
+            assert loop._evaluate(step, state)
     assert [call.args[2] for call in reporter.evaluation.call_args_list] == [
+        False,
         True,
         True,
         False,
@@ -414,6 +420,15 @@ def test_a_full_disk_leaves_older_steps_and_saving_goes_on_once_it_has_room(new_
         assert checkpoints.steps == [1, 3]
         kept = checkpoints.restore(1, abstract(large))
     assert digest(kept) == digest(large)
+
+
+def test_a_disk_that_reports_no_size_is_not_full(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(total=0, free=0))
+    with Checkpoints(tmp_path, keep_latest=1) as checkpoints:
+        checkpoints._check_space(small(1))
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(total=1, free=0))
+        with pytest.raises(UserError, match="full"):
+            checkpoints._check_space(small(1))
 
 
 def damaging(monkeypatch, damage):

@@ -114,9 +114,11 @@ def found_at(state, batch):
 
 
 def test_a_resumed_run_is_diagnosed_as_an_uninterrupted_one(tmp_path):
-    with Diagnostics(tmp_path, found_at, 2, 0, print) as diagnose:
+    told = []
+    with Diagnostics(tmp_path, found_at, 2, 0, told.append) as diagnose:
         for finished in range(6):
             diagnose(finished, finished, {})
+    assert len(told) == 1  # it compiles once
     # killed, and resumed after step 4: what was found from there on is found again
     with Diagnostics(tmp_path, found_at, 2, 4, print) as diagnose:
         for finished in range(4, 8):

@@ -91,6 +91,41 @@ def test_evaluations_are_due_at_every_interval_and_after_the_last_step(steps, ex
     assert [evaluations_left(program, step) for step in range(1, 10)] == left
 
 
+def test_a_report_has_speeds_and_the_time_left_with_evaluations(finished):
+    run, _, _ = finished
+    reporter, skipped = mock.Mock(), mock.Mock(count=4)
+    bad_images = types.SimpleNamespace(train=range(3))
+    loop_ = loop._Loop(run, None, None, reporter, bad_images, skipped, None)
+    meter = types.SimpleNamespace(read=lambda: ({"loss": 1.5}, 2.0))
+    guard = mock.Mock(read=lambda *_: None)
+    for seconds, left in ((None, 10), (7.0, 17)):  # five steps of two seconds, one evaluation
+        loop_.evaluation_seconds = seconds
+        loop_._report(4, None, meter, guard)
+        step, values, eta = reporter.training.call_args.args
+        assert (step, eta) == (4, left)
+        assert reporter.training.call_args.kwargs == {"evaluations": seconds is not None}
+    assert values == {
+        "train/loss": 1.5,
+        "train/skipped_steps": 4,
+        "data/bad_records": 3,
+        "perf/images_per_sec": 16.0,
+        "perf/images_per_sec_per_chip": 2.0,
+    }
+
+
+def test_the_memory_of_the_compiled_step_is_checked_and_tells_what_to_keep(finished, monkeypatch):
+    run, _, _ = finished
+    check, keep = mock.Mock(), mock.Mock()
+    monkeypatch.setattr(loop.sharding, "step_memory", lambda step: len(step))
+    monkeypatch.setattr(loop.sharding, "check_memory", check)
+    monkeypatch.setattr(loop.sharding, "keep_freed_memory", keep)
+    steps, reporter = mock.Mock(train="step"), mock.Mock()
+    reporter.watch.spent = lambda _: contextlib.nullcontext()
+    assert loop._Loop(run, steps, None, reporter, None, None, None)._compile() == "step"
+    check.assert_called_once_with(4, 32, run.program.mesh)
+    keep.assert_called_once_with(4)
+
+
 def test_an_interrupted_run_saves_goes_on_and_ends_with_the_same_bits(finished, tmp_path):
     run, whole_workdir, _ = finished
     changed = dataclasses.replace(run, train=Interrupting(run.train, 4 * 32, signal.SIGTERM))

@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 # Ends with the next code of the list, after saving the step beside it; notes why it was started.
 SCRIPT = """
 import json, os, pathlib, sys
+assert os.getsid(0) == os.getpid()  # Ctrl-C in the supervisor's terminal does not reach it
 folder, plan = pathlib.Path(sys.argv[1]), json.loads(sys.argv[2])
 starts = folder / "starts"
 done = starts.read_text().splitlines() if starts.exists() else []
@@ -174,6 +175,15 @@ def test_a_signal_comes_to_the_run_once_even_where_all_processes_get_it(
     sender.join()
     assert code == 41  # one signal; and no restart, for a signal came to the supervisor itself
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_signal_before_the_run_has_started_ends_it(tmp_path):
+    command = [sys.executable, "-S", "-c", "import time; time.sleep(60)"]
+    supervisor = Supervisor(command, tmp_path, Launch(supervise=True), "train.py")
+    supervisor._pass_on(signal.SIGTERM, None)
+    began = time.monotonic()
+    assert supervisor.run() == 143
+    assert time.monotonic() < began + 50
 
 
 def test_the_newest_step_is_the_largest_number_among_the_folders(tmp_path):
