@@ -143,7 +143,7 @@ if len(sys.argv) > 2 and not pathlib.Path(sys.argv[2]).exists():
 pathlib.Path(sys.argv[1]).touch()
 while not came:
     time.sleep(0.01)
-time.sleep(1)
+time.sleep(0.4)
 sys.exit(40 + len(came))
 """
 
@@ -153,8 +153,8 @@ sys.exit(40 + len(came))
 def test_a_signal_comes_to_the_run_once_even_where_all_processes_get_it(
     tmp_path, also_the_run, preempted_before, monkeypatch
 ):
-    if also_the_run:  # it hears by itself, however long that takes
-        monkeypatch.setattr("gnet_jax.training.hosts.start.GRACE_SECONDS", 20)
+    # Long if the run hears by itself, however long that takes.
+    monkeypatch.setattr("gnet_jax.training.hosts.start.GRACE_SECONDS", 20 if also_the_run else 0.1)
     ready = tmp_path / "ready"
     command = [sys.executable, "-S", "-c", WAITING, str(ready)]
     command += [str(tmp_path / "preempted")] if preempted_before else []
