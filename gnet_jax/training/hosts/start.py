@@ -8,7 +8,6 @@ import ctypes
 import glob
 import importlib.util
 import inspect
-import itertools
 import json
 import os
 import secrets
@@ -112,7 +111,7 @@ def _number(name: str) -> int:
 
 
 @contextlib.contextmanager
-def handle_stop_signals(handler: Callable[[int, Any], None]) -> Iterator[list[int]]:
+def handle_stop_signals(handler: Callable[[int, Any], None]) -> Iterator[Sequence[int]]:
     """Install `handler` for the signals that stop a run, except SIGHUP under nohup; yield them."""
     nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     numbers = [each for each in SIGNALS if not (nohup and each == signal.SIGHUP)]
@@ -323,15 +322,15 @@ class Supervisor:
 
     def run(self) -> int:
         """Run the command, restart it as needed, and return the exit code of its last start."""
-        crashes, delay, reason = 0, self._launch.restart_delay, None
+        number, crashes, delay, reason = 1, 0, self._launch.restart_delay, None
         with handle_stop_signals(self._pass_on):
-            for number in itertools.count(1):
+            while True:
                 before = newest_step(self._checkpoints)
                 code = self._start(reason)
                 after = newest_step(self._checkpoints)
                 preempted = code in STOPPED and self._launch.supervise_preempted
                 if code in (0, 2) or self._signals or (code in STOPPED and not preempted):
-                    break
+                    return code
                 if after != before:
                     crashes, delay = 0, self._launch.restart_delay
                 crashes += not preempted
@@ -339,14 +338,14 @@ class Supervisor:
                 if crashes == CRASHES:
                     where = f"after step {after}" if after else "before the first checkpoint"
                     self._print(f"{ended}. Crashed {CRASHES} times in a row {where}; giving up")
-                    break
+                    return code
                 self._print(f"{ended}. Restart {number} in {delay:g} s")
                 self._sleep(delay)
                 if self._signals:
-                    break
+                    return code
                 delay = min(2 * delay, LONGEST_DELAY)
                 reason = {"number": number, "after": describe_exit(code), "step": after}
-        return code
+                number += 1
 
     def _start(self, reason: dict[str, Any] | None) -> int:
         while self._acknowledges(0):  # discard the acknowledgement of an earlier start

@@ -9,7 +9,7 @@ import contextlib
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -32,7 +32,7 @@ class StopRequest(contextlib.ExitStack):
     def __init__(self) -> None:
         super().__init__()
         self.signal: int | None = None
-        self._numbers: list[int] = []
+        self._numbers: Sequence[int] = ()
 
     def __enter__(self) -> "StopRequest":
         self._numbers = self.enter_context(handle_stop_signals(self._handle))
