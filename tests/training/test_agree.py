@@ -35,6 +35,22 @@ def test_a_host_alone_agrees_with_itself(tmp_path):
     assert open_shared_workdir(tiny_config(tmp_path / "run"), {"train": "a"}).is_dir()
 
 
+@pytest.mark.parametrize(("own", "other"), [("caf\u00e9 \udcff", "b"), ("", "longer"), ("", "")])
+def test_texts_of_any_length_come_from_every_host_in_order(monkeypatch, own, other):
+    theirs = np.frombuffer(other.encode(), np.uint8)
+
+    def allgather(array):
+        assert array.size  # JAX gathers nothing of size zero
+        if array.dtype == np.int32:
+            return np.stack([array, np.array([theirs.size], np.int32)])
+        assert array.size >= theirs.size
+        return np.stack([array, np.pad(theirs, (0, array.size - theirs.size))])
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(start.multihost_utils, "process_allgather", allgather)
+    assert gather(own) == [own, other]
+
+
 def test_an_error_on_another_host_raises_here_too(other_hosts):
     other_hosts += ["", "there is no folder /data"]
     with pytest.raises(UserError, match="host 2 stopped: there is no folder /data"):

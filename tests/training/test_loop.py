@@ -266,6 +266,8 @@ def test_numbers_that_stay_infinite_stop_the_run_at_the_limit_with_a_replay_file
     with np.load(tmp_path / "replay-2.npz", allow_pickle=False) as replay:
         assert replay["batch/image"].shape == (32, 16, 16, 3)
         assert replay["state/step"] == 1
+        counts = [name for name in replay.files if name.startswith("state/opt_state/")]
+        assert [int(replay[name]) for name in counts if name.endswith("/count")] == [1]
         assert replay["indices"].tolist() == lines[1]["indices"]
         initial = digest(run.program.initial_state().params)
         names = [name for name in replay.files if name.startswith("state/params/")]

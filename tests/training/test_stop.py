@@ -95,6 +95,7 @@ def test_an_evaluation_ends_at_the_first_code_and_a_fault_is_not_a_signal():
     assert vote.stops_evaluation(jnp.int32(FAULT))
     assert (vote.code, vote.signalled) == (FAULT, False)
     assert vote.stops_evaluation(jnp.int32(15))
+    assert not vote.stops_evaluation(jnp.int32(0))
     assert (vote.code, vote.signalled) == (15, True)
 
 
