@@ -1,3 +1,5 @@
+from typing import ClassVar
+
 import jax
 import numpy as np
 import pytest
@@ -14,9 +16,12 @@ from tests.tiny import Linear, linear_params, tiny_arch, tiny_batch, tiny_config
 
 
 class Noisy(Linear):
-    """`Linear`, whose logits are shifted by draws from the dropout key."""
+    """`Linear`, whose logits are shifted by draws from the dropout key; notes its batch sizes."""
+
+    sizes: ClassVar[set[int]] = set()
 
     def apply(self, variables, images, *, rngs, **options):
+        self.sizes.add(len(images))
         outputs, updated = super().apply(variables, images, **options)
         noise = jax.random.normal(rngs["dropout"], outputs.logits.shape)
         return Outputs(outputs.logits + noise, outputs.aux_logits), updated
@@ -44,8 +49,10 @@ def linear_steps(devices, steps=3, numerics="canonical", accumulate=1):
 
 
 def test_every_bit_is_the_same_on_1_2_4_and_8_devices():
+    Noisy.sizes.clear()
     found = {digest(linear_steps(devices, accumulate=2)) for devices in (1, 2, 4, 8)}
     assert len(found) == 1
+    assert Noisy.sizes == {2}  # half of a shard
 
 
 def linear_gradient(gradient, images, targets):

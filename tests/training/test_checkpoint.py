@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import threading
 import time
 import types
 from unittest import mock
@@ -84,6 +85,19 @@ def test_a_step_counts_as_committed_once_it_is_on_disk(tmp_path):
         record = checkpoints.watch.record(1)
     assert list(record["seconds_at_save"]) == ["1"]
     assert record["seconds"]["saving"] > 0
+
+
+def test_what_changes_in_a_state_after_save_returns_is_not_saved(tmp_path, monkeypatch):
+    changed, write = threading.Event(), checkpoint.write_digests
+    monkeypatch.setattr(checkpoint, "write_digests", lambda *a: (changed.wait(10), write(*a)))
+    kernel = np.arange(6, dtype=np.float32)
+    with Checkpoints(tmp_path, keep_latest=1) as checkpoints:
+        checkpoints.save(1, {"kernel": kernel})
+        kernel += 1  # as the next step overwrites a donated state
+        changed.set()
+        checkpoints.wait()
+        assert checkpoints.problem is None
+    np.testing.assert_array_equal(read_verified(tmp_path / "1")["kernel"], np.arange(6))
 
 
 def test_of_equal_accuracies_the_newest_is_the_best(tmp_path):

@@ -96,7 +96,8 @@ def test_what_is_frozen_has_no_gradient_and_does_not_count_for_the_clipping():
         ),
         "loss": LossConfig(),
     }
-    state = create_state({"params": linear_params(), "batch_stats": {}}, optimizer, 0)
+    params = jax.tree.map(lambda x: x / 10, linear_params())  # a norm below 1
+    state = create_state({"params": params, "batch_stats": {}}, optimizer, 0)
     found = jax.jit(partial(diagnose, **parts))(state, tiny_batch())["scalars"]
     after, metrics = jax.jit(partial(train_step, **parts))(state, tiny_batch())
     assert found["grad_norm/main"] == found["grad_norm_main/main"] == 0

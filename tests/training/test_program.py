@@ -16,6 +16,7 @@ from gnet_jax.config import (
 from gnet_jax.data.sources import open_source
 from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.training import program
+from gnet_jax.training.gradients import isolated_update
 from gnet_jax.training.optimizer import make_optimizer
 from gnet_jax.training.program import augmentation, make_train_step, training_batches
 from gnet_jax.training.step import compute_gradient, step_keys
@@ -168,6 +169,10 @@ def test_a_step_has_the_models_classes_and_the_loss_of_the_config():
     assert (step.keywords["model"], step.keywords["optimizer"]) == (model, optimizer)
     assert step.keywords["augment"].keywords["num_classes"] == 10
     assert step.keywords["gradient"] is compute_gradient
+    assert "update" not in step.keywords
+    canonical = dataclasses.replace(config, numerics="canonical")
+    step = make_train_step(canonical, model, optimizer)
+    assert step.keywords["update"] is isolated_update
 
 
 @pytest.mark.parametrize(("given", "used"), [(None, 32), (8, 8)])

@@ -25,6 +25,7 @@ def in_parts(parts):
     ("batch_size", "changes"),
     [
         (32, {}),
+        (48, MIXED | in_parts(2)),
         (32, in_parts(4)),
         (16, MIXED),
         (48, MIXED | in_parts(3)),
