@@ -93,7 +93,7 @@ def _corrupt(cases: int, folder: Path, seed: int) -> collections.Counter[str]:
     from gnet_jax.config import UserError
     from gnet_jax.training.checkpoints.save import Checkpoints
     from gnet_jax.training.checkpoints.verify import digest
-    from gnet_jax.training.hosts.agree import gather, run_on_all_hosts
+    from gnet_jax.training.hosts.start import gather, run_on_all_hosts
     from gnet_jax.training.sharding import data_mesh, put_state, replicated
 
     main = jax.process_index() == 0

@@ -79,14 +79,12 @@ def _main(arguments: Sequence[str], prog: str) -> int:
         return run(error, brief, arguments, prog)
     config, launch = command.config, command.options
     if launch.supervise or launch.supervise_preempted:
-        from gnet_jax.training.hosts.supervise import Supervisor, end_with_supervisor
-
         if start.ACKNOWLEDGE not in os.environ:
             check(config)
             again = [sys.executable, *sys.orig_argv[1:]]
             checkpoints = Path(config.workdir).expanduser() / "checkpoints"
-            return Supervisor(again, checkpoints, launch, prog).run()
-        end_with_supervisor()
+            return start.Supervisor(again, checkpoints, launch, prog).run()
+        start.end_with_supervisor()
     return run(config, launch, arguments, prog)
 
 
@@ -95,7 +93,6 @@ def run(config: Config | UserError, launch: Launch, arguments: Sequence[str], pr
     import jax  # here, so that --help and command-line errors return immediately
 
     from gnet_jax.training import loop, program, sharding
-    from gnet_jax.training.hosts import agree
 
     def prepared() -> tuple["Run", dict[str, Any]]:
         if isinstance(config, UserError):
@@ -113,17 +110,17 @@ def run(config: Config | UserError, launch: Launch, arguments: Sequence[str], pr
         sharding.use_compilation_cache()
         sharding.call_in_this_thread()
         first = jax.process_index() == 0
-        with start.abort_on_unexpected_error(agree.TrainingError):
-            ready, fingerprints = agree.run_on_all_hosts(prepared)
-            agree.compare(agree.identity(ready, fingerprints))
-            workdir = agree.open_shared_workdir(ready.config, fingerprints)
+        with start.abort_on_unexpected_error(start.TrainingError):
+            ready, fingerprints = start.run_on_all_hosts(prepared)
+            start.compare(start.identity(ready, fingerprints))
+            workdir = start.open_shared_workdir(ready.config, fingerprints)
             if first:
                 print_plan(ready, workdir)
             result = loop.train(ready, workdir)
     except start.HostsError as error:
         print_error(f"{prog}: error: {error}")
         return start.EXIT_LOST
-    except agree.TrainingError as error:
+    except start.TrainingError as error:
         print_error(f"{prog}: stopped: {error}")
         return 1
     if first:

@@ -23,7 +23,7 @@ from gnet_jax.inference.images import Picture
 from gnet_jax.model.googlenet import GoogLeNet, strip_aux
 from gnet_jax.model_folder.folder import TrainedModel, is_model_folder, read_folder
 from gnet_jax.training import sharding
-from gnet_jax.training.checkpoints.restore import is_workdir, read_workdir
+from gnet_jax.training.checkpoints.verify import is_workdir, read_workdir
 
 
 def load(path: str | Path) -> TrainedModel:

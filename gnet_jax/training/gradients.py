@@ -1,13 +1,12 @@
-"""Other gradients for `train_step`: accumulated, with canonical numerics, or under `jax.pmap`.
+"""Other gradients for `train_step`: accumulated, or with canonical numerics.
 
-With canonical numerics, a run is bit-identical on 1, 2, 4 or more devices of the same kind. This
-requires the same version of the compiler and, on CPUs, the same number of cores. The batch is cut
-into a fixed number of virtual shards. The same program computes every shard, and a fixed binary
-tree adds the results: each device adds up its own shards, which are one branch of the tree, and
-then all devices add the branches in the same order.
+With canonical numerics, a run is bit-identical on 1, 2, 4 or more devices of the same kind, with
+the same compiler and, on CPUs, the same number of cores. The batch is cut into a fixed number of
+virtual shards. The same program computes every shard, and a fixed binary tree adds the results:
+each device adds its own shards, one branch of the tree; then all add the branches in this order.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,47 +14,40 @@ import jax
 import jax.numpy as jnp
 
 from gnet_jax.training.sharding import AXIS
-from gnet_jax.training.step import Metrics, TrainState, apply_update, compute_gradient, train_step
+from gnet_jax.training.step import Metrics, TrainState, apply_update, compute_gradient
 
 Gradient = Callable[..., tuple[Any, Any, Metrics]]
 
 
 def accumulated_gradient(parts: int) -> Gradient:
     """Returns a gradient function that averages over `parts` parts of the batch, to save memory.
-
     Each part has its own dropout mask, and batch norm sees one part at a time.
     """
 
-    def gradient(
-        state: TrainState, images: jax.Array, targets: jax.Array, dropout_key: jax.Array, **options
-    ) -> Any:
+    def gradient(state: TrainState, images: Any, targets: Any, key: Any, **options: Any) -> Any:
         # Part p takes every parts-th example, so that each device's share stays on that device.
         def split(x: jax.Array) -> jax.Array:
             return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
 
         inputs = (split(images), split(targets), jnp.arange(parts))
-        results = _map_parts(compute_gradient, state, inputs, dropout_key, options)
+        results = _map_parts(compute_gradient, state, inputs, key, options)
         return jax.tree.map(lambda x: jnp.mean(x, axis=0), results)
 
     return gradient
 
 
-def canonical_gradient(gradient: Gradient, shards: int, axis_name: str) -> Gradient:
-    """Returns a gradient function for shard_map that averages over all virtual shards.
-
-    `gradient`, such as `compute_gradient`, is called for each virtual shard with another dropout
-    key. The numbers of shards and devices must be powers of two. The batch is split over
-    `axis_name`.
+def canonical_gradient(gradient: Gradient, shards: int) -> Gradient:
+    """Returns a gradient function for shard_map that averages over all virtual shards. `gradient`,
+    such as `compute_gradient`, is called for each virtual shard with another dropout key. The
+    numbers of shards and devices must be powers of two.
     """
 
-    def batch_gradient(
-        state: TrainState, images: jax.Array, targets: jax.Array, dropout_key: jax.Array, **options
-    ) -> Any:
-        local = shards // jax.lax.psum(1, axis_name)
-        numbers = jax.lax.axis_index(axis_name) * local + jnp.arange(local)
+    def batch_gradient(state: TrainState, images: Any, targets: Any, key: Any, **options: Any):
+        local = shards // jax.lax.psum(1, AXIS)
+        numbers = jax.lax.axis_index(AXIS) * local + jnp.arange(local)
         cut = [x.reshape(local, -1, *x.shape[1:]) for x in (images, targets)]
-        results = _map_parts(gradient, state, (*cut, numbers), dropout_key, options)
-        sums = jax.lax.all_gather(jax.tree.map(tree_sum, results), axis_name)
+        results = _map_parts(gradient, state, (*cut, numbers), key, options)
+        sums = jax.lax.all_gather(jax.tree.map(tree_sum, results), AXIS)
         return jax.tree.map(lambda x: tree_sum(x) / shards, sums)
 
     return batch_gradient
@@ -84,11 +76,10 @@ def tree_sum(x: jax.Array) -> jax.Array:
 def isolated_update(
     state: TrainState, grads: Any, batch_stats: Any, metrics: Metrics, **options: Any
 ) -> tuple[TrainState, Metrics]:
-    """Returns `apply_update(...)`, compiled separately from the computation of its operands.
-
-    The gradient's program depends on the number of devices. If XLA fused it with the update, the
-    rounding of the update could differ between them. So the update runs in a branch of `lax.cond`,
-    into which XLA fuses nothing; an optimization barrier would be removed before fusion.
+    """Returns `apply_update(...)`, compiled separately from the computation of its operands. The
+    gradient's program depends on the number of devices. Fused with the update, it could change the
+    update's rounding. XLA fuses nothing into a branch of `lax.cond`, but removes an optimization
+    barrier before fusion.
     """
     update = partial(apply_update, **options)
     operands = (state, grads, batch_stats, metrics)
@@ -100,37 +91,11 @@ def isolated_update(
     return jax.lax.cond(always, update, never, *operands)
 
 
-def augment_share(augment: Callable[..., Any], axis_name: str) -> Callable[..., Any]:
-    """Returns `augment` for one device's share of the batch, under shard_map or pmap.
-
-    The random keys of an image depend on its position in the global batch.
-    """
+def augment_share(augment: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns `augment` for one device's share of the batch, with the keys of the global batch."""
 
     def share_augment(images_BHWC: jax.Array, label_B: jax.Array, key: jax.Array) -> Any:
-        offset = jax.lax.axis_index(axis_name) * label_B.shape[0]
+        offset = jax.lax.axis_index(AXIS) * label_B.shape[0]
         return augment(images_BHWC, label_B, key, offset=offset)
 
     return share_augment
-
-
-def pmap_train_step(
-    *, augment: Callable[..., Any], devices: Sequence[Any] | None = None, **options: Any
-) -> Callable[..., Any]:
-    """Returns `train_step` under `jax.pmap`; the state passed in is donated.
-
-    The state and the batch have a leading axis with one entry for each of `devices` (all by
-    default). `options` are the other arguments of `train_step`. Batch norm needs `axis_name=AXIS`
-    to compute statistics over the whole batch.
-    """
-
-    def gradient(state: TrainState, images: Any, targets: Any, dropout_key: Any, **parts: Any):
-        key = jax.random.fold_in(dropout_key, jax.lax.axis_index(AXIS))
-        grads, batch_stats, metrics = compute_gradient(state, images, targets, key, **parts)
-        grads, metrics = jax.lax.pmean((grads, metrics), AXIS)
-        return grads, batch_stats, metrics
-
-    def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        share = augment_share(augment, AXIS)
-        return train_step(state, batch, augment=share, gradient=gradient, **options)
-
-    return jax.pmap(step, axis_name=AXIS, devices=devices, donate_argnums=0)

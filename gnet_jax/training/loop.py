@@ -5,7 +5,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,10 @@ from gnet_jax.config import UserError
 from gnet_jax.data.batches import eval_batches
 from gnet_jax.training import sharding
 from gnet_jax.training.checkpoints.save import Checkpoints
-from gnet_jax.training.hosts import stop as stopping
-from gnet_jax.training.hosts.agree import TrainingError, run_on_all_hosts
-from gnet_jax.training.hosts.start import abort_on_unexpected_error
-from gnet_jax.training.hosts.stop import EvalBatches, StopRequest, TrainBatches, Vote
+from gnet_jax.training.hosts.start import TrainingError, abort_on_unexpected_error, run_on_all_hosts
+from gnet_jax.training.hosts.stop import EvalBatches, StopRequest, TrainBatches, Vote, voting
 from gnet_jax.training.observe.console import Meter, Reporter, Stopwatch, duration
+from gnet_jax.training.observe.diagnostics import Diagnostics, diagnose
 from gnet_jax.training.observe.faults import (
     DIVERGED,
     BadImages,
@@ -29,7 +28,7 @@ from gnet_jax.training.observe.faults import (
     default_patience,
 )
 from gnet_jax.training.optimizer import averaging_warning
-from gnet_jax.training.program import Program, Run, training_batches
+from gnet_jax.training.program import Program, Run, augmentation, training_batches
 from gnet_jax.training.sharding import compile_eval_step, put_batches
 from gnet_jax.training.step import TrainState, head_names
 from gnet_jax.training.workdir import add_start, check_not_lost, locked
@@ -51,10 +50,8 @@ class Result:
 
 
 class CompiledSteps:
-    """The steps of a program, each compiled at its first use.
-
-    `train` and `evaluate` also take this host's stop code (`Vote.flag`), and return the largest
-    stop code of all hosts. Programs that differ only in seed and workdir may share one instance.
+    """The steps of a program, each compiled at its first use; see `voting` for the stop codes.
+    Programs that differ only in seed and workdir may share one instance.
     """
 
     def __init__(self, program: Program) -> None:
@@ -62,33 +59,32 @@ class CompiledSteps:
 
     @cached_property
     def train(self) -> jax.stages.Compiled:
-        """The training step `(state, batch, stop) -> (state, metrics, stop)`; donates the state."""
-        program, axis = self._program, sharding.AXIS if self._program.canonical else None
-        step = stopping.voting_train_step(program.train_step(), axis)
-        inputs = program.abstract_batch(), stopping.abstract_flag(program.mesh)
-        return sharding.compile_train_step(
-            program.mesh, step, program.abstract_state(), *inputs, manual=program.canonical
-        )
+        """The step `(state, batch, stop) -> ((state, metrics), stop)`; donates the state."""
+        program, manual = self._program, self._program.canonical
+        step = voting(program.train_step(), manual=manual)
+        stop = jax.ShapeDtypeStruct((program.mesh.size,), np.int32)
+        inputs = program.abstract_state(), program.abstract_batch(), stop
+        return sharding.compile_train_step(program.mesh, step, *inputs, manual=manual)
 
     @cached_property
     def evaluate(self) -> Callable[..., Any]:
         """The evaluation step `(state, batch, stop) -> (sums, stop)`."""
-        step = stopping.voting_eval_step(self._program.eval_step())
-        return compile_eval_step(self._program.mesh, step, inputs=2)
+        return compile_eval_step(self._program.mesh, voting(self._program.eval_step()), inputs=2)
 
     @cached_property
     def diagnose(self) -> Callable[..., Any]:
         """The diagnosis `(state, batch) -> diagnostics`."""
-        return compile_eval_step(self._program.mesh, self._program.diagnose_step())
+        program, config = self._program, self._program.config
+        options = {"optimizer": program.optimizer, "loss": config.loss}
+        options["augment"] = augmentation(config, program.model.arch.num_classes)
+        return compile_eval_step(program.mesh, partial(diagnose, model=program.model, **options))
 
 
 def train(run: Run, workdir: Path, steps: CompiledSteps | None = None) -> Result:
-    """Train from the latest checkpoint in `workdir`, or from scratch, to the run's last step.
-
-    Call `open_workdir` first. `steps` may come from a run that differs only in its seed and
-    workdir. Raises a TrainingError if too many steps in a row are not finite, if a head does not
-    learn and `dead_heads` is "stop", or if the last save failed. Raises a DataError, after saving,
-    if too many images are corrupt or a label is out of range.
+    """Train from the latest checkpoint in `workdir`, or from scratch, to the run's last step. Call
+    `open_workdir` first. Raises a TrainingError if too many steps in a row are not finite, if a
+    head does not learn and `dead_heads` is "stop", or if the last save failed. Raises a DataError,
+    after saving, if too many images are corrupt or a label is out of range.
     """
     config, program, total = run.config, run.program, run.program.total_steps
     began, watch, main = time.perf_counter(), Stopwatch(), jax.process_index() == 0
@@ -120,8 +116,6 @@ def train(run: Run, workdir: Path, steps: CompiledSteps | None = None) -> Result
         skipped, vote = SkippedSteps(run, workdir, reporter, start), Vote(program.mesh, request)
         loop = _Loop(run, steps, checkpoints, reporter, bad_images, skipped, vote)
         if config.diagnose is not None:
-            from gnet_jax.training.observe.diagnostics import Diagnostics
-
             loop.diagnose = stack.enter_context(
                 Diagnostics(workdir, steps.diagnose, config.diagnose, start, reporter.say)
             )
@@ -165,10 +159,9 @@ class _Loop:
     best: float = -1.0  # top-1 of the best evaluation
 
     def run_from(self, start: int, state: TrainState) -> TrainState:
-        """Returns the state after the last step, or after the step at which a signal stops it.
-
-        Each step runs in this order: wait for its batch, diagnose, dispatch the step, read the
-        metrics of the previous step, report, stop if asked, evaluate, save.
+        """Returns the state after the last step, or after the step at which a signal stops it. Each
+        step waits for its batch, diagnoses, dispatches the step, reads the metrics of the previous
+        step, reports, stops if asked, evaluates, and saves.
         """
         run, program, config = self.run, self.run.program, self.run.config
         reporter, vote, total = self.reporter, self.vote, program.total_steps
@@ -185,11 +178,10 @@ class _Loop:
         with self._save_on_error(start, state), reporter.watch.spent("waiting for data"):
             ahead = TrainBatches(batches, start, total, self.bad_images)
         step_fn = self._compile()
-        names, patience = head_names(program.model), default_patience(program.steps_per_epoch)
         warmup = round(config.optim.warmup_epochs * program.steps_per_epoch)
-        dead_heads = DeadHeadGuard(
-            names, len(run.train.class_names), warmup=warmup, patience=patience
-        )
+        limits = {"warmup": warmup, "patience": default_patience(program.steps_per_epoch)}
+        classes = len(run.train.class_names)
+        dead_heads = DeadHeadGuard(head_names(program.model), classes, **limits)
         meter, unread = Meter(), None
         for step in range(start + 1, total + 1):
             with reporter.watch.spent("waiting for data"):
@@ -197,7 +189,7 @@ class _Loop:
             if self.diagnose is not None:
                 with meter.paused(), reporter.watch.spent("diagnosing"):
                     self.diagnose(step - 1, state, batch)
-            state, metrics, stop = step_fn(state, batch, vote.flag(ahead.fault))
+            (state, metrics), stop = step_fn(state, batch, vote.flag(ahead.fault))
             # Read the metrics of the previous step while the device computes this one.
             if unread is not None:
                 meter.add(self._read(*unread, state))
@@ -212,7 +204,7 @@ class _Loop:
                 meter.add(self._read(*unread, state))
                 unread = None
             if log_due:
-                self._report(step, state, *meter.read(), dead_heads)
+                self._report(step, state, meter, dead_heads)
             if ending:
                 with self._save_on_error(step, state):
                     run_on_all_hosts(ahead.raise_fault)
@@ -250,15 +242,8 @@ class _Loop:
         self.vote.read(step, stop)
         return self.skipped.read(step, metrics, batch, state)
 
-    def _report(
-        self,
-        step: int,
-        state: TrainState,
-        means: dict[str, float],
-        seconds: float,
-        dead_heads: DeadHeadGuard,
-    ) -> None:
-        """Report the means over the last steps, which took `seconds` each."""
+    def _report(self, step: int, state: TrainState, meter: Meter, guard: DeadHeadGuard) -> None:
+        means, seconds = meter.read()
         config, program = self.run.config, self.run.program
         speed = config.batch_size / seconds
         self.heads = {f"train/{name}": value for name, value in means.items()} | {
@@ -273,7 +258,7 @@ class _Loop:
         self.reporter.training(step, self.heads, eta, evaluations=timed)
         if config.dead_heads == "ignore" or not math.isfinite(means["loss"]):
             return
-        problem = dead_heads.read(step, means)
+        problem = guard.read(step, means)
         if problem is not None:
             self.reporter.say(f"warning: step {step}: {problem}")
             if config.dead_heads == "stop":
@@ -326,11 +311,9 @@ def evaluate(
     bad_images: BadImages,
     vote: Vote,
 ) -> dict[str, float]:
-    """Returns `val/count`, `val/top1`, `val/top5` (fractions from 0 to 1) and `val/loss`.
-
-    Every example of the whole validation set counts once, except corrupt images. Returns an empty
-    dict if a signal to any host ends the evaluation early. Raises a TrainingError if the loss is
-    not finite.
+    """Returns `val/count`, `val/top1`, `val/top5` (fractions from 0 to 1) and `val/loss`. Every
+    example of the validation set counts once, except corrupt images. Returns an empty dict if a
+    signal to any host ends the evaluation. Raises a TrainingError if the loss is not finite.
     """
     program, data, hosts = run.program, run.config.data, jax.process_count()
     bad_images.step = step

@@ -2,7 +2,6 @@
 
 import fnmatch
 import itertools
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -29,21 +28,17 @@ class Optimizer(NamedTuple):
 def make_optimizer(
     o: OptimConfig, steps_per_epoch: float, total_steps: int, loaded: frozenset[str] = frozenset()
 ) -> Optimizer:
-    """Returns the optimiser of a run; its learning-rate schedule ends at `total_steps`.
-
-    `loaded` are the paths ("params/conv1/conv/kernel") of the parameters that `--init` loaded.
+    """Returns the optimiser of a run; its learning-rate schedule ends at `total_steps`. `loaded`
+    are the paths ("params/conv1/conv/kernel") of the parameters that `--init` loaded.
     """
     schedule = learning_rate_schedule(o, steps_per_epoch, total_steps)
-
-    def was_loaded(name: str) -> bool:
-        return f"params/{name}" in loaded
-
+    names = {path.removeprefix("params/") for path in loaded}
     clip = optax.identity() if o.clip_norm is None else optax.clip_by_global_norm(o.clip_norm)
     decay = optax.add_decayed_weights(o.weight_decay, mask=_has_role("kernel"))
     rate = optax.chain(
         optax.scale_by_learning_rate(schedule),
         optax.masked(optax.scale(o.bias_lr_factor), _has_role("bias")),
-        optax.masked(optax.scale(o.loaded_lr_factor), partial(_select, chosen=was_loaded)),
+        optax.masked(optax.scale(o.loaded_lr_factor), partial(_select, chosen=names.__contains__)),
     )
     # As in Caffe (sgd_solver.cpp), momentum accumulates gradients times the learning rate.
     rules = {
@@ -52,7 +47,8 @@ def make_optimizer(
         "rmsprop": (decay, optax.scale_by_rms(), rate, optax.trace(o.momentum)),
         "adamw": (optax.scale_by_adam(b1=o.momentum), decay, rate),
     }
-    freeze = optax.masked(optax.set_to_zero(), partial(_frozen, patterns=o.freeze))
+    frozen = partial(_select, chosen=partial(matches, patterns=o.freeze))
+    freeze = optax.masked(optax.set_to_zero(), frozen)
     tx = optax.chain(clip, *choose("optim.optimizer", o.optimizer, rules), freeze)
     return Optimizer(tx, schedule, averaging_rate(o, steps_per_epoch), o.freeze)
 
@@ -79,10 +75,9 @@ def learning_rate_schedule(
 def averaging_rate(
     o: OptimConfig, steps_per_epoch: float
 ) -> Callable[[jax.Array], jax.Array] | None:
-    """Returns a function from a step to the weight of its parameters in their average.
-
-    Returns None without averaging. In the Polyak mean, all steps have the same weight. Until
-    `average_from` the weight is 1, so that the average is the newest parameters.
+    """Returns a function from a step to the weight of its parameters in their average, or None. In
+    the Polyak mean, all steps have the same weight. Until `average_from`, the average is the newest
+    parameters.
     """
     ema_share = partial(warm_rate, decay=o.ema_decay)
     shares = {"none": None, "polyak": lambda steps: 1 / (1 + steps), "ema": ema_share}
@@ -92,31 +87,20 @@ def averaging_rate(
 
 
 def warm_rate(steps: jax.Array | int, decay: float) -> jax.Array:
-    """Returns the weight of a new value in an exponential average of `steps` earlier values.
-
-    The old average has the weight min(decay, steps / (10 + steps)). Without this warm-up, the first
-    values would dominate for 1 / (1 - decay) steps. TensorFlow and timm have 1 + steps above.
+    """Returns the weight of a new value in an exponential average of `steps` earlier values. The
+    old average has the weight min(decay, steps / (10 + steps)). Without this warm-up, the first
+    values would dominate for 1 / (1 - decay) steps.
     """
     return jnp.maximum(_WARMUP / (_WARMUP + steps), 1 - decay)
 
 
 def averaging_warning(o: OptimConfig, steps_per_epoch: float, total_steps: int) -> str | None:
-    """Returns a warning if the run is too short for averaging or averages its first steps."""
-    steps = total_steps - round(o.average_from * steps_per_epoch)
-    if o.averaging == "polyak" and steps == total_steps:
-        return (
-            "optim.averaging polyak includes the parameters of the first steps; average the last "
-            f"part only, such as --optim.average-from {0.9 * total_steps / steps_per_epoch:g}"
-        )
-    wanted = round(3 / (1 - o.ema_decay), 6)
-    if o.averaging != "ema" or steps >= wanted:
+    """Returns a warning if a Polyak average includes the parameters of the first steps."""
+    if o.averaging != "polyak" or round(o.average_from * steps_per_epoch):
         return None
-    decay = 1 - float(warm_rate(max(0, steps - 1), o.ema_decay))
-    fitting = math.floor(1000 * max(0.0, 1 - 3 / max(1, steps))) / 1000
     return (
-        f"optim.ema_decay {o.ema_decay:g} needs at least {wanted:,.0f} steps, but this run "
-        f"averages {steps:,} and its decay only reaches {decay:.3g}; train longer, or use "
-        f"--optim.ema-decay {fitting:g} or less"
+        "optim.averaging polyak includes the parameters of the first steps; average the last part "
+        f"only, such as --optim.average-from {0.9 * total_steps / steps_per_epoch:g}"
     )
 
 
@@ -138,23 +122,14 @@ def matches(name: str, patterns: tuple[str, ...]) -> bool:
 
 
 def stop_frozen_gradients(params: Any, patterns: tuple[str, ...]) -> Any:
-    """Returns `params` with stopped gradients for the frozen ones.
-
-    If every layer up to some point is frozen, the backward pass stops there.
-    """
-    frozen = _frozen(params, patterns)
+    """Returns `params` with stopped gradients for the frozen ones, to shorten the backward pass."""
+    frozen = _select(params, partial(matches, patterns=patterns))
     return jax.tree.map(lambda x, stop: jax.lax.stop_gradient(x) if stop else x, params, frozen)
 
 
-def _frozen(params: Any, patterns: tuple[str, ...]) -> Any:
-    return _select(params, lambda name: matches(name, patterns))
-
-
 def _has_role(role: Role) -> Callable[[Any], Any]:
-    """Returns a function from parameters to a tree of bools: True for parameters with this role.
-
-    Weight decay applies to kernels only, and `bias_lr_factor` to biases only, as in Caffe. Norms'
-    parameters have neither role.
+    """Returns a function from parameters to a tree of bools: True for parameters with this role. As
+    in Caffe, only kernels decay, and `bias_lr_factor` is for biases; norms have neither role.
     """
 
     def mask(params: Any) -> Any:

@@ -27,7 +27,7 @@ from gnet_jax.training.step import TrainState, compute_gradient, create_state, e
 
 
 class Takeover(NamedTuple):
-    """Which variables of a new network are loaded from a trained one, by path ("params/...")."""
+    """Which variables of a new network come from a trained one, by path ("params/...")."""
 
     loaded: tuple[str, ...]
     fresh: Mapping[str, str]  # path -> why it is not loaded
@@ -53,10 +53,7 @@ class Program:
 
     @property
     def canonical(self) -> bool:
-        """Whether results are independent of the number of devices (`--numerics canonical`).
-
-        `train_step` then takes one device's share of a batch.
-        """
+        """Whether `train_step` takes one device's share of a batch, for `--numerics canonical`."""
         return self.config.numerics == "canonical"
 
     def train_step(self) -> Any:
@@ -67,14 +64,6 @@ class Program:
         """Returns the pure evaluation step `(state, batch) -> sums`."""
         pixels = partial(preprocess, preprocessing=self.config.data.preprocessing)
         return partial(eval_step, model=self.model, preprocess=pixels)
-
-    def diagnose_step(self) -> Any:
-        """Returns the pure function `(state, batch) -> diagnostics`."""
-        from gnet_jax.training.observe.diagnostics import diagnose
-
-        pixels = augmentation(self.config, self.model.arch.num_classes)
-        options = {"optimizer": self.optimizer, "loss": self.config.loss}
-        return partial(diagnose, model=self.model, augment=pixels, **options)
 
     def abstract_state(self) -> TrainState:
         """Returns the shapes, dtypes and sharding of the state; computes nothing."""
@@ -100,7 +89,9 @@ class Program:
         config = self.config
         variables = init(self.model, jax.random.PRNGKey(config.seed), config.data.image_size)
         if self.pretrained and self.takeover:
-            variables = take_over(variables, self.pretrained, self.takeover.loaded)
+            trained, own = flat(self.pretrained.variables), flat(variables)
+            own |= {name: jnp.asarray(trained[name]) for name in self.takeover.loaded}
+            variables = {"batch_stats": {}} | traverse_util.unflatten_dict(own, sep="/")
         # Without jit, JAX would compile a separate program for every shape of an array.
         create = jax.jit(partial(create_state, optimizer=self.optimizer, seed=config.seed))
         return put_state(create(variables), self.mesh)
@@ -141,14 +132,14 @@ class Run:
 
 def make_train_step(config: Config, model: GoogLeNet, optimizer: Optimizer) -> Any:
     """Returns the pure training step; with canonical numerics, it takes one device's share."""
-    augment_batch, axis = augmentation(config, model.arch.num_classes), sharding.AXIS
+    augment_batch = augmentation(config, model.arch.num_classes)
     options: dict[str, Any] = {"model": model, "optimizer": optimizer, "loss": config.loss}
     gradient = compute_gradient
     if config.optim.accumulate > 1:
         gradient = gradients.accumulated_gradient(config.optim.accumulate)
     if config.numerics == "canonical":
-        augment_batch = gradients.augment_share(augment_batch, axis)
-        gradient = gradients.canonical_gradient(gradient, config.virtual_shards, axis)
+        augment_batch = gradients.augment_share(augment_batch)
+        gradient = gradients.canonical_gradient(gradient, config.virtual_shards)
         options["update"] = gradients.isolated_update
     return partial(train_step, augment=augment_batch, gradient=gradient, **options)
 
@@ -177,10 +168,9 @@ def training_batches(
 
 
 def prepare(config: Config, pretrained: TrainedModel | None = None) -> Run:
-    """Check `config`, open its data and return the run, without compiling or writing anything.
-
-    If `pretrained` is given, its network is used; the config then sets only the number of classes,
-    the auxiliary heads, dropout and dtype. Raises a UserError for everything that would fail later.
+    """Check `config`, open its data and return the run, without compiling or writing anything. With
+    `pretrained`, its network is used; the config then sets only the number of classes, the
+    auxiliary heads, dropout and dtype. Raises a UserError for everything that would fail later.
     """
     check(config)
     mesh = sharding.data_mesh()
@@ -280,10 +270,8 @@ def _change_loaded(loaded: Architecture, m: ModelConfig, wanted: Architecture) -
 
 
 def compare(shapes: Mapping[str, Any], old: TrainedModel, class_names: tuple[str, ...]) -> Takeover:
-    """Returns which variables of a new network are loaded from `old`.
-
-    `shapes` are the variables of the new network, as arrays or only their shapes. Variables that
-    depend on the number of classes are loaded only for the same classes in the same order.
+    """Returns which variables of a new network, or of its `shapes`, are loaded from `old`.
+    Variables that depend on the number of classes require the same classes in the same order.
     """
     reordered = set(map(nfc, old.class_names)) == set(map(nfc, class_names))
     why = "same classes in another order" if reordered else "other classes"
@@ -303,7 +291,7 @@ def compare(shapes: Mapping[str, Any], old: TrainedModel, class_names: tuple[str
 
 
 def _class_variables(model: GoogLeNet) -> set[str]:
-    """Returns the paths of the variables whose shape depends on the number of classes."""
+    """Returns the paths of the variables whose shapes depend on the number of classes."""
     arch, side = model.arch, smallest_size(model.arch)
     other = model.clone(arch=dataclasses.replace(arch, num_classes=arch.num_classes + 1))
     own, others = (flat(abstract_variables(each, side)) for each in (model, other))
@@ -314,15 +302,6 @@ def _class_variables(model: GoogLeNet) -> set[str]:
             "number of classes; train without --init"
         )
     return found
-
-
-def take_over(
-    variables: Mapping[str, Any], old: TrainedModel, loaded: Iterable[str]
-) -> dict[str, Any]:
-    """Returns `variables`; those in `loaded` are replaced by the variables of the trained model."""
-    trained = flat(old.variables)
-    own = flat(variables) | {name: jnp.asarray(trained[name]) for name in loaded}
-    return {"batch_stats": {}} | traverse_util.unflatten_dict(own, sep="/")
 
 
 def layers(names: Iterable[str]) -> list[str]:

@@ -17,8 +17,8 @@ from gnet_jax.config import Config, ConfigError
 from gnet_jax.config.paths import cache_folder, plain_path
 
 AXIS = "data"
-# XLA's option that lists the operations which run in the library YNNPACK on CPUs. XLA's own
-# operations are faster for this network (benchmarks/peers.py --with-ynn).
+# XLA's option for the library YNNPACK on CPUs. XLA's own operations are faster for this network
+# (benchmarks/peers.py --with-ynn).
 YNN = "xla_cpu_experimental_ynn_fusion_type"
 # The files with the memory limit of a container: cgroups version 2 and version 1.
 LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -26,16 +26,15 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h of glibc
 KEEP_FREED = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1}  # allocate on the heap, never shrink it
 DEFAULTS = {M_MMAP_MAX: 65536, M_TRIM_THRESHOLD: 128 * 1024}
 # On a heap that never shrinks, a step may need twice its memory: if a small block is allocated
-# where a large one was freed, the next large block extends the heap. So larger steps keep nothing.
-LARGEST_KEPT = 1 / 4  # of the machine's memory
+# where a large one was freed, the next large block extends the heap.
+LARGEST_KEPT = 1 / 4  # of the machine's memory; larger steps keep nothing
 MALLOC_VARIABLES = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
 
 
 def data_mesh(devices: Sequence[Any] | None = None) -> Mesh:
-    """Returns a mesh with one axis over the devices (all by default), in the order of the hosts.
-
-    A host's share of a batch is contiguous, but `jax.make_mesh` would order the devices by their
-    position in the network. It also rejects several slices, such as the nodes of a GPU cluster.
+    """Returns a mesh with one axis over the devices (all by default), in the order of the hosts. So
+    a host's share of a batch is contiguous. `jax.make_mesh` would order the devices by their
+    position in the network, and rejects several slices, such as the nodes of a GPU cluster.
     """
     devices = jax.devices() if devices is None else devices
     by_host = sorted(devices, key=lambda device: (device.process_index, device.id))
@@ -53,9 +52,8 @@ def split(mesh: Mesh) -> NamedSharding:
 
 
 def xla_options(platform: str) -> dict[str, Any]:
-    """Returns XLA's compiler options for the network on a platform ("cpu", "gpu", "tpu").
-
-    On CPUs they turn YNNPACK off, if this jaxlib has it and XLA_FLAGS does not mention its option.
+    """Returns XLA's compiler options for the network on a platform ("cpu", "gpu", "tpu"). On CPUs
+    they turn YNNPACK off, unless XLA_FLAGS sets its option.
     """
     if platform == "cpu" and YNN not in os.environ.get("XLA_FLAGS", "") and _knows_ynn():
         return {YNN: ""}
@@ -96,16 +94,14 @@ def check_batches(config: Config, mesh: Mesh) -> None:
         into += f" x {parts} accumulated parts"
     if config.augment.mixup:
         into, parts = f"{into} x pairs for augment.mixup", math.lcm(2, parts)
-    _check_divides("batch_size", config.batch_size, unit * parts, into)
+    sizes = {"batch_size": (config.batch_size, unit * parts, into)}
     if config.eval_batch_size is not None:
-        _check_divides("eval_batch_size", config.eval_batch_size, devices, f"{devices} devices")
-
-
-def _check_divides(name: str, batch_size: int, unit: int, into: str) -> None:
-    low = batch_size // unit * unit
-    if batch_size != low:
-        near = f"{low} or {low + unit}" if low else f"{unit}"
-        raise ConfigError(f"{name} {batch_size} does not divide evenly over {into}; use {near}")
+        sizes["eval_batch_size"] = (config.eval_batch_size, devices, f"{devices} devices")
+    for name, (size, unit, into) in sizes.items():
+        low = size // unit * unit
+        if size != low:
+            near = f"{low} or {low + unit}" if low else f"{unit}"
+            raise ConfigError(f"{name} {size} does not divide evenly over {into}; use {near}")
 
 
 def compile_train_step(
@@ -116,11 +112,9 @@ def compile_train_step(
     manual: bool = False,
     compiler_options: dict[str, Any] | None = None,
 ) -> jax.stages.Compiled:
-    """Compile `step(state, *inputs)` for the mesh; the state passed in is donated.
-
-    The devices may be absent (`gnet_jax.pods`). The state and the inputs are arrays or only their
-    shapes; the inputs are split over the devices. With `manual`, `step` takes one device's share
-    of the inputs and averages over `AXIS` itself. `compiler_options` defaults to `xla_options`.
+    """Compile `step(state, *inputs)` for the mesh, from arrays or shapes; donates the state. The
+    inputs are split over the devices, which may be absent (`gnet_jax.pods`). With `manual`, `step`
+    takes one device's share of the inputs and averages over `AXIS` itself.
     """
     whole, shardings = replicated(mesh), (replicated(mesh), *[split(mesh)] * len(inputs))
     if manual:
@@ -142,20 +136,17 @@ def compile_eval_step(mesh: Mesh, step: Callable[..., Any], inputs: int = 1) -> 
 
 
 def put_state(state: Any, mesh: Mesh) -> Any:
-    """Copy the state to every device. All hosts must pass the same state; this is not checked."""
-    whole = replicated(mesh)
-    if jax.process_count() == 1:
-        return jax.device_put(state, whole)
-    # device_put would compare every leaf over the hosts, which takes minutes.
-    return jax.tree.map(lambda leaf: _put(leaf, whole, np.shape(leaf)), state)
+    """Copy the state to every device. All hosts must pass the same state; this is not checked.
+    `jax.device_put` would check it, which takes minutes.
+    """
+    return jax.tree.map(lambda leaf: _put(leaf, replicated(mesh), np.shape(leaf)), state)
 
 
 def put_batches(
     batches: Iterable[Mapping[str, Any]], mesh: Mesh, batch_size: int
 ) -> Generator[dict[str, jax.Array], None, None]:
-    """Yield global batches on the devices; `batches` are this process's parts of them.
-
-    `batch_size` is the global size; without it, JAX would accept a local batch of the wrong size.
+    """Yield global batches on the devices; `batches` are this process's parts of them. Without the
+    global `batch_size`, JAX would accept a local batch of the wrong size.
     """
     parts = split(mesh)
     for batch in batches:
@@ -167,9 +158,8 @@ def _put(value: Any, sharding: NamedSharding, shape: tuple[int, ...]) -> jax.Arr
 
 
 def use_compilation_cache() -> None:
-    """Cache compiled programs in JAX_COMPILATION_CACHE_DIR, or in this package's cache folder.
-
-    An empty JAX_COMPILATION_CACHE_DIR turns the cache off.
+    """Cache compiled programs in JAX_COMPILATION_CACHE_DIR, or in this package's cache folder. An
+    empty JAX_COMPILATION_CACHE_DIR turns the cache off.
     """
     folder: str | None = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
     if folder is None:
@@ -199,9 +189,8 @@ def step_memory(step: jax.stages.Compiled) -> int | None:
 
 
 def check_memory(needed: int | None, batch_size: int, mesh: Mesh) -> None:
-    """Raise a ConfigError if the step needs more memory than the device has.
-
-    `needed` comes from `step_memory`. On a CPU the kernel would kill the process without a message.
+    """Raise a ConfigError if the step needs more memory than the device has (see `step_memory`). On
+    a CPU the kernel would kill the process without a message.
     """
     device = mesh.local_devices[0]  # JAX cannot query the memory of another host's device
     available = (device.memory_stats() or {}).get("bytes_limit")
@@ -215,26 +204,25 @@ def check_memory(needed: int | None, batch_size: int, mesh: Mesh) -> None:
 
 
 def call_in_this_thread() -> None:
-    """Make JAX run CPU programs in the calling thread; call this before JAX runs a program.
-
-    The reason is that glibc keeps freed memory for the main thread only. With several processes,
-    this does nothing: their programs wait for each other, so they need JAX's own thread.
+    """Make JAX run CPU programs in the calling thread; call this before JAX runs a program. glibc
+    keeps freed memory for the main thread only. The programs of several processes wait for each
+    other, so they need JAX's own thread.
     """
     if not jax.distributed.is_initialized():
         jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 def keep_freed_memory(needed: int | None = None) -> bool:
-    """On CPUs, make glibc's malloc keep freed memory for reuse; returns whether it will.
-
-    Does nothing if the environment already sets malloc's options. Restores the defaults if
-    `needed`, the bytes from `step_memory`, is a large part of the machine's memory.
+    """On CPUs, make glibc's malloc keep freed memory for reuse; returns whether it will. Restores
+    the defaults if `needed`, from `step_memory`, is a large part of the machine's memory. Does
+    nothing if the environment sets malloc's options.
     """
     tuned = any(name in os.environ for name in MALLOC_VARIABLES)
-    if tuned or sys.platform != "linux" or jax.default_backend() != "cpu":
+    unfit = jax.default_backend() != "cpu" or jax.distributed.is_initialized()
+    if tuned or unfit or sys.platform != "linux":
         return False
     libc = ctypes.CDLL(None)
-    if jax.distributed.is_initialized() or not hasattr(libc, "mallopt"):
+    if not hasattr(libc, "mallopt"):
         return False
     keeps = needed is None or needed <= LARGEST_KEPT * machine_memory()
     accepted = [libc.mallopt(*option) for option in (KEEP_FREED if keeps else DEFAULTS).items()]

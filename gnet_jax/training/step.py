@@ -4,6 +4,7 @@ Shapes: B batch, H height, W width, C channels, K classes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ import optax
 from flax import struct
 
 from gnet_jax.config import LossConfig
-from gnet_jax.model.googlenet import GoogLeNet, Outputs
+from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.training.optimizer import Optimizer, stop_frozen_gradients, warm_rate
 
 Metrics = dict[str, jax.Array]
@@ -50,24 +51,15 @@ def step_keys(rng: jax.Array, step: int | jax.Array) -> tuple[jax.Array, jax.Arr
 
 
 def compute_gradient(
-    state: TrainState,
-    images_BHWC: jax.Array,
-    targets_BK: jax.Array,
-    dropout_key: jax.Array,
-    *,
-    model: GoogLeNet,
-    optimizer: Optimizer,
-    loss: LossConfig,
+    state: TrainState, images_BHWC: Any, targets_BK: Any, dropout_key: Any, **options: Any
 ) -> tuple[Any, Any, Metrics]:
-    """Returns the gradient of the loss, the statistics of this batch, and the heads' metrics."""
-
-    def loss_fn(params: Any) -> tuple[jax.Array, tuple[Any, Metrics]]:
-        params = stop_frozen_gradients(params, optimizer.frozen)
-        return compute_loss(
-            params, state.batch_stats, images_BHWC, targets_BK, dropout_key, model=model, loss=loss
-        )
-
-    grads, (updated, metrics) = jax.grad(loss_fn, has_aux=True)(state.params)
+    """Returns the gradient of the loss, the statistics of this batch, and the heads' metrics.
+    `options` are the `model`, `optimizer` and `loss` of `compute_loss`.
+    """
+    gradient = jax.grad(partial(compute_loss, **options), has_aux=True)
+    grads, (updated, metrics) = gradient(
+        state.params, state.batch_stats, images_BHWC, targets_BK, dropout_key
+    )
     return grads, updated.get("batch_stats", {}), metrics
 
 
@@ -79,27 +71,29 @@ def compute_loss(
     dropout_key: jax.Array,
     *,
     model: GoogLeNet,
+    optimizer: Optimizer,
     loss: LossConfig,
     mutable: Sequence[str] = ("batch_stats",),
 ) -> tuple[jax.Array, tuple[Any, Metrics]]:
-    """Returns the training loss, and a pair: the `mutable` collections and the metrics.
-
-    The loss is that of the main head plus `loss.aux_weight` times that of each auxiliary head
-    (paper, section 5). The metrics are `loss`, and `*_loss` and `*_top1` of each head. The
-    `batch_stats` are the statistics of this batch alone; `apply_update` averages them.
+    """Returns the training loss, and a pair: the `mutable` collections and the metrics. The loss is
+    that of the main head plus `loss.aux_weight` times that of each auxiliary head (paper, section
+    5), with label smoothing (arXiv 1512.00567). The metrics are `loss`, and `*_loss` and `*_top1`
+    of each head. The `batch_stats` are the statistics of this batch alone; `apply_update` averages
+    them. The optimiser's frozen parameters have no gradient.
     """
     outputs, updated = model.clone(momentum=0.0).apply(
-        {"params": params, "batch_stats": batch_stats},
+        {"params": stop_frozen_gradients(params, optimizer.frozen), "batch_stats": batch_stats},
         images_BHWC,
         train=True,
         rngs={"dropout": dropout_key},
         mutable=list(mutable),
     )
-    metrics = {}
-    losses = head_losses(outputs, targets_BK, loss.label_smoothing)
-    heads = zip(head_names(model), losses, (outputs.logits, *outputs.aux_logits), strict=True)
-    for head, value, logits_BK in heads:
-        metrics[f"{head}_loss"] = value
+    metrics, losses = {}, []
+    smooth_BK = optax.smooth_labels(targets_BK, loss.label_smoothing)
+    logits = (outputs.logits, *outputs.aux_logits)
+    for head, logits_BK in zip(head_names(model), logits, strict=True):
+        losses.append(jnp.mean(optax.softmax_cross_entropy(logits_BK, smooth_BK)))
+        metrics[f"{head}_loss"] = losses[-1]
         metrics[f"{head}_top1"] = jnp.mean(jnp.argmax(logits_BK, -1) == jnp.argmax(targets_BK, -1))
     metrics["loss"] = losses[0] + loss.aux_weight * sum(losses[1:])
     return metrics["loss"], (updated, metrics)
@@ -108,13 +102,6 @@ def compute_loss(
 def head_names(model: GoogLeNet) -> tuple[str, ...]:
     """Returns the names of the heads in the order of `Outputs`: "main", "aux4a" and so on."""
     return ("main", *(f"aux{name}" for name in model.arch.aux_after))
-
-
-def head_losses(outputs: Outputs, targets_BK: jax.Array, smoothing: float) -> list[jax.Array]:
-    """Returns the mean cross-entropy of each head, with label smoothing (arXiv 1512.00567)."""
-    smooth_BK = optax.smooth_labels(targets_BK, smoothing)
-    heads = (outputs.logits, *outputs.aux_logits)
-    return [jnp.mean(optax.softmax_cross_entropy(logits_BK, smooth_BK)) for logits_BK in heads]
 
 
 def apply_update(
@@ -144,10 +131,8 @@ def apply_update(
 
 
 def norm(tree: Any) -> jax.Array:
-    """Returns the Euclidean norm over all leaves.
-
-    The many small vectors are concatenated first; each one alone would launch two operations.
-    """
+    """Returns the Euclidean norm over all leaves."""
+    # The many small vectors are concatenated; each one alone would launch two operations.
     leaves = jax.tree.leaves(tree)
     vectors = [x for x in leaves if x.ndim == 1]
     joined = [jnp.concatenate(vectors)] if vectors else []
@@ -155,22 +140,23 @@ def norm(tree: Any) -> jax.Array:
 
 
 def keep_finite(new: TrainState, old: TrainState, metrics: Metrics) -> tuple[TrainState, Metrics]:
-    """Returns `new` if it is finite, otherwise `old` with its step counters advanced.
-
-    Checks the loss, gradient, parameters and batch statistics, because on CPUs any one of them can
-    be the only one that is not finite. Adds the metric `skipped`, 1.0 if `old` is returned, or 0.0.
+    """Returns `new` if it is finite, otherwise `old` with its step counters advanced. Checks the
+    loss, gradient, parameters and batch statistics, because on CPUs any one of them can be the only
+    one that is not finite. Adds the metric `skipped`, 1.0 if `old` is returned, or 0.0.
     """
     size = norm((new.params, new.batch_stats))
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"] + size)
-
-    def counts_steps(x: Any) -> bool:
-        return isinstance(x, optax.ScaleByScheduleState)
 
     def keep(a: Any, b: Any) -> Any:
         return a if counts_steps(a) else jax.lax.select(finite, a, b)
 
     kept = jax.tree.map(keep, new, old, is_leaf=counts_steps).replace(step=new.step)
     return kept, metrics | {"skipped": 1.0 - finite.astype(jnp.float32)}
+
+
+def counts_steps(x: Any) -> bool:
+    """Returns whether `x` is a part of the optimiser's state that counts the steps of the run."""
+    return isinstance(x, optax.ScaleByScheduleState)
 
 
 def train_step(
@@ -184,11 +170,10 @@ def train_step(
     gradient: Callable[..., tuple[Any, Any, Metrics]] = compute_gradient,
     update: Callable[..., tuple[TrainState, Metrics]] = apply_update,
 ) -> tuple[TrainState, Metrics]:
-    """Returns the state after one optimiser step, and the step's metrics.
-
-    `batch` has `image` (B, H, W, C) uint8 and `label` (B,) int32, which `augment` turns into
-    float32 inputs and targets. The metrics are float32 scalars: `loss`, each head's `*_loss` and
-    `*_top1`, `learning_rate`, `grad_norm`, `skipped`. `gradients.py` has alternative gradients.
+    """Returns the state after one optimiser step, and the step's metrics. `batch` has `image` (B,
+    H, W, C) uint8 and `label` (B,) int32, which `augment` turns into float32 inputs and targets.
+    The metrics are float32 scalars: `loss`, each head's `*_loss` and `*_top1`, `learning_rate`,
+    `grad_norm`, `skipped`. `gradients.py` has alternative gradients.
     """
     augment_key, dropout_key = step_keys(state.rng, state.step)
     images_BHWC, targets_BK = augment(batch["image"], batch["label"], augment_key)
@@ -206,9 +191,8 @@ def eval_step(
     model: GoogLeNet,
     preprocess: Callable[..., jax.Array],
 ) -> Metrics:
-    """Returns the sums of the metrics over the examples whose `mask` is True.
-
-    They are int32 `count`, `top1`, `top5` and float32 `loss`. Uses averaged parameters if present.
+    """Returns the sums of the metrics over the examples whose `mask` is True. They are int32
+    `count`, `top1`, `top5` and float32 `loss`. Uses averaged parameters if present.
     """
     variables = state.average or {"params": state.params, "batch_stats": state.batch_stats}
     outputs: Any = model.apply(variables, preprocess(batch["image"]))

@@ -37,11 +37,10 @@ class BusyError(ConfigError):
 
 
 def open_workdir(config: Config, fingerprints: Mapping[str, Any]) -> Path:
-    """Create the run's folder, or check that it belongs to this run; returns its path.
-
-    `fingerprints` are those of `Run`. The first process locks the folder during the check, so that
-    the config of an active run is not replaced. Raises a ConfigError that names every difference
-    from the run in the folder, or the reason why the folder cannot be written or locked.
+    """Create the run's folder, or check that it belongs to this run; returns its path. The first
+    process locks it meanwhile, so that the config of an active run is not replaced. Raises a
+    ConfigError that names every difference from the run in the folder, or the reason why the folder
+    cannot be written or locked. `fingerprints` are those of `Run`.
     """
     workdir = Path(config.workdir).expanduser()
     identity = flatten(config) | {f"data.fingerprint.{k}": v for k, v in fingerprints.items()}
@@ -90,7 +89,7 @@ def _check_owner(workdir: Path, identity: dict[str, Any]) -> None:
 
 
 def _describe_classes(old: list[str], new: list[str]) -> str:
-    """Returns a text that names the classes that were removed, added or reordered; "" if none."""
+    """Returns which classes were removed, added or reordered; "" if none."""
     removed, added = ([n for n in a if n not in b][:5] for a, b in ((old, new), (new, old)))
     if removed or added:
         return f"removed: {', '.join(removed) or 'none'}; added: {', '.join(added) or 'none'}"
@@ -109,10 +108,7 @@ def _writing(workdir: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """Lock `workdir` for this process; the lock ends with the process, even if it is killed.
-
-    Raises a BusyError if another process of this machine is training in it.
-    """
+    """Lock `workdir` until the body or this process ends; raises BusyError if it is locked."""
     path = workdir / "lock"
     with _writing(workdir):
         file = path.open("w")
@@ -128,10 +124,8 @@ def locked(workdir: Path) -> Iterator[None]:
 
 
 def add_start(workdir: Path, step: int, own_parts: Iterable[str] = ()) -> str:
-    """Add a record of this start of the run, which begins at `step`, to run.json.
-
-    `own_parts` are those of the network's `Architecture`. Returns a warning if the previous start
-    used other code or libraries, otherwise "".
+    """Add a record of this start, at `step`, to run.json; `own_parts` are the `Architecture`'s.
+    Returns a warning if the previous start used other code or libraries, otherwise "".
     """
     starts = read_starts(workdir)
     start = {
@@ -163,10 +157,10 @@ def read_starts(workdir: Path) -> list[dict[str, Any]]:
     try:
         return [dict(start) for start in json.loads(file.read_text())["starts"]]
     except FileNotFoundError:
-        pass
+        return []
     except (ValueError, TypeError, KeyError):  # a corrupt record is no reason to stop the run
         file.replace(file.with_suffix(".damaged"))
-    return []
+        return []
 
 
 def check_not_lost(workdir: Path) -> None:
@@ -186,9 +180,7 @@ def package_versions() -> dict[str, str]:
 
 
 def code_version(own_parts: Iterable[str] = ()) -> str:
-    """Returns the version of this package and a short hash of its sources, with uncommitted
-    changes, and of the files of the network's own block and norm.
-    """
+    """Returns this package's version and a hash of its sources and of the network's own parts."""
     package = Path(__file__).resolve().parents[1]
     sources = hashlib.sha256()
     for file in sorted(package.rglob("*.py")):
@@ -210,26 +202,28 @@ def git_commit() -> str | None:
     return done.stdout.strip() or None
 
 
-def write_json(file: Path, value: Any) -> None:
-    """Write `value` as JSON, atomically: if killed, the file is the old one or the new one."""
-    _replace_text(file, json_text(value, indent=2) + "\n")
-
-
-def _replace_text(file: Path, text: str) -> None:
+@contextlib.contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """Yield a path to write. Then rename it to `file`, or delete it if writing fails."""
     partial = file.with_suffix(".partial")
     try:
-        partial.write_text(text)
+        yield partial
         partial.replace(file)
     except OSError:
         partial.unlink(missing_ok=True)
         raise
 
 
+def write_json(file: Path, value: Any) -> None:
+    """Write `value` as JSON; if the process is killed, the file is the old one or the new one."""
+    with replacing(file) as partial:
+        partial.write_text(json_text(value, indent=2) + "\n")
+
+
 @dataclasses.dataclass(frozen=True)
 class MetricsFile:
-    """`metrics.jsonl`, or another file with one JSON object per line, each with its `step`.
-
-    Numbers that are not finite are null in the file and NaN when read.
+    """A file such as `metrics.jsonl`: one JSON object per line, each with its `step`. Numbers that
+    are not finite are null in the file and NaN when read.
     """
 
     path: Path
@@ -258,5 +252,6 @@ class MetricsFile:
     def forget_after(self, step: int) -> None:
         """Delete the lines of the steps after `step`, because a resumed run writes them again."""
         if self.path.is_file():
-            kept = [line for line in self.read() if line["step"] <= step]
-            _replace_text(self.path, "".join(json_text(line) + "\n" for line in kept))
+            kept = [json_text(line) + "\n" for line in self.read() if line["step"] <= step]
+            with replacing(self.path) as partial:
+                partial.write_text("".join(kept))

@@ -14,9 +14,8 @@ from gnet_jax.convert.start import with_start
 from gnet_jax.data.sources import open_source
 from gnet_jax.model_folder import WeightsError, read_folder
 from gnet_jax.training.checkpoints import verify
-from gnet_jax.training.checkpoints.restore import read_workdir
 from gnet_jax.training.checkpoints.save import Checkpoints
-from gnet_jax.training.checkpoints.verify import CorruptError, add_notes
+from gnet_jax.training.checkpoints.verify import CorruptError, add_notes, read_workdir
 from gnet_jax.training.program import prepare
 from gnet_jax.training.workdir import open_workdir
 
@@ -56,6 +55,7 @@ def test_the_best_checkpoint_is_taken_averaged_where_it_can_be(tmp_path, averagi
     assert folder.preprocessing == config.data.preprocessing
     assert folder.class_names == tuple("0123456789")
     assert folder.source["step"] == "2"
+    assert folder.source["parameters"] == ("averaged" if averaging == "ema" else "as trained")
     assert folder.source["validation_top1"] == "0.9000"
     assert read_folder(tmp_path / "model").source == folder.source
     assert "the run's own evaluation" in (tmp_path / "model/README.md").read_text("utf-8")

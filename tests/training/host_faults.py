@@ -13,7 +13,7 @@ from tests.training import processes
 FAULTS = {
     # no checkpoint can be read; a corrupt one cannot be renamed; the disk is full; a write fails
     "restore": (
-        "gnet_jax.training.checkpoints.restore.SavedSteps.restore",
+        "gnet_jax.training.checkpoints.verify.SavedSteps.restore",
         ConfigError("no such file"),
     ),
     "rename": ("pathlib.Path.rename", OSError(13, "Permission denied")),

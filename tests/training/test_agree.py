@@ -8,8 +8,8 @@ import pytest
 
 from gnet_jax.config import ConfigError, UserError
 from gnet_jax.model.googlenet import GoogLeNet
-from gnet_jax.training.hosts import agree
-from gnet_jax.training.hosts.agree import (
+from gnet_jax.training.hosts import start
+from gnet_jax.training.hosts.start import (
     compare,
     gather,
     identity,
@@ -24,7 +24,7 @@ from tests.tiny import tiny_config
 def other_hosts(monkeypatch):
     """A list of what the hosts after this one pass to `gather`."""
     texts = []
-    monkeypatch.setattr(agree, "gather", lambda own: [own, *texts])
+    monkeypatch.setattr(start, "gather", lambda own: [own, *texts])
     return texts
 
 
@@ -33,6 +33,22 @@ def test_a_host_alone_agrees_with_itself(tmp_path):
     assert run_on_all_hosts(lambda: 3) == 3
     compare({"seed": 1})
     assert open_shared_workdir(tiny_config(tmp_path / "run"), {"train": "a"}).is_dir()
+
+
+@pytest.mark.parametrize(("own", "other"), [("caf\u00e9 \udcff", "b"), ("", "longer"), ("", "")])
+def test_texts_of_any_length_come_from_every_host_in_order(monkeypatch, own, other):
+    theirs = np.frombuffer(other.encode(), np.uint8)
+
+    def allgather(array):
+        assert array.size  # JAX gathers nothing of size zero
+        if array.dtype == np.int32:
+            return np.stack([array, np.array([theirs.size], np.int32)])
+        assert array.size >= theirs.size
+        return np.stack([array, np.pad(theirs, (0, array.size - theirs.size))])
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(start.multihost_utils, "process_allgather", allgather)
+    assert gather(own) == [own, other]
 
 
 def test_an_error_on_another_host_raises_here_too(other_hosts):
@@ -49,7 +65,7 @@ def test_an_error_on_another_host_raises_here_too(other_hosts):
 
 def test_an_error_is_passed_on_even_without_a_message(monkeypatch):
     told = []
-    monkeypatch.setattr(agree, "gather", lambda own: [told.append(own) or own])
+    monkeypatch.setattr(start, "gather", lambda own: [told.append(own) or own])
 
     def wrong():
         raise ConfigError
@@ -111,8 +127,8 @@ def second_host(monkeypatch):
     texts = []
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    monkeypatch.setattr(agree, "gather", lambda own: [texts.pop(0) if texts else "", own])
-    monkeypatch.setattr(agree, "TOKEN_SECONDS", 0)
+    monkeypatch.setattr(start, "gather", lambda own: [texts.pop(0) if texts else "", own])
+    monkeypatch.setattr(start, "TOKEN_SECONDS", 0)
     return texts
 
 

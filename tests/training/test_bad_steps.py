@@ -8,7 +8,7 @@ import pytest
 from gnet_jax.config import Config, DataConfig
 from gnet_jax.data.batches import BadRecord
 from gnet_jax.data.sources import DataError
-from gnet_jax.training.hosts.agree import TrainingError
+from gnet_jax.training.hosts.start import TrainingError
 from gnet_jax.training.observe.console import Reporter
 from gnet_jax.training.observe.faults import BadImages, SkippedSteps
 from gnet_jax.training.workdir import MetricsFile
@@ -47,6 +47,26 @@ def test_bad_steps_are_limited_in_a_row_and_counted_in_total(tmp_path, reporter,
     assert [line["step"] for line in lines] == [1, 2, 4, 5, 7, 8, 9]
     assert (lines[0]["loss"], lines[0]["grad_norm"]) == ("nan", "inf")
     assert len({tuple(line["indices"]) for line in lines}) == 7  # each step's own images
+
+
+@pytest.mark.parametrize(
+    ("loss", "grad_norm", "finite"), [(2.0, 1.0, True), (np.nan, 1.0, False), (2.0, np.inf, False)]
+)
+def test_a_bad_step_blames_the_parameters_only_if_loss_and_gradient_are_finite(
+    tmp_path, reporter, capsys, loss, grad_norm, finite
+):
+    skipped = SkippedSteps(stub_run(batch_size=4), tmp_path, reporter, 0)
+    skipped.read(1, {"skipped": 1.0, "loss": loss, "grad_norm": grad_norm}, {}, None)
+    assert ("parameters" in capsys.readouterr().out) == finite
+
+
+def test_every_host_lists_its_bad_images_in_a_file_of_its_own(tmp_path, reporter, monkeypatch):
+    run = stub_run(data=DataConfig(bad_limit=0.5))
+    BadImages(run, tmp_path, reporter, 0).train.add(records(1))
+    monkeypatch.setattr(jax, "process_index", lambda: 2)
+    BadImages(run, tmp_path, reporter, 0).val.add(records(3))
+    counts = {file.name: len(MetricsFile(file).read()) for file in tmp_path.glob("bad_*")}
+    assert counts == {"bad_records.jsonl": 1, "bad_records-2.jsonl": 3}
 
 
 def test_a_limit_of_one_is_near_from_the_start(tmp_path, reporter):

@@ -1,3 +1,5 @@
+from typing import ClassVar
+
 import jax
 import numpy as np
 import pytest
@@ -8,22 +10,18 @@ from gnet_jax.training.checkpoints.verify import digest
 from gnet_jax.training.gradients import accumulated_gradient, canonical_gradient, tree_sum
 from gnet_jax.training.optimizer import make_optimizer
 from gnet_jax.training.program import make_train_step
-from gnet_jax.training.sharding import (
-    AXIS,
-    compile_train_step,
-    data_mesh,
-    put_state,
-    replicated,
-    split,
-)
+from gnet_jax.training.sharding import compile_train_step, data_mesh, put_state, replicated, split
 from gnet_jax.training.step import compute_gradient, create_state
 from tests.tiny import Linear, linear_params, tiny_arch, tiny_batch, tiny_config, tiny_variables
 
 
 class Noisy(Linear):
-    """`Linear`, whose logits are shifted by draws from the dropout key."""
+    """`Linear`, whose logits are shifted by draws from the dropout key; notes its batch sizes."""
+
+    sizes: ClassVar[set[int]] = set()
 
     def apply(self, variables, images, *, rngs, **options):
+        self.sizes.add(len(images))
         outputs, updated = super().apply(variables, images, **options)
         noise = jax.random.normal(rngs["dropout"], outputs.logits.shape)
         return Outputs(outputs.logits + noise, outputs.aux_logits), updated
@@ -51,8 +49,10 @@ def linear_steps(devices, steps=3, numerics="canonical", accumulate=1):
 
 
 def test_every_bit_is_the_same_on_1_2_4_and_8_devices():
+    Noisy.sizes.clear()
     found = {digest(linear_steps(devices, accumulate=2)) for devices in (1, 2, 4, 8)}
     assert len(found) == 1
+    assert Noisy.sizes == {2}  # half of a shard
 
 
 def linear_gradient(gradient, images, targets):
@@ -78,7 +78,7 @@ def test_canonical_gradients_are_the_mean_over_shards_with_keys_of_their_own(acc
     images = generator.normal(size=(32, 16, 16, 3)).astype(np.float32)
     targets = np.eye(10, dtype=np.float32)[np.arange(32) % 10]
     inner = compute_gradient if accumulate == 1 else accumulated_gradient(accumulate)
-    found, (state, options) = linear_gradient(canonical_gradient(inner, 16, AXIS), images, targets)
+    found, (state, options) = linear_gradient(canonical_gradient(inner, 16), images, targets)
     step, results = jax.jit(lambda *batch: compute_gradient(state, *batch, **options)), []
     for shard in range(16):
         key = jax.random.fold_in(jax.random.PRNGKey(5), shard)

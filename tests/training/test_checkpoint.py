@@ -4,7 +4,9 @@ import errno
 import json
 import os
 import shutil
+import threading
 import time
+import types
 from unittest import mock
 
 import jax
@@ -14,11 +16,10 @@ import pytest
 from gnet_jax.config import ConfigError, OptimConfig, UserError
 from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.training.checkpoints import save as checkpoint
-from gnet_jax.training.checkpoints.restore import SavedSteps
 from gnet_jax.training.checkpoints.save import Checkpoints
-from gnet_jax.training.checkpoints.verify import CorruptError, digest, read_verified
-from gnet_jax.training.hosts import agree
-from gnet_jax.training.hosts.agree import OneHostError, TrainingError
+from gnet_jax.training.checkpoints.verify import CorruptError, SavedSteps, digest, read_verified
+from gnet_jax.training.hosts import start
+from gnet_jax.training.hosts.start import OneHostError, TrainingError
 from gnet_jax.training.loop import _Loop
 from gnet_jax.training.optimizer import make_optimizer
 from gnet_jax.training.sharding import data_mesh, put_state, replicated
@@ -38,15 +39,15 @@ def abstract(state, devices=8):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), state)
 
 
-@pytest.mark.parametrize("devices", [1, 8])
-def test_a_state_comes_back_with_the_same_bits_on_any_number_of_devices(state, tmp_path, devices):
+def test_a_state_comes_back_with_the_same_bits_on_any_number_of_devices(state, tmp_path):
     with Checkpoints(tmp_path, keep_latest=1) as checkpoints:
         checkpoints.save(3, state)
-    with Checkpoints(tmp_path, keep_latest=1) as checkpoints:
-        assert checkpoints.latest == 3
-        restored = checkpoints.restore(3, abstract(state, devices))
-    assert digest(restored) == digest(state)
-    assert len(restored.step.sharding.device_set) == devices
+    for devices in (1, 8):
+        saved = SavedSteps(tmp_path)
+        assert saved.latest == 3
+        restored = saved.restore(3, abstract(state, devices))
+        assert digest(restored) == digest(state)
+        assert len(restored.step.sharding.device_set) == devices
 
 
 def test_the_newest_and_the_best_are_kept(state, tmp_path):
@@ -86,6 +87,19 @@ def test_a_step_counts_as_committed_once_it_is_on_disk(tmp_path):
     assert record["seconds"]["saving"] > 0
 
 
+def test_what_changes_in_a_state_after_save_returns_is_not_saved(tmp_path, monkeypatch):
+    changed, write = threading.Event(), checkpoint.write_digests
+    monkeypatch.setattr(checkpoint, "write_digests", lambda *a: (changed.wait(10), write(*a)))
+    kernel = np.arange(6, dtype=np.float32)
+    with Checkpoints(tmp_path, keep_latest=1) as checkpoints:
+        checkpoints.save(1, {"kernel": kernel})
+        kernel += 1  # as the next step overwrites a donated state
+        changed.set()
+        checkpoints.wait()
+        assert checkpoints.problem is None
+    np.testing.assert_array_equal(read_verified(tmp_path / "1")["kernel"], np.arange(6))
+
+
 def test_of_equal_accuracies_the_newest_is_the_best(tmp_path):
     with Checkpoints(tmp_path, keep_latest=3) as checkpoints:
         for step, top1 in ((1, 0.5), (2, 0.7), (3, 0.7), (4, 0.0)):
@@ -100,12 +114,17 @@ def test_the_best_step_has_the_highest_top1_whatever_its_loss(tmp_path, monkeypa
     reporter.watch.spent = lambda _: contextlib.nullcontext()
     loop = _Loop(run, mock.Mock(), checkpoints, reporter, *[mock.Mock()] * 3)
     state = mock.Mock(average=None)
-    scores = {1: (0.5, 2.0), 2: (0.7, 3.0), 3: (0.6, 1.0), 4: (0.7, 4.0)}
+    checkpoints.top1 = {3: 0.45, 5: 0.4}  # from earlier starts
+    scores = {9: (0.44, 2.0), 1: (0.5, 2.0), 2: (0.7, 3.0), 3: (0.6, 1.0), 4: (0.7, 4.0)}
     for step, (top1, loss) in scores.items():
         values = {"val/top1": top1, "val/top5": 0.9, "val/loss": loss, "val/count": 10.0}
         monkeypatch.setattr("gnet_jax.training.loop.evaluate", lambda *_, v=values, **__: v)
-        assert loop._evaluate(step, state)
+        if step == 9:
+            assert loop.run_from(9, state) is state  # evaluates the last step, after a resume
+        else:
+            assert loop._evaluate(step, state)
     assert [call.args[2] for call in reporter.evaluation.call_args_list] == [
+        False,
         True,
         True,
         False,
@@ -115,25 +134,25 @@ def test_the_best_step_has_the_highest_top1_whatever_its_loss(tmp_path, monkeypa
     assert saved == [(step, state, top1) for step, (top1, _) in scores.items()]
 
 
-def test_a_step_that_was_saved_before_it_was_evaluated_may_become_the_best(state, tmp_path):
+def test_a_step_that_was_saved_before_it_was_evaluated_may_become_the_best(tmp_path):
     with Checkpoints(tmp_path, keep_latest=1) as checkpoints:
-        checkpoints.save(1, state, 0.5)
-        checkpoints.save(2, state)
-        checkpoints.save(2, state, 0.9)
-        checkpoints.save(3, state)
+        checkpoints.save(1, small(1), 0.5)
+        checkpoints.save(2, small(2))
+        checkpoints.save(2, small(2), 0.9)
+        checkpoints.save(3, small(3))
         checkpoints.wait()
         assert (checkpoints.steps, checkpoints.best) == ([2, 3], 2)
     with Checkpoints(tmp_path, keep_latest=1) as checkpoints:
         assert checkpoints.top1 == {2: 0.9}
 
 
-def test_an_accuracy_that_cannot_be_noted_is_told(state, tmp_path):
+def test_an_accuracy_that_cannot_be_noted_is_told(tmp_path):
     said: list[str] = []
     with Checkpoints(tmp_path, keep_latest=1, tell=said.append) as checkpoints:
-        checkpoints.save(1, state)
+        checkpoints.save(1, small(1))
         checkpoints.wait()
         (tmp_path / "1" / "digests" / "digests.json").unlink()
-        checkpoints.save(1, state, 0.9)
+        checkpoints.save(1, small(1), 0.9)
     assert len(said) == 1
     assert "top1" in said[0]
     assert "digests.json" in said[0]
@@ -182,14 +201,11 @@ def test_the_digest_tells_bits_dtypes_and_names_apart(state):
     assert len({digest(other) for other in [tree, *others]}) == 5
 
 
-def test_a_corrupt_checkpoint_is_named(state, tmp_path):
-    with Checkpoints(tmp_path, keep_latest=2) as checkpoints:
-        checkpoints.save(1, state)
-        checkpoints.save(2, state)
-        checkpoints.wait()
-        (tmp_path / "2" / "state" / "manifest.ocdbt").unlink()
-        with pytest.raises(CorruptError, match=str(tmp_path / "2")):
-            checkpoints.restore(2, abstract(state))
+def test_a_corrupt_checkpoint_is_named(tmp_path):
+    save_small(tmp_path, 1, 2)
+    (tmp_path / "2" / "state" / "manifest.ocdbt").unlink()
+    with pytest.raises(CorruptError, match=str(tmp_path / "2")):
+        SavedSteps(tmp_path).restore(2, abstract(small(2)))
     with pytest.raises(CorruptError, match=str(tmp_path / "2")):
         read_verified(tmp_path / "2")
     assert (tmp_path / "2").is_dir()  # reading renames nothing
@@ -302,7 +318,7 @@ def test_what_keeps_one_host_from_restoring_is_told_to_all(tmp_path, monkeypatch
     save_small(tmp_path, 1)
     flip_a_bit_of_the_largest_file(tmp_path / "1")
     told, others = [], []
-    monkeypatch.setattr(agree, "gather", lambda own: [told.append(own) or own, *others])
+    monkeypatch.setattr(start, "gather", lambda own: [told.append(own) or own, *others])
     refused = mock.Mock(side_effect=OSError(errno.EACCES, "Permission denied"))
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint.Path, "rename", refused)
@@ -342,7 +358,7 @@ def test_a_save_that_fails_on_several_hosts_ends_them_alike_or_is_marked_as_lone
     with Checkpoints(tmp_path, keep_latest=1) as checkpoints, monkeypatch.context() as patch:
         patch.setattr(jax, "process_count", lambda: 2)
         others = ["the disk is full: 2.0 MB are needed, 1.0 free"]
-        patch.setattr(agree, "gather", lambda own: [own, *others])
+        patch.setattr(start, "gather", lambda own: [own, *others])
         with pytest.raises(TrainingError, match="host 1 stopped: the disk is full") as all_of:
             checkpoints.save(1, small(1))
         assert not isinstance(all_of.value, OneHostError)
@@ -415,6 +431,15 @@ def test_a_full_disk_leaves_older_steps_and_saving_goes_on_once_it_has_room(new_
         assert checkpoints.steps == [1, 3]
         kept = checkpoints.restore(1, abstract(large))
     assert digest(kept) == digest(large)
+
+
+def test_a_disk_that_reports_no_size_is_not_full(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(total=0, free=0))
+    with Checkpoints(tmp_path, keep_latest=1) as checkpoints:
+        checkpoints._check_space(small(1))
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(total=1, free=0))
+        with pytest.raises(UserError, match="full"):
+            checkpoints._check_space(small(1))
 
 
 def damaging(monkeypatch, damage):

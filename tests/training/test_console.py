@@ -68,6 +68,18 @@ def test_piped_output_is_plain_lines_and_the_logs_hold_the_same(tmp_path, capsys
     assert b"train/main_loss" in events.read_bytes()
 
 
+def test_a_terminal_shows_one_line_that_the_next_text_replaces(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(SafeConsole, "is_terminal", True)
+    with Reporter(tmp_path, start_step=0, total_steps=90) as reporter:
+        reporter.training(10, VALUES, eta=75, evaluations=True)
+        reporter.training(20, VALUES, eta=75, evaluations=True)
+        shown = capsys.readouterr().out
+        assert shown.index("step 10/90") < shown.index("step 20/90")
+        reporter.say("hello")
+    assert capsys.readouterr().out.endswith("\x1b[2Khello\n")  # the line is erased before
+    assert [line["step"] for line in MetricsFile(tmp_path / "metrics.jsonl").read()] == [10, 20]
+
+
 def test_texts_are_printed_as_they_are(capsys):
     text = f"[bold]runs/:car:/[/bold] {'long ' * 50}"
     SafeConsole().say(text)

@@ -122,7 +122,7 @@ def test_patience_is_an_epoch_within_limits():
     assert [default_patience(n) for n in (45, 390.6, 40037)] == [200, 391, 10_000]
 
 
-GUESSING = {"epochs": 0.6, "eval_every_epochs": 9.0, "optim": OptimConfig(learning_rate=1e-12)}
+GUESSING = {"epochs": 0.3, "eval_every_epochs": 9.0, "optim": OptimConfig(learning_rate=1e-12)}
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +133,7 @@ def compiled(tmp_path_factory):
 
 @pytest.fixture
 def guessing_run(tmp_path, monkeypatch):
-    """A run of 27 steps whose heads guess for ever: logits begin at zero and nothing learns."""
+    """A run of 13 steps whose heads guess for ever: logits begin at zero and nothing learns."""
     drawn = run_module.init
 
     def silent(*arguments):
@@ -166,5 +166,5 @@ def test_a_run_only_says_so_by_default_and_nothing_when_told_to_ignore(
     guessing_run, compiled, tmp_path, capfd
 ):
     for choice, said in (("warn", 1), ("ignore", 0)):
-        assert train(guessing_run(choice), tmp_path / choice, compiled).step == 27
+        assert train(guessing_run(choice), tmp_path / choice, compiled).step == 13
         assert capfd.readouterr().out.count("no head has learned") == said

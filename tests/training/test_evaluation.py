@@ -3,7 +3,7 @@ import types
 import numpy as np
 import pytest
 
-from gnet_jax.training.hosts.agree import TrainingError
+from gnet_jax.training.hosts.start import TrainingError
 from gnet_jax.training.hosts.stop import StopRequest, Vote
 from gnet_jax.training.loop import evaluate
 from tests.tiny import tiny_run

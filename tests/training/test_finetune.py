@@ -9,8 +9,8 @@ from gnet_jax.config import ConfigError, LossConfig, ModelConfig, OptimConfig, P
 from gnet_jax.data.sources.classes import imagenet_classes
 from gnet_jax.model.googlenet import GoogLeNet, Outputs
 from gnet_jax.model_folder import TrainedModel
-from gnet_jax.training.optimizer import check_freeze, matches
-from gnet_jax.training.program import compare, flat, layers, prepare, take_over
+from gnet_jax.training.optimizer import check_freeze, make_optimizer, matches
+from gnet_jax.training.program import Program, compare, flat, layers, prepare
 from gnet_jax.training.sharding import compile_train_step, data_mesh
 from tests.tiny import tiny_arch, tiny_batch, tiny_config, tiny_variables
 
@@ -29,14 +29,19 @@ def trained():
     return model_folder(model, variables)
 
 
-def test_all_but_the_heads_is_taken_over(trained):
-    fresh = tiny_variables(GoogLeNet(tiny_arch()))
+def test_all_but_the_heads_is_taken_over(trained, tmp_path, monkeypatch):
+    model = GoogLeNet(tiny_arch())
+    fresh = tiny_variables(model)
     takeover = compare(fresh, trained, DIGITS)
     assert takeover.fresh["params/classifier/kernel"] == "(52, 13) there, (52, 10) here"
     assert takeover.fresh["params/aux_4a/fc/bias"] == "not in the trained model"
     assert layers(takeover.fresh) == ["aux_4a", "classifier"]
     assert "params/inception_4a/b5/conv/kernel" in takeover.loaded
-    merged = flat(take_over(fresh, trained, takeover.loaded))
+    monkeypatch.setattr("gnet_jax.training.program.init", lambda *_: fresh)
+    config, mesh = tiny_config(tmp_path), data_mesh(jax.devices()[:1])
+    optimizer = make_optimizer(config.optim, 10, 100)
+    started = Program(config, model, optimizer, mesh, 10, 100, trained, takeover).initial_state()
+    merged = flat({"params": started.params})
     for name, value in flat(fresh).items():
         taken = (np.asarray(merged[name]) == 0.5).all()
         assert taken == (name in takeover.loaded)

@@ -20,7 +20,13 @@ from gnet_jax.data.sources import DataError, Example
 from gnet_jax.training import loop
 from gnet_jax.training.checkpoints.save import Checkpoints
 from gnet_jax.training.checkpoints.verify import digest
-from gnet_jax.training.loop import TrainingError, evaluation_due, evaluations_left, train
+from gnet_jax.training.loop import (
+    CompiledSteps,
+    TrainingError,
+    evaluation_due,
+    evaluations_left,
+    train,
+)
 from gnet_jax.training.observe.console import Reporter
 from gnet_jax.training.program import Program, Run
 from tests.tiny import failing_late, tiny_run, with_program
@@ -59,11 +65,17 @@ class Interrupting:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def steps(tmp_path_factory):
+    """The compiled steps of `tiny_run`, for all runs that have the same program."""
+    return CompiledSteps(tiny_run(tmp_path_factory.mktemp("steps")).program)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, steps):
     """An uninterrupted run of nine steps: (run, workdir, result)."""
     workdir = tmp_path_factory.mktemp("finished")
     run = tiny_run(workdir)
-    return run, workdir, train(run, workdir)
+    return run, workdir, train(run, workdir, steps)
 
 
 def test_a_run_logs_evaluates_and_saves(finished):
@@ -91,14 +103,49 @@ def test_evaluations_are_due_at_every_interval_and_after_the_last_step(steps, ex
     assert [evaluations_left(program, step) for step in range(1, 10)] == left
 
 
-def test_an_interrupted_run_saves_goes_on_and_ends_with_the_same_bits(finished, tmp_path):
+def test_a_report_has_speeds_and_the_time_left_with_evaluations(finished):
+    run, _, _ = finished
+    reporter, skipped = mock.Mock(), mock.Mock(count=4)
+    bad_images = types.SimpleNamespace(train=range(3))
+    loop_ = loop._Loop(run, None, None, reporter, bad_images, skipped, None)
+    meter = types.SimpleNamespace(read=lambda: ({"loss": 1.5}, 2.0))
+    guard = mock.Mock(read=lambda *_: None)
+    for seconds, left in ((None, 10), (7.0, 17)):  # five steps of two seconds, one evaluation
+        loop_.evaluation_seconds = seconds
+        loop_._report(4, None, meter, guard)
+        step, values, eta = reporter.training.call_args.args
+        assert (step, eta) == (4, left)
+        assert reporter.training.call_args.kwargs == {"evaluations": seconds is not None}
+    assert values == {
+        "train/loss": 1.5,
+        "train/skipped_steps": 4,
+        "data/bad_records": 3,
+        "perf/images_per_sec": 16.0,
+        "perf/images_per_sec_per_chip": 2.0,
+    }
+
+
+def test_the_memory_of_the_compiled_step_is_checked_and_tells_what_to_keep(finished, monkeypatch):
+    run, _, _ = finished
+    check, keep = mock.Mock(), mock.Mock()
+    monkeypatch.setattr(loop.sharding, "step_memory", lambda step: len(step))
+    monkeypatch.setattr(loop.sharding, "check_memory", check)
+    monkeypatch.setattr(loop.sharding, "keep_freed_memory", keep)
+    steps, reporter = mock.Mock(train="step"), mock.Mock()
+    reporter.watch.spent = lambda _: contextlib.nullcontext()
+    assert loop._Loop(run, steps, None, reporter, None, None, None)._compile() == "step"
+    check.assert_called_once_with(4, 32, run.program.mesh)
+    keep.assert_called_once_with(4)
+
+
+def test_an_interrupted_run_saves_goes_on_and_ends_with_the_same_bits(finished, steps, tmp_path):
     run, whole_workdir, _ = finished
     changed = dataclasses.replace(run, train=Interrupting(run.train, 4 * 32, signal.SIGTERM))
-    stopped = train(changed, tmp_path)
+    stopped = train(changed, tmp_path, steps)
     assert stopped.signal == signal.SIGTERM
     assert 0 < stopped.step < 9
     assert stopped.checkpoint.name == str(stopped.step)
-    resumed = train(run, tmp_path)
+    resumed = train(run, tmp_path, steps)
     assert resumed.step == 9
     assert final_digest(run, tmp_path) == final_digest(run, whole_workdir)
     starts = json.loads((tmp_path / "run.json").read_text())["starts"]
@@ -109,21 +156,23 @@ def test_an_interrupted_run_saves_goes_on_and_ends_with_the_same_bits(finished, 
     assert steps == sorted(steps)
 
 
-def test_a_signal_cuts_an_evaluation_short_which_is_then_done_on_resume(finished, tmp_path):
+def test_a_signal_cuts_an_evaluation_short_which_is_then_done_on_resume(finished, steps, tmp_path):
     run, whole_workdir, result = finished
     changed = dataclasses.replace(run, val=Interrupting(run.val, 150, signal.SIGTERM))
-    stopped = train(changed, tmp_path)
+    stopped = train(changed, tmp_path, steps)
     assert (stopped.signal, stopped.step, stopped.val) == (signal.SIGTERM, 9, {})
-    resumed = train(run, tmp_path)
+    resumed = train(run, tmp_path, steps)
     assert (resumed.signal, resumed.step, resumed.val) == (None, 9, result.val)
     assert resumed.best == result.best
     assert final_digest(run, tmp_path) == final_digest(run, whole_workdir)
-    again = train(run, tmp_path)
+    again = train(run, tmp_path, steps)
     assert (again.val, again.best) == ({}, result.best)
     assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl")][-3:] == [8, 9, 9]
 
 
-def test_an_evaluation_does_not_begin_once_a_signal_is_known(finished, tmp_path, monkeypatch):
+def test_an_evaluation_does_not_begin_once_a_signal_is_known(
+    finished, steps, tmp_path, monkeypatch
+):
     run, _, result = finished
     left, check = [7], Checkpoints.check
 
@@ -136,13 +185,13 @@ def test_an_evaluation_does_not_begin_once_a_signal_is_known(finished, tmp_path,
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "check", interrupted)
         patch.setattr(loop, "evaluate", mock.Mock(side_effect=AssertionError))
-        stopped = train(run, tmp_path)
+        stopped = train(run, tmp_path, steps)
     assert (stopped.signal, stopped.step, stopped.val) == (signal.SIGTERM, 9, {})
-    resumed = train(run, tmp_path)
+    resumed = train(run, tmp_path, steps)
     assert (resumed.step, resumed.val, resumed.best) == (9, result.val, result.best)
 
 
-def test_a_signal_during_the_last_save_waits_for_it(finished, tmp_path, monkeypatch):
+def test_a_signal_during_the_last_save_waits_for_it(finished, steps, tmp_path, monkeypatch):
     run, whole_workdir, _ = finished
     unheard, to_send, wait = [], [signal.SIGTERM], Checkpoints.wait
 
@@ -154,7 +203,7 @@ def test_a_signal_during_the_last_save_waits_for_it(finished, tmp_path, monkeypa
     monkeypatch.setattr(Checkpoints, "wait", interrupted)
     before = signal.signal(signal.SIGTERM, lambda *_: unheard.append("by the run"))
     try:
-        result = train(run, tmp_path)
+        result = train(run, tmp_path, steps)
     finally:
         signal.signal(signal.SIGTERM, before)
     assert unheard == []
@@ -162,9 +211,9 @@ def test_a_signal_during_the_last_save_waits_for_it(finished, tmp_path, monkeypa
     assert final_digest(run, tmp_path) == final_digest(run, whole_workdir)
 
 
-def test_a_finished_run_does_nothing_again(finished, capsys):
+def test_a_finished_run_does_nothing_again(finished, steps, capsys):
     run, workdir, result = finished
-    again = train(run, workdir)
+    again = train(run, workdir, steps)
     assert (again.step, again.best, again.val) == (9, result.best, {})
     assert capsys.readouterr().out == ""
 
@@ -217,6 +266,8 @@ def test_numbers_that_stay_infinite_stop_the_run_at_the_limit_with_a_replay_file
     with np.load(tmp_path / "replay-2.npz", allow_pickle=False) as replay:
         assert replay["batch/image"].shape == (32, 16, 16, 3)
         assert replay["state/step"] == 1
+        counts = [name for name in replay.files if name.startswith("state/opt_state/")]
+        assert [int(replay[name]) for name in counts if name.endswith("/count")] == [1]
         assert replay["indices"].tolist() == lines[1]["indices"]
         initial = digest(run.program.initial_state().params)
         names = [name for name in replay.files if name.startswith("state/params/")]
@@ -309,15 +360,17 @@ def test_a_full_disk_does_not_end_training_and_its_steps_are_logged_later(
 
 # Orbax lets go of the writes beside one that fails, and closes the loop that they report to.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_last_save_that_fails_ends_the_run_with_one_sentence(finished, tmp_path, monkeypatch):
+def test_a_last_save_that_fails_ends_the_run_with_one_sentence(
+    finished, steps, tmp_path, monkeypatch
+):
     run, _, _ = finished
     full = failing_late(OSError("No space left on device"))
     monkeypatch.setattr("gnet_jax.training.checkpoints.save.write_digests", full)
     with pytest.raises(TrainingError, match=r"step 9 .*No space .* step 0"):
-        train(run, tmp_path)
+        train(run, tmp_path, steps)
 
 
-def test_a_damaged_image_is_named_and_what_was_trained_is_saved(finished, tmp_path):
+def test_a_damaged_image_is_named_and_what_was_trained_is_saved(finished, steps, tmp_path):
     run, _, _ = finished
 
     class Damaged(Interrupting):
@@ -330,7 +383,7 @@ def test_a_damaged_image_is_named_and_what_was_trained_is_saved(finished, tmp_pa
     source = Damaged(run.train, 3 * 32, signal.SIGTERM)
     damaged = dataclasses.replace(with_program(run, config=config), train=source)
     with pytest.raises(DataError, match="29 of 1,437 images"):
-        train(damaged, tmp_path)
+        train(damaged, tmp_path, steps)
     with Checkpoints(tmp_path / "checkpoints", keep_latest=2) as checkpoints:
         assert checkpoints.latest == 3
 
@@ -367,26 +420,29 @@ def read_lines(file):
 
 
 def test_up_to_the_limit_damaged_images_are_replaced_named_once_and_counted(
-    finished, tmp_path, capsys
+    finished, steps, tmp_path, capsys
 ):
     run, _, _ = finished
-    bad = range(0, 1437, 100)  # 15 of 1437: 1 %
-    damaged = damaged_run(tmp_path, run, bad, [3, 7, 200], epochs=1.2, eval_every_epochs=0.5)
-    result = train(damaged, tmp_path)
-    assert result.step == 54
-    assert result.val["val/count"] == 357
+    bad = range(0, 288, 20)  # 15 of 288: 5 %
+    data = dataclasses.replace(run.config.data, source="digits#288", bad_limit=0.06)
+    changes = {"epochs": 1.0, "eval_every_epochs": 0.5, "data": data}
+    source = tiny_run(tmp_path, **changes)
+    damaged = damaged_run(tmp_path, source, bad, [3, 7, 200], **changes)
+    result = train(damaged, tmp_path, steps)
+    assert result.step == 9
+    assert result.val["val/count"] == 285
     listed = read_lines(tmp_path / "bad_records.jsonl")
     found = {
         split: [d["index"] for d in listed if d["split"] == split] for split in ("train", "val")
     }
     assert sorted(found["train"]) == list(bad)
     assert sorted(found["val"]) == [3, 7, 200]
-    assert all(1 <= line["step"] <= 54 and "not an image" in line["reason"] for line in listed)
+    assert all(1 <= line["step"] <= 9 and "not an image" in line["reason"] for line in listed)
     output = capsys.readouterr().out
     assert output.count("corrupt, replaced by the next good one: digit ") == 10
     assert output.count("further corrupt images are listed in") == 1
     assert output.count("corrupt, left out: digit 7: not an image") == 1
-    assert output.count("corrupt images left out: 3, listed in") == 3
+    assert output.count("corrupt images left out: 3, listed in") == 2
     counts = [
         line["data/bad_records"]
         for line in read_lines(tmp_path / "metrics.jsonl")
@@ -407,14 +463,17 @@ def test_data_unfit_from_the_first_batch_are_told_before_anything_compiles(
     assert "compiling" not in capsys.readouterr().out
 
 
-def test_above_the_limit_the_run_saves_and_stops_with_the_list_and_can_go_on(finished, tmp_path):
+def test_above_the_limit_the_run_saves_and_stops_with_the_list_and_can_go_on(
+    finished, steps, tmp_path
+):
     run, _, _ = finished
-    bad = range(0, 1437, 10)  # 144 of 1437: 10 %
-    damaged = damaged_run(tmp_path, run, bad, epochs=0.4)
-    with pytest.raises(DataError, match="29 of 1,437 images") as caught:
-        train(damaged, tmp_path)
+    bad = range(0, 1437, 5)  # 288 of 1437: 20 %
+    damaged = damaged_run(tmp_path, run, bad)
+    with pytest.raises(DataError, match=" of 1,437 images") as caught:
+        train(damaged, tmp_path, steps)
     message = str(caught.value).splitlines()
     assert " 28:" in message[0]
+    assert int(message[0].split()[0]) > 28
     assert "2.00%" in message[0]
     assert len(message) == 13
     assert all("digit " in line for line in message[1:11])
@@ -423,12 +482,12 @@ def test_above_the_limit_the_run_saves_and_stops_with_the_list_and_can_go_on(fin
     with Checkpoints(tmp_path / "checkpoints", keep_latest=2) as checkpoints:
         stopped = checkpoints.latest
     assert stopped == listed[-1]["step"] - 1
-    allowed = dataclasses.replace(run.config.data, bad_limit=0.11)
-    result = train(damaged_run(tmp_path, run, bad, epochs=0.4, data=allowed), tmp_path)
-    assert result.step == 18
+    allowed = dataclasses.replace(run.config.data, bad_limit=0.21)
+    result = train(damaged_run(tmp_path, run, bad, data=allowed), tmp_path, steps)
+    assert result.step == 9
     whole = tmp_path / "whole"
     whole.mkdir()
-    train(damaged_run(whole, run, bad, epochs=0.4, data=allowed), whole)
+    train(damaged_run(whole, run, bad, data=allowed), whole, steps)
     assert final_digest(run, tmp_path) == final_digest(run, whole)
     for name in ("bad_records.jsonl", "metrics.jsonl"):  # nor does the log tell of the stop
         keep = ("step", "index", "name", "reason", "data/bad_records", "train/loss")
@@ -441,21 +500,21 @@ def test_above_the_limit_the_run_saves_and_stops_with_the_list_and_can_go_on(fin
         assert lines[0] == lines[1]
 
 
-def test_a_validation_set_above_the_limit_stops_the_run_after_saving(finished, tmp_path):
+def test_a_validation_set_above_the_limit_stops_the_run_after_saving(finished, steps, tmp_path):
     run, _, _ = finished
     damaged = damaged_run(tmp_path, run, (), range(8))
     with pytest.raises(DataError, match=r"8 of 360 images .* 7:"):
-        train(damaged, tmp_path)
+        train(damaged, tmp_path, steps)
     with Checkpoints(tmp_path / "checkpoints", keep_latest=2) as checkpoints:
         assert checkpoints.latest == 9
 
 
-def test_a_label_out_of_range_is_an_error_and_not_a_damaged_image(finished, tmp_path):
+def test_a_label_out_of_range_is_an_error_and_not_a_damaged_image(finished, steps, tmp_path):
     run, _, _ = finished
     run.train.class_names, kept = run.train.class_names[:9], run.train.class_names
     try:
         with pytest.raises(DataError, match=r"digit \d+ .* label 9"):
-            train(dataclasses.replace(run, val=run.train), tmp_path)
+            train(dataclasses.replace(run, val=run.train), tmp_path, steps)
     finally:
         run.train.class_names = kept
     assert not (tmp_path / "bad_records.jsonl").exists()

@@ -51,6 +51,22 @@ def test_only_devices_of_this_host_are_asked():
         check_memory(2**31, 32, mesh)
 
 
+def test_virtual_devices_share_the_memory_of_the_machine(monkeypatch):
+    monkeypatch.setattr(memory, "machine_memory", lambda: 8 * 2**30)
+    check_memory(2**30, 32, data_mesh())
+    with pytest.raises(ConfigError, match=r"has 1\.0; "):
+        check_memory(2**30 + 1, 32, data_mesh())
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_only_a_process_alone_runs_programs_in_its_own_thread(monkeypatch, joined):
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: joined)
+    with mock.patch.object(jax.config, "update") as update:
+        memory.call_in_this_thread()
+    calls = [mock.call("jax_cpu_enable_async_dispatch", False)]
+    assert update.mock_calls == ([] if joined else calls)
+
+
 def test_a_step_that_does_not_fit_is_refused_with_both_sizes():
     mesh = data_mesh()
     check_memory(None, 32, mesh)

@@ -13,9 +13,8 @@ from PIL import Image
 from gnet_jax.cli.main import main
 from gnet_jax.config.paths import plain_path
 from gnet_jax.model_folder import read_folder
-from gnet_jax.training.checkpoints.restore import SavedSteps, read_workdir
 from gnet_jax.training.checkpoints.save import Checkpoints
-from gnet_jax.training.checkpoints.verify import digest
+from gnet_jax.training.checkpoints.verify import SavedSteps, digest, read_workdir
 from gnet_jax.training.sharding import data_mesh, replicated
 from tests.training.processes import start
 

@@ -5,10 +5,18 @@ import jax
 import numpy as np
 import pytest
 
-from gnet_jax.config import AugmentConfig, Config, DataConfig, LossConfig, Preprocessing
+from gnet_jax.config import (
+    AugmentConfig,
+    Config,
+    ConfigError,
+    DataConfig,
+    LossConfig,
+    Preprocessing,
+)
 from gnet_jax.data.sources import open_source
 from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.training import program
+from gnet_jax.training.gradients import isolated_update
 from gnet_jax.training.optimizer import make_optimizer
 from gnet_jax.training.program import augmentation, make_train_step, training_batches
 from gnet_jax.training.step import compute_gradient, step_keys
@@ -87,6 +95,45 @@ def test_the_interpolation_of_the_config_is_used(config):
     assert 0 < sum(same) < 12  # one in four draws bilinear
 
 
+def test_a_run_is_identified_by_both_splits_their_order_and_classes(config):
+    class Source(list):
+        class_names = ("cat", "dog")
+
+        def fingerprint(self):
+            return f"{len(self)} images"
+
+    model = GoogLeNet(tiny_arch(num_classes=3))
+    parts = (dataclasses.replace(config, init="a model"), model, None, None, 1.0, 1)
+    run = program.Run(program.Program(*parts), Source(range(5)), Source(range(3)))
+    found = run.fingerprints()
+    assert (found["train"], found["val"]) == ("5 images", "3 images")
+    assert found["classes"] == ["cat", "dog"]
+    shorter = dataclasses.replace(run, train=Source(range(4))).fingerprints()
+    assert found["order"] != shorter["order"]
+    description = run.description()
+    assert description["id2label"] == {"0": "cat", "1": "dog", "2": "class 2"}
+    assert description["source"]["started_from"] == "a model"
+
+
+def test_an_image_may_be_as_small_as_the_network_allows(config):
+    def model_for(size):
+        data = dataclasses.replace(config.data, image_size=size)
+        return program.model_of(dataclasses.replace(config, data=data), 10)
+
+    assert model_for(12).arch.num_classes == 10
+    with pytest.raises(ConfigError, match=r"image_size 11 .* 12"):
+        model_for(11)
+
+
+def test_a_batch_may_be_as_large_as_all_images_of_the_run(config):
+    data = dataclasses.replace(config.data, source="digits#320")
+    small = dataclasses.replace(config, data=data, epochs=0.1, batch_size=32)
+    run = program.prepare(small)
+    assert (len(run.train), run.program.total_steps) == (320, 1)
+    with pytest.raises(ConfigError, match=r"batch_size is 48, .* 32 images"):
+        program.prepare(dataclasses.replace(small, batch_size=48))
+
+
 def test_every_field_of_the_data_and_the_augmentation_reaches_the_batches(monkeypatch, tmp_path):
     """With values that are not the defaults; host and start are the loop's."""
     given = {}
@@ -122,6 +169,10 @@ def test_a_step_has_the_models_classes_and_the_loss_of_the_config():
     assert (step.keywords["model"], step.keywords["optimizer"]) == (model, optimizer)
     assert step.keywords["augment"].keywords["num_classes"] == 10
     assert step.keywords["gradient"] is compute_gradient
+    assert "update" not in step.keywords
+    canonical = dataclasses.replace(config, numerics="canonical")
+    step = make_train_step(canonical, model, optimizer)
+    assert step.keywords["update"] is isolated_update
 
 
 @pytest.mark.parametrize(("given", "used"), [(None, 32), (8, 8)])

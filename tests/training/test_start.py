@@ -8,10 +8,11 @@ import pytest
 from gnet_jax.config import ConfigError
 from gnet_jax.config.command import Launch
 from gnet_jax.training.hosts import start as hosts
-from gnet_jax.training.hosts.agree import OneHostError, TrainingError
 from gnet_jax.training.hosts.start import (
     EXIT_LOST,
     HostsError,
+    OneHostError,
+    TrainingError,
     abort_on_unexpected_error,
     detect_cluster,
     should_join,
@@ -141,9 +142,9 @@ def test_a_process_waits_for_the_others_no_longer_than_it_is_told(initialize, mo
 
     monkeypatch.setattr(hosts, "_exit", end)
     monkeypatch.setattr(jax.distributed, "initialize", lambda **_: ended.wait(20))
-    start(Launch(coordinator="a:1", num_processes=2, process_id=1, start_timeout=1))
+    start(Launch(coordinator="a:1", num_processes=2, process_id=1, start_timeout=0.2))
     (message, code), *_ = told
-    assert "process 1 of 2 at a:1 waited 1 s" in message
+    assert "process 1 of 2 at a:1 waited 0.2 s" in message
     assert code == EXIT_LOST
 
 

@@ -13,14 +13,14 @@ import psutil
 import pytest
 
 from gnet_jax.config.command import Launch
-from gnet_jax.training.hosts.start import ACKNOWLEDGE
-from gnet_jax.training.hosts.supervise import Supervisor, newest_step
+from gnet_jax.training.hosts.start import ACKNOWLEDGE, Supervisor, newest_step
 from gnet_jax.training.workdir import RESTART
 
 ROOT = Path(__file__).parents[2]
 # Ends with the next code of the list, after saving the step beside it; notes why it was started.
 SCRIPT = """
 import json, os, pathlib, sys
+assert os.getsid(0) == os.getpid()  # Ctrl-C in the supervisor's terminal does not reach it
 folder, plan = pathlib.Path(sys.argv[1]), json.loads(sys.argv[2])
 starts = folder / "starts"
 done = starts.read_text().splitlines() if starts.exists() else []
@@ -45,7 +45,7 @@ def supervise(folder, plan, **launch):
 def test_a_run_is_told_to_stop_when_its_supervisor_is_killed(tmp_path):
     child = (
         "import os, pathlib, signal, sys, time\n"
-        "from gnet_jax.training.hosts.supervise import end_with_supervisor\n"
+        "from gnet_jax.training.hosts.start import end_with_supervisor\n"
         "end_with_supervisor()\n"
         "folder = pathlib.Path(sys.argv[1])\n"
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit((folder / 'stopped').touch()))\n"
@@ -55,7 +55,7 @@ def test_a_run_is_told_to_stop_when_its_supervisor_is_killed(tmp_path):
     parent = (
         "import pathlib, sys\n"
         "from gnet_jax.config.command import Launch\n"
-        "from gnet_jax.training.hosts.supervise import Supervisor\n"
+        "from gnet_jax.training.hosts.start import Supervisor\n"
         f"command = [sys.executable, '-c', {child!r}, sys.argv[1]]\n"
         "Supervisor(command, pathlib.Path(sys.argv[1]), Launch(supervise=True), 'train.py').run()\n"
     )
@@ -143,7 +143,7 @@ if len(sys.argv) > 2 and not pathlib.Path(sys.argv[2]).exists():
 pathlib.Path(sys.argv[1]).touch()
 while not came:
     time.sleep(0.01)
-time.sleep(1)
+time.sleep(0.4)
 sys.exit(40 + len(came))
 """
 
@@ -153,8 +153,8 @@ sys.exit(40 + len(came))
 def test_a_signal_comes_to_the_run_once_even_where_all_processes_get_it(
     tmp_path, also_the_run, preempted_before, monkeypatch
 ):
-    if also_the_run:  # it hears by itself, however long that takes
-        monkeypatch.setattr("gnet_jax.training.hosts.supervise.GRACE_SECONDS", 20)
+    # Long if the run hears by itself, however long that takes.
+    monkeypatch.setattr("gnet_jax.training.hosts.start.GRACE_SECONDS", 20 if also_the_run else 0.1)
     ready = tmp_path / "ready"
     command = [sys.executable, "-S", "-c", WAITING, str(ready)]
     command += [str(tmp_path / "preempted")] if preempted_before else []
@@ -175,6 +175,15 @@ def test_a_signal_comes_to_the_run_once_even_where_all_processes_get_it(
     sender.join()
     assert code == 41  # one signal; and no restart, for a signal came to the supervisor itself
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_signal_before_the_run_has_started_ends_it(tmp_path):
+    command = [sys.executable, "-S", "-c", "import time; time.sleep(60)"]
+    supervisor = Supervisor(command, tmp_path, Launch(supervise=True), "train.py")
+    supervisor._pass_on(signal.SIGTERM, None)
+    began = time.monotonic()
+    assert supervisor.run() == 143
+    assert time.monotonic() < began + 50
 
 
 def test_the_newest_step_is_the_largest_number_among_the_folders(tmp_path):

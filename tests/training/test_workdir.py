@@ -4,6 +4,7 @@ import fcntl
 import json
 import math
 import os
+import types
 from unittest import mock
 
 import pytest
@@ -122,6 +123,15 @@ def test_a_start_with_other_code_or_libraries_says_which(tmp_path):
     assert "gnet_jax: unknown there" in changed
     assert "jaxlib" not in changed
     assert not add_start(tmp_path, 60)
+
+
+def test_the_recorded_versions_are_those_of_the_libraries_that_matter(tmp_path, monkeypatch):
+    installed = {"jax": "1", "simplejpeg": "2", "opencv-python-headless": "3", "pytest": "4"}
+    found = [types.SimpleNamespace(name=name, version=v) for name, v in installed.items()]
+    monkeypatch.setattr("importlib.metadata.distributions", lambda: found)
+    add_start(tmp_path, 0)
+    del installed["pytest"]
+    assert read_starts(tmp_path)[0]["versions"] == installed
 
 
 def test_a_start_with_another_file_of_an_own_block_says_so(tmp_path):

@@ -21,7 +21,7 @@ from gnet_jax.model.googlenet import GoogLeNet, abstract_variables, layer_output
 from gnet_jax.model_folder.folder import from_json
 from gnet_jax.training.checkpoints.verify import named_leaves
 from gnet_jax.training.observe.faults import NOTES
-from gnet_jax.training.optimizer import Optimizer, make_optimizer, stop_frozen_gradients
+from gnet_jax.training.optimizer import Optimizer, make_optimizer
 from gnet_jax.training.program import augmentation, flat, make_train_step
 from gnet_jax.training.sharding import compile_train_step, data_mesh, put_state
 from gnet_jax.training.step import TrainState, compute_loss, create_state, step_keys
@@ -157,9 +157,10 @@ def _repeat_step(replay: Replay) -> dict[str, float]:
 
 def _loss(replay: Replay, params: Any, *inputs: Any) -> tuple[jax.Array, Any]:
     return compute_loss(
-        stop_frozen_gradients(params, replay.optimizer.frozen),
+        params,
         *inputs,
         model=replay.model,
+        optimizer=replay.optimizer,
         loss=replay.config.loss,
         mutable=("batch_stats", "intermediates"),
     )

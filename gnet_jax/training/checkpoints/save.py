@@ -20,9 +20,9 @@ from orbax.checkpoint import future
 
 from gnet_jax.config import ConfigError, UserError
 from gnet_jax.config.paths import plain_path
-from gnet_jax.training.checkpoints.restore import SavedSteps
 from gnet_jax.training.checkpoints.verify import (
     CorruptError,
+    SavedSteps,
     add_notes,
     first_line,
     named_leaves,
@@ -30,7 +30,7 @@ from gnet_jax.training.checkpoints.verify import (
     read_verified,
     write_digests,
 )
-from gnet_jax.training.hosts.agree import OneHostError, TrainingError, gather, run_on_all_hosts
+from gnet_jax.training.hosts.start import OneHostError, TrainingError, gather, run_on_all_hosts
 from gnet_jax.training.observe.console import Stopwatch
 
 QUARANTINED = ".damaged"  # appended to the name of a corrupt checkpoint
@@ -38,13 +38,12 @@ PARTIAL = ".orbax-checkpoint-tmp"  # part of the name of a folder being written 
 
 
 class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
-    """The checkpoints of one run: the newest few, and the one with the best evaluation.
-
-    A save runs in the background: it copies the state, hashes and writes it, renames the folder to
-    commit it, and reads it back. Only then does the step count as saved, and older steps are
-    deleted. If a save fails, a warning is printed, and the next save tries again. On several hosts
-    a failed save raises an error instead, because the other hosts would wait: a `TrainingError` on
-    all hosts if the disk is full, otherwise a `OneHostError`.
+    """The checkpoints of one run: the newest few, and the one with the best evaluation. A save
+    copies the state. In the background it hashes and writes it, renames the folder to commit it,
+    and reads it back. Only then does the step count as saved, and older steps are deleted. If a
+    save fails, a warning is printed, and the next save tries again. With several hosts, which would
+    wait for each other, it raises a `TrainingError` on all of them if the disk is full, otherwise a
+    `OneHostError`.
     """
 
     def __init__(
@@ -56,10 +55,8 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
         model: Mapping[str, Any] | None = None,
         verify: bool = True,
     ) -> None:
-        """Open `folder`, or create it.
-
-        `tell` prints a line. `watch` measures for how long saving delays the run. `model` is a
-        description that is saved with every step. `verify` is whether to read each step back.
+        """Open `folder`, or create it; `tell` prints a line, and `watch` measures the delays.
+        `model` is a description that each step contains. With `verify`, each step is read back.
         """
         super().__init__(folder)
         self.tell = tell
@@ -71,7 +68,7 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
         self.folder.mkdir(parents=True, exist_ok=True)
         if jax.process_index() == 0:
             self._delete_partial()
-        # The format is named because `read_verified` reads it and Orbax's default may change.
+        # `read_verified` reads this format; Orbax's default may change.
         arrays = ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=False)
         self._orbax = ocp.AsyncCheckpointer(
             ocp.CompositeCheckpointHandler(state=arrays, digests=_DigestsHandler()),
@@ -102,9 +99,9 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
             self.top1[step] = top1
         try:
             run_on_all_hosts(lambda: self._check_space(state))
-            arrays = {}
-            if jax.process_index() == 0:  # copies, because the next step may overwrite the state
-                arrays = {name: np.array(leaf) for name, leaf in named_leaves(state).items()}
+            leaves = named_leaves(state) if jax.process_index() == 0 else {}
+            # Copies, because the next step may overwrite the state.
+            arrays = {name: np.array(leaf) for name, leaf in leaves.items()}
             digests = _DigestsSave(arrays, {"top1": top1, "model": self._model})
             items = ocp.args.Composite(state=ocp.args.PyTreeSave(state), digests=digests)
             self._orbax.save(plain_path(self.folder) / str(step), args=items)
@@ -168,8 +165,8 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
             return
         self.problem = None
         self.watch.committed = step
-        # Do not list the folder again. On a network file system the hosts may see different, old
-        # listings. Then they would decide differently and wait for each other forever.
+        # Do not list the folder again: on a network file system the hosts may see different, old
+        # listings, decide differently, and wait for each other forever.
         self.steps = self._kept_with(step)
         self.top1 = {each: top1 for each, top1 in self.top1.items() if each in self.steps}
 
@@ -181,8 +178,8 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
             raise kind(
                 f"{self.problem}; the same command on every host resumes from the latest checkpoint"
             ) from error
-        # The files that the save left may fill the disk. Orbax does not wait for its other writes,
-        # so delete until no new file has appeared for half a second.
+        # The save's files may fill the disk. Orbax does not wait for its other writes, so delete
+        # until no new file has appeared for half a second.
         quiet = 0
         for _ in range(100):
             quiet = 0 if self._delete_partial() else quiet + 1
@@ -201,12 +198,10 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
         return bool(found)
 
     def restore_latest(self, abstract_state: Any) -> tuple[int, Any] | None:
-        """Returns the newest intact step and its state; None if nothing was ever saved.
-
-        Newer steps that are corrupt are logged and renamed (120 becomes 120.damaged). The first
-        process chooses the step. The others verify the same step and use the first process's list
-        of steps. Raises ConfigError if no step is intact or as `restore` does, and UserError if
-        another host failed.
+        """Returns the newest intact step and its state; None if nothing was ever saved. Newer,
+        corrupt steps are reported and renamed (120 becomes 120.damaged). The first process chooses;
+        the others verify the same step and use its list of steps. Raises ConfigError if no step is
+        intact or as `restore` does, and UserError if another host failed.
         """
         first = jax.process_index() == 0
         chosen, arrays = run_on_all_hosts(lambda: self._verify_latest() if first else (None, {}))
@@ -220,7 +215,6 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
         return step, run_on_all_hosts(lambda: restore(abstract_state))
 
     def _verify_latest(self) -> tuple[int | None, dict[str, np.ndarray]]:
-        """Returns the newest intact step and its arrays; renames newer steps that are corrupt."""
         for step in reversed(self.steps):
             try:
                 return step, read_verified(self.path(step))
@@ -248,10 +242,9 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
 
 
 def _barrier(*, key: str, timeout_ms: int) -> None:
-    """Wait for the other hosts, unless this host's save has failed.
-
-    Orbax calls this in the `finally` clause of its thread. After a failed save, the other hosts
-    wait for the failed write, so all hosts would wait for 20 minutes without a message.
+    """Wait for the other hosts, unless this host's save has failed. Orbax calls this in the
+    `finally` clause of its thread. After a failed save, all hosts would wait for 20 minutes without
+    a message.
     """
     error = sys.exception()
     if error is not None and threading.current_thread() is not threading.main_thread():

@@ -1,4 +1,4 @@
-"""Read and verify a checkpoint: `read_verified` compares the sha256 of every array.
+"""Verify, restore and list the checkpoints of a run, or open the best one as a model.
 
 A checkpoint is a folder whose name is its step. Its folder `state` has the arrays in the format of
 Orbax. `digests/digests.json` has the dtype, shape and sha256 of each array, the description of the
@@ -8,16 +8,22 @@ model and the top-1 accuracy. A sha256 over all of this is in the same file.
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
 from gnet_jax.config import ConfigError
 from gnet_jax.config.paths import plain_path
+from gnet_jax.training.workdir import CONFIG_FILE, replacing
 
+if TYPE_CHECKING:
+    from gnet_jax.model_folder.folder import TrainedModel
+
+CHECKPOINTS = "checkpoints"
 DIGESTS_FILE = "digests.json"
 
 
@@ -36,13 +42,12 @@ def read_verified(
     checkpoint: Path, wanted: Callable[[str], bool] = lambda name: True
 ) -> dict[str, np.ndarray]:
     """Returns the arrays of a checkpoint for which `wanted(name)` is true, after verifying them.
-
-    Raises CorruptError with the name of the first array that is missing or differs. Raises
-    ConfigError if a file cannot be opened, because its content may still be intact.
+    Raises CorruptError with the first array that is missing or differs, or ConfigError if a file
+    cannot be opened, because its content may still be intact.
     """
     try:
-        written = read_digests(checkpoint)["arrays"]
-        written = {name: entry for name, entry in written.items() if wanted(name)}
+        digests = read_digests(checkpoint)["arrays"].items()
+        written = {name: entry for name, entry in digests if wanted(name)}
         try:
             arrays = _read_arrays(checkpoint / "state", list(written))
         except Exception as error:  # TensorStore's errors have no common class
@@ -83,7 +88,7 @@ def _check_readable(checkpoint: Path) -> None:
 
 
 def write_digests(folder: Path, arrays: Mapping[str, np.ndarray], notes: Mapping[str, Any]) -> None:
-    """Write the digests of `arrays`, and `notes`, to `folder`, which is CHECKPOINT/digests."""
+    """Write `notes` and the digests of `arrays` to `folder`, which is CHECKPOINT/digests."""
     entries = {name: _digest_array(array) for name, array in sorted(arrays.items())}
     _write(folder, {**notes, "arrays": entries})
 
@@ -94,17 +99,15 @@ def add_notes(checkpoint: Path, notes: Mapping[str, Any]) -> None:
 
 
 def read_digests(checkpoint: Path) -> dict[str, Any]:
-    """Returns what `write_digests` wrote: the notes, and the digests under the key "arrays".
-
-    Raises CorruptError if the file is missing or differs from what was written.
+    """Returns what `write_digests` wrote: the notes, and the digests under the key "arrays". Raises
+    CorruptError if the file is missing or differs from what was written.
     """
     try:
         body = json.loads((checkpoint / "digests" / DIGESTS_FILE).read_bytes())
         seal = body.pop("sha256")
     except OSError as error:
-        raise CorruptError(
-            checkpoint, f"{DIGESTS_FILE} cannot be read ({error.strerror})"
-        ) from error
+        reason = f"{DIGESTS_FILE} cannot be read ({error.strerror})"
+        raise CorruptError(checkpoint, reason) from error
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
         body, seal = {}, None
     if seal != _seal(body):
@@ -147,17 +150,12 @@ def _seal(body: Mapping[str, Any]) -> str:
 
 
 def _write(folder: Path, body: Mapping[str, Any]) -> None:
-    partial = folder / f"{DIGESTS_FILE}.partial"
-    partial.write_text(json.dumps({"sha256": _seal(body), **body}))
-    partial.replace(folder / DIGESTS_FILE)
+    with replacing(folder / DIGESTS_FILE) as partial:
+        partial.write_text(json.dumps({"sha256": _seal(body), **body}))
 
 
 def _read_arrays(folder: Path, names: list[str]) -> dict[str, np.ndarray]:
-    """Read arrays that Orbax wrote, without using Orbax.
-
-    Orbax would log further errors after the first one, and place arrays on devices before they are
-    verified.
-    """
+    """Read arrays that Orbax wrote. Orbax would place them on devices before they are verified."""
     import tensorstore  # here, so that `gnet train --help`, which imports this module, is fast
 
     def start_opening(name: str) -> Any:
@@ -168,3 +166,108 @@ def _read_arrays(folder: Path, names: list[str]) -> dict[str, np.ndarray]:
     opening = {name: start_opening(name) for name in names}
     reading = {name: each.result().read() for name, each in opening.items()}
     return {name: np.asarray(each.result()) for name, each in reading.items()}
+
+
+class SavedSteps:
+    """The committed checkpoints in a folder, read-only."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.resolve()  # TensorStore refuses a path with ".." in it
+        self._list()
+
+    def _list(self) -> None:
+        try:  # not with glob, which returns nothing for a folder that cannot be listed
+            names = [path.name for path in self.folder.iterdir() if path.is_dir()]
+        except FileNotFoundError:
+            names = []
+        except OSError as error:
+            raise ConfigError(
+                f"the checkpoints in {self.folder} cannot be listed: {error.strerror}; make the "
+                "folder readable"
+            ) from error
+        self.steps = sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
+        self.top1: dict[int, float] = {}  # validation accuracy of each step that was evaluated
+        self.corrupt: dict[int, CorruptError] = {}  # steps without valid digests
+        for step in self.steps:
+            try:
+                top1 = read_digests(self.path(step)).get("top1")
+                if top1 is not None:
+                    self.top1[step] = top1
+            except CorruptError as error:
+                self.corrupt[step] = error
+
+    def path(self, step: int) -> Path:
+        return self.folder / str(step)
+
+    @property
+    def latest(self) -> int | None:
+        return self.steps[-1] if self.steps else None
+
+    @property
+    def best(self) -> int | None:
+        """The step with the highest top-1 accuracy; if several have it, the newest of them."""
+        return max(self.top1, key=lambda step: (self.top1[step], step), default=None)
+
+    def restore(self, step: int, abstract_state: Any) -> Any:
+        """Returns the verified state of `step`, with the shardings of `abstract_state`. Raises
+        ConfigError if the step is corrupt or its leaves, shapes or dtypes differ.
+        """
+        return self._place(step, read_verified(self.path(step)), abstract_state)
+
+    def _place(self, step: int, arrays: dict[str, np.ndarray], abstract_state: Any) -> Any:
+        wanted = named_leaves(abstract_state)
+        expected, found = (
+            {name: (x.shape, x.dtype) for name, x in leaves.items()} for leaves in (wanted, arrays)
+        )
+        for name in sorted(expected.keys() | found.keys()):
+            if expected.get(name) != found.get(name):
+                raise ConfigError(
+                    f"checkpoint {step} in {self.folder} does not fit this run: {name} is "
+                    f"{found.get(name, 'absent')} there, {expected.get(name, 'absent')} here; use "
+                    "the code that wrote the checkpoint, or another --workdir"
+                )
+        placed = [
+            jax.make_array_from_callback(leaf.shape, leaf.sharding, arrays[name].__getitem__)
+            for name, leaf in wanted.items()
+        ]
+        return jax.tree.unflatten(jax.tree.structure(abstract_state), placed)
+
+
+def is_workdir(path: Path) -> bool:
+    """Returns whether `path` is the workdir of a run, with a folder of checkpoints."""
+    return (path / CONFIG_FILE).is_file() and (path / CHECKPOINTS).is_dir()
+
+
+def read_workdir(workdir: Path) -> "TrainedModel":
+    """Returns the model in a run's best checkpoint, or in its newest if none was evaluated. The
+    parameters are averaged if the run averaged them. The run's data may be missing. Raises
+    WeightsError if there is no checkpoint or it does not fit its description, and CorruptError if
+    it or the digests of any step are corrupt.
+    """
+    from gnet_jax.model_folder.folder import WeightsError, folder_of  # imports Flax, which is slow
+
+    saved = SavedSteps(workdir / CHECKPOINTS)
+    for error in saved.corrupt.values():  # this step may be the best one
+        raise error
+    step = saved.latest if saved.best is None else saved.best
+    if step is None:
+        raise WeightsError(f"{workdir} has no checkpoint; train until one is saved")
+    path = saved.path(step)
+    where = f"checkpoint {step} in {saved.folder}"
+    description = read_digests(path).get("model")
+    if description is None:
+        raise WeightsError(f"{where} contains no model; convert it with the version that saved it")
+    averaged = read_verified(path, lambda name: name.startswith("average/"))
+    tensors = {name.removeprefix("average/"): each for name, each in averaged.items()}
+    if not averaged:
+        tensors = read_verified(path, lambda name: name.startswith(("params/", "batch_stats/")))
+    folder = folder_of(description, tensors, where)
+    folder.source.update(
+        file=workdir.absolute().name,
+        sha256=digest(folder.variables),
+        step=str(step),
+        parameters="averaged" if averaged else "as trained",
+    )
+    if step in saved.top1:
+        folder.source["validation_top1"] = f"{saved.top1[step]:.4f}"
+    return folder

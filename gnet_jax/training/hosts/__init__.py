@@ -1,1 +1,1 @@
-"""Start and stop a run on several hosts, and check that all of them agree."""
+"""Start and stop a run on several hosts."""

@@ -1,33 +1,69 @@
-"""Join the other processes of a run, and exit when one of them is lost."""
+"""Start a run: join the other hosts, agree with them, exit if one is lost, restart after a crash.
+
+Every host must call the functions that exchange something, in the same order.
+"""
 
 import contextlib
+import ctypes
 import glob
 import importlib.util
 import inspect
+import json
 import os
+import secrets
+import select
 import signal
+import subprocess
 import sys
 import threading
+import time
 import traceback
-from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
-from gnet_jax.config import ConfigError, UserError
+from gnet_jax.config import Config, ConfigError, UserError, flatten
 from gnet_jax.config.command import Launch
 from gnet_jax.errors import choose
-from gnet_jax.training.checkpoints.verify import first_line
-from gnet_jax.training.hosts.agree import OneHostError
+from gnet_jax.training.checkpoints.verify import digest, first_line
+from gnet_jax.training.workdir import RESTART, code_version, open_workdir, package_versions
+
+if TYPE_CHECKING:
+    from gnet_jax.training.program import Run
+
+Value = TypeVar("Value")
 
 ACKNOWLEDGE = "GNET_JAX_ACKNOWLEDGE"  # the file descriptor to which a run acknowledges a signal
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 EXIT_LOST = 3  # exit code if the processes could not connect, or if one of them was lost
 
-# JAX ends all processes if one of them has not answered for this long. It may take up to twice this
-# time to notice; the docs promise 35 s.
+# JAX ends all processes if one of them has not answered for up to twice this time.
 HEARTBEAT_SECONDS = 15
 SHUTDOWN_SECONDS = 30  # how long a finished process waits for the others to finish
+
+# Hosts may differ in these fields, which are paths and numbers of threads.
+PER_HOST_FIELDS = ("workdir", "init", "data.source", "data.threads", "data.workers")
+TOKEN_SECONDS = 10  # time limit for a file of host 0 to appear on a network file system
+
+PR_SET_PDEATHSIG = 1  # from Linux's prctl.h
+STOPPED = tuple(128 + number for number in SIGNALS)  # exit codes of a run that saved and stopped
+CRASHES = 3  # give up after this many crashes in a row without a newer checkpoint
+LONGEST_DELAY = 300.0
+# When a job ends, all its processes get a signal, and a second one kills the run. So the supervisor
+# forwards its signal only if the run has not acknowledged one within this time.
+GRACE_SECONDS = 0.5
+
+
+class TrainingError(RuntimeError):
+    """Training cannot continue on any host: it is not finite, does not learn, or was not saved."""
+
+
+class OneHostError(TrainingError):
+    """An error that only this host raises; see `abort_on_unexpected_error`."""
 
 
 class HostsError(RuntimeError):
@@ -45,10 +81,8 @@ def should_join(launch: Launch) -> bool:
 
 
 def detect_cluster() -> str | None:
-    """Returns the kind of multi-process job that this process belongs to, or None.
-
-    If in doubt, it assumes a job. Otherwise each process of a job that was not recognised would
-    train alone in the same workdir.
+    """Returns the kind of multi-process job that this process belongs to, or None. In doubt it is a
+    job, because its processes must not each train alone in the same workdir.
     """
     env = os.environ
     slurm = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
@@ -77,27 +111,23 @@ def _number(name: str) -> int:
 
 
 @contextlib.contextmanager
-def handle_stop_signals(handler: Callable[[int, Any], None]) -> Iterator[list[int]]:
-    """Install `handler` for the signals that stop a run, and yield the numbers of these signals.
-
-    SIGHUP stays ignored under nohup.
-    """
-    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    numbers = [each for each in SIGNALS if each != signal.SIGHUP or not ignored]
+def handle_stop_signals(handler: Callable[[int, Any], None]) -> Iterator[Sequence[int]]:
+    """Install `handler` for the signals that stop a run, except SIGHUP under nohup; yield them."""
+    nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    numbers = [each for each in SIGNALS if not (nohup and each == signal.SIGHUP)]
     before = {each: signal.signal(each, handler) for each in numbers}
     try:
-        yield list(before)
+        yield numbers
     finally:
         for number, usual in before.items():
             signal.signal(number, usual)
 
 
 def start(launch: Launch) -> None:
-    """Join the other processes of the run, if any. Call this before anything uses a device.
-
-    If they do not all join within `launch.start_timeout`, the process exits with `EXIT_LOST`.
-    Raises ConfigError if it cannot determine which processes belong to the run, and HostsError if
-    the others cannot be reached.
+    """Join the other processes of the run, if any. Call this before anything uses a device. If they
+    do not all join within `launch.start_timeout`, the process exits with `EXIT_LOST`. Raises
+    ConfigError if it cannot determine which processes belong to the run, and HostsError if the
+    others cannot be reached.
     """
     if not should_join(launch):
         return
@@ -151,13 +181,96 @@ def _describe(launch: Launch, cluster: str | None) -> str:
     return f"process {launch.process_id}{total}{address}"
 
 
+def gather(text: str) -> list[str]:
+    """Returns the `text` of every host, in the order of the hosts."""
+    if jax.process_count() == 1:
+        return [text]
+    own = np.frombuffer(text.encode("utf-8", "surrogateescape"), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array([own.size], np.int32)).ravel()
+    rows = multihost_utils.process_allgather(np.pad(own, (0, max(sizes.max(), 1) - own.size)))
+    texts = (row[:size].tobytes() for row, size in zip(rows, sizes, strict=True))
+    return [text.decode("utf-8", "surrogateescape") for text in texts]
+
+
+def run_on_all_hosts(action: Callable[[], Value]) -> Value:
+    """Call `action` on every host, and return its result here if it succeeds on all of them. If it
+    fails here, raises its UserError; if only on other hosts, a UserError with the first.
+    """
+    try:
+        value, own = action(), None
+    except UserError as error:
+        value, own = None, error
+    errors = gather("" if own is None else str(own) or type(own).__name__)
+    if own is not None:
+        raise own
+    for host, error in enumerate(errors):
+        if error:
+            raise UserError(f"host {host} stopped: {error}")
+    return value  # pyright: ignore[reportReturnType]
+
+
+def identity(run: "Run", fingerprints: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the values that must be equal on every host, by name."""
+    found = {k: value for k, value in flatten(run.config).items() if k not in PER_HOST_FIELDS}
+    if run.program.pretrained is not None:
+        found["init"] = digest(run.program.pretrained.variables)
+    # The other fingerprints cover the class names.
+    found |= {f"data.fingerprint.{k}": v for k, v in fingerprints.items() if k != "classes"}
+    found |= {f"version of {name}": value for name, value in package_versions().items()}
+    return found | {"code": code_version(run.program.model.arch.own_parts)}
+
+
+def compare(own: Mapping[str, Any]) -> None:
+    """Raise a ConfigError on every host that names the first host that differs from host 0."""
+    first, *others = (json.loads(text) for text in gather(json.dumps(own)))
+    for host, values in enumerate(others, 1):
+        differing = [
+            f"{name} is {values.get(name, 'absent')} there, {first.get(name, 'absent')} on host 0"
+            for name in sorted(first.keys() | values.keys())
+            if values.get(name) != first.get(name)
+        ]
+        if differing:
+            rest = f" ({len(differing) - 3} more)" if len(differing) > 3 else ""
+            raise ConfigError(
+                f"host {host} differs: {'; '.join(differing[:3])}{rest}; start every host with the "
+                "same command, code, libraries and data"
+            )
+
+
+def open_shared_workdir(config: Config, fingerprints: Mapping[str, Any]) -> Path:
+    """Open the workdir on every host, or raise a ConfigError if they see different folders."""
+    if jax.process_count() == 1:
+        return open_workdir(config, fingerprints)
+    first, token = jax.process_index() == 0, ""
+    own = Path(config.workdir).expanduser()
+    if run_on_all_hosts(lambda: open_workdir(config, fingerprints) if first else None):
+        token = f".shared-{secrets.token_hex(8)}"
+        (own / token).touch()
+    token = gather(token)[0]
+    try:
+        run_on_all_hosts(lambda: _wait_for_token(own, token))
+        return run_on_all_hosts(lambda: open_workdir(config, fingerprints))
+    finally:
+        if first:
+            (own / token).unlink(missing_ok=True)
+
+
+def _wait_for_token(workdir: Path, token: str) -> None:
+    deadline = time.monotonic() + TOKEN_SECONDS
+    while not workdir.is_dir() or token not in os.listdir(workdir):
+        if time.monotonic() > deadline:
+            raise ConfigError(
+                f"the workdir {workdir.absolute()} is not the folder that host 0 sees; give a "
+                "--workdir on a file system that all hosts share"
+            )
+        time.sleep(0.2)
+
+
 @contextlib.contextmanager
 def abort_on_unexpected_error(*expected: type[Exception]) -> Iterator[None]:
-    """With several processes, exit at once if the body raises an error on this process only.
-
-    The others wait for this process in the current step, and a normal exit would wait for them, to
-    finish a save and to disconnect. Errors that every process raises are raised normally: a
-    `UserError` and the types in `expected`, except a `OneHostError`. With one process, all are.
+    """With several processes, exit at once if the body raises an error on this process only. A
+    normal exit would wait for the others, which wait for this process in the current step. A
+    `UserError` and the types in `expected`, except a `OneHostError`, are raised on every process.
     """
     try:
         yield
@@ -191,3 +304,101 @@ def _exit(message: str, code: int) -> NoReturn:
 
 def _name(error: Exception) -> str:
     return f"{type(error).__name__}: {first_line(error)}"
+
+
+class Supervisor:
+    """Runs a command, without using a device itself, and restarts it when it crashes. `checkpoints`
+    is the run's folder of checkpoints; `prog` is the prefix of messages.
+    """
+
+    def __init__(
+        self, command: Sequence[str], checkpoints: Path, launch: Launch, prog: str
+    ) -> None:
+        self._command, self._checkpoints, self._launch = list(command), checkpoints, launch
+        self._prog = prog
+        self._child: subprocess.Popen[bytes] | None = None
+        self._signals = 0  # number of signals that this process received
+        self._acknowledged, self._acknowledge = os.pipe()
+
+    def run(self) -> int:
+        """Run the command, restart it as needed, and return the exit code of its last start."""
+        number, crashes, delay, reason = 1, 0, self._launch.restart_delay, None
+        with handle_stop_signals(self._pass_on):
+            while True:
+                before = newest_step(self._checkpoints)
+                code = self._start(reason)
+                after = newest_step(self._checkpoints)
+                preempted = code in STOPPED and self._launch.supervise_preempted
+                if code in (0, 2) or self._signals or (code in STOPPED and not preempted):
+                    return code
+                if after != before:
+                    crashes, delay = 0, self._launch.restart_delay
+                crashes += not preempted
+                ended = f"{describe_exit(code)}; newest checkpoint: {after or 'none'}"
+                if crashes == CRASHES:
+                    where = f"after step {after}" if after else "before the first checkpoint"
+                    self._print(f"{ended}. Crashed {CRASHES} times in a row {where}; giving up")
+                    return code
+                self._print(f"{ended}. Restart {number} in {delay:g} s")
+                self._sleep(delay)
+                if self._signals:
+                    return code
+                delay = min(2 * delay, LONGEST_DELAY)
+                reason = {"number": number, "after": describe_exit(code), "step": after}
+                number += 1
+
+    def _start(self, reason: dict[str, Any] | None) -> int:
+        while self._acknowledges(0):  # discard the acknowledgement of an earlier start
+            os.read(self._acknowledged, 1)
+        environment = os.environ | {ACKNOWLEDGE: str(self._acknowledge)}
+        if reason is not None:
+            environment[RESTART] = json.dumps(reason)
+        # In a new session, Ctrl-C in a terminal signals only this process, which forwards it.
+        with subprocess.Popen(
+            self._command, env=environment, pass_fds=(self._acknowledge,), start_new_session=True
+        ) as child:
+            self._child = child
+            if self._signals:
+                child.send_signal(signal.SIGTERM)
+            code = child.wait()
+            self._child = None
+        return 128 - code if code < 0 else code
+
+    def _pass_on(self, number: int, _frame: object) -> None:
+        self._signals += 1
+        child = self._child
+        if child is not None and (self._signals > 1 or not self._acknowledges(GRACE_SECONDS)):
+            child.send_signal(number)
+
+    def _acknowledges(self, seconds: float) -> bool:
+        return bool(select.select([self._acknowledged], [], [], seconds)[0])
+
+    def _sleep(self, seconds: float) -> None:
+        """Wait before a restart; a signal ends the wait."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and not self._signals:
+            time.sleep(0.1)
+
+    def _print(self, text: str) -> None:
+        print(f"{self._prog}: supervisor: {text}", file=sys.stderr, flush=True)
+
+
+def end_with_supervisor() -> None:
+    """Make the kernel send this process SIGTERM when its supervisor dies, even by SIGKILL."""
+    if ACKNOWLEDGE in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def newest_step(checkpoints: Path) -> int:
+    """Returns the newest step saved in the folder, or 0."""
+    names = [path.name for path in checkpoints.glob("*")]
+    return max((int(name) for name in names if name.isdecimal()), default=0)
+
+
+def describe_exit(code: int) -> str:
+    """Returns a description of a run's exit code."""
+    reasons = {128 + number: f" ({number.name})" for number in signal.Signals} | {
+        3: " because it lost another host",
+        128 + signal.SIGABRT: " (JAX aborts when another host is gone)",
+    }
+    return f"the run exited with code {code}{reasons.get(code, '')}"

@@ -9,7 +9,7 @@ import contextlib
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -18,10 +18,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gnet_jax.config import UserError
-from gnet_jax.training.hosts.agree import run_on_all_hosts
-from gnet_jax.training.hosts.start import ACKNOWLEDGE, handle_stop_signals
+from gnet_jax.training.hosts.start import ACKNOWLEDGE, handle_stop_signals, run_on_all_hosts
 from gnet_jax.training.observe.faults import BadImages
-from gnet_jax.training.sharding import split
+from gnet_jax.training.sharding import AXIS, split
 
 FAULT = 1000  # the stop code of a host that cannot load its batch; larger than any signal number
 LEAD = 2  # steps from the one that gets a code to the last one that is trained, both included
@@ -33,7 +32,7 @@ class StopRequest(contextlib.ExitStack):
     def __init__(self) -> None:
         super().__init__()
         self.signal: int | None = None
-        self._numbers: list[int] = []
+        self._numbers: Sequence[int] = ()
 
     def __enter__(self) -> "StopRequest":
         self._numbers = self.enter_context(handle_stop_signals(self._handle))
@@ -71,7 +70,7 @@ class Vote:
             self.code, self._last_step = code, step + LEAD - 1
 
     def stops_evaluation(self, stop: jax.Array) -> bool:
-        """Record the `stop` that an evaluation step returned; returns whether to stop early."""
+        """Record the code that an evaluation step returned; returns whether to stop early."""
         self.code = int(stop) or self.code
         return bool(stop)
 
@@ -87,28 +86,16 @@ class Vote:
         return jax.make_array_from_process_local_data(split(self._mesh), own, (self._mesh.size,))
 
 
-def abstract_flag(mesh: Mesh) -> jax.ShapeDtypeStruct:
-    """Returns the global shape and the dtype of `Vote.flag`."""
-    return jax.ShapeDtypeStruct((mesh.size,), jnp.int32)
-
-
-def voting_train_step(step: Callable[..., Any], axis_name: str | None = None) -> Callable[..., Any]:
-    """Returns a function `(state, batch, stop) -> (state, metrics, largest stop)`.
-
-    `axis_name` is the mesh axis if `step` takes one device's share of the batch.
+def voting(step: Callable[..., Any], *, manual: bool = False) -> Callable[..., Any]:
+    """Returns a function `(state, batch, stop) -> (step(state, batch), largest stop)`. With
+    `manual`, `step` takes one device's share of the batch (see `compile_train_step`).
     """
 
-    def voting(state: Any, batch: Any, stop: jax.Array) -> Any:
+    def voting_step(state: Any, batch: Any, stop: jax.Array) -> Any:
         vote = jnp.max(stop)
-        vote = vote if axis_name is None else jax.lax.pmax(vote, axis_name)
-        return *step(state, batch), vote
+        return step(state, batch), jax.lax.pmax(vote, AXIS) if manual else vote
 
-    return voting
-
-
-def voting_eval_step(step: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns a function `(state, batch, stop) -> (sums, largest stop)`."""
-    return lambda state, batch, stop: (step(state, batch), jnp.max(stop))
+    return voting_step
 
 
 class _Batches:
@@ -124,11 +111,9 @@ class _Batches:
 
 
 class TrainBatches(_Batches):
-    """Training batches, loaded `LEAD` steps early so that a host can report a fault in time.
-
-    `batches` are those of the steps after `start`, up to `total`. `bad_images.step` is set to the
-    step whose batch is being loaded. If a host cannot load its first batches, every host raises a
-    UserError.
+    """The batches after step `start`, up to `total`, loaded early enough to report a fault in time.
+    `bad_images.step` is set to the step whose batch is being loaded. If a host cannot load its
+    first batches, every host raises a UserError.
     """
 
     def __init__(

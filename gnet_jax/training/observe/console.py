@@ -30,10 +30,8 @@ KEPT_SAVES = 20
 
 
 class Stopwatch:
-    """Measures how many seconds this start spends on each of `KINDS`; the rest is training.
-
-    Devices keep computing while the host loads data or saves. So of these, only the time for which
-    they delay the loop is counted.
+    """Measures how many seconds this start spends on each of `KINDS`; the rest is training. Of
+    loading data and saving, only the time for which they delay the loop is counted.
     """
 
     def __init__(self) -> None:
@@ -68,10 +66,8 @@ class Stopwatch:
 
 
 def total_seconds(starts: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Returns the seconds by kind over all `starts` of a run, and `LOST`.
-
-    `starts` are the records in `run.json`. `LOST` is the time that a start spent after the
-    checkpoint from which a later start resumed. The time between two starts is not counted.
+    """Returns the seconds by kind over all `starts`, the records in `run.json`, and `LOST`. `LOST`
+    is the time that a start spent after the checkpoint from which a later start resumed.
     """
     sums = dict.fromkeys((*KINDS, LOST), 0.0)
     for number, start in enumerate(starts):
@@ -115,11 +111,9 @@ def duration(seconds: float) -> str:
 
 
 class Board:
-    """Writes scalars and histograms for TensorBoard into a folder.
-
-    tensorboardX's own `SummaryWriter` is not used: a full disk ends its thread, and its full queue
-    then blocks the run. TensorBoard hides the points of older files from `purge_step` on, which a
-    killed process wrote.
+    """Writes scalars and histograms for TensorBoard into a folder. A full disk ends the thread of
+    tensorboardX's `SummaryWriter`, whose queue then blocks the run. From `purge_step` on,
+    TensorBoard hides the points of older files, which a killed process wrote.
     """
 
     def __init__(self, folder: Path, purge_step: int) -> None:
@@ -132,9 +126,8 @@ class Board:
         values: Mapping[str, float],
         histograms: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None,
     ) -> None:
-        """Add a point to the curve of each value, and the histograms of this step.
-
-        A histogram is counts (N,) and edges (N + 1,). Raises OSError if the file is not writable.
+        """Add a point to the curve of each value, and the histograms of this step. A histogram is
+        counts (N,) and edges (N + 1,). Raises OSError if the file is not writable.
         """
         summaries = [scalar(name, value) for name, value in values.items()]
         summaries += [_histogram(name, *each) for name, each in (histograms or {}).items()]
@@ -204,10 +197,8 @@ class SafeConsole(Console):
 
 
 class Reporter(contextlib.AbstractContextManager["Reporter"]):
-    """Prints a live line on a terminal, or plain lines if output is piped; writes the two logs.
-
-    The logs are metrics.jsonl and TensorBoard's. With `enabled=False`, as on every process except
-    the first, nothing is printed or written.
+    """Prints a live line on a terminal, or plain lines if piped; writes metrics.jsonl, a `Board`.
+    With `enabled=False`, as on every process except the first, nothing is printed or written.
     """
 
     def __init__(
@@ -251,9 +242,8 @@ class Reporter(contextlib.AbstractContextManager["Reporter"]):
     def training(
         self, step: int, values: dict[str, float], eta: float, *, evaluations: bool
     ) -> None:
-        """Log the mean metrics since the last report, and show them as one line.
-
-        `eta` is the remaining time in seconds; `evaluations` is whether it includes evaluations.
+        """Log the mean metrics since the last report, and show them as one line. `eta` is the
+        remaining time in seconds; `evaluations` is whether it includes evaluations.
         """
         self._log(step, values | {"perf/goodput": goodput(self.account(step))})
         heads = [name[len("train/") : -len("_top1")] for name in values if name.endswith("_top1")]
@@ -264,9 +254,8 @@ class Reporter(contextlib.AbstractContextManager["Reporter"]):
         )
         line = (
             f"step {step}/{self._total} | training: loss {values['train/loss']:.3f} | {shown} | "
-            f"lr {values['train/learning_rate']:.2g} | "
-            f"{values['perf/images_per_sec']:.0f} images/s | ETA {duration(eta)}"
-            + ("" if evaluations else " without evaluations")
+            f"lr {values['train/learning_rate']:.2g} | {values['perf/images_per_sec']:.0f} images/s"
+            f" | ETA {duration(eta)}{'' if evaluations else ' without evaluations'}"
         )
         if not self._console.is_terminal:
             self._console.say(line)

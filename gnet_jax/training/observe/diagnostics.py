@@ -17,8 +17,8 @@ from flax import traverse_util
 from gnet_jax.config import LossConfig
 from gnet_jax.model.googlenet import GoogLeNet, layer_outputs
 from gnet_jax.training.observe.console import Board
-from gnet_jax.training.optimizer import Optimizer, stop_frozen_gradients
-from gnet_jax.training.step import TrainState, head_losses, head_names, step_keys
+from gnet_jax.training.optimizer import Optimizer
+from gnet_jax.training.step import TrainState, compute_loss, head_names, step_keys
 from gnet_jax.training.workdir import MetricsFile
 
 FILE = "diagnostics.jsonl"
@@ -35,12 +35,10 @@ def diagnose(
     loss: LossConfig,
 ) -> dict[str, Any]:
     """Returns diagnostics of the next training step on `batch`, with its augmentation and dropout.
-
     `scalars` are float32 values by name (docs/ablations.md lists them). `histograms` has the pair
-    (counts, edges) for the gradient and the parameters of each block. Blocks are the top-level
-    modules. The whole batch is processed at once. With `optim.accumulate` above 1 or canonical
-    numerics, the training step instead processes the batch in parts, with other dropout masks and
-    with batch norm over each part.
+    (counts, edges) for the gradient and the parameters of each block, a top-level module. The whole
+    batch is processed at once, also if the training step processes it in parts with other dropout
+    masks.
     """
     augment_key, dropout_key = step_keys(state.rng, state.step)
     images_BHWC, targets_BK = augment(batch["image"], batch["label"], augment_key)
@@ -48,17 +46,16 @@ def diagnose(
     weights = (1.0, *[loss.aux_weight] * (len(heads) - 1))
 
     def weighted_losses(params: Any) -> Any:
-        params = stop_frozen_gradients(params, optimizer.frozen)
-        outputs, found = model.apply(
-            {"params": params, "batch_stats": state.batch_stats},
-            images_BHWC,
-            train=True,
-            rngs={"dropout": dropout_key},
-            mutable=["batch_stats", "intermediates"],
+        _, (updated, metrics) = compute_loss(
+            *(params, state.batch_stats, images_BHWC, targets_BK, dropout_key),
+            model=model,
+            optimizer=optimizer,
+            loss=loss,
+            mutable=("batch_stats", "intermediates"),
         )
-        losses = head_losses(outputs, targets_BK, loss.label_smoothing)
+        losses = [metrics[f"{head}_loss"] for head in heads]
         weighted = tuple(w * value for w, value in zip(weights, losses, strict=True))
-        return weighted, found["intermediates"]
+        return weighted, updated["intermediates"]
 
     losses, pull_back, layers = jax.vjp(weighted_losses, state.params, has_aux=True)
     scalars: dict[str, jax.Array] = {}
@@ -106,10 +103,8 @@ def _histogram(tree: Any) -> tuple[jax.Array, jax.Array]:
 
 
 class Diagnostics(contextlib.AbstractContextManager["Diagnostics"]):
-    """Diagnoses a run every `every` steps, and writes the results to a log and to TensorBoard.
-
-    `step` is the compiled `diagnose`, as a function of `(state, batch)`. `start` is the step from
-    which the run starts or resumes. `tell` prints a line.
+    """Diagnoses a run every `every` steps from `start` on, for a log and for TensorBoard. `step` is
+    the compiled `diagnose`, a function of `(state, batch)`. `tell` prints a line.
     """
 
     def __init__(

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 from jax.experimental import multihost_utils
 
 import gnet_jax
@@ -17,10 +16,11 @@ from gnet_jax.data.batches import SHOWN, BadRecord, BadRecords, batch_indices
 from gnet_jax.data.sources import Source
 from gnet_jax.model_folder.folder import to_json
 from gnet_jax.training.checkpoints.verify import named_leaves
-from gnet_jax.training.hosts.agree import TrainingError
+from gnet_jax.training.hosts.start import TrainingError
 from gnet_jax.training.observe.console import Reporter
 from gnet_jax.training.program import Run
-from gnet_jax.training.workdir import MetricsFile
+from gnet_jax.training.step import counts_steps
+from gnet_jax.training.workdir import MetricsFile, replacing
 
 NOTES = "notes"
 MARGIN = 0.02  # a loss this close to ln(classes) is that of guessing
@@ -39,9 +39,7 @@ REMEDIES = (
 
 class BadImages:
     """The corrupt images of a run, `train` and `val`, listed in `bad_records.jsonl` of the workdir.
-
-    A resumed run keeps the images listed up to the step from which it resumes. Every host counts
-    and lists the images that it reads; the file of host 1 is `bad_records-1.jsonl`.
+    Every host lists the images that it reads; the file of host 1 is `bad_records-1.jsonl`.
     """
 
     def __init__(self, run: Run, workdir: Path, reporter: Reporter, start_step: int) -> None:
@@ -70,16 +68,15 @@ class BadImages:
         return records
 
     def report_left_out(self, images: int) -> None:
-        """Print how many validation images the last evaluation skipped, if any."""
+        """Print how many validation images an evaluation skipped, if any."""
         if images:
             self._reporter.say(f"corrupt images left out: {images:,}, listed in {self._file.path}")
 
 
 class SkippedSteps:
     """Reads the metrics of every step, and counts the steps skipped because they are not finite.
-
-    The skipped steps are listed in `skipped_steps.jsonl` of the workdir. A resumed run keeps those
-    listed up to the step from which it resumes; it counts steps in a row from 0.
+    They are listed in `skipped_steps.jsonl` of the workdir. A resumed run keeps the list up to its
+    first step, and counts steps in a row from 0.
     """
 
     def __init__(self, run: Run, workdir: Path, reporter: Reporter, start_step: int) -> None:
@@ -99,10 +96,8 @@ class SkippedSteps:
     def read(
         self, step: int, metrics: Any, batch: dict[str, jax.Array], state: Any
     ) -> dict[str, float]:
-        """Copy the metrics of `step` to the host and return them.
-
-        The step was computed from `batch` and returned `state`. If it is the last bad step in a row
-        that the config allows, writes a replay file, which needs the state, and raises
+        """Copy the metrics of `step`, which took `batch` and returned `state`, and return them. If
+        it is the last bad step in a row that the config allows, writes a replay file and raises
         TrainingError.
         """
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
@@ -143,12 +138,10 @@ def write_replay(
     batch: dict[str, jax.Array],
     metrics: dict[str, float],
 ) -> Path:
-    """Write `replay-STEP.npz` into `workdir`, and return its path. All hosts must call this.
-
-    The file has arrays and JSON, but no pickle: the global batch, the indices of its examples, the
-    state before the step, the config and the network. `batch` and `metrics` are those of `step`.
-    `state` is the state after `step`; because the step was skipped, it differs from the state
-    before the step only in the step counts.
+    """Write `replay-STEP.npz` into `workdir`, and return its path. All hosts must call this. It has
+    arrays and JSON, but no pickle: the global batch, the indices of its examples, the state before
+    the step, the config and the network. `state` is the state after `step`, which differs only in
+    the step counts because the step was skipped.
     """
     file = workdir / f"replay-{step}.npz"
     whole = multihost_utils.process_allgather(batch, tiled=True)
@@ -168,36 +161,27 @@ def write_replay(
     arrays = {name: np.asarray(value) for name, value in named_leaves(parts).items()}
     arrays["indices"] = batch_indices(len(run.train), run.config, step)
     arrays[NOTES] = np.frombuffer(json_text(notes).encode(), np.uint8)
-    partial = file.with_suffix(".partial")
-    try:
-        with partial.open("wb") as opened:
-            np.savez(opened, **arrays)  # pyright: ignore[reportArgumentType]
-        partial.replace(file)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
+    with replacing(file) as partial, partial.open("wb") as opened:
+        np.savez(opened, **arrays)  # pyright: ignore[reportArgumentType]
     return file
 
 
 def _undo_step_counts(state: Any) -> Any:
     """Returns the state with its step counts reduced by one, for the skipped step."""
 
-    def is_count(x: Any) -> bool:
-        return isinstance(x, optax.ScaleByScheduleState)
+    def undo(x: Any) -> Any:
+        return x._replace(count=x.count - 1) if counts_steps(x) else x
 
-    before = jax.tree.map(
-        lambda x: x._replace(count=x.count - 1) if is_count(x) else x, state, is_leaf=is_count
-    )
+    before = jax.tree.map(undo, state, is_leaf=counts_steps)
     return before.replace(step=before.step - 1)
 
 
 class DeadHeadGuard:
-    """Detects heads that do not learn, from the mean loss of each head in each report.
-
-    Without batch norm, GoogLeNet can train for weeks without any error while only an auxiliary head
-    learns. In BVLC/caffe#1598 the main loss stayed at ln 1000 = 6.908 for 2.4 million steps. A head
-    is dead if, for `patience` steps after the warm-up, every reported loss was within 0.02 of
-    ln(classes). Equal probabilities have this loss with any label smoothing or mixup.
+    """Detects heads that do not learn, from the mean loss of each head in each report. Without
+    batch norm, only an auxiliary head may learn: in BVLC/caffe#1598 the main loss stayed at ln 1000
+    = 6.908 for 2.4 million steps. A head is dead if, for `patience` steps after the warm-up, every
+    reported loss was within `MARGIN` of ln(classes), the loss of equal probabilities with any label
+    smoothing or mixup.
     """
 
     def __init__(self, heads: Sequence[str], classes: int, *, warmup: int, patience: int) -> None:
@@ -208,9 +192,8 @@ class DeadHeadGuard:
         self._reported = False
 
     def read(self, step: int, means: Mapping[str, float]) -> str | None:
-        """Returns a message about the problem and its fixes; None if none is new.
-
-        `means` has the means of `main_loss`, `aux4a_loss` and so on since the last call.
+        """Returns a message about the problem and its fixes; None if none is new. `means` has the
+        means of `main_loss`, `aux4a_loss` and so on since the last call.
         """
         losses = {head: means[f"{head}_loss"] for head in self._heads}
         for head, loss in losses.items():
@@ -238,8 +221,5 @@ class DeadHeadGuard:
 
 
 def default_patience(steps_per_epoch: float) -> int:
-    """Returns the steps of one epoch, but at least 200 and at most 10,000.
-
-    The paper's network starts to learn within a few thousand steps of batch 32.
-    """
+    """Returns the steps of one epoch, but at least 200 and at most 10,000."""
     return round(min(max(steps_per_epoch, 200), 10_000))
