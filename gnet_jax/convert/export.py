@@ -36,9 +36,10 @@ from gnet_jax.model_folder.folder import (
     flatten,
     folder_of,
     is_model_folder,
+    read_tensors,
     unflatten,
+    write_tensors,
 )
-from gnet_jax.model_folder.tensor_file import read_tensors, write_tensors
 
 TOLERANCE = 1e-4  # largest allowed difference, as a fraction of the largest logit
 PLATFORMS = ("cpu", "cuda", "tpu")

@@ -16,7 +16,7 @@ from gnet_jax.convert.torch_file import is_torch_file, read_torch
 from gnet_jax.data.sources.classes import imagenet_classes
 from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.model_folder import TrainedModel, WeightsError, folder, read_folder, write_folder
-from gnet_jax.model_folder.tensor_file import is_safetensors, read_tensors
+from gnet_jax.model_folder.folder import is_safetensors, read_tensors
 from gnet_jax.training.checkpoints.restore import is_workdir, read_workdir
 
 KNOWN = (

@@ -19,8 +19,7 @@ from gnet_jax.convert.torchvision import to_torchvision
 from gnet_jax.model.architecture import architecture
 from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.model_folder import WeightsError, read_folder, write_folder
-from gnet_jax.model_folder.folder import flatten
-from gnet_jax.model_folder.tensor_file import write_tensors
+from gnet_jax.model_folder.folder import flatten, write_tensors
 from tests.convert.caffe_files import caffemodel_bytes, random_layers
 from tests.convert.conftest import random_variables
 

@@ -71,7 +71,7 @@ def test_other_folders_and_files_are_not_overwritten(tmp_path, small):
     (tmp_path / "corrupt/config.json").write_text("{")
     reasons = {
         "thesis": "chapter1.txt",
-        "file": "cannot list",
+        "file": "Not a directory",
         "cloned": ".git",
         "foreign": "config.json",
         "corrupt": "config.json",
@@ -89,7 +89,7 @@ def test_a_folder_that_cannot_be_written_leaves_the_old_one(tmp_path, small, mon
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("gnet_jax.model_folder.tensor_file.write_tensors", full)
+    monkeypatch.setattr("gnet_jax.model_folder.folder.write_tensors", full)
     with pytest.raises(WeightsError, match="No space left"):
         write_folder(tmp_path / "model", small)
     assert read_folder(tmp_path / "model").class_names == small.class_names

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from gnet_jax.model_folder import WeightsError
-from gnet_jax.model_folder.tensor_file import is_safetensors, read_tensors
+from gnet_jax.model_folder.folder import is_safetensors, read_tensors
 
 
 def test_half_precision_is_read_as_float32(tmp_path):
