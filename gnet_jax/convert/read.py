@@ -11,18 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from gnet_jax.convert import caffe, tf_slim, torchvision
-from gnet_jax.convert.mapping import Found
 from gnet_jax.convert.torch_file import is_torch_file, read_torch
 from gnet_jax.data.sources.classes import imagenet_classes
-from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.model_folder import TrainedModel, WeightsError, folder, read_folder, write_folder
 from gnet_jax.model_folder.folder import is_safetensors, read_tensors
 from gnet_jax.training.checkpoints.restore import is_workdir, read_workdir
-
-KNOWN = (
-    "a caffemodel, a torchvision state dict (.pth or .safetensors), a checkpoint of TF-slim's "
-    "Inception v1, a .safetensors of `gnet export`, a model folder and a training workdir"
-)
 
 
 def convert(
@@ -43,22 +36,18 @@ def convert(
 def read(
     src: Path, *, class_names: Sequence[str] | None = None, transform_input: bool | None = None
 ) -> TrainedModel:
-    """Returns the model in `src`, which is one of `KNOWN`. The format is detected from the content,
-    and nothing in the file is executed. For a TensorFlow checkpoint of several files, `src` is the
-    prefix, the .index file or a .data file. If a foreign file lacks information, defaults are
-    assumed. They are printed on standard error and stored in the model's `source`. `class_names`
-    defaults to those of `src`. Foreign weights have none: the default is ImageNet's for 1,000
-    outputs (1,001 for TF-slim), otherwise "class 0", "class 1", ... `transform_input` is only for
-    torchvision's weights; its default is true for torchvision's published file, otherwise false.
+    """Returns the model in `src`: a model folder, a training workdir, or a file of `gnet export` or
+    another program. The format is detected from the content, and nothing in the file is executed. A
+    TensorFlow checkpoint of several files is named by its prefix or any of its files. If a foreign
+    file lacks information, defaults are assumed, printed on standard error and stored in `source`.
+    `class_names` defaults to those of `src`. Foreign weights have none: the default is ImageNet's
+    for 1,000 outputs (1,001 for TF-slim), otherwise "class 0", "class 1", ... `transform_input` is
+    only for torchvision's weights; it defaults to true for the published file, otherwise to false.
     Raises WeightsError if `src` is missing, corrupt, of an unknown format or not a GoogLeNet, or if
     the arguments do not fit it.
     """
-    found = _read_folder(src) if src.is_dir() else _read_file(src, transform_input)
-    foreign, notes = isinstance(found, Found), []
-    if isinstance(found, Found):
-        model, variables, notes = GoogLeNet(found.arch), folder.unflatten(found.flat), found.notes
-        found = TrainedModel(model, variables, found.preprocessing, (), found.source)
-    source, outputs = dict(found.source), found.model.arch.num_classes
+    found, notes = _read_folder(src) if src.is_dir() else _read_file(src, transform_input)
+    foreign, source = not found.class_names, dict(found.source)
     if transform_input is not None and not (foreign and "transform_input" in source):
         raise WeightsError(f"{src} is not from torchvision; transform_input is only for such files")
     if notes:
@@ -66,7 +55,7 @@ def read(
     if class_names is not None:
         source.pop("class_names", None)  # a note on names that were assumed before
     elif foreign:
-        class_names, assumed = _assumed_names(outputs, source)
+        class_names, assumed = _assumed_names(found.model.arch.num_classes, source)
         if assumed:
             source["class_names"] = assumed
             notes.append(f"class names: {assumed}")
@@ -79,15 +68,16 @@ def read(
     return model
 
 
-def _read_folder(src: Path) -> TrainedModel:
+def _read_folder(src: Path) -> tuple[TrainedModel, list[str]]:
     if folder.is_model_folder(src):
-        return read_folder(src)
+        return read_folder(src), []
     if is_workdir(src):
-        return read_workdir(src)
-    raise WeightsError(f"the folder {src} contains no model; supported are {KNOWN}")
+        return read_workdir(src), []
+    raise WeightsError(f"the folder {src} is neither a model folder nor a training workdir")
 
 
-def _read_file(src: Path, transform_input: bool | None) -> TrainedModel | Found:
+def _read_file(src: Path, transform_input: bool | None) -> tuple[TrainedModel, list[str]]:
+    """Returns the model in a file, without class names if it is foreign, and notes about it."""
     src = tf_slim.find_index(src)
     try:
         with src.open("rb") as file:
@@ -103,7 +93,7 @@ def _read_file(src: Path, transform_input: bool | None) -> TrainedModel | Found:
         raise WeightsError(f"cannot read {src}: {error.strerror}") from error
     kind = {}
     if is_torch_file(head):
-        found = torchvision.load(read_torch(src), src, sha256, transform_input)
+        found, notes = torchvision.load(read_torch(src), src, sha256, transform_input)
         kind = {"format": "torch state dict"}
     elif is_safetensors(src):
         tensors, metadata = read_tensors(src)
@@ -111,18 +101,18 @@ def _read_file(src: Path, transform_input: bool | None) -> TrainedModel | Found:
             if "config" not in metadata:
                 raise WeightsError(f"{src} is part of a model folder; pass the folder instead")
             try:
-                return folder.folder_of(json.loads(metadata["config"]), tensors, src)
+                return folder.folder_of(json.loads(metadata["config"]), tensors, src), []
             except json.JSONDecodeError as error:
                 raise WeightsError(f"the metadata of {src} is corrupt: {error}") from error
-        found = torchvision.load(tensors, src, sha256, transform_input)
+        found, notes = torchvision.load(tensors, src, sha256, transform_input)
         kind = {"format": "safetensors state dict"}
     elif tf_slim.is_checkpoint(src):
-        found = tf_slim.load(src)
+        found, notes = tf_slim.load(src)
     else:  # a caffemodel has no signature
-        found = caffe.load(src, sha256)
+        found, notes = caffe.load(src, sha256)
     # The .index of a TensorFlow checkpoint has a checksum of each tensor, so its sha256 is enough.
     source = {"file": src.name} | kind | found.source | {"sha256": sha256}
-    return found._replace(source=source)
+    return dataclasses.replace(found, source=source), notes
 
 
 def _assumed_names(outputs: int, source: dict[str, str]) -> tuple[tuple[str, ...], str]:
@@ -146,13 +136,12 @@ _NUMBER_LAST = re.compile(r"(?P<name>.*\S)[\s:,;]+(?P<number>\d+)")  # /a/airfie
 
 
 def read_class_names(file: Path) -> tuple[str, ...]:
-    """Returns the class names in a text or JSON file, in the order of a network's outputs. A text
-    file has one name on each line; blank lines at the end are ignored. If every line begins with a
-    WordNet id, the ids are removed. If every line begins or ends with a number, and these are 0, 1,
-    2, ... in any order, they determine the order of the names. A file of JSON, or a Python literal,
-    contains a list of names, a dict from index to name, or a dict from name to index. Each name can
-    also be a pair of WordNet id and name. Raises WeightsError naming the file and the first invalid
-    line or entry.
+    """Returns the class names in a file, in the order of a network's outputs. A text file has one
+    name per line; WordNet ids before all names are removed, and so are numbers before or after all
+    names if they are 0, 1, 2, ... in any order, which is then that of the names. A file of JSON, or
+    a Python literal, contains a list of names, a dict from index to name, or a dict from name to
+    index; a name can be a pair of WordNet id and name. Raises WeightsError naming the file and the
+    first invalid line or entry.
     """
     try:
         text = file.expanduser().read_text("utf-8-sig")

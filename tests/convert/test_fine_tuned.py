@@ -169,14 +169,10 @@ def test_a_head_beside_a_backbone_is_the_classifier(plain, flat, prefix):
     assert_same(network_of(tensors)[0], flat)
 
 
-def test_a_classifier_without_bias_or_as_a_convolution_computes_the_same(plain, flat):
-    tensors = dict(plain)
-    tensors["fc.weight"] = tensors["fc.weight"][:, :, None, None]
-    assert_same(network_of(tensors)[0], flat)
-    del tensors["fc.bias"]
-    found, notes = network_of(tensors)
-    np.testing.assert_array_equal(found["params/classifier/bias"], np.zeros(7))
-    assert any("bias" in note for note in notes)
+@pytest.mark.parametrize("name", ["fc", "head"])
+def test_a_classifier_as_a_convolution_computes_the_same(plain, flat, name):
+    tensors = plain | {"fc.weight": plain["fc.weight"][:, :, None, None]}
+    assert_same(network_of(renamed(tensors, "fc", name))[0], flat)
 
 
 @pytest.mark.parametrize("hidden", [32, CHANNELS])
@@ -217,8 +213,8 @@ def test_heads_of_other_classes_are_left_out_by_name():
     assert sum("aux1" in note or "aux2" in note for note in notes) == 2
 
 
-def test_heads_of_the_same_classes_are_kept_also_if_they_are_wrapped_or_one():
-    whole = renamed(state_dict_of(), "aux1.fc2", "aux1.fc2.1")
+def test_heads_of_the_same_classes_are_kept_also_if_there_is_only_one():
+    whole = state_dict_of()
     arch, _ = from_torchvision(find_network(whole, "memory")[0], "memory")
     assert arch.aux_after == ("4a", "4d")
     one = {k: v for k, v in whole.items() if not k.startswith("aux1.")}
