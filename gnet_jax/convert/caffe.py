@@ -96,15 +96,12 @@ def read_caffemodel(path: Path) -> tuple[dict[str, list[np.ndarray]], Preprocess
         raise WeightsError(f"cannot read {path}: {error.strerror}") from error
     layers: dict[str, list[np.ndarray]] = {}
     preprocessing, note = PREPROCESSING, ""
-    try:
-        for layer in (*net.layer, *net.layers):
-            name, message = _text(layer.name), layer.transform_param
-            if message.ByteSize() and not note:
-                preprocessing, note = _preprocessing(message, f"the data layer {name}")
-            if layer.blobs:
-                layers[name] = [_blob(blob, name) for blob in layer.blobs]
-    except WeightsError as error:
-        raise WeightsError(f"{path}: {error}") from error
+    for layer in (*net.layer, *net.layers):
+        name, message = _text(layer.name), layer.transform_param
+        if message.ByteSize() and not note:
+            preprocessing, note = _preprocessing(message, f"the data layer {name}", path)
+        if layer.blobs:
+            layers[name] = [_blob(blob, f"{path}: layer {name}") for blob in layer.blobs]
     if not layers:
         raise WeightsError(f"{path} is not a caffemodel: it has no layer with weights")
     return layers, preprocessing, note
@@ -114,7 +111,7 @@ def _text(value: bytes) -> str:
     return value.decode(errors="backslashreplace")
 
 
-def _preprocessing(message: Any, where: str) -> tuple[Preprocessing, str]:
+def _preprocessing(message: Any, where: str, path: Path) -> tuple[Preprocessing, str]:
     scale = message.scale if message.HasField("scale") else 1.0
     means = list(message.mean_value)
     note = f"read crop, mean and scale from {where}"
@@ -123,26 +120,24 @@ def _preprocessing(message: Any, where: str) -> tuple[Preprocessing, str]:
         file = _text(message.mean_file)
         note = f"read crop and scale from {where}, but not the mean, which is in {file}"
     if not 0 < scale < math.inf or len(means) not in (0, 1, 3) or not np.isfinite(means).all():
-        raise WeightsError(f"{where} has scale {scale} and mean {means}, which are not valid")
-    blue, green, red = means if len(means) == 3 else (means or [0.0]) * 3
+        raise WeightsError(f"{path}: {where} has an invalid scale ({scale}) or mean ({means})")
     size = message.crop_size or PREPROCESSING.image_size
-    std = 1 / scale
     return dataclasses.replace(
         PREPROCESSING,
         image_size=size,
         resize_to=max(size, PREPROCESSING.resize_to),
-        mean=(blue, green, red),
-        std=(std, std, std),
+        mean=tuple(means if len(means) == 3 else (means or [0.0]) * 3),
+        std=(1 / scale,) * 3,
     ), note
 
 
-def _blob(message: Any, layer: str) -> np.ndarray:
+def _blob(message: Any, where: str) -> np.ndarray:
     shape = tuple(message.shape.dim)
     if not message.HasField("shape"):
         shape = tuple(getattr(message, side) if message.HasField(side) else 1 for side in _SIDES)
     data = np.array(message.double_data or message.data, np.float32)
     if not data.size or not shape or min(shape) < 0 or data.size != math.prod(shape):
-        raise WeightsError(f"layer {layer} has {data.size} numbers for a blob of shape {shape}")
+        raise WeightsError(f"{where} has {data.size} numbers for a blob of shape {shape}")
     return data.reshape(shape)
 
 

@@ -14,7 +14,6 @@ from gnet_jax.convert import caffe, tf_slim, torchvision
 from gnet_jax.convert.torch_file import is_torch_file, read_torch
 from gnet_jax.data.sources.classes import imagenet_classes
 from gnet_jax.model_folder import TrainedModel, WeightsError, folder, read_folder, write_folder
-from gnet_jax.model_folder.folder import is_safetensors, read_tensors
 from gnet_jax.training.checkpoints.restore import is_workdir, read_workdir
 
 
@@ -81,7 +80,7 @@ def _read_file(src: Path, transform_input: bool | None) -> tuple[TrainedModel, l
     src = tf_slim.find_index(src)
     try:
         with src.open("rb") as file:
-            head = file.read(4096)
+            head = file.read(32)
             file.seek(0)
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
@@ -95,8 +94,8 @@ def _read_file(src: Path, transform_input: bool | None) -> tuple[TrainedModel, l
     if is_torch_file(head):
         found, notes = torchvision.load(read_torch(src), src, sha256, transform_input)
         kind = {"format": "torch state dict"}
-    elif is_safetensors(src):
-        tensors, metadata = read_tensors(src)
+    elif folder.is_safetensors(head):
+        tensors, metadata = folder.read_tensors(src)
         if metadata.get("format") == "gnet_jax":
             if "config" not in metadata:
                 raise WeightsError(f"{src} is part of a model folder; pass the folder instead")
@@ -177,8 +176,9 @@ def _from_lines(lines: Sequence[str], file: Path) -> tuple[str, ...]:
         numbered = [match for match in map(pattern.fullmatch, names) if match]
         found = {int(match["number"]): match["name"] for match in numbered}
         # Keep the numbers of "class 0", "class 1": without them, the names would be equal.
-        if len(numbered) == len(names) == len(set(found.values())) and _is_range(found):
-            return tuple(found[i] for i in range(len(found)))
+        in_order = tuple(found[i] for i in range(len(names)) if i in found)
+        if len(numbered) == len(names) == len(set(in_order)):
+            return in_order
     return tuple(names)
 
 
@@ -194,20 +194,12 @@ def _from_json(text: str, file: Path) -> tuple[str, ...]:
         value = {index: name for name, index in value.items()}
     if isinstance(value, dict):
         found = {int(k) if str(k).isdecimal() else k: name for k, name in value.items()}
-        if len(found) != len(value) or not _is_range(found):
+        if found.keys() != set(range(len(value))):
             raise WeightsError(f"the class names in {file} are not numbered 0, 1, 2, ...")
         value = [found[i] for i in range(len(found))]
-    names = [entry[-1] if _is_synset(entry) else entry for entry in value]
+    # A pair of WordNet id and name becomes one line of text.
+    names = [" ".join(map(str, e)) if isinstance(e, list | tuple) else e for e in value]
     for index, name in enumerate(names):
         if not isinstance(name, str) or not name.strip():
             raise WeightsError(f"entry {index} of {file} is {str(name)[:80]!r}, not a class name")
     return _from_lines(names, file)
-
-
-def _is_synset(entry: Any) -> bool:
-    pair = isinstance(entry, list | tuple) and len(entry) == 2
-    return pair and re.fullmatch(r"n\d{8}", str(entry[0])) is not None
-
-
-def _is_range(found: dict[Any, Any]) -> bool:
-    return found.keys() == set(range(len(found)))

@@ -48,8 +48,8 @@ ARCHITECTURE = Architecture(
 
 _HALF = (127.5, 127.5, 127.5)
 PREPROCESSING = Preprocessing(resize="warp", mean=_HALF, std=_HALF)
-"""The preprocessing of slim's evaluation: the central 87.5 % of each side, values from -1 to 1. slim
-resizes after the crop and without antialiasing, so its pixels differ slightly.
+"""The preprocessing of slim's evaluation: the central 87.5 % of each side, values from -1 to 1.
+slim resizes after the crop and without antialiasing, so its pixels differ slightly.
 """
 
 

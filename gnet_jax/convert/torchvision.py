@@ -103,10 +103,17 @@ def find_network(
     if "fc.weight" in network:
         if network["fc.weight"].shape[2:] == (1, 1):
             network["fc.weight"] = network["fc.weight"][:, :, 0, 0]
-        _check_no_other_layers(network["fc.weight"], beside, where)
+        # A tensor outside the network may belong to a layer before or after it.
+        shape = network["fc.weight"].shape
+        classes = shape[0]
+        odd = [*_linear_layers(beside, classes), *_linear_layers(beside, shape[-1])]
+        if classes != 3:  # with 3 classes, they may be class weights of a loss
+            odd += [name for name, value in beside.items() if value.size == 3]
+        if odd:
+            raise WeightsError(f"{where} also has {odd[0]}; save only the GoogLeNet's state dict")
         heads = {f"{head}.": f"{head}.fc2.weight" for head in _HEADS.values()}
-        classes = {head: len(network[name]) for head, name in heads.items() if name in network}
-        notes += mapping.drop_heads(network, classes, len(network["fc.weight"]))
+        counts = {head: len(network[name]) for head, name in heads.items() if name in network}
+        notes += mapping.drop_heads(network, counts, classes)
     if skipped := [*beside, *elsewhere]:
         more = f" and {len(skipped) - 1:,} other tensors" if len(skipped) > 1 else ""
         notes.append(f"skipped {skipped[0]}{more}, which are not part of the network")
@@ -134,18 +141,6 @@ def _rename_classifier(
             if f"{layer}.{part}" in network:
                 network[f"fc.{part}"] = network.pop(f"{layer}.{part}")
     return [f"used {layer} as the classifier, assuming no activation after it" for layer in found]
-
-
-def _check_no_other_layers(
-    classifier: np.ndarray, beside: Mapping[str, np.ndarray], where: str
-) -> None:
-    """Raise if a tensor outside the network may belong to a layer before or after the network."""
-    classes, features = classifier.shape[0], classifier.shape[-1]
-    odd = [*_linear_layers(beside, classes), *_linear_layers(beside, features)]
-    if classes != 3:  # with 3 classes, they may be class weights of a loss
-        odd += [name for name, value in beside.items() if value.size == 3]
-    if odd:
-        raise WeightsError(f"{where} also has {odd[0]}; save only the state dict of the GoogLeNet")
 
 
 def _linear_layers(tensors: Mapping[str, np.ndarray], inputs: int) -> list[str]:
