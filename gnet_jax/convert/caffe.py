@@ -76,11 +76,10 @@ def _net_parameter() -> Any:
 
 
 def read_caffemodel(path: Path) -> tuple[dict[str, list[np.ndarray]], Preprocessing, str]:
-    """Returns the layers in a file, as float32, its preprocessing, and a note on what was read of
-    the preprocessing. Crop, mean and scale are read from the data layer, which only files saved by
-    a training run have. All other values are those of the published weights, and the note is "" if
-    there is no data layer. Raises WeightsError if the file is not a caffemodel, is corrupt, or has
-    an unusable preprocessing. For a corrupt file, the error names the last complete layer.
+    """Returns the layers in a file, as float32, its preprocessing, and a note on the values that
+    were read from the data layer, which only files saved by a training run have. All other values
+    are those of the published weights. Raises WeightsError if the file is not a caffemodel or is
+    corrupt, naming the last complete layer, or if its preprocessing is invalid.
     """
     net = _net_parameter()
     try:
@@ -202,18 +201,16 @@ def find_network(layers: Layers, where: str) -> tuple[dict[str, list[np.ndarray]
 
 def from_caffe(layers: Layers, where: str) -> tuple[Architecture, dict[str, np.ndarray]]:
     """Returns the architecture and the flat variables of the layers of a GoogLeNet. A linear layer
-    may be stored as a convolution over its whole input. The order of the input's channels remains
-    blue, green, red. Raises WeightsError naming the first layer that does not fit.
+    may be stored as a convolution. The order of the input's channels remains blue, green, red.
     """
     tensors = {}
     for name, blobs in layers.items():
-        if len(blobs) != 2:
-            raise WeightsError(f"{where}: layer {name} has {len(blobs)} blobs; expected 2")
+        if len(blobs) != 2 or blobs[0].size % blobs[1].size:
+            shapes = ", ".join(str(blob.shape) for blob in blobs)
+            raise WeightsError(f"{where}: layer {name} needs weights and bias, but has {shapes}")
         weights, bias = blobs
         if name.endswith(("/fc", "/classifier")):
-            if weights.ndim == 4 and weights.shape[:2] == (1, 1):  # older files have these axes
-                weights = weights[0, 0]
-            weights = weights.reshape(len(weights), -1)
+            weights = weights.reshape(bias.size, -1)
         tensors[f"weights of {name}"], tensors[f"bias of {name}"] = weights, bias.reshape(-1)
     heads = {h: loss for h, loss in _HEADS.items() if any(n.startswith(f"{loss}/") for n in layers)}
     names = mapping.name_variables(_layer_names(heads), _PARTS)

@@ -43,10 +43,9 @@ class ExportError(UserError):
 def export(folder: TrainedModel, out: str | Path) -> float:
     """Write the network to `out`, in the format of its suffix, and verify the file. Returns the
     largest difference from the network's own logits, as a fraction of the largest logit: on random
-    images, or 0 for a file of variables, which must be identical. Raises ExportError for an unknown
-    suffix, a missing package, a path that cannot be written, or a difference above `TOLERANCE`. In
-    that case an existing file at `out` is kept. Raises WeightsError if the format does not support
-    the network.
+    images, or 0 for a file of variables, which must be identical. Raises WeightsError if the format
+    does not support the network, and ExportError for an unknown suffix, a missing package, a path
+    that cannot be written, or a difference above `TOLERANCE`; an existing file is then kept.
     """
     out = Path(out).expanduser()
     if out.suffix not in _WRITERS:

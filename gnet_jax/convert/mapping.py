@@ -43,9 +43,8 @@ def drop_heads(network: dict[str, Any], classes: Mapping[str, int], expected: in
 
 
 def name_variables(modules: Mapping[str, str], parts: Mapping[str, str]) -> dict[str, str]:
-    """Returns the foreign name for each of our variables, for all combinations of module and part.
-    `modules` maps our module names ("conv1", "inception_3a/b1") to the foreign ones. `parts` maps
-    our name patterns to the foreign ones ("params/{}/conv/kernel" to "{}.conv.weight").
+    """Returns the foreign name for each of our variables, for all combinations of a module, such as
+    "conv1" to "conv1", and a part, such as "params/{}/conv/kernel" to "{}.conv.weight".
     """
     return {
         our_part.format(ours): part.format(theirs)
@@ -62,13 +61,12 @@ def map_variables(
     *,
     channels_first: bool = True,
 ) -> tuple[Architecture, dict[str, np.ndarray]]:
-    """Returns the architecture and the flat variables of a network, in float32. `tensors` must be
-    exactly those of the network. `names` maps every variable to its tensor, with the convolution of
-    an auxiliary head before its `fc`. `base` supplies what the shapes do not determine. With
-    `channels_first`, as in Caffe and torch, kernels are OIHW, weights of linear layers are
-    (outputs, inputs), and feature maps are flattened in the order C, H, W. Otherwise kernels are
-    HWIO, and weights (inputs, outputs). Raises WeightsError naming the first tensor that is missing
-    or unknown, or has a wrong type or shape.
+    """Returns the architecture and the flat variables of a network, in float32. `names` maps every
+    variable to its tensor, with the convolution of an auxiliary head before its `fc`. `base`
+    supplies what the shapes do not determine. With `channels_first`, as in Caffe and torch, kernels
+    are OIHW, weights of linear layers are (outputs, inputs), and feature maps are flattened in the
+    order C, H, W. Otherwise kernels are HWIO, and weights (inputs, outputs). Raises WeightsError
+    naming the first tensor that is missing or unknown, or has a wrong type or shape.
     """
     known = set(names.values())
     unknown = [name for name in tensors if name not in known]

@@ -98,9 +98,7 @@ def onnx_model(
 ) -> ModelProto:
     """Returns the network, without auxiliary heads and in float32, as a checked ONNX model. It maps
     normalised images "input" (N, 3, size, size) to "logits" (N, classes), where N is symbolic.
-    The order of the input's channels is the network's. `flat` has the variables by name; `metadata`
-    is stored as text. Raises WeightsError naming a variable that is missing or is not part of the
-    graph.
+    Raises WeightsError naming a variable in `flat` that is missing or is not part of the graph.
     """
     g, shape_NCHW = _Graph(arch, flat), ["N", 3, size, size]
     if choose("stem", arch.stem, {"imagenet": True, "small": False}):

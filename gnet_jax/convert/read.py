@@ -36,14 +36,12 @@ def read(
     src: Path, *, class_names: Sequence[str] | None = None, transform_input: bool | None = None
 ) -> TrainedModel:
     """Returns the model in `src`: a model folder, a training workdir, or a file of `gnet export` or
-    another program. The format is detected from the content, and nothing in the file is executed. A
-    TensorFlow checkpoint of several files is named by its prefix or any of its files. If a foreign
-    file lacks information, defaults are assumed, printed on standard error and stored in `source`.
-    `class_names` defaults to those of `src`. Foreign weights have none: the default is ImageNet's
-    for 1,000 outputs (1,001 for TF-slim), otherwise "class 0", "class 1", ... `transform_input` is
-    only for torchvision's weights; it defaults to true for the published file, otherwise to false.
-    Raises WeightsError if `src` is missing, corrupt, of an unknown format or not a GoogLeNet, or if
-    the arguments do not fit it.
+    another program. The format is detected from the content, and nothing in the file is executed.
+    What a foreign file does not contain is assumed, printed on standard error and stored in
+    `source`: ImageNet's class names for 1,000 outputs (1,001 for TF-slim), otherwise "class 0",
+    "class 1", ..., unless `class_names` are given; and torchvision's `transform_input`, true for
+    its published file, otherwise false. Raises WeightsError if `src` is missing, corrupt, of an
+    unknown format or not a GoogLeNet, or if the arguments do not fit it.
     """
     found, notes = _read_folder(src) if src.is_dir() else _read_file(src, transform_input)
     foreign, source = not found.class_names, dict(found.source)

@@ -69,8 +69,8 @@ def is_checkpoint(file: Path) -> bool:
 
 
 def read_checkpoint(file: Path) -> dict[str, np.ndarray]:
-    """Returns all tensors in a checkpoint by name, using TensorFlow. Raises WeightsError if
-    TensorFlow is not installed, or if the file is corrupt or not a checkpoint.
+    """Returns all tensors in a checkpoint by name. Raises WeightsError if TensorFlow is not
+    installed, or if the file is corrupt or not a checkpoint.
     """
     try:
         import tensorflow as tf  # pyright: ignore[reportMissingModuleSource]

@@ -55,21 +55,13 @@ class WeightsError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class TrainedModel:
-    """A trained network with all information that is needed to use it.
-
-    Attributes:
-        model: the Flax module.
-        variables: `{"params", "batch_stats"}` in float32, with the heads of `model.arch.aux_after`.
-        preprocessing: how images are resized, cropped and normalised.
-        class_names: the name of each output; two classes can have the same name.
-        source: file, format, sha256 and notes on the origin of the weights.
-    """
+    """A trained network with all information that is needed to use it."""
 
     model: GoogLeNet
-    variables: dict[str, Any]
+    variables: dict[str, Any]  # {"params", "batch_stats"} in float32, with the auxiliary heads
     preprocessing: Preprocessing
-    class_names: tuple[str, ...]
-    source: dict[str, str]
+    class_names: tuple[str, ...]  # the name of each output; two classes can have the same name
+    source: dict[str, str]  # file, format, sha256 and notes on the origin of the weights
 
     def predict(
         self, images: "ImageLike | Sequence[ImageLike]", *, top: int = 5
@@ -277,10 +269,9 @@ class SchemaError(UserError):
 
 
 def from_json(kind: type[T], value: Any, where: str = "") -> T:
-    """Convert `value`, which is from `json.loads`, to the type `kind`. Missing fields have their
-    defaults. `kind` is a dataclass, a named tuple, or a type of their fields: Literal, union,
-    tuple, Mapping with str keys, or a plain type. Raises SchemaError for an unknown field or a
-    wrong type; `where` is the name of the value in its message.
+    """Convert `value`, from `json.loads`, to `kind`: a dataclass, a named tuple, or a type of their
+    fields. Missing fields have their defaults. Raises SchemaError for an unknown field or a wrong
+    type; `where` is the name of the value in its message.
     """
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind) or hasattr(kind, "_fields"):
@@ -335,9 +326,7 @@ def config_of(folder: TrainedModel) -> dict[str, Any]:
     """
     model = folder.model
     if type(model) is not GoogLeNet or model.ops not in (FAST, REFERENCE):
-        raise WeightsError(
-            f"cannot save a {type(model).__name__} that uses custom code or custom ops"
-        )
+        raise WeightsError(f"cannot save a {type(model).__name__} with custom code or custom ops")
     for part in model.arch.own_parts:
         if not custom.is_portable(part):
             own_part = part.removeprefix("<process>:")
@@ -386,9 +375,13 @@ def folder_of(config: Any, tensors: dict[str, Any], where: str | Path) -> Traine
 def _read_config(config: Any) -> _Fields:
     if not isinstance(config, dict):
         raise SchemaError(f"it is of type {type(config).__name__}; it must be an object")
-    _refuse_missing(_Fields, config)
-    for part, kind in (("architecture", Architecture), ("preprocessing", Preprocessing)):
-        _refuse_missing(kind, config[part], f"{part}.")
+    kinds = {"": _Fields, "architecture": Architecture, "preprocessing": Preprocessing}
+    for part, kind in kinds.items():
+        value = config[part] if part else config
+        # Refuse missing fields, because a default could be wrong without being noticed.
+        for name in typing.get_type_hints(kind):
+            if isinstance(value, dict) and name not in value and name not in ADDED_LATER:
+                raise SchemaError(f"{f'{part}.{name}'.lstrip('.')} is missing")
     found = from_json(_Fields, {name: config[name] for name in _Fields._fields})
     arch, labels = found.architecture, found.id2label
     for part in arch.own_parts:
@@ -403,10 +396,3 @@ def _read_config(config: Any) -> _Fields:
         raise SchemaError(f"id2label.{missing[0]} is missing; the keys must be 0, 1, ...")
     check_preprocessing(found.preprocessing, "preprocessing")
     return found
-
-
-def _refuse_missing(kind: type, value: Any, where: str = "") -> None:
-    # Raise an error, because the default of a missing field could be wrong without being noticed.
-    for name in typing.get_type_hints(kind):
-        if isinstance(value, dict) and name not in value and name not in ADDED_LATER:
-            raise SchemaError(f"{where}{name} is missing")
