@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from gnet_jax.config import Preprocessing
+from gnet_jax.convert.torchvision import to_torchvision
 from gnet_jax.model.architecture import architecture
 from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.model_folder import TrainedModel
-from gnet_jax.model_folder.folder import expected_shapes, unflatten
+from gnet_jax.model_folder.folder import expected_shapes, flatten, unflatten
 
 
 def shared(name: str) -> Path:
@@ -64,6 +65,19 @@ def small_folder(variant: str = "paper", image_size: int = 32, **knobs) -> Train
     source = {"file": "none", "format": "test", "sha256": "0"}
     variables = random_variables(model, image_size)
     return TrainedModel(model, variables, preprocessing, names, source)
+
+
+def narrow_torchvision(classes=7, aux_after=("4a", "4d")):
+    """The architecture of torchvision's network, and flat variables a sixteenth as wide."""
+    knobs = {"num_classes": classes, "aux_after": aux_after}
+    narrow = GoogLeNet(architecture("torchvision", width_multiplier=1 / 16, **knobs))
+    return architecture("torchvision", **knobs), flatten(random_variables(narrow, 224))
+
+
+@pytest.fixture(scope="session")
+def plain():
+    """torchvision's state dict of a narrow network with seven classes, without auxiliary heads."""
+    return to_torchvision(*narrow_torchvision(aux_after=()))
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,6 @@ from gnet_jax.cli.main import main
 from gnet_jax.convert import caffe
 from gnet_jax.convert.read import convert, read
 from gnet_jax.convert.torchvision import find_network, from_torchvision, to_torchvision
-from gnet_jax.model.architecture import architecture
-from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.model_folder import WeightsError, read_folder
 from gnet_jax.model_folder.folder import flatten
 from tests.convert.caffe_files import (
@@ -25,24 +23,10 @@ from tests.convert.caffe_files import (
     number,
     random_layers,
 )
-from tests.convert.conftest import random_variables
+from tests.convert.conftest import narrow_torchvision
 from tests.convert.torch_files import Named, save
 
 CHANNELS = 64  # of the narrow network's last block
-
-
-def state_dict_of(classes=7, aux_after=("4a", "4d")):
-    """A narrow network under torchvision's names, which has wide ones alone."""
-    knobs = {"num_classes": classes, "aux_after": aux_after}
-    narrow = GoogLeNet(architecture("torchvision", width_multiplier=1 / 16, **knobs))
-    wide = architecture("torchvision", **knobs)
-    return to_torchvision(wide, flatten(random_variables(narrow, 224)))
-
-
-@pytest.fixture(scope="module")
-def plain():
-    """A state dict of seven classes, without auxiliary heads."""
-    return state_dict_of(aux_after=())
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +187,7 @@ def test_a_backbone_without_classifier_names_what_is_missing(plain):
 
 
 def test_heads_of_other_classes_are_left_out_by_name():
-    whole = state_dict_of(classes=7)
+    whole = to_torchvision(*narrow_torchvision())
     for head, classes in (("aux1", 1000), ("aux2", 1000)):
         inputs = whole[f"{head}.fc2.weight"].shape[1]
         whole[f"{head}.fc2.weight"], whole[f"{head}.fc2.bias"] = layer(classes, inputs)
@@ -214,7 +198,7 @@ def test_heads_of_other_classes_are_left_out_by_name():
 
 
 def test_heads_of_the_same_classes_are_kept_also_if_there_is_only_one():
-    whole = state_dict_of()
+    whole = to_torchvision(*narrow_torchvision())
     arch, _ = from_torchvision(find_network(whole, "memory")[0], "memory")
     assert arch.aux_after == ("4a", "4d")
     one = {k: v for k, v in whole.items() if not k.startswith("aux1.")}

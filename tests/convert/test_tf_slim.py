@@ -126,6 +126,8 @@ def tensors():
 def test_every_variable_has_its_place(tensors):
     arch, flat = from_slim(tensors, "memory")
     assert arch == ARCHITECTURE
+    assert (arch.norm, arch.branch5_kernel, arch.pool4_window) == ("batch_norm", 3, 2)
+    assert (arch.stem_padding, arch.aux_after, arch.dropout) == ("same", (), 0.2)
     assert {name: v.shape for name, v in flat.items()} == expected_shapes(GoogLeNet(arch), 224)
     for module, theirs in {
         "conv1": "Conv2d_1a_7x7",
