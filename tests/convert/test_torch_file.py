@@ -94,7 +94,8 @@ def test_strides_and_offsets_are_followed(tmp_path):
     np.testing.assert_array_equal(found["w"], [[1, 2], [4, 5]])
 
 
-STORAGE = pickle.dumps(["0"], 2) + struct.pack("<q", 6) + np.arange(6, dtype="<f4").tobytes()
+STORAGE = struct.pack("<q", 6) + np.arange(6, dtype="<f4").tobytes()
+STORAGE = pickle.dumps(["0", "0"], 2) + STORAGE + STORAGE  # the reader must stop after the first
 
 
 def test_the_legacy_format_is_read(tmp_path):

@@ -80,10 +80,11 @@ def test_class_names_that_are_not_utf8_are_converted_and_exported_as_valid_text(
         for name in (b"ant", b"caf\xe9", b"two\nlines"):
             folder = tmp_path / "photos" / split / os.fsdecode(name)
             folder.mkdir(parents=True)
-            Image.new("L", (33, 33)).save(folder / "0.png")
+            for i in range(3):
+                Image.new("L", (33, 33), i).save(folder / f"{i}.png")
     data = DataConfig(source=f"folder:{tmp_path / 'photos'}", image_size=32, resize_to=32)
     model = ModelConfig(width_multiplier=1 / 16, stem="small", aux_after=())
-    names = prepare(Config(batch_size=2, model=model, data=data)).description()["id2label"]
+    names = prepare(Config(batch_size=8, model=model, data=data)).description()["id2label"]
     assert names == {"0": "ant", "1": r"caf\xe9", "2": r"two\nlines"}
     source = small.source | {"data": os.fsdecode(b"caf\xe9")}
     folder = dataclasses.replace(small, class_names=tuple(names.values()), source=source)
