@@ -139,17 +139,19 @@ def write_folder(path: str | Path, folder: TrainedModel) -> None:
 
 
 def _refuse_to_overwrite(path: Path) -> None:
-    own, config = {WEIGHTS_FILE, CONFIG_FILE, CARD_FILE}, {}
+    found, config = set(), {}
     try:
-        found = {each.name for each in path.iterdir()} if path.exists() else set()
+        found = {each.name for each in path.iterdir()} if path.exists() else found
         if CONFIG_FILE in found:
             config = json.loads((path / CONFIG_FILE).read_text("utf-8-sig"))
     except OSError as error:
         raise WeightsError(f"cannot read {path}: {error.strerror}") from error
     except ValueError:
         pass  # a corrupt config.json is not that of a model folder
-    if lost := found - own if isinstance(config, dict) and "gnet_jax" in config else found:
-        raise WeightsError(f"{path} is not a model folder: replacing it would delete {min(lost)}")
+    if isinstance(config, dict) and "gnet_jax" in config:
+        found -= {WEIGHTS_FILE, CONFIG_FILE, CARD_FILE}
+    if found:
+        raise WeightsError(f"{path} is not a model folder: replacing it would delete {min(found)}")
 
 
 def is_model_folder(path: Path) -> bool:

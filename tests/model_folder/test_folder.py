@@ -72,12 +72,15 @@ def test_other_folders_and_files_are_not_overwritten(tmp_path, small):
     (tmp_path / "foreign/model.safetensors").write_text("...")
     (tmp_path / "corrupt").mkdir()
     (tmp_path / "corrupt/config.json").write_text("{")
+    (tmp_path / "list").mkdir()
+    (tmp_path / "list/config.json").write_text('["gnet_jax"]')
     reasons = {
         "thesis": "chapter1.txt",
         "file": "Not a directory",
         "cloned": ".git",
         "foreign": "config.json",
         "corrupt": "config.json",
+        "list": "config.json",
     }
     for name, reason in reasons.items():
         with pytest.raises(WeightsError, match=reason):
@@ -224,6 +227,16 @@ def test_a_field_that_was_changed_by_hand_is_used_or_refused_by_name(
     file.write_text(json.dumps(config))
     with pytest.raises(WeightsError, match=field):
         read_folder(tmp_path / "model")
+
+
+def test_a_folder_of_an_older_version_has_the_defaults_of_fields_added_later(tmp_path, small):
+    write_folder(tmp_path / "model", small)
+    file = tmp_path / "model" / "config.json"
+    config = json.loads(file.read_text("utf-8"))
+    del config["architecture"]["stem_padding"], config["architecture"]["block"]
+    file.write_text(json.dumps(config))
+    arch = read_folder(tmp_path / "model").model.arch
+    assert (arch.stem_padding, arch.block) == ("caffe", None)
 
 
 def test_a_byte_order_mark_is_ignored(tmp_path, small):
