@@ -1,6 +1,7 @@
 """Small networks, and real data where the machine has them."""
 
 import dataclasses
+import functools
 import os
 import tarfile
 from pathlib import Path
@@ -33,11 +34,14 @@ def photos(count: int) -> list[bytes]:
         return [tar.extractfile(name).read() for name in spread]
 
 
+cached_shapes = functools.lru_cache(expected_shapes)
+
+
 def random_variables(model: GoogLeNet, image_size: int) -> dict:
     """Random variables that keep activations of size one, variances above zero among them."""
     generator = np.random.default_rng(0)
     flat = {}
-    for name, shape in expected_shapes(model, image_size).items():
+    for name, shape in cached_shapes(model, image_size).items():
         if name.endswith("kernel"):
             bound = (6 / np.prod(shape[:-1])) ** 0.5
             value = generator.uniform(-bound, bound, shape)
