@@ -275,3 +275,12 @@ def test_a_nan_in_any_batch_is_no_agreement(small):
         return np.full((len(x_BHWC), 3), 1.0 if len(x_BHWC) == 1 else np.nan)
 
     assert not export_room._largest_difference(small, nan_in_the_larger) <= 1
+
+
+def test_a_model_that_is_read_back_must_be_identical(small):
+    other = GoogLeNet(dataclasses.replace(small.model.arch, dropout=0.1))
+    params = small.variables["params"]
+    more = {"params": params | {"more": {"bias": np.zeros(1, np.float32)}}}
+    assert export_room._largest_difference(small, small) == 0
+    for change in ({"model": other}, {"variables": more}):
+        assert export_room._largest_difference(small, dataclasses.replace(small, **change)) > 1

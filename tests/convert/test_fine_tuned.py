@@ -358,8 +358,9 @@ def test_the_data_layer_of_a_caffe_file_tells_the_preprocessing(
     found = read(file).preprocessing
     assert (found.mean, found.std, found.image_size) == (mean, (std,) * 3, size)
     assert found.resize_to == (299 if size == 299 else 256)
-    said = lines_of(capsys, file)[0]
+    said, rest, _ = lines_of(capsys, file)
     assert "data layer data" in said
+    assert "rest" in rest
     assert ("pets_mean.binaryproto" in said) == (b"pets" in transform)
 
 
@@ -378,6 +379,7 @@ def test_nothing_is_assumed_of_published_weights(tmp_path, plain, capsys, monkey
     monkeypatch.setattr("gnet_jax.convert.torchvision.PUBLISHED_SHA256", digest)
     folder = read(file, class_names=list("abcdefg"))
     assert folder.preprocessing.mean == (127.5, 127.5, 127.5)
+    assert folder.source["origin"] == "torchvision"
     assert capsys.readouterr().err == ""
     with pytest.raises(WeightsError, match="published"):
         read(file, transform_input=False)
