@@ -364,6 +364,14 @@ def test_the_data_layer_of_a_caffe_file_tells_the_preprocessing(
     assert ("pets_mean.binaryproto" in said) == (b"pets" in transform)
 
 
+def test_the_first_of_two_data_layers_tells_the_preprocessing(tmp_path):
+    layers = random_layers(aux_after=())
+    second = message(100, message(1, b"other") + message(100, number(3, 192)))
+    file = tmp_path / "net.caffemodel"
+    file.write_bytes(caffemodel_bytes(layers, transform=number(3, 128)) + second)
+    assert read(file).preprocessing.image_size == 128
+
+
 @pytest.mark.parametrize("transform", [floats(1, 0), floats(5, 1, 2), floats(5, np.nan)])
 def test_a_data_layer_that_cannot_be_followed_is_refused_by_name(tmp_path, transform):
     file = tmp_path / "net.caffemodel"
