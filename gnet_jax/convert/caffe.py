@@ -7,7 +7,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
@@ -15,10 +15,9 @@ from google.protobuf.message import DecodeError
 
 from gnet_jax.config import Preprocessing
 from gnet_jax.convert import mapping
-from gnet_jax.convert.mapping import Found
 from gnet_jax.model.architecture import VARIANTS, Architecture
-from gnet_jax.model.googlenet import CAFFE_BRANCHES, CAFFE_STEM
-from gnet_jax.model_folder.folder import WeightsError
+from gnet_jax.model.googlenet import CAFFE_BRANCHES, CAFFE_STEM, GoogLeNet
+from gnet_jax.model_folder.folder import TrainedModel, WeightsError, unflatten
 
 _SIDES = ("num", "channels", "height", "width")  # the fields that hold the shape of older blobs
 # The messages of caffe.proto and those of their fields that are read here. Each field has a number
@@ -59,14 +58,6 @@ WITHOUT_HEADS_SHA256 = "afb3ba04dbee93e6e3228f8c399c5f439a786fbeafdb5b5870a990de
 Layers = Mapping[str, list[np.ndarray]]  # the blobs of each layer that has any, in order
 
 
-class CaffeModel(NamedTuple):
-    """The contents of a .caffemodel."""
-
-    layers: dict[str, list[np.ndarray]]
-    preprocessing: Preprocessing
-    note: str  # what was read of the preprocessing; "" if the file has none
-
-
 def _net_parameter() -> Any:
     file = descriptor_pb2.FileDescriptorProto(name="caffe.proto", syntax="proto2")
     for message, fields in _MESSAGES.items():
@@ -84,11 +75,11 @@ def _net_parameter() -> Any:
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("NetParameter"))()
 
 
-def read_caffemodel(path: Path) -> CaffeModel:
-    """Returns the layers in a file, as float32, and its preprocessing. Crop, mean and scale are
-    read from the data layer, which only files saved by a training run have. All other values are
-    those of the published weights. Raises WeightsError if the file is not a caffemodel, is corrupt,
-    or has an unusable preprocessing. For a corrupt file, the error names the last complete layer.
+def read_caffemodel(path: Path) -> tuple[dict[str, list[np.ndarray]], Preprocessing, str]:
+    """Returns the layers in a file, as float32, its preprocessing, and a note on the values that
+    were read from the data layer, which only files saved by a training run have. All other values
+    are those of the published weights. Raises WeightsError if the file is not a caffemodel or is
+    corrupt, naming the last complete layer, or if its preprocessing is invalid.
     """
     net = _net_parameter()
     try:
@@ -104,25 +95,22 @@ def read_caffemodel(path: Path) -> CaffeModel:
         raise WeightsError(f"cannot read {path}: {error.strerror}") from error
     layers: dict[str, list[np.ndarray]] = {}
     preprocessing, note = PREPROCESSING, ""
-    try:
-        for layer in (*net.layer, *net.layers):
-            name, message = _text(layer.name), layer.transform_param
-            if message.ByteSize() and not note:
-                preprocessing, note = _preprocessing(message, f"the data layer {name}")
-            if layer.blobs:
-                layers[name] = [_blob(blob, name) for blob in layer.blobs]
-    except WeightsError as error:
-        raise WeightsError(f"{path}: {error}") from error
+    for layer in (*net.layer, *net.layers):
+        name, message = _text(layer.name), layer.transform_param
+        if message.ByteSize() and not note:
+            preprocessing, note = _preprocessing(message, f"the data layer {name}", path)
+        if layer.blobs:
+            layers[name] = [_blob(blob, f"{path}: layer {name}") for blob in layer.blobs]
     if not layers:
         raise WeightsError(f"{path} is not a caffemodel: it has no layer with weights")
-    return CaffeModel(layers, preprocessing, note)
+    return layers, preprocessing, note
 
 
 def _text(value: bytes) -> str:
     return value.decode(errors="backslashreplace")
 
 
-def _preprocessing(message: Any, where: str) -> tuple[Preprocessing, str]:
+def _preprocessing(message: Any, where: str, path: Path) -> tuple[Preprocessing, str]:
     scale = message.scale if message.HasField("scale") else 1.0
     means = list(message.mean_value)
     note = f"read crop, mean and scale from {where}"
@@ -131,72 +119,71 @@ def _preprocessing(message: Any, where: str) -> tuple[Preprocessing, str]:
         file = _text(message.mean_file)
         note = f"read crop and scale from {where}, but not the mean, which is in {file}"
     if not 0 < scale < math.inf or len(means) not in (0, 1, 3) or not np.isfinite(means).all():
-        raise WeightsError(f"{where} has scale {scale} and mean {means}, which are not valid")
-    blue, green, red = means if len(means) == 3 else (means or [0.0]) * 3
+        raise WeightsError(f"{path}: {where} has an invalid scale ({scale}) or mean ({means})")
     size = message.crop_size or PREPROCESSING.image_size
-    std = 1 / scale
     return dataclasses.replace(
         PREPROCESSING,
         image_size=size,
         resize_to=max(size, PREPROCESSING.resize_to),
-        mean=(blue, green, red),
-        std=(std, std, std),
+        mean=tuple(means if len(means) == 3 else (means or [0.0]) * 3),
+        std=(1 / scale,) * 3,
     ), note
 
 
-def _blob(message: Any, layer: str) -> np.ndarray:
+def _blob(message: Any, where: str) -> np.ndarray:
     shape = tuple(message.shape.dim)
     if not message.HasField("shape"):
         shape = tuple(getattr(message, side) if message.HasField(side) else 1 for side in _SIDES)
     data = np.array(message.double_data or message.data, np.float32)
     if not data.size or not shape or min(shape) < 0 or data.size != math.prod(shape):
-        raise WeightsError(f"layer {layer} has {data.size} numbers for a blob of shape {shape}")
+        raise WeightsError(f"{where} has {data.size} numbers for a blob of shape {shape}")
     return data.reshape(shape)
 
 
-def load(src: Path, sha256: str) -> Found:
-    """Returns the network in a .caffemodel. Raises the errors of `read_caffemodel`, `find_network`
-    and `from_caffe`.
+def load(src: Path, sha256: str) -> tuple[TrainedModel, list[str]]:
+    """Returns the network in a .caffemodel, without class names, and notes on everything that was
+    assumed, skipped or renamed. Raises WeightsError.
     """
-    found = read_caffemodel(src)
-    layers, notes = find_network(found.layers, str(src))
-    arch, flat = from_caffe(layers, str(src))
+    layers, pixels, note = read_caffemodel(src)
+    network, notes = find_network(layers, str(src))
+    arch, flat = from_caffe(network, str(src))
     source = {"format": "caffemodel"}
     with src.open("rb") as file:
         sha1 = hashlib.file_digest(file, "sha1").hexdigest()
     if sha1 == PUBLISHED_SHA1 or sha256 == WITHOUT_HEADS_SHA256:
         source |= {"license": "unrestricted", "origin": "BVLC/caffe models/bvlc_googlenet"}
     else:
-        notes += [found.note] if found.note else []
-        whose = "Caffe's published GoogLeNet" + (" for the rest" if found.note else "")
-        notes.append(mapping.assumed_preprocessing(whose, found.preprocessing))
-    return Found(arch, flat, found.preprocessing, source, notes)
+        notes += [note] if note else []
+        whose = "Caffe's published GoogLeNet" + (" for the rest" if note else "")
+        notes.append(mapping.assumed_preprocessing(whose, pixels))
+    return TrainedModel(GoogLeNet(arch), unflatten(flat), pixels, (), source), notes
 
 
 def _layer_names(heads: Mapping[str, str]) -> dict[str, str]:
     """Returns Caffe's layer name for every module with weights; auxiliary heads are last."""
-    names = dict(CAFFE_STEM)
+    convs = dict(CAFFE_STEM)
     for block in VARIANTS["paper"].widths:
         at = f"inception_{block}"
-        names |= {f"{at}/{ours}": f"{at}/{caffes}" for ours, caffes in CAFFE_BRANCHES.items()}
-    names["classifier"] = _CLASSIFIER
+        convs |= {f"{at}/{ours}": f"{at}/{caffes}" for ours, caffes in CAFFE_BRANCHES.items()}
+    convs |= {f"{head}/conv": f"{loss}/conv" for head, loss in heads.items()}
+    names = {f"{module}/conv": layer for module, layer in convs.items()}
     for head, loss in heads.items():
-        names |= {f"{head}/{layer}": f"{loss}/{layer}" for layer in ("conv", "fc", "classifier")}
-    return names
+        names |= {f"{head}/{layer}": f"{loss}/{layer}" for layer in ("fc", "classifier")}
+    return names | {"classifier": _CLASSIFIER}
 
 
 def find_network(layers: Layers, where: str) -> tuple[dict[str, list[np.ndarray]], list[str]]:
     """Returns the layers of a GoogLeNet under Caffe's own names, and notes on everything changed.
-    A common prefix of all names is removed. To retrain a classifier, users of Caffe rename it,
-    because Caffe copies the weights of all layers whose names match. So if there are as many layers
-    with unknown names as missing classifiers, they are the classifiers, in the file's order.
-    Auxiliary heads with another number of classes than the main classifier are skipped. Raises
-    WeightsError if there is no GoogLeNet or more than one, or if its classifiers are ambiguous.
+    A common prefix of all names is removed, and auxiliary heads with another number of classes than
+    the classifier are skipped. Raises WeightsError if there is no GoogLeNet or more than one, or if
+    its classifiers are ambiguous.
     """
     prefix = mapping.find_prefix(layers, _MARKERS, "a Caffe GoogLeNet", where)
     network = {name.removeprefix(prefix): blobs for name, blobs in layers.items()}
     usual = set(_layer_names(_HEADS).values())
     classifiers = [f"{loss}/classifier" for loss in _HEADS.values() if f"{loss}/fc" in network]
+    # To retrain a classifier, users of Caffe rename it, because Caffe copies the weights of all
+    # layers whose names match. So if as many layers are unknown as missing, they are these.
     missing = [name for name in (*classifiers, _CLASSIFIER) if name not in network]
     unknown = [name for name in network if name not in usual]
     if missing and unknown and len(unknown) != len(missing):
@@ -214,24 +201,17 @@ def find_network(layers: Layers, where: str) -> tuple[dict[str, list[np.ndarray]
 
 def from_caffe(layers: Layers, where: str) -> tuple[Architecture, dict[str, np.ndarray]]:
     """Returns the architecture and the flat variables of the layers of a GoogLeNet. A linear layer
-    may be stored as a convolution over its whole input. The order of the input's channels remains
-    blue, green, red. Raises WeightsError naming the first layer that is missing or unknown or has
-    the wrong shape.
+    may be stored as a convolution. The order of the input's channels remains blue, green, red.
     """
     tensors = {}
     for name, blobs in layers.items():
-        if len(blobs) != 2:
-            raise WeightsError(f"{where}: layer {name} has {len(blobs)} blobs; expected 2")
+        if len(blobs) != 2 or blobs[0].size % blobs[1].size:
+            shapes = ", ".join(str(blob.shape) for blob in blobs)
+            raise WeightsError(f"{where}: layer {name} needs weights and bias, but has {shapes}")
         weights, bias = blobs
         if name.endswith(("/fc", "/classifier")):
-            if weights.ndim == 4 and weights.shape[:2] == (1, 1):  # older files have these axes
-                weights = weights[0, 0]
-            weights = weights.reshape(len(weights), -1)
+            weights = weights.reshape(bias.size, -1)
         tensors[f"weights of {name}"], tensors[f"bias of {name}"] = weights, bias.reshape(-1)
     heads = {h: loss for h, loss in _HEADS.items() if any(n.startswith(f"{loss}/") for n in layers)}
-    modules = {
-        module if module.endswith(("/fc", "classifier")) else f"{module}/conv": layer
-        for module, layer in _layer_names(heads).items()
-    }
-    names = mapping.name_variables(modules, _PARTS)
+    names = mapping.name_variables(_layer_names(heads), _PARTS)
     return mapping.map_variables(tensors, names, where, VARIANTS["paper"])

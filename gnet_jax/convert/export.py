@@ -10,10 +10,8 @@ logits in float32.
     .pth           a state dict for torchvision.models.googlenet; only for the variant "torchvision"
 """
 
-import contextlib
 import dataclasses
 import json
-import math
 import os
 from collections.abc import Callable
 from functools import partial
@@ -29,16 +27,8 @@ from gnet_jax.config.recipes import needs
 from gnet_jax.convert.torch_file import read_torch, write_torch
 from gnet_jax.convert.torchvision import from_torchvision, to_torchvision
 from gnet_jax.model.googlenet import GoogLeNet, strip_aux
-from gnet_jax.model_folder.folder import (
-    WEIGHTS_FILE,
-    TrainedModel,
-    config_of,
-    flatten,
-    folder_of,
-    is_model_folder,
-    unflatten,
-)
-from gnet_jax.model_folder.tensor_file import read_tensors, write_tensors
+from gnet_jax.model_folder import folder as folders
+from gnet_jax.model_folder.folder import TrainedModel, flatten, unflatten
 
 TOLERANCE = 1e-4  # largest allowed difference, as a fraction of the largest logit
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -51,16 +41,16 @@ class ExportError(UserError):
 
 
 def export(folder: TrainedModel, out: str | Path) -> float:
-    """Write the network to `out`, in the format of its suffix, and verify the file by running it on
-    random images, in batches of 1 and 3. Returns the largest difference from the network's own
-    logits, as a fraction of the largest logit. Raises ExportError for an unknown suffix, a missing
-    package, a path that cannot be written, or a difference above `TOLERANCE`. In that case an
-    existing file at `out` is kept. Raises WeightsError if the format does not support the network.
+    """Write the network to `out`, in the format of its suffix, and verify the file. Returns the
+    largest difference from the network's own logits, as a fraction of the largest logit: on random
+    images, or 0 for a file of variables, which must be identical. Raises WeightsError if the format
+    does not support the network, and ExportError for an unknown suffix, a missing package, a path
+    that cannot be written, or a difference above `TOLERANCE`; an existing file is then kept.
     """
     out = Path(out).expanduser()
     if out.suffix not in _WRITERS:
         raise ExportError(f"cannot export to {out.name}; the suffixes are {', '.join(_WRITERS)}")
-    if out.name == WEIGHTS_FILE and is_model_folder(out.parent):
+    if out.name == folders.WEIGHTS_FILE and folders.is_model_folder(out.parent):
         raise ExportError(f"{out} contains the weights of a model folder; choose another file")
     # Keep the suffix, because some readers need it.
     unfinished = out.with_name(f".{out.stem}-{os.getpid()}{out.suffix}")
@@ -85,27 +75,27 @@ def export(folder: TrainedModel, out: str | Path) -> float:
 
 def _exact_device() -> Any:
     """Returns a CPU, because GPUs and TPUs round float32 products to fewer bits."""
-    with contextlib.suppress(RuntimeError):  # if JAX_PLATFORMS excludes CPUs, the default device
+    try:
         return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS excludes CPUs
+        return None
 
 
 def _largest_difference(folder: TrainedModel, written: Run | TrainedModel) -> float:
-    """Returns the largest difference in logits, as a fraction of the largest logit. If `written` is
-    a program, it runs on batches of one and three images. If it is a model that was read back, the
-    network runs with its variables, all of which must be identical to those of `folder`.
+    """Returns the largest difference in logits, as a fraction of the largest logit, between the
+    network and `written`, which runs on batches of one and three images. If it is a model that was
+    read back, returns 0 if the network and all variables are identical, otherwise infinity.
     """
-    p, logits = folder.preprocessing, jax.jit(partial(_logits, folder.model))
-    pixels = np.random.default_rng(0).integers(0, 256, (3, p.image_size, p.image_size, 3))
-    x_BHWC = ((pixels - np.array(p.mean)) / np.array(p.std)).astype(np.float32)
-    expected_BK = np.asarray(logits(_without_heads(folder), x_BHWC))
     if isinstance(written, TrainedModel):
         own, read = flatten(folder.variables), flatten(written.variables)
         same = own.keys() == read.keys() and all(np.array_equal(own[n], read[n]) for n in own)
-        if written.model != folder.model or not same:
-            return math.inf
-        found = [np.asarray(logits(_without_heads(written), x_BHWC))]
-    else:
-        found = [written(x_BHWC[:1]), written(x_BHWC)]
+        return 0.0 if same and written.model == folder.model else float("inf")
+    p = folder.preprocessing
+    pixels = np.random.default_rng(0).integers(0, 256, (3, p.image_size, p.image_size, 3))
+    x_BHWC = ((pixels - np.array(p.mean)) / np.array(p.std)).astype(np.float32)
+    logits = jax.jit(partial(_logits, folder.model))
+    expected_BK = np.asarray(logits(_without_heads(folder), x_BHWC))
+    found = [written(x_BHWC[:1]), written(x_BHWC)]
     scale = float(np.abs(expected_BK).max()) or 1.0
     # np.max, unlike max, returns NaN if any value is NaN.
     return float(np.max([np.abs(f_BK - expected_BK[: len(f_BK)]).max() for f_BK in found])) / scale
@@ -129,7 +119,7 @@ def _write_onnx(folder: TrainedModel, out: Path) -> Run:
     except ImportError as error:
         raise ExportError(needs("export to .onnx", error, "export")) from error
     size = folder.preprocessing.image_size
-    metadata = {"config": json_text(config_of(folder))}
+    metadata = {"config": json_text(folders.config_of(folder))}
     onnx.save(onnx_model(folder.model.arch, flatten(folder.variables), size, metadata), out)
     session = onnxruntime.InferenceSession(out.read_bytes(), providers=["CPUExecutionProvider"])
 
@@ -156,10 +146,10 @@ def _write_stablehlo(folder: TrainedModel, out: Path) -> Run:
 
 
 def _write_safetensors(folder: TrainedModel, out: Path) -> TrainedModel:
-    config = json_text(config_of(folder))
-    write_tensors(out, flatten(folder.variables), {"format": "gnet_jax", "config": config})
-    tensors, metadata = read_tensors(out)
-    return folder_of(json.loads(metadata["config"]), tensors, out)
+    config = json_text(folders.config_of(folder))
+    folders.write_tensors(out, flatten(folder.variables), {"format": "gnet_jax", "config": config})
+    tensors, metadata = folders.read_tensors(out)
+    return folders.folder_of(json.loads(metadata["config"]), tensors, out)
 
 
 def _write_pth(folder: TrainedModel, out: Path) -> TrainedModel:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Collection, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -13,20 +13,10 @@ from gnet_jax.model_folder.card import describe_preprocessing
 from gnet_jax.model_folder.folder import WeightsError
 
 
-class Found(NamedTuple):
-    """The network in a foreign file, without its class names."""
-
-    arch: Architecture
-    flat: dict[str, np.ndarray]  # the variables
-    preprocessing: Preprocessing
-    source: dict[str, str]  # on the origin, without the file's name and sha256
-    notes: list[str]  # a sentence on everything that was assumed, skipped or renamed
-
-
 def find_prefix(names: Collection[str], markers: tuple[str, str], kind: str, where: str) -> str:
-    """Returns the common prefix of the names of the only GoogLeNet in a file. `names` are all names
-    in the file; `markers` are two names that every GoogLeNet of this format has. Raises
-    WeightsError if there is no GoogLeNet or more than one.
+    """Returns the common prefix of the names of the only GoogLeNet in a file with these `names`.
+    `markers` are two names that every GoogLeNet of this format has. Raises WeightsError if there is
+    no GoogLeNet or more than one.
     """
     first, second = markers
     prefixes = [name.removesuffix(first) for name in names if name.endswith(first)]
@@ -47,17 +37,14 @@ def drop_heads(network: dict[str, Any], classes: Mapping[str, int], expected: in
         if count != expected:
             for name in [name for name in network if name.startswith(head)]:
                 del network[name]
-            notes.append(
-                f"skipped the auxiliary head {head}, which has {count} classes; the network has "
-                f"{expected}"
-            )
+            why = f"which has {count} classes; the network has {expected}"
+            notes.append(f"skipped the auxiliary head {head}, {why}")
     return notes
 
 
 def name_variables(modules: Mapping[str, str], parts: Mapping[str, str]) -> dict[str, str]:
-    """Returns the foreign name for each of our variables, for all combinations of module and part.
-    `modules` maps our module names ("conv1", "inception_3a/b1") to the foreign ones. `parts` maps
-    our name patterns to the foreign ones ("params/{}/conv/kernel" to "{}.conv.weight").
+    """Returns the foreign name for each of our variables, for all combinations of a module, such as
+    "conv1" to "conv1", and a part, such as "params/{}/conv/kernel" to "{}.conv.weight".
     """
     return {
         our_part.format(ours): part.format(theirs)
@@ -74,13 +61,12 @@ def map_variables(
     *,
     channels_first: bool = True,
 ) -> tuple[Architecture, dict[str, np.ndarray]]:
-    """Returns the architecture and the flat variables of a network, in float32. `tensors` must be
-    exactly those of the network. `names` maps every variable to its tensor, with the convolution of
-    an auxiliary head before its `fc`. `base` supplies what the shapes do not determine. With
-    `channels_first`, as in Caffe and torch, kernels are OIHW, weights of linear layers are
-    (outputs, inputs), and feature maps are flattened in the order C, H, W. Otherwise kernels are
-    HWIO, and weights (inputs, outputs). Raises WeightsError naming the first tensor that is missing
-    or unknown, or has a wrong type or shape.
+    """Returns the architecture and the flat variables of a network, in float32. `names` maps every
+    variable to its tensor, with the convolution of an auxiliary head before its `fc`. `base`
+    supplies what the shapes do not determine. With `channels_first`, as in Caffe and torch, kernels
+    are OIHW, weights of linear layers are (outputs, inputs), and feature maps are flattened in the
+    order C, H, W. Otherwise kernels are HWIO, and weights (inputs, outputs). Raises WeightsError
+    naming the first tensor that is missing or unknown, or has a wrong type or shape.
     """
     known = set(names.values())
     unknown = [name for name in tensors if name not in known]
@@ -102,17 +88,17 @@ def map_variables(
             side = round((value.shape[0] / channels) ** 0.5)
             if not side or side**2 * channels != value.shape[0]:
                 raise WeightsError(f"{where}: {theirs} fits no square map of {channels} channels")
-            value = rows_to_channels_last(value, channels)
+            maps_CHWO = value.reshape(channels, side, side, -1)
+            value = maps_CHWO.transpose(1, 2, 0, 3).reshape(value.shape)
         flat[ours] = np.ascontiguousarray(value, np.float32)
     if unknown:
         raise WeightsError(f"{where} has {unknown[0]}, which this GoogLeNet does not have")
-    return with_shapes_of(flat, base), flat
+    return _with_shapes_of(flat, base), flat
 
 
-def with_shapes_of(flat: Mapping[str, np.ndarray], base: Architecture) -> Architecture:
-    """Returns `base` with the widths, auxiliary heads, number of classes and size of the 5x5 kernel
-    that the shapes of the variables `flat` determine. `flat` must contain the kernels of all
-    convolutions outside the auxiliary heads.
+def _with_shapes_of(flat: Mapping[str, np.ndarray], base: Architecture) -> Architecture:
+    """Returns `base` with what the shapes of the variables `flat` determine: the widths, auxiliary
+    heads, number of classes and size of the 5x5 kernel.
     """
 
     def width(module: str) -> int:
@@ -134,17 +120,10 @@ def with_shapes_of(flat: Mapping[str, np.ndarray], base: Architecture) -> Archit
     )
 
 
-def rows_to_channels_last(matrix_IO: np.ndarray, channels: int) -> np.ndarray:
-    """Reorder the rows of the weights of a linear layer over a flattened square map, from the order
-    C, H, W (Caffe, torch) to H, W, C (Flax).
-    """
-    side = round((matrix_IO.shape[0] / channels) ** 0.5)
-    maps = matrix_IO.reshape(channels, side, side, -1)
-    return np.ascontiguousarray(maps.transpose(1, 2, 0, 3)).reshape(matrix_IO.shape)
-
-
 def rows_to_channels_first(matrix_IO: np.ndarray, channels: int) -> np.ndarray:
-    """Reorder rows from H, W, C to C, H, W: the inverse of `rows_to_channels_last`."""
+    """Reorder the rows of the weights of a linear layer over a flattened square map, from the order
+    H, W, C (Flax) to C, H, W (Caffe, torch).
+    """
     side = round((matrix_IO.shape[0] / channels) ** 0.5)
     maps = matrix_IO.reshape(side, side, channels, -1)
     return np.ascontiguousarray(maps.transpose(2, 0, 1, 3)).reshape(matrix_IO.shape)

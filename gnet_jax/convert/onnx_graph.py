@@ -11,7 +11,7 @@ from gnet_jax.config import choose
 from gnet_jax.convert.mapping import rows_to_channels_first
 from gnet_jax.model.architecture import Architecture, pools
 from gnet_jax.model_folder.folder import WeightsError
-from gnet_jax.ops.sizes import conv_size, pooled_size, same_padding
+from gnet_jax.ops.sizes import conv_size, pool_padding, pooled_size, same_padding
 
 OPSET = 13  # the first with all these operators in their current form; needs onnxruntime >= 1.6
 IR_VERSION = 8
@@ -67,9 +67,8 @@ class _Graph:
 
     def max_pool(self, x: str, size: int, window: int, stride: int, pad: int, name: str) -> str:
         """Add a max pool of Caffe's output size, which may need more padding on the high sides."""
-        out = pooled_size(size, window, stride, pad)
-        high = max(0, (out - 1) * stride + window - size - pad)
-        return self.node("MaxPool", [x], name, **_window(window, stride, pad, high))
+        ((low, high),) = pool_padding([size], window, stride, pad)
+        return self.node("MaxPool", [x], name, **_window(window, stride, low, high))
 
     def lrn(self, x: str, name: str) -> str:
         if self.arch.norm != "lrn":
@@ -99,9 +98,7 @@ def onnx_model(
 ) -> ModelProto:
     """Returns the network, without auxiliary heads and in float32, as a checked ONNX model. It maps
     normalised images "input" (N, 3, size, size) to "logits" (N, classes), where N is symbolic.
-    The order of the input's channels is the network's. `flat` has the variables by name; `metadata`
-    is stored as text. Raises WeightsError naming a variable that is missing or is not part of the
-    graph.
+    Raises WeightsError naming a variable in `flat` that is missing or is not part of the graph.
     """
     g, shape_NCHW = _Graph(arch, flat), ["N", 3, size, size]
     if choose("stem", arch.stem, {"imagenet": True, "small": False}):

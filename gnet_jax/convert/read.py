@@ -11,18 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from gnet_jax.convert import caffe, tf_slim, torchvision
-from gnet_jax.convert.mapping import Found
 from gnet_jax.convert.torch_file import is_torch_file, read_torch
 from gnet_jax.data.sources.classes import imagenet_classes
-from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.model_folder import TrainedModel, WeightsError, folder, read_folder, write_folder
-from gnet_jax.model_folder.tensor_file import is_safetensors, read_tensors
 from gnet_jax.training.checkpoints.verify import is_workdir, read_workdir
-
-KNOWN = (
-    "a caffemodel, a torchvision state dict (.pth or .safetensors), a checkpoint of TF-slim's "
-    "Inception v1, a .safetensors of `gnet export`, a model folder and a training workdir"
-)
 
 
 def convert(
@@ -43,22 +35,16 @@ def convert(
 def read(
     src: Path, *, class_names: Sequence[str] | None = None, transform_input: bool | None = None
 ) -> TrainedModel:
-    """Returns the model in `src`, which is one of `KNOWN`. The format is detected from the content,
-    and nothing in the file is executed. For a TensorFlow checkpoint of several files, `src` is the
-    prefix, the .index file or a .data file. If a foreign file lacks information, defaults are
-    assumed. They are printed on standard error and stored in the model's `source`. `class_names`
-    defaults to those of `src`. Foreign weights have none: the default is ImageNet's for 1,000
-    outputs (1,001 for TF-slim), otherwise "class 0", "class 1", ... `transform_input` is only for
-    torchvision's weights; its default is true for torchvision's published file, otherwise false.
-    Raises WeightsError if `src` is missing, corrupt, of an unknown format or not a GoogLeNet, or if
-    the arguments do not fit it.
+    """Returns the model in `src`: a model folder, a training workdir, or a file of `gnet export` or
+    another program. The format is detected from the content, and nothing in the file is executed.
+    What a foreign file does not contain is assumed, printed on standard error and stored in
+    `source`: ImageNet's class names for 1,000 outputs (1,001 for TF-slim), otherwise "class 0",
+    "class 1", ..., unless `class_names` are given; and torchvision's `transform_input`, true for
+    its published file, otherwise false. Raises WeightsError if `src` is missing, corrupt, of an
+    unknown format or not a GoogLeNet, or if the arguments do not fit it.
     """
-    found = _read_folder(src) if src.is_dir() else _read_file(src, transform_input)
-    foreign, notes = isinstance(found, Found), []
-    if isinstance(found, Found):
-        model, variables, notes = GoogLeNet(found.arch), folder.unflatten(found.flat), found.notes
-        found = TrainedModel(model, variables, found.preprocessing, (), found.source)
-    source, outputs = dict(found.source), found.model.arch.num_classes
+    found, notes = _read_folder(src) if src.is_dir() else _read_file(src, transform_input)
+    foreign, source = not found.class_names, dict(found.source)
     if transform_input is not None and not (foreign and "transform_input" in source):
         raise WeightsError(f"{src} is not from torchvision; transform_input is only for such files")
     if notes:
@@ -66,7 +52,7 @@ def read(
     if class_names is not None:
         source.pop("class_names", None)  # a note on names that were assumed before
     elif foreign:
-        class_names, assumed = _assumed_names(outputs, source)
+        class_names, assumed = _assumed_names(found.model.arch.num_classes, source)
         if assumed:
             source["class_names"] = assumed
             notes.append(f"class names: {assumed}")
@@ -79,19 +65,20 @@ def read(
     return model
 
 
-def _read_folder(src: Path) -> TrainedModel:
+def _read_folder(src: Path) -> tuple[TrainedModel, list[str]]:
     if folder.is_model_folder(src):
-        return read_folder(src)
+        return read_folder(src), []
     if is_workdir(src):
-        return read_workdir(src)
-    raise WeightsError(f"the folder {src} contains no model; supported are {KNOWN}")
+        return read_workdir(src), []
+    raise WeightsError(f"the folder {src} is neither a model folder nor a training workdir")
 
 
-def _read_file(src: Path, transform_input: bool | None) -> TrainedModel | Found:
+def _read_file(src: Path, transform_input: bool | None) -> tuple[TrainedModel, list[str]]:
+    """Returns the model in a file, without class names if it is foreign, and notes about it."""
     src = tf_slim.find_index(src)
     try:
         with src.open("rb") as file:
-            head = file.read(4096)
+            head = file.read(32)
             file.seek(0)
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
@@ -103,26 +90,26 @@ def _read_file(src: Path, transform_input: bool | None) -> TrainedModel | Found:
         raise WeightsError(f"cannot read {src}: {error.strerror}") from error
     kind = {}
     if is_torch_file(head):
-        found = torchvision.load(read_torch(src), src, sha256, transform_input)
+        found, notes = torchvision.load(read_torch(src), src, sha256, transform_input)
         kind = {"format": "torch state dict"}
-    elif is_safetensors(src):
-        tensors, metadata = read_tensors(src)
+    elif folder.is_safetensors(head):
+        tensors, metadata = folder.read_tensors(src)
         if metadata.get("format") == "gnet_jax":
             if "config" not in metadata:
                 raise WeightsError(f"{src} is part of a model folder; pass the folder instead")
             try:
-                return folder.folder_of(json.loads(metadata["config"]), tensors, src)
+                return folder.folder_of(json.loads(metadata["config"]), tensors, src), []
             except json.JSONDecodeError as error:
                 raise WeightsError(f"the metadata of {src} is corrupt: {error}") from error
-        found = torchvision.load(tensors, src, sha256, transform_input)
+        found, notes = torchvision.load(tensors, src, sha256, transform_input)
         kind = {"format": "safetensors state dict"}
     elif tf_slim.is_checkpoint(src):
-        found = tf_slim.load(src)
+        found, notes = tf_slim.load(src)
     else:  # a caffemodel has no signature
-        found = caffe.load(src, sha256)
+        found, notes = caffe.load(src, sha256)
     # The .index of a TensorFlow checkpoint has a checksum of each tensor, so its sha256 is enough.
     source = {"file": src.name} | kind | found.source | {"sha256": sha256}
-    return found._replace(source=source)
+    return dataclasses.replace(found, source=source), notes
 
 
 def _assumed_names(outputs: int, source: dict[str, str]) -> tuple[tuple[str, ...], str]:
@@ -146,13 +133,12 @@ _NUMBER_LAST = re.compile(r"(?P<name>.*\S)[\s:,;]+(?P<number>\d+)")  # /a/airfie
 
 
 def read_class_names(file: Path) -> tuple[str, ...]:
-    """Returns the class names in a text or JSON file, in the order of a network's outputs. A text
-    file has one name on each line; blank lines at the end are ignored. If every line begins with a
-    WordNet id, the ids are removed. If every line begins or ends with a number, and these are 0, 1,
-    2, ... in any order, they determine the order of the names. A file of JSON, or a Python literal,
-    contains a list of names, a dict from index to name, or a dict from name to index. Each name can
-    also be a pair of WordNet id and name. Raises WeightsError naming the file and the first invalid
-    line or entry.
+    """Returns the class names in a file, in the order of a network's outputs. A text file has one
+    name per line; WordNet ids before all names are removed, and so are numbers before or after all
+    names if they are 0, 1, 2, ... in any order, which is then that of the names. A file of JSON, or
+    a Python literal, contains a list of names, a dict from index to name, or a dict from name to
+    index; a name can be a pair of WordNet id and name. Raises WeightsError naming the file and the
+    first invalid line or entry.
     """
     try:
         text = file.expanduser().read_text("utf-8-sig")
@@ -188,8 +174,9 @@ def _from_lines(lines: Sequence[str], file: Path) -> tuple[str, ...]:
         numbered = [match for match in map(pattern.fullmatch, names) if match]
         found = {int(match["number"]): match["name"] for match in numbered}
         # Keep the numbers of "class 0", "class 1": without them, the names would be equal.
-        if len(numbered) == len(names) == len(set(found.values())) and _is_range(found):
-            return tuple(found[i] for i in range(len(found)))
+        in_order = tuple(found[i] for i in range(len(names)) if i in found)
+        if len(numbered) == len(names) == len(set(in_order)):
+            return in_order
     return tuple(names)
 
 
@@ -205,20 +192,12 @@ def _from_json(text: str, file: Path) -> tuple[str, ...]:
         value = {index: name for name, index in value.items()}
     if isinstance(value, dict):
         found = {int(k) if str(k).isdecimal() else k: name for k, name in value.items()}
-        if len(found) != len(value) or not _is_range(found):
+        if found.keys() != set(range(len(value))):
             raise WeightsError(f"the class names in {file} are not numbered 0, 1, 2, ...")
         value = [found[i] for i in range(len(found))]
-    names = [entry[-1] if _is_synset(entry) else entry for entry in value]
+    # A pair of WordNet id and name becomes one line of text.
+    names = [" ".join(map(str, e)) if isinstance(e, list | tuple) else e for e in value]
     for index, name in enumerate(names):
         if not isinstance(name, str) or not name.strip():
             raise WeightsError(f"entry {index} of {file} is {str(name)[:80]!r}, not a class name")
     return _from_lines(names, file)
-
-
-def _is_synset(entry: Any) -> bool:
-    pair = isinstance(entry, list | tuple) and len(entry) == 2
-    return pair and re.fullmatch(r"n\d{8}", str(entry[0])) is not None
-
-
-def _is_range(found: dict[Any, Any]) -> bool:
-    return found.keys() == set(range(len(found)))

@@ -10,9 +10,9 @@ import numpy as np
 from gnet_jax.config import Preprocessing
 from gnet_jax.config.recipes import needs
 from gnet_jax.convert import mapping
-from gnet_jax.convert.mapping import Found
-from gnet_jax.model.architecture import VARIANTS, Architecture
-from gnet_jax.model_folder.folder import WeightsError
+from gnet_jax.model.architecture import Architecture
+from gnet_jax.model.googlenet import GoogLeNet
+from gnet_jax.model_folder.folder import TrainedModel, WeightsError, unflatten
 
 _SCOPE = "InceptionV1/"
 _STEM = {"conv1": "Conv2d_1a_7x7", "conv2_reduce": "Conv2d_2b_1x1", "conv2": "Conv2d_2c_3x3"}
@@ -48,9 +48,8 @@ ARCHITECTURE = Architecture(
 
 _HALF = (127.5, 127.5, 127.5)
 PREPROCESSING = Preprocessing(resize="warp", mean=_HALF, std=_HALF)
-"""The preprocessing of slim's evaluation: the central 87.5 % of each side, resized to 224x224, with
-values from -1 to 1. slim resizes after the crop and without antialiasing, so the pixels differ
-slightly from those computed here, but show the same part of the photo.
+"""The preprocessing of slim's evaluation: the central 87.5 % of each side, values from -1 to 1.
+slim resizes after the crop and without antialiasing, so its pixels differ slightly.
 """
 
 
@@ -70,8 +69,8 @@ def is_checkpoint(file: Path) -> bool:
 
 
 def read_checkpoint(file: Path) -> dict[str, np.ndarray]:
-    """Returns all tensors in a checkpoint by name, using TensorFlow. Raises WeightsError if
-    TensorFlow is not installed, or if the file is corrupt or not a checkpoint.
+    """Returns all tensors in a checkpoint by name. Raises WeightsError if TensorFlow is not
+    installed, or if the file is corrupt or not a checkpoint.
     """
     try:
         import tensorflow as tf  # pyright: ignore[reportMissingModuleSource]
@@ -86,40 +85,37 @@ def read_checkpoint(file: Path) -> dict[str, np.ndarray]:
         raise WeightsError(f"{file} or one of its .data files is corrupt: {reason}") from error
 
 
-def load(src: Path) -> Found:
-    """Returns the network in a file for which `is_checkpoint` is true; raises WeightsError."""
+def load(src: Path) -> tuple[TrainedModel, list[str]]:
+    """Returns the network in a file for which `is_checkpoint` is true, without class names, and
+    notes on what was assumed. Raises WeightsError.
+    """
     tensors = read_checkpoint(src)
     arch, flat = from_slim(tensors, str(src))
     notes = [mapping.assumed_preprocessing("TF-slim", PREPROCESSING)]
     if any(name.endswith(_AVERAGED) for name in tensors):
         notes.append("used the moving averages of the variables, as TF-slim's evaluation does")
-    return Found(arch, flat, PREPROCESSING, {"format": "TF-slim checkpoint"}, notes)
-
-
-def _names() -> dict[str, str]:
-    """Returns slim's name for every variable except the scales, which slim does not have."""
-    modules = dict(_STEM)
-    for block in VARIANTS["paper"].widths:
-        # In slim, "a" is the pool before the blocks.
-        mixed = f"Mixed_{block[0]}{chr(ord(block[1]) + 1)}"
-        modules |= {f"inception_{block}/{b}": f"{mixed}/{t}" for b, t in _BRANCHES.items()}
-    modules["inception_5a/b5"] = "Mixed_5b/Branch_2/Conv2d_0a_3x3"  # not 0b, in slim only here
-    return mapping.name_variables(modules, _CONV) | {
-        "params/classifier/kernel": f"{_CLASSIFIER}weights",
-        "params/classifier/bias": f"{_CLASSIFIER}biases",
-    }
+    source = {"format": "TF-slim checkpoint"}
+    return TrainedModel(GoogLeNet(arch), unflatten(flat), PREPROCESSING, (), source), notes
 
 
 def from_slim(
     tensors: Mapping[str, np.ndarray], where: str
 ) -> tuple[Architecture, dict[str, np.ndarray]]:
-    """Returns the architecture and the flat variables of slim's Inception v1. If the checkpoint has
-    moving averages of the variables, they are used, as in slim's evaluation. Variables of the
-    optimiser are ignored. Raises the errors of `find_prefix` and `map_variables`.
+    """Returns the architecture and the flat variables of slim's Inception v1. Moving averages of
+    the variables are preferred, as in slim's evaluation. Variables of the optimiser are ignored.
     """
     prefix = mapping.find_prefix(tensors, _MARKERS, "TF-slim's Inception v1", where)
     tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
-    names = _names()
+    modules = dict(_STEM)
+    for block in ARCHITECTURE.widths:
+        # In slim, "a" is the pool before the blocks.
+        mixed = f"Mixed_{block[0]}{chr(ord(block[1]) + 1)}"
+        modules |= {f"inception_{block}/{b}": f"{mixed}/{t}" for b, t in _BRANCHES.items()}
+    modules["inception_5a/b5"] = "Mixed_5b/Branch_2/Conv2d_0a_3x3"  # not 0b, in slim only here
+    names = mapping.name_variables(modules, _CONV) | {
+        "params/classifier/kernel": f"{_CLASSIFIER}weights",
+        "params/classifier/bias": f"{_CLASSIFIER}biases",
+    }
     known = set(names.values())
     own = {
         name: value

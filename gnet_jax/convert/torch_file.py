@@ -79,19 +79,19 @@ class _Unpickler(pickle.Unpickler):
         if name in _SKIPPED_NAMES.get(module, ()) or name == "AttributeDict":  # Lightning's
             return _Ignored
         # These are bound methods, because a pickle cannot set attributes on them.
-        known: dict[str, Any] = {
-            "collections.OrderedDict": OrderedDict,
-            "collections.defaultdict": self._dict,
-            "torch._utils._rebuild_tensor_v2": self._tensor,
-            "torch._utils._rebuild_parameter": self._parameter,
-            "torch._utils._rebuild_parameter_with_state": self._parameter,
+        known: dict[tuple[str, str], Any] = {
+            ("collections", "OrderedDict"): OrderedDict,
+            ("collections", "defaultdict"): self._dict,
+            ("torch._utils", "_rebuild_tensor_v2"): self._tensor,
+            ("torch._utils", "_rebuild_parameter"): self._parameter,
+            ("torch._utils", "_rebuild_parameter_with_state"): self._parameter,
         }
-        if f"{module}.{name}" not in known:
-            raise WeightsError(
-                f"refers to {module}.{name}, which is not a tensor; nothing was executed. Save "
-                "only the weights: torch.save(model.state_dict(), PATH)"
-            )
-        return known[f"{module}.{name}"]
+        if (module, name) in known:
+            return known[module, name]
+        raise WeightsError(
+            f"refers to {module}.{name}, which is not a tensor; nothing was executed. Save only "
+            "the weights: torch.save(model.state_dict(), PATH)"
+        )
 
     def persistent_load(self, pid: Any) -> _Storage:
         match pid:
@@ -119,10 +119,9 @@ def is_torch_file(head: bytes) -> bool:
 
 
 def read_torch(path: Path) -> dict[str, np.ndarray]:
-    """Returns all tensors of the file by name, floats as float32. Nothing in the file is executed.
-    Keys of nested dicts are joined by slashes: "state_dict/conv1.conv.weight". Raises WeightsError
-    if the file contains no tensor, is corrupt or cut short, or refers to anything except tensors
-    and plain data, which the error names.
+    """Returns all tensors of the file by name, floats as float32. Keys of nested dicts are joined
+    by slashes: "state_dict/conv1.conv.weight". Raises WeightsError if the file contains no tensor,
+    is corrupt, or refers to anything except tensors and plain data, which the error names.
     """
     try:
         with path.open("rb") as file:
@@ -223,9 +222,8 @@ def write_torch(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
 
 
 def _pickled(tensors: Mapping[str, np.ndarray]) -> bytes:
-    """Returns the pickle of an OrderedDict of tensors. It is written opcode by opcode, because the
-    module pickle only writes names that it can import, and torch may not be installed.
-    """
+    # Opcode by opcode, because the module pickle only writes names that it can import, and torch
+    # may not be installed.
 
     def glob(module: str, name: str) -> bytes:
         return pickle.GLOBAL + f"{module}\n{name}\n".encode()

@@ -8,9 +8,9 @@ import numpy as np
 
 from gnet_jax.config import Preprocessing
 from gnet_jax.convert import mapping
-from gnet_jax.convert.mapping import Found
 from gnet_jax.model.architecture import VARIANTS, Architecture
-from gnet_jax.model_folder.folder import WeightsError
+from gnet_jax.model.googlenet import GoogLeNet
+from gnet_jax.model_folder.folder import TrainedModel, WeightsError, unflatten
 
 _STEM = {"conv1": "conv1", "conv2_reduce": "conv2", "conv2": "conv3"}
 _BRANCHES = {
@@ -39,23 +39,22 @@ PUBLISHED_SHA256 = "1378be20"
 
 def preprocessing(transform_input: bool) -> Preprocessing:
     """Returns torchvision's preprocessing. `transform_input` is an option of torchvision's network,
-    which the published weights require. They come from TensorFlow, where inputs are from -1 to 1.
-    The option makes the network map images that were normalised with ImageNet's mean and std to
-    (x / 255 - 0.5) / 0.5. Here, mean and std include this map.
+    which the published weights require, because they come from TensorFlow. It maps images that were
+    normalised with ImageNet's mean and std to (x / 255 - 0.5) / 0.5. Here, mean and std include it.
     """
-    red, green, blue = (0.5, 0.5, 0.5) if transform_input else (0.485, 0.456, 0.406)
-    std = (0.5, 0.5, 0.5) if transform_input else (0.229, 0.224, 0.225)
+    if transform_input:
+        return Preprocessing(mean=(127.5, 127.5, 127.5), std=(127.5, 127.5, 127.5))
     return Preprocessing(
-        mean=(255 * red, 255 * green, 255 * blue), std=(255 * std[0], 255 * std[1], 255 * std[2])
+        mean=(255 * 0.485, 255 * 0.456, 255 * 0.406), std=(255 * 0.229, 255 * 0.224, 255 * 0.225)
     )
 
 
 def load(
     tensors: Mapping[str, np.ndarray], src: Path, sha256: str, transform_input: bool | None
-) -> Found:
-    """Returns the network in a state dict. `transform_input` is that of `preprocessing`; None means
-    true for the published file and false for others. Raises WeightsError if it is false for the
-    published file, and the errors of `find_network` and `from_torchvision`.
+) -> tuple[TrainedModel, list[str]]:
+    """Returns the network in a state dict, without class names, and notes on everything that was
+    assumed, skipped or renamed. `transform_input` is that of `preprocessing`; None means true for
+    the published file, which requires it, and false for others. Raises WeightsError.
     """
     network, notes = find_network(tensors, str(src))
     arch, flat = from_torchvision(network, str(src))
@@ -68,24 +67,25 @@ def load(
     if published:
         untrained = "not trained, according to torchvision's documentation"
         source |= {"origin": "torchvision", "auxiliary_heads": untrained}
-        return Found(arch, flat, pixels, source, notes)
-    notes.append(mapping.assumed_preprocessing("torchvision", pixels))
-    if transform_input is None:
-        notes.append(
-            "assumed training without torchvision's transform_input; if the network was fine-tuned "
-            "from torchvision's published weights, use gnet convert --transform-input yes"
-        )
-    return Found(arch, flat, pixels, source, notes)
+    else:
+        notes.append(mapping.assumed_preprocessing("torchvision", pixels))
+        if transform_input is None:
+            notes.append(
+                "assumed training without torchvision's transform_input; if the network was "
+                "fine-tuned from torchvision's published weights, use gnet convert "
+                "--transform-input yes"
+            )
+    return TrainedModel(GoogLeNet(arch), unflatten(flat), pixels, (), source), notes
 
 
 def find_network(
     tensors: Mapping[str, np.ndarray], where: str
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """Returns the state dict of the GoogLeNet in a file, under torchvision's names, and notes on
-    everything that was changed. `tensors` are those of the file, with the names of `read_torch`. A
-    prefix of the names ("module.", "state_dict/model.") is removed. A classifier of one linear
-    layer is renamed to fc. Auxiliary heads with another number of classes than fc are skipped.
-    Raises WeightsError if there is no GoogLeNet, several, or one that is followed by other layers.
+    everything that was changed. `tensors` have the names of `read_torch`. A common prefix of the
+    names is removed. A classifier of one linear layer is renamed to fc. Auxiliary heads with
+    another number of classes are skipped. Raises WeightsError if there is no GoogLeNet, several, or
+    one that is followed by other layers.
     """
     tensors = {name.replace("_orig_mod.", ""): v for name, v in tensors.items()}  # torch.compile's
     prefix = mapping.find_prefix(tensors, _MARKERS, "a torchvision GoogLeNet", where)
@@ -99,79 +99,59 @@ def find_network(
             network[name.removeprefix(prefix)] = value
         else:
             beside[inside] = value
-    notes = _rename_classifiers(network, beside, where)
+    notes = [] if "fc.weight" in network else _rename_classifier(network, beside, where)
     if "fc.weight" in network:
-        _check_no_other_layers(network["fc.weight"], beside, where)
+        if network["fc.weight"].shape[2:] == (1, 1):
+            network["fc.weight"] = network["fc.weight"][:, :, 0, 0]
+        # A tensor outside the network may belong to a layer before or after it.
+        shape = network["fc.weight"].shape
+        classes = shape[0]
+        odd = [*_linear_layers(beside, classes), *_linear_layers(beside, shape[-1])]
+        if classes != 3:  # with 3 classes, they may be class weights of a loss
+            odd += [name for name, value in beside.items() if value.size == 3]
+        if odd:
+            raise WeightsError(f"{where} also has {odd[0]}; save only the GoogLeNet's state dict")
         heads = {f"{head}.": f"{head}.fc2.weight" for head in _HEADS.values()}
-        classes = {head: len(network[name]) for head, name in heads.items() if name in network}
-        notes += mapping.drop_heads(network, classes, len(network["fc.weight"]))
+        counts = {head: len(network[name]) for head, name in heads.items() if name in network}
+        notes += mapping.drop_heads(network, counts, classes)
     if skipped := [*beside, *elsewhere]:
         more = f" and {len(skipped) - 1:,} other tensors" if len(skipped) > 1 else ""
         notes.append(f"skipped {skipped[0]}{more}, which are not part of the network")
     return network, notes
 
 
-def _rename_classifiers(
+def _rename_classifier(
     network: dict[str, np.ndarray], beside: dict[str, np.ndarray], where: str
 ) -> list[str]:
     """Rename to fc the only linear layer whose input is the pooled features; returns notes. Move
     other layers of its module to `network`, so that `from_torchvision` raises an error naming them.
     """
-    for head in (f"{name}.fc2" for name in _HEADS.values()):
-        layers = _linear_layers({n: v for n, v in network.items() if n.startswith(f"{head}.")})
-        if len(layers) == 1:
-            _rename(network, layers[0], head)
-    notes = []
-    if "fc.weight" not in network:
-        ends = [f"inception5b.{_BRANCHES[b]}.conv.weight" for b in ("b1", "b3", "b5", "pool_proj")]
-        features = sum(len(network[name]) for name in ends if name in network)
-        usual = set(_names(_HEADS).values())
-        odd = {n: v for n, v in network.items() if n not in usual and not n.startswith("aux")}
-        found = _linear_layers(odd | beside, inputs=features)
-        if len(found) > 1:
-            raise WeightsError(f"{where} has two possible classifiers: {found[0]} and {found[1]}")
-        for layer in found:
-            module = layer.partition(".")[0] + "."
-            for name in [name for name in beside if name.startswith(module)]:
-                network[name] = beside.pop(name)
-            _rename(network, layer, "fc")
-            notes.append(f"used {layer} as the classifier, assuming no activation after it")
-    weight = network.get("fc.weight")
-    if weight is not None and weight.ndim == 4 and weight.shape[2:] == (1, 1):
-        network["fc.weight"] = weight[:, :, 0, 0]
-    if weight is not None and "fc.bias" not in network:
-        network["fc.bias"] = np.zeros(len(weight), np.float32)
-        notes.append("used 0 as the bias of the classifier, because the file has no bias for it")
-    return notes
+    ends = [f"inception5b.{_BRANCHES[b]}.conv.weight" for b in ("b1", "b3", "b5", "pool_proj")]
+    features = sum(len(network[name]) for name in ends if name in network)
+    usual = set(_names(_HEADS).values())
+    odd = {n: v for n, v in network.items() if n not in usual and not n.startswith("aux")}
+    found = _linear_layers(odd | beside, features)
+    if len(found) > 1:
+        raise WeightsError(f"{where} has two possible classifiers: {found[0]} and {found[1]}")
+    for layer in found:
+        module = layer.partition(".")[0] + "."
+        for name in [name for name in beside if name.startswith(module)]:
+            network[name] = beside.pop(name)
+        for part in ("weight", "bias"):
+            if f"{layer}.{part}" in network:
+                network[f"fc.{part}"] = network.pop(f"{layer}.{part}")
+    return [f"used {layer} as the classifier, assuming no activation after it" for layer in found]
 
 
-def _check_no_other_layers(
-    classifier: np.ndarray, beside: Mapping[str, np.ndarray], where: str
-) -> None:
-    """Raise if a tensor outside the network may belong to a layer before or after the network."""
-    classes, features = classifier.shape[0], classifier.shape[-1]
-    odd = [*_linear_layers(beside, classes), *_linear_layers(beside, features)]
-    if classes != 3:  # with 3 classes, they may be class weights of a loss
-        odd += [name for name, value in beside.items() if value.size == 3]
-    if odd:
-        raise WeightsError(f"{where} also has {odd[0]}; save only the state dict of the GoogLeNet")
-
-
-def _linear_layers(tensors: Mapping[str, np.ndarray], inputs: int | None = None) -> list[str]:
-    """Returns the names of linear layers and 1x1 convolutions with `inputs` inputs (None: any)."""
+def _linear_layers(tensors: Mapping[str, np.ndarray], inputs: int) -> list[str]:
+    """Returns the names of linear layers and 1x1 convolutions with this number of inputs."""
     return [
         name.removesuffix(".weight")
         for name, value in tensors.items()
         if name.endswith(".weight")
         and (value.ndim == 2 or (value.ndim == 4 and value.shape[2:] == (1, 1)))
-        and inputs in (None, value.shape[1])
+        and value.shape[1] == inputs
     ]
-
-
-def _rename(tensors: dict[str, np.ndarray], old: str, new: str) -> None:
-    for part in ("weight", "bias"):
-        if f"{old}.{part}" in tensors:
-            tensors[f"{new}.{part}"] = tensors.pop(f"{old}.{part}")
 
 
 def _names(heads: Collection[str]) -> dict[str, str]:
@@ -189,9 +169,7 @@ def _names(heads: Collection[str]) -> dict[str, str]:
 def from_torchvision(
     tensors: Mapping[str, np.ndarray], where: str
 ) -> tuple[Architecture, dict[str, np.ndarray]]:
-    """Returns the architecture and the flat variables of a state dict, with or without auxiliary
-    heads. Raises the errors of `map_variables`.
-    """
+    """Returns the architecture and the flat variables of a state dict, like `map_variables`."""
     used = {name: value for name, value in tensors.items() if not name.endswith(_STEPS)}
     heads = [ours for ours, theirs in _HEADS.items() if any(n.startswith(theirs) for n in used)]
     return mapping.map_variables(used, _names(heads), where, VARIANTS["torchvision"])

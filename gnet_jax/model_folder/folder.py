@@ -19,8 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
+import safetensors
 from flax import traverse_util
+from safetensors.numpy import save
 
 import gnet_jax
 from gnet_jax.config import Preprocessing, UserError, check_preprocessing, json_text
@@ -40,6 +43,11 @@ WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 CARD_FILE = "README.md"
 
+_FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": ml_dtypes.bfloat16}
+_DTYPES = {**_FLOATS, "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?"}
+# Fields that files of older versions do not have; their networks have the defaults.
+ADDED_LATER = ("stem_padding", "block")
+
 
 class WeightsError(UserError):
     """A file of weights is missing or corrupt, or does not fit the network."""
@@ -47,21 +55,13 @@ class WeightsError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class TrainedModel:
-    """A trained network with all information that is needed to use it.
-
-    Attributes:
-        model: the Flax module.
-        variables: `{"params", "batch_stats"}` in float32, with the heads of `model.arch.aux_after`.
-        preprocessing: how images are resized, cropped and normalised.
-        class_names: the name of each output; two classes can have the same name.
-        source: file, format, sha256 and notes on the origin of the weights.
-    """
+    """A trained network with all information that is needed to use it."""
 
     model: GoogLeNet
-    variables: dict[str, Any]
+    variables: dict[str, Any]  # {"params", "batch_stats"} in float32, with the auxiliary heads
     preprocessing: Preprocessing
-    class_names: tuple[str, ...]
-    source: dict[str, str]
+    class_names: tuple[str, ...]  # the name of each output; two classes can have the same name
+    source: dict[str, str]  # file, format, sha256 and notes on the origin of the weights
 
     def predict(
         self, images: "ImageLike | Sequence[ImageLike]", *, top: int = 5
@@ -105,7 +105,6 @@ def write_folder(path: str | Path, folder: TrainedModel) -> None:
     WeightsError if `path` contains anything else or cannot be written, or if `check_folder` fails.
     """
     from gnet_jax.model_folder.card import model_card
-    from gnet_jax.model_folder.tensor_file import write_tensors
 
     path = Path(path).expanduser().resolve()
     _refuse_to_overwrite(path)
@@ -120,11 +119,13 @@ def write_folder(path: str | Path, folder: TrainedModel) -> None:
             new.mkdir()
             write_tensors(new / WEIGHTS_FILE, flat, {"format": "gnet_jax"})
             config = config_of(folder) | {"weights_sha256": _sha256(new / WEIGHTS_FILE)}
-            # Bytes that are not UTF-8, in file names, are escaped; `json.loads` reads the escapes.
-            text = json_text(config, indent=2, ensure_ascii=False) + "\n"
-            (new / CONFIG_FILE).write_text(text, "utf-8", errors="backslashreplace")
-            card = model_card(config, flat, path.name)
-            (new / CARD_FILE).write_text(card, "utf-8", errors="backslashreplace")
+            texts = {
+                CONFIG_FILE: json_text(config, indent=2, ensure_ascii=False) + "\n",
+                CARD_FILE: model_card(config, flat, path.name),
+            }
+            for name, text in texts.items():
+                # Bytes that are not UTF-8, in file names, are escaped; `json.loads` reads them.
+                (new / name).write_text(text, "utf-8", errors="backslashreplace")
             if path.exists():
                 path.rename(old)
             try:
@@ -138,18 +139,19 @@ def write_folder(path: str | Path, folder: TrainedModel) -> None:
 
 
 def _refuse_to_overwrite(path: Path) -> None:
+    found, config = set(), {}
     try:
-        found = sorted(each.name for each in path.iterdir()) if path.exists() else []
+        found = {each.name for each in path.iterdir()} if path.exists() else found
+        if CONFIG_FILE in found:
+            config = json.loads((path / CONFIG_FILE).read_text("utf-8-sig"))
     except OSError as error:
-        raise WeightsError(f"cannot list {path}: {error.strerror}") from error
-    lost = [name for name in found if name not in (WEIGHTS_FILE, CONFIG_FILE, CARD_FILE)]
-    try:
-        if found and "gnet_jax" not in json.loads((path / CONFIG_FILE).read_text("utf-8-sig")):
-            lost += found
-    except (OSError, ValueError, TypeError):
-        lost += found
-    if lost:
-        raise WeightsError(f"{path} is not a model folder: replacing it would delete {lost[0]}")
+        raise WeightsError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError:
+        pass  # a corrupt config.json is not that of a model folder
+    if isinstance(config, dict) and "gnet_jax" in config:
+        found -= {WEIGHTS_FILE, CONFIG_FILE, CARD_FILE}
+    if found:
+        raise WeightsError(f"{path} is not a model folder: replacing it would delete {min(found)}")
 
 
 def is_model_folder(path: Path) -> bool:
@@ -162,8 +164,6 @@ def read_folder(path: str | Path) -> TrainedModel:
     the names and shapes of all tensors. Raises WeightsError if the folder is missing or corrupt, or
     if its weights do not fit its architecture.
     """
-    from gnet_jax.model_folder.tensor_file import read_tensors
-
     path = Path(path).expanduser()
     if not is_model_folder(path):
         raise WeightsError(f"{path} is not a folder with {WEIGHTS_FILE} and {CONFIG_FILE}")
@@ -185,42 +185,31 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def config_of(folder: TrainedModel) -> dict[str, Any]:
-    """Returns the content of config.json: everything about the model except its variables. Raises
-    the errors of `write_description`.
-    """
-    return write_description(folder.model, folder.preprocessing, folder.class_names, folder.source)
-
-
-def folder_of(config: Any, tensors: dict[str, Any], where: str | Path) -> TrainedModel:
-    """Returns the model with the description `config` (from `config_of`) and the variables
-    `tensors`. Raises WeightsError naming the file `where` and the first part that does not fit.
-    """
-    try:
-        model, preprocessing, names, source = read_description(config)
-    except UserError as error:
-        raise WeightsError(f"the config of {where} is invalid: {error}") from error
-    folder = TrainedModel(model, unflatten(tensors), preprocessing, names, source)
-    check_folder(folder, str(where))
-    return folder
-
-
 def check_folder(folder: TrainedModel, where: str) -> None:
-    """Raise a WeightsError, naming `where`, if variables or class names do not fit the model."""
+    """Raise a WeightsError, naming `where` and the first part that does not fit, unless the class
+    names and the names and shapes of the variables fit the model, and all values are finite. The
+    shapes of fully connected layers depend on the image size.
+    """
     classes = folder.model.arch.num_classes
     if classes < 2:
         raise WeightsError(f"{where} has {classes} output; a softmax needs at least 2")
     if len(folder.class_names) != classes:
         raise WeightsError(f"{where} has {len(folder.class_names)} names for {classes} classes")
     try:
-        check(folder.model, flatten(folder.variables), folder.preprocessing.image_size, where)
-    except WeightsError:
-        raise
+        expected = expected_shapes(folder.model, folder.preprocessing.image_size)
     except (ValueError, TypeError, LookupError, ArithmeticError) as error:
         raise WeightsError(f"{where} describes a network that cannot be built: {error}") from error
+    flat = flatten(folder.variables)
+    for name in sorted(expected.keys() | flat.keys()):
+        found = flat[name].shape if name in flat else "absent"
+        wanted = expected.get(name, "absent")
+        if found != wanted:
+            raise WeightsError(f"{where} does not fit: {name} is {found} instead of {wanted}")
+        if not np.isfinite(flat[name]).all():
+            raise WeightsError(f"{where}: {name} has values that are not finite")
 
 
-# Conversion of variables between trees and flat dicts.
+# Variables, as a tree, as a dict, and in a safetensors file.
 
 
 def flatten(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -242,19 +231,36 @@ def expected_shapes(model: GoogLeNet, image_size: int) -> dict[str, tuple[int, .
     return {name: value.shape for name, value in shapes.items()}
 
 
-def check(model: GoogLeNet, flat: Mapping[str, Any], image_size: int, where: str) -> None:
-    """Raise a WeightsError, naming `where` and the variable, if `flat` does not have exactly the
-    variables of `model` with the right shapes, or has values that are not finite. The shapes of
-    fully connected layers depend on `image_size`.
+def is_safetensors(head: bytes) -> bool:
+    """Returns whether a file that begins with `head` looks like a safetensors file."""
+    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000
+
+
+def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Returns the arrays of a safetensors file by name, floats as float32, and its metadata. Raises
+    WeightsError if the file is missing or corrupt or has another format.
     """
-    expected = expected_shapes(model, image_size)
-    for name in sorted(expected.keys() | flat.keys()):
-        found = tuple(flat[name].shape) if name in flat else "absent"
-        wanted = expected.get(name, "absent")
-        if found != wanted:
-            raise WeightsError(f"{where} does not fit: {name} is {found} instead of {wanted}")
-        if not np.isfinite(flat[name]).all():
-            raise WeightsError(f"{where}: {name} has values that are not finite")
+    try:
+        data = path.read_bytes()
+        entries = safetensors.deserialize(data)  # `safe_open` reads no bfloat16 without torch
+    except OSError as error:
+        raise WeightsError(f"cannot read {path}: {error.strerror}") from error
+    except safetensors.SafetensorError as error:
+        raise WeightsError(f"{path} is not a complete safetensors file: {error}") from error
+    tensors = {}
+    for name, entry in entries:
+        if entry["dtype"] not in _DTYPES:
+            raise WeightsError(f"{path}: {name} has the unknown type {entry['dtype']}")
+        array = np.frombuffer(entry["data"], _DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        tensors[name] = array.astype(np.float32) if entry["dtype"] in _FLOATS else array
+    length = int.from_bytes(data[:8], "little")
+    return tensors, json.loads(data[8 : 8 + length]).get("__metadata__", {})
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: dict[str, str]) -> None:
+    """Write `tensors` by name to a safetensors file, with `metadata` in its header."""
+    contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+    path.write_bytes(save(contiguous, metadata))
 
 
 # The description of a model, without its variables, as JSON.
@@ -265,14 +271,22 @@ class SchemaError(UserError):
 
 
 def from_json(kind: type[T], value: Any, where: str = "") -> T:
-    """Convert `value`, which is from `json.loads`, to the type `kind`. Missing fields have their
-    defaults. `kind` is a dataclass, a named tuple, or a type of their fields: Literal, union,
-    tuple, Mapping with str keys, or a plain type. Raises SchemaError for an unknown field or a
-    wrong type; `where` is the name of the value in its message.
+    """Convert `value`, from `json.loads`, to `kind`: a dataclass, a named tuple, or a type of their
+    fields. Missing fields have their defaults. Raises SchemaError for an unknown field or a wrong
+    type; `where` is the name of the value in its message.
     """
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind) or hasattr(kind, "_fields"):
-        return _object(kind, value, where)
+        if not isinstance(value, dict):
+            raise SchemaError(f"{where or 'the file'} is {value!r}; it must be an object")
+        hints, prefix = typing.get_type_hints(kind), f"{where}." if where else ""
+        if unknown := sorted(value.keys() - hints.keys()):
+            raise SchemaError(f"{prefix}{unknown[0]} is not a field of {kind.__name__}")
+        fields = {name: from_json(hints[name], v, f"{prefix}{name}") for name, v in value.items()}
+        try:
+            return kind(**fields)
+        except TypeError as error:  # a field of a named tuple is missing
+            raise SchemaError(f"{where}: {error}") from error
     if origin is Literal and value in args:
         return value
     if origin in (typing.Union, types.UnionType):
@@ -294,19 +308,6 @@ def from_json(kind: type[T], value: Any, where: str = "") -> T:
     raise SchemaError(f"{where} is {value!r}; it must be {wanted.removeprefix('typing.')}")
 
 
-def _object(kind: Any, value: Any, where: str) -> Any:
-    hints = typing.get_type_hints(kind)
-    if not isinstance(value, dict):
-        raise SchemaError(f"{where or 'the file'} is {value!r}; it must be an object")
-    prefix = f"{where}." if where else ""
-    if unknown := sorted(value.keys() - hints.keys()):
-        raise SchemaError(f"{prefix}{unknown[0]} is not a field of {kind.__name__}")
-    try:
-        return kind(**{n: from_json(hints[n], v, f"{prefix}{n}") for n, v in value.items()})
-    except TypeError as error:  # a field of a named tuple is missing
-        raise SchemaError(f"{where}: {error}") from error
-
-
 def to_json(value: Any) -> Any:
     """Convert `value` to JSON for `from_json`. Dataclasses and named tuples become objects."""
     if dataclasses.is_dataclass(value):
@@ -320,44 +321,34 @@ def to_json(value: Any) -> Any:
     return value
 
 
-# Fields that files of older versions do not have; their networks have the defaults.
-ADDED_LATER = ("stem_padding", "block")
-
-
-def write_description(
-    model: GoogLeNet,
-    preprocessing: Preprocessing,
-    class_names: Sequence[str],
-    source: Mapping[str, str],
-) -> dict[str, Any]:
-    """Returns a description of a model without its variables, as JSON: all that is needed to use
-    the model, and the version of gnet_jax. Raises WeightsError if the architecture alone cannot
-    rebuild the network: it is not a GoogLeNet instance, or it uses custom operations.
+def config_of(folder: TrainedModel) -> dict[str, Any]:
+    """Returns the content of config.json: the version of gnet_jax, and everything about the model
+    except its variables. Raises WeightsError if the architecture alone cannot rebuild the network:
+    it is not a GoogLeNet instance, or it uses custom operations.
     """
+    model = folder.model
     if type(model) is not GoogLeNet or model.ops not in (FAST, REFERENCE):
-        raise WeightsError(
-            f"cannot save a {type(model).__name__} that uses custom code or custom ops"
-        )
+        raise WeightsError(f"cannot save a {type(model).__name__} with custom code or custom ops")
     for part in model.arch.own_parts:
         if not custom.is_portable(part):
             own_part = part.removeprefix("<process>:")
             raise WeightsError(f"no other process can load {own_part}; define it in a file")
-    description = {
+    config = {
         "gnet_jax": gnet_jax.__version__,
         "architecture": to_json(model.arch),
         "dtype": jnp.dtype(model.dtype).name,
         "num_classes": model.arch.num_classes,
-        "preprocessing": to_json(preprocessing),
-        "source": dict(source),
-        "id2label": {str(i): name for i, name in enumerate(class_names)},
+        "preprocessing": to_json(folder.preprocessing),
+        "source": dict(folder.source),
+        "id2label": {str(i): name for i, name in enumerate(folder.class_names)},
     }
     if model.arch.own_parts:
-        description["own_code"] = {part: custom.digest(part) for part in model.arch.own_parts}
-    return description
+        config["own_code"] = {part: custom.digest(part) for part in model.arch.own_parts}
+    return config
 
 
 class _Fields(NamedTuple):
-    """The fields that `write_description` always writes, except the version."""
+    """The fields that `config_of` always writes, except the version."""
 
     architecture: Architecture
     dtype: Literal["float32", "bfloat16"]
@@ -367,21 +358,36 @@ class _Fields(NamedTuple):
     id2label: Mapping[str, str]
 
 
-def read_description(
-    value: Any,
-) -> tuple[GoogLeNet, Preprocessing, tuple[str, ...], dict[str, str]]:
-    """Returns the arguments of `write_description` from its result `value`, which may have
-    additional fields. Raises UserError naming the first field that is missing or invalid.
+def folder_of(config: Any, tensors: dict[str, Any], where: str | Path) -> TrainedModel:
+    """Returns the model with the description `config` (from `config_of`; additional fields are
+    ignored) and the variables `tensors`. Raises WeightsError naming the file `where` and the first
+    part that is missing, invalid or does not fit.
     """
-    if not isinstance(value, dict):
-        raise SchemaError(f"it is of type {type(value).__name__}; it must be an object")
-    _refuse_missing(_Fields, value)
-    for part, kind in (("architecture", Architecture), ("preprocessing", Preprocessing)):
-        _refuse_missing(kind, value[part], f"{part}.")
-    found = from_json(_Fields, {name: value[name] for name in _Fields._fields})
+    try:
+        found = _read_config(config)
+    except UserError as error:
+        raise WeightsError(f"the config of {where} is invalid: {error}") from error
+    model = GoogLeNet(found.architecture, dtype=jnp.dtype(found.dtype))
+    names = tuple(found.id2label[str(i)] for i in range(len(found.id2label)))
+    folder = TrainedModel(model, unflatten(tensors), found.preprocessing, names, dict(found.source))
+    check_folder(folder, str(where))
+    return folder
+
+
+def _read_config(config: Any) -> _Fields:
+    if not isinstance(config, dict):
+        raise SchemaError(f"it is of type {type(config).__name__}; it must be an object")
+    kinds = {"": _Fields, "architecture": Architecture, "preprocessing": Preprocessing}
+    for part, kind in kinds.items():
+        value = config[part] if part else config
+        # Refuse missing fields, because a default could be wrong without being noticed.
+        for name in typing.get_type_hints(kind):
+            if isinstance(value, dict) and name not in value and name not in ADDED_LATER:
+                raise SchemaError(f"{f'{part}.{name}'.lstrip('.')} is missing")
+    found = from_json(_Fields, {name: config[name] for name in _Fields._fields})
     arch, labels = found.architecture, found.id2label
     for part in arch.own_parts:
-        if custom.digest(part) != value.get("own_code", {}).get(part):
+        if custom.digest(part) != config.get("own_code", {}).get(part):
             name = part.rpartition(":")[0]
             warning = f"warning: {name} is not the file with which the model was saved"
             print(f"{warning}; if its network differs, the results are wrong", file=sys.stderr)
@@ -391,13 +397,4 @@ def read_description(
     if missing := [i for i in range(len(labels)) if str(i) not in labels]:
         raise SchemaError(f"id2label.{missing[0]} is missing; the keys must be 0, 1, ...")
     check_preprocessing(found.preprocessing, "preprocessing")
-    names = tuple(labels[str(i)] for i in range(len(labels)))
-    model = GoogLeNet(arch, dtype=jnp.dtype(found.dtype))
-    return model, found.preprocessing, names, dict(found.source)
-
-
-def _refuse_missing(kind: type, value: Any, where: str = "") -> None:
-    # Raise an error, because the default of a missing field could be wrong without being noticed.
-    for name in typing.get_type_hints(kind):
-        if isinstance(value, dict) and name not in value and name not in ADDED_LATER:
-            raise SchemaError(f"{where}{name} is missing")
+    return found

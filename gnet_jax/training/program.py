@@ -19,7 +19,7 @@ from gnet_jax.data.sources.classes import empty_classes, listed, nfc, refuse_unk
 from gnet_jax.model.architecture import VARIANTS, Architecture, smallest_size
 from gnet_jax.model.googlenet import GoogLeNet, abstract_variables, init
 from gnet_jax.model.layers import roles_by_path
-from gnet_jax.model_folder.folder import TrainedModel, write_description
+from gnet_jax.model_folder.folder import TrainedModel, config_of
 from gnet_jax.training import gradients, sharding
 from gnet_jax.training.optimizer import Optimizer, check_freeze, make_optimizer
 from gnet_jax.training.sharding import machine_memory, put_state, replicated
@@ -127,7 +127,8 @@ class Run:
         source = {"format": "training workdir", "data": self.config.data.source}
         if self.config.init is not None:
             source["started_from"] = self.config.init
-        return write_description(self.program.model, self.config.data.preprocessing, names, source)
+        pixels, model = self.config.data.preprocessing, self.program.model
+        return config_of(TrainedModel(model, {}, pixels, tuple(names), source))
 
 
 def make_train_step(config: Config, model: GoogLeNet, optimizer: Optimizer) -> Any:

@@ -1,6 +1,7 @@
 """Small networks, and real data where the machine has them."""
 
 import dataclasses
+import functools
 import os
 import tarfile
 from pathlib import Path
@@ -9,10 +10,11 @@ import numpy as np
 import pytest
 
 from gnet_jax.config import Preprocessing
+from gnet_jax.convert.torchvision import to_torchvision
 from gnet_jax.model.architecture import architecture
 from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.model_folder import TrainedModel
-from gnet_jax.model_folder.folder import expected_shapes, unflatten
+from gnet_jax.model_folder.folder import expected_shapes, flatten, unflatten
 
 
 def shared(name: str) -> Path:
@@ -32,11 +34,14 @@ def photos(count: int) -> list[bytes]:
         return [tar.extractfile(name).read() for name in spread]
 
 
+cached_shapes = functools.lru_cache(expected_shapes)
+
+
 def random_variables(model: GoogLeNet, image_size: int) -> dict:
     """Random variables that keep activations of size one, variances above zero among them."""
     generator = np.random.default_rng(0)
     flat = {}
-    for name, shape in expected_shapes(model, image_size).items():
+    for name, shape in cached_shapes(model, image_size).items():
         if name.endswith("kernel"):
             bound = (6 / np.prod(shape[:-1])) ** 0.5
             value = generator.uniform(-bound, bound, shape)
@@ -64,6 +69,19 @@ def small_folder(variant: str = "paper", image_size: int = 32, **knobs) -> Train
     source = {"file": "none", "format": "test", "sha256": "0"}
     variables = random_variables(model, image_size)
     return TrainedModel(model, variables, preprocessing, names, source)
+
+
+def narrow_torchvision(classes=7, aux_after=("4a", "4d")):
+    """The architecture of torchvision's network, and flat variables a sixteenth as wide."""
+    knobs = {"num_classes": classes, "aux_after": aux_after}
+    narrow = GoogLeNet(architecture("torchvision", width_multiplier=1 / 16, **knobs))
+    return architecture("torchvision", **knobs), flatten(random_variables(narrow, 224))
+
+
+@pytest.fixture(scope="session")
+def plain():
+    """torchvision's state dict of a narrow network with seven classes, without auxiliary heads."""
+    return to_torchvision(*narrow_torchvision(aux_after=()))
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from tests.convert.conftest import shared
 @pytest.fixture(scope="module")
 def blobs_and_endpoints(caffemodel):
     blobs = dict(np.load(shared("caffe_blobs_227.npz")))
-    arch, flat = from_caffe(read_caffemodel(caffemodel).layers, "file")
+    arch, flat = from_caffe(read_caffemodel(caffemodel)[0], "file")
     images = jnp.asarray(blobs.pop("data"))[None]
     model = GoogLeNet(arch)
     found = jax.jit(lambda v, x: endpoints(model, v, x))(unflatten(flat), images)
@@ -50,7 +50,7 @@ def opencv_logits(model: bytes, text: bytes, x_BHWC: np.ndarray, names: list[str
 
 
 def test_opencv_reads_the_same_network(caffemodel):
-    layers = read_caffemodel(caffemodel).layers
+    layers = read_caffemodel(caffemodel)[0]
     arch, flat = from_caffe(layers, "file")
     x = np.random.default_rng(0).uniform(-120, 130, (2, 224, 224, 3)).astype(np.float32)
     text = prototxt(layers, 224)
@@ -83,7 +83,7 @@ def test_every_form_of_the_format_reads_the_same(tmp_path, form):
     layers = random_layers()
     file = tmp_path / "any.caffemodel"
     file.write_bytes(caffemodel_bytes(layers, **form))
-    arch, flat = from_caffe(read_caffemodel(file).layers, str(file))
+    arch, flat = from_caffe(read_caffemodel(file)[0], str(file))
     arch_direct, flat_direct = from_caffe(layers, "memory")
     assert arch == arch_direct
     for name, value in flat_direct.items():
@@ -91,11 +91,11 @@ def test_every_form_of_the_format_reads_the_same(tmp_path, form):
 
 
 def test_the_v1_generation_of_the_published_weights_reads_the_same(caffemodel, tmp_path):
-    layers = read_caffemodel(caffemodel).layers
+    layers = read_caffemodel(caffemodel)[0]
     file = tmp_path / "v1.caffemodel"
     file.write_bytes(caffemodel_bytes(layers, v1=True))
     arch, flat = from_caffe(layers, "new")
-    arch_v1, flat_v1 = from_caffe(read_caffemodel(file).layers, "v1")
+    arch_v1, flat_v1 = from_caffe(read_caffemodel(file)[0], "v1")
     assert arch == arch_v1
     assert all(np.array_equal(flat[name], flat_v1[name]) for name in flat | flat_v1)
 
@@ -164,7 +164,7 @@ def test_no_cut_goes_unnoticed(tmp_path):
     for length in np.linspace(0, len(whole) - 1, 60).astype(int):
         file.write_bytes(whole[:length])
         with pytest.raises(WeightsError, match=str(file)):
-            from_caffe(read_caffemodel(file).layers, str(file))
+            from_caffe(read_caffemodel(file)[0], str(file))
 
 
 def test_the_missing_layer_is_named():

@@ -15,20 +15,9 @@ from gnet_jax.config import UserError
 from gnet_jax.convert.export import export
 from gnet_jax.convert.read import convert, read
 from gnet_jax.convert.torch_file import write_torch
-from gnet_jax.convert.torchvision import to_torchvision
-from gnet_jax.model.architecture import architecture
-from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.model_folder import WeightsError, read_folder, write_folder
-from gnet_jax.model_folder.folder import flatten
-from gnet_jax.model_folder.tensor_file import write_tensors
+from gnet_jax.model_folder.folder import flatten, write_tensors
 from tests.convert.caffe_files import caffemodel_bytes, random_layers
-from tests.convert.conftest import random_variables
-
-
-@pytest.fixture(scope="module")
-def state_dict():
-    model = GoogLeNet(architecture("torchvision", 7, aux_after=()))
-    return to_torchvision(model.arch, flatten(random_variables(model, 224)))
 
 
 def assert_written(folder, path):
@@ -68,16 +57,16 @@ def test_the_published_file_is_known_by_its_sha1(tmp_path, monkeypatch):
     assert read(file).source["license"] == "unrestricted"
 
 
-def test_a_torch_state_dict(tmp_path, state_dict):
-    write_torch(tmp_path / "net.caffemodel", state_dict)  # the suffix lies
+def test_a_torch_state_dict(tmp_path, plain):
+    write_torch(tmp_path / "net.caffemodel", plain)  # the suffix lies
     folder = convert(tmp_path / "net.caffemodel", tmp_path / "model")
     assert folder.source["format"] == "torch state dict"
     assert folder.preprocessing.mean == pytest.approx((123.675, 116.28, 103.53))
     assert_written(folder, tmp_path / "model")
 
 
-def test_a_safetensors_state_dict_with_transform_input(tmp_path, state_dict):
-    save_file({name: np.array(v) for name, v in state_dict.items()}, tmp_path / "net")
+def test_a_safetensors_state_dict_with_transform_input(tmp_path, plain):
+    save_file({name: np.array(v) for name, v in plain.items()}, tmp_path / "net")
     names = ["a", "b", "c", "d", "e", "f", "g"]
     folder = convert(tmp_path / "net", tmp_path / "model", class_names=names, transform_input=True)
     assert folder.source["format"] == "safetensors state dict"
@@ -130,9 +119,9 @@ def test_a_file_of_another_kind_is_refused(tmp_path, content):
     assert not (tmp_path / "model").exists()
 
 
-def test_a_cut_file_is_refused_whatever_its_kind(tmp_path, state_dict, small):
+def test_a_cut_file_is_refused_whatever_its_kind(tmp_path, plain, small):
     write_tensors(tmp_path / "net.safetensors", flatten(small.variables), {"format": "gnet_jax"})
-    write_torch(tmp_path / "net.pth", state_dict)
+    write_torch(tmp_path / "net.pth", plain)
     (tmp_path / "net.caffemodel").write_bytes(caffemodel_bytes(random_layers()))
     for kind in ("safetensors", "pth", "caffemodel"):
         file = tmp_path / f"net.{kind}"

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import jax
+import jax.export
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -35,6 +36,10 @@ def test_what_is_written_agrees_and_stays_alone(tmp_path, small, suffix):
     need(suffix)
     assert export(small, tmp_path / f"net{suffix}") <= 1e-5
     assert [path.name for path in tmp_path.iterdir()] == [f"net{suffix}"]
+    if suffix == ".stablehlo":
+        program = jax.export.deserialize(bytearray((tmp_path / "net.stablehlo").read_bytes()))
+        assert program.platforms == ("cpu", "cuda", "tpu")
+        assert program.in_avals[0].shape[1:] == (32, 32, 3)
 
 
 @pytest.mark.parametrize(
@@ -67,8 +72,9 @@ def test_auxiliary_heads_are_left_out_of_graphs(tmp_path):
     need(".onnx")
     import onnx
 
-    export(small_folder(stem="imagenet", image_size=224, aux_after=("4a",)), tmp_path / "net.onnx")
+    export(small_folder(aux_after=("4a",)), tmp_path / "net.onnx")
     graph = onnx.load(tmp_path / "net.onnx")
+    assert ([each.version for each in graph.opset_import], graph.ir_version) == ([13], 8)
     assert not [node.name for node in graph.graph.node if "aux" in node.name]
     assert [output.name for output in graph.graph.output] == ["logits"]
     config = json.loads({p.key: p.value for p in graph.metadata_props}["config"])
@@ -128,7 +134,7 @@ def test_batch_norm_is_folded_with_an_epsilon_of_a_thousandth(tmp_path):
 
 
 def test_a_safetensors_file_keeps_the_auxiliary_heads(tmp_path):
-    folder = small_folder(stem="imagenet", image_size=224, aux_after=("4a",))
+    folder = small_folder(aux_after=("4a",))
     assert export(folder, tmp_path / "net.safetensors") == 0
     tensors = load_file(tmp_path / "net.safetensors")
     expected = folder.variables["params"]["aux_4a"]["fc"]["kernel"]
@@ -141,15 +147,22 @@ def test_a_network_in_bfloat16_is_exported_in_float32(tmp_path, small):
     assert export(dataclasses.replace(small, model=model), tmp_path / "net.onnx") <= 1e-5
 
 
-@pytest.mark.parametrize(("value", "difference"), [(0.0, r"1\.0e\+00"), (np.nan, "nan")])
+@pytest.mark.parametrize(
+    ("factor", "difference"),
+    [(0.0, r"1\.0e\+00"), (np.nan, "nan"), (1 + 2e-4, r"2\.0e-04"), (1 + 5e-5, None)],
+)
 def test_a_file_that_computes_something_else_is_removed(
-    tmp_path, small, monkeypatch, value, difference
+    tmp_path, small, monkeypatch, factor, difference
 ):
     def wrong(folder, out):
         out.write_bytes(b"...")
-        return lambda x_BHWC: np.full((len(x_BHWC), 3), value, np.float32)
+        apply = jax.jit(small.model.apply)
+        return lambda x_BHWC: factor * np.asarray(apply(small.variables, x_BHWC).logits, "f8")
 
     monkeypatch.setitem(export_room._WRITERS, ".onnx", wrong)
+    if difference is None:
+        assert export(small, tmp_path / "net.onnx") == pytest.approx(5e-5, rel=0.05)
+        return
     with pytest.raises(ExportError, match=difference):
         export(small, tmp_path / "net.onnx")
     assert not list(tmp_path.iterdir())
@@ -262,3 +275,12 @@ def test_a_nan_in_any_batch_is_no_agreement(small):
         return np.full((len(x_BHWC), 3), 1.0 if len(x_BHWC) == 1 else np.nan)
 
     assert not export_room._largest_difference(small, nan_in_the_larger) <= 1
+
+
+def test_a_model_that_is_read_back_must_be_identical(small):
+    other = GoogLeNet(dataclasses.replace(small.model.arch, dropout=0.1))
+    params = small.variables["params"]
+    more = {"params": params | {"more": {"bias": np.zeros(1, np.float32)}}}
+    assert export_room._largest_difference(small, small) == 0
+    for change in ({"model": other}, {"variables": more}):
+        assert export_room._largest_difference(small, dataclasses.replace(small, **change)) > 1

@@ -13,7 +13,7 @@ from gnet_jax.convert.torchvision import to_torchvision
 from gnet_jax.data.sources.classes import imagenet_classes
 from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.model_folder import WeightsError, read_folder
-from gnet_jax.model_folder.folder import check, flatten
+from gnet_jax.model_folder.folder import expected_shapes, flatten
 
 TABLE = bytes(40) + bytes.fromhex("57fb808b247547db")  # ends as a checkpoint does
 BLOCKS = {
@@ -126,7 +126,9 @@ def tensors():
 def test_every_variable_has_its_place(tensors):
     arch, flat = from_slim(tensors, "memory")
     assert arch == ARCHITECTURE
-    check(GoogLeNet(arch), flat, 224, "memory")
+    assert (arch.norm, arch.branch5_kernel, arch.pool4_window) == ("batch_norm", 3, 2)
+    assert (arch.stem_padding, arch.aux_after, arch.dropout) == ("same", (), 0.2)
+    assert {name: v.shape for name, v in flat.items()} == expected_shapes(GoogLeNet(arch), 224)
     for module, theirs in {
         "conv1": "Conv2d_1a_7x7",
         "conv2_reduce": "Conv2d_2b_1x1",

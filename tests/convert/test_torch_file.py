@@ -19,6 +19,7 @@ ARRAYS = {
     "matrix": np.arange(6, dtype=np.float32).reshape(2, 3),
     "scalar": np.array(3, np.int64),
     "empty": np.zeros((0, 4), np.float32),
+    "transposed": np.arange(6, dtype=np.float32).reshape(3, 2).T,
 }
 
 
@@ -39,9 +40,9 @@ def zipped(path: Path, data: bytes) -> Path:
     return path
 
 
-def legacy(path: Path, data: bytes) -> Path:
-    head = [pickle.dumps(0x1950A86A20F9469CFC6C, 2), pickle.dumps(1001, 2)]
-    path.write_bytes(b"".join([*head, pickle.dumps({"little_endian": True}, 2), data]))
+def legacy(path: Path, data: bytes, version: int = 1001, little_endian: bool = True) -> Path:
+    head = [0x1950A86A20F9469CFC6C, version, {"little_endian": little_endian}]
+    path.write_bytes(b"".join([*(pickle.dumps(part, 2) for part in head), data]))
     return path
 
 
@@ -86,9 +87,43 @@ def test_what_is_written_is_read(tmp_path):
         np.testing.assert_array_equal(found[name], array)
 
 
-def test_strides_are_followed(tmp_path):
+def test_strides_and_offsets_are_followed(tmp_path):
     found = read_torch(zipped(tmp_path / "a.pth", tensor_pickle((3, 2), (1, 3))))
     np.testing.assert_array_equal(found["w"], [[0, 3], [1, 4], [2, 5]])
+    found = read_torch(zipped(tmp_path / "a.pth", tensor_pickle((2, 2), (3, 1), 1)))
+    np.testing.assert_array_equal(found["w"], [[1, 2], [4, 5]])
+
+
+STORAGE = struct.pack("<q", 6) + np.arange(6, dtype="<f4").tobytes()
+STORAGE = pickle.dumps(["0", "0"], 2) + STORAGE + STORAGE  # the reader must stop after the first
+
+
+def test_the_legacy_format_is_read(tmp_path):
+    file = legacy(tmp_path / "a.pth", tensor_pickle((2, 2), (3, 1), 1) + STORAGE)
+    assert is_torch_file(file.read_bytes())
+    np.testing.assert_array_equal(read_torch(file)["w"], [[1, 2], [4, 5]])
+
+
+@pytest.mark.parametrize("head", [(1000, True), (1001, False)])
+def test_a_legacy_file_of_another_version_or_byte_order_is_refused(tmp_path, head):
+    file = legacy(tmp_path / "a.pth", tensor_pickle((6,), (1,)) + STORAGE, *head)
+    with pytest.raises(WeightsError, match=f"version {head[0]} or big-endian"):
+        read_torch(file)
+
+
+def test_a_view_of_another_storage_is_refused(tmp_path):
+    data = tensor_pickle((6,), (1,)).replace(b"K\x06tQ", b"K\x06K\x01tQ")
+    with pytest.raises(WeightsError, match="not a storage"):
+        read_torch(zipped(tmp_path / "a.pth", data))
+
+
+def test_a_compressed_storage_is_refused(tmp_path):
+    file = tmp_path / "a.pth"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("archive/data.pkl", tensor_pickle((6,), (1,)))
+        archive.writestr("archive/data/0", bytes(24), zipfile.ZIP_DEFLATED)
+    with pytest.raises(WeightsError, match="storage 0"):
+        read_torch(file)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +163,7 @@ def test_a_pickle_cannot_change_the_reader(tmp_path):
     data = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\nN}X\x08\x00\x00\x00__code__K\x01s\x86b."
     with pytest.raises(WeightsError):
         read_torch(zipped(tmp_path / "evil.pth", data))
-    test_strides_are_followed(tmp_path)
+    test_strides_and_offsets_are_followed(tmp_path)
 
 
 def test_a_cut_file_is_refused(tmp_path):

@@ -6,29 +6,32 @@ import jax
 import numpy as np
 import pytest
 
+from gnet_jax.convert.export import ExportError, export
 from gnet_jax.convert.torch_file import read_torch, write_torch
 from gnet_jax.convert.torchvision import from_torchvision, preprocessing, to_torchvision
 from gnet_jax.model.architecture import architecture
 from gnet_jax.model.googlenet import GoogLeNet
-from gnet_jax.model_folder import WeightsError
-from gnet_jax.model_folder.folder import flatten, unflatten
-from tests.convert.conftest import random_variables
+from gnet_jax.model_folder import TrainedModel, WeightsError
+from gnet_jax.model_folder.folder import unflatten
+from tests.convert.conftest import narrow_torchvision
 
 
 @pytest.fixture(scope="module")
 def own():
-    model = GoogLeNet(architecture("torchvision", 7))
-    return model, flatten(random_variables(model, 224))
+    return narrow_torchvision()
 
 
 @pytest.mark.parametrize("aux", [True, False])
 def test_there_and_back_changes_nothing(own, aux):
-    model, flat = own
+    arch, flat = own
     if not aux:
-        model = GoogLeNet(dataclasses.replace(model.arch, aux_after=()))
+        arch = dataclasses.replace(arch, aux_after=(), aux_pool="caffe")
         flat = {name: value for name, value in flat.items() if "/aux_" not in name}
-    arch, again = from_torchvision(to_torchvision(model.arch, flat), "memory")
-    assert arch == model.arch
+    found, again = from_torchvision(to_torchvision(arch, flat), "memory")
+    assert (found.widths["3a"], found.widths["4e"]) == ((4, 6, 8, 1, 2, 2), (16, 10, 20, 2, 8, 8))
+    narrow = {"widths": found.widths, "stem_widths": (4, 4, 12)}
+    narrow["aux_widths"] = (8, 64) if aux else (128, 1024)
+    assert found == dataclasses.replace(arch, aux_pool="adaptive", **narrow)
     assert again.keys() == flat.keys()
     assert all(np.array_equal(again[name], flat[name]) for name in flat)
 
@@ -57,14 +60,14 @@ LINEAR = {
 
 
 def test_every_number_has_its_place_in_torchvisions_state_dict(own):
-    model, flat = own
-    tensors = to_torchvision(model.arch, flat)
+    arch, flat = own
+    tensors = to_torchvision(arch, flat)
     for theirs, ours in CONVS.items():
         weight, kernel = tensors[f"{theirs}.conv.weight"], flat[f"params/{ours}/conv/kernel"]
         outputs, inputs, height, width = weight.shape
         for o, i, h, w in (
             (0, 0, 0, 0),
-            (1, 2, height - 1, 0),
+            (1, 1, height - 1, 0),
             (outputs - 1, inputs - 1, 0, width - 1),
         ):
             assert weight[o, i, h, w] == kernel[h, w, i, o]
@@ -79,33 +82,55 @@ def test_every_number_has_its_place_in_torchvisions_state_dict(own):
     for theirs, ours in LINEAR.items():
         weight, kernel = tensors[f"{theirs}.weight"], flat[f"params/{ours}/kernel"]
         np.testing.assert_array_equal(tensors[f"{theirs}.bias"], flat[f"params/{ours}/bias"])
-        if theirs.endswith("fc1"):  # 128 channels of 4x4, flattened C,H,W there and H,W,C here
-            for o, c, h, w in ((0, 1, 0, 0), (5, 0, 2, 1), (1023, 127, 1, 3)):
-                assert weight[o, (c * 4 + h) * 4 + w] == kernel[(h * 4 + w) * 128 + c, o]
+        if theirs.endswith("fc1"):  # 8 channels of 4x4, flattened C,H,W there and H,W,C here
+            for o, c, h, w in ((0, 1, 0, 0), (5, 0, 2, 1), (63, 7, 1, 3)):
+                assert weight[o, (c * 4 + h) * 4 + w] == kernel[(h * 4 + w) * 8 + c, o]
         else:
             np.testing.assert_array_equal(weight, kernel.T)
 
 
+def test_a_pth_is_read_back_and_must_be_the_same(tmp_path, own, monkeypatch):
+    arch = dataclasses.replace(own[0], aux_after=(), dropout=0.1, aux_dropout=0.2)
+    flat = {name: value for name, value in own[1].items() if "/aux_" not in name}
+    narrow, _ = from_torchvision(to_torchvision(arch, flat), "memory")
+    narrow = dataclasses.replace(narrow, dropout=0.1, aux_dropout=0.2)
+    monkeypatch.setattr(
+        "gnet_jax.convert.export.to_torchvision", lambda _, flat: to_torchvision(arch, flat)
+    )
+    pixels, names = preprocessing(False), tuple("abcdefg")
+    folder = TrainedModel(GoogLeNet(narrow), unflatten(flat), pixels, names, {})
+    assert export(folder, tmp_path / "net.pth") == 0
+    assert (tmp_path / "net.pth").is_file()
+    for lost in ("params/classifier/bias", "batch_stats/conv1/norm/var"):
+        other = {name: v + (name == lost) for name, v in flat.items()}
+        monkeypatch.setattr(
+            "gnet_jax.convert.export.to_torchvision", lambda *_, o=other: to_torchvision(arch, o)
+        )
+        with pytest.raises(ExportError, match="inf"):
+            export(folder, tmp_path / "other.pth")
+    assert [path.name for path in tmp_path.iterdir()] == ["net.pth"]
+
+
 def test_a_kernel_that_is_not_square_keeps_height_and_width(own):
-    model, flat = own
-    tensors = to_torchvision(model.arch, flat)
-    tensors["conv1.conv.weight"] = np.random.default_rng(1).normal(size=(64, 3, 7, 5))
+    arch, flat = own
+    tensors = to_torchvision(arch, flat)
+    tensors["conv1.conv.weight"] = np.random.default_rng(1).normal(size=(4, 3, 7, 5))
     kernel = from_torchvision(tensors, "memory")[1]["params/conv1/conv/kernel"]
-    assert kernel.shape == (7, 5, 3, 64)
-    assert kernel[6, 4, 2, 9] == np.float32(tensors["conv1.conv.weight"][9, 2, 6, 4])
+    assert kernel.shape == (7, 5, 3, 4)
+    assert kernel[6, 4, 2, 3] == np.float32(tensors["conv1.conv.weight"][3, 2, 6, 4])
 
 
 def test_a_head_for_another_map_is_refused_by_name(own):
-    model, flat = own
-    tensors = to_torchvision(model.arch, flat)
+    arch, flat = own
+    tensors = to_torchvision(arch, flat)
     tensors["aux2.fc1.weight"] = tensors["aux2.fc1.weight"][:, 1:]
     with pytest.raises(WeightsError, match=r"aux2\.fc1\.weight"):
         from_torchvision(tensors, "memory")
 
 
 def test_the_missing_and_the_unknown_tensor_are_named(own):
-    model, flat = own
-    tensors = to_torchvision(model.arch, flat)
+    arch, flat = own
+    tensors = to_torchvision(arch, flat)
     part = {k: v for k, v in tensors.items() if k != "inception4b.branch3.1.bn.running_var"}
     with pytest.raises(WeightsError, match=r"inception4b\.branch3\.1\.bn\.running_var"):
         from_torchvision(part, "file")

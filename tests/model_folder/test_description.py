@@ -23,6 +23,8 @@ def test_a_value_comes_back_through_json(value):
         ({"head": "group"}, "head is 'group'"),
         ({"dropout": "0.4"}, "dropout is '0.4'.*float"),
         ({"naive": 1}, "naive is 1.*bool"),
+        ({"num_classes": True}, "num_classes is True.*int"),
+        ({"stem_widths": {"a": 64}}, "stem_widths is"),
         ({"stem_widths": [64, 64]}, r"stem_widths is \[64, 64\]"),
         ({"stem_widths": [64, 64, None]}, r"stem_widths\[2\] is None"),
         ({"widths": {"3a": {"b1": 1}}}, "widths.3a: .*missing"),
@@ -35,7 +37,9 @@ def test_what_does_not_fit_is_named(change, message):
         from_json(Architecture, to_json(Architecture()) | change)
 
 
-def test_an_absent_field_keeps_its_default():
+def test_an_absent_field_keeps_its_default_and_an_integer_becomes_a_float():
+    arch = from_json(Architecture, {"dropout": 0})
+    assert (arch.dropout, type(arch.dropout), arch.block) == (0.0, float, None)
     assert from_json(Preprocessing, {"image_size": 96}) == dataclasses.replace(
         Preprocessing(), image_size=96
     )

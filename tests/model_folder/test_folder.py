@@ -3,9 +3,11 @@
 import dataclasses
 import json
 import re
+import struct
 from pathlib import Path
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 import gnet_jax
 from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.model_folder import WeightsError, read_folder, write_folder
+from gnet_jax.model_folder.folder import is_safetensors, read_tensors
 from tests.convert.conftest import small_folder
 
 
@@ -69,12 +72,15 @@ def test_other_folders_and_files_are_not_overwritten(tmp_path, small):
     (tmp_path / "foreign/model.safetensors").write_text("...")
     (tmp_path / "corrupt").mkdir()
     (tmp_path / "corrupt/config.json").write_text("{")
+    (tmp_path / "list").mkdir()
+    (tmp_path / "list/config.json").write_text('["gnet_jax"]')
     reasons = {
         "thesis": "chapter1.txt",
-        "file": "cannot list",
+        "file": "Not a directory",
         "cloned": ".git",
         "foreign": "config.json",
         "corrupt": "config.json",
+        "list": "config.json",
     }
     for name, reason in reasons.items():
         with pytest.raises(WeightsError, match=reason):
@@ -89,7 +95,7 @@ def test_a_folder_that_cannot_be_written_leaves_the_old_one(tmp_path, small, mon
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("gnet_jax.model_folder.tensor_file.write_tensors", full)
+    monkeypatch.setattr("gnet_jax.model_folder.folder.write_tensors", full)
     with pytest.raises(WeightsError, match="No space left"):
         write_folder(tmp_path / "model", small)
     assert read_folder(tmp_path / "model").class_names == small.class_names
@@ -223,6 +229,16 @@ def test_a_field_that_was_changed_by_hand_is_used_or_refused_by_name(
         read_folder(tmp_path / "model")
 
 
+def test_a_folder_of_an_older_version_has_the_defaults_of_fields_added_later(tmp_path, small):
+    write_folder(tmp_path / "model", small)
+    file = tmp_path / "model" / "config.json"
+    config = json.loads(file.read_text("utf-8"))
+    del config["architecture"]["stem_padding"], config["architecture"]["block"]
+    file.write_text(json.dumps(config))
+    arch = read_folder(tmp_path / "model").model.arch
+    assert (arch.stem_padding, arch.block) == ("caffe", None)
+
+
 def test_a_byte_order_mark_is_ignored(tmp_path, small):
     write_folder(tmp_path / "model", small)
     file = tmp_path / "model" / "config.json"
@@ -281,3 +297,27 @@ def test_an_interrupted_replacement_leaves_the_old_folder(tmp_path, small, monke
         write_folder(tmp_path / "model", other)
     assert read_folder(tmp_path / "model").class_names == small.class_names
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+# Safetensors files of other programs
+
+
+def test_half_precision_is_read_as_float32(tmp_path):
+    values = np.array([1.5, -2.25], np.float32)
+    data = values.astype(ml_dtypes.bfloat16).tobytes()
+    header = json.dumps({"w": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]}}).encode()
+    (tmp_path / "a").write_bytes(struct.pack("<Q", len(header)) + header + data)
+    save_file({"w": values.astype(np.float16)}, tmp_path / "b")
+    for name in ("a", "b"):
+        assert is_safetensors((tmp_path / name).read_bytes())
+        tensors, metadata = read_tensors(tmp_path / name)
+        assert tensors["w"].dtype == np.float32
+        assert metadata == {}
+        np.testing.assert_array_equal(tensors["w"], values)
+
+
+def test_a_type_that_is_no_weight_is_named(tmp_path):
+    header = json.dumps({"w": {"dtype": "F8_E4M3", "shape": [2], "data_offsets": [0, 2]}}).encode()
+    (tmp_path / "a").write_bytes(struct.pack("<Q", len(header)) + header + bytes(2))
+    with pytest.raises(WeightsError, match=r"w .*F8_E4M3"):
+        read_tensors(tmp_path / "a")
