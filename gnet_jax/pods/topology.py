@@ -100,10 +100,7 @@ class Topology:
 
 
 def parse_topology(text: str) -> tuple[Chip, tuple[int, ...]]:
-    """Returns the chip and the shape in `text`: "v5e:16x16" is 256 chips, "h100:8" eight GPUs.
-
-    Raises TopologyError for an unknown chip, or for a shape that this chip does not have.
-    """
+    """Returns the chip and the shape in `text`: "v5e:16x16" is 256 chips, "h100:8" eight GPUs."""
     name, _, shape = text.partition(":")
     if name not in CHIPS:
         raise TopologyError(f"unknown chip in topology {text!r}; use one of {', '.join(CHIPS)}")
@@ -121,11 +118,7 @@ def parse_topology(text: str) -> tuple[Chip, tuple[int, ...]]:
 
 
 def get_topology(text: str) -> Topology:
-    """Returns the topology named `text`, with the devices that the compiler for its chips knows.
-
-    Raises TopologyError as `parse_topology` does, or if the compiler is not installed or does not
-    know the topology.
-    """
+    """Returns the topology named `text`; raises TopologyError if no compiler for it is found."""
     chip, sides = parse_topology(text)
     _check_compiler(chip)
     # Keep the compilers from looking for a TPU's metadata server or a GPU, and JAX from using them.

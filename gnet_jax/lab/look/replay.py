@@ -1,7 +1,4 @@
-"""Run a bad batch again to find the first image and layer that are not finite.
-
-Shapes: B batch, H height, W width, C channels, K classes.
-"""
+"""Run a bad batch again to find the first image and layer that are not finite."""
 
 import dataclasses
 import json
@@ -25,7 +22,7 @@ from gnet_jax.training.program import augmentation, flat, make_train_step
 from gnet_jax.training.sharding import compile_train_step, data_mesh, put_state
 from gnet_jax.training.step import TrainState, compute_loss, create_state, step_keys
 
-# The errors that corrupt zip files, arrays and JSON raise; a SchemaError is a ValueError.
+# What corrupt zip files, arrays and JSON raise.
 _CORRUPT = (ValueError, TypeError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile)
 
 
@@ -69,9 +66,7 @@ class Findings:
 
 
 def read_replay(file: Path) -> Replay:
-    """Returns the contents of a replay file. Nothing in the file is executed. Raises UserError if
-    the file is missing, corrupt or not a replay file.
-    """
+    """Returns the contents of a replay file, executing nothing; raises UserError if corrupt."""
     try:
         # For other files, NumPy's error would suggest to unpickle the file.
         if file.is_file() and not zipfile.is_zipfile(file):
@@ -80,8 +75,8 @@ def read_replay(file: Path) -> Replay:
             arrays = {name: stored[name] for name in stored.files}
         notes = json.loads(arrays.pop(NOTES).tobytes())
         config = from_json(Config, notes["config"])
-        arch, dtype = from_json(Architecture, notes["architecture"]), config.model.dtype
-        model = GoogLeNet(arch, dtype=jnp.dtype(dtype))
+        arch = from_json(Architecture, notes["architecture"])
+        model = GoogLeNet(arch, dtype=jnp.dtype(config.model.dtype))
         lengths = notes["steps_per_epoch"], notes["total_steps"]
         optimizer = make_optimizer(config.optim, *lengths, frozenset(notes["loaded"]))
         create = partial(create_state, optimizer=optimizer, seed=0)
@@ -90,8 +85,8 @@ def read_replay(file: Path) -> Replay:
         state = jax.tree.unflatten(jax.tree.structure(abstract), leaves)
         batch = {name: arrays[f"batch/{name}"] for name in ("image", "label", "mask")}
         metrics = {name: float(value) for name, value in notes["metrics"].items()}
-        indices, step = arrays["indices"], notes["step"]
-        return Replay(config, model, optimizer, state, batch, indices, step, metrics)
+        found = (config, model, optimizer, state, batch, arrays["indices"], notes["step"], metrics)
+        return Replay(*found)
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror or error}") from error
     except _CORRUPT as error:
@@ -99,11 +94,10 @@ def read_replay(file: Path) -> Replay:
 
 
 def examine(replay: Replay) -> Findings:
-    """Run the batch again: the whole step, then each layer, then each example alone.
+    """Run the step again with the same keys, on one device; then each layer, and each example.
 
-    The step is the same as in the run, with the same keys, but on one device. Each single example
-    goes through the network in training mode, with the augmentation and mixup of the step. In this
-    case, batch norm sees only this example, and dropout has another mask.
+    A single example has the augmentation and mixup of the step and runs in training mode, but
+    batch norm sees only this example, and dropout has another mask.
     """
     state, layers = replay.state, []
     augment_key, dropout_key = step_keys(jnp.asarray(state.rng), jnp.asarray(state.step))
@@ -189,9 +183,7 @@ def _check_examples(
     images_BHWC: jax.Array,
     targets_BK: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Run each example alone. Returns whether its outputs (B, layers) and gradients (B, parameters)
-    are finite, and its loss (B,).
-    """
+    """Returns, of each example alone, the finite layers and gradients (B, n), and the loss (B,)."""
     loss = jax.value_and_grad(partial(_loss, replay, []), has_aux=True)
 
     def run_one(example: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -203,9 +195,7 @@ def _check_examples(
 
 
 def _place(name: str, layers: list[str]) -> int:
-    """Returns the position in `layers` of the innermost module that contains `name` and whose
-    output is recorded. Linear layers come last, because their outputs are not recorded.
-    """
+    """Returns the position of the innermost of `layers` around `name`; linear layers are last."""
     parts = name.split("/")
     around = ("/".join(parts[:length]) for length in range(len(parts), 0, -1))
     return next((layers.index(module) for module in around if module in layers), len(layers))

@@ -28,10 +28,7 @@ Line = Mapping[str, float]  # a line of a log: the step, and values by name
 
 
 def draw_curves(workdirs: Sequence[Path], out: Path) -> None:
-    """Draw a row for each run: loss and top-1 of every head and of validation over the steps.
-
-    Raises UserError if a run has logged nothing yet, or `out` cannot be written.
-    """
+    """Draw a row for each run: loss and top-1 of every head and of validation over the steps."""
     figure = Figure(figsize=(10, 3.6 * len(workdirs)), layout="constrained")
     rows = figure.subplots(len(workdirs), 2, squeeze=False)
     for workdir, (loss, top1) in zip(workdirs, rows, strict=True):
@@ -71,10 +68,7 @@ def draw_run(lines: Sequence[Line], loss: Axes, top1: Axes) -> None:
 
 
 def draw_results(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
-    """Returns the figures of the finished runs by name, each as a pair of caption and SVG.
-
-    A cost that is equal for all configs has no figure.
-    """
+    """Returns the figures of the finished runs by name, each as a pair of caption and SVG."""
     done = [row for row in rows if row.done]
     if not done:
         return {}
@@ -194,12 +188,7 @@ def order_blocks(line: Line) -> list[str]:
 
 
 def draw_diagnostics(workdirs: Sequence[Path], out: Path) -> None:
-    """Draw the diagnostics of each run in a row of four panels.
-
-    The first panel has the gradient of the whole loss and of each head by block; the others have
-    gradients, dead channels and updates over the steps. Raises UserError if a run was not
-    diagnosed, or `out` cannot be written.
-    """
+    """Draw a row for each run: mean gradients; gradients, dead channels and updates over steps."""
     figure = Figure(figsize=(17, 4.2 * len(workdirs)), layout="constrained")
     grid = figure.subplots(len(workdirs), 4, squeeze=False)
     for workdir, (heads, gradients, dead, updates) in zip(workdirs, grid, strict=True):
@@ -236,10 +225,7 @@ def _draw_heads(axes: Axes, lines: Sequence[Line]) -> None:
 
 
 def gradient_figure(runs: Mapping[str, Sequence[Path]]) -> Figure:
-    """Returns a figure of each block's gradient norm, of the whole loss and of the main head's.
-
-    `runs` has the workdirs of the seeds of each config; runs without diagnostics are skipped.
-    """
+    """Returns a figure of each block's mean gradient norm; `runs` has each config's workdirs."""
     figure, axes = _axes("gradient norm, mean over training")
     names: list[str] = []
     for number, (config, workdirs) in enumerate(runs.items()):
