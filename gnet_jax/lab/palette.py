@@ -1,6 +1,7 @@
 """The look of figures, with colours that colour-blind people can distinguish (Okabe and Ito)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 
@@ -17,7 +18,7 @@ def line_style(points: Sequence[object], usual: str = "-") -> str:
     return usual if len(points) > 3 else "o-"
 
 
-def style(axes: Axes, **grid: str) -> None:
+def style(axes: Axes, **grid: Any) -> None:
     """Give axes a pale grid behind the data, and no frame; `grid` are options of `Axes.grid`."""
     axes.set_axisbelow(True)
     axes.grid(alpha=0.25, **grid)

@@ -35,7 +35,7 @@ LIBRARY_CALL = re.compile(r'custom_call_target="__(?:cudnn|cublas|triton)')
 BITS = {"pred": 8, "bf16": 16, "token": 0, "opaque": 0} | {
     f"{kind}{bits}": bits for kind in "fsuc" for bits in (1, 2, 4, 8, 16, 32, 64, 128)
 }
-INSTRUCTION = re.compile(r"\s*(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*?)\)(?:, |$)")
+INSTRUCTION = re.compile(r"(?m)^\s*(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*?)\)(?:, |$)")
 ARRAY = re.compile(r"\b([a-z]+\d*)(?:e\d+m\d+\w*)?\[([\d,]*)\]")
 
 
@@ -77,8 +77,8 @@ class CompiledCost:
     @property
     def memory_bytes(self) -> int:
         """Total memory of the program, its arguments and its results."""
-        own = self.temp_bytes + self.code_bytes
-        return self.argument_bytes + self.output_bytes - self.alias_bytes + own
+        arrays = self.argument_bytes + self.output_bytes - self.alias_bytes
+        return arrays + self.temp_bytes + self.code_bytes
 
 
 def compile_cost(program: Program, chip: Chip) -> CompiledCost:
@@ -135,15 +135,6 @@ def parse_out_of_memory(message: str, chip: Chip) -> OutOfMemoryError | None:
     return OutOfMemoryError(message, int(needed))
 
 
-class Instruction(NamedTuple):
-    """One instruction (one line) in the text of a compiled program."""
-
-    name: str
-    opcode: str
-    bytes: int  # size of the result
-    operands: list[str]
-
-
 def array_bytes(shape: str) -> int:
     """Returns the bytes of the arrays in a shape such as "f32[2,3]{1,0}" or a tuple of them."""
     return sum(
@@ -154,48 +145,44 @@ def array_bytes(shape: str) -> int:
     )
 
 
-def instructions(text: str) -> Iterator[Instruction]:
-    """Yield the instructions in the text of a compiled program."""
-    for line in text.splitlines():
-        found = INSTRUCTION.match(line)
-        if found:
-            name, shape, opcode, operands = found.groups()
-            yield Instruction(name, opcode, array_bytes(shape), re.findall(r"%([\w.-]+)", operands))
+def instructions(text: str) -> Iterator[tuple[str, int, int]]:
+    """Yield the opcode, and the bytes of the result and of the operands, of each instruction."""
+    sizes: dict[str, int] = {}
+    for name, shape, opcode, operands in INSTRUCTION.findall(text):
+        sizes[name] = array_bytes(shape)
+        read = sum(sizes.get(each, 0) for each in re.findall(r"%([\w.-]+)", operands))
+        yield opcode, sizes[name], read
 
 
 def _entry(text: str) -> str:
     """Returns the text of a program's entry computation, which is the last."""
-    return text[text.index("\nENTRY ") :]
+    return text[text.find("\nENTRY ") + 1 :]
 
 
 def find_collectives(text: str) -> tuple[Collective, ...]:
     """Returns the collectives of a program by kind; counts asynchronous ones at their start."""
-    sizes: dict[str, int] = {}
     found: dict[str, list[int]] = {}
-    for each in instructions(text):
-        sizes[each.name] = each.bytes
-        kind = each.opcode.removesuffix("-start")
+    for opcode, result, operands in instructions(text):
+        kind = opcode.removesuffix("-start")
         if kind in COLLECTIVES:
             # The shape of a "-start" instruction includes the operands, except for all-reduce.
-            with_operands = each.opcode != kind and kind != "all-reduce"
-            operands = sum(sizes.get(name, 0) for name in each.operands) if with_operands else 0
-            found.setdefault(kind, []).append(each.bytes - operands)
+            includes = opcode != kind and kind != "all-reduce"
+            found.setdefault(kind, []).append(result - operands if includes else result)
     return tuple(Collective(kind, len(each), sum(each)) for kind, each in sorted(found.items()))
 
 
 def count_traffic(text: str) -> int:
     """Returns the bytes that the entry computation reads and writes, counting whole operands."""
-    sizes, total = {}, 0
-    for each in instructions(_entry(text)):
-        sizes[each.name] = each.bytes
-        if each.opcode not in FREE and not each.opcode.endswith("-done"):
-            total += each.bytes + sum(sizes.get(name, 0) for name in each.operands)
-    return total
+    return sum(
+        result + operands
+        for opcode, result, operands in instructions(_entry(text))
+        if opcode not in FREE and not opcode.endswith("-done")
+    )
 
 
 def count_operations(text: str) -> tuple[int, int]:
     """Returns two numbers: fusions; and convolutions, matrix products and library calls."""
-    opcodes = Counter(each.opcode for each in instructions(text))
+    opcodes = Counter(opcode for opcode, _, _ in instructions(text))
     products = opcodes["convolution"] + opcodes["dot"] + len(LIBRARY_CALL.findall(text))
     return opcodes["fusion"], products
 

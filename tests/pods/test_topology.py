@@ -5,7 +5,8 @@ import platform
 import pytest
 
 from gnet_jax.cli.main import main
-from gnet_jax.pods.topology import TopologyError, parse_topology
+from gnet_jax.config import UserError
+from gnet_jax.pods.topology import parse_topology
 
 
 @pytest.mark.parametrize(
@@ -39,7 +40,7 @@ def test_a_topology_names_a_chip_and_a_shape(text, name, sides):
     ],
 )
 def test_an_invalid_topology_is_refused_with_a_valid_one(text, words):
-    with pytest.raises(TopologyError) as caught:
+    with pytest.raises(UserError) as caught:
         parse_topology(text)
     assert "\n" not in str(caught.value)
     for word in words:

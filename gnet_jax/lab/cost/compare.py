@@ -3,11 +3,12 @@
 import dataclasses
 import itertools
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from matplotlib.figure import Figure
 from rich.table import Table
 
@@ -73,10 +74,10 @@ def block_of(layer: Layer) -> str:
 
 def layers_by(ledger: Ledger, group: Callable[[Layer], str]) -> dict[str, list[Layer]]:
     """Returns the layers of a network in the groups that `group` names."""
-    found: defaultdict[str, list[Layer]] = defaultdict(list)
+    found: dict[str, list[Layer]] = {}
     for layer in ledger.layers:
-        found[group(layer)].append(layer)
-    return dict(found)
+        found.setdefault(group(layer), []).append(layer)
+    return found
 
 
 def total(layers: Iterable[Layer], quantity: str) -> int:
@@ -173,7 +174,7 @@ def draw_blocks(ledgers: Mapping[str, Ledger], out: Path) -> None:
     quantities = (("macs", "multiply-adds"), ("params", "parameters"))
     for axes, (quantity, title) in zip(panels, quantities, strict=True):
         for number, (name, found) in enumerate(costs.items()):
-            places = [n + (number - (len(costs) - 1) / 2) * width for n in range(len(blocks))]
+            places = np.arange(len(blocks)) + (number - (len(costs) - 1) / 2) * width
             heights = [total(found.get(block, ()), quantity) / 1e6 for block in blocks]
             hatch = ("", "////", "....", "xxxx")[number // len(COLOURS) % 4]
             look = {"color": colour_of(number), "hatch": hatch, "edgecolor": "white"}

@@ -1,7 +1,4 @@
-"""The cost ledger: the exact number of parameters and multiply-adds of every layer.
-
-Multiply-adds with padding are counted, as in all published figures. XLA does not count them.
-"""
+"""The exact parameters and multiply-adds (with padding, as published) of every layer."""
 
 import csv
 import dataclasses

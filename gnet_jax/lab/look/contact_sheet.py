@@ -108,8 +108,8 @@ def draw(seen: Seen, columns: int, title: str, subtitle: str) -> Image.Image:
     title, heading = lettered(title, 19)
     subtitle, body = lettered(subtitle, 14)
     lines = max(len(caption) for caption in seen.captions)
-    strips = 1 if seen.untouched is None else 2
-    row_height = strips * (tile + 4) + 18 * lines + 24
+    strips = [strip for strip in (seen.untouched, seen.images) if strip is not None]
+    row_height = len(strips) * (tile + 4) + 18 * lines + 24
     columns = min(columns, len(seen.images))
     width = max(2 * MARGIN + columns * (tile + GAP) - GAP, 640)
     wrapped = textwrap.wrap(subtitle, int((width - 2 * MARGIN) / body.getlength("n")))
@@ -119,22 +119,18 @@ def draw(seen: Seen, columns: int, title: str, subtitle: str) -> Image.Image:
     pen = ImageDraw.Draw(sheet)
     pen.text((MARGIN, MARGIN - 6), fitted(title, heading, width - 2 * MARGIN), INK, heading)
     pen.text((MARGIN, MARGIN + 28), "\n".join(wrapped), GREY, body, spacing=5)
-    for place, (image, caption) in enumerate(zip(seen.images, seen.captions, strict=True)):
+    for place, caption in enumerate(seen.captions):
         row, column = divmod(place, columns)
         x, y = MARGIN + column * (tile + GAP), top + row * row_height
-        if seen.untouched is not None:
-            sheet.paste(_enlarge(seen.untouched[place], tile), (x, y))
+        for strip in strips:
+            image = Image.fromarray(strip[place])
+            sheet.paste(image.resize((tile, tile), Image.Resampling.NEAREST), (x, y))
             y += tile + 4
-        sheet.paste(_enlarge(image, tile), (x, y))
         for number, line in enumerate(caption):
-            colour = GREY if number else INK
             line, font = lettered(line, 13)
-            pen.text((x, y + tile + 4 + 18 * number), fitted(line, font, tile), colour, font)
+            colour = GREY if number else INK
+            pen.text((x, y + 18 * number), fitted(line, font, tile), colour, font)
     return sheet
-
-
-def _enlarge(image: np.ndarray, tile: int) -> Image.Image:
-    return Image.fromarray(image).resize((tile, tile), Image.Resampling.NEAREST)
 
 
 def draw_sheet(

@@ -1,7 +1,4 @@
-"""Draw what is inside a network: its filters, its activations, and the regions each head uses.
-
-Shapes: H height, W width, C channels, F filters.
-"""
+"""Draw what is inside a network: its filters, its activations, and the regions each head uses."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

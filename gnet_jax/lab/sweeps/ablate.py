@@ -80,8 +80,6 @@ class Bench:
             batch_size=program.eval_batch_size,
             preprocessing=d.preprocessing,
             threads=d.threads,
-            host=jax.process_index(),
-            hosts=jax.process_count(),
             bad=BadRecords(run.val, d.bad_limit),
         )
         names = head_names(program.model)

@@ -200,20 +200,19 @@ def draw_diagnostics(workdirs: Sequence[Path], out: Path) -> None:
         heads.set_title(f"{name}: mean gradient by block")
         blocks = order_blocks(lines[0])
         look = {"lw": 1.2, "ms": 3.5}
-        _draw_steps(gradients, lines, {f"grad_norm/{b}": b for b in blocks}, blocks, **look)
+        _draw_steps(gradients, lines, {f"grad_norm/{b}": b for b in blocks}, **look)
         gradients.set(yscale="log", title="gradient norm")
         layers = [name for name in lines[0] if name.startswith("dead/")]
         by_block = {name: name.split("/")[1] for name in layers if name.split("/")[1] in blocks}
-        _draw_steps(dead, lines, by_block, blocks, lw=0.9, ms=3, alpha=0.8)
+        _draw_steps(dead, lines, by_block, lw=0.9, ms=3, alpha=0.8)
         dead.set(title="dead channels (fraction)", ylim=(-0.02, None))
-        _draw_steps(updates, lines, {f"update_ratio/{b}": b for b in blocks}, blocks, **look)
+        _draw_steps(updates, lines, {f"update_ratio/{b}": b for b in blocks}, **look)
         updates.set(yscale="log", title="update / parameters")
         updates.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     save(figure, out, dpi=120)
 
 
 def _draw_heads(axes: Axes, lines: Sequence[Line]) -> None:
-    """Draw the mean gradient norm of every block, for the whole loss and for each head."""
     blocks, parts = order_blocks(lines[0]), _head_parts(lines[0])
     for number, part in enumerate(["grad_norm", *parts]):
         whole = part == "grad_norm"
@@ -268,15 +267,10 @@ def _label_blocks(axes: Axes, blocks: Sequence[str]) -> None:
     style(axes)
 
 
-def _draw_steps(
-    axes: Axes,
-    lines: Sequence[Line],
-    metrics: Mapping[str, str],
-    blocks: Sequence[str],
-    **look: Any,
-) -> None:
+def _draw_steps(axes: Axes, lines: Sequence[Line], metrics: Mapping[str, str], **look: Any) -> None:
     """Draw `metrics` (name -> block) over the steps, coloured by the position of the block."""
     colours, steps = matplotlib.colormaps["viridis"], [line["step"] for line in lines]
+    blocks = order_blocks(lines[0])
     for metric, block in metrics.items():
         colour = colours(0.95 * blocks.index(block) / max(len(blocks) - 1, 1))
         values = [line[metric] for line in lines]

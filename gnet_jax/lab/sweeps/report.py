@@ -114,7 +114,6 @@ def to_html(sweep: SweepRecord, rows: Sequence[Row], drawings: Mapping[str, Any]
 
 
 def _html_table(header: Sequence[str], rows: str) -> str:
-    """Returns an HTML table's content; `header` and `rows` are already HTML."""
     head = "".join(f"<th>{each}</th>" for each in header)
     return f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody>"
 
@@ -147,6 +146,5 @@ def to_markdown(sweep: SweepRecord, rows: Sequence[Row]) -> str:
 
 
 def _markdown_table(header: Sequence[str], lines: Iterable[Sequence[str]], align: str) -> str:
-    """Returns a Markdown table; `align` ("---:") is the rule of all columns after the first."""
     rule = ["---", *[align] * (len(header) - 1)]
     return "".join(f"| {' | '.join(line)} |\n" for line in (header, rule, *lines))
