@@ -18,6 +18,7 @@ from gnet_jax.pods.plan import (
     CompiledCost,
     DataSize,
     OutOfMemoryError,
+    compile_cost,
     data_size,
     parse_out_of_memory,
     plan_program,
@@ -56,7 +57,13 @@ def program(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def plan(program):
+def cost(program):
+    return compile_cost(program, CHIP)
+
+
+@pytest.fixture
+def plan(program, cost, monkeypatch):
+    monkeypatch.setattr(planning, "compile_cost", lambda *_: cost)
     return plan_program(program, toy())
 
 
@@ -159,6 +166,36 @@ def test_a_compiled_step_has_memory_traffic_and_arithmetic(plan):
     assert 0 < plan.temp_bytes < plan.hbm_bytes < plan.hbm_available
     assert plan.flops_per_image > 0
     assert plan.bytes_per_image > 0
+
+
+def test_the_memory_of_a_compiled_step_is_that_of_its_state_and_images(cost, program):
+    state = jax.tree.leaves(program.abstract_state())
+    size = sum(x.size * x.dtype.itemsize for x in state)
+    images = 4 * (16 * 16 * 3 + 4)  # one device's share of 32 images and labels
+    assert cost.argument_bytes == size + images
+    assert size - 100 <= cost.alias_bytes <= size
+    assert cost.alias_bytes < cost.output_bytes < cost.alias_bytes + 1000  # and a few metrics
+    assert cost.seconds > 0
+
+
+def test_a_gpus_program_is_compiled_without_tuning_and_others_with_the_defaults(
+    program, monkeypatch
+):
+    given = []
+
+    def compile_step(mesh, step, state, batch, **options):
+        given.append(options)
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Used 2.0G of 1.0G hbm")
+
+    monkeypatch.setattr(planning, "compile_train_step", compile_step)
+    for chip in (CHIP, dataclasses.replace(CHIP, platform="cuda")):
+        with pytest.raises(OutOfMemoryError) as caught:
+            compile_cost(program, chip)
+        assert caught.value.needed == 2 * 2**30
+    assert given == [
+        {"manual": False, "compiler_options": None},
+        {"manual": False, "compiler_options": {"xla_gpu_autotune_level": "0"}},
+    ]
 
 
 def test_the_gradients_of_every_parameter_are_summed_over_the_chips(plan, program):
