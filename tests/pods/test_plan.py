@@ -174,7 +174,7 @@ def test_the_memory_of_a_compiled_step_is_that_of_its_state_and_images(cost, pro
     images = 4 * (16 * 16 * 3 + 4)  # one device's share of 32 images and labels
     assert cost.argument_bytes == size + images
     assert size - 100 <= cost.alias_bytes <= size
-    assert cost.alias_bytes < cost.output_bytes < cost.alias_bytes + 1000  # and a few metrics
+    assert cost.alias_bytes < cost.output_bytes < cost.alias_bytes + 2000  # and a few metrics
     assert cost.seconds > 0
 
 
