@@ -37,7 +37,7 @@ def diagnose(workdirs: Workdirs, out: Path = Path("diagnostics.png")) -> None:
         workdirs: workdirs of running or finished training runs; each gets one row of the figure.
         out: the picture to write; its suffix is .png, .svg or .pdf.
     """
-    from gnet_jax.lab.look.diagnose_figures import draw_diagnostics
+    from gnet_jax.lab.sweeps.figures import draw_diagnostics
 
     _check(workdirs, out)
     draw_diagnostics(workdirs, out)

@@ -1,8 +1,7 @@
 """Plan a run on a topology: the memory and traffic of a step, and the least time it can take.
 
 The least time is a roofline: the longest of the times for arithmetic, memory traffic and
-communication at the chip's peak rates. A real step takes longer. The figures of a compiled step are
-for one device, because every device of the mesh runs the same program.
+communication at the chip's peak rates. A real step takes longer.
 """
 
 import dataclasses
@@ -21,7 +20,7 @@ from gnet_jax.convert.start import with_start
 from gnet_jax.data.prepare.tfds import IMAGES
 from gnet_jax.data.sources import DataError, open_source
 from gnet_jax.data.sources.tfds import class_names, open_builder
-from gnet_jax.lab.cost.ledger import Ledger, network_ledger
+from gnet_jax.lab.cost.ledger import Ledger, network_ledger, number_table
 from gnet_jax.pods.topology import Chip, Topology
 from gnet_jax.training.program import Program, make_program
 from gnet_jax.training.sharding import check_batches, compile_train_step, data_mesh
@@ -36,7 +35,7 @@ LIBRARY_CALL = re.compile(r'custom_call_target="__(?:cudnn|cublas|triton)')
 BITS = {"pred": 8, "bf16": 16, "token": 0, "opaque": 0} | {
     f"{kind}{bits}": bits for kind in "fsuc" for bits in (1, 2, 4, 8, 16, 32, 64, 128)
 }
-INSTRUCTION = re.compile(r"\s*(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*?)\)(?:, |$)")
+INSTRUCTION = re.compile(r"(?m)^\s*(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*?)\)(?:, |$)")
 ARRAY = re.compile(r"\b([a-z]+\d*)(?:e\d+m\d+\w*)?\[([\d,]*)\]")
 
 
@@ -78,15 +77,12 @@ class CompiledCost:
     @property
     def memory_bytes(self) -> int:
         """Total memory of the program, its arguments and its results."""
-        own = self.temp_bytes + self.code_bytes
-        return self.argument_bytes + self.output_bytes - self.alias_bytes + own
+        arrays = self.argument_bytes + self.output_bytes - self.alias_bytes
+        return arrays + self.temp_bytes + self.code_bytes
 
 
 def compile_cost(program: Program, chip: Chip) -> CompiledCost:
-    """Compile the training step of `program` for the devices of its mesh, which takes minutes.
-
-    Raises OutOfMemoryError if the compiler finds that the step does not fit into memory.
-    """
+    """Compile the training step of `program` for its mesh; may raise OutOfMemoryError."""
     start = time.perf_counter()
     try:
         compiled = compile_train_step(
@@ -132,20 +128,11 @@ def parse_out_of_memory(message: str, chip: Chip) -> OutOfMemoryError | None:
     if "RESOURCE_EXHAUSTED" not in message or found is None:
         return None
     needed = float(found[1]) * 1024 ** ("KMGT".index(found[2]) + 1)
-    return OutOfMemoryError(
+    message = (
         f"the step needs {needed / 2**30:.1f} GiB per chip, but a {chip.name} has "
-        f"{chip.hbm_bytes / 2**30:.1f}; use a smaller --batch, more chips, or --optim.accumulate",
-        int(needed),
+        f"{chip.hbm_bytes / 2**30:.1f}; use a smaller --batch, more chips, or --optim.accumulate"
     )
-
-
-class Instruction(NamedTuple):
-    """One instruction (one line) in the text of a compiled program."""
-
-    name: str
-    opcode: str
-    bytes: int  # size of the result
-    operands: list[str]
+    return OutOfMemoryError(message, int(needed))
 
 
 def array_bytes(shape: str) -> int:
@@ -158,48 +145,44 @@ def array_bytes(shape: str) -> int:
     )
 
 
-def instructions(text: str) -> Iterator[Instruction]:
-    """Yield the instructions in the text of a compiled program."""
-    for line in text.splitlines():
-        found = INSTRUCTION.match(line)
-        if found:
-            name, shape, opcode, operands = found.groups()
-            yield Instruction(name, opcode, array_bytes(shape), re.findall(r"%([\w.-]+)", operands))
+def instructions(text: str) -> Iterator[tuple[str, int, int]]:
+    """Yield the opcode, and the bytes of the result and of the operands, of each instruction."""
+    sizes: dict[str, int] = {}
+    for name, shape, opcode, operands in INSTRUCTION.findall(text):
+        sizes[name] = array_bytes(shape)
+        read = sum(sizes.get(each, 0) for each in re.findall(r"%([\w.-]+)", operands))
+        yield opcode, sizes[name], read
 
 
 def _entry(text: str) -> str:
     """Returns the text of a program's entry computation, which is the last."""
-    return text[max(text.find("\nENTRY "), 0) :]
+    return text[text.find("\nENTRY ") + 1 :]
 
 
 def find_collectives(text: str) -> tuple[Collective, ...]:
     """Returns the collectives of a program by kind; counts asynchronous ones at their start."""
-    sizes: dict[str, int] = {}
     found: dict[str, list[int]] = {}
-    for each in instructions(text):
-        sizes[each.name] = each.bytes
-        kind = each.opcode.removesuffix("-start")
+    for opcode, result, operands in instructions(text):
+        kind = opcode.removesuffix("-start")
         if kind in COLLECTIVES:
             # The shape of a "-start" instruction includes the operands, except for all-reduce.
-            with_operands = each.opcode != kind and kind != "all-reduce"
-            operands = sum(sizes.get(name, 0) for name in each.operands) if with_operands else 0
-            found.setdefault(kind, []).append(each.bytes - operands)
+            includes = opcode != kind and kind != "all-reduce"
+            found.setdefault(kind, []).append(result - operands if includes else result)
     return tuple(Collective(kind, len(each), sum(each)) for kind, each in sorted(found.items()))
 
 
 def count_traffic(text: str) -> int:
     """Returns the bytes that the entry computation reads and writes, counting whole operands."""
-    sizes, total = {}, 0
-    for each in instructions(_entry(text)):
-        sizes[each.name] = each.bytes
-        if each.opcode not in FREE and not each.opcode.endswith("-done"):
-            total += each.bytes + sum(sizes.get(name, 0) for name in each.operands)
-    return total
+    return sum(
+        result + operands
+        for opcode, result, operands in instructions(_entry(text))
+        if opcode not in FREE and not opcode.endswith("-done")
+    )
 
 
 def count_operations(text: str) -> tuple[int, int]:
     """Returns two numbers: fusions; and convolutions, matrix products and library calls."""
-    opcodes = Counter(each.opcode for each in instructions(text))
+    opcodes = Counter(opcode for opcode, _, _ in instructions(text))
     products = opcodes["convolution"] + opcodes["dot"] + len(LIBRARY_CALL.findall(text))
     return opcodes["fusion"], products
 
@@ -216,33 +199,31 @@ def sum_cycles(text: str) -> int:
 
 
 class DataSize(NamedTuple):
-    """The size of the training data: the number of images and the class names."""
+    """The size of the training data."""
 
     images: int
     class_names: tuple[str, ...]
 
 
 def data_size(spec: str, images: int | None = None, classes: int | None = None) -> DataSize:
-    """Returns the size of the data in `spec` (see `open_source`).
+    """Returns the size of the data in `spec` (see `open_source`); ImageNet's is known without it.
 
     `images` and `classes` override the numbers in the data; the class names are then "0", "1" and
-    so on. The size of ImageNet is known without its data. Raises DataError if the data cannot be
-    read and one of the two numbers is not given.
+    so on. Raises DataError if the data cannot be read and one of the two numbers is not given.
     """
-    if images is not None and classes is not None:
-        return DataSize(images, tuple(map(str, range(classes))))
+    names = tuple(map(str, range(classes or 0)))
+    if images and names:
+        return DataSize(images, names)
     try:
         source = open_source(spec, "train")
-        count, names = len(source), source.class_names
+        found = DataSize(len(source), source.class_names)
     except DataError as error:
         if spec.split(":")[:2] != ["tfds", "imagenet2012"]:
-            raise DataError(
-                f"{error}. To plan without the data, give --images and --classes"
-            ) from error
-        count = IMAGES["train"]
-        names = class_names(spec, open_builder("imagenet2012").info.features)
-    names = names if classes is None else tuple(map(str, range(classes)))
-    return DataSize(count if images is None else images, names)
+            message = f"{error}. To plan without the data, give --images and --classes"
+            raise DataError(message) from error
+        features = open_builder("imagenet2012").info.features
+        found = DataSize(IMAGES["train"], class_names(spec, features))
+    return DataSize(images or found.images, names or found.class_names)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,9 +234,9 @@ class Plan:
     chips: int
     hosts: int
     batch_size: int
+    hbm_available: int  # that a program may use on each chip
     fits: bool
     hbm_bytes: int  # that the step needs on each chip
-    hbm_available: int  # that a program may use on each chip
     argument_bytes: int | None = None
     temp_bytes: int | None = None
     flops_per_image: float | None = None
@@ -287,29 +268,24 @@ def program_for(config: Config, topology: Topology, data: DataSize) -> Program:
 def plan_program(program: Program, topology: Topology) -> Plan:
     """Compile `program` for its mesh, which is that of `topology`, and return its plan."""
     chip, chips, batch_size = topology.chip, len(topology.devices), program.config.batch_size
-    base = {
-        "topology": topology.name,
-        "chips": chips,
-        "hosts": topology.hosts,
-        "batch_size": batch_size,
-        "hbm_available": round(chip.usable * chip.hbm_bytes),
-    }
+    available = round(chip.usable * chip.hbm_bytes)
+    place = (topology.name, chips, topology.hosts, batch_size, available)
     try:
         cost = compile_cost(program, chip)
     except OutOfMemoryError as error:
-        return Plan(**base, fits=False, hbm_bytes=error.needed)
+        return Plan(*place, fits=False, hbm_bytes=error.needed)
     share = batch_size / chips
     counted = training_flops(network_ledger(program.model, program.config.data.image_size))
     flops = counted if cost.flops is None else cost.flops / share
     seconds = roofline(chip, flops * share, cost.bytes, cost.collectives, chips)
     bound = max(seconds, key=lambda side: seconds[side])
-    images_per_sec = batch_size / seconds[bound]
+    step_seconds, names = seconds[bound], ("argument_bytes", "temp_bytes", "collectives")
+    same = {name: getattr(cost, name) for name in (*names, "fusions", "convolutions", "donated")}
     return Plan(
-        **base,
-        fits=cost.memory_bytes <= base["hbm_available"],
+        *place,
+        **same,
+        fits=cost.memory_bytes <= available,
         hbm_bytes=cost.memory_bytes,
-        argument_bytes=cost.argument_bytes,
-        temp_bytes=cost.temp_bytes,
         flops_per_image=flops,
         flops_from="ledger" if cost.flops is None else "compiler",
         ledger_flops_per_image=counted,
@@ -317,14 +293,10 @@ def plan_program(program: Program, topology: Topology) -> Plan:
         temp_bytes_per_image=cost.temp_bytes / share,
         seconds=seconds,
         bound=bound,
-        step_seconds=seconds[bound],
-        images_per_sec=images_per_sec,
-        days=program.total_steps * seconds[bound] / 86_400,
-        images_per_sec_per_host=images_per_sec / topology.hosts,
-        collectives=cost.collectives,
-        fusions=cost.fusions,
-        convolutions=cost.convolutions,
-        donated=cost.donated,
+        step_seconds=step_seconds,
+        images_per_sec=batch_size / step_seconds,
+        days=program.total_steps * step_seconds / 86_400,
+        images_per_sec_per_host=batch_size / step_seconds / topology.hosts,
         compile_seconds=cost.seconds,
     )
 
@@ -332,9 +304,8 @@ def plan_program(program: Program, topology: Topology) -> Plan:
 def training_flops(costs: Ledger) -> float:
     """Returns the number of multiplications and additions of a training step for one image.
 
-    A multiply-add counts as two. Each layer is computed three times: forward, for the gradient of
-    its weights, and for the gradient of its input, which the first layer does not need. Products
-    with padding are counted; pooling, normalisation and the optimiser are not.
+    Each layer is computed three times: forward, for the gradient of its weights, and for that of
+    its input, which the first layer does not need. Pooling, norms and the optimiser do not count.
     """
     return 2.0 * (3 * costs.macs_with_aux - costs.layers[0].macs)
 
@@ -342,10 +313,7 @@ def training_flops(costs: Ledger) -> float:
 def roofline(
     chip: Chip, flops: float, traffic: float, collectives: tuple[Collective, ...], chips: int
 ) -> dict[Bound, float]:
-    """Returns the least seconds that a step takes by each bound: compute, memory and network.
-
-    `flops`, `traffic` (bytes read and written) and `collectives` are for one of the `chips`.
-    """
+    """Returns the least seconds of a step by each bound; the figures are for one of the `chips`."""
     sizes = sum(each.bytes * choose("collective", each.kind, COLLECTIVES) for each in collectives)
     return {
         "compute": flops / chip.flops,
@@ -356,10 +324,7 @@ def roofline(
 
 def plan_table(plans: Sequence[Plan], title: str) -> Table:
     """Returns a table with one column for each topology; a dash marks an unknown figure."""
-    table = Table(title=title, title_justify="left")
-    table.add_column("", no_wrap=True)
-    for plan in plans:
-        table.add_column(plan.topology, justify="right")
+    table = number_table(title, "", *(plan.topology for plan in plans))
     for rows in zip(*map(_figures, plans), strict=True):
         if rows[0] is None:
             table.add_section()

@@ -22,10 +22,6 @@ NVIDIA = "https://resources.nvidia.com/en-us-gpu-resources"
 CUDA_PLUGINS = ("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12")
 
 
-class TopologyError(UserError):
-    """A topology is invalid, or nothing can be compiled for it."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Chip:
     """One kind of accelerator; a chip is what JAX counts as one device."""
@@ -100,62 +96,51 @@ class Topology:
 
 
 def parse_topology(text: str) -> tuple[Chip, tuple[int, ...]]:
-    """Returns the chip and the shape in `text`: "v5e:16x16" is 256 chips, "h100:8" eight GPUs.
-
-    Raises TopologyError for an unknown chip, or for a shape that this chip does not have.
-    """
+    """Returns the chip and the shape in `text`: "v5e:16x16" is 256 chips, "h100:8" eight GPUs."""
     name, _, shape = text.partition(":")
     if name not in CHIPS:
-        raise TopologyError(f"unknown chip in topology {text!r}; use one of {', '.join(CHIPS)}")
+        raise UserError(f"unknown chip in topology {text!r}; use one of {', '.join(CHIPS)}")
     chip = CHIPS[name]
     axes = chip.example.count("x") + 1
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape) or shape.count("x") + 1 != axes:
         what = f"topology {text!r} is not {name} with {axes} axes"
-        raise TopologyError(f"{what}; write it as {name}:{chip.example}")
+        raise UserError(f"{what}; write it as {name}:{chip.example}")
     sides = tuple(int(side) for side in shape.split("x"))
     if chip.platform == "cuda" and sides[0] > chip.per_host and sides[0] % chip.per_host:
-        raise TopologyError(
+        raise UserError(
             f"topology {text!r} is not a whole number of hosts; use a multiple of {chip.per_host}"
         )
     return chip, sides
 
 
 def get_topology(text: str) -> Topology:
-    """Returns the topology named `text`, with the devices that the compiler for its chips knows.
-
-    Raises TopologyError as `parse_topology` does, or if the compiler is not installed or does not
-    know the topology.
-    """
+    """Returns the topology named `text`; raises UserError if no compiler for it is found."""
     chip, sides = parse_topology(text)
     _check_compiler(chip)
     # Keep the compilers from looking for a TPU's metadata server or a GPU, and JAX from using them.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     jax.config.update("jax_platforms", "cpu")
-    count = math.prod(sides)
-    hosts = -(-count // chip.per_host)
+    hosts = -(-math.prod(sides) // chip.per_host)
+    options: dict[str, Any]
+    if chip.platform == "tpu":
+        # The chips of a host are 2x2 (2x2x1 with a third axis), or fewer in a smaller slice.
+        bounds = tuple(min(side, most) for side, most in zip(sides, (2, 2, 1), strict=False))
+        name, options = text, {"chips_per_host_bounds": (*bounds, 1)[:3]}
+        if chip.name == "v4":  # its two cores count as one device, as for JAX on such a machine
+            options["chip_config_name"] = "megacore"
+    else:
+        shape = f"1x{hosts}x{math.prod(sides) // hosts}"
+        name, options = chip.name, {"target_config": chip.description, "topology": shape}
     try:
-        if chip.platform == "tpu":
-            # The chips of a host are 2x2 (2x2x1 with a third axis), or fewer in a smaller slice.
-            # Both cores of a v4 count as one device, as they do for JAX on such a machine.
-            bounds = tuple(min(side, most) for side, most in zip(sides, (2, 2, 1), strict=False))
-            options = {"chip_config_name": "megacore"} if chip.name == "v4" else {}
-            found = topologies.get_topology_desc(
-                text, platform="tpu", chips_per_host_bounds=(*bounds, 1)[:3], **options
-            )
-        else:
-            shape = f"1x{hosts}x{count // hosts}"
-            found = topologies.get_topology_desc(
-                chip.name, "cuda", target_config=chip.description, topology=shape
-            )
+        found = topologies.get_topology_desc(name, chip.platform, **options)
     except Exception as error:  # its type depends on the compiler and its version
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise TopologyError(f"the compiler knows no topology {text}: {reason}") from error
+        raise UserError(f"the compiler knows no topology {text}: {reason}") from error
     return Topology(text, chip, hosts, found.devices)
 
 
 def _check_compiler(chip: Chip) -> None:
-    """Raise a TopologyError if a package that compiles for `chip` is not installed."""
     tpu = chip.platform == "tpu"
     with contextlib.suppress(ImportError):  # if a parent package is missing
         if any(map(importlib.util.find_spec, ("libtpu",) if tpu else CUDA_PLUGINS)):
@@ -164,4 +149,4 @@ def _check_compiler(chip: Chip) -> None:
     machine = f"{platform.system()} {platform.machine()}"
     linux = machine == "Linux x86_64"
     fix = install("plan") if linux else f"run gnet plan on Linux x86_64, not {machine}"
-    raise TopologyError(f"compiling for {chip.name} requires {missing}, but no accelerator: {fix}")
+    raise UserError(f"compiling for {chip.name} requires {missing}, but no accelerator: {fix}")

@@ -25,22 +25,25 @@ from tests.tiny import tiny_arch, tiny_config, with_program
 ROOT = Path(__file__).parents[2]
 
 
-def three_blocks(config, _):
-    """`prepare`, with the network of three blocks."""
-    model = GoogLeNet(tiny_arch(aux_after=config.model.aux_after))
-    return with_program(prepare(config), model=model)
+THREE = tiny_arch()
+MODEL = GoogLeNet(dataclasses.replace(THREE, widths={n: THREE.widths[n] for n in ("3a", "4a")}))
+
+
+def two_blocks(config, _):
+    """`prepare`, with a network of two blocks."""
+    return with_program(prepare(config), model=MODEL)
 
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
     """A finished sweep as (cells, configs, lines, compiled configs): two seeds, and a misfit."""
     workdir, said = tmp_path_factory.mktemp("sweep"), []
-    good = tiny_config(workdir, epochs=0.1, eval_every_epochs=0.05, save_every_steps=2)
+    good = tiny_config(workdir, epochs=0.1)
     odd = dataclasses.replace(good, batch_size=30)
     configs = {"good": good, "odd": odd}
     cells = list_cells(workdir, {"good": 4}, 2) + list_cells(workdir, {"odd": 0}, 1)
     patch = pytest.MonkeyPatch()
-    patch.setattr(ablate, "prepare", three_blocks)
+    patch.setattr(ablate, "prepare", two_blocks)
     compiled = []
     compile_step = sharding.compile_train_step
 
@@ -74,7 +77,7 @@ def test_each_run_leaves_its_result(swept):
 
 def test_the_costs_are_those_of_the_trained_network(swept):
     good = swept[0][0].result
-    cost = network_ledger(GoogLeNet(tiny_arch()), 16)
+    cost = network_ledger(MODEL, 16)
     assert good["macs"] == cost.macs < cost.macs_with_aux
     assert (good["params"], good["params_with_aux"]) == (cost.params, cost.params_with_aux)
     assert cost.params < cost.params_with_aux

@@ -43,13 +43,13 @@ def test_pixels_come_back_from_the_networks_inputs(channels):
     np.testing.assert_array_equal(to_pixels(x, p), pixels)
 
 
-@pytest.mark.parametrize("step", [0, 50])
-def test_the_images_are_those_that_a_training_step_makes_of_the_whole_batch(config, source, step):
+def test_the_images_are_those_that_a_training_step_makes_of_the_whole_batch(config, source):
+    step = 50
     batch = next(training_batches(config, source, start_step=step))
     key, _ = step_keys(jax.random.PRNGKey(config.seed), step)
     x, targets = jax.jit(augmentation(config, 10))(batch["image"], batch["label"], key)
     expected = to_pixels(np.asarray(x), config.data.preprocessing)
-    for count in (5, 16, 40):  # more than there are: all of them
+    for count in (5, 40):  # more than there are: all of them
         seen = training_images(config, source, step, count)
         np.testing.assert_array_equal(seen.images, expected[:count])
     mixed = 0

@@ -1,7 +1,7 @@
 from matplotlib.figure import Figure
 
 from gnet_jax.cli.main import main
-from gnet_jax.lab.look.diagnose_figures import draw_diagnostics, gradient_figure, order_blocks
+from gnet_jax.lab.sweeps.figures import draw_diagnostics, gradient_figure, order_blocks
 from gnet_jax.training.workdir import MetricsFile
 
 BLOCKS = ("aux_4a", "classifier", "conv1", "conv2", "conv2_reduce", "inception_3a", "inception_5b")
@@ -33,7 +33,7 @@ def test_the_gradient_figure_has_the_whole_and_the_main_heads_part(tmp_path):
         "both": [diagnosed(tmp_path / f"both-{seed}", ["main", "aux4a"]) for seed in range(2)],
         "never": [tmp_path / "never"],
     }
-    (axes,) = gradient_figure(runs, (5, 4)).axes
+    (axes,) = gradient_figure(runs).axes
     lines = {line.get_label(): list(line.get_ydata()) for line in axes.lines}
     assert list(lines) == ["none", "both", "both: main head's part"]
     assert lines["both"] == [1.0] * 6  # the mean over steps and seeds

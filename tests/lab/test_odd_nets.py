@@ -49,6 +49,12 @@ def size_of(model) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
+def endpoint_names(model) -> set[str]:
+    image = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
+    variables = abstract_variables(model, 16)
+    return set(jax.eval_shape(partial(endpoints, model), variables, image))
+
+
 def folder_of(model) -> TrainedModel:
     names = tuple(f"class {n}" for n in range(10))
     return TrainedModel(model, tiny_variables(model), PIXELS, names, {"format": "test"})
@@ -91,8 +97,7 @@ def test_a_layer_that_is_used_twice_costs_its_products_twice():
     rows = [layer for layer in costs.layers if layer.name == "inception_3a/b5"]
     assert [bool(layer.params) for layer in rows] == [True, False]
     assert rows[0].macs == rows[1].macs > 0
-    found = jax.jit(partial(endpoints, model))(tiny_variables(model), jnp.ones((1, 16, 16, 3)))
-    assert {"inception_3a/5x5", "inception_3a/b5 (2)"} <= found.keys()
+    assert {"inception_3a/5x5", "inception_3a/b5 (2)"} <= endpoint_names(model)
 
 
 def test_a_norm_by_itself_is_a_row_without_products():
@@ -155,10 +160,9 @@ def test_a_layer_of_unknown_cost_is_refused_by_name(module, name):
         (ExtraLayer, {"5x5", "b6"}),
     ],
 )
-def test_endpoints_that_caffe_lacks_have_their_own_names(block, names, tmp_path):
-    folder = folder_of(with_block(block))
-    found = jax.jit(partial(endpoints, folder.model))(folder.variables, jnp.ones((1, 16, 16, 3)))
-    assert {f"inception_3a/{name}" for name in names} <= found.keys()
+def test_endpoints_that_caffe_lacks_have_their_own_names(block, names):
+    found = endpoint_names(with_block(block))
+    assert {f"inception_3a/{name}" for name in names} <= found
     assert ("inception_3a/5x5" in found) == ("5x5" in names)
 
 

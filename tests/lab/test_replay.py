@@ -4,6 +4,7 @@ import types
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -11,10 +12,10 @@ from gnet_jax.cli.main import main
 from gnet_jax.config import LossConfig
 from gnet_jax.lab.look import replay as replay_module
 from gnet_jax.lab.look.replay import _loss, _place
-from gnet_jax.model.googlenet import Outputs
+from gnet_jax.model.googlenet import GoogLeNet, Outputs
 from gnet_jax.training.observe.faults import write_replay
 from gnet_jax.training.step import create_state
-from tests.tiny import Linear, linear_params, tiny_config, tiny_run, tiny_variables
+from tests.tiny import Linear, linear_params, tiny_arch, tiny_config, tiny_run, tiny_variables
 
 MEAN = np.array([123, 117, 104], np.uint8)
 
@@ -35,6 +36,30 @@ def replay(tmp_path):
     }
     metrics = {"loss": float("nan"), "grad_norm": float("nan"), "skipped": 1.0}
     return write_replay(tmp_path, run, state.replace(step=state.step + 8), 8, batch, metrics)
+
+
+def test_a_replay_file_has_the_batch_and_the_state_before_the_step(replay, monkeypatch):
+    given, make = [], replay_module.make_optimizer
+    monkeypatch.setattr(replay_module, "make_optimizer", lambda *a: given.append(a) or make(*a))
+    found = replay_module.read_replay(replay)
+    assert found.config == tiny_config(replay.parent)
+    assert found.model == GoogLeNet(tiny_arch(), dtype=jnp.dtype("float32"))
+    assert (found.step, found.state.step, found.optimizer.frozen) == (8, 7, ())
+    kernel = found.state.params["conv1"]["conv"]["kernel"]
+    assert (kernel.shape, kernel.dtype, kernel[0, 0, 0, 0]) == (
+        (3, 3, 3, 4),
+        np.float32,
+        np.float32(1e38),
+    )
+    assert sorted(found.batch) == ["image", "label", "mask"]
+    assert found.batch["image"].dtype == np.uint8
+    assert found.batch["image"].max(axis=(1, 2, 3)).tolist() == [123] * 5 + [255] + [123] * 26
+    assert found.batch["label"][:11].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0]
+    assert len(set(found.indices.tolist())) == 32
+    assert np.isnan(found.metrics["loss"])
+    assert found.metrics["skipped"] == 1
+    # 0.2 epochs of 1,437 images in batches of 32 are 9 steps; no weights were loaded
+    assert given == [(found.config.optim, 1437 / 32, 9, frozenset())]
 
 
 @pytest.mark.slow
@@ -156,9 +181,9 @@ def test_the_command_prints_at_most_ten_images(monkeypatch, capsys):
 
 
 def test_parameters_are_placed_by_the_layer_around_them():
-    order = {"input": 0, "conv1": 1, "inception_3a/b5/first": 2, "inception_3a/output": 3}
+    layers = ["input", "conv1", "inception_3a/b5/first", "inception_3a/output"]
     placed = ("conv1/norm/group", "conv1/conv", "inception_3a/b5/first/conv", "classifier")
-    assert [_place(name, order) for name in placed] == [1, 1, 2, 4]
+    assert [_place(name, layers) for name in placed] == [1, 1, 2, 4]
 
 
 def test_what_is_frozen_has_no_gradient():
@@ -168,21 +193,23 @@ def test_what_is_frozen_has_no_gradient():
         optimizer=types.SimpleNamespace(frozen=("main",)),
     )
     images, targets = np.ones((2, 16, 16, 3), np.float32), np.eye(2, 10, dtype=np.float32)
-    loss = partial(_loss, replay)
-    grads, _ = jax.grad(loss, has_aux=True)(linear_params(), {}, images, targets, None)
+    loss = partial(_loss, replay, [])
+    gradient = jax.jit(jax.grad(loss, has_aux=True))
+    grads, _ = gradient(linear_params(), {}, None, images, targets)
     assert not grads["main"]["kernel"].any()
     assert grads["aux"]["kernel"].any()
 
 
-def test_a_file_that_is_no_replay_is_one_sentence(replay, tmp_path, capsys):
+def test_a_file_that_is_no_replay_is_one_sentence(tmp_path, capsys):
+    replay, array = tmp_path / "replay-8.npz", np.arange(1000)
+    np.savez(replay, array=array)
     whole = replay.read_bytes()
-    with np.load(replay) as arrays:
-        largest = max((arrays[name].tobytes() for name in arrays.files), key=len)
     flipped = bytearray(whole)  # in an array: the zip archive's headers have bits without a meaning
-    flipped[whole.index(largest) + len(largest) // 2] ^= 1
+    flipped[whole.index(array.tobytes()) + 4000] ^= 1
     for content, message in (
         (b"", "not an npz file"),
         (b"{}", "not an npz file"),
+        (whole, "not a replay file"),
         (whole[: len(whole) // 2], "corrupt"),
         (bytes(flipped), "corrupt"),
     ):

@@ -7,6 +7,7 @@ import pytest
 
 from gnet_jax.cli.main import main
 from gnet_jax.config import Config
+from gnet_jax.lab.sweeps import report
 from gnet_jax.lab.sweeps.figures import common_points, cost_figure, curve_figure
 from gnet_jax.lab.sweeps.report import differing_fields
 from gnet_jax.lab.sweeps.sweep import open_sweep, read_rows, read_sweep
@@ -20,7 +21,7 @@ BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     workdir = finished_sweep(tmp_path_factory.mktemp("sweep"))
-    assert main(["report", str(workdir)]) == 0
+    assert main(["report", str(workdir), "--figures", str(workdir / "figures")]) == 0
     return workdir / "report.html"
 
 
@@ -42,14 +43,11 @@ def test_the_page_holds_every_figure_and_fetches_nothing(page):
     assert "url(http" not in page.read_text("utf-8")
 
 
-def test_figures_are_also_written_as_svg_files(page, tmp_path):
-    figures = tmp_path / "figures"
-    command = ["report", str(page.parent), "--out", str(tmp_path / "r.html")]
-    assert main([*command, "--figures", str(figures)]) == 0
-    files = sorted(figures.glob("*.svg"))
-    names = ["accuracy_macs", "accuracy_params", "loss", "top1"]
-    assert [file.stem for file in files] == names
-    assert (tmp_path / "r.html").read_text("utf-8").count("<svg") == len(names)
+def test_figures_are_also_written_as_svg_files(page):
+    files = sorted((page.parent / "figures").iterdir())
+    names = ["accuracy_macs.svg", "accuracy_params.svg", "loss.svg", "top1.svg"]
+    assert [file.name for file in files] == names
+    assert page.read_text("utf-8").count("<svg") == len(names)
     assert all(ElementTree.parse(file).getroot().tag.endswith("svg") for file in files)
 
 
@@ -69,7 +67,8 @@ def test_a_sweep_without_a_finished_run_has_a_report_too(tmp_path):
     assert "a, seed 0: not finished" in (tmp_path / "r.md").read_text("utf-8")
 
 
-def test_a_report_that_cannot_be_written_exits_with_2(tmp_path, capsys):
+def test_a_report_that_cannot_be_written_exits_with_2(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(report, "draw_results", lambda rows: {"top1": ("caption", "<svg/>")})
     assert main(["report", str(tmp_path)]) == 2
     assert f"{tmp_path} has no sweep" in capsys.readouterr().err
     finished_sweep(tmp_path)

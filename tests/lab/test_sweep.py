@@ -48,7 +48,7 @@ def test_a_folder_of_another_sweep_is_refused_and_configs_can_be_added(tmp_path)
         open_sweep(tmp_path, configs | {"b": other}, 2, "text")
     open_sweep(tmp_path, {"c": other}, 3, "text")
     assert list(read_sweep(tmp_path).configs) == ["a", "b", "c"]
-    assert read_sweep(tmp_path).seeds == 3
+    assert [cell.seed for cell in read_sweep(tmp_path).cells] == [0, 1, 2] * 3
     assert [file.name for file in tmp_path.iterdir()] == ["sweep.json"]
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from gnet_jax.config import ConfigError
 from gnet_jax.data.sources import DataError
-from gnet_jax.lab.cost.ledger import network_ledger
+from gnet_jax.lab.cost.ledger import Layer, Ledger, network_ledger
 from gnet_jax.model.googlenet import GoogLeNet, googlenet
 from gnet_jax.ops.fast import FAST
 from gnet_jax.ops.reference import REFERENCE
@@ -47,22 +47,24 @@ def toy(chip=CHIP):
     return Topology("toy:8", chip, hosts=2, devices=jax.devices())
 
 
-def tiny_program(tmp_path, **changes):
-    program = program_for(tiny_config(tmp_path, **changes), toy(), SIZE)
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    config = tiny_config(tmp_path_factory.mktemp("plan"))
     # A CPU's form of a convolution over a small map would sum what is larger than its kernel.
     ops = dataclasses.replace(FAST, convolve=REFERENCE.convolve)
-    return dataclasses.replace(program, model=GoogLeNet(tiny_arch(), ops=ops))
+    model = GoogLeNet(tiny_arch(), ops=ops)
+    return dataclasses.replace(program_for(config, toy(), SIZE), model=model)
 
 
 @pytest.fixture(scope="module")
-def cost(tmp_path_factory):
-    return compile_cost(tiny_program(tmp_path_factory.mktemp("plan")), CHIP)
+def cost(program):
+    return compile_cost(program, CHIP)
 
 
 @pytest.fixture
-def plan(cost, tmp_path, monkeypatch):
+def plan(program, cost, monkeypatch):
     monkeypatch.setattr(planning, "compile_cost", lambda *_: cost)
-    return plan_program(tiny_program(tmp_path), toy())
+    return plan_program(program, toy())
 
 
 # Of one device; each number occurs once.
@@ -83,13 +85,21 @@ FAKE = CompiledCost(
 )
 
 
-def fake_plan(tmp_path, monkeypatch, cost=FAKE, chip=CHIP):
-    monkeypatch.setattr(planning, "compile_cost", lambda *_: cost)
-    return plan_program(tiny_program(tmp_path), toy(chip))
+@pytest.fixture
+def fake_plan(program, monkeypatch):
+    """A function that plans a program with the given cost, without compiling it."""
+    costs = Ledger(0, 0, 0, 5000, layers=(Layer("conv1", "conv", (), 1, (), 0, 700),))
+    monkeypatch.setattr(planning, "network_ledger", lambda *_: costs)
+
+    def plan(cost=FAKE, chip=CHIP):
+        monkeypatch.setattr(planning, "compile_cost", lambda *_: cost)
+        return plan_program(program, toy(chip))
+
+    return plan
 
 
-def test_a_plan_divides_a_chips_cost_by_its_images(tmp_path, monkeypatch):
-    plan = fake_plan(tmp_path, monkeypatch)
+def test_a_plan_divides_a_chips_cost_by_its_images(fake_plan):
+    plan = fake_plan()
     assert (plan.topology, plan.chips, plan.hosts, plan.batch_size) == ("toy:8", 8, 2, 32)
     # a chip's share is 32 / 8 = 4 images
     assert plan.flops_per_image == 6e9 / 4
@@ -101,8 +111,8 @@ def test_a_plan_divides_a_chips_cost_by_its_images(tmp_path, monkeypatch):
     assert plan.compile_seconds == 0.5
 
 
-def test_a_plans_time_is_the_longest_side_of_the_roofline(tmp_path, monkeypatch):
-    plan = fake_plan(tmp_path, monkeypatch)
+def test_a_plans_time_is_the_longest_side_of_the_roofline(fake_plan):
+    plan = fake_plan()
     network = 2 * 2**20 * 7 / 8 / 1e9  # a ring sends a sum twice
     assert plan.seconds == pytest.approx({"compute": 0.06, "memory": 0.08, "network": network})
     assert (plan.bound, plan.step_seconds) == ("memory", 0.08)
@@ -112,24 +122,25 @@ def test_a_plans_time_is_the_longest_side_of_the_roofline(tmp_path, monkeypatch)
     assert plan.days == pytest.approx(6 * 0.08 / 86_400)
 
 
-def test_a_plan_without_the_compilers_count_uses_the_ledgers(tmp_path, monkeypatch):
-    plan = fake_plan(tmp_path, monkeypatch, dataclasses.replace(FAKE, flops=None))
+def test_a_plan_without_the_compilers_count_uses_the_ledgers(fake_plan):
+    plan = fake_plan(dataclasses.replace(FAKE, flops=None))
     assert plan.flops_from == "ledger"
-    assert plan.flops_per_image == plan.ledger_flops_per_image
-    assert plan.seconds["compute"] == pytest.approx(4 * plan.ledger_flops_per_image / 100e9)
+    # three passes of 5,000 multiply-adds, less the 700 of the first layer's input gradient
+    assert plan.flops_per_image == plan.ledger_flops_per_image == 2 * (3 * 5000 - 700)
+    assert plan.seconds["compute"] == pytest.approx(4 * 28_600 / 100e9)
 
 
 @pytest.mark.parametrize(("missing", "fits"), [(0, True), (1, False)])
-def test_a_step_fits_if_the_usable_memory_holds_it(missing, fits, tmp_path, monkeypatch):
+def test_a_step_fits_if_the_usable_memory_holds_it(missing, fits, fake_plan):
     required = 3000 + 2000 - 1500 + 70_000 + 400
     chip = dataclasses.replace(CHIP, hbm_bytes=2 * (required - missing), usable=0.5)
-    plan = fake_plan(tmp_path, monkeypatch, chip=chip)
+    plan = fake_plan(chip=chip)
     assert (plan.hbm_bytes, plan.hbm_available) == (required, required - missing)
     assert plan.fits == fits
 
 
-def test_the_table_shows_every_figure_in_its_unit(tmp_path, monkeypatch):
-    plan = fake_plan(tmp_path, monkeypatch)
+def test_the_table_shows_every_figure_in_its_unit(fake_plan):
+    plan = fake_plan()
     refused = planning.Plan("v5e:1x1", 1, 1, 32, fits=False, hbm_bytes=2**35, hbm_available=2**34)
     names, known, unknown = (list(x._cells) for x in plan_table([plan, refused], "two").columns)
     known = dict(zip(names, known, strict=True))
@@ -157,17 +168,47 @@ def test_a_compiled_step_has_memory_traffic_and_arithmetic(plan):
     assert plan.bytes_per_image > 0
 
 
-def test_the_gradients_of_every_parameter_are_summed_over_the_chips(plan, tmp_path):
+def test_the_memory_of_a_compiled_step_is_that_of_its_state_and_images(cost, program):
+    state = jax.tree.leaves(program.abstract_state())
+    size = sum(x.size * x.dtype.itemsize for x in state)
+    images = 4 * (16 * 16 * 3 + 4)  # one device's share of 32 images and labels
+    assert cost.argument_bytes == size + images
+    assert size - 100 <= cost.alias_bytes <= size
+    assert cost.alias_bytes < cost.output_bytes < cost.alias_bytes + 2000  # and a few metrics
+    assert cost.seconds > 0
+
+
+def test_a_gpus_program_is_compiled_without_tuning_and_others_with_the_defaults(
+    program, monkeypatch
+):
+    given = []
+
+    def compile_step(mesh, step, state, batch, **options):
+        given.append(options)
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Used 2.0G of 1.0G hbm")
+
+    monkeypatch.setattr(planning, "compile_train_step", compile_step)
+    for chip in (CHIP, dataclasses.replace(CHIP, platform="cuda")):
+        with pytest.raises(OutOfMemoryError) as caught:
+            compile_cost(program, chip)
+        assert caught.value.needed == 2 * 2**30
+    assert given == [
+        {"manual": False, "compiler_options": None},
+        {"manual": False, "compiler_options": {"xla_gpu_autotune_level": "0"}},
+    ]
+
+
+def test_the_gradients_of_every_parameter_are_summed_over_the_chips(plan, program):
     (found,) = plan.collectives
-    params = tiny_program(tmp_path).abstract_state().params
+    params = program.abstract_state().params
     size = sum(x.size * 4 for x in jax.tree.leaves(params))
     assert found.kind == "all-reduce"
     assert size <= found.bytes <= size + 1000  # and a few metrics
 
 
-def test_the_whole_state_is_donated(plan, tmp_path):
+def test_the_whole_state_is_donated(plan, program):
     """Its buffers are used again, or a step would need the state twice."""
-    assert plan.donated == len(jax.tree.leaves(tiny_program(tmp_path).abstract_state()))
+    assert plan.donated == len(jax.tree.leaves(program.abstract_state()))
 
 
 def test_a_plan_is_json(plan):
@@ -184,12 +225,13 @@ def test_a_plan_is_json(plan):
     assert found["collectives"][0].keys() == {"kind", "count", "bytes"}
 
 
-def test_a_step_that_the_compiler_refuses_does_not_fit(tmp_path, monkeypatch):
+def test_a_step_that_the_compiler_refuses_does_not_fit(program, monkeypatch):
     def refuse(program, chip):
         raise OutOfMemoryError("too large", 2**35)
 
     monkeypatch.setattr(planning, "compile_cost", refuse)
-    found = plan_program(tiny_program(tmp_path), toy())
+    found = plan_program(program, toy())
+    assert (found.topology, found.chips, found.hosts, found.batch_size) == ("toy:8", 8, 2, 32)
     assert not found.fits
     assert found.hbm_bytes == 2**35
 

@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from gnet_jax.config import ConfigError, UserError, choose
-from gnet_jax.inference.lettering import letter
-from gnet_jax.lab.cost.ledger import Layer, Ledger, network_ledger
-from gnet_jax.lab.palette import COLOURS, colour_of
+from gnet_jax.config import ConfigError, choose
+from gnet_jax.inference.lettering import save
+from gnet_jax.lab.cost.ledger import Layer, Ledger, network_ledger, number_table
+from gnet_jax.lab.palette import COLOURS, colour_of, style
 from gnet_jax.model.architecture import VARIANTS, Choices
 from gnet_jax.model.googlenet import CAFFE_STEM, GoogLeNet, googlenet
 
@@ -53,7 +54,7 @@ QUANTITIES = {
 
 
 def part_of(layer: Layer) -> str:
-    """Returns the part in `PARTS` that a layer belongs to; an unknown layer is a separate part."""
+    """Returns the part that a layer belongs to: one of `PARTS`, or its name if it is unknown."""
     block, _, branch = layer.name.partition("/")
     if layer.is_aux:
         return "aux heads"
@@ -72,7 +73,7 @@ def block_of(layer: Layer) -> str:
 
 
 def layers_by(ledger: Ledger, group: Callable[[Layer], str]) -> dict[str, list[Layer]]:
-    """Returns the layers of a network, grouped by `group`: `part_of` or `block_of`."""
+    """Returns the layers of a network in the groups that `group` names."""
     found: dict[str, list[Layer]] = {}
     for layer in ledger.layers:
         found.setdefault(group(layer), []).append(layer)
@@ -131,10 +132,8 @@ def compare_tables(ledgers: Mapping[str, Ledger], image_size: int) -> list[Table
     tables = []
     for quantity, title in QUANTITIES.items():
         title = title.format(size=f"{image_size}x{image_size}")
-        table = Table(title=title, title_justify="left")
-        table.add_column("network", no_wrap=True)
-        for name in ("total", *(LABELS.get(part, part) for part in columns)):
-            table.add_column(name, justify="right")
+        labels = (LABELS.get(part, part) for part in columns)
+        table = number_table(title, "network", "total", *labels)
         for name, parts in costs.items():
             inference = (layer for layer in ledgers[name].layers if not layer.is_aux)
             layers = [inference, *(parts.get(part, ()) for part in columns)]
@@ -165,36 +164,27 @@ def compare_rows(ledgers: Mapping[str, Ledger]) -> list[dict[str, Any]]:
 
 
 def draw_blocks(ledgers: Mapping[str, Ledger], out: Path) -> None:
-    """Draw the cost of each block in each network: multiply-adds above, parameters below.
-
-    Raises UserError if `out` cannot be written.
-    """
+    """Draw the cost of each block in each network: multiply-adds above, parameters below."""
     figure = Figure(figsize=(9, 6.4), layout="constrained")
     panels = figure.subplots(2, 1, sharex=True)
     costs = {name: layers_by(ledger, block_of) for name, ledger in ledgers.items()}
     blocks = list(dict.fromkeys(itertools.chain(*costs.values())))
     blocks.sort(key=lambda block: list(LABELS).index(block) if block in LABELS else -1)
     width = 0.82 / len(costs)
-    quantities = {"macs": "multiply-adds", "params": "parameters"}
-    for axes, (quantity, title) in zip(panels, quantities.items(), strict=True):
+    quantities = (("macs", "multiply-adds"), ("params", "parameters"))
+    for axes, (quantity, title) in zip(panels, quantities, strict=True):
         for number, (name, found) in enumerate(costs.items()):
-            places = [n + (number - (len(costs) - 1) / 2) * width for n in range(len(blocks))]
+            places = np.arange(len(blocks)) + (number - (len(costs) - 1) / 2) * width
             heights = [total(found.get(block, ()), quantity) / 1e6 for block in blocks]
             hatch = ("", "////", "....", "xxxx")[number // len(COLOURS) % 4]
             look = {"color": colour_of(number), "hatch": hatch, "edgecolor": "white"}
             axes.bar(places, heights, width, label=name, lw=0, **look)
         axes.set(ylabel=f"{title}, millions")
-        axes.set_axisbelow(True)
-        axes.grid(axis="y", alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
+        style(axes, axis="y")
     handles = panels[0].get_legend_handles_labels()
     figure.legend(*handles, frameon=False, ncols=min(len(costs), 4), loc="outside upper center")
     panels[1].set_xticks(range(len(blocks)), [LABELS.get(block, block) for block in blocks])
-    try:
-        letter(figure)
-        figure.savefig(out, dpi=150)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot write {out}: {error}") from error
+    save(figure, out, dpi=150)
 
 
 # The figures printed in the paper's Table 1: (params / 1024, multiply-adds / 10**6).
@@ -235,10 +225,10 @@ def compare_with_print() -> Iterator[Comparison]:
     A printed figure agrees if it is the count, with or without biases, rounded or truncated.
     """
     names = {"classifier": "linear", "conv2_reduce": "conv2"}
-    rows: dict[str, list[Layer]] = {}
-    for layer in network_ledger(googlenet("paper", aux_after=()), 224).layers:
-        name = block_of(layer) if "/" in layer.name else names.get(layer.name, layer.name)
-        rows.setdefault(name, []).append(layer)
+    rows = layers_by(
+        network_ledger(googlenet("paper", aux_after=()), 224),
+        lambda layer: block_of(layer) if "/" in layer.name else names.get(layer.name, layer.name),
+    )
     for name, (params, ops) in PRINTED.items():
         weights = sum(math.prod(layer.kernel) for layer in rows[name]) / 1024
         counts = (weights, total(rows[name], "params") / 1024)
@@ -252,10 +242,8 @@ def compare_with_print() -> Iterator[Comparison]:
 def print_table(rows: Iterable[Comparison]) -> Table:
     """Returns a table of the paper's and the counted numbers; each difference has a reason."""
     title = "the paper's Table 1, printed and counted (K: 1024 weights, M: 10^6 multiply-adds)"
-    table = Table(title=title, title_justify="left")
-    table.add_column("layer", no_wrap=True)
-    for name in ("params printed", "counted", "ops printed", "counted"):
-        table.add_column(name, justify="right", no_wrap=True)
+    columns = ("params printed", "counted", "ops printed", "counted")
+    table = number_table(title, "layer", *columns)
     table.add_column("where they differ (*), why")
     for row in rows:
         params = f"{row.params:.1f}K{'' if row.params_agree else ' *'}"

@@ -1,13 +1,10 @@
-"""The cost ledger: the exact number of parameters and multiply-adds of every layer.
-
-Multiply-adds with padding are counted, as in all published figures. XLA does not count them.
-"""
+"""The exact parameters and multiply-adds (with padding, as published) of every layer."""
 
 import csv
 import dataclasses
 import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -15,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from rich.table import Table
+from rich.table import Column, Table
 
 from gnet_jax.config import UserError
 from gnet_jax.model.googlenet import GoogLeNet
@@ -37,7 +34,7 @@ class Layer:
 
     @property
     def is_aux(self) -> bool:
-        """Whether the layer belongs to an auxiliary head, and therefore exists in training only."""
+        """Whether the layer belongs to an auxiliary head, so that it runs only in training."""
         return self.name.startswith("aux_")
 
     @property
@@ -60,15 +57,13 @@ class Ledger:
 def ledger(module: nn.Module, input_shape: tuple[int, ...], **call: Any) -> Ledger:
     """Trace a Linen module of convolutions, linear layers and norms, and return its cost.
 
-    A norm counts with its parameters, but without multiply-adds. A `ConvBlock` is one layer.
-    `input_shape` has no batch axis. `call` are further arguments of the module, such as
-    `train=True`. Raises UserError for a module of unknown cost, or a parameter that belongs to no
-    layer.
+    `input_shape` has no batch axis. `call` are further arguments of the module. Raises UserError
+    for a module of unknown cost, or a parameter that belongs to no layer.
     """
     layers: list[Layer] = []
     names: dict[tuple[str, ...], tuple[str, ...]] = {}  # names of layers by path of their module
     rows: dict[tuple[str, ...], int] = {}  # index in `layers` of the first layer with each name
-    counted: set[tuple[str, ...]] = set()  # paths of parameters
+    counted: set[tuple[str, ...]] = set()  # paths of modules whose parameters are counted
     running: set[tuple[str, ...]] = set()  # paths of the modules that are being called
 
     def record(call_next, args, kwargs, context):
@@ -82,9 +77,8 @@ def ledger(module: nn.Module, input_shape: tuple[int, ...], **call: Any) -> Ledg
         own = {name: value.shape for name, value in params if not isinstance(value, Mapping)}
         if not own:
             return output
-        new = {(*part.path, name): math.prod(shape) for name, shape in own.items()}
-        count = sum(size for path, size in new.items() if path not in counted)
-        counted.update(new)
+        count = 0 if part.path in counted else sum(map(math.prod, own.values()))
+        counted.add(part.path)
         block = _block_of(part)
         shape = output.shape[1:]
         where = "/".join(part.path)
@@ -114,7 +108,7 @@ def ledger(module: nn.Module, input_shape: tuple[int, ...], **call: Any) -> Ledg
         image = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
         variables: Any = jax.eval_shape(lambda image: module.init(keys, image, **call), image)
     tree: Any = traverse_util.flatten_dict(variables.get("params", {}))
-    unknown = sorted("/".join(path) for path in tree.keys() - counted)
+    unknown = sorted("/".join(path) for path in tree if path[:-1] not in counted)
     if unknown:
         raise UserError(f"parameter {unknown[0]} belongs to no layer that the ledger counts")
     return Ledger(
@@ -134,10 +128,7 @@ def _block_of(part: Any) -> tuple[str, ...] | None:
 
 
 def network_ledger(model: GoogLeNet, image_size: int) -> Ledger:
-    """Returns the cost of a GoogLeNet for square images, with its auxiliary heads.
-
-    Raises ValueError if the image is too small, and UserError as `ledger` does.
-    """
+    """Returns the cost of a GoogLeNet for square images; raises ValueError if too small."""
     plain = model.clone(ops=REFERENCE)  # traces fastest
     return ledger(plain, (image_size, image_size, 3), train=True)
 
@@ -157,17 +148,12 @@ def worked_examples() -> Iterator[tuple[str, int]]:
 
 def ledger_table(costs: Ledger, title: str) -> Table:
     """Returns a table of all layers, marked with * in auxiliary heads, and of the totals."""
-    table = Table(title=title, title_justify="left")
-    table.add_column("layer", no_wrap=True)
-    for name in ("kernel", "output", "parameters", "multiply-adds"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = number_table(title, "layer", "kernel", "output", "parameters", "multiply-adds")
     for layer in costs.layers:
         name = f"{layer.name} *" if layer.is_aux else layer.name
-        kernel = layer.kind
-        if layer.kind == "conv":
-            kernel = f"{'x'.join(map(str, layer.kernel[:-2]))}/{layer.stride}"
-        output = "x".join(map(str, layer.output))
-        table.add_row(name, kernel, output, f"{layer.params:,}", f"{layer.macs:,}")
+        window = f"{_size(layer.kernel[:-2])}/{layer.stride}"
+        kernel = window if layer.kind == "conv" else layer.kind
+        table.add_row(name, kernel, _size(layer.output), f"{layer.params:,}", f"{layer.macs:,}")
     table.add_section()
     table.add_row("inference", "", "", f"{costs.params:,}", f"{costs.macs:,}")
     if costs.params_with_aux != costs.params:
@@ -180,14 +166,25 @@ def ledger_csv(costs: Ledger) -> str:
     """Returns CSV with a header and a line for every layer; shapes are written as 7x7x3x64."""
     rows = [dataclasses.asdict(layer) for layer in costs.layers]
     for row in rows:
-        row |= {name: "x".join(map(str, row[name])) for name in ("kernel", "output")}
+        row |= {name: _size(row[name]) for name in ("kernel", "output")}
     return csv_text(rows)
 
 
-def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Returns rows as CSV with a header."""
+def _size(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
+
+
+def number_table(title: str, first: str, *others: str) -> Table:
+    """Returns an empty table for a terminal, with columns of numbers after the first."""
+    # Fold the columns, because a truncated number would be wrong.
+    numbers = (Column(name, justify="right", overflow="fold") for name in others)
+    return Table(Column(first, no_wrap=True), *numbers, title=title, title_justify="left")
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]], header: Iterable[str] = ()) -> str:
+    """Returns rows as CSV with a header, by default the keys of the first row."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+    writer = csv.DictWriter(text, tuple(header) or rows[0].keys(), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()

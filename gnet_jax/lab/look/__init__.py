@@ -1,1 +1,1 @@
-"""Show what a network sees and computes: contact sheets, activations, diagnostics, replays."""
+"""Show what a network sees and computes: contact sheets, activations, replays."""

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import textwrap
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +26,7 @@ INK, GREY, PAPER = "#1c1c1c", "#6e6e6e", "#ffffff"
 UNTOUCHED = AugmentConfig(crop_area=(1.0, 1.0), crop_aspect=(1.0, 1.0), flip=False)
 
 
-@dataclasses.dataclass(frozen=True)
-class Seen:
+class Seen(NamedTuple):
     """Images of one step as the network sees them."""
 
     images: np.ndarray  # (N, S, S, 3) uint8
@@ -36,13 +35,11 @@ class Seen:
 
 
 def training_images(config: Config, source: Source, step: int, count: int) -> Seen:
-    """Returns the first images (at most `count`) of the batch after `step` steps of a run. They are
-    read, cropped and augmented by the code of a run, with the random numbers of this run.
-    """
+    """Returns the first images (at most `count`) of the batch after `step` steps of a run."""
     # To save time, read only what one of several hosts would read. Use the largest number of hosts
     # for which the host's share of the batch is even and has `count` images.
-    sizes = {hosts: config.batch_size / hosts for hosts in range(1, config.batch_size // count + 1)}
-    hosts = max((hosts for hosts, share in sizes.items() if share % 2 == 0), default=1)
+    most = config.batch_size // count
+    hosts = max((n for n in range(1, most + 1) if config.batch_size / n % 2 == 0), default=1)
 
     def first_batch(config: Config) -> Batch:
         bad = BadRecords(source, config.data.bad_limit)
@@ -67,13 +64,11 @@ def _caption(target_K: np.ndarray, class_names: tuple[str, ...]) -> list[str]:
 
 
 def evaluation_images(config: Config, source: Source, step: int, count: int) -> Seen:
-    """Returns the first images (at most `count`) of batch `step` of an evaluation. Raises DataError
-    if the evaluation has no such batch.
-    """
+    """Returns the first images (at most `count`) of batch `step` of an evaluation."""
     size, p = config.eval_batch_size or config.batch_size, config.data.preprocessing
-    steps = -(-len(source) // size)
-    if step >= steps:
-        raise DataError(f"--step is {step}; the evaluation ends with step {steps - 1}")
+    last = (len(source) - 1) // size
+    if step > last:
+        raise DataError(f"--step is {step}; the evaluation ends with step {last}")
     bad, threads = BadRecords(source, config.data.bad_limit), config.data.threads
     batches = eval_batches(source, batch_size=size, preprocessing=p, threads=threads, bad=bad)
     batch = next(itertools.islice(batches, step, None))
@@ -90,7 +85,7 @@ def to_pixels(x: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
 
 
 def describe_augmentation(a: AugmentConfig) -> str:
-    """Returns a description of the augmentation in one line of text."""
+    """Returns a line of text that describes the augmentation."""
     low, high = a.crop_aspect
     crops = f"crops of {a.crop_area[0]:.0%} to {a.crop_area[1]:.0%}, aspect {low:.3g} to {high:.3g}"
     known = {"random_area": crops, "fixed_scale": "crops of the evaluation's size"}
@@ -112,8 +107,8 @@ def draw(seen: Seen, columns: int, title: str, subtitle: str) -> Image.Image:
     title, heading = lettered(title, 19)
     subtitle, body = lettered(subtitle, 14)
     lines = max(len(caption) for caption in seen.captions)
-    strips = 1 if seen.untouched is None else 2
-    row_height = strips * (tile + 4) + 18 * lines + 24
+    strips = [strip for strip in (seen.untouched, seen.images) if strip is not None]
+    row_height = len(strips) * (tile + 4) + 18 * lines + 24
     columns = min(columns, len(seen.images))
     width = max(2 * MARGIN + columns * (tile + GAP) - GAP, 640)
     wrapped = textwrap.wrap(subtitle, int((width - 2 * MARGIN) / body.getlength("n")))
@@ -123,22 +118,18 @@ def draw(seen: Seen, columns: int, title: str, subtitle: str) -> Image.Image:
     pen = ImageDraw.Draw(sheet)
     pen.text((MARGIN, MARGIN - 6), fitted(title, heading, width - 2 * MARGIN), INK, heading)
     pen.text((MARGIN, MARGIN + 28), "\n".join(wrapped), GREY, body, spacing=5)
-    for place, (image, caption) in enumerate(zip(seen.images, seen.captions, strict=True)):
+    for place, caption in enumerate(seen.captions):
         row, column = divmod(place, columns)
         x, y = MARGIN + column * (tile + GAP), top + row * row_height
-        if seen.untouched is not None:
-            sheet.paste(_enlarge(seen.untouched[place], tile), (x, y))
+        for strip in strips:
+            image = Image.fromarray(strip[place])
+            sheet.paste(image.resize((tile, tile), Image.Resampling.NEAREST), (x, y))
             y += tile + 4
-        sheet.paste(_enlarge(image, tile), (x, y))
         for number, line in enumerate(caption):
-            colour = GREY if number else INK
             line, font = lettered(line, 13)
-            pen.text((x, y + tile + 4 + 18 * number), fitted(line, font, tile), colour, font)
+            colour = GREY if number else INK
+            pen.text((x, y + 18 * number), fitted(line, font, tile), colour, font)
     return sheet
-
-
-def _enlarge(image: np.ndarray, tile: int) -> Image.Image:
-    return Image.fromarray(image).resize((tile, tile), Image.Resampling.NEAREST)
 
 
 def draw_sheet(
@@ -152,9 +143,7 @@ def draw_sheet(
     rows: int,
     columns: int,
 ) -> int:
-    """Draw up to `rows` rows of `columns` images of a step into the file `out`. Returns the number
-    of images. Raises DataError for unusable data, UserError if `out` cannot be written.
-    """
+    """Draw up to `rows` * `columns` images of a step into the file `out`; returns their number."""
     d = config.data
     if split == "train":
         seen = training_images(config, source, step, rows * columns)
@@ -166,6 +155,5 @@ def draw_sheet(
         how = f"resized ({d.resize}) to {d.resize_to}, central crop"
     data = f"{d.source}, {split}: {len(source):,} images, {len(source.class_names)} classes"
     subtitle = f"{data}; seen at {d.image_size}x{d.image_size}. {how[0].upper()}{how[1:]}."
-    sheet = draw(seen, columns, f"{name}: {what}", subtitle)
-    save(sheet, out)
+    save(draw(seen, columns, f"{name}: {what}", subtitle), out)
     return len(seen.images)

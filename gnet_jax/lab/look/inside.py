@@ -1,7 +1,4 @@
-"""Draw what is inside a network: its filters, its activations, and the regions each head uses.
-
-Shapes: H height, W width, C channels, F filters.
-"""
+"""Draw what is inside a network: its filters, its activations, and the regions each head uses."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +14,7 @@ from gnet_jax.data.augment import CHANNEL_STEPS, preprocess
 from gnet_jax.data.decode import central_crop
 from gnet_jax.inference.cam import ActivationMap, ActivationMapper, draw
 from gnet_jax.inference.lettering import save
+from gnet_jax.lab.palette import COLOURS
 from gnet_jax.model.googlenet import endpoints
 from gnet_jax.model_folder import TrainedModel
 
@@ -31,11 +29,11 @@ def draw_inside(
     names: Sequence[str] = (),
     index: int | None = None,
 ) -> list[Path]:
-    """Draw first-layer filters, activations, and a class activation map of each head into `folder`;
-    returns the files. `names` are Caffe's names of endpoints, by default those of `DEFAULT` that
-    the network has. `index` is the class to map, by default the most probable. Raises UserError
-    for an unknown endpoint or class, a folder that cannot be written, or first-layer filters that
-    are not colours; ImageError for a picture that is too narrow to resize.
+    """Draw first-layer filters, activations and each head's class activation map into files.
+
+    `names` are Caffe's names of endpoints, by default those of `DEFAULT` that the network has.
+    `index` is the class to map, by default the most probable. Raises UserError for an unknown
+    endpoint or class, and ImageError for a picture that is too narrow to resize.
     """
 
     @jax.jit
@@ -64,9 +62,7 @@ def draw_inside(
 
 
 def filters_figure(kernel_HWCF: np.ndarray, channels: str) -> Figure:
-    """Returns a figure of the filters (H, W, 3, F) of the first layer as colours. Grey means a
-    weight of zero. `channels` is the order of the input channels, RGB or BGR.
-    """
+    """Returns a figure of filters (H, W, 3, F) of RGB or BGR input as colours; zero is grey."""
     kernel_HWCF = kernel_HWCF[:, :, choose("channels", channels, CHANNEL_STEPS)]
     kernels = np.moveaxis(kernel_HWCF, -1, 0)
     tiles = [0.5 + 0.5 * tile / max(float(np.abs(tile).max()), 1e-12) for tile in kernels]
@@ -79,7 +75,7 @@ def activation_figure(name: str, value: np.ndarray) -> Figure:
     if value.ndim == 1:
         figure = Figure(figsize=(8, 3), layout="constrained")
         axes = figure.subplots()
-        axes.bar(range(len(value)), value, width=1.0, color="#0072b2")
+        axes.bar(range(len(value)), value, width=1.0, color=COLOURS[0])
         axes.set(title=f"{name}: {len(value)} values", xlabel="index")
         axes.spines[["top", "right"]].set_visible(False)
         return figure
@@ -94,12 +90,11 @@ def activation_figure(name: str, value: np.ndarray) -> Figure:
 
 def heads_picture(maps: Mapping[str, ActivationMap]) -> Image.Image:
     """Returns the maps of all heads side by side, each with the head's name and probability."""
-    drawn = []
+    tiles = []
     for head, found in maps.items():
-        label = f"{head}: {found.guess['label']}"
-        drawn.append(draw(found._replace(guess={**found.guess, "label": label})))
-    gap = [(0, 0), (0, 12), (0, 0)]
-    tiles = [np.pad(np.asarray(each), gap, constant_values=255) for each in drawn]
+        guess = found.guess | {"label": f"{head}: {found.guess['label']}"}
+        drawn = np.asarray(draw(found._replace(guess=guess)))
+        tiles.append(np.pad(drawn, [(0, 0), (0, 12), (0, 0)], constant_values=255))
     return Image.fromarray(np.hstack(tiles)[:, :-12])
 
 

@@ -1,12 +1,8 @@
-"""Run a bad batch again to find the first image and layer that are not finite.
-
-Shapes: B batch, H height, W width, C channels, K classes.
-"""
+"""Run a bad batch again to find the first image and layer that are not finite."""
 
 import dataclasses
 import json
 import zipfile
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,10 +22,8 @@ from gnet_jax.training.program import augmentation, flat, make_train_step
 from gnet_jax.training.sharding import compile_train_step, data_mesh, put_state
 from gnet_jax.training.step import TrainState, compute_loss, create_state, step_keys
 
-# The errors that corrupt zip files, arrays and JSON raise; a SchemaError is a ValueError.
+# What corrupt zip files, arrays and JSON raise.
 _CORRUPT = (ValueError, TypeError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile)
-
-_Inputs = tuple[jax.Array, jax.Array, jax.Array]  # images (B, H, W, C), targets (B, K), dropout key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,9 +66,7 @@ class Findings:
 
 
 def read_replay(file: Path) -> Replay:
-    """Returns the contents of a replay file. Nothing in the file is executed. Raises UserError if
-    the file is missing, corrupt or not a replay file.
-    """
+    """Returns the contents of a replay file, executing nothing; raises UserError if corrupt."""
     try:
         # For other files, NumPy's error would suggest to unpickle the file.
         if file.is_file() and not zipfile.is_zipfile(file):
@@ -83,8 +75,8 @@ def read_replay(file: Path) -> Replay:
             arrays = {name: stored[name] for name in stored.files}
         notes = json.loads(arrays.pop(NOTES).tobytes())
         config = from_json(Config, notes["config"])
-        arch, dtype = from_json(Architecture, notes["architecture"]), config.model.dtype
-        model = GoogLeNet(arch, dtype=jnp.dtype(dtype))
+        arch = from_json(Architecture, notes["architecture"])
+        model = GoogLeNet(arch, dtype=jnp.dtype(config.model.dtype))
         lengths = notes["steps_per_epoch"], notes["total_steps"]
         optimizer = make_optimizer(config.optim, *lengths, frozenset(notes["loaded"]))
         create = partial(create_state, optimizer=optimizer, seed=0)
@@ -93,8 +85,8 @@ def read_replay(file: Path) -> Replay:
         state = jax.tree.unflatten(jax.tree.structure(abstract), leaves)
         batch = {name: arrays[f"batch/{name}"] for name in ("image", "label", "mask")}
         metrics = {name: float(value) for name, value in notes["metrics"].items()}
-        indices, step = arrays["indices"], notes["step"]
-        return Replay(config, model, optimizer, state, batch, indices, step, metrics)
+        found = (config, model, optimizer, state, batch, arrays["indices"], notes["step"], metrics)
+        return Replay(*found)
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror or error}") from error
     except _CORRUPT as error:
@@ -102,20 +94,20 @@ def read_replay(file: Path) -> Replay:
 
 
 def examine(replay: Replay) -> Findings:
-    """Run the batch again: the whole step, then each layer, then each example alone. The step is
-    the same as in the run, with the same keys, but on one device. Each single example goes through
-    the network in training mode, with the augmentation and mixup of the step. In this case, batch
-    norm sees only this example, and dropout has another mask.
+    """Run the step again with the same keys, on one device; then each layer, and each example.
+
+    A single example has the augmentation and mixup of the step and runs in training mode, but
+    batch norm sees only this example, and dropout has another mask.
     """
-    state = replay.state
+    state, layers = replay.state, []
     augment_key, dropout_key = step_keys(jnp.asarray(state.rng), jnp.asarray(state.step))
     prepared = jax.jit(augmentation(replay.config, replay.model.arch.num_classes))
-    images_BHWC, targets_BK = prepared(replay.batch["image"], replay.batch["label"], augment_key)
-    inputs = (images_BHWC, targets_BK, dropout_key)
+    inputs = prepared(replay.batch["image"], replay.batch["label"], augment_key)
     metrics = _repeat_step(replay)
-    layers, batch_flags = _check_batch(replay, inputs)
-    layer_flags, gradient_flags, losses = _check_examples(replay, layers, inputs)
-    params = flat(state.params)
+    fixed = (state.params, state.batch_stats, dropout_key)
+    batch_flags = np.array(jax.jit(partial(_loss, replay, layers))(*fixed, *inputs)[1])
+    found = jax.jit(partial(_check_examples, replay))(*fixed, *inputs)
+    layer_flags, gradient_flags, losses = jax.device_get(found)
     fine = layer_flags.all(1) & gradient_flags.all(1) & np.isfinite(losses)
     bad_examples = [
         BadExample(
@@ -127,10 +119,10 @@ def examine(replay: Replay) -> Findings:
         )
         for place in np.flatnonzero(~fine)
     ]
-    order = {name: number for number, name in enumerate(layers)}
+    params = flat(state.params)
     modules = [name.rpartition("/")[0] for name in params]
     bad_modules = [modules[number] for number in np.flatnonzero(~gradient_flags.all(axis=0))]
-    bad_modules.sort(key=lambda name: _place(name, order))
+    bad_modules.sort(key=lambda name: _place(name, layers))
     return Findings(
         step=replay.step,
         metrics=metrics,
@@ -155,75 +147,60 @@ def _repeat_step(replay: Replay) -> dict[str, float]:
     return {name: float(value) for name, value in jax.device_get(metrics).items()}
 
 
-def _loss(replay: Replay, params: Any, *inputs: Any) -> tuple[jax.Array, Any]:
-    return compute_loss(
+def _loss(
+    replay: Replay,
+    layers: list[str],
+    params: Any,
+    batch_stats: Any,
+    dropout_key: jax.Array,
+    images_BHWC: jax.Array,
+    targets_BK: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the loss, and for the input and each layer whether its output is finite.
+
+    While it is traced, `layers` is set to the layers in order; jit and grad would sort the outputs.
+    """
+    value, (updated, _) = compute_loss(
         params,
-        *inputs,
+        batch_stats,
+        images_BHWC,
+        targets_BK,
+        dropout_key,
         model=replay.model,
         optimizer=replay.optimizer,
         loss=replay.config.loss,
         mutable=("batch_stats", "intermediates"),
     )
-
-
-def _outputs(updated: Any, images_BHWC: jax.Array) -> dict[str, jax.Array]:
-    found = layer_outputs(updated["intermediates"])
-    return {"input": images_BHWC} | {n.removesuffix("/output"): v for n, v in found.items()}
-
-
-def _check_batch(replay: Replay, inputs: _Inputs) -> tuple[list[str], np.ndarray]:
-    """Returns the layers in order, the input first, and whether the output of each is finite."""
-    layers: list[str] = []
-
-    @jax.jit
-    def flags(params: Any, batch_stats: Any) -> list[jax.Array]:
-        _, (updated, _) = _loss(replay, params, batch_stats, *inputs)
-        outputs = _outputs(updated, inputs[0])
-        # Set while tracing, because the results of JAX transformations are sorted by name.
-        layers[:] = outputs
-        return [jnp.isfinite(output).all() for output in outputs.values()]
-
-    found = flags(replay.state.params, replay.state.batch_stats)
-    return layers, np.array(found)
+    outputs = {"input": images_BHWC} | layer_outputs(updated["intermediates"])
+    layers[:] = [name.removesuffix("/output") for name in outputs]
+    return value, jnp.stack([jnp.isfinite(output).all() for output in outputs.values()])
 
 
 def _check_examples(
-    replay: Replay, layers: list[str], inputs: _Inputs
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Run each example alone. Returns whether its outputs (B, layers) and gradients (B, parameters)
-    are finite, and its loss (B,).
-    """
-    images_BHWC, targets_BK, dropout_key = inputs
+    replay: Replay,
+    params: Any,
+    batch_stats: Any,
+    dropout_key: jax.Array,
+    images_BHWC: jax.Array,
+    targets_BK: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns, of each example alone, the finite layers and gradients (B, n), and the loss (B,)."""
+    loss = jax.value_and_grad(partial(_loss, replay, []), has_aux=True)
 
-    @jax.jit
-    def run(params: Any, batch_stats: Any) -> Any:
-        def run_one(example: Any) -> Any:
-            image_BHWC, target_BK = jax.tree.map(lambda x: x[None], example)
-            loss = jax.value_and_grad(partial(_loss, replay), has_aux=True)
-            (value, (updated, _)), grads = loss(
-                params, batch_stats, image_BHWC, target_BK, dropout_key
-            )
-            outputs = _outputs(updated, image_BHWC)
-            return (
-                jnp.stack([jnp.isfinite(outputs[name]).all() for name in layers]),
-                jnp.stack([jnp.isfinite(x).all() for x in flat(grads).values()]),
-                value,
-            )
+    def run_one(example: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        image_BHWC, target_BK = jax.tree.map(lambda x: x[None], example)
+        (value, flags), grads = loss(params, batch_stats, dropout_key, image_BHWC, target_BK)
+        return flags, jnp.stack([jnp.isfinite(x).all() for x in flat(grads).values()]), value
 
-        return jax.lax.map(run_one, (images_BHWC, targets_BK))
-
-    return jax.device_get(run(replay.state.params, replay.state.batch_stats))
+    return jax.lax.map(run_one, (images_BHWC, targets_BK))
 
 
-def _place(name: str, order: Mapping[str, int]) -> int:
-    """Returns the position in `order` of the innermost module that contains `name` and whose output
-    is recorded. Linear layers come last, because their outputs are not recorded.
-    """
+def _place(name: str, layers: list[str]) -> int:
+    """Returns the position of the innermost of `layers` around `name`; linear layers are last."""
     parts = name.split("/")
     around = ("/".join(parts[:length]) for length in range(len(parts), 0, -1))
-    return next((order[module] for module in around if module in order), len(order))
+    return next((layers.index(module) for module in around if module in layers), len(layers))
 
 
 def _first_bad(layers: list[str], flags: np.ndarray) -> str | None:
-    bad = np.flatnonzero(~flags)
-    return layers[bad[0]] if len(bad) else None
+    return None if flags.all() else layers[int(flags.argmin())]

@@ -1,15 +1,11 @@
-"""Train the runs of a sweep one after another.
-
-Finished runs are skipped and interrupted ones resume. A run that fails is recorded as failed, and
-the next one starts.
-"""
+"""Train the runs of a sweep one after another; skip finished ones, and continue after failures."""
 
 import contextlib
 import dataclasses
+import functools
 import statistics
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +41,11 @@ class Bench:
         self._run = run = prepare(*with_start(config))
         self._steps = CompiledSteps(run.program)
         pixels = run.config.data.preprocessing
-        step = partial(head_sums, model=run.program.model, preprocessing=pixels)
+        step = functools.partial(head_sums, model=run.program.model, preprocessing=pixels)
         self._head_step = compile_eval_step(run.program.mesh, step)
 
     def run(self, cell: Cell) -> dict[str, Any]:
-        """Train or resume `cell` until it ends, and return its result.
-
-        Raises StoppedError if a signal arrived, and BusyError if another process trains `cell`.
-        """
+        """Train or resume `cell` until it ends, and return its result; raises StoppedError."""
         own = dataclasses.replace(self._run.config, seed=cell.seed, workdir=str(cell.workdir))
         program = dataclasses.replace(self._run.program, config=own)
         run = dataclasses.replace(self._run, program=program)
@@ -86,8 +79,6 @@ class Bench:
             batch_size=program.eval_batch_size,
             preprocessing=d.preprocessing,
             threads=d.threads,
-            host=jax.process_index(),
-            hosts=jax.process_count(),
             bad=BadRecords(run.val, d.bad_limit),
         )
         names = head_names(program.model)
@@ -112,9 +103,8 @@ def head_sums(
 ) -> dict[str, jax.Array]:
     """Returns `count` (), `loss` (H,) and `top1` (H,), summed over the examples in `mask`.
 
-    The heads are in the order of `head_names`. They are evaluated without dropout, because dropout
-    differs between heads in training, so their losses could not be compared. Averaged parameters
-    are used if the state has them.
+    The heads are in the order of `head_names`, without dropout, so that their losses can be
+    compared. Averaged parameters are used if the state has them.
     """
     variables = state.average or {"params": state.params, "batch_stats": state.batch_stats}
     outputs = every_head(model, variables, preprocess(batch["image"], preprocessing=preprocessing))
@@ -138,10 +128,10 @@ def run_cells(
 ) -> None:
     """Train every run of `cells` that has not ended, and save its result.
 
-    `say` is called with lines that report the start and end of each run. With `retry_failed`,
-    failed runs start again. Raises StoppedError if a signal arrived.
+    `say` gets a line at the start and end of each run. With `retry_failed`, failed runs start
+    again. Raises StoppedError if a signal arrived.
     """
-    bench: tuple[str, Bench] | None = None
+    bench = functools.lru_cache(maxsize=1)(lambda name: Bench(configs[name]))
     for number, cell in enumerate(cells, 1):
         known = cell.result
         if known is not None and not (retry_failed and known["status"] == "failed"):
@@ -149,9 +139,7 @@ def run_cells(
         what = f"{number}/{len(cells)} {cell.name}, seed {cell.seed}"
         say(f"{what} ... (log: {cell.workdir / LOG_FILE})")
         try:
-            if bench is None or bench[0] != cell.name:
-                bench = (cell.name, Bench(configs[cell.name]))
-            result = bench[1].run(cell)
+            result = bench(cell.name).run(cell)
         except StoppedError:
             raise
         except BusyError as error:  # the other process will save the result
@@ -179,6 +167,5 @@ def relative_cost(config: Config) -> float:
 
 def images_per_sec(workdir: Path) -> float:
     """Returns the median training throughput (images/s) that a run logged."""
-    name = "perf/images_per_sec"
-    lines = MetricsFile(workdir / "metrics.jsonl").read()
+    lines, name = MetricsFile(workdir / "metrics.jsonl").read(), "perf/images_per_sec"
     return statistics.median(line[name] for line in lines if name in line)

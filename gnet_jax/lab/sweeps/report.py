@@ -1,6 +1,7 @@
 """The report of a sweep: a self-contained HTML page, Markdown and CSV."""
 
 import html
+import itertools
 import json
 import string
 from collections import Counter
@@ -18,11 +19,7 @@ PAGE = string.Template(Path(__file__).with_name("report.html").read_text("utf-8"
 
 
 def write_report(workdir: Path, page: Path, figures: Path | None = None) -> list[Path]:
-    """Write `page` (HTML), Markdown and CSV files beside it, and SVG files into `figures`.
-
-    Returns the paths of these files. Raises UserError if `workdir` has no sweep, or if a file
-    cannot be written.
-    """
+    """Write HTML to `page`, Markdown and CSV beside it, SVG into `figures`; returns the files."""
     if page.suffix in (".md", ".csv"):
         raise UserError(f"--out is {page}; use .html (.md and .csv are written beside it)")
     sweep = results.read_sweep(workdir)
@@ -54,7 +51,7 @@ def list_notes(rows: Sequence[Row]) -> list[str]:
 def differing_fields(configs: Iterable[dict[str, Any]]) -> dict[str, list[str]]:
     """Returns the fields in which configs differ, with their values in the order of `configs`."""
     configs = list(configs)
-    fields = dict.fromkeys(field for config in configs for field in config)
+    fields = dict.fromkeys(itertools.chain(*configs))
     values = {field: [json.dumps(config.get(field)) for config in configs] for field in fields}
     return {field: found for field, found in values.items() if len(set(found)) > 1}
 
@@ -62,21 +59,18 @@ def differing_fields(configs: Iterable[dict[str, Any]]) -> dict[str, list[str]]:
 def count_versions(rows: Sequence[Row]) -> list[str]:
     """Returns a line for each combination of commit, versions and devices, with its starts."""
     paths = [path / RECORD_FILE for row in rows for path in row.workdirs.values()]
-    records = [record for record in map(results.read_json, paths) if record]
     counts = Counter(
         f"commit {start['git_commit']}, Python {start['python']}, "
         + ", ".join(f"{name} {version}" for name, version in start["versions"].items())
         + f"; {len(start['devices'])} x {start['devices'][0]} on {start['host']}"
-        for record in records
+        for record in filter(None, map(results.read_json, paths))
         for start in record["starts"]
         if "versions" in start  # missing if the record was corrupt and replaced
     )
     return [f"{count} starts: {line}" for line, count in counts.items()]
 
 
-def to_html(
-    sweep: SweepRecord, rows: Sequence[Row], drawings: Mapping[str, tuple[str, str]]
-) -> str:
+def to_html(sweep: SweepRecord, rows: Sequence[Row], drawings: Mapping[str, Any]) -> str:
     """Returns the report as one HTML document with a policy that forbids loading other files."""
     e = html.escape
     about = [  # indented paragraphs are commands
@@ -90,11 +84,11 @@ def to_html(
     front = {row.name for row in results.pareto_front(rows, "macs")}
     table = ""
     for line in lines:
-        cells = "".join(
-            f'<td data-value="{e(text if value is None else repr(value))}">{e(text)}</td>'
-            for text, value in line
-        )
-        table += f'<tr class="{"marked" if line[0][0] in front else ""}">{cells}</tr>'
+        table += f'<tr class="{"marked" if line[0][0] in front else ""}">'
+        for text, value in line:
+            key = e(text if value is None else repr(value))
+            table += f'<td data-value="{key}">{e(text)}</td>'
+        table += "</tr>"
     differing = ""
     for field, values in differing_fields(sweep.configs.values()).items():
         cells = "".join(f"<td>{e(value)}</td>" for value in values)
@@ -120,7 +114,6 @@ def to_html(
 
 
 def _html_table(header: Sequence[str], rows: str) -> str:
-    """Returns the head and the body of an HTML table; `header` and `rows` are already HTML."""
     head = "".join(f"<th>{each}</th>" for each in header)
     return f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody>"
 
@@ -153,6 +146,5 @@ def to_markdown(sweep: SweepRecord, rows: Sequence[Row]) -> str:
 
 
 def _markdown_table(header: Sequence[str], lines: Iterable[Sequence[str]], align: str) -> str:
-    """Returns a Markdown table; `align` ("---:") is the rule of all columns after the first."""
     rule = ["---", *[align] * (len(header) - 1)]
     return "".join(f"| {' | '.join(line)} |\n" for line in (header, rule, *lines))

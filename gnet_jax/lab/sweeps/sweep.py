@@ -1,12 +1,6 @@
-"""Read and write the files of a sweep, and return its results as rows and tables.
+"""The files of a sweep: DIR/sweep.json, and result.json in each run's workdir DIR/CONFIG/seed-N."""
 
-DIR/sweep.json has the configs. DIR/CONFIG/seed-N is the workdir of one run. The result of the run
-is in its result.json.
-"""
-
-import csv
 import dataclasses
-import io
 import json
 import math
 import os
@@ -20,10 +14,10 @@ import numpy as np
 from rich.table import Table
 
 from gnet_jax.config import Config, ConfigError, UserError, differences, flatten, json_text
+from gnet_jax.lab.cost.ledger import csv_text, number_table
 
 SWEEP_FILE = "sweep.json"
 RESULT_FILE = "result.json"
-OWN = ("workdir", "seed")  # the fields in which runs of the same config differ
 LEGEND = (
     "top-1 and losses: on the validation images after the last step, as mean \N{PLUS-MINUS SIGN} "
     "sample standard deviation over the seeds. images/s: median training throughput. step memory: "
@@ -55,10 +49,9 @@ def list_cells(workdir: Path, first_seeds: Mapping[str, int], seeds: int) -> lis
 
 
 def select_shard(costs: Sequence[float], index: int, shards: int) -> list[int]:
-    """Returns the positions of the runs in shard `index`; every run is in exactly one shard.
+    """Returns the positions of the runs in shard `index`, which have about 1/`shards` of the cost.
 
-    A shard is a contiguous range of runs with about 1/`shards` of the total cost. It is contiguous
-    because neighbouring runs are seeds of one config and share its compiled step.
+    A shard is a contiguous range, because neighbouring runs share their config's compiled step.
     """
     middles = np.cumsum(costs) - np.divide(costs, 2)
     shard = np.minimum(middles / (sum(costs) or 1.0) * shards, shards - 1).astype(int)
@@ -66,14 +59,11 @@ def select_shard(costs: Sequence[float], index: int, shards: int) -> list[int]:
 
 
 def open_sweep(workdir: Path, configs: Mapping[str, Config], seeds: int, about: str) -> None:
-    """Write `sweep.json`.
-
-    Raises ConfigError if the file already has different configs, or the folder is not writable.
-    """
+    """Write `sweep.json`; raises ConfigError if it has other configs, or cannot be written."""
     file = workdir / SWEEP_FILE
     new = {name: flatten(config) for name, config in configs.items()}
     record = read_json(file) or {"configs": {}, "seeds": 0}
-    old: dict[str, Any] = record["configs"]
+    old = record["configs"]
     for name in old.keys() & new.keys():
         changed = differences(old[name], new[name])
         if changed:
@@ -95,28 +85,26 @@ def open_sweep(workdir: Path, configs: Mapping[str, Config], seeds: int, about: 
 
 @dataclasses.dataclass(frozen=True)
 class SweepRecord:
-    """The content of `sweep.json`: configs by name (flattened, without `OWN`), and all runs."""
+    """The content of `sweep.json`: configs by name, and all runs."""
 
     title: str  # the first line of the docstring of the sweep's file
     about: str  # the rest of the docstring
-    seeds: int
-    configs: dict[str, dict[str, Any]]
+    configs: dict[str, dict[str, Any]]  # flattened, without the fields workdir and seed
     cells: list[Cell]
 
 
 def read_sweep(workdir: Path) -> SweepRecord:
-    """Read the record of the sweep in `workdir`; raises a UserError if there is none."""
+    """Returns the record of the sweep in `workdir`; raises UserError if there is none."""
     found = read_json(workdir / SWEEP_FILE)
     if found is None:
         raise UserError(f"{workdir} has no sweep (no {SWEEP_FILE}); gnet ablate creates one")
     title, _, about = found["about"].strip().partition("\n")
-    first_seeds = {name: config["seed"] for name, config in found["configs"].items()}
-    configs = {
-        name: {field: value for field, value in config.items() if field not in OWN}
-        for name, config in found["configs"].items()
-    }
+    configs = found["configs"]
+    first_seeds = {name: config.pop("seed") for name, config in configs.items()}
+    for config in configs.values():
+        del config["workdir"]
     cells = list_cells(workdir, first_seeds, found["seeds"])
-    return SweepRecord(title or workdir.name, about.strip("\n"), found["seeds"], configs, cells)
+    return SweepRecord(title or workdir.name, about.strip("\n"), configs, cells)
 
 
 def read_json(file: Path) -> dict[str, Any] | None:
@@ -142,10 +130,7 @@ class Row:
     missing: list[int] = dataclasses.field(default_factory=list)  # seeds that have not ended
 
     def values(self, *path: str) -> list[float]:
-        """Returns one result of each finished seed, such as `values("heads", "main", "loss")`.
-
-        The list is empty if the config has no such head. null in JSON becomes NaN.
-        """
+        """Returns a result of each finished seed that has it: `values("heads", "main", "loss")`."""
         found: list[Any] = list(self.done.values())
         for name in path:
             found = [each[name] for each in found if name in each]
@@ -158,7 +143,7 @@ class Row:
 
 
 def read_rows(sweep: SweepRecord) -> list[Row]:
-    """Read the results of a sweep: one row for every config, even if no run has finished."""
+    """Returns the results of a sweep, one row for every config."""
     rows = {name: Row(name) for name in sweep.configs}
     for cell in sweep.cells:
         row, result = rows[cell.name], cell.result
@@ -239,10 +224,8 @@ def _with_spread(values: Sequence[float], digits: int, unit: str = "") -> Value:
 
 def results_table(rows: Sequence[Row], title: str) -> Table:
     """Returns the table of results for a terminal."""
-    table = Table(title=title, title_justify="left")
     header, lines = tabulate(rows)
-    for name in header:  # fold columns, because a truncated number would be wrong
-        table.add_column(name, justify="left" if name == "config" else "right", overflow="fold")
+    table = number_table(title, *header)
     for values in lines:
         table.add_row(*(text for text, _ in values))
     return table
@@ -250,14 +233,13 @@ def results_table(rows: Sequence[Row], title: str) -> Table:
 
 def runs_csv(rows: Sequence[Row]) -> str:
     """Returns CSV with a line of unrounded values for every finished run; top-1 is from 0 to 1."""
-    costs = ("macs", "params", "params_with_aux", "memory_bytes", "images_per_sec")
-    heads = [(head, metric) for head in all_heads(rows) for metric in ("loss", "top1")]
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(("config", "seed", "top1", *costs, *map("_".join, heads)))
+    names = ("top1", "macs", "params", "params_with_aux", "memory_bytes", "images_per_sec")
+    heads = [f"{head}_{metric}" for head in all_heads(rows) for metric in ("loss", "top1")]
+    lines: list[dict[str, Any]] = []
     for row in rows:
         for seed, result in row.done.items():
-            values = [result[name] for name in ("top1", *costs)]
-            values += [result["heads"].get(head, {}).get(metric) for head, metric in heads]
-            writer.writerow((row.name, seed, *values))
-    return out.getvalue()
+            values = {name: result[name] for name in names}
+            for head, metrics in result["heads"].items():
+                values |= {f"{head}_{metric}": metrics[metric] for metric in ("loss", "top1")}
+            lines.append({"config": row.name, "seed": seed} | values)
+    return csv_text(lines, ("config", "seed", *names, *heads))
