@@ -15,7 +15,7 @@ from PIL import Image
 from tyro.conf import Positional
 
 import gnet_jax
-from gnet_jax.cli import pods, runs, train
+from gnet_jax.cli import lab, train
 from gnet_jax.cli.main import COMMANDS, main
 from gnet_jax.cli.output import PHOTOS, check_not_input, check_picture, json_line, several
 from gnet_jax.config import Preprocessing, UserError
@@ -122,11 +122,12 @@ def test_ctrl_c_prints_one_line_and_skips_the_normal_exit():
     """Python's normal exit can crash while a program compiles."""
     stopping = """
 import atexit
+from gnet_jax.__main__ import console_script
 from gnet_jax.cli import main
 atexit.register(print, "the way out")
 def stopped(_): raise KeyboardInterrupt
 main._run = stopped
-main.console_script()
+console_script()
 """
     done = subprocess.run([sys.executable, "-c", stopping], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "gnet: interrupted\n")
@@ -168,7 +169,7 @@ def test_the_exit_code_of_a_command_is_that_of_gnet(monkeypatch, arguments, retu
         return returned
 
     seen = []
-    for command in (runs, "curves", parsed), (pods, "plan", unparsed), (train, "train", unparsed):
+    for command in (lab, "curves", parsed), (lab, "plan", unparsed), (train, "train", unparsed):
         monkeypatch.setattr(*command)
     if (arguments[0], returned) != ("train", None):  # which always returns a code
         assert main(arguments) == code
@@ -383,6 +384,10 @@ def test_convert_and_export_keep_the_model(folder, capsys):
         (["evaluate", "MODEL", "--data", "digits"], "'0', '1', '2', '3', '4' and 5 more"),
         (["evaluate", "--data", "digits"], "no model to evaluate"),
         (["evaluate", "MODEL", "--data", "npz:/no/a.npz"], "/no/a.npz"),
+        (["evaluate", "MODEL", "--data", "digits", "--batch-size", "0"], "--batch-size is 0"),
+        (["evaluate", "MODEL", "--data", "digits", "--threads", "0"], "--threads is 0"),
+        (["evaluate", "MODEL", "--data", "digits", "--bad-limit", "1"], "--bad-limit is 1.0"),
+        (["evaluate", "MODEL", "--data", "digits", "--bad-limit", "-0.1"], "--bad-limit is -0.1"),
         (["evaluate", "MODEL", "--data", "digits", "--json", "--table"], "cannot be used together"),
         (["convert", "/no/net.caffemodel", "x"], "/no/net.caffemodel"),
         (["convert", "MODEL", "/proc/x"], "/proc/x"),

@@ -12,7 +12,14 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from gnet_jax.cli.output import PHOTOS, check_picture, console, json_line, say_not_read
+from gnet_jax.cli.output import (
+    PHOTOS,
+    check_at_least,
+    check_picture,
+    console,
+    json_line,
+    say_not_read,
+)
 from gnet_jax.config import UserError, check
 from gnet_jax.config.command import parse_command
 
@@ -46,11 +53,11 @@ def prepare(
     """
     from gnet_jax.data.prepare import tfds
 
-    _check_at_least("threads", threads)
+    check_at_least("threads", threads)
     if (resize is None) != (out is None):
         raise UserError("--resize and --out require each other, as in --resize 256 --out DIR")
     if resize is not None and out is not None:
-        _check_at_least("resize", resize)
+        check_at_least("resize", resize)
         unused = {"--manual-dir": manual_dir, "--data-dir": data_dir, "--subset": subset}
         for option in (option for option, given in unused.items() if given):
             raise UserError(f"{option} has no effect with --resize; set TFDS_DATA_DIR to read tfds")
@@ -76,11 +83,6 @@ def prepare(
     print(f"  {setting}gnet train {recipe} --data.source {source}")
 
 
-def _check_at_least(option: str, value: int, least: int = 1) -> None:
-    if value < least:
-        raise UserError(f"--{option} is {value}; it must be at least {least}")
-
-
 def check_data(
     source: Annotated[Positional[str], arg(metavar="SOURCE")],
     json: Annotated[bool, arg(name="json")] = False,
@@ -100,7 +102,7 @@ def check_data(
     """
     from gnet_jax.data.check import print_scan, scan
 
-    _check_at_least("threads", threads)
+    check_at_least("threads", threads)
     found = scan(source, threads=threads)
     if json:
         print(json_line(found.as_dict()))
@@ -134,7 +136,7 @@ def show_data(arguments: Sequence[str]) -> None:
     command = parse_command(arguments, "gnet show-data", ShowData(), inspect.getdoc(show_data))
     config, given = command.config, command.options
     for name, least in (("rows", 1), ("columns", 1), ("step", 0)):
-        _check_at_least(name, getattr(given, name), least)
+        check_at_least(name, getattr(given, name), least)
     check(config)
     # Imported here, so that --help and command-line errors return immediately.
     from gnet_jax.convert.start import with_start
@@ -147,14 +149,6 @@ def show_data(arguments: Sequence[str]) -> None:
     elif config.init is not None:
         config = with_start(config)[0]
     source = open_source(config.data.source, given.split)
-    images = draw_sheet(
-        config,
-        source,
-        given.out,
-        name=arguments[0] if arguments and arguments[0][0] != "-" else "digits",
-        split=given.split,
-        step=given.step,
-        rows=given.rows,
-        columns=given.columns,
-    )
+    name = arguments[0] if arguments and arguments[0][0] != "-" else "digits"
+    images = draw_sheet(config, source, name=name, **dataclasses.asdict(given))
     print(f"drew {images} images into {given.out}")

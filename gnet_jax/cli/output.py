@@ -35,16 +35,7 @@ def console(*, stderr: bool = False) -> "Console":
 
 
 def set_up_process() -> None:
-    """Open closed standard streams, escape characters they cannot encode, set a missing HOME."""
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        if getattr(sys, name) is None:
-            # Otherwise the next opened file gets this file number, and libraries print into it.
-            opened = os.open(os.devnull, os.O_RDWR)
-            if opened != number:
-                os.dup2(opened, number)
-                os.close(opened)
-            os.set_inheritable(number, True)
-            setattr(sys, name, open(number, "w" if number else "r"))  # noqa: SIM115
+    """Escape characters that the standard streams cannot encode, and set a missing HOME."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
@@ -71,7 +62,7 @@ def reader_may_leave() -> Iterator[None]:
         try:
             yield
         finally:
-            sys.stdout.flush()
+            print(end="", flush=True)
     except OSError as error:
         if not isinstance(error, BrokenPipeError) and error.errno not in DISK_FULL:
             raise
@@ -98,6 +89,12 @@ def check_picture(out: Path, kinds: tuple[str, ...] = FIGURES) -> None:
         raise UserError(f"cannot write {out}: use one of {', '.join(kinds)}, not {out.suffix!r}")
 
 
+def check_at_least(option: str, value: int, least: int = 1) -> None:
+    """Raise a UserError if the option `--option` is below `least`."""
+    if value < least:
+        raise UserError(f"--{option} is {value}; it must be at least {least}")
+
+
 def check_not_input(out: Path, inputs: Iterable[str | Path]) -> None:
     """Raise a UserError if `out` exists and is one of `inputs`, or is inside one of them."""
     places = (out.resolve(), *out.resolve().parents) if os.path.exists(out) else ()
@@ -108,9 +105,9 @@ def check_not_input(out: Path, inputs: Iterable[str | Path]) -> None:
 
 def say_not_read(left_out: Mapping[str, list[str]]) -> None:
     """Print on standard error how many files were skipped for each reason."""
-    from gnet_jax.data.sources.folder import counted
-
     if left_out:
+        from gnet_jax.data.sources.folder import counted
+
         print(f"not read: {counted(left_out)}", file=sys.stderr)
 
 

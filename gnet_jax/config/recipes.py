@@ -57,10 +57,10 @@ def load_file(name: str, function: str, kind: type[Kind]) -> tuple[Kind, str]:
         )
     module = types.ModuleType(f"recipe_{path.stem}")
     loader = importlib.machinery.SourceFileLoader(module.__name__, str(path))
-    # Forget the module `common` of an earlier recipe, because another folder may have its own.
-    search_path, common = list(sys.path), sys.modules.pop(COMMON, None)
+    search_path = list(sys.path)
     sys.path += [str(path.parent.absolute()), str(RECIPES)]
     try:
+        sys.modules.pop(COMMON, None)  # another folder may have its own
         loader.exec_module(module)
         if not callable(getattr(module, function, None)):
             raise ConfigError(f"{path} defines no {function}() -> {kind.__name__}")
@@ -72,8 +72,6 @@ def load_file(name: str, function: str, kind: type[Kind]) -> tuple[Kind, str]:
     finally:
         sys.path[:] = search_path
         sys.modules.pop(COMMON, None)
-        if common is not None:
-            sys.modules[COMMON] = common
     if not isinstance(given, kind):
         found = type(given).__name__
         raise ConfigError(f"{path}: {function}() returns a {found}, not a {kind.__name__}")

@@ -10,7 +10,7 @@ import math
 import sys
 import time
 from collections.abc import Container, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, TypeVar, get_args
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -26,17 +26,12 @@ from gnet_jax.data.sources.classes import find, listed
 from gnet_jax.inference.predict import Predictor, say_compiling, softmax
 from gnet_jax.model_folder import TrainedModel
 
-T = TypeVar("T")
 Crops = Literal[1, 10, 144]
 SCALES = (256, 288, 320, 352)  # lengths of the shorter side, for a network with 224 x 224 inputs
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 # Top-5 error in per cent on ImageNet's validation images, by (models, crops) (paper, Table 3).
 PAPER_TOP5_ERROR = {(1, 1): 10.07, (1, 10): 9.15, (1, 144): 7.89}
 PAPER_TOP5_ERROR |= {(7, 1): 8.09, (7, 10): 7.62, (7, 144): 6.67}
-
-
-class EvaluationError(UserError):
-    """The models and the data cannot be evaluated together."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,28 +71,21 @@ def evaluate(
     *,
     batch_size: int = 64,
     threads: int = 4,
-    progress: bool = True,
     bad_limit: float = 0.02,
 ) -> Evaluation:
     """Score every image of `source` once, by the mean of the probabilities over crops (`crop_plan`)
-    and models. The models must have the same classes, in any order; each has its own preprocessing.
-    `pair_classes` matches the classes of the data to them. A batch has at most `batch_size` crops.
-    Corrupt images are skipped and listed in the result. Raises EvaluationError if the models have
-    different classes, or an image has a class that they do not have. Raises DataError for a label
-    out of range, or if the fraction of corrupt images is larger than `bad_limit`.
+    and models. Each model has its own preprocessing, and its classes may be in another order. A
+    batch has at most `batch_size` crops. Corrupt images are skipped and listed in the result.
+    Raises UserError if the models have different classes, or the data has a class that they
+    do not have (`pair_classes`). Raises DataError for a label out of range, or if the fraction of
+    corrupt images is larger than `bad_limit`.
     """
-    if not 0 <= bad_limit < 1:
-        raise EvaluationError(f"bad_limit is {bad_limit}; it must be in [0, 1)")
-    if batch_size < 1 or threads < 1:
-        raise EvaluationError(f"batch_size {batch_size} or threads {threads} is below 1")
     columns = _columns(models)
     names, empty = models[0].class_names, classes.empty_classes(source)
     labels, pairing = pair_classes(source.class_names, names, empty)
     if pairing is not None:
         print(pairing, file=sys.stderr, flush=True)
     wanted = {model.preprocessing for model in models}
-    for p in wanted:
-        crop_plan(p.resize_to, p.resize_to, crops, p)  # raises errors before anything is compiled
     chunk_size = max(1, min(batch_size // crops, len(source)))  # number of images
     calls = -(-chunk_size * crops // batch_size)
     predictors = [Predictor(model, -(-chunk_size * crops // calls)) for model in models]
@@ -113,11 +101,11 @@ def evaluate(
         return _Views(labels[label], {p: extract(picture, plan) for p, plan in plans.items()})
 
     images = top1 = top5 = 0
-    if progress and len(source):
+    if len(source):
         say_compiling()
     for predictor in predictors:
         predictor.warm_up()
-    with progress_line("evaluating", "images", len(source), wanted=progress) as advance:
+    with progress_line("evaluating", "images", len(source)) as advance:
         start = time.perf_counter()
         loaded = prefetched(load, range(len(source)), threads)
         while chunk := list(itertools.islice(loaded, chunk_size)):
@@ -136,13 +124,13 @@ def evaluate(
 def _columns(models: Sequence[TrainedModel]) -> list[list[int]]:
     """Returns for each model the outputs in the order of the first model's classes."""
     if not models:
-        raise EvaluationError("there is no model to evaluate; give at least one")
+        raise UserError("there is no model to evaluate; give at least one")
     first, columns = models[0].class_names, []
     for number, model in enumerate(models, start=1):
         found, back = find(first, model.class_names), find(model.class_names, first)
         odd = _without(first, found) or _without(model.class_names, back)
         if odd:
-            raise EvaluationError(
+            raise UserError(
                 f"models 1 and {number} do not both have exactly one class {listed(odd)}"
             )
         columns.append([column for column in found if column is not None])
@@ -156,7 +144,7 @@ def pair_classes(
     were not paired by name. If no name matches, classes are paired by position in two cases: if the
     data's names are numbers of the model's classes, starting at 0; or if the model has no names,
     and as many classes as the data. Classes in `empty` have no images; if the model does not have
-    one, its index is -1. Raises EvaluationError naming the other classes that the model does not
+    one, its index is -1. Raises UserError naming the other classes that the model does not
     have.
     """
     found = find(names, model)
@@ -171,7 +159,7 @@ def pair_classes(
             how = "classes paired by position, because the names differ: " + ", ".join(pairs)
             return by_position, how
     if odd:
-        raise EvaluationError(
+        raise UserError(
             f"the data has {listed(odd)}, but the model does not (it has {listed(model, 3)}), or "
             "one of them has it twice; use data with the model's classes, or rename the classes"
         )
@@ -206,7 +194,7 @@ def _ranks(
         means_NK = softmax(logits.reshape(*crops_NRSSC.shape[:2], -1)).mean(axis=1)
         sums_NK = sums_NK + means_NK[:, own]
     if not np.isfinite(sums_NK).all():  # NaN would be counted as correct below
-        raise EvaluationError("the model's outputs are not finite; its weights are corrupt")
+        raise UserError("the model's outputs are not finite; its weights are corrupt")
     label_sum_N1 = np.take_along_axis(sums_NK, label_N1, axis=1)
     earlier_NK = np.arange(sums_NK.shape[1]) < label_N1
     return ((sums_NK > label_sum_N1) | ((sums_NK == label_sum_N1) & earlier_NK)).sum(axis=1)
@@ -259,15 +247,10 @@ def crop_plan(width: int, height: int, crops: Crops, preprocessing: Preprocessin
     144: as in the paper. The shorter side is resized to 4 lengths, for any `preprocessing.resize`.
     From each resized photo, 3 squares along its longer side are taken. From each square, the crops
     are the centre, the four corners, and the whole square, resized. If the photo is square, the 3
-    squares are equal, and each is used. Raises UserError for another number of crops or if
-    image_size is above resize_to. Raises ImageError if the photo is so narrow that, resized, it is
-    too large.
+    squares are equal, and each is used. Raises ImageError if the photo is so narrow that, resized,
+    it is too large.
     """
     size = preprocessing.image_size
-    if crops not in get_args(Crops):
-        raise UserError(f"crops is {crops}; it must be 1, 10 or 144")
-    if preprocessing.resize_to < size:
-        raise UserError(f"resize_to is {preprocessing.resize_to}; it must be at least {size}")
     if crops == 144:
         return [
             Crop(scale, box, resize, mirror)

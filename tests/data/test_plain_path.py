@@ -1,5 +1,6 @@
 """Libraries see no character of a path that they could misread."""
 
+import functools
 import os
 import tempfile
 
@@ -31,13 +32,13 @@ def test_a_temporary_folder_with_an_odd_name_is_not_used(tmp_path, monkeypatch):
     odd = tmp_path / "tmp[1]"
     odd.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(odd))
-    monkeypatch.setattr(module, "_home", None)
+    monkeypatch.setattr(module, "_links_folder", functools.cache(module._links_folder.__wrapped__))
     monkeypatch.setattr(module, "_links", {})
     assert plain_path(odd).samefile(odd)
     assert not any(odd.iterdir())
-    module._home.cleanup()
-    monkeypatch.setattr(module, "_home", None)
-    monkeypatch.setattr(module, "_links", {})
+    module._links_folder().cleanup()
+    module._links_folder.cache_clear()
+    module._links.clear()
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(UserError, match=r"tmp\[1\]"):
         plain_path(odd)

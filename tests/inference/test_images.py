@@ -4,7 +4,6 @@ import http.server
 import io
 import sys
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from PIL import Image
 
 from gnet_jax.config import UserError
 from gnet_jax.inference import images
-from gnet_jax.inference.images import InputError, open_picture, pictures
+from gnet_jax.inference.images import open_picture, pictures
 
 
 def jpeg(colour: str) -> bytes:
@@ -39,7 +38,7 @@ class Server(http.server.BaseHTTPRequestHandler):
                 self.send_response(302)
                 self.send_header("Location", "/photo")
                 self.end_headers()
-            case "/a%20caf%C3%A9/%E7%8C%AB%25.jpg?q=%C3%A9%20x&r=1" | "/100%" | "/%FF":
+            case "/a%20caf%C3%A9/%E7%8C%AB%25.jpg?q=%C3%A9%20x&r=1" | "/100%":
                 self.answer(BLUE, "image/jpeg")
             case "/moved%20far":
                 self.send_response(302)
@@ -47,13 +46,6 @@ class Server(http.server.BaseHTTPRequestHandler):
                     "Location", "/a caf\u00c3\u00a9/\u00e7\u008c\u00ab%25.jpg?q=%C3%A9 x&r=1"
                 )
                 self.end_headers()
-            case "/drip":
-                self.send_response(200)
-                self.end_headers()
-                for _ in range(30):  # 3 s
-                    self.wfile.write(b"x")
-                    self.wfile.flush()
-                    time.sleep(0.1)
             case "/large":
                 self.answer(bytes(range(250)) * 20, "image/jpeg")
             case "/robots":
@@ -128,7 +120,7 @@ def test_damaged_and_missing_ones_are_reported_by_name_and_the_rest_goes_on(fold
 def test_arguments_are_read_only_when_they_are_asked_for(tmp_path):
     later = tmp_path / "later.jpg"
     found = pictures([str(tmp_path / "absent"), str(later)])
-    assert isinstance(next(found).picture, InputError)
+    assert isinstance(next(found).picture, UserError)
     later.write_bytes(RED)
     assert isinstance(next(found).picture, Image.Image)
 
@@ -185,14 +177,6 @@ def test_a_server_that_never_answers_times_out(monkeypatch):
         assert "timed out" in reason(f"http://127.0.0.1:{port}/a.jpg")
 
 
-def test_a_slow_download_is_stopped_at_the_deadline(url, monkeypatch):
-    monkeypatch.setattr(images, "DEADLINE", 0.5)
-    monkeypatch.setattr(images, "CHUNK", 1)
-    started = time.monotonic()
-    assert "took longer" in reason(f"{url}/drip")
-    assert time.monotonic() - started < 2
-
-
 @pytest.mark.parametrize("address", ["http://", "http://[::1/a", "http://a:x/", "https:///a b"])
 def test_a_url_that_cannot_be_one_is_reported(address):
     assert "cannot be downloaded" in reason(address)
@@ -241,7 +225,6 @@ def test_a_picture_is_turned_upright_as_its_file_is(tmp_path):
         "/a%20caf%C3%A9/%E7%8C%AB%25.jpg?q=%C3%A9%20x&r=1",
         "/a café/猫%25.jpg?q=é x&r=1#a part",
         "/a café/猫%25.jpg?q=é x&r=1 ",
-        "/\udcff",
         "/moved far",
     ],
 )
@@ -249,8 +232,3 @@ def test_urls_with_spaces_and_letters_beyond_ascii_are_fetched(path, url):
     (found,) = pictures([url + path])
     assert isinstance(found.picture, Image.Image), found.picture
     assert found.name == url + path
-
-
-def test_hosts_beyond_ascii_are_names_of_the_network():
-    assert images._quoted("http://bücher.example:80/a b") == "http://xn--bcher-kva.example:80/a%20b"
-    assert images._quoted("http://[::1]:80/a?b") == "http://[::1]:80/a?b"
