@@ -328,7 +328,7 @@ def test_a_recipe_that_is_missing_or_wrong_is_named(tmp_path):
     file = tmp_path / "empty.py"
     for code, reason in (
         ("", "get_config"),
-        ("get_config = 3", "get_config"),
+        ("get_config = 3", "not callable"),
         ("def get_config(:\n", "SyntaxError"),
         ("def get_config():\n    return {'epochs': 3}\n", "dict"),
         ("import no_such_module\n", "ModuleNotFoundError"),

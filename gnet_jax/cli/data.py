@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import os
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,15 +13,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from gnet_jax.cli.output import (
-    PHOTOS,
-    check_at_least,
-    check_picture,
-    console,
-    json_line,
-    say_not_read,
-)
-from gnet_jax.config import UserError, check
+from gnet_jax.cli.output import PHOTOS, check_at_least, check_picture, console, say_not_read
+from gnet_jax.config import UserError, check, json_text
 from gnet_jax.config.command import parse_command
 
 
@@ -63,7 +57,7 @@ def prepare(
             raise UserError(f"{option} has no effect with --resize; set TFDS_DATA_DIR to read tfds")
         prepared = tfds.pack(source, out, resize, file_format=format, threads=threads)
         source, data_dir = f"tfds:{out.name}", out.absolute().parent
-    elif not source.removeprefix("tfds:") or not source.startswith("tfds:"):
+    elif not re.match("tfds:.", source):
         raise UserError(f"source {source!r} is not tfds:NAME, a data set of TensorFlow Datasets")
     else:
         prepared = tfds.prepare(
@@ -105,7 +99,7 @@ def check_data(
     check_at_least("threads", threads)
     found = scan(source, threads=threads)
     if json:
-        print(json_line(found.as_dict()))
+        print(json_text(found.as_dict(), ensure_ascii=False))
     else:
         print_scan(console(), found)
     return 1 if found.must_be_mended else 0

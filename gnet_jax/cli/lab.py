@@ -15,8 +15,8 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from gnet_jax.cli.output import check_at_least, check_picture, console, json_line, several
-from gnet_jax.config import UserError, check
+from gnet_jax.cli.output import check_at_least, check_picture, console, several
+from gnet_jax.config import UserError, check, json_text
 from gnet_jax.config.command import parse_command, parse_sweep
 
 Workdirs = Annotated[Positional[tuple[Path, ...]], several("WORKDIR ...")]
@@ -69,7 +69,7 @@ def replay(file: Annotated[Positional[Path], arg(metavar="FILE")], json: bool = 
 
     found = examine(read_replay(file))
     if json:
-        print(json_line(dataclasses.asdict(found)))
+        print(json_text(dataclasses.asdict(found), ensure_ascii=False))
         return
     loss, norm = found.metrics["loss"], found.metrics["grad_norm"]
     same = "as in the run" if found.reproduced else "NOT the same as in the run"
@@ -226,7 +226,7 @@ def plan(arguments: Sequence[str]) -> int:
         plans.append(plan_program(program, machine))
     if given.json:
         found = [dataclasses.asdict(each) for each in plans]
-        print(json_line(found[0] if len(found) == 1 else found))
+        print(json_text(found[0] if len(found) == 1 else found, ensure_ascii=False))
     else:
         recipe = arguments[0] if arguments[0][0] != "-" else "digits"
         title = f"{recipe}: {config.epochs:g} epochs of {size.images:,} images"

@@ -17,7 +17,6 @@ from gnet_jax.cli.output import (
     check_not_input,
     check_picture,
     console,
-    json_line,
     say_not_read,
     several,
 )
@@ -69,12 +68,12 @@ def predict(
         if isinstance(found, UserError):
             failed += 1
             if json:
-                print(json_line({"file": name, "error": str(found)}))
+                print(json_text({"file": name, "error": str(found)}, ensure_ascii=False))
             else:
                 render_error(errors, name, found)
             continue
         if json:
-            print(json_line({"file": name, "top": found}))
+            print(json_text({"file": name, "top": found}, ensure_ascii=False))
         else:
             render(out, name, found)
         if cam is not None and mapper is not None and not isinstance(picture, UserError):
@@ -140,7 +139,7 @@ def evaluate(
         return
     result = evaluate_models(trained, source, crops, **options)
     if json:
-        print(json_line(result.as_dict()))
+        print(json_text(result.as_dict(), ensure_ascii=False))
         return
     print(
         f"top-1 {result.top1:.2%}, top-5 {result.top5:.2%} of {result.images:,} images "
@@ -309,10 +308,9 @@ def _compare(
 
 
 def _open(paths: Iterable[Path], *, compiles: bool = False) -> list[TrainedModel]:
-    """Load models, and set up this process to run them.
+    """Load models, print which step of a workdir was loaded, and set up this process to run them.
 
-    Prints which step of a workdir was loaded, because that need not be the last one. If `compiles`,
-    also prints that the model is going to be compiled.
+    If `compiles`, also print that the model is going to be compiled.
     """
     from gnet_jax.inference.predict import load, say_compiling
     from gnet_jax.training.sharding import (

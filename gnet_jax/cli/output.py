@@ -1,7 +1,6 @@
 """Functions that all commands use: output streams, exit codes, and checks of output files."""
 
 import contextlib
-import errno
 import io
 import os
 import signal
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
 
 FIGURES = (".png", ".svg", ".pdf")
 PHOTOS = (".png", ".jpg", ".jpeg", ".webp")
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def console(*, stderr: bool = False) -> "Console":
@@ -57,20 +55,16 @@ def print_error(text: str) -> None:
 
 @contextlib.contextmanager
 def reader_may_leave() -> Iterator[None]:
-    """Exit with 0 if the output pipe was closed (`| head`). Raise UserError for a full disk."""
+    """Exit with 0 if the reader of the output has closed the pipe (`| head`)."""
     try:
         try:
             yield
         finally:
             print(end="", flush=True)
-    except OSError as error:
-        if not isinstance(error, BrokenPipeError) and error.errno not in DISK_FULL:
-            raise
+    except BrokenPipeError:
         # Otherwise Python would flush again when it exits, fail, and exit with 120.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):
-            raise SystemExit(0) from None
-        raise UserError(f"the output is incomplete: {error.strerror}; free some space") from error
+        raise SystemExit(0) from None
 
 
 def leave_at_once(message: str) -> NoReturn:
@@ -112,14 +106,7 @@ def say_not_read(left_out: Mapping[str, list[str]]) -> None:
 
 
 def several(metavar: str) -> Any:
-    """Returns the tyro settings of a positional argument that takes one or more values."""
+    """Returns tyro's settings for a positional argument with one or more values."""
     from tyro.conf import arg
 
     return arg(metavar=metavar, help_behavior_hint="(one or more)")
-
-
-def json_line(value: object) -> str:
-    """Returns `value` as one line of JSON."""
-    from gnet_jax.config import json_text
-
-    return json_text(value, ensure_ascii=False)

@@ -278,20 +278,17 @@ def check_limits(given: Any, prefix: str = "", *, option: bool = False) -> None:
     """
     from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
-    fields = list(_fields(given, prefix))
-    for name, kind, _, value in fields:
+    for field, kind, limited, value in _fields(given, prefix):
+        name = f"--{field.replace('_', '-')}" if option else field
         try:
             check_type(value, kind, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
         except TypeCheckError:
             text = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
             raise ConfigError(f"{name} is {value!r}; it must be {text}") from None
-
-    for field, _, kind, value in fields:
-        name = f"--{field.replace('_', '-')}" if option else field
         for part in value if isinstance(value, tuple) else (value,):
             if isinstance(part, float) and not math.isfinite(part):
                 raise ConfigError(f"{name} is {value}; it must be finite")
-        for limit in _metadata(kind):
+        for limit in _metadata(limited):
             if isinstance(limit, Limit) and value is not None and not limit.holds(value):
                 raise ConfigError(f"{name} is {value!r}; it must be {limit.text}")
 

@@ -11,8 +11,6 @@ import tempfile
 import threading
 from pathlib import Path
 
-from gnet_jax.errors import UserError
-
 
 def cache_folder() -> Path:
     """Returns gnet_jax/ in XDG_CACHE_HOME or ~/.cache, or `temporary_home()` if not writable."""
@@ -67,7 +65,7 @@ def plain_path(path: Path) -> Path:
     """Returns a path to the same file that has no special characters, such as spaces or [, which
     some libraries interpret. It goes through a symbolic link, which is valid until this process
     ends; a later call restores a deleted link. The deepest folder with a special character must
-    exist before anything is written. Raises UserError if every temporary folder has such a path.
+    exist before anything is written.
     """
     if _PLAIN.fullmatch(str(path)):
         return path
@@ -76,9 +74,8 @@ def plain_path(path: Path) -> Path:
     if not odd:
         return path
     folder, rest = Path(*path.parts[: odd[-1] + 1]), path.parts[odd[-1] + 1 :]
-    # Why a link: changing the working directory affects all threads, and /proc/self/fd exists only
-    # on Linux and differs in worker processes. Each host makes its own link, because Orbax does
-    # not compare paths between hosts. A killed process leaves links behind, but no data.
+    # A link, because changing the working directory would affect all threads. Each host makes its
+    # own, because Orbax does not compare paths between hosts.
     with _lock:
         if folder not in _links:
             _links[folder] = Path(_links_folder().name, secrets.token_hex(4))
@@ -92,11 +89,6 @@ def plain_path(path: Path) -> Path:
 
 @functools.cache
 def _links_folder() -> tempfile.TemporaryDirectory[str]:
-    places = [tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm"]
-    usable = [p for p in places if _PLAIN.fullmatch(p) and os.access(p, os.W_OK | os.X_OK)]
-    if not usable:
-        raise UserError(
-            f"TMPDIR is {places[0]!r}; paths with characters other than ASCII letters, digits "
-            "and _./+=,- require a writable TMPDIR whose path has none of them"
-        )
-    return tempfile.TemporaryDirectory(prefix="gnet_jax-", dir=usable[0])
+    place = tempfile.gettempdir()
+    plain = place if _PLAIN.fullmatch(place) else "/tmp"
+    return tempfile.TemporaryDirectory(prefix="gnet_jax-", dir=plain)

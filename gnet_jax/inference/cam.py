@@ -93,9 +93,7 @@ class ActivationMapper:
         return {head: self._map(square, results[head], index) for head in self.heads}
 
     def own(self, picture: Image.Image, head: str) -> tuple[np.ndarray, ActivationMap]:
-        """Returns the probabilities (K,) of one head, and the map of its most probable class.
-        Raises ImageError if the picture is too narrow to resize.
-        """
+        """Returns the probabilities (K,) of one head, and the map of its most probable class."""
         square = central_crop(picture, self._trained.preprocessing)
         result = self._run(self._trained.variables, square, -1)[head]
         logits_K = np.asarray(result[0])
@@ -112,9 +110,7 @@ class ActivationMapper:
 def _main_logits(
     model: GoogLeNet, variables: Mapping[str, Any], x_BHWC: jax.Array, features_BHWC: jax.Array
 ) -> jax.Array:
-    """Returns the logits (B, K) that the main head computes from `features_BHWC`, which replace the
-    output of the last block. Of the images `x_BHWC`, only the shape is used.
-    """
+    """Returns the logits (B, K) of the main head if the last block's output is `features_BHWC`."""
     last = f"inception_{list(model.arch.widths)[-1]}"
 
     def replace_last(call_next, args, kwargs, context):
@@ -128,9 +124,9 @@ def _main_logits(
 
 
 def draw(found: ActivationMap) -> Image.Image:
-    """Returns a picture of the map drawn over the photo, below a line with the class and its
-    probability. Where there is little evidence, the map is more transparent. The colours cover the
-    range of each map, so the colours of two maps cannot be compared.
+    """Returns a picture of the map over the photo, below a line with the class and its probability.
+    Little evidence is more transparent. The colours of two maps cannot be compared, because they
+    cover the range of each map.
     """
     side = found.square.shape[0]
     side *= -(-DRAWN_SIDE // side)

@@ -143,21 +143,19 @@ def pair_classes(
     """Returns the index of the model's class for each label of the data, and a note if the classes
     were not paired by name. If no name matches, classes are paired by position in two cases: if the
     data's names are numbers of the model's classes, starting at 0; or if the model has no names,
-    and as many classes as the data. Classes in `empty` have no images; if the model does not have
-    one, its index is -1. Raises UserError naming the other classes that the model does not
-    have.
+    and as many classes as the data. The index is -1 for a class without images (`empty`) that the
+    model does not have. Raises UserError for other classes that the model does not have.
     """
     found = find(names, model)
     unknown = _without(names, found)
     odd = [name for name in unknown if name not in empty]
-    if odd and len(unknown) == len(names):
-        by_position = _by_position(names, model)
-        if by_position is not None:
-            pairs = [f"{a!r} is {model[b]!r}" for a, b in zip(names, by_position, strict=True)]
-            if len(pairs) > 4:
-                pairs[2:-1] = ["..."]
-            how = "classes paired by position, because the names differ: " + ", ".join(pairs)
-            return by_position, how
+    by_position = _by_position(names, model) if odd and len(unknown) == len(names) else None
+    if by_position is not None:
+        pairs = [f"{a!r} is {model[b]!r}" for a, b in zip(names, by_position, strict=True)]
+        if len(pairs) > 4:
+            pairs[2:-1] = ["..."]
+        how = "classes paired by position, because the names differ: " + ", ".join(pairs)
+        return by_position, how
     if odd:
         raise UserError(
             f"the data has {listed(odd)}, but the model does not (it has {listed(model, 3)}), or "
@@ -241,14 +239,12 @@ class Crop(NamedTuple):
 
 def crop_plan(width: int, height: int, crops: Crops, preprocessing: Preprocessing) -> list[Crop]:
     """Returns the crops of a photo of `width` x `height` pixels. With 10 and 144 crops, each crop
-    is followed by its mirror image.
+    is followed by its mirror image. Raises ImageError if the resized photo is too large.
 
     1: the crop that `central_crop` makes. 10: the centre and the four corners of the resized photo.
     144: as in the paper. The shorter side is resized to 4 lengths, for any `preprocessing.resize`.
-    From each resized photo, 3 squares along its longer side are taken. From each square, the crops
-    are the centre, the four corners, and the whole square, resized. If the photo is square, the 3
-    squares are equal, and each is used. Raises ImageError if the photo is so narrow that, resized,
-    it is too large.
+    From each resized photo, 3 squares along its longer side are taken, which are equal if the photo
+    is square. From each square, the crops are the centre, the corners, and the whole, resized.
     """
     size = preprocessing.image_size
     if crops == 144:
@@ -262,9 +258,7 @@ def crop_plan(width: int, height: int, crops: Crops, preprocessing: Preprocessin
         ]
     scale = evaluation_size((width, height), preprocessing)
     boxes = _five((0, 0, *scale), size)
-    if crops == 1:
-        return [Crop(scale, boxes[0], None, False)]
-    return [Crop(scale, box, None, mirror) for box in boxes for mirror in (False, True)]
+    return [Crop(scale, box, None, mirror) for box in boxes for mirror in (False, True)][:crops]
 
 
 def _five(area: Box, size: int) -> list[Box]:

@@ -35,9 +35,9 @@ class Picture(NamedTuple):
 
 def pictures(arguments: Iterable[str], left_out: LeftOut | None = None) -> Iterator[Picture]:
     """Yields the pictures that `arguments` name, or errors. Each is read when the caller asks for
-    it. An argument is a file, a folder, "-" for standard input, or a URL with http:// or https://,
-    which is downloaded unless a file or folder has that name. From a folder and its subfolders, all
-    image files are read, in the order of `walk`; other entries are added to `left_out`.
+    it. An argument is a file, a folder, "-" for standard input, or an HTTP(S) URL (unless a file
+    has that name). A folder means all images in it and its subfolders, in the order of `walk`; its
+    other entries are added to `left_out`.
     """
     for name in arguments:
         if name != "-" and os.path.isdir(name):
@@ -103,18 +103,17 @@ def _read(name: str) -> bytes:
         try:
             with open(name, "rb") as file:
                 image = file.read(limit + 1)
-        except (OSError, ValueError) as error:  # ValueError: the name contains a NUL character
-            reason = getattr(error, "strerror", None) or error
-            raise UserError(f"cannot be read: {reason}") from error
+        except OSError as error:
+            raise UserError(f"cannot be read: {error.strerror}") from error
     if len(image) > limit:
         raise UserError(f"is larger than the limit of {limit // 2**20} MB")
     return image
 
 
 def _download(url: str) -> bytes:
-    # Quote spaces and letters beyond ASCII, but nothing that is quoted already.
-    quoted = urllib.parse.quote(url.strip(), safe=string.punctuation)
     try:
+        # Quote spaces and letters beyond ASCII, but nothing that is quoted already.
+        quoted = urllib.parse.quote(url.strip(), safe=string.punctuation)
         request = urllib.request.Request(quoted, headers={"User-Agent": USER_AGENT})
         with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
             return response.read(MAX_DOWNLOAD + 1)

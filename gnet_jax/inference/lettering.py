@@ -1,4 +1,4 @@
-"""Finds fonts for class names in any script; the default font would draw boxes for many."""
+"""Finds fonts for class names in any script, because the default font would draw boxes."""
 
 import functools
 import re

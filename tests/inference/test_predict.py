@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from gnet_jax.config import Preprocessing, UserError
+from gnet_jax.config import Preprocessing
 from gnet_jax.data.decode import ImageError, central_crop
 from gnet_jax.inference.images import Picture
 from gnet_jax.inference.predict import (
@@ -78,11 +78,6 @@ def test_it_compiles_once_for_any_number_of_pictures_and_models(make_model, make
 def test_auxiliary_heads_are_not_used(model_a, predictor):
     assert any(name.startswith("aux_") for name in model_a.variables["params"])
     assert not any(name.startswith("aux_") for name in predictor.variables["params"])
-
-
-def test_an_empty_batch_is_refused(model_a):
-    with pytest.raises(UserError, match="0"):
-        Predictor(model_a, 0)
 
 
 def test_a_batch_is_split_over_this_processs_devices(model_a):
