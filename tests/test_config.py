@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import math
 import re
 import shutil
@@ -10,6 +11,7 @@ import pytest
 from tyro._docstrings import get_field_docstring
 
 import train
+from gnet_jax.cli.lab import Ablate
 from gnet_jax.config import (
     AugmentConfig,
     Config,
@@ -25,7 +27,7 @@ from gnet_jax.config import (
     load_recipe,
     load_sweep,
 )
-from gnet_jax.config.command import Launch, check_launch
+from gnet_jax.config.command import Launch, check_launch, parse_sweep
 from gnet_jax.config.recipes import RECIPES, install, needs, recipe_names, sweep_names
 
 
@@ -180,13 +182,12 @@ def words(value):
     return [str(each) for each in value] if isinstance(value, tuple) else [str(value)]
 
 
-@pytest.mark.parametrize("name", FIELDS)
-def test_every_field_can_be_set_on_the_command_line(name):
-    value = FIELDS[name][1][-1]
-    config = train.parse(["digits", f"--{name.replace('_', '-')}", *words(value)])
-    before, after = flatten(load_recipe("digits")[0]), flatten(config)
-    assert after[name] == (list(value) if isinstance(value, tuple) else value)
-    assert {each for each in after if after[each] != before[each]} <= {name}
+def test_every_field_can_be_set_on_the_command_line():
+    values = {name: allowed[-1] for name, (_, allowed, _) in FIELDS.items()}
+    options = [[f"--{name.replace('_', '-')}", *words(each)] for name, each in values.items()]
+    config = train.parse(["digits", *itertools.chain(*options)])
+    own = {n: list(each) if isinstance(each, tuple) else each for n, each in values.items()}
+    assert flatten(config) == flatten(load_recipe("digits")[0]) | own
 
 
 @pytest.mark.parametrize("part", ["", "data", "augment", "loss", "optim"])
@@ -370,6 +371,22 @@ def test_a_docstring_keeps_its_paragraphs_and_indented_lines(tmp_path):
     )
     about = "One line.\n\n    python a\n    python b\n\n1 and 2."
     assert load_recipe(str(file)) == (Config(), about)
+
+
+def test_a_command_line_of_a_sweep_changes_every_config_and_keeps_what_differs(tmp_path):
+    file = tmp_path / "mine.sweep.py"
+    head = '"""About it."""\nfrom gnet_jax.config import Config, Sweep\n'
+    configs = "{name: Config(epochs=n, workdir='x') for n, name in ((3, 'a'), (5, 'b'))}"
+    file.write_text(f"{head}def get_sweep(): return Sweep({configs}, seeds=7)\n")
+    command = [str(file), "--batch-size", "4"]
+    configs, options, about = parse_sweep(command, "gnet ablate", Ablate(), "About the command.")
+    assert {name: (each.epochs, each.batch_size) for name, each in configs.items()} == {
+        "a": (3, 4),
+        "b": (5, 4),
+    }
+    assert {each.workdir for each in configs.values()} == {"runs/mine.sweep"}
+    assert (options, about) == (Ablate(seeds=7), "About it.")
+    assert parse_sweep([*command, "--seeds", "2"], "gnet ablate", Ablate(), "")[1].seeds == 2
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,9 @@ def test_a_plain_path_is_left_as_it_is(tmp_path):
 def test_an_odd_path_leads_to_the_same_place(tmp_path, name):
     odd = tmp_path / name / "x" / name / "run"
     odd.parent.mkdir(parents=True)
+    folder = tmp_path / name
+    assert plain_path(folder).samefile(folder)
+    assert plain_path(folder) != folder
     plain = plain_path(odd)
     assert set(str(plain)) <= set(
         "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_./+=,-"

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import shutil
+import types
 import unicodedata
 from functools import partial
 
@@ -34,7 +35,7 @@ from gnet_jax.training.step import TrainState, eval_step
 
 def expected_counts(models, source, crops):
     """Top-1 and top-5 hits, image by image, written as plainly as can be."""
-    predictors = [Predictor(model, crops) for model in models]
+    predictors = [Predictor(model, 8) for model in models]
     top1 = top5 = 0
     for index in range(len(source)):
         picture = Image.fromarray(source[index].image)
@@ -171,6 +172,48 @@ def vote(model_a, make_photos, monkeypatch):
         return evaluate([model_a] * len(models), source, crops).top1_count
 
     return run
+
+
+@pytest.mark.parametrize(
+    ("images", "crops", "batch_size", "expected"),
+    [
+        (5, 1, 64, [5]),  # no batch is larger than the set
+        (5, 1, 2, [2, 2, 1]),
+        (5, 10, 32, [30, 20]),
+        (2, 10, 4, [10, 10]),  # in batches of 4, because 5 would be too many
+    ],
+)
+def test_a_batch_has_at_most_as_many_crops_as_are_asked_for(
+    model_a, model_b, make_photos, monkeypatch, images, crops, batch_size, expected
+):
+    """The networks are run once before the time is taken."""
+    events = []
+
+    class Counts:
+        def __init__(self, trained, batch_size):
+            events.append(batch_size)
+            self.trained = trained
+
+        def warm_up(self):
+            events.append("ready")
+
+        def logits(self, squares):
+            events.append(len(squares))
+            return np.zeros((len(squares), 7), np.float32)
+
+    def perf_counter():
+        events.append("time")
+        return 2.0 * events.count("time")
+
+    monkeypatch.setattr("gnet_jax.inference.evaluate.Predictor", Counts)
+    clock = types.SimpleNamespace(perf_counter=perf_counter)
+    monkeypatch.setattr("gnet_jax.inference.evaluate.time", clock)
+    options = {"batch_size": batch_size, "bad_limit": 0.5}
+    found = evaluate([model_a, model_b], make_photos(images), crops, **options)
+    largest = min(batch_size, expected[0])
+    calls = [count for count in expected for _ in range(2)]
+    assert events == [largest, largest, "ready", "ready", "time", *calls, "time"]
+    assert found.images_per_sec == images / 2.0
 
 
 def test_probabilities_of_crops_are_averaged_and_not_logits(vote):
@@ -411,7 +454,7 @@ def test_an_empty_source_and_a_bar_on_a_terminal(model_a, make_photos, monkeypat
 
 def test_outputs_that_are_not_finite_are_refused_and_not_counted_as_right(model_a, make_photos):
     damaged = dataclasses.replace(
-        model_a, variables=jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), model_a.variables)
+        model_a, variables=jax.tree.map(lambda x: np.full_like(x, np.nan), model_a.variables)
     )
     with pytest.raises(UserError, match="finite"):
         evaluate([damaged], make_photos(3))

@@ -97,6 +97,11 @@ def folder(tmp_path):
 def test_a_folder_gives_its_images_and_those_below_in_order(folder):
     names = ["a.jpg", "b/1.png", "b/2.jpg"]
     assert [found.name for found in pictures([str(folder)])] == [str(folder / n) for n in names]
+    once, twice = {}, {}
+    list(pictures([str(folder)], once))
+    list(pictures([str(folder), str(folder)], twice))
+    assert once
+    assert twice == {reason: 2 * paths for reason, paths in once.items()}
 
 
 def test_damaged_and_missing_ones_are_reported_by_name_and_the_rest_goes_on(folder):
@@ -131,6 +136,10 @@ def test_what_is_wrong_with_a_path_is_named(tmp_path, monkeypatch):
     for missing in (tmp_path / "absent", tmp_path / "dangling", "ftp://example.org/a.jpg"):
         assert "No such file" in reason(missing)
     assert "no images" in reason(tmp_path / "empty")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.jpg").symlink_to(tmp_path / "nowhere")
+    (found,) = pictures([str(tmp_path / "broken")])  # which tells enough
+    assert found.name.endswith("a.jpg")
     monkeypatch.setattr(images, "MAX_FILE", 2**20)
     for size, refused in ((2**20, False), (2**20 + 1, True)):
         (tmp_path / "large").write_bytes(bytes(size))
@@ -146,13 +155,18 @@ def test_standard_input_is_read(monkeypatch):
     assert isinstance(found.picture, Image.Image)
     assert found.picture.size == (40, 30)
     assert "empty" in reason("-")  # it is at its end now
+    for limit, refused in ((len(BLUE), False), (len(BLUE) - 1, True)):
+        Stdin.buffer = io.BytesIO(BLUE)
+        monkeypatch.setattr(images, "MAX_DOWNLOAD", limit)
+        (found,) = pictures(["-"])
+        assert isinstance(found.picture, UserError) == refused
 
 
 def test_urls_are_judged_by_content_and_redirects_are_followed(url):
-    for path in ("/photo", "/moved", "/robots"):
-        (found,) = pictures([url + path])
+    for address in (f"{url}/photo", f"{url}/moved", f"{url}/robots", f"HTTP{url[4:]}/photo"):
+        (found,) = pictures([address])
         assert isinstance(found.picture, Image.Image)
-        assert found.name == url + path
+        assert found.name == address
 
 
 def test_what_is_wrong_with_a_url_is_named(url, monkeypatch):
