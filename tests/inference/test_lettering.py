@@ -102,13 +102,10 @@ def test_regular_fonts_come_first_and_one_that_has_only_boxes_does_not(monkeypat
 
 def test_a_long_text_ends_with_an_ellipsis_and_no_space_before_it():
     _, font = lettered("a", 18)
-    text = "a         bcd"
+    text, dots = "a         bcd", "\N{HORIZONTAL ELLIPSIS}"
     assert fitted(text, font, font.getlength(text)) == text
-    assert (
-        fitted(text, font, font.getlength("a       \N{HORIZONTAL ELLIPSIS}"))
-        == "a\N{HORIZONTAL ELLIPSIS}"
-    )
-    assert fitted(text, font, 0) == "\N{HORIZONTAL ELLIPSIS}"
+    assert fitted(text, font, font.getlength(f"a       {dots}")) == f"a{dots}"
+    assert fitted(text, font, 0) == dots
 
 
 def test_the_fonts_of_this_system_can_be_listed(monkeypatch):
