@@ -35,6 +35,7 @@ from gnet_jax.model_folder import TrainedModel, read_folder, write_folder
 from gnet_jax.pods import plan, topology
 from gnet_jax.pods.plan import Collective, CompiledCost
 from gnet_jax.pods.topology import Chip
+from gnet_jax.training import program
 from gnet_jax.training.hosts import agree, start
 from gnet_jax.training.loop import Result
 from gnet_jax.training.workdir import MetricsFile
@@ -469,8 +470,11 @@ def test_a_plan_that_cannot_be_is_refused_before_anything_compiles(
     assert "compiling" not in error
 
 
+CIFAR10 = ["cifar10", "--images", "50000", "--classes", "10"]
+
+
 def test_a_plan_is_a_table_or_json_and_says_that_it_compiles(capsys, toy_machine):
-    recipe = ["plan", "cifar10", "--images", "50000", "--classes", "10"]
+    recipe = ["plan", *CIFAR10]
     even = [*recipe, "--eval-batch-size", "256", "--topology", "toy:8"]
     assert main([*even, "--json"]) == 0
     shown = capsys.readouterr()
@@ -490,9 +494,12 @@ def test_a_plan_exits_with_1_if_any_topology_is_too_small(capsys, toy_machine, m
     cost = plan.compile_cost(None, None)
     costs = [cost, dataclasses.replace(cost, temp_bytes=2**40)]
     monkeypatch.setattr(plan, "compile_cost", lambda *_: costs.pop(0))
-    arguments = ["digits", "--topology", "toy:8", "toy:8", "--batch", "128", "--json"]
+    arguments = [*CIFAR10, "--topology", "toy:8", "toy:8", "--batch", "128", "--json"]
     assert main(["plan", *arguments]) == 1
     assert [each["fits"] for each in json.loads(capsys.readouterr().out)] == [True, False]
+
+
+LEDGER, VARIABLES = map(functools.cache, (plan.network_ledger, program.abstract_variables))
 
 
 @pytest.fixture
@@ -522,7 +529,8 @@ def toy_machine(monkeypatch):
         topology, "get_topology", lambda text: topology.Topology(text, chip, 2, jax.devices())
     )
     monkeypatch.setattr(plan, "compile_cost", lambda *_: cost)
-    monkeypatch.setattr(plan, "network_ledger", functools.cache(plan.network_ledger))
+    monkeypatch.setattr(plan, "network_ledger", LEDGER)
+    monkeypatch.setattr(program, "abstract_variables", VARIABLES)
 
 
 class ReachedError(UserError):

@@ -184,7 +184,9 @@ def demo(model: Model, port: int | None = None) -> None:
     from gnet_jax.inference.demo import build, serve
 
     (trained,) = _open([model], compiles=True)
-    serve(build(trained, f"GoogLeNet: {model.name}"), port)
+    page = build(trained, f"GoogLeNet: {model.name}")
+    print(f"open {serve(page, port)} in a browser; Ctrl-C stops the server", flush=True)
+    page.block_thread()
 
 
 def convert(

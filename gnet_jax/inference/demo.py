@@ -55,17 +55,13 @@ def build(trained: TrainedModel, title: str) -> Any:
     return page
 
 
-def serve(page: Any, port: int | None, *, block: bool = True) -> str:
-    """Serve the page on this machine, and return its address; with `block`, only when the server
-    has ended. Without a `port`, gradio chooses one. Raises UserError if the port is in use.
+def serve(page: Any, port: int | None) -> str:
+    """Serve the page on this machine, in other threads, and return its address. Without a `port`,
+    gradio chooses one. Raises UserError if the port is in use.
     """
     where = {"server_name": HOST, "server_port": port, "share": False}
     options = {"max_file_size": MAX_DOWNLOAD, "quiet": True, "prevent_thread_lock": True}
     try:
-        _, address, _ = page.launch(**where, **options)
+        return page.launch(**where, **options)[1]
     except OSError as error:
         raise UserError(f"cannot serve on port {port}: {error}; try another --port") from error
-    if block:
-        print(f"open {address} in a browser; Ctrl-C stops the server", flush=True)
-        page.block_thread()
-    return address
