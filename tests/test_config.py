@@ -373,6 +373,22 @@ def test_a_docstring_keeps_its_paragraphs_and_indented_lines(tmp_path):
     assert load_recipe(str(file)) == (Config(), about)
 
 
+def test_the_help_wraps_paragraphs_and_keeps_indented_lines(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        f'"""{"word " * 30}\n\n    python a\n    python b\n\nEnd.\n"""\n'
+        "from gnet_jax.config import Config as get_config\n"
+    )
+    monkeypatch.setenv("COLUMNS", "60")
+    with pytest.raises(SystemExit):
+        train.parse([str(file), "--help"])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line for line in lines if line[:1] == ["python"]] == [["python", "a"], ["python", "b"]]
+    words = [line.count("word") for line in lines if "word" in line]
+    assert sum(words) == 30
+    assert 3 <= len(words) <= 4
+
+
 def test_a_command_line_of_a_sweep_changes_every_config_and_keeps_what_differs(tmp_path):
     file = tmp_path / "mine.sweep.py"
     head = '"""About it."""\nfrom gnet_jax.config import Config, Sweep\n'

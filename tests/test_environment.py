@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gnet_jax.config.paths import cache_folder
+from gnet_jax.config.paths import cache_folder, typed_path
 
 ROOT = Path(__file__).parents[1]
 # Of the standard library, of what libraries use if it is there, and of ours.
@@ -64,6 +64,8 @@ def test_no_module_beside_the_command_is_imported(checkout, command, named):
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     if named is not None:
         environment["PYTHONPATH"] = str(folder if named == "checkout" else ROOT)
+    if named == "another checkout":  # so that `folder` is any working directory
+        (folder / "gnet_jax").unlink()
     done = subprocess.run(
         [sys.executable, *command, str(recipe)],
         cwd=folder,
@@ -170,3 +172,13 @@ def test_the_cache_is_among_temporary_files_where_a_home_cannot_be_written(
     assert own.stat().st_mode & 0o777 == 0o700
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert cache_folder() == tmp_path / "cache" / "gnet_jax"
+    monkeypatch.setattr(os, "access", lambda *_: False)  # for other users than root
+    assert cache_folder() == own
+
+
+def test_a_tilde_is_the_home_unless_a_folder_has_this_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.chdir(tmp_path)
+    assert typed_path("~/x") == Path("/home/me/x")
+    (tmp_path / "~" / "x").mkdir(parents=True)
+    assert typed_path("~/x") == Path("~/x")

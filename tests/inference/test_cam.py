@@ -137,5 +137,7 @@ def test_a_class_or_map_that_does_not_exist_is_refused(model_a, mapper, make_pho
     for index in (-1, 7):
         with pytest.raises(UserError, match=f"class {index}; .* 0 to 6"):
             mapper(make_photo(0), index)
+    other = dataclasses.replace(model_a, model=googlenet(head="fc"))
+    assert list(ActivationMapper(other).heads) == ["main", "aux 4a"]
     with pytest.raises(UserError, match="fc"):
-        ActivationMapper(dataclasses.replace(model_a, model=googlenet(head="fc")), exact=True)
+        ActivationMapper(other, exact=True)

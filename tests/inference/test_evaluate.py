@@ -395,6 +395,18 @@ def test_numbers_that_could_start_at_1_are_not_positions():
             pair_classes(numbers, model)
 
 
+def test_a_class_without_images_does_not_change_the_counts(model_a, make_photos):
+    source = make_photos(5)
+    expected = counts(evaluate([model_a], source))
+    source.class_names = (*source.class_names, "zebra")
+    assert counts(evaluate([model_a], source)) == expected
+
+
+def test_numbers_are_no_positions_in_a_model_of_other_numbers():
+    with pytest.raises(UserError, match="'0', '1'"):
+        pair_classes(("0", "1"), ("5", "6", "7"))
+
+
 def test_unicode_forms_of_one_name_are_the_same_class():
     forms = [unicodedata.normalize(form, "löwe") for form in ("NFC", "NFD")]
     assert forms[0] != forms[1]
@@ -473,6 +485,11 @@ def test_the_papers_error_is_shown_for_the_same_models_and_crops_only():
         *("1", "10", "1,000", "40.00%", "16.00%", "9.15%")
     ]
     assert [cell.strip() for cell in two.split("│")[4:7]] == ["39.00%", "15.00%", ""]
+    table_3 = {(1, 1): "10.07%", (1, 10): "9.15%", (1, 144): "7.89%"}
+    table_3 |= {(7, 1): "8.09%", (7, 10): "7.62%", (7, 144): "6.67%"}
+    own = [Evaluation(1000, 600, 840, crops, models, 9.0) for models, crops in table_3]
+    lines = [line for line in shown(own) if "1,000" in line]
+    assert [line.split("│")[6].strip() for line in lines] == [*table_3.values()]
 
 
 def test_the_grid_is_one_model_and_then_all_of_them(model_a, make_model, make_photos):

@@ -218,6 +218,8 @@ def test_a_picture_of_any_mode_is_opened_as_its_file_is(tmp_path, mode):
     photo = (
         photo.convert("L").convert("I").convert("I;16") if mode == "I;16" else photo.convert(mode)
     )
+    if "A" in mode:
+        photo.putalpha(Image.fromarray(np.arange(30, dtype=np.uint8).reshape(6, 5) * 8))
     photo.save(tmp_path / "a.tif")
     found, expected = open_picture(photo), open_picture(tmp_path / "a.tif")
     assert found.mode == "RGB"

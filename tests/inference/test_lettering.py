@@ -144,6 +144,7 @@ def test_figures_take_any_name(cat_font, tmp_path, capsys):
     figure.savefig(tmp_path / "a.png")  # warnings are errors here
     texts = {text.get_text(): text for text in figure.findobj(Text)}
     assert texts["猫"].get_fontproperties().get_file() == str(cat_font)
+    assert not texts["a$b$"].get_parse_math()
     assert {"猫: $\\nothing\n.", "\\u72ac", "a$b$"} <= texts.keys()
     assert any(text.startswith("$\\mathdefault{10") for text in texts)
     assert "u72ac" in capsys.readouterr().err

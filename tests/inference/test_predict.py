@@ -159,6 +159,14 @@ def test_render_shows_names_and_bars_in_the_terminals_width():
     assert written(100, terminal=True).splitlines()[1].count("━") == 18  # of at most 24
 
 
+def test_control_characters_in_names_are_escaped():
+    console = Console(file=io.StringIO(), width=80, color_system=None)
+    render(console, "a\x1b[2Jb", [])
+    render_error(console, "c\nd", ImageError("not an image"))
+    shown = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    assert shown == "a\\x1b[2Jb\nc\\nd: not an image\n"
+
+
 def test_render_truncates_nothing_in_a_pipe_and_keeps_to_its_encoding():
     shown = written(40, terminal=False, encoding="ascii")
     assert "#####" in shown
