@@ -83,8 +83,6 @@ def predict(
             save(draw(mapper(picture)[MAIN]), target)
             print(f"drew {target}", file=sys.stderr)
     say_not_read(left_out)
-    if not seen:
-        raise UserError(f"no image found in {', '.join(images)}")
     return 1 if failed else 0
 
 

@@ -47,10 +47,8 @@ def set_up_process() -> None:
 
 def print_error(text: str) -> None:
     """Print a line on standard error. Errors such as a closed pipe or a full disk are ignored."""
-    try:
+    with contextlib.suppress(OSError):
         print(text, file=sys.stderr, flush=True)
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 @contextlib.contextmanager
