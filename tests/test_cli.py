@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Annotated
 
@@ -40,7 +41,7 @@ from gnet_jax.training.hosts import agree, start
 from gnet_jax.training.loop import Result
 from gnet_jax.training.workdir import MetricsFile
 from tests.lab.sweeps import finished_sweep
-from tests.tiny import tiny_arch, tiny_variables
+from tests.tiny import tiny_arch, tiny_run, tiny_variables, with_program
 
 
 def test_summary_as_json_holds_the_counts_of_the_paper(capsys):
@@ -601,13 +602,17 @@ def test_the_options_of_a_command_reach_the_function_that_does_the_work(
     ("source", "recipe"),
     [("imagenet2012", "imagenet_modern"), ("cifar10", "cifar10"), ("mnist:3.0.1", "folder")],
 )
-def test_prepare_prints_the_command_that_trains_on_the_set(monkeypatch, capsys, source, recipe):
+def test_prepare_prints_the_command_that_trains_on_the_set(
+    tmp_path, monkeypatch, capsys, source, recipe
+):
+    monkeypatch.chdir(tmp_path)
     done = Prepared(Path("d"), {"train": 1234, "test": 5}, {"junk": ["a", "b"]})
     monkeypatch.setattr("gnet_jax.data.prepare.tfds.prepare", lambda *_, **__: done)
-    assert main(["prepare", f"tfds:{source}", "--data-dir", "/a b"]) == 0
+    assert main(["prepare", f"tfds:{source}", "--data-dir", "a b"]) == 0
     printed = capsys.readouterr()
     assert "1,234 train" in printed.out
-    assert f"TFDS_DATA_DIR='/a b' gnet train {recipe} --data.source tfds:{source}" in printed.out
+    folder = f"TFDS_DATA_DIR='{tmp_path}/a b'"
+    assert f"{folder} gnet train {recipe} --data.source tfds:{source}\n" in printed.out
     assert "junk 2" in printed.err
 
 
@@ -707,6 +712,11 @@ def test_an_error_of_one_host_reaches_the_others_within_30_seconds(monkeypatch, 
         error, launch, given, prog = seen.pop()
         assert "nowhere" in str(error)
         assert (launch.start_timeout, given, prog) == (seconds, arguments, "gnet train")
+    assert train.main(["--no-such-option", "--distributed", "on"]) == 2
+    assert isinstance(seen.pop()[0], UserError)
+    with pytest.raises(SystemExit) as ended:
+        train.main(["--help", "--distributed", "on"])
+    assert ended.value.code == 0
     assert train.main(["nowhere"]) == 2
     assert not seen
 
@@ -728,6 +738,66 @@ def test_a_supervised_command_starts_itself_again_and_checks_the_config_first(
     assert train.main(arguments) == 7
     assert train.main([*arguments, "--optim.warmup-epochs", "99"]) == 2
     assert "warmup_epochs is 99" in capsys.readouterr().err
+    monkeypatch.setenv(start.ACKNOWLEDGE, "1")  # in the process that the supervisor started
+    monkeypatch.setattr("gnet_jax.training.hosts.supervise.end_with_supervisor", lambda: None)
+    monkeypatch.setattr(train, "run", lambda *_: 5)
+    assert train.main(arguments) == 5
+
+
+def test_a_run_starts_from_its_weights_and_is_compared_with_the_other_hosts(monkeypatch, capsys):
+    prepared, compared = [], []
+
+    def prepare(*arguments):
+        prepared.append(arguments)
+        return types.SimpleNamespace(fingerprints=lambda: {"data": "x"})
+
+    def compare(identity):
+        compared.append(identity)
+        raise agree.TrainingError("they differ")
+
+    for name in ("use_compilation_cache", "call_in_this_thread"):
+        monkeypatch.setattr(f"gnet_jax.training.sharding.{name}", lambda: None)
+    monkeypatch.setattr("gnet_jax.convert.start.with_start", lambda config: (config, "weights"))
+    monkeypatch.setattr(program, "prepare", prepare)
+    monkeypatch.setattr(agree, "identity", lambda run, fingerprints: fingerprints)
+    monkeypatch.setattr(agree, "compare", compare)
+    assert train.main(["digits"]) == 1
+    assert train.main(["digits", "--init", "models/a"]) == 1
+    (alone,), (started, weights) = prepared
+    assert (alone.init, started.init, weights) == (None, "models/a", "weights")
+    assert compared == 2 * [{"data": "x"}]
+
+
+def test_the_plan_of_a_run_gives_its_network_and_data(tmp_path, capsys):
+    run = tiny_run(tmp_path)
+    takeover = types.SimpleNamespace(
+        fresh={"params/classifier/kernel": "other classes"}, loaded=["params/conv1/kernel"]
+    )
+    optim = dataclasses.replace(run.config.optim, freeze=("conv*", "x"))
+    run = with_program(run, takeover=takeover)
+    val = type("Val", (), {"split": "test", "left_out": {"junk": ["a"]}, "__len__": lambda _: 3})()
+    changed = dataclasses.replace(run.config, optim=optim)
+    run = dataclasses.replace(with_program(run, config=changed), val=val)
+    train.print_plan(run, Path("w"))
+    lines = capsys.readouterr().out.splitlines()
+    plan = {line[:8].strip(): line[10:] for line in lines}
+    costs = LEDGER(run.program.model, 16)
+    assert f"{costs.params:,} parameters ({costs.params_with_aux:,} with" in plan["size"]
+    assert f"{costs.macs / 10**6:,.1f} M multiply-adds" in plan["size"]
+    assert "digits: 1,437 training and 3 validation images (test split)" in plan["data"]
+    assert (plan["loaded"], plan["new"]) == ("conv1", "classifier (other classes)")
+    assert plan["frozen"] == "conv*, x"
+    assert "junk 1" in plan["not read"]
+
+
+def test_the_next_commands_have_a_path_unless_the_shell_finds_the_same_program(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/v/bin/gnet", "train"])
+    monkeypatch.setattr(shutil, "which", {"gnet": "/v/bin/gnet"}.get)
+    assert train._typed("gnet train") == ("gnet", "gnet train")
+    monkeypatch.setattr(shutil, "which", {"gnet": "/other/gnet"}.get)
+    assert train._typed("gnet train")[0].endswith("../v/bin/gnet")
+    monkeypatch.setattr(shutil, "which", {"python": sys.executable}.get)
+    assert train._typed("train.py") == ("python -m gnet_jax", "python train.py")
 
 
 def test_the_result_of_a_run_is_printed_with_each_number_in_its_place(capsys):
