@@ -51,10 +51,15 @@ ignore_local_modules()
 
 
 def console_script() -> None:
-    """Run `gnet` and exit with its code."""
-    from gnet_jax.cli.main import console_script
+    """Run `gnet`, and end the process with its exit code."""
+    from gnet_jax.cli.main import main
+    from gnet_jax.cli.output import leave_at_once
 
-    console_script()
+    try:
+        code = main()
+    except KeyboardInterrupt:
+        leave_at_once("gnet: interrupted")
+    sys.exit(code)
 
 
 if __name__ == "__main__":

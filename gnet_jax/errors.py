@@ -1,4 +1,4 @@
-"""The base classes of errors that users see, and `choose`, which rejects unknown names."""
+"""The base class of errors that users see, and `choose`, which rejects unknown names."""
 
 from collections.abc import Mapping
 from typing import TypeVar
@@ -8,10 +8,6 @@ T = TypeVar("T")
 
 class UserError(ValueError):
     """A mistake of the user. Commands print its message without a traceback, and exit with 2."""
-
-
-class WeightsError(UserError):
-    """A file of weights is missing or corrupt, or does not match the network."""
 
 
 def choose(what: str, name: str, options: Mapping[str, T]) -> T:

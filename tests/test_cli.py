@@ -1,11 +1,14 @@
 import csv
 import dataclasses
+import functools
 import io
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Annotated
 
@@ -15,17 +18,30 @@ from PIL import Image
 from tyro.conf import Positional
 
 import gnet_jax
-from gnet_jax.cli import pods, runs, train
+from gnet_jax.cli import lab, train
 from gnet_jax.cli.main import COMMANDS, main
-from gnet_jax.cli.output import PHOTOS, check_not_input, check_picture, json_line, several
-from gnet_jax.config import Preprocessing, UserError
+from gnet_jax.cli.output import (
+    PHOTOS,
+    check_not_input,
+    check_picture,
+    console,
+    set_up_process,
+    several,
+)
+from gnet_jax.config import Config, Preprocessing, UserError
+from gnet_jax.data.prepare.tfds import Prepared
+from gnet_jax.lab.sweeps import ablate
 from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.model_folder import TrainedModel, read_folder, write_folder
 from gnet_jax.pods import plan, topology
 from gnet_jax.pods.plan import Collective, CompiledCost
 from gnet_jax.pods.topology import Chip
+from gnet_jax.training import program
+from gnet_jax.training.hosts import agree, start
+from gnet_jax.training.loop import Result
 from gnet_jax.training.workdir import MetricsFile
-from tests.tiny import tiny_arch, tiny_variables
+from tests.lab.sweeps import finished_sweep
+from tests.tiny import tiny_arch, tiny_run, tiny_variables, with_program
 
 
 def test_summary_as_json_holds_the_counts_of_the_paper(capsys):
@@ -48,7 +64,9 @@ def test_summary_as_json_holds_the_counts_of_the_paper(capsys):
 
 def test_summary_as_csv_has_a_line_for_each_layer(capsys):
     assert main(["summary", "--format", "csv", "--variant", "batch_norm"]) == 0
-    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    output = capsys.readouterr().out
+    rows = list(csv.DictReader(io.StringIO(output)))
+    assert len(output.splitlines()) == len(rows) + 1
     assert sum(int(row["params"]) for row in rows) == 13_385_816
     assert rows[0]["kernel"] == "7x7x3x64"
 
@@ -88,17 +106,20 @@ def folder(tmp_path_factory):
         for i in range(3):
             picture = Image.new("RGB", (20, 30), (200 * number, 40 * i, 9))
             picture.save(root / "photos" / "val" / name / f"{i}.png")
-    (root / "broken.jpg").write_text("<html>not found</html>")
+    (root / "brücke.jpg").write_text("<html>not found</html>")
     return root
 
 
 def test_predict_gives_one_json_object_a_photo_and_names_what_is_none(folder, capsys):
-    arguments = [str(folder / "photos"), str(folder / "broken.jpg"), "--json"]
+    arguments = [str(folder / "photos"), str(folder / "brücke.jpg"), "--json"]
     assert main(["predict", str(folder / "model"), *arguments]) == 1
-    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    output, error = capsys.readouterr()
+    assert "compiling" in error
+    assert "brücke.jpg" in output  # and not \\u00fc
+    lines = [json.loads(line) for line in output.splitlines()]
     assert [line["file"].rsplit("/", 1)[1] for line in lines] == 2 * [
         "0.png", "1.png", "2.png",
-    ] + ["broken.jpg"]  # fmt: skip
+    ] + ["brücke.jpg"]  # fmt: skip
     assert "not an image" in lines[-1]["error"]
     for line in lines[:-1]:
         assert {guess["label"] for guess in line["top"]} == {"cat", "dog"}
@@ -122,11 +143,12 @@ def test_ctrl_c_prints_one_line_and_skips_the_normal_exit():
     """Python's normal exit can crash while a program compiles."""
     stopping = """
 import atexit
+from gnet_jax.__main__ import console_script
 from gnet_jax.cli import main
 atexit.register(print, "the way out")
 def stopped(_): raise KeyboardInterrupt
 main._run = stopped
-main.console_script()
+console_script()
 """
     done = subprocess.run([sys.executable, "-c", stopping], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "gnet: interrupted\n")
@@ -168,7 +190,7 @@ def test_the_exit_code_of_a_command_is_that_of_gnet(monkeypatch, arguments, retu
         return returned
 
     seen = []
-    for command in (runs, "curves", parsed), (pods, "plan", unparsed), (train, "train", unparsed):
+    for command in (lab, "curves", parsed), (lab, "plan", unparsed), (train, "train", unparsed):
         monkeypatch.setattr(*command)
     if (arguments[0], returned) != ("train", None):  # which always returns a code
         assert main(arguments) == code
@@ -211,19 +233,16 @@ def test_an_output_may_not_be_an_input_or_in_one(tmp_path):
             check_not_input(tmp_path / out, [tmp_path / "b", str(tmp_path / "a")])
 
 
-def test_json_is_one_line_with_names_as_they_are(tmp_path):
-    assert json_line({"Käfer\n": [1, float("nan")]}) == '{"Käfer\\n": [1, null]}'
-
-
 def test_the_version_is_printed(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"gnet {gnet_jax.__version__}\n"
 
 
-def test_predict_prints_bars_and_draws_maps(folder, capsys):
+def test_predict_prints_bars_and_draws_maps_of_the_images_it_can_read(folder, capsys):
     photos = [str(folder / "photos" / "val" / name / "1.png") for name in ("cat", "dog")]
+    photos.insert(1, str(folder / "brücke.jpg"))
     out = folder / "map.png"
-    assert main(["predict", str(folder / "model"), *photos, "--cam", str(out), "--top", "1"]) == 0
+    assert main(["predict", str(folder / "model"), *photos, "--cam", str(out), "--top", "1"]) == 1
     printed = capsys.readouterr().out
     assert printed.count("%") == 2
     for file in (out, folder / "map-2.png"):
@@ -253,7 +272,9 @@ def test_no_output_overwrites_an_input(folder, tmp_path, monkeypatch, capsys, co
         Path("1.png").unlink()
     before = Path(lost).read_bytes()
     assert main(command.split()) == 2
-    assert Path(lost).name in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert Path(lost).name in error
+    assert command.startswith("export MODEL") or "is an input" in error
     assert Path(lost).read_bytes() == before
 
 
@@ -324,19 +345,21 @@ def test_evaluate_names_ten_damaged_images_and_counts_the_rest(folder, tmp_path,
     arguments = ["evaluate", str(folder / "model"), "--data", f"folder:{tmp_path / 'photos'}"]
     assert main([*arguments, "--bad-limit", "0.65"]) == 2  # 12 of 18; int(0.65 * 18) is 11
     capsys.readouterr()
-    assert main([*arguments, "--bad-limit", "0.67"]) == 0
+    assert main([*arguments, "--bad-limit", "0.67", "--crops", "10"]) == 0
     output = capsys.readouterr().out
-    assert "of 6 images" in output
+    assert "of 6 images (1 model, 10 crops, " in output
     assert "12 corrupt" in output
     assert [f"bad{i:02}.png" in output for i in range(12)] == 10 * [True] + 2 * [False]
     assert "2 more" in output
 
 
 @pytest.mark.parametrize("top", [1, 2])
-def test_predict_prints_as_many_classes_as_are_asked_for(folder, top, capsys):
-    photo = str(folder / "photos" / "val" / "cat" / "0.png")
+def test_predict_prints_as_many_classes_as_are_asked_for(folder, tmp_path, top, capsys):
+    photo = str(shutil.copy(folder / "photos" / "val" / "cat" / "0.png", tmp_path / "ä.png"))
     assert main(["predict", str(folder / "model"), photo, "--top", str(top), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)["top"]
+    output = capsys.readouterr().out
+    assert "ä.png" in output  # and not \\u00e4
+    found = json.loads(output)["top"]
     assert [len(found), found[0]["probability"] >= 0.5] == [top, True]
 
 
@@ -380,9 +403,14 @@ def test_convert_and_export_keep_the_model(folder, capsys):
         (["predict", "MODEL"], "no photo given"),
         (["predict", "MODEL", "x.jpg", "--top", "0"], "--top is 0"),
         (["predict", "MODEL", "x.jpg", "--cam", "/no/x.png"], "folder /no not found"),
+        (["predict", "MODEL", "x.jpg", "--cam", "x.pdf"], "use one of .png, .jpg"),
         (["evaluate", "MODEL", "--data", "digits"], "'0', '1', '2', '3', '4' and 5 more"),
         (["evaluate", "--data", "digits"], "no model to evaluate"),
         (["evaluate", "MODEL", "--data", "npz:/no/a.npz"], "/no/a.npz"),
+        (["evaluate", "MODEL", "--data", "digits", "--batch-size", "0"], "--batch-size is 0"),
+        (["evaluate", "MODEL", "--data", "digits", "--threads", "0"], "--threads is 0"),
+        (["evaluate", "MODEL", "--data", "digits", "--bad-limit", "1"], "--bad-limit is 1.0"),
+        (["evaluate", "MODEL", "--data", "digits", "--bad-limit", "-0.1"], "--bad-limit is -0.1"),
         (["evaluate", "MODEL", "--data", "digits", "--json", "--table"], "cannot be used together"),
         (["convert", "/no/net.caffemodel", "x"], "/no/net.caffemodel"),
         (["convert", "MODEL", "/proc/x"], "/proc/x"),
@@ -427,6 +455,7 @@ def test_curves_of_runs_are_drawn_and_bad_places_named(tmp_path, capsys):
     [
         (["digits"], "--topology v5e:16x16"),
         (["digits", "--topology", "v9:2x2"], "'v9:2x2'.*v4, v5e"),
+        (["digits", "--topology", "v5e:2x2", "v9:2x2"], "'v9:2x2'"),
         (["digits", "--topology", "v5e:4"], "'v5e:4' .*v5e:16x16"),
         (["digits", "--topology", "toy:8", "--batch", "0"], "--batch is 0; it must be at least 1"),
         (
@@ -447,20 +476,21 @@ def test_a_plan_that_cannot_be_is_refused_before_anything_compiles(
     assert "compiling" not in error
 
 
+CIFAR10 = ["cifar10", "--images", "50000", "--classes", "10"]
+
+
 def test_a_plan_is_a_table_or_json_and_says_that_it_compiles(capsys, toy_machine):
-    recipe = ["plan", "cifar10", "--images", "50000", "--classes", "10"]
-    recipe += ["--eval-batch-size", "256"]
-    assert main([*recipe, "--topology", "toy:8", "--json"]) == 0
+    recipe = ["plan", *CIFAR10]
+    even = [*recipe, "--eval-batch-size", "256", "--topology", "toy:8"]
+    assert main([*even, "--json"]) == 0
     shown = capsys.readouterr()
     assert "compiling the training step for toy:8" in shown.err
     found = json.loads(shown.out)
     assert (found["topology"], found["batch_size"], found["bound"]) == ("toy:8", 64, "network")
-    assert main([*recipe, "--topology", "toy:8", "toy:8", "--batch", "128", "--json"]) == 0
-    assert [each["batch_size"] for each in json.loads(capsys.readouterr().out)] == [128, 128]
     odd = ["--eval-batch-size", "250"]  # does not divide over 8; --batch replaces it
-    assert main([*recipe, *odd, "--topology", "toy:8", "--batch", "128", "--json"]) == 0
-    capsys.readouterr()
-    assert main([*recipe, "--topology", "toy:8", "--epochs", "13"]) == 0
+    assert main([*recipe, *odd, "--topology", "toy:8", "toy:8", "--batch", "128", "--json"]) == 0
+    assert [each["batch_size"] for each in json.loads(capsys.readouterr().out)] == [128, 128]
+    assert main([*even, "--epochs", "13"]) == 0
     shown = capsys.readouterr().out
     for text in ("cifar10: 13 epochs of 50,000 images", "toy:8", "3 all-reduce, 1.0 MiB", "yes"):
         assert text in shown
@@ -470,9 +500,12 @@ def test_a_plan_exits_with_1_if_any_topology_is_too_small(capsys, toy_machine, m
     cost = plan.compile_cost(None, None)
     costs = [cost, dataclasses.replace(cost, temp_bytes=2**40)]
     monkeypatch.setattr(plan, "compile_cost", lambda *_: costs.pop(0))
-    arguments = ["digits", "--topology", "toy:8", "toy:8", "--batch", "128", "--json"]
+    arguments = [*CIFAR10, "--topology", "toy:8", "toy:8", "--batch", "128", "--json"]
     assert main(["plan", *arguments]) == 1
     assert [each["fits"] for each in json.loads(capsys.readouterr().out)] == [True, False]
+
+
+LEDGER, VARIABLES = map(functools.cache, (plan.network_ledger, program.abstract_variables))
 
 
 @pytest.fixture
@@ -502,3 +535,293 @@ def toy_machine(monkeypatch):
         topology, "get_topology", lambda text: topology.Topology(text, chip, 2, jax.devices())
     )
     monkeypatch.setattr(plan, "compile_cost", lambda *_: cost)
+    monkeypatch.setattr(plan, "network_ledger", LEDGER)
+    monkeypatch.setattr(program, "abstract_variables", VARIABLES)
+
+
+class ReachedError(UserError):
+    """Ends a command where its options arrive."""
+
+
+CONVERT = "convert.read.convert"
+
+
+@pytest.mark.parametrize(
+    ("command", "function", "expected"),
+    [
+        ("demo MODEL --port 7999", "inference.demo.serve", {1: 7999}),
+        ("inspect MODEL PHOTO --class-index 1", "lab.look.inside.draw_inside", {4: 1}),
+        ("inspect MODEL PHOTO --endpoint a b", "lab.look.inside.draw_inside", {3: ("a", "b")}),
+        (
+            "evaluate MODEL --data digits --threads 3 --batch-size 9 --bad-limit 0.5",
+            "inference.evaluate.evaluate",
+            {"threads": 3, "batch_size": 9, "bad_limit": 0.5, 2: 1},
+        ),
+        ("convert MODEL x", CONVERT, {"transform_input": None}),
+        ("convert MODEL x --transform-input yes", CONVERT, {"transform_input": True}),
+        ("convert MODEL x --transform-input no", CONVERT, {"transform_input": False}),
+        (
+            "prepare tfds:a --manual-dir m --data-dir d --threads 3 --subset --format tfrecord",
+            "data.prepare.tfds.prepare",
+            {
+                0: "a",
+                "manual_dir": Path("m"),
+                "data_dir": Path("d"),
+                "threads": 3,
+                "subset": True,
+                "file_format": "tfrecord",
+            },
+        ),
+        (
+            "prepare tfds:a --resize 9 --out o --threads 3 --format tfrecord",
+            "data.prepare.tfds.pack",
+            {0: "tfds:a", 1: Path("o"), 2: 9, "threads": 3, "file_format": "tfrecord"},
+        ),
+        ("check-data digits --threads 3", "data.check.scan", {0: "digits", "threads": 3}),
+        ("curves a b", "lab.sweeps.figures.draw_curves", {0: (Path("a"), Path("b"))}),
+        ("report a --figures f", "lab.sweeps.report.write_report", {2: Path("f")}),
+        ("report a", "lab.sweeps.report.write_report", {1: Path("a/report.html"), 2: None}),
+    ],
+)
+def test_the_options_of_a_command_reach_the_function_that_does_the_work(
+    folder, monkeypatch, capsys, command, function, expected
+):
+    def reached(*positional, **named):
+        given = dict(enumerate(positional)) | named
+        assert {name: given[name] for name in expected} == expected
+        raise ReachedError("as expected")
+
+    monkeypatch.setattr("gnet_jax.inference.demo.build", lambda *_: None)
+    monkeypatch.setattr(f"gnet_jax.{function}", reached)
+    names = {"MODEL": folder / "model", "PHOTO": folder / "photos" / "val" / "cat" / "0.png"}
+    assert main([str(names.get(word, word)) for word in command.split()]) == 2
+    assert "as expected" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("source", "recipe"),
+    [("imagenet2012", "imagenet_modern"), ("cifar10", "cifar10"), ("mnist:3.0.1", "folder")],
+)
+def test_prepare_prints_the_command_that_trains_on_the_set(
+    tmp_path, monkeypatch, capsys, source, recipe
+):
+    monkeypatch.chdir(tmp_path)
+    done = Prepared(Path("d"), {"train": 1234, "test": 5}, {"junk": ["a", "b"]})
+    monkeypatch.setattr("gnet_jax.data.prepare.tfds.prepare", lambda *_, **__: done)
+    assert main(["prepare", f"tfds:{source}", "--data-dir", "a b"]) == 0
+    printed = capsys.readouterr()
+    assert "1,234 train" in printed.out
+    folder = f"TFDS_DATA_DIR='{tmp_path}/a b'"
+    assert f"{folder} gnet train {recipe} --data.source tfds:{source}\n" in printed.out
+    assert "junk 2" in printed.err
+
+
+def test_training_is_not_ended_by_a_reader_that_leaves(monkeypatch):
+    def train_on(_):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(train, "train", train_on)
+    with pytest.raises(BrokenPipeError):
+        main(["train", "digits"])
+
+
+def test_a_replay_is_printed_as_json_with_all_of_its_fields(monkeypatch, capsys):
+    found = dataclasses.make_dataclass("Found", ["step", "metrics"])(7, {"loss": float("inf")})
+    monkeypatch.setattr("gnet_jax.lab.look.replay.read_replay", lambda file: file)
+    monkeypatch.setattr("gnet_jax.lab.look.replay.examine", lambda file: found)
+    assert main(["replay", "replay-7.npz", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"step": 7, "metrics": {"loss": None}}
+
+
+def test_a_table_that_is_not_on_a_terminal_is_160_columns_wide(capsys):
+    assert console().width == 160
+
+
+def test_a_letter_that_the_terminal_lacks_is_escaped(monkeypatch):
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), "ascii"))
+    set_up_process()
+    for stream in (sys.stdout, sys.stderr):
+        print("é", file=stream, flush=True)
+        assert stream.buffer.getvalue() == b"\\xe9\n"
+
+
+SWEEP = '''"""A title.
+
+And <what> it is."""
+from gnet_jax.config import Config, Sweep
+configs = {name: Config(epochs=2, batch_size=8 * n) for n, name in enumerate("abcd", 1)}
+get_sweep = lambda: Sweep(configs, seeds=3)
+'''
+
+
+def test_ablate_trains_its_shard_and_tells_failures_and_signals_by_the_exit_code(
+    tmp_path, monkeypatch, capsys
+):
+    workdir = finished_sweep(tmp_path / "sweep")
+    (tmp_path / "sweep.py").write_text(SWEEP)
+    command = ["ablate", str(tmp_path / "sweep.py"), "--workdir", str(workdir)]
+    trained = []
+
+    def run_cells(cells, configs, say, *, retry_failed):
+        trained.append(([f"{cell.name}{cell.seed}" for cell in cells], retry_failed))
+        assert configs["c"].batch_size == 24
+
+    monkeypatch.setattr(ablate, "relative_cost", lambda _: 1.0)
+    monkeypatch.setattr(ablate, "run_cells", run_cells)
+    assert main(command) == 1  # b2 has failed
+    assert "b, seed 2" in capsys.readouterr().err.replace("'", "")
+    for shard in ("0/2", "1/2"):
+        assert main([*command, "--shard", shard, "--retry-failed"]) == 1
+    (everything, retried), *shards = trained
+    assert everything == [f"{name}{seed}" for name in "abcd" for seed in range(3)]
+    assert retried is False
+    assert sorted(shards[0][0] + shards[1][0]) == everything
+    assert [again for _, again in shards] == [True, True]
+    assert [len(cells) for cells, _ in shards] == [6, 6]
+    good = (workdir / "b" / "seed-1" / "result.json").read_text()
+    (workdir / "b" / "seed-2" / "result.json").write_text(good)
+    assert main(command) == 0
+
+    def stopped(*_, **__):
+        raise ablate.StoppedError(signal.SIGTERM)
+
+    monkeypatch.setattr(ablate, "run_cells", stopped)
+    assert main(command) == 143
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(start.HostsError("lost"), 3), (agree.TrainingError("nan"), 1), (UserError("bad"), 2)],
+)
+def test_the_exit_code_of_training_tells_the_kind_of_error(monkeypatch, capsys, error, code):
+    def fail(_):
+        raise error
+
+    monkeypatch.setattr(start, "start", fail)
+    assert train.main(["digits"]) == code
+    assert str(error) in capsys.readouterr().err
+
+
+def test_an_error_of_one_host_reaches_the_others_within_30_seconds(monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr(train, "run", lambda *arguments: seen.append(arguments) or 2)
+    for option, seconds in (([], 30), (["--start-timeout", "9"], 9)):
+        arguments = ["nowhere", "--distributed", "on", *option]
+        assert train.main(arguments, "gnet train") == 2
+        error, launch, given, prog = seen.pop()
+        assert "nowhere" in str(error)
+        assert (launch.start_timeout, given, prog) == (seconds, arguments, "gnet train")
+    assert train.main(["--no-such-option", "--distributed", "on"]) == 2
+    assert isinstance(seen.pop()[0], UserError)
+    with pytest.raises(SystemExit) as ended:
+        train.main(["--help", "--distributed", "on"])
+    assert ended.value.code == 0
+    assert train.main(["nowhere"]) == 2
+    assert not seen
+
+
+@pytest.mark.parametrize("option", ["--supervise", "--supervise-preempted"])
+def test_a_supervised_command_starts_itself_again_and_checks_the_config_first(
+    option, monkeypatch, capsys
+):
+    class Supervisor:
+        def __init__(self, command, checkpoints, launch, prog):
+            assert command[0] == sys.executable
+            assert checkpoints == Path("/w/checkpoints")
+
+        def run(self):
+            return 7
+
+    monkeypatch.setattr("gnet_jax.training.hosts.supervise.Supervisor", Supervisor)
+    arguments = ["digits", option, "--workdir", "/w"]
+    assert train.main(arguments) == 7
+    assert train.main([*arguments, "--optim.warmup-epochs", "99"]) == 2
+    assert "warmup_epochs is 99" in capsys.readouterr().err
+    monkeypatch.setenv(start.ACKNOWLEDGE, "1")  # in the process that the supervisor started
+    monkeypatch.setattr("gnet_jax.training.hosts.supervise.end_with_supervisor", lambda: None)
+    monkeypatch.setattr(train, "run", lambda *_: 5)
+    assert train.main(arguments) == 5
+
+
+def test_a_run_starts_from_its_weights_and_is_compared_with_the_other_hosts(monkeypatch, capsys):
+    prepared, compared = [], []
+
+    def prepare(*arguments):
+        prepared.append(arguments)
+        return types.SimpleNamespace(fingerprints=lambda: {"data": "x"})
+
+    def compare(identity):
+        compared.append(identity)
+        raise agree.TrainingError("they differ")
+
+    for name in ("use_compilation_cache", "call_in_this_thread"):
+        monkeypatch.setattr(f"gnet_jax.training.sharding.{name}", lambda: None)
+    monkeypatch.setattr("gnet_jax.convert.start.with_start", lambda config: (config, "weights"))
+    monkeypatch.setattr(program, "prepare", prepare)
+    monkeypatch.setattr(agree, "identity", lambda run, fingerprints: fingerprints)
+    monkeypatch.setattr(agree, "compare", compare)
+    assert train.main(["digits"]) == 1
+    assert train.main(["digits", "--init", "models/a"]) == 1
+    (alone,), (started, weights) = prepared
+    assert (alone.init, started.init, weights) == (None, "models/a", "weights")
+    assert compared == 2 * [{"data": "x"}]
+
+
+def test_the_plan_of_a_run_gives_its_network_and_data(tmp_path, capsys):
+    run = tiny_run(tmp_path)
+    takeover = types.SimpleNamespace(
+        fresh={"params/classifier/kernel": "other classes"}, loaded=["params/conv1/kernel"]
+    )
+    optim = dataclasses.replace(run.config.optim, freeze=("conv*", "x"))
+    run = with_program(run, takeover=takeover)
+    val = type("Val", (), {"split": "test", "left_out": {"junk": ["a"]}, "__len__": lambda _: 3})()
+    changed = dataclasses.replace(run.config, optim=optim)
+    run = dataclasses.replace(with_program(run, config=changed), val=val)
+    train.print_plan(run, Path("w"))
+    lines = capsys.readouterr().out.splitlines()
+    plan = {line[:8].strip(): line[10:] for line in lines}
+    costs = LEDGER(run.program.model, 16)
+    assert f"{costs.params:,} parameters ({costs.params_with_aux:,} with" in plan["size"]
+    assert f"{costs.macs / 10**6:,.1f} M multiply-adds" in plan["size"]
+    assert "digits: 1,437 training and 3 validation images (test split)" in plan["data"]
+    assert (plan["loaded"], plan["new"]) == ("conv1", "classifier (other classes)")
+    assert plan["frozen"] == "conv*, x"
+    assert "junk 1" in plan["not read"]
+
+
+def test_the_next_commands_have_a_path_unless_the_shell_finds_the_same_program(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/v/bin/gnet", "train"])
+    monkeypatch.setattr(shutil, "which", {"gnet": "/v/bin/gnet"}.get)
+    assert train._typed("gnet train") == ("gnet", "gnet train")
+    monkeypatch.setattr(shutil, "which", {"gnet": "/other/gnet"}.get)
+    assert train._typed("gnet train")[0].endswith("../v/bin/gnet")
+    monkeypatch.setattr(shutil, "which", {"python": sys.executable}.get)
+    assert train._typed("train.py") == ("python -m gnet_jax", "python train.py")
+
+
+def test_the_result_of_a_run_is_printed_with_each_number_in_its_place(capsys):
+    result = Result(
+        step=90,
+        state=None,  # pyright: ignore[reportArgumentType]
+        signal=None,
+        val={"val/top1": 0.51, "val/top5": 0.72},
+        heads={"train/main_loss": 2.0, "train/main_top1": 0.634, "train/aux4a_top1": 0.45},
+        best=(60, 0.83),
+        checkpoint=Path("w/checkpoints/90"),
+        seconds=200,
+        goodput={"training": 100.0},
+    )
+    shown = {"done in 3 min 20 s", "top-1 51.00%, top-5 72.00%", "top-1 83.00% at step 60"}
+    shown |= {"main head: 63.4%", "aux4a head: 45.0%", "w/checkpoints/90"}
+    train.print_result(result, Config(), Path("/w"), ["digits"], "train.py")
+    printed = capsys.readouterr().out
+    assert {text for text in shown if text in printed} == shown
+    for change, text in (
+        ({"heads": {}}, "all 90 steps"),
+        ({"signal": 15}, "SIGTERM; step 90"),
+        ({"signal": 15}, "train.py digits --seed 'a b'"),
+    ):
+        changed = dataclasses.replace(result, **change)
+        train.print_result(changed, Config(), Path("/w"), ["digits", "--seed", "a b"], "train.py")
+        assert text in capsys.readouterr().out

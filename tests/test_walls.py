@@ -1,6 +1,7 @@
 """The layout holds: who may import whom, and how large a module may grow."""
 
 import ast
+import functools
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ METHODS = {"model_folder/folder.py": "inference"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
+@functools.cache
 def imports_of(file: Path) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(file.read_text())):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import os
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +13,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from gnet_jax.cli.output import PHOTOS, check_picture, console, json_line, say_not_read
-from gnet_jax.config import UserError, check
+from gnet_jax.cli.output import PHOTOS, check_at_least, check_picture, console, say_not_read
+from gnet_jax.config import UserError, check, json_text
 from gnet_jax.config.command import parse_command
 
 
@@ -46,17 +47,17 @@ def prepare(
     """
     from gnet_jax.data.prepare import tfds
 
-    _check_at_least("threads", threads)
+    check_at_least("threads", threads)
     if (resize is None) != (out is None):
         raise UserError("--resize and --out require each other, as in --resize 256 --out DIR")
     if resize is not None and out is not None:
-        _check_at_least("resize", resize)
+        check_at_least("resize", resize)
         unused = {"--manual-dir": manual_dir, "--data-dir": data_dir, "--subset": subset}
         for option in (option for option, given in unused.items() if given):
             raise UserError(f"{option} has no effect with --resize; set TFDS_DATA_DIR to read tfds")
         prepared = tfds.pack(source, out, resize, file_format=format, threads=threads)
         source, data_dir = f"tfds:{out.name}", out.absolute().parent
-    elif not source.removeprefix("tfds:") or not source.startswith("tfds:"):
+    elif not re.match("tfds:.", source):
         raise UserError(f"source {source!r} is not tfds:NAME, a data set of TensorFlow Datasets")
     else:
         prepared = tfds.prepare(
@@ -74,11 +75,6 @@ def prepare(
     name = source.split(":")[1]  # without the version
     recipe = {"imagenet2012": "imagenet_modern", "cifar10": "cifar10"}.get(name, "folder")
     print(f"  {setting}gnet train {recipe} --data.source {source}")
-
-
-def _check_at_least(option: str, value: int, least: int = 1) -> None:
-    if value < least:
-        raise UserError(f"--{option} is {value}; it must be at least {least}")
 
 
 def check_data(
@@ -100,10 +96,10 @@ def check_data(
     """
     from gnet_jax.data.check import print_scan, scan
 
-    _check_at_least("threads", threads)
+    check_at_least("threads", threads)
     found = scan(source, threads=threads)
     if json:
-        print(json_line(found.as_dict()))
+        print(json_text(found.as_dict(), ensure_ascii=False))
     else:
         print_scan(console(), found)
     return 1 if found.must_be_mended else 0
@@ -134,7 +130,7 @@ def show_data(arguments: Sequence[str]) -> None:
     command = parse_command(arguments, "gnet show-data", ShowData(), inspect.getdoc(show_data))
     config, given = command.config, command.options
     for name, least in (("rows", 1), ("columns", 1), ("step", 0)):
-        _check_at_least(name, getattr(given, name), least)
+        check_at_least(name, getattr(given, name), least)
     check(config)
     # Imported here, so that --help and command-line errors return immediately.
     from gnet_jax.convert.start import with_start
@@ -147,14 +143,6 @@ def show_data(arguments: Sequence[str]) -> None:
     elif config.init is not None:
         config = with_start(config)[0]
     source = open_source(config.data.source, given.split)
-    images = draw_sheet(
-        config,
-        source,
-        given.out,
-        name=arguments[0] if arguments and arguments[0][0] != "-" else "digits",
-        split=given.split,
-        step=given.step,
-        rows=given.rows,
-        columns=given.columns,
-    )
+    name = arguments[0] if arguments and arguments[0][0] != "-" else "digits"
+    images = draw_sheet(config, source, name=name, **dataclasses.asdict(given))
     print(f"drew {images} images into {given.out}")

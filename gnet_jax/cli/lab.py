@@ -1,4 +1,4 @@
-"""The commands for ablation studies: ablate, report."""
+"""The commands on runs: curves, diagnose, replay, ablate, report, plan."""
 
 from __future__ import annotations
 
@@ -15,9 +15,82 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from gnet_jax.cli.output import console
-from gnet_jax.config import UserError
-from gnet_jax.config.command import parse_sweep
+from gnet_jax.cli.output import check_at_least, check_picture, console, several
+from gnet_jax.config import UserError, check, json_text
+from gnet_jax.config.command import parse_command, parse_sweep
+
+Workdirs = Annotated[Positional[tuple[Path, ...]], several("WORKDIR ...")]
+
+
+def curves(workdirs: Workdirs, out: Path = Path("curves.png")) -> None:
+    """Plot the loss and accuracy of every head over the training steps.
+
+    Args:
+        workdirs: workdirs of running or finished training runs; each gets one row of the figure.
+        out: the picture to write; its suffix is .png, .svg or .pdf.
+    """
+    from gnet_jax.lab.sweeps.figures import draw_curves
+
+    _check(workdirs, out)
+    draw_curves(workdirs, out)
+    print(f"drew {out}")
+
+
+def diagnose(workdirs: Workdirs, out: Path = Path("diagnostics.png")) -> None:
+    """Plot the gradients, dead channels and updates of runs that were trained with --diagnose N.
+
+    Gradients are plotted for each block, for the total loss and for the loss of each head.
+
+    Args:
+        workdirs: workdirs of running or finished training runs; each gets one row of the figure.
+        out: the picture to write; its suffix is .png, .svg or .pdf.
+    """
+    from gnet_jax.lab.sweeps.figures import draw_diagnostics
+
+    _check(workdirs, out)
+    draw_diagnostics(workdirs, out)
+    print(f"drew {out}")
+
+
+def _check(workdirs: tuple[Path, ...], out: Path) -> None:
+    if not workdirs:
+        raise UserError("there is no run to plot; give at least one workdir")
+    check_picture(out)
+
+
+def replay(file: Annotated[Positional[Path], arg(metavar="FILE")], json: bool = False) -> None:
+    """Rerun the batch that stopped a training run, and print which image and layer caused the stop.
+
+    Args:
+        file: the replay file, replay-STEP.npz in the workdir of the run.
+        json: print the result as one line of JSON.
+    """
+    from gnet_jax.lab.look.replay import examine, read_replay
+
+    found = examine(read_replay(file))
+    if json:
+        print(json_text(dataclasses.asdict(found), ensure_ascii=False))
+        return
+    loss, norm = found.metrics["loss"], found.metrics["grad_norm"]
+    same = "as in the run" if found.reproduced else "NOT the same as in the run"
+    print(f"step {found.step} again: loss {loss:g}, gradient norm {norm:g}, {same}")
+    for name in found.bad_params:
+        print(f"parameter already not finite before the step: {name}")
+    for bad in found.bad_examples[:10]:
+        where = f"first in layer {bad.layer}" if bad.layer else "only in its gradients"
+        print(
+            f"image {bad.place} of the batch (example {bad.index}, label {bad.label}): "
+            f"loss {bad.loss:g}, not finite {where}"
+        )
+    if len(found.bad_examples) > 10:
+        print(f"and {len(found.bad_examples) - 10} more of the batch's {found.examples} images")
+    if not found.bad_examples:
+        print(f"all values are finite when each of the {found.examples} images is run alone")
+    print(f"first layer that is not finite for the whole batch: {found.layer or 'none'}")
+    if found.bad_gradients:
+        print(f"gradients not finite: {', '.join(found.bad_gradients[:10])}")
+    elif found.layer is None and found.metrics["skipped"]:
+        print("loss and gradients are finite, but the update is not; lower optim.learning_rate")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +119,7 @@ def ablate(arguments: Sequence[str]) -> int:
     index, shards = map(int, found.groups()) if found else (0, 0)
     if index >= shards:
         raise UserError(f"--shard is {own.shard}; it must be i/n, with i from 0 to n - 1")
-    if own.seeds < 1:
-        raise UserError(f"--seeds is {own.seeds}; it must be at least 1")
+    check_at_least("seeds", own.seeds)
     workdir = Path(next(iter(configs.values())).workdir).expanduser()
     # Imported here, so that --help and command-line errors return immediately.
     from gnet_jax.lab.sweeps import sweep
@@ -102,3 +174,61 @@ def report(
 
     for file in write_report(workdir, out or workdir / "report.html", figures):
         print(f"wrote {file}")
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanOptions:
+    """The options of `gnet plan`."""
+
+    topology: tuple[str, ...] = ()
+    """Machines such as v5e:16x16, v4:2x2x2 or h100:8. Each gets a column of the table."""
+    batch: int | None = None
+    """Images per step over all chips; sets --batch-size and --eval-batch-size."""
+    json: bool = False
+    """Print a JSON object, or a list of objects if there are several topologies."""
+    images: int | None = None
+    """Number of training images, if the data are not on this machine (ImageNet's is known)."""
+    classes: int | None = None
+    """Number of classes, if the data are not on this machine (ImageNet's is known)."""
+
+
+def plan(arguments: Sequence[str]) -> int:
+    """Estimate the memory, arithmetic, traffic and shortest time of a run on TPU pods or GPUs.
+
+    CONFIG and the fields are the same as for train.py: `gnet plan CONFIG --topology v5e:16x16`. The
+    training step is compiled for each topology, which takes minutes but requires no accelerator.
+    The exit code is 1 if the step does not fit into the memory.
+    """
+    command = parse_command(arguments, "gnet plan", PlanOptions(), inspect.getdoc(plan))
+    config, given = command.config, command.options
+    if not given.topology:
+        raise UserError("no topology given; give at least one, such as --topology v5e:16x16")
+    for name in ("batch", "images", "classes"):
+        if getattr(given, name) is not None:
+            check_at_least(name, getattr(given, name))
+    if given.batch is not None:  # None: same as batch_size
+        config = dataclasses.replace(config, batch_size=given.batch, eval_batch_size=None)
+    check(config)
+    # Imported here, so that --help and command-line errors return immediately.
+    from gnet_jax.pods.plan import data_size, plan_program, plan_table, program_for
+    from gnet_jax.pods.topology import get_topology, parse_topology
+
+    # Find every user error before the first compilation, which takes minutes.
+    for text in given.topology:
+        parse_topology(text)
+    size = data_size(config.data.source, given.images, given.classes)
+    machines = [get_topology(text) for text in given.topology]
+    programs = [program_for(config, machine, size) for machine in machines]
+    plans = []
+    for program, machine in zip(programs, machines, strict=True):
+        note = f"compiling the training step for {machine.name}; this takes minutes ..."
+        print(note, file=sys.stderr, flush=True)
+        plans.append(plan_program(program, machine))
+    if given.json:
+        found = [dataclasses.asdict(each) for each in plans]
+        print(json_text(found[0] if len(found) == 1 else found, ensure_ascii=False))
+    else:
+        recipe = arguments[0] if arguments[0][0] != "-" else "digits"
+        title = f"{recipe}: {config.epochs:g} epochs of {size.images:,} images"
+        console().print(plan_table(plans, title))
+    return 0 if all(each.fits for each in plans) else 1

@@ -4,10 +4,10 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from gnet_jax import __version__
-from gnet_jax.cli.output import leave_at_once, print_error, reader_may_leave, set_up_process
+from gnet_jax.cli.output import print_error, reader_may_leave, set_up_process
 from gnet_jax.errors import UserError
 
 HELP = """usage: gnet COMMAND [OPTIONS]
@@ -17,32 +17,23 @@ GoogLeNet in JAX. `gnet COMMAND --help` explains a command.
 """
 COMMANDS = {  # by command: the module in gnet_jax.cli, and the summary in --help
     "train": ("train", "train a network, or resume a training run"),
-    "predict": ("vision", "print the most likely classes of photos"),
-    "evaluate": ("vision", "print top-1 and top-5 accuracy on labelled images"),
-    "inspect": ("vision", "draw filters, activations and class activation maps"),
-    "demo": ("vision", "open a web page that classifies photos"),
+    "predict": ("models", "print the most likely classes of photos"),
+    "evaluate": ("models", "print top-1 and top-5 accuracy on labelled images"),
+    "inspect": ("models", "draw filters, activations and class activation maps"),
+    "demo": ("models", "open a web page that classifies photos"),
     "convert": ("models", "convert published weights or a run to a model folder"),
     "export": ("models", "export a model to ONNX, StableHLO, safetensors and others"),
     "summary": ("models", "print the cost of every layer"),
     "prepare": ("data", "prepare a data set, such as ImageNet or a smaller copy"),
     "check-data": ("data", "find corrupt, duplicate and unusual images, and class imbalance"),
     "show-data": ("data", "draw training images as the network sees them"),
-    "curves": ("runs", "plot the loss and accuracy of training runs"),
-    "diagnose": ("runs", "plot the gradients, updates and dead channels of runs"),
-    "replay": ("runs", "rerun the batch that stopped a training run, to find the cause"),
+    "curves": ("lab", "plot the loss and accuracy of training runs"),
+    "diagnose": ("lab", "plot the gradients, updates and dead channels of runs"),
+    "replay": ("lab", "rerun the batch that stopped a training run, to find the cause"),
     "ablate": ("lab", "train every config of a sweep with several seeds"),
     "report": ("lab", "write the results of a sweep as HTML, Markdown and CSV"),
-    "plan": ("pods", "estimate the memory and time of a run on a TPU pod or GPU server"),
+    "plan": ("lab", "estimate the memory and time of a run on a TPU pod or GPU server"),
 }
-
-
-def console_script() -> NoReturn:
-    """Run `gnet` or `python -m gnet_jax`, and end the process with the exit code of `main`."""
-    try:
-        code = main()
-    except KeyboardInterrupt:
-        leave_at_once("gnet: interrupted")
-    sys.exit(code)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,18 +1,239 @@
-"""The commands for networks and weights: summary, convert, export."""
+"""The commands on models: predict, evaluate, inspect, demo, convert, export, summary."""
 
 from __future__ import annotations
 
 import dataclasses
 import shlex
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from gnet_jax.cli.output import check_not_input, check_picture, console
+from gnet_jax.cli.output import (
+    PHOTOS,
+    check_at_least,
+    check_not_input,
+    check_picture,
+    console,
+    say_not_read,
+    several,
+)
 from gnet_jax.config import ConfigError, UserError, json_text
 from gnet_jax.model.architecture import Choices
+
+if TYPE_CHECKING:  # imported late, so that --help and typos return immediately
+    from gnet_jax.inference.evaluate import Evaluation
+    from gnet_jax.model_folder import TrainedModel
+
+Model = Annotated[Positional[Path], arg(metavar="MODEL")]
+
+
+def predict(
+    model: Model,
+    images: Annotated[Positional[tuple[str, ...]], several("IMAGE|FOLDER|URL|- ...")],
+    json: Annotated[bool, arg(name="json")] = False,
+    cam: Path | None = None,
+    top: int = 5,
+) -> int:
+    """Print the most probable classes of photos.
+
+    Files that are not images are reported and skipped; the exit code is then 1.
+
+    Args:
+        model: a model folder, a training workdir, or a file that `gnet convert` reads.
+        images: files, folders, URLs, or - for standard input.
+        json: print one JSON object per line with the keys `file`, and `top` or `error`.
+        cam: draw the class activation map of each image to this file, NAME-2.png and so on.
+        top: number of classes to print for each image.
+    """
+    from gnet_jax.inference.cam import MAIN, ActivationMapper, draw
+    from gnet_jax.inference.images import pictures
+    from gnet_jax.inference.lettering import save
+    from gnet_jax.inference.predict import Predictor, predictions, render, render_error
+
+    if not images:
+        raise UserError("no photo given; give a file, a folder, a URL, or - for standard input")
+    check_at_least("top", top)
+    if cam is not None:
+        check_picture(cam, PHOTOS)
+        check_not_input(cam, images)
+    (trained,) = _open([model], compiles=True)
+    mapper = None if cam is None else ActivationMapper(trained, exact=True)
+    out, errors, seen, failed = console(), console(stderr=True), 0, 0
+    left_out: dict[str, list[str]] = {}
+    for name, picture, found in predictions(Predictor(trained), pictures(images, left_out), top):
+        seen += 1
+        if isinstance(found, UserError):
+            failed += 1
+            if json:
+                print(json_text({"file": name, "error": str(found)}, ensure_ascii=False))
+            else:
+                render_error(errors, name, found)
+            continue
+        if json:
+            print(json_text({"file": name, "top": found}, ensure_ascii=False))
+        else:
+            render(out, name, found)
+        if cam is not None and mapper is not None and not isinstance(picture, UserError):
+            number = seen - failed
+            target = cam if number == 1 else cam.with_stem(f"{cam.stem}-{number}")
+            check_not_input(target, images)
+            save(draw(mapper(picture)[MAIN]), target)
+            print(f"drew {target}", file=sys.stderr)
+    say_not_read(left_out)
+    return 1 if failed else 0
+
+
+def evaluate(
+    models: Annotated[Positional[tuple[Path, ...]], several("MODEL ...")],
+    data: str,
+    split: Literal["val", "test", "train"] = "val",
+    crops: Literal[1, 10, 144] = 1,
+    json: Annotated[bool, arg(name="json")] = False,
+    table: bool = False,
+    batch_size: int = 64,
+    threads: int = 4,
+    bad_limit: float = 0.02,
+) -> None:
+    """Print the top-1 and top-5 accuracy of a model, or of an ensemble, on labelled images.
+
+    Classes are matched by name. The data can have fewer classes than the model, but every class of
+    the data must be a class of the model. WordNet ids can be used as names of ImageNet's classes.
+    If the data have numbers from 0 as class names, the numbers are matched with the model's classes
+    by position, and the matches are printed.
+
+    Args:
+        models: model folders, workdirs or weight files; the probabilities of several are averaged.
+        data: digits, folder:PATH, npz:PATH, or tfds:NAME.
+        split: split of the data to evaluate on.
+        crops: number of crops of each image whose predictions are averaged; the paper uses 144.
+        json: print one JSON object instead of a sentence.
+        table: print a table as in the paper: the first model and the ensemble of all models, each
+            with 1, 10 and 144 crops.
+        batch_size: largest number of crops that a network processes at once.
+        threads: number of threads that read, decode and crop images.
+        bad_limit: largest fraction of corrupt images; they are listed and skipped.
+    """
+    from gnet_jax.data.sources import open_source
+    from gnet_jax.inference.evaluate import evaluate as evaluate_models
+    from gnet_jax.inference.evaluate import evaluate_grid, paper_table
+
+    check_at_least("batch-size", batch_size)
+    check_at_least("threads", threads)
+    if not 0 <= bad_limit < 1:
+        raise UserError(f"--bad-limit is {bad_limit}; it must be at least 0 and below 1")
+    if json and table:
+        raise UserError("--json and --table cannot be used together; choose one")
+    source = open_source(data, split)
+    say_not_read(source.left_out)
+    trained = _open(models)
+    options = {"batch_size": batch_size, "threads": threads, "bad_limit": bad_limit}
+    if table:
+        grid = evaluate_grid(trained, source, **options)
+        console().print(paper_table(grid))
+        _print_corrupt(grid[0])
+        return
+    result = evaluate_models(trained, source, crops, **options)
+    if json:
+        print(json_text(result.as_dict(), ensure_ascii=False))
+        return
+    print(
+        f"top-1 {result.top1:.2%}, top-5 {result.top5:.2%} of {result.images:,} images "
+        f"({_counted(result.models, 'model')}, {_counted(result.crops, 'crop')}, "
+        f"{result.images_per_sec:.1f} images/s)"
+    )
+    _print_corrupt(result)
+
+
+def inspect(
+    model: Model,
+    image: Annotated[Positional[str], arg(metavar="IMAGE")],
+    out: Path = Path("inside"),
+    endpoint: tuple[str, ...] = (),
+    class_index: int | None = None,
+) -> None:
+    """Draw a network's filters, and its activations and class activation maps for one photo.
+
+    Args:
+        model: a model folder, a training workdir, or a file that `gnet convert` reads.
+        image: a file, a URL, or - for standard input.
+        out: the folder to write the pictures to.
+        endpoint: layers whose activations are drawn, by Caffe's names, such as inception_4a/5x5.
+        class_index: index of the class to map; the default is the most probable class.
+    """
+    from gnet_jax.inference.images import open_picture
+    from gnet_jax.lab.look.inside import draw_inside
+
+    picture = open_picture(image)
+    (trained,) = _open([model], compiles=True)
+    for file in draw_inside(trained, picture, out, endpoint, class_index):
+        print(f"drew {file}")
+
+
+def demo(model: Model, port: int | None = None) -> None:
+    """Serve a web page that shows the classes and activation map of each head for a photo.
+
+    Args:
+        model: a model folder, a training workdir, or a file that `gnet convert` reads.
+        port: port to serve on; the default is the first free port from 7860 on.
+    """
+    from gnet_jax.inference.demo import build, serve
+
+    (trained,) = _open([model], compiles=True)
+    page = build(trained, f"GoogLeNet: {model.name}")
+    print(f"open {serve(page, port)} in a browser; Ctrl-C stops the server", flush=True)
+    page.block_thread()
+
+
+def convert(
+    src: Annotated[Positional[Path], arg(metavar="SRC")],
+    dst: Annotated[Positional[Path], arg(metavar="DST")],
+    class_names: Path | None = None,
+    transform_input: Literal["yes", "no"] | None = None,
+) -> None:
+    """Convert published weights, or a training workdir, to a model folder.
+
+    SRC is a .caffemodel file, a .pth or .safetensors file of torchvision's GoogLeNet, a checkpoint
+    of TF-slim's Inception v1, or a workdir. The format is detected from the content, and no code in
+    the file is executed. Settings that the file does not contain are assumed, and printed.
+
+    Args:
+        src: the file or workdir to read.
+        dst: the model folder to write.
+        class_names: a JSON file, or a text file with one class name per line, in output order.
+        transform_input: the torchvision option; yes for models fine-tuned from its weights.
+    """
+    from gnet_jax.convert.read import convert as convert_file
+    from gnet_jax.convert.read import read_class_names
+    from gnet_jax.model_folder.folder import is_model_folder
+
+    names = None if class_names is None else read_class_names(class_names)
+    mapped = None if transform_input is None else transform_input == "yes"
+    done = "replaced the model in" if is_model_folder(dst.expanduser()) else "wrote"
+    folder = convert_file(src, dst, class_names=names, transform_input=mapped)
+    arch, classes = folder.model.arch, folder.class_names
+    heads = ", ".join(arch.aux_after) or "none"
+    print(f"{folder.source['format']}: {arch.num_classes} classes, auxiliary heads: {heads}")
+    print(f"class names: {classes[0]!r} to {classes[-1]!r}")
+    print(f"{done} {dst}. Try:\n  gnet predict {shlex.quote(str(dst))} PHOTO.jpg")
+
+
+def export(model: Model, out: Annotated[Positional[Path], arg(metavar="OUT")]) -> None:
+    """Export a model to another format, run the exported file, and compare its logits.
+
+    Args:
+        model: a model folder, a training workdir, or a file that `gnet convert` reads.
+        out: OUT.onnx, OUT.stablehlo, OUT.safetensors, or OUT.pth (torchvision's variant only).
+    """
+    from gnet_jax.convert.export import export as export_model
+    from gnet_jax.inference.predict import load
+
+    if model.is_file():
+        check_not_input(out, [model])
+    difference = export_model(load(model), out)
+    print(f"wrote {out}; its logits differ by at most {difference:.1e} times the largest logit")
 
 
 def summary(
@@ -69,73 +290,57 @@ def _compare(
     picture: Path | None,
 ) -> None:
     from gnet_jax.lab.cost import compare
-    from gnet_jax.lab.cost.compare import compare_with_print, print_table
     from gnet_jax.lab.cost.ledger import csv_text
 
     ledgers = compare.networks(words, image_size, network)
-    printed = list(compare_with_print())
+    rows, printed = compare.compare_rows(ledgers), list(compare.compare_with_print())
     if format == "json":
         table_1 = [row._asdict() for row in printed]
-        rows = compare.compare_rows(ledgers)
         print(json_text({"networks": rows, "table_1": table_1}, indent=2))
     elif format == "csv":
-        print(csv_text(compare.compare_rows(ledgers)), end="")
+        print(csv_text(rows), end="")
     else:
-        out = console()
-        for table in (*compare.compare_tables(ledgers, image_size), print_table(printed)):
-            out.print(table)
+        for table in (*compare.compare_tables(ledgers, image_size), compare.print_table(printed)):
+            console().print(table)
     if picture is not None:
         compare.draw_blocks(ledgers, picture)
         print(f"drew {picture}", file=sys.stderr)
 
 
-def convert(
-    src: Annotated[Positional[Path], arg(metavar="SRC")],
-    dst: Annotated[Positional[Path], arg(metavar="DST")],
-    class_names: Path | None = None,
-    transform_input: Literal["yes", "no"] | None = None,
-) -> None:
-    """Convert published weights, or a training workdir, to a model folder.
+def _open(paths: Iterable[Path], *, compiles: bool = False) -> list[TrainedModel]:
+    """Load models, print which step of a workdir was loaded, and set up this process to run them.
 
-    SRC is a .caffemodel file, a .pth or .safetensors file of torchvision's GoogLeNet, a checkpoint
-    of TF-slim's Inception v1, or a workdir. The format is detected from the content, and no code in
-    the file is executed. Settings that the file does not contain are assumed, and printed.
-
-    Args:
-        src: the file or workdir to read.
-        dst: the model folder to write.
-        class_names: a JSON file, or a text file with one class name per line, in output order.
-        transform_input: the torchvision option; yes for models fine-tuned from its weights.
+    If `compiles`, also print that the model is going to be compiled.
     """
-    from gnet_jax.convert.read import convert as convert_file
-    from gnet_jax.convert.read import read_class_names
-    from gnet_jax.model_folder.folder import is_model_folder
+    from gnet_jax.inference.predict import load, say_compiling
+    from gnet_jax.training.sharding import (
+        call_in_this_thread,
+        keep_freed_memory,
+        use_compilation_cache,
+    )
 
-    names = None if class_names is None else read_class_names(class_names)
-    mapped = None if transform_input is None else transform_input == "yes"
-    done = "replaced the model in" if is_model_folder(dst.expanduser()) else "wrote"
-    folder = convert_file(src, dst, class_names=names, transform_input=mapped)
-    arch, classes = folder.model.arch, folder.class_names
-    heads = ", ".join(arch.aux_after) or "none"
-    print(f"{folder.source['format']}: {arch.num_classes} classes, auxiliary heads: {heads}")
-    print(f"class names: {classes[0]!r} to {classes[-1]!r}")
-    print(f"{done} {dst}. Try:\n  gnet predict {shlex.quote(str(dst))} PHOTO.jpg")
+    use_compilation_cache()
+    call_in_this_thread()
+    keep_freed_memory()
+    models = []
+    for path in paths:
+        models.append(load(path))
+        source = models[-1].source
+        if "step" in source:
+            top1 = source.get("validation_top1")
+            best = "the best, validation top-1 " + f"{float(top1):.2%}" if top1 else "the newest"
+            print(f"{path}: step {source['step']}, {best}", file=sys.stderr)
+    if compiles:
+        say_compiling()
+    return models
 
 
-def export(
-    model: Annotated[Positional[Path], arg(metavar="MODEL")],
-    out: Annotated[Positional[Path], arg(metavar="OUT")],
-) -> None:
-    """Export a model to another format, run the exported file, and compare its logits.
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
-    Args:
-        model: a model folder, a training workdir, or a file that `gnet convert` reads.
-        out: OUT.onnx, OUT.stablehlo, OUT.safetensors, or OUT.pth (torchvision's variant only).
-    """
-    from gnet_jax.convert.export import export as export_model
-    from gnet_jax.inference.predict import load
 
-    if model.is_file():
-        check_not_input(out, [model])
-    difference = export_model(load(model), out)
-    print(f"wrote {out}; its logits differ by at most {difference:.1e} times the largest logit")
+def _print_corrupt(result: Evaluation) -> None:
+    if names := [str(record) for record in result.damaged]:
+        print(f"{_counted(len(names), 'corrupt image')} left out:", *names[:10], sep="\n  ")
+    if len(names) > 10:
+        print(f"  and {len(names) - 10:,} more; `gnet check-data` lists all")

@@ -1,7 +1,6 @@
 """Functions that all commands use: output streams, exit codes, and checks of output files."""
 
 import contextlib
-import errno
 import io
 import os
 import signal
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
 
 FIGURES = (".png", ".svg", ".pdf")
 PHOTOS = (".png", ".jpg", ".jpeg", ".webp")
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def console(*, stderr: bool = False) -> "Console":
@@ -35,16 +33,7 @@ def console(*, stderr: bool = False) -> "Console":
 
 
 def set_up_process() -> None:
-    """Open closed standard streams, escape characters they cannot encode, set a missing HOME."""
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        if getattr(sys, name) is None:
-            # Otherwise the next opened file gets this file number, and libraries print into it.
-            opened = os.open(os.devnull, os.O_RDWR)
-            if opened != number:
-                os.dup2(opened, number)
-                os.close(opened)
-            os.set_inheritable(number, True)
-            setattr(sys, name, open(number, "w" if number else "r"))  # noqa: SIM115
+    """Escape characters that the standard streams cannot encode, and set a missing HOME."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
@@ -58,28 +47,22 @@ def set_up_process() -> None:
 
 def print_error(text: str) -> None:
     """Print a line on standard error. Errors such as a closed pipe or a full disk are ignored."""
-    try:
+    with contextlib.suppress(OSError):
         print(text, file=sys.stderr, flush=True)
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 @contextlib.contextmanager
 def reader_may_leave() -> Iterator[None]:
-    """Exit with 0 if the output pipe was closed (`| head`). Raise UserError for a full disk."""
+    """Exit with 0 if the reader of the output has closed the pipe (`| head`)."""
     try:
         try:
             yield
         finally:
-            sys.stdout.flush()
-    except OSError as error:
-        if not isinstance(error, BrokenPipeError) and error.errno not in DISK_FULL:
-            raise
+            print(end="", flush=True)
+    except BrokenPipeError:
         # Otherwise Python would flush again when it exits, fail, and exit with 120.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):
-            raise SystemExit(0) from None
-        raise UserError(f"the output is incomplete: {error.strerror}; free some space") from error
+        raise SystemExit(0) from None
 
 
 def leave_at_once(message: str) -> NoReturn:
@@ -98,6 +81,12 @@ def check_picture(out: Path, kinds: tuple[str, ...] = FIGURES) -> None:
         raise UserError(f"cannot write {out}: use one of {', '.join(kinds)}, not {out.suffix!r}")
 
 
+def check_at_least(option: str, value: int, least: int = 1) -> None:
+    """Raise a UserError if the option `--option` is below `least`."""
+    if value < least:
+        raise UserError(f"--{option} is {value}; it must be at least {least}")
+
+
 def check_not_input(out: Path, inputs: Iterable[str | Path]) -> None:
     """Raise a UserError if `out` exists and is one of `inputs`, or is inside one of them."""
     places = (out.resolve(), *out.resolve().parents) if os.path.exists(out) else ()
@@ -108,21 +97,14 @@ def check_not_input(out: Path, inputs: Iterable[str | Path]) -> None:
 
 def say_not_read(left_out: Mapping[str, list[str]]) -> None:
     """Print on standard error how many files were skipped for each reason."""
-    from gnet_jax.data.sources.folder import counted
-
     if left_out:
+        from gnet_jax.data.sources.folder import counted
+
         print(f"not read: {counted(left_out)}", file=sys.stderr)
 
 
 def several(metavar: str) -> Any:
-    """Returns the tyro settings of a positional argument that takes one or more values."""
+    """Returns tyro's settings for a positional argument with one or more values."""
     from tyro.conf import arg
 
     return arg(metavar=metavar, help_behavior_hint="(one or more)")
-
-
-def json_line(value: object) -> str:
-    """Returns `value` as one line of JSON."""
-    from gnet_jax.config import json_text
-
-    return json_text(value, ensure_ascii=False)

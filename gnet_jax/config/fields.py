@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_type_hints
 
 from gnet_jax.errors import UserError
-from gnet_jax.model.architecture import VARIANTS, Choices
+from gnet_jax.model.architecture import Choices
 
 
 class ConfigError(UserError):
@@ -263,15 +263,6 @@ def flatten(config: Config) -> dict[str, Any]:
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Describes each difference between two flattened configs that prevents a resume."""
-    # If a field of the network is None, or missing in an older file, the variant's value is used.
-    paper = VARIANTS["paper"]  # older files contain these three values, which all variants share
-    own: dict[str, Any] = {f"model.{field.name}": None for field in dataclasses.fields(Choices)}
-    own |= {"model.aux_after": list(paper.aux_after), "model.head": paper.head}
-    own |= {"model.stem": paper.stem}
-    old, new = (
-        flat | {name: value for name, value in own.items() if flat.get(name) is None}
-        for flat in (old, new)
-    )
     free = {name for name, _, kind, _ in _fields(Config()) if FREE in _metadata(kind)}
     return [
         f"{name}: {old.get(name, 'absent')} there, {new.get(name, 'absent')} now"
@@ -287,20 +278,17 @@ def check_limits(given: Any, prefix: str = "", *, option: bool = False) -> None:
     """
     from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
-    fields = list(_fields(given, prefix))
-    for name, kind, _, value in fields:
+    for field, kind, limited, value in _fields(given, prefix):
+        name = f"--{field.replace('_', '-')}" if option else field
         try:
             check_type(value, kind, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
         except TypeCheckError:
             text = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
             raise ConfigError(f"{name} is {value!r}; it must be {text}") from None
-
-    for field, _, kind, value in fields:
-        name = f"--{field.replace('_', '-')}" if option else field
         for part in value if isinstance(value, tuple) else (value,):
             if isinstance(part, float) and not math.isfinite(part):
                 raise ConfigError(f"{name} is {value}; it must be finite")
-        for limit in _metadata(kind):
+        for limit in _metadata(limited):
             if isinstance(limit, Limit) and value is not None and not limit.holds(value):
                 raise ConfigError(f"{name} is {value!r}; it must be {limit.text}")
 

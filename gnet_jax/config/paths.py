@@ -1,6 +1,7 @@
 """Functions for paths: cache folders, paths that every library accepts, printable names."""
 
 import contextlib
+import functools
 import os
 import re
 import secrets
@@ -10,16 +11,12 @@ import tempfile
 import threading
 from pathlib import Path
 
-from gnet_jax.errors import UserError
-
 
 def cache_folder() -> Path:
     """Returns gnet_jax/ in XDG_CACHE_HOME or ~/.cache, or `temporary_home()` if not writable."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     folder = Path(base) / "gnet_jax"
-    parent = folder
-    while not os.path.lexists(parent):
-        parent = parent.parent
+    parent = next(each for each in (folder, *folder.parents) if os.path.lexists(each))
     writable = parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)
     return folder if os.path.isabs(base) and writable else temporary_home()
 
@@ -56,26 +53,19 @@ def as_text(name: str) -> str:
 
 def typed_path(text: str) -> Path:
     """Returns the path that `text` names: as it is if it exists, otherwise with ~ expanded."""
-    path = Path(text)
-    try:
-        return path if os.path.exists(text) else path.expanduser()
-    except RuntimeError:  # ~NAME, but the user NAME does not exist
-        return path
+    return Path(text if os.path.exists(text) else os.path.expanduser(text))
 
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./+=,-]*")
 _lock = threading.Lock()
 _links: dict[Path, Path] = {}  # symbolic links, by the folder that they point to
-_home: tempfile.TemporaryDirectory[str] | None = None  # folder of the links
 
 
 def plain_path(path: Path) -> Path:
-    """Returns a path to the same file that has no special characters, such as spaces or [.
-
-    Some libraries interpret such characters. If `path` has any, the result goes through a symbolic
-    link, which is valid until this process ends; a later call restores a deleted link. The deepest
-    folder with a special character must exist before anything is written. Raises UserError if no
-    temporary folder has a path without special characters.
+    """Returns a path to the same file that has no special characters, such as spaces or [, which
+    some libraries interpret. It goes through a symbolic link, which is valid until this process
+    ends; a later call restores a deleted link. The deepest folder with a special character must
+    exist before anything is written.
     """
     if _PLAIN.fullmatch(str(path)):
         return path
@@ -84,12 +74,11 @@ def plain_path(path: Path) -> Path:
     if not odd:
         return path
     folder, rest = Path(*path.parts[: odd[-1] + 1]), path.parts[odd[-1] + 1 :]
-    # Why a link: changing the working directory affects all threads, and /proc/self/fd exists only
-    # on Linux and differs in worker processes. Each host makes its own link, because Orbax does
-    # not compare paths between hosts. A killed process leaves links behind, but no data.
+    # A link, because changing the working directory would affect all threads. Each host makes its
+    # own, because Orbax does not compare paths between hosts.
     with _lock:
         if folder not in _links:
-            _links[folder] = _links_folder() / secrets.token_hex(4)
+            _links[folder] = Path(_links_folder().name, secrets.token_hex(4))
         link = _links[folder]
         if not link.is_symlink():
             shutil.rmtree(link, ignore_errors=True)  # written while there was no link
@@ -98,15 +87,8 @@ def plain_path(path: Path) -> Path:
         return link.joinpath(*rest)
 
 
-def _links_folder() -> Path:
-    global _home
-    if _home is None:
-        places = [tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm"]
-        usable = [p for p in places if _PLAIN.fullmatch(p) and os.access(p, os.W_OK | os.X_OK)]
-        if not usable:
-            raise UserError(
-                f"TMPDIR is {places[0]!r}; paths with characters other than ASCII letters, digits "
-                "and _./+=,- require a writable TMPDIR whose path has none of them"
-            )
-        _home = tempfile.TemporaryDirectory(prefix="gnet_jax-", dir=usable[0])
-    return Path(_home.name)
+@functools.cache
+def _links_folder() -> tempfile.TemporaryDirectory[str]:
+    place = tempfile.gettempdir()
+    plain = place if _PLAIN.fullmatch(place) else "/tmp"
+    return tempfile.TemporaryDirectory(prefix="gnet_jax-", dir=plain)

@@ -43,8 +43,8 @@ def load_file(name: str, function: str, kind: type[Kind]) -> tuple[Kind, str]:
     """Call `function` of a Python file. Returns its result, a `kind`, and the file's docstring.
 
     `name` is a path, or the name of a file in `configs/`. The file may import modules in its folder
-    and `configs/common.py`. Raises ConfigError if the file is missing, if it raises an error, or if
-    the function returns another type or invalid values.
+    and `configs/common.py`. Raises ConfigError if the file is missing, or fails, or if the function
+    returns another type or invalid values.
     """
     path, own = Path(name), RECIPES / f"{Path(name).stem}.py"
     # A name without a suffix means the file in configs/, even if the working directory has one too.
@@ -57,30 +57,23 @@ def load_file(name: str, function: str, kind: type[Kind]) -> tuple[Kind, str]:
         )
     module = types.ModuleType(f"recipe_{path.stem}")
     loader = importlib.machinery.SourceFileLoader(module.__name__, str(path))
-    # Forget the module `common` of an earlier recipe, because another folder may have its own.
-    search_path, common = list(sys.path), sys.modules.pop(COMMON, None)
+    search_path = list(sys.path)
     sys.path += [str(path.parent.absolute()), str(RECIPES)]
     try:
+        sys.modules.pop(COMMON, None)  # another folder may have its own
         loader.exec_module(module)
-        if not callable(getattr(module, function, None)):
-            raise ConfigError(f"{path} defines no {function}() -> {kind.__name__}")
         given = getattr(module, function)()
-    except ConfigError:
-        raise
+        if not isinstance(given, kind):
+            found = type(given).__name__
+            raise ConfigError(f"{function}() returns a {found}, not a {kind.__name__}")
+        check_limits(given)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
     except Exception as error:  # whatever the user's code raises
         raise ConfigError(f"{path} fails with {type(error).__name__}: {error}") from error
     finally:
         sys.path[:] = search_path
         sys.modules.pop(COMMON, None)
-        if common is not None:
-            sys.modules[COMMON] = common
-    if not isinstance(given, kind):
-        found = type(given).__name__
-        raise ConfigError(f"{path}: {function}() returns a {found}, not a {kind.__name__}")
-    try:
-        check_limits(given)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
     # --help wraps paragraphs itself; indented lines stay as they are.
     return given, re.sub(r"(?<=\S)\n(?=\S)", " ", inspect.cleandoc(module.__doc__ or ""))
 

@@ -1,9 +1,9 @@
 """Class activation maps (arXiv 1512.04150): they show where in an image the network sees a class.
 
-The map of a class is the last feature map, with its channels weighted by the column of this class
-in the classifier's weights, and summed. With global average pooling, the mean of the map (plus a
-bias) is the logit of the class. So each pixel of the map is its evidence for the class. Shapes: S
-side of the network's input, C channels, K classes.
+A map is the feature map before a head, with each channel weighted by the summed gradient of the
+logit of the class (arXiv 1610.02391), summed over channels. With global average pooling and a
+linear classifier, this is the class activation map: its mean plus a bias is the logit, so each
+pixel is its evidence for the class. Shapes: S side of the network's input, C channels, K classes.
 """
 
 from collections.abc import Callable, Mapping
@@ -39,13 +39,9 @@ class ActivationMap(NamedTuple):
 
 
 class ActivationMapper:
-    """Computes a map and class probabilities for every head of a model, one picture at a time.
-
-    A map is the feature map before a head, with each channel weighted by the summed gradient of the
-    logit of the class (arXiv 1610.02391), summed over channels. With global average pooling and a
-    linear classifier, this is the class activation map. The heads are "main" and those auxiliary
-    heads ("aux 4a", ...) that the model has variables for. With `exact`, raises UserError if the
-    main head's logit is not the mean of its map plus a bias.
+    """Computes a map and class probabilities for every head of a model, one picture at a time. The
+    heads are "main" and those auxiliary heads ("aux 4a", ...) that the model has variables for.
+    With `exact`, raises UserError if the main head's logit is not the mean of its map plus a bias.
     """
 
     def __init__(self, trained: TrainedModel, *, exact: bool = False) -> None:
@@ -68,11 +64,9 @@ class ActivationMapper:
             found = endpoints(model, variables, x_BHWC)
             results = {}
             for head, block in self.heads.items():
-                compute = (
-                    partial(main_logits, model, variables, x_BHWC)
-                    if head == MAIN
-                    else partial(aux_logits, model, variables, block)
-                )
+                compute = partial(aux_logits, model, variables, block)
+                if head == MAIN:
+                    compute = partial(_main_logits, model, variables, x_BHWC)
                 features_BHWC = found[f"inception_{block}/output"].astype(jnp.float32)
                 logits_BK, pull_back = jax.vjp(compute, features_BHWC)
                 chosen = jnp.where(index < 0, jnp.argmax(logits_BK[0]), index)
@@ -88,8 +82,7 @@ class ActivationMapper:
         of the class. By default, `index` is the main head's most probable class. Raises UserError
         if there is no class `index`, and ImageError if the picture is too narrow to resize.
         """
-        trained = self._trained
-        classes = trained.model.arch.num_classes
+        trained, classes = self._trained, self._trained.model.arch.num_classes
         if index is not None and not 0 <= index < classes:
             raise UserError(f"there is no class {index}; the model has classes 0 to {classes - 1}")
         square = central_crop(picture, trained.preprocessing)
@@ -100,9 +93,7 @@ class ActivationMapper:
         return {head: self._map(square, results[head], index) for head in self.heads}
 
     def own(self, picture: Image.Image, head: str) -> tuple[np.ndarray, ActivationMap]:
-        """Returns the probabilities (K,) of one head, and the map of its most probable class.
-        Raises ImageError if the picture is too narrow to resize.
-        """
+        """Returns the probabilities (K,) of one head, and the map of its most probable class."""
         square = central_crop(picture, self._trained.preprocessing)
         result = self._run(self._trained.variables, square, -1)[head]
         logits_K = np.asarray(result[0])
@@ -116,12 +107,10 @@ class ActivationMapper:
         return ActivationMap(np.asarray(evidence), square, guess)
 
 
-def main_logits(
+def _main_logits(
     model: GoogLeNet, variables: Mapping[str, Any], x_BHWC: jax.Array, features_BHWC: jax.Array
 ) -> jax.Array:
-    """Returns the logits (B, K) that the main head computes from `features_BHWC`, which replace the
-    output of the last block. Of the images `x_BHWC`, only the shape is used.
-    """
+    """Returns the logits (B, K) of the main head if the last block's output is `features_BHWC`."""
     last = f"inception_{list(model.arch.widths)[-1]}"
 
     def replace_last(call_next, args, kwargs, context):
@@ -135,9 +124,9 @@ def main_logits(
 
 
 def draw(found: ActivationMap) -> Image.Image:
-    """Returns a picture of the map drawn over the photo, below a line with the class and its
-    probability. Where there is little evidence, the map is more transparent. The colours cover the
-    range of each map, so the colours of two maps cannot be compared.
+    """Returns a picture of the map over the photo, below a line with the class and its probability.
+    Little evidence is more transparent. The colours of two maps cannot be compared, because they
+    cover the range of each map.
     """
     side = found.square.shape[0]
     side *= -(-DRAWN_SIDE // side)

@@ -55,18 +55,13 @@ def build(trained: TrainedModel, title: str) -> Any:
     return page
 
 
-def serve(page: Any, port: int | None, *, block: bool = True) -> str:
-    """Serve the page, on this machine only, and return its address. With `block`, return only after
-    the server has ended. If `port` is None, the first free port from 7860 on is used. Raises
-    UserError if the port is in use.
+def serve(page: Any, port: int | None) -> str:
+    """Serve the page on this machine, in other threads, and return its address. Without a `port`,
+    gradio chooses one. Raises UserError if the port is in use.
     """
+    where = {"server_name": HOST, "server_port": port, "share": False}
+    options = {"max_file_size": MAX_DOWNLOAD, "quiet": True, "prevent_thread_lock": True}
     try:
-        options = {"share": False, "max_file_size": MAX_DOWNLOAD, "quiet": True}
-        where = {"server_name": HOST, "server_port": port}
-        _, address, _ = page.launch(**where, **options, prevent_thread_lock=True)
+        return page.launch(**where, **options)[1]
     except OSError as error:
         raise UserError(f"cannot serve on port {port}: {error}; try another --port") from error
-    if block:
-        print(f"open {address} in a browser; Ctrl-C stops the server", flush=True)
-        page.block_thread()
-    return address

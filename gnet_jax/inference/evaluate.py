@@ -10,7 +10,7 @@ import math
 import sys
 import time
 from collections.abc import Container, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, TypeVar, get_args
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -25,17 +25,12 @@ from gnet_jax.data.sources.classes import find, listed
 from gnet_jax.inference.predict import Predictor, say_compiling, softmax
 from gnet_jax.model_folder import TrainedModel
 
-T = TypeVar("T")
 Crops = Literal[1, 10, 144]
 SCALES = (256, 288, 320, 352)  # lengths of the shorter side, for a network with 224 x 224 inputs
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 # Top-5 error in per cent on ImageNet's validation images, by (models, crops) (paper, Table 3).
 PAPER_TOP5_ERROR = {(1, 1): 10.07, (1, 10): 9.15, (1, 144): 7.89}
 PAPER_TOP5_ERROR |= {(7, 1): 8.09, (7, 10): 7.62, (7, 144): 6.67}
-
-
-class EvaluationError(UserError):
-    """The models and the data cannot be evaluated together."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,28 +70,21 @@ def evaluate(
     *,
     batch_size: int = 64,
     threads: int = 4,
-    progress: bool = True,
     bad_limit: float = 0.02,
 ) -> Evaluation:
     """Score every image of `source` once, by the mean of the probabilities over crops (`crop_plan`)
-    and models. The models must have the same classes, in any order; each has its own preprocessing.
-    `pair_classes` matches the classes of the data to them. A batch has at most `batch_size` crops.
-    Corrupt images are skipped and listed in the result. Raises EvaluationError if the models have
-    different classes, or an image has a class that they do not have. Raises DataError for a label
-    out of range, or if the fraction of corrupt images is larger than `bad_limit`.
+    and models. Each model has its own preprocessing, and its classes may be in another order. A
+    batch has at most `batch_size` crops. Corrupt images are skipped and listed in the result.
+    Raises UserError if the models have different classes, or the data has a class that they
+    do not have (`pair_classes`). Raises DataError for a label out of range, or if the fraction of
+    corrupt images is larger than `bad_limit`.
     """
-    if not 0 <= bad_limit < 1:
-        raise EvaluationError(f"bad_limit is {bad_limit}; it must be in [0, 1)")
-    if batch_size < 1 or threads < 1:
-        raise EvaluationError(f"batch_size {batch_size} or threads {threads} is below 1")
     columns = _columns(models)
     names, empty = models[0].class_names, classes.empty_classes(source)
     labels, pairing = pair_classes(source.class_names, names, empty)
     if pairing is not None:
         print(pairing, file=sys.stderr, flush=True)
     wanted = {model.preprocessing for model in models}
-    for p in wanted:
-        crop_plan(p.resize_to, p.resize_to, crops, p)  # raises errors before anything is compiled
     chunk_size = max(1, min(batch_size // crops, len(source)))  # number of images
     calls = -(-chunk_size * crops // batch_size)
     predictors = [Predictor(model, -(-chunk_size * crops // calls)) for model in models]
@@ -112,11 +100,11 @@ def evaluate(
         return _Views(labels[label], {p: extract(picture, plan) for p, plan in plans.items()})
 
     images = top1 = top5 = 0
-    if progress and len(source):
+    if len(source):
         say_compiling()
     for predictor in predictors:
         predictor.warm_up()
-    with progress_line("evaluating", "images", len(source), wanted=progress) as advance:
+    with progress_line("evaluating", "images", len(source)) as advance:
         start = time.perf_counter()
         loaded = prefetched(load, range(len(source)), threads)
         while chunk := list(itertools.islice(loaded, chunk_size)):
@@ -135,13 +123,13 @@ def evaluate(
 def _columns(models: Sequence[TrainedModel]) -> list[list[int]]:
     """Returns for each model the outputs in the order of the first model's classes."""
     if not models:
-        raise EvaluationError("there is no model to evaluate; give at least one")
+        raise UserError("there is no model to evaluate; give at least one")
     first, columns = models[0].class_names, []
     for number, model in enumerate(models, start=1):
         found, back = find(first, model.class_names), find(model.class_names, first)
         odd = _without(first, found) or _without(model.class_names, back)
         if odd:
-            raise EvaluationError(
+            raise UserError(
                 f"models 1 and {number} do not both have exactly one class {listed(odd)}"
             )
         columns.append([column for column in found if column is not None])
@@ -154,23 +142,21 @@ def pair_classes(
     """Returns the index of the model's class for each label of the data, and a note if the classes
     were not paired by name. If no name matches, classes are paired by position in two cases: if the
     data's names are numbers of the model's classes, starting at 0; or if the model has no names,
-    and as many classes as the data. Classes in `empty` have no images; if the model does not have
-    one, its index is -1. Raises EvaluationError naming the other classes that the model does not
-    have.
+    and as many classes as the data. The index is -1 for a class without images (`empty`) that the
+    model does not have. Raises UserError for other classes that the model does not have.
     """
     found = find(names, model)
     unknown = _without(names, found)
     odd = [name for name in unknown if name not in empty]
-    if odd and len(unknown) == len(names):
-        by_position = _by_position(names, model)
-        if by_position is not None:
-            pairs = [f"{a!r} is {model[b]!r}" for a, b in zip(names, by_position, strict=True)]
-            if len(pairs) > 4:
-                pairs[2:-1] = ["..."]
-            how = "classes paired by position, because the names differ: " + ", ".join(pairs)
-            return by_position, how
+    by_position = _by_position(names, model) if odd and len(unknown) == len(names) else None
+    if by_position is not None:
+        pairs = [f"{a!r} is {model[b]!r}" for a, b in zip(names, by_position, strict=True)]
+        if len(pairs) > 4:
+            pairs[2:-1] = ["..."]
+        how = "classes paired by position, because the names differ: " + ", ".join(pairs)
+        return by_position, how
     if odd:
-        raise EvaluationError(
+        raise UserError(
             f"the data has {listed(odd)}, but the model does not (it has {listed(model, 3)}), or "
             "one of them has it twice; use data with the model's classes, or rename the classes"
         )
@@ -205,7 +191,7 @@ def _ranks(
         means_NK = softmax(logits.reshape(*crops_NRSSC.shape[:2], -1)).mean(axis=1)
         sums_NK = sums_NK + means_NK[:, own]
     if not np.isfinite(sums_NK).all():  # NaN would be counted as correct below
-        raise EvaluationError("the model's outputs are not finite; its weights are corrupt")
+        raise UserError("the model's outputs are not finite; its weights are corrupt")
     label_sum_N1 = np.take_along_axis(sums_NK, label_N1, axis=1)
     earlier_NK = np.arange(sums_NK.shape[1]) < label_N1
     return ((sums_NK > label_sum_N1) | ((sums_NK == label_sum_N1) & earlier_NK)).sum(axis=1)
@@ -252,21 +238,14 @@ class Crop(NamedTuple):
 
 def crop_plan(width: int, height: int, crops: Crops, preprocessing: Preprocessing) -> list[Crop]:
     """Returns the crops of a photo of `width` x `height` pixels. With 10 and 144 crops, each crop
-    is followed by its mirror image.
+    is followed by its mirror image. Raises ImageError if the resized photo is too large.
 
     1: the crop that `central_crop` makes. 10: the centre and the four corners of the resized photo.
     144: as in the paper. The shorter side is resized to 4 lengths, for any `preprocessing.resize`.
-    From each resized photo, 3 squares along its longer side are taken. From each square, the crops
-    are the centre, the four corners, and the whole square, resized. If the photo is square, the 3
-    squares are equal, and each is used. Raises UserError for another number of crops or if
-    image_size is above resize_to. Raises ImageError if the photo is so narrow that, resized, it is
-    too large.
+    From each resized photo, 3 squares along its longer side are taken, which are equal if the photo
+    is square. From each square, the crops are the centre, the corners, and the whole, resized.
     """
     size = preprocessing.image_size
-    if crops not in get_args(Crops):
-        raise UserError(f"crops is {crops}; it must be 1, 10 or 144")
-    if preprocessing.resize_to < size:
-        raise UserError(f"resize_to is {preprocessing.resize_to}; it must be at least {size}")
     if crops == 144:
         return [
             Crop(scale, box, resize, mirror)
@@ -278,9 +257,7 @@ def crop_plan(width: int, height: int, crops: Crops, preprocessing: Preprocessin
         ]
     scale = evaluation_size((width, height), preprocessing)
     boxes = _five((0, 0, *scale), size)
-    if crops == 1:
-        return [Crop(scale, boxes[0], None, False)]
-    return [Crop(scale, box, None, mirror) for box in boxes for mirror in (False, True)]
+    return [Crop(scale, box, None, mirror) for box in boxes for mirror in (False, True)][:crops]
 
 
 def _five(area: Box, size: int) -> list[Box]:

@@ -3,8 +3,8 @@
 import http.client
 import io
 import os
+import string
 import sys
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -16,20 +16,14 @@ from PIL import Image, ImageOps
 
 from gnet_jax.config import UserError
 from gnet_jax.data.decode import MAX_PIXELS, decode
+from gnet_jax.data.sources import LeftOut
 
 MAX_DOWNLOAD = 32 * 2**20  # bytes; the limit for a URL or standard input
 MAX_FILE = 4 * MAX_PIXELS  # bytes; the size of the largest supported image without compression
-CHUNK = 2**16
 TIMEOUT = 20.0  # seconds without a byte from a server
-DEADLINE = 120.0  # seconds for a whole download
 USER_AGENT = "gnet-jax (image classification; python-urllib)"  # some servers refuse the default one
 
-LeftOut = dict[str, list[str]]  # the paths of entries that are skipped, by reason
 ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray
-
-
-class InputError(UserError):
-    """An argument does not name a readable image."""
 
 
 class Picture(NamedTuple):
@@ -41,9 +35,9 @@ class Picture(NamedTuple):
 
 def pictures(arguments: Iterable[str], left_out: LeftOut | None = None) -> Iterator[Picture]:
     """Yields the pictures that `arguments` name, or errors. Each is read when the caller asks for
-    it. An argument is a file, a folder, "-" for standard input, or a URL with http:// or https://,
-    which is downloaded unless a file or folder has that name. From a folder and its subfolders, all
-    image files are read, in the order of `walk`; other entries are added to `left_out`.
+    it. An argument is a file, a folder, "-" for standard input, or an HTTP(S) URL (unless a file
+    has that name). A folder means all images in it and its subfolders, in the order of `walk`; its
+    other entries are added to `left_out`.
     """
     for name in arguments:
         if name != "-" and os.path.isdir(name):
@@ -92,59 +86,38 @@ def _folder(root: str, left_out: LeftOut) -> Iterator[Picture]:
     if empty and not reasons:
         reasons[root] = "the folder contains no images"
     for path, reason in reasons.items():
-        yield Picture(path, InputError(reason))
+        yield Picture(path, UserError(reason))
     for reason, paths in own.items():
         left_out.setdefault(reason, []).extend(paths)
 
 
 def _read(name: str) -> bytes:
-    """Returns the bytes of a file, a URL or standard input; raises InputError."""
-    limit, exists = MAX_DOWNLOAD, os.path.lexists(name)
+    """Returns the bytes of a file, a URL or standard input; raises UserError."""
+    limit = MAX_DOWNLOAD
     if name == "-":
-        if exists:
-            raise InputError("is both standard input and a file; use /dev/stdin or ./-")
         image = sys.stdin.buffer.read(limit + 1)
-    elif not exists and name.lower().startswith(("http://", "https://")):
+    elif not os.path.lexists(name) and name.lower().startswith(("http://", "https://")):
         image = _download(name)
     else:
         limit = MAX_FILE
         try:
             with open(name, "rb") as file:
                 image = file.read(limit + 1)
-        except (OSError, ValueError) as error:  # ValueError: the name contains a NUL character
-            reason = getattr(error, "strerror", None) or error
-            raise InputError(f"cannot be read: {reason}") from error
+        except OSError as error:
+            raise UserError(f"cannot be read: {error.strerror}") from error
     if len(image) > limit:
-        raise InputError(f"is larger than the limit of {limit // 2**20} MB")
+        raise UserError(f"is larger than the limit of {limit // 2**20} MB")
     return image
 
 
 def _download(url: str) -> bytes:
-    deadline = time.monotonic() + DEADLINE
-    image = bytearray()
     try:
-        request = urllib.request.Request(_quoted(url), headers={"User-Agent": USER_AGENT})
+        # Quote spaces and letters beyond ASCII, but nothing that is quoted already.
+        quoted = urllib.parse.quote(url.strip(), safe=string.punctuation)
+        request = urllib.request.Request(quoted, headers={"User-Agent": USER_AGENT})
         with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
-            while chunk := response.read1(CHUNK):  # read() would wait for all of it
-                image += chunk
-                if len(image) > MAX_DOWNLOAD or time.monotonic() > deadline:
-                    break
+            return response.read(MAX_DOWNLOAD + 1)
     except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: invalid URL
         if isinstance(error, urllib.error.HTTPError):
             error.close()  # it holds the connection open
-        raise InputError(f"cannot be downloaded: {error}") from error
-    if time.monotonic() > deadline:
-        raise InputError(f"took longer than {DEADLINE:.0f} s to download")
-    return bytes(image)
-
-
-def _quoted(url: str) -> str:
-    """Returns `url` in the ASCII form that browsers send. Raises ValueError if it is invalid."""
-    parts = urllib.parse.urlsplit(url.strip())
-    host = parts.netloc if parts.netloc.isascii() else parts.netloc.encode("idna").decode()
-    # Do not quote the percent sign, because parts of the URL may be quoted already.
-    path, query = (
-        urllib.parse.quote(part, safe="%/:=&?~+!$,;'@()*[]", errors="surrogateescape")
-        for part in (parts.path, parts.query)
-    )
-    return urllib.parse.urlunsplit((parts.scheme, host, path, query, ""))
+        raise UserError(f"cannot be downloaded: {error}") from error

@@ -1,6 +1,8 @@
-"""Finds fonts for class names in any script; the default font would draw boxes for many."""
+"""Finds fonts for class names in any script, because the default font would draw boxes."""
 
 import functools
+import re
+import string
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,14 +19,13 @@ if TYPE_CHECKING:
 # DejaVu Sans comes with matplotlib and has most alphabets.
 FONT = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
 JOINERS = "\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"  # need no glyph
-BESIDE = "0123456789.%\N{HORIZONTAL ELLIPSIS}"  # drawn next to names in the same font
+# Numbers beside names, and escaped characters, are drawn in the same font.
+BESIDE = string.digits + string.ascii_lowercase + ".%\\\N{HORIZONTAL ELLIPSIS}"
 
 
 def lettered(text: str, size: float) -> tuple[str, ImageFont.FreeTypeFont]:
-    """Returns the text to draw, and a font of `size` pixels that has all its letters.
-
-    Control characters are escaped, and so are letters that no font of the system has. A line on
-    standard error names these letters.
+    """Returns the text to draw, and a font of `size` pixels that has all its letters. Control
+    characters and letters that no font has are escaped; standard error lists these letters.
     """
     shown, file = _drawable(text)
     return shown, ImageFont.truetype(str(file), size)
@@ -71,21 +72,20 @@ def save(picture: "Figure | Image.Image", out: Path, **options: Any) -> None:
 def _drawable(text: str, kept: str = "") -> tuple[str, Path]:
     """Returns `text`, with characters escaped that cannot be drawn, and a font file for it."""
     kept += JOINERS
-    shown = "".join(c if c.isprintable() or c in kept else _escape(c) for c in text)
-    wanted = frozenset(shown) - set(kept) | set(BESIDE)
-    file = _font_with(wanted)
-    if file is not None:
-        return shown, file
-    missing = wanted - letters(FONT)
-    _print_missing(missing)
-    return "".join(_escape(c) if c in missing else c for c in shown), FONT
+    wanted = frozenset(c for c in text if c.isprintable() and c not in kept)
+    file = _font_with(wanted | set(BESIDE))
+    drawn = (wanted & letters(file)) | set(kept)
+    return "".join(c if c in drawn else c.encode("unicode_escape").decode() for c in text), file
 
 
 @functools.cache
-def _font_with(wanted: frozenset[str]) -> Path | None:
-    if wanted <= letters(FONT):
-        return FONT
-    return next((file for file in _system_fonts() if wanted <= letters(file)), None)
+def _font_with(wanted: frozenset[str]) -> Path:
+    if not wanted <= letters(FONT):
+        for file in _system_fonts():
+            if wanted <= letters(file):
+                return file
+        _print_missing(wanted - letters(FONT))
+    return FONT
 
 
 @functools.cache
@@ -102,10 +102,9 @@ def _system_fonts() -> list[Path]:
     """Returns the font files, regular ones first. Skips LastResort, which draws only boxes."""
     from matplotlib.font_manager import findSystemFonts
 
-    files = map(Path, findSystemFonts())
-    known = (file for file in files if "lastresort" not in file.stem.lower().replace(" ", ""))
-    slanted = ("bold", "italic", "oblique", "light", "thin", "black")
-    return sorted(known, key=lambda f: (any(word in f.stem.lower() for word in slanted), str(f)))
+    files = (file for file in findSystemFonts() if "lastresort" not in file.lower())
+    slanted = re.compile("bold|italic|oblique|light|thin|black", re.IGNORECASE)
+    return sorted(map(Path, files), key=lambda f: (bool(slanted.search(f.stem)), str(f)))
 
 
 @functools.cache
@@ -116,7 +115,3 @@ def letters(file: Path) -> frozenset[str]:
         return frozenset(map(chr, FT2Font(str(file)).get_charmap()))
     except (OSError, RuntimeError):
         return frozenset()
-
-
-def _escape(text: str) -> str:
-    return text.encode("unicode_escape").decode()

@@ -1,5 +1,6 @@
-"""Loads a trained model, predicts the classes of pictures, and prints them. Shapes: N pictures, S
-side of the network's input, C channels, K classes.
+"""Loads a trained model, predicts the classes of pictures, and prints them.
+
+Shapes: N pictures, S side of the network's input, K classes.
 """
 
 import functools
@@ -17,13 +18,13 @@ from rich.text import Text
 
 from gnet_jax.config import Preprocessing, UserError
 from gnet_jax.config.paths import as_text
+from gnet_jax.convert.read import read
 from gnet_jax.data.augment import preprocess
 from gnet_jax.data.decode import ImageError, central_crop
 from gnet_jax.inference.images import Picture
 from gnet_jax.model.googlenet import GoogLeNet, strip_aux
-from gnet_jax.model_folder.folder import TrainedModel, is_model_folder, read_folder
+from gnet_jax.model_folder import TrainedModel
 from gnet_jax.training import sharding
-from gnet_jax.training.checkpoints.verify import is_workdir, read_workdir
 
 
 def load(path: str | Path) -> TrainedModel:
@@ -40,14 +41,7 @@ def load(path: str | Path) -> TrainedModel:
     Raises:
         gnet_jax.config.UserError: if there is no model at `path`, or it is corrupt.
     """
-    path = Path(path).expanduser()
-    if is_model_folder(path):
-        return read_folder(path)
-    if is_workdir(path):
-        return read_workdir(path)
-    from gnet_jax.convert.read import read  # imported here, because most models do not need it
-
-    return read(path)
+    return read(Path(path).expanduser())
 
 
 class Guess(TypedDict):
@@ -72,8 +66,6 @@ class Predictor:
     """
 
     def __init__(self, trained: TrainedModel, batch_size: int = 8) -> None:
-        if batch_size < 1:
-            raise UserError(f"the batch size is {batch_size}; it must be at least 1")
         mesh = sharding.data_mesh(jax.local_devices())
         self.trained = trained
         self.batch_size = -(-batch_size // mesh.size) * mesh.size
@@ -82,12 +74,11 @@ class Predictor:
         self._program = _program(trained.model, trained.preprocessing)  # pyright: ignore[reportArgumentType]
 
     def logits(self, squares_NSSC: np.ndarray) -> np.ndarray:
-        """Returns the float32 logits (N, K) of uint8 RGB images (N, S, S, 3). The last batch is
-        padded with black images, so that the program compiles only once.
-        """
+        """Returns the float32 logits (N, K) of uint8 RGB images (N, S, S, 3)."""
         batches = []
         for start in range(0, len(squares_NSSC), self.batch_size):
             batch = squares_NSSC[start : start + self.batch_size]
+            # Pad the last batch with black images, so that the program compiles only once.
             padding = [(0, self.batch_size - len(batch)), (0, 0), (0, 0), (0, 0)]
             batches.append(self._program(self.variables, np.pad(batch, padding)))
         empty = np.zeros((0, self.trained.model.arch.num_classes), np.float32)
@@ -121,10 +112,9 @@ def _program(
 
 
 def say_compiling() -> None:
-    """Print on standard error that the program is being compiled, which can take a while."""
-    print(
-        "compiling, which takes up to half a minute the first time ...", file=sys.stderr, flush=True
-    )
+    """Print on standard error that a program is going to be compiled."""
+    text = "compiling, which takes up to half a minute the first time ..."
+    print(text, file=sys.stderr, flush=True)
 
 
 def softmax(logits_NK: np.ndarray) -> np.ndarray:
@@ -168,9 +158,7 @@ def _crop(picture: Image.Image | UserError, p: Preprocessing) -> np.ndarray | Us
 
 
 def render(console: Console, name: str, top: Sequence[Guess]) -> None:
-    """Print the classes of one picture with a bar for each probability. Lines that are too long for
-    the terminal are truncated, but not if the output is a file or a pipe.
-    """
+    """Print the classes of one picture with probabilities and bars, truncated on a terminal."""
     line = "#" if console.options.ascii_only else "━"
     width = min(24, console.width // 3)
     console.print(Text(as_text(name), style="bold"), soft_wrap=True)

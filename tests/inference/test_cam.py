@@ -124,9 +124,20 @@ def test_a_constant_map_is_drawn_without_a_warning():
         assert draw(found).size == (448, 480)
 
 
+def test_the_map_covers_a_quarter_of_the_photo_where_it_is_low_and_seven_tenths_where_it_is_high():
+    guess = Guess(index=0, label="fog", probability=0.1)
+    evidence, grey = np.array([[-3], [5]], np.float32), np.full((224, 224, 3), 200, np.uint8)
+    drawn = np.asarray(draw(ActivationMap(evidence, grey, guess)), int)
+    low, high = np.array([0, 0, 4]), np.array([252, 255, 164])  # the ends of inferno
+    np.testing.assert_allclose(drawn[32, 0], 0.75 * 200 + 0.25 * low, atol=1)
+    np.testing.assert_allclose(drawn[-1, -1], 0.3 * 200 + 0.7 * high, atol=1)
+
+
 def test_a_class_or_map_that_does_not_exist_is_refused(model_a, mapper, make_photo):
     for index in (-1, 7):
         with pytest.raises(UserError, match=f"class {index}; .* 0 to 6"):
             mapper(make_photo(0), index)
+    other = dataclasses.replace(model_a, model=googlenet(head="fc"))
+    assert list(ActivationMapper(other).heads) == ["main", "aux 4a"]
     with pytest.raises(UserError, match="fc"):
-        ActivationMapper(dataclasses.replace(model_a, model=googlenet(head="fc")), exact=True)
+        ActivationMapper(other, exact=True)

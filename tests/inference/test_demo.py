@@ -44,10 +44,10 @@ def test_a_photo_is_classified_by_the_head_that_is_chosen(trained, tmp_path):
     Image.fromarray(pixels).save(photo)
     text.write_text("not an image")
     page_of_model = build(trained, "a model")
-    address = serve(page_of_model, None, block=False)
+    address = serve(page_of_model, None)
     assert address.startswith("http://127.0.0.1:")
     with pytest.raises(UserError, match="try another --port"):
-        serve(build(trained, "another"), int(address.rsplit(":", 1)[1].strip("/")), block=False)
+        serve(build(trained, "another"), int(address.rsplit(":", 1)[1].strip("/")))
     with sync_api.sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"])
         page = chromium.new_page()

@@ -4,7 +4,6 @@ import http.server
 import io
 import sys
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from PIL import Image
 
 from gnet_jax.config import UserError
 from gnet_jax.inference import images
-from gnet_jax.inference.images import InputError, open_picture, pictures
+from gnet_jax.inference.images import open_picture, pictures
 
 
 def jpeg(colour: str) -> bytes:
@@ -39,7 +38,7 @@ class Server(http.server.BaseHTTPRequestHandler):
                 self.send_response(302)
                 self.send_header("Location", "/photo")
                 self.end_headers()
-            case "/a%20caf%C3%A9/%E7%8C%AB%25.jpg?q=%C3%A9%20x&r=1" | "/100%" | "/%FF":
+            case "/a%20caf%C3%A9/%E7%8C%AB%25.jpg?q=%C3%A9%20x&r=1" | "/100%":
                 self.answer(BLUE, "image/jpeg")
             case "/moved%20far":
                 self.send_response(302)
@@ -47,13 +46,6 @@ class Server(http.server.BaseHTTPRequestHandler):
                     "Location", "/a caf\u00c3\u00a9/\u00e7\u008c\u00ab%25.jpg?q=%C3%A9 x&r=1"
                 )
                 self.end_headers()
-            case "/drip":
-                self.send_response(200)
-                self.end_headers()
-                for _ in range(30):  # 3 s
-                    self.wfile.write(b"x")
-                    self.wfile.flush()
-                    time.sleep(0.1)
             case "/large":
                 self.answer(bytes(range(250)) * 20, "image/jpeg")
             case "/robots":
@@ -105,6 +97,11 @@ def folder(tmp_path):
 def test_a_folder_gives_its_images_and_those_below_in_order(folder):
     names = ["a.jpg", "b/1.png", "b/2.jpg"]
     assert [found.name for found in pictures([str(folder)])] == [str(folder / n) for n in names]
+    once, twice = {}, {}
+    list(pictures([str(folder)], once))
+    list(pictures([str(folder), str(folder)], twice))
+    assert once
+    assert twice == {reason: 2 * paths for reason, paths in once.items()}
 
 
 def test_damaged_and_missing_ones_are_reported_by_name_and_the_rest_goes_on(folder):
@@ -128,7 +125,7 @@ def test_damaged_and_missing_ones_are_reported_by_name_and_the_rest_goes_on(fold
 def test_arguments_are_read_only_when_they_are_asked_for(tmp_path):
     later = tmp_path / "later.jpg"
     found = pictures([str(tmp_path / "absent"), str(later)])
-    assert isinstance(next(found).picture, InputError)
+    assert isinstance(next(found).picture, UserError)
     later.write_bytes(RED)
     assert isinstance(next(found).picture, Image.Image)
 
@@ -139,6 +136,10 @@ def test_what_is_wrong_with_a_path_is_named(tmp_path, monkeypatch):
     for missing in (tmp_path / "absent", tmp_path / "dangling", "ftp://example.org/a.jpg"):
         assert "No such file" in reason(missing)
     assert "no images" in reason(tmp_path / "empty")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.jpg").symlink_to(tmp_path / "nowhere")
+    (found,) = pictures([str(tmp_path / "broken")])  # which tells enough
+    assert found.name.endswith("a.jpg")
     monkeypatch.setattr(images, "MAX_FILE", 2**20)
     for size, refused in ((2**20, False), (2**20 + 1, True)):
         (tmp_path / "large").write_bytes(bytes(size))
@@ -154,13 +155,18 @@ def test_standard_input_is_read(monkeypatch):
     assert isinstance(found.picture, Image.Image)
     assert found.picture.size == (40, 30)
     assert "empty" in reason("-")  # it is at its end now
+    for limit, refused in ((len(BLUE), False), (len(BLUE) - 1, True)):
+        Stdin.buffer = io.BytesIO(BLUE)
+        monkeypatch.setattr(images, "MAX_DOWNLOAD", limit)
+        (found,) = pictures(["-"])
+        assert ("larger" in str(found.picture)) == refused
 
 
 def test_urls_are_judged_by_content_and_redirects_are_followed(url):
-    for path in ("/photo", "/moved", "/robots"):
-        (found,) = pictures([url + path])
+    for address in (f"{url}/photo", f"{url}/moved", f"{url}/robots", f"HTTP{url[4:]}/photo"):
+        (found,) = pictures([address])
         assert isinstance(found.picture, Image.Image)
-        assert found.name == url + path
+        assert found.name == address
 
 
 def test_what_is_wrong_with_a_url_is_named(url, monkeypatch):
@@ -183,14 +189,6 @@ def test_a_server_that_never_answers_times_out(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         assert "timed out" in reason(f"http://127.0.0.1:{port}/a.jpg")
-
-
-def test_a_slow_download_is_stopped_at_the_deadline(url, monkeypatch):
-    monkeypatch.setattr(images, "DEADLINE", 0.5)
-    monkeypatch.setattr(images, "CHUNK", 1)
-    started = time.monotonic()
-    assert "took longer" in reason(f"{url}/drip")
-    assert time.monotonic() - started < 2
 
 
 @pytest.mark.parametrize("address", ["http://", "http://[::1/a", "http://a:x/", "https:///a b"])
@@ -220,6 +218,8 @@ def test_a_picture_of_any_mode_is_opened_as_its_file_is(tmp_path, mode):
     photo = (
         photo.convert("L").convert("I").convert("I;16") if mode == "I;16" else photo.convert(mode)
     )
+    if "A" in mode:
+        photo.putalpha(Image.fromarray(np.arange(30, dtype=np.uint8).reshape(6, 5) * 8))
     photo.save(tmp_path / "a.tif")
     found, expected = open_picture(photo), open_picture(tmp_path / "a.tif")
     assert found.mode == "RGB"
@@ -241,7 +241,6 @@ def test_a_picture_is_turned_upright_as_its_file_is(tmp_path):
         "/a%20caf%C3%A9/%E7%8C%AB%25.jpg?q=%C3%A9%20x&r=1",
         "/a café/猫%25.jpg?q=é x&r=1#a part",
         "/a café/猫%25.jpg?q=é x&r=1 ",
-        "/\udcff",
         "/moved far",
     ],
 )
@@ -249,8 +248,3 @@ def test_urls_with_spaces_and_letters_beyond_ascii_are_fetched(path, url):
     (found,) = pictures([url + path])
     assert isinstance(found.picture, Image.Image), found.picture
     assert found.name == url + path
-
-
-def test_hosts_beyond_ascii_are_names_of_the_network():
-    assert images._quoted("http://bücher.example:80/a b") == "http://xn--bcher-kva.example:80/a%20b"
-    assert images._quoted("http://[::1]:80/a?b") == "http://[::1]:80/a?b"

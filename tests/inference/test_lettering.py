@@ -7,7 +7,7 @@ from matplotlib.text import Text
 
 from gnet_jax.inference import lettering
 from gnet_jax.inference.cam import ActivationMap, draw
-from gnet_jax.inference.lettering import FONT, letter, lettered
+from gnet_jax.inference.lettering import FONT, fitted, letter, lettered
 from gnet_jax.inference.predict import Guess
 from gnet_jax.lab.look import contact_sheet
 from gnet_jax.lab.look.inside import heads_picture
@@ -55,7 +55,7 @@ def cat_font(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name", ["größer", "кот", "γάτα", "é", "e\N{COMBINING ACUTE ACCENT}", "a_$b$"]
+    "name", ["größer", "кот", "γάτα", "é", "e\N{COMBINING ACUTE ACCENT}", "a_$b$", "a\u200db"]
 )
 def test_names_in_alphabets_that_come_with_matplotlib_are_drawn_as_they_are(name, capsys):
     shown, font = lettered(name, 18)
@@ -92,6 +92,22 @@ def test_what_is_not_a_letter_is_escaped(name, shown, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_regular_fonts_come_first_and_one_that_has_only_boxes_does_not(monkeypatch):
+    monkeypatch.undo()
+    files = ["/x/B-Bold.ttf", "/x/C.ttf", "/x/LastResort.otf", "/x/bold/A.ttf", "/x/AThin.ttf"]
+    monkeypatch.setattr("matplotlib.font_manager.findSystemFonts", lambda: files)
+    found = [str(file) for file in lettering._system_fonts.__wrapped__()]
+    assert found == ["/x/C.ttf", "/x/bold/A.ttf", "/x/AThin.ttf", "/x/B-Bold.ttf"]
+
+
+def test_a_long_text_ends_with_an_ellipsis_and_no_space_before_it():
+    _, font = lettered("a", 18)
+    text, dots = "a         bcd", "\N{HORIZONTAL ELLIPSIS}"
+    assert fitted(text, font, font.getlength(text)) == text
+    assert fitted(text, font, font.getlength(f"a       {dots}")) == f"a{dots}"
+    assert fitted(text, font, 0) == dots
+
+
 def test_the_fonts_of_this_system_can_be_listed(monkeypatch):
     monkeypatch.undo()
     for file in lettering._system_fonts()[:3]:
@@ -122,12 +138,13 @@ def test_figures_take_any_name(cat_font, tmp_path, capsys):
     figure = Figure(layout="constrained")
     axes = figure.subplots()
     axes.plot([1, 1000], [1, 1000], label="猫")
-    axes.set(title="猫: $\\nothing", xlabel="犬", ylabel="a$b$", xscale="log")
+    axes.set(title="猫: $\\nothing\n.", xlabel="犬", ylabel="a$b$", xscale="log")
     axes.legend()
     letter(figure)
     figure.savefig(tmp_path / "a.png")  # warnings are errors here
     texts = {text.get_text(): text for text in figure.findobj(Text)}
     assert texts["猫"].get_fontproperties().get_file() == str(cat_font)
-    assert {"猫: $\\nothing", "\\u72ac", "a$b$"} <= texts.keys()
+    assert not texts["a$b$"].get_parse_math()
+    assert {"猫: $\\nothing\n.", "\\u72ac", "a$b$"} <= texts.keys()
     assert any(text.startswith("$\\mathdefault{10") for text in texts)
     assert "u72ac" in capsys.readouterr().err

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from gnet_jax.config import Preprocessing, UserError
+from gnet_jax.config import Preprocessing
 from gnet_jax.data.decode import ImageError, central_crop
 from gnet_jax.inference.images import Picture
 from gnet_jax.inference.predict import (
@@ -80,15 +80,11 @@ def test_auxiliary_heads_are_not_used(model_a, predictor):
     assert not any(name.startswith("aux_") for name in predictor.variables["params"])
 
 
-def test_an_empty_batch_is_refused(model_a):
-    with pytest.raises(UserError, match="0"):
-        Predictor(model_a, 0)
-
-
 def test_a_batch_is_split_over_this_processs_devices(model_a):
     devices = len(jax.local_devices())
     predictor = Predictor(model_a, devices + 1)
     assert predictor.batch_size == 2 * devices  # rounded up
+    assert Predictor(model_a).batch_size == 8
     squares = np.zeros((predictor.batch_size, 32, 32, 3), np.uint8)
     assert len(predictor._program(predictor.variables, squares).sharding.device_set) == devices
 
@@ -110,7 +106,8 @@ def test_the_most_probable_classes_come_first_and_equal_ones_by_index():
     assert [(guess["label"], guess["index"]) for guess in found] == [("b", 1), ("c", 2), ("d", 3)]
     assert [guess["probability"] for guess in found] == pytest.approx([0.3, 0.3, 0.2])
     assert [len(top_classes(np.full(6, 1 / 6), tuple("abcdef"), k)) for k in (1, 5, 9)] == [1, 5, 6]
-    assert len(top_classes(np.full(6, 1 / 6), tuple("abcdef"))) == 5
+    many = top_classes(np.tile([0.004, 0.016], 50), tuple(map(str, range(100))))
+    assert [guess["index"] for guess in many] == [1, 3, 5, 7, 9]
 
 
 def test_predictions_keep_the_order_and_name_what_failed(predictor, make_photo):
@@ -159,6 +156,15 @@ def test_render_shows_names_and_bars_in_the_terminals_width():
     assert first == " 75.00%  " + 10 * "━" + "     [bold]hay, a ve…"
     assert second == " 25.00%  " + 3 * "━" + "            cat"
     assert error == "a.jpg: not an image"
+    assert written(100, terminal=True).splitlines()[1].count("━") == 18  # of at most 24
+
+
+def test_control_characters_in_names_are_escaped():
+    console = Console(file=io.StringIO(), width=80, color_system=None)
+    render(console, "a\x1b[2Jb", [])
+    render_error(console, "c\nd", ImageError("not an image"))
+    shown = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    assert shown == "a\\x1b[2Jb\nc\\nd: not an image\n"
 
 
 def test_render_truncates_nothing_in_a_pipe_and_keeps_to_its_encoding():
