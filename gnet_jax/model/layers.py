@@ -70,10 +70,7 @@ class Conv(nn.Conv):
         cast: list[Any] = self.promote_dtype(x_BHWC, kernel, bias_C, dtype=self.dtype)
         x_BHWC, kernel, bias_C = cast
         if product_BHWC is None:
-            dims = ("NHWC", "HWIO", "NHWC")
-            product_BHWC = self.ops.convolve(
-                x_BHWC, kernel, self.strides, self.padding, dimension_numbers=dims
-            )
+            product_BHWC = self.ops.convolve(x_BHWC, kernel, self.strides, self.padding)
         return product_BHWC if bias_C is None else self.ops.add_bias(product_BHWC, bias_C)
 
 

@@ -13,12 +13,13 @@ Shapes: B batch, H height, W width, C input channels, K output channels, T tiles
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+
+from gnet_jax.ops import reference
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
@@ -32,24 +33,22 @@ MIN_TILES = 350  # with fewer tiles, transforming the kernel costs more than it 
 MIN_CHANNELS = 48  # with fewer channels, the sums cost more time than fewer products save
 
 
-def convolve(x_BHWC: jax.Array, kernel: jax.Array, strides, padding, **options: Any) -> jax.Array:
-    """Returns what `lax.conv_general_dilated` does, computed in the fastest way for the shapes.
+def convolve(x_BHWC: jax.Array, kernel: jax.Array, strides, padding) -> jax.Array:
+    """Returns what `reference.convolve` does, computed in the fastest way for the shapes.
 
     1x1 convolutions are computed as matrix products. On CPUs, large 3x3 convolutions use Winograd's
     minimal filtering. Also on CPUs, if the kernel is larger than the feature map, one matrix maps
     all inputs to all outputs; XLA's convolution is ten times slower there.
     """
-    steps = [*strides, *(options.get("lhs_dilation") or ()), *(options.get("rhs_dilation") or ())]
-    grouped = kernel.shape[2] != x_BHWC.shape[3]
     size = kernel.shape[:2]
-    if not (isinstance(padding, str) or grouped or any(n != 1 for n in steps)):
+    if tuple(strides) == (1, 1) and not isinstance(padding, str):
         if size == (1, 1) and all(p == (0, 0) for p in padding):
             return lax.dot_general(x_BHWC, kernel[0, 0], (((3,), (0,)), ((), ())))
         if any(k > n for k, n in zip(size, x_BHWC.shape[1:3], strict=True)):
             return _convolve(x_BHWC, kernel, tuple(padding), _multiply_maps, _map_gradients)
         if size == (3, 3) and winograd_is_faster(x_BHWC, padding):
             return _convolve(x_BHWC, kernel, tuple(padding), winograd_convolve, _winograd_gradients)
-    return lax.conv_general_dilated(x_BHWC, kernel, strides, padding, **options)
+    return reference.convolve(x_BHWC, kernel, strides, padding)
 
 
 def convolve_1x1s(x_BHWC: jax.Array, kernels: Sequence[jax.Array]) -> list[jax.Array]:
@@ -61,8 +60,7 @@ def convolve_1x1s(x_BHWC: jax.Array, kernels: Sequence[jax.Array]) -> list[jax.A
 
 
 def _convolve_plainly(x_BHWC, kernel, padding) -> jax.Array:
-    dims = ("NHWC", "HWIO", "NHWC")
-    return lax.conv_general_dilated(x_BHWC, kernel, (1, 1), padding, dimension_numbers=dims)
+    return reference.convolve(x_BHWC, kernel, (1, 1), padding)
 
 
 def _gradients(x_BHWC, kernel, dy, padding, convolve=_convolve_plainly):
