@@ -59,8 +59,7 @@ def convolve_1x1s(x_BHWC: jax.Array, kernels: Sequence[jax.Array]) -> list[jax.A
     return jnp.split(wide, ends[:-1], axis=-1)
 
 
-def _convolve_plainly(x_BHWC, kernel, padding) -> jax.Array:
-    return reference.convolve(x_BHWC, kernel, (1, 1), padding)
+_convolve_plainly = partial(reference.convolve, window_strides=(1, 1))
 
 
 def _gradients(x_BHWC, kernel, dy, padding, convolve=_convolve_plainly):
@@ -168,9 +167,11 @@ def _winograd_gradients(x_BHWC, kernel, dy, padding) -> tuple[jax.Array, jax.Arr
 def winograd_kernel_gradient(x_BHWC: jax.Array, dy_BHWK: jax.Array, padding: Padding) -> jax.Array:
     """Returns the gradient (3, 3, C, K) of `winograd_convolve` with respect to its kernel."""
     tiles = _tiles(x_BHWC.shape[1:3], padding)
+    edges = [(0, 2 * n - size) for n, size in zip(tiles, dy_BHWK.shape[1:3], strict=True)]
 
     def sum_chunk(x: jax.Array, dy: jax.Array) -> jax.Array:
-        rows = zip(_tile_inputs(x, padding, tiles), _tile_outputs(dy, tiles), strict=True)
+        inputs = _tile_inputs(x, padding, tiles)
+        rows = zip(inputs, _combine_tiles(OUTPUT.T, dy, edges, tiles), strict=True)
         return jnp.stack([jnp.stack([a.T @ b for a, b in zip(*row, strict=True)]) for row in rows])
 
     chunks = _chunks(x_BHWC.shape[0], tiles)
@@ -211,12 +212,6 @@ def _tile_inputs(x_BHWC, padding: Padding, tiles: Sequence[int]) -> list[list[ja
         for n, size, (low, _) in zip(tiles, x_BHWC.shape[1:3], padding, strict=True)
     ]
     return _combine_tiles(INPUT, x_BHWC, edges, tiles)
-
-
-def _tile_outputs(dy_BHWK: jax.Array, tiles: Sequence[int]) -> list[list[jax.Array]]:
-    """Returns the transformed output gradients: one (T, K) array for each of 4x4 elements."""
-    edges = [(0, 2 * n - size) for n, size in zip(tiles, dy_BHWK.shape[1:3], strict=True)]
-    return _combine_tiles(OUTPUT.T, dy_BHWK, edges, tiles)
 
 
 def _combine_tiles(matrix: np.ndarray, x, edges, tiles: Sequence[int]) -> list[list[jax.Array]]:

@@ -40,7 +40,7 @@ def test_grids_are_caffes(size, expected):
 
 
 def test_the_blocks_concatenate_to_the_papers_widths():
-    outputs = [w.out for w in TABLE_1.values()]
+    outputs = [w.b1 + w.b3 + w.b5 + w.pool_proj for w in TABLE_1.values()]
     assert outputs == [256, 480, 512, 512, 512, 528, 832, 832, 1024]
 
 
