@@ -17,7 +17,7 @@ CACHE_BYTES = 2 << 30  # a larger cache is deleted before the tests start
 
 
 def pytest_configure(config):
-    folder = config.cache.mkdir("xla")
+    folder = config.cache.mkdir("programs")
     full = sum(file.stat().st_size for file in os.scandir(folder)) > CACHE_BYTES
     if full and not hasattr(config, "workerinput"):
         shutil.rmtree(folder, ignore_errors=True)
