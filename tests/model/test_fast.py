@@ -168,13 +168,22 @@ def test_a_kernel_larger_than_the_map_and_its_gradients_are_the_plain_ones(
     assert_close(*results, TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize("platform", ["cpu", "tpu"])
-def test_only_a_cpu_takes_a_small_map_for_a_product(platform):
-    x = jax.ShapeDtypeStruct((2, 4, 4, 3), jnp.float32)
+def test_the_gradient_of_a_kernel_larger_than_the_map_is_summed_in_float32():
+    x, k = jnp.ones((1, 4, 4, 1), jnp.bfloat16), jnp.ones((5, 5, 1, 1), jnp.bfloat16)
+    dy = jnp.ones((1, 4, 4, 1), jnp.bfloat16).at[0, 0, 0].set(256)  # in bfloat16, 256 + 1 is 256
+    pullback = jax.vjp(partial(convolution, FAST.convolve, x, padding=[(2, 2)] * 2), k)[1]
+    assert float(pullback(dy)[0][2, 2, 0, 0]) == 272  # 271
+
+
+@pytest.mark.parametrize(
+    ("platform", "side", "convolves"), [("cpu", 4, False), ("cpu", 5, True), ("tpu", 4, True)]
+)
+def test_only_a_cpu_takes_a_small_map_for_a_product(platform, side, convolves):
+    x = jax.ShapeDtypeStruct((2, side, side, 3), jnp.float32)
     k = jax.ShapeDtypeStruct((5, 5, 3, 4), jnp.float32)
     gradient = jax.grad(partial(convolved, convolve=fast_conv.convolve, padding=[(2, 2)] * 2), 1)
     text = jax.jit(gradient).trace(x, k).lower(lowering_platforms=(platform,)).as_text()
-    assert ("stablehlo.convolution" in text) == (platform == "tpu")
+    assert ("stablehlo.convolution" in text) == convolves
 
 
 @pytest.mark.parametrize("image_by_image", [True, False])
@@ -211,6 +220,35 @@ def test_batch_norm_its_gradients_and_its_statistics_are_flaxs(use_running_avera
         gradient = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
         results.append(gradient(variables["params"], x))
     assert_close(*results, 1e-5)
+
+
+def test_batch_norm_over_several_devices_is_that_of_the_whole_batch():
+    x = 3 + GENERATOR.normal(size=(2, 2, 3, 3, 4)).astype(np.float32)  # axis 0: the devices
+    scale, bias = np.full(4, 1.5, np.float32), np.full(4, 0.5, np.float32)
+
+    def normalize(x):
+        return fast.normalize(x, scale, bias, 1e-3, "device")
+
+    y, mean, var = jax.vmap(normalize, axis_name="device")(x)
+    np.testing.assert_allclose(mean[1], x.mean((0, 1, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(var[1], x.var((0, 1, 2, 3)), rtol=1e-4)
+    expected = (x - np.asarray(mean[0])) / np.sqrt(np.asarray(var[0]) + 1e-3) * 1.5 + 0.5
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_batch_norm_of_bfloat16_has_float32_statistics():
+    x = jnp.asarray(5 + GENERATOR.normal(size=(4, 6, 6, 3)), jnp.bfloat16)
+    _, mean, var = fast.normalize(x, jnp.ones(3), jnp.zeros(3), 1e-3, None)
+    exact = np.asarray(x, np.float64)
+    np.testing.assert_allclose(mean, exact.mean((0, 1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(var, exact.var((0, 1, 2)), rtol=1e-4)
+
+
+def test_the_variance_of_equal_values_is_not_negative():
+    x = jnp.broadcast_to(jnp.linspace(100, 9000, 64), (3, 7, 7, 64))
+    y, _, var = fast.normalize(x, jnp.ones(64), jnp.zeros(64), 1e-3, None)
+    assert var.min() >= 0
+    assert np.isfinite(y).all()
 
 
 def convolution(convolve, x, kernel, padding):

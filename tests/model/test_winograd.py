@@ -92,6 +92,7 @@ def test_only_a_cpu_does_it_this_way(platform, convolutions):
     [
         ((32, 14, 14, 96), jnp.float32, True),
         ((1, 56, 56, 64), jnp.float32, True),
+        ((1, 28, 50, 48), jnp.float32, True),  # both at their limits
         ((1, 14, 14, 96), jnp.float32, False),  # 49 tiles
         ((64, 16, 16, 32), jnp.float32, False),  # few channels
         ((32, 14, 14, 96), jnp.bfloat16, False),
