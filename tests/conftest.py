@@ -1,6 +1,7 @@
 """Eight virtual CPU devices, and one cache of compiled programs for all workers and sessions."""
 
 import os
+import shutil
 
 os.environ["XLA_FLAGS"] = " ".join(
     [
@@ -11,16 +12,18 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 
 import jax
-import pytest
 
-# 2 GiB: with a limit, JAX locks the cache, so that no worker reads what another still writes.
-CACHE_BYTES = 2 << 30
+CACHE_BYTES = 2 << 30  # a larger cache is deleted before the tests start
 
 
-@pytest.fixture(scope="session", autouse=True)
-def compilation_cache(pytestconfig):
-    folder = str(pytestconfig.cache.mkdir("xla"))
-    jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
+def pytest_configure(config):
+    folder = config.cache.mkdir("programs")
+    full = sum(file.stat().st_size for file in os.scandir(folder)) > CACHE_BYTES
+    if full and not hasattr(config, "workerinput"):
+        shutil.rmtree(folder, ignore_errors=True)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    # With a limit, JAX would lock the cache for every access and read all times of access for every
+    # write. Without one, a worker can read what another still writes: JAX warns, and compiles.
+    jax.config.update("jax_compilation_cache_max_size", -1)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)

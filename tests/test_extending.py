@@ -127,12 +127,14 @@ def test_opening_it_without_the_file_is_one_error(trained, tmp_path):
 
 def test_the_command_line_takes_a_part(place, monkeypatch, capsys):
     monkeypatch.chdir(place)
+    paths = list(sys.path)
     options = ["--variant", "batch_norm", "--format", "json", "--image-size", "64"]
     assert main(["summary", "--block", "two_threes.py:TwoThrees", *options]) == 0
     names = {row["name"] for row in json.loads(capsys.readouterr().out)["layers"]}
     assert {"inception_3a/b5a", "inception_3a/b5b"} <= names
     assert main(["summary", "--block", "two_threes.py:FourThrees"]) == 2
     assert "FourThrees" in capsys.readouterr().err
+    assert sys.path == paths
 
 
 def test_a_part_inside_a_function_works_here_and_is_not_stored():

@@ -155,59 +155,46 @@ class Choices(Architecture, Start):
             text = (f"{name}={','.join(map(str, w))}" for name, w in self.widths.items())
             object.__setattr__(self, "widths", tuple(text))
 
-    def build(self, **changes: Any) -> Architecture:
-        """Returns the architecture; `changes` replace fields of these choices."""
-        names = [field.name for field in dataclasses.fields(Choices)]
-        return architecture(**{name: getattr(self, name) for name in names} | changes)
+    def build(self) -> Architecture:
+        """Returns the architecture. Raises UserError naming an invalid field."""
+        arch = choose("variant", self.variant, VARIANTS)
+        for name in ("reduction_factor", "width_multiplier"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be above 0")
+        kept = {name: choose("blocks", name, arch.widths) for name in self.blocks or arch.widths}
+        widths = {}
+        for name, w in arch.widths.items():
+            if name in kept:
+                reduce3, reduce5 = scaled((w.reduce3, w.reduce5), self.reduction_factor)
+                narrowed = w._replace(reduce3=reduce3, reduce5=reduce5)
+                widths[name] = Widths(*scaled(narrowed, self.width_multiplier))
+        changes: dict[str, Any] = {
+            "stem_widths": scaled(arch.stem_widths, self.width_multiplier),
+            "aux_widths": scaled(arch.aux_widths, self.width_multiplier),
+        }
+        for field in dataclasses.fields(Architecture):
+            if getattr(self, field.name) is not None:
+                changes[field.name] = getattr(self, field.name)
+        if self.aux_after is not None:
+            changes["aux_after"] = tuple(self.aux_after)
+        changes["widths"] = widths | _parse_widths(self.widths or ())
+        arch = dataclasses.replace(arch, **changes)
+        arch.check()
+        return arch
 
 
 def architecture(
-    variant: str = "paper",
-    num_classes: int | None = None,
-    *,
-    reduction_factor: float = 1.0,
-    width_multiplier: float = 1.0,
-    blocks: Iterable[str] | None = None,
-    **changes: Any,
+    variant: str = "paper", num_classes: int | None = None, **changes: Any
 ) -> Architecture:
-    """Returns the named variant, changed by the other arguments.
+    """Returns the named variant, changed by the other arguments, which are fields of `Choices`.
 
-    The arguments are the fields of `Start` and `Architecture`; None keeps the variant's value.
-    `widths` changes the widths of the blocks that it names or adds new blocks. It is a mapping, or
-    text as in `Choices`. Raises UserError naming an invalid field, its value and its limit.
+    `widths` changes the widths of the blocks that it names or adds new blocks. Raises UserError
+    naming an invalid field, its value and its limit.
     """
-    arch = choose("variant", variant, VARIANTS)
-    factors = {"reduction_factor": reduction_factor, "width_multiplier": width_multiplier}
-    for name, factor in factors.items():
-        if not 0 < factor < math.inf:
-            raise UserError(f"{name} is {factor}; it must be above 0")
-    kept = {name: choose("blocks", name, arch.widths) for name in blocks or arch.widths}
-    widths = {}
-    for name, w in arch.widths.items():
-        if name in kept:
-            reduce3, reduce5 = scaled((w.reduce3, w.reduce5), reduction_factor)
-            narrowed = w._replace(reduce3=reduce3, reduce5=reduce5)
-            widths[name] = Widths(*scaled(narrowed, width_multiplier))
-    arch = dataclasses.replace(
-        arch,
-        widths=widths,
-        stem_widths=scaled(arch.stem_widths, width_multiplier),
-        aux_widths=scaled(arch.aux_widths, width_multiplier),
-    )
-    changes |= {"num_classes": num_classes}
-    changes = {name: value for name, value in changes.items() if value is not None}
-    if "widths" in changes:
-        changes["widths"] = widths | _parse_widths(changes["widths"])
-    if "aux_after" in changes:
-        changes["aux_after"] = tuple(changes["aux_after"])
-    arch = dataclasses.replace(arch, **changes)
-    arch.check()
-    return arch
+    return Choices(**{"variant": variant, "num_classes": num_classes, **changes}).build()
 
 
-def _parse_widths(texts: Iterable[str] | Mapping[str, Widths]) -> dict[str, Widths]:
-    if isinstance(texts, Mapping):
-        return dict(texts)
+def _parse_widths(texts: Iterable[str]) -> dict[str, Widths]:
     found = {}
     for text in texts:
         name, _, numbers = text.partition("=")

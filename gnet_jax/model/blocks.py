@@ -4,7 +4,6 @@ Shapes: B batch, H height, W width, C channels, K classes.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -67,8 +66,7 @@ class NaiveInceptionBlock(InceptionBlock):
 class AuxHead(nn.Module):
     """An auxiliary classifier on an intermediate feature map (paper, section 5).
 
-    It helps to train the layers before it. Its layers are an average pool (5x5, stride 3), a 1x1
-    convolution, a fully connected layer, dropout and a linear layer. Returns float32 logits (B, K).
+    It helps to train the layers before it. Returns float32 logits (B, K).
     """
 
     arch: Architecture
@@ -79,9 +77,8 @@ class AuxHead(nn.Module):
     @nn.compact
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
         arch, (channels, units) = self.arch, self.arch.aux_widths
-        pools = {"caffe": partial(average_pool, window=5, stride=3)}
-        pools["adaptive"] = partial(adaptive_average_pool, out=4)
-        x = choose("aux_pool", arch.aux_pool, pools)(x_BHWC)
+        adaptive = choose("aux_pool", arch.aux_pool, {"caffe": False, "adaptive": True})
+        x = adaptive_average_pool(x_BHWC, 4) if adaptive else average_pool(x_BHWC, 5, 3)
         x = self.conv(channels, 1, name="conv")(x)
         x_BC = x.reshape(x.shape[0], -1)
         x_BC = nn.relu(dense(units, self.dtype, bias=0.2, name="fc")(x_BC))

@@ -18,7 +18,7 @@ from gnet_jax.model import custom
 from gnet_jax.model.architecture import Architecture, architecture, grid_sizes, pools, smallest_size
 from gnet_jax.model.blocks import AuxHead, InceptionBlock, NaiveInceptionBlock
 from gnet_jax.model.layers import ConvBlock, dense
-from gnet_jax.ops.fast import FAST, OPS, BatchNorm, constant
+from gnet_jax.ops.fast import FAST, OPS, BatchNorm
 from gnet_jax.ops.reference import REFERENCE, Ops
 
 
@@ -48,56 +48,52 @@ class GoogLeNet(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array, train: bool = False) -> Outputs:
-        arch = self.arch
+        arch, ops = self.arch, self.ops
         heads = arch.aux_after if train or self.is_initializing() else ()
         self._check_size(x_BHWC.shape, heads)
-        conv, aux = _conv(self, train), []
+        conv = _conv(self, train)
+        lrn = ops.local_response_norm if arch.norm == "lrn" else lambda x: x
         block: Any = NaiveInceptionBlock if arch.naive else InceptionBlock
         if arch.block is not None:
             block = custom.load(arch.block)
 
-        x = self._stem(x_BHWC.astype(self.dtype), conv)
+        x = x_BHWC.astype(self.dtype)
+        conv1, reduce2, conv2 = arch.stem_widths
+        if choose("stem", arch.stem, {"imagenet": True, "small": False}):
+            x = conv(conv1, 7, 2, padding=arch.stem_padding, relu=False, name="conv1")(x)
+            x = self._record("pool1/3x3_s2", ops.relu_max_pool(x, 3, 2))
+        else:
+            x = conv(conv1, 3, name="conv1")(x)
+        x = self._record("pool1/norm1", lrn(x))
+        x = conv(reduce2, 1, name="conv2_reduce")(x)
+        x = conv(conv2, 3, name="conv2")(x)
+        x = self._record("conv2/norm2", lrn(x))
+        x = self._record("pool2/3x3_s2", ops.max_pool(x, 3, 2))
+
+        aux = []
         for name, window in pools(arch).items():
             x = block(
                 widths=arch.widths[name],
                 conv=conv,
                 branch5_kernel=arch.branch5_kernel,
-                ops=self.ops,
+                ops=ops,
                 name=f"inception_{name}",
             )(x)
             self._record(f"inception_{name}/output", x)
             if name in heads:
                 aux.append(AuxHead(arch, conv, train, self.dtype, name=f"aux_{name}")(x))
             if window is not None:
-                x = self.ops.max_pool(x, window, 2)
+                x = ops.max_pool(x, window, 2)
                 self._record(f"pool{name[0]}/{window}x{window}_s2", x)
 
-        heads_by_name = {"average_pool": self._average_pool, "fc": self._fully_connected}
-        x_BC = choose("head", arch.head, heads_by_name)(x)
+        if choose("head", arch.head, {"average_pool": True, "fc": False}):
+            x_BC = self._record("pool5/7x7_s1", jnp.mean(x, axis=(1, 2), dtype=jnp.float32))
+        else:
+            x_BC = nn.relu(dense(x.shape[-1], self.dtype, name="fc")(x.reshape(x.shape[0], -1)))
         x_BC = nn.Dropout(arch.dropout, deterministic=not train)(x_BC)
         logits = dense(arch.num_classes, jnp.float32, name="classifier")(x_BC)
         self._record("loss3/classifier", logits)
         return Outputs(logits, tuple(aux) if train else ())
-
-    def _average_pool(self, x: jax.Array) -> jax.Array:
-        return self._record("pool5/7x7_s1", jnp.mean(x, axis=(1, 2), dtype=jnp.float32))
-
-    def _fully_connected(self, x: jax.Array) -> jax.Array:
-        return nn.relu(dense(x.shape[-1], self.dtype, name="fc")(x.reshape(x.shape[0], -1)))
-
-    def _stem(self, x: jax.Array, conv: partial[ConvBlock]) -> jax.Array:
-        """Returns the input of block 3a. The first LRN is after pool1, the second before pool2."""
-        conv1, reduce2, conv2 = self.arch.stem_widths
-        lrn = self.ops.local_response_norm if self.arch.norm == "lrn" else lambda x: x
-        if choose("stem", self.arch.stem, {"imagenet": True, "small": False}):
-            x = conv(conv1, 7, 2, padding=self.arch.stem_padding, relu=False, name="conv1")(x)
-            x = self._record("pool1/3x3_s2", self.ops.relu_max_pool(x, 3, 2))
-        else:
-            x = conv(conv1, 3, name="conv1")(x)
-        x = self._record("pool1/norm1", lrn(x))
-        x = conv(conv2, 3, name="conv2")(conv(reduce2, 1, name="conv2_reduce")(x))
-        x = self._record("conv2/norm2", lrn(x))
-        return self._record("pool2/3x3_s2", self.ops.max_pool(x, 3, 2))
 
     def _check_size(self, shape: tuple[int, ...], heads: tuple[str, ...]) -> None:
         if len(shape) != 4 or shape[-1] != 3:
@@ -130,8 +126,6 @@ def _conv(model: GoogLeNet, train: bool) -> partial[ConvBlock]:
             momentum=model.momentum,
             epsilon=1e-3,
             dtype=model.dtype,
-            scale_init=constant(1.0),
-            bias_init=constant(0.0),
             axis_name=model.axis_name,
         )
     else:

@@ -62,18 +62,12 @@ class Conv(nn.Conv):
     def __call__(self, x_BHWC: jax.Array, product_BHWC: jax.Array | None = None) -> jax.Array:
         """Returns the convolution of `x`. `product` is the result without bias, if known."""
         sizes: Any = self.kernel_size
-        shape = (*sizes, x_BHWC.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
-        bias_C = None
-        if self.use_bias:
-            bias_C = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
+        kernel = self.param("kernel", self.kernel_init, (*sizes, x_BHWC.shape[-1], self.features))
+        bias_C = self.param("bias", self.bias_init, (self.features,)) if self.use_bias else None
         cast: list[Any] = self.promote_dtype(x_BHWC, kernel, bias_C, dtype=self.dtype)
         x_BHWC, kernel, bias_C = cast
         if product_BHWC is None:
-            dims = ("NHWC", "HWIO", "NHWC")
-            product_BHWC = self.ops.convolve(
-                x_BHWC, kernel, self.strides, self.padding, dimension_numbers=dims
-            )
+            product_BHWC = self.ops.convolve(x_BHWC, kernel, self.strides, self.padding)
         return product_BHWC if bias_C is None else self.ops.add_bias(product_BHWC, bias_C)
 
 
@@ -128,16 +122,15 @@ def apply_each(layers: Sequence[Any], x_BHWC: jax.Array) -> list[jax.Array]:
 
 
 Role = Literal["kernel", "bias", "norm"]
-_LAYER: Mapping[str, Role] = {"kernel": "kernel", "bias": "bias"}
-_NORM: Mapping[str, Role] = {"scale": "norm", "bias": "norm"}
 
 
 def roles(names: Iterable[str], where: str) -> Mapping[str, Role]:
     """Returns the roles of all parameters of the module `where`; raises UserError if unknown."""
     own = set(names)
-    for known, required in ((_LAYER, "kernel"), (_NORM, "scale")):
-        if required in own and own <= known.keys():
-            return known
+    if own in ({"kernel"}, {"kernel", "bias"}):
+        return {"kernel": "kernel", "bias": "bias"}
+    if own in ({"scale"}, {"scale", "bias"}):
+        return {"scale": "norm", "bias": "norm"}
     odd = sorted(own - {"kernel", "bias", "scale"}) or sorted(own - {"kernel"})
     name = "/".join(filter(None, (where, odd[0])))
     known = "a layer has a kernel and a bias; a norm has a scale and a bias"

@@ -14,11 +14,6 @@ class Widths(NamedTuple):
     b5: int  # the 5x5 branch
     pool_proj: int  # the 1x1 projection after the 3x3 max pool
 
-    @property
-    def out(self) -> int:
-        """Channels of the concatenated output."""
-        return self.b1 + self.b3 + self.b5 + self.pool_proj
-
 
 TABLE_1: Mapping[str, Widths] = {
     "3a": Widths(b1=64, reduce3=96, b3=128, reduce5=16, b5=32, pool_proj=32),

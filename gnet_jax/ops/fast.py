@@ -20,7 +20,7 @@ from jax import lax
 
 from gnet_jax.ops import reference
 from gnet_jax.ops.fast_conv import convolve, convolve_1x1s
-from gnet_jax.ops.reference import REFERENCE, Ops
+from gnet_jax.ops.reference import LRN_ALPHA, LRN_BETA, LRN_SIZE, REFERENCE, Ops
 from gnet_jax.ops.sizes import pool_padding, pooled_size
 
 ROWS, COLUMNS = 1, 2  # axes
@@ -110,75 +110,68 @@ def _to_first(x, y, dy, axis: int, window: int, stride: int, pad: int) -> jax.Ar
     return lax.slice_in_dim(dx, pad, pad + size, axis=axis)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def local_response_norm(
-    x_BHWC: jax.Array, size: int = 5, alpha: float = 1e-4, beta: float = 0.75
-) -> jax.Array:
+@jax.custom_vjp
+def local_response_norm(x_BHWC: jax.Array) -> jax.Array:
     """Returns what `reference.local_response_norm` does; only `x` is stored for the gradient."""
-    return _lrn_forward(x_BHWC, size, alpha, beta)[0]
+    return _lrn_forward(x_BHWC)[0]
 
 
-def _lrn_forward(x_BHWC, size, alpha, beta):
-    factor, _ = _lrn_factors(x_BHWC, size, alpha, beta)
+def _lrn_forward(x_BHWC):
+    factor, _ = _lrn_factors(x_BHWC)
     return (x_BHWC.astype(jnp.float32) * factor).astype(x_BHWC.dtype), x_BHWC
 
 
-def _lrn_backward(size, alpha, beta, x_BHWC, dy):
+def _lrn_backward(x_BHWC, dy):
     # Without the barrier, XLA would store the float32 scale of the forward pass. On a TPU, storing
     # it takes longer than computing it again.
     x_BHWC = lax.optimization_barrier(x_BHWC)
-    factor, slope = _lrn_factors(x_BHWC, size, alpha, beta)
+    factor, slope = _lrn_factors(x_BHWC)
     x, dy = x_BHWC.astype(jnp.float32), dy.astype(jnp.float32)
     through_scale = (dy * x * slope).astype(x_BHWC.dtype)
-    near = lax.platform_dependent(
-        through_scale, tpu=partial(_banded_sum, size=size), default=partial(_shifted_sum, size=size)
-    )
-    dx = dy * factor - 2 * beta * alpha / size * x * near
+    near = lax.platform_dependent(through_scale, tpu=_banded_sum, default=_shifted_sum)
+    dx = dy * factor - 2 * LRN_BETA * LRN_ALPHA / LRN_SIZE * x * near
     return (dx.astype(x_BHWC.dtype),)
 
 
 local_response_norm.defvjp(_lrn_forward, _lrn_backward)
 
 
-def _lrn_factors(x_BHWC, size: int, alpha: float, beta: float) -> tuple[jax.Array, jax.Array]:
-    """Returns s**-beta and s**(-beta - 1), where s is 1 + alpha / size * (sum of squares)."""
-    squares = [jnp.square(view.astype(jnp.float32)) for view in _neighbours(x_BHWC, size)]
-    scale = 1 + alpha / size * sum(squares[1:], squares[0])
-    if beta != 0.75:
-        factor = scale**-beta
-        return factor, factor / scale
-    # With beta 0.75, no powers are needed: s**-0.75 = rsqrt(sqrt(s))**3. On CPUs, XLA computes one
-    # root and its products in one pass; it writes the results of two roots or a division to memory.
+def _lrn_factors(x_BHWC) -> tuple[jax.Array, jax.Array]:
+    """Returns s**-0.75 and s**-1.75, where s is 1 + alpha / 5 * (sum of squares)."""
+    squares = [jnp.square(view.astype(jnp.float32)) for view in _neighbours(x_BHWC)]
+    scale = 1 + LRN_ALPHA / LRN_SIZE * sum(squares[1:], squares[0])
+    # No powers are needed: s**-0.75 = rsqrt(sqrt(s))**3. On CPUs, XLA computes one root and its
+    # products in one pass; it writes the results of two roots or a division to memory.
     root = lax.rsqrt(lax.sqrt(scale))
     factor = root * root * root
     return factor, factor * (root * root) * (root * root)
 
 
-def _shifted_sum(x_BHWC: jax.Array, size: int) -> jax.Array:
-    """Returns for each channel the float32 sum over the `size` channels around it."""
-    first, *others = (view.astype(jnp.float32) for view in _neighbours(x_BHWC, size))
+def _shifted_sum(x_BHWC: jax.Array) -> jax.Array:
+    """Returns for each channel the float32 sum over the 5 channels around it."""
+    first, *others = (view.astype(jnp.float32) for view in _neighbours(x_BHWC))
     return sum(others, first)
 
 
-def _banded_sum(x_BHWC: jax.Array, size: int) -> jax.Array:
+def _banded_sum(x_BHWC: jax.Array) -> jax.Array:
     """Returns `_shifted_sum` by a product with a banded matrix, because TPUs shift slowly."""
     # Without the barrier, XLA would compute `x` inside the product and read its inputs twice.
     x_BHWC = lax.optimization_barrier(x_BHWC)
     distance = np.subtract.outer(*2 * [np.arange(x_BHWC.shape[-1])])
     return lax.dot_general(
         x_BHWC,
-        jnp.asarray(abs(distance) <= size // 2, x_BHWC.dtype),
+        jnp.asarray(abs(distance) <= LRN_SIZE // 2, x_BHWC.dtype),
         (((3,), (0,)), ((), ())),
         precision=lax.Precision.HIGHEST,  # do not round float32 inputs
         preferred_element_type=jnp.float32,
     )
 
 
-def _neighbours(x_BHWC: jax.Array, size: int) -> list[jax.Array]:
-    """Returns `size` copies of `x`, each shifted along the channels, with zero padding."""
+def _neighbours(x_BHWC: jax.Array) -> list[jax.Array]:
+    """Returns 5 copies of `x`, each shifted along the channels, with zero padding."""
     channels = x_BHWC.shape[-1]
-    x = jnp.pad(x_BHWC, [(0, 0)] * 3 + [(size // 2, size // 2)])
-    return [x[..., k : k + channels] for k in range(size)]
+    x = jnp.pad(x_BHWC, [(0, 0)] * 3 + [(LRN_SIZE // 2, LRN_SIZE // 2)])
+    return [x[..., k : k + channels] for k in range(LRN_SIZE)]
 
 
 @jax.custom_vjp
@@ -255,26 +248,28 @@ def constant(value: float) -> Callable[..., jax.Array]:
     return fill
 
 
-class BatchNorm(nn.BatchNorm):
-    """`nn.BatchNorm` over the last axis, with scale and bias. It ignores `mask`.
+class BatchNorm(nn.Module):
+    """Computes what `nn.BatchNorm` does; the running statistics have no gradient.
 
-    The running statistics have no gradient. During initialisation, the module only creates its
-    variables and returns its input.
+    During initialisation, the module only creates its variables and returns its input.
     """
 
+    use_running_average: bool
+    momentum: float
+    epsilon: float
+    dtype: Any  # of the output
+    axis_name: str | None = None
+
     @nn.compact
-    def __call__(self, x_BHWC, use_running_average=None, *, mask=None) -> jax.Array:
-        use_running = nn.merge_param(
-            "use_running_average", self.use_running_average, use_running_average
-        )
+    def __call__(self, x_BHWC: jax.Array) -> jax.Array:
         shape = x_BHWC.shape[-1:]
         mean = self.variable("batch_stats", "mean", constant(0.0), None, shape)
         var = self.variable("batch_stats", "var", constant(1.0), None, shape)
-        scale_C = self.param("scale", self.scale_init, shape, jnp.float32)
-        bias_C = self.param("bias", self.bias_init, shape, jnp.float32)
+        scale_C = self.param("scale", constant(1.0), shape)
+        bias_C = self.param("bias", constant(0.0), shape)
         if self.is_initializing():
-            return x_BHWC.astype(self.dtype or x_BHWC.dtype)
-        if use_running:
+            return x_BHWC.astype(self.dtype)
+        if self.use_running_average:
             factor_C = scale_C * lax.rsqrt(var.value + self.epsilon)
             y_BHWC = (_widen(x_BHWC) - mean.value) * factor_C + bias_C
         else:
@@ -285,7 +280,7 @@ class BatchNorm(nn.BatchNorm):
                 if self.momentum:  # with momentum 0, skip three operations, 120 times in a network
                     new = self.momentum * running.value + (1 - self.momentum) * new
                 running.value = new
-        return y_BHWC.astype(self.dtype or x_BHWC.dtype)
+        return y_BHWC.astype(self.dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))

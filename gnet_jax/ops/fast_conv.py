@@ -13,12 +13,13 @@ Shapes: B batch, H height, W width, C input channels, K output channels, T tiles
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+
+from gnet_jax.ops import reference
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
@@ -32,24 +33,22 @@ MIN_TILES = 350  # with fewer tiles, transforming the kernel costs more than it 
 MIN_CHANNELS = 48  # with fewer channels, the sums cost more time than fewer products save
 
 
-def convolve(x_BHWC: jax.Array, kernel: jax.Array, strides, padding, **options: Any) -> jax.Array:
-    """Returns what `lax.conv_general_dilated` does, computed in the fastest way for the shapes.
+def convolve(x_BHWC: jax.Array, kernel: jax.Array, strides, padding) -> jax.Array:
+    """Returns what `reference.convolve` does, computed in the fastest way for the shapes.
 
     1x1 convolutions are computed as matrix products. On CPUs, large 3x3 convolutions use Winograd's
     minimal filtering. Also on CPUs, if the kernel is larger than the feature map, one matrix maps
     all inputs to all outputs; XLA's convolution is ten times slower there.
     """
-    steps = [*strides, *(options.get("lhs_dilation") or ()), *(options.get("rhs_dilation") or ())]
-    grouped = kernel.shape[2] != x_BHWC.shape[3]
     size = kernel.shape[:2]
-    if not (isinstance(padding, str) or grouped or any(n != 1 for n in steps)):
+    if tuple(strides) == (1, 1) and not isinstance(padding, str):
         if size == (1, 1) and all(p == (0, 0) for p in padding):
             return lax.dot_general(x_BHWC, kernel[0, 0], (((3,), (0,)), ((), ())))
         if any(k > n for k, n in zip(size, x_BHWC.shape[1:3], strict=True)):
             return _convolve(x_BHWC, kernel, tuple(padding), _multiply_maps, _map_gradients)
         if size == (3, 3) and winograd_is_faster(x_BHWC, padding):
             return _convolve(x_BHWC, kernel, tuple(padding), winograd_convolve, _winograd_gradients)
-    return lax.conv_general_dilated(x_BHWC, kernel, strides, padding, **options)
+    return reference.convolve(x_BHWC, kernel, strides, padding)
 
 
 def convolve_1x1s(x_BHWC: jax.Array, kernels: Sequence[jax.Array]) -> list[jax.Array]:
@@ -60,9 +59,7 @@ def convolve_1x1s(x_BHWC: jax.Array, kernels: Sequence[jax.Array]) -> list[jax.A
     return jnp.split(wide, ends[:-1], axis=-1)
 
 
-def _convolve_plainly(x_BHWC, kernel, padding) -> jax.Array:
-    dims = ("NHWC", "HWIO", "NHWC")
-    return lax.conv_general_dilated(x_BHWC, kernel, (1, 1), padding, dimension_numbers=dims)
+_convolve_plainly = partial(reference.convolve, window_strides=(1, 1))
 
 
 def _gradients(x_BHWC, kernel, dy, padding, convolve=_convolve_plainly):
@@ -170,9 +167,11 @@ def _winograd_gradients(x_BHWC, kernel, dy, padding) -> tuple[jax.Array, jax.Arr
 def winograd_kernel_gradient(x_BHWC: jax.Array, dy_BHWK: jax.Array, padding: Padding) -> jax.Array:
     """Returns the gradient (3, 3, C, K) of `winograd_convolve` with respect to its kernel."""
     tiles = _tiles(x_BHWC.shape[1:3], padding)
+    edges = [(0, 2 * n - size) for n, size in zip(tiles, dy_BHWK.shape[1:3], strict=True)]
 
     def sum_chunk(x: jax.Array, dy: jax.Array) -> jax.Array:
-        rows = zip(_tile_inputs(x, padding, tiles), _tile_outputs(dy, tiles), strict=True)
+        inputs = _tile_inputs(x, padding, tiles)
+        rows = zip(inputs, _combine_tiles(OUTPUT.T, dy, edges, tiles), strict=True)
         return jnp.stack([jnp.stack([a.T @ b for a, b in zip(*row, strict=True)]) for row in rows])
 
     chunks = _chunks(x_BHWC.shape[0], tiles)
@@ -213,12 +212,6 @@ def _tile_inputs(x_BHWC, padding: Padding, tiles: Sequence[int]) -> list[list[ja
         for n, size, (low, _) in zip(tiles, x_BHWC.shape[1:3], padding, strict=True)
     ]
     return _combine_tiles(INPUT, x_BHWC, edges, tiles)
-
-
-def _tile_outputs(dy_BHWK: jax.Array, tiles: Sequence[int]) -> list[list[jax.Array]]:
-    """Returns the transformed output gradients: one (T, K) array for each of 4x4 elements."""
-    edges = [(0, 2 * n - size) for n, size in zip(tiles, dy_BHWK.shape[1:3], strict=True)]
-    return _combine_tiles(OUTPUT.T, dy_BHWK, edges, tiles)
 
 
 def _combine_tiles(matrix: np.ndarray, x, edges, tiles: Sequence[int]) -> list[list[jax.Array]]:

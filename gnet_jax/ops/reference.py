@@ -24,7 +24,7 @@ class Ops:
     max_pool: Callable[..., Any]  # Any, because custom_vjp has no static result type
     relu_max_pool: Callable[..., jax.Array]  # max pool of the ReLU
     local_response_norm: Callable[..., Any]
-    convolve: Callable[..., jax.Array]  # has the arguments of lax.conv_general_dilated
+    convolve: Callable[..., jax.Array]  # of x, kernel (H, W, C, features), strides and padding
     convolve_1x1s: Callable[..., list[jax.Array]]  # applies several kernels to one input
     add_bias: Callable[[jax.Array, jax.Array], jax.Array]
     relu: Callable[[jax.Array], jax.Array]
@@ -62,33 +62,36 @@ def adaptive_average_pool(x_BHWC: jax.Array, out: int) -> jax.Array:
     return jnp.einsum("ih,jw,bhwc->bijc", rows, columns, x_BHWC).astype(x_BHWC.dtype)
 
 
+convolve = partial(lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
 def convolve_1x1s(x_BHWC: jax.Array, kernels: Sequence[jax.Array]) -> list[jax.Array]:
     """Returns the 1x1 convolutions of one input with several kernels (1, 1, C, features)."""
-    convolve = partial(lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC"))
     return [convolve(x_BHWC, kernel, (1, 1), "VALID") for kernel in kernels]
 
 
-def local_response_norm(
-    x_BHWC: jax.Array, size: int = 5, alpha: float = 1e-4, beta: float = 0.75
-) -> jax.Array:
-    """Returns `x * (1 + alpha / size * s) ** -beta`, with the dtype of `x`.
+# Local response normalisation, as in Caffe's GoogLeNet: channels, alpha and beta.
+LRN_SIZE, LRN_ALPHA, LRN_BETA = 5, 1e-4, 0.75
 
-    `s` is the sum of the squares of `size` neighbouring channels, in float32, with zero padding.
-    Alpha is divided by the size, as in Caffe (lrn_layer.cpp).
+
+def local_response_norm(x_BHWC: jax.Array) -> jax.Array:
+    """Returns `x * (1 + alpha / 5 * s) ** -beta`, with the dtype of `x`.
+
+    `s` is the sum of the squares of 5 neighbouring channels, in float32, with zero padding. Alpha
+    is divided by the number of channels, as in Caffe (lrn_layer.cpp).
     """
-    x = x_BHWC.astype(jnp.float32)
-    half = size // 2
+    x, half = x_BHWC.astype(jnp.float32), LRN_SIZE // 2
     sums = lax.reduce_window(
-        x * x, 0.0, lax.add, (1, 1, 1, size), (1, 1, 1, 1), [(0, 0)] * 3 + [(half, half)]
+        x * x, 0.0, lax.add, (1, 1, 1, LRN_SIZE), (1, 1, 1, 1), [(0, 0)] * 3 + [(half, half)]
     )
-    return (x * (1.0 + alpha / size * sums) ** -beta).astype(x_BHWC.dtype)
+    return (x * (1.0 + LRN_ALPHA / LRN_SIZE * sums) ** -LRN_BETA).astype(x_BHWC.dtype)
 
 
 REFERENCE = Ops(
     max_pool,
     relu_max_pool,
     local_response_norm,
-    lax.conv_general_dilated,
+    convolve,
     convolve_1x1s,
     jnp.add,
     nn.relu,

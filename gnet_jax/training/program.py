@@ -240,7 +240,7 @@ def model_of(config: Config, classes: int, pretrained: TrainedModel | None = Non
     if wanted < classes:
         raise ConfigError(f"model.num_classes is {wanted}, but the data has {classes} classes")
     try:
-        arch = m.build(num_classes=wanted)
+        arch = dataclasses.replace(m, num_classes=wanted).build()
     except ValueError as error:
         raise ConfigError(f"model.{error}") from error
     if pretrained is not None:

@@ -37,10 +37,11 @@ def test_grids_are_caffes(size, expected):
     """Worked out by hand from floor for the convolution and ceil for the pools."""
     sizes = grid_sizes(VARIANTS["paper"], size)
     assert [sizes["stem"], sizes["3"], sizes["4"], sizes["5"]] == expected[1:]
+    assert grid_sizes(VARIANTS["torchvision"], size)["aux_4d"] == 4
 
 
 def test_the_blocks_concatenate_to_the_papers_widths():
-    outputs = [w.out for w in TABLE_1.values()]
+    outputs = [w.b1 + w.b3 + w.b5 + w.pool_proj for w in TABLE_1.values()]
     assert outputs == [256, 480, 512, 512, 512, 528, 832, 832, 1024]
 
 
@@ -54,6 +55,8 @@ def test_knobs_change_what_they_name_and_nothing_else():
     half = architecture(width_multiplier=0.5)
     assert half.widths["3a"] == (32, 48, 64, 8, 16, 16)
     assert half.stem_widths == (32, 32, 96)
+    assert architecture(width_multiplier=0.03).widths["3a"] == (2, 3, 4, 1, 1, 1)
+    assert architecture(aux_after=["4b"]).aux_after == ("4b",)
     narrow = architecture(reduction_factor=0.25)
     assert narrow.widths["4b"] == TABLE_1["4b"]._replace(reduce3=28, reduce5=6)
 

@@ -120,3 +120,11 @@ def test_initial_weights_have_the_stated_spread_and_are_the_same_traced_or_not()
             assert abs(weights).max() <= bound
         np.testing.assert_array_equal(weights, jax.jit(lambda k, d=draw: d(k, shape))(key))
         assert (np.asarray(draw(jax.random.PRNGKey(4), shape)) != weights).mean() > 0.99
+
+
+def test_a_key_gives_the_same_weights_in_every_version():
+    """NumPy's Philox generator with the key's 64 bits, the first word first."""
+    generator = np.random.Generator(np.random.Philox(key=5 * 2**32 + 7))
+    key = jnp.asarray([7, 5], jnp.uint32)
+    expected = np.float32(generator.uniform(-1, 1, (3, 2)))
+    np.testing.assert_array_equal(caffe_xavier(key, (3, 2)), expected)

@@ -13,12 +13,14 @@ X = jnp.zeros(2)
 def test_names_of_modules_play_no_part():
     norm = {"scale": X, "bias": X}
     tree = {"a": {"kernel": X, "bias": X}, "conv": {"group": norm}, "norm": {"kernel": X}}
+    tree["rms"] = {"scale": X}
     assert roles_by_path(tree) == {
         ("a", "kernel"): "kernel",
         ("a", "bias"): "bias",
         ("conv", "group", "scale"): "norm",
         ("conv", "group", "bias"): "norm",
         ("norm", "kernel"): "kernel",
+        ("rms", "scale"): "norm",
     }
 
 

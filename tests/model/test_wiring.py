@@ -11,8 +11,8 @@ import pytest
 
 from gnet_jax.model.architecture import architecture
 from gnet_jax.model.blocks import InceptionBlock, NaiveInceptionBlock
-from gnet_jax.model.googlenet import GoogLeNet, googlenet
-from gnet_jax.model.layers import ConvBlock, caffe_xavier, he_normal
+from gnet_jax.model.googlenet import GoogLeNet, every_head, googlenet, init
+from gnet_jax.model.layers import ConvBlock, apply_each, caffe_xavier, he_normal
 from gnet_jax.model.widths import Widths
 from gnet_jax.ops.reference import REFERENCE, average_pool, max_pool
 
@@ -58,10 +58,11 @@ def test_a_head_reads_the_block_that_it_is_named_after():
 
 @pytest.mark.parametrize("train", [False, True])
 def test_batch_norm_keeps_nine_tenths_and_follows_the_mode(train):
-    norms = [m for m in called(googlenet("batch_norm"), train=train) if m.name == "norm"]
+    model = googlenet("batch_norm").clone(axis_name="batch")
+    norms = [m for m in called(model, train=train) if m.name == "norm"]
     assert len(norms) == 57 + 2
     for norm in norms:
-        assert (norm.momentum, norm.epsilon) == (0.9, 1e-3)
+        assert (norm.momentum, norm.epsilon, norm.axis_name) == (0.9, 1e-3, "batch")
         assert norm.use_running_average is not train
 
 
@@ -141,6 +142,36 @@ def test_convolutions_begin_as_their_norm_wants(norm, variance):
     kernel = variables["params"]["conv"]["kernel"]
     assert np.var(kernel) == pytest.approx(variance, rel=0.05)
     assert ("bias" in variables["params"]["conv"]) == (norm is None)
+
+
+def test_hidden_layers_end_with_a_relu():
+    """With a hidden layer that is -1 before the ReLU, the logits are the classifier's biases."""
+    arch = architecture(
+        "paper", 4, blocks=("3a",), aux_after=("3a",), stem="small", head="fc", width_multiplier=0.1
+    )
+    model = GoogLeNet(arch)
+    variables = init(model, jax.random.key(0), 8)
+    for head in (variables["params"], variables["params"]["aux_3a"]):
+        head["fc"] = {name: 0 * x - (name == "bias") for name, x in head["fc"].items()}
+        head["classifier"]["bias"] = jnp.arange(4.0)
+    outputs = every_head(model, variables, np.ones((1, 8, 8, 3), np.float32))
+    for logits in (outputs.logits, *outputs.aux_logits):
+        assert logits.tolist() == [[0, 1, 2, 3]]
+    assert len(outputs.aux_logits) == 1
+
+
+def test_layers_of_one_input_need_not_be_1x1():
+    class Several(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            layers = [ConvBlock(2, kernel, name=f"conv{kernel}") for kernel in (3, 1)]
+            return apply_each(layers, x)
+
+    x = jnp.ones((1, 3, 3, 1))
+    variables = jax.tree.map(jnp.ones_like, Several().init(jax.random.key(0), x))
+    three, one = Several().apply(variables, x)
+    assert three[0, :2, :2, 0].tolist() == [[5, 7], [7, 10]]  # pixels in the window, and the bias
+    assert one[0, 1, 1, 0] == 2
 
 
 def test_the_last_window_of_a_pool_may_hang_over_the_border():
