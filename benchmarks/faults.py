@@ -1,8 +1,8 @@
 """Inject thousands of faults: `python benchmarks/faults.py corrupt` or `... kill`.
 
-corrupt: each case truncates, zeroes, deletes or flips one bit of one file of the newest checkpoint,
-then restores. A third of the cases also damage one file of the older checkpoint, and another third
-damage all files of the older one. A restore must never return wrong data.
+corrupt: each case damages one file of the newest checkpoint (truncates, zeroes or deletes it, or
+flips one bit), then restores. A third of the cases also damage one file of the older checkpoint,
+another third all of its files. A restore must never return wrong data.
 kill: a run is repeatedly killed with SIGKILL at random times and started again. Its final state
 must be bit-identical to that of an uninterrupted run.
 """

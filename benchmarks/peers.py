@@ -6,11 +6,11 @@ Requires `pip install -e '.[export]'` here and torch, torchvision and onnxruntim
 environment (see benchmarks/README.md). Compares, in float32 (or `--dtype`),
 
     train_bN     a training step of the paper's network with both auxiliary heads, using SGD with
-                 momentum and weight decay; with that of torchvision's network in channels_last
+                 momentum and weight decay, against torchvision's network in channels_last
                  (slightly smaller: 3x3 instead of 5x5, batch norm instead of LRN)
-    forward_bN   the logits of N images; with those of torchvision's network in channels_last
-    onnx_bN      the same logits; with those that onnxruntime computes from the file that
-                 `gnet export` writes for the same weights
+    forward_bN   the logits of N images, against torchvision's network in channels_last
+    onnx_bN      the same logits, against onnxruntime running the file that `gnet export` writes
+                 for the same weights
 
 The JSON contains medians of wall and CPU seconds per call, versions, threads, and our images per
 second divided by the peer's, computed from wall time (`ratios`) and from CPU time (`cpu_ratios`).
