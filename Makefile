@@ -1,8 +1,8 @@
 # A fresh machine requires only Python 3.11 or newer, and make.
 #   make train            train on the digits, from installation to final accuracy
 #   make test             run the fast tests
-# ARGS is passed on: make train ARGS="--epochs 3", make test ARGS="-k model".
-# Tests run in two processes; set WORKERS=8 with more cores and 2 GB of memory for each.
+# ARGS is passed to the program: make train ARGS="--epochs 3", make test ARGS="-k model".
+# Tests run in two processes; WORKERS=8 uses eight. Each needs a core and 2 GB of memory.
 # CONSTRAINTS=constraints.txt installs the versions that CI runs.
 
 PYTHON ?= python3
@@ -10,7 +10,7 @@ CONSTRAINTS ?=
 WORKERS ?= 2
 BIN := .venv/bin
 PYTEST = python -m pytest --numprocesses $(WORKERS) --dist loadfile
-# Create a virtual environment in the folder $(1). Debian's python3 cannot do so without python3-venv,
+# Create a virtual environment in the folder $(1). Without python3-venv, Debian's python3 cannot,
 # but uv can.
 VENV = $(PYTHON) -m venv $(1) || { rm -rf $(1); uv venv --seed --python $(PYTHON) $(1); } || \
 	{ echo "$(PYTHON) cannot create a virtual environment: install python3-venv or uv"; exit 1; }
@@ -27,7 +27,7 @@ test: .venv/installed-dev
 slow: .venv/installed-dev
 	$(BIN)/$(PYTEST) -m "slow and not long and not walkthrough" $(ARGS)
 
-# The slow tests that take minutes each: run them before a release, and after changing what they test.
+# Slow tests that take minutes each: run them before a release and after changing what they test.
 long: .venv/installed-dev
 	$(BIN)/$(PYTEST) -m long $(ARGS)
 
@@ -35,9 +35,9 @@ long: .venv/installed-dev
 walkthrough: .venv/installed-dev
 	$(BIN)/$(PYTEST) -m walkthrough $(ARGS)
 
-# Install Caffe's reader in OpenCV, torchvision and TensorFlow (several GB), and run the tests that
-# compare with them and are skipped without. TensorFlow runs in its own process, because it conflicts
-# with some libraries.
+# Install torchvision, TensorFlow and OpenCV, which reads Caffe's files (several GB), and run the tests
+# that compare our results with theirs. TensorFlow runs in its own process, because it conflicts with
+# some libraries.
 ORACLES := $(addprefix convert/test_,caffe.py convert.py export.py torch_file.py torchvision.py) lab/test_report.py
 
 oracles: .venv/installed-dev
@@ -46,7 +46,7 @@ oracles: .venv/installed-dev
 	$(BIN)/python -m pytest tests/convert/test_tf_slim.py
 	$(BIN)/python -m pytest tests/data/test_tensorflow.py
 
-# The core tests and the notebook with the oldest allowed libraries (bounds) and with the newest ones
+# Run the core tests and the notebook with the oldest supported libraries (bounds), or with the newest
 # (newest).
 LOWEST := jax==0.7.2 jaxlib==0.7.2 flax==0.11.2 orbax-checkpoint==0.12.4 grain==0.2.15
 CORE := tests/model tests/training tests/inference tests/test_train.py
@@ -63,7 +63,7 @@ newest:
 	.venv-newest/bin/$(PYTEST) -m "not slow" $(CORE) $(ARGS)
 	.venv-newest/bin/python -m pytest tests/test_notebook.py
 
-# The share of one-line faults in the package that the fast tests detect; takes hours the first time.
+# Measure the fraction of one-line faults in the package that the fast tests detect; takes hours.
 mutants: .venv/installed-dev
 	$(INSTALL) --editable '.[dev,mutants]'
 	$(BIN)/python benchmarks/mutants.py --jobs $(WORKERS) $(ARGS)

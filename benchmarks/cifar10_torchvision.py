@@ -1,4 +1,4 @@
-r"""Train torchvision's GoogLeNet on CIFAR-10 for as many minutes as `configs/cifar10.py` takes.
+r"""Train torchvision's GoogLeNet on CIFAR-10 in the time that `configs/cifar10.py` trains for.
 
     PEERS/bin/python benchmarks/cifar10_torchvision.py --train CIFAR_train.npz \
         --test CIFAR_test.npz --minutes 30
@@ -9,8 +9,8 @@ labels (`x`, `y`; docs/data.md shows how to create them) or JPEG bytes (`jpeg`, 
 
 The peer is configured as its users would configure it, and as the recipe configures our network:
 channels_last, SGD with Nesterov momentum, weight decay on kernels only, label smoothing 0.1,
-auxiliary losses times 0.3, mirrored and shifted crops. Its learning rate follows a warm-up and a
-cosine over *time*, so that the run ends when the given minutes do.
+auxiliary losses times 0.3, mirrored and shifted crops. Its learning rate (warm-up, then cosine)
+depends on the elapsed time, not on the step, and reaches zero when the given minutes are over.
 """
 
 import argparse
@@ -94,7 +94,7 @@ def main() -> None:
     )
     parser.add_argument("--train", type=Path, required=True)
     parser.add_argument("--test", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, required=True, help="wall time in all")
+    parser.add_argument("--minutes", type=float, required=True, help="total wall time")
     parser.add_argument("--size", type=int, default=64, help="side of the enlarged images")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--lr", type=float, default=0.1, help="peak learning rate")
@@ -127,10 +127,10 @@ def main() -> None:
             done = (now() - started) / (budget - (started - began) - evaluation)
             if done >= 1 or len(index) < a.batch:
                 break
-            if step == 20:  # time an evaluation, to stop within the budget
+            if step == 20:  # time a tenth of the evaluation, to stop within the budget
                 paused = now()
                 accuracy(model, test[:1000], test_labels[:1000], a.size)
-                evaluation = 11 * (now() - paused)  # the whole set plus this tenth of it
+                evaluation = 11 * (now() - paused)  # the final one, ten times as long, and this one
             rate = a.lr * min(done / 0.1, 0.5 * (1 + math.cos(math.pi * (done - 0.1) / 0.9)))
             for group in optimizer.param_groups:
                 group["lr"] = rate

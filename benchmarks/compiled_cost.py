@@ -1,11 +1,11 @@
-"""Compile the plain and the fast operations for accelerators, without one, and compare their cost.
+"""Compare the cost of plain and fast operations compiled for accelerators; none has to be present.
 
     python benchmarks/compiled_cost.py --json OUT.json
 
 Compiles the training step of the paper's network with both auxiliary heads, in bfloat16 at 224
 pixels and 256 images per chip, for each topology and with both forms of `gnet_jax.ops`. Each
-takes minutes. libtpu (`pip install -e '.[tpu]'`) compiles for TPUs and JAX's CUDA plugin for GPUs.
-The JSON is written after every program and contains `plain`, `fast` and `ratios` per topology.
+compilation takes minutes. libtpu (the extra `[tpu]`) compiles for TPUs, JAX's CUDA plugin for GPUs.
+The JSON is written after every compilation. For each topology, it has `plain`, `fast`, `ratios`.
 """
 
 import argparse
@@ -42,7 +42,7 @@ FIGURES: dict[str, tuple[str, float, str]] = {
 
 
 def cost_of(topology: Topology, images: int, width: float, ops: Ops) -> CompiledCost:
-    """Returns the cost of the training step at `images` per chip with one form of the ops."""
+    """Returns the cost of a training step with `images` images per chip, computed by `ops`."""
     config = Config(
         batch_size=images * len(topology.devices),
         model=ModelConfig(dtype="bfloat16", width_multiplier=width),
@@ -55,7 +55,7 @@ def cost_of(topology: Topology, images: int, width: float, ops: Ops) -> Compiled
 
 
 def figures(cost: CompiledCost, images: int) -> dict[str, Any]:
-    """Returns the figures of a program; None if its compiler does not report one."""
+    """Returns the figures of a compiled program: None for those its compiler does not report."""
     return {
         "bytes_per_image": cost.bytes / images,
         "flops_per_image": None if cost.flops is None else cost.flops / images,
@@ -95,14 +95,14 @@ def main() -> None:
     parser.add_argument("--topology", nargs="+", default=["v5e:1x1", "h100:8"])
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
     parser.add_argument("--images", type=int, default=256, help="images per chip")
-    parser.add_argument("--width", type=float, default=1.0, help="width multiplier, to try it out")
-    parser.add_argument("--json", type=Path, help="file to write; its other results are kept")
+    parser.add_argument("--width", type=float, default=1.0, help="width multiplier of the network")
+    parser.add_argument("--json", type=Path, help="file to update with the results")
     given = parser.parse_args()
     kept: Path | None = given.json
     report = json.loads(kept.read_text()) if kept is not None and kept.is_file() else {}
     asked = {"images_per_chip": given.images, "width": given.width}
     if any(report.get(name, value) != value for name, value in asked.items()):
-        sys.exit(f"compiled_cost.py: error: {kept} was written with another --images or --width")
+        sys.exit(f"compiled_cost.py: error: {kept} has another --images or --width")
     report |= asked | {
         "jax": jax.__version__,
         "python": platform.python_version(),

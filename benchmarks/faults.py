@@ -1,9 +1,9 @@
 """Inject thousands of faults: `python benchmarks/faults.py corrupt` or `... kill`.
 
-corrupt: each case damages one file of a checkpoint (truncated, zeroed, deleted, or one bit flipped;
-in a third of the cases also one file of the older checkpoint, in another third all of its files)
-and restores. A restore must never return wrong data.
-kill: a run is repeatedly killed with SIGKILL at random times and started again; its final state
+corrupt: each case damages one file of the newest checkpoint (truncates, zeroes or deletes it, or
+flips one bit), then restores. A third of the cases also damage one file of the older checkpoint,
+another third all of its files. A restore must never return wrong data.
+kill: a run is repeatedly killed with SIGKILL at random times and started again. Its final state
 must be bit-identical to that of an uninterrupted run.
 """
 
@@ -44,10 +44,10 @@ def damage(file: Path, kind: str, generator: np.random.Generator) -> None:
 def corrupt(
     cases: int, folder: Path, seed: int = 0, processes: int = 1
 ) -> collections.Counter[str]:
-    """Returns how many of `cases` corrupt checkpoints ended as "newest", "older" or "stopped".
+    """Returns how many cases restored the "newest" or "older" step, or "stopped" with an error.
 
     Args:
-        processes: number of processes that restore each case together; the first one damages it.
+        processes: number of processes that restore together; the first one damages the files.
 
     Raises:
         AssertionError: if a restored state is not bit-identical to the one saved at that step, or
@@ -144,7 +144,7 @@ def _corrupt(cases: int, folder: Path, seed: int) -> collections.Counter[str]:
             except UserError:  # raised by this process or another
                 outcomes["stopped"] += 1
             else:
-                assert found is not None, f"case {case}: found no checkpoint and reported none"
+                assert found is not None, f"case {case}: no checkpoint found, but no error raised"
                 step, state = found
                 assert digest(state) == expected[step], f"case {case}: wrong data as step {step}"
                 outcomes["newest" if step == 2 else "older"] += 1
@@ -169,19 +169,19 @@ def run_to_the_end(workdir: Path, cache: Path, epochs: float, save_every_steps: 
 
 
 def committed(workdir: Path) -> int:
-    """Returns the newest committed step, 0 before the first."""
+    """Returns the newest committed step, or 0 if there is none."""
     names = [path.name for path in (workdir / "checkpoints").glob("*")]
     return max((int(name) for name in names if name.isdigit()), default=0)
 
 
 def kill(times: int, folder: Path, seed: int | None = None) -> dict[str, int]:
-    """Kill a run `times` times after new checkpoints, and compare it with an uninterrupted run.
+    """Kill a run `times` times, each after a new checkpoint; compare it with an uninterrupted run.
 
     Returns:
         The number of `kills` and the `steps` of the run.
 
     Raises:
-        AssertionError: if a start did not resume from the newest committed step or bits differ.
+        AssertionError: if a start resumed no later than the one before it, or the bits differ.
     """
     from gnet_jax.training.checkpoints.save import Checkpoints
     from gnet_jax.training.checkpoints.verify import digest
@@ -236,7 +236,7 @@ def main() -> None:
     corruption = commands.add_parser("corrupt")
     corruption.add_argument("--cases", type=int, default=1000)
     corruption.add_argument(
-        "--processes", type=int, default=1, help="processes that restore together"
+        "--processes", type=int, default=1, help="number of processes that restore together"
     )
     commands.add_parser("kill").add_argument("--times", type=int, default=200)
     arguments = parser.parse_args()

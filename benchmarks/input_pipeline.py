@@ -1,15 +1,15 @@
-"""Compare images per CPU second of this project's loader, torchvision's DataLoader and tf.data.
+"""Compare the images per CPU second of this project's loader, torch's DataLoader and tf.data.
 
     python benchmarks/input_pipeline.py --peer-python PEERS/bin/python --json input.json
 
 Each loader reads the same folder of JPEGs (about 110 KB, 500x375, generated from a seed; or
---photos FOLDER with train/CLASS/*.jpg), crops a random rectangle of 8 to 100 % of the area and 3/4
-to 4/3 of the aspect, resizes it to 224x224, mirrors half of the images and yields batches of 32
-uint8 images. The compiled step mirrors ours on the device. The resize filters differ:
+--photos FOLDER with train/CLASS/*.jpg), crops a random rectangle with 8 to 100 % of the area and
+aspect 3/4 to 4/3, resizes it to 224x224 and yields batches of 32 uint8 images. The others mirror
+half of the images; ours are mirrored later, in the compiled step. The resize filters differ:
 
     ours, pillow         Pillow's triangular filter, widened when shrinking: antialiased
     ours, fast           bilinear after a Gaussian of the same variance: antialiased (`[fast]`)
-    torchvision, PIL     Pillow's, as ours; crops before converting to tensors: its usual recipe
+    torchvision, PIL     Pillow's filter, as ours; crops before converting to tensors, as is usual
     torchvision, tensor  torch's antialiased filter on uint8 tensors (transforms.v2)
     tf.data              bilinear without antialiasing (if the peers' environment has TensorFlow)
 
@@ -36,7 +36,7 @@ BATCH = 32
 
 
 def write_photos(folder: Path, count: int) -> None:
-    """Write JPEGs as large as ImageNet's, in two classes: noise at six scales."""
+    """Write JPEGs as large as ImageNet's, in two classes: noise at five scales."""
     for index in range(count):
         generator = np.random.default_rng(index)
         pixels = np.full((375, 500, 3), 128.0)
@@ -73,7 +73,7 @@ class Counted:
 def ours(folder: Path, decoder: str, images: int, threads: int) -> Timer:
     """Returns a timer of this project's batches from the folder.
 
-    Batches are read ahead of their use, so CPU seconds are scaled to `images` by the number read.
+    The loader reads ahead, so CPU seconds are multiplied by `images` / number of images read.
     """
     source = Counted(open_source(f"folder:{folder}", "train"))
     cropper(decoder)  # pyright: ignore[reportArgumentType]

@@ -1,8 +1,8 @@
-"""Accuracy of a logistic regression on frozen pool5 features, the baseline for fine-tuning.
+"""Fit a logistic regression on frozen pool5 features, the baseline for fine-tuning.
 
     python benchmarks/linear_probe.py models/googlenet PHOTOS
 
-PHOTOS holds train/CLASS/*, val/CLASS/* and test/CLASS/*. The regularisation strength is chosen on
+PHOTOS has train/CLASS/*, val/CLASS/* and test/CLASS/*. The regularisation strength is chosen on
 the validation split; the test split is scored once.
 """
 
@@ -41,7 +41,7 @@ def features_of(folder: TrainedModel, data: str, split: str) -> tuple[np.ndarray
 
 
 def main(model: str, data: str) -> None:
-    """Print the accuracy for every strength, and that of the best one on the test split."""
+    """Print the validation accuracy of every strength, and the test accuracy of the best one."""
     folder, start = read_folder(model), time.perf_counter()
     (x, y), (x_val, y_val), (x_test, y_test) = (
         features_of(folder, data, split) for split in ("train", "val", "test")

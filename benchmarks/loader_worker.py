@@ -11,11 +11,11 @@ from worker import Cases, serve
 
 
 def prepare(setup: dict[str, Any]) -> tuple[dict[str, Any], Cases]:
-    """Returns versions and one case per loader; each case reads `images` images in batches.
+    """Returns library versions and one case per loader; a call of a case reads `images` images.
 
-    `setup`: "folder" (CLASS/*.jpg), "images", "batch", "workers".
+    `setup`: "folder" (has CLASS/*.jpg), "images", "batch" (size), "workers" (processes, threads).
     """
-    torch.set_num_threads(1)  # each worker process uses one
+    torch.set_num_threads(1)  # each worker process uses one thread
     facts = {
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
@@ -43,7 +43,7 @@ def _torch(setup: dict[str, Any], transforms: list[Any]) -> Callable[[], object]
     loader = torch.utils.data.DataLoader(
         data, setup["batch"], shuffle=True, num_workers=setup["workers"]
     )
-    # Its processes end with the loop, so that their CPU time is counted.
+    # The worker processes exit at the end of each loop, so their CPU time is counted.
     return lambda: sum(len(images) for images, _ in loader)
 
 

@@ -1,8 +1,8 @@
 """Measure how many realistic one-line faults in the package the fast tests detect: `make mutants`.
 
 First, every test file runs under coverage; .pytest_cache/mutants caches the result until a source
-changes. Then a sample of mutants, spread over packages and kinds of fault, is tested in copies of
-the checkout. The test files that execute the statement run, fastest first, until one fails.
+changes. Then a sample of faults (mutants), spread over packages and kinds, is tested in copies of
+the checkout: the test files that execute the changed statement run, fastest first, until one fails.
 """
 
 import argparse
@@ -84,7 +84,7 @@ def arguments(trailer) -> list:
 
 
 def matters(leaf) -> bool:
-    """Returns False for annotations, messages, static checks, paths and figure layout."""
+    """Returns False in annotations, messages, static checks, paths and the layout of figures."""
     node, parent = leaf, leaf.parent
     if leaf.value in ("+", "-", "*", "/", "//", "%", "**"):
         others = "dir|file|folder|parent|path|root|new|out|where" if leaf.value == "/" else "[\"']"
@@ -152,7 +152,7 @@ def drop_keyword(node, target) -> Any:
 
 
 def neighbours(node) -> list:
-    """Returns the positional arguments followed by another one of the same kind."""
+    """Returns the positional arguments that are followed by a different one of the same kind."""
     given = arguments(node) if is_call(node) and callee(node) not in TYPED else []
     return [
         first
@@ -170,7 +170,7 @@ def swap_arguments(node, first) -> Any:
 
 
 def call_statements(node) -> list:
-    """Returns the call of a statement that consists of a call only."""
+    """Returns the call if the node is a statement that consists only of it, otherwise nothing."""
     call = node.children[0] if node.type == "simple_stmt" else None
     if call is None or call.type != "atom_expr" or not is_call(call.children[-1]):
         return []
@@ -204,7 +204,7 @@ class Mutant(NamedTuple):
     text: str  # the file's text without the fault
 
     def mutated(self) -> str | None:
-        """Returns the mutated source, None if it does not compile or means the same."""
+        """Returns the mutated source, or None if it has a syntax error or the same syntax tree."""
         changed = mutate_code(self.text, KINDS[self.operator], self.occurrence) or self.text
         changed = re.sub(r"\bnot not\b ?", "", changed)
         try:
@@ -219,7 +219,7 @@ class Mutant(NamedTuple):
 
 
 def enumerate_mutants(file: str, text: str) -> list[Mutant]:
-    """Returns all mutants of a file except those without effect."""
+    """Returns the mutants of a file, except those in places where `matters` returns False."""
     found, tree, count = [], get_ast(text), collections.Counter()
     for node in ast_nodes(tree):
         for name, operator in KINDS.items():
@@ -250,7 +250,7 @@ def draw(mutants: list[Mutant], size: int, seed: int) -> list[Mutant]:
 
 
 def find_tests(mutant: Mutant, tests: dict[str, Any]) -> dict[str, Any]:
-    """Returns the test files that execute the statement, or the function that it defines."""
+    """Returns the test files that execute the statement (of a `def`: the body), fastest first."""
     nodes = [n for n in ast.walk(ast.parse(mutant.text)) if isinstance(n, ast.stmt)]
     own = [n for n in nodes if n.lineno <= mutant.line <= (n.end_lineno or 0)]
     at = max(own, key=lambda n: (n.lineno, -(n.end_lineno or 0)))
@@ -284,7 +284,7 @@ def make_copy(root: Path, folder: Path) -> Path:
 
 
 def environment(copy: Path) -> dict[str, str]:
-    """Returns the environment in which tests import the copy."""
+    """Returns the environment variables with which tests import the copy."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("COVERAGE_", "PYTEST_"))}
     paths = os.pathsep.join(filter(None, [str(copy), kept.get("PYTHONPATH", "")]))
     return kept | {"PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1"}
@@ -293,7 +293,7 @@ def environment(copy: Path) -> dict[str, str]:
 def run_tests(
     copy: Path, root: Path, options: list[str], limit: float, *under: str
 ) -> tuple[int | None, list[str]]:
-    """Returns pytest's exit code, None after `limit` seconds, and the tests that failed."""
+    """Returns pytest's exit code (None if stopped after `limit` seconds) and the failed tests."""
     command = [sys.executable, *under, "-m", "pytest", "-m", "not slow", "--tb=no", "-q", "-rfE"]
     command += ["-o", f"cache_dir={root}/.pytest_cache/mutants/pytest", *options]
     with tempfile.TemporaryFile("w+") as out:
@@ -318,7 +318,7 @@ def stop(*processes: subprocess.Popen) -> None:
 
 
 def measure(test: str, copy: Path, root: Path) -> dict[str, Any]:
-    """Returns the seconds, the failed tests and the executed lines by file of one test file."""
+    """Runs a test file. Returns its seconds, failed tests and executed lines by source file."""
     with tempfile.TemporaryDirectory() as folder:
         rcfile = Path(folder) / "rc"
         rcfile.write_text(COVERAGE.format(source=copy / PACKAGE, data=f"{folder}/data"))
@@ -339,13 +339,13 @@ def find_killer(chosen: dict[str, Any], copy: Path, root: Path) -> str | None:
         options = ["-x", f"--timeout={60 + 3 * facts['seconds']:.0f}", test]
         options += [f"--deselect={name}" for name in facts["failed"]]
         code, failed = run_tests(copy, root, options, 120 + 4 * facts["seconds"])
-        if code not in (0, 5):  # 5: all tests were deselected
+        if code not in (0, 5):  # 5: every test was deselected
             return failed[0] if failed else f"{test}, exit code {code}"
     return None
 
 
 def report(results: list[dict[str, Any]]) -> float:
-    """Prints mutants not killed and a table by package. Returns the score in percent."""
+    """Prints the mutants not killed and a table by package. Returns the percentage killed."""
     groups = collections.defaultdict(collections.Counter)
     for result in results:
         for group in (result["group"], "all"):
@@ -365,13 +365,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--sample", type=int, default=120, help="number of mutants")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sample")
-    parser.add_argument("--only", metavar="PATH", help="mutate only files below this path")
+    parser.add_argument("--only", metavar="PATH", help="mutate only this file or folder")
     parser.add_argument("--jobs", type=int, default=2, help="mutants tested at the same time")
     parser.add_argument("--refresh", action="store_true", help="measure coverage again")
     parser.add_argument("--list", action="store_true", help="print the mutants and exit")
     parser.add_argument("--json", type=Path, help="write the results to this file")
     parser.add_argument(
-        "--fail-under", type=float, default=0, help="exit with code 1 below this score"
+        "--fail-under", type=float, default=0, help="exit with code 1 if fewer percent are killed"
     )
     parser.add_argument("--root", type=Path, default=Path(__file__).parents[1], help="checkout")
     args = parser.parse_args()

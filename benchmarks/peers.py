@@ -1,22 +1,22 @@
-r"""Time GoogLeNet here, in torchvision and in onnxruntime, in turns on the same cores.
+r"""Time GoogLeNet in this project, torchvision and onnxruntime, in turns on the same cores.
 
     python benchmarks/peers.py --peer-python PEERS/bin/python --json peers.json
 
 Requires `pip install -e '.[export]'` here and torch, torchvision and onnxruntime in the peers' own
 environment (see benchmarks/README.md). Compares, in float32 (or `--dtype`),
 
-    train_bN     a training step: the paper's network, both auxiliary heads, SGD with momentum and
-                 weight decay; against torchvision's in channels_last (slightly smaller: 3x3
-                 instead of 5x5, batch norm instead of LRN)
-    forward_bN   the logits of N images; against torchvision's in channels_last
-    onnx_bN      the same logits; against onnxruntime running the graph that `gnet export` writes
-                 from the same weights
+    train_bN     a training step of the paper's network with both auxiliary heads, using SGD with
+                 momentum and weight decay, against torchvision's network in channels_last
+                 (slightly smaller: 3x3 instead of 5x5, batch norm instead of LRN)
+    forward_bN   the logits of N images, against torchvision's network in channels_last
+    onnx_bN      the same logits, against onnxruntime running the file that `gnet export` writes
+                 for the same weights
 
-The JSON contains medians of wall and CPU seconds per call, versions, threads, and `ratios`: images
-per second here divided by the peer's, by wall time and (`cpu_ratios`) by CPU time. `--with-ynn`
-also times ours compiled with XLA's defaults, which pass operations to the library YNNPACK
-(`gnet_jax.training.sharding.xla_options`), and `--plain` with the plain operations
-(`gnet_jax.ops`).
+The JSON contains medians of wall and CPU seconds per call, versions, threads, and our images per
+second divided by the peer's, computed from wall time (`ratios`) and from CPU time (`cpu_ratios`).
+`--with-ynn` also times our network compiled with XLA's defaults, which pass operations to the
+library YNNPACK (`gnet_jax.training.sharding.xla_options`). `--plain` also times our network with
+the plain operations (`gnet_jax.ops`).
 
 If JAX finds a GPU, both sides run on it, and onnxruntime is skipped:
 
@@ -24,7 +24,7 @@ If JAX finds a GPU, both sides run on it, and onnxruntime is skipped:
         --batches 1 256 --train-batch 256 --json gpu.json
 
 CPU seconds then show how much of a core the host spends to keep the GPU busy. `memory` is the
-number of bytes that XLA plans for a training step of ours; `peers` has the peer's peak.
+number of bytes that XLA plans for our training step; `peers` has the peak of torchvision's.
 """
 
 import argparse
@@ -83,7 +83,7 @@ def training(
 
 
 def forward(model: GoogLeNet, variables: Any, batch: int, size: int, options: Options) -> Timer:
-    """Returns a timer of the logits of a batch."""
+    """Returns a timer of computing the logits of a batch."""
     x_BHWC = jax.device_put(images_of(batch, size))
 
     def logits_of(variables: Any, x_BHWC: jax.Array) -> jax.Array:
@@ -157,7 +157,7 @@ def main() -> None:
 
 
 def _exported(model: GoogLeNet, variables: Any, size: int, folder: Path) -> Path:
-    """Export the network as an ONNX file that computes in float32; returns its path."""
+    """Write the network to an ONNX file that computes in float32; returns the file's path."""
     model = model.clone(dtype=jnp.float32)
     preprocessing = Preprocessing(image_size=size, resize_to=size)
     names = tuple(f"class {n}" for n in range(1000))
@@ -169,7 +169,7 @@ def _exported(model: GoogLeNet, variables: Any, size: int, folder: Path) -> Path
 def _show_ratios(
     medians: dict[str, dict[str, float]], ways: list[str]
 ) -> dict[str, dict[str, float]]:
-    """Print images/s of each way and its peer; returns the `ratios` and `cpu_ratios` of each."""
+    """Print images/s of ours, each way, and of the peer; returns `ratios` and `cpu_ratios`."""
     names = sorted(
         (each.removeprefix("peer/") for each in medians if each.startswith("peer/")),
         key=lambda name: (name.partition("_")[0], batch_of(name)),
@@ -216,15 +216,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="file for the result")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument(
-        "--batches", type=int, nargs="+", default=[1, 8, 32], help="of the forward pass"
+        "--batches", type=int, nargs="+", default=[1, 8, 32], help="for the forward pass"
     )
     parser.add_argument("--train-batch", type=int, default=32)
     parser.add_argument("--size", type=int, default=224, help="side of the images, in pixels")
-    parser.add_argument("--with-ynn", action="store_true", help="also time ours with YNNPACK")
-    parser.add_argument("--plain", action="store_true", help="also time the plain operations")
+    parser.add_argument("--with-ynn", action="store_true", help="also time ours using YNNPACK")
+    parser.add_argument("--plain", action="store_true", help="also time our plain operations")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument(
-        "--compile-peer", action="store_true", help="run torchvision's under torch.compile"
+        "--compile-peer", action="store_true", help="run torchvision's network under torch.compile"
     )
     parser.add_argument(
         "--threads", type=int, default=machine()["cores"], help="threads of the peers"

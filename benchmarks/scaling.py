@@ -1,9 +1,9 @@
-"""Measure the cost of a forward pass and a training step by batch size, resolution and width.
+"""Time forward passes and training steps at several batch sizes, resolutions and widths.
 
     python benchmarks/scaling.py --json scaling.json --plot scaling.png
 
-Varies one of the three at a time, around batch 8, 224 pixels and the paper's width. Prints the
-median CPU milliseconds per image beside the multiply-adds per image.
+Varies one of the three at a time; the others stay at batch 8, 224 pixels and the paper's width.
+Prints the median CPU milliseconds per image beside the multiply-adds per image.
 """
 
 import argparse
@@ -101,8 +101,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="file for the result")
     parser.add_argument("--plot", type=Path, help="file for the plot")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--batch", type=int, default=8, help="batch size unless varied")
-    parser.add_argument("--size", type=int, default=224, help="side in pixels unless varied")
+    parser.add_argument("--batch", type=int, default=8, help="batch size if it is not varied")
+    parser.add_argument("--size", type=int, default=224, help="pixels per side if not varied")
     parser.add_argument("--batches", type=int, nargs="*", default=[1, 4, 16, 32])
     parser.add_argument("--sizes", type=int, nargs="*", default=[96, 128, 224, 320])
     parser.add_argument("--widths", type=float, nargs="*", default=[0.25, 0.5, 1.0, 1.5])

@@ -1,4 +1,4 @@
-"""Time programs in turns, so that changes of the machine affect all alike; report medians."""
+"""Time programs in turns, so that other load on the machine affects all alike; take medians."""
 
 import json
 import os
@@ -16,11 +16,11 @@ from worker import timed
 HERE = Path(__file__).parent
 SETTLING = 0.05  # seconds for the threads of the previous timer to go idle
 
-Timer = Callable[[int], dict[str, float]]  # number of calls to seconds per call, as in `timed`
+Timer = Callable[[int], dict[str, float]]  # from a number of calls to seconds per call, see `timed`
 
 
 class Peer:
-    """A worker script in another interpreter; `facts` is what it reported about itself."""
+    """A worker script in another interpreter. `facts`: what it reported about itself."""
 
     def __init__(self, python: str, script: str, setup: dict[str, Any]) -> None:
         self._process = subprocess.Popen(
@@ -39,7 +39,7 @@ class Peer:
         return json.loads(line)
 
     def timer(self, case: str) -> Timer:
-        """Returns a timer of a case of the worker."""
+        """Returns a timer of the worker's case with this name."""
         return lambda calls: self._ask({"case": case, "calls": calls})
 
     def close(self) -> None:
@@ -74,7 +74,7 @@ def in_turns(
 
 
 def machine() -> dict[str, Any]:
-    """Returns the processor, the cores available to this process, and the load before the run."""
+    """Returns the processor, the cores available to this process, the load and Python's version."""
     names = [
         line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
     ]

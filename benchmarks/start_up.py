@@ -2,15 +2,15 @@
 
     python benchmarks/start_up.py --json start_up.json
 
-Each row is a fresh process; the rows run in turns:
+Each row times a new process; the rows take turns:
 
     import      `import gnet_jax` and everything that training imports, without TensorFlow
     init        the variables of the full network at 224x224, excluding the import
     cold        `train.py` to the end of its first step, with an empty compilation cache
-    cached      the same again, with the compilation cache filled by `cold`
+    cached      the same again, with the compilation cache that `cold` has filled
 
-`cold` and `cached` run the recipe of `make train` by default; `-- imagenet_paper --data.source ...`
-runs another. Prints medians of wall and CPU seconds.
+`cold` and `cached` run the recipe of `make train`. To time another one, append its arguments:
+`-- imagenet_paper --data.source ...`. Prints medians of wall and CPU seconds.
 """
 
 import argparse
@@ -58,7 +58,7 @@ sys.exit(train.main(sys.argv[1:]))
 
 
 def seconds_of(code: str, *arguments: str, cache: Path | None = None) -> dict[str, float]:
-    """Returns wall and CPU seconds of a fresh Python process, or those it prints for INIT."""
+    """Returns wall and CPU seconds of a new Python process; for INIT, those that it prints."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     if cache is not None:
         environment["JAX_COMPILATION_CACHE_DIR"] = str(cache)

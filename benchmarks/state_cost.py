@@ -1,9 +1,9 @@
-"""Measure the cost of guarding and saving a state: `python benchmarks/state_cost.py [WIDTH]`.
+"""Time the guard and the save of a state: `python benchmarks/state_cost.py [WIDTH]`.
 
-Prints the milliseconds of the optimiser step with and without the guard against non-finite numbers
-(CPU time, medians, in turns), and of a save: the time it blocks the training thread, the total with
-the background work, and the hashing alone. WIDTH 1 is the full network: 13.4 million parameters,
-their momentum and their average.
+Prints the CPU milliseconds (medians, in turns) of the optimiser step with and without the guard,
+which discards non-finite states. Then prints the wall milliseconds of a save (on the training
+thread, in total, and for reading it back), of hashing and of a restore. WIDTH 1, the default, is
+the full network: 13.4 million parameters, their momentum and their average.
 """
 
 import statistics
@@ -69,7 +69,7 @@ def guard(state: steps.TrainState, optimizer: steps.Optimizer) -> None:
 
 
 def save(state: steps.TrainState) -> None:
-    """Print the wall time of a save, on the training thread and in all, and of the hashing."""
+    """Print the wall times of a save (on the training thread, in total), hashing and a restore."""
     size = sum(x.nbytes for x in jax.tree.leaves(state)) / 1e6
     with tempfile.TemporaryDirectory() as folder, Checkpoints(Path(folder), 1) as checkpoints:
         held, whole = [], []

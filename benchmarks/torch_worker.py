@@ -13,14 +13,14 @@ from worker import Cases, serve
 
 
 def prepare(setup: dict[str, Any]) -> tuple[dict[str, Any], Cases]:
-    """Returns versions and cases `train_bN`, `forward_bN`, `onnx_bN` for the batches in `setup`.
+    """Returns versions, and cases `train_bN`, `forward_bN` and `onnx_bN` for batches of N images.
 
     `setup`: "batches", "train_batch", "size", "threads", "device" ("cpu" or "cuda"), "dtype"
-    (of autocast, or "float32"), "compile" (use torch.compile), "onnx" (a file or None).
+    ("float32", or autocast's), "compile" (use torch.compile), "onnx" (a file or None).
     """
     torch.set_num_threads(setup["threads"])
     torch.manual_seed(0)
-    torch.backends.cudnn.benchmark = True  # every size is used repeatedly
+    torch.backends.cudnn.benchmark = True  # worth it, because every size is used repeatedly
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torchvision warns that its initialisation is slow
         model = torchvision.models.googlenet(weights=None, aux_logits=True, init_weights=False)

@@ -1,9 +1,9 @@
-"""Compare training the seeds of a config together under vmap and one after another.
+"""Compare training a config's seeds together under vmap with training them one after another.
 
     python benchmarks/vmap_seeds.py ablate_reduction x1 --data.source 'npz:CIFAR_{split}.npz#10000'
 
-Arguments: a sweep, the name of one of its configs, and changes of its fields. Both variants run the
-same steps in turns. Prints the median milliseconds per step of all seeds for each.
+Arguments: a sweep, the name of one of its configs, and changes of its fields. Both ways run the
+same steps in turns. For each way, prints the median milliseconds that one step of all seeds takes.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ def timed(step: Callable[[], Any]) -> float:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Print the median time of a step of all seeds, one after another and under vmap."""
+    """Print the median time of one step of all seeds: one after another, and under vmap."""
     sweep, name, *changes = arguments
     given, options, _ = parse_sweep([sweep, *changes], "vmap_seeds.py", Ablate(), __doc__)
     config = given[name]

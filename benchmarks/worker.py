@@ -1,7 +1,7 @@
-"""Time cases in another interpreter on request: JSON, one line in, one line out.
+"""Time functions (cases) at a parent process's request; each message is one line of JSON.
 
 A worker script calls `serve`. This module requires only the standard library. Between requests the
-worker blocks in a read, so that other timers have the cores to themselves.
+worker waits for input, so that other timers have the cores to themselves.
 """
 
 import json
@@ -16,9 +16,9 @@ Cases = dict[str, Callable[[], object]]
 
 
 def timed(function: Callable[[], object], calls: int = 1) -> dict[str, float]:
-    """Returns mean seconds per call: `wall`, and `cpu` over all threads and child processes.
+    """Returns mean seconds per call: `wall`, and `cpu` summed over threads and child processes.
 
-    A child process is counted once it has exited.
+    The CPU time of a child process is added when it exits.
     """
     cpu, wall = _cpu_seconds(), time.perf_counter()
     for _ in range(calls):

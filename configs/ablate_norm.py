@@ -2,8 +2,8 @@
 
     gnet ablate ablate_norm --data.source 'npz:CIFAR_{split}.npz#10000'
 
-CIFAR-10 at 16x16 pixels, 10,000 of its training images, three epochs, a quarter of the paper's
-width, no auxiliary heads. Both use AdamW with a warm-up, a recipe with which both start to learn.
+CIFAR-10 at 16x16 pixels, 10,000 training images, three epochs, a quarter of the paper's width, no
+auxiliary heads. Both networks use AdamW with a warm-up, because both learn with it.
 """
 
 import dataclasses

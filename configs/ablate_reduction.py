@@ -1,11 +1,11 @@
-"""How narrow can the 1x1 reductions be, and how does the block perform without them?
+"""How narrow can the 1x1 reductions be, and how accurate is the network without them?
 
     gnet ablate ablate_reduction --data.source 'npz:CIFAR_{split}.npz#10000'
 
 Scales every reduction before a 3x3 or 5x5 convolution by 0.25 to 2, and also trains the naive block
-of the paper's Fig. 2a. CIFAR-10 at 16x16 pixels, 10,000 of its training images, three epochs, which
-is enough to tell configs apart but not to train any to convergence. Batch norm, a quarter of the
-paper's width, no auxiliary heads.
+of the paper's Fig. 2a. CIFAR-10 at 16x16 pixels, 10,000 training images, three epochs. This is
+enough to tell the configs apart, but none of them converges. Batch norm, a quarter of the paper's
+width, no auxiliary heads.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ MODEL = ModelConfig(
 
 
 def get_sweep() -> Sweep:
-    """Returns a config for each width of the reductions, and one without them."""
+    """Returns a config for each width of the reductions, and one without reductions."""
     models = {
         f"x{factor:g}": dataclasses.replace(MODEL, reduction_factor=factor)
         for factor in (0.25, 0.5, 1.0, 1.5, 2.0)

@@ -1,4 +1,4 @@
-"""Settings that several recipes and sweeps share. `from common import ...` finds this file."""
+"""Settings that several recipes and sweeps share. They use `from common import ...`."""
 
 import dataclasses
 from typing import Any
@@ -26,7 +26,7 @@ SMALL_CIFAR10 = Config(
         warmup_epochs=0.5,
     ),
 )
-# For networks without batch norm, which learn slowly at first.
+# For networks without batch norm: they learn slowly at first.
 ADAMW = dataclasses.replace(
     SMALL_CIFAR10.optim, optimizer="adamw", learning_rate=1e-3, weight_decay=1e-3
 )

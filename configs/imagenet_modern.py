@@ -5,10 +5,10 @@
 
 The network is the paper's with batch norm instead of LRN. The recipe follows GluonCV's GoogLeNet
 (batch norm and mixup; 72.87 % top-1, 91.17 % top-5) and mindcv's (cosine, label smoothing 0.1, 300
-epochs; 72.89 %, 90.89 %), as reported by their authors. It has not been run here.
+epochs; 72.89 %, 90.89 %), as reported by their authors. Our recipe has not been run here.
 
-Compiled for eight TPU v5e chips, a step takes 24 ms at best, so 200 epochs take 6 h 40 min (`gnet
-plan imagenet_modern --topology v5e:2x4`).
+According to `gnet plan imagenet_modern --topology v5e:2x4`, a step on eight TPU v5e chips takes at
+least 24 ms and 200 epochs 6 h 40 min.
 """
 
 from common import IMAGENET_PIXELS

@@ -4,18 +4,18 @@
     python train.py imagenet_paper
 
 SGD with momentum 0.9, the learning rate times 0.96 every 8 epochs, Polyak averaging of the
-evaluated weights, crops of 8 to 100 % of the area and of aspect 3/4 to 4/3, photometric
-distortions, a random interpolation for every crop, auxiliary losses times 0.3, dropout 0.4 and 0.7.
+evaluated weights, crops with 8 to 100 % of the area and aspect 3/4 to 4/3, photometric distortions,
+a random interpolation per crop, auxiliary losses times 0.3, dropout 0.4 (0.7 in auxiliary heads).
 The paper does not state the batch size, learning rate or weight decay; 32, 0.01, 2e-4 and 250
 epochs come from Caffe's solver (BVLC/caffe, models/bvlc_googlenet/solver.prototxt). Averaging over
 the last tenth of the run is a choice of this recipe.
 
 The paper reports 10.07 % top-5 error for one such network and one crop. This recipe has not been
-run here. Without batch norm the main head can stay dead for a long time; the run prints a warning
-if it does.
+run here. Without batch norm the main head can fail to learn for a long time; the run prints a
+warning if it does.
 
-Compiled for eight TPU v5e chips, a step takes 6.0 ms at best, so 250 epochs take 17 hours (`gnet
-plan imagenet_paper --topology v5e:2x4`). On 2 CPU cores, at 12 images/s, they take ten months.
+According to `gnet plan imagenet_paper --topology v5e:2x4`, a step on eight TPU v5e chips takes at
+least 6.0 ms and 250 epochs 17 hours. On 2 CPU cores, at 12 images/s, they take ten months.
 """
 
 from gnet_jax.config import AugmentConfig, Config, DataConfig, OptimConfig

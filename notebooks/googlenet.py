@@ -22,13 +22,13 @@
 # weights. This notebook builds that network, shows where its cost goes, trains a small copy while you
 # watch, and then uses it: predictions with an activation map, fine-tuning, an ablation, an export.
 #
-# It runs from top to bottom without any upload, on a CPU, in under five minutes. Where you have
+# It runs from top to bottom without any upload, on a CPU, in under five minutes. If you have
 # pretrained weights, a photo or a folder of your own, put its path into the cell that asks for it.
 
 # %%
-# Uses gnet_jax if it can be imported: from a checkout around this notebook, from one that you uploaded to
-# the working directory, or as an installed package. Otherwise clones and installs the repository, and
-# keeps the versions of jax and numpy that the runtime has.
+# Uses gnet_jax from the checkout that contains this notebook, from a checkout in the working directory,
+# or from an installed package. If there is none, clones and installs the repository, and keeps the
+# versions of jax and numpy that are installed.
 import importlib.metadata
 import importlib.util
 import os
@@ -63,9 +63,9 @@ print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}, {Path(gnet_jax.
 # ## 1. The network and what it costs
 #
 # `googlenet("paper")` is the network of the paper's Table 1: true 5x5 convolutions, local response
-# normalisation, two auxiliary heads. The ledger counts every layer by exact arithmetic; nothing is
-# computed yet. **Look at** the last two lines: the auxiliary heads nearly double the weights, and cost
-# half a percent of the multiply-adds. At inference both are gone.
+# normalisation, two auxiliary heads. The ledger computes the exact cost of every layer from its shapes;
+# the network does not run yet. **Look at** the last two lines: the auxiliary heads nearly double the
+# weights, but cost half a percent of the multiply-adds. Inference uses neither of them.
 
 # %%
 from rich.console import Console
@@ -80,18 +80,18 @@ console.print(ledger_table(costs, "GoogLeNet, paper, 224x224"))
 # ## 2. What a 1x1 reduction saves
 #
 # A 5x5 convolution from 480 to 48 channels on a 14x14 grid is expensive because it reads all 480. The
-# paper first squeezes them to 16 by a 1x1 convolution. **Look at** the first two figures: the same
-# output for a twentieth of the work. The other two are global average pooling, which replaces a fully
-# connected layer by nothing.
+# paper first reduces them to 16 by a 1x1 convolution. **Look at** the first two numbers: an output of
+# the same shape for a twentieth of the work. The other two numbers compare a fully connected layer
+# with global average pooling, which has no weights.
 
 # %%
 for what, cost in worked_examples():
     print(f"{cost:>13,}  {what}")
 
 # %% [markdown]
-# The same for the whole network, block by block. Without reductions (the naive block) each block passes
-# all it has pooled on to the next, which must then read it: **look at** how the orange bars grow
-# within each stage.
+# This figure compares the whole network, block by block. Without reductions (the naive block), each
+# block also passes all channels of its max pool to the next block, which must read them. **Look at**
+# how the orange bars grow within each stage.
 
 # %%
 import matplotlib.pyplot as plt
@@ -123,10 +123,10 @@ plt.show()
 # %% [markdown]
 # ## 3. Train it
 #
-# A quarter of the width, batch norm, 16x16 images: 1,797 digits that 13 people wrote. `gnet train` is the
-# same program that runs on a pod; here it runs beside the notebook, which draws what it logs. The first
-# minute is compilation. **Look at** the two auxiliary heads: they sit halfway up the network, learn as
-# the main head does, and pass gradient to the early layers.
+# A quarter of the width, batch norm, 16x16 images: 1,797 digits that 13 people wrote. `gnet train` runs
+# in a process of its own, and the notebook plots what it logs. The first minute is compilation.
+# **Look at** the two auxiliary heads. They are attached halfway up the network, learn as the main head
+# does, and pass gradients to the early layers.
 
 # %%
 from IPython.display import Image, clear_output, display
@@ -135,7 +135,7 @@ from gnet_jax.lab.sweeps.figures import draw_curves
 
 
 def ended(run, within):
-    """Whether a process has ended, after so many seconds at most."""
+    """Returns True if a process ends within `within` seconds."""
     try:
         run.wait(within)
     except subprocess.TimeoutExpired:
@@ -166,17 +166,17 @@ short = ("--epochs", "6", "--eval-every-epochs", "2", "--log-every-steps", "20")
 train("digits", *short, workdir="runs/notebook")
 
 # %% [markdown]
-# Run the cell again: it prints that all steps are done. After Ctrl-C or a crash, a run resumes where it
-# stopped, with the same bits.
+# If you run the cell again, it prints that all steps are done. After Ctrl-C or a crash, run it again to
+# resume from the latest checkpoint; the final weights have the same bits as without the interruption.
 #
 # ## 4. Predict, and see why
 #
-# Give a file of pretrained weights and a photo; with both left empty, the network you just trained
-# reads a digit. In Colab, fetch the weights in a cell of their own with
+# Give a file of pretrained weights and a photo. If you leave both empty, the network that you just
+# trained reads a digit. In Colab, download the weights in a separate cell with
 # `!curl -o /content/bvlc_googlenet.caffemodel http://dl.caffe.berkeleyvision.org/bvlc_googlenet.caffemodel`
-# (torchvision's `googlenet-*.pth` will do too), upload the photo in the Files panel, and write whole
-# paths: `/content/bvlc_googlenet.caffemodel`, `/content/photo.jpg`. **Look at** the map: bright is where the evidence for the class was found. Global average pooling gives it
-# without any gradient.
+# (or use torchvision's `googlenet-*.pth`), upload the photo in the Files panel, and enter full paths:
+# `/content/bvlc_googlenet.caffemodel`, `/content/photo.jpg`. **Look at** the map: it is bright where
+# the evidence for the class was found. Global average pooling gives this map without a gradient.
 
 # %%
 WEIGHTS = ""  # @param {type:"string"}
@@ -198,12 +198,12 @@ display(draw(ActivationMapper(trained)(picture)["main"]))
 # %% [markdown]
 # ## 5. Fine-tune on a folder
 #
-# `PHOTOS` is a folder with `train/CLASS/*.jpg` and `val/CLASS/*.jpg`, and `WEIGHTS` above the network to
-# start from: the one trained on digits sees 16x16 pixels and is no start for photos. Left empty, the
-# cell writes a folder of its own: the digits, white on black, turned into black on white, which the
-# network has never seen. **Look at** the plan that the run prints first:
-# which layers were loaded, which are new, which stay frozen; and at the accuracy before, printed here,
-# and after, in its last lines.
+# `PHOTOS` is a folder with `train/CLASS/*.jpg` and `val/CLASS/*.jpg`. To fine-tune on photos, also set
+# `WEIGHTS` above: a network that was trained on digits of 16x16 pixels is a poor start. If `PHOTOS` is
+# empty, this cell writes a folder with inverted digits, black on white instead of white on black, which
+# the network has never seen. **Look at** the plan that the run prints first: which layers were loaded,
+# which are new, and which stay frozen. Then compare the accuracy before fine-tuning, which this cell
+# prints, with the accuracy after it, in the last lines of the next cell.
 
 # %%
 PHOTOS = ""  # @param {type:"string"}
@@ -215,7 +215,7 @@ from gnet_jax.inference.evaluate import evaluate
 
 
 def write_inverted_digits(folder, each):
-    """The first digits of every class, inverted, as PNG files in class folders."""
+    """Write the first `each[split]` digits of every class, inverted, into class folders."""
     for split, count in each.items():
         source = open_source("digits", split)
         written = dict.fromkeys(source.class_names, 0)
@@ -255,9 +255,9 @@ train("finetune_folder", *fine_tuning, workdir="runs/finetuned")
 # %% [markdown]
 # ## 6. Ablate a reduction
 #
-# How narrow may the 1x1 reductions be? Here at a quarter of the paper's widths, with the first run as
-# the comparison. One run of each says little: on 360 images, one digit is 0.3 points.
-# `gnet ablate` runs such questions with several seeds and reports the spread.
+# How narrow can the 1x1 reductions be? This cell trains with a quarter of their widths and compares the
+# result with the first run. One run of each says little: on 360 images, one digit is 0.3 points.
+# `gnet ablate` trains each network with several seeds and reports the spread.
 
 # %%
 train("digits", *short, "--model.reduction-factor", "0.25", workdir="runs/narrow")
@@ -280,9 +280,9 @@ for name, factor in (("notebook", 1.0), ("narrow", 0.25)):
 # %% [markdown]
 # ## 7. Take it elsewhere
 #
-# ONNX and StableHLO files hold weights, preprocessing and class names, and run without this project;
-# each is run once after writing, and the largest difference of its outputs is printed, as a share of the
-# largest. Outside of Python it is `gnet export runs/notebook models/exported.onnx`.
+# ONNX and StableHLO files run without this project. `export` runs each file once after writing it and
+# returns the largest difference from the network's own outputs, divided by the largest output.
+# The command for this is `gnet export runs/notebook models/exported.onnx`.
 
 # %%
 from gnet_jax.convert.export import export
