@@ -11,8 +11,9 @@ Shapes: B batch, H height, W width, C input channels, K output channels, T tiles
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +63,7 @@ def convolve_1x1s(x_BHWC: jax.Array, kernels: Sequence[jax.Array]) -> list[jax.A
 _convolve_plainly = partial(reference.convolve, window_strides=(1, 1))
 
 
-def _gradients(x_BHWC, kernel, dy, padding, convolve=_convolve_plainly):
+def _gradients(x_BHWC, kernel, dy, padding, convolve: Callable[..., Any] = _convolve_plainly):
     return jax.vjp(partial(convolve, padding=padding), x_BHWC, kernel)[1](dy)
 
 

@@ -1,4 +1,4 @@
-"""Other gradients for `train_step`: accumulated, or with canonical numerics.
+"""Other gradients for `train_step`: accumulated, with canonical numerics, or under `jax.pmap`.
 
 With canonical numerics, a run is bit-identical on 1, 2, 4 or more devices of the same kind, with
 the same compiler and, on CPUs, the same number of cores. The batch is cut into a fixed number of
@@ -6,7 +6,7 @@ virtual shards. The same program computes every shard, and a fixed binary tree a
 each device adds its own shards, one branch of the tree; then all add the branches in this order.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from gnet_jax.training.sharding import AXIS
-from gnet_jax.training.step import Metrics, TrainState, apply_update, compute_gradient
+from gnet_jax.training.step import Metrics, TrainState, apply_update, compute_gradient, train_step
 
 Gradient = Callable[..., tuple[Any, Any, Metrics]]
 
@@ -99,3 +99,23 @@ def augment_share(augment: Callable[..., Any]) -> Callable[..., Any]:
         return augment(images_BHWC, label_B, key, offset=offset)
 
     return share_augment
+
+
+def pmap_train_step(
+    *, augment: Callable[..., Any], devices: Sequence[Any] | None = None, **options: Any
+) -> Callable[..., Any]:
+    """Returns `train_step` under `jax.pmap`; the state passed in is donated.
+
+    The state and the batch have a leading axis with one entry for each of `devices` (all by
+    default). `options` are the other arguments of `train_step`. Batch norm needs `axis_name=AXIS`
+    to compute statistics over the whole batch.
+    """
+
+    def gradient(state: TrainState, images: Any, targets: Any, key: Any, **parts: Any) -> Any:
+        own_key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
+        grads, batch_stats, metrics = compute_gradient(state, images, targets, own_key, **parts)
+        grads, metrics = jax.lax.pmean((grads, metrics), AXIS)
+        return grads, batch_stats, metrics
+
+    step = partial(train_step, augment=augment_share(augment), gradient=gradient, **options)
+    return jax.pmap(step, axis_name=AXIS, devices=devices, donate_argnums=0)

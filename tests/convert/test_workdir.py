@@ -69,7 +69,7 @@ def test_the_best_checkpoint_is_taken_with_its_averaged_parameters(tmp_path, ave
     assert folder.preprocessing == config.data.preprocessing
     assert folder.class_names == tuple("0123456789")
     assert folder.source["step"] == "2"
-    assert folder.source["parameters"] == ("averaged" if averaging == "ema" else "as trained")
+    assert folder.source["parameters"] == "averaged"
     assert folder.source["validation_top1"] == "0.9000"
     assert read_folder(tmp_path / "model").source == folder.source
     assert "the run's own evaluation" in (tmp_path / "model/README.md").read_text("utf-8")

@@ -18,10 +18,16 @@ from gnet_jax.config import (
 )
 from gnet_jax.data.augment import augment, preprocess
 from gnet_jax.model.googlenet import GoogLeNet, Outputs
-from gnet_jax.training.gradients import accumulated_gradient
+from gnet_jax.training.gradients import accumulated_gradient, pmap_train_step
 from gnet_jax.training.optimizer import make_optimizer
 from gnet_jax.training.program import make_train_step
-from gnet_jax.training.sharding import compile_eval_step, compile_train_step, data_mesh, put_state
+from gnet_jax.training.sharding import (
+    AXIS,
+    compile_eval_step,
+    compile_train_step,
+    data_mesh,
+    put_state,
+)
 from gnet_jax.training.step import (
     apply_update,
     compute_gradient,
@@ -122,6 +128,18 @@ def test_the_loss_is_the_main_one_and_a_share_of_each_aux_heads(on_one_device):
     assert 0 <= metrics["aux4a_top1"] <= 1
 
 
+def test_pmap_gives_the_result_of_jit(on_eight_devices_without_dropout):
+    before, jitted, jit_metrics = on_eight_devices_without_dropout
+    model = GoogLeNet(tiny_arch(**NO_DROPOUT), axis_name=AXIS)
+    step, _ = pure_step(model)
+    per_device = {k: v.reshape(8, 2, *v.shape[1:]) for k, v in tiny_batch().items()}
+    copies = jax.tree.map(lambda x: np.stack([x] * 8), before)
+    after, metrics = pmap_train_step(**step.keywords)(copies, per_device)
+    for device in (0, 7):
+        assert_close(jax.tree.map(lambda x, d=device: np.array(x[d]), after), jitted)
+    np.testing.assert_allclose(metrics["grad_norm"], [jit_metrics["grad_norm"]] * 8, rtol=1e-4)
+
+
 def test_accumulation_gives_the_result_of_the_whole_batch(on_eight_devices_without_dropout):
     _, whole, whole_metrics = on_eight_devices_without_dropout
     _, parts, part_metrics = one_step(8, accumulate=2, **NO_DROPOUT)
@@ -130,10 +148,17 @@ def test_accumulation_gives_the_result_of_the_whole_batch(on_eight_devices_witho
 
 
 @pytest.mark.slow
-def test_batch_norm_averages_over_all_devices():
+def test_batch_norm_averages_over_all_devices_under_jit_and_pmap():
     before, one, _ = one_step(1, "batch_norm", **NO_DROPOUT)
     _, eight, _ = one_step(8, "batch_norm", **NO_DROPOUT)
     assert_close(one, eight)
+    model = GoogLeNet(tiny_arch("batch_norm", **NO_DROPOUT), axis_name=AXIS)
+    step, _ = pure_step(model)
+    per_device = {k: v.reshape(8, 2, *v.shape[1:]) for k, v in tiny_batch().items()}
+    after, _ = pmap_train_step(**step.keywords)(
+        jax.tree.map(lambda x: np.stack([x] * 8), before), per_device
+    )
+    assert_close(jax.tree.map(lambda x: np.array(x[0]), after), one)
     moved = jax.tree.map(lambda a, b: (a != b).any(), before.batch_stats, one.batch_stats)
     assert all(jax.tree.leaves(moved))
 
@@ -245,6 +270,28 @@ def test_accumulation_draws_another_dropout_mask_for_every_part():
     assert set(model.sizes) == {2}
     names = ("main_loss", "aux4a_loss", "aux4d_loss")
     np.testing.assert_allclose([metrics[n] for n in names], np.mean(parts, axis=0), rtol=1e-5)
+
+
+def test_every_device_of_pmap_draws_its_own_dropout_mask():
+    batch = tiny_batch(4)
+    state = create_state({"params": {"a": {"kernel": 0}}, "batch_stats": {}}, OPTIMIZER, 3)
+    state = state.replace(params={head: jnp.ones(()) for head in Noisy.heads}, opt_state=())
+    step = pmap_train_step(
+        augment=lambda images, labels, key, offset: (images / 255, jax.nn.one_hot(labels, 10)),
+        devices=jax.devices()[:2],
+        model=Noisy(),
+        optimizer=OPTIMIZER,
+        loss=LossConfig(),
+        update=lambda state, grads, stats, metrics, **_: (
+            state,
+            metrics | {"grad_norm": norm(grads)},
+        ),
+    )
+    copies = jax.tree.map(lambda x: jnp.stack([x] * 2), state)
+    _, metrics = step(copies, {k: v.reshape(2, 2, *v.shape[1:]) for k, v in batch.items()})
+    key = step_keys(jax.random.PRNGKey(3), 0)[1]
+    shares = [noisy_losses(jax.random.fold_in(key, d), batch["label"][2 * d :][:2]) for d in (0, 1)]
+    np.testing.assert_allclose(metrics["main_loss"], [np.mean(shares, axis=0)[0]] * 2, rtol=1e-5)
 
 
 def test_every_step_has_its_own_augmentation_key_and_never_that_of_dropout():
