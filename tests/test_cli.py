@@ -37,7 +37,7 @@ from gnet_jax.pods import plan, topology
 from gnet_jax.pods.plan import Collective, CompiledCost
 from gnet_jax.pods.topology import Chip
 from gnet_jax.training import program
-from gnet_jax.training.hosts import agree, start
+from gnet_jax.training.hosts import start
 from gnet_jax.training.loop import Result
 from gnet_jax.training.workdir import MetricsFile
 from tests.lab.sweeps import finished_sweep
@@ -692,7 +692,7 @@ def test_ablate_trains_its_shard_and_tells_failures_and_signals_by_the_exit_code
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(start.HostsError("lost"), 3), (agree.TrainingError("nan"), 1), (UserError("bad"), 2)],
+    [(start.HostsError("lost"), 3), (start.TrainingError("nan"), 1), (UserError("bad"), 2)],
 )
 def test_the_exit_code_of_training_tells_the_kind_of_error(monkeypatch, capsys, error, code):
     def fail(_):
@@ -733,13 +733,13 @@ def test_a_supervised_command_starts_itself_again_and_checks_the_config_first(
         def run(self):
             return 7
 
-    monkeypatch.setattr("gnet_jax.training.hosts.supervise.Supervisor", Supervisor)
+    monkeypatch.setattr("gnet_jax.training.hosts.start.Supervisor", Supervisor)
     arguments = ["digits", option, "--workdir", "/w"]
     assert train.main(arguments) == 7
     assert train.main([*arguments, "--optim.warmup-epochs", "99"]) == 2
     assert "warmup_epochs is 99" in capsys.readouterr().err
     monkeypatch.setenv(start.ACKNOWLEDGE, "1")  # in the process that the supervisor started
-    monkeypatch.setattr("gnet_jax.training.hosts.supervise.end_with_supervisor", lambda: None)
+    monkeypatch.setattr("gnet_jax.training.hosts.start.end_with_supervisor", lambda: None)
     monkeypatch.setattr(train, "run", lambda *_: 5)
     assert train.main(arguments) == 5
 
@@ -753,14 +753,14 @@ def test_a_run_starts_from_its_weights_and_is_compared_with_the_other_hosts(monk
 
     def compare(identity):
         compared.append(identity)
-        raise agree.TrainingError("they differ")
+        raise start.TrainingError("they differ")
 
     for name in ("use_compilation_cache", "call_in_this_thread"):
         monkeypatch.setattr(f"gnet_jax.training.sharding.{name}", lambda: None)
     monkeypatch.setattr("gnet_jax.convert.start.with_start", lambda config: (config, "weights"))
     monkeypatch.setattr(program, "prepare", prepare)
-    monkeypatch.setattr(agree, "identity", lambda run, fingerprints: fingerprints)
-    monkeypatch.setattr(agree, "compare", compare)
+    monkeypatch.setattr(start, "identity", lambda run, fingerprints: fingerprints)
+    monkeypatch.setattr(start, "compare", compare)
     assert train.main(["digits"]) == 1
     assert train.main(["digits", "--init", "models/a"]) == 1
     (alone,), (started, weights) = prepared

@@ -45,7 +45,7 @@ def random_layers(
             f"{at}/5x5": layer(w.b5, w.reduce5, 5, 5),
             f"{at}/pool_proj": layer(w.pool_proj, channels, 1, 1),
         }
-        channels = w.out
+        channels = w.b1 + w.b3 + w.b5 + w.pool_proj
         if block in aux_after:
             loss = {"4a": "loss1", "4d": "loss2"}[block]
             conv, units = arch.aux_widths
