@@ -16,7 +16,6 @@ from PIL import Image, ImageOps
 
 from gnet_jax.config import UserError
 from gnet_jax.data.decode import MAX_PIXELS, decode
-from gnet_jax.data.sources import LeftOut
 
 MAX_DOWNLOAD = 32 * 2**20  # bytes; the limit for a URL or standard input
 MAX_FILE = 4 * MAX_PIXELS  # bytes; the size of the largest supported image without compression
@@ -33,7 +32,9 @@ class Picture(NamedTuple):
     picture: Image.Image | UserError
 
 
-def pictures(arguments: Iterable[str], left_out: LeftOut | None = None) -> Iterator[Picture]:
+def pictures(
+    arguments: Iterable[str], left_out: dict[str, list[str]] | None = None
+) -> Iterator[Picture]:
     """Yields the pictures that `arguments` name, or errors. Each is read when the caller asks for
     it. An argument is a file, a folder, "-" for standard input, or an HTTP(S) URL (unless a file
     has that name). A folder means all images in it and its subfolders, in the order of `walk`; its
@@ -72,10 +73,10 @@ def open_picture(image: ImageLike) -> Image.Image:
     return picture
 
 
-def _folder(root: str, left_out: LeftOut) -> Iterator[Picture]:
+def _folder(root: str, left_out: dict[str, list[str]]) -> Iterator[Picture]:
     from gnet_jax.data.sources.folder import walk
 
-    own: LeftOut = {}
+    own: dict[str, list[str]] = {}
     unreadable: list[OSError] = []
     empty = True
     for path in walk(root, own, unreadable.append):

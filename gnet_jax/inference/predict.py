@@ -18,13 +18,14 @@ from rich.text import Text
 
 from gnet_jax.config import Preprocessing, UserError
 from gnet_jax.config.paths import as_text
-from gnet_jax.convert.read import read
 from gnet_jax.data.augment import preprocess
 from gnet_jax.data.decode import ImageError, central_crop
 from gnet_jax.inference.images import Picture
 from gnet_jax.model.googlenet import GoogLeNet, strip_aux
-from gnet_jax.model_folder import TrainedModel
+from gnet_jax.model_folder import TrainedModel, read_folder
+from gnet_jax.model_folder.folder import is_model_folder
 from gnet_jax.training import sharding
+from gnet_jax.training.checkpoints.verify import is_workdir, read_workdir
 
 
 def load(path: str | Path) -> TrainedModel:
@@ -41,7 +42,14 @@ def load(path: str | Path) -> TrainedModel:
     Raises:
         gnet_jax.config.UserError: if there is no model at `path`, or it is corrupt.
     """
-    return read(Path(path).expanduser())
+    path = Path(path).expanduser()
+    if is_model_folder(path):
+        return read_folder(path)
+    if is_workdir(path):
+        return read_workdir(path)
+    from gnet_jax.convert.read import read  # imported here, because most models do not need it
+
+    return read(path)
 
 
 class Guess(TypedDict):
