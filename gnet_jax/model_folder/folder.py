@@ -294,7 +294,7 @@ def from_json(kind: type[T], value: Any, where: str = "") -> T:
             return None  # type: ignore[return-value]
         return from_json(next(arg for arg in args if arg is not type(None)), value, where)
     if origin is tuple and isinstance(value, list):
-        items = [args[0]] * len(value) if args[-1] is Ellipsis else args
+        items = [args[0]] * len(value) if args[1:] == (Ellipsis,) else args
         if len(items) == len(value):
             pairs = enumerate(zip(items, value, strict=True))
             return tuple(from_json(item, v, f"{where}[{i}]") for i, (item, v) in pairs)  # type: ignore[return-value]

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+import gnet_jax
 from gnet_jax.convert import export as export_room
 from gnet_jax.convert.export import TOLERANCE, ExportError, export
 from gnet_jax.convert.read import convert
@@ -117,6 +118,17 @@ def test_the_graph_has_the_papers_layers(tmp_path):
     assert nodes["inception_4a/b5/conv"]["kernel_shape"] == [5, 5]
     kernel = folder.variables["params"]["conv1"]["conv"]["kernel"]
     assert constants["conv1/weight"][1, 2, 6, 3] == kernel[6, 3, 2, 1]
+
+
+def test_a_graph_states_who_wrote_it_and_which_versions_it_needs(tmp_path):
+    need(".onnx")
+    import onnx
+
+    export(small_folder(), tmp_path / "net.onnx")
+    model = onnx.load(tmp_path / "net.onnx")
+    assert (model.producer_name, model.producer_version) == ("gnet_jax", gnet_jax.__version__)
+    # onnxruntime reads these since version 1.6 and 1.13.
+    assert (model.opset_import[0].version, model.ir_version) == (13, 8)
 
 
 def test_batch_norm_is_folded_with_an_epsilon_of_a_thousandth(tmp_path):

@@ -192,6 +192,12 @@ def test_random_interpolation_is_pillows_alone():
         check(config)
 
 
+def test_opencv_starts_no_threads_of_its_own(fast_crop):
+    import cv2
+
+    assert cv2.getNumThreads() == 1
+
+
 def test_what_the_fast_decoder_finds_fault_with_is_left_to_pillow(fast_crop, monkeypatch):
     def refuse(*_, **__):
         raise ValueError("Corrupt JPEG data: extraneous bytes before marker")

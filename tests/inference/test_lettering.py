@@ -105,7 +105,9 @@ def test_a_long_text_ends_with_an_ellipsis_and_no_space_before_it():
     text, dots = "a         bcd", "\N{HORIZONTAL ELLIPSIS}"
     assert fitted(text, font, font.getlength(text)) == text
     assert fitted(text, font, font.getlength(f"a       {dots}")) == f"a{dots}"
+    assert fitted(text, font, font.getlength(f"a       {dots}") - 1e-3) == f"a{dots}"
     assert fitted(text, font, 0) == dots
+    assert fitted("abcdef", font, font.getlength(f"abc{dots}")) == f"abc{dots}"
 
 
 def test_the_fonts_of_this_system_can_be_listed(monkeypatch):

@@ -174,3 +174,25 @@ def test_show_data_takes_the_fields_that_train_py_takes(capsys):
     assert ended.value.code == 2
     output = capsys.readouterr()
     assert "--augment.mixup" in output.out + output.err
+
+
+def test_images_are_placed_row_by_row_and_inside_the_margins():
+    colours = np.arange(1, 6, dtype=np.uint8) * 40
+    images = np.stack([np.full((16, 16, 3), (c, 7, 9), np.uint8) for c in colours])
+    seen = contact_sheet.Seen(images, [["a"]] * 5)
+    sheet = np.asarray(draw(seen, 2, "title", "a word " * 60))
+    assert sheet.shape[1] == 640  # no narrower, so that the title fits
+    corners = []
+    for colour in colours:
+        y, x = np.nonzero((sheet == (colour, 7, 9)).all(axis=-1))
+        assert (len(x), np.ptp(x), np.ptp(y)) == (128 * 128, 127, 127)
+        corners.append((int(x.min()), int(y.min())))
+    top, row = corners[0][1], corners[2][1] - corners[0][1]
+    assert corners == [(28 + 138 * (i % 2), top + row * (i // 2)) for i in range(5)]
+    assert row > 128 + 18  # a caption fits between two rows
+    assert sheet.shape[0] == top + 3 * row + 28 - 24
+    ink = (sheet[:top] < 200).any(axis=-1)
+    assert np.nonzero(ink.any(axis=0))[0].max() < 640 - 28  # the subtitle is wrapped
+    assert not ink[-8:].any()
+    rows = ink[:, 28:].any(axis=1).astype(int)
+    assert (np.diff(rows) == 1).sum() >= 4  # the title and three lines

@@ -34,6 +34,7 @@ def test_the_gradient_figure_has_the_whole_and_the_main_heads_part(tmp_path):
         "never": [tmp_path / "never"],
     }
     (axes,) = gradient_figure(runs).axes
+    assert not axes.spines["top"].get_visible()
     lines = {line.get_label(): list(line.get_ydata()) for line in axes.lines}
     assert list(lines) == ["none", "both", "both: main head's part"]
     assert lines["both"] == [1.0] * 6  # the mean over steps and seeds
@@ -50,6 +51,7 @@ def test_every_panel_shows_its_own_numbers(tmp_path, monkeypatch):
         for axes in drawn[0].axes
     ]
     assert len(panels) == 8
+    assert not any(axes.spines["top"].get_visible() for axes in drawn[0].axes)
     whole, heads = panels[0], panels[4]
     assert list(whole) == ["whole loss"]
     assert list(heads) == ["whole loss", "main head", "aux4a head"]

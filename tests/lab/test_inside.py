@@ -93,6 +93,8 @@ def test_montages_have_a_tile_for_each_channel_and_count_the_dead(maps):
     kernel[:, :, 0, 0] = 1  # of the first channel: blue in BGR
     (first, _) = [axes.images[0].get_array() for axes in filters_figure(kernel, "BGR").axes[:2]]
     assert first[0, 0].tolist() == [0.5, 0.5, 1.0]
+    small = filters_figure(kernel * [-0.2, 1], "RGB").axes[0].images[0].get_array()
+    assert small[0, 0].tolist() == [0.0, 0.5, 0.5]  # scaled to the largest value of the filter
     assert heads_picture(maps).width == 2 * 448 + 12
 
 

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from gnet_jax.lab.cost.ledger import network_ledger, worked_examples
+from gnet_jax.lab.cost.ledger import ledger_table, network_ledger, worked_examples
 from gnet_jax.model.googlenet import googlenet
 
 # (params, params with aux, multiply-adds, multiply-adds with aux); None where nobody states it
@@ -61,3 +61,16 @@ def test_the_ledger_has_a_row_for_every_layer_and_goes_to_json():
     assert rows["aux_4a/fc"].params == 2048 * 1024 + 1024
     read = json.loads(json.dumps(dataclasses.asdict(costs)))
     assert sum(row["macs"] for row in read["layers"]) == read["macs_with_aux"]
+
+
+def test_the_table_has_the_facts_of_each_layer_in_their_columns():
+    table = ledger_table(network_ledger(googlenet(num_classes=10), 224), "title")
+    columns = {str(column.header): list(column.cells) for column in table.columns}
+    assert list(columns) == ["layer", "kernel", "output", "parameters", "multiply-adds"]
+    rows = {cells[0]: cells[1:] for cells in zip(*columns.values(), strict=True)}
+    assert rows["conv1"] == ("7x7/2", "112x112x64", "9,472", "118,013,952")
+    assert rows["aux_4a/conv *"] == ("1x1/1", "4x4x128", "65,664", "1,048,576")
+    assert rows["aux_4a/fc *"] == ("linear", "1024", "2,098,176", "2,097,152")
+    assert rows["inference"] == ("", "", "5,983,802", "1,581,658,112")
+    totals = rows["training (with * auxiliary heads)"]
+    assert totals == ("", "", "10,334,030", "1,588,002,816")

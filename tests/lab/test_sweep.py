@@ -1,6 +1,8 @@
 import dataclasses
 import json
+import os
 import random
+from pathlib import Path
 
 import pytest
 
@@ -50,6 +52,18 @@ def test_a_folder_of_another_sweep_is_refused_and_configs_can_be_added(tmp_path)
     assert list(read_sweep(tmp_path).configs) == ["a", "b", "c"]
     assert [cell.seed for cell in read_sweep(tmp_path).cells] == [0, 1, 2] * 3
     assert [file.name for file in tmp_path.iterdir()] == ["sweep.json"]
+
+
+def test_shards_write_the_sweep_through_files_of_their_own(tmp_path, monkeypatch):
+    moved = []
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: [moved.append(Path(a)), replace(a, b)])
+    for _ in range(2):
+        open_sweep(tmp_path / "new" / "sweep", {"a": Config()}, 2, "text")
+    assert len(set(moved)) == 2
+    assert {file.parent for file in moved} == {tmp_path / "new" / "sweep"}
+    assert all(file.name.startswith(".") for file in moved)
+    assert (tmp_path / "new/sweep/sweep.json").stat().st_mode & 0o777 == 0o644
 
 
 def test_a_folder_without_a_readable_sweep_is_refused(tmp_path):

@@ -108,6 +108,14 @@ def test_a_knob_at_its_limit_is_taken(knobs):
     assert {name: getattr(arch, name) for name in knobs} == knobs
 
 
+def test_the_torchvision_variant_has_torchvisions_values():
+    """As in torchvision/models/googlenet.py; a dropout of 0.7 in the heads is the paper's too."""
+    arch = VARIANTS["torchvision"]
+    found = (arch.norm, arch.branch5_kernel, arch.pool4_window, arch.aux_pool)
+    assert found == ("batch_norm", 3, 2, "adaptive")
+    assert (arch.dropout, arch.aux_dropout) == (0.2, 0.7)
+
+
 def test_the_variants_offered_are_those_that_exist():
     assert get_args(get_type_hints(Choices)["variant"]) == tuple(VARIANTS)
 

@@ -274,6 +274,21 @@ def test_other_convolutions_are_left_to_xla(strides, padding, monkeypatch):
     )
 
 
+@pytest.mark.parametrize("padding", [[(0, 0), (0, 0)], [(1, 1), (1, 1)], [(0, 1), (0, 0)]])
+def test_a_1x1_convolution_may_be_padded(padding):
+    x = jnp.asarray(GENERATOR.normal(size=(2, 4, 4, 3)), jnp.float32)
+    k = jnp.asarray(GENERATOR.normal(size=(1, 1, 3, 5)), jnp.float32)
+    expected = REFERENCE.convolve(x, k, (1, 1), padding)
+    assert_close(fast_conv.convolve(x, k, (1, 1), padding), expected)
+
+
+def test_a_1x1_convolution_is_a_matrix_product():
+    x, k = jnp.zeros((2, 4, 4, 3)), jnp.zeros((1, 1, 3, 5))
+    text = str(jax.make_jaxpr(lambda x: fast_conv.convolve(x, k, (1, 1), [(0, 0), (0, 0)]))(x))
+    assert "dot_general" in text
+    assert "conv_general_dilated" not in text
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_a_bias_is_added_and_its_gradient_is_a_sum_in_float32(dtype):
     x = jnp.asarray(GENERATOR.normal(size=(4, 5, 6, 7)), dtype)
@@ -316,3 +331,11 @@ def test_on_a_tpu_the_gradient_of_lrn_sums_by_a_product():
     traced = jax.jit(jax.grad(lambda x: jnp.sum(fast.local_response_norm(x)))).trace(x)
     assert "dot_general" in traced.lower(lowering_platforms=("tpu",)).as_text()
     assert "dot_general" not in traced.lower(lowering_platforms=("cpu",)).as_text()
+
+
+@pytest.mark.parametrize(("platform", "barriers"), [("cpu", 0), ("tpu", 1), ("cuda", 1)])
+def test_only_accelerators_keep_the_output_of_relu_behind_a_barrier(platform, barriers):
+    x = jax.ShapeDtypeStruct((2, 3, 4, 16), jnp.float32)
+    traced = jax.jit(jax.grad(lambda x: jnp.sum(fast.relu(x)))).trace(x)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert text.count("optimization_barrier") == barriers

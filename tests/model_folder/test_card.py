@@ -41,6 +41,10 @@ def test_facts_are_those_of_the_model(folder):
     assert "license: other\nlicense_name: unrestricted\n---\n# a model\n" in found["card"]
 
 
+def test_a_name_is_quoted_in_its_own_letters(folder):
+    assert '"Blätter \\"2\\""' in rows_of(folder, 'Blätter "2"')["card"]
+
+
 def test_a_shorter_side_no_heads_no_license_and_an_accuracy_are_stated_too(folder):
     other = dataclasses.replace(
         small_folder(image_size=30),

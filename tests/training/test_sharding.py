@@ -159,3 +159,11 @@ def test_the_devices_of_a_mesh_follow_the_hosts(monkeypatch):
     monkeypatch.setattr(sharding, "Mesh", lambda devices, *_, **__: devices)
     hosts = [device.process_index for device in sharding.data_mesh(devices)]
     assert hosts == [0] * 4 + [1] * 4
+
+
+def test_the_results_of_an_evaluation_are_whole_on_every_device():
+    mesh = data_mesh()
+    step = sharding.compile_eval_step(mesh, lambda state, x, y: (state, x * 2, x + y), 2)
+    state, double, total = step(jnp.ones(3), jnp.arange(16.0), jnp.arange(16.0))
+    assert all(x.sharding.is_fully_replicated for x in (state, double, total))
+    np.testing.assert_array_equal(total, double)
