@@ -54,7 +54,7 @@ def prepare(
         check_at_least("resize", resize)
         unused = {"--manual-dir": manual_dir, "--data-dir": data_dir, "--subset": subset}
         for option in (option for option, given in unused.items() if given):
-            raise UserError(f"{option} does not apply to --resize; TFDS_DATA_DIR sets where sets are read")
+            raise UserError(f"{option} has no effect with --resize; omit it, or set TFDS_DATA_DIR")
         prepared = tfds.pack(source, out, resize, file_format=format, threads=threads)
         source, data_dir = f"tfds:{out.name}", out.absolute().parent
     elif not re.match("tfds:.", source):
