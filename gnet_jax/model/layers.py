@@ -32,7 +32,7 @@ def he_normal(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.
 
 
 def _draw(key: jax.Array, shape: tuple[int, ...], dtype, draw) -> jax.Array:
-    """Calls `draw` with a NumPy generator, as jax.random compiles for each of 130 shapes."""
+    """Calls `draw` with a NumPy generator, because jax.random compiles for each of 130 shapes."""
 
     def draw_on_host(key_data) -> np.ndarray:
         seed = int.from_bytes(np.asarray(key_data).tobytes(), "little")

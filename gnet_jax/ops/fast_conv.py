@@ -116,9 +116,7 @@ _map_gradients = partial(_gradients, convolve=_multiply_maps)
 def winograd_is_faster(x_BHWC: jax.Array, padding: Sequence[tuple[int, int]]) -> bool:
     """Returns whether `winograd_convolve` is faster than XLA on a CPU for such an input."""
     batch, *sizes, channels = x_BHWC.shape
-    if (
-        not isinstance(batch, int) or x_BHWC.dtype != jnp.float32
-    ):  # `batch` is symbolic in an export
+    if not isinstance(batch, int) or x_BHWC.dtype != jnp.float32:  # symbolic `batch`: in an export
         return False
     return batch * math.prod(_tiles(sizes, padding)) >= MIN_TILES and channels >= MIN_CHANNELS
 
