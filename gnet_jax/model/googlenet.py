@@ -236,10 +236,9 @@ def endpoints(
 ) -> dict[str, jax.Array]:
     """Returns the output of every layer in inference, by Caffe's name for it ("inception_3a/5x5").
 
-    A layer that Caffe's network does not have is named by its path in this
-    network ("inception_3a/b6").
-    Outputs of convolutions are after the ReLU; "prob" is the softmax of "loss3/classifier". Raises
-    UserError if two layers would have the same name.
+    A layer that Caffe's network does not have is named by its path in this network
+    ("inception_3a/b6"). Outputs of convolutions are after the ReLU; "prob" is the softmax of
+    "loss3/classifier". Raises UserError if two layers would have the same name.
     """
     outputs, state = model.apply(variables, x_BHWC, mutable=["intermediates"])
     found: dict[str, jax.Array] = {}
