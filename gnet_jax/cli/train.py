@@ -6,7 +6,7 @@ repeat the command, it resumes the run. Use the same command on all hosts. The e
 0        the training is done
 1        values were not finite in too many steps, the last checkpoint could not be saved, heads did
          not learn (with dead_heads "stop"), or there was an unexpected error
-2        the command has a mistake, or too many images are corrupt (the state was saved first)
+2        the command or the data are invalid, or too many images are corrupt (after saving)
 3, 134   the hosts did not connect, or one of them was lost; 134 if JAX ended this host for that
 128 + n  a host received signal n; the state was saved (129: hang-up, 130: Ctrl-C, 143: SIGTERM)
 

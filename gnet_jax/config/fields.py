@@ -194,7 +194,7 @@ class Config:
     """Folder for checkpoints, logs and the config. If it has a checkpoint, the run resumes."""
     init: str | None = None
     """Model to start from: a model folder, a training workdir or a file of weights.
-    Its network and preprocessing are used, but classes, aux heads, dropout and dtype are not."""
+    Its network and preprocessing replace the config's, except classes, heads, dropout, dtype."""
     epochs: Positive = 250.0
     """Number of passes over the training set; fractions are allowed."""
     batch_size: Count = 32

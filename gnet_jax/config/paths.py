@@ -62,7 +62,7 @@ _links: dict[Path, Path] = {}  # symbolic links, by the folder that they point t
 
 
 def plain_path(path: Path) -> Path:
-    """Returns a path to the same file without characters that some libraries misread, such as [.
+    """Returns a path, to the same file, without characters that some libraries misread, like [.
 
     The path goes through a symbolic link, which is deleted when this process ends; if it is deleted
     earlier, the next call restores it. The deepest folder with a special character must exist

@@ -205,14 +205,14 @@ def evaluate_grid(
 ) -> list[Evaluation]:
     """Evaluate the first model, then the ensemble of all models, each with every number of crops.
 
-    `options` are the keyword arguments of `evaluate`, which also lists the errors.
+    `options` are further arguments of `evaluate`. The errors are the same, too.
     """
     ensembles = [models[:1], models] if len(models) > 1 else [models]
     return [evaluate(chosen, source, n, **options) for chosen in ensembles for n in crops]
 
 
 def paper_table(evaluations: Sequence[Evaluation]) -> Table:
-    """Returns a table of the errors, next to the paper's for the same numbers of models, crops."""
+    """Returns a table of errors next to the paper's for the same numbers of models and crops."""
     paper = "paper: GoogLeNet on ImageNet's validation images (arXiv 1409.4842, Table 3)"
     table = Table(title="Error by models and crops", caption=paper)
     table.title_justify = table.caption_justify = "left"
@@ -270,7 +270,7 @@ def _five(area: Box, size: int) -> list[Box]:
 
 
 def _squares(width: int, height: int) -> Iterator[Box]:
-    """Yields a photo's left, central and right square, or, if tall, top, central and bottom."""
+    """Yields three squares along a photo's longer side: at its start, its centre and its end."""
     side, spare = min(width, height), abs(width - height)
     for start in (0, spare // 2, spare):
         x, y = (start, 0) if width > height else (0, start)

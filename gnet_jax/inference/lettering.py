@@ -60,7 +60,7 @@ def letter(figure: "Figure") -> None:
 
 
 def save(picture: "Figure | Image.Image", out: Path, **options: Any) -> None:
-    """Write an image, or a figure with the `options` of `savefig`. Raises UserError if it fails."""
+    """Write an image, or a figure with the `options` of `savefig`. Raises UserError on failure."""
     try:
         if isinstance(picture, Image.Image):
             picture.save(out)
@@ -72,7 +72,7 @@ def save(picture: "Figure | Image.Image", out: Path, **options: Any) -> None:
 
 
 def _drawable(text: str, kept: str = "") -> tuple[str, Path]:
-    """Returns `text` with the characters escaped that no font can draw, and a font file for it."""
+    """Returns `text`, with undrawable characters escaped, and the font file to draw it with."""
     kept += JOINERS
     wanted = frozenset(c for c in text if c.isprintable() and c not in kept)
     file = _font_with(wanted | set(BESIDE))

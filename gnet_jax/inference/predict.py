@@ -147,7 +147,7 @@ def top_classes(probabilities_K: np.ndarray, class_names: Sequence[str], k: int 
 def predictions(
     predictor: Predictor, pictures: Iterable[Picture], k: int = 5
 ) -> Iterator[Prediction]:
-    """Yields the `k` most probable classes, or an error, for each picture. Runs in batches."""
+    """Yields each picture's `k` most probable classes, or its error, in the order given."""
     trained, waiting = predictor.trained, iter(pictures)
     while batch := list(itertools.islice(waiting, predictor.batch_size)):
         squares = [_crop(picture, trained.preprocessing) for _, picture in batch]
@@ -168,7 +168,7 @@ def _crop(picture: Image.Image | UserError, p: Preprocessing) -> np.ndarray | Us
 
 
 def render(console: Console, name: str, top: Sequence[Guess]) -> None:
-    """Print one picture's classes, probabilities and bars. A terminal gets truncated lines."""
+    """Print the classes of one picture, with probabilities and bars. A terminal cuts the lines."""
     line = "#" if console.options.ascii_only else "━"
     width = min(24, console.width // 3)
     console.print(Text(as_text(name), style="bold"), soft_wrap=True)

@@ -31,7 +31,7 @@ ADDENDS = 64
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def max_pool(x_BHWC: jax.Array, window: int, stride: int, pad: int = 0) -> jax.Array:
-    """Computes `reference.max_pool`. The gradient goes to the same one of several equal maxima.
+    """Computes `reference.max_pool`. If maxima are equal, the same one of them gets the gradient.
 
     On CPUs, XLA computes the gradient window by window, which is slow. So on CPUs this function
     takes the maximum of shifted views, first along the columns, then along the rows.

@@ -114,7 +114,7 @@ _map_gradients = partial(_gradients, convolve=_multiply_maps)
 
 
 def winograd_is_faster(x_BHWC: jax.Array, padding: Sequence[tuple[int, int]]) -> bool:
-    """Returns whether `winograd_convolve` is faster than XLA on a CPU for such an input."""
+    """Returns whether `winograd_convolve` is faster than XLA on a CPU for this input."""
     batch, *sizes, channels = x_BHWC.shape
     if not isinstance(batch, int) or x_BHWC.dtype != jnp.float32:  # symbolic `batch`: in an export
         return False
