@@ -77,10 +77,10 @@ def replay(file: Annotated[Positional[Path], arg(metavar="FILE")], json: bool = 
     for name in found.bad_params:
         print(f"parameter that was not finite before the step: {name}")
     for bad in found.bad_examples[:10]:
-        where = f"in layer {bad.layer} first" if bad.layer else "only in its gradients"
+        where = f"first in layer {bad.layer}" if bad.layer else "only in its gradients"
         print(
             f"image {bad.place} of the batch (example {bad.index}, label {bad.label}): "
-            f"loss {bad.loss:g}, values not finite {where}"
+            f"loss {bad.loss:g}, non-finite values {where}"
         )
     if len(found.bad_examples) > 10:
         print(f"and {len(found.bad_examples) - 10} more of the batch's {found.examples} images")

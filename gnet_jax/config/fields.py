@@ -129,7 +129,7 @@ class AugmentConfig:
     erase: Share = 0.0
     """Probability that a random rectangle of an image is filled with the mean (random erasing)."""
     mixup: NotNegative = 0.0
-    """Mix pairs of images and their labels, weights from Beta(mixup, mixup) (arXiv 1710.09412).
+    """Mix pairs of images and labels, with weights from Beta(mixup, mixup) (arXiv 1710.09412).
     Requires an even number of images per device. Top-1 uses the label with the larger weight."""
 
 
