@@ -3,8 +3,8 @@
     gnet ablate ablate_pooling --data.source 'npz:CIFAR_{split}.npz#10000'
 
 CIFAR-10 at 24x24 pixels, so that the last feature map is 3x3 and the fully connected layer reads
-all nine positions. 10,000 training images, three epochs. Batch norm, a quarter of the paper's
-width, the paper's dropout of 0.4 before either classifier, no auxiliary heads.
+all nine positions. 10,000 training images, three epochs. The networks have batch norm, a quarter of
+the paper's width, the paper's dropout of 0.4 before the classifier, and no auxiliary heads.
 """
 
 import dataclasses

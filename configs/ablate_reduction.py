@@ -4,8 +4,8 @@
 
 Scales every reduction before a 3x3 or 5x5 convolution by 0.25 to 2, and also trains the naive block
 of the paper's Fig. 2a. CIFAR-10 at 16x16 pixels, 10,000 training images, three epochs. This is
-enough to tell the configs apart, but none of them converges. Batch norm, a quarter of the paper's
-width, no auxiliary heads.
+enough to tell the configs apart, but none of them converges. The networks have batch norm, a
+quarter of the paper's width, and no auxiliary heads.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Settings that several recipes and sweeps share. They use `from common import ...`."""
+"""Settings that several recipes and sweeps share, and import from this module."""
 
 import dataclasses
 from typing import Any

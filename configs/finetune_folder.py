@@ -3,9 +3,9 @@
     gnet convert bvlc_googlenet.caffemodel models/googlenet
     python train.py finetune_folder --data.source folder:PHOTOS --init models/googlenet
 
-PHOTOS has train/CLASS/*.jpg and val/CLASS/*.jpg. The classifier is new. The layers up to 4c are
-frozen, and the layers above learn at 0.3 times the classifier's rate. `--optim.freeze` without a
-value trains every layer.
+PHOTOS has train/CLASS/*.jpg and val/CLASS/*.jpg. The classifier starts from scratch. The layers up
+to 4c are frozen, and the layers above learn at 0.3 times the classifier's rate. `--optim.freeze`
+without a value trains every layer.
 
 Measured with the published Caffe weights on 3,068 photos of 10 kinds of clothing, on 2 CPU cores
 shared with other work: 14 minutes, 90.59 % of the 372 test photos, compared with 88.44 % for a

@@ -4,9 +4,9 @@
 
 PHOTOS has train/CLASS/*.jpg and val/CLASS/*.jpg. A batch-norm GoogLeNet of half the paper's width,
 for 112x112 pixels. With a few thousand photos, the published weights and `finetune_folder` give far
-better results; use this recipe for images unlike photos, or for many. First run `gnet check-data
-folder:PHOTOS` to find images that are corrupt or in two splits, and `gnet show-data folder
---data.source folder:PHOTOS` to draw what the network sees.
+better results. Use this recipe if your images are not photos, or if you have many. First run `gnet
+check-data folder:PHOTOS` to find images that are corrupt or in two splits, and `gnet show-data
+folder --data.source folder:PHOTOS` to draw what the network sees.
 """
 
 from common import IMAGENET_PIXELS

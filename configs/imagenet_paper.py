@@ -3,7 +3,7 @@
     gnet prepare tfds:imagenet2012 --manual-dir DOWNLOADS
     python train.py imagenet_paper
 
-SGD with momentum 0.9, the learning rate times 0.96 every 8 epochs, Polyak averaging of the
+SGD with momentum 0.9, a learning rate reduced by 4 % every 8 epochs, Polyak averaging of the
 evaluated weights, crops with 8 to 100 % of the area and aspect 3/4 to 4/3, photometric distortions,
 a random interpolation per crop, auxiliary losses times 0.3, dropout 0.4 (0.7 in auxiliary heads).
 The paper does not state the batch size, learning rate or weight decay; 32, 0.01, 2e-4 and 250
@@ -15,7 +15,8 @@ run here. Without batch norm the main head can fail to learn for a long time; th
 warning if it does.
 
 According to `gnet plan imagenet_paper --topology v5e:2x4`, a step on eight TPU v5e chips takes at
-least 6.0 ms and 250 epochs 17 hours. On 2 CPU cores, at 12 images/s, they take ten months.
+least 6.0 ms, and 250 epochs take at least 17 hours. On 2 CPU cores, at 12 images/s, 250 epochs take
+ten months.
 """
 
 from gnet_jax.config import AugmentConfig, Config, DataConfig, OptimConfig

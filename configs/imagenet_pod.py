@@ -4,10 +4,11 @@
     python train.py imagenet_pod
 
 The peak learning rate is 0.1 per 256 images of the batch, reached after 5 epochs (Goyal et al.,
-arXiv 1706.02677). Batch norm, cosine, label smoothing, 90 epochs. The paper's network without batch
-norm does not tolerate such rates. This recipe has not been run here, on a pod or otherwise.
+arXiv 1706.02677). Batch norm, cosine, label smoothing, 90 epochs. The paper's own network, which
+has no batch norm, does not tolerate such rates. This recipe has not been run here.
 According to `gnet plan imagenet_pod --topology v5e:16x16` (docs/pods.md), a step on 256 TPU v5e
-chips takes at least 9.6 ms and 90 epochs four and a half minutes, if the hosts decode fast enough.
+chips takes at least 9.6 ms, and 90 epochs take at least four and a half minutes, if the hosts
+decode fast enough.
 """
 
 from common import IMAGENET_PIXELS

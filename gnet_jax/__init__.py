@@ -22,7 +22,7 @@ preprocess     Converts images with pixels from 0 to 255 to the network's normal
 Preprocessing  Settings for resizing, cropping and normalising images.
 load           Returns a trained model that is ready to predict.
 
-`import gnet_jax` alone does not import jax. Using one of these names for the first time does.
+`import gnet_jax` alone does not import jax; the first use of most of these names does.
 """
 
 import importlib

@@ -11,7 +11,7 @@ class UserError(ValueError):
 
 
 def choose(what: str, name: str, options: Mapping[str, T]) -> T:
-    """Returns `options[name]`. If the field `what` has an unknown `name`, raises a UserError."""
+    """Returns `options[name]`. Raises UserError if it is missing; `what` is the field's name."""
     if name not in options:
         raise UserError(f"{what} is {name!r}; choose one of {', '.join(options)}")
     return options[name]

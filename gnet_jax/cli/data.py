@@ -28,12 +28,12 @@ def prepare(
     out: Path | None = None,
     threads: int = 4,
 ) -> None:
-    """Prepare a data set of TensorFlow Datasets, or copy any data set with smaller images.
+    """Prepare a data set of TensorFlow Datasets, or copy any data set and shrink its images.
 
     tfds:imagenet2012 is made from ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, which you
     download from image-net.org. Other sets are downloaded automatically; most of them require
     TensorFlow: pip install -e '.[prepare]'. With --resize, the command copies any data set instead.
-    If ImageNet or a copy is interrupted, the same command resumes.
+    If a copy or the preparation of ImageNet is interrupted, the same command resumes it.
 
     Args:
         source: tfds:NAME, such as tfds:imagenet2012; with --resize also folder:PATH or npz:PATH.
@@ -54,11 +54,11 @@ def prepare(
         check_at_least("resize", resize)
         unused = {"--manual-dir": manual_dir, "--data-dir": data_dir, "--subset": subset}
         for option in (option for option, given in unused.items() if given):
-            raise UserError(f"{option} has no effect with --resize; set TFDS_DATA_DIR to read tfds")
+            raise UserError(f"{option} has no effect with --resize; omit it, or set TFDS_DATA_DIR")
         prepared = tfds.pack(source, out, resize, file_format=format, threads=threads)
         source, data_dir = f"tfds:{out.name}", out.absolute().parent
     elif not re.match("tfds:.", source):
-        raise UserError(f"source {source!r} is not tfds:NAME, a data set of TensorFlow Datasets")
+        raise UserError(f"the source is {source!r}; without --resize, it must be tfds:NAME")
     else:
         prepared = tfds.prepare(
             source.removeprefix("tfds:"),
@@ -112,10 +112,10 @@ class ShowData:
     out: Path = Path("sheet.png")
     """Picture file to write."""
     split: Literal["train", "val"] = "train"
-    """train: draw the images of a training step, below the originals.
+    """train: draw each image as a training step sees it, below its original.
     val: draw images as evaluation crops them."""
     step: int = 0
-    """Training step, or batch of the evaluation, whose images are drawn; the first is 0."""
+    """Index of the training step or evaluation batch whose images are drawn, from 0."""
     rows: int = 3
     """Number of rows of images."""
     columns: int = 8

@@ -75,18 +75,18 @@ def replay(file: Annotated[Positional[Path], arg(metavar="FILE")], json: bool = 
     same = "as in the run" if found.reproduced else "NOT the same as in the run"
     print(f"step {found.step} again: loss {loss:g}, gradient norm {norm:g}, {same}")
     for name in found.bad_params:
-        print(f"parameter already not finite before the step: {name}")
+        print(f"parameter that was not finite before the step: {name}")
     for bad in found.bad_examples[:10]:
         where = f"first in layer {bad.layer}" if bad.layer else "only in its gradients"
         print(
             f"image {bad.place} of the batch (example {bad.index}, label {bad.label}): "
-            f"loss {bad.loss:g}, not finite {where}"
+            f"loss {bad.loss:g}, non-finite values {where}"
         )
     if len(found.bad_examples) > 10:
         print(f"and {len(found.bad_examples) - 10} more of the batch's {found.examples} images")
     if not found.bad_examples:
         print(f"all values are finite when each of the {found.examples} images is run alone")
-    print(f"first layer that is not finite for the whole batch: {found.layer or 'none'}")
+    print(f"first layer whose output for the batch is not finite: {found.layer or 'none'}")
     if found.bad_gradients:
         print(f"gradients not finite: {', '.join(found.bad_gradients[:10])}")
     elif found.layer is None and found.metrics["skipped"]:
@@ -100,10 +100,10 @@ class Ablate:
     seeds: int = 3
     """Number of runs of each config. Run i uses the config's seed plus i."""
     shard: str = "0/1"
-    """i/n runs only part i (from 0) of n parts of the sweep, for example one part per machine.
+    """i/n trains only part i of n parts of the sweep (i starts at 0), such as one part per machine.
     All parts use the same workdir; together they train every run exactly once."""
     retry_failed: bool = False
-    """Train the runs again that failed before."""
+    """Train again the runs that failed before."""
 
 
 def ablate(arguments: Sequence[str]) -> int:
@@ -181,22 +181,22 @@ class PlanOptions:
     """The options of `gnet plan`."""
 
     topology: tuple[str, ...] = ()
-    """Machines such as v5e:16x16, v4:2x2x2 or h100:8. Each gets a column of the table."""
+    """Machines to plan for, such as v5e:16x16 or h100:8. Each gets a column of the table."""
     batch: int | None = None
     """Images per step over all chips; sets --batch-size and --eval-batch-size."""
     json: bool = False
     """Print a JSON object, or a list of objects if there are several topologies."""
     images: int | None = None
-    """Number of training images, if the data are not on this machine (ImageNet's is known)."""
+    """Number of training images. Not needed for ImageNet, or if the data are on this machine."""
     classes: int | None = None
-    """Number of classes, if the data are not on this machine (ImageNet's is known)."""
+    """Number of classes. Not needed for ImageNet, or if the data are on this machine."""
 
 
 def plan(arguments: Sequence[str]) -> int:
-    """Estimate the memory, arithmetic, traffic and shortest time of a run on TPU pods or GPUs.
+    """Estimate the memory, FLOPs, memory traffic and shortest time of a run on TPU pods or GPUs.
 
     CONFIG and the fields are the same as for train.py: `gnet plan CONFIG --topology v5e:16x16`. The
-    training step is compiled for each topology, which takes minutes but requires no accelerator.
+    training step is compiled for each topology. This takes minutes; no accelerator is needed.
     The exit code is 1 if the step does not fit into the memory.
     """
     command = parse_command(arguments, "gnet plan", PlanOptions(), inspect.getdoc(plan))

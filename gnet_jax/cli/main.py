@@ -15,7 +15,7 @@ HELP = """usage: gnet COMMAND [OPTIONS]
 GoogLeNet in JAX. `gnet COMMAND --help` explains a command.
 `gnet --version` prints the version.
 """
-COMMANDS = {  # by command: the module in gnet_jax.cli, and the summary in --help
+COMMANDS = {  # for each command: its module in gnet_jax.cli, and its summary in --help
     "train": ("train", "train a network, or resume a training run"),
     "predict": ("models", "print the most likely classes of photos"),
     "evaluate": ("models", "print top-1 and top-5 accuracy on labelled images"),
@@ -24,7 +24,7 @@ COMMANDS = {  # by command: the module in gnet_jax.cli, and the summary in --hel
     "convert": ("models", "convert published weights or a run to a model folder"),
     "export": ("models", "export a model to ONNX, StableHLO, safetensors and others"),
     "summary": ("models", "print the cost of every layer"),
-    "prepare": ("data", "prepare a data set, such as ImageNet or a smaller copy"),
+    "prepare": ("data", "prepare a data set such as ImageNet, or copy one with smaller images"),
     "check-data": ("data", "find corrupt, duplicate and unusual images, and class imbalance"),
     "show-data": ("data", "draw training images as the network sees them"),
     "curves": ("lab", "plot the loss and accuracy of training runs"),
@@ -37,7 +37,7 @@ COMMANDS = {  # by command: the module in gnet_jax.cli, and the summary in --hel
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a `gnet` command line, and return the exit code. A UserError gives exit code 2."""
+    """Run a `gnet` command line, and return its exit code, which is 2 after a UserError."""
     arguments = sys.argv[1:] if arguments is None else arguments
     set_up_process()
     try:

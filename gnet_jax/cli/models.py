@@ -44,8 +44,8 @@ def predict(
     Args:
         model: a model folder, a training workdir, or a file that `gnet convert` reads.
         images: files, folders, URLs, or - for standard input.
-        json: print one JSON object per line with the keys `file`, and `top` or `error`.
-        cam: draw the class activation map of each image to this file, NAME-2.png and so on.
+        json: print a line of JSON for each image: an object with `file`, and `top` or `error`.
+        cam: picture to write: the first image's class activation map. The next are NAME-2.png, ...
         top: number of classes to print for each image.
     """
     from gnet_jax.inference.cam import MAIN, ActivationMapper, draw
@@ -101,20 +101,20 @@ def evaluate(
 
     Classes are matched by name. The data can have fewer classes than the model, but every class of
     the data must be a class of the model. WordNet ids can be used as names of ImageNet's classes.
-    If the data have numbers from 0 as class names, the numbers are matched with the model's classes
+    If the data's class names are numbers that start at 0, they are matched with the model's classes
     by position, and the matches are printed.
 
     Args:
-        models: model folders, workdirs or weight files; the probabilities of several are averaged.
+        models: model folders, workdirs or weight files. The models' probabilities are averaged.
         data: digits, folder:PATH, npz:PATH, or tfds:NAME.
         split: split of the data to evaluate on.
-        crops: number of crops of each image whose predictions are averaged; the paper uses 144.
+        crops: number of crops per image; their probabilities are averaged. The paper uses 144.
         json: print one JSON object instead of a sentence.
         table: print a table as in the paper: the first model and the ensemble of all models, each
             with 1, 10 and 144 crops.
         batch_size: largest number of crops that a network processes at once.
         threads: number of threads that read, decode and crop images.
-        bad_limit: largest fraction of corrupt images; they are listed and skipped.
+        bad_limit: largest allowed fraction of corrupt images, which are listed and skipped.
     """
     from gnet_jax.data.sources import open_source
     from gnet_jax.inference.evaluate import evaluate as evaluate_models
@@ -160,8 +160,8 @@ def inspect(
         model: a model folder, a training workdir, or a file that `gnet convert` reads.
         image: a file, a URL, or - for standard input.
         out: the folder to write the pictures to.
-        endpoint: layers whose activations are drawn, by Caffe's names, such as inception_4a/5x5.
-        class_index: index of the class to map; the default is the most probable class.
+        endpoint: layers whose activations are drawn, by Caffe's name, such as inception_4a/5x5.
+        class_index: class whose activation maps are drawn; the default is the most probable one.
     """
     from gnet_jax.inference.images import open_picture
     from gnet_jax.lab.look.inside import draw_inside
@@ -173,7 +173,7 @@ def inspect(
 
 
 def demo(model: Model, port: int | None = None) -> None:
-    """Serve a web page that shows the classes and activation map of each head for a photo.
+    """Serve a web page that classifies a photo and draws the class activation map of a head.
 
     Args:
         model: a model folder, a training workdir, or a file that `gnet convert` reads.
@@ -197,13 +197,13 @@ def convert(
 
     SRC is a .caffemodel file, a .pth or .safetensors file of torchvision's GoogLeNet, a checkpoint
     of TF-slim's Inception v1, or a workdir. The format is detected from the content, and no code in
-    the file is executed. Settings that the file does not contain are assumed, and printed.
+    the file is executed. Defaults that replace settings missing in the file are printed.
 
     Args:
         src: the file or workdir to read.
         dst: the model folder to write.
         class_names: a JSON file, or a text file with one class name per line, in output order.
-        transform_input: the torchvision option; yes for models fine-tuned from its weights.
+        transform_input: torchvision's option; yes for weights fine-tuned from its published ones.
     """
     from gnet_jax.convert.read import convert as convert_file
     from gnet_jax.convert.read import read_class_names
@@ -221,7 +221,7 @@ def convert(
 
 
 def export(model: Model, out: Annotated[Positional[Path], arg(metavar="OUT")]) -> None:
-    """Export a model to another format, run the exported file, and compare its logits.
+    """Export a model, run the exported file, and compare its logits with the model's.
 
     Args:
         model: a model folder, a training workdir, or a file that `gnet convert` reads.
@@ -233,7 +233,7 @@ def export(model: Model, out: Annotated[Positional[Path], arg(metavar="OUT")]) -
     if model.is_file():
         check_not_input(out, [model])
     difference = export_model(load(model), out)
-    print(f"wrote {out}; its logits differ by at most {difference:.1e} times the largest logit")
+    print(f"wrote {out}; its logits differ by {difference:.1e} of the largest logit, or less")
 
 
 def summary(
@@ -245,14 +245,14 @@ def summary(
 ) -> None:
     """Print the kernel, output shape, parameters and multiply-adds per image of every layer.
 
-    With --compare, print the costs of the parts of several networks, and the paper's Table 1 with
-    its errors marked.
+    With --compare, print the costs of several networks part by part, and the paper's Table 1 next
+    to the costs counted here.
 
     Args:
         network: the network.
         image_size: Height and width of the input in pixels.
         format: Format of the output.
-        compare: Networks to compare. Each is a variant's name, or changes of the network that the
+        compare: Networks to compare. Each is a variant's name, or a change to the network that the
             other options define: reductions=0.25,0.5 width=0.5 head=fc aux=none stem=small. Join
             changes with +, as in naive+head=fc.
         picture: Draw the cost of each block into this file; requires --compare.
@@ -308,9 +308,9 @@ def _compare(
 
 
 def _open(paths: Iterable[Path], *, compiles: bool = False) -> list[TrainedModel]:
-    """Load models, print which step of a workdir was loaded, and set up this process to run them.
+    """Set up this process to run models, load them, and print the step loaded from each workdir.
 
-    If `compiles`, also print that the model is going to be compiled.
+    If `compiles`, also print that a model is going to be compiled.
     """
     from gnet_jax.inference.predict import load, say_compiling
     from gnet_jax.training.sharding import (

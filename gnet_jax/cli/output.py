@@ -20,7 +20,7 @@ PHOTOS = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def console(*, stderr: bool = False) -> "Console":
-    """Returns a rich console. Standard output that is not a terminal is 160 columns wide."""
+    """Returns a rich console. On standard output that is not a terminal, it has 160 columns."""
     from rich.console import Console
 
     class OurConsole(Console):
@@ -33,7 +33,7 @@ def console(*, stderr: bool = False) -> "Console":
 
 
 def set_up_process() -> None:
-    """Escape characters that the standard streams cannot encode, and set a missing HOME."""
+    """Escape characters that standard output and error cannot encode; set HOME if missing."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
@@ -42,18 +42,18 @@ def set_up_process() -> None:
 
         # Libraries look for settings and caches in HOME, and some raise an error without it.
         os.environ["HOME"] = str(temporary_home())
-        print_error(f"HOME is not set and the user is unknown: using {os.environ['HOME']}")
+        print_error(f"no home folder is known for this user; HOME is set to {os.environ['HOME']}")
 
 
 def print_error(text: str) -> None:
-    """Print a line on standard error. Errors such as a closed pipe or a full disk are ignored."""
+    """Print a line on standard error. Ignores errors of writing, such as a closed pipe."""
     with contextlib.suppress(OSError):
         print(text, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
 def reader_may_leave() -> Iterator[None]:
-    """Exit with 0 if the reader of the output has closed the pipe (`| head`)."""
+    """Exit with code 0 if the reader of the output has closed the pipe (`| head`)."""
     try:
         try:
             yield
@@ -92,11 +92,11 @@ def check_not_input(out: Path, inputs: Iterable[str | Path]) -> None:
     places = (out.resolve(), *out.resolve().parents) if os.path.exists(out) else ()
     for each in inputs:
         if os.path.exists(each) and Path(each).resolve() in places:
-            raise UserError(f"{out} is an input and would be overwritten; name another file")
+            raise UserError(f"{out} is an input and would be overwritten; choose another file")
 
 
 def say_not_read(left_out: Mapping[str, list[str]]) -> None:
-    """Print on standard error how many files were skipped for each reason."""
+    """Print how many files were skipped for each reason. `left_out` lists them by reason."""
     if left_out:
         from gnet_jax.data.sources.folder import counted
 

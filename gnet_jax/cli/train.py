@@ -1,16 +1,16 @@
 """Training: `gnet train [CONFIG] [--workdir DIR] [--field.path value ...]`, or `python train.py`.
 
 CONFIG is a recipe's name (`digits` by default) or a Python file with a `get_config()`. If you
-repeat the command, it resumes the run. Use the same command on all hosts. They exit with one code:
+repeat the command, it resumes the run. Use the same command on all hosts. The exit codes are:
 
 0        the training is done
-1        a loss, gradient or update was not finite, the last checkpoint could not be saved, a head
-         does not learn and dead_heads is "stop", or there was an unexpected error
-2        the command has a mistake, or too many images are corrupt (the state was saved first)
-3, 134   the hosts did not find each other, or lost one; 134 if JAX ended this host
+1        values were not finite in too many steps, the last checkpoint could not be saved, heads did
+         not learn (with dead_heads "stop"), or there was an unexpected error
+2        the command or the data are invalid, or too many images are corrupt (after saving)
+3, 134   the hosts did not connect, or one of them was lost; 134 if JAX ended this host for that
 128 + n  a host received signal n; the state was saved (129: hang-up, 130: Ctrl-C, 143: SIGTERM)
 
-`--supervise` restarts a run that exits with 1, 3 or 134, or is killed by another signal.
+`--supervise` restarts a run that exits with 1, 3 or 134, or that is killed without saving.
 """
 
 import contextlib
@@ -74,7 +74,7 @@ def _main(arguments: Sequence[str], prog: str) -> int:
         if not start.should_join(launch):
             raise
         # The other hosts may have a valid command; they must not wait for this host.
-        print_error(f"{prog}: telling the other hosts: {error}")
+        print_error(f"{prog}: reporting this error to the other hosts: {error}")
         brief = dataclasses.replace(launch, start_timeout=min(launch.start_timeout, 30))
         return run(error, brief, arguments, prog)
     config, launch = command.config, command.options
@@ -89,7 +89,7 @@ def _main(arguments: Sequence[str], prog: str) -> int:
 
 
 def run(config: Config | UserError, launch: Launch, arguments: Sequence[str], prog: str) -> int:
-    """Train, and return the exit code. If `config` is an error, every host raises it."""
+    """Train, and return the exit code. If `config` is an error, it ends the run on every host."""
     import jax  # here, so that --help and command-line errors return immediately
 
     from gnet_jax.training import loop, program, sharding
@@ -198,7 +198,7 @@ def print_result(
     say(f"  checkpoint: {result.checkpoint}")
     where = shlex.quote(str(workdir))
     digits = config.data.source.partition("#")[0] == "digits"
-    image = "of one digit, white on black" if digits else "what it sees in a photo"
+    image = "of one digit, white on black" if digits else "prints the classes of a photo"
     say(f"next:  {gnet} predict {where} PHOTO.png   ({image})")
     say(f"       {gnet} convert {where} DST         (a model folder to keep)")
 

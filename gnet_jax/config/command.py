@@ -51,7 +51,7 @@ def check_launch(launch: Launch) -> None:
         host, _, port = launch.coordinator.rpartition(":")
         if not host or not port.isdecimal() or not 0 < int(port) < 65536:
             raise ConfigError(
-                f"--coordinator is {launch.coordinator!r}; it must be HOST:PORT, as 10.0.0.2:8476"
+                f"--coordinator is {launch.coordinator!r}; it must be HOST:PORT (10.0.0.2:8476)"
             )
     count, process = launch.num_processes, launch.process_id
     if count is not None and process is not None and process >= count:
@@ -106,7 +106,7 @@ def parse_sweep(
 ) -> tuple[dict[str, Config], Any, str]:
     """Parse `SWEEP [--field.path value ...]` and return its configs, options and docstring.
 
-    Like `parse_command`, but the sweep sets `options.seeds`, and the default workdir is runs/SWEEP.
+    Like `parse_command`, but SWEEP sets the default of `seeds`, and of the workdir (runs/SWEEP).
     Raises ConfigError if no sweep is given or the sweep is not found.
     """
     known = f"a Python file with a get_sweep(), or one of: {', '.join(sweep_names())}"
@@ -117,7 +117,7 @@ def parse_sweep(
     sweep, docstring = load_sweep(name)
     options = dataclasses.replace(options, seeds=sweep.seeds)
     about = (
-        f"{about}\n\n{docstring}\n\nSWEEP is {known}.\n\nA field given here changes in all "
+        f"{about}\n\n{docstring}\n\nSWEEP is {known}.\n\nA field given here is set in all "
         "configs of the sweep; the defaults below are those of the first config."
     )
     prog, workdir = f"{prog} {name if named else 'SWEEP'}", f"runs/{Path(name).stem}"

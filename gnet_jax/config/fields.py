@@ -25,7 +25,7 @@ class Limit(NamedTuple):
     holds: Callable[[Any], bool]
 
 
-# Marks a field that may change when a run resumes, because it does not change the numbers.
+# Marks a field that may change when a run resumes, because it does not affect the results.
 FREE = "free on resume"
 
 Count = Annotated[int, Limit("at least 1", lambda value: value >= 1)]
@@ -76,13 +76,13 @@ class Preprocessing:
 class DataConfig(Preprocessing):
     """The data set, how images are loaded, and how they are converted to the network's input."""
 
-    source: Annotated[str, FREE] = "digits"  # a fingerprint of the data is compared instead
+    source: Annotated[str, FREE] = "digits"  # a resume compares a hash of the data instead
     """digits (bundled), folder:PATH (train/CLASS/*.jpg, val/CLASS/*.jpg), tfds:NAME or npz:PATH.
-    npz: PATH is one file with x_train, y_train ..., or NAME_{split}.npz with one file per split."""
+    npz: PATH is one file with x_train, y_train ..., or NAME_{split}.npz for one file per split."""
     threads: Annotated[Count, FREE] = 4
-    """Threads per process that read and decode images. They do not change the batches."""
+    """Number of threads per process that read and decode images; does not change the batches."""
     workers: Annotated[Index, FREE] = 0
-    """Extra processes per host that load training batches. They do not change the batches."""
+    """Number of extra processes per host that load batches; does not change the batches."""
     decoder: Decoder = "pillow"
     """Decoder of training images; evaluation always uses Pillow.
     fast: takes 25 % less time; pixels differ by less than one grey level on average.
@@ -129,7 +129,7 @@ class AugmentConfig:
     erase: Share = 0.0
     """Probability that a random rectangle of an image is filled with the mean (random erasing)."""
     mixup: NotNegative = 0.0
-    """Mix pairs of images and labels with a weight from Beta(mixup, mixup) (arXiv 1710.09412).
+    """Mix pairs of images and labels, with weights from Beta(mixup, mixup) (arXiv 1710.09412).
     Requires an even number of images per device. Top-1 uses the label with the larger weight."""
 
 
@@ -151,7 +151,7 @@ class OptimConfig:
     """sgd: SGD with momentum (the paper). nesterov: SGD with Nesterov momentum.
     rmsprop, adamw: as in optax."""
     learning_rate: Positive = 0.01
-    """Peak learning rate, for the global batch."""
+    """Peak learning rate for the whole batch, over all devices and hosts."""
     momentum: BelowOne = 0.9
     """Momentum of sgd, nesterov and rmsprop; the first beta of adamw."""
     weight_decay: NotNegative = 2e-4
@@ -194,7 +194,7 @@ class Config:
     """Folder for checkpoints, logs and the config. If it has a checkpoint, the run resumes."""
     init: str | None = None
     """Model to start from: a model folder, a training workdir or a file of weights.
-    It sets the network and the preprocessing, except classes, aux heads, dropout and dtype."""
+    Its network and preprocessing replace the config's, except classes, heads, dropout, dtype."""
     epochs: Positive = 250.0
     """Number of passes over the training set; fractions are allowed."""
     batch_size: Count = 32
@@ -209,13 +209,13 @@ class Config:
     """Number of latest checkpoints to keep in addition to the best."""
     verify_checkpoints: Annotated[bool, FREE] = True
     """Read each saved checkpoint again in the background and compare its checksums.
-    A corrupt checkpoint is moved to another folder, and the next save tries again."""
+    A corrupt checkpoint is renamed to STEP.damaged, and the next save tries again."""
     log_every_steps: Annotated[Count, FREE] = 50
     """Every N steps, log the mean metrics of these steps to metrics.jsonl and TensorBoard."""
     diagnose: Annotated[Count | None, FREE] = None
     """Log gradients, updates and dead channels of every block every N steps; None disables this."""
     dead_heads: Annotated[Literal["warn", "stop", "ignore"], FREE] = "warn"
-    """What to do if the main head does not learn, whether or not the auxiliary heads learn."""
+    """What to do if no head learns, or if only auxiliary heads learn."""
     max_bad_steps: Annotated[Count, FREE] = 3
     """Stop after N steps in a row whose loss, gradient or update is not finite.
     Such steps do not change the parameters. Before it stops, the run writes a replay file."""
@@ -226,7 +226,7 @@ class Config:
         int, Limit("a power of two, at least 2", lambda n: n >= 2 and not n & (n - 1))
     ] = 16
     """Number of parts into which canonical numerics splits each batch.
-    It must be a power of two, and at least two per device."""
+    Must be a power of two, and at least twice the number of devices."""
     seed: Annotated[int, Limit("from 0 to 2**32 - 1", lambda seed: 0 <= seed < 2**32)] = 0
     """Seed of the initial weights, the data order, augmentation and dropout."""
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
@@ -255,7 +255,7 @@ def _metadata(kind: Any) -> Iterator[Any]:
 
 
 def flatten(config: Config) -> dict[str, Any]:
-    """Returns the values of all fields by dotted name, as "optim.power". Tuples become lists."""
+    """Returns the values of all fields by dotted name ("optim.power"), with tuples as lists."""
     fields = {name: value for name, *_, value in _fields(config)}
     leaves = {name: each for name, each in fields.items() if not dataclasses.is_dataclass(each)}
     return json.loads(json.dumps(leaves))
@@ -272,9 +272,9 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def check_limits(given: Any, prefix: str = "", *, option: bool = False) -> None:
-    """Raise a ConfigError for a field of another type, outside its limit, or not finite.
+    """Raise a ConfigError if a field has the wrong type, breaks its limit or is not finite.
 
-    The message has the field's name after `prefix`, or the command-line option if `option`.
+    The message gives `prefix` and the field's name, or, if `option`, the command-line option.
     """
     from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
@@ -316,7 +316,7 @@ def check(config: Config) -> None:
 
 
 def json_text(value: Any, **options: Any) -> str:
-    """Returns `value` as JSON, with null for NaN and infinity. `options` go to json.dumps."""
+    """Returns `value` as JSON, with null for NaN and infinity. `options` are for json.dumps."""
 
     def finite(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -329,7 +329,7 @@ def json_text(value: Any, **options: Any) -> str:
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """Returns the end of an error message: the name in `known` most similar to `name`, or all."""
+    """Returns the end of an error message: the closest name in `known`, or all of `known`."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"

@@ -52,7 +52,7 @@ def as_text(name: str) -> str:
 
 
 def typed_path(text: str) -> Path:
-    """Returns the path that `text` names: as it is if it exists, otherwise with ~ expanded."""
+    """Returns `text` as a path, and expands ~ unless a file has exactly the name `text`."""
     return Path(text if os.path.exists(text) else os.path.expanduser(text))
 
 
@@ -62,10 +62,11 @@ _links: dict[Path, Path] = {}  # symbolic links, by the folder that they point t
 
 
 def plain_path(path: Path) -> Path:
-    """Returns a path to the same file that has no special characters, such as spaces or [, which
-    some libraries interpret. It goes through a symbolic link, which is valid until this process
-    ends; a later call restores a deleted link. The deepest folder with a special character must
-    exist before anything is written.
+    """Returns a path, to the same file, without characters that some libraries misread, like [.
+
+    The path goes through a symbolic link, which is deleted when this process ends; if it is deleted
+    earlier, the next call restores it. The deepest folder with a special character must exist
+    before anything is written.
     """
     if _PLAIN.fullmatch(str(path)):
         return path

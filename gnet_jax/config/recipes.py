@@ -17,7 +17,7 @@ Kind = TypeVar("Kind")
 SWEEP_PREFIX = "ablate_"
 COMMON = "common"  # the module with settings that recipes share
 _PACKAGE = Path(__file__).resolve().parents[1]
-# A wheel has the recipes inside the package; a folder `configs` beside the package is not ours.
+# A wheel contains the recipes inside the package; a folder `configs` next to it is not ours.
 _INSIDE = _PACKAGE / "configs"
 IN_CHECKOUT = not _INSIDE.is_dir()
 RECIPES = _PACKAGE.parent / "configs" if IN_CHECKOUT else _INSIDE
@@ -40,11 +40,11 @@ def load_recipe(name: str) -> tuple[Config, str]:
 
 
 def load_file(name: str, function: str, kind: type[Kind]) -> tuple[Kind, str]:
-    """Call `function` of a Python file. Returns its result, a `kind`, and the file's docstring.
+    """Call `function` of a Python file; return its result (a `kind`) and the file's docstring.
 
     `name` is a path, or the name of a file in `configs/`. The file may import modules in its folder
-    and `configs/common.py`. Raises ConfigError if the file is missing, or fails, or if the function
-    returns another type or invalid values.
+    and `configs/common.py`. Raises ConfigError if the file is missing or raises an exception, or
+    if the function returns another type or invalid values.
     """
     path, own = Path(name), RECIPES / f"{Path(name).stem}.py"
     # A name without a suffix means the file in configs/, even if the working directory has one too.
@@ -60,7 +60,7 @@ def load_file(name: str, function: str, kind: type[Kind]) -> tuple[Kind, str]:
     search_path = list(sys.path)
     sys.path += [str(path.parent.absolute()), str(RECIPES)]
     try:
-        sys.modules.pop(COMMON, None)  # another folder may have its own
+        sys.modules.pop(COMMON, None)  # the file may import a common.py from its own folder
         loader.exec_module(module)
         given = getattr(module, function)()
         if not isinstance(given, kind):
@@ -94,7 +94,7 @@ def load_sweep(name: str) -> tuple[Sweep, str]:
     for each in sweep.configs:
         if not re.fullmatch(r"[\w.+=-]*\w[\w.+=-]*", each):
             raise ConfigError(
-                f"the sweep {name} names a config {each!r}; use only letters, digits and _ . + = -"
+                f"sweep {name} has a config called {each!r}; use only letters, digits and _ . + = -"
             )
     return sweep, docstring
 
@@ -105,5 +105,5 @@ def install(extra: str) -> str:
 
 
 def needs(what: str, error: ImportError, extra: str) -> str:
-    """Returns an error message: `what` requires the extra `extra`, and how to install it."""
+    """Returns the error message that `what` requires `extra`, with the command to install it."""
     return f"{what} requires a package that cannot be imported ({error}): {install(extra)}"

@@ -1,9 +1,11 @@
-"""Class activation maps (arXiv 1512.04150): they show where in an image the network sees a class.
+"""Class activation maps (arXiv 1512.04150). A map shows where in an image a class was seen.
 
-A map is the feature map before a head, with each channel weighted by the summed gradient of the
-logit of the class (arXiv 1610.02391), summed over channels. With global average pooling and a
-linear classifier, this is the class activation map: its mean plus a bias is the logit, so each
-pixel is its evidence for the class. Shapes: S side of the network's input, C channels, K classes.
+To compute it, each channel of the feature map before a head is multiplied by the gradient of the
+class's logit, summed over positions (arXiv 1610.02391), and the channels are added. After global
+average pooling and a linear classifier, the mean of this map plus a bias is the logit, so the value
+at a position is its evidence for the class.
+
+Shapes: S side of the network's input, C channels, K classes.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,7 +29,7 @@ from gnet_jax.model_folder import TrainedModel
 
 MAIN = "main"
 COLOURS = "inferno"  # perceptually uniform, unlike jet, which shows edges that are not in the data
-DRAWN_SIDE = 448  # minimal side of the drawn picture, in pixels
+DRAWN_SIDE = 448  # smallest side of a drawn map, in pixels
 
 
 class ActivationMap(NamedTuple):
@@ -39,8 +41,9 @@ class ActivationMap(NamedTuple):
 
 
 class ActivationMapper:
-    """Computes a map and class probabilities for every head of a model, one picture at a time. The
-    heads are "main" and those auxiliary heads ("aux 4a", ...) that the model has variables for.
+    """Computes the map and the class probabilities of every head of a model for one picture.
+
+    The heads are "main" and those auxiliary heads ("aux 4a", ...) that the model has variables for.
     With `exact`, raises UserError if the main head's logit is not the mean of its map plus a bias.
     """
 
@@ -54,12 +57,12 @@ class ActivationMapper:
         self._trained = trained
         self.heads = {MAIN: list(model.arch.widths)[-1]}  # the block before each head
         for block in model.arch.aux_after:
-            if f"aux_{block}" in variables["params"]:  # published weights may not have it
+            if f"aux_{block}" in variables["params"]:  # published weights may lack this head
                 self.heads[f"aux {block}"] = block
 
         @jax.jit
         def run(variables: Any, square_SSC: jax.Array, index: jax.Array) -> Any:
-            """Returns each head's logits and evidence; `index` -1 is its most probable class."""
+            """Returns each head's logits and evidence; `index` -1 means the most probable class."""
             x_BHWC = preprocess(square_SSC[None], preprocessing=trained.preprocessing)
             found = endpoints(model, variables, x_BHWC)
             results = {}
@@ -78,9 +81,10 @@ class ActivationMapper:
         self._run: Callable[..., Any] = run
 
     def __call__(self, picture: Image.Image, index: int | None = None) -> dict[str, ActivationMap]:
-        """Returns, for each head, the activation map of class `index` and that head's probability
-        of the class. By default, `index` is the main head's most probable class. Raises UserError
-        if there is no class `index`, and ImageError if the picture is too narrow to resize.
+        """Returns each head's activation map of class `index`, with its probability of that class.
+
+        By default, `index` is the main head's most probable class. Raises UserError if there is no
+        class `index`, and ImageError if the picture is too narrow to resize.
         """
         trained, classes = self._trained, self._trained.model.arch.num_classes
         if index is not None and not 0 <= index < classes:
@@ -110,7 +114,7 @@ class ActivationMapper:
 def _main_logits(
     model: GoogLeNet, variables: Mapping[str, Any], x_BHWC: jax.Array, features_BHWC: jax.Array
 ) -> jax.Array:
-    """Returns the logits (B, K) of the main head if the last block's output is `features_BHWC`."""
+    """Returns the main head's logits (B, K) after replacing the last block's output."""
     last = f"inception_{list(model.arch.widths)[-1]}"
 
     def replace_last(call_next, args, kwargs, context):
@@ -124,9 +128,10 @@ def _main_logits(
 
 
 def draw(found: ActivationMap) -> Image.Image:
-    """Returns a picture of the map over the photo, below a line with the class and its probability.
-    Little evidence is more transparent. The colours of two maps cannot be compared, because they
-    cover the range of each map.
+    """Returns the photo with the map over it, below a line with the class and its probability.
+
+    The map is more transparent where there is little evidence. Each map is scaled to its own range,
+    so the colours of two maps cannot be compared.
     """
     side = found.square.shape[0]
     side *= -(-DRAWN_SIDE // side)

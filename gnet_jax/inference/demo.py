@@ -1,4 +1,4 @@
-"""A local web page to try a model: it shows a photo's classes and activation map, by head."""
+"""A local web page to try a model: it shows the classes and activation map of one head."""
 
 from importlib import import_module
 from pathlib import Path
@@ -16,7 +16,7 @@ HOST = "127.0.0.1"  # reachable only from this machine
 
 
 def build(trained: TrainedModel, title: str) -> Any:
-    """Returns the page, a `gradio.Blocks`, for `serve`. Raises UserError if gradio is missing."""
+    """Returns the page as a `gradio.Blocks`. Raises UserError if gradio is not installed."""
     try:
         gr: Any = import_module("gradio")
     except ImportError as error:
@@ -56,8 +56,9 @@ def build(trained: TrainedModel, title: str) -> Any:
 
 
 def serve(page: Any, port: int | None) -> str:
-    """Serve the page on this machine, in other threads, and return its address. Without a `port`,
-    gradio chooses one. Raises UserError if the port is in use.
+    """Serve the page on this machine, in other threads, and return its address.
+
+    If `port` is None, gradio chooses one. Raises UserError if the port is in use.
     """
     where = {"server_name": HOST, "server_port": port, "share": False}
     options = {"max_file_size": MAX_DOWNLOAD, "quiet": True, "prevent_thread_lock": True}

@@ -35,9 +35,9 @@ PAPER_TOP5_ERROR |= {(7, 1): 8.09, (7, 10): 7.62, (7, 144): 6.67}
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """How often the label was the most probable class, or one of the five most probable."""
+    """How many images have their label as the most probable class, or among the top five."""
 
-    images: int  # number of images scored; each is scored exactly once
+    images: int  # number of scored images; each is scored exactly once
     top1_count: int  # top1 is this count / images, or NaN without images
     top5_count: int
     crops: int
@@ -59,7 +59,7 @@ class Evaluation:
 
 
 class _Views(NamedTuple):
-    label: int  # the class in the first model
+    label: int  # index of the class in the first model
     crops: Mapping[Preprocessing, np.ndarray]  # (R, S, S, 3) uint8
 
 
@@ -72,12 +72,13 @@ def evaluate(
     threads: int = 4,
     bad_limit: float = 0.02,
 ) -> Evaluation:
-    """Score every image of `source` once, by the mean of the probabilities over crops (`crop_plan`)
-    and models. Each model has its own preprocessing, and its classes may be in another order. A
-    batch has at most `batch_size` crops. Corrupt images are skipped and listed in the result.
-    Raises UserError if the models have different classes, or the data has a class that they
-    do not have (`pair_classes`). Raises DataError for a label out of range, or if the fraction of
-    corrupt images is larger than `bad_limit`.
+    """Score every image of `source` once, with probabilities averaged over crops and models.
+
+    `crop_plan` lists the crops. Each model uses its own preprocessing, and its classes may be in
+    another order. A batch has at most `batch_size` crops. Corrupt images are skipped and listed in
+    the result. Raises UserError if the models have different classes, or if the data has a class
+    that they lack (`pair_classes`). Raises DataError if a label is out of range, or if the fraction
+    of corrupt images is larger than `bad_limit`.
     """
     columns = _columns(models)
     names, empty = models[0].class_names, classes.empty_classes(source)
@@ -121,7 +122,7 @@ def evaluate(
 
 
 def _columns(models: Sequence[TrainedModel]) -> list[list[int]]:
-    """Returns for each model the outputs in the order of the first model's classes."""
+    """Returns, for each model, the indices of its classes in the order of the first model's."""
     if not models:
         raise UserError("there is no model to evaluate; give at least one")
     first, columns = models[0].class_names, []
@@ -129,9 +130,7 @@ def _columns(models: Sequence[TrainedModel]) -> list[list[int]]:
         found, back = find(first, model.class_names), find(model.class_names, first)
         odd = _without(first, found) or _without(model.class_names, back)
         if odd:
-            raise UserError(
-                f"models 1 and {number} do not both have exactly one class {listed(odd)}"
-            )
+            raise UserError(f"models 1 and {number} must each have exactly one class {listed(odd)}")
         columns.append([column for column in found if column is not None])
     return columns
 
@@ -139,11 +138,12 @@ def _columns(models: Sequence[TrainedModel]) -> list[list[int]]:
 def pair_classes(
     names: Sequence[str], model: Sequence[str], empty: Container[str] = ()
 ) -> tuple[list[int], str | None]:
-    """Returns the index of the model's class for each label of the data, and a note if the classes
-    were not paired by name. If no name matches, classes are paired by position in two cases: if the
-    data's names are numbers of the model's classes, starting at 0; or if the model has no names,
-    and as many classes as the data. The index is -1 for a class without images (`empty`) that the
-    model does not have. Raises UserError for other classes that the model does not have.
+    """Returns the index of the model's class for each class of the data, and a note or None.
+
+    The note says how classes were paired if not by name. If no name matches, they are paired by
+    position in two cases: if the data's names are numbers from 0 up to at most the model's last
+    class, or if the model has no class names and as many classes as the data. The index is -1 for a
+    class without images (`empty`) that the model lacks. Raises UserError if it lacks another class.
     """
     found = find(names, model)
     unknown = _without(names, found)
@@ -157,8 +157,8 @@ def pair_classes(
         return by_position, how
     if odd:
         raise UserError(
-            f"the data has {listed(odd)}, but the model does not (it has {listed(model, 3)}), or "
-            "one of them has it twice; use data with the model's classes, or rename the classes"
+            f"the data has {listed(odd)}, but the model (with {listed(model, 3)}) lacks it, or one "
+            "of the two has it twice; use data with the model's classes, or rename the classes"
         )
     return [-1 if index is None else index for index in found], None
 
@@ -182,7 +182,7 @@ def _by_position(names: Sequence[str], model: Sequence[str]) -> list[int] | None
 def _ranks(
     predictors: Sequence[Predictor], columns: Sequence[list[int]], images: Sequence[_Views]
 ) -> np.ndarray:
-    """Returns (N,): how many classes rank before the label. Equal ones rank by index."""
+    """Returns how many classes rank before each image's label, (N,). Ties rank by index."""
     label_N1 = np.array([[views.label] for views in images])
     sums_NK: Any = 0.0
     for predictor, own in zip(predictors, columns, strict=True):
@@ -203,15 +203,16 @@ def evaluate_grid(
     crops: Sequence[Crops] = (1, 10, 144),
     **options: Any,
 ) -> list[Evaluation]:
-    """Evaluate the first model alone and then all models, each with every number of crops.
-    `options` and errors are those of `evaluate`.
+    """Evaluate the first model, then the ensemble of all models, each with every number of crops.
+
+    `options` are further arguments of `evaluate`. The errors are the same, too.
     """
     ensembles = [models[:1], models] if len(models) > 1 else [models]
     return [evaluate(chosen, source, n, **options) for chosen in ensembles for n in crops]
 
 
 def paper_table(evaluations: Sequence[Evaluation]) -> Table:
-    """Returns a table of the errors and those of the paper for as many models and crops."""
+    """Returns a table of errors next to the paper's for the same numbers of models and crops."""
     paper = "paper: GoogLeNet on ImageNet's validation images (arXiv 1409.4842, Table 3)"
     table = Table(title="Error by models and crops", caption=paper)
     table.title_justify = table.caption_justify = "left"
@@ -237,13 +238,14 @@ class Crop(NamedTuple):
 
 
 def crop_plan(width: int, height: int, crops: Crops, preprocessing: Preprocessing) -> list[Crop]:
-    """Returns the crops of a photo of `width` x `height` pixels. With 10 and 144 crops, each crop
-    is followed by its mirror image. Raises ImageError if the resized photo is too large.
+    """Returns the crops of a photo of `width` x `height` pixels.
 
     1: the crop that `central_crop` makes. 10: the centre and the four corners of the resized photo.
-    144: as in the paper. The shorter side is resized to 4 lengths, for any `preprocessing.resize`.
-    From each resized photo, 3 squares along its longer side are taken, which are equal if the photo
-    is square. From each square, the crops are the centre, the corners, and the whole, resized.
+    144: as in the paper. The shorter side is resized to 4 lengths, whatever `preprocessing.resize`
+    is. From each resized photo, 3 squares along its longer side are taken, which are equal if the
+    photo is square. The crops of a square are its centre, its corners, and the whole square,
+    resized. With 10 and 144 crops, each crop is followed by its mirror image. Raises ImageError if
+    the resized photo is too large.
     """
     size = preprocessing.image_size
     if crops == 144:
@@ -268,7 +270,7 @@ def _five(area: Box, size: int) -> list[Box]:
 
 
 def _squares(width: int, height: int) -> Iterator[Box]:
-    """Yields the left, central and right square of a wide photo; of a tall one, from the top."""
+    """Yields three squares along a photo's longer side: at its start, its centre and its end."""
     side, spare = min(width, height), abs(width - height)
     for start in (0, spare // 2, spare):
         x, y = (start, 0) if width > height else (0, start)
@@ -276,7 +278,7 @@ def _squares(width: int, height: int) -> Iterator[Box]:
 
 
 def extract(picture: Image.Image, plan: Sequence[Crop]) -> np.ndarray:
-    """Returns the crops of `plan`, (R, S, S, 3) uint8. The plan is for a picture of this size."""
+    """Returns the crops of `plan`, which is for the size of `picture`, as (R, S, S, 3) uint8."""
 
     @functools.cache
     def scaled(scale: tuple[int, int]) -> Image.Image:

@@ -19,7 +19,7 @@ from gnet_jax.data.decode import MAX_PIXELS, decode
 
 MAX_DOWNLOAD = 32 * 2**20  # bytes; the limit for a URL or standard input
 MAX_FILE = 4 * MAX_PIXELS  # bytes; the size of the largest supported image without compression
-TIMEOUT = 20.0  # seconds without a byte from a server
+TIMEOUT = 20.0  # seconds to wait for the next bytes from a server
 USER_AGENT = "gnet-jax (image classification; python-urllib)"  # some servers refuse the default one
 
 ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray
@@ -35,10 +35,11 @@ class Picture(NamedTuple):
 def pictures(
     arguments: Iterable[str], left_out: dict[str, list[str]] | None = None
 ) -> Iterator[Picture]:
-    """Yields the pictures that `arguments` name, or errors. Each is read when the caller asks for
-    it. An argument is a file, a folder, "-" for standard input, or an HTTP(S) URL (unless a file
-    has that name). A folder means all images in it and its subfolders, in the order of `walk`; its
-    other entries are added to `left_out`.
+    """Yields the pictures that `arguments` name. Each is read when the caller asks for it.
+
+    An argument is a file, a folder, "-" for standard input, or an HTTP(S) URL (unless a file has
+    that name). A folder means all images in it and its subfolders, in the order of `walk`; its
+    other files are added to `left_out`, by reason.
     """
     for name in arguments:
         if name != "-" and os.path.isdir(name):
@@ -55,8 +56,10 @@ def _picture(name: str) -> Picture:
 
 
 def open_picture(image: ImageLike) -> Image.Image:
-    """Returns one upright RGB picture from a path, a URL, "-" (standard input), a PIL image, or an
-    array of uint8 pixels, (H, W, 3) or (H, W). Raises UserError naming an unreadable image.
+    """Returns one upright RGB picture.
+
+    `image` is a path, a URL, "-" (standard input), a PIL image, or an array of uint8 pixels,
+    (H, W, 3) or (H, W). Raises UserError, naming the image, if it cannot be read.
     """
     if isinstance(image, np.ndarray):
         return decode(image)
@@ -113,12 +116,12 @@ def _read(name: str) -> bytes:
 
 def _download(url: str) -> bytes:
     try:
-        # Quote spaces and letters beyond ASCII, but nothing that is quoted already.
+        # Quote spaces and non-ASCII letters, but nothing that is already quoted.
         quoted = urllib.parse.quote(url.strip(), safe=string.punctuation)
         request = urllib.request.Request(quoted, headers={"User-Agent": USER_AGENT})
         with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
             return response.read(MAX_DOWNLOAD + 1)
     except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: invalid URL
         if isinstance(error, urllib.error.HTTPError):
-            error.close()  # it holds the connection open
+            error.close()  # otherwise the connection stays open
         raise UserError(f"cannot be downloaded: {error}") from error

@@ -1,4 +1,4 @@
-"""Finds fonts for class names in any script, because the default font would draw boxes."""
+"""Finds fonts for class names in any script. The default font draws boxes for many scripts."""
 
 import functools
 import re
@@ -19,13 +19,15 @@ if TYPE_CHECKING:
 # DejaVu Sans comes with matplotlib and has most alphabets.
 FONT = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
 JOINERS = "\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"  # need no glyph
-# Numbers beside names, and escaped characters, are drawn in the same font.
+# Needed too, for the numbers next to names and for escaped characters, such as \u4e00.
 BESIDE = string.digits + string.ascii_lowercase + ".%\\\N{HORIZONTAL ELLIPSIS}"
 
 
 def lettered(text: str, size: float) -> tuple[str, ImageFont.FreeTypeFont]:
-    """Returns the text to draw, and a font of `size` pixels that has all its letters. Control
-    characters and letters that no font has are escaped; standard error lists these letters.
+    """Returns the text to draw, and a font of `size` pixels that has all its letters.
+
+    Control characters, and letters that no font has, are escaped. The latter are printed on
+    standard error.
     """
     shown, file = _drawable(text)
     return shown, ImageFont.truetype(str(file), size)
@@ -58,7 +60,7 @@ def letter(figure: "Figure") -> None:
 
 
 def save(picture: "Figure | Image.Image", out: Path, **options: Any) -> None:
-    """Write an image, or a figure with the `options` of `savefig`; raises UserError."""
+    """Write an image, or a figure with the `options` of `savefig`. Raises UserError on failure."""
     try:
         if isinstance(picture, Image.Image):
             picture.save(out)
@@ -70,7 +72,7 @@ def save(picture: "Figure | Image.Image", out: Path, **options: Any) -> None:
 
 
 def _drawable(text: str, kept: str = "") -> tuple[str, Path]:
-    """Returns `text`, with characters escaped that cannot be drawn, and a font file for it."""
+    """Returns `text`, with undrawable characters escaped, and the font file to draw it with."""
     kept += JOINERS
     wanted = frozenset(c for c in text if c.isprintable() and c not in kept)
     file = _font_with(wanted | set(BESIDE))
@@ -111,7 +113,7 @@ def _system_fonts() -> list[Path]:
 def letters(file: Path) -> frozenset[str]:
     """Returns the characters of a font, or none if Pillow or matplotlib cannot use the font."""
     try:
-        ImageFont.truetype(str(file), 18)  # raises an error for bitmap fonts of other sizes
+        ImageFont.truetype(str(file), 18)  # raises an error for a bitmap font of another size
         return frozenset(map(chr, FT2Font(str(file)).get_charmap()))
     except (OSError, RuntimeError):
         return frozenset()

@@ -34,7 +34,7 @@ def load(path: str | Path) -> TrainedModel:
     The format is detected from the content of `path`, and nothing in it is executed. From a
     training workdir, the checkpoint with the best evaluation is loaded, with averaged parameters if
     the run has them; the training data is not needed. If a file of another program lacks
-    information, the defaults that are assumed are printed on standard error.
+    information, defaults are used, and printed on standard error.
 
     Args:
         path: a model folder, a training workdir, or a file that `gnet convert` reads.
@@ -69,8 +69,9 @@ class Prediction(NamedTuple):
 
 
 class Predictor:
-    """Runs a trained model, without auxiliary heads, on batches of one size on the devices of this
-    process. The batch size is rounded up to a multiple of the number of devices.
+    """Runs a trained model, without auxiliary heads, on the devices of this process.
+
+    All batches have one size: `batch_size`, rounded up to a multiple of the number of devices.
     """
 
     def __init__(self, trained: TrainedModel, batch_size: int = 8) -> None:
@@ -102,8 +103,9 @@ class Predictor:
 def _program(
     model: GoogLeNet, preprocessing: Preprocessing
 ) -> Callable[[Any, np.ndarray], jax.Array]:
-    """Returns a jitted function `(variables, uint8 images) -> logits` for the devices of this
-    process. The variables are an argument, so that the models of an ensemble share one program.
+    """Returns a jitted function `(variables, uint8 images) -> logits` for this process's devices.
+
+    The variables are an argument, so that the models of an ensemble can share one program.
     """
 
     def compute_logits(variables: Any, squares_NSSC: jax.Array) -> jax.Array:
@@ -134,7 +136,7 @@ def softmax(logits_NK: np.ndarray) -> np.ndarray:
 
 
 def top_classes(probabilities_K: np.ndarray, class_names: Sequence[str], k: int = 5) -> list[Guess]:
-    """Returns the `k` most probable classes. Equally probable ones are in the order of index."""
+    """Returns the `k` most probable classes. Equally probable ones are ordered by index."""
     best = np.argsort(-probabilities_K, kind="stable")[:k]
     return [
         Guess(index=int(i), label=class_names[int(i)], probability=float(probabilities_K[i]))
@@ -145,7 +147,7 @@ def top_classes(probabilities_K: np.ndarray, class_names: Sequence[str], k: int 
 def predictions(
     predictor: Predictor, pictures: Iterable[Picture], k: int = 5
 ) -> Iterator[Prediction]:
-    """Yields the `k` most probable classes of each picture, in order, computed in batches."""
+    """Yields each picture's `k` most probable classes, or its error, in the order given."""
     trained, waiting = predictor.trained, iter(pictures)
     while batch := list(itertools.islice(waiting, predictor.batch_size)):
         squares = [_crop(picture, trained.preprocessing) for _, picture in batch]
@@ -166,7 +168,7 @@ def _crop(picture: Image.Image | UserError, p: Preprocessing) -> np.ndarray | Us
 
 
 def render(console: Console, name: str, top: Sequence[Guess]) -> None:
-    """Print the classes of one picture with probabilities and bars, truncated on a terminal."""
+    """Print the classes of one picture, with probabilities and bars. A terminal cuts the lines."""
     line = "#" if console.options.ascii_only else "━"
     width = min(24, console.width // 3)
     console.print(Text(as_text(name), style="bold"), soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Architectures of the network as plain data: published variants and changes. Imports no jax."""
+"""Architectures of the network as plain data, without jax: variants, and changes to them."""
 
 import dataclasses
 import itertools
@@ -28,7 +28,7 @@ class Architecture:
     )
     """Output channels of the convolutions of a block, such as 4e=256,160,320,32,128,128. The six
     numbers are for the 1x1 convolution, the 3x3 reduction, the 3x3, the 5x5 reduction, the 5x5, and
-    the pool projection. A max pool follows a block if the next block's name begins with another
+    the pool projection. A max pool follows a block if the next block's name begins with a different
     digit."""
     naive: bool = False
     """Use the naive Inception block (paper, Fig. 2a): no 1x1 reductions and no pool projection."""
@@ -54,7 +54,7 @@ class Architecture:
     aux_widths: tuple[int, int] = (128, 1024)
     """Channels of the 1x1 convolution, and units of the hidden layer, of every auxiliary head."""
     aux_pool: Literal["caffe", "adaptive"] = "caffe"
-    """Average pool of the auxiliary heads. adaptive: always a 4x4 output, as in torchvision."""
+    """Average pool of the auxiliary heads. caffe: window 5, stride 3. adaptive: 4x4 output."""
     aux_dropout: float = 0.7
     """Dropout rate of the auxiliary classifiers."""
     head: Literal["average_pool", "fc"] = "average_pool"
@@ -124,7 +124,7 @@ class Start:
     reduction_factor: float = 1.0
     """Factor for the widths of the 1x1 reductions before the 3x3 and 5x5 convolutions."""
     width_multiplier: float = 1.0
-    """Factor for the widths of all layers except classifiers, after reduction_factor."""
+    """Factor for the widths of all layers except classifiers; applied after reduction_factor."""
     blocks: tuple[str, ...] | None = None
     """Blocks of the variant to keep, for a shallower network; None keeps all."""
 
@@ -144,7 +144,7 @@ def _with_optional_fields(kind: type[Kind]) -> type[Kind]:
 @_with_optional_fields
 @dataclasses.dataclass(frozen=True)
 class Choices(Architecture, Start):
-    """A variant and changes to it. If a field of `Architecture` is None, the variant's is kept.
+    """A variant and changes to it. A field that is None has the variant's value.
 
     `widths` is stored as text ("4e=256,..."), for the command line; a mapping is converted.
     """
@@ -188,7 +188,7 @@ def architecture(
 ) -> Architecture:
     """Returns the named variant, changed by the other arguments, which are fields of `Choices`.
 
-    `widths` changes the widths of the blocks that it names or adds new blocks. Raises UserError
+    `widths` changes the widths of blocks, and adds blocks that the variant lacks. Raises UserError
     naming an invalid field, its value and its limit.
     """
     return Choices(**{"variant": variant, "num_classes": num_classes, **changes}).build()

@@ -66,7 +66,7 @@ class NaiveInceptionBlock(InceptionBlock):
 class AuxHead(nn.Module):
     """An auxiliary classifier on an intermediate feature map (paper, section 5).
 
-    It helps to train the layers before it. Returns float32 logits (B, K).
+    It is meant to help the training of the layers before it. Returns float32 logits (B, K).
     """
 
     arch: Architecture

@@ -15,11 +15,11 @@ from typing import Any
 
 from gnet_jax.errors import UserError
 
-_known: dict[str, Callable[..., Any]] = {}  # the classes and functions by reference
+_known: dict[str, Callable[..., Any]] = {}  # loaded classes and functions, by reference
 
 
 def reference(part: Callable[..., Any] | str) -> str:
-    """Returns the reference "FILE:NAME" of a class, function or reference, with an absolute path.
+    """Returns the reference "FILE:NAME" of `part`. If `part` is one, its path is made absolute.
 
     Only this process can load the reference if the class or function has no file (as in a notebook)
     or is defined inside a function.
@@ -44,9 +44,10 @@ def is_portable(name: str) -> bool:
 
 
 def load(name: str) -> Callable[..., Any]:
-    """Returns the class or function of a reference, from its file or from the current directory.
+    """Returns the class or function that a reference names.
 
-    Raises UserError if the file is missing, raises an exception, or does not define the name.
+    If its file is missing, a file of that name in the current directory is used. Raises UserError
+    if both are missing, or if the file raises an exception or does not define the name.
     """
     if name in _known:
         return _known[name]
@@ -66,7 +67,7 @@ def load(name: str) -> Callable[..., Any]:
 
 
 def digest(name: str) -> str:
-    """Returns the sha256 of the file of a reference; raises UserError if the file is missing."""
+    """Returns the sha256 of a reference's file. Raises UserError if the file is missing."""
     return hashlib.sha256(_find_file(name)[0].read_bytes()).hexdigest()
 
 

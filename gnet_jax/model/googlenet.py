@@ -37,7 +37,7 @@ class GoogLeNet(nn.Module):
     not run, and their parameters may be missing.
 
     Raises:
-        ValueError: if the images are too small for the network. The message has the smallest size.
+        ValueError: if the images are too small. The message gives the smallest possible size.
     """
 
     arch: Architecture = Architecture()
@@ -134,7 +134,7 @@ def _conv(model: GoogLeNet, train: bool) -> partial[ConvBlock]:
 
 
 def every_head(model: GoogLeNet, variables: Mapping[str, Any], x_BHWC: jax.Array) -> Outputs:
-    """Returns the outputs of all heads in inference; calling the model runs only the main head."""
+    """Returns the outputs of all heads in inference, where `model.apply` runs only the main one."""
     outputs, state = model.apply(variables, x_BHWC, mutable=["intermediates"])
     found: Any = state["intermediates"]
     aux = tuple(
@@ -147,7 +147,7 @@ def every_head(model: GoogLeNet, variables: Mapping[str, Any], x_BHWC: jax.Array
 def aux_logits(
     model: GoogLeNet, variables: Mapping[str, Any], block: str, features_BHWC: jax.Array
 ) -> jax.Array:
-    """Returns the logits (B, K) of the head after `block` in inference, from the block's output."""
+    """Returns the inference logits (B, K) of the head after `block`, given the block's output."""
     own = {kind: tree[f"aux_{block}"] for kind, tree in variables.items() if f"aux_{block}" in tree}
     head: Any = AuxHead(model.arch, _conv(model, train=False), train=False, dtype=model.dtype)
     return head.apply(own, features_BHWC)
@@ -207,7 +207,7 @@ def init(model: GoogLeNet, key: jax.Array, image_size: int) -> dict[str, Any]:
 
 
 def abstract_variables(model: GoogLeNet, image_size: int) -> dict[str, Any]:
-    """Returns the tree of `init` with shapes and dtypes instead of arrays; raises as `init`."""
+    """Returns the tree of `init` with shapes and dtypes instead of arrays; raises ValueError."""
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     plain = model.clone(ops=_SHAPES_ONLY)
     variables: Any = jax.eval_shape(plain.init, jax.random.PRNGKey(0), images)
@@ -219,7 +219,7 @@ def strip_aux(params: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in params.items() if not name.startswith("aux_")}
 
 
-# Caffe's layer name for each of this module's (bvlc_googlenet/train_val.prototxt).
+# Caffe's name for each layer of this module (bvlc_googlenet/train_val.prototxt).
 CAFFE_STEM = {"conv1": "conv1/7x7_s2", "conv2_reduce": "conv2/3x3_reduce", "conv2": "conv2/3x3"}
 CAFFE_BRANCHES = {
     "b1": "1x1",
@@ -236,9 +236,9 @@ def endpoints(
 ) -> dict[str, jax.Array]:
     """Returns the output of every layer in inference, by Caffe's name for it ("inception_3a/5x5").
 
-    A layer that Caffe's network does not have is named by its path here ("inception_3a/b6").
-    Outputs of convolutions are after the ReLU; "prob" is the softmax of "loss3/classifier". Raises
-    UserError if two layers would have the same name.
+    A layer that Caffe's network does not have is named by its path in this network
+    ("inception_3a/b6"). Outputs of convolutions are after the ReLU; "prob" is the softmax of
+    "loss3/classifier". Raises UserError if two layers would have the same name.
     """
     outputs, state = model.apply(variables, x_BHWC, mutable=["intermediates"])
     found: dict[str, jax.Array] = {}
@@ -255,7 +255,7 @@ def endpoints(
 
 
 def layer_outputs(intermediates: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """Returns all recorded outputs by path. The second call of a layer gives "conv1 (2)"."""
+    """Returns all recorded outputs by path. "conv1 (2)" is from the second call of conv1."""
     flat: Any = traverse_util.flatten_dict(dict(intermediates))
     found: dict[str, jax.Array] = {}
     for path, values in flat.items():

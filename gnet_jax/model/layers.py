@@ -60,7 +60,7 @@ class Conv(nn.Conv):
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array, product_BHWC: jax.Array | None = None) -> jax.Array:
-        """Returns the convolution of `x`. `product` is the result without bias, if known."""
+        """Returns the convolution of `x`. `product` is the result without bias, if computed."""
         sizes: Any = self.kernel_size
         kernel = self.param("kernel", self.kernel_init, (*sizes, x_BHWC.shape[-1], self.features))
         bias_C = self.param("bias", self.bias_init, (self.features,)) if self.use_bias else None
@@ -114,7 +114,7 @@ def apply_each(layers: Sequence[Any], x_BHWC: jax.Array) -> list[jax.Array]:
     If all layers are 1x1 convolutions, they are computed as one matrix product.
     """
     pointwise = all(type(layer) is ConvBlock and layer.kernel == 1 for layer in layers)
-    if not pointwise or layers[0].is_initializing():  # they have no kernels yet
+    if not pointwise or layers[0].is_initializing():  # while initialising, no kernels exist
         return [layer(x_BHWC) for layer in layers]
     kernels = [layer.variables["params"]["conv"]["kernel"] for layer in layers]
     products = layers[0].ops.convolve_1x1s(x_BHWC, [k.astype(x_BHWC.dtype) for k in kernels])
@@ -125,7 +125,10 @@ Role = Literal["kernel", "bias", "norm"]
 
 
 def roles(names: Iterable[str], where: str) -> Mapping[str, Role]:
-    """Returns the roles of all parameters of the module `where`; raises UserError if unknown."""
+    """Returns the role of each of a module's parameters `names`. `where` is the module's path.
+
+    Raises UserError for parameters that are neither those of a layer nor those of a norm.
+    """
     own = set(names)
     if own in ({"kernel"}, {"kernel", "bias"}):
         return {"kernel": "kernel", "bias": "bias"}
@@ -135,12 +138,12 @@ def roles(names: Iterable[str], where: str) -> Mapping[str, Role]:
     name = "/".join(filter(None, (where, odd[0])))
     known = "a layer has a kernel and a bias; a norm has a scale and a bias"
     raise UserError(
-        f"parameter {name!r} of a module with {', '.join(sorted(own))} has no role; {known}"
+        f"unknown parameter {name!r} of a module with {', '.join(sorted(own))}; {known}"
     )
 
 
 def roles_by_path(params: Mapping[str, Any]) -> dict[tuple[str, ...], Role]:
-    """Returns the role of every parameter in a tree, by its path. Raises as `roles` does."""
+    """Returns the role of every parameter in a tree, by path. Raises UserError as `roles` does."""
     paths: Any = traverse_util.flatten_dict(dict(params))
     found = {}
     for *module, name in paths:

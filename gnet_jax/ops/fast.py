@@ -1,8 +1,8 @@
-"""Fast operations. Up to rounding, they compute what the operations of `reference` do.
+"""Fast operations. Their results equal those of the operations in `reference`, up to rounding.
 
 They define their own gradients, so they do not support forward-mode differentiation.
-`lax.platform_dependent` chooses the implementation for the platform that a program is lowered for,
-which can be a TPU on a machine without one.
+`lax.platform_dependent` chooses the implementation for the platform that a program is lowered for.
+A program can be lowered for a TPU on a machine that has none.
 
 Shapes: B batch, H height, W width, C channels.
 """
@@ -31,10 +31,10 @@ ADDENDS = 64
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def max_pool(x_BHWC: jax.Array, window: int, stride: int, pad: int = 0) -> jax.Array:
-    """Returns what `reference.max_pool` does. Of equal maxima, the same one gets the gradient.
+    """Computes `reference.max_pool`. If maxima are equal, the same one of them gets the gradient.
 
-    On a CPU, XLA computes the gradient window by window, which is slow. There this function takes
-    the maximum of shifted views, first along the columns, then along the rows.
+    On CPUs, XLA computes the gradient window by window, which is slow. So on CPUs this function
+    takes the maximum of shifted views, first along the columns, then along the rows.
     """
 
     def separable(x):
@@ -69,7 +69,7 @@ max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 def _views(x, axis: int, window: int, stride: int, pad: int) -> list[jax.Array]:
-    """Returns for each k an array of the elements k of all windows along `axis`; pads with -inf."""
+    """Returns, for each k, an array of every window's element k along `axis`, padded with -inf."""
     padding = [(0, 0, 0)] * x.ndim
     ((low, high),) = pool_padding([x.shape[axis]], window, stride, pad)
     padding[axis] = (low, high, 0)
@@ -112,7 +112,7 @@ def _to_first(x, y, dy, axis: int, window: int, stride: int, pad: int) -> jax.Ar
 
 @jax.custom_vjp
 def local_response_norm(x_BHWC: jax.Array) -> jax.Array:
-    """Returns what `reference.local_response_norm` does; only `x` is stored for the gradient."""
+    """Computes `reference.local_response_norm`, and stores only `x` for the gradient."""
     return _lrn_forward(x_BHWC)[0]
 
 
@@ -154,7 +154,7 @@ def _shifted_sum(x_BHWC: jax.Array) -> jax.Array:
 
 
 def _banded_sum(x_BHWC: jax.Array) -> jax.Array:
-    """Returns `_shifted_sum` by a product with a banded matrix, because TPUs shift slowly."""
+    """Computes `_shifted_sum` as a product with a banded matrix, because TPUs shift slowly."""
     # Without the barrier, XLA would compute `x` inside the product and read its inputs twice.
     x_BHWC = lax.optimization_barrier(x_BHWC)
     distance = np.subtract.outer(*2 * [np.arange(x_BHWC.shape[-1])])
@@ -249,7 +249,7 @@ def constant(value: float) -> Callable[..., jax.Array]:
 
 
 class BatchNorm(nn.Module):
-    """Computes what `nn.BatchNorm` does; the running statistics have no gradient.
+    """Computes the same as `nn.BatchNorm`, but the running statistics have no gradient.
 
     During initialisation, the module only creates its variables and returns its input.
     """
@@ -320,7 +320,7 @@ normalize.defvjp(_normalize_forward, _normalize_backward)
 
 def _sums_and_means(a_BHWC, b_BHWC, axis_name) -> tuple[list[jax.Array], list[jax.Array]]:
     """Returns the sums (C,) of both arrays on this device, and the means over all devices."""
-    # Sum all images at once, because recipes with batch norm have small maps if they run on CPUs.
+    # Sum all images at once, because the batch-norm recipes for CPUs have small feature maps.
     sums = sum_pixels(a_BHWC, b_BHWC, image_by_image=False)
     means = [total / (a_BHWC.size // a_BHWC.shape[-1]) for total in sums]
     return sums, means if axis_name is None else lax.pmean(means, axis_name)

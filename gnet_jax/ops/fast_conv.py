@@ -35,11 +35,11 @@ MIN_CHANNELS = 48  # with fewer channels, the sums cost more time than fewer pro
 
 
 def convolve(x_BHWC: jax.Array, kernel: jax.Array, strides, padding) -> jax.Array:
-    """Returns what `reference.convolve` does, computed in the fastest way for the shapes.
+    """Computes `reference.convolve` in the fastest way for the shapes.
 
     1x1 convolutions are computed as matrix products. On CPUs, large 3x3 convolutions use Winograd's
     minimal filtering. Also on CPUs, if the kernel is larger than the feature map, one matrix maps
-    all inputs to all outputs; XLA's convolution is ten times slower there.
+    all inputs to all outputs, which is ten times as fast as XLA's convolution.
     """
     size = kernel.shape[:2]
     if tuple(strides) == (1, 1) and not isinstance(padding, str):
@@ -69,7 +69,7 @@ def _gradients(x_BHWC, kernel, dy, padding, convolve: Callable[..., Any] = _conv
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _convolve(x_BHWC, kernel, padding, on_cpu, gradients_on_cpu) -> jax.Array:
-    """Convolve by `on_cpu` on CPUs, with gradients by `gradients_on_cpu`; by XLA elsewhere."""
+    """On CPUs, use `on_cpu`, and `gradients_on_cpu` for gradients. Elsewhere, use XLA's forms."""
     cpu, default = (partial(form, padding=padding) for form in (on_cpu, _convolve_plainly))
     return lax.platform_dependent(x_BHWC, kernel, cpu=cpu, default=default)
 
@@ -114,9 +114,9 @@ _map_gradients = partial(_gradients, convolve=_multiply_maps)
 
 
 def winograd_is_faster(x_BHWC: jax.Array, padding: Sequence[tuple[int, int]]) -> bool:
-    """Returns whether `winograd_convolve` is faster than XLA on a CPU, by its sizes and dtype."""
+    """Returns whether `winograd_convolve` is faster than XLA on a CPU for this input."""
     batch, *sizes, channels = x_BHWC.shape
-    if not isinstance(batch, int) or x_BHWC.dtype != jnp.float32:  # symbolic, in an export
+    if not isinstance(batch, int) or x_BHWC.dtype != jnp.float32:  # symbolic `batch`: in an export
         return False
     return batch * math.prod(_tiles(sizes, padding)) >= MIN_TILES and channels >= MIN_CHANNELS
 
@@ -193,13 +193,13 @@ def _tiles(sizes: Sequence[int], padding: Sequence[tuple[int, int]]) -> list[int
 
 
 def _chunks(batch: int, tiles: Sequence[int]) -> int:
-    """Returns the smallest number of equal chunks with at most `CHUNK_TILES` tiles or one image."""
+    """Returns the smallest number of equal chunks of at most `CHUNK_TILES` tiles, or one image."""
     wanted = min(batch, -(-batch * math.prod(tiles) // CHUNK_TILES))
     return next(n for n in range(wanted, batch + 1) if batch % n == 0)
 
 
 def _split(x: jax.Array, chunks: int) -> jax.Array:
-    """Split the batch: image i is in chunk i % chunks, so that it stays on its device."""
+    """Split the batch. Image i goes to chunk i % chunks, so that no image changes its device."""
     return x.reshape(-1, chunks, *x.shape[1:])
 
 

@@ -24,7 +24,7 @@ class Ops:
     max_pool: Callable[..., Any]  # Any, because custom_vjp has no static result type
     relu_max_pool: Callable[..., jax.Array]  # max pool of the ReLU
     local_response_norm: Callable[..., Any]
-    convolve: Callable[..., jax.Array]  # of x, kernel (H, W, C, features), strides and padding
+    convolve: Callable[..., jax.Array]  # (x, kernel (H, W, C, features), strides, padding)
     convolve_1x1s: Callable[..., list[jax.Array]]  # applies several kernels to one input
     add_bias: Callable[[jax.Array, jax.Array], jax.Array]
     relu: Callable[[jax.Array], jax.Array]
@@ -43,7 +43,7 @@ def relu_max_pool(x_BHWC: jax.Array, window: int, stride: int) -> jax.Array:
 
 
 def average_pool(x_BHWC: jax.Array, window: int, stride: int) -> jax.Array:
-    """Returns the average pool, of Caffe's output size. Averages do not include the padding."""
+    """Returns the average pool, with Caffe's output size. Averages exclude the padding."""
     padding: Any = pool_padding(x_BHWC.shape[1:3], window, stride)
     return nn.avg_pool(x_BHWC, (window, window), (stride, stride), padding, count_include_pad=False)
 
@@ -70,7 +70,7 @@ def convolve_1x1s(x_BHWC: jax.Array, kernels: Sequence[jax.Array]) -> list[jax.A
     return [convolve(x_BHWC, kernel, (1, 1), "VALID") for kernel in kernels]
 
 
-# Local response normalisation, as in Caffe's GoogLeNet: channels, alpha and beta.
+# Local response normalisation, as in Caffe's GoogLeNet: number of channels, alpha, beta.
 LRN_SIZE, LRN_ALPHA, LRN_BETA = 5, 1e-4, 0.75
 
 

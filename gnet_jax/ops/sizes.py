@@ -9,7 +9,7 @@ def conv_size(size: int, kernel: int, *, stride: int, pad: int) -> int:
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    """Returns TensorFlow's "SAME" padding, (low, high). If it is odd, high is one pixel larger."""
+    """Returns TensorFlow's "SAME" padding, (low, high). If the sum is odd, high is larger."""
     total = max(0, (-(-size // stride) - 1) * stride + kernel - size)
     return total // 2, total - total // 2
 
@@ -17,7 +17,8 @@ def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
 def pooled_size(size: int, window: int, stride: int, pad: int = 0) -> int:
     """Returns the side length of a pool's output, rounded up, as in Caffe (pooling_layer.cpp).
 
-    The last window begins in the image or its low padding. Below 1, the image is too small.
+    The last window begins in the image or its low padding. A size below 1 means that the image is
+    too small.
     """
     out = -(-(size + 2 * pad - window) // stride) + 1
     if pad and (out - 1) * stride >= size + pad:
@@ -28,6 +29,6 @@ def pooled_size(size: int, window: int, stride: int, pad: int = 0) -> int:
 def pool_padding(
     sizes: Sequence[int], window: int, stride: int, pad: int = 0
 ) -> list[tuple[int, int]]:
-    """Returns the padding (low, high) of each axis with which a pool has size `pooled_size`."""
+    """Returns the padding (low, high) of each axis with which a pool's output has `pooled_size`."""
     ends = [(pooled_size(n, window, stride, pad) - 1) * stride + window for n in sizes]
     return [(pad, max(0, end - n - pad)) for n, end in zip(sizes, ends, strict=True)]
