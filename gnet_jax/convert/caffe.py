@@ -186,11 +186,11 @@ def find_network(layers: Layers, where: str) -> tuple[dict[str, list[np.ndarray]
     usual = set(_layer_names(_HEADS).values())
     classifiers = [f"{loss}/classifier" for loss in _HEADS.values() if f"{loss}/fc" in network]
     # To retrain a classifier, users of Caffe rename it, because Caffe copies the weights of all
-    # layers whose names match. So if as many layers are unknown as are missing, they are the same.
+    # layers whose names match. So if equally many are unknown and missing, the unknown are these.
     missing = [name for name in (*classifiers, _CLASSIFIER) if name not in network]
     unknown = [name for name in network if name not in usual]
     if missing and unknown and len(unknown) != len(missing):
-        raise WeightsError(f"{where} has no {missing[0]}, but has unknown {', '.join(unknown[:4])}")
+        raise WeightsError(f"{where} has no {missing[0]}; unknown layers: {', '.join(unknown[:4])}")
     notes = []
     for usual_name, name in zip(missing, unknown, strict=False):
         network[usual_name] = network.pop(name)

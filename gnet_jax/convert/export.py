@@ -41,9 +41,9 @@ class ExportError(UserError):
 
 
 def export(folder: TrainedModel, out: str | Path) -> float:
-    """Write the network to `out` in the format of its suffix, verify it, and return its difference.
+    """Write the network to `out` in the format of its suffix, and verify the file.
 
-    This is the largest difference from the network's own logits on random images, as a fraction of
+    Returns the largest difference from the network's own logits on random images, as a fraction of
     the largest logit. It is 0 for a file of variables, which must be identical to the network's.
     Raises WeightsError if the format does not support the network, and ExportError for an unknown
     suffix, a missing package, a path that cannot be written, or a difference above `TOLERANCE`. If
@@ -76,7 +76,7 @@ def export(folder: TrainedModel, out: str | Path) -> float:
 
 
 def _exact_device() -> Any:
-    """Returns a CPU (None if disabled), because GPUs and TPUs round float32 products more."""
+    """Returns a CPU (None if disabled): GPUs and TPUs round float32 products to fewer bits."""
     try:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError:  # JAX_PLATFORMS excludes CPUs

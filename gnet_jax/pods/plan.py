@@ -82,7 +82,7 @@ class CompiledCost:
 
 
 def compile_cost(program: Program, chip: Chip) -> CompiledCost:
-    """Compile the training step of `program`, return its cost; may raise OutOfMemoryError."""
+    """Compile the training step of `program` and return its cost; OutOfMemoryError if rejected."""
     start = time.perf_counter()
     try:
         compiled = compile_train_step(

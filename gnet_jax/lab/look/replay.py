@@ -66,7 +66,7 @@ class Findings:
 
 
 def read_replay(file: Path) -> Replay:
-    """Returns the contents of a replay file without executing any; UserError if corrupt."""
+    """Returns the contents of a replay file, executing none; raises UserError if corrupt."""
     try:
         # For other files, NumPy's error would suggest to unpickle the file.
         if file.is_file() and not zipfile.is_zipfile(file):
@@ -158,7 +158,7 @@ def _loss(
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the loss, and flags: whether the input and each layer's output are finite.
 
-    Tracing writes their names to `layers` in order, because jit and grad would sort a dict by key.
+    Tracing writes the layers' names to `layers` in order; jit and grad would sort a dict by name.
     """
     value, (updated, _) = compute_loss(
         params,

@@ -45,7 +45,7 @@ class Bench:
         self._head_step = compile_eval_step(run.program.mesh, step)
 
     def run(self, cell: Cell) -> dict[str, Any]:
-        """Train or resume `cell` to its end, return its result; StoppedError after a signal."""
+        """Train or resume `cell` to its end and return its result; raises StoppedError."""
         own = dataclasses.replace(self._run.config, seed=cell.seed, workdir=str(cell.workdir))
         program = dataclasses.replace(self._run.program, config=own)
         run = dataclasses.replace(self._run, program=program)
