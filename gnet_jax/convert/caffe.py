@@ -1,6 +1,4 @@
-"""Reads Caffe's .caffemodel files, both the newer (caffe.proto: NetParameter.layer) and the older
-format (NetParameter.layers).
-"""
+"""Reads Caffe's .caffemodel files: the newer format (NetParameter.layer) and the older (layers)."""
 
 import dataclasses
 import hashlib
@@ -20,8 +18,8 @@ from gnet_jax.model.googlenet import CAFFE_BRANCHES, CAFFE_STEM, GoogLeNet
 from gnet_jax.model_folder.folder import TrainedModel, WeightsError, unflatten
 
 _SIDES = ("num", "channels", "height", "width")  # the fields that hold the shape of older blobs
-# The messages of caffe.proto and those of their fields that are read here. Each field has a number
-# and a type, which ends in [] if the field is repeated.
+# The messages of caffe.proto that are read here, with only the fields that are needed. Each field
+# has a number and a type, which ends in [] if the field is repeated.
 _MESSAGES = {
     "BlobShape": {"dim": (1, "int64[]")},
     "BlobProto": {name: (n, "int32") for n, name in enumerate(_SIDES, start=1)}
@@ -52,10 +50,11 @@ _MARKERS = "conv1/7x7_s2", "inception_3a/1x1"
 PREPROCESSING = Preprocessing(resize="warp", channels="BGR", mean=(104.0, 117.0, 123.0))
 """The preprocessing of the published weights (BVLC/caffe, models/bvlc_googlenet)."""
 
-PUBLISHED_SHA1 = "405fc5acd08a3bb12de8ee5e23a96bec22f08204"  # from its readme
-WITHOUT_HEADS_SHA256 = "afb3ba04dbee93e6e3228f8c399c5f439a786fbeafdb5b5870a990de80f7477b"  # a copy
+# The published file (the hash is in its readme), and a copy of it without auxiliary heads.
+PUBLISHED_SHA1 = "405fc5acd08a3bb12de8ee5e23a96bec22f08204"
+WITHOUT_HEADS_SHA256 = "afb3ba04dbee93e6e3228f8c399c5f439a786fbeafdb5b5870a990de80f7477b"
 
-Layers = Mapping[str, list[np.ndarray]]  # the blobs of each layer that has any, in order
+Layers = Mapping[str, list[np.ndarray]]  # the arrays of each layer that has any
 
 
 def _net_parameter() -> Any:
@@ -76,10 +75,12 @@ def _net_parameter() -> Any:
 
 
 def read_caffemodel(path: Path) -> tuple[dict[str, list[np.ndarray]], Preprocessing, str]:
-    """Returns the layers in a file, as float32, its preprocessing, and a note on the values that
-    were read from the data layer, which only files saved by a training run have. All other values
-    are those of the published weights. Raises WeightsError if the file is not a caffemodel or is
-    corrupt, naming the last complete layer, or if its preprocessing is invalid.
+    """Returns the layers in a file (float32 arrays), its preprocessing, and a note on the latter.
+
+    Only files saved by a training run have a data layer. The note lists the values that were read
+    from it, and is empty if there is none. All other values are those of the published weights.
+    Raises WeightsError if the file is not a caffemodel, is corrupt (the error names the last
+    complete layer) or has invalid preprocessing.
     """
     net = _net_parameter()
     try:
@@ -141,8 +142,9 @@ def _blob(message: Any, where: str) -> np.ndarray:
 
 
 def load(src: Path, sha256: str) -> tuple[TrainedModel, list[str]]:
-    """Returns the network in a .caffemodel, without class names, and notes on everything that was
-    assumed, skipped or renamed. Raises WeightsError.
+    """Returns the network in a .caffemodel, and notes on what was assumed, skipped or renamed.
+
+    The model has no class names. `sha256` is the hash of the file. Raises WeightsError.
     """
     layers, pixels, note = read_caffemodel(src)
     network, notes = find_network(layers, str(src))
@@ -160,7 +162,7 @@ def load(src: Path, sha256: str) -> tuple[TrainedModel, list[str]]:
 
 
 def _layer_names(heads: Mapping[str, str]) -> dict[str, str]:
-    """Returns Caffe's layer name for every module with weights; auxiliary heads are last."""
+    """Returns Caffe's layer name for every module with weights; `heads` are auxiliary."""
     convs = dict(CAFFE_STEM)
     for block in VARIANTS["paper"].widths:
         at = f"inception_{block}"
@@ -173,21 +175,22 @@ def _layer_names(heads: Mapping[str, str]) -> dict[str, str]:
 
 
 def find_network(layers: Layers, where: str) -> tuple[dict[str, list[np.ndarray]], list[str]]:
-    """Returns the layers of a GoogLeNet under Caffe's own names, and notes on everything changed.
-    A common prefix of all names is removed, and auxiliary heads with another number of classes than
-    the classifier are skipped. Raises WeightsError if there is no GoogLeNet or more than one, or if
-    its classifiers are ambiguous.
+    """Returns the layers of the GoogLeNet in a file under Caffe's names, and notes on all changes.
+
+    A prefix of the network's names is removed. An auxiliary head is skipped if its number of
+    classes is not the classifier's. Raises WeightsError if there is no GoogLeNet or more than one,
+    or if it is unclear which layers are the classifiers. `where` names the file in errors.
     """
     prefix = mapping.find_prefix(layers, _MARKERS, "a Caffe GoogLeNet", where)
     network = {name.removeprefix(prefix): blobs for name, blobs in layers.items()}
     usual = set(_layer_names(_HEADS).values())
     classifiers = [f"{loss}/classifier" for loss in _HEADS.values() if f"{loss}/fc" in network]
     # To retrain a classifier, users of Caffe rename it, because Caffe copies the weights of all
-    # layers whose names match. So if as many layers are unknown as missing, they are these.
+    # layers whose names match. So if equally many are unknown and missing, the unknown are these.
     missing = [name for name in (*classifiers, _CLASSIFIER) if name not in network]
     unknown = [name for name in network if name not in usual]
     if missing and unknown and len(unknown) != len(missing):
-        raise WeightsError(f"{where} has no {missing[0]}, but has {', '.join(unknown[:4])}")
+        raise WeightsError(f"{where} has no {missing[0]}; unknown layers: {', '.join(unknown[:4])}")
     notes = []
     for usual_name, name in zip(missing, unknown, strict=False):
         network[usual_name] = network.pop(name)
@@ -200,8 +203,9 @@ def find_network(layers: Layers, where: str) -> tuple[dict[str, list[np.ndarray]
 
 
 def from_caffe(layers: Layers, where: str) -> tuple[Architecture, dict[str, np.ndarray]]:
-    """Returns the architecture and the flat variables of the layers of a GoogLeNet. A linear layer
-    may be stored as a convolution. The order of the input's channels remains blue, green, red.
+    """Returns the architecture and the flat variables of a GoogLeNet from its Caffe layers.
+
+    A linear layer may be stored as a convolution. The input's channels stay in the order BGR.
     """
     tensors = {}
     for name, blobs in layers.items():

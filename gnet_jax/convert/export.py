@@ -1,7 +1,7 @@
 """Export a network to the formats of other programs, and verify each file by reading it back.
 
-The exported networks take normalised images (`gnet_jax.data.preprocess`), S x S pixels, and compute
-logits in float32.
+The exported networks take normalised images of S x S pixels (see `gnet_jax.data.preprocess`) and
+compute logits in float32.
 
     .onnx          the main head: maps "input" (N, 3, S, S) to "logits" (N, classes)
     .stablehlo     the main head: maps (N, S, S, 3) to (N, classes). The file contains a program for
@@ -30,7 +30,7 @@ from gnet_jax.model.googlenet import GoogLeNet, strip_aux
 from gnet_jax.model_folder import folder as folders
 from gnet_jax.model_folder.folder import TrainedModel, flatten, unflatten
 
-TOLERANCE = 1e-4  # largest allowed difference, as a fraction of the largest logit
+TOLERANCE = 1e-4  # largest allowed difference in a logit, as a fraction of the largest logit
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 Run = Callable[[np.ndarray], np.ndarray]  # normalised images (B, S, S, 3) to logits (B, K)
@@ -41,11 +41,13 @@ class ExportError(UserError):
 
 
 def export(folder: TrainedModel, out: str | Path) -> float:
-    """Write the network to `out`, in the format of its suffix, and verify the file. Returns the
-    largest difference from the network's own logits, as a fraction of the largest logit: on random
-    images, or 0 for a file of variables, which must be identical. Raises WeightsError if the format
-    does not support the network, and ExportError for an unknown suffix, a missing package, a path
-    that cannot be written, or a difference above `TOLERANCE`; an existing file is then kept.
+    """Write the network to `out` in the format of its suffix, and verify the file.
+
+    Returns the largest difference from the network's own logits on random images, as a fraction of
+    the largest logit. It is 0 for a file of variables, which must be identical to the network's.
+    Raises WeightsError if the format does not support the network, and ExportError for an unknown
+    suffix, a missing package, a path that cannot be written, or a difference above `TOLERANCE`. If
+    there is an error, an existing file is kept.
     """
     out = Path(out).expanduser()
     if out.suffix not in _WRITERS:
@@ -63,7 +65,7 @@ def export(folder: TrainedModel, out: str | Path) -> float:
         with jax.default_device(_exact_device()):
             difference = _largest_difference(folder, _WRITERS[out.suffix](folder, unfinished))
         if not difference <= TOLERANCE:
-            reason = f"its logits differ by {difference:.1e} of the largest logit"
+            reason = f"its logits differ from the network's by {difference:.1e} of the largest"
             raise ExportError(f"did not write {out}: {reason}")
         unfinished.replace(out)
     except OSError as error:
@@ -74,7 +76,7 @@ def export(folder: TrainedModel, out: str | Path) -> float:
 
 
 def _exact_device() -> Any:
-    """Returns a CPU, because GPUs and TPUs round float32 products to fewer bits."""
+    """Returns a CPU (None if disabled): GPUs and TPUs round float32 products to fewer bits."""
     try:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError:  # JAX_PLATFORMS excludes CPUs
@@ -82,9 +84,11 @@ def _exact_device() -> Any:
 
 
 def _largest_difference(folder: TrainedModel, written: Run | TrainedModel) -> float:
-    """Returns the largest difference in logits, as a fraction of the largest logit, between the
-    network and `written`, which runs on batches of one and three images. If it is a model that was
-    read back, returns 0 if the network and all variables are identical, otherwise infinity.
+    """Returns the largest difference between the logits of the network and those of `written`.
+
+    The unit is the network's largest logit. `written` is run on batches of one and three images. If
+    it is a model that was read back, it is not run: the result is 0 if the network and all
+    variables are identical, otherwise infinity.
     """
     if isinstance(written, TrainedModel):
         own, read = flatten(folder.variables), flatten(written.variables)

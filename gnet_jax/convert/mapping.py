@@ -1,4 +1,4 @@
-"""Helpers for all readers of foreign formats: find the network, map names, convert layouts."""
+"""Helpers for readers of other programs' files: find the network, map names, convert layouts."""
 
 import dataclasses
 from collections.abc import Collection, Mapping
@@ -14,9 +14,10 @@ from gnet_jax.model_folder.folder import WeightsError
 
 
 def find_prefix(names: Collection[str], markers: tuple[str, str], kind: str, where: str) -> str:
-    """Returns the common prefix of the names of the only GoogLeNet in a file with these `names`.
-    `markers` are two names that every GoogLeNet of this format has. Raises WeightsError if there is
-    no GoogLeNet or more than one.
+    """Returns the prefix that all names of the GoogLeNet in a file have in common.
+
+    `names` are all names in the file, `markers` two names that every GoogLeNet of this format has.
+    Raises WeightsError if there is no GoogLeNet or more than one.
     """
     first, second = markers
     prefixes = [name.removesuffix(first) for name in names if name.endswith(first)]
@@ -26,12 +27,12 @@ def find_prefix(names: Collection[str], markers: tuple[str, str], kind: str, whe
         raise WeightsError(f"{where} is not {kind}: it holds {holds}, ...")
     if len(prefixes) > 1:
         both = " and ".join(prefix + first for prefix in prefixes)
-        raise WeightsError(f"{where} holds two networks, with {both}; save each in its own file")
+        raise WeightsError(f"{where} contains two networks ({both}); save each in its own file")
     return prefixes[0]
 
 
 def drop_heads(network: dict[str, Any], classes: Mapping[str, int], expected: int) -> list[str]:
-    """Delete auxiliary heads that do not have `expected` classes; returns a note for each."""
+    """Delete auxiliary heads whose number of `classes` is not `expected`; returns notes."""
     notes = []
     for head, count in classes.items():
         if count != expected:
@@ -43,8 +44,9 @@ def drop_heads(network: dict[str, Any], classes: Mapping[str, int], expected: in
 
 
 def name_variables(modules: Mapping[str, str], parts: Mapping[str, str]) -> dict[str, str]:
-    """Returns the foreign name for each of our variables, for all combinations of a module, such as
-    "conv1" to "conv1", and a part, such as "params/{}/conv/kernel" to "{}.conv.weight".
+    """Returns the other program's name for each of our variables: all modules with all parts.
+
+    `modules` and `parts` map our names to theirs; a part is "params/{}/conv/kernel", for example.
     """
     return {
         our_part.format(ours): part.format(theirs)
@@ -61,12 +63,14 @@ def map_variables(
     *,
     channels_first: bool = True,
 ) -> tuple[Architecture, dict[str, np.ndarray]]:
-    """Returns the architecture and the flat variables of a network, in float32. `names` maps every
-    variable to its tensor, with the convolution of an auxiliary head before its `fc`. `base`
-    supplies what the shapes do not determine. With `channels_first`, as in Caffe and torch, kernels
-    are OIHW, weights of linear layers are (outputs, inputs), and feature maps are flattened in the
-    order C, H, W. Otherwise kernels are HWIO, and weights (inputs, outputs). Raises WeightsError
-    naming the first tensor that is missing or unknown, or has a wrong type or shape.
+    """Returns the architecture and the flat variables (float32) of the network in `tensors`.
+
+    `names` maps each variable to the name of its tensor. The convolution of an auxiliary head must
+    come before its `fc`. `base` supplies the fields that the shapes do not determine. With
+    `channels_first`, as in Caffe and torch, kernels are OIHW, weights of linear layers are
+    (outputs, inputs), and feature maps are flattened in the order C, H, W. Otherwise kernels are
+    HWIO, and weights of linear layers are (inputs, outputs).
+    Raises WeightsError naming the first missing, unknown or invalid tensor.
     """
     known = set(names.values())
     unknown = [name for name in tensors if name not in known]
@@ -80,25 +84,26 @@ def map_variables(
         if value.dtype.kind != "f":
             raise WeightsError(f"{where}: {theirs} has type {value.dtype}; expected floats")
         if value.ndim != rank:
-            raise WeightsError(f"{where}: {theirs} has shape {value.shape}, not {rank} dimensions")
+            raise WeightsError(f"{where}: {theirs} has shape {value.shape}; expected {rank} axes")
         if channels_first and rank > 1:
             value = value.transpose(2, 3, 1, 0) if rank == 4 else value.T
         if channels_first and ours.endswith("/fc/kernel"):
             channels = flat[ours.removesuffix("fc/kernel") + "conv/conv/kernel"].shape[-1]
             side = round((value.shape[0] / channels) ** 0.5)
             if not side or side**2 * channels != value.shape[0]:
-                raise WeightsError(f"{where}: {theirs} fits no square map of {channels} channels")
+                raise WeightsError(f"{where}: {theirs} does not fit {channels} square maps")
             maps_CHWO = value.reshape(channels, side, side, -1)
             value = maps_CHWO.transpose(1, 2, 0, 3).reshape(value.shape)
         flat[ours] = np.ascontiguousarray(value, np.float32)
     if unknown:
-        raise WeightsError(f"{where} has {unknown[0]}, which this GoogLeNet does not have")
+        raise WeightsError(f"{where} has {unknown[0]}, which is not part of this GoogLeNet")
     return _with_shapes_of(flat, base), flat
 
 
 def _with_shapes_of(flat: Mapping[str, np.ndarray], base: Architecture) -> Architecture:
-    """Returns `base` with what the shapes of the variables `flat` determine: the widths, auxiliary
-    heads, number of classes and size of the 5x5 kernel.
+    """Returns `base` with all fields replaced that the shapes of the variables `flat` determine.
+
+    They are the widths, the auxiliary heads, the number of classes and the size of 5x5 kernels.
     """
 
     def width(module: str) -> int:
@@ -121,8 +126,9 @@ def _with_shapes_of(flat: Mapping[str, np.ndarray], base: Architecture) -> Archi
 
 
 def rows_to_channels_first(matrix_IO: np.ndarray, channels: int) -> np.ndarray:
-    """Reorder the rows of the weights of a linear layer over a flattened square map, from the order
-    H, W, C (Flax) to C, H, W (Caffe, torch).
+    """Reorder the rows of a linear layer's weights from H, W, C (Flax) to C, H, W (Caffe, torch).
+
+    The input of the layer is a flattened square feature map with this number of channels.
     """
     side = round((matrix_IO.shape[0] / channels) ** 0.5)
     maps = matrix_IO.reshape(side, side, channels, -1)
@@ -130,7 +136,7 @@ def rows_to_channels_first(matrix_IO: np.ndarray, channels: int) -> np.ndarray:
 
 
 def assumed_preprocessing(whose: str, p: Preprocessing) -> str:
-    """Returns a note that a file contains no preprocessing, and which preprocessing is assumed."""
+    """Returns a note that says which preprocessing is assumed, because the file contains none."""
     pixels = describe_preprocessing(dataclasses.asdict(p))
     return (
         f"assumed the preprocessing of {whose}: {pixels}; if the network was trained with another "

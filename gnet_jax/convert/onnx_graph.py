@@ -16,11 +16,11 @@ from gnet_jax.ops.sizes import conv_size, pool_padding, pooled_size, same_paddin
 OPSET = 13  # the first with all these operators in their current form; needs onnxruntime >= 1.6
 IR_VERSION = 8
 NORM_EPSILON = 1e-3  # GoogLeNet's batch norm
-_NO_PLACE = "no ONNX export: the network has {}; use .stablehlo, which supports every network"
+_NO_PLACE = "cannot export to ONNX: the network has {}; use .stablehlo, which supports all networks"
 
 
 def _window(size: int, stride: int, low: int, high: int) -> dict[str, list[int]]:
-    """Returns the attributes of a window; `low` and `high` are the padding of both axes."""
+    """Returns the attributes of a square window; `low` and `high` pad the two ends of each axis."""
     pads = [low, low, high, high]
     return {"kernel_shape": [size, size], "strides": [stride, stride], "pads": pads}
 
@@ -50,7 +50,7 @@ class _Graph:
     def conv(
         self, x: str, module: str, stride: int = 1, pads: tuple[int, int] | None = None
     ) -> str:
-        """Add a convolution, including its batch norm, and ReLU. By default it keeps the size."""
+        """Add a convolution with its batch norm, if any, and ReLU. By default, the size is kept."""
         kernel_HWIO = self.variable(f"params/{module}/conv/kernel")
         if choose("norm", self.arch.norm, {"batch_norm": True, "lrn": False}):
             scale, shift = (self.variable(f"params/{module}/norm/{n}") for n in ("scale", "bias"))
@@ -66,7 +66,7 @@ class _Graph:
         return self.node("Relu", [self.node("Conv", inputs, f"{module}/conv", **window)], module)
 
     def max_pool(self, x: str, size: int, window: int, stride: int, pad: int, name: str) -> str:
-        """Add a max pool of Caffe's output size, which may need more padding on the high sides."""
+        """Add a max pool with Caffe's output size, which may need padding on the high sides."""
         ((low, high),) = pool_padding([size], window, stride, pad)
         return self.node("MaxPool", [x], name, **_window(window, stride, low, high))
 
@@ -96,9 +96,10 @@ class _Graph:
 def onnx_model(
     arch: Architecture, flat: Mapping[str, np.ndarray], size: int, metadata: Mapping[str, str]
 ) -> ModelProto:
-    """Returns the network, without auxiliary heads and in float32, as a checked ONNX model. It maps
-    normalised images "input" (N, 3, size, size) to "logits" (N, classes), where N is symbolic.
-    Raises WeightsError naming a variable in `flat` that is missing or is not part of the graph.
+    """Returns the network as a checked ONNX model in float32, without auxiliary heads.
+
+    The model maps normalised images "input" (N, 3, size, size) to "logits" (N, classes), where N is
+    symbolic. Raises WeightsError naming a variable that `flat` lacks or the graph does not use.
     """
     g, shape_NCHW = _Graph(arch, flat), ["N", 3, size, size]
     if choose("stem", arch.stem, {"imagenet": True, "small": False}):
@@ -129,7 +130,7 @@ def onnx_model(
     g.linear(x, "classifier", g.variable("params/classifier/kernel"), "logits")
     heads = {f"aux_{block}" for block in arch.aux_after}
     if unused := [name for name in g.unused if name.split("/")[1] not in heads]:
-        raise WeightsError(_NO_PLACE.format(f"the unknown {min(unused)}"))
+        raise WeightsError(_NO_PLACE.format(f"an unknown variable {min(unused)}"))
     inputs, outputs = (
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)]
         for name, shape in (("input", shape_NCHW), ("logits", ["N", arch.num_classes]))

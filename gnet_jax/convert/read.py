@@ -24,8 +24,9 @@ def convert(
     class_names: Sequence[str] | None = None,
     transform_input: bool | None = None,
 ) -> TrainedModel:
-    """Read the model in `src`, write it as the model folder `dst`, and return it. An existing model
-    folder is replaced. Arguments and errors are those of `read` and `write_folder`.
+    """Read the model in `src`, write it to the model folder `dst`, and return it.
+
+    An existing model folder is replaced. For the arguments and errors, see `read`, `write_folder`.
     """
     model = read(Path(src).expanduser(), class_names=class_names, transform_input=transform_input)
     write_folder(dst, model)
@@ -35,13 +36,15 @@ def convert(
 def read(
     src: Path, *, class_names: Sequence[str] | None = None, transform_input: bool | None = None
 ) -> TrainedModel:
-    """Returns the model in `src`: a model folder, a training workdir, or a file of `gnet export` or
-    another program. The format is detected from the content, and nothing in the file is executed.
-    What a foreign file does not contain is assumed, printed on standard error and stored in
-    `source`: ImageNet's class names for 1,000 outputs (1,001 for TF-slim), otherwise "class 0",
-    "class 1", ..., unless `class_names` are given; and torchvision's `transform_input`, true for
-    its published file, otherwise false. Raises WeightsError if `src` is missing, corrupt, of an
-    unknown format or not a GoogLeNet, or if the arguments do not fit it.
+    """Returns the model in `src`: a model folder, a training workdir, or a file with weights.
+
+    The file can be from `gnet export` or from another program. Its format is detected from the
+    content, and nothing in the file is executed. If a file of another program lacks a value, the
+    value is assumed, printed on standard error and recorded in `source` of the model. Without
+    `class_names`, the names are ImageNet's for 1,000 outputs (1,001 for TF-slim), otherwise "class
+    0", "class 1", ... Without `transform_input`, an option of torchvision's network, it is true for
+    torchvision's published file and false for others. Raises WeightsError if `src` is missing,
+    corrupt, of an unknown format or not a GoogLeNet, or if an argument does not fit it.
     """
     found, notes = _read_folder(src) if src.is_dir() else _read_file(src, transform_input)
     foreign, source = not found.class_names, dict(found.source)
@@ -74,7 +77,7 @@ def _read_folder(src: Path) -> tuple[TrainedModel, list[str]]:
 
 
 def _read_file(src: Path, transform_input: bool | None) -> tuple[TrainedModel, list[str]]:
-    """Returns the model in a file, without class names if it is foreign, and notes about it."""
+    """Returns the model in a file, and notes on it. Other programs' models get no class names."""
     src = tf_slim.find_index(src)
     try:
         with src.open("rb") as file:
@@ -113,7 +116,7 @@ def _read_file(src: Path, transform_input: bool | None) -> tuple[TrainedModel, l
 
 
 def _assumed_names(outputs: int, source: dict[str, str]) -> tuple[tuple[str, ...], str]:
-    """Returns class names for a foreign file, and a note about them, empty if they are certain."""
+    """Returns class names for another program's file, and a note on them, or "" if certain."""
     other = "to set other names: gnet convert --class-names FILE"
     if outputs == 1000:
         assumed = f"assumed ImageNet's, because there are 1,000 outputs; {other}"
@@ -133,12 +136,13 @@ _NUMBER_LAST = re.compile(r"(?P<name>.*\S)[\s:,;]+(?P<number>\d+)")  # /a/airfie
 
 
 def read_class_names(file: Path) -> tuple[str, ...]:
-    """Returns the class names in a file, in the order of a network's outputs. A text file has one
-    name per line; WordNet ids before all names are removed, and so are numbers before or after all
-    names if they are 0, 1, 2, ... in any order, which is then that of the names. A file of JSON, or
-    a Python literal, contains a list of names, a dict from index to name, or a dict from name to
-    index; a name can be a pair of WordNet id and name. Raises WeightsError naming the file and the
-    first invalid line or entry.
+    """Returns the class names in a file, in the order of a network's outputs.
+
+    A text file has one name per line. If each line starts with a WordNet id, the ids are removed.
+    If each line starts or ends with a number, and these are 0, 1, 2, ... in any order, the names
+    are sorted by number and the numbers are removed. A file of JSON or a Python literal contains a
+    list of names, a dict from index to name, or a dict from name to index. Such a name can be
+    a pair of WordNet id and name. Raises WeightsError naming the first invalid line or entry.
     """
     try:
         text = file.expanduser().read_text("utf-8-sig")
@@ -162,13 +166,13 @@ def _from_lines(lines: Sequence[str], file: Path) -> tuple[str, ...]:
         names.pop()
     if "" in names:
         raise WeightsError(
-            f"line {names.index('') + 1} of {file} is blank; each line must be a class"
+            f"line {names.index('') + 1} of {file} is blank; each line must be a class name"
         )
     synsets = [_SYNSET.fullmatch(name) for name in names]
     if any(synsets):
         if None in synsets:
             odd = synsets.index(None)
-            raise WeightsError(f"line {odd + 1} of {file} is {names[odd]!r}; it has no WordNet id")
+            raise WeightsError(f"line {odd + 1} of {file} has no WordNet id: {names[odd]!r}")
         return tuple(match[2] for match in synsets if match)
     for pattern in (_NUMBER_FIRST, _NUMBER_LAST):
         numbered = [match for match in map(pattern.fullmatch, names) if match]

@@ -10,8 +10,8 @@ from gnet_jax.model_folder.folder import TrainedModel
 def with_start(config: Config) -> tuple[Config, TrainedModel | None]:
     """Returns `config` and the model that `config.init` names, or None if it names none.
 
-    The returned config has the preprocessing of the model. Raises a WeightsError or ConfigError if
-    the model cannot be read or is corrupt, or if `config` has another preprocessing.
+    The returned config has the preprocessing of the model. Raises WeightsError or ConfigError if
+    the model cannot be read or is corrupt, and ConfigError if `config` sets other preprocessing.
     """
     if config.init is None:
         return config, None
@@ -22,7 +22,7 @@ def with_start(config: Config) -> tuple[Config, TrainedModel | None]:
 
 
 def with_preprocessing(config: Config, preprocessing: Preprocessing) -> Config:
-    """Returns `config` with this preprocessing; raises ConfigError if it sets another one."""
+    """Returns `config` with this preprocessing; raises ConfigError if `config` sets another one."""
     default, needed = Preprocessing(), dataclasses.asdict(preprocessing)
     for name, value in needed.items():
         given = getattr(config.data, name)

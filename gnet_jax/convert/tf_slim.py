@@ -33,7 +33,7 @@ _CONV = {
 _CLASSIFIER = f"{_SCOPE}Logits/Conv2d_0c_1x1/"
 _MARKERS = f"{_SCOPE}Conv2d_1a_7x7/weights", f"{_SCOPE}Mixed_3b/Branch_0/Conv2d_0a_1x1/weights"
 _AVERAGED = "/ExponentialMovingAverage"
-_MAGIC = bytes.fromhex("57fb808b247547db")  # ends LevelDB tables, as both kinds of checkpoint are
+_MAGIC = bytes.fromhex("57fb808b247547db")  # ends every LevelDB table; checkpoints are tables
 
 ARCHITECTURE = Architecture(
     num_classes=1001,
@@ -49,12 +49,13 @@ ARCHITECTURE = Architecture(
 _HALF = (127.5, 127.5, 127.5)
 PREPROCESSING = Preprocessing(resize="warp", mean=_HALF, std=_HALF)
 """The preprocessing of slim's evaluation: the central 87.5 % of each side, values from -1 to 1.
+
 slim resizes after the crop and without antialiasing, so its pixels differ slightly.
 """
 
 
 def find_index(path: Path) -> Path:
-    """Returns the .index file for the prefix or .data file of a checkpoint; otherwise, `path`."""
+    """Returns the .index file for the prefix or a .data file of a checkpoint, `path` otherwise."""
     prefix = re.sub(r"\.data-[0-9]{5}-of-[0-9]{5}$", "", path.name)
     index = path.with_name(prefix + ".index")
     part = prefix != path.name or not path.exists()
@@ -62,15 +63,16 @@ def find_index(path: Path) -> Path:
 
 
 def is_checkpoint(file: Path) -> bool:
-    """Returns whether the file is a TensorFlow checkpoint: a V1 file or the .index of V2."""
+    """Returns whether the file is a TensorFlow checkpoint: a V1 file or the .index file of V2."""
     with file.open("rb") as opened:
         opened.seek(max(0, opened.seek(0, os.SEEK_END) - len(_MAGIC)))
         return opened.read() == _MAGIC
 
 
 def read_checkpoint(file: Path) -> dict[str, np.ndarray]:
-    """Returns all tensors in a checkpoint by name. Raises WeightsError if TensorFlow is not
-    installed, or if the file is corrupt or not a checkpoint.
+    """Returns all tensors in a checkpoint by name.
+
+    Raises WeightsError if TensorFlow is not installed, or if the file is corrupt.
     """
     try:
         import tensorflow as tf  # pyright: ignore[reportMissingModuleSource]
@@ -86,8 +88,9 @@ def read_checkpoint(file: Path) -> dict[str, np.ndarray]:
 
 
 def load(src: Path) -> tuple[TrainedModel, list[str]]:
-    """Returns the network in a file for which `is_checkpoint` is true, without class names, and
-    notes on what was assumed. Raises WeightsError.
+    """Returns the network in a checkpoint, without class names, and notes on what was assumed.
+
+    `is_checkpoint` must be true for `src`. Raises WeightsError if it is not a valid Inception v1.
     """
     tensors = read_checkpoint(src)
     arch, flat = from_slim(tensors, str(src))
@@ -101,8 +104,9 @@ def load(src: Path) -> tuple[TrainedModel, list[str]]:
 def from_slim(
     tensors: Mapping[str, np.ndarray], where: str
 ) -> tuple[Architecture, dict[str, np.ndarray]]:
-    """Returns the architecture and the flat variables of slim's Inception v1. Moving averages of
-    the variables are preferred, as in slim's evaluation. Variables of the optimiser are ignored.
+    """Returns the architecture and the flat variables of slim's Inception v1.
+
+    Moving averages replace their variables, as in slim's evaluation. Optimiser state is ignored.
     """
     prefix = mapping.find_prefix(tensors, _MARKERS, "TF-slim's Inception v1", where)
     tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
@@ -111,7 +115,7 @@ def from_slim(
         # In slim, "a" is the pool before the blocks.
         mixed = f"Mixed_{block[0]}{chr(ord(block[1]) + 1)}"
         modules |= {f"inception_{block}/{b}": f"{mixed}/{t}" for b, t in _BRANCHES.items()}
-    modules["inception_5a/b5"] = "Mixed_5b/Branch_2/Conv2d_0a_3x3"  # not 0b, in slim only here
+    modules["inception_5a/b5"] = "Mixed_5b/Branch_2/Conv2d_0a_3x3"  # 0b in all other blocks of slim
     names = mapping.name_variables(modules, _CONV) | {
         "params/classifier/kernel": f"{_CLASSIFIER}weights",
         "params/classifier/bias": f"{_CLASSIFIER}biases",
@@ -120,7 +124,7 @@ def from_slim(
     own = {
         name: value
         for name, value in tensors.items()
-        if name.startswith(_SCOPE) and name.rpartition("/")[0] not in known  # .../weights/RMSProp
+        if name.startswith(_SCOPE) and name.rpartition("/")[0] not in known  # not weights/RMSProp
     }
     own |= {name: tensors[name + _AVERAGED] for name in known if name + _AVERAGED in tensors}
     weights = own.get(f"{_CLASSIFIER}weights")

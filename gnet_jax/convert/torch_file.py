@@ -1,8 +1,8 @@
-"""Reads torch's files of tensors without torch and without executing their content; writes them.
+"""Reads and writes torch's files of tensors without torch. Reading does not execute their content.
 
 A .pth file is a pickle, and a pickle is a program that can call any function. This reader allows
-only the names that tensors, dicts and plain data need. It refuses a file that uses any other name
-before anything is called.
+only the names that tensors, dicts and plain data need. If a file uses any other name, it is
+rejected before anything is called.
 """
 
 import functools
@@ -27,12 +27,12 @@ _LEGACY_MAGIC = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."  # 
 _ZIP_MAGIC = b"PK\x03\x04"
 _DTYPES = ("float16", "float32", "float64", "bfloat16", "int32", "int64", "uint8", "bool")
 _PLAIN = {"set", "frozenset", "complex", "bytearray", "list", "dict", "int", "float"}
-# Names, by module, of plain data in checkpoints (options, scores, paths). This data is ignored.
+# By module, the names of types of plain data in checkpoints (options, paths). It is ignored.
 _SKIPPED_NAMES = {
     "argparse": {"Namespace"},
     "collections": {"Counter"},
     "builtins": _PLAIN,
-    "__builtin__": _PLAIN,  # the name of the module in Python 2's protocols
+    "__builtin__": _PLAIN,  # the module's name in Python 2's pickles
     "_codecs": {"encode"},  # for the bytes of NumPy scalars
     "numpy": {"dtype", "ndarray"},
     "numpy.core.multiarray": {"scalar", "_reconstruct"},
@@ -67,7 +67,7 @@ class _Ignored:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Loads strings, numbers, dicts and `_Tensor`s, ignores plain data and refuses the rest."""
+    """Loads strings, numbers, dicts and `_Tensor`s; ignores `_SKIPPED_NAMES`; rejects the rest."""
 
     def __init__(self, file: Any) -> None:
         super().__init__(file)
@@ -103,7 +103,7 @@ class _Unpickler(pickle.Unpickler):
     def _tensor(self, storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Tensor:
         numbers = (offset, *shape, *strides)
         if not isinstance(storage, _Storage) or not all(type(n) is int and n >= 0 for n in numbers):
-            raise WeightsError("has a tensor without a valid storage, offset, shape and strides")
+            raise WeightsError("has a tensor whose storage, offset, shape or strides are invalid")
         return _Tensor(storage, offset, tuple(shape), tuple(strides))
 
     def _parameter(self, tensor: Any, *_: Any) -> Any:
@@ -119,9 +119,10 @@ def is_torch_file(head: bytes) -> bool:
 
 
 def read_torch(path: Path) -> dict[str, np.ndarray]:
-    """Returns all tensors of the file by name, floats as float32. Keys of nested dicts are joined
-    by slashes: "state_dict/conv1.conv.weight". Raises WeightsError if the file contains no tensor,
-    is corrupt, or refers to anything except tensors and plain data, which the error names.
+    """Returns all tensors of the file by name; floats are converted to float32.
+
+    Keys of nested dicts are joined by slashes: "state_dict/conv1.conv.weight". Raises WeightsError
+    if the file contains no tensor, is corrupt, or refers to anything except tensors and plain data.
     """
     try:
         with path.open("rb") as file:
@@ -157,7 +158,7 @@ def _read_zip(file: BinaryIO) -> tuple[Any, Callable[[_Storage], bytes]]:
     def storage_bytes(storage: _Storage) -> bytes:
         info = members.get(f"{root}data/{storage.key}")
         if info is None or info.compress_type != zipfile.ZIP_STORED:
-            raise WeightsError(f"lacks the uncompressed data of storage {storage.key}")
+            raise WeightsError(f"has no uncompressed data for storage {storage.key}")
         return archive.read(info)
 
     with archive.open(data) as stream:
@@ -170,7 +171,7 @@ def _read_legacy(file: BinaryIO) -> tuple[Any, Callable[[_Storage], bytes]]:
         raise WeightsError("is a pickle, but not one of torch's")
     version, machine = _Unpickler(file).load(), _Unpickler(file).load()
     if version != 1001 or not machine.get("little_endian"):
-        raise WeightsError(f"has version {version} or big-endian data, which is not supported")
+        raise WeightsError(f"has version {version} instead of 1001, or big-endian data")
     unpickler = _Unpickler(file)
     value, keys = unpickler.load(), _Unpickler(file).load()
     data = {}
@@ -178,7 +179,7 @@ def _read_legacy(file: BinaryIO) -> tuple[Any, Callable[[_Storage], bytes]]:
         (size,) = struct.unpack("<q", file.read(8))
         storage = unpickler.storages[key]
         if size != storage.size:
-            raise WeightsError(f"has {size} elements for a storage of {storage.size}")
+            raise WeightsError(f"has a storage of {size} elements instead of {storage.size}")
         data[key] = file.read(size * _STORAGES[storage.kind].itemsize)
     return value, lambda storage: data[storage.key]
 
@@ -222,8 +223,8 @@ def write_torch(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
 
 
 def _pickled(tensors: Mapping[str, np.ndarray]) -> bytes:
-    # Opcode by opcode, because the module pickle only writes names that it can import, and torch
-    # may not be installed.
+    # Write opcode by opcode, because the module pickle only writes names that it can import, and
+    # torch may not be installed.
 
     def glob(module: str, name: str) -> bytes:
         return pickle.GLOBAL + f"{module}\n{name}\n".encode()

@@ -1,4 +1,4 @@
-"""Converts torchvision's GoogLeNet: names of the variables, and preprocessing."""
+"""Converts the variable names and the preprocessing of torchvision's GoogLeNet."""
 
 import dataclasses
 from collections.abc import Collection, Mapping
@@ -18,7 +18,7 @@ _BRANCHES = {
     "reduce3": "branch2.0",
     "b3": "branch2.1",
     "reduce5": "branch3.0",
-    "b5": "branch3.1",  # is 3x3, although a comment there says 5x5 (pytorch/vision#906)
+    "b5": "branch3.1",  # 3x3, although torchvision's comment says 5x5 (pytorch/vision#906)
     "pool_proj": "branch4.1",
 }
 _HEADS = {"aux_4a": "aux1", "aux_4d": "aux2"}
@@ -38,9 +38,10 @@ PUBLISHED_SHA256 = "1378be20"
 
 
 def preprocessing(transform_input: bool) -> Preprocessing:
-    """Returns torchvision's preprocessing. `transform_input` is an option of torchvision's network,
-    which the published weights require, because they come from TensorFlow. It maps images that were
-    normalised with ImageNet's mean and std to (x / 255 - 0.5) / 0.5. Here, mean and std include it.
+    """Returns torchvision's preprocessing, with `transform_input` included in mean and std.
+
+    `transform_input` is an option of torchvision's network. It maps images that were normalised
+    with ImageNet's mean and std to (x / 255 - 0.5) / 0.5. The published weights require it.
     """
     if transform_input:
         return Preprocessing(mean=(127.5, 127.5, 127.5), std=(127.5, 127.5, 127.5))
@@ -52,8 +53,9 @@ def preprocessing(transform_input: bool) -> Preprocessing:
 def load(
     tensors: Mapping[str, np.ndarray], src: Path, sha256: str, transform_input: bool | None
 ) -> tuple[TrainedModel, list[str]]:
-    """Returns the network in a state dict, without class names, and notes on everything that was
-    assumed, skipped or renamed. `transform_input` is that of `preprocessing`; None means true for
+    """Returns the network in a state dict, and notes on what was assumed, skipped or renamed.
+
+    The model has no class names. `preprocessing` explains `transform_input`; None means true for
     the published file, which requires it, and false for others. Raises WeightsError.
     """
     network, notes = find_network(tensors, str(src))
@@ -81,11 +83,12 @@ def load(
 def find_network(
     tensors: Mapping[str, np.ndarray], where: str
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Returns the state dict of the GoogLeNet in a file, under torchvision's names, and notes on
-    everything that was changed. `tensors` have the names of `read_torch`. A common prefix of the
-    names is removed. A classifier of one linear layer is renamed to fc. Auxiliary heads with
-    another number of classes are skipped. Raises WeightsError if there is no GoogLeNet, several, or
-    one that is followed by other layers.
+    """Returns the state dict of the GoogLeNet in a file, with torchvision's names, and notes.
+
+    `tensors` have the names of `read_torch`; the notes list all changes. A prefix of the network's
+    names is removed. A classifier of one linear layer is renamed to fc. An auxiliary head is
+    skipped if its number of classes is not the classifier's. Raises WeightsError if there is no
+    GoogLeNet, more than one, or one with other layers before or after it.
     """
     tensors = {name.replace("_orig_mod.", ""): v for name, v in tensors.items()}  # torch.compile's
     prefix = mapping.find_prefix(tensors, _MARKERS, "a torchvision GoogLeNet", where)
@@ -107,7 +110,7 @@ def find_network(
         shape = network["fc.weight"].shape
         classes = shape[0]
         odd = [*_linear_layers(beside, classes), *_linear_layers(beside, shape[-1])]
-        if classes != 3:  # with 3 classes, they may be class weights of a loss
+        if classes != 3:  # with 3 classes, 3 numbers may be the class weights of a loss
             odd += [name for name, value in beside.items() if value.size == 3]
         if odd:
             raise WeightsError(f"{where} also has {odd[0]}; save only the GoogLeNet's state dict")
@@ -123,8 +126,9 @@ def find_network(
 def _rename_classifier(
     network: dict[str, np.ndarray], beside: dict[str, np.ndarray], where: str
 ) -> list[str]:
-    """Rename to fc the only linear layer whose input is the pooled features; returns notes. Move
-    other layers of its module to `network`, so that `from_torchvision` raises an error naming them.
+    """Rename to fc the only linear layer whose input is the pooled features; returns notes.
+
+    Other layers of its module are moved to `network`, so `from_torchvision` rejects them by name.
     """
     ends = [f"inception5b.{_BRANCHES[b]}.conv.weight" for b in ("b1", "b3", "b5", "pool_proj")]
     features = sum(len(network[name]) for name in ends if name in network)
@@ -140,7 +144,7 @@ def _rename_classifier(
         for part in ("weight", "bias"):
             if f"{layer}.{part}" in network:
                 network[f"fc.{part}"] = network.pop(f"{layer}.{part}")
-    return [f"used {layer} as the classifier, assuming no activation after it" for layer in found]
+    return [f"used {layer} as the classifier, assuming no activation follows" for layer in found]
 
 
 def _linear_layers(tensors: Mapping[str, np.ndarray], inputs: int) -> list[str]:
@@ -169,15 +173,17 @@ def _names(heads: Collection[str]) -> dict[str, str]:
 def from_torchvision(
     tensors: Mapping[str, np.ndarray], where: str
 ) -> tuple[Architecture, dict[str, np.ndarray]]:
-    """Returns the architecture and the flat variables of a state dict, like `map_variables`."""
+    """Returns the architecture and the flat variables of a state dict; see `map_variables`."""
     used = {name: value for name, value in tensors.items() if not name.endswith(_STEPS)}
     heads = [ours for ours, theirs in _HEADS.items() if any(n.startswith(theirs) for n in used)]
     return mapping.map_variables(used, _names(heads), where, VARIANTS["torchvision"])
 
 
 def to_torchvision(arch: Architecture, flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns flat variables as a state dict for torchvision's network. Raises WeightsError unless
-    the architecture is the variant "torchvision", with both auxiliary heads or none.
+    """Returns flat variables as a state dict for torchvision's network.
+
+    Raises WeightsError unless the architecture is the variant "torchvision" with both auxiliary
+    heads or none.
     """
     own = VARIANTS["torchvision"]
     free = {"num_classes", "dropout", "aux_dropout"}
@@ -187,7 +193,7 @@ def to_torchvision(arch: Architecture, flat: Mapping[str, np.ndarray]) -> dict[s
     odd = [name for name in fields if getattr(arch, name) != getattr(own, name)]
     names = {} if odd else _names([f"aux_{block}" for block in arch.aux_after])
     if odd := odd or sorted(names.keys() ^ flat.keys()):
-        raise WeightsError(f"torchvision's network differs in {odd[0]}; export it as .safetensors")
+        raise WeightsError(f"the network is not torchvision's: {odd[0]} differs; use .safetensors")
     tensors = {}
     for ours, theirs in names.items():
         value = flat[ours]

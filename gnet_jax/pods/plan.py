@@ -1,7 +1,7 @@
-"""Plan a run on a topology: the memory and traffic of a step, and the least time it can take.
+"""Plan a run on a topology: the memory, the traffic and the least possible time of a step.
 
-The least time is a roofline: the longest of the times for arithmetic, memory traffic and
-communication at the chip's peak rates. A real step takes longer.
+The least time is a roofline estimate: the longest of three times, for arithmetic, memory traffic
+and communication, each at the chip's peak rate. A real step takes longer.
 """
 
 import dataclasses
@@ -49,11 +49,11 @@ class OutOfMemoryError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """The collectives of one kind in a program."""
+    """All collectives (communication operations) of one kind in a program."""
 
     kind: str
     count: int
-    bytes: int  # size of their results on one device; a loop's are counted once
+    bytes: int  # size of their results on one device; those in a loop are counted once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +82,7 @@ class CompiledCost:
 
 
 def compile_cost(program: Program, chip: Chip) -> CompiledCost:
-    """Compile the training step of `program` for its mesh; may raise OutOfMemoryError."""
+    """Compile the training step of `program` and return its cost; OutOfMemoryError if rejected."""
     start = time.perf_counter()
     try:
         compiled = compile_train_step(
@@ -146,7 +146,7 @@ def array_bytes(shape: str) -> int:
 
 
 def instructions(text: str) -> Iterator[tuple[str, int, int]]:
-    """Yield the opcode, and the bytes of the result and of the operands, of each instruction."""
+    """Yield (opcode, bytes of its result, bytes of all its operands) for each instruction."""
     sizes: dict[str, int] = {}
     for name, shape, opcode, operands in INSTRUCTION.findall(text):
         sizes[name] = array_bytes(shape)
@@ -155,12 +155,12 @@ def instructions(text: str) -> Iterator[tuple[str, int, int]]:
 
 
 def _entry(text: str) -> str:
-    """Returns the text of a program's entry computation, which is the last."""
+    """Returns the text of a program's entry computation, which is at the end."""
     return text[text.find("\nENTRY ") + 1 :]
 
 
 def find_collectives(text: str) -> tuple[Collective, ...]:
-    """Returns the collectives of a program by kind; counts asynchronous ones at their start."""
+    """Returns the collectives of a program by kind. Asynchronous ones count at their start."""
     found: dict[str, list[int]] = {}
     for opcode, result, operands in instructions(text):
         kind = opcode.removesuffix("-start")
@@ -172,7 +172,7 @@ def find_collectives(text: str) -> tuple[Collective, ...]:
 
 
 def count_traffic(text: str) -> int:
-    """Returns the bytes that the entry computation reads and writes, counting whole operands."""
+    """Returns the bytes that the entry computation reads and writes. Operands count in full."""
     return sum(
         result + operands
         for opcode, result, operands in instructions(_entry(text))
@@ -181,7 +181,7 @@ def count_traffic(text: str) -> int:
 
 
 def count_operations(text: str) -> tuple[int, int]:
-    """Returns two numbers: fusions; and convolutions, matrix products and library calls."""
+    """Returns the number of fusions, and of convolutions, products and library calls together."""
     opcodes = Counter(opcode for opcode, _, _ in instructions(text))
     products = opcodes["convolution"] + opcodes["dot"] + len(LIBRARY_CALL.findall(text))
     return opcodes["fusion"], products
@@ -199,17 +199,17 @@ def sum_cycles(text: str) -> int:
 
 
 class DataSize(NamedTuple):
-    """The size of the training data."""
+    """The number of training images, and the names of the classes."""
 
     images: int
     class_names: tuple[str, ...]
 
 
 def data_size(spec: str, images: int | None = None, classes: int | None = None) -> DataSize:
-    """Returns the size of the data in `spec` (see `open_source`); ImageNet's is known without it.
+    """Returns the size of the data set `spec` (see `open_source`). ImageNet need not be present.
 
-    `images` and `classes` override the numbers in the data; the class names are then "0", "1" and
-    so on. Raises DataError if the data cannot be read and one of the two numbers is not given.
+    `images` and `classes` override the numbers in the data. With `classes`, the class names are
+    "0", "1" and so on. Raises DataError if the data cannot be read and one of the two is missing.
     """
     names = tuple(map(str, range(classes or 0)))
     if images and names:
@@ -228,15 +228,15 @@ def data_size(spec: str, images: int | None = None, classes: int | None = None) 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The plan of a run on a topology; if the step does not fit, unknown figures are None."""
+    """The plan of a run on a topology. If the compiler rejects the step, most values are None."""
 
     topology: str
     chips: int
     hosts: int
     batch_size: int
-    hbm_available: int  # that a program may use on each chip
+    hbm_available: int  # bytes that a program may use on each chip
     fits: bool
-    hbm_bytes: int  # that the step needs on each chip
+    hbm_bytes: int  # bytes that the step needs on each chip
     argument_bytes: int | None = None
     temp_bytes: int | None = None
     flops_per_image: float | None = None
@@ -244,7 +244,7 @@ class Plan:
     ledger_flops_per_image: float | None = None
     bytes_per_image: float | None = None
     temp_bytes_per_image: float | None = None
-    seconds: dict[Bound, float] | None = None  # least time of a step by each bound
+    seconds: dict[Bound, float] | None = None  # least time of a step, by each limit alone
     bound: Bound | None = None
     step_seconds: float | None = None
     images_per_sec: float | None = None
@@ -266,7 +266,7 @@ def program_for(config: Config, topology: Topology, data: DataSize) -> Program:
 
 
 def plan_program(program: Program, topology: Topology) -> Plan:
-    """Compile `program` for its mesh, which is that of `topology`, and return its plan."""
+    """Compile `program`, whose mesh must have the devices of `topology`, and return its plan."""
     chip, chips, batch_size = topology.chip, len(topology.devices), program.config.batch_size
     available = round(chip.usable * chip.hbm_bytes)
     place = (topology.name, chips, topology.hosts, batch_size, available)
@@ -304,8 +304,8 @@ def plan_program(program: Program, topology: Topology) -> Plan:
 def training_flops(costs: Ledger) -> float:
     """Returns the number of multiplications and additions of a training step for one image.
 
-    Each layer is computed three times: forward, for the gradient of its weights, and for that of
-    its input, which the first layer does not need. Pooling, norms and the optimiser do not count.
+    A layer counts three times: for its output, the gradient of its weights and that of its input.
+    The first layer needs no gradient of its input. Pooling, norms and the optimiser do not count.
     """
     return 2.0 * (3 * costs.macs_with_aux - costs.layers[0].macs)
 
@@ -313,7 +313,7 @@ def training_flops(costs: Ledger) -> float:
 def roofline(
     chip: Chip, flops: float, traffic: float, collectives: tuple[Collective, ...], chips: int
 ) -> dict[Bound, float]:
-    """Returns the least seconds of a step by each bound; the figures are for one of the `chips`."""
+    """Returns the least seconds of a step by each limit, given its costs on one of the `chips`."""
     sizes = sum(each.bytes * choose("collective", each.kind, COLLECTIVES) for each in collectives)
     return {
         "compute": flops / chip.flops,
@@ -323,7 +323,7 @@ def roofline(
 
 
 def plan_table(plans: Sequence[Plan], title: str) -> Table:
-    """Returns a table with one column for each topology; a dash marks an unknown figure."""
+    """Returns a table with one column for each topology; a dash marks an unknown value."""
     table = number_table(title, "", *(plan.topology for plan in plans))
     for rows in zip(*map(_figures, plans), strict=True):
         if rows[0] is None:
@@ -334,7 +334,7 @@ def plan_table(plans: Sequence[Plan], title: str) -> Table:
 
 
 def _figures(plan: Plan) -> Iterator[tuple[str, str] | None]:
-    """Yield the name and the text of every figure, and None between groups of figures."""
+    """Yield the name and the text of every value, and None between groups of values."""
     collectives = (f"{c.count} {c.kind}, {c.bytes / 2**20:.1f} MiB" for c in plan.collectives)
     need, have = (value / 2**30 for value in (plan.hbm_bytes, plan.hbm_available))
     yield "chips on hosts", f"{plan.chips} on {plan.hosts}"

@@ -1,4 +1,4 @@
-"""Devices of absent machines, such as `v5e:16x16` or `h100:8`, for which XLA can compile."""
+"""Chips that this machine does not have, such as `v5e:16x16` or `h100:8`, as targets of XLA."""
 
 import contextlib
 import dataclasses
@@ -30,7 +30,7 @@ class Chip:
     platform: Literal["tpu", "cuda"]
     flops: float  # peak dense bfloat16 multiplications and additions per second
     hbm_bytes: int
-    bandwidth: float  # of that memory, bytes/s
+    bandwidth: float  # of the HBM, bytes/s
     # Bytes/s that a chip sends to its neighbours over all links together. This is half of the
     # bidirectional bandwidth that the makers publish.
     link_bandwidth: float
@@ -44,7 +44,7 @@ class Chip:
 def _gpu(
     name: str, flops: float, bandwidth: float, links: float, source: str, description: str
 ) -> Chip:
-    """Returns a GPU with 80 GB; `description` has the fields of `gpu_device_info` that differ."""
+    """Returns a GPU with 80 GB; `description` sets its own fields of `gpu_device_info`."""
     # These limits apply to compute capabilities 8 and 9 (CUDA C++ programming guide, table of
     # technical specifications).
     proto = f"""
@@ -87,7 +87,7 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """Connected chips of one kind. XLA can compile for its devices, but they cannot compute."""
+    """Connected chips of one kind. XLA can compile for them, but not run anything on them."""
 
     name: str
     chip: Chip
@@ -103,7 +103,7 @@ def parse_topology(text: str) -> tuple[Chip, tuple[int, ...]]:
     chip = CHIPS[name]
     axes = chip.example.count("x") + 1
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape) or shape.count("x") + 1 != axes:
-        what = f"topology {text!r} is not {name} with {axes} axes"
+        what = f"topology {text!r} does not have the {axes} axes of {name}"
         raise UserError(f"{what}; write it as {name}:{chip.example}")
     sides = tuple(int(side) for side in shape.split("x"))
     if chip.platform == "cuda" and sides[0] > chip.per_host and sides[0] % chip.per_host:
@@ -114,10 +114,10 @@ def parse_topology(text: str) -> tuple[Chip, tuple[int, ...]]:
 
 
 def get_topology(text: str) -> Topology:
-    """Returns the topology named `text`; raises UserError if no compiler for it is found."""
+    """Returns the topology named `text`; raises UserError if it is invalid or has no compiler."""
     chip, sides = parse_topology(text)
     _check_compiler(chip)
-    # Keep the compilers from looking for a TPU's metadata server or a GPU, and JAX from using them.
+    # Keep the compilers from looking for a TPU's metadata server, and JAX from using accelerators.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     jax.config.update("jax_platforms", "cpu")
@@ -127,7 +127,7 @@ def get_topology(text: str) -> Topology:
         # The chips of a host are 2x2 (2x2x1 with a third axis), or fewer in a smaller slice.
         bounds = tuple(min(side, most) for side, most in zip(sides, (2, 2, 1), strict=False))
         name, options = text, {"chips_per_host_bounds": (*bounds, 1)[:3]}
-        if chip.name == "v4":  # its two cores count as one device, as for JAX on such a machine
+        if chip.name == "v4":  # JAX counts the two cores of a v4 as one device
             options["chip_config_name"] = "megacore"
     else:
         shape = f"1x{hosts}x{math.prod(sides) // hosts}"
@@ -136,7 +136,7 @@ def get_topology(text: str) -> Topology:
         found = topologies.get_topology_desc(name, chip.platform, **options)
     except Exception as error:  # its type depends on the compiler and its version
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"the compiler knows no topology {text}: {reason}") from error
+        raise UserError(f"the compiler does not support topology {text}: {reason}") from error
     return Topology(text, chip, hosts, found.devices)
 
 
@@ -149,4 +149,4 @@ def _check_compiler(chip: Chip) -> None:
     machine = f"{platform.system()} {platform.machine()}"
     linux = machine == "Linux x86_64"
     fix = install("plan") if linux else f"run gnet plan on Linux x86_64, not {machine}"
-    raise UserError(f"compiling for {chip.name} requires {missing}, but no accelerator: {fix}")
+    raise UserError(f"compiling for {chip.name} requires {missing} (no accelerator needed): {fix}")

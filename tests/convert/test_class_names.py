@@ -59,7 +59,7 @@ def test_names_that_only_look_like_another_form_are_kept(tmp_path, names):
     [
         ("ant\nKäfer\n".encode("latin-1"), r"line 2 of .*names.* UTF-8.*K.xe4fer"),
         (b"ant\n\nbee\n", r"line 2 of .*names is blank"),
-        (b"n00000001 ant\nbee\n", r"line 2 of .*names is 'bee'"),
+        (b"n00000001 ant\nbee\n", r"line 2 of .*names has no WordNet id: 'bee'"),
         (b'["ant", "bee"', "names .*JSON"),
         (b'["ant", 3]', "entry 1 of .*names is '3'"),
         (b'{"0": "ant", "2": "bee"}', "names in .*names are not numbered"),

@@ -1,4 +1,4 @@
-"""Compare the costs of networks by part, and the paper's Table 1 with counted figures."""
+"""Compares networks' costs part by part, and the paper's Table 1 with the costs counted here."""
 
 import dataclasses
 import itertools
@@ -54,7 +54,7 @@ QUANTITIES = {
 
 
 def part_of(layer: Layer) -> str:
-    """Returns the part that a layer belongs to: one of `PARTS`, or its name if it is unknown."""
+    """Returns the part that a layer belongs to: one of `PARTS`, otherwise its own name."""
     block, _, branch = layer.name.partition("/")
     if layer.is_aux:
         return "aux heads"
@@ -73,7 +73,7 @@ def block_of(layer: Layer) -> str:
 
 
 def layers_by(ledger: Ledger, group: Callable[[Layer], str]) -> dict[str, list[Layer]]:
-    """Returns the layers of a network in the groups that `group` names."""
+    """Returns the layers of a network by group; `group` returns the name of a layer's group."""
     found: dict[str, list[Layer]] = {}
     for layer in ledger.layers:
         found.setdefault(group(layer), []).append(layer)
@@ -86,11 +86,11 @@ def total(layers: Iterable[Layer], quantity: str) -> int:
 
 
 def networks(words: Sequence[str], image_size: int, base: Choices) -> dict[str, Ledger]:
-    """Returns the ledger of every network in `words`, by name.
+    """Returns the costs of every network that `words` describe, by name.
 
-    A word is a variant (`naive`) or a change of `base`: FIELD=VALUE[,VALUE ...], with one network
-    for each value (`reductions=0.25,0.5`). A + joins several (`batch_norm+head=fc`). Raises
-    ConfigError for an invalid word.
+    A word is a variant (`naive`) or a change of `base`, KNOB=VALUE[,VALUE ...], which gives one
+    network for each value (`reductions=0.25,0.5`). A + combines several changes in one network
+    (`batch_norm+head=fc`). Raises ConfigError for an invalid word.
     """
     found = {}
     for word in words:
@@ -151,7 +151,7 @@ def short(value: int) -> str:
 
 
 def compare_rows(ledgers: Mapping[str, Ledger]) -> list[dict[str, Any]]:
-    """Returns exact figures: a row for each part of each network, and one for its inference."""
+    """Returns exact costs: for each network, a row for each part and one for all of inference."""
     rows = []
     for name, ledger in ledgers.items():
         parts = layers_by(ledger, part_of)
@@ -164,7 +164,7 @@ def compare_rows(ledgers: Mapping[str, Ledger]) -> list[dict[str, Any]]:
 
 
 def draw_blocks(ledgers: Mapping[str, Ledger], out: Path) -> None:
-    """Draw the cost of each block in each network: multiply-adds above, parameters below."""
+    """Draw each network's cost by block to `out`: multiply-adds above, parameters below."""
     figure = Figure(figsize=(9, 6.4), layout="constrained")
     panels = figure.subplots(2, 1, sharex=True)
     costs = {name: layers_by(ledger, block_of) for name, ledger in ledgers.items()}
@@ -198,16 +198,16 @@ REASONS = {
         ("4c", "4d", "4e", "5b"),
         "the printed parameters contradict the printed operations, which are right",
     ),
-    "conv1": "the printed figures are those of two separable passes of 7 taps, not of a 7x7",
+    "conv1": "the printed figures are those of two separable passes of 7 taps, not of a full 7x7",
     "4a": "the printed parameters fit the 204 channels of its 3x3 in Google's release, not 208",
-    "4b": "the printed parameters fit the input of 508 channels that 4a gives with 204 in its 3x3",
+    "4b": "the printed parameters fit an input of 508 channels, as from a 4a with 204 in its 3x3",
     "5a": "the printed operations fit the 48 channels of its 5x5 reduction in Google's release, "
     "not 32; the printed parameters fit neither",
 }
 
 
 class Comparison(NamedTuple):
-    """A row of Table 1: parameters without biases / 1024, and multiply-adds / 10**6."""
+    """A row of Table 1. Units: 1024 parameters (without biases) and 10**6 multiply-adds."""
 
     layer: str
     printed_params: float
@@ -220,9 +220,9 @@ class Comparison(NamedTuple):
 
 
 def compare_with_print() -> Iterator[Comparison]:
-    """Yield every row of Table 1 with the figures counted from its widths at 224x224.
+    """Yield every row of Table 1, printed and as counted from the printed widths at 224x224.
 
-    A printed figure agrees if it is the count, with or without biases, rounded or truncated.
+    A printed number agrees if it is the rounded or truncated count, with or without biases.
     """
     names = {"classifier": "linear", "conv2_reduce": "conv2"}
     rows = layers_by(
@@ -244,7 +244,7 @@ def print_table(rows: Iterable[Comparison]) -> Table:
     title = "the paper's Table 1, printed and counted (K: 1024 weights, M: 10^6 multiply-adds)"
     columns = ("params printed", "counted", "ops printed", "counted")
     table = number_table(title, "layer", *columns)
-    table.add_column("where they differ (*), why")
+    table.add_column("why they differ (*)")
     for row in rows:
         params = f"{row.params:.1f}K{'' if row.params_agree else ' *'}"
         ops = f"{row.ops:.1f}M{'' if row.ops_agree else ' *'}"

@@ -1,4 +1,4 @@
-"""The exact parameters and multiply-adds (with padding, as published) of every layer."""
+"""Counts every layer's parameters and multiply-adds (also those on padding, as published)."""
 
 import csv
 import dataclasses
@@ -22,19 +22,19 @@ from gnet_jax.ops.reference import REFERENCE
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """A convolution (with the norm of its `ConvBlock`), a linear layer or a norm, for one image."""
+    """The cost for one image of a convolution (with its block's norm), linear layer or norm."""
 
     name: str
     kind: Literal["conv", "linear", "norm"]
     kernel: tuple[int, ...]  # (height, width, in, out), or (in, out), or () for a norm
     stride: int
     output: tuple[int, ...]  # (height, width, channels), or (units,)
-    params: int  # 0 if a layer is used again
+    params: int  # 0 for later uses of a layer
     macs: int  # 0 for a norm
 
     @property
     def is_aux(self) -> bool:
-        """Whether the layer belongs to an auxiliary head, so that it runs only in training."""
+        """Whether the layer belongs to an auxiliary head, and so runs only in training."""
         return self.name.startswith("aux_")
 
     @property
@@ -57,8 +57,8 @@ class Ledger:
 def ledger(module: nn.Module, input_shape: tuple[int, ...], **call: Any) -> Ledger:
     """Trace a Linen module of convolutions, linear layers and norms, and return its cost.
 
-    `input_shape` has no batch axis. `call` are further arguments of the module. Raises UserError
-    for a module of unknown cost, or a parameter that belongs to no layer.
+    `input_shape` has no batch axis. `call` are keyword arguments of the call. Raises UserError
+    if the cost of a module is unknown, or if a parameter belongs to no layer.
     """
     layers: list[Layer] = []
     names: dict[tuple[str, ...], tuple[str, ...]] = {}  # names of layers by path of their module
@@ -128,7 +128,7 @@ def _block_of(part: Any) -> tuple[str, ...] | None:
 
 
 def network_ledger(model: GoogLeNet, image_size: int) -> Ledger:
-    """Returns the cost of a GoogLeNet for square images; raises ValueError if too small."""
+    """Returns the cost of a GoogLeNet for square images; ValueError if they are too small."""
     plain = model.clone(ops=REFERENCE)  # traces fastest
     return ledger(plain, (image_size, image_size, 3), train=True)
 
@@ -139,7 +139,7 @@ def worked_examples() -> Iterator[tuple[str, int]]:
     five = ledger(ConvBlock(48, 5), grid)
     yield "multiply-adds of a 5x5 convolution, 480 -> 48 channels on 14x14", five.macs
     reduced = ledger(nn.Sequential([ConvBlock(16, 1), ConvBlock(48, 5)]), grid)
-    yield "multiply-adds of the same after a 1x1 reduction to 16 channels", reduced.macs
+    yield "multiply-adds of the same with a 1x1 reduction to 16 channels before", reduced.macs
     head = ledger(nn.Dense(1024, use_bias=False), (7 * 7 * 1024,))
     yield "weights of a fully connected layer 7x7x1024 -> 1024", head.params
     pooled = ledger(nn.Sequential([lambda x: jnp.mean(x, axis=(1, 2))]), (7, 7, 1024))
@@ -147,7 +147,7 @@ def worked_examples() -> Iterator[tuple[str, int]]:
 
 
 def ledger_table(costs: Ledger, title: str) -> Table:
-    """Returns a table of all layers, marked with * in auxiliary heads, and of the totals."""
+    """Returns a table of all layers and the totals; * marks layers of auxiliary heads."""
     table = number_table(title, "layer", "kernel", "output", "parameters", "multiply-adds")
     for layer in costs.layers:
         name = f"{layer.name} *" if layer.is_aux else layer.name

@@ -30,14 +30,14 @@ class Seen(NamedTuple):
     """Images of one step as the network sees them."""
 
     images: np.ndarray  # (N, S, S, 3) uint8
-    captions: list[list[str]]  # class names, and for a mixed image the share of each class
+    captions: list[list[str]]  # lines for each image: its class, or its classes with shares
     untouched: np.ndarray | None = None  # (N, S, S, 3) uint8: central squares without augmentation
 
 
 def training_images(config: Config, source: Source, step: int, count: int) -> Seen:
-    """Returns the first images (at most `count`) of the batch after `step` steps of a run."""
+    """Returns the first `count` images of the batch that a run reads after `step` steps."""
     # To save time, read only what one of several hosts would read. Use the largest number of hosts
-    # for which the host's share of the batch is even and has `count` images.
+    # for which the host's share of the batch is even and has at least `count` images.
     most = config.batch_size // count
     hosts = max((n for n in range(1, most + 1) if config.batch_size / n % 2 == 0), default=1)
 
@@ -68,7 +68,7 @@ def evaluation_images(config: Config, source: Source, step: int, count: int) -> 
     size, p = config.eval_batch_size or config.batch_size, config.data.preprocessing
     last = (len(source) - 1) // size
     if step > last:
-        raise DataError(f"--step is {step}; the evaluation ends with step {last}")
+        raise DataError(f"--step is {step}, but the last evaluation batch is {last}")
     bad, threads = BadRecords(source, config.data.bad_limit), config.data.threads
     batches = eval_batches(source, batch_size=size, preprocessing=p, threads=threads, bad=bad)
     batch = next(itertools.islice(batches, step, None))
@@ -101,7 +101,7 @@ def describe_augmentation(a: AugmentConfig) -> str:
 
 
 def draw(seen: Seen, columns: int, title: str, subtitle: str) -> Image.Image:
-    """Returns a picture with rows of `columns` images, below their untouched versions if any."""
+    """Returns rows of `columns` images. Untouched versions, if any, are above their images."""
     side = seen.images.shape[1]
     tile = side * max(1, -(-TILE // side))
     title, heading = lettered(title, 19)

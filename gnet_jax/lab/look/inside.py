@@ -18,7 +18,7 @@ from gnet_jax.lab.palette import COLOURS
 from gnet_jax.model.googlenet import endpoints
 from gnet_jax.model_folder import TrainedModel
 
-SHOWN = 64  # how many channels of an endpoint are shown: the strongest ones
+SHOWN = 64  # number of channels shown of an endpoint (named output): the strongest
 DEFAULT = ("conv1/7x7_s2", "inception_3a/output", "inception_4a/output", "inception_5b/output")
 
 
@@ -29,9 +29,9 @@ def draw_inside(
     names: Sequence[str] = (),
     index: int | None = None,
 ) -> list[Path]:
-    """Draw first-layer filters, activations and each head's class activation map into files.
+    """Draw the first filters, activations and each head's class activation map into `folder`.
 
-    `names` are Caffe's names of endpoints, by default those of `DEFAULT` that the network has.
+    `names` are Caffe's names of endpoints, by default those in `DEFAULT` that exist.
     `index` is the class to map, by default the most probable. Raises UserError for an unknown
     endpoint or class, and ImageError for a picture that is too narrow to resize.
     """
@@ -62,7 +62,7 @@ def draw_inside(
 
 
 def filters_figure(kernel_HWCF: np.ndarray, channels: str) -> Figure:
-    """Returns a figure of filters (H, W, 3, F) of RGB or BGR input as colours; zero is grey."""
+    """Returns a figure of filters (H, W, 3, F) as colours. Grey is 0; `channels` is RGB or BGR."""
     kernel_HWCF = kernel_HWCF[:, :, choose("channels", channels, CHANNEL_STEPS)]
     kernels = np.moveaxis(kernel_HWCF, -1, 0)
     tiles = [0.5 + 0.5 * tile / max(float(np.abs(tile).max()), 1e-12) for tile in kernels]
@@ -71,7 +71,7 @@ def filters_figure(kernel_HWCF: np.ndarray, channels: str) -> Figure:
 
 
 def activation_figure(name: str, value: np.ndarray) -> Figure:
-    """Returns a figure of the strongest channels of an endpoint, or of a vector as bars."""
+    """Returns a figure of an endpoint: its strongest channels, or bars if it is a vector."""
     if value.ndim == 1:
         figure = Figure(figsize=(8, 3), layout="constrained")
         axes = figure.subplots()

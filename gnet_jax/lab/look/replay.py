@@ -1,4 +1,4 @@
-"""Run a bad batch again to find the first image and layer that are not finite."""
+"""Run a bad batch again to find the images and layers with values that are not finite."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ from gnet_jax.training.program import augmentation, flat, make_train_step
 from gnet_jax.training.sharding import compile_train_step, data_mesh, put_state
 from gnet_jax.training.step import TrainState, compute_loss, create_state, step_keys
 
-# What corrupt zip files, arrays and JSON raise.
+# The errors that corrupt zip files, arrays and JSON raise.
 _CORRUPT = (ValueError, TypeError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile)
 
 
@@ -37,7 +37,7 @@ class Replay:
     batch: dict[str, np.ndarray]  # image (B, H, W, C) uint8, label, mask
     indices: np.ndarray  # (B,) int64, in the training data
     step: int
-    metrics: dict[str, float]  # of the step, in the run
+    metrics: dict[str, float]  # that the run logged for the step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Findings:
 
     step: int
     metrics: dict[str, float]
-    reproduced: bool  # whether the loss and the norm of the gradient are equal to the run's
+    reproduced: bool  # whether the loss and the gradient norm match the run's
     bad_params: tuple[str, ...]  # parameters that were not finite before the step
     layer: str | None  # the first layer whose output for the whole batch is not finite
     bad_gradients: tuple[str, ...]  # layers whose gradient is not finite, the last layer first
@@ -66,7 +66,7 @@ class Findings:
 
 
 def read_replay(file: Path) -> Replay:
-    """Returns the contents of a replay file, executing nothing; raises UserError if corrupt."""
+    """Returns the contents of a replay file, executing none; raises UserError if corrupt."""
     try:
         # For other files, NumPy's error would suggest to unpickle the file.
         if file.is_file() and not zipfile.is_zipfile(file):
@@ -94,10 +94,10 @@ def read_replay(file: Path) -> Replay:
 
 
 def examine(replay: Replay) -> Findings:
-    """Run the step again with the same keys, on one device; then each layer, and each example.
+    """Run the step again on one device with the same keys, then check each layer and example.
 
-    A single example has the augmentation and mixup of the step and runs in training mode, but
-    batch norm sees only this example, and dropout has another mask.
+    Each example is also run alone, in training mode with the augmentation and mixup of the step.
+    Batch norm then sees only this example, and dropout has a different mask.
     """
     state, layers = replay.state, []
     augment_key, dropout_key = step_keys(jnp.asarray(state.rng), jnp.asarray(state.step))
@@ -156,9 +156,9 @@ def _loss(
     images_BHWC: jax.Array,
     targets_BK: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns the loss, and for the input and each layer whether its output is finite.
+    """Returns the loss, and flags: whether the input and each layer's output are finite.
 
-    While it is traced, `layers` is set to the layers in order; jit and grad would sort the outputs.
+    Tracing writes the layers' names to `layers` in order; jit and grad would sort a dict by name.
     """
     value, (updated, _) = compute_loss(
         params,
@@ -184,7 +184,7 @@ def _check_examples(
     images_BHWC: jax.Array,
     targets_BK: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns, of each example alone, the finite layers and gradients (B, n), and the loss (B,)."""
+    """Returns whether each example's layers and gradients are finite (B, n), and its loss (B,)."""
     loss = jax.value_and_grad(partial(_loss, replay, []), has_aux=True)
 
     def run_one(example: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -196,7 +196,7 @@ def _check_examples(
 
 
 def _place(name: str, layers: list[str]) -> int:
-    """Returns the position of the innermost of `layers` around `name`; linear layers are last."""
+    """Returns the index in `layers` of the innermost that contains `name`; their number if none."""
     parts = name.split("/")
     around = ("/".join(parts[:length]) for length in range(len(parts), 0, -1))
     return next((layers.index(module) for module in around if module in layers), len(layers))

@@ -35,7 +35,7 @@ class StoppedError(Exception):
 
 
 class Bench:
-    """One config, prepared once for all of its seeds, whose runs share the compiled steps."""
+    """A config that is prepared and compiled once for the runs of all its seeds."""
 
     def __init__(self, config: Config) -> None:
         self._run = run = prepare(*with_start(config))
@@ -45,7 +45,7 @@ class Bench:
         self._head_step = compile_eval_step(run.program.mesh, step)
 
     def run(self, cell: Cell) -> dict[str, Any]:
-        """Train or resume `cell` until it ends, and return its result; raises StoppedError."""
+        """Train or resume `cell` to its end and return its result; raises StoppedError."""
         own = dataclasses.replace(self._run.config, seed=cell.seed, workdir=str(cell.workdir))
         program = dataclasses.replace(self._run.program, config=own)
         run = dataclasses.replace(self._run, program=program)
@@ -103,7 +103,7 @@ def head_sums(
 ) -> dict[str, jax.Array]:
     """Returns `count` (), `loss` (H,) and `top1` (H,), summed over the examples in `mask`.
 
-    The heads are in the order of `head_names`, without dropout, so that their losses can be
+    The H heads are in the order of `head_names`. They run without dropout, so their losses can be
     compared. Averaged parameters are used if the state has them.
     """
     variables = state.average or {"params": state.params, "batch_stats": state.batch_stats}
@@ -128,8 +128,8 @@ def run_cells(
 ) -> None:
     """Train every run of `cells` that has not ended, and save its result.
 
-    `say` gets a line at the start and end of each run. With `retry_failed`, failed runs start
-    again. Raises StoppedError if a signal arrived.
+    `say` gets a line at the start and end of each run. With `retry_failed`, failed runs are
+    tried again. Raises StoppedError if a signal arrived.
     """
     bench = functools.lru_cache(maxsize=1)(lambda name: Bench(configs[name]))
     for number, cell in enumerate(cells, 1):

@@ -28,7 +28,7 @@ Line = Mapping[str, float]  # a line of a log: the step, and values by name
 
 
 def draw_curves(workdirs: Sequence[Path], out: Path) -> None:
-    """Draw a row for each run: loss and top-1 of every head and of validation over the steps."""
+    """Draw each run's losses and top-1 (every head, validation) over the steps, a row per run."""
     figure = Figure(figsize=(10, 3.6 * len(workdirs)), layout="constrained")
     rows = figure.subplots(len(workdirs), 2, squeeze=False)
     for workdir, (loss, top1) in zip(workdirs, rows, strict=True):
@@ -92,14 +92,14 @@ def draw_results(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
     runs = {row.name: [row.workdirs[seed] for seed in row.done] for row in rows}
     if any(read_diagnostics(workdir) for workdirs in runs.values() for workdir in workdirs):
         figures["gradients"] = (
-            "Gradient of each block, mean over training and seeds; dotted: part of the main head.",
+            "Gradient of each block, mean over training and seeds. Dotted: the main head's part.",
             gradient_figure(runs),
         )
     return {name: (text, to_svg(figure, text)) for name, (text, figure) in figures.items()}
 
 
 def cost_figure(rows: Sequence[Row], cost: str) -> Figure:
-    """Draw top-1 against a key of `COST_LABELS`, with error bars and the Pareto front."""
+    """Draw top-1 against `cost` (in `COST_LABELS`), with error bars and the Pareto front."""
     figure, axes = _axes("validation top-1")
     front = pareto_front(rows, cost)
     best = [(row.values(cost)[0], row.top1) for row in front]
@@ -180,7 +180,7 @@ def read_diagnostics(workdir: Path) -> list[dict[str, float]]:
 
 
 def order_blocks(line: Line) -> list[str]:
-    """Returns the network's blocks in order, without auxiliary heads."""
+    """Returns the blocks in a line of diagnostics in network order, without auxiliary heads."""
     names = [name.removeprefix("grad_norm/") for name in line if name.startswith("grad_norm/")]
     blocks = sorted(name for name in names if name.startswith("inception_"))
     known = ["conv1", "conv2_reduce", "conv2", *blocks, "fc", "classifier"]
@@ -188,13 +188,13 @@ def order_blocks(line: Line) -> list[str]:
 
 
 def draw_diagnostics(workdirs: Sequence[Path], out: Path) -> None:
-    """Draw a row for each run: mean gradients; gradients, dead channels and updates over steps."""
+    """Draw a row per run: mean gradients, then gradients, dead channels and updates by step."""
     figure = Figure(figsize=(17, 4.2 * len(workdirs)), layout="constrained")
     grid = figure.subplots(len(workdirs), 4, squeeze=False)
     for workdir, (heads, gradients, dead, updates) in zip(workdirs, grid, strict=True):
         lines = read_diagnostics(workdir)
         if not lines:
-            raise UserError(f"{workdir} has no {FILE} with a line; train with --diagnose 100")
+            raise UserError(f"{workdir} has no lines in {FILE}; train with --diagnose 100")
         name = as_text("/".join(workdir.absolute().parts[-2:]))
         _draw_heads(heads, lines)
         heads.set_title(f"{name}: mean gradient by block")
@@ -224,7 +224,7 @@ def _draw_heads(axes: Axes, lines: Sequence[Line]) -> None:
 
 
 def gradient_figure(runs: Mapping[str, Sequence[Path]]) -> Figure:
-    """Returns a figure of each block's mean gradient norm; `runs` has each config's workdirs."""
+    """Returns a figure of each block's mean gradient norm; `runs` maps configs to workdirs."""
     figure, axes = _axes("gradient norm, mean over training")
     names: list[str] = []
     for number, (config, workdirs) in enumerate(runs.items()):

@@ -40,7 +40,7 @@ class Cell:
 
 
 def list_cells(workdir: Path, first_seeds: Mapping[str, int], seeds: int) -> list[Cell]:
-    """Returns the runs of a sweep: `seeds` for each config, starting at its first seed."""
+    """Returns the runs of a sweep: `seeds` runs of each config, starting at its first seed."""
     return [
         Cell(name, seed, workdir / name / f"seed-{seed}")
         for name, first in first_seeds.items()
@@ -59,7 +59,7 @@ def select_shard(costs: Sequence[float], index: int, shards: int) -> list[int]:
 
 
 def open_sweep(workdir: Path, configs: Mapping[str, Config], seeds: int, about: str) -> None:
-    """Write `sweep.json`; raises ConfigError if it has other configs, or cannot be written."""
+    """Add a sweep to `sweep.json`; raises ConfigError if a config differs or writing fails."""
     file = workdir / SWEEP_FILE
     new = {name: flatten(config) for name, config in configs.items()}
     record = read_json(file) or {"configs": {}, "seeds": 0}
@@ -130,7 +130,7 @@ class Row:
     missing: list[int] = dataclasses.field(default_factory=list)  # seeds that have not ended
 
     def values(self, *path: str) -> list[float]:
-        """Returns a result of each finished seed that has it: `values("heads", "main", "loss")`."""
+        """Returns a value of each finished seed's result: `values("heads", "main", "loss")`."""
         found: list[Any] = list(self.done.values())
         for name in path:
             found = [each[name] for each in found if name in each]
