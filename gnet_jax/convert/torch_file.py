@@ -171,7 +171,7 @@ def _read_legacy(file: BinaryIO) -> tuple[Any, Callable[[_Storage], bytes]]:
         raise WeightsError("is a pickle, but not one of torch's")
     version, machine = _Unpickler(file).load(), _Unpickler(file).load()
     if version != 1001 or not machine.get("little_endian"):
-        raise WeightsError(f"has version {version} instead of 1001, or big-endian data")
+        raise WeightsError(f"has version {version} or big-endian data; needs 1001, little-endian")
     unpickler = _Unpickler(file)
     value, keys = unpickler.load(), _Unpickler(file).load()
     data = {}

@@ -95,7 +95,7 @@ def test_an_evaluation_shows_its_own_batch_without_padding(config):
     seen = evaluation_images(config, val, 1, 999)
     np.testing.assert_array_equal(seen.images, last["image"][:160])
     assert seen.untouched is None
-    with pytest.raises(DataError, match=r"--step is 2; .*\b1$"):
+    with pytest.raises(DataError, match=r"--step is 2, but .*\b1$"):
         evaluation_images(config, val, 2, 8)
 
 
