@@ -16,6 +16,7 @@ import train
 from gnet_jax.cli.main import main
 from gnet_jax.config import load_recipe, load_sweep
 from gnet_jax.lab.cost.ledger import network_ledger
+from gnet_jax.model import custom
 from gnet_jax.model.architecture import Choices
 from gnet_jax.model.googlenet import GoogLeNet
 
@@ -135,6 +136,14 @@ def test_the_command_line_takes_a_part(place, monkeypatch, capsys):
     assert main(["summary", "--block", "two_threes.py:FourThrees"]) == 2
     assert "FourThrees" in capsys.readouterr().err
     assert sys.path == paths
+
+
+def test_a_file_may_import_modules_from_its_own_folder(tmp_path):
+    (tmp_path / "sizes_of_mine.py").write_text("SIZE = 7\n")
+    (tmp_path / "block.py").write_text("from sizes_of_mine import SIZE\ndef block(): return SIZE\n")
+    before = list(sys.path)
+    assert custom.load(f"{tmp_path}/block.py:block")() == 7
+    assert sys.path == before
 
 
 def test_a_part_inside_a_function_works_here_and_is_not_stored():

@@ -1,5 +1,7 @@
 """Names in any script are readable in pictures, or escaped with a line that says so."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -150,3 +152,10 @@ def test_figures_take_any_name(cat_font, tmp_path, capsys):
     assert {"猫: $\\nothing\n.", "\\u72ac", "a$b$"} <= texts.keys()
     assert any(text.startswith("$\\mathdefault{10") for text in texts)
     assert "u72ac" in capsys.readouterr().err
+
+
+def test_the_usual_font_is_kept_if_it_has_exactly_the_letters(monkeypatch):
+    monkeypatch.setattr(lettering, "letters", lambda file: {"a", "b"})
+    monkeypatch.setattr(lettering, "_system_fonts", lambda: [Path("/other.ttf")])
+    font_with = lettering._font_with.__wrapped__
+    assert font_with(frozenset("ab")) == lettering.FONT

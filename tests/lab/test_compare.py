@@ -6,7 +6,17 @@ import pytest
 from PIL import Image
 
 from gnet_jax.cli.main import main
-from gnet_jax.lab.cost.compare import PARTS, compare_with_print, layers_by, networks, part_of, total
+from gnet_jax.lab.cost.compare import (
+    BRANCHES,
+    PARTS,
+    block_of,
+    compare_with_print,
+    layers_by,
+    networks,
+    part_of,
+    total,
+)
+from gnet_jax.lab.cost.ledger import Layer
 from gnet_jax.model.architecture import Choices
 
 PAPER = Choices()
@@ -43,6 +53,15 @@ def test_each_part_costs_what_its_layers_do(ledgers):
     quarter = layers_by(ledgers["reductions=0.25"], part_of)
     small, large = (total(p["reductions"], "activation_bytes") for p in (quarter, paper))
     assert small * 4 == large
+
+
+def test_a_layer_of_ones_own_is_a_part_of_its_own():
+    names = ("inception_3a/b1", "inception_3a/own", "own/b1", "inception_3a", "conv1", "fc")
+    layers = [Layer(name, "conv", (1, 1, 1, 1), 1, (1, 1, 1), 1, 1) for name in names]
+    found = [part_of(layer) for layer in layers]
+    assert found == [BRANCHES["b1"], "own", "own/b1", "inception_3a", "stem", "classifier"]
+    blocks = [block_of(layer) for layer in layers]
+    assert blocks == ["3a", "3a", "own/b1", "inception_3a", "stem", "classifier"]
 
 
 def test_words_joined_hold_together():

@@ -11,7 +11,7 @@ import pytest
 from gnet_jax.cli.main import main
 from gnet_jax.config import LossConfig
 from gnet_jax.lab.look import replay as replay_module
-from gnet_jax.lab.look.replay import _loss, _place
+from gnet_jax.lab.look.replay import _loss, _place, _repeat_step
 from gnet_jax.model.googlenet import GoogLeNet, Outputs
 from gnet_jax.training.observe.faults import write_replay
 from gnet_jax.training.step import create_state
@@ -142,6 +142,19 @@ def test_parameters_that_are_not_finite_before_the_step_are_named(two_layers):
     found = replay_module.examine(two_layers)
     assert (found.bad_params, found.layer) == (("alpha/kernel",), "alpha")
     assert len(found.bad_examples) == 6
+
+
+@pytest.mark.parametrize("numerics", ["fast", "canonical"])
+def test_the_step_is_repeated_as_in_the_run(two_layers, monkeypatch, numerics):
+    def make(config, model, optimizer):
+        assert (config, model, optimizer) == (replay.config, replay.model, replay.optimizer)
+        return lambda state, batch: (state, {"loss": batch["label"].sum() + 100 * state["step"]})
+
+    monkeypatch.setattr(replay_module, "make_train_step", make)
+    config = dataclasses.replace(two_layers.config, numerics=numerics)
+    state = {"step": jnp.int32(8)}
+    replay = dataclasses.replace(two_layers, config=config, state=state)
+    assert _repeat_step(replay) == {"loss": 9 + 8 + 7 + 6 + 5 + 4 + 800}
 
 
 def test_the_command_prints_at_most_ten_images(monkeypatch, capsys):

@@ -144,6 +144,8 @@ def test_an_image_too_small_is_refused_with_the_smallest_size():
     key, images = jax.random.PRNGKey(0), jnp.zeros((1, smallest, smallest - 1, 3))
     with pytest.raises(ValueError, match=f"of {smallest}x{smallest - 1} are too small"):
         jax.eval_shape(model.init, key, images)
+    with pytest.raises(ValueError, match=f"of {smallest - 1}x{smallest} are too small"):
+        jax.eval_shape(model.init, key, images.swapaxes(1, 2))
     with_heads = googlenet(num_classes=10)
     assert smallest < smallest_size(with_heads.arch)
     variables = abstract_variables(with_heads, 64)

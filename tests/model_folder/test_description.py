@@ -29,6 +29,11 @@ def test_a_value_comes_back_through_json(value):
         ({"stem_widths": [64, 64, None]}, r"stem_widths\[2\] is None"),
         ({"widths": {"3a": {"b1": 1}}}, "widths.3a: .*missing"),
         ({"widths": 3}, "widths is 3"),
+        ({"aux_after": "4a"}, "aux_after is '4a'"),
+        ({"aux_after": 4}, "aux_after is 4"),
+        ({"aux_after": ["4a", 4]}, r"aux_after\[1\] is 4"),
+        ({"num_classes": []}, r"num_classes is \[\].*int"),
+        ({"head": ["avg"]}, r"head is \['avg'\]"),
         ({"depth": 22}, "depth"),
     ],
 )

@@ -36,6 +36,8 @@ def test_names_and_config_are_as_documented(tmp_path, small):
     assert "params/inception_3a/b1/conv/kernel" in tensors
     config = json.loads((tmp_path / "model/config.json").read_text("utf-8"))
     assert config["id2label"]["2"] == "crane, größer"
+    lines = (tmp_path / "model/config.json").read_text("utf-8").splitlines()
+    assert '    "2": "crane, größer"' in lines  # a person can read it
     assert config["num_classes"] == 3
     assert config["gnet_jax"] == gnet_jax.__version__
     assert config["preprocessing"]["channels"] == "BGR"

@@ -398,6 +398,17 @@ def test_a_failed_save_is_told_and_counted_and_the_next_one_succeeds(tmp_path, m
     assert restored(tmp_path, []) == (4, 4)
 
 
+def test_a_failed_save_deletes_files_until_half_a_second_has_none(tmp_path, monkeypatch):
+    found = iter([True, False, True] + 20 * [False])
+    slept = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    with Checkpoints(tmp_path, keep_latest=1, tell=lambda _: None) as checkpoints:
+        monkeypatch.setattr(checkpoints, "_delete_partial", lambda: next(found))
+        checkpoints._fail(2, OSError("lost"), on_all_hosts=True)
+        assert len(list(found)) == 23 - 13  # ten in a row after the last file
+    assert sum(slept) >= 0.5
+
+
 @orphans
 def test_an_error_in_the_background_is_told_by_the_next_check(tmp_path, monkeypatch):
     lost = failing_late(OSError("lost"))
