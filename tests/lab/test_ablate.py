@@ -18,7 +18,7 @@ from gnet_jax.lab.sweeps.sweep import list_cells, read_rows, read_sweep
 from gnet_jax.model.googlenet import GoogLeNet, Outputs
 from gnet_jax.training import sharding
 from gnet_jax.training.program import model_of, prepare
-from gnet_jax.training.workdir import MetricsFile, locked
+from gnet_jax.training.workdir import BusyError, MetricsFile, locked
 from tests.lab.sweeps import TINY_SWEEP
 from tests.tiny import tiny_arch, tiny_config, with_program
 
@@ -144,6 +144,39 @@ def test_runs_that_ended_are_skipped_and_failed_ones_retried_on_request(swept):
     assert [": failed, " in line for line in said] == [False, True]
     starts = json.loads((cells[0].workdir / "run.json").read_text())["starts"]
     assert len(starts) == 1
+
+
+def test_runs_train_in_order_past_those_that_ended_failed_or_are_busy(tmp_path, monkeypatch):
+    trained, said = [], []
+
+    class Bench:
+        def __init__(self, config):
+            self.config = config
+
+        def run(self, cell):
+            trained.append((self.config, cell.seed))
+            if cell.seed == 3:
+                raise BusyError("busy")
+            if cell.seed == 4:
+                raise RuntimeError("first line\nsecond line")
+            return {"status": "done", "top1": 0.5, "images_per_sec": 7.0}
+
+    monkeypatch.setattr(ablate, "Bench", Bench)
+    cells = list_cells(tmp_path, {"a": 0}, 6)
+    for seed, status in ((0, "done"), (2, "failed")):
+        cells[seed].workdir.mkdir(parents=True)
+        (cells[seed].workdir / "result.json").write_text(json.dumps({"status": status}))
+    ablate.run_cells(cells, {"a": "config"}, said.append)
+    assert trained == [("config", seed) for seed in (1, 3, 4, 5)]
+    found = [cell.result and cell.result["status"] for cell in cells]
+    assert found == ["done", "done", "failed", None, "failed", "done"]
+    assert cells[4].result["error"] == "RuntimeError: first line"
+    assert [line.split()[0] for line in said] == [
+        n for n in ("2/6", "4/6", "5/6", "6/6") for _ in "ab"
+    ]
+    trained.clear()
+    ablate.run_cells(cells, {"a": "config"}, said.append, retry_failed=True)
+    assert [seed for _, seed in trained] == [2, 3, 4]
 
 
 def test_a_run_that_another_process_trains_is_skipped(swept, tmp_path):

@@ -44,6 +44,12 @@ def test_kernels_are_what_their_names_say(variant):
     assert ("bias" in params["conv1"]["conv"]) != batch_norm
 
 
+@pytest.mark.parametrize(("variant", "cells"), [("paper", 2 * 2), ("torchvision", 4 * 4)])
+def test_only_torchvisions_heads_pool_any_map_to_4x4(variant, cells):
+    params = shapes(googlenet(variant), 128)["params"]  # the heads see 8x8
+    assert params["aux_4a"]["fc"]["kernel"].shape == (cells * 128, 1024)
+
+
 @pytest.mark.parametrize("variant", ["paper", "torchvision", "naive_batch_norm"])
 def test_an_outline_of_the_network_has_the_shapes_of_all_its_variables(variant):
     """A fully connected head depends on every size on the way to it."""
