@@ -4,6 +4,9 @@ import http.server
 import io
 import sys
 import threading
+import urllib.error
+import urllib.request
+from email.message import Message
 
 import numpy as np
 import pytest
@@ -180,6 +183,18 @@ def test_what_is_wrong_with_a_url_is_named(url, monkeypatch):
     assert "larger than" in reason(f"{url}/large")
     monkeypatch.setattr(images, "MAX_DOWNLOAD", 5000)
     assert "not an image" in reason(f"{url}/large")
+
+
+def test_the_connection_of_a_failed_download_is_closed(monkeypatch):
+    body = io.BytesIO(b"not found")
+    failed = urllib.error.HTTPError("http://a/b", 404, "Not Found", Message(), body)
+
+    def fail(*_, **__):
+        raise failed
+
+    monkeypatch.setattr(urllib.request, "urlopen", fail)
+    assert "404" in reason("http://a/b")
+    assert body.closed
 
 
 def test_a_server_that_never_answers_times_out(monkeypatch):
