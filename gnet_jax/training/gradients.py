@@ -1,9 +1,10 @@
-"""Other gradients for `train_step`: accumulated, with canonical numerics, or under `jax.pmap`.
+"""Alternatives to `compute_gradient`: accumulation, canonical numerics, and `jax.pmap`.
 
-With canonical numerics, a run is bit-identical on 1, 2, 4 or more devices of the same kind, with
-the same compiler and, on CPUs, the same number of cores. The batch is cut into a fixed number of
-virtual shards. The same program computes every shard, and a fixed binary tree adds the results:
-each device adds its own shards, one branch of the tree; then all add the branches in this order.
+With canonical numerics, a run is bit-identical on 1, 2, 4 or any larger power of two of devices of
+the same kind. This requires the same compiler and, on CPUs, the same number of cores. The batch is
+cut into a fixed number of virtual shards. The same program computes every shard's gradient, and a
+fixed binary tree adds the gradients. Each device adds those of its own shards, which form one
+branch of the tree; then every device adds all branches in the order of the tree.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,11 +22,12 @@ Gradient = Callable[..., tuple[Any, Any, Metrics]]
 
 def accumulated_gradient(parts: int) -> Gradient:
     """Returns a gradient function that averages over `parts` parts of the batch, to save memory.
+
     Each part has its own dropout mask, and batch norm sees one part at a time.
     """
 
     def gradient(state: TrainState, images: Any, targets: Any, key: Any, **options: Any) -> Any:
-        # Part p takes every parts-th example, so that each device's share stays on that device.
+        # Part p is every parts-th example from p on, so no example moves to another device.
         def split(x: jax.Array) -> jax.Array:
             return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
 
@@ -37,9 +39,10 @@ def accumulated_gradient(parts: int) -> Gradient:
 
 
 def canonical_gradient(gradient: Gradient, shards: int) -> Gradient:
-    """Returns a gradient function for shard_map that averages over all virtual shards. `gradient`,
-    such as `compute_gradient`, is called for each virtual shard with another dropout key. The
-    numbers of shards and devices must be powers of two.
+    """Returns a gradient function for shard_map that averages over all virtual shards.
+
+    `gradient`, such as `compute_gradient`, is called for each virtual shard, each time with a
+    different dropout key. The number of shards and the number of devices must be powers of two.
     """
 
     def batch_gradient(state: TrainState, images: Any, targets: Any, key: Any, **options: Any):
@@ -56,7 +59,7 @@ def canonical_gradient(gradient: Gradient, shards: int) -> Gradient:
 def _map_parts(
     gradient: Gradient, state: TrainState, inputs: Any, dropout_key: jax.Array, options: Any
 ) -> Any:
-    """Returns the stacked gradients of all parts; `inputs` stacks images, targets and numbers."""
+    """Returns the stacked results of `gradient` over `inputs`: images, targets and part numbers."""
 
     def part_gradient(part: Any) -> Any:
         images, targets, number = part
@@ -76,10 +79,11 @@ def tree_sum(x: jax.Array) -> jax.Array:
 def isolated_update(
     state: TrainState, grads: Any, batch_stats: Any, metrics: Metrics, **options: Any
 ) -> tuple[TrainState, Metrics]:
-    """Returns `apply_update(...)`, compiled separately from the computation of its operands. The
-    gradient's program depends on the number of devices. Fused with the update, it could change the
-    update's rounding. XLA fuses nothing into a branch of `lax.cond`, but removes an optimization
-    barrier before fusion.
+    """Returns `apply_update(...)`, compiled so that XLA cannot fuse it with the gradient.
+
+    The gradient's program depends on the number of devices. If the two were fused, the rounding of
+    the update could depend on it too. XLA fuses nothing into a branch of `lax.cond`. An
+    optimization barrier would not help, because XLA removes it before fusion.
     """
     update = partial(apply_update, **options)
     operands = (state, grads, batch_stats, metrics)
