@@ -70,7 +70,7 @@ def _map_parts(
 
 
 def tree_sum(x: jax.Array) -> jax.Array:
-    """Returns the sum over the first axis, of a power-of-two length, adding neighbours first."""
+    """Returns the sum over the first axis (length a power of two), adding neighbours first."""
     while x.shape[0] > 1:
         x = x[0::2] + x[1::2]
     return x[0]
@@ -96,7 +96,7 @@ def isolated_update(
 
 
 def augment_share(augment: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns `augment` for one device's share of the batch, with the keys of the global batch."""
+    """Adapt `augment` to one device's share of a batch; each image keeps its global key."""
 
     def share_augment(images_BHWC: jax.Array, label_B: jax.Array, key: jax.Array) -> Any:
         offset = jax.lax.axis_index(AXIS) * label_B.shape[0]

@@ -35,7 +35,7 @@ class Takeover(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """The model, optimiser and steps of a config; of the data, only the size and the classes."""
+    """The model, optimiser and steps of a config, for data of a known size and known classes."""
 
     config: Config
     model: GoogLeNet
@@ -53,7 +53,7 @@ class Program:
 
     @property
     def canonical(self) -> bool:
-        """Whether `train_step` takes one device's share of a batch, for `--numerics canonical`."""
+        """Whether numerics are canonical; `train_step` then takes one device's share of a batch."""
         return self.config.numerics == "canonical"
 
     def train_step(self) -> Any:
@@ -111,7 +111,7 @@ class Run:
         return self.program.config
 
     def fingerprints(self) -> dict[str, Any]:
-        """Returns what identifies the data and their order, and the class names."""
+        """Returns hashes of both splits and of the order of the examples, and the class names."""
         return {
             "train": self.train.fingerprint(),
             "val": self.val.fingerprint(),
@@ -169,9 +169,11 @@ def training_batches(
 
 
 def prepare(config: Config, pretrained: TrainedModel | None = None) -> Run:
-    """Check `config`, open its data and return the run, without compiling or writing anything. With
-    `pretrained`, its network is used; the config then sets only the number of classes, the
-    auxiliary heads, dropout and dtype. Raises a UserError for everything that would fail later.
+    """Check `config`, open its data and return the run, without compiling or writing anything.
+
+    With `pretrained`, its network is used; the config then sets only the number of classes, the
+    auxiliary heads, dropout and dtype. Raises a UserError for any mistake in the config or data
+    that would otherwise make the run fail later.
     """
     check(config)
     mesh = sharding.data_mesh()
@@ -261,7 +263,7 @@ def _change_loaded(loaded: Architecture, m: ModelConfig, wanted: Architecture) -
             continue
         if value not in (getattr(default, name), getattr(VARIANTS["paper"], name, None)):
             raise ConfigError(
-                f"model.{name} is {value}, but --init loads the network; start from the recipe "
+                f"model.{name} is {value}, but --init sets the network; start from the recipe "
                 f"finetune_folder, or add --model.{name.replace('_', '-')} {getattr(default, name)}"
             )
     own = {name: getattr(m, name) for name in dropouts if getattr(m, name) is not None}
@@ -271,8 +273,10 @@ def _change_loaded(loaded: Architecture, m: ModelConfig, wanted: Architecture) -
 
 
 def compare(shapes: Mapping[str, Any], old: TrainedModel, class_names: tuple[str, ...]) -> Takeover:
-    """Returns which variables of a new network, or of its `shapes`, are loaded from `old`.
-    Variables that depend on the number of classes require the same classes in the same order.
+    """Returns which variables of a new network are loaded from `old`.
+
+    `shapes` has the new variables or their shapes. Variables that depend on the number of classes
+    are loaded only if the classes and their order are the same.
     """
     reordered = set(map(nfc, old.class_names)) == set(map(nfc, class_names))
     why = "same classes in another order" if reordered else "other classes"

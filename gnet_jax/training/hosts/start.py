@@ -53,8 +53,8 @@ PR_SET_PDEATHSIG = 1  # from Linux's prctl.h
 STOPPED = tuple(128 + number for number in SIGNALS)  # exit codes of a run that saved and stopped
 CRASHES = 3  # give up after this many crashes in a row without a newer checkpoint
 LONGEST_DELAY = 300.0
-# A scheduler that ends a job signals all its processes, and a run is killed by its second signal. So
-# the supervisor forwards its signal only if the run has not acknowledged one within this time.
+# A scheduler that ends a job signals all its processes, and a second signal kills a run. So the
+# supervisor forwards its signal only if the run has not acknowledged one within this time.
 GRACE_SECONDS = 0.5
 
 
@@ -114,7 +114,7 @@ def _number(name: str) -> int:
 
 @contextlib.contextmanager
 def handle_stop_signals(handler: Callable[[int, Any], None]) -> Iterator[Sequence[int]]:
-    """Install `handler` for the signals that stop a run, except SIGHUP under nohup; yield them."""
+    """Install `handler` for the signals that stop a run (under nohup, not SIGHUP); yield these."""
     nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     numbers = [each for each in SIGNALS if not (nohup and each == signal.SIGHUP)]
     before = {each: signal.signal(each, handler) for each in numbers}

@@ -27,7 +27,7 @@ LEAD = 2  # number of steps from the one that is passed a code to the last of th
 
 
 class StopRequest(contextlib.ExitStack):
-    """On SIGINT, SIGTERM or SIGHUP, asks the loop to save and stop; a second signal kills."""
+    """On SIGINT, SIGTERM or SIGHUP, asks the loop to save and stop; a second signal exits."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class Vote:
         return self._flag(code) if code else self._no_stop
 
     def read(self, step: int, stop: jax.Array) -> None:
-        """Read the stop code that training step number `step` returned; the first non-zero wins."""
+        """Record the stop code that training step `step` returned; the first non-zero code wins."""
         code = int(stop)
         if code and not self.code:
             self.code, self._last_step = code, step + LEAD - 1
