@@ -22,7 +22,6 @@ Gradient = Callable[..., tuple[Any, Any, Metrics]]
 
 def accumulated_gradient(parts: int) -> Gradient:
     """Returns a gradient function that averages over `parts` parts of the batch, to save memory.
-
     Each part has its own dropout mask, and batch norm sees one part at a time.
     """
 
@@ -40,7 +39,6 @@ def accumulated_gradient(parts: int) -> Gradient:
 
 def canonical_gradient(gradient: Gradient, shards: int) -> Gradient:
     """Returns a gradient function for shard_map that averages over all virtual shards.
-
     `gradient`, such as `compute_gradient`, is called for each virtual shard, each time with a
     different dropout key. The number of shards and the number of devices must be powers of two.
     """
@@ -80,7 +78,6 @@ def isolated_update(
     state: TrainState, grads: Any, batch_stats: Any, metrics: Metrics, **options: Any
 ) -> tuple[TrainState, Metrics]:
     """Returns `apply_update(...)`, compiled so that XLA cannot fuse it with the gradient.
-
     The gradient's program depends on the number of devices. If the two were fused, the rounding of
     the update could depend on it too. XLA fuses nothing into a branch of `lax.cond`. An
     optimization barrier would not help, because XLA removes it before fusion.

@@ -162,7 +162,6 @@ class _Loop:
 
     def run_from(self, start: int, state: TrainState) -> TrainState:
         """Train from step `start`; returns the state after the last step, or after a signal.
-
         Each iteration waits for its batch, diagnoses, dispatches the step, reads the metrics of the
         previous step, reports, stops if asked, evaluates, and saves.
         """
@@ -315,7 +314,6 @@ def evaluate(
     vote: Vote,
 ) -> dict[str, float]:
     """Returns the image count `val/count`, the fractions `val/top1` and `val/top5`, and `val/loss`.
-
     Every example of the validation set counts once, except corrupt images. Returns an empty dict if
     a signal to any host ends the evaluation. Raises a TrainingError if the loss is not finite.
     """

@@ -29,7 +29,6 @@ def make_optimizer(
     o: OptimConfig, steps_per_epoch: float, total_steps: int, loaded: frozenset[str] = frozenset()
 ) -> Optimizer:
     """Returns the optimiser of a run; its learning-rate schedule ends at `total_steps`.
-
     `loaded` has the paths ("params/conv1/conv/kernel") of the parameters that `--init` loaded.
     """
     schedule = learning_rate_schedule(o, steps_per_epoch, total_steps)
@@ -77,7 +76,6 @@ def averaging_rate(
     o: OptimConfig, steps_per_epoch: float
 ) -> Callable[[jax.Array], jax.Array] | None:
     """Returns a function from a step to the weight of its parameters in the average, or None.
-
     Before `average_from`, the average is the newest parameters. From then on, all steps have the
     same weight in a Polyak average.
     """
@@ -90,7 +88,6 @@ def averaging_rate(
 
 def warm_rate(steps: jax.Array | int, decay: float) -> jax.Array:
     """Returns the weight of a new value in an exponential average of `steps` earlier values.
-
     The old average has the weight min(decay, steps / (10 + steps)). Without this warm-up, the first
     values would dominate for 1 / (1 - decay) steps.
     """
@@ -132,7 +129,6 @@ def stop_frozen_gradients(params: Any, patterns: tuple[str, ...]) -> Any:
 
 def _has_role(role: Role) -> Callable[[Any], Any]:
     """Returns a function from parameters to a tree of bools: True for parameters with this role.
-
     As in Caffe, weight decay is for kernels only, and `bias_lr_factor` for biases; norms have
     neither role.
     """

@@ -132,7 +132,7 @@ class Run:
 
 
 def make_train_step(config: Config, model: GoogLeNet, optimizer: Optimizer) -> Any:
-    """Returns the pure training step; with canonical numerics, it takes one device's share."""
+    """Returns the training step. With canonical numerics, it takes a device's share of a batch."""
     augment_batch = augmentation(config, model.arch.num_classes)
     options: dict[str, Any] = {"model": model, "optimizer": optimizer, "loss": config.loss}
     gradient = compute_gradient
@@ -170,7 +170,6 @@ def training_batches(
 
 def prepare(config: Config, pretrained: TrainedModel | None = None) -> Run:
     """Check `config`, open its data and return the run, without compiling or writing anything.
-
     With `pretrained`, its network is used; the config then sets only the number of classes, the
     auxiliary heads, dropout and dtype. Raises a UserError for any mistake in the config or data
     that would otherwise make the run fail later.
@@ -205,7 +204,7 @@ def make_program(
     mesh: Mesh,
     pretrained: TrainedModel | None = None,
 ) -> Program:
-    """Returns a checked config's program for `images` training images; raises as `prepare` does."""
+    """Returns a checked config's program for `images` training images; raises like `prepare`."""
     if len(class_names) < 2:
         raise DataError(f"{config.data.source} has {len(class_names)} class; it needs at least 2")
     model = model_of(config, len(class_names), pretrained)
@@ -274,7 +273,6 @@ def _change_loaded(loaded: Architecture, m: ModelConfig, wanted: Architecture) -
 
 def compare(shapes: Mapping[str, Any], old: TrainedModel, class_names: tuple[str, ...]) -> Takeover:
     """Returns which variables of a new network are loaded from `old`.
-
     `shapes` has the new variables or their shapes. Variables that depend on the number of classes
     are loaded only if the classes and their order are the same.
     """

@@ -33,7 +33,6 @@ MALLOC_VARIABLES = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_T
 
 def data_mesh(devices: Sequence[Any] | None = None) -> Mesh:
     """Returns a mesh with one axis over the devices (all by default), in the order of the hosts.
-
     A host's share of a batch is then contiguous. `jax.make_mesh` would order the devices by their
     position in the network, and rejects several slices, such as the nodes of a GPU cluster.
     """
@@ -54,7 +53,6 @@ def split(mesh: Mesh) -> NamedSharding:
 
 def xla_options(platform: str) -> dict[str, Any]:
     """Returns XLA's compiler options for the network on a platform ("cpu", "gpu", "tpu").
-
     On CPUs they turn YNNPACK off, unless XLA_FLAGS sets its option.
     """
     if platform == "cpu" and YNN not in os.environ.get("XLA_FLAGS", "") and _knows_ynn():
@@ -77,7 +75,6 @@ def _knows_ynn() -> bool:
 
 def check_batches(config: Config, mesh: Mesh) -> None:
     """Raise a ConfigError if a batch cannot be divided evenly among all that share it.
-
     These are the devices or the virtual shards, the accumulated parts, and the pairs for mixup.
     """
     devices, shards, parts = mesh.size, config.virtual_shards, config.optim.accumulate
@@ -118,7 +115,6 @@ def compile_train_step(
     compiler_options: dict[str, Any] | None = None,
 ) -> jax.stages.Compiled:
     """Compile `step(state, *inputs)` for the mesh, from arrays or shapes; donates the state.
-
     The inputs are split over the mesh's devices, which this machine need not have (see
     `gnet_jax.pods`). With `manual`, `step` takes one device's share of the inputs and averages over
     `AXIS` itself.
@@ -144,7 +140,6 @@ def compile_eval_step(mesh: Mesh, step: Callable[..., Any], inputs: int = 1) -> 
 
 def put_state(state: Any, mesh: Mesh) -> Any:
     """Copy the state to every device; all hosts must pass the same state.
-
     This is not checked. `jax.device_put` would check it, which takes minutes.
     """
     return jax.tree.map(lambda leaf: _put(leaf, replicated(mesh), np.shape(leaf)), state)
@@ -154,7 +149,6 @@ def put_batches(
     batches: Iterable[Mapping[str, Any]], mesh: Mesh, batch_size: int
 ) -> Generator[dict[str, jax.Array], None, None]:
     """Yield global batches on the devices; `batches` are this process's parts of them.
-
     Without the global `batch_size`, JAX would accept a local batch of the wrong size.
     """
     parts = split(mesh)
@@ -168,7 +162,6 @@ def _put(value: Any, sharding: NamedSharding, shape: tuple[int, ...]) -> jax.Arr
 
 def use_compilation_cache() -> None:
     """Cache compiled programs in JAX_COMPILATION_CACHE_DIR, or in this package's cache folder.
-
     An empty JAX_COMPILATION_CACHE_DIR turns the cache off.
     """
     folder: str | None = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
@@ -200,7 +193,6 @@ def step_memory(step: jax.stages.Compiled) -> int | None:
 
 def check_memory(needed: int | None, batch_size: int, mesh: Mesh) -> None:
     """Raise a ConfigError if the step needs more memory than the device has (see `step_memory`).
-
     On a CPU the kernel would kill the process without a message.
     """
     device = mesh.local_devices[0]  # JAX cannot query the memory of another host's device
@@ -216,7 +208,6 @@ def check_memory(needed: int | None, batch_size: int, mesh: Mesh) -> None:
 
 def call_in_this_thread() -> None:
     """Make JAX run CPU programs in the calling thread; call this before JAX runs a program.
-
     The reason is that glibc keeps freed memory for the main thread only. With several processes,
     this does nothing: their programs wait for each other, so they need JAX's own thread.
     """
@@ -226,7 +217,6 @@ def call_in_this_thread() -> None:
 
 def keep_freed_memory(needed: int | None = None) -> bool:
     """On CPUs, make glibc's malloc keep freed memory for reuse; returns whether it will.
-
     Restores the defaults if `needed`, from `step_memory`, is a large part of the machine's memory.
     Does nothing with several processes, or if the environment sets malloc's options.
     """

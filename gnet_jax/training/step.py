@@ -54,7 +54,6 @@ def compute_gradient(
     state: TrainState, images_BHWC: Any, targets_BK: Any, dropout_key: Any, **options: Any
 ) -> tuple[Any, Any, Metrics]:
     """Returns the gradient of the loss, this batch's batch-norm statistics, and the heads' metrics.
-
     `options` are the `model`, `optimizer` and `loss` of `compute_loss`.
     """
     gradient = jax.grad(partial(compute_loss, **options), has_aux=True)
@@ -143,7 +142,6 @@ def norm(tree: Any) -> jax.Array:
 
 def keep_finite(new: TrainState, old: TrainState, metrics: Metrics) -> tuple[TrainState, Metrics]:
     """Returns `new` if it is finite, otherwise `old` with its step counters advanced.
-
     Checks the loss, gradient, parameters and batch statistics, because on CPUs any one of them can
     be the only one that is not finite. Adds the metric `skipped`: 1.0 if `old` is returned,
     otherwise 0.0.
@@ -198,7 +196,6 @@ def eval_step(
     preprocess: Callable[..., jax.Array],
 ) -> Metrics:
     """Returns the sums of the metrics over the examples whose `mask` is True.
-
     They are int32 `count`, `top1`, `top5` and float32 `loss`. Uses averaged parameters if present.
     """
     variables = state.average or {"params": state.params, "batch_stats": state.batch_stats}

@@ -127,7 +127,6 @@ def locked(workdir: Path) -> Iterator[None]:
 
 def add_start(workdir: Path, step: int, own_parts: Iterable[str] = ()) -> str:
     """Add a record of this start of the run, which begins at `step`, to run.json.
-
     `own_parts` are those of the `Architecture`: the user's own norm and block. Returns a warning if
     the previous start used other code or libraries, otherwise "".
     """
@@ -227,7 +226,6 @@ def write_json(file: Path, value: Any) -> None:
 @dataclasses.dataclass(frozen=True)
 class MetricsFile:
     """A file such as `metrics.jsonl`: one JSON object per line, each with its `step`.
-
     Numbers that are not finite are null in the file and NaN when read.
     """
 

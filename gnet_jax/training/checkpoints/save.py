@@ -57,7 +57,6 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
         verify: bool = True,
     ) -> None:
         """Open or create `folder`.
-
         `tell` is called with each line to print. `watch` measures how long saving delays the run.
         `model` is the model's description, which every step contains. With `verify`, each step is
         read back after it is written.
@@ -249,7 +248,6 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
 
 def _barrier(*, key: str, timeout_ms: int) -> None:
     """Wait for the other hosts; if this host's save has failed, raise its error instead.
-
     Orbax calls this in the `finally` clause of its thread. If a failed save waited here, all hosts
     would wait for 20 minutes without a message.
     """

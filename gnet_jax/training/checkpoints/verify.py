@@ -43,7 +43,6 @@ def read_verified(
     checkpoint: Path, wanted: Callable[[str], bool] = lambda name: True
 ) -> dict[str, np.ndarray]:
     """Verify and return those arrays of a checkpoint for which `wanted(name)` is true.
-
     Raises CorruptError if the arrays cannot be read, or if one is missing or differs from what was
     saved. Raises ConfigError instead if a file cannot be opened, because its content may be intact.
     """
@@ -102,7 +101,6 @@ def add_notes(checkpoint: Path, notes: Mapping[str, Any]) -> None:
 
 def read_digests(checkpoint: Path) -> dict[str, Any]:
     """Returns what `write_digests` wrote: the notes, and the digests under the key "arrays".
-
     Raises CorruptError if the file is missing or differs from what was written.
     """
     try:
@@ -213,7 +211,6 @@ class SavedSteps:
 
     def restore(self, step: int, abstract_state: Any) -> Any:
         """Returns the verified state of `step`, with the shardings of `abstract_state`.
-
         Raises ConfigError if the step is corrupt, or if the names, shapes or dtypes of its leaves
         differ from those of `abstract_state`.
         """

@@ -82,7 +82,6 @@ def should_join(launch: Launch) -> bool:
 
 def detect_cluster() -> str | None:
     """Returns the kind of multi-process job that this process belongs to, or None.
-
     If this is uncertain, it assumes a job. Otherwise all the processes could train separately in
     one workdir.
     """
@@ -127,7 +126,6 @@ def handle_stop_signals(handler: Callable[[int, Any], None]) -> Iterator[Sequenc
 
 def start(launch: Launch) -> None:
     """Join the other processes of the run, if any. Call this before anything uses a device.
-
     If they do not all join within `launch.start_timeout` seconds, the process exits with
     `EXIT_LOST`. Raises ConfigError if it cannot determine which processes belong to the run, and
     HostsError if the others cannot be reached.
@@ -197,7 +195,6 @@ def gather(text: str) -> list[str]:
 
 def run_on_all_hosts(action: Callable[[], Value]) -> Value:
     """Call `action` on every host; if it succeeds on all of them, return this host's result.
-
     If it raises a UserError on this host, raises that error. If it does so only on other hosts,
     raises a UserError with the message of the first of them.
     """
@@ -274,7 +271,6 @@ def _wait_for_token(workdir: Path, token: str) -> None:
 @contextlib.contextmanager
 def abort_on_unexpected_error(*expected: type[Exception]) -> Iterator[None]:
     """With several processes, exit at once if the body raises an error on this process only.
-
     A normal exit would wait for the others, which wait for this process in the current step. An
     error that all processes raise passes through: a `UserError` or a type in `expected`, but not a
     `OneHostError`.

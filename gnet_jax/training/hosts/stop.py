@@ -88,7 +88,6 @@ class Vote:
 
 def voting(step: Callable[..., Any], *, manual: bool = False) -> Callable[..., Any]:
     """Returns a function `(state, batch, stop) -> (step(state, batch), largest stop)`.
-
     With `manual`, `step` takes one device's share of the batch (see `compile_train_step`).
     """
 
@@ -113,7 +112,6 @@ class _Batches:
 
 class TrainBatches(_Batches):
     """The batches of steps `start + 1` to `total`, loaded early enough to report a fault in time.
-
     `bad_images.step` is set to the step whose batch is being loaded. If a host cannot load its
     first batches, every host raises a UserError.
     """

@@ -31,7 +31,6 @@ KEPT_SAVES = 20
 
 class Stopwatch:
     """Measures how many seconds this start of the run spends on each of `KINDS`.
-
     Loading data and saving count only while they delay the loop. Time spent on none of the other
     kinds is training.
     """
@@ -69,7 +68,6 @@ class Stopwatch:
 
 def total_seconds(starts: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Returns the seconds of each kind, and of `LOST`, over all `starts` recorded in `run.json`.
-
     `LOST` is the time that a start spent after the checkpoint from which a later start resumed.
     """
     sums = dict.fromkeys((*KINDS, LOST), 0.0)
@@ -115,7 +113,6 @@ def duration(seconds: float) -> str:
 
 class Board:
     """Writes scalars and histograms for TensorBoard into a folder.
-
     tensorboardX's `SummaryWriter` is not used: a full disk ends its thread, and its queue then
     blocks the run. TensorBoard hides points from `purge_step` on in older files, left by a killed
     process.
@@ -132,7 +129,6 @@ class Board:
         histograms: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None,
     ) -> None:
         """Add a point to the curve of each value, and the histograms of this step.
-
         A histogram is a pair of counts (N,) and edges (N + 1,). Raises OSError if the file is not
         writable.
         """
@@ -205,7 +201,6 @@ class SafeConsole(Console):
 
 class Reporter(contextlib.AbstractContextManager["Reporter"]):
     """Prints metrics, as one live line on a terminal, and logs them (metrics.jsonl, TensorBoard).
-
     With `enabled=False`, as on every process except the first, nothing is printed or written.
     """
 
@@ -251,7 +246,6 @@ class Reporter(contextlib.AbstractContextManager["Reporter"]):
         self, step: int, values: dict[str, float], eta: float, *, evaluations: bool
     ) -> None:
         """Log the mean metrics since the last report, and show them as one line.
-
         `eta` is the remaining time in seconds; `evaluations` is whether it includes evaluations.
         """
         self._log(step, values | {"perf/goodput": goodput(self.account(step))})

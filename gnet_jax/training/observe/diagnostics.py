@@ -105,7 +105,6 @@ def _histogram(tree: Any) -> tuple[jax.Array, jax.Array]:
 
 class Diagnostics(contextlib.AbstractContextManager["Diagnostics"]):
     """Diagnoses a run every `every` steps, and logs the results to a file and to TensorBoard.
-
     `step` is the compiled `diagnose`, a function of `(state, batch)`. `start` is the step from
     which the run resumes. `tell` prints a line.
     """

@@ -39,7 +39,6 @@ REMEDIES = (
 
 class BadImages:
     """The corrupt images of a run, by split; they are listed in `bad_records.jsonl` in the workdir.
-
     Each host lists the images that it reads; the file of host 1 is `bad_records-1.jsonl`.
     """
 
@@ -76,7 +75,6 @@ class BadImages:
 
 class SkippedSteps:
     """Reads the metrics of every step, and counts the steps skipped because they are not finite.
-
     The skipped steps are listed in `skipped_steps.jsonl` in the workdir. A resumed run keeps the
     list up to the step from which it resumes, and counts skipped steps in a row from 0 again.
     """
@@ -99,7 +97,6 @@ class SkippedSteps:
         self, step: int, metrics: Any, batch: dict[str, jax.Array], state: Any
     ) -> dict[str, float]:
         """Returns the metrics of `step` as floats; the step took `batch` and returned `state`.
-
         If this is the last of `max_bad_steps` bad steps in a row, writes a replay file and raises
         TrainingError.
         """
@@ -142,7 +139,6 @@ def write_replay(
     metrics: dict[str, float],
 ) -> Path:
     """Write `replay-STEP.npz` into `workdir`, and return its path. All hosts must call this.
-
     The file has arrays and JSON, but no pickle: the global batch, the indices of its examples, the
     state before the step, the config and the network. `state` is the state after `step`; it differs
     from the state before only in the step counts, because the step was skipped.
@@ -198,7 +194,6 @@ class DeadHeadGuard:
 
     def read(self, step: int, means: Mapping[str, float]) -> str | None:
         """Returns a message about a new problem and its fixes, or None.
-
         `means` has the means of `main_loss`, `aux4a_loss` and so on since the last call.
         """
         losses = {head: means[f"{head}_loss"] for head in self._heads}
