@@ -93,7 +93,7 @@ def isolated_update(
 
 
 def augment_share(augment: Callable[..., Any]) -> Callable[..., Any]:
-    """Adapt `augment` to one device's share of a batch; each image keeps its global key."""
+    """Adapt `augment` to one device's share of a batch. Images keep the keys of the whole batch."""
 
     def share_augment(images_BHWC: jax.Array, label_B: jax.Array, key: jax.Array) -> Any:
         offset = jax.lax.axis_index(AXIS) * label_B.shape[0]

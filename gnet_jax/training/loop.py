@@ -40,7 +40,7 @@ class Result:
 
     step: int
     state: TrainState  # after that step
-    signal: int | None  # number of the signal that stopped the run early, sent to any host
+    signal: int | None  # number of the signal, sent to any host, that stopped the run early
     val: dict[str, float]  # metrics of the last evaluation; empty if there was none
     heads: dict[str, float]  # the last reported training metrics
     best: tuple[int, float] | None  # step and top-1 of the best evaluation whose checkpoint is kept
@@ -83,8 +83,8 @@ class CompiledSteps:
 def train(run: Run, workdir: Path, steps: CompiledSteps | None = None) -> Result:
     """Train from the latest checkpoint in `workdir`, or from scratch, to the run's last step.
 
-    Call `open_workdir` first. Raises a TrainingError if too many steps in a row or a validation
-    loss are not finite, if the main head does not learn and `dead_heads` is "stop", or if the last
+    Call `open_workdir` first. Raises a TrainingError if too many steps in a row, or the
+    validation loss, are not finite, if the main head does not learn and `dead_heads` is "stop", or if the last
     save failed. Raises a DataError, after saving, if too many images are corrupt or a label is out
     of range.
     """
@@ -211,7 +211,7 @@ class _Loop:
                 with self._save_on_error(step, state):
                     run_on_all_hosts(ahead.raise_fault)
                 break
-            # The signal would end the evaluation early, so the next start does it first.
+            # The signal would end the evaluation early, so the next start evaluates first.
             if due and vote.signalled:
                 break
             with meter.paused():

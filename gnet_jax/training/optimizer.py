@@ -141,7 +141,7 @@ def _has_role(role: Role) -> Callable[[Any], Any]:
 
 
 def _select(params: Any, chosen: Callable[[str], bool]) -> Any:
-    """Returns a tree like `params` with the leaves `chosen(name)`, such as "conv1/conv/kernel"."""
+    """Returns a tree like `params` with `chosen(name)` as leaves; a name is "conv1/conv/kernel"."""
     return jax.tree.map_with_path(lambda path, _: chosen(_name(path)), params)
 
 

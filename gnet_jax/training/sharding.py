@@ -74,8 +74,8 @@ def _knows_ynn() -> bool:
 
 
 def check_batches(config: Config, mesh: Mesh) -> None:
-    """Raise a ConfigError if a batch cannot be divided evenly among all that share it.
-    These are the devices or the virtual shards, the accumulated parts, and the pairs for mixup.
+    """Raise a ConfigError if a batch cannot be divided evenly.
+    It is divided among the devices or the virtual shards, the accumulated parts and mixup's pairs.
     """
     devices, shards, parts = mesh.size, config.virtual_shards, config.optim.accumulate
     into, unit = f"{devices} devices", devices

@@ -167,7 +167,7 @@ def read_starts(workdir: Path) -> list[dict[str, Any]]:
 
 
 def check_not_lost(workdir: Path) -> None:
-    """If no checkpoint exists, call this to raise a ConfigError if run.json records one."""
+    """Call this if there is no checkpoint; raises a ConfigError if run.json records one."""
     newest = max((start.get("newest_checkpoint", 0) for start in read_starts(workdir)), default=0)
     if newest:
         raise ConfigError(
@@ -183,7 +183,7 @@ def package_versions() -> dict[str, str]:
 
 
 def code_version(own_parts: Iterable[str] = ()) -> str:
-    """Returns this package's version and a hash of its sources and of the user's own parts."""
+    """Returns this package's version and a hash of its sources and of the user's own layers."""
     package = Path(__file__).resolve().parents[1]
     sources = hashlib.sha256()
     for file in sorted(package.rglob("*.py")):

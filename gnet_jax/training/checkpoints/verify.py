@@ -63,7 +63,7 @@ def read_verified(
 
 
 def find_difference(arrays: Mapping[str, np.ndarray], written: Mapping[str, Any]) -> str | None:
-    """Returns a text about the first array that differs from its digest in `written`, or None."""
+    """Describe the first array that differs from its digest in `written`; None if there is none."""
     for name in sorted(written.keys() | arrays.keys()):
         if name not in arrays:
             return f"{name} is missing"
@@ -117,7 +117,7 @@ def read_digests(checkpoint: Path) -> dict[str, Any]:
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
-    """Returns the leaves by path ("params/conv1/..."); dict keys and field names look the same."""
+    """Returns the leaves by path ("params/conv1/..."), the same for dict keys and named fields."""
 
     def part(key: Any) -> str:
         return str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
@@ -225,8 +225,8 @@ class SavedSteps:
             if expected.get(name) != found.get(name):
                 raise ConfigError(
                     f"checkpoint {step} in {self.folder} does not fit this run: {name} is "
-                    f"{found.get(name, 'absent')} in it, but {expected.get(name, 'absent')} here; "
-                    "use the code that wrote the checkpoint, or another --workdir"
+                    f"{found.get(name, 'absent')} there, but {expected.get(name, 'absent')} in this "
+                    "run; use the code that wrote the checkpoint, or another --workdir"
                 )
         placed = [
             jax.make_array_from_callback(leaf.shape, leaf.sharding, arrays[name].__getitem__)
@@ -245,8 +245,8 @@ def read_workdir(workdir: Path) -> "TrainedModel":
 
     The parameters are the averaged ones if the run averaged them. The run's data are not needed.
     Raises WeightsError if there is no checkpoint, or if its arrays do not match the architecture
-    saved with it. Raises CorruptError if the checkpoint, or the digests of any other one, are
-    corrupt.
+    saved with it. Raises CorruptError if this checkpoint, or the digests of any other,
+    is corrupt.
     """
     from gnet_jax.model_folder.folder import WeightsError, folder_of  # imports Flax, which is slow
 

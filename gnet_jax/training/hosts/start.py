@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 Value = TypeVar("Value")
 
-ACKNOWLEDGE = "GNET_JAX_ACKNOWLEDGE"  # has the file descriptor on which a run acknowledges
+ACKNOWLEDGE = "GNET_JAX_ACKNOWLEDGE"  # variable: file descriptor to acknowledge signals on
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 EXIT_LOST = 3  # exit code if the processes could not connect, or if one of them was lost
 
@@ -47,7 +47,7 @@ SHUTDOWN_SECONDS = 30  # how long a finished process waits for the others to fin
 
 # Hosts may differ in these fields, which are paths and numbers of threads.
 PER_HOST_FIELDS = ("workdir", "init", "data.source", "data.threads", "data.workers")
-TOKEN_SECONDS = 10  # how soon the other hosts must see a file that host 0 creates
+TOKEN_SECONDS = 10  # within which the other hosts must see a file that host 0 creates
 
 PR_SET_PDEATHSIG = 1  # from Linux's prctl.h
 STOPPED = tuple(128 + number for number in SIGNALS)  # exit codes of a run that saved and stopped
@@ -113,7 +113,7 @@ def _number(name: str) -> int:
 
 @contextlib.contextmanager
 def handle_stop_signals(handler: Callable[[int, Any], None]) -> Iterator[Sequence[int]]:
-    """Install `handler` for the signals that stop a run (under nohup, not SIGHUP); yield these."""
+    """Install `handler` for the signals that stop a run; yield them. Under nohup, omits SIGHUP."""
     nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     numbers = [each for each in SIGNALS if not (nohup and each == signal.SIGHUP)]
     before = {each: signal.signal(each, handler) for each in numbers}
@@ -195,8 +195,8 @@ def gather(text: str) -> list[str]:
 
 def run_on_all_hosts(action: Callable[[], Value]) -> Value:
     """Call `action` on every host; if it succeeds on all of them, return this host's result.
-    If it raises a UserError on this host, raises that error. If it does so only on other hosts,
-    raises a UserError with the message of the first of them.
+    If `action` raises a UserError on this host, raises that error. If it fails only on other hosts,
+    raises a UserError with the message of the first of these hosts.
     """
     try:
         value, own = action(), None

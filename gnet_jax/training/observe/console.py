@@ -114,8 +114,8 @@ def duration(seconds: float) -> str:
 class Board:
     """Writes scalars and histograms for TensorBoard into a folder.
     tensorboardX's `SummaryWriter` is not used: a full disk ends its thread, and its queue then
-    blocks the run. TensorBoard hides points from `purge_step` on in older files, left by a killed
-    process.
+    blocks the run. TensorBoard hides the points of older files, left by a killed process, from step
+    `purge_step` on.
     """
 
     def __init__(self, folder: Path, purge_step: int) -> None:

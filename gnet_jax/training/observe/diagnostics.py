@@ -1,4 +1,4 @@
-"""Diagnose the gradients, activations and updates of each block, outside the training step.
+"""Diagnose the gradients, activations and updates of each block, with a program of its own.
 
 Shapes: B batch, H height, W width, C channels.
 """
@@ -131,7 +131,7 @@ class Diagnostics(contextlib.AbstractContextManager["Diagnostics"]):
         if finished % self._every:
             return
         if not self._compiled:
-            self._tell("compiling the diagnosis (it takes longer than the step to compile) ...")
+            self._tell("compiling the diagnosis (this takes longer than compiling the step) ...")
             self._compiled = True
         found = jax.device_get(self._step(state, batch))
         if jax.process_index():
