@@ -83,10 +83,10 @@ class CompiledSteps:
 def train(run: Run, workdir: Path, steps: CompiledSteps | None = None) -> Result:
     """Train from the latest checkpoint in `workdir`, or from scratch, to the run's last step.
 
-    Call `open_workdir` first. Raises a TrainingError if too many steps in a row, or the
-    validation loss, are not finite, if the main head does not learn and `dead_heads` is "stop", or if the last
-    save failed. Raises a DataError, after saving, if too many images are corrupt or a label is out
-    of range.
+    Call `open_workdir` first. Raises a TrainingError if too many steps in a row are not finite or
+    the validation loss is not, if the main head does not learn and `dead_heads` is "stop", or if
+    the last save failed. Raises a DataError, after saving, if too many images are corrupt or a
+    label is out of range.
     """
     config, program, total = run.config, run.program, run.program.total_steps
     began, watch, main = time.perf_counter(), Stopwatch(), jax.process_index() == 0

@@ -147,7 +147,7 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
             )
 
     def check(self) -> None:
-        """If the background save has ended, handle its result; `wait` waits for it first."""
+        """Handle the result of the background save if it has ended; `wait` waits until it has."""
         if self._pending is not None and self._pending[1].done():
             self._finish_pending()
 

@@ -225,8 +225,8 @@ class SavedSteps:
             if expected.get(name) != found.get(name):
                 raise ConfigError(
                     f"checkpoint {step} in {self.folder} does not fit this run: {name} is "
-                    f"{found.get(name, 'absent')} there, but {expected.get(name, 'absent')} in this "
-                    "run; use the code that wrote the checkpoint, or another --workdir"
+                    f"{found.get(name, 'absent')} there, but {expected.get(name, 'absent')} in "
+                    "this run; use the code that wrote the checkpoint, or another --workdir"
                 )
         placed = [
             jax.make_array_from_callback(leaf.shape, leaf.sharding, arrays[name].__getitem__)
