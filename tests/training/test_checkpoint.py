@@ -154,7 +154,7 @@ def test_an_accuracy_that_cannot_be_noted_is_told(tmp_path):
         (tmp_path / "1" / "digests" / "digests.json").unlink()
         checkpoints.save(1, small(1), 0.9)
     assert len(said) == 1
-    assert "top1" in said[0]
+    assert "top-1" in said[0]
     assert "digests.json" in said[0]
 
 

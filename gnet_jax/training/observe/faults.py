@@ -90,7 +90,7 @@ class SkippedSteps:
 
     @property
     def near_limit(self) -> bool:
-        """Whether one more bad step ends the run; the loop then reads each step before the next."""
+        """Whether one more bad step ends the run; if so, every step's metrics are read at once."""
         return self._in_a_row + 1 >= self._run.config.max_bad_steps
 
     def read(
