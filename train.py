@@ -6,7 +6,7 @@ gnet_jax/cli/train.py.
 
 import sys
 
-if __name__ != "train":  # run as a script, also by processes that load data
+if __name__ != "train":  # a script, here or in a spawned process that loads data
     import gnet_jax.__main__  # noqa: F401  (ignores local modules from here on)
 
 from gnet_jax.cli.train import main, parse

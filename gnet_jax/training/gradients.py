@@ -1,9 +1,10 @@
-"""Other gradients for `train_step`: accumulated, with canonical numerics, or under `jax.pmap`.
+"""Alternatives to `compute_gradient`: accumulation, canonical numerics, and `jax.pmap`.
 
-With canonical numerics, a run is bit-identical on 1, 2, 4 or more devices of the same kind, with
-the same compiler and, on CPUs, the same number of cores. The batch is cut into a fixed number of
-virtual shards. The same program computes every shard, and a fixed binary tree adds the results:
-each device adds its own shards, one branch of the tree; then all add the branches in this order.
+With canonical numerics, a run is bit-identical on 1, 2, 4 or any larger power of two of devices of
+the same kind. This requires the same compiler and, on CPUs, the same number of cores. The batch is
+cut into a fixed number of virtual shards. The same program computes every shard's gradient, and a
+fixed binary tree adds the gradients. Each device adds those of its own shards, which form one
+branch of the tree; then every device adds all branches in the order of the tree.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +26,7 @@ def accumulated_gradient(parts: int) -> Gradient:
     """
 
     def gradient(state: TrainState, images: Any, targets: Any, key: Any, **options: Any) -> Any:
-        # Part p takes every parts-th example, so that each device's share stays on that device.
+        # Part p is every parts-th example from p on, so no example moves to another device.
         def split(x: jax.Array) -> jax.Array:
             return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
 
@@ -37,9 +38,9 @@ def accumulated_gradient(parts: int) -> Gradient:
 
 
 def canonical_gradient(gradient: Gradient, shards: int) -> Gradient:
-    """Returns a gradient function for shard_map that averages over all virtual shards. `gradient`,
-    such as `compute_gradient`, is called for each virtual shard with another dropout key. The
-    numbers of shards and devices must be powers of two.
+    """Returns a gradient function for shard_map that averages over all virtual shards.
+    `gradient`, such as `compute_gradient`, is called for each virtual shard, each time with a
+    different dropout key. The number of shards and the number of devices must be powers of two.
     """
 
     def batch_gradient(state: TrainState, images: Any, targets: Any, key: Any, **options: Any):
@@ -56,7 +57,7 @@ def canonical_gradient(gradient: Gradient, shards: int) -> Gradient:
 def _map_parts(
     gradient: Gradient, state: TrainState, inputs: Any, dropout_key: jax.Array, options: Any
 ) -> Any:
-    """Returns the stacked gradients of all parts; `inputs` stacks images, targets and numbers."""
+    """Returns the stacked results of `gradient` over `inputs`: images, targets and part numbers."""
 
     def part_gradient(part: Any) -> Any:
         images, targets, number = part
@@ -67,7 +68,7 @@ def _map_parts(
 
 
 def tree_sum(x: jax.Array) -> jax.Array:
-    """Returns the sum over the first axis, of a power-of-two length, adding neighbours first."""
+    """Returns the sum over the first axis (length a power of two), adding neighbours first."""
     while x.shape[0] > 1:
         x = x[0::2] + x[1::2]
     return x[0]
@@ -76,10 +77,10 @@ def tree_sum(x: jax.Array) -> jax.Array:
 def isolated_update(
     state: TrainState, grads: Any, batch_stats: Any, metrics: Metrics, **options: Any
 ) -> tuple[TrainState, Metrics]:
-    """Returns `apply_update(...)`, compiled separately from the computation of its operands. The
-    gradient's program depends on the number of devices. Fused with the update, it could change the
-    update's rounding. XLA fuses nothing into a branch of `lax.cond`, but removes an optimization
-    barrier before fusion.
+    """Returns `apply_update(...)`, compiled so that XLA cannot fuse it with the gradient.
+    The gradient's program depends on the number of devices. If the two were fused, the rounding of
+    the update could depend on it too. XLA fuses nothing into a branch of `lax.cond`. An
+    optimization barrier would not help, because XLA removes it before fusion.
     """
     update = partial(apply_update, **options)
     operands = (state, grads, batch_stats, metrics)
@@ -92,7 +93,7 @@ def isolated_update(
 
 
 def augment_share(augment: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns `augment` for one device's share of the batch, with the keys of the global batch."""
+    """Adapt `augment` to one device's share of a batch. Images keep the keys of the whole batch."""
 
     def share_augment(images_BHWC: jax.Array, label_B: jax.Array, key: jax.Array) -> Any:
         offset = jax.lax.axis_index(AXIS) * label_B.shape[0]

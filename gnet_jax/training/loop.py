@@ -40,7 +40,7 @@ class Result:
 
     step: int
     state: TrainState  # after that step
-    signal: int | None  # the signal, on any host, that stopped the run early
+    signal: int | None  # number of the signal, sent to any host, that stopped the run early
     val: dict[str, float]  # metrics of the last evaluation; empty if there was none
     heads: dict[str, float]  # the last reported training metrics
     best: tuple[int, float] | None  # step and top-1 of the best evaluation whose checkpoint is kept
@@ -59,7 +59,7 @@ class CompiledSteps:
 
     @cached_property
     def train(self) -> jax.stages.Compiled:
-        """The step `(state, batch, stop) -> ((state, metrics), stop)`; donates the state."""
+        """The step `(state, batch, stop) -> ((state, metrics), stop)`, which donates the state."""
         program, manual = self._program, self._program.canonical
         step = voting(program.train_step(), manual=manual)
         stop = jax.ShapeDtypeStruct((program.mesh.size,), np.int32)
@@ -81,10 +81,12 @@ class CompiledSteps:
 
 
 def train(run: Run, workdir: Path, steps: CompiledSteps | None = None) -> Result:
-    """Train from the latest checkpoint in `workdir`, or from scratch, to the run's last step. Call
-    `open_workdir` first. Raises a TrainingError if too many steps in a row are not finite, if a
-    head does not learn and `dead_heads` is "stop", or if the last save failed. Raises a DataError,
-    after saving, if too many images are corrupt or a label is out of range.
+    """Train from the latest checkpoint in `workdir`, or from scratch, to the run's last step.
+
+    Call `open_workdir` first. Raises a TrainingError if too many steps in a row are not finite or
+    the validation loss is not, if the main head does not learn and `dead_heads` is "stop", or if
+    the last save failed. Raises a DataError, after saving, if too many images are corrupt or a
+    label is out of range.
     """
     config, program, total = run.config, run.program, run.program.total_steps
     began, watch, main = time.perf_counter(), Stopwatch(), jax.process_index() == 0
@@ -159,9 +161,9 @@ class _Loop:
     best: float = -1.0  # top-1 of the best evaluation
 
     def run_from(self, start: int, state: TrainState) -> TrainState:
-        """Returns the state after the last step, or after the step at which a signal stops it. Each
-        step waits for its batch, diagnoses, dispatches the step, reads the metrics of the previous
-        step, reports, stops if asked, evaluates, and saves.
+        """Train from step `start`; returns the state after the last step, or after a signal.
+        Each iteration waits for its batch, diagnoses, dispatches the step, reads the metrics of the
+        previous step, reports, stops if asked, evaluates, and saves.
         """
         run, program, config = self.run, self.run.program, self.run.config
         reporter, vote, total = self.reporter, self.vote, program.total_steps
@@ -209,7 +211,7 @@ class _Loop:
                 with self._save_on_error(step, state):
                     run_on_all_hosts(ahead.raise_fault)
                 break
-            # The signal would end the evaluation early; the next start begins with it instead.
+            # The signal would end the evaluation early, so the next start evaluates first.
             if due and vote.signalled:
                 break
             with meter.paused():
@@ -237,7 +239,7 @@ class _Loop:
     def _read(
         self, step: int, metrics: Any, stop: Any, batch: Any, state: TrainState
     ) -> dict[str, float]:
-        """Wait for `step`, and return its metrics; `state` is the one after the newest step."""
+        """Wait for `step`, and return its metrics; `state` is the state after the newest step."""
         metrics, stop = jax.device_get((metrics, stop))
         self.vote.read(step, stop)
         return self.skipped.read(step, metrics, batch, state)
@@ -267,7 +269,7 @@ class _Loop:
                 raise TrainingError(f"step {step}: {problem}. {saved}")
 
     def _evaluate(self, step: int, state: TrainState) -> bool:
-        """Evaluate, report and save; returns False, without saving, if a signal ended it early."""
+        """Evaluate, report and save; if a signal ends the evaluation, only return False."""
         first = not self.val
         if first:
             parameters = "averaged parameters, " if state.average else ""
@@ -289,7 +291,7 @@ class _Loop:
 
     @contextlib.contextmanager
     def _save_on_error(self, step: int, state: TrainState) -> Iterator[None]:
-        """Save `state` if the body raises a UserError, because the data are unusable."""
+        """Save `state` if the body raises a UserError, which means that the data are unusable."""
         try:
             yield
         except UserError:
@@ -311,9 +313,9 @@ def evaluate(
     bad_images: BadImages,
     vote: Vote,
 ) -> dict[str, float]:
-    """Returns `val/count`, `val/top1`, `val/top5` (fractions from 0 to 1) and `val/loss`. Every
-    example of the validation set counts once, except corrupt images. Returns an empty dict if a
-    signal to any host ends the evaluation. Raises a TrainingError if the loss is not finite.
+    """Returns the image count `val/count`, the fractions `val/top1` and `val/top5`, and `val/loss`.
+    Every example of the validation set counts once, except corrupt images. Returns an empty dict if
+    a signal to any host ends the evaluation. Raises a TrainingError if the loss is not finite.
     """
     program, data, hosts = run.program, run.config.data, jax.process_count()
     bad_images.step = step

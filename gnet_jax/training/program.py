@@ -35,7 +35,7 @@ class Takeover(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """The model, optimiser and steps of a config; of the data, only the size and the classes."""
+    """The model, optimiser and steps of a config, for data of a known size and known classes."""
 
     config: Config
     model: GoogLeNet
@@ -53,7 +53,7 @@ class Program:
 
     @property
     def canonical(self) -> bool:
-        """Whether `train_step` takes one device's share of a batch, for `--numerics canonical`."""
+        """Whether numerics are canonical; `train_step` then takes one device's share of a batch."""
         return self.config.numerics == "canonical"
 
     def train_step(self) -> Any:
@@ -111,7 +111,7 @@ class Run:
         return self.program.config
 
     def fingerprints(self) -> dict[str, Any]:
-        """Returns what identifies the data and their order, and the class names."""
+        """Returns hashes of both splits and of the order of the examples, and the class names."""
         return {
             "train": self.train.fingerprint(),
             "val": self.val.fingerprint(),
@@ -132,7 +132,7 @@ class Run:
 
 
 def make_train_step(config: Config, model: GoogLeNet, optimizer: Optimizer) -> Any:
-    """Returns the pure training step; with canonical numerics, it takes one device's share."""
+    """Returns the training step. With canonical numerics, it takes a device's share of a batch."""
     augment_batch = augmentation(config, model.arch.num_classes)
     options: dict[str, Any] = {"model": model, "optimizer": optimizer, "loss": config.loss}
     gradient = compute_gradient
@@ -169,9 +169,10 @@ def training_batches(
 
 
 def prepare(config: Config, pretrained: TrainedModel | None = None) -> Run:
-    """Check `config`, open its data and return the run, without compiling or writing anything. With
-    `pretrained`, its network is used; the config then sets only the number of classes, the
-    auxiliary heads, dropout and dtype. Raises a UserError for everything that would fail later.
+    """Check `config`, open its data and return the run, without compiling or writing anything.
+    With `pretrained`, its network is used; the config then sets only the number of classes, the
+    auxiliary heads, dropout and dtype. Raises a UserError for any mistake in the config or data
+    that would otherwise make the run fail later.
     """
     check(config)
     mesh = sharding.data_mesh()
@@ -203,7 +204,7 @@ def make_program(
     mesh: Mesh,
     pretrained: TrainedModel | None = None,
 ) -> Program:
-    """Returns a checked config's program for `images` training images; raises as `prepare` does."""
+    """Returns a checked config's program for `images` training images; raises like `prepare`."""
     if len(class_names) < 2:
         raise DataError(f"{config.data.source} has {len(class_names)} class; it needs at least 2")
     model = model_of(config, len(class_names), pretrained)
@@ -261,7 +262,7 @@ def _change_loaded(loaded: Architecture, m: ModelConfig, wanted: Architecture) -
             continue
         if value not in (getattr(default, name), getattr(VARIANTS["paper"], name, None)):
             raise ConfigError(
-                f"model.{name} is {value}, but --init loads the network; start from the recipe "
+                f"model.{name} is {value}, but --init sets the network; start from the recipe "
                 f"finetune_folder, or add --model.{name.replace('_', '-')} {getattr(default, name)}"
             )
     own = {name: getattr(m, name) for name in dropouts if getattr(m, name) is not None}
@@ -271,8 +272,9 @@ def _change_loaded(loaded: Architecture, m: ModelConfig, wanted: Architecture) -
 
 
 def compare(shapes: Mapping[str, Any], old: TrainedModel, class_names: tuple[str, ...]) -> Takeover:
-    """Returns which variables of a new network, or of its `shapes`, are loaded from `old`.
-    Variables that depend on the number of classes require the same classes in the same order.
+    """Returns which variables of a new network are loaded from `old`.
+    `shapes` has the new variables or their shapes. Variables that depend on the number of classes
+    are loaded only if the classes and their order are the same.
     """
     reordered = set(map(nfc, old.class_names)) == set(map(nfc, class_names))
     why = "same classes in another order" if reordered else "other classes"

@@ -27,13 +27,13 @@ KEEP_FREED = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1}  # allocate on the heap, neve
 DEFAULTS = {M_MMAP_MAX: 65536, M_TRIM_THRESHOLD: 128 * 1024}
 # On a heap that never shrinks, a step may need twice its memory: if a small block is allocated
 # where a large one was freed, the next large block extends the heap.
-LARGEST_KEPT = 1 / 4  # of the machine's memory; larger steps keep nothing
+LARGEST_KEPT = 1 / 4  # of the machine's memory; a step that needs more keeps no freed memory
 MALLOC_VARIABLES = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
 
 
 def data_mesh(devices: Sequence[Any] | None = None) -> Mesh:
-    """Returns a mesh with one axis over the devices (all by default), in the order of the hosts. So
-    a host's share of a batch is contiguous. `jax.make_mesh` would order the devices by their
+    """Returns a mesh with one axis over the devices (all by default), in the order of the hosts.
+    A host's share of a batch is then contiguous. `jax.make_mesh` would order the devices by their
     position in the network, and rejects several slices, such as the nodes of a GPU cluster.
     """
     devices = jax.devices() if devices is None else devices
@@ -52,8 +52,8 @@ def split(mesh: Mesh) -> NamedSharding:
 
 
 def xla_options(platform: str) -> dict[str, Any]:
-    """Returns XLA's compiler options for the network on a platform ("cpu", "gpu", "tpu"). On CPUs
-    they turn YNNPACK off, unless XLA_FLAGS sets its option.
+    """Returns XLA's compiler options for the network on a platform ("cpu", "gpu", "tpu").
+    On CPUs they turn YNNPACK off, unless XLA_FLAGS sets its option.
     """
     if platform == "cpu" and YNN not in os.environ.get("XLA_FLAGS", "") and _knows_ynn():
         return {YNN: ""}
@@ -62,7 +62,7 @@ def xla_options(platform: str) -> dict[str, Any]:
 
 @functools.cache
 def _knows_ynn() -> bool:
-    """Returns whether this jaxlib has the option `YNN`; without it, compiling with it fails."""
+    """Returns whether this jaxlib has the option `YNN`; if not, compiling with the option fails."""
     try:
         with jax.default_device(jax.local_devices(backend="cpu")[0]):
             jax.jit(lambda x: x, compiler_options={YNN: ""}).lower(0).compile()
@@ -74,7 +74,9 @@ def _knows_ynn() -> bool:
 
 
 def check_batches(config: Config, mesh: Mesh) -> None:
-    """Raise a ConfigError if a batch cannot be split evenly by devices, parts, pairs and shards."""
+    """Raise a ConfigError if a batch cannot be divided evenly.
+    It is divided among the devices or the virtual shards, the accumulated parts and mixup's pairs.
+    """
     devices, shards, parts = mesh.size, config.virtual_shards, config.optim.accumulate
     into, unit = f"{devices} devices", devices
     if config.numerics == "canonical":
@@ -91,9 +93,9 @@ def check_batches(config: Config, mesh: Mesh) -> None:
             )
         into, unit = f"{shards} virtual shards", shards
     if parts > 1:
-        into += f" x {parts} accumulated parts"
+        into += f", each with {parts} accumulated parts"
     if config.augment.mixup:
-        into, parts = f"{into} x pairs for augment.mixup", math.lcm(2, parts)
+        into, parts = f"{into}, in pairs for augment.mixup", math.lcm(2, parts)
     sizes = {"batch_size": (config.batch_size, unit * parts, into)}
     if config.eval_batch_size is not None:
         sizes["eval_batch_size"] = (config.eval_batch_size, devices, f"{devices} devices")
@@ -112,14 +114,15 @@ def compile_train_step(
     manual: bool = False,
     compiler_options: dict[str, Any] | None = None,
 ) -> jax.stages.Compiled:
-    """Compile `step(state, *inputs)` for the mesh, from arrays or shapes; donates the state. The
-    inputs are split over the devices, which may be absent (`gnet_jax.pods`). With `manual`, `step`
-    takes one device's share of the inputs and averages over `AXIS` itself.
+    """Compile `step(state, *inputs)` for the mesh, from arrays or shapes; donates the state.
+    The inputs are split over the mesh's devices, which this machine need not have (see
+    `gnet_jax.pods`). With `manual`, `step` takes one device's share of the inputs and averages over
+    `AXIS` itself.
     """
     whole, shardings = replicated(mesh), (replicated(mesh), *[split(mesh)] * len(inputs))
     if manual:
         specs = {"in_specs": tuple(x.spec for x in shardings), "out_specs": whole.spec}
-        # With check_vma, JAX would sum the averaged gradients, making them N times too large.
+        # With check_vma, JAX would sum the averaged gradients over the N devices again.
         step = jax.shard_map(step, mesh=mesh, check_vma=False, **specs)
     if compiler_options is None:
         compiler_options = xla_options(mesh.devices.flat[0].platform)
@@ -128,7 +131,7 @@ def compile_train_step(
 
 
 def compile_eval_step(mesh: Mesh, step: Callable[..., Any], inputs: int = 1) -> Callable[..., Any]:
-    """Jit `step(state, *args)`; its `inputs` further arguments are split over the devices."""
+    """Jit `step(state, *args)`; `inputs` is the number of `args`, which the devices share."""
     whole = replicated(mesh)
     options = xla_options(mesh.devices.flat[0].platform)
     shardings = (whole, *[split(mesh)] * inputs)
@@ -136,8 +139,8 @@ def compile_eval_step(mesh: Mesh, step: Callable[..., Any], inputs: int = 1) -> 
 
 
 def put_state(state: Any, mesh: Mesh) -> Any:
-    """Copy the state to every device. All hosts must pass the same state; this is not checked.
-    `jax.device_put` would check it, which takes minutes.
+    """Copy the state to every device; all hosts must pass the same state.
+    This is not checked. `jax.device_put` would check it, which takes minutes.
     """
     return jax.tree.map(lambda leaf: _put(leaf, replicated(mesh), np.shape(leaf)), state)
 
@@ -145,8 +148,8 @@ def put_state(state: Any, mesh: Mesh) -> Any:
 def put_batches(
     batches: Iterable[Mapping[str, Any]], mesh: Mesh, batch_size: int
 ) -> Generator[dict[str, jax.Array], None, None]:
-    """Yield global batches on the devices; `batches` are this process's parts of them. Without the
-    global `batch_size`, JAX would accept a local batch of the wrong size.
+    """Yield global batches on the devices; `batches` are this process's parts of them.
+    Without the global `batch_size`, JAX would accept a local batch of the wrong size.
     """
     parts = split(mesh)
     for batch in batches:
@@ -158,8 +161,8 @@ def _put(value: Any, sharding: NamedSharding, shape: tuple[int, ...]) -> jax.Arr
 
 
 def use_compilation_cache() -> None:
-    """Cache compiled programs in JAX_COMPILATION_CACHE_DIR, or in this package's cache folder. An
-    empty JAX_COMPILATION_CACHE_DIR turns the cache off.
+    """Cache compiled programs in JAX_COMPILATION_CACHE_DIR, or in this package's cache folder.
+    An empty JAX_COMPILATION_CACHE_DIR turns the cache off.
     """
     folder: str | None = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
     if folder is None:
@@ -180,7 +183,7 @@ def machine_memory() -> int:
 
 
 def step_memory(step: jax.stages.Compiled) -> int | None:
-    """Returns the bytes that one call of `step` needs on each device; None if XLA has no figure."""
+    """Returns the bytes that a call of `step` needs per device; None if XLA does not report it."""
     plan: Any = step.memory_analysis()
     if plan is None:
         return None
@@ -189,8 +192,8 @@ def step_memory(step: jax.stages.Compiled) -> int | None:
 
 
 def check_memory(needed: int | None, batch_size: int, mesh: Mesh) -> None:
-    """Raise a ConfigError if the step needs more memory than the device has (see `step_memory`). On
-    a CPU the kernel would kill the process without a message.
+    """Raise a ConfigError if the step needs more memory than the device has (see `step_memory`).
+    On a CPU the kernel would kill the process without a message.
     """
     device = mesh.local_devices[0]  # JAX cannot query the memory of another host's device
     available = (device.memory_stats() or {}).get("bytes_limit")
@@ -204,18 +207,18 @@ def check_memory(needed: int | None, batch_size: int, mesh: Mesh) -> None:
 
 
 def call_in_this_thread() -> None:
-    """Make JAX run CPU programs in the calling thread; call this before JAX runs a program. glibc
-    keeps freed memory for the main thread only. The programs of several processes wait for each
-    other, so they need JAX's own thread.
+    """Make JAX run CPU programs in the calling thread; call this before JAX runs a program.
+    The reason is that glibc keeps freed memory for the main thread only. With several processes,
+    this does nothing: their programs wait for each other, so they need JAX's own thread.
     """
     if not jax.distributed.is_initialized():
         jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 def keep_freed_memory(needed: int | None = None) -> bool:
-    """On CPUs, make glibc's malloc keep freed memory for reuse; returns whether it will. Restores
-    the defaults if `needed`, from `step_memory`, is a large part of the machine's memory. Does
-    nothing if the environment sets malloc's options.
+    """On CPUs, make glibc's malloc keep freed memory for reuse; returns whether it will.
+    Restores the defaults if `needed`, from `step_memory`, is a large part of the machine's memory.
+    Does nothing with several processes, or if the environment sets malloc's options.
     """
     tuned = any(name in os.environ for name in MALLOC_VARIABLES)
     unfit = jax.default_backend() != "cpu" or jax.distributed.is_initialized()

@@ -37,10 +37,12 @@ class BusyError(ConfigError):
 
 
 def open_workdir(config: Config, fingerprints: Mapping[str, Any]) -> Path:
-    """Create the run's folder, or check that it belongs to this run; returns its path. The first
-    process locks it meanwhile, so that the config of an active run is not replaced. Raises a
-    ConfigError that names every difference from the run in the folder, or the reason why the folder
-    cannot be written or locked. `fingerprints` are those of `Run`.
+    """Create the run's folder, or check that it belongs to this run; returns its path.
+
+    `fingerprints` identify the data and class names (`Run.fingerprints`). The first process locks
+    the folder during the check, so that the config of an active run is not replaced. Raises a
+    ConfigError that names every difference from the run in the folder, or says why the folder
+    cannot be written or locked.
     """
     workdir = Path(config.workdir).expanduser()
     identity = flatten(config) | {f"data.fingerprint.{k}": v for k, v in fingerprints.items()}
@@ -56,7 +58,7 @@ def open_workdir(config: Config, fingerprints: Mapping[str, Any]) -> Path:
 
 
 def _check_owner(workdir: Path, identity: dict[str, Any]) -> None:
-    """Raise a ConfigError that names every difference if the folder holds another run."""
+    """Raise a ConfigError if the folder has another run; the error names every difference."""
     file, checkpoints = workdir / CONFIG_FILE, workdir / "checkpoints"
     another = "use another --workdir"
     if os.path.lexists(checkpoints) and not checkpoints.is_dir():
@@ -94,7 +96,7 @@ def _describe_classes(old: list[str], new: list[str]) -> str:
     if removed or added:
         return f"removed: {', '.join(removed) or 'none'}; added: {', '.join(added) or 'none'}"
     pairs = zip(old, new, strict=False)
-    return next((f"number {i} was {a!r}, is {b!r}" for i, (a, b) in enumerate(pairs) if a != b), "")
+    return next((f"class {i} was {a!r}, is {b!r}" for i, (a, b) in enumerate(pairs) if a != b), "")
 
 
 @contextlib.contextmanager
@@ -124,8 +126,9 @@ def locked(workdir: Path) -> Iterator[None]:
 
 
 def add_start(workdir: Path, step: int, own_parts: Iterable[str] = ()) -> str:
-    """Add a record of this start, at `step`, to run.json; `own_parts` are the `Architecture`'s.
-    Returns a warning if the previous start used other code or libraries, otherwise "".
+    """Add a record of this start of the run, which begins at `step`, to run.json.
+    `own_parts` are those of the `Architecture`: the user's own norm and block. Returns a warning if
+    the previous start used other code or libraries, otherwise "".
     """
     starts = read_starts(workdir)
     start = {
@@ -148,7 +151,7 @@ def add_start(workdir: Path, step: int, own_parts: Iterable[str] = ()) -> str:
         for each in ([start, *starts][-1], start)
     )
     changed = "; ".join(differences(before, now))
-    return changed and f"other versions trained the earlier steps, so numbers may differ: {changed}"
+    return changed and f"earlier steps used other versions, so results may differ: {changed}"
 
 
 def read_starts(workdir: Path) -> list[dict[str, Any]]:
@@ -164,7 +167,7 @@ def read_starts(workdir: Path) -> list[dict[str, Any]]:
 
 
 def check_not_lost(workdir: Path) -> None:
-    """Raise a ConfigError if run.json records a checkpoint; call this if no checkpoint exists."""
+    """Call this if there is no checkpoint; raises a ConfigError if run.json records one."""
     newest = max((start.get("newest_checkpoint", 0) for start in read_starts(workdir)), default=0)
     if newest:
         raise ConfigError(
@@ -180,7 +183,7 @@ def package_versions() -> dict[str, str]:
 
 
 def code_version(own_parts: Iterable[str] = ()) -> str:
-    """Returns this package's version and a hash of its sources and of the network's own parts."""
+    """Returns this package's version and a hash of its sources and of the user's own layers."""
     package = Path(__file__).resolve().parents[1]
     sources = hashlib.sha256()
     for file in sorted(package.rglob("*.py")):
@@ -215,21 +218,21 @@ def replacing(file: Path) -> Iterator[Path]:
 
 
 def write_json(file: Path, value: Any) -> None:
-    """Write `value` as JSON; if the process is killed, the file is the old one or the new one."""
+    """Write `value` as JSON; if the process is killed, `file` has the whole old or new content."""
     with replacing(file) as partial:
         partial.write_text(json_text(value, indent=2) + "\n")
 
 
 @dataclasses.dataclass(frozen=True)
 class MetricsFile:
-    """A file such as `metrics.jsonl`: one JSON object per line, each with its `step`. Numbers that
-    are not finite are null in the file and NaN when read.
+    """A file such as `metrics.jsonl`: one JSON object per line, each with its `step`.
+    Numbers that are not finite are null in the file and NaN when read.
     """
 
     path: Path
 
     def append(self, step: int, values: Mapping[str, Any]) -> None:
-        """Append a line; if the disk is full, remove what was written of it and raise OSError."""
+        """Append a line; if the disk is full, remove the part just written and raise OSError."""
         line = (json_text({"step": step, **values}) + "\n").encode()
         with self.path.open("ab", buffering=0) as file:
             before = file.tell()
@@ -238,7 +241,7 @@ class MetricsFile:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
 
     def read(self) -> list[dict[str, Any]]:
-        """Returns all complete lines; a killed process may have left a part of a line."""
+        """Returns all complete lines; skips a line that a killed process left incomplete."""
         if not self.path.is_file():
             return []
         found = []

@@ -154,7 +154,7 @@ def test_an_accuracy_that_cannot_be_noted_is_told(tmp_path):
         (tmp_path / "1" / "digests" / "digests.json").unlink()
         checkpoints.save(1, small(1), 0.9)
     assert len(said) == 1
-    assert "top1" in said[0]
+    assert "top-1" in said[0]
     assert "digests.json" in said[0]
 
 
@@ -184,10 +184,10 @@ def test_a_state_of_another_shape_dtype_or_tree_is_refused_by_name(state, tmp_pa
             return dataclasses.replace(wanted, **changes)
 
         scalar = jax.ShapeDtypeStruct((), np.float32, sharding=replicated(data_mesh()))
-        with pytest.raises(ConfigError, match=r": step is .*int32.* there, .*float32.* here"):
+        with pytest.raises(ConfigError, match=r": step is .*int32.* there, but .*float32.* in"):
             checkpoints.restore(1, but(step=scalar))
         unbiased = dict(wanted.params, classifier={"kernel": wanted.params["classifier"]["kernel"]})
-        with pytest.raises(ConfigError, match=r"classifier/bias is .* there, absent here"):
+        with pytest.raises(ConfigError, match=r"classifier/bias is .* there, but absent in"):
             checkpoints.restore(1, but(params=unbiased))
         with pytest.raises(ConfigError, match="params/more is absent there"):
             checkpoints.restore(1, but(params=dict(wanted.params, more=scalar)))

@@ -439,9 +439,9 @@ def test_up_to_the_limit_damaged_images_are_replaced_named_once_and_counted(
     assert sorted(found["val"]) == [3, 7, 200]
     assert all(1 <= line["step"] <= 9 and "not an image" in line["reason"] for line in listed)
     output = capsys.readouterr().out
-    assert output.count("corrupt, replaced by the next good one: digit ") == 10
+    assert output.count("corrupt image, replaced by the next good one: digit ") == 10
     assert output.count("further corrupt images are listed in") == 1
-    assert output.count("corrupt, left out: digit 7: not an image") == 1
+    assert output.count("corrupt image, left out: digit 7: not an image") == 1
     assert output.count("corrupt images left out: 3, listed in") == 2
     counts = [
         line["data/bad_records"]

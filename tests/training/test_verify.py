@@ -78,7 +78,7 @@ def test_the_digests_are_sealed(checkpoint):
         file.write_text(text)
         with pytest.raises(CorruptError) as raised:
             read_digests(checkpoint)
-        assert raised.value.reason == "digests.json is not what was written"
+        assert raised.value.reason == "digests.json differs from what was written"
         assert str(checkpoint) in str(raised.value)
     file.unlink()
     with pytest.raises(CorruptError, match="No such file"):

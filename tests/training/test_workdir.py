@@ -81,7 +81,7 @@ def test_classes_that_changed_are_named(tmp_path):
     open_workdir(config, PRINTS | {"classes": ["1", "10", "2"]})
     open_workdir(config, PRINTS | {"classes": ["1", "10", "2"]})
     said = refusal(config, PRINTS | {"classes": ["1", "2", "10"], "train": "cc"})
-    assert "number 1 was '10', is '2'" in said
+    assert "class 1 was '10', is '2'" in said
     said = refusal(config, PRINTS | {"classes": ["1", "10", "3", "4"], "train": "cc"})
     assert "removed: 2; added: 3, 4" in said
 

@@ -1,4 +1,4 @@
-"""Save the checkpoints of a run, keep the newest and the best, restore the newest intact one."""
+"""Save a run's checkpoints, keep the newest and the best, and restore the newest intact one."""
 
 import contextlib
 import dataclasses
@@ -38,12 +38,13 @@ PARTIAL = ".orbax-checkpoint-tmp"  # part of the name of a folder being written 
 
 
 class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
-    """The checkpoints of one run: the newest few, and the one with the best evaluation. A save
-    copies the state. In the background it hashes and writes it, renames the folder to commit it,
-    and reads it back. Only then does the step count as saved, and older steps are deleted. If a
-    save fails, a warning is printed, and the next save tries again. With several hosts, which would
-    wait for each other, it raises a `TrainingError` on all of them if the disk is full, otherwise a
-    `OneHostError`.
+    """The checkpoints of one run: the newest few, and the one with the best evaluation.
+
+    `save` copies the state. A background thread then hashes and writes the copy, renames the folder
+    to commit it, and reads it back. Only after that does the step count as saved, and older steps
+    are deleted. If a save fails, a warning is printed, and the next save tries again. With several
+    hosts a failed save raises an error instead, because the hosts would wait for each other: a
+    `TrainingError` on all of them if the disk is full, otherwise a `OneHostError`.
     """
 
     def __init__(
@@ -55,8 +56,10 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
         model: Mapping[str, Any] | None = None,
         verify: bool = True,
     ) -> None:
-        """Open `folder`, or create it; `tell` prints a line, and `watch` measures the delays.
-        `model` is a description that each step contains. With `verify`, each step is read back.
+        """Open or create `folder`.
+        `tell` is called with each line to print. `watch` measures how long saving delays the run.
+        `model` is the model's description, which every step contains. With `verify`, each step is
+        read back after it is written.
         """
         super().__init__(folder)
         self.tell = tell
@@ -81,7 +84,7 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
         self._orbax.close()
 
     def save(self, step: int, state: Any, top1: float | None = None) -> None:
-        """Start to save `state` as `step`; if it is already saved, only add its top-1 accuracy."""
+        """Start to save `state`; if `step` is already saved, only add its top-1 accuracy."""
         with self.watch.spent("saving"):
             self._finish_pending()
             if step not in self.steps:
@@ -92,7 +95,7 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
                     if jax.process_index() == 0:
                         add_notes(self.path(step), {"top1": top1})
                 except (OSError, CorruptError) as error:
-                    self.tell(f"warning: cannot add top1 to checkpoint {step}: {error}")
+                    self.tell(f"warning: cannot add top-1 to checkpoint {step}: {error}")
 
     def _start(self, step: int, state: Any, top1: float | None) -> None:
         if top1 is not None:
@@ -135,7 +138,7 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
         return [each for each in steps if each in kept]
 
     def _check_space(self, state: Any) -> None:
-        """Raise if the disk is too full, because Orbax would then leave a dozen failed threads."""
+        """Raise a UserError if the disk is too full; Orbax would leave a dozen failed threads."""
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         disk = shutil.disk_usage(self.folder)
         if disk.total > 0 and disk.free < needed:  # some network drives report no size at all
@@ -144,7 +147,7 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
             )
 
     def check(self) -> None:
-        """Handle the result of the background save if the save has ended; see also `wait`."""
+        """Handle the result of the background save if it has ended; `wait` waits until it has."""
         if self._pending is not None and self._pending[1].done():
             self._finish_pending()
 
@@ -158,7 +161,7 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
         (step, pending), self._pending = self._pending, None
         try:
             pending.result()
-        except Exception as error:  # as in `_start`
+        except Exception as error:  # of many types, as in `_start`
             with contextlib.suppress(Exception):  # Orbax raises the same error in every thread
                 self._orbax.wait_until_finished()
             self._fail(step, error, on_all_hosts=False)
@@ -178,8 +181,8 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
             raise kind(
                 f"{self.problem}; the same command on every host resumes from the latest checkpoint"
             ) from error
-        # The save's files may fill the disk. Orbax does not wait for its other writes, so delete
-        # until no new file has appeared for half a second.
+        # The failed save's files may fill the disk. Orbax does not wait for its remaining writes,
+        # so delete until no new file has appeared for half a second.
         quiet = 0
         for _ in range(100):
             quiet = 0 if self._delete_partial() else quiet + 1
@@ -198,10 +201,12 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
         return bool(found)
 
     def restore_latest(self, abstract_state: Any) -> tuple[int, Any] | None:
-        """Returns the newest intact step and its state; None if nothing was ever saved. Newer,
-        corrupt steps are reported and renamed (120 becomes 120.damaged). The first process chooses;
-        the others verify the same step and use its list of steps. Raises ConfigError if no step is
-        intact or as `restore` does, and UserError if another host failed.
+        """Returns the newest intact step and its state; None if nothing was ever saved.
+
+        Corrupt steps that are newer are reported and renamed (120 becomes 120.damaged). The first
+        process chooses the step; the others verify it and use the first process's list of steps.
+        Raises ConfigError if there are steps but none is intact, and for the same reasons as
+        `restore`. Raises UserError if another host failed.
         """
         first = jax.process_index() == 0
         chosen, arrays = run_on_all_hosts(lambda: self._verify_latest() if first else (None, {}))
@@ -222,8 +227,8 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
                 self.tell(self._quarantine(step, error))
         if any(self.folder.glob(f"*{QUARANTINED}*")):
             raise ConfigError(
-                f"every checkpoint in {self.folder} is corrupt; restore one from a copy, or start "
-                "from scratch in another --workdir"
+                f"every checkpoint in {self.folder} is corrupt; restore one from a backup, or start"
+                " from scratch in another --workdir"
             )
         return None, {}
 
@@ -242,9 +247,9 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
 
 
 def _barrier(*, key: str, timeout_ms: int) -> None:
-    """Wait for the other hosts, unless this host's save has failed. Orbax calls this in the
-    `finally` clause of its thread. After a failed save, all hosts would wait for 20 minutes without
-    a message.
+    """Wait for the other hosts; if this host's save has failed, raise its error instead.
+    Orbax calls this in the `finally` clause of its thread. If a failed save waited here, all hosts
+    would wait for 20 minutes without a message.
     """
     error = sys.exception()
     if error is not None and threading.current_thread() is not threading.main_thread():

@@ -1,8 +1,9 @@
 """Verify, restore and list the checkpoints of a run, or open the best one as a model.
 
-A checkpoint is a folder whose name is its step. Its folder `state` has the arrays in the format of
-Orbax. `digests/digests.json` has the dtype, shape and sha256 of each array, the description of the
-model and the top-1 accuracy. A sha256 over all of this is in the same file.
+A checkpoint is a folder named after its step. Its folder `state` has the arrays in the format of
+Orbax. `digests/digests.json` has the digest (dtype, shape and sha256) of each array, the
+description of the model (architecture, preprocessing, class names) and the top-1 accuracy. It also
+has a sha256 over all of this.
 """
 
 import hashlib
@@ -41,9 +42,9 @@ class CorruptError(ConfigError):
 def read_verified(
     checkpoint: Path, wanted: Callable[[str], bool] = lambda name: True
 ) -> dict[str, np.ndarray]:
-    """Returns the arrays of a checkpoint for which `wanted(name)` is true, after verifying them.
-    Raises CorruptError with the first array that is missing or differs, or ConfigError if a file
-    cannot be opened, because its content may still be intact.
+    """Verify and return those arrays of a checkpoint for which `wanted(name)` is true.
+    Raises CorruptError if the arrays cannot be read, or if one is missing or differs from what was
+    saved. Raises ConfigError instead if a file cannot be opened, because its content may be intact.
     """
     try:
         digests = read_digests(checkpoint)["arrays"].items()
@@ -62,7 +63,7 @@ def read_verified(
 
 
 def find_difference(arrays: Mapping[str, np.ndarray], written: Mapping[str, Any]) -> str | None:
-    """Returns the first difference between `arrays` and the digests in `written`, or None."""
+    """Describe the first array that differs from its digest in `written`; None if there is none."""
     for name in sorted(written.keys() | arrays.keys()):
         if name not in arrays:
             return f"{name} is missing"
@@ -88,19 +89,19 @@ def _check_readable(checkpoint: Path) -> None:
 
 
 def write_digests(folder: Path, arrays: Mapping[str, np.ndarray], notes: Mapping[str, Any]) -> None:
-    """Write `notes` and the digests of `arrays` to `folder`, which is CHECKPOINT/digests."""
+    """Write `notes` and the digests of `arrays` to digests.json in `folder`, CHECKPOINT/digests."""
     entries = {name: _digest_array(array) for name, array in sorted(arrays.items())}
     _write(folder, {**notes, "arrays": entries})
 
 
 def add_notes(checkpoint: Path, notes: Mapping[str, Any]) -> None:
-    """Replace some of the notes that `write_digests` wrote; an error leaves the file unchanged."""
+    """Add or replace notes that `write_digests` wrote; on an error, the file is unchanged."""
     _write(checkpoint / "digests", read_digests(checkpoint) | dict(notes))
 
 
 def read_digests(checkpoint: Path) -> dict[str, Any]:
-    """Returns what `write_digests` wrote: the notes, and the digests under the key "arrays". Raises
-    CorruptError if the file is missing or differs from what was written.
+    """Returns what `write_digests` wrote: the notes, and the digests under the key "arrays".
+    Raises CorruptError if the file is missing or differs from what was written.
     """
     try:
         body = json.loads((checkpoint / "digests" / DIGESTS_FILE).read_bytes())
@@ -111,12 +112,12 @@ def read_digests(checkpoint: Path) -> dict[str, Any]:
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
         body, seal = {}, None
     if seal != _seal(body):
-        raise CorruptError(checkpoint, f"{DIGESTS_FILE} is not what was written")
+        raise CorruptError(checkpoint, f"{DIGESTS_FILE} differs from what was written")
     return body
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
-    """Returns the leaves by path ("params/conv1/..."); dicts and named tuples give equal paths."""
+    """Returns the leaves by path ("params/conv1/..."), the same for dict keys and named fields."""
 
     def part(key: Any) -> str:
         return str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
@@ -140,7 +141,7 @@ def first_line(error: Exception) -> str:
 
 
 def _digest_array(array: np.ndarray) -> list[Any]:
-    """Returns the dtype, the shape and the sha256 of the bytes in C order."""
+    """Returns the dtype and the shape of an array, and the sha256 of its bytes in C order."""
     sha256 = hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
     return [str(array.dtype), list(array.shape), sha256]
 
@@ -155,7 +156,7 @@ def _write(folder: Path, body: Mapping[str, Any]) -> None:
 
 
 def _read_arrays(folder: Path, names: list[str]) -> dict[str, np.ndarray]:
-    """Read arrays that Orbax wrote. Orbax would place them on devices before they are verified."""
+    """Read arrays that Orbax wrote; Orbax would place them on devices before they are verified."""
     import tensorstore  # here, so that `gnet train --help`, which imports this module, is fast
 
     def start_opening(name: str) -> Any:
@@ -205,12 +206,13 @@ class SavedSteps:
 
     @property
     def best(self) -> int | None:
-        """The step with the highest top-1 accuracy; if several have it, the newest of them."""
+        """The step with the highest top-1 accuracy, or the newest of them if there are several."""
         return max(self.top1, key=lambda step: (self.top1[step], step), default=None)
 
     def restore(self, step: int, abstract_state: Any) -> Any:
-        """Returns the verified state of `step`, with the shardings of `abstract_state`. Raises
-        ConfigError if the step is corrupt or its leaves, shapes or dtypes differ.
+        """Returns the verified state of `step`, with the shardings of `abstract_state`.
+        Raises ConfigError if the step is corrupt, or if the names, shapes or dtypes of its leaves
+        differ from those of `abstract_state`.
         """
         return self._place(step, read_verified(self.path(step)), abstract_state)
 
@@ -223,8 +225,8 @@ class SavedSteps:
             if expected.get(name) != found.get(name):
                 raise ConfigError(
                     f"checkpoint {step} in {self.folder} does not fit this run: {name} is "
-                    f"{found.get(name, 'absent')} there, {expected.get(name, 'absent')} here; use "
-                    "the code that wrote the checkpoint, or another --workdir"
+                    f"{found.get(name, 'absent')} there, but {expected.get(name, 'absent')} in "
+                    "this run; use the code that wrote the checkpoint, or another --workdir"
                 )
         placed = [
             jax.make_array_from_callback(leaf.shape, leaf.sharding, arrays[name].__getitem__)
@@ -239,10 +241,12 @@ def is_workdir(path: Path) -> bool:
 
 
 def read_workdir(workdir: Path) -> "TrainedModel":
-    """Returns the model in a run's best checkpoint, or in its newest if none was evaluated. The
-    parameters are averaged if the run averaged them. The run's data may be missing. Raises
-    WeightsError if there is no checkpoint or it does not fit its description, and CorruptError if
-    it or the digests of any step are corrupt.
+    """Returns the model in a run's best checkpoint, or in its newest if none was evaluated.
+
+    The parameters are the averaged ones if the run averaged them. The run's data are not needed.
+    Raises WeightsError if there is no checkpoint, or if its arrays do not match the architecture
+    saved with it. Raises CorruptError if this checkpoint, or the digests of any other,
+    is corrupt.
     """
     from gnet_jax.model_folder.folder import WeightsError, folder_of  # imports Flax, which is slow
 

@@ -1,6 +1,6 @@
-"""Start a run: join the other hosts, agree with them, exit if one is lost, restart after a crash.
+"""Start a run: join the other hosts, compare with them, exit if one is lost, restart after a crash.
 
-Every host must call the functions that exchange something, in the same order.
+All hosts must call the functions that communicate, in the same order.
 """
 
 import contextlib
@@ -37,29 +37,29 @@ if TYPE_CHECKING:
 
 Value = TypeVar("Value")
 
-ACKNOWLEDGE = "GNET_JAX_ACKNOWLEDGE"  # the file descriptor to which a run acknowledges a signal
+ACKNOWLEDGE = "GNET_JAX_ACKNOWLEDGE"  # variable: file descriptor to acknowledge signals on
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 EXIT_LOST = 3  # exit code if the processes could not connect, or if one of them was lost
 
-# JAX ends all processes if one of them has not answered for up to twice this time.
+# If one process stops answering, JAX ends all of them after at most twice this time.
 HEARTBEAT_SECONDS = 15
 SHUTDOWN_SECONDS = 30  # how long a finished process waits for the others to finish
 
 # Hosts may differ in these fields, which are paths and numbers of threads.
 PER_HOST_FIELDS = ("workdir", "init", "data.source", "data.threads", "data.workers")
-TOKEN_SECONDS = 10  # time limit for a file of host 0 to appear on a network file system
+TOKEN_SECONDS = 10  # within which the other hosts must see a file that host 0 creates
 
 PR_SET_PDEATHSIG = 1  # from Linux's prctl.h
 STOPPED = tuple(128 + number for number in SIGNALS)  # exit codes of a run that saved and stopped
 CRASHES = 3  # give up after this many crashes in a row without a newer checkpoint
 LONGEST_DELAY = 300.0
-# When a job ends, all its processes get a signal, and a second one kills the run. So the supervisor
-# forwards its signal only if the run has not acknowledged one within this time.
+# A scheduler that ends a job signals all its processes, and a second signal kills a run. So the
+# supervisor forwards its signal only if the run has not acknowledged one within this time.
 GRACE_SECONDS = 0.5
 
 
 class TrainingError(RuntimeError):
-    """Training cannot continue on any host: it is not finite, does not learn, or was not saved."""
+    """No host can continue: values are not finite, a head does not learn, or a save failed."""
 
 
 class OneHostError(TrainingError):
@@ -81,8 +81,9 @@ def should_join(launch: Launch) -> bool:
 
 
 def detect_cluster() -> str | None:
-    """Returns the kind of multi-process job that this process belongs to, or None. In doubt it is a
-    job, because its processes must not each train alone in the same workdir.
+    """Returns the kind of multi-process job that this process belongs to, or None.
+    If this is uncertain, it assumes a job. Otherwise all the processes could train separately in
+    one workdir.
     """
     env = os.environ
     slurm = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
@@ -112,7 +113,7 @@ def _number(name: str) -> int:
 
 @contextlib.contextmanager
 def handle_stop_signals(handler: Callable[[int, Any], None]) -> Iterator[Sequence[int]]:
-    """Install `handler` for the signals that stop a run, except SIGHUP under nohup; yield them."""
+    """Install `handler` for the signals that stop a run; yield them. Under nohup, omits SIGHUP."""
     nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     numbers = [each for each in SIGNALS if not (nohup and each == signal.SIGHUP)]
     before = {each: signal.signal(each, handler) for each in numbers}
@@ -124,10 +125,10 @@ def handle_stop_signals(handler: Callable[[int, Any], None]) -> Iterator[Sequenc
 
 
 def start(launch: Launch) -> None:
-    """Join the other processes of the run, if any. Call this before anything uses a device. If they
-    do not all join within `launch.start_timeout`, the process exits with `EXIT_LOST`. Raises
-    ConfigError if it cannot determine which processes belong to the run, and HostsError if the
-    others cannot be reached.
+    """Join the other processes of the run, if any. Call this before anything uses a device.
+    If they do not all join within `launch.start_timeout` seconds, the process exits with
+    `EXIT_LOST`. Raises ConfigError if it cannot determine which processes belong to the run, and
+    HostsError if the others cannot be reached.
     """
     if not should_join(launch):
         return
@@ -193,8 +194,9 @@ def gather(text: str) -> list[str]:
 
 
 def run_on_all_hosts(action: Callable[[], Value]) -> Value:
-    """Call `action` on every host, and return its result here if it succeeds on all of them. If it
-    fails here, raises its UserError; if only on other hosts, a UserError with the first.
+    """Call `action` on every host; if it succeeds on all of them, return this host's result.
+    If `action` raises a UserError on this host, raises that error. If it fails only on other hosts,
+    raises a UserError with the message of the first of these hosts.
     """
     try:
         value, own = action(), None
@@ -221,7 +223,7 @@ def identity(run: "Run", fingerprints: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def compare(own: Mapping[str, Any]) -> None:
-    """Raise a ConfigError on every host that names the first host that differs from host 0."""
+    """Raise a ConfigError on every host if any host's values differ from those of host 0."""
     first, *others = (json.loads(text) for text in gather(json.dumps(own)))
     for host, values in enumerate(others, 1):
         differing = [
@@ -268,9 +270,10 @@ def _wait_for_token(workdir: Path, token: str) -> None:
 
 @contextlib.contextmanager
 def abort_on_unexpected_error(*expected: type[Exception]) -> Iterator[None]:
-    """With several processes, exit at once if the body raises an error on this process only. A
-    normal exit would wait for the others, which wait for this process in the current step. A
-    `UserError` and the types in `expected`, except a `OneHostError`, are raised on every process.
+    """With several processes, exit at once if the body raises an error on this process only.
+    A normal exit would wait for the others, which wait for this process in the current step. An
+    error that all processes raise passes through: a `UserError` or a type in `expected`, but not a
+    `OneHostError`.
     """
     try:
         yield
@@ -353,7 +356,7 @@ class Supervisor:
         environment = os.environ | {ACKNOWLEDGE: str(self._acknowledge)}
         if reason is not None:
             environment[RESTART] = json.dumps(reason)
-        # In a new session, Ctrl-C in a terminal signals only this process, which forwards it.
+        # In its own session, the run gets no Ctrl-C from the terminal; this process forwards it.
         with subprocess.Popen(
             self._command, env=environment, pass_fds=(self._acknowledge,), start_new_session=True
         ) as child:

@@ -1,8 +1,8 @@
-"""Stop every host after the same step, if any host receives a signal or has a fault.
+"""Stop all hosts after the same step, if one of them gets a signal or cannot load its data.
 
 The hosts agree without an extra wait. Each host passes a `stop` code to the compiled step, which
-returns the largest code of all hosts. Every host reads the result of step n, at the latest, after
-it has dispatched step n + 1. So a code passed to step n ends the run after step n + 1.
+returns the largest code of all hosts. Every host reads the result of step n no later than just
+after it has dispatched step n + 1. So a code passed to step n ends the run after step n + 1.
 """
 
 import contextlib
@@ -23,11 +23,11 @@ from gnet_jax.training.observe.faults import BadImages
 from gnet_jax.training.sharding import AXIS, split
 
 FAULT = 1000  # the stop code of a host that cannot load its batch; larger than any signal number
-LEAD = 2  # steps from the one that gets a code to the last one that is trained, both included
+LEAD = 2  # number of steps from the one that is passed a code to the last of the run, inclusive
 
 
 class StopRequest(contextlib.ExitStack):
-    """On SIGINT, SIGTERM or SIGHUP, asks the loop to save and stop; a second signal kills."""
+    """On SIGINT, SIGTERM or SIGHUP, asks the loop to save and stop. A second signal kills it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class Vote:
         return self._flag(code) if code else self._no_stop
 
     def read(self, step: int, stop: jax.Array) -> None:
-        """Read the stop code that training step number `step` returned; the first non-zero wins."""
+        """Record the stop code that training step `step` returned; the first non-zero code wins."""
         code = int(stop)
         if code and not self.code:
             self.code, self._last_step = code, step + LEAD - 1
@@ -87,8 +87,8 @@ class Vote:
 
 
 def voting(step: Callable[..., Any], *, manual: bool = False) -> Callable[..., Any]:
-    """Returns a function `(state, batch, stop) -> (step(state, batch), largest stop)`. With
-    `manual`, `step` takes one device's share of the batch (see `compile_train_step`).
+    """Returns a function `(state, batch, stop) -> (step(state, batch), largest stop)`.
+    With `manual`, `step` takes one device's share of the batch (see `compile_train_step`).
     """
 
     def voting_step(state: Any, batch: Any, stop: jax.Array) -> Any:
@@ -99,7 +99,7 @@ def voting(step: Callable[..., Any], *, manual: bool = False) -> Callable[..., A
 
 
 class _Batches:
-    """The batches of this host; `fault` is the error if a batch cannot be loaded."""
+    """The batches of this host; `fault` is the error that loading a batch raised, or None."""
 
     def __init__(self, batches: Iterator[Any]) -> None:
         self._batches = batches
@@ -111,7 +111,7 @@ class _Batches:
 
 
 class TrainBatches(_Batches):
-    """The batches after step `start`, up to `total`, loaded early enough to report a fault in time.
+    """The batches of steps `start + 1` to `total`, loaded early enough to report a fault in time.
     `bad_images.step` is set to the step whose batch is being loaded. If a host cannot load its
     first batches, every host raises a UserError.
     """
@@ -143,7 +143,7 @@ class TrainBatches(_Batches):
 
 
 class EvalBatches(_Batches):
-    """Evaluation batches. If one cannot be loaded, yields `empty` instead, as the last batch."""
+    """Evaluation batches. If one of them cannot be loaded, yields `empty` instead and ends."""
 
     def __init__(self, batches: Iterator[Any], empty: Any) -> None:
         super().__init__(batches)

@@ -30,8 +30,9 @@ KEPT_SAVES = 20
 
 
 class Stopwatch:
-    """Measures how many seconds this start spends on each of `KINDS`; the rest is training. Of
-    loading data and saving, only the time for which they delay the loop is counted.
+    """Measures how many seconds this start of the run spends on each of `KINDS`.
+    Loading data and saving count only while they delay the loop. Time spent on none of the other
+    kinds is training.
     """
 
     def __init__(self) -> None:
@@ -49,11 +50,11 @@ class Stopwatch:
             self._spent[kind] += time.perf_counter() - before
 
     def saved(self, step: int) -> None:
-        """Record that the save of `step` starts."""
+        """Record the time at which the save of `step` starts."""
         self._saves[step] = time.perf_counter() - self._began
 
     def record(self, step: int) -> dict[str, Any]:
-        """Returns the times of this start for `run.json`; `step` is the one it has reached."""
+        """Returns the times of this start for `run.json`; `step` is the last finished step."""
         total = time.perf_counter() - self._began
         seconds = self._spent | {"training": total - sum(self._spent.values())}
         saves = sorted(self._saves.items())[-KEPT_SAVES:]
@@ -66,8 +67,8 @@ class Stopwatch:
 
 
 def total_seconds(starts: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Returns the seconds by kind over all `starts`, the records in `run.json`, and `LOST`. `LOST`
-    is the time that a start spent after the checkpoint from which a later start resumed.
+    """Returns the seconds of each kind, and of `LOST`, over all `starts` recorded in `run.json`.
+    `LOST` is the time that a start spent after the checkpoint from which a later start resumed.
     """
     sums = dict.fromkeys((*KINDS, LOST), 0.0)
     for number, start in enumerate(starts):
@@ -111,9 +112,10 @@ def duration(seconds: float) -> str:
 
 
 class Board:
-    """Writes scalars and histograms for TensorBoard into a folder. A full disk ends the thread of
-    tensorboardX's `SummaryWriter`, whose queue then blocks the run. From `purge_step` on,
-    TensorBoard hides the points of older files, which a killed process wrote.
+    """Writes scalars and histograms for TensorBoard into a folder.
+    tensorboardX's `SummaryWriter` is not used: a full disk ends its thread, and its queue then
+    blocks the run. TensorBoard hides the points of older files, left by a killed process, from step
+    `purge_step` on.
     """
 
     def __init__(self, folder: Path, purge_step: int) -> None:
@@ -126,8 +128,9 @@ class Board:
         values: Mapping[str, float],
         histograms: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None,
     ) -> None:
-        """Add a point to the curve of each value, and the histograms of this step. A histogram is
-        counts (N,) and edges (N + 1,). Raises OSError if the file is not writable.
+        """Add a point to the curve of each value, and the histograms of this step.
+        A histogram is a pair of counts (N,) and edges (N + 1,). Raises OSError if the file is not
+        writable.
         """
         summaries = [scalar(name, value) for name, value in values.items()]
         summaries += [_histogram(name, *each) for name, each in (histograms or {}).items()]
@@ -147,7 +150,7 @@ class Board:
             raise
 
     def close(self) -> None:
-        """Close the file; `add` opens a new one. Ignores errors, which `add` has raised before."""
+        """Close the file; the next `add` opens a new one. Ignores errors: `add` has raised them."""
         if self._writer is not None:
             with contextlib.suppress(OSError):
                 self._writer.close()
@@ -197,7 +200,7 @@ class SafeConsole(Console):
 
 
 class Reporter(contextlib.AbstractContextManager["Reporter"]):
-    """Prints a live line on a terminal, or plain lines if piped; writes metrics.jsonl, a `Board`.
+    """Prints metrics, as one live line on a terminal, and logs them (metrics.jsonl, TensorBoard).
     With `enabled=False`, as on every process except the first, nothing is printed or written.
     """
 
@@ -242,8 +245,8 @@ class Reporter(contextlib.AbstractContextManager["Reporter"]):
     def training(
         self, step: int, values: dict[str, float], eta: float, *, evaluations: bool
     ) -> None:
-        """Log the mean metrics since the last report, and show them as one line. `eta` is the
-        remaining time in seconds; `evaluations` is whether it includes evaluations.
+        """Log the mean metrics since the last report, and show them as one line.
+        `eta` is the remaining time in seconds; `evaluations` is whether it includes evaluations.
         """
         self._log(step, values | {"perf/goodput": goodput(self.account(step))})
         heads = [name[len("train/") : -len("_top1")] for name in values if name.endswith("_top1")]
@@ -281,7 +284,7 @@ class Reporter(contextlib.AbstractContextManager["Reporter"]):
             self.say(f"warning: cannot add step {step} to {file.path} ({error.strerror})")
 
     def _log(self, step: int, values: dict[str, float]) -> None:
-        """Write `values`, after earlier ones that could not be written to a full disk."""
+        """Log `values`, after any earlier values that a full disk kept from being logged."""
         if not self._enabled:
             return
         self._unwritten.append((step, values))
@@ -318,7 +321,7 @@ class Meter:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Exclude the time that the body takes to evaluate, save or diagnose."""
+        """Exclude the body, which evaluates, saves or diagnoses, from the time per step."""
         began = time.perf_counter()
         yield
         self._since += time.perf_counter() - began

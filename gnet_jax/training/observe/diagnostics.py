@@ -1,4 +1,4 @@
-"""Diagnose the gradients, activations and updates of each block, in a separate program.
+"""Diagnose the gradients, activations and updates of each block, with a program of its own.
 
 Shapes: B batch, H height, W width, C channels.
 """
@@ -35,10 +35,11 @@ def diagnose(
     loss: LossConfig,
 ) -> dict[str, Any]:
     """Returns diagnostics of the next training step on `batch`, with its augmentation and dropout.
-    `scalars` are float32 values by name (docs/ablations.md lists them). `histograms` has the pair
-    (counts, edges) for the gradient and the parameters of each block, a top-level module. The whole
-    batch is processed at once, also if the training step processes it in parts with other dropout
-    masks.
+
+    `scalars` are float32 values by name (docs/ablations.md lists them). `histograms` has a pair
+    (counts, edges) for the gradient and one for the parameters of each block (a top-level module).
+    The whole batch is processed at once, even if the training step splits it into parts, whose
+    dropout masks would differ.
     """
     augment_key, dropout_key = step_keys(state.rng, state.step)
     images_BHWC, targets_BK = augment(batch["image"], batch["label"], augment_key)
@@ -84,7 +85,7 @@ def _norms(name: str, tree: Mapping[str, Any]) -> dict[str, jax.Array]:
 
 
 def _activations(layers: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """Returns RMS and fraction of dead channels of every layer's output, after its ReLU."""
+    """Returns the RMS and the fraction of dead channels of each layer's output, after its ReLU."""
     flat: Any = traverse_util.flatten_dict(dict(layers))
     outputs = {path: values for path, values in flat.items() if path[-1] == "output"}
     found = {}
@@ -103,8 +104,9 @@ def _histogram(tree: Any) -> tuple[jax.Array, jax.Array]:
 
 
 class Diagnostics(contextlib.AbstractContextManager["Diagnostics"]):
-    """Diagnoses a run every `every` steps from `start` on, for a log and for TensorBoard. `step` is
-    the compiled `diagnose`, a function of `(state, batch)`. `tell` prints a line.
+    """Diagnoses a run every `every` steps, and logs the results to a file and to TensorBoard.
+    `step` is the compiled `diagnose`, a function of `(state, batch)`. `start` is the step from
+    which the run resumes. `tell` prints a line.
     """
 
     def __init__(
@@ -125,18 +127,18 @@ class Diagnostics(contextlib.AbstractContextManager["Diagnostics"]):
         self._board.close()
 
     def __call__(self, finished: int, state: TrainState, batch: Mapping[str, jax.Array]) -> None:
-        """Diagnose the step that follows `finished` steps, if a diagnosis is due."""
+        """If a diagnosis is due after `finished` steps, diagnose the next step, on `batch`."""
         if finished % self._every:
             return
         if not self._compiled:
-            self._tell("compiling the diagnosis, which takes longer than the step itself ...")
+            self._tell("compiling the diagnosis (this takes longer than compiling the step) ...")
             self._compiled = True
         found = jax.device_get(self._step(state, batch))
         if jax.process_index():
             return
         scalars = {name: value.item() for name, value in found["scalars"].items()}
         histograms = found["histograms"].items()
-        # A histogram of values that are not finite has no edges; the loop reports such values.
+        # A histogram of values that are not finite has no finite edges; the loop reports them.
         histograms = {name: each for name, each in histograms if np.isfinite(each[1]).all()}
         try:
             self._file.append(finished, scalars)

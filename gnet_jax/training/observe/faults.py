@@ -1,4 +1,4 @@
-"""Record the faults that do not end a run: corrupt images, skipped steps, dead heads."""
+"""Record faults that need not end a run: corrupt images, skipped steps, dead heads."""
 
 import dataclasses
 import math
@@ -27,8 +27,8 @@ MARGIN = 0.02  # a loss this close to ln(classes) is that of guessing
 LEARNS = 0.1  # a head whose loss is this far below ln(classes) has learned something
 
 DIVERGED = (
-    "lower optim.learning_rate, lengthen optim.warmup_epochs or set optim.clip_norm, in another "
-    "workdir"
+    "lower optim.learning_rate, lengthen optim.warmup_epochs or set optim.clip_norm, and use "
+    "another workdir"
 )
 REMEDIES = (
     "lower optim.learning_rate (0.005 instead of 0.01 has fixed a dead main head), lengthen "
@@ -38,8 +38,8 @@ REMEDIES = (
 
 
 class BadImages:
-    """The corrupt images of a run, `train` and `val`, listed in `bad_records.jsonl` of the workdir.
-    Every host lists the images that it reads; the file of host 1 is `bad_records-1.jsonl`.
+    """The corrupt images of a run, by split; they are listed in `bad_records.jsonl` in the workdir.
+    Each host lists the images that it reads; the file of host 1 is `bad_records-1.jsonl`.
     """
 
     def __init__(self, run: Run, workdir: Path, reporter: Reporter, start_step: int) -> None:
@@ -60,7 +60,7 @@ class BadImages:
             line = {"split": split, **dataclasses.asdict(record)}
             self._reporter.append(self._file, self.step, line)
             if len(records) <= SHOWN:
-                self._reporter.say(f"corrupt, {what}: {record}")
+                self._reporter.say(f"corrupt image, {what}: {record}")
             elif len(records) == SHOWN + 1:
                 self._reporter.say(f"further corrupt images are listed in {path}")
 
@@ -75,8 +75,8 @@ class BadImages:
 
 class SkippedSteps:
     """Reads the metrics of every step, and counts the steps skipped because they are not finite.
-    They are listed in `skipped_steps.jsonl` of the workdir. A resumed run keeps the list up to its
-    first step, and counts steps in a row from 0.
+    The skipped steps are listed in `skipped_steps.jsonl` in the workdir. A resumed run keeps the
+    list up to the step from which it resumes, and counts skipped steps in a row from 0 again.
     """
 
     def __init__(self, run: Run, workdir: Path, reporter: Reporter, start_step: int) -> None:
@@ -90,14 +90,14 @@ class SkippedSteps:
 
     @property
     def near_limit(self) -> bool:
-        """Whether one more bad step ends the run; each step is then read before the next starts."""
+        """Whether one more bad step ends the run; if so, every step's metrics are read at once."""
         return self._in_a_row + 1 >= self._run.config.max_bad_steps
 
     def read(
         self, step: int, metrics: Any, batch: dict[str, jax.Array], state: Any
     ) -> dict[str, float]:
-        """Copy the metrics of `step`, which took `batch` and returned `state`, and return them. If
-        it is the last bad step in a row that the config allows, writes a replay file and raises
+        """Returns the metrics of `step` as floats; the step took `batch` and returned `state`.
+        If this is the last of `max_bad_steps` bad steps in a row, writes a replay file and raises
         TrainingError.
         """
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
@@ -138,10 +138,10 @@ def write_replay(
     batch: dict[str, jax.Array],
     metrics: dict[str, float],
 ) -> Path:
-    """Write `replay-STEP.npz` into `workdir`, and return its path. All hosts must call this. It has
-    arrays and JSON, but no pickle: the global batch, the indices of its examples, the state before
-    the step, the config and the network. `state` is the state after `step`, which differs only in
-    the step counts because the step was skipped.
+    """Write `replay-STEP.npz` into `workdir`, and return its path. All hosts must call this.
+    The file has arrays and JSON, but no pickle: the global batch, the indices of its examples, the
+    state before the step, the config and the network. `state` is the state after `step`; it differs
+    from the state before only in the step counts, because the step was skipped.
     """
     file = workdir / f"replay-{step}.npz"
     whole = multihost_utils.process_allgather(batch, tiled=True)
@@ -167,7 +167,7 @@ def write_replay(
 
 
 def _undo_step_counts(state: Any) -> Any:
-    """Returns the state with its step counts reduced by one, for the skipped step."""
+    """Returns the state before the skipped step, by reducing its step counts by one."""
 
     def undo(x: Any) -> Any:
         return x._replace(count=x.count - 1) if counts_steps(x) else x
@@ -177,23 +177,24 @@ def _undo_step_counts(state: Any) -> Any:
 
 
 class DeadHeadGuard:
-    """Detects heads that do not learn, from the mean loss of each head in each report. Without
-    batch norm, only an auxiliary head may learn: in BVLC/caffe#1598 the main loss stayed at ln 1000
-    = 6.908 for 2.4 million steps. A head is dead if, for `patience` steps after the warm-up, every
-    reported loss was within `MARGIN` of ln(classes), the loss of equal probabilities with any label
-    smoothing or mixup.
+    """Detects a main head that does not learn, from the mean loss of each head in each report.
+
+    A head is dead if, for `patience` steps after the warm-up, every reported loss was within
+    `MARGIN` of ln(classes), the loss of equal probabilities even with label smoothing or mixup.
+    Without batch norm, an auxiliary head may learn while the main head does not: in BVLC/caffe#1598
+    the main loss stayed at ln 1000 = 6.908 for 2.4 million steps.
     """
 
     def __init__(self, heads: Sequence[str], classes: int, *, warmup: int, patience: int) -> None:
         self._heads = tuple(heads)  # the main head first
         self._guessing = math.log(classes)
         self._warmup, self._patience = warmup, patience
-        self._since: dict[str, int] = {}  # per head, the step since which its loss is a guess's
+        self._since: dict[str, int] = {}  # head -> step since which its loss is that of guessing
         self._reported = False
 
     def read(self, step: int, means: Mapping[str, float]) -> str | None:
-        """Returns a message about the problem and its fixes; None if none is new. `means` has the
-        means of `main_loss`, `aux4a_loss` and so on since the last call.
+        """Returns a message about a new problem and its fixes, or None.
+        `means` has the means of `main_loss`, `aux4a_loss` and so on since the last call.
         """
         losses = {head: means[f"{head}_loss"] for head in self._heads}
         for head, loss in losses.items():
@@ -213,7 +214,7 @@ class DeadHeadGuard:
         what = f"no head has learned since step {max(self._since.values())}"
         if learning:
             what = f"the main head has not learned since step {self._since[main]}, but "
-            what += f"{' and '.join(learning)} did"
+            what += f"{' and '.join(learning)} learned"
         return (
             f"{what}: the main loss is {losses[main]:.3f}, and guessing has a loss of "
             f"{self._guessing:.3f}. To fix it: {REMEDIES}"
@@ -221,5 +222,5 @@ class DeadHeadGuard:
 
 
 def default_patience(steps_per_epoch: float) -> int:
-    """Returns the steps of one epoch, but at least 200 and at most 10,000."""
+    """Returns the number of steps per epoch, but at least 200 and at most 10,000."""
     return round(min(max(steps_per_epoch, 200), 10_000))
