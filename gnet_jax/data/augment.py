@@ -70,7 +70,7 @@ def augment(
     num_classes: int,
     offset: int | jax.Array = 0,
 ) -> tuple[jax.Array, jax.Array]:
-    """Mirrors, distorts, mixes, normalises and erases uint8 RGB images that the host has cropped.
+    """Mirrors, distorts, mixes, normalises and partly erases the host's cropped uint8 RGB images.
 
     Steps that `augmentation` switches off are not compiled. `offset` is the position of the first
     image in the global batch; it must be even for mixup. Returns float32 inputs (B, H, W, C) and
@@ -194,7 +194,7 @@ def _apply(
     """Returns the image after the one distortion whose `due` is true. Computes all distortions."""
     grey_HW1 = grey(image_HWC)
     others = {"brightness": 0.0, "contrast": mean_grey(grey_HW1), "saturation": grey_HW1}
-    # Three of them blend with a grey image. Select the factor and the grey image, and blend once.
+    # Three distortions blend with a grey image. Select that image and the factor, and blend once.
     factor, other_HW1 = jnp.float32(1.0), jnp.zeros_like(grey_HW1)
     for name, other in others.items():
         if name in due:

@@ -45,7 +45,7 @@ class BadRecord:
 
 
 class BadRecords:
-    """The corrupt images of one source that were found so far, each once.
+    """The corrupt images found so far in one source, without duplicates.
 
     `limit` is the largest fraction of the examples that may be corrupt. `known` were found before a
     restart; `on_new` is called with each further one. `listed_in` is the file that lists them all.
@@ -99,7 +99,7 @@ def read_example(source: Source, index: int) -> Example:
     """Returns `source[index]`. Raises ImageError if the source detects that the record is corrupt.
 
     Raises DataError if the label is out of range or a file cannot be read, perhaps temporarily.
-    Training does not replace such an example by another.
+    Training does not replace such examples by others.
     """
     try:
         example = source[index]
@@ -135,7 +135,7 @@ def _order(size: int, seed: int) -> Any:
 def batch_indices(size: int, config: Config, step: int) -> np.ndarray:
     """Returns the indices, (B,) int64, of the examples in the global batch of `step`.
 
-    The first step is 1. `size` is the number of examples. Corrupt images count like the others.
+    The first step is 1. `size` is the number of examples. Corrupt images are included.
     """
     order, end = _order(size, config.seed), step * config.batch_size
     return np.array([order[place] for place in range(end - config.batch_size, end)], np.int64)
@@ -225,8 +225,8 @@ def eval_batches(
 ) -> Generator[Batch, None, None]:
     """Yields this host's slice of each evaluation batch: all examples in order, then padding.
 
-    Padding and images that cannot be decoded are black, and their mask is False. The
-    argument `bad` and the errors are those of `train_batches`.
+    Padding and images that cannot be decoded are black, and their mask is False. `bad` and
+    the errors are those of `train_batches`.
     """
     bad = BadRecords(source) if bad is None else bad
     places = _host_places(batch_size, host, hosts)

@@ -23,8 +23,8 @@ from gnet_jax.data.sources.folder import IMAGES_LOST, REASONS, SUFFIXES, counted
 
 SMALL_SIDE = 32  # pixels; an image with a shorter side is reported
 LONG_ASPECT = 4  # longer side / shorter side; an image with a larger ratio is reported
-NAMED = 10  # corrupt images, wrong labels or duplicates that are listed; the others are counted
-ODD_NAMED = 3  # files that are listed for each unusual property and each reason for skipping
+NAMED = 10  # items listed for each kind of error: corrupt images, wrong labels, duplicates
+ODD_NAMED = 3  # items listed for each unusual property, and for each reason for skipping a file
 ROWS = 30  # classes in the table; with more, it has the smallest and the largest classes
 
 
@@ -219,7 +219,7 @@ def print_scan(console: Console, found: Scan) -> None:
         else f"{each.split} {max(each.class_counts) / min(each.class_counts):.2f}"
         for each in found.splits
     )
-    console.print(f"images in largest class / smallest: {balance}", soft_wrap=True)
+    console.print(f"images in the largest / smallest class: {balance}", soft_wrap=True)
     for each in found.splits:
         _print_names(console, f"corrupt in {each.split}", [str(record) for record in each.bad])
         _print_names(console, f"labels out of range in {each.split}", each.labels_out_of_range)
@@ -230,7 +230,7 @@ def print_scan(console: Console, found: Scan) -> None:
                 _print_names(console, f"{kind}, in {each.split}", names, ODD_NAMED)
     groups = {
         "the same bytes in more than one split": [d for d in found.duplicates if d.leak],
-        "the same bytes twice in one split": [d for d in found.duplicates if not d.leak],
+        "the same bytes more than once in one split": [d for d in found.duplicates if not d.leak],
         "the same bytes under different labels": [d for d in found.duplicates if d.contradict],
     }
     for title, duplicates in groups.items():
@@ -244,7 +244,7 @@ def print_scan(console: Console, found: Scan) -> None:
 
 def _split_table(found: Scan) -> Table:
     table = Table("split", title=escape(found.source), title_justify="left")
-    for name in ("images", "damaged", "classes", "width (smallest, median, largest)", "height"):
+    for name in ("images", "corrupt", "classes", "width (smallest, median, largest)", "height"):
         table.add_column(name, justify="right")
     for each in found.splits:
         counts = (each.images,), (len(each.bad),), (len(each.class_names),)

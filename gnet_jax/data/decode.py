@@ -59,7 +59,7 @@ def _check_array(pixels: np.ndarray) -> None:
 def opening(image: bytes) -> Iterator[tuple[ImageFile.ImageFile, Bare]]:
     """Opens an image file without decoding it; only format, mode and size are available.
 
-    Raises ImageError instead of any other exception, also of one from inside the `with` block.
+    Any exception, including one raised in the `with` block, is converted to ImageError.
     """
     kind, file = _format(image), Bare(b"")
     try:
@@ -205,7 +205,7 @@ def evaluation_size(size: tuple[int, int], p: Preprocessing) -> tuple[int, int]:
 def shorter_side_size(size: tuple[int, int], shorter: int) -> tuple[int, int]:
     """Returns the (width, height) after scaling a picture so that its shorter side is `shorter`.
 
-    Raises ImageError if the result has more than 50 million pixels, as that of a narrow strip.
+    Raises ImageError if the result has more than 50 million pixels, for example for a strip.
     """
     scale = shorter / min(size)
     width, height = (max(shorter, round(n * scale)) for n in size)

@@ -209,7 +209,9 @@ def check_folder(folder: TrainedModel, where: str) -> None:
         found = flat[name].shape if name in flat else "absent"
         wanted = expected.get(name, "absent")
         if found != wanted:
-            raise WeightsError(f"{where} does not match: {name} is {found} instead of {wanted}")
+            raise WeightsError(
+                f"{where} does not match its architecture: {name} is {found} instead of {wanted}"
+            )
         if not np.isfinite(flat[name]).all():
             raise WeightsError(f"{where}: {name} has values that are not finite")
 
@@ -408,7 +410,7 @@ def _read_config(config: Any) -> _Fields:
         custom.load(part)
     if found.num_classes != arch.num_classes:
         raise SchemaError(
-            f"num_classes is {found.num_classes}, but architecture.num_classes is {arch.num_classes}"
+            f"num_classes is {found.num_classes}, but {arch.num_classes} in the architecture"
         )
     if missing := [i for i in range(len(labels)) if str(i) not in labels]:
         raise SchemaError(f"id2label.{missing[0]} is missing; the keys must be 0, 1, ...")

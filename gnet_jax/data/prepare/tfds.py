@@ -308,7 +308,7 @@ def _plan(source: Source, features: Any, shorter: int) -> SplitPlan:
             image = scaled_down(example.image, shorter)
         except ImageError as error:
             name = as_text(source.describe(index))
-            raise PrepareError(f"{name}: {error}; fix or remove this file") from error
+            raise PrepareError(f"{name}: {error}; fix or remove this image") from error
         return features.serialize_example({"image": image, "label": example.label})
 
     count = -(-len(source) // FILE_RECORDS)

@@ -78,12 +78,10 @@ class FolderSource:
             self._files += [(f"{inside}{path[len(top) :]}", label) for path in files]
         if not self._files or (split == "train" and len(names) < 2):
             what = f"{folder} has {len(self._files)} image files in {len(names)} class folder(s)"
-            self._refuse_empty(
-                f"{what}; training requires at least 2 classes, evaluation 1", folder
-            )
+            self._refuse_empty(f"{what}; training requires 2 or more classes, evaluation 1", folder)
         self.labels = np.array([label for _, label in self._files])
         # If the labels have gaps, they depend on the classes of train, so the names are hashed too.
-        # Without gaps they are not: copies often lack empty class folders, and must be equal.
+        # Without gaps they are not, because copies of a data set often lack empty class folders.
         present = np.unique(self.labels)
         self._numbered_by = self.class_names if present[-1] >= len(present) else ()
 
@@ -109,7 +107,7 @@ class FolderSource:
         return str(self.root / self._files[index][0])
 
     def fingerprint(self) -> str:
-        """Returns a hash of the paths and file sizes, and of the class names if labels have gaps."""
+        """Returns a hash of paths and file sizes, and of the class names if labels have gaps."""
         split = len(self.split) + 1
         try:
             lines = [

@@ -38,7 +38,7 @@ class NpzSource:
     A key in PIXELS has images (N, H, W), (N, H, W, 1) or (N, H, W, 3), as uint8 or as numbers in
     one of `RANGES`. Instead, a key in ENCODED can have the bytes of N image files; file i is from
     `offsets[i]` to `offsets[i + 1]`. A key in LABELS has N integers, at least 0. `class_names` has
-    texts and is optional. All splits have the range and, by default, the class names of train.
+    texts and is optional. The train split decides the range and the default class names.
     """
 
     def __init__(self, path: str, split: Split) -> None:

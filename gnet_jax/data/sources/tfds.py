@@ -333,7 +333,7 @@ class TfRecords(Shards):
             record = file.read(HEADER + length + _CHECKSUM.size)
         if record[:8] != _LENGTH.pack(length) or len(record) != HEADER + length + _CHECKSUM.size:
             raise DataError(
-                f"{self._paths[shard]} was changed during the run; run again when it is complete"
+                f"{self._paths[shard]} has changed during the run; run again when it is complete"
             )
         data = record[HEADER : HEADER + length]
         if _CHECKSUM.unpack_from(record, HEADER + length)[0] != checksum(data):
