@@ -33,7 +33,7 @@ def fast_crop(
     left, top, right, bottom = training_box((width, height), generator, p, a)
     if pixels is None:
         try:
-            # Decode at the smallest n/8 of the full size that gives the box p.image_size pixels a side.
+            # Decode at the smallest scale n/8 at which the box has p.image_size pixels a side.
             pixels = simplejpeg.decode_jpeg(
                 jpeg,
                 "RGB",

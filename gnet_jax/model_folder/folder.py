@@ -104,7 +104,7 @@ def write_folder(path: str | Path, folder: TrainedModel) -> None:
 
     If the process is killed, `path` is the old folder, the new folder, or missing. An existing
     model folder is replaced if it contains no other files. Raises WeightsError if `path` contains
-    anything else or cannot be written, and for the same reasons as `check_folder`.
+    anything else or cannot be written, and for the reasons of `check_folder` and `config_of`.
     """
     from gnet_jax.model_folder.card import model_card
 
