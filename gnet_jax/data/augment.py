@@ -166,7 +166,7 @@ def distort(images_BHWC: jax.Array, keys_B: jax.Array, *, augmentation: AugmentC
     The factors are uniform in 1 +- strength, and the hue is rotated by a fraction of the colour
     circle, uniform in +- strength (arXiv 1312.5402, section 2.2, and torchvision's ColorJitter).
     Returns float32 pixels from 0 to 255, rounded so coarsely that float32 products are exact.
-    Therefore, splitting the batch or fusing operations does not change a bit of the result.
+    Therefore, the result is bit-identical however the batch is split or operations are fused.
     """
 
     def distort_one(image_HWC: jax.Array, key: jax.Array) -> jax.Array:

@@ -196,7 +196,7 @@ def _train(file: BinaryIO, tar: Path, numbers: dict[str, int]) -> Iterator[Membe
 
 
 def _files(file: BinaryIO, tar: Path, start: int, pattern: str) -> list[tuple[str, int, int]]:
-    """Returns (name, offset, size) of the files that match `pattern`, in the tar at `start`."""
+    """Returns (name, offset, size) of files like `pattern` in the tar that starts at `start`."""
     found = []
     try:
         file.seek(start)

@@ -221,5 +221,5 @@ def merged(parts: Iterable[Mapping[str, Iterable[str]]]) -> LeftOut:
 
 
 def counted(left_out: Mapping[str, list[str]]) -> str:
-    """Returns the number of skipped entries by reason, as "hidden 2, other suffix 1,204"."""
+    """Returns the number of skipped entries by reason: "hidden 2, other suffix 1,204"."""
     return ", ".join(f"{reason} {len(paths):,}" for reason, paths in merged([left_out]).items())

@@ -38,7 +38,7 @@ class NpzSource:
     A key in PIXELS has images (N, H, W), (N, H, W, 1) or (N, H, W, 3), as uint8 or as numbers in
     one of `RANGES`. Instead, a key in ENCODED can have the bytes of N image files; file i is from
     `offsets[i]` to `offsets[i + 1]`. A key in LABELS has N integers, at least 0. `class_names` has
-    texts and is optional. The train split decides the range and the default class names.
+    texts and is optional. The range and the default class names are those of the train split.
     """
 
     def __init__(self, path: str, split: Split) -> None:
@@ -301,7 +301,7 @@ def _to_uint8(images: np.ndarray, black_white: tuple[int, int], where: str) -> n
 def _range(low: float, high: float) -> tuple[int, int] | None:
     """Returns the range of `RANGES` that contains `low` and `high`, or None.
 
-    They must also reach the upper half of the range or, for -1 to 1, its first and last quarter.
+    `high` must be in its upper half. For -1 to 1, `high` must exceed 0.5, and `low` be below -0.5.
     """
     for black, white in RANGES:
         step, middle = (white - black) / 255, (black + white) / 2
