@@ -45,10 +45,10 @@ class BadRecord:
 
 
 class BadRecords:
-    """The corrupt images of one source that were found so far, each once.
+    """The corrupt images found so far in one source, without duplicates.
 
     `limit` is the largest fraction of the examples that may be corrupt. `known` were found before a
-    restart; `on_new` is called with each other one. `listed_in` is the file that lists them all.
+    restart; `on_new` is called with each further one. `listed_in` is the file that lists them all.
     """
 
     def __init__(
@@ -98,8 +98,8 @@ class BadRecords:
 def read_example(source: Source, index: int) -> Example:
     """Returns `source[index]`. Raises ImageError if the source detects that the record is corrupt.
 
-    Raises DataError for a label out of range, which must be fixed, and for a file that cannot be
-    read, which may be temporary; training does not replace such examples.
+    Raises DataError if the label is out of range or a file cannot be read, perhaps temporarily.
+    Training does not replace such examples by others.
     """
     try:
         example = source[index]
@@ -135,7 +135,7 @@ def _order(size: int, seed: int) -> Any:
 def batch_indices(size: int, config: Config, step: int) -> np.ndarray:
     """Returns the indices, (B,) int64, of the examples in the global batch of `step`.
 
-    The first step is 1. `size` is the number of examples. Corrupt images are not replaced yet.
+    The first step is 1. `size` is the number of examples. Corrupt images are included.
     """
     order, end = _order(size, config.seed), step * config.batch_size
     return np.array([order[place] for place in range(end - config.batch_size, end)], np.int64)
@@ -144,7 +144,7 @@ def batch_indices(size: int, config: Config, step: int) -> np.ndarray:
 def order_fingerprint(size: int, seed: int) -> str:
     """Returns a short hash of the order of `size` examples and of the random numbers for crops.
 
-    It changes if another version of Grain shuffles, or one of NumPy draws numbers, differently.
+    It changes if a new version of Grain shuffles differently or NumPy draws different numbers.
     """
     order = _order(size, seed)
     places = [epoch * size + i for epoch in (0, 1) for i in range(min(size, 1000))]
@@ -188,9 +188,10 @@ def train_batches(
 
     `batch_size` counts the images of all hosts. Each epoch is a new permutation of the source. The
     random crop of an image depends on the seed, the step and the position in the global batch. An
-    image that cannot be decoded is replaced by the next image of the source that can, and added to
-    `bad` when the batch is yielded; `bad=None` allows none. See `prefetched` for `threads` and
-    `workers`, and `read_example`, `BadRecords.add` and `cropper` for the errors.
+    image that cannot be decoded is added to `bad` when its batch is yielded, and is replaced by the
+    next image of the source that can be decoded. `bad=None` allows no such images. `prefetched`
+    explains `threads` and `workers`. Raises the errors of `read_example`, `BadRecords.add` and
+    `cropper`.
     """
     bad = BadRecords(source) if bad is None else bad
     allowed = bad.allowed  # worker processes get this number instead of a copy of `bad`
@@ -222,10 +223,10 @@ def eval_batches(
     hosts: int = 1,
     bad: BadRecords | None = None,
 ) -> Generator[Batch, None, None]:
-    """Yields this host's slices of all examples of the source in order; pads the last batch.
+    """Yields this host's slice of each evaluation batch: all examples in order, then padding.
 
-    Padding and images that cannot be decoded are black, and their mask is False. See
-    `train_batches` for `bad` and the errors.
+    Padding and images that cannot be decoded are black, and their mask is False. `bad` and
+    the errors are those of `train_batches`.
     """
     bad = BadRecords(source) if bad is None else bad
     places = _host_places(batch_size, host, hosts)
@@ -244,7 +245,7 @@ def eval_batches(
 
 def _host_places(batch_size: int, host: int, hosts: int) -> range:
     if batch_size % hosts:
-        raise DataError(f"a batch of {batch_size} is not divisible by {hosts} hosts")
+        raise DataError(f"a batch of {batch_size} images is not divisible by {hosts} hosts")
     share = batch_size // hosts
     return range(host * share, (host + 1) * share)
 
@@ -257,7 +258,7 @@ def _empty(n: int, size: int) -> _Loaded:
 def _load_row(
     loaded: _Loaded, row: int, source: Source, index: int, crop: Callable[..., Any], *options: Any
 ) -> bool:
-    """Fills a row with `crop(image, *options)`. Returns False if the image is corrupt."""
+    """Fills a row of the batch with `crop(image, *options)`. Returns False for a corrupt image."""
     batch, found = loaded
     try:
         image, label = read_example(source, index)
@@ -299,7 +300,7 @@ def prefetched(
         except UserError as error:  # returned, because Grain would change its message
             return error
 
-    # Two results per thread hide the time of a slow image and fit in memory.
+    # Two results per thread are enough to bridge a slow image, and they fit in memory.
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     dataset: Any = grain.MapDataset.range(numbers.start, numbers.stop).map(attempt)
     if workers:

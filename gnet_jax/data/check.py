@@ -1,4 +1,4 @@
-"""Check all images of all splits: find corrupt, unusual and duplicate images, and imbalance."""
+"""Find the corrupt, unusual and duplicate images of a data set, and classes of unequal size."""
 
 import contextlib
 import dataclasses
@@ -23,23 +23,23 @@ from gnet_jax.data.sources.folder import IMAGES_LOST, REASONS, SUFFIXES, counted
 
 SMALL_SIDE = 32  # pixels; an image with a shorter side is reported
 LONG_ASPECT = 4  # longer side / shorter side; an image with a larger ratio is reported
-NAMED = 10  # number of examples listed for each finding that may need a fix
-ODD_NAMED = 3  # number of examples listed for each other finding
-ROWS = 30  # classes in the table; if there are more, it shows the smallest and the largest
+NAMED = 10  # items listed for each kind of error: corrupt images, wrong labels, duplicates
+ODD_NAMED = 3  # items listed for each unusual property, and for each reason for skipping a file
+ROWS = 30  # classes in the table; with more, it has the smallest and the largest classes
 
 
 class Facts(NamedTuple):
     """The result of inspecting one example."""
 
     label: int | None  # None if the example cannot be read
-    digest: bytes  # of the image's bytes
-    size: tuple[int, int] | None  # (width, height), upright; None if the image cannot be decoded
-    bad: str | None  # why the example cannot be used
+    digest: bytes  # hash of the image's bytes; empty if they cannot be read
+    size: tuple[int, int] | None  # (width, height) of the upright image; None if `bad` is set
+    bad: str | None  # why the example cannot be used; None if it can
     odd: Sequence[tuple[str, str]] = ()  # kind and detail of each unusual property
 
 
 def inspect(source: Source, index: int) -> Facts:
-    """Read and decode the example `index` of `source`. Errors are returned, not raised."""
+    """Returns the facts about an example. If it is corrupt or unreadable, `bad` says why."""
     label, digest = None, b""
     try:
         image, label = source[index]
@@ -66,7 +66,7 @@ def _odd_encoding(image: bytes, name: str) -> list[tuple[str, str]]:
     with opening(image) as (picture, file):
         expected = SUFFIXES.get(PurePath(name).suffix.lower(), picture.format)
         mode, sixteen = picture.mode, picture.mode.startswith("I;16")
-        # For 16-bit colour, only the raw mode shows the number of bits in Pillow.
+        # Pillow shows that colour channels have 16 bits only in its raw mode.
         raw = str(picture.tile[0].args) if picture.tile else ""
         pictures = 1
         with contextlib.suppress(Exception):  # later pictures of the file may be corrupt
@@ -96,8 +96,8 @@ class SplitScan:
     class_counts: list[int]  # number of images of each class
     bad: list[BadRecord] = dataclasses.field(default_factory=list)
     labels_out_of_range: list[str] = dataclasses.field(default_factory=list)
-    odd: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # image names, by kind
-    width: tuple[int, int, int] | None = None  # smallest, median, largest
+    odd: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # image names, by property
+    width: tuple[int, int, int] | None = None  # smallest, median, largest; in pixels
     height: tuple[int, int, int] | None = None
 
     @property
@@ -126,7 +126,7 @@ class Scan:
     splits: list[SplitScan]
     missing: list[str]  # splits that do not exist
     duplicates: list[Duplicates]
-    left_out: LeftOut = dataclasses.field(default_factory=dict)  # of all splits, by reason
+    left_out: LeftOut = dataclasses.field(default_factory=dict)  # the skipped files, by reason
 
     @property
     def must_be_mended(self) -> list[str]:
@@ -147,7 +147,7 @@ class Scan:
         contradictions = [group for group in self.duplicates if group.contradict]
         found += _count(contradictions, "image", "under more than one label")
         lost = {reason: names for reason, names in self.left_out.items() if reason in IMAGES_LOST}
-        return found + ([f"images that are not read: {counted(lost)}"] if lost else [])
+        return found + ([f"images that are skipped: {counted(lost)}"] if lost else [])
 
     def as_dict(self) -> dict[str, Any]:
         """Returns all findings as values that JSON supports."""
@@ -160,9 +160,9 @@ def _count(found: list[Any], noun: str, rest: str) -> list[str]:
 
 
 def scan(spec: str, *, threads: int = 4) -> Scan:
-    """Read and decode every example of `spec`; uses about 400 bytes of memory per example."""
+    """Check every example of the data set `spec`. Uses about 400 bytes of memory per example."""
     sources, missing = open_splits(spec)
-    places: dict[bytes, list[tuple[Source, int, int]]] = defaultdict(list)  # by digest
+    places: dict[bytes, list[tuple[Source, int, int]]] = defaultdict(list)  # by image hash
     splits = []
     with progress_line("checking", "images", sum(map(len, sources))) as advance:
         for source in sources:
@@ -219,7 +219,7 @@ def print_scan(console: Console, found: Scan) -> None:
         else f"{each.split} {max(each.class_counts) / min(each.class_counts):.2f}"
         for each in found.splits
     )
-    console.print(f"images in largest class / smallest: {balance}", soft_wrap=True)
+    console.print(f"images in the largest / smallest class: {balance}", soft_wrap=True)
     for each in found.splits:
         _print_names(console, f"corrupt in {each.split}", [str(record) for record in each.bad])
         _print_names(console, f"labels out of range in {each.split}", each.labels_out_of_range)
@@ -230,13 +230,13 @@ def print_scan(console: Console, found: Scan) -> None:
                 _print_names(console, f"{kind}, in {each.split}", names, ODD_NAMED)
     groups = {
         "the same bytes in more than one split": [d for d in found.duplicates if d.leak],
-        "the same bytes twice in one split": [d for d in found.duplicates if not d.leak],
+        "the same bytes more than once in one split": [d for d in found.duplicates if not d.leak],
         "the same bytes under different labels": [d for d in found.duplicates if d.contradict],
     }
     for title, duplicates in groups.items():
         _print_names(console, title, [_equal(each.names) for each in duplicates])
     for reason, names in found.left_out.items():
-        _print_names(console, f"not read, {reason} ({REASONS[reason]})", names, ODD_NAMED)
+        _print_names(console, f"skipped, {reason} ({REASONS[reason]})", names, ODD_NAMED)
     to_fix = found.must_be_mended
     line = f"must be fixed: {'; '.join(to_fix)}" if to_fix else "nothing needs to be fixed"
     console.print(escape(line), soft_wrap=True)
@@ -244,7 +244,7 @@ def print_scan(console: Console, found: Scan) -> None:
 
 def _split_table(found: Scan) -> Table:
     table = Table("split", title=escape(found.source), title_justify="left")
-    for name in ("images", "damaged", "classes", "width (smallest, median, largest)", "height"):
+    for name in ("images", "corrupt", "classes", "width (smallest, median, largest)", "height"):
         table.add_column(name, justify="right")
     for each in found.splits:
         counts = (each.images,), (len(each.bad),), (len(each.class_names),)

@@ -16,7 +16,7 @@ from gnet_jax.config import AugmentConfig, Preprocessing, choose
 from gnet_jax.data.metadata import REMEDY, Bare, ImageError, bare, exif_orientation, read_tiff
 
 MAX_PIXELS = 50_000_000  # larger images are rejected before they are decoded
-# Pillow supports forty more formats. One of them, EPS, runs an external program.
+# The accepted formats. Pillow has forty more, one of which (EPS) runs an external program.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 _T, _R = Image.Transpose, Image.Resampling
 TURNS = {2: _T.FLIP_LEFT_RIGHT, 3: _T.ROTATE_180, 4: _T.FLIP_TOP_BOTTOM, 5: _T.TRANSPOSE}
@@ -27,11 +27,11 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 def decode(image: bytes | np.ndarray) -> Image.Image:
-    """Decodes an encoded image, or uint8 pixels (H, W) or (H, W, 3), to an upright RGB picture.
+    """Converts an encoded image, or uint8 pixels (H, W) or (H, W, 3), to an upright RGB picture.
 
     The content determines the format. Only the first picture of a file is read, only the highest 8
     bits of a channel are used, and transparency and colour profiles are ignored. Raises ImageError
-    if the image is corrupt, of unknown pixel range or meaning, or has more than 50 million pixels.
+    if the image is corrupt, is in an unsupported format, or has more than 50 million pixels.
     """
     if isinstance(image, np.ndarray):
         _check_array(image)
@@ -59,7 +59,7 @@ def _check_array(pixels: np.ndarray) -> None:
 def opening(image: bytes) -> Iterator[tuple[ImageFile.ImageFile, Bare]]:
     """Opens an image file without decoding it; only format, mode and size are available.
 
-    Raises ImageError for every error, also inside the `with` block.
+    Any exception, including one raised in the `with` block, is converted to ImageError.
     """
     kind, file = _format(image), Bare(b"")
     try:
@@ -134,7 +134,7 @@ def _to_rgb(picture: ImageFile.ImageFile, file: Bare) -> Image.Image:
 
 
 def _check_jpeg2000(image: bytes) -> None:
-    """Raises ImageError for more than 8 bits, because Pillow turns the highest values into 0."""
+    """Raises ImageError for over 8 bits per channel: Pillow turns the highest values into 0."""
     size = image.find(b"\xff\x4f\xff\x51") + 40  # position of the number of channels
     channels = int.from_bytes(image[size : size + 2], "big")
     bits = max(image[size + 2 : size + 2 + 3 * channels : 3], default=0) % 128 + 1
@@ -162,9 +162,10 @@ def training_box(
 ) -> Box:
     """Returns the random rectangle to crop from a picture of `size` (width, height).
 
-    "random_area": a uniform fraction of the area and a log-uniform aspect ratio (width / height);
-    if ten draws do not fit, the largest central rectangle of an allowed ratio (paper, section 6).
-    "fixed_scale": a square as large as evaluation's central crop (Caffe, data_transformer).
+    With the crop "random_area", the rectangle has a uniform fraction of the area and a log-uniform
+    aspect ratio (width / height). If ten draws do not fit, it is the largest central rectangle with
+    an allowed aspect ratio (paper, section 6). With "fixed_scale", it is as large as the central
+    crop of an evaluation (Caffe, data_transformer).
     """
     width, height = size
     if choose("augment.crop", a.crop, {"random_area": False, "fixed_scale": True}):
@@ -204,7 +205,7 @@ def evaluation_size(size: tuple[int, int], p: Preprocessing) -> tuple[int, int]:
 def shorter_side_size(size: tuple[int, int], shorter: int) -> tuple[int, int]:
     """Returns the (width, height) after scaling a picture so that its shorter side is `shorter`.
 
-    Raises ImageError if the result, for example of a strip, has more than 50 million pixels.
+    Raises ImageError if the result has more than 50 million pixels, for example for a strip.
     """
     scale = shorter / min(size)
     width, height = (max(shorter, round(n * scale)) for n in size)

@@ -1,7 +1,7 @@
-"""Faster training crops with simplejpeg and OpenCV, from the extra `[fast]`.
+"""Faster training crops with simplejpeg and OpenCV, which the extra `[fast]` installs.
 
-They take three quarters of the time of Pillow's crops. The boxes are the same, and shrinking is
-antialiased in the same way. The pixels differ by 0.6 grey levels on average.
+The crops take three quarters of the time of Pillow's crops. The boxes are the same, and shrinking
+is antialiased in the same way. The pixels differ by 0.6 grey levels on average.
 """
 
 import cv2
@@ -33,7 +33,7 @@ def fast_crop(
     left, top, right, bottom = training_box((width, height), generator, p, a)
     if pixels is None:
         try:
-            # Reduced to the smallest multiple of 1/8 at which the box has p.image_size pixels.
+            # Decode at the smallest scale n/8 at which the box has p.image_size pixels a side.
             pixels = simplejpeg.decode_jpeg(
                 jpeg,
                 "RGB",
@@ -41,7 +41,7 @@ def fast_crop(
                 min_height=int(height * p.image_size / (bottom - top)),
                 min_factor=2,  # a smaller factor saves no time
             )
-        except ValueError:  # the file is corrupt, or Pillow can decode it
+        except ValueError:  # Pillow decodes the file, or reports why it is corrupt
             pixels = np.asarray(decode(jpeg))
     x, y = pixels.shape[1] / width, pixels.shape[0] / height
     return _resize(pixels, (left * x, top * y, right * x, bottom * y), p.image_size)

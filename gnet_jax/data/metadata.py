@@ -1,6 +1,6 @@
 """Remove the metadata of image files, because unusual metadata makes Pillow reject some images.
 
-Of the metadata, only the EXIF orientation is read.
+The EXIF orientation is the only metadata that is used.
 """
 
 import re
@@ -11,7 +11,7 @@ from typing import NamedTuple
 from gnet_jax.config import UserError
 
 ORIENTATION = 0x0112  # tag number in TIFF and EXIF
-# The format character of the module `struct` for each integer type of TIFF.
+# For the number of each integer type of TIFF, its format character in the module `struct`.
 TYPES = {1: "B", 3: "H", 4: "I", 6: "b", 7: "B", 8: "h", 9: "i", 13: "I"}
 REMEDY = "save it with 8 bits per channel, as grey or RGB"
 
@@ -25,21 +25,21 @@ class Bare(NamedTuple):
 
     image: bytes
     orientation: int = 0  # EXIF orientation, 1 to 8; 0 if the file has none; 1 is upright
-    bits: int = 16  # number of bits of a sample with more than 8 bits
+    bits: int = 16  # number of bits per channel; used only for images with more than 8
     inverted: bool = False  # whether 0 means white
-    described: str = ""  # description of a TIFF's pixel format for messages
+    described: str = ""  # pixel format of a TIFF, in words, for messages
 
 
 class Directory(NamedTuple):
-    """The first directory of a TIFF file or an EXIF block."""
+    """The first directory (list of tags) of a TIFF file or an EXIF block."""
 
     order: str  # byte order, as "<" or ">" for the module `struct`
     start: int  # position of the directory in the file
-    entries: dict[int, bytes]  # by tag, in the order of the file
+    entries: dict[int, bytes]  # the 12 bytes of each entry by tag, in the order of the file
     complete: bool  # False if the file ends before the last entry
 
     def values(self, image: bytes, tag: int) -> tuple[int, ...]:
-        """Returns the integers of `tag`, or () if they are missing, invalid or not integers."""
+        """Returns the values of `tag`, or () if they are missing, invalid or not integers."""
         entry = self.entries.get(tag, bytes(12))
         _, kind, count, place = struct.unpack(f"{self.order}HHII", entry)
         if kind not in TYPES or not 0 < count <= len(image):
@@ -78,9 +78,9 @@ def exif_orientation(block: bytes) -> int:
 
 
 def bare(image: bytes) -> Bare:
-    """Returns a JPEG, PNG or AVIF without its metadata, and other files unchanged."""
+    """Returns the file `image`, without its metadata if it is a JPEG, PNG or AVIF."""
     if image[4:8] == b"ftyp":
-        # AVIF stores its orientation in its own boxes. libavif ignores items of unknown types.
+        # Rename the EXIF items, because libavif skips unknown types. The orientation is elsewhere.
         return Bare(re.sub(rb"(infe[\2\3]...(?:..)?....)Exif", rb"\1skip", image, flags=re.DOTALL))
     if image.startswith(b"\xff\xd8\xff"):
         pieces = _jpeg_metadata(image)
@@ -96,11 +96,11 @@ def bare(image: bytes) -> Bare:
     return Bare(b"".join([*kept, image[previous:]]), orientation)
 
 
-_Piece = tuple[int, int, bytes]  # start and end of the metadata; EXIF block
+_Piece = tuple[int, int, bytes]  # start and end of a piece of metadata; its EXIF block, or empty
 
 
 def _jpeg_metadata(image: bytes) -> Iterator[_Piece]:
-    """Yields the metadata segments of a JPEG: all but APP0 and APP14, which define the colours."""
+    """Yields the comments and APP segments of a JPEG, except those for colours (APP0, APP14)."""
     place = 2
     while place + 4 <= len(image) and image[place] == 0xFF:
         marker = image[place + 1]
@@ -117,7 +117,7 @@ def _jpeg_metadata(image: bytes) -> Iterator[_Piece]:
 
 
 def _png_metadata(image: bytes) -> Iterator[_Piece]:
-    """Yields the metadata chunks of a PNG: all but transparency and the critical chunks."""
+    """Yields the chunks of a PNG, except the critical chunks and the transparency."""
     place = 8
     while place + 12 <= len(image):
         length = int.from_bytes(image[place : place + 4], "big")
@@ -144,10 +144,10 @@ MAX_CHANNELS = 6  # with more, Pillow logs an error
 
 
 def read_tiff(image: bytes) -> Bare:
-    """Returns the TIFF's first page without metadata, and with 0 as black if it is grey.
+    """Returns the first page of a TIFF without metadata. `inverted` is set if 0 means white.
 
-    Raises ImageError for samples of unknown range or meaning, and for formats that Pillow decodes
-    wrongly.
+    Raises ImageError if the range or the meaning of the pixel values is unknown, or if Pillow would
+    decode them wrongly.
     """
     found = directory(image)
     if image[2:4] in (b"+\0", b"\0+"):
@@ -187,7 +187,7 @@ def read_tiff(image: bytes) -> Bare:
 
 
 def _rewrite(image: bytes, found: Directory) -> bytes:
-    """Returns the file's first page with only the tags in NEEDED; grey pages store 0 as black."""
+    """Returns the first page with only the tags in NEEDED. In grey pages, they say "0 is black"."""
     entries = {tag: entry for tag, entry in found.entries.items() if tag in NEEDED}
     if found.values(image, PHOTOMETRIC) == (0,):
         entries[PHOTOMETRIC] = struct.pack(f"{found.order}HHIHxx", PHOTOMETRIC, 3, 1, 1)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-LINE_SECONDS = 30  # seconds between lines if standard error is not a terminal
+LINE_SECONDS = 30  # seconds between progress lines if standard error is not a terminal
 
 
 @contextlib.contextmanager
@@ -18,9 +18,9 @@ def progress_line(
 ) -> Generator[Callable[..., None], None, None]:
     """Yields a function `advance(number=1)` to call, from any thread, when items are finished.
 
-    A terminal shows a progress bar until the job ends. Otherwise, a line is printed every 30
-    seconds. `what` and `unit` are words such as "writing train" and "images". `done` is the number
-    of items that an earlier call has finished.
+    A terminal shows a progress bar until the job ends; otherwise, a line is printed every 30
+    seconds. Nothing is shown if `wanted` is false. `what` and `unit` are words such as "writing
+    train" and "images". `done` is the number of items that an earlier call has finished.
     """
     console = Console(stderr=True)
     text, rate = TextColumn("{task.description}"), TextColumn("{task.fields[rate]}")

@@ -44,8 +44,10 @@ for name, probability in model.predict("photo.jpg")[0]:
 
 
 def model_card(config: Mapping[str, Any], flat: Mapping[str, np.ndarray], name: str) -> str:
-    """Returns the text of the card. `config` is the content of config.json, `flat` the variables by
-    name, and `name` the name of the folder.
+    """Returns the text of the model card.
+
+    `config` is the content of config.json, `flat` has the variables by path, such as
+    "params/conv1/conv/kernel", and `name` is the name of the folder.
     """
     arch, source = config["architecture"], config["source"]
     params = sum(math.prod(v.shape) for k, v in flat.items() if k.startswith("params/"))
@@ -66,14 +68,14 @@ def model_card(config: Mapping[str, Any], flat: Mapping[str, np.ndarray], name: 
         facts=_table(facts),
         quoted=json.dumps(name, ensure_ascii=False),
         origin=_table({key.replace("_", " "): value for key, value in source.items()}),
-        accuracy="The accuracy is that of the run's own evaluation, on its validation split."
+        accuracy="The accuracy is from the run's own evaluation, on its validation split."
         if "validation_top1" in source
         else "The accuracy was not measured when this folder was written.",
     )
 
 
 def describe_preprocessing(p: Mapping[str, Any]) -> str:
-    """Returns a one-line description of the preprocessing with the fields of `Preprocessing`."""
+    """Returns a one-line description of `p`, a dict with the fields of `Preprocessing`."""
     size, side = p["image_size"], p["resize_to"]
     ways = {"warp": f"warped to {side}x{side}", "shorter_side": f"shorter side {side}"}
     mean, std = (tuple(round(value, 4) for value in p[key]) for key in ("mean", "std"))

@@ -45,12 +45,12 @@ CARD_FILE = "README.md"
 
 _FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": ml_dtypes.bfloat16}
 _DTYPES = {**_FLOATS, "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?"}
-# Fields that files of older versions do not have; their networks have the defaults.
+# Fields that files of older versions lack. They are read with the default values.
 ADDED_LATER = ("stem_padding", "block")
 
 
 class WeightsError(UserError):
-    """A file of weights is missing or corrupt, or does not fit the network."""
+    """A weights file is missing or corrupt, or does not match the network."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +74,7 @@ class TrainedModel:
             top: number of classes to return for each image.
 
         Returns:
-            For each image a list of (class name, probability), most likely first.
+            For each image, a list of (class name, probability), most likely first.
 
         Raises:
             gnet_jax.config.UserError: if an image cannot be read. The message names it.
@@ -100,9 +100,11 @@ class TrainedModel:
 
 
 def write_folder(path: str | Path, folder: TrainedModel) -> None:
-    """Write a model folder atomically: if the process is killed, `path` is the old folder, the new
-    one, or missing. An existing model folder is replaced if it contains no other files. Raises
-    WeightsError if `path` contains anything else or cannot be written, or if `check_folder` fails.
+    """Write a model folder atomically.
+
+    If the process is killed, `path` is the old folder, the new folder, or missing. An existing
+    model folder is replaced if it contains no other files. Raises WeightsError if `path` contains
+    anything else or cannot be written, and for the reasons of `check_folder` and `config_of`.
     """
     from gnet_jax.model_folder.card import model_card
 
@@ -124,7 +126,7 @@ def write_folder(path: str | Path, folder: TrainedModel) -> None:
                 CARD_FILE: model_card(config, flat, path.name),
             }
             for name, text in texts.items():
-                # Bytes that are not UTF-8, in file names, are escaped; `json.loads` reads them.
+                # File names may contain bytes that are not UTF-8. `json.loads` reads the escapes.
                 (new / name).write_text(text, "utf-8", errors="backslashreplace")
             if path.exists():
                 path.rename(old)
@@ -147,7 +149,7 @@ def _refuse_to_overwrite(path: Path) -> None:
     except OSError as error:
         raise WeightsError(f"cannot read {path}: {error.strerror}") from error
     except ValueError:
-        pass  # a corrupt config.json is not that of a model folder
+        pass  # a folder with a corrupt config.json is not a model folder
     if isinstance(config, dict) and "gnet_jax" in config:
         found -= {WEIGHTS_FILE, CONFIG_FILE, CARD_FILE}
     if found:
@@ -160,9 +162,10 @@ def is_model_folder(path: Path) -> bool:
 
 
 def read_folder(path: str | Path) -> TrainedModel:
-    """Returns the model in the model folder `path`, after verifying the sha256 of the weights and
-    the names and shapes of all tensors. Raises WeightsError if the folder is missing or corrupt, or
-    if its weights do not fit its architecture.
+    """Returns the model in the model folder `path`.
+
+    Verifies the sha256 of the weights and the names and shapes of all tensors. Raises WeightsError
+    if the folder is missing or corrupt, or if its weights do not match its architecture.
     """
     path = Path(path).expanduser()
     if not is_model_folder(path):
@@ -186,9 +189,11 @@ def _sha256(file: Path) -> str:
 
 
 def check_folder(folder: TrainedModel, where: str) -> None:
-    """Raise a WeightsError, naming `where` and the first part that does not fit, unless the class
-    names and the names and shapes of the variables fit the model, and all values are finite. The
-    shapes of fully connected layers depend on the image size.
+    """Raises WeightsError if the class names or variables do not match the model.
+
+    The names and shapes of the variables must be those of the network, and all values must be
+    finite. (The shapes of fully connected layers depend on the image size.) The message names
+    `where`, a file or folder, and the first problem.
     """
     classes = folder.model.arch.num_classes
     if classes < 2:
@@ -204,12 +209,14 @@ def check_folder(folder: TrainedModel, where: str) -> None:
         found = flat[name].shape if name in flat else "absent"
         wanted = expected.get(name, "absent")
         if found != wanted:
-            raise WeightsError(f"{where} does not fit: {name} is {found} instead of {wanted}")
+            raise WeightsError(
+                f"{where} does not match its architecture: {name} is {found} instead of {wanted}"
+            )
         if not np.isfinite(flat[name]).all():
             raise WeightsError(f"{where}: {name} has values that are not finite")
 
 
-# Variables, as a tree, as a dict, and in a safetensors file.
+# Variables as a tree, as a dict by path, and in a safetensors file.
 
 
 def flatten(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -224,8 +231,9 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def expected_shapes(model: GoogLeNet, image_size: int) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of every variable of `model` by path. Raises ValueError if the image is too
-    small for the network.
+    """Returns the shape of every variable of `model` by path.
+
+    Raises ValueError if the image is too small for the network.
     """
     shapes: Any = traverse_util.flatten_dict(abstract_variables(model, image_size), sep="/")
     return {name: value.shape for name, value in shapes.items()}
@@ -237,8 +245,10 @@ def is_safetensors(head: bytes) -> bool:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Returns the arrays of a safetensors file by name, floats as float32, and its metadata. Raises
-    WeightsError if the file is missing or corrupt or has another format.
+    """Returns the arrays of a safetensors file by name, and its metadata.
+
+    Floating-point arrays are converted to float32. Raises WeightsError if the file is missing, is
+    corrupt, or is not a safetensors file.
     """
     try:
         data = path.read_bytes()
@@ -263,7 +273,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: dict[str, st
     path.write_bytes(save(contiguous, metadata))
 
 
-# The description of a model, without its variables, as JSON.
+# The content of config.json: everything about a model except its variables.
 
 
 class SchemaError(UserError):
@@ -271,9 +281,11 @@ class SchemaError(UserError):
 
 
 def from_json(kind: type[T], value: Any, where: str = "") -> T:
-    """Convert `value`, from `json.loads`, to `kind`: a dataclass, a named tuple, or a type of their
-    fields. Missing fields have their defaults. Raises SchemaError for an unknown field or a wrong
-    type; `where` is the name of the value in its message.
+    """Convert `value`, a result of `json.loads`, to the type `kind`.
+
+    `kind` is a dataclass, a named tuple, or the type of one of their fields. Missing fields have
+    their defaults. Raises SchemaError for an unknown field or a wrong type. The message calls the
+    value `where`.
     """
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind) or hasattr(kind, "_fields"):
@@ -309,7 +321,7 @@ def from_json(kind: type[T], value: Any, where: str = "") -> T:
 
 
 def to_json(value: Any) -> Any:
-    """Convert `value` to JSON for `from_json`. Dataclasses and named tuples become objects."""
+    """Convert `value` to values that `json.dumps` supports and that `from_json` converts back."""
     if dataclasses.is_dataclass(value):
         return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if hasattr(value, "_asdict"):
@@ -322,9 +334,11 @@ def to_json(value: Any) -> Any:
 
 
 def config_of(folder: TrainedModel) -> dict[str, Any]:
-    """Returns the content of config.json: the version of gnet_jax, and everything about the model
-    except its variables. Raises WeightsError if the architecture alone cannot rebuild the network:
-    it is not a GoogLeNet instance, or it uses custom operations.
+    """Returns the content of config.json, except the sha256 of the weights.
+
+    It has the version of gnet_jax and everything about the model except its variables. Raises
+    WeightsError if this cannot rebuild the network in another process: if the model is not of class
+    GoogLeNet, has custom `ops`, or has a block or norm that is not defined in a file.
     """
     model = folder.model
     if type(model) is not GoogLeNet or model.ops not in (FAST, REFERENCE):
@@ -359,9 +373,11 @@ class _Fields(NamedTuple):
 
 
 def folder_of(config: Any, tensors: dict[str, Any], where: str | Path) -> TrainedModel:
-    """Returns the model with the description `config` (from `config_of`; additional fields are
-    ignored) and the variables `tensors`. Raises WeightsError naming the file `where` and the first
-    part that is missing, invalid or does not fit.
+    """Returns the model that `config` describes, with the variables `tensors`, a dict by path.
+
+    `config` is a result of `config_of`; additional fields are ignored. Raises WeightsError if a
+    field is missing or invalid, or if the variables do not match. The message names `where`, the
+    file or folder, and the first problem.
     """
     try:
         found = _read_config(config)
@@ -390,10 +406,12 @@ def _read_config(config: Any) -> _Fields:
         if custom.digest(part) != config.get("own_code", {}).get(part):
             name = part.rpartition(":")[0]
             warning = f"warning: {name} is not the file with which the model was saved"
-            print(f"{warning}; if its network differs, the results are wrong", file=sys.stderr)
+            print(f"{warning}; if its code differs, the results may be wrong", file=sys.stderr)
         custom.load(part)
     if found.num_classes != arch.num_classes:
-        raise SchemaError(f"num_classes is {found.num_classes}, in architecture {arch.num_classes}")
+        raise SchemaError(
+            f"num_classes is {found.num_classes}, but {arch.num_classes} in the architecture"
+        )
     if missing := [i for i in range(len(labels)) if str(i) not in labels]:
         raise SchemaError(f"id2label.{missing[0]} is missing; the keys must be 0, 1, ...")
     check_preprocessing(found.preprocessing, "preprocessing")

@@ -35,7 +35,7 @@ class SplitPlan(NamedTuple):
 
 
 def boundaries(records: int, total_bytes: int) -> list[int]:
-    """Returns the `bounds` of a split's files as tensorflow-datasets chooses them."""
+    """Returns the `SplitPlan.bounds` that tensorflow-datasets chooses for a split of this size."""
     from tensorflow_datasets.core.utils import shard_utils
 
     shards = shard_utils.ShardConfig.calculate_number_shards(total_bytes, records)
@@ -45,7 +45,7 @@ def boundaries(records: int, total_bytes: int) -> list[int]:
 def write_set(
     info: Any, plans: Sequence[SplitPlan], *, origin: str, size: float, threads: int
 ) -> None:
-    """Write a set, or the missing files of a set whose writing was interrupted.
+    """Write a data set, or complete one whose writing was interrupted.
 
     `info` is the DatasetInfo, `origin` identifies the source data, `size` is the expected size in
     bytes, and `threads` files are written at once. Raises PrepareError if the set cannot be
@@ -54,7 +54,7 @@ def write_set(
     import tensorflow_datasets as tfds
 
     folder, file_format = Path(info.data_dir).resolve(), info.file_format.value
-    # Renamed at the end. tensorflow-datasets ignores it, because its name is not a version.
+    # It is renamed at the end. tensorflow-datasets ignores it: its name is not a version.
     work = folder.with_name(f"{folder.name}.unfinished-{file_format}")
     with _locked(work):
         note, own = work / ORIGIN, {work / ORIGIN, work / LOCK}
@@ -62,8 +62,8 @@ def write_set(
             note.write_text(origin)
         elif note.read_text() != origin:
             raise PrepareError(
-                f"{work} was made from other data, or the data have changed; remove it to start "
-                "again"
+                f"{work} was made from other data, or the data have changed; delete this folder "
+                "to start again"
             )
         missing = size - sum(file.stat().st_size for file in work.iterdir())
         free = shutil.disk_usage(work).free
@@ -133,7 +133,7 @@ def _write_split(files: list[Path], plan: SplitPlan, file_format: Format, thread
         except (OSError, RuntimeError) as error:  # array_record raises RuntimeError for any reason
             reason = getattr(error, "strerror", None) or error
             raise PrepareError(
-                f"cannot write {path}: {reason}; the same command resumes"
+                f"cannot write {path}: {reason}; run the same command to resume"
             ) from error
 
     with (
@@ -150,7 +150,7 @@ def _write_split(files: list[Path], plan: SplitPlan, file_format: Format, thread
 
 
 def _write_file(path: Path, records: Iterator[bytes], file_format: Format) -> int:
-    """Write one file, and return the number of records that it has on the disk."""
+    """Write one file, and return the number of records counted in it afterwards."""
     if file_format == "tfrecord":
         with path.open("wb") as file:
             file.writelines(map(framed, records))

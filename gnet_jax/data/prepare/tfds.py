@@ -1,4 +1,4 @@
-"""Prepare sets of tensorflow-datasets, and copy any source with smaller images.
+"""Prepare sets of tensorflow-datasets, and copy any data set with its images scaled down.
 
 ILSVRC 2012 is read without unpacking: its training tar contains an uncompressed tar for each class,
 and its validation tar contains the images.
@@ -69,9 +69,9 @@ def prepare(
 ) -> Prepared:
     """Prepare a set such as "imagenet2012" or "mnist:3.0.1" unless it exists, and check it.
 
-    imagenet2012 is made from its tars in `manual_dir`, which may lack images with `subset`. Raises
-    PrepareError if the set cannot be prepared, and DataError if it is unknown, incomplete, or not
-    an image classification set.
+    imagenet2012 is made from its tars in `manual_dir`. They may lack images if `subset` is true.
+    Raises PrepareError if the set cannot be prepared, and DataError if it is unknown, incomplete,
+    or not an image classification set.
     """
     builder = open_builder(name, data_dir)
     class_names(name, builder.info.features)
@@ -123,7 +123,7 @@ def _prepare_imagenet(builder: Any, manual_dir: Path, subset: bool, threads: int
     if missing:
         raise PrepareError(
             f"there is no {missing} in {manual_dir.absolute()}; register at "
-            "image-net.org/download-images, and give the folder of the tars with --manual-dir"
+            "image-net.org/download-images to get it, and pass its folder with --manual-dir"
         )
     plans = [
         _imagenet_split(builder, split, tar, subset)
@@ -143,7 +143,7 @@ def _imagenet_split(builder: Any, split: str, tar: Path, subset: bool) -> SplitP
     if len(images) != IMAGES[split] and not subset:
         raise PrepareError(
             f"{tar} has {len(images):,} images, but ILSVRC 2012 has {IMAGES[split]:,}; "
-            f"{_again(tar)}, or accept these with --subset"
+            f"{_again(tar)}, or use these images with --subset"
         )
     read = reader(tar)
 
@@ -160,7 +160,7 @@ def _imagenet_split(builder: Any, split: str, tar: Path, subset: bool) -> SplitP
 def _members(
     split: str, tar: Path, class_names: Sequence[str], labels: Sequence[str]
 ) -> list[Member]:
-    """Returns the images in the order of tensorflow-datasets; `labels` are those of validation."""
+    """Returns the images in tensorflow-datasets' order. `labels` are the validation WordNet ids."""
     numbers = {wnid: number for number, wnid in enumerate(class_names)}
     with tar.open("rb") as file:
         if split == "train":
@@ -196,7 +196,7 @@ def _train(file: BinaryIO, tar: Path, numbers: dict[str, int]) -> Iterator[Membe
 
 
 def _files(file: BinaryIO, tar: Path, start: int, pattern: str) -> list[tuple[str, int, int]]:
-    """Returns name, offset and size of the files like `pattern` in the tar at byte `start`."""
+    """Returns (name, offset, size) of files like `pattern` in the tar that starts at `start`."""
     found = []
     try:
         file.seek(start)
@@ -219,9 +219,10 @@ def _again(tar: Path) -> str:
 
 
 def reader(tar: Path) -> Callable[[Member], bytes]:
-    """Returns a function, for any thread, that reads an image of `tar` as an RGB or grey JPEG.
+    """Returns a thread-safe function that reads an image of `tar` as an RGB or grey JPEG.
 
-    It converts the 22 CMYK images and the one PNG, and raises PrepareError for other files.
+    It converts the 22 CMYK JPEGs and the one PNG. It raises PrepareError if a file is corrupt, or
+    is neither a JPEG nor a PNG.
     """
 
     def read(member: Member) -> bytes:
@@ -239,7 +240,7 @@ def reader(tar: Path) -> Callable[[Member], bytes]:
             decode(image).save(out, "JPEG", quality=QUALITY, subsampling=0)
             return out.getvalue()
         except (ImageError, OSError) as error:
-            raise PrepareError(f"{member.name} in {tar} is {error}; {_again(tar)}") from error
+            raise PrepareError(f"{member.name} in {tar}: {error}; {_again(tar)}") from error
 
     return read
 
@@ -247,10 +248,11 @@ def reader(tar: Path) -> Callable[[Member], bytes]:
 def pack(
     spec: str, out: Path, shorter: int, *, file_format: Format = "array_record", threads: int = 4
 ) -> Prepared:
-    """Copy a data set, with `scaled_down` images, to a set that has the name of the folder `out`.
+    """Copy the data set `spec` to the folder `out`, with images changed by `scaled_down`.
 
-    An interrupted call can be resumed. Raises PrepareError if the set cannot be written or an image
-    is corrupt, and DataError if the source or a label is invalid or an image cannot be read.
+    The copy has the name of the folder. An interrupted copy can be resumed. Raises PrepareError if
+    the copy cannot be written or an image is corrupt, and DataError if the source or a label is
+    invalid or an image cannot be read.
     """
     import tensorflow_datasets as tfds
 
@@ -259,7 +261,7 @@ def pack(
             f"--out is named {out.name!r}; use lower-case letters, digits and _, as in flowers_256"
         )
     if out.name in tfds.list_builders(with_community_datasets=False):
-        raise PrepareError(f"tensorflow-datasets has a set named {out.name}; rename --out")
+        raise PrepareError(f"tensorflow-datasets already has a set named {out.name}; rename --out")
     sources, missing = open_splits(spec)
     if "train" in missing:
         raise missing["train"]
@@ -268,7 +270,7 @@ def pack(
         refuse_unknown(train, source, spec)
     for name in train.class_names:
         if name != name.strip() or not name:  # tensorflow-datasets would strip the spaces
-            raise PrepareError(f"{spec} has the class {name!r}; rename it without outer spaces")
+            raise PrepareError(f"{spec} has the class {name!r}; remove the spaces around it")
     label = tfds.features.ClassLabel(names=list(train.class_names))
     features = tfds.features.FeaturesDict({"image": tfds.features.Image(), "label": label})
     # The description identifies the source, so that an existing copy of other data is not reused.
@@ -286,8 +288,8 @@ def pack(
         stored = found.as_proto.file_format
         if (found.description, stored) != (about, file_format):
             raise PrepareError(
-                f"{out} already has a copy ({stored}) of {found.description}, instead of the copy "
-                f"({file_format}) of {about}; delete it, or use another --out"
+                f"{out} already has a copy ({stored}) of {found.description}, but this would be a "
+                f"copy ({file_format}) of {about}; delete {out}, or use another --out"
             )
     else:
         plans = [_plan(source, info.features, shorter) for source in sources]
@@ -306,7 +308,7 @@ def _plan(source: Source, features: Any, shorter: int) -> SplitPlan:
             image = scaled_down(example.image, shorter)
         except ImageError as error:
             name = as_text(source.describe(index))
-            raise PrepareError(f"{name} is {error}; fix or remove it") from error
+            raise PrepareError(f"{name}: {error}; fix or remove this image") from error
         return features.serialize_example({"image": image, "label": example.label})
 
     count = -(-len(source) // FILE_RECORDS)
@@ -316,7 +318,8 @@ def _plan(source: Source, features: Any, shorter: int) -> SplitPlan:
 def scaled_down(image: bytes | np.ndarray, shorter: int) -> bytes:
     """Returns an encoded image, scaled down if its shorter side is above `shorter` pixels.
 
-    Scaled images (antialiased) become JPEGs. Other files are not changed, other arrays become PNGs.
+    A scaled image is antialiased and encoded as JPEG. If an image is not scaled, a file is returned
+    unchanged, and an array is encoded as PNG.
     """
     picture = decode(image)
     out = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Functions for class names: sort them, and match the names of two lists."""
+"""Sort class names, and match the class names of two lists."""
 
 import re
 import unicodedata
@@ -79,7 +79,7 @@ def refuse_unknown(train: Source, other: Source, spec: str) -> None:
     if unknown:
         raise DataError(
             f"the {other.split} split of {spec} has {listed(unknown)}, which the {train.split} "
-            f"split lacks; add such images to {train.split}, or remove those in {other.split}"
+            f"split lacks; add their images to {train.split}, or remove those in {other.split}"
         )
 
 
@@ -98,7 +98,7 @@ def imagenet_classes() -> dict[str, str]:
 
 
 def imagenet_start(names: Sequence[str]) -> int | None:
-    """Returns the index in `names` where ImageNet's classes begin (1 for TF-slim), or None."""
+    """Returns the index of the first ImageNet class if `names` ends with all 1,000, or None."""
     start = len(names) - len(imagenet_classes())
     return start if start >= 0 and _with_ids(names)[start:] == [*imagenet_classes()] else None
 

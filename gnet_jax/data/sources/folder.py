@@ -1,4 +1,4 @@
-"""Read folders of image files. Every entry of a folder is read, or recorded with a reason."""
+"""Read folders of image files. Every file is read, or listed with the reason for skipping it."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,7 +16,7 @@ _FORMATS |= {"GIF": ".gif", "TIFF": ".tif .tiff", "AVIF": ".avif", "JPEG2000": "
 _FORMATS |= {"PPM": ".ppm .pgm .pbm"}
 # The suffixes of image files, and Pillow's name of each format.
 SUFFIXES = {suffix: name for name, suffixes in _FORMATS.items() for suffix in suffixes.split()}
-# Suffixes of image files that cannot be read, which the user may not expect.
+# Suffixes of image formats that are not supported. Users should know that these are skipped.
 UNSUPPORTED = (
     ".heic .heif .hif .jxl .jxr .svg .psd .ico .tga .exr .hdr .dds .eps .raw .dng .cr2 .cr3 .nef "
     ".arw .orf .rw2 .raf .pef .apng .mpo .pnm .pam .dib .jpx .jpf .j2c .bpg .qoi .dcm .pcx"
@@ -47,8 +47,8 @@ class FolderSource:
 
     See `walk` for the files that are read, and `in_order` for the order of the classes. If `train`
     exists, its classes come first in every split. Raises MissingSplitError if there is no folder
-    for the split. Raises DataError if a folder cannot be listed, a class name occurs twice, or a
-    split has no images; in `train`, also for fewer than two classes or a class without images.
+    for the split. Raises DataError if a folder cannot be listed, a class name occurs twice, the
+    split has no images, or `train` has fewer than two classes or a class without images.
     """
 
     def __init__(self, root: Path, split: Split) -> None:
@@ -78,10 +78,10 @@ class FolderSource:
             self._files += [(f"{inside}{path[len(top) :]}", label) for path in files]
         if not self._files or (split == "train" and len(names) < 2):
             what = f"{folder} has {len(self._files)} image files in {len(names)} class folder(s)"
-            self._refuse_empty(f"{what}; training requires 2 classes, evaluation 1", folder)
+            self._refuse_empty(f"{what}; training requires 2 or more classes, evaluation 1", folder)
         self.labels = np.array([label for _, label in self._files])
-        # If labels have gaps, they depend on the classes of train, and not only on this split's
-        # files. An empty class folder, which is often lost in copies, does not change the hash.
+        # If the labels have gaps, they depend on the classes of train, so the names are hashed too.
+        # Without gaps they are not, because copies of a data set often lack empty class folders.
         present = np.unique(self.labels)
         self._numbered_by = self.class_names if present[-1] >= len(present) else ()
 
@@ -107,7 +107,7 @@ class FolderSource:
         return str(self.root / self._files[index][0])
 
     def fingerprint(self) -> str:
-        """Returns a hash of the paths and file sizes, and of labels that depend on other splits."""
+        """Returns a hash of paths and file sizes, and of the class names if labels have gaps."""
         split = len(self.split) + 1
         try:
             lines = [
@@ -146,11 +146,11 @@ def _refuse(error: OSError) -> NoReturn:
 def walk(top: str, left_out: LeftOut, onerror: Callable[[OSError], object]) -> Iterator[str]:
     """Yields the images in the folder `top`, sorted by name, and then those in its subfolders.
 
-    Links are followed, and a folder that is reached twice is read once. The skipped entries are
-    added to `left_out`; the path of a folder ends with "/". If a folder cannot be listed, `onerror`
-    is called with the error.
+    Links are followed, and a folder that is reached twice is read once. The paths of the skipped
+    files and folders are added to `left_out`; those of folders end with "/". If a folder cannot be
+    listed, `onerror` is called with the error.
     """
-    # A link to a parent folder would give images of other classes the class of this folder.
+    # Parents count as read: a link to one would give this class to images of other classes.
     around = {*Path(os.path.realpath(top)).parents, *Path(os.path.abspath(top)).parents}
     seen, waiting = set(map(_identity, around)), [top]
     while waiting:
@@ -212,7 +212,7 @@ def _identity(folder: str | Path) -> tuple[int, int]:
 
 
 def merged(parts: Iterable[Mapping[str, Iterable[str]]]) -> LeftOut:
-    """Merges dicts of skipped entries. Each path occurs once; reasons are in `REASONS` order."""
+    """Merges dicts of skipped paths by reason. Removes duplicates, and sorts as in `REASONS`."""
     found: dict[str, dict[str, None]] = {reason: {} for reason in REASONS}
     for part in parts:
         for reason, paths in part.items():
@@ -221,5 +221,5 @@ def merged(parts: Iterable[Mapping[str, Iterable[str]]]) -> LeftOut:
 
 
 def counted(left_out: Mapping[str, list[str]]) -> str:
-    """Returns the number of skipped entries by reason, as "hidden 2, other suffix 1,204"."""
+    """Returns the number of skipped entries by reason: "hidden 2, other suffix 1,204"."""
     return ", ".join(f"{reason} {len(paths):,}" for reason, paths in merged([left_out]).items())

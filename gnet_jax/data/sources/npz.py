@@ -17,7 +17,7 @@ from gnet_jax.config.paths import as_text
 from gnet_jax.data.sources import DataError, Example, LeftOut, MissingSplitError, Split, digest
 from gnet_jax.data.sources.classes import find, joined, refuse_twice
 
-# The names that a split can have in a file. The first name that is found is used.
+# The names that a split can have in a key or file name. The first name that is found is used.
 SPLITS: Mapping[Split, tuple[str, ...]] = {
     "train": ("train",),
     "val": ("val", "valid", "validation", "test"),
@@ -26,17 +26,19 @@ SPLITS: Mapping[Split, tuple[str, ...]] = {
 PIXELS = ("x", "images", "image")
 ENCODED = ("jpeg", "encoded")
 LABELS = ("y", "labels", "label")
-RANGES = ((0, 1), (-1, 1), (0, 255), (0, 65535))  # possible values of black and white
+RANGES = ((0, 1), (-1, 1), (0, 255), (0, 65535))  # the possible (black, white) of pixel values
 
 
 class NpzSource:
     """Labelled images in .npz files. No code in the files is executed.
 
     `path` is a name that contains {split} (`cifar10_{split}.npz`), a folder with `train.npz` and so
-    on, or one file whose keys contain the split (`x_train` as in Keras, or `train_images`). PIXELS
-    are (N, H, W), (N, H, W, 1) or (N, H, W, 3), uint8 or numbers in one of `RANGES`. File i of
-    ENCODED is from `offsets[i]` to `offsets[i + 1]`. LABELS are N integers from 0. `class_names`
-    are optional text. The training split decides the range and, by default, the class names.
+    on, or one file whose keys contain the split (`x_train` as in Keras, or `train_images`).
+
+    A key in PIXELS has images (N, H, W), (N, H, W, 1) or (N, H, W, 3), as uint8 or as numbers in
+    one of `RANGES`. Instead, a key in ENCODED can have the bytes of N image files; file i is from
+    `offsets[i]` to `offsets[i + 1]`. A key in LABELS has N integers, at least 0. `class_names` has
+    texts and is optional. The range and the default class names are those of the train split.
     """
 
     def __init__(self, path: str, split: Split) -> None:
@@ -74,7 +76,7 @@ class NpzSource:
             raise DataError(
                 f"{where} has {classes} class(es), {len(missing)} without an image "
                 f"({', '.join(names[i] for i in missing[:5])}); training requires at least 2 "
-                "classes, each with images; renumber the labels without the empty classes"
+                "classes, each with images; renumber the labels to leave no class empty"
             )
 
     def __len__(self) -> int:
@@ -179,7 +181,7 @@ def _open(file: Path) -> np.lib.npyio.NpzFile:
 
 
 def _images(part: _Part, train: _Part) -> tuple[np.ndarray | None, np.ndarray]:
-    """Loads (None, uint8 pixels (N, H, W) or (N, H, W, 3)), or (offsets (N + 1,), uint8 bytes)."""
+    """Returns (None, uint8 pixels (N, H, W[, 3])) or, if encoded, (offsets (N + 1,), bytes)."""
     images, where = part.need("images", *PIXELS, *ENCODED)
     if part.key(*PIXELS) is not None:
         images = _check_shape(images, where)
@@ -202,12 +204,12 @@ def _images(part: _Part, train: _Part) -> tuple[np.ndarray | None, np.ndarray]:
 
 
 def _training_range(part: _Part, train: _Part, images: np.ndarray) -> tuple[int, int]:
-    """Returns the values of black and white, one of `RANGES`, in the training split."""
+    """Returns the (black, white), one of `RANGES`, of the pixels in the training split."""
     where = part.describe()
     if train is not part and train.key(*PIXELS) is not None:
         own, where_own = images, where
         images, where = train.need("images", *PIXELS)
-        # Without this check, dark float images would seem to be in the range 0 to 255.
+        # Without this check, floats from 0 to 1 could be read as dark pixels of the range 0 to 255.
         if (images.dtype.kind == "f") != (own.dtype.kind == "f"):
             raise DataError(
                 f"{where_own} has {own.dtype} pixels, but {where} has {images.dtype} pixels; save "
@@ -228,7 +230,7 @@ def _training_range(part: _Part, train: _Part, images: np.ndarray) -> tuple[int,
 
 
 def _labels(part: _Part, count: int | None = None) -> np.ndarray:
-    """Loads the labels, (N,) int64. Raises DataError if N is not `count`, unless that is None."""
+    """Loads the labels, (N,) int64. Raises DataError if `count` is given and N differs."""
     labels, where = part.need("labels", *LABELS)
     if labels.dtype.kind not in "iu" or (labels.ndim, labels.shape[1:]) not in ((1, ()), (2, (1,))):
         raise DataError(
@@ -299,7 +301,7 @@ def _to_uint8(images: np.ndarray, black_white: tuple[int, int], where: str) -> n
 def _range(low: float, high: float) -> tuple[int, int] | None:
     """Returns the range of `RANGES` that contains `low` and `high`, or None.
 
-    The values must also reach the bright half of the range, and the dark half if black is not 0.
+    `high` must be in its upper half. For -1 to 1, `high` must exceed 0.5, and `low` be below -0.5.
     """
     for black, white in RANGES:
         step, middle = (white - black) / 255, (black + white) / 2

@@ -19,19 +19,19 @@ from gnet_jax.data.decode import ImageError
 from gnet_jax.data.progress import progress_line
 from gnet_jax.data.sources import DataError, Example, LeftOut, MissingSplitError, Split, digest
 
-# A record in a TFRecord file is: length of the data, checksum of the length, data, their checksum.
+# A TFRecord record is: length of the data, checksum of the length, data, checksum of the data.
 _LENGTH, _CHECKSUM = struct.Struct("<Q"), struct.Struct("<I")
 HEADER = _LENGTH.size + _CHECKSUM.size  # number of bytes before the data
 THREADS = 32  # many, because indexing mostly waits for the storage
-SPARE_FILES = 256  # open files of a process that are not data files, at most
+SPARE_FILES = 256  # largest number of files that a process opens besides the data files
 
 
 class TfdsSource:
-    """A prepared image classification set; see `open_builder` for `name` and `data_dir`.
+    """One split of a prepared data set. `open_builder` explains `name` and `data_dir`.
 
     The split "val" is the set's "validation" split if there is one, otherwise "test". Raises
-    MissingSplitError if the set has no such split, and DataError if it is not prepared, is
-    incomplete, is not image classification, or has another file format.
+    MissingSplitError if the set has no such split. Raises DataError if the set is not prepared, is
+    incomplete, is not for image classification, or is neither array_record nor TFRecord.
     """
 
     labels = None  # known only after reading the records
@@ -41,7 +41,7 @@ class TfdsSource:
         if not is_prepared(builder):
             raise DataError(
                 f"{name} is not prepared in {folder_of(builder)}; run `gnet prepare tfds:{name}` "
-                "or set TFDS_DATA_DIR to its folder"
+                "or set TFDS_DATA_DIR to the folder of your sets"
             )
         splits = sorted(builder.info.splits)
         wanted = ("validation", "test") if split == "val" else (split,)
@@ -84,7 +84,7 @@ class TfdsSource:
         for index in range(min(100, len(self))):
             try:
                 example = self[index]
-            except ImageError:  # changes the hash; reported when the example is read
+            except ImageError:  # the error is reported when the example is read
                 parts.append(b"damaged")
             else:
                 parts += [np.asarray(example.image).tobytes(), bytes([example.label & 255])]
@@ -108,7 +108,7 @@ def open_builder(name: str, data_dir: Path | None = None, **options: Any) -> Any
         reason = str(error).strip().partition("\n")[0]
         raise DataError(
             f"tensorflow-datasets has no data set named {name!r} ({reason}); "
-            "www.tensorflow.org/datasets/catalog lists them"
+            "www.tensorflow.org/datasets/catalog lists all data sets"
         ) from error
 
 
@@ -120,12 +120,12 @@ def folder_of(builder: Any) -> Path | str:
 
 def is_prepared(builder: Any) -> bool:
     """Returns whether the set of `builder` is prepared."""
-    # tensorflow-datasets would print a warning for a missing folder.
+    # Check for the folder first: if it is missing, tensorflow-datasets would print a warning.
     return builder.data_path.exists() and builder.is_prepared()
 
 
 def class_names(name: str, features: Any) -> tuple[str, ...]:
-    """Returns the class names of a set. Raises DataError if it is not image classification."""
+    """Returns the class names of a set. Raises DataError if it is not for image classification."""
     import tensorflow_datasets as tfds
 
     if not (
@@ -149,12 +149,12 @@ def _open_records(
     if file_format != "tfrecord":
         raise DataError(
             f"{name} is stored as {file_format}, but must be array_record or tfrecord; run "
-            f"`gnet prepare tfds:{name} --data-dir DIR`"
+            f"`gnet prepare tfds:{name} --data-dir DIR` with another folder"
         )
     if "://" in folder:
         raise DataError(
             f"TFRecord files must be local, but {name} is in {folder}; mount the bucket (gcsfuse) "
-            "or copy the set, and set TFDS_DATA_DIR"
+            "or copy the set, and set TFDS_DATA_DIR to the local folder"
         )
     return TfRecords([*map(Path, paths)], info.shard_lengths, f"{info.name}.gnet-index.npz")
 
@@ -170,7 +170,7 @@ class Shards:
         return int(self._starts[-1])
 
     def check(self, counts: Iterable[int]) -> None:
-        """Raises a DataError if a file does not have its number of records."""
+        """Raises DataError if `counts`, the records found in each file, are not those expected."""
         for path, expected, found in zip(self._paths, self._counts, counts, strict=True):
             if found != expected:
                 raise DataError(
@@ -178,14 +178,14 @@ class Shards:
                 )
 
     def locate(self, index: int) -> tuple[int, int]:
-        """Returns the index of the file that contains a record, and its index in that file."""
+        """Returns the index of the file with a record, and the index of the record in the file."""
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
         return shard, index - int(self._starts[shard])
 
     def describe(self, index: int) -> str:
-        """Returns text with the index of a record in its file and the name of the file."""
+        """Returns the record's position, such as "number 3 in x-train.tfrecord-00000-of-00001"."""
         shard, number = self.locate(index)
         return f"number {number} in {os.path.basename(self._paths[shard])}"
 
@@ -259,7 +259,7 @@ def framed(data: bytes) -> bytes:
 
 
 def record_ends(path: Path) -> np.ndarray:
-    """Returns the byte position at which each record of a file ends, (N,) int64."""
+    """Returns the byte position at which each record of a TFRecord file ends, (N,) int64."""
     ends, at = [], 0
     try:
         with path.open("rb", buffering=0) as file:
@@ -323,17 +323,17 @@ class TfRecords(Shards):
         return np.concatenate(found)
 
     def __getitem__(self, index: int) -> bytes:
-        """Returns the data of a record. Raises ImageError if their checksum is wrong."""
+        """Returns the data of a record. Raises ImageError if the checksum of the data is wrong."""
         shard, number = self.locate(index)
         start = int(self._ends[index - 1]) if number else 0
         length = int(self._ends[index]) - start - HEADER - _CHECKSUM.size
-        # Not kept open, because a set may have more files than a process may open.
+        # The file is not kept open, because a set may have more files than a process may open.
         with open(self._paths[shard], "rb") as file:
             file.seek(start)
             record = file.read(HEADER + length + _CHECKSUM.size)
         if record[:8] != _LENGTH.pack(length) or len(record) != HEADER + length + _CHECKSUM.size:
             raise DataError(
-                f"{self._paths[shard]} has changed since the start; start again when it is complete"
+                f"{self._paths[shard]} has changed during the run; run again when it is complete"
             )
         data = record[HEADER : HEADER + length]
         if _CHECKSUM.unpack_from(record, HEADER + length)[0] != checksum(data):
@@ -366,6 +366,6 @@ def _save_index(places: Sequence[Path], key: str, ends: np.ndarray) -> None:
             with contextlib.suppress(OSError):
                 part.unlink()
     print(
-        f"cannot save the index of the records in {' or '.join(errors)}; every start rebuilds it",
+        f"cannot save the index of the records in {' or '.join(errors)}; each run rebuilds it",
         file=sys.stderr,
     )
