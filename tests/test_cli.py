@@ -132,7 +132,7 @@ def test_predict_leaves_out_what_is_no_image_by_its_name(folder, tmp_path, capsy
     assert main(["predict", str(folder / "model"), str(tmp_path / "photos"), "--json"]) == 0
     output = capsys.readouterr()
     assert len(output.out.splitlines()) == 3
-    assert "not read: junk 1\n" in output.err
+    assert "skipped files: junk 1\n" in output.err
     for image in (tmp_path / "photos").glob("*.png"):
         image.unlink()
     assert main(["predict", str(folder / "model"), str(tmp_path / "photos")]) == 1
@@ -787,7 +787,7 @@ def test_the_plan_of_a_run_gives_its_network_and_data(tmp_path, capsys):
     assert "digits: 1,437 training and 3 validation images (test split)" in plan["data"]
     assert (plan["loaded"], plan["new"]) == ("conv1", "classifier (other classes)")
     assert plan["frozen"] == "conv*, x"
-    assert "junk 1" in plan["not read"]
+    assert "junk 1" in plan["skipped files"]
 
 
 def test_the_next_commands_have_a_path_unless_the_shell_finds_the_same_program(monkeypatch):

@@ -100,7 +100,7 @@ def say_not_read(left_out: Mapping[str, list[str]]) -> None:
     if left_out:
         from gnet_jax.data.sources.folder import counted
 
-        print(f"not read: {counted(left_out)}", file=sys.stderr)
+        print(f"skipped files: {counted(left_out)}", file=sys.stderr)
 
 
 def several(metavar: str) -> Any:
