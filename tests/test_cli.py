@@ -787,7 +787,7 @@ def test_the_plan_of_a_run_gives_its_network_and_data(tmp_path, capsys):
     assert "digits: 1,437 training and 3 validation images (test split)" in plan["data"]
     assert (plan["loaded"], plan["new"]) == ("conv1", "classifier (other classes)")
     assert plan["frozen"] == "conv*, x"
-    assert "junk 1" in plan["skipped files"]
+    assert "junk 1" in plan["skipped"]
 
 
 def test_the_next_commands_have_a_path_unless_the_shell_finds_the_same_program(monkeypatch):

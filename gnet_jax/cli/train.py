@@ -165,7 +165,7 @@ def print_plan(run: "Run", workdir: Path) -> None:
         from gnet_jax.data.sources.folder import counted, merged
 
         left_out = counted(merged([run.train.left_out, run.val.left_out]))
-        plan["skipped files"] = f"{left_out} (gnet check-data lists them)"
+        plan["skipped"] = f"{left_out} (gnet check-data lists them)"
     console = SafeConsole()
     for name, text in plan.items():
         console.say(f"{name:>8}  {text}")

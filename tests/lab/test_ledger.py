@@ -1,9 +1,11 @@
 import dataclasses
+import io
 import json
 
 import pytest
+from rich.console import Console
 
-from gnet_jax.lab.cost.ledger import ledger_table, network_ledger, worked_examples
+from gnet_jax.lab.cost.ledger import ledger_table, network_ledger, number_table, worked_examples
 from gnet_jax.model.googlenet import googlenet
 
 # (params, params with aux, multiply-adds, multiply-adds with aux); None where nobody states it
@@ -74,3 +76,14 @@ def test_the_table_has_the_facts_of_each_layer_in_their_columns():
     assert rows["inference"] == ("", "", "5,983,802", "1,581,658,112")
     totals = rows["training (with * auxiliary heads)"]
     assert totals == ("", "", "10,334,030", "1,588,002,816")
+
+
+def test_a_narrow_terminal_folds_numbers_and_keeps_names_whole():
+    table = number_table("title", "layer", "parameters")
+    table.add_row("inception_3a/reduce3", "123,456,789")
+    console = Console(file=io.StringIO(), width=32)
+    console.print(table)
+    text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    assert "inception_3a/reduce3" in text
+    numbers = "".join(line.split("│")[2].strip() for line in text.splitlines() if "│" in line)
+    assert numbers == "123,456,789"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gnet_jax.cli.main import main
-from gnet_jax.config import LossConfig
+from gnet_jax.config import LossConfig, UserError
 from gnet_jax.lab.look import replay as replay_module
 from gnet_jax.lab.look.replay import _loss, _place, _repeat_step
 from gnet_jax.model.googlenet import GoogLeNet, Outputs
@@ -233,3 +233,21 @@ def test_a_file_that_is_no_replay_is_one_sentence(tmp_path, capsys):
         assert "pickle" not in error
     assert main(["replay", str(tmp_path / "none.npz")]) == 2
     assert "cannot read" in capsys.readouterr().err
+
+
+class Trap:
+    """An object that leaves a file behind if it is unpickled."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return open, (str(self.file), "w")
+
+
+def test_a_file_with_pickled_objects_is_refused_and_executes_nothing(tmp_path):
+    file, sprung = tmp_path / "replay.npz", tmp_path / "sprung"
+    np.savez(file, notes=np.array([Trap(sprung)], dtype=object))
+    with pytest.raises(UserError, match=str(tmp_path)):
+        replay_module.read_replay(file)
+    assert not sprung.exists()
