@@ -27,14 +27,15 @@ KEEP_FREED = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1}  # allocate on the heap, neve
 DEFAULTS = {M_MMAP_MAX: 65536, M_TRIM_THRESHOLD: 128 * 1024}
 # On a heap that never shrinks, a step may need twice its memory: if a small block is allocated
 # where a large one was freed, the next large block extends the heap.
-LARGEST_KEPT = 1 / 4  # of the machine's memory; larger steps keep nothing
+LARGEST_KEPT = 1 / 4  # of the machine's memory; if a step needs more, freed memory is not kept
 MALLOC_VARIABLES = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
 
 
 def data_mesh(devices: Sequence[Any] | None = None) -> Mesh:
-    """Returns a mesh with one axis over the devices (all by default), in the order of the hosts. So
-    a host's share of a batch is contiguous. `jax.make_mesh` would order the devices by their
-    position in the network, and rejects several slices, such as the nodes of a GPU cluster.
+    """Returns a mesh with one axis over the devices (default: all), ordered by host.
+
+    Each host's part of a batch is then contiguous. `jax.make_mesh` would order the devices by their
+    position in the network. It also rejects several slices, such as the nodes of a GPU cluster.
     """
     devices = jax.devices() if devices is None else devices
     by_host = sorted(devices, key=lambda device: (device.process_index, device.id))
@@ -52,9 +53,7 @@ def split(mesh: Mesh) -> NamedSharding:
 
 
 def xla_options(platform: str) -> dict[str, Any]:
-    """Returns XLA's compiler options for the network on a platform ("cpu", "gpu", "tpu"). On CPUs
-    they turn YNNPACK off, unless XLA_FLAGS sets its option.
-    """
+    """Returns XLA's options for a platform: on "cpu", YNNPACK off unless XLA_FLAGS sets `YNN`."""
     if platform == "cpu" and YNN not in os.environ.get("XLA_FLAGS", "") and _knows_ynn():
         return {YNN: ""}
     return {}
@@ -62,7 +61,7 @@ def xla_options(platform: str) -> dict[str, Any]:
 
 @functools.cache
 def _knows_ynn() -> bool:
-    """Returns whether this jaxlib has the option `YNN`; without it, compiling with it fails."""
+    """Returns whether this jaxlib has the option `YNN`. If not, setting it is a compile error."""
     try:
         with jax.default_device(jax.local_devices(backend="cpu")[0]):
             jax.jit(lambda x: x, compiler_options={YNN: ""}).lower(0).compile()
@@ -74,7 +73,7 @@ def _knows_ynn() -> bool:
 
 
 def check_batches(config: Config, mesh: Mesh) -> None:
-    """Raise a ConfigError if a batch cannot be split evenly by devices, parts, pairs and shards."""
+    """Raise a ConfigError if the config's batches cannot be divided evenly on this mesh."""
     devices, shards, parts = mesh.size, config.virtual_shards, config.optim.accumulate
     into, unit = f"{devices} devices", devices
     if config.numerics == "canonical":
@@ -91,9 +90,9 @@ def check_batches(config: Config, mesh: Mesh) -> None:
             )
         into, unit = f"{shards} virtual shards", shards
     if parts > 1:
-        into += f" x {parts} accumulated parts"
+        into += f" x {parts} parts (optim.accumulate)"
     if config.augment.mixup:
-        into, parts = f"{into} x pairs for augment.mixup", math.lcm(2, parts)
+        into, parts = f"{into} into pairs (augment.mixup)", math.lcm(2, parts)
     sizes = {"batch_size": (config.batch_size, unit * parts, into)}
     if config.eval_batch_size is not None:
         sizes["eval_batch_size"] = (config.eval_batch_size, devices, f"{devices} devices")
@@ -112,9 +111,10 @@ def compile_train_step(
     manual: bool = False,
     compiler_options: dict[str, Any] | None = None,
 ) -> jax.stages.Compiled:
-    """Compile `step(state, *inputs)` for the mesh, from arrays or shapes; donates the state. The
-    inputs are split over the devices, which may be absent (`gnet_jax.pods`). With `manual`, `step`
-    takes one device's share of the inputs and averages over `AXIS` itself.
+    """Compile `step(state, *inputs)` for the mesh, from arrays or shapes. It donates the state.
+
+    The inputs are split over the mesh's devices, which this machine may lack (`gnet_jax.pods`).
+    With `manual`, `step` gets one device's part of the inputs and averages over `AXIS` itself.
     """
     whole, shardings = replicated(mesh), (replicated(mesh), *[split(mesh)] * len(inputs))
     if manual:
@@ -128,7 +128,7 @@ def compile_train_step(
 
 
 def compile_eval_step(mesh: Mesh, step: Callable[..., Any], inputs: int = 1) -> Callable[..., Any]:
-    """Jit `step(state, *args)`; its `inputs` further arguments are split over the devices."""
+    """Jit `step(state, *args)`. `inputs` is the number of `args`; all are split over devices."""
     whole = replicated(mesh)
     options = xla_options(mesh.devices.flat[0].platform)
     shardings = (whole, *[split(mesh)] * inputs)
@@ -145,9 +145,8 @@ def put_state(state: Any, mesh: Mesh) -> Any:
 def put_batches(
     batches: Iterable[Mapping[str, Any]], mesh: Mesh, batch_size: int
 ) -> Generator[dict[str, jax.Array], None, None]:
-    """Yield global batches on the devices; `batches` are this process's parts of them. Without the
-    global `batch_size`, JAX would accept a local batch of the wrong size.
-    """
+    """Yield global batches of `batch_size` images; `batches` has this process's part of each."""
+    # Without the global shape, JAX would accept a local batch of the wrong size.
     parts = split(mesh)
     for batch in batches:
         yield {k: _put(each, parts, (batch_size, *each.shape[1:])) for k, each in batch.items()}
@@ -158,8 +157,9 @@ def _put(value: Any, sharding: NamedSharding, shape: tuple[int, ...]) -> jax.Arr
 
 
 def use_compilation_cache() -> None:
-    """Cache compiled programs in JAX_COMPILATION_CACHE_DIR, or in this package's cache folder. An
-    empty JAX_COMPILATION_CACHE_DIR turns the cache off.
+    """Cache compiled programs in JAX_COMPILATION_CACHE_DIR (default: the package's cache folder).
+
+    If the variable is set to an empty string, the cache is off.
     """
     folder: str | None = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
     if folder is None:
@@ -173,14 +173,14 @@ def use_compilation_cache() -> None:
 
 
 def machine_memory() -> int:
-    """Returns how many bytes this process may use, limited by the machine and its container."""
+    """Returns the machine's memory in bytes, or the memory limit of its container if lower."""
     limits = [file.read_text().strip() for file in LIMITS if file.is_file()]
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min([whole, *(int(limit) for limit in limits if limit.isdigit())])
 
 
 def step_memory(step: jax.stages.Compiled) -> int | None:
-    """Returns the bytes that one call of `step` needs on each device; None if XLA has no figure."""
+    """Returns the bytes that `step` needs on each device, or None if XLA does not report them."""
     plan: Any = step.memory_analysis()
     if plan is None:
         return None
@@ -189,8 +189,9 @@ def step_memory(step: jax.stages.Compiled) -> int | None:
 
 
 def check_memory(needed: int | None, batch_size: int, mesh: Mesh) -> None:
-    """Raise a ConfigError if the step needs more memory than the device has (see `step_memory`). On
-    a CPU the kernel would kill the process without a message.
+    """Raise a ConfigError if `needed` (see `step_memory`) is more memory than a device has.
+
+    On a CPU, the kernel would otherwise kill the process without a message.
     """
     device = mesh.local_devices[0]  # JAX cannot query the memory of another host's device
     available = (device.memory_stats() or {}).get("bytes_limit")
@@ -204,18 +205,20 @@ def check_memory(needed: int | None, batch_size: int, mesh: Mesh) -> None:
 
 
 def call_in_this_thread() -> None:
-    """Make JAX run CPU programs in the calling thread; call this before JAX runs a program. glibc
-    keeps freed memory for the main thread only. The programs of several processes wait for each
-    other, so they need JAX's own thread.
+    """Make JAX run CPU programs in the calling thread; call this before JAX runs any program.
+
+    glibc keeps freed memory for the main thread only. Does nothing if there are several processes:
+    their programs wait for each other, so they need JAX's own thread.
     """
     if not jax.distributed.is_initialized():
         jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 def keep_freed_memory(needed: int | None = None) -> bool:
-    """On CPUs, make glibc's malloc keep freed memory for reuse; returns whether it will. Restores
-    the defaults if `needed`, from `step_memory`, is a large part of the machine's memory. Does
-    nothing if the environment sets malloc's options.
+    """On CPUs, make glibc's malloc keep freed memory for reuse. Returns whether it will.
+
+    Restores malloc's defaults if `needed` (see `step_memory`) is more than `LARGEST_KEPT` of the
+    machine's memory. Does nothing if the environment sets malloc's options.
     """
     tuned = any(name in os.environ for name in MALLOC_VARIABLES)
     unfit = jax.default_backend() != "cpu" or jax.distributed.is_initialized()

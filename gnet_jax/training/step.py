@@ -45,7 +45,7 @@ def create_state(variables: Mapping[str, Any], optimizer: Optimizer, seed: int) 
 
 
 def step_keys(rng: jax.Array, step: int | jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns the augmentation key and the dropout key of the step that follows `step` steps."""
+    """Returns the augmentation key and the dropout key of the step after `step` finished ones."""
     augment_key, dropout_key = jax.random.split(jax.random.fold_in(rng, step))
     return augment_key, dropout_key
 
@@ -53,9 +53,7 @@ def step_keys(rng: jax.Array, step: int | jax.Array) -> tuple[jax.Array, jax.Arr
 def compute_gradient(
     state: TrainState, images_BHWC: Any, targets_BK: Any, dropout_key: Any, **options: Any
 ) -> tuple[Any, Any, Metrics]:
-    """Returns the gradient of the loss, the statistics of this batch, and the heads' metrics.
-    `options` are the `model`, `optimizer` and `loss` of `compute_loss`.
-    """
+    """Returns the gradient of `compute_loss(..., **options)`, the batch statistics, the metrics."""
     gradient = jax.grad(partial(compute_loss, **options), has_aux=True)
     grads, (updated, metrics) = gradient(
         state.params, state.batch_stats, images_BHWC, targets_BK, dropout_key
@@ -75,11 +73,12 @@ def compute_loss(
     loss: LossConfig,
     mutable: Sequence[str] = ("batch_stats",),
 ) -> tuple[jax.Array, tuple[Any, Metrics]]:
-    """Returns the training loss, and a pair: the `mutable` collections and the metrics. The loss is
-    that of the main head plus `loss.aux_weight` times that of each auxiliary head (paper, section
-    5), with label smoothing (arXiv 1512.00567). The metrics are `loss`, and `*_loss` and `*_top1`
-    of each head. The `batch_stats` are the statistics of this batch alone; `apply_update` averages
-    them. The optimiser's frozen parameters have no gradient.
+    """Returns the training loss, and a pair: the `mutable` collections and the metrics.
+
+    The loss is that of the main head plus `loss.aux_weight` times that of each auxiliary head
+    (paper, section 5), with label smoothing (arXiv 1512.00567). The metrics are `loss`, and
+    `*_loss` and `*_top1` of each head. The `batch_stats` are the statistics of this batch alone;
+    `apply_update` averages them. The gradient of the optimiser's frozen parameters is zero.
     """
     outputs, updated = model.clone(momentum=0.0).apply(
         {"params": stop_frozen_gradients(params, optimizer.frozen), "batch_stats": batch_stats},
@@ -140,9 +139,10 @@ def norm(tree: Any) -> jax.Array:
 
 
 def keep_finite(new: TrainState, old: TrainState, metrics: Metrics) -> tuple[TrainState, Metrics]:
-    """Returns `new` if it is finite, otherwise `old` with its step counters advanced. Checks the
-    loss, gradient, parameters and batch statistics, because on CPUs any one of them can be the only
-    one that is not finite. Adds the metric `skipped`, 1.0 if `old` is returned, or 0.0.
+    """Returns `new` if it is finite, otherwise `old` with its step counters advanced.
+
+    Checks the loss, gradient, parameters and batch statistics: on CPUs, any of them can be the only
+    one that is not finite. Adds `skipped` to the metrics: 1.0 if `old` is returned, otherwise 0.0.
     """
     size = norm((new.params, new.batch_stats))
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"] + size)
@@ -170,10 +170,11 @@ def train_step(
     gradient: Callable[..., tuple[Any, Any, Metrics]] = compute_gradient,
     update: Callable[..., tuple[TrainState, Metrics]] = apply_update,
 ) -> tuple[TrainState, Metrics]:
-    """Returns the state after one optimiser step, and the step's metrics. `batch` has `image` (B,
-    H, W, C) uint8 and `label` (B,) int32, which `augment` turns into float32 inputs and targets.
-    The metrics are float32 scalars: `loss`, each head's `*_loss` and `*_top1`, `learning_rate`,
-    `grad_norm`, `skipped`. `gradients.py` has alternative gradients.
+    """Returns the state after one optimiser step, and the step's metrics (float32 scalars).
+
+    `batch` has `image` (B, H, W, C) uint8 and `label` (B,) int32; `augment` turns them into float32
+    inputs and targets. The metrics are `loss`, each head's `*_loss` and `*_top1`, `learning_rate`,
+    `grad_norm` and `skipped`. `gradients.py` has other functions for `gradient`.
     """
     augment_key, dropout_key = step_keys(state.rng, state.step)
     images_BHWC, targets_BK = augment(batch["image"], batch["label"], augment_key)
@@ -191,8 +192,9 @@ def eval_step(
     model: GoogLeNet,
     preprocess: Callable[..., jax.Array],
 ) -> Metrics:
-    """Returns the sums of the metrics over the examples whose `mask` is True. They are int32
-    `count`, `top1`, `top5` and float32 `loss`. Uses averaged parameters if present.
+    """Returns int32 `count`, `top1` and `top5` and float32 `loss`, each summed over the examples.
+
+    Examples whose `mask` is False do not count. Uses the averaged variables if the state has them.
     """
     variables = state.average or {"params": state.params, "batch_stats": state.batch_stats}
     outputs: Any = model.apply(variables, preprocess(batch["image"]))

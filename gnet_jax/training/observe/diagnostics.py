@@ -34,11 +34,11 @@ def diagnose(
     augment: Callable[..., tuple[jax.Array, jax.Array]],
     loss: LossConfig,
 ) -> dict[str, Any]:
-    """Returns diagnostics of the next training step on `batch`, with its augmentation and dropout.
-    `scalars` are float32 values by name (docs/ablations.md lists them). `histograms` has the pair
-    (counts, edges) for the gradient and the parameters of each block, a top-level module. The whole
-    batch is processed at once, also if the training step processes it in parts with other dropout
-    masks.
+    """Returns diagnostics of the next training step on `batch`, as it is augmented for that step.
+
+    `scalars` are float32 values by name (docs/ablations.md lists them). `histograms` has pairs
+    (counts, edges) for the gradient and for the parameters of each block (top-level module). The
+    batch is processed whole, even if the training step splits it and draws other dropout masks.
     """
     augment_key, dropout_key = step_keys(state.rng, state.step)
     images_BHWC, targets_BK = augment(batch["image"], batch["label"], augment_key)
@@ -84,7 +84,7 @@ def _norms(name: str, tree: Mapping[str, Any]) -> dict[str, jax.Array]:
 
 
 def _activations(layers: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """Returns RMS and fraction of dead channels of every layer's output, after its ReLU."""
+    """Returns the RMS and the fraction of dead channels of each layer's output (after its ReLU)."""
     flat: Any = traverse_util.flatten_dict(dict(layers))
     outputs = {path: values for path, values in flat.items() if path[-1] == "output"}
     found = {}
@@ -103,8 +103,9 @@ def _histogram(tree: Any) -> tuple[jax.Array, jax.Array]:
 
 
 class Diagnostics(contextlib.AbstractContextManager["Diagnostics"]):
-    """Diagnoses a run every `every` steps from `start` on, for a log and for TensorBoard. `step` is
-    the compiled `diagnose`, a function of `(state, batch)`. `tell` prints a line.
+    """Diagnoses a run every `every` steps from `start` on; writes to a log and to TensorBoard.
+
+    `step` is the compiled `diagnose`, a function of `(state, batch)`. `tell` prints a line.
     """
 
     def __init__(
@@ -125,7 +126,7 @@ class Diagnostics(contextlib.AbstractContextManager["Diagnostics"]):
         self._board.close()
 
     def __call__(self, finished: int, state: TrainState, batch: Mapping[str, jax.Array]) -> None:
-        """Diagnose the step that follows `finished` steps, if a diagnosis is due."""
+        """Diagnose the next step if a diagnosis is due after `finished` steps."""
         if finished % self._every:
             return
         if not self._compiled:
