@@ -1,7 +1,7 @@
 """Verify, restore and list the checkpoints of a run, or open the best one as a model.
 
 A checkpoint is a folder whose name is its step. Its folder `state` has the arrays in the format of
-Orbax. `digests/digests.json` has the dtype, shape and sha256 of each array, the description of the
+Orbax. `digests/digests.json` has the dtype, shape and sha256 of each array, the architecture of the
 model and the top-1 accuracy. A sha256 over all of this is in the same file.
 """
 
@@ -41,9 +41,10 @@ class CorruptError(ConfigError):
 def read_verified(
     checkpoint: Path, wanted: Callable[[str], bool] = lambda name: True
 ) -> dict[str, np.ndarray]:
-    """Returns the arrays of a checkpoint for which `wanted(name)` is true, after verifying them.
-    Raises CorruptError with the first array that is missing or differs, or ConfigError if a file
-    cannot be opened, because its content may still be intact.
+    """Returns the verified arrays of a checkpoint for which `wanted(name)` is true.
+
+    Raises CorruptError with the first array that is missing or differs. If a file cannot be opened,
+    it may still be intact, and ConfigError is raised instead.
     """
     try:
         digests = read_digests(checkpoint)["arrays"].items()
@@ -99,9 +100,7 @@ def add_notes(checkpoint: Path, notes: Mapping[str, Any]) -> None:
 
 
 def read_digests(checkpoint: Path) -> dict[str, Any]:
-    """Returns what `write_digests` wrote: the notes, and the digests under the key "arrays". Raises
-    CorruptError if the file is missing or differs from what was written.
-    """
+    """Returns the notes and (as "arrays") the digests. Raises CorruptError if they are corrupt."""
     try:
         body = json.loads((checkpoint / "digests" / DIGESTS_FILE).read_bytes())
         seal = body.pop("sha256")
@@ -209,8 +208,9 @@ class SavedSteps:
         return max(self.top1, key=lambda step: (self.top1[step], step), default=None)
 
     def restore(self, step: int, abstract_state: Any) -> Any:
-        """Returns the verified state of `step`, with the shardings of `abstract_state`. Raises
-        ConfigError if the step is corrupt or its leaves, shapes or dtypes differ.
+        """Returns the verified state of `step`, with the shardings of `abstract_state`.
+
+        Raises ConfigError if the step is corrupt, or if its leaves, shapes or dtypes differ.
         """
         return self._place(step, read_verified(self.path(step)), abstract_state)
 
@@ -239,10 +239,11 @@ def is_workdir(path: Path) -> bool:
 
 
 def read_workdir(workdir: Path) -> "TrainedModel":
-    """Returns the model in a run's best checkpoint, or in its newest if none was evaluated. The
-    parameters are averaged if the run averaged them. The run's data may be missing. Raises
-    WeightsError if there is no checkpoint or it does not fit its description, and CorruptError if
-    it or the digests of any step are corrupt.
+    """Returns the model in a run's best checkpoint, or in its newest if none was evaluated.
+
+    The parameters are averaged if the run averaged them. The run's data is not needed. Raises
+    WeightsError if there is no checkpoint, or if its arrays do not match the architecture saved
+    with it. Raises CorruptError if it is corrupt, or if `digests.json` of any step is.
     """
     from gnet_jax.model_folder.folder import WeightsError, folder_of  # imports Flax, which is slow
 

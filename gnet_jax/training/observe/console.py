@@ -25,13 +25,14 @@ KINDS = (
     *("training", "compiling", "waiting for data", "saving"),
     *("evaluating", "diagnosing", "starting"),
 )
-LOST = "lost to restarts"
+LOST = "lost to restarts"  # spent after the checkpoint from which a later start resumed
 KEPT_SAVES = 20
 
 
 class Stopwatch:
-    """Measures how many seconds this start spends on each of `KINDS`; the rest is training. Of
-    loading data and saving, only the time for which they delay the loop is counted.
+    """Measures how many seconds this start of the run spends on each of `KINDS`.
+
+    All other time counts as training. Loading data and saving count only while the loop waits.
     """
 
     def __init__(self) -> None:
@@ -53,7 +54,7 @@ class Stopwatch:
         self._saves[step] = time.perf_counter() - self._began
 
     def record(self, step: int) -> dict[str, Any]:
-        """Returns the times of this start for `run.json`; `step` is the one it has reached."""
+        """Returns this start's times for `run.json`; `step` is the step that it has reached."""
         total = time.perf_counter() - self._began
         seconds = self._spent | {"training": total - sum(self._spent.values())}
         saves = sorted(self._saves.items())[-KEPT_SAVES:]
@@ -66,9 +67,7 @@ class Stopwatch:
 
 
 def total_seconds(starts: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Returns the seconds by kind over all `starts`, the records in `run.json`, and `LOST`. `LOST`
-    is the time that a start spent after the checkpoint from which a later start resumed.
-    """
+    """Returns the seconds of each kind and those `LOST`, summed over the `starts` in run.json."""
     sums = dict.fromkeys((*KINDS, LOST), 0.0)
     for number, start in enumerate(starts):
         if "seconds" not in start:
@@ -111,9 +110,10 @@ def duration(seconds: float) -> str:
 
 
 class Board:
-    """Writes scalars and histograms for TensorBoard into a folder. A full disk ends the thread of
-    tensorboardX's `SummaryWriter`, whose queue then blocks the run. From `purge_step` on,
-    TensorBoard hides the points of older files, which a killed process wrote.
+    """Writes scalars and histograms for TensorBoard into a folder.
+
+    From `purge_step` on, TensorBoard hides the points of older files, which a killed process wrote.
+    tensorboardX's `SummaryWriter` would block the run if the disk were full, so it is not used.
     """
 
     def __init__(self, folder: Path, purge_step: int) -> None:
@@ -126,9 +126,7 @@ class Board:
         values: Mapping[str, float],
         histograms: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None,
     ) -> None:
-        """Add a point to the curve of each value, and the histograms of this step. A histogram is
-        counts (N,) and edges (N + 1,). Raises OSError if the file is not writable.
-        """
+        """Add a step's values and histograms (counts (N,), edges (N + 1,)). May raise OSError."""
         summaries = [scalar(name, value) for name, value in values.items()]
         summaries += [_histogram(name, *each) for name, each in (histograms or {}).items()]
         events = [_messages.Event(step=step, wall_time=time.time(), summary=s) for s in summaries]
@@ -197,7 +195,8 @@ class SafeConsole(Console):
 
 
 class Reporter(contextlib.AbstractContextManager["Reporter"]):
-    """Prints a live line on a terminal, or plain lines if piped; writes metrics.jsonl, a `Board`.
+    """Prints metrics (as a live line on a terminal), and writes metrics.jsonl and a `Board`.
+
     With `enabled=False`, as on every process except the first, nothing is printed or written.
     """
 
@@ -242,8 +241,9 @@ class Reporter(contextlib.AbstractContextManager["Reporter"]):
     def training(
         self, step: int, values: dict[str, float], eta: float, *, evaluations: bool
     ) -> None:
-        """Log the mean metrics since the last report, and show them as one line. `eta` is the
-        remaining time in seconds; `evaluations` is whether it includes evaluations.
+        """Log the mean metrics since the last report, and show them as one line.
+
+        `eta` is the remaining time in seconds; `evaluations` says whether it includes evaluations.
         """
         self._log(step, values | {"perf/goodput": goodput(self.account(step))})
         heads = [name[len("train/") : -len("_top1")] for name in values if name.endswith("_top1")]
@@ -281,7 +281,7 @@ class Reporter(contextlib.AbstractContextManager["Reporter"]):
             self.say(f"warning: cannot add step {step} to {file.path} ({error.strerror})")
 
     def _log(self, step: int, values: dict[str, float]) -> None:
-        """Write `values`, after earlier ones that could not be written to a full disk."""
+        """Write `values`, after any earlier ones that are unwritten because the disk was full."""
         if not self._enabled:
             return
         self._unwritten.append((step, values))
@@ -318,7 +318,7 @@ class Meter:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Exclude the time that the body takes to evaluate, save or diagnose."""
+        """Exclude the time spent in this context (to evaluate, save or diagnose)."""
         began = time.perf_counter()
         yield
         self._since += time.perf_counter() - began

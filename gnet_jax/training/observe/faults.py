@@ -23,7 +23,7 @@ from gnet_jax.training.step import counts_steps
 from gnet_jax.training.workdir import MetricsFile, replacing
 
 NOTES = "notes"
-MARGIN = 0.02  # a loss this close to ln(classes) is that of guessing
+MARGIN = 0.02  # a loss this close to ln(classes) is no better than guessing
 LEARNS = 0.1  # a head whose loss is this far below ln(classes) has learned something
 
 DIVERGED = (
@@ -38,8 +38,9 @@ REMEDIES = (
 
 
 class BadImages:
-    """The corrupt images of a run, `train` and `val`, listed in `bad_records.jsonl` of the workdir.
-    Every host lists the images that it reads; the file of host 1 is `bad_records-1.jsonl`.
+    """Lists the corrupt images of a run's `train` and `val` data in WORKDIR/bad_records.jsonl.
+
+    Every host lists the images that it reads. For example, host 1 writes `bad_records-1.jsonl`.
     """
 
     def __init__(self, run: Run, workdir: Path, reporter: Reporter, start_step: int) -> None:
@@ -75,8 +76,9 @@ class BadImages:
 
 class SkippedSteps:
     """Reads the metrics of every step, and counts the steps skipped because they are not finite.
-    They are listed in `skipped_steps.jsonl` of the workdir. A resumed run keeps the list up to its
-    first step, and counts steps in a row from 0.
+
+    `skipped_steps.jsonl` in the workdir lists them. A resumed run keeps the list up to the step
+    from which it resumes, and counts skipped steps in a row from 0.
     """
 
     def __init__(self, run: Run, workdir: Path, reporter: Reporter, start_step: int) -> None:
@@ -90,15 +92,15 @@ class SkippedSteps:
 
     @property
     def near_limit(self) -> bool:
-        """Whether one more bad step ends the run; each step is then read before the next starts."""
+        """Whether one more bad step ends the run. Then each step is read before the next starts."""
         return self._in_a_row + 1 >= self._run.config.max_bad_steps
 
     def read(
         self, step: int, metrics: Any, batch: dict[str, jax.Array], state: Any
     ) -> dict[str, float]:
-        """Copy the metrics of `step`, which took `batch` and returned `state`, and return them. If
-        it is the last bad step in a row that the config allows, writes a replay file and raises
-        TrainingError.
+        """Returns the metrics of `step`, which took `batch` and returned `state`, as numbers.
+
+        After `max_bad_steps` bad steps in a row, writes a replay file and raises TrainingError.
         """
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if not values["skipped"]:
@@ -138,10 +140,11 @@ def write_replay(
     batch: dict[str, jax.Array],
     metrics: dict[str, float],
 ) -> Path:
-    """Write `replay-STEP.npz` into `workdir`, and return its path. All hosts must call this. It has
-    arrays and JSON, but no pickle: the global batch, the indices of its examples, the state before
-    the step, the config and the network. `state` is the state after `step`, which differs only in
-    the step counts because the step was skipped.
+    """Write `replay-STEP.npz` into `workdir`, and return its path. All hosts must call this.
+
+    The file has arrays and JSON (no pickle) of the global batch, the indices of its examples, the
+    state before the step, the config and the network. `state` is the state after `step`. It differs
+    from the state before only in the step counts, because the step was skipped.
     """
     file = workdir / f"replay-{step}.npz"
     whole = multihost_utils.process_allgather(batch, tiled=True)
@@ -167,7 +170,7 @@ def write_replay(
 
 
 def _undo_step_counts(state: Any) -> Any:
-    """Returns the state with its step counts reduced by one, for the skipped step."""
+    """Returns the state before the skipped step: the same, with its step counts reduced by one."""
 
     def undo(x: Any) -> Any:
         return x._replace(count=x.count - 1) if counts_steps(x) else x
@@ -177,24 +180,23 @@ def _undo_step_counts(state: Any) -> Any:
 
 
 class DeadHeadGuard:
-    """Detects heads that do not learn, from the mean loss of each head in each report. Without
-    batch norm, only an auxiliary head may learn: in BVLC/caffe#1598 the main loss stayed at ln 1000
-    = 6.908 for 2.4 million steps. A head is dead if, for `patience` steps after the warm-up, every
-    reported loss was within `MARGIN` of ln(classes), the loss of equal probabilities with any label
-    smoothing or mixup.
+    """Detects heads that do not learn, from the mean loss of each head in each report.
+
+    A head is dead if, for `patience` steps after the warm-up, every reported loss was within
+    `MARGIN` of ln(classes), the loss of equal probabilities (with any label smoothing or mixup).
+    Without batch norm, the main head may be dead while an auxiliary head learns. In BVLC/caffe#1598
+    the main loss stayed at ln 1000 = 6.908 for 2.4 million steps.
     """
 
     def __init__(self, heads: Sequence[str], classes: int, *, warmup: int, patience: int) -> None:
         self._heads = tuple(heads)  # the main head first
         self._guessing = math.log(classes)
         self._warmup, self._patience = warmup, patience
-        self._since: dict[str, int] = {}  # per head, the step since which its loss is a guess's
+        self._since: dict[str, int] = {}  # by head: the step since which it has only guessed
         self._reported = False
 
     def read(self, step: int, means: Mapping[str, float]) -> str | None:
-        """Returns a message about the problem and its fixes; None if none is new. `means` has the
-        means of `main_loss`, `aux4a_loss` and so on since the last call.
-        """
+        """Returns a message if the mean `main_loss`, `aux4a_loss` and so on show a new problem."""
         losses = {head: means[f"{head}_loss"] for head in self._heads}
         for head, loss in losses.items():
             if step <= self._warmup or abs(loss - self._guessing) > MARGIN:
