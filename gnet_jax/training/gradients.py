@@ -2,8 +2,8 @@
 
 With canonical numerics, a run is bit-identical on 1, 2, 4 or more devices of the same kind, with
 the same compiler and, on CPUs, the same number of cores. The batch is cut into a fixed number of
-virtual shards. The same program computes every shard, and a fixed binary tree adds the results:
-each device adds its own shards, one branch of the tree; then all add the branches in this order.
+virtual shards. The same program computes every shard, and the results are added along a fixed
+binary tree. Each device adds up its own shards, a branch of the tree, then all add the branches.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,6 +21,7 @@ Gradient = Callable[..., tuple[Any, Any, Metrics]]
 
 def accumulated_gradient(parts: int) -> Gradient:
     """Returns a gradient function that averages over `parts` parts of the batch, to save memory.
+
     Each part has its own dropout mask, and batch norm sees one part at a time.
     """
 
@@ -37,9 +38,10 @@ def accumulated_gradient(parts: int) -> Gradient:
 
 
 def canonical_gradient(gradient: Gradient, shards: int) -> Gradient:
-    """Returns a gradient function for shard_map that averages over all virtual shards. `gradient`,
-    such as `compute_gradient`, is called for each virtual shard with another dropout key. The
-    numbers of shards and devices must be powers of two.
+    """Returns a gradient function for shard_map that averages over all virtual shards.
+
+    Each virtual shard is passed to `gradient`, such as `compute_gradient`, with its own dropout
+    key. The number of shards and the number of devices must be powers of two.
     """
 
     def batch_gradient(state: TrainState, images: Any, targets: Any, key: Any, **options: Any):
@@ -56,7 +58,7 @@ def canonical_gradient(gradient: Gradient, shards: int) -> Gradient:
 def _map_parts(
     gradient: Gradient, state: TrainState, inputs: Any, dropout_key: jax.Array, options: Any
 ) -> Any:
-    """Returns the stacked gradients of all parts; `inputs` stacks images, targets and numbers."""
+    """Returns the stacked gradients of all parts. `inputs` has images, targets and numbers."""
 
     def part_gradient(part: Any) -> Any:
         images, targets, number = part
@@ -67,7 +69,7 @@ def _map_parts(
 
 
 def tree_sum(x: jax.Array) -> jax.Array:
-    """Returns the sum over the first axis, of a power-of-two length, adding neighbours first."""
+    """Returns the sum over the first axis (length a power of two), adding neighbours first."""
     while x.shape[0] > 1:
         x = x[0::2] + x[1::2]
     return x[0]
@@ -76,10 +78,11 @@ def tree_sum(x: jax.Array) -> jax.Array:
 def isolated_update(
     state: TrainState, grads: Any, batch_stats: Any, metrics: Metrics, **options: Any
 ) -> tuple[TrainState, Metrics]:
-    """Returns `apply_update(...)`, compiled separately from the computation of its operands. The
-    gradient's program depends on the number of devices. Fused with the update, it could change the
-    update's rounding. XLA fuses nothing into a branch of `lax.cond`, but removes an optimization
-    barrier before fusion.
+    """Returns `apply_update(...)`, compiled separately from the computation of its operands.
+
+    The gradient's program depends on the number of devices. Fused with the update, it could change
+    the update's rounding. XLA fuses nothing into a branch of `lax.cond`. An optimization barrier
+    would not do, because XLA removes it before fusion.
     """
     update = partial(apply_update, **options)
     operands = (state, grads, batch_stats, metrics)
@@ -92,7 +95,7 @@ def isolated_update(
 
 
 def augment_share(augment: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns `augment` for one device's share of the batch, with the keys of the global batch."""
+    """Returns `augment` for one device's part of the batch, with the keys of the global batch."""
 
     def share_augment(images_BHWC: jax.Array, label_B: jax.Array, key: jax.Array) -> Any:
         offset = jax.lax.axis_index(AXIS) * label_B.shape[0]

@@ -50,16 +50,14 @@ class Result:
 
 
 class CompiledSteps:
-    """The steps of a program, each compiled at its first use; see `voting` for the stop codes.
-    Programs that differ only in seed and workdir may share one instance.
-    """
+    """Compiles each step of a program at its first use. The seed and the workdir do not matter."""
 
     def __init__(self, program: Program) -> None:
         self._program = program
 
     @cached_property
     def train(self) -> jax.stages.Compiled:
-        """The step `(state, batch, stop) -> ((state, metrics), stop)`; donates the state."""
+        """A `voting` step `(state, batch, stop) -> ((state, metrics), stop)`. Donates `state`."""
         program, manual = self._program, self._program.canonical
         step = voting(program.train_step(), manual=manual)
         stop = jax.ShapeDtypeStruct((program.mesh.size,), np.int32)
@@ -68,7 +66,7 @@ class CompiledSteps:
 
     @cached_property
     def evaluate(self) -> Callable[..., Any]:
-        """The evaluation step `(state, batch, stop) -> (sums, stop)`."""
+        """A `voting` evaluation step `(state, batch, stop) -> (sums, stop)`."""
         return compile_eval_step(self._program.mesh, voting(self._program.eval_step()), inputs=2)
 
     @cached_property
@@ -81,10 +79,11 @@ class CompiledSteps:
 
 
 def train(run: Run, workdir: Path, steps: CompiledSteps | None = None) -> Result:
-    """Train from the latest checkpoint in `workdir`, or from scratch, to the run's last step. Call
-    `open_workdir` first. Raises a TrainingError if too many steps in a row are not finite, if a
-    head does not learn and `dead_heads` is "stop", or if the last save failed. Raises a DataError,
-    after saving, if too many images are corrupt or a label is out of range.
+    """Train from the latest checkpoint in `workdir`, or from scratch, to the run's last step.
+
+    Call `open_workdir` first. Raises a TrainingError if too many steps in a row are not finite, if
+    a head does not learn and `dead_heads` is "stop", or if the last save failed. If too many images
+    are corrupt or a label is out of range, saves a checkpoint and then raises a DataError.
     """
     config, program, total = run.config, run.program, run.program.total_steps
     began, watch, main = time.perf_counter(), Stopwatch(), jax.process_index() == 0
@@ -159,10 +158,7 @@ class _Loop:
     best: float = -1.0  # top-1 of the best evaluation
 
     def run_from(self, start: int, state: TrainState) -> TrainState:
-        """Returns the state after the last step, or after the step at which a signal stops it. Each
-        step waits for its batch, diagnoses, dispatches the step, reads the metrics of the previous
-        step, reports, stops if asked, evaluates, and saves.
-        """
+        """Returns the state after the last step, or after the step at which a signal stops it."""
         run, program, config = self.run, self.run.program, self.run.config
         reporter, vote, total = self.reporter, self.vote, program.total_steps
         self.best = max(self.checkpoints.top1.values(), default=-1.0)
@@ -183,6 +179,7 @@ class _Loop:
         classes = len(run.train.class_names)
         dead_heads = DeadHeadGuard(head_names(program.model), classes, **limits)
         meter, unread = Meter(), None
+        # Order: batch, diagnosis, dispatch, previous metrics, report, stop, evaluation, save.
         for step in range(start + 1, total + 1):
             with reporter.watch.spent("waiting for data"):
                 batch = ahead.take()
@@ -209,7 +206,7 @@ class _Loop:
                 with self._save_on_error(step, state):
                     run_on_all_hosts(ahead.raise_fault)
                 break
-            # The signal would end the evaluation early; the next start begins with it instead.
+            # The signal would end this evaluation early, so the next start evaluates first instead.
             if due and vote.signalled:
                 break
             with meter.paused():
@@ -237,7 +234,7 @@ class _Loop:
     def _read(
         self, step: int, metrics: Any, stop: Any, batch: Any, state: TrainState
     ) -> dict[str, float]:
-        """Wait for `step`, and return its metrics; `state` is the one after the newest step."""
+        """Wait for `step` and return its metrics. `state` is the state after the newest step."""
         metrics, stop = jax.device_get((metrics, stop))
         self.vote.read(step, stop)
         return self.skipped.read(step, metrics, batch, state)
@@ -267,7 +264,7 @@ class _Loop:
                 raise TrainingError(f"step {step}: {problem}. {saved}")
 
     def _evaluate(self, step: int, state: TrainState) -> bool:
-        """Evaluate, report and save; returns False, without saving, if a signal ended it early."""
+        """Evaluate, report and save. If a signal ends it early, returns False without saving."""
         first = not self.val
         if first:
             parameters = "averaged parameters, " if state.average else ""
@@ -289,7 +286,7 @@ class _Loop:
 
     @contextlib.contextmanager
     def _save_on_error(self, step: int, state: TrainState) -> Iterator[None]:
-        """Save `state` if the body raises a UserError, because the data are unusable."""
+        """If the body raises a UserError, because data are unusable, save `state` first."""
         try:
             yield
         except UserError:
@@ -311,9 +308,10 @@ def evaluate(
     bad_images: BadImages,
     vote: Vote,
 ) -> dict[str, float]:
-    """Returns `val/count`, `val/top1`, `val/top5` (fractions from 0 to 1) and `val/loss`. Every
-    example of the validation set counts once, except corrupt images. Returns an empty dict if a
-    signal to any host ends the evaluation. Raises a TrainingError if the loss is not finite.
+    """Returns `val/count`, `val/top1`, `val/top5` (fractions from 0 to 1) and `val/loss`.
+
+    Every validation example counts once, except corrupt images. Returns an empty dict if a signal
+    to any host ends the evaluation. Raises a TrainingError if the loss is not finite.
     """
     program, data, hosts = run.program, run.config.data, jax.process_count()
     bad_images.step = step

@@ -28,9 +28,7 @@ class Optimizer(NamedTuple):
 def make_optimizer(
     o: OptimConfig, steps_per_epoch: float, total_steps: int, loaded: frozenset[str] = frozenset()
 ) -> Optimizer:
-    """Returns the optimiser of a run; its learning-rate schedule ends at `total_steps`. `loaded`
-    are the paths ("params/conv1/conv/kernel") of the parameters that `--init` loaded.
-    """
+    """Returns a run's optimiser. `loaded` has the paths ("params/...") that `--init` has loaded."""
     schedule = learning_rate_schedule(o, steps_per_epoch, total_steps)
     names = {path.removeprefix("params/") for path in loaded}
     clip = optax.identity() if o.clip_norm is None else optax.clip_by_global_norm(o.clip_norm)
@@ -75,9 +73,9 @@ def learning_rate_schedule(
 def averaging_rate(
     o: OptimConfig, steps_per_epoch: float
 ) -> Callable[[jax.Array], jax.Array] | None:
-    """Returns a function from a step to the weight of its parameters in their average, or None. In
-    the Polyak mean, all steps have the same weight. Until `average_from`, the average is the newest
-    parameters.
+    """Returns a function from a step to the weight of its parameters in the average, or None.
+
+    In a Polyak mean, all steps weigh the same. Until `average_from`, the newest has all the weight.
     """
     ema_share = partial(warm_rate, decay=o.ema_decay)
     shares = {"none": None, "polyak": lambda steps: 1 / (1 + steps), "ema": ema_share}
@@ -87,10 +85,9 @@ def averaging_rate(
 
 
 def warm_rate(steps: jax.Array | int, decay: float) -> jax.Array:
-    """Returns the weight of a new value in an exponential average of `steps` earlier values. The
-    old average has the weight min(decay, steps / (10 + steps)). Without this warm-up, the first
-    values would dominate for 1 / (1 - decay) steps.
-    """
+    """Returns the weight of a new value in an exponential average of `steps` earlier values."""
+    # The old average has the weight min(decay, steps / (10 + steps)). Without this warm-up, the
+    # first values would dominate for 1 / (1 - decay) steps.
     return jnp.maximum(_WARMUP / (_WARMUP + steps), 1 - decay)
 
 
@@ -99,8 +96,8 @@ def averaging_warning(o: OptimConfig, steps_per_epoch: float, total_steps: int) 
     if o.averaging != "polyak" or round(o.average_from * steps_per_epoch):
         return None
     return (
-        "optim.averaging polyak includes the parameters of the first steps; average the last part "
-        f"only, such as --optim.average-from {0.9 * total_steps / steps_per_epoch:g}"
+        "optim.averaging polyak includes the parameters of the first steps; average only the last "
+        f"part, for example with --optim.average-from {0.9 * total_steps / steps_per_epoch:g}"
     )
 
 
@@ -116,7 +113,7 @@ def check_freeze(patterns: tuple[str, ...], params: Any) -> None:
 
 
 def matches(name: str, patterns: tuple[str, ...]) -> bool:
-    """Returns whether a pattern matches `name` ("inception_3a/b5/conv/kernel") or a layer in it."""
+    """Returns whether a pattern matches `name` ("inception_3a/b5/conv/kernel") or its parents."""
     prefixes = itertools.accumulate(name.split("/"), "{}/{}".format)
     return any(fnmatch.fnmatchcase(*pair) for pair in itertools.product(prefixes, patterns))
 
@@ -128,10 +125,9 @@ def stop_frozen_gradients(params: Any, patterns: tuple[str, ...]) -> Any:
 
 
 def _has_role(role: Role) -> Callable[[Any], Any]:
-    """Returns a function from parameters to a tree of bools: True for parameters with this role. As
-    in Caffe, only kernels decay, and `bias_lr_factor` is for biases; norms have neither role.
-    """
+    """Returns a function from parameters to a tree of bools: True for parameters with this role."""
 
+    # As in Caffe, only kernels decay, and `bias_lr_factor` is for biases; norms have neither role.
     def mask(params: Any) -> Any:
         roles = roles_by_path(params)
         return _select(params, lambda name: roles[tuple(name.split("/"))] == role)

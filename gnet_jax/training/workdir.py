@@ -37,10 +37,11 @@ class BusyError(ConfigError):
 
 
 def open_workdir(config: Config, fingerprints: Mapping[str, Any]) -> Path:
-    """Create the run's folder, or check that it belongs to this run; returns its path. The first
-    process locks it meanwhile, so that the config of an active run is not replaced. Raises a
-    ConfigError that names every difference from the run in the folder, or the reason why the folder
-    cannot be written or locked. `fingerprints` are those of `Run`.
+    """Create the run's folder, or check that it belongs to this run. Returns its path.
+
+    The first process locks it meanwhile, so that the config of an active run is not replaced.
+    `fingerprints` identify the data (see `Run.fingerprints`). Raises a ConfigError if the folder
+    cannot be written or locked, or if it holds another run; the message names every difference.
     """
     workdir = Path(config.workdir).expanduser()
     identity = flatten(config) | {f"data.fingerprint.{k}": v for k, v in fingerprints.items()}
@@ -56,7 +57,7 @@ def open_workdir(config: Config, fingerprints: Mapping[str, Any]) -> Path:
 
 
 def _check_owner(workdir: Path, identity: dict[str, Any]) -> None:
-    """Raise a ConfigError that names every difference if the folder holds another run."""
+    """If the folder holds another run, raise a ConfigError that names every difference."""
     file, checkpoints = workdir / CONFIG_FILE, workdir / "checkpoints"
     another = "use another --workdir"
     if os.path.lexists(checkpoints) and not checkpoints.is_dir():
@@ -124,9 +125,7 @@ def locked(workdir: Path) -> Iterator[None]:
 
 
 def add_start(workdir: Path, step: int, own_parts: Iterable[str] = ()) -> str:
-    """Add a record of this start, at `step`, to run.json; `own_parts` are the `Architecture`'s.
-    Returns a warning if the previous start used other code or libraries, otherwise "".
-    """
+    """Add this start to run.json. Returns a warning if the code or libraries changed, else ""."""
     starts = read_starts(workdir)
     start = {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -152,7 +151,7 @@ def add_start(workdir: Path, step: int, own_parts: Iterable[str] = ()) -> str:
 
 
 def read_starts(workdir: Path) -> list[dict[str, Any]]:
-    """Returns the records of all starts of the run, the latest last; renames a corrupt run.json."""
+    """Returns the records of all starts, newest last. Renames run.json if it is corrupt."""
     file = workdir / RECORD_FILE
     try:
         return [dict(start) for start in json.loads(file.read_text())["starts"]]
@@ -222,14 +221,12 @@ def write_json(file: Path, value: Any) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class MetricsFile:
-    """A file such as `metrics.jsonl`: one JSON object per line, each with its `step`. Numbers that
-    are not finite are null in the file and NaN when read.
-    """
+    """A file of one JSON object per line, each with a `step`. NaN and infinity are read as NaN."""
 
     path: Path
 
     def append(self, step: int, values: Mapping[str, Any]) -> None:
-        """Append a line; if the disk is full, remove what was written of it and raise OSError."""
+        """Append a line. If the disk is full, remove the incomplete line and raise OSError."""
         line = (json_text({"step": step, **values}) + "\n").encode()
         with self.path.open("ab", buffering=0) as file:
             before = file.tell()
@@ -238,7 +235,7 @@ class MetricsFile:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
 
     def read(self) -> list[dict[str, Any]]:
-        """Returns all complete lines; a killed process may have left a part of a line."""
+        """Returns the complete lines, because a killed process may have left a part of a line."""
         if not self.path.is_file():
             return []
         found = []

@@ -38,12 +38,13 @@ PARTIAL = ".orbax-checkpoint-tmp"  # part of the name of a folder being written 
 
 
 class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
-    """The checkpoints of one run: the newest few, and the one with the best evaluation. A save
-    copies the state. In the background it hashes and writes it, renames the folder to commit it,
-    and reads it back. Only then does the step count as saved, and older steps are deleted. If a
-    save fails, a warning is printed, and the next save tries again. With several hosts, which would
-    wait for each other, it raises a `TrainingError` on all of them if the disk is full, otherwise a
-    `OneHostError`.
+    """The checkpoints of one run: the newest few, and the one with the best evaluation.
+
+    A save copies the state. In the background, the copy is hashed and written, its folder is
+    renamed to commit it, and it is read back. Only then does the step count as saved, and older
+    steps are deleted. If a save fails, a warning is printed and the next save tries again. With
+    several hosts, which would wait for each other, a failed save raises an error instead: a
+    `TrainingError` on all of them if the disk is full, otherwise a `OneHostError`.
     """
 
     def __init__(
@@ -55,9 +56,7 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
         model: Mapping[str, Any] | None = None,
         verify: bool = True,
     ) -> None:
-        """Open `folder`, or create it; `tell` prints a line, and `watch` measures the delays.
-        `model` is a description that each step contains. With `verify`, each step is read back.
-        """
+        """Open `folder`, or create it. Each step also contains `model` (see `Run.description`)."""
         super().__init__(folder)
         self.tell = tell
         self.watch = watch or Stopwatch()
@@ -81,7 +80,7 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
         self._orbax.close()
 
     def save(self, step: int, state: Any, top1: float | None = None) -> None:
-        """Start to save `state` as `step`; if it is already saved, only add its top-1 accuracy."""
+        """Start to save `state` as `step`. If that step is already saved, only add its accuracy."""
         with self.watch.spent("saving"):
             self._finish_pending()
             if step not in self.steps:
@@ -198,10 +197,11 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
         return bool(found)
 
     def restore_latest(self, abstract_state: Any) -> tuple[int, Any] | None:
-        """Returns the newest intact step and its state; None if nothing was ever saved. Newer,
-        corrupt steps are reported and renamed (120 becomes 120.damaged). The first process chooses;
-        the others verify the same step and use its list of steps. Raises ConfigError if no step is
-        intact or as `restore` does, and UserError if another host failed.
+        """Returns the newest intact step and its state, or None if nothing was ever saved.
+
+        Newer steps, which are corrupt, are reported and renamed (120 becomes 120.damaged). The
+        first process chooses the step; the others verify it too. Raises ConfigError if no step is
+        intact, and for the same reasons as `restore`. Raises UserError if another host failed.
         """
         first = jax.process_index() == 0
         chosen, arrays = run_on_all_hosts(lambda: self._verify_latest() if first else (None, {}))
@@ -242,10 +242,9 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
 
 
 def _barrier(*, key: str, timeout_ms: int) -> None:
-    """Wait for the other hosts, unless this host's save has failed. Orbax calls this in the
-    `finally` clause of its thread. After a failed save, all hosts would wait for 20 minutes without
-    a message.
-    """
+    """Wait for the other hosts, unless this host's save has failed."""
+    # Orbax calls this in the `finally` clause of its thread. If this waited after a failed save,
+    # all hosts would wait for 20 minutes without a message.
     error = sys.exception()
     if error is not None and threading.current_thread() is not threading.main_thread():
         raise error

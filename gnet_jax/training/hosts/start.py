@@ -1,6 +1,6 @@
 """Start a run: join the other hosts, agree with them, exit if one is lost, restart after a crash.
 
-Every host must call the functions that exchange something, in the same order.
+Every host must call the functions that communicate, and in the same order.
 """
 
 import contextlib
@@ -59,7 +59,7 @@ GRACE_SECONDS = 0.5
 
 
 class TrainingError(RuntimeError):
-    """Training cannot continue on any host: it is not finite, does not learn, or was not saved."""
+    """Training cannot continue on any host: it diverged, does not learn, or was not saved."""
 
 
 class OneHostError(TrainingError):
@@ -81,9 +81,8 @@ def should_join(launch: Launch) -> bool:
 
 
 def detect_cluster() -> str | None:
-    """Returns the kind of multi-process job that this process belongs to, or None. In doubt it is a
-    job, because its processes must not each train alone in the same workdir.
-    """
+    """Returns the kind of multi-process job that this process belongs to, or None."""
+    # In doubt, assume a job: its processes must not each train alone in the same workdir.
     env = os.environ
     slurm = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
     if _number("OMPI_COMM_WORLD_SIZE") > 1:
@@ -112,7 +111,7 @@ def _number(name: str) -> int:
 
 @contextlib.contextmanager
 def handle_stop_signals(handler: Callable[[int, Any], None]) -> Iterator[Sequence[int]]:
-    """Install `handler` for the signals that stop a run, except SIGHUP under nohup; yield them."""
+    """Install `handler` for the signals that stop a run (not SIGHUP under nohup). Yields them."""
     nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     numbers = [each for each in SIGNALS if not (nohup and each == signal.SIGHUP)]
     before = {each: signal.signal(each, handler) for each in numbers}
@@ -124,10 +123,11 @@ def handle_stop_signals(handler: Callable[[int, Any], None]) -> Iterator[Sequenc
 
 
 def start(launch: Launch) -> None:
-    """Join the other processes of the run, if any. Call this before anything uses a device. If they
-    do not all join within `launch.start_timeout`, the process exits with `EXIT_LOST`. Raises
-    ConfigError if it cannot determine which processes belong to the run, and HostsError if the
-    others cannot be reached.
+    """Join the other processes of the run, if any. Call this before anything uses a device.
+
+    If not all of them join within `launch.start_timeout`, this process exits with `EXIT_LOST`.
+    Raises ConfigError if it cannot determine which processes belong to the run, and HostsError if
+    the others cannot be reached.
     """
     if not should_join(launch):
         return
@@ -193,8 +193,9 @@ def gather(text: str) -> list[str]:
 
 
 def run_on_all_hosts(action: Callable[[], Value]) -> Value:
-    """Call `action` on every host, and return its result here if it succeeds on all of them. If it
-    fails here, raises its UserError; if only on other hosts, a UserError with the first.
+    """Call `action` on every host, and return its result here if it succeeds on all of them.
+
+    Raises its UserError if it fails here, or a UserError naming a host if it fails only elsewhere.
     """
     try:
         value, own = action(), None
@@ -221,7 +222,7 @@ def identity(run: "Run", fingerprints: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def compare(own: Mapping[str, Any]) -> None:
-    """Raise a ConfigError on every host that names the first host that differs from host 0."""
+    """If any host differs from host 0, raise a ConfigError on every host, naming the first one."""
     first, *others = (json.loads(text) for text in gather(json.dumps(own)))
     for host, values in enumerate(others, 1):
         differing = [
@@ -268,9 +269,10 @@ def _wait_for_token(workdir: Path, token: str) -> None:
 
 @contextlib.contextmanager
 def abort_on_unexpected_error(*expected: type[Exception]) -> Iterator[None]:
-    """With several processes, exit at once if the body raises an error on this process only. A
-    normal exit would wait for the others, which wait for this process in the current step. A
-    `UserError` and the types in `expected`, except a `OneHostError`, are raised on every process.
+    """With several processes, exit at once if the body raises an error on this process only.
+
+    A normal exit would wait for the others, which wait for this process in the current step. Errors
+    raised on every process are `UserError` and the types in `expected`, except `OneHostError`.
     """
     try:
         yield
@@ -307,15 +309,13 @@ def _name(error: Exception) -> str:
 
 
 class Supervisor:
-    """Runs a command, without using a device itself, and restarts it when it crashes. `checkpoints`
-    is the run's folder of checkpoints; `prog` is the prefix of messages.
-    """
+    """Runs a command, and restarts it when it crashes. The supervisor itself uses no device."""
 
     def __init__(
         self, command: Sequence[str], checkpoints: Path, launch: Launch, prog: str
     ) -> None:
         self._command, self._checkpoints, self._launch = list(command), checkpoints, launch
-        self._prog = prog
+        self._prog = prog  # the prefix of messages
         self._child: subprocess.Popen[bytes] | None = None
         self._signals = 0  # number of signals that this process received
         self._acknowledged, self._acknowledge = os.pipe()

@@ -1,8 +1,8 @@
 """Stop every host after the same step, if any host receives a signal or has a fault.
 
 The hosts agree without an extra wait. Each host passes a `stop` code to the compiled step, which
-returns the largest code of all hosts. Every host reads the result of step n, at the latest, after
-it has dispatched step n + 1. So a code passed to step n ends the run after step n + 1.
+returns the largest code of all hosts. Every host reads the result of step n before it dispatches
+step n + 2. So a code passed to step n ends the run after step n + 1.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ LEAD = 2  # steps from the one that gets a code to the last one that is trained,
 
 
 class StopRequest(contextlib.ExitStack):
-    """On SIGINT, SIGTERM or SIGHUP, asks the loop to save and stop; a second signal kills."""
+    """On SIGINT, SIGTERM or SIGHUP, asks the loop to save and stop. A second one kills."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class Vote:
             self.code, self._last_step = code, step + LEAD - 1
 
     def stops_evaluation(self, stop: jax.Array) -> bool:
-        """Record the code that an evaluation step returned; returns whether to stop early."""
+        """Record the code that an evaluation step returned. Returns whether to stop early."""
         self.code = int(stop) or self.code
         return bool(stop)
 
@@ -87,8 +87,9 @@ class Vote:
 
 
 def voting(step: Callable[..., Any], *, manual: bool = False) -> Callable[..., Any]:
-    """Returns a function `(state, batch, stop) -> (step(state, batch), largest stop)`. With
-    `manual`, `step` takes one device's share of the batch (see `compile_train_step`).
+    """Returns `(state, batch, stop) -> (step(state, batch), largest stop)` for the given `step`.
+
+    With `manual`, `step` takes one device's part of the batch (see `compile_train_step`).
     """
 
     def voting_step(state: Any, batch: Any, stop: jax.Array) -> Any:
@@ -111,8 +112,9 @@ class _Batches:
 
 
 class TrainBatches(_Batches):
-    """The batches after step `start`, up to `total`, loaded early enough to report a fault in time.
-    `bad_images.step` is set to the step whose batch is being loaded. If a host cannot load its
+    """The batches of steps `start` + 1 to `total`, loaded early enough to report a fault in time.
+
+    Sets `bad_images.step` to the step whose batch is being loaded. If any host cannot load its
     first batches, every host raises a UserError.
     """
 
