@@ -44,9 +44,7 @@ for name, probability in model.predict("photo.jpg")[0]:
 
 
 def model_card(config: Mapping[str, Any], flat: Mapping[str, np.ndarray], name: str) -> str:
-    """Returns the text of the card. `config` is the content of config.json, `flat` the variables by
-    name, and `name` the name of the folder.
-    """
+    """Returns the card, given the content of config.json, the variables and the folder's name."""
     arch, source = config["architecture"], config["source"]
     params = sum(math.prod(v.shape) for k, v in flat.items() if k.startswith("params/"))
     heads = ", ".join(arch["aux_after"]) or "none"

@@ -100,9 +100,10 @@ class TrainedModel:
 
 
 def write_folder(path: str | Path, folder: TrainedModel) -> None:
-    """Write a model folder atomically: if the process is killed, `path` is the old folder, the new
-    one, or missing. An existing model folder is replaced if it contains no other files. Raises
-    WeightsError if `path` contains anything else or cannot be written, or if `check_folder` fails.
+    """Write a model folder atomically, or replace one that contains no other files.
+
+    If the process is killed, `path` is the old folder, the new one, or missing. Raises WeightsError
+    if `path` contains anything else or cannot be written, or if `check_folder` raises it.
     """
     from gnet_jax.model_folder.card import model_card
 
@@ -160,9 +161,10 @@ def is_model_folder(path: Path) -> bool:
 
 
 def read_folder(path: str | Path) -> TrainedModel:
-    """Returns the model in the model folder `path`, after verifying the sha256 of the weights and
-    the names and shapes of all tensors. Raises WeightsError if the folder is missing or corrupt, or
-    if its weights do not fit its architecture.
+    """Returns the model in the model folder `path`, after verifying the sha256 of the weights.
+
+    Raises WeightsError if the folder is missing or corrupt, or if the names or shapes of its
+    tensors do not fit its architecture.
     """
     path = Path(path).expanduser()
     if not is_model_folder(path):
@@ -186,9 +188,10 @@ def _sha256(file: Path) -> str:
 
 
 def check_folder(folder: TrainedModel, where: str) -> None:
-    """Raise a WeightsError, naming `where` and the first part that does not fit, unless the class
-    names and the names and shapes of the variables fit the model, and all values are finite. The
-    shapes of fully connected layers depend on the image size.
+    """Raise a WeightsError if the class names or the variables do not fit the model.
+
+    It names `where` and the first part that does not fit. All values must be finite. The shapes of
+    fully connected layers depend on the image size.
     """
     classes = folder.model.arch.num_classes
     if classes < 2:
@@ -224,9 +227,7 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def expected_shapes(model: GoogLeNet, image_size: int) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of every variable of `model` by path. Raises ValueError if the image is too
-    small for the network.
-    """
+    """Returns the shapes of a model's variables. Raises ValueError if `image_size` is too small."""
     shapes: Any = traverse_util.flatten_dict(abstract_variables(model, image_size), sep="/")
     return {name: value.shape for name, value in shapes.items()}
 
@@ -237,8 +238,9 @@ def is_safetensors(head: bytes) -> bool:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Returns the arrays of a safetensors file by name, floats as float32, and its metadata. Raises
-    WeightsError if the file is missing or corrupt or has another format.
+    """Returns the arrays of a safetensors file by name, with floats as float32, and its metadata.
+
+    Raises WeightsError if the file is missing or corrupt, or has another format.
     """
     try:
         data = path.read_bytes()
@@ -271,9 +273,10 @@ class SchemaError(UserError):
 
 
 def from_json(kind: type[T], value: Any, where: str = "") -> T:
-    """Convert `value`, from `json.loads`, to `kind`: a dataclass, a named tuple, or a type of their
-    fields. Missing fields have their defaults. Raises SchemaError for an unknown field or a wrong
-    type; `where` is the name of the value in its message.
+    """Convert `value`, from `json.loads`, to `kind`, a dataclass, named tuple or type of a field.
+
+    Missing fields have their defaults. Raises SchemaError for an unknown field or a wrong type. Its
+    message calls the value `where`.
     """
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind) or hasattr(kind, "_fields"):
@@ -322,9 +325,10 @@ def to_json(value: Any) -> Any:
 
 
 def config_of(folder: TrainedModel) -> dict[str, Any]:
-    """Returns the content of config.json: the version of gnet_jax, and everything about the model
-    except its variables. Raises WeightsError if the architecture alone cannot rebuild the network:
-    it is not a GoogLeNet instance, or it uses custom operations.
+    """Returns the content of config.json: gnet_jax's version, and the model without its variables.
+
+    Raises WeightsError if the architecture alone cannot rebuild the network, because it is not a
+    GoogLeNet instance, or uses custom operations or code that other processes cannot load.
     """
     model = folder.model
     if type(model) is not GoogLeNet or model.ops not in (FAST, REFERENCE):
@@ -359,9 +363,10 @@ class _Fields(NamedTuple):
 
 
 def folder_of(config: Any, tensors: dict[str, Any], where: str | Path) -> TrainedModel:
-    """Returns the model with the description `config` (from `config_of`; additional fields are
-    ignored) and the variables `tensors`. Raises WeightsError naming the file `where` and the first
-    part that is missing, invalid or does not fit.
+    """Returns the model that `config` (from `config_of`) describes, with the variables `tensors`.
+
+    Ignores additional fields of `config`. Raises WeightsError naming the file `where` and the first
+    part that is missing or invalid, or does not fit.
     """
     try:
         found = _read_config(config)

@@ -35,7 +35,7 @@ class Takeover(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """The model, optimiser and steps of a config; of the data, only the size and the classes."""
+    """The model, optimiser and steps of a config. Needs only the size and classes of the data."""
 
     config: Config
     model: GoogLeNet
@@ -53,7 +53,7 @@ class Program:
 
     @property
     def canonical(self) -> bool:
-        """Whether `train_step` takes one device's share of a batch, for `--numerics canonical`."""
+        """Whether `train_step` takes one device's part of a batch, for `--numerics canonical`."""
         return self.config.numerics == "canonical"
 
     def train_step(self) -> Any:
@@ -66,7 +66,7 @@ class Program:
         return partial(eval_step, model=self.model, preprocess=pixels)
 
     def abstract_state(self) -> TrainState:
-        """Returns the shapes, dtypes and sharding of the state; computes nothing."""
+        """Returns the shapes, dtypes and sharding of the state, without computing it."""
         whole = replicated(self.mesh)
         create = partial(create_state, optimizer=self.optimizer, seed=0)
         shapes = abstract_variables(self.model, self.config.data.image_size)
@@ -111,7 +111,7 @@ class Run:
         return self.program.config
 
     def fingerprints(self) -> dict[str, Any]:
-        """Returns what identifies the data and their order, and the class names."""
+        """Returns values that identify the data and their order, and the class names."""
         return {
             "train": self.train.fingerprint(),
             "val": self.val.fingerprint(),
@@ -120,7 +120,7 @@ class Run:
         }
 
     def description(self) -> dict[str, Any]:
-        """Returns the description of the model that every checkpoint contains."""
+        """Returns the config of the model (see `config_of`), which every checkpoint contains."""
         names, outputs = list(self.train.class_names), self.program.model.arch.num_classes
         # model.num_classes may be larger than the number of classes in the data.
         names += [f"class {i}" for i in range(len(names), outputs)]
@@ -132,7 +132,7 @@ class Run:
 
 
 def make_train_step(config: Config, model: GoogLeNet, optimizer: Optimizer) -> Any:
-    """Returns the pure training step; with canonical numerics, it takes one device's share."""
+    """Returns the pure training step. If `config.numerics` is canonical, it is for one device."""
     augment_batch = augmentation(config, model.arch.num_classes)
     options: dict[str, Any] = {"model": model, "optimizer": optimizer, "loss": config.loss}
     gradient = compute_gradient
@@ -169,9 +169,11 @@ def training_batches(
 
 
 def prepare(config: Config, pretrained: TrainedModel | None = None) -> Run:
-    """Check `config`, open its data and return the run, without compiling or writing anything. With
-    `pretrained`, its network is used; the config then sets only the number of classes, the
-    auxiliary heads, dropout and dtype. Raises a UserError for everything that would fail later.
+    """Check `config`, open its data and return the run, without compiling or writing anything.
+
+    If `pretrained` is given, its network is used, and the config sets only the number of classes,
+    the auxiliary heads, dropout and dtype. Raises a UserError for a mistake in the config or data
+    that would otherwise make the run fail later.
     """
     check(config)
     mesh = sharding.data_mesh()
@@ -203,7 +205,7 @@ def make_program(
     mesh: Mesh,
     pretrained: TrainedModel | None = None,
 ) -> Program:
-    """Returns a checked config's program for `images` training images; raises as `prepare` does."""
+    """Returns a checked config's program for `images` training images, or raises a UserError."""
     if len(class_names) < 2:
         raise DataError(f"{config.data.source} has {len(class_names)} class; it needs at least 2")
     model = model_of(config, len(class_names), pretrained)
@@ -271,7 +273,8 @@ def _change_loaded(loaded: Architecture, m: ModelConfig, wanted: Architecture) -
 
 
 def compare(shapes: Mapping[str, Any], old: TrainedModel, class_names: tuple[str, ...]) -> Takeover:
-    """Returns which variables of a new network, or of its `shapes`, are loaded from `old`.
+    """Returns which variables of a new network with these `shapes` are loaded from `old`.
+
     Variables that depend on the number of classes require the same classes in the same order.
     """
     reordered = set(map(nfc, old.class_names)) == set(map(nfc, class_names))
