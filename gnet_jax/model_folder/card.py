@@ -71,7 +71,7 @@ def model_card(config: Mapping[str, Any], flat: Mapping[str, np.ndarray], name: 
 
 
 def describe_preprocessing(p: Mapping[str, Any]) -> str:
-    """Returns a one-line description of the preprocessing with the fields of `Preprocessing`."""
+    """Returns a one-line description of `p`, which has the fields of `Preprocessing`."""
     size, side = p["image_size"], p["resize_to"]
     ways = {"warp": f"warped to {side}x{side}", "shorter_side": f"shorter side {side}"}
     mean, std = (tuple(round(value, 4) for value in p[key]) for key in ("mean", "std"))

@@ -100,7 +100,7 @@ class TrainedModel:
 
 
 def write_folder(path: str | Path, folder: TrainedModel) -> None:
-    """Write a model folder atomically, or replace one that contains no other files.
+    """Write a model folder atomically. An existing one is replaced if it has no other files.
 
     If the process is killed, `path` is the old folder, the new one, or missing. Raises WeightsError
     if `path` contains anything else or cannot be written, or if `check_folder` raises it.
@@ -190,8 +190,8 @@ def _sha256(file: Path) -> str:
 def check_folder(folder: TrainedModel, where: str) -> None:
     """Raise a WeightsError if the class names or the variables do not fit the model.
 
-    It names `where` and the first part that does not fit. All values must be finite. The shapes of
-    fully connected layers depend on the image size.
+    All values must be finite. The error names `where` and the first part that does not fit. The
+    shapes of fully connected layers depend on the image size.
     """
     classes = folder.model.arch.num_classes
     if classes < 2:

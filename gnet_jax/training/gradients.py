@@ -58,7 +58,7 @@ def canonical_gradient(gradient: Gradient, shards: int) -> Gradient:
 def _map_parts(
     gradient: Gradient, state: TrainState, inputs: Any, dropout_key: jax.Array, options: Any
 ) -> Any:
-    """Returns the stacked gradients of all parts. `inputs` has images, targets and numbers."""
+    """Returns the stacked gradients of all parts. `inputs` stacks images, targets, numbers."""
 
     def part_gradient(part: Any) -> Any:
         images, targets, number = part

@@ -132,7 +132,7 @@ class Run:
 
 
 def make_train_step(config: Config, model: GoogLeNet, optimizer: Optimizer) -> Any:
-    """Returns the pure training step. If `config.numerics` is canonical, it is for one device."""
+    """Returns the pure training step. With canonical numerics, it takes one device's images."""
     augment_batch = augmentation(config, model.arch.num_classes)
     options: dict[str, Any] = {"model": model, "optimizer": optimizer, "loss": config.loss}
     gradient = compute_gradient

@@ -111,7 +111,7 @@ def compile_train_step(
     manual: bool = False,
     compiler_options: dict[str, Any] | None = None,
 ) -> jax.stages.Compiled:
-    """Compile `step(state, *inputs)` for the mesh, from arrays or shapes. It donates the state.
+    """Compile `step(state, *inputs)` for the mesh, from arrays or shapes, with `state` donated.
 
     The inputs are split over the mesh's devices, which this machine may lack (`gnet_jax.pods`).
     With `manual`, `step` gets one device's part of the inputs and averages over `AXIS` itself.
@@ -136,8 +136,9 @@ def compile_eval_step(mesh: Mesh, step: Callable[..., Any], inputs: int = 1) -> 
 
 
 def put_state(state: Any, mesh: Mesh) -> Any:
-    """Copy the state to every device. All hosts must pass the same state; this is not checked.
-    `jax.device_put` would check it, which takes minutes.
+    """Copy the state to every device. All hosts must pass the same state.
+
+    This is not checked. `jax.device_put` would check it, which takes minutes.
     """
     return jax.tree.map(lambda leaf: _put(leaf, replicated(mesh), np.shape(leaf)), state)
 

@@ -109,7 +109,7 @@ def _writing(workdir: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """Lock `workdir` until the body or this process ends; raises BusyError if it is locked."""
+    """Lock `workdir` until the body or this process ends. Raises BusyError if it is locked."""
     path = workdir / "lock"
     with _writing(workdir):
         file = path.open("w")
@@ -163,7 +163,7 @@ def read_starts(workdir: Path) -> list[dict[str, Any]]:
 
 
 def check_not_lost(workdir: Path) -> None:
-    """Raise a ConfigError if run.json records a checkpoint; call this if no checkpoint exists."""
+    """Call this if no checkpoint exists. Raises a ConfigError if run.json records one."""
     newest = max((start.get("newest_checkpoint", 0) for start in read_starts(workdir)), default=0)
     if newest:
         raise ConfigError(
@@ -214,7 +214,7 @@ def replacing(file: Path) -> Iterator[Path]:
 
 
 def write_json(file: Path, value: Any) -> None:
-    """Write `value` as JSON; if the process is killed, the file is the old one or the new one."""
+    """Write `value` as JSON. If the process is killed, `file` has its old or its new content."""
     with replacing(file) as partial:
         partial.write_text(json_text(value, indent=2) + "\n")
 

@@ -134,7 +134,7 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
         return [each for each in steps if each in kept]
 
     def _check_space(self, state: Any) -> None:
-        """Raise if the disk is too full, because Orbax would then leave a dozen failed threads."""
+        """Raise a UserError if the disk is too full: Orbax would leave a dozen failed threads."""
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         disk = shutil.disk_usage(self.folder)
         if disk.total > 0 and disk.free < needed:  # some network drives report no size at all
@@ -143,7 +143,7 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
             )
 
     def check(self) -> None:
-        """Handle the result of the background save if the save has ended; see also `wait`."""
+        """If the background save has ended, handle its result (`wait` waits for its end)."""
         if self._pending is not None and self._pending[1].done():
             self._finish_pending()
 

@@ -43,8 +43,8 @@ def read_verified(
 ) -> dict[str, np.ndarray]:
     """Returns the verified arrays of a checkpoint for which `wanted(name)` is true.
 
-    Raises CorruptError with the first array that is missing or differs. If a file cannot be opened,
-    it may still be intact, and ConfigError is raised instead.
+    Raises CorruptError naming the first array that is missing or differs. If a file cannot be
+    opened, raises ConfigError instead, because the file may still be intact.
     """
     try:
         digests = read_digests(checkpoint)["arrays"].items()
@@ -210,7 +210,7 @@ class SavedSteps:
     def restore(self, step: int, abstract_state: Any) -> Any:
         """Returns the verified state of `step`, with the shardings of `abstract_state`.
 
-        Raises ConfigError if the step is corrupt, or if its leaves, shapes or dtypes differ.
+        Raises ConfigError if it is corrupt, or if names, shapes or dtypes differ from those given.
         """
         return self._place(step, read_verified(self.path(step)), abstract_state)
 
