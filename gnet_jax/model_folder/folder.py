@@ -100,7 +100,7 @@ class TrainedModel:
 
 
 def write_folder(path: str | Path, folder: TrainedModel) -> None:
-    """Write a model folder atomically. An existing one is replaced if it has no other files.
+    """Write a model folder atomically. An existing one is replaced if it has no other files in it.
 
     If the process is killed, `path` is the old folder, the new one, or missing. Raises WeightsError
     if `path` contains anything else or cannot be written, or if `check_folder` raises it.

@@ -222,7 +222,7 @@ def identity(run: "Run", fingerprints: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def compare(own: Mapping[str, Any]) -> None:
-    """If any host differs from host 0, raise a ConfigError on every host that names it."""
+    """If a host differs from host 0, raise a ConfigError that names it, on every host."""
     first, *others = (json.loads(text) for text in gather(json.dumps(own)))
     for host, values in enumerate(others, 1):
         differing = [

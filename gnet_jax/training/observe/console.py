@@ -67,7 +67,7 @@ class Stopwatch:
 
 
 def total_seconds(starts: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Returns the seconds of each kind and those `LOST`, summed over the `starts` in run.json."""
+    """Returns the seconds by kind, and those `LOST`, summed over the `starts` in run.json."""
     sums = dict.fromkeys((*KINDS, LOST), 0.0)
     for number, start in enumerate(starts):
         if "seconds" not in start:
@@ -318,7 +318,7 @@ class Meter:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Exclude the time spent in this context (to evaluate, save or diagnose)."""
+        """Exclude this context (evaluating, saving, diagnosing) from the time per step."""
         began = time.perf_counter()
         yield
         self._since += time.perf_counter() - began
