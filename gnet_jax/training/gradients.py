@@ -22,6 +22,7 @@ Gradient = Callable[..., tuple[Any, Any, Metrics]]
 
 def accumulated_gradient(parts: int) -> Gradient:
     """Returns a gradient function that averages over `parts` parts of the batch, to save memory.
+
     Each part has its own dropout mask, and batch norm sees one part at a time.
     """
 

@@ -50,9 +50,7 @@ class Result:
 
 
 class CompiledSteps:
-    """The steps of a program, each compiled at its first use; see `voting` for the stop codes.
-    Programs that differ only in seed and workdir may share one instance.
-    """
+    """Compiles each step of a program at its first use. The seed and the workdir do not matter."""
 
     def __init__(self, program: Program) -> None:
         self._program = program
@@ -68,7 +66,7 @@ class CompiledSteps:
 
     @cached_property
     def evaluate(self) -> Callable[..., Any]:
-        """The evaluation step `(state, batch, stop) -> (sums, stop)`."""
+        """A `voting` evaluation step `(state, batch, stop) -> (sums, stop)`."""
         return compile_eval_step(self._program.mesh, voting(self._program.eval_step()), inputs=2)
 
     @cached_property
@@ -185,6 +183,7 @@ class _Loop:
         classes = len(run.train.class_names)
         dead_heads = DeadHeadGuard(head_names(program.model), classes, **limits)
         meter, unread = Meter(), None
+        # Order: batch, diagnosis, dispatch, previous metrics, report, stop, evaluation, save.
         for step in range(start + 1, total + 1):
             with reporter.watch.spent("waiting for data"):
                 batch = ahead.take()

@@ -66,7 +66,7 @@ class Program:
         return partial(eval_step, model=self.model, preprocess=pixels)
 
     def abstract_state(self) -> TrainState:
-        """Returns the shapes, dtypes and sharding of the state; computes nothing."""
+        """Returns the shapes, dtypes and sharding of the state, without computing it."""
         whole = replicated(self.mesh)
         create = partial(create_state, optimizer=self.optimizer, seed=0)
         shapes = abstract_variables(self.model, self.config.data.image_size)
@@ -120,7 +120,7 @@ class Run:
         }
 
     def description(self) -> dict[str, Any]:
-        """Returns the description of the model that every checkpoint contains."""
+        """Returns the config of the model (see `config_of`), which every checkpoint contains."""
         names, outputs = list(self.train.class_names), self.program.model.arch.num_classes
         # model.num_classes may be larger than the number of classes in the data.
         names += [f"class {i}" for i in range(len(names), outputs)]

@@ -176,7 +176,7 @@ def use_compilation_cache() -> None:
 
 
 def machine_memory() -> int:
-    """Returns how many bytes this process may use, limited by the machine and its container."""
+    """Returns the machine's memory in bytes, or the memory limit of its container if lower."""
     limits = [file.read_text().strip() for file in LIMITS if file.is_file()]
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min([whole, *(int(limit) for limit in limits if limit.isdigit())])

@@ -110,7 +110,7 @@ def _writing(workdir: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """Lock `workdir` until the body or this process ends; raises BusyError if it is locked."""
+    """Lock `workdir` until the body or this process ends. Raises BusyError if it is locked."""
     path = workdir / "lock"
     with _writing(workdir):
         file = path.open("w")
@@ -155,7 +155,7 @@ def add_start(workdir: Path, step: int, own_parts: Iterable[str] = ()) -> str:
 
 
 def read_starts(workdir: Path) -> list[dict[str, Any]]:
-    """Returns the records of all starts of the run, the latest last; renames a corrupt run.json."""
+    """Returns the records of all starts, newest last. Renames run.json if it is corrupt."""
     file = workdir / RECORD_FILE
     try:
         return [dict(start) for start in json.loads(file.read_text())["starts"]]

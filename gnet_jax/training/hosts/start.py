@@ -310,15 +310,13 @@ def _name(error: Exception) -> str:
 
 
 class Supervisor:
-    """Runs a command, without using a device itself, and restarts it when it crashes. `checkpoints`
-    is the run's folder of checkpoints; `prog` is the prefix of messages.
-    """
+    """Runs a command, and restarts it when it crashes. The supervisor itself uses no device."""
 
     def __init__(
         self, command: Sequence[str], checkpoints: Path, launch: Launch, prog: str
     ) -> None:
         self._command, self._checkpoints, self._launch = list(command), checkpoints, launch
-        self._prog = prog
+        self._prog = prog  # the prefix of messages
         self._child: subprocess.Popen[bytes] | None = None
         self._signals = 0  # number of signals that this process received
         self._acknowledged, self._acknowledge = os.pipe()

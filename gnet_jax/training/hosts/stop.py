@@ -70,7 +70,7 @@ class Vote:
             self.code, self._last_step = code, step + LEAD - 1
 
     def stops_evaluation(self, stop: jax.Array) -> bool:
-        """Record the code that an evaluation step returned; returns whether to stop early."""
+        """Record the code that an evaluation step returned. Returns whether to stop early."""
         self.code = int(stop) or self.code
         return bool(stop)
 

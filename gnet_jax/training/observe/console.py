@@ -25,7 +25,7 @@ KINDS = (
     *("training", "compiling", "waiting for data", "saving"),
     *("evaluating", "diagnosing", "starting"),
 )
-LOST = "lost to restarts"
+LOST = "lost to restarts"  # spent after the checkpoint from which a later start resumed
 KEPT_SAVES = 20
 
 

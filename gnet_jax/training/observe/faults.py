@@ -23,7 +23,7 @@ from gnet_jax.training.step import counts_steps
 from gnet_jax.training.workdir import MetricsFile, replacing
 
 NOTES = "notes"
-MARGIN = 0.02  # a loss this close to ln(classes) is that of guessing
+MARGIN = 0.02  # a loss this close to ln(classes) is no better than guessing
 LEARNS = 0.1  # a head whose loss is this far below ln(classes) has learned something
 
 DIVERGED = (
