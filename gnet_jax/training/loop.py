@@ -50,7 +50,7 @@ class Result:
 
 
 class CompiledSteps:
-    """Compiles each step of a program at its first use. The seed and the workdir do not matter."""
+    """Compiles each step at its first use. Runs that differ only in seed or workdir can share it."""
 
     def __init__(self, program: Program) -> None:
         self._program = program

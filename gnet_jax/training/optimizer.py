@@ -133,7 +133,6 @@ def _has_role(role: Role) -> Callable[[Any], Any]:
     neither role.
     """
 
-    # As in Caffe, only kernels decay, and `bias_lr_factor` is for biases; norms have neither role.
     def mask(params: Any) -> Any:
         roles = roles_by_path(params)
         return _select(params, lambda name: roles[tuple(name.split("/"))] == role)
