@@ -25,21 +25,21 @@ SMALL_SIDE = 32  # pixels; an image with a shorter side is reported
 LONG_ASPECT = 4  # longer side / shorter side; an image with a larger ratio is reported
 NAMED = 10  # number of examples listed for each finding that may need a fix
 ODD_NAMED = 3  # number of examples listed for each other finding
-ROWS = 30  # classes in the table; if there are more, it shows the smallest and the largest
+ROWS = 30  # rows in the table of classes; the middle is omitted if there are more classes
 
 
 class Facts(NamedTuple):
     """The result of inspecting one example."""
 
     label: int | None  # None if the example cannot be read
-    digest: bytes  # of the image's bytes
+    digest: bytes  # hash of the image's bytes, to find duplicates
     size: tuple[int, int] | None  # (width, height), upright; None if the image cannot be decoded
     bad: str | None  # why the example cannot be used
     odd: Sequence[tuple[str, str]] = ()  # kind and detail of each unusual property
 
 
 def inspect(source: Source, index: int) -> Facts:
-    """Read and decode the example `index` of `source`. Errors are returned, not raised."""
+    """Read and decode the example `index` of `source`. `Facts.bad` reports an unusable image."""
     label, digest = None, b""
     try:
         image, label = source[index]
@@ -66,10 +66,10 @@ def _odd_encoding(image: bytes, name: str) -> list[tuple[str, str]]:
     with opening(image) as (picture, file):
         expected = SUFFIXES.get(PurePath(name).suffix.lower(), picture.format)
         mode, sixteen = picture.mode, picture.mode.startswith("I;16")
-        # For 16-bit colour, only the raw mode shows the number of bits in Pillow.
+        # Pillow opens 16-bit colour in an 8-bit mode; only its raw mode shows the 16 bits.
         raw = str(picture.tile[0].args) if picture.tile else ""
         pictures = 1
-        with contextlib.suppress(Exception):  # later pictures of the file may be corrupt
+        with contextlib.suppress(Exception):  # counting fails if a later picture is corrupt
             pictures = getattr(picture, "n_frames", 1)
         kinds = {
             "a format other than its suffix says": picture.format != expected,
@@ -96,13 +96,13 @@ class SplitScan:
     class_counts: list[int]  # number of images of each class
     bad: list[BadRecord] = dataclasses.field(default_factory=list)
     labels_out_of_range: list[str] = dataclasses.field(default_factory=list)
-    odd: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # image names, by kind
-    width: tuple[int, int, int] | None = None  # smallest, median, largest
+    odd: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # names by property
+    width: tuple[int, int, int] | None = None  # smallest, median, largest; None if none is readable
     height: tuple[int, int, int] | None = None
 
     @property
     def empty_classes(self) -> list[str]:
-        """Classes without an image."""
+        """The names of the classes that have no images."""
         pairs = zip(self.class_names, self.class_counts, strict=True)
         return [name for name, count in pairs if not count]
 
@@ -126,7 +126,7 @@ class Scan:
     splits: list[SplitScan]
     missing: list[str]  # splits that do not exist
     duplicates: list[Duplicates]
-    left_out: LeftOut = dataclasses.field(default_factory=dict)  # of all splits, by reason
+    left_out: LeftOut = dataclasses.field(default_factory=dict)  # files not read in any split
 
     @property
     def must_be_mended(self) -> list[str]:
@@ -160,9 +160,9 @@ def _count(found: list[Any], noun: str, rest: str) -> list[str]:
 
 
 def scan(spec: str, *, threads: int = 4) -> Scan:
-    """Read and decode every example of `spec`; uses about 400 bytes of memory per example."""
+    """Read and decode every example of the data set `spec`. Uses about 400 bytes per example."""
     sources, missing = open_splits(spec)
-    places: dict[bytes, list[tuple[Source, int, int]]] = defaultdict(list)  # by digest
+    places: dict[bytes, list[tuple[Source, int, int]]] = defaultdict(list)  # examples by digest
     splits = []
     with progress_line("checking", "images", sum(map(len, sources))) as advance:
         for source in sources:
@@ -219,7 +219,7 @@ def print_scan(console: Console, found: Scan) -> None:
         else f"{each.split} {max(each.class_counts) / min(each.class_counts):.2f}"
         for each in found.splits
     )
-    console.print(f"images in largest class / smallest: {balance}", soft_wrap=True)
+    console.print(f"images in the largest class / in the smallest: {balance}", soft_wrap=True)
     for each in found.splits:
         _print_names(console, f"corrupt in {each.split}", [str(record) for record in each.bad])
         _print_names(console, f"labels out of range in {each.split}", each.labels_out_of_range)
@@ -230,7 +230,7 @@ def print_scan(console: Console, found: Scan) -> None:
                 _print_names(console, f"{kind}, in {each.split}", names, ODD_NAMED)
     groups = {
         "the same bytes in more than one split": [d for d in found.duplicates if d.leak],
-        "the same bytes twice in one split": [d for d in found.duplicates if not d.leak],
+        "the same bytes repeated in one split": [d for d in found.duplicates if not d.leak],
         "the same bytes under different labels": [d for d in found.duplicates if d.contradict],
     }
     for title, duplicates in groups.items():
@@ -244,7 +244,7 @@ def print_scan(console: Console, found: Scan) -> None:
 
 def _split_table(found: Scan) -> Table:
     table = Table("split", title=escape(found.source), title_justify="left")
-    for name in ("images", "damaged", "classes", "width (smallest, median, largest)", "height"):
+    for name in ("images", "corrupt", "classes", "width (smallest, median, largest)", "height"):
         table.add_column(name, justify="right")
     for each in found.splits:
         counts = (each.images,), (len(each.bad),), (len(each.class_names),)
@@ -254,7 +254,7 @@ def _split_table(found: Scan) -> Table:
 
 
 def _class_table(found: Scan) -> Table:
-    table = Table("class", title="images of each class", title_justify="left")
+    table = Table("class", title="number of images per class", title_justify="left")
     for each in found.splits:
         table.add_column(each.split, justify="right")
     counts = [dict(zip(s.class_names, s.class_counts, strict=True)) for s in found.splits]

@@ -31,7 +31,7 @@ def decode(image: bytes | np.ndarray) -> Image.Image:
 
     The content determines the format. Only the first picture of a file is read, only the highest 8
     bits of a channel are used, and transparency and colour profiles are ignored. Raises ImageError
-    if the image is corrupt, of unknown pixel range or meaning, or has more than 50 million pixels.
+    if the image is corrupt, its pixel format is not supported, or it has over 50 million pixels.
     """
     if isinstance(image, np.ndarray):
         _check_array(image)
@@ -57,9 +57,9 @@ def _check_array(pixels: np.ndarray) -> None:
 
 @contextlib.contextmanager
 def opening(image: bytes) -> Iterator[tuple[ImageFile.ImageFile, Bare]]:
-    """Opens an image file without decoding it; only format, mode and size are available.
+    """Yields an opened image file, not decoded yet, and its bytes without metadata.
 
-    Raises ImageError for every error, also inside the `with` block.
+    Every error, also one inside the `with` block, is raised as an ImageError.
     """
     kind, file = _format(image), Bare(b"")
     try:
@@ -74,7 +74,7 @@ def opening(image: bytes) -> Iterator[tuple[ImageFile.ImageFile, Bare]]:
     except SyntaxError as error:  # Pillow raises it for unsupported files
         what = file.described or f"a {kind} file"
         raise ImageError(f"{what}, which is not supported ({error}); {REMEDY}") from error
-    except Exception as error:  # decoders raise any error for a corrupt file
+    except Exception as error:  # decoders may raise anything for a corrupt file
         raise ImageError(f"a corrupt image: {error or type(error).__name__}") from error
 
 
@@ -162,9 +162,10 @@ def training_box(
 ) -> Box:
     """Returns the random rectangle to crop from a picture of `size` (width, height).
 
-    "random_area": a uniform fraction of the area and a log-uniform aspect ratio (width / height);
-    if ten draws do not fit, the largest central rectangle of an allowed ratio (paper, section 6).
-    "fixed_scale": a square as large as evaluation's central crop (Caffe, data_transformer).
+    If `a.crop` is "random_area", draws a uniform fraction of the area and a log-uniform aspect
+    ratio (width / height); after ten draws that do not fit, returns the largest central rectangle
+    of an allowed ratio (paper, section 6). If it is "fixed_scale", draws only the position; the
+    size is that of evaluation's central crop (Caffe, data_transformer).
     """
     width, height = size
     if choose("augment.crop", a.crop, {"random_area": False, "fixed_scale": True}):
@@ -204,9 +205,9 @@ def evaluation_size(size: tuple[int, int], p: Preprocessing) -> tuple[int, int]:
 def shorter_side_size(size: tuple[int, int], shorter: int) -> tuple[int, int]:
     """Returns the (width, height) after scaling a picture so that its shorter side is `shorter`.
 
-    Raises ImageError if the result, for example of a strip, has more than 50 million pixels.
+    Raises ImageError if the result has more than 50 million pixels, as for a long, thin picture.
     """
     scale = shorter / min(size)
     width, height = (max(shorter, round(n * scale)) for n in size)
-    _check_size((width, height), f"the image, {size[0]}x{size[1]} scaled to {shorter},")
+    _check_size((width, height), f"the image, resized from {size[0]}x{size[1]} pixels,")
     return width, height

@@ -1,6 +1,6 @@
 """Remove the metadata of image files, because unusual metadata makes Pillow reject some images.
 
-Of the metadata, only the EXIF orientation is read.
+The EXIF orientation is the only metadata that is used.
 """
 
 import re
@@ -25,9 +25,9 @@ class Bare(NamedTuple):
 
     image: bytes
     orientation: int = 0  # EXIF orientation, 1 to 8; 0 if the file has none; 1 is upright
-    bits: int = 16  # number of bits of a sample with more than 8 bits
+    bits: int = 16  # bits per sample; only used if Pillow opens the image with more than 8
     inverted: bool = False  # whether 0 means white
-    described: str = ""  # description of a TIFF's pixel format for messages
+    described: str = ""  # a TIFF's pixel format in words, for messages; "" for other formats
 
 
 class Directory(NamedTuple):
@@ -96,11 +96,11 @@ def bare(image: bytes) -> Bare:
     return Bare(b"".join([*kept, image[previous:]]), orientation)
 
 
-_Piece = tuple[int, int, bytes]  # start and end of the metadata; EXIF block
+_Piece = tuple[int, int, bytes]  # start and end of one block of metadata; its EXIF data or b""
 
 
 def _jpeg_metadata(image: bytes) -> Iterator[_Piece]:
-    """Yields the metadata segments of a JPEG: all but APP0 and APP14, which define the colours."""
+    """Yields the comments and APP segments of a JPEG, except APP0 and APP14 (colour encoding)."""
     place = 2
     while place + 4 <= len(image) and image[place] == 0xFF:
         marker = image[place + 1]
@@ -117,7 +117,7 @@ def _jpeg_metadata(image: bytes) -> Iterator[_Piece]:
 
 
 def _png_metadata(image: bytes) -> Iterator[_Piece]:
-    """Yields the metadata chunks of a PNG: all but transparency and the critical chunks."""
+    """Yields all chunks of a PNG except the critical chunks and tRNS (transparency)."""
     place = 8
     while place + 12 <= len(image):
         length = int.from_bytes(image[place : place + 4], "big")
@@ -140,14 +140,14 @@ NEEDED = {
 _LOW_KINDS = "grey (white is 0)|grey|RGB|palette|a mask|CMYK|YCbCr||CIE Lab|ICC Lab|ITU Lab"
 KINDS = dict(enumerate(_LOW_KINDS.split("|"))) | {32803: "raw sensor data", 34892: "linear raw"}
 FORMATS = {2: "signed", 3: "floating-point", 4: "undefined", 5: "complex", 6: "complex"}
-MAX_CHANNELS = 6  # with more, Pillow logs an error
+MAX_CHANNELS = 6  # Pillow logs an error for a TIFF with more channels
 
 
 def read_tiff(image: bytes) -> Bare:
-    """Returns the TIFF's first page without metadata, and with 0 as black if it is grey.
+    """Returns a TIFF with its first page only and without metadata.
 
-    Raises ImageError for samples of unknown range or meaning, and for formats that Pillow decodes
-    wrongly.
+    A grey page is marked as "0 is black"; `inverted` gives the original meaning. Raises ImageError
+    if the file is corrupt, the range or meaning of its samples is unknown, or Pillow misreads it.
     """
     found = directory(image)
     if image[2:4] in (b"+\0", b"\0+"):
@@ -187,7 +187,7 @@ def read_tiff(image: bytes) -> Bare:
 
 
 def _rewrite(image: bytes, found: Directory) -> bytes:
-    """Returns the file's first page with only the tags in NEEDED; grey pages store 0 as black."""
+    """Returns the file with only its first page and its tags in NEEDED; marks grey as "0 is black"."""
     entries = {tag: entry for tag, entry in found.entries.items() if tag in NEEDED}
     if found.values(image, PHOTOMETRIC) == (0,):
         entries[PHOTOMETRIC] = struct.pack(f"{found.order}HHIHxx", PHOTOMETRIC, 3, 1, 1)

@@ -9,18 +9,18 @@ from collections.abc import Callable, Generator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-LINE_SECONDS = 30  # seconds between lines if standard error is not a terminal
+LINE_SECONDS = 30  # seconds between printed lines if standard error is not a terminal
 
 
 @contextlib.contextmanager
 def progress_line(
     what: str, unit: str, total: int, done: int = 0, wanted: bool = True
 ) -> Generator[Callable[..., None], None, None]:
-    """Yields a function `advance(number=1)` to call, from any thread, when items are finished.
+    """Yields a function `advance(number=1)`, which any thread may call to count finished items.
 
     A terminal shows a progress bar until the job ends. Otherwise, a line is printed every 30
-    seconds. `what` and `unit` are words such as "writing train" and "images". `done` is the number
-    of items that an earlier call has finished.
+    seconds. Without `wanted`, nothing is shown. `what` and `unit` are words such as "writing train"
+    and "images". `done` of the `total` items were finished before, for example by an earlier run.
     """
     console = Console(stderr=True)
     text, rate = TextColumn("{task.description}"), TextColumn("{task.fields[rate]}")

@@ -305,7 +305,7 @@ def test_the_report_names_ten_of_equal_images_and_of_their_groups():
         assert line.endswith(more or "file9.jpg")
     lines = printed(split_scan(), duplicates=pairs(*[2] * 12))
     assert sum(" = " in line for line in lines) == 10
-    assert "the same bytes twice in one split: 12" in lines
+    assert "the same bytes repeated in one split: 12" in lines
 
 
 def test_the_report_says_all_instead_of_naming_every_image():
@@ -352,7 +352,7 @@ def test_the_report_ends_with_what_must_be_fixed():
     assert "  [b]" in lines
     empty = split_scan()
     empty.class_counts = [3, 0]
-    assert "images in largest class / smallest: train has empty classes (1)" in printed(empty)
+    assert "in the largest class / in the smallest: train has empty classes (1)" in printed(empty)
 
 
 class Labelled:

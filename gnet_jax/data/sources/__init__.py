@@ -69,7 +69,7 @@ class SubsetSource:
 
     def __init__(self, whole: Source, count: int) -> None:
         if count < 1:
-            raise DataError(f"a subset requires at least 1 image, not {count}; change the #{count}")
+            raise DataError(f"a subset requires at least 1 image; increase #{count} in the source")
         self._whole = whole
         count = min(count, len(whole))
         self._places = np.arange(count) * len(whole) // count
@@ -87,13 +87,13 @@ class SubsetSource:
         return self._whole.describe(int(self._places[index]))
 
     def fingerprint(self) -> str:
-        """Returns the whole source's fingerprint if the subset is all of it, otherwise another."""
+        """Returns the whole source's fingerprint if no example is left out, else a different one."""
         whole, all_of_it = self._whole.fingerprint(), len(self) == len(self._whole)
         return whole if all_of_it else digest(f"{len(self)} of {whole}".encode())
 
 
 class DigitsSource:
-    """scikit-learn's 1,797 digits of 8x8 pixels, shuffled once; 1,437 are the train split."""
+    """scikit-learn's 1,797 digits of 8x8 pixels, in a fixed random order (1,437 for train)."""
 
     class_names = tuple("0123456789")
 
@@ -104,7 +104,7 @@ class DigitsSource:
         # sklearn.datasets also reads this file, but its import takes longer than that of gnet_jax.
         file = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
         digits = np.loadtxt(str(file), delimiter=",")
-        order = np.random.RandomState(0).permutation(len(digits))  # the same in all versions
+        order = np.random.RandomState(0).permutation(len(digits))  # same in all NumPy versions
         chosen = digits[order[parts[split]]]
         self.split = split
         self.left_out: LeftOut = {}
@@ -130,9 +130,9 @@ def open_source(spec: str, split: Split) -> Source:
     """Opens the data set `spec`: "digits", "folder:PATH", "npz:PATH" or "tfds:NAME".
 
     The prefix may be omitted for an existing folder and for a path that ends in .npz. A suffix "#N"
-    selects N evenly spaced images of the split, or all if there are fewer, unless a folder has the
-    whole name. Raises MissingSplitError if the data have only other splits, and DataError if the
-    kind is unknown or the data are missing or invalid.
+    selects N evenly spaced images of the split, or all if there are fewer. If "#N" is part of the
+    name of an existing folder, it is not a suffix. Raises MissingSplitError if the data set has
+    other splits only, and DataError if its kind is unknown or the data are missing or invalid.
     """
     subset = re.fullmatch(r"(.+)#([0-9]+)", spec, re.DOTALL)  # a name may contain a newline
     if subset and not typed_path(re.sub("^(folder|npz):", "", spec)).is_dir():

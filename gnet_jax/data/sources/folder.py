@@ -1,4 +1,4 @@
-"""Read folders of image files. Every entry of a folder is read, or recorded with a reason."""
+"""Read folders of image files. Each entry is read, or recorded with the reason for skipping it."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,7 +16,7 @@ _FORMATS |= {"GIF": ".gif", "TIFF": ".tif .tiff", "AVIF": ".avif", "JPEG2000": "
 _FORMATS |= {"PPM": ".ppm .pgm .pbm"}
 # The suffixes of image files, and Pillow's name of each format.
 SUFFIXES = {suffix: name for name, suffixes in _FORMATS.items() for suffix in suffixes.split()}
-# Suffixes of image files that cannot be read, which the user may not expect.
+# Suffixes of image formats that are not supported, although users may expect them to be.
 UNSUPPORTED = (
     ".heic .heif .hif .jxl .jxr .svg .psd .ico .tga .exr .hdr .dds .eps .raw .dng .cr2 .cr3 .nef "
     ".arw .orf .rw2 .raf .pef .apng .mpo .pnm .pam .dib .jpx .jpf .j2c .bpg .qoi .dcm .pcx"
@@ -47,8 +47,8 @@ class FolderSource:
 
     See `walk` for the files that are read, and `in_order` for the order of the classes. If `train`
     exists, its classes come first in every split. Raises MissingSplitError if there is no folder
-    for the split. Raises DataError if a folder cannot be listed, a class name occurs twice, or a
-    split has no images; in `train`, also for fewer than two classes or a class without images.
+    for the split. Raises DataError if a folder cannot be listed, a class name occurs twice, or the
+    split has no images. For `train`, at least two classes are required, each with images.
     """
 
     def __init__(self, root: Path, split: Split) -> None:
@@ -80,8 +80,8 @@ class FolderSource:
             what = f"{folder} has {len(self._files)} image files in {len(names)} class folder(s)"
             self._refuse_empty(f"{what}; training requires 2 classes, evaluation 1", folder)
         self.labels = np.array([label for _, label in self._files])
-        # If labels have gaps, they depend on the classes of train, and not only on this split's
-        # files. An empty class folder, which is often lost in copies, does not change the hash.
+        # Labels with gaps also depend on the classes of train, so the fingerprint then includes
+        # the class names. Empty class folders, often lost in copies, do not change it.
         present = np.unique(self.labels)
         self._numbered_by = self.class_names if present[-1] >= len(present) else ()
 
@@ -107,7 +107,7 @@ class FolderSource:
         return str(self.root / self._files[index][0])
 
     def fingerprint(self) -> str:
-        """Returns a hash of the paths and file sizes, and of labels that depend on other splits."""
+        """Returns a hash of paths and file sizes; of class names, too, if labels depend on train."""
         split = len(self.split) + 1
         try:
             lines = [
@@ -187,7 +187,7 @@ def listing(folder: str, left_out: LeftOut) -> tuple[list[str], list[str]]:
 
 
 def _kind(entry: os.DirEntry[str]) -> str:
-    """Returns "image", "folder", or the reason for skipping the entry, a key of `REASONS`."""
+    """Returns "image", "folder", or the key of `REASONS` that says why the entry is skipped."""
     if entry.name.lower() in JUNK.split("|"):
         return "junk"
     if entry.name.startswith("."):
@@ -221,5 +221,5 @@ def merged(parts: Iterable[Mapping[str, Iterable[str]]]) -> LeftOut:
 
 
 def counted(left_out: Mapping[str, list[str]]) -> str:
-    """Returns the number of skipped entries by reason, as "hidden 2, other suffix 1,204"."""
+    """Returns the number of skipped entries by reason, such as "hidden 2, other suffix 1,204"."""
     return ", ".join(f"{reason} {len(paths):,}" for reason, paths in merged([left_out]).items())
