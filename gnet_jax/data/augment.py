@@ -15,13 +15,13 @@ from gnet_jax.config import AugmentConfig, ConfigError, Preprocessing, choose
 ERASED_AREA = (0.02, 0.33)  # arXiv 1708.04896, section 5.1, and torchvision
 ERASED_ASPECT = (0.3, 3.3)
 GREY = (77 / 256, 150 / 256, 29 / 256)  # luma of ITU-R BT.601 (0.299, 0.587, 0.114), in 8 bits
-# Values are rounded to multiples of 1 / PIXEL and so on, so that their products are exact.
-PIXEL = 16  # for pixels, which then use 12 of the 24 bits of a float32
+# Values are rounded to multiples of 1/PIXEL, 1/FACTOR or 1/HUE, so that their products are exact.
+PIXEL = 16  # for pixels, which then use 12 of the 24 significant bits of a float32
 FACTOR = 1024  # for factors, and for the weights of mixed images
 HUE = 4096  # for hues, in sixths of the colour circle
 NAMES = ("brightness", "contrast", "saturation", "hue")
 
-# Index that reorders red, green, blue to the network's channel order, and back.
+# Slices that convert RGB channels to the network's channel order, and also convert them back.
 CHANNEL_STEPS = {"RGB": slice(None), "BGR": slice(None, None, -1)}
 
 
@@ -33,7 +33,7 @@ def preprocess(images_BHWC: jax.Array, *, preprocessing: Preprocessing) -> jax.A
         preprocessing: order, mean and std of the channels.
 
     Raises:
-        ConfigError: if the dtype or shape is wrong or, outside of `jax.jit`, the range of values.
+        ConfigError: if the dtype, the shape or (not checked in `jax.jit`) the range is wrong.
     """
     _check_pixels(images_BHWC)
     images_BHWC = images_BHWC[..., choose("channels", preprocessing.channels, CHANNEL_STEPS)]
@@ -74,8 +74,8 @@ def augment(
 
     Steps that `augmentation` switches off are not compiled. `offset` is the position of the first
     image in the global batch; it must be even for mixup. Returns float32 inputs (B, H, W, C) and
-    float32 targets (B, K), which are one-hot or the weights of the two classes of a mixed image.
-    Raises ConfigError if mixup gets an odd number of images.
+    float32 targets (B, K): one-hot, or the weights of both classes of a mixed image. Raises
+    ConfigError if mixup gets an odd number of images.
     """
     a = augmentation
     places_B = offset + jnp.arange(images_BHWC.shape[0])
@@ -97,7 +97,7 @@ def augment(
 
 
 def _fold_in(keys_B: jax.Array, number: int) -> jax.Array:
-    """Returns new keys for purpose `number`; 0 would repeat the random bits of mirroring."""
+    """Returns a new key per image. Each use has a `number`; 0 would repeat the bits of mirroring."""
     return jax.vmap(jax.random.fold_in, (0, None))(keys_B, number)
 
 
@@ -106,12 +106,12 @@ def _mix(
 ) -> tuple[jax.Array, jax.Array]:
     """Mixes each image with its neighbour in the batch (mixup, arXiv 1710.09412).
 
-    Images 0 and 1 are neighbours, and so are 2 and 3, so no image moves between devices.
+    The pairs are images 0 and 1, 2 and 3, and so on, so both images of a pair are on one device.
     """
     if len(images_BHWC) % 2:
         raise ConfigError(
-            f"augment.mixup is {alpha:g} and mixes pairs of images, but a device has "
-            f"{images_BHWC.shape[0]} images of each batch; the number must be even"
+            f"augment.mixup={alpha:g} mixes images in pairs, so each device needs an even number "
+            f"of images per batch; it has {images_BHWC.shape[0]}"
         )
     share_B = jax.vmap(_draw_share, (0, None))(keys_B, alpha)
     images_BHWC = images_BHWC.astype(jnp.float32)
@@ -130,13 +130,13 @@ def _draw_share(key: jax.Array, alpha: float) -> jax.Array:
     # to the symmetric beta (L. Devroye, Random variate generation in one line of code, 1996). A
     # rejection sampler would need a loop that ends only when all devices agree.
     u, v = jax.random.uniform(key, (2,))
-    # t2 is t^2 / (2 alpha). The limit 80 keeps exp finite; the weight is then exactly 1.
+    # t2 is t^2 / (2 alpha). The limit 80 keeps exp finite; at the limit, the weight is exactly 1.
     t2 = jnp.expm1(jnp.minimum(-jnp.log(u) / alpha, 80.0)) * jnp.cos(2 * jnp.pi * v) ** 2
     return on_grid(0.5 + 0.5 * jnp.sqrt(t2 / (1 + t2)), FACTOR)
 
 
 def _erase(x_BHWC: jax.Array, keys_B: jax.Array, probability: float) -> jax.Array:
-    """Sets a random rectangle of an image to 0 with the given probability (arXiv 1708.04896)."""
+    """Sets a random rectangle of each image to 0, with `probability` (arXiv 1708.04896)."""
     height, width = x_BHWC.shape[1:3]
 
     def rectangle(key: jax.Array) -> jax.Array:
@@ -163,16 +163,16 @@ def _erase(x_BHWC: jax.Array, keys_B: jax.Array, probability: float) -> jax.Arra
 def distort(images_BHWC: jax.Array, keys_B: jax.Array, *, augmentation: AugmentConfig) -> jax.Array:
     """Changes the brightness, contrast, saturation and hue of each image, in random order.
 
-    The factors are uniform in 1 +- strength, and the hue is rotated by a fraction of the colour
-    circle, uniform in +- strength (arXiv 1312.5402, section 2.2, and torchvision's ColorJitter).
-    Returns float32 pixels from 0 to 255, rounded so coarsely that float32 products are exact.
-    Therefore they are bit-identical however a batch is split and whatever the compiler fuses.
+    Factors are uniform from 1 - strength to 1 + strength. Rotations of the hue, as fractions of the
+    colour circle, are uniform from -strength to strength (arXiv 1312.5402, section 2.2, and
+    torchvision's ColorJitter). Returns float32 pixels from 0 to 255, rounded so that float32
+    products are exact: splitting the batch or fusing operations does not change any bit.
     """
 
     def distort_one(image_HWC: jax.Array, key: jax.Array) -> jax.Array:
         order_key, *keys = jax.random.split(key, 1 + len(NAMES))
         factors = {}
-        for name, factor_key in zip(NAMES, keys, strict=True):  # always the same key for a name
+        for name, factor_key in zip(NAMES, keys, strict=True):  # keys do not depend on strengths
             strength = getattr(augmentation, name)
             if strength:
                 most = round(strength * FACTOR)
@@ -191,7 +191,7 @@ def distort(images_BHWC: jax.Array, keys_B: jax.Array, *, augmentation: AugmentC
 def _apply(
     image_HWC: jax.Array, due: dict[str, jax.Array], factors: dict[str, jax.Array]
 ) -> jax.Array:
-    """Returns the image after one distortion, for which `due` is true. Computes all of them."""
+    """Computes all distortions, and returns the result of the one for which `due` is true."""
     grey_HW1 = grey(image_HWC)
     others = {"brightness": 0.0, "contrast": mean_grey(grey_HW1), "saturation": grey_HW1}
     # The three blends differ only in the factor and the grey image. Select these, and blend once.
@@ -238,7 +238,7 @@ def turn_hue(image_HWC: jax.Array, turn: jax.Array | float) -> jax.Array:
     is_red, is_green = (red >= green) & (red >= blue), green >= blue
     corner = jnp.where(is_red, 0.0, jnp.where(is_green, 2.0, 4.0))
     above = jnp.where(is_red, green - blue, jnp.where(is_green, blue - red, red - green))
-    sixths = corner + on_grid(above / jnp.where(chroma > 0, chroma, 1.0), HUE)  # any value for grey
+    sixths = corner + on_grid(above / jnp.where(chroma > 0, chroma, 1.0), HUE)  # arbitrary for grey
     channels = []
     for n in (5, 3, 1):
         k = (n + sixths + 6 * turn) % 6

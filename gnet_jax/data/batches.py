@@ -29,7 +29,7 @@ from gnet_jax.data.sources import DataError, Example, Source, digest
 T = TypeVar("T")
 
 
-SHOWN = 10  # number of corrupt images that a message lists; it counts the others
+SHOWN = 10  # number of corrupt images that a message lists; the others are only counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,10 +45,11 @@ class BadRecord:
 
 
 class BadRecords:
-    """The corrupt images of one source that were found so far, each once.
+    """The corrupt images of one source that have been found so far, without repetitions.
 
-    `limit` is the largest fraction of the examples that may be corrupt. `known` were found before a
-    restart; `on_new` is called with each other one. `listed_in` is the file that lists them all.
+    `limit` is the largest fraction of the examples that may be corrupt. `known` has the records
+    from before a restart. `on_new` is called with each new record. Error messages refer to
+    `listed_in`, a file that lists all records.
     """
 
     def __init__(
@@ -98,8 +99,8 @@ class BadRecords:
 def read_example(source: Source, index: int) -> Example:
     """Returns `source[index]`. Raises ImageError if the source detects that the record is corrupt.
 
-    Raises DataError for a label out of range, which must be fixed, and for a file that cannot be
-    read, which may be temporary; training does not replace such examples.
+    Raises DataError if the label is out of range or the file cannot be read. These errors stop
+    training, unlike corrupt images, which it can replace.
     """
     try:
         example = source[index]
@@ -122,7 +123,7 @@ class Batch(TypedDict):
 
     image: np.ndarray  # (B, S, S, 3) uint8
     label: np.ndarray  # (B,) int32
-    mask: np.ndarray  # (B,) bool: False for padding and for corrupt images in an evaluation
+    mask: np.ndarray  # (B,) bool: False for an evaluation's padding and corrupt images
 
 
 _Loaded = tuple[Batch, dict[int, BadRecord]]  # a batch, and its corrupt images by index
@@ -144,7 +145,7 @@ def batch_indices(size: int, config: Config, step: int) -> np.ndarray:
 def order_fingerprint(size: int, seed: int) -> str:
     """Returns a short hash of the order of `size` examples and of the random numbers for crops.
 
-    It changes if another version of Grain shuffles, or one of NumPy draws numbers, differently.
+    It changes if a new version of Grain shuffles differently, or NumPy's random numbers change.
     """
     order = _order(size, seed)
     places = [epoch * size + i for epoch in (0, 1) for i in range(min(size, 1000))]
@@ -184,12 +185,12 @@ def train_batches(
     hosts: int = 1,
     bad: BadRecords | None = None,
 ) -> Generator[Batch, None, None]:
-    """Yields this host's slice of each training batch from `start_step` on, without end.
+    """Yields this host's slice of each training batch after `start_step` steps, indefinitely.
 
     `batch_size` counts the images of all hosts. Each epoch is a new permutation of the source. The
-    random crop of an image depends on the seed, the step and the position in the global batch. An
-    image that cannot be decoded is replaced by the next image of the source that can, and added to
-    `bad` when the batch is yielded; `bad=None` allows none. See `prefetched` for `threads` and
+    random crop of an image depends on the seed, the step and the position in the global batch. A
+    corrupt image is replaced by the next intact image of the source, and is added to `bad` when the
+    batch is yielded. `bad=None` allows no corrupt images. See `prefetched` for `threads` and
     `workers`, and `read_example`, `BadRecords.add` and `cropper` for the errors.
     """
     bad = BadRecords(source) if bad is None else bad
@@ -201,7 +202,7 @@ def train_batches(
         loaded = _empty(len(places), preprocessing.image_size)
         for row, place in enumerate(places):
             index = int(order[step * batch_size + place])
-            while len(loaded[1]) <= allowed:  # with more, `bad.add` raises an error
+            while len(loaded[1]) <= allowed:  # if there are more, `bad.add` raises an error
                 generator = np.random.default_rng((seed, step, place))
                 options = generator, preprocessing, augmentation
                 if _load_row(loaded, row, source, index, crop, *options):
@@ -222,7 +223,7 @@ def eval_batches(
     hosts: int = 1,
     bad: BadRecords | None = None,
 ) -> Generator[Batch, None, None]:
-    """Yields this host's slices of all examples of the source in order; pads the last batch.
+    """Yields this host's slice of each batch of the source, in order. The last batch is padded.
 
     Padding and images that cannot be decoded are black, and their mask is False. See
     `train_batches` for `bad` and the errors.
@@ -244,7 +245,7 @@ def eval_batches(
 
 def _host_places(batch_size: int, host: int, hosts: int) -> range:
     if batch_size % hosts:
-        raise DataError(f"a batch of {batch_size} is not divisible by {hosts} hosts")
+        raise DataError(f"batch size {batch_size} is not divisible by the number of hosts, {hosts}")
     share = batch_size // hosts
     return range(host * share, (host + 1) * share)
 
@@ -257,7 +258,7 @@ def _empty(n: int, size: int) -> _Loaded:
 def _load_row(
     loaded: _Loaded, row: int, source: Source, index: int, crop: Callable[..., Any], *options: Any
 ) -> bool:
-    """Fills a row with `crop(image, *options)`. Returns False if the image is corrupt."""
+    """Fills a row of the batch with `crop(image, *options)`. Returns False for a corrupt image."""
     batch, found = loaded
     try:
         image, label = read_example(source, index)
@@ -286,7 +287,7 @@ def _checked(
 def prefetched(
     load: Callable[[int], T], numbers: range, threads: int, workers: int = 0
 ) -> Generator[T, None, None]:
-    """Yields `load(n)` for each n in `numbers`, a range with step 1, and computes results ahead.
+    """Yields `load(n)` for each n in `numbers`, a range with step 1. Computes results in advance.
 
     With `workers` > 0, `load` is copied to that many new processes, each with `threads` threads.
     With 0 workers, it runs in `threads` threads of this process. If `load` raises a UserError, the

@@ -33,7 +33,7 @@ def fast_crop(
     left, top, right, bottom = training_box((width, height), generator, p, a)
     if pixels is None:
         try:
-            # Reduced to the smallest multiple of 1/8 at which the box has p.image_size pixels.
+            # Decode at the smallest scale, in eighths, at which the box is not smaller than S x S.
             pixels = simplejpeg.decode_jpeg(
                 jpeg,
                 "RGB",
@@ -41,14 +41,14 @@ def fast_crop(
                 min_height=int(height * p.image_size / (bottom - top)),
                 min_factor=2,  # a smaller factor saves no time
             )
-        except ValueError:  # the file is corrupt, or Pillow can decode it
+        except ValueError:  # Pillow may decode the file, or raises ImageError if it is corrupt
             pixels = np.asarray(decode(jpeg))
     x, y = pixels.shape[1] / width, pixels.shape[0] / height
     return _resize(pixels, (left * x, top * y, right * x, bottom * y), p.image_size)
 
 
 def _resize(pixels: np.ndarray, box: Box, size: int) -> np.ndarray:
-    """Resizes the part of `pixels` inside `box` to (size, size, 3), bilinear and antialiased."""
+    """Resizes the part of `pixels` in `box` to (size, size, 3): bilinear, with antialiasing."""
     # When Pillow shrinks by a factor s, it widens its triangular filter by s. The variance of that
     # filter is s^2 / 6 in pixels of the picture. Linear interpolation alone has 1/6, and a Gaussian
     # blur adds the difference.

@@ -187,7 +187,7 @@ def read_tiff(image: bytes) -> Bare:
 
 
 def _rewrite(image: bytes, found: Directory) -> bytes:
-    """Returns the file with only its first page and its tags in NEEDED; marks grey as "0 is black"."""
+    """Returns the first page with only the tags in NEEDED, and with grey marked as "0 is black"."""
     entries = {tag: entry for tag, entry in found.entries.items() if tag in NEEDED}
     if found.values(image, PHOTOMETRIC) == (0,):
         entries[PHOTOMETRIC] = struct.pack(f"{found.order}HHIHxx", PHOTOMETRIC, 3, 1, 1)

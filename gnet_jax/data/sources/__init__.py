@@ -87,7 +87,7 @@ class SubsetSource:
         return self._whole.describe(int(self._places[index]))
 
     def fingerprint(self) -> str:
-        """Returns the whole source's fingerprint if no example is left out, else a different one."""
+        """Returns the whole source's fingerprint if no example is left out, else another hash."""
         whole, all_of_it = self._whole.fingerprint(), len(self) == len(self._whole)
         return whole if all_of_it else digest(f"{len(self)} of {whole}".encode())
 

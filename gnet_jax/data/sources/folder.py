@@ -107,7 +107,7 @@ class FolderSource:
         return str(self.root / self._files[index][0])
 
     def fingerprint(self) -> str:
-        """Returns a hash of paths and file sizes; of class names, too, if labels depend on train."""
+        """Returns a hash of paths and file sizes, and of class names if labels depend on train."""
         split = len(self.split) + 1
         try:
             lines = [
