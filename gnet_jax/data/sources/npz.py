@@ -17,7 +17,7 @@ from gnet_jax.config.paths import as_text
 from gnet_jax.data.sources import DataError, Example, LeftOut, MissingSplitError, Split, digest
 from gnet_jax.data.sources.classes import find, joined, refuse_twice
 
-# The names that a split can have in a file. The first name that is found is used.
+# The names that a split can have in files and keys. The first name that is found is used.
 SPLITS: Mapping[Split, tuple[str, ...]] = {
     "train": ("train",),
     "val": ("val", "valid", "validation", "test"),
@@ -26,17 +26,19 @@ SPLITS: Mapping[Split, tuple[str, ...]] = {
 PIXELS = ("x", "images", "image")
 ENCODED = ("jpeg", "encoded")
 LABELS = ("y", "labels", "label")
-RANGES = ((0, 1), (-1, 1), (0, 255), (0, 65535))  # possible values of black and white
+RANGES = ((0, 1), (-1, 1), (0, 255), (0, 65535))  # possible pairs of values: (black, white)
 
 
 class NpzSource:
     """Labelled images in .npz files. No code in the files is executed.
 
     `path` is a name that contains {split} (`cifar10_{split}.npz`), a folder with `train.npz` and so
-    on, or one file whose keys contain the split (`x_train` as in Keras, or `train_images`). PIXELS
-    are (N, H, W), (N, H, W, 1) or (N, H, W, 3), uint8 or numbers in one of `RANGES`. File i of
-    ENCODED is from `offsets[i]` to `offsets[i + 1]`. LABELS are N integers from 0. `class_names`
-    are optional text. The training split decides the range and, by default, the class names.
+    on, or one file whose keys contain the split (`x_train` as in Keras, or `train_images`). The
+    constants above list the key names of each array. Pixels are (N, H, W), (N, H, W, 1) or
+    (N, H, W, 3), uint8 or numbers in one of `RANGES`. Alternatively, encoded images are stored as
+    concatenated bytes; image i is from `offsets[i]` to `offsets[i + 1]`. Labels are N integers from
+    0. `class_names`, (K,) text, is optional. The training split determines the range and, by
+    default, the class names.
     """
 
     def __init__(self, path: str, split: Split) -> None:
@@ -53,7 +55,7 @@ class NpzSource:
             self._offsets, self._images = _images(part, train)
             self.labels = _labels(part, len(self))
             known = _class_names(train)
-            if known is None:  # numbers up to the largest label; limited by the image count
+            if known is None:  # "0" to the largest label, but at most as many names as images
                 labels = _labels(train)
                 known = tuple(map(str, range(min(labels.max(initial=-1), len(labels)) + 1)))
             own = _class_names(part) or known
@@ -107,10 +109,10 @@ class _Part(NamedTuple):
     file: Path
     archive: np.lib.npyio.NpzFile
     split: str
-    keyed: bool  # the file has several splits, and its keys contain their names
+    keyed: bool  # whether the keys contain the name of the split, because the file has several
 
     def key(self, *names: str) -> str | None:
-        """Returns the first key of this split for one of `names`, or None if there is none."""
+        """Returns the key of this split for the first of `names` that has one, or None."""
         for name in names:
             for key in (f"{name}_{self.split}", f"{self.split}_{name}") if self.keyed else (name,):
                 if key in self.archive:
@@ -118,7 +120,7 @@ class _Part(NamedTuple):
         return None
 
     def need(self, what: str, *names: str) -> tuple[np.ndarray, str]:
-        """Returns the array of `key(*names)` and its name for messages, or raises DataError."""
+        """Returns the array of `key(*names)`, and a name for messages. Raises DataError if none."""
         key = self.key(*names)
         if key is None:
             raise DataError(
@@ -140,7 +142,7 @@ class _Part(NamedTuple):
             raise DataError(f"{key} in {self.file} is corrupt: {error}") from error
 
     def describe(self) -> str:
-        """Returns the path of the file and, if it has several splits, the key of the images."""
+        """Returns text with the file's path and, if it has several splits, the images' key."""
         key = self.key(*PIXELS, *ENCODED)
         return f"{key} in {self.file}" if self.keyed else str(self.file)
 
@@ -179,7 +181,7 @@ def _open(file: Path) -> np.lib.npyio.NpzFile:
 
 
 def _images(part: _Part, train: _Part) -> tuple[np.ndarray | None, np.ndarray]:
-    """Loads (None, uint8 pixels (N, H, W) or (N, H, W, 3)), or (offsets (N + 1,), uint8 bytes)."""
+    """Returns (offsets, images): offsets (N + 1,) into uint8 bytes, or None and uint8 pixels."""
     images, where = part.need("images", *PIXELS, *ENCODED)
     if part.key(*PIXELS) is not None:
         images = _check_shape(images, where)
@@ -202,7 +204,7 @@ def _images(part: _Part, train: _Part) -> tuple[np.ndarray | None, np.ndarray]:
 
 
 def _training_range(part: _Part, train: _Part, images: np.ndarray) -> tuple[int, int]:
-    """Returns the values of black and white, one of `RANGES`, in the training split."""
+    """Returns the training split's values of black and white, which are one of `RANGES`."""
     where = part.describe()
     if train is not part and train.key(*PIXELS) is not None:
         own, where_own = images, where
@@ -228,7 +230,7 @@ def _training_range(part: _Part, train: _Part, images: np.ndarray) -> tuple[int,
 
 
 def _labels(part: _Part, count: int | None = None) -> np.ndarray:
-    """Loads the labels, (N,) int64. Raises DataError if N is not `count`, unless that is None."""
+    """Loads the labels, (N,) int64. If `count` is given and is not N, raises DataError."""
     labels, where = part.need("labels", *LABELS)
     if labels.dtype.kind not in "iu" or (labels.ndim, labels.shape[1:]) not in ((1, ()), (2, (1,))):
         raise DataError(
@@ -255,7 +257,7 @@ def _class_names(part: _Part) -> tuple[str, ...] | None:
 
 
 def _check_shape(images: np.ndarray, where: str) -> np.ndarray:
-    """Returns `images` as (N, H, W) or (N, H, W, 3), or raises DataError for another shape."""
+    """Returns `images` as (N, H, W) or (N, H, W, 3). Raises DataError for a shape that differs."""
     shape = images.shape
     if len(shape) == 4 and shape[3] == 1:
         return _check_shape(images[..., 0], where)
@@ -273,12 +275,12 @@ def _check_shape(images: np.ndarray, where: str) -> np.ndarray:
 
 
 def _is_plain(images: np.ndarray) -> bool:
-    """Returns whether the pixels are uint8 and not all 0 or 1, so that their range is 0 to 255."""
+    """Returns whether pixels range from 0 to 255: they are uint8, and some are greater than 1."""
     return images.dtype == np.uint8 and images.max() > 1
 
 
 def _to_uint8(images: np.ndarray, black_white: tuple[int, int], where: str) -> np.ndarray:
-    """Converts pixels with the given values of black and white to uint8. Prints the range once."""
+    """Converts pixels to uint8. `black_white` are their values of black and white; prints them."""
     low, high = _extremes(images, where)
     black, white = black_white
     step = (white - black) / 255
@@ -297,9 +299,10 @@ def _to_uint8(images: np.ndarray, black_white: tuple[int, int], where: str) -> n
 
 
 def _range(low: float, high: float) -> tuple[int, int] | None:
-    """Returns the range of `RANGES` that contains `low` and `high`, or None.
+    """Returns the first of `RANGES` that `low` and `high` fit, or None.
 
-    The values must also reach the bright half of the range, and the dark half if black is not 0.
+    If black is 0, `high` must be above the middle of the range. If black is -1, `high` must be in
+    the top quarter of the range, and `low` in the bottom quarter.
     """
     for black, white in RANGES:
         step, middle = (white - black) / 255, (black + white) / 2
@@ -318,7 +321,7 @@ def _extremes(images: np.ndarray, where: str) -> tuple[float, float]:
         bad = [i for i, image in enumerate(images) if not np.isfinite(image).all()]
         raise DataError(
             f"{where} has pixels that are not finite in {len(bad)} of {len(images)} images, first "
-            f"in image {bad[0]}; remove them: keep = np.isfinite(x).reshape(len(x), -1)"
+            f"in image {bad[0]}; remove these images: keep = np.isfinite(x).reshape(len(x), -1)"
             ".all(axis=1); x, y = x[keep], y[keep]"
         )
     if low == high:

@@ -1,4 +1,4 @@
-"""Read data sets of TensorFlow Datasets, in array_record or TFRecord files, without TensorFlow."""
+"""Read TensorFlow Datasets from array_record or TFRecord files, without TensorFlow."""
 
 import contextlib
 import os
@@ -19,19 +19,19 @@ from gnet_jax.data.decode import ImageError
 from gnet_jax.data.progress import progress_line
 from gnet_jax.data.sources import DataError, Example, LeftOut, MissingSplitError, Split, digest
 
-# A record in a TFRecord file is: length of the data, checksum of the length, data, their checksum.
+# A TFRecord record is the length of its data, that length's checksum, the data, and their checksum.
 _LENGTH, _CHECKSUM = struct.Struct("<Q"), struct.Struct("<I")
 HEADER = _LENGTH.size + _CHECKSUM.size  # number of bytes before the data
-THREADS = 32  # many, because indexing mostly waits for the storage
-SPARE_FILES = 256  # open files of a process that are not data files, at most
+THREADS = 32  # more than CPUs, because indexing mostly waits for the storage
+SPARE_FILES = 256  # limit on a process's open files in addition to the data files
 
 
 class TfdsSource:
-    """A prepared image classification set; see `open_builder` for `name` and `data_dir`.
+    """An image classification set that has been prepared by TensorFlow Datasets.
 
-    The split "val" is the set's "validation" split if there is one, otherwise "test". Raises
-    MissingSplitError if the set has no such split, and DataError if it is not prepared, is
-    incomplete, is not image classification, or has another file format.
+    See `open_builder` for `name` and `data_dir`. "val" opens the set's "validation" split if there
+    is one, otherwise "test". Raises MissingSplitError if the set has no such split, and DataError
+    if it is not prepared, incomplete, not for image classification, or in another file format.
     """
 
     labels = None  # known only after reading the records
@@ -75,7 +75,7 @@ class TfdsSource:
             raise ImageError("a corrupt record: it has no image with a label") from error
 
     def describe(self, index: int) -> str:
-        """Returns a name with the example's index in the split and its position in the files."""
+        """Returns the example's index in the split, and its file and position in that file."""
         return f"example {index} of {self._name} ({self._records.describe(index)})"
 
     def fingerprint(self) -> str:
@@ -84,7 +84,7 @@ class TfdsSource:
         for index in range(min(100, len(self))):
             try:
                 example = self[index]
-            except ImageError:  # changes the hash; reported when the example is read
+            except ImageError:  # changes the hash; the error is reported when it is read
                 parts.append(b"damaged")
             else:
                 parts += [np.asarray(example.image).tobytes(), bytes([example.label & 255])]
@@ -94,7 +94,8 @@ class TfdsSource:
 def open_builder(name: str, data_dir: Path | None = None, **options: Any) -> Any:
     """Returns `tfds.builder(name, **options)` for a name such as "cifar10" or "mnist:3.0.1".
 
-    `data_dir` is the folder with all sets. The default is TFDS_DATA_DIR or ~/tensorflow_datasets.
+    `data_dir` is the folder with all sets. The default is the environment variable TFDS_DATA_DIR,
+    or ~/tensorflow_datasets if that is not set.
     Raises DataError if the name or version is unknown.
     """
     import tensorflow_datasets as tfds
@@ -125,7 +126,7 @@ def is_prepared(builder: Any) -> bool:
 
 
 def class_names(name: str, features: Any) -> tuple[str, ...]:
-    """Returns the class names of a set. Raises DataError if it is not image classification."""
+    """Returns a set's class names. Raises DataError if it is not an image classification set."""
     import tensorflow_datasets as tfds
 
     if not (
@@ -148,8 +149,8 @@ def _open_records(
         return _ArrayRecords(paths, info.shard_lengths)
     if file_format != "tfrecord":
         raise DataError(
-            f"{name} is stored as {file_format}, but must be array_record or tfrecord; run "
-            f"`gnet prepare tfds:{name} --data-dir DIR`"
+            f"{name} is stored as {file_format}, but must be array_record or tfrecord; write it "
+            f"to another folder with `gnet prepare tfds:{name} --data-dir DIR`"
         )
     if "://" in folder:
         raise DataError(
@@ -160,7 +161,7 @@ def _open_records(
 
 
 class Shards:
-    """The files of a split. Finds the file and position of a record."""
+    """The files of a split, with the number of records in each. Finds the file of a record."""
 
     def __init__(self, paths: Sequence[str | Path], counts: Sequence[int]) -> None:
         self._paths, self._counts = tuple(paths), tuple(counts)
@@ -170,7 +171,7 @@ class Shards:
         return int(self._starts[-1])
 
     def check(self, counts: Iterable[int]) -> None:
-        """Raises a DataError if a file does not have its number of records."""
+        """Raises a DataError if a file has a number of records in `counts` that is not expected."""
         for path, expected, found in zip(self._paths, self._counts, counts, strict=True):
             if found != expected:
                 raise DataError(
@@ -204,7 +205,7 @@ class _ArrayRecords(Shards):
             except OSError as error:
                 raise DataError(f"a file of the data is missing or corrupt: {error}") from error
         self.check(found)
-        # If the paths have slices, the library does not count the records again.
+        # The library would count the records again if the paths had no slices such as [0:100].
         slices = [f"{_plain(path)}[0:{count}]" for path, count in zip(paths, counts, strict=True)]
         self._source = ArrayRecordDataSource(slices)
 
@@ -236,7 +237,7 @@ def _plain(path: str) -> str:
 
 
 def _allow_open_files(count: int) -> None:
-    """Raise the limit of open files of this process, because array_record keeps all files open."""
+    """Increase this process's limit on open files, because array_record keeps all files open."""
     import resource  # only on Unix, like array_record
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -323,17 +324,17 @@ class TfRecords(Shards):
         return np.concatenate(found)
 
     def __getitem__(self, index: int) -> bytes:
-        """Returns the data of a record. Raises ImageError if their checksum is wrong."""
+        """Returns a record's data. Raises ImageError if the checksum of the data is wrong."""
         shard, number = self.locate(index)
         start = int(self._ends[index - 1]) if number else 0
         length = int(self._ends[index]) - start - HEADER - _CHECKSUM.size
-        # Not kept open, because a set may have more files than a process may open.
+        # The file is opened for each record, as a set may have more files than a process may open.
         with open(self._paths[shard], "rb") as file:
             file.seek(start)
             record = file.read(HEADER + length + _CHECKSUM.size)
         if record[:8] != _LENGTH.pack(length) or len(record) != HEADER + length + _CHECKSUM.size:
             raise DataError(
-                f"{self._paths[shard]} has changed since the start; start again when it is complete"
+                f"{self._paths[shard]} has changed since it was opened; rerun once it is complete"
             )
         data = record[HEADER : HEADER + length]
         if _CHECKSUM.unpack_from(record, HEADER + length)[0] != checksum(data):
@@ -366,6 +367,6 @@ def _save_index(places: Sequence[Path], key: str, ends: np.ndarray) -> None:
             with contextlib.suppress(OSError):
                 part.unlink()
     print(
-        f"cannot save the index of the records in {' or '.join(errors)}; every start rebuilds it",
+        f"cannot save the index of the records in {' or '.join(errors)}; it is rebuilt every time",
         file=sys.stderr,
     )
