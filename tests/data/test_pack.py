@@ -124,7 +124,7 @@ def test_large_pixels_become_jpegs():
 def test_a_damaged_image_is_named_and_nothing_looks_whole(folder, tmp_path):
     damaged = folder / "train" / "dog" / "3.jpg"
     damaged.write_bytes(damaged.read_bytes()[:200])
-    with pytest.raises(PrepareError, match=r"dog/3.jpg is a corrupt image"):
+    with pytest.raises(PrepareError, match=r"dog/3.jpg: a corrupt image"):
         pack(str(folder), tmp_path / "copy", 40)
     assert not (tmp_path / "copy" / "1.0.0").exists()
     damaged.write_bytes(encoded(picture(3)))
@@ -166,7 +166,7 @@ def test_a_class_that_the_format_would_store_under_another_name_is_refused(folde
 
 def test_an_error_names_a_file_in_one_line(folder, tmp_path):
     (folder / "train" / "dog" / "a\nb.png").write_bytes(b"none")
-    with pytest.raises(PrepareError, match=r"a\\nb\.png is not an image") as caught:
+    with pytest.raises(PrepareError, match=r"a\\nb\.png: not an image") as caught:
         pack(str(folder), tmp_path / "copy", 40)
     assert "\n" not in str(caught.value)
 

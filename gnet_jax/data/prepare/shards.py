@@ -27,7 +27,7 @@ class PrepareError(UserError):
 
 
 class SplitPlan(NamedTuple):
-    """The records of a split to write, and their distribution over files."""
+    """The records to write for one split, and the files that they are written to."""
 
     name: str
     bounds: Sequence[int]  # file i has the records `bounds[i]` to `bounds[i + 1] - 1`
@@ -35,7 +35,7 @@ class SplitPlan(NamedTuple):
 
 
 def boundaries(records: int, total_bytes: int) -> list[int]:
-    """Returns the `bounds` of a split's files as tensorflow-datasets chooses them."""
+    """Returns `SplitPlan.bounds` for the number of files that tensorflow-datasets would choose."""
     from tensorflow_datasets.core.utils import shard_utils
 
     shards = shard_utils.ShardConfig.calculate_number_shards(total_bytes, records)
@@ -45,16 +45,16 @@ def boundaries(records: int, total_bytes: int) -> list[int]:
 def write_set(
     info: Any, plans: Sequence[SplitPlan], *, origin: str, size: float, threads: int
 ) -> None:
-    """Write a set, or the missing files of a set whose writing was interrupted.
+    """Write a data set. If an earlier call was interrupted, write only the missing files.
 
-    `info` is the DatasetInfo, `origin` identifies the source data, `size` is the expected size in
-    bytes, and `threads` files are written at once. Raises PrepareError if the set cannot be
-    written, or if the existing files were made from other data.
+    `info` is the DatasetInfo, `origin` is text that identifies the source data, `size` is the
+    expected size in bytes, and `threads` files are written at once. Raises PrepareError if the set
+    cannot be written, or if the files of an interrupted call were made from other data.
     """
     import tensorflow_datasets as tfds
 
     folder, file_format = Path(info.data_dir).resolve(), info.file_format.value
-    # Renamed at the end. tensorflow-datasets ignores it, because its name is not a version.
+    # tensorflow-datasets ignores this folder, because its name is not a version, until the rename.
     work = folder.with_name(f"{folder.name}.unfinished-{file_format}")
     with _locked(work):
         note, own = work / ORIGIN, {work / ORIGIN, work / LOCK}
@@ -62,8 +62,8 @@ def write_set(
             note.write_text(origin)
         elif note.read_text() != origin:
             raise PrepareError(
-                f"{work} was made from other data, or the data have changed; remove it to start "
-                "again"
+                f"{work} was made from other data, or the data have changed; remove this folder to "
+                "start again"
             )
         missing = size - sum(file.stat().st_size for file in work.iterdir())
         free = shutil.disk_usage(work).free
@@ -98,10 +98,10 @@ def _locked(work: Path) -> Generator[None, None, None]:
             work.mkdir(parents=True, exist_ok=True)
             fcntl.flock(stack.enter_context((work / LOCK).open("w")), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise PrepareError(f"another process is writing {work}; wait for it") from error
+            raise PrepareError(f"another process is writing {work}; wait until it ends") from error
         except OSError as error:
             raise PrepareError(
-                f"cannot write and lock {work / LOCK}: {error.strerror}; use a local disk"
+                f"cannot write or lock {work / LOCK}: {error.strerror}; use a local disk"
             ) from error
         for part in work.glob(f"*{UNFINISHED}"):
             part.unlink()
@@ -128,12 +128,12 @@ def _write_split(files: list[Path], plan: SplitPlan, file_format: Format, thread
         try:
             count = _write_file(part, records(first, end), file_format)
             if count != end - first:
-                raise OSError(f"it has {count:,} of {end - first:,} records")
+                raise OSError(f"the file has {count:,} of {end - first:,} records")
             part.replace(path)
         except (OSError, RuntimeError) as error:  # array_record raises RuntimeError for any reason
             reason = getattr(error, "strerror", None) or error
             raise PrepareError(
-                f"cannot write {path}: {reason}; the same command resumes"
+                f"cannot write {path}: {reason}; to resume, run the same command"
             ) from error
 
     with (
@@ -150,7 +150,7 @@ def _write_split(files: list[Path], plan: SplitPlan, file_format: Format, thread
 
 
 def _write_file(path: Path, records: Iterator[bytes], file_format: Format) -> int:
-    """Write one file, and return the number of records that it has on the disk."""
+    """Write one file. Return the number of records that are then found in the file."""
     if file_format == "tfrecord":
         with path.open("wb") as file:
             file.writelines(map(framed, records))

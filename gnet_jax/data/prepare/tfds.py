@@ -1,7 +1,7 @@
-"""Prepare sets of tensorflow-datasets, and copy any source with smaller images.
+"""Prepare data sets of tensorflow-datasets, and copy any data set with its images scaled down.
 
-ILSVRC 2012 is read without unpacking: its training tar contains an uncompressed tar for each class,
-and its validation tar contains the images.
+The tars of ILSVRC 2012 are read without unpacking them. The training tar contains an uncompressed
+tar for each class, and the validation tar contains the images.
 """
 
 import contextlib
@@ -37,8 +37,8 @@ QUALITY = 100  # JPEG quality of the few ImageNet images that are converted
 SMALL_QUALITY = 95  # JPEG quality of images that are scaled down
 VERSION = "1.0.0"  # version of a copied set
 FILE_RECORDS = 2048  # largest number of images in a file of a copied set
-OVERHEAD = 80  # bytes of an example in addition to its image and the image's name
-SPARE = 1.02  # largest ratio of the size of a set on disk to the size of its tars
+OVERHEAD = 80  # bytes of a record in addition to its image and the image's name
+SPARE = 1.02  # upper limit of the prepared set's size, divided by the size of its tars
 
 
 class Prepared(NamedTuple):
@@ -69,9 +69,9 @@ def prepare(
 ) -> Prepared:
     """Prepare a set such as "imagenet2012" or "mnist:3.0.1" unless it exists, and check it.
 
-    imagenet2012 is made from its tars in `manual_dir`, which may lack images with `subset`. Raises
-    PrepareError if the set cannot be prepared, and DataError if it is unknown, incomplete, or not
-    an image classification set.
+    imagenet2012 is made from its tars in `manual_dir`; `subset` allows tars without all images.
+    Raises PrepareError if the set cannot be prepared, and DataError if it is unknown, incomplete,
+    or not an image classification set.
     """
     builder = open_builder(name, data_dir)
     class_names(name, builder.info.features)
@@ -79,8 +79,8 @@ def prepare(
         found = builder.info.file_format.value
         if found != file_format:
             raise PrepareError(
-                f"{name} is already in {folder_of(builder)} as {found}; for {file_format}, use "
-                "another --data-dir"
+                f"{name} is already prepared in {folder_of(builder)} as {found}; to prepare it as "
+                f"{file_format}, use another --data-dir"
             )
     else:
         builder = open_builder(name, data_dir, file_format=file_format)
@@ -160,7 +160,7 @@ def _imagenet_split(builder: Any, split: str, tar: Path, subset: bool) -> SplitP
 def _members(
     split: str, tar: Path, class_names: Sequence[str], labels: Sequence[str]
 ) -> list[Member]:
-    """Returns the images in the order of tensorflow-datasets; `labels` are those of validation."""
+    """Returns a tar's images in the order of tensorflow-datasets. `labels` are for validation."""
     numbers = {wnid: number for number, wnid in enumerate(class_names)}
     with tar.open("rb") as file:
         if split == "train":
@@ -196,7 +196,7 @@ def _train(file: BinaryIO, tar: Path, numbers: dict[str, int]) -> Iterator[Membe
 
 
 def _files(file: BinaryIO, tar: Path, start: int, pattern: str) -> list[tuple[str, int, int]]:
-    """Returns name, offset and size of the files like `pattern` in the tar at byte `start`."""
+    """Returns (name, offset, size) of each file that matches `pattern` in the tar at `start`."""
     found = []
     try:
         file.seek(start)
@@ -205,7 +205,7 @@ def _files(file: BinaryIO, tar: Path, start: int, pattern: str) -> list[tuple[st
                 name = re.fullmatch(rf"(?:.*/)?{pattern}", member.name)
                 if name and member.isreg():
                     found.append((name[1], member.offset_data, member.size))
-            # Python treats a corrupt header as the end; the real end is a block of zeros.
+            # Python also ends at a corrupt header, but the real end of a tar is a block of zeros.
             file.seek(archive.offset)
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError(f"at byte {archive.offset:,}")
@@ -219,9 +219,9 @@ def _again(tar: Path) -> str:
 
 
 def reader(tar: Path) -> Callable[[Member], bytes]:
-    """Returns a function, for any thread, that reads an image of `tar` as an RGB or grey JPEG.
+    """Returns a thread-safe function that reads an image of `tar` as an RGB or grey JPEG.
 
-    It converts the 22 CMYK images and the one PNG, and raises PrepareError for other files.
+    It converts ImageNet's 22 CMYK JPEGs and one PNG, and raises PrepareError for other formats.
     """
 
     def read(member: Member) -> bytes:
@@ -239,7 +239,7 @@ def reader(tar: Path) -> Callable[[Member], bytes]:
             decode(image).save(out, "JPEG", quality=QUALITY, subsampling=0)
             return out.getvalue()
         except (ImageError, OSError) as error:
-            raise PrepareError(f"{member.name} in {tar} is {error}; {_again(tar)}") from error
+            raise PrepareError(f"{member.name} in {tar}: {error}; {_again(tar)}") from error
 
     return read
 
@@ -247,10 +247,11 @@ def reader(tar: Path) -> Callable[[Member], bytes]:
 def pack(
     spec: str, out: Path, shorter: int, *, file_format: Format = "array_record", threads: int = 4
 ) -> Prepared:
-    """Copy a data set, with `scaled_down` images, to a set that has the name of the folder `out`.
+    """Copy the data set `spec` to the folder `out`, with its images `scaled_down` to `shorter`.
 
-    An interrupted call can be resumed. Raises PrepareError if the set cannot be written or an image
-    is corrupt, and DataError if the source or a label is invalid or an image cannot be read.
+    The name of the copy is that of the folder. To resume an interrupted call, repeat it. Raises
+    PrepareError if the copy cannot be written or an image is corrupt. Raises DataError if the
+    source or a label is invalid, or if an image cannot be read.
     """
     import tensorflow_datasets as tfds
 
@@ -271,7 +272,7 @@ def pack(
             raise PrepareError(f"{spec} has the class {name!r}; rename it without outer spaces")
     label = tfds.features.ClassLabel(names=list(train.class_names))
     features = tfds.features.FeaturesDict({"image": tfds.features.Image(), "label": label})
-    # The description identifies the source, so that an existing copy of other data is not reused.
+    # The description has a hash of the source, so that a copy of other data is not taken for it.
     copied = digest(*(source.fingerprint().encode() for source in sources))
     folder = out.absolute() / VERSION
     about = f"{as_text(spec)}, shorter side at most {shorter} pixels; fingerprint {copied}"
@@ -306,7 +307,7 @@ def _plan(source: Source, features: Any, shorter: int) -> SplitPlan:
             image = scaled_down(example.image, shorter)
         except ImageError as error:
             name = as_text(source.describe(index))
-            raise PrepareError(f"{name} is {error}; fix or remove it") from error
+            raise PrepareError(f"{name}: {error}; fix or remove this image") from error
         return features.serialize_example({"image": image, "label": example.label})
 
     count = -(-len(source) // FILE_RECORDS)
@@ -314,9 +315,9 @@ def _plan(source: Source, features: Any, shorter: int) -> SplitPlan:
 
 
 def scaled_down(image: bytes | np.ndarray, shorter: int) -> bytes:
-    """Returns an encoded image, scaled down if its shorter side is above `shorter` pixels.
+    """Returns an encoded image, scaled down if its shorter side has more than `shorter` pixels.
 
-    Scaled images (antialiased) become JPEGs. Other files are not changed, other arrays become PNGs.
+    Scaled images are antialiased JPEGs. Other images stay unchanged if encoded, or become PNGs.
     """
     picture = decode(image)
     out = io.BytesIO()
