@@ -99,8 +99,8 @@ class BadRecords:
 def read_example(source: Source, index: int) -> Example:
     """Returns `source[index]`. Raises ImageError if the source detects that the record is corrupt.
 
-    Raises DataError if the label is out of range or the file cannot be read. These errors stop
-    training, unlike corrupt images, which it can replace.
+    Raises DataError if the label is out of range or the file cannot be read. Training replaces
+    corrupt images, but stops at these errors.
     """
     try:
         example = source[index]

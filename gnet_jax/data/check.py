@@ -96,7 +96,7 @@ class SplitScan:
     class_counts: list[int]  # number of images of each class
     bad: list[BadRecord] = dataclasses.field(default_factory=list)
     labels_out_of_range: list[str] = dataclasses.field(default_factory=list)
-    odd: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # names by property
+    odd: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # image names by property
     width: tuple[int, int, int] | None = None  # smallest, median, largest; None if none is readable
     height: tuple[int, int, int] | None = None
 

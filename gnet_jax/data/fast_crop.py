@@ -41,7 +41,7 @@ def fast_crop(
                 min_height=int(height * p.image_size / (bottom - top)),
                 min_factor=2,  # a smaller factor saves no time
             )
-        except ValueError:  # Pillow may decode the file, or raises ImageError if it is corrupt
+        except ValueError:  # Pillow may be able to decode the file, or raises ImageError
             pixels = np.asarray(decode(jpeg))
     x, y = pixels.shape[1] / width, pixels.shape[0] / height
     return _resize(pixels, (left * x, top * y, right * x, bottom * y), p.image_size)

@@ -144,7 +144,7 @@ MAX_CHANNELS = 6  # Pillow logs an error for a TIFF with more channels
 
 
 def read_tiff(image: bytes) -> Bare:
-    """Returns a TIFF with its first page only and without metadata.
+    """Returns the first page of a TIFF as a TIFF file without metadata.
 
     A grey page is marked as "0 is black"; `inverted` gives the original meaning. Raises ImageError
     if the file is corrupt, the range or meaning of its samples is unknown, or Pillow misreads it.
@@ -187,7 +187,7 @@ def read_tiff(image: bytes) -> Bare:
 
 
 def _rewrite(image: bytes, found: Directory) -> bytes:
-    """Returns the first page with only the tags in NEEDED, and with grey marked as "0 is black"."""
+    """Returns a file of the first page, with only the tags in NEEDED, and grey as "0 is black"."""
     entries = {tag: entry for tag, entry in found.entries.items() if tag in NEEDED}
     if found.values(image, PHOTOMETRIC) == (0,):
         entries[PHOTOMETRIC] = struct.pack(f"{found.order}HHIHxx", PHOTOMETRIC, 3, 1, 1)

@@ -19,8 +19,8 @@ def progress_line(
     """Yields a function `advance(number=1)`, which any thread may call to count finished items.
 
     A terminal shows a progress bar until the job ends. Otherwise, a line is printed every 30
-    seconds. Without `wanted`, nothing is shown. `what` and `unit` are words such as "writing train"
-    and "images". `done` of the `total` items were finished before, for example by an earlier run.
+    seconds. If `wanted` is False, nothing is shown. `what` and `unit` are words, such as "writing
+    train" and "images". `done` of the `total` items were finished before, as by an earlier call.
     """
     console = Console(stderr=True)
     text, rate = TextColumn("{task.description}"), TextColumn("{task.fields[rate]}")

@@ -54,7 +54,7 @@ def write_set(
     import tensorflow_datasets as tfds
 
     folder, file_format = Path(info.data_dir).resolve(), info.file_format.value
-    # tensorflow-datasets ignores this folder, because its name is not a version, until the rename.
+    # Until the rename, tensorflow-datasets ignores this folder: its name is not a version.
     work = folder.with_name(f"{folder.name}.unfinished-{file_format}")
     with _locked(work):
         note, own = work / ORIGIN, {work / ORIGIN, work / LOCK}

@@ -143,7 +143,7 @@ def _imagenet_split(builder: Any, split: str, tar: Path, subset: bool) -> SplitP
     if len(images) != IMAGES[split] and not subset:
         raise PrepareError(
             f"{tar} has {len(images):,} images, but ILSVRC 2012 has {IMAGES[split]:,}; "
-            f"{_again(tar)}, or accept these with --subset"
+            f"{_again(tar)}, or accept these images with --subset"
         )
     read = reader(tar)
 
@@ -247,7 +247,7 @@ def reader(tar: Path) -> Callable[[Member], bytes]:
 def pack(
     spec: str, out: Path, shorter: int, *, file_format: Format = "array_record", threads: int = 4
 ) -> Prepared:
-    """Copy the data set `spec` to the folder `out`, with its images `scaled_down` to `shorter`.
+    """Copy the data set `spec` to the folder `out`, scaling its images down (see `scaled_down`).
 
     The name of the copy is that of the folder. To resume an interrupted call, repeat it. Raises
     PrepareError if the copy cannot be written or an image is corrupt. Raises DataError if the

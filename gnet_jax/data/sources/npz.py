@@ -120,7 +120,7 @@ class _Part(NamedTuple):
         return None
 
     def need(self, what: str, *names: str) -> tuple[np.ndarray, str]:
-        """Returns the array of `key(*names)`, and a name for messages. Raises DataError if none."""
+        """Returns the array of `key(*names)` and its name for errors. Raises DataError if missing."""
         key = self.key(*names)
         if key is None:
             raise DataError(
@@ -257,7 +257,7 @@ def _class_names(part: _Part) -> tuple[str, ...] | None:
 
 
 def _check_shape(images: np.ndarray, where: str) -> np.ndarray:
-    """Returns `images` as (N, H, W) or (N, H, W, 3). Raises DataError for a shape that differs."""
+    """Returns `images` as (N, H, W) or (N, H, W, 3). Raises DataError for any other shape."""
     shape = images.shape
     if len(shape) == 4 and shape[3] == 1:
         return _check_shape(images[..., 0], where)

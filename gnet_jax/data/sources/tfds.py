@@ -171,7 +171,7 @@ class Shards:
         return int(self._starts[-1])
 
     def check(self, counts: Iterable[int]) -> None:
-        """Raises a DataError if a file has a number of records in `counts` that is not expected."""
+        """Raises a DataError if `counts`, the records found in each file, are not those expected."""
         for path, expected, found in zip(self._paths, self._counts, counts, strict=True):
             if found != expected:
                 raise DataError(
@@ -367,6 +367,6 @@ def _save_index(places: Sequence[Path], key: str, ends: np.ndarray) -> None:
             with contextlib.suppress(OSError):
                 part.unlink()
     print(
-        f"cannot save the index of the records in {' or '.join(errors)}; it is rebuilt every time",
+        f"cannot save the index of the records in {' or '.join(errors)}; every start rebuilds it",
         file=sys.stderr,
     )
