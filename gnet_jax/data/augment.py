@@ -74,8 +74,8 @@ def augment(
 
     Steps that `augmentation` switches off are not compiled. `offset` is the position of the first
     image in the global batch; it must be even for mixup. Returns float32 inputs (B, H, W, C) and
-    float32 targets (B, K), which are one-hot or the weights of the two classes of a mixed image.
-    Raises ConfigError if mixup gets an odd number of images.
+    float32 targets (B, K): one-hot, or the weights of both classes of a mixed image. Raises
+    ConfigError if mixup gets an odd number of images.
     """
     a = augmentation
     places_B = offset + jnp.arange(images_BHWC.shape[0])
@@ -106,7 +106,7 @@ def _mix(
 ) -> tuple[jax.Array, jax.Array]:
     """Mixes each image with its neighbour in the batch (mixup, arXiv 1710.09412).
 
-    Images 0 and 1 are neighbours, and so are 2 and 3, so no image moves between devices.
+    The pairs are images 0 and 1, 2 and 3, and so on, so both images of a pair are on one device.
     """
     if len(images_BHWC) % 2:
         raise ConfigError(

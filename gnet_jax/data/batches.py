@@ -29,7 +29,7 @@ from gnet_jax.data.sources import DataError, Example, Source, digest
 T = TypeVar("T")
 
 
-SHOWN = 10  # number of corrupt images that a message lists; it counts the others
+SHOWN = 10  # number of corrupt images that a message lists; the others are only counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +122,7 @@ class Batch(TypedDict):
 
     image: np.ndarray  # (B, S, S, 3) uint8
     label: np.ndarray  # (B,) int32
-    mask: np.ndarray  # (B,) bool: False for padding and for corrupt images in an evaluation
+    mask: np.ndarray  # (B,) bool: False for an evaluation's padding and corrupt images
 
 
 _Loaded = tuple[Batch, dict[int, BadRecord]]  # a batch, and its corrupt images by index
@@ -184,7 +184,7 @@ def train_batches(
     hosts: int = 1,
     bad: BadRecords | None = None,
 ) -> Generator[Batch, None, None]:
-    """Yields this host's slice of each training batch from `start_step` on, without end.
+    """Yields this host's slice of each training batch after `start_step` steps, indefinitely.
 
     `batch_size` counts the images of all hosts. Each epoch is a new permutation of the source. The
     random crop of an image depends on the seed, the step and the position in the global batch. An
@@ -202,7 +202,7 @@ def train_batches(
         loaded = _empty(len(places), preprocessing.image_size)
         for row, place in enumerate(places):
             index = int(order[step * batch_size + place])
-            while len(loaded[1]) <= allowed:  # with more, `bad.add` raises an error
+            while len(loaded[1]) <= allowed:  # if there are more, `bad.add` raises an error
                 generator = np.random.default_rng((seed, step, place))
                 options = generator, preprocessing, augmentation
                 if _load_row(loaded, row, source, index, crop, *options):
@@ -287,7 +287,7 @@ def _checked(
 def prefetched(
     load: Callable[[int], T], numbers: range, threads: int, workers: int = 0
 ) -> Generator[T, None, None]:
-    """Yields `load(n)` for each n in `numbers`, a range with step 1, and computes results ahead.
+    """Yields `load(n)` for each n in `numbers`, a range with step 1. Computes results in advance.
 
     With `workers` > 0, `load` is copied to that many new processes, each with `threads` threads.
     With 0 workers, it runs in `threads` threads of this process. If `load` raises a UserError, the

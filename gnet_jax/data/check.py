@@ -69,7 +69,7 @@ def _odd_encoding(image: bytes, name: str) -> list[tuple[str, str]]:
         # Pillow shows that colour channels have 16 bits only in its raw mode.
         raw = str(picture.tile[0].args) if picture.tile else ""
         pictures = 1
-        with contextlib.suppress(Exception):  # later pictures of the file may be corrupt
+        with contextlib.suppress(Exception):  # counting fails if a later picture is corrupt
             pictures = getattr(picture, "n_frames", 1)
         kinds = {
             "a format other than its suffix says": picture.format != expected,
@@ -102,7 +102,7 @@ class SplitScan:
 
     @property
     def empty_classes(self) -> list[str]:
-        """Classes without an image."""
+        """The names of the classes that have no images."""
         pairs = zip(self.class_names, self.class_counts, strict=True)
         return [name for name, count in pairs if not count]
 
@@ -254,7 +254,7 @@ def _split_table(found: Scan) -> Table:
 
 
 def _class_table(found: Scan) -> Table:
-    table = Table("class", title="images of each class", title_justify="left")
+    table = Table("class", title="number of images per class", title_justify="left")
     for each in found.splits:
         table.add_column(each.split, justify="right")
     counts = [dict(zip(s.class_names, s.class_counts, strict=True)) for s in found.splits]

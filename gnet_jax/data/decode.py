@@ -57,7 +57,7 @@ def _check_array(pixels: np.ndarray) -> None:
 
 @contextlib.contextmanager
 def opening(image: bytes) -> Iterator[tuple[ImageFile.ImageFile, Bare]]:
-    """Opens an image file without decoding it; only format, mode and size are available.
+    """Yields an opened image file, not decoded yet, and its bytes without metadata.
 
     Any exception, including one raised in the `with` block, is converted to ImageError.
     """
@@ -74,7 +74,7 @@ def opening(image: bytes) -> Iterator[tuple[ImageFile.ImageFile, Bare]]:
     except SyntaxError as error:  # Pillow raises it for unsupported files
         what = file.described or f"a {kind} file"
         raise ImageError(f"{what}, which is not supported ({error}); {REMEDY}") from error
-    except Exception as error:  # decoders raise any error for a corrupt file
+    except Exception as error:  # decoders may raise anything for a corrupt file
         raise ImageError(f"a corrupt image: {error or type(error).__name__}") from error
 
 
@@ -209,5 +209,5 @@ def shorter_side_size(size: tuple[int, int], shorter: int) -> tuple[int, int]:
     """
     scale = shorter / min(size)
     width, height = (max(shorter, round(n * scale)) for n in size)
-    _check_size((width, height), f"the image, {size[0]}x{size[1]} scaled to {shorter},")
+    _check_size((width, height), f"the image, resized from {size[0]}x{size[1]} pixels,")
     return width, height

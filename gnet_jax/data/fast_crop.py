@@ -48,7 +48,7 @@ def fast_crop(
 
 
 def _resize(pixels: np.ndarray, box: Box, size: int) -> np.ndarray:
-    """Resizes the part of `pixels` inside `box` to (size, size, 3), bilinear and antialiased."""
+    """Resizes the part of `pixels` in `box` to (size, size, 3): bilinear, with antialiasing."""
     # When Pillow shrinks by a factor s, it widens its triangular filter by s. The variance of that
     # filter is s^2 / 6 in pixels of the picture. Linear interpolation alone has 1/6, and a Gaussian
     # blur adds the difference.

@@ -140,7 +140,7 @@ NEEDED = {
 _LOW_KINDS = "grey (white is 0)|grey|RGB|palette|a mask|CMYK|YCbCr||CIE Lab|ICC Lab|ITU Lab"
 KINDS = dict(enumerate(_LOW_KINDS.split("|"))) | {32803: "raw sensor data", 34892: "linear raw"}
 FORMATS = {2: "signed", 3: "floating-point", 4: "undefined", 5: "complex", 6: "complex"}
-MAX_CHANNELS = 6  # with more, Pillow logs an error
+MAX_CHANNELS = 6  # Pillow logs an error for a TIFF with more channels
 
 
 def read_tiff(image: bytes) -> Bare:

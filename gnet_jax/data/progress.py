@@ -16,7 +16,7 @@ LINE_SECONDS = 30  # seconds between progress lines if standard error is not a t
 def progress_line(
     what: str, unit: str, total: int, done: int = 0, wanted: bool = True
 ) -> Generator[Callable[..., None], None, None]:
-    """Yields a function `advance(number=1)` to call, from any thread, when items are finished.
+    """Yields a function `advance(number=1)`, which any thread may call to count finished items.
 
     A terminal shows a progress bar until the job ends; otherwise, a line is printed every 30
     seconds. Nothing is shown if `wanted` is false. `what` and `unit` are words such as "writing

@@ -27,7 +27,7 @@ class PrepareError(UserError):
 
 
 class SplitPlan(NamedTuple):
-    """The records of a split to write, and their distribution over files."""
+    """The records to write for one split, and the files that they are written to."""
 
     name: str
     bounds: Sequence[int]  # file i has the records `bounds[i]` to `bounds[i + 1] - 1`
@@ -47,9 +47,9 @@ def write_set(
 ) -> None:
     """Write a data set, or complete one whose writing was interrupted.
 
-    `info` is the DatasetInfo, `origin` identifies the source data, `size` is the expected size in
-    bytes, and `threads` files are written at once. Raises PrepareError if the set cannot be
-    written, or if the existing files were made from other data.
+    `info` is the DatasetInfo, `origin` is text that identifies the source data, `size` is the
+    expected size in bytes, and `threads` files are written at once. Raises PrepareError if the set
+    cannot be written, or if the files of an interrupted call were made from other data.
     """
     import tensorflow_datasets as tfds
 
@@ -98,10 +98,10 @@ def _locked(work: Path) -> Generator[None, None, None]:
             work.mkdir(parents=True, exist_ok=True)
             fcntl.flock(stack.enter_context((work / LOCK).open("w")), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise PrepareError(f"another process is writing {work}; wait for it") from error
+            raise PrepareError(f"another process is writing {work}; wait until it ends") from error
         except OSError as error:
             raise PrepareError(
-                f"cannot write and lock {work / LOCK}: {error.strerror}; use a local disk"
+                f"cannot write or lock {work / LOCK}: {error.strerror}; use a local disk"
             ) from error
         for part in work.glob(f"*{UNFINISHED}"):
             part.unlink()
@@ -128,7 +128,7 @@ def _write_split(files: list[Path], plan: SplitPlan, file_format: Format, thread
         try:
             count = _write_file(part, records(first, end), file_format)
             if count != end - first:
-                raise OSError(f"it has {count:,} of {end - first:,} records")
+                raise OSError(f"the file has {count:,} of {end - first:,} records")
             part.replace(path)
         except (OSError, RuntimeError) as error:  # array_record raises RuntimeError for any reason
             reason = getattr(error, "strerror", None) or error

@@ -1,7 +1,7 @@
 """Prepare sets of tensorflow-datasets, and copy any data set with its images scaled down.
 
-ILSVRC 2012 is read without unpacking: its training tar contains an uncompressed tar for each class,
-and its validation tar contains the images.
+The tars of ILSVRC 2012 are read without unpacking them. The training tar contains an uncompressed
+tar for each class, and the validation tar contains the images.
 """
 
 import contextlib
@@ -37,8 +37,8 @@ QUALITY = 100  # JPEG quality of the few ImageNet images that are converted
 SMALL_QUALITY = 95  # JPEG quality of images that are scaled down
 VERSION = "1.0.0"  # version of a copied set
 FILE_RECORDS = 2048  # largest number of images in a file of a copied set
-OVERHEAD = 80  # bytes of an example in addition to its image and the image's name
-SPARE = 1.02  # largest ratio of the size of a set on disk to the size of its tars
+OVERHEAD = 80  # bytes of a record in addition to its image and the image's name
+SPARE = 1.02  # upper limit of the prepared set's size, divided by the size of its tars
 
 
 class Prepared(NamedTuple):
@@ -79,8 +79,8 @@ def prepare(
         found = builder.info.file_format.value
         if found != file_format:
             raise PrepareError(
-                f"{name} is already in {folder_of(builder)} as {found}; for {file_format}, use "
-                "another --data-dir"
+                f"{name} is already prepared in {folder_of(builder)} as {found}; to prepare it as "
+                f"{file_format}, use another --data-dir"
             )
     else:
         builder = open_builder(name, data_dir, file_format=file_format)
@@ -205,7 +205,7 @@ def _files(file: BinaryIO, tar: Path, start: int, pattern: str) -> list[tuple[st
                 name = re.fullmatch(rf"(?:.*/)?{pattern}", member.name)
                 if name and member.isreg():
                     found.append((name[1], member.offset_data, member.size))
-            # Python treats a corrupt header as the end; the real end is a block of zeros.
+            # Python also ends at a corrupt header, but the real end of a tar is a block of zeros.
             file.seek(archive.offset)
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError(f"at byte {archive.offset:,}")
@@ -273,7 +273,7 @@ def pack(
             raise PrepareError(f"{spec} has the class {name!r}; remove the spaces around it")
     label = tfds.features.ClassLabel(names=list(train.class_names))
     features = tfds.features.FeaturesDict({"image": tfds.features.Image(), "label": label})
-    # The description identifies the source, so that an existing copy of other data is not reused.
+    # The description has a hash of the source, so that a copy of other data is not taken for it.
     copied = digest(*(source.fingerprint().encode() for source in sources))
     folder = out.absolute() / VERSION
     about = f"{as_text(spec)}, shorter side at most {shorter} pixels; fingerprint {copied}"
@@ -316,7 +316,7 @@ def _plan(source: Source, features: Any, shorter: int) -> SplitPlan:
 
 
 def scaled_down(image: bytes | np.ndarray, shorter: int) -> bytes:
-    """Returns an encoded image, scaled down if its shorter side is above `shorter` pixels.
+    """Returns an encoded image, scaled down if its shorter side has more than `shorter` pixels.
 
     A scaled image is antialiased and encoded as JPEG. If an image is not scaled, a file is returned
     unchanged, and an array is encoded as PNG.

@@ -69,7 +69,7 @@ class SubsetSource:
 
     def __init__(self, whole: Source, count: int) -> None:
         if count < 1:
-            raise DataError(f"a subset requires at least 1 image, not {count}; change the #{count}")
+            raise DataError(f"a subset requires at least 1 image; increase #{count} in the source")
         self._whole = whole
         count = min(count, len(whole))
         self._places = np.arange(count) * len(whole) // count

@@ -37,10 +37,10 @@ def joined(first: Sequence[str], second: Sequence[str]) -> tuple[str, ...]:
 
 
 def find(names: Sequence[str], known: Sequence[str]) -> list[int | None]:
-    """Returns the index in `known` of each of `names`, or None for a missing or repeated name.
+    """Returns, for each of `names`, its index in `known`, or None if it is missing or repeated.
 
     Different Unicode forms of a name are equal, and an ImageNet label equals its WordNet id. If the
-    two lists are equal, each name has its own index, even ImageNet's two classes called "crane".
+    lists are equal, the result is 0, 1, 2, ..., although ImageNet calls two classes "crane".
     """
     found = _find([*map(nfc, names)], [*map(nfc, known)])
     if None in found:  # try WordNet ids, which are unique
@@ -50,7 +50,7 @@ def find(names: Sequence[str], known: Sequence[str]) -> list[int | None]:
 
 
 def same_classes(names: Sequence[str], others: Sequence[str]) -> bool:
-    """Returns whether both lists have the same classes in the same order; see `find`."""
+    """Returns whether both lists have the same classes in the same order, compared by `find`."""
     return len(names) == len(others) and find(names, others) == list(range(len(names)))
 
 
@@ -72,7 +72,7 @@ def empty_classes(source: Source) -> list[str]:
 
 
 def refuse_unknown(train: Source, other: Source, spec: str) -> None:
-    """Raises a DataError if the split `other` of `spec` has images of classes not in `train`."""
+    """Raises a DataError if `other`, a split of `spec`, has images of classes not in `train`."""
     indices, empty = find(other.class_names, train.class_names), empty_classes(other)
     named = zip(other.class_names, indices, strict=True)
     unknown = [name for name, index in named if index is None and name not in empty]
@@ -84,7 +84,7 @@ def refuse_unknown(train: Source, other: Source, spec: str) -> None:
 
 
 def listed(names: Sequence[str], shown: int = 5) -> str:
-    """Returns "the classes 'a', 'b' and 3 more", with at most `shown` names."""
+    """Returns text such as "the classes 'a', 'b' and 3 more", with at most `shown` names."""
     more = f" and {len(names) - shown:,} more" if len(names) > shown else ""
     first = ", ".join(map(repr, names[:shown]))
     return f"the class{'es' if len(names) > 1 else ''} {first}{more}"
@@ -92,7 +92,7 @@ def listed(names: Sequence[str], shown: int = 5) -> str:
 
 @cache
 def imagenet_classes() -> dict[str, str]:
-    """Returns a dict from WordNet id to label of ImageNet's 1,000 classes, in ILSVRC 2012 order."""
+    """Returns the labels of ImageNet's 1,000 classes by WordNet id, in ILSVRC 2012 order."""
     text = (resources.files("gnet_jax.data.sources") / "imagenet_classes.txt").read_text("utf-8")
     return dict(line.split(" ", 1) for line in text.splitlines())
 

@@ -187,7 +187,7 @@ def listing(folder: str, left_out: LeftOut) -> tuple[list[str], list[str]]:
 
 
 def _kind(entry: os.DirEntry[str]) -> str:
-    """Returns "image", "folder", or the reason for skipping the entry, a key of `REASONS`."""
+    """Returns "image", "folder", or the key of `REASONS` that says why the entry is skipped."""
     if entry.name.lower() in JUNK.split("|"):
         return "junk"
     if entry.name.startswith("."):

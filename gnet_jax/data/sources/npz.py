@@ -55,7 +55,7 @@ class NpzSource:
             self._offsets, self._images = _images(part, train)
             self.labels = _labels(part, len(self))
             known = _class_names(train)
-            if known is None:  # numbers up to the largest label; limited by the image count
+            if known is None:  # "0" to the largest label, but at most as many names as images
                 labels = _labels(train)
                 known = tuple(map(str, range(min(labels.max(initial=-1), len(labels)) + 1)))
             own = _class_names(part) or known
@@ -109,10 +109,10 @@ class _Part(NamedTuple):
     file: Path
     archive: np.lib.npyio.NpzFile
     split: str
-    keyed: bool  # the file has several splits, and its keys contain their names
+    keyed: bool  # whether the keys contain the name of the split, because the file has several
 
     def key(self, *names: str) -> str | None:
-        """Returns the first key of this split for one of `names`, or None if there is none."""
+        """Returns the key of this split for the first of `names` that has one, or None."""
         for name in names:
             for key in (f"{name}_{self.split}", f"{self.split}_{name}") if self.keyed else (name,):
                 if key in self.archive:
@@ -120,7 +120,7 @@ class _Part(NamedTuple):
         return None
 
     def need(self, what: str, *names: str) -> tuple[np.ndarray, str]:
-        """Returns the array of `key(*names)` and its name for messages, or raises DataError."""
+        """Returns the array of `key(*names)` and its name for errors. Raises DataError if missing."""
         key = self.key(*names)
         if key is None:
             raise DataError(
@@ -142,7 +142,7 @@ class _Part(NamedTuple):
             raise DataError(f"{key} in {self.file} is corrupt: {error}") from error
 
     def describe(self) -> str:
-        """Returns the path of the file and, if it has several splits, the key of the images."""
+        """Returns text with the file's path and, if it has several splits, the images' key."""
         key = self.key(*PIXELS, *ENCODED)
         return f"{key} in {self.file}" if self.keyed else str(self.file)
 
@@ -257,7 +257,7 @@ def _class_names(part: _Part) -> tuple[str, ...] | None:
 
 
 def _check_shape(images: np.ndarray, where: str) -> np.ndarray:
-    """Returns `images` as (N, H, W) or (N, H, W, 3), or raises DataError for another shape."""
+    """Returns `images` as (N, H, W) or (N, H, W, 3). Raises DataError for any other shape."""
     shape = images.shape
     if len(shape) == 4 and shape[3] == 1:
         return _check_shape(images[..., 0], where)
@@ -275,12 +275,12 @@ def _check_shape(images: np.ndarray, where: str) -> np.ndarray:
 
 
 def _is_plain(images: np.ndarray) -> bool:
-    """Returns whether the pixels are uint8 and not all 0 or 1, so that their range is 0 to 255."""
+    """Returns whether pixels range from 0 to 255: they are uint8, and some are greater than 1."""
     return images.dtype == np.uint8 and images.max() > 1
 
 
 def _to_uint8(images: np.ndarray, black_white: tuple[int, int], where: str) -> np.ndarray:
-    """Converts pixels with the given values of black and white to uint8. Prints the range once."""
+    """Converts pixels to uint8. `black_white` are their values of black and white; prints them."""
     low, high = _extremes(images, where)
     black, white = black_white
     step = (white - black) / 255
@@ -299,7 +299,7 @@ def _to_uint8(images: np.ndarray, black_white: tuple[int, int], where: str) -> n
 
 
 def _range(low: float, high: float) -> tuple[int, int] | None:
-    """Returns the range of `RANGES` that contains `low` and `high`, or None.
+    """Returns the first of `RANGES` that `low` and `high` fit, or None.
 
     `high` must be in its upper half. For -1 to 1, `high` must exceed 0.5, and `low` be below -0.5.
     """
@@ -320,7 +320,7 @@ def _extremes(images: np.ndarray, where: str) -> tuple[float, float]:
         bad = [i for i, image in enumerate(images) if not np.isfinite(image).all()]
         raise DataError(
             f"{where} has pixels that are not finite in {len(bad)} of {len(images)} images, first "
-            f"in image {bad[0]}; remove them: keep = np.isfinite(x).reshape(len(x), -1)"
+            f"in image {bad[0]}; remove these images: keep = np.isfinite(x).reshape(len(x), -1)"
             ".all(axis=1); x, y = x[keep], y[keep]"
         )
     if low == high:

@@ -1,4 +1,4 @@
-"""Read data sets of TensorFlow Datasets, in array_record or TFRecord files, without TensorFlow."""
+"""Read TensorFlow Datasets from array_record or TFRecord files, without TensorFlow."""
 
 import contextlib
 import os
@@ -75,7 +75,7 @@ class TfdsSource:
             raise ImageError("a corrupt record: it has no image with a label") from error
 
     def describe(self, index: int) -> str:
-        """Returns a name with the example's index in the split and its position in the files."""
+        """Returns the example's index in the split, and its file and position in that file."""
         return f"example {index} of {self._name} ({self._records.describe(index)})"
 
     def fingerprint(self) -> str:
@@ -94,7 +94,8 @@ class TfdsSource:
 def open_builder(name: str, data_dir: Path | None = None, **options: Any) -> Any:
     """Returns `tfds.builder(name, **options)` for a name such as "cifar10" or "mnist:3.0.1".
 
-    `data_dir` is the folder with all sets. The default is TFDS_DATA_DIR or ~/tensorflow_datasets.
+    `data_dir` is the folder with all sets. The default is the environment variable TFDS_DATA_DIR,
+    or ~/tensorflow_datasets if that is not set.
     Raises DataError if the name or version is unknown.
     """
     import tensorflow_datasets as tfds
@@ -160,7 +161,7 @@ def _open_records(
 
 
 class Shards:
-    """The files of a split. Finds the file and position of a record."""
+    """The files of a split, with the number of records in each. Finds the file of a record."""
 
     def __init__(self, paths: Sequence[str | Path], counts: Sequence[int]) -> None:
         self._paths, self._counts = tuple(paths), tuple(counts)
@@ -204,7 +205,7 @@ class _ArrayRecords(Shards):
             except OSError as error:
                 raise DataError(f"a file of the data is missing or corrupt: {error}") from error
         self.check(found)
-        # If the paths have slices, the library does not count the records again.
+        # The library would count the records again if the paths had no slices such as [0:100].
         slices = [f"{_plain(path)}[0:{count}]" for path, count in zip(paths, counts, strict=True)]
         self._source = ArrayRecordDataSource(slices)
 
@@ -236,7 +237,7 @@ def _plain(path: str) -> str:
 
 
 def _allow_open_files(count: int) -> None:
-    """Raise the limit of open files of this process, because array_record keeps all files open."""
+    """Increase this process's limit on open files, because array_record keeps all files open."""
     import resource  # only on Unix, like array_record
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
