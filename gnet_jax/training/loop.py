@@ -50,7 +50,7 @@ class Result:
 
 
 class CompiledSteps:
-    """Compiles each step at its first use. Runs that differ only in seed or workdir can share it."""
+    """Compiles each step at its first use. Runs of the same config with any seed can share it."""
 
     def __init__(self, program: Program) -> None:
         self._program = program
