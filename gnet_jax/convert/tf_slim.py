@@ -70,10 +70,7 @@ def is_checkpoint(file: Path) -> bool:
 
 
 def read_checkpoint(file: Path) -> dict[str, np.ndarray]:
-    """Returns all tensors in a checkpoint by name.
-
-    Raises WeightsError if TensorFlow is not installed, or if the file is corrupt.
-    """
+    """Returns a checkpoint's tensors by name. Raises WeightsError if corrupt or without TensorFlow."""
     try:
         import tensorflow as tf  # pyright: ignore[reportMissingModuleSource]
     except ImportError as error:

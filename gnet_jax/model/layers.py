@@ -109,10 +109,7 @@ class ConvBlock(nn.Module):
 
 
 def apply_each(layers: Sequence[Any], x_BHWC: jax.Array) -> list[jax.Array]:
-    """Returns the outputs of all `layers` for the same input.
-
-    If all layers are 1x1 convolutions, they are computed as one matrix product.
-    """
+    """Returns the outputs of `layers` for one input. 1x1 convolutions are one matrix product."""
     pointwise = all(type(layer) is ConvBlock and layer.kernel == 1 for layer in layers)
     if not pointwise or layers[0].is_initializing():  # while initialising, no kernels exist
         return [layer(x_BHWC) for layer in layers]

@@ -231,10 +231,7 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def expected_shapes(model: GoogLeNet, image_size: int) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of every variable of `model` by path.
-
-    Raises ValueError if the image is too small for the network.
-    """
+    """Returns the shape of every variable by path. Raises ValueError if the image is too small."""
     shapes: Any = traverse_util.flatten_dict(abstract_variables(model, image_size), sep="/")
     return {name: value.shape for name, value in shapes.items()}
 

@@ -121,10 +121,7 @@ class FolderSource:
 def _list_split(
     folder: str, left_out: LeftOut
 ) -> tuple[list[str], list[str], tuple[str, ...]] | None:
-    """Returns the images outside a class, the class folders, and the names of the classes.
-
-    Returns None if there is no such folder.
-    """
+    """Returns the images outside classes, the class folders and their names; None if missing."""
     try:
         stray, class_folders = listing(folder, left_out)
     except (FileNotFoundError, NotADirectoryError):
