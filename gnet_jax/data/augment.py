@@ -97,7 +97,7 @@ def augment(
 
 
 def _fold_in(keys_B: jax.Array, number: int) -> jax.Array:
-    """Returns a new key per image; each use has a `number` > 0 (0 would repeat mirroring's bits)."""
+    """Returns new keys; each use has a `number`, but not 0, which would repeat mirroring's bits."""
     return jax.vmap(jax.random.fold_in, (0, None))(keys_B, number)
 
 

@@ -190,7 +190,7 @@ def test_the_share_is_the_larger_part_of_a_beta(alpha):
 
 
 def test_an_odd_number_of_images_cannot_be_mixed():
-    with pytest.raises(ConfigError, match=r"augment\.mixup is 0\.2.* 3 images"):
+    with pytest.raises(ConfigError, match=r"augment\.mixup=0\.2 .* it has 3"):
         augmented(IMAGES[:3], mixup=0.2)
 
 

@@ -120,7 +120,7 @@ class _Part(NamedTuple):
         return None
 
     def need(self, what: str, *names: str) -> tuple[np.ndarray, str]:
-        """Returns the array of `key(*names)` and its name for errors. Raises DataError if missing."""
+        """Returns the array of `key(*names)` and its name for errors. Raises DataError if none."""
         key = self.key(*names)
         if key is None:
             raise DataError(

@@ -171,7 +171,7 @@ class Shards:
         return int(self._starts[-1])
 
     def check(self, counts: Iterable[int]) -> None:
-        """Raises a DataError if `counts`, the records found in each file, are not those expected."""
+        """Raises a DataError if `counts`, the records found per file, are not those expected."""
         for path, expected, found in zip(self._paths, self._counts, counts, strict=True):
             if found != expected:
                 raise DataError(
