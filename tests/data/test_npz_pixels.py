@@ -203,7 +203,7 @@ def test_pixels_that_are_not_finite_are_named_and_the_advice_leaves_them_out(val
     with pytest.raises(DataError, match="1 of 6 images, first in image 4") as caught:
         open_source(save(tmp_path, x), "train")
     names = {"np": np, "x": x, "y": LABELS}
-    exec(str(caught.value).partition("them: ")[2].replace("; ", "\n"), names)
+    exec(str(caught.value).partition("these images: ")[2].replace("; ", "\n"), names)
     np.testing.assert_array_equal(
         read(save(tmp_path, names["x"], names["y"])), np.delete(PIXELS, 4, 0)
     )

@@ -518,7 +518,7 @@ def test_files_are_on_the_disk_before_they_get_their_names(tmp_path, monkeypatch
 def test_a_file_with_fewer_records_than_planned_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "_write_file", lambda path, records, _: len(list(records)) - 1)
     plan = shards.SplitPlan("train", [0, 5], lambda i: b"x")
-    with pytest.raises(PrepareError, match=r"/a: it has 4 of 5 records"):
+    with pytest.raises(PrepareError, match=r"/a: the file has 4 of 5 records"):
         shards._write_split([tmp_path / "a"], plan, "tfrecord", 1)
     assert not (tmp_path / "a").exists()
 

@@ -318,7 +318,7 @@ def test_the_report_shows_at_most_30_classes(classes, rows):
     found = split_scan(classes)
     found.class_counts = list(range(100, 100 + classes))
     lines = printed(found)
-    table = lines[lines.index(next(line for line in lines if "images of each" in line)) :]
+    table = lines[lines.index(next(line for line in lines if "images per class" in line)) :]
     cells = [line.replace("│", " ").split() for line in table if line.startswith("│")]
     assert len(cells) == rows
     if classes == 50:

@@ -155,7 +155,7 @@ def test_show_data_writes_the_sheet_and_nothing_else(tmp_path, monkeypatch, caps
         (["--data.source", "nothing"], "data source 'nothing'"),
         (["--split", "val", "--step", "3"], "--step is 3"),
         (["--augment.hue", "0.7"], "augment.hue is 0.7"),
-        (["--augment.mixup", "1", "--batch-size", "25"], "augment.mixup is 1"),
+        (["--augment.mixup", "1", "--batch-size", "25"], "augment.mixup=1 "),
     ],
 )
 def test_what_cannot_be_drawn_is_one_sentence(arguments, message, tmp_path, monkeypatch, capsys):
