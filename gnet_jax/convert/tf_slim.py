@@ -70,7 +70,7 @@ def is_checkpoint(file: Path) -> bool:
 
 
 def read_checkpoint(file: Path) -> dict[str, np.ndarray]:
-    """Returns a checkpoint's tensors by name. Raises WeightsError if corrupt or without TensorFlow."""
+    """Returns the tensors of a checkpoint by name. Raises WeightsError if it is corrupt."""
     try:
         import tensorflow as tf  # pyright: ignore[reportMissingModuleSource]
     except ImportError as error:
