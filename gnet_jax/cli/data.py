@@ -115,7 +115,7 @@ class ShowData:
     """train: draw each image as a training step sees it, below its original.
     val: draw images as evaluation crops them."""
     step: int = 0
-    """Index of the training step or evaluation batch whose images are drawn, from 0."""
+    """Which training step or evaluation batch to show; the first is 0."""
     rows: int = 3
     """Number of rows of images."""
     columns: int = 8

@@ -204,7 +204,7 @@ def print_result(
 
 
 def _typed(prog: str) -> tuple[str, str]:
-    """Returns the shell commands for `gnet` and for training, with a path if PATH lacks them."""
+    """Returns what a user types to run `gnet` and `train.py`: a full path if it is not on PATH."""
     script = prog == "gnet train" and Path(sys.argv[0]).name == "gnet"
     name, path = ("gnet", sys.argv[0]) if script else ("python", sys.executable)
     found = name if shutil.which(name) == path else shlex.quote(os.path.relpath(path))

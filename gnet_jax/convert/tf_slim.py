@@ -103,7 +103,8 @@ def from_slim(
 ) -> tuple[Architecture, dict[str, np.ndarray]]:
     """Returns the architecture and the flat variables of slim's Inception v1.
 
-    Moving averages replace their variables, as in slim's evaluation. Optimiser state is ignored.
+    A variable's moving average is used if there is one, as in slim's evaluation. Optimiser state is
+    ignored.
     """
     prefix = mapping.find_prefix(tensors, _MARKERS, "TF-slim's Inception v1", where)
     tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}

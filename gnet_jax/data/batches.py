@@ -99,7 +99,7 @@ def read_example(source: Source, index: int) -> Example:
     """Returns `source[index]`. Raises ImageError if the source detects that the record is corrupt.
 
     Raises DataError if the label is out of range or a file cannot be read, perhaps temporarily.
-    Training does not replace such examples by others.
+    Training stops at a DataError; it replaces only corrupt images.
     """
     try:
         example = source[index]

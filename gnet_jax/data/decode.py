@@ -205,7 +205,7 @@ def evaluation_size(size: tuple[int, int], p: Preprocessing) -> tuple[int, int]:
 def shorter_side_size(size: tuple[int, int], shorter: int) -> tuple[int, int]:
     """Returns the (width, height) after scaling a picture so that its shorter side is `shorter`.
 
-    Raises ImageError if the result has more than 50 million pixels, for example for a strip.
+    Raises ImageError if the result has more than 50 million pixels, because it is long and narrow.
     """
     scale = shorter / min(size)
     width, height = (max(shorter, round(n * scale)) for n in size)

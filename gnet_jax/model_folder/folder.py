@@ -339,7 +339,7 @@ def config_of(folder: TrainedModel) -> dict[str, Any]:
     """
     model = folder.model
     if type(model) is not GoogLeNet or model.ops not in (FAST, REFERENCE):
-        raise WeightsError(f"cannot save a {type(model).__name__} with custom code or custom ops")
+        raise WeightsError(f"cannot save this {type(model).__name__}: it has custom code or ops")
     for part in model.arch.own_parts:
         if not custom.is_portable(part):
             own_part = part.removeprefix("<process>:")

@@ -154,7 +154,7 @@ def _shifted_sum(x_BHWC: jax.Array) -> jax.Array:
 
 
 def _banded_sum(x_BHWC: jax.Array) -> jax.Array:
-    """Computes `_shifted_sum` as a product with a banded matrix, because TPUs shift slowly."""
+    """Compute `_shifted_sum` as a product with a banded matrix, because shifts are slow on TPUs."""
     # Without the barrier, XLA would compute `x` inside the product and read its inputs twice.
     x_BHWC = lax.optimization_barrier(x_BHWC)
     distance = np.subtract.outer(*2 * [np.arange(x_BHWC.shape[-1])])

@@ -199,7 +199,7 @@ def _chunks(batch: int, tiles: Sequence[int]) -> int:
 
 
 def _split(x: jax.Array, chunks: int) -> jax.Array:
-    """Split the batch. Image i goes to chunk i % chunks, so that no image changes its device."""
+    """Split the batch. Image i goes to chunk i % chunks, so every image stays on its device."""
     return x.reshape(-1, chunks, *x.shape[1:])
 
 

@@ -155,7 +155,7 @@ def add_start(workdir: Path, step: int, own_parts: Iterable[str] = ()) -> str:
 
 
 def read_starts(workdir: Path) -> list[dict[str, Any]]:
-    """Returns the records of all starts, newest last. Renames run.json if it is corrupt."""
+    """Returns run.json: a record for each start of the run, newest last. Renames a corrupt file."""
     file = workdir / RECORD_FILE
     try:
         return [dict(start) for start in json.loads(file.read_text())["starts"]]

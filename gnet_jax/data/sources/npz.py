@@ -35,10 +35,10 @@ class NpzSource:
     `path` is a name that contains {split} (`cifar10_{split}.npz`), a folder with `train.npz` and so
     on, or one file whose keys contain the split (`x_train` as in Keras, or `train_images`).
 
-    A key in PIXELS has images (N, H, W), (N, H, W, 1) or (N, H, W, 3), as uint8 or as numbers in
-    one of `RANGES`. Instead, a key in ENCODED can have the bytes of N image files; file i is from
-    `offsets[i]` to `offsets[i + 1]`. A key in LABELS has N integers, at least 0. `class_names` has
-    texts and is optional. The range and the default class names are those of the train split.
+    The images are either an array named in `PIXELS`, of shape (N, H, W), (N, H, W, 1) or
+    (N, H, W, 3) and with values in one of `RANGES`, or the bytes of N image files in an array named
+    in `ENCODED`, where file i is `offsets[i]` to `offsets[i + 1]`. An array named in `LABELS` holds
+    N integers >= 0. All splits use the value range and the default class names of the train split.
     """
 
     def __init__(self, path: str, split: Split) -> None:
@@ -112,7 +112,7 @@ class _Part(NamedTuple):
     keyed: bool  # whether the keys contain the name of the split, because the file has several
 
     def key(self, *names: str) -> str | None:
-        """Returns the key of this split for the first of `names` that has one, or None."""
+        """Returns the key of the first of `names` that is in the file for this split, or None."""
         for name in names:
             for key in (f"{name}_{self.split}", f"{self.split}_{name}") if self.keyed else (name,):
                 if key in self.archive:

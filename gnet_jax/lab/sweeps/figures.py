@@ -34,7 +34,7 @@ def draw_curves(workdirs: Sequence[Path], out: Path) -> None:
     for workdir, (loss, top1) in zip(workdirs, rows, strict=True):
         lines = MetricsFile(workdir / "metrics.jsonl").read()
         if not lines:
-            raise UserError(f"{workdir} has no metrics.jsonl with metrics; train there first")
+            raise UserError(f"metrics.jsonl in {workdir} is missing or empty; train there first")
         draw_run(lines, loss, top1)
         name = as_text(workdir.name)
         loss.set(title=f"{name}: cross-entropy", ylim=(0, None))

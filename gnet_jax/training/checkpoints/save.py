@@ -194,7 +194,7 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
         self.tell(f"warning: {self.problem}; {latest}, and the next save tries again")
 
     def _delete_partial(self) -> bool:
-        """Delete the files of unfinished saves and deletions; returns whether there were any."""
+        """Delete what interrupted saves and deletions left; returns whether there was anything."""
         found = list(self.folder.glob(f"*{PARTIAL}*"))
         for folder in found:
             shutil.rmtree(folder, ignore_errors=True)

@@ -89,7 +89,7 @@ def _check_readable(checkpoint: Path) -> None:
 
 
 def write_digests(folder: Path, arrays: Mapping[str, np.ndarray], notes: Mapping[str, Any]) -> None:
-    """Write `notes` and the digests of `arrays` to digests.json in `folder`, CHECKPOINT/digests."""
+    """Write `notes` and the digests of `arrays` to the file digests.json in `folder`."""
     entries = {name: _digest_array(array) for name, array in sorted(arrays.items())}
     _write(folder, {**notes, "arrays": entries})
 
