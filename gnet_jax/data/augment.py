@@ -1,8 +1,8 @@
-"""Augment and normalise images on the device, inside the compiled step. Hosts send uint8 pixels.
+"""Augment and normalise uint8 images on the device, inside the compiled step.
 
 The random numbers of an image depend only on the seed, the step and the image's position in the
-global batch, not on how the batch is split. Shapes: B batch, H height, W width, C channels, K
-classes.
+global batch, not on how the batch is split among devices. Letters in names stand for dimensions:
+B batch, H height, W width, C channels, K classes.
 """
 
 import jax
@@ -33,7 +33,7 @@ def preprocess(images_BHWC: jax.Array, *, preprocessing: Preprocessing) -> jax.A
         preprocessing: order, mean and std of the channels.
 
     Raises:
-        ConfigError: if the dtype or shape is wrong, or (outside of `jax.jit`) the range of values.
+        ConfigError: if the dtype, the shape or (outside of `jax.jit` only) the range is wrong.
     """
     _check_pixels(images_BHWC)
     images_BHWC = images_BHWC[..., choose("channels", preprocessing.channels, CHANNEL_STEPS)]
@@ -72,10 +72,10 @@ def augment(
 ) -> tuple[jax.Array, jax.Array]:
     """Mirrors, distorts, mixes, normalises and partly erases the host's cropped uint8 RGB images.
 
-    Steps that `augmentation` switches off are not compiled. `offset` is the position of the first
-    image in the global batch; it must be even for mixup. Returns float32 inputs (B, H, W, C) and
-    float32 targets (B, K): one-hot, or the weights of both classes of a mixed image. Raises
-    ConfigError if mixup gets an odd number of images.
+    Operations that `augmentation` switches off are not compiled. `offset` is the position of the
+    first image in the global batch; it must be even for mixup. Returns float32 inputs (B, H, W, C)
+    and float32 targets (B, K). The targets are one-hot; those of a mixed image are the weights of
+    its two classes. Raises ConfigError if mixup gets an odd number of images.
     """
     a = augmentation
     places_B = offset + jnp.arange(images_BHWC.shape[0])
@@ -97,7 +97,7 @@ def augment(
 
 
 def _fold_in(keys_B: jax.Array, number: int) -> jax.Array:
-    """Returns new keys for the augmentation `number`; 0 would repeat the bits of mirroring."""
+    """Returns the images' keys for augmentation `number`. 0 would repeat the bits of mirroring."""
     return jax.vmap(jax.random.fold_in, (0, None))(keys_B, number)
 
 
@@ -163,10 +163,10 @@ def _erase(x_BHWC: jax.Array, keys_B: jax.Array, probability: float) -> jax.Arra
 def distort(images_BHWC: jax.Array, keys_B: jax.Array, *, augmentation: AugmentConfig) -> jax.Array:
     """Changes the brightness, contrast, saturation and hue of each image, in random order.
 
-    The factors are uniform in 1 +- strength, and the hue is rotated by a fraction of the colour
-    circle, uniform in +- strength (arXiv 1312.5402, section 2.2, and torchvision's ColorJitter).
-    Returns float32 pixels from 0 to 255, rounded so coarsely that float32 products are exact.
-    Therefore, the result is bit-identical however the batch is split or operations are fused.
+    A factor is uniform in 1 +- its strength in `augmentation`. The hue is rotated by a fraction of
+    the colour circle, uniform in +- its strength (arXiv 1312.5402, section 2.2, and torchvision's
+    ColorJitter). Returns float32 pixels from 0 to 255. Rounding makes float32 products exact, so
+    the result is bit-identical however the batch is split or the compiler fuses operations.
     """
 
     def distort_one(image_HWC: jax.Array, key: jax.Array) -> jax.Array:
@@ -191,7 +191,7 @@ def distort(images_BHWC: jax.Array, keys_B: jax.Array, *, augmentation: AugmentC
 def _apply(
     image_HWC: jax.Array, due: dict[str, jax.Array], factors: dict[str, jax.Array]
 ) -> jax.Array:
-    """Returns the image after the one distortion whose `due` is true. Computes all distortions."""
+    """Computes every distortion of an image, and returns the one that `due` selects."""
     grey_HW1 = grey(image_HWC)
     others = {"brightness": 0.0, "contrast": mean_grey(grey_HW1), "saturation": grey_HW1}
     # Three distortions blend with a grey image. Select that image and the factor, and blend once.

@@ -47,8 +47,8 @@ class BadRecord:
 class BadRecords:
     """The corrupt images found so far in one source, without duplicates.
 
-    `limit` is the largest fraction of the examples that may be corrupt. `known` were found before a
-    restart; `on_new` is called with each further one. `listed_in` is the file that lists them all.
+    `limit` is the largest fraction of examples that may be corrupt. `known` are the images found
+    before a restart. `on_new` is called with each new one. `listed_in` is the file that lists all.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class BadRecords:
         return iter(self._found.values())
 
     def add(self, found: Iterable[BadRecord]) -> None:
-        """Add corrupt images. Raises DataError if there are more than the limit allows."""
+        """Add corrupt images. Raises DataError if more images are corrupt than the limit allows."""
         for record in found:
             if record.index not in self._found:
                 self._found[record.index] = record
@@ -98,8 +98,8 @@ class BadRecords:
 def read_example(source: Source, index: int) -> Example:
     """Returns `source[index]`. Raises ImageError if the source detects that the record is corrupt.
 
-    Raises DataError if the label is out of range or a file cannot be read, perhaps temporarily.
-    Training stops at a DataError; it replaces only corrupt images.
+    Raises DataError if the label is out of range or if a file cannot be read at the moment.
+    Training stops at a DataError, but replaces corrupt images by others.
     """
     try:
         example = source[index]
@@ -135,16 +135,16 @@ def _order(size: int, seed: int) -> Any:
 def batch_indices(size: int, config: Config, step: int) -> np.ndarray:
     """Returns the indices, (B,) int64, of the examples in the global batch of `step`.
 
-    The first step is 1. `size` is the number of examples. Corrupt images are included.
+    The first step is 1. `size` is the number of examples. Indices of corrupt images are included.
     """
     order, end = _order(size, config.seed), step * config.batch_size
     return np.array([order[place] for place in range(end - config.batch_size, end)], np.int64)
 
 
 def order_fingerprint(size: int, seed: int) -> str:
-    """Returns a short hash of the order of `size` examples and of the random numbers for crops.
+    """Returns a short hash of the order of the examples and of the random numbers for crops.
 
-    It changes if a new version of Grain shuffles differently or NumPy draws different numbers.
+    After an update, it differs if Grain shuffles differently or NumPy generates other numbers.
     """
     order = _order(size, seed)
     places = [epoch * size + i for epoch in (0, 1) for i in range(min(size, 1000))]
@@ -155,8 +155,8 @@ def order_fingerprint(size: int, seed: int) -> str:
 def cropper(decoder: Decoder) -> Callable[..., np.ndarray]:
     """Returns the function that decodes and crops a training image.
 
-    Raises DataError if a package that "fast" requires is missing. There is no automatic fallback
-    to Pillow, because its pixels differ slightly.
+    Raises DataError if a package that the decoder "fast" requires is missing. Pillow does not
+    replace "fast" automatically, because its pixels differ slightly.
     """
     if choose("data.decoder", decoder, {"pillow": True, "fast": False}):
         return pillow_crop
@@ -184,12 +184,12 @@ def train_batches(
     hosts: int = 1,
     bad: BadRecords | None = None,
 ) -> Generator[Batch, None, None]:
-    """Yields this host's slice of each training batch after `start_step` steps, indefinitely.
+    """Yields, without end, this host's slice of each training batch after the first `start_step`.
 
     `batch_size` counts the images of all hosts. Each epoch is a new permutation of the source. The
     random crop of an image depends on the seed, the step and the position in the global batch. An
     image that cannot be decoded is added to `bad` when its batch is yielded, and is replaced by the
-    next image of the source that can be decoded. `bad=None` allows no such images. `prefetched`
+    next image of the source that can be decoded. `bad=None` allows no corrupt images. `prefetched`
     explains `threads` and `workers`. Raises the errors of `read_example`, `BadRecords.add` and
     `cropper`.
     """
@@ -225,8 +225,8 @@ def eval_batches(
 ) -> Generator[Batch, None, None]:
     """Yields this host's slice of each evaluation batch: all examples in order, then padding.
 
-    Padding and images that cannot be decoded are black, and their mask is False. `bad` and
-    the errors are those of `train_batches`.
+    Padding and images that cannot be decoded are black, and their mask is False.
+    `train_batches` explains `bad` and the errors.
     """
     bad = BadRecords(source) if bad is None else bad
     places = _host_places(batch_size, host, hosts)
@@ -324,7 +324,7 @@ def prefetched(
 
 
 def _start_worker(_worker: int, _workers: int) -> None:
-    """Ignore signals, because the main process handles them, and exit when that process exits."""
+    """Ignore signals, which the main process handles, and exit when the main process exits."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()

@@ -1,4 +1,4 @@
-"""Find the corrupt, unusual and duplicate images of a data set, and classes of unequal size."""
+"""Check a data set: find corrupt, unusual and duplicate images, and compare class sizes."""
 
 import contextlib
 import dataclasses
@@ -208,7 +208,7 @@ def _duplicates(group: list[tuple[Source, int, int]]) -> Duplicates:
 
 
 def print_scan(console: Console, found: Scan) -> None:
-    """Print tables of image sizes and class counts, then each finding with its first examples."""
+    """Print tables of image sizes and images per class, then the first items of each finding."""
     console.print(_split_table(found))
     if found.missing:
         console.print(f"split {' or '.join(found.missing)} not found")
@@ -219,7 +219,7 @@ def print_scan(console: Console, found: Scan) -> None:
         else f"{each.split} {max(each.class_counts) / min(each.class_counts):.2f}"
         for each in found.splits
     )
-    console.print(f"images in the largest / smallest class: {balance}", soft_wrap=True)
+    console.print(f"ratio of largest to smallest class: {balance}", soft_wrap=True)
     for each in found.splits:
         _print_names(console, f"corrupt in {each.split}", [str(record) for record in each.bad])
         _print_names(console, f"labels out of range in {each.split}", each.labels_out_of_range)

@@ -57,7 +57,7 @@ def _check_array(pixels: np.ndarray) -> None:
 
 @contextlib.contextmanager
 def opening(image: bytes) -> Iterator[tuple[ImageFile.ImageFile, Bare]]:
-    """Yields an opened image file, not decoded yet, and its bytes without metadata.
+    """Yields the opened, not yet decoded picture of a file, and the file without its metadata.
 
     Any exception, including one raised in the `with` block, is converted to ImageError.
     """
@@ -79,7 +79,7 @@ def opening(image: bytes) -> Iterator[tuple[ImageFile.ImageFile, Bare]]:
 
 
 def _format(image: bytes) -> str:
-    """Returns the name in `FORMATS` that matches the first bytes of the file."""
+    """Returns the format, one of `FORMATS`, that the first bytes of the file indicate."""
     if not image:
         raise ImageError("not an image: the file is empty")
     for name in known_formats():
@@ -134,7 +134,7 @@ def _to_rgb(picture: ImageFile.ImageFile, file: Bare) -> Image.Image:
 
 
 def _check_jpeg2000(image: bytes) -> None:
-    """Raises ImageError for over 8 bits per channel: Pillow turns the highest values into 0."""
+    """Raises ImageError if a channel has over 8 bits: Pillow turns its highest values into 0."""
     size = image.find(b"\xff\x4f\xff\x51") + 40  # position of the number of channels
     channels = int.from_bytes(image[size : size + 2], "big")
     bits = max(image[size + 2 : size + 2 + 3 * channels : 3], default=0) % 128 + 1
@@ -146,9 +146,9 @@ def _check_jpeg2000(image: bytes) -> None:
 def pillow_crop(
     image: bytes | np.ndarray, generator: np.random.Generator, p: Preprocessing, a: AugmentConfig
 ) -> np.ndarray:
-    """Returns the part of an image inside a random `training_box`, resized to (S, S, 3) uint8.
+    """Returns a random part of an image, chosen by `training_box`, resized to (S, S, 3) uint8.
 
-    The filter is drawn after the box, so the box does not depend on `a.interpolation`.
+    The part is chosen before the resize filter, so it does not depend on `a.interpolation`.
     """
     picture = decode(image)
     box, kind = training_box(picture.size, generator, p, a), _R.BILINEAR
@@ -162,10 +162,10 @@ def training_box(
 ) -> Box:
     """Returns the random rectangle to crop from a picture of `size` (width, height).
 
-    With the crop "random_area", the rectangle has a uniform fraction of the area and a log-uniform
-    aspect ratio (width / height). If ten draws do not fit, it is the largest central rectangle with
-    an allowed aspect ratio (paper, section 6). With "fixed_scale", it is as large as the central
-    crop of an evaluation (Caffe, data_transformer).
+    With the crop "random_area", the rectangle's share of the area is uniform, and its aspect ratio
+    (width / height) is log-uniform. If none of ten samples fits in the picture, it is the largest
+    central rectangle with an allowed aspect ratio (paper, section 6). With "fixed_scale", it is as
+    large as the central crop of an evaluation (Caffe, data_transformer).
     """
     width, height = size
     if choose("augment.crop", a.crop, {"random_area": False, "fixed_scale": True}):

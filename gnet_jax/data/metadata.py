@@ -71,14 +71,14 @@ def directory(image: bytes) -> Directory | None:
 
 
 def exif_orientation(block: bytes) -> int:
-    """Returns the orientation in an EXIF block, 1 to 8, or 0 if there is none."""
+    """Returns the orientation (1 to 8) in an EXIF block, or 0 if the block has none."""
     block = re.sub(rb"^(Exif\0\0)+", b"", block)
     found = directory(block)
     return found.orientation(block) if found else 0
 
 
 def bare(image: bytes) -> Bare:
-    """Returns the file `image`, without its metadata if it is a JPEG, PNG or AVIF."""
+    """Returns the file `image`. If it is a JPEG, PNG or AVIF, its metadata is removed."""
     if image[4:8] == b"ftyp":
         # Rename the EXIF items, because libavif skips unknown types. The orientation is elsewhere.
         return Bare(re.sub(rb"(infe[\2\3]...(?:..)?....)Exif", rb"\1skip", image, flags=re.DOTALL))
@@ -100,7 +100,7 @@ _Piece = tuple[int, int, bytes]  # start and end of a piece of metadata; its EXI
 
 
 def _jpeg_metadata(image: bytes) -> Iterator[_Piece]:
-    """Yields the comments and APP segments of a JPEG, except those for colours (APP0, APP14)."""
+    """Yields a JPEG's comments and APP segments, except APP0 and APP14, which define colours."""
     place = 2
     while place + 4 <= len(image) and image[place] == 0xFF:
         marker = image[place + 1]
@@ -144,7 +144,7 @@ MAX_CHANNELS = 6  # Pillow logs an error for a TIFF with more channels
 
 
 def read_tiff(image: bytes) -> Bare:
-    """Returns the first page of a TIFF without metadata. `inverted` is set if 0 means white.
+    """Returns the first page of a TIFF without metadata. `Bare.inverted` says if 0 means white.
 
     Raises ImageError if the range or the meaning of the pixel values is unknown, or if Pillow would
     decode them wrongly.
@@ -187,7 +187,7 @@ def read_tiff(image: bytes) -> Bare:
 
 
 def _rewrite(image: bytes, found: Directory) -> bytes:
-    """Returns the first page with only the tags in NEEDED. In grey pages, they say "0 is black"."""
+    """Returns the first page with only the tags in NEEDED. "0 is white" becomes "0 is black"."""
     entries = {tag: entry for tag, entry in found.entries.items() if tag in NEEDED}
     if found.values(image, PHOTOMETRIC) == (0,):
         entries[PHOTOMETRIC] = struct.pack(f"{found.order}HHIHxx", PHOTOMETRIC, 3, 1, 1)

@@ -352,7 +352,7 @@ def test_the_report_ends_with_what_must_be_fixed():
     assert "  [b]" in lines
     empty = split_scan()
     empty.class_counts = [3, 0]
-    assert "images in the largest / smallest class: train has empty classes (1)" in printed(empty)
+    assert "ratio of largest to smallest class: train has empty classes (1)" in printed(empty)
 
 
 class Labelled:

@@ -1,4 +1,4 @@
-"""Write data sets of record files in the layout of tensorflow-datasets, without TensorFlow."""
+"""Write a data set's record files in the layout of tensorflow-datasets, without TensorFlow."""
 
 import contextlib
 import itertools
@@ -150,7 +150,7 @@ def _write_split(files: list[Path], plan: SplitPlan, file_format: Format, thread
 
 
 def _write_file(path: Path, records: Iterator[bytes], file_format: Format) -> int:
-    """Write one file, and return the number of records counted in it afterwards."""
+    """Write one file, then count the records in it, and return this number."""
     if file_format == "tfrecord":
         with path.open("wb") as file:
             file.writelines(map(framed, records))

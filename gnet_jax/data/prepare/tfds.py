@@ -1,4 +1,4 @@
-"""Prepare sets of tensorflow-datasets, and copy any data set with its images scaled down.
+"""Prepare data sets of tensorflow-datasets, and copy any data set with its images scaled down.
 
 The tars of ILSVRC 2012 are read without unpacking them. The training tar contains an uncompressed
 tar for each class, and the validation tar contains the images.
@@ -42,7 +42,7 @@ SPARE = 1.02  # upper limit of the prepared set's size, divided by the size of i
 
 
 class Prepared(NamedTuple):
-    """A prepared set."""
+    """The result of `prepare` or `pack`."""
 
     folder: Path
     images: dict[str, int]  # number of images by split
@@ -67,7 +67,7 @@ def prepare(
     subset: bool = False,
     threads: int = 4,
 ) -> Prepared:
-    """Prepare a set such as "imagenet2012" or "mnist:3.0.1" unless it exists, and check it.
+    """Prepare the data set `name` ("imagenet2012", "mnist:3.0.1") unless it exists; check it.
 
     imagenet2012 is made from its tars in `manual_dir`. They may lack images if `subset` is true.
     Raises PrepareError if the set cannot be prepared, and DataError if it is unknown, incomplete,
@@ -160,7 +160,7 @@ def _imagenet_split(builder: Any, split: str, tar: Path, subset: bool) -> SplitP
 def _members(
     split: str, tar: Path, class_names: Sequence[str], labels: Sequence[str]
 ) -> list[Member]:
-    """Returns the images in tensorflow-datasets' order. `labels` are the validation WordNet ids."""
+    """Returns the images of `tar` in tensorflow-datasets' order. `labels` is for validation."""
     numbers = {wnid: number for number, wnid in enumerate(class_names)}
     with tar.open("rb") as file:
         if split == "train":
@@ -196,7 +196,7 @@ def _train(file: BinaryIO, tar: Path, numbers: dict[str, int]) -> Iterator[Membe
 
 
 def _files(file: BinaryIO, tar: Path, start: int, pattern: str) -> list[tuple[str, int, int]]:
-    """Returns (name, offset, size) of files like `pattern` in the tar that starts at `start`."""
+    """Returns (name, offset, size) of each file that matches `pattern` in the tar at `start`."""
     found = []
     try:
         file.seek(start)
@@ -221,8 +221,8 @@ def _again(tar: Path) -> str:
 def reader(tar: Path) -> Callable[[Member], bytes]:
     """Returns a thread-safe function that reads an image of `tar` as an RGB or grey JPEG.
 
-    It converts the 22 CMYK JPEGs and the one PNG. It raises PrepareError if a file is corrupt, or
-    is neither a JPEG nor a PNG.
+    It converts ImageNet's 22 CMYK JPEGs and one PNG. It raises PrepareError if a file is corrupt
+    or is neither a JPEG nor a PNG.
     """
 
     def read(member: Member) -> bytes:
@@ -248,11 +248,11 @@ def reader(tar: Path) -> Callable[[Member], bytes]:
 def pack(
     spec: str, out: Path, shorter: int, *, file_format: Format = "array_record", threads: int = 4
 ) -> Prepared:
-    """Copy the data set `spec` to the folder `out`, with images changed by `scaled_down`.
+    """Copy the data set `spec` to the folder `out`, and scale its images with `scaled_down`.
 
-    The copy has the name of the folder. An interrupted copy can be resumed. Raises PrepareError if
-    the copy cannot be written or an image is corrupt, and DataError if the source or a label is
-    invalid or an image cannot be read.
+    The copy is named like the folder. An interrupted copy can be resumed. Raises PrepareError if
+    the copy cannot be written or an image is corrupt. Raises DataError if the source is invalid,
+    a label is out of range, or an image cannot be read.
     """
     import tensorflow_datasets as tfds
 
@@ -318,8 +318,8 @@ def _plan(source: Source, features: Any, shorter: int) -> SplitPlan:
 def scaled_down(image: bytes | np.ndarray, shorter: int) -> bytes:
     """Returns an encoded image, scaled down if its shorter side has more than `shorter` pixels.
 
-    A scaled image is antialiased and encoded as JPEG. If an image is not scaled, a file is returned
-    unchanged, and an array is encoded as PNG.
+    A scaled image is antialiased and encoded as JPEG. An image that is not scaled is returned
+    unchanged if it is encoded already, and encoded as PNG if it is an array.
     """
     picture = decode(image)
     out = io.BytesIO()

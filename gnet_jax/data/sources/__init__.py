@@ -1,4 +1,4 @@
-"""Sources of labelled images. `open_source` imports only the module of the given kind of source."""
+"""Open sources of labelled images. Only the module for the requested kind of source is imported."""
 
 import hashlib
 import re
@@ -48,7 +48,7 @@ class Source(Protocol):
         ...
 
     def describe(self, index: int) -> str:
-        """Returns a name of an example for messages."""
+        """Returns text that identifies an example in messages."""
         ...
 
     def fingerprint(self) -> str:
@@ -87,13 +87,13 @@ class SubsetSource:
         return self._whole.describe(int(self._places[index]))
 
     def fingerprint(self) -> str:
-        """Returns a hash of the subset. If it has all examples, this is the whole source's hash."""
+        """Returns a hash of the subset; it is the source's hash if the subset has all examples."""
         whole, all_of_it = self._whole.fingerprint(), len(self) == len(self._whole)
         return whole if all_of_it else digest(f"{len(self)} of {whole}".encode())
 
 
 class DigitsSource:
-    """scikit-learn's 1,797 digits (8x8 pixels) in a fixed random order; train has 1,437 of them."""
+    """scikit-learn's 1,797 digits (8x8 pixels) in a fixed random order; 1,437 are for training."""
 
     class_names = tuple("0123456789")
 
@@ -159,7 +159,7 @@ def open_source(spec: str, split: Split) -> Source:
 
 
 def open_splits(spec: str) -> tuple[list[Source], dict[str, MissingSplitError]]:
-    """Returns the source of every split that exists, and the errors of the missing splits."""
+    """Returns a source for each split that exists, and the error for each missing split by name."""
     sources: dict[str, Source] = {}
     errors: dict[str, MissingSplitError] = {}
     splits: tuple[Split, ...] = ("train", "val", "test")

@@ -39,8 +39,8 @@ def joined(first: Sequence[str], second: Sequence[str]) -> tuple[str, ...]:
 def find(names: Sequence[str], known: Sequence[str]) -> list[int | None]:
     """Returns, for each of `names`, its index in `known`, or None if it is missing or repeated.
 
-    Different Unicode forms of a name are equal, and an ImageNet label equals its WordNet id. If the
-    lists are equal, the result is 0, 1, 2, ..., although ImageNet calls two classes "crane".
+    Different Unicode forms of a name are equal, and an ImageNet label equals its WordNet id. Equal
+    lists give 0, 1, 2, ..., even with repeated names, because ImageNet calls two classes "crane".
     """
     found = _find([*map(nfc, names)], [*map(nfc, known)])
     if None in found:  # try WordNet ids, which are unique
@@ -92,13 +92,13 @@ def listed(names: Sequence[str], shown: int = 5) -> str:
 
 @cache
 def imagenet_classes() -> dict[str, str]:
-    """Returns the labels of ImageNet's 1,000 classes by WordNet id, in ILSVRC 2012 order."""
+    """Returns {WordNet id: label} of ImageNet's 1,000 classes, in the order of ILSVRC 2012."""
     text = (resources.files("gnet_jax.data.sources") / "imagenet_classes.txt").read_text("utf-8")
     return dict(line.split(" ", 1) for line in text.splitlines())
 
 
 def imagenet_start(names: Sequence[str]) -> int | None:
-    """Returns the index of the first ImageNet class if `names` ends with all 1,000, or None."""
+    """Returns the index of the first ImageNet class, or None unless `names` ends with all 1,000."""
     start = len(names) - len(imagenet_classes())
     return start if start >= 0 and _with_ids(names)[start:] == [*imagenet_classes()] else None
 

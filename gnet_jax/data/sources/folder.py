@@ -1,4 +1,4 @@
-"""Read folders of image files. Every file is read, or listed with the reason for skipping it."""
+"""Read folders of image files, and list every file that is skipped, with the reason."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -107,7 +107,7 @@ class FolderSource:
         return str(self.root / self._files[index][0])
 
     def fingerprint(self) -> str:
-        """Returns a hash of paths and file sizes, and of the class names if labels have gaps."""
+        """Returns a hash of paths, file sizes and, if labels have gaps (0, 2), class names."""
         split = len(self.split) + 1
         try:
             lines = [
@@ -121,7 +121,7 @@ class FolderSource:
 def _list_split(
     folder: str, left_out: LeftOut
 ) -> tuple[list[str], list[str], tuple[str, ...]] | None:
-    """Returns the images outside classes, the class folders and their names; None if missing."""
+    """Returns (images outside classes, class folders, class names), or None without `folder`."""
     try:
         stray, class_folders = listing(folder, left_out)
     except (FileNotFoundError, NotADirectoryError):
@@ -184,7 +184,7 @@ def listing(folder: str, left_out: LeftOut) -> tuple[list[str], list[str]]:
 
 
 def _kind(entry: os.DirEntry[str]) -> str:
-    """Returns "image", "folder", or the key of `REASONS` that says why the entry is skipped."""
+    """Returns "image", "folder", or the reason (a key of `REASONS`) for skipping the entry."""
     if entry.name.lower() in JUNK.split("|"):
         return "junk"
     if entry.name.startswith("."):

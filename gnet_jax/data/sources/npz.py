@@ -35,10 +35,10 @@ class NpzSource:
     `path` is a name that contains {split} (`cifar10_{split}.npz`), a folder with `train.npz` and so
     on, or one file whose keys contain the split (`x_train` as in Keras, or `train_images`).
 
-    The images are either an array named in `PIXELS`, of shape (N, H, W), (N, H, W, 1) or
-    (N, H, W, 3) and with values in one of `RANGES`, or the bytes of N image files in an array named
-    in `ENCODED`, where file i is `offsets[i]` to `offsets[i + 1]`. An array named in `LABELS` holds
-    N integers >= 0. All splits use the value range and the default class names of the train split.
+    The images are one array. If its name is in `PIXELS`, its shape is (N, H, W), (N, H, W, 1) or
+    (N, H, W, 3), and its values have one of the `RANGES`. If its name is in `ENCODED`, it has the
+    bytes of N image files: file i is `offsets[i]` to `offsets[i + 1]`. The labels are N integers
+    >= 0; their array's name is in `LABELS`. The train split defines the range and default classes.
     """
 
     def __init__(self, path: str, split: Split) -> None:
@@ -97,7 +97,7 @@ class NpzSource:
         return f"image {index} of {self._name}"
 
     def fingerprint(self) -> str:
-        """Returns a hash of all pixels or bytes, all labels and the class names."""
+        """Returns a hash of the images (pixels or bytes), the labels and the class names."""
         offsets = () if self._offsets is None else (self._offsets.astype("<i8"),)
         head = f"{self._images.shape} {self.class_names}".encode()
         return digest(head, self._images, *offsets, self.labels.astype("<i8"))
@@ -120,7 +120,7 @@ class _Part(NamedTuple):
         return None
 
     def need(self, what: str, *names: str) -> tuple[np.ndarray, str]:
-        """Returns the array of `key(*names)`, and its name. Raises DataError if it is missing."""
+        """Returns the array of `key(*names)`, and text for messages. DataError if it is missing."""
         key = self.key(*names)
         if key is None:
             raise DataError(
@@ -130,7 +130,7 @@ class _Part(NamedTuple):
         return self.array(key), f"{key} in {self.file}"
 
     def array(self, key: str) -> np.ndarray:
-        """Loads the array of `key` as a contiguous array."""
+        """Loads the array that is stored under `key`, and makes it contiguous."""
         try:
             return np.ascontiguousarray(self.archive[key])
         except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
@@ -142,7 +142,7 @@ class _Part(NamedTuple):
             raise DataError(f"{key} in {self.file} is corrupt: {error}") from error
 
     def describe(self) -> str:
-        """Returns text with the file's path and, if it has several splits, the images' key."""
+        """Returns the file's path, preceded by the images' key if the file has several splits."""
         key = self.key(*PIXELS, *ENCODED)
         return f"{key} in {self.file}" if self.keyed else str(self.file)
 
@@ -181,7 +181,7 @@ def _open(file: Path) -> np.lib.npyio.NpzFile:
 
 
 def _images(part: _Part, train: _Part) -> tuple[np.ndarray | None, np.ndarray]:
-    """Returns (None, uint8 pixels (N, H, W[, 3])) or, if encoded, (offsets (N + 1,), bytes)."""
+    """Returns None and uint8 pixels (N, H, W[, 3]). If encoded: offsets (N + 1,) and bytes."""
     images, where = part.need("images", *PIXELS, *ENCODED)
     if part.key(*PIXELS) is not None:
         images = _check_shape(images, where)
@@ -204,7 +204,7 @@ def _images(part: _Part, train: _Part) -> tuple[np.ndarray | None, np.ndarray]:
 
 
 def _training_range(part: _Part, train: _Part, images: np.ndarray) -> tuple[int, int]:
-    """Returns the (black, white), one of `RANGES`, of the pixels in the training split."""
+    """Returns the range of the training split's pixels: one of `RANGES`, as (black, white)."""
     where = part.describe()
     if train is not part and train.key(*PIXELS) is not None:
         own, where_own = images, where
@@ -275,12 +275,12 @@ def _check_shape(images: np.ndarray, where: str) -> np.ndarray:
 
 
 def _is_plain(images: np.ndarray) -> bool:
-    """Returns whether pixels range from 0 to 255: they are uint8, and some are greater than 1."""
+    """Returns whether 0 is black and 255 white: pixels are uint8, and some are greater than 1."""
     return images.dtype == np.uint8 and images.max() > 1
 
 
 def _to_uint8(images: np.ndarray, black_white: tuple[int, int], where: str) -> np.ndarray:
-    """Converts pixels to uint8. `black_white` are their values of black and white; prints them."""
+    """Converts pixels to uint8, and prints `black_white`, the values that mean black and white."""
     low, high = _extremes(images, where)
     black, white = black_white
     step = (white - black) / 255
@@ -299,9 +299,9 @@ def _to_uint8(images: np.ndarray, black_white: tuple[int, int], where: str) -> n
 
 
 def _range(low: float, high: float) -> tuple[int, int] | None:
-    """Returns the first of `RANGES` that `low` and `high` fit, or None.
+    """Returns the first range in `RANGES` that pixels from `low` to `high` fit, or None.
 
-    `high` must be in its upper half. For -1 to 1, `high` must exceed 0.5, and `low` be below -0.5.
+    `high` must be in the range's upper half. For -1 to 1: `high` above 0.5, and `low` below -0.5.
     """
     for black, white in RANGES:
         step, middle = (white - black) / 255, (black + white) / 2

@@ -94,8 +94,8 @@ class TfdsSource:
 def open_builder(name: str, data_dir: Path | None = None, **options: Any) -> Any:
     """Returns `tfds.builder(name, **options)` for a name such as "cifar10" or "mnist:3.0.1".
 
-    `data_dir` is the folder with all sets. The default is the environment variable TFDS_DATA_DIR,
-    or ~/tensorflow_datasets if that is not set.
+    `data_dir` is the folder that contains all data sets. By default, it is the value of the
+    environment variable TFDS_DATA_DIR, or ~/tensorflow_datasets if the variable is not set.
     Raises DataError if the name or version is unknown.
     """
     import tensorflow_datasets as tfds
@@ -150,7 +150,7 @@ def _open_records(
     if file_format != "tfrecord":
         raise DataError(
             f"{name} is stored as {file_format}, but must be array_record or tfrecord; run "
-            f"`gnet prepare tfds:{name} --data-dir DIR` with another folder"
+            f"`gnet prepare tfds:{name} --data-dir DIR` with a new folder DIR"
         )
     if "://" in folder:
         raise DataError(
@@ -161,7 +161,7 @@ def _open_records(
 
 
 class Shards:
-    """The files of a split, with the number of records in each. Finds the file of a record."""
+    """The files of a split and their record counts. Finds the file that contains a record."""
 
     def __init__(self, paths: Sequence[str | Path], counts: Sequence[int]) -> None:
         self._paths, self._counts = tuple(paths), tuple(counts)
@@ -171,7 +171,7 @@ class Shards:
         return int(self._starts[-1])
 
     def check(self, counts: Iterable[int]) -> None:
-        """Raises DataError if `counts`, the records found in each file, are not those expected."""
+        """Raises DataError unless `counts`, the records found in each file, are as expected."""
         for path, expected, found in zip(self._paths, self._counts, counts, strict=True):
             if found != expected:
                 raise DataError(
@@ -284,8 +284,8 @@ def record_ends(path: Path) -> np.ndarray:
 class TfRecords(Shards):
     """The records of local TFRecord files, with random access from any thread.
 
-    The positions of the records are saved in a file named `index` beside the data or, if that is
-    not possible, in the user's cache. Raises DataError for an unreadable or corrupt file.
+    The record positions are saved in a file whose name is `index`, in the folder of the data or, if
+    that is not writable, in the user's cache. Raises DataError if a file is unreadable or corrupt.
     """
 
     def __init__(self, paths: Sequence[Path], counts: Sequence[int], index: str) -> None:
@@ -343,7 +343,7 @@ class TfRecords(Shards):
 
 
 def _load_index(file: Path, key: str) -> np.ndarray | None:
-    """Returns the index in `file`, or None if it is missing, corrupt or made for other files."""
+    """Returns the record positions in `file`, or None if it is missing, corrupt or outdated."""
     try:
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
             return arrays["ends"] if str(arrays["key"]) == key else None
@@ -352,7 +352,7 @@ def _load_index(file: Path, key: str) -> np.ndarray | None:
 
 
 def _save_index(places: Sequence[Path], key: str, ends: np.ndarray) -> None:
-    """Saves the index in the first of `places` that is writable."""
+    """Saves the record positions in the first of the files `places` that can be written."""
     errors = []
     for place in places:
         part = place.with_name(f"{place.name}.{secrets.token_hex(4)}")
