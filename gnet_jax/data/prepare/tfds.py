@@ -160,7 +160,7 @@ def _imagenet_split(builder: Any, split: str, tar: Path, subset: bool) -> SplitP
 def _members(
     split: str, tar: Path, class_names: Sequence[str], labels: Sequence[str]
 ) -> list[Member]:
-    """Returns the images of `tar` in tensorflow-datasets' order. `labels` is for validation."""
+    """Returns a tar's images in tensorflow-datasets' order. `labels` are the validation labels."""
     numbers = {wnid: number for number, wnid in enumerate(class_names)}
     with tar.open("rb") as file:
         if split == "train":
@@ -196,7 +196,7 @@ def _train(file: BinaryIO, tar: Path, numbers: dict[str, int]) -> Iterator[Membe
 
 
 def _files(file: BinaryIO, tar: Path, start: int, pattern: str) -> list[tuple[str, int, int]]:
-    """Returns (name, offset, size) of each file that matches `pattern` in the tar at `start`."""
+    """Returns (name, offset, size) of each file matching `pattern` in the tar at byte `start`."""
     found = []
     try:
         file.seek(start)

@@ -107,7 +107,7 @@ class FolderSource:
         return str(self.root / self._files[index][0])
 
     def fingerprint(self) -> str:
-        """Returns a hash of paths, file sizes and, if labels have gaps (0, 2), class names."""
+        """Returns a hash of paths and file sizes, and of class names if labels have gaps (0, 2)."""
         split = len(self.split) + 1
         try:
             lines = [

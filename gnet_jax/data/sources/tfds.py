@@ -352,7 +352,7 @@ def _load_index(file: Path, key: str) -> np.ndarray | None:
 
 
 def _save_index(places: Sequence[Path], key: str, ends: np.ndarray) -> None:
-    """Saves the record positions in the first of the files `places` that can be written."""
+    """Saves the record positions in the first file in `places` that can be written."""
     errors = []
     for place in places:
         part = place.with_name(f"{place.name}.{secrets.token_hex(4)}")
