@@ -75,7 +75,7 @@ def learning_rate_schedule(
 def averaging_rate(
     o: OptimConfig, steps_per_epoch: float
 ) -> Callable[[jax.Array], jax.Array] | None:
-    """Returns a function from a step to the weight of its parameters in the average, or None.
+    """Returns a function from a step to the weight in the average of the parameters at that step.
     Before `average_from`, the average is the newest parameters. From then on, all steps have the
     same weight in a Polyak average.
     """
