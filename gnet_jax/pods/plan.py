@@ -1,4 +1,4 @@
-"""Plan a run on a topology: the memory, the traffic and the least possible time of a step.
+"""Plan a run on a topology (a group of chips): the memory, traffic and least time of a step.
 
 The least time is a roofline estimate: the longest of three times, for arithmetic, memory traffic
 and communication, each at the chip's peak rate. A real step takes longer.
@@ -82,7 +82,7 @@ class CompiledCost:
 
 
 def compile_cost(program: Program, chip: Chip) -> CompiledCost:
-    """Compile the training step of `program` and return its cost; OutOfMemoryError if rejected."""
+    """Compile the training step and return its cost; raises OutOfMemoryError if it does not fit."""
     start = time.perf_counter()
     try:
         compiled = compile_train_step(
@@ -136,7 +136,7 @@ def parse_out_of_memory(message: str, chip: Chip) -> OutOfMemoryError | None:
 
 
 def array_bytes(shape: str) -> int:
-    """Returns the bytes of the arrays in a shape such as "f32[2,3]{1,0}" or a tuple of them."""
+    """Returns the size in bytes of a shape such as "f32[2,3]{1,0}", or of a tuple of shapes."""
     return sum(
         math.prod(int(side) for side in sides.split(",") if side)
         * choose("the element type of an array in the program", kind, BITS)
@@ -155,12 +155,12 @@ def instructions(text: str) -> Iterator[tuple[str, int, int]]:
 
 
 def _entry(text: str) -> str:
-    """Returns the text of a program's entry computation, which is at the end."""
+    """Returns the entry computation, which is the last part of a compiled program's text."""
     return text[text.find("\nENTRY ") + 1 :]
 
 
 def find_collectives(text: str) -> tuple[Collective, ...]:
-    """Returns the collectives of a program by kind. Asynchronous ones count at their start."""
+    """Returns a Collective for each kind in a program; a -start and its -done count as one."""
     found: dict[str, list[int]] = {}
     for opcode, result, operands in instructions(text):
         kind = opcode.removesuffix("-start")
@@ -172,7 +172,7 @@ def find_collectives(text: str) -> tuple[Collective, ...]:
 
 
 def count_traffic(text: str) -> int:
-    """Returns the bytes that the entry computation reads and writes. Operands count in full."""
+    """Returns the bytes that the entry computation reads and writes; operands count in full."""
     return sum(
         result + operands
         for opcode, result, operands in instructions(_entry(text))
@@ -181,7 +181,7 @@ def count_traffic(text: str) -> int:
 
 
 def count_operations(text: str) -> tuple[int, int]:
-    """Returns the number of fusions, and of convolutions, products and library calls together."""
+    """Returns two counts: fusions, and (convolutions + matrix products + library calls)."""
     opcodes = Counter(opcode for opcode, _, _ in instructions(text))
     products = opcodes["convolution"] + opcodes["dot"] + len(LIBRARY_CALL.findall(text))
     return opcodes["fusion"], products
@@ -194,7 +194,7 @@ def count_donated(text: str) -> int:
 
 
 def sum_cycles(text: str) -> int:
-    """Returns the estimated cycles of the entry computation's fusions; 0 without estimates."""
+    """Returns the sum of the compiler's cycle estimates in the entry computation; 0 without any."""
     return sum(map(int, re.findall(r'"estimated_cycles":"(\d+)"', _entry(text))))
 
 
@@ -208,8 +208,8 @@ class DataSize(NamedTuple):
 def data_size(spec: str, images: int | None = None, classes: int | None = None) -> DataSize:
     """Returns the size of the data set `spec` (see `open_source`). ImageNet need not be present.
 
-    `images` and `classes` override the numbers in the data. With `classes`, the class names are
-    "0", "1" and so on. Raises DataError if the data cannot be read and one of the two is missing.
+    `images` and `classes` replace the numbers of the data set. With `classes`, the class names are
+    "0", "1" and so on. Raises DataError if a number is not given and the data cannot be read.
     """
     names = tuple(map(str, range(classes or 0)))
     if images and names:
@@ -313,7 +313,7 @@ def training_flops(costs: Ledger) -> float:
 def roofline(
     chip: Chip, flops: float, traffic: float, collectives: tuple[Collective, ...], chips: int
 ) -> dict[Bound, float]:
-    """Returns the least seconds of a step by each limit, given its costs on one of the `chips`."""
+    """Returns the least time of a step by each `Bound`, in seconds, from its costs on one chip."""
     sizes = sum(each.bytes * choose("collective", each.kind, COLLECTIVES) for each in collectives)
     return {
         "compute": flops / chip.flops,

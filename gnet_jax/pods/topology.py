@@ -1,4 +1,4 @@
-"""Chips that this machine does not have, such as `v5e:16x16` or `h100:8`, as targets of XLA."""
+"""Topologies: groups of chips, such as `v5e:16x16`, that XLA can compile for without a chip."""
 
 import contextlib
 import dataclasses
@@ -44,7 +44,7 @@ class Chip:
 def _gpu(
     name: str, flops: float, bandwidth: float, links: float, source: str, description: str
 ) -> Chip:
-    """Returns a GPU with 80 GB; `description` sets its own fields of `gpu_device_info`."""
+    """Returns a GPU with 80 GB; `description` has the fields in which the GPUs differ."""
     # These limits apply to compute capabilities 8 and 9 (CUDA C++ programming guide, table of
     # technical specifications).
     proto = f"""
@@ -96,7 +96,7 @@ class Topology:
 
 
 def parse_topology(text: str) -> tuple[Chip, tuple[int, ...]]:
-    """Returns the chip and the shape in `text`: "v5e:16x16" is 256 chips, "h100:8" eight GPUs."""
+    """Returns the chip and the sides in `text`: "v5e:16x16" gives `CHIPS["v5e"]` and (16, 16)."""
     name, _, shape = text.partition(":")
     if name not in CHIPS:
         raise UserError(f"unknown chip in topology {text!r}; use one of {', '.join(CHIPS)}")

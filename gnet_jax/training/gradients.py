@@ -1,10 +1,10 @@
 """Alternatives to `compute_gradient`: accumulation, canonical numerics, and `jax.pmap`.
 
-With canonical numerics, a run is bit-identical on 1, 2, 4 or any larger power of two of devices of
-the same kind. This requires the same compiler and, on CPUs, the same number of cores. The batch is
-cut into a fixed number of virtual shards. The same program computes every shard's gradient, and a
-fixed binary tree adds the gradients. Each device adds those of its own shards, which form one
-branch of the tree; then every device adds all branches in the order of the tree.
+With canonical numerics, a run is bit-identical on 1, 2, 4, 8 ... devices of the same kind. This
+requires the same compiler and, on CPUs, the same number of cores. The batch is cut into a
+fixed number of virtual shards. The same program computes every shard's gradient, and a fixed
+binary tree adds the gradients. First each device adds the gradients of its own shards, which form
+one branch of the tree. Then every device adds the sums of all branches, in the same order.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,9 +21,9 @@ Gradient = Callable[..., tuple[Any, Any, Metrics]]
 
 
 def accumulated_gradient(parts: int) -> Gradient:
-    """Returns a gradient function that averages over `parts` parts of the batch, to save memory.
+    """Returns a gradient function that saves memory: it averages over equal parts of the batch.
 
-    Each part has its own dropout mask, and batch norm sees one part at a time.
+    `parts` is their number. Each has its own dropout mask, and batch norm sees one at a time.
     """
 
     def gradient(state: TrainState, images: Any, targets: Any, key: Any, **options: Any) -> Any:
@@ -58,7 +58,7 @@ def canonical_gradient(gradient: Gradient, shards: int) -> Gradient:
 def _map_parts(
     gradient: Gradient, state: TrainState, inputs: Any, dropout_key: jax.Array, options: Any
 ) -> Any:
-    """Returns the stacked results of `gradient` over `inputs`: images, targets and part numbers."""
+    """Call `gradient` on each part in `inputs` (images, targets, numbers) and stack the results."""
 
     def part_gradient(part: Any) -> Any:
         images, targets, number = part
@@ -94,7 +94,7 @@ def isolated_update(
 
 
 def augment_share(augment: Callable[..., Any]) -> Callable[..., Any]:
-    """Adapt `augment` to one device's share of a batch. Images keep the keys of the whole batch."""
+    """Adapt `augment` to one device's images; their random keys are the same as on one device."""
 
     def share_augment(images_BHWC: jax.Array, label_B: jax.Array, key: jax.Array) -> Any:
         offset = jax.lax.axis_index(AXIS) * label_B.shape[0]

@@ -50,7 +50,7 @@ class Result:
 
 
 class CompiledSteps:
-    """Compiles each step at its first use. Runs of the same config with any seed can share it."""
+    """Compiles the three programs of a run at first use; runs with other seeds can share them."""
 
     def __init__(self, program: Program) -> None:
         self._program = program
@@ -81,10 +81,10 @@ class CompiledSteps:
 def train(run: Run, workdir: Path, steps: CompiledSteps | None = None) -> Result:
     """Train from the latest checkpoint in `workdir`, or from scratch, to the run's last step.
 
-    Call `open_workdir` first. Raises a TrainingError if too many steps in a row are not finite or
-    the validation loss is not, if the main head does not learn and `dead_heads` is "stop", or if
-    the last save failed. Raises a DataError, after saving, if too many images are corrupt or a
-    label is out of range.
+    Call `open_workdir` first. Raises a TrainingError if the validation loss is not finite, if too
+    many steps in a row are not finite, if the last save failed, or if the main head does not learn
+    and `dead_heads` is "stop". Raises a DataError, after saving, if too many images are corrupt or
+    a label is out of range.
     """
     config, program, total = run.config, run.program, run.program.total_steps
     began, watch, main = time.perf_counter(), Stopwatch(), jax.process_index() == 0

@@ -75,9 +75,9 @@ def learning_rate_schedule(
 def averaging_rate(
     o: OptimConfig, steps_per_epoch: float
 ) -> Callable[[jax.Array], jax.Array] | None:
-    """Returns a function from a step to the weight of its parameters in the average, or None.
+    """Returns the weight that a step's parameters get in the average, as a function of the step.
     Before `average_from`, the average is the newest parameters. From then on, all steps have the
-    same weight in a Polyak average.
+    same weight in a Polyak average. Returns None without averaging.
     """
     ema_share = partial(warm_rate, decay=o.ema_decay)
     shares = {"none": None, "polyak": lambda steps: 1 / (1 + steps), "ema": ema_share}

@@ -27,7 +27,7 @@ from gnet_jax.training.step import TrainState, compute_gradient, create_state, e
 
 
 class Takeover(NamedTuple):
-    """Which variables of a new network come from a trained one, by path ("params/...")."""
+    """The variables (paths) that a new network takes from a trained one, and why not the others."""
 
     loaded: tuple[str, ...]
     fresh: Mapping[str, str]  # path -> why it is not loaded
@@ -111,7 +111,7 @@ class Run:
         return self.program.config
 
     def fingerprints(self) -> dict[str, Any]:
-        """Returns hashes of both splits and of the order of the examples, and the class names."""
+        """Returns the class names, hashes of both splits, and a hash of the shuffled order."""
         return {
             "train": self.train.fingerprint(),
             "val": self.val.fingerprint(),
@@ -182,7 +182,7 @@ def prepare(config: Config, pretrained: TrainedModel | None = None) -> Run:
     data = config.data.source
     for what, source in (("train on", train), ("validate on", val)):
         if not len(source):
-            raise DataError(f"{data} has no image to {what}; its split is empty")
+            raise DataError(f"{data} has no image to {what}; that split is empty")
     empty = empty_classes(train)
     if empty:  # for example in a small subset
         raise DataError(f"{data} has no training image of {listed(empty)}; each class needs one")
@@ -204,7 +204,7 @@ def make_program(
     mesh: Mesh,
     pretrained: TrainedModel | None = None,
 ) -> Program:
-    """Returns a checked config's program for `images` training images; raises like `prepare`."""
+    """Check `config` and return its program for `images` training images; raises like `prepare`."""
     if len(class_names) < 2:
         raise DataError(f"{config.data.source} has {len(class_names)} class; it needs at least 2")
     model = model_of(config, len(class_names), pretrained)

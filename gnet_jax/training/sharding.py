@@ -53,7 +53,7 @@ def split(mesh: Mesh) -> NamedSharding:
 
 def xla_options(platform: str) -> dict[str, Any]:
     """Returns XLA's compiler options for the network on a platform ("cpu", "gpu", "tpu").
-    On CPUs they turn YNNPACK off, unless XLA_FLAGS sets its option.
+    On CPUs the options turn YNNPACK off, unless XLA_FLAGS has an option for YNNPACK.
     """
     if platform == "cpu" and YNN not in os.environ.get("XLA_FLAGS", "") and _knows_ynn():
         return {YNN: ""}
@@ -75,7 +75,7 @@ def _knows_ynn() -> bool:
 
 def check_batches(config: Config, mesh: Mesh) -> None:
     """Raise a ConfigError if a batch cannot be divided evenly.
-    It is divided among the devices or the virtual shards, the accumulated parts and mixup's pairs.
+    It is divided over devices (or virtual shards), then into accumulated parts and mixup pairs.
     """
     devices, shards, parts = mesh.size, config.virtual_shards, config.optim.accumulate
     into, unit = f"{devices} devices", devices
@@ -115,7 +115,7 @@ def compile_train_step(
     compiler_options: dict[str, Any] | None = None,
 ) -> jax.stages.Compiled:
     """Compile `step(state, *inputs)` for the mesh, from arrays or shapes; donates the state.
-    The inputs are split over the mesh's devices, which this machine need not have (see
+    The inputs are split over the devices. The mesh can have devices that this machine lacks (see
     `gnet_jax.pods`). With `manual`, `step` takes one device's share of the inputs and averages over
     `AXIS` itself.
     """
@@ -131,7 +131,7 @@ def compile_train_step(
 
 
 def compile_eval_step(mesh: Mesh, step: Callable[..., Any], inputs: int = 1) -> Callable[..., Any]:
-    """Jit `step(state, *args)`; `inputs` is the number of `args`, which the devices share."""
+    """Jit `step(state, *args)` with args split over the devices; `inputs` is the number of args."""
     whole = replicated(mesh)
     options = xla_options(mesh.devices.flat[0].platform)
     shardings = (whole, *[split(mesh)] * inputs)
@@ -148,7 +148,7 @@ def put_state(state: Any, mesh: Mesh) -> Any:
 def put_batches(
     batches: Iterable[Mapping[str, Any]], mesh: Mesh, batch_size: int
 ) -> Generator[dict[str, jax.Array], None, None]:
-    """Yield global batches on the devices; `batches` are this process's parts of them.
+    """Yield global batches on the devices; `batches` has this process's part of each.
     Without the global `batch_size`, JAX would accept a local batch of the wrong size.
     """
     parts = split(mesh)

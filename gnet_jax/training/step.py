@@ -45,7 +45,7 @@ def create_state(variables: Mapping[str, Any], optimizer: Optimizer, seed: int) 
 
 
 def step_keys(rng: jax.Array, step: int | jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns the augmentation key and the dropout key for the step after `step` finished steps."""
+    """Returns the keys (augmentation, dropout) for the step that follows `step` finished steps."""
     augment_key, dropout_key = jax.random.split(jax.random.fold_in(rng, step))
     return augment_key, dropout_key
 
@@ -53,7 +53,7 @@ def step_keys(rng: jax.Array, step: int | jax.Array) -> tuple[jax.Array, jax.Arr
 def compute_gradient(
     state: TrainState, images_BHWC: Any, targets_BK: Any, dropout_key: Any, **options: Any
 ) -> tuple[Any, Any, Metrics]:
-    """Returns the gradient of the loss, this batch's batch-norm statistics, and the heads' metrics.
+    """Returns three values: the loss's gradient, this batch's norm statistics, the heads' metrics.
     `options` are the `model`, `optimizer` and `loss` of `compute_loss`.
     """
     gradient = jax.grad(partial(compute_loss, **options), has_aux=True)

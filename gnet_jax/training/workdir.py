@@ -58,7 +58,7 @@ def open_workdir(config: Config, fingerprints: Mapping[str, Any]) -> Path:
 
 
 def _check_owner(workdir: Path, identity: dict[str, Any]) -> None:
-    """Raise a ConfigError if the folder has another run; the error names every difference."""
+    """Raise a ConfigError if the folder belongs to another run, and name every difference."""
     file, checkpoints = workdir / CONFIG_FILE, workdir / "checkpoints"
     another = "use another --workdir"
     if os.path.lexists(checkpoints) and not checkpoints.is_dir():
@@ -127,8 +127,8 @@ def locked(workdir: Path) -> Iterator[None]:
 
 def add_start(workdir: Path, step: int, own_parts: Iterable[str] = ()) -> str:
     """Add a record of this start of the run, which begins at `step`, to run.json.
-    `own_parts` are those of the `Architecture`: the user's own norm and block. Returns a warning if
-    the previous start used other code or libraries, otherwise "".
+    `own_parts` (see `Architecture`) name the user's own norm and block. Returns a warning if the
+    previous start used other code or libraries, otherwise "".
     """
     starts = read_starts(workdir)
     start = {
@@ -155,7 +155,7 @@ def add_start(workdir: Path, step: int, own_parts: Iterable[str] = ()) -> str:
 
 
 def read_starts(workdir: Path) -> list[dict[str, Any]]:
-    """Returns run.json: a record for each start of the run, newest last. Renames a corrupt file."""
+    """Returns the records in run.json, one per start, newest last; renames a corrupt run.json."""
     file = workdir / RECORD_FILE
     try:
         return [dict(start) for start in json.loads(file.read_text())["starts"]]
@@ -167,7 +167,7 @@ def read_starts(workdir: Path) -> list[dict[str, Any]]:
 
 
 def check_not_lost(workdir: Path) -> None:
-    """Call this if there is no checkpoint; raises a ConfigError if run.json records one."""
+    """If there is no checkpoint, call this; raises ConfigError if run.json says one was saved."""
     newest = max((start.get("newest_checkpoint", 0) for start in read_starts(workdir)), default=0)
     if newest:
         raise ConfigError(
@@ -177,7 +177,7 @@ def check_not_lost(workdir: Path) -> None:
 
 
 def package_versions() -> dict[str, str]:
-    """Returns the installed versions of `PACKAGES` and `DECODERS`."""
+    """Returns the installed versions of the packages in `PACKAGES` and `DECODERS`."""
     found = {each.name: each.version for each in importlib.metadata.distributions()}
     return {name: found[name] for name in (*PACKAGES, *DECODERS) if name in found}
 
@@ -207,7 +207,7 @@ def git_commit() -> str | None:
 
 @contextlib.contextmanager
 def replacing(file: Path) -> Iterator[Path]:
-    """Yield a path to write. Then rename it to `file`, or delete it if writing fails."""
+    """Yield a path for a new file; then rename it to `file`, or delete it if writing failed."""
     partial = file.with_suffix(".partial")
     try:
         yield partial

@@ -58,7 +58,7 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
     ) -> None:
         """Open or create `folder`.
         `tell` is called with each line to print. `watch` measures how long saving delays the run.
-        `model` is the model's description, which every step contains. With `verify`, each step is
+        `model` is the model's description, saved in every checkpoint. With `verify`, each step is
         read back after it is written.
         """
         super().__init__(folder)
@@ -138,7 +138,7 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
         return [each for each in steps if each in kept]
 
     def _check_space(self, state: Any) -> None:
-        """Raise a UserError if the disk is too full; Orbax would leave a dozen failed threads."""
+        """Raise a UserError if the disk is too full, before a dozen threads of Orbax fail."""
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         disk = shutil.disk_usage(self.folder)
         if disk.total > 0 and disk.free < needed:  # some network drives report no size at all
@@ -147,7 +147,7 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
             )
 
     def check(self) -> None:
-        """Handle the result of the background save if it has ended; `wait` waits until it has."""
+        """If the background save has ended, handle its result. (`wait` first waits for the end.)"""
         if self._pending is not None and self._pending[1].done():
             self._finish_pending()
 
@@ -194,7 +194,7 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
         self.tell(f"warning: {self.problem}; {latest}, and the next save tries again")
 
     def _delete_partial(self) -> bool:
-        """Delete what interrupted saves and deletions left; returns whether there was anything."""
+        """Delete the folders that interrupted saves or deletions left; returns True if any."""
         found = list(self.folder.glob(f"*{PARTIAL}*"))
         for folder in found:
             shutil.rmtree(folder, ignore_errors=True)
@@ -203,7 +203,7 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
     def restore_latest(self, abstract_state: Any) -> tuple[int, Any] | None:
         """Returns the newest intact step and its state; None if nothing was ever saved.
 
-        Corrupt steps that are newer are reported and renamed (120 becomes 120.damaged). The first
+        Newer steps, which are corrupt, are reported and renamed (120 to 120.damaged). The first
         process chooses the step; the others verify it and use the first process's list of steps.
         Raises ConfigError if there are steps but none is intact, and for the same reasons as
         `restore`. Raises UserError if another host failed.

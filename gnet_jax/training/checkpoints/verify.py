@@ -63,7 +63,7 @@ def read_verified(
 
 
 def find_difference(arrays: Mapping[str, np.ndarray], written: Mapping[str, Any]) -> str | None:
-    """Describe the first array that differs from its digest in `written`; None if there is none."""
+    """Describe the first array that differs from its digest in `written`; None if all match."""
     for name in sorted(written.keys() | arrays.keys()):
         if name not in arrays:
             return f"{name} is missing"
@@ -95,7 +95,7 @@ def write_digests(folder: Path, arrays: Mapping[str, np.ndarray], notes: Mapping
 
 
 def add_notes(checkpoint: Path, notes: Mapping[str, Any]) -> None:
-    """Add or replace notes that `write_digests` wrote; on an error, the file is unchanged."""
+    """Add `notes` to digests.json, replacing equal keys; on an error, the file is unchanged."""
     _write(checkpoint / "digests", read_digests(checkpoint) | dict(notes))
 
 
@@ -117,7 +117,7 @@ def read_digests(checkpoint: Path) -> dict[str, Any]:
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
-    """Returns the leaves by path ("params/conv1/..."), the same for dict keys and named fields."""
+    """Returns the leaves by path, such as "params/conv1/..."; dict keys and fields look alike."""
 
     def part(key: Any) -> str:
         return str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
@@ -156,7 +156,7 @@ def _write(folder: Path, body: Mapping[str, Any]) -> None:
 
 
 def _read_arrays(folder: Path, names: list[str]) -> dict[str, np.ndarray]:
-    """Read arrays that Orbax wrote; Orbax would place them on devices before they are verified."""
+    """Read arrays that Orbax wrote. Orbax itself would put them on devices before verification."""
     import tensorstore  # here, so that `gnet train --help`, which imports this module, is fast
 
     def start_opening(name: str) -> Any:
@@ -236,7 +236,7 @@ class SavedSteps:
 
 
 def is_workdir(path: Path) -> bool:
-    """Returns whether `path` is the workdir of a run, with a folder of checkpoints."""
+    """Returns whether `path` is a run's workdir that contains a folder of checkpoints."""
     return (path / CONFIG_FILE).is_file() and (path / CHECKPOINTS).is_dir()
 
 

@@ -113,7 +113,7 @@ def _number(name: str) -> int:
 
 @contextlib.contextmanager
 def handle_stop_signals(handler: Callable[[int, Any], None]) -> Iterator[Sequence[int]]:
-    """Install `handler` for the signals that stop a run; yield them. Under nohup, omits SIGHUP."""
+    """Install `handler` for the stop signals; yield these signals (under nohup, without SIGHUP)."""
     nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     numbers = [each for each in SIGNALS if not (nohup and each == signal.SIGHUP)]
     before = {each: signal.signal(each, handler) for each in numbers}
@@ -322,7 +322,7 @@ class Supervisor:
         self._acknowledged, self._acknowledge = os.pipe()
 
     def run(self) -> int:
-        """Run the command, restart it as needed, and return the exit code of its last start."""
+        """Run the command until no restart is needed, and return its last exit code."""
         number, crashes, delay, reason = 1, 0, self._launch.restart_delay, None
         with handle_stop_signals(self._pass_on):
             while True:

@@ -27,7 +27,7 @@ LEAD = 2  # number of steps from the one that is passed a code to the last of th
 
 
 class StopRequest(contextlib.ExitStack):
-    """On SIGINT, SIGTERM or SIGHUP, asks the loop to save and stop. A second signal kills it."""
+    """On SIGINT, SIGTERM or SIGHUP, asks the loop to save and stop; on a second signal, exits."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -30,9 +30,9 @@ KEPT_SAVES = 20
 
 
 class Stopwatch:
-    """Measures how many seconds this start of the run spends on each of `KINDS`.
-    Loading data and saving count only while they delay the loop. Time spent on none of the other
-    kinds is training.
+    """Measures how many seconds a run spends on each of `KINDS` since it was last started.
+    Loading data and saving count only while they delay the loop. All remaining time counts as
+    training.
     """
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class Stopwatch:
         self._saves[step] = time.perf_counter() - self._began
 
     def record(self, step: int) -> dict[str, Any]:
-        """Returns the times of this start for `run.json`; `step` is the last finished step."""
+        """Returns the steps and times to record in `run.json`; `step` is the last finished step."""
         total = time.perf_counter() - self._began
         seconds = self._spent | {"training": total - sum(self._spent.values())}
         saves = sorted(self._saves.items())[-KEPT_SAVES:]
@@ -67,8 +67,8 @@ class Stopwatch:
 
 
 def total_seconds(starts: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Returns the seconds of each kind, and of `LOST`, over all `starts` recorded in `run.json`.
-    `LOST` is the time that a start spent after the checkpoint from which a later start resumed.
+    """Returns the seconds of each kind, and of `LOST`, summed over `starts`, read from run.json.
+    `LOST` is the time after a checkpoint from which the run resumed: this work was repeated.
     """
     sums = dict.fromkeys((*KINDS, LOST), 0.0)
     for number, start in enumerate(starts):
@@ -91,7 +91,7 @@ def total_seconds(starts: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def goodput(seconds: Mapping[str, float]) -> float:
-    """Returns the fraction of `total_seconds` spent on training; NaN if no time was recorded."""
+    """Returns the fraction of all `seconds` that was training; NaN if no time was recorded."""
     return seconds["training"] / (sum(seconds.values()) or math.nan)
 
 
@@ -113,9 +113,9 @@ def duration(seconds: float) -> str:
 
 class Board:
     """Writes scalars and histograms for TensorBoard into a folder.
-    tensorboardX's `SummaryWriter` is not used: a full disk ends its thread, and its queue then
-    blocks the run. TensorBoard hides the points of older files, left by a killed process, from step
-    `purge_step` on.
+    tensorboardX's `SummaryWriter` is not used: a full disk ends its thread, and then the run
+    blocks on its full queue. From step `purge_step` on, TensorBoard hides the points in the files
+    that a killed process left.
     """
 
     def __init__(self, folder: Path, purge_step: int) -> None:
@@ -232,7 +232,7 @@ class Reporter(contextlib.AbstractContextManager["Reporter"]):
         self._console.say(text)
 
     def account(self, step: int) -> dict[str, float]:
-        """Record this start's times in run.json; returns the seconds by kind over all starts."""
+        """Write the times since this start to run.json; returns all starts' seconds by kind."""
         starts = read_starts(self._workdir) if self._enabled else []
         starts[-1:] = [{**(starts[-1] if starts else {"step": 0}), **self.watch.record(step)}]
         if self._enabled:
@@ -277,14 +277,14 @@ class Reporter(contextlib.AbstractContextManager["Reporter"]):
         )
 
     def append(self, file: MetricsFile, step: int, values: Mapping[str, Any]) -> None:
-        """Append a line to another log; if the disk is full, print a warning instead."""
+        """Append a line to `file`, a separate log; if the disk is full, only print a warning."""
         try:
             file.append(step, values)
         except OSError as error:
             self.say(f"warning: cannot add step {step} to {file.path} ({error.strerror})")
 
     def _log(self, step: int, values: dict[str, float]) -> None:
-        """Log `values`, after any earlier values that a full disk kept from being logged."""
+        """Log `values`; first log earlier values that could not be written to a full disk."""
         if not self._enabled:
             return
         self._unwritten.append((step, values))

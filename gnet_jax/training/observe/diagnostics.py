@@ -1,4 +1,4 @@
-"""Diagnose the gradients, activations and updates of each block, with a program of its own.
+"""Diagnose the gradients, activations and updates of each block, outside the training step.
 
 Shapes: B batch, H height, W width, C channels.
 """
@@ -34,12 +34,12 @@ def diagnose(
     augment: Callable[..., tuple[jax.Array, jax.Array]],
     loss: LossConfig,
 ) -> dict[str, Any]:
-    """Returns diagnostics of the next training step on `batch`, with its augmentation and dropout.
+    """Returns diagnostics of the next training step on `batch`, with that step's random keys.
 
     `scalars` are float32 values by name (docs/ablations.md lists them). `histograms` has a pair
     (counts, edges) for the gradient and one for the parameters of each block (a top-level module).
-    The whole batch is processed at once, even if the training step splits it into parts, whose
-    dropout masks would differ.
+    The whole batch is processed at once, even if the training step splits it into parts with
+    other dropout masks.
     """
     augment_key, dropout_key = step_keys(state.rng, state.step)
     images_BHWC, targets_BK = augment(batch["image"], batch["label"], augment_key)

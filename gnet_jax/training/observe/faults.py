@@ -90,15 +90,14 @@ class SkippedSteps:
 
     @property
     def near_limit(self) -> bool:
-        """Whether one more bad step ends the run; if so, every step's metrics are read at once."""
+        """Whether one more bad step ends the run; the loop then waits for each step's metrics."""
         return self._in_a_row + 1 >= self._run.config.max_bad_steps
 
     def read(
         self, step: int, metrics: Any, batch: dict[str, jax.Array], state: Any
     ) -> dict[str, float]:
         """Returns the metrics of `step` as floats; the step took `batch` and returned `state`.
-        If this is the last of `max_bad_steps` bad steps in a row, writes a replay file and raises
-        TrainingError.
+        After `max_bad_steps` bad steps in a row, writes a replay file and raises TrainingError.
         """
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if not values["skipped"]:
@@ -180,7 +179,7 @@ class DeadHeadGuard:
     """Detects a main head that does not learn, from the mean loss of each head in each report.
 
     A head is dead if, for `patience` steps after the warm-up, every reported loss was within
-    `MARGIN` of ln(classes), the loss of equal probabilities even with label smoothing or mixup.
+    `MARGIN` of ln(classes). Equal probabilities have this loss, also with label smoothing or mixup.
     Without batch norm, an auxiliary head may learn while the main head does not: in BVLC/caffe#1598
     the main loss stayed at ln 1000 = 6.908 for 2.4 million steps.
     """
