@@ -75,10 +75,10 @@ def _net_parameter() -> Any:
 
 
 def read_caffemodel(path: Path) -> tuple[dict[str, list[np.ndarray]], Preprocessing, str]:
-    """Returns the layers in a file (float32 arrays), its preprocessing, and a note on the latter.
+    """Returns a file's layers (float32 arrays), its preprocessing, and a note on the preprocessing.
 
-    Only files saved by a training run have a data layer. The note lists the values that were read
-    from it, and is empty if there is none. All other values are those of the published weights.
+    A file saved by a training run has a data layer with preprocessing. The note lists the values
+    read from this layer; without one, it is empty. Other values are those of the published weights.
     Raises WeightsError if the file is not a caffemodel, is corrupt (the error names the last
     complete layer) or has invalid preprocessing.
     """
@@ -162,7 +162,7 @@ def load(src: Path, sha256: str) -> tuple[TrainedModel, list[str]]:
 
 
 def _layer_names(heads: Mapping[str, str]) -> dict[str, str]:
-    """Returns Caffe's layer name for every module with weights; `heads` are auxiliary."""
+    """Returns Caffe's names of modules with weights; `heads` maps auxiliary heads to Caffe's."""
     convs = dict(CAFFE_STEM)
     for block in VARIANTS["paper"].widths:
         at = f"inception_{block}"
@@ -175,7 +175,7 @@ def _layer_names(heads: Mapping[str, str]) -> dict[str, str]:
 
 
 def find_network(layers: Layers, where: str) -> tuple[dict[str, list[np.ndarray]], list[str]]:
-    """Returns the layers of the GoogLeNet in a file under Caffe's names, and notes on all changes.
+    """Returns the GoogLeNet layers in a file, with Caffe's usual names, and notes on all changes.
 
     A prefix of the network's names is removed. An auxiliary head is skipped if its number of
     classes is not the classifier's. Raises WeightsError if there is no GoogLeNet or more than one,
@@ -205,7 +205,7 @@ def find_network(layers: Layers, where: str) -> tuple[dict[str, list[np.ndarray]
 def from_caffe(layers: Layers, where: str) -> tuple[Architecture, dict[str, np.ndarray]]:
     """Returns the architecture and the flat variables of a GoogLeNet from its Caffe layers.
 
-    A linear layer may be stored as a convolution. The input's channels stay in the order BGR.
+    A linear layer may be stored as a convolution. The network still expects BGR images.
     """
     tensors = {}
     for name, blobs in layers.items():

@@ -37,17 +37,17 @@ Run = Callable[[np.ndarray], np.ndarray]  # normalised images (B, S, S, 3) to lo
 
 
 class ExportError(UserError):
-    """A file cannot be written, or does not compute the same logits as the network."""
+    """A network cannot be exported, or the exported file computes other logits."""
 
 
 def export(folder: TrainedModel, out: str | Path) -> float:
     """Write the network to `out` in the format of its suffix, and verify the file.
 
     Returns the largest difference from the network's own logits on random images, as a fraction of
-    the largest logit. It is 0 for a file of variables, which must be identical to the network's.
+    the largest logit. For .safetensors and .pth, it is 0: the variables must be identical.
     Raises WeightsError if the format does not support the network, and ExportError for an unknown
     suffix, a missing package, a path that cannot be written, or a difference above `TOLERANCE`. If
-    there is an error, an existing file is kept.
+    there is an error, an existing file `out` is not changed.
     """
     out = Path(out).expanduser()
     if out.suffix not in _WRITERS:
@@ -76,7 +76,7 @@ def export(folder: TrainedModel, out: str | Path) -> float:
 
 
 def _exact_device() -> Any:
-    """Returns a CPU (None if disabled): GPUs and TPUs round float32 products to fewer bits."""
+    """Returns a CPU, as GPUs and TPUs round float32 products to fewer bits; None if disabled."""
     try:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError:  # JAX_PLATFORMS excludes CPUs
@@ -84,11 +84,10 @@ def _exact_device() -> Any:
 
 
 def _largest_difference(folder: TrainedModel, written: Run | TrainedModel) -> float:
-    """Returns the largest difference between the logits of the network and those of `written`.
+    """Returns the largest error in the logits of `written`, as a fraction of the largest logit.
 
-    The unit is the network's largest logit. `written` is run on batches of one and three images. If
-    it is a model that was read back, it is not run: the result is 0 if the network and all
-    variables are identical, otherwise infinity.
+    If `written` is a function, it is called with one and three images. A model read back is not
+    run: the result is 0 if it has the network and the variables of `folder`, otherwise infinity.
     """
     if isinstance(written, TrainedModel):
         own, read = flatten(folder.variables), flatten(written.variables)

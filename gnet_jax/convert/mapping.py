@@ -16,8 +16,8 @@ from gnet_jax.model_folder.folder import WeightsError
 def find_prefix(names: Collection[str], markers: tuple[str, str], kind: str, where: str) -> str:
     """Returns the prefix that all names of the GoogLeNet in a file have in common.
 
-    `names` are all names in the file, `markers` two names that every GoogLeNet of this format has.
-    Raises WeightsError if there is no GoogLeNet or more than one.
+    `names` are all names in the file. `markers` are two names that every GoogLeNet of this format
+    has, without the prefix. Raises WeightsError if there is no GoogLeNet or more than one.
     """
     first, second = markers
     prefixes = [name.removesuffix(first) for name in names if name.endswith(first)]
@@ -32,7 +32,7 @@ def find_prefix(names: Collection[str], markers: tuple[str, str], kind: str, whe
 
 
 def drop_heads(network: dict[str, Any], classes: Mapping[str, int], expected: int) -> list[str]:
-    """Delete auxiliary heads whose number of `classes` is not `expected`; returns notes."""
+    """Delete the auxiliary heads that do not have `expected` classes, and return notes on them."""
     notes = []
     for head, count in classes.items():
         if count != expected:
@@ -44,9 +44,9 @@ def drop_heads(network: dict[str, Any], classes: Mapping[str, int], expected: in
 
 
 def name_variables(modules: Mapping[str, str], parts: Mapping[str, str]) -> dict[str, str]:
-    """Returns the other program's name for each of our variables: all modules with all parts.
+    """Returns the other program's name of each variable, by our name.
 
-    `modules` and `parts` map our names to theirs; a part is "params/{}/conv/kernel", for example.
+    Each module fills the braces of each part ("params/{}/conv/kernel"). The keys are our names.
     """
     return {
         our_part.format(ours): part.format(theirs)
@@ -66,7 +66,7 @@ def map_variables(
     """Returns the architecture and the flat variables (float32) of the network in `tensors`.
 
     `names` maps each variable to the name of its tensor. The convolution of an auxiliary head must
-    come before its `fc`. `base` supplies the fields that the shapes do not determine. With
+    come before its `fc`. `base` supplies the fields that no shape determines. With
     `channels_first`, as in Caffe and torch, kernels are OIHW, weights of linear layers are
     (outputs, inputs), and feature maps are flattened in the order C, H, W. Otherwise kernels are
     HWIO, and weights of linear layers are (inputs, outputs).
@@ -101,9 +101,9 @@ def map_variables(
 
 
 def _with_shapes_of(flat: Mapping[str, np.ndarray], base: Architecture) -> Architecture:
-    """Returns `base` with all fields replaced that the shapes of the variables `flat` determine.
+    """Returns `base`, but with the fields that the shapes of the variables `flat` determine.
 
-    They are the widths, the auxiliary heads, the number of classes and the size of 5x5 kernels.
+    These are the widths, the auxiliary heads, the number of classes and the size of 5x5 kernels.
     """
 
     def width(module: str) -> int:

@@ -20,7 +20,7 @@ _NO_PLACE = "cannot export to ONNX: the network has {}; use .stablehlo, which su
 
 
 def _window(size: int, stride: int, low: int, high: int) -> dict[str, list[int]]:
-    """Returns the attributes of a square window; `low` and `high` pad the two ends of each axis."""
+    """Returns ONNX attributes of a square window, with padding `low` before and `high` after it."""
     pads = [low, low, high, high]
     return {"kernel_shape": [size, size], "strides": [stride, stride], "pads": pads}
 
@@ -50,7 +50,7 @@ class _Graph:
     def conv(
         self, x: str, module: str, stride: int = 1, pads: tuple[int, int] | None = None
     ) -> str:
-        """Add a convolution with its batch norm, if any, and ReLU. By default, the size is kept."""
+        """Add a convolution, its batch norm (if any) and a ReLU. Defaults keep the image size."""
         kernel_HWIO = self.variable(f"params/{module}/conv/kernel")
         if choose("norm", self.arch.norm, {"batch_norm": True, "lrn": False}):
             scale, shift = (self.variable(f"params/{module}/norm/{n}") for n in ("scale", "bias"))
@@ -66,7 +66,7 @@ class _Graph:
         return self.node("Relu", [self.node("Conv", inputs, f"{module}/conv", **window)], module)
 
     def max_pool(self, x: str, size: int, window: int, stride: int, pad: int, name: str) -> str:
-        """Add a max pool with Caffe's output size, which may need padding on the high sides."""
+        """Add a max pool with Caffe's output size, which may need padding below and right."""
         ((low, high),) = pool_padding([size], window, stride, pad)
         return self.node("MaxPool", [x], name, **_window(window, stride, low, high))
 
@@ -99,7 +99,7 @@ def onnx_model(
     """Returns the network as a checked ONNX model in float32, without auxiliary heads.
 
     The model maps normalised images "input" (N, 3, size, size) to "logits" (N, classes), where N is
-    symbolic. Raises WeightsError naming a variable that `flat` lacks or the graph does not use.
+    symbolic. Raises WeightsError if `flat` lacks a variable or has an unknown one, and names it.
     """
     g, shape_NCHW = _Graph(arch, flat), ["N", 3, size, size]
     if choose("stem", arch.stem, {"imagenet": True, "small": False}):

@@ -1,4 +1,4 @@
-"""Reads models (from weight files, model folders and training workdirs) and class names."""
+"""Reads class names, and models from weight files, model folders and training workdirs."""
 
 import ast
 import dataclasses
@@ -26,7 +26,7 @@ def convert(
 ) -> TrainedModel:
     """Read the model in `src`, write it to the model folder `dst`, and return it.
 
-    An existing model folder is replaced. For the arguments and errors, see `read`, `write_folder`.
+    An existing model folder is replaced. `read` describes the arguments. Raises WeightsError.
     """
     model = read(Path(src).expanduser(), class_names=class_names, transform_input=transform_input)
     write_folder(dst, model)
@@ -39,17 +39,17 @@ def read(
     """Returns the model in `src`: a model folder, a training workdir, or a file with weights.
 
     The file can be from `gnet export` or from another program. Its format is detected from the
-    content, and nothing in the file is executed. If a file of another program lacks a value, the
-    value is assumed, printed on standard error and recorded in `source` of the model. Without
-    `class_names`, the names are ImageNet's for 1,000 outputs (1,001 for TF-slim), otherwise "class
-    0", "class 1", ... Without `transform_input`, an option of torchvision's network, it is true for
-    torchvision's published file and false for others. Raises WeightsError if `src` is missing,
-    corrupt, of an unknown format or not a GoogLeNet, or if an argument does not fit it.
+    content, and nothing in the file is executed. What another program's file lacks is assumed,
+    printed on standard error and recorded in `source` of the model. The names assumed are
+    ImageNet's for 1,000 outputs (1,001 for TF-slim), otherwise "class 0", "class 1", ...
+    `transform_input` is an option of torchvision's network. By default, it is true for the file
+    that torchvision publishes, false for others. Raises WeightsError if `src` is missing, corrupt,
+    of an unknown format or not a GoogLeNet, or if an argument does not fit it.
     """
     found, notes = _read_folder(src) if src.is_dir() else _read_file(src, transform_input)
     foreign, source = not found.class_names, dict(found.source)
     if transform_input is not None and not (foreign and "transform_input" in source):
-        raise WeightsError(f"{src} is not from torchvision; transform_input is only for such files")
+        raise WeightsError(f"transform_input is only for files from torchvision; {src} is not one")
     if notes:
         source["notes"] = "; ".join(notes)
     if class_names is not None:
@@ -116,7 +116,7 @@ def _read_file(src: Path, transform_input: bool | None) -> tuple[TrainedModel, l
 
 
 def _assumed_names(outputs: int, source: dict[str, str]) -> tuple[tuple[str, ...], str]:
-    """Returns class names for another program's file, and a note on them, or "" if certain."""
+    """Returns class names for another program's file, and a note ("" if certain)."""
     other = "to set other names: gnet convert --class-names FILE"
     if outputs == 1000:
         assumed = f"assumed ImageNet's, because there are 1,000 outputs; {other}"
@@ -141,8 +141,8 @@ def read_class_names(file: Path) -> tuple[str, ...]:
     A text file has one name per line. If each line starts with a WordNet id, the ids are removed.
     If each line starts or ends with a number, and these are 0, 1, 2, ... in any order, the names
     are sorted by number and the numbers are removed. A file of JSON or a Python literal contains a
-    list of names, a dict from index to name, or a dict from name to index. Such a name can be
-    a pair of WordNet id and name. Raises WeightsError naming the first invalid line or entry.
+    list of names, a dict from index to name, or a dict from name to index. There, a pair of
+    WordNet id and name can replace a name. Raises WeightsError naming the first bad line or entry.
     """
     try:
         text = file.expanduser().read_text("utf-8-sig")

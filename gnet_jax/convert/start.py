@@ -1,4 +1,4 @@
-"""Loads the model that `--init` names, for `prepare`: call `prepare(*with_start(config))`."""
+"""Loads the model that `--init` names; use it as `prepare(*with_start(config))`."""
 
 import dataclasses
 from pathlib import Path
@@ -8,7 +8,7 @@ from gnet_jax.model_folder.folder import TrainedModel
 
 
 def with_start(config: Config) -> tuple[Config, TrainedModel | None]:
-    """Returns `config` and the model that `config.init` names, or None if it names none.
+    """Returns `config`, and the model that `config.init` names (None if `init` is None).
 
     The returned config has the preprocessing of the model. Raises WeightsError or ConfigError if
     the model cannot be read or is corrupt, and ConfigError if `config` sets other preprocessing.

@@ -55,7 +55,7 @@ slim resizes after the crop and without antialiasing, so its pixels differ sligh
 
 
 def find_index(path: Path) -> Path:
-    """Returns the .index file for the prefix or a .data file of a checkpoint, `path` otherwise."""
+    """Returns the .index file if `path` is a checkpoint's prefix or .data file, else `path`."""
     prefix = re.sub(r"\.data-[0-9]{5}-of-[0-9]{5}$", "", path.name)
     index = path.with_name(prefix + ".index")
     part = prefix != path.name or not path.exists()
@@ -85,7 +85,7 @@ def read_checkpoint(file: Path) -> dict[str, np.ndarray]:
 
 
 def load(src: Path) -> tuple[TrainedModel, list[str]]:
-    """Returns the network in a checkpoint, without class names, and notes on what was assumed.
+    """Returns the network in a checkpoint (no class names), and notes on what was assumed.
 
     `is_checkpoint` must be true for `src`. Raises WeightsError if it is not a valid Inception v1.
     """

@@ -59,7 +59,7 @@ class _Tensor(NamedTuple):
 
 
 class _Ignored:
-    """Replaces an object of `_SKIPPED_NAMES`. It discards everything that the pickle adds to it."""
+    """Stands for an object of `_SKIPPED_NAMES`; discards all that the pickle adds to it."""
 
     def __init__(self, *_: Any, **__: Any) -> None: ...
 
@@ -98,7 +98,7 @@ class _Unpickler(pickle.Unpickler):
             case ("storage", str(kind), str(key), _, int(size), *views) if kind in _STORAGES:
                 if not any(views):
                     return self.storages.setdefault(key, _Storage(kind, key, size))
-        raise WeightsError(f"refers to {str(pid)[:80]}, which is not a storage of tensors")
+        raise WeightsError(f"refers to {str(pid)[:80]}, which is not a tensor's storage")
 
     def _tensor(self, storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Tensor:
         numbers = (offset, *shape, *strides)

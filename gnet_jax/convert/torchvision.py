@@ -38,7 +38,7 @@ PUBLISHED_SHA256 = "1378be20"
 
 
 def preprocessing(transform_input: bool) -> Preprocessing:
-    """Returns torchvision's preprocessing, with `transform_input` included in mean and std.
+    """Returns torchvision's preprocessing; mean and std include the effect of `transform_input`.
 
     `transform_input` is an option of torchvision's network. It maps images that were normalised
     with ImageNet's mean and std to (x / 255 - 0.5) / 0.5. The published weights require it.
@@ -83,9 +83,9 @@ def load(
 def find_network(
     tensors: Mapping[str, np.ndarray], where: str
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Returns the state dict of the GoogLeNet in a file, with torchvision's names, and notes.
+    """Returns the GoogLeNet's state dict, with torchvision's names, and notes on all changes.
 
-    `tensors` have the names of `read_torch`; the notes list all changes. A prefix of the network's
+    `tensors` are all tensors of the file, named as in `read_torch`. A prefix of the network's
     names is removed. A classifier of one linear layer is renamed to fc. An auxiliary head is
     skipped if its number of classes is not the classifier's. Raises WeightsError if there is no
     GoogLeNet, more than one, or one with other layers before or after it.
@@ -126,9 +126,9 @@ def find_network(
 def _rename_classifier(
     network: dict[str, np.ndarray], beside: dict[str, np.ndarray], where: str
 ) -> list[str]:
-    """Rename to fc the only linear layer whose input is the pooled features; returns notes.
+    """Rename the linear layer whose input is the pooled features to fc; returns notes.
 
-    Other layers of its module are moved to `network`, so `from_torchvision` rejects them by name.
+    The rest of its module moves from `beside` to `network`; `from_torchvision` then rejects it.
     """
     ends = [f"inception5b.{_BRANCHES[b]}.conv.weight" for b in ("b1", "b3", "b5", "pool_proj")]
     features = sum(len(network[name]) for name in ends if name in network)

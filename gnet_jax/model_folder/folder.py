@@ -104,7 +104,7 @@ def write_folder(path: str | Path, folder: TrainedModel) -> None:
 
     If the process is killed, `path` is the old folder, the new folder, or missing. An existing
     model folder is replaced if it contains no other files. Raises WeightsError if `path` contains
-    anything else or cannot be written, and for the reasons of `check_folder` and `config_of`.
+    anything else or cannot be written, or if `check_folder` or `config_of` raises it.
     """
     from gnet_jax.model_folder.card import model_card
 
@@ -334,8 +334,8 @@ def config_of(folder: TrainedModel) -> dict[str, Any]:
     """Returns the content of config.json, except the sha256 of the weights.
 
     It has the version of gnet_jax and everything about the model except its variables. Raises
-    WeightsError if this cannot rebuild the network in another process: if the model is not of class
-    GoogLeNet, has custom `ops`, or has a block or norm that is not defined in a file.
+    WeightsError if another process could not rebuild the network: if it is not of class GoogLeNet,
+    has custom `ops`, or has a block or norm that is not defined in a file.
     """
     model = folder.model
     if type(model) is not GoogLeNet or model.ops not in (FAST, REFERENCE):
@@ -370,7 +370,7 @@ class _Fields(NamedTuple):
 
 
 def folder_of(config: Any, tensors: dict[str, Any], where: str | Path) -> TrainedModel:
-    """Returns the model that `config` describes, with the variables `tensors`, a dict by path.
+    """Returns the model that `config` describes; `tensors` are its variables by path.
 
     `config` is a result of `config_of`; additional fields are ignored. Raises WeightsError if a
     field is missing or invalid, or if the variables do not match. The message names `where`, the

@@ -113,7 +113,7 @@ def test_a_legacy_file_of_another_version_or_byte_order_is_refused(tmp_path, hea
 
 def test_a_view_of_another_storage_is_refused(tmp_path):
     data = tensor_pickle((6,), (1,)).replace(b"K\x06tQ", b"K\x06K\x01tQ")
-    with pytest.raises(WeightsError, match="not a storage"):
+    with pytest.raises(WeightsError, match="not a tensor's storage"):
         read_torch(zipped(tmp_path / "a.pth", data))
 
 

@@ -1,4 +1,4 @@
-"""Compares networks' costs part by part, and the paper's Table 1 with the costs counted here."""
+"""Compares the costs of networks, and the costs in the paper's Table 1 with those counted here."""
 
 import dataclasses
 import itertools
@@ -54,7 +54,7 @@ QUANTITIES = {
 
 
 def part_of(layer: Layer) -> str:
-    """Returns the part that a layer belongs to: one of `PARTS`, otherwise its own name."""
+    """Returns the part of the network that has this layer: one of `PARTS`, or the layer's name."""
     block, _, branch = layer.name.partition("/")
     if layer.is_aux:
         return "aux heads"
@@ -66,7 +66,7 @@ def part_of(layer: Layer) -> str:
 
 
 def block_of(layer: Layer) -> str:
-    """Returns the block that contains a layer, or the layer's part if no block contains it."""
+    """Returns the inception block that contains a layer, or `part_of(layer)` if none does."""
     block, slash, _ = layer.name.partition("/")
     in_block = block.startswith("inception_") and slash
     return block.removeprefix("inception_") if in_block else part_of(layer)
@@ -109,7 +109,7 @@ def networks(words: Sequence[str], image_size: int, base: Choices) -> dict[str, 
 
 
 def _changes(term: str, word: str) -> list[tuple[str, str, Any]]:
-    """Returns the (name, field, value) of each change that `term`, a part of `word`, stands for."""
+    """Returns (name, field, value) of each change that `term` requests; errors also name `word`."""
     if term in VARIANTS:
         return [(term, "variant", term)]
     knob, equals, values = term.partition("=")
@@ -151,7 +151,7 @@ def short(value: int) -> str:
 
 
 def compare_rows(ledgers: Mapping[str, Ledger]) -> list[dict[str, Any]]:
-    """Returns exact costs: for each network, a row for each part and one for all of inference."""
+    """Returns exact costs: for each network, a row for each part and a total for inference."""
     rows = []
     for name, ledger in ledgers.items():
         parts = layers_by(ledger, part_of)
@@ -164,7 +164,7 @@ def compare_rows(ledgers: Mapping[str, Ledger]) -> list[dict[str, Any]]:
 
 
 def draw_blocks(ledgers: Mapping[str, Ledger], out: Path) -> None:
-    """Draw each network's cost by block to `out`: multiply-adds above, parameters below."""
+    """Draw the multiply-adds (above) and parameters (below) of each network's blocks to `out`."""
     figure = Figure(figsize=(9, 6.4), layout="constrained")
     panels = figure.subplots(2, 1, sharex=True)
     costs = {name: layers_by(ledger, block_of) for name, ledger in ledgers.items()}
@@ -207,7 +207,7 @@ REASONS = {
 
 
 class Comparison(NamedTuple):
-    """A row of Table 1. Units: 1024 parameters (without biases) and 10**6 multiply-adds."""
+    """A row of the paper's Table 1, in units of 1024 weights and 10**6 multiply-adds."""
 
     layer: str
     printed_params: float
@@ -220,9 +220,9 @@ class Comparison(NamedTuple):
 
 
 def compare_with_print() -> Iterator[Comparison]:
-    """Yield every row of Table 1, printed and as counted from the printed widths at 224x224.
+    """Yield every row of Table 1: its printed costs, and our count for its widths at 224x224.
 
-    A printed number agrees if it is the rounded or truncated count, with or without biases.
+    The two agree if the printed number is the rounded or truncated count, with or without biases.
     """
     names = {"classifier": "linear", "conv2_reduce": "conv2"}
     rows = layers_by(
@@ -240,7 +240,7 @@ def compare_with_print() -> Iterator[Comparison]:
 
 
 def print_table(rows: Iterable[Comparison]) -> Table:
-    """Returns a table of the paper's and the counted numbers; each difference has a reason."""
+    """Returns a table of the printed and the counted numbers, with a reason if they disagree."""
     title = "the paper's Table 1, printed and counted (K: 1024 weights, M: 10^6 multiply-adds)"
     columns = ("params printed", "counted", "ops printed", "counted")
     table = number_table(title, "layer", *columns)

@@ -1,4 +1,4 @@
-"""Counts every layer's parameters and multiply-adds (also those on padding, as published)."""
+"""Counts each layer's parameters and multiply-adds, including those on padding as in the paper."""
 
 import csv
 import dataclasses
@@ -22,7 +22,7 @@ from gnet_jax.ops.reference import REFERENCE
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """The cost for one image of a convolution (with its block's norm), linear layer or norm."""
+    """A layer's cost for one image; a convolution includes the norm of its `ConvBlock`."""
 
     name: str
     kind: Literal["conv", "linear", "norm"]
@@ -57,7 +57,7 @@ class Ledger:
 def ledger(module: nn.Module, input_shape: tuple[int, ...], **call: Any) -> Ledger:
     """Trace a Linen module of convolutions, linear layers and norms, and return its cost.
 
-    `input_shape` has no batch axis. `call` are keyword arguments of the call. Raises UserError
+    `input_shape` has no batch axis. `call` are more arguments for the module. Raises UserError
     if the cost of a module is unknown, or if a parameter belongs to no layer.
     """
     layers: list[Layer] = []

@@ -27,7 +27,7 @@ UNTOUCHED = AugmentConfig(crop_area=(1.0, 1.0), crop_aspect=(1.0, 1.0), flip=Fal
 
 
 class Seen(NamedTuple):
-    """Images of one step as the network sees them."""
+    """Images of one batch as the network sees them."""
 
     images: np.ndarray  # (N, S, S, 3) uint8
     captions: list[list[str]]  # lines for each image: its class, or its classes with shares
@@ -35,7 +35,7 @@ class Seen(NamedTuple):
 
 
 def training_images(config: Config, source: Source, step: int, count: int) -> Seen:
-    """Returns the first `count` images of the batch that a run reads after `step` steps."""
+    """Returns the first `count` images of the batch on which a run trains after `step` steps."""
     # To save time, read only what one of several hosts would read. Use the largest number of hosts
     # for which the host's share of the batch is even and has at least `count` images.
     most = config.batch_size // count
@@ -64,7 +64,7 @@ def _caption(target_K: np.ndarray, class_names: tuple[str, ...]) -> list[str]:
 
 
 def evaluation_images(config: Config, source: Source, step: int, count: int) -> Seen:
-    """Returns the first images (at most `count`) of batch `step` of an evaluation."""
+    """Returns the first images, at most `count`, in an evaluation's batch number `step`."""
     size, p = config.eval_batch_size or config.batch_size, config.data.preprocessing
     last = (len(source) - 1) // size
     if step > last:
@@ -101,7 +101,7 @@ def describe_augmentation(a: AugmentConfig) -> str:
 
 
 def draw(seen: Seen, columns: int, title: str, subtitle: str) -> Image.Image:
-    """Returns rows of `columns` images. Untouched versions, if any, are above their images."""
+    """Returns a sheet of `columns` images per row, each below its untouched version, if any."""
     side = seen.images.shape[1]
     tile = side * max(1, -(-TILE // side))
     title, heading = lettered(title, 19)
@@ -143,7 +143,7 @@ def draw_sheet(
     rows: int,
     columns: int,
 ) -> int:
-    """Draw up to `rows` * `columns` images of a step into the file `out`; returns their number."""
+    """Draw at most `rows` * `columns` images of batch `step` to `out`; returns their number."""
     d = config.data
     if split == "train":
         seen = training_images(config, source, step, rows * columns)

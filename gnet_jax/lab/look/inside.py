@@ -29,11 +29,11 @@ def draw_inside(
     names: Sequence[str] = (),
     index: int | None = None,
 ) -> list[Path]:
-    """Draw the first filters, activations and each head's class activation map into `folder`.
+    """Draw first-layer filters, activations and each head's class activation map into `folder`.
 
-    `names` are Caffe's names of endpoints, by default those in `DEFAULT` that exist.
+    `names` are Caffe's names of the outputs to draw, by default those in `DEFAULT` that exist.
     `index` is the class to map, by default the most probable. Raises UserError for an unknown
-    endpoint or class, and ImageError for a picture that is too narrow to resize.
+    output or class, and ImageError for a picture that is too narrow to resize.
     """
 
     @jax.jit
@@ -71,7 +71,7 @@ def filters_figure(kernel_HWCF: np.ndarray, channels: str) -> Figure:
 
 
 def activation_figure(name: str, value: np.ndarray) -> Figure:
-    """Returns a figure of an endpoint: its strongest channels, or bars if it is a vector."""
+    """Returns a figure of a layer's output: its strongest channels, or bars if it is a vector."""
     if value.ndim == 1:
         figure = Figure(figsize=(8, 3), layout="constrained")
         axes = figure.subplots()

@@ -66,7 +66,7 @@ class Findings:
 
 
 def read_replay(file: Path) -> Replay:
-    """Returns the contents of a replay file, executing none; raises UserError if corrupt."""
+    """Returns the contents of a replay file without executing them; raises UserError if corrupt."""
     try:
         # For other files, NumPy's error would suggest to unpickle the file.
         if file.is_file() and not zipfile.is_zipfile(file):
@@ -94,7 +94,7 @@ def read_replay(file: Path) -> Replay:
 
 
 def examine(replay: Replay) -> Findings:
-    """Run the step again on one device with the same keys, then check each layer and example.
+    """Run the step again on one device with its random keys, then check each layer and example.
 
     Each example is also run alone, in training mode with the augmentation and mixup of the step.
     Batch norm then sees only this example, and dropout has a different mask.
@@ -158,7 +158,7 @@ def _loss(
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the loss, and flags: whether the input and each layer's output are finite.
 
-    Tracing writes the layers' names to `layers` in order; jit and grad would sort a dict by name.
+    Tracing writes the names of the flags to `layers`. (In a returned dict, jit would sort them.)
     """
     value, (updated, _) = compute_loss(
         params,
@@ -184,7 +184,7 @@ def _check_examples(
     images_BHWC: jax.Array,
     targets_BK: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns whether each example's layers and gradients are finite (B, n), and its loss (B,)."""
+    """Returns, by example, which layers and gradients are finite (B, n), and the loss (B,)."""
     loss = jax.value_and_grad(partial(_loss, replay, []), has_aux=True)
 
     def run_one(example: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -196,7 +196,7 @@ def _check_examples(
 
 
 def _place(name: str, layers: list[str]) -> int:
-    """Returns the index in `layers` of the innermost that contains `name`; their number if none."""
+    """Returns the index of the innermost layer that contains `name`; len(layers) if none does."""
     parts = name.split("/")
     around = ("/".join(parts[:length]) for length in range(len(parts), 0, -1))
     return next((layers.index(module) for module in around if module in layers), len(layers))

@@ -101,7 +101,7 @@ def head_sums(
     model: GoogLeNet,
     preprocessing: Preprocessing,
 ) -> dict[str, jax.Array]:
-    """Returns `count` (), `loss` (H,) and `top1` (H,), summed over the examples in `mask`.
+    """Returns sums over the examples in the batch's mask: `count` (), `loss` (H,), `top1` (H,).
 
     The H heads are in the order of `head_names`. They run without dropout, so their losses can be
     compared. Averaged parameters are used if the state has them.

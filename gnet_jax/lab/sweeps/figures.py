@@ -28,7 +28,7 @@ Line = Mapping[str, float]  # a line of a log: the step, and values by name
 
 
 def draw_curves(workdirs: Sequence[Path], out: Path) -> None:
-    """Draw each run's losses and top-1 (every head, validation) over the steps, a row per run."""
+    """Draw training (each head) and validation curves of loss and top-1, one row for each run."""
     figure = Figure(figsize=(10, 3.6 * len(workdirs)), layout="constrained")
     rows = figure.subplots(len(workdirs), 2, squeeze=False)
     for workdir, (loss, top1) in zip(workdirs, rows, strict=True):
@@ -68,7 +68,7 @@ def draw_run(lines: Sequence[Line], loss: Axes, top1: Axes) -> None:
 
 
 def draw_results(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
-    """Returns the figures of the finished runs by name, each as a pair of caption and SVG."""
+    """Returns figures of the finished runs: a dict from the figure's name to its (caption, SVG)."""
     done = [row for row in rows if row.done]
     if not done:
         return {}
@@ -99,7 +99,7 @@ def draw_results(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
 
 
 def cost_figure(rows: Sequence[Row], cost: str) -> Figure:
-    """Draw top-1 against `cost` (in `COST_LABELS`), with error bars and the Pareto front."""
+    """Draw top-1 against `cost`, a key of `COST_LABELS`, with error bars and the Pareto front."""
     figure, axes = _axes("validation top-1")
     front = pareto_front(rows, cost)
     best = [(row.values(cost)[0], row.top1) for row in front]
@@ -144,7 +144,7 @@ def curve_figure(rows: Sequence[Row], metric: str, label: str) -> Figure:
 
 
 def common_points(row: Row, metric: str) -> dict[int, list[float]]:
-    """Returns a metric's values by step, for the steps that every finished seed has logged."""
+    """Returns a metric's values, one per seed, at each step that all finished seeds logged."""
     found: dict[int, list[float]] = {}
     for seed in row.done:
         for line in MetricsFile(row.workdirs[seed] / "metrics.jsonl").read():
@@ -180,7 +180,7 @@ def read_diagnostics(workdir: Path) -> list[dict[str, float]]:
 
 
 def order_blocks(line: Line) -> list[str]:
-    """Returns the blocks in a line of diagnostics in network order, without auxiliary heads."""
+    """Returns the blocks named in `line`, in network order, without auxiliary heads."""
     names = [name.removeprefix("grad_norm/") for name in line if name.startswith("grad_norm/")]
     blocks = sorted(name for name in names if name.startswith("inception_"))
     known = ["conv1", "conv2_reduce", "conv2", *blocks, "fc", "classifier"]
@@ -188,13 +188,13 @@ def order_blocks(line: Line) -> list[str]:
 
 
 def draw_diagnostics(workdirs: Sequence[Path], out: Path) -> None:
-    """Draw a row per run: mean gradients, then gradients, dead channels and updates by step."""
+    """Draw four panels per run: mean gradients; and by step, gradients, dead channels, updates."""
     figure = Figure(figsize=(17, 4.2 * len(workdirs)), layout="constrained")
     grid = figure.subplots(len(workdirs), 4, squeeze=False)
     for workdir, (heads, gradients, dead, updates) in zip(workdirs, grid, strict=True):
         lines = read_diagnostics(workdir)
         if not lines:
-            raise UserError(f"{workdir} has no lines in {FILE}; train with --diagnose 100")
+            raise UserError(f"{FILE} in {workdir} is missing or empty; train with --diagnose 100")
         name = as_text("/".join(workdir.absolute().parts[-2:]))
         _draw_heads(heads, lines)
         heads.set_title(f"{name}: mean gradient by block")
@@ -245,7 +245,7 @@ def gradient_figure(runs: Mapping[str, Sequence[Path]]) -> Figure:
 
 
 def _head_parts(line: Line) -> list[str]:
-    """Returns the names of the gradient norms by head, "grad_norm_main" first; [] for one head."""
+    """Returns prefixes of the heads' gradient norms, "grad_norm_main" first; [] for one head."""
     parts = {name.partition("/")[0] for name in line if name.startswith("grad_norm_")}
     ordered = sorted(parts, key=lambda part: (part != "grad_norm_main", part))
     return ordered if len(ordered) > 1 else []

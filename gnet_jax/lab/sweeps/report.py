@@ -57,7 +57,7 @@ def differing_fields(configs: Iterable[dict[str, Any]]) -> dict[str, list[str]]:
 
 
 def count_versions(rows: Sequence[Row]) -> list[str]:
-    """Returns a line for each set of commit, versions and devices, with its number of starts."""
+    """Returns lines that say how often runs were started with each commit, versions and devices."""
     paths = [path / RECORD_FILE for row in rows for path in row.workdirs.values()]
     counts = Counter(
         f"commit {start['git_commit']}, Python {start['python']}, "

@@ -59,7 +59,7 @@ def select_shard(costs: Sequence[float], index: int, shards: int) -> list[int]:
 
 
 def open_sweep(workdir: Path, configs: Mapping[str, Config], seeds: int, about: str) -> None:
-    """Add a sweep to `sweep.json`; raises ConfigError if a config differs or writing fails."""
+    """Add configs to `sweep.json`; raises ConfigError if one differs there or writing fails."""
     file = workdir / SWEEP_FILE
     new = {name: flatten(config) for name, config in configs.items()}
     record = read_json(file) or {"configs": {}, "seeds": 0}
@@ -68,7 +68,7 @@ def open_sweep(workdir: Path, configs: Mapping[str, Config], seeds: int, about: 
         changed = differences(old[name], new[name])
         if changed:
             raise ConfigError(
-                f"{workdir} has a sweep with another config {name!r} ({'; '.join(changed)}); "
+                f"config {name!r} differs from the sweep's in {workdir} ({'; '.join(changed)}); "
                 "use another --workdir, or use the old values to resume the sweep"
             )
     record = {"about": about, "seeds": max(seeds, record["seeds"]), "configs": old | new}
@@ -130,7 +130,7 @@ class Row:
     missing: list[int] = dataclasses.field(default_factory=list)  # seeds that have not ended
 
     def values(self, *path: str) -> list[float]:
-        """Returns a value of each finished seed's result: `values("heads", "main", "loss")`."""
+        """Returns one number of each finished result, such as `values("heads", "main", "loss")`."""
         found: list[Any] = list(self.done.values())
         for name in path:
             found = [each[name] for each in found if name in each]
@@ -186,7 +186,7 @@ def failures(rows: Sequence[Row]) -> list[str]:
 
 
 def tabulate(rows: Sequence[Row]) -> tuple[list[str], list[list[Value]]]:
-    """Returns the header of the results table and its cells, row by row."""
+    """Returns the results table: its header, and the cells row by row."""
     heads = all_heads(rows)
     header = ["config", "top-1", "multiply-adds", "parameters", "with aux heads", "images/s"]
     header += ["step memory", "runs", *(f"{head} loss" for head in heads)]
