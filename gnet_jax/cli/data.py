@@ -32,8 +32,8 @@ def prepare(
 
     tfds:imagenet2012 is made from ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, which you
     download from image-net.org. Other sets are downloaded automatically; most of them require
-    TensorFlow: pip install -e '.[prepare]'. With --resize, the command only copies a data set that
-    exists. The same command resumes an interrupted copy or preparation of ImageNet.
+    TensorFlow: pip install -e '.[prepare]'. With --resize, nothing is prepared: SOURCE is copied.
+    To resume an interrupted copy, repeat the command. This also works for tfds:imagenet2012.
 
     Args:
         source: tfds:NAME, such as tfds:imagenet2012; with --resize also folder:PATH or npz:PATH.

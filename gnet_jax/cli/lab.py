@@ -1,4 +1,4 @@
-"""The commands about training runs: curves, diagnose, replay, ablate, report, plan."""
+"""The commands for training runs: curves, diagnose, replay, ablate, report, plan."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class Ablate:
     """i/n divides the runs of the sweep into n parts and trains only part i, counted from 0.
     For example, each machine trains one part. All parts use the same workdir."""
     retry_failed: bool = False
-    """Repeat the runs that failed when the command ran before."""
+    """Repeat runs that failed in an earlier call of this command."""
 
 
 def ablate(arguments: Sequence[str]) -> int:

@@ -203,7 +203,7 @@ def convert(
         src: the file or workdir to read.
         dst: the model folder to write.
         class_names: a JSON file, or a text file with one class name per line, in output order.
-        transform_input: torchvision's setting. Weights fine-tuned from its published ones need yes.
+        transform_input: torchvision's setting; yes for weights fine-tuned from its published weights.
     """
     from gnet_jax.convert.read import convert as convert_file
     from gnet_jax.convert.read import read_class_names
@@ -233,7 +233,7 @@ def export(model: Model, out: Annotated[Positional[Path], arg(metavar="OUT")]) -
     if model.is_file():
         check_not_input(out, [model])
     difference = export_model(load(model), out)
-    print(f"wrote {out}; largest difference in logits: {difference:.1e} of the largest logit")
+    print(f"wrote {out}; its logits equal the model's within {difference:.1e} of the largest")
 
 
 def summary(

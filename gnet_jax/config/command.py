@@ -106,8 +106,7 @@ def parse_sweep(
 ) -> tuple[dict[str, Config], Any, str]:
     """Parse `SWEEP [--field.path value ...]` and return its configs, options and docstring.
 
-    Works as `parse_command`. The sweep file gives the default of `seeds`; the default workdir is
-    runs/SWEEP.
+    Like `parse_command`. The sweep sets the default of `seeds`; the default workdir is runs/SWEEP.
     Raises ConfigError if no sweep is given or the sweep is not found.
     """
     known = f"a Python file with a get_sweep(), or one of: {', '.join(sweep_names())}"

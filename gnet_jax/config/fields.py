@@ -48,7 +48,7 @@ class ModelConfig(Choices):
     """The network: a variant of GoogLeNet and changes to it."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Data type of the computation. Parameters, LRN sums, logits and losses stay float32."""
+    """Data type of the computation. Parameters, LRN sums, logits and losses are always float32."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,7 @@ class DataConfig(Preprocessing):
 
     source: Annotated[str, FREE] = "digits"  # a resume compares a hash of the data instead
     """digits (bundled), folder:PATH (train/CLASS/*.jpg, val/CLASS/*.jpg), tfds:NAME or npz:PATH.
-    npz: PATH is a file with arrays x_train, y_train, ..., or NAME_{split}.npz, one per split."""
+    npz: PATH is one file (arrays x_train, y_train, ...), or NAME_{split}.npz for one per split."""
     threads: Annotated[Count, FREE] = 4
     """Number of threads in each process that read and decode images; the batches stay the same."""
     workers: Annotated[Index, FREE] = 0
@@ -194,7 +194,7 @@ class Config:
     """Folder for checkpoints, logs and the config. If it has a checkpoint, the run resumes."""
     init: str | None = None
     """Model to start from: a model folder, a training workdir or a file of weights.
-    Its network and preprocessing are used; the config sets classes, heads, dropout and dtype."""
+    Uses its network and preprocessing, but the config's classes, heads, dropout and dtype."""
     epochs: Positive = 250.0
     """Number of passes over the training set; fractions are allowed."""
     batch_size: Count = 32
@@ -209,7 +209,7 @@ class Config:
     """Number of latest checkpoints to keep in addition to the best."""
     verify_checkpoints: Annotated[bool, FREE] = True
     """Read each saved checkpoint again in the background and compare its checksums.
-    A corrupt checkpoint is renamed to STEP.damaged, and the next save tries again."""
+    A corrupt checkpoint is renamed to STEP.damaged; the run continues to the next save."""
     log_every_steps: Annotated[Count, FREE] = 50
     """Every N steps, log the mean metrics of these steps to metrics.jsonl and TensorBoard."""
     diagnose: Annotated[Count | None, FREE] = None
@@ -262,7 +262,7 @@ def flatten(config: Config) -> dict[str, Any]:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Returns a line for each field that differs and that a resume may not change, for messages."""
+    """Returns a line for each field with another value, unless a resume may change the field."""
     free = {name for name, _, kind, _ in _fields(Config()) if FREE in _metadata(kind)}
     return [
         f"{name}: {old.get(name, 'absent')} there, {new.get(name, 'absent')} now"

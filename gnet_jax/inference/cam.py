@@ -128,7 +128,7 @@ def _main_logits(
 
 
 def draw(found: ActivationMap) -> Image.Image:
-    """Draw the map over the photo, and write the class and its probability above the photo.
+    """Returns the photo with the map drawn over it, and the class and probability in a line above.
 
     The map is more transparent where there is little evidence. Each map is scaled to its own range,
     so the colours of two maps cannot be compared.

@@ -122,7 +122,7 @@ def evaluate(
 
 
 def _columns(models: Sequence[TrainedModel]) -> list[list[int]]:
-    """Returns, for each model, the indices of its classes in the order of the first model's."""
+    """Returns for each model its index of each class, in the first model's order of classes."""
     if not models:
         raise UserError("there is no model to evaluate; give at least one")
     first, columns = models[0].class_names, []

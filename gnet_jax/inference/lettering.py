@@ -72,7 +72,7 @@ def save(picture: "Figure | Image.Image", out: Path, **options: Any) -> None:
 
 
 def _drawable(text: str, kept: str = "") -> tuple[str, Path]:
-    """Returns `text` and a font file. Escapes what the font lacks, except characters in `kept`."""
+    """Returns `text`, and a font file to draw it. Escapes missing characters, but not `kept`."""
     kept += JOINERS
     wanted = frozenset(c for c in text if c.isprintable() and c not in kept)
     file = _font_with(wanted | set(BESIDE))
@@ -101,7 +101,7 @@ def _print_missing(missing: frozenset[str]) -> None:
 
 @functools.cache
 def _system_fonts() -> list[Path]:
-    """Returns the font files, upright and normal first. Skips LastResort, which draws only boxes."""
+    """Returns the font files; bold and italic ones last. Skips LastResort, which draws only boxes."""
     from matplotlib.font_manager import findSystemFonts
 
     files = (file for file in findSystemFonts() if "lastresort" not in file.lower())

@@ -19,7 +19,7 @@ _known: dict[str, Callable[..., Any]] = {}  # loaded classes and functions, by r
 
 
 def reference(part: Callable[..., Any] | str) -> str:
-    """Returns the reference "FILE:NAME" of `part`. A given reference gets an absolute path.
+    """Returns the reference "FILE:NAME" of `part`. If `part` is a string, makes its path absolute.
 
     Only this process can load the reference if the class or function has no file (as in a notebook)
     or is defined inside a function.

@@ -207,7 +207,7 @@ def init(model: GoogLeNet, key: jax.Array, image_size: int) -> dict[str, Any]:
 
 
 def abstract_variables(model: GoogLeNet, image_size: int) -> dict[str, Any]:
-    """Returns the tree of `init` with shapes and dtypes as leaves. Raises as `init` does."""
+    """Returns the tree of `init` with shapes and dtypes as leaves; raises ValueError as `init`."""
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     plain = model.clone(ops=_SHAPES_ONLY)
     variables: Any = jax.eval_shape(plain.init, jax.random.PRNGKey(0), images)

@@ -32,7 +32,7 @@ def he_normal(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.
 
 
 def _draw(key: jax.Array, shape: tuple[int, ...], dtype, draw) -> jax.Array:
-    """Call `draw` with a NumPy generator; jax.random would compile a program for all 130 shapes."""
+    """Call `draw` with a NumPy generator; jax.random would compile 130 programs, one per shape."""
 
     def draw_on_host(key_data) -> np.ndarray:
         seed = int.from_bytes(np.asarray(key_data).tobytes(), "little")
