@@ -203,7 +203,7 @@ def convert(
         src: the file or workdir to read.
         dst: the model folder to write.
         class_names: a JSON file, or a text file with one class name per line, in output order.
-        transform_input: torchvision's setting; yes for weights fine-tuned from its published weights.
+        transform_input: torchvision's setting; yes for weights fine-tuned from its published file.
     """
     from gnet_jax.convert.read import convert as convert_file
     from gnet_jax.convert.read import read_class_names

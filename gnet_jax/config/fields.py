@@ -209,7 +209,7 @@ class Config:
     """Number of latest checkpoints to keep in addition to the best."""
     verify_checkpoints: Annotated[bool, FREE] = True
     """Read each saved checkpoint again in the background and compare its checksums.
-    A corrupt checkpoint is renamed to STEP.damaged; the run continues to the next save."""
+    A corrupt checkpoint is renamed to STEP.damaged, and training continues."""
     log_every_steps: Annotated[Count, FREE] = 50
     """Every N steps, log the mean metrics of these steps to metrics.jsonl and TensorBoard."""
     diagnose: Annotated[Count | None, FREE] = None

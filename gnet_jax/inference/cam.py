@@ -128,7 +128,7 @@ def _main_logits(
 
 
 def draw(found: ActivationMap) -> Image.Image:
-    """Returns the photo with the map drawn over it, and the class and probability in a line above.
+    """Returns the photo with the map drawn over it, and its class and probability above it.
 
     The map is more transparent where there is little evidence. Each map is scaled to its own range,
     so the colours of two maps cannot be compared.

@@ -101,7 +101,7 @@ def _print_missing(missing: frozenset[str]) -> None:
 
 @functools.cache
 def _system_fonts() -> list[Path]:
-    """Returns the font files; bold and italic ones last. Skips LastResort, which draws only boxes."""
+    """Returns the font files, bold and italic last. Skips LastResort, which draws only boxes."""
     from matplotlib.font_manager import findSystemFonts
 
     files = (file for file in findSystemFonts() if "lastresort" not in file.lower())

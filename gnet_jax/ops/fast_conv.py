@@ -193,7 +193,7 @@ def _tiles(sizes: Sequence[int], padding: Sequence[tuple[int, int]]) -> list[int
 
 
 def _chunks(batch: int, tiles: Sequence[int]) -> int:
-    """Returns the least number of equal chunks that have at most `CHUNK_TILES` tiles or one image."""
+    """Returns the least number of equal chunks that have one image or up to `CHUNK_TILES` tiles."""
     wanted = min(batch, -(-batch * math.prod(tiles) // CHUNK_TILES))
     return next(n for n in range(wanted, batch + 1) if batch % n == 0)
 
