@@ -2,7 +2,7 @@
 
     gnet ablate ablate_heads --data.source 'npz:CIFAR_{split}.npz#10000'
 
-Compares networks with no auxiliary head, with one after 4a, and with both. CIFAR-10 at 16x16
+Compares networks with no auxiliary head, one (after block 4a), and both. CIFAR-10 at 16x16
 pixels, 10,000 training images, four epochs. The networks have 22 layers, LRN, biases, and a quarter
 of the paper's width. They use AdamW with a warm-up, because they learn slowly at first. The
 gradient of each block is measured every 100 steps, and the report plots it.

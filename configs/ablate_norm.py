@@ -3,7 +3,7 @@
     gnet ablate ablate_norm --data.source 'npz:CIFAR_{split}.npz#10000'
 
 CIFAR-10 at 16x16 pixels, 10,000 training images, three epochs, a quarter of the paper's width, no
-auxiliary heads. Both networks use AdamW with a warm-up, because both learn with it.
+auxiliary heads. AdamW with a warm-up, because both networks learn with it.
 """
 
 import dataclasses

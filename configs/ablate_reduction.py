@@ -2,9 +2,9 @@
 
     gnet ablate ablate_reduction --data.source 'npz:CIFAR_{split}.npz#10000'
 
-Scales every reduction before a 3x3 or 5x5 convolution by 0.25 to 2, and also trains the naive block
-of the paper's Fig. 2a. CIFAR-10 at 16x16 pixels, 10,000 training images, three epochs. This is
-enough to tell the configs apart, but none of them converges. The networks have batch norm, a
+Multiplies the width of every reduction before a 3x3 or 5x5 convolution by 0.25 to 2, and also
+trains the naive block of the paper's Fig. 2a. CIFAR-10 at 16x16 pixels, 10,000 training images. In
+three epochs no network converges, but the configs already differ. The networks have batch norm, a
 quarter of the paper's width, and no auxiliary heads.
 """
 

@@ -3,11 +3,11 @@
     gnet prepare tfds:imagenet2012 --manual-dir DOWNLOADS
     python train.py imagenet_caffe
 
-Learning rate 0.01 * (1 - t)^0.5, where t rises from 0 to 1, batch 32, 60 epochs (2.4 million
-steps), weight decay 2e-4, biases at twice the rate. Images are warped to 256x256; a random 224x224
-crop is taken and mirrored at random. Channels are blue-green-red minus (104, 117, 123). Caffe's
-authors report 68.7 % top-1 and 88.9 % top-5 for one central crop (BVLC/caffe,
-models/bvlc_googlenet/readme.md). This recipe has not been run here.
+The learning rate is 0.01 * (1 - t)^0.5, where t rises from 0 to 1 during training; biases learn at
+twice that rate. Batch 32, 60 epochs (2.4 million steps), weight decay 2e-4. Images are warped to
+256x256; a random 224x224 crop is taken and mirrored at random. Channels are blue-green-red minus
+(104, 117, 123). Caffe's authors report 68.7 % top-1 and 88.9 % top-5 for one central crop
+(BVLC/caffe, models/bvlc_googlenet/readme.md). This recipe has not been run here.
 
 According to `gnet plan imagenet_caffe --topology v5e:2x4`, a step on eight TPU v5e chips takes at
 least 5.5 ms, and 60 epochs take at least 3 h 40 min. On 2 CPU cores, at 12 images/s, 60 epochs take

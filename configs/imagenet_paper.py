@@ -10,9 +10,9 @@ The paper does not state the batch size, learning rate or weight decay; 32, 0.01
 epochs come from Caffe's solver (BVLC/caffe, models/bvlc_googlenet/solver.prototxt). Averaging over
 the last tenth of the run is a choice of this recipe.
 
-The paper reports 10.07 % top-5 error for one such network and one crop. This recipe has not been
-run here. Without batch norm the main head can fail to learn for a long time; the run prints a
-warning if it does.
+The paper reports a top-5 error of 10.07 % for one network and one crop per image. This recipe has
+not been run here. Without batch norm the main head can fail to learn for a long time; in that case
+the run prints a warning.
 
 According to `gnet plan imagenet_paper --topology v5e:2x4`, a step on eight TPU v5e chips takes at
 least 6.0 ms, and 250 epochs take at least 17 hours. On 2 CPU cores, at 12 images/s, 250 epochs take

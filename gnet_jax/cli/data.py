@@ -32,17 +32,17 @@ def prepare(
 
     tfds:imagenet2012 is made from ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, which you
     download from image-net.org. Other sets are downloaded automatically; most of them require
-    TensorFlow: pip install -e '.[prepare]'. With --resize, the command copies any data set instead.
-    If a copy or the preparation of ImageNet is interrupted, the same command resumes it.
+    TensorFlow: pip install -e '.[prepare]'. With --resize, nothing is prepared: SOURCE is copied.
+    To resume an interrupted copy, repeat the command. This also works for tfds:imagenet2012.
 
     Args:
         source: tfds:NAME, such as tfds:imagenet2012; with --resize also folder:PATH or npz:PATH.
         manual_dir: folder with the ImageNet tar files, or with other files downloaded by hand.
-        data_dir: folder to write to; the default is TFDS_DATA_DIR or ~/tensorflow_datasets.
+        data_dir: folder for prepared sets; the default is TFDS_DATA_DIR or ~/tensorflow_datasets.
         format: file format to write.
         subset: accept ImageNet tar files from which images are missing.
         resize: scale images down so that their shorter side has at most this many pixels.
-        out: folder to write the copy to.
+        out: folder for the copy that --resize makes.
         threads: number of threads that write files.
     """
     from gnet_jax.data.prepare import tfds
@@ -107,7 +107,7 @@ def check_data(
 
 @dataclasses.dataclass(frozen=True)
 class ShowData:
-    """The options of `gnet show-data` in addition to the config."""
+    """The options of `gnet show-data` that are not fields of the config."""
 
     out: Path = Path("sheet.png")
     """Picture file to write."""
@@ -125,7 +125,7 @@ class ShowData:
 def show_data(arguments: Sequence[str]) -> None:
     """Draw the images of one training step as the network sees them.
 
-    CONFIG and the fields are the same as for train.py: `gnet show-data CONFIG --out SHEET.png`.
+    Usage: `gnet show-data CONFIG --out SHEET.png`. CONFIG and the fields are those of train.py.
     """
     command = parse_command(arguments, "gnet show-data", ShowData(), inspect.getdoc(show_data))
     config, given = command.config, command.options
@@ -139,7 +139,7 @@ def show_data(arguments: Sequence[str]) -> None:
 
     check_picture(given.out, PHOTOS)
     if config.init is not None and not Path(config.init).expanduser().exists():
-        print(f"{config.init} not found; drawing with the preprocessing of the config")
+        print(f"{config.init} not found; images are preprocessed as the config says")
     elif config.init is not None:
         config = with_start(config)[0]
     source = open_source(config.data.source, given.split)

@@ -1,4 +1,4 @@
-"""The commands on runs: curves, diagnose, replay, ablate, report, plan."""
+"""The commands for training runs: curves, diagnose, replay, ablate, report, plan."""
 
 from __future__ import annotations
 
@@ -100,10 +100,10 @@ class Ablate:
     seeds: int = 3
     """Number of runs of each config. Run i uses the config's seed plus i."""
     shard: str = "0/1"
-    """i/n trains only part i of n parts of the sweep (i starts at 0), such as one part per machine.
-    All parts use the same workdir; together they train every run exactly once."""
+    """i/n divides the runs of the sweep into n parts and trains only part i, counted from 0.
+    For example, each machine trains one part. All parts use the same workdir."""
     retry_failed: bool = False
-    """Train again the runs that failed before."""
+    """Repeat runs that failed in an earlier call of this command."""
 
 
 def ablate(arguments: Sequence[str]) -> int:
@@ -195,7 +195,7 @@ class PlanOptions:
 def plan(arguments: Sequence[str]) -> int:
     """Estimate the memory, FLOPs, memory traffic and shortest time of a run on TPU pods or GPUs.
 
-    CONFIG and the fields are the same as for train.py: `gnet plan CONFIG --topology v5e:16x16`. The
+    Usage: `gnet plan CONFIG --topology v5e:16x16`. CONFIG and the fields are those of train.py. The
     training step is compiled for each topology. This takes minutes; no accelerator is needed.
     The exit code is 1 if the step does not fit into the memory.
     """

@@ -1,4 +1,4 @@
-"""The commands on models: predict, evaluate, inspect, demo, convert, export, summary."""
+"""The commands for models: predict, evaluate, inspect, demo, convert, export, summary."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def inspect(
     endpoint: tuple[str, ...] = (),
     class_index: int | None = None,
 ) -> None:
-    """Draw a network's filters, and its activations and class activation maps for one photo.
+    """Draw a network's filters, its activations for one photo, and its class activation maps.
 
     Args:
         model: a model folder, a training workdir, or a file that `gnet convert` reads.
@@ -197,13 +197,13 @@ def convert(
 
     SRC is a .caffemodel file, a .pth or .safetensors file of torchvision's GoogLeNet, a checkpoint
     of TF-slim's Inception v1, or a workdir. The format is detected from the content, and no code in
-    the file is executed. Defaults that replace settings missing in the file are printed.
+    the file is executed. If the file lacks settings, defaults are used and printed.
 
     Args:
         src: the file or workdir to read.
         dst: the model folder to write.
         class_names: a JSON file, or a text file with one class name per line, in output order.
-        transform_input: torchvision's option; yes for weights fine-tuned from its published ones.
+        transform_input: torchvision's setting; yes for weights fine-tuned from its published file.
     """
     from gnet_jax.convert.read import convert as convert_file
     from gnet_jax.convert.read import read_class_names
@@ -233,7 +233,7 @@ def export(model: Model, out: Annotated[Positional[Path], arg(metavar="OUT")]) -
     if model.is_file():
         check_not_input(out, [model])
     difference = export_model(load(model), out)
-    print(f"wrote {out}; its logits differ by {difference:.1e} of the largest logit, or less")
+    print(f"wrote {out}; its logits equal the model's within {difference:.1e} of the largest")
 
 
 def summary(
@@ -245,8 +245,8 @@ def summary(
 ) -> None:
     """Print the kernel, output shape, parameters and multiply-adds per image of every layer.
 
-    With --compare, print the costs of several networks part by part, and the paper's Table 1 next
-    to the costs counted here.
+    With --compare, print the costs of each part of several networks. Below, the rows of the paper's
+    Table 1 are compared with the costs counted here.
 
     Args:
         network: the network.

@@ -33,7 +33,7 @@ def console(*, stderr: bool = False) -> "Console":
 
 
 def set_up_process() -> None:
-    """Escape characters that standard output and error cannot encode; set HOME if missing."""
+    """Escape characters that standard output or error cannot encode. Set HOME if it is missing."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
@@ -96,7 +96,7 @@ def check_not_input(out: Path, inputs: Iterable[str | Path]) -> None:
 
 
 def say_not_read(left_out: Mapping[str, list[str]]) -> None:
-    """Print how many files were skipped for each reason. `left_out` lists them by reason."""
+    """Print how many files were skipped for each reason, given the files of each reason."""
     if left_out:
         from gnet_jax.data.sources.folder import counted
 

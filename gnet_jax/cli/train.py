@@ -6,8 +6,8 @@ repeat the command, it resumes the run. Use the same command on all hosts. The e
 0        the training is done
 1        values were not finite in too many steps, the last checkpoint could not be saved, heads did
          not learn (with dead_heads "stop"), or there was an unexpected error
-2        the command or the data are invalid, or too many images are corrupt (after saving)
-3, 134   the hosts did not connect, or one of them was lost; 134 if JAX ended this host for that
+2        the command or the data are invalid, or too many images are corrupt (the state is saved)
+3, 134   the hosts did not connect, or one of them was lost (134: JAX itself ended the process)
 128 + n  a host received signal n; the state was saved (129: hang-up, 130: Ctrl-C, 143: SIGTERM)
 
 `--supervise` restarts a run that exits with 1, 3 or 134, or that is killed without saving.
@@ -89,7 +89,7 @@ def _main(arguments: Sequence[str], prog: str) -> int:
 
 
 def run(config: Config | UserError, launch: Launch, arguments: Sequence[str], prog: str) -> int:
-    """Train, and return the exit code. If `config` is an error, it ends the run on every host."""
+    """Train, and return the exit code. An error given as `config` ends the run on all hosts."""
     import jax  # here, so that --help and command-line errors return immediately
 
     from gnet_jax.training import loop, program, sharding
@@ -204,7 +204,7 @@ def print_result(
 
 
 def _typed(prog: str) -> tuple[str, str]:
-    """Returns what a user types to run `gnet` and `train.py`: a full path if it is not on PATH."""
+    """Returns two shell commands, with a path if needed: `gnet`, and `gnet train` or `train.py`."""
     script = prog == "gnet train" and Path(sys.argv[0]).name == "gnet"
     name, path = ("gnet", sys.argv[0]) if script else ("python", sys.executable)
     found = name if shutil.which(name) == path else shlex.quote(os.path.relpath(path))

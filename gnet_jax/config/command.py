@@ -15,7 +15,7 @@ from gnet_jax.config.recipes import load_recipe, load_sweep, recipe_names, sweep
 
 @dataclasses.dataclass(frozen=True)
 class Launch:
-    """Options that start a run. They are not part of the config, so a resume may change them."""
+    """Options that start or restart a run. A resume may change them: they are not in the config."""
 
     distributed: Literal["auto", "on", "off"] = "auto"
     """Whether this process trains together with other processes.
@@ -33,7 +33,7 @@ class Launch:
     """Restart the run after a crash; give up after three crashes without a new checkpoint.
     A user mistake (exit code 2) or a signal that stops the run does not cause a restart."""
     supervise_preempted: bool = False
-    """Like --supervise, but also restart after a signal has stopped the run and it was saved.
+    """Like --supervise, but also restart a run that a signal stopped and whose state was saved.
     A signal to the supervising process still stops both processes."""
     restart_delay: NotNegative = 5.0
     """Seconds to wait before the first restart.
@@ -106,13 +106,13 @@ def parse_sweep(
 ) -> tuple[dict[str, Config], Any, str]:
     """Parse `SWEEP [--field.path value ...]` and return its configs, options and docstring.
 
-    Like `parse_command`, but SWEEP sets the default of `seeds`, and of the workdir (runs/SWEEP).
+    Like `parse_command`. The sweep sets the default of `seeds`; the default workdir is runs/SWEEP.
     Raises ConfigError if no sweep is given or the sweep is not found.
     """
     known = f"a Python file with a get_sweep(), or one of: {', '.join(sweep_names())}"
     named = _named(arguments)
     if not named and not {"--help", "-h"} & set(arguments):
-        raise ConfigError(f"no sweep is given; SWEEP in `{prog} SWEEP` is {known}")
+        raise ConfigError(f"no sweep is given; type `{prog} SWEEP`, where SWEEP is {known}")
     name = arguments[0] if named else sweep_names()[0]
     sweep, docstring = load_sweep(name)
     options = dataclasses.replace(options, seeds=sweep.seeds)

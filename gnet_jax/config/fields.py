@@ -48,7 +48,7 @@ class ModelConfig(Choices):
     """The network: a variant of GoogLeNet and changes to it."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Data type of the computation. Parameters, LRN sums, logits and losses stay float32."""
+    """Data type of the computation. Parameters, LRN sums, logits and losses are always float32."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,11 +78,11 @@ class DataConfig(Preprocessing):
 
     source: Annotated[str, FREE] = "digits"  # a resume compares a hash of the data instead
     """digits (bundled), folder:PATH (train/CLASS/*.jpg, val/CLASS/*.jpg), tfds:NAME or npz:PATH.
-    npz: PATH is one file with x_train, y_train ..., or NAME_{split}.npz for one file per split."""
+    npz: PATH is one file (arrays x_train, y_train, ...), or NAME_{split}.npz for one per split."""
     threads: Annotated[Count, FREE] = 4
-    """Number of threads per process that read and decode images; does not change the batches."""
+    """Number of threads in each process that read and decode images; the batches stay the same."""
     workers: Annotated[Index, FREE] = 0
-    """Number of extra processes per host that load batches; does not change the batches."""
+    """Number of extra processes on each host that load batches; the batches stay the same."""
     decoder: Decoder = "pillow"
     """Decoder of training images; evaluation always uses Pillow.
     fast: takes 25 % less time; pixels differ by less than one grey level on average.
@@ -194,7 +194,7 @@ class Config:
     """Folder for checkpoints, logs and the config. If it has a checkpoint, the run resumes."""
     init: str | None = None
     """Model to start from: a model folder, a training workdir or a file of weights.
-    Its network and preprocessing replace the config's, except classes, heads, dropout, dtype."""
+    Uses its network and preprocessing, but the config's classes, heads, dropout and dtype."""
     epochs: Positive = 250.0
     """Number of passes over the training set; fractions are allowed."""
     batch_size: Count = 32
@@ -209,7 +209,7 @@ class Config:
     """Number of latest checkpoints to keep in addition to the best."""
     verify_checkpoints: Annotated[bool, FREE] = True
     """Read each saved checkpoint again in the background and compare its checksums.
-    A corrupt checkpoint is renamed to STEP.damaged, and the next save tries again."""
+    A corrupt checkpoint is renamed to STEP.damaged, and training continues."""
     log_every_steps: Annotated[Count, FREE] = 50
     """Every N steps, log the mean metrics of these steps to metrics.jsonl and TensorBoard."""
     diagnose: Annotated[Count | None, FREE] = None
@@ -221,7 +221,7 @@ class Config:
     Such steps do not change the parameters. Before it stops, the run writes a replay file."""
     numerics: Literal["fast", "canonical"] = "fast"
     """canonical: results are bit-identical on 1, 2, 4 or more devices.
-    It is slower, and batch norm computes its statistics within one virtual shard."""
+    It is slower, and batch norm has separate statistics for each part (see virtual_shards)."""
     virtual_shards: Annotated[
         int, Limit("a power of two, at least 2", lambda n: n >= 2 and not n & (n - 1))
     ] = 16
@@ -237,7 +237,7 @@ class Config:
 
 
 def _fields(given: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any, Any]]:
-    """Yields name, type, type with its limits, and value of all fields, including nested ones."""
+    """Yields (name, type, type with limits, value) for each field, including nested fields."""
     types = get_type_hints(type(given))
     for name, limited in get_type_hints(type(given), include_extras=True).items():
         value = getattr(given, name)
@@ -262,7 +262,7 @@ def flatten(config: Config) -> dict[str, Any]:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Describes each difference between two flattened configs that prevents a resume."""
+    """Returns a line for each field with another value, unless a resume may change the field."""
     free = {name for name, _, kind, _ in _fields(Config()) if FREE in _metadata(kind)}
     return [
         f"{name}: {old.get(name, 'absent')} there, {new.get(name, 'absent')} now"
@@ -302,7 +302,7 @@ def check_preprocessing(p: Preprocessing, where: str) -> None:
 
 
 def check(config: Config) -> None:
-    """Raise a ConfigError with the field and its limit if `config` is invalid."""
+    """Raise a ConfigError that names the field and its limit if a field of `config` is invalid."""
     check_limits(config)
     check_preprocessing(config.data, "data")
     for name in ("warmup_epochs", "average_from"):
@@ -329,7 +329,7 @@ def json_text(value: Any, **options: Any) -> str:
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """Returns the end of an error message: the closest name in `known`, or all of `known`."""
+    """Returns the end of an error message: the known name closest to `name`, or all names."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """Returns gnet_jax/ in XDG_CACHE_HOME or ~/.cache, or `temporary_home()` if not writable."""
+    """Returns XDG_CACHE_HOME/gnet_jax or ~/.cache/gnet_jax; if not writable, `temporary_home()`."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     folder = Path(base) / "gnet_jax"
     parent = next(each for each in (folder, *folder.parents) if os.path.lexists(each))
@@ -62,11 +62,11 @@ _links: dict[Path, Path] = {}  # symbolic links, by the folder that they point t
 
 
 def plain_path(path: Path) -> Path:
-    """Returns a path, to the same file, without characters that some libraries misread, like [.
+    """Returns a path of the same file without characters that some libraries misread, such as [.
 
-    The path goes through a symbolic link, which is deleted when this process ends; if it is deleted
-    earlier, the next call restores it. The deepest folder with a special character must exist
-    before anything is written.
+    The path begins with a symbolic link to the deepest folder whose name has such a character. This
+    folder must exist before the path is used for writing. The link is deleted when this process
+    ends; if it is deleted earlier, the next call restores it.
     """
     if _PLAIN.fullmatch(str(path)):
         return path

@@ -105,5 +105,5 @@ def install(extra: str) -> str:
 
 
 def needs(what: str, error: ImportError, extra: str) -> str:
-    """Returns the error message that `what` requires `extra`, with the command to install it."""
+    """Returns an error message: `what` requires a package, and which command installs it."""
     return f"{what} requires a package that cannot be imported ({error}): {install(extra)}"

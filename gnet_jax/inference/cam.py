@@ -114,7 +114,7 @@ class ActivationMapper:
 def _main_logits(
     model: GoogLeNet, variables: Mapping[str, Any], x_BHWC: jax.Array, features_BHWC: jax.Array
 ) -> jax.Array:
-    """Returns the main head's logits (B, K) after replacing the last block's output."""
+    """Returns the main head's logits (B, K), with `features` as the output of the last block."""
     last = f"inception_{list(model.arch.widths)[-1]}"
 
     def replace_last(call_next, args, kwargs, context):
@@ -128,7 +128,7 @@ def _main_logits(
 
 
 def draw(found: ActivationMap) -> Image.Image:
-    """Returns the photo with the map over it, below a line with the class and its probability.
+    """Returns the photo with the map drawn over it, and its class and probability above it.
 
     The map is more transparent where there is little evidence. Each map is scaled to its own range,
     so the colours of two maps cannot be compared.

@@ -122,7 +122,7 @@ def evaluate(
 
 
 def _columns(models: Sequence[TrainedModel]) -> list[list[int]]:
-    """Returns, for each model, the indices of its classes in the order of the first model's."""
+    """Returns for each model its index of each class, in the first model's order of classes."""
     if not models:
         raise UserError("there is no model to evaluate; give at least one")
     first, columns = models[0].class_names, []
@@ -140,10 +140,10 @@ def pair_classes(
 ) -> tuple[list[int], str | None]:
     """Returns the index of the model's class for each class of the data, and a note or None.
 
-    The note says how classes were paired if not by name. If no name matches, they are paired by
-    position in two cases: if the data's names are numbers from 0 up to at most the model's last
-    class, or if the model has no class names and as many classes as the data. The index is -1 for a
-    class without images (`empty`) that the model lacks. Raises UserError if it lacks another class.
+    Classes are paired by name. If no name matches, they are paired by position in two cases: if the
+    data's names are numbers from 0 up to at most the model's last class, or if the model has no
+    class names and as many classes as the data. The note then says so. If the model lacks a class,
+    the index is -1 if the class is in `empty` (has no images); otherwise, UserError is raised.
     """
     found = find(names, model)
     unknown = _without(names, found)
@@ -241,8 +241,8 @@ def crop_plan(width: int, height: int, crops: Crops, preprocessing: Preprocessin
     """Returns the crops of a photo of `width` x `height` pixels.
 
     1: the crop that `central_crop` makes. 10: the centre and the four corners of the resized photo.
-    144: as in the paper. The shorter side is resized to 4 lengths, whatever `preprocessing.resize`
-    is. From each resized photo, 3 squares along its longer side are taken, which are equal if the
+    144: as in the paper. The shorter side is resized to 4 lengths; `preprocessing.resize` is not
+    used. From each resized photo, 3 squares along its longer side are taken; they are equal if the
     photo is square. The crops of a square are its centre, its corners, and the whole square,
     resized. With 10 and 144 crops, each crop is followed by its mirror image. Raises ImageError if
     the resized photo is too large.
@@ -278,7 +278,7 @@ def _squares(width: int, height: int) -> Iterator[Box]:
 
 
 def extract(picture: Image.Image, plan: Sequence[Crop]) -> np.ndarray:
-    """Returns the crops of `plan`, which is for the size of `picture`, as (R, S, S, 3) uint8."""
+    """Returns the crops (R, S, S, 3) in uint8. `plan` must be the plan for the picture's size."""
 
     @functools.cache
     def scaled(scale: tuple[int, int]) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Reads images that a user names, one by one, from files, folders, URLs and standard input."""
+"""Reads the images that a user names: files, folders, URLs, or - for standard input."""
 
 import http.client
 import io

@@ -26,7 +26,7 @@ BESIDE = string.digits + string.ascii_lowercase + ".%\\\N{HORIZONTAL ELLIPSIS}"
 def lettered(text: str, size: float) -> tuple[str, ImageFont.FreeTypeFont]:
     """Returns the text to draw, and a font of `size` pixels that has all its letters.
 
-    Control characters, and letters that no font has, are escaped. The latter are printed on
+    Control characters are escaped. Letters that no font has are escaped too, and listed on
     standard error.
     """
     shown, file = _drawable(text)
@@ -72,7 +72,7 @@ def save(picture: "Figure | Image.Image", out: Path, **options: Any) -> None:
 
 
 def _drawable(text: str, kept: str = "") -> tuple[str, Path]:
-    """Returns `text`, with undrawable characters escaped, and the font file to draw it with."""
+    """Returns `text`, and a font file to draw it. Escapes missing characters, but not `kept`."""
     kept += JOINERS
     wanted = frozenset(c for c in text if c.isprintable() and c not in kept)
     file = _font_with(wanted | set(BESIDE))
@@ -101,7 +101,7 @@ def _print_missing(missing: frozenset[str]) -> None:
 
 @functools.cache
 def _system_fonts() -> list[Path]:
-    """Returns the font files, regular ones first. Skips LastResort, which draws only boxes."""
+    """Returns the font files, bold and italic last. Skips LastResort, which draws only boxes."""
     from matplotlib.font_manager import findSystemFonts
 
     files = (file for file in findSystemFonts() if "lastresort" not in file.lower())

@@ -168,7 +168,7 @@ def _crop(picture: Image.Image | UserError, p: Preprocessing) -> np.ndarray | Us
 
 
 def render(console: Console, name: str, top: Sequence[Guess]) -> None:
-    """Print the classes of one picture, with probabilities and bars. A terminal cuts the lines."""
+    """Print one picture's classes, with bars. On a terminal, lines are cut at its width."""
     line = "#" if console.options.ascii_only else "━"
     width = min(24, console.width // 3)
     console.print(Text(as_text(name), style="bold"), soft_wrap=True)

@@ -146,7 +146,7 @@ def _with_optional_fields(kind: type[Kind]) -> type[Kind]:
 class Choices(Architecture, Start):
     """A variant and changes to it. A field that is None has the variant's value.
 
-    `widths` is stored as text ("4e=256,..."), for the command line; a mapping is converted.
+    `widths` is stored as text ("4e=256,..."), for the command line; a mapping is converted to text.
     """
 
     def __post_init__(self) -> None:

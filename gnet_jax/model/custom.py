@@ -19,7 +19,7 @@ _known: dict[str, Callable[..., Any]] = {}  # loaded classes and functions, by r
 
 
 def reference(part: Callable[..., Any] | str) -> str:
-    """Returns the reference "FILE:NAME" of `part`. If `part` is one, its path is made absolute.
+    """Returns the reference "FILE:NAME" of `part`. If `part` is a string, makes its path absolute.
 
     Only this process can load the reference if the class or function has no file (as in a notebook)
     or is defined inside a function.
@@ -67,7 +67,7 @@ def load(name: str) -> Callable[..., Any]:
 
 
 def digest(name: str) -> str:
-    """Returns the sha256 of a reference's file. Raises UserError if the file is missing."""
+    """Returns the sha256 of the file in a reference. Raises UserError if the file is missing."""
     return hashlib.sha256(_find_file(name)[0].read_bytes()).hexdigest()
 
 

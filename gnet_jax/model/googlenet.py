@@ -207,7 +207,7 @@ def init(model: GoogLeNet, key: jax.Array, image_size: int) -> dict[str, Any]:
 
 
 def abstract_variables(model: GoogLeNet, image_size: int) -> dict[str, Any]:
-    """Returns the tree of `init` with shapes and dtypes instead of arrays; raises ValueError."""
+    """Returns the tree of `init` with shapes and dtypes as leaves; raises ValueError as `init`."""
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     plain = model.clone(ops=_SHAPES_ONLY)
     variables: Any = jax.eval_shape(plain.init, jax.random.PRNGKey(0), images)
@@ -234,7 +234,7 @@ CAFFE_BRANCHES = {
 def endpoints(
     model: GoogLeNet, variables: Mapping[str, Any], x_BHWC: jax.Array
 ) -> dict[str, jax.Array]:
-    """Returns the output of every layer in inference, by Caffe's name for it ("inception_3a/5x5").
+    """Returns a dict from each layer's name in Caffe ("inception_3a/5x5") to its inference output.
 
     A layer that Caffe's network does not have is named by its path in this network
     ("inception_3a/b6"). Outputs of convolutions are after the ReLU; "prob" is the softmax of

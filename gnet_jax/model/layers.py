@@ -1,4 +1,4 @@
-"""The layers of GoogLeNet, their initialisers, and the roles of their parameters.
+"""The layers of GoogLeNet, their initialisers, and their parameters' roles (kernel, bias, norm).
 
 Shapes: B batch, H height, W width, C channels.
 """
@@ -20,19 +20,19 @@ from gnet_jax.ops.reference import REFERENCE, Ops
 
 
 def caffe_xavier(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
-    """Draws weights from U(-a, a), a = sqrt(3 / fan_in), as Caffe's "xavier" (filler.hpp) does."""
+    """Returns weights from U(-a, a), a = sqrt(3 / fan_in), as in Caffe's "xavier" (filler.hpp)."""
     bound = np.sqrt(3 / math.prod(shape[:-1]))
     return _draw(key, shape, dtype, lambda generator, s: generator.uniform(-bound, bound, s))
 
 
 def he_normal(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
-    """Draws weights from N(0, 2 / fan_in) (arXiv 1502.01852), for convolutions with a norm."""
+    """Returns weights from N(0, 2 / fan_in) (arXiv 1502.01852), for convolutions with a norm."""
     std = np.sqrt(2 / math.prod(shape[:-1]))
     return _draw(key, shape, dtype, lambda generator, s: std * generator.standard_normal(s))
 
 
 def _draw(key: jax.Array, shape: tuple[int, ...], dtype, draw) -> jax.Array:
-    """Calls `draw` with a NumPy generator, because jax.random compiles for each of 130 shapes."""
+    """Call `draw` with a NumPy generator; jax.random would compile 130 programs, one per shape."""
 
     def draw_on_host(key_data) -> np.ndarray:
         seed = int.from_bytes(np.asarray(key_data).tobytes(), "little")
@@ -60,7 +60,7 @@ class Conv(nn.Conv):
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array, product_BHWC: jax.Array | None = None) -> jax.Array:
-        """Returns the convolution of `x`. `product` is the result without bias, if computed."""
+        """Returns the convolution of `x`. `product`: the result without bias, if known."""
         sizes: Any = self.kernel_size
         kernel = self.param("kernel", self.kernel_init, (*sizes, x_BHWC.shape[-1], self.features))
         bias_C = self.param("bias", self.bias_init, (self.features,)) if self.use_bias else None
@@ -109,7 +109,7 @@ class ConvBlock(nn.Module):
 
 
 def apply_each(layers: Sequence[Any], x_BHWC: jax.Array) -> list[jax.Array]:
-    """Returns the outputs of `layers` for one input. 1x1 convolutions are one matrix product."""
+    """Returns the outputs of `layers` for one input. If all are 1x1, by one matrix product."""
     pointwise = all(type(layer) is ConvBlock and layer.kernel == 1 for layer in layers)
     if not pointwise or layers[0].is_initializing():  # while initialising, no kernels exist
         return [layer(x_BHWC) for layer in layers]
@@ -122,7 +122,7 @@ Role = Literal["kernel", "bias", "norm"]
 
 
 def roles(names: Iterable[str], where: str) -> Mapping[str, Role]:
-    """Returns the role of each of a module's parameters `names`. `where` is the module's path.
+    """Returns the roles of the parameters `names` of one module; `where` is the module's path.
 
     Raises UserError for parameters that are neither those of a layer nor those of a norm.
     """

@@ -31,7 +31,7 @@ ADDENDS = 64
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def max_pool(x_BHWC: jax.Array, window: int, stride: int, pad: int = 0) -> jax.Array:
-    """Computes `reference.max_pool`. If maxima are equal, the same one of them gets the gradient.
+    """Computes `reference.max_pool`. Of equal maxima, both give the gradient to the same one.
 
     On CPUs, XLA computes the gradient window by window, which is slow. So on CPUs this function
     takes the maximum of shifted views, first along the columns, then along the rows.
@@ -200,7 +200,7 @@ def relu_max_pool(x_BHWC: jax.Array, window: int, stride: int) -> jax.Array:
 
 
 def sum_pixels(*arrays_BHWC: jax.Array, image_by_image: bool) -> list[jax.Array]:
-    """Returns the sums (C,) of each array over all axes except the last.
+    """Returns the sum of each array over all axes except the last, as an array (C,).
 
     The arrays are float32 or wider. On a CPU, the sum over the rows of a matrix is computed as a
     product with ones, which is five times as fast as XLA's sum. With `image_by_image`, devices that

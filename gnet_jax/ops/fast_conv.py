@@ -69,7 +69,7 @@ def _gradients(x_BHWC, kernel, dy, padding, convolve: Callable[..., Any] = _conv
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _convolve(x_BHWC, kernel, padding, on_cpu, gradients_on_cpu) -> jax.Array:
-    """On CPUs, use `on_cpu`, and `gradients_on_cpu` for gradients. Elsewhere, use XLA's forms."""
+    """Convolve. On CPUs, call `on_cpu` and, for the gradients, `gradients_on_cpu`; else use XLA."""
     cpu, default = (partial(form, padding=padding) for form in (on_cpu, _convolve_plainly))
     return lax.platform_dependent(x_BHWC, kernel, cpu=cpu, default=default)
 
@@ -193,7 +193,7 @@ def _tiles(sizes: Sequence[int], padding: Sequence[tuple[int, int]]) -> list[int
 
 
 def _chunks(batch: int, tiles: Sequence[int]) -> int:
-    """Returns the smallest number of equal chunks of at most `CHUNK_TILES` tiles, or one image."""
+    """Returns the least number of equal chunks that have one image or up to `CHUNK_TILES` tiles."""
     wanted = min(batch, -(-batch * math.prod(tiles) // CHUNK_TILES))
     return next(n for n in range(wanted, batch + 1) if batch % n == 0)
 

@@ -29,6 +29,6 @@ def pooled_size(size: int, window: int, stride: int, pad: int = 0) -> int:
 def pool_padding(
     sizes: Sequence[int], window: int, stride: int, pad: int = 0
 ) -> list[tuple[int, int]]:
-    """Returns the padding (low, high) of each axis with which a pool's output has `pooled_size`."""
+    """Returns for each axis the padding (low, high) that a pool needs for its `pooled_size`."""
     ends = [(pooled_size(n, window, stride, pad) - 1) * stride + window for n in sizes]
     return [(pad, max(0, end - n - pad)) for n, end in zip(sizes, ends, strict=True)]
