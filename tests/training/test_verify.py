@@ -9,6 +9,7 @@ from gnet_jax.training.checkpoints.verify import (
     CorruptError,
     add_notes,
     find_difference,
+    first_line,
     named_leaves,
     read_digests,
     write_digests,
@@ -88,3 +89,9 @@ def test_the_digests_are_sealed(checkpoint):
 def test_names_do_not_depend_on_the_kind_of_container():
     tree = {"a": [1, {"b": 2}], "c": (3,)}
     assert named_leaves(tree) == {"a/0": 1, "a/1/b": 2, "c/0": 3}
+
+
+def test_the_first_200_characters_of_an_error_are_told_or_else_its_class():
+    assert first_line(ValueError("x" * 300 + "\nmore")) == "x" * 200
+    assert first_line(ValueError("one\ntwo")) == "one"
+    assert first_line(KeyError()) == "KeyError"
