@@ -107,6 +107,34 @@ def test_what_is_frozen_has_no_gradient_and_does_not_count_for_the_clipping():
     assert found["update_ratio/aux"] == pytest.approx(moved, rel=1e-2)
 
 
+def test_each_head_has_its_own_gradient_with_the_weight_of_its_loss():
+    optimizer = make_optimizer(OptimConfig(), 10, 100)
+    pixels = Preprocessing(image_size=16, mean=(127.0,) * 3, std=(64.0,) * 3)
+    parts = {
+        "model": Linear(),
+        "optimizer": optimizer,
+        "augment": partial(
+            augment, preprocessing=pixels, augmentation=AugmentConfig(), num_classes=10
+        ),
+        "loss": LossConfig(aux_weight=0.6),
+    }
+    state = create_state({"params": linear_params(), "batch_stats": {}}, optimizer, 0)
+    found = jax.jit(partial(diagnose, **parts))(state, tiny_batch())
+    _, metrics = jax.jit(partial(train_step, **parts))(state, tiny_batch())
+    scalars, histograms = found["scalars"], found["histograms"]
+    whole = np.hypot(scalars["grad_norm/main"], scalars["grad_norm/aux"])
+    assert whole == pytest.approx(float(metrics["grad_norm"]), rel=1e-5)
+    for head, other in (("main", "aux4a"), ("aux", "main")):
+        own = "aux4a" if head == "aux" else "main"
+        assert scalars[f"grad_norm_{own}/{head}"] == scalars[f"grad_norm/{head}"] > 0
+        assert scalars[f"grad_norm_{other}/{head}"] == 0
+        counts, edges = histograms[f"parameters/{head}"]
+        kernel = state.params[head]["kernel"]
+        assert (counts.shape, edges.shape, counts.sum()) == ((40,), (41,), 7680)
+        np.testing.assert_allclose(edges[[0, -1]], [kernel.min(), kernel.max()], rtol=1e-6)
+        assert histograms[f"gradients/{head}"][0].sum() == 7680
+
+
 def found_at(state, batch):
     return {
         "scalars": {"grad_norm/conv1": np.float32(state)},
@@ -129,6 +157,8 @@ def test_a_resumed_run_is_diagnosed_as_an_uninterrupted_one(tmp_path):
         (0, 0.0), (2, 2.0), (4, 4.0), (6, 6.0),
     ]  # fmt: skip
     assert list((tmp_path / "tensorboard" / "diagnostics").iterdir())
+    assert diagnose._board._writer is None
+    assert Diagnostics(tmp_path, found_at, 2, 4, print)._board._purge_step == 4
 
 
 def test_a_full_disk_is_told_and_the_run_goes_on(tmp_path, monkeypatch):
