@@ -256,7 +256,7 @@ def test_the_end_erases_the_live_line_and_closes_the_file(tmp_path, capsys, monk
     assert (reporter._live, reporter._board._writer) == (None, None)
 
 
-def test_output_that_fails_is_told_once_and_then_discarded(capsys, monkeypatch):
+def test_output_that_fails_is_told_once_and_then_discarded(capfd, monkeypatch):
     failing = OSError(errno.ENOSPC, "No space left on device")
 
     def refuse(*_, **__):
@@ -268,7 +268,7 @@ def test_output_that_fails_is_told_once_and_then_discarded(capsys, monkeypatch):
     assert not console.quiet
     console.say("unheard")
     assert console.quiet
-    assert capsys.readouterr().err.count("No space left on device") == 1
+    assert capfd.readouterr().err.count("No space left on device") == 1
 
 
 def test_records_that_a_full_disk_refuses_are_told(tmp_path, capsys, monkeypatch):

@@ -45,12 +45,16 @@ def test_batches_that_divide_are_accepted(batch_size, changes):
     [
         (30, {}, "batch_size 30 .* 8 devices; use 24 or 32$"),
         (3, {}, "batch_size 3 .* 8 devices; use 8$"),
-        (32, in_parts(3), "batch_size 32 .* 8 devices x 3 .*; use 24 or 48$"),
+        (32, in_parts(3), "batch_size 32 .* 8 devices, each with 3 .*; use 24 or 48$"),
         (24, MIXED, "batch_size 24 .* pairs .*mixup; use 16 or 32$"),
         (24, MIXED | in_parts(3), "batch_size 24 .*; use 48$"),
         (40, CANONICAL, "batch_size 40 .* 16 virtual shards; use 32 or 48$"),
         (8, CANONICAL, "batch_size 8 .* 16 virtual shards; use 16$"),
-        (48, CANONICAL | in_parts(2), "batch_size 48 .* 16 virtual shards x 2 .*; use 32 or 64$"),
+        (
+            48,
+            CANONICAL | in_parts(2),
+            "batch_size 48 .* 16 virtual shards, each with 2 .*; use 32 or 64$",
+        ),
         (48, CANONICAL | MIXED, "batch_size 48 .* pairs .*; use 32 or 64$"),
         (32, CANONICAL | {"virtual_shards": 8}, "virtual_shards is 8, .* 8 devices .*; use 16 "),
         (32, {"eval_batch_size": 12}, "eval_batch_size 12 .* 8 devices; use 8 or 16$"),
@@ -190,9 +194,7 @@ def test_the_cache_is_in_the_chosen_folder_or_the_packages_own(monkeypatch, chos
     config = mock.Mock(jax_compilation_cache_dir=chosen)
     monkeypatch.setattr(jax, "config", config)
     monkeypatch.setattr(sharding, "cache_folder", lambda: sharding.Path("/own"))
-    monkeypatch.setattr(
-        sharding, "plain_path", lambda path: "/plain" if "[" in str(path) else path
-    )
+    monkeypatch.setattr(sharding, "plain_path", lambda path: "/plain" if "[" in str(path) else path)
     use_compilation_cache()
     assert config.update.mock_calls == [mock.call(*each) for each in updates]
 
