@@ -50,11 +50,7 @@ def test_batches_that_divide_are_accepted(batch_size, changes):
         (24, MIXED | in_parts(3), "batch_size 24 .*; use 48$"),
         (40, CANONICAL, "batch_size 40 .* 16 virtual shards; use 32 or 48$"),
         (8, CANONICAL, "batch_size 8 .* 16 virtual shards; use 16$"),
-        (
-            48,
-            CANONICAL | in_parts(2),
-            "batch_size 48 .* 16 virtual shards, each with 2 .*; use 32 or 64$",
-        ),
+        (48, CANONICAL | in_parts(2), "48 .* 16 virtual shards, each with 2 .*; use 32 or 64"),
         (48, CANONICAL | MIXED, "batch_size 48 .* pairs .*; use 32 or 64$"),
         (32, CANONICAL | {"virtual_shards": 8}, "virtual_shards is 8, .* 8 devices .*; use 16 "),
         (32, {"eval_batch_size": 12}, "eval_batch_size 12 .* 8 devices; use 8 or 16$"),
