@@ -213,3 +213,12 @@ def test_the_wait_before_a_restart_ends_in_time_or_at_a_signal(tmp_path, monkeyp
     supervisor._signals = 1
     supervisor._sleep(0.45)
     assert len(slept) == 5
+
+
+def test_an_acknowledgement_is_what_the_run_writes_to_the_pipe(tmp_path):
+    supervisor = Supervisor([], tmp_path, Launch(), "train.py")
+    assert not supervisor._acknowledges(0)
+    os.write(supervisor._acknowledge, b".")
+    assert supervisor._acknowledges(0)
+    os.read(supervisor._acknowledged, 1)
+    assert not supervisor._acknowledges(0)
