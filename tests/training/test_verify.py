@@ -12,6 +12,7 @@ from gnet_jax.training.checkpoints.verify import (
     first_line,
     named_leaves,
     read_digests,
+    read_workdir,
     write_digests,
 )
 
@@ -95,3 +96,11 @@ def test_the_first_200_characters_of_an_error_are_told_or_else_its_class():
     assert first_line(ValueError("x" * 300 + "\nmore")) == "x" * 200
     assert first_line(ValueError("one\ntwo")) == "one"
     assert first_line(KeyError()) == "KeyError"
+
+
+def test_a_run_is_no_model_if_the_digests_of_any_checkpoint_are_corrupt(tmp_path):
+    for step in ("1", "2"):
+        (tmp_path / "checkpoints" / step / "digests").mkdir(parents=True)
+    write_digests(tmp_path / "checkpoints" / "2" / "digests", ARRAYS, {"top1": 0.5})
+    with pytest.raises(CorruptError, match="checkpoint 1 "):  # it may have been the best one
+        read_workdir(tmp_path)
