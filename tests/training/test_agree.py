@@ -94,6 +94,9 @@ def test_three_differences_are_named_and_the_others_counted(other_hosts):
     with pytest.raises(ConfigError, match=r"c is 1 there, 0 on host 0 \(2 more\)") as raised:
         compare(dict.fromkeys("abcde", 0))
     assert "d is" not in str(raised.value)
+    other_hosts[:] = [json.dumps(dict.fromkeys("abc", 1))]
+    with pytest.raises(ConfigError, match="c is 1 there, 0 on host 0; start"):
+        compare(dict.fromkeys("abc", 0))
 
 
 def test_hosts_may_differ_only_in_paths_and_threads(tmp_path):
@@ -141,3 +144,24 @@ def test_a_host_that_does_not_see_the_token_of_the_first_has_another_workdir(tmp
     assert open_shared_workdir(tiny_config(tmp_path), {"train": "a"}) == tmp_path
     assert (tmp_path / ".shared-0123").exists()  # the first host removes it
     assert not (tmp_path / "config.json").exists()  # and writes the config
+
+
+def test_the_first_host_shows_a_token_and_removes_it(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(start, "gather", lambda own: [told.append(own) or own, ""])
+    wait, seen = start._wait_for_token, []
+    monkeypatch.setattr(
+        start, "_wait_for_token", lambda folder, token: (seen.append(token), wait(folder, token))
+    )
+    assert open_shared_workdir(tiny_config(tmp_path), {"train": "a"}) == tmp_path
+    (token,) = filter(None, told)
+    assert (len(token), seen) == (len(".shared-") + 16, [token])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "lock"]
+
+
+def test_a_token_that_comes_late_is_waited_for(tmp_path, monkeypatch):
+    later = [lambda: (tmp_path / "run").mkdir(), (tmp_path / "run" / "token").touch]
+    monkeypatch.setattr(start.time, "sleep", lambda _: later.pop(0)())
+    start._wait_for_token(tmp_path / "run", "token")
+    assert not later

@@ -141,3 +141,17 @@ def test_a_resumed_run_keeps_the_bad_images_up_to_its_step(tmp_path):
         resumed.train.add(records(3))
         with pytest.raises(DataError):
             resumed.train.add(records(4))
+
+
+def test_another_host_counts_skipped_steps_but_writes_no_file(tmp_path, reporter, monkeypatch):
+    run = stub_run(max_bad_steps=3, batch_size=4)
+    first = SkippedSteps(run, tmp_path, reporter, 0)
+    for step in (4, 5):
+        first.read(step, BAD, {}, None)
+    text = (tmp_path / "skipped_steps.jsonl").read_text()
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    other = SkippedSteps(run, tmp_path, reporter, 4)
+    assert other.count == 1
+    other.read(6, BAD, {}, None)
+    assert other.count == 2
+    assert (tmp_path / "skipped_steps.jsonl").read_text() == text

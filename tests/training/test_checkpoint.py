@@ -123,15 +123,24 @@ def test_the_best_step_has_the_highest_top1_whatever_its_loss(tmp_path, monkeypa
             assert loop.run_from(9, state) is state  # evaluates the last step, after a resume
         else:
             assert loop._evaluate(step, state)
-    assert [call.args[2] for call in reporter.evaluation.call_args_list] == [
-        False,
-        True,
-        True,
-        False,
-        True,
-    ]
+    best = [call.args[2] for call in reporter.evaluation.call_args_list]
+    assert best == [False, True, True, False, True]
+    assert 0 <= loop.evaluation_seconds < 60
     saved = [call.args for call in checkpoints.save.call_args_list]
     assert saved == [(step, state, top1) for step, (top1, _) in scores.items()]
+
+
+def test_the_first_evaluation_is_the_best_whatever_it_finds_and_its_time_does_not_count(
+    tmp_path, monkeypatch
+):
+    run, checkpoints, reporter = tiny_run(tmp_path), mock.Mock(top1={}), mock.Mock()
+    reporter.watch.spent = lambda _: contextlib.nullcontext()
+    loop = _Loop(run, mock.Mock(), checkpoints, reporter, *[mock.Mock()] * 3)
+    values = {"val/top1": 0.0, "val/top5": 0.0, "val/loss": 9.0, "val/count": 10.0}
+    monkeypatch.setattr("gnet_jax.training.loop.evaluate", lambda *_, **__: values)
+    loop.run_from(9, mock.Mock(average=None))
+    assert reporter.evaluation.call_args.args == (9, values, True)
+    assert loop.evaluation_seconds is None  # it compiles
 
 
 def test_a_step_that_was_saved_before_it_was_evaluated_may_become_the_best(tmp_path):
@@ -410,6 +419,59 @@ def test_a_failed_save_deletes_files_until_half_a_second_has_none(tmp_path, monk
 
 
 @orphans
+def test_a_save_that_fails_at_the_end_is_told_and_no_thread_stays(tmp_path, monkeypatch):
+    lost = failing_late(OSError("lost"))
+    monkeypatch.setattr("gnet_jax.training.checkpoints.save.write_digests", lost)
+    said = []
+    with Checkpoints(tmp_path, keep_latest=1, tell=said.append) as checkpoints:
+        checkpoints.save(1, small(1))
+        close = mock.Mock(wraps=checkpoints._orbax.close)
+        monkeypatch.setattr(checkpoints._orbax, "close", close)
+    assert len(said) == 1
+    close.assert_called_once_with()
+    with pytest.raises(RuntimeError, match="shutdown"):
+        checkpoints._background.submit(print)
+
+
+def test_an_older_step_that_a_user_has_deleted_is_no_problem(tmp_path, capsys):
+    with Checkpoints(tmp_path, keep_latest=1) as checkpoints:
+        checkpoints.save(1, small(1))
+        checkpoints.wait()
+        shutil.rmtree(tmp_path / "1")
+        checkpoints.save(2, small(2))
+        checkpoints.wait()
+        assert (checkpoints.problem, checkpoints.steps) == (None, [2])
+    assert capsys.readouterr().err == ""
+
+
+def test_a_host_whose_save_failed_does_not_wait_for_the_others(monkeypatch):
+    waited, raised = [], []
+    monkeypatch.setattr(
+        checkpoint.ocp.multihost, "get_barrier_sync_fn", lambda: lambda **k: waited.append(k)
+    )
+    checkpoint._barrier(key="a", timeout_ms=5)
+    assert waited == [{"key": "a", "timeout_ms": 5}]
+
+    def fail():
+        try:
+            raise OSError("lost")
+        except OSError:
+            checkpoint._barrier(key="b", timeout_ms=5)
+
+    def fail_in_thread():
+        try:
+            fail()
+        except OSError as error:
+            raised.append(str(error))
+
+    fail()  # the main thread waits, because it is about to raise the error itself
+    thread = threading.Thread(target=fail_in_thread)
+    thread.start()
+    thread.join()
+    assert (len(waited), raised) == (2, ["lost"])
+
+
+@orphans
 def test_an_error_in_the_background_is_told_by_the_next_check(tmp_path, monkeypatch):
     lost = failing_late(OSError("lost"))
     monkeypatch.setattr("gnet_jax.training.checkpoints.save.write_digests", lost)
@@ -448,7 +510,11 @@ def test_a_disk_that_reports_no_size_is_not_full(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(total=0, free=0))
     with Checkpoints(tmp_path, keep_latest=1) as checkpoints:
         checkpoints._check_space(small(1))
-        monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(total=1, free=0))
+        needed = 12 * 4 + 5 * 4 + 4
+        disk = types.SimpleNamespace(total=1, free=needed)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: disk)
+        checkpoints._check_space(small(1))
+        disk.free -= 1
         with pytest.raises(UserError, match="full"):
             checkpoints._check_space(small(1))
 

@@ -1,11 +1,13 @@
 import errno
 import json
 import math
+import os
 import struct
 import time
 
 import numpy as np
 import pytest
+from rich.console import Console
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 
@@ -32,6 +34,7 @@ VALUES = {
         (3599.4, "59 min 59 s"),
         (3600, "1 h 0 min"),
         (86_399, "23 h 59 min"),
+        (86_400, "1 d 0 h"),
         (200, "3 min 20 s"),
         (7500, "2 h 5 min"),
         (273_600, "3 d 4 h"),
@@ -226,3 +229,65 @@ def test_a_histogram_has_its_counts_edges_and_moments(tmp_path):
     assert histogram.sum_squares == 3 * 0.25 + 1 * 4
     assert list(histogram.bucket) == [3, 0, 1]
     assert list(histogram.bucket_limit) == [0, 1, 3]
+
+
+def test_points_are_on_disk_at_once_with_their_time_after_the_start_of_the_session(tmp_path):
+    board = Board(tmp_path, purge_step=3)
+    board.add(4, {"loss": 1.5, "top1": 0.5})
+    (file,) = tmp_path.iterdir()
+    found = [event for event in read_events(file) if not event.HasField("file_version")]
+    board.close()
+    assert [(event.step, event.HasField("session_log")) for event in found] == [
+        (3, True), (4, False), (4, False),
+    ]  # fmt: skip
+    values = [(v.tag, v.simple_value) for event in found[1:] for v in event.summary.value]
+    assert values == [("loss", 1.5), ("top1", 0.5)]
+    assert all(abs(event.wall_time - time.time()) < 60 for event in found[1:])
+
+
+def test_the_end_erases_the_live_line_and_closes_the_file(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(SafeConsole, "is_terminal", True)
+    with Reporter(tmp_path, start_step=0, total_steps=90) as reporter:
+        reporter.training(10, VALUES, eta=75, evaluations=True)
+        assert reporter._live is not None
+        assert not reporter._live.auto_refresh  # which would start a thread
+        assert reporter._board._writer is not None
+    assert capsys.readouterr().out.endswith("\x1b[2K")
+    assert (reporter._live, reporter._board._writer) == (None, None)
+
+
+def test_output_that_fails_is_told_once_and_then_discarded(capfd, monkeypatch):
+    failing = OSError(errno.ENOSPC, "No space left on device")
+
+    def refuse(*_, **__):
+        raise failing
+
+    monkeypatch.setattr(Console, "print", refuse)
+    monkeypatch.setattr(os, "dup2", lambda *_: None)
+    console = SafeConsole()
+    assert not console.quiet
+    console.say("unheard")
+    assert console.quiet
+    assert capfd.readouterr().err.count("No space left on device") == 1
+
+
+def test_records_that_a_full_disk_refuses_are_told(tmp_path, capsys, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with Reporter(tmp_path, start_step=0, total_steps=90) as reporter:
+        monkeypatch.setattr("gnet_jax.training.observe.console.write_json", refuse)
+        assert reporter.account(3)["compiling"] == 0
+        monkeypatch.setattr(MetricsFile, "append", refuse)
+        reporter.append(MetricsFile(tmp_path / "more.jsonl"), 7, {})
+    first, second = capsys.readouterr().out.splitlines()
+    assert "run.json" in first
+    assert "step 7" in second
+    assert "more.jsonl" in second
+
+
+def test_a_start_without_a_record_begins_at_step_0(tmp_path):
+    reporter = Reporter(tmp_path, start_step=0, total_steps=90)
+    reporter.account(3)
+    (start,) = read_starts(tmp_path)
+    assert (start["step"], start["reached"], start["newest_checkpoint"]) == (0, 3, 0)

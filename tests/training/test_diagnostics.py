@@ -107,6 +107,33 @@ def test_what_is_frozen_has_no_gradient_and_does_not_count_for_the_clipping():
     assert found["update_ratio/aux"] == pytest.approx(moved, rel=1e-2)
 
 
+def test_each_head_has_its_own_gradient_with_the_weight_of_its_loss():
+    """The gradient of x @ kernel, by hand: x' (softmax - target) / B, times the weight."""
+    optimizer, batch, params = make_optimizer(OptimConfig(), 10, 100), tiny_batch(), linear_params()
+    parts = {
+        "model": Linear(),
+        "optimizer": optimizer,
+        "augment": lambda images, labels, _: (images / 255, jax.nn.one_hot(labels, 10)),
+        "loss": LossConfig(aux_weight=0.6, label_smoothing=0.0),
+    }
+    state = create_state({"params": params, "batch_stats": {}}, optimizer, 0)
+    found = jax.device_get(jax.jit(partial(diagnose, **parts))(state, batch))
+    scalars, histograms = found["scalars"], found["histograms"]
+    x = batch["image"].reshape(16, -1) / 255
+    for head, own, other, weight in (("main", "main", "aux4a", 1.0), ("aux", "aux4a", "main", 0.6)):
+        kernel = params[head]["kernel"]
+        grown = np.exp(x @ kernel)
+        errors = grown / grown.sum(axis=1, keepdims=True) - np.eye(10)[batch["label"]]
+        gradient = weight * x.T @ errors / 16
+        assert scalars[f"grad_norm/{head}"] == pytest.approx(np.linalg.norm(gradient), rel=1e-4)
+        assert scalars[f"grad_norm_{own}/{head}"] == pytest.approx(scalars[f"grad_norm/{head}"])
+        assert scalars[f"grad_norm_{other}/{head}"] == 0
+        for what, values in (("gradients", gradient), ("parameters", kernel)):
+            counts, edges = histograms[f"{what}/{head}"]
+            assert (counts.shape, edges.shape, counts.sum()) == ((40,), (41,), 7680)
+            np.testing.assert_allclose(edges[[0, -1]], [values.min(), values.max()], rtol=1e-4)
+
+
 def found_at(state, batch):
     return {
         "scalars": {"grad_norm/conv1": np.float32(state)},
@@ -129,6 +156,8 @@ def test_a_resumed_run_is_diagnosed_as_an_uninterrupted_one(tmp_path):
         (0, 0.0), (2, 2.0), (4, 4.0), (6, 6.0),
     ]  # fmt: skip
     assert list((tmp_path / "tensorboard" / "diagnostics").iterdir())
+    assert diagnose._board._writer is None
+    assert Diagnostics(tmp_path, found_at, 2, 4, print)._board._purge_step == 4
 
 
 def test_a_full_disk_is_told_and_the_run_goes_on(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@ import types
 import numpy as np
 import pytest
 
+from gnet_jax.training import loop
 from gnet_jax.training.hosts.start import TrainingError
 from gnet_jax.training.hosts.stop import StopRequest, Vote
 from gnet_jax.training.loop import evaluate
@@ -26,3 +27,40 @@ def test_the_values_are_the_sums_of_all_batches_over_their_count(tmp_path):
 def test_a_loss_that_is_not_finite_names_the_step_and_a_remedy(tmp_path):
     with pytest.raises(TrainingError, match=r"step 7: .* nan.* optim\."):
         evaluated(tiny_run(tmp_path), count=200, top1=20, top5=100, loss=np.nan)
+
+
+def test_each_host_reads_its_share_of_the_validation_set_as_the_config_says(tmp_path, monkeypatch):
+    run, given, left_out = tiny_run(tmp_path, eval_batch_size=16), [], []
+    bad_images = types.SimpleNamespace(val="bad", step=0, report_left_out=left_out.append)
+
+    class Local:
+        fault = None
+
+        def __init__(self, batches, empty):
+            given.append((batches, {name: (x.shape, x.dtype) for name, x in empty.items()}))
+
+    monkeypatch.setattr(loop, "EvalBatches", Local)
+    monkeypatch.setattr(loop, "eval_batches", lambda *a, **options: (a, options))
+    monkeypatch.setattr(loop, "put_batches", lambda _, mesh, size: iter([size]))
+    monkeypatch.setattr(loop.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(loop.jax, "process_index", lambda: 1)
+    sums = {"count": np.int32(350), "top1": np.int32(35), "loss": np.float32(700)}
+    vote = types.SimpleNamespace(flag=lambda _: 0, stops_evaluation=lambda _: False)
+    found = evaluate(run, lambda *_: (sums, 0), 7, None, bad_images=bad_images, vote=vote)
+    assert found == {"val/count": 350, "val/top1": 0.1, "val/loss": 2.0}
+    assert (bad_images.step, left_out) == (7, [10])  # of 360 images
+    ((arguments, options), empty) = given[0]
+    assert arguments == (run.val,)
+    assert options == {
+        "batch_size": 16,
+        "preprocessing": run.config.data.preprocessing,
+        "bad": "bad",
+        "host": 1,
+        "hosts": 2,
+        "threads": 2,
+    }
+    assert empty == {
+        "image": ((8, 16, 16, 3), np.uint8),
+        "label": ((8,), np.int32),
+        "mask": ((8,), np.bool_),
+    }

@@ -72,3 +72,29 @@ def test_an_environment_that_sets_malloc_up_has_the_last_word(monkeypatch):
         with monkeypatch.context() as patch:
             patch.setenv(name, "131072")
             assert not keep_freed_memory()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="malloc is glibc's on Linux alone")
+def test_malloc_keeps_memory_on_a_heap_that_never_shrinks_or_as_glibc_does_by_default(monkeypatch):
+    for name in ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):
+        monkeypatch.delenv(name, raising=False)
+    libc = mock.Mock()
+    libc.mallopt.return_value = 1
+    monkeypatch.setattr("ctypes.CDLL", lambda _: libc)
+    assert keep_freed_memory()
+    assert libc.mock_calls == [mock.call.mallopt(-4, 0), mock.call.mallopt(-1, -1)]
+    libc.reset_mock()
+    assert not keep_freed_memory(2**60)
+    assert libc.mock_calls == [
+        mock.call.mallopt(-4, 65536), mock.call.mallopt(-1, 131072), mock.call.malloc_trim(0),
+    ]  # fmt: skip
+    libc.mallopt.side_effect = [1, 0]  # refused
+    assert not keep_freed_memory()
+    libc.reset_mock(side_effect=True)
+    for name, value in (("default_backend", "gpu"), ("distributed.is_initialized", True)):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"jax.{name}", lambda value=value: value)
+            assert not keep_freed_memory()
+    monkeypatch.setattr("ctypes.CDLL", lambda _: mock.Mock(spec=[]))  # not glibc
+    assert not keep_freed_memory()
+    assert libc.mallopt.mock_calls == []

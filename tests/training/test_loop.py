@@ -138,15 +138,22 @@ def test_the_memory_of_the_compiled_step_is_checked_and_tells_what_to_keep(finis
     keep.assert_called_once_with(4)
 
 
-def test_an_interrupted_run_saves_goes_on_and_ends_with_the_same_bits(finished, steps, tmp_path):
+def test_an_interrupted_run_saves_goes_on_and_ends_with_the_same_bits(
+    finished, steps, tmp_path, capsys
+):
     run, whole_workdir, _ = finished
     changed = dataclasses.replace(run, train=Interrupting(run.train, 4 * 32, signal.SIGTERM))
     stopped = train(changed, tmp_path, steps)
     assert stopped.signal == signal.SIGTERM
     assert 0 < stopped.step < 9
-    assert stopped.checkpoint.name == str(stopped.step)
+    assert (stopped.checkpoint.name, stopped.best) == (str(stopped.step), None)
+    assert stopped.heads.keys() >= {"train/loss", "perf/images_per_sec"}
+    capsys.readouterr()
     resumed = train(run, tmp_path, steps)
     assert resumed.step == 9
+    output = capsys.readouterr().out
+    assert f"resuming after step {stopped.step} of 9" in output
+    assert "warning" not in output
     assert final_digest(run, tmp_path) == final_digest(run, whole_workdir)
     starts = json.loads((tmp_path / "run.json").read_text())["starts"]
     assert [start["step"] for start in starts] == [0, stopped.step]
@@ -191,6 +198,59 @@ def test_an_evaluation_does_not_begin_once_a_signal_is_known(
     assert (resumed.step, resumed.val, resumed.best) == (9, result.val, result.best)
 
 
+def test_a_run_saves_diagnoses_and_evaluates_when_due_until_a_signal(
+    finished, steps, tmp_path, monkeypatch
+):
+    """Diagnosed before every step, saved at 2 and 4, evaluated at 3 and 6; a signal at step 5."""
+    run, _, _ = finished
+    per_epoch = run.program.steps_per_epoch
+    changes = {"save_every_steps": 2, "eval_every_epochs": 3 / per_epoch, "diagnose": 1}
+    run = with_program(run, config=dataclasses.replace(run.config, **changes))
+    diagnosed, evaluated, saved, accounts = [], [], [], []
+    save, account, check = Checkpoints.save, Reporter.account, Checkpoints.check
+
+    def diagnose(finished, state, batch):
+        diagnosed.append((finished, int(state.step), batch["label"].shape))
+
+    def evaluate(run, step_fn, step, state, **_):
+        evaluated.append((step, int(state.step)))
+        return {"val/top1": 0.5, "val/top5": 0.9, "val/loss": 1.0, "val/count": 360.0}
+
+    def save_and_note(checkpoints, step, state, top1=None):
+        saved.append((step, int(state.step), top1))
+        save(checkpoints, step, state, top1)
+
+    def interrupt(checkpoints):
+        if len(diagnosed) == 5:  # the code is passed to step 6
+            os.kill(os.getpid(), signal.SIGTERM)
+        check(checkpoints)
+
+    def note_account(reporter, step):
+        accounts.append(step)
+        return account(reporter, step)
+
+    monkeypatch.setattr(loop, "Diagnostics", lambda *_: contextlib.nullcontext(diagnose))
+    monkeypatch.setattr(loop, "evaluate", evaluate)
+    monkeypatch.setattr(Checkpoints, "save", save_and_note)
+    monkeypatch.setattr(Checkpoints, "check", interrupt)
+    monkeypatch.setattr(Reporter, "account", note_account)
+    stopped = train(run, tmp_path, steps)
+    assert diagnosed == [(step, step, (32,)) for step in range(6)]
+    assert evaluated == [(3, 3)]  # the evaluation after step 6 does not begin
+    assert saved == [(2, 2, None), (3, 3, 0.5), (4, 4, None), (6, 6, None)]
+    assert accounts == [
+        2,
+        2,
+        3,
+        4,
+        4,
+        6,
+        6,
+    ]  # with each report, save and evaluation, and at the end
+    assert (stopped.step, stopped.best) == (6, (3, 0.5))
+    assert stopped.checkpoint == (tmp_path / "checkpoints" / "3").resolve()
+
+
 def test_a_signal_during_the_last_save_waits_for_it(finished, steps, tmp_path, monkeypatch):
     run, whole_workdir, _ = finished
     unheard, to_send, wait = [], [signal.SIGTERM], Checkpoints.wait
@@ -216,6 +276,95 @@ def test_a_finished_run_does_nothing_again(finished, steps, capsys):
     again = train(run, workdir, steps)
     assert (again.step, again.best, again.val) == (9, result.best, {})
     assert capsys.readouterr().out == ""
+
+
+def test_the_options_of_the_config_reach_the_checkpoints_and_the_diagnoses(
+    finished, tmp_path, monkeypatch
+):
+    run, workdir, _ = finished
+    shutil.copytree(workdir, tmp_path / "run")
+    config = dataclasses.replace(run.config, verify_checkpoints=False, keep_latest=3, diagnose=2)
+    checkpoints = mock.Mock(wraps=Checkpoints)
+    monkeypatch.setattr(loop, "Checkpoints", checkpoints)
+    diagnostics = mock.Mock(return_value=contextlib.nullcontext())
+    monkeypatch.setattr(loop, "Diagnostics", diagnostics)
+    expected = mock.Mock(wraps=loop.abort_on_unexpected_error)
+    monkeypatch.setattr(loop, "abort_on_unexpected_error", expected)
+    train(with_program(run, config=config), tmp_path / "run", mock.Mock(diagnose="step"))
+    (arguments, options), *_ = checkpoints.call_args_list
+    assert arguments == (tmp_path / "run" / "checkpoints", 3)
+    assert options.pop("watch").committed == 0
+    assert options == {"model": run.description(), "verify": False}
+    assert diagnostics.call_args.args[:4] == (tmp_path / "run", "step", 2, 9)
+    expected.assert_called_once_with(TrainingError)
+
+
+def test_a_run_reads_from_its_step_on_and_guards_its_heads_after_the_warm_up(finished, monkeypatch):
+    run, _, _ = finished
+    optim = dataclasses.replace(run.config.optim, warmup_epochs=0.1)
+    run = with_program(run, config=dataclasses.replace(run.config, optim=optim))
+    reporter, bad_images, read, ahead = mock.Mock(), mock.Mock(), mock.Mock(), mock.Mock()
+    reporter.watch.spent = lambda _: contextlib.nullcontext()
+    guard = mock.Mock(side_effect=InterruptedError)
+    monkeypatch.setattr(loop, "training_batches", read)
+    monkeypatch.setattr(loop, "put_batches", lambda batches, mesh, size: (batches, mesh, size))
+    monkeypatch.setattr(loop, "TrainBatches", ahead)
+    monkeypatch.setattr(loop, "DeadHeadGuard", guard)
+    monkeypatch.setattr(loop._Loop, "_compile", lambda _: None)
+    checkpoints, vote = mock.Mock(top1={}), mock.Mock(code=0)
+    running = loop._Loop(run, None, checkpoints, reporter, bad_images, None, vote)
+    with pytest.raises(InterruptedError):
+        running.run_from(3, None)
+    place = {"host": 0, "hosts": 1, "start_step": 3}
+    read.assert_called_once_with(run.config, run.train, bad=bad_images.train, **place)
+    batches = (read.return_value, run.program.mesh, 32)
+    ahead.assert_called_once_with(batches, 3, 9, bad_images)
+    guard.assert_called_once_with(("main", "aux4a"), 10, warmup=4, patience=200)  # of 44.9 steps
+
+
+def test_losses_that_are_not_finite_and_heads_to_ignore_are_not_guarded(finished):
+    run, _, _ = finished
+    for choice, loss, reads in (("warn", 1.5, 1), ("warn", np.nan, 0), ("ignore", 1.5, 0)):
+        config, guard = dataclasses.replace(run.config, dead_heads=choice), mock.Mock()
+        guard.read.return_value = None
+        meter = types.SimpleNamespace(read=lambda loss=loss: ({"loss": loss}, 2.0))
+        bad_images, skipped = types.SimpleNamespace(train=()), mock.Mock(count=0)
+        parts = (with_program(run, config=config), None, None, mock.Mock(), bad_images, skipped)
+        loop._Loop(*parts, None)._report(4, None, meter, guard)
+        assert guard.read.call_args_list == [mock.call(4, {"loss": loss})] * reads
+
+
+def test_each_step_is_compiled_for_its_inputs(finished, monkeypatch):
+    run, _, _ = finished
+    compiled = mock.Mock()
+    monkeypatch.setattr(loop.sharding, "compile_train_step", compiled)
+    monkeypatch.setattr(loop, "compile_eval_step", compiled)
+    loss = dataclasses.replace(run.config.loss, aux_weight=0.7)
+    for numerics in ("fast", "canonical"):
+        config = dataclasses.replace(run.config, numerics=numerics, loss=loss)
+        program = with_program(run, config=config).program
+        steps, canonical = CompiledSteps(program), numerics == "canonical"
+        assert steps.train is steps.train is compiled.return_value
+        (mesh, _, state, batch, stop), options = compiled.call_args
+        assert (mesh, state, batch) == (
+            program.mesh,
+            program.abstract_state(),
+            program.abstract_batch(),
+        )
+        assert (stop.shape, stop.dtype) == ((8,), np.int32)
+        assert options == {"manual": canonical}
+    assert steps.evaluate is compiled.return_value
+    assert (compiled.call_args.args[0], compiled.call_args.kwargs) == (program.mesh, {"inputs": 2})
+    assert steps.diagnose is compiled.return_value
+    mesh, diagnosis = compiled.call_args.args
+    assert (mesh, diagnosis.func) == (program.mesh, loop.diagnose)
+    augment = diagnosis.keywords.pop("augment")
+    assert augment.keywords["num_classes"] == 10
+    assert diagnosis.keywords == {
+        "model": program.model,
+        "optimizer": program.optimizer,
+        "loss": loss,
+    }
 
 
 def test_a_run_whose_checkpoints_are_missing_does_not_begin_anew(finished, tmp_path):

@@ -302,3 +302,11 @@ def test_a_run_refuses_a_parameter_without_a_rule_before_it_compiles(tmp_path):
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, norm=gain))
     with pytest.raises(UserError, match="norm/gain"):
         prepare(config)
+
+
+def test_a_run_of_one_step_and_one_that_ends_with_its_warm_up_have_schedules():
+    o = OptimConfig(learning_rate=1.0, schedule="poly", power=1.0)
+    found = learning_rate_schedule(o, 10, 1)
+    assert [float(found(step)) for step in (0, 1)] == [1.0, 0.0]
+    rates = schedule(count=20, schedule="poly", power=1.0, warmup_epochs=2)
+    np.testing.assert_allclose(rates, [(i + 1) / 20 for i in range(20)], rtol=1e-6)

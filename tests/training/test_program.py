@@ -13,9 +13,9 @@ from gnet_jax.config import (
     LossConfig,
     Preprocessing,
 )
-from gnet_jax.data.sources import open_source
+from gnet_jax.data.sources import DataError, open_source
 from gnet_jax.model.googlenet import GoogLeNet
-from gnet_jax.training import program
+from gnet_jax.training import program, sharding
 from gnet_jax.training.gradients import isolated_update
 from gnet_jax.training.optimizer import make_optimizer
 from gnet_jax.training.program import augmentation, make_train_step, training_batches
@@ -191,3 +191,18 @@ def test_the_steps_of_a_run_fit_in_int32(config, steps, allowed):
     else:
         with pytest.raises(ConfigError, match="2,147,483,648"):
             program.make_program(config, **options)
+
+
+def test_two_classes_and_as_many_parameters_as_fit_the_memory_are_accepted(config, monkeypatch):
+    mesh, model = sharding.data_mesh(), program.model_of(config, 2)
+    shapes = program.abstract_variables(model, config.data.image_size)
+    needed = sum(4 * x.size for x in jax.tree.leaves(shapes))
+    monkeypatch.setattr(program, "machine_memory", lambda: needed)
+    found = program.make_program(config, ("a", "b"), 320, mesh)
+    assert found.model == model
+    assert (found.steps_per_epoch, found.total_steps) == (20.0, 4)  # 0.2 epochs of 320 / 16
+    with pytest.raises(DataError, match="1 class"):
+        program.make_program(config, ("a",), 320, mesh)
+    monkeypatch.setattr(program, "machine_memory", lambda: needed - 1)
+    with pytest.raises(ConfigError, match="width_multiplier"):
+        program.make_program(config, ("a", "b"), 320, mesh)

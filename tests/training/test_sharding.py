@@ -2,6 +2,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -167,3 +168,43 @@ def test_the_results_of_an_evaluation_are_whole_on_every_device():
     state, double, total = step(jnp.ones(3), jnp.arange(16.0), jnp.arange(16.0))
     assert all(x.sharding.is_fully_replicated for x in (state, double, total))
     np.testing.assert_array_equal(total, double)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "updates"),
+    [
+        ("", []),
+        ("gs://bucket/cache", []),
+        ("/cache", [("jax_compilation_cache_dir", "/cache")]),
+        (None, [("jax_compilation_cache_dir", "/own/xla")]),
+        (
+            "/a[1]",
+            [
+                ("jax_persistent_cache_enable_xla_caches", "none"),
+                ("jax_compilation_cache_dir", "/plain"),
+            ],
+        ),
+    ],
+)
+def test_the_cache_is_in_the_chosen_folder_or_the_packages_own(monkeypatch, chosen, updates):
+    config = mock.Mock(jax_compilation_cache_dir=chosen)
+    monkeypatch.setattr(jax, "config", config)
+    monkeypatch.setattr(sharding, "cache_folder", lambda: sharding.Path("/own"))
+    monkeypatch.setattr(sharding, "plain_path", lambda path: "/plain" if "[" in str(path) else path)
+    use_compilation_cache()
+    assert config.update.mock_calls == [mock.call(*each) for each in updates]
+
+
+def test_a_training_step_splits_its_inputs_and_donates_its_state():
+    mesh = data_mesh()
+    state, x = sharding.put_state(jnp.ones(4), mesh), np.arange(16.0, dtype=np.float32)
+    step = sharding.compile_train_step(mesh, lambda s, a, b: (s + 1, jnp.sum(a * b)), state, x, x)
+    (own, *inputs), _ = step.input_shardings
+    assert own.is_fully_replicated
+    assert [each.shard_shape((16,)) for each in inputs] == [(2,), (2,)]
+    (batch,) = put_batches([{"x": x}], mesh, 16)
+    after, total = step(state, batch["x"], batch["x"])
+    assert state.is_deleted()
+    assert after.sharding.is_fully_replicated
+    assert total.sharding.is_fully_replicated
+    assert (float(after[0]), float(total)) == (2, 1240)

@@ -1,6 +1,9 @@
 """How a process joins the others, and exits when they are lost."""
 
+import signal
+import sys
 import threading
+from unittest import mock
 
 import jax
 import pytest
@@ -83,6 +86,12 @@ def test_any_option_of_the_coordinator_makes_a_process_join(launch):
     assert should_join(Launch(**launch))
 
 
+def test_the_coordinator_of_jaxs_own_variable_is_joined(monkeypatch):
+    assert not should_join(Launch())
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "a:1")
+    assert should_join(Launch())
+
+
 @pytest.fixture
 def initialize(monkeypatch):
     """Records how JAX is asked to join, and answers as it is told."""
@@ -96,10 +105,11 @@ def initialize(monkeypatch):
         cluster_detection_method=None,
         initialization_timeout=300,
         heartbeat_timeout_seconds=100,
+        shutdown_timeout_seconds=300,
     ):
         asked.append((coordinator_address, num_processes, process_id, cluster_detection_method))
-        assert heartbeat_timeout_seconds <= 20
-        assert initialization_timeout > Launch().start_timeout  # our message comes first
+        assert (heartbeat_timeout_seconds, shutdown_timeout_seconds) == (15, 30)
+        assert initialization_timeout == Launch().start_timeout + 60  # our message comes first
         for each in answer:
             raise each
 
@@ -145,7 +155,7 @@ def test_a_process_waits_for_the_others_no_longer_than_it_is_told(initialize, mo
     start(Launch(coordinator="a:1", num_processes=2, process_id=1, start_timeout=0.2))
     (message, code), *_ = told
     assert "process 1 of 2 at a:1 waited 0.2 s" in message
-    assert code == EXIT_LOST
+    assert code == EXIT_LOST == 3
 
 
 def test_an_unexpected_error_exits_at_once_on_several_hosts_alone(monkeypatch):
@@ -175,3 +185,25 @@ def test_an_unexpected_error_exits_at_once_on_several_hosts_alone(monkeypatch):
     assert "Connection reset by peer" in ended[0][1]
     assert "KeyError: 'bug'" in ended[1][1]
     assert ended[3][1] == "stopped: step 3 could not be saved"
+
+
+def test_an_exit_prints_its_message_and_flushes_what_was_printed_before(monkeypatch, capsys):
+    end, out = mock.Mock(), mock.Mock()
+    monkeypatch.setattr(hosts.os, "_exit", end)
+    monkeypatch.setattr(sys, "stdout", out)
+    hosts._exit("stopped", 3)
+    assert capsys.readouterr().err == "stopped\n"
+    assert out.mock_calls == [mock.call.flush()]
+    end.assert_called_once_with(3)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has prctl")
+def test_only_a_supervised_run_asks_to_end_with_its_parent(monkeypatch):
+    library = mock.Mock()
+    monkeypatch.setattr(hosts.ctypes, "CDLL", lambda _: library)
+    monkeypatch.delenv(hosts.ACKNOWLEDGE, raising=False)
+    hosts.end_with_supervisor()
+    assert library.mock_calls == []
+    monkeypatch.setenv(hosts.ACKNOWLEDGE, "5")
+    hosts.end_with_supervisor()
+    assert library.mock_calls == [mock.call.prctl(1, signal.SIGTERM)]

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from unittest import mock
 
 import psutil
 import pytest
@@ -116,7 +117,7 @@ def test_three_crashes_after_the_same_step_end_it(tmp_path, capfd):
     assert "3 times in a row after step 6" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("code", [0, 2, 143, 130])
+@pytest.mark.parametrize("code", [0, 2, 129, 130, 143])
 def test_success_mistakes_and_signals_are_not_followed_by_a_restart(tmp_path, code, capfd):
     assert supervise(tmp_path, [(code, 5), (0, 6)]) == (code, [None])
     assert "supervisor:" not in capfd.readouterr().err
@@ -191,3 +192,33 @@ def test_the_newest_step_is_the_largest_number_among_the_folders(tmp_path):
     for name in ("9", "10", "11.orbax-checkpoint-tmp", "notes"):
         (tmp_path / name).mkdir()
     assert newest_step(tmp_path) == 10
+
+
+def test_a_second_signal_is_passed_on_even_to_a_run_that_knows_of_the_first(tmp_path, monkeypatch):
+    supervisor = Supervisor([], tmp_path, Launch(), "train.py")
+    monkeypatch.setattr(supervisor, "_acknowledges", lambda seconds: seconds == 0.5)
+    supervisor._child = mock.Mock()
+    supervisor._pass_on(signal.SIGTERM, None)
+    assert supervisor._child.mock_calls == []
+    supervisor._pass_on(signal.SIGINT, None)
+    assert supervisor._child.mock_calls == [mock.call.send_signal(signal.SIGINT)]
+
+
+def test_the_wait_before_a_restart_ends_in_time_or_at_a_signal(tmp_path, monkeypatch):
+    supervisor, slept = Supervisor([], tmp_path, Launch(), "train.py"), []
+    monkeypatch.setattr(time, "monotonic", lambda: 100 + sum(slept))
+    monkeypatch.setattr(time, "sleep", slept.append)
+    supervisor._sleep(0.45)
+    assert slept == [0.1] * 5
+    supervisor._signals = 1
+    supervisor._sleep(0.45)
+    assert len(slept) == 5
+
+
+def test_an_acknowledgement_is_what_the_run_writes_to_the_pipe(tmp_path):
+    supervisor = Supervisor([], tmp_path, Launch(), "train.py")
+    assert not supervisor._acknowledges(0)
+    os.write(supervisor._acknowledge, b".")
+    assert supervisor._acknowledges(0)
+    os.read(supervisor._acknowledged, 1)
+    assert not supervisor._acknowledges(0)

@@ -9,8 +9,10 @@ from gnet_jax.training.checkpoints.verify import (
     CorruptError,
     add_notes,
     find_difference,
+    first_line,
     named_leaves,
     read_digests,
+    read_workdir,
     write_digests,
 )
 
@@ -88,3 +90,17 @@ def test_the_digests_are_sealed(checkpoint):
 def test_names_do_not_depend_on_the_kind_of_container():
     tree = {"a": [1, {"b": 2}], "c": (3,)}
     assert named_leaves(tree) == {"a/0": 1, "a/1/b": 2, "c/0": 3}
+
+
+def test_the_first_200_characters_of_an_error_are_told_or_else_its_class():
+    assert first_line(ValueError("x" * 300 + "\nmore")) == "x" * 200
+    assert first_line(ValueError("one\ntwo")) == "one"
+    assert first_line(KeyError()) == "KeyError"
+
+
+def test_a_run_is_no_model_if_the_digests_of_any_checkpoint_are_corrupt(tmp_path):
+    for step in ("1", "2"):
+        (tmp_path / "checkpoints" / step / "digests").mkdir(parents=True)
+    write_digests(tmp_path / "checkpoints" / "2" / "digests", ARRAYS, {"top1": 0.5})
+    with pytest.raises(CorruptError, match="checkpoint 1 "):  # it may have been the best one
+        read_workdir(tmp_path)

@@ -1,21 +1,29 @@
 import dataclasses
+import datetime
 import errno
 import fcntl
 import json
 import math
 import os
+import platform
+import re
+import subprocess
+import tempfile
 import types
 from unittest import mock
 
 import pytest
 
 from gnet_jax.config import Config, ConfigError
+from gnet_jax.training import workdir as workdir_module
 from gnet_jax.training.workdir import (
     RESTART,
     BusyError,
     MetricsFile,
     add_start,
     check_not_lost,
+    code_version,
+    git_commit,
     locked,
     open_workdir,
     read_starts,
@@ -110,6 +118,12 @@ def test_every_start_is_recorded_with_versions_and_commit(tmp_path):
     assert starts[0]["platform"] == "cpu"
     assert len(starts[0]["devices"]) == 8
     assert "git_commit" in starts[0]
+    assert starts[0]["python"] == platform.python_version()
+    assert (starts[0]["processes"], starts[0]["host"]) == (1, platform.node())
+    assert re.fullmatch(r"\S+ [0-9a-f]{16}", starts[0]["code"])
+    began = datetime.datetime.fromisoformat(starts[0]["time"])
+    assert (began.microsecond, began.utcoffset()) == (0, datetime.timedelta(0))
+    assert abs((datetime.datetime.now(datetime.UTC) - began).total_seconds()) < 60
 
 
 def test_a_start_with_other_code_or_libraries_says_which(tmp_path):
@@ -244,6 +258,7 @@ def test_a_line_that_does_not_fit_on_the_disk_is_not_written_in_part(tmp_path, m
         """Takes five bytes of each write."""
 
         def __init__(self, *arguments, **options):
+            assert options == {"buffering": 0}  # otherwise the disk is full only at the end
             self._file = usual(*arguments, **options)
 
         def __enter__(self):
@@ -260,8 +275,9 @@ def test_a_line_that_does_not_fit_on_the_disk_is_not_written_in_part(tmp_path, m
 
     with monkeypatch.context() as patch:
         patch.setattr(type(metrics.path), "open", lambda _, *a, **o: Full(*a, **o))
-        with pytest.raises(OSError, match="space"):
+        with pytest.raises(OSError, match="space") as raised:
             metrics.append(2, {"loss": 1.0})
+    assert (raised.value.errno, raised.value.filename) == (errno.ENOSPC, str(metrics.path))
     assert metrics.path.read_bytes() == whole
 
 
@@ -291,3 +307,67 @@ def test_a_file_that_cannot_be_written_leaves_nothing_and_its_own_error(tmp_path
             write(begun)
         assert raised.value.errno == errno.ENOSPC
         assert list(tmp_path.iterdir()) == []
+
+
+def test_five_removed_classes_are_named(tmp_path):
+    config = Config(workdir=str(tmp_path))
+    open_workdir(config, PRINTS | {"classes": list("abcdefg")})
+    assert "removed: a, b, c, d, e; added: none" in refusal(config, PRINTS | {"classes": ["g"]})
+
+
+@pytest.mark.parametrize("host", [0, 1])
+def test_a_folder_that_one_host_cannot_write_is_refused(tmp_path, monkeypatch, host):
+    denied = mock.Mock(side_effect=OSError(errno.EROFS, os.strerror(errno.EROFS)))
+    monkeypatch.setattr(tempfile, "TemporaryFile", denied)
+    monkeypatch.setattr("jax.process_index", lambda: host)
+    said = refusal(Config(workdir=str(tmp_path)), PRINTS)
+    assert str(tmp_path) in said
+    assert os.strerror(errno.EROFS) in said
+    denied.assert_called_once_with(dir=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_code_version_depends_on_names_and_contents_of_the_packages_files(
+    tmp_path, monkeypatch
+):
+    package = tmp_path / "gnet_jax"
+    (package / "training").mkdir(parents=True)
+    monkeypatch.setattr(workdir_module, "__file__", str(package / "training" / "workdir.py"))
+    first, second = package / "a.py", package / "training" / "b.py"
+    versions = []
+    for texts in (("x", "yz"), ("xy", "z"), ("x", "yy")):
+        first.write_text(texts[0])
+        second.write_text(texts[1])
+        versions.append(code_version())
+    second.rename(package / "training" / "c.py")
+    versions.append(code_version())
+    assert len(set(versions)) == 4
+    for other in (package / "notes.txt", tmp_path / "other.py"):
+        other.touch()
+    assert code_version() == versions[-1]
+
+
+def test_the_commit_is_that_of_the_code_and_none_outside_git(monkeypatch):
+    run = mock.Mock(return_value=types.SimpleNamespace(stdout="0123abc+changes\n"))
+    monkeypatch.setattr(subprocess, "run", run)
+    assert git_commit() == "0123abc+changes"
+    assert run.call_args.kwargs["cwd"].name == "training"
+    assert run.call_args.kwargs["text"]
+    assert run.call_args.kwargs["capture_output"]
+    run.return_value.stdout = "\n"
+    assert git_commit() is None
+    for error in (FileNotFoundError("git"), subprocess.TimeoutExpired("git", 20)):
+        run.side_effect = error
+        assert git_commit() is None
+
+
+def test_lines_that_are_no_records_are_left_out(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    lines = [b"3", b'["step"]', b"{}", b'"step"', b'{"step": \xff', b'{"step": 2, "name": "\xff"}']
+    file.write_bytes(b"\n".join([*lines, b'{"step": 5}\n']))
+    assert MetricsFile(file).read() == [{"step": 2, "name": "\ufffd"}, {"step": 5}]
+
+
+def test_json_files_are_indented_and_end_with_a_newline(tmp_path):
+    write_json(tmp_path / "a.json", {"step": 1})
+    assert (tmp_path / "a.json").read_text() == '{\n  "step": 1\n}\n'
