@@ -149,6 +149,23 @@ def test_what_is_wrong_with_a_path_is_named(tmp_path, monkeypatch):
         assert ("1 MB" in reason(tmp_path / "large")) == refused
 
 
+def test_a_file_may_have_200_million_bytes_and_a_server_may_be_silent_for_20_seconds(
+    tmp_path, monkeypatch
+):
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(200_000_001)
+    assert "190 MB" in reason(tmp_path / "large")
+    asked = []
+
+    def urlopen(request, timeout):
+        asked.append((request.full_url, timeout))
+        raise OSError("silent")
+
+    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+    assert "silent" in reason("http://a/b")
+    assert asked == [("http://a/b", 20.0)]
+
+
 def test_standard_input_is_read(monkeypatch):
     class Stdin:
         buffer = io.BytesIO(BLUE)
