@@ -254,7 +254,7 @@ def _split_table(found: Scan) -> Table:
 
 
 def _class_table(found: Scan) -> Table:
-    table = Table("class", title="number of images per class", title_justify="left")
+    table = Table("class", title="images per class", title_justify="left")
     for each in found.splits:
         table.add_column(each.split, justify="right")
     counts = [dict(zip(s.class_names, s.class_counts, strict=True)) for s in found.splits]

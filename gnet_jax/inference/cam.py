@@ -73,7 +73,7 @@ class ActivationMapper:
                 features_BHWC = found[f"inception_{block}/output"].astype(jnp.float32)
                 logits_BK, pull_back = jax.vjp(compute, features_BHWC)
                 chosen = jnp.where(index < 0, jnp.argmax(logits_BK[0]), index)
-                one_hot = jax.nn.one_hot(chosen, logits_BK.shape[-1], dtype=logits_BK.dtype)
+                one_hot = jax.nn.one_hot(chosen, logits_BK.shape[-1])
                 gradient_HWC = pull_back(one_hot[None])[0][0]
                 results[head] = logits_BK[0], features_BHWC[0] @ gradient_HWC.sum(axis=(0, 1))
             return results

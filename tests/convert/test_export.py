@@ -296,3 +296,14 @@ def test_a_model_that_is_read_back_must_be_identical(small):
     assert export_room._largest_difference(small, small) == 0
     for change in ({"model": other}, {"variables": more}):
         assert export_room._largest_difference(small, dataclasses.replace(small, **change)) > 1
+
+
+def test_a_difference_at_the_tolerance_is_accepted(tmp_path, small, monkeypatch):
+    assert TOLERANCE == 1e-4
+    out, differences = tmp_path / "net.safetensors", iter([1.1e-4, 1e-4])
+    monkeypatch.setattr(export_room, "_largest_difference", lambda *_: next(differences))
+    with pytest.raises(ExportError, match=r"1\.1e-04"):
+        export(small, out)
+    assert not out.exists()
+    assert export(small, out) == 1e-4
+    assert out.exists()

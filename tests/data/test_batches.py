@@ -359,7 +359,7 @@ def test_a_label_out_of_range_is_an_error(label):
 
 
 def test_a_batch_that_does_not_divide_over_the_hosts_is_refused():
-    with pytest.raises(DataError, match=r"batch size 8 .* hosts, 3"):
+    with pytest.raises(DataError, match=r"8 images .* 3 hosts"):
         take(1, hosts=3)
 
 

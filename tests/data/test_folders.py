@@ -399,3 +399,14 @@ def test_the_plan_of_a_run_counts_what_is_not_read(root, monkeypatch, capsys):
     output = capsys.readouterr().out
     (line,) = [line for line in output.splitlines() if line.lstrip().startswith("skipped ")]
     assert "broken link 1, unsupported format 1" in line
+
+
+def test_a_walk_goes_on_after_a_folder_that_cannot_be_listed(root, monkeypatch):
+    for name in ("a", "b", "c"):
+        write(root / "walked" / name / "1.png")
+    unlistable(monkeypatch, root / "walked" / "b")
+    errors, left_out = [], {}
+    found = list(folder.walk(str(root / "walked"), left_out, errors.append))
+    assert found == [str(root / "walked" / name / "1.png") for name in ("a", "c")]
+    assert [error.filename for error in errors] == [str(root / "walked" / "b")]
+    assert left_out == {}

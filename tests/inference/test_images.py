@@ -184,6 +184,10 @@ def test_standard_input_is_read(monkeypatch):
         assert ("larger" in str(found.picture)) == refused
 
 
+def test_a_download_may_have_32_mib():
+    assert images.MAX_DOWNLOAD == 33_554_432
+
+
 def test_urls_are_judged_by_content_and_redirects_are_followed(url):
     for address in (f"{url}/photo", f"{url}/moved", f"{url}/robots", f"HTTP{url[4:]}/photo"):
         (found,) = pictures([address])

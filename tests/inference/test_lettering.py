@@ -159,3 +159,7 @@ def test_the_usual_font_is_kept_if_it_has_exactly_the_letters(monkeypatch):
     monkeypatch.setattr(lettering, "_system_fonts", lambda: [Path("/other.ttf")])
     font_with = lettering._font_with.__wrapped__
     assert font_with(frozenset("ab")) == lettering.FONT
+    monkeypatch.setattr(
+        lettering, "letters", lambda file: {"a"} if file == lettering.FONT else {"b"}
+    )
+    assert font_with(frozenset("b")) == Path("/other.ttf")

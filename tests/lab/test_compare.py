@@ -3,6 +3,7 @@ import io
 import json
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from gnet_jax.cli.main import main
@@ -11,9 +12,11 @@ from gnet_jax.lab.cost.compare import (
     PARTS,
     block_of,
     compare_with_print,
+    draw_blocks,
     layers_by,
     networks,
     part_of,
+    short,
     total,
 )
 from gnet_jax.lab.cost.ledger import Layer
@@ -83,6 +86,27 @@ def test_table_1_differs_from_the_print_where_it_is_known_to():
     assert [name for name, row in rows.items() if not row.ops_agree] == ["conv1", "5a"]
     assert all(bool(row.reason) == (name in params) for name, row in rows.items())
     assert "204 channels" in rows["4a"].reason
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(999, "999"), (1000, "1 k"), (9_472, "9.472 k"), (10**6, "1 M"), (10**9, "1 G"), (0, "0")],
+)
+def test_costs_are_shortened_to_four_digits(value, text):
+    assert short(value) == text
+
+
+def test_blocks_are_drawn_from_the_stem_to_the_heads(monkeypatch, tmp_path):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    draw_blocks(networks(("paper",), 224, PAPER), tmp_path / "blocks.png")
+    macs, params = drawn[0].axes
+    labels = [label.get_text() for label in params.get_xticklabels()]
+    assert labels == ["stem", "3a", "3b", "4a", "4b", "4c", "4d", "4e", "5a", "5b", "head", "aux"]
+    assert macs.patches[-2].get_height() == pytest.approx(1.024)
+    assert params.patches[-2].get_height() == pytest.approx(1.025)
+    middles = [bar.get_x() + bar.get_width() / 2 for bar in macs.patches]
+    assert middles == pytest.approx(range(12))
 
 
 def test_the_comparison_is_printed_in_three_formats_and_drawn(tmp_path, capsys):

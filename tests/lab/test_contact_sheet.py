@@ -176,6 +176,13 @@ def test_show_data_takes_the_fields_that_train_py_takes(capsys):
     assert "--augment.mixup" in output.out + output.err
 
 
+def test_one_line_of_title_and_one_of_subtitle_are_above_the_images():
+    seen = contact_sheet.Seen(np.zeros((1, 16, 16, 3), np.uint8), [["a"]])
+    sheet = np.asarray(draw(seen, 1, "", ""))
+    y, x = np.nonzero((sheet[:, :150] == 0).all(axis=-1))
+    assert (y.min(), x.min()) == (28 + 32 + 14, 28)
+
+
 def test_images_are_placed_row_by_row_and_inside_the_margins():
     colours = np.arange(1, 6, dtype=np.uint8) * 40
     images = np.stack([np.full((16, 16, 3), (c, 7, 9), np.uint8) for c in colours])

@@ -1,7 +1,8 @@
 import pytest
 from matplotlib.figure import Figure
 
-from gnet_jax.lab.sweeps.figures import draw_results, draw_run, to_svg
+from gnet_jax.lab.sweeps import figures
+from gnet_jax.lab.sweeps.figures import curve_figure, draw_results, draw_run, to_svg
 from gnet_jax.lab.sweeps.sweep import read_rows, read_sweep
 from tests.lab.sweeps import finished_sweep
 
@@ -47,3 +48,16 @@ def test_the_same_figure_gives_the_same_bytes():
         return to_svg(figure, "title")
 
     assert draw() == draw()
+
+
+@pytest.mark.parametrize(("steps", "marker"), [(19, "o"), (20, "None")])
+def test_curves_of_many_points_have_no_markers(tmp_path, monkeypatch, steps, marker):
+    (row, *_) = read_rows(read_sweep(finished_sweep(tmp_path)))
+    points = {step: [0.25, 0.75] for step in range(steps)}
+    monkeypatch.setattr(figures, "common_points", lambda row, metric: points)
+    (axes,) = curve_figure([row], "val/top1", "top-1").axes
+    (line,) = axes.lines
+    assert line.get_marker() == marker
+    assert list(line.get_ydata()) == [0.5] * steps
+    band = axes.collections[0].get_paths()[0].vertices[:, 1]
+    assert (band.min(), band.max()) == (0.25, 0.75)

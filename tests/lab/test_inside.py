@@ -108,3 +108,10 @@ def test_the_strongest_channels_come_first_and_share_one_scale():
     assert [tile[0, 0] for tile in tiles] == [3, *range(69, 3, -1)][:64]
     assert {image.get_clim() for image in images} == {(0, 500)}
     assert "64 strongest" in figure.get_suptitle()
+
+
+@pytest.mark.parametrize(("channels", "columns", "rows"), [(1, 1, 1), (8, 4, 2), (64, 11, 6)])
+def test_a_montage_is_twice_as_wide_as_high(channels, columns, rows):
+    figure = activation_figure("conv1", np.ones((2, 2, channels), np.float32))
+    grid = figure.axes[0].get_gridspec()
+    assert (grid.ncols, grid.nrows) == (columns, rows)

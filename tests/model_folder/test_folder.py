@@ -17,7 +17,7 @@ import gnet_jax
 from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.model_folder import WeightsError, read_folder, write_folder
 from gnet_jax.model_folder.folder import is_safetensors, read_tensors
-from tests.convert.conftest import small_folder
+from tests.convert.conftest import random_variables, small_folder
 
 
 @pytest.mark.parametrize("variant", ["paper", "batch_norm", "torchvision", "naive"])
@@ -323,3 +323,24 @@ def test_a_type_that_is_no_weight_is_named(tmp_path):
     (tmp_path / "a").write_bytes(struct.pack("<Q", len(header)) + header + bytes(2))
     with pytest.raises(WeightsError, match=r"w .*F8_E4M3"):
         read_tensors(tmp_path / "a")
+
+
+def test_missing_parent_folders_are_made(tmp_path, small):
+    write_folder(tmp_path / "a" / "b" / "model", small)
+    assert [file.name for file in (tmp_path / "a" / "b").iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize(("length", "expected"), [(2, True), (99_999_999, True), (10**8, False)])
+def test_a_safetensors_header_is_smaller_than_the_formats_limit(length, expected):
+    assert is_safetensors(struct.pack("<Q", length) + b"{") == expected
+    assert not is_safetensors(struct.pack("<Q", length) + b"[")
+
+
+def test_the_five_most_probable_classes_are_returned_by_default():
+    folder = small_folder()
+    model = GoogLeNet(dataclasses.replace(folder.model.arch, num_classes=7))
+    variables = random_variables(model, 32)
+    folder = dataclasses.replace(folder, model=model, variables=variables, class_names=[*"abcdefg"])
+    (found,) = folder.predict(np.zeros((40, 40, 3), np.uint8))
+    assert len(found) == 5
+    assert sorted(found, key=lambda pair: -pair[1]) == found

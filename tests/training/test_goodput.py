@@ -85,6 +85,8 @@ def test_the_newest_saves_are_recorded_with_the_time_at_which_they_began():
 
 def test_a_start_of_an_older_version_counts_for_nothing():
     assert sum(total_seconds([{"step": 0}]).values()) == 0
+    later = start(0, 90, {90: 40.0}, training=40.0)
+    assert total_seconds([{"step": 0}, later]) == total_seconds([later])
 
 
 def test_a_start_that_counted_other_kinds_is_understood():

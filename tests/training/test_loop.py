@@ -231,6 +231,7 @@ def test_a_run_whose_checkpoints_are_missing_does_not_begin_anew(finished, tmp_p
 def test_the_run_returns_its_final_state_which_is_the_one_it_saved(finished):
     run, workdir, result = finished
     assert int(result.state.step) == 9
+    assert 0 < result.seconds < 600
     assert digest(result.state) == final_digest(run, workdir)
 
 

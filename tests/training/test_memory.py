@@ -73,3 +73,18 @@ def test_a_step_that_does_not_fit_is_refused_with_both_sizes():
     check_memory(2**20, 32, mesh)
     with pytest.raises(ConfigError, match=r"batch_size 32 .* 1048576\.0 GiB"):
         check_memory(2**50, 32, mesh)
+
+
+@pytest.mark.parametrize(("needed", "keeps"), [(None, True), (2 * 2**30, True), (2**31 + 1, False)])
+def test_freed_memory_is_kept_for_steps_up_to_a_quarter_of_the_machines(monkeypatch, needed, keeps):
+    libc = mock.Mock()
+    libc.mallopt.return_value = 1
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: libc)
+    monkeypatch.setattr(memory, "machine_memory", lambda: 8 * 2**30)
+    for name in memory.MALLOC_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    assert memory.keep_freed_memory(needed) == keeps
+    # glibc: M_MMAP_MAX is -4 and M_TRIM_THRESHOLD is -1; -1 never trims
+    options = [(-4, 0), (-1, -1)] if keeps else [(-4, 65_536), (-1, 131_072)]
+    assert libc.mallopt.mock_calls == [mock.call(*option) for option in options]
+    assert libc.malloc_trim.mock_calls == ([] if keeps else [mock.call(0)])

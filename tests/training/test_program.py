@@ -19,6 +19,7 @@ from gnet_jax.training import program
 from gnet_jax.training.gradients import isolated_update
 from gnet_jax.training.optimizer import make_optimizer
 from gnet_jax.training.program import augmentation, make_train_step, training_batches
+from gnet_jax.training.sharding import data_mesh
 from gnet_jax.training.step import compute_gradient, step_keys
 from tests.tiny import tiny_arch, tiny_config
 
@@ -179,3 +180,14 @@ def test_a_step_has_the_models_classes_and_the_loss_of_the_config():
 def test_an_evaluation_has_its_own_batch_size_if_it_is_given(given, used):
     config = Config(batch_size=32, eval_batch_size=given)
     assert program.Program(config, None, None, None, 1.0, 1).eval_batch_size == used
+
+
+@pytest.mark.parametrize(("steps", "allowed"), [(2**31 - 1, True), (2**31, False)])
+def test_the_steps_of_a_run_fit_in_int32(config, steps, allowed):
+    config = dataclasses.replace(config, epochs=steps, batch_size=8, eval_batch_size=8)
+    options = {"images": 8, "class_names": list("0123456789"), "mesh": data_mesh()}
+    if allowed:
+        assert program.make_program(config, **options).total_steps == steps
+    else:
+        with pytest.raises(ConfigError, match="2,147,483,648"):
+            program.make_program(config, **options)

@@ -19,6 +19,7 @@ from gnet_jax.training.workdir import (
     locked,
     open_workdir,
     read_starts,
+    replacing,
     write_json,
 )
 
@@ -276,3 +277,17 @@ def test_numbers_that_are_not_finite_are_null_in_the_file_and_nan_when_read(tmp_
 def test_forgetting_creates_no_file(tmp_path):
     MetricsFile(tmp_path / "metrics.jsonl").forget_after(3)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing_and_its_own_error(tmp_path):
+    def write(begun):
+        with replacing(tmp_path / "run.json") as partial:
+            if begun:
+                partial.write_text("half")
+            raise OSError(errno.ENOSPC, "failed")
+
+    for begun in (False, True):
+        with pytest.raises(OSError, match="failed") as raised:
+            write(begun)
+        assert raised.value.errno == errno.ENOSPC
+        assert list(tmp_path.iterdir()) == []
