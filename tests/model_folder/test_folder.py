@@ -249,6 +249,25 @@ def test_a_byte_order_mark_is_ignored(tmp_path, small):
     write_folder(tmp_path / "model", small)  # it still counts as a model folder
 
 
+def test_two_classes_and_bytes_that_are_no_text_come_back(tmp_path, small):
+    arch = dataclasses.replace(small.model.arch, num_classes=2)
+    head = small.variables["params"]["classifier"]
+    head["kernel"], head["bias"] = head["kernel"][:, :2], head["bias"][:2]
+    names, source = ("caf\udce9", "tea"), {"file": "\udce9.pt"}
+    changes = {"model": GoogLeNet(arch), "class_names": names, "source": source}
+    write_folder(tmp_path / "model", dataclasses.replace(small, **changes))
+    found = read_folder(tmp_path / "model")
+    assert (found.class_names, found.source) == (names, source)
+
+
+@pytest.mark.parametrize("lost", ["model.safetensors", "config.json"])
+def test_a_folder_without_one_of_the_two_files_is_no_model_folder(tmp_path, small, lost):
+    write_folder(tmp_path / "model", small)
+    (tmp_path / "model" / lost).unlink()
+    with pytest.raises(WeightsError, match="model is not a folder with"):
+        read_folder(tmp_path / "model")
+
+
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(WeightsError, match="nothing is not a folder"):
         read_folder(tmp_path / "nothing")
@@ -290,6 +309,8 @@ def test_an_interrupted_replacement_leaves_the_old_folder(tmp_path, small, monke
 
     def interrupted(self, target):
         if self.name == "new":
+            partial = self.parent
+            assert (partial.parent, partial.name[:7]) == (tmp_path, ".model-")  # the same disk
             raise KeyboardInterrupt
         return rename(self, target)
 
