@@ -97,6 +97,12 @@ def test_the_classes_are_those_of_the_training_labels(tmp_path):
     assert open_source(spec, "val").class_names == ("0", "1", "2")
 
 
+def test_two_classes_are_enough(tmp_path):
+    source = open_source(save(tmp_path / "a.npz", x_train=PIXELS, y_train=LABELS % 2), "train")
+    assert source.class_names == ("0", "1")
+    assert source.labels.tolist() == [0, 1, 0, 1, 0, 0]
+
+
 def test_the_fingerprint_follows_every_byte_and_label(tmp_path):
     def print_of(**arrays):
         return open_source(save(tmp_path / "train.npz", **arrays)[:-10], "train").fingerprint()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import struct
 from pathlib import Path
@@ -301,6 +302,17 @@ def test_a_network_that_its_architecture_does_not_describe_is_refused(tmp_path, 
 
     with pytest.raises(WeightsError, match="Other"):
         write_folder(tmp_path / "model", dataclasses.replace(small, model=Other(small.model.arch)))
+
+
+def test_a_folder_is_written_even_if_its_temporary_one_cannot_be_deleted(
+    tmp_path, small, monkeypatch
+):
+    def busy(*_, **__):
+        raise OSError(16, "Device or resource busy")
+
+    monkeypatch.setattr(os, "rmdir", busy)
+    write_folder(tmp_path / "model", small)
+    assert read_folder(tmp_path / "model").class_names == small.class_names
 
 
 def test_an_interrupted_replacement_leaves_the_old_folder(tmp_path, small, monkeypatch):
