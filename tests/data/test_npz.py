@@ -81,6 +81,8 @@ def test_one_file_for_each_split_by_a_pattern_or_in_a_folder(where, tmp_path):
     assert decode(train[5].image).size == (9, 8)
     assert (len(val), val.split) == (2, "test")
     assert val.describe(1) == f"image 1 of {tmp_path / 'test.npz'}"
+    save(tmp_path / "test.npz", **encoded(1))
+    assert len(open_source(spec, "val")) == 1
 
 
 @pytest.mark.parametrize("shape", [(6, 5, 7), (6, 5, 7, 1)])
@@ -190,6 +192,7 @@ OFFSETS = encoded()["offsets"]
         ({"offsets": OFFSETS[[0, 2, 1, 3, 4, 5, 6]]}, ["offsets", "increasing"]),
         ({"offsets": OFFSETS / 1}, ["offsets", "float64", "(7,)", "N + 1"]),
         ({"offsets": OFFSETS[:1]}, ["offsets", "(1,)", "N + 1"]),
+        ({"offsets": OFFSETS[:1], "jpeg": np.zeros(0, np.uint8)}, ["offsets", "(1,)", "N + 1"]),
         ({"jpeg": encoded()["jpeg"].astype(np.int8)}, ["jpeg", "int8"]),
         ({"jpeg": encoded()["jpeg"][None]}, ["jpeg", "(1, "]),
         ({"labels": LABELS[:4]}, ["4 labels", "6 images"]),
