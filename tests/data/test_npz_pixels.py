@@ -126,6 +126,13 @@ def test_a_test_split_alone_shows_its_own_range(tmp_path):
     np.testing.assert_array_equal(read(f"npz:{tmp_path}", "test"), PIXELS)
 
 
+def test_pixels_beside_a_training_split_of_encoded_images_show_their_own_range(tmp_path):
+    jpeg, offsets = np.zeros(6, np.uint8), np.arange(7)  # damaged images, which is no matter here
+    np.savez(tmp_path / "train.npz", jpeg=jpeg, offsets=offsets, y=LABELS)
+    np.savez(tmp_path / "test.npz", x=PIXELS / 255, y=LABELS)
+    np.testing.assert_array_equal(read(f"npz:{tmp_path}", "test"), PIXELS)
+
+
 def advice(error: DataError) -> str:
     """The code in the message."""
     message = str(error)
