@@ -99,6 +99,11 @@ def test_the_classes_are_those_of_the_training_labels(tmp_path):
     assert open_source(spec, "val").class_names == ("0", "1", "2")
 
 
+def test_class_names_may_be_bytes_of_another_encoding(tmp_path):
+    save(tmp_path / "train.npz", **encoded(class_names=np.array([b"tea", b"caf\xe9", b"cocoa"])))
+    assert open_source(f"npz:{tmp_path}", "train").class_names == ("tea", "caf\\xe9", "cocoa")
+
+
 def test_two_classes_are_enough(tmp_path):
     source = open_source(save(tmp_path / "a.npz", x_train=PIXELS, y_train=LABELS % 2), "train")
     assert source.class_names == ("0", "1")

@@ -63,8 +63,9 @@ def test_black_and_white_pictures_are_black_and_white(dtype, tmp_path, capsys):
 
 
 def test_uint8_is_read_unchanged_and_without_output(tmp_path, capsys):
-    spec = save(tmp_path, PIXELS // 16)
-    np.testing.assert_array_equal(read(spec), PIXELS // 16)
+    for divisor in (16, 100):  # up to 15, and up to 2
+        spec = save(tmp_path, PIXELS // divisor)
+        np.testing.assert_array_equal(read(spec), PIXELS // divisor)
     assert capsys.readouterr().err == ""
 
 
@@ -190,7 +191,8 @@ def test_the_advice_for_another_shape_works_when_followed(x, code, expected, tmp
 
 
 def test_one_picture_and_arrays_of_no_picture_are_refused(tmp_path):
-    for x in (PIXELS[0], LABELS, PIXELS[None], PIXELS.astype(np.complex64), PIXELS.astype(str)):
+    others = PIXELS.astype(np.complex64), PIXELS.astype(str)
+    for x in (PIXELS[0], ALPHA[0], LABELS, PIXELS[None], *others):
         with pytest.raises(DataError, match="x_train"):
             open_source(save(tmp_path, x), "train")
 

@@ -1,5 +1,6 @@
 import shutil
 import sys
+from typing import ClassVar
 from unittest.mock import MagicMock
 
 import numpy as np
@@ -38,8 +39,8 @@ def test_without_gradio_one_sentence_names_the_extra(trained, tmp_path, monkeypa
 class Mapper:
     """Answers for the heads `heads`, whatever the picture."""
 
-    heads = {"main": "5a", "aux 4a": "4a"}
-    asked: list[tuple]
+    heads: ClassVar = {"main": "5a", "aux 4a": "4a"}
+    asked: ClassVar[list[tuple]] = []
 
     def __init__(self, trained):
         pass
@@ -58,7 +59,7 @@ def gradio(monkeypatch):
     gradio.Image.side_effect = 2 * [gradio.photo, gradio.seen]
     monkeypatch.setitem(sys.modules, "gradio", gradio)
     monkeypatch.setattr(demo, "ActivationMapper", Mapper)
-    monkeypatch.setattr(Mapper, "asked", [], raising=False)
+    monkeypatch.setattr(Mapper, "asked", [])
     return gradio
 
 

@@ -121,7 +121,7 @@ def test_a_picture_and_a_lettered_figure_are_saved_or_the_file_is_named(tmp_path
         with Image.open(tmp_path / f"{name}.png") as saved:
             assert saved.size == size
     assert text.get_text() == "a$b$\\x07"
-    with pytest.raises(UserError, match="cannot write .*none/c.png"):
+    with pytest.raises(UserError, match=r"cannot write .*none/c\.png"):
         save(figure, tmp_path / "none" / "c.png")
 
 
