@@ -269,5 +269,7 @@ def test_the_central_crop_is_central():
     picture = Image.fromarray(as_rgb(ramp))
     crop = central_crop(picture, Preprocessing())
     np.testing.assert_array_equal(crop, as_rgb(ramp)[16:240, 16:240])
+    turned = central_crop(Image.fromarray(as_rgb(ramp.T)), Preprocessing())
+    np.testing.assert_array_equal(turned, as_rgb(ramp.T)[16:240, 16:240])
     odd = central_crop(picture.crop((0, 0, 255, 253)), Preprocessing(resize_to=253))
     np.testing.assert_array_equal(odd, as_rgb(ramp)[14:238, 15:239])
