@@ -4,13 +4,21 @@ import io
 import struct
 import warnings
 import zlib
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from gnet_jax.config import Preprocessing
-from gnet_jax.data.decode import ImageError, central_crop, decode, shorter_side_size
+from gnet_jax.data.decode import (
+    ImageError,
+    _check_array,
+    _check_jpeg2000,
+    central_crop,
+    decode,
+    shorter_side_size,
+)
 
 GREY = np.linspace(0, 255, 32 * 48).reshape(32, 48).astype(np.uint8)
 PIXELS = np.stack([GREY, 255 - GREY, np.full_like(GREY, 200)], axis=-1)
@@ -112,6 +120,25 @@ def test_sixteen_bits_keep_the_high_byte():
     assert_shows(png_of(48, 32, 16, rows), PIXELS)
 
 
+@pytest.mark.parametrize(
+    ("depths", "refused"),
+    [
+        ((7, 7, 7), None),  # one less than the number of bits
+        ((0x87, 7, 7), None),  # signed
+        ((8, 7, 7), 9),
+        ((7, 7, 8), 9),
+        ((7, 0x88, 7), 9),
+        ((15, 15), 16),
+        ((), None),
+    ],
+)
+def test_every_channel_of_a_jpeg_2000_has_at_most_8_bits(depths, refused):
+    channels = b"".join(bytes([depth, 1, 1]) for depth in depths)
+    header = b"box\xff\x4f\xff\x51" + bytes(36) + len(depths).to_bytes(2, "big") + channels
+    with pytest.raises(ImageError, match=f" {refused} bits") if refused else nullcontext():
+        _check_jpeg2000(header + b"\x0f" * 9)  # the rest of the file
+
+
 @pytest.mark.parametrize("dtype", [np.int32, np.float32])
 def test_pixels_of_unknown_range_are_refused_not_clipped(dtype):
     image = encoded(Image.fromarray(GREY.astype(dtype)), "TIFF")
@@ -184,6 +211,23 @@ def test_fifty_million_pixels_are_not_a_bomb(size):
         decode(png_of(size[0], size[1], 8, b""))
 
 
+@pytest.mark.parametrize(
+    ("shape", "refused"),
+    [
+        ((2, 3), False),
+        ((2, 3, 3), False),
+        ((50_000_000, 1), False),
+        ((50_000_001, 1), True),
+        ((16_666_667, 2, 3), False),
+        ((7071, 7072, 3), True),
+    ],
+)
+def test_arrays_have_the_same_limit(shape, refused):
+    pixels = np.broadcast_to(np.uint8(0), shape)
+    with pytest.raises(ImageError, match="50 million") if refused else nullcontext():
+        _check_array(pixels)
+
+
 def test_a_text_bomb_inside_a_png_is_never_unpacked():
     image = encoded(PHOTO, "PNG")
     text = png_chunk(b"zTXt", b"key\0\0" + zlib.compress(bytes(10**7)))
@@ -225,5 +269,7 @@ def test_the_central_crop_is_central():
     picture = Image.fromarray(as_rgb(ramp))
     crop = central_crop(picture, Preprocessing())
     np.testing.assert_array_equal(crop, as_rgb(ramp)[16:240, 16:240])
+    turned = central_crop(Image.fromarray(as_rgb(ramp.T)), Preprocessing())
+    np.testing.assert_array_equal(turned, as_rgb(ramp.T)[16:240, 16:240])
     odd = central_crop(picture.crop((0, 0, 255, 253)), Preprocessing(resize_to=253))
     np.testing.assert_array_equal(odd, as_rgb(ramp)[14:238, 15:239])

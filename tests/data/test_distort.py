@@ -60,6 +60,11 @@ def test_half_a_turn_makes_red_cyan_and_leaves_grey():
     np.testing.assert_array_equal(turn_hue(pixels, 0.5), expected)
 
 
+def test_grey_has_the_weights_of_bt_601_in_parts_of_256():
+    pixels = jnp.asarray([[[128.0, 0, 0], [0, 128, 0], [0, 0, 128], [255, 255, 255]]])
+    assert grey(pixels)[0, :, 0].tolist() == [38.5, 75, 14.5, 255]  # 77, 150 and 29, halved
+
+
 def test_the_mean_of_grey_is_that_of_whole_levels():
     assert mean_grey(jnp.asarray([[0.4], [0.4], [7.6], [100.0]])) == 27  # 0, 0, 8, 100
 

@@ -81,6 +81,8 @@ def test_one_file_for_each_split_by_a_pattern_or_in_a_folder(where, tmp_path):
     assert decode(train[5].image).size == (9, 8)
     assert (len(val), val.split) == (2, "test")
     assert val.describe(1) == f"image 1 of {tmp_path / 'test.npz'}"
+    save(tmp_path / "test.npz", **encoded(1))
+    assert len(open_source(spec, "val")) == 1
 
 
 @pytest.mark.parametrize("shape", [(6, 5, 7), (6, 5, 7, 1)])
@@ -95,6 +97,17 @@ def test_grey_pixels(shape, tmp_path):
 def test_the_classes_are_those_of_the_training_labels(tmp_path):
     spec = save(tmp_path / "a.npz", x_train=PIXELS, y_train=LABELS, x_val=PIXELS[:2], y_val=[0, 1])
     assert open_source(spec, "val").class_names == ("0", "1", "2")
+
+
+def test_class_names_may_be_bytes_of_another_encoding(tmp_path):
+    save(tmp_path / "train.npz", **encoded(class_names=np.array([b"tea", b"caf\xe9", b"cocoa"])))
+    assert open_source(f"npz:{tmp_path}", "train").class_names == ("tea", "caf\\xe9", "cocoa")
+
+
+def test_two_classes_are_enough(tmp_path):
+    source = open_source(save(tmp_path / "a.npz", x_train=PIXELS, y_train=LABELS % 2), "train")
+    assert source.class_names == ("0", "1")
+    assert source.labels.tolist() == [0, 1, 0, 1, 0, 0]
 
 
 def test_the_fingerprint_follows_every_byte_and_label(tmp_path):
@@ -184,6 +197,7 @@ OFFSETS = encoded()["offsets"]
         ({"offsets": OFFSETS[[0, 2, 1, 3, 4, 5, 6]]}, ["offsets", "increasing"]),
         ({"offsets": OFFSETS / 1}, ["offsets", "float64", "(7,)", "N + 1"]),
         ({"offsets": OFFSETS[:1]}, ["offsets", "(1,)", "N + 1"]),
+        ({"offsets": OFFSETS[:1], "jpeg": np.zeros(0, np.uint8)}, ["offsets", "(1,)", "N + 1"]),
         ({"jpeg": encoded()["jpeg"].astype(np.int8)}, ["jpeg", "int8"]),
         ({"jpeg": encoded()["jpeg"][None]}, ["jpeg", "(1, "]),
         ({"labels": LABELS[:4]}, ["4 labels", "6 images"]),

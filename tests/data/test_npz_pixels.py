@@ -63,8 +63,9 @@ def test_black_and_white_pictures_are_black_and_white(dtype, tmp_path, capsys):
 
 
 def test_uint8_is_read_unchanged_and_without_output(tmp_path, capsys):
-    spec = save(tmp_path, PIXELS // 16)
-    np.testing.assert_array_equal(read(spec), PIXELS // 16)
+    for divisor in (16, 100):  # up to 15, and up to 2
+        spec = save(tmp_path, PIXELS // divisor)
+        np.testing.assert_array_equal(read(spec), PIXELS // divisor)
     assert capsys.readouterr().err == ""
 
 
@@ -126,6 +127,13 @@ def test_a_test_split_alone_shows_its_own_range(tmp_path):
     np.testing.assert_array_equal(read(f"npz:{tmp_path}", "test"), PIXELS)
 
 
+def test_pixels_beside_a_training_split_of_encoded_images_show_their_own_range(tmp_path):
+    jpeg, offsets = np.zeros(6, np.uint8), np.arange(7)  # damaged images, which is no matter here
+    np.savez(tmp_path / "train.npz", jpeg=jpeg, offsets=offsets, y=LABELS)
+    np.savez(tmp_path / "test.npz", x=PIXELS / 255, y=LABELS)
+    np.testing.assert_array_equal(read(f"npz:{tmp_path}", "test"), PIXELS)
+
+
 def advice(error: DataError) -> str:
     """The code in the message."""
     message = str(error)
@@ -182,8 +190,49 @@ def test_the_advice_for_another_shape_works_when_followed(x, code, expected, tmp
     np.testing.assert_array_equal(read(save(tmp_path, saved)), expected)
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (-0.0019, 0.51, (0, 1)),  # half a grey level is 0.5 / 255 = 0.00196
+        (-0.002, 0.51, None),
+        (0, 1.0019, (0, 1)),
+        (0, 1.002, None),
+        (0, 0.5, None),
+        (-1.0039, 1.0039, (-1, 1)),
+        (-1.004, 1, None),
+        (-0.51, 0.51, (-1, 1)),
+        (-0.5, 0.51, None),
+        (-0.51, 0.5, None),
+        (-0.4995, 255.4995, (0, 255)),
+        (-0.5, 255, None),
+        (0, 255.5, None),
+        (0, 127.5, None),
+        (0, 127.6, (0, 255)),
+        (-128.4, 65663.4, (0, 65535)),
+        (-128.5, 65535, None),
+        (0, 65663.5, None),
+    ],
+)
+def test_a_range_is_known_up_to_half_a_grey_level(low, high, expected):
+    assert npz._range(low, high) == expected
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "refused"),
+    [(-0.4995, 9, False), (-0.5, 9, True), (0, 255.4995, False), (0, 255.5, True), (0, 0.9, True)],
+)
+def test_a_dark_split_may_leave_the_range_by_half_a_grey_level(low, high, refused):
+    pixels = np.array([[[low, high]]])
+    if refused:
+        with pytest.raises(DataError, match="0 to 255"):
+            npz._to_uint8(pixels, (0, 255), "x_test")
+    else:
+        assert npz._to_uint8(pixels, (0, 255), "x_test").tolist() == [[[0, int(high)]]]
+
+
 def test_one_picture_and_arrays_of_no_picture_are_refused(tmp_path):
-    for x in (PIXELS[0], LABELS, PIXELS[None], PIXELS.astype(np.complex64), PIXELS.astype(str)):
+    others = PIXELS.astype(np.complex64), PIXELS.astype(str)
+    for x in (PIXELS[0], ALPHA[0], LABELS, PIXELS[None], *others):
         with pytest.raises(DataError, match="x_train"):
             open_source(save(tmp_path, x), "train")
 

@@ -10,25 +10,25 @@ from gnet_jax.data.progress import progress_line
 
 @pytest.fixture
 def clock(monkeypatch):
-    now = [0.0]
+    now = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     return now
 
 
 def test_a_log_gets_a_line_every_thirty_seconds(capsys, clock):
     with progress_line("checking", "images", 10_000, 1000) as advance:
-        clock[0] = 29.9
+        clock[0] = 1029.9
         advance(500)
         assert capsys.readouterr().err == ""
-        clock[0] = 30.0
+        clock[0] = 1030.0
         advance()
         advance()
         line = "checking: 1,501 of 10,000 images, 16.7 images/s, 8.5 min left\n"
         assert capsys.readouterr().err == line
-        clock[0] = 59.9
+        clock[0] = 1059.9
         advance()
         assert capsys.readouterr().err == ""
-        clock[0] = 60.0
+        clock[0] = 1060.0
         advance(998)
         line = "checking: 2,501 of 10,000 images, 25.0 images/s, 5.0 min left\n"
         assert capsys.readouterr().err == line
@@ -37,7 +37,7 @@ def test_a_log_gets_a_line_every_thirty_seconds(capsys, clock):
 
 def test_nothing_is_printed_if_it_is_not_wanted(capsys, clock):
     with progress_line("checking", "images", 10, wanted=False) as advance:
-        clock[0] = 100.0
+        clock[0] = 1100.0
         advance()
     assert capsys.readouterr().err == ""
 
@@ -47,6 +47,7 @@ def test_a_terminal_shows_a_bar_that_disappears(monkeypatch, capsys):
     console = Console(file=screen, force_terminal=True, width=100)
     monkeypatch.setattr(progress, "Console", lambda stderr: console)
     with progress_line("writing train", "images", 10, 4) as advance:
+        assert "4/10" in screen.getvalue()
         advance(3)
     shown = screen.getvalue()
     assert "writing train" in shown

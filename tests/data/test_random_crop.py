@@ -49,6 +49,14 @@ def test_a_box_that_does_not_fit_is_the_largest_central_rectangle():
     np.testing.assert_array_equal(crop, np.asarray(MAP)[:, 50:150])
 
 
+def test_a_box_of_the_whole_picture_fits_at_the_first_draw():
+    generator, other = np.random.default_rng(1), np.random.default_rng(1)
+    whole = AugmentConfig(crop_area=(1.0, 1.0), crop_aspect=(1.0, 1.0))
+    assert training_box((100, 100), generator, Preprocessing(), whole) == (0, 0, 100, 100)
+    other.uniform(size=4)  # area, aspect, left and top
+    assert generator.random() == other.random()
+
+
 @pytest.mark.parametrize(
     ("size", "box"),
     [

@@ -392,6 +392,25 @@ def test_labels_out_of_range_and_empty_classes_must_be_fixed(monkeypatch):
     ]
 
 
+def test_equal_images_of_a_label_out_of_range_contradict(monkeypatch):
+    source = Labelled([0, 2, 3])
+    source.pixels = np.arange(4800, dtype=np.uint8).reshape(40, 40, 3)
+    monkeypatch.setattr("gnet_jax.data.check.open_splits", lambda _: ([source], []))
+    (group,) = scan("anything", threads=1).duplicates
+    assert group.labels == ["a", "c", "out of range: 3"]
+    assert (group.leak, group.contradict) == (False, True)
+
+
+def test_five_of_many_empty_or_unknown_classes_are_named():
+    train = split_scan(7, images=7)
+    train.class_counts = [0] * 6 + [1]
+    val = SplitScan("val", 6, tuple("abcdef"), [1] * 6)
+    assert Scan("x", [train, val], [], []).must_be_mended == [
+        "6 classes without an image in train: c0, c1, c2, c3, c4",
+        "6 classes in val that train lacks: a, b, c, d, e",
+    ]
+
+
 def test_a_file_that_cannot_be_read_is_damaged():
     class Gone(Labelled):
         def __getitem__(self, index):

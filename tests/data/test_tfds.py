@@ -237,6 +237,10 @@ def test_a_set_of_a_thousand_files_may_keep_them_open(tmp_path, monkeypatch):
     limits.append((1024, resource.RLIM_INFINITY))
     tfds._allow_open_files(1024)
     assert limits[-1] == (4 * 1280, resource.RLIM_INFINITY)
+    for unlimited in ((resource.RLIM_INFINITY, resource.RLIM_INFINITY), (1280, 4096)):
+        limits.append(unlimited)
+        tfds._allow_open_files(1024)
+        assert limits[-1] == unlimited
     limits.append((1280, 4096))
     tfds._allow_open_files(1024)
     assert limits[-1] == (1280, 4096)

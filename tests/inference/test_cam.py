@@ -133,6 +133,14 @@ def test_the_map_covers_a_quarter_of_the_photo_where_it_is_low_and_seven_tenths_
     np.testing.assert_allclose(drawn[-1, -1], 0.3 * 200 + 0.7 * high, atol=1)
 
 
+def test_the_map_covers_at_most_seven_tenths_beside_a_steep_edge_too():
+    guess = Guess(index=0, label="fog", probability=0.1)
+    evidence = np.array([[0, 0, 1, 1]], np.float32)  # smoothed, it is above 1 and below 0 there
+    black = np.zeros((224, 224, 3), np.uint8)
+    drawn = np.asarray(draw(ActivationMap(evidence, black, guess)))[32:]
+    assert drawn.max() <= 0.7 * 255
+
+
 def test_a_class_or_map_that_does_not_exist_is_refused(model_a, mapper, make_photo):
     for index in (-1, 7):
         with pytest.raises(UserError, match=f"class {index}; .* 0 to 6"):

@@ -1,5 +1,7 @@
 import shutil
 import sys
+from typing import ClassVar
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -7,7 +9,10 @@ from PIL import Image
 
 from gnet_jax.cli.main import main
 from gnet_jax.config import Preprocessing, UserError
+from gnet_jax.inference import demo
+from gnet_jax.inference.cam import ActivationMap
 from gnet_jax.inference.demo import build, serve
+from gnet_jax.inference.predict import Guess
 from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.model_folder import TrainedModel, write_folder
 from tests.tiny import tiny_arch, tiny_variables
@@ -29,6 +34,77 @@ def test_without_gradio_one_sentence_names_the_extra(trained, tmp_path, monkeypa
     error = capsys.readouterr().err
     assert "gradio" in error
     assert "pip install -e '.[demo]'" in error
+
+
+class Mapper:
+    """Answers for the heads `heads`, whatever the picture."""
+
+    heads: ClassVar = {"main": "5a", "aux 4a": "4a"}
+    asked: ClassVar[list[tuple]] = []
+
+    def __init__(self, trained):
+        pass
+
+    def own(self, picture, head):
+        self.asked.append((picture.size, head))
+        guess = Guess(index=7, label="class 7", probability=0.4)
+        found = ActivationMap(np.eye(7, dtype=np.float32), np.zeros((16, 16, 3), np.uint8), guess)
+        return np.array([0.02, 0.1, 0.02, 0.2, 0.06, 0.15, 0.01, 0.4, 0.03, 0.01]), found
+
+
+@pytest.fixture
+def gradio(monkeypatch):
+    """Stands in for gradio, which is an extra; `photo` and `seen` are the two images of a page."""
+    gradio = MagicMock(Error=RuntimeError, photo=MagicMock(), seen=MagicMock())
+    gradio.Image.side_effect = 2 * [gradio.photo, gradio.seen]
+    monkeypatch.setitem(sys.modules, "gradio", gradio)
+    monkeypatch.setattr(demo, "ActivationMapper", Mapper)
+    monkeypatch.setattr(Mapper, "asked", [])
+    return gradio
+
+
+def test_a_change_of_photo_or_head_shows_the_five_classes_and_the_map_of_that_head(
+    trained, tmp_path, gradio
+):
+    build(trained, "a model")
+    head, bars = gradio.Radio.return_value, gradio.Label.return_value
+    for changed in (gradio.photo, head):
+        ((look, *wires), options) = changed.change.call_args
+        assert wires == [[gradio.photo, head], [bars, gradio.seen]]
+        assert options["api_name"] is False
+    assert look(None, "main") == (None, None)
+    Image.new("RGB", (20, 10)).save(tmp_path / "photo.png")
+    shown, drawn = look(str(tmp_path / "photo.png"), "aux 4a")
+    assert Mapper.asked == [((20, 10), "aux 4a")]
+    assert [*shown.items()] == [
+        *(("class 7 (7)", 0.4), ("class 3 (3)", 0.2), ("class 5 (5)", 0.15)),
+        *(("class 1 (1)", 0.1), ("class 4 (4)", 0.06)),
+    ]
+    assert drawn.size == (448, 480)
+    (tmp_path / "text.png").write_text("...")
+    with pytest.raises(RuntimeError, match="not an image"):
+        look(str(tmp_path / "text.png"), "main")
+
+
+def test_the_page_says_so_if_there_is_only_one_head(trained, gradio, monkeypatch):
+    build(trained, "a model")
+    assert gradio.Radio.call_args.args == (["main", "aux 4a"],)
+    assert gradio.Radio.call_args.kwargs["info"] is None
+    monkeypatch.setattr(Mapper, "heads", {"main": "5a"})
+    build(trained, "a model")
+    assert "no auxiliary heads" in gradio.Radio.call_args.kwargs["info"]
+
+
+def test_the_page_is_served_to_this_machine_only_and_a_port_in_use_is_named():
+    page = MagicMock()
+    page.launch.return_value = ("app", "http://127.0.0.1:8123/", "a public address")
+    assert serve(page, 8123) == "http://127.0.0.1:8123/"
+    given = page.launch.call_args.kwargs
+    assert (given["server_name"], given["server_port"]) == ("127.0.0.1", 8123)
+    assert (given["share"], given["quiet"], given["prevent_thread_lock"]) == (False, True, True)
+    page.launch.side_effect = OSError("in use")
+    with pytest.raises(UserError, match="port 8123"):
+        serve(page, 8123)
 
 
 @pytest.mark.slow

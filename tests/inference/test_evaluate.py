@@ -16,7 +16,7 @@ from rich.console import Console
 
 from gnet_jax.config import UserError
 from gnet_jax.data.augment import preprocess
-from gnet_jax.data.batches import eval_batches
+from gnet_jax.data.batches import BadRecords, eval_batches
 from gnet_jax.data.decode import ImageError
 from gnet_jax.data.sources import DataError, open_source
 from gnet_jax.data.sources.classes import imagenet_classes
@@ -66,7 +66,9 @@ def test_a_set_that_does_not_divide_by_the_batch_is_counted_exactly_once(
     assert found.top1 == expected[0] / 13
     assert found.top5 == expected[1] / 13
     assert found.images_per_sec > 0
-    assert found.as_dict()["top1"] == found.top1
+    shown = found.as_dict()
+    assert (shown["top1"], shown["top5"]) == (found.top1, found.top5)
+    assert (shown["images"], shown["crops"], shown["models"]) == (13, 1, 1)
 
 
 def test_every_index_is_read_once_whatever_the_threads(model_a, make_photos):
@@ -384,6 +386,18 @@ def test_a_model_without_names_is_paired_by_position_with_as_many_classes(capsys
     assert "'cat' is 'class 0', 'dog' is 'class 1', 'eel' is 'class 2'" in pairing
     with pytest.raises(UserError, match="'cat', 'dog'"):
         pair_classes(("cat", "dog"), model)
+    with pytest.raises(UserError, match="'dog', 'eel'"):
+        pair_classes(("class 0", "dog", "eel"), model)  # some names match, so names count
+    assert pair_classes(("cat", "dog", "eel"), model, ["cat", "dog", "eel"]) == ([-1] * 3, None)
+
+
+def test_a_note_lists_up_to_four_pairs_and_of_more_the_first_two_and_the_last():
+    for count, shown in ((4, [0, 1, 2, 3]), (5, [0, 1, 4]), (7, [0, 1, 6])):
+        names, model = ([f"{kind} {i}" for i in range(count)] for kind in ("breed", "class"))
+        _, note = pair_classes(names, model)
+        assert note is not None
+        assert [i for i in range(count) if f"'breed {i}' is 'class {i}'" in note] == shown
+        assert ("..." in note) == (count > 4)
 
 
 def test_numbers_that_could_start_at_1_are_not_positions():
@@ -441,6 +455,37 @@ def test_damaged_images_are_left_out_and_named_up_to_the_limit(model_a, make_pho
     assert counts(found) == counts(evaluate([model_a], good))
 
 
+def test_by_default_a_batch_has_64_crops_of_4_threads_and_2_percent_may_be_corrupt(
+    model_a, make_photos, monkeypatch
+):
+    given = []
+
+    class Zeros:
+        def __init__(self, trained, batch_size):
+            given.append(batch_size)
+            self.trained = trained
+
+        def warm_up(self):
+            pass
+
+        def logits(self, squares):
+            return np.zeros((len(squares), 7), np.float32)
+
+    def limited(source, limit):
+        given.append(limit)
+        return BadRecords(source, limit)
+
+    def loaded(load, numbers, threads):
+        given.append(threads)
+        return map(load, numbers)
+
+    module = "gnet_jax.inference.evaluate"
+    for name, fake in (("Predictor", Zeros), ("BadRecords", limited), ("prefetched", loaded)):
+        monkeypatch.setattr(f"{module}.{name}", fake)
+    assert evaluate([model_a], make_photos(70)).crops == 1
+    assert given == [64, 0.02, 4]
+
+
 def test_a_record_that_its_source_knows_to_be_damaged_is_left_out(model_a, make_photos):
     source = make_photos(6)
 
@@ -457,11 +502,15 @@ def test_a_record_that_its_source_knows_to_be_damaged_is_left_out(model_a, make_
 
 
 def test_an_empty_source_and_a_bar_on_a_terminal(model_a, make_photos, monkeypatch, capsys):
-    assert counts(evaluate([model_a], make_photos(0))) == (0, 0, 0)
+    found = evaluate([model_a], make_photos(0))
+    assert (counts(found), found.images_per_sec) == ((0, 0, 0), 0)
+    assert (str(found.top1), str(found.top5)) == ("nan", "nan")
     assert capsys.readouterr().err == ""  # no terminal, no bar
     monkeypatch.setenv("FORCE_COLOR", "1")
     assert evaluate([model_a], make_photos(3)).images == 3
-    assert "3/3" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "3/3" in error
+    assert error.startswith("compiling")
 
 
 def test_outputs_that_are_not_finite_are_refused_and_not_counted_as_right(model_a, make_photos):

@@ -149,6 +149,25 @@ def test_what_is_wrong_with_a_path_is_named(tmp_path, monkeypatch):
         assert ("1 MB" in reason(tmp_path / "large")) == refused
 
 
+def test_one_byte_over_the_limit_is_read_and_a_server_may_be_silent_for_20_seconds(monkeypatch):
+    asked = []
+
+    class File(io.BytesIO):
+        def read(self, size=-1):
+            asked.append(size)
+            return b""
+
+    def urlopen(request, timeout):
+        asked.append((request.full_url, timeout))
+        raise OSError("silent")
+
+    monkeypatch.setattr(images, "open", lambda name, mode: File(), raising=False)
+    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+    assert "empty" in reason("a.jpg")
+    assert "silent" in reason("http://a/b")
+    assert asked == [200_000_001, ("http://a/b", 20.0)]  # 50 million pixels of 4 bytes
+
+
 def test_standard_input_is_read(monkeypatch):
     class Stdin:
         buffer = io.BytesIO(BLUE)

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from PIL import Image
 
+from gnet_jax.config import UserError
 from gnet_jax.inference import lettering
 from gnet_jax.inference.cam import ActivationMap, draw
-from gnet_jax.inference.lettering import FONT, fitted, letter, lettered
+from gnet_jax.inference.lettering import FONT, fitted, letter, lettered, save
 from gnet_jax.inference.predict import Guess
 from gnet_jax.lab.look import contact_sheet
 from gnet_jax.lab.look.inside import heads_picture
@@ -100,6 +102,27 @@ def test_regular_fonts_come_first_and_one_that_has_only_boxes_does_not(monkeypat
     monkeypatch.setattr("matplotlib.font_manager.findSystemFonts", lambda: files)
     found = [str(file) for file in lettering._system_fonts.__wrapped__()]
     assert found == ["/x/C.ttf", "/x/bold/A.ttf", "/x/AThin.ttf", "/x/B-Bold.ttf"]
+
+
+def test_a_font_that_pillow_cannot_use_has_no_letters(monkeypatch):
+    def refuse(file, size):
+        raise OSError("invalid pixel size")
+
+    monkeypatch.setattr(lettering.ImageFont, "truetype", refuse)
+    assert lettering.letters.__wrapped__(FONT) == frozenset()
+
+
+def test_a_picture_and_a_lettered_figure_are_saved_or_the_file_is_named(tmp_path):
+    save(Image.new("RGB", (9, 8)), tmp_path / "a.png")
+    figure = Figure(figsize=(2, 1))
+    text = figure.text(0, 0, "a$b$\a")
+    save(figure, tmp_path / "b.png", dpi=50)
+    for name, size in (("a", (9, 8)), ("b", (100, 50))):
+        with Image.open(tmp_path / f"{name}.png") as saved:
+            assert saved.size == size
+    assert text.get_text() == "a$b$\\x07"
+    with pytest.raises(UserError, match=r"cannot write .*none/c\.png"):
+        save(figure, tmp_path / "none" / "c.png")
 
 
 def test_a_long_text_ends_with_an_ellipsis_and_no_space_before_it():

@@ -167,6 +167,14 @@ def test_control_characters_in_names_are_escaped():
     assert shown == "a\\x1b[2Jb\nc\\nd: not an image\n"
 
 
+def test_long_paths_are_not_broken_into_lines():
+    console = Console(file=io.StringIO(), width=20, color_system=None)
+    render(console, "a path/" * 9, [])
+    render_error(console, "a path/" * 9, ImageError("not an image"))
+    shown = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    assert shown.splitlines() == ["a path/" * 9, "a path/" * 9 + ": not an image"]
+
+
 def test_render_truncates_nothing_in_a_pipe_and_keeps_to_its_encoding():
     shown = written(40, terminal=False, encoding="ascii")
     assert "#####" in shown

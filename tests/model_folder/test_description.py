@@ -42,6 +42,20 @@ def test_what_does_not_fit_is_named(change, message):
         from_json(Architecture, to_json(Architecture()) | change)
 
 
+def test_an_unknown_field_is_named_with_the_object_around_it():
+    with pytest.raises(SchemaError, match=r"^optim\.rate is not a field of OptimConfig"):
+        from_json(Config, {"optim": {"rate": 1}})
+    with pytest.raises(SchemaError, match=r"^rate is not a field of Config"):
+        from_json(Config, {"rate": 1})
+
+
+def test_an_optional_field_has_a_value_of_its_type_or_none():
+    for block in ("mine.py:Block", None):
+        assert from_json(Architecture, {"block": block}).block == block
+    with pytest.raises(SchemaError, match=r"block is 3; it must be str"):
+        from_json(Architecture, {"block": 3})
+
+
 def test_an_absent_field_keeps_its_default_and_an_integer_becomes_a_float():
     arch = from_json(Architecture, {"dropout": 0})
     assert (arch.dropout, type(arch.dropout), arch.block) == (0.0, float, None)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import struct
 from pathlib import Path
@@ -249,6 +250,25 @@ def test_a_byte_order_mark_is_ignored(tmp_path, small):
     write_folder(tmp_path / "model", small)  # it still counts as a model folder
 
 
+def test_two_classes_and_bytes_that_are_no_text_come_back(tmp_path, small):
+    arch = dataclasses.replace(small.model.arch, num_classes=2)
+    head = small.variables["params"]["classifier"]
+    head["kernel"], head["bias"] = head["kernel"][:, :2], head["bias"][:2]
+    names, source = ("caf\udce9", "tea"), {"file": "\udce9.pt"}
+    changes = {"model": GoogLeNet(arch), "class_names": names, "source": source}
+    write_folder(tmp_path / "model", dataclasses.replace(small, **changes))
+    found = read_folder(tmp_path / "model")
+    assert (found.class_names, found.source) == (names, source)
+
+
+@pytest.mark.parametrize("lost", ["model.safetensors", "config.json"])
+def test_a_folder_without_one_of_the_two_files_is_no_model_folder(tmp_path, small, lost):
+    write_folder(tmp_path / "model", small)
+    (tmp_path / "model" / lost).unlink()
+    with pytest.raises(WeightsError, match="model is not a folder with"):
+        read_folder(tmp_path / "model")
+
+
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(WeightsError, match="nothing is not a folder"):
         read_folder(tmp_path / "nothing")
@@ -284,12 +304,25 @@ def test_a_network_that_its_architecture_does_not_describe_is_refused(tmp_path, 
         write_folder(tmp_path / "model", dataclasses.replace(small, model=Other(small.model.arch)))
 
 
+def test_a_folder_is_written_even_if_its_temporary_one_cannot_be_deleted(
+    tmp_path, small, monkeypatch
+):
+    def busy(*_, **__):
+        raise OSError(16, "Device or resource busy")
+
+    monkeypatch.setattr(os, "rmdir", busy)
+    write_folder(tmp_path / "model", small)
+    assert read_folder(tmp_path / "model").class_names == small.class_names
+
+
 def test_an_interrupted_replacement_leaves_the_old_folder(tmp_path, small, monkeypatch):
     write_folder(tmp_path / "model", small)
     rename = Path.rename
 
     def interrupted(self, target):
         if self.name == "new":
+            partial = self.parent
+            assert (partial.parent, partial.name[:7]) == (tmp_path, ".model-")  # the same disk
             raise KeyboardInterrupt
         return rename(self, target)
 
