@@ -31,11 +31,11 @@ def test_heads_of_other_classes_are_dropped_with_a_note():
 
 def test_all_modules_have_all_parts():
     found = name_variables(
-        {"a": "x", "b": "y"}, {"params/{}/kernel": "{}.w", "params/{}/bias": "b"}
+        {"a": "x", "b": "y"}, {"params/{}/kernel": "{}.w", "params/{}/bias": "{}.b"}
     )
     assert found == {
-        "params/a/kernel": "x.w", "params/a/bias": "b",
-        "params/b/kernel": "y.w", "params/b/bias": "b",
+        "params/a/kernel": "x.w", "params/a/bias": "x.b",
+        "params/b/kernel": "y.w", "params/b/bias": "y.b",
     }  # fmt: skip
 
 
