@@ -91,7 +91,9 @@ def map_variables(
             channels = flat[ours.removesuffix("fc/kernel") + "conv/conv/kernel"].shape[-1]
             side = round((value.shape[0] / channels) ** 0.5)
             if not side or side**2 * channels != value.shape[0]:
-                raise WeightsError(f"{where}: {theirs} does not fit {channels} square maps")
+                raise WeightsError(
+                    f"{where}: {theirs} is no fc layer of {channels} square feature maps"
+                )
             maps_CHWO = value.reshape(channels, side, side, -1)
             value = maps_CHWO.transpose(1, 2, 0, 3).reshape(value.shape)
         flat[ours] = np.ascontiguousarray(value, np.float32)

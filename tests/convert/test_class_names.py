@@ -58,6 +58,7 @@ def test_names_that_only_look_like_another_form_are_kept(tmp_path, names):
     ("data", "named"),
     [
         ("ant\nKäfer\n".encode("latin-1"), r"line 2 of .*names.* UTF-8.*K.xe4fer"),
+        (b"a\xff" + b"b" * 99 + b"\nant\n", r"line 1 of .*names is not.* UTF-8.*'a.xffb{78}'"),
         (b"ant\n\nbee\n", r"line 2 of .*names is blank"),
         (b"n00000001 ant\nbee\n", r"line 2 of .*names has no WordNet id: 'bee'"),
         (b'["ant", "bee"', "names .*JSON"),

@@ -1,9 +1,12 @@
 import dataclasses
+import types
+from pathlib import Path
 
 import pytest
 
 from gnet_jax.config import Config, ConfigError, DataConfig, Preprocessing
-from gnet_jax.convert.start import with_preprocessing
+from gnet_jax.convert import read as read_module
+from gnet_jax.convert.start import with_preprocessing, with_start
 
 CAFFE = Preprocessing(image_size=96, channels="BGR", mean=(104.0, 117.0, 123.0))
 
@@ -26,3 +29,14 @@ def test_another_preprocessing_than_that_of_the_weights_is_refused(asked, messag
     config = Config(data=dataclasses.replace(DataConfig(), **asked))
     with pytest.raises(ConfigError, match=message):
         with_preprocessing(config, CAFFE)
+
+
+def test_without_init_nothing_is_read_and_with_it_the_named_model(monkeypatch):
+    asked, model = [], types.SimpleNamespace(preprocessing=CAFFE)
+    monkeypatch.setattr(read_module, "read", lambda file: asked.append(file) or model)
+    assert with_start(Config()) == (Config(), None)
+    assert not asked
+    config, found = with_start(Config(init="~/weights"))
+    assert found is model
+    assert config.data.preprocessing == CAFFE
+    assert asked == [Path.home() / "weights"]

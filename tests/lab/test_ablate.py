@@ -178,6 +178,47 @@ def test_runs_train_in_order_past_those_that_ended_failed_or_are_busy(tmp_path, 
     assert [seed for _, seed in trained] == [2, 3, 4]
 
 
+def test_one_config_at_a_time_stays_prepared(tmp_path, monkeypatch):
+    prepared = []
+
+    class Bench:
+        def __init__(self, config):
+            prepared.append(config)
+
+        def run(self, cell):
+            return {"status": "done", "top1": 0.5, "images_per_sec": 7.0}
+
+    monkeypatch.setattr(ablate, "Bench", Bench)
+    cells = [list_cells(tmp_path / str(n), {name: 0}, 1)[0] for n, name in enumerate("aaba")]
+    ablate.run_cells(cells, {"a": "A", "b": "B"}, [].append)
+    assert prepared == ["A", "B", "A"]
+
+
+def test_heads_are_averaged_over_all_batches_of_the_configs_validation(monkeypatch):
+    config = tiny_config("", eval_batch_size=6)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, bad_limit=0.25))
+    asked = []
+    monkeypatch.setattr(ablate, "eval_batches", lambda source, **o: asked.append((source, o)))
+    monkeypatch.setattr(ablate, "put_batches", lambda _, *where: [(n, *where) for n in (1, 2)])
+    monkeypatch.setattr(ablate, "BadRecords", lambda *arguments: arguments)
+    monkeypatch.setattr(ablate, "head_names", lambda model: [f"main of {model}", "aux"])
+    bench = ablate.Bench.__new__(ablate.Bench)
+
+    def step(state, batch):
+        assert (state, batch[1:]) == ("state", ("mesh", 6))
+        return {"count": 4 * batch[0], "loss": np.array([6.0, 12.0]), "top1": np.array([3, 1])}
+
+    monkeypatch.setattr(bench, "_head_step", step, raising=False)
+    program = types.SimpleNamespace(model="net", mesh="mesh", eval_batch_size=6)
+    run = types.SimpleNamespace(config=config, program=program, val="val")
+    assert bench._evaluate_heads(run, "state") == (
+        12, {"main of net": {"loss": 1.0, "top1": 0.5}, "aux": {"loss": 2.0, "top1": 2 / 12}},
+    )  # fmt: skip
+    d = config.data
+    options = {"batch_size": 6, "preprocessing": d.preprocessing, "threads": d.threads}
+    assert asked == [("val", options | {"bad": ("val", 0.25)})]
+
+
 def test_a_run_that_another_process_trains_is_skipped(swept, tmp_path):
     cells, configs, _, _ = swept
     cell, said = dataclasses.replace(cells[0], workdir=tmp_path / "run"), []

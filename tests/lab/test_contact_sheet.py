@@ -1,4 +1,5 @@
 import dataclasses
+from functools import partial
 
 import jax
 import numpy as np
@@ -203,3 +204,71 @@ def test_images_are_placed_row_by_row_and_inside_the_margins():
     assert not ink[-8:].any()
     rows = ink[:, 28:].any(axis=1).astype(int)
     assert (np.diff(rows) == 1).sum() >= 4  # the title and three lines
+
+
+@pytest.mark.parametrize(
+    ("size", "count", "hosts"), [(32, 5, 4), (32, 9, 2), (36, 9, 3), (32, 16, 2), (32, 40, 1)]
+)
+def test_no_more_is_read_than_an_even_share_with_the_images(
+    config, source, monkeypatch, size, count, hosts
+):
+    def batches(config, source, *, start_step, hosts, bad):
+        raise EOFError(start_step, hosts, bad.source)
+
+    bad = type("", (), {"source": source})
+    monkeypatch.setattr(contact_sheet, "training_batches", batches)
+    monkeypatch.setattr(contact_sheet, "BadRecords", lambda *_: bad)
+    with pytest.raises(EOFError) as raised:
+        training_images(dataclasses.replace(config, batch_size=size), source, 7, count)
+    assert raised.value.args == (7, hosts, source)
+
+
+def test_the_untouched_image_is_the_central_square(config, source, monkeypatch):
+    def plain(*_):
+        return lambda image, label, key: (image, jax.nn.one_hot(label, 10))
+
+    monkeypatch.setattr(contact_sheet, "augmentation", plain)
+
+    class Wide(type(source)):
+        def __getitem__(self, index):
+            example = super().__getitem__(index)
+            edge = np.zeros_like(example.image)
+            return example._replace(image=np.concatenate([edge, example.image, edge], axis=1))
+
+    seen = [training_images(config, each, 0, 8).untouched for each in (source, Wide("train"))]
+    np.testing.assert_array_equal(*seen)
+
+
+def test_the_last_batch_of_an_evaluation_can_hold_one_image(config):
+    val = open_source("digits", "val")
+    config = dataclasses.replace(config, eval_batch_size=len(val) - 1)
+    assert len(evaluation_images(config, val, 1, 9).images) == 1
+    with pytest.raises(DataError, match="--step is 1"):
+        evaluation_images(dataclasses.replace(config, eval_batch_size=len(val)), val, 1, 9)
+
+
+def test_pixels_out_of_range_are_cut_off():
+    x = np.array([[-9.0, 0.0, 9.0]])
+    assert to_pixels(x, Preprocessing(mean=(0, 0, 0), std=(99, 99, 99))).tolist() == [[0, 0, 255]]
+
+
+@pytest.mark.parametrize(("split", "word"), [("train", "training step 3"), ("val", "batch 3")])
+def test_each_split_is_drawn_with_its_own_words(config, source, monkeypatch, split, word):
+    asked, drawn, saved = [], [], []
+    seen = contact_sheet.Seen(np.zeros((5, 16, 16, 3), np.uint8), [["a"]] * 5)
+    for name in ("training_images", "evaluation_images"):
+        note = partial(lambda name, *given: asked.append((name, given)) or seen, name)
+        monkeypatch.setattr(contact_sheet, name, note)
+    monkeypatch.setattr(contact_sheet, "draw", lambda *a: drawn.append(a) or "sheet")
+    monkeypatch.setattr(contact_sheet, "save", lambda *a: saved.append(a))
+    options = {"name": "tiny", "split": split, "step": 3, "rows": 2, "columns": 4}
+    assert contact_sheet.draw_sheet(config, source, "out.png", **options) == 5
+    function = "training_images" if split == "train" else "evaluation_images"
+    assert asked == [(function, (config, source, 3, 8))]
+    ((shown, columns, title, subtitle),) = drawn
+    assert (shown, columns, saved) == (seen, 4, [("sheet", "out.png")])
+    assert title.startswith("tiny: ")
+    assert word in title
+    for part in (split, "1,437 images", "10 classes", "16x16"):
+        assert part in subtitle
+    assert ("original images" in subtitle) == (split == "train")

@@ -1,6 +1,11 @@
+import math
+
+import matplotlib
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from gnet_jax.cli.main import main
+from gnet_jax.lab.palette import COLOURS
 from gnet_jax.lab.sweeps.figures import draw_diagnostics, gradient_figure, order_blocks
 from gnet_jax.training.workdir import MetricsFile
 
@@ -31,14 +36,20 @@ def test_the_gradient_figure_has_the_whole_and_the_main_heads_part(tmp_path):
     runs = {
         "none": [diagnosed(tmp_path / "none", ["main"])],
         "both": [diagnosed(tmp_path / f"both-{seed}", ["main", "aux4a"]) for seed in range(2)],
-        "never": [tmp_path / "never"],
     }
+    runs = {"never": [tmp_path / "never"], **runs}
     (axes,) = gradient_figure(runs).axes
     assert not axes.spines["top"].get_visible()
     lines = {line.get_label(): list(line.get_ydata()) for line in axes.lines}
     assert list(lines) == ["none", "both", "both: main head's part"]
     assert lines["both"] == [1.0] * 6  # the mean over steps and seeds
     assert lines["both: main head's part"] == [0.25] * 6
+    assert [line.get_linestyle() for line in axes.lines] == ["-", "-", ":"]
+    assert [to_hex(line.get_color()) for line in axes.lines] == [COLOURS[1], *[COLOURS[2]] * 2]
+    names = ["conv1", "conv2r", "conv2", "3a", "5b", "class."]
+    assert [label.get_text() for label in axes.get_xticklabels()] == names
+    assert axes.get_yscale() == "log"
+    assert axes.get_legend()
 
 
 def test_every_panel_shows_its_own_numbers(tmp_path, monkeypatch):
@@ -84,3 +95,43 @@ def test_the_command_draws_runs_and_names_one_that_was_not_diagnosed(tmp_path, c
 def test_no_run_to_draw_is_a_mistake(capsys):
     assert main(["diagnose"]) == 2
     assert "workdir" in capsys.readouterr().err
+
+
+def test_one_step_is_enough_and_what_is_zero_is_left_out(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    line = {"grad_norm/conv1": 0.5, "grad_norm/fc": 0.0, "dead/conv1": 0.5}
+    line |= {f"grad_norm_{head}/{b}": 0.5 for head in ("main", "aux4a") for b in ("conv1", "fc")}
+    line |= {"update_ratio/conv1": 0.25, "update_ratio/fc": 0.125}
+    workdir = tmp_path / "sweep" / "run"
+    workdir.mkdir(parents=True)
+    MetricsFile(workdir / "diagnostics.jsonl").append(7, line)
+    draw_diagnostics([workdir], tmp_path / "d.png")
+    assert drawn[0].get_size_inches().tolist() == [17, 4.2]
+    heads, *panels = drawn[0].axes
+    gradients, dead, updates = panels
+    assert heads.get_title().startswith("sweep/run: ")
+    assert heads.lines[0].get_ydata()[0] == 0.5
+    assert math.isnan(heads.lines[0].get_ydata()[1])
+    assert [to_hex(curve.get_color()) for curve in heads.lines] == ["#000000", *COLOURS[:2]]
+    assert [axes.get_yscale() for axes in drawn[0].axes] == ["log", "log", "linear", "log"]
+    titles = [axes.get_title() for axes in panels]
+    for title, word in zip(titles, ("gradient", "dead", "update"), strict=True):
+        assert word in title
+    assert -0.05 < dead.get_ylim()[0] < 0
+    viridis = matplotlib.colormaps["viridis"]
+    assert [line.get_color() for line in updates.lines] == [viridis(0.0), viridis(0.95)]
+    assert [axes.get_xlabel() for axes in panels] == ["step"] * 3
+    assert [updates.get_legend() is None, gradients.get_legend() is None] == [False, True]
+    (axes,) = gradient_figure({"run": [workdir]}).axes
+    assert [list(line.get_ydata()) for line in axes.lines] == [[0.5, 0], [0.5, 0.5]]
+
+
+def test_one_block_alone_is_drawn(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    MetricsFile(tmp_path / "diagnostics.jsonl").append(
+        7, {"grad_norm/conv1": 0.5, "update_ratio/conv1": 0.5}
+    )
+    draw_diagnostics([tmp_path], tmp_path / "d.png")
+    assert [len(axes.lines) for axes in drawn[0].axes] == [1, 1, 0, 1]

@@ -10,6 +10,7 @@ from PIL import Image
 from gnet_jax.cli.main import main
 from gnet_jax.config import Preprocessing, UserError
 from gnet_jax.inference.cam import ActivationMapper
+from gnet_jax.lab.look import inside
 from gnet_jax.lab.look.inside import activation_figure, filters_figure, heads_picture
 from gnet_jax.model.googlenet import GoogLeNet, every_head, strip_aux
 from gnet_jax.model_folder import TrainedModel, write_folder
@@ -91,8 +92,12 @@ def test_montages_have_a_tile_for_each_channel_and_count_the_dead(maps):
     assert [bar.get_height() for bar in bars.patches] == [0.25, 0.5, 0.125]
     kernel = np.zeros((3, 3, 3, 2), np.float32)
     kernel[:, :, 0, 0] = 1  # of the first channel: blue in BGR
-    (first, _) = [axes.images[0].get_array() for axes in filters_figure(kernel, "BGR").axes[:2]]
+    figure = filters_figure(kernel, "BGR")
+    first, second = (axes.images[0].get_array() for axes in figure.axes[:2])
     assert first[0, 0].tolist() == [0.5, 0.5, 1.0]
+    assert second[0, 0].tolist() == [0.5, 0.5, 0.5]  # grey is 0
+    assert "2 filters of 3x3," in figure.get_suptitle()
+    assert not any(axes.axison for axes in figure.axes)
     small = filters_figure(kernel * [-0.2, 1], "RGB").axes[0].images[0].get_array()
     assert small[0, 0].tolist() == [0.0, 0.5, 0.5]  # scaled to the largest value of the filter
     assert heads_picture(maps).width == 2 * 448 + 12
@@ -115,3 +120,50 @@ def test_a_montage_is_twice_as_wide_as_high(channels, columns, rows):
     figure = activation_figure("conv1", np.ones((2, 2, channels), np.float32))
     grid = figure.axes[0].get_gridspec()
     assert (grid.ncols, grid.nrows) == (columns, rows)
+
+
+def test_endpoints_are_of_the_preprocessed_picture_and_by_default_the_known_ones(
+    trained, tmp_path, monkeypatch
+):
+    drawn, saved = [], []
+    names = ("inception_5b/output", "own", "inception_3a/output")
+    given = dict.fromkeys(names)
+    monkeypatch.setattr(inside, "endpoints", lambda model, _, x: dict.fromkeys(given, x))
+    monkeypatch.setattr(inside, "ActivationMapper", lambda trained: lambda *asked: asked)
+    monkeypatch.setattr(inside, "heads_picture", lambda maps: maps)
+    monkeypatch.setattr(inside, "activation_figure", lambda *shown: drawn.append(shown))
+    monkeypatch.setattr(inside, "save", lambda figure, file, dpi: saved.append((figure, file)))
+    files = inside.draw_inside(trained, PHOTO, tmp_path / "new" / "folder", index=3)
+    assert [file.name for file in files] == [
+        "filters.png", "heads.png", "inception_3a-output.png", "inception_5b-output.png",
+    ]  # fmt: skip
+    assert [file for _, file in saved] == files
+    assert saved[1][0] == (PHOTO, 3)
+    assert [name for name, _ in drawn] == ["inception_3a/output", "inception_5b/output"]
+    np.testing.assert_allclose(drawn[0][1], (np.asarray(PHOTO, np.float32) - 99) / 50, atol=1e-5)
+    again = inside.draw_inside(trained, PHOTO, tmp_path / "new" / "folder", ["own"])
+    assert [file.name for file in again] == ["filters.png", "heads.png", "own.png"]
+
+
+@pytest.mark.parametrize(("channels", "shown", "said"), [(4, 4, False), (5, 4, True)])
+def test_a_choice_of_channels_is_said(monkeypatch, channels, shown, said):
+    monkeypatch.setattr(inside, "SHOWN", 4)
+    figure = activation_figure("conv1", np.ones((2, 2, channels), np.float32))
+    assert sum(len(axes.images) for axes in figure.axes) == shown
+    assert ("strongest" in figure.get_suptitle()) == said
+
+
+def test_each_head_is_labelled_and_apart_from_the_next(maps, monkeypatch):
+    labels = []
+
+    def drawn(found):
+        labels.append(found.guess["label"])
+        return Image.new("RGB", (20, 10), (9, 9, 9))
+
+    monkeypatch.setattr(inside, "draw", drawn)
+    picture = np.asarray(heads_picture(maps))
+    assert labels == ["main: class 3", "aux 4a: class 3"]
+    assert picture.shape == (10, 52, 3)
+    assert (picture[:, 20:32] == 255).all()
+    assert (picture[:, :20] == 9).all()
+    assert (picture[:, 32:] == 9).all()

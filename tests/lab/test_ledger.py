@@ -2,10 +2,19 @@ import dataclasses
 import io
 import json
 
+import flax.linen as nn
 import pytest
 from rich.console import Console
 
-from gnet_jax.lab.cost.ledger import ledger_table, network_ledger, number_table, worked_examples
+from gnet_jax.lab.cost.ledger import (
+    csv_text,
+    ledger,
+    ledger_csv,
+    ledger_table,
+    network_ledger,
+    number_table,
+    worked_examples,
+)
 from gnet_jax.model.googlenet import googlenet
 
 # (params, params with aux, multiply-adds, multiply-adds with aux); None where nobody states it
@@ -87,3 +96,22 @@ def test_a_narrow_terminal_folds_numbers_and_keeps_names_whole():
     assert "inception_3a/reduce3" in text
     numbers = "".join(line.split("│")[2].strip() for line in text.splitlines() if "│" in line)
     assert numbers == "123,456,789"
+
+
+def test_the_csv_has_a_line_for_each_layer_with_its_facts_in_their_columns():
+    layers = [nn.Conv(4, (3, 3), strides=(1, 2)), nn.LayerNorm(), nn.Dense(2)]
+    assert ledger_csv(ledger(nn.Sequential(layers), (8, 8, 3))) == (
+        "name,kind,kernel,stride,output,params,macs\n"
+        "layers_0,conv,3x3x3x4,2,8x4x4,112,3456\n"
+        "layers_1,norm,,1,8x4x4,8,0\n"
+        "layers_2,linear,4x2,1,8x4x2,10,256\n"
+    )
+    assert csv_text([{"a": 1}], ("b", "a")) == "b,a\n,1\n"
+
+
+def test_totals_stand_apart_and_without_auxiliary_heads_there_is_only_one():
+    table = ledger_table(ledger(nn.Sequential([nn.Dense(2), nn.Dense(3)]), (4,)), "a title")
+    assert list(table.columns[0].cells) == ["layers_0", "layers_1", "inference"]
+    assert [row.end_section for row in table.rows] == [False, True, False]
+    assert table.title == "a title"
+    assert [column.justify for column in table.columns] == ["left", *["right"] * 4]

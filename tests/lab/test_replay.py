@@ -136,6 +136,18 @@ def test_another_loss_or_norm_than_in_the_run_is_not_reproduced(two_layers, name
     assert (found.layer, found.bad_examples, found.bad_gradients) == (None, (), ())
 
 
+@pytest.mark.parametrize("values", [(2.001, 3.0), (2.0, 2.999)])
+def test_a_difference_of_rounding_is_reproduced(two_layers, values):
+    two_layers.metrics.update(zip(("loss", "grad_norm"), values, strict=True))
+    assert replay_module.examine(two_layers).reproduced
+
+
+def test_a_loss_that_is_nan_in_both_is_reproduced(two_layers, monkeypatch):
+    bad = {"loss": float("nan"), "grad_norm": float("inf")}
+    monkeypatch.setattr(replay_module, "_repeat_step", lambda _: dict(bad))
+    assert replay_module.examine(dataclasses.replace(two_layers, metrics=bad)).reproduced
+
+
 def test_parameters_that_are_not_finite_before_the_step_are_named(two_layers):
     two_layers.state.params["alpha"]["kernel"][0, 0] = np.inf
     two_layers.state.params["zoom"]["kernel"] = np.zeros((768, 4), np.float32)
@@ -150,11 +162,19 @@ def test_the_step_is_repeated_as_in_the_run(two_layers, monkeypatch, numerics):
         assert (config, model, optimizer) == (replay.config, replay.model, replay.optimizer)
         return lambda state, batch: (state, {"loss": batch["label"].sum() + 100 * state["step"]})
 
+    compiled, compile_step = [], replay_module.compile_train_step
+
+    def compile_noted(mesh, *arguments, manual):
+        compiled.append((mesh.size, manual))
+        return compile_step(mesh, *arguments, manual=manual)
+
     monkeypatch.setattr(replay_module, "make_train_step", make)
+    monkeypatch.setattr(replay_module, "compile_train_step", compile_noted)
     config = dataclasses.replace(two_layers.config, numerics=numerics)
     state = {"step": jnp.int32(8)}
     replay = dataclasses.replace(two_layers, config=config, state=state)
     assert _repeat_step(replay) == {"loss": 9 + 8 + 7 + 6 + 5 + 4 + 800}
+    assert compiled == [(1, numerics == "canonical")]  # on one device
 
 
 def test_the_command_prints_at_most_ten_images(monkeypatch, capsys):

@@ -56,8 +56,23 @@ def test_the_page_and_its_markdown_name_failures_configs_and_versions(page):
         assert "b, seed 2: TrainingError: step 2: the loss is nan" in text
         assert "c, seed 1: not finished" in text
         assert "11 starts: commit 0123abc, Python 3.11.2, jax 0.7.2; 1 x cpu on here" in text
-        assert "batch_size" in text
-    assert "And &lt;what&gt; it is." in page.read_text("utf-8")
+    html, markdown = (file.read_text("utf-8") for file in (page, page.with_suffix(".md")))
+    assert "And &lt;what&gt; it is." in html
+    cells = "".join(f"<td>{size}</td>" for size in (8, 16, 24, 32))
+    assert f"<code>batch_size</code></td>{cells}" in html
+    assert "| field | a | b | c | d |\n| --- | --- | --- | --- | --- |\n" in markdown
+    assert "| `batch_size` | 8 | 16 | 24 | 32 |" in markdown
+
+
+def test_indented_text_is_a_command_and_a_report_can_be_written_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "draw_results", lambda rows: {"top1": ("caption", "<svg/>")})
+    open_sweep(tmp_path, {"a": Config()}, 1, "Title\n\nText\nof it:\n\n    gnet a\n\nEnd.")
+    for _ in range(2):
+        files = report.write_report(tmp_path, tmp_path / "r.html", tmp_path / "figures")
+    assert [file.name for file in files] == ["r.html", "r.md", "r.csv", "top1.svg"]
+    page = files[0].read_text("utf-8")
+    for part in ("<title>Title</title>", "<p>Text of it:</p>", "<pre>gnet a</pre>", "<p>End.</p>"):
+        assert part in page
 
 
 def test_a_sweep_without_a_finished_run_has_a_report_too(tmp_path):

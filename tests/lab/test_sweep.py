@@ -98,3 +98,14 @@ def test_fewer_seeds_than_before_drop_no_run(tmp_path):
     open_sweep(tmp_path, {"a": Config()}, 3, "text")
     open_sweep(tmp_path, {"a": Config()}, 1, "text")
     assert len(read_sweep(tmp_path).cells) == 3
+
+
+def test_a_sweep_is_named_by_its_first_line_or_its_folder(tmp_path):
+    open_sweep(tmp_path / "one", {"a": Config()}, 1, "\nA title.\n\nAbout it.\n")
+    record = read_sweep(tmp_path / "one")
+    assert (record.title, record.about) == ("A title.", "About it.")
+    assert record.configs["a"].keys().isdisjoint({"seed", "workdir"})
+    assert record.configs["a"]["batch_size"] == 32
+    open_sweep(tmp_path / "two", {"a": Config()}, 1, "")
+    assert read_sweep(tmp_path / "two").title == "two"
+    assert (tmp_path / "two" / "sweep.json").read_text().startswith('{\n  "about"')
