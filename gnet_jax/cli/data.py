@@ -139,7 +139,7 @@ def show_data(arguments: Sequence[str]) -> None:
 
     check_picture(given.out, PHOTOS)
     if config.init is not None and not Path(config.init).expanduser().exists():
-        print(f"{config.init} not found; images are preprocessed as the config says")
+        print(f"{config.init} not found; using the config's preprocessing, not that of the weights")
     elif config.init is not None:
         config = with_start(config)[0]
     source = open_source(config.data.source, given.split)

@@ -92,7 +92,7 @@ def map_variables(
             side = round((value.shape[0] / channels) ** 0.5)
             if not side or side**2 * channels != value.shape[0]:
                 raise WeightsError(
-                    f"{where}: {theirs} is no fc layer of {channels} square feature maps"
+                    f"{where}: {theirs} does not take {channels} square feature maps"
                 )
             maps_CHWO = value.reshape(channels, side, side, -1)
             value = maps_CHWO.transpose(1, 2, 0, 3).reshape(value.shape)
@@ -103,7 +103,7 @@ def map_variables(
 
 
 def _with_shapes_of(flat: Mapping[str, np.ndarray], base: Architecture) -> Architecture:
-    """Returns `base`, but with the fields that the shapes of the variables `flat` determine.
+    """Returns a copy of `base` with fields replaced by values from the shapes of `flat`.
 
     These are the widths, the auxiliary heads, the number of classes and the size of 5x5 kernels.
     """

@@ -281,8 +281,8 @@ def from_json(kind: type[T], value: Any, where: str = "") -> T:
     """Convert `value`, a result of `json.loads`, to the type `kind`.
 
     `kind` is a dataclass, a named tuple, or the type of one of their fields. Missing fields have
-    their defaults. Raises SchemaError for an unknown field or a wrong type. The message calls the
-    value `where`.
+    their defaults. Raises SchemaError for an unknown field or a wrong type. `where` is the
+    name of the value in the message.
     """
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind) or hasattr(kind, "_fields"):

@@ -1,8 +1,8 @@
 """Stop all hosts after the same step, if one of them gets a signal or cannot load its data.
 
 The hosts agree without an extra wait. Each host passes a `stop` code to the compiled step, which
-returns the largest code of all hosts. Every host reads the result of step n no later than just
-after it has dispatched step n + 1. So a code passed to step n ends the run after step n + 1.
+returns the largest code of all hosts. Every host reads the result of step n before it dispatches
+step n + 2. So a code passed to step n ends the run on all hosts after step n + 1.
 """
 
 import contextlib
