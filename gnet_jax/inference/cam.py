@@ -62,7 +62,7 @@ class ActivationMapper:
 
         @jax.jit
         def run(variables: Any, square_SSC: jax.Array, index: jax.Array) -> Any:
-            """Returns each head's logits and map of class `index`; -1 means the most probable class."""
+            """Returns each head's logits and map of class `index`, or of the top class if -1."""
             x_BHWC = preprocess(square_SSC[None], preprocessing=trained.preprocessing)
             found = endpoints(model, variables, x_BHWC)
             results = {}

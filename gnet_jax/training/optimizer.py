@@ -105,7 +105,7 @@ def averaging_warning(o: OptimConfig, steps_per_epoch: float, total_steps: int) 
 
 
 def check_freeze(patterns: tuple[str, ...], params: Any) -> None:
-    """Raise a ConfigError if a pattern matches no parameter, or if no parameter is left to train."""
+    """Raise a ConfigError if a pattern matches no parameter, or if all parameters are frozen."""
     names = [_name(path) for path, _ in jax.tree.leaves_with_path(params)]
     for pattern in patterns:
         if not any(matches(name, (pattern,)) for name in names):
