@@ -422,7 +422,7 @@ def test_convert_and_export_keep_the_model(folder, capsys):
         (["summary", "--aux-after", "none"], "'none'"),
         (["check-data", "cifar10"], "'cifar10' is none of"),
         (["sumary"], "did you mean summary?"),
-        (["curves", "/no/run"], "/no/run has no metrics.jsonl"),
+        (["curves", "/no/run"], "metrics.jsonl in /no/run"),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence(folder, arguments, message, capsys):

@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from gnet_jax.errors import UserError
 
@@ -47,8 +47,15 @@ def set_up_process() -> None:
 
 def print_error(text: str) -> None:
     """Print a line on standard error. Ignores errors of writing, such as a closed pipe."""
-    with contextlib.suppress(OSError):
+    try:
         print(text, file=sys.stderr, flush=True)
+    except OSError:
+        _discard(sys.stderr)
+
+
+def _discard(stream: TextIO) -> None:
+    """Write to nowhere. Otherwise Python would flush again at its end, fail, and exit with 120."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @contextlib.contextmanager
@@ -60,8 +67,7 @@ def reader_may_leave() -> Iterator[None]:
         finally:
             print(end="", flush=True)
     except BrokenPipeError:
-        # Otherwise Python would flush again when it exits, fail, and exit with 120.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard(sys.stdout)
         raise SystemExit(0) from None
 
 
