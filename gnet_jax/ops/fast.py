@@ -83,10 +83,7 @@ def _pool_axis(x, axis: int, window: int, stride: int, pad: int) -> jax.Array:
 
 
 def _to_first(x, y, dy, axis: int, window: int, stride: int, pad: int) -> jax.Array:
-    """Returns the gradient at `x` of `_pool_axis`, whose output is `y` with the gradient `dy`.
-
-    Each element of `dy` goes to the first maximum of its window.
-    """
+    """Returns the gradient at `x` of `_pool_axis`; `dy` goes to the first maximum of a window."""
     shares, taken = [], jnp.zeros(y.shape, bool)
     for view in _views(x, axis, window, stride, pad):
         hit = view == y
