@@ -338,27 +338,27 @@ def _figures(plan: Plan) -> Iterator[tuple[str, str] | None]:
     collectives = (f"{c.count} {c.kind}, {c.bytes / 2**20:.1f} MiB" for c in plan.collectives)
     need, have = (value / 2**30 for value in (plan.hbm_bytes, plan.hbm_available))
     yield "chips on hosts", f"{plan.chips} on {plan.hosts}"
-    yield "images a step", f"{plan.batch_size:,} ({plan.batch_size / plan.chips:g} a chip)"
+    yield "images per step", f"{plan.batch_size:,} ({plan.batch_size / plan.chips:g} per chip)"
     yield None
     yield "fits", "yes" if plan.fits else "NO"
-    yield "memory a chip", f"{need:.2f} of {have:.2f} GiB"
+    yield "memory per chip", f"{need:.2f} of {have:.2f} GiB"
     yield "  arguments", _text(plan.argument_bytes, 2**20, 0, " MiB")
     yield "  temporaries", _text(plan.temp_bytes, 2**20, 0, " MiB")
-    yield "  temporaries an image", _text(plan.temp_bytes_per_image, 2**20, 1, " MiB")
+    yield "  temporaries per image", _text(plan.temp_bytes_per_image, 2**20, 1, " MiB")
     yield None
-    yield "GFLOP an image", _text(plan.flops_per_image, 1e9, 2)
+    yield "GFLOP per image", _text(plan.flops_per_image, 1e9, 2)
     yield "  by the cost ledger", _text(plan.ledger_flops_per_image, 1e9, 2)
-    yield "MB an image", _text(plan.bytes_per_image, 1e6, 1)
+    yield "MB per image", _text(plan.bytes_per_image, 1e6, 1)
     yield "collectives", "; ".join(collectives) or "none"
     yield "fusions", _text(plan.fusions, 1, 0)
     yield "convolutions", _text(plan.convolutions, 1, 0)
     yield None
     for side in ("compute", "memory", "network"):
-        yield f"ms a step, {side} alone", _text((plan.seconds or {}).get(side), 1e-3, 2)
+        yield f"ms per step, {side} alone", _text((plan.seconds or {}).get(side), 1e-3, 2)
     yield "bound by", plan.bound or "-"
-    yield "images/s at most", _text(plan.images_per_sec, 1, 0)
+    yield "images/s, upper limit", _text(plan.images_per_sec, 1, 0)
     yield "  that each host decodes", _text(plan.images_per_sec_per_host, 1, 0)
-    yield "days at least", _text(plan.days, 1, 3)
+    yield "days, lower limit", _text(plan.days, 1, 3)
 
 
 def _text(value: float | None, unit: float, digits: int, name: str = "") -> str:

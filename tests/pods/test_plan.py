@@ -146,19 +146,20 @@ def test_the_table_shows_every_figure_in_its_unit(fake_plan):
     known = dict(zip(names, known, strict=True))
     unknown = dict(zip(names, unknown, strict=True))
     assert known["chips on hosts"] == "8 on 2"
-    assert known["images a step"] == "32 (4 a chip)"
+    assert known["images per step"] == "32 (4 per chip)"
     assert (known["fits"], unknown["fits"]) == ("yes", "NO")
-    assert unknown["memory a chip"] == "32.00 of 16.00 GiB"
-    assert known["GFLOP an image"] == "1.50"
-    assert known["MB an image"] == "200.0"
+    assert unknown["memory per chip"] == "32.00 of 16.00 GiB"
+    assert known["GFLOP per image"] == "1.50"
+    assert known["MB per image"] == "200.0"
     assert known["collectives"] == "3 all-reduce, 1.0 MiB"
-    assert known["ms a step, compute alone"] == "60.00"
-    assert known["ms a step, memory alone"] == "80.00"
-    assert known["ms a step, network alone"] == "1.84"
+    assert known["ms per step, compute alone"] == "60.00"
+    assert known["ms per step, memory alone"] == "80.00"
+    assert known["ms per step, network alone"] == "1.84"
     assert known["bound by"] == "memory"
-    assert known["images/s at most"] == "400"
+    assert known["images/s, upper limit"] == "400"
     assert known["  that each host decodes"] == "200"
-    assert [unknown[name] for name in ("GFLOP an image", "bound by", "days at least")] == ["-"] * 3
+    for name in ("GFLOP per image", "bound by", "days, lower limit"):
+        assert unknown[name] == "-"
 
 
 def test_a_compiled_step_has_memory_traffic_and_arithmetic(plan):
