@@ -77,11 +77,13 @@ class TrainedModel:
             For each image, a list of (class name, probability), most likely first.
 
         Raises:
-            gnet_jax.config.UserError: if an image cannot be read. The message names it.
+            gnet_jax.config.UserError: if an image cannot be read, or if `top` is below 1.
         """
         from gnet_jax.inference.images import Picture, open_picture
         from gnet_jax.inference.predict import predictions
 
+        if top < 1:
+            raise UserError(f"top is {top}; it must be at least 1")
         several = isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4
         given: Any = images if several else [images]
         pictures = (Picture("", open_picture(image)) for image in given)

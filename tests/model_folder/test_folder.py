@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import gnet_jax
+from gnet_jax.config import UserError
 from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.model_folder import WeightsError, read_folder, write_folder
 from gnet_jax.model_folder.folder import is_safetensors, read_tensors
@@ -376,4 +377,6 @@ def test_the_five_most_probable_classes_are_returned_by_default():
     folder = dataclasses.replace(folder, model=model, variables=variables, class_names=[*"abcdefg"])
     (found,) = folder.predict(np.zeros((40, 40, 3), np.uint8))
     assert len(found) == 5
+    with pytest.raises(UserError, match="top is 0"):
+        folder.predict(np.zeros((40, 40, 3), np.uint8), top=0)
     assert sorted(found, key=lambda pair: -pair[1]) == found

@@ -245,8 +245,7 @@ def read_workdir(workdir: Path) -> "TrainedModel":
 
     The parameters are the averaged ones if the run averaged them. The run's data are not needed.
     Raises WeightsError if there is no checkpoint, or if its arrays do not match the architecture
-    saved with it. Raises CorruptError if this checkpoint, or the digests of any other,
-    is corrupt.
+    saved with it. Raises CorruptError if it, or the digests of any other checkpoint, is corrupt.
     """
     from gnet_jax.model_folder.folder import WeightsError, folder_of  # imports Flax, which is slow
 
