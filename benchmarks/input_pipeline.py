@@ -165,7 +165,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=512, help="images per measurement")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=machine()["cores"])
-    return parser.parse_args()
+    parsed = parser.parse_args()
+    if parsed.images < BATCH:
+        parser.error(f"--images is {parsed.images}; it must be at least {BATCH}, one batch")
+    return parsed
 
 
 if __name__ == "__main__":

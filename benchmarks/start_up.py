@@ -44,15 +44,15 @@ print(time.perf_counter() - wall, time.process_time() - cpu)
 FIRST_STEP = """
 import os, sys
 import jax, train
-from gnet_jax.training import loop
-compile_step = loop.compile_train_step
+from gnet_jax.training import sharding
+compile_step = sharding.compile_train_step
 def first_only(*args, **options):
     step = compile_step(*args, **options)
     def run(*inputs):
         jax.block_until_ready(step(*inputs))
         os._exit(0)
     return run
-loop.compile_train_step, loop.step_memory = first_only, lambda _: None
+sharding.compile_train_step, sharding.step_memory = first_only, lambda _: None
 sys.exit(train.main(sys.argv[1:]))
 """
 
