@@ -1,3 +1,4 @@
+import dataclasses
 from functools import partial
 
 import jax
@@ -181,3 +182,10 @@ def test_naive_blocks_pass_the_pool_through():
     into = found["pool2/3x3_s2"].shape[-1]
     assert found["inception_3a/output"].shape[-1] == w.b1 + w.b3 + w.b5 + into
     assert found["inception_3a/pool"].shape[-1] == into
+
+
+def test_the_dtype_and_the_operations_are_chosen_by_keyword():
+    assert googlenet() == GoogLeNet(VARIANTS["paper"], dtype=jnp.float32, ops=FAST)
+    other = googlenet("batch_norm", 7, dtype=jnp.bfloat16, ops="reference")
+    arch = dataclasses.replace(VARIANTS["batch_norm"], num_classes=7)
+    assert other == GoogLeNet(arch, dtype=jnp.bfloat16, ops=REFERENCE)

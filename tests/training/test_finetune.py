@@ -10,7 +10,7 @@ from gnet_jax.data.sources.classes import imagenet_classes
 from gnet_jax.model.googlenet import GoogLeNet, Outputs
 from gnet_jax.model_folder import TrainedModel
 from gnet_jax.training.optimizer import check_freeze, make_optimizer, matches
-from gnet_jax.training.program import Program, compare, flat, layers, prepare
+from gnet_jax.training.program import Program, _change_loaded, compare, flat, layers, prepare
 from gnet_jax.training.sharding import compile_train_step, data_mesh
 from tests.tiny import tiny_arch, tiny_batch, tiny_config, tiny_variables
 
@@ -154,3 +154,37 @@ def test_frozen_layers_stay_and_loaded_ones_learn_at_their_rate(trained, tmp_pat
     }
     assert layers(f"params/{name}" for name in sorted(moved)) == ["aux_4a", "classifier"]
     assert metrics["grad_norm"] > 0
+
+
+OTHER_VALUES = {
+    "variant": "torchvision",
+    "reduction_factor": 0.5,
+    "width_multiplier": 0.5,
+    "blocks": ("3a",),
+    "widths": ("3a=1,1,1,1,1,1",),
+    "naive": True,
+    "norm": "batch_norm",
+    "branch5_kernel": 3,
+    "pool4_window": 2,
+    "stem": "small",
+    "stem_widths": (8, 8, 8),
+    "aux_widths": (8, 8),
+    "aux_pool": "adaptive",
+    "head": "fc",
+}
+
+
+@pytest.mark.parametrize("name", OTHER_VALUES)
+def test_a_field_that_the_loaded_network_sets_is_refused(name):
+    loaded, wanted = tiny_arch(num_classes=13), tiny_arch(dropout=0.3)
+    m = dataclasses.replace(ModelConfig(), **{name: OTHER_VALUES[name]})
+    with pytest.raises(ConfigError, match=rf"model\.{name} is .*--init"):
+        _change_loaded(loaded, m, wanted)
+
+
+def test_the_heads_and_the_dropout_of_the_config_are_those_of_the_fine_tuned_network():
+    loaded = tiny_arch(num_classes=13, aux_after=(), dropout=0.1)
+    wanted = tiny_arch(num_classes=7, aux_after=("4a",))
+    found = _change_loaded(loaded, ModelConfig(aux_dropout=0.25, dtype="bfloat16"), wanted)
+    changes = {"num_classes": 7, "aux_after": ("4a",), "aux_dropout": 0.25}
+    assert found == dataclasses.replace(loaded, **changes)
