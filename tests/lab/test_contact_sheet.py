@@ -272,3 +272,9 @@ def test_each_split_is_drawn_with_its_own_words(config, source, monkeypatch, spl
     for part in (split, "1,437 images", "10 classes", "16x16"):
         assert part in subtitle
     assert ("original images" in subtitle) == (split == "train")
+
+
+def test_a_sheet_is_as_wide_as_its_columns():
+    seen = contact_sheet.Seen(np.zeros((7, 16, 16, 3), np.uint8), [["a"]] * 7)
+    assert draw(seen, 6, "t", "s").width == 28 + 6 * 128 + 5 * 10 + 28
+    assert draw(seen, 9, "t", "s").width == 28 + 7 * 128 + 6 * 10 + 28
