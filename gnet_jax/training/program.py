@@ -192,7 +192,7 @@ def prepare(config: Config, pretrained: TrainedModel | None = None) -> Run:
     if config.batch_size > seen:
         raise ConfigError(
             f"batch_size is {config.batch_size:,}, more than the {seen:,.0f} images of all epochs "
-            f"together; use a smaller --batch-size or more --epochs"
+            f"together (one epoch: {len(train):,}); use a smaller --batch-size"
         )
     return Run(program, train, val)
 
