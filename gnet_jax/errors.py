@@ -1,7 +1,8 @@
-"""The base class of errors that users see, and `choose`, which rejects unknown names."""
+"""Errors that users see, the rejection of unknown names, and output that cannot be written."""
 
+import os
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 T = TypeVar("T")
 
@@ -15,3 +16,8 @@ def choose(what: str, name: str, options: Mapping[str, T]) -> T:
     if name not in options:
         raise UserError(f"{what} is {name!r}; choose one of {', '.join(options)}")
     return options[name]
+
+
+def discard(stream: TextIO) -> None:
+    """Discard a stream's output. Otherwise Python would fail to flush it and exit with 120."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

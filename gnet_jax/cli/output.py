@@ -7,9 +7,9 @@ import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from gnet_jax.errors import UserError
+from gnet_jax.errors import UserError, discard
 
 # `gnet --version` imports this module, so functions import libraries only when they run.
 if TYPE_CHECKING:
@@ -50,12 +50,7 @@ def print_error(text: str) -> None:
     try:
         print(text, file=sys.stderr, flush=True)
     except OSError:
-        _discard(sys.stderr)
-
-
-def _discard(stream: TextIO) -> None:
-    """Write to nowhere. Otherwise Python would flush again at its end, fail, and exit with 120."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        discard(sys.stderr)
 
 
 @contextlib.contextmanager
@@ -67,7 +62,7 @@ def reader_may_leave() -> Iterator[None]:
         finally:
             print(end="", flush=True)
     except BrokenPipeError:
-        _discard(sys.stdout)
+        discard(sys.stdout)
         raise SystemExit(0) from None
 
 

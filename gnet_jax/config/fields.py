@@ -79,9 +79,9 @@ class DataConfig(Preprocessing):
     source: Annotated[str, FREE] = "digits"  # a resume compares a hash of the data instead
     """digits (bundled), folder:PATH (train/CLASS/*.jpg, val/CLASS/*.jpg), tfds:NAME or npz:PATH.
     npz: PATH is one file (arrays x_train, y_train, ...), or NAME_{split}.npz for one per split."""
-    threads: Annotated[int, Limit("from 1 to 1024", lambda n: 1 <= n <= 1024), FREE] = 4
+    threads: Annotated[int, Limit("from 1 to 256", lambda n: 1 <= n <= 256), FREE] = 4
     """Number of threads in each process that read and decode images; the batches stay the same."""
-    workers: Annotated[Index, FREE] = 0
+    workers: Annotated[int, Limit("from 0 to 256", lambda n: 0 <= n <= 256), FREE] = 0
     """Number of extra processes on each host that load batches; the batches stay the same."""
     decoder: Decoder = "pillow"
     """Decoder of training images; evaluation always uses Pillow.

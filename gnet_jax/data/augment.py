@@ -165,8 +165,8 @@ def distort(images_BHWC: jax.Array, keys_B: jax.Array, *, augmentation: AugmentC
 
     Each of the first three is multiplied by a factor that is uniform in 1 +- its strength. The hue
     is rotated by a fraction of the colour circle, uniform in +- its strength (arXiv 1312.5402,
-    section 2.2, and torchvision's ColorJitter). Returns float32 pixels from 0 to 255. Factors and
-    pixels are rounded so that float32 products are exact and the result is the same on any devices.
+    section 2.2, and torchvision's ColorJitter). Returns float32 pixels from 0 to 255. Both are
+    rounded so that float32 products are exact, and the bits do not depend on how a batch is split.
     """
 
     def distort_one(image_HWC: jax.Array, key: jax.Array) -> jax.Array:

@@ -300,7 +300,7 @@ def prefetched(
         except UserError as error:  # returned, because Grain would change its message
             return error
 
-    # Two results per thread are enough to bridge a slow image, and they fit in memory.
+    # Two results per thread are enough to bridge a slow image.
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     dataset: Any = grain.MapDataset.range(numbers.start, numbers.stop).map(attempt)
     if workers:

@@ -183,7 +183,6 @@ class _Loop:
         classes = len(run.train.class_names)
         dead_heads = DeadHeadGuard(head_names(program.model), classes, **limits)
         meter, unread = Meter(), None
-        # Order: batch, diagnosis, dispatch, previous metrics, report, stop, evaluation, save.
         for step in range(start + 1, total + 1):
             with reporter.watch.spent("waiting for data"):
                 batch = ahead.take()

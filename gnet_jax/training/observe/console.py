@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 from tensorboardX.summary import histogram_raw, scalar
 
+from gnet_jax.errors import discard
 from gnet_jax.training.workdir import RECORD_FILE, MetricsFile, read_starts, write_json
 
 _messages: Any = event_pb2  # its classes are created on import, which type checkers cannot see
@@ -191,12 +191,12 @@ class SafeConsole(Console):
                 warning = f"warning: output stops here ({error.strerror}); training continues"
                 print(warning, file=sys.stderr, flush=True)
             except OSError:
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+                discard(sys.stderr)
 
     def on_broken_pipe(self) -> None:
         """Discard further output; rich calls this if the reader of the output has exited."""
         self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard(sys.stdout)
 
 
 class Reporter(contextlib.AbstractContextManager["Reporter"]):
