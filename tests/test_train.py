@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[1]
         (["--data.image-size", "8"], ["data.image_size 8"]),
         (["--model.num-classes", "5"], ["model.num_classes", "5", "10 classes"]),
         (["--model.aux-after", "9z"], ["model.aux_after", "'9z'"]),
-        (["--data.workers", "-1"], ["data.workers is -1", "at least 0"]),
+        (["--data.workers", "-1"], ["data.workers is -1", "from 0 to 256"]),
         (["--data.bad-limit", "1"], ["data.bad_limit is 1.0", "below 1"]),
         (["--optim.learning-rate", "0"], ["optim.learning_rate is 0.0", "above 0"]),
     ],
