@@ -9,7 +9,6 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -99,6 +98,11 @@ class Ablate:
 
     seeds: int = 3
     """Number of runs of each config. Run i uses the config's seed plus i."""
+    baseline: str | None = None
+    """Config with which the results compare the others; None is the first."""
+    learning_rates: tuple[float, ...] = ()
+    """Learning rates to tune over before the runs: each is trained on 90 % of the training images,
+    and the best on the other 10 % is used. The validation images are not used for it."""
     shard: str = "0/1"
     """i/n divides the runs of the sweep into n parts and trains only part i, counted from 0.
     For example, each machine trains one part. All parts use the same workdir."""
@@ -114,65 +118,75 @@ def ablate(arguments: Sequence[str]) -> int:
 
     gnet ablate SWEEP [--workdir DIR] [--seeds N] [--shard i/n] [--field.path value ...]
     """
-    configs, own, text = parse_sweep(arguments, "gnet ablate", Ablate(), inspect.getdoc(ablate))
+    given, own, text = parse_sweep(arguments, "gnet ablate", Ablate(), inspect.getdoc(ablate))
     found = re.fullmatch(r"(\d+)/(\d+)", own.shard)
     index, shards = map(int, found.groups()) if found else (0, 0)
     if index >= shards:
         raise UserError(f"--shard is {own.shard}; it must be i/n, with i from 0 to n - 1")
-    check_at_least("seeds", own.seeds)
-    workdir = Path(next(iter(configs.values())).workdir).expanduser()
+    workdir = Path(next(iter(given.configs.values())).workdir).expanduser()
     # Imported here, so that --help and command-line errors return immediately.
-    from gnet_jax.lab.sweeps import sweep
-    from gnet_jax.lab.sweeps.ablate import StoppedError, relative_cost, run_cells
+    from gnet_jax.lab.sweeps import report, sweep
+    from gnet_jax.lab.sweeps.ablate import (
+        Progress,
+        StoppedError,
+        check_configs,
+        relative_cost,
+        run_cells,
+    )
     from gnet_jax.training.sharding import call_in_this_thread, use_compilation_cache
 
     use_compilation_cache()
     call_in_this_thread()
-    sweep.open_sweep(workdir, configs, own.seeds, text)
-    first_seeds = {name: config.seed for name, config in configs.items()}
-    cells = sweep.list_cells(workdir, first_seeds, own.seeds)
+    progress = Progress()
+    check_configs(given)
+    for name in sweep.open_sweep(workdir, given, text):
+        progress.say(f"config {name} has changed; its runs had no checkpoint and start again")
+    groups = sweep.plan_cells(workdir, given)
     if shards > 1:
-        cost = {name: relative_cost(config) for name, config in configs.items()}
-        mine = sweep.select_shard([cost[cell.name] for cell in cells], index, shards)
-        cells = [cells[position] for position in mine]
-    print(f"{len(cells)} runs of {len(configs)} configs and {own.seeds} seeds, in {workdir}")
+        cost = {name: relative_cost(config) for name, config in given.configs.items()}
+        costs = [sum(cost[cell.name] for cell in group) for group in groups]
+        groups = [groups[position] for position in sweep.select_shard(costs, index, shards)]
+    cells = [cell for group in groups for cell in group]
+    progress.say(f"{len(given.configs)} configs and {own.seeds} seeds, in {workdir}")
     try:
-        run_cells(cells, configs, partial(print, flush=True), retry_failed=own.retry_failed)
+        run_cells(cells, given, progress, retry_failed=own.retry_failed)
     except StoppedError as error:
         number = signal.Signals(error.args[0])
         again = shlex.join(["gnet", "ablate", *arguments])
-        print(f"stopped by {number.name}; the state is saved. Resume with:\n  {again}")
+        progress.say(f"stopped by {number.name}; the state is saved. Resume with:\n  {again}")
         return 128 + number
-    rows = sweep.read_rows(sweep.read_sweep(workdir))
+    record = sweep.read_sweep(workdir)
     out = console()
-    out.print(sweep.results_table(rows, f"{arguments[0]}, {workdir}"))
-    out.print(sweep.LEGEND)
-    failed = sweep.failures(rows)
-    for line in failed:
-        print(f"failed: {line}", file=sys.stderr)
+    out.print(report.results_table(record, f"{arguments[0]}, {workdir}"))
+    for note in report.list_notes(record):
+        print(note)
     print(f"next:  gnet report {shlex.quote(str(workdir))}")
-    return 1 if failed else 0
+    return 1 if any(row.failed for row in record.rows) else 0
 
 
 def report(
     workdir: Annotated[Positional[Path], arg(metavar="DIR")],
     out: Path | None = None,
     figures: Path | None = None,
+    baseline: str | None = None,
 ) -> None:
-    """Write the results of a sweep as a self-contained HTML page, Markdown and CSV.
+    """Write the results of a sweep as a self-contained HTML page, Markdown, LaTeX and CSV.
 
-    The page shows a table of results, plots of accuracy over multiply-adds and over parameters,
-    learning curves, the configs, and the versions of the libraries.
+    The page shows a table of results with paired differences from the baseline, plots of accuracy
+    over multiply-adds and over parameters, learning curves, the configs, and the versions of the
+    libraries.
 
     Args:
         workdir: the workdir of `gnet ablate`; the sweep need not be finished.
-        out: the HTML file to write; the default is report.html in the workdir. The Markdown and CSV
-            files have the same name with .md and .csv. The CSV file has one line per run.
+        out: the HTML file to write; the default is report.html in the workdir. The Markdown, LaTeX
+            and CSV files have the same name with .md, .tex and .csv. The CSV file has one line per
+            run.
         figures: a folder to write the figures to as SVG files; by default, none are written.
+        baseline: the config to compare the others with; the default is the sweep's baseline.
     """
     from gnet_jax.lab.sweeps.report import write_report
 
-    for file in write_report(workdir, out or workdir / "report.html", figures):
+    for file in write_report(workdir, out or workdir / "report.html", figures, baseline):
         print(f"wrote {file}")
 
 

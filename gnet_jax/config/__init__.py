@@ -17,5 +17,5 @@ from gnet_jax.config.fields import (
     json_text,
     suggestion,
 )
-from gnet_jax.config.recipes import RECIPES, Sweep, load_recipe, load_sweep
+from gnet_jax.config.recipes import RECIPES, Sweep, change, grid, load_recipe, load_sweep
 from gnet_jax.errors import UserError, choose

@@ -10,7 +10,14 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 import tyro
 
 from gnet_jax.config.fields import Config, ConfigError, Count, Index, NotNegative, check_limits
-from gnet_jax.config.recipes import load_recipe, load_sweep, recipe_names, sweep_names
+from gnet_jax.config.recipes import (
+    Sweep,
+    check_sweep,
+    load_recipe,
+    load_sweep,
+    recipe_names,
+    sweep_names,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,11 +110,11 @@ def parse_launch(arguments: Sequence[str]) -> Launch:
 
 def parse_sweep(
     arguments: Sequence[str], prog: str, options: Any, about: str | None
-) -> tuple[dict[str, Config], Any, str]:
-    """Parse `SWEEP [--field.path value ...]` and return its configs, options and docstring.
+) -> tuple[Sweep, Any, str]:
+    """Parse `SWEEP [--field.path value ...]` and return the sweep, the options and the docstring.
 
-    Like `parse_command`. The sweep sets the default of `seeds`; the default workdir is runs/SWEEP.
-    Raises ConfigError if no sweep is given or the sweep is not found.
+    Like `parse_command`. Options with the name of a field of `Sweep` change this field. The default
+    workdir is runs/SWEEP. Raises ConfigError if no sweep is given or the sweep is not found.
     """
     known = f"a Python file with a get_sweep(), or one of: {', '.join(sweep_names())}"
     named = _named(arguments)
@@ -115,7 +122,9 @@ def parse_sweep(
         raise ConfigError(f"no sweep is given; type `{prog} SWEEP`, where SWEEP is {known}")
     name = arguments[0] if named else sweep_names()[0]
     sweep, docstring = load_sweep(name)
-    options = dataclasses.replace(options, seeds=sweep.seeds)
+    own = {field.name for field in dataclasses.fields(options)}
+    shared = [field.name for field in dataclasses.fields(Sweep) if field.name in own]
+    options = dataclasses.replace(options, **{each: getattr(sweep, each) for each in shared})
     about = (
         f"{about}\n\n{docstring}\n\nSWEEP is {known}.\n\nA field given here is set in all "
         "configs of the sweep; the defaults below are those of the first config."
@@ -124,7 +133,11 @@ def parse_sweep(
     defaults = [dataclasses.replace(each, workdir=workdir) for each in sweep.configs.values()]
     commands = [_parse(arguments[named:], prog, Command(each, options), about) for each in defaults]
     configs = {name: each.config for name, each in zip(sweep.configs, commands, strict=True)}
-    return configs, commands[0].options, docstring
+    options = commands[0].options
+    chosen = {each: getattr(options, each) for each in shared}
+    sweep = dataclasses.replace(sweep, configs=configs, **chosen)
+    check_sweep(sweep, option=True)
+    return sweep, options, docstring
 
 
 def _named(arguments: Sequence[str]) -> bool:

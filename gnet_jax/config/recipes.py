@@ -3,12 +3,13 @@
 import dataclasses
 import importlib.machinery
 import inspect
+import itertools
 import re
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from gnet_jax.config.fields import Config, ConfigError, Count, Limit, check_limits, suggestion
 
@@ -86,6 +87,53 @@ class Sweep:
     """Configs by name, in the order of the results table. The names are also folder names."""
     seeds: Count = 3
     """Number of runs of each config. The first uses the config's `seed`, the next `seed + 1` ..."""
+    baseline: str | None = None
+    """Config with which the others are compared; None is the first."""
+    learning_rates: Annotated[
+        tuple[float, ...], Limit("above 0", lambda rates: all(rate > 0 for rate in rates))
+    ] = ()
+    """Learning rates to tune over: every config is first trained with each of them on 90 % of its
+    training images. The rate with the best top-1 on the other 10 % is used for its runs."""
+    families: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Config name -> name of the config whose tuned learning rate it uses, instead of its own."""
+
+
+def change(config: Kind, fields: Mapping[str, Any]) -> Kind:
+    """Returns `config` with other values of `fields`, whose names are dotted: "optim.power"."""
+    for name, value in fields.items():
+        first, _, rest = name.partition(".")
+        known = [field.name for field in dataclasses.fields(config)]  # pyright: ignore
+        if first not in known:
+            raise ConfigError(f"unknown field {first!r}; {suggestion(first, known)}")
+        new = change(getattr(config, first), {rest: value}) if rest else value
+        config = dataclasses.replace(config, **{first: new})  # pyright: ignore
+    return config
+
+
+def grid(
+    base: Config, fields: Mapping[str, Mapping[str, Any] | Sequence[Any]]
+) -> dict[str, Config]:
+    """Returns a config for every combination of values, by name, as `Sweep.configs` needs them.
+
+    `fields` maps dotted field names to values, or to a mapping from labels to values. A config's
+    name joins the labels with "+". Without a label, it is "FIELD=VALUE", such as "power=0.5".
+    """
+    axes = []
+    for name, values in fields.items():
+        if not isinstance(values, Mapping):
+            last = name.rpartition(".")[2]
+            values = {f"{last}={_label(value)}": value for value in values}
+        axes.append([(label, name, value) for label, value in values.items()])
+    return {
+        "+".join(label for label, _, _ in point): change(base, {name: v for _, name, v in point})
+        for point in itertools.product(*axes)
+    }
+
+
+def _label(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "-".join(map(_label, value)) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value).lower()
 
 
 def load_sweep(name: str) -> tuple[Sweep, str]:
@@ -97,6 +145,18 @@ def load_sweep(name: str) -> tuple[Sweep, str]:
                 f"sweep {name} has a config called {each!r}; use only letters, digits and _ . + = -"
             )
     return sweep, docstring
+
+
+def check_sweep(sweep: Sweep, *, option: bool = False) -> None:
+    """Raise a ConfigError if a field is invalid, or names a config that the sweep does not have.
+
+    The message names the field or, if `option`, the command-line option.
+    """
+    check_limits(dataclasses.replace(sweep, configs={"any": Config()}), option=option)
+    named = [*sweep.families, *sweep.families.values()]
+    for each in named if sweep.baseline is None else [*named, sweep.baseline]:
+        if each not in sweep.configs:
+            raise ConfigError(f"no config {each!r} in the sweep; {suggestion(each, sweep.configs)}")
 
 
 def install(extra: str) -> str:

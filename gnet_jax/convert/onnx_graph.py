@@ -52,7 +52,7 @@ class _Graph:
     ) -> str:
         """Add a convolution, its batch norm (if any) and a ReLU. Defaults keep the image size."""
         kernel_HWIO = self.variable(f"params/{module}/conv/kernel")
-        if choose("norm", self.arch.norm, {"batch_norm": True, "lrn": False}):
+        if choose("norm", self.arch.norm, {"batch_norm": True, "lrn": False, "none": False}):
             scale, shift = (self.variable(f"params/{module}/norm/{n}") for n in ("scale", "bias"))
             mean, var = (self.variable(f"batch_stats/{module}/norm/{n}") for n in ("mean", "var"))
             factor = scale / np.sqrt(var.astype(np.float64) + NORM_EPSILON)

@@ -15,6 +15,8 @@ VariantName = Literal[
     "paper", "batch_norm", "torchvision", "google_release", "naive", "naive_batch_norm"
 ]
 
+NORMS = ("lrn", "batch_norm", "none")
+
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
@@ -34,7 +36,8 @@ class Architecture:
     """Use the naive Inception block (paper, Fig. 2a): no 1x1 reductions and no pool projection."""
     norm: str = "lrn"
     """lrn: local response normalisation, as in the paper. batch_norm: replaces LRN and the biases
-    of the convolutions. FILE.py:NAME: your own function NAME in FILE.py, which returns a norm."""
+    of the convolutions. none: no normalisation. FILE.py:NAME: your own function NAME in FILE.py,
+    which returns a norm."""
     block: str | None = None
     """FILE.py:NAME: your own block NAME in FILE.py, used instead of the Inception block."""
     branch5_kernel: int = 5
@@ -70,7 +73,7 @@ class Architecture:
     @property
     def own_parts(self) -> list[str]:
         """References ("FILE.py:NAME") to the user's own norm and block, if there are any."""
-        norm = [] if self.norm in ("lrn", "batch_norm") else [self.norm]
+        norm = [] if self.norm in NORMS else [self.norm]
         return norm if self.block is None else [*norm, self.block]
 
     def check(self) -> None:
@@ -78,12 +81,12 @@ class Architecture:
         in_order = tuple(name for name in self.widths if name in self.aux_after)
         blocks = f"some of the blocks {', '.join(self.widths)}, each at most once, in this order"
         sizes = [*self.stem_widths, *self.aux_widths, *itertools.chain(*self.widths.values())]
-        norm_is_known = self.norm in ("lrn", "batch_norm") or ":" in self.norm
+        norm_is_known = self.norm in NORMS or ":" in self.norm
         block_fits = self.block is None or (":" in self.block and not self.naive)
         limits = {
             "num_classes": (self.num_classes >= 2, "at least 2"),
             "widths": (bool(self.widths), "at least one block"),
-            "norm": (norm_is_known, "lrn, batch_norm or FILE.py:NAME"),
+            "norm": (norm_is_known, f"{', '.join(NORMS)} or FILE.py:NAME"),
             "block": (block_fits, "FILE.py:NAME, and only without naive"),
             "branch5_kernel": (self.branch5_kernel % 2 == 1, "odd and at least 1"),
             "pool4_window": (self.pool4_window >= 2, "at least 2"),

@@ -117,7 +117,7 @@ class GoogLeNet(nn.Module):
 
 def _conv(model: GoogLeNet, train: bool) -> partial[ConvBlock]:
     """Returns `ConvBlock` with the model's norm, dtype, operations and train mode bound."""
-    if model.arch.norm == "lrn":
+    if model.arch.norm in ("lrn", "none"):
         norm = None
     elif model.arch.norm == "batch_norm":
         norm = partial(

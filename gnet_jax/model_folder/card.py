@@ -52,7 +52,7 @@ def model_card(config: Mapping[str, Any], flat: Mapping[str, np.ndarray], name: 
     arch, source = config["architecture"], config["source"]
     params = sum(math.prod(v.shape) for k, v in flat.items() if k.startswith("params/"))
     heads = ", ".join(arch["aux_after"]) or "none"
-    norms = {"lrn": "LRN", "batch_norm": "batch norm"}
+    norms = {"lrn": "LRN", "batch_norm": "batch norm", "none": "none"}
     facts = {
         "parameters": f"{params:,}, including auxiliary heads",
         "classes": f"{config['num_classes']:,}",

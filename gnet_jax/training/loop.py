@@ -78,10 +78,18 @@ class CompiledSteps:
         return compile_eval_step(program.mesh, partial(diagnose, model=program.model, **options))
 
 
-def train(run: Run, workdir: Path, steps: CompiledSteps | None = None) -> Result:
+def train(
+    run: Run,
+    workdir: Path,
+    steps: CompiledSteps | None = None,
+    request: StopRequest | None = None,
+    on_report: Callable[[int, float], None] = lambda step, eta: None,
+) -> Result:
     """Train from the latest checkpoint in `workdir`, or from scratch, to the run's last step.
 
-    Call `open_workdir` first. Raises a TrainingError if the validation loss is not finite, if too
+    Call `open_workdir` first. Stops if `request`, by default its own, has received a signal.
+    Whenever metrics are logged, calls `on_report` with the step and the estimated seconds until the
+    end of the run. Raises a TrainingError if the validation loss is not finite, if too
     many steps in a row are not finite, if the last save failed, or if the main head does not learn
     and `dead_heads` is "stop". Raises a DataError, after saving, if too many images are corrupt or
     a label is out of range.
@@ -104,7 +112,7 @@ def train(run: Run, workdir: Path, steps: CompiledSteps | None = None) -> Result
             Reporter(workdir, start_step=start, total_steps=total, enabled=main, watch=watch)
         )
         checkpoints.tell = reporter.say
-        request = stack.enter_context(StopRequest())
+        request = request or stack.enter_context(StopRequest())
         stack.enter_context(abort_on_unexpected_error(TrainingError))
         if start < total:
             if start:
@@ -114,7 +122,7 @@ def train(run: Run, workdir: Path, steps: CompiledSteps | None = None) -> Result
                 reporter.say(f"warning: {warning}")
         bad_images = BadImages(run, workdir, reporter, start)
         skipped, vote = SkippedSteps(run, workdir, reporter, start), Vote(program.mesh, request)
-        loop = _Loop(run, steps, checkpoints, reporter, bad_images, skipped, vote)
+        loop = _Loop(run, steps, checkpoints, reporter, bad_images, skipped, vote, on_report)
         if config.diagnose is not None:
             loop.diagnose = stack.enter_context(
                 Diagnostics(workdir, steps.diagnose, config.diagnose, start, reporter.say)
@@ -152,6 +160,7 @@ class _Loop:
     bad_images: BadImages
     skipped: SkippedSteps
     vote: Vote
+    on_report: Callable[[int, float], None]
     diagnose: Callable[..., None] | None = None
     val: dict[str, float] = dataclasses.field(default_factory=dict)  # of the last evaluation
     heads: dict[str, float] = dataclasses.field(default_factory=dict)  # last reported
@@ -256,6 +265,7 @@ class _Loop:
         eta += evaluations_left(program, step) * (self.evaluation_seconds or 0.0)
         timed = self.evaluation_seconds is not None
         self.reporter.training(step, self.heads, eta, evaluations=timed)
+        self.on_report(step, eta)
         if config.dead_heads == "ignore" or not math.isfinite(means["loss"]):
             return
         problem = guard.read(step, means)

@@ -14,6 +14,10 @@ LeftOut = dict[str, list[str]]  # paths of the skipped files and folders, by rea
 Split = Literal["train", "val", "test"]
 
 
+# A source with a suffix: the source, "train=" or "holdout=" or "", the number, and "%" or "".
+SUBSET = re.compile(r"(.+)#(train=|holdout=|)([0-9]+)(%?)", re.DOTALL)  # a name may have newlines
+
+
 class DataError(UserError):
     """The data are missing or invalid."""
 
@@ -65,16 +69,12 @@ def digest(*parts: bytes | np.ndarray) -> str:
 
 
 class SubsetSource:
-    """`count` evenly spaced examples of a source, or all if it has fewer."""
+    """The examples of a source at `places`, integers (N,). `split` names the subset in messages."""
 
-    def __init__(self, whole: Source, count: int) -> None:
-        if count < 1:
-            raise DataError(f"a subset requires at least 1 image; increase #{count} in the source")
-        self._whole = whole
-        count = min(count, len(whole))
-        self._places = np.arange(count) * len(whole) // count
-        self.class_names, self.split, self.left_out = whole.class_names, whole.split, whole.left_out
-        self.labels = None if whole.labels is None else whole.labels[self._places]
+    def __init__(self, whole: Source, places: np.ndarray, split: str) -> None:
+        self._whole, self._places = whole, places
+        self.class_names, self.split, self.left_out = whole.class_names, split, whole.left_out
+        self.labels = None if whole.labels is None else whole.labels[places]
 
     def __len__(self) -> int:
         return len(self._places)
@@ -88,8 +88,17 @@ class SubsetSource:
 
     def fingerprint(self) -> str:
         """Returns a hash of the subset; it is the source's hash if the subset has all examples."""
-        whole, all_of_it = self._whole.fingerprint(), len(self) == len(self._whole)
-        return whole if all_of_it else digest(f"{len(self)} of {whole}".encode())
+        whole, size = self._whole.fingerprint(), len(self)
+        if size == len(self._whole):
+            return whole
+        evenly = np.array_equal(self._places, spaced(len(self._whole), size))
+        how = f"{size} of" if evenly else f"all but {len(self._whole) - size} of"
+        return digest(f"{how} {whole}".encode())
+
+
+def spaced(size: int, count: int) -> np.ndarray:
+    """Returns `count` evenly spaced indices, (count,), of a sequence with `size` elements."""
+    return np.arange(count) * size // count
 
 
 class DigitsSource:
@@ -129,14 +138,17 @@ class DigitsSource:
 def open_source(spec: str, split: Split) -> Source:
     """Opens the data set `spec`: "digits", "folder:PATH", "npz:PATH" or "tfds:NAME".
 
-    The prefix may be omitted for an existing folder and for a path that ends in .npz. A suffix "#N"
-    selects N evenly spaced images of the split, or all if it has fewer. If there is a folder whose
-    name includes the "#N", that folder is opened. Raises MissingSplitError if the data have only
-    other splits, and DataError if the kind is unknown or the data are missing or invalid.
+    The prefix may be omitted for an existing folder and for a path that ends in .npz. A suffix
+    selects evenly spaced images; N may be a percentage, such as 10%, and is at most the number of
+    images. "#N" selects N images of every split, and "#train=N" N training images. "#holdout=N"
+    validates on N training images and trains on the others, to choose hyperparameters without the
+    validation split. If there is a folder whose name includes the suffix, that folder is opened.
+    Raises MissingSplitError if the data have only other splits, and DataError if the kind is
+    unknown or the data are missing or invalid.
     """
-    subset = re.fullmatch(r"(.+)#([0-9]+)", spec, re.DOTALL)  # a name may contain a newline
+    subset = SUBSET.fullmatch(spec)
     if subset and not typed_path(re.sub("^(folder|npz):", "", spec)).is_dir():
-        return SubsetSource(open_source(subset[1], split), int(subset[2]))
+        return _open_subset(*subset.groups(), split)
     kind, _, where = spec.partition(":")
     if kind == "digits" and not where:
         return DigitsSource(split)
@@ -156,6 +168,23 @@ def open_source(spec: str, split: Split) -> Source:
 
         return NpzSource(where, split)
     raise DataError(f"data source {spec!r} is none of digits, folder:PATH, npz:PATH, tfds:NAME")
+
+
+def _open_subset(spec: str, part: str, count: str, percent: str, split: Split) -> Source:
+    """Open the source of `open_source` with a suffix: `part` is "", "train=" or "holdout="."""
+    holdout = part == "holdout=" and split != "test"
+    whole = open_source(spec, "train" if holdout else split)
+    if part and not holdout and split != "train":
+        return whole
+    size, text = len(whole), f"#{part}{count}{percent}"
+    chosen = size * int(count) // 100 if percent else min(int(count), size)
+    if not 1 <= chosen <= size - holdout:
+        limit = f"at least 1 of the {size} images" + (", and not all of them" if holdout else "")
+        raise DataError(f"{text} in the data source selects {chosen} images; it must be {limit}")
+    places = spaced(size, chosen)
+    if holdout and split == "train":
+        places = np.setdiff1d(np.arange(size), places)
+    return SubsetSource(whole, places, "holdout" if holdout and split == "val" else whole.split)
 
 
 def open_splits(spec: str) -> tuple[list[Source], dict[str, MissingSplitError]]:

@@ -4,6 +4,8 @@ import contextlib
 import dataclasses
 import functools
 import statistics
+import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,25 +15,64 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from rich.live import Live
+from rich.text import Text
 
-from gnet_jax.config import Config, Preprocessing, UserError
+from gnet_jax.config import Config, ConfigError, Preprocessing, Sweep, UserError
 from gnet_jax.convert.start import with_start
 from gnet_jax.data.augment import preprocess
 from gnet_jax.data.batches import BadRecords, eval_batches
 from gnet_jax.lab.cost.ledger import network_ledger
-from gnet_jax.lab.sweeps.sweep import RESULT_FILE, Cell
+from gnet_jax.lab.sweeps.sweep import RESULT_FILE, Cell, config_of, read_tuning, tuning_cells
 from gnet_jax.model.googlenet import GoogLeNet, every_head
+from gnet_jax.training.hosts.stop import StopRequest
 from gnet_jax.training.loop import CompiledSteps, train
+from gnet_jax.training.observe.console import SafeConsole, duration
 from gnet_jax.training.program import Run, model_of, prepare
 from gnet_jax.training.sharding import compile_eval_step, put_batches, step_memory
 from gnet_jax.training.step import TrainState, head_names
 from gnet_jax.training.workdir import BusyError, MetricsFile, open_workdir, write_json
 
 LOG_FILE = "log.txt"
+QUIET_SECONDS = 60.0  # between two progress lines on an output that is not a terminal
 
 
 class StoppedError(Exception):
-    """A signal (the argument) stopped a run and its sweep; the run's state is saved."""
+    """A signal (the argument) stopped the sweep; the state of the current run is saved."""
+
+
+class Progress:
+    """Prints the progress of a sweep: a live line on a terminal, otherwise a line every minute."""
+
+    def __init__(self) -> None:
+        # While a run trains, sys.stdout is its log.
+        self._console = SafeConsole(file=sys.stdout)
+        self._live: Live | None = None
+        self._printed = time.monotonic()
+
+    def say(self, text: str) -> None:
+        """Print a line that stays."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+        self._console.say(text)
+
+    def step(self, what: str, later: float, step: int, total: int, eta: float) -> None:
+        """Show a step of the run `what`, with the time left for the run and for the sweep.
+
+        `eta` is in seconds. `later` is the cost of the runs that follow, in units of this run's.
+        """
+        whole = eta * total / max(total - step, 1)
+        left = f"ETA {duration(eta)}, of the sweep {duration(eta + later * whole)}"
+        text = f"{what}: step {step}/{total}, {left}"
+        if self._console.is_terminal:
+            if self._live is None:
+                self._live = Live(console=self._console, transient=True, auto_refresh=False)
+                self._live.start()
+            self._live.update(Text(text), refresh=True)
+        elif time.monotonic() - self._printed >= QUIET_SECONDS:
+            self._printed = time.monotonic()
+            self._console.say(text)
 
 
 class Bench:
@@ -44,14 +85,22 @@ class Bench:
         step = functools.partial(head_sums, model=run.program.model, preprocessing=pixels)
         self._head_step = compile_eval_step(run.program.mesh, step)
 
-    def run(self, cell: Cell) -> dict[str, Any]:
-        """Train or resume `cell` to its end and return its result; raises StoppedError."""
+    def run(
+        self, cell: Cell, request: StopRequest, on_report: Callable[[int, int, float], None]
+    ) -> dict[str, Any]:
+        """Train or resume `cell` to its end and return its result; raises StoppedError.
+
+        Calls `on_report` with the step, the number of steps, and the seconds left, as it trains.
+        """
         own = dataclasses.replace(self._run.config, seed=cell.seed, workdir=str(cell.workdir))
         program = dataclasses.replace(self._run.program, config=own)
         run = dataclasses.replace(self._run, program=program)
         workdir = open_workdir(own, run.fingerprints())
         with (workdir / LOG_FILE).open("a") as log, contextlib.redirect_stdout(log):
-            ended = train(run, workdir, self._steps)
+            total = program.total_steps
+            ended = train(
+                run, workdir, self._steps, request, lambda step, eta: on_report(step, total, eta)
+            )
         if ended.signal is not None:
             raise StoppedError(ended.signal)
         count, heads = self._evaluate_heads(run, ended.state)
@@ -60,6 +109,7 @@ class Bench:
             "status": "done",
             "step": ended.step,
             "val_images": count,
+            "chance": 1 / len(run.train.class_names),
             "top1": heads["main"]["top1"],
             "heads": heads,
             "params": cost.params,
@@ -72,7 +122,7 @@ class Bench:
     def _evaluate_heads(
         self, run: Run, state: TrainState
     ) -> tuple[int, dict[str, dict[str, float]]]:
-        """Returns the number of validation images, and the mean `loss` and `top1` of each head."""
+        """Returns the number of validation images, and each head's `loss`, `top1` and `top5`."""
         d, program = run.config.data, run.program
         batches = eval_batches(
             run.val,
@@ -82,15 +132,15 @@ class Bench:
             bad=BadRecords(run.val, d.bad_limit),
         )
         names = head_names(program.model)
-        count, loss_H, top1_H = 0, np.zeros(len(names)), np.zeros(len(names))
+        count, totals = 0, {name: np.zeros(len(names)) for name in ("loss", "top1", "top5")}
         for batch in put_batches(batches, program.mesh, program.eval_batch_size):
             sums = jax.device_get(self._head_step(state, batch))
             count += int(sums["count"])
-            loss_H += sums["loss"]
-            top1_H += sums["top1"]
+            for name, total_H in totals.items():
+                total_H += sums[name]
         return count, {
-            name: {"loss": float(loss) / count, "top1": float(top1) / count}
-            for name, loss, top1 in zip(names, loss_H, top1_H, strict=True)
+            head: {name: float(total_H[place]) / count for name, total_H in totals.items()}
+            for place, head in enumerate(names)
         }
 
 
@@ -101,7 +151,7 @@ def head_sums(
     model: GoogLeNet,
     preprocessing: Preprocessing,
 ) -> dict[str, jax.Array]:
-    """Returns sums over the examples in the batch's mask: `count` (), `loss` (H,), `top1` (H,).
+    """Returns sums over the examples in the batch's mask: `count`, and `loss`, `top1`, `top5` (H,).
 
     The H heads are in the order of `head_names`. They run without dropout, so their losses can be
     compared. Averaged parameters are used if the state has them.
@@ -111,49 +161,96 @@ def head_sums(
     label_B, mask_B = batch["label"], batch["mask"]
     heads = (outputs.logits, *outputs.aux_logits)
     losses = [optax.softmax_cross_entropy_with_integer_labels(x, label_B) for x in heads]
-    hits = [(jnp.argmax(x, axis=-1) == label_B) & mask_B for x in heads]
+    best = [jax.lax.top_k(x, min(5, x.shape[-1]))[1] for x in heads]
+    hits = [(best_B5 == label_B[:, None]) & mask_B[:, None] for best_B5 in best]
     return {
         "count": jnp.sum(mask_B, dtype=jnp.int32),
         "loss": jnp.stack([jnp.sum(jnp.where(mask_B, loss_B, 0.0)) for loss_B in losses]),
-        "top1": jnp.stack([jnp.sum(hits_B, dtype=jnp.int32) for hits_B in hits]),
+        "top1": jnp.stack([jnp.sum(hits_B5[:, 0], dtype=jnp.int32) for hits_B5 in hits]),
+        "top5": jnp.stack([jnp.sum(hits_B5, dtype=jnp.int32) for hits_B5 in hits]),
     }
 
 
+def check_configs(sweep: Sweep) -> None:
+    """Raise a ConfigError that names each config with a mistake, and the mistake.
+
+    Prepares every config, which opens its data and checks its network, but compiles nothing.
+    """
+    problems = []
+    for name, config in sweep.configs.items():
+        cells = tuning_cells(Path(config.workdir), name, config.seed, sweep.learning_rates[:1])
+        for each in (config, *(config_of(cell, config, None) for cell in cells)):
+            try:
+                prepare(*with_start(each))
+            except UserError as error:
+                problems.append(f"config {name!r}: {error}")
+                break
+    if problems:
+        raise ConfigError("; ".join(problems))
+
+
 def run_cells(
-    cells: Sequence[Cell],
-    configs: Mapping[str, Config],
-    say: Callable[[str], None],
-    *,
-    retry_failed: bool = False,
+    cells: Sequence[Cell], sweep: Sweep, progress: Progress, *, retry_failed: bool = False
 ) -> None:
     """Train every run of `cells` that has not ended, and save its result.
 
-    `say` gets a line at the start and end of each run. With `retry_failed`, failed runs are
-    tried again. Raises StoppedError if a signal arrived.
+    With `retry_failed`, failed runs are tried again. Raises StoppedError if a signal arrived; a
+    second signal ends the process.
     """
-    bench = functools.lru_cache(maxsize=1)(lambda name: Bench(configs[name]))
-    for number, cell in enumerate(cells, 1):
-        known = cell.result
-        if known is not None and not (retry_failed and known["status"] == "failed"):
-            continue
-        what = f"{number}/{len(cells)} {cell.name}, seed {cell.seed}"
-        say(f"{what} ... (log: {cell.workdir / LOG_FILE})")
-        try:
-            result = bench(cell.name).run(cell)
-        except StoppedError:
-            raise
-        except BusyError as error:  # the other process will save the result
-            say(f"{what}: skipped ({error})")
-            continue
-        except Exception as error:  # record the error, so that the other runs still train
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            result = {"status": "failed", "error": reason, "traceback": traceback.format_exc()}
-            ended = f"failed, {reason}"
-        else:
-            ended = f"top-1 {result['top1']:.2%}, {result['images_per_sec']:.0f} images/s"
-        cell.workdir.mkdir(parents=True, exist_ok=True)
-        write_json(cell.workdir / RESULT_FILE, result)
-        say(f"{what}: {ended}")
+    costs = {name: relative_cost(config) for name, config in sweep.configs.items()}
+    due = [cell for cell in cells if is_due(cell, retry_failed)]
+    left = sum(costs[cell.name] for cell in due)
+    failed = sum(cell not in due and "error" in (cell.result or {}) for cell in cells)
+    done = f"{len(cells) - len(due) - failed} done" + (f", {failed} failed" if failed else "")
+    progress.say(f"{len(cells)} runs: {done}, {len(due)} to train")
+    bench = functools.lru_cache(maxsize=1)(Bench)
+    with StopRequest() as request:
+        for number, cell in enumerate(cells, 1):
+            if request.signal is not None:
+                raise StoppedError(request.signal)
+            if cell not in due:
+                continue
+            what = f"{number}/{len(cells)} {cell}"
+            left -= costs[cell.name]
+            show = functools.partial(progress.step, what, left / (costs[cell.name] or 1.0))
+            progress.say(f"{what} ... (log: {cell.workdir / LOG_FILE})")
+            try:
+                result = bench(config_to_train(cell, sweep)).run(cell, request, show)
+            except StoppedError:
+                raise
+            except BusyError as error:  # the other process will save the result
+                progress.say(f"{what}: skipped ({error})")
+                continue
+            except Exception as error:  # record the error, so that the other runs still train
+                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                result = {"status": "failed", "error": reason, "traceback": traceback.format_exc()}
+                ended = f"failed, {reason}"
+            else:
+                ended = f"top-1 {result['top1']:.2%}, {result['images_per_sec']:.0f} images/s"
+            cell.workdir.mkdir(parents=True, exist_ok=True)
+            write_json(cell.workdir / RESULT_FILE, result)
+            progress.say(f"{what}: {ended}")
+
+
+def is_due(cell: Cell, retry_failed: bool) -> bool:
+    """Returns whether a run has not ended, or failed and is to be tried again."""
+    result = cell.result
+    return result is None or (retry_failed and result["status"] == "failed")
+
+
+def config_to_train(cell: Cell, sweep: Sweep) -> Config:
+    """Returns the config of a run. Raises UserError if the learning rate could not be tuned."""
+    config, tuned = sweep.configs[cell.name], None
+    if cell.learning_rate is None and sweep.learning_rates:
+        family = sweep.families.get(cell.name, cell.name)
+        folder, seed = cell.workdir.parents[1], sweep.configs[family].seed
+        tuning = read_tuning(tuning_cells(folder, family, seed, sweep.learning_rates))
+        if tuning is None:
+            raise BusyError(f"another process tunes the learning rate of {family}")
+        if tuning.best is None:
+            raise UserError(f"the tuning runs of {family} failed, so it has no learning rate")
+        tuned = tuning.best
+    return config_of(cell, config, tuned)
 
 
 def relative_cost(config: Config) -> float:

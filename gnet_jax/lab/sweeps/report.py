@@ -1,34 +1,62 @@
-"""The report of a sweep: a self-contained HTML page, Markdown and CSV."""
+"""The results of a sweep: tables for a terminal, HTML, Markdown, LaTeX and CSV."""
 
 import html
 import itertools
 import json
+import re
+import statistics
 import string
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.table import Table
+
 from gnet_jax.config import UserError, json_text
-from gnet_jax.lab.sweeps import sweep as results
+from gnet_jax.lab.cost.ledger import csv_text, number_table
+from gnet_jax.lab.sweeps.compare import Difference, smallest_detectable, validation_margin
 from gnet_jax.lab.sweeps.figures import draw_results
-from gnet_jax.lab.sweeps.sweep import Row, SweepRecord
-from gnet_jax.training.workdir import RECORD_FILE
+from gnet_jax.lab.sweeps.sweep import (
+    Row,
+    SweepRecord,
+    list_starts,
+    mean_and_spread,
+    pareto_front,
+    read_sweep,
+)
 
 PAGE = string.Template(Path(__file__).with_name("report.html").read_text("utf-8"))
+PLUS_MINUS, MINUS = "\N{PLUS-MINUS SIGN}", "\N{MINUS SIGN}"
+OTHER_VERSION = "\N{DAGGER}"  # marks rows that another version of the code trained
+LEGEND = (
+    f"top-1, top-5 and losses: on the validation images after the last step, as mean {PLUS_MINUS} "
+    f"sample standard deviation over the seeds. difference: mean {PLUS_MINUS} half the 95 % "
+    "t-interval of the paired differences in top-1 from the baseline, in points; it covers the "
+    "choice of seeds. Of 20 such intervals, one is expected to miss the true difference. image "
+    "error: half the 95 % Wilson interval of top-1, in points, for the choice of validation images. "
+    "images/s: median training throughput. step memory: memory of one training step, as XLA plans "
+    "it."
+)
+Value = tuple[str, float | None]  # the text of a table's cell, and the number to sort by
 
 
-def write_report(workdir: Path, page: Path, figures: Path | None = None) -> list[Path]:
-    """Write HTML to `page`, Markdown and CSV beside it, SVG into `figures`; returns the files."""
-    if page.suffix in (".md", ".csv"):
-        raise UserError(f"--out is {page}; use .html (.md and .csv are written beside it)")
-    sweep = results.read_sweep(workdir)
-    rows = results.read_rows(sweep)
-    drawings = draw_results(rows)
+def write_report(
+    workdir: Path, page: Path, figures: Path | None = None, baseline: str | None = None
+) -> list[Path]:
+    """Write HTML to `page`, Markdown, LaTeX and CSV beside it, and SVG into `figures`.
+
+    `baseline` is the config to compare with, by default the sweep's. Returns the files.
+    """
+    if page.suffix in (".md", ".tex", ".csv"):
+        raise UserError(f"--out is {page}; use .html (.md, .tex and .csv are written beside it)")
+    sweep = read_sweep(workdir, baseline)
+    drawings = draw_results(sweep.rows)
     files = {
-        page: to_html(sweep, rows, drawings),
-        page.with_suffix(".md"): to_markdown(sweep, rows),
-        page.with_suffix(".csv"): results.runs_csv(rows),
+        page: to_html(sweep, drawings),
+        page.with_suffix(".md"): to_markdown(sweep),
+        page.with_suffix(".tex"): to_latex(sweep),
+        page.with_suffix(".csv"): runs_csv(sweep.rows),
     }
     if figures is not None:
         files |= {figures / f"{name}.svg": svg for name, (_, svg) in drawings.items()}
@@ -42,10 +70,157 @@ def write_report(workdir: Path, page: Path, figures: Path | None = None) -> list
     return list(files)
 
 
-def list_notes(rows: Sequence[Row]) -> list[str]:
-    """Returns a line for each run that failed or is not finished."""
-    missing = [f"{row.name}, seed {seed}: not finished" for row in rows for seed in row.missing]
-    return [f"Failed: {line}" for line in results.failures(rows)] + missing
+def tabulate(sweep: SweepRecord) -> tuple[list[str], list[list[Value]]]:
+    """Returns the results table: its header, and the cells row by row."""
+    heads = all_heads(sweep.rows)
+    header = ["config", "top-1", "difference", "image error", "top-5", "multiply-adds"]
+    header += ["parameters", "with aux heads", "images/s", "step memory", "runs"]
+    header += [f"{head} loss" for head in heads]
+    lines = []
+    for row in sweep.rows:
+        runs = f"{len(row.done)} of {len(row.workdirs)}"
+        runs += f", {len(row.failed)} failed" if row.failed else ""
+        costs = ("macs", "params", "params_with_aux", "images_per_sec")
+        values: list[Value] = [
+            (_marked(row, sweep.baseline), None),
+            _percent(row.values("top1")),
+            _difference(row, sweep.baseline),
+            _image_error(row),
+            _percent(row.values("heads", "main", "top5")),
+            *(_median(row.values(name)) for name in costs),
+            _median([size / 2**20 for size in row.values("memory_bytes")], " MiB"),
+            (runs, len(row.done)),
+            *(_with_spread(row.values("heads", head, "loss"), 3) for head in heads),
+        ]
+        lines.append(values)
+    return header, lines
+
+
+def _marked(row: Row, baseline: Row) -> str:
+    return f"{row.name} {OTHER_VERSION}" if has_other_version(row, baseline) else row.name
+
+
+def has_other_version(row: Row, baseline: Row) -> bool:
+    """Returns whether the code that trained `row` is not the code that trained the baseline."""
+    return bool(row.done and baseline.done) and row.versions != baseline.versions
+
+
+def _difference(row: Row, baseline: Row) -> Value:
+    difference = row.minus(baseline)
+    if row is baseline or difference is None:
+        return ("baseline" if row is baseline else ""), None
+    return f"{points(difference)}, {difference.verdict}", difference.mean
+
+
+def points(difference: Difference) -> str:
+    """Returns a difference in points, with half its interval: "+2.90 ± 8.91"."""
+    mean = f"{100 * difference.mean:+.2f}".replace("-", MINUS)
+    margin = difference.margin
+    return mean if margin is None else f"{mean} {PLUS_MINUS} {100 * margin:.2f}"
+
+
+def _image_error(row: Row) -> Value:
+    if not row.done:
+        return "", None
+    margin = validation_margin(row.top1, int(row.values("val_images")[0]))
+    return f"{PLUS_MINUS} {100 * margin:.2f}", margin
+
+
+def _median(values: Sequence[float], unit: str = "") -> Value:
+    if not values:
+        return "", None
+    median = statistics.median(values)
+    return f"{median:,.0f}{unit}", median
+
+
+def _percent(fractions: Sequence[float]) -> Value:
+    return _with_spread([100 * each for each in fractions], 2, " %")
+
+
+def _with_spread(values: Sequence[float], digits: int, unit: str = "") -> Value:
+    if not values:
+        return "", None
+    mean, spread = mean_and_spread(values)
+    plus_minus = "" if spread is None else f" {PLUS_MINUS} {spread:.{digits}f}"
+    return f"{mean:.{digits}f}{plus_minus}{unit}", mean
+
+
+def all_heads(rows: Sequence[Row]) -> list[str]:
+    """Returns the names of the heads in all rows, the main head first."""
+    names = {head for row in rows for result in row.done.values() for head in result["heads"]}
+    return sorted(names, key=lambda head: (head != "main", head))
+
+
+def results_table(sweep: SweepRecord, title: str) -> Table:
+    """Returns the table of results for a terminal."""
+    header, lines = tabulate(sweep)
+    table = number_table(title, *header)
+    for values in lines:
+        table.add_row(*(text for text, _ in values))
+    return table
+
+
+def list_notes(sweep: SweepRecord) -> list[str]:
+    """Returns sentences about what the table shows, what it cannot show, and unfinished runs."""
+    rows, baseline = sweep.rows, sweep.baseline
+    notes, done = [], [row for row in rows if row.done]
+    if done:
+        images = sorted({int(count) for row in done for count in row.values("val_images")})
+        chance = done[0].values("chance")
+        level = f"; chance is {chance[0]:.2%}" if chance else ""
+        notes.append(f"Validation images: {' or '.join(f'{each:,}' for each in images)}{level}.")
+    others = [row.minus(baseline) for row in done if row is not baseline]
+    known = [each for each in others if each is not None]
+    if known:
+        smallest = smallest_detectable(known)
+        seeds = min(each.seeds for each in known)
+        if all(each.verdict == "one seed" for each in known):
+            notes.append("With one seed, no difference is distinguishable; use more --seeds.")
+        elif smallest is not None:
+            notes.append(
+                f"Smallest detectable difference: {100 * smallest:.2f} points of top-1. With "
+                f"{seeds} seeds, a comparison finds a true difference of this size with a "
+                "probability of 80 %."
+            )
+    for row in done:
+        if row.values("chance") and row.top1 - row.values("chance")[0] <= (
+            _image_error(row)[1] or 0
+        ):
+            notes.append(f"{row.name} is not distinguishable from chance.")
+    versions = {row.name: row.versions for row in done if has_other_version(row, baseline)}
+    if versions:
+        notes.append(
+            f"{OTHER_VERSION} trained by another version of the code than {baseline.name} "
+            f"({_listed(baseline.versions)}): "
+            + "; ".join(f"{name} ({_listed(each)})" for name, each in versions.items())
+            + "."
+        )
+    notes += [f"{row.name}: {row.tuning.note}." for row in rows if row.tuning is not None]
+    notes += [f"Failed: {line}" for row in rows for line in _failures(row)]
+    return notes + [f"{row.name}, seed {n}: not finished" for row in rows for n in row.missing]
+
+
+def _listed(versions: Iterable[str]) -> str:
+    return ", ".join(sorted(versions))
+
+
+def _failures(row: Row) -> list[str]:
+    return [f"{row.name}, seed {seed}: {error}" for seed, error in row.failed.items()]
+
+
+def runs_csv(rows: Sequence[Row]) -> str:
+    """Returns CSV with a line of unrounded values for every finished run; top-1 is from 0 to 1."""
+    names = ("top1", "macs", "params", "params_with_aux", "memory_bytes", "images_per_sec")
+    metrics = ("loss", "top1", "top5")
+    heads = [f"{head}_{metric}" for head in all_heads(rows) for metric in metrics]
+    lines: list[dict[str, Any]] = []
+    for row in rows:
+        for seed, result in row.done.items():
+            values = {name: result[name] for name in (*names, "val_images")}
+            for head, found in result["heads"].items():
+                values |= {f"{head}_{metric}": found.get(metric) for metric in metrics}
+            lines.append({"config": row.name, "seed": seed} | values)
+    return csv_text(lines, ("config", "seed", "val_images", *names, *heads))
 
 
 def differing_fields(configs: Iterable[dict[str, Any]]) -> dict[str, list[str]]:
@@ -58,19 +233,19 @@ def differing_fields(configs: Iterable[dict[str, Any]]) -> dict[str, list[str]]:
 
 def count_versions(rows: Sequence[Row]) -> list[str]:
     """Returns lines that say how often runs were started with each commit, versions and devices."""
-    paths = [path / RECORD_FILE for row in rows for path in row.workdirs.values()]
+    paths = [path for row in rows for path in row.workdirs.values()]
     counts = Counter(
         f"commit {start['git_commit']}, Python {start['python']}, "
         + ", ".join(f"{name} {version}" for name, version in start["versions"].items())
         + f"; {len(start['devices'])} x {start['devices'][0]} on {start['host']}"
-        for record in filter(None, map(results.read_json, paths))
-        for start in record["starts"]
+        for path in paths
+        for start in list_starts(path)
         if "versions" in start  # missing if the record was corrupt and replaced
     )
     return [f"{count} starts: {line}" for line, count in counts.items()]
 
 
-def to_html(sweep: SweepRecord, rows: Sequence[Row], drawings: Mapping[str, Any]) -> str:
+def to_html(sweep: SweepRecord, drawings: Mapping[str, Any]) -> str:
     """Returns the report as one HTML document with a policy that forbids loading other files."""
     e = html.escape
     about = [  # indented paragraphs are commands
@@ -80,11 +255,11 @@ def to_html(sweep: SweepRecord, rows: Sequence[Row], drawings: Mapping[str, Any]
         for part in sweep.about.split("\n\n")
         if part.strip()
     ]
-    header, lines = results.tabulate(rows)
-    front = {row.name for row in results.pareto_front(rows, "macs")}
+    header, lines = tabulate(sweep)
+    front = pareto_front(sweep.rows, "macs")
     table = ""
-    for line in lines:
-        table += f'<tr class="{"marked" if line[0][0] in front else ""}">'
+    for row, line in zip(sweep.rows, lines, strict=True):
+        table += f'<tr class="{"marked" if row in front else ""}">'
         for text, value in line:
             key = e(text if value is None else repr(value))
             table += f'<td data-value="{key}">{e(text)}</td>'
@@ -96,15 +271,15 @@ def to_html(sweep: SweepRecord, rows: Sequence[Row], drawings: Mapping[str, Any]
     return PAGE.substitute(
         title=e(sweep.title),
         about="\n".join(about),
-        notes="".join(f"<p>{e(note)}</p>" for note in list_notes(rows)),
+        notes="".join(f"<p>{e(note)}</p>" for note in list_notes(sweep)),
         results=_html_table([f'<button type="button">{e(n)}</button>' for n in header], table),
-        legend=e(results.LEGEND),
+        legend=e(LEGEND),
         figures="\n".join(
             f"<figure>{svg}<figcaption>{e(caption)}</figcaption></figure>"
             for caption, svg in drawings.values()
         ),
         differing=_html_table(["field", *map(e, sweep.configs)], differing),
-        versions="\n".join(f"<p><code>{e(line)}</code></p>" for line in count_versions(rows)),
+        versions="\n".join(f"<p><code>{e(line)}</code></p>" for line in count_versions(sweep.rows)),
         configs="\n".join(
             f"<details><summary>{e(name)}</summary><pre>{e(json_text(config, indent=2))}</pre>"
             "</details>"
@@ -118,24 +293,25 @@ def _html_table(header: Sequence[str], rows: str) -> str:
     return f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody>"
 
 
-def to_markdown(sweep: SweepRecord, rows: Sequence[Row]) -> str:
+def to_markdown(sweep: SweepRecord) -> str:
     """Returns the report in Markdown, without its figures."""
-    header, lines = results.tabulate(rows)
-    front = ", ".join(row.name for row in results.pareto_front(rows, "macs"))
+    header, lines = tabulate(sweep)
+    front = ", ".join(row.name for row in pareto_front(sweep.rows, "macs"))
+    found = f": {front}" if front else ": not distinguishable"
     fields = differing_fields(sweep.configs.values())
     parts = [
         f"# {sweep.title}",
         sweep.about,
         _markdown_table(header, [[text for text, _ in line] for line in lines], "---:"),
-        results.LEGEND,
-        f"On the Pareto front of accuracy and multiply-adds: {front}.",
-        "\n".join(f"- {note}" for note in list_notes(rows)),
+        LEGEND,
+        f"Pareto front of accuracy and multiply-adds{found}.",
+        "\n".join(f"- {note}" for note in list_notes(sweep)),
         "## What differs",
         _markdown_table(
             ["field", *sweep.configs], [[f"`{k}`", *values] for k, values in fields.items()], "---"
         ).rstrip(),
         "## Versions",
-        "\n".join(f"- {line}" for line in count_versions(rows)),
+        "\n".join(f"- {line}" for line in count_versions(sweep.rows)),
         "## Configs",
         *(
             f"### {name}\n\n```json\n{json_text(config, indent=2)}\n```"
@@ -148,3 +324,47 @@ def to_markdown(sweep: SweepRecord, rows: Sequence[Row]) -> str:
 def _markdown_table(header: Sequence[str], lines: Iterable[Sequence[str]], align: str) -> str:
     rule = ["---", *[align] * (len(header) - 1)]
     return "".join(f"| {' | '.join(line)} |\n" for line in (header, rule, *lines))
+
+
+def to_latex(sweep: SweepRecord) -> str:
+    """Returns a LaTeX table (package booktabs) of accuracy, differences and cost."""
+    lines = []
+    for row in sweep.rows:
+        difference = row.minus(sweep.baseline)
+        shown = "" if difference is None else points(difference)
+        if row is sweep.baseline:
+            shown = "baseline"
+        elif difference is not None and difference.verdict in ("higher", "lower"):
+            shown = f"\\textbf{{{shown}}}"
+        top = (_percent(row.values(*path))[0] for path in (("top1",), ("heads", "main", "top5")))
+        costs = (_median(row.values(name))[0] for name in ("macs", "params"))
+        top1, top5 = (text.removesuffix(" %") for text in top)
+        cells = [_marked(row, sweep.baseline), top1, shown, top5, *costs, str(len(row.done))]
+        lines.append(" & ".join([_to_latex(cells[0]), *map(_symbols, cells[1:])]) + r" \\")
+    text = (sweep.title, LEGEND.partition(" images/s:")[0], *list_notes(sweep))
+    header = r"config & top-1 (\%) & difference & top-5 (\%) & multiply-adds & parameters & seeds"
+    parts = [
+        "% requires \\usepackage{booktabs}",
+        *(r"\begin{table}", r"\centering"),
+        f"\\caption{{{_to_latex(' '.join(text))} Bold: the interval excludes zero.}}",
+        *(r"\begin{tabular}{lrrrrrr}", r"\toprule", header + r" \\", r"\midrule"),
+        *lines,
+        *(r"\bottomrule", r"\end{tabular}", r"\end{table}"),
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _to_latex(text: str) -> str:
+    """Returns plain text with LaTeX's special characters escaped."""
+    names = {"\\": "textbackslash", "~": "textasciitilde", "^": "textasciicircum"}
+    names |= {"<": "textless", ">": "textgreater"}
+
+    def escaped(found: re.Match[str]) -> str:
+        return f"\\{names[found[0]]}{{}}" if found[0] in names else f"\\{found[0]}"
+
+    return _symbols(re.sub(r"[&%$#_{}\\~^<>]", escaped, text))
+
+
+def _symbols(text: str) -> str:
+    math = {PLUS_MINUS: r"$\pm$", MINUS: "$-$", OTHER_VERSION: r"\dag{}"}
+    return re.sub("|".join(math), lambda found: math[found[0]], text)

@@ -4,39 +4,49 @@ import dataclasses
 import json
 import math
 import os
-import statistics
+import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 
-from gnet_jax.config import Config, ConfigError, UserError, differences, flatten, json_text
-from gnet_jax.lab.cost.ledger import csv_text, number_table
+from gnet_jax.config import (
+    Config,
+    ConfigError,
+    Sweep,
+    UserError,
+    change,
+    differences,
+    flatten,
+    json_text,
+    suggestion,
+)
+from gnet_jax.lab.sweeps.compare import Difference, paired_difference
+from gnet_jax.training.workdir import RECORD_FILE, locked
 
 SWEEP_FILE = "sweep.json"
 RESULT_FILE = "result.json"
-LEGEND = (
-    "top-1 and losses: on the validation images after the last step, as mean \N{PLUS-MINUS SIGN} "
-    "sample standard deviation over the seeds. images/s: median training throughput. step memory: "
-    "memory of one training step, as XLA plans it."
-)
-Value = tuple[str, float | None]  # the text of a table's cell, and the number to sort by
+HOLDOUT = "#holdout=10%"  # added to the data source of tuning runs
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One run of a sweep: the config `name` with one of its seeds."""
+    """One run of a sweep: the config `name` with a seed, or a tuning run with a learning rate."""
 
     name: str
     seed: int
     workdir: Path
+    learning_rate: float | None = None  # of a tuning run, which trains without the held-out images
 
     @property
     def result(self) -> dict[str, Any] | None:
         return read_json(self.workdir / RESULT_FILE)
+
+    def __str__(self) -> str:
+        rate = self.learning_rate
+        return f"{self.name}, " + (f"seed {self.seed}" if rate is None else f"tuning {rate:g}")
 
 
 def list_cells(workdir: Path, first_seeds: Mapping[str, int], seeds: int) -> list[Cell]:
@@ -48,8 +58,75 @@ def list_cells(workdir: Path, first_seeds: Mapping[str, int], seeds: int) -> lis
     ]
 
 
+def plan_cells(workdir: Path, sweep: Sweep) -> list[list[Cell]]:
+    """Returns groups of runs in the order of training; runs of other groups do not depend on them.
+
+    A group is a single run or, if the learning rate is tuned, the tuning runs of a family followed
+    by all runs of its configs.
+    """
+    first_seeds = {name: config.seed for name, config in sweep.configs.items()}
+    cells = list_cells(workdir, first_seeds, sweep.seeds)
+    if not sweep.learning_rates:
+        return [[cell] for cell in cells]
+    groups: dict[str, list[Cell]] = {}
+    for cell in cells:
+        family = sweep.families.get(cell.name, cell.name)
+        if family not in groups:
+            groups[family] = tuning_cells(
+                workdir, family, first_seeds[family], sweep.learning_rates
+            )
+        groups[family].append(cell)
+    return list(groups.values())
+
+
+def tuning_cells(workdir: Path, name: str, seed: int, rates: Sequence[float]) -> list[Cell]:
+    """Returns the tuning runs of a config, one for each learning rate, in ascending order."""
+    return [Cell(name, seed, workdir / name / f"tune-{r:g}", r) for r in sorted(set(rates))]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+    """The learning rates that were tried for a family, with their top-1 on the held-out images."""
+
+    tried: dict[float, float | None]  # None if the run failed
+
+    @property
+    def best(self) -> float | None:
+        """The rate with the highest top-1; the smaller one if two are equal."""
+        found = {rate: top1 for rate, top1 in self.tried.items() if top1 is not None}
+        return max(found, key=lambda rate: found[rate], default=None)
+
+    @property
+    def note(self) -> str:
+        """The best rate, all tried ones, and a warning if the best is the first or the last."""
+        shown = ", ".join(
+            f"{rate:g}: " + ("failed" if top1 is None else f"{top1:.2%}")
+            for rate, top1 in self.tried.items()
+        )
+        edge = self.best in (min(self.tried), max(self.tried)) and len(self.tried) > 1
+        hint = "; it is at the edge of the tried rates, so try more of them" if edge else ""
+        return f"learning rate {self.best:g} ({shown}{hint})" if self.best else f"none ({shown})"
+
+
+def read_tuning(cells: Iterable[Cell]) -> Tuning | None:
+    """Returns the results of tuning runs; None unless all of them have ended."""
+    results = {cell.learning_rate: cell.result for cell in cells if cell.learning_rate is not None}
+    ended = {rate: result for rate, result in results.items() if result is not None}
+    if not results or len(ended) < len(results):
+        return None
+    return Tuning({rate: result.get("top1") for rate, result in ended.items()})
+
+
+def config_of(cell: Cell, config: Config, tuned: float | None) -> Config:
+    """Returns the config to train: that of the sweep, with the learning rate to try or `tuned`."""
+    if cell.learning_rate is not None:
+        source, tuned = config.data.source + HOLDOUT, cell.learning_rate
+        config = change(config, {"data.source": source})
+    return config if tuned is None else change(config, {"optim.learning_rate": tuned})
+
+
 def select_shard(costs: Sequence[float], index: int, shards: int) -> list[int]:
-    """Returns the positions of the runs in shard `index`, which have about 1/`shards` of the cost.
+    """Returns the positions of the groups in shard `index`: about 1/`shards` of the total cost.
 
     A shard is a contiguous range, because neighbouring runs share their config's compiled step.
     """
@@ -58,21 +135,41 @@ def select_shard(costs: Sequence[float], index: int, shards: int) -> list[int]:
     return np.flatnonzero(shard == index).tolist()
 
 
-def open_sweep(workdir: Path, configs: Mapping[str, Config], seeds: int, about: str) -> None:
-    """Add configs to `sweep.json`; raises ConfigError if one differs there or writing fails."""
+def open_sweep(workdir: Path, sweep: Sweep, about: str) -> list[str]:
+    """Add the configs of `sweep` to `sweep.json`; returns the names of those that have changed.
+
+    A config may change as long as none of its runs has a checkpoint; what its runs have left is
+    then deleted. Otherwise raises a ConfigError. Raises it too if writing fails.
+    """
     file = workdir / SWEEP_FILE
-    new = {name: flatten(config) for name, config in configs.items()}
+    new = {name: flatten(config) for name, config in sweep.configs.items()}
+    if sweep.learning_rates:
+        for name, config in new.items():
+            config["tuning.learning_rates"] = sorted(set(sweep.learning_rates))
+            config["tuning.family"] = sweep.families.get(name, name)
     record = read_json(file) or {"configs": {}, "seeds": 0}
     old = record["configs"]
-    for name in old.keys() & new.keys():
-        changed = differences(old[name], new[name])
-        if changed:
+    changed = {name: differences(old[name], new[name]) for name in old if name in new}
+    changed = {name: fields for name, fields in changed.items() if fields}
+    for name, fields in changed.items():
+        if any((workdir / name).glob("*/checkpoints/[0-9]*")):
             raise ConfigError(
-                f"config {name!r} differs from the sweep's in {workdir} ({'; '.join(changed)}); "
-                "use another --workdir, or use the old values to resume the sweep"
+                f"config {name!r} differs from the sweep's in {workdir} ({'; '.join(fields)}), and "
+                "its runs have checkpoints; use another --workdir, or use the old values to resume"
             )
-    record = {"about": about, "seeds": max(seeds, record["seeds"]), "configs": old | new}
+    record = {
+        "about": about,
+        "seeds": max(sweep.seeds, record["seeds"]),
+        "baseline": sweep.baseline or next(iter(sweep.configs)),
+        "configs": old | new,
+    }
     try:
+        for name in changed:
+            for lock in (workdir / name).glob("*/lock"):
+                with locked(lock.parent):  # raises BusyError if another process has just started
+                    pass
+            if (workdir / name).exists():
+                shutil.rmtree(workdir / name)
         workdir.mkdir(parents=True, exist_ok=True)
         # Shards that start at the same time must not share a temporary file.
         with tempfile.NamedTemporaryFile("w", dir=workdir, delete=False, prefix=".") as partial:
@@ -81,30 +178,7 @@ def open_sweep(workdir: Path, configs: Mapping[str, Config], seeds: int, about: 
         os.replace(partial.name, file)
     except OSError as error:
         raise ConfigError(f"cannot write to the workdir {workdir}: {error.strerror}") from error
-
-
-@dataclasses.dataclass(frozen=True)
-class SweepRecord:
-    """The content of `sweep.json`: configs by name, and all runs."""
-
-    title: str  # the first line of the docstring of the sweep's file
-    about: str  # the rest of the docstring
-    configs: dict[str, dict[str, Any]]  # flattened, without the fields workdir and seed
-    cells: list[Cell]
-
-
-def read_sweep(workdir: Path) -> SweepRecord:
-    """Returns the record of the sweep in `workdir`; raises UserError if there is none."""
-    found = read_json(workdir / SWEEP_FILE)
-    if found is None:
-        raise UserError(f"{workdir} has no sweep (no {SWEEP_FILE}); gnet ablate creates one")
-    title, _, about = found["about"].strip().partition("\n")
-    configs = found["configs"]
-    first_seeds = {name: config.pop("seed") for name, config in configs.items()}
-    for config in configs.values():
-        del config["workdir"]
-    cells = list_cells(workdir, first_seeds, found["seeds"])
-    return SweepRecord(title or workdir.name, about.strip("\n"), configs, cells)
+    return list(changed)
 
 
 def read_json(file: Path) -> dict[str, Any] | None:
@@ -128,6 +202,8 @@ class Row:
     done: dict[int, dict[str, Any]] = dataclasses.field(default_factory=dict)  # results
     failed: dict[int, str] = dataclasses.field(default_factory=dict)  # error messages
     missing: list[int] = dataclasses.field(default_factory=list)  # seeds that have not ended
+    versions: frozenset[str] = frozenset()  # versions of the code that trained the finished runs
+    tuning: Tuning | None = None
 
     def values(self, *path: str) -> list[float]:
         """Returns one number of each finished result, such as `values("heads", "main", "loss")`."""
@@ -138,23 +214,70 @@ class Row:
 
     @property
     def top1(self) -> float:
-        """Mean validation top-1 (from 0 to 1) of the finished seeds after their last step."""
-        return statistics.fmean(self.values("top1"))
+        """The mean top-1 of the finished runs; NaN if there is none."""
+        return float(np.mean(self.values("top1"))) if self.done else math.nan
+
+    def minus(self, other: "Row") -> Difference | None:
+        """Returns the paired difference of top-1 from another config; None without common seeds."""
+        own, others = ({s: r["top1"] for s, r in row.done.items()} for row in (self, other))
+        return paired_difference(own, others)
 
 
-def read_rows(sweep: SweepRecord) -> list[Row]:
-    """Returns the results of a sweep, one row for every config."""
-    rows = {name: Row(name) for name in sweep.configs}
-    for cell in sweep.cells:
-        row, result = rows[cell.name], cell.result
-        row.workdirs[cell.seed] = cell.workdir
+@dataclasses.dataclass(frozen=True)
+class SweepRecord:
+    """The content of `sweep.json`, and the results of the runs."""
+
+    title: str  # the first line of the docstring of the sweep's file
+    about: str  # the rest of the docstring
+    configs: dict[str, dict[str, Any]]  # flattened, without the fields workdir and seed
+    rows: list[Row]  # one for each config, in the same order
+    baseline: Row
+
+
+def read_sweep(workdir: Path, baseline: str | None = None) -> SweepRecord:
+    """Returns the sweep in `workdir`; `baseline` is another config to compare the others with.
+
+    Raises UserError if there is no sweep, or no such config.
+    """
+    found = read_json(workdir / SWEEP_FILE)
+    if found is None:
+        raise UserError(f"{workdir} has no sweep (no {SWEEP_FILE}); gnet ablate creates one")
+    title, _, about = found["about"].strip().partition("\n")
+    configs = found["configs"]
+    first_seeds = {name: config.pop("seed") for name, config in configs.items()}
+    rows = {}
+    for name, config in configs.items():
+        del config["workdir"]
+        family, rates = config.get("tuning.family", name), config.get("tuning.learning_rates", ())
+        tuning = read_tuning(tuning_cells(workdir, family, first_seeds[family], rates))
+        cells = list_cells(workdir, {name: first_seeds[name]}, found["seeds"])
+        rows[name] = _read_row(name, cells, tuning)
+    chosen = baseline or found.get("baseline", next(iter(rows)))
+    if chosen not in rows:
+        known = suggestion(chosen, rows)
+        raise UserError(f"no config {chosen!r} in the sweep in {workdir}; {known}")
+    return SweepRecord(
+        title or workdir.name, about.strip("\n"), configs, list(rows.values()), rows[chosen]
+    )
+
+
+def _read_row(name: str, cells: Sequence[Cell], tuning: Tuning | None) -> Row:
+    row, versions = Row(name), set()
+    for cell in cells:
+        row.workdirs[cell.seed], result = cell.workdir, cell.result
         if result is None:
             row.missing.append(cell.seed)
         elif result["status"] == "done":
             row.done[cell.seed] = result
+            versions |= {str(start.get("code")) for start in list_starts(cell.workdir)}
         else:
             row.failed[cell.seed] = result["error"]
-    return list(rows.values())
+    return dataclasses.replace(row, versions=frozenset(versions), tuning=tuning)
+
+
+def list_starts(workdir: Path) -> list[dict[str, Any]]:
+    """Returns the records of a run's starts in run.json; see `add_start`."""
+    return list((read_json(workdir / RECORD_FILE) or {"starts": []})["starts"])
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
@@ -163,83 +286,15 @@ def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def pareto_front(rows: Sequence[Row], cost: str) -> list[Row]:
-    """Returns the finished rows on the Pareto front of `cost` and mean top-1, cheapest first."""
+    """Returns the rows on the Pareto front of `cost` and top-1, cheapest first.
+
+    Each row is more accurate than the one before by a paired difference whose interval excludes
+    zero. If no pair of rows has such a difference, returns an empty list.
+    """
     front: list[Row] = []
     done = [row for row in rows if row.done]
     for row in sorted(done, key=lambda row: (row.values(cost)[0], -row.top1)):
-        if not front or row.top1 > front[-1].top1:
+        difference = row.minus(front[-1]) if front else None
+        if not front or (difference is not None and difference.verdict == "higher"):
             front.append(row)
-    return front
-
-
-def all_heads(rows: Sequence[Row]) -> list[str]:
-    """Returns the names of the heads in all rows, the main head first."""
-    names = {head for row in rows for result in row.done.values() for head in result["heads"]}
-    return sorted(names, key=lambda head: (head != "main", head))
-
-
-def failures(rows: Sequence[Row]) -> list[str]:
-    """Returns a line for each failed run."""
-    return [
-        f"{row.name}, seed {seed}: {error}" for row in rows for seed, error in row.failed.items()
-    ]
-
-
-def tabulate(rows: Sequence[Row]) -> tuple[list[str], list[list[Value]]]:
-    """Returns the results table: its header, and the cells row by row."""
-    heads = all_heads(rows)
-    header = ["config", "top-1", "multiply-adds", "parameters", "with aux heads", "images/s"]
-    header += ["step memory", "runs", *(f"{head} loss" for head in heads)]
-    lines = []
-    for row in rows:
-        runs = f"{len(row.done)} of {len(row.workdirs)}"
-        runs += f", {len(row.failed)} failed" if row.failed else ""
-        costs = ("macs", "params", "params_with_aux", "images_per_sec")
-        values: list[Value] = [
-            (row.name, None),
-            _with_spread([100 * top1 for top1 in row.values("top1")], 2, " %"),
-            *(_median(row.values(name)) for name in costs),
-            _median([size / 2**20 for size in row.values("memory_bytes")], " MiB"),
-            (runs, len(row.done)),
-            *(_with_spread(row.values("heads", head, "loss"), 3) for head in heads),
-        ]
-        lines.append(values)
-    return header, lines
-
-
-def _median(values: Sequence[float], unit: str = "") -> Value:
-    if not values:
-        return "", None
-    median = statistics.median(values)
-    return f"{median:,.0f}{unit}", median
-
-
-def _with_spread(values: Sequence[float], digits: int, unit: str = "") -> Value:
-    if not values:
-        return "", None
-    mean, spread = mean_and_spread(values)
-    plus_minus = "" if spread is None else f" \N{PLUS-MINUS SIGN} {spread:.{digits}f}"
-    return f"{mean:.{digits}f}{plus_minus}{unit}", mean
-
-
-def results_table(rows: Sequence[Row], title: str) -> Table:
-    """Returns the table of results for a terminal."""
-    header, lines = tabulate(rows)
-    table = number_table(title, *header)
-    for values in lines:
-        table.add_row(*(text for text, _ in values))
-    return table
-
-
-def runs_csv(rows: Sequence[Row]) -> str:
-    """Returns CSV with a line of unrounded values for every finished run; top-1 is from 0 to 1."""
-    names = ("top1", "macs", "params", "params_with_aux", "memory_bytes", "images_per_sec")
-    heads = [f"{head}_{metric}" for head in all_heads(rows) for metric in ("loss", "top1")]
-    lines: list[dict[str, Any]] = []
-    for row in rows:
-        for seed, result in row.done.items():
-            values = {name: result[name] for name in names}
-            for head, metrics in result["heads"].items():
-                values |= {f"{head}_{metric}": metrics[metric] for metric in ("loss", "top1")}
-            lines.append({"config": row.name, "seed": seed} | values)
-    return csv_text(lines, ("config", "seed", *names, *heads))
+    return front if len(front) > 1 else []

@@ -174,8 +174,8 @@ def _histogram(name: str, counts: np.ndarray, edges: np.ndarray) -> Any:
 class SafeConsole(Console):
     """Prints to standard output. Training continues if that fails (`| head`, or a full disk)."""
 
-    def __init__(self, *, quiet: bool = False) -> None:
-        super().__init__(highlight=False, emoji=False, quiet=quiet)
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, emoji=False, **options)
 
     def say(self, text: str) -> None:
         """Print text without interpreting markup."""

@@ -1,0 +1,77 @@
+"""Statistics of a sweep: paired differences over seeds, and the error of the validation set."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from scipy import optimize, stats
+
+CONFIDENCE = 0.95
+POWER = 0.8
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """The mean difference of a config from another one, over the seeds that both finished."""
+
+    mean: float
+    margin: float | None  # half the width of the 95 % interval; None for a single seed
+    seeds: int
+
+    @property
+    def verdict(self) -> str:
+        """Whether the interval excludes zero: "higher" or "lower"; otherwise, the reason."""
+        if self.margin is None:
+            return "one seed"
+        if abs(self.mean) <= self.margin:
+            return "not distinguishable"
+        return "higher" if self.mean > 0 else "lower"
+
+
+def paired_difference(
+    values: Mapping[int, float], baseline: Mapping[int, float]
+) -> Difference | None:
+    """Returns the difference of two configs' values by seed; None if they share no seed.
+
+    The margin is that of Student's t-interval of the differences between runs with the same seed.
+    """
+    seeds = values.keys() & baseline.keys()
+    if not seeds:
+        return None
+    differences = np.array([values[seed] - baseline[seed] for seed in sorted(seeds)])
+    margin = None
+    if len(seeds) > 1:
+        quantile = stats.t.ppf((1 + CONFIDENCE) / 2, len(seeds) - 1)
+        margin = float(quantile * stats.sem(differences))
+    return Difference(float(differences.mean()), margin, len(seeds))
+
+
+def smallest_detectable(differences: list[Difference]) -> float | None:
+    """Returns the true difference that a comparison would find with a probability of 80 %.
+
+    Pools the variance over the comparisons, and uses the smallest number of seeds among them. Finds
+    the root of the power of the two-sided paired t-test, which has a noncentral t-distribution.
+    Returns None if no comparison has two seeds, or if the seeds do not change any difference.
+    """
+    known = [each for each in differences if each.margin is not None]
+    if not known:
+        return None
+    seeds = min(each.seeds for each in known)
+    variances = []
+    for each in known:
+        quantile = stats.t.ppf((1 + CONFIDENCE) / 2, each.seeds - 1)
+        variances.append(each.seeds * (each.margin / quantile) ** 2)
+    error = math.sqrt(np.mean(variances) / seeds)
+    limit = stats.t.ppf((1 + CONFIDENCE) / 2, seeds - 1)
+    # Without the other tail, which adds less than 0.1 %: SciPy returns NaN for parts of it.
+    effect: Any = optimize.brentq(lambda x: stats.nct.sf(limit, seeds - 1, x) - POWER, 0, 3 * limit)
+    return error * effect if error else None
+
+
+def validation_margin(accuracy: float, images: int) -> float:
+    """Returns half the width of the 95 % Wilson interval of an accuracy measured on `images`."""
+    hits = round(accuracy * images)
+    interval = stats.binomtest(hits, images).proportion_ci(CONFIDENCE, method="wilson")
+    return (interval.high - interval.low) / 2
