@@ -13,7 +13,7 @@ CIFAR10_PIXELS: dict[str, Any] = {"mean": (125.3, 123.0, 113.9), "std": (63.0, 6
 IMAGENETTE_64 = Config(
     epochs=8,
     batch_size=64,
-    eval_batch_size=250,
+    eval_batch_size=256,
     eval_every_epochs=2,
     log_every_steps=50,
     model=ModelConfig(variant="batch_norm", width_multiplier=0.5, aux_after=(), dropout=0.2),

@@ -360,7 +360,7 @@ def test_shared_blocks_are_not_offered_as_a_recipe():
         *("cifar10", "digits", "finetune_folder", "folder"),
         *("imagenet_caffe", "imagenet_modern", "imagenet_paper", "imagenet_pod"),
     ]
-    assert sweep_names() == ["ablate_heads", "ablate_norm", "ablate_pooling", "ablate_reduction"]
+    assert sweep_names() == ["ablate_block", "ablate_heads", "ablate_norm"]
 
 
 def test_a_docstring_keeps_its_paragraphs_and_indented_lines(tmp_path):

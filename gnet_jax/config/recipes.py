@@ -120,14 +120,17 @@ def grid(
     """
     axes = []
     for name, values in fields.items():
-        if not isinstance(values, Mapping):
-            last = name.rpartition(".")[2]
-            values = {f"{last}={_label(value)}": value for value in values}
-        axes.append([(label, name, value) for label, value in values.items()])
-    return {
-        "+".join(label for label, _, _ in point): change(base, {name: v for _, name, v in point})
-        for point in itertools.product(*axes)
-    }
+        last = name.rpartition(".")[2]
+        labelled = [(f"{last}={_label(value)}", value) for value in values]
+        pairs = values.items() if isinstance(values, Mapping) else labelled
+        axes.append([(label, name, value) for label, value in pairs])
+    configs: dict[str, Config] = {}
+    for point in itertools.product(*axes):
+        label = "+".join(label for label, _, _ in point)
+        if label in configs:
+            raise ConfigError(f"grid() makes the config {label!r} twice; use other labels")
+        configs[label] = change(base, {name: value for _, name, value in point})
+    return configs
 
 
 def _label(value: Any) -> str:

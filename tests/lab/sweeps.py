@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from gnet_jax.config import Config, flatten
+from gnet_jax.config import Config, Sweep, flatten
 from gnet_jax.lab.sweeps.sweep import open_sweep
 from gnet_jax.training.workdir import MetricsFile
 
@@ -40,7 +40,7 @@ def get_sweep():
 def finished_sweep(workdir: Path) -> Path:
     """A sweep's folder as its runs leave it: one run failed, one has not ended; nothing trained."""
     configs = {name: Config(epochs=2, batch_size=8 * n) for n, name in enumerate("abcd", 1)}
-    open_sweep(workdir, configs, 3, "A title.\n\nAnd <what> it is.")
+    open_sweep(workdir, Sweep(configs), "A title.\n\nAnd <what> it is.")
     for number, (name, config) in enumerate(configs.items()):
         for seed in range(3):
             folder = workdir / name / f"seed-{seed}"
@@ -50,6 +50,7 @@ def finished_sweep(workdir: Path) -> Path:
             (folder / "config.json").write_text(json.dumps(flatten(config)))
             start = {
                 "git_commit": "0123abc",
+                "code": "0.1.0 b" if name == "b" else "0.1.0 a",
                 "python": "3.11.2",
                 "versions": {"jax": "0.7.2"},
                 "devices": ["cpu"],
@@ -69,13 +70,14 @@ def finished_sweep(workdir: Path) -> Path:
 def done(number: int, seed: int) -> dict:
     """The result of a run; means, medians and best values over the seeds all differ."""
     top1 = (0.5, 0.6, 0.4, 0.7)[number] + (0.0, 0.01, 0.05)[seed]
-    heads = {"main": {"loss": 1.0 + seed, "top1": top1}}
+    heads = {"main": {"loss": 1.0 + seed, "top1": top1, "top5": top1 + 0.2}}
     if number:
-        heads["aux4a"] = {"loss": 1.5 + seed / 2, "top1": top1 - 0.1}
+        heads["aux4a"] = {"loss": 1.5 + seed / 2, "top1": top1 - 0.1, "top5": top1}
     return {
         "status": "done",
         "step": 10,
         "val_images": 360,
+        "chance": 0.1,
         "top1": top1,
         "heads": heads,
         "params": (5000, 2000, 3000, 4000)[number],

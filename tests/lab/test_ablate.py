@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from gnet_jax.cli.main import main
+from gnet_jax.config import Config, ConfigError, Sweep, change
 from gnet_jax.lab.cost.ledger import network_ledger
 from gnet_jax.lab.sweeps import ablate
-from gnet_jax.lab.sweeps.sweep import list_cells, read_rows, read_sweep
+from gnet_jax.lab.sweeps.sweep import list_cells, plan_cells, read_sweep
 from gnet_jax.model.googlenet import GoogLeNet, Outputs
 from gnet_jax.training import sharding
 from gnet_jax.training.program import model_of, prepare
@@ -29,6 +30,20 @@ THREE = tiny_arch()
 MODEL = GoogLeNet(dataclasses.replace(THREE, widths={n: THREE.widths[n] for n in ("3a", "4a")}))
 
 
+class Said(ablate.Progress):
+    """Progress whose lines are kept in `lines` instead of being printed."""
+
+    def __init__(self):
+        super().__init__()
+        self.lines, self.steps = [], []
+
+    def say(self, text):
+        self.lines.append(text)
+
+    def step(self, *values):
+        self.steps.append(values)
+
+
 def two_blocks(config, _):
     """`prepare`, with a network of two blocks."""
     return with_program(prepare(config), model=MODEL)
@@ -37,7 +52,7 @@ def two_blocks(config, _):
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
     """A finished sweep as (cells, configs, lines, compiled configs): two seeds, and a misfit."""
-    workdir, said = tmp_path_factory.mktemp("sweep"), []
+    workdir, said = tmp_path_factory.mktemp("sweep"), Said()
     good = tiny_config(workdir, epochs=0.1)
     odd = dataclasses.replace(good, batch_size=30)
     configs = {"good": good, "odd": odd}
@@ -52,7 +67,7 @@ def swept(tmp_path_factory):
         return compile_step(*arguments, **options)
 
     patch.setattr(sharding, "compile_train_step", counted)
-    ablate.run_cells(cells, configs, said.append)
+    ablate.run_cells(cells, Sweep(configs), said)
     yield cells, configs, said, compiled
     patch.undo()
 
@@ -63,7 +78,8 @@ def test_each_run_leaves_its_result(swept):
     assert good["status"] == "done"
     assert (good["val_images"], good["step"]) == (360, 4)
     assert set(good["heads"]) == {"main", "aux4a"}
-    assert good["top1"] == good["heads"]["main"]["top1"]
+    assert good["top1"] == good["heads"]["main"]["top1"] <= good["heads"]["main"]["top5"]
+    assert good["chance"] == 0.1
     assert good["memory_bytes"] > good["params_with_aux"] * 4
     lines = (cells[0].workdir / "metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["val/top1"] == pytest.approx(good["top1"])
@@ -103,6 +119,7 @@ def test_heads_are_evaluated_on_the_real_examples_with_averaged_parameters(monke
     assert sums["loss"] == pytest.approx(np.sum(totals, 0) - np.sum(chosen, 0), rel=1e-5)
     hits = [sum(logits[head, n].argmax() == label[n] for n in (0, 1, 3, 4)) for head in (0, 1)]
     assert sums["top1"].tolist() == hits
+    assert sums["top5"].tolist() == [4, 4]  # there are three classes
 
 
 def test_throughput_is_the_median_of_the_logged_ones(tmp_path):
@@ -122,7 +139,8 @@ def test_shards_weigh_runs_by_multiply_adds_and_epochs(tmp_path):
 
 
 def test_a_run_that_cannot_train_is_reported_and_the_others_train(swept):
-    cells, _, said, _ = swept
+    cells, _, progress, _ = swept
+    said = progress.lines
     error = cells[2].result["error"]
     assert error.startswith("ConfigError: ")
     assert "batch_size 30" in error
@@ -137,61 +155,154 @@ def test_seeds_of_a_config_share_one_compilation(swept):
 
 def test_runs_that_ended_are_skipped_and_failed_ones_retried_on_request(swept):
     cells, configs, _, _ = swept
-    said = []
-    ablate.run_cells(cells, configs, said.append)
-    assert said == []
-    ablate.run_cells(cells[-1:], configs, said.append, retry_failed=True)
-    assert [": failed, " in line for line in said] == [False, True]
+    said = Said()
+    ablate.run_cells(cells, Sweep(configs), said)
+    assert said.lines == ["3 runs: 2 done, 1 failed, 0 to train"]
+    ablate.run_cells(cells[-1:], Sweep(configs), said, retry_failed=True)
+    assert said.lines[1] == "1 runs: 0 done, 1 to train"
+    assert [": failed, " in line for line in said.lines[2:]] == [False, True]
     starts = json.loads((cells[0].workdir / "run.json").read_text())["starts"]
     assert len(starts) == 1
 
 
-def test_runs_train_in_order_past_those_that_ended_failed_or_are_busy(tmp_path, monkeypatch):
-    trained, said = [], []
+class Bench:
+    """Stands for `ablate.Bench`; `trained` has the (config, seed) of every run."""
 
-    class Bench:
-        def __init__(self, config):
-            self.config = config
+    trained: list = []  # noqa: RUF012
 
-        def run(self, cell):
-            trained.append((self.config, cell.seed))
-            if cell.seed == 3:
-                raise BusyError("busy")
-            if cell.seed == 4:
-                raise RuntimeError("first line\nsecond line")
-            return {"status": "done", "top1": 0.5, "images_per_sec": 7.0}
+    def __init__(self, config):
+        self.config = config
 
+    def run(self, cell, request, on_report):
+        self.trained.append((self.config, cell.seed))
+        if cell.seed == 3:
+            raise BusyError("busy")
+        if cell.seed == 4:
+            raise RuntimeError("first line\nsecond line")
+        if cell.seed == 9:
+            os.kill(os.getpid(), signal.SIGTERM)
+        on_report(25, 100, 30.0)
+        rate = self.config.optim.learning_rate
+        return {"status": "done", "top1": 1 - abs(rate - 0.2), "images_per_sec": 7.0}
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The (config, seed) of the runs that `Bench` trains in this test."""
     monkeypatch.setattr(ablate, "Bench", Bench)
+    monkeypatch.setattr(ablate, "relative_cost", lambda config: config.epochs)
+    monkeypatch.setattr(Bench, "trained", [])
+    return Bench.trained
+
+
+def test_runs_train_in_order_past_those_that_ended_failed_or_are_busy(tmp_path, trained):
+    config, said = Config(), Said()
+    sweep = Sweep({"a": config})
     cells = list_cells(tmp_path, {"a": 0}, 6)
     for seed, status in ((0, "done"), (2, "failed")):
         cells[seed].workdir.mkdir(parents=True)
-        (cells[seed].workdir / "result.json").write_text(json.dumps({"status": status}))
-    ablate.run_cells(cells, {"a": "config"}, said.append)
-    assert trained == [("config", seed) for seed in (1, 3, 4, 5)]
+        result = {"status": status} | ({"error": "nan"} if status == "failed" else {})
+        (cells[seed].workdir / "result.json").write_text(json.dumps(result))
+    ablate.run_cells(cells, sweep, said)
+    assert trained == [(config, seed) for seed in (1, 3, 4, 5)]
     found = [cell.result and cell.result["status"] for cell in cells]
     assert found == ["done", "done", "failed", None, "failed", "done"]
     assert cells[4].result["error"] == "RuntimeError: first line"
-    starts = [line.split()[0] for line in said]
+    assert said.lines[0] == "6 runs: 1 done, 1 failed, 4 to train"
+    starts = [line.split()[0] for line in said.lines[1:]]
     assert starts == sorted(2 * ["2/6", "4/6", "5/6", "6/6"])  # a line at the start and at the end
     trained.clear()
-    ablate.run_cells(cells, {"a": "config"}, said.append, retry_failed=True)
+    ablate.run_cells(cells, sweep, said, retry_failed=True)
     assert [seed for _, seed in trained] == [2, 3, 4]
 
 
-def test_one_config_at_a_time_stays_prepared(tmp_path, monkeypatch):
+def test_the_progress_line_has_the_run_its_step_and_both_remaining_times(
+    tmp_path, trained, monkeypatch, capsys
+):
+    configs = {"a": Config(epochs=2), "b": Config(epochs=6)}
+    cells = list_cells(tmp_path, dict.fromkeys(configs, 0), 2)
+    said = Said()
+    ablate.run_cells(cells, Sweep(configs), said)
+    # While the first run of "a" trains, 2 + 6 + 6 epochs follow, which is 7 times its own epochs.
+    assert said.steps[0] == ("1/4 a, seed 0", 7, 25, 100, 30.0)
+    assert [values[1] for values in said.steps] == [7, 6, 1, 0]
+    monkeypatch.setattr(ablate, "QUIET_SECONDS", 0.0)
+    ablate.Progress().step(*said.steps[0])
+    # 75 steps take 30 s, so 100 steps take 40 s, and the seven others 280 s.
+    line = "1/4 a, seed 0: step 25/100, ETA 30 s, of the sweep 5 min 10 s\n"
+    assert capsys.readouterr().out == line
+    monkeypatch.setattr(ablate, "QUIET_SECONDS", 60.0)
+    ablate.Progress().step(*said.steps[0])
+    assert capsys.readouterr().out == ""
+
+
+def test_runs_train_with_the_learning_rate_that_was_best_on_held_out_images(tmp_path, trained):
+    configs = {"a": Config(), "b": Config(epochs=3)}
+    rates = (0.1, 0.2, 0.9)
+    sweep = Sweep(configs, seeds=2, learning_rates=rates, families={"b": "a"})
+    (cells,) = plan_cells(tmp_path, sweep)
+    ablate.run_cells(cells, sweep, Said())
+    tried = [(c.optim.learning_rate, c.data.source) for c, _ in trained[:3]]
+    assert tried == [(rate, "digits#holdout=10%") for rate in rates]
+    own = [(c.epochs, c.optim.learning_rate, c.data.source, seed) for c, seed in trained[3:]]
+    e = Config().epochs
+    assert own == [(epochs, 0.2, "digits", seed) for epochs in (e, 3) for seed in (0, 1)]
+
+
+def test_runs_whose_learning_rate_cannot_be_tuned_fail(tmp_path, trained):
+    sweep = Sweep({"a": Config(seed=4)}, seeds=1, learning_rates=(0.1, 0.2))
+    (cells,) = plan_cells(tmp_path, sweep)  # seed 4 fails
+    ablate.run_cells(cells, sweep, Said())
+    assert "tuning runs of a failed" in cells[-1].result["error"]
+
+
+def test_a_signal_ends_the_sweep_before_the_next_run(tmp_path, trained, capfd):
+    cells = list_cells(tmp_path, {"a": 9}, 2)
+    with pytest.raises(ablate.StoppedError) as stopped:
+        ablate.run_cells(cells, Sweep({"a": Config()}), Said())
+    assert stopped.value.args == (signal.SIGTERM,)
+    assert [seed for _, seed in trained] == [9]
+    assert cells[0].result["status"] == "done"
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_one_config_at_a_time_stays_prepared(tmp_path, trained, monkeypatch):
     prepared = []
-
-    class Bench:
-        def __init__(self, config):
-            prepared.append(config)
-
-        def run(self, cell):
-            return {"status": "done", "top1": 0.5, "images_per_sec": 7.0}
-
-    monkeypatch.setattr(ablate, "Bench", Bench)
+    monkeypatch.setattr(
+        ablate, "Bench", lambda config: [prepared.append(config.epochs), Bench(config)][1]
+    )
+    configs = {"a": Config(epochs=1), "b": Config(epochs=2)}
     cells = [list_cells(tmp_path / str(n), {name: 0}, 1)[0] for n, name in enumerate("aaba")]
-    ablate.run_cells(cells, {"a": "A", "b": "B"}, [].append)
-    assert prepared == ["A", "B", "A"]
+    ablate.run_cells(cells, Sweep(configs), Said())
+    assert prepared == [1, 2, 1]
+
+
+def test_every_config_with_a_mistake_is_named_before_any_file_is_written(tmp_path, capsys):
+    text = """
+from gnet_jax.config import *
+BASE = Config(data=DataConfig(image_size=16, resize_to=16), model=ModelConfig(stem="small"))
+def get_sweep():
+    return Sweep({
+        "good": BASE,
+        "small": change(BASE, {"data.image_size": 4}),
+        "layer": change(BASE, {"optim.freeze": ("conv9",)}),
+    })
+"""
+    (tmp_path / "s.py").write_text(text)
+    assert main(["ablate", str(tmp_path / "s.py"), "--workdir", str(tmp_path / "w")]) == 2
+    error = capsys.readouterr().err
+    assert "config 'small': data.image_size 4" in error
+    assert "config 'layer': " in error
+    assert "good" not in error
+    assert not (tmp_path / "w").exists()
+
+
+def test_a_config_that_cannot_be_tuned_is_named_too(tmp_path):
+    config = tiny_config(tmp_path)
+    config = change(config, {"data.source": "digits#train=40", "batch_size": 8})
+    ablate.check_configs(Sweep({"a": config}))
+    with pytest.raises(ConfigError, match=r"config 'a': .*no training image of"):
+        ablate.check_configs(Sweep({"a": config}, learning_rates=(0.1,)))
 
 
 def test_heads_are_averaged_over_all_batches_of_the_configs_validation(monkeypatch):
@@ -206,14 +317,19 @@ def test_heads_are_averaged_over_all_batches_of_the_configs_validation(monkeypat
 
     def step(state, batch):
         assert (state, batch[1:]) == ("state", ("mesh", 6))
-        return {"count": 4 * batch[0], "loss": np.array([6.0, 12.0]), "top1": np.array([3, 1])}
+        sums = {"loss": np.array([6.0, 12.0]), "top1": np.array([3, 1]), "top5": np.array([6, 3])}
+        return {"count": 4 * batch[0]} | sums
 
     monkeypatch.setattr(bench, "_head_step", step, raising=False)
     program = types.SimpleNamespace(model="net", mesh="mesh", eval_batch_size=6)
     run = types.SimpleNamespace(config=config, program=program, val="val")
     assert bench._evaluate_heads(run, "state") == (
-        12, {"main of net": {"loss": 1.0, "top1": 0.5}, "aux": {"loss": 2.0, "top1": 2 / 12}},
-    )  # fmt: skip
+        12,
+        {
+            "main of net": {"loss": 1.0, "top1": 0.5, "top5": 1.0},
+            "aux": {"loss": 2.0, "top1": 2 / 12, "top5": 0.5},
+        },
+    )
     d = config.data
     options = {"batch_size": 6, "preprocessing": d.preprocessing, "threads": d.threads}
     assert asked == [("val", options | {"bad": ("val", 0.25)})]
@@ -221,11 +337,11 @@ def test_heads_are_averaged_over_all_batches_of_the_configs_validation(monkeypat
 
 def test_a_run_that_another_process_trains_is_skipped(swept, tmp_path):
     cells, configs, _, _ = swept
-    cell, said = dataclasses.replace(cells[0], workdir=tmp_path / "run"), []
+    cell, said = dataclasses.replace(cells[0], workdir=tmp_path / "run"), Said()
     cell.workdir.mkdir()
     with locked(cell.workdir):
-        ablate.run_cells([cell], configs, said.append)
-    assert ": skipped (another process" in said[-1]
+        ablate.run_cells([cell], Sweep(configs), said)
+    assert ": skipped (another process" in said.lines[-1]
     assert cell.result is None
 
 
@@ -233,10 +349,12 @@ def test_a_run_that_another_process_trains_is_skipped(swept, tmp_path):
     ("arguments", "message"),
     [
         ([], "no sweep is given"),
-        (["nowhere"], "neither a file nor in configs/; there are ablate_heads, ablate_norm"),
+        (["nowhere"], "neither a file nor in configs/; there are ablate_block, ablate_heads"),
         (["ablate_norm", "--shard", "2/2"], "--shard is 2/2; it must be i/n"),
         (["ablate_norm", "--seeds", "0"], "--seeds is 0; it must be at least 1"),
-        (["ablate_norm", "--workdir", "/proc/no"], "cannot write to the workdir /proc/no"),
+        (["ablate_norm", "--data.source", "digits", "--workdir", "/proc/no"], "/proc/no: No such"),
+        (["ablate_norm", "--baseline", "lnr"], "no config 'lnr' in the sweep; did you mean lrn?"),
+        (["ablate_norm", "--learning-rates", "0.1", "0"], "--learning-rates is (0.1, 0.0)"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(arguments, message, capsys):
@@ -278,7 +396,7 @@ def outcome(workdir):
     return {
         (row.name, seed): row.failed.get(seed, "").replace(str(workdir), "WORKDIR")
         or {k: v for k, v in row.done[seed].items() if k != "images_per_sec"}
-        for row in read_rows(read_sweep(workdir))
+        for row in read_sweep(workdir).rows
         for seed in row.workdirs
     }
 

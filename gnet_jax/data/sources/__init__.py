@@ -148,7 +148,8 @@ def open_source(spec: str, split: Split) -> Source:
     """
     subset = SUBSET.fullmatch(spec)
     if subset and not typed_path(re.sub("^(folder|npz):", "", spec)).is_dir():
-        return _open_subset(*subset.groups(), split)
+        whole, part, count, percent = subset.groups()
+        return _open_subset(whole, part, int(count), bool(percent), split)
     kind, _, where = spec.partition(":")
     if kind == "digits" and not where:
         return DigitsSource(split)
@@ -170,14 +171,14 @@ def open_source(spec: str, split: Split) -> Source:
     raise DataError(f"data source {spec!r} is none of digits, folder:PATH, npz:PATH, tfds:NAME")
 
 
-def _open_subset(spec: str, part: str, count: str, percent: str, split: Split) -> Source:
+def _open_subset(spec: str, part: str, count: int, percent: bool, split: Split) -> Source:
     """Open the source of `open_source` with a suffix: `part` is "", "train=" or "holdout="."""
     holdout = part == "holdout=" and split != "test"
     whole = open_source(spec, "train" if holdout else split)
     if part and not holdout and split != "train":
         return whole
-    size, text = len(whole), f"#{part}{count}{percent}"
-    chosen = size * int(count) // 100 if percent else min(int(count), size)
+    size, text = len(whole), f"#{part}{count}{'%' if percent else ''}"
+    chosen = min(size * count // 100 if percent else count, size)
     if not 1 <= chosen <= size - holdout:
         limit = f"at least 1 of the {size} images" + (", and not all of them" if holdout else "")
         raise DataError(f"{text} in the data source selects {chosen} images; it must be {limit}")

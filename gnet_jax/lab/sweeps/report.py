@@ -34,7 +34,7 @@ LEGEND = (
     f"sample standard deviation over the seeds. difference: mean {PLUS_MINUS} half the 95 % "
     "t-interval of the paired differences in top-1 from the baseline, in points; it covers the "
     "choice of seeds. Of 20 such intervals, one is expected to miss the true difference. image "
-    "error: half the 95 % Wilson interval of top-1, in points, for the choice of validation images. "
+    "error: half the 95 % Wilson interval of top-1, in points; it covers the choice of images. "
     "images/s: median training throughput. step memory: memory of one training step, as XLA plans "
     "it."
 )
@@ -152,11 +152,12 @@ def all_heads(rows: Sequence[Row]) -> list[str]:
 
 
 def results_table(sweep: SweepRecord, title: str) -> Table:
-    """Returns the table of results for a terminal."""
+    """Returns the main columns of the table of results, for a terminal."""
     header, lines = tabulate(sweep)
-    table = number_table(title, *header)
+    shown = [n for n, name in enumerate(header) if not re.search("loss|memory|aux", name)]
+    table = number_table(title, *(header[n] for n in shown))
     for values in lines:
-        table.add_row(*(text for text, _ in values))
+        table.add_row(*(values[n][0] for n in shown))
     return table
 
 
@@ -182,11 +183,7 @@ def list_notes(sweep: SweepRecord) -> list[str]:
                 f"{seeds} seeds, a comparison finds a true difference of this size with a "
                 "probability of 80 %."
             )
-    for row in done:
-        if row.values("chance") and row.top1 - row.values("chance")[0] <= (
-            _image_error(row)[1] or 0
-        ):
-            notes.append(f"{row.name} is not distinguishable from chance.")
+    notes += [f"{row.name} is not distinguishable from chance." for row in done if _at_chance(row)]
     versions = {row.name: row.versions for row in done if has_other_version(row, baseline)}
     if versions:
         notes.append(
@@ -198,6 +195,11 @@ def list_notes(sweep: SweepRecord) -> list[str]:
     notes += [f"{row.name}: {row.tuning.note}." for row in rows if row.tuning is not None]
     notes += [f"Failed: {line}" for row in rows for line in _failures(row)]
     return notes + [f"{row.name}, seed {n}: not finished" for row in rows for n in row.missing]
+
+
+def _at_chance(row: Row) -> bool:
+    chance, error = row.values("chance"), _image_error(row)[1] or 0.0
+    return bool(chance) and row.top1 - chance[0] <= error
 
 
 def _listed(versions: Iterable[str]) -> str:

@@ -160,7 +160,7 @@ def open_sweep(workdir: Path, sweep: Sweep, about: str) -> list[str]:
     record = {
         "about": about,
         "seeds": max(sweep.seeds, record["seeds"]),
-        "baseline": sweep.baseline or next(iter(sweep.configs)),
+        "baseline": sweep.baseline or record.get("baseline") or next(iter(sweep.configs)),
         "configs": old | new,
     }
     try:
