@@ -7,7 +7,8 @@ import numpy as np
 
 from gnet_jax.cli.main import main
 from gnet_jax.config import json_text
-from gnet_jax.lab.sweeps.sweep import read_rows, read_sweep, tabulate
+from gnet_jax.lab.sweeps.report import tabulate
+from gnet_jax.lab.sweeps.sweep import read_sweep
 from gnet_jax.training.workdir import MetricsFile, write_json
 from tests.lab.sweeps import finished_sweep
 
@@ -63,10 +64,10 @@ def test_curves_have_a_gap_where_a_number_is_not_finite(tmp_path):
 
 
 def test_a_report_shows_a_loss_that_was_not_finite_as_nan(tmp_path):
-    sweep = read_sweep(finished_sweep(tmp_path))
+    finished_sweep(tmp_path)
     file = tmp_path / "b/seed-1/result.json"
     result = json.loads(file.read_text())
     result["heads"]["aux4a"]["loss"] = math.inf
     write_json(file, result)
-    header, lines = tabulate(read_rows(sweep))
+    header, lines = tabulate(read_sweep(tmp_path))
     assert lines[1][header.index("aux4a loss")][0] == "nan \N{PLUS-MINUS SIGN} nan"

@@ -42,3 +42,44 @@ def test_subsets_of_different_sizes_have_different_fingerprints():
 def test_a_subset_requires_at_least_one_image():
     with pytest.raises(DataError, match="#0"):
         open_source("digits#0", "train")
+
+
+def test_a_training_budget_leaves_the_validation_images_whole():
+    train, val = (open_source("digits#train=100", split) for split in ("train", "val"))
+    assert train.fingerprint() == open_source("digits#100", "train").fingerprint()
+    assert val.fingerprint() == open_source("digits", "val").fingerprint()
+    assert len(open_source("digits#train=9999", "train")) == 1437
+
+
+def test_a_percentage_is_of_the_images_of_each_split():
+    assert len(open_source("digits#10%", "train")) == 143
+    assert len(open_source("digits#10%", "val")) == 36
+    assert len(open_source("digits#train=50%", "train")) == 718
+    assert len(open_source("digits#200%", "val")) == 360
+
+
+def test_held_out_images_are_training_images_that_are_not_trained_on():
+    whole = open_source("digits", "train")
+    train, val = (open_source("digits#holdout=37", split) for split in ("train", "val"))
+    assert (len(train), len(val), val.split) == (1400, 37, "holdout")
+    names = [[part.describe(i) for i in range(len(part))] for part in (train, val, whole)]
+    assert sorted(names[0] + names[1]) == sorted(names[2])
+    assert val.labels.tolist() == [val[i].label for i in range(37)]
+    prints = {part.fingerprint() for part in (whole, train, val)}
+    assert len(prints | {open_source("digits#holdout=38", "train").fingerprint()}) == 4
+
+
+def test_images_are_held_out_of_a_training_budget():
+    train, val = (open_source("digits#train=200#holdout=10%", s) for s in ("train", "val"))
+    budget = open_source("digits#train=200", "train")
+    names = {part.describe(i) for part in (train, val) for i in range(len(part))}
+    assert names == {budget.describe(i) for i in range(200)}
+    assert (len(train), len(val)) == (180, 20)
+
+
+@pytest.mark.parametrize(
+    "suffix", ["#holdout=1437", "#holdout=0", "#train=0", "#0%", "#holdout=100%"]
+)
+def test_a_part_without_images_is_refused(suffix):
+    with pytest.raises(DataError, match=suffix):
+        open_source(f"digits{suffix}", "train")

@@ -15,7 +15,7 @@ from gnet_jax.cli.main import main
 from gnet_jax.config import Config, ConfigError, Sweep, change
 from gnet_jax.lab.cost.ledger import network_ledger
 from gnet_jax.lab.sweeps import ablate
-from gnet_jax.lab.sweeps.sweep import list_cells, plan_cells, read_sweep
+from gnet_jax.lab.sweeps.sweep import list_cells, open_sweep, plan_cells, read_sweep
 from gnet_jax.model.googlenet import GoogLeNet, Outputs
 from gnet_jax.training import sharding
 from gnet_jax.training.program import model_of, prepare
@@ -301,7 +301,7 @@ def test_a_config_that_cannot_be_tuned_is_named_too(tmp_path):
     config = tiny_config(tmp_path)
     config = change(config, {"data.source": "digits#train=40", "batch_size": 8})
     ablate.check_configs(Sweep({"a": config}))
-    with pytest.raises(ConfigError, match=r"config 'a': .*no training image of"):
+    with pytest.raises(ConfigError, match=r"config .a.: batch_size is 8, more"):
         ablate.check_configs(Sweep({"a": config}, learning_rates=(0.1,)))
 
 
@@ -362,6 +362,23 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, message, capsys):
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_runs_show_a_difference_only_between_configs_that_differ(tmp_path, monkeypatch):
+    monkeypatch.setattr(ablate, "prepare", two_blocks)
+    base = change(tiny_config(tmp_path, epochs=1), {"optim.learning_rate": 3e-3})
+    slow = change(base, {"optim.learning_rate": 1e-5})
+    sweep = Sweep({"base": base, "same": base, "slow": slow}, seeds=5)
+    open_sweep(tmp_path, sweep, "title")
+    cells = [cell for group in plan_cells(tmp_path, sweep) for cell in group]
+    ablate.run_cells(cells, sweep, Said())
+    record = read_sweep(tmp_path)
+    _, same, slow = (row.minus(record.baseline) for row in record.rows)
+    assert (same.verdict, same.seeds) == ("not distinguishable", 5)
+    assert slow.verdict == "lower"
+    assert slow.mean < -0.05
+    assert len({result["top1"] for result in record.baseline.done.values()}) > 1
 
 
 def command(tmp_path, workdir, *more):

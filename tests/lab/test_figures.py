@@ -14,7 +14,7 @@ from gnet_jax.lab.sweeps.figures import (
     draw_run,
     to_svg,
 )
-from gnet_jax.lab.sweeps.sweep import Row, read_rows, read_sweep
+from gnet_jax.lab.sweeps.sweep import Row, read_sweep
 from gnet_jax.training.workdir import MetricsFile
 from tests.lab.sweeps import finished_sweep
 
@@ -48,7 +48,7 @@ def test_each_panel_has_its_metric_of_every_head_and_validation():
 
 
 def test_a_cost_that_is_equal_in_all_configs_has_no_figure(tmp_path):
-    rows = read_rows(read_sweep(finished_sweep(tmp_path)))
+    rows = read_sweep(finished_sweep(tmp_path)).rows
     for row in rows:
         for result in row.done.values():
             result["macs"] = 7
@@ -66,7 +66,7 @@ def test_the_same_figure_gives_the_same_bytes():
 
 @pytest.mark.parametrize(("steps", "marker"), [(19, "o"), (20, "None")])
 def test_curves_of_many_points_have_no_markers(tmp_path, monkeypatch, steps, marker):
-    (row, *_) = read_rows(read_sweep(finished_sweep(tmp_path)))
+    (row, *_) = read_sweep(finished_sweep(tmp_path)).rows
     points = {step: [0.25, 0.75] for step in range(steps)}
     monkeypatch.setattr(figures, "common_points", lambda row, metric: points)
     (axes,) = curve_figure([row], "val/top1", "top-1").axes
@@ -109,7 +109,7 @@ def test_each_figure_of_a_sweep_draws_what_it_is_named_after(tmp_path, monkeypat
     diagnostics.append(1, {"grad_norm/conv1": 2.0})
     rows = [
         dataclasses.replace(row, done={1: row.done[1]})
-        for row in read_rows(read_sweep(workdir))
+        for row in read_sweep(workdir).rows
         if 1 in row.done
     ]
     for row, params in zip(rows, (5, 6, 6), strict=True):
@@ -131,7 +131,7 @@ def test_each_figure_of_a_sweep_draws_what_it_is_named_after(tmp_path, monkeypat
 
 
 def test_rows_without_a_finished_run_keep_their_place_and_hide_no_other(tmp_path, monkeypatch):
-    rows = [Row("none"), *read_rows(read_sweep(finished_sweep(tmp_path)))[:2]]
+    rows = [Row("none"), *read_sweep(finished_sweep(tmp_path)).rows[:2]]
     axes = cost_figure(rows, "macs").axes[0]
     colours = [to_hex(bars.lines[0].get_color()) for bars in axes.containers]
     assert colours == list(COLOURS[1:3])
@@ -145,7 +145,7 @@ def test_rows_without_a_finished_run_keep_their_place_and_hide_no_other(tmp_path
 
 @pytest.mark.parametrize(("seeds", "explained"), [(1, False), (2, True)])
 def test_the_band_is_explained_if_there_is_one(tmp_path, seeds, explained):
-    row = read_rows(read_sweep(finished_sweep(tmp_path)))[0]
+    row = read_sweep(finished_sweep(tmp_path)).rows[0]
     row = dataclasses.replace(row, done={seed: row.done[seed] for seed in range(seeds)})
     (axes,) = curve_figure([row], "val/top1", "label").axes
     assert ("band" in axes.get_legend().get_title().get_text()) == explained
