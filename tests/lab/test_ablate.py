@@ -366,8 +366,9 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, message, capsys):
 
 @pytest.mark.slow
 def test_runs_show_a_difference_only_between_configs_that_differ(tmp_path, monkeypatch):
-    monkeypatch.setattr(ablate, "prepare", two_blocks)
-    base = change(tiny_config(tmp_path, epochs=1), {"optim.learning_rate": 3e-3})
+    model = GoogLeNet(dataclasses.replace(MODEL.arch, norm="batch_norm"))
+    monkeypatch.setattr(ablate, "prepare", lambda c, _: with_program(prepare(c), model=model))
+    base = change(tiny_config(tmp_path, epochs=1), {"optim.learning_rate": 1e-2})
     slow = change(base, {"optim.learning_rate": 1e-5})
     sweep = Sweep({"base": base, "same": base, "slow": slow}, seeds=5)
     open_sweep(tmp_path, sweep, "title")
