@@ -1,6 +1,6 @@
 """Compare training a config's seeds together under vmap with training them one after another.
 
-    python benchmarks/vmap_seeds.py ablate_reduction x1 --data.source 'npz:CIFAR_{split}.npz#10000'
+    python benchmarks/vmap_seeds.py ablate_block x1 --data.source folder:imagenette160
 
 Arguments: a sweep, the name of one of its configs, and changes of its fields. Both ways run the
 same steps in turns. For each way, prints the median milliseconds that one step of all seeds takes.
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> None:
     """Print the median time of one step of all seeds: one after another, and under vmap."""
     sweep, name, *changes = arguments
     given, options, _ = parse_sweep([sweep, *changes], "vmap_seeds.py", Ablate(), __doc__)
-    config = given[name]
+    config = given.configs[name]
     run, seeds = prepare(*with_start(config)), range(config.seed, config.seed + options.seeds)
     program = run.program
     configs = [dataclasses.replace(config, seed=seed) for seed in seeds]

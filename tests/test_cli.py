@@ -663,10 +663,11 @@ def test_ablate_trains_its_shard_and_tells_failures_and_signals_by_the_exit_code
     command = ["ablate", str(tmp_path / "sweep.py"), "--workdir", str(workdir)]
     trained = []
 
-    def run_cells(cells, configs, say, *, retry_failed):
+    def run_cells(cells, sweep, progress, *, retry_failed):
         trained.append(([f"{cell.name}{cell.seed}" for cell in cells], retry_failed))
-        assert configs["c"].batch_size == 24
+        assert sweep.configs["c"].batch_size == 24
 
+    monkeypatch.setattr(ablate, "check_configs", lambda sweep: None)
     monkeypatch.setattr(ablate, "relative_cost", lambda _: 1.0)
     monkeypatch.setattr(ablate, "run_cells", run_cells)
     assert main(command) == 1  # b2 has failed

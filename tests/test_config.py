@@ -360,7 +360,7 @@ def test_shared_blocks_are_not_offered_as_a_recipe():
         *("cifar10", "digits", "finetune_folder", "folder"),
         *("imagenet_caffe", "imagenet_modern", "imagenet_paper", "imagenet_pod"),
     ]
-    assert sweep_names() == ["ablate_block", "ablate_heads", "ablate_norm"]
+    assert sweep_names() == ["ablate_block", "ablate_training"]
 
 
 def test_a_docstring_keeps_its_paragraphs_and_indented_lines(tmp_path):
@@ -395,14 +395,17 @@ def test_a_command_line_of_a_sweep_changes_every_config_and_keeps_what_differs(t
     configs = "{name: Config(epochs=n, workdir='x') for n, name in ((3, 'a'), (5, 'b'))}"
     file.write_text(f"{head}def get_sweep(): return Sweep({configs}, seeds=7)\n")
     command = [str(file), "--batch-size", "4"]
-    configs, options, about = parse_sweep(command, "gnet ablate", Ablate(), "About the command.")
-    assert {name: (each.epochs, each.batch_size) for name, each in configs.items()} == {
+    sweep, options, about = parse_sweep(command, "gnet ablate", Ablate(), "About the command.")
+    assert {name: (each.epochs, each.batch_size) for name, each in sweep.configs.items()} == {
         "a": (3, 4),
         "b": (5, 4),
     }
-    assert {each.workdir for each in configs.values()} == {"runs/mine.sweep"}
+    assert {each.workdir for each in sweep.configs.values()} == {"runs/mine.sweep"}
     assert (options, about) == (Ablate(seeds=7), "About it.")
-    assert parse_sweep([*command, "--seeds", "2"], "gnet ablate", Ablate(), "")[1].seeds == 2
+    assert (sweep.seeds, sweep.learning_rates) == (7, ())
+    more = ["--seeds", "2", "--learning-rates", "0.1", "0.2", "--baseline", "b"]
+    sweep, _, _ = parse_sweep([*command, *more], "gnet ablate", Ablate(), "")
+    assert (sweep.seeds, sweep.learning_rates, sweep.baseline) == (2, (0.1, 0.2), "b")
 
 
 @pytest.mark.parametrize(
@@ -413,6 +416,7 @@ def test_a_command_line_of_a_sweep_changes_every_config_and_keeps_what_differs(t
         ("Sweep({'a/b': Config()})", "'a/b'"),
         ("Sweep({'..': Config()})", r"'\.\.'"),
         ("Sweep({'a': Config(epochs=0)})", r"a\.epochs"),
+        ("Sweep({'a': Config()}, learning_rates=(0.1, -1.0))", r"learning_rates is \(0.1, -1.0\)"),
     ],
 )
 def test_a_sweep_that_cannot_run_is_refused(tmp_path, given, named):

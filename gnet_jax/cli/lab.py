@@ -158,10 +158,12 @@ def ablate(arguments: Sequence[str]) -> int:
     record = sweep.read_sweep(workdir)
     out = console()
     out.print(report.results_table(record, f"{arguments[0]}, {workdir}"))
-    for note in report.list_notes(record):
-        print(note)
+    out.print("\n".join(report.list_notes(record)), soft_wrap=True, markup=False)
+    failed = report.list_failures(record.rows)
+    for line in failed:
+        print(f"failed: {line}", file=sys.stderr)
     print(f"next:  gnet report {shlex.quote(str(workdir))}")
-    return 1 if any(row.failed for row in record.rows) else 0
+    return 1 if failed else 0
 
 
 def report(

@@ -349,12 +349,18 @@ def test_a_run_that_another_process_trains_is_skipped(swept, tmp_path):
     ("arguments", "message"),
     [
         ([], "no sweep is given"),
-        (["nowhere"], "neither a file nor in configs/; there are ablate_block, ablate_heads"),
-        (["ablate_norm", "--shard", "2/2"], "--shard is 2/2; it must be i/n"),
-        (["ablate_norm", "--seeds", "0"], "--seeds is 0; it must be at least 1"),
-        (["ablate_norm", "--data.source", "digits", "--workdir", "/proc/no"], "/proc/no: No such"),
-        (["ablate_norm", "--baseline", "lnr"], "no config 'lnr' in the sweep; did you mean lrn?"),
-        (["ablate_norm", "--learning-rates", "0.1", "0"], "--learning-rates is (0.1, 0.0)"),
+        (["nowhere"], "neither a file nor in configs/; there are ablate_block, ablate_training"),
+        (["ablate_training", "--shard", "2/2"], "--shard is 2/2; it must be i/n"),
+        (["ablate_training", "--seeds", "0"], "--seeds is 0; it must be at least 1"),
+        (
+            ["ablate_training", "--data.source", "digits", "--workdir", "/proc/no"],
+            "/proc/no: No such",
+        ),
+        (
+            ["ablate_training", "--baseline", "lnr"],
+            "no config 'lnr' in the sweep; did you mean lrn?",
+        ),
+        (["ablate_training", "--learning-rates", "0.1", "0"], "--learning-rates is (0.1, 0.0)"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(arguments, message, capsys):

@@ -4,7 +4,14 @@ import statistics
 
 import pytest
 
-from gnet_jax.lab.sweeps.report import list_notes, results_table, runs_csv, tabulate, to_latex
+from gnet_jax.lab.sweeps.report import (
+    list_notes,
+    list_unfinished,
+    results_table,
+    runs_csv,
+    tabulate,
+    to_latex,
+)
 from gnet_jax.lab.sweeps.sweep import Row, Tuning, mean_and_spread, pareto_front, read_sweep
 from tests.lab.sweeps import finished_sweep
 
@@ -163,7 +170,11 @@ def test_a_config_without_a_finished_run_has_empty_values(sweep):
     header, lines = tabulate(empty)
     assert lines[0][:2] == [("f", None), ("", None)]
     assert [value for value in lines[0][1:] if value != ("", None)] == [("0 of 0", 0)]
-    assert "f, seed 0: not finished" in list_notes(empty)
+    assert list_unfinished(empty.rows) == ["f, seed 0: not finished"]
+    assert list_unfinished(sweep.rows) == [
+        "Failed: b, seed 2: TrainingError: step 2: the loss is nan",
+        "c, seed 1: not finished",
+    ]
     assert len(lines[0]) == len(header) == 12
 
 

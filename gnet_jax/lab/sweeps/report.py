@@ -162,7 +162,7 @@ def results_table(sweep: SweepRecord, title: str) -> Table:
 
 
 def list_notes(sweep: SweepRecord) -> list[str]:
-    """Returns sentences about what the table shows, what it cannot show, and unfinished runs."""
+    """Returns sentences about what the table shows and what it cannot show."""
     rows, baseline = sweep.rows, sweep.baseline
     notes, done = [], [row for row in rows if row.done]
     if done:
@@ -192,9 +192,7 @@ def list_notes(sweep: SweepRecord) -> list[str]:
             + "; ".join(f"{name} ({_listed(each)})" for name, each in versions.items())
             + "."
         )
-    notes += [f"{row.name}: {row.tuning.note}." for row in rows if row.tuning is not None]
-    notes += [f"Failed: {line}" for row in rows for line in _failures(row)]
-    return notes + [f"{row.name}, seed {n}: not finished" for row in rows for n in row.missing]
+    return notes + [f"{row.name}: {row.tuning.note}." for row in rows if row.tuning is not None]
 
 
 def _at_chance(row: Row) -> bool:
@@ -206,8 +204,17 @@ def _listed(versions: Iterable[str]) -> str:
     return ", ".join(sorted(versions))
 
 
-def _failures(row: Row) -> list[str]:
-    return [f"{row.name}, seed {seed}: {error}" for seed, error in row.failed.items()]
+def list_failures(rows: Sequence[Row]) -> list[str]:
+    """Returns a line for each failed run."""
+    return [
+        f"{row.name}, seed {seed}: {error}" for row in rows for seed, error in row.failed.items()
+    ]
+
+
+def list_unfinished(rows: Sequence[Row]) -> list[str]:
+    """Returns a line for each run that failed or is not finished."""
+    missing = [f"{row.name}, seed {seed}: not finished" for row in rows for seed in row.missing]
+    return [f"Failed: {line}" for line in list_failures(rows)] + missing
 
 
 def runs_csv(rows: Sequence[Row]) -> str:
@@ -273,7 +280,8 @@ def to_html(sweep: SweepRecord, drawings: Mapping[str, Any]) -> str:
     return PAGE.substitute(
         title=e(sweep.title),
         about="\n".join(about),
-        notes="".join(f"<p>{e(note)}</p>" for note in list_notes(sweep)),
+        notes="".join(f"<p>{e(note)}</p>" for note in list_unfinished(sweep.rows)),
+        about_results="".join(f"<p>{e(note)}</p>" for note in list_notes(sweep)),
         results=_html_table([f'<button type="button">{e(n)}</button>' for n in header], table),
         legend=e(LEGEND),
         figures="\n".join(
@@ -307,7 +315,7 @@ def to_markdown(sweep: SweepRecord) -> str:
         _markdown_table(header, [[text for text, _ in line] for line in lines], "---:"),
         LEGEND,
         f"Pareto front of accuracy and multiply-adds{found}.",
-        "\n".join(f"- {note}" for note in list_notes(sweep)),
+        "\n".join(f"- {note}" for note in list_notes(sweep) + list_unfinished(sweep.rows)),
         "## What differs",
         _markdown_table(
             ["field", *sweep.configs], [[f"`{k}`", *values] for k, values in fields.items()], "---"
