@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import flax
 import pytest
 
 PAGE = (Path(__file__).parents[1] / "docs" / "library.md").read_text()
@@ -19,6 +20,8 @@ def names():
 
 @pytest.mark.parametrize(("title", "code"), SECTIONS, ids=[title for title, _ in SECTIONS])
 def test_the_contract_holds(title, code, names, tmp_path, monkeypatch):
+    if "NNX" in title and tuple(map(int, flax.__version__.split(".")[:2])) < (0, 12):
+        pytest.skip("before Flax 0.12, ToNNX loses parameters in training")
     monkeypatch.chdir(tmp_path)  # sections write files
     exec(compile(code, f"docs/library.md: {title}", "exec"), dict(names))
 
