@@ -49,7 +49,7 @@ oracles: .venv/installed-dev
 # Run the core tests and the notebook with the oldest supported libraries (bounds), or with the newest
 # (newest).
 LOWEST := jax==0.7.2 jaxlib==0.7.2 flax==0.11.2 orbax-checkpoint==0.12.4 grain==0.2.15
-CORE := tests/model tests/training tests/inference tests/test_train.py
+CORE := tests/model tests/training tests/inference tests/test_train.py tests/test_library.py
 
 bounds:
 	$(call VENV,.venv-bounds)

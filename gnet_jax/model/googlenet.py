@@ -19,7 +19,7 @@ from gnet_jax.model.architecture import Architecture, architecture, grid_sizes, 
 from gnet_jax.model.blocks import AuxHead, InceptionBlock, NaiveInceptionBlock
 from gnet_jax.model.layers import ConvBlock, dense
 from gnet_jax.ops.fast import FAST, OPS, BatchNorm
-from gnet_jax.ops.reference import REFERENCE, Ops
+from gnet_jax.ops.reference import REFERENCE
 
 
 class Outputs(NamedTuple):
@@ -44,7 +44,12 @@ class GoogLeNet(nn.Module):
     dtype: Any = jnp.float32  # of the computation; parameters, LRN sums and logits stay float32
     axis_name: str | None = None  # name of the pmap axis over which batch norm averages
     momentum: float = 0.9  # of batch norm: new = momentum * running + (1 - momentum) * batch
-    ops: Ops = FAST  # REFERENCE supports forward-mode differentiation
+    ops: Any = FAST  # `Ops`, or a name in OPS; "reference" supports forward-mode differentiation
+
+    def __post_init__(self) -> None:
+        if isinstance(self.ops, str):
+            self.ops = choose("ops", self.ops, OPS)
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array, train: bool = False) -> Outputs:
@@ -174,7 +179,7 @@ def googlenet(
         ValueError: for an unknown variant or a value out of range.
     """
     arch = architecture(variant, num_classes, **changes)
-    return GoogLeNet(arch, dtype=dtype, ops=choose("ops", ops, OPS))
+    return GoogLeNet(arch, dtype=dtype, ops=ops)
 
 
 # The reference operations trace fastest, and `BatchNorm` computes nothing during initialisation.
