@@ -307,14 +307,14 @@ def to_markdown(sweep: SweepRecord) -> str:
     """Returns the report in Markdown, without its figures."""
     header, lines = tabulate(sweep)
     front = ", ".join(row.name for row in pareto_front(sweep.rows, "macs"))
-    found = f": {front}" if front else ": not distinguishable"
+    none = "no config is distinguishably more accurate than a cheaper one"
     fields = differing_fields(sweep.configs.values())
     parts = [
         f"# {sweep.title}",
         sweep.about,
         _markdown_table(header, [[text for text, _ in line] for line in lines], "---:"),
         LEGEND,
-        f"Pareto front of accuracy and multiply-adds{found}.",
+        f"Pareto front of accuracy and multiply-adds: {front or none}.",
         "\n".join(f"- {note}" for note in list_notes(sweep) + list_unfinished(sweep.rows)),
         "## What differs",
         _markdown_table(
@@ -351,12 +351,18 @@ def to_latex(sweep: SweepRecord) -> str:
         top1, top5 = (text.removesuffix(" %") for text in top)
         cells = [_marked(row, sweep.baseline), top1, shown, top5, *costs, str(len(row.done))]
         lines.append(" & ".join([_to_latex(cells[0]), *map(_symbols, cells[1:])]) + r" \\")
-    text = (sweep.title, LEGEND.partition(" images/s:")[0], *list_notes(sweep))
+    notes = list_notes(sweep)
+    caption = (
+        f"{sweep.title} Top-1 and top-5 as mean {PLUS_MINUS} sample standard deviation over the "
+        f"seeds. Difference in top-1 from {sweep.baseline.name}, in points: mean {PLUS_MINUS} half "
+        "the 95 % t-interval of the paired differences; bold if the interval excludes zero. "
+    )
     header = r"config & top-1 (\%) & difference & top-5 (\%) & multiply-adds & parameters & seeds"
     parts = [
         "% requires \\usepackage{booktabs}",
         *(r"\begin{table}", r"\centering"),
-        f"\\caption{{{_to_latex(' '.join(text))} Bold: the interval excludes zero.}}",
+        *(f"% {note}" for note in notes),
+        f"\\caption{{{_to_latex(caption + ''.join(notes[:1]))}}}",
         *(r"\begin{tabular}{lrrrrrr}", r"\toprule", header + r" \\", r"\midrule"),
         *lines,
         *(r"\bottomrule", r"\end{tabular}", r"\end{table}"),
