@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, TypeVar
 
-from gnet_jax.config.fields import Config, ConfigError, Count, Limit, check_limits, suggestion
+from gnet_jax.config.fields import Config, ConfigError, Count, Limit, check_limits
+from gnet_jax.errors import suggestion
 
 Kind = TypeVar("Kind")
 

@@ -14,7 +14,8 @@ from google.protobuf.message import DecodeError
 from gnet_jax.config import Preprocessing
 from gnet_jax.convert import mapping
 from gnet_jax.model.architecture import VARIANTS, Architecture
-from gnet_jax.model.googlenet import CAFFE_BRANCHES, CAFFE_STEM, GoogLeNet
+from gnet_jax.model.googlenet import GoogLeNet
+from gnet_jax.model.names import CAFFE_BRANCHES, CAFFE_STEM
 from gnet_jax.model_folder.folder import TrainedModel, WeightsError, unflatten
 
 _SIDES = ("num", "channels", "height", "width")  # the fields that hold the shape of older blobs
