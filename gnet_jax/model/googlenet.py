@@ -53,7 +53,7 @@ class GoogLeNet(nn.Module):
         heads = arch.aux_after if train or self.is_initializing() else ()
         self._check_size(x_BHWC.shape, heads)
         conv = _conv(self, train)
-        lrn = ops.local_response_norm if arch.norm == "lrn" else lambda x: x
+        lrn = partial(ops.local_response_norm, lrn=arch.lrn) if arch.norm == "lrn" else lambda x: x
         block: Any = NaiveInceptionBlock if arch.naive else InceptionBlock
         if arch.block is not None:
             block = custom.load(arch.block)
