@@ -8,19 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
 from gnet_jax.config import Preprocessing
 from gnet_jax.convert import mapping
+from gnet_jax.convert.wire import message_class
 from gnet_jax.model.architecture import VARIANTS, Architecture
 from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.model.names import CAFFE_BRANCHES, CAFFE_STEM
 from gnet_jax.model_folder.folder import TrainedModel, WeightsError, unflatten
 
 _SIDES = ("num", "channels", "height", "width")  # the fields that hold the shape of older blobs
-# The messages of caffe.proto that are read here, with only the fields that are needed. Each field
-# has a number and a type, which ends in [] if the field is repeated.
+# The messages of caffe.proto that are read here, with only the fields that are needed.
 _MESSAGES = {
     "BlobShape": {"dim": (1, "int64[]")},
     "BlobProto": {name: (n, "int32") for n, name in enumerate(_SIDES, start=1)}
@@ -58,23 +57,6 @@ WITHOUT_HEADS_SHA256 = "afb3ba04dbee93e6e3228f8c399c5f439a786fbeafdb5b5870a990de
 Layers = Mapping[str, list[np.ndarray]]  # the arrays of each layer that has any
 
 
-def _net_parameter() -> Any:
-    file = descriptor_pb2.FileDescriptorProto(name="caffe.proto", syntax="proto2")
-    for message, fields in _MESSAGES.items():
-        described = file.message_type.add(name=message)
-        for name, (number, kind) in fields.items():
-            field = described.field.add(name=name, number=number)
-            repeated, kind = kind.endswith("[]"), kind.removesuffix("[]")
-            field.label = field.LABEL_REPEATED if repeated else field.LABEL_OPTIONAL
-            if kind in _MESSAGES:
-                field.type, field.type_name = field.TYPE_MESSAGE, kind
-            else:
-                field.type = field.Type.Value(f"TYPE_{kind.upper()}")
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName("NetParameter"))()
-
-
 def read_caffemodel(path: Path) -> tuple[dict[str, list[np.ndarray]], Preprocessing, str]:
     """Returns a file's layers (float32 arrays), its preprocessing, and a note on the preprocessing.
 
@@ -83,7 +65,7 @@ def read_caffemodel(path: Path) -> tuple[dict[str, list[np.ndarray]], Preprocess
     Raises WeightsError if the file is not a caffemodel, is corrupt (the error names the last
     complete layer) or has invalid preprocessing.
     """
-    net = _net_parameter()
+    net = message_class(_MESSAGES, "NetParameter")()
     try:
         net.ParseFromString(path.read_bytes())
     except DecodeError as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gnet_jax.convert import caffe, tf_slim, torchvision
+from gnet_jax.convert.tf_checkpoint import find_index, is_checkpoint
 from gnet_jax.convert.torch_file import is_torch_file, read_torch
 from gnet_jax.data.sources.classes import imagenet_classes
 from gnet_jax.model_folder import TrainedModel, WeightsError, folder, read_folder, write_folder
@@ -78,7 +79,7 @@ def _read_folder(src: Path) -> tuple[TrainedModel, list[str]]:
 
 def _read_file(src: Path, transform_input: bool | None) -> tuple[TrainedModel, list[str]]:
     """Returns the model in a file, and notes on it. Other programs' models get no class names."""
-    src = tf_slim.find_index(src)
+    src = find_index(src)
     try:
         with src.open("rb") as file:
             head = file.read(32)
@@ -106,7 +107,7 @@ def _read_file(src: Path, transform_input: bool | None) -> tuple[TrainedModel, l
                 raise WeightsError(f"the metadata of {src} is corrupt: {error}") from error
         found, notes = torchvision.load(tensors, src, sha256, transform_input)
         kind = {"format": "safetensors state dict"}
-    elif tf_slim.is_checkpoint(src):
+    elif is_checkpoint(src):
         found, notes = tf_slim.load(src)
     else:  # a caffemodel has no signature
         found, notes = caffe.load(src, sha256)

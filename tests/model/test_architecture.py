@@ -137,8 +137,8 @@ def test_the_variants_offered_are_those_that_exist():
 OTHER_VALUES = {
     "num_classes": 7, "naive": True, "norm": "batch_norm", "block": "f.py:Mine",
     "lrn": (3, 2.0, 0.1, 1.0), "branch5_kernel": 3, "pool4_window": 2, "stem": "small",
-    "stem_padding": "same", "stem_widths": (1, 2, 3), "aux_after": ("3b",), "aux_widths": (4, 5), "aux_pool": "adaptive",
-    "aux_dropout": 0.1, "head": "fc", "dropout": 0.2,
+    "stem_padding": "same", "stem_widths": (1, 2, 3), "aux_after": ("3b",), "aux_widths": (4, 5),
+    "aux_pool": "adaptive", "aux_dropout": 0.1, "head": "fc", "dropout": 0.2,
 }  # fmt: skip
 
 
