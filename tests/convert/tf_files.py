@@ -94,3 +94,55 @@ def lrn(name: str, size: int, bias: float, alpha: float, power: float) -> bytes:
     values = {"bias": bias, "alpha": alpha, "beta": power}
     attributes = {key: floats(4, value) for key, value in values.items()}
     return node(name, "LRN", depth_radius=number(3, size // 2), **attributes)
+
+
+def random_weights(
+    widths: Mapping[str, Sequence[int]],
+    stem: Sequence[int],
+    classes: int,
+    aux: tuple[int, int] | None = None,
+) -> dict[str, np.ndarray]:
+    """The weights of Google's network by their names in its graph, for images of 224x224."""
+    generator, found = np.random.default_rng(0), {}
+
+    def layer(name: str, *shape: int) -> None:
+        bound = (6 / np.prod(shape[:-1])) ** 0.5  # keeps activations of size one
+        found[f"{name}_w"] = generator.uniform(-bound, bound, shape).astype(np.float32)
+        found[f"{name}_b"] = generator.uniform(-0.3, 0.3, shape[-1]).astype(np.float32)
+
+    layer("conv2d0", 7, 7, 3, stem[0])
+    layer("conv2d1", 1, 1, stem[0], stem[1])
+    layer("conv2d2", 3, 3, stem[1], stem[2])
+    channels = stem[2]
+    for block, (b1, reduce3, b3, reduce5, b5, pool_proj) in widths.items():
+        at = f"mixed{block}"
+        layer(f"{at}_1x1", 1, 1, channels, b1)
+        layer(f"{at}_3x3_bottleneck", 1, 1, channels, reduce3)
+        layer(f"{at}_3x3", 3, 3, reduce3, b3)
+        layer(f"{at}_5x5_bottleneck", 1, 1, channels, reduce5)
+        layer(f"{at}_5x5", 5, 5, reduce5, b5)
+        layer(f"{at}_pool_reduce", 1, 1, channels, pool_proj)
+        channels = b1 + b3 + b5 + pool_proj
+        if aux and block in ("4a", "4d"):
+            i = ("4a", "4d").index(block)
+            layer(f"head{i}_bottleneck", 1, 1, channels, aux[0])
+            layer(f"nn{i}", 4 * 4 * aux[0], aux[1])
+            layer(f"softmax{i}", aux[1], classes)
+    layer("softmax2", channels, classes)
+    return found
+
+
+GOOGLES_LRN = (9, 1.0, 1e-4 / 9, 0.5)
+
+
+def graph_bytes(
+    weights: Mapping[str, np.ndarray],
+    lrns: Sequence[tuple[int, float, float, float]] = (GOOGLES_LRN,) * 2,
+    typed: Sequence[str] = (),
+) -> bytes:
+    """A part of a frozen graph: input, weights and some other nodes. `typed` is as in `const`."""
+    out = node("input", "Placeholder", dtype=number(6, 1))
+    for name, array in weights.items():
+        out += const(name, array, typed=name in typed)
+    out += const("mixed3a/concat_dim", np.array(3)) + node("mixed3a", "Concat", N=number(3, 4))
+    return out + b"".join(lrn(f"localresponsenorm{i}", *each) for i, each in enumerate(lrns))
