@@ -19,7 +19,7 @@ from gnet_jax.model.architecture import VARIANTS
 from gnet_jax.model.googlenet import GoogLeNet, endpoints, every_head
 from gnet_jax.model.names import find_layer
 from gnet_jax.model_folder import WeightsError, read_folder
-from gnet_jax.model_folder.folder import expected_shapes, unflatten
+from gnet_jax.model_folder.folder import expected_shapes
 from tests.convert.caffe_files import NARROW, caffemodel_bytes, random_layers
 from tests.convert.tf_files import GOOGLES_LRN, checkpoint_v1, graph_bytes, random_weights
 
@@ -239,21 +239,68 @@ def test_every_block_is_what_lucent_computes(tmp_path, lucent):
         assert dict(differences(dataclasses.replace(ARCH, **wrong)))["mixed5b"] > 1e-3
 
 
+class Graph:
+    """Google's graph as TensorFlow builds it, with the names of the public listing."""
+
+    def __init__(self, tf, weights, lrn):
+        self.tf, self.weights, self.radius = tf, weights, lrn[0] // 2
+        self.lrn = dict(zip(("bias", "alpha", "beta"), lrn[1:], strict=True))
+
+    def affine(self, x, name, product, stride=1):
+        tf, names = self.tf, (f"{name}_w", f"{name}_b")
+        w, b = (tf.constant(self.weights[each], name=each) for each in names)
+        if product == "conv":
+            x = tf.nn.conv2d(x, w, stride, "SAME", name=f"{name}_pre_relu/conv")
+        else:
+            x = tf.matmul(tf.reshape(x, [-1, w.shape[0]]), w, name=f"{name}_pre_relu/matmul")
+        return tf.nn.bias_add(x, b, name=f"{name}_pre_relu")
+
+    def conv(self, x, name, stride=1):
+        return self.tf.nn.relu(self.affine(x, name, "conv", stride), name=name)
+
+    def pool(self, x, name, stride):
+        return self.tf.nn.max_pool2d(x, 3, stride, "SAME", name=name)
+
+    def norm(self, x, name):
+        return self.tf.nn.lrn(x, self.radius, **self.lrn, name=name)
+
+    def build(self, x):
+        """Returns the logits of the three heads, the main one first."""
+        tf, heads = self.tf, []
+        x = self.norm(self.pool(self.conv(x, "conv2d0", 2), "maxpool0", 2), "localresponsenorm0")
+        x = self.conv(self.conv(x, "conv2d1"), "conv2d2")
+        x = self.pool(self.norm(x, "localresponsenorm1"), "maxpool1", 2)
+        for block in NARROW.widths:
+            at = f"mixed{block}"
+            if block in ("4a", "5a"):
+                x = self.pool(x, {"4a": "maxpool4", "5a": "maxpool10"}[block], 2)
+            three, five = (
+                self.conv(self.conv(x, f"{at}_{n}_bottleneck"), f"{at}_{n}") for n in ("3x3", "5x5")
+            )
+            pooled = self.conv(self.pool(x, f"{at}_pool", 1), f"{at}_pool_reduce")
+            x = tf.concat([self.conv(x, f"{at}_1x1"), three, five, pooled], 3, name=at)
+            if block in ("4a", "4d"):
+                i = len(heads)
+                y = tf.nn.avg_pool2d(x, 5, 3, "VALID", name=f"head{i}_pool")
+                y = self.conv(y, f"head{i}_bottleneck")
+                y = tf.nn.relu(self.affine(y, f"nn{i}", "matmul"), name=f"nn{i}")
+                heads.append(self.affine(y, f"softmax{i}", "matmul"))
+        x = tf.nn.avg_pool2d(x, 7, 1, "VALID", name="avgpool0")
+        return [self.affine(x, "softmax2", "matmul"), *heads]
+
+
 @pytest.mark.slow
-def test_the_auxiliary_heads_have_the_arithmetic_of_their_matrices(weights):
-    arch, flat = from_graph(weights, (), "memory")
-    model, variables = GoogLeNet(arch), unflatten(flat)
-    x = np.random.default_rng(1).uniform(-117, 138, (1, 224, 224, 3)).astype(np.float32)
-    found = jax.jit(lambda v, x: endpoints(model, v, x))(variables, x)
-    logits = jax.jit(lambda v, x: every_head(model, v, x))(variables, x).aux_logits
-    for i, block in enumerate(("4a", "4d")):
-        maps = np.asarray(found[f"inception_{block}/output"])[0]
-        pooled = [
-            [maps[r : r + 5, c : c + 5].mean((0, 1)) for c in (0, 3, 6, 9)] for r in (0, 3, 6, 9)
-        ]
-        y = np.array(pooled)
-        for layer in (f"head{i}_bottleneck", f"nn{i}"):
-            w, b = weights[f"{layer}_w"], weights[f"{layer}_b"]
-            y = np.maximum((y if w.ndim == 4 else y.reshape(-1)) @ w.squeeze() + b, 0)
-        expected = y @ weights[f"softmax{i}_w"] + weights[f"softmax{i}_b"]
-        np.testing.assert_allclose(logits[i][0], expected, rtol=1e-3, atol=1e-4)
+@pytest.mark.parametrize("lrn", [GOOGLES_LRN, (11, 2.0, 1e-4, 0.5)])
+def test_tensorflow_computes_the_same_from_its_own_graph(tmp_path, weights, lrn):
+    tf = pytest.importorskip("tensorflow", reason="tensorflow, the oracle, is not installed")
+    weights = weights | {"conv2d2_b": np.full_like(weights["conv2d2_b"], 0.25)}
+    x = np.random.default_rng(1).uniform(-117, 138, (2, 224, 224, 3)).astype(np.float32)
+    with tf.Graph().as_default() as graph, tf.compat.v1.Session() as session:
+        images = tf.compat.v1.placeholder(tf.float32, [None, 224, 224, 3], name="input")
+        expected = session.run(Graph(tf, weights, lrn).build(images), {images: x})
+        (tmp_path / PB).write_bytes(graph.as_graph_def().SerializeToString())
+    trained = read(tmp_path / PB)
+    assert trained.model.arch.lrn == pytest.approx(lrn)
+    found = jax.jit(lambda v, x: every_head(trained.model, v, x))(trained.variables, x)
+    for ours, theirs in zip((found.logits, *found.aux_logits), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())
