@@ -1,8 +1,9 @@
-"""Reads Caffe's .caffemodel files: the newer format (NetParameter.layer) and the older (layers)."""
+"""Reads Caffe's network from .caffemodel files of both formats, and from ONNX's model zoo."""
 
 import dataclasses
 import hashlib
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from google.protobuf.message import DecodeError
 
 from gnet_jax.config import Preprocessing
 from gnet_jax.convert import mapping
-from gnet_jax.convert.wire import message_class
+from gnet_jax.convert.wire import message_class, to_array
 from gnet_jax.model.architecture import VARIANTS, Architecture
 from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.model.names import CAFFE_BRANCHES, CAFFE_STEM
@@ -41,6 +42,17 @@ _MESSAGES = {
         "transform_param": (36, "TransformationParameter"),
     },
     "NetParameter": {"layer": (100, "LayerParameter[]"), "layers": (2, "V1LayerParameter[]")},
+}
+_ONNX = {
+    "TensorProto": {
+        "dims": (1, "int64[]"),
+        "data_type": (2, "int32"),
+        "float_data": (4, "float[]"),
+        "name": (8, "bytes"),
+        "raw_data": (9, "bytes"),
+    },
+    "GraphProto": {"initializer": (5, "TensorProto[]")},
+    "ModelProto": {"graph": (7, "GraphProto")},
 }
 _PARTS = {"params/{}/kernel": "weights of {}", "params/{}/bias": "bias of {}"}
 _HEADS = {"aux_4a": "loss1", "aux_4d": "loss2"}
@@ -122,6 +134,33 @@ def _blob(message: Any, where: str) -> np.ndarray:
     if not data.size or not shape or min(shape) < 0 or data.size != math.prod(shape):
         raise WeightsError(f"{where} has {data.size} numbers for a blob of shape {shape}")
     return data.reshape(shape)
+
+
+def read_onnx(path: Path) -> dict[str, list[np.ndarray]]:
+    """Returns the layers (float32 arrays) of an ONNX file whose constants have Caffe2's names.
+
+    Their names are those of Caffe's layers, followed by _w_0 or _b_0. Raises WeightsError.
+    """
+    try:
+        graph = message_class(_ONNX, "ModelProto").FromString(path.read_bytes()).graph
+    except DecodeError as error:
+        raise WeightsError(f"{path} is a corrupt ONNX file; copy or download it again") from error
+    layers: dict[str, list[np.ndarray]] = {}
+    for tensor in sorted(graph.initializer, key=lambda each: each.name, reverse=True):  # _w_0 first
+        name = _text(tensor.name)
+        if tensor.data_type == 1:  # float32
+            array = to_array(tensor.raw_data, tensor.float_data, tensor.dims, f"{path}: {name}")
+            layers.setdefault(re.sub("_[wb]_0$", "", name), []).append(array)
+    return layers
+
+
+def load_onnx(src: Path) -> tuple[TrainedModel, list[str]]:
+    """Returns the network in an ONNX file, and notes, as `load` does."""
+    network, notes = find_network(read_onnx(src), str(src))
+    arch, flat = from_caffe(network, str(src))
+    notes.append(mapping.assumed_preprocessing("Caffe's published GoogLeNet", PREPROCESSING))
+    source = {"format": "ONNX"}
+    return TrainedModel(GoogLeNet(arch), unflatten(flat), PREPROCESSING, (), source), notes
 
 
 def load(src: Path, sha256: str) -> tuple[TrainedModel, list[str]]:

@@ -8,14 +8,13 @@ import dataclasses
 import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from google.protobuf.message import DecodeError
 
 from gnet_jax.config import Preprocessing
 from gnet_jax.convert import mapping
-from gnet_jax.convert.wire import message_class
+from gnet_jax.convert.wire import message_class, to_array
 from gnet_jax.model.architecture import VARIANTS, Architecture
 from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.model.names import CAFFE_BRANCHES, CAFFE_STEM, caffe_name, google_name
@@ -81,24 +80,15 @@ def read_graph(file: Path) -> tuple[dict[str, np.ndarray], list[tuple[int, float
     for node in nodes:
         name, found = node.name.decode(errors="replace"), {a.key: a.value for a in node.attr}
         if node.op == b"Const" and b"value" in found and found[b"value"].tensor.dtype == _FLOAT:
-            tensors[name] = _array(found[b"value"].tensor, f"{file}: {name}")
+            tensor = found[b"value"].tensor
+            shape, values = [dim.size for dim in tensor.tensor_shape.dim], list(tensor.float_val)
+            values += values[-1:] * (math.prod(shape) - len(values))  # equal last ones are left out
+            tensors[name] = to_array(tensor.tensor_content, values, shape, f"{file}: {name}")
         if node.op == b"LRN":
             # The shortest text of a float32 number: 1e-4, not 9.999999747378752e-05.
             values = [float(str(np.float32(found[key].f))) for key in (b"bias", b"alpha", b"beta")]
             lrns.append((2 * found[b"depth_radius"].i + 1, *values))
     return tensors, lrns
-
-
-def _array(tensor: Any, where: str) -> np.ndarray:
-    """Returns a tensor as an array. `float_val` lacks the last values if they are equal."""
-    shape, values = tuple(dim.size for dim in tensor.tensor_shape.dim), tensor.float_val
-    size, stored = math.prod(shape), len(tensor.tensor_content) / 4
-    if min(shape, default=0) < 0 or (stored != size and not 0 < len(values) <= size):
-        raise WeightsError(f"{where} has {stored or len(values):g} numbers for the shape {shape}")
-    if stored:
-        return np.frombuffer(tensor.tensor_content, "<f4").reshape(shape)
-    array = np.array(values, np.float32)
-    return np.pad(array, (0, size - len(array)), "edge").reshape(shape)
 
 
 def from_graph(

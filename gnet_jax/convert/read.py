@@ -21,7 +21,7 @@ from gnet_jax.data.sources.classes import imagenet_classes
 from gnet_jax.model_folder import TrainedModel, WeightsError, folder, read_folder, write_folder
 from gnet_jax.training.checkpoints.verify import is_workdir, read_workdir
 
-_ARCHIVED = (".pb", ".ckpt", ".onnx", ".caffemodel")  # files of weights that archives contain
+_ARCHIVED = ("graph.pb", ".ckpt", ".onnx", ".caffemodel")  # files of weights that archives contain
 
 
 def convert(
@@ -124,6 +124,8 @@ def _read_file(src: Path, transform_input: bool | None) -> tuple[TrainedModel, l
             names = read_class_names(labels)
             names += tuple(f"class {i}" for i in range(len(names), outputs))
             found = dataclasses.replace(found, class_names=names)
+    elif head[:1] == b"\x08":  # the tag of the version, which begins an ONNX file
+        found, notes = caffe.load_onnx(src)
     else:  # a caffemodel has no signature
         found, notes = caffe.load(src, sha256)
     # The .index of a TensorFlow checkpoint has a checksum of each tensor, so its sha256 is enough.

@@ -6,7 +6,6 @@ format (leveldb/doc/table_format.md); the values are messages (tensorflow/core/p
 saved_tensor_slice.proto and tensor_bundle.proto).
 """
 
-import math
 import os
 import re
 import struct
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from gnet_jax.convert.wire import message_class
+from gnet_jax.convert.wire import message_class, to_array
 from gnet_jax.model_folder.folder import WeightsError
 
 _MAGIC = bytes.fromhex("57fb808b247547db")  # ends every table
@@ -44,7 +43,7 @@ _MESSAGES = {
     },
 }
 
-_Tensor = tuple[str, Any, np.ndarray]
+_Tensor = tuple[str, Any, Any]  # name, dimensions, values
 
 
 def find_index(path: Path) -> Path:
@@ -76,9 +75,7 @@ def read_checkpoint(file: Path) -> dict[str, np.ndarray]:
         found = _version_1(entries) or _version_2(entries, file)
         for name, dims, values in found:
             shape = tuple(dim.size for dim in dims)
-            if values.size != math.prod(shape) or min(shape, default=0) < 0:
-                raise LookupError(f"{name} has {values.size} numbers for the shape {shape}")
-            tensors[name] = values.reshape(shape)
+            tensors[name] = to_array(b"", values, shape, f"{file}: {name}")
     except OSError as error:
         raise WeightsError(f"cannot read {error.filename or file}: {error.strerror}") from error
     except (LookupError, struct.error, DecodeError) as error:
@@ -94,8 +91,8 @@ def _version_1(entries: Mapping[bytes, bytes]) -> list[_Tensor]:
     found = []
     for data in [saved.FromString(value).data for value in entries.values() if metas]:
         if data.name in dims:
-            values = np.array(data.values.float_val, np.float32)
-            found.append((data.name.decode(errors="replace"), dims[data.name], values))
+            name = data.name.decode(errors="replace")
+            found.append((name, dims[data.name], data.values.float_val))
     return found
 
 

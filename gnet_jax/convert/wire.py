@@ -1,9 +1,13 @@
 """Reads protobuf's wire format: files of Caffe, TensorFlow and ONNX, without their libraries."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+from gnet_jax.model_folder.folder import WeightsError
 
 
 def message_class(messages: Mapping[str, Mapping[str, tuple[int, str]]], root: str) -> Any:
@@ -26,3 +30,14 @@ def message_class(messages: Mapping[str, Mapping[str, tuple[int, str]]], root: s
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
     return message_factory.GetMessageClass(pool.FindMessageTypeByName(root))
+
+
+def to_array(raw: bytes, values: Sequence[float], shape: Sequence[int], where: str) -> np.ndarray:
+    """Returns a float32 array of `shape` from its bytes, or from `values` if `raw` is empty.
+
+    Raises WeightsError, naming `where`, if the number of values does not match the shape.
+    """
+    stored = len(raw) / 4 or len(values)
+    if stored != math.prod(shape) or min(shape, default=0) < 0:
+        raise WeightsError(f"{where} has {stored:g} numbers for the shape {tuple(shape)}")
+    return (np.frombuffer(raw, "<f4") if raw else np.array(values, np.float32)).reshape(shape)

@@ -257,7 +257,7 @@ def test_a_data_file_that_is_cut_or_missing_is_named(tmp_path):
     index = find_index(write(tmp_path, 2))
     data = tmp_path / "m.ckpt.data-00000-of-00001"
     data.write_bytes(data.read_bytes()[:-100])
-    with pytest.raises(WeightsError, match=r"m\.ckpt\.index .*corrupt: net/last"):
+    with pytest.raises(WeightsError, match=r"m\.ckpt\.index: net/last has"):
         read_checkpoint(index)
     data.unlink()
     with pytest.raises(WeightsError, match=r"m\.ckpt\.data-00000-of-00001"):
