@@ -38,12 +38,13 @@ walkthrough: .venv/installed-dev
 # Install torchvision, TensorFlow and OpenCV, which reads Caffe's files (several GB), and run the tests
 # that compare our results with theirs. TensorFlow runs in its own process, because it conflicts with
 # some libraries.
-ORACLES := $(addprefix convert/test_,caffe.py convert.py export.py torch_file.py torchvision.py) lab/test_report.py
+ORACLES := $(addprefix convert/test_,caffe.py convert.py export.py inception5h.py torch_file.py torchvision.py) lab/test_report.py
 
 oracles: .venv/installed-dev
 	$(INSTALL) --editable '.[dev,oracles]'
+	$(INSTALL) --no-deps torch-lucent==0.1.8  # it requires libraries for notebooks, in old versions
 	$(BIN)/$(PYTEST) -m "not long" $(addprefix tests/,$(ORACLES))
-	$(BIN)/python -m pytest tests/convert/test_tf_slim.py
+	$(BIN)/python -m pytest tests/convert/test_tf_slim.py tests/convert/test_inception5h.py
 	$(BIN)/python -m pytest tests/data/test_tensorflow.py
 
 # Run the core tests and the notebook with the oldest supported libraries (bounds), or with the newest

@@ -197,7 +197,8 @@ def convert(
     """Convert published weights, or a training workdir, to a model folder.
 
     SRC is a .caffemodel file, a .pth or .safetensors file of torchvision's GoogLeNet, a checkpoint
-    of TF-slim's Inception v1, or a workdir. The format is detected from the content, and no code in
+    of TF-slim's Inception v1, Google's inception5h, Caffe's network as an .onnx file, a zip or tar
+    archive of one of these, or a workdir. The format is detected from the content, and no code in
     the file is executed. If the file lacks settings, defaults are used and printed.
 
     Args:
