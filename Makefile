@@ -38,7 +38,7 @@ walkthrough: .venv/installed-dev
 # Install torchvision, TensorFlow and OpenCV, which reads Caffe's files (several GB), and run the tests
 # that compare our results with theirs. TensorFlow runs in its own process, because it conflicts with
 # some libraries.
-ORACLES := $(addprefix convert/test_,caffe.py convert.py export.py inception5h.py torch_file.py torchvision.py) lab/test_report.py
+ORACLES := $(addprefix convert/test_,caffe.py convert.py export.py torch_file.py torchvision.py) lab/test_report.py
 
 oracles: .venv/installed-dev
 	$(INSTALL) --editable '.[dev,oracles]'

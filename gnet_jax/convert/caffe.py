@@ -16,7 +16,7 @@ from gnet_jax.convert import mapping
 from gnet_jax.convert.wire import message_class, to_array
 from gnet_jax.model.architecture import VARIANTS, Architecture
 from gnet_jax.model.googlenet import GoogLeNet
-from gnet_jax.model.names import CAFFE_BRANCHES, CAFFE_STEM
+from gnet_jax.model.names import CONVS, caffe_name
 from gnet_jax.model_folder.folder import TrainedModel, WeightsError, unflatten
 
 _SIDES = ("num", "channels", "height", "width")  # the fields that hold the shape of older blobs
@@ -185,10 +185,7 @@ def load(src: Path, sha256: str) -> tuple[TrainedModel, list[str]]:
 
 def _layer_names(heads: Mapping[str, str]) -> dict[str, str]:
     """Returns Caffe's names of modules with weights; `heads` maps auxiliary heads to Caffe's."""
-    convs = dict(CAFFE_STEM)
-    for block in VARIANTS["paper"].widths:
-        at = f"inception_{block}"
-        convs |= {f"{at}/{ours}": f"{at}/{caffes}" for ours, caffes in CAFFE_BRANCHES.items()}
+    convs = {path: caffe_name(path) for path in CONVS}
     convs |= {f"{head}/conv": f"{loss}/conv" for head, loss in heads.items()}
     names = {f"{module}/conv": layer for module, layer in convs.items()}
     for head, loss in heads.items():

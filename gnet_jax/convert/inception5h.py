@@ -17,7 +17,7 @@ from gnet_jax.convert import mapping
 from gnet_jax.convert.wire import message_class, to_array
 from gnet_jax.model.architecture import VARIANTS, Architecture
 from gnet_jax.model.googlenet import GoogLeNet
-from gnet_jax.model.names import CAFFE_BRANCHES, CAFFE_STEM, caffe_name, google_name
+from gnet_jax.model.names import CONVS, caffe_name, google_name
 from gnet_jax.model_folder.folder import TrainedModel, WeightsError, unflatten
 
 _MESSAGES = {
@@ -35,6 +35,7 @@ _MESSAGES = {
     "GraphDef": {"node": (1, "NodeDef[]")},
 }
 _FLOAT = 1  # the number of the type float32
+_LRN = {b"bias": 1.0, b"alpha": 1.0, b"beta": 0.5}  # TensorFlow's defaults
 _HEADS = {"aux_4a": 0, "aux_4d": 1}
 _PARTS = {"params/{}/kernel": "{}_w", "params/{}/bias": "{}_b"}
 _MARKERS = "conv2d0_w", "mixed3a_1x1_w"
@@ -85,9 +86,10 @@ def read_graph(file: Path) -> tuple[dict[str, np.ndarray], list[tuple[int, float
             values += values[-1:] * (math.prod(shape) - len(values))  # equal last ones are left out
             tensors[name] = to_array(tensor.tensor_content, values, shape, f"{file}: {name}")
         if node.op == b"LRN":
+            radius = found[b"depth_radius"].i if b"depth_radius" in found else 5
+            given = [found[key].f if key in found else _LRN[key] for key in _LRN]
             # The shortest text of a float32 number: 1e-4, not 9.999999747378752e-05.
-            values = [float(str(np.float32(found[key].f))) for key in (b"bias", b"alpha", b"beta")]
-            lrns.append((2 * found[b"depth_radius"].i + 1, *values))
+            lrns.append((2 * radius + 1, *(float(str(np.float32(value))) for value in given)))
     return tensors, lrns
 
 
@@ -107,9 +109,7 @@ def from_graph(
         for name, value in tensors.items()
         if name.startswith(prefix) and name.endswith(("_w", "_b"))
     }
-    layers = [*CAFFE_STEM]
-    layers += [f"inception_{block}/{b}" for block in _VARIANT.widths for b in CAFFE_BRANCHES]
-    modules = {f"{layer}/conv": google_name(caffe_name(layer)) for layer in layers}
+    modules = {f"{path}/conv": google_name(caffe_name(path)) for path in CONVS}
     for head, i in _HEADS.items():
         if f"nn{i}_w" in own:
             modules |= {f"{head}/conv/conv": f"head{i}_bottleneck", f"{head}/fc": f"nn{i}"}

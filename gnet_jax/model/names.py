@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gnet_jax.errors import UserError, suggestion
+from gnet_jax.model.widths import TABLE_1
 
 # Caffe's name for each layer of this network (bvlc_googlenet/train_val.prototxt), by module path.
 CAFFE_STEM = {"conv1": "conv1/7x7_s2", "conv2_reduce": "conv2/3x3_reduce", "conv2": "conv2/3x3"}
@@ -15,8 +16,9 @@ CAFFE_BRANCHES = {
     "b5": "5x5",
     "pool_proj": "pool_proj",
 }
-# Google's name (tensorflow_inception_graph.pb) for each of Caffe's layers, outside the blocks and
-# in a block, where it follows "mixed4a".
+# The module paths of all convolutions outside the auxiliary heads.
+CONVS = (*CAFFE_STEM, *(f"inception_{block}/{b}" for block in TABLE_1 for b in CAFFE_BRANCHES))
+# Google's name (tensorflow_inception_graph.pb) for each of Caffe's layers outside the blocks.
 _GOOGLE_LAYERS = {
     "conv1/7x7_s2": "conv2d0",
     "pool1/3x3_s2": "maxpool0",
@@ -31,16 +33,6 @@ _GOOGLE_LAYERS = {
     "loss3/classifier": "softmax2_pre_activation",
     "prob": "softmax2",
 }
-_GOOGLE_PARTS = {
-    "1x1": "_1x1",
-    "3x3_reduce": "_3x3_bottleneck",
-    "3x3": "_3x3",
-    "5x5_reduce": "_5x5_bottleneck",
-    "5x5": "_5x5",
-    "pool": "_pool",
-    "pool_proj": "_pool_reduce",
-    "output": "",
-}
 _BEFORE_RELU = "_pre_relu"
 
 
@@ -54,9 +46,9 @@ def caffe_name(path: str) -> str:
 
 def google_name(layer: str) -> str:
     """Returns Google's name of Caffe's `layer`, or `layer` if Google's network does not have it."""
-    block, _, part = layer.partition("/")
-    if block.startswith("inception_") and part in _GOOGLE_PARTS:
-        return block.replace("inception_", "mixed", 1) + _GOOGLE_PARTS[part]
+    if layer.startswith("inception_"):  # mixed4a, mixed4a_5x5_bottleneck, mixed4a_pool_reduce
+        name = layer.removeprefix("inception_").removesuffix("/output").replace("/", "_")
+        return "mixed" + name.replace("_reduce", "_bottleneck").replace("_proj", "_reduce")
     return _GOOGLE_LAYERS.get(layer, layer)
 
 

@@ -21,7 +21,7 @@ from gnet_jax.model.names import find_layer
 from gnet_jax.model_folder import WeightsError, read_folder
 from gnet_jax.model_folder.folder import expected_shapes
 from tests.convert.caffe_files import NARROW, caffemodel_bytes, random_layers
-from tests.convert.tf_files import GOOGLES_LRN, checkpoint_v1, graph_bytes, random_weights
+from tests.convert.tf_files import GOOGLES_LRN, checkpoint_v1, graph_bytes, node, random_weights
 
 PB = "tensorflow_inception_graph.pb"
 ARCH = VARIANTS["google_release"]
@@ -79,6 +79,12 @@ def test_the_lrn_is_that_of_the_graph(tmp_path, weights, lrns, expected):
     file = tmp_path / PB
     file.write_bytes(graph_bytes(weights, lrns))
     assert read(file).model.arch.lrn == expected
+
+
+def test_an_lrn_without_values_has_tensorflows_defaults(tmp_path, weights):
+    file = tmp_path / PB
+    file.write_bytes(graph_bytes(weights, ()) + node("localresponsenorm0", "LRN"))
+    assert read(file).model.arch.lrn == (11, 1.0, 1.0, 0.5)
 
 
 def test_two_different_lrns_are_refused(tmp_path, weights):
