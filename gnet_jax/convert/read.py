@@ -84,7 +84,10 @@ def _read_folder(src: Path) -> tuple[TrainedModel, list[str]]:
 
 
 def _read_file(src: Path, transform_input: bool | None) -> tuple[TrainedModel, list[str]]:
-    """Returns the model in a file, and notes on it. Other programs' models get no class names."""
+    """Returns the model in a file, and notes on it.
+
+    Other programs' models get no class names, unless there is a file with the names of inception5h.
+    """
     src = find_index(src)
     try:
         with src.open("rb") as file:
@@ -144,16 +147,16 @@ def _read_archive(src: Path, transform_input: bool | None) -> tuple[TrainedModel
             names, options = archive.getnames(), {"filter": "data"}
         else:
             return None
-        with archive, tempfile.TemporaryDirectory() as folder:
+        with archive, tempfile.TemporaryDirectory() as temporary:
             weights = [name for name in names if name.endswith(_ARCHIVED)]
             if len(weights) != 1:
                 return None
             for name in (*weights, *(n for n in names if n.endswith(inception5h.LABELS))):
-                archive.extract(name, folder, **options)
+                archive.extract(name, temporary, **options)
             try:
-                return _read_file(Path(folder, weights[0]), transform_input)
+                return _read_file(Path(temporary, weights[0]), transform_input)
             except WeightsError as error:
-                raise WeightsError(str(error).replace(folder, str(src))) from error
+                raise WeightsError(str(error).replace(temporary, str(src))) from error
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise WeightsError(f"{src} is a corrupt archive: {error}; download it again") from error
 

@@ -36,8 +36,8 @@ class Architecture:
     """lrn: local response normalisation, as in the paper. batch_norm: replaces LRN and the biases
     of the convolutions. FILE.py:NAME: your own function NAME in FILE.py, which returns a norm."""
     lrn: tuple[int, float, float, float] = (5, 1.0, 1e-4 / 5, 0.75)
-    """Size, bias, alpha and power of LRN, which divides a value by (bias + alpha * s)^power, where
-    s is the sum of the squares of `size` neighbouring channels. alpha is Caffe's divided by 5."""
+    """Size, bias, alpha and power of LRN, which divides a value by (bias + alpha * s)^power. s is
+    the sum of the squares of `size` neighbouring channels, so alpha is Caffe's divided by 5."""
     block: str | None = None
     """FILE.py:NAME: your own block NAME in FILE.py, used instead of the Inception block."""
     branch5_kernel: int = 5
