@@ -42,8 +42,9 @@ ORACLES := $(addprefix convert/test_,caffe.py convert.py export.py torch_file.py
 
 oracles: .venv/installed-dev
 	$(INSTALL) --editable '.[dev,oracles]'
+	$(INSTALL) --no-deps torch-lucent==0.1.8  # it requires libraries for notebooks, in old versions
 	$(BIN)/$(PYTEST) -m "not long" $(addprefix tests/,$(ORACLES))
-	$(BIN)/python -m pytest tests/convert/test_tf_slim.py
+	$(BIN)/python -m pytest tests/convert/test_tf_slim.py tests/convert/test_inception5h.py
 	$(BIN)/python -m pytest tests/data/test_tensorflow.py
 
 # Run the core tests and the notebook with the oldest supported libraries (bounds), or with the newest

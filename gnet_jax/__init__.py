@@ -15,8 +15,8 @@ Build a network and apply it like any Flax module:
 googlenet      Returns the Flax module of a published variant; options change its architecture.
 GoogLeNet      The Flax module. Calling it returns `Outputs`: `logits` and `aux_logits`.
 VARIANTS       The variants by name, each with its `Architecture`: paper (LRN, 5x5, biases),
-               batch_norm, torchvision (3x3 instead of 5x5), google_release (the widths of the
-               model that Google released), naive (the paper's Fig. 2a) and naive_batch_norm.
+               batch_norm, torchvision (3x3 instead of 5x5), google_release (the network
+               of DeepDream), naive (the paper's Fig. 2a) and naive_batch_norm.
 init           Returns newly initialised variables of a network.
 preprocess     Converts images with pixels from 0 to 255 to the network's normalised input.
 Preprocessing  Settings for resizing, cropping and normalising images.

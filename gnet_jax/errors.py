@@ -1,7 +1,8 @@
 """Errors that users see, the rejection of unknown names, and output that cannot be written."""
 
+import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TextIO, TypeVar
 
 T = TypeVar("T")
@@ -16,6 +17,13 @@ def choose(what: str, name: str, options: Mapping[str, T]) -> T:
     if name not in options:
         raise UserError(f"{what} is {name!r}; choose one of {', '.join(options)}")
     return options[name]
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """Returns the end of an error message: the known name closest to `name`, or all names."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
 
 
 def discard(stream: TextIO) -> None:

@@ -44,7 +44,12 @@ NOT_RUN = {
     "gnet plan": "it compiles for accelerators for minutes; tests/pods runs it in small",
     "gnet predict models/googlenet https:": "tests have no network; "
     "tests/inference/test_images.py has a server of its own",
-    "gnet convert inception_v1.ckpt": "it needs TensorFlow; tests/convert/test_tf_slim.py has it",
+    "gnet convert inception_v1_2016_08_28.tar.gz": "tests have no network; "
+    "tests/convert/test_tf_slim.py writes such files",
+    "gnet convert inception5h.zip": "tests have no network; "
+    "tests/convert/test_inception5h.py writes such files",
+    "gnet convert googlenet-12.onnx": "tests have no network; "
+    "tests/convert/test_caffe.py writes such files",
     "gnet replay": "it needs a run that failed; tests/lab/test_replay.py makes one",
     "python benchmarks/": "it takes minutes; tests/test_benchmarks.py runs them in small",
 }

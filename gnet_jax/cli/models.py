@@ -160,7 +160,8 @@ def inspect(
         model: a model folder, a training workdir, or a file that `gnet convert` reads.
         image: a file, a URL, or - for standard input.
         out: the folder to write the pictures to.
-        endpoint: Caffe names of layers whose activations to draw, such as inception_4a/5x5.
+        endpoint: layers whose activations to draw, by Caffe's or Google's names, such as
+            inception_4a/5x5 or mixed4a_5x5; mixed4a_5x5:7 draws only channel 7.
         class_index: class whose activation maps are drawn; the default is the most probable one.
     """
     from gnet_jax.inference.images import open_picture
@@ -196,7 +197,8 @@ def convert(
     """Convert published weights, or a training workdir, to a model folder.
 
     SRC is a .caffemodel file, a .pth or .safetensors file of torchvision's GoogLeNet, a checkpoint
-    of TF-slim's Inception v1, or a workdir. The format is detected from the content, and no code in
+    of TF-slim's Inception v1, Google's inception5h, Caffe's network as an .onnx file, a zip or tar
+    archive of one of these, or a workdir. The format is detected from the content, and no code in
     the file is executed. If the file lacks settings, defaults are used and printed.
 
     Args:

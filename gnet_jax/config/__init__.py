@@ -15,7 +15,6 @@ from gnet_jax.config.fields import (
     differences,
     flatten,
     json_text,
-    suggestion,
 )
 from gnet_jax.config.recipes import RECIPES, Sweep, change, grid, load_recipe, load_sweep
-from gnet_jax.errors import UserError, choose
+from gnet_jax.errors import UserError, choose, suggestion

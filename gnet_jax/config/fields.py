@@ -4,10 +4,9 @@
 """
 
 import dataclasses
-import difflib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_type_hints
 
 from gnet_jax.errors import UserError
@@ -326,10 +325,3 @@ def json_text(value: Any, **options: Any) -> str:
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
     return json.dumps(finite(value), allow_nan=False, **options)
-
-
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """Returns the end of an error message: the known name closest to `name`, or all names."""
-    known = list(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"

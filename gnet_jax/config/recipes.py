@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from gnet_jax.config.fields import Config, ConfigError, Count, Limit, check_limits, suggestion
+from gnet_jax.config.fields import Config, ConfigError, Count, Limit, check_limits
+from gnet_jax.errors import suggestion
 
 Kind = TypeVar("Kind")
 

@@ -1,25 +1,26 @@
-"""Reads Caffe's .caffemodel files: the newer format (NetParameter.layer) and the older (layers)."""
+"""Reads Caffe's network from .caffemodel files of both formats, and from ONNX's model zoo."""
 
 import dataclasses
 import hashlib
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
 from gnet_jax.config import Preprocessing
 from gnet_jax.convert import mapping
+from gnet_jax.convert.wire import message_class, to_array
 from gnet_jax.model.architecture import VARIANTS, Architecture
-from gnet_jax.model.googlenet import CAFFE_BRANCHES, CAFFE_STEM, GoogLeNet
+from gnet_jax.model.googlenet import GoogLeNet
+from gnet_jax.model.names import CONVS, caffe_name
 from gnet_jax.model_folder.folder import TrainedModel, WeightsError, unflatten
 
 _SIDES = ("num", "channels", "height", "width")  # the fields that hold the shape of older blobs
-# The messages of caffe.proto that are read here, with only the fields that are needed. Each field
-# has a number and a type, which ends in [] if the field is repeated.
+# The messages of caffe.proto that are read here, with only the fields that are needed.
 _MESSAGES = {
     "BlobShape": {"dim": (1, "int64[]")},
     "BlobProto": {name: (n, "int32") for n, name in enumerate(_SIDES, start=1)}
@@ -42,6 +43,17 @@ _MESSAGES = {
     },
     "NetParameter": {"layer": (100, "LayerParameter[]"), "layers": (2, "V1LayerParameter[]")},
 }
+_ONNX = {
+    "TensorProto": {
+        "dims": (1, "int64[]"),
+        "data_type": (2, "int32"),
+        "float_data": (4, "float[]"),
+        "name": (8, "bytes"),
+        "raw_data": (9, "bytes"),
+    },
+    "GraphProto": {"initializer": (5, "TensorProto[]")},
+    "ModelProto": {"graph": (7, "GraphProto")},
+}
 _PARTS = {"params/{}/kernel": "weights of {}", "params/{}/bias": "bias of {}"}
 _HEADS = {"aux_4a": "loss1", "aux_4d": "loss2"}
 _CLASSIFIER = "loss3/classifier"
@@ -57,23 +69,6 @@ WITHOUT_HEADS_SHA256 = "afb3ba04dbee93e6e3228f8c399c5f439a786fbeafdb5b5870a990de
 Layers = Mapping[str, list[np.ndarray]]  # the arrays of each layer that has any
 
 
-def _net_parameter() -> Any:
-    file = descriptor_pb2.FileDescriptorProto(name="caffe.proto", syntax="proto2")
-    for message, fields in _MESSAGES.items():
-        described = file.message_type.add(name=message)
-        for name, (number, kind) in fields.items():
-            field = described.field.add(name=name, number=number)
-            repeated, kind = kind.endswith("[]"), kind.removesuffix("[]")
-            field.label = field.LABEL_REPEATED if repeated else field.LABEL_OPTIONAL
-            if kind in _MESSAGES:
-                field.type, field.type_name = field.TYPE_MESSAGE, kind
-            else:
-                field.type = field.Type.Value(f"TYPE_{kind.upper()}")
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName("NetParameter"))()
-
-
 def read_caffemodel(path: Path) -> tuple[dict[str, list[np.ndarray]], Preprocessing, str]:
     """Returns a file's layers (float32 arrays), its preprocessing, and a note on the preprocessing.
 
@@ -82,7 +77,7 @@ def read_caffemodel(path: Path) -> tuple[dict[str, list[np.ndarray]], Preprocess
     Raises WeightsError if the file is not a caffemodel, is corrupt (the error names the last
     complete layer) or has invalid preprocessing.
     """
-    net = _net_parameter()
+    net = message_class(_MESSAGES, "NetParameter")()
     try:
         net.ParseFromString(path.read_bytes())
     except DecodeError as error:
@@ -141,6 +136,33 @@ def _blob(message: Any, where: str) -> np.ndarray:
     return data.reshape(shape)
 
 
+def read_onnx(path: Path) -> dict[str, list[np.ndarray]]:
+    """Returns the layers (float32 arrays) of an ONNX file whose constants have Caffe2's names.
+
+    Their names are those of Caffe's layers, followed by _w_0 or _b_0. Raises WeightsError.
+    """
+    try:
+        graph = message_class(_ONNX, "ModelProto").FromString(path.read_bytes()).graph
+    except DecodeError as error:
+        raise WeightsError(f"{path} is a corrupt ONNX file; copy or download it again") from error
+    layers: dict[str, list[np.ndarray]] = {}
+    for tensor in sorted(graph.initializer, key=lambda each: each.name, reverse=True):  # _w_0 first
+        name = _text(tensor.name)
+        if tensor.data_type == 1:  # float32
+            array = to_array(tensor.raw_data, tensor.float_data, tensor.dims, f"{path}: {name}")
+            layers.setdefault(re.sub("_[wb]_0$", "", name), []).append(array)
+    return layers
+
+
+def load_onnx(src: Path) -> tuple[TrainedModel, list[str]]:
+    """Returns the network in an ONNX file, and notes, as `load` does."""
+    network, notes = find_network(read_onnx(src), str(src))
+    arch, flat = from_caffe(network, str(src))
+    notes.append(mapping.assumed_preprocessing("Caffe's published GoogLeNet", PREPROCESSING))
+    source = {"format": "ONNX"}
+    return TrainedModel(GoogLeNet(arch), unflatten(flat), PREPROCESSING, (), source), notes
+
+
 def load(src: Path, sha256: str) -> tuple[TrainedModel, list[str]]:
     """Returns the network in a .caffemodel, and notes on what was assumed, skipped or renamed.
 
@@ -163,10 +185,7 @@ def load(src: Path, sha256: str) -> tuple[TrainedModel, list[str]]:
 
 def _layer_names(heads: Mapping[str, str]) -> dict[str, str]:
     """Returns Caffe's names of modules with weights; `heads` maps auxiliary heads to Caffe's."""
-    convs = dict(CAFFE_STEM)
-    for block in VARIANTS["paper"].widths:
-        at = f"inception_{block}"
-        convs |= {f"{at}/{ours}": f"{at}/{caffes}" for ours, caffes in CAFFE_BRANCHES.items()}
+    convs = {path: caffe_name(path) for path in CONVS}
     convs |= {f"{head}/conv": f"{loss}/conv" for head, loss in heads.items()}
     names = {f"{module}/conv": layer for module, layer in convs.items()}
     for head, loss in heads.items():

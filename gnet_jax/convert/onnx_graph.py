@@ -73,7 +73,8 @@ class _Graph:
     def lrn(self, x: str, name: str) -> str:
         if self.arch.norm != "lrn":
             return x
-        return self.node("LRN", [x], name, size=5, alpha=1e-4, beta=0.75, bias=1.0)
+        size, bias, alpha, power = self.arch.lrn
+        return self.node("LRN", [x], name, size=size, bias=bias, alpha=size * alpha, beta=power)
 
     def block(self, x: str, size: int, name: str) -> str:
         at = f"inception_{name}"

@@ -6,15 +6,22 @@ import hashlib
 import json
 import re
 import sys
+import tarfile
+import tempfile
+import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gnet_jax.convert import caffe, tf_slim, torchvision
+from gnet_jax.convert import caffe, inception5h, tf_slim, torchvision
+from gnet_jax.convert.tf_checkpoint import find_index, is_checkpoint
 from gnet_jax.convert.torch_file import is_torch_file, read_torch
 from gnet_jax.data.sources.classes import imagenet_classes
 from gnet_jax.model_folder import TrainedModel, WeightsError, folder, read_folder, write_folder
 from gnet_jax.training.checkpoints.verify import is_workdir, read_workdir
+
+_ARCHIVED = ("graph.pb", ".ckpt", ".onnx", ".caffemodel")  # files of weights that archives contain
 
 
 def convert(
@@ -77,8 +84,11 @@ def _read_folder(src: Path) -> tuple[TrainedModel, list[str]]:
 
 
 def _read_file(src: Path, transform_input: bool | None) -> tuple[TrainedModel, list[str]]:
-    """Returns the model in a file, and notes on it. Other programs' models get no class names."""
-    src = tf_slim.find_index(src)
+    """Returns the model in a file, and notes on it.
+
+    Other programs' models get no class names, unless there is a file with the names of inception5h.
+    """
+    src = find_index(src)
     try:
         with src.open("rb") as file:
             head = file.read(32)
@@ -92,7 +102,9 @@ def _read_file(src: Path, transform_input: bool | None) -> tuple[TrainedModel, l
     except OSError as error:
         raise WeightsError(f"cannot read {src}: {error.strerror}") from error
     kind = {}
-    if is_torch_file(head):
+    if archived := _read_archive(src, transform_input):
+        found, notes = archived
+    elif is_torch_file(head):
         found, notes = torchvision.load(read_torch(src), src, sha256, transform_input)
         kind = {"format": "torch state dict"}
     elif folder.is_safetensors(head):
@@ -106,13 +118,47 @@ def _read_file(src: Path, transform_input: bool | None) -> tuple[TrainedModel, l
                 raise WeightsError(f"the metadata of {src} is corrupt: {error}") from error
         found, notes = torchvision.load(tensors, src, sha256, transform_input)
         kind = {"format": "safetensors state dict"}
-    elif tf_slim.is_checkpoint(src):
+    elif is_checkpoint(src):
         found, notes = tf_slim.load(src)
+    elif inception5h.is_graph(head):
+        found, notes = inception5h.load(src)
+        labels, outputs = src.with_name(inception5h.LABELS), found.model.arch.num_classes
+        if labels.is_file():  # it lacks the names of the last outputs, which are unused
+            names = read_class_names(labels)
+            names += tuple(f"class {i}" for i in range(len(names), outputs))
+            found = dataclasses.replace(found, class_names=names)
+    elif head[:1] == b"\x08":  # the tag of the version, which begins an ONNX file
+        found, notes = caffe.load_onnx(src)
     else:  # a caffemodel has no signature
         found, notes = caffe.load(src, sha256)
     # The .index of a TensorFlow checkpoint has a checksum of each tensor, so its sha256 is enough.
-    source = {"file": src.name} | kind | found.source | {"sha256": sha256}
+    source = {"file": src.name} | kind | found.source | {"file": src.name, "sha256": sha256}
     return dataclasses.replace(found, source=source), notes
+
+
+def _read_archive(src: Path, transform_input: bool | None) -> tuple[TrainedModel, list[str]] | None:
+    """Returns the model in a zip or tar archive with one file of weights; None for other files."""
+    try:
+        if zipfile.is_zipfile(src):
+            archive: Any = zipfile.ZipFile(src)
+            names, options = archive.namelist(), {}
+        elif tarfile.is_tarfile(src):
+            archive = tarfile.open(src)  # noqa: SIM115
+            names, options = archive.getnames(), {"filter": "data"}
+        else:
+            return None
+        with archive, tempfile.TemporaryDirectory() as temporary:
+            weights = [name for name in names if name.endswith(_ARCHIVED)]
+            if len(weights) != 1:
+                return None
+            for name in (*weights, *(n for n in names if n.endswith(inception5h.LABELS))):
+                archive.extract(name, temporary, **options)
+            try:
+                return _read_file(Path(temporary, weights[0]), transform_input)
+            except WeightsError as error:
+                raise WeightsError(str(error).replace(temporary, str(src))) from error
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise WeightsError(f"{src} is a corrupt archive: {error}; download it again") from error
 
 
 def _assumed_names(outputs: int, source: dict[str, str]) -> tuple[tuple[str, ...], str]:

@@ -1,18 +1,16 @@
 """Reads TF-slim's Inception v1. Its kernels are HWIO; its classifier is a 1x1 convolution."""
 
-import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from gnet_jax.config import Preprocessing
-from gnet_jax.config.recipes import needs
 from gnet_jax.convert import mapping
+from gnet_jax.convert.tf_checkpoint import read_checkpoint
 from gnet_jax.model.architecture import Architecture
 from gnet_jax.model.googlenet import GoogLeNet
-from gnet_jax.model_folder.folder import TrainedModel, WeightsError, unflatten
+from gnet_jax.model_folder.folder import TrainedModel, unflatten
 
 _SCOPE = "InceptionV1/"
 _STEM = {"conv1": "Conv2d_1a_7x7", "conv2_reduce": "Conv2d_2b_1x1", "conv2": "Conv2d_2c_3x3"}
@@ -33,7 +31,6 @@ _CONV = {
 _CLASSIFIER = f"{_SCOPE}Logits/Conv2d_0c_1x1/"
 _MARKERS = f"{_SCOPE}Conv2d_1a_7x7/weights", f"{_SCOPE}Mixed_3b/Branch_0/Conv2d_0a_1x1/weights"
 _AVERAGED = "/ExponentialMovingAverage"
-_MAGIC = bytes.fromhex("57fb808b247547db")  # ends every LevelDB table; checkpoints are tables
 
 ARCHITECTURE = Architecture(
     num_classes=1001,
@@ -52,36 +49,6 @@ PREPROCESSING = Preprocessing(resize="warp", mean=_HALF, std=_HALF)
 
 slim resizes after the crop and without antialiasing, so its pixels differ slightly.
 """
-
-
-def find_index(path: Path) -> Path:
-    """Returns the .index file if `path` is a checkpoint's prefix or .data file, else `path`."""
-    prefix = re.sub(r"\.data-[0-9]{5}-of-[0-9]{5}$", "", path.name)
-    index = path.with_name(prefix + ".index")
-    part = prefix != path.name or not path.exists()
-    return index if part and index.is_file() else path
-
-
-def is_checkpoint(file: Path) -> bool:
-    """Returns whether the file is a TensorFlow checkpoint: a V1 file or the .index file of V2."""
-    with file.open("rb") as opened:
-        opened.seek(max(0, opened.seek(0, os.SEEK_END) - len(_MAGIC)))
-        return opened.read() == _MAGIC
-
-
-def read_checkpoint(file: Path) -> dict[str, np.ndarray]:
-    """Returns the tensors of a checkpoint by name. Raises WeightsError if it is corrupt."""
-    try:
-        import tensorflow as tf  # pyright: ignore[reportMissingModuleSource]
-    except ImportError as error:
-        raise WeightsError(needs(f"{file}, a TensorFlow checkpoint,", error, "slim")) from error
-    try:
-        reader = tf.train.load_checkpoint(str(file).removesuffix(".index"))
-        names = sorted(reader.get_variable_to_shape_map())
-        return {name: np.asarray(reader.get_tensor(name)) for name in names}
-    except Exception as error:  # TensorFlow has an exception for each status of its C++ code
-        reason = str(error).partition("\n")[0]
-        raise WeightsError(f"{file} or one of its .data files is corrupt: {reason}") from error
 
 
 def load(src: Path) -> tuple[TrainedModel, list[str]]:

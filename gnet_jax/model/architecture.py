@@ -38,6 +38,9 @@ class Architecture:
     """lrn: local response normalisation, as in the paper. batch_norm: replaces LRN and the biases
     of the convolutions. none: no normalisation. FILE.py:NAME: your own function NAME in FILE.py,
     which returns a norm."""
+    lrn: tuple[int, float, float, float] = (5, 1.0, 1e-4 / 5, 0.75)
+    """Size, bias, alpha and power of LRN, which divides a value by (bias + alpha * s)^power. s is
+    the sum of the squares of `size` neighbouring channels, so alpha is Caffe's divided by 5."""
     block: str | None = None
     """FILE.py:NAME: your own block NAME in FILE.py, used instead of the Inception block."""
     branch5_kernel: int = 5
@@ -82,11 +85,16 @@ class Architecture:
         blocks = f"some of the blocks {', '.join(self.widths)}, each at most once, in this order"
         sizes = [*self.stem_widths, *self.aux_widths, *itertools.chain(*self.widths.values())]
         norm_is_known = self.norm in NORMS or ":" in self.norm
+        size, bias, alpha, power = self.lrn
         block_fits = self.block is None or (":" in self.block and not self.naive)
         limits = {
             "num_classes": (self.num_classes >= 2, "at least 2"),
             "widths": (bool(self.widths), "at least one block"),
             "norm": (norm_is_known, f"{', '.join(NORMS)} or FILE.py:NAME"),
+            "lrn": (
+                size % 2 == 1 and bias > 0 and alpha >= 0 and power >= 0 and 4 * power % 1 == 0,
+                "an odd size, a positive bias, alpha at least 0, and 0, 0.25, 0.5, ... as power",
+            ),
             "block": (block_fits, "FILE.py:NAME, and only without naive"),
             "branch5_kernel": (self.branch5_kernel % 2 == 1, "odd and at least 1"),
             "pool4_window": (self.pool4_window >= 2, "at least 2"),
@@ -109,7 +117,12 @@ VARIANTS: Mapping[str, Architecture] = {
     "torchvision": Architecture(
         norm="batch_norm", branch5_kernel=3, pool4_window=2, aux_pool="adaptive", dropout=0.2
     ),
-    "google_release": Architecture(num_classes=1008, widths=dict(GOOGLE_RELEASE)),
+    "google_release": Architecture(
+        num_classes=1008,
+        widths=dict(GOOGLE_RELEASE),
+        lrn=(9, 1.0, 1e-4 / 9, 0.5),
+        stem_padding="same",
+    ),
     "naive": Architecture(naive=True),
     "naive_batch_norm": Architecture(naive=True, norm="batch_norm"),
 }
@@ -121,9 +134,9 @@ class Start:
 
     variant: VariantName = "paper"
     """paper: as published. batch_norm: batch norm instead of LRN. torchvision: as in torchvision,
-    with 3x3 instead of 5x5 convolutions and one 2x2 max pool. google_release: the widths of
-    Google's released checkpoint. naive: no reductions. naive_batch_norm: no reductions, and batch
-    norm instead of LRN."""
+    with 3x3 instead of 5x5 convolutions and one 2x2 max pool. google_release: the
+    network that Google released for DeepDream. naive: no reductions. naive_batch_norm: no
+    reductions, and batch norm instead of LRN."""
     reduction_factor: float = 1.0
     """Factor for the widths of the 1x1 reductions before the 3x3 and 5x5 convolutions."""
     width_multiplier: float = 1.0

@@ -18,6 +18,7 @@ from gnet_jax.model import custom
 from gnet_jax.model.architecture import Architecture, architecture, grid_sizes, pools, smallest_size
 from gnet_jax.model.blocks import AuxHead, InceptionBlock, NaiveInceptionBlock
 from gnet_jax.model.layers import ConvBlock, dense
+from gnet_jax.model.names import caffe_name
 from gnet_jax.ops.fast import FAST, OPS, BatchNorm
 from gnet_jax.ops.reference import REFERENCE
 
@@ -57,7 +58,7 @@ class GoogLeNet(nn.Module):
         heads = arch.aux_after if train or self.is_initializing() else ()
         self._check_size(x_BHWC.shape, heads)
         conv = _conv(self, train)
-        lrn = ops.local_response_norm if arch.norm == "lrn" else lambda x: x
+        lrn = partial(ops.local_response_norm, lrn=arch.lrn) if arch.norm == "lrn" else lambda x: x
         block: Any = NaiveInceptionBlock if arch.naive else InceptionBlock
         if arch.block is not None:
             block = custom.load(arch.block)
@@ -224,18 +225,6 @@ def strip_aux(params: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in params.items() if not name.startswith("aux_")}
 
 
-# Caffe's name for each layer of this module (bvlc_googlenet/train_val.prototxt).
-CAFFE_STEM = {"conv1": "conv1/7x7_s2", "conv2_reduce": "conv2/3x3_reduce", "conv2": "conv2/3x3"}
-CAFFE_BRANCHES = {
-    "b1": "1x1",
-    "reduce3": "3x3_reduce",
-    "b3": "3x3",
-    "reduce5": "5x5_reduce",
-    "b5": "5x5",
-    "pool_proj": "pool_proj",
-}
-
-
 def endpoints(
     model: GoogLeNet, variables: Mapping[str, Any], x_BHWC: jax.Array
 ) -> dict[str, jax.Array]:
@@ -248,10 +237,7 @@ def endpoints(
     outputs, state = model.apply(variables, x_BHWC, mutable=["intermediates"])
     found: dict[str, jax.Array] = {}
     for path, value in layer_outputs(state["intermediates"]).items():
-        block, _, branch = path.partition("/")
-        name = CAFFE_STEM.get(path, path)
-        if branch in CAFFE_BRANCHES:
-            name = f"{block}/{CAFFE_BRANCHES[branch]}"
+        name = caffe_name(path)
         if name in found:
             raise UserError(f"two layers of the network are named {name!r}; rename one of them")
         found[name] = value

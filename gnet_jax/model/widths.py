@@ -27,7 +27,7 @@ TABLE_1: Mapping[str, Widths] = {
     "5b": Widths(b1=384, reduce3=192, b3=384, reduce5=48, b5=128, pool_proj=128),
 }
 
-# The widths of Google's released checkpoint, which differ from Table 1 in two places.
+# The widths of Google's released network, which differ from Table 1 in two places.
 GOOGLE_RELEASE: Mapping[str, Widths] = {
     **TABLE_1,
     "4a": TABLE_1["4a"]._replace(b3=204),

@@ -46,7 +46,7 @@ CARD_FILE = "README.md"
 _FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": ml_dtypes.bfloat16}
 _DTYPES = {**_FLOATS, "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?"}
 # Fields that files of older versions lack. They are read with the default values.
-ADDED_LATER = ("stem_padding", "block")
+ADDED_LATER = ("stem_padding", "block", "lrn")
 
 
 class WeightsError(UserError):

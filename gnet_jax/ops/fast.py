@@ -20,7 +20,7 @@ from jax import lax
 
 from gnet_jax.ops import reference
 from gnet_jax.ops.fast_conv import convolve, convolve_1x1s
-from gnet_jax.ops.reference import LRN_ALPHA, LRN_BETA, LRN_SIZE, REFERENCE, Ops
+from gnet_jax.ops.reference import REFERENCE, Ops
 from gnet_jax.ops.sizes import pool_padding, pooled_size
 
 ROWS, COLUMNS = 1, 2  # axes
@@ -107,68 +107,75 @@ def _to_first(x, y, dy, axis: int, window: int, stride: int, pad: int) -> jax.Ar
     return lax.slice_in_dim(dx, pad, pad + size, axis=axis)
 
 
-@jax.custom_vjp
-def local_response_norm(x_BHWC: jax.Array) -> jax.Array:
-    """Computes `reference.local_response_norm`, and stores only `x` for the gradient."""
-    return _lrn_forward(x_BHWC)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def local_response_norm(x_BHWC: jax.Array, lrn: tuple[int, float, float, float]) -> jax.Array:
+    """Computes `reference.local_response_norm`, and stores only `x` for the gradient.
+
+    The power in `lrn` is a multiple of 0.25.
+    """
+    return _lrn_forward(x_BHWC, lrn)[0]
 
 
-def _lrn_forward(x_BHWC):
-    factor, _ = _lrn_factors(x_BHWC)
+def _lrn_forward(x_BHWC, lrn):
+    factor, _ = _lrn_factors(x_BHWC, lrn)
     return (x_BHWC.astype(jnp.float32) * factor).astype(x_BHWC.dtype), x_BHWC
 
 
-def _lrn_backward(x_BHWC, dy):
+def _lrn_backward(lrn, x_BHWC, dy):
+    size, _, alpha, power = lrn
     # Without the barrier, XLA would store the float32 scale of the forward pass. On a TPU, storing
     # it takes longer than computing it again.
     x_BHWC = lax.optimization_barrier(x_BHWC)
-    factor, slope = _lrn_factors(x_BHWC)
+    factor, slope = _lrn_factors(x_BHWC, lrn)
     x, dy = x_BHWC.astype(jnp.float32), dy.astype(jnp.float32)
     through_scale = (dy * x * slope).astype(x_BHWC.dtype)
-    near = lax.platform_dependent(through_scale, tpu=_banded_sum, default=_shifted_sum)
-    dx = dy * factor - 2 * LRN_BETA * LRN_ALPHA / LRN_SIZE * x * near
+    near = lax.platform_dependent(
+        through_scale, tpu=partial(_banded_sum, size=size), default=partial(_shifted_sum, size=size)
+    )
+    dx = dy * factor - 2 * power * alpha * x * near
     return (dx.astype(x_BHWC.dtype),)
 
 
 local_response_norm.defvjp(_lrn_forward, _lrn_backward)
 
 
-def _lrn_factors(x_BHWC) -> tuple[jax.Array, jax.Array]:
-    """Returns s**-0.75 and s**-1.75, where s is 1 + alpha / 5 * (sum of squares)."""
-    squares = [jnp.square(view.astype(jnp.float32)) for view in _neighbours(x_BHWC)]
-    scale = 1 + LRN_ALPHA / LRN_SIZE * sum(squares[1:], squares[0])
+def _lrn_factors(x_BHWC, lrn) -> tuple[jax.Array, jax.Array]:
+    """Returns s**-power and s**-(power + 1), where s is bias + alpha * (sum of squares)."""
+    size, bias, alpha, power = lrn
+    squares = [jnp.square(view.astype(jnp.float32)) for view in _neighbours(x_BHWC, size)]
+    scale = bias + alpha * sum(squares[1:], squares[0])
     # No powers are needed: s**-0.75 = rsqrt(sqrt(s))**3. On CPUs, XLA computes one root and its
     # products in one pass; it writes the results of two roots or a division to memory.
     root = lax.rsqrt(lax.sqrt(scale))
-    factor = root * root * root
+    factor = root ** round(4 * power)
     return factor, factor * (root * root) * (root * root)
 
 
-def _shifted_sum(x_BHWC: jax.Array) -> jax.Array:
-    """Returns for each channel the float32 sum over the 5 channels around it."""
-    first, *others = (view.astype(jnp.float32) for view in _neighbours(x_BHWC))
+def _shifted_sum(x_BHWC: jax.Array, size: int) -> jax.Array:
+    """Returns for each channel the float32 sum over the `size` channels around it."""
+    first, *others = (view.astype(jnp.float32) for view in _neighbours(x_BHWC, size))
     return sum(others, first)
 
 
-def _banded_sum(x_BHWC: jax.Array) -> jax.Array:
+def _banded_sum(x_BHWC: jax.Array, size: int) -> jax.Array:
     """Compute `_shifted_sum` as a product with a banded matrix, because shifts are slow on TPUs."""
     # Without the barrier, XLA would compute `x` inside the product and read its inputs twice.
     x_BHWC = lax.optimization_barrier(x_BHWC)
     distance = np.subtract.outer(*2 * [np.arange(x_BHWC.shape[-1])])
     return lax.dot_general(
         x_BHWC,
-        jnp.asarray(abs(distance) <= LRN_SIZE // 2, x_BHWC.dtype),
+        jnp.asarray(abs(distance) <= size // 2, x_BHWC.dtype),
         (((3,), (0,)), ((), ())),
         precision=lax.Precision.HIGHEST,  # do not round float32 inputs
         preferred_element_type=jnp.float32,
     )
 
 
-def _neighbours(x_BHWC: jax.Array) -> list[jax.Array]:
-    """Returns 5 copies of `x`, each shifted along the channels, with zero padding."""
+def _neighbours(x_BHWC: jax.Array, size: int) -> list[jax.Array]:
+    """Returns `size` copies of `x`, each shifted along the channels, with zero padding."""
     channels = x_BHWC.shape[-1]
-    x = jnp.pad(x_BHWC, [(0, 0)] * 3 + [(LRN_SIZE // 2, LRN_SIZE // 2)])
-    return [x[..., k : k + channels] for k in range(LRN_SIZE)]
+    x = jnp.pad(x_BHWC, [(0, 0)] * 3 + [(size // 2, size // 2)])
+    return [x[..., k : k + channels] for k in range(size)]
 
 
 @jax.custom_vjp

@@ -70,21 +70,18 @@ def convolve_1x1s(x_BHWC: jax.Array, kernels: Sequence[jax.Array]) -> list[jax.A
     return [convolve(x_BHWC, kernel, (1, 1), "VALID") for kernel in kernels]
 
 
-# Local response normalisation, as in Caffe's GoogLeNet: number of channels, alpha, beta.
-LRN_SIZE, LRN_ALPHA, LRN_BETA = 5, 1e-4, 0.75
+def local_response_norm(x_BHWC: jax.Array, lrn: tuple[int, float, float, float]) -> jax.Array:
+    """Returns `x * (bias + alpha * s) ** -power`, with the dtype of `x`.
 
-
-def local_response_norm(x_BHWC: jax.Array) -> jax.Array:
-    """Returns `x * (1 + alpha / 5 * s) ** -beta`, with the dtype of `x`.
-
-    `s` is the sum of the squares of 5 neighbouring channels, in float32, with zero padding. Alpha
-    is divided by the number of channels, as in Caffe (lrn_layer.cpp).
+    `lrn` is (size, bias, alpha, power), as in `Architecture`. `s` is the sum of the squares of
+    `size` neighbouring channels, in float32, with zero padding.
     """
-    x, half = x_BHWC.astype(jnp.float32), LRN_SIZE // 2
+    size, bias, alpha, power = lrn
+    x, half = x_BHWC.astype(jnp.float32), size // 2
     sums = lax.reduce_window(
-        x * x, 0.0, lax.add, (1, 1, 1, LRN_SIZE), (1, 1, 1, 1), [(0, 0)] * 3 + [(half, half)]
+        x * x, 0.0, lax.add, (1, 1, 1, size), (1, 1, 1, 1), [(0, 0)] * 3 + [(half, half)]
     )
-    return (x * (1.0 + LRN_ALPHA / LRN_SIZE * sums) ** -LRN_BETA).astype(x_BHWC.dtype)
+    return (x * (bias + alpha * sums) ** -power).astype(x_BHWC.dtype)
 
 
 REFERENCE = Ops(

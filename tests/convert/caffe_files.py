@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from gnet_jax.model.architecture import Architecture
-from gnet_jax.model.googlenet import CAFFE_BRANCHES
+from gnet_jax.model.names import CAFFE_BRANCHES
 from gnet_jax.model.widths import Widths
 
 BLOCKS = ("3a", "3b", "4a", "4b", "4c", "4d", "4e", "5a", "5b")

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from gnet_jax.convert.caffe import PREPROCESSING, from_caffe, read_caffemodel
+from gnet_jax.convert.read import read
 from gnet_jax.model.googlenet import GoogLeNet, endpoints
 from gnet_jax.model_folder import WeightsError
-from gnet_jax.model_folder.folder import unflatten
+from gnet_jax.model_folder.folder import flatten, unflatten
 from tests.convert.caffe_files import caffemodel_bytes, prototxt, random_layers
 from tests.convert.conftest import shared
 
@@ -195,3 +196,36 @@ def test_a_blob_of_nothing_is_named(tmp_path):
     file.write_bytes(caffemodel_bytes(layers))
     with pytest.raises(WeightsError, match=r"loss3/classifier .*\(0, 5\)"):
         read_caffemodel(file)
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_the_model_zoos_onnx_file_is_caffes_network(tmp_path, raw):
+    onnx = pytest.importorskip("onnx", reason="onnx, which writes the file, is not installed")
+    layers = random_layers(aux_after=())
+    constants = [onnx.numpy_helper.from_array(np.array([1, 1024]), "OC2_DUMMY_1")]
+    for name, blobs in layers.items():
+        for part, blob in zip("wb", blobs, strict=True):
+            data = blob.tobytes() if raw else blob.ravel()
+            args = (f"{name}_{part}_0", onnx.TensorProto.FLOAT, blob.shape, data)
+            constants.append(onnx.helper.make_tensor(*args, raw=raw))
+    graph = onnx.helper.make_graph([], "bvlc_googlenet", [], [], constants)
+    file = tmp_path / "googlenet-12.onnx"
+    file.write_bytes(onnx.helper.make_model(graph).SerializeToString())
+    trained = read(file)
+    arch, flat = from_caffe(layers, "memory")
+    assert (trained.model.arch, trained.preprocessing) == (arch, PREPROCESSING)
+    assert trained.source["format"] == "ONNX"
+    found = flatten(trained.variables)
+    assert found.keys() == flat.keys()
+    for name, value in flat.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1000])
+    with pytest.raises(WeightsError, match=r"googlenet-12\.onnx is a corrupt ONNX file"):
+        read(file)
+    constants.append(onnx.numpy_helper.from_array(np.zeros(3, np.float32), "fc8_w_0"))
+    graph = onnx.helper.make_graph([], "bvlc_googlenet", [], [], constants)
+    file.write_bytes(onnx.helper.make_model(graph).SerializeToString())
+    with pytest.raises(WeightsError, match="fc8"):
+        read(file)

@@ -143,6 +143,9 @@ def test_endpoints_are_of_the_preprocessed_picture_and_by_default_the_known_ones
     np.testing.assert_allclose(drawn[0][1], (np.asarray(PHOTO, np.float32) - 99) / 50, atol=1e-5)
     again = inside.draw_inside(trained, PHOTO, tmp_path / "new" / "folder", ["own"])
     assert [file.name for file in again] == ["filters.png", "heads.png", "own.png"]
+    (*_, one) = inside.draw_inside(trained, PHOTO, tmp_path / "new" / "folder", ["mixed3a:1"])
+    assert one.name == "mixed3a-1.png"
+    np.testing.assert_array_equal(drawn[-1][1], np.asarray(drawn[0][1])[..., 1:2])
 
 
 @pytest.mark.parametrize(("channels", "shown", "said"), [(4, 4, False), (5, 4, True)])

@@ -84,6 +84,11 @@ def test_knobs_change_what_they_name_and_nothing_else():
         ({"block": "Mine"}, "block is 'Mine'"),
         ({"variant": "naive", "block": "f.py:Mine"}, "block is 'f.py:Mine'"),
         ({"branch5_kernel": 4}, "branch5_kernel is 4"),
+        ({"lrn": (4, 1.0, 0.1, 0.5)}, r"lrn is \(4, .*odd"),
+        ({"lrn": (5, 0.0, 0.1, 0.5)}, r"lrn is \(5, 0.0"),
+        ({"lrn": (5, 1.0, -0.1, 0.5)}, r"lrn is .*-0.1"),
+        ({"lrn": (5, 1.0, 0.1, 0.6)}, r"lrn is .*0.6"),
+        ({"lrn": (5, 1.0, 0.1, -0.5)}, r"lrn is .*-0.5"),
         ({"pool4_window": 1}, "pool4_window is 1"),
         ({"stem_widths": (64, 0, 192)}, "stem_widths is"),
         ({"widths": ("4e=1,2,3",)}, "widths is '4e=1,2,3'"),
@@ -101,6 +106,7 @@ def test_a_knob_out_of_range_is_named(knobs, message):
         {"num_classes": 2, "dropout": 0.0, "aux_dropout": 0.0},
         {"branch5_kernel": 1, "pool4_window": 2, "aux_after": ()},
         {"aux_after": ("3a", "4a", "4d")},
+        {"lrn": (1, 1e-9, 0.0, 0.0)},
     ],
 )
 def test_a_knob_at_its_limit_is_taken(knobs):
@@ -116,15 +122,23 @@ def test_the_torchvision_variant_has_torchvisions_values():
     assert (arch.dropout, arch.aux_dropout) == (0.2, 0.7)
 
 
+def test_the_google_release_has_the_values_of_googles_network():
+    arch = VARIANTS["google_release"]
+    assert (arch.num_classes, arch.stem_padding) == (1008, "same")
+    assert arch.lrn == (9, 1.0, 1e-4 / 9, 0.5)
+    odd = {name: w for name, w in arch.widths.items() if w != TABLE_1[name]}
+    assert odd == {"4a": TABLE_1["4a"]._replace(b3=204), "5a": TABLE_1["5a"]._replace(reduce5=48)}
+
+
 def test_the_variants_offered_are_those_that_exist():
     assert get_args(get_type_hints(Choices)["variant"]) == tuple(VARIANTS)
 
 
 OTHER_VALUES = {
     "num_classes": 7, "naive": True, "norm": "batch_norm", "block": "f.py:Mine",
-    "branch5_kernel": 3, "pool4_window": 2, "stem": "small", "stem_padding": "same",
-    "stem_widths": (1, 2, 3), "aux_after": ("3b",), "aux_widths": (4, 5), "aux_pool": "adaptive",
-    "aux_dropout": 0.1, "head": "fc", "dropout": 0.2,
+    "lrn": (3, 2.0, 0.1, 1.0), "branch5_kernel": 3, "pool4_window": 2, "stem": "small",
+    "stem_padding": "same", "stem_widths": (1, 2, 3), "aux_after": ("3b",), "aux_widths": (4, 5),
+    "aux_pool": "adaptive", "aux_dropout": 0.1, "head": "fc", "dropout": 0.2,
 }  # fmt: skip
 
 

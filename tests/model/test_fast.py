@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gnet_jax.model.architecture import VARIANTS
 from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.ops import fast, fast_conv, reference
 from gnet_jax.ops.fast import FAST
@@ -17,6 +18,7 @@ GENERATOR = np.random.default_rng(0)
 POOLS = [(3, 2, 0), (2, 2, 0), (3, 1, 1), (2, 2, 1), (3, 3, 1)]
 # JAX 0.7 has it in another place.
 enable_x64 = (jax if hasattr(jax, "enable_x64") else jax.experimental).enable_x64
+PAPERS_LRN, GOOGLES_LRN = (VARIANTS[name].lrn for name in ("paper", "google_release"))
 TOLERANCE = {jnp.float32: 1e-5, jnp.bfloat16: 2**-7}  # of the largest value
 
 
@@ -70,22 +72,24 @@ def test_max_pool_passes_on_what_is_not_a_number():
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize("lrn", [PAPERS_LRN, GOOGLES_LRN, (11, 2.0, 1e-3, 1.25)])
 @pytest.mark.parametrize(
     ("channels", "dtype"), [(3, jnp.float32), (11, jnp.float32), (64, jnp.bfloat16)]
 )
-def test_local_response_norm_and_its_gradient_are_the_plain_ones(channels, dtype):
+def test_local_response_norm_and_its_gradient_are_the_plain_ones(channels, dtype, lrn):
     x = jnp.asarray(100 * GENERATOR.normal(size=(2, 3, 4, channels)), dtype)
     dy = jnp.asarray(GENERATOR.normal(size=x.shape), dtype)
-    found = with_gradient(fast.local_response_norm, x, dy)
-    expected = with_gradient(reference.local_response_norm, x, dy)
+    found = with_gradient(partial(fast.local_response_norm, lrn=lrn), x, dy)
+    expected = with_gradient(partial(reference.local_response_norm, lrn=lrn), x, dy)
     assert [a.dtype for a in found] == [dtype, dtype]
     assert_close(found, expected, TOLERANCE[dtype])
 
 
-def test_both_ways_to_sum_over_channels_give_the_same():
+@pytest.mark.parametrize("half", [2, 4])
+def test_both_ways_to_sum_over_channels_give_the_same(half):
     x = jnp.asarray(GENERATOR.normal(size=(2, 3, 4, 11)), jnp.float32)
-    expected = [x[..., max(0, c - 2) : c + 3].sum(-1) for c in range(11)]
-    for found in (fast._banded_sum(x), fast._shifted_sum(x)):
+    expected = [x[..., max(0, c - half) : c + half + 1].sum(-1) for c in range(11)]
+    for found in (fast._banded_sum(x, 2 * half + 1), fast._shifted_sum(x, 2 * half + 1)):
         np.testing.assert_allclose(found, np.stack(expected, -1), rtol=1e-5, atol=1e-5)
 
 
@@ -328,7 +332,7 @@ def test_the_platform_compiled_for_decides_and_not_the_one_compiled_on():
 
 def test_on_a_tpu_the_gradient_of_lrn_sums_by_a_product():
     x = jax.ShapeDtypeStruct((2, 3, 4, 16), jnp.bfloat16)
-    traced = jax.jit(jax.grad(lambda x: jnp.sum(fast.local_response_norm(x)))).trace(x)
+    traced = jax.jit(jax.grad(lambda x: jnp.sum(fast.local_response_norm(x, PAPERS_LRN)))).trace(x)
     assert "dot_general" in traced.lower(lowering_platforms=("tpu",)).as_text()
     assert "dot_general" not in traced.lower(lowering_platforms=("cpu",)).as_text()
 

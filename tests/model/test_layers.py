@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gnet_jax.model.architecture import VARIANTS, Architecture
 from gnet_jax.model.layers import ConvBlock, caffe_xavier, he_normal
 from gnet_jax.ops.reference import (
     adaptive_average_pool,
@@ -62,18 +63,23 @@ def test_adaptive_average_pool_averages_the_cells_of_torch(size):
             assert found[i, j] == pytest.approx(x[rows, columns].mean(), abs=1e-5)
 
 
-def test_local_response_norm_is_caffes():
+@pytest.mark.parametrize(
+    ("variant", "half", "alpha", "power"),
+    [("paper", 2, 1e-4 / 5, 0.75), ("google_release", 4, 1e-4 / 9, 0.5)],
+)
+def test_local_response_norm_is_caffes_or_googles(variant, half, alpha, power):
     x = 50 * GENERATOR.normal(size=(2, 3, 3, 11)).astype(np.float32)
     expected = np.empty_like(x)
     for c in range(11):
-        near = x[..., max(0, c - 2) : c + 3]
-        expected[..., c] = x[..., c] * (1 + 1e-4 / 5 * (near**2).sum(-1)) ** -0.75
-    np.testing.assert_allclose(local_response_norm(jnp.asarray(x)), expected, rtol=1e-5)
+        near = x[..., max(0, c - half) : c + half + 1]
+        expected[..., c] = x[..., c] * (1 + alpha * (near**2).sum(-1)) ** -power
+    found = local_response_norm(jnp.asarray(x), VARIANTS[variant].lrn)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_local_response_norm_sums_in_float32():
     x = jnp.full((1, 1, 1, 8), 300.0, jnp.bfloat16)
-    found = local_response_norm(x)
+    found = local_response_norm(x, Architecture().lrn)
     assert found.dtype == jnp.bfloat16
     inside = 300 * (1 + 1e-4 / 5 * 5 * 300**2) ** -0.75
     assert float(found[0, 0, 0, 4]) == pytest.approx(inside, rel=2**-8)

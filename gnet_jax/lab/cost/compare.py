@@ -17,7 +17,8 @@ from gnet_jax.inference.lettering import save
 from gnet_jax.lab.cost.ledger import Layer, Ledger, network_ledger, number_table
 from gnet_jax.lab.palette import COLOURS, colour_of, style
 from gnet_jax.model.architecture import VARIANTS, Choices
-from gnet_jax.model.googlenet import CAFFE_STEM, GoogLeNet, googlenet
+from gnet_jax.model.googlenet import GoogLeNet, googlenet
+from gnet_jax.model.names import CAFFE_STEM
 
 BRANCHES = {
     "reduce3": "reductions",

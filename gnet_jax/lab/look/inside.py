@@ -9,13 +9,14 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from gnet_jax.config import UserError, choose, suggestion
+from gnet_jax.config import UserError, choose
 from gnet_jax.data.augment import CHANNEL_STEPS, preprocess
 from gnet_jax.data.decode import central_crop
 from gnet_jax.inference.cam import ActivationMap, ActivationMapper, draw
 from gnet_jax.inference.lettering import save
 from gnet_jax.lab.palette import COLOURS
 from gnet_jax.model.googlenet import endpoints
+from gnet_jax.model.names import find_layer
 from gnet_jax.model_folder import TrainedModel
 
 SHOWN = 64  # number of channels shown of an endpoint (named output): the strongest
@@ -31,9 +32,9 @@ def draw_inside(
 ) -> list[Path]:
     """Draw first-layer filters, activations and each head's class activation map into `folder`.
 
-    `names` are Caffe's names of the outputs to draw, by default those in `DEFAULT` that exist.
-    `index` is the class to map, by default the most probable. Raises UserError for an unknown
-    output or class, and ImageError for a picture that is too narrow to resize.
+    `names` are the outputs to draw, as `find_layer` reads them, by default those in `DEFAULT` that
+    exist. `index` is the class to map, by default the most probable. Raises UserError for an
+    unknown output or class, and ImageError for a picture that is too narrow to resize.
     """
 
     @jax.jit
@@ -42,16 +43,19 @@ def draw_inside(
         return {name: value[0] for name, value in endpoints(trained.model, variables, x).items()}
 
     found = run(trained.variables, central_crop(picture, trained.preprocessing))
+    names = names or [name for name in DEFAULT if name in found]
+    values = {}
     for name in names:
-        if name not in found:
-            raise UserError(f"unknown endpoint {name!r}; {suggestion(name, found)}")
+        endpoint, channel = find_layer(name, found)
+        channels = slice(None) if channel is None else slice(channel, channel + 1)
+        values[name] = np.asarray(found[endpoint])[..., channels]
     kernel = np.asarray(trained.variables["params"]["conv1"]["conv"]["kernel"])
     figures: dict[str, Image.Image | Figure] = {
         "filters.png": filters_figure(kernel, trained.preprocessing.channels),
         "heads.png": heads_picture(ActivationMapper(trained)(picture, index)),
     }
-    for name in names or [name for name in DEFAULT if name in found]:
-        figures[f"{name.replace('/', '-')}.png"] = activation_figure(name, np.asarray(found[name]))
+    for name, value in values.items():
+        figures[f"{name.replace('/', '-').replace(':', '-')}.png"] = activation_figure(name, value)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
