@@ -17,6 +17,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from gnet_jax.convert.wire import message_class, to_array
+from gnet_jax.data.sources.tfds import checksum
 from gnet_jax.model_folder.folder import WeightsError
 
 _MAGIC = bytes.fromhex("57fb808b247547db")  # ends every table
@@ -39,6 +40,7 @@ _MESSAGES = {
         "shard_id": (3, "int32"),
         "offset": (4, "int64"),
         "size": (5, "int64"),  # in bytes
+        "crc32c": (6, "fixed32"),
         "slices": (7, "bytes[]"),
     },
 }
@@ -64,7 +66,7 @@ def is_checkpoint(file: Path) -> bool:
 def read_checkpoint(file: Path) -> dict[str, np.ndarray]:
     """Returns the float32 tensors of a checkpoint by name; `is_checkpoint(file)` must be true.
 
-    Checksums are not verified. Raises WeightsError if the checkpoint is corrupt, or if it has
+    Verifies the checksums. Raises WeightsError if the checkpoint is corrupt, or if it has
     compressed blocks or a partitioned variable.
     """
     tensors = {}
@@ -108,6 +110,8 @@ def _version_2(entries: Mapping[bytes, bytes], file: Path) -> Iterator[_Tensor]:
                 raise WeightsError(f"{file}: {name} is partitioned; save it as one variable")
             shard = file.with_suffix(f".data-{entry.shard_id:05d}-of-{shards:05d}")
             values = np.fromfile(shard, "<f4", entry.size // 4, offset=entry.offset)
+            if checksum(values.tobytes()) != entry.crc32c:
+                raise LookupError(f"the checksum of {name} in {shard.name} is wrong")
             yield name, entry.shape.dim, values
 
 
@@ -123,6 +127,9 @@ def _read_table(file: Path) -> Iterator[tuple[bytes, bytes]]:
 def _block(data: bytes, span: tuple[int, int], file: Path) -> Iterator[tuple[bytes, bytes]]:
     """Yields the keys and values of one block. A key begins with a part of the key before it."""
     start, end = span
+    (expected,) = struct.unpack_from("<I", data, end + 1)
+    if checksum(data[start : end + 1]) != expected:
+        raise LookupError(f"the checksum of the block at byte {start} is wrong")
     if data[end]:  # the compression: 0 for none
         raise WeightsError(
             f"{file} has compressed blocks, which cannot be read; save it again with TensorFlow"

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from gnet_jax.data.sources.tfds import checksum
 from tests.convert.caffe_files import floats, message, number, varint
 
 MAGIC = bytes.fromhex("57fb808b247547db")
@@ -17,12 +18,16 @@ def table(entries: Mapping[bytes, bytes], compression: int = 0) -> bytes:
         chosen = keys[start : start + 3]
         content = block({key: entries[key] for key in chosen})
         index[chosen[-1]] = varint(len(out)) + varint(len(content))
-        out += content + bytes([compression]) + bytes(4)  # the checksum
+        out += checked(content + bytes([compression]))
     handles = b""
     for content in (block({}), block(index)):
         handles += varint(len(out)) + varint(len(content))
-        out += content + bytes(5)
+        out += checked(content + bytes(1))
     return out + handles.ljust(40, b"\0") + MAGIC
+
+
+def checked(content: bytes) -> bytes:
+    return content + checksum(content).to_bytes(4, "little")
 
 
 def block(entries: Mapping[bytes, bytes]) -> bytes:
@@ -65,6 +70,7 @@ def checkpoint_v2(tensors: Mapping[str, np.ndarray]) -> tuple[bytes, bytes]:
     data, entries = b"", {b"": number(1, 1)}
     for name, array in tensors.items():
         place = number(4, len(data)) + number(5, array.nbytes)
+        place += b"\x35" + checksum(array.tobytes()).to_bytes(4, "little")  # field 6, fixed32
         entries[name.encode()] = number(1, kind(array)) + message(2, dims(array.shape)) + place
         data += array.tobytes()
     return table(entries), data
