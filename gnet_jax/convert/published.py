@@ -1,0 +1,220 @@
+"""Published weights by name: where they are, what is known of them, and how to download them."""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gnet_jax.config.paths import cache_folder
+from gnet_jax.model_folder import hub
+from gnet_jax.model_folder.folder import WeightsError
+
+TIMEOUT = 20.0  # seconds to wait for the next bytes from a server
+
+
+class Published(NamedTuple):
+    """A file of weights, or an archive with one, that its authors published."""
+
+    urls: tuple[str, ...]  # the first is the authors' own, the others are mirrors
+    megabytes: int
+    origin: str
+    license: str
+    accuracy: str  # on ImageNet's validation images, according to the origin
+    sha256: str = ""  # the first digits are enough
+    sha1: str = ""  # used if sha256 is empty
+    member: str = ""  # the file with the weights, if the download is an archive
+
+    @property
+    def digest(self) -> str:
+        return f"sha256 {self.sha256}" if self.sha256 else f"sha1 {self.sha1}"
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What a model's `source` says about these weights."""
+        facts = {"origin": self.origin, "license": self.license}
+        return facts | {"published_accuracy": self.accuracy}
+
+    def is_in(self, file: Path) -> bool:
+        """Returns whether `file` exists and has the published content."""
+        import pooch
+
+        algorithm, digits = self.digest.split()
+        return file.is_file() and pooch.file_hash(str(file), algorithm).startswith(digits)
+
+
+PUBLISHED = {
+    "caffe": Published(
+        (
+            "http://dl.caffe.berkeleyvision.org/bvlc_googlenet.caffemodel",
+            "https://www.deepdetect.com/downloads/platform/pretrained/caffe/googlenet/"
+            "bvlc_googlenet.caffemodel",
+            "https://apache-mxnet.s3-accelerate.dualstack.amazonaws.com/caffe/models/"
+            "bvlc_googlenet/bvlc_googlenet.caffemodel",
+        ),
+        megabytes=54,
+        origin="BVLC/caffe models/bvlc_googlenet",
+        license="unrestricted",
+        accuracy="top-1 68.7 %, top-5 88.9 %",
+        sha256="6f7101e3a2183738a7125a0c5021ba82a1feb4228c5ca0924d991b6daf6f6fad",
+    ),
+    "torchvision": Published(
+        ("https://download.pytorch.org/models/googlenet-1378be20.pth",),
+        megabytes=52,
+        origin="torchvision",
+        license="bsd-3-clause",
+        accuracy="top-1 69.778 %, top-5 89.530 %",
+        sha256="1378be20",
+    ),
+    "slim": Published(
+        (
+            "http://download.tensorflow.org/models/inception_v1_2016_08_28.tar.gz",
+            "https://storage.googleapis.com/download.tensorflow.org/models/"
+            "inception_v1_2016_08_28.tar.gz",
+        ),
+        megabytes=25,
+        origin="tensorflow/models research/slim",
+        license="apache-2.0",
+        accuracy="top-1 69.8 %, top-5 89.6 %",
+        sha256="7a620c430fcaba8f8f716241f5148c4c47c035cce4e49ef02cfbe6cd1adf96a6",
+        member="inception_v1.ckpt",
+    ),
+    "inception5h": Published(
+        (
+            "https://storage.googleapis.com/download.tensorflow.org/models/inception5h.zip",
+            "http://download.tensorflow.org/models/inception5h.zip",
+        ),
+        megabytes=50,
+        origin="TensorFlow inception5h",
+        license="apache-2.0",
+        accuracy="not published",
+        sha1="e3b84c7e240ce8025b30d868f5e840b4bba9761d",
+        member="tensorflow_inception_graph.pb",
+    ),
+}
+"""The weights that can be loaded by name. Weights without a published hash are not listed."""
+
+
+def locate(name: str | Path) -> Path:
+    """Returns the path of the model called `name`.
+
+    `name` is a path, a key of `PUBLISHED`, or hf:OWNER/NAME for a model folder on the Hugging Face
+    Hub; an existing path has priority. The weights are downloaded if they are not in the cache.
+    Raises WeightsError if that fails.
+    """
+    path, text = Path(name).expanduser(), str(name)
+    if os.path.lexists(path):
+        if text in PUBLISHED:
+            print(
+                f"{text}: using {path.absolute()}, not the published weights of this name; rename "
+                "it to use them",
+                file=sys.stderr,
+            )
+        return path
+    if text.startswith(hub.PREFIX):
+        return hub.download(text.removeprefix(hub.PREFIX))
+    return fetch(text) if text in PUBLISHED else path
+
+
+def fetch(name: str) -> Path:
+    """Returns the file of the published weights `name`, and downloads it if necessary.
+
+    Downloads are kept in the cache folder, and verified at every call. If several processes need
+    the same file, one of them downloads it. Raises WeightsError if no server has the file; the
+    message says how to install it by hand.
+    """
+    published = PUBLISHED[name]
+    file = cache_folder() / "weights" / Path(published.urls[0]).name
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(file):
+            if not published.is_in(file):
+                _download(name, file)
+            return _unpack(file, published.member) if published.member else file
+    except OSError as error:
+        raise WeightsError(f"cannot write {file}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    """Wait until no other process downloads `file`. The kernel unlocks it if this process dies."""
+    with open(f"{file}.lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another process that downloads {file}", file=sys.stderr)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _download(name: str, file: Path) -> None:
+    """Download `file` from the first server that has it. Raises WeightsError if none has."""
+    published, problems = PUBLISHED[name], []
+    partial = file.with_name(f"{file.name}.partial")
+    for url in published.urls:
+        print(f"downloading {url} ({published.megabytes} MB)", file=sys.stderr)
+        problem = _continue(partial, url, published)
+        if problem is None:
+            partial.replace(file)
+            return
+        problems.append(f"{url}: {problem}")
+    raise WeightsError(
+        f"cannot download {name} ({'; '.join(problems)}); try again later, or save the file as "
+        f"{file} ({published.digest})"
+    )
+
+
+def _continue(partial: Path, url: str, published: Published) -> str | None:
+    """Download what `partial` lacks from `url`. Returns None, or why it is not the whole file.
+
+    A part that turns out to be of another file is deleted, and the download starts again.
+    """
+    import requests
+    from pooch import HTTPDownloader
+
+    with partial.open("ab") as file:
+        start = file.tell()
+
+        def check_range(response: requests.Response, **_: Any) -> None:
+            if response.status_code == requests.codes.ok:  # the server sends the whole file
+                file.truncate(0)
+
+        headers = {"Accept-Encoding": "identity"}  # a range of a compressed file is of no use
+        download = HTTPDownloader(
+            progressbar=sys.stderr.isatty(),
+            chunk_size=2**20,
+            timeout=TIMEOUT,
+            headers=headers | ({"Range": f"bytes={start}-"} if start else {}),
+            hooks={"response": check_range},
+        )
+        try:
+            download(url, file, None)  # pyright: ignore[reportArgumentType]
+        except requests.HTTPError as error:
+            answer = error.response
+            assert answer is not None  # HTTPError is about an answer
+            if answer.status_code != requests.codes.requested_range_not_satisfiable:
+                return f"{answer.status_code} {answer.reason}"
+        except requests.RequestException as error:
+            # requests has several classes for a server that does not answer.
+            return "no answer" if "timed out" in str(error) else "the connection failed"
+    if published.is_in(partial):
+        return None
+    partial.unlink()
+    return _continue(partial, url, published) if start else "it has another file"
+
+
+def _unpack(archive: Path, member: str) -> Path:
+    """Returns the path of `member` in the folder of the unpacked archive, which may be new."""
+    folder = archive.with_name(f"{archive.name}.unpacked")
+    if not folder.is_dir():
+        # The archive's hash is correct, so its content can be trusted; "data" ignores its owners.
+        tar = archive.suffix != ".zip" and sys.version_info >= (3, 12)
+        keep: dict[str, Any] = {"filter": "data"} if tar else {}
+        with tempfile.TemporaryDirectory(dir=archive.parent) as partial:
+            shutil.unpack_archive(archive, Path(partial, "files"), **keep)
+            Path(partial, "files").rename(folder)
+    return next(folder.rglob(member))
