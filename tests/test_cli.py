@@ -399,7 +399,7 @@ def test_convert_and_export_keep_the_model(folder, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["predict", "/no/model", "x.jpg"], "`gnet convert WEIGHTS /no/model`"),
+        (["predict", "/no/model", "x.jpg"], "/no/model does not exist"),
         (["predict", "MODEL"], "no photo given"),
         (["predict", "MODEL", "x.jpg", "--top", "0"], "--top is 0"),
         (["predict", "MODEL", "x.jpg", "--cam", "/no/x.png"], "folder /no not found"),

@@ -209,15 +209,13 @@ def download(
 
     if bool(names) == list:
         raise UserError("give either the names of published weights, or --list")
-    if list:
-        for name, each in PUBLISHED.items():
-            print(f"{name:<12} {each.megabytes} MB, {each.accuracy}, licence: {each.license}")
-            print(f"{'':<12} {each.origin}, {each.urls[0]}")
+    for name, each in PUBLISHED.items() if list else ():
+        print(f"{name}: {each.origin}, {each.megabytes} MB, licence: {each.license}")
+        print(f"  accuracy on ImageNet: {each.accuracy}\n  {each.urls[0]}")
     for name in names:
         if name not in PUBLISHED:
-            raise UserError(
-                f"no published weights are called {name}; {suggestion(name, PUBLISHED)}"
-            )
+            near = suggestion(name, PUBLISHED)
+            raise UserError(f"{name} is not a name of published weights; {near}")
     for name in names:
         print(fetch(name))
 
@@ -250,9 +248,10 @@ def convert(
 ) -> None:
     """Convert published weights, or a training workdir, to a model folder.
 
-    SRC is the name of published weights (`gnet download --list`), a .caffemodel file, a .pth or .safetensors file of torchvision's GoogLeNet, a checkpoint
-    of TF-slim's Inception v1, or a workdir. The format is detected from the content, and no code in
-    the file is executed. If the file lacks settings, defaults are used and printed.
+    SRC is the name of published weights (`gnet download --list`), a .caffemodel file, a .pth or
+    .safetensors file of torchvision's GoogLeNet, a checkpoint of TF-slim's Inception v1, or a
+    workdir. The format is detected from the content, and no code in the file is executed. If the
+    file lacks settings, defaults are used and printed.
 
     Args:
         src: the name, file or workdir to read.
