@@ -186,7 +186,7 @@ def _continue(partial: Path, url: str, published: Published) -> str | None:
         headers = {"Accept-Encoding": "identity"}  # a range of a compressed file is of no use
         download = HTTPDownloader(
             progressbar=sys.stderr.isatty(),
-            chunk_size=2**20,
+            chunk_size=2**16,
             timeout=TIMEOUT,
             headers=headers | ({"Range": f"bytes={start}-"} if start else {}),
             hooks={"response": check_range},

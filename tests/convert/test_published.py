@@ -1,5 +1,6 @@
 """Published weights are downloaded whole, once, or not at all."""
 
+import dataclasses
 import hashlib
 import http.server
 import io
@@ -22,9 +23,10 @@ from gnet_jax.convert import published
 from gnet_jax.convert.published import PUBLISHED, Published, fetch, locate
 from gnet_jax.convert.read import convert, read
 from gnet_jax.model_folder import WeightsError
-from tests.convert.caffe_files import caffemodel_bytes, random_layers
+from tests.convert.caffe_files import NARROW, caffemodel_bytes, random_layers
 
-BODY = caffemodel_bytes(random_layers())
+# Larger than the pieces in which a file is downloaded.
+BODY = caffemodel_bytes(random_layers(dataclasses.replace(NARROW, aux_widths=(7, 900))))
 FILE = "net.caffemodel"
 
 
@@ -117,6 +119,8 @@ def test_the_right_file_comes_from_the_first_server_that_has_it(server, tmp_path
     server(*ways)
     assert fetch("caffe") == cached(tmp_path)
     assert cached(tmp_path).read_bytes() == BODY
+    resumed = [way for way, range_asked in Server.sent if range_asked is not None]
+    assert resumed == (list(ways[1:2]) if ways[0] in ("cut", "stall") else [])
     asked = len(Server.sent)
     assert fetch("caffe") == cached(tmp_path)
     assert len(Server.sent) == asked  # the second time, it is in the cache
@@ -163,18 +167,38 @@ def test_a_corrupt_file_in_the_cache_is_downloaded_again(server, tmp_path):
     assert fetch("caffe").read_bytes() == BODY
 
 
-def test_two_processes_at_once_download_once(server, tmp_path):
-    offered = server("slow")
+def start(offered: Published) -> subprocess.Popen:
+    """Another process that fetches the weights and prints their path."""
     code = (
         "import json, sys; from gnet_jax.convert.published import *\n"
         "PUBLISHED['caffe'] = Published(*json.loads(sys.argv[1]))\n"
         "print(fetch('caffe'))"
     )
     run = [sys.executable, "-c", code, json.dumps(offered)]
-    processes = [subprocess.Popen(run, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    return subprocess.Popen(run, stdout=subprocess.PIPE, text=True)
+
+
+def test_two_processes_at_once_download_once(server, tmp_path):
+    offered = server("slow")
+    processes = [start(offered) for _ in range(2)]
     assert {process.communicate()[0].strip() for process in processes} == {str(cached(tmp_path))}
     assert [process.returncode for process in processes] == [0, 0]
     assert len(Server.sent) == 1
+
+
+def test_a_killed_download_leaves_no_file_and_no_lock_and_resumes(server, tmp_path):
+    process = start(server("stall"))
+    partial = cached(tmp_path).with_name(f"{FILE}.partial")
+    deadline = time.monotonic() + 60
+    while not (partial.exists() and partial.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()
+    assert not cached(tmp_path).exists()
+    done = partial.stat().st_size
+    server("good")
+    assert fetch("caffe").read_bytes() == BODY
+    assert Server.sent[-1] == ("good", f"bytes={done}-")
 
 
 def archived(kind: str) -> bytes:
