@@ -3,9 +3,7 @@
 import contextlib
 import fcntl
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +16,7 @@ TIMEOUT = 20.0  # seconds to wait for the next bytes from a server
 
 
 class Published(NamedTuple):
-    """A file of weights, or an archive with one, that its authors published."""
+    """A file that `convert.read` reads, and what its authors say about it."""
 
     urls: tuple[str, ...]  # the first is the authors' own, the others are mirrors
     megabytes: int
@@ -27,7 +25,6 @@ class Published(NamedTuple):
     accuracy: str  # on ImageNet's validation images, according to the origin
     sha256: str = ""  # the first digits are enough
     sha1: str = ""  # used if sha256 is empty
-    member: str = ""  # the file with the weights, if the download is an archive
 
     @property
     def digest(self) -> str:
@@ -81,7 +78,6 @@ PUBLISHED = {
         license="apache-2.0",
         accuracy="top-1 69.8 %, top-5 89.6 %",
         sha256="7a620c430fcaba8f8f716241f5148c4c47c035cce4e49ef02cfbe6cd1adf96a6",
-        member="inception_v1.ckpt",
     ),
     "inception5h": Published(
         (
@@ -93,7 +89,6 @@ PUBLISHED = {
         license="apache-2.0",
         accuracy="not published",
         sha1="e3b84c7e240ce8025b30d868f5e840b4bba9761d",
-        member="tensorflow_inception_graph.pb",
     ),
 }
 """The weights that can be loaded by name. Weights without a published hash are not listed."""
@@ -134,9 +129,9 @@ def fetch(name: str) -> Path:
         with _locked(file):
             if not published.is_in(file):
                 _download(name, file)
-            return _unpack(file, published.member) if published.member else file
     except OSError as error:
         raise WeightsError(f"cannot write {file}: {error.strerror or error}") from error
+    return file
 
 
 @contextlib.contextmanager
@@ -205,16 +200,3 @@ def _continue(partial: Path, url: str, published: Published) -> str | None:
         return None
     partial.unlink()
     return _continue(partial, url, published) if start else "it has another file"
-
-
-def _unpack(archive: Path, member: str) -> Path:
-    """Returns the path of `member` in the folder of the unpacked archive, which may be new."""
-    folder = archive.with_name(f"{archive.name}.unpacked")
-    if not folder.is_dir():
-        # The archive's hash is correct, so its content can be trusted; "data" ignores its owners.
-        tar = archive.suffix != ".zip" and sys.version_info >= (3, 12)
-        keep: dict[str, Any] = {"filter": "data"} if tar else {}
-        with tempfile.TemporaryDirectory(dir=archive.parent) as partial:
-            shutil.unpack_archive(archive, Path(partial, "files"), **keep)
-            Path(partial, "files").rename(folder)
-    return next(folder.rglob(member))

@@ -3,14 +3,11 @@
 import dataclasses
 import hashlib
 import http.server
-import io
 import json
 import subprocess
 import sys
-import tarfile
 import threading
 import time
-import zipfile
 from pathlib import Path
 
 import jax
@@ -21,7 +18,7 @@ import gnet_jax
 from gnet_jax.cli.main import main
 from gnet_jax.convert import published
 from gnet_jax.convert.published import PUBLISHED, Published, fetch, locate
-from gnet_jax.convert.read import convert, read
+from gnet_jax.convert.read import convert
 from gnet_jax.model_folder import WeightsError
 from tests.convert.caffe_files import NARROW, caffemodel_bytes, random_layers
 
@@ -201,30 +198,9 @@ def test_a_killed_download_leaves_no_file_and_no_lock_and_resumes(server, tmp_pa
     assert Server.sent[-1] == ("good", f"bytes={done}-")
 
 
-def archived(kind: str) -> bytes:
-    file = io.BytesIO()
-    if kind == "zip":
-        with zipfile.ZipFile(file, "w") as archive:
-            archive.writestr(FILE, BODY)
-            archive.writestr("labels.txt", "a\nb\n")
-        return file.getvalue()
-    with tarfile.open(fileobj=file, mode="w:gz") as archive:
-        entry = tarfile.TarInfo(FILE)
-        entry.size = len(BODY)
-        archive.addfile(entry, io.BytesIO(BODY))
-    return file.getvalue()
-
-
-@pytest.mark.parametrize("kind", ["tar.gz", "zip"])
-def test_an_archive_is_unpacked_once_beside_its_other_files(server, monkeypatch, kind):
-    monkeypatch.setattr(Server, "body", archived(kind))
-    sha1 = hashlib.sha1(Server.body).hexdigest()
-    server("good", file=f"net.{kind}", sha1=sha1, member=FILE)
-    file = fetch("caffe")
-    assert file.read_bytes() == BODY
-    assert (file.with_name("labels.txt").exists()) == (kind == "zip")
-    assert fetch("caffe") == file
-    assert read("caffe").source["origin"] == "here"
+def test_a_file_is_also_verified_by_its_sha1_alone(server):
+    server("wrong", "good", sha1=hashlib.sha1(BODY).hexdigest())
+    assert fetch("caffe").read_bytes() == BODY
 
 
 def test_a_model_is_the_same_by_name_by_path_and_through_a_folder(server, tmp_path, capsys):
