@@ -44,6 +44,12 @@ NOT_RUN = {
     "gnet plan": "it compiles for accelerators for minutes; tests/pods runs it in small",
     "gnet predict models/googlenet https:": "tests have no network; "
     "tests/inference/test_images.py has a server of its own",
+    "gnet predict caffe": "tests have no network; tests/convert/test_published.py has a server",
+    "gnet download caffe": "tests have no network; tests/convert/test_published.py has a server",
+    "python train.py finetune_folder --data.source folder:PHOTOS --init caffe": "the same",
+    "gnet push": "tests have no Hub; tests/model_folder/test_hub.py has one of its own",
+    "gnet predict hf:": "tests have no Hub; tests/model_folder/test_hub.py has one of its own",
+    "hf auth login": "it asks for an account",
     "gnet convert inception_v1.ckpt": "it needs TensorFlow; tests/convert/test_tf_slim.py has it",
     "gnet replay": "it needs a run that failed; tests/lab/test_replay.py makes one",
     "python benchmarks/": "it takes minutes; tests/test_benchmarks.py runs them in small",

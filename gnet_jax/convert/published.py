@@ -91,7 +91,7 @@ PUBLISHED = {
         sha1="e3b84c7e240ce8025b30d868f5e840b4bba9761d",
     ),
 }
-"""The weights that can be loaded by name. Weights without a published hash are not listed."""
+"""The weights that can be loaded by name. Weights without a known hash are not listed."""
 
 
 def locate(name: str | Path) -> Path:

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -81,7 +82,7 @@ def server(tmp_path, monkeypatch):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as running:
         threading.Thread(target=running.serve_forever, daemon=True).start()
 
-        def offer(*ways: str, file: str = FILE, **fields: str) -> Published:
+        def offer(*ways: str, file: str = FILE, **fields: Any) -> Published:
             urls = tuple(f"http://127.0.0.1:{running.server_port}/{way}/{file}" for way in ways)
             fields = fields or {"sha256": hashlib.sha256(Server.body).hexdigest()}
             facts = {"megabytes": 1, "origin": "here", "license": "mit", "accuracy": "high"}
