@@ -19,6 +19,7 @@ import pytest
 import gnet_jax
 from gnet_jax.model_folder import WeightsError, write_folder
 from gnet_jax.model_folder.folder import CARD_FILE, CONFIG_FILE, read_folder
+from tests.convert.caffe_files import caffemodel_bytes, random_layers
 from tests.convert.conftest import small_folder
 
 pytest.importorskip("huggingface_hub", reason="the extra [hub] is not installed")
@@ -138,6 +139,16 @@ def test_a_folder_comes_back_from_the_hub_as_it_was_with_its_own_card(hub, tmp_p
         assert dataclasses.replace(found, variables={}) == dataclasses.replace(
             expected, variables={}
         )
+
+
+def test_a_file_of_weights_is_the_same_model_through_the_hub(hub, tmp_path):
+    file = tmp_path / "net.caffemodel"
+    file.write_bytes(caffemodel_bytes(random_layers()))
+    assert hub("push", file, "me/net").returncode == 0
+    assert hub("convert", "hf:me/net", tmp_path / "back").returncode == 0
+    found, expected = read_folder(tmp_path / "back"), gnet_jax.load(file)
+    jax.tree.map(np.testing.assert_array_equal, found.variables, expected.variables)
+    assert dataclasses.replace(found, variables={}) == dataclasses.replace(expected, variables={})
 
 
 def test_what_the_hub_refuses_is_one_sentence(hub, tmp_path):
