@@ -234,6 +234,7 @@ def push(
     from gnet_jax.model_folder import hub
     from gnet_jax.model_folder.folder import CARD_FILE, is_model_folder
 
+    hub.check(repo)  # before the model is read
     card = model.expanduser() / CARD_FILE
     own = is_model_folder(card.parent) and card.is_file()
     url = hub.upload(load(model), repo, card.read_text("utf-8") if own else None, private)

@@ -1,10 +1,10 @@
 """Published weights by name: where they are, what is known of them, and how to download them."""
 
-import contextlib
 import fcntl
 import os
 import sys
-from collections.abc import Iterator
+import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,13 +16,13 @@ TIMEOUT = 20.0  # seconds to wait for the next bytes from a server
 
 
 class Published(NamedTuple):
-    """A file that `convert.read` reads, and what its authors say about it."""
+    """A file that `convert.read` reads, and what published.toml says about it."""
 
-    urls: tuple[str, ...]  # the first is the authors' own, the others are mirrors
+    urls: Sequence[str]
     megabytes: int
     origin: str
     license: str
-    accuracy: str  # on ImageNet's validation images, according to the origin
+    accuracy: str
     sha256: str = ""  # the first digits are enough
     sha1: str = ""  # used if sha256 is empty
 
@@ -44,54 +44,9 @@ class Published(NamedTuple):
         return file.is_file() and pooch.file_hash(str(file), algorithm).startswith(digits)
 
 
-PUBLISHED = {
-    "caffe": Published(
-        (
-            "http://dl.caffe.berkeleyvision.org/bvlc_googlenet.caffemodel",
-            "https://www.deepdetect.com/downloads/platform/pretrained/caffe/googlenet/"
-            "bvlc_googlenet.caffemodel",
-            "https://apache-mxnet.s3-accelerate.dualstack.amazonaws.com/caffe/models/"
-            "bvlc_googlenet/bvlc_googlenet.caffemodel",
-        ),
-        megabytes=54,
-        origin="BVLC/caffe models/bvlc_googlenet",
-        license="unrestricted",
-        accuracy="top-1 68.7 %, top-5 88.9 %",
-        sha256="6f7101e3a2183738a7125a0c5021ba82a1feb4228c5ca0924d991b6daf6f6fad",
-    ),
-    "torchvision": Published(
-        ("https://download.pytorch.org/models/googlenet-1378be20.pth",),
-        megabytes=52,
-        origin="torchvision",
-        license="bsd-3-clause",
-        accuracy="top-1 69.778 %, top-5 89.530 %",
-        sha256="1378be20",
-    ),
-    "slim": Published(
-        (
-            "http://download.tensorflow.org/models/inception_v1_2016_08_28.tar.gz",
-            "https://storage.googleapis.com/download.tensorflow.org/models/"
-            "inception_v1_2016_08_28.tar.gz",
-        ),
-        megabytes=25,
-        origin="tensorflow/models research/slim",
-        license="apache-2.0",
-        accuracy="top-1 69.8 %, top-5 89.6 %",
-        sha256="7a620c430fcaba8f8f716241f5148c4c47c035cce4e49ef02cfbe6cd1adf96a6",
-    ),
-    "inception5h": Published(
-        (
-            "https://storage.googleapis.com/download.tensorflow.org/models/inception5h.zip",
-            "http://download.tensorflow.org/models/inception5h.zip",
-        ),
-        megabytes=50,
-        origin="TensorFlow inception5h",
-        license="apache-2.0",
-        accuracy="not published",
-        sha1="e3b84c7e240ce8025b30d868f5e840b4bba9761d",
-    ),
-}
-"""The weights that can be loaded by name. Weights without a known hash are not listed."""
+_TABLE = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
+PUBLISHED = {name: Published(**fields) for name, fields in _TABLE.items()}
+"""The weights that can be loaded by name."""
 
 
 def locate(name: str | Path) -> Path:
@@ -119,31 +74,20 @@ def fetch(name: str) -> Path:
     """Returns the file of the published weights `name`, and downloads it if necessary.
 
     Downloads are kept in the cache folder, and verified at every call. If several processes need
-    the same file, one of them downloads it. Raises WeightsError if no server has the file; the
-    message says how to install it by hand.
+    the same file, one of them downloads it while the others wait. Raises WeightsError if no server
+    has the file; the message says how to install it by hand.
     """
     published = PUBLISHED[name]
     file = cache_folder() / "weights" / Path(published.urls[0]).name
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(file):
+        with open(f"{file}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel unlocks it if this process dies
             if not published.is_in(file):
                 _download(name, file)
     except OSError as error:
         raise WeightsError(f"cannot write {file}: {error.strerror or error}") from error
     return file
-
-
-@contextlib.contextmanager
-def _locked(file: Path) -> Iterator[None]:
-    """Wait until no other process downloads `file`. The kernel unlocks it if this process dies."""
-    with open(f"{file}.lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"waiting for another process that downloads {file}", file=sys.stderr)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _download(name: str, file: Path) -> None:
@@ -189,10 +133,9 @@ def _continue(partial: Path, url: str, published: Published) -> str | None:
         try:
             download(url, file, None)  # pyright: ignore[reportArgumentType]
         except requests.HTTPError as error:
-            answer = error.response
-            assert answer is not None  # HTTPError is about an answer
-            if answer.status_code != requests.codes.requested_range_not_satisfiable:
-                return f"{answer.status_code} {answer.reason}"
+            status = getattr(error.response, "status_code", None)
+            if status != requests.codes.requested_range_not_satisfiable:
+                return f"it answers {status}"
         except requests.RequestException as error:
             # requests has several classes for a server that does not answer.
             return "no answer" if "timed out" in str(error) else "the connection failed"

@@ -8,17 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from gnet_jax.config.recipes import needs
-from gnet_jax.model_folder.folder import (
-    CARD_FILE,
-    CONFIG_FILE,
-    WEIGHTS_FILE,
-    TrainedModel,
-    WeightsError,
-    is_model_folder,
-    write_folder,
-)
+from gnet_jax.model_folder import TrainedModel, WeightsError, write_folder
+from gnet_jax.model_folder.folder import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, is_model_folder
 
 PREFIX = "hf:"
+
+
+def check(repo: str) -> None:
+    """Raise WeightsError if `repo` is not OWNER/NAME, or huggingface_hub is not installed."""
+    try:
+        import huggingface_hub  # noqa: F401
+    except ImportError as error:
+        raise WeightsError(needs(f"{PREFIX}{repo}", error, "hub")) from error
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+        raise WeightsError(f"{PREFIX}{repo} is not the name of a model; use {PREFIX}OWNER/NAME")
 
 
 def download(repo: str) -> Path:
@@ -58,14 +61,11 @@ def upload(model: TrainedModel, repo: str, card: str | None = None, private: boo
 @contextlib.contextmanager
 def _hub(repo: str, task: str) -> Iterator[Any]:
     """Yields an HfApi. Errors in the body become WeightsErrors that name `repo` and the `task`."""
+    check(repo)
+    from huggingface_hub import HfApi
+
     try:
-        import huggingface_hub
-    except ImportError as error:
-        raise WeightsError(needs(f"{PREFIX}{repo}", error, "hub")) from error
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
-        raise WeightsError(f"{PREFIX}{repo} is not the name of a model; use {PREFIX}OWNER/NAME")
-    try:
-        yield huggingface_hub.HfApi()
+        yield HfApi()
     except Exception as error:  # their classes depend on the version of huggingface_hub
         reason = str(error).strip().partition("\n")[0]
         if getattr(getattr(error, "response", None), "status_code", None) in (401, 403, 404):

@@ -158,6 +158,14 @@ def test_a_broken_download_resumes_unless_its_part_is_wrong(server, tmp_path, pa
     assert [asked for _, asked in Server.sent] == ranges
 
 
+def test_a_server_that_knows_no_ranges_is_asked_once(server, tmp_path):
+    server("whole")
+    cached(tmp_path).parent.mkdir(parents=True)
+    cached(tmp_path).with_name(f"{FILE}.partial").write_bytes(BODY[:1000])
+    assert fetch("caffe").read_bytes() == BODY
+    assert len(Server.sent) == 1
+
+
 def test_a_corrupt_file_in_the_cache_is_downloaded_again(server, tmp_path):
     server("good")
     fetch("caffe")

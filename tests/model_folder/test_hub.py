@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import gnet_jax
+from gnet_jax.cli.main import main
 from gnet_jax.model_folder import WeightsError, write_folder
 from gnet_jax.model_folder.folder import CARD_FILE, CONFIG_FILE, read_folder
 from tests.convert.caffe_files import caffemodel_bytes, random_layers
@@ -168,9 +169,11 @@ def test_what_the_hub_refuses_is_one_sentence(hub, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["hf:ants", "hf:a/b/c", "hf:", "hf:me/"])
-def test_a_name_without_an_owner_is_refused_before_a_connection_is_made(name):
+def test_a_name_without_an_owner_is_refused_before_anything_is_read(name, capsys):
     with pytest.raises(WeightsError, match=f"{name} .*OWNER/NAME"):
         gnet_jax.load(name)
+    assert main(["push", "/no/model", name.removeprefix("hf:")]) == 2
+    assert "OWNER/NAME" in capsys.readouterr().err
 
 
 def test_without_the_hubs_library_the_extra_is_named(monkeypatch):
