@@ -198,8 +198,7 @@ def download(
 ) -> None:
     """Download published weights, verify them, and print their paths.
 
-    Other commands download weights when they are named, as in `gnet predict caffe PHOTO.jpg`. This
-    command prepares a machine that will have no connection.
+    Other commands download weights when they are named, so this is for working offline later.
 
     Args:
         names: names of published weights.

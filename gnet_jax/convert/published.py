@@ -33,8 +33,7 @@ class Published(NamedTuple):
     @property
     def facts(self) -> dict[str, str]:
         """What a model's `source` says about these weights."""
-        facts = {"origin": self.origin, "license": self.license}
-        return facts | {"published_accuracy": self.accuracy}
+        return {"origin": self.origin, "license": self.license, "published_accuracy": self.accuracy}
 
     def is_in(self, file: Path) -> bool:
         """Returns whether `file` exists and has the published content."""
@@ -59,11 +58,8 @@ def locate(name: str | Path) -> Path:
     path, text = Path(name).expanduser(), str(name)
     if os.path.lexists(path):
         if text in PUBLISHED:
-            print(
-                f"{text}: using {path.absolute()}, not the published weights of this name; rename "
-                "it to use them",
-                file=sys.stderr,
-            )
+            note = "not the published weights of this name; rename it to use them"
+            print(f"{text}: using {path.absolute()}, {note}", file=sys.stderr)
         return path
     if text.startswith(hub.PREFIX):
         return hub.download(text.removeprefix(hub.PREFIX))
