@@ -17,9 +17,11 @@ import pytest
 
 import gnet_jax
 from gnet_jax.cli.main import main
+from gnet_jax.config import Config
 from gnet_jax.convert import published
 from gnet_jax.convert.published import PUBLISHED, Published, fetch, locate
 from gnet_jax.convert.read import convert
+from gnet_jax.convert.start import with_start
 from gnet_jax.model_folder import WeightsError
 from tests.convert.caffe_files import NARROW, caffemodel_bytes, random_layers
 
@@ -221,6 +223,9 @@ def test_a_model_is_the_same_by_name_by_path_and_through_a_folder(server, tmp_pa
         assert (other.model, other.preprocessing) == (by_name.model, by_name.preprocessing)
         assert other.class_names == by_name.class_names
         jax.tree.map(np.testing.assert_array_equal, other.variables, by_name.variables)
+    _, started = with_start(Config(init="caffe"))
+    assert started is not None
+    assert started.source == by_name.source
     assert by_name.source["license"] == "mit"
     assert "license: mit\n" in (tmp_path / "folder/README.md").read_text("utf-8")
 
