@@ -14,6 +14,7 @@ from typing import Annotated
 
 import jax
 import pytest
+import yaml
 from PIL import Image
 from tyro.conf import Positional
 
@@ -291,6 +292,35 @@ def test_evaluate_counts_every_image(folder, capsys):
     assert "paper's top-5 error" in capsys.readouterr().out
 
 
+def test_evaluate_writes_the_accuracy_of_one_model_into_its_card(folder, tmp_path, capsys):
+    data = f"folder:{folder / 'photos'}"
+    shutil.copytree(folder / "model", tmp_path / "a")
+    shutil.copytree(folder / "model", tmp_path / "b")
+    both = [str(tmp_path / "a"), str(tmp_path / "b")]
+    before = (tmp_path / "b/README.md").read_bytes()
+    assert main(["evaluate", *both, "--data", data]) == 0  # an ensemble has no card
+    assert (tmp_path / "a/README.md").read_bytes() == before
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "a"), "--data", data, "--json"]) == 0
+    out, error = capsys.readouterr()
+    result = json.loads(out)
+    assert str(tmp_path / "a/README.md") in error
+    assert main(["evaluate", *both, "--data", data, "--table"]) == 0
+    card = (tmp_path / "a/README.md").read_text("utf-8")
+    metrics = yaml.safe_load(card.split("---\n")[1])["model-index"][0]["results"][0]["metrics"]
+    found = {metric["name"]: metric["value"] for metric in metrics}
+    assert found["top-1"] == result["top1"]
+    assert set(found) == {f"top-{k}{c}" for k in (1, 5) for c in ("", ", 10 crops", ", 144 crops")}
+    assert (tmp_path / "b/README.md").read_bytes() == before
+    assert read_folder(tmp_path / "a").class_names == ("cat", "dog")
+
+    (tmp_path / "a/README.md").write_text("---\n: {\n---\n")
+    assert main(["evaluate", str(tmp_path / "a"), "--data", data]) == 2
+    out, error = capsys.readouterr()
+    assert "top-1" in out  # the result of the long work is not lost
+    assert "header" in error
+
+
 def test_evaluate_matches_classes_by_name(folder, tmp_path, capsys):
     photos = folder / "photos" / "val"
     arguments = ["evaluate", str(folder / "model"), "--data", f"folder:{tmp_path}", "--json"]
@@ -399,7 +429,7 @@ def test_convert_and_export_keep_the_model(folder, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["predict", "/no/model", "x.jpg"], "`gnet convert WEIGHTS /no/model`"),
+        (["predict", "/no/model", "x.jpg"], "/no/model does not exist"),
         (["predict", "MODEL"], "no photo given"),
         (["predict", "MODEL", "x.jpg", "--top", "0"], "--top is 0"),
         (["predict", "MODEL", "x.jpg", "--cam", "/no/x.png"], "folder /no not found"),

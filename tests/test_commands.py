@@ -50,6 +50,12 @@ NOT_RUN = {
     "tests/convert/test_inception5h.py writes such files",
     "gnet convert googlenet-12.onnx": "tests have no network; "
     "tests/convert/test_caffe.py writes such files",
+    "gnet predict caffe": "tests have no network; tests/convert/test_published.py has a server",
+    "gnet download caffe": "tests have no network; tests/convert/test_published.py has a server",
+    "python train.py finetune_folder --data.source folder:PHOTOS --init caffe": "the same",
+    "gnet push": "tests have no Hub; tests/model_folder/test_hub.py has one of its own",
+    "gnet predict hf:": "tests have no Hub; tests/model_folder/test_hub.py has one of its own",
+    "hf auth login": "it asks for an account",
     "gnet replay": "it needs a run that failed; tests/lab/test_replay.py makes one",
     "python benchmarks/": "it takes minutes; tests/test_benchmarks.py runs them in small",
 }

@@ -133,12 +133,13 @@ def show_data(arguments: Sequence[str]) -> None:
         check_at_least(name, getattr(given, name), least)
     check(config)
     # Imported here, so that --help and command-line errors return immediately.
+    from gnet_jax.convert.published import locate
     from gnet_jax.convert.start import with_start
     from gnet_jax.data.sources import open_source
     from gnet_jax.lab.look.contact_sheet import draw_sheet
 
     check_picture(given.out, PHOTOS)
-    if config.init is not None and not Path(config.init).expanduser().exists():
+    if config.init is not None and not locate(config.init).exists():
         print(f"{config.init} not found; using the config's preprocessing, not that of the weights")
     elif config.init is not None:
         config = with_start(config)[0]

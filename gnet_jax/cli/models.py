@@ -1,4 +1,4 @@
-"""The commands for models: predict, evaluate, inspect, demo, convert, export, summary."""
+"""The commands for models: predict, evaluate, download, convert, push, summary and others."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gnet_jax.cli.output import (
     say_not_read,
     several,
 )
-from gnet_jax.config import ConfigError, UserError, json_text
+from gnet_jax.config import ConfigError, UserError, json_text, suggestion
 from gnet_jax.model.architecture import Choices
 
 if TYPE_CHECKING:  # imported late, so that --help and typos return immediately
@@ -42,7 +42,8 @@ def predict(
     Files that are not images are reported and skipped; the exit code is then 1.
 
     Args:
-        model: a model folder, a training workdir, or a file that `gnet convert` reads.
+        model: a model folder, a training workdir, or a file that `gnet convert` reads; or the name
+            of published weights (`gnet download --list`), or hf:OWNER/NAME on the Hugging Face Hub.
         images: files, folders, URLs, or - for standard input.
         json: print a line of JSON for each image: an object with `file`, and `top` or `error`.
         cam: picture to write: the first image's class activation map. The next are NAME-2.png, ...
@@ -104,6 +105,8 @@ def evaluate(
     If the data's class names are numbers that start at 0, they are matched with the model's classes
     by position, and the matches are printed.
 
+    The accuracy of a single model in a model folder is also written into its model card.
+
     Args:
         models: model folders, workdirs or weight files. The models' probabilities are averaged.
         data: digits, folder:PATH, npz:PATH, or tfds:NAME.
@@ -134,17 +137,19 @@ def evaluate(
         grid = evaluate_grid(trained, source, **options)
         console().print(paper_table(grid))
         _print_corrupt(grid[0])
+        _write_results(models[0], data, split, grid)
         return
     result = evaluate_models(trained, source, crops, **options)
     if json:
         print(json_text(result.as_dict(), ensure_ascii=False))
-        return
-    print(
-        f"top-1 {result.top1:.2%}, top-5 {result.top5:.2%} of {result.images:,} images "
-        f"({_counted(result.models, 'model')}, {_counted(result.crops, 'crop')}, "
-        f"{result.images_per_sec:.1f} images/s)"
-    )
-    _print_corrupt(result)
+    else:
+        print(
+            f"top-1 {result.top1:.2%}, top-5 {result.top5:.2%} of {result.images:,} images "
+            f"({_counted(result.models, 'model')}, {_counted(result.crops, 'crop')}, "
+            f"{result.images_per_sec:.1f} images/s)"
+        )
+        _print_corrupt(result)
+    _write_results(models[0], data, split, [result])
 
 
 def inspect(
@@ -188,6 +193,54 @@ def demo(model: Model, port: int | None = None) -> None:
     page.block_thread()
 
 
+def download(
+    names: Annotated[Positional[tuple[str, ...]], several("NAME ...")] = (),
+    list: Annotated[bool, arg(name="list")] = False,
+) -> None:
+    """Download published weights, verify them, and print their paths.
+
+    Other commands download weights when they are named, so this is for working offline later.
+
+    Args:
+        names: names of published weights.
+        list: print the weights that can be downloaded, with their accuracy, licence and source.
+    """
+    from gnet_jax.convert.published import PUBLISHED, fetch
+
+    if bool(names) == list:
+        raise UserError("give either the names of published weights, or --list")
+    for name, each in PUBLISHED.items() if list else ():
+        print(f"{name}: {each.origin}, {each.megabytes} MB, licence: {each.license}")
+        print(f"  accuracy on ImageNet: {each.accuracy}\n  {each.urls[0]}")
+    for name in names:
+        if name not in PUBLISHED:
+            near = suggestion(name, PUBLISHED)
+            raise UserError(f"{name} is not a name of published weights; {near}")
+    for name in names:
+        print(fetch(name))
+
+
+def push(
+    model: Model, repo: Annotated[Positional[str], arg(metavar="OWNER/NAME")], private: bool = False
+) -> None:
+    """Upload a model and its model card to the Hugging Face Hub. First log in: `hf auth login`.
+
+    Args:
+        model: a model folder, a training workdir, or a file that `gnet convert` reads.
+        repo: the repository, which is created if it does not exist; its model is replaced.
+        private: create a private repository.
+    """
+    from gnet_jax.inference.predict import load
+    from gnet_jax.model_folder import hub
+    from gnet_jax.model_folder.folder import CARD_FILE, is_model_folder
+
+    hub.check(repo)  # before the model is read
+    card = model.expanduser() / CARD_FILE
+    own = is_model_folder(card.parent) and card.is_file()
+    url = hub.upload(load(model), repo, card.read_text("utf-8") if own else None, private)
+    print(f"uploaded {model} to {url}. Try:\n  gnet predict {hub.PREFIX}{repo} PHOTO.jpg")
+
+
 def convert(
     src: Annotated[Positional[Path], arg(metavar="SRC")],
     dst: Annotated[Positional[Path], arg(metavar="DST")],
@@ -196,13 +249,14 @@ def convert(
 ) -> None:
     """Convert published weights, or a training workdir, to a model folder.
 
-    SRC is a .caffemodel file, a .pth or .safetensors file of torchvision's GoogLeNet, a checkpoint
-    of TF-slim's Inception v1, Google's inception5h, Caffe's network as an .onnx file, a zip or tar
-    archive of one of these, or a workdir. The format is detected from the content, and no code in
-    the file is executed. If the file lacks settings, defaults are used and printed.
+    SRC is the name of published weights (`gnet download --list`), a .caffemodel file, a .pth or
+    .safetensors file of torchvision's GoogLeNet, a checkpoint of TF-slim's Inception v1, Google's
+    inception5h, Caffe's network as an .onnx file, a zip or tar archive of one of these, or a
+    workdir. The format is detected from the content, and no code in the file is executed. If the
+    file lacks settings, defaults are used and printed.
 
     Args:
-        src: the file or workdir to read.
+        src: the name, file or workdir to read.
         dst: the model folder to write.
         class_names: a JSON file, or a text file with one class name per line, in output order.
         transform_input: torchvision's setting; yes for weights fine-tuned from its published file.
@@ -339,6 +393,29 @@ def _open(paths: Iterable[Path], *, compiles: bool = False) -> list[TrainedModel
 
 def _counted(number: int, what: str) -> str:
     return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
+def _write_results(model: Path, data: str, split: str, evaluations: Iterable[Evaluation]) -> None:
+    """Write accuracies of one model into its model card, if it is a model folder with a card."""
+    from gnet_jax.model_folder.card import add_results
+    from gnet_jax.model_folder.folder import CARD_FILE, is_model_folder
+    from gnet_jax.training.workdir import replacing
+
+    card, accuracies = model.expanduser() / CARD_FILE, {}
+    for each in evaluations:
+        if each.models == 1 and each.images:
+            crops = "" if each.crops == 1 else f", {each.crops} crops"
+            accuracies |= {f"top-1{crops}": each.top1, f"top-5{crops}": each.top5}
+    if not accuracies or not card.is_file() or not is_model_folder(card.parent):
+        return
+    try:
+        text = card.read_text("utf-8")
+        text = add_results(text, card.parent.resolve().name, data, split, accuracies)
+        with replacing(card) as partial:
+            partial.write_text(text, "utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write the results into {card}: {error.strerror}") from error
+    print(f"wrote the results into {card}", file=sys.stderr)
 
 
 def _print_corrupt(result: Evaluation) -> None:

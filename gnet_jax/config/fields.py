@@ -192,7 +192,7 @@ class Config:
     workdir: Annotated[Folder, FREE] = "runs/default"
     """Folder for checkpoints, logs and the config. If it has a checkpoint, the run resumes."""
     init: str | None = None
-    """Model to start from: a model folder, a training workdir or a file of weights.
+    """Model to start from: a name (caffe, hf:OWNER/NAME), model folder, workdir or file of weights.
     Uses its network and preprocessing, but the config's classes, heads, dropout and dtype."""
     epochs: Positive = 250.0
     """Number of passes over the training set; fractions are allowed."""

@@ -1,7 +1,6 @@
 """Reads Caffe's network from .caffemodel files of both formats, and from ONNX's model zoo."""
 
 import dataclasses
-import hashlib
 import math
 import re
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from google.protobuf.message import DecodeError
 
 from gnet_jax.config import Preprocessing
 from gnet_jax.convert import mapping
+from gnet_jax.convert.published import PUBLISHED
 from gnet_jax.convert.wire import message_class, to_array
 from gnet_jax.model.architecture import VARIANTS, Architecture
 from gnet_jax.model.googlenet import GoogLeNet
@@ -62,8 +62,7 @@ _MARKERS = "conv1/7x7_s2", "inception_3a/1x1"
 PREPROCESSING = Preprocessing(resize="warp", channels="BGR", mean=(104.0, 117.0, 123.0))
 """The preprocessing of the published weights (BVLC/caffe, models/bvlc_googlenet)."""
 
-# The published file (the hash is in its readme), and a copy of it without auxiliary heads.
-PUBLISHED_SHA1 = "405fc5acd08a3bb12de8ee5e23a96bec22f08204"
+# A copy of the published file without auxiliary heads.
 WITHOUT_HEADS_SHA256 = "afb3ba04dbee93e6e3228f8c399c5f439a786fbeafdb5b5870a990de80f7477b"
 
 Layers = Mapping[str, list[np.ndarray]]  # the arrays of each layer that has any
@@ -172,10 +171,9 @@ def load(src: Path, sha256: str) -> tuple[TrainedModel, list[str]]:
     network, notes = find_network(layers, str(src))
     arch, flat = from_caffe(network, str(src))
     source = {"format": "caffemodel"}
-    with src.open("rb") as file:
-        sha1 = hashlib.file_digest(file, "sha1").hexdigest()
-    if sha1 == PUBLISHED_SHA1 or sha256 == WITHOUT_HEADS_SHA256:
-        source |= {"license": "unrestricted", "origin": "BVLC/caffe models/bvlc_googlenet"}
+    published = PUBLISHED["caffe"]
+    if sha256 in (published.sha256, WITHOUT_HEADS_SHA256):
+        source |= published.facts
     else:
         notes += [note] if note else []
         whose = "Caffe's published GoogLeNet" + (" for the rest" if note else "")

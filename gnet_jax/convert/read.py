@@ -14,7 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gnet_jax.config import suggestion
 from gnet_jax.convert import caffe, inception5h, tf_slim, torchvision
+from gnet_jax.convert.published import PUBLISHED, locate
 from gnet_jax.convert.tf_checkpoint import find_index, is_checkpoint
 from gnet_jax.convert.torch_file import is_torch_file, read_torch
 from gnet_jax.data.sources.classes import imagenet_classes
@@ -35,26 +37,38 @@ def convert(
 
     An existing model folder is replaced. `read` describes the arguments. Raises WeightsError.
     """
-    model = read(Path(src).expanduser(), class_names=class_names, transform_input=transform_input)
+    model = read(src, class_names=class_names, transform_input=transform_input)
     write_folder(dst, model)
     return model
 
 
 def read(
-    src: Path, *, class_names: Sequence[str] | None = None, transform_input: bool | None = None
+    src: str | Path,
+    *,
+    class_names: Sequence[str] | None = None,
+    transform_input: bool | None = None,
 ) -> TrainedModel:
     """Returns the model in `src`: a model folder, a training workdir, or a file with weights.
 
-    The file can be from `gnet export` or from another program. Its format is detected from the
-    content, and nothing in the file is executed. What another program's file lacks is assumed,
-    printed on standard error and recorded in `source` of the model. The names assumed are
-    ImageNet's for 1,000 outputs (1,001 for TF-slim), otherwise "class 0", "class 1", ...
-    `transform_input` is an option of torchvision's network. By default, it is true for the file
-    that torchvision publishes, false for others. Raises WeightsError if `src` is missing, corrupt,
-    of an unknown format or not a GoogLeNet, or if an argument does not fit it.
+    `src` is a path, or a name of a model that `published.locate` downloads. The file can be from
+    `gnet export` or from another program. Its format is detected from the content, and nothing in
+    the file is executed. What another program's file lacks is assumed, printed on standard error
+    and recorded in `source` of the model. The names assumed are ImageNet's for 1,000 outputs (1,001
+    for TF-slim), otherwise "class 0", "class 1", ... `transform_input` is an option of
+    torchvision's network. By default, it is true for the file that torchvision publishes, false for
+    others. Raises WeightsError if `src` is missing, corrupt, of an unknown format or not a
+    GoogLeNet, or if an argument does not fit it.
     """
-    found, notes = _read_folder(src) if src.is_dir() else _read_file(src, transform_input)
+    path = locate(src)
+    if path.is_dir():
+        found, notes = _read_folder(path), []
+        if class_names is None and transform_input is None:
+            return found
+    else:
+        found, notes = _read_file(path, transform_input)
     foreign, source = not found.class_names, dict(found.source)
+    if str(src) in PUBLISHED and path != Path(src):
+        source |= PUBLISHED[str(src)].facts
     if transform_input is not None and not (foreign and "transform_input" in source):
         raise WeightsError(f"transform_input is only for files from torchvision; {src} is not one")
     if notes:
@@ -75,11 +89,11 @@ def read(
     return model
 
 
-def _read_folder(src: Path) -> tuple[TrainedModel, list[str]]:
+def _read_folder(src: Path) -> TrainedModel:
     if folder.is_model_folder(src):
-        return read_folder(src), []
+        return read_folder(src)
     if is_workdir(src):
-        return read_workdir(src), []
+        return read_workdir(src)
     raise WeightsError(f"the folder {src} is neither a model folder nor a training workdir")
 
 
@@ -96,8 +110,8 @@ def _read_file(src: Path, transform_input: bool | None) -> tuple[TrainedModel, l
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
         raise WeightsError(
-            f"{src} does not exist; `gnet convert WEIGHTS {src}` makes a model folder from "
-            "published weights (docs/pretrained.md), and `gnet train` trains a model of your own"
+            f"{src} does not exist, and is not a name of published weights; "
+            f"{suggestion(str(src), PUBLISHED)}"
         ) from None
     except OSError as error:
         raise WeightsError(f"cannot read {src}: {error.strerror}") from error
@@ -169,7 +183,8 @@ def _assumed_names(outputs: int, source: dict[str, str]) -> tuple[tuple[str, ...
         return tuple(imagenet_classes().values()), "" if "origin" in source else assumed
     if outputs == 1001 and source["format"] == "TF-slim checkpoint":
         assumed = f'assumed "background" and ImageNet\'s, because there are 1,001 outputs; {other}'
-        return ("background", *imagenet_classes().values()), assumed
+        names = ("background", *imagenet_classes().values())
+        return names, "" if "origin" in source else assumed
     assumed = f"assumed class 0 to class {outputs - 1}, because the file has no names; {other}"
     return tuple(f"class {i}" for i in range(outputs)), assumed
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from gnet_jax.config import Preprocessing
 from gnet_jax.convert import mapping
+from gnet_jax.convert.published import PUBLISHED
 from gnet_jax.model.architecture import VARIANTS, Architecture
 from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.model_folder.folder import TrainedModel, WeightsError, unflatten
@@ -33,9 +34,6 @@ _LINEAR = {"params/{}/kernel": "{}.weight", "params/{}/bias": "{}.bias"}
 _MARKERS = "conv1.conv.weight", "inception3a.branch1.conv.weight"
 _STEPS = ".num_batches_tracked"  # a counter of each batch norm, not used here
 
-PUBLISHED_SHA256 = "1378be20"
-"""First digits of the sha256 of the published file, which are part of its name."""
-
 
 def preprocessing(transform_input: bool) -> Preprocessing:
     """Returns torchvision's preprocessing; mean and std include the effect of `transform_input`.
@@ -60,7 +58,7 @@ def load(
     """
     network, notes = find_network(tensors, str(src))
     arch, flat = from_torchvision(network, str(src))
-    published = sha256.startswith(PUBLISHED_SHA256)
+    published = sha256.startswith(PUBLISHED["torchvision"].sha256)
     if published and transform_input is False:
         raise WeightsError(f"{src} is torchvision's published file, which needs transform_input")
     mapped = published if transform_input is None else transform_input
@@ -68,7 +66,7 @@ def load(
     source = {"transform_input": "yes, as part of mean and std" if mapped else "no"}
     if published:
         untrained = "not trained, according to torchvision's documentation"
-        source |= {"origin": "torchvision", "auxiliary_heads": untrained}
+        source |= PUBLISHED["torchvision"].facts | {"auxiliary_heads": untrained}
     else:
         notes.append(mapping.assumed_preprocessing("torchvision", pixels))
         if transform_input is None:

@@ -22,32 +22,28 @@ from gnet_jax.data.augment import preprocess
 from gnet_jax.data.decode import ImageError, central_crop
 from gnet_jax.inference.images import Picture
 from gnet_jax.model.googlenet import GoogLeNet, strip_aux
-from gnet_jax.model_folder import TrainedModel, read_folder
-from gnet_jax.model_folder.folder import is_model_folder
+from gnet_jax.model_folder import TrainedModel
 from gnet_jax.training import sharding
-from gnet_jax.training.checkpoints.verify import is_workdir, read_workdir
 
 
 def load(path: str | Path) -> TrainedModel:
     """Load a trained model: network, variables, preprocessing and class names.
 
-    The format is detected from the content of `path`, and nothing in it is executed. From a
+    The format of a file is detected from its content, and nothing in it is executed. From a
     training workdir, the checkpoint with the best evaluation is loaded, with averaged parameters if
     the run has them; the training data is not needed. If a file of another program lacks
     information, defaults are used, and printed on standard error.
 
     Args:
-        path: a model folder, a training workdir, or a file that `gnet convert` reads.
+        path: the name of published weights (caffe, torchvision, slim, inception5h) or hf:OWNER/NAME
+            for a model on the Hugging Face Hub, which are downloaded once; otherwise, the path of a
+            model folder, a training workdir, or a file that `gnet convert` reads.
 
     Raises:
-        gnet_jax.config.UserError: if there is no model at `path`, or it is corrupt.
+        gnet_jax.config.UserError: if there is no such model, it cannot be downloaded, or it is
+            corrupt.
     """
-    path = Path(path).expanduser()
-    if is_model_folder(path):
-        return read_folder(path)
-    if is_workdir(path):
-        return read_workdir(path)
-    from gnet_jax.convert.read import read  # imported here, because most models do not need it
+    from gnet_jax.convert.read import read  # reads protobuf and other formats, so it imports late
 
     return read(path)
 

@@ -2,12 +2,14 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 
-from gnet_jax.config import choose
+from gnet_jax.config import UserError, choose
 from gnet_jax.config.paths import as_text
 
 _CARD = """\
@@ -41,6 +43,12 @@ for name, probability in model.predict("photo.jpg")[0]:
 {origin}
 {accuracy}
 """
+_MEASURED = "The accuracy is from the run's own evaluation, on its validation split."
+_NOT_MEASURED = "The accuracy was not measured when this folder was written."
+_IN_HEADER = "The results of `gnet evaluate` are in the header of this file."
+_HEADER = re.compile(r"---\n(.*?)^---\n", re.DOTALL | re.MULTILINE)
+_HUB_LICENSES = ("apache-2.0", "bsd-3-clause", "cc-by-4.0", "mit")  # others need a name beside them
+_HUB_DATASETS = {"imagenet2012": "imagenet-1k"}  # names of the Hub that are not those of TFDS
 
 
 def model_card(config: Mapping[str, Any], flat: Mapping[str, np.ndarray], name: str) -> str:
@@ -62,16 +70,50 @@ def model_card(config: Mapping[str, Any], flat: Mapping[str, np.ndarray], name: 
         "input": describe_preprocessing(config["preprocessing"]),
     }
     licensed = source.get("license")
+    named = f"license: other\nlicense_name: {licensed}\n" if licensed else ""
     return _CARD.format(
-        license=f"license: other\nlicense_name: {licensed}\n" if licensed else "",
+        license=f"license: {licensed}\n" if licensed in _HUB_LICENSES else named,
         name=as_text(name),
         facts=_table(facts),
         quoted=json.dumps(name, ensure_ascii=False),
         origin=_table({key.replace("_", " "): value for key, value in source.items()}),
-        accuracy="The accuracy is from the run's own evaluation, on its validation split."
-        if "validation_top1" in source
-        else "The accuracy was not measured when this folder was written.",
+        accuracy=_MEASURED if "validation_top1" in source else _NOT_MEASURED,
     )
+
+
+def add_results(
+    card: str, name: str, data: str, split: str, accuracies: Mapping[str, float]
+) -> str:
+    """Returns the card with results of an evaluation in its header, as the Hub's `model-index`.
+
+    `data` is a spec such as "tfds:imagenet2012" or "folder:PHOTOS"; of a path, only the last part
+    is written. `accuracies` are fractions by name, which replace those of the same name, data and
+    split. Raises UserError if the header is not that of a model card.
+    """
+    import yaml
+
+    found = _HEADER.match(card)
+    shown = PurePath(data.partition(":")[2] or data).name
+    dataset = {"type": _HUB_DATASETS.get(shown, shown), "name": shown, "split": split}
+    try:
+        header = (yaml.safe_load(found[1]) if found else None) or {}
+        (index,) = header.setdefault("model-index", [{"name": name, "results": []}])
+        results = {str(each["dataset"]): each for each in index["results"]}
+        result = results.setdefault(
+            str(dataset),
+            {"task": {"type": "image-classification"}, "dataset": dataset, "metrics": []},
+        )
+        result["metrics"] = [each for each in result["metrics"] if each["name"] not in accuracies]
+    except (yaml.YAMLError, AttributeError, TypeError, ValueError, KeyError) as error:
+        problem = " ".join(str(error).split())
+        raise UserError(f"the model card has no valid header: {problem}") from error
+    result["metrics"] += [
+        {"type": "accuracy", "name": each, "value": value} for each, value in accuracies.items()
+    ]
+    index["results"] = list(results.values())
+    text = yaml.safe_dump(header, sort_keys=False, allow_unicode=True)
+    body = card[found.end() :] if found else card
+    return f"---\n{text}---\n{body.replace(_NOT_MEASURED, _IN_HEADER)}"
 
 
 def describe_preprocessing(p: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 
 from gnet_jax.config import UserError
 from gnet_jax.convert.export import export
+from gnet_jax.convert.published import PUBLISHED
 from gnet_jax.convert.read import convert, read
 from gnet_jax.convert.torch_file import write_torch
 from gnet_jax.model_folder import WeightsError, read_folder, write_folder
@@ -48,12 +49,12 @@ def test_the_published_caffe_weights(tmp_path, caffemodel):
     assert_written(folder, tmp_path / "model")
 
 
-def test_the_published_file_is_known_by_its_sha1(tmp_path, monkeypatch):
+def test_the_published_file_is_known_by_its_hash(tmp_path, monkeypatch):
     file = tmp_path / "bvlc_googlenet.caffemodel"
     file.write_bytes(caffemodel_bytes(random_layers()))
     assert "license" not in read(file).source
-    sha1 = hashlib.sha1(file.read_bytes()).hexdigest()
-    monkeypatch.setattr("gnet_jax.convert.caffe.PUBLISHED_SHA1", sha1)
+    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    monkeypatch.setitem(PUBLISHED, "caffe", PUBLISHED["caffe"]._replace(sha256=sha256))
     assert read(file).source["license"] == "unrestricted"
 
 

@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 
 from gnet_jax.cli.main import main
 from gnet_jax.convert import caffe
+from gnet_jax.convert.published import PUBLISHED
 from gnet_jax.convert.read import convert, read
 from gnet_jax.convert.torchvision import find_network, from_torchvision, to_torchvision
 from gnet_jax.model_folder import WeightsError, read_folder
@@ -384,7 +385,7 @@ def test_nothing_is_assumed_of_published_weights(tmp_path, plain, capsys, monkey
     file = tmp_path / "net.pth"
     save(plain, file)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()[:8]
-    monkeypatch.setattr("gnet_jax.convert.torchvision.PUBLISHED_SHA256", digest)
+    monkeypatch.setitem(PUBLISHED, "torchvision", PUBLISHED["torchvision"]._replace(sha256=digest))
     folder = read(file, class_names=list("abcdefg"))
     assert folder.preprocessing.mean == (127.5, 127.5, 127.5)
     assert folder.source["origin"] == "torchvision"
@@ -398,8 +399,8 @@ def test_imagenets_names_are_assumed_aloud_unless_the_file_is_known(tmp_path, ca
     file = caffe_file(tmp_path / "net.caffemodel", layers)
     assert read(file).class_names[0] == "tench, Tinca tinca"
     assert any("ImageNet" in line for line in lines_of(capsys, file))
-    digest = hashlib.sha1(file.read_bytes()).hexdigest()
-    monkeypatch.setattr("gnet_jax.convert.caffe.PUBLISHED_SHA1", digest)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    monkeypatch.setitem(PUBLISHED, "caffe", PUBLISHED["caffe"]._replace(sha256=digest))
     assert read(file).class_names[999] == "toilet tissue, toilet paper, bathroom tissue"
     assert lines_of(capsys, file) == []
 

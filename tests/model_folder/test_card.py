@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from gnet_jax.config import Preprocessing
-from gnet_jax.model_folder.card import model_card
+from gnet_jax.config import Preprocessing, UserError
+from gnet_jax.model_folder.card import add_results, model_card
 from gnet_jax.model_folder.folder import config_of, flatten
 from tests.convert.conftest import small_folder
 
@@ -58,3 +58,45 @@ def test_a_shorter_side_no_heads_no_license_and_an_accuracy_are_stated_too(folde
     assert found["validation top1"] == "0.9000"
     assert "license" not in found["card"]
     assert ("own evaluation" in found["card"], "own evaluation" in first["card"]) == (True, False)
+
+
+def test_results_have_the_hubs_format_and_replace_those_of_the_same_data(folder):
+    cards = pytest.importorskip("huggingface_hub", reason="the extra [hub] is not installed")
+    card = rows_of(folder)["card"]
+    assert cards.ModelCard(card).data.eval_results is None
+    card = add_results(card, "a model", "tfds:imagenet2012", "val", {"top-1": 0.5, "top-5": 0.9})
+    card = add_results(card, "a model", "folder:/home/me/PHOTOS", "val", {"top-1": 0.25})
+    card = add_results(card, "a model", "tfds:imagenet2012", "val", {"top-1": 0.75})
+    data = cards.ModelCard(card).data
+    found = [
+        (each.dataset_type, each.dataset_name, each.dataset_split, each.metric_name)
+        for each in data.eval_results
+    ]
+    assert sorted(found) == [
+        ("PHOTOS", "PHOTOS", "val", "top-1"),
+        ("imagenet-1k", "imagenet2012", "val", "top-1"),
+        ("imagenet-1k", "imagenet2012", "val", "top-5"),
+    ]
+    assert sorted(each.metric_value for each in data.eval_results) == [0.25, 0.75, 0.9]
+    assert {each.task_type for each in data.eval_results} == {"image-classification"}
+    assert {each.metric_type for each in data.eval_results} == {"accuracy"}
+    assert (data.library_name, data.license_name) == ("gnet_jax", "unrestricted")
+    assert "/home/me" not in card
+    assert "not measured" not in card
+    assert card.partition("\n# a model\n")[2].startswith("\nGoogLeNet (Inception v1")
+
+
+def test_results_are_added_to_a_card_without_a_header_but_not_to_a_broken_one():
+    assert add_results("Mine.\n", "m", "digits", "val", {"top-1": 1.0}).endswith("---\nMine.\n")
+    for header in ("a: {", "- a", "model-index: 3", "model-index: [{results: [1]}]"):
+        with pytest.raises(UserError, match="header"):
+            add_results(f"---\n{header}\n---\n", "m", "digits", "val", {"top-1": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("known", "lines"),
+    [("mit", "license: mit\n"), ("mine", "license: other\nlicense_name: mine\n")],
+)
+def test_a_license_is_the_hubs_own_or_named(folder, known, lines):
+    other = dataclasses.replace(folder, source={"format": "test", "license": known})
+    assert lines in rows_of(other)["card"]
