@@ -1,4 +1,4 @@
-"""The commands for training runs: curves, diagnose, replay, ablate, report, plan."""
+"""The commands for training runs: curves, runs, diagnose, replay, ablate, report, plan."""
 
 from __future__ import annotations
 
@@ -22,18 +22,40 @@ from gnet_jax.config.command import parse_command, parse_sweep
 Workdirs = Annotated[Positional[tuple[Path, ...]], several("WORKDIR ...")]
 
 
-def curves(workdirs: Workdirs, out: Path = Path("curves.png")) -> None:
+def curves(workdirs: Workdirs, out: Path = Path("curves.png"), overlay: bool = False) -> None:
     """Plot the loss and accuracy of every head over the training steps.
 
     Args:
         workdirs: workdirs of running or finished training runs; each gets one row of the figure.
         out: the picture to write; its suffix is .png, .svg or .pdf.
+        overlay: plot all runs in the same axes, without auxiliary heads.
     """
     from gnet_jax.lab.sweeps.figures import draw_curves
 
     _check(workdirs, out)
-    draw_curves(workdirs, out)
+    draw_curves(workdirs, out, overlay=overlay)
     print(f"drew {out}")
+
+
+def runs(
+    folders: Annotated[Positional[tuple[Path, ...]], several("DIR ...")], out: Path | None = None
+) -> None:
+    """List the training runs in folders: how their configs differ, steps, accuracy, time and code.
+
+    Args:
+        folders: folders with workdirs at any depth, such as the workdir of a sweep.
+        out: a .csv file for all metrics and diagnostics, with one line for each number.
+    """
+    from gnet_jax.lab.sweeps.runs import list_runs, runs_table, write_metrics
+
+    if not folders:
+        raise UserError("there is no folder to search; give at least one that contains workdirs")
+    if out is not None:
+        check_picture(out, (".csv",))
+    found = list_runs(folders)
+    console().print(runs_table(found))
+    if out is not None:
+        print(f"wrote {write_metrics(found, out):,} lines to {out}")
 
 
 def diagnose(workdirs: Workdirs, out: Path = Path("diagnostics.png")) -> None:

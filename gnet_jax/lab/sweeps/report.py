@@ -1,8 +1,6 @@
 """The report of a sweep: a self-contained HTML page, Markdown and CSV."""
 
 import html
-import itertools
-import json
 import string
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +9,8 @@ from typing import Any
 
 from gnet_jax.config import UserError, json_text
 from gnet_jax.lab.sweeps import sweep as results
-from gnet_jax.lab.sweeps.figures import draw_results
+from gnet_jax.lab.sweeps.figures import draw_results, to_svg
+from gnet_jax.lab.sweeps.runs import differing_fields
 from gnet_jax.lab.sweeps.sweep import Row, SweepRecord
 from gnet_jax.training.workdir import RECORD_FILE
 
@@ -24,7 +23,7 @@ def write_report(workdir: Path, page: Path, figures: Path | None = None) -> list
         raise UserError(f"--out is {page}; use .html (.md and .csv are written beside it)")
     sweep = results.read_sweep(workdir)
     rows = results.read_rows(sweep)
-    drawings = draw_results(rows)
+    drawings = {name: (text, to_svg(fig, text)) for name, (text, fig) in draw_results(rows).items()}
     files = {
         page: to_html(sweep, rows, drawings),
         page.with_suffix(".md"): to_markdown(sweep, rows),
@@ -46,14 +45,6 @@ def list_notes(rows: Sequence[Row]) -> list[str]:
     """Returns a line for each run that failed or is not finished."""
     missing = [f"{row.name}, seed {seed}: not finished" for row in rows for seed in row.missing]
     return [f"Failed: {line}" for line in results.failures(rows)] + missing
-
-
-def differing_fields(configs: Iterable[dict[str, Any]]) -> dict[str, list[str]]:
-    """Returns the fields in which configs differ, with their values in the order of `configs`."""
-    configs = list(configs)
-    fields = dict.fromkeys(itertools.chain(*configs))
-    values = {field: [json.dumps(config.get(field)) for config in configs] for field in fields}
-    return {field: found for field, found in values.items() if len(set(found)) > 1}
 
 
 def count_versions(rows: Sequence[Row]) -> list[str]:
