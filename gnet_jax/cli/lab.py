@@ -38,18 +38,17 @@ def curves(workdirs: Workdirs, out: Path = Path("curves.png"), overlay: bool = F
 
 
 def runs(
-    folders: Annotated[Positional[tuple[Path, ...]], several("DIR ...")], out: Path | None = None
+    folders: Annotated[Positional[tuple[Path, ...]], several("DIR ...")] = (Path("runs"),),
+    out: Path | None = None,
 ) -> None:
     """List the training runs in folders: how their configs differ, steps, accuracy, time and code.
 
     Args:
         folders: folders with workdirs at any depth, such as the workdir of a sweep.
-        out: a .csv file for all metrics and diagnostics, with one line for each number.
+        out: a .csv file to write with all metrics and diagnostics, one line for each number.
     """
     from gnet_jax.lab.sweeps.runs import list_runs, runs_table, write_metrics
 
-    if not folders:
-        raise UserError("there is no folder to search; give at least one that contains workdirs")
     if out is not None:
         check_picture(out, (".csv",))
     found = list_runs(folders)

@@ -2,7 +2,7 @@
 
 import io
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
 from gnet_jax.config import UserError
 from gnet_jax.config.paths import as_text
@@ -30,69 +30,50 @@ from gnet_jax.lab.sweeps.sweep import Row, mean_and_spread, pareto_front
 from gnet_jax.training.observe.diagnostics import FILE
 from gnet_jax.training.workdir import MetricsFile
 
-STYLES = ("-", "--", ":", "-.")  # lines with the same colour have different styles
-MARKERS = ("o", "s", "^", "D")  # and so have points
+STYLES = ("-", "--", ":", "-.")  # lines with the same colour have different styles,
+MARKERS = ("o", "s", "^", "D")  # and points with the same colour have different markers
 COST_LABELS = {"macs": "multiply-adds of one image", "params": "parameters"}
-BESIDE: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}  # a legend
+KINDS = ("cross-entropy", "top-1 accuracy")  # of a run's two panels
+BESIDE: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}  # of a legend
 
 Line = Mapping[str, float]  # a line of a log: the step, and values by name
 
 
 @matplotlib.rc_context(PAPER)
 def draw_curves(workdirs: Sequence[Path], out: Path, *, overlay: bool = False) -> None:
-    """Draw loss and top-1 over the steps: training of each head and validation, a row for each run.
+    """Draw training (each head) and validation curves of loss and top-1, one row for each run.
 
-    With `overlay`, all runs are in one row, which shows the main head and validation only.
+    With `overlay`, all runs are in one row, without auxiliary heads.
     """
     runs = name_runs(workdirs)
     rows = 1 if overlay else len(runs)
     figure = Figure(figsize=(WIDTHS[2], 2.4 * rows), layout="constrained")
     grid = figure.subplots(rows, 2, squeeze=False)
-    for number, (name, workdir) in enumerate(runs.items()):
-        loss, top1 = grid[0 if overlay else number]
+    for number, (path, workdir) in enumerate(runs.items()):
         lines = MetricsFile(workdir / "metrics.jsonl").read()
         if not lines:
             raise UserError(f"metrics.jsonl in {workdir} is missing or empty; train there first")
+        name = as_text(path)
         if overlay:
-            _draw_main_head(lines, as_text(name), number, loss, top1)
+            colour, dashes = colour_of(number), _pick(STYLES, number)
+            pale: dict[str, Any] = {"label": f"{name}, training", "lw": 2.5, "alpha": 0.35}
+            _plot(grid[0], lines, "train/main_", dashes, color=colour, **pale)
+            _plot(grid[0], lines, "val/", f"o{dashes}", color=colour, label=f"{name}, validation")
         else:
-            draw_run(lines, loss, top1)
-            top1.legend(**BESIDE)
-        prefix = "" if overlay else f"{as_text(name)}: "
-        loss.set(title=f"{prefix}cross-entropy", ylim=(0, None))
-        top1.set(title=f"{prefix}top-1 accuracy", ylim=(0, 1))
-    for loss, top1 in grid:
-        top1.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-        for panel in (loss, top1):
-            panel.set(xlabel="step")
-            panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-            style(panel)
+            draw_run(lines, *grid[number])
+            grid[number, 1].legend(**BESIDE)
+        for panel, kind in zip(grid[0 if overlay else number], KINDS, strict=True):
+            panel.set_title(kind if overlay else f"{name}: {kind}")
+    for panel in grid.flat:
+        panel.set(xlabel="step", ylim=(0, None))
+        panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        style(panel)
+    for panel in grid[:, 1]:
+        panel.set(ylim=(0, 1))
+        panel.yaxis.set_major_formatter(PercentFormatter(1))
     if overlay:
-        legend_below(figure)
+        legend_below(figure, grid[0, 1])
     save(figure, out, dpi=200)
-
-
-def _draw_main_head(lines: Sequence[Line], name: str, number: int, loss: Axes, top1: Axes) -> None:
-    """Draw the main head's training as a pale line, and validation as a line with markers."""
-    colour, dashes = colour_of(number), _dashes(number)
-    pale: dict[str, Any] = {"lw": 2.5, "alpha": 0.35}
-    for prefix, kind, look in (
-        ("train/main_", "training", pale),
-        ("val/", "validation", {"marker": "o"}),
-    ):
-        for panel, metric in ((loss, "loss"), (top1, "top1")):
-            points = [(x["step"], x[prefix + metric]) for x in lines if prefix + metric in x]
-            if points:
-                label = f"{name}, {kind}"
-                panel.plot(*zip(*points, strict=True), dashes, color=colour, label=label, **look)
-
-
-def _dashes(number: int) -> str:
-    return STYLES[number // len(COLOURS) % len(STYLES)]
-
-
-def _marker(number: int) -> str:
-    return MARKERS[number // len(COLOURS) % len(MARKERS)]
 
 
 def draw_run(lines: Sequence[Line], loss: Axes, top1: Axes) -> None:
@@ -104,74 +85,64 @@ def draw_run(lines: Sequence[Line], loss: Axes, top1: Axes) -> None:
     curves.append(("val/", "validation", "o-"))
     for number, (prefix, label, usual) in enumerate(curves):
         is_val = number == len(heads)
-        look = {"label": label, "ms": 3.5, "color": "black" if is_val else colour_of(number)}
+        look: dict[str, Any] = {"label": label, "color": "black" if is_val else colour_of(number)}
         look["zorder"] = 3.5 if is_val else 3 - number / 10  # the main head above the others
         if number and not is_val:  # a wider curve, so that it is visible behind the main head's
-            look |= {"lw": 3.5, "alpha": 0.6}
-        for panel, kind in ((loss, "loss"), (top1, "top1")):
-            points = [(x["step"], x[prefix + kind]) for x in lines if prefix + kind in x]
-            if points:
-                panel.plot(*zip(*points, strict=True), line_style(points, usual), **look)
+            look |= {"lw": 3.0, "alpha": 0.6}
+        _plot((loss, top1), lines, prefix, usual, **look)
+
+
+def _plot(
+    panels: Iterable[Axes], lines: Sequence[Line], prefix: str, usual: str, **look: Any
+) -> None:
+    """Draw the loss and the top-1 of one head in two panels."""
+    for panel, kind in zip(panels, ("loss", "top1"), strict=True):
+        points = [(line["step"], line[prefix + kind]) for line in lines if prefix + kind in line]
+        if points:
+            panel.plot(*zip(*points, strict=True), line_style(points, usual), **look)
+
+
+def _pick(looks: Sequence[str], number: int) -> str:
+    """Returns the line style or marker of curve `number`; it changes when the colours repeat."""
+    return looks[number // len(COLOURS) % len(looks)]
 
 
 @matplotlib.rc_context(PAPER)
 def draw_results(rows: Sequence[Row], columns: int = 1) -> dict[str, tuple[str, Figure]]:
-    """Returns figures of the finished runs: a dict from the figure's name to its (caption, figure).
+    """Returns figures of the finished runs: a dict from the figure's name to (caption, figure).
 
-    `columns`, 1 or 2, is the figures' width in columns of a paper. Use `to_svg` and `to_pdf` to
-    write a figure.
+    They are as wide as one or two columns of a paper. `to_svg` and `to_pdf` write them.
     """
     done = [row for row in rows if row.done]
     if not done:
         return {}
-    spread, chance = describe_spread(rows), _chance(rows)
-    chance_text = "" if chance is None else f" Chance is {_percent(chance)}."
     figures: dict[str, tuple[str, Figure]] = {}
+    spread = describe_spread(rows)
+    bars, bands = (f" {what}: {spread}." if spread else "" for what in ("Bars", "Bands"))
     for cost, label in COST_LABELS.items():
         if len({row.values(cost)[0] for row in done}) > 1:
-            filled = "Filled points are on the Pareto front of accuracy and cost."
-            caption = f"Validation top-1 against {label}{f': {spread}, as bars' if spread else ''}."
-            caption += f" {filled}" if pareto_front(rows, cost) else ""
-            figures[f"accuracy_{cost}"] = caption + chance_text, cost_figure(rows, cost, columns)
+            front = " Filled: on the Pareto front." if pareto_front(rows, cost) else ""
+            caption = f"Validation top-1 against {label}.{bars}{front}"
+            figures[f"accuracy_{cost}"] = caption, cost_figure(rows, cost, columns)
     for name, metric, what, label in (
-        ("top1", "val/top1", "Validation top-1", "validation top-1"),
-        ("loss", "train/main_loss", "Training loss of the main head", "main head, cross-entropy"),
+        ("top1", "val/top1", "Validation top-1 over training.", "validation top-1"),
+        ("loss", "train/main_loss", "Training loss of the main head.", "main head, cross-entropy"),
     ):
-        caption = f"{what} over training{f': {spread}, as bands' if spread else ''}."
-        caption += chance_text if name == "top1" else ""
-        figures[name] = caption, curve_figure(rows, metric, label, columns)
+        figures[name] = what + bands, curve_figure(rows, metric, label, columns)
     runs = {row.name: [row.workdirs[seed] for seed in row.done] for row in rows}
     if any(read_diagnostics(workdir) for workdirs in runs.values() for workdir in workdirs):
-        caption = "Gradient norm of each block, mean over training and seeds."
+        caption = "Gradient of each block, mean over training and seeds."
         figures["gradients"] = caption, gradient_figure(runs, columns)
     return figures
 
 
 def describe_spread(rows: Sequence[Row]) -> str:
-    """Returns what bars and bands show, and over how many seeds; "" if no config has two seeds."""
+    """Returns what bars and bands show; "" if no config has two seeds, and thus a spread."""
     counts = sorted({len(row.done) for row in rows if row.done})
-    if counts[-1] < 2:
+    if counts[-1] == 1:
         return ""
     seeds = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     return f"mean \N{PLUS-MINUS SIGN} sample standard deviation over {seeds} seeds"
-
-
-def _chance(rows: Sequence[Row]) -> float | None:
-    """Returns the top-1 of guessing; None if it is unknown or differs between the configs."""
-    found = {value for row in rows for value in row.values("chance")}
-    return found.pop() if len(found) == 1 else None
-
-
-def _draw_chance(axes: Axes, rows: Sequence[Row]) -> None:
-    """Draw the level of chance, unless that would leave less than half of the axis to the data."""
-    chance, (low, high) = _chance(rows), axes.get_ylim()
-    if chance is not None and low - chance <= high - low:
-        label = f"chance, {_percent(chance)}"
-        axes.axhline(chance, color="#555555", ls=":", lw=0.8, zorder=1, label=label)
-
-
-def _percent(value: float) -> str:
-    return f"{value * 100:.3g} %"
 
 
 def cost_figure(rows: Sequence[Row], cost: str, columns: int = 1) -> Figure:
@@ -183,18 +154,16 @@ def cost_figure(rows: Sequence[Row], cost: str, columns: int = 1) -> Figure:
             continue
         mean, spread = mean_and_spread(row.values("top1"))
         look: dict[str, Any] = {"mfc": "white"} if front and row not in front else {}
-        look |= {"fmt": _marker(number), "ms": 5, "capsize": 2}
-        look |= {"color": colour_of(number), "zorder": 2, "label": row.name}
-        axes.errorbar(row.values(cost)[0], mean, yerr=spread, **look)
-    if len(front) > 1:
+        look |= {"fmt": _pick(MARKERS, number), "color": colour_of(number), "label": row.name}
+        axes.errorbar(row.values(cost)[0], mean, yerr=spread, ms=5, capsize=2, zorder=2, **look)
+    if front:
         best = [(row.values(cost)[0], row.top1) for row in front]
-        look = {"color": "#999999", "lw": 0.8, "zorder": 1, "label": "Pareto front"}
-        axes.plot(*zip(*best, strict=True), **look)
+        axes.plot(*zip(*best, strict=True), color="#999999", lw=1, zorder=1, label="Pareto front")
     axes.set(xscale="log", xlabel=COST_LABELS[cost])
     axes.margins(x=0.08, y=0.1)
     label_log_axis(axes.xaxis, EngFormatter(sep=""))
     _draw_chance(axes, rows)
-    legend_below(figure, describe_spread(rows))
+    legend_below(figure, axes, describe_spread(rows))
     return figure
 
 
@@ -205,10 +174,11 @@ def curve_figure(rows: Sequence[Row], metric: str, label: str, columns: int = 1)
         points = common_points(row, metric)
         if not points:
             continue
-        colour, steps = colour_of(number), list(points)
+        steps, colour = list(points), colour_of(number)
         means, spreads = zip(*map(mean_and_spread, points.values()), strict=True)
         marker = "o" if len(steps) < 20 else None
-        axes.plot(steps, means, _dashes(number), color=colour, label=row.name, marker=marker)
+        look = {"color": colour, "label": row.name, "marker": marker}
+        axes.plot(steps, means, _pick(STYLES, number), **look)
         if None not in spreads:
             low, high = (np.add(means, np.multiply(sign, spreads)) for sign in (-1, 1))
             axes.fill_between(steps, low, high, color=colour, alpha=0.15, lw=0)
@@ -216,8 +186,17 @@ def curve_figure(rows: Sequence[Row], metric: str, label: str, columns: int = 1)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     if metric == "val/top1":
         _draw_chance(axes, rows)
-    legend_below(figure, describe_spread(rows))
+    legend_below(figure, axes, describe_spread(rows))
     return figure
+
+
+def _draw_chance(axes: Axes, rows: Sequence[Row]) -> None:
+    """Draw the accuracy of guessing, unless the data would then fill less than half of the axis."""
+    low, high = axes.get_ylim()
+    for chance in {value for row in rows for value in row.values("chance")}:
+        if low - chance <= high - low:
+            label = f"chance, {100 * chance:.3g} %"
+            axes.axhline(chance, color="#555555", ls=":", lw=0.8, zorder=1, label=label)
 
 
 def common_points(row: Row, metric: str) -> dict[int, list[float]]:
@@ -231,19 +210,19 @@ def common_points(row: Row, metric: str) -> dict[int, list[float]]:
 
 
 def to_svg(figure: Figure, title: str) -> str:
-    """Returns the figure as an SVG element; text stays text, so viewers choose a similar font."""
-    svg = _to_bytes(figure, "svg", {"Date": None, "Title": title}).decode()
+    """Returns the figure as an SVG element, with text as text in a sans-serif font."""
+    svg = _render(figure, "svg", Date=None, Title=title).decode()
     return svg[svg.index("<svg") :]
 
 
 def to_pdf(figure: Figure, title: str) -> bytes:
-    """Returns the figure as a PDF file that contains its fonts."""
-    return _to_bytes(figure, "pdf", {"CreationDate": None, "Title": title})
+    """Returns the figure as a PDF file, with its fonts embedded."""
+    return _render(figure, "pdf", CreationDate=None, Title=title)
 
 
-def _to_bytes(figure: Figure, kind: str, metadata: Mapping[str, Any]) -> bytes:
-    """Returns the figure's file, the same bytes for the same data: without date or random names."""
+def _render(figure: Figure, kind: str, **metadata: Any) -> bytes:
     file = io.BytesIO()
+    # Fix the salt and remove the date, because otherwise the bytes would differ from run to run.
     with matplotlib.rc_context({**PAPER, "svg.hashsalt": metadata["Title"]}):
         letter(figure)
         figure.savefig(file, format=kind, metadata=metadata)
@@ -251,11 +230,11 @@ def _to_bytes(figure: Figure, kind: str, metadata: Mapping[str, Any]) -> bytes:
 
 
 def _axes(label: str, columns: int) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(WIDTHS[columns], 2.1 if columns == 1 else 2.9), layout="constrained")
+    figure = Figure(figsize=(WIDTHS[columns], 1.7 + 0.5 * columns), layout="constrained")
     axes = figure.subplots()
     axes.set(ylabel=label)
     if label.endswith("top-1"):
-        axes.yaxis.set_major_formatter(lambda value, _: _percent(value))
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value * 100:.3g} %")
     style(axes)
     return figure, axes
 
@@ -323,7 +302,7 @@ def gradient_figure(runs: Mapping[str, Sequence[Path]], columns: int = 1) -> Fig
         names = names or order_blocks(lines[0])
         blocks = [block for block in order_blocks(lines[0]) if block in names]
         places = list(map(names.index, blocks))
-        look: dict[str, Any] = {"color": colour_of(number), "marker": _marker(number)}
+        look: dict[str, Any] = {"color": colour_of(number), "marker": _pick(MARKERS, number)}
         axes.plot(places, _means(lines, "grad_norm", blocks), "-", label=config, **look)
         if _head_parts(lines[0]):
             axes.plot(places, _means(lines, "grad_norm_main", blocks), ":", **look)
@@ -331,7 +310,7 @@ def gradient_figure(runs: Mapping[str, Sequence[Path]], columns: int = 1) -> Fig
         axes.plot([], [], "k:", label="part of the main head")
     _label_blocks(axes, names)
     label_log_axis(axes.yaxis)
-    legend_below(figure)
+    legend_below(figure, axes)
     return figure
 
 

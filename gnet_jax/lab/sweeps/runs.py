@@ -4,13 +4,12 @@ import csv
 import dataclasses
 import itertools
 import json
-import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from rich.table import Column, Table
 from rich.text import Text
@@ -19,57 +18,24 @@ from gnet_jax.config import UserError
 from gnet_jax.config.paths import as_text
 from gnet_jax.lab.sweeps.sweep import RESULT_FILE, read_json
 from gnet_jax.training.observe.console import duration, total_seconds
-from gnet_jax.training.observe.diagnostics import FILE as DIAGNOSTICS_FILE
 from gnet_jax.training.workdir import CONFIG_FILE, RECORD_FILE, MetricsFile, replacing
 
-METRICS_FILE = "metrics.jsonl"
+LOGS = ("metrics", "diagnostics")  # the names of JSON Lines files
 COLUMNS = ("run", "seed", "step", "source", "metric", "value")  # of the CSV file
-FINGERPRINT = "data.fingerprint."
-T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
 class RunRecord:
-    """What the files in a workdir say about its run; a missing or corrupt file counts as empty."""
+    """What the files in a workdir say about its run. A missing or corrupt file counts as empty."""
 
     name: str
-    workdir: Path
     config: dict[str, Any]
-    starts: list[dict[str, Any]]
+    logs: dict[str, list[dict[str, Any]]]  # by the names in LOGS
+    step: int | None  # the last finished step
+    total_steps: int | None
     seconds: float  # wall time of all starts
-    result: dict[str, Any]  # only runs of a sweep have one
-    metrics: list[dict[str, Any]]
-    problems: list[str]
-
-    @property
-    def step(self) -> int | None:
-        """The last finished step, or None if none was recorded."""
-        return self._last_start.get("reached", self.result.get("step"))
-
-    @property
-    def total_steps(self) -> int | None:
-        """The step at which the run ends, or None if an earlier version did not record it."""
-        return self._last_start.get("total_steps", self.result.get("step"))
-
-    @property
-    def _last_start(self) -> dict[str, Any]:
-        return self.starts[-1] if self.starts else {}
-
-    @property
-    def versions(self) -> list[str]:
-        """The code versions of all starts, without repetitions, oldest first."""
-        return list(dict.fromkeys(start["code"] for start in self.starts if "code" in start))
-
-    @property
-    def status(self) -> str:
-        """Returns "finished", or why the results are missing or incomplete."""
-        if self.problems:
-            return "; ".join(self.problems)
-        if self.step is None:
-            return "no step recorded"
-        if self.total_steps is None:
-            return "number of steps unknown"
-        return "finished" if self.step >= self.total_steps else "unfinished"
+    versions: list[str]  # of the code, without repetitions, oldest first
+    status: str  # "finished", or why the results are missing or incomplete
 
 
 def list_runs(folders: Sequence[Path]) -> list[RunRecord]:
@@ -77,84 +43,70 @@ def list_runs(folders: Sequence[Path]) -> list[RunRecord]:
 
     A run's name is its path relative to the folder, or, if several folders are given, its path.
     """
-    found: dict[str, tuple[str, Path]] = {}
-    for folder in folders:
-        if not folder.is_dir():
-            raise UserError(f"{folder} is not a folder; give a folder that contains workdirs")
-        for workdir in _find_workdirs(folder):
-            inside = str(workdir.relative_to(folder))
-            name = str(workdir) if len(folders) > 1 or inside == "." else inside
-            found.setdefault(os.path.realpath(workdir), (as_text(name), workdir))
-    if not found:
-        places = ", ".join(map(str, folders))
-        raise UserError(f"no run found in {places}; give a folder that contains workdirs")
-    return [_read_run(*each) for each in sorted(found.values(), key=_natural_order)]
-
-
-def _natural_order(named: tuple[str, Path]) -> list[Any]:
-    """Returns a key that sorts seed-2 before seed-10: texts and numbers alternate in it."""
-    parts = re.split(r"([0-9]+)", named[0])
-    return [int(part) if place % 2 else part for place, part in enumerate(parts)]
-
-
-def _find_workdirs(folder: Path) -> Iterator[Path]:
-    """Yields the folders that contain the record of a run."""
 
     def refuse(error: OSError) -> None:
         raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
 
-    seen: set[str] = set()  # because symbolic links can form a loop
-    for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        place = os.path.realpath(parent)
-        inside = () if place in seen else folders
-        folders[:] = [name for name in inside if name not in ("checkpoints", "tensorboard")]
-        seen.add(place)
-        if not {RECORD_FILE, RESULT_FILE, METRICS_FILE}.isdisjoint(files):
-            yield Path(parent)
+    found, seen = [], set()
+    for folder in folders:
+        for parent, inside, files in os.walk(folder, onerror=refuse, followlinks=True):
+            place = os.path.realpath(parent)
+            if place in seen:  # links can form a loop
+                inside.clear()
+                continue
+            seen.add(place)
+            if not {RECORD_FILE, RESULT_FILE, "metrics.jsonl"}.isdisjoint(files):
+                short = len(folders) == 1 and Path(parent) != folder
+                name = os.path.relpath(parent, folder) if short else parent
+                found.append(_read_run(as_text(name), Path(parent)))
+    if not found:
+        places = ", ".join(map(str, folders))
+        raise UserError(f"no run found in {places}; give a folder that contains workdirs")
+    numbers = re.compile(r"(\d+)")
+    return sorted(
+        found, key=lambda run: [int(x) if x.isdecimal() else x for x in numbers.split(run.name)]
+    )
 
 
 def _read_run(name: str, workdir: Path) -> RunRecord:
+    files: dict[str, Any] = {}
     problems: list[str] = []
-
-    def attempt(read: Callable[[Path], T], file: str, otherwise: T) -> T:
+    readers: dict[str, Any] = dict.fromkeys((CONFIG_FILE, RECORD_FILE, RESULT_FILE), read_json)
+    readers |= {f"{log}.jsonl": lambda file: MetricsFile(file).read() for log in LOGS}
+    for file, read in readers.items():
         try:
-            return read(workdir / file)
-        except UserError as error:
-            problems.append(str(error).replace(f"{workdir}{os.sep}", "", 1))
-            return otherwise
-
-    result = attempt(read_json, RESULT_FILE, {}) or {}
+            files[file] = read(workdir / file)
+        except (UserError, OSError) as error:
+            problems.append(str(error).replace(f"{workdir}{os.sep}", ""))
+    result = files.get(RESULT_FILE) or {}
     if result.get("status") == "failed":  # possibly before its other files were written
         problems.append(f"failed: {result.get('error')}")
-    config, record = (attempt(read_json, file, {}) for file in (CONFIG_FILE, RECORD_FILE))
-    for file, found in ((CONFIG_FILE, config), (RECORD_FILE, record)):
-        if found is None and not problems:
-            problems.append(f"{file} is missing")
+    elif missing := [file for file in (CONFIG_FILE, RECORD_FILE) if files.get(file, {}) is None]:
+        problems.append(f"{' and '.join(missing)} missing")
+    starts, seconds = [], 0.0
     try:
-        starts = [dict(start) for start in record["starts"]] if record else []
+        starts = [dict(start) for start in (files.get(RECORD_FILE) or {"starts": []})["starts"]]
         seconds = sum(total_seconds(starts).values())
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         problems.append(f"{RECORD_FILE} is corrupt ({error!r}); move it away")
-        starts, seconds = [], 0.0
-    metrics = attempt(_read_log, METRICS_FILE, [])
-    return RunRecord(name, workdir, config or {}, starts, seconds, result, metrics, problems)
-
-
-def _read_log(file: Path) -> list[dict[str, Any]]:
-    try:
-        return MetricsFile(file).read()
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}") from error
+    last = starts[-1] if starts else {}
+    step, total = (last.get(key, result.get("step")) for key in ("reached", "total_steps"))
+    if step is None or total is None:  # earlier versions did not record the total
+        state = "unfinished" if step is None else "number of steps not recorded"
+    else:
+        state = "finished" if step >= total else "unfinished"
+    versions = list(dict.fromkeys(start["code"] for start in starts if "code" in start))
+    logs = {log: files.get(f"{log}.jsonl", []) for log in LOGS}
+    config, status = files.get(CONFIG_FILE) or {}, "; ".join(problems) or state
+    return RunRecord(name, config, logs, step, total, seconds, versions, status)
 
 
 def name_runs(workdirs: Sequence[Path]) -> dict[str, Path]:
     """Returns the runs by name: the shortest ends of their paths that differ, of equal length."""
     paths = {Path(os.path.abspath(workdir)).parts: workdir for workdir in workdirs}
-    for length in itertools.count(1):
-        names = {os.path.join(*parts[-length:]): workdir for parts, workdir in paths.items()}
-        if len(names) == len(paths):
-            return names
-    raise AssertionError
+    lengths = range(1, 1 + max(map(len, paths)))
+    ends = ({os.path.join(*parts[-n:]): run for parts, run in paths.items()} for n in lengths)
+    return next(names for names in ends if len(names) == len(paths))
 
 
 def differing_fields(configs: Iterable[dict[str, Any]]) -> dict[str, list[str]]:
@@ -168,86 +120,60 @@ def differing_fields(configs: Iterable[dict[str, Any]]) -> dict[str, list[str]]:
 def describe_differences(configs: Sequence[dict[str, Any]]) -> list[str]:
     """Returns for each config its values of the fields that differ: "batch_size=8, seed=1".
 
-    A value is left out if more than half of the configs have it. Workdirs are left out too, and
-    fingerprints of data that follow from other fields. An empty config is unknown and gives "".
+    A value is left out if more than half of the configs have it. So are workdirs and fingerprints.
     """
-    known = [config for config in configs if config]
-    fields = differing_fields(known)
-    hidden = {"workdir", f"{FINGERPRINT}order"}
-    if "data.source" in fields:
-        hidden |= {field for field in fields if field.startswith(FINGERPRINT)}
-    ends = Counter(field.rpartition(".")[2] for field in fields)
-    shown: list[list[str]] = [[] for _ in known]
-    for field in fields.keys() - hidden:
-        end = field.rpartition(".")[2]
-        name = end if ends[end] == 1 else field
-        counts = Counter(fields[field])
-        for texts, value in zip(shown, fields[field], strict=True):
-            if 2 * counts[value] <= len(known):
-                texts.append(f"{name}={_shorten(value)}")
-    lines = map(", ".join, map(sorted, shown))
-    return [next(lines) if config else "" for config in configs]
-
-
-def _shorten(value: str) -> str:
-    text = value.replace('"', "").replace("null", "none")
-    return text if len(text) <= 32 else f"{text[:31]}\N{HORIZONTAL ELLIPSIS}"
+    shown: list[list[str]] = [[] for _ in configs]
+    for field, values in differing_fields(configs).items():
+        if field == "workdir" or field.startswith("data.fingerprint."):
+            continue
+        counts = Counter(values)
+        for texts, value in zip(shown, values, strict=True):
+            if 2 * counts[value] <= len(configs):
+                text = value.replace('"', "").replace("null", "none")
+                short = text if len(text) <= 32 else f"{text[:31]}\N{HORIZONTAL ELLIPSIS}"
+                texts.append(f"{field.rpartition('.')[2]}={short}")
+    return list(map(", ".join, shown))
 
 
 def runs_table(runs: Sequence[RunRecord]) -> Table:
     """Returns a table for a terminal: config, progress, accuracy, time and code of each run."""
-    left = ("run", "config, where it differs")
-    right = ("step", "top-1", "best top-1", "wall time")
-    table = Table(
-        *(Column(name, overflow="fold") for name in left),
-        *(Column(name, justify="right", overflow="fold") for name in right),
-        *(Column(name, overflow="fold") for name in ("code", "status")),
-    )
+    header = ("run", "differs in", "step", "top-1", "best top-1", "wall time", "code", "status")
+    table = Table(*(Column(name, overflow="fold") for name in header))
     codes = Counter(version for run in runs for version in run.versions)
     usual = [version for version, _ in codes.most_common(1)]
-    differences = describe_differences([run.config for run in runs])
-    for run, differs in zip(runs, differences, strict=True):
-        top1 = [line["val/top1"] for line in run.metrics if "val/top1" in line]
-        finite = [value for value in top1 if math.isfinite(value)]
-        code = run.versions[-1][:14] if run.versions else ""
-        total = "" if run.total_steps is None else f" of {run.total_steps:,}"
+    differences = iter(describe_differences([run.config for run in runs if run.config]))
+    for run in runs:
+        top1 = [line["val/top1"] for line in run.logs["metrics"] if "val/top1" in line]
+        steps = [f"{each:,}" for each in (run.step, run.total_steps) if each is not None]
         cells = (
             run.name,
-            differs,
-            "" if run.step is None else f"{run.step:,}{total}",
+            next(differences) if run.config else "",
+            " of ".join(steps),
             f"{top1[-1]:.2%}" if top1 else "",
-            f"{max(finite):.2%}" if finite else "",
+            f"{max(top1):.2%}" if top1 else "",
             duration(run.seconds) if run.seconds else "",
-            code if run.versions == usual or not code else f"{code} *",
+            "".join(v[:14] for v in run.versions[-1:]) + " *" * (run.versions not in ([], usual)),
             run.status,
         )
         table.add_row(*map(Text, cells))
     if len(codes) > 1:
         table.caption = "* another version of the code than most of these runs, or several versions"
-        table.caption_justify = "left"
     return table
 
 
 def write_metrics(runs: Sequence[RunRecord], out: Path) -> int:
     """Write all logged numbers, unrounded, as CSV with `COLUMNS`; returns the number of lines."""
-    count = 0
+    lines = [
+        (run.name, run.config.get("seed"), line["step"], source, metric, value)
+        for run in runs
+        for source, log in run.logs.items()
+        for line in log
+        for metric, value in line.items()
+        if metric != "step"
+    ]
     try:
         with replacing(out) as partial, partial.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(COLUMNS)
-            for line in _csv_lines(runs):
-                writer.writerow(line)
-                count += 1
+            csv.writer(file, lineterminator="\n").writerows([COLUMNS, *lines])
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror}") from error
-    return count
-
-
-def _csv_lines(runs: Sequence[RunRecord]) -> Iterator[tuple[Any, ...]]:
-    for run in runs:
-        diagnostics = _read_log(run.workdir / DIAGNOSTICS_FILE)
-        for source, lines in (("metrics", run.metrics), ("diagnostics", diagnostics)):
-            for line in lines:
-                for metric, value in line.items():
-                    if metric != "step":
-                        yield run.name, run.config.get("seed"), line["step"], source, metric, value
+    return len(lines)
