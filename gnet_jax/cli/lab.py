@@ -44,7 +44,7 @@ def runs(
     """List the training runs in folders: how their configs differ, steps, accuracy, time and code.
 
     Args:
-        folders: folders with workdirs at any depth, such as the workdir of a sweep.
+        folders: folders with workdirs at any depth; the default is the folder "runs".
         out: a .csv file to write with all metrics and diagnostics, one line for each number.
     """
     from gnet_jax.lab.sweeps.runs import list_runs, runs_table, write_metrics

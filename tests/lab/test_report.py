@@ -4,6 +4,7 @@ from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
+from matplotlib.figure import Figure
 
 from gnet_jax.cli.main import main
 from gnet_jax.config import Config
@@ -65,7 +66,7 @@ def test_the_page_and_its_markdown_name_failures_configs_and_versions(page):
 
 
 def test_indented_text_is_a_command_and_a_report_can_be_written_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "draw_results", lambda rows: {"top1": ("caption", "<svg/>")})
+    monkeypatch.setattr(report, "draw_results", lambda rows: {"top1": ("caption", Figure())})
     open_sweep(tmp_path, {"a": Config()}, 1, "Title\n\nText\nof it:\n\n    gnet a\n\nEnd.")
     for _ in range(2):
         files = report.write_report(tmp_path, tmp_path / "r.html", tmp_path / "figures")
@@ -83,7 +84,7 @@ def test_a_sweep_without_a_finished_run_has_a_report_too(tmp_path):
 
 
 def test_a_report_that_cannot_be_written_exits_with_2(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(report, "draw_results", lambda rows: {"top1": ("caption", "<svg/>")})
+    monkeypatch.setattr(report, "draw_results", lambda rows: {"top1": ("caption", Figure())})
     assert main(["report", str(tmp_path)]) == 2
     assert f"{tmp_path} has no sweep" in capsys.readouterr().err
     finished_sweep(tmp_path)
@@ -189,7 +190,8 @@ def test_accuracy_against_cost_has_means_and_error_bars(page):
     assert [tuple(point) for point in points] == [
         pytest.approx(each) for each in [(5000, 0.52), (2000, 0.605), (3000, 0.425), (4000, 0.72)]
     ]
-    assert [bars.lines[0].get_marker() for bars in axes.containers] == ["s", "o", "s", "o"]
+    faces = [bars.lines[0].get_markerfacecolor() for bars in axes.containers]
+    assert [face == "white" for face in faces] == [True, False, True, False]
     bar = axes.containers[1].lines[2][0].get_segments()[0]
     assert bar[:, 1] == pytest.approx([0.605 - 0.005 * 2**0.5, 0.605 + 0.005 * 2**0.5])
 

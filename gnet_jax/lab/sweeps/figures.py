@@ -149,6 +149,9 @@ def cost_figure(rows: Sequence[Row], cost: str, columns: int = 1) -> Figure:
     """Draw top-1 against `cost`, a key of `COST_LABELS`, with error bars and the Pareto front."""
     figure, axes = _axes("validation top-1", columns)
     front = pareto_front(rows, cost)
+    if front:
+        best = [(row.values(cost)[0], row.top1) for row in front]
+        axes.plot(*zip(*best, strict=True), color="#999999", lw=1, zorder=1, label="Pareto front")
     for number, row in enumerate(rows):
         if not row.done:
             continue
@@ -156,9 +159,6 @@ def cost_figure(rows: Sequence[Row], cost: str, columns: int = 1) -> Figure:
         look: dict[str, Any] = {"mfc": "white"} if front and row not in front else {}
         look |= {"fmt": _pick(MARKERS, number), "color": colour_of(number), "label": row.name}
         axes.errorbar(row.values(cost)[0], mean, yerr=spread, ms=5, capsize=2, zorder=2, **look)
-    if front:
-        best = [(row.values(cost)[0], row.top1) for row in front]
-        axes.plot(*zip(*best, strict=True), color="#999999", lw=1, zorder=1, label="Pareto front")
     axes.set(xscale="log", xlabel=COST_LABELS[cost])
     axes.margins(x=0.08, y=0.1)
     label_log_axis(axes.xaxis, EngFormatter(sep=""))
