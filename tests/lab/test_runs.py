@@ -201,7 +201,6 @@ def test_values_that_most_configs_share_are_left_out():
 def test_the_pandas_code_in_the_docs_reads_the_csv(tmp_path, monkeypatch):
     pandas = pytest.importorskip("pandas")
     code = re.search(r"^```python no-run\n(import pandas.*?)^```", DOCS.read_text(), re.M | re.S)[1]
-    assert len(code.strip().splitlines()) <= 6
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "agg")
     finished_sweep(tmp_path / "runs")

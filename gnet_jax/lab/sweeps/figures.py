@@ -118,10 +118,11 @@ def draw_results(rows: Sequence[Row], columns: int = 1) -> dict[str, tuple[str, 
         return {}
     figures: dict[str, tuple[str, Figure]] = {}
     spread = describe_spread(rows)
-    bars, bands = (f" {what}: {spread}." if spread else "" for what in ("Bars", "Bands"))
+    shown = ("Points and bars", "Lines and bands")
+    bars, bands = (f" {what}: {spread}." if spread else "" for what in shown)
     for cost, label in COST_LABELS.items():
         if len({row.values(cost)[0] for row in done}) > 1:
-            front = " Filled: on the Pareto front." if pareto_front(rows, cost) else ""
+            front = " Filled points are on the Pareto front." if pareto_front(rows, cost) else ""
             caption = f"Validation top-1 against {label}.{bars}{front}"
             figures[f"accuracy_{cost}"] = caption, cost_figure(rows, cost, columns)
     for name, metric, what, label in (
