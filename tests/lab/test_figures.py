@@ -251,7 +251,7 @@ def test_chance_is_drawn_unless_it_would_squeeze_the_points(chance, shown):
 @pytest.mark.parametrize(("columns", "inches"), [(1, 3.3), (2, 6.9)])
 def test_figures_fit_the_columns_of_a_paper_and_no_legend_covers_anything(count, columns, inches):
     names = ["x0.25", "batch norm, no aux heads", *map(str, range(7))][:count]
-    rows = [row_of(name, [n / 10], macs=10**n) for n, name in enumerate(names, 1)]
+    rows = [row_of(x, [n / 10, n / 10 + 0.01], macs=10**n) for n, x in enumerate(names, 1)]
     with matplotlib.rc_context(PAPER):
         figure = cost_figure(rows, "macs", columns)
         figure.draw_without_rendering()
