@@ -1,4 +1,4 @@
-"""The commands for training runs: curves, diagnose, replay, ablate, report, plan."""
+"""The commands for training runs: curves, runs, diagnose, replay, ablate, report, plan."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
@@ -21,18 +21,39 @@ from gnet_jax.config.command import parse_command, parse_sweep
 Workdirs = Annotated[Positional[tuple[Path, ...]], several("WORKDIR ...")]
 
 
-def curves(workdirs: Workdirs, out: Path = Path("curves.png")) -> None:
+def curves(workdirs: Workdirs, out: Path = Path("curves.png"), overlay: bool = False) -> None:
     """Plot the loss and accuracy of every head over the training steps.
 
     Args:
         workdirs: workdirs of running or finished training runs; each gets one row of the figure.
         out: the picture to write; its suffix is .png, .svg or .pdf.
+        overlay: plot all runs in the same axes, without auxiliary heads.
     """
     from gnet_jax.lab.sweeps.figures import draw_curves
 
     _check(workdirs, out)
-    draw_curves(workdirs, out)
+    draw_curves(workdirs, out, overlay=overlay)
     print(f"drew {out}")
+
+
+def runs(
+    folders: Annotated[Positional[tuple[Path, ...]], several("DIR ...")] = (Path("runs"),),
+    out: Path | None = None,
+) -> None:
+    """List the training runs in folders: how their configs differ, steps, accuracy, time and code.
+
+    Args:
+        folders: folders with workdirs at any depth; the default is the folder "runs".
+        out: a .csv file to write with all metrics and diagnostics, one line for each number.
+    """
+    from gnet_jax.lab.sweeps.runs import list_runs, runs_table, write_metrics
+
+    if out is not None:
+        check_picture(out, (".csv",))
+    found = list_runs(folders)
+    console().print(runs_table(found))
+    if out is not None:
+        print(f"wrote {write_metrics(found, out):,} lines to {out}")
 
 
 def diagnose(workdirs: Workdirs, out: Path = Path("diagnostics.png")) -> None:
@@ -170,6 +191,7 @@ def report(
     workdir: Annotated[Positional[Path], arg(metavar="DIR")],
     out: Path | None = None,
     figures: Path | None = None,
+    columns: Literal[1, 2] = 1,
     baseline: str | None = None,
 ) -> None:
     """Write the results of a sweep as a self-contained HTML page, Markdown, LaTeX and CSV.
@@ -183,12 +205,13 @@ def report(
         out: the HTML file to write; the default is report.html in the workdir. The Markdown, LaTeX
             and CSV files have the same name with .md, .tex and .csv. The CSV file has one line per
             run.
-        figures: a folder to write the figures to as SVG files; by default, none are written.
+        figures: a folder to write the figures to as SVG and PDF; by default, none are written.
+        columns: width of the figures, in columns of a paper.
         baseline: the config to compare the others with; the default is the sweep's baseline.
     """
     from gnet_jax.lab.sweeps.report import write_report
 
-    for file in write_report(workdir, out or workdir / "report.html", figures, baseline):
+    for file in write_report(workdir, out or workdir / "report.html", figures, baseline, columns):
         print(f"wrote {file}")
 
 

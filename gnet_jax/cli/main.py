@@ -30,6 +30,7 @@ COMMANDS = {  # for each command: its module in gnet_jax.cli, and its summary in
     "check-data": ("data", "find corrupt, duplicate and unusual images, and class imbalance"),
     "show-data": ("data", "draw training images as the network sees them"),
     "curves": ("lab", "plot the loss and accuracy of training runs"),
+    "runs": ("lab", "list training runs, and write their metrics as one CSV file"),
     "diagnose": ("lab", "plot the gradients, updates and dead channels of runs"),
     "replay": ("lab", "rerun the batch that stopped a training run, to find the cause"),
     "ablate": ("lab", "train every config of a sweep with several seeds"),

@@ -4,6 +4,7 @@ from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
+from matplotlib.figure import Figure
 
 from gnet_jax.cli.main import main
 from gnet_jax.config import Config, Sweep
@@ -43,10 +44,11 @@ def test_the_page_holds_every_figure_and_fetches_nothing(page):
     assert "url(http" not in page.read_text("utf-8")
 
 
-def test_figures_are_also_written_as_svg_files(page):
-    files = sorted((page.parent / "figures").iterdir())
+def test_figures_are_also_written_as_svg_and_pdf_files(page):
+    files = sorted((page.parent / "figures").glob("*.svg"))
     names = ["accuracy_macs.svg", "accuracy_params.svg", "loss.svg", "top1.svg"]
     assert [file.name for file in files] == names
+    assert all(file.with_suffix(".pdf").read_bytes().startswith(b"%PDF") for file in files)
     assert page.read_text("utf-8").count("<svg") == len(names)
     assert all(ElementTree.parse(file).getroot().tag.endswith("svg") for file in files)
 
@@ -65,13 +67,20 @@ def test_the_page_and_its_markdown_name_failures_configs_and_versions(page):
 
 
 def test_indented_text_is_a_command_and_a_report_can_be_written_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "draw_results", lambda rows: {"top1": ("caption", "<svg/>")})
+    monkeypatch.setattr(report, "draw_results", lambda *_: {"top1": ("caption", Figure())})
     open_sweep(
         tmp_path, Sweep({"a": Config()}, seeds=1), "Title\n\nText\nof it:\n\n    gnet a\n\nEnd."
     )
     for _ in range(2):
         files = report.write_report(tmp_path, tmp_path / "r.html", tmp_path / "figures")
-    assert [file.name for file in files] == ["r.html", "r.md", "r.tex", "r.csv", "top1.svg"]
+    assert [file.name for file in files] == [
+        "r.html",
+        "r.md",
+        "r.tex",
+        "r.csv",
+        "top1.svg",
+        "top1.pdf",
+    ]
     page = files[0].read_text("utf-8")
     for part in ("<title>Title</title>", "<p>Text of it:</p>", "<pre>gnet a</pre>", "<p>End.</p>"):
         assert part in page
@@ -85,7 +94,7 @@ def test_a_sweep_without_a_finished_run_has_a_report_too(tmp_path):
 
 
 def test_a_report_that_cannot_be_written_exits_with_2(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(report, "draw_results", lambda rows: {"top1": ("caption", "<svg/>")})
+    monkeypatch.setattr(report, "draw_results", lambda *_: {"top1": ("caption", Figure())})
     assert main(["report", str(tmp_path)]) == 2
     assert f"{tmp_path} has no sweep" in capsys.readouterr().err
     finished_sweep(tmp_path)
@@ -191,7 +200,8 @@ def test_accuracy_against_cost_has_means_and_error_bars(page):
     assert [tuple(point) for point in points] == [
         pytest.approx(each) for each in [(5000, 0.52), (2000, 0.605), (3000, 0.425), (4000, 0.72)]
     ]
-    assert [bars.lines[0].get_marker() for bars in axes.containers] == ["s", "o", "s", "o"]
+    faces = [bars.lines[0].get_markerfacecolor() for bars in axes.containers]
+    assert [face == "white" for face in faces] == [True, False, True, False]
     bar = axes.containers[1].lines[2][0].get_segments()[0]
     assert bar[:, 1] == pytest.approx([0.605 - 0.005 * 2**0.5, 0.605 + 0.005 * 2**0.5])
 

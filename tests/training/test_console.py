@@ -159,6 +159,7 @@ def test_the_time_of_a_start_is_added_to_those_before(tmp_path):
     total = reporter.account(7)
     starts = read_starts(tmp_path)
     assert (starts[0], starts[1]["reached"], starts[1]["host"]) == (old, 7, "a")
+    assert starts[1]["total_steps"] == 90
     assert total["saving"] == 10.0
     assert total["training"] == pytest.approx(10 + starts[1]["seconds"]["training"])
 

@@ -1,8 +1,6 @@
 """The results of a sweep: tables for a terminal, HTML, Markdown, LaTeX and CSV."""
 
 import html
-import itertools
-import json
 import re
 import statistics
 import string
@@ -16,7 +14,8 @@ from rich.table import Table
 from gnet_jax.config import UserError, json_text
 from gnet_jax.lab.cost.ledger import csv_text, number_table
 from gnet_jax.lab.sweeps.compare import Difference, smallest_detectable, validation_margin
-from gnet_jax.lab.sweeps.figures import draw_results
+from gnet_jax.lab.sweeps.figures import draw_results, to_pdf, to_svg
+from gnet_jax.lab.sweeps.runs import differing_fields
 from gnet_jax.lab.sweeps.sweep import (
     Row,
     SweepRecord,
@@ -42,29 +41,36 @@ Value = tuple[str, float | None]  # the text of a table's cell, and the number t
 
 
 def write_report(
-    workdir: Path, page: Path, figures: Path | None = None, baseline: str | None = None
+    workdir: Path,
+    page: Path,
+    figures: Path | None = None,
+    baseline: str | None = None,
+    columns: int = 1,
 ) -> list[Path]:
-    """Write HTML to `page`, Markdown, LaTeX and CSV beside it, and SVG into `figures`.
+    """Write HTML to `page`, Markdown, LaTeX and CSV beside it, and SVG and PDF into `figures`.
 
-    `baseline` is the config to compare with, by default the sweep's. Returns the files.
+    `baseline` is the config to compare with, by default the sweep's. The figures are as wide as
+    `columns` (1 or 2) columns of a paper. Returns the files.
     """
     if page.suffix in (".md", ".tex", ".csv"):
         raise UserError(f"--out is {page}; use .html (.md, .tex and .csv are written beside it)")
     sweep = read_sweep(workdir, baseline)
-    drawings = draw_results(sweep.rows)
-    files = {
-        page: to_html(sweep, drawings),
+    drawings = draw_results(sweep.rows, columns)
+    vectors = {name: (text, to_svg(figure, text)) for name, (text, figure) in drawings.items()}
+    files: dict[Path, str | bytes] = {
+        page: to_html(sweep, vectors),
         page.with_suffix(".md"): to_markdown(sweep),
         page.with_suffix(".tex"): to_latex(sweep),
         page.with_suffix(".csv"): runs_csv(sweep.rows),
     }
     if figures is not None:
-        files |= {figures / f"{name}.svg": svg for name, (_, svg) in drawings.items()}
-    for file, text in files.items():
+        files |= {figures / f"{name}.svg": svg for name, (_, svg) in vectors.items()}
+        files |= {figures / f"{name}.pdf": to_pdf(f, text) for name, (text, f) in drawings.items()}
+    for file, content in files.items():
         try:
             if file.parent == figures:
                 file.parent.mkdir(exist_ok=True)
-            file.write_text(text, "utf-8")
+            file.write_bytes(content if isinstance(content, bytes) else content.encode())
         except OSError as error:  # the error of a full disk does not name the file
             raise UserError(f"cannot write {file}: {error.strerror}") from error
     return list(files)
@@ -230,14 +236,6 @@ def runs_csv(rows: Sequence[Row]) -> str:
                 values |= {f"{head}_{metric}": found.get(metric) for metric in metrics}
             lines.append({"config": row.name, "seed": seed} | values)
     return csv_text(lines, ("config", "seed", "val_images", *names, *heads))
-
-
-def differing_fields(configs: Iterable[dict[str, Any]]) -> dict[str, list[str]]:
-    """Returns the fields in which configs differ, with their values in the order of `configs`."""
-    configs = list(configs)
-    fields = dict.fromkeys(itertools.chain(*configs))
-    values = {field: [json.dumps(config.get(field)) for config in configs] for field in fields}
-    return {field: found for field, found in values.items() if len(set(found)) > 1}
 
 
 def count_versions(rows: Sequence[Row]) -> list[str]:

@@ -234,7 +234,8 @@ class Reporter(contextlib.AbstractContextManager["Reporter"]):
     def account(self, step: int) -> dict[str, float]:
         """Write the times since this start to run.json; returns all starts' seconds by kind."""
         starts = read_starts(self._workdir) if self._enabled else []
-        starts[-1:] = [{**(starts[-1] if starts else {"step": 0}), **self.watch.record(step)}]
+        start = starts[-1] if starts else {"step": 0}
+        starts[-1:] = [{**start, **self.watch.record(step), "total_steps": self._total}]
         if self._enabled:
             try:
                 write_json(self._workdir / RECORD_FILE, {"starts": starts})
