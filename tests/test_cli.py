@@ -574,7 +574,7 @@ CONVERT = "convert.read.convert"
         ),
         (
             "prepare tfds:a --resize 9 --out o --threads 3 --format tfrecord",
-            "data.prepare.tfds.pack",
+            "data.prepare.pack.pack",
             {0: "tfds:a", 1: Path("o"), 2: 9, "threads": 3, "file_format": "tfrecord"},
         ),
         ("check-data digits --threads 3", "data.check.scan", {0: "digits", "threads": 3}),
