@@ -8,8 +8,8 @@ from PIL import Image
 
 from gnet_jax.cli.main import main
 from gnet_jax.data.decode import decode
-from gnet_jax.data.prepare.shards import PrepareError
 from gnet_jax.data.prepare.pack import FILE_RECORDS, pack, scaled_down
+from gnet_jax.data.prepare.shards import PrepareError
 from gnet_jax.data.sources import open_source
 from gnet_jax.data.sources.tfds import record_ends
 from tests.data.ilsvrc_tars import encoded, picture
