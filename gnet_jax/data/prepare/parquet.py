@@ -3,7 +3,6 @@
 import json
 import re
 import threading
-from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,17 +10,12 @@ from typing import Any
 import numpy as np
 
 from gnet_jax.config.recipes import needs
-from gnet_jax.data.prepare.rows import (
-    RowOptions,
-    RowSource,
-    Table,
-    by_split,
-    class_name,
-    open_rows,
-    read_names,
-    unique,
-)
+from gnet_jax.data.prepare import rows
+from gnet_jax.data.prepare.rows import RowOptions, RowSource, Table
 from gnet_jax.data.prepare.shards import PrepareError
+
+# The beginnings of the types that a column may have.
+COLUMNS = {"image": "struct|(large_)?binary", "label": "u?int|(large_)?string|dictionary"}
 
 
 def download(spec: str) -> Path:
@@ -42,7 +36,9 @@ def download(spec: str) -> Path:
     try:
         names = HfApi().list_repo_files(found[1], **options)
         names = [name for name in names if name.startswith(start) and name.endswith(".parquet")]
-        by_split((name.removeprefix(start) for name in names), f"hf:{spec}")  # may refuse the set
+        rows.by_split(
+            (name.removeprefix(start) for name in names), f"hf:{spec}"
+        )  # may refuse the set
         wanted = [*names, "README.md"]
         return Path(snapshot_download(found[1], allow_patterns=wanted, **options), start)
     except PrepareError:
@@ -62,24 +58,17 @@ def open_parquet(folder: Path, options: RowOptions) -> list[RowSource]:
     PrepareError if files are missing or corrupt, or if it is not clear which columns to read.
     """
     names = (path.relative_to(folder).as_posix() for path in folder.rglob("*.parquet"))
-    splits, reader = by_split(names, folder), _Reader()
+    splits, reader = rows.by_split(names, folder), _Reader()
     tables = {
         split: [_table(folder / name, folder, reader, options) for name in files]
         for split, files in splits.items()
     }
-    return open_rows(tables)
+    return rows.open_rows(tables)
 
 
 def _table(path: Path, folder: Path, reader: "_Reader", options: RowOptions) -> Table:
     import pyarrow as pa
-    from pyarrow import parquet, types
-
-    def labels(kind: pa.DataType) -> bool:
-        text = types.is_string(kind) or types.is_large_string(kind)
-        return types.is_integer(kind) or text or types.is_dictionary(kind)
-
-    def images(kind: pa.DataType) -> bool:
-        return types.is_struct(kind) or types.is_binary(kind) or types.is_large_binary(kind)
+    from pyarrow import parquet
 
     try:
         with parquet.ParquetFile(path) as file:
@@ -87,30 +76,21 @@ def _table(path: Path, folder: Path, reader: "_Reader", options: RowOptions) -> 
             declared = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
             features = declared.get("info", {}).get("features", {})
             classes = [name for name in features if features[name].get("_type") == "ClassLabel"]
-            label = _column(path, schema, "label", labels, options.label_column, classes)
-            image = _column(path, schema, "image", images, options.image_column)
+            image = _column(path, schema, "image", options.image_column, [])
+            label = _column(path, schema, "label", options.label_column, classes)
             values = file.read([label]).column(label).to_pylist()
             ends = np.cumsum([about.row_group(i).num_rows for i in range(about.num_row_groups)])
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(path, error) from error
-    if options.class_names:
-        names = read_names(options.class_names)
-    else:
-        names = unique(features.get(label, {}).get("names") or _card_names(folder, label))
-    texts = [class_name(value, names) for value in values]
-    return Table(path, names, texts, partial(reader, path, image, ends), lambda row: f"row {row}")
+    names = rows.unique(features.get(label, {}).get("names") or _card_names(folder, label))
+    names = rows.read_names(options.class_names) if options.class_names else names
+    labels = [rows.class_name(value, names) for value in values]
+    return Table(path, names, labels, partial(reader, path, image, ends), "row {}".format)
 
 
-def _column(
-    path: Path,
-    schema: Any,
-    what: str,
-    fits: Callable[[Any], bool],
-    given: str | None,
-    declared: Sequence[str] = (),
-) -> str:
+def _column(path: Path, schema: Any, what: str, given: str | None, declared: list[str]) -> str:
     """Returns the column of the images or labels: `given`, `what`, or the only possible one."""
-    possible = [field.name for field in schema if fits(field.type)]
+    possible = [field.name for field in schema if re.match(COLUMNS[what], str(field.type))]
     chosen = [what] if what in possible else declared or possible
     chosen = [name for name in possible if name == given] if given else chosen
     if len(chosen) != 1:

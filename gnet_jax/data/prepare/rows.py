@@ -147,12 +147,10 @@ def open_rows(tables: Mapping[str, Sequence[Table]]) -> list[RowSource]:
         if not any(table.names for table in each):
             # On the Hub, -1 means that the label is not published.
             names = joined(names, in_order(set(labels) - {"", "-1"}))
-            print(f"the {split} split does not name its classes; ", file=sys.stderr, end="")
-            print(f"using its labels: {listed(names)}", file=sys.stderr)
+            print(f"no class names in {split}; using the labels: {listed(names)}", file=sys.stderr)
         numbers = {nfc(name): number for number, name in enumerate(names)}
-        source = RowSource(
-            split, each, names, np.array([numbers.get(label, -1) for label in labels], np.int64)
-        )
+        indices = np.array([numbers.get(label, -1) for label in labels], np.int64)
+        source = RowSource(split, each, names, indices)
         if split == "train" or (source.labels >= 0).any():
             sources.append(source)
         else:

@@ -242,8 +242,8 @@ def _prepare_archive(builder: Any, downloads: Path, threads: int) -> None:
     """Prepare a set from the archive that its authors publish, downloaded to `downloads`."""
     import pooch
 
-    archive, plan = ARCHIVES[builder.name]
-    name = archive(builder)
+    cifar = getattr(builder, "_cifar_info", None)
+    name = os.path.basename(cifar.url) if cifar else f"{builder.builder_config.dirname}.tgz"
     url, facts = next((u, i) for u, i in builder.url_infos.items() if u.endswith(f"/{name}"))
     known = f"sha256:{facts.checksum}"
     with contextlib.ExitStack() as stack:
@@ -260,7 +260,7 @@ def _prepare_archive(builder: Any, downloads: Path, threads: int) -> None:
                 f"cannot download {url} to {downloads}: {reason}; run the same command again, or "
                 "download the file by hand and pass its folder with --manual-dir"
             ) from error
-        plans, size = plan(builder, path, tar), os.fstat(tar.fileno()).st_size
+        plans, size = ARCHIVES[builder.name](builder, path, tar), os.fstat(tar.fileno()).st_size
         write_set(builder.info, plans, origin=known, size=size, threads=threads)
 
 
@@ -311,9 +311,5 @@ def _imagenette(builder: Any, path: Path, tar: BinaryIO) -> list[SplitPlan]:
     return [split_plan("train", "train"), split_plan("validation", "val")]
 
 
-# Sets that are made from their authors' archives: the name of the archive, and the plans.
-ARCHIVES = {
-    "cifar10": (lambda builder: os.path.basename(builder._cifar_info.url), _cifar),
-    "cifar100": (lambda builder: os.path.basename(builder._cifar_info.url), _cifar),
-    "imagenette": (lambda builder: f"{builder.builder_config.dirname}.tgz", _imagenette),
-}
+# The sets that are made from the archives of their authors.
+ARCHIVES = {"cifar10": _cifar, "cifar100": _cifar, "imagenette": _imagenette}
