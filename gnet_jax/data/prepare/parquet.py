@@ -1,8 +1,10 @@
 """Read image data sets in parquet files, and download those of the Hugging Face Hub."""
 
+import contextlib
 import json
 import re
 import threading
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,9 @@ from gnet_jax.data.prepare import rows
 from gnet_jax.data.prepare.rows import RowOptions, RowSource, Table
 from gnet_jax.data.prepare.shards import PrepareError
 
-# The beginnings of the types that a column may have.
-COLUMNS = {"image": "struct|(large_)?binary", "label": "u?int|(large_)?string|dictionary"}
+# The types that a column may have, as text.
+IMAGE = r"(struct<(.*, )?bytes: )?(large_)?binary.*"
+COLUMNS = {"image": IMAGE, "label": "u?int[0-9]+|(large_)?string|dictionary.*"}
 
 
 def download(spec: str) -> Path:
@@ -66,31 +69,45 @@ def open_parquet(folder: Path, options: RowOptions) -> list[RowSource]:
     return rows.open_rows(tables)
 
 
-def _table(path: Path, folder: Path, reader: "_Reader", options: RowOptions) -> Table:
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Yields the opened ParquetFile. Errors of reading it become a PrepareError."""
     import pyarrow as pa
     from pyarrow import parquet
 
     try:
         with parquet.ParquetFile(path) as file:
-            schema, about = file.schema_arrow, file.metadata
-            declared = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-            features = declared.get("info", {}).get("features", {})
-            classes = [name for name in features if features[name].get("_type") == "ClassLabel"]
-            image = _column(path, schema, "image", options.image_column, [])
-            label = _column(path, schema, "label", options.label_column, classes)
-            values = file.read([label]).column(label).to_pylist()
-            ends = np.cumsum([about.row_group(i).num_rows for i in range(about.num_row_groups)])
+            yield file
     except (pa.ArrowException, OSError) as error:
-        raise _unreadable(path, error) from error
-    names = rows.unique(features.get(label, {}).get("names") or _card_names(folder, label))
-    names = rows.read_names(options.class_names) if options.class_names else names
+        reason = " ".join(str(error).split())
+        raise PrepareError(f"cannot read {path}: {reason}; copy it again") from error
+
+
+def _table(path: Path, folder: Path, reader: "_Reader", options: RowOptions) -> Table:
+    with _opened(path) as file:
+        schema, about = file.schema_arrow, file.metadata
+        declared = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        features = declared.get("info", {}).get("features", {})
+        classes = {
+            name: kind.get("names", [])
+            for name, kind in features.items()
+            if isinstance(kind, dict) and kind.get("_type") == "ClassLabel"
+        }
+        image = _column(path, schema, "image", options.image_column, [])
+        label = _column(path, schema, "label", options.label_column, [*classes])
+        values = file.read([label]).column(label).to_pylist()
+        ends = np.cumsum([about.row_group(i).num_rows for i in range(about.num_row_groups)])
+    if options.class_names is not None:
+        names = rows.read_names(options.class_names)
+    else:
+        names = rows.unique(classes.get(label) or _card_names(folder, label))
     labels = [rows.class_name(value, names) for value in values]
     return Table(path, names, labels, partial(reader, path, image, ends), "row {}".format)
 
 
 def _column(path: Path, schema: Any, what: str, given: str | None, declared: list[str]) -> str:
     """Returns the column of the images or labels: `given`, `what`, or the only possible one."""
-    possible = [field.name for field in schema if re.match(COLUMNS[what], str(field.type))]
+    possible = [field.name for field in schema if re.fullmatch(COLUMNS[what], str(field.type))]
     chosen = [what] if what in possible else declared or possible
     chosen = [name for name in possible if name == given] if given else chosen
     if len(chosen) != 1:
@@ -105,15 +122,17 @@ def _card_names(folder: Path, column: str) -> list[str]:
     """Returns the class names of a column in the set's card, the header of README.md, if any."""
     import yaml
 
-    card = next(
-        (d / "README.md" for d in (folder, folder.parent) if (d / "README.md").exists()), None
-    )
-    header = re.match(r"---\n(.*?)\n---", card.read_text("utf-8"), re.DOTALL) if card else None
-    about = (yaml.safe_load(header[1]) if header else {}).get("dataset_info", [])
-    for info in about if isinstance(about, list) else [about]:
-        for feature in info.get("features", []):
-            if feature["name"] == column and "class_label" in feature["dtype"]:
-                return list(feature["dtype"]["class_label"]["names"].values())
+    for card in (folder / "README.md", folder.parent / "README.md"):
+        text = card.read_text("utf-8") if card.exists() else ""
+        header = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
+        try:
+            about = yaml.safe_load(header[1]).get("dataset_info", []) if header else []
+        except yaml.YAMLError as error:
+            raise PrepareError(f"cannot read {card}; use --class-names instead") from error
+        for info in about if isinstance(about, list) else [about]:
+            for feature in info.get("features", []):
+                if feature["name"] == column and "class_label" in feature.get("dtype", ""):
+                    return list(feature["dtype"]["class_label"]["names"].values())
     return []
 
 
@@ -125,22 +144,10 @@ class _Reader(threading.local):
 
     def __call__(self, path: Path, column: str, ends: np.ndarray, row: int) -> bytes | None:
         """Returns the image in a row, or None. `ends` are the numbers of rows up to each group."""
-        import pyarrow as pa
-        from pyarrow import parquet
-
         number = int(np.searchsorted(ends, row, side="right"))
         if self.group != (path, number):
-            try:
-                with parquet.ParquetFile(path) as file:
-                    images = file.read_row_group(number, [column]).column(0)
-            except (pa.ArrowException, OSError) as error:
-                raise _unreadable(path, error) from error
-            if pa.types.is_struct(images.type):
-                images = pa.chunked_array([chunk.field("bytes") for chunk in images.chunks])
-            self.images = images
+            with _opened(path) as file:
+                self.images = file.read_row_group(number, [column]).column(0)
             self.group = path, number
-        return self.images[row - (int(ends[number - 1]) if number else 0)].as_py()
-
-
-def _unreadable(path: Path, error: Exception) -> PrepareError:
-    return PrepareError(f"cannot read {path}: {' '.join(str(error).split())}; copy it again")
+        image = self.images[row - (int(ends[number - 1]) if number else 0)].as_py()
+        return image["bytes"] if isinstance(image, dict) else image
