@@ -74,7 +74,10 @@ def prepare(
     if (out is None and resize is not None) or (out is not None and not copied):
         raise UserError("--resize and --out require each other, as in --resize 256 --out DIR")
     if not copied and (kind != "tfds" or not name):
-        raise UserError(f"the source is {source!r}; without --resize, it must be one of --help")
+        raise UserError(
+            f"the source is {source!r}; without --resize, it must be cifar10, cifar100, "
+            "imagenette, tfds:NAME, hf:OWNER/NAME, parquet:DIR or wds:DIR"
+        )
     options = RowOptions(image_column, label_column, class_names, bad_limit)
     unused = {} if rows else {"--class-names": class_names, "--bad-limit": bad_limit != 0.02}
     if not rows or kind == "wds":
@@ -82,9 +85,7 @@ def prepare(
     if copied:
         unused |= {"--manual-dir": manual_dir, "--subset": subset, "--data-dir": out and data_dir}
     for option in (option for option, given in unused.items() if given):
-        raise UserError(
-            f"{option} has no effect on {source}{' with --out' if out else ''}; omit it"
-        )
+        raise UserError(f"{option} has no effect on {source}, as it is to be prepared; omit it")
     if copied:
         stem = name if kind == "hf" else os.path.basename(os.path.abspath(name))
         default = re.sub("[^a-z0-9]+", "_", stem.lower()).strip("_")

@@ -211,6 +211,7 @@ def test_the_checksums_are_those_that_are_published():
         assert checksum in {info.checksum for info in tfds.builder(name).url_infos.values()}
 
 
+@pytest.mark.slow
 def test_a_model_trains_on_cifar10_and_is_evaluated(publish, tmp_path, monkeypatch, capsys):
     import train
 
