@@ -164,6 +164,20 @@ def test_images_are_read_from_the_right_row_whatever_the_row_groups_are(tmp_path
         assert [source[i] for i in range(9)] == [*zip(images, labels, strict=True)]
 
 
+def test_a_thread_reads_each_row_group_once_in_each_pass(tmp_path, monkeypatch):
+    images = [encoded(picture(i)) for i in range(9)]
+    write(tmp_path / "set" / "train.parquet", images, [0, 1, 2] * 3, row_group_size=4)
+    read, groups = parquet.ParquetFile.read_row_group, []
+
+    def counting(self, group, columns):
+        groups.append(group)
+        return read(self, group, columns)
+
+    monkeypatch.setattr(parquet.ParquetFile, "read_row_group", counting)
+    pack(f"parquet:{tmp_path / 'set'}", tmp_path / "out", threads=1)
+    assert groups == [0, 1, 2, 0, 1, 2]
+
+
 def test_an_interrupted_set_is_completed_and_equals_one_that_was_not(tmp_path, sets, monkeypatch):
     images = [encoded(picture(i)) for i in range(9)]
     write(tmp_path / "set" / "train.parquet", images, [i % 5 for i in range(9)])
@@ -389,6 +403,12 @@ def test_a_mistake_is_one_sentence(arguments, message, capsys, sets):
     assert not sets.exists()
 
 
+def test_the_hub_without_its_package_says_what_to_install(sets, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    run_prepare("hf:owner/flowers", code=2)
+    assert "[hub]" in capsys.readouterr().err
+
+
 class Hub(http.server.BaseHTTPRequestHandler):
     """The parts of the Hub's protocol that a download uses, for the files in `folder`."""
 
@@ -444,17 +464,19 @@ def test_a_set_of_the_hub_is_downloaded_and_prepared(tmp_path, sets):
             "PYTHONPATH": str(ROOT),
         }
         command = [sys.executable, "-m", "gnet_jax", "prepare", "--bad-limit", "0.1"]
-        done, unknown = (
+        done, part, unknown = (
             subprocess.run(
                 [*command, f"hf:owner/{name}"], env=environment, capture_output=True, text=True
             )
-            for name in ("flowers", "trees")
+            for name in ("flowers", "flowers/data@v1", "trees")
         )
         server.shutdown()
     assert done.returncode == 0, done.stderr
     assert "--data.source tfds:owner_flowers" in done.stdout
     assert pairs("owner_flowers", "train") == good
     assert pairs("owner_flowers", "test") == test
+    assert part.returncode == 0, part.stderr
+    assert pairs("owner_flowers_data_v1", "train") == good
     assert not [*(tmp_path / "home").rglob("weights.bin")]
     assert unknown.returncode == 2
     assert "cannot download hf:owner/trees" in unknown.stderr

@@ -250,8 +250,10 @@ def _prepare_archive(builder: Any, downloads: Path, threads: int) -> None:
         try:
             downloads.mkdir(parents=True, exist_ok=True)
             path = Path(pooch.retrieve(url, known, name, plain_path(downloads), progressbar=True))
+            folder = Path(folder_of(builder)).parent
+            folder.mkdir(parents=True, exist_ok=True)
             # The temporary file has no name, so it disappears even if the process is killed.
-            tar = stack.enter_context(tempfile.TemporaryFile(dir=downloads))
+            tar = stack.enter_context(tempfile.TemporaryFile(dir=folder))
             with gzip.open(path) as packed:
                 shutil.copyfileobj(packed, tar)
         except (OSError, ValueError) as error:  # pooch raises ValueError for a wrong checksum
