@@ -1,6 +1,6 @@
 r"""CIFAR-10 from scratch, on a laptop.
 
-    gnet prepare tfds:cifar10       # requires TensorFlow: pip install -e ".[prepare]"
+    gnet prepare cifar10
     python train.py cifar10
 
 or, with the images in .npz files, `python train.py cifar10 --data.source 'npz:CIFAR_{split}.npz'`.

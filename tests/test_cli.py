@@ -604,8 +604,14 @@ CONVERT = "convert.read.convert"
         ),
         (
             "prepare tfds:a --resize 9 --out o --threads 3 --format tfrecord",
-            "data.prepare.tfds.pack",
+            "data.prepare.pack.pack",
             {0: "tfds:a", 1: Path("o"), 2: 9, "threads": 3, "file_format": "tfrecord"},
+        ),
+        (
+            "prepare hf:a/b --out o --image-column i --label-column l --class-names n "
+            "--bad-limit 0.1",
+            "data.prepare.pack.pack",
+            {0: "hf:a/b", 1: Path("o"), 2: None, "options": ("i", "l", Path("n"), 0.1)},
         ),
         ("check-data digits --threads 3", "data.check.scan", {0: "digits", "threads": 3}),
         ("curves a b", "lab.sweeps.figures.draw_curves", {0: (Path("a"), Path("b"))}),

@@ -41,6 +41,10 @@ NOT_RUN = {
     "PEERS/": "it is the peers' environment, of several GB",
     "gnet prepare tfds:imagenet2012 --manual-dir": "it refuses anything but all of ImageNet; "
     "tests/data/test_prepare.py runs it on a part",
+    "gnet prepare cifar10": "tests have no network; tests/data/test_archives.py has a server",
+    "gnet prepare hf:": "tests have no network; tests/data/test_rows.py has a server of its own",
+    "gnet prepare parquet:": "tests/data/test_rows.py runs it",
+    "gnet prepare wds:": "tests/data/test_rows.py runs it",
     "gnet plan": "it compiles for accelerators for minutes; tests/pods runs it in small",
     "gnet predict models/googlenet https:": "tests have no network; "
     "tests/inference/test_images.py has a server of its own",

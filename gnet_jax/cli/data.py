@@ -26,42 +26,78 @@ def prepare(
     subset: bool = False,
     resize: int | None = None,
     out: Path | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    class_names: Path | None = None,
+    bad_limit: float = 0.02,
     threads: int = 4,
 ) -> None:
-    """Prepare a data set of TensorFlow Datasets, or copy any data set and shrink its images.
+    """Prepare a data set for training, or copy any data set and shrink its images.
 
     tfds:imagenet2012 is made from ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, which you
-    download from image-net.org. Other sets are downloaded automatically; most of them require
-    TensorFlow: pip install -e '.[prepare]'. With --resize, nothing is prepared: SOURCE is copied.
-    To resume an interrupted copy, repeat the command. This also works for tfds:imagenet2012.
+    download from image-net.org. cifar10, cifar100 and imagenette (160 pixels) are downloaded from
+    their authors. Other sets of TensorFlow Datasets are downloaded, too; most of them require
+    TensorFlow: pip install -e '.[prepare]'. hf:OWNER/NAME downloads parquet files from the Hugging
+    Face Hub: pip install -e '.[hub]'. With --resize, SOURCE may be any data source. To resume an
+    interrupted command, repeat it.
 
     Args:
-        source: tfds:NAME, such as tfds:imagenet2012; with --resize also folder:PATH or npz:PATH.
+        source: cifar10, cifar100, imagenette, tfds:NAME, hf:OWNER/NAME, parquet:DIR or wds:DIR
+            (WebDataset tars); with --resize also folder:PATH or npz:PATH.
         manual_dir: folder with the ImageNet tar files, or with other files downloaded by hand.
         data_dir: folder for prepared sets; the default is TFDS_DATA_DIR or ~/tensorflow_datasets.
         format: file format to write.
         subset: accept ImageNet tar files from which images are missing.
         resize: scale images down so that their shorter side has at most this many pixels.
-        out: folder for the copy that --resize makes.
+        out: folder for the copy that --resize makes, or for an hf:, parquet: or wds: set.
+        image_column: column of the images in parquet files.
+        label_column: column of the labels in parquet files.
+        class_names: file with the class names of an hf:, parquet: or wds: set, one on each line.
+        bad_limit: largest allowed fraction of bad rows in an hf:, parquet: or wds: set, which are
+            listed and skipped.
         threads: number of threads that write files.
     """
-    from gnet_jax.data.prepare import tfds
+    from gnet_jax.data.prepare import pack, tfds
+    from gnet_jax.data.prepare.rows import RowOptions
+    from gnet_jax.data.sources.tfds import data_folder
 
     check_at_least("threads", threads)
-    if (resize is None) != (out is None):
-        raise UserError("--resize and --out require each other, as in --resize 256 --out DIR")
-    if resize is not None and out is not None:
+    if resize is not None:
         check_at_least("resize", resize)
-        unused = {"--manual-dir": manual_dir, "--data-dir": data_dir, "--subset": subset}
-        for option in (option for option, given in unused.items() if given):
-            raise UserError(f"{option} has no effect with --resize; omit it, or set TFDS_DATA_DIR")
-        prepared = tfds.pack(source, out, resize, file_format=format, threads=threads)
-        source, data_dir = f"tfds:{out.name}", out.absolute().parent
-    elif not re.match("tfds:.", source):
-        raise UserError(f"the source is {source!r}; without --resize, it must be tfds:NAME")
+    if not 0 <= bad_limit < 1:
+        raise UserError(f"--bad-limit is {bad_limit}; it must be at least 0 and below 1")
+    if source in tfds.ARCHIVES:
+        source = "tfds:imagenette/160px-v2" if source == "imagenette" else f"tfds:{source}"
+    kind, _, name = source.partition(":")
+    rows = kind in pack.ROWS and name != ""
+    copied = rows or resize is not None
+    if (out is None and resize is not None) or (out is not None and not copied):
+        raise UserError("--resize and --out require each other, as in --resize 256 --out DIR")
+    if not copied and (kind != "tfds" or not name):
+        raise UserError(
+            f"the source is {source!r}; without --resize, it must be cifar10, cifar100, "
+            "imagenette, tfds:NAME, hf:OWNER/NAME, parquet:DIR or wds:DIR"
+        )
+    options = RowOptions(image_column, label_column, class_names, bad_limit)
+    unused = {} if rows else {"--class-names": class_names, "--bad-limit": bad_limit != 0.02}
+    if not rows or kind == "wds":
+        unused |= {"--image-column": image_column, "--label-column": label_column}
+    if copied:
+        unused |= {"--manual-dir": manual_dir, "--subset": subset, "--data-dir": out and data_dir}
+    for option in (option for option, given in unused.items() if given):
+        raise UserError(f"{option} has no effect on {source}, as it is to be prepared; omit it")
+    if copied:
+        stem = name if kind == "hf" else os.path.basename(os.path.abspath(name))
+        default = re.sub("[^a-z0-9]+", "_", stem.lower()).strip("_")
+        data_dir = data_dir if out is None else out.absolute().parent
+        out = out or Path(data_folder(data_dir), default)
+        prepared = pack.pack(
+            source, out, resize, file_format=format, threads=threads, options=options
+        )
+        source = f"tfds:{out.name}"
     else:
         prepared = tfds.prepare(
-            source.removeprefix("tfds:"),
+            name,
             data_dir=data_dir,
             manual_dir=manual_dir,
             file_format=format,
@@ -72,8 +108,8 @@ def prepare(
     counts = ", ".join(f"{count:,} {split}" for split, count in prepared.images.items())
     print(f"{prepared.folder}: {counts} images. Train on them with:")
     setting = "" if data_dir is None else f"TFDS_DATA_DIR={shlex.quote(os.path.abspath(data_dir))} "
-    name = source.split(":")[1]  # without the version
-    recipe = {"imagenet2012": "imagenet_modern", "cifar10": "cifar10"}.get(name, "folder")
+    recipes = {"imagenet2012": "imagenet_modern", "cifar10": "cifar10", "cifar100": "cifar10"}
+    recipe = recipes.get(source.split(":")[1], "folder")  # the name without the version
     print(f"  {setting}gnet train {recipe} --data.source {source}")
 
 

@@ -89,8 +89,8 @@ class BadRecords:
             where = "" if self._listed_in is None else f", listed in {self._listed_in}"
             lines.append(f"  and {len(self) - SHOWN:,} more{where}")
         lines.append(
-            "`gnet check-data` lists all of them; fix or remove them, or raise the limit "
-            "(--data.bad-limit of train.py, --bad-limit of gnet evaluate)"
+            "fix or remove them (`gnet check-data` lists all in a data source), or raise the limit "
+            "(--data.bad-limit of train.py, --bad-limit of gnet evaluate and gnet prepare)"
         )
         raise DataError("\n".join(lines))
 

@@ -8,8 +8,8 @@ from PIL import Image
 
 from gnet_jax.cli.main import main
 from gnet_jax.data.decode import decode
+from gnet_jax.data.prepare.pack import FILE_RECORDS, pack, scaled_down
 from gnet_jax.data.prepare.shards import PrepareError
-from gnet_jax.data.prepare.tfds import FILE_RECORDS, pack, scaled_down
 from gnet_jax.data.sources import open_source
 from gnet_jax.data.sources.tfds import record_ends
 from tests.data.ilsvrc_tars import encoded, picture
@@ -69,7 +69,7 @@ def test_pixels_become_pngs(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("most", "files"), [(10, 1), (9, 2), (3, 4), (1, 10)])
 def test_files_hold_at_most_a_number_of_images(tmp_path, folder, monkeypatch, most, files):
-    monkeypatch.setattr("gnet_jax.data.prepare.tfds.FILE_RECORDS", most)
+    monkeypatch.setattr("gnet_jax.data.prepare.pack.FILE_RECORDS", most)
     found = pack(str(folder), tmp_path / "copy", 40, file_format="tfrecord")
     assert found.images == {"train": 10, "validation": 4}
     names = sorted(path.name for path in found.folder.glob("copy-train*"))

@@ -1,31 +1,33 @@
-"""Prepare data sets of tensorflow-datasets, and copy any data set with its images scaled down.
+"""Prepare data sets of tensorflow-datasets; ImageNet, CIFAR and Imagenette without TensorFlow.
 
 The tars of ILSVRC 2012 are read without unpacking them. The training tar contains an uncompressed
-tar for each class, and the validation tar contains the images.
+tar for each class, and the validation tar contains the images. The results are the data sets that
+tensorflow-datasets prepares: the same names, labels and order.
 """
 
 import contextlib
+import gzip
 import hashlib
 import io
 import json
+import os
 import re
-import tarfile
-from collections.abc import Callable, Iterator, Sequence
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
 
-from gnet_jax.config.paths import as_text, plain_path
+from gnet_jax.config.paths import cache_folder, plain_path
 from gnet_jax.config.recipes import needs
-from gnet_jax.data.batches import read_example
-from gnet_jax.data.decode import ImageError, decode, opening, shorter_side_size
+from gnet_jax.data.decode import ImageError, decode, opening
 from gnet_jax.data.prepare.shards import Format, PrepareError, SplitPlan, boundaries, write_set
+from gnet_jax.data.prepare.tars import tar_files
 from gnet_jax.data.progress import progress_line
-from gnet_jax.data.sources import LeftOut, MissingSplitError, Source, digest, open_splits
-from gnet_jax.data.sources.classes import refuse_unknown
-from gnet_jax.data.sources.folder import merged
+from gnet_jax.data.sources import LeftOut, MissingSplitError
 from gnet_jax.data.sources.tfds import TfdsSource, class_names, folder_of, is_prepared, open_builder
 
 MD5 = {
@@ -34,11 +36,11 @@ MD5 = {
 }
 IMAGES = {"train": 1_281_167, "validation": 50_000}
 QUALITY = 100  # JPEG quality of the few ImageNet images that are converted
-SMALL_QUALITY = 95  # JPEG quality of images that are scaled down
-VERSION = "1.0.0"  # version of a copied set
-FILE_RECORDS = 2048  # largest number of images in a file of a copied set
 OVERHEAD = 80  # bytes of a record in addition to its image and the image's name
 SPARE = 1.02  # upper limit of the prepared set's size, divided by the size of its tars
+
+
+T = TypeVar("T")
 
 
 class Prepared(NamedTuple):
@@ -70,6 +72,7 @@ def prepare(
     """Prepare the data set `name` ("imagenet2012", "mnist:3.0.1") unless it exists; check it.
 
     imagenet2012 is made from its tars in `manual_dir`. They may lack images if `subset` is true.
+    Other sets are downloaded; if `manual_dir` is given, CIFAR's and Imagenette's archives go there.
     Raises PrepareError if the set cannot be prepared, and DataError if it is unknown, incomplete,
     or not an image classification set.
     """
@@ -86,12 +89,15 @@ def prepare(
         builder = open_builder(name, data_dir, file_format=file_format)
         if builder.name == "imagenet2012":
             _prepare_imagenet(builder, manual_dir or Path(), subset, threads)
+        elif builder.name in ARCHIVES:
+            _prepare_archive(builder, manual_dir or cache_folder() / "downloads", threads)
         else:
             _prepare_by_tfds(name, builder, manual_dir)
-    return Prepared(Path(folder_of(builder)), _count(name, data_dir), {})
+    return Prepared(Path(folder_of(builder)), count_images(name, data_dir), {})
 
 
-def _count(name: str, data_dir: Path | None) -> dict[str, int]:
+def count_images(name: str, data_dir: Path | None) -> dict[str, int]:
+    """Returns the number of images in each split of a prepared set, by the name of the split."""
     images = {}
     for split in ("train", "val", "test"):
         with contextlib.suppress(MissingSplitError):
@@ -167,51 +173,38 @@ def _members(
             found = list(_train(file, tar, numbers))
         else:
             found = []
-            for name, offset, size in _files(file, tar, 0, r"(ILSVRC2012_val_\d{8}\.JPEG)"):
+            pattern = r"(?:.*/)?(ILSVRC2012_val_\d{8}\.JPEG)"
+            for name, offset, size in tar_files(file, tar, 0, pattern, _again(tar)):
                 number = int(name[-13:-5])
                 if not 1 <= number <= len(labels):
                     known = f"only {len(labels):,} labels are known"
                     raise PrepareError(f"{tar} contains {name}, but {known}")
                 found.append(Member(name, numbers[labels[number - 1]], offset, size))
-    # tensorflow-datasets sorts by this hash.
-    by_key = {
-        hashlib.md5(f"{split}{each.name}".encode(), usedforsecurity=False).digest(): each
-        for each in found
-    }
-    if not found or len(by_key) < len(found):
+    if not found or len({each.name for each in found}) < len(found):
         what = "several images of the same name" if found else "no images of ILSVRC 2012"
         raise PrepareError(f"{tar} has {what}; {_again(tar)}")
-    return [by_key[key] for key in sorted(by_key)]
+    return _in_order(split, ((each.name, each) for each in found))
+
+
+def _in_order(split: str, examples: Iterable[tuple[object, T]]) -> list[T]:
+    """Sorts (key, example) pairs as tensorflow-datasets does, and returns the examples."""
+
+    def place(pair: tuple[object, T]) -> bytes:
+        return hashlib.md5(f"{split}{pair[0]}".encode(), usedforsecurity=False).digest()
+
+    return [example for _, example in sorted(examples, key=place)]
 
 
 def _train(file: BinaryIO, tar: Path, numbers: dict[str, int]) -> Iterator[Member]:
-    classes = _files(file, tar, 0, r"(n\d{8})\.tar")
+    classes = tar_files(file, tar, 0, r"(?:.*/)?(n\d{8})\.tar", _again(tar))
     with progress_line(f"finding the images of {tar.name}", "classes", len(classes)) as advance:
         for wnid, offset, _ in classes:
             if wnid not in numbers:
                 raise PrepareError(f"{tar} has the class {wnid}, which ILSVRC 2012 does not have")
-            for name, place, size in _files(file, tar, offset, rf"({wnid}_\d+\.JPEG)"):
+            pattern = rf"(?:.*/)?({wnid}_\d+\.JPEG)"
+            for name, place, size in tar_files(file, tar, offset, pattern, _again(tar)):
                 yield Member(name, numbers[wnid], place, size)
             advance()
-
-
-def _files(file: BinaryIO, tar: Path, start: int, pattern: str) -> list[tuple[str, int, int]]:
-    """Returns (name, offset, size) of each file matching `pattern` in the tar at byte `start`."""
-    found = []
-    try:
-        file.seek(start)
-        with tarfile.TarFile(fileobj=file) as archive:
-            for member in archive:
-                name = re.fullmatch(rf"(?:.*/)?{pattern}", member.name)
-                if name and member.isreg():
-                    found.append((name[1], member.offset_data, member.size))
-            # Python also ends at a corrupt header, but the real end of a tar is a block of zeros.
-            file.seek(archive.offset)
-            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                raise tarfile.ReadError(f"at byte {archive.offset:,}")
-    except (tarfile.TarError, OSError) as error:
-        raise PrepareError(f"{tar} is corrupt or truncated ({error}); {_again(tar)}") from error
-    return found
 
 
 def _again(tar: Path) -> str:
@@ -245,89 +238,80 @@ def reader(tar: Path) -> Callable[[Member], bytes]:
     return read
 
 
-def pack(
-    spec: str, out: Path, shorter: int, *, file_format: Format = "array_record", threads: int = 4
-) -> Prepared:
-    """Copy the data set `spec` to the folder `out`, and scale its images with `scaled_down`.
+def _prepare_archive(builder: Any, downloads: Path, threads: int) -> None:
+    """Prepare a set from the archive that its authors publish, downloaded to `downloads`."""
+    import pooch
 
-    The copy is named like the folder. An interrupted copy can be resumed. Raises PrepareError if
-    the copy cannot be written or an image is corrupt. Raises DataError if the source is invalid,
-    a label is out of range, or an image cannot be read.
-    """
-    import tensorflow_datasets as tfds
-
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", out.name):
-        raise PrepareError(
-            f"--out is named {out.name!r}; use lower-case letters, digits and _, as in flowers_256"
-        )
-    if out.name in tfds.list_builders(with_community_datasets=False):
-        raise PrepareError(f"tensorflow-datasets already has a set named {out.name}; rename --out")
-    sources, missing = open_splits(spec)
-    if "train" in missing:
-        raise missing["train"]
-    train = sources[0]
-    for source in sources[1:]:
-        refuse_unknown(train, source, spec)
-    for name in train.class_names:
-        if name != name.strip() or not name:  # tensorflow-datasets would strip the spaces
-            raise PrepareError(f"{spec} has the class {name!r}; remove the spaces around it")
-    label = tfds.features.ClassLabel(names=list(train.class_names))
-    features = tfds.features.FeaturesDict({"image": tfds.features.Image(), "label": label})
-    # The description has a hash of the source, so that a copy of other data is not taken for it.
-    copied = digest(*(source.fingerprint().encode() for source in sources))
-    folder = out.absolute() / VERSION
-    about = f"{as_text(spec)}, shorter side at most {shorter} pixels; fingerprint {copied}"
-    core: Any = tfds.core
-    identity = core.dataset_info.DatasetIdentity(
-        out.name, core.Version(VERSION), str(plain_path(folder)), module_name=""
-    )
-    info = core.DatasetInfo(builder=identity, features=features, description=about)
-    info.set_file_format(file_format)
-    if folder.exists():
-        found = tfds.builder_from_directory(str(plain_path(folder))).info
-        stored = found.as_proto.file_format
-        if (found.description, stored) != (about, file_format):
-            raise PrepareError(
-                f"{out} already has a copy ({stored}) of {found.description}, but this would be a "
-                f"copy ({file_format}) of {about}; delete {out}, or use another --out"
-            )
-    else:
-        plans = [_plan(source, info.features, shorter) for source in sources]
-        write_set(info, plans, origin=about, size=0, threads=threads)
-    parent = out.absolute().parent
-    left_out = merged(source.left_out for source in sources)
-    return Prepared(folder, _count(out.name, parent), left_out)
-
-
-def _plan(source: Source, features: Any, shorter: int) -> SplitPlan:
-    split = source.split if source.split in ("train", "test") else "validation"
-
-    def record(index: int) -> bytes:
+    cifar = getattr(builder, "_cifar_info", None)
+    name = os.path.basename(cifar.url) if cifar else f"{builder.builder_config.dirname}.tgz"
+    url, facts = next((u, i) for u, i in builder.url_infos.items() if u.endswith(f"/{name}"))
+    known = f"sha256:{facts.checksum}"
+    with contextlib.ExitStack() as stack:
         try:
-            example = read_example(source, index)
-            image = scaled_down(example.image, shorter)
-        except ImageError as error:
-            name = as_text(source.describe(index))
-            raise PrepareError(f"{name}: {error}; fix or remove this image") from error
-        return features.serialize_example({"image": image, "label": example.label})
+            downloads.mkdir(parents=True, exist_ok=True)
+            path = Path(pooch.retrieve(url, known, name, plain_path(downloads), progressbar=True))
+            folder = Path(folder_of(builder)).parent
+            folder.mkdir(parents=True, exist_ok=True)
+            # The temporary file has no name, so it disappears even if the process is killed.
+            tar = stack.enter_context(tempfile.TemporaryFile(dir=folder))
+            with gzip.open(path) as packed:
+                shutil.copyfileobj(packed, tar)
+        except (OSError, ValueError) as error:  # pooch raises ValueError for a wrong checksum
+            reason = " ".join(str(error).split())
+            raise PrepareError(
+                f"cannot download {url} to {downloads}: {reason}; run the same command again, or "
+                "download the file by hand and pass its folder with --manual-dir"
+            ) from error
+        plans, size = ARCHIVES[builder.name](builder, path, tar), os.fstat(tar.fileno()).st_size
+        write_set(builder.info, plans, origin=known, size=size, threads=threads)
 
-    count = -(-len(source) // FILE_RECORDS)
-    return SplitPlan(split, [len(source) * i // count for i in range(count + 1)], record)
+
+def _cifar(builder: Any, path: Path, tar: BinaryIO) -> list[SplitPlan]:
+    """Returns the plans for CIFAR-10 or CIFAR-100. Each row is its labels, then 3x32x32 bytes."""
+    layout, features = builder._cifar_info, builder.info.features
+    pattern = re.escape(layout.prefix) + "(.+)"
+    files = {name: place for name, *place in tar_files(tar, path, 0, pattern)}
+    keys, length = layout.label_keys, len(layout.label_keys) + 32 * 32 * 3
+    for key, name in zip(keys, layout.label_files, strict=True):
+        offset, size = files[name]
+        features[key].names = os.pread(tar.fileno(), size, offset).decode().split()
+
+    def split_plan(split: str, names: Sequence[str]) -> SplitPlan:
+        places = [files[name][0] + at for name in names for at in range(0, files[name][1], length)]
+        images = _in_order(split, enumerate(enumerate(places)))
+
+        def record(index: int) -> bytes:
+            number, place = images[index]
+            row = os.pread(tar.fileno(), length, place)
+            pixels = np.frombuffer(row, np.uint8, offset=len(keys)).reshape(3, 32, 32)
+            image = io.BytesIO()
+            Image.fromarray(pixels.transpose(1, 2, 0)).save(image, "PNG")
+            example = {"id": f"{split}_{number:05d}", "image": image.getvalue()}
+            return features.serialize_example(example | dict(zip(keys, row, strict=False)))
+
+        return SplitPlan(split, boundaries(len(images), len(images) * length), record)
+
+    return [split_plan("train", layout.train_files), split_plan("test", layout.test_files)]
 
 
-def scaled_down(image: bytes | np.ndarray, shorter: int) -> bytes:
-    """Returns an encoded image, scaled down if its shorter side has more than `shorter` pixels.
+def _imagenette(builder: Any, path: Path, tar: BinaryIO) -> list[SplitPlan]:
+    """Returns the plans for a size of Imagenette: JPEG files in train/CLASS and val/CLASS."""
+    features = builder.info.features
 
-    A scaled image is antialiased and encoded as JPEG. An image that is not scaled is returned
-    unchanged if it is encoded already, and encoded as PNG if it is an array.
-    """
-    picture = decode(image)
-    out = io.BytesIO()
-    if min(picture.size) > shorter:
-        size = shorter_side_size(picture.size, shorter)
-        picture.resize(size, Image.Resampling.BILINEAR).save(out, "JPEG", quality=SMALL_QUALITY)
-    elif isinstance(image, bytes):
-        return image
-    else:
-        picture.save(out, "PNG")
-    return out.getvalue()
+    def split_plan(split: str, folder: str) -> SplitPlan:
+        pattern = rf"[^/]+/{folder}/(n\d+/[^/]+\.JPEG)"
+        found = tar_files(tar, path, 0, pattern)
+        images = _in_order(split, ((each[0].split("/")[1], each) for each in found))
+
+        def record(index: int) -> bytes:
+            name, place, size = images[index]
+            image = os.pread(tar.fileno(), size, place)
+            return features.serialize_example({"image": image, "label": name.split("/")[0]})
+
+        return SplitPlan(split, boundaries(len(found), sum(size for *_, size in found)), record)
+
+    return [split_plan("train", "train"), split_plan("validation", "val")]
+
+
+# The sets that are made from the archives of their authors.
+ARCHIVES = {"cifar10": _cifar, "cifar100": _cifar, "imagenette": _imagenette}

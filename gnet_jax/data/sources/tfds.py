@@ -100,17 +100,21 @@ def open_builder(name: str, data_dir: Path | None = None, **options: Any) -> Any
     """
     import tensorflow_datasets as tfds
 
-    # tfds reads TFDS_DATA_DIR only when it is imported.
-    given = os.environ.get("TFDS_DATA_DIR") if data_dir is None else os.fspath(data_dir)
-    folder = os.path.expanduser(given or "~/tensorflow_datasets")
     try:
-        return tfds.builder(name, data_dir=_plain(folder), **options)
+        return tfds.builder(name, data_dir=_plain(data_folder(data_dir)), **options)
     except (tfds.core.DatasetNotFoundError, AssertionError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise DataError(
             f"tensorflow-datasets has no data set named {name!r} ({reason}); "
             "www.tensorflow.org/datasets/catalog lists all data sets"
         ) from error
+
+
+def data_folder(data_dir: Path | None = None) -> str:
+    """Returns the folder or URL that contains all data sets: `data_dir`, or the default folder."""
+    # tfds reads TFDS_DATA_DIR only when it is imported.
+    given = os.environ.get("TFDS_DATA_DIR") if data_dir is None else os.fspath(data_dir)
+    return os.path.expanduser(given or "~/tensorflow_datasets")
 
 
 def folder_of(builder: Any) -> Path | str:

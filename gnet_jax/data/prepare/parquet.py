@@ -1,0 +1,153 @@
+"""Read image data sets in parquet files, and download those of the Hugging Face Hub."""
+
+import contextlib
+import json
+import re
+import threading
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gnet_jax.config.recipes import needs
+from gnet_jax.data.prepare import rows
+from gnet_jax.data.prepare.rows import RowOptions, RowSource, Table
+from gnet_jax.data.prepare.shards import PrepareError
+
+# The types that a column may have, as text.
+IMAGE = r"(struct<(.*, )?bytes: )?(large_)?binary.*"
+COLUMNS = {"image": IMAGE, "label": "u?int[0-9]+|(large_)?string|dictionary.*"}
+
+
+def download(spec: str) -> Path:
+    """Download the parquet files of a set on the Hugging Face Hub, and return their folder.
+
+    `spec` is "OWNER/NAME" or "OWNER/NAME/FOLDER", and may end with "@REVISION". Files that are
+    already in the Hub's cache are reused. Raises PrepareError if there are no parquet files.
+    """
+    found = re.fullmatch(r"([^/@]+/[^/@]+)(?:/([^@]+?)/?)?(?:@(.+))?", spec)
+    if not found:
+        raise PrepareError(f"the source is 'hf:{spec}', but must be hf:OWNER/NAME")
+    try:
+        from huggingface_hub import HfApi, snapshot_download
+    except ImportError as error:
+        raise PrepareError(needs(f"hf:{spec}", error, "hub")) from error
+    options: Any = {"repo_type": "dataset", "revision": found[3]}
+    start = f"{found[2]}/" if found[2] else ""
+    try:
+        names = HfApi().list_repo_files(found[1], **options)
+        names = [name for name in names if name.startswith(start) and name.endswith(".parquet")]
+        rows.by_split(
+            (name.removeprefix(start) for name in names), f"hf:{spec}"
+        )  # may refuse the set
+        wanted = [*names, "README.md"]
+        return Path(snapshot_download(found[1], allow_patterns=wanted, **options), start)
+    except PrepareError:
+        raise
+    except Exception as error:  # also the errors of its HTTP client, which depend on its version
+        reason = " ".join(str(error).split())
+        raise PrepareError(
+            f"cannot download hf:{spec}: {reason}; if access is restricted, accept the terms on "
+            "huggingface.co and run `hf auth login`"
+        ) from error
+
+
+def open_parquet(folder: Path, options: RowOptions) -> list[RowSource]:
+    """Returns the splits of the set in `folder`.
+
+    The images are bytes, or structs with the field "bytes". The labels are integers or text. Raises
+    PrepareError if files are missing or corrupt, or if it is not clear which columns to read.
+    """
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*.parquet"))
+    splits, reader = rows.by_split(names, folder), _Reader()
+    tables = {
+        split: [_table(folder / name, folder, reader, options) for name in files]
+        for split, files in splits.items()
+    }
+    return rows.open_rows(tables)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Yields the opened ParquetFile. Errors of reading it become a PrepareError."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            yield file
+    except (pa.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise PrepareError(f"cannot read {path}: {reason}; copy it again") from error
+
+
+def _table(path: Path, folder: Path, reader: "_Reader", options: RowOptions) -> Table:
+    with _opened(path) as file:
+        schema, about = file.schema_arrow, file.metadata
+        declared = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        features = declared.get("info", {}).get("features", {})
+        classes = {
+            name: kind.get("names", [])
+            for name, kind in features.items()
+            if isinstance(kind, dict) and kind.get("_type") == "ClassLabel"
+        }
+        image = _column(path, schema, "image", options.image_column, [])
+        label = _column(path, schema, "label", options.label_column, [*classes])
+        values = file.read([label]).column(label).to_pylist()
+        ends = np.cumsum([about.row_group(i).num_rows for i in range(about.num_row_groups)])
+    if options.class_names is not None:
+        names = rows.read_names(options.class_names)
+    else:
+        names = rows.unique(classes.get(label) or _card_names(folder, label))
+    labels = [rows.class_name(value, names) for value in values]
+    return Table(path, names, labels, partial(reader, path, image, ends), "row {}".format)
+
+
+def _column(path: Path, schema: Any, what: str, given: str | None, declared: list[str]) -> str:
+    """Returns the column of the images or labels: `given`, `what`, or the only possible one."""
+    possible = [field.name for field in schema if re.fullmatch(COLUMNS[what], str(field.type))]
+    chosen = [what] if what in possible else declared or possible
+    chosen = [name for name in possible if name == given] if given else chosen
+    if len(chosen) != 1:
+        raise PrepareError(
+            f"{path} has {len(chosen)} columns of {what}s{f' named {given}' if given else ''}; "
+            f"choose one with --{what}-column: {', '.join(chosen or possible)}"
+        )
+    return chosen[0]
+
+
+def _card_names(folder: Path, column: str) -> list[str]:
+    """Returns the class names of a column in the set's card, the header of README.md, if any."""
+    import yaml
+
+    for card in (folder / "README.md", folder.parent / "README.md"):
+        text = card.read_text("utf-8") if card.exists() else ""
+        header = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
+        try:
+            about = yaml.safe_load(header[1]).get("dataset_info", []) if header else []
+        except yaml.YAMLError as error:
+            raise PrepareError(f"cannot read {card}; use --class-names instead") from error
+        for info in about if isinstance(about, list) else [about]:
+            for feature in info.get("features", []):
+                if feature["name"] == column and "class_label" in feature.get("dtype", ""):
+                    return list(feature["dtype"]["class_label"]["names"].values())
+    return []
+
+
+class _Reader(threading.local):
+    """Reads images. Each thread keeps the row group that it has read last."""
+
+    group: Any = None
+    images: Any = None
+
+    def __call__(self, path: Path, column: str, ends: np.ndarray, row: int) -> bytes | None:
+        """Returns the image in a row, or None. `ends` are the numbers of rows up to each group."""
+        number = int(np.searchsorted(ends, row, side="right"))
+        if self.group != (path, number):
+            with _opened(path) as file:
+                self.images = file.read_row_group(number, [column]).column(0)
+            self.group = path, number
+        image = self.images[row - (int(ends[number - 1]) if number else 0)].as_py()
+        return image["bytes"] if isinstance(image, dict) else image

@@ -1,0 +1,66 @@
+"""Read image data sets in WebDataset tars: KEY.jpg beside KEY.cls, or KEY.json with "label"."""
+
+import json
+import os
+import re
+from collections import defaultdict
+from pathlib import Path
+
+from gnet_jax.data.prepare import rows
+from gnet_jax.data.prepare.rows import RowOptions, RowSource, Table
+from gnet_jax.data.prepare.tars import tar_files
+from gnet_jax.data.progress import progress_line
+from gnet_jax.data.sources.folder import SUFFIXES
+
+
+def open_webdataset(folder: Path, options: RowOptions) -> list[RowSource]:
+    """Returns the splits of the set in `folder`, whose tars are not compressed.
+
+    The class names are in classnames.txt or classes.txt, one on each line. Raises PrepareError if
+    files are missing or corrupt.
+    """
+    paths = [path.relative_to(folder).as_posix() for path in folder.rglob("*.tar")]
+    splits = rows.by_split(paths, folder)
+    listed = [folder / "classnames.txt", folder / "classes.txt"]
+    file = options.class_names or next((file for file in listed if file.exists()), None)
+    names = rows.read_names(file) if file else []
+    tables = defaultdict(list)
+    with progress_line(f"reading the labels in {folder}", "files", len(paths)) as advance:
+        for split, tars in splits.items():
+            for tar in tars:
+                tables[split].append(_table(folder / tar, names))
+                advance()
+    return rows.open_rows(tables)
+
+
+def _table(path: Path, names: list[str]) -> Table:
+    """Returns the rows of a tar: the keys that have an image or a label."""
+    images: dict[str, tuple[int, int]] = {}  # position in the tar, and size
+    labels: dict[str, str | None] = {}
+    with path.open("rb") as tar:
+        for name, offset, size in tar_files(tar, path, 0, r"((?:.*/)?[^/.]+\.[^/]+)"):
+            key, suffix = re.split(r"\.(?=[^/]+$)", name, maxsplit=1)
+            if f".{suffix.lower()}" in SUFFIXES:
+                images[key] = offset, size
+            elif suffix in ("cls", "json"):
+                labels[key] = _label(suffix, os.pread(tar.fileno(), size, offset), names)
+    keys = list(images | labels)
+
+    def image(row: int) -> bytes | None:
+        if keys[row] not in images:
+            return None
+        offset, size = images[keys[row]]
+        with path.open("rb") as tar:
+            return os.pread(tar.fileno(), size, offset)
+
+    return Table(path, names, [labels.get(key) for key in keys], image, keys.__getitem__)
+
+
+def _label(suffix: str, data: bytes, names: list[str]) -> str | None:
+    """Returns the class in a .cls or .json file, or None if the file has none."""
+    try:
+        label = data.decode().strip() if suffix == "cls" else json.loads(data)["label"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    number = isinstance(label, str) and re.fullmatch("[0-9]+", label)
+    return rows.class_name(int(label) if number else label, names)
