@@ -18,11 +18,11 @@ import pytest
 import gnet_jax
 from gnet_jax.cli.main import main
 from gnet_jax.config import Config
-from gnet_jax.convert import published
 from gnet_jax.convert.published import PUBLISHED, Published, fetch, locate
 from gnet_jax.convert.read import convert
 from gnet_jax.convert.start import with_start
-from gnet_jax.model_folder import WeightsError
+from gnet_jax.data import download
+from gnet_jax.data.download import DownloadError
 from tests.convert.caffe_files import NARROW, caffemodel_bytes, random_layers
 
 # Larger than the pieces in which a file is downloaded.
@@ -79,7 +79,7 @@ class Server(http.server.BaseHTTPRequestHandler):
 def server(tmp_path, monkeypatch):
     """A server, whose `offer(*ways)` makes the weights "caffe" a file that is served like this."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(published, "TIMEOUT", 0.5)
+    monkeypatch.setattr(download, "TIMEOUT", 0.5)
     Server.sent, Server.stop = [], threading.Event()
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as running:
         threading.Thread(target=running.serve_forever, daemon=True).start()
@@ -132,7 +132,7 @@ def test_the_right_file_comes_from_the_first_server_that_has_it(server, tmp_path
 )
 def test_without_the_right_file_the_error_says_how_to_install_it(server, tmp_path, way, problem):
     offered = server(way)
-    with pytest.raises(WeightsError) as caught:
+    with pytest.raises(DownloadError) as caught:
         fetch("caffe")
     for part in (offered.urls[0], problem, str(cached(tmp_path)), offered.sha256):
         assert part in str(caught.value)
@@ -270,5 +270,5 @@ def test_a_cache_that_cannot_be_written_is_named(server, tmp_path):
     server("good")
     cached(tmp_path).parent.parent.mkdir(parents=True)
     cached(tmp_path).parent.write_text("a file where the folder should be")
-    with pytest.raises(WeightsError, match=str(cached(tmp_path))):
+    with pytest.raises(DownloadError, match=str(cached(tmp_path))):
         fetch("caffe")

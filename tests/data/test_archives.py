@@ -9,13 +9,12 @@ import json
 import threading
 
 import numpy as np
-import pooch
 import pytest
 from PIL import Image
 
 from gnet_jax.cli.main import main
 from gnet_jax.data.decode import decode
-from gnet_jax.data.prepare.shards import PrepareError
+from gnet_jax.data.download import DownloadError
 from gnet_jax.data.prepare.tfds import prepare
 from gnet_jax.data.sources import open_source
 from gnet_jax.data.sources.tfds import TfdsSource
@@ -48,7 +47,6 @@ def publish(site, monkeypatch, tmp_path):
 
     folder, address = site
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(pooch.get_logger(), "disabled", True)  # it keeps an earlier test's stderr
 
     def publish(name, files):
         data = gzip.compress(tar_of(files))
@@ -178,7 +176,7 @@ def test_an_archive_with_a_wrong_checksum_is_refused(publish, site, tmp_path, ca
     assert main(command) == 2
     error = capsys.readouterr().err
     assert f"{site[1]}/cifar-10-binary.tar.gz" in error
-    assert "--manual-dir" in error
+    assert f"save the file as {tmp_path}/cache/" in error
     assert not (tmp_path / "cifar10").exists()
     archive.unlink()
     assert main(command) == 2
@@ -191,7 +189,7 @@ def test_an_archive_that_was_downloaded_by_hand_is_used(publish, site, tmp_path)
     (site[0] / name).unlink()
     (tmp_path / "hand").mkdir()
     (tmp_path / "hand" / name).write_bytes(data)
-    with pytest.raises(PrepareError, match="404"):
+    with pytest.raises(DownloadError, match="404"):
         prepare("cifar10", data_dir=tmp_path)
     images = prepare("cifar10", data_dir=tmp_path, manual_dir=tmp_path / "hand").images
     assert images == {"train": 20, "test": 4}

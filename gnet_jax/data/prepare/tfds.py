@@ -24,6 +24,7 @@ from PIL import Image
 from gnet_jax.config.paths import cache_folder, plain_path
 from gnet_jax.config.recipes import needs
 from gnet_jax.data.decode import ImageError, decode, opening
+from gnet_jax.data.download import fetch
 from gnet_jax.data.prepare.shards import Format, PrepareError, SplitPlan, boundaries, write_set
 from gnet_jax.data.prepare.tars import tar_files
 from gnet_jax.data.progress import progress_line
@@ -240,28 +241,21 @@ def reader(tar: Path) -> Callable[[Member], bytes]:
 
 def _prepare_archive(builder: Any, downloads: Path, threads: int) -> None:
     """Prepare a set from the archive that its authors publish, downloaded to `downloads`."""
-    import pooch
-
     cifar = getattr(builder, "_cifar_info", None)
     name = os.path.basename(cifar.url) if cifar else f"{builder.builder_config.dirname}.tgz"
     url, facts = next((u, i) for u, i in builder.url_infos.items() if u.endswith(f"/{name}"))
     known = f"sha256:{facts.checksum}"
+    path = fetch([url], downloads.absolute() / name, known.replace(":", " "))
+    folder = Path(folder_of(builder)).parent
     with contextlib.ExitStack() as stack:
         try:
-            downloads.mkdir(parents=True, exist_ok=True)
-            path = Path(pooch.retrieve(url, known, name, plain_path(downloads), progressbar=True))
-            folder = Path(folder_of(builder)).parent
             folder.mkdir(parents=True, exist_ok=True)
             # The temporary file has no name, so it disappears even if the process is killed.
             tar = stack.enter_context(tempfile.TemporaryFile(dir=folder))
             with gzip.open(path) as packed:
                 shutil.copyfileobj(packed, tar)
-        except (OSError, ValueError) as error:  # pooch raises ValueError for a wrong checksum
-            reason = " ".join(str(error).split())
-            raise PrepareError(
-                f"cannot download {url} to {downloads}: {reason}; run the same command again, or "
-                "download the file by hand and pass its folder with --manual-dir"
-            ) from error
+        except OSError as error:
+            raise PrepareError(f"cannot unpack {path} to {folder}: {error}") from error
         plans, size = ARCHIVES[builder.name](builder, path, tar), os.fstat(tar.fileno()).st_size
         write_set(builder.info, plans, origin=known, size=size, threads=threads)
 

@@ -168,7 +168,9 @@ def open_source(spec: str, split: Split) -> Source:
         from gnet_jax.data.sources.npz import NpzSource
 
         return NpzSource(where, split)
-    raise DataError(f"data source {spec!r} is none of digits, folder:PATH, npz:PATH, tfds:NAME")
+    hint = f"; prepare it: gnet prepare {spec}" if kind in ("hf", "parquet", "wds") else ""
+    known = "digits, folder:PATH, npz:PATH, tfds:NAME"
+    raise DataError(f"data source {spec!r} is none of {known}{hint}")
 
 
 def _open_subset(spec: str, part: str, count: int, percent: bool, split: Split) -> Source:

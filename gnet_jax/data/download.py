@@ -1,0 +1,100 @@
+"""Download files whose hashes are known."""
+
+import fcntl
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gnet_jax.errors import UserError
+
+TIMEOUT = 20.0  # seconds to wait for the next bytes from a server
+
+
+class DownloadError(UserError):
+    """No server has the right file."""
+
+
+def has_digest(file: Path, digest: str) -> bool:
+    """Returns whether `file` exists and has `digest`: "sha256 HEX", "sha1 HEX" or "md5 HEX".
+
+    The first digits of a hash are enough.
+    """
+    import pooch
+
+    algorithm, digits = digest.split()
+    return file.is_file() and pooch.file_hash(str(file), algorithm).startswith(digits)
+
+
+def fetch(urls: Sequence[str], file: Path, digest: str) -> Path:
+    """Returns `file`, and downloads it from the first of `urls` that has it if necessary.
+
+    The file is verified at every call; `has_digest` explains `digest`. An interrupted download
+    resumes. If several processes need the same file, one of them downloads it while the others
+    wait. Raises DownloadError if no server has the file; the message says how to install it by
+    hand.
+    """
+    if has_digest(file, digest):
+        return file
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with open(f"{file}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel unlocks it if this process dies
+            if not has_digest(file, digest):
+                _download(urls, file, digest)
+    except OSError as error:
+        raise DownloadError(f"cannot write {file}: {error.strerror or error}") from error
+    return file
+
+
+def _download(urls: Sequence[str], file: Path, digest: str) -> None:
+    problems, partial = [], file.with_name(f"{file.name}.partial")
+    for url in urls:
+        print(f"downloading {url}", file=sys.stderr)
+        problem = _continue(partial, url, digest)
+        if problem is None:
+            partial.replace(file)
+            return
+        problems.append(f"{url}: {problem}")
+    raise DownloadError(
+        f"cannot download {file.name} ({'; '.join(problems)}); try again later, or save the file "
+        f"as {file} ({digest})"
+    )
+
+
+def _continue(partial: Path, url: str, digest: str) -> str | None:
+    """Download what `partial` lacks from `url`. Returns None, or why it is not the whole file.
+
+    A part that turns out to be of another file is deleted, and the download starts again.
+    """
+    import requests
+    from pooch import HTTPDownloader
+
+    with partial.open("ab") as file:
+        start = file.tell()
+
+        def check_range(response: requests.Response, **_: Any) -> None:
+            if response.status_code == requests.codes.ok:  # the server sends the whole file
+                file.truncate(0)
+
+        headers = {"Accept-Encoding": "identity"}  # a range of a compressed file is of no use
+        download = HTTPDownloader(
+            progressbar=sys.stderr.isatty(),
+            chunk_size=2**16,
+            timeout=TIMEOUT,
+            headers=headers | ({"Range": f"bytes={start}-"} if start else {}),
+            hooks={"response": check_range},
+        )
+        try:
+            download(url, file, None)  # pyright: ignore[reportArgumentType]
+        except requests.HTTPError as error:
+            status = getattr(error.response, "status_code", None)
+            if status != requests.codes.requested_range_not_satisfiable:
+                return f"it answers {status}"
+        except requests.RequestException as error:
+            # requests has several classes for a server that does not answer.
+            return "no answer" if "timed out" in str(error) else "the connection failed"
+    if has_digest(partial, digest):
+        return None
+    partial.unlink()
+    return _continue(partial, url, digest) if start else "it has another file"
