@@ -19,6 +19,7 @@ COMMANDS = {  # for each command: its module in gnet_jax.cli, and its summary in
     "train": ("train", "train a network, or resume a training run"),
     "predict": ("models", "print the most likely classes of photos"),
     "evaluate": ("models", "print top-1 and top-5 accuracy on labelled images"),
+    "features": ("models", "save the output of a layer for every image"),
     "inspect": ("models", "draw filters, activations and class activation maps"),
     "demo": ("models", "open a web page that classifies photos"),
     "convert": ("models", "convert published weights or a run to a model folder"),

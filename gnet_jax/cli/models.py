@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shlex
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -49,7 +50,7 @@ def predict(
         top: number of classes to print for each image.
     """
     from gnet_jax.inference.cam import MAIN, ActivationMapper, draw
-    from gnet_jax.inference.images import pictures
+    from gnet_jax.inference.images import Pictures
     from gnet_jax.inference.lettering import save
     from gnet_jax.inference.predict import Predictor, predictions, render, render_error
 
@@ -63,7 +64,7 @@ def predict(
     mapper = None if cam is None else ActivationMapper(trained, exact=True)
     out, errors, seen, failed = console(), console(stderr=True), 0, 0
     left_out: dict[str, list[str]] = {}
-    for name, picture, found in predictions(Predictor(trained), pictures(images, left_out), top):
+    for name, picture, found in predictions(Predictor(trained), Pictures(images, left_out), top):
         seen += 1
         if isinstance(found, UserError):
             failed += 1
@@ -145,6 +146,80 @@ def evaluate(
         f"{result.images_per_sec:.1f} images/s)"
     )
     _print_corrupt(result)
+
+
+def features(
+    model: Model,
+    images: Annotated[Positional[tuple[str, ...]], several("IMAGE|FOLDER|URL|-|DATA ...")],
+    out: Path = Path("features.npz"),
+    layer: str = "pool5",
+    flatten: bool = False,
+    split: Literal["val", "test", "train"] = "val",
+    threads: int = 4,
+) -> int:
+    """Save the output of a layer for every image, one row per image, for other programs.
+
+    The .npz file contains `features` (N, C) float32, `files` (N,) and `layer`; for a data set, also
+    `labels` (N,) and `class_names`. Images that cannot be read are reported and have no row; the
+    exit code is then 1.
+
+    Args:
+        model: a model folder, a training workdir, or a file that `gnet convert` reads.
+        images: files, folders, URLs, - for standard input, or a data set: digits, folder:PATH,
+            npz:PATH, or tfds:NAME.
+        out: the .npz file to write.
+        layer: name of the layer in Caffe's network, or its part before "/" if that is unique.
+        flatten: keep all positions of a feature map, H * W * C values, instead of their average.
+        split: split to read of a data set.
+        threads: number of threads that read and decode images.
+    """
+    import numpy as np
+
+    from gnet_jax.data.progress import progress_line
+    from gnet_jax.inference.images import Pictures
+    from gnet_jax.inference.predict import Predictor, feature_rows, find_layer, render_error
+    from gnet_jax.training.workdir import replacing
+
+    check_at_least("threads", threads)
+    check_picture(out, (".npz",))
+    paths = [re.sub(r"^(folder|npz):|#\d+$", "", image) for image in images]
+    splits = [path.replace("{split}", each) for path in paths for each in ("train", "val", "test")]
+    check_not_input(out, [model, *splits])
+    left_out: dict[str, list[str]] = {}
+    pictures = Pictures(images, left_out, split)
+    say_not_read(left_out)
+    (trained,) = _open([model], compiles=True)
+    layer = find_layer(trained, layer)
+    found, failed = [], []
+    with progress_line("computing features", "images", len(pictures)) as advance:
+        for picture, row in feature_rows(
+            Predictor(trained), pictures, layer, flatten=flatten, threads=threads
+        ):
+            if isinstance(row, UserError):
+                failed.append((picture.name, row))
+            else:
+                found.append((row, picture.name, picture.label))
+            advance()
+    errors = console(stderr=True)
+    for name, error in failed:
+        render_error(errors, name, error)
+    if not found:
+        raise UserError(f"did not write {out}: no image could be read")
+    rows, files, labels = zip(*found, strict=True)
+    arrays: dict[str, Any] = {
+        "features": np.stack(rows),
+        "files": np.array(files),
+        "layer": np.array(layer),
+    }
+    if pictures.class_names is not None:
+        arrays |= {"labels": labels, "class_names": pictures.class_names}
+    try:
+        with replacing(out) as partial, partial.open("wb") as file:
+            np.savez(file, **arrays)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror}") from error
+    print(f"wrote {out}: {layer} of {len(rows):,} images, {rows[0].size:,} values each")
+    return 1 if failed else 0
 
 
 def inspect(
