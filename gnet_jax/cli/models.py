@@ -295,20 +295,33 @@ def convert(
     print(f"{done} {dst}. Try:\n  gnet predict {shlex.quote(str(dst))} PHOTO.jpg")
 
 
-def export(model: Model, out: Annotated[Positional[Path], arg(metavar="OUT")]) -> None:
+def export(
+    model: Model, out: Annotated[Positional[Path], arg(metavar="OUT")], int8: str | None = None
+) -> None:
     """Export a model, and check that the file has the model's logits, or its exact variables.
 
     Args:
         model: a model folder, a training workdir, or a file that `gnet convert` reads.
-        out: OUT.onnx, OUT.stablehlo, OUT.safetensors, or OUT.pth (torchvision's variant only).
+        out: OUT.onnx, OUT.stablehlo, OUT.tflite, OUT.safetensors, or OUT.pth (torchvision's variant
+            only).
+        int8: for .onnx, quantise to 8-bit integers with training images of this data set, and print
+            the accuracy on its validation images. One of folder:PATH, npz:PATH, tfds:NAME, digits.
     """
     from gnet_jax.convert.export import export as export_model
     from gnet_jax.inference.predict import load
 
     if model.is_file():
         check_not_input(out, [model])
-    difference = export_model(load(model), out)
-    print(f"wrote {out}; its logits equal the model's within {difference:.1e} of the largest")
+    if int8 is None:
+        difference = export_model(load(model), out)
+        print(f"wrote {out}; its logits equal the model's within {difference:.1e} of the largest")
+        return
+    from gnet_jax.inference.int8 import export_int8
+
+    made = export_int8(load(model), out, int8)
+    for kind, top1, size in zip(("float32", "int8"), made.top1, made.sizes, strict=True):
+        print(f"{kind:<8} top-1 {top1:.2%} of {made.images:,} images, {size:,} bytes")
+    print(f"wrote {out}")
 
 
 def summary(
