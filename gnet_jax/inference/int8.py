@@ -43,9 +43,10 @@ def export_int8(trained: TrainedModel, out: Path, data: str) -> Files:
     if out.suffix != ".onnx":
         raise UserError(f"--int8 writes only .onnx files, not {out.suffix!r}")
     try:
+        import onnx
         import onnxruntime
         from onnxruntime import quantization
-        from onnxruntime.quantization.shape_inference import quant_pre_process
+        from onnxruntime.quantization.quant_utils import add_pre_process_metadata
     except ImportError as error:
         raise UserError(needs("--int8", error, "export")) from error
     train, val = open_source(data, "train"), open_source(data, "val")
@@ -60,12 +61,14 @@ def export_int8(trained: TrainedModel, out: Path, data: str) -> Files:
 
     try:
         with tempfile.TemporaryDirectory(prefix=".int8-", dir=out.absolute().parent) as folder:
-            files, prepared = [Path(folder, f"{n}.onnx") for n in (32, 8)], Path(folder, "s.onnx")
+            files = Path(folder, "float32.onnx"), Path(folder, "int8.onnx")
             export(trained, files[0])
-            quant_pre_process(files[0], prepared, skip_symbolic_shape=True)
+            model = onnx.load(files[0])
+            # Its shapes are known and its batch norm is folded, so it needs no preparation.
+            add_pre_process_metadata(model)
             kind = quantization.QuantType.QInt8
             options = {"per_channel": True, "activation_type": kind, "weight_type": kind}
-            quantization.quantize_static(prepared, files[1], Reader(), **options)
+            quantization.quantize_static(model, files[1], Reader(), **options)
             providers = ["CPUExecutionProvider"]
             sessions = [onnxruntime.InferenceSession(f, providers=providers) for f in files]
             images, correct = 0, np.zeros(2, int)
