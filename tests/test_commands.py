@@ -45,6 +45,8 @@ NOT_RUN = {
     "gnet predict models/googlenet https:": "tests have no network; "
     "tests/inference/test_images.py has a server of its own",
     "gnet convert inception_v1.ckpt": "it needs TensorFlow; tests/convert/test_tf_slim.py has it",
+    "gnet export models/googlenet googlenet.tflite": "it needs LiteRT's converter; "
+    "tests/convert/test_export.py has it",
     "gnet replay": "it needs a run that failed; tests/lab/test_replay.py makes one",
     "python benchmarks/": "it takes minutes; tests/test_benchmarks.py runs them in small",
 }
@@ -84,7 +86,7 @@ def place(tmp_path_factory) -> Path:
         script.chmod(0o755)
 
     generator = np.random.default_rng(0)
-    for split, each in (("train", 20), ("val", 5)):
+    for split, each in (("train", 20), ("val", 5), ("test", 5)):
         for folder in (
             "PHOTOS/{}/cat",
             "PHOTOS/{}/dog",

@@ -23,7 +23,7 @@ COMMANDS = {  # for each command: its module in gnet_jax.cli, and its summary in
     "inspect": ("models", "draw filters, activations and class activation maps"),
     "demo": ("models", "open a web page that classifies photos"),
     "convert": ("models", "convert published weights or a run to a model folder"),
-    "export": ("models", "export a model to ONNX, StableHLO, safetensors and others"),
+    "export": ("models", "export a model to ONNX, StableHLO, LiteRT, safetensors and others"),
     "summary": ("models", "print the cost of every layer"),
     "prepare": ("data", "prepare a data set such as ImageNet, or copy one with smaller images"),
     "check-data": ("data", "find corrupt, duplicate and unusual images, and class imbalance"),

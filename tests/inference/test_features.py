@@ -1,6 +1,8 @@
 """`gnet features` writes one row per image, in order, with the names and labels of the images."""
 
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ def place(tmp_path_factory, model_a, make_photo):
     """A model, and photos of two classes in a folder."""
     root = tmp_path_factory.mktemp("features")
     write_folder(root / "model", model_a)
-    for split, count in (("train", 5), ("val", 6)):
+    for split, count in (("train", 5), ("val", 6), ("test", 2)):
         for name in ("cat", "ant"):
             (root / "photos" / split / name).mkdir(parents=True)
             for number in range(count):
@@ -117,3 +119,13 @@ def test_digits_need_no_files(place):
     assert (code, found["features"].shape[0]) == (0, 7)
     assert found["files"][0] == "digit 0 of val"
     assert found["labels"].shape == (7,)
+
+
+def test_the_linear_probe_of_the_docs_reads_these_files(place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    for split in ("train", "val", "test"):
+        run(place, "folder:photos", "--split", split, out=f"{split}.npz")
+    page = (Path(__file__).parents[2] / "docs" / "pretrained.md").read_text()
+    (code,) = re.findall(r"```python no-run\n(import numpy[^`]*sklearn[^`]*)```", page)
+    exec(compile(code, "pretrained.md", "exec"), {})
+    assert re.search(r"C=[\d.]+: \d+\.\d\d% of the test photos", capsys.readouterr().out)
