@@ -44,7 +44,7 @@ def predict(
 
     Args:
         model: a model folder, a training workdir, or a file that `gnet convert` reads.
-        images: files, folders, URLs, or - for standard input.
+        images: files, folders, URLs, - for standard input, or the validation split of a data set.
         json: print a line of JSON for each image: an object with `file`, and `top` or `error`.
         cam: picture to write: the first image's class activation map. The next are NAME-2.png, ...
         top: number of classes to print for each image.
@@ -318,9 +318,8 @@ def export(
         return
     from gnet_jax.inference.int8 import export_int8
 
-    made = export_int8(load(model), out, int8)
-    for kind, top1, size in zip(("float32", "int8"), made.top1, made.sizes, strict=True):
-        print(f"{kind:<8} top-1 {top1:.2%} of {made.images:,} images, {size:,} bytes")
+    for kind, top1, images, size in export_int8(load(model), out, int8):
+        print(f"{kind:<8} top-1 {top1:.2%} of {images:,} images, {size:,} bytes")
     print(f"wrote {out}")
 
 

@@ -12,7 +12,7 @@ import sys
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -51,8 +51,8 @@ class Pictures(Sequence[Picture]):
 
     `images` is an image or a list of them. Each is what `open_picture` takes, a folder, or the name
     of a data set, of which `split` is read. A folder means all images in it and its subfolders, in
-    the order of `walk`; its other files are added to `left_out`, by reason. `several` is False for
-    a single image. `class_names` are those of the data set if `images` is just one data set.
+    the order of `walk`. The files that are skipped are added to `left_out`, by reason. `several` is
+    False for a single image. `class_names` are those of the data set if `images` is only one.
     """
 
     def __init__(
@@ -71,6 +71,7 @@ class Pictures(Sequence[Picture]):
             if DATA_SET.fullmatch(path) and not os.path.lexists(path):
                 source = open_source(path, split)
                 self._openers += [partial(_example, source, i) for i in range(len(source))]
+                _add(source.left_out, left_out)
                 self.class_names = source.class_names if len(given) == 1 else None
             elif path != "-" and os.path.isdir(path):
                 self._openers += _folder(path, left_out)
@@ -164,7 +165,11 @@ def _folder(root: str, left_out: dict[str, list[str]]) -> Iterator[Callable[[], 
         reasons[root] = "the folder contains no images"
     for path, reason in reasons.items():
         yield partial(Picture, path, UserError(reason))
-    for reason, paths in own.items():
+    _add(own, left_out)
+
+
+def _add(found: Mapping[str, list[str]], left_out: dict[str, list[str]]) -> None:
+    for reason, paths in found.items():
         left_out.setdefault(reason, []).extend(paths)
 
 

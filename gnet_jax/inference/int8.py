@@ -3,6 +3,7 @@
 Shapes: N images, S side of the network's input, C channels.
 """
 
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,22 +25,25 @@ from gnet_jax.model_folder import TrainedModel
 CALIBRATION = 200  # number of training images that set the ranges of the activations
 
 
-class Files(NamedTuple):
-    """The float32 and the int8 file: their sizes in bytes, and their accuracy."""
+class Measured(NamedTuple):
+    """The accuracy of a file on `images` labelled images, and its size."""
 
+    kind: str
+    top1: float
     images: int
-    top1: tuple[float, float]
-    sizes: tuple[int, int]
+    size: int  # bytes
 
 
-def export_int8(trained: TrainedModel, out: Path, data: str) -> Files:
+def export_int8(trained: TrainedModel, out: Path, data: str) -> list[Measured]:
     """Write an ONNX file with 8-bit weights and activations, and compare it with float32.
 
-    Weights have one scale per output channel. The ranges of activations are measured on evenly
-    spaced training images of the data set `data`; the accuracy is that of onnxruntime on its
-    validation images. Raises UserError if `out` does not end in .onnx or cannot be written, if the
-    data lacks a split or has a class that the model lacks, or if a package is missing.
+    Returns the measures of the float32 file and of the int8 file, by onnxruntime on the validation
+    images of the data set `data`. Weights have one scale per output channel. The ranges of
+    activations are measured on evenly spaced training images. Raises UserError if `out` does not
+    end in .onnx or cannot be written, if the data lacks a split or has a class that the model
+    lacks, or if a package is missing.
     """
+    out = out.expanduser()
     if out.suffix != ".onnx":
         raise UserError(f"--int8 writes only .onnx files, not {out.suffix!r}")
     try:
@@ -50,7 +54,9 @@ def export_int8(trained: TrainedModel, out: Path, data: str) -> Files:
     except ImportError as error:
         raise UserError(needs("--int8", error, "export")) from error
     train, val = open_source(data, "train"), open_source(data, "val")
-    classes, _ = pair_classes(val.class_names, trained.class_names, empty_classes(val))
+    classes, note = pair_classes(val.class_names, trained.class_names, empty_classes(val))
+    if note is not None:
+        print(note, file=sys.stderr, flush=True)
 
     class Reader(quantization.CalibrationDataReader):
         batches = _batches(trained, SubsetSource(train, CALIBRATION))
@@ -61,31 +67,33 @@ def export_int8(trained: TrainedModel, out: Path, data: str) -> Files:
 
     try:
         with tempfile.TemporaryDirectory(prefix=".int8-", dir=out.absolute().parent) as folder:
-            files = Path(folder, "float32.onnx"), Path(folder, "int8.onnx")
-            export(trained, files[0])
-            model = onnx.load(files[0])
+            exact, small = Path(folder, "float32.onnx"), Path(folder, "int8.onnx")
+            export(trained, exact)
+            model = onnx.load(exact)
             # Its shapes are known and its batch norm is folded, so it needs no preparation.
             add_pre_process_metadata(model)
             kind = quantization.QuantType.QInt8
             options = {"per_channel": True, "activation_type": kind, "weight_type": kind}
-            quantization.quantize_static(model, files[1], Reader(), **options)
+            quantization.quantize_static(model, small, Reader(), **options)
             providers = ["CPUExecutionProvider"]
-            sessions = [onnxruntime.InferenceSession(f, providers=providers) for f in files]
-            images, correct = 0, np.zeros(2, int)
+            files = exact, small
+            sessions = [onnxruntime.InferenceSession(each, providers=providers) for each in files]
+            correct_N2: list[np.ndarray] = []
             with progress_line("evaluating", "images", len(val)) as advance:
                 for x_NCSS, label_N in _batches(trained, val):
-                    for kind, session in enumerate(sessions):
-                        logits_NK: Any = session.run(["logits"], {"input": x_NCSS})[0]
-                        guesses_N = logits_NK.argmax(axis=1)
-                        correct[kind] += (guesses_N == np.array(classes)[label_N]).sum()
-                    images += len(x_NCSS)
+                    outputs: Any = [each.run(["logits"], {"input": x_NCSS})[0] for each in sessions]
+                    guesses_N2 = np.stack([logits_NK.argmax(axis=1) for logits_NK in outputs], 1)
+                    correct_N2.append(guesses_N2 == np.array(classes)[label_N, None])
                     advance(len(x_NCSS))
-            sizes = [file.stat().st_size for file in files]
-            files[1].replace(out)
+            top1, images = np.concatenate(correct_N2).mean(axis=0), sum(map(len, correct_N2))
+            measured = [
+                Measured(file.stem, float(value), images, file.stat().st_size)
+                for file, value in zip(files, top1, strict=True)
+            ]
+            small.replace(out)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror}") from error
-    top1 = correct / images
-    return Files(images, (float(top1[0]), float(top1[1])), (sizes[0], sizes[1]))
+    return measured
 
 
 def _batches(trained: TrainedModel, source: Source) -> Iterator[tuple[np.ndarray, np.ndarray]]:

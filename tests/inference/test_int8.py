@@ -1,6 +1,7 @@
 """A quantised file is small, and classifies as the network does."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -73,3 +74,10 @@ def test_what_cannot_be_quantised_is_refused_and_leaves_nothing(place, capsys, o
     assert main(["export", *arguments]) == 2
     assert named in capsys.readouterr().err
     assert sorted(place.iterdir()) == before
+
+
+def test_a_missing_package_names_the_extra(place, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    arguments = [str(place / "model"), str(place / "a.onnx"), "--int8", "digits"]
+    assert main(["export", *arguments]) == 2
+    assert "[export]" in capsys.readouterr().err
