@@ -17,7 +17,9 @@ IMAGENETTE_64 = Config(
     eval_every_epochs=2,
     log_every_steps=50,
     model=ModelConfig(variant="batch_norm", width_multiplier=0.5, aux_after=(), dropout=0.2),
-    data=DataConfig(source="tfds:imagenette/160px-v2", image_size=64, resize_to=64, **IMAGENET_PIXELS),
+    data=DataConfig(
+        source="tfds:imagenette/160px-v2", image_size=64, resize_to=64, **IMAGENET_PIXELS
+    ),
     augment=AugmentConfig(crop_area=(0.5, 1.0), crop_aspect=(0.8, 1.25)),
     optim=OptimConfig(
         optimizer="nesterov",

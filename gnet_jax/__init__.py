@@ -4,6 +4,7 @@ Load a trained model from a model folder, a training workdir or a file of publis
 
     model = gnet_jax.load("runs/digits")
     model.predict("photo.png", top=3)  # [[("7", 0.98), ("1", 0.01), ("9", 0.003)]]
+    model.cam("photo.png")  # the class activation map, a PIL image
 
 Build a network and apply it like any Flax module:
 

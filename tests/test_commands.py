@@ -60,6 +60,8 @@ NOT_RUN = {
     "gnet push": "tests have no Hub; tests/model_folder/test_hub.py has one of its own",
     "gnet predict hf:": "tests have no Hub; tests/model_folder/test_hub.py has one of its own",
     "hf auth login": "it asks for an account",
+    "gnet export models/googlenet googlenet.tflite": "it needs LiteRT's converter; "
+    "tests/convert/test_export.py has it",
     "gnet replay": "it needs a run that failed; tests/lab/test_replay.py makes one",
     "python benchmarks/": "it takes minutes; tests/test_benchmarks.py runs them in small",
 }
@@ -99,7 +101,7 @@ def place(tmp_path_factory) -> Path:
         script.chmod(0o755)
 
     generator = np.random.default_rng(0)
-    for split, each in (("train", 20), ("val", 5)):
+    for split, each in (("train", 20), ("val", 5), ("test", 5)):
         for folder in (
             "PHOTOS/{}/cat",
             "PHOTOS/{}/dog",

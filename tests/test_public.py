@@ -1,6 +1,7 @@
 """The public API: `import gnet_jax`."""
 
 import dataclasses
+import io
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 import gnet_jax
 from gnet_jax.config import Preprocessing, UserError
 from gnet_jax.convert.export import export
+from gnet_jax.model.googlenet import endpoints
 from gnet_jax.model_folder import write_folder
 from tests.convert.conftest import small_folder
 
@@ -86,6 +88,133 @@ def test_a_loaded_model_predicts_what_the_network_computes(stored, monkeypatch):
             np.testing.assert_allclose([p for _, p in row], odds[order], rtol=1e-3)
     for given in (paths[1], pictures[1], photos[1]):
         assert loaded.predict(given, top=1) == [found[1][:1]]
+
+
+def encoded(picture: Image.Image, kind: str = "PNG", **options) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        encoded,
+        jnp.asarray,
+        lambda picture: Image.open(io.BytesIO(encoded(picture))),
+        lambda picture: picture.convert("RGBA"),
+        lambda picture: picture.convert("RGBA").convert("RGBa"),
+        lambda picture: picture.convert("RGBX"),
+    ],
+)
+def test_every_kind_of_image_is_the_same_image(stored, convert):
+    _, model, photos, _ = stored
+    images = [convert(Image.fromarray(photo)) for photo in photos]
+    assert model.predict(images) == model.predict(photos)
+    np.testing.assert_array_equal(model.batch(images[0]), model.batch(photos[:1]))
+
+
+def test_a_folder_and_a_data_set_are_many_images(stored, tmp_path):
+    root, model, photos, _ = stored
+    assert model.predict(str(root)) == model.predict([root / "0.png", root / "1.png"])
+    for name in ("train", "val"):
+        pixels = photos if name == "val" else 255 - photos
+        np.savez(tmp_path / f"{name}.npz", x=pixels, y=[0, 1])
+    data = f"npz:{tmp_path}"
+    assert model.predict(data) == model.predict(photos)
+    assert model.predict(f"{data}#1") == model.predict(photos[:1])
+    np.testing.assert_array_equal(
+        model.features(data, split="train"), model.features(list(255 - photos))
+    )
+
+
+def test_the_orientation_of_any_image_is_applied(stored):
+    _, model, _, _ = stored
+    picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (20, 30, 3), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored with a quarter turn
+    file = encoded(picture.transpose(Image.Transpose.ROTATE_90), exif=exif)
+    expected = model.batch(picture)
+    for given in (file, Image.open(io.BytesIO(file))):
+        np.testing.assert_array_equal(model.batch(given), expected)
+        assert model.cam(given) == model.cam(picture)
+
+
+PIXELS = np.zeros((20, 30, 3), np.uint8)
+
+
+@pytest.mark.parametrize("method", ["predict", "features", "cam", "batch"])
+@pytest.mark.parametrize(
+    ("image", "named"),
+    [
+        (PIXELS / 255, "float64"),
+        (PIXELS.astype(np.uint16), "uint16"),
+        (PIXELS.transpose(2, 0, 1), r"\(3, 20, 30\)"),
+        (PIXELS[..., [0, 1, 2, 0]], r"\(20, 30, 4\)"),
+        (PIXELS[0, 0], r"\(3,\)"),
+        (PIXELS[None, None], r"\(1, 1, 20, 30, 3\)"),
+        (Image.new("F", (30, 20)), "mode F"),
+        (Image.new("I", (30, 20)), "mode I"),
+        (b"text", "not an image"),
+        (None, "NoneType"),
+        (iter([PIXELS]), "iterator"),
+        ([PIXELS, {}], r"images\[1\].*dict"),
+        ("absent.jpg", r"absent\.jpg"),
+    ],
+    ids=str,
+)
+def test_what_is_not_an_image_is_refused_in_one_sentence(stored, method, image, named):
+    _, model, _, _ = stored
+    with pytest.raises(UserError, match=named) as raised:
+        getattr(model, method)(image)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("image", ["a.jpg", Image.new("RGB", (3, 4)), [PIXELS]], ids=type)
+def test_preprocess_says_that_it_takes_arrays(image):
+    with pytest.raises(UserError, match=f"{type(image).__name__}.*batch"):
+        gnet_jax.preprocess(image, preprocessing=gnet_jax.Preprocessing())
+
+
+def test_a_batch_is_the_networks_normalised_input(stored):
+    _, model, photos, _ = stored
+    x = (photos[..., ::-1] - np.array([100, 110, 120])) / np.array([50, 60, 70])
+    np.testing.assert_allclose(model.batch(photos), x, rtol=1e-6)
+    assert model.batch([]).shape == (0, 20, 20, 3)
+
+
+def test_features_are_a_layers_output_averaged_or_flattened(stored):
+    _, model, photos, _ = stored
+    found = jax.jit(lambda x: endpoints(model.model, model.variables, x))(model.batch(photos))
+    for layer, key in (("pool5", "pool5/7x7_s1"), ("inception_4a/5x5", "inception_4a/5x5")):
+        value = np.asarray(found[key])
+        rows = model.features(photos, layer=layer)
+        assert rows.dtype == np.float32
+        means = value if value.ndim == 2 else value.mean(axis=(1, 2))
+        np.testing.assert_allclose(rows, means, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            model.features(photos[0], layer=layer, flatten=True),
+            value[:1].reshape(1, -1),
+            rtol=1e-4,
+            atol=1e-5,
+        )
+    for layer in ("pool6", "inception_4a"):  # unknown, and several
+        with pytest.raises(UserError, match=layer):
+            model.features(photos, layer=layer)
+    with pytest.raises(UserError, match="no images"):
+        model.features([])
+
+
+def test_a_map_is_a_picture_for_one_image_and_a_list_for_several(stored):
+    _, model, photos, _ = stored
+    one, several = model.cam(photos[0]), model.cam(photos)
+    assert isinstance(one, Image.Image)
+    assert hasattr(one, "_repr_png_")  # notebooks show it
+    assert [type(picture) for picture in several] == 2 * [Image.Image]
+    assert several[0] == one
+    assert model.cam(photos[0], class_index=1) != model.cam(photos[0], class_index=2)
+    with pytest.raises(UserError, match="class 3"):
+        model.cam(photos[0], class_index=3)
 
 
 def test_an_image_that_cannot_be_read_is_named(stored):

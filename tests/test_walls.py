@@ -13,7 +13,7 @@ PACKAGE = ROOT / "gnet_jax"
 PACKAGES = ["errors", "ops", "model", "config", "data", "model_folder", "training", "convert"]
 PACKAGES += ["inference", "lab", "pods", "cli"]
 # What a model can do is a method of the model, and imported when it is called.
-METHODS = {"model_folder/folder.py": "inference"}
+METHODS = {"model_folder/trained.py": "inference"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shlex
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -44,13 +45,13 @@ def predict(
     Args:
         model: a model folder, a training workdir, or a file that `gnet convert` reads; or the name
             of published weights (`gnet download --list`), or hf:OWNER/NAME on the Hugging Face Hub.
-        images: files, folders, URLs, or - for standard input.
+        images: files, folders, URLs, - for standard input, or the validation split of a data set.
         json: print a line of JSON for each image: an object with `file`, and `top` or `error`.
         cam: picture to write: the first image's class activation map. The next are NAME-2.png, ...
         top: number of classes to print for each image.
     """
     from gnet_jax.inference.cam import MAIN, ActivationMapper, draw
-    from gnet_jax.inference.images import pictures
+    from gnet_jax.inference.images import Pictures
     from gnet_jax.inference.lettering import save
     from gnet_jax.inference.predict import Predictor, predictions, render, render_error
 
@@ -64,7 +65,7 @@ def predict(
     mapper = None if cam is None else ActivationMapper(trained, exact=True)
     out, errors, seen, failed = console(), console(stderr=True), 0, 0
     left_out: dict[str, list[str]] = {}
-    for name, picture, found in predictions(Predictor(trained), pictures(images, left_out), top):
+    for name, picture, found in predictions(Predictor(trained), Pictures(images, left_out), top):
         seen += 1
         if isinstance(found, UserError):
             failed += 1
@@ -150,6 +151,80 @@ def evaluate(
         )
         _print_corrupt(result)
     _write_results(models[0], data, split, [result])
+
+
+def features(
+    model: Model,
+    images: Annotated[Positional[tuple[str, ...]], several("IMAGE|FOLDER|URL|-|DATA ...")],
+    out: Path = Path("features.npz"),
+    layer: str = "pool5",
+    flatten: bool = False,
+    split: Literal["val", "test", "train"] = "val",
+    threads: int = 4,
+) -> int:
+    """Save the output of a layer for every image, one row per image, for other programs.
+
+    The .npz file contains `features` (N, C) float32, `files` (N,) and `layer`; for a data set, also
+    `labels` (N,) and `class_names`. Images that cannot be read are reported and have no row; the
+    exit code is then 1.
+
+    Args:
+        model: a model folder, a training workdir, or a file that `gnet convert` reads.
+        images: files, folders, URLs, - for standard input, or a data set: digits, folder:PATH,
+            npz:PATH, or tfds:NAME.
+        out: the .npz file to write.
+        layer: name of the layer in Caffe's network, or its part before "/" if that is unique.
+        flatten: keep all positions of a feature map, H * W * C values, instead of their average.
+        split: split to read of a data set.
+        threads: number of threads that read and decode images.
+    """
+    import numpy as np
+
+    from gnet_jax.data.progress import progress_line
+    from gnet_jax.inference.images import Pictures
+    from gnet_jax.inference.predict import Predictor, feature_rows, find_features, render_error
+    from gnet_jax.training.workdir import replacing
+
+    check_at_least("threads", threads)
+    check_picture(out, (".npz",))
+    paths = [re.sub(r"^(folder|npz):|#\d+$", "", image) for image in images]
+    splits = [path.replace("{split}", each) for path in paths for each in ("train", "val", "test")]
+    check_not_input(out, [model, *splits])
+    left_out: dict[str, list[str]] = {}
+    pictures = Pictures(images, left_out, split)
+    say_not_read(left_out)
+    (trained,) = _open([model], compiles=True)
+    layer = find_features(trained, layer)
+    found, failed = [], []
+    with progress_line("computing features", "images", len(pictures)) as advance:
+        for picture, row in feature_rows(
+            Predictor(trained), pictures, layer, flatten=flatten, threads=threads
+        ):
+            if isinstance(row, UserError):
+                failed.append((picture.name, row))
+            else:
+                found.append((row, picture.name, picture.label))
+            advance()
+    errors = console(stderr=True)
+    for name, error in failed:
+        render_error(errors, name, error)
+    if not found:
+        raise UserError(f"did not write {out}: no image could be read")
+    rows, files, labels = zip(*found, strict=True)
+    arrays: dict[str, Any] = {
+        "features": np.stack(rows),
+        "files": np.array(files),
+        "layer": np.array(layer),
+    }
+    if pictures.class_names is not None:
+        arrays |= {"labels": labels, "class_names": pictures.class_names}
+    try:
+        with replacing(out) as partial, partial.open("wb") as file:
+            np.savez(file, **arrays)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror}") from error
+    print(f"wrote {out}: {layer} of {len(rows):,} images, {rows[0].size:,} values each")
+    return 1 if failed else 0
 
 
 def inspect(
@@ -276,20 +351,32 @@ def convert(
     print(f"{done} {dst}. Try:\n  gnet predict {shlex.quote(str(dst))} PHOTO.jpg")
 
 
-def export(model: Model, out: Annotated[Positional[Path], arg(metavar="OUT")]) -> None:
+def export(
+    model: Model, out: Annotated[Positional[Path], arg(metavar="OUT")], int8: str | None = None
+) -> None:
     """Export a model, and check that the file has the model's logits, or its exact variables.
 
     Args:
         model: a model folder, a training workdir, or a file that `gnet convert` reads.
-        out: OUT.onnx, OUT.stablehlo, OUT.safetensors, or OUT.pth (torchvision's variant only).
+        out: OUT.onnx, OUT.stablehlo, OUT.tflite, OUT.safetensors, or OUT.pth (torchvision's variant
+            only).
+        int8: for .onnx, quantise to 8-bit integers with training images of this data set, and print
+            the accuracy on its validation images. One of folder:PATH, npz:PATH, tfds:NAME, digits.
     """
     from gnet_jax.convert.export import export as export_model
     from gnet_jax.inference.predict import load
 
     if model.is_file():
         check_not_input(out, [model])
-    difference = export_model(load(model), out)
-    print(f"wrote {out}; its logits equal the model's within {difference:.1e} of the largest")
+    if int8 is None:
+        difference = export_model(load(model), out)
+        print(f"wrote {out}; its logits equal the model's within {difference:.1e} of the largest")
+        return
+    from gnet_jax.inference.int8 import export_int8
+
+    for kind, top1, images, size in export_int8(load(model), out, int8):
+        print(f"{kind:<8} top-1 {top1:.2%} of {images:,} images, {size:,} bytes")
+    print(f"wrote {out}")
 
 
 def summary(

@@ -6,6 +6,7 @@ compute logits in float32.
     .onnx          the main head: maps "input" (N, 3, S, S) to "logits" (N, classes)
     .stablehlo     the main head: maps (N, S, S, 3) to (N, classes). The file contains a program for
                    cpu, cuda and tpu. `jax.export.deserialize(bytes).call` runs it with only jax.
+    .tflite        the main head: maps "input" (1, S, S, 3) to "logits" (1, classes), for LiteRT
     .safetensors   all variables by name; the metadata contains the config of the model folder
     .pth           a state dict for torchvision.models.googlenet; only for the variant "torchvision"
 """
@@ -21,6 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import export as jax_export
 
 from gnet_jax.config import UserError, json_text
 from gnet_jax.config.recipes import needs
@@ -135,17 +137,43 @@ def _write_onnx(folder: TrainedModel, out: Path) -> Run:
 def _write_stablehlo(folder: TrainedModel, out: Path) -> Run:
     try:
         import flatbuffers  # noqa: F401  (jax.export writes with it)
-        from jax import export as jax_export
     except ImportError as error:
         raise ExportError(needs("export to .stablehlo", error, "export")) from error
-    variables = jax.tree.map(jnp.asarray, _without_heads(folder))
-    size = folder.preprocessing.image_size
-    shape = jax_export.symbolic_shape(f"batch, {size}, {size}, 3")
-    logits = jax.jit(partial(_logits, folder.model, variables))
-    program = jax_export.export(logits, platforms=PLATFORMS)
-    out.write_bytes(program(jax.ShapeDtypeStruct(shape, jnp.float32)).serialize(vjp_order=0))
+    program = _program(folder, "batch", PLATFORMS)
+    out.write_bytes(program.serialize(vjp_order=0))
     read = jax_export.deserialize(bytearray(out.read_bytes()))
     return lambda x_BHWC: np.asarray(read.call(x_BHWC))
+
+
+def _write_tflite(folder: TrainedModel, out: Path) -> Run:
+    try:
+        from ai_edge_litert.interpreter import Interpreter  # pyright: ignore
+        from litert_converter.mlir import ir, passmanager  # pyright: ignore
+        from litert_converter.mlir._mlir_libs import converter_api_ext as litert  # pyright: ignore
+        from litert_converter.mlir.dialects import stablehlo  # pyright: ignore
+    except ImportError as error:
+        raise ExportError(needs("export to .tflite", error, "litert")) from error
+    program = _program(folder, "1", ("cpu",))  # phones classify one image at a time
+    context = ir.Context()
+    litert.prepare_mlir_context(context)
+    with context:
+        module = stablehlo.deserialize_portable_artifact(context, program.mlir_module_serialized)
+        litert.set_signature(module.operation, "serving_default", ["input"], ["logits"])
+        manager, config = passmanager.PassManager(), litert.ConvertToTFLConfig()
+        litert.run_convert_to_tfl_passes(module, manager, config)
+        out.write_bytes(litert.export_flatbuffer_to_bytes(module.operation))
+    run = Interpreter(str(out)).get_signature_runner()
+    return lambda x_BHWC: np.concatenate([run(input=x_HWC[None])["logits"] for x_HWC in x_BHWC])
+
+
+def _program(folder: TrainedModel, batch: str, platforms: tuple[str, ...]) -> jax_export.Exported:
+    """Returns the main head as StableHLO, with its weights; `batch` is a number or a symbol."""
+    variables = jax.tree.map(jnp.asarray, _without_heads(folder))
+    size = folder.preprocessing.image_size
+    shape = jax_export.symbolic_shape(f"{batch}, {size}, {size}, 3")
+    logits = jax.jit(partial(_logits, folder.model, variables))
+    program = jax_export.export(logits, platforms=platforms)
+    return program(jax.ShapeDtypeStruct(shape, jnp.float32))
 
 
 def _write_safetensors(folder: TrainedModel, out: Path) -> TrainedModel:
@@ -167,6 +195,7 @@ def _write_pth(folder: TrainedModel, out: Path) -> TrainedModel:
 _WRITERS: dict[str, Callable[[TrainedModel, Path], Run | TrainedModel]] = {
     ".onnx": _write_onnx,
     ".stablehlo": _write_stablehlo,
+    ".tflite": _write_tflite,
     ".safetensors": _write_safetensors,
     ".pth": _write_pth,
 }

@@ -43,6 +43,11 @@ def preprocess(images_BHWC: jax.Array, *, preprocessing: Preprocessing) -> jax.A
 
 
 def _check_pixels(images: jax.Array) -> None:
+    if not hasattr(images, "dtype"):
+        raise ConfigError(
+            f"the images are a {type(images).__name__}, but must be an array of pixels; for files "
+            "and PIL images, use the method `batch` of a model that gnet_jax.load returns"
+        )
     floats = jnp.issubdtype(images.dtype, jnp.floating)
     if images.ndim != 4 or images.shape[-1] != 3 or not (floats or images.dtype == jnp.uint8):
         raise ConfigError(

@@ -1,82 +1,156 @@
-"""Reads the images that a user names: files, folders, URLs, or - for standard input."""
+"""Opens the images that a user gives: files, folders, URLs, data sets, arrays, PIL images.
+
+All entries that take images from users use this module, so all accept and refuse the same.
+"""
 
 import http.client
 import io
 import os
+import re
 import string
 import sys
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from gnet_jax.config import UserError
-from gnet_jax.data.decode import MAX_PIXELS, decode
+from gnet_jax.data.decode import MAX_PIXELS, ImageError, decode
+from gnet_jax.data.sources import Source, Split, open_source
 
 MAX_DOWNLOAD = 32 * 2**20  # bytes; the limit for a URL or standard input
 MAX_FILE = 4 * MAX_PIXELS  # bytes; the size of the largest supported image without compression
 TIMEOUT = 20.0  # seconds to wait for the next bytes from a server
 USER_AGENT = "gnet-jax (image classification; python-urllib)"  # some servers refuse the default one
 
-ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray
+ImageLike = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
+DATA_SET = re.compile(r"digits(#\d+)?|(folder|npz|tfds):.+", re.DOTALL)
 
 
 class Picture(NamedTuple):
     """One decoded picture, or the error if it cannot be read."""
 
-    name: str  # the argument, or the path of the file if the argument is a folder
+    name: str  # path or URL; for other images, text such as "images[2]"
     picture: Image.Image | UserError
+    label: int | None = None  # its class, if it is from a data set
+
+    def opened(self) -> Image.Image:
+        """Returns the picture. Raises the error, with the name of the image."""
+        if isinstance(self.picture, UserError):
+            raise UserError(f"{self.name}: {self.picture}") from self.picture
+        return self.picture
 
 
-def pictures(
-    arguments: Iterable[str], left_out: dict[str, list[str]] | None = None
-) -> Iterator[Picture]:
-    """Yields the pictures that `arguments` name. Each is read when the caller asks for it.
+class Pictures(Sequence[Picture]):
+    """The pictures that a user names. Each is read when it is asked for.
 
-    An argument is a file, a folder, "-" for standard input, or an HTTP(S) URL (unless a file has
-    that name). A folder means all images in it and its subfolders, in the order of `walk`; its
-    other files are added to `left_out`, by reason.
+    `images` is an image or a list of them. Each is what `open_picture` takes, a folder, or the name
+    of a data set, of which `split` is read. A folder means all images in it and its subfolders, in
+    the order of `walk`. The files that are skipped are added to `left_out`, by reason. `several` is
+    False for a single image. `class_names` are those of the data set if `images` is only one.
     """
-    for name in arguments:
-        if name != "-" and os.path.isdir(name):
-            yield from _folder(name, {} if left_out is None else left_out)
-        else:
-            yield _picture(name)
 
+    def __init__(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        left_out: dict[str, list[str]] | None = None,
+        split: Split = "val",
+    ) -> None:
+        self.several = isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4
+        self.class_names: tuple[str, ...] | None = None
+        self._openers: list[Callable[[], Picture]] = []
+        given: Any = images if self.several else [images]
+        left_out = {} if left_out is None else left_out
+        for number, image in enumerate(given):
+            path = os.fspath(image) if isinstance(image, str | os.PathLike) else ""
+            if DATA_SET.fullmatch(path) and not os.path.lexists(path):
+                source = open_source(path, split)
+                self._openers += [partial(_example, source, i) for i in range(len(source))]
+                _add(source.left_out, left_out)
+                self.class_names = source.class_names if len(given) == 1 else None
+            elif path != "-" and os.path.isdir(path):
+                self._openers += _folder(path, left_out)
+            else:
+                name = path or (f"images[{number}]" if self.several else "the image")
+                self._openers.append(partial(_picture, name, image))
+                continue
+            self.several = True
 
-def _picture(name: str) -> Picture:
-    try:
-        return Picture(name, decode(_read(name)))
-    except UserError as error:
-        return Picture(name, error)
+    def __len__(self) -> int:
+        return len(self._openers)
+
+    def __getitem__(self, index: int) -> Picture:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return self._openers[index]()
 
 
 def open_picture(image: ImageLike) -> Image.Image:
     """Returns one upright RGB picture.
 
-    `image` is a path, a URL, "-" (standard input), a PIL image, or an array of uint8 pixels,
-    (H, W, 3) or (H, W). Raises UserError, naming the image, if it cannot be read.
+    `image` is the path or URL of a file (an existing file wins), "-" (standard input), the bytes of
+    a file, a PIL image, or an array of uint8 pixels, (H, W, 3) or (H, W). Raises UserError, with
+    the path or URL, if the image cannot be read.
     """
-    if isinstance(image, np.ndarray):
-        return decode(image)
+    named = isinstance(image, str | os.PathLike)
+    return _picture(os.fspath(image) if named else "the image", image).opened()
+
+
+def _picture(name: str, image: ImageLike) -> Picture:
+    try:
+        return Picture(name, _decoded(image))
+    except UserError as error:
+        return Picture(name, error)
+
+
+def _decoded(image: ImageLike) -> Image.Image:
     if isinstance(image, Image.Image):
+        return _upright(image)
+    if isinstance(image, str | os.PathLike):
+        return decode(_read(os.fspath(image)))
+    if isinstance(image, bytes):
+        return decode(image)
+    if not hasattr(image, "__array__"):
+        raise ImageError(
+            f"not an image but a {type(image).__name__}; give a path, a URL, the bytes of a file, "
+            "a PIL image, an array of uint8 pixels, or a list of these"
+        )
+    return decode(np.asarray(image))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    if image.mode in ("I", "F"):
+        raise ImageError(
+            f"a PIL image of mode {image.mode}, whose black and white are unknown; scale its "
+            "values to 0 ... 255 and convert it to mode L"
+        )
+    try:
         upright = ImageOps.exif_transpose(image)
         if upright.mode in ("RGB", "CMYK", "YCbCr", "LAB", "HSV"):
             return upright.convert("RGB")
+        if upright.mode in ("La", "RGBa"):  # TIFF has no premultiplied colours
+            upright = upright.convert(upright.mode.upper())
         encoded = io.BytesIO()
         upright.save(encoded, "TIFF")  # `decode` converts alpha, palettes and 16-bit pixels
-        return decode(encoded.getvalue())
-    name, picture = _picture(os.fspath(image))
-    if isinstance(picture, UserError):
-        raise UserError(f"{name}: {picture}")
-    return picture
+    except (OSError, SyntaxError, ValueError) as error:  # an opened file is decoded only now
+        raise ImageError(f"a corrupt image: {error}") from error
+    return decode(encoded.getvalue())
 
 
-def _folder(root: str, left_out: dict[str, list[str]]) -> Iterator[Picture]:
+def _example(source: Source, index: int) -> Picture:
+    from gnet_jax.data.batches import read_example  # imports Grain
+
+    try:
+        image, label = read_example(source, index)
+        return Picture(source.describe(index), decode(image), label)
+    except ImageError as error:
+        return Picture(source.describe(index), error)
+
+
+def _folder(root: str, left_out: dict[str, list[str]]) -> Iterator[Callable[[], Picture]]:
     from gnet_jax.data.sources.folder import walk
 
     own: dict[str, list[str]] = {}
@@ -84,14 +158,18 @@ def _folder(root: str, left_out: dict[str, list[str]]) -> Iterator[Picture]:
     empty = True
     for path in walk(root, own, unreadable.append):
         empty = False
-        yield _picture(path)
+        yield partial(_picture, path, path)
     reasons = {str(error.filename): f"cannot be read: {error.strerror}" for error in unreadable}
     reasons |= dict.fromkeys(own.pop("broken link", []), "is a broken link")
     if empty and not reasons:
         reasons[root] = "the folder contains no images"
     for path, reason in reasons.items():
-        yield Picture(path, UserError(reason))
-    for reason, paths in own.items():
+        yield partial(Picture, path, UserError(reason))
+    _add(own, left_out)
+
+
+def _add(found: Mapping[str, list[str]], left_out: dict[str, list[str]]) -> None:
+    for reason, paths in found.items():
         left_out.setdefault(reason, []).extend(paths)
 
 

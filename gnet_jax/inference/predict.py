@@ -1,8 +1,9 @@
-"""Loads a trained model, predicts the classes of pictures, and prints them.
+"""Loads a trained model, computes classes and features of pictures, and prints classes.
 
-Shapes: N pictures, S side of the network's input, K classes.
+Shapes: N pictures, S side of the network's input, H height, W width, C channels, K classes.
 """
 
+import contextlib
 import functools
 import itertools
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 from rich.console import Console
@@ -21,7 +23,8 @@ from gnet_jax.config.paths import as_text
 from gnet_jax.data.augment import preprocess
 from gnet_jax.data.decode import ImageError, central_crop
 from gnet_jax.inference.images import Picture
-from gnet_jax.model.googlenet import GoogLeNet, strip_aux
+from gnet_jax.model.googlenet import GoogLeNet, endpoints, strip_aux
+from gnet_jax.model.names import find_layer
 from gnet_jax.model_folder import TrainedModel
 from gnet_jax.training import sharding
 
@@ -76,19 +79,31 @@ class Predictor:
         self.batch_size = -(-batch_size // mesh.size) * mesh.size
         variables = {name: strip_aux(tree) for name, tree in trained.variables.items()}
         self.variables = sharding.put_state(variables, mesh)
-        self._program = _program(trained.model, trained.preprocessing)  # pyright: ignore[reportArgumentType]
+        fixed: Any = trained.model, trained.preprocessing
+        self._program = functools.partial(_program, *fixed)
 
     def logits(self, squares_NSSC: np.ndarray) -> np.ndarray:
         """Returns the float32 logits (N, K) of uint8 RGB images (N, S, S, 3)."""
+        if not len(squares_NSSC):
+            return np.zeros((0, self.trained.model.arch.num_classes), np.float32)
+        return self._run(self._program(), squares_NSSC)
+
+    def features(self, squares_NSSC: np.ndarray, layer: str, *, flatten: bool) -> np.ndarray:
+        """Returns the output (N, C) of a layer, a key of `endpoints`, for at least one image.
+
+        Maps are averaged over their positions or, with `flatten`, are (N, H * W * C).
+        """
+        return self._run(self._program(layer, flatten), squares_NSSC)
+
+    def _run(self, program: Callable[..., jax.Array], squares_NSSC: np.ndarray) -> np.ndarray:
         batches = []
         for start in range(0, len(squares_NSSC), self.batch_size):
             batch = squares_NSSC[start : start + self.batch_size]
             # Pad the last batch with black images, so that the program compiles only once.
             padding = [(0, self.batch_size - len(batch)), (0, 0), (0, 0), (0, 0)]
-            batches.append(self._program(self.variables, np.pad(batch, padding)))
-        empty = np.zeros((0, self.trained.model.arch.num_classes), np.float32)
+            batches.append(program(self.variables, np.pad(batch, padding)))
         # Fetch the results after the loop, so that the next batch is sent while one is computed.
-        return np.concatenate([empty, *map(np.asarray, batches)])[: len(squares_NSSC)]
+        return np.concatenate(list(map(np.asarray, batches)))[: len(squares_NSSC)]
 
     def warm_up(self) -> None:
         side = self.trained.preprocessing.image_size
@@ -97,24 +112,42 @@ class Predictor:
 
 @functools.lru_cache(maxsize=8)  # each entry keeps a compiled program
 def _program(
-    model: GoogLeNet, preprocessing: Preprocessing
+    model: GoogLeNet, preprocessing: Preprocessing, layer: str | None = None, flatten: bool = False
 ) -> Callable[[Any, np.ndarray], jax.Array]:
-    """Returns a jitted function `(variables, uint8 images) -> logits` for this process's devices.
+    """Returns a jitted function `(variables, uint8 images) -> rows` for this process's devices.
 
-    The variables are an argument, so that the models of an ensemble can share one program.
+    The rows are the features of `layer`, or the logits if it is None. The variables are an
+    argument, so that the models of an ensemble can share one program.
     """
 
-    def compute_logits(variables: Any, squares_NSSC: jax.Array) -> jax.Array:
-        outputs: Any = model.apply(variables, preprocess(squares_NSSC, preprocessing=preprocessing))
-        return outputs.logits
+    def compute_rows(variables: Any, squares_NSSC: jax.Array) -> jax.Array:
+        x_NSSC = preprocess(squares_NSSC, preprocessing=preprocessing)
+        if layer is None:
+            outputs: Any = model.apply(variables, x_NSSC)
+            return outputs.logits
+        value = endpoints(model, variables, x_NSSC)[layer].astype(jnp.float32)
+        if value.ndim == 4 and not flatten:
+            return value.mean(axis=(1, 2))
+        return value.reshape(len(value), -1)
 
     mesh = sharding.data_mesh(jax.local_devices())
     return jax.jit(
-        compute_logits,
+        compute_rows,
         in_shardings=(sharding.replicated(mesh), sharding.split(mesh)),
         out_shardings=sharding.split(mesh),
         compiler_options=sharding.xla_options(mesh.devices.flat[0].platform),
     )
+
+
+def find_features(trained: TrainedModel, name: str) -> str:
+    """Returns the key of `endpoints` for a layer's name; see `find_layer` for names and errors."""
+    side = trained.preprocessing.image_size
+    image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    known = jax.eval_shape(functools.partial(endpoints, trained.model), trained.variables, image)
+    layer, channel = find_layer(name, known)
+    if channel is not None:
+        raise UserError(f"{name} is one channel; use {layer}, and its feature {channel}")
+    return layer
 
 
 def say_compiling() -> None:
@@ -144,16 +177,45 @@ def predictions(
     predictor: Predictor, pictures: Iterable[Picture], k: int = 5
 ) -> Iterator[Prediction]:
     """Yields each picture's `k` most probable classes, or its error, in the order given."""
-    trained, waiting = predictor.trained, iter(pictures)
+    for (name, picture, _), row in _rows(predictor, pictures, predictor.logits):
+        if isinstance(row, UserError):
+            yield Prediction(name, picture, row)
+        else:
+            top = top_classes(softmax(row), predictor.trained.class_names, k)
+            yield Prediction(name, picture, top)
+
+
+def feature_rows(
+    predictor: Predictor,
+    pictures: Sequence[Picture],
+    layer: str,
+    *,
+    flatten: bool = False,
+    threads: int = 4,
+) -> Iterator[tuple[Picture, np.ndarray | UserError]]:
+    """Yields each picture and its row of `Predictor.features`, or its error, in the order given.
+
+    The pictures are read in `threads` threads.
+    """
+    from gnet_jax.data.batches import prefetched  # needs Grain, which `gnet predict` does not
+
+    read = prefetched(pictures.__getitem__, range(len(pictures)), threads)
+    run = functools.partial(predictor.features, layer=layer, flatten=flatten)
+    with contextlib.closing(read):
+        yield from _rows(predictor, read, run)
+
+
+def _rows(
+    predictor: Predictor, pictures: Iterable[Picture], run: Callable[[np.ndarray], np.ndarray]
+) -> Iterator[tuple[Picture, np.ndarray | UserError]]:
+    """Yields each picture and the row of `run` for its central crop, or its error."""
+    waiting = iter(pictures)
     while batch := list(itertools.islice(waiting, predictor.batch_size)):
-        squares = [_crop(picture, trained.preprocessing) for _, picture in batch]
+        squares = [_crop(each.picture, predictor.trained.preprocessing) for each in batch]
         good = [square for square in squares if not isinstance(square, UserError)]
-        rows_NK = iter(softmax(predictor.logits(np.stack(good))) if good else ())
-        for (name, picture), square in zip(batch, squares, strict=True):
-            if isinstance(square, UserError):
-                yield Prediction(name, picture, square)
-            else:
-                yield Prediction(name, picture, top_classes(next(rows_NK), trained.class_names, k))
+        rows = iter(run(np.stack(good)) if good else ())
+        for picture, square in zip(batch, squares, strict=True):
+            yield picture, square if isinstance(square, UserError) else next(rows)
 
 
 def _crop(picture: Image.Image | UserError, p: Preprocessing) -> np.ndarray | UserError:

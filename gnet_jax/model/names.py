@@ -55,17 +55,20 @@ def google_name(layer: str) -> str:
 def find_layer(name: str, outputs: Mapping[str, Any]) -> tuple[str, int | None]:
     """Returns the key of `outputs` that `name` refers to, and the channel, or None for all.
 
-    `name` is Caffe's name of a layer ("inception_4a/5x5") or Google's ("mixed4a_5x5"), and can end
-    with a channel ("mixed4a:476"). `outputs` are the values of `endpoints`, or their shapes.
-    Raises UserError for an unknown layer or channel, and for a value before a ReLU.
+    `name` is Caffe's name of a layer ("inception_4a/5x5"), the part before its "/" if only one
+    layer has it ("pool5"), or Google's name ("mixed4a_5x5"), and can end with a channel
+    ("mixed4a:476"). `outputs` are the values of `endpoints`, or their shapes. Raises UserError for
+    an unknown layer or channel, and for a value before a ReLU.
     """
     layer, colon, number = name.partition(":")
     google = {google_name(key): key for key in outputs}
-    key = layer if layer in outputs else google.get(layer)
+    begun = [key for key in outputs if key.startswith(f"{layer}/")]
+    key = layer if layer in outputs else begun[0] if len(begun) == 1 else google.get(layer)
     if key is None and (after := layer.removesuffix(_BEFORE_RELU)) in google and after != layer:
         raise UserError(f"{layer} is not recorded, because it is before the ReLU; use {after}")
     if key is None:
-        raise UserError(f"unknown layer {layer!r}; {suggestion(layer, {**outputs, **google})}")
+        known = dict.fromkeys(begun) or {**outputs, **google}
+        raise UserError(f"unknown layer {layer!r}; {suggestion(layer, known)}")
     channels = outputs[key].shape[-1]
     if colon and not (number.isdecimal() and int(number) < channels):
         raise UserError(f"unknown channel {name!r}; {layer} has channels 0 to {channels - 1}")

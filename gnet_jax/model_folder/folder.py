@@ -1,4 +1,4 @@
-"""A trained model, and the model folder in which it is stored. The folder contains:
+"""The model folder in which a trained model is stored. It contains:
 
 model.safetensors   all variables by path: "params/conv1/conv/kernel", "batch_stats/..."
 config.json         architecture, dtype, preprocessing, class names, origin of the weights, and the
@@ -7,16 +7,15 @@ README.md           a model card with an example
 """
 
 import dataclasses
-import functools
 import hashlib
 import json
 import sys
 import tempfile
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax.numpy as jnp
 import ml_dtypes
@@ -30,12 +29,9 @@ from gnet_jax.config import Preprocessing, UserError, check_preprocessing, json_
 from gnet_jax.model import custom
 from gnet_jax.model.architecture import Architecture
 from gnet_jax.model.googlenet import GoogLeNet, abstract_variables
+from gnet_jax.model_folder.trained import TrainedModel
 from gnet_jax.ops.fast import FAST
 from gnet_jax.ops.reference import REFERENCE
-
-if TYPE_CHECKING:
-    from gnet_jax.inference.images import ImageLike
-    from gnet_jax.inference.predict import Predictor
 
 T = TypeVar("T")
 
@@ -51,54 +47,6 @@ ADDED_LATER = ("stem_padding", "block", "lrn")
 
 class WeightsError(UserError):
     """A weights file is missing or corrupt, or does not match the network."""
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainedModel:
-    """A trained network with all information that is needed to use it."""
-
-    model: GoogLeNet
-    variables: dict[str, Any]  # {"params", "batch_stats"} in float32, with the auxiliary heads
-    preprocessing: Preprocessing
-    class_names: tuple[str, ...]  # the name of each output; two classes can have the same name
-    source: dict[str, str]  # file, format, sha256 and notes on the origin of the weights
-
-    def predict(
-        self, images: "ImageLike | Sequence[ImageLike]", *, top: int = 5
-    ) -> list[list[tuple[str, float]]]:
-        """Classify images; the first call compiles the network.
-
-        Args:
-            images: one image or a list of them. Each is the path or URL of a file, a PIL image, or
-                an array of uint8 pixels, (height, width, 3) or grey (height, width).
-            top: number of classes to return for each image.
-
-        Returns:
-            For each image, a list of (class name, probability), most likely first.
-
-        Raises:
-            gnet_jax.config.UserError: if an image cannot be read, or if `top` is below 1.
-        """
-        from gnet_jax.inference.images import Picture, open_picture
-        from gnet_jax.inference.predict import predictions
-
-        if top < 1:
-            raise UserError(f"top is {top}; it must be at least 1")
-        several = isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4
-        given: Any = images if several else [images]
-        pictures = (Picture("", open_picture(image)) for image in given)
-        results = []
-        for _, _, found in predictions(self._predictor, pictures, top):
-            if isinstance(found, UserError):
-                raise found
-            results.append([(guess["label"], guess["probability"]) for guess in found])
-        return results
-
-    @functools.cached_property
-    def _predictor(self) -> "Predictor":
-        from gnet_jax.inference.predict import Predictor
-
-        return Predictor(self)
 
 
 def write_folder(path: str | Path, folder: TrainedModel) -> None:

@@ -25,6 +25,7 @@ from gnet_jax.model_folder import TrainedModel, WeightsError, write_folder
 from tests.convert.conftest import photos, random_variables, small_folder
 
 NEEDS = {".onnx": ("onnx", "onnxruntime"), ".stablehlo": ("flatbuffers",)}
+NEEDS[".tflite"] = ("litert_converter", "ai_edge_litert")
 
 
 def need(suffix: str) -> None:
@@ -32,7 +33,7 @@ def need(suffix: str) -> None:
         pytest.importorskip(package, reason=f"{package} is not installed")
 
 
-@pytest.mark.parametrize("suffix", [".onnx", ".stablehlo", ".safetensors"])
+@pytest.mark.parametrize("suffix", [".onnx", ".stablehlo", ".tflite", ".safetensors"])
 def test_what_is_written_agrees_and_stays_alone(tmp_path, small, suffix):
     need(suffix)
     assert export(small, tmp_path / f"net{suffix}") <= 1e-5
@@ -59,6 +60,28 @@ def test_what_is_written_agrees_and_stays_alone(tmp_path, small, suffix):
 def test_every_variant_goes_to_onnx(tmp_path, variant, knobs):
     need(".onnx")
     assert export(small_folder(variant, **knobs), tmp_path / "net.onnx") <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("variant", "knobs"),
+    [
+        ("paper", {"stem": "imagenet", "image_size": 75, "aux_after": ("4a",)}),
+        ("paper", {"head": "fc"}),
+        ("torchvision", {}),
+        ("naive_batch_norm", {}),
+    ],
+    ids=str,
+)
+def test_networks_go_to_litert_for_one_image_at_a_time(tmp_path, variant, knobs):
+    need(".tflite")
+    from ai_edge_litert.interpreter import Interpreter
+
+    folder = small_folder(variant, **knobs)
+    assert export(folder, tmp_path / "net.tflite") <= 1e-5
+    runner = Interpreter(str(tmp_path / "net.tflite")).get_signature_runner()
+    side = folder.preprocessing.image_size
+    assert runner.get_input_details()["input"]["shape"].tolist() == [1, side, side, 3]
+    assert runner.get_output_details()["logits"]["shape"].tolist() == [1, 3]
 
 
 @pytest.mark.parametrize("size", [64, 65])
@@ -181,14 +204,21 @@ def test_a_file_that_computes_something_else_is_removed(
 
 
 def test_an_unknown_suffix_and_a_missing_folder_are_named(tmp_path, small):
-    with pytest.raises(ExportError, match=r"net\.tflite.*\.onnx"):
-        export(small, tmp_path / "net.tflite")
+    with pytest.raises(ExportError, match=r"net\.pb.*\.onnx"):
+        export(small, tmp_path / "net.pb")
     with pytest.raises(ExportError, match="missing"):
         export(small, tmp_path / "missing" / "net.safetensors")
 
 
-@pytest.mark.parametrize(("suffix", "package"), [(".onnx", "onnx"), (".stablehlo", "flatbuffers")])
-def test_a_missing_package_names_the_extra(tmp_path, small, monkeypatch, suffix, package):
+@pytest.mark.parametrize(
+    ("suffix", "package", "extra"),
+    [
+        (".onnx", "onnx", "export"),
+        (".stablehlo", "flatbuffers", "export"),
+        (".tflite", "ai_edge_litert", "litert"),
+    ],
+)
+def test_a_missing_package_names_the_extra(tmp_path, small, monkeypatch, suffix, package, extra):
     real = builtins.__import__
 
     def without(name, *args, **kwargs):
@@ -197,7 +227,7 @@ def test_a_missing_package_names_the_extra(tmp_path, small, monkeypatch, suffix,
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ExportError, match=rf"{package}.*\[export\]"):
+    with pytest.raises(ExportError, match=rf"{package}.*\[{extra}\]"):
         export(small, tmp_path / f"net{suffix}")
 
 

@@ -250,7 +250,7 @@ def test_an_image_that_is_gone_since_the_folder_was_listed_is_named(root):
 
 
 def test_predict_walks_as_training_does(root, monkeypatch):
-    from gnet_jax.inference.images import pictures
+    from gnet_jax.inference.images import Pictures
 
     cat = root / "train" / "cat"
     write(cat / "more" / "1.png")
@@ -263,7 +263,7 @@ def test_predict_walks_as_training_does(root, monkeypatch):
     aside = {}
     found = {
         name.removeprefix(f"{cat}/"): image if isinstance(image, UserError) else 1
-        for name, image in pictures([str(cat)], aside)
+        for name, image, _ in Pictures([str(cat)], aside)
     }
     assert [name for name in found if isinstance(found[name], int)] == [
         *("0.png", "1.png", "more/1.png")
@@ -366,13 +366,13 @@ def test_a_tilde_in_the_name_of_an_existing_folder_is_not_a_home(root, monkeypat
 
 
 def test_existing_files_win_over_urls(tmp_path, monkeypatch):
-    from gnet_jax.inference.images import pictures
+    from gnet_jax.inference.images import Pictures
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "http:" / "127.0.0.1:1").mkdir(parents=True)
     for name in ("http:/127.0.0.1:1/a.jpg", "-"):
         Image.new("RGB", (3, 4)).save(tmp_path / name, "PNG")
-    for _, picture in pictures(["http://127.0.0.1:1/a.jpg", "./-"]):
+    for _, picture, _ in Pictures(["http://127.0.0.1:1/a.jpg", "./-"]):
         assert isinstance(picture, Image.Image)
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from gnet_jax.config import UserError
 from gnet_jax.inference import images
-from gnet_jax.inference.images import open_picture, pictures
+from gnet_jax.inference.images import Pictures, open_picture
 
 
 def jpeg(colour: str) -> bytes:
@@ -78,7 +78,7 @@ def url():
 
 
 def reason(argument) -> str:
-    (found,) = pictures([str(argument)])
+    (found,) = Pictures([str(argument)])
     assert found.name == str(argument)
     assert isinstance(found.picture, UserError)
     return str(found.picture)
@@ -99,10 +99,10 @@ def folder(tmp_path):
 
 def test_a_folder_gives_its_images_and_those_below_in_order(folder):
     names = ["a.jpg", "b/1.png", "b/2.jpg"]
-    assert [found.name for found in pictures([str(folder)])] == [str(folder / n) for n in names]
+    assert [found.name for found in Pictures([str(folder)])] == [str(folder / n) for n in names]
     once, twice = {}, {}
-    list(pictures([str(folder)], once))
-    list(pictures([str(folder), str(folder)], twice))
+    list(Pictures([str(folder)], once))
+    list(Pictures([str(folder), str(folder)], twice))
     assert once
     assert twice == {reason: 2 * paths for reason, paths in once.items()}
 
@@ -110,7 +110,7 @@ def test_a_folder_gives_its_images_and_those_below_in_order(folder):
 def test_damaged_and_missing_ones_are_reported_by_name_and_the_rest_goes_on(folder):
     (folder / "b" / "0.jpg").write_bytes(RED[:-50])
     (folder / "b" / "3.jpg").write_bytes(b"")
-    results = list(pictures([str(folder), "absent.jpg", str(folder / "a.jpg")]))
+    results = list(Pictures([str(folder), "absent.jpg", str(folder / "a.jpg")]))
     read = {
         r.name.removeprefix(f"{folder}/"): not isinstance(r.picture, UserError) for r in results
     }
@@ -127,7 +127,7 @@ def test_damaged_and_missing_ones_are_reported_by_name_and_the_rest_goes_on(fold
 
 def test_arguments_are_read_only_when_they_are_asked_for(tmp_path):
     later = tmp_path / "later.jpg"
-    found = pictures([str(tmp_path / "absent"), str(later)])
+    found = iter(Pictures([str(tmp_path / "absent"), str(later)]))
     assert isinstance(next(found).picture, UserError)
     later.write_bytes(RED)
     assert isinstance(next(found).picture, Image.Image)
@@ -141,7 +141,7 @@ def test_what_is_wrong_with_a_path_is_named(tmp_path, monkeypatch):
     assert "no images" in reason(tmp_path / "empty")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.jpg").symlink_to(tmp_path / "nowhere")
-    (found,) = pictures([str(tmp_path / "broken")])  # which tells enough
+    (found,) = Pictures([str(tmp_path / "broken")])  # which tells enough
     assert found.name.endswith("a.jpg")
     monkeypatch.setattr(images, "MAX_FILE", 2**20)
     for size, refused in ((2**20, False), (2**20 + 1, True)):
@@ -173,14 +173,14 @@ def test_standard_input_is_read(monkeypatch):
         buffer = io.BytesIO(BLUE)
 
     monkeypatch.setattr(sys, "stdin", Stdin)
-    (found,) = pictures(["-"])
+    (found,) = Pictures(["-"])
     assert isinstance(found.picture, Image.Image)
     assert found.picture.size == (40, 30)
     assert "empty" in reason("-")  # it is at its end now
     for limit, refused in ((len(BLUE), False), (len(BLUE) - 1, True)):
         Stdin.buffer = io.BytesIO(BLUE)
         monkeypatch.setattr(images, "MAX_DOWNLOAD", limit)
-        (found,) = pictures(["-"])
+        (found,) = Pictures(["-"])
         assert ("larger" in str(found.picture)) == refused
 
 
@@ -190,7 +190,7 @@ def test_a_download_may_have_32_mib():
 
 def test_urls_are_judged_by_content_and_redirects_are_followed(url):
     for address in (f"{url}/photo", f"{url}/moved", f"{url}/robots", f"HTTP{url[4:]}/photo"):
-        (found,) = pictures([address])
+        (found,) = Pictures([address])
         assert isinstance(found.picture, Image.Image)
         assert found.name == address
 
@@ -240,7 +240,7 @@ def test_a_host_that_cannot_be_one_is_reported(host):
 
 
 def test_one_picture_is_opened_from_a_path_a_picture_or_pixels(folder):
-    expected = np.asarray(next(pictures([str(folder / "a.jpg")])).picture)
+    expected = np.asarray(Pictures([str(folder / "a.jpg")])[0].picture)
     for given in (folder / "a.jpg", str(folder / "a.jpg"), Image.open(folder / "a.jpg"), expected):
         np.testing.assert_array_equal(np.asarray(open_picture(given)), expected)
     grey = np.arange(12, dtype=np.uint8).reshape(3, 4)
@@ -283,6 +283,6 @@ def test_a_picture_is_turned_upright_as_its_file_is(tmp_path):
     ],
 )
 def test_urls_with_spaces_and_letters_beyond_ascii_are_fetched(path, url):
-    (found,) = pictures([url + path])
+    (found,) = Pictures([url + path])
     assert isinstance(found.picture, Image.Image), found.picture
     assert found.name == url + path

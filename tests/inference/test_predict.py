@@ -65,13 +65,13 @@ def test_it_compiles_once_for_any_number_of_pictures_and_models(make_model, make
         for count in (1, 3, 4, 9)
         for predictor in (first, second)
     ]
-    assert first._program is second._program
-    assert first._program._cache_size() == 1  # pyright: ignore[reportFunctionMemberAccess]
+    assert first._program() is second._program()
+    assert first._program()._cache_size() == 1  # pyright: ignore[reportFunctionMemberAccess]
     assert not np.allclose(results[0], results[1])  # each with its own weights
     other = dataclasses.replace(p, channels="BGR")
-    assert Predictor(make_model(1, other), 4)._program is not first._program
+    assert Predictor(make_model(1, other), 4)._program() is not first._program()
     halved = dataclasses.replace(trained, model=trained.model.clone(dtype=jnp.bfloat16))
-    assert Predictor(halved, 4)._program is not first._program
+    assert Predictor(halved, 4)._program() is not first._program()
     assert Predictor(halved, 4).logits(squares[:1]).dtype == np.float32
 
 
@@ -86,7 +86,7 @@ def test_a_batch_is_split_over_this_processs_devices(model_a):
     assert predictor.batch_size == 2 * devices  # rounded up
     assert Predictor(model_a).batch_size == 8
     squares = np.zeros((predictor.batch_size, 32, 32, 3), np.uint8)
-    assert len(predictor._program(predictor.variables, squares).sharding.device_set) == devices
+    assert len(predictor._program()(predictor.variables, squares).sharding.device_set) == devices
 
 
 def test_softmax_is_over_the_classes():
