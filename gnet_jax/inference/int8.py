@@ -17,7 +17,7 @@ from gnet_jax.convert.export import export
 from gnet_jax.data.augment import preprocess
 from gnet_jax.data.batches import BadRecords, eval_batches
 from gnet_jax.data.progress import progress_line
-from gnet_jax.data.sources import Source, SubsetSource, open_source
+from gnet_jax.data.sources import Source, SubsetSource, open_source, spaced
 from gnet_jax.data.sources.classes import empty_classes
 from gnet_jax.inference.evaluate import pair_classes
 from gnet_jax.model_folder import TrainedModel
@@ -54,12 +54,13 @@ def export_int8(trained: TrainedModel, out: Path, data: str) -> list[Measured]:
     except ImportError as error:
         raise UserError(needs("--int8", error, "export")) from error
     train, val = open_source(data, "train"), open_source(data, "val")
+    calibration = spaced(len(train), min(CALIBRATION, len(train)))
     classes, note = pair_classes(val.class_names, trained.class_names, empty_classes(val))
     if note is not None:
         print(note, file=sys.stderr, flush=True)
 
     class Reader(quantization.CalibrationDataReader):
-        batches = _batches(trained, SubsetSource(train, CALIBRATION))
+        batches = _batches(trained, SubsetSource(train, calibration, "train"))
 
         def get_next(self) -> Any:  # None at the end
             x_NCSS, _ = next(self.batches, (None, None))
