@@ -6,6 +6,7 @@ Shapes: N pictures, S side of the network's input, H height, W width, C channels
 import contextlib
 import functools
 import itertools
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -25,8 +26,10 @@ from gnet_jax.data.decode import ImageError, central_crop
 from gnet_jax.inference.images import Picture
 from gnet_jax.model.googlenet import GoogLeNet, endpoints, strip_aux
 from gnet_jax.model.names import find_layer
-from gnet_jax.model_folder import TrainedModel
+from gnet_jax.model_folder import TrainedModel, read_folder
+from gnet_jax.model_folder.folder import is_model_folder
 from gnet_jax.training import sharding
+from gnet_jax.training.checkpoints.verify import is_workdir, read_workdir
 
 
 def load(path: str | Path) -> TrainedModel:
@@ -46,6 +49,11 @@ def load(path: str | Path) -> TrainedModel:
         gnet_jax.config.UserError: if there is no such model, it cannot be downloaded, or it is
             corrupt.
     """
+    local, text = Path(path).expanduser(), os.fspath(path)
+    if os.sep in text and is_model_folder(local):  # without a separator, it may be a name
+        return read_folder(local)
+    if os.sep in text and is_workdir(local):
+        return read_workdir(local)
     from gnet_jax.convert.read import read  # reads protobuf and other formats, so it imports late
 
     return read(path)
