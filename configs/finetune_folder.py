@@ -9,7 +9,7 @@ without a value trains every layer.
 
 Measured with the published Caffe weights on 3,068 photos of 10 kinds of clothing, on 2 CPU cores
 shared with other work: after 14 minutes, the accuracy on the 372 test photos was 90.59 %. A
-logistic regression on the frozen features reaches 88.98 % (docs/pretrained.md).
+logistic regression on the frozen features reaches 87.90 % (docs/pretrained.md).
 """
 
 from gnet_jax.config import AugmentConfig, Config, DataConfig, LossConfig, ModelConfig, OptimConfig
