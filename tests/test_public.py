@@ -161,7 +161,7 @@ PIXELS = np.zeros((20, 30, 3), np.uint8)
         ([PIXELS, {}], r"images\[1\].*dict"),
         ("absent.jpg", r"absent\.jpg"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_what_is_not_an_image_is_refused_in_one_sentence(stored, method, image, named):
     _, model, _, _ = stored
