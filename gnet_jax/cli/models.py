@@ -52,14 +52,20 @@ def predict(
     from gnet_jax.inference.images import pictures
     from gnet_jax.inference.lettering import save
     from gnet_jax.inference.predict import Predictor, predictions, render, render_error
+    from gnet_jax.model_folder.folder import is_model_folder
+    from gnet_jax.training.checkpoints.verify import is_workdir
 
     if not images:
-        raise UserError("no photo given; give a file, a folder, a URL, or - for standard input")
+        kinds = "a file, a folder, a URL, or - for standard input"
+        raise UserError(f"no photo given after the model {model}; give {kinds}")
+    swapped = [each for each in images if is_model_folder(Path(each)) or is_workdir(Path(each))]
+    if swapped:
+        raise UserError(f"{swapped[0]} is a model, not an image; give the model before the images")
     check_at_least("top", top)
     if cam is not None:
         check_picture(cam, PHOTOS)
         check_not_input(cam, images)
-    (trained,) = _open([model], compiles=True)
+    (trained,) = _open([model])
     mapper = None if cam is None else ActivationMapper(trained, exact=True)
     out, errors, seen, failed = console(), console(stderr=True), 0, 0
     left_out: dict[str, list[str]] = {}
@@ -139,8 +145,9 @@ def evaluate(
     if json:
         print(json_text(result.as_dict(), ensure_ascii=False))
         return
+    top5 = f", top-5 {result.top5:.2%}" if trained[0].model.arch.num_classes > 5 else ""
     print(
-        f"top-1 {result.top1:.2%}, top-5 {result.top5:.2%} of {result.images:,} images "
+        f"top-1 {result.top1:.2%}{top5} of {result.images:,} images "
         f"({_counted(result.models, 'model')}, {_counted(result.crops, 'crop')}, "
         f"{result.images_per_sec:.1f} images/s)"
     )
@@ -167,7 +174,7 @@ def inspect(
     from gnet_jax.lab.look.inside import draw_inside
 
     picture = open_picture(image)
-    (trained,) = _open([model], compiles=True)
+    (trained,) = _open([model])
     for file in draw_inside(trained, picture, out, endpoint, class_index):
         print(f"drew {file}")
 
@@ -181,7 +188,7 @@ def demo(model: Model, port: int | None = None) -> None:
     """
     from gnet_jax.inference.demo import build, serve
 
-    (trained,) = _open([model], compiles=True)
+    (trained,) = _open([model])
     page = build(trained, f"GoogLeNet: {model.name}")
     print(f"open {serve(page, port)} in a browser; Ctrl-C stops the server", flush=True)
     page.block_thread()
@@ -307,12 +314,9 @@ def _compare(
         print(f"drew {picture}", file=sys.stderr)
 
 
-def _open(paths: Iterable[Path], *, compiles: bool = False) -> list[TrainedModel]:
-    """Set up this process to run models, load them, and print the step loaded from each workdir.
-
-    If `compiles`, also print that a model is going to be compiled.
-    """
-    from gnet_jax.inference.predict import load, say_compiling
+def _open(paths: Iterable[Path]) -> list[TrainedModel]:
+    """Set up this process to run models, load them, and print the step loaded from each workdir."""
+    from gnet_jax.inference.predict import load
     from gnet_jax.training.sharding import (
         call_in_this_thread,
         keep_freed_memory,
@@ -330,8 +334,6 @@ def _open(paths: Iterable[Path], *, compiles: bool = False) -> list[TrainedModel
             top1 = source.get("validation_top1")
             best = "the best, validation top-1 " + f"{float(top1):.2%}" if top1 else "the newest"
             print(f"{path}: step {source['step']}, {best}", file=sys.stderr)
-    if compiles:
-        say_compiling()
     return models
 
 

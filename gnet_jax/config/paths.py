@@ -1,6 +1,7 @@
 """Functions for paths: cache folders, paths that every library accepts, printable names."""
 
 import contextlib
+import difflib
 import functools
 import os
 import re
@@ -54,6 +55,20 @@ def as_text(name: str) -> str:
 def typed_path(text: str) -> Path:
     """Returns `text` as a path, and expands ~ unless a file has exactly the name `text`."""
     return Path(text if os.path.exists(text) else os.path.expanduser(text))
+
+
+def did_you_mean(missing: str | Path) -> str:
+    """Returns " (did you mean PATH?)" if a path similar to `missing` exists, otherwise ""."""
+    found = Path()
+    if os.path.lexists(missing):
+        return ""
+    try:
+        for part in Path(missing).parts:
+            exact = [part] if (found / part).exists() else os.listdir(found)
+            found /= difflib.get_close_matches(part, exact, n=1)[0]
+    except (OSError, IndexError):  # a folder that cannot be listed, or has no similar name
+        return ""
+    return f" (did you mean {found}?)"
 
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./+=,-]*")

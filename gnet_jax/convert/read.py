@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gnet_jax.config.paths import did_you_mean
 from gnet_jax.convert import caffe, tf_slim, torchvision
 from gnet_jax.convert.torch_file import is_torch_file, read_torch
+from gnet_jax.data.decode import image_format
 from gnet_jax.data.sources.classes import imagenet_classes
 from gnet_jax.model_folder import TrainedModel, WeightsError, folder, read_folder, write_folder
 from gnet_jax.training.checkpoints.verify import is_workdir, read_workdir
@@ -86,8 +88,8 @@ def _read_file(src: Path, transform_input: bool | None) -> tuple[TrainedModel, l
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
         raise WeightsError(
-            f"{src} does not exist; `gnet convert WEIGHTS {src}` makes a model folder from "
-            "published weights (docs/pretrained.md), and `gnet train` trains a model of your own"
+            f"{src} does not exist{did_you_mean(src)}; `gnet convert WEIGHTS {src}` makes a model "
+            "folder from published weights (docs/pretrained.md), and `gnet train` trains a model"
         ) from None
     except OSError as error:
         raise WeightsError(f"cannot read {src}: {error.strerror}") from error
@@ -108,6 +110,8 @@ def _read_file(src: Path, transform_input: bool | None) -> tuple[TrainedModel, l
         kind = {"format": "safetensors state dict"}
     elif tf_slim.is_checkpoint(src):
         found, notes = tf_slim.load(src)
+    elif image_format(head) is not None:
+        raise WeightsError(f"{src} is an image, not a model; give the model before the images")
     else:  # a caffemodel has no signature
         found, notes = caffe.load(src, sha256)
     # The .index of a TensorFlow checkpoint has a checksum of each tensor, so its sha256 is enough.
