@@ -199,7 +199,7 @@ class Config:
     Uses its network and preprocessing, but the config's classes, heads, dropout and dtype."""
     epochs: Positive = 250.0
     """Number of passes over the training set; fractions are allowed."""
-    batch_size: Annotated[Count, arg(aliases=["--batch"])] = 32
+    batch_size: Count = 32
     """Images per step, over all devices and hosts."""
     eval_batch_size: Count | None = None
     """Images per step of an evaluation; None uses batch_size."""

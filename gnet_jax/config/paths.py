@@ -60,7 +60,7 @@ def typed_path(text: str) -> Path:
 def did_you_mean(missing: str | Path) -> str:
     """Returns " (did you mean PATH?)" if a path similar to `missing` exists, otherwise ""."""
     found = Path()
-    if os.path.lexists(missing):
+    if os.path.lexists(Path(missing)):
         return ""
     try:
         for part in Path(missing).parts:
