@@ -64,8 +64,9 @@ def did_you_mean(missing: str | Path) -> str:
         return ""
     try:
         for part in Path(missing).parts:
-            exact = [part] if (found / part).exists() else os.listdir(found)
-            found /= difflib.get_close_matches(part, exact, n=1)[0]
+            names = [part] if (found / part).exists() else os.listdir(found)
+            folded = {name.casefold(): name for name in names}
+            found /= folded[difflib.get_close_matches(part.casefold(), folded, n=1)[0]]
     except (OSError, IndexError):  # a folder that cannot be listed, or has no similar name
         return ""
     return f" (did you mean {found}?)"

@@ -87,6 +87,8 @@ def test_a_similar_path_is_suggested_even_if_a_folder_is_misspelt(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     assert did_you_mean("runs/digist") == " (did you mean runs/digits?)"
     assert did_you_mean("run/digist") == " (did you mean runs/digits?)"
+    (tmp_path / "PHOTOS").mkdir()
+    assert did_you_mean("PHOTO.jpg") == " (did you mean photo.jpg?)"
     assert did_you_mean(tmp_path / "phot.jpg") == f" (did you mean {tmp_path / 'photo.jpg'}?)"
     for missing in ("runs/digits", "elsewhere", "photo.jpg/a", "run/digits/b", "", "\0"):
         assert did_you_mean(missing) == ""
