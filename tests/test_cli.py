@@ -404,6 +404,7 @@ def test_convert_and_export_keep_the_model(folder, capsys):
         (["predict", "/no/model", "x.jpg"], "`gnet convert WEIGHTS /no/model`"),
         (["predict", "MODEL"], "no photo given"),
         (["predict", "PHOTO", "MODEL"], "/model is a model, not an image"),
+        (["inspect", "PHOTO", "MODEL"], "/model is a model, not an image"),
         (["predict", "PHOTO", "x.jpg"], "/0.png is an image, not a model"),
         (["predict", "MODEL-", "PHOTO"], "/model- does not exist (did you mean"),
         (["predict", "MODEL", "x.jpg", "--top", "0"], "--top is 0"),

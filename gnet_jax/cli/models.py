@@ -52,15 +52,11 @@ def predict(
     from gnet_jax.inference.images import pictures
     from gnet_jax.inference.lettering import save
     from gnet_jax.inference.predict import Predictor, predictions, render, render_error
-    from gnet_jax.model_folder.folder import is_model_folder
-    from gnet_jax.training.checkpoints.verify import is_workdir
 
     if not images:
         kinds = "a file, a folder, a URL, or - for standard input"
         raise UserError(f"no photo given after the model {model}; give {kinds}")
-    swapped = [each for each in images if is_model_folder(Path(each)) or is_workdir(Path(each))]
-    if swapped:
-        raise UserError(f"{swapped[0]} is a model, not an image; give the model before the images")
+    _check_order(images)
     check_at_least("top", top)
     if cam is not None:
         check_picture(cam, PHOTOS)
@@ -173,6 +169,7 @@ def inspect(
     from gnet_jax.inference.images import open_picture
     from gnet_jax.lab.look.inside import draw_inside
 
+    _check_order([image])
     picture = open_picture(image)
     (trained,) = _open([model])
     for file in draw_inside(trained, picture, out, endpoint, class_index):
@@ -312,6 +309,16 @@ def _compare(
     if picture is not None:
         compare.draw_blocks(ledgers, picture)
         print(f"drew {picture}", file=sys.stderr)
+
+
+def _check_order(images: Iterable[str]) -> None:
+    """Raise a UserError if one of the images is a model folder or a workdir."""
+    from gnet_jax.model_folder.folder import is_model_folder
+    from gnet_jax.training.checkpoints.verify import is_workdir
+
+    for path in map(Path, images):
+        if is_model_folder(path) or is_workdir(path):
+            raise UserError(f"{path} is a model, not an image; give the model before the images")
 
 
 def _open(paths: Iterable[Path]) -> list[TrainedModel]:
