@@ -129,7 +129,8 @@ def test_the_page_is_served_to_this_machine_only_and_a_port_in_use_is_named():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
-def test_a_photo_is_classified_by_the_head_that_is_chosen(trained, tmp_path):
+def test_a_photo_is_classified_by_the_head_that_is_chosen(trained, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
     pytest.importorskip("gradio", reason="gradio, the demo's extra, is not installed")
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     browser = shutil.which("chromium") or shutil.which("google-chrome")
@@ -158,8 +159,10 @@ def test_a_photo_is_classified_by_the_head_that_is_chosen(trained, tmp_path):
         assert page.locator("text=/class \\d+ \\(\\d\\)/").count() >= 5
         page.get_by_label("Remove Image").or_(page.get_by_label("Clear")).first.click()
         page.set_input_files("input[type=file]", str(text))
-        page.wait_for_selector("text=Error")
+        page.wait_for_selector("text=not an image")
         chromium.close()
+    assert any((tmp_path / "uploads").rglob("photo*.png"))
     page_of_model.close()
+    assert not any((tmp_path / "uploads").rglob("*.*"))
     assert {host for host in hosts if host} == {address.split("/")[2]}
     assert not errors
