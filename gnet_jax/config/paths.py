@@ -64,7 +64,8 @@ def did_you_mean(missing: str | Path) -> str:
         return ""
     try:
         for part in Path(missing).parts:
-            names = [part] if (found / part).exists() else os.listdir(found)
+            # The limit keeps this fast in folders of many images.
+            names = [part] if (found / part).exists() else os.listdir(found)[:10_000]
             folded = {name.casefold(): name for name in names}
             found /= folded[difflib.get_close_matches(part.casefold(), folded, n=1)[0]]
     except (OSError, IndexError):  # a folder that cannot be listed, or has no similar name
