@@ -22,8 +22,8 @@
 # weights. This notebook builds that network, shows where its cost goes, trains a small copy while you
 # watch, and then uses it: predictions with an activation map, fine-tuning, an ablation, an export.
 #
-# It runs from top to bottom without any upload, on a CPU, in under five minutes. If you have
-# pretrained weights, a photo or a folder of your own, put its path into the cell that asks for it.
+# It runs from top to bottom without any upload, on a CPU, in under five minutes. If you have a photo or
+# a folder of photos, put its path into the cell that asks for it and run the cell again.
 
 # %%
 # Uses gnet_jax from the checkout that contains this notebook, from a checkout in the working directory,
@@ -129,6 +129,8 @@ plt.show()
 # does, and pass gradients to the early layers.
 
 # %%
+import hashlib
+
 from IPython.display import Image, clear_output, display
 
 from gnet_jax.lab.sweeps.figures import draw_curves
@@ -143,27 +145,40 @@ def ended(run, within):
     return True
 
 
-def train(*arguments, workdir):
-    """Run `gnet train` to its end, drawing its curves every few seconds."""
+def draw_run(workdir):
+    """Replace the output of the cell with the curves of a run, if it has logged any metrics."""
+    metrics, picture = workdir / "metrics.jsonl", workdir.with_suffix(".png")
+    if metrics.exists() and metrics.stat().st_size:
+        draw_curves([workdir], picture)
+        clear_output(wait=True)
+        display(Image(str(picture), width=800))
+
+
+def train(name, *arguments, data=""):
+    """Run `gnet train` to its end, drawing its curves every few seconds. Returns the workdir.
+
+    The workdir's name depends on the arguments and on `data`. If you edit them and run the cell
+    again, a new run starts.
+    """
+    inputs = hashlib.sha256(repr((arguments, data)).encode()).hexdigest()
+    workdir = Path(f"runs/{name}-{inputs[:6]}")
+    workdir.parent.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "gnet_jax", "train", *arguments, "--workdir", str(workdir)]
-    metrics, drawn = Path(workdir) / "metrics.jsonl", Path("runs/curves.png")
-    drawn.parent.mkdir(exist_ok=True)
-    log = drawn.with_suffix(".log")
+    log = workdir.with_suffix(".log")
     with open(log, "w") as out, subprocess.Popen(command, stdout=out, stderr=out) as run:
         while not ended(run, within=5):
-            if metrics.exists() and metrics.stat().st_size:
-                draw_curves([Path(workdir)], drawn)
-                clear_output(wait=True)
-                display(Image(str(drawn), width=800))
+            draw_run(workdir)
     text = log.read_text()
     if run.returncode:
         raise RuntimeError(text[-2000:])
+    draw_run(workdir)
     plan, _, progress = text.partition("compiling")
     print(plan + progress[max(progress.find("done in"), 0) :])
+    return workdir
 
 
 short = ("--epochs", "6", "--eval-every-epochs", "2", "--log-every-steps", "20")
-train("digits", *short, workdir="runs/notebook")
+digits = train("digits", "digits", *short)
 
 # %% [markdown]
 # If you run the cell again, it prints that all steps are done. After Ctrl-C or a crash, run it again to
@@ -171,46 +186,51 @@ train("digits", *short, workdir="runs/notebook")
 #
 # ## 4. Predict, and see why
 #
-# Give a file of pretrained weights and a photo. If you leave both empty, the network that you just
-# trained reads a digit. In Colab, download the weights in a separate cell with
-# `!curl -o /content/bvlc_googlenet.caffemodel http://dl.caffe.berkeleyvision.org/bvlc_googlenet.caffemodel`
-# (or use torchvision's `googlenet-*.pth`), upload the photo in the Files panel, and enter full paths:
-# `/content/bvlc_googlenet.caffemodel`, `/content/photo.jpg`. **Look at** the map: it is bright where
-# the evidence for the class was found. Global average pooling gives this map without a gradient.
+# `WEIGHTS` is `caffe` for Caffe's published weights, which are downloaded once (54 MB), or the path of a
+# file of weights. `PHOTO` is the path of a photo. In Colab, upload your photo in the Files panel and enter
+# its full path: `/content/photo.jpg`. If the weights cannot be loaded, the network that you just trained
+# reads a digit. **Look at** the map: it is bright where the evidence for the class was found. Global
+# average pooling gives this map without a gradient.
+#
+# The photo of this example is by [danielbuechele](https://www.flickr.com/photos/danielbuechele/6061409035/),
+# [CC BY 2.0](https://creativecommons.org/licenses/by/2.0/), made smaller.
 
 # %%
-WEIGHTS = ""  # @param {type:"string"}
-PHOTO = ""  # @param {type:"string"}
+WEIGHTS = "caffe"  # @param {type:"string"}
+PHOTO = "docs/china.jpg"  # @param {type:"string"}
 
-from gnet_jax.data.sources import open_source
+from gnet_jax.config import UserError
 from gnet_jax.data.decode import decode
+from gnet_jax.data.sources import open_source
 from gnet_jax.inference.cam import ActivationMapper, draw
+from gnet_jax.inference.images import open_picture
 
-trained = gnet_jax.load(WEIGHTS or "runs/notebook")
-photo = Path(PHOTO).read_bytes() if PHOTO else open_source("digits", "val")[3].image
-picture = decode(photo)
-print(PHOTO or "a digit that was not trained on")
-[guesses] = trained.predict(picture)
+try:
+    network, picture = gnet_jax.load(WEIGHTS), open_picture(PHOTO)
+except UserError as error:
+    print(f"{error}\nThe network that you just trained reads a digit that was not trained on:")
+    WEIGHTS, network = str(digits), gnet_jax.load(digits)
+    picture = decode(open_source("digits", "val")[3].image)
+[guesses] = network.predict(picture)
 for name, probability in guesses:
     print(f"{probability:7.2%}  {name}")
-display(draw(ActivationMapper(trained)(picture)["main"]))
+display(draw(ActivationMapper(network)(picture)["main"]))
 
 # %% [markdown]
 # ## 5. Fine-tune on a folder
 #
-# `PHOTOS` is a folder with `train/CLASS/*.jpg` and `val/CLASS/*.jpg`. To fine-tune on photos, also set
-# `WEIGHTS` above: a network that was trained on digits of 16x16 pixels is a poor start. If `PHOTOS` is
-# empty, this cell writes a folder with inverted digits, black on white instead of white on black, which
-# the network has never seen. **Look at** the plan that the run prints first: which layers were loaded,
-# which are new, and which stay frozen. Then compare the accuracy before fine-tuning, which this cell
-# prints, with the accuracy after it, in the last lines of the next cell.
+# `PHOTOS` is a folder with `train/CLASS/*.jpg` and `val/CLASS/*.jpg`. Fine-tuning starts from `WEIGHTS`
+# above. If `PHOTOS` is empty, this cell writes a folder with inverted digits, black on white instead of
+# white on black, which the network that you trained has never seen, and fine-tunes that network.
+# **Look at** the plan that the run prints first: which layers were loaded, which are new, and which stay
+# frozen. Then compare the accuracy before fine-tuning, which this cell prints, with the accuracy after it,
+# in the last lines of the next cell.
 
 # %%
 PHOTOS = ""  # @param {type:"string"}
 
 import numpy as np
 
-from gnet_jax.convert.read import convert
 from gnet_jax.inference.evaluate import evaluate
 
 
@@ -230,27 +250,20 @@ def write_inverted_digits(folder, each):
 
 
 photos = Path(PHOTOS) if PHOTOS else Path("runs/inverted")
+start = WEIGHTS if PHOTOS else str(digits)
+options = ["--data.source", f"folder:{photos}", "--init", start, "--log-every-steps", "5"]
 if not PHOTOS:
     write_inverted_digits(photos, {"train": 30, "val": 20})
-
-
-start = convert(WEIGHTS if PHOTOS and WEIGHTS else "runs/notebook", "models/start")
-fine_tuning = [
-    "--data.source",
-    f"folder:{photos}",
-    "--init",
-    "models/start",
-    "--log-every-steps",
-    "5",
-]
+    options += ["--batch-size", "20", "--epochs", "4", "--optim.freeze", "conv*"]
+    options += ["--optim.loaded-lr-factor", "1", "--augment.flip", "False"]
+splits = {split: open_source(f"folder:{photos}", split) for split in ("train", "val")}
 if not PHOTOS:
-    before = evaluate([start], open_source(f"folder:{photos}", "val"))
+    before = evaluate([gnet_jax.load(start)], splits["val"])
     print(f"before: top-1 {before.top1:.2%}")
-    fine_tuning += ["--batch-size", "20", "--epochs", "4", "--optim.freeze", "conv*"]
-    fine_tuning += ["--optim.loaded-lr-factor", "1", "--augment.flip", "False"]
 
 # %%
-train("finetune_folder", *fine_tuning, workdir="runs/finetuned")
+contents = [source.fingerprint() for source in splits.values()]
+finetuned = train("finetuned", "finetune_folder", *options, data=contents)
 
 # %% [markdown]
 # ## 6. Ablate a reduction
@@ -260,15 +273,13 @@ train("finetune_folder", *fine_tuning, workdir="runs/finetuned")
 # `gnet ablate` trains each network with several seeds and reports the spread.
 
 # %%
-train("digits", *short, "--model.reduction-factor", "0.25", workdir="runs/narrow")
+narrow = train("narrow", "digits", *short, "--model.reduction-factor", "0.25")
 
 # %%
 import json
 
-for name, factor in (("notebook", 1.0), ("narrow", 0.25)):
-    lines = [
-        json.loads(line) for line in Path(f"runs/{name}/metrics.jsonl").read_text().splitlines()
-    ]
+for workdir, factor in ((digits, 1.0), (narrow, 0.25)):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     top1 = [line["val/top1"] for line in lines if "val/top1" in line][-1]
     small = gnet_jax.googlenet(
         "batch_norm", 10, stem="small", width_multiplier=0.25, reduction_factor=factor
@@ -282,18 +293,20 @@ for name, factor in (("notebook", 1.0), ("narrow", 0.25)):
 #
 # ONNX and StableHLO files run without this project. `export` runs each file once after writing it and
 # returns the largest difference from the network's own outputs, divided by the largest output.
-# The command for this is `gnet export runs/notebook models/exported.onnx`.
+# The command for this is `gnet export WORKDIR models/exported.onnx`.
 
 # %%
 from gnet_jax.convert.export import export
 
+Path("models").mkdir(exist_ok=True)
 for kind in ("onnx", "stablehlo"):
-    difference = export(trained, f"models/exported.{kind}")
+    difference = export(gnet_jax.load(finetuned), f"models/exported.{kind}")
     print(f"wrote models/exported.{kind}; largest difference {difference:.1e}")
 
 # %% [markdown]
 # ## Where to go on
 #
+# - `docs/first_hour.md`: the same path in ten commands
 # - the code, in reading order: `gnet_jax/model/widths.py`, `blocks.py`, `googlenet.py`,
 #   `gnet_jax/training/step.py`
 # - `docs/pretrained.md`: the published weights, 144 crops, ensembles

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import types
@@ -114,8 +115,7 @@ def folder(tmp_path_factory):
 def test_predict_gives_one_json_object_a_photo_and_names_what_is_none(folder, capsys):
     arguments = [str(folder / "photos"), str(folder / "brücke.jpg"), "--json"]
     assert main(["predict", str(folder / "model"), *arguments]) == 1
-    output, error = capsys.readouterr()
-    assert "compiling" in error
+    output, _ = capsys.readouterr()
     assert "brücke.jpg" in output  # and not \\u00fc
     lines = [json.loads(line) for line in output.splitlines()]
     assert [line["file"].rsplit("/", 1)[1] for line in lines] == 2 * [
@@ -177,6 +177,8 @@ def test_the_help_has_a_line_for_each_command(arguments, code, capsys):
     lines = (printed.err if code else printed.out).splitlines()
     for name in COMMANDS:
         assert sum(line.startswith(f"  {name} ") for line in lines) == 1
+    shown = [line.split()[0] for line in lines if line.startswith("  ")]
+    assert shown[:5] == ["train", "predict", "evaluate", "export", "demo"]
 
 
 @pytest.mark.parametrize(("returned", "code"), [(None, 0), (0, 0), (1, 1), (3, 3)])
@@ -431,6 +433,10 @@ def test_convert_and_export_keep_the_model(folder, capsys):
     [
         (["predict", "/no/model", "x.jpg"], "/no/model does not exist"),
         (["predict", "MODEL"], "no photo given"),
+        (["predict", "PHOTO", "MODEL"], "/model is a model, not an image"),
+        (["inspect", "PHOTO", "MODEL"], "/model is a model, not an image"),
+        (["predict", "PHOTO", "x.jpg"], "/0.png is an image, not a model"),
+        (["predict", "MODEL-", "PHOTO"], "/model- does not exist (did you mean"),
         (["predict", "MODEL", "x.jpg", "--top", "0"], "--top is 0"),
         (["predict", "MODEL", "x.jpg", "--cam", "/no/x.png"], "folder /no not found"),
         (["predict", "MODEL", "x.jpg", "--cam", "x.pdf"], "use one of .png, .jpg"),
@@ -456,12 +462,42 @@ def test_convert_and_export_keep_the_model(folder, capsys):
     ],
 )
 def test_what_cannot_be_done_is_one_sentence(folder, arguments, message, capsys):
-    model = str(folder / "model")
-    assert main([model if each == "MODEL" else each for each in arguments]) == 2
+    model, photo = str(folder / "model"), str(folder / "photos" / "val" / "cat" / "0.png")
+    given = {"MODEL": model, "MODEL-": f"{model}-", "PHOTO": photo}
+    assert main([given.get(each, each) for each in arguments]) == 2
     error = capsys.readouterr().err
     assert error.startswith("gnet: error: ")
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_a_misspelt_photo_is_one_sentence_and_nothing_is_compiled(folder, monkeypatch, capsys):
+    monkeypatch.setattr("gnet_jax.inference.predict.Predictor.logits", None)
+    photo = folder / "photos" / "val" / "cat" / "0.png"
+    misspelt = str(photo).replace("photos", "photo")
+    assert main(["predict", str(folder / "model"), misspelt]) == 1
+    output, error = capsys.readouterr()
+    assert output == ""
+    assert error.count("\n") == 1
+    assert f"did you mean {photo}?" in error
+
+
+def test_pillows_warnings_about_a_corrupt_image_are_not_shown(folder, tmp_path, capsys):
+    encoded = io.BytesIO()
+    Image.new("RGB", (20, 20)).save(encoded, "TIFF")
+    one, nine = (struct.pack("<HHI", 259, 3, count) for count in (1, 9))  # the tag "compression"
+    (tmp_path / "broken.tif").write_bytes(encoded.getvalue().replace(one, nine))
+    assert main(["predict", str(folder / "model"), str(tmp_path / "broken.tif")]) == 1
+    error = capsys.readouterr().err
+    assert "broken.tif: " in error
+    assert "Warning" not in error
+
+
+def test_no_top_5_is_printed_if_there_are_at_most_five_classes(folder, capsys):
+    assert main(["evaluate", str(folder / "model"), "--data", f"folder:{folder / 'photos'}"]) == 0
+    output = capsys.readouterr().out
+    assert "top-1" in output
+    assert "top-5" not in output
 
 
 def test_curves_of_runs_are_drawn_and_bad_places_named(tmp_path, capsys):
@@ -854,6 +890,9 @@ def test_the_result_of_a_run_is_printed_with_each_number_in_its_place(capsys):
     train.print_result(result, Config(), Path("/w"), ["digits"], "train.py")
     printed = capsys.readouterr().out
     assert {text for text in shown if text in printed} == shown
+    few = dataclasses.replace(result, val={"val/top1": 0.51})  # at most five classes
+    train.print_result(few, Config(), Path("/w"), ["digits"], "train.py")
+    assert "top-5" not in capsys.readouterr().out
     for change, text in (
         ({"heads": {}}, "all 90 steps"),
         ({"signal": 15}, "SIGTERM; step 90"),

@@ -35,6 +35,8 @@ SECONDS = 900  # for one command
 
 NOT_RUN = {
     "make ": "CI runs it",
+    "git clone": "tests have no network",
+    "source .venv/bin/activate": "make creates it; tests run in their own environment",
     "curl": "tests have no network",
     "pip install": "make installs, and so does CI",
     "python3 -m venv PEERS": "it is the peers' environment, of several GB",
@@ -46,6 +48,8 @@ NOT_RUN = {
     "gnet prepare parquet:": "tests/data/test_rows.py runs it",
     "gnet prepare wds:": "tests/data/test_rows.py runs it",
     "gnet plan": "it compiles for accelerators for minutes; tests/pods runs it in small",
+    "gnet predict caffe": "tests have no network",
+    "python train.py finetune_folder --data.source folder:PHOTOS --init caffe": "the same",
     "gnet predict models/googlenet https:": "tests have no network; "
     "tests/inference/test_images.py has a server of its own",
     "gnet convert inception_v1_2016_08_28.tar.gz": "tests have no network; "
@@ -92,7 +96,7 @@ def commands() -> list[tuple[str, ...]]:
 def place(tmp_path_factory) -> Path:
     """A clone's files, and beside them everything that the commands name."""
     root = tmp_path_factory.mktemp("clone")
-    for name in ("gnet_jax", "configs", "train.py"):
+    for name in ("gnet_jax", "configs", "docs", "train.py"):
         (root / name).symlink_to(ROOT / name)
     (root / "bin").mkdir()
     for name, arguments in (("python", ""), ("gnet", "-m gnet_jax")):

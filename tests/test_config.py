@@ -190,6 +190,17 @@ def test_every_field_can_be_set_on_the_command_line():
     assert flatten(config) == flatten(load_recipe("digits")[0]) | own
 
 
+def test_the_learning_rate_and_the_image_size_have_short_names():
+    config = train.parse(["digits", "--lr", "0.25", "--size=24"])
+    assert (config.optim.learning_rate, config.data.image_size) == (0.25, 24)
+
+
+def test_the_batch_size_is_suggested_for_its_short_name(capsys):
+    with pytest.raises(SystemExit):
+        train.parse(["digits", "--batch", "8"])
+    assert "--batch-size" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("part", ["", "data", "augment", "loss", "optim"])
 def test_a_config_cannot_be_changed_and_is_hashable(part):
     given, same = (getattr(Config(), part) if part else Config() for _ in range(2))

@@ -1,8 +1,12 @@
-"""The notebook runs from top to bottom, and its two files hold the same cells."""
+"""The notebook runs from top to bottom, is stored with outputs, and its files hold one program."""
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
 
 import jupytext
 import nbformat
@@ -17,17 +21,67 @@ def cells(file: Path) -> list[tuple[str, str]]:
     return [(cell.cell_type, cell.source) for cell in jupytext.read(file).cells]
 
 
-def test_both_files_hold_the_same_cells_and_no_outputs():
+def test_both_files_hold_the_same_cells():
     assert cells(NOTEBOOK) == cells(NOTEBOOK.with_suffix(".py"))
+
+
+def test_the_notebook_is_stored_with_small_outputs_and_without_errors():
+    assert NOTEBOOK.stat().st_size < 1_500_000
     code = [cell for cell in nbformat.read(NOTEBOOK, 4).cells if cell.cell_type == "code"]
-    assert not any(cell.outputs or cell.execution_count for cell in code)
+    assert [cell.execution_count for cell in code] == [*range(1, len(code) + 1)]
+    outputs = [output for cell in code for output in cell.outputs]
+    assert not any(output.output_type == "error" for output in outputs)
+    pictures = [output for output in outputs if "image/png" in output.get("data", {})]
+    assert len(pictures) == 5  # costs, three runs, and the map
+
+
+def helpers() -> dict[str, Any]:
+    """The functions that a cell of the notebook defines for its runs."""
+    (source,) = (text for kind, text in cells(NOTEBOOK) if kind == "code" and "def train(" in text)
+    names: dict[str, Any] = {"Path": Path, "subprocess": subprocess, "sys": sys}
+    exec(source.partition("\nshort = ")[0], names)
+    return names
+
+
+def test_the_curves_are_drawn_once_more_after_the_run_ends(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    notebook, drawn = helpers(), []
+
+    class Run:
+        """A run that logs its last step while it ends."""
+
+        returncode = 0
+
+        def __init__(self, command, stdout, stderr):
+            self.workdir = Path(command[-1])
+            self.workdir.mkdir()
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def wait(self, seconds):
+            (self.workdir / "metrics.jsonl").write_text("last step")
+
+    monkeypatch.setattr(subprocess, "Popen", Run)
+    notebook["draw_curves"] = lambda workdirs, picture: drawn.extend(workdirs)
+    notebook["Image"] = notebook["display"] = notebook["clear_output"] = MagicMock()
+    first = notebook["train"]("digits", "digits", "--epochs", "6")
+    assert drawn == [first]
+    others = [
+        notebook["train"]("digits", "digits", "--epochs", "7"),
+        notebook["train"]("digits", "digits", "--epochs", "6", data=["photos were added"]),
+    ]
+    assert len({first, *others}) == 3  # an edited cell starts a new run
 
 
 @pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_it_runs_from_top_to_bottom(tmp_path, monkeypatch):
-    for name in ("gnet_jax", "configs", "notebooks"):
+    for name in ("gnet_jax", "configs", "docs", "notebooks"):
         shutil.copytree(ROOT / name, tmp_path / name)
     shutil.copy(ROOT / "train.py", tmp_path)
     monkeypatch.setitem(os.environ, "XLA_FLAGS", "")  # one device, compiled as users compile

@@ -15,17 +15,18 @@ HELP = """usage: gnet COMMAND [OPTIONS]
 GoogLeNet in JAX. `gnet COMMAND --help` explains a command.
 `gnet --version` prints the version.
 """
+COMMON = 5  # --help lists the first five commands under a heading of their own
 COMMANDS = {  # for each command: its module in gnet_jax.cli, and its summary in --help
     "train": ("train", "train a network, or resume a training run"),
     "predict": ("models", "print the most likely classes of photos"),
     "evaluate": ("models", "print top-1 and top-5 accuracy on labelled images"),
-    "features": ("models", "save the output of a layer for every image"),
-    "inspect": ("models", "draw filters, activations and class activation maps"),
+    "export": ("weights", "export a model to ONNX, StableHLO, LiteRT, safetensors and others"),
     "demo": ("models", "open a web page that classifies photos"),
     "download": ("weights", "download published weights, or list them"),
     "convert": ("weights", "convert published weights or a run to a model folder"),
-    "export": ("weights", "export a model to ONNX, StableHLO, LiteRT, safetensors and others"),
     "push": ("weights", "upload a model to the Hugging Face Hub"),
+    "features": ("models", "save the output of a layer for every image"),
+    "inspect": ("models", "draw filters, activations and class activation maps"),
     "summary": ("models", "print the cost of every layer"),
     "prepare": ("data", "prepare a data set such as ImageNet, or copy one with smaller images"),
     "check-data": ("data", "find corrupt, duplicate and unusual images, and class imbalance"),
@@ -58,8 +59,9 @@ def _run(arguments: Sequence[str]) -> int:
     first = arguments[0] if arguments else ""
     name = first.replace("_", "-")
     if first in ("", "-h", "--help"):
-        lines = (f"  {name:<12}{summary}" for name, (_, summary) in COMMANDS.items())
-        text = "\n".join([HELP, *lines])
+        lines = [f"  {name:<12}{summary}" for name, (_, summary) in COMMANDS.items()]
+        common, other = lines[:COMMON], lines[COMMON:]
+        text = "\n".join([HELP, "common commands:", *common, "\nother commands:", *other])
         print(text) if first else print_error(text)
         return 0 if first else 2
     if first == "--version":

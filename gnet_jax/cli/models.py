@@ -55,12 +55,14 @@ def predict(
     from gnet_jax.inference.predict import Predictor, predictions, render, render_error
 
     if not images:
-        raise UserError("no photo given; give a file, a folder, a URL, or - for standard input")
+        kinds = "a file, a folder, a URL, or - for standard input"
+        raise UserError(f"no photo given after the model {model}; give {kinds}")
+    _check_order(images)
     check_at_least("top", top)
     if cam is not None:
         check_picture(cam, PHOTOS)
         check_not_input(cam, images)
-    (trained,) = open_models([model], compiles=True)
+    (trained,) = open_models([model])
     mapper = None if cam is None else ActivationMapper(trained, exact=True)
     out, errors, seen, failed = console(), console(stderr=True), 0, 0
     left_out: dict[str, list[str]] = {}
@@ -143,8 +145,9 @@ def evaluate(
     if json:
         print(json_text(result.as_dict(), ensure_ascii=False))
     else:
+        top5 = f", top-5 {result.top5:.2%}" if trained[0].model.arch.num_classes > 5 else ""
         print(
-            f"top-1 {result.top1:.2%}, top-5 {result.top5:.2%} of {result.images:,} images "
+            f"top-1 {result.top1:.2%}{top5} of {result.images:,} images "
             f"({_counted(result.models, 'model')}, {_counted(result.crops, 'crop')}, "
             f"{result.images_per_sec:.1f} images/s)"
         )
@@ -192,7 +195,7 @@ def features(
     left_out: dict[str, list[str]] = {}
     pictures = Pictures(images, left_out, split)
     say_not_read(left_out)
-    (trained,) = open_models([model], compiles=True)
+    (trained,) = open_models([model])
     layer = find_features(trained, layer)
     found, failed = [], []
     with progress_line("computing features", "images", len(pictures)) as advance:
@@ -246,8 +249,9 @@ def inspect(
     from gnet_jax.inference.images import open_picture
     from gnet_jax.lab.look.inside import draw_inside
 
+    _check_order([image])
     picture = open_picture(image)
-    (trained,) = open_models([model], compiles=True)
+    (trained,) = open_models([model])
     for file in draw_inside(trained, picture, out, endpoint, class_index):
         print(f"drew {file}")
 
@@ -261,7 +265,7 @@ def demo(model: Model, port: int | None = None) -> None:
     """
     from gnet_jax.inference.demo import build, serve
 
-    (trained,) = open_models([model], compiles=True)
+    (trained,) = open_models([model])
     page = build(trained, f"GoogLeNet: {model.name}")
     print(f"open {serve(page, port)} in a browser; Ctrl-C stops the server", flush=True)
     page.block_thread()
@@ -338,12 +342,19 @@ def _compare(
         print(f"drew {picture}", file=sys.stderr)
 
 
-def open_models(paths: Iterable[Path], *, compiles: bool = False) -> list[TrainedModel]:
-    """Set up this process to run models, load them, and print the step loaded from each workdir.
+def _check_order(images: Iterable[str]) -> None:
+    """Raise a UserError if one of the images is a model folder or a workdir."""
+    from gnet_jax.model_folder.folder import is_model_folder
+    from gnet_jax.training.checkpoints.verify import is_workdir
 
-    If `compiles`, also print that a model is going to be compiled.
-    """
-    from gnet_jax.inference.predict import load, say_compiling
+    for path in map(Path, images):
+        if is_model_folder(path) or is_workdir(path):
+            raise UserError(f"{path} is a model, not an image; give the model before the images")
+
+
+def open_models(paths: Iterable[Path]) -> list[TrainedModel]:
+    """Set up this process to run models, load them, and print the step loaded from each workdir."""
+    from gnet_jax.inference.predict import load
     from gnet_jax.training.sharding import (
         call_in_this_thread,
         keep_freed_memory,
@@ -361,8 +372,6 @@ def open_models(paths: Iterable[Path], *, compiles: bool = False) -> list[Traine
             top1 = source.get("validation_top1")
             best = "the best, validation top-1 " + f"{float(top1):.2%}" if top1 else "the newest"
             print(f"{path}: step {source['step']}, {best}", file=sys.stderr)
-    if compiles:
-        say_compiling()
     return models
 
 

@@ -5,6 +5,7 @@ import io
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -33,7 +34,11 @@ def console(*, stderr: bool = False) -> "Console":
 
 
 def set_up_process() -> None:
-    """Escape characters that standard output or error cannot encode. Set HOME if it is missing."""
+    """Escape characters that standard output or error cannot encode. Set HOME if it is missing.
+
+    Pillow's warnings about corrupt images are not shown; the errors name the images.
+    """
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names need not be UTF-8

@@ -192,7 +192,8 @@ def print_result(
     else:
         say(f"already finished: all {result.step} steps are done")
     if result.val:
-        say(f"  validation top-1 {result.val['val/top1']:.2%}, top-5 {result.val['val/top5']:.2%}")
+        top5 = f", top-5 {result.val['val/top5']:.2%}" if "val/top5" in result.val else ""
+        say(f"  validation top-1 {result.val['val/top1']:.2%}{top5}")
     if result.best is not None:
         say(f"  best: top-1 {result.best[1]:.2%} at step {result.best[0]}")
     say(f"  checkpoint: {result.checkpoint}")

@@ -9,6 +9,8 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_type_hints
 
+from tyro.conf import arg
+
 from gnet_jax.errors import UserError
 from gnet_jax.model.architecture import Choices
 
@@ -54,7 +56,7 @@ class ModelConfig(Choices):
 class Preprocessing:
     """How an image is converted to the network's input; saved together with the weights."""
 
-    image_size: Count = 224
+    image_size: Annotated[Count, arg(aliases=["--size"])] = 224
     """Height and width of the network's input in pixels."""
     resize: Literal["shorter_side", "warp"] = "shorter_side"
     """How evaluation resizes an image before its central crop.
@@ -149,7 +151,7 @@ class OptimConfig:
     optimizer: Literal["sgd", "nesterov", "rmsprop", "adamw"] = "sgd"
     """sgd: SGD with momentum (the paper). nesterov: SGD with Nesterov momentum.
     rmsprop, adamw: as in optax."""
-    learning_rate: Positive = 0.01
+    learning_rate: Annotated[Positive, arg(aliases=["--lr"])] = 0.01
     """Peak learning rate for the whole batch, over all devices and hosts."""
     momentum: BelowOne = 0.9
     """Momentum of sgd, nesterov and rmsprop; the first beta of adamw."""

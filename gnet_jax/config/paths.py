@@ -1,6 +1,7 @@
 """Functions for paths: cache folders, paths that every library accepts, printable names."""
 
 import contextlib
+import difflib
 import functools
 import os
 import re
@@ -9,6 +10,7 @@ import shutil
 import stat
 import tempfile
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -54,6 +56,24 @@ def as_text(name: str) -> str:
 def typed_path(text: str) -> Path:
     """Returns `text` as a path, and expands ~ unless a file has exactly the name `text`."""
     return Path(text if os.path.exists(text) else os.path.expanduser(text))
+
+
+def did_you_mean(missing: str | Path, known: Iterable[str] = ()) -> str:
+    """Returns " (did you mean NAME?)", or "" if neither a known name nor a path is similar."""
+    found = Path()
+    if os.path.lexists(Path(missing)):
+        return ""
+    if near := difflib.get_close_matches(str(missing), list(known), n=1):
+        return f" (did you mean {near[0]}?)"
+    try:
+        for part in Path(missing).parts:
+            # The limit keeps this fast in folders of many images.
+            names = [part] if (found / part).exists() else os.listdir(found)[:10_000]
+            folded = {name.casefold(): name for name in names}
+            found /= folded[difflib.get_close_matches(part.casefold(), folded, n=1)[0]]
+    except (OSError, IndexError):  # a folder that cannot be listed, or has no similar name
+        return ""
+    return f" (did you mean {found}?)"
 
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./+=,-]*")

@@ -14,11 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gnet_jax.config import suggestion
+from gnet_jax.config.paths import did_you_mean
 from gnet_jax.convert import caffe, inception5h, tf_slim, torchvision
 from gnet_jax.convert.published import PUBLISHED, locate
 from gnet_jax.convert.tf_checkpoint import find_index, is_checkpoint
 from gnet_jax.convert.torch_file import is_torch_file, read_torch
+from gnet_jax.data.decode import image_format
 from gnet_jax.data.sources.classes import imagenet_classes
 from gnet_jax.model_folder import TrainedModel, WeightsError, folder, read_folder, write_folder
 from gnet_jax.training.checkpoints.verify import is_workdir, read_workdir
@@ -110,8 +111,8 @@ def _read_file(src: Path, transform_input: bool | None) -> tuple[TrainedModel, l
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
         raise WeightsError(
-            f"{src} does not exist, and is not a name of published weights; "
-            f"{suggestion(str(src), PUBLISHED)}"
+            f"{src} does not exist{did_you_mean(src, PUBLISHED)}, and is not the name of published "
+            "weights (gnet download --list)"
         ) from None
     except OSError as error:
         raise WeightsError(f"cannot read {src}: {error.strerror}") from error
@@ -134,6 +135,8 @@ def _read_file(src: Path, transform_input: bool | None) -> tuple[TrainedModel, l
         kind = {"format": "safetensors state dict"}
     elif is_checkpoint(src):
         found, notes = tf_slim.load(src)
+    elif image_format(head) is not None:
+        raise WeightsError(f"{src} is an image, not a model; give the model before the images")
     elif inception5h.is_graph(head):
         found, notes = inception5h.load(src)
         labels, outputs = src.with_name(inception5h.LABELS), found.model.arch.num_classes

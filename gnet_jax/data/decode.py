@@ -61,7 +61,14 @@ def opening(image: bytes) -> Iterator[tuple[ImageFile.ImageFile, Bare]]:
 
     Any exception, including one raised in the `with` block, is converted to ImageError.
     """
-    kind, file = _format(image), Bare(b"")
+    kind, file = image_format(image), Bare(b"")
+    if not image:
+        raise ImageError("not an image: the file is empty")
+    if kind is None:
+        raise ImageError(
+            f"not an image: the format is none of {', '.join(known_formats())}; the file has "
+            f"{len(image):,} bytes and begins with {image[:16]!r}"
+        )
     try:
         file = read_tiff(image) if kind == "TIFF" else bare(image)
         # Image.open would hide the reason for an error, and warn about large images.
@@ -78,18 +85,13 @@ def opening(image: bytes) -> Iterator[tuple[ImageFile.ImageFile, Bare]]:
         raise ImageError(f"a corrupt image: {error or type(error).__name__}") from error
 
 
-def _format(image: bytes) -> str:
-    """Returns the format, one of `FORMATS`, that the first bytes of the file indicate."""
-    if not image:
-        raise ImageError("not an image: the file is empty")
+def image_format(image: bytes) -> str | None:
+    """Returns the format, one of `FORMATS`, that the first 16 bytes of a file indicate, or None."""
     for name in known_formats():
         accept = Image.OPEN[name][1]
         if accept is not None and accept(image[:16]) is True:
             return name
-    raise ImageError(
-        f"not an image: the format is none of {', '.join(known_formats())}; the file has "
-        f"{len(image):,} bytes and begins with {image[:16]!r}"
-    )
+    return None
 
 
 @functools.cache

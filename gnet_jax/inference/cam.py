@@ -8,7 +8,7 @@ at a position is its evidence for the class.
 Shapes: S side of the network's input, C channels, K classes.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ from gnet_jax.config import UserError
 from gnet_jax.data.augment import preprocess
 from gnet_jax.data.decode import central_crop
 from gnet_jax.inference.lettering import fitted, lettered
-from gnet_jax.inference.predict import Guess, softmax
+from gnet_jax.inference.predict import Guess, say_if_slow, softmax
 from gnet_jax.model.googlenet import GoogLeNet, aux_logits, endpoints
 from gnet_jax.model_folder import TrainedModel
 
@@ -78,7 +78,7 @@ class ActivationMapper:
                 results[head] = logits_BK[0], features_BHWC[0] @ gradient_HWC.sum(axis=(0, 1))
             return results
 
-        self._run: Callable[..., Any] = run
+        self._run = say_if_slow(run)
 
     def __call__(self, picture: Image.Image, index: int | None = None) -> dict[str, ActivationMap]:
         """Returns each head's activation map of class `index`, with its probability of that class.

@@ -4,7 +4,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from gnet_jax.config import UserError
+from gnet_jax.config import UserError, choose
 from gnet_jax.config.recipes import needs
 from gnet_jax.data.decode import decode
 from gnet_jax.inference.cam import MAIN, ActivationMapper, draw
@@ -13,6 +13,8 @@ from gnet_jax.inference.predict import top_classes
 from gnet_jax.model_folder import TrainedModel
 
 HOST = "127.0.0.1"  # reachable only from this machine
+# Every ten minutes, delete photos and maps older than an hour; delete all when the server stops.
+DELETE_CACHE = (600, 3600)
 
 
 def build(trained: TrainedModel, title: str) -> Any:
@@ -24,34 +26,41 @@ def build(trained: TrainedModel, title: str) -> Any:
 
     mapper = ActivationMapper(trained)
 
-    def look(path: str | None, head: str) -> tuple[dict[str, float] | None, Any]:
-        if path is None:
+    def classify(photo: dict[str, Any] | None, head: str) -> tuple[dict[str, float] | None, Any]:
+        if photo is None:
             return None, None
         try:
-            probabilities, found = mapper.own(decode(Path(path).read_bytes()), head)
+            choose("head", head, mapper.heads)
+            picture = decode(Path(photo["path"]).read_bytes())
+            probabilities, found = mapper.own(picture, head)
+        except FileNotFoundError:
+            problem = "the photo was deleted; upload it again"
         except UserError as error:
-            raise gr.Error(str(error)) from error
-        guesses = top_classes(probabilities, trained.class_names)
-        # Add the index, because two classes of the same name would share a bar of the chart.
-        shown = {f"{g['label']} ({g['index']})": g["probability"] for g in guesses}
-        return shown, draw(found)
+            problem = str(error)
+        else:
+            guesses = top_classes(probabilities, trained.class_names)
+            # Add the index, because two classes of the same name would share a bar of the chart.
+            shown = {f"{g['label']} ({g['index']})": g["probability"] for g in guesses}
+            return shown, draw(found)
+        raise gr.Error(problem, print_exception=False)
 
-    with gr.Blocks(title=title, analytics_enabled=False) as page:
+    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=DELETE_CACHE) as page:
         gr.Markdown(f"# {title}\nDrop a photo. Nothing leaves this machine.")
         with gr.Row():
             with gr.Column():
-                # With image_mode None, the file is passed unchanged to `decode`.
-                ways = ["upload", "clipboard"]
-                photo = gr.Image(type="filepath", image_mode=None, sources=ways, label="Photo")
+                photo = gr.Image(sources=["upload", "clipboard"], label="Photo")
                 info = None if len(mapper.heads) > 1 else "This model has no auxiliary heads."
                 head = gr.Radio(list(mapper.heads), value=MAIN, label="Head", info=info)
             with gr.Column():
                 classes = gr.Label(num_top_classes=5, label="Most probable classes")
                 # Show no label, which would cover the map's title, and no button for sharing.
                 buttons = ["download", "fullscreen"]
-                seen = gr.Image(type="pil", show_label=False, interactive=False, buttons=buttons)
-        for changed in (photo, head):
-            changed.change(look, [photo, head], [classes, seen], api_name=False)
+                hidden = {"label": "Map", "show_label": False}
+                seen = gr.Image(type="pil", interactive=False, buttons=buttons, **hidden)
+        changes = [photo.change, head.change]
+        # Gradio would open the file itself, and print a traceback for one that is not an image.
+        options = {"api_name": "classify", "preprocess": False}
+        gr.on(changes, classify, [photo, head], [classes, seen], **options)
     return page
 
 

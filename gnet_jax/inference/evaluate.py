@@ -22,7 +22,7 @@ from gnet_jax.data.decode import ImageError, decode, evaluation_size, shorter_si
 from gnet_jax.data.progress import progress_line
 from gnet_jax.data.sources import Source, classes
 from gnet_jax.data.sources.classes import find, listed
-from gnet_jax.inference.predict import Predictor, say_compiling, softmax
+from gnet_jax.inference.predict import Predictor, softmax
 from gnet_jax.model_folder import TrainedModel
 
 Crops = Literal[1, 10, 144]
@@ -101,8 +101,6 @@ def evaluate(
         return _Views(labels[label], {p: extract(picture, plan) for p, plan in plans.items()})
 
     images = top1 = top5 = 0
-    if len(source):
-        say_compiling()
     for predictor in predictors:
         predictor.warm_up()
     with progress_line("evaluating", "images", len(source)) as advance:

@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from gnet_jax.config import UserError
+from gnet_jax.config.paths import did_you_mean
 from gnet_jax.data.decode import MAX_PIXELS, ImageError, decode
 from gnet_jax.data.sources import Source, Split, open_source
 
@@ -186,7 +187,7 @@ def _read(name: str) -> bytes:
             with open(name, "rb") as file:
                 image = file.read(limit + 1)
         except OSError as error:
-            raise UserError(f"cannot be read: {error.strerror}") from error
+            raise UserError(f"cannot be read: {error.strerror}{did_you_mean(name)}") from error
     if len(image) > limit:
         raise UserError(f"is larger than the limit of {limit // 2**20} MB")
     return image

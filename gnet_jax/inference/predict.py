@@ -8,9 +8,10 @@ import functools
 import itertools
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,11 @@ from gnet_jax.model_folder import TrainedModel, read_folder
 from gnet_jax.model_folder.folder import is_model_folder
 from gnet_jax.training import sharding
 from gnet_jax.training.checkpoints.verify import is_workdir, read_workdir
+
+T = TypeVar("T")
+
+PATIENCE = 2.0  # seconds; programs from the cache start in less
+COMPILING = "preparing the network; compiling it takes up to half a minute the first time ..."
 
 
 def load(path: str | Path) -> TrainedModel:
@@ -139,12 +145,13 @@ def _program(
         return value.reshape(len(value), -1)
 
     mesh = sharding.data_mesh(jax.local_devices())
-    return jax.jit(
+    program = jax.jit(
         compute_rows,
         in_shardings=(sharding.replicated(mesh), sharding.split(mesh)),
         out_shardings=sharding.split(mesh),
         compiler_options=sharding.xla_options(mesh.devices.flat[0].platform),
     )
+    return say_if_slow(program)
 
 
 def find_features(trained: TrainedModel, name: str) -> str:
@@ -158,10 +165,25 @@ def find_features(trained: TrainedModel, name: str) -> str:
     return layer
 
 
-def say_compiling() -> None:
-    """Print on standard error that a program is going to be compiled."""
-    text = "compiling, which takes up to half a minute the first time ..."
-    print(text, file=sys.stderr, flush=True)
+def say_if_slow(run: Callable[..., T]) -> Callable[..., T]:
+    """Returns a jitted function that prints a note if its first call takes over `PATIENCE` seconds.
+
+    The first call compiles `run`, or loads the compiled program from the cache.
+    """
+    calls = itertools.count()
+
+    @functools.wraps(run)
+    def run_with_note(*arguments: Any) -> T:
+        note = threading.Timer(PATIENCE, print, [COMPILING], {"file": sys.stderr, "flush": True})
+        note.daemon = True
+        if next(calls) == 0:
+            note.start()
+        try:
+            return run(*arguments)
+        finally:
+            note.cancel()
+
+    return run_with_note
 
 
 def softmax(logits_NK: np.ndarray) -> np.ndarray:

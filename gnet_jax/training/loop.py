@@ -322,8 +322,9 @@ def evaluate(
     vote: Vote,
 ) -> dict[str, float]:
     """Returns the image count `val/count`, the fractions `val/top1` and `val/top5`, and `val/loss`.
-    Every example of the validation set counts once, except corrupt images. Returns an empty dict if
-    a signal to any host ends the evaluation. Raises a TrainingError if the loss is not finite.
+    With at most five classes, there is no `val/top5`. Every example of the validation set counts
+    once, except corrupt images. Returns an empty dict if a signal to any host ends the evaluation.
+    Raises a TrainingError if the loss is not finite.
     """
     program, data, hosts = run.program, run.config.data, jax.process_count()
     bad_images.step = step
@@ -343,6 +344,8 @@ def evaluate(
             return {}
         sums = {name: sums.get(name, 0) + value.item() for name, value in found.items()}
     count = sums.pop("count")
+    if program.model.arch.num_classes <= 5:
+        del sums["top5"]  # it would be 100 %
     bad_images.report_left_out(len(run.val) - int(count))
     values = {f"val/{name}": total / count for name, total in sums.items()}
     if not math.isfinite(values["val/loss"]):

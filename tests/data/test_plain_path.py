@@ -7,7 +7,7 @@ import tempfile
 import pytest
 
 from gnet_jax.config import paths as module
-from gnet_jax.config.paths import as_text, plain_path, temporary_home
+from gnet_jax.config.paths import as_text, did_you_mean, plain_path, temporary_home
 
 
 def test_a_plain_path_is_left_as_it_is(tmp_path):
@@ -79,3 +79,16 @@ def test_only_what_a_terminal_or_json_cannot_show_is_escaped():
         ("\udd00", r"\udd00"),
     ):
         assert as_text(f"a{name}b") == f"a{escaped}b"
+
+
+def test_a_similar_path_is_suggested_even_if_a_folder_is_misspelt(tmp_path, monkeypatch):
+    (tmp_path / "runs" / "digits").mkdir(parents=True)
+    (tmp_path / "photo.jpg").touch()
+    monkeypatch.chdir(tmp_path)
+    assert did_you_mean("runs/digist") == " (did you mean runs/digits?)"
+    assert did_you_mean("run/digist") == " (did you mean runs/digits?)"
+    (tmp_path / "PHOTOS").mkdir()
+    assert did_you_mean("PHOTO.jpg") == " (did you mean photo.jpg?)"
+    assert did_you_mean(tmp_path / "phot.jpg") == f" (did you mean {tmp_path / 'photo.jpg'}?)"
+    for missing in ("runs/digits", "elsewhere", "photo.jpg/a", "run/digits/b", "", "\0"):
+        assert did_you_mean(missing) == ""

@@ -52,10 +52,18 @@ class Mapper:
         return np.array([0.02, 0.1, 0.02, 0.2, 0.06, 0.15, 0.01, 0.4, 0.03, 0.01]), found
 
 
+class PageError(Exception):
+    """Stands in for gradio.Error, which prints a traceback unless `print_exception` is False."""
+
+    def __init__(self, message, *, print_exception):
+        super().__init__(message)
+        assert not print_exception
+
+
 @pytest.fixture
 def gradio(monkeypatch):
     """Stands in for gradio, which is an extra; `photo` and `seen` are the two images of a page."""
-    gradio = MagicMock(Error=RuntimeError, photo=MagicMock(), seen=MagicMock())
+    gradio = MagicMock(Error=PageError, photo=MagicMock(), seen=MagicMock())
     gradio.Image.side_effect = 2 * [gradio.photo, gradio.seen]
     monkeypatch.setitem(sys.modules, "gradio", gradio)
     monkeypatch.setattr(demo, "ActivationMapper", Mapper)
@@ -68,22 +76,34 @@ def test_a_change_of_photo_or_head_shows_the_five_classes_and_the_map_of_that_he
 ):
     build(trained, "a model")
     head, bars = gradio.Radio.return_value, gradio.Label.return_value
-    for changed in (gradio.photo, head):
-        ((look, *wires), options) = changed.change.call_args
-        assert wires == [[gradio.photo, head], [bars, gradio.seen]]
-        assert options["api_name"] is False
-    assert look(None, "main") == (None, None)
-    Image.new("RGB", (20, 10)).save(tmp_path / "photo.png")
-    shown, drawn = look(str(tmp_path / "photo.png"), "aux 4a")
+    ((changes, classify, *wires), options) = gradio.on.call_args
+    assert changes == [gradio.photo.change, head.change]
+    assert wires == [[gradio.photo, head], [bars, gradio.seen]]
+    assert options == {"api_name": "classify", "preprocess": False}
+    assert classify(None, "main") == (None, None)
+    photo = tmp_path / "photo.png"
+    Image.new("RGB", (20, 10)).save(photo)
+    shown, drawn = classify({"path": str(photo)}, "aux 4a")
     assert Mapper.asked == [((20, 10), "aux 4a")]
     assert [*shown.items()] == [
         *(("class 7 (7)", 0.4), ("class 3 (3)", 0.2), ("class 5 (5)", 0.15)),
         *(("class 1 (1)", 0.1), ("class 4 (4)", 0.06)),
     ]
     assert drawn.size == (448, 480)
-    (tmp_path / "text.png").write_text("...")
-    with pytest.raises(RuntimeError, match="not an image"):
-        look(str(tmp_path / "text.png"), "main")
+    with pytest.raises(PageError, match="choose one of main, aux 4a"):
+        classify({"path": str(photo)}, "aux 9z")
+    photo.write_text("...")
+    with pytest.raises(PageError, match="not an image"):
+        classify({"path": str(photo)}, "main")
+    photo.unlink()
+    with pytest.raises(PageError, match="upload it again"):
+        classify({"path": str(photo)}, "main")
+
+
+def test_uploads_are_deleted_after_an_hour(trained, gradio):
+    build(trained, "a model")
+    frequency, age = gradio.Blocks.call_args.kwargs["delete_cache"]
+    assert frequency <= age == 3600
 
 
 def test_the_page_says_so_if_there_is_only_one_head(trained, gradio, monkeypatch):
@@ -109,7 +129,8 @@ def test_the_page_is_served_to_this_machine_only_and_a_port_in_use_is_named():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
-def test_a_photo_is_classified_by_the_head_that_is_chosen(trained, tmp_path):
+def test_a_photo_is_classified_by_the_head_that_is_chosen(trained, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
     pytest.importorskip("gradio", reason="gradio, the demo's extra, is not installed")
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     browser = shutil.which("chromium") or shutil.which("google-chrome")
@@ -138,8 +159,10 @@ def test_a_photo_is_classified_by_the_head_that_is_chosen(trained, tmp_path):
         assert page.locator("text=/class \\d+ \\(\\d\\)/").count() >= 5
         page.get_by_label("Remove Image").or_(page.get_by_label("Clear")).first.click()
         page.set_input_files("input[type=file]", str(text))
-        page.wait_for_selector("text=Error")
+        page.wait_for_selector("text=not an image")
         chromium.close()
+    assert any((tmp_path / "uploads").rglob("photo*.png"))
     page_of_model.close()
+    assert not any((tmp_path / "uploads").rglob("*.*"))
     assert {host for host in hosts if host} == {address.split("/")[2]}
     assert not errors

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from rich.console import Console
 
 from gnet_jax.config import Preprocessing
 from gnet_jax.data.decode import ImageError, central_crop
+from gnet_jax.inference import predict
 from gnet_jax.inference.images import Picture
 from gnet_jax.inference.predict import (
     Predictor,
@@ -66,13 +68,29 @@ def test_it_compiles_once_for_any_number_of_pictures_and_models(make_model, make
         for predictor in (first, second)
     ]
     assert first._program() is second._program()
-    assert first._program()._cache_size() == 1  # pyright: ignore[reportFunctionMemberAccess]
+    assert first._program().__wrapped__._cache_size() == 1  # pyright: ignore[reportFunctionMemberAccess]
     assert not np.allclose(results[0], results[1])  # each with its own weights
     other = dataclasses.replace(p, channels="BGR")
     assert Predictor(make_model(1, other), 4)._program() is not first._program()
     halved = dataclasses.replace(trained, model=trained.model.clone(dtype=jnp.bfloat16))
     assert Predictor(halved, 4)._program() is not first._program()
     assert Predictor(halved, 4).logits(squares[:1]).dtype == np.float32
+
+
+def test_a_note_is_printed_if_the_first_call_is_slow_and_only_then(monkeypatch, capsys):
+    monkeypatch.setattr(predict, "PATIENCE", 0.2)
+    printed = threading.Event()
+    monkeypatch.setattr(predict, "print", lambda *_, **__: printed.set(), raising=False)
+    quick = predict.say_if_slow(lambda x: x + 1)
+    assert quick(1) == 2
+    assert not printed.wait(0.4)
+    slow = predict.say_if_slow(printed.wait)
+    assert slow(60)  # ends as soon as the note is printed
+    printed.clear()
+    assert not slow(0.4)
+    with pytest.raises(ZeroDivisionError):
+        predict.say_if_slow(lambda x: 1 / x)(0)
+    assert not printed.wait(0.4)
 
 
 def test_auxiliary_heads_are_not_used(model_a, predictor):

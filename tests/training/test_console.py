@@ -50,6 +50,8 @@ def test_piped_output_is_plain_lines_and_the_logs_hold_the_same(tmp_path, capsys
         val = {"val/top1": 0.5, "val/top5": 0.9, "val/loss": 1.2, "val/count": 360}
         reporter.evaluation(20, val, best=True)
         reporter.training(30, VALUES, eta=75, evaluations=True)
+        del val["val/top5"]
+        reporter.evaluation(40, val, best=False)
     lines = capsys.readouterr().out.splitlines()
     assert [part.strip() for part in lines[0].split("|")] == [
         "step 10/90",
@@ -63,6 +65,7 @@ def test_piped_output_is_plain_lines_and_the_logs_hold_the_same(tmp_path, capsys
     assert lines[2].endswith("ETA 1 min 15 s")
     for part in ("step 20/90", "top-1 50.00%", "top-5 90.00%", "loss 1.200", "360 images", "best"):
         assert part in lines[1]
+    assert "top-5" not in lines[3]
     logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert 0 <= logged[0].pop("perf/goodput") <= 1
     assert logged[0] == {"step": 10} | VALUES

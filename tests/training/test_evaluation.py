@@ -1,13 +1,15 @@
+import dataclasses
 import types
 
 import numpy as np
 import pytest
 
+from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.training import loop
 from gnet_jax.training.hosts.start import TrainingError
 from gnet_jax.training.hosts.stop import StopRequest, Vote
 from gnet_jax.training.loop import evaluate
-from tests.tiny import tiny_run
+from tests.tiny import tiny_arch, tiny_run, with_program
 
 
 def evaluated(run, **sums):
@@ -22,6 +24,15 @@ def evaluated(run, **sums):
 def test_the_values_are_the_sums_of_all_batches_over_their_count(tmp_path):
     found = evaluated(tiny_run(tmp_path), count=180, top1=18, top5=90, loss=360.0)
     assert found == {"val/count": 360, "val/top1": 0.1, "val/top5": 0.5, "val/loss": 2.0}
+
+
+def test_there_is_no_top_5_accuracy_of_five_classes(tmp_path):
+    run, sums = tiny_run(tmp_path), {"count": 180, "top1": 18, "top5": 180, "loss": 360.0}
+    for classes, found in ((5, False), (6, True)):
+        model = GoogLeNet(dataclasses.replace(tiny_arch(), num_classes=classes))
+        values = evaluated(with_program(run, model=model), **sums)
+        assert ("val/top5" in values) is found
+        assert values["val/top1"] == 0.1
 
 
 def test_a_loss_that_is_not_finite_names_the_step_and_a_remedy(tmp_path):

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from gnet_jax.config.paths import as_text
+from gnet_jax.config.paths import as_text, did_you_mean
 from gnet_jax.data.sources import DataError, Example, LeftOut, MissingSplitError, Split, digest
 from gnet_jax.data.sources.classes import in_order, joined, nfc, refuse_twice
 
@@ -59,8 +59,8 @@ class FolderSource:
         if found is None:
             beside = sorted(path.name for path in root.glob("*") if path.is_dir())
             raise MissingSplitError(
-                f"{folder} not found; images are expected in {split}/CLASS/. Folders in {root}: "
-                f"{', '.join(beside[:9]) or 'none'}"
+                f"{folder} not found{did_you_mean(root)}; images are expected in {split}/CLASS/. "
+                f"Folders in {root}: {', '.join(beside[:9]) or 'none'}"
             )
         stray, class_folders, names = found
         if stray:

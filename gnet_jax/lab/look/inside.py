@@ -14,6 +14,7 @@ from gnet_jax.data.augment import CHANNEL_STEPS, preprocess
 from gnet_jax.data.decode import central_crop
 from gnet_jax.inference.cam import ActivationMap, ActivationMapper, draw
 from gnet_jax.inference.lettering import save
+from gnet_jax.inference.predict import say_if_slow
 from gnet_jax.lab.palette import COLOURS
 from gnet_jax.model.googlenet import endpoints
 from gnet_jax.model.names import find_layer
@@ -42,7 +43,7 @@ def draw_inside(
         x = preprocess(square_HWC[None], preprocessing=trained.preprocessing)
         return {name: value[0] for name, value in endpoints(trained.model, variables, x).items()}
 
-    found = run(trained.variables, central_crop(picture, trained.preprocessing))
+    found = say_if_slow(run)(trained.variables, central_crop(picture, trained.preprocessing))
     names = names or [name for name in DEFAULT if name in found]
     values = {}
     for name in names:

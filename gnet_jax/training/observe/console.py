@@ -271,10 +271,11 @@ class Reporter(contextlib.AbstractContextManager["Reporter"]):
 
     def evaluation(self, step: int, values: dict[str, float], best: bool) -> None:
         self._log(step, values)
+        top5 = f"top-5 {values['val/top5']:.2%}, " if "val/top5" in values else ""
+        count, end = values["val/count"], " | best so far" if best else ""
         self.say(
             f"step {step}/{self._total} | validation: top-1 {values['val/top1']:.2%}, "
-            f"top-5 {values['val/top5']:.2%}, loss {values['val/loss']:.3f} "
-            f"({values['val/count']:.0f} images)" + (" | best so far" if best else "")
+            f"{top5}loss {values['val/loss']:.3f} ({count:.0f} images){end}"
         )
 
     def append(self, file: MetricsFile, step: int, values: Mapping[str, Any]) -> None:
