@@ -48,8 +48,8 @@ NOT_RUN = {
     "gnet prepare parquet:": "tests/data/test_rows.py runs it",
     "gnet prepare wds:": "tests/data/test_rows.py runs it",
     "gnet plan": "it compiles for accelerators for minutes; tests/pods runs it in small",
-    "gnet predict caffe": "tests have no network",
-    "python train.py finetune_folder --data.source folder:PHOTOS --init caffe": "the same",
+    "python train.py finetune_folder --data.source folder:PHOTOS --init caffe": "tests have no "
+    "network; tests/convert/test_published.py has a server",
     "gnet predict models/googlenet https:": "tests have no network; "
     "tests/inference/test_images.py has a server of its own",
     "gnet convert inception_v1_2016_08_28.tar.gz": "tests have no network; "
@@ -60,7 +60,6 @@ NOT_RUN = {
     "tests/convert/test_caffe.py writes such files",
     "gnet predict caffe": "tests have no network; tests/convert/test_published.py has a server",
     "gnet download caffe": "tests have no network; tests/convert/test_published.py has a server",
-    "python train.py finetune_folder --data.source folder:PHOTOS --init caffe": "the same",
     "gnet push": "tests have no Hub; tests/model_folder/test_hub.py has one of its own",
     "gnet predict hf:": "tests have no Hub; tests/model_folder/test_hub.py has one of its own",
     "hf auth login": "it asks for an account",

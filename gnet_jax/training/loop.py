@@ -160,7 +160,7 @@ class _Loop:
     bad_images: BadImages
     skipped: SkippedSteps
     vote: Vote
-    on_report: Callable[[int, float], None]
+    on_report: Callable[[int, float], None] = lambda step, eta: None
     diagnose: Callable[..., None] | None = None
     val: dict[str, float] = dataclasses.field(default_factory=dict)  # of the last evaluation
     heads: dict[str, float] = dataclasses.field(default_factory=dict)  # last reported

@@ -304,7 +304,7 @@ def test_text_that_is_not_a_file_name_is_made_valid_too():
 
 
 def test_a_set_of_unprintable_names_is_copied(root, tmp_path):
-    from gnet_jax.data.prepare.tfds import pack
+    from gnet_jax.data.prepare.pack import pack
 
     pytest.importorskip("array_record")
     for split in ("train", "val"):

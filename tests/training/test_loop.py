@@ -107,14 +107,15 @@ def test_a_report_has_speeds_and_the_time_left_with_evaluations(finished):
     run, _, _ = finished
     reporter, skipped = mock.Mock(), mock.Mock(count=4)
     bad_images = types.SimpleNamespace(train=range(3))
-    loop_ = loop._Loop(run, None, None, reporter, bad_images, skipped, None)
+    told = mock.Mock()
+    loop_ = loop._Loop(run, None, None, reporter, bad_images, skipped, None, told)
     meter = types.SimpleNamespace(read=lambda: ({"loss": 1.5}, 2.0))
     guard = mock.Mock(read=lambda *_: None)
     for seconds, left in ((None, 10), (7.0, 17)):  # five steps of two seconds, one evaluation
         loop_.evaluation_seconds = seconds
         loop_._report(4, None, meter, guard)
         step, values, eta = reporter.training.call_args.args
-        assert (step, eta) == (4, left)
+        assert (step, eta) == (4, left) == told.call_args.args
         assert reporter.training.call_args.kwargs == {"evaluations": seconds is not None}
     assert values == {
         "train/loss": 1.5,
