@@ -189,7 +189,7 @@ def features(
 
     check_at_least("threads", threads)
     check_picture(out, (".npz",))
-    paths = [re.sub(r"^(folder|npz):|#\d+$", "", image) for image in images]
+    paths = [re.sub(r"^(folder|npz):|#[a-z0-9=%]+$", "", image) for image in images]
     splits = [path.replace("{split}", each) for path in paths for each in ("train", "val", "test")]
     check_not_input(out, [model, *splits])
     left_out: dict[str, list[str]] = {}

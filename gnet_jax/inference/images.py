@@ -30,7 +30,7 @@ TIMEOUT = 20.0  # seconds to wait for the next bytes from a server
 USER_AGENT = "gnet-jax (image classification; python-urllib)"  # some servers refuse the default one
 
 ImageLike = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
-DATA_SET = re.compile(r"digits(#\d+)?|(folder|npz|tfds):.+", re.DOTALL)
+DATA_SET = re.compile(r"digits(#[^/]*)?|(folder|npz|tfds):.+", re.DOTALL)
 
 
 class Picture(NamedTuple):
