@@ -211,6 +211,8 @@ def report(
     """
     from gnet_jax.lab.sweeps.report import write_report
 
+    if out is not None:
+        check_picture(out, (".html",))
     for file in write_report(workdir, out or workdir / "report.html", figures, baseline, columns):
         print(f"wrote {file}")
 

@@ -33,7 +33,8 @@ class TrainedModel:
     """
 
     model: GoogLeNet
-    variables: dict[str, Any]  # {"params", "batch_stats"} in float32, with the auxiliary heads
+    # {"params", "batch_stats"} in float32, with the auxiliary heads
+    variables: dict[str, Any] = dataclasses.field(repr=False)
     preprocessing: Preprocessing
     class_names: tuple[str, ...]  # the name of each output; two classes can have the same name
     source: dict[str, str]  # file, format, sha256 and notes on the origin of the weights

@@ -1,7 +1,6 @@
 """Statistics of a sweep: paired differences over seeds, and the error of the validation set."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,26 +47,19 @@ def paired_difference(
     return Difference(float(differences.mean()), margin, len(seeds))
 
 
-def smallest_detectable(differences: list[Difference]) -> float | None:
-    """Returns the true difference that a comparison would find with a probability of 80 %.
+def smallest_detectable(difference: Difference) -> float | None:
+    """Returns the true difference that this comparison would find with a probability of 80 %.
 
-    Pools the variance over the comparisons, and uses the smallest number of seeds among them. Finds
-    the root of the power of the two-sided paired t-test, which has a noncentral t-distribution.
-    Returns None if no comparison has two seeds, or if the seeds do not change any difference.
+    Takes the spread of the measured differences as the true one, and finds the root of the power of
+    the two-sided paired t-test, which has a noncentral t-distribution. Returns None for one seed.
     """
-    known = [each for each in differences if each.margin is not None]
-    if not known:
+    if difference.margin is None:
         return None
-    seeds = min(each.seeds for each in known)
-    variances = []
-    for each in known:
-        quantile = stats.t.ppf((1 + CONFIDENCE) / 2, each.seeds - 1)
-        variances.append(each.seeds * (each.margin / quantile) ** 2)
-    error = math.sqrt(np.mean(variances) / seeds)
+    seeds = difference.seeds
     limit = stats.t.ppf((1 + CONFIDENCE) / 2, seeds - 1)
     # Without the other tail, which adds less than 0.1 %: SciPy returns NaN for parts of it.
     effect: Any = optimize.brentq(lambda x: stats.nct.sf(limit, seeds - 1, x) - POWER, 0, 3 * limit)
-    return error * effect if error else None
+    return difference.margin / limit * effect
 
 
 def validation_margin(accuracy: float, images: int) -> float:

@@ -13,7 +13,12 @@ from rich.table import Table
 
 from gnet_jax.config import UserError, json_text
 from gnet_jax.lab.cost.ledger import csv_text, number_table
-from gnet_jax.lab.sweeps.compare import Difference, smallest_detectable, validation_margin
+from gnet_jax.lab.sweeps.compare import (
+    Difference,
+    paired_difference,
+    smallest_detectable,
+    validation_margin,
+)
 from gnet_jax.lab.sweeps.figures import draw_results, to_pdf, to_svg
 from gnet_jax.lab.sweeps.runs import differing_fields
 from gnet_jax.lab.sweeps.sweep import (
@@ -52,8 +57,6 @@ def write_report(
     `baseline` is the config to compare with, by default the sweep's. The figures are as wide as
     `columns` (1 or 2) columns of a paper. Returns the files.
     """
-    if page.suffix in (".md", ".tex", ".csv"):
-        raise UserError(f"--out is {page}; use .html (.md, .tex and .csv are written beside it)")
     sweep = read_sweep(workdir, baseline)
     drawings = draw_results(sweep.rows, columns)
     vectors = {name: (text, to_svg(figure, text)) for name, (text, figure) in drawings.items()}
@@ -61,7 +64,7 @@ def write_report(
         page: to_html(sweep, vectors),
         page.with_suffix(".md"): to_markdown(sweep),
         page.with_suffix(".tex"): to_latex(sweep),
-        page.with_suffix(".csv"): runs_csv(sweep.rows),
+        page.with_suffix(".csv"): runs_csv(sweep),
     }
     if figures is not None:
         files |= {figures / f"{name}.svg": svg for name, (_, svg) in vectors.items()}
@@ -69,7 +72,7 @@ def write_report(
     for file, content in files.items():
         try:
             if file.parent == figures:
-                file.parent.mkdir(exist_ok=True)
+                file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(content if isinstance(content, bytes) else content.encode())
         except OSError as error:  # the error of a full disk does not name the file
             raise UserError(f"cannot write {file}: {error.strerror}") from error
@@ -177,18 +180,24 @@ def list_notes(sweep: SweepRecord) -> list[str]:
         level = f"; chance is {chance[0]:.2%}" if chance else ""
         notes.append(f"Validation images: {' or '.join(f'{each:,}' for each in images)}{level}.")
     others = [row.minus(baseline) for row in done if row is not baseline]
-    known = [each for each in others if each is not None]
-    if known:
-        smallest = smallest_detectable(known)
-        seeds = min(each.seeds for each in known)
-        if all(each.verdict == "one seed" for each in known):
-            notes.append("With one seed, no difference is distinguishable; use more --seeds.")
-        elif smallest is not None:
-            notes.append(
-                f"Smallest detectable difference: {100 * smallest:.2f} points of top-1. With "
-                f"{seeds} seeds, a comparison finds a true difference of this size with a "
-                "probability of 80 %."
-            )
+    found = [smallest_detectable(each) for each in others if each is not None]
+    smallest = sorted({f"{100 * each:.2f}" for each in found if each is not None}, key=float)
+    if found and not smallest:
+        notes.append("With one seed, no difference is distinguishable; use more --seeds.")
+    elif smallest:
+        notes.append(
+            f"Smallest detectable difference: {' to '.join({smallest[0]: 0, smallest[-1]: 0})} points "
+            "of top-1, depending on the config. A comparison finds a true difference of this size "
+            "with a probability of 80 %."
+        )
+    rates = {row.name: row.tuning.best for row in done if row.tuning is not None}
+    other_rates = [name for name, rate in rates.items() if rate != rates.get(baseline.name, rate)]
+    if other_rates:
+        notes.append(
+            f"{', '.join(other_rates)}: trained with another learning rate than {baseline.name}. "
+            "The differences include that of the rates, and their intervals do not cover the choice "
+            "of the rates."
+        )
     notes += [f"{row.name} is not distinguishable from chance." for row in done if _at_chance(row)]
     versions = {row.name: row.versions for row in done if has_other_version(row, baseline)}
     if versions:
@@ -202,8 +211,11 @@ def list_notes(sweep: SweepRecord) -> list[str]:
 
 
 def _at_chance(row: Row) -> bool:
-    chance, error = row.values("chance"), _image_error(row)[1] or 0.0
-    return bool(chance) and row.top1 - chance[0] <= error
+    """Whether the mean top-1 is within the error of images or of seeds from the chance level."""
+    chance = {seed: result["chance"] for seed, result in row.done.items() if "chance" in result}
+    over = paired_difference({seed: row.done[seed]["top1"] for seed in chance}, chance)
+    margins = (_image_error(row)[1], over and over.margin)
+    return over is not None and over.mean <= max(each or 0.0 for each in margins)
 
 
 def _listed(versions: Iterable[str]) -> str:
@@ -223,8 +235,9 @@ def list_unfinished(rows: Sequence[Row]) -> list[str]:
     return [f"Failed: {line}" for line in list_failures(rows)] + missing
 
 
-def runs_csv(rows: Sequence[Row]) -> str:
+def runs_csv(sweep: SweepRecord) -> str:
     """Returns CSV with a line of unrounded values for every finished run; top-1 is from 0 to 1."""
+    rows = sweep.rows
     names = ("top1", "macs", "params", "params_with_aux", "memory_bytes", "images_per_sec")
     metrics = ("loss", "top1", "top5")
     heads = [f"{head}_{metric}" for head in all_heads(rows) for metric in metrics]
@@ -234,8 +247,9 @@ def runs_csv(rows: Sequence[Row]) -> str:
             values = {name: result[name] for name in (*names, "val_images")}
             for head, found in result["heads"].items():
                 values |= {f"{head}_{metric}": found.get(metric) for metric in metrics}
-            lines.append({"config": row.name, "seed": seed} | values)
-    return csv_text(lines, ("config", "seed", "val_images", *names, *heads))
+            rate = sweep.configs[row.name]["optim.learning_rate"]
+            lines.append({"config": row.name, "seed": seed, "learning_rate": rate} | values)
+    return csv_text(lines, ("config", "seed", "learning_rate", "val_images", *names, *heads))
 
 
 def count_versions(rows: Sequence[Row]) -> list[str]:
@@ -351,7 +365,7 @@ def to_latex(sweep: SweepRecord) -> str:
         lines.append(" & ".join([_to_latex(cells[0]), *map(_symbols, cells[1:])]) + r" \\")
     notes = list_notes(sweep)
     caption = (
-        f"{sweep.title} Top-1 and top-5 as mean {PLUS_MINUS} sample standard deviation over the "
+        f"{sweep.title.rstrip('.')}. Top-1 and top-5 as mean {PLUS_MINUS} sample standard deviation over the "
         f"seeds. Difference in top-1 from {sweep.baseline.name}, in points: mean {PLUS_MINUS} half "
         "the 95 % t-interval of the paired differences; bold if the interval excludes zero. "
     )

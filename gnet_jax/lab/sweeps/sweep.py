@@ -23,7 +23,7 @@ from gnet_jax.config import (
     json_text,
     suggestion,
 )
-from gnet_jax.lab.sweeps.compare import Difference, paired_difference
+from gnet_jax.lab.sweeps.compare import Difference, paired_difference, validation_margin
 from gnet_jax.training.workdir import RECORD_FILE, locked
 
 SWEEP_FILE = "sweep.json"
@@ -89,6 +89,7 @@ class Tuning:
     """The learning rates that were tried for a family, with their top-1 on the held-out images."""
 
     tried: dict[float, float | None]  # None if the run failed
+    images: int = 0  # number of held-out images
 
     @property
     def best(self) -> float | None:
@@ -98,14 +99,28 @@ class Tuning:
 
     @property
     def note(self) -> str:
-        """The best rate, all tried ones, and a warning if the best is the first or the last."""
+        """The best rate, all tried ones, and warnings: rates as good as it, or the best at an edge.
+
+        A rate counts as good as the best if its top-1 is within the error of the held-out images.
+        """
         shown = ", ".join(
             f"{rate:g}: " + ("failed" if top1 is None else f"{top1:.2%}")
             for rate, top1 in self.tried.items()
         )
-        edge = self.best in (min(self.tried), max(self.tried)) and len(self.tried) > 1
-        hint = "; it is at the edge of the tried rates, so try more of them" if edge else ""
-        return f"learning rate {self.best:g} ({shown}{hint})" if self.best else f"none ({shown})"
+        best = self.best
+        if best is None:
+            return f"all learning rates failed ({shown})"
+        text = f"learning rate {best:g} ({shown} of {self.images:,} held-out images)"
+        top1 = self.tried[best] or 0.0
+        margin = validation_margin(top1, self.images)
+        near = [r for r, found in self.tried.items() if r != best and top1 - (found or 0) <= margin]
+        if near:
+            text += f"; not distinguishable from {', '.join(f'{rate:g}' for rate in near)}"
+        if best in (min(self.tried), max(self.tried)) and len(self.tried) > 1:
+            text += (
+                "; the best of the tried rates is at their edge, so try others in a new --workdir"
+            )
+        return text
 
 
 def read_tuning(cells: Iterable[Cell]) -> Tuning | None:
@@ -114,7 +129,8 @@ def read_tuning(cells: Iterable[Cell]) -> Tuning | None:
     ended = {rate: result for rate, result in results.items() if result is not None}
     if not results or len(ended) < len(results):
         return None
-    return Tuning({rate: result.get("top1") for rate, result in ended.items()})
+    images = max(result.get("val_images", 0) for result in ended.values())
+    return Tuning({rate: result.get("top1") for rate, result in ended.items()}, images)
 
 
 def config_of(cell: Cell, config: Config, tuned: float | None) -> Config:
@@ -229,7 +245,7 @@ class SweepRecord:
 
     title: str  # the first line of the docstring of the sweep's file
     about: str  # the rest of the docstring
-    configs: dict[str, dict[str, Any]]  # flattened, without the fields workdir and seed
+    configs: dict[str, dict[str, Any]]  # flattened, without workdir and seed, with tuned rates
     rows: list[Row]  # one for each config, in the same order
     baseline: Row
 
@@ -252,6 +268,10 @@ def read_sweep(workdir: Path, baseline: str | None = None) -> SweepRecord:
         tuning = read_tuning(tuning_cells(workdir, family, first_seeds[family], rates))
         cells = list_cells(workdir, {name: first_seeds[name]}, found["seeds"])
         rows[name] = _read_row(name, cells, tuning)
+        if config.get("tuning.family") == name:
+            del config["tuning.family"]
+        if tuning is not None and tuning.best is not None:
+            config["optim.learning_rate"] = tuning.best
     chosen = baseline or found.get("baseline", next(iter(rows)))
     if chosen not in rows:
         known = suggestion(chosen, rows)
