@@ -183,13 +183,15 @@ def features(
     import numpy as np
 
     from gnet_jax.data.progress import progress_line
+    from gnet_jax.data.sources import without_suffixes
     from gnet_jax.inference.images import Pictures
     from gnet_jax.inference.predict import Predictor, feature_rows, find_features, render_error
     from gnet_jax.training.workdir import replacing
 
     check_at_least("threads", threads)
     check_picture(out, (".npz",))
-    paths = [re.sub(r"^(folder|npz):|#[a-z0-9=%]+$", "", image) for image in images]
+    paths = [re.sub(r"^(folder|npz):", "", each) for each in images]
+    paths += [without_suffixes(path) for path in paths]  # both may exist
     splits = [path.replace("{split}", each) for path in paths for each in ("train", "val", "test")]
     check_not_input(out, [model, *splits])
     left_out: dict[str, list[str]] = {}

@@ -144,7 +144,7 @@ def load_sweep(name: str) -> tuple[Sweep, str]:
     """Returns the sweep and the docstring of a Python file; see `load_file` for the errors."""
     sweep, docstring = load_file(name, "get_sweep", Sweep)
     for each in sweep.configs:
-        if not re.fullmatch(r"[\w.+=-]*\w[\w.+=-]*", each):
+        if each == "sweep.json" or not re.fullmatch(r"[\w.+=-]*\w[\w.+=-]*", each):
             raise ConfigError(
                 f"sweep {name} has a config called {each!r}; use only letters, digits and _ . + = -"
             )

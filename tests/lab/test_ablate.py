@@ -183,7 +183,8 @@ class Bench:
             os.kill(os.getpid(), signal.SIGTERM)
         on_report(25, 100, 30.0)
         rate = self.config.optim.learning_rate
-        return {"status": "done", "top1": 1 - abs(rate - 0.2), "images_per_sec": 7.0}
+        result = {"status": "done", "top1": 1 - abs(rate - 0.2), "images_per_sec": 7.0}
+        return result | {"val_images": 100}
 
 
 @pytest.fixture
@@ -254,6 +255,20 @@ def test_runs_whose_learning_rate_cannot_be_tuned_fail(tmp_path, trained):
     (cells,) = plan_cells(tmp_path, sweep)  # seed 4 fails
     ablate.run_cells(cells, sweep, Said())
     assert "tuning runs of a failed" in cells[-1].result["error"]
+
+
+def test_seeds_of_a_config_never_train_with_different_tuned_rates(tmp_path, trained):
+    sweep = Sweep({"a": Config()}, seeds=2, learning_rates=(0.1, 0.2))
+    (cells,) = plan_cells(tmp_path, sweep)
+    ablate.run_cells(cells[:3], sweep, Said())  # the tuning runs and seed 0, with 0.2
+    (cells[2].workdir / "config.json").write_text('{"optim.learning_rate": 0.2}')
+    (cells[0].workdir / "result.json").write_text('{"status": "done", "top1": 1.0}')
+    ablate.run_cells(cells, sweep, Said())
+    assert "seed-0 was trained with 0.2" in cells[3].result["error"]
+
+
+def test_a_finished_run_that_has_lost_its_log_has_no_throughput(tmp_path):
+    assert np.isnan(ablate.images_per_sec(tmp_path))
 
 
 def test_a_signal_ends_the_sweep_before_the_next_run(tmp_path, trained, capfd):

@@ -98,7 +98,7 @@ def test_a_report_that_cannot_be_written_exits_with_2(tmp_path, capsys, monkeypa
     assert main(["report", str(tmp_path)]) == 2
     assert f"{tmp_path} has no sweep" in capsys.readouterr().err
     finished_sweep(tmp_path)
-    for options in (["--out", "no/r.html"], ["--out", "/dev/full"], ["--figures", "no/no"]):
+    for options in (["--out", "no/r.html"], ["--out", "/dev/full"], ["--figures", "/proc/no"]):
         command = ["report", str(tmp_path), "--out", str(tmp_path / "r.html")]
         named = [options[0], str(tmp_path / options[1])]
         assert main([*command, *named]) == 2

@@ -132,7 +132,6 @@ def test_notes_say_what_the_sweep_can_show(sweep):
     assert "Validation images: 360; chance is 10.00%." in notes
     assert "chance is not distinguishable from chance." in notes
     (smallest,) = (note for note in notes if note.startswith("Smallest detectable"))
-    assert "3 seeds" in smallest
     assert "80 %" in smallest
     notes = " ".join(list_notes(noisy(sweep, base=(0.5,), other=(0.9,))))
     assert "With one seed, no difference is distinguishable" in notes
@@ -148,9 +147,38 @@ def test_rows_of_another_version_of_the_code_are_marked(sweep):
 
 
 def test_the_tuned_learning_rate_and_the_tried_ones_are_in_the_notes(sweep):
-    row = dataclasses.replace(sweep.rows[0], tuning=Tuning({0.1: 0.4, 0.2: 0.5, 0.3: 0.45}))
+    row = dataclasses.replace(sweep.rows[0], tuning=Tuning({0.1: 0.4, 0.2: 0.5, 0.3: 0.45}, 9000))
     notes = list_notes(dataclasses.replace(sweep, rows=[row], baseline=row))
-    assert "a: learning rate 0.2 (0.1: 40.00%, 0.2: 50.00%, 0.3: 45.00%)." in notes
+    tried = "0.1: 40.00%, 0.2: 50.00%, 0.3: 45.00% of 9,000 held-out images"
+    assert f"a: learning rate 0.2 ({tried})." in notes
+
+
+def test_configs_with_another_learning_rate_than_the_baseline_are_named(sweep):
+    rows = [
+        dataclasses.replace(row, tuning=Tuning({rate: 0.4}, 100))
+        for row, rate in zip(sweep.rows[2:], (0.1, 0.2), strict=True)
+    ]
+    notes = " ".join(list_notes(dataclasses.replace(sweep, rows=rows, baseline=rows[0])))
+    assert "d: trained with another learning rate than c" in notes
+
+
+def test_configs_that_saw_other_images_are_named(sweep):
+    base, other = (dataclasses.replace(row, versions=frozenset()) for row in sweep.rows[2:])
+    same = {"train": frozenset({"1"}), "val": frozenset({"2"})}
+    for split, phrase in (("val", "validated on other"), ("train", "trained on other")):
+        changed = same | {split: frozenset({"3"})}
+        rows = [dataclasses.replace(base, data=same), dataclasses.replace(other, data=changed)]
+        notes = list_notes(dataclasses.replace(sweep, rows=rows, baseline=rows[0]))
+        assert any(note.startswith(f"d: {phrase} images") for note in notes)
+        assert not any(note.startswith("c: ") for note in notes)
+    budgets = {"c": sweep.configs["c"], "d": sweep.configs["d"] | {"data.source": "digits#train=9"}}
+    found = dataclasses.replace(sweep, rows=rows, baseline=rows[0], configs=budgets)
+    assert not any("other images" in note for note in list_notes(found))
+
+
+def test_a_config_within_the_spread_of_its_seeds_of_chance_is_named(sweep):
+    found = noisy(sweep, base=(0.5, 0.6, 0.55), spread=(0.16, 0.08, 0.2))
+    assert "spread is not distinguishable from chance." in list_notes(found)
 
 
 def test_the_latex_table_escapes_names_and_marks_distinguishable_differences(sweep):
@@ -187,12 +215,12 @@ def test_the_terminal_shows_the_main_columns(sweep):
     assert table.row_count == 4
 
 
-def test_the_csv_has_unrounded_values_under_their_names(rows):
-    lines = runs_csv(rows).splitlines()
+def test_the_csv_has_unrounded_values_under_their_names(sweep):
+    lines = runs_csv(sweep).splitlines()
     assert lines[0] == (
-        "config,seed,val_images,top1,macs,params,params_with_aux,memory_bytes,images_per_sec,"
+        "config,seed,learning_rate,val_images,top1,macs,params,params_with_aux,memory_bytes,images_per_sec,"
         "main_loss,main_top1,main_top5,aux4a_loss,aux4a_top1,aux4a_top5"
     )
-    assert lines[2] == "a,1,360,0.51,10000,5000,6000,17825792,110.0,2.0,0.51,0.71,,,"
+    assert lines[2] == "a,1,0.01,360,0.51,10000,5000,6000,17825792,110.0,2.0,0.51,0.71,,,"
     assert [line.split(",")[:2] for line in lines[4:6]] == [["b", "0"], ["b", "1"]]
     assert len(lines) == 1 + 10

@@ -76,10 +76,43 @@ def test_a_config_may_change_until_one_of_its_runs_has_a_checkpoint(tmp_path):
     changed = Sweep(configs | {"b": Config(batch_size=7)})
     assert open_sweep(tmp_path, changed, "text") == ["b"]
     assert read_sweep(tmp_path).configs["b"]["batch_size"] == 7
-    assert not (tmp_path / "b").exists()  # the failed run was that of the old config
+    assert not (tmp_path / "b" / "seed-0").exists()  # the failed run was that of the old config
     with pytest.raises(ConfigError, match=r"'a' .*batch_size: 32 there, 7 now"):
         open_sweep(tmp_path, Sweep({name: Config(batch_size=7) for name in "ab"}), "text")
     assert (tmp_path / "a" / "seed-0" / "result.json").exists()
+
+
+def test_a_changed_config_deletes_neither_results_nor_what_the_sweep_has_not_written(tmp_path):
+    open_sweep(tmp_path, Sweep({"a": Config()}), "text")
+    result = tmp_path / "a" / "seed-0" / "result.json"
+    result.parent.mkdir(parents=True)
+    result.write_text('{"status": "done", "top1": 0.5}')  # its checkpoints were deleted by hand
+    changed = Sweep({"a": Config(batch_size=7)})
+    with pytest.raises(ConfigError, match="seed-0 was trained with it"):
+        open_sweep(tmp_path, changed, "text")
+    result.write_text('{"status": "failed", "error": "nan"}')
+    other = tmp_path / "a" / "checkpoints" / "5"  # of a run in the config's folder
+    other.mkdir(parents=True)
+    assert open_sweep(tmp_path, changed, "text") == ["a"]
+    assert other.exists()
+    assert not result.exists()
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"status": "done"}', '{"status": "failed"}'])
+def test_an_incomplete_result_is_named(tmp_path, text):
+    (tmp_path / "result.json").write_text(text)
+    with pytest.raises(UserError, match=r"result\.json is corrupt"):
+        _ = Cell("a", 0, tmp_path).result
+
+
+def test_an_incomplete_record_of_a_sweep_is_named(tmp_path):
+    (tmp_path / "sweep.json").write_text("{}")
+    for act in (
+        lambda: read_sweep(tmp_path),
+        lambda: open_sweep(tmp_path, Sweep({"a": Config()}), ""),
+    ):
+        with pytest.raises(UserError, match=r"sweep\.json is corrupt"):
+            act()
 
 
 def test_a_changed_config_that_another_process_starts_to_train_is_refused(tmp_path):
@@ -126,14 +159,24 @@ def test_the_best_learning_rate_is_that_of_the_most_accurate_run_that_did_not_fa
         assert read_tuning(cells) is None  # not all have ended
         cell.workdir.mkdir(parents=True)
         failed = {"status": "failed", "error": "nan"}
-        result = failed if top1 is None else {"status": "done", "top1": top1}
+        result = failed if top1 is None else {"status": "done", "top1": top1, "val_images": 1000}
         (cell.workdir / "result.json").write_text(json.dumps(result))
     tuning = read_tuning(cells)
     assert tuning.best == 2
-    assert tuning.note == "learning rate 2 (1: 40.00%, 2: 60.00%, 4: failed)"
-    assert "edge" in Tuning({1.0: 0.6, 2.0: 0.4}).note
-    assert Tuning({1.0: 0.5, 2.0: 0.5, 3.0: 0.5}).best == 1
+    assert tuning.note == (
+        "learning rate 2 (1: 40.00%, 2: 60.00%, 4: failed of 1,000 held-out images)"
+    )
+    assert Tuning({1.0: 0.5, 2.0: 0.5, 3.0: 0.5}, 10).best == 1
     assert Tuning({1.0: None}).best is None
+    assert "all learning rates failed" in Tuning({1.0: None}).note
+
+
+def test_a_tuned_rate_is_reported_with_those_that_are_as_good_and_with_the_edge():
+    few, many = (Tuning({0.1: 0.50, 0.2: 0.55, 0.4: 0.51}, images) for images in (30, 30_000))
+    assert "not distinguishable from 0.1, 0.4" in few.note
+    assert "distinguishable" not in many.note
+    assert "edge" not in many.note
+    assert "edge" in Tuning({1.0: 0.6, 2.0: 0.4}, 100).note
 
 
 def test_a_grid_has_every_combination_under_names_that_folders_can_have():

@@ -91,9 +91,16 @@ class SubsetSource:
         whole, size = self._whole.fingerprint(), len(self)
         if size == len(self._whole):
             return whole
-        evenly = np.array_equal(self._places, spaced(len(self._whole), size))
-        how = f"{size} of" if evenly else f"all but {len(self._whole) - size} of"
-        return digest(f"{how} {whole}".encode())
+        if np.array_equal(self._places, spaced(len(self._whole), size)):
+            return digest(f"{size} of {whole}".encode())
+        return digest(whole.encode(), self._places.astype("<i8"))
+
+
+def without_suffixes(spec: str) -> str:
+    """Returns a data source without its suffixes, such as "#train=100"."""
+    while found := SUBSET.fullmatch(spec):
+        spec = found[1]
+    return spec
 
 
 def spaced(size: int, count: int) -> np.ndarray:
@@ -142,9 +149,10 @@ def open_source(spec: str, split: Split) -> Source:
     selects evenly spaced images; N may be a percentage, such as 10%, and is at most the number of
     images. "#N" selects N images of every split, and "#train=N" N training images. "#holdout=N"
     validates on N training images and trains on the others, to choose hyperparameters without the
-    validation split. If there is a folder whose name includes the suffix, that folder is opened.
-    Raises MissingSplitError if the data have only other splits, and DataError if the kind is
-    unknown or the data are missing or invalid.
+    validation split. The last two select evenly within each class if the labels are known. If there
+    is a folder whose name includes the suffix, that folder is opened. Raises MissingSplitError if
+    the data have only other splits, and DataError if the kind is unknown or the data are missing or
+    invalid.
     """
     subset = SUBSET.fullmatch(spec)
     if subset and not typed_path(re.sub("^(folder|npz):", "", spec)).is_dir():
@@ -185,6 +193,9 @@ def _open_subset(spec: str, part: str, count: int, percent: bool, split: Split) 
         limit = f"at least 1 of the {size} images" + (", and not all of them" if holdout else "")
         raise DataError(f"{text} in the data source selects {chosen} images; it must be {limit}")
     places = spaced(size, chosen)
+    if part and whole.labels is not None:
+        # Evenly spaced within the classes: images in a periodic order would all be of one class.
+        places = np.sort(np.argsort(whole.labels, kind="stable")[places])
     if holdout and split == "train":
         places = np.setdiff1d(np.arange(size), places)
     return SubsetSource(whole, places, "holdout" if holdout and split == "val" else whole.split)

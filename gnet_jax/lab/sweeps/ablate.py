@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import math
 import statistics
 import sys
 import time
@@ -23,7 +24,14 @@ from gnet_jax.convert.start import with_start
 from gnet_jax.data.augment import preprocess
 from gnet_jax.data.batches import BadRecords, eval_batches
 from gnet_jax.lab.cost.ledger import network_ledger
-from gnet_jax.lab.sweeps.sweep import RESULT_FILE, Cell, config_of, read_tuning, tuning_cells
+from gnet_jax.lab.sweeps.sweep import (
+    RESULT_FILE,
+    Cell,
+    config_of,
+    read_json,
+    read_tuning,
+    tuning_cells,
+)
 from gnet_jax.model.googlenet import GoogLeNet, every_head
 from gnet_jax.training.hosts.stop import StopRequest
 from gnet_jax.training.loop import CompiledSteps, train
@@ -250,7 +258,21 @@ def config_to_train(cell: Cell, sweep: Sweep) -> Config:
         if tuning.best is None:
             raise UserError(f"the tuning runs of {family} failed, so it has no learning rate")
         tuned = tuning.best
+        for name in sweep.configs:
+            if sweep.families.get(name, name) == family:
+                _check_rate(folder / name, tuned)
     return config_of(cell, config, tuned)
+
+
+def _check_rate(folder: Path, tuned: float) -> None:
+    """Raise a UserError if a run in `folder` was trained with another learning rate."""
+    for file in folder.glob("seed-*/config.json"):
+        used = (read_json(file) or {}).get("optim.learning_rate")
+        if used != tuned:
+            raise UserError(
+                f"the best learning rate is now {tuned:g}, but {file.parent} was trained with "
+                f"{used}; use another --workdir"
+            )
 
 
 def relative_cost(config: Config) -> float:
@@ -263,6 +285,7 @@ def relative_cost(config: Config) -> float:
 
 
 def images_per_sec(workdir: Path) -> float:
-    """Returns the median training throughput (images/s) that a run logged."""
+    """Returns the median training throughput (images/s) that a run logged; NaN if there is none."""
     lines, name = MetricsFile(workdir / "metrics.jsonl").read(), "perf/images_per_sec"
-    return statistics.median(line[name] for line in lines if name in line)
+    found = [line[name] for line in lines if name in line]
+    return statistics.median(found) if found else math.nan

@@ -172,33 +172,57 @@ def results_table(sweep: SweepRecord, title: str) -> Table:
 
 def list_notes(sweep: SweepRecord) -> list[str]:
     """Returns sentences about what the table shows and what it cannot show."""
-    rows, baseline = sweep.rows, sweep.baseline
-    notes, done = [], [row for row in rows if row.done]
+    notes, done = [], [row for row in sweep.rows if row.done]
     if done:
         images = sorted({int(count) for row in done for count in row.values("val_images")})
         chance = done[0].values("chance")
         level = f"; chance is {chance[0]:.2%}" if chance else ""
         notes.append(f"Validation images: {' or '.join(f'{each:,}' for each in images)}{level}.")
-    others = [row.minus(baseline) for row in done if row is not baseline]
-    found = [smallest_detectable(each) for each in others if each is not None]
-    smallest = sorted({f"{100 * each:.2f}" for each in found if each is not None}, key=float)
-    if found and not smallest:
-        notes.append("With one seed, no difference is distinguishable; use more --seeds.")
-    elif smallest:
-        notes.append(
-            f"Smallest detectable difference: {' to '.join({smallest[0]: 0, smallest[-1]: 0})} points "
-            "of top-1, depending on the config. A comparison finds a true difference of this size "
-            "with a probability of 80 %."
-        )
-    rates = {row.name: row.tuning.best for row in done if row.tuning is not None}
-    other_rates = [name for name, rate in rates.items() if rate != rates.get(baseline.name, rate)]
-    if other_rates:
-        notes.append(
-            f"{', '.join(other_rates)}: trained with another learning rate than {baseline.name}. "
-            "The differences include that of the rates, and their intervals do not cover the choice "
-            "of the rates."
-        )
+    notes += _power([row.minus(sweep.baseline) for row in done if row is not sweep.baseline])
     notes += [f"{row.name} is not distinguishable from chance." for row in done if _at_chance(row)]
+    notes += [note for row in done for note in _other_data(sweep, row)]
+    if sweep.baseline.done:
+        notes += _other_settings(sweep.baseline, done)
+    return notes + [f"{row.name}: {row.tuning.note}." for row in sweep.rows if row.tuning]
+
+
+def _power(differences: Iterable[Difference | None]) -> list[str]:
+    """Returns a sentence on the smallest differences that the comparisons could find."""
+    found = [smallest_detectable(each) for each in differences if each is not None]
+    points = sorted(100 * each for each in found if each)
+    if found and not any(each is not None for each in found):
+        return ["With one seed, no difference is distinguishable; use more --seeds."]
+    if not points:
+        return []
+    limits = " to ".join(dict.fromkeys(f"{each:.2f}" for each in (points[0], points[-1])))
+    return [
+        f"Smallest detectable difference: {limits} points of top-1, depending on the config. A "
+        "comparison finds a true difference of this size with a probability of 80 %."
+    ]
+
+
+def _other_data(sweep: SweepRecord, row: Row) -> list[str]:
+    """Returns a sentence if `row` and the baseline should have the same data, but do not."""
+    own, others, name = row.data, sweep.baseline.data, sweep.baseline.name
+    if own.get("val") != others.get("val") or len(own.get("val", ())) > 1:
+        return [f"{row.name}: validated on other images than other runs; do not compare it."]
+    if own.get("train") != others.get("train") and _same(sweep, row, "data.source"):
+        return [
+            f"{row.name}: trained on other images than {name}, although data.source is the same; "
+            "do not compare it."
+        ]
+    return []
+
+
+def _other_settings(baseline: Row, done: Sequence[Row]) -> list[str]:
+    """Returns sentences on rows with another learning rate or version than the baseline."""
+    notes = []
+    rates = {row.name: row.tuning.best for row in (baseline, *done) if row.tuning is not None}
+    if other := [name for name, rate in rates.items() if rate != rates.get(baseline.name, rate)]:
+        notes.append(
+            f"{', '.join(other)}: trained with another learning rate than {baseline.name}. The "
+            "differences include that of the rates; the intervals do not cover the choice of rates."
+        )
     versions = {row.name: row.versions for row in done if has_other_version(row, baseline)}
     if versions:
         notes.append(
@@ -207,7 +231,11 @@ def list_notes(sweep: SweepRecord) -> list[str]:
             + "; ".join(f"{name} ({_listed(each)})" for name, each in versions.items())
             + "."
         )
-    return notes + [f"{row.name}: {row.tuning.note}." for row in rows if row.tuning is not None]
+    return notes
+
+
+def _same(sweep: SweepRecord, row: Row, field: str) -> bool:
+    return sweep.configs[row.name].get(field) == sweep.configs[sweep.baseline.name].get(field)
 
 
 def _at_chance(row: Row) -> bool:
@@ -365,9 +393,10 @@ def to_latex(sweep: SweepRecord) -> str:
         lines.append(" & ".join([_to_latex(cells[0]), *map(_symbols, cells[1:])]) + r" \\")
     notes = list_notes(sweep)
     caption = (
-        f"{sweep.title.rstrip('.')}. Top-1 and top-5 as mean {PLUS_MINUS} sample standard deviation over the "
-        f"seeds. Difference in top-1 from {sweep.baseline.name}, in points: mean {PLUS_MINUS} half "
-        "the 95 % t-interval of the paired differences; bold if the interval excludes zero. "
+        f"{sweep.title.rstrip('.')}. Top-1 and top-5: mean {PLUS_MINUS} sample standard deviation "
+        f"over the seeds. Difference in top-1 from {sweep.baseline.name}, in points: mean "
+        f"{PLUS_MINUS} half the 95 % t-interval of the paired differences; bold if the interval "
+        "excludes zero. "
     )
     header = r"config & top-1 (\%) & difference & top-5 (\%) & multiply-adds & parameters & seeds"
     parts = [

@@ -1,6 +1,7 @@
 """The files of a sweep: DIR/sweep.json, and result.json in each run's workdir DIR/CONFIG/seed-N."""
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -24,7 +25,7 @@ from gnet_jax.config import (
     suggestion,
 )
 from gnet_jax.lab.sweeps.compare import Difference, paired_difference, validation_margin
-from gnet_jax.training.workdir import RECORD_FILE, locked
+from gnet_jax.training.workdir import CONFIG_FILE, RECORD_FILE, locked
 
 SWEEP_FILE = "sweep.json"
 RESULT_FILE = "result.json"
@@ -42,7 +43,12 @@ class Cell:
 
     @property
     def result(self) -> dict[str, Any] | None:
-        return read_json(self.workdir / RESULT_FILE)
+        """The content of result.json; None if it is missing. Raises UserError if it is corrupt."""
+        found = read_json(self.workdir / RESULT_FILE)
+        needed = {"done": "top1", "failed": "error"}
+        if found is not None and found.get(needed.get(found.get("status", ""), "")) is None:
+            raise UserError(f"{self.workdir / RESULT_FILE} is corrupt; move it away")
+        return found
 
     def __str__(self) -> str:
         rate = self.learning_rate
@@ -154,8 +160,8 @@ def select_shard(costs: Sequence[float], index: int, shards: int) -> list[int]:
 def open_sweep(workdir: Path, sweep: Sweep, about: str) -> list[str]:
     """Add the configs of `sweep` to `sweep.json`; returns the names of those that have changed.
 
-    A config may change as long as none of its runs has a checkpoint; what its runs have left is
-    then deleted. Otherwise raises a ConfigError. Raises it too if writing fails.
+    A config may change as long as none of its runs has a checkpoint or a result; what failed runs
+    have left is then deleted. Otherwise raises a ConfigError. Raises it too if writing fails.
     """
     file = workdir / SWEEP_FILE
     new = {name: flatten(config) for name, config in sweep.configs.items()}
@@ -163,16 +169,23 @@ def open_sweep(workdir: Path, sweep: Sweep, about: str) -> list[str]:
         for name, config in new.items():
             config["tuning.learning_rates"] = sorted(set(sweep.learning_rates))
             config["tuning.family"] = sweep.families.get(name, name)
-    record = read_json(file) or {"configs": {}, "seeds": 0}
+    record = _read_record(file) or {"configs": {}, "seeds": 0}
     old = record["configs"]
     changed = {name: differences(old[name], new[name]) for name in old if name in new}
     changed = {name: fields for name, fields in changed.items() if fields}
+    runs = {
+        name: [*(workdir / name).glob("seed-*"), *(workdir / name).glob("tune-*")]
+        for name in changed
+    }
     for name, fields in changed.items():
-        if any((workdir / name).glob("*/checkpoints/[0-9]*")):
-            raise ConfigError(
-                f"config {name!r} differs from the sweep's in {workdir} ({'; '.join(fields)}), and "
-                "its runs have checkpoints; use another --workdir, or use the old values to resume"
-            )
+        for run in runs[name]:
+            ended = Cell(name, 0, run).result
+            if any(run.glob("checkpoints/*")) or (ended is not None and "top1" in ended):
+                raise ConfigError(
+                    f"config {name!r} differs from the sweep's in {workdir} ({'; '.join(fields)}), "
+                    f"but {run.name} was trained with it; use another --workdir, or use the old "
+                    "values to resume"
+                )
     record = {
         "about": about,
         "seeds": max(sweep.seeds, record["seeds"]),
@@ -180,12 +193,11 @@ def open_sweep(workdir: Path, sweep: Sweep, about: str) -> list[str]:
         "configs": old | new,
     }
     try:
-        for name in changed:
-            for lock in (workdir / name).glob("*/lock"):
-                with locked(lock.parent):  # raises BusyError if another process has just started
+        for run in itertools.chain(*runs.values()):
+            if (run / "lock").exists():
+                with locked(run):  # raises BusyError if another process has just started
                     pass
-            if (workdir / name).exists():
-                shutil.rmtree(workdir / name)
+            shutil.rmtree(run)
         workdir.mkdir(parents=True, exist_ok=True)
         # Shards that start at the same time must not share a temporary file.
         with tempfile.NamedTemporaryFile("w", dir=workdir, delete=False, prefix=".") as partial:
@@ -195,6 +207,13 @@ def open_sweep(workdir: Path, sweep: Sweep, about: str) -> list[str]:
     except OSError as error:
         raise ConfigError(f"cannot write to the workdir {workdir}: {error.strerror}") from error
     return list(changed)
+
+
+def _read_record(file: Path) -> dict[str, Any] | None:
+    found = read_json(file)
+    if found is not None and not {"about", "seeds", "configs"} <= found.keys():
+        raise UserError(f"{file} is corrupt; move it away")
+    return found
 
 
 def read_json(file: Path) -> dict[str, Any] | None:
@@ -219,6 +238,7 @@ class Row:
     failed: dict[int, str] = dataclasses.field(default_factory=dict)  # error messages
     missing: list[int] = dataclasses.field(default_factory=list)  # seeds that have not ended
     versions: frozenset[str] = frozenset()  # versions of the code that trained the finished runs
+    data: dict[str, frozenset[str]] = dataclasses.field(default_factory=dict)  # split: fingerprints
     tuning: Tuning | None = None
 
     def values(self, *path: str) -> list[float]:
@@ -255,7 +275,7 @@ def read_sweep(workdir: Path, baseline: str | None = None) -> SweepRecord:
 
     Raises UserError if there is no sweep, or no such config.
     """
-    found = read_json(workdir / SWEEP_FILE)
+    found = _read_record(workdir / SWEEP_FILE)
     if found is None:
         raise UserError(f"{workdir} has no sweep (no {SWEEP_FILE}); gnet ablate creates one")
     title, _, about = found["about"].strip().partition("\n")
@@ -282,7 +302,7 @@ def read_sweep(workdir: Path, baseline: str | None = None) -> SweepRecord:
 
 
 def _read_row(name: str, cells: Sequence[Cell], tuning: Tuning | None) -> Row:
-    row, versions = Row(name), set()
+    row, versions, data = Row(name), set(), {"train": set(), "val": set()}
     for cell in cells:
         row.workdirs[cell.seed], result = cell.workdir, cell.result
         if result is None:
@@ -290,14 +310,22 @@ def _read_row(name: str, cells: Sequence[Cell], tuning: Tuning | None) -> Row:
         elif result["status"] == "done":
             row.done[cell.seed] = result
             versions |= {str(start.get("code")) for start in list_starts(cell.workdir)}
+            config = read_json(cell.workdir / CONFIG_FILE) or {}
+            for split, prints in data.items():
+                prints.add(str(config.get(f"data.fingerprint.{split}")))
         else:
             row.failed[cell.seed] = result["error"]
-    return dataclasses.replace(row, versions=frozenset(versions), tuning=tuning)
+    prints = {split: frozenset(each) for split, each in data.items()}
+    return dataclasses.replace(row, versions=frozenset(versions), data=prints, tuning=tuning)
 
 
 def list_starts(workdir: Path) -> list[dict[str, Any]]:
-    """Returns the records of a run's starts in run.json; see `add_start`."""
-    return list((read_json(workdir / RECORD_FILE) or {"starts": []})["starts"])
+    """Returns the records of a run's starts in run.json; see `add_start`. Raises UserError."""
+    try:
+        record = read_json(workdir / RECORD_FILE) or {"starts": []}
+        return [dict(start) for start in record["starts"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{workdir / RECORD_FILE} is corrupt; move it away") from error
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
