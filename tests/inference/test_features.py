@@ -76,6 +76,7 @@ def test_images_that_cannot_be_read_have_no_row_and_are_named(place, tmp_path, c
         (["photos/val", "--out", "absent/out.npz"], "absent"),
         (["data.npz", "--out", "data.npz"], "is an input"),
         (["npz:data.npz#2", "--out", "data.npz"], "is an input"),
+        (["npz:data.npz#train=3#holdout=10%", "--out", "data.npz"], "is an input"),
         (["npz:da{split}.npz", "--out", "daval.npz"], "is an input"),
         (["folder:photos", "--out", "photos/old.npz"], "is an input"),
         (["photos/val", "--threads", "0"], "--threads"),

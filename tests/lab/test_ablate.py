@@ -202,7 +202,7 @@ def test_runs_train_in_order_past_those_that_ended_failed_or_are_busy(tmp_path, 
     cells = list_cells(tmp_path, {"a": 0}, 6)
     for seed, status in ((0, "done"), (2, "failed")):
         cells[seed].workdir.mkdir(parents=True)
-        result = {"status": status} | ({"error": "nan"} if status == "failed" else {})
+        result = {"status": status} | {"failed": {"error": "nan"}, "done": {"top1": 0.5}}[status]
         (cells[seed].workdir / "result.json").write_text(json.dumps(result))
     ablate.run_cells(cells, sweep, said)
     assert trained == [(config, seed) for seed in (1, 3, 4, 5)]
