@@ -183,7 +183,11 @@ def list_notes(sweep: SweepRecord) -> list[str]:
     notes += [note for row in done for note in _other_data(sweep, row)]
     if sweep.baseline.done:
         notes += _other_settings(sweep.baseline, done)
-    return notes + [f"{row.name}: {row.tuning.note}." for row in sweep.rows if row.tuning]
+    tuned: dict[str, list[str]] = {}
+    for row in sweep.rows:
+        if row.tuning is not None:
+            tuned.setdefault(row.tuning.note, []).append(row.name)
+    return notes + [f"{', '.join(names)}: {note}." for note, names in tuned.items()]
 
 
 def _power(differences: Iterable[Difference | None]) -> list[str]:
