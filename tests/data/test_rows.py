@@ -17,6 +17,7 @@ from pyarrow import parquet
 import train
 from gnet_jax.cli.main import main
 from gnet_jax.data.prepare.pack import pack
+from gnet_jax.data.prepare.parquet import open_parquet
 from gnet_jax.data.prepare.rows import RowOptions, by_split, unique
 from gnet_jax.data.prepare.shards import PrepareError
 from gnet_jax.data.sources import DataError, open_source
@@ -232,6 +233,23 @@ def test_class_names_can_be_in_the_card_or_in_a_file(tmp_path, sets):
     options = ("--class-names", tmp_path / "names.txt", "--out", sets / "by_file")
     run_prepare(f"parquet:{tmp_path / 'set'}", *options)
     assert pairs("by_file", "train") == {*zip(images, "xyz", strict=True)}
+
+
+def card(names):
+    """A card of the Hub that gives the column "label" the class names in `names`, a YAML text."""
+    return (
+        "---\ndataset_info:\n  features:\n  - name: label\n    dtype:\n      class_label:\n"
+        f"        names: {names}\n---\n"
+    )
+
+
+@pytest.mark.parametrize("names", ["{'1': b, '2': c, '0': a}", "{2: c, 0: a, 1: b}", "[a, b, c]"])
+def test_class_names_in_a_card_are_matched_by_their_keys_and_not_by_their_order(tmp_path, names):
+    write(tmp_path / "train.parquet", [PNG, GREY, PNG], [0, 1, 2], names=None)
+    (tmp_path / "README.md").write_text(card(names))
+    (source,) = open_parquet(tmp_path, RowOptions())
+    assert source.class_names == ("a", "b", "c")
+    assert source.labels.tolist() == [0, 1, 2]
 
 
 def test_a_name_that_imagenet_gives_to_two_classes_becomes_two_names():

@@ -132,8 +132,22 @@ def _card_names(folder: Path, column: str) -> list[str]:
         for info in about if isinstance(about, list) else [about]:
             for feature in info.get("features", []):
                 if feature["name"] == column and "class_label" in feature.get("dtype", ""):
-                    return list(feature["dtype"]["class_label"]["names"].values())
+                    return _by_label(feature["dtype"]["class_label"]["names"])
     return []
+
+
+def _by_label(names: Any) -> list[str]:
+    """Returns the class names in a list, or in a dict whose keys are the labels 0, 1, 2, ...
+
+    Raises KeyError, TypeError or ValueError if `names` is malformed.
+    """
+    if isinstance(names, dict):
+        known = {int(label): name for label, name in names.items()}
+        names = [known[label] for label in range(len(names))]
+    # YAML reads an unquoted `no` as False.
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"the class names are {names!r}, but must be text")
+    return names
 
 
 class _Reader(threading.local):
