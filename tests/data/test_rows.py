@@ -16,6 +16,7 @@ from pyarrow import parquet
 
 import train
 from gnet_jax.cli.main import main
+from gnet_jax.data.decode import ImageError
 from gnet_jax.data.prepare.pack import pack
 from gnet_jax.data.prepare.parquet import open_parquet
 from gnet_jax.data.prepare.rows import RowOptions, by_split, unique
@@ -142,7 +143,7 @@ def test_every_kind_of_bad_row_is_named_with_the_reason(tmp_path, capsys):
     told = capsys.readouterr().err.splitlines()
     reasons = dict(line.split(f" of {tmp_path / 'set' / 'train.parquet'}: ") for line in told)
     assert [*reasons] == [f"skipped row {i}" for i in range(1, 7)]
-    for row, reason in ((1, "no image"), (2, "no image"), (3, "not an image"), (4, "'5'")):
+    for row, reason in ((1, "no image"), (2, "no image"), (3, "not an image"), (4, "is 5")):
         assert reason in reasons[f"skipped row {row}"]
     assert all("label" in reasons[f"skipped row {row}"] for row in (4, 5, 6))
 
@@ -253,7 +254,36 @@ def test_class_names_in_a_card_are_matched_by_their_keys_and_not_by_their_order(
 
 
 def test_a_name_that_imagenet_gives_to_two_classes_becomes_two_names():
-    assert unique(["crane", " tench", "crane"]) == ["crane", "tench", "crane (2)"]
+    assert unique(["crane", " tench", "crane"], "set") == ["crane", "tench", "crane (2)"]
+
+
+def test_no_label_moves_to_another_class_if_a_repeated_name_gets_a_name_that_exists():
+    names = unique(["a", "a (2)", "a", "b"], "set")
+    assert names == ["a", "a (2)", "a (2) (2)", "b"]
+
+
+def test_two_unicode_forms_of_a_class_are_refused(tmp_path):
+    write(tmp_path / "train.parquet", [PNG, GREY], [0, 1], ["e\u0301", "\u00e9"])
+    with pytest.raises(DataError, match=r"train\.parquet has the class é twice") as error:
+        open_parquet(tmp_path, RowOptions())
+    assert r"'e\u0301' and '\xe9'" in str(error.value)
+    names = tmp_path / "names.txt"
+    names.write_text("e\u0301\n\u00e9\n", "utf-8")
+    with pytest.raises(DataError, match=r"names\.txt has the class é twice"):
+        open_parquet(tmp_path, RowOptions(class_names=names))
+
+
+def test_a_label_outside_the_names_is_a_bad_row_even_if_a_class_has_this_name(tmp_path):
+    names = ["1", "2", "3", "-1"]
+    write(tmp_path / "train.parquet", [PNG] * 4, [1, 3, 4, -1], names)
+    (source,) = open_parquet(tmp_path, RowOptions())
+    assert [source[i].label for i in range(2)] == [1, 3]
+    for index, label in ((2, "4"), (3, "-1")):
+        with pytest.raises(ImageError, match=f"the label is {label}, which is not a class"):
+            source[index]
+    write(tmp_path / "train.parquet", [PNG] * 4, [1, 2, 3, 0], names[:3])
+    (source,) = open_parquet(tmp_path, RowOptions())
+    assert source.labels.tolist() == [1, 2, -1, 0]
 
 
 def test_a_split_without_labels_is_skipped_and_a_class_of_one_split_only_is_refused(
@@ -313,6 +343,10 @@ def test_the_split_of_a_file_is_the_last_such_word_in_its_path(path):
         (["test.tar"], "train split"),
         ([], "train split"),
         (["train-00001-of-00002.tar"], "1 files, but must have 2"),
+        (
+            ["train-00000-of-00002.tar", "train-00000-of-00002 (1).tar"],
+            r"number 00000: train-00000-of-00002 \(1\).tar and train-00000-of-00002.tar; keep",
+        ),
     ],
 )
 def test_files_that_are_not_one_whole_set_are_refused(names, message):
@@ -387,6 +421,15 @@ def test_bad_samples_of_a_webdataset_are_named_by_their_key(tmp_path, sets, caps
     for key in ("001", "002", "003"):
         assert f"skipped flowers/{key} of {tar}: the label is None" in told
     assert len(open_source("tfds:wds", "train")) == 2
+
+
+def test_a_sample_with_two_images_is_a_bad_row_that_names_both(tmp_path, sets, capsys):
+    shards(tmp_path / "wds", LABELS[:2])
+    samples = {"0.cls": b"0", "0.jpg": GREY, "0.png": PNG, "1.cls": b"1", "1.png": PNG}
+    (tmp_path / "wds" / "train-0000.tar").write_bytes(tar_of(samples))
+    run_prepare(f"wds:{tmp_path / 'wds'}", "--bad-limit", 0.5)
+    assert "there are several images: 0.jpg, 0.png" in capsys.readouterr().err
+    assert pairs("wds", "train") == {(PNG, "1")}
 
 
 def test_a_truncated_tar_is_refused(tmp_path, capsys):

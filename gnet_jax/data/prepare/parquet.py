@@ -100,9 +100,8 @@ def _table(path: Path, folder: Path, reader: "_Reader", options: RowOptions) -> 
     if options.class_names is not None:
         names = rows.read_names(options.class_names)
     else:
-        names = rows.unique(classes.get(label) or _card_names(folder, label))
-    labels = [rows.class_name(value, names) for value in values]
-    return Table(path, names, labels, partial(reader, path, image, ends), "row {}".format)
+        names = rows.unique(classes.get(label) or _card_names(folder, label), path)
+    return Table(path, names, values, partial(reader, path, image, ends), "row {}".format)
 
 
 def _column(path: Path, schema: Any, what: str, given: str | None, declared: list[str]) -> str:
