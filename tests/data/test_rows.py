@@ -21,6 +21,7 @@ from gnet_jax.data.prepare.pack import pack
 from gnet_jax.data.prepare.parquet import open_parquet
 from gnet_jax.data.prepare.rows import RowOptions, by_split, unique
 from gnet_jax.data.prepare.shards import PrepareError
+from gnet_jax.data.prepare.webdataset import open_webdataset
 from gnet_jax.data.sources import DataError, open_source
 from tests.data.ilsvrc_tars import encoded, picture, tar_of
 
@@ -421,6 +422,23 @@ def test_bad_samples_of_a_webdataset_are_named_by_their_key(tmp_path, sets, caps
     for key in ("001", "002", "003"):
         assert f"skipped flowers/{key} of {tar}: the label is None" in told
     assert len(open_source("tfds:wds", "train")) == 2
+
+
+@pytest.mark.parametrize("order", [("cls", "json"), ("json", "cls")])
+def test_the_label_in_a_cls_file_is_used_whatever_the_json_file_of_the_sample_has(tmp_path, order):
+    samples = [
+        {"cls": b"1", "json": b'{"width": 8}'},
+        {"cls": b"1", "json": b'{"label": null}'},
+        {"cls": b"1", "json": b'{"label": 0}'},
+        {"cls": b"\xff", "json": b'{"label": 1}'},
+    ]
+    files = {}
+    for key, sample in enumerate(samples):
+        files |= {f"{key}.jpg": GREY} | {f"{key}.{suffix}": sample[suffix] for suffix in order}
+    (tmp_path / "train-0.tar").write_bytes(tar_of(files))
+    (tmp_path / "classes.txt").write_text("a\nb\n")
+    (source,) = open_webdataset(tmp_path, RowOptions())
+    assert source.labels.tolist() == [1, 1, 1, 1]
 
 
 def test_a_sample_with_two_images_is_a_bad_row_that_names_both(tmp_path, sets, capsys):

@@ -1,4 +1,7 @@
-"""Read image data sets in WebDataset tars: KEY.jpg beside KEY.cls, or KEY.json with "label"."""
+"""Read image data sets in WebDataset tars: KEY.jpg beside KEY.cls, or KEY.json with "label".
+
+If both files have a label, that in KEY.cls is used.
+"""
 
 import json
 import os
@@ -45,7 +48,10 @@ def _table(path: Path, names: list[str]) -> Table:
             if f".{suffix.lower()}" in SUFFIXES:
                 images[key].append((name, offset, size))
             elif suffix in ("cls", "json"):
-                labels[key] = _label(suffix, os.pread(tar.fileno(), size, offset))
+                label = _label(suffix, os.pread(tar.fileno(), size, offset))
+                # A .json beside a .cls may have only metadata.
+                if labels.get(key) is None or (suffix == "cls" and label is not None):
+                    labels[key] = label
     keys = list(images | labels)
 
     def image(row: int) -> bytes | None:
