@@ -254,6 +254,61 @@ def test_class_names_in_a_card_are_matched_by_their_keys_and_not_by_their_order(
     assert source.labels.tolist() == [0, 1, 2]
 
 
+NO_NAME = "---\ndataset_info:\n  features:\n  - dtype: image\n---\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "---\n- a\n---\n",
+        "---\nhello\n---\n",
+        "---\n\n---\n",
+        "---\na: [\n---\n",
+        "---\ndataset_info: null\n---\n",
+        "---\ndataset_info:\n  features: null\n---\n",
+        NO_NAME,
+        "---\ndataset_info:\n  features:\n  - name: label\n    dtype: null\n---\n",
+        card("null"),
+        card("{'0': no, '1': yes}"),
+        card("{'0': a, '2': b}"),
+        card("{zero: a, one: b}"),
+        "---\na: \xff\n---\n",
+    ],
+)
+def test_a_malformed_card_is_named_and_class_names_replace_it(tmp_path, text):
+    write(tmp_path / "set" / "train.parquet", [PNG, GREY], [0, 1], names=None)
+    (tmp_path / "set" / "README.md").write_text(text, "latin-1")
+    (tmp_path / "names.txt").write_text("x\ny\n")
+    with pytest.raises(PrepareError, match=r"set/README\.md .*use --class-names"):
+        open_parquet(tmp_path / "set", RowOptions())
+    (source,) = open_parquet(tmp_path / "set", RowOptions(class_names=tmp_path / "names.txt"))
+    assert source.class_names == ("x", "y")
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        b"{",
+        b"[]",
+        b"\xff",
+        pytest.param(b"[" * 100_000, id="nested"),
+        b'{"info": null}',
+        b'{"info": {"features": null}}',
+        b'{"info": {"features": {"label": {"_type": "ClassLabel", "names": "ab"}}}}',
+    ],
+)
+def test_malformed_metadata_are_named_and_class_names_replace_them(tmp_path, metadata):
+    table = pa.table({"image": [PNG, GREY], "label": [0, 1]})
+    (tmp_path / "set").mkdir()
+    table = table.replace_schema_metadata({b"huggingface": metadata})
+    parquet.write_table(table, tmp_path / "set" / "train.parquet")
+    (tmp_path / "names.txt").write_text("x\ny\n")
+    with pytest.raises(PrepareError, match=r"train\.parquet .*use --class-names"):
+        open_parquet(tmp_path / "set", RowOptions())
+    (source,) = open_parquet(tmp_path / "set", RowOptions(class_names=tmp_path / "names.txt"))
+    assert source.class_names == ("x", "y")
+
+
 def test_a_name_that_imagenet_gives_to_two_classes_becomes_two_names():
     assert unique(["crane", " tench", "crane"], "set") == ["crane", "tench", "crane (2)"]
 

@@ -19,6 +19,8 @@ from gnet_jax.data.prepare.shards import PrepareError
 # The types that a column may have, as text.
 IMAGE = r"(struct<(.*, )?bytes: )?(large_)?binary.*"
 COLUMNS = {"image": IMAGE, "label": "u?int[0-9]+|(large_)?string|dictionary.*"}
+# What reading names from JSON or YAML of another structure raises, also if it is not UTF-8.
+MALFORMED = (AttributeError, KeyError, TypeError, ValueError, RecursionError)
 
 
 def download(spec: str) -> Path:
@@ -86,13 +88,12 @@ def _opened(path: Path) -> Iterator[Any]:
 def _table(path: Path, folder: Path, reader: "_Reader", options: RowOptions) -> Table:
     with _opened(path) as file:
         schema, about = file.schema_arrow, file.metadata
-        declared = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-        features = declared.get("info", {}).get("features", {})
-        classes = {
-            name: kind.get("names", [])
-            for name, kind in features.items()
-            if isinstance(kind, dict) and kind.get("_type") == "ClassLabel"
-        }
+        try:
+            classes = _declared_names((schema.metadata or {}).get(b"huggingface", b"{}"))
+        except MALFORMED as error:
+            if options.class_names is None:
+                raise _no_names(f"the metadata `huggingface` of {path}", error) from error
+            classes = {}
         image = _column(path, schema, "image", options.image_column, [])
         label = _column(path, schema, "label", options.label_column, [*classes])
         values = file.read([label]).column(label).to_pylist()
@@ -122,23 +123,44 @@ def _card_names(folder: Path, column: str) -> list[str]:
     import yaml
 
     for card in (folder / "README.md", folder.parent / "README.md"):
-        text = card.read_text("utf-8") if card.exists() else ""
-        header = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
         try:
+            text = card.read_text("utf-8") if card.exists() else ""
+            header = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
             about = yaml.safe_load(header[1]).get("dataset_info", []) if header else []
-        except yaml.YAMLError as error:
-            raise PrepareError(f"cannot read {card}; use --class-names instead") from error
-        for info in about if isinstance(about, list) else [about]:
-            for feature in info.get("features", []):
-                if feature["name"] == column and "class_label" in feature.get("dtype", ""):
-                    return _by_label(feature["dtype"]["class_label"]["names"])
+            for info in about if isinstance(about, list) else [about]:
+                for feature in info.get("features", []):
+                    if feature["name"] == column and "class_label" in feature.get("dtype", ""):
+                        return _by_label(feature["dtype"]["class_label"]["names"])
+        except (*MALFORMED, OSError, yaml.YAMLError) as error:
+            raise _no_names(card, error) from error
     return []
+
+
+def _declared_names(metadata: bytes) -> dict[str, list[str]]:
+    """Returns the class names of each column that has them in the metadata of `datasets`.
+
+    Raises one of `MALFORMED` if the metadata are malformed.
+    """
+    features = json.loads(metadata).get("info", {}).get("features", {})
+    return {
+        name: _by_label(kind.get("names", []))
+        for name, kind in features.items()
+        if isinstance(kind, dict) and kind.get("_type") == "ClassLabel"
+    }
+
+
+def _no_names(where: object, error: Exception) -> PrepareError:
+    reason = " ".join(str(error).split())
+    return PrepareError(
+        f"cannot read the class names in {where} ({type(error).__name__}: {reason}); use "
+        "--class-names with a file of the names"
+    )
 
 
 def _by_label(names: Any) -> list[str]:
     """Returns the class names in a list, or in a dict whose keys are the labels 0, 1, 2, ...
 
-    Raises KeyError, TypeError or ValueError if `names` is malformed.
+    Raises one of `MALFORMED` if `names` is malformed.
     """
     if isinstance(names, dict):
         known = {int(label): name for label, name in names.items()}
