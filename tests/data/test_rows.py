@@ -469,12 +469,13 @@ def test_a_model_trains_on_a_webdataset_and_is_evaluated(tmp_path, sets, capsys)
 
 def test_bad_samples_of_a_webdataset_are_named_by_their_key(tmp_path, sets, capsys):
     labels = [("cls", b"1"), ("cls", b"\xff"), ("json", b"[]"), ("json", b"{}"), ("cls", b"0")]
+    labels += [("cls", b"9" * 5000), ("json", b'{"label":' + b"[" * 100_000)]
     shards(tmp_path / "wds", labels)
-    run_prepare(f"wds:{tmp_path / 'wds'}", "--bad-limit", 0.7)
+    run_prepare(f"wds:{tmp_path / 'wds'}", "--bad-limit", 0.8)
     told = capsys.readouterr().err
     assert "using the labels: the classes '0', '1'" in told
     tar = tmp_path / "wds" / "train-0000.tar"
-    for key in ("001", "002", "003"):
+    for key in ("001", "002", "003", "005", "006"):
         assert f"skipped flowers/{key} of {tar}: the label is None" in told
     assert len(open_source("tfds:wds", "train")) == 2
 
@@ -503,6 +504,16 @@ def test_a_sample_with_two_images_is_a_bad_row_that_names_both(tmp_path, sets, c
     run_prepare(f"wds:{tmp_path / 'wds'}", "--bad-limit", 0.5)
     assert "there are several images: 0.jpg, 0.png" in capsys.readouterr().err
     assert pairs("wds", "train") == {(PNG, "1")}
+
+
+@pytest.mark.parametrize("kind", ["parquet", "wds"])
+def test_a_train_split_without_rows_is_refused_in_one_sentence(tmp_path, sets, capsys, kind):
+    write(tmp_path / "set" / "train.parquet", [], pa.array([], pa.int64()))
+    (tmp_path / "set" / "train.tar").write_bytes(tar_of({}))
+    run_prepare(f"{kind}:{tmp_path / 'set'}", code=2)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"{tmp_path / 'set'} has no rows in its train split" in error
+    assert not sets.exists()
 
 
 def test_a_truncated_tar_is_refused(tmp_path, capsys):

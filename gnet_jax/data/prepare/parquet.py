@@ -100,8 +100,10 @@ def _table(path: Path, folder: Path, reader: "_Reader", options: RowOptions) -> 
         ends = np.cumsum([about.row_group(i).num_rows for i in range(about.num_row_groups)])
     if options.class_names is not None:
         names = rows.read_names(options.class_names)
+    elif classes.get(label):
+        names = rows.unique(classes[label], path)
     else:
-        names = rows.unique(classes.get(label) or _card_names(folder, label), path)
+        names = rows.unique(_card_names(folder, label), f"the card of {folder}")
     return Table(path, names, values, partial(reader, path, image, ends), "row {}".format)
 
 
@@ -165,9 +167,11 @@ def _by_label(names: Any) -> list[str]:
     if isinstance(names, dict):
         known = {int(label): name for label, name in names.items()}
         names = [known[label] for label in range(len(names))]
-    # YAML reads an unquoted `no` as False.
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise TypeError(f"the class names are {names!r}, but must be text")
+    if not isinstance(names, list):
+        raise TypeError(f"the names are {names!r}, but must be a list, or a dict by label")
+    for label, name in enumerate(names):
+        if not isinstance(name, str):  # YAML reads an unquoted `no` as False
+            raise TypeError(f"the name of label {label} is {name!r}, but must be text in quotes")
     return names
 
 

@@ -147,7 +147,8 @@ def by_split(names: Iterable[str], where: object) -> dict[str, list[str]]:
 def open_rows(tables: Mapping[str, Sequence[Table]]) -> list[RowSource]:
     """Returns a source for each split that has labels, and numbers the classes by name.
 
-    Classes that the files do not declare are the labels in the files.
+    Classes that the files do not declare are the labels in the files. Raises PrepareError if the
+    train split has no rows.
     """
     names: tuple[str, ...] = ()
     sources = []
@@ -155,6 +156,11 @@ def open_rows(tables: Mapping[str, Sequence[Table]]) -> list[RowSource]:
         labels = [
             nfc(class_name(label, table.names) or "") for table in each for label in table.labels
         ]
+        if split == "train" and not labels:
+            raise PrepareError(
+                f"{each[0].path.parent} has no rows in its train split; copy its files again, or "
+                "use another source"
+            )
         for declared in {tuple(table.names): None for table in each}:
             names = joined(names, declared)
         if not any(table.names for table in each):

@@ -71,7 +71,7 @@ def _label(suffix: str, data: bytes) -> Any:
     """Returns the label in a .cls or .json file, or None if the file has none."""
     try:
         label = data.decode().strip() if suffix == "cls" else json.loads(data)["label"]
-    except (ValueError, KeyError, TypeError):
+        number = isinstance(label, str) and re.fullmatch("[0-9]+", label)
+        return int(label) if number else label
+    except (ValueError, KeyError, TypeError, RecursionError):  # also a number of 5,000 digits
         return None
-    number = isinstance(label, str) and re.fullmatch("[0-9]+", label)
-    return int(label) if number else label
