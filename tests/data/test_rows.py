@@ -16,9 +16,12 @@ from pyarrow import parquet
 
 import train
 from gnet_jax.cli.main import main
+from gnet_jax.data.decode import ImageError
 from gnet_jax.data.prepare.pack import pack
+from gnet_jax.data.prepare.parquet import open_parquet
 from gnet_jax.data.prepare.rows import RowOptions, by_split, unique
 from gnet_jax.data.prepare.shards import PrepareError
+from gnet_jax.data.prepare.webdataset import open_webdataset
 from gnet_jax.data.sources import DataError, open_source
 from tests.data.ilsvrc_tars import encoded, picture, tar_of
 
@@ -141,7 +144,7 @@ def test_every_kind_of_bad_row_is_named_with_the_reason(tmp_path, capsys):
     told = capsys.readouterr().err.splitlines()
     reasons = dict(line.split(f" of {tmp_path / 'set' / 'train.parquet'}: ") for line in told)
     assert [*reasons] == [f"skipped row {i}" for i in range(1, 7)]
-    for row, reason in ((1, "no image"), (2, "no image"), (3, "not an image"), (4, "'5'")):
+    for row, reason in ((1, "no image"), (2, "no image"), (3, "not an image"), (4, "is 5")):
         assert reason in reasons[f"skipped row {row}"]
     assert all("label" in reasons[f"skipped row {row}"] for row in (4, 5, 6))
 
@@ -234,8 +237,109 @@ def test_class_names_can_be_in_the_card_or_in_a_file(tmp_path, sets):
     assert pairs("by_file", "train") == {*zip(images, "xyz", strict=True)}
 
 
+def card(names):
+    """A card of the Hub that gives the column "label" the class names in `names`, a YAML text."""
+    return (
+        "---\ndataset_info:\n  features:\n  - name: label\n    dtype:\n      class_label:\n"
+        f"        names: {names}\n---\n"
+    )
+
+
+@pytest.mark.parametrize("names", ["{'1': b, '2': c, '0': a}", "{2: c, 0: a, 1: b}", "[a, b, c]"])
+def test_class_names_in_a_card_are_matched_by_their_keys_and_not_by_their_order(tmp_path, names):
+    write(tmp_path / "train.parquet", [PNG, GREY, PNG], [0, 1, 2], names=None)
+    (tmp_path / "README.md").write_text(card(names))
+    (source,) = open_parquet(tmp_path, RowOptions())
+    assert source.class_names == ("a", "b", "c")
+    assert source.labels.tolist() == [0, 1, 2]
+
+
+NO_NAME = "---\ndataset_info:\n  features:\n  - dtype: image\n---\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "---\n- a\n---\n",
+        "---\nhello\n---\n",
+        "---\n\n---\n",
+        "---\na: [\n---\n",
+        "---\ndataset_info: null\n---\n",
+        "---\ndataset_info:\n  features: null\n---\n",
+        NO_NAME,
+        "---\ndataset_info:\n  features:\n  - name: label\n    dtype: null\n---\n",
+        card("null"),
+        card("{'0': no, '1': yes}"),
+        card("{'0': a, '2': b}"),
+        card("{zero: a, one: b}"),
+        "---\na: \xff\n---\n",
+    ],
+)
+def test_a_malformed_card_is_named_and_class_names_replace_it(tmp_path, text):
+    write(tmp_path / "set" / "train.parquet", [PNG, GREY], [0, 1], names=None)
+    (tmp_path / "set" / "README.md").write_text(text, "latin-1")
+    (tmp_path / "names.txt").write_text("x\ny\n")
+    with pytest.raises(PrepareError, match=r"set/README\.md .*use --class-names"):
+        open_parquet(tmp_path / "set", RowOptions())
+    (source,) = open_parquet(tmp_path / "set", RowOptions(class_names=tmp_path / "names.txt"))
+    assert source.class_names == ("x", "y")
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        b"{",
+        b"[]",
+        b"\xff",
+        pytest.param(b"[" * 100_000, id="nested"),
+        b'{"info": null}',
+        b'{"info": {"features": null}}',
+        b'{"info": {"features": {"label": {"_type": "ClassLabel", "names": "ab"}}}}',
+    ],
+)
+def test_malformed_metadata_are_named_and_class_names_replace_them(tmp_path, metadata):
+    table = pa.table({"image": [PNG, GREY], "label": [0, 1]})
+    (tmp_path / "set").mkdir()
+    table = table.replace_schema_metadata({b"huggingface": metadata})
+    parquet.write_table(table, tmp_path / "set" / "train.parquet")
+    (tmp_path / "names.txt").write_text("x\ny\n")
+    with pytest.raises(PrepareError, match=r"train\.parquet .*use --class-names"):
+        open_parquet(tmp_path / "set", RowOptions())
+    (source,) = open_parquet(tmp_path / "set", RowOptions(class_names=tmp_path / "names.txt"))
+    assert source.class_names == ("x", "y")
+
+
 def test_a_name_that_imagenet_gives_to_two_classes_becomes_two_names():
-    assert unique(["crane", " tench", "crane"]) == ["crane", "tench", "crane (2)"]
+    assert unique(["crane", " tench", "crane"], "set") == ["crane", "tench", "crane (2)"]
+
+
+def test_no_label_moves_to_another_class_if_a_repeated_name_gets_a_name_that_exists():
+    names = unique(["a", "a (2)", "a", "b"], "set")
+    assert names == ["a", "a (2)", "a (2) (2)", "b"]
+
+
+def test_two_unicode_forms_of_a_class_are_refused(tmp_path):
+    write(tmp_path / "train.parquet", [PNG, GREY], [0, 1], ["e\u0301", "\u00e9"])
+    with pytest.raises(DataError, match=r"train\.parquet has the class é twice") as error:
+        open_parquet(tmp_path, RowOptions())
+    assert r"'e\u0301' and '\xe9'" in str(error.value)
+    names = tmp_path / "names.txt"
+    names.write_text("e\u0301\n\u00e9\n", "utf-8")
+    with pytest.raises(DataError, match=r"names\.txt has the class é twice"):
+        open_parquet(tmp_path, RowOptions(class_names=names))
+
+
+def test_a_label_outside_the_names_is_a_bad_row_even_if_a_class_has_this_name(tmp_path):
+    names = ["1", "2", "3", "-1"]
+    write(tmp_path / "train.parquet", [PNG] * 4, [1, 3, 4, -1], names)
+    (source,) = open_parquet(tmp_path, RowOptions())
+    assert [source[i].label for i in range(2)] == [1, 3]
+    for index, label in ((2, "4"), (3, "-1")):
+        with pytest.raises(ImageError, match=f"the label is {label}, which is not a class"):
+            source[index]
+    write(tmp_path / "train.parquet", [PNG] * 4, [1, 2, 3, 0], names[:3])
+    (source,) = open_parquet(tmp_path, RowOptions())
+    assert source.labels.tolist() == [1, 2, -1, 0]
 
 
 def test_a_split_without_labels_is_skipped_and_a_class_of_one_split_only_is_refused(
@@ -295,6 +399,10 @@ def test_the_split_of_a_file_is_the_last_such_word_in_its_path(path):
         (["test.tar"], "train split"),
         ([], "train split"),
         (["train-00001-of-00002.tar"], "1 files, but must have 2"),
+        (
+            ["train-00000-of-00002.tar", "train-00000-of-00002 (1).tar"],
+            r"number 00000: train-00000-of-00002 \(1\).tar and train-00000-of-00002.tar; keep",
+        ),
     ],
 )
 def test_files_that_are_not_one_whole_set_are_refused(names, message):
@@ -361,14 +469,51 @@ def test_a_model_trains_on_a_webdataset_and_is_evaluated(tmp_path, sets, capsys)
 
 def test_bad_samples_of_a_webdataset_are_named_by_their_key(tmp_path, sets, capsys):
     labels = [("cls", b"1"), ("cls", b"\xff"), ("json", b"[]"), ("json", b"{}"), ("cls", b"0")]
+    labels += [("cls", b"9" * 5000), ("json", b'{"label":' + b"[" * 100_000)]
     shards(tmp_path / "wds", labels)
-    run_prepare(f"wds:{tmp_path / 'wds'}", "--bad-limit", 0.7)
+    run_prepare(f"wds:{tmp_path / 'wds'}", "--bad-limit", 0.8)
     told = capsys.readouterr().err
     assert "using the labels: the classes '0', '1'" in told
     tar = tmp_path / "wds" / "train-0000.tar"
-    for key in ("001", "002", "003"):
+    for key in ("001", "002", "003", "005", "006"):
         assert f"skipped flowers/{key} of {tar}: the label is None" in told
     assert len(open_source("tfds:wds", "train")) == 2
+
+
+@pytest.mark.parametrize("order", [("cls", "json"), ("json", "cls")])
+def test_the_label_in_a_cls_file_is_used_whatever_the_json_file_of_the_sample_has(tmp_path, order):
+    samples = [
+        {"cls": b"1", "json": b'{"width": 8}'},
+        {"cls": b"1", "json": b'{"label": null}'},
+        {"cls": b"1", "json": b'{"label": 0}'},
+        {"cls": b"\xff", "json": b'{"label": 1}'},
+    ]
+    files = {}
+    for key, sample in enumerate(samples):
+        files |= {f"{key}.jpg": GREY} | {f"{key}.{suffix}": sample[suffix] for suffix in order}
+    (tmp_path / "train-0.tar").write_bytes(tar_of(files))
+    (tmp_path / "classes.txt").write_text("a\nb\n")
+    (source,) = open_webdataset(tmp_path, RowOptions())
+    assert source.labels.tolist() == [1, 1, 1, 1]
+
+
+def test_a_sample_with_two_images_is_a_bad_row_that_names_both(tmp_path, sets, capsys):
+    shards(tmp_path / "wds", LABELS[:2])
+    samples = {"0.cls": b"0", "0.jpg": GREY, "0.png": PNG, "1.cls": b"1", "1.png": PNG}
+    (tmp_path / "wds" / "train-0000.tar").write_bytes(tar_of(samples))
+    run_prepare(f"wds:{tmp_path / 'wds'}", "--bad-limit", 0.5)
+    assert "there are several images: 0.jpg, 0.png" in capsys.readouterr().err
+    assert pairs("wds", "train") == {(PNG, "1")}
+
+
+@pytest.mark.parametrize("kind", ["parquet", "wds"])
+def test_a_train_split_without_rows_is_refused_in_one_sentence(tmp_path, sets, capsys, kind):
+    write(tmp_path / "set" / "train.parquet", [], pa.array([], pa.int64()))
+    (tmp_path / "set" / "train.tar").write_bytes(tar_of({}))
+    run_prepare(f"{kind}:{tmp_path / 'set'}", code=2)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"{tmp_path / 'set'} has no rows in its train split" in error
+    assert not sets.exists()
 
 
 def test_a_truncated_tar_is_refused(tmp_path, capsys):

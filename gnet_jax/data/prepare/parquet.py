@@ -19,6 +19,8 @@ from gnet_jax.data.prepare.shards import PrepareError
 # The types that a column may have, as text.
 IMAGE = r"(struct<(.*, )?bytes: )?(large_)?binary.*"
 COLUMNS = {"image": IMAGE, "label": "u?int[0-9]+|(large_)?string|dictionary.*"}
+# What reading names from JSON or YAML of another structure raises, also if it is not UTF-8.
+MALFORMED = (AttributeError, KeyError, TypeError, ValueError, RecursionError)
 
 
 def download(spec: str) -> Path:
@@ -86,23 +88,23 @@ def _opened(path: Path) -> Iterator[Any]:
 def _table(path: Path, folder: Path, reader: "_Reader", options: RowOptions) -> Table:
     with _opened(path) as file:
         schema, about = file.schema_arrow, file.metadata
-        declared = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-        features = declared.get("info", {}).get("features", {})
-        classes = {
-            name: kind.get("names", [])
-            for name, kind in features.items()
-            if isinstance(kind, dict) and kind.get("_type") == "ClassLabel"
-        }
+        try:
+            classes = _declared_names((schema.metadata or {}).get(b"huggingface", b"{}"))
+        except MALFORMED as error:
+            if options.class_names is None:
+                raise _no_names(f"the metadata `huggingface` of {path}", error) from error
+            classes = {}
         image = _column(path, schema, "image", options.image_column, [])
         label = _column(path, schema, "label", options.label_column, [*classes])
         values = file.read([label]).column(label).to_pylist()
         ends = np.cumsum([about.row_group(i).num_rows for i in range(about.num_row_groups)])
     if options.class_names is not None:
         names = rows.read_names(options.class_names)
+    elif classes.get(label):
+        names = rows.unique(classes[label], path)
     else:
-        names = rows.unique(classes.get(label) or _card_names(folder, label))
-    labels = [rows.class_name(value, names) for value in values]
-    return Table(path, names, labels, partial(reader, path, image, ends), "row {}".format)
+        names = rows.unique(_card_names(folder, label), f"the card of {folder}")
+    return Table(path, names, values, partial(reader, path, image, ends), "row {}".format)
 
 
 def _column(path: Path, schema: Any, what: str, given: str | None, declared: list[str]) -> str:
@@ -123,17 +125,54 @@ def _card_names(folder: Path, column: str) -> list[str]:
     import yaml
 
     for card in (folder / "README.md", folder.parent / "README.md"):
-        text = card.read_text("utf-8") if card.exists() else ""
-        header = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
         try:
+            text = card.read_text("utf-8") if card.exists() else ""
+            header = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
             about = yaml.safe_load(header[1]).get("dataset_info", []) if header else []
-        except yaml.YAMLError as error:
-            raise PrepareError(f"cannot read {card}; use --class-names instead") from error
-        for info in about if isinstance(about, list) else [about]:
-            for feature in info.get("features", []):
-                if feature["name"] == column and "class_label" in feature.get("dtype", ""):
-                    return list(feature["dtype"]["class_label"]["names"].values())
+            for info in about if isinstance(about, list) else [about]:
+                for feature in info.get("features", []):
+                    if feature["name"] == column and "class_label" in feature.get("dtype", ""):
+                        return _by_label(feature["dtype"]["class_label"]["names"])
+        except (*MALFORMED, OSError, yaml.YAMLError) as error:
+            raise _no_names(card, error) from error
     return []
+
+
+def _declared_names(metadata: bytes) -> dict[str, list[str]]:
+    """Returns the class names of each column that has them in the metadata of `datasets`.
+
+    Raises one of `MALFORMED` if the metadata are malformed.
+    """
+    features = json.loads(metadata).get("info", {}).get("features", {})
+    return {
+        name: _by_label(kind.get("names", []))
+        for name, kind in features.items()
+        if isinstance(kind, dict) and kind.get("_type") == "ClassLabel"
+    }
+
+
+def _no_names(where: object, error: Exception) -> PrepareError:
+    reason = " ".join(str(error).split())
+    return PrepareError(
+        f"cannot read the class names in {where} ({type(error).__name__}: {reason}); use "
+        "--class-names with a file of the names"
+    )
+
+
+def _by_label(names: Any) -> list[str]:
+    """Returns the class names in a list, or in a dict whose keys are the labels 0, 1, 2, ...
+
+    Raises one of `MALFORMED` if `names` is malformed.
+    """
+    if isinstance(names, dict):
+        known = {int(label): name for label, name in names.items()}
+        names = [known[label] for label in range(len(names))]
+    if not isinstance(names, list):
+        raise TypeError(f"the names are {names!r}, but must be a list, or a dict by label")
+    for label, name in enumerate(names):
+        if not isinstance(name, str):  # YAML reads an unquoted `no` as False
+            raise TypeError(f"the name of label {label} is {name!r}, but must be text in quotes")
+    return names
 
 
 class _Reader(threading.local):

@@ -5,7 +5,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from gnet_jax.data.decode import ImageError, decode, opening
 from gnet_jax.data.prepare.shards import PrepareError
 from gnet_jax.data.progress import progress_line
 from gnet_jax.data.sources import Example, LeftOut, digest
-from gnet_jax.data.sources.classes import in_order, joined, listed, nfc
+from gnet_jax.data.sources.classes import in_order, joined, listed, nfc, refuse_twice
 from gnet_jax.data.sources.tfds import Shards
 
 # The words in the path of a file that tell its split.
@@ -36,8 +36,8 @@ class Table(NamedTuple):
 
     path: Path
     names: Sequence[str]  # the classes that the file declares, if any
-    labels: Sequence[str | None]  # the class of each row, or None
-    image: Callable[[int], bytes | None]  # returns the encoded image of a row
+    labels: Sequence[Any]  # as they are in the file; `class_name` gives the class of each
+    image: Callable[[int], bytes | None]  # returns a row's encoded image; may raise ImageError
     row_name: Callable[[int], str]
 
 
@@ -104,7 +104,8 @@ def by_split(names: Iterable[str], where: object) -> dict[str, list[str]]:
     """Sorts the files of the set `where` by the last of `SPLITS` in each path; train comes first.
 
     All files are of the train split if no path tells a split. Raises PrepareError if there are
-    several sets, no train split, or too few files ("train-00001-of-00002.parquet").
+    several sets, no train split, or files that are missing or copied twice according to their names
+    ("train-00001-of-00002.parquet").
     """
     found: dict[str, list[str]] = defaultdict(list)
     folders = set()
@@ -124,7 +125,17 @@ def by_split(names: Iterable[str], where: object) -> dict[str, list[str]]:
     if not splits.get("train"):
         raise PrepareError(f"{where} has no files of a train split; use another source")
     for split, files in splits.items():
-        counts = {int(count) for name in files for count in re.findall(r"-of-(\d+)", name)}
+        numbered: dict[int, str] = {}
+        counts = set()
+        for name in files:
+            for number, count in re.findall(r"(\d+)-of-(\d+)", name):
+                other = numbered.setdefault(int(number), name)
+                if other != name:
+                    raise PrepareError(
+                        f"{where} has two files with the number {number}: {other} and {name}; "
+                        "keep only one of them"
+                    )
+                counts.add(int(count))
         if counts - {len(files)}:
             raise PrepareError(
                 f"the {split} split of {where} has {len(files):,} files, but must have "
@@ -136,12 +147,20 @@ def by_split(names: Iterable[str], where: object) -> dict[str, list[str]]:
 def open_rows(tables: Mapping[str, Sequence[Table]]) -> list[RowSource]:
     """Returns a source for each split that has labels, and numbers the classes by name.
 
-    Classes that the files do not declare are the labels in the files.
+    Classes that the files do not declare are the labels in the files. Raises PrepareError if the
+    train split has no rows.
     """
     names: tuple[str, ...] = ()
     sources = []
     for split, each in tables.items():
-        labels = [nfc(label or "") for table in each for label in table.labels]
+        labels = [
+            nfc(class_name(label, table.names) or "") for table in each for label in table.labels
+        ]
+        if split == "train" and not labels:
+            raise PrepareError(
+                f"{each[0].path.parent} has no rows in its train split; copy its files again, or "
+                "use another source"
+            )
         for declared in {tuple(table.names): None for table in each}:
             names = joined(names, declared)
         if not any(table.names for table in each):
@@ -159,23 +178,33 @@ def open_rows(tables: Mapping[str, Sequence[Table]]) -> list[RowSource]:
 
 
 def class_name(label: int | str | None, names: Sequence[str]) -> str | None:
-    """Returns the class that an integer label indexes in `names`, or any other label as text."""
-    if isinstance(label, int) and 0 <= label < len(names):
-        return names[label]
+    """Returns the class that an integer label indexes in `names`, or any other label as text.
+
+    Returns None if there is no label, or if `names` is not empty and has no such index.
+    """
+    if isinstance(label, int) and names:
+        return names[label] if 0 <= label < len(names) else None
     return None if label is None else str(label).strip()
 
 
 def read_names(file: Path) -> list[str]:
     """Returns the class names in a file that has one on each line."""
     try:
-        return unique(file.read_text("utf-8").splitlines())
+        names = file.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise PrepareError(f"cannot read the class names in {file}: {error}") from error
+    return unique(names, file)
 
 
-def unique(names: Iterable[str]) -> list[str]:
-    """Returns `names` without outer spaces. A repeated name gets its number: "crane (517)"."""
+def unique(names: Iterable[str], where: object) -> list[str]:
+    """Returns `names` without outer spaces. A repeated name gets its number: "crane (517)".
+
+    Raises DataError if `where`, the file of the names, has a name in two Unicode forms.
+    """
     found: dict[str, None] = {}
     for number, name in enumerate(map(str.strip, names)):
-        found[f"{name} ({number})" if name in found else name] = None
+        while name in found:
+            name = f"{name} ({number})"
+        found[name] = None
+    refuse_twice([*found], where)
     return list(found)

@@ -1,11 +1,16 @@
-"""Read image data sets in WebDataset tars: KEY.jpg beside KEY.cls, or KEY.json with "label"."""
+"""Read image data sets in WebDataset tars: KEY.jpg beside KEY.cls, or KEY.json with "label".
+
+If both files have a label, that in KEY.cls is used.
+"""
 
 import json
 import os
 import re
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
+from gnet_jax.data.decode import ImageError
 from gnet_jax.data.prepare import rows
 from gnet_jax.data.prepare.rows import RowOptions, RowSource, Table
 from gnet_jax.data.prepare.tars import tar_files
@@ -35,32 +40,38 @@ def open_webdataset(folder: Path, options: RowOptions) -> list[RowSource]:
 
 def _table(path: Path, names: list[str]) -> Table:
     """Returns the rows of a tar: the keys that have an image or a label."""
-    images: dict[str, tuple[int, int]] = {}  # position in the tar, and size
-    labels: dict[str, str | None] = {}
+    images = defaultdict[str, list[tuple[str, int, int]]](list)  # name, position in the tar, size
+    labels: dict[str, Any] = {}
     with path.open("rb") as tar:
         for name, offset, size in tar_files(tar, path, 0, r"((?:.*/)?[^/.]+\.[^/]+)"):
             key, suffix = re.split(r"\.(?=[^/]+$)", name, maxsplit=1)
             if f".{suffix.lower()}" in SUFFIXES:
-                images[key] = offset, size
+                images[key].append((name, offset, size))
             elif suffix in ("cls", "json"):
-                labels[key] = _label(suffix, os.pread(tar.fileno(), size, offset), names)
+                label = _label(suffix, os.pread(tar.fileno(), size, offset))
+                # A .json beside a .cls may have only metadata.
+                if labels.get(key) is None or (suffix == "cls" and label is not None):
+                    labels[key] = label
     keys = list(images | labels)
 
     def image(row: int) -> bytes | None:
-        if keys[row] not in images:
+        found = images.get(keys[row], [])
+        if not found:
             return None
-        offset, size = images[keys[row]]
+        if len(found) > 1:
+            raise ImageError(f"there are several images: {', '.join(name for name, *_ in found)}")
+        _, offset, size = found[0]
         with path.open("rb") as tar:
             return os.pread(tar.fileno(), size, offset)
 
     return Table(path, names, [labels.get(key) for key in keys], image, keys.__getitem__)
 
 
-def _label(suffix: str, data: bytes, names: list[str]) -> str | None:
-    """Returns the class in a .cls or .json file, or None if the file has none."""
+def _label(suffix: str, data: bytes) -> Any:
+    """Returns the label in a .cls or .json file, or None if the file has none."""
     try:
         label = data.decode().strip() if suffix == "cls" else json.loads(data)["label"]
-    except (ValueError, KeyError, TypeError):
+        number = isinstance(label, str) and re.fullmatch("[0-9]+", label)
+        return int(label) if number else label
+    except (ValueError, KeyError, TypeError, RecursionError):  # also a number of 5,000 digits
         return None
-    number = isinstance(label, str) and re.fullmatch("[0-9]+", label)
-    return rows.class_name(int(label) if number else label, names)
