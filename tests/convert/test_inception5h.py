@@ -184,6 +184,64 @@ def test_a_damaged_archive_is_refused(tmp_path, weights):
         read(file)
 
 
+def test_an_error_in_stored_weights_is_found_by_the_checksum_of_gzip(tmp_path, weights):
+    file = tmp_path / "inception5h.tar.gz"
+    with tarfile.open(file, "w:gz", compresslevel=0) as archive:
+        member, data = tarfile.TarInfo(PB), graph_bytes(weights)
+        member.size = len(data)
+        archive.addfile(member, io.BytesIO(data))
+    read(file)
+    whole, value = file.read_bytes(), weights["conv2d1_w"].tobytes()[:64]
+    at = whole.index(value) + 20
+    file.write_bytes(whole[:at] + bytes(b ^ 1 for b in whole[at : at + 3]) + whole[at + 3 :])
+    with pytest.raises(WeightsError, match=r"inception5h\.tar\.gz is a corrupt archive.*CRC"):
+        read(file)
+
+
+@pytest.mark.parametrize(
+    "kind", ["w:gz", "w:bz2", "w:xz", zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
+)
+@pytest.mark.parametrize("place", [0.3, 0.6])
+def test_an_archive_of_any_compression_is_refused_if_corrupt(tmp_path, weights, kind, place):
+    (tmp_path / PB).write_bytes(graph_bytes(weights))
+    file = tmp_path / "inception5h"
+    if isinstance(kind, str):
+        with tarfile.open(file, kind) as archive:
+            archive.add(tmp_path / PB, PB)
+    else:
+        with zipfile.ZipFile(file, "w", kind) as archive:
+            archive.write(tmp_path / PB, PB)
+    assert read(file).model.arch.num_classes == 5
+    whole = file.read_bytes()
+    at = int(place * len(whole))
+    file.write_bytes(whole[:at] + bytes(b ^ 255 for b in whole[at : at + 40]) + whole[at + 40 :])
+    # A single damaged block of bzip2 hides that it contains a tar archive.
+    with pytest.raises(WeightsError, match="inception5h is (a corrupt archive|.*cut short)"):
+        read(file)
+
+
+@pytest.mark.parametrize(
+    ("local", "central", "value", "words"), [(6, 8, 1, "encrypted"), (8, 10, 9, "compression")]
+)
+def test_a_zip_that_python_cannot_extract_is_refused(
+    tmp_path, weights, local, central, value, words
+):
+    file = archived(tmp_path / "inception5h.zip", {PB: graph_bytes(weights)})
+    data = bytearray(file.read_bytes())
+    for at in (local, data.rindex(b"PK\x01\x02") + central):
+        data[at : at + 2] = value.to_bytes(2, "little")
+    file.write_bytes(data)
+    with pytest.raises(WeightsError, match=rf"inception5h\.zip cannot be extracted.*{words}"):
+        read(file)
+
+
+@pytest.mark.parametrize("name", ["inception5h.zip", "inception5h.tar.gz"])
+def test_the_attributes_that_macos_adds_to_an_archive_are_ignored(tmp_path, weights, name):
+    members = {PB: graph_bytes(weights), LABELS: b"dummy\n"}
+    members |= {f"__MACOSX/._{each}": b"\0\5\x16\7" for each in list(members)}
+    assert read(archived(tmp_path / name, members)).class_names[0] == "dummy"
+
+
 @pytest.fixture(scope="module")
 def lucent():
     """The class of the network in torch-lucent, and torch.

@@ -327,7 +327,7 @@ def test_a_changed_picture_is_not_read_from_its_file(tmp_path):
     closed = io.BytesIO(RED)
     with Image.open(closed) as picture:
         closed.close()
-        with pytest.raises(UserError, match="cannot be read.*closed"):
+        with pytest.raises(UserError, match=r"cannot be read.*closed"):
             open_picture(picture)
 
 
