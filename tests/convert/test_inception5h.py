@@ -20,8 +20,22 @@ from gnet_jax.model.googlenet import GoogLeNet, endpoints, every_head
 from gnet_jax.model.names import find_layer
 from gnet_jax.model_folder import WeightsError, read_folder
 from gnet_jax.model_folder.folder import expected_shapes
-from tests.convert.caffe_files import NARROW, caffemodel_bytes, random_layers
-from tests.convert.tf_files import GOOGLES_LRN, checkpoint_v1, graph_bytes, node, random_weights
+from tests.convert.caffe_files import (
+    NARROW,
+    caffemodel_bytes,
+    floats,
+    message,
+    number,
+    random_layers,
+)
+from tests.convert.tf_files import (
+    GOOGLES_LRN,
+    checkpoint_v1,
+    dims,
+    graph_bytes,
+    node,
+    random_weights,
+)
 
 PB = "tensorflow_inception_graph.pb"
 ARCH = VARIANTS["google_release"]
@@ -114,6 +128,15 @@ def test_a_missing_an_unknown_and_a_damaged_weight_are_named(tmp_path, weights):
     file.write_bytes(whole[: at + 3] + b"\x07" + whole[at + 4 :])
     with pytest.raises(WeightsError, match=r"conv2d0_b has 6 numbers for the shape \(7,\)"):
         read(file)
+
+
+@pytest.mark.parametrize("shape", [(2**27 + 1,), (2**40,), (2**20, 2**20), (2**62, 4)])
+def test_a_constant_larger_than_any_weight_is_refused_before_memory_is_used(tmp_path, shape):
+    tensor = number(1, 1) + message(2, dims(shape)) + floats(5, 0.5)
+    attributes = {"dtype": number(6, 1), "value": message(8, tensor)}
+    (tmp_path / PB).write_bytes(node("conv2d0_w", "Const", **attributes))
+    with pytest.raises(WeightsError, match=f"conv2d0_w has 1 numbers .*{shape[0]}"):
+        read(tmp_path / PB)
 
 
 def test_without_auxiliary_heads_the_network_has_none(tmp_path):
@@ -216,7 +239,7 @@ def test_an_archive_of_any_compression_is_refused_if_corrupt(tmp_path, weights, 
     at = int(place * len(whole))
     file.write_bytes(whole[:at] + bytes(b ^ 255 for b in whole[at : at + 40]) + whole[at + 40 :])
     # A single damaged block of bzip2 hides that it contains a tar archive.
-    with pytest.raises(WeightsError, match="inception5h is (a corrupt archive|.*cut short)"):
+    with pytest.raises(WeightsError, match=r"inception5h is (a corrupt archive|.*cut short)"):
         read(file)
 
 
