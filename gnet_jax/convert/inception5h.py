@@ -34,6 +34,7 @@ _MESSAGES = {
     "NodeDef": {"name": (1, "bytes"), "op": (2, "bytes"), "attr": (5, "Attr[]")},
     "GraphDef": {"node": (1, "NodeDef[]")},
 }
+_MAX_VALUES = 2**27  # of a constant; the largest weights of the network have 2 million
 _FLOAT = 1  # the number of the type float32
 _LRN = {b"bias": 1.0, b"alpha": 1.0, b"beta": 0.5}  # TensorFlow's defaults
 _HEADS = {"aux_4a": 0, "aux_4d": 1}
@@ -82,8 +83,10 @@ def read_graph(file: Path) -> tuple[dict[str, np.ndarray], list[tuple[int, float
         name, found = node.name.decode(errors="replace"), {a.key: a.value for a in node.attr}
         if node.op == b"Const" and b"value" in found and found[b"value"].tensor.dtype == _FLOAT:
             tensor = found[b"value"].tensor
-            shape, values = [dim.size for dim in tensor.tensor_shape.dim], list(tensor.float_val)
-            values += values[-1:] * (math.prod(shape) - len(values))  # equal last ones are left out
+            shape = [dim.size for dim in tensor.tensor_shape.dim]
+            values, size = np.array(tensor.float_val, np.float32), math.prod(shape)
+            if 0 < len(values) < size <= _MAX_VALUES:  # equal last values are left out
+                values = np.append(values, np.full(size - len(values), values[-1]))
             tensors[name] = to_array(tensor.tensor_content, values, shape, f"{file}: {name}")
         if node.op == b"LRN":
             radius = found[b"depth_radius"].i if b"depth_radius" in found else 5

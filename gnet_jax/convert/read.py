@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import hashlib
 import json
+import lzma
 import re
 import sys
 import tarfile
@@ -155,6 +156,21 @@ def _read_file(src: Path, transform_input: bool | None) -> tuple[TrainedModel, l
 
 def _read_archive(src: Path, transform_input: bool | None) -> tuple[TrainedModel, list[str]] | None:
     """Returns the model in a zip or tar archive with one file of weights; None for other files."""
+    with tempfile.TemporaryDirectory() as temporary:
+        weights = _extract(src, temporary)
+        if weights is None:
+            return None
+        try:
+            return _read_file(Path(temporary, weights), transform_input)
+        except WeightsError as error:
+            raise WeightsError(str(error).replace(temporary, str(src))) from error
+
+
+def _extract(src: Path, folder: str) -> str | None:
+    """Extracts an archive's file of weights, whose name it returns, and class names to `folder`.
+
+    Returns None if `src` is not an archive with one file of weights.
+    """
     try:
         if zipfile.is_zipfile(src):
             archive: Any = zipfile.ZipFile(src)
@@ -164,18 +180,33 @@ def _read_archive(src: Path, transform_input: bool | None) -> tuple[TrainedModel
             names, options = archive.getnames(), {"filter": "data"}
         else:
             return None
-        with archive, tempfile.TemporaryDirectory() as temporary:
+        with archive:
+            # macOS adds a file of attributes, ._NAME, for each file.
+            names = [name for name in names if not Path(name).name.startswith("._")]
             weights = [name for name in names if name.endswith(_ARCHIVED)]
             if len(weights) != 1:
                 return None
             for name in (*weights, *(n for n in names if n.endswith(inception5h.LABELS))):
-                archive.extract(name, temporary, **options)
-            try:
-                return _read_file(Path(temporary, weights[0]), transform_input)
-            except WeightsError as error:
-                raise WeightsError(str(error).replace(temporary, str(src))) from error
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise WeightsError(f"{src} is a corrupt archive: {error}; download it again") from error
+                archive.extract(name, folder, **options)
+            if isinstance(archive, tarfile.TarFile) and archive.fileobj:
+                while archive.fileobj.read(2**20):  # the checksum of gzip is at its end
+                    pass
+            return weights[0]
+    except RuntimeError as error:  # encrypted, or an unknown method of compression
+        raise WeightsError(
+            f"{src} cannot be extracted: {error}; extract it with another program, and give the "
+            "file of weights"
+        ) from error
+    except OSError as error:
+        if error.errno is not None:
+            raise WeightsError(f"{src} cannot be extracted to {folder}: {error}") from error
+        raise _corrupt(src, error) from error  # from gzip or bz2
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError) as error:
+        raise _corrupt(src, error) from error
+
+
+def _corrupt(archive: Path, error: Exception) -> WeightsError:
+    return WeightsError(f"{archive} is a corrupt archive: {error}; download it again")
 
 
 def _assumed_names(outputs: int, source: dict[str, str]) -> tuple[tuple[str, ...], str]:

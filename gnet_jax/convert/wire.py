@@ -32,7 +32,9 @@ def message_class(messages: Mapping[str, Mapping[str, tuple[int, str]]], root: s
     return message_factory.GetMessageClass(pool.FindMessageTypeByName(root))
 
 
-def to_array(raw: bytes, values: Sequence[float], shape: Sequence[int], where: str) -> np.ndarray:
+def to_array(
+    raw: bytes, values: Sequence[float] | np.ndarray, shape: Sequence[int], where: str
+) -> np.ndarray:
     """Returns a float32 array of `shape` from its bytes, or from `values` if `raw` is empty.
 
     Raises WeightsError, naming `where`, if the number of values does not match the shape.

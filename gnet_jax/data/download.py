@@ -1,6 +1,7 @@
 """Download files whose hashes are known."""
 
 import fcntl
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,11 +50,15 @@ def fetch(urls: Sequence[str], file: Path, digest: str) -> Path:
 
 def _download(urls: Sequence[str], file: Path, digest: str) -> None:
     problems, partial = [], file.with_name(f"{file.name}.partial")
+    kept = file.with_name(f"{file.name}.kept")
     for url in urls:
+        if kept.exists():  # the last server sent something else
+            kept.replace(partial)
         print(f"downloading {url}", file=sys.stderr)
-        problem = _continue(partial, url, digest)
+        problem = _continue(partial, kept, url, digest)
         if problem is None:
             partial.replace(file)
+            kept.unlink(missing_ok=True)
             return
         problems.append(f"{url}: {problem}")
     raise DownloadError(
@@ -62,10 +67,12 @@ def _download(urls: Sequence[str], file: Path, digest: str) -> None:
     )
 
 
-def _continue(partial: Path, url: str, digest: str) -> str | None:
+def _continue(partial: Path, kept: Path, url: str, digest: str) -> str | None:
     """Download what `partial` lacks from `url`. Returns None, or why it is not the whole file.
 
-    A part that turns out to be of another file is deleted, and the download starts again.
+    A part that turns out to be of another file is deleted, and the download starts again. If the
+    server does not continue the part, but sends a whole file (or a page such as "sign in"), the
+    part is copied to `kept` first.
     """
     import requests
     from pooch import HTTPDownloader
@@ -74,7 +81,8 @@ def _continue(partial: Path, url: str, digest: str) -> str | None:
         start = file.tell()
 
         def check_range(response: requests.Response, **_: Any) -> None:
-            if response.status_code == requests.codes.ok:  # the server sends the whole file
+            if start and response.status_code == requests.codes.ok:
+                shutil.copyfile(partial, kept)
                 file.truncate(0)
 
         headers = {"Accept-Encoding": "identity"}  # a range of a compressed file is of no use
@@ -94,7 +102,11 @@ def _continue(partial: Path, url: str, digest: str) -> str | None:
         except requests.RequestException as error:
             # requests has several classes for a server that does not answer.
             return "no answer" if "timed out" in str(error) else "the connection failed"
+        except ValueError as error:  # requests does not wrap those for a malformed header
+            return f"its answer is invalid: {error}"
     if has_digest(partial, digest):
         return None
     partial.unlink()
-    return _continue(partial, url, digest) if start else "it has another file"
+    if start and not kept.exists():
+        return _continue(partial, kept, url, digest)
+    return "it has another file"

@@ -17,11 +17,12 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile
 
 from gnet_jax.config import UserError
 from gnet_jax.config.paths import did_you_mean
-from gnet_jax.data.decode import MAX_PIXELS, ImageError, decode
+from gnet_jax.data.decode import MAX_PIXELS, TURNS, ImageError, decode, image_format
+from gnet_jax.data.metadata import ORIENTATION
 from gnet_jax.data.sources import Source, Split, open_source
 
 MAX_DOWNLOAD = 32 * 2**20  # bytes; the limit for a URL or standard input
@@ -109,7 +110,8 @@ def _picture(name: str, image: ImageLike) -> Picture:
 
 def _decoded(image: ImageLike) -> Image.Image:
     if isinstance(image, Image.Image):
-        return _upright(image)
+        file = _unread_file(image)
+        return _upright(image) if image_format(file) is None else decode(file)
     if isinstance(image, str | os.PathLike):
         return decode(_read(os.fspath(image)))
     if isinstance(image, bytes):
@@ -122,6 +124,25 @@ def _decoded(image: ImageLike) -> Image.Image:
     return decode(np.asarray(image))
 
 
+def _unread_file(image: Image.Image) -> bytes:
+    """Returns the bytes of the file of a PIL image that is opened but not yet loaded, or b"".
+
+    `decode` knows more about the file than the PIL image does, such as how many bits it uses.
+    """
+    if not isinstance(image, ImageFile.ImageFile) or image.fp is None:  # load() sets it to None
+        return b""
+    if image.tell() or image.decoderconfig:  # a later frame, or a draft of another size or mode
+        return b""
+    try:
+        position = image.fp.tell()
+        image.fp.seek(0)
+        file = image.fp.read()
+        image.fp.seek(position)  # the PIL image remains usable
+    except (OSError, ValueError) as error:  # ValueError: the file is closed
+        raise ImageError(f"a PIL image whose file cannot be read: {error}") from error
+    return file
+
+
 def _upright(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F"):
         raise ImageError(
@@ -129,7 +150,9 @@ def _upright(image: Image.Image) -> Image.Image:
             "values to 0 ... 255 and convert it to mode L"
         )
     try:
-        upright = ImageOps.exif_transpose(image)
+        # ImageOps.exif_transpose also rewrites the other EXIF tags, and fails if one is malformed.
+        turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
+        upright = image.copy() if turn is None else image.transpose(turn)
         if upright.mode in ("RGB", "CMYK", "YCbCr", "LAB", "HSV"):
             return upright.convert("RGB")
         if upright.mode in ("La", "RGBa"):  # TIFF has no premultiplied colours
@@ -188,6 +211,8 @@ def _read(name: str) -> bytes:
                 image = file.read(limit + 1)
         except OSError as error:
             raise UserError(f"cannot be read: {error.strerror}{did_you_mean(name)}") from error
+        except ValueError as error:  # a NUL or a character that file names cannot have
+            raise UserError(f"cannot be read: the path is invalid ({error})") from error
     if len(image) > limit:
         raise UserError(f"is larger than the limit of {limit // 2**20} MB")
     return image

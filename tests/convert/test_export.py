@@ -3,13 +3,16 @@
 import builtins
 import dataclasses
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.export
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file
 
 import gnet_jax
@@ -287,6 +290,30 @@ def test_onnx_agrees_on_real_photos(tmp_path, published):
     for i in range(3):  # the batch is free
         (alone,) = session.run(None, {"input": images[i : i + 1].transpose(0, 3, 1, 2)})
         np.testing.assert_allclose(alone[0], expected[i], atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(("resize", "size"), [("warp", (61, 47)), ("shorter_side", (47, 60))])
+def test_the_pages_code_gives_the_models_logits_for_a_turned_photo(
+    tmp_path, small, monkeypatch, resize, size
+):
+    need(".onnx")
+    p = dataclasses.replace(small.preprocessing, resize=resize, resize_to=37)
+    folder = dataclasses.replace(small, preprocessing=p)
+    export(folder, tmp_path / "googlenet.onnx")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.jpg", exif=exif)
+    crop = central_crop(decode((tmp_path / "photo.jpg").read_bytes()), p)
+    image = preprocess(crop[None], preprocessing=p)
+    page = (Path(__file__).parents[2] / "docs" / "pretrained.md").read_text()
+    (code,) = re.findall(r"```python no-run\n([^`]*InferenceSession[^`]*)```", page)
+    found = {}
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "pretrained.md", "exec"), found)
+    np.testing.assert_allclose(found["x"], image[0], rtol=1e-6, atol=1e-6)
+    expected = np.asarray(jax.jit(folder.model.apply)(folder.variables, image).logits)
+    np.testing.assert_allclose(found["logits"], expected, atol=1e-5 * np.abs(expected).max())
 
 
 STRANGER = """

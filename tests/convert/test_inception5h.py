@@ -20,8 +20,22 @@ from gnet_jax.model.googlenet import GoogLeNet, endpoints, every_head
 from gnet_jax.model.names import find_layer
 from gnet_jax.model_folder import WeightsError, read_folder
 from gnet_jax.model_folder.folder import expected_shapes
-from tests.convert.caffe_files import NARROW, caffemodel_bytes, random_layers
-from tests.convert.tf_files import GOOGLES_LRN, checkpoint_v1, graph_bytes, node, random_weights
+from tests.convert.caffe_files import (
+    NARROW,
+    caffemodel_bytes,
+    floats,
+    message,
+    number,
+    random_layers,
+)
+from tests.convert.tf_files import (
+    GOOGLES_LRN,
+    checkpoint_v1,
+    dims,
+    graph_bytes,
+    node,
+    random_weights,
+)
 
 PB = "tensorflow_inception_graph.pb"
 ARCH = VARIANTS["google_release"]
@@ -116,6 +130,15 @@ def test_a_missing_an_unknown_and_a_damaged_weight_are_named(tmp_path, weights):
         read(file)
 
 
+@pytest.mark.parametrize("shape", [(2**27 + 1,), (2**40,), (2**20, 2**20), (2**62, 4)])
+def test_a_constant_larger_than_any_weight_is_refused_before_memory_is_used(tmp_path, shape):
+    tensor = number(1, 1) + message(2, dims(shape)) + floats(5, 0.5)
+    attributes = {"dtype": number(6, 1), "value": message(8, tensor)}
+    (tmp_path / PB).write_bytes(node("conv2d0_w", "Const", **attributes))
+    with pytest.raises(WeightsError, match=f"conv2d0_w has 1 numbers .*{shape[0]}"):
+        read(tmp_path / PB)
+
+
 def test_without_auxiliary_heads_the_network_has_none(tmp_path):
     file = tmp_path / PB
     file.write_bytes(graph_bytes(random_weights(NARROW.widths, NARROW.stem_widths, 5)))
@@ -182,6 +205,64 @@ def test_a_damaged_archive_is_refused(tmp_path, weights):
     file.write_bytes(file.read_bytes()[:-20000])
     with pytest.raises(WeightsError, match=r"inception5h\.tar\.gz is a corrupt archive"):
         read(file)
+
+
+def test_an_error_in_stored_weights_is_found_by_the_checksum_of_gzip(tmp_path, weights):
+    file = tmp_path / "inception5h.tar.gz"
+    with tarfile.open(file, "w:gz", compresslevel=0) as archive:
+        member, data = tarfile.TarInfo(PB), graph_bytes(weights)
+        member.size = len(data)
+        archive.addfile(member, io.BytesIO(data))
+    read(file)
+    whole, value = file.read_bytes(), weights["conv2d1_w"].tobytes()[:64]
+    at = whole.index(value) + 20
+    file.write_bytes(whole[:at] + bytes(b ^ 1 for b in whole[at : at + 3]) + whole[at + 3 :])
+    with pytest.raises(WeightsError, match=r"inception5h\.tar\.gz is a corrupt archive.*CRC"):
+        read(file)
+
+
+@pytest.mark.parametrize(
+    "kind", ["w:gz", "w:bz2", "w:xz", zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
+)
+@pytest.mark.parametrize("place", [0.3, 0.6])
+def test_an_archive_of_any_compression_is_refused_if_corrupt(tmp_path, weights, kind, place):
+    (tmp_path / PB).write_bytes(graph_bytes(weights))
+    file = tmp_path / "inception5h"
+    if isinstance(kind, str):
+        with tarfile.open(file, kind) as archive:
+            archive.add(tmp_path / PB, PB)
+    else:
+        with zipfile.ZipFile(file, "w", kind) as archive:
+            archive.write(tmp_path / PB, PB)
+    assert read(file).model.arch.num_classes == 5
+    whole = file.read_bytes()
+    at = int(place * len(whole))
+    file.write_bytes(whole[:at] + bytes(b ^ 255 for b in whole[at : at + 40]) + whole[at + 40 :])
+    # A single damaged block of bzip2 hides that it contains a tar archive.
+    with pytest.raises(WeightsError, match=r"inception5h is (a corrupt archive|.*cut short)"):
+        read(file)
+
+
+@pytest.mark.parametrize(
+    ("local", "central", "value", "words"), [(6, 8, 1, "encrypted"), (8, 10, 9, "compression")]
+)
+def test_a_zip_that_python_cannot_extract_is_refused(
+    tmp_path, weights, local, central, value, words
+):
+    file = archived(tmp_path / "inception5h.zip", {PB: graph_bytes(weights)})
+    data = bytearray(file.read_bytes())
+    for at in (local, data.rindex(b"PK\x01\x02") + central):
+        data[at : at + 2] = value.to_bytes(2, "little")
+    file.write_bytes(data)
+    with pytest.raises(WeightsError, match=rf"inception5h\.zip cannot be extracted.*{words}"):
+        read(file)
+
+
+@pytest.mark.parametrize("name", ["inception5h.zip", "inception5h.tar.gz"])
+def test_the_attributes_that_macos_adds_to_an_archive_are_ignored(tmp_path, weights, name):
+    members = {PB: graph_bytes(weights), LABELS: b"dummy\n"}
+    members |= {f"__MACOSX/._{each}": b"\0\5\x16\7" for each in list(members)}
+    assert read(archived(tmp_path / name, members)).class_names[0] == "dummy"
 
 
 @pytest.fixture(scope="module")

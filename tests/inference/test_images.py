@@ -2,11 +2,13 @@
 
 import http.server
 import io
+import os
 import sys
 import threading
 import urllib.error
 import urllib.request
 from email.message import Message
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,9 @@ from PIL import Image
 from gnet_jax.config import UserError
 from gnet_jax.inference import images
 from gnet_jax.inference.images import Pictures, open_picture
+
+BESIDE = Path(__file__).parents[2] / "../shared/data"
+ODD = Path(os.environ.get("GNET_SHARED_DATA", BESIDE)) / "odd"
 
 
 def jpeg(colour: str) -> bytes:
@@ -241,8 +246,9 @@ def test_a_host_that_cannot_be_one_is_reported(host):
 
 def test_one_picture_is_opened_from_a_path_a_picture_or_pixels(folder):
     expected = np.asarray(Pictures([str(folder / "a.jpg")])[0].picture)
-    for given in (folder / "a.jpg", str(folder / "a.jpg"), Image.open(folder / "a.jpg"), expected):
-        np.testing.assert_array_equal(np.asarray(open_picture(given)), expected)
+    with Image.open(folder / "a.jpg") as opened:
+        for given in (folder / "a.jpg", str(folder / "a.jpg"), opened, expected):
+            np.testing.assert_array_equal(np.asarray(open_picture(given)), expected)
     grey = np.arange(12, dtype=np.uint8).reshape(3, 4)
     assert np.asarray(open_picture(grey))[2, 3].tolist() == [11, 11, 11]
     for given, named in ((folder, str(folder)), (folder / "absent.jpg", "absent.jpg")):
@@ -268,8 +274,80 @@ def test_a_picture_is_turned_upright_as_its_file_is(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter turn
     Image.new("RGB", (40, 30), "red").save(tmp_path / "a.jpg", exif=exif)
-    assert open_picture(Image.open(tmp_path / "a.jpg")).size == (30, 40)
+    with Image.open(tmp_path / "a.jpg") as opened:
+        assert open_picture(opened).size == (30, 40)
     assert open_picture(tmp_path / "a.jpg").size == (30, 40)
+
+
+def outcome(image):
+    """The pixels, or the words of the refusal."""
+    try:
+        return np.asarray(open_picture(image)).tolist()
+    except UserError as error:
+        return str(error).rpartition("the image: ")[2].removeprefix(f"{image}: ")
+
+
+def test_an_opened_picture_is_read_as_its_file_is_and_remains_usable():
+    if not ODD.is_dir():
+        pytest.skip("no shared/data/odd")
+    for path in sorted(ODD.iterdir()):
+        if path.name == "png_text_1.2MB.png":
+            continue  # Image.open itself refuses it
+        with Image.open(path) as opened:
+            assert outcome(opened) == outcome(path), path.name
+            opened.load()
+
+
+def deep_tiff(values: np.ndarray) -> io.BytesIO:
+    """A file of 16-bit grey in which 0 is white."""
+    file = io.BytesIO()
+    Image.fromarray(values.astype(np.uint16)).save(file, "TIFF", tiffinfo={262: 0})
+    return file
+
+
+def test_an_opened_picture_is_not_inverted():
+    file = deep_tiff(np.full((3, 4), 0xC000))
+    before = np.asarray(open_picture(file.getvalue()))
+    np.testing.assert_array_equal(np.asarray(open_picture(Image.open(file))), before)
+    assert before.max() == 0x3F
+
+
+def test_a_changed_picture_is_not_read_from_its_file(tmp_path):
+    frames = [Image.new("RGB", (4, 3), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "a.tif", save_all=True, append_images=frames[1:])
+    with Image.open(tmp_path / "a.tif") as picture:
+        picture.seek(1)
+        assert outcome(picture)[0][0] == [0, 0, 255]
+        picture.seek(0)
+        picture.putpixel((0, 0), (0, 255, 0))
+        assert outcome(picture)[0][0] == [0, 255, 0]
+    with Image.open(io.BytesIO(RED)) as picture:
+        picture.draft("L", (40, 30))
+        assert len(set(outcome(picture)[15][20])) == 1
+    closed = io.BytesIO(RED)
+    with Image.open(closed) as picture:
+        closed.close()
+        with pytest.raises(UserError, match=r"cannot be read.*closed"):
+            open_picture(picture)
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_a_picture_with_malformed_exif_is_turned_upright(loaded):
+    # A resolution (tag 0x011A) of the type of texts, which Pillow reads but cannot write.
+    entries = b"\x01\x12\0\x03\0\0\0\1\0\6\0\0" + b"\x01\x1a\0\x02\0\0\0\4abc\0"
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x02" + entries + bytes(4)
+    file = io.BytesIO()
+    Image.new("RGB", (40, 30)).save(file, "JPEG", exif=exif)
+    with Image.open(file) as picture:
+        if loaded:
+            picture.load()
+        assert open_picture(picture).size == (30, 40)
+
+
+@pytest.mark.parametrize("path", ["a\0b.jpg", Path("a\0b.jpg"), "a\ud800.jpg"])
+def test_a_path_that_no_file_can_have_is_refused(path):
+    with pytest.raises(UserError, match=r"cannot be read: the path is invalid"):
+        open_picture(path)
 
 
 @pytest.mark.parametrize(
