@@ -36,8 +36,8 @@ def prepare(
 
     tfds:imagenet2012 is made from ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, which you
     download from image-net.org. cifar10, cifar100 and imagenette (160 pixels) are downloaded from
-    their authors. Other sets of TensorFlow Datasets are downloaded, too; most of them require
-    TensorFlow: pip install -e '.[prepare]'. hf:OWNER/NAME downloads parquet files from the Hugging
+    their authors. Most other sets of TensorFlow Datasets require TensorFlow to be prepared:
+    pip install -e '.[prepare]'. hf:OWNER/NAME downloads parquet files from the Hugging
     Face Hub: pip install -e '.[hub]'. With --resize, SOURCE may be any data source. To resume an
     interrupted command, repeat it.
 

@@ -15,7 +15,7 @@ from gnet_jax.config import UserError, suggestion
 
 def download(
     names: Annotated[Positional[tuple[str, ...]], several("NAME ...")] = (),
-    list: Annotated[bool, arg(name="list")] = False,
+    show_list: Annotated[bool, arg(name="list")] = False,
 ) -> None:
     """Download published weights, verify them, and print their paths.
 
@@ -23,13 +23,13 @@ def download(
 
     Args:
         names: names of published weights.
-        list: print the weights that can be downloaded, with their accuracy, licence and source.
+        show_list: print the available weights with their accuracy, licence and source.
     """
     from gnet_jax.convert.published import PUBLISHED, fetch
 
-    if bool(names) == list:
+    if bool(names) == show_list:
         raise UserError("give either the names of published weights, or --list")
-    for name, each in PUBLISHED.items() if list else ():
+    for name, each in PUBLISHED.items() if show_list else ():
         print(f"{name}: {each.origin}, {each.megabytes} MB, licence: {each.license}")
         print(f"  accuracy on ImageNet: {each.accuracy}\n  {each.urls[0]}")
     for name in names:

@@ -93,8 +93,8 @@ class Sweep:
     learning_rates: Annotated[
         tuple[float, ...], Limit("above 0", lambda rates: all(rate > 0 for rate in rates))
     ] = ()
-    """Learning rates to tune over: every config is first trained with each of them on 90 % of its
-    training images. The rate with the best top-1 on the other 10 % is used for its runs."""
+    """Learning rates to try. A config is trained with each of them on 90 % of its training images.
+    Its runs use the rate with the best top-1 on the other 10 %. Without rates, nothing is tuned."""
     families: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Config name -> name of the config whose tuned learning rate it uses, instead of its own."""
 

@@ -14,15 +14,13 @@ from google.protobuf.message import DecodeError
 
 from gnet_jax.config import Preprocessing
 from gnet_jax.convert import mapping
-from gnet_jax.convert.wire import message_class, to_array
+from gnet_jax.convert.wire import TENSOR_SHAPE, message_class, to_array
 from gnet_jax.model.architecture import VARIANTS, Architecture
 from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.model.names import CONVS, caffe_name, google_name
 from gnet_jax.model_folder.folder import TrainedModel, WeightsError, unflatten
 
-_MESSAGES = {
-    "Dim": {"size": (1, "int64")},
-    "Shape": {"dim": (2, "Dim[]")},
+_MESSAGES = TENSOR_SHAPE | {
     "Tensor": {
         "dtype": (1, "int32"),
         "tensor_shape": (2, "Shape"),
@@ -70,9 +68,9 @@ def load(src: Path) -> tuple[TrainedModel, list[str]]:
 
 
 def read_graph(file: Path) -> tuple[dict[str, np.ndarray], list[tuple[int, float, float, float]]]:
-    """Returns the constants (float32 arrays) of a graph by name, and the values of each LRN.
+    """Returns two values: the float32 constants of a graph by name, and a tuple for each LRN node.
 
-    The values are those of `Architecture.lrn`.
+    The tuples are values of `Architecture.lrn`.
     """
     try:
         nodes = message_class(_MESSAGES, "GraphDef").FromString(file.read_bytes()).node

@@ -16,16 +16,14 @@ from typing import Any
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from gnet_jax.convert.wire import message_class, to_array
+from gnet_jax.convert.wire import TENSOR_SHAPE, message_class, to_array
 from gnet_jax.data.sources.tfds import checksum
 from gnet_jax.model_folder.folder import WeightsError
 
 _MAGIC = bytes.fromhex("57fb808b247547db")  # ends every table
 _FOOTER = 48  # bytes
 _FLOAT = 1  # the number of the type float32
-_MESSAGES = {
-    "Dim": {"size": (1, "int64")},
-    "Shape": {"dim": (2, "Dim[]")},
+_MESSAGES = TENSOR_SHAPE | {
     # Version 1: the value of the key "" has `meta`; all others have `data`.
     "TensorMeta": {"name": (1, "bytes"), "shape": (2, "Shape"), "type": (3, "int32")},
     "Meta": {"tensor": (1, "TensorMeta[]")},
@@ -86,7 +84,7 @@ def read_checkpoint(file: Path) -> dict[str, np.ndarray]:
 
 
 def _version_1(entries: Mapping[bytes, bytes]) -> list[_Tensor]:
-    """Returns the name, dimensions and values of each float32 tensor; [] if it is version 2."""
+    """Returns (name, dimensions, values) for each float32 tensor, or [] for a version 2 file."""
     saved = message_class(_MESSAGES, "SavedTensorSlices")
     metas = saved.FromString(entries[b""]).meta.tensor
     dims = {meta.name: meta.shape.dim for meta in metas if meta.type == _FLOAT}
@@ -99,7 +97,7 @@ def _version_1(entries: Mapping[bytes, bytes]) -> list[_Tensor]:
 
 
 def _version_2(entries: Mapping[bytes, bytes], file: Path) -> Iterator[_Tensor]:
-    """Yields the name, dimensions and values of each float32 tensor."""
+    """Yields (name, dimensions, values) for each float32 tensor of a version 2 checkpoint."""
     shards = message_class(_MESSAGES, "BundleHeader").FromString(entries[b""]).num_shards
     entry_class = message_class(_MESSAGES, "BundleEntry")
     for key, value in entries.items():

@@ -9,12 +9,16 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from gnet_jax.model_folder.folder import WeightsError
 
+# TensorFlow's TensorShapeProto, called "Shape".
+TENSOR_SHAPE = {"Dim": {"size": (1, "int64")}, "Shape": {"dim": (2, "Dim[]")}}
+
 
 def message_class(messages: Mapping[str, Mapping[str, tuple[int, str]]], root: str) -> Any:
     """Returns the class of the message `root`. Its `FromString` raises DecodeError.
 
-    `messages` has the fields to read of each message; all others are ignored. A field has a number
-    and a type, the name of a message or of a scalar, which ends in [] if the field is repeated.
+    `messages` maps each message to its fields, and each field to its number and type. A type is the
+    name of a message or of a scalar, with [] at the end if the field is repeated. Fields that are
+    not listed are ignored.
     """
     file = descriptor_pb2.FileDescriptorProto(name="file.proto", syntax="proto2")
     for message, fields in messages.items():

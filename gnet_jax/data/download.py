@@ -30,10 +30,9 @@ def has_digest(file: Path, digest: str) -> bool:
 def fetch(urls: Sequence[str], file: Path, digest: str) -> Path:
     """Returns `file`, and downloads it from the first of `urls` that has it if necessary.
 
-    The file is verified at every call; `has_digest` explains `digest`. An interrupted download
-    resumes. If several processes need the same file, one of them downloads it while the others
-    wait. Raises DownloadError if no server has the file; the message says how to install it by
-    hand.
+    Every call verifies the file; `has_digest` explains `digest`. An interrupted download resumes.
+    Only one process downloads a file; others that need it wait. Raises DownloadError if no server
+    has the file. The message says where to save the file by hand.
     """
     if has_digest(file, digest):
         return file

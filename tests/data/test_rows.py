@@ -527,7 +527,7 @@ def test_a_truncated_tar_is_refused(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["parquet:missing"], "missing has no files"),
+        (["parquet:missing"], "folder missing is not found"),
         (["hf:flowers"], "hf:OWNER/NAME"),
         (["cifar10", "--out", "x"], "--out"),
         (["cifar10", "--class-names", "x"], "--class-names"),
@@ -626,3 +626,9 @@ def test_a_set_of_the_hub_is_downloaded_and_prepared(tmp_path, sets):
     assert unknown.returncode == 2
     assert "cannot download hf:owner/trees" in unknown.stderr
     assert "Traceback" not in unknown.stderr
+
+
+@pytest.mark.parametrize("kind", ["parquet", "wds"])
+def test_a_missing_folder_is_named_as_missing(kind, tmp_path, capsys):
+    assert main(["prepare", f"{kind}:{tmp_path}/absent"]) == 2
+    assert f"{tmp_path}/absent is not found" in capsys.readouterr().err

@@ -1,13 +1,15 @@
 import importlib.util
 import shutil
 from html.parser import HTMLParser
+from pathlib import Path
+from unittest import mock
 from xml.etree import ElementTree
 
 import pytest
 from matplotlib.figure import Figure
 
 from gnet_jax.cli.main import main
-from gnet_jax.config import Config, Sweep
+from gnet_jax.config import Config, Sweep, UserError
 from gnet_jax.lab.sweeps import report
 from gnet_jax.lab.sweeps.figures import common_points, cost_figure, curve_figure
 from gnet_jax.lab.sweeps.report import differing_fields
@@ -204,6 +206,16 @@ def test_accuracy_against_cost_has_means_and_error_bars(page):
     assert [face == "white" for face in faces] == [True, False, True, False]
     bar = axes.containers[1].lines[2][0].get_segments()[0]
     assert bar[:, 1] == pytest.approx([0.605 - 0.005 * 2**0.5, 0.605 + 0.005 * 2**0.5])
+
+
+def test_a_report_that_fails_keeps_the_one_before(tmp_path, monkeypatch):
+    page = tmp_path / "r.html"
+    page.write_text("before")
+    finished_sweep(tmp_path / "sweep")
+    monkeypatch.setattr(Path, "write_bytes", mock.Mock(side_effect=OSError(28, "full")))
+    with pytest.raises(UserError, match=r"r\.html: full"):
+        report.write_report(tmp_path / "sweep", page)
+    assert page.read_text() == "before"
 
 
 @pytest.mark.parametrize("name", ["r.md", "r.tex", "r.csv"])

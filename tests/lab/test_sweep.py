@@ -167,8 +167,8 @@ def test_the_best_learning_rate_is_that_of_the_most_accurate_run_that_did_not_fa
         "learning rate 2 (1: 40.00%, 2: 60.00%, 4: failed of 1,000 held-out images)"
     )
     assert Tuning({1.0: 0.5, 2.0: 0.5, 3.0: 0.5}, 10).best == 1
-    assert Tuning({1.0: None}).best is None
-    assert "all learning rates failed" in Tuning({1.0: None}).note
+    assert Tuning({1.0: None}, 0).best is None
+    assert "all learning rates failed" in Tuning({1.0: None}, 0).note
 
 
 def test_a_tuned_rate_is_reported_with_those_that_are_as_good_and_with_the_edge():

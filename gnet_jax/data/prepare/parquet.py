@@ -26,8 +26,8 @@ MALFORMED = (AttributeError, KeyError, TypeError, ValueError, RecursionError)
 def download(spec: str) -> Path:
     """Download the parquet files of a set on the Hugging Face Hub, and return their folder.
 
-    `spec` is "OWNER/NAME" or "OWNER/NAME/FOLDER", and may end with "@REVISION". Files that are
-    already in the Hub's cache are reused. Raises PrepareError if there are no parquet files.
+    `spec` is "OWNER/NAME" or "OWNER/NAME/FOLDER", and may end with "@REVISION". Files in the Hub's
+    cache are not downloaded again. Raises PrepareError if the set has no parquet files.
     """
     found = re.fullmatch(r"([^/@]+/[^/@]+)(?:/([^@]+?)/?)?(?:@(.+))?", spec)
     if not found:
@@ -41,9 +41,8 @@ def download(spec: str) -> Path:
     try:
         names = HfApi().list_repo_files(found[1], **options)
         names = [name for name in names if name.startswith(start) and name.endswith(".parquet")]
-        rows.by_split(
-            (name.removeprefix(start) for name in names), f"hf:{spec}"
-        )  # may refuse the set
+        # Before the download, because it may refuse the set.
+        rows.by_split((name.removeprefix(start) for name in names), f"hf:{spec}")
         wanted = [*names, "README.md"]
         return Path(snapshot_download(found[1], allow_patterns=wanted, **options), start)
     except PrepareError:
@@ -139,9 +138,9 @@ def _card_names(folder: Path, column: str) -> list[str]:
 
 
 def _declared_names(metadata: bytes) -> dict[str, list[str]]:
-    """Returns the class names of each column that has them in the metadata of `datasets`.
+    """Returns the class names by column, from the metadata that the library `datasets` writes.
 
-    Raises one of `MALFORMED` if the metadata are malformed.
+    Columns without class names are left out. Raises one of `MALFORMED` if the metadata are invalid.
     """
     features = json.loads(metadata).get("info", {}).get("features", {})
     return {

@@ -107,6 +107,8 @@ def by_split(names: Iterable[str], where: object) -> dict[str, list[str]]:
     several sets, no train split, or files that are missing or copied twice according to their names
     ("train-00001-of-00002.parquet").
     """
+    if isinstance(where, Path) and not where.is_dir():
+        raise PrepareError(f"the folder {where} is not found")
     found: dict[str, list[str]] = defaultdict(list)
     folders = set()
     for name in sorted(names):

@@ -29,6 +29,7 @@ from gnet_jax.lab.sweeps.sweep import (
     pareto_front,
     read_sweep,
 )
+from gnet_jax.training.workdir import replacing
 
 PAGE = string.Template(Path(__file__).with_name("report.html").read_text("utf-8"))
 PLUS_MINUS, MINUS = "\N{PLUS-MINUS SIGN}", "\N{MINUS SIGN}"
@@ -73,7 +74,8 @@ def write_report(
         try:
             if file.parent == figures:
                 file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(content if isinstance(content, bytes) else content.encode())
+            with replacing(file) as partial:
+                partial.write_bytes(content if isinstance(content, bytes) else content.encode())
         except OSError as error:  # the error of a full disk does not name the file
             raise UserError(f"cannot write {file}: {error.strerror}") from error
     return list(files)

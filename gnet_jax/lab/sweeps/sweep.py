@@ -95,7 +95,7 @@ class Tuning:
     """The learning rates that were tried for a family, with their top-1 on the held-out images."""
 
     tried: dict[float, float | None]  # None if the run failed
-    images: int = 0  # number of held-out images
+    images: int  # number of held-out images
 
     @property
     def best(self) -> float | None:
