@@ -52,7 +52,8 @@ def prepare(
         out: folder for the copy that --resize makes, or for an hf:, parquet: or wds: set.
         image_column: column of the images in parquet files.
         label_column: column of the labels in parquet files.
-        class_names: file with the class names of an hf:, parquet: or wds: set, one on each line.
+        class_names: file with the class names of an hf:, parquet: or wds: set: one on each line, or
+            JSON.
         bad_limit: largest allowed fraction of bad rows in an hf:, parquet: or wds: set, which are
             listed and skipped.
         threads: number of threads that write files.

@@ -82,7 +82,7 @@ def convert(
         transform_input: torchvision's setting; yes for weights fine-tuned from its published file.
     """
     from gnet_jax.convert.read import convert as convert_file
-    from gnet_jax.convert.read import read_class_names
+    from gnet_jax.data.class_names import read_class_names
     from gnet_jax.model_folder.folder import is_model_folder
 
     names = None if class_names is None else read_class_names(class_names)

@@ -5,9 +5,10 @@ import json
 import pytest
 
 from gnet_jax.cli.main import main
-from gnet_jax.convert.read import read_class_names
+from gnet_jax.data.class_names import read_class_names
+from gnet_jax.data.sources import DataError
 from gnet_jax.data.sources.classes import imagenet_classes
-from gnet_jax.model_folder import WeightsError, read_folder, write_folder
+from gnet_jax.model_folder import read_folder, write_folder
 from tests.convert.conftest import shared
 
 NAMES = ("ant", "Käfer", "crane, größer")
@@ -69,14 +70,14 @@ def test_names_that_only_look_like_another_form_are_kept(tmp_path, names):
 )
 def test_what_cannot_be_read_right_is_refused_by_name(tmp_path, data, named):
     (tmp_path / "names").write_bytes(data)
-    with pytest.raises(WeightsError, match=named):
+    with pytest.raises(DataError, match=named):
         read_class_names(tmp_path / "names")
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(WeightsError, match=r"cannot read .*none"):
+    with pytest.raises(DataError, match=r"cannot read .*none"):
         read_class_names(tmp_path / "none")
-    with pytest.raises(WeightsError, match="cannot read"):
+    with pytest.raises(DataError, match="cannot read"):
         read_class_names(tmp_path)
 
 

@@ -231,10 +231,12 @@ def test_class_names_can_be_in_the_card_or_in_a_file(tmp_path, sets):
     (tmp_path / "set" / "README.md").write_text(card)
     pack(f"parquet:{tmp_path / 'set'}", sets / "by_card")
     assert pairs("by_card", "train") == {*zip(images, "abc", strict=True)}
-    (tmp_path / "names.txt").write_text("x\ny\nz\n")
-    options = ("--class-names", tmp_path / "names.txt", "--out", sets / "by_file")
-    run_prepare(f"parquet:{tmp_path / 'set'}", *options)
-    assert pairs("by_file", "train") == {*zip(images, "xyz", strict=True)}
+    lists = {"by_file": "x\ny\nz\n", "by_json": '\ufeff{"2": "z", "0": "x", "1": "y"}'}
+    for out, text in lists.items():
+        (tmp_path / "names.txt").write_text(text, "utf-8")
+        options = ("--class-names", tmp_path / "names.txt", "--out", sets / out)
+        run_prepare(f"parquet:{tmp_path / 'set'}", *options)
+        assert pairs(out, "train") == {*zip(images, "xyz", strict=True)}
 
 
 def card(names):
@@ -470,12 +472,13 @@ def test_a_model_trains_on_a_webdataset_and_is_evaluated(tmp_path, sets, capsys)
 def test_bad_samples_of_a_webdataset_are_named_by_their_key(tmp_path, sets, capsys):
     labels = [("cls", b"1"), ("cls", b"\xff"), ("json", b"[]"), ("json", b"{}"), ("cls", b"0")]
     labels += [("cls", b"9" * 5000), ("json", b'{"label":' + b"[" * 100_000)]
+    labels += [("json", b'{"label": true}')]  # not the class 1
     shards(tmp_path / "wds", labels)
     run_prepare(f"wds:{tmp_path / 'wds'}", "--bad-limit", 0.8)
     told = capsys.readouterr().err
     assert "using the labels: the classes '0', '1'" in told
     tar = tmp_path / "wds" / "train-0000.tar"
-    for key in ("001", "002", "003", "005", "006"):
+    for key in ("001", "002", "003", "005", "006", "007"):
         assert f"skipped flowers/{key} of {tar}: the label is None" in told
     assert len(open_source("tfds:wds", "train")) == 2
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from gnet_jax.config.recipes import needs
+from gnet_jax.data.class_names import read_class_names
 from gnet_jax.data.prepare import rows
 from gnet_jax.data.prepare.rows import RowOptions, RowSource, Table
 from gnet_jax.data.prepare.shards import PrepareError
@@ -98,7 +99,7 @@ def _table(path: Path, folder: Path, reader: "_Reader", options: RowOptions) -> 
         values = file.read([label]).column(label).to_pylist()
         ends = np.cumsum([about.row_group(i).num_rows for i in range(about.num_row_groups)])
     if options.class_names is not None:
-        names = rows.read_names(options.class_names)
+        names = rows.unique(read_class_names(options.class_names), options.class_names)
     elif classes.get(label):
         names = rows.unique(classes[label], path)
     else:

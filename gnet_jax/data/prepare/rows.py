@@ -189,15 +189,6 @@ def class_name(label: int | str | None, names: Sequence[str]) -> str | None:
     return None if label is None else str(label).strip()
 
 
-def read_names(file: Path) -> list[str]:
-    """Returns the class names in a file that has one on each line."""
-    try:
-        names = file.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise PrepareError(f"cannot read the class names in {file}: {error}") from error
-    return unique(names, file)
-
-
 def unique(names: Iterable[str], where: object) -> list[str]:
     """Returns `names` without outer spaces. A repeated name gets its number: "crane (517)".
 

@@ -10,6 +10,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from gnet_jax.data.class_names import read_class_names
 from gnet_jax.data.decode import ImageError
 from gnet_jax.data.prepare import rows
 from gnet_jax.data.prepare.rows import RowOptions, RowSource, Table
@@ -28,7 +29,7 @@ def open_webdataset(folder: Path, options: RowOptions) -> list[RowSource]:
     splits = rows.by_split(paths, folder)
     listed = [folder / "classnames.txt", folder / "classes.txt"]
     file = options.class_names or next((file for file in listed if file.exists()), None)
-    names = rows.read_names(file) if file else []
+    names = rows.unique(read_class_names(file), file) if file else []
     tables = defaultdict(list)
     with progress_line(f"reading the labels in {folder}", "files", len(paths)) as advance:
         for split, tars in splits.items():
@@ -72,6 +73,6 @@ def _label(suffix: str, data: bytes) -> Any:
     try:
         label = data.decode().strip() if suffix == "cls" else json.loads(data)["label"]
         number = isinstance(label, str) and re.fullmatch("[0-9]+", label)
-        return int(label) if number else label
+        return None if isinstance(label, bool) else int(label) if number else label
     except (ValueError, KeyError, TypeError, RecursionError):  # also a number of 5,000 digits
         return None
