@@ -7,7 +7,7 @@ or wider by a factor; two stacked 3x3 convolutions, or a single one as in torchv
 the 5x5 convolution; a fully connected layer instead of global average pooling; and the naive block
 of the paper's Fig. 2a, without reductions. Imagenette at 64x64 pixels, eight epochs, half the
 paper's width, no auxiliary heads. The learning rate is tuned on held-out training images, once for
-the blocks with reductions, and once each for the fully connected layer and the naive block.
+all networks with average pooling, and once for the fully connected layer.
 """
 
 import flax.linen as nn
@@ -42,7 +42,7 @@ def get_sweep() -> Sweep:
     configs = grid(IMAGENETTE_64, {"model.reduction_factor": factors})
     configs["two_3x3"] = change(IMAGENETTE_64, {"model.block": TwoThrees})
     configs["3x3"] = change(IMAGENETTE_64, {"model.branch5_kernel": 3})
+    configs["naive"] = change(IMAGENETTE_64, {"model.variant": "naive_batch_norm"})
     families = dict.fromkeys(configs, "x1")
     configs["fc"] = change(IMAGENETTE_64, {"model.head": "fc"})
-    configs["naive"] = change(IMAGENETTE_64, {"model.variant": "naive_batch_norm"})
     return Sweep(configs, learning_rates=(0.05, 0.1, 0.2), families=families)
