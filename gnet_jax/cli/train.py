@@ -158,11 +158,12 @@ def print_plan(run: "Run", workdir: Path) -> None:
 
     from gnet_jax.lab.cost.ledger import network_ledger
     from gnet_jax.training.observe.console import SafeConsole
+    from gnet_jax.training.optimizer import scaled
     from gnet_jax.training.program import layers
 
     config, program = run.config, run.program
     cost = network_ledger(program.model, config.data.image_size)
-    m, d, o, mesh = config.model, config.data, config.optim, program.mesh
+    m, d, o, mesh = config.model, config.data, scaled(config), program.mesh
     heads = ", ".join(program.model.arch.aux_after) or "none"
     with_heads = "" if heads == "none" else f" ({cost.params_with_aux:,} with aux heads)"
     network = f"{m.variant}, width x{m.width_multiplier:g}, reductions x{m.reduction_factor:g}"

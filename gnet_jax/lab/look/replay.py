@@ -17,7 +17,7 @@ from gnet_jax.model.googlenet import GoogLeNet, abstract_variables, layer_output
 from gnet_jax.model_folder.folder import from_json
 from gnet_jax.training.checkpoints.verify import named_leaves
 from gnet_jax.training.observe.faults import NOTES
-from gnet_jax.training.optimizer import Optimizer, make_optimizer
+from gnet_jax.training.optimizer import Optimizer, make_optimizer, scaled
 from gnet_jax.training.program import augmentation, flat, make_train_step
 from gnet_jax.training.sharding import compile_train_step, data_mesh, put_state
 from gnet_jax.training.step import TrainState, compute_loss, create_state, step_keys
@@ -78,7 +78,7 @@ def read_replay(file: Path) -> Replay:
         arch = from_json(Architecture, notes["architecture"])
         model = GoogLeNet(arch, dtype=jnp.dtype(config.model.dtype))
         lengths = notes["steps_per_epoch"], notes["total_steps"]
-        optimizer = make_optimizer(config.optim, *lengths, frozenset(notes["loaded"]))
+        optimizer = make_optimizer(scaled(config), *lengths, frozenset(notes["loaded"]))
         create = partial(create_state, optimizer=optimizer, seed=0)
         abstract = jax.eval_shape(create, abstract_variables(model, config.data.image_size))
         leaves = [arrays[f"state/{name}"] for name in named_leaves(abstract)]
