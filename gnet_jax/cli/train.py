@@ -125,7 +125,7 @@ def run(config: Config | UserError, launch: Launch, arguments: Sequence[str], pr
             with Track(tracker, workdir, own, SafeConsole().say) as track:
                 result = loop.train(ready, workdir, track=track)
                 track.exit_code = exit_code(result)
-                if tracker is not None:
+                if tracker is not None and result.signal is None:
                     add_pictures(track, workdir)
     except start.HostsError as error:
         print_error(f"{prog}: error: {error}")

@@ -50,6 +50,9 @@ class ModelConfig(Choices):
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Data type of the computation. Parameters, LRN sums, logits and losses are always float32."""
+    batch_norm_group: Count | None = None
+    """Images over which batch norm averages in training: consecutive ones of the batch.
+    None averages over the whole batch. The result does not depend on the devices."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -250,7 +250,7 @@ def model_of(config: Config, classes: int, pretrained: TrainedModel | None = Non
     if size < smallest:
         other = ", or model.stem small" if arch.stem == "imagenet" else ""
         raise ConfigError(f"data.image_size {size} is too small; use at least {smallest}{other}")
-    return GoogLeNet(arch, dtype=jnp.dtype(m.dtype))
+    return GoogLeNet(arch, dtype=jnp.dtype(m.dtype), batch_norm_group=m.batch_norm_group)
 
 
 def _change_loaded(loaded: Architecture, m: ModelConfig, wanted: Architecture) -> Architecture:
@@ -258,7 +258,7 @@ def _change_loaded(loaded: Architecture, m: ModelConfig, wanted: Architecture) -
     default, dropouts = ModelConfig(), ("dropout", "aux_dropout")
     for field in dataclasses.fields(m):
         name, value = field.name, getattr(m, field.name)
-        if name in ("num_classes", "aux_after", "dtype", *dropouts):
+        if name in ("num_classes", "aux_after", "dtype", "batch_norm_group", *dropouts):
             continue
         if value not in (getattr(default, name), getattr(VARIANTS["paper"], name, None)):
             raise ConfigError(

@@ -44,11 +44,11 @@ class WandB:
 
     def __init__(self, run_id: str, workdir: Path, config: Mapping[str, Any]) -> None:
         wandb: Any = import_module("wandb")
+        self._wandb = wandb
         # The console stays ours. Flush offline files every second: a killed process loses less.
         wanted = {"silent": True, "console": "off", "finish_timeout": 20}
         wanted["x_transaction_log_flush_interval"] = 1.0
         known = wandb.Settings.model_fields
-        self._image = wandb.Image
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             name=os.environ.get("WANDB_NAME", workdir.name),
@@ -58,7 +58,7 @@ class WandB:
             config=dict(config),
             settings=wandb.Settings(**{k: v for k, v in wanted.items() if k in known}),
         )
-        self.place = self._run.url or self._run.dir
+        self.place = str(Path(self._run.dir).parent) if self._run.offline else self._run.url
 
     @staticmethod
     def check() -> None:
@@ -72,11 +72,14 @@ class WandB:
             )
 
     def log(self, step: int, values: Mapping[str, float], pictures: Mapping[str, Path]) -> None:
-        images = {name: self._image(str(file)) for name, file in pictures.items()}
+        images = {name: self._wandb.Image(str(file)) for name, file in pictures.items()}
         self._run.log({**values, **images}, step=step, commit=True)
 
     def close(self, exit_code: int) -> None:
-        self._run.finish(exit_code=exit_code)
+        try:
+            self._run.finish(exit_code=exit_code)
+        finally:  # also ends its process, which at the exit would print a traceback if it is gone
+            self._wandb.teardown(exit_code)
 
 
 class Trackio:
@@ -182,9 +185,12 @@ class Track(contextlib.AbstractContextManager["Track"]):
         try:
             yield
         except Exception as error:  # whatever a tracker raises
-            self._tracker, self._values = None, {}
+            tracker, self._tracker, self._values = self._tracker, None, {}
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             self.tell(
                 f"warning: {self._name} failed ({reason}); training continues without it, and "
                 "metrics.jsonl has all metrics"
             )
+            with contextlib.suppress(Exception):  # the first error is the one to print
+                if tracker is not None:
+                    tracker.close(self.exit_code)
