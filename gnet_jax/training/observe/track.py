@@ -86,10 +86,9 @@ class Trackio:
     """A run of Trackio, in a local database or wherever its environment variables say."""
 
     def __init__(self, run_id: str, workdir: Path, config: Mapping[str, Any]) -> None:
-        trackio: Any = import_module("trackio")
+        self._trackio: Any = import_module("trackio")
         name = f"{workdir.name}-{run_id}"
-        self._image = trackio.Image
-        self._run = trackio.init(PROJECT, name=name, resume="allow", config=dict(config))
+        self._trackio.init(PROJECT, name=name, resume="allow", config=dict(config))
         self.place = f"trackio show --project {PROJECT}"
 
     @staticmethod
@@ -97,11 +96,11 @@ class Trackio:
         import_module("trackio")
 
     def log(self, step: int, values: Mapping[str, float], pictures: Mapping[str, Path]) -> None:
-        images = {name: self._image(str(file)) for name, file in pictures.items()}
-        self._run.log({**values, **images}, step=step)
+        images = {name: self._trackio.Image(str(file)) for name, file in pictures.items()}
+        self._trackio.log({**values, **images}, step=step)
 
     def close(self, exit_code: int) -> None:
-        self._run.finish()
+        self._trackio.finish()
 
 
 TRACKERS: dict[str, type[Tracker]] = {"wandb": WandB, "trackio": Trackio}
