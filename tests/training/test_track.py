@@ -98,12 +98,12 @@ def reporter(workdir, start, track):
 
 def test_a_reporter_first_sends_what_earlier_starts_have_logged_but_not_sent(opened, tmp_path):
     """A start without a tracker, a start with one that is killed, and a start that finishes."""
-    for start, steps, name in ((0, [10, 20], None), (20, [30, 40], "wandb"), (40, [50], "wandb")):
+    for after, steps, name in ((0, [10, 20], None), (20, [30, 40], "wandb"), (40, [50], "wandb")):
         track = Track(name, tmp_path, {}, print)
-        with reporter(tmp_path, start, track) as own:
+        with reporter(tmp_path, after, track) as own:
             for step in steps:
                 own._log(step, {"train/loss": step / 10})
-        if start == 40:
+        if after == 40:
             track.__exit__()
     assert [[step for step, _, _ in run.rows] for run in opened] == [[10, 20, 30], [40, 50]]
     assert opened[0].rows[0] == (10, {"train/loss": 1.0}, {})
