@@ -372,6 +372,7 @@ def test_shared_blocks_are_not_offered_as_a_recipe():
     assert recipe_names() == [
         *("cifar10", "digits", "finetune_folder", "folder"),
         *("imagenet_caffe", "imagenet_modern", "imagenet_paper", "imagenet_pod"),
+        "imagenet_pod_32k",
     ]
     assert sweep_names() == ["ablate_block", "ablate_training"]
 

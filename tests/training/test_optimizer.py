@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from gnet_jax.config import Config, OptimConfig, UserError
+from gnet_jax.config import Config, OptimConfig, UserError, load_recipe
 from gnet_jax.training.optimizer import (
     averaging_rate,
     averaging_warning,
@@ -265,6 +265,16 @@ def test_a_run_uses_the_scaled_rate_and_keeps_the_given_one_in_its_config(tmp_pa
     program = prepare(tiny_config(tmp_path, batch_size=32, optim=o)).program
     assert float(program.optimizer.learning_rate(0)) == pytest.approx(0.1 / 8)
     assert program.config.optim.learning_rate == 0.1
+
+
+def test_the_pod_recipes_have_the_rates_of_their_sources():
+    pod, large = (load_recipe(name)[0] for name in ("imagenet_pod", "imagenet_pod_32k"))
+    assert scaled(pod).learning_rate == pytest.approx(1.6)
+    assert scaled(dataclasses.replace(pod, batch_size=8192)).learning_rate == pytest.approx(3.2)
+    schedule = learning_rate_schedule(scaled(large), 1_281_167 / 32768, 3519)
+    warmup = round(12 * 1_281_167 / 32768)
+    assert schedule(warmup) == pytest.approx(34.0)
+    assert schedule((warmup + 3519) / 2) == pytest.approx(34.0 / 4, rel=1e-3)
 
 
 def test_the_momentum_of_adamw_is_its_first_decay_rate():
