@@ -34,11 +34,12 @@ def scaled(config: Config) -> OptimConfig:
     Linear: Goyal et al. (arXiv 1706.02677). Square root: Krizhevsky (arXiv 1404.5997).
     """
     o = config.optim
+    if o.scale_learning_rate is None:
+        return o
     ratio = config.batch_size / (o.reference_batch or REFERENCE_BATCH)
-    factors = {None: 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}
+    factors = {"linear": ratio, "sqrt": math.sqrt(ratio)}
     factor = choose("optim.scale_learning_rate", o.scale_learning_rate, factors)
-    unscaled = {"scale_learning_rate": None, "reference_batch": None}
-    return dataclasses.replace(o, learning_rate=o.learning_rate * factor, **unscaled)
+    return dataclasses.replace(o, learning_rate=o.learning_rate * factor, scale_learning_rate=None)
 
 
 def make_optimizer(
@@ -53,6 +54,11 @@ def make_optimizer(
     clip = optax.identity() if o.clip_norm is None else optax.clip_by_global_norm(o.clip_norm)
     kernels = _has_role("kernel")
     decay = optax.add_decayed_weights(o.weight_decay, mask=kernels)
+
+    def trust(coefficient: float) -> optax.GradientTransformation:
+        ratio = optax.scale_by_trust_ratio(trust_coefficient=coefficient)
+        return optax.masked(ratio, kernels)
+
     rate = optax.chain(
         optax.scale_by_learning_rate(schedule),
         optax.masked(optax.scale(o.bias_lr_factor), _has_role("bias")),
@@ -66,20 +72,13 @@ def make_optimizer(
         "adamw": (optax.scale_by_adam(b1=o.momentum), decay, rate),
         # You et al. (arXiv 1708.03888, 1904.00962). The layer-wise rate, like the decay, is for
         # kernels only: biases and batch norm would get rates near zero from their small norms.
-        "lars": (decay, _trust_ratio(kernels, LARS_TRUST), rate, optax.trace(o.momentum)),
-        "lamb": (optax.scale_by_adam(b1=o.momentum, eps=1e-6), decay, _trust_ratio(kernels), rate),
+        "lars": (decay, trust(LARS_TRUST), rate, optax.trace(o.momentum)),
+        "lamb": (optax.scale_by_adam(b1=o.momentum, eps=1e-6), decay, trust(1.0), rate),
     }
     frozen = partial(_select, chosen=partial(matches, patterns=o.freeze))
     freeze = optax.masked(optax.set_to_zero(), frozen)
     tx = optax.chain(clip, *choose("optim.optimizer", o.optimizer, rules), freeze)
     return Optimizer(tx, schedule, averaging_rate(o, steps_per_epoch), o.freeze)
-
-
-def _trust_ratio(
-    mask: Callable[[Any], Any], coefficient: float = 1.0
-) -> optax.GradientTransformation:
-    """Returns a scaling of each update in `mask` to `coefficient` times its parameter's norm."""
-    return optax.masked(optax.scale_by_trust_ratio(trust_coefficient=coefficient), mask)
 
 
 def learning_rate_schedule(

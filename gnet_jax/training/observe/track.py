@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import secrets
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -25,7 +26,7 @@ class Tracker(Protocol):
 
     place: str  # where to see the run
 
-    def __init__(self, run_id: str, workdir: Path, config: Mapping[str, Any]) -> None:
+    def __init__(self, run_id: str, workdir: Path, config: dict[str, Any]) -> None:
         """Create the run with this id, or continue it."""
 
     @staticmethod
@@ -42,21 +43,20 @@ class Tracker(Protocol):
 class WandB:
     """A run of Weights & Biases. Environment variables such as WANDB_MODE=offline apply."""
 
-    def __init__(self, run_id: str, workdir: Path, config: Mapping[str, Any]) -> None:
-        wandb: Any = import_module("wandb")
-        self._wandb = wandb
+    def __init__(self, run_id: str, workdir: Path, config: dict[str, Any]) -> None:
+        self._wandb: Any = import_module("wandb")
         # The console stays ours. Flush offline files every second: a killed process loses less.
         wanted = {"silent": True, "console": "off", "finish_timeout": 20}
         wanted["x_transaction_log_flush_interval"] = 1.0
-        known = wandb.Settings.model_fields
-        self._run = wandb.init(
+        known = self._wandb.Settings.model_fields
+        self._run = self._wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             name=os.environ.get("WANDB_NAME", workdir.name),
             id=run_id,
             resume="allow",
             dir=workdir,
-            config=dict(config),
-            settings=wandb.Settings(**{k: v for k, v in wanted.items() if k in known}),
+            config=config,
+            settings=self._wandb.Settings(**{k: v for k, v in wanted.items() if k in known}),
         )
         self.place = str(Path(self._run.dir).parent) if self._run.offline else self._run.url
 
@@ -85,10 +85,10 @@ class WandB:
 class Trackio:
     """A run of Trackio, in a local database or wherever its environment variables say."""
 
-    def __init__(self, run_id: str, workdir: Path, config: Mapping[str, Any]) -> None:
+    def __init__(self, run_id: str, workdir: Path, config: dict[str, Any]) -> None:
         self._trackio: Any = import_module("trackio")
         name = f"{workdir.name}-{run_id}"
-        self._trackio.init(PROJECT, name=name, resume="allow", config=dict(config))
+        self._trackio.init(PROJECT, name=name, resume="allow", config=config)
         self.place = f"trackio show --project {PROJECT}"
 
     @staticmethod
@@ -126,15 +126,11 @@ class Track(contextlib.AbstractContextManager["Track"]):
     """
 
     def __init__(
-        self,
-        name: str | None,
-        workdir: Path,
-        config: Mapping[str, Any],
-        tell: Callable[[str], None],
+        self, name: str | None, workdir: Path, config: dict[str, Any], tell: Callable[[str], None]
     ) -> None:
         self._name, self._file, self.tell = name, workdir / FILE, tell
         self._tracker: Tracker | None = None
-        self._step, self._values, self._pictures = -1, {}, {}
+        self._step, self._values, self._draw = -1, {}, {}
         self._record: dict[str, dict[str, Any]] = {}
         self.exit_code = 1  # of the process, unless the run gets to its end
         if name is None:
@@ -164,19 +160,19 @@ class Track(contextlib.AbstractContextManager["Track"]):
 
     def picture(self, name: str, draw: Callable[[Path], None]) -> None:
         """Add a picture to the last step, if it is not sent; `draw` writes it to a PNG file."""
-        if self._values:
-            with self._survived():
-                self._pictures[name] = self._file.with_name(f"{name}.png")
-                draw(self._pictures[name])
+        self._draw[name] = draw
 
     def _send(self) -> None:
         if self._tracker is not None and self._values:
-            with self._survived():
+            with self._survived(), tempfile.TemporaryDirectory() as folder:
+                pictures = {name: Path(folder, f"{name}.png") for name in self._draw}
+                for name, file in pictures.items():
+                    self._draw[name](file)
                 # Recorded first: a process that is killed in between must not send it again.
                 self._own["step"] = self._step
                 write_json(self._file, self._record)
-                self._tracker.log(self._step, self._values, self._pictures)
-        self._values, self._pictures = {}, {}
+                self._tracker.log(self._step, self._values, pictures)
+        self._values, self._draw = {}, {}
 
     @contextlib.contextmanager
     def _survived(self) -> Iterator[None]:
@@ -184,7 +180,7 @@ class Track(contextlib.AbstractContextManager["Track"]):
         try:
             yield
         except Exception as error:  # whatever a tracker raises
-            tracker, self._tracker, self._values = self._tracker, None, {}
+            tracker, self._tracker = self._tracker, None
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             self.tell(
                 f"warning: {self._name} failed ({reason}); training continues without it, and "
