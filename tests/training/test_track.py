@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from gnet_jax.config import UserError
+from gnet_jax.config.command import Launch, parse_command
 from gnet_jax.training.observe import track as module
 from gnet_jax.training.observe.console import Reporter
 from gnet_jax.training.observe.track import Track, check_tracker
@@ -155,6 +156,12 @@ def test_without_a_tracker_nothing_is_written(tmp_path):
         track.log(10, {"train/loss": 1.0})
         track.picture("curves", Path.touch)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_tracker_is_no_part_of_the_config_so_a_resume_may_add_or_drop_it():
+    command = parse_command(["digits", "--track", "wandb"], "train.py", Launch())
+    assert command.options == Launch(track="wandb")
+    assert command.config == parse_command(["digits"], "train.py", Launch()).config
 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
