@@ -63,6 +63,7 @@ NOT_RUN = {
     "gnet push": "tests have no Hub; tests/model_folder/test_hub.py has one of its own",
     "gnet predict hf:": "tests have no Hub; tests/model_folder/test_hub.py has one of its own",
     "hf auth login": "it asks for an account",
+    "wandb login": "it asks for an account",
     "gnet export models/googlenet googlenet.tflite": "it needs LiteRT's converter; "
     "tests/convert/test_export.py has it",
     "gnet replay": "it needs a run that failed; tests/lab/test_replay.py makes one",

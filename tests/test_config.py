@@ -85,8 +85,10 @@ FIELDS = {
     "augment.mixup": (0.0, [5.0], [-1e-6]),
     "loss.aux_weight": (0.3, [0.0, 2.0], [-1e-6]),
     "loss.label_smoothing": (0.0, [0.999], [1.0, -1e-6]),
-    "optim.optimizer": ("sgd", ["nesterov", "rmsprop", "adamw"], ["adam"]),
+    "optim.optimizer": ("sgd", ["nesterov", "rmsprop", "adamw", "lars", "lamb"], ["adam"]),
     "optim.learning_rate": (0.01, [1e-9], [0.0]),
+    "optim.scale_learning_rate": (None, ["linear", "sqrt"], ["none"]),
+    "optim.reference_batch": (None, [1], [0]),
     "optim.momentum": (0.9, [0.0, 0.999], [1.0, -1e-6]),
     "optim.weight_decay": (2e-4, [0.0], [-1e-6]),
     "optim.bias_lr_factor": (2.0, [0.0], [-1e-6]),
@@ -370,6 +372,7 @@ def test_shared_blocks_are_not_offered_as_a_recipe():
     assert recipe_names() == [
         *("cifar10", "digits", "finetune_folder", "folder"),
         *("imagenet_caffe", "imagenet_modern", "imagenet_paper", "imagenet_pod"),
+        "imagenet_pod_32k",
     ]
     assert sweep_names() == ["ablate_block", "ablate_training"]
 

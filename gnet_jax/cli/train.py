@@ -32,6 +32,7 @@ from gnet_jax.training.hosts import start
 
 if TYPE_CHECKING:
     from gnet_jax.training.loop import Result
+    from gnet_jax.training.observe.track import Track
     from gnet_jax.training.program import Run
 
 
@@ -93,10 +94,14 @@ def run(config: Config | UserError, launch: Launch, arguments: Sequence[str], pr
     import jax  # here, so that --help and command-line errors return immediately
 
     from gnet_jax.training import loop, program, sharding
+    from gnet_jax.training.observe.console import SafeConsole
+    from gnet_jax.training.observe.track import Track, check_tracker
 
     def prepared() -> tuple["Run", dict[str, Any]]:
         if isinstance(config, UserError):
             raise config
+        if jax.process_index() == 0:
+            check_tracker(launch.track)
         if config.init is None:
             run = program.prepare(config)
         else:
@@ -116,7 +121,12 @@ def run(config: Config | UserError, launch: Launch, arguments: Sequence[str], pr
             workdir = start.open_shared_workdir(ready.config, fingerprints)
             if first:
                 print_plan(ready, workdir)
-            result = loop.train(ready, workdir)
+            tracker, own = launch.track if first else None, dataclasses.asdict(ready.config)
+            with Track(tracker, workdir, own, SafeConsole().say) as track:
+                result = loop.train(ready, workdir, track=track)
+                track.exit_code = exit_code(result)
+                if tracker is not None and result.signal is None:
+                    add_pictures(track, workdir)
     except start.HostsError as error:
         print_error(f"{prog}: error: {error}")
         return start.EXIT_LOST
@@ -125,7 +135,21 @@ def run(config: Config | UserError, launch: Launch, arguments: Sequence[str], pr
         return 1
     if first:
         print_result(result, ready.config, workdir, arguments, prog)
+    return exit_code(result)
+
+
+def exit_code(result: "Result") -> int:
+    """Returns the exit code of a run that ended with `result`."""
     return 0 if result.signal is None else 128 + result.signal
+
+
+def add_pictures(track: "Track", workdir: Path) -> None:
+    """Add the curves of the run to its last step, and the diagnosis if it has one."""
+    from gnet_jax.lab.sweeps.figures import draw_curves, draw_diagnostics, read_diagnostics
+
+    track.picture("curves", lambda file: draw_curves([workdir], file))
+    if read_diagnostics(workdir):
+        track.picture("diagnostics", lambda file: draw_diagnostics([workdir], file))
 
 
 def print_plan(run: "Run", workdir: Path) -> None:
@@ -134,11 +158,12 @@ def print_plan(run: "Run", workdir: Path) -> None:
 
     from gnet_jax.lab.cost.ledger import network_ledger
     from gnet_jax.training.observe.console import SafeConsole
+    from gnet_jax.training.optimizer import scaled
     from gnet_jax.training.program import layers
 
     config, program = run.config, run.program
     cost = network_ledger(program.model, config.data.image_size)
-    m, d, o, mesh = config.model, config.data, config.optim, program.mesh
+    m, d, o, mesh = config.model, config.data, scaled(config), program.mesh
     heads = ", ".join(program.model.arch.aux_after) or "none"
     with_heads = "" if heads == "none" else f" ({cost.params_with_aux:,} with aux heads)"
     network = f"{m.variant}, width x{m.width_multiplier:g}, reductions x{m.reduction_factor:g}"

@@ -45,6 +45,10 @@ class Launch:
     restart_delay: NotNegative = 5.0
     """Seconds to wait before the first restart.
     The wait doubles after each crash without a new checkpoint, up to five minutes."""
+    track: Literal["wandb", "trackio"] | None = None
+    """Also send the config, metrics and pictures to an experiment tracker (docs/pods.md).
+    wandb: Weights & Biases; requires pip install -e ".[wandb]".
+    trackio: Trackio; requires pip install -e ".[trackio]"."""
 
 
 def check_launch(launch: Launch) -> None:

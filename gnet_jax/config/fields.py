@@ -50,6 +50,9 @@ class ModelConfig(Choices):
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Data type of the computation. Parameters, LRN sums, logits and losses are always float32."""
+    batch_norm_group: Count | None = None
+    """Images over which batch norm averages in training: consecutive ones of the batch.
+    None averages over the whole batch. The result does not depend on the devices."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,13 +151,17 @@ class LossConfig:
 class OptimConfig:
     """The optimiser, its schedule and the averaging of parameters."""
 
-    optimizer: Literal["sgd", "nesterov", "rmsprop", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "nesterov", "rmsprop", "adamw", "lars", "lamb"] = "sgd"
     """sgd: SGD with momentum (the paper). nesterov: SGD with Nesterov momentum.
-    rmsprop, adamw: as in optax."""
+    rmsprop, adamw: as in optax. lars, lamb: SGD and Adam for large batches (docs/pods.md)."""
     learning_rate: Annotated[Positive, arg(aliases=["--lr"])] = 0.01
     """Peak learning rate for the whole batch, over all devices and hosts."""
+    scale_learning_rate: Literal["linear", "sqrt"] | None = None
+    """Multiply learning_rate by batch_size / reference_batch (linear), or by its square root."""
+    reference_batch: Count | None = None
+    """Batch size for which learning_rate is given, if it is scaled; None is 256."""
     momentum: BelowOne = 0.9
-    """Momentum of sgd, nesterov and rmsprop; the first beta of adamw."""
+    """Momentum of sgd, nesterov, rmsprop and lars; the first beta of adamw and lamb."""
     weight_decay: NotNegative = 2e-4
     """Weight decay of the kernels. Biases and batch norm parameters have none."""
     bias_lr_factor: NotNegative = 2.0

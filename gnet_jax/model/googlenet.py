@@ -44,6 +44,7 @@ class GoogLeNet(nn.Module):
     arch: Architecture = Architecture()
     dtype: Any = jnp.float32  # of the computation; parameters, LRN sums and logits stay float32
     axis_name: str | None = None  # name of the pmap axis over which batch norm averages
+    batch_norm_group: int | None = None  # images over which batch norm averages; None: all
     momentum: float = 0.9  # of batch norm: new = momentum * running + (1 - momentum) * batch
     ops: Any = FAST  # `Ops`, or a name in OPS; "reference" supports forward-mode differentiation
 
@@ -133,6 +134,8 @@ def _conv(model: GoogLeNet, train: bool) -> partial[ConvBlock]:
             epsilon=1e-3,
             dtype=model.dtype,
             axis_name=model.axis_name,
+            # The reference, `nn.BatchNorm`, has no groups.
+            **({} if model.batch_norm_group is None else {"group": model.batch_norm_group}),
         )
     else:
         norm = partial(custom.load(model.arch.norm), train=train, dtype=model.dtype)

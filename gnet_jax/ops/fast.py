@@ -263,6 +263,7 @@ class BatchNorm(nn.Module):
     epsilon: float
     dtype: Any  # of the output
     axis_name: str | None = None
+    group: int | None = None  # images that are normalised together; None: all
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
@@ -277,14 +278,23 @@ class BatchNorm(nn.Module):
             factor_C = scale_C * lax.rsqrt(var.value + self.epsilon)
             y_BHWC = (_widen(x_BHWC) - mean.value) * factor_C + bias_C
         else:
-            results: Any = normalize(x_BHWC, scale_C, bias_C, self.epsilon, self.axis_name)
-            y_BHWC, *statistics = results
+            options = (scale_C, bias_C, self.epsilon, self.axis_name)
+            y_BHWC, *statistics = _normalize_groups(x_BHWC, self.group, *options)
             for running, new in zip((mean, var), statistics, strict=True):
                 new = lax.stop_gradient(new)
                 if self.momentum:  # with momentum 0, skip three operations, 120 times in a network
                     new = self.momentum * running.value + (1 - self.momentum) * new
                 running.value = new
         return y_BHWC.astype(self.dtype)
+
+
+def _normalize_groups(x_BHWC: jax.Array, group: int | None, *options: Any) -> Any:
+    """Returns `normalize` of each `group` consecutive images, and the means of its statistics."""
+    if group is None:
+        return normalize(x_BHWC, *options)
+    x_GBHWC = x_BHWC.reshape(-1, group, *x_BHWC.shape[1:])
+    y_GBHWC, mean_GC, var_GC = jax.vmap(lambda x: normalize(x, *options))(x_GBHWC)
+    return y_GBHWC.reshape(x_BHWC.shape), mean_GC.mean(0), var_GC.mean(0)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))

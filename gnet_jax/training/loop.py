@@ -27,6 +27,7 @@ from gnet_jax.training.observe.faults import (
     SkippedSteps,
     default_patience,
 )
+from gnet_jax.training.observe.track import Track
 from gnet_jax.training.optimizer import averaging_warning
 from gnet_jax.training.program import Program, Run, augmentation, training_batches
 from gnet_jax.training.sharding import compile_eval_step, put_batches
@@ -84,15 +85,16 @@ def train(
     steps: CompiledSteps | None = None,
     request: StopRequest | None = None,
     on_report: Callable[[int, float], None] = lambda step, eta: None,
+    track: Track | None = None,
 ) -> Result:
     """Train from the latest checkpoint in `workdir`, or from scratch, to the run's last step.
 
     Call `open_workdir` first. Stops if `request`, by default its own, has received a signal.
-    Whenever metrics are logged, calls `on_report` with the step and the estimated seconds until the
-    end of the run. Raises a TrainingError if the validation loss is not finite, if too
-    many steps in a row are not finite, if the last save failed, or if the main head does not learn
-    and `dead_heads` is "stop". Raises a DataError, after saving, if too many images are corrupt or
-    a label is out of range.
+    Whenever metrics are logged, sends them to `track`, and calls `on_report` with the step and the
+    estimated seconds until the end of the run. Raises a TrainingError if the validation loss is not
+    finite, if too many steps in a row are not finite, if the last save failed, or if the main head
+    does not learn and `dead_heads` is "stop". Raises a DataError, after saving, if too many images
+    are corrupt or a label is out of range.
     """
     config, program, total = run.config, run.program, run.program.total_steps
     began, watch, main = time.perf_counter(), Stopwatch(), jax.process_index() == 0
@@ -109,7 +111,9 @@ def train(
         own = program.model.arch.own_parts
         changed = run_on_all_hosts(lambda: add_start(workdir, start, own) if main else None)
         reporter = stack.enter_context(
-            Reporter(workdir, start_step=start, total_steps=total, enabled=main, watch=watch)
+            Reporter(
+                workdir, start_step=start, total_steps=total, enabled=main, watch=watch, track=track
+            )
         )
         checkpoints.tell = reporter.say
         request = request or stack.enter_context(StopRequest())

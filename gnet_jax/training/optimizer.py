@@ -1,7 +1,9 @@
 """Optimisers, schedules, frozen layers and parameter averaging, built from optax."""
 
+import dataclasses
 import fnmatch
 import itertools
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -10,9 +12,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gnet_jax.config import ConfigError, OptimConfig, choose
+from gnet_jax.config import Config, ConfigError, OptimConfig, choose
 from gnet_jax.model.layers import Role, roles_by_path
 
+REFERENCE_BATCH = 256  # for which learning rates in the literature are given
+LARS_TRUST = 0.001  # the trust coefficient (arXiv 1708.03888)
 _WARMUP = 10  # during its warm-up, an average covers about the last tenth of the steps so far
 
 
@@ -25,16 +29,36 @@ class Optimizer(NamedTuple):
     frozen: tuple[str, ...] = ()  # patterns for the names of the parameters that do not learn
 
 
+def scaled(config: Config) -> OptimConfig:
+    """Returns `config.optim` with the learning rate for `config.batch_size`.
+    Linear: Goyal et al. (arXiv 1706.02677). Square root: Krizhevsky (arXiv 1404.5997).
+    """
+    o = config.optim
+    if o.scale_learning_rate is None:
+        return o
+    ratio = config.batch_size / (o.reference_batch or REFERENCE_BATCH)
+    factors = {"linear": ratio, "sqrt": math.sqrt(ratio)}
+    factor = choose("optim.scale_learning_rate", o.scale_learning_rate, factors)
+    return dataclasses.replace(o, learning_rate=o.learning_rate * factor, scale_learning_rate=None)
+
+
 def make_optimizer(
     o: OptimConfig, steps_per_epoch: float, total_steps: int, loaded: frozenset[str] = frozenset()
 ) -> Optimizer:
     """Returns the optimiser of a run; its learning-rate schedule ends at `total_steps`.
+    `o` has the learning rate of the batch (see `scaled`).
     `loaded` has the paths ("params/conv1/conv/kernel") of the parameters that `--init` loaded.
     """
     schedule = learning_rate_schedule(o, steps_per_epoch, total_steps)
     names = {path.removeprefix("params/") for path in loaded}
     clip = optax.identity() if o.clip_norm is None else optax.clip_by_global_norm(o.clip_norm)
-    decay = optax.add_decayed_weights(o.weight_decay, mask=_has_role("kernel"))
+    kernels = _has_role("kernel")
+    decay = optax.add_decayed_weights(o.weight_decay, mask=kernels)
+
+    def trust(coefficient: float) -> optax.GradientTransformation:
+        ratio = optax.scale_by_trust_ratio(trust_coefficient=coefficient)
+        return optax.masked(ratio, kernels)
+
     rate = optax.chain(
         optax.scale_by_learning_rate(schedule),
         optax.masked(optax.scale(o.bias_lr_factor), _has_role("bias")),
@@ -46,6 +70,10 @@ def make_optimizer(
         "nesterov": (decay, rate, optax.trace(o.momentum, nesterov=True)),
         "rmsprop": (decay, optax.scale_by_rms(), rate, optax.trace(o.momentum)),
         "adamw": (optax.scale_by_adam(b1=o.momentum), decay, rate),
+        # You et al. (arXiv 1708.03888, 1904.00962). The layer-wise rate, like the decay, is for
+        # kernels only: biases and batch norm would get rates near zero from their small norms.
+        "lars": (decay, trust(LARS_TRUST), rate, optax.trace(o.momentum)),
+        "lamb": (optax.scale_by_adam(b1=o.momentum, eps=1e-6), decay, trust(1.0), rate),
     }
     frozen = partial(_select, chosen=partial(matches, patterns=o.freeze))
     freeze = optax.masked(optax.set_to_zero(), frozen)

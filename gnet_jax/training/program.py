@@ -21,7 +21,7 @@ from gnet_jax.model.googlenet import GoogLeNet, abstract_variables, init
 from gnet_jax.model.layers import roles_by_path
 from gnet_jax.model_folder.folder import TrainedModel, config_of
 from gnet_jax.training import gradients, sharding
-from gnet_jax.training.optimizer import Optimizer, check_freeze, make_optimizer
+from gnet_jax.training.optimizer import Optimizer, check_freeze, make_optimizer, scaled
 from gnet_jax.training.sharding import machine_memory, put_state, replicated
 from gnet_jax.training.step import TrainState, compute_gradient, create_state, eval_step, train_step
 
@@ -228,7 +228,7 @@ def make_program(
         raise ConfigError(
             f"epochs is {config.epochs:g}, which is {total_steps:,} steps; the limit is {2**31:,}"
         )
-    optimizer = make_optimizer(config.optim, steps_per_epoch, total_steps, loaded)
+    optimizer = make_optimizer(scaled(config), steps_per_epoch, total_steps, loaded)
     return Program(
         config, model, optimizer, mesh, steps_per_epoch, total_steps, pretrained, takeover
     )
@@ -250,7 +250,7 @@ def model_of(config: Config, classes: int, pretrained: TrainedModel | None = Non
     if size < smallest:
         other = ", or model.stem small" if arch.stem == "imagenet" else ""
         raise ConfigError(f"data.image_size {size} is too small; use at least {smallest}{other}")
-    return GoogLeNet(arch, dtype=jnp.dtype(m.dtype))
+    return GoogLeNet(arch, dtype=jnp.dtype(m.dtype), batch_norm_group=m.batch_norm_group)
 
 
 def _change_loaded(loaded: Architecture, m: ModelConfig, wanted: Architecture) -> Architecture:
@@ -258,7 +258,7 @@ def _change_loaded(loaded: Architecture, m: ModelConfig, wanted: Architecture) -
     default, dropouts = ModelConfig(), ("dropout", "aux_dropout")
     for field in dataclasses.fields(m):
         name, value = field.name, getattr(m, field.name)
-        if name in ("num_classes", "aux_after", "dtype", *dropouts):
+        if name in ("num_classes", "aux_after", "dtype", "batch_norm_group", *dropouts):
             continue
         if value not in (getattr(default, name), getattr(VARIANTS["paper"], name, None)):
             raise ConfigError(

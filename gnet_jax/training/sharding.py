@@ -92,6 +92,15 @@ def check_batches(config: Config, mesh: Mesh) -> None:
                 f"multiple of {2 * devices}; use {2 * devices} or a larger power of two"
             )
         into, unit = f"{shards} virtual shards", shards
+    group = config.model.batch_norm_group
+    if group is not None:
+        # With canonical numerics, batch norm sees one virtual shard at a time.
+        together = config.batch_size // (parts * (shards if config.numerics == "canonical" else 1))
+        if together % group:
+            raise ConfigError(
+                f"model.batch_norm_group is {group}; it must divide the {together} images that "
+                "batch norm sees at once"
+            )
     if parts > 1:
         into += f", each with {parts} accumulated parts"
     if config.augment.mixup:

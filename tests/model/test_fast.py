@@ -1,4 +1,5 @@
 import dataclasses
+import re
 from functools import partial
 
 import jax
@@ -12,6 +13,7 @@ from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.ops import fast, fast_conv, reference
 from gnet_jax.ops.fast import FAST
 from gnet_jax.ops.reference import REFERENCE
+from gnet_jax.training.sharding import data_mesh, replicated, split
 from tests.tiny import tiny_arch, tiny_variables
 
 GENERATOR = np.random.default_rng(0)
@@ -246,6 +248,69 @@ def test_batch_norm_of_bfloat16_has_float32_statistics():
     exact = np.asarray(x, np.float64)
     np.testing.assert_allclose(mean, exact.mean((0, 1, 2)), rtol=1e-6)
     np.testing.assert_allclose(var, exact.var((0, 1, 2)), rtol=1e-4)
+
+
+def grouped(group):
+    norm = FAST.batch_norm(False, 0.0, 1e-3, jnp.float32, group=group)
+    scale, bias = jnp.linspace(0.5, 2, 7), jnp.linspace(-1, 1, 7)
+
+    def loss(params, x):
+        variables = {"params": params, "batch_stats": {"mean": jnp.zeros(7), "var": jnp.ones(7)}}
+        y, new = norm.apply(variables, x, mutable=["batch_stats"])
+        return jnp.sum(jnp.sin(y)), (y, new["batch_stats"])
+
+    return partial(jax.value_and_grad(loss, (0, 1), has_aux=True), {"scale": scale, "bias": bias})
+
+
+def test_batch_norm_over_groups_is_that_of_each_group_alone():
+    """The loss and the parameters' gradients are sums, the statistics are means of the groups'."""
+    x = jnp.asarray(3 + 2 * GENERATOR.normal(size=(6, 3, 5, 7)), jnp.float32)
+    (loss, (y, stats)), (d_params, dx) = grouped(2)(x)
+    parts = [grouped(None)(x[i : i + 2]) for i in (0, 2, 4)]
+    each = [(*value, *gradient) for value, gradient in parts]
+    losses, outputs, d_each, dx_each = zip(*each, strict=True)
+    assert_close(loss, sum(losses), 1e-5)
+    assert_close(y, jnp.concatenate([output for output, _ in outputs]), 1e-5)
+    mean = jax.tree.map(lambda *a: sum(a) / 3, *[own for _, own in outputs])
+    assert_close(stats, mean, 1e-5)
+    assert_close(d_params, jax.tree.map(lambda *a: sum(a), *d_each), 1e-5)
+    assert_close(dx, jnp.concatenate(dx_each), 1e-5)
+
+
+def test_one_group_of_all_images_is_plain_batch_norm():
+    x = jnp.asarray(3 + 2 * GENERATOR.normal(size=(4, 3, 5, 7)), jnp.float32)
+    assert_close(grouped(4)(x), grouped(None)(x), 1e-6)
+
+
+def collectives(group, images=16):
+    """The collectives of a gradient of batch norm whose images are split over eight devices."""
+    mesh = data_mesh()
+    x = jax.ShapeDtypeStruct((images, 2, 2, 7), jnp.float32, sharding=split(mesh))
+    out = ((replicated(mesh), split(mesh)), replicated(mesh), split(mesh))
+
+    def step(x):
+        (_, (y, stats)), (d_params, dx) = grouped(group)(x)
+        return (stats, y), d_params, dx
+
+    text = jax.jit(step, out_shardings=out).lower(x).compile().as_text()
+    kinds = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
+    return re.findall(rf"= .*? ({kinds})(?:-start)?\(", text)
+
+
+def test_groups_within_a_device_need_no_exchange_before_their_outputs():
+    """Only the statistics and the parameters' gradients are exchanged, all at once."""
+    assert collectives(2) == ["all-reduce"]
+    assert collectives(1) == ["all-reduce"]
+    assert len(collectives(None)) > 1
+    assert len(collectives(4)) > 1
+
+
+def test_the_result_of_groups_does_not_depend_on_the_devices():
+    x = np.float32(3 + 2 * GENERATOR.normal(size=(16, 2, 2, 7)))
+    for group in (2, 4, 16):
+        alone = jax.jit(grouped(group))(x)
+        spread = jax.jit(grouped(group))(jax.device_put(x, split(data_mesh())))
+        assert_close(alone, spread, 1e-5)
 
 
 def test_the_variance_of_equal_values_is_not_negative():

@@ -28,7 +28,9 @@ from gnet_jax.training.loop import (
     train,
 )
 from gnet_jax.training.observe.console import Reporter
+from gnet_jax.training.observe.track import TRACKERS, Track
 from gnet_jax.training.program import Program, Run
+from gnet_jax.training.workdir import MetricsFile
 from tests.tiny import failing_late, tiny_run, with_program
 
 SIGINT_BEFORE = signal.getsignal(signal.SIGINT)  # ignored, where the tests run in the background
@@ -270,6 +272,34 @@ def test_a_signal_during_the_last_save_waits_for_it(finished, steps, tmp_path, m
     assert unheard == []
     assert (result.step, result.signal) == (9, None)  # nothing was left to do
     assert final_digest(run, tmp_path) == final_digest(run, whole_workdir)
+
+
+class BrokenTracker:
+    """A tracker that can be opened, and then fails."""
+
+    place = "nowhere"
+
+    def __init__(self, *_):
+        pass
+
+    def log(self, *_):
+        raise ConnectionError("lost")
+
+    close = log
+
+
+def test_a_run_is_the_same_with_a_tracker_that_fails(
+    finished, steps, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setitem(TRACKERS, "wandb", BrokenTracker)
+    run = tiny_run(tmp_path)
+    with Track("wandb", tmp_path, {}, print) as track:
+        train(run, tmp_path, steps, track=track)
+    assert final_digest(run, tmp_path) == final_digest(*finished[:2])
+    logs = [MetricsFile(folder / "metrics.jsonl").read() for folder in (tmp_path, finished[1])]
+    own, others = ([line["step"] for line in lines] for lines in logs)
+    assert own == others
+    assert capsys.readouterr().out.count("warning: wandb failed (ConnectionError: lost)") == 1
 
 
 def test_a_finished_run_does_nothing_again(finished, steps, capsys):

@@ -3,14 +3,16 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from gnet_jax.config import OptimConfig, UserError
+from gnet_jax.config import Config, OptimConfig, UserError, load_recipe
 from gnet_jax.training.optimizer import (
     averaging_rate,
     averaging_warning,
     learning_rate_schedule,
     make_optimizer,
+    scaled,
     warm_rate,
 )
 from gnet_jax.training.program import prepare
@@ -88,7 +90,7 @@ def update(step_count=1, gradient=0.0, **options):
     }
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "nesterov", "rmsprop", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "nesterov", "rmsprop", "adamw", "lars", "lamb"])
 def test_kernels_alone_are_decayed(optimizer):
     after = update(optimizer=optimizer, learning_rate=0.1, weight_decay=0.01)
     assert after.pop("conv/kernel") < 1
@@ -147,6 +149,134 @@ def test_adamw_decays_the_weights_after_adam():
     assert after["conv/kernel"] == pytest.approx(w, rel=1e-5)
 
 
+def test_lars_gives_each_kernel_a_rate_from_its_norm_and_the_rest_plain_sgd():
+    """v <- 0.8 v + lr 0.001 |w| / |u| u, with u = g + wd w; the two elements are equal."""
+    w, v, bias, bias_v = 1.0, 0.0, 1.0, 0.0
+    for _ in range(3):
+        u = 0.5 + 0.3 * w
+        v = 0.8 * v + 10 * 0.001 * (abs(w) / abs(u)) * u
+        bias_v = 0.8 * bias_v + 10 * 0.5
+        w, bias = w - v, bias - bias_v
+    options = {"momentum": 0.8, "weight_decay": 0.3, "bias_lr_factor": 1.0}
+    after = update(3, 0.5, optimizer="lars", learning_rate=10.0, **options)
+    assert after.pop("conv/kernel") == pytest.approx(w, rel=1e-5)
+    assert list(after.values()) == pytest.approx([bias] * 3, rel=1e-5)
+
+
+def test_lamb_gives_each_kernel_a_step_as_long_as_its_rate_times_its_norm():
+    """A constant gradient, so that Adam's step is one, which LAMB scales to the kernel's norm."""
+    w, bias = 1.0, 1.0
+    for _ in range(3):
+        u = 1 + 0.3 * w
+        w, bias = w - 0.1 * (abs(w) / abs(u)) * u, bias - 0.1
+    options = {"weight_decay": 0.3, "bias_lr_factor": 1.0}
+    after = update(3, 0.5, optimizer="lamb", learning_rate=0.1, **options)
+    assert after.pop("conv/kernel") == pytest.approx(w, rel=1e-4)
+    assert list(after.values()) == pytest.approx([bias] * 3, rel=1e-4)
+
+
+def odd_tree():
+    """Parameters with other norms than those of `PARAMS`, and gradients for three steps."""
+    draw = np.random.default_rng(0).normal
+    layer = {
+        "conv": {"kernel": draw(size=(3, 3, 2, 4)), "bias": draw(size=4)},
+        "norm": {"scale": draw(size=4), "bias": draw(size=4)},
+    }
+    zero = {"conv": {"kernel": np.zeros((1, 1, 2, 2)), "bias": np.zeros(2)}}
+    params = jax.tree.map(np.float32, {"conv1": layer, "conv2": zero})
+    grads = [jax.tree.map(lambda x: np.float32(draw(size=x.shape)), params) for _ in range(3)]
+    return params, grads
+
+
+def walk(transformation, params, grads):
+    state = transformation.init(params)
+    for each in grads:
+        updates, state = transformation.update(each, state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+@pytest.mark.parametrize("name", ["lars", "lamb"])
+def test_without_a_bias_factor_it_is_optaxs_own_with_everything_but_kernels_left_out(name):
+    params, grads = odd_tree()
+    kernels = jax.tree.map_with_path(lambda path, _: path[-1].key == "kernel", params)
+    others = jax.tree.map(lambda kernel: not kernel, kernels)
+    adam = optax.chain(optax.scale_by_adam(b1=0.8, eps=1e-6), optax.scale_by_learning_rate(0.1))
+    expected = {
+        "lars": lambda: optax.lars(0.1, 0.3, kernels, trust_ratio_mask=kernels, momentum=0.8),
+        "lamb": lambda: optax.chain(
+            optax.masked(optax.lamb(0.1, b1=0.8, weight_decay=0.3), kernels),
+            optax.masked(adam, others),
+        ),
+    }[name]()
+    o = OptimConfig(
+        optimizer=name,
+        learning_rate=0.1,
+        momentum=0.8,
+        weight_decay=0.3,
+        bias_lr_factor=1.0,
+        schedule="constant",
+    )
+    own, theirs = walk(make_optimizer(o, 10, 100).tx, params, grads), walk(expected, params, grads)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), own, theirs)
+
+
+@pytest.mark.parametrize("name", ["lars", "lamb"])
+def test_frozen_layers_stay_and_clipping_and_factors_apply_with_layer_wise_rates(name):
+    params, grads = odd_tree()
+
+    def after(**options):
+        o = OptimConfig(optimizer=name, schedule="constant", **options)
+        return walk(make_optimizer(o, 10, 100).tx, params, grads)
+
+    frozen = after(freeze=("conv1",))
+    jax.tree.map(np.testing.assert_array_equal, frozen["conv1"], params["conv1"])
+    assert not np.array_equal(frozen["conv2"]["conv"]["bias"], params["conv2"]["conv"]["bias"])
+    still = after(bias_lr_factor=0.0)["conv1"]
+    np.testing.assert_array_equal(still["conv"]["bias"], params["conv1"]["conv"]["bias"])
+    assert not np.array_equal(still["norm"]["bias"], params["conv1"]["norm"]["bias"])
+    clipped = after(clip_norm=1e-3, weight_decay=0.0)["conv1"]["norm"]["scale"]
+    moved = np.abs(clipped - params["conv1"]["norm"]["scale"]).max()
+    # Adam does not depend on the gradient's scale, so only LARS is slower.
+    assert (moved < 1e-4) == (name == "lars")
+
+
+@pytest.mark.parametrize(
+    ("scale", "batch", "reference", "rate"),
+    [
+        (None, 4096, None, 0.1),
+        ("linear", 4096, None, 1.6),
+        ("linear", 64, None, 0.025),
+        ("linear", 4096, 1024, 0.4),
+        ("sqrt", 4096, None, 0.4),
+        ("sqrt", 4096, 1024, 0.2),
+    ],
+)
+def test_the_learning_rate_follows_the_batch_if_the_config_says_so(scale, batch, reference, rate):
+    o = OptimConfig(learning_rate=0.1, scale_learning_rate=scale, reference_batch=reference)
+    found = scaled(Config(batch_size=batch, optim=o))
+    assert found.learning_rate == pytest.approx(rate)
+    # What is scaled once is not scaled again.
+    assert scaled(Config(batch_size=batch, optim=found)) == found
+
+
+def test_a_run_uses_the_scaled_rate_and_keeps_the_given_one_in_its_config(tmp_path):
+    o = OptimConfig(learning_rate=0.1, scale_learning_rate="linear", schedule="constant")
+    program = prepare(tiny_config(tmp_path, batch_size=32, optim=o)).program
+    assert float(program.optimizer.learning_rate(0)) == pytest.approx(0.1 / 8)
+    assert program.config.optim.learning_rate == 0.1
+
+
+def test_the_pod_recipes_have_the_rates_of_their_sources():
+    pod, large = (load_recipe(name)[0] for name in ("imagenet_pod", "imagenet_pod_32k"))
+    assert scaled(pod).learning_rate == pytest.approx(1.6)
+    assert scaled(dataclasses.replace(pod, batch_size=8192)).learning_rate == pytest.approx(3.2)
+    schedule = learning_rate_schedule(scaled(large), 1_281_167 / 32768, 3519)
+    warmup = round(12 * 1_281_167 / 32768)
+    assert schedule(warmup) == pytest.approx(34.0)
+    assert schedule((warmup + 3519) / 2) == pytest.approx(34.0 / 4, rel=1e-3)
+
+
 def test_the_momentum_of_adamw_is_its_first_decay_rate():
     """Gradients 1 and 0: the means are 0.5 / 0.5 and 0.25 / 0.75, of the squares 1 and 0.49975."""
     options = {"momentum": 0.5, "learning_rate": 0.1, "weight_decay": 0.0}
@@ -199,9 +329,9 @@ def test_every_field_of_the_optimiser_changes_the_run(name):
 
 
 def test_no_field_of_the_optimiser_is_forgotten():
-    """`accumulate` belongs to the step; test_step.py has it."""
+    """`accumulate` belongs to the step; test_step.py has it. `scaled` uses the other two."""
     names = {field.name for field in dataclasses.fields(OptimConfig)}
-    assert names == FIELDS.keys() | {"accumulate"}
+    assert names == FIELDS.keys() | {"accumulate", "scale_learning_rate", "reference_batch"}
 
 
 def test_clipping_limits_the_global_norm():

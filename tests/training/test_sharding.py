@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gnet_jax.config import AugmentConfig, Config, ConfigError, DataConfig, OptimConfig
+from gnet_jax.config import AugmentConfig, Config, ConfigError, DataConfig, ModelConfig, OptimConfig
 from gnet_jax.training import sharding
 from gnet_jax.training.program import prepare
 from gnet_jax.training.sharding import check_batches, data_mesh, put_batches, use_compilation_cache
@@ -61,6 +61,29 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_do(
 ):
     with pytest.raises(ConfigError, match=found):
         check_batches(Config(batch_size=batch_size, **changes), data_mesh())
+
+
+def in_groups(size):
+    return {"model": ModelConfig(batch_norm_group=size)}
+
+
+def test_groups_of_batch_norm_divide_the_images_that_it_sees_at_once():
+    for batch_size, changes in (
+        (32, in_groups(32)),
+        (32, in_groups(1)),
+        (48, in_groups(3) | in_parts(2)),
+        (64, in_groups(4) | CANONICAL),
+        (128, in_groups(4) | CANONICAL | in_parts(2)),
+    ):
+        check_batches(Config(batch_size=batch_size, **changes), data_mesh())
+    for batch_size, changes, seen in (
+        (32, in_groups(64), 32),
+        (32, in_groups(5), 32),
+        (48, in_groups(16) | in_parts(2), 24),
+        (64, in_groups(8) | CANONICAL, 4),
+    ):
+        with pytest.raises(ConfigError, match=f"batch_norm_group is .* divide the {seen} images"):
+            check_batches(Config(batch_size=batch_size, **changes), data_mesh())
 
 
 def test_canonical_numerics_need_a_power_of_two_of_devices():

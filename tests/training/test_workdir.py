@@ -43,6 +43,21 @@ def test_a_workdir_accepts_its_own_run_again(tmp_path):
     assert open_workdir(dataclasses.replace(config, log_every_steps=1), PRINTS) == workdir
 
 
+LATER = ("optim.scale_learning_rate", "optim.reference_batch", "model.batch_norm_group")
+
+
+def test_a_workdir_of_a_version_without_a_field_is_resumed_with_the_fields_default(tmp_path):
+    config = Config(workdir=str(tmp_path))
+    open_workdir(config, PRINTS)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    older = {name: value for name, value in saved.items() if name not in LATER}
+    assert len(older) == len(saved) - len(LATER)
+    write_json(tmp_path / "config.json", older)
+    scaled = dataclasses.replace(config.optim, scale_learning_rate="linear")
+    assert LATER[0] in refusal(dataclasses.replace(config, optim=scaled), PRINTS)
+    open_workdir(config, PRINTS)
+
+
 def refusal(config, prints):
     """The message with which `open_workdir` refuses."""
     with pytest.raises(ConfigError) as raised:

@@ -17,7 +17,7 @@ from gnet_jax.model.googlenet import GoogLeNet, abstract_variables, layer_output
 from gnet_jax.model_folder.folder import from_json
 from gnet_jax.training.checkpoints.verify import named_leaves
 from gnet_jax.training.observe.faults import NOTES
-from gnet_jax.training.optimizer import Optimizer, make_optimizer
+from gnet_jax.training.optimizer import Optimizer, make_optimizer, scaled
 from gnet_jax.training.program import augmentation, flat, make_train_step
 from gnet_jax.training.sharding import compile_train_step, data_mesh, put_state
 from gnet_jax.training.step import TrainState, compute_loss, create_state, step_keys
@@ -76,9 +76,13 @@ def read_replay(file: Path) -> Replay:
         notes = json.loads(arrays.pop(NOTES).tobytes())
         config = from_json(Config, notes["config"])
         arch = from_json(Architecture, notes["architecture"])
-        model = GoogLeNet(arch, dtype=jnp.dtype(config.model.dtype))
+        model = GoogLeNet(
+            arch,
+            dtype=jnp.dtype(config.model.dtype),
+            batch_norm_group=config.model.batch_norm_group,
+        )
         lengths = notes["steps_per_epoch"], notes["total_steps"]
-        optimizer = make_optimizer(config.optim, *lengths, frozenset(notes["loaded"]))
+        optimizer = make_optimizer(scaled(config), *lengths, frozenset(notes["loaded"]))
         create = partial(create_state, optimizer=optimizer, seed=0)
         abstract = jax.eval_shape(create, abstract_variables(model, config.data.image_size))
         leaves = [arrays[f"state/{name}"] for name in named_leaves(abstract)]
@@ -185,7 +189,8 @@ def _check_examples(
     targets_BK: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns, by example, which layers and gradients are finite (B, n), and the loss (B,)."""
-    loss = jax.value_and_grad(partial(_loss, replay, []), has_aux=True)
+    alone = dataclasses.replace(replay, model=replay.model.clone(batch_norm_group=None))
+    loss = jax.value_and_grad(partial(_loss, alone, []), has_aux=True)
 
     def run_one(example: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
         image_BHWC, target_BK = jax.tree.map(lambda x: x[None], example)

@@ -17,6 +17,7 @@ from tensorboardX.proto import event_pb2
 from tensorboardX.summary import histogram_raw, scalar
 
 from gnet_jax.errors import discard
+from gnet_jax.training.observe.track import Track
 from gnet_jax.training.workdir import RECORD_FILE, MetricsFile, read_starts, write_json
 
 _messages: Any = event_pb2  # its classes are created on import, which type checkers cannot see
@@ -201,6 +202,7 @@ class SafeConsole(Console):
 
 class Reporter(contextlib.AbstractContextManager["Reporter"]):
     """Prints metrics, as one live line on a terminal, and logs them (metrics.jsonl, TensorBoard).
+    `track` gets the same metrics, and first those of earlier starts that it does not have.
     With `enabled=False`, as on every process except the first, nothing is printed or written.
     """
 
@@ -212,6 +214,7 @@ class Reporter(contextlib.AbstractContextManager["Reporter"]):
         total_steps: int,
         enabled: bool = True,
         watch: Stopwatch | None = None,
+        track: Track | None = None,
     ) -> None:
         self._workdir, self._enabled, self._total = workdir, enabled, total_steps
         self.watch = watch or Stopwatch()
@@ -222,6 +225,11 @@ class Reporter(contextlib.AbstractContextManager["Reporter"]):
         self._board = Board(workdir / "tensorboard", purge_step=start_step + 1)
         if enabled:
             self._metrics.forget_after(start_step)
+        self._track = track
+        if track is not None:
+            track.tell = self.say
+            for line in self._metrics.read():
+                track.log(line.pop("step"), line)
 
     def __exit__(self, *_: object) -> None:
         self._clear()
@@ -289,6 +297,8 @@ class Reporter(contextlib.AbstractContextManager["Reporter"]):
         """Log `values`; first log earlier values that could not be written to a full disk."""
         if not self._enabled:
             return
+        if self._track is not None:
+            self._track.log(step, values)
         self._unwritten.append((step, values))
         try:
             while self._unwritten:
