@@ -100,6 +100,7 @@ def train(
     with contextlib.ExitStack() as stack:
         run_on_all_hosts(lambda: stack.enter_context(locked(workdir)) if main else None)
         options = {"model": run.description(), "verify": config.verify_checkpoints, "watch": watch}
+        options["keep_every"] = config.keep_every
         checkpoints = Checkpoints(workdir / "checkpoints", config.keep_latest, **options)
         stack.enter_context(checkpoints)
         with watch.spent("starting"):
@@ -205,7 +206,8 @@ class _Loop:
             unread = (step, metrics, stop, batch)
             self.checkpoints.check()
 
-            save_due = step % config.save_every_steps == 0
+            intervals = (config.save_every_steps, config.keep_every)
+            save_due = any(step % each == 0 for each in intervals if each)
             ending = vote.ends(step) and step < total
             due = evaluation_due(program, step)
             log_due = step % config.log_every_steps == 0 or step == total

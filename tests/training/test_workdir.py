@@ -103,6 +103,16 @@ def test_a_workdir_that_did_not_record_its_classes_resumes_on_the_same_data(tmp_
     assert json.loads((tmp_path / "config.json").read_text())["data.fingerprint.classes"]
 
 
+def test_a_workdir_of_a_version_without_keep_every_resumes_with_it(tmp_path):
+    config = Config(workdir=str(tmp_path))
+    file = open_workdir(config, PRINTS) / "config.json"
+    file.write_text(
+        json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "keep_every"})
+    )
+    open_workdir(dataclasses.replace(config, keep_every=5), PRINTS)
+    assert json.loads(file.read_text())["keep_every"] == 5
+
+
 def test_a_workdir_that_cannot_be_written_is_named(tmp_path):
     file = tmp_path / "file"
     file.touch()
