@@ -260,8 +260,8 @@ def read_workdir(workdir: Path, step: int | None = None) -> "TrainedModel":
     try:
         for error in saved.corrupt.values() if step is None else ():  # it may be the best one
             raise error
-        chosen = saved.latest if saved.best is None else saved.best
-        return _read_step(workdir, saved, chosen if step is None else step)
+        chosen = step if step is not None else saved.best
+        return _read_step(workdir, saved, saved.steps[-1] if chosen is None else chosen)
     except ConfigError:
         if SavedSteps(saved.folder).steps == saved.steps:
             raise

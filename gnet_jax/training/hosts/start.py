@@ -27,7 +27,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from gnet_jax.config import Config, ConfigError, UserError, flatten
-from gnet_jax.config.command import Launch
+from gnet_jax.config.command import Join, Launch
 from gnet_jax.errors import choose
 from gnet_jax.training.checkpoints.verify import digest, first_line
 from gnet_jax.training.workdir import RESTART, code_version, open_workdir, package_versions
@@ -70,7 +70,7 @@ class HostsError(RuntimeError):
     """The processes could not connect; the same command may succeed the next time."""
 
 
-def should_join(launch: Launch) -> bool:
+def should_join(launch: Join) -> bool:
     """Returns whether this process should join other processes."""
     option = choose("--distributed", launch.distributed, {"auto": None, "on": True, "off": False})
     if option is not None:
@@ -124,7 +124,7 @@ def handle_stop_signals(handler: Callable[[int, Any], None]) -> Iterator[Sequenc
             signal.signal(number, usual)
 
 
-def start(launch: Launch) -> None:
+def start(launch: Join) -> None:
     """Join the other processes of the run, if any. Call this before anything uses a device.
     If they do not all join within `launch.start_timeout` seconds, the process exits with
     `EXIT_LOST`. Raises ConfigError if it cannot determine which processes belong to the run, and
@@ -174,7 +174,7 @@ def start(launch: Launch) -> None:
         alarm.cancel()
 
 
-def _describe(launch: Launch, cluster: str | None) -> str:
+def _describe(launch: Join, cluster: str | None) -> str:
     if launch.process_id is None:
         return f"this process of a {cluster} job" if cluster else "this process"
     total = "" if launch.num_processes is None else f" of {launch.num_processes}"
