@@ -3,8 +3,10 @@
 import dataclasses
 import io
 import json
+import platform
 import shutil
 import signal
+import sys
 import time
 
 import jax
@@ -25,7 +27,7 @@ from gnet_jax.training.program import prepare
 from gnet_jax.training.sharding import data_mesh
 from tests.tiny import tiny_arch, with_program
 from tests.training.host_evaluation import counts
-from tests.training.processes import RECIPE, load, start
+from tests.training.processes import RECIPE, joined, launch, load, start
 
 SHORT = ("--epochs", "0.375", "--save-every-steps", "3")  # 6 steps
 ENDLESS = ("--epochs", "9000", "--save-every-steps", "4", "--eval-every-epochs", "9000")
@@ -181,7 +183,7 @@ def test_what_differs_between_hosts_ends_all_of_them_in_one_sentence(
 
 def test_a_process_whose_others_do_not_come_ends_in_one_sentence(folder, data):
     # The first coordinates, and must not be gone while the other still waits.
-    waits = ("4", "2")
+    waits = ("20", "10")
     of_host = [
         ("--process-id", str(number), "--num-processes", "3", "--start-timeout", seconds)
         for number, seconds in enumerate(waits)
@@ -192,6 +194,20 @@ def test_a_process_whose_others_do_not_come_ends_in_one_sentence(folder, data):
         (sentence,) = run.lines(host)
         assert sentence.startswith(f"error: process {host} of 3 at localhost:")
         assert f"waited {seconds} s for the others" in sentence
+    name = platform.node()
+    assert f"; started: 0 ({name}), 1 ({name}); not heard from: 2; " in run.text(0)
+    assert "; process 0 answers at localhost:" in run.text(1)
+
+
+def test_a_process_without_a_coordinator_says_where_nothing_answers(folder, data):
+    run = launch(
+        joined([sys.executable, "train.py", "--start-timeout", "2"], 2)[1:], folder / "x", 1
+    )
+    assert run.wait(120) == [3]
+    (sentence,) = run.lines()
+    assert "error: process 1 of 2 at localhost:" in sentence
+    assert "process 0 does not answer at localhost:" in sentence
+    assert "Connection refused" in sentence
 
 
 @pytest.mark.parametrize(
