@@ -199,10 +199,9 @@ def test_a_process_whose_others_do_not_come_ends_in_one_sentence(folder, data):
     assert "; process 0 answers at localhost:" in run.text(1)
 
 
-def test_a_process_without_a_coordinator_says_where_nothing_answers(folder, data):
-    run = launch(
-        joined([sys.executable, "train.py", "--start-timeout", "2"], 2)[1:], folder / "x", 1
-    )
+def test_a_process_without_a_coordinator_says_where_nothing_answers(folder):
+    _, command = joined([sys.executable, "train.py", "--start-timeout", "2"], 2)
+    run = launch([command], folder / "absent", devices=1)
     assert run.wait(120) == [3]
     (sentence,) = run.lines()
     assert "error: process 1 of 2 at localhost:" in sentence

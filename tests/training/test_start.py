@@ -163,11 +163,11 @@ def test_a_process_waits_for_the_others_no_longer_than_it_is_told(initialize, mo
 
 def test_a_coordinator_whose_name_cannot_be_resolved_is_told_at_once(initialize, monkeypatch):
     launch = Launch(coordinator="no.such.invalid:1", num_processes=2, process_id=1)
-    with pytest.raises(HostsError, match="'no.such.invalid' cannot be resolved"):
+    with pytest.raises(HostsError, match=r"'no\.such\.invalid' cannot be resolved"):
         start(launch)
     assert initialize[0] == []
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "other.invalid:1")
-    with pytest.raises(HostsError, match="'other.invalid' cannot be resolved"):
+    with pytest.raises(HostsError, match=r"'other\.invalid' cannot be resolved"):
         start(Launch(num_processes=2, process_id=1))
 
 
