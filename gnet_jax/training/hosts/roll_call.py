@@ -58,11 +58,11 @@ class RollCall:
         host, port = _split(state.coordinator_address)
         with contextlib.suppress(OSError):  # a missing message must not end the run
             if state.process_id == 0:
-                self._listen(port)
+                self._listen(port, state.num_processes)
             else:
                 self._answer(host, port, f"{state.process_id} {platform.node()}".encode())
 
-    def _listen(self, port: int) -> None:
+    def _listen(self, port: int, count: int) -> None:
         dual = socket.has_dualstack_ipv6()
         with socket.socket(socket.AF_INET6 if dual else socket.AF_INET, socket.SOCK_DGRAM) as own:
             if dual:
@@ -72,14 +72,13 @@ class RollCall:
             while not self._connected.is_set():
                 with contextlib.suppress(TimeoutError):
                     number, _, name = own.recv(300).decode(errors="replace").partition(" ")
-                    if number.isdecimal() and name.isprintable():
+                    if number.isdecimal() and int(number) < count and name.isprintable():
                         self._heard[int(number)] = name
 
     def _answer(self, host: str, port: int, message: bytes) -> None:
         while not self._connected.wait(INTERVAL):
-            for family, kind, _, _, address in socket.getaddrinfo(
-                host, port, type=socket.SOCK_DGRAM
-            ):
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+            for family, kind, _, _, address in found:
                 with contextlib.suppress(OSError), socket.socket(family, kind) as own:
                     own.sendto(message, address)
 

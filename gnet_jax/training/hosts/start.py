@@ -32,7 +32,14 @@ from gnet_jax.config.command import Join, Launch
 from gnet_jax.errors import choose
 from gnet_jax.training.checkpoints.verify import digest, first_line
 from gnet_jax.training.hosts.roll_call import RollCall
-from gnet_jax.training.workdir import RESTART, code_version, open_workdir, package_versions
+from gnet_jax.training.workdir import (
+    RESTART,
+    code_version,
+    compiler_flags,
+    flag_values,
+    open_workdir,
+    package_versions,
+)
 
 if TYPE_CHECKING:
     from gnet_jax.training.program import Run
@@ -248,6 +255,7 @@ def identity(run: "Run", fingerprints: Mapping[str, Any]) -> dict[str, Any]:
     # The other fingerprints cover the class names.
     found |= {f"data.fingerprint.{k}": v for k, v in fingerprints.items() if k != "classes"}
     found |= {f"version of {name}": value for name, value in package_versions().items()}
+    found |= flag_values(compiler_flags())
     return found | {"code": code_version(run.program.model.arch.own_parts)}
 
 
@@ -264,7 +272,7 @@ def compare(own: Mapping[str, Any]) -> None:
             rest = f" ({len(differing) - 3} more)" if len(differing) > 3 else ""
             raise ConfigError(
                 f"host {host} differs: {'; '.join(differing[:3])}{rest}; start every host with the "
-                "same command, code, libraries and data"
+                "same command, code, libraries, flags and data"
             )
 
 
