@@ -181,7 +181,7 @@ def print_result(
     gnet, train = _typed(prog)
     if result.signal is not None:
         again = " ".join([train, *(shlex.quote(argument) for argument in arguments)])
-        name = signal.Signals(result.signal).name
+        name = result.stopped_by or signal.Signals(result.signal).name
         say(f"stopped by {name}; step {result.step} is saved in {workdir}. Resume with:\n  {again}")
         return
     if result.heads:

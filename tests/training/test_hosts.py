@@ -283,7 +283,14 @@ def test_sigterm_to_one_of_two_makes_both_save_the_same_step_within_10_s(preempt
     assert codes == [143, 143], texts
     assert seconds < 10 * load()
     step = newest_step(workdir / "checkpoints")
-    assert f"stopped by SIGTERM; step {step} is saved" in texts[0]
+    received = f"SIGTERM on host 1 ({platform.node()})"
+    assert f"stopped by {received}; step {step} is saved" in texts[0]
+    assert f"SIGTERM received by host 1 ({platform.node()}): saving" in texts[1]
+    for host in (0, 1):
+        log = (workdir / "logs" / f"host-{host}.log").read_text().splitlines()
+        assert f"host {host} of 2 ({platform.node()}), process " in log[0]
+        assert any(line.endswith(f"Z stopping and saving: {received}") for line in log)
+        assert log[-1].endswith(f"Z exit code 143: stopped by {received}; step {step} is saved")
     assert restored(workdir, *ENDLESS, *data)[0] == step
 
 
@@ -359,7 +366,7 @@ def test_supervised_hosts_start_again_when_one_is_killed_and_stop_when_one_is_to
     assert second["restart"]["number"] == 1
     assert second["restart"]["step"] == second["step"] >= 4
     assert "another host" in second["restart"]["after"]  # exit code 3 or 134
-    assert f"stopped by SIGTERM; step {newest_step(workdir / 'checkpoints')} " in run.text()
+    assert f"; step {newest_step(workdir / 'checkpoints')} is saved in " in run.text()
 
 
 CHAIN = ("--numerics", "canonical", "--epochs", "1", "--save-every-steps", "2")

@@ -31,6 +31,7 @@ from gnet_jax.config import Config, ConfigError, UserError, flatten
 from gnet_jax.config.command import Join, Launch
 from gnet_jax.errors import choose
 from gnet_jax.training.checkpoints.verify import digest, first_line
+from gnet_jax.training.hosts.log import LOG, end_log
 from gnet_jax.training.hosts.roll_call import RollCall
 from gnet_jax.training.workdir import (
     RESTART,
@@ -337,6 +338,8 @@ def _explain(error: Exception) -> tuple[str, int]:
 
 
 def _exit(message: str, code: int) -> NoReturn:
+    LOG.error(message)
+    end_log(code)
     print(message, file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(code)
