@@ -149,6 +149,9 @@ def evaluate(
         start.start(join)
         _set_up_jax()
         with start.abort_on_unexpected_error():
+            # Otherwise the hosts would divide the images differently.
+            shared = {"models": len(models), "split": split, "crops": crops, "table": table}
+            start.compare(shared | {"batch-size": batch_size, "bad-limit": bad_limit})
             source, trained = _open_on_all_hosts(models, step, data, split)
             if table:
                 results = evaluate_grid(trained, source, **options)
@@ -188,6 +191,7 @@ def _open_on_all_hosts(
     from gnet_jax.data.sources import open_source
     from gnet_jax.training.checkpoints.verify import digest, is_workdir
     from gnet_jax.training.hosts.start import compare, gather, run_on_all_hosts
+    from gnet_jax.training.workdir import code_version
 
     first, source = jax.process_index() == 0, run_on_all_hosts(lambda: open_source(data, split))
     if first:
@@ -203,7 +207,7 @@ def _open_on_all_hosts(
     trained = run_on_all_hosts(lambda: trained if first else open_models(models, steps))
     if jax.process_count() > 1:
         own = {f"model {i}": digest(each.variables) for i, each in enumerate(trained, 1)}
-        compare(own | {"data.fingerprint": source.fingerprint(), "classes": source.class_names})
+        compare(own | {"data.fingerprint": source.fingerprint(), "code": code_version()})
     return source, trained
 
 

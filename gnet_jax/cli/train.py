@@ -153,7 +153,7 @@ def print_plan(run: "Run", workdir: Path) -> None:
         "devices": f"{mesh.size} x {mesh.devices.flat[0].device_kind}{hosts}",
         "steps": f"{program.total_steps:,} of {config.batch_size} images ({config.epochs:g} "
         f"epochs), {o.optimizer}, {o.schedule} from {o.learning_rate:g}",
-        "workdir": f"{workdir} (checkpoints, metrics.jsonl, tensorboard, run.json)",
+        "workdir": f"{workdir} (checkpoints, metrics.jsonl, tensorboard, run.json, logs)",
     }
     takeover = program.takeover
     if takeover is not None:

@@ -101,7 +101,7 @@ def train(
     steps = steps or CompiledSteps(program)
     with contextlib.ExitStack() as stack:
         run_on_all_hosts(lambda: stack.enter_context(locked(workdir)) if main else None)
-        stack.enter_context(host_log(workdir, lambda: watch.committed, TrainingError))
+        stack.enter_context(host_log(workdir, lambda: watch.committed))
         options = {"model": run.description(), "verify": config.verify_checkpoints, "watch": watch}
         options["keep_every"] = config.keep_every
         checkpoints = Checkpoints(workdir / "checkpoints", config.keep_latest, **options)

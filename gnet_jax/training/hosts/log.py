@@ -7,7 +7,6 @@ import platform
 import shlex
 import sys
 import time
-import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -40,12 +39,8 @@ class _HostLog(logging.Handler):
 
 
 @contextlib.contextmanager
-def host_log(
-    workdir: Path, newest: Callable[[], int], *expected: type[Exception]
-) -> Iterator[None]:
-    """Log the messages and warnings of the body, and the error that ends it.
-    For a `UserError` or a type in `expected`, only the message is logged, without the traceback.
-    """
+def host_log(workdir: Path, newest: Callable[[], int]) -> Iterator[None]:
+    """Log the messages and warnings of the body, and the error that ends it (see `_HostLog`)."""
     host = jax.process_index()
     with contextlib.suppress(OSError):
         (workdir / "logs").mkdir(exist_ok=True)
@@ -62,10 +57,9 @@ def host_log(
     try:
         yield
     except BaseException as error:
-        user = isinstance(error, UserError)
-        known = user or isinstance(error, expected)
-        LOG.error(f"stopped: {error}" if known else "".join(traceback.format_exception(error)))
-        end_log(130 if isinstance(error, KeyboardInterrupt) else 2 if user else 1)
+        LOG.error(f"{type(error).__name__}: {error}")
+        codes = {UserError: 2, KeyboardInterrupt: 130}
+        end_log(next((codes[kind] for kind in codes if isinstance(error, kind)), 1))
         raise
     finally:
         warnings.showwarning = show

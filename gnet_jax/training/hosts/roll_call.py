@@ -1,7 +1,7 @@
 """While the processes connect, find out which of them have started, for the error if some do not.
 
-JAX connects all processes or none, and until then it tells nothing about the others. So every
-process sends its index and host name to process 0 by UDP, on the coordinator's port.
+JAX's key-value store works only after all processes have connected. So until then, every process
+sends its index and host name to process 0 by UDP, on the coordinator's port.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ class RollCall:
         """Returns which processes have started, as far as this process can know."""
         state: Any = global_state
         if state.client is None:  # JAX is still asking the cluster
-            return "it does not know yet who they are"
+            return "the cluster has not named them yet"
         if state.process_id:
             try:
                 socket.create_connection(_split(state.coordinator_address), timeout=3).close()

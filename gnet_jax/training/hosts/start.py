@@ -197,7 +197,7 @@ def _check_name(coordinator: str | None, launch: Join) -> None:
     if "KUBERNETES_SERVICE_HOST" in os.environ:
         deadline += launch.start_timeout
     while coordinator is not None:
-        host = coordinator.rpartition(":")[0].strip("[]")
+        host = (coordinator.rpartition(":")[0] or coordinator).strip("[]")
         try:
             socket.getaddrinfo(host, None)
             return
