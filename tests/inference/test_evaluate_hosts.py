@@ -57,11 +57,17 @@ def test_more_corrupt_images_than_allowed_on_all_hosts_together_end_all(files):
         assert "2 of 23 images are corrupt" in run.text(host)
 
 
-def test_hosts_with_other_data_are_refused(files, make_photo):
+@pytest.mark.parametrize(
+    ("option", "value", "differing"),
+    [("--data", "folder:{}/other", "data.fingerprint"), ("--batch-size", "8", "batch-size")],
+)
+def test_hosts_that_would_score_other_images_are_refused(
+    files, make_photo, option, value, differing
+):
     photo = files / "other" / "val" / "ant" / "0.png"
     photo.parent.mkdir(parents=True)
     make_photo(0).save(photo)
-    run = evaluating(files, of_host=((), ("--data", f"folder:{files / 'other'}")))
+    run = evaluating(files, of_host=((), (option, value.format(files))))
     assert run.wait(200) == [2, 2], run.text(0) + run.text(1)
     for host in (0, 1):
-        assert "host 1 differs: " in run.text(host)
+        assert f"host 1 differs: {differing} is " in run.text(host)
