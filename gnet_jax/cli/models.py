@@ -134,7 +134,7 @@ def evaluate(
     import jax
 
     from gnet_jax.inference.evaluate import evaluate as evaluate_models
-    from gnet_jax.inference.evaluate import evaluate_grid, paper_table
+    from gnet_jax.inference.evaluate import evaluate_grid, paper_table, write_results
     from gnet_jax.training.hosts import start
 
     check_at_least("batch-size", batch_size)
@@ -176,7 +176,7 @@ def evaluate(
         )
     if not json:
         _print_corrupt(results[0])
-    _write_results(models[0], data, split, results)
+    write_results(models[0], data, split, results)
     return 0
 
 
@@ -439,29 +439,6 @@ def open_models(paths: Sequence[Path], steps: Sequence[int | None] = ()) -> list
 
 def _counted(number: int, what: str) -> str:
     return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
-
-
-def _write_results(model: Path, data: str, split: str, evaluations: Iterable[Evaluation]) -> None:
-    """Write accuracies of one model into its model card, if it is a model folder with a card."""
-    from gnet_jax.model_folder.card import add_results
-    from gnet_jax.model_folder.folder import CARD_FILE, is_model_folder
-    from gnet_jax.training.workdir import replacing
-
-    card, accuracies = model.expanduser() / CARD_FILE, {}
-    for each in evaluations:
-        if each.models == 1 and each.images:
-            crops = "" if each.crops == 1 else f", {each.crops} crops"
-            accuracies |= {f"top-1{crops}": each.top1, f"top-5{crops}": each.top5}
-    if not accuracies or not card.is_file() or not is_model_folder(card.parent):
-        return
-    try:
-        text = card.read_text("utf-8")
-        text = add_results(text, card.parent.resolve().name, data, split, accuracies)
-        with replacing(card) as partial:
-            partial.write_text(text, "utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write the results into {card}: {error.strerror}") from error
-    print(f"wrote the results into {card}", file=sys.stderr)
 
 
 def _print_corrupt(result: Evaluation) -> None:

@@ -11,6 +11,7 @@ import math
 import sys
 import time
 from collections.abc import Container, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -26,7 +27,10 @@ from gnet_jax.data.sources import Source, classes
 from gnet_jax.data.sources.classes import find, listed
 from gnet_jax.inference.predict import Predictor, softmax
 from gnet_jax.model_folder import TrainedModel
+from gnet_jax.model_folder.card import add_results
+from gnet_jax.model_folder.folder import CARD_FILE, is_model_folder
 from gnet_jax.training.hosts.start import gather, run_on_all_hosts
+from gnet_jax.training.workdir import replacing
 
 Crops = Literal[1, 10, 144]
 SCALES = (256, 288, 320, 352)  # lengths of the shorter side, for a network with 224 x 224 inputs
@@ -239,6 +243,25 @@ def paper_table(evaluations: Sequence[Evaluation]) -> Table:
         cells = (f"{e.models}", f"{e.crops}", f"{e.images:,}", f"{1 - e.top1:.2%}")
         table.add_row(*cells, f"{1 - e.top5:.2%}", "" if theirs is None else f"{theirs:.2f}%")
     return table
+
+
+def write_results(model: Path, data: str, split: str, evaluations: Sequence[Evaluation]) -> None:
+    """Write accuracies of one model into its model card, if it is a model folder with a card."""
+    card, accuracies = model.expanduser() / CARD_FILE, {}
+    for each in evaluations:
+        if each.models == 1 and each.images:
+            crops = "" if each.crops == 1 else f", {each.crops} crops"
+            accuracies |= {f"top-1{crops}": each.top1, f"top-5{crops}": each.top5}
+    if not accuracies or not card.is_file() or not is_model_folder(card.parent):
+        return
+    try:
+        text = card.read_text("utf-8")
+        text = add_results(text, card.parent.resolve().name, data, split, accuracies)
+        with replacing(card) as partial:
+            partial.write_text(text, "utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write the results into {card}: {error.strerror}") from error
+    print(f"wrote the results into {card}", file=sys.stderr)
 
 
 # Crops (paper, section 7).
