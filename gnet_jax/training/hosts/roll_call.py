@@ -8,7 +8,7 @@ import contextlib
 import platform
 import socket
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from jax._src.distributed import global_state  # no public name; Orbax uses it, too
@@ -45,9 +45,9 @@ class RollCall:
                 return f"process 0 does not answer at {state.coordinator_address} ({reason})"
             return f"process 0 answers at {state.coordinator_address}; its message lists the others"
         heard = {0: platform.node()} | self._heard
-        started = _listed(f"{each} ({heard[each]})" for each in sorted(heard))
-        missing = _listed(str(each) for each in range(state.num_processes) if each not in heard)
-        return f"started: {started}; not heard from: {missing}"
+        started = ", ".join(f"{each} ({heard[each]})" for each in sorted(heard))
+        missing = [str(each) for each in range(state.num_processes) if each not in heard]
+        return f"started: {started}; not heard from: {', '.join(missing) or 'none'}"
 
     def _run(self) -> None:
         state: Any = global_state
@@ -81,12 +81,6 @@ class RollCall:
             for family, kind, _, _, address in found:
                 with contextlib.suppress(OSError), socket.socket(family, kind) as own:
                     own.sendto(message, address)
-
-
-def _listed(names: Iterable[str], most: int = 20) -> str:
-    names = list(names)
-    more = [f"{len(names) - most} more"] if len(names) > most else []
-    return ", ".join(names[:most] + more) or "none"
 
 
 def _split(address: str) -> tuple[str, int]:
