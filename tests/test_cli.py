@@ -448,6 +448,8 @@ def test_convert_and_export_keep_the_model(folder, capsys):
         (["evaluate", "MODEL", "--data", "digits", "--bad-limit", "1"], "--bad-limit is 1.0"),
         (["evaluate", "MODEL", "--data", "digits", "--bad-limit", "-0.1"], "--bad-limit is -0.1"),
         (["evaluate", "MODEL", "--data", "digits", "--json", "--table"], "cannot be used together"),
+        (["evaluate", "MODEL", "--data", "PHOTOS", "--step", "3"], "--step 3 needs a training"),
+        (["evaluate", "MODEL", "--data", "digits", "--coordinator", "a"], "must be HOST:PORT"),
         (["convert", "/no/net.caffemodel", "x"], "/no/net.caffemodel"),
         (["convert", "MODEL", "/proc/x"], "/proc/x"),
         (["export", "MODEL", "x.txt"], "the suffixes are .onnx"),
@@ -464,11 +466,18 @@ def test_convert_and_export_keep_the_model(folder, capsys):
 def test_what_cannot_be_done_is_one_sentence(folder, arguments, message, capsys):
     model, photo = str(folder / "model"), str(folder / "photos" / "val" / "cat" / "0.png")
     given = {"MODEL": model, "MODEL-": f"{model}-", "PHOTO": photo}
+    given["PHOTOS"] = f"folder:{folder / 'photos'}"
     assert main([given.get(each, each) for each in arguments]) == 2
     error = capsys.readouterr().err
     assert error.startswith("gnet: error: ")
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_an_evaluation_whose_coordinator_is_unknown_exits_with_3(folder, capsys):
+    others = ("--coordinator", "no.such.invalid:1", "--num-processes", "2", "--process-id", "1")
+    assert main(["evaluate", str(folder / "model"), "--data", "digits", *others]) == 3
+    assert "gnet: error: the coordinator's name 'no.such.invalid'" in capsys.readouterr().err
 
 
 def test_a_misspelt_photo_is_one_sentence_and_nothing_is_compiled(folder, monkeypatch, capsys):

@@ -49,6 +49,7 @@ FIELDS = {
     "eval_every_epochs": (1.0, [1e-6], [0.0]),
     "save_every_steps": (1000, [1], [0]),
     "keep_latest": (2, [1], [0]),
+    "keep_every": (None, [1, 5000], [0, 1.5]),
     "verify_checkpoints": (True, [False], [2]),
     "log_every_steps": (50, [1], [0]),
     "diagnose": (None, [1], [0]),
@@ -107,7 +108,7 @@ FIELDS = {
 }
 FREE = ("workdir", "save_every_steps", "keep_latest", "verify_checkpoints", "log_every_steps")
 FREE += ("data.source", "data.threads", "data.workers", "data.bad_limit")
-FREE += ("diagnose", "dead_heads", "max_bad_steps")
+FREE += ("keep_every", "diagnose", "dead_heads", "max_bad_steps")
 
 
 def test_the_defaults_are_valid_and_those_of_the_paper_and_of_caffe():

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -17,13 +18,16 @@ from gnet_jax.cli.output import (
     check_not_input,
     check_picture,
     console,
+    print_error,
     say_not_read,
     several,
 )
 from gnet_jax.config import ConfigError, UserError, json_text
+from gnet_jax.config.command import Join, check_launch
 from gnet_jax.model.architecture import Choices
 
 if TYPE_CHECKING:  # imported late, so that --help and typos return immediately
+    from gnet_jax.data.sources import Source, Split
     from gnet_jax.inference.evaluate import Evaluation
     from gnet_jax.model_folder import TrainedModel
 
@@ -93,13 +97,15 @@ def evaluate(
     models: Annotated[Positional[tuple[Path, ...]], several("MODEL ...")],
     data: str,
     split: Literal["val", "test", "train"] = "val",
+    step: int | None = None,
     crops: Literal[1, 10, 144] = 1,
     json: Annotated[bool, arg(name="json")] = False,
     table: bool = False,
     batch_size: int = 64,
     threads: int = 4,
     bad_limit: float = 0.02,
-) -> None:
+    join: Annotated[Join, arg(name="")] = Join(),  # noqa: B008 (frozen)
+) -> int:
     """Print the top-1 and top-5 accuracy of a model, or of an ensemble, on labelled images.
 
     Classes are matched by name. The data can have fewer classes than the model, but every class of
@@ -109,10 +115,14 @@ def evaluate(
 
     The accuracy of a single model in a model folder is also written into its model card.
 
+    A run may train in the workdir meanwhile. If the same command runs on several hosts, each scores
+    a part of the images, and host 0 prints the result.
+
     Args:
         models: model folders, workdirs or weight files. The models' probabilities are averaged.
         data: digits, folder:PATH, npz:PATH, or tfds:NAME.
         split: split of the data to evaluate on.
+        step: checkpoint of the workdirs to evaluate, instead of the best.
         crops: number of crops per image; their probabilities are averaged. The paper uses 144.
         json: print one JSON object instead of a sentence.
         table: print a table as in the paper: the first model and the ensemble of all models, each
@@ -121,9 +131,11 @@ def evaluate(
         threads: number of threads that read, decode and crop images.
         bad_limit: largest allowed fraction of corrupt images, which are listed and skipped.
     """
-    from gnet_jax.data.sources import open_source
+    import jax
+
     from gnet_jax.inference.evaluate import evaluate as evaluate_models
-    from gnet_jax.inference.evaluate import evaluate_grid, paper_table
+    from gnet_jax.inference.evaluate import evaluate_grid, paper_table, write_results
+    from gnet_jax.training.hosts import start
 
     check_at_least("batch-size", batch_size)
     check_at_least("threads", threads)
@@ -131,28 +143,72 @@ def evaluate(
         raise UserError(f"--bad-limit is {bad_limit}; it must be at least 0 and below 1")
     if json and table:
         raise UserError("--json and --table cannot be used together; choose one")
-    source = open_source(data, split)
-    say_not_read(source.left_out)
-    trained = open_models(models)
+    check_launch(join)
     options = {"batch_size": batch_size, "threads": threads, "bad_limit": bad_limit}
+    try:
+        start.start(join)
+        _set_up_jax()
+        with start.abort_on_unexpected_error():
+            # Otherwise the hosts would divide the images differently.
+            shared = {"models": len(models), "split": split, "crops": crops, "table": table}
+            start.compare(shared | {"batch-size": batch_size, "bad-limit": bad_limit})
+            source, trained = _open_on_all_hosts(models, step, data, split)
+            if table:
+                results = evaluate_grid(trained, source, **options)
+            else:
+                results = [evaluate_models(trained, source, crops, **options)]
+    except start.HostsError as error:
+        print_error(f"gnet: error: {error}")
+        return start.EXIT_LOST
+    if jax.process_index():
+        return 0
     if table:
-        grid = evaluate_grid(trained, source, **options)
-        console().print(paper_table(grid))
-        _print_corrupt(grid[0])
-        _write_results(models[0], data, split, grid)
-        return
-    result = evaluate_models(trained, source, crops, **options)
-    if json:
-        print(json_text(result.as_dict(), ensure_ascii=False))
+        console().print(paper_table(results))
+    elif json:
+        print(json_text(results[0].as_dict(), ensure_ascii=False))
     else:
+        (result,) = results
         top5 = f", top-5 {result.top5:.2%}" if trained[0].model.arch.num_classes > 5 else ""
         print(
             f"top-1 {result.top1:.2%}{top5} of {result.images:,} images "
             f"({_counted(result.models, 'model')}, {_counted(result.crops, 'crop')}, "
             f"{result.images_per_sec:.1f} images/s)"
         )
-        _print_corrupt(result)
-    _write_results(models[0], data, split, [result])
+    if not json:
+        _print_corrupt(results[0])
+    write_results(models[0], data, split, results)
+    return 0
+
+
+def _open_on_all_hosts(
+    models: Sequence[Path], step: int | None, data: str, split: Split
+) -> tuple[Source, list[TrainedModel]]:
+    """Open the data and the models. Raises UserError on all hosts if they differ or one fails."""
+    import json
+
+    import jax
+
+    from gnet_jax.data.sources import open_source
+    from gnet_jax.training.checkpoints.verify import digest, is_workdir
+    from gnet_jax.training.hosts.start import compare, gather, run_on_all_hosts
+    from gnet_jax.training.workdir import code_version
+
+    first, source = jax.process_index() == 0, run_on_all_hosts(lambda: open_source(data, split))
+    if first:
+        say_not_read(source.left_out)
+    # A run may save or delete checkpoints meanwhile, so host 0 chooses the steps.
+    steps = [step] * len(models)
+    trained = run_on_all_hosts(lambda: open_models(models, steps) if first else [])
+    steps = [
+        int(each.source["step"]) if is_workdir(path.expanduser()) else None
+        for path, each in zip(models, trained, strict=False)
+    ]
+    steps = json.loads(gather(json.dumps(steps))[0])
+    trained = run_on_all_hosts(lambda: trained if first else open_models(models, steps))
+    if jax.process_count() > 1:
+        own = {f"model {i}": digest(each.variables) for i, each in enumerate(trained, 1)}
+        compare(own | {"data.fingerprint": source.fingerprint(), "code": code_version()})
+    return source, trained
 
 
 def features(
@@ -354,23 +410,27 @@ def _check_order(images: Iterable[str]) -> None:
             raise UserError(f"{path} is a model, not an image; give the model before the images")
 
 
-def open_models(paths: Iterable[Path]) -> list[TrainedModel]:
-    """Set up this process to run models, load them, and print the step loaded from each workdir."""
-    from gnet_jax.inference.predict import load
-    from gnet_jax.training.sharding import (
-        call_in_this_thread,
-        keep_freed_memory,
-        use_compilation_cache,
-    )
+def _set_up_jax() -> None:
+    from gnet_jax.training import sharding
 
-    use_compilation_cache()
-    call_in_this_thread()
-    keep_freed_memory()
+    sharding.use_compilation_cache()
+    sharding.call_in_this_thread()
+    sharding.keep_freed_memory()
+
+
+def open_models(paths: Sequence[Path], steps: Sequence[int | None] = ()) -> list[TrainedModel]:
+    """Set up this process to run models, load them, and print the step loaded from each workdir.
+
+    `steps` are the checkpoints to load from workdirs; None or () loads the best one.
+    """
+    from gnet_jax.inference.predict import load
+
+    _set_up_jax()
     models = []
-    for path in paths:
-        models.append(load(path))
+    for path, step in itertools.zip_longest(paths, steps):
+        models.append(load(path) if step is None else load(path, step))
         source = models[-1].source
-        if "step" in source:
+        if "step" in source and step is None:
             top1 = source.get("validation_top1")
             best = "the best, validation top-1 " + f"{float(top1):.2%}" if top1 else "the newest"
             print(f"{path}: step {source['step']}, {best}", file=sys.stderr)
@@ -379,29 +439,6 @@ def open_models(paths: Iterable[Path]) -> list[TrainedModel]:
 
 def _counted(number: int, what: str) -> str:
     return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
-
-
-def _write_results(model: Path, data: str, split: str, evaluations: Iterable[Evaluation]) -> None:
-    """Write accuracies of one model into its model card, if it is a model folder with a card."""
-    from gnet_jax.model_folder.card import add_results
-    from gnet_jax.model_folder.folder import CARD_FILE, is_model_folder
-    from gnet_jax.training.workdir import replacing
-
-    card, accuracies = model.expanduser() / CARD_FILE, {}
-    for each in evaluations:
-        if each.models == 1 and each.images:
-            crops = "" if each.crops == 1 else f", {each.crops} crops"
-            accuracies |= {f"top-1{crops}": each.top1, f"top-5{crops}": each.top5}
-    if not accuracies or not card.is_file() or not is_model_folder(card.parent):
-        return
-    try:
-        text = card.read_text("utf-8")
-        text = add_results(text, card.parent.resolve().name, data, split, accuracies)
-        with replacing(card) as partial:
-            partial.write_text(text, "utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write the results into {card}: {error.strerror}") from error
-    print(f"wrote the results into {card}", file=sys.stderr)
 
 
 def _print_corrupt(result: Evaluation) -> None:

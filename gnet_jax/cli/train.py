@@ -178,7 +178,7 @@ def print_plan(run: "Run", workdir: Path) -> None:
         "devices": f"{mesh.size} x {mesh.devices.flat[0].device_kind}{hosts}",
         "steps": f"{program.total_steps:,} of {config.batch_size} images ({config.epochs:g} "
         f"epochs), {o.optimizer}, {o.schedule} from {o.learning_rate:g}",
-        "workdir": f"{workdir} (checkpoints, metrics.jsonl, tensorboard, run.json)",
+        "workdir": f"{workdir} (checkpoints, metrics.jsonl, tensorboard, run.json, logs)",
     }
     takeover = program.takeover
     if takeover is not None:
@@ -206,7 +206,7 @@ def print_result(
     gnet, train = _typed(prog)
     if result.signal is not None:
         again = " ".join([train, *(shlex.quote(argument) for argument in arguments)])
-        name = signal.Signals(result.signal).name
+        name = result.stopped_by or signal.Signals(result.signal).name
         say(f"stopped by {name}; step {result.step} is saved in {workdir}. Resume with:\n  {again}")
         return
     if result.heads:

@@ -21,21 +21,27 @@ from gnet_jax.config.recipes import (
 
 
 @dataclasses.dataclass(frozen=True)
-class Launch:
-    """Options that start or restart a run. A resume may change them: they are not in the config."""
+class Join:
+    """Options with which a process joins the others that run the same command."""
 
     distributed: Literal["auto", "on", "off"] = "auto"
-    """Whether this process trains together with other processes.
+    """Whether this process works together with other processes.
     auto: in a TPU VM, GKE, Slurm or Open MPI job, or if --coordinator is given.
     on: always; it is an error if no other processes are found. off: never."""
     coordinator: str | None = None
     """HOST:PORT on which process 0 listens. Not needed in the jobs that `auto` detects."""
     num_processes: Count | None = None
-    """Number of processes of the run. Not needed in the jobs that `auto` detects."""
+    """Number of processes. Not needed in the jobs that `auto` detects."""
     process_id: Index | None = None
     """Index of this process, from 0. Not needed in the jobs that `auto` detects."""
     start_timeout: Count = 300
     """Seconds to wait at the start until all processes are connected."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch(Join):
+    """Options that start or restart a run. A resume may change them: they are not in the config."""
+
     supervise: bool = False
     """Restart the run after a crash; give up after three crashes without a new checkpoint.
     A user mistake (exit code 2) or a signal that stops the run does not cause a restart."""
@@ -51,7 +57,7 @@ class Launch:
     trackio: Trackio; requires pip install -e ".[trackio]"."""
 
 
-def check_launch(launch: Launch) -> None:
+def check_launch(launch: Join) -> None:
     """Raise a ConfigError if an option is outside its limit or contradicts another."""
     check_limits(launch, option=True)
     for name in ("coordinator", "num_processes", "process_id"):

@@ -215,6 +215,9 @@ class Config:
     """Save a checkpoint every N steps (evaluations also save one)."""
     keep_latest: Annotated[Count, FREE] = 2
     """Number of latest checkpoints to keep in addition to the best."""
+    keep_every: Annotated[Count | None, FREE] = None
+    """Every N steps, save a checkpoint that is never deleted, in addition to all others.
+    None keeps only the latest and the best."""
     verify_checkpoints: Annotated[bool, FREE] = True
     """Read each saved checkpoint again in the background and compare its checksums.
     A corrupt checkpoint is renamed to STEP.damaged, and training continues."""

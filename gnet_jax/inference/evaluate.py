@@ -6,12 +6,15 @@ Shapes: N images, R crops of an image, S side of a network's input, C channels, 
 import dataclasses
 import functools
 import itertools
+import json
 import math
 import sys
 import time
 from collections.abc import Container, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import jax
 import numpy as np
 from PIL import Image
 from rich.table import Table
@@ -24,6 +27,10 @@ from gnet_jax.data.sources import Source, classes
 from gnet_jax.data.sources.classes import find, listed
 from gnet_jax.inference.predict import Predictor, softmax
 from gnet_jax.model_folder import TrainedModel
+from gnet_jax.model_folder.card import add_results
+from gnet_jax.model_folder.folder import CARD_FILE, is_model_folder
+from gnet_jax.training.hosts.start import gather, run_on_all_hosts
+from gnet_jax.training.workdir import replacing
 
 Crops = Literal[1, 10, 144]
 SCALES = (256, 288, 320, 352)  # lengths of the shorter side, for a network with 224 x 224 inputs
@@ -74,6 +81,8 @@ def evaluate(
 ) -> Evaluation:
     """Score every image of `source` once, with probabilities averaged over crops and models.
 
+    If several hosts call this, each scores a part of the batches, and all return the sums: the same
+    counts as on one host, because no batch changes. The errors of one host are raised on all.
     `crop_plan` lists the crops. Each model uses its own preprocessing, and its classes may be in
     another order. A batch has at most `batch_size` crops. Corrupt images are skipped and listed in
     the result. Raises UserError if the models have different classes, or if the data has a class
@@ -83,12 +92,15 @@ def evaluate(
     columns = _columns(models)
     names, empty = models[0].class_names, classes.empty_classes(source)
     labels, pairing = pair_classes(source.class_names, names, empty)
-    if pairing is not None:
+    if pairing is not None and jax.process_index() == 0:
         print(pairing, file=sys.stderr, flush=True)
     wanted = {model.preprocessing for model in models}
     chunk_size = max(1, min(batch_size // crops, len(source)))  # number of images
     calls = -(-chunk_size * crops // batch_size)
     predictors = [Predictor(model, -(-chunk_size * crops // calls)) for model in models]
+    host, hosts = jax.process_index(), jax.process_count()
+    chunks = -(-len(source) // chunk_size)
+    first, end = (min(n * chunks // hosts * chunk_size, len(source)) for n in (host, host + 1))
     damaged = BadRecords(source, bad_limit)
 
     def load(index: int) -> _Views | BadRecord:
@@ -100,12 +112,10 @@ def evaluate(
             return BadRecord(index, source.describe(index), str(error))
         return _Views(labels[label], {p: extract(picture, plan) for p, plan in plans.items()})
 
-    images = top1 = top5 = 0
-    for predictor in predictors:
-        predictor.warm_up()
-    with progress_line("evaluating", "images", len(source)) as advance:
-        start = time.perf_counter()
-        loaded = prefetched(load, range(len(source)), threads)
+    def score() -> tuple[int, int, int]:
+        """Returns this host's numbers of images, of correct ones, and of those in the top five."""
+        images = top1 = top5 = 0
+        loaded = prefetched(load, range(first, end), threads)
         while chunk := list(itertools.islice(loaded, chunk_size)):
             damaged.add(each for each in chunk if isinstance(each, BadRecord))
             scored = [each for each in chunk if isinstance(each, _Views)]
@@ -115,8 +125,20 @@ def evaluate(
                 top1 += int((ranks_N < 1).sum())
                 top5 += int((ranks_N < 5).sum())
             advance(len(chunk))
-        rate = images / (time.perf_counter() - start)
-    return Evaluation(images, top1, top5, crops, len(models), rate, tuple(damaged), pairing)
+        return images, top1, top5
+
+    for predictor in predictors:
+        predictor.warm_up()
+    with progress_line("evaluating", "images", end - first, wanted=host == 0) as advance:
+        began = time.perf_counter()
+        own = run_on_all_hosts(score)
+        texts = gather(json.dumps([own, [dataclasses.astuple(each) for each in damaged]]))
+        sums, found = zip(*map(json.loads, texts), strict=True)
+        images, top1, top5 = (sum(each) for each in zip(*sums, strict=True))
+        rate = images / (time.perf_counter() - began)
+    damaged.add(BadRecord(*each) for each in itertools.chain(*found))
+    options = rate, tuple(sorted(damaged, key=lambda each: each.index)), pairing
+    return Evaluation(images, top1, top5, crops, len(models), *options)
 
 
 def _columns(models: Sequence[TrainedModel]) -> list[list[int]]:
@@ -221,6 +243,25 @@ def paper_table(evaluations: Sequence[Evaluation]) -> Table:
         cells = (f"{e.models}", f"{e.crops}", f"{e.images:,}", f"{1 - e.top1:.2%}")
         table.add_row(*cells, f"{1 - e.top5:.2%}", "" if theirs is None else f"{theirs:.2f}%")
     return table
+
+
+def write_results(model: Path, data: str, split: str, evaluations: Sequence[Evaluation]) -> None:
+    """Write accuracies of one model into its model card, if it is a model folder with a card."""
+    card, accuracies = model.expanduser() / CARD_FILE, {}
+    for each in evaluations:
+        if each.models == 1 and each.images:
+            crops = "" if each.crops == 1 else f", {each.crops} crops"
+            accuracies |= {f"top-1{crops}": each.top1, f"top-5{crops}": each.top5}
+    if not accuracies or not card.is_file() or not is_model_folder(card.parent):
+        return
+    try:
+        text = card.read_text("utf-8")
+        text = add_results(text, card.parent.resolve().name, data, split, accuracies)
+        with replacing(card) as partial:
+            partial.write_text(text, "utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write the results into {card}: {error.strerror}") from error
+    print(f"wrote the results into {card}", file=sys.stderr)
 
 
 # Crops (paper, section 7).

@@ -38,7 +38,7 @@ PATIENCE = 2.0  # seconds; programs from the cache start in less
 COMPILING = "preparing the network; compiling it takes up to half a minute the first time ..."
 
 
-def load(path: str | Path) -> TrainedModel:
+def load(path: str | Path, step: int | None = None) -> TrainedModel:
     """Load a trained model: network, variables, preprocessing and class names.
 
     The format of a file is detected from its content, and nothing in it is executed. From a
@@ -50,12 +50,17 @@ def load(path: str | Path) -> TrainedModel:
         path: the name of published weights (caffe, torchvision, slim, inception5h) or hf:OWNER/NAME
             for a model on the Hugging Face Hub, which are downloaded once; otherwise, the path of a
             model folder, a training workdir, or a file that `gnet convert` reads.
+        step: the checkpoint of a training workdir to load instead of the best one.
 
     Raises:
         gnet_jax.config.UserError: if there is no such model, it cannot be downloaded, or it is
             corrupt.
     """
     local, text = Path(path).expanduser(), os.fspath(path)
+    if step is not None:
+        if not is_workdir(local):
+            raise UserError(f"--step {step} needs a training workdir, which {path} is not")
+        return read_workdir(local, step)
     if os.sep in text and is_model_folder(local):  # without a separator, it may be a name
         return read_folder(local)
     if os.sep in text and is_workdir(local):

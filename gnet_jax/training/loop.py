@@ -16,6 +16,7 @@ from gnet_jax.config import UserError
 from gnet_jax.data.batches import eval_batches
 from gnet_jax.training import sharding
 from gnet_jax.training.checkpoints.save import Checkpoints
+from gnet_jax.training.hosts.log import end_log, host_log
 from gnet_jax.training.hosts.start import TrainingError, abort_on_unexpected_error, run_on_all_hosts
 from gnet_jax.training.hosts.stop import EvalBatches, StopRequest, TrainBatches, Vote, voting
 from gnet_jax.training.observe.console import Meter, Reporter, Stopwatch, duration
@@ -48,6 +49,7 @@ class Result:
     checkpoint: Path
     seconds: float
     goodput: dict[str, float]  # seconds by activity, over all starts
+    stopped_by: str | None = None  # name of the signal, and which of several hosts received it
 
 
 class CompiledSteps:
@@ -101,7 +103,9 @@ def train(
     steps = steps or CompiledSteps(program)
     with contextlib.ExitStack() as stack:
         run_on_all_hosts(lambda: stack.enter_context(locked(workdir)) if main else None)
+        stack.enter_context(host_log(workdir, lambda: watch.committed))
         options = {"model": run.description(), "verify": config.verify_checkpoints, "watch": watch}
+        options["keep_every"] = config.keep_every
         checkpoints = Checkpoints(workdir / "checkpoints", config.keep_latest, **options)
         stack.enter_context(checkpoints)
         with watch.spent("starting"):
@@ -125,7 +129,8 @@ def train(
             for warning in filter(None, (start and changed, averaging)):
                 reporter.say(f"warning: {warning}")
         bad_images = BadImages(run, workdir, reporter, start)
-        skipped, vote = SkippedSteps(run, workdir, reporter, start), Vote(program.mesh, request)
+        skipped = SkippedSteps(run, workdir, reporter, start)
+        vote = Vote(program.mesh, request, reporter.say)
         loop = _Loop(run, steps, checkpoints, reporter, bad_images, skipped, vote, on_report)
         if config.diagnose is not None:
             loop.diagnose = stack.enter_context(
@@ -140,17 +145,20 @@ def train(
                 f"resume from step {checkpoints.latest or 0}"
             )
         best = checkpoints.best
-        return Result(
+        result = Result(
             step=step,
             state=state,
-            signal=loop.vote.code or None,
+            signal=vote.signal,
             val=loop.val,
             heads=loop.heads,
             best=None if best is None else (best, checkpoints.top1[best]),
             checkpoint=checkpoints.folder / str(step if best is None else best),
             seconds=time.perf_counter() - began,
             goodput=reporter.account(step),
+            stopped_by=vote.reason if vote.signalled else None,
         )
+        end_log(128 + vote.signal if vote.signal else 0, step, result.stopped_by)
+        return result
 
 
 @dataclasses.dataclass
@@ -209,7 +217,8 @@ class _Loop:
             unread = (step, metrics, stop, batch)
             self.checkpoints.check()
 
-            save_due = step % config.save_every_steps == 0
+            intervals = (config.save_every_steps, config.keep_every)
+            save_due = any(step % each == 0 for each in intervals if each)
             ending = vote.ends(step) and step < total
             due = evaluation_due(program, step)
             log_due = step % config.log_every_steps == 0 or step == total

@@ -30,6 +30,9 @@ RESTART = "GNET_JAX_RESTART"  # why the supervisor restarted the run, as JSON
 # The libraries that affect the results of a run. DECODERS are those of the extra [fast].
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
 DECODERS = ("simplejpeg", "opencv-python-headless")
+FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")  # variables with flags of the compiler
+# Flags that do not change the compiled program: where to dump it, and how many CPU devices to make.
+PER_HOST_FLAGS = ("--xla_dump_", "--xla_force_host_platform_device_count")
 
 
 class BusyError(ConfigError):
@@ -128,7 +131,7 @@ def locked(workdir: Path) -> Iterator[None]:
 def add_start(workdir: Path, step: int, own_parts: Iterable[str] = ()) -> str:
     """Add a record of this start of the run, which begins at `step`, to run.json.
     `own_parts` (see `Architecture`) name the user's own norm and block. Returns a warning if the
-    previous start used other code or libraries, otherwise "".
+    previous start used other code, libraries or compiler flags, otherwise "".
     """
     starts = read_starts(workdir)
     start = {
@@ -138,6 +141,7 @@ def add_start(workdir: Path, step: int, own_parts: Iterable[str] = ()) -> str:
         "python": platform.python_version(),
         "code": code_version(own_parts),
         "versions": package_versions(),
+        "flags": compiler_flags(),
         "platform": jax.default_backend(),
         "devices": [device.device_kind for device in jax.devices()],
         "processes": jax.process_count(),
@@ -147,11 +151,14 @@ def add_start(workdir: Path, step: int, own_parts: Iterable[str] = ()) -> str:
     with _writing(workdir):
         write_json(workdir / RECORD_FILE, {"starts": [*starts, start]})
     before, now = (
-        {"gnet_jax": each.get("code", "unknown")} | each.get("versions", {})
+        {"gnet_jax": each.get("code", "unknown")}
+        | each.get("versions", {})
+        | flag_values(each.get("flags", start["flags"]))  # earlier versions did not record them
         for each in ([start, *starts][-1], start)
     )
     changed = "; ".join(differences(before, now))
-    return changed and f"earlier steps used other versions, so results may differ: {changed}"
+    problem = "earlier steps used other versions or compiler flags, so results may differ"
+    return changed and f"{problem}: {changed}"
 
 
 def read_starts(workdir: Path) -> list[dict[str, Any]]:
@@ -180,6 +187,22 @@ def package_versions() -> dict[str, str]:
     """Returns the installed versions of the packages in `PACKAGES` and `DECODERS`."""
     found = {each.name: each.version for each in importlib.metadata.distributions()}
     return {name: found[name] for name in (*PACKAGES, *DECODERS) if name in found}
+
+
+def compiler_flags() -> dict[str, str | None]:
+    """Returns the environment variables in `FLAGS`; None for those that are not set."""
+    return {name: os.environ.get(name) for name in FLAGS}
+
+
+def flag_values(flags: Mapping[str, str | None]) -> dict[str, str]:
+    """Returns the values of flags by name, such as "XLA_FLAGS --xla_a"; omits `PER_HOST_FLAGS`."""
+    found = {}
+    for variable, text in flags.items():
+        for flag in (text or "").split():
+            name, _, value = flag.partition("=")
+            if not name.startswith(PER_HOST_FLAGS):
+                found[f"{variable} {name}"] = value or "set"  # the last one of a name counts
+    return found
 
 
 def code_version(own_parts: Iterable[str] = ()) -> str:

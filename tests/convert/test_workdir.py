@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig
+from gnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig, UserError
 from gnet_jax.convert.export import export
 from gnet_jax.convert.read import convert, read
 from gnet_jax.convert.start import with_start
+from gnet_jax.inference.predict import load
 from gnet_jax.model_folder import WeightsError, read_folder, write_folder
 from gnet_jax.training.checkpoints import verify
 from gnet_jax.training.checkpoints.save import Checkpoints
@@ -132,6 +133,54 @@ def test_a_workdir_needs_neither_its_data_nor_its_config_nor_its_start(
     folder = read_workdir(copied)
     assert folder.class_names == tuple("0123456789")
     assert folder.preprocessing == averaged[1].data.preprocessing
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_any_saved_step_can_be_named_even_if_another_is_corrupt(copied, step):
+    (copied / "checkpoints" / "2" / "digests" / "digests.json").unlink()
+    folder = load(copied, step)
+    assert folder.source["step"] == str(step)
+    assert all((x == 10 * step).all() for x in jax.tree.leaves(folder.variables["params"]))
+
+
+def test_a_step_that_is_not_saved_is_refused_with_those_that_are(averaged, tmp_path):
+    with pytest.raises(WeightsError, match=r"no checkpoint of step 7; it has 1, 2, 3$"):
+        load(averaged[0], 7)
+    with pytest.raises(UserError, match=f"--step 7 .* {tmp_path} "):
+        load(tmp_path, 7)
+
+
+@pytest.mark.parametrize("moment", ["list", "digests", "arrays"])
+def test_a_step_that_the_run_deletes_while_it_is_read_is_never_half_read(
+    copied, monkeypatch, moment
+):
+    def delete_first(usual, part):
+        def with_deletion(path, *rest):
+            if (copied / "checkpoints" / "2").exists() and path.parts[-len(part) :] == part:
+                shutil.rmtree(copied / "checkpoints" / "2")
+            return usual(path, *rest)
+
+        return with_deletion
+
+    if moment == "arrays":
+        deleting = delete_first(verify._read_arrays, ("2", "state"))
+        monkeypatch.setattr(verify, "_read_arrays", deleting)
+    else:
+        deleting = delete_first(verify.read_digests, ("2",) if moment == "digests" else ("1",))
+        monkeypatch.setattr(verify, "read_digests", deleting)
+    assert read_workdir(copied).source["step"] == "3"  # now the best
+    with pytest.raises(WeightsError, match=r"no checkpoint of step 2; it has 1, 3$"):
+        read_workdir(copied, 2)
+
+
+def test_a_named_step_that_is_deleted_while_it_is_read_is_one_sentence(copied, monkeypatch):
+    def deleted(folder, names):
+        shutil.rmtree(copied / "checkpoints" / "2")
+        raise OSError("gone")
+
+    monkeypatch.setattr(verify, "_read_arrays", deleted)
+    with pytest.raises(WeightsError, match=r"no checkpoint of step 2; it has 1, 3$"):
+        read_workdir(copied, 2)
 
 
 def test_only_the_arrays_of_the_model_are_read(averaged, monkeypatch):

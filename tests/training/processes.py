@@ -113,7 +113,21 @@ def start(
         of_host: further arguments of each process.
         module: what each process runs.
     """
-    port = free_port()
+    command = [sys.executable, "-m", module, "--workdir", str(workdir), *RECIPE, *arguments]
+    commands = joined(command, processes) if processes > 1 else [command]
+    if of_host:
+        commands = [[*each, *own] for each, own in zip(commands, of_host, strict=True)]
+    return launch(commands, workdir, devices)
+
+
+def joined(command: Sequence[str], processes: int) -> list[list[str]]:
+    """The command of each of `processes` processes that meet on this machine."""
+    meet = ("--coordinator", f"localhost:{free_port()}", "--num-processes", str(processes))
+    return [[*command, *meet, "--process-id", str(number)] for number in range(processes)]
+
+
+def launch(commands: Sequence[Sequence[str]], workdir: Path, devices: int) -> Hosts:
+    """Start the commands, which print into files beside `workdir`."""
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": FLAGS.format(devices=devices),
@@ -124,13 +138,7 @@ def start(
     }
     workdir.parent.mkdir(parents=True, exist_ok=True)
     started, outputs = [], []
-    for number in range(processes):
-        command = [sys.executable, "-m", module, "--workdir", str(workdir)]
-        command += [*RECIPE, *arguments]
-        if processes > 1:
-            command += ["--coordinator", f"localhost:{port}", "--num-processes", str(processes)]
-            command += ["--process-id", str(number)]
-        command += of_host[number] if of_host else ()
+    for number, command in enumerate(commands):
         outputs.append(workdir.parent / f"{workdir.name}-{time.monotonic_ns()}-{number}.txt")
         with outputs[-1].open("wb") as output:
             started.append(

@@ -114,6 +114,18 @@ def test_hosts_may_differ_only_in_paths_and_threads(tmp_path):
     assert identity(run, {"train": "abc"}) == names
 
 
+def test_hosts_compare_the_compiler_flags_that_change_the_program(tmp_path, monkeypatch):
+    program = types.SimpleNamespace(pretrained=None, model=GoogLeNet())
+    run = types.SimpleNamespace(config=tiny_config(tmp_path), program=program)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2 --xla_a=1")
+    names = identity(run, {})
+    assert names["XLA_FLAGS --xla_a"] == "1"
+    monkeypatch.setenv("XLA_FLAGS", "--xla_a=1 --xla_dump_to=/only/here")
+    assert identity(run, {}) == names
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_tpu_b=false")
+    assert identity(run, {}) == names | {"LIBTPU_INIT_ARGS --xla_tpu_b": "false"}
+
+
 def test_hosts_compare_the_weights_that_they_start_from(tmp_path):
     def of_weights(value):
         pretrained = types.SimpleNamespace(variables={"kernel": np.full(3, value, np.float32)})

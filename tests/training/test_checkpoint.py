@@ -76,6 +76,19 @@ def test_as_many_of_the_newest_are_kept_as_asked_and_the_best_besides(tmp_path, 
     assert sorted(map(int, os.listdir(tmp_path))) == checkpoints.steps
 
 
+def test_every_nth_step_is_kept_for_ever_over_starts(tmp_path):
+    def save(steps, **options):
+        with Checkpoints(tmp_path, keep_latest=1, **options) as checkpoints:
+            for step in steps:
+                checkpoints.save(step, {"step": np.int32(step)})
+            checkpoints.wait()
+            return checkpoints.steps
+
+    assert save((2, 3, 4, 6, 7), keep_every=3) == [3, 6, 7]
+    assert save((8, 9, 10), keep_every=3) == [3, 6, 9, 10]
+    assert save((11,)) == [11]  # a start without the option keeps the newest alone
+
+
 def test_a_step_counts_as_committed_once_it_is_on_disk(tmp_path):
     with Checkpoints(tmp_path, keep_latest=1) as checkpoints:
         checkpoints.save(1, {"step": np.int32(1)})

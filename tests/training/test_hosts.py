@@ -3,8 +3,10 @@
 import dataclasses
 import io
 import json
+import platform
 import shutil
 import signal
+import sys
 import time
 
 import jax
@@ -25,7 +27,7 @@ from gnet_jax.training.program import prepare
 from gnet_jax.training.sharding import data_mesh
 from tests.tiny import tiny_arch, with_program
 from tests.training.host_evaluation import counts
-from tests.training.processes import RECIPE, load, start
+from tests.training.processes import RECIPE, joined, launch, load, start
 
 SHORT = ("--epochs", "0.375", "--save-every-steps", "3")  # 6 steps
 ENDLESS = ("--epochs", "9000", "--save-every-steps", "4", "--eval-every-epochs", "9000")
@@ -181,7 +183,7 @@ def test_what_differs_between_hosts_ends_all_of_them_in_one_sentence(
 
 def test_a_process_whose_others_do_not_come_ends_in_one_sentence(folder, data):
     # The first coordinates, and must not be gone while the other still waits.
-    waits = ("4", "2")
+    waits = ("20", "10")
     of_host = [
         ("--process-id", str(number), "--num-processes", "3", "--start-timeout", seconds)
         for number, seconds in enumerate(waits)
@@ -192,6 +194,19 @@ def test_a_process_whose_others_do_not_come_ends_in_one_sentence(folder, data):
         (sentence,) = run.lines(host)
         assert sentence.startswith(f"error: process {host} of 3 at localhost:")
         assert f"waited {seconds} s for the others" in sentence
+    name = platform.node()
+    assert f"; started: 0 ({name}), 1 ({name}); not heard from: 2; " in run.text(0)
+    assert "; process 0 answers at localhost:" in run.text(1)
+
+
+def test_a_process_without_a_coordinator_says_where_nothing_answers(folder):
+    _, command = joined([sys.executable, "train.py", "--start-timeout", "2"], 2)
+    run = launch([command], folder / "absent", devices=1)
+    assert run.wait(120) == [3]
+    (sentence,) = run.lines()
+    assert "error: process 1 of 2 at localhost:" in sentence
+    assert "process 0 does not answer at localhost:" in sentence
+    assert "Connection refused" in sentence
 
 
 @pytest.mark.parametrize(
@@ -268,7 +283,14 @@ def test_sigterm_to_one_of_two_makes_both_save_the_same_step_within_10_s(preempt
     assert codes == [143, 143], texts
     assert seconds < 10 * load()
     step = newest_step(workdir / "checkpoints")
-    assert f"stopped by SIGTERM; step {step} is saved" in texts[0]
+    received = f"SIGTERM on host 1 ({platform.node()})"
+    assert f"stopped by {received}; step {step} is saved" in texts[0]
+    assert f"SIGTERM received by host 1 ({platform.node()}): saving" in texts[1]
+    for host in (0, 1):
+        log = (workdir / "logs" / f"host-{host}.log").read_text().splitlines()
+        assert f"host {host} of 2 ({platform.node()}), process " in log[0]
+        assert any(line.endswith(f"Z stopping and saving: {received}") for line in log)
+        assert log[-1].endswith(f"Z exit code 143: stopped by {received}; step {step} is saved")
     assert restored(workdir, *ENDLESS, *data)[0] == step
 
 
@@ -344,7 +366,7 @@ def test_supervised_hosts_start_again_when_one_is_killed_and_stop_when_one_is_to
     assert second["restart"]["number"] == 1
     assert second["restart"]["step"] == second["step"] >= 4
     assert "another host" in second["restart"]["after"]  # exit code 3 or 134
-    assert f"stopped by SIGTERM; step {newest_step(workdir / 'checkpoints')} " in run.text()
+    assert f"; step {newest_step(workdir / 'checkpoints')} is saved in " in run.text()
 
 
 CHAIN = ("--numerics", "canonical", "--epochs", "1", "--save-every-steps", "2")

@@ -309,6 +309,13 @@ def test_a_finished_run_does_nothing_again(finished, steps, capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_steps_to_keep_are_saved_whatever_the_interval_of_saves(tmp_path, steps):
+    run = tiny_run(tmp_path, save_every_steps=100, keep_latest=1, keep_every=2)
+    train(run, tmp_path, steps)
+    with Checkpoints(tmp_path / "checkpoints", keep_latest=1, keep_every=2) as checkpoints:
+        assert checkpoints.steps == [2, 4, 6, 8, 9]
+
+
 def test_the_options_of_the_config_reach_the_checkpoints_and_the_diagnoses(
     finished, tmp_path, monkeypatch
 ):
@@ -325,7 +332,7 @@ def test_the_options_of_the_config_reach_the_checkpoints_and_the_diagnoses(
     (arguments, options), *_ = checkpoints.call_args_list
     assert arguments == (tmp_path / "run" / "checkpoints", 3)
     assert options.pop("watch").committed == 0
-    assert options == {"model": run.description(), "verify": False}
+    assert options == {"model": run.description(), "verify": False, "keep_every": None}
     assert diagnostics.call_args.args[:4] == (tmp_path / "run", "step", 2, 9)
     expected.assert_called_once_with(TrainingError)
 

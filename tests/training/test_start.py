@@ -1,6 +1,7 @@
 """How a process joins the others, and exits when they are lost."""
 
 import signal
+import socket
 import sys
 import threading
 from unittest import mock
@@ -80,7 +81,7 @@ def test_a_tpu_vm_has_chips_libtpu_and_a_metadata_server(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "launch", [{"coordinator": "a:1"}, {"num_processes": 2}, {"process_id": 0}]
+    "launch", [{"coordinator": "localhost:1"}, {"num_processes": 2}, {"process_id": 0}]
 )
 def test_any_option_of_the_coordinator_makes_a_process_join(launch):
     assert should_join(Launch(**launch))
@@ -88,7 +89,7 @@ def test_any_option_of_the_coordinator_makes_a_process_join(launch):
 
 def test_the_coordinator_of_jaxs_own_variable_is_joined(monkeypatch):
     assert not should_join(Launch())
-    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "a:1")
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1")
     assert should_join(Launch())
 
 
@@ -124,9 +125,9 @@ def test_a_process_alone_joins_nobody(initialize):
 
 
 def test_the_options_go_to_jax_which_finds_out_the_rest(initialize):
-    start(Launch(coordinator="a:1", num_processes=2, process_id=1))
+    start(Launch(coordinator="localhost:1", num_processes=2, process_id=1))
     start(Launch(distributed="on"))
-    assert initialize[0] == [("a:1", 2, 1, "deactivate"), (None, None, None, None)]
+    assert initialize[0] == [("localhost:1", 2, 1, "deactivate"), (None, None, None, None)]
     assert not getattr(jax.config, "jax_enable_preemption_service", False)  # JAX 0.7 has none
     alarms = [each for each in threading.enumerate() if isinstance(each, threading.Timer)]
     assert all(alarm.finished.is_set() for alarm in alarms)
@@ -138,8 +139,10 @@ def test_a_failure_to_join_is_an_error_with_its_cause(initialize):
     with pytest.raises(ConfigError, match="coordinator_address should be defined"):
         start(Launch(distributed="on"))
     answer[:] = [RuntimeError("metadata server: 404\nand more")]
-    with pytest.raises(HostsError, match=r"process 1 of 2 at a:1 .*: metadata server: 404;"):
-        start(Launch(coordinator="a:1", num_processes=2, process_id=1))
+    with pytest.raises(
+        HostsError, match=r"process 1 of 2 at localhost:1 .*: metadata server: 404;"
+    ):
+        start(Launch(coordinator="localhost:1", num_processes=2, process_id=1))
 
 
 def test_a_process_waits_for_the_others_no_longer_than_it_is_told(initialize, monkeypatch):
@@ -152,10 +155,35 @@ def test_a_process_waits_for_the_others_no_longer_than_it_is_told(initialize, mo
 
     monkeypatch.setattr(hosts, "_exit", end)
     monkeypatch.setattr(jax.distributed, "initialize", lambda **_: ended.wait(20))
-    start(Launch(coordinator="a:1", num_processes=2, process_id=1, start_timeout=0.2))
+    start(Launch(coordinator="localhost:1", num_processes=2, process_id=1, start_timeout=0.2))
     (message, code), *_ = told
-    assert "process 1 of 2 at a:1 waited 0.2 s" in message
+    assert "process 1 of 2 at localhost:1 waited 0.2 s" in message
     assert code == EXIT_LOST == 3
+
+
+def test_a_coordinator_whose_name_cannot_be_resolved_is_told_at_once(initialize, monkeypatch):
+    launch = Launch(coordinator="no.such.invalid:1", num_processes=2, process_id=1)
+    with pytest.raises(HostsError, match=r"'no\.such\.invalid' cannot be resolved"):
+        start(launch)
+    assert initialize[0] == []
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "other.invalid:1")
+    with pytest.raises(HostsError, match=r"'other\.invalid' cannot be resolved"):
+        start(Launch(num_processes=2, process_id=1))
+
+
+def test_in_kubernetes_the_name_of_a_pod_that_starts_later_is_waited_for(initialize, monkeypatch):
+    answers = [socket.gaierror(-2, "Name or service not known"), []]
+
+    def resolve(*_):
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setattr(hosts.socket, "getaddrinfo", resolve)
+    start(Launch(coordinator="pod-0.job:1", num_processes=2, process_id=1))
+    assert len(initialize[0]) == 1
 
 
 def test_an_unexpected_error_exits_at_once_on_several_hosts_alone(monkeypatch):

@@ -10,6 +10,7 @@ from gnet_jax.cli.train import run
 from gnet_jax.config.command import Launch
 from gnet_jax.data.sources import DataError
 from gnet_jax.model.googlenet import GoogLeNet
+from gnet_jax.training.hosts import stop
 from gnet_jax.training.hosts.start import ACKNOWLEDGE
 from gnet_jax.training.hosts.stop import FAULT, EvalBatches, StopRequest, TrainBatches, Vote, voting
 from gnet_jax.training.loop import Result
@@ -52,6 +53,31 @@ def test_a_host_says_what_it_has_to_say_on_each_of_its_devices():
         flag = vote.flag(fault)
         assert (flag.shape, flag.dtype) == ((8,), np.int32)
         assert np.asarray(flag).tolist() == [code] * 8
+
+
+def test_the_host_that_received_the_signal_is_named_on_all_hosts(monkeypatch):
+    monkeypatch.setattr(stop, "gather", lambda own: ["node0", "node1", "node2"])
+    monkeypatch.setattr(stop.jax, "process_index", lambda: 2)
+    request, told, numbers = StopRequest(), [], []
+    receiver = Vote(data_mesh(), request)
+    monkeypatch.setattr(receiver, "_flag", numbers.append)
+    request.signal = signal.SIGTERM
+    receiver.flag(None)
+    code = jnp.int32(numbers[0])
+    for read in (lambda vote: vote.read(7, code), lambda vote: vote.stops_evaluation(code)):
+        vote = Vote(data_mesh(), StopRequest(), told.append)
+        read(vote)
+        assert (vote.signal, vote.reason) == (15, "SIGTERM on host 2 (node2)")
+    assert told == ["stopping and saving: SIGTERM on host 2 (node2)"] * 2
+    vote = Vote(data_mesh(), StopRequest(), told.append)
+    vote.read(7, jnp.int32(FAULT))
+    assert (vote.signal, vote.signalled, len(told)) == (None, False, 2)
+
+
+def test_a_run_of_one_process_names_only_the_signal(capsys):
+    vote = Vote(data_mesh(), StopRequest(), print)
+    vote.read(7, jnp.int32(signal.SIGINT))
+    assert (vote.signal, vote.reason, capsys.readouterr().out) == (2, "SIGINT", "")
 
 
 def test_a_host_without_a_batch_says_so_two_steps_before():
@@ -128,7 +154,9 @@ def test_the_first_signal_is_recorded_and_the_second_would_kill(handlers, monkey
             assert [signal.getsignal(each) for each in handlers] == [signal.SIG_DFL] * 3
         assert [signal.getsignal(each) for each in handlers] == usual
     assert os.read(reads, 10) == b"..."  # the supervisor knows of each
-    assert capfd.readouterr().err.count("second signal") == 3
+    error = capfd.readouterr().err
+    assert error.count("second signal") == 3
+    assert all(f"{name} received: saving" in error for name in ("SIGINT", "SIGTERM", "SIGHUP"))
 
 
 def test_sighup_stays_ignored_under_nohup(handlers):

@@ -118,6 +118,16 @@ def test_a_workdir_that_did_not_record_its_classes_resumes_on_the_same_data(tmp_
     assert json.loads((tmp_path / "config.json").read_text())["data.fingerprint.classes"]
 
 
+def test_a_workdir_of_a_version_without_keep_every_resumes_with_it(tmp_path):
+    config = Config(workdir=str(tmp_path))
+    file = open_workdir(config, PRINTS) / "config.json"
+    file.write_text(
+        json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "keep_every"})
+    )
+    open_workdir(dataclasses.replace(config, keep_every=5), PRINTS)
+    assert json.loads(file.read_text())["keep_every"] == 5
+
+
 def test_a_workdir_that_cannot_be_written_is_named(tmp_path):
     file = tmp_path / "file"
     file.touch()
@@ -153,6 +163,27 @@ def test_a_start_with_other_code_or_libraries_says_which(tmp_path):
     assert "gnet_jax: unknown there" in changed
     assert "jaxlib" not in changed
     assert not add_start(tmp_path, 60)
+
+
+def test_a_start_with_other_compiler_flags_says_which(tmp_path, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_a=1 --xla_b")
+    monkeypatch.delenv("LIBTPU_INIT_ARGS", raising=False)
+    assert not add_start(tmp_path, 0)
+    flags = read_starts(tmp_path)[0]["flags"]
+    assert flags == {"XLA_FLAGS": os.environ["XLA_FLAGS"], "LIBTPU_INIT_ARGS": None}
+    # Neither the order of the flags nor those that leave the program as it is are a change.
+    monkeypatch.setenv("XLA_FLAGS", "--xla_b --xla_a=2 --xla_a=1 --xla_dump_to=/tmp/a")
+    assert not add_start(tmp_path, 10)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_a=3 --xla_b")
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_tpu_c=true")
+    changed = add_start(tmp_path, 20)
+    assert "XLA_FLAGS --xla_a: 1 there, 3 now" in changed
+    assert "LIBTPU_INIT_ARGS --xla_tpu_c: absent there, true now" in changed
+    assert "xla_b" not in changed
+    record = json.loads((tmp_path / "run.json").read_text())
+    del record["starts"][-1]["flags"]  # as older versions wrote it
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    assert not add_start(tmp_path, 30)
 
 
 def test_the_recorded_versions_are_those_of_the_libraries_that_matter(tmp_path, monkeypatch):

@@ -38,7 +38,7 @@ PARTIAL = ".orbax-checkpoint-tmp"  # part of the name of a folder being written 
 
 
 class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
-    """The checkpoints of one run: the newest few, and the one with the best evaluation.
+    """The checkpoints of one run: the newest few, the best one, and every N-th step.
 
     `save` copies the state. A background thread then hashes and writes the copy, renames the folder
     to commit it, and reads it back. Only after that does the step count as saved, and older steps
@@ -55,17 +55,19 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
         watch: Stopwatch | None = None,
         model: Mapping[str, Any] | None = None,
         verify: bool = True,
+        keep_every: int | None = None,
     ) -> None:
         """Open or create `folder`.
         `tell` is called with each line to print. `watch` measures how long saving delays the run.
         `model` is the model's description, saved in every checkpoint. With `verify`, each step is
-        read back after it is written.
+        read back after it is written. Steps divisible by `keep_every` are never deleted.
         """
         super().__init__(folder)
         self.tell = tell
         self.watch = watch or Stopwatch()
         self.problem: str | None = None  # why the last save failed
-        self._keep_latest, self._model, self._verify = keep_latest, model, verify
+        self._keep_latest, self._keep_every = keep_latest, keep_every
+        self._model, self._verify = model, verify
         self._pending: tuple[int, Future[None]] | None = None  # the step that is being saved
         self._background = ThreadPoolExecutor(1, "checkpoints")
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -132,10 +134,10 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
             shutil.rmtree(deleted, ignore_errors=True)
 
     def _kept_with(self, step: int) -> list[int]:
-        """Returns the steps to keep after `step` is saved: the newest few, and the best."""
-        steps = sorted({*self.steps, step})
+        """Returns the steps to keep after `step` is saved: the newest, the best, every N-th."""
+        steps, every = sorted({*self.steps, step}), self._keep_every
         kept = {*steps[-self._keep_latest :], self.best}
-        return [each for each in steps if each in kept]
+        return [each for each in steps if each in kept or (every and each % every == 0)]
 
     def _check_space(self, state: Any) -> None:
         """Raise a UserError if the disk is too full, before a dozen threads of Orbax fail."""

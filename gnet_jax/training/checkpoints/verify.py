@@ -240,21 +240,37 @@ def is_workdir(path: Path) -> bool:
     return (path / CONFIG_FILE).is_file() and (path / CHECKPOINTS).is_dir()
 
 
-def read_workdir(workdir: Path) -> "TrainedModel":
-    """Returns the model in a run's best checkpoint, or in its newest if none was evaluated.
+def read_workdir(workdir: Path, step: int | None = None) -> "TrainedModel":
+    """Returns the model in the checkpoint `step`, by default the best, or the newest if none was
+    evaluated. The run may be training: if it deletes the checkpoint meanwhile, reads the next best.
 
     The parameters are the averaged ones if the run averaged them. The run's data are not needed.
-    Raises WeightsError if there is no checkpoint, or if its arrays do not match the architecture
-    saved with it. Raises CorruptError if it, or the digests of any other checkpoint, is corrupt.
+    Raises WeightsError if there is no such checkpoint, or if its arrays do not match the
+    architecture saved with it. Raises CorruptError if it is corrupt or, without `step`, if the
+    digests of any other checkpoint are.
     """
-    from gnet_jax.model_folder.folder import WeightsError, folder_of  # imports Flax, which is slow
+    from gnet_jax.model_folder.folder import WeightsError  # imports Flax, which is slow
 
     saved = SavedSteps(workdir / CHECKPOINTS)
-    for error in saved.corrupt.values():  # this step may be the best one
-        raise error
-    step = saved.latest if saved.best is None else saved.best
-    if step is None:
+    if not saved.steps:
         raise WeightsError(f"{workdir} has no checkpoint; train until one is saved")
+    if step is not None and step not in saved.steps:
+        known = ", ".join(map(str, saved.steps))
+        raise WeightsError(f"{workdir} has no checkpoint of step {step}; it has {known}")
+    try:
+        for error in saved.corrupt.values() if step is None else ():  # it may be the best one
+            raise error
+        chosen = step if step is not None else saved.best
+        return _read_step(workdir, saved, saved.steps[-1] if chosen is None else chosen)
+    except ConfigError:
+        if SavedSteps(saved.folder).steps == saved.steps:
+            raise
+    return read_workdir(workdir, step)  # the run has deleted or saved a step meanwhile
+
+
+def _read_step(workdir: Path, saved: SavedSteps, step: int) -> "TrainedModel":
+    from gnet_jax.model_folder.folder import WeightsError, folder_of
+
     path = saved.path(step)
     where = f"checkpoint {step} in {saved.folder}"
     description = read_digests(path).get("model")

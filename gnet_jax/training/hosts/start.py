@@ -13,6 +13,7 @@ import os
 import secrets
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -27,10 +28,19 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from gnet_jax.config import Config, ConfigError, UserError, flatten
-from gnet_jax.config.command import Launch
+from gnet_jax.config.command import Join, Launch
 from gnet_jax.errors import choose
 from gnet_jax.training.checkpoints.verify import digest, first_line
-from gnet_jax.training.workdir import RESTART, code_version, open_workdir, package_versions
+from gnet_jax.training.hosts.log import LOG, end_log
+from gnet_jax.training.hosts.roll_call import RollCall
+from gnet_jax.training.workdir import (
+    RESTART,
+    code_version,
+    compiler_flags,
+    flag_values,
+    open_workdir,
+    package_versions,
+)
 
 if TYPE_CHECKING:
     from gnet_jax.training.program import Run
@@ -70,7 +80,7 @@ class HostsError(RuntimeError):
     """The processes could not connect; the same command may succeed the next time."""
 
 
-def should_join(launch: Launch) -> bool:
+def should_join(launch: Join) -> bool:
     """Returns whether this process should join other processes."""
     option = choose("--distributed", launch.distributed, {"auto": None, "on": True, "off": False})
     if option is not None:
@@ -124,11 +134,11 @@ def handle_stop_signals(handler: Callable[[int, Any], None]) -> Iterator[Sequenc
             signal.signal(number, usual)
 
 
-def start(launch: Launch) -> None:
+def start(launch: Join) -> None:
     """Join the other processes of the run, if any. Call this before anything uses a device.
     If they do not all join within `launch.start_timeout` seconds, the process exits with
     `EXIT_LOST`. Raises ConfigError if it cannot determine which processes belong to the run, and
-    HostsError if the others cannot be reached.
+    HostsError if the coordinator's name cannot be resolved or the others cannot be reached.
     """
     if not should_join(launch):
         return
@@ -149,15 +159,20 @@ def start(launch: Launch) -> None:
     options = {name: value for name, value in options.items() if name in known}  # JAX 0.7 has fewer
     if hasattr(jax.config, "jax_enable_preemption_service"):  # it would replace our handlers
         jax.config.update("jax_enable_preemption_service", False)
-    give_up = (
-        f"error: {this} waited {launch.start_timeout} s for the others; start all of them with the "
-        "same coordinator, or raise --start-timeout"
-    )
-    alarm = threading.Timer(launch.start_timeout, _exit, (give_up, EXIT_LOST))
+    _check_name(launch.coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS"), launch)
+    roll_call = RollCall()
+
+    def give_up() -> None:
+        text = f"error: {this} waited {launch.start_timeout} s for the others"
+        fix = "start all of them with the same coordinator, or raise --start-timeout"
+        _exit(f"{text}; {roll_call.describe()}; {fix}", EXIT_LOST)
+
+    alarm = threading.Timer(launch.start_timeout, give_up)
     alarm.daemon = True
     alarm.start()
     try:
-        jax.distributed.initialize(**options)
+        with roll_call.running():
+            jax.distributed.initialize(**options)
     except (ValueError, TypeError, KeyError) as error:
         where = "no cluster was recognised" if cluster is None else f"this looks like {cluster}"
         raise ConfigError(
@@ -174,7 +189,29 @@ def start(launch: Launch) -> None:
         alarm.cancel()
 
 
-def _describe(launch: Launch, cluster: str | None) -> str:
+def _check_name(coordinator: str | None, launch: Join) -> None:
+    """Raise a HostsError if the coordinator's name cannot be resolved; JAX would try until the end.
+    In Kubernetes, a name exists only once its pod runs, so wait for it there.
+    """
+    deadline = time.monotonic()
+    if "KUBERNETES_SERVICE_HOST" in os.environ:
+        deadline += launch.start_timeout
+    while coordinator is not None:
+        host = (coordinator.rpartition(":")[0] or coordinator).strip("[]")
+        try:
+            socket.getaddrinfo(host, None)
+            return
+        except (socket.gaierror, UnicodeError) as error:  # idna refuses some names
+            if time.monotonic() >= deadline:
+                reason = getattr(error, "strerror", None) or error
+                raise HostsError(
+                    f"the coordinator's name {host!r} cannot be resolved ({reason}); check "
+                    "--coordinator, and this machine's DNS"
+                ) from error
+        time.sleep(1)
+
+
+def _describe(launch: Join, cluster: str | None) -> str:
     if launch.process_id is None:
         return f"this process of a {cluster} job" if cluster else "this process"
     total = "" if launch.num_processes is None else f" of {launch.num_processes}"
@@ -219,6 +256,7 @@ def identity(run: "Run", fingerprints: Mapping[str, Any]) -> dict[str, Any]:
     # The other fingerprints cover the class names.
     found |= {f"data.fingerprint.{k}": v for k, v in fingerprints.items() if k != "classes"}
     found |= {f"version of {name}": value for name, value in package_versions().items()}
+    found |= flag_values(compiler_flags())
     return found | {"code": code_version(run.program.model.arch.own_parts)}
 
 
@@ -235,7 +273,7 @@ def compare(own: Mapping[str, Any]) -> None:
             rest = f" ({len(differing) - 3} more)" if len(differing) > 3 else ""
             raise ConfigError(
                 f"host {host} differs: {'; '.join(differing[:3])}{rest}; start every host with the "
-                "same command, code, libraries and data"
+                "same command, code, libraries, flags and data"
             )
 
 
@@ -300,6 +338,8 @@ def _explain(error: Exception) -> tuple[str, int]:
 
 
 def _exit(message: str, code: int) -> NoReturn:
+    LOG.error(message)
+    end_log(code)
     print(message, file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(code)

@@ -7,6 +7,7 @@ step n + 2. So a code passed to step n ends the run on all hosts after step n + 
 
 import contextlib
 import os
+import platform
 import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -18,11 +19,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gnet_jax.config import UserError
-from gnet_jax.training.hosts.start import ACKNOWLEDGE, handle_stop_signals, run_on_all_hosts
+from gnet_jax.training.hosts.start import ACKNOWLEDGE, gather, handle_stop_signals, run_on_all_hosts
 from gnet_jax.training.observe.faults import BadImages
 from gnet_jax.training.sharding import AXIS, split
 
-FAULT = 1000  # the stop code of a host that cannot load its batch; larger than any signal number
+FAULT = 2**30  # the stop code of a host that cannot load its batch; larger than all other codes
+HOST = 128  # the code of a signal is its number, plus this times the index of the host that got it
 LEAD = 2  # number of steps from the one that is passed a code to the last of the run, inclusive
 
 
@@ -43,40 +45,69 @@ class StopRequest(contextlib.ExitStack):
         if ACKNOWLEDGE in os.environ:
             with contextlib.suppress(OSError):  # the supervisor is gone and needs no answer
                 os.write(int(os.environ[ACKNOWLEDGE]), b".")
-        # os.write, because the signal may have interrupted a print
-        os.write(2, b"\nsaving once the current step is done; a second signal exits at once\n")
+        name = f"{signal.Signals(number).name} received"
+        if jax.distributed.is_initialized():
+            name += f" by host {jax.process_index()} ({platform.node()})"
+        text = f"\n{name}: saving once the current step is done; a second signal exits at once\n"
+        os.write(2, text.encode())  # because the signal may have interrupted a print
         for each in self._numbers:
             signal.signal(each, signal.SIG_DFL)
 
 
 class Vote:
-    """The stop code that this host passes to each step, and the code on which all hosts agreed."""
+    """The stop code that this host passes to each step, and the code on which all hosts agreed.
+    All hosts must create it. `tell` is called once with a line if hosts agree to stop by a signal.
+    """
 
-    def __init__(self, mesh: Mesh, request: StopRequest) -> None:
-        self._mesh, self._request = mesh, request
+    def __init__(
+        self, mesh: Mesh, request: StopRequest, tell: Callable[[str], None] = lambda text: None
+    ) -> None:
+        self._mesh, self._request, self._tell = mesh, request, tell
+        self._names = gather(platform.node())
         self._no_stop = self._flag(0)
         self._last_step: int | None = None
-        self.code = 0  # a signal's number or FAULT, set when all hosts know it
+        self.code = 0  # of a signal or FAULT, set when all hosts know it
 
     def flag(self, fault: UserError | None) -> jax.Array:
         """Returns this host's `stop` code for the next step, as an array over all devices."""
-        code = FAULT if fault is not None else self._request.signal or 0
+        number = self._request.signal
+        code = number + HOST * jax.process_index() if number else 0
+        code = FAULT if fault is not None else code
         return self._flag(code) if code else self._no_stop
 
     def read(self, step: int, stop: jax.Array) -> None:
         """Record the stop code that training step `step` returned; the first non-zero code wins."""
         code = int(stop)
         if code and not self.code:
-            self.code, self._last_step = code, step + LEAD - 1
+            self._last_step = step + LEAD - 1
+            self._record(code)
 
     def stops_evaluation(self, stop: jax.Array) -> bool:
         """Record the code that an evaluation step returned. Returns whether to stop early."""
-        self.code = int(stop) or self.code
-        return bool(stop)
+        if code := int(stop):
+            self._record(code)
+        return bool(code)
+
+    def _record(self, code: int) -> None:
+        self.code = code
+        if self.signalled and len(self._names) > 1:
+            self._tell(f"stopping and saving: {self.reason}")
 
     @property
     def signalled(self) -> bool:
         return 0 < self.code < FAULT
+
+    @property
+    def signal(self) -> int | None:
+        """The number of the signal that stops the run; None if none does."""
+        return self.code % HOST if self.signalled else None
+
+    @property
+    def reason(self) -> str:
+        """The signal's name and, with several hosts, which of them received it."""
+        host, number = divmod(self.code, HOST)
+        where = f" on host {host} ({self._names[host]})" if len(self._names) > 1 else ""
+        return f"{signal.Signals(number).name}{where}"
 
     def ends(self, step: int) -> bool:
         return self._last_step == step

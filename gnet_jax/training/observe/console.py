@@ -17,6 +17,7 @@ from tensorboardX.proto import event_pb2
 from tensorboardX.summary import histogram_raw, scalar
 
 from gnet_jax.errors import discard
+from gnet_jax.training.hosts.log import LOG
 from gnet_jax.training.observe.track import Track
 from gnet_jax.training.workdir import RECORD_FILE, MetricsFile, read_starts, write_json
 
@@ -179,7 +180,8 @@ class SafeConsole(Console):
         super().__init__(highlight=False, emoji=False, **options)
 
     def say(self, text: str) -> None:
-        """Print text without interpreting markup."""
+        """Print text without interpreting markup, and add it to the host's log if there is one."""
+        LOG.info(text)
         self.print(text, markup=False, soft_wrap=True)
 
     def print(self, *objects: Any, **options: Any) -> None:
@@ -203,7 +205,7 @@ class SafeConsole(Console):
 class Reporter(contextlib.AbstractContextManager["Reporter"]):
     """Prints metrics, as one live line on a terminal, and logs them (metrics.jsonl, TensorBoard).
     `track` gets the same metrics, and first those of earlier starts that it does not have.
-    With `enabled=False`, as on every process except the first, nothing is printed or written.
+    With `enabled=False`, as on every process except the first, messages go only to the host's log.
     """
 
     def __init__(
@@ -275,6 +277,7 @@ class Reporter(contextlib.AbstractContextManager["Reporter"]):
         if self._live is None:
             self._live = Live(console=self._console, transient=True, auto_refresh=False)
             self._live.start()
+        LOG.info(line)
         self._live.update(Text(line), refresh=True)
 
     def evaluation(self, step: int, values: dict[str, float], best: bool) -> None:
