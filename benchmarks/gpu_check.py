@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+STOPPED = (124, 137)  # exit codes of `timeout` at the limit, and after --kill-after
 PARTS = ("peers", "memory", "parity", "modern", "cifar10")
 
 
@@ -47,11 +48,8 @@ def parity(caffe: Path) -> dict[str, Any]:
 
     blobs = dict(np.load(caffe / "caffe_blobs_227.npz"))
     arch, flat = from_caffe(read_caffemodel(caffe / "bvlc_googlenet.caffemodel")[0], "Caffe's")
-    model, variables, images = (
-        GoogLeNet(arch),
-        unflatten(flat),
-        jnp.asarray(blobs.pop("data"))[None],
-    )
+    model, variables = GoogLeNet(arch), unflatten(flat)
+    images = jnp.asarray(blobs.pop("data"))[None]
     found: dict[str, Any] = {"layers": len(blobs)}
     for precision in ("highest", "default"):
         with jax.default_matmul_precision(precision):
@@ -112,14 +110,13 @@ def report(out: Path) -> int:
     parts: dict[str, dict[str, Any]] = {}
     for name in PARTS:
         status = json.loads((out / f"{name}.status").read_text())
-        result = out / f"{name}.json"
-        parts[name] = status | (
-            {"result": json.loads(result.read_text())} if result.exists() else {}
-        )
+        file = out / f"{name}.json"
+        result = json.loads(file.read_text()) if file.exists() else None
+        parts[name] = status | {"result": result}
     show(
         ("part", "status", "seconds", "result"),
         [
-            (name, describe(part), part.get("seconds", ""), summary(name, part.get("result")))
+            (name, describe(part), part.get("seconds", ""), summary(name, part["result"]))
             for name, part in parts.items()
         ],
     )
@@ -137,9 +134,9 @@ def describe(part: dict[str, Any]) -> str:
     """Returns how a part ended."""
     if "skipped" in part:
         return f"skipped: {part['skipped']}"
-    stopped = part["seconds"] >= part["limit"]
-    ended = f"stopped after {part['limit']} s" if stopped else f"exit code {part['code']}"
-    return ended if part["code"] else "ok"
+    if part["code"] in STOPPED:
+        return f"stopped after {part['limit']} s"
+    return f"exit code {part['code']}" if part["code"] else "ok"
 
 
 def summary(name: str, result: dict[str, Any] | None) -> str:
@@ -160,7 +157,7 @@ def summary(name: str, result: dict[str, Any] | None) -> str:
 
 def main() -> int:
     """Run one part, and write its result as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("part", choices=("memory", "parity", "train", "report"))
     parser.add_argument("out", type=Path)
     parser.add_argument("--batch", type=int, default=256)

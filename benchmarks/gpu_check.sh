@@ -13,7 +13,8 @@
 #
 # The results are in OUT (gpu_check): result.json, and a log of each part. A part without its input is
 # skipped, and a part that exceeds its limit is stopped. Exits with 1 if any part failed. Requires the
-# extras [cuda,fast,export]. SMALL=1 runs everything in small, for a CPU.
+# extras [cuda,fast]. LIMITS has the seconds of the parts, in this order. SMALL=1 runs everything in
+# small, for a CPU.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 
@@ -23,7 +24,7 @@ PEER_PYTHON=${PEER_PYTHON:-}
 CAFFE=${CAFFE:-}
 CIFAR=${CIFAR:-tfds:cifar10}
 if [ "${SMALL:-0}" = 1 ]; then
-  limits="300 120 200 200 120"
+  limits=${LIMITS:-300 120 200 200 120}
   peers="--repeats 1 --batches 1 --train-batch 2 --size 128"
   batch=2 size=128 photos=16 steps=3 cifar_epochs=1
   modern="--batch-size 8 --eval-batch-size 2 --model.width-multiplier 0.125 --data.image-size 128
@@ -31,7 +32,7 @@ if [ "${SMALL:-0}" = 1 ]; then
   cifar10="--model.width-multiplier 0.125 --data.image-size 32 --data.resize-to 32
     --model.stem small"
 else
-  limits="220 30 30 80 120"
+  limits=${LIMITS:-220 30 30 80 120}
   peers="--repeats 5 --batches 1 256 --train-batch 256 --plain"
   batch=256 size=224 photos=512 steps=200 cifar_epochs=14
   modern="--model.dtype bfloat16"
