@@ -9,10 +9,10 @@
 #   launch/tpu_vm.sh delete
 #
 # Options of train.py follow `train`; another RUN is another workdir:
-#   RUN=trial launch/tpu_vm.sh train --epochs 0.01
+#   RUN=trial launch/tpu_vm.sh train --epochs 0.2 --optim.warmup-epochs 0
 # Delete a spot slice that was preempted; then create, install and train resume from the bucket.
 #
-# Edit the block below. BUCKET holds tensorflow_datasets/ (made by `gnet prepare
+# Edit the block below, or export these variables. BUCKET holds tensorflow_datasets/ (made by `gnet prepare
 # tfds:imagenet2012`), which all hosts mount read-only, and receives runs/ (checkpoints, logs) and xla/
 # (compiled programs, which a restart finds on other machines, too). WORKERS times THREADS is at most
 # the vCPUs of a host: 112 for v5e. This script has not been run on hardware; only its syntax, the
@@ -27,6 +27,7 @@ BUCKET=${BUCKET:-your-bucket}
 RUN=${RUN:-imagenet_pod}
 WORKERS=${WORKERS:-8}
 THREADS=${THREADS:-12}
+LIBTPU_INIT_ARGS=${LIBTPU_INIT_ARGS:-} # XLA's flags for TPUs (docs/pods.md)
 REPOSITORY=${REPOSITORY:-https://github.com/gnet-jax/gnet_jax}
 
 on_every_host() {
@@ -70,6 +71,7 @@ train)
     cd gnet_jax
     export TFDS_DATA_DIR=\$HOME/data/tensorflow_datasets
     export JAX_COMPILATION_CACHE_DIR=gs://$BUCKET/xla
+    export LIBTPU_INIT_ARGS='$LIBTPU_INIT_ARGS'
     nohup ../venv/bin/python train.py imagenet_pod --workdir gs://$BUCKET/runs/$RUN --distributed on --supervise --data.decoder fast --data.workers $WORKERS --data.threads $THREADS$options >> ~/train.log 2>&1 < /dev/null &
   "
   ;;

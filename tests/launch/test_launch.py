@@ -310,6 +310,15 @@ def test_options_after_train_reach_every_host(tmp_path):
     assert "export JAX_COMPILATION_CACHE_DIR=gs://your-bucket/xla" in text
 
 
+@pytest.mark.parametrize("file", ["launch/tpu_vm.sh", "docs/pods.md"])
+def test_the_options_shown_for_a_tpu_vm_are_valid(file):
+    text = (LAUNCH.parent / file).read_text()
+    shown = re.findall(r"launch/tpu_vm\.sh train (--.*)", text)
+    assert shown
+    for options in shown:
+        check(train.parse(["imagenet_pod", *shlex.split(options)]))
+
+
 def test_a_tpu_vm_refuses_other_words(tmp_path):
     done = run_with({"gcloud": "exit 9"}, "tpu_vm.sh", "start", folder=tmp_path)
     assert done.returncode == 2
