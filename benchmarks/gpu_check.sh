@@ -28,9 +28,9 @@ if [ "${SMALL:-0}" = 1 ]; then
   peers="--repeats 1 --batches 1 --train-batch 2 --size 128"
   batch=2 size=128 photos=16 steps=3 cifar_epochs=1
   modern="--batch-size 8 --eval-batch-size 2 --model.width-multiplier 0.125 --data.image-size 128
-    --data.resize-to 144"
+    --data.resize-to 144 --optim.warmup-epochs 0"
   cifar10="--model.width-multiplier 0.125 --data.image-size 32 --data.resize-to 32
-    --model.stem small"
+    --model.stem small --optim.warmup-epochs 0"
 else
   limits=${LIMITS:-220 30 30 80 120}
   peers="--repeats 5 --batches 1 256 --train-batch 256 --plain"
