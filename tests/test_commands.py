@@ -66,7 +66,7 @@ NOT_RUN = {
     "gnet export models/googlenet googlenet.tflite": "it needs LiteRT's converter; "
     "tests/convert/test_export.py has it",
     **dict.fromkeys(
-        ("gcloud ", "NUMBER=$(gcloud", "launch/", "RUN=trial launch/"),
+        ("gcloud ", "NUMBER=$(gcloud", "launch/", "RUN=trial launch/", "docker ", "kubectl "),
         "it needs a Google Cloud project; tests/launch runs the scripts with stand-ins",
     ),
     "export ": "it only sets variables for the commands after it",
