@@ -14,20 +14,24 @@ environment (see benchmarks/README.md). Compares, in float32 (or `--dtype`),
 
 The JSON contains medians of wall and CPU seconds per call, versions, threads, and our images per
 second divided by the peer's, computed from wall time (`ratios`) and from CPU time (`cpu_ratios`).
+`--compile-peer` also runs torchvision's network under torch.compile(mode="max-autotune"), in a
+process of its own; the keys of these ratios end in `_to_compiled`. It requires a C++ compiler.
 `--with-ynn` also times our network compiled with XLA's defaults, which pass operations to the
 library YNNPACK (`gnet_jax.training.sharding.xla_options`). `--plain` also times our network with
 the plain operations (`gnet_jax.ops`).
 
-If JAX finds a GPU, both sides run on it, and onnxruntime is skipped:
+If JAX finds a GPU, both sides run on it, onnxruntime is skipped, and `--compile-peer` is the
+default. In bfloat16, torchvision's network runs under autocast:
 
     python benchmarks/peers.py --peer-python PEERS/bin/python --dtype bfloat16 --plain \
         --batches 1 256 --train-batch 256 --json gpu.json
 
 CPU seconds then show how much of a core the host spends to keep the GPU busy. `memory` is the
-number of bytes that XLA plans for our training step; `peers` has the peak of torchvision's.
+number of bytes that XLA plans for our training step; `peers` has the peaks of torchvision's.
 """
 
 import argparse
+import itertools
 import os
 import tempfile
 from functools import partial
@@ -118,13 +122,16 @@ def main() -> None:
             "threads": a.threads,
             "device": "cpu" if on_cpu else "cuda",
             "dtype": a.dtype,
-            "compile": a.compile_peer,
+            "compile": False,
             "onnx": str(_exported(model, variables, a.size, Path(folder))) if on_cpu else None,
         }
-        peer = Peer(a.peer_python, "torch_worker.py", setup)
+        peers = {"peer": Peer(a.peer_python, "torch_worker.py", setup)}
+        if a.compile_peer if a.compile_peer is not None else not on_cpu:
+            setup |= {"compile": True, "onnx": None}
+            peers["compiled"] = Peer(a.peer_python, "torch_worker.py", setup)
     facts = {
         "ours": {name: version(name) for name in ("jax", "jaxlib", "flax")},
-        "peers": peer.facts,
+        "peers": {name: peer.facts for name, peer in peers.items()},
         "machine": machine() | {"device": jax.devices()[0].device_kind, "memory_kept": kept},
         "size": a.size,
         "dtype": a.dtype,
@@ -141,18 +148,18 @@ def main() -> None:
     for batch in a.batches:
         for way, (network, options) in ways.items():
             timers[f"{way}/forward_b{batch}"] = forward(network, variables, batch, a.size, options)
-        for what in ("forward", "onnx") if on_cpu else ("forward",):
-            timers[f"peer/{what}_b{batch}"] = peer.timer(f"{what}_b{batch}")
     name = f"train_b{a.train_batch}"
     for way, (network, options) in ways.items():
         timers[f"{way}/{name}"], memory[way] = training(
             network, variables, a.train_batch, a.size, options
         )
-    timers[f"peer/{name}"] = peer.timer(name)
+    for way, peer in peers.items():
+        timers |= {f"{way}/{case}": peer.timer(case) for case in peer.facts["cases"]}
     calls = partial(calls_of, largest=max(a.batches)) if on_cpu else lambda _: CALLS_ON_A_GPU
     medians = in_turns(timers, a.repeats, calls)
-    peer.close()
-    ratios = _show_ratios(medians, list(ways))
+    for peer in peers.values():
+        peer.close()
+    ratios = _show_ratios(medians, list(ways), list(peers))
     keep(a.json, facts | {"medians": medians, "repeats": a.repeats, "memory": memory} | ratios)
 
 
@@ -167,17 +174,17 @@ def _exported(model: GoogLeNet, variables: Any, size: int, folder: Path) -> Path
 
 
 def _show_ratios(
-    medians: dict[str, dict[str, float]], ways: list[str]
+    medians: dict[str, dict[str, float]], ways: list[str], peers: list[str]
 ) -> dict[str, dict[str, float]]:
-    """Print images/s of ours, each way, and of the peer; returns `ratios` and `cpu_ratios`."""
-    names = sorted(
-        (each.removeprefix("peer/") for each in medians if each.startswith("peer/")),
-        key=lambda name: (name.partition("_")[0], batch_of(name)),
-    )
+    """Print images/s of ours, each way, and of each peer; returns `ratios` and `cpu_ratios`."""
     kept, rows = {}, []
-    for way in ways:
-        suffix = "" if way == "ours" else f"_{way}"
-        pairs = {name: (medians[ours_for(name, way)], medians[f"peer/{name}"]) for name in names}
+    for way, peer in itertools.product(ways, peers):
+        suffix = ("" if way == "ours" else f"_{way}") + ("" if peer == "peer" else f"_to_{peer}")
+        names = sorted(
+            (each.removeprefix(f"{peer}/") for each in medians if each.startswith(f"{peer}/")),
+            key=lambda name: (name.partition("_")[0], batch_of(name)),
+        )
+        pairs = {name: (medians[ours_for(name, way)], medians[f"{peer}/{name}"]) for name in names}
         for key, kind in (("ratios", "wall"), ("cpu_ratios", "cpu")):
             kept[key + suffix] = {name: b[kind] / a[kind] for name, (a, b) in pairs.items()}
         for name, both in pairs.items():
@@ -186,9 +193,9 @@ def _show_ratios(
             by_wall, by_cpu = (
                 f"{kept[key + suffix][name]:.2f}" for key in ("ratios", "cpu_ratios")
             )
-            rows.append((name, way, *rates, by_wall, *cpu, by_cpu))
+            rows.append((name, way, peer, *rates, by_wall, *cpu, by_cpu))
     columns = ("images/s", "peer's", "ratio", "CPU ms per image", "peer's", "ratio")
-    show(("", "", *columns), rows)
+    show(("", "", "", *columns), rows)
     return kept
 
 
@@ -224,7 +231,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--plain", action="store_true", help="also time our plain operations")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument(
-        "--compile-peer", action="store_true", help="run torchvision's network under torch.compile"
+        "--compile-peer",
+        action=argparse.BooleanOptionalAction,
+        help="also time torchvision's network under torch.compile (default: on GPUs)",
     )
     parser.add_argument(
         "--threads", type=int, default=machine()["cores"], help="threads of the peers"

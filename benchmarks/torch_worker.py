@@ -16,16 +16,21 @@ def prepare(setup: dict[str, Any]) -> tuple[dict[str, Any], Cases]:
     """Returns versions, and cases `train_bN`, `forward_bN` and `onnx_bN` for batches of N images.
 
     `setup`: "batches", "train_batch", "size", "threads", "device" ("cpu" or "cuda"), "dtype"
-    ("float32", or autocast's), "compile" (use torch.compile), "onnx" (a file or None).
+    ("float32", or autocast's), "compile" (use torch.compile's strongest mode), "onnx" (a file or
+    None).
     """
     torch.set_num_threads(setup["threads"])
     torch.manual_seed(0)
     torch.backends.cudnn.benchmark = True  # worth it, because every size is used repeatedly
+    if setup["device"] == "cuda":
+        torch.set_float32_matmul_precision("high")  # TensorFloat-32, XLA's default
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torchvision warns that its initialisation is slow
         model = torchvision.models.googlenet(weights=None, aux_logits=True, init_weights=False)
     model = model.to(setup["device"], memory_format=torch.channels_last)
-    network = torch.compile(model) if setup["compile"] else model
+    network = model
+    if setup["compile"]:  # a program for each size, as XLA does
+        network = torch.compile(model, mode="max-autotune", dynamic=False)
     cases: Cases = {}
     facts = {
         "torch": torch.__version__,
@@ -69,6 +74,7 @@ def _finish(setup: dict[str, Any]) -> None:
 def _forward(model: Any, x: torch.Tensor, setup: dict[str, Any]) -> Callable[[], None]:
     @torch.inference_mode()
     def forward() -> None:
+        torch.compiler.cudagraph_mark_step_begin()  # compiled networks may reuse their outputs
         model.eval()
         with _autocast(setup):
             model(x)
@@ -79,9 +85,16 @@ def _forward(model: Any, x: torch.Tensor, setup: dict[str, Any]) -> Callable[[],
 
 def _train(model: Any, x: torch.Tensor, setup: dict[str, Any]) -> Callable[[], None]:
     labels = torch.arange(len(x), device=x.device) % 1000
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=2e-4)
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=0.01,
+        momentum=0.9,
+        weight_decay=2e-4,
+        fused=setup["device"] == "cuda",
+    )
 
     def step() -> None:
+        torch.compiler.cudagraph_mark_step_begin()
         model.train()
         optimizer.zero_grad(set_to_none=True)
         with _autocast(setup):

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train on a Cloud TPU slice of any number of hosts, from your own machine:
+# Train on a Cloud TPU slice of any number of hosts, from your own machine (docs/pods.md leads there):
 #
 #   launch/tpu_vm.sh create     # once
 #   launch/tpu_vm.sh install    # once, and after every change of the code
@@ -8,14 +8,15 @@
 #   launch/tpu_vm.sh stop       # saves and stops all hosts
 #   launch/tpu_vm.sh delete
 #
+# Options of train.py follow `train`; another RUN is another workdir:
+#   RUN=trial launch/tpu_vm.sh train --epochs 0.2 --optim.warmup-epochs 0
 # Delete a spot slice that was preempted; then create, install and train resume from the bucket.
 #
-# Edit the block below. This script has not been run on hardware; only its syntax and the training
-# command are tested. BUCKET holds runs/ (checkpoints, logs) and tensorflow_datasets/ (made by
-# `gnet prepare tfds:imagenet2012`); all hosts mount it, because they share one workdir. Checkpoints are
-# committed by renaming a folder, so it must have a hierarchical namespace:
-#   gcloud storage buckets create gs://BUCKET --location=LOCATION \
-#     --uniform-bucket-level-access --enable-hierarchical-namespace
+# Edit the block below, or export these variables. BUCKET holds tensorflow_datasets/ (made by `gnet prepare
+# tfds:imagenet2012`), which all hosts mount read-only, and receives runs/ (checkpoints, logs) and xla/
+# (compiled programs, which a restart finds on other machines, too). WORKERS times THREADS is at most
+# the vCPUs of a host: 112 for v5e. This script has not been run on hardware; only its syntax, the
+# commands that it sends and the training command are tested.
 set -euo pipefail
 
 NAME=${NAME:-gnet}
@@ -23,6 +24,10 @@ ZONE=${ZONE:-us-west4-a}
 TYPE=${TYPE:-v5litepod-256}             # as in `gnet plan imagenet_pod --topology v5e:16x16`
 VERSION=${VERSION:-v2-alpha-tpuv5-lite} # a runtime for TYPE
 BUCKET=${BUCKET:-your-bucket}
+RUN=${RUN:-imagenet_pod}
+WORKERS=${WORKERS:-8}
+THREADS=${THREADS:-12}
+LIBTPU_INIT_ARGS=${LIBTPU_INIT_ARGS:-} # XLA's flags for TPUs (docs/pods.md)
 REPOSITORY=${REPOSITORY:-https://github.com/gnet-jax/gnet_jax}
 
 on_every_host() {
@@ -42,20 +47,32 @@ install)
     # The images have an older Python than this project requires.
     [ -x ~/.local/bin/uv ] || curl -LsSf https://astral.sh/uv/install.sh | sh
     [ -d venv ] || ~/.local/bin/uv venv --seed --python 3.11 venv
-    venv/bin/pip install --quiet -e 'gnet_jax[tpu]'
-    mkdir -p bucket
-    mountpoint -q bucket || gcsfuse --implicit-dirs $BUCKET bucket
+    venv/bin/pip install --quiet -e 'gnet_jax[tpu,fast,gcs]'
+    if ! command -v gcsfuse > /dev/null; then
+      key=/usr/share/keyrings/cloud.google.asc
+      curl -fsSL https://packages.cloud.google.com/apt/doc/apt-key.gpg | sudo tee \$key > /dev/null
+      echo \"deb [signed-by=\$key] https://packages.cloud.google.com/apt gcsfuse-\$(lsb_release -cs) main\" |
+        sudo tee /etc/apt/sources.list.d/gcsfuse.list > /dev/null
+      sudo apt-get update -qq
+      sudo apt-get install -y -qq gcsfuse
+    fi
+    mkdir -p data
+    mountpoint -q data || gcsfuse -o ro --implicit-dirs $BUCKET data
   "
   ;;
 train)
+  options=
+  if [ $# -gt 1 ]; then options=$(printf ' %q' "${@:2}"); fi
   # Every host runs the same command; the hosts find each other through the TPU's metadata.
   # --supervise restarts it after a crash. It keeps running when this terminal is closed; follow it with
   #   launch/tpu_vm.sh log
   on_every_host "
     set -e
     cd gnet_jax
-    export TFDS_DATA_DIR=\$HOME/bucket/tensorflow_datasets
-    nohup ../venv/bin/python train.py imagenet_pod --workdir ~/bucket/runs/imagenet_pod --distributed on --supervise >> ~/train.log 2>&1 < /dev/null &
+    export TFDS_DATA_DIR=\$HOME/data/tensorflow_datasets
+    export JAX_COMPILATION_CACHE_DIR=gs://$BUCKET/xla
+    export LIBTPU_INIT_ARGS='$LIBTPU_INIT_ARGS'
+    nohup ../venv/bin/python train.py imagenet_pod --workdir gs://$BUCKET/runs/$RUN --distributed on --supervise --data.decoder fast --data.workers $WORKERS --data.threads $THREADS$options >> ~/train.log 2>&1 < /dev/null &
   "
   ;;
 log)
@@ -69,7 +86,7 @@ delete)
   gcloud compute tpus tpu-vm delete "$NAME" --zone "$ZONE"
   ;;
 *)
-  echo "usage: $0 create|install|train|log|stop|delete" >&2
+  echo "usage: $0 create|install|train [OPTION ...]|log|stop|delete" >&2
   exit 2
   ;;
 esac

@@ -171,15 +171,19 @@ def _put(value: Any, sharding: NamedSharding, shape: tuple[int, ...]) -> jax.Arr
 
 def use_compilation_cache() -> None:
     """Cache compiled programs in JAX_COMPILATION_CACHE_DIR, or in this package's cache folder.
-    An empty JAX_COMPILATION_CACHE_DIR turns the cache off.
+    The variable may name a bucket (gs://BUCKET/FOLDER, extra [gcs]). An empty one turns the cache
+    off.
     """
     folder: str | None = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
     if folder is None:
         folder = str(cache_folder() / "xla")
-    if not folder or "://" in folder:
+    if not folder:
         return
-    plain = str(plain_path(Path(folder)))
-    if plain != folder:  # XLA's own caches would add the path to every program's key
+    bucket = "://" in folder
+    plain = folder if bucket else str(plain_path(Path(folder)))
+    # XLA's own caches, which only GPUs have, would fail in a bucket, because XLA cannot open one.
+    # They would also add the path of a link to the key of every program.
+    if bucket or plain != folder:
         jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
     jax.config.update("jax_compilation_cache_dir", plain)
 

@@ -116,6 +116,13 @@ def test_two_processes_of_four_devices_train_as_one_process_of_eight(finished):
     assert [(each["processes"], len(each["devices"])) for each in starts] == [(2, 8)]
 
 
+def test_host_0_compiles_nothing_again_on_another_port(finished, data):
+    programs = {file.name for file in (finished.parent / "xla").iterdir()}
+    run = start(finished / "again", *SHORT, *data, processes=2, devices=4)
+    assert run.wait() == [0, 0], run.text()
+    assert {file.name for file in (finished.parent / "xla").iterdir()} == programs
+
+
 @pytest.mark.parametrize(("saved_by", "restored_by"), [("1x8", "2x4"), ("2x4", "1x8")])
 def test_a_checkpoint_of_either_shape_goes_on_in_the_other(finished, data, saved_by, restored_by):
     workdir = without_newest(finished / saved_by, finished / f"{saved_by} to {restored_by}")

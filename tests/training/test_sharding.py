@@ -197,7 +197,13 @@ def test_the_results_of_an_evaluation_are_whole_on_every_device():
     ("chosen", "updates"),
     [
         ("", []),
-        ("gs://bucket/cache", []),
+        (
+            "gs://bucket/cache",
+            [
+                ("jax_persistent_cache_enable_xla_caches", "none"),
+                ("jax_compilation_cache_dir", "gs://bucket/cache"),
+            ],
+        ),
         ("/cache", [("jax_compilation_cache_dir", "/cache")]),
         (None, [("jax_compilation_cache_dir", "/own/xla")]),
         (
