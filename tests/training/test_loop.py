@@ -106,14 +106,13 @@ def test_evaluations_are_due_at_every_interval_and_after_the_last_step(steps, ex
 def test_a_report_has_speeds_and_the_time_left_with_evaluations(finished):
     run, _, _ = finished
     reporter, skipped = mock.Mock(), mock.Mock(count=4)
-    bad_images = types.SimpleNamespace(train=range(3))
     told = mock.Mock()
-    loop_ = loop._Loop(run, None, None, reporter, bad_images, skipped, None, told)
+    loop_ = loop._Loop(run, None, None, reporter, None, skipped, None, None, told)
     meter = types.SimpleNamespace(read=lambda: ({"loss": 1.5}, 2.0))
     guard = mock.Mock(read=lambda *_: None)
     for seconds, left in ((None, 10), (7.0, 17)):  # five steps of two seconds, one evaluation
         loop_.evaluation_seconds = seconds
-        loop_._report(4, None, meter, guard)
+        loop_._report(4, 3, None, meter, guard)
         step, values, eta = reporter.training.call_args.args
         assert (step, eta) == (4, left) == told.call_args.args
         assert reporter.training.call_args.kwargs == {"evaluations": seconds is not None}
@@ -134,7 +133,7 @@ def test_the_memory_of_the_compiled_step_is_checked_and_tells_what_to_keep(finis
     monkeypatch.setattr(loop.sharding, "keep_freed_memory", keep)
     steps, reporter = mock.Mock(train="step"), mock.Mock()
     reporter.watch.spent = lambda _: contextlib.nullcontext()
-    assert loop._Loop(run, steps, None, reporter, None, None, None)._compile() == "step"
+    assert loop._Loop(run, steps, None, reporter, *[None] * 4)._compile() == "step"
     check.assert_called_once_with(4, 32, run.program.mesh)
     keep.assert_called_once_with(4)
 
@@ -313,7 +312,7 @@ def test_a_run_reads_from_its_step_on_and_guards_its_heads_after_the_warm_up(fin
     monkeypatch.setattr(loop, "DeadHeadGuard", guard)
     monkeypatch.setattr(loop._Loop, "_compile", lambda _: None)
     checkpoints, vote = mock.Mock(top1={}), mock.Mock(code=0)
-    running = loop._Loop(run, None, checkpoints, reporter, bad_images, None, vote)
+    running = loop._Loop(run, None, checkpoints, reporter, bad_images, None, vote, None)
     with pytest.raises(InterruptedError):
         running.run_from(3, None)
     place = {"host": 0, "hosts": 1, "start_step": 3}
@@ -329,9 +328,8 @@ def test_losses_that_are_not_finite_and_heads_to_ignore_are_not_guarded(finished
         config, guard = dataclasses.replace(run.config, dead_heads=choice), mock.Mock()
         guard.read.return_value = None
         meter = types.SimpleNamespace(read=lambda loss=loss: ({"loss": loss}, 2.0))
-        bad_images, skipped = types.SimpleNamespace(train=()), mock.Mock(count=0)
-        parts = (with_program(run, config=config), None, None, mock.Mock(), bad_images, skipped)
-        loop._Loop(*parts, None)._report(4, None, meter, guard)
+        parts = (with_program(run, config=config), None, None, mock.Mock(), None)
+        loop._Loop(*parts, mock.Mock(count=0), None, None)._report(4, 0, None, meter, guard)
         assert guard.read.call_args_list == [mock.call(4, {"loss": loss})] * reads
 
 

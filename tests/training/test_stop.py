@@ -81,9 +81,14 @@ def test_a_run_without_its_first_batches_does_not_begin():
         TrainBatches(failing(1), start=0, total=3, bad_images=Images())
 
 
-def test_an_evaluation_goes_on_with_an_empty_batch_where_one_cannot_be_had():
-    spared = EvalBatches(failing(2), empty="empty")
-    assert list(spared) == [1, 2, "empty"]
+def test_an_evaluation_goes_on_with_empty_batches_after_one_that_cannot_be_had():
+    spared = EvalBatches(failing(2), empty="empty", count=4)
+    batches, faults = iter(spared), []
+    for expected in (1, 2, "empty", "empty"):
+        assert next(batches) == expected
+        faults.append(spared.fault is not None)
+    assert faults == [False, False, True, True]
+    assert next(batches, None) is None
     with pytest.raises(DataError, match="no more"):
         spared.raise_fault()
 

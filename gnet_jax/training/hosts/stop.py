@@ -143,15 +143,21 @@ class TrainBatches(_Batches):
 
 
 class EvalBatches(_Batches):
-    """Evaluation batches. If one of them cannot be loaded, yields `empty` instead and ends."""
+    """The `count` evaluation batches. After one that cannot be loaded, all are `empty`.
+    Every host yields `count` batches, because each evaluation step waits for all hosts, and the
+    hosts know of a fault only one step later.
+    """
 
-    def __init__(self, batches: Iterator[Any], empty: Any) -> None:
+    def __init__(self, batches: Iterator[Any], empty: Any, count: int) -> None:
         super().__init__(batches)
-        self._empty = empty
+        self._empty, self._count = empty, count
 
     def __iter__(self) -> Iterator[Any]:
-        try:
-            yield from self._batches
-        except UserError as error:
-            self.fault = error
-            yield self._empty
+        for _ in range(self._count):
+            batch = self._empty
+            try:
+                if self.fault is None:
+                    batch = next(self._batches)
+            except UserError as error:
+                self.fault = error
+            yield batch
