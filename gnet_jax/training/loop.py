@@ -89,12 +89,14 @@ def train(
     steps: CompiledSteps | None = None,
     request: StopRequest | None = None,
     on_report: Callable[[int, float], None] = lambda step, eta: None,
+    peak: float | None = None,
 ) -> Result:
     """Train from the latest checkpoint in `workdir`, or from scratch, to the run's last step.
 
     Call `open_workdir` first. Stops if `request`, by default its own, has received a signal.
     Whenever metrics are logged, calls `on_report` with the step and the estimated seconds until the
-    end of the run. Raises a TrainingError if the validation loss is not finite, if too
+    end of the run. `peak` is the images/s of a chip whose arithmetic units are never idle; with it,
+    the log has the MFU. Raises a TrainingError if the validation loss is not finite, if too
     many steps in a row are not finite, if the last save failed, or if the main head does not learn
     and `dead_heads` is "stop". Raises a DataError, after saving, if too many images are corrupt or
     a label is out of range.
@@ -129,7 +131,7 @@ def train(
         skipped, vote = SkippedSteps(run, workdir, reporter, start), Vote(program.mesh, request)
         profiler = stack.enter_context(Profiler(config, workdir, start, reporter.say))
         parts = (checkpoints, reporter, bad_images, skipped, vote, profiler)
-        loop = _Loop(run, steps, *parts, on_report)
+        loop = _Loop(run, steps, *parts, on_report, peak)
         if config.diagnose is not None:
             loop.diagnose = stack.enter_context(
                 Diagnostics(workdir, steps.diagnose, config.diagnose, start, reporter.say)
@@ -188,6 +190,7 @@ class _Loop:
     vote: Vote
     profiler: Profiler
     on_report: Callable[[int, float], None] = lambda step, eta: None
+    peak: float | None = None  # images/s of a chip at its peak rate
     diagnose: Callable[..., None] | None = None
     val: dict[str, float] = dataclasses.field(default_factory=dict)  # of the last evaluation
     heads: dict[str, float] = dataclasses.field(default_factory=dict)  # last reported
@@ -309,12 +312,20 @@ class _Loop:
         means, seconds = meter.read()
         config, program = self.run.config, self.run.program
         speed = config.batch_size / seconds
+        speed_per_chip = speed / program.mesh.size
+        devices = program.mesh.local_devices
+        memory = max((each.memory_stats() or {}).get("peak_bytes_in_use", 0) for each in devices)
         self.heads = {f"train/{name}": value for name, value in means.items()} | {
             "train/skipped_steps": self.skipped.count,
             "data/bad_records": bad_records,
             "perf/images_per_sec": speed,
-            "perf/images_per_sec_per_chip": speed / program.mesh.size,
+            "perf/images_per_sec_per_chip": speed_per_chip,
+            "perf/step_ms": 1000 * seconds,
         }
+        if memory:  # CPUs do not report it
+            self.heads["perf/memory_gb"] = memory / 1e9
+        if self.peak is not None:
+            self.heads["perf/mfu"] = speed_per_chip / self.peak
         eta = (program.total_steps - step) * seconds
         eta += evaluations_left(program, step) * (self.evaluation_seconds or 0.0)
         timed = self.evaluation_seconds is not None

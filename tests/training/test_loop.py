@@ -122,7 +122,23 @@ def test_a_report_has_speeds_and_the_time_left_with_evaluations(finished):
         "data/bad_records": 3,
         "perf/images_per_sec": 16.0,
         "perf/images_per_sec_per_chip": 2.0,
+        "perf/step_ms": 2000.0,
     }
+
+
+def test_a_report_has_the_mfu_and_the_peak_memory_if_the_device_knows_them(finished):
+    run, _, _ = finished
+    device = mock.Mock(memory_stats=lambda: {"peak_bytes_in_use": 3 * 10**9})
+    mesh = types.SimpleNamespace(size=8, local_devices=[device])
+    run = with_program(run, mesh=mesh)
+    reporter, skipped = mock.Mock(), mock.Mock(count=0)
+    meter = types.SimpleNamespace(read=lambda: ({"loss": 1.5}, 2.0))
+    parts = (run, None, None, reporter, None, skipped, None, None)
+    running = loop._Loop(*parts, peak=40.0)  # images/s of a chip
+    running._report(4, 0, None, meter, mock.Mock(read=lambda *_: None))
+    values = reporter.training.call_args.args[1]
+    assert values["perf/mfu"] == 2.0 / 40.0  # 32 images in two seconds on eight chips
+    assert values["perf/memory_gb"] == 3.0
 
 
 def test_the_memory_of_the_compiled_step_is_checked_and_tells_what_to_keep(finished, monkeypatch):

@@ -153,7 +153,7 @@ def test_a_run_that_was_stopped_exits_with_128_and_the_signal(
 ):
     result = Result(5, None, code, {}, {}, None, tmp_path / "5", 1.0, {})
     monkeypatch.setattr("gnet_jax.training.program.prepare", tiny_run_of)
-    monkeypatch.setattr("gnet_jax.training.loop.train", lambda *_: result)
+    monkeypatch.setattr("gnet_jax.training.loop.train", lambda *_, **__: result)
     monkeypatch.setattr("gnet_jax.training.sharding.use_compilation_cache", lambda: None)
     monkeypatch.setattr("gnet_jax.training.sharding.call_in_this_thread", lambda: None)
     config = tiny_config(tmp_path)

@@ -20,8 +20,12 @@ from gnet_jax.lab.cost.ledger import number_table
 from gnet_jax.lab.palette import COLOURS, WIDTHS, style
 from gnet_jax.training.observe.profile import FOLDER, PROGRAM, SUFFIX, window_folder
 
-OTHER = "other"  # the scope of operations that the compiler added, such as copies
-INSTRUCTION = re.compile(r"\s*(ROOT )?%?([\w.-]+) = (?:\(.*?\)|\S+) ([\w-]+)\(")
+OTHER = "other"  # the scope of operations that belong to none
+COMMUNICATION = "communication"  # the scope of collectives; one may combine gradients of all layers
+COLLECTIVE = re.compile(
+    r"(?:all-reduce|all-gather|all-to-all|reduce-scatter|collective-\w+)(?:-start|-done)?"
+)
+INSTRUCTION = re.compile(r"\s*(?:ROOT )?%?([\w.-]+) = (?:\(.*?\)|\S+) ([\w-]+)\(")
 COMPUTATION = re.compile(r"(?:ENTRY )?%?([\w.-]+) \(.*\{$")
 OP_NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
 CALLS = re.compile(r"calls=%?([\w.-]+)")
@@ -100,25 +104,34 @@ def read_profile(workdir: Path, window: tuple[int, int] | None = None) -> Profil
 
 def parse_program(text: str) -> dict[str, str]:
     """Returns the name in JAX of each operation in a compiled program, "" if it has none.
-    A fusion without a name has that of its root. Loops, conditionals and calls are left out.
+    A fusion without a name has that of its root, and any other operation that of its last user.
+    A collective is in `COMMUNICATION`. Loops, conditionals and calls are left out.
     """
     names: dict[str, str] = {}
     roots: dict[str, str] = {}  # the name of the last named operation of each computation
-    computation = ""
+    computation, operands, left_out = "", [], set()
     for line in text.splitlines():
         found = INSTRUCTION.match(line)
         if found is None:
             start = COMPUTATION.match(line)
             computation = start[1] if start else computation
             continue
-        _, name, opcode = found.groups()
+        name, opcode = found.groups()
         own, called = OP_NAME.search(line), CALLS.search(line)
         source = own[1] if own else roots.get(called[1], "") if called else ""
         if source:
             roots[computation] = source
-        if opcode not in CONTAINERS:
-            names[name] = source
-    return names
+        if COLLECTIVE.fullmatch(opcode):
+            source = f"/{COMMUNICATION}/{opcode}"
+        names[name] = source
+        operands.append((name, re.findall(r"%([\w.-]+)", line[found.end() :])))
+        if opcode in CONTAINERS:
+            left_out.add(name)
+    for user, used in reversed(operands):
+        for each in used:
+            if names.get(each) == "":
+                names[each] = names[user]
+    return {name: source for name, source in names.items() if name not in left_out}
 
 
 def scope_of(source: str) -> tuple[str, bool]:
@@ -197,5 +210,5 @@ def draw_scopes(profile: Profile) -> Figure:
     axes.invert_yaxis()
     style(axes, axis="x")
     axes.set_xlabel(f"ms per step and device, steps {profile.first} to {profile.last}")
-    axes.legend()
+    axes.legend(loc="lower right")
     return figure
