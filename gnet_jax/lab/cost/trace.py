@@ -153,7 +153,11 @@ def _read_trace(file: Path, module: str) -> Iterator[tuple[Any, str, float]]:
     reader: Any = getattr(jax.profiler, "ProfileData", None)
     if reader is None:
         raise UserError("reading a trace requires a newer jaxlib: pip install --upgrade jax jaxlib")
-    planes = list(reader.from_file(str(file)).planes)
+    try:
+        planes = list(reader.from_file(str(file)).planes)
+    except RuntimeError as error:
+        fix = "trace the steps again in another workdir"
+        raise UserError(f"the trace {file} is corrupt ({error}); {fix}") from error
     # GPUs and TPUs have planes of their own; the host's plane then has only the launches.
     on_device = [plane for plane in planes if plane.name.startswith("/device:")]
     for plane in on_device or planes:

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from gnet_jax.config import UserError
 from gnet_jax.training.hosts.start import ACKNOWLEDGE, handle_stop_signals, run_on_all_hosts
 from gnet_jax.training.observe.faults import BadImages
-from gnet_jax.training.sharding import AXIS, split
+from gnet_jax.training.sharding import AXIS, put_local, split
 
 FAULT = 1000  # the stop code of a host that cannot load its batch; larger than any signal number
 LEAD = 2  # number of steps from the one that is passed a code to the last of the run, inclusive
@@ -83,7 +83,7 @@ class Vote:
 
     def _flag(self, code: int) -> jax.Array:
         own = np.full(len(self._mesh.local_devices), code, np.int32)
-        return jax.make_array_from_process_local_data(split(self._mesh), own, (self._mesh.size,))
+        return put_local(own, split(self._mesh), (self._mesh.size,))
 
 
 def voting(step: Callable[..., Any], *, manual: bool = False) -> Callable[..., Any]:
