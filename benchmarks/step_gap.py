@@ -46,15 +46,14 @@ class Recorder:
         self.dispatched.append(time.perf_counter())
         results = self._step(*arguments)
         (_, metrics), _ = results
-        self._threads.append(threading.Thread(target=self._wait, args=(metrics,)))
-        self._number = len(self.dispatched) - 1
-        self._threads[-1].start()
+        waits = threading.Thread(target=self._wait, args=(len(self.dispatched) - 1, metrics))
+        waits.start()
+        self._threads.append(waits)
         return results
 
-    def _wait(self, metrics: Any) -> None:
+    def _wait(self, number: int, metrics: Any) -> None:
         import jax
 
-        number = self._number
         jax.block_until_ready(metrics)
         self.done[number] = time.perf_counter()
 
