@@ -65,6 +65,8 @@ NOT_RUN = {
     "hf auth login": "it asks for an account",
     "gnet export models/googlenet googlenet.tflite": "it needs LiteRT's converter; "
     "tests/convert/test_export.py has it",
+    "gnet profile": "it needs a run with a trace; tests/training/test_profile.py makes one",
+    "xprof": "it serves pages until it is stopped, and needs the extra [profile]",
     "gnet replay": "it needs a run that failed; tests/lab/test_replay.py makes one",
     "python benchmarks/": "it takes minutes; tests/test_benchmarks.py runs them in small",
 }
