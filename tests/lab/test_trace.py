@@ -34,14 +34,14 @@ ENTRY %main (x: f32[2]) -> f32[2] {
 """
 
 
-def test_operations_without_a_name_have_that_of_their_root_or_last_user():
+def test_operations_without_a_name_have_that_of_their_root_or_neighbour():
     scopes = {name: scope_of(source)[0] for name, source in parse_program(HLO).items()}
     assert scopes == {
         "p": "loss",
         "add.1": "loss",
         "t": "optimizer",
         "mul.1": "optimizer",
-        "x": "communication",
+        "x": "stem",
         "copy.1": "stem",
         "conv.1": "stem",
         "fusion.1": "loss",

@@ -104,11 +104,13 @@ def read_profile(workdir: Path, window: tuple[int, int] | None = None) -> Profil
 
 def parse_program(text: str) -> dict[str, str]:
     """Returns the name in JAX of each operation in a compiled program, "" if it has none.
-    A fusion without a name has that of its root, and any other operation that of its last user.
-    A collective is in `COMMUNICATION`. Loops, conditionals and calls are left out.
+    A fusion without a name has that of its root. Any other operation without a name has that of one
+    whose result it takes, or else of one that takes its result. A collective is in `COMMUNICATION`.
+    Loops, conditionals and calls are left out.
     """
     names: dict[str, str] = {}
     roots: dict[str, str] = {}  # the name of the last named operation of each computation
+    places: dict[str, int] = {}  # in the order of execution
     computation, operands, left_out = "", [], set()
     for line in text.splitlines():
         found = INSTRUCTION.match(line)
@@ -118,20 +120,28 @@ def parse_program(text: str) -> dict[str, str]:
             continue
         name, opcode = found.groups()
         own, called = OP_NAME.search(line), CALLS.search(line)
+        used = re.findall(r"%([\w.-]+)", line[found.end() :])
         source = own[1] if own else roots.get(called[1], "") if called else ""
+        scoped = [each for each in used if _has_scope(names.get(each, ""))]
+        if scoped and not source:  # the newest: a weight's gradient also takes a forward result
+            source = names[max(scoped, key=places.__getitem__)]
         if source:
             roots[computation] = source
         if COLLECTIVE.fullmatch(opcode):
             source = f"/{COMMUNICATION}/{opcode}"
-        names[name] = source
-        operands.append((name, re.findall(r"%([\w.-]+)", line[found.end() :])))
+        names[name], places[name] = source, len(places)
+        operands.append((name, used))
         if opcode in CONTAINERS:
             left_out.add(name)
     for user, used in reversed(operands):
         for each in used:
-            if names.get(each) == "":
+            if names.get(each) == "" and _has_scope(names[user]):
                 names[each] = names[user]
     return {name: source for name, source in names.items() if name not in left_out}
+
+
+def _has_scope(source: str) -> bool:
+    return scope_of(source)[0] not in (OTHER, COMMUNICATION)
 
 
 def scope_of(source: str) -> tuple[str, bool]:
