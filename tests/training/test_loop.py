@@ -91,6 +91,55 @@ def test_a_run_logs_evaluates_and_saves(finished):
     assert {"train/loss", "train/aux4a_top1", "perf/images_per_sec"} <= lines[0].keys()
 
 
+class Watched:
+    """A compiled step that notes its calls, and tries an implicit transfer."""
+
+    def __init__(self, step, events):
+        self._step, self._events, self.guarded = step, events, 0
+
+    def __getattr__(self, name):
+        return getattr(self._step, name)
+
+    def __call__(self, state, batch, stop):
+        self._events.append("step")
+        with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device"):
+            jnp.sin(np.ones(3, np.float32))
+        self.guarded += 1
+        return self._step(state, batch, stop)
+
+
+def test_a_step_is_reported_after_the_next_is_dispatched_with_the_same_values(
+    finished, steps, tmp_path, monkeypatch
+):
+    run, whole_workdir, _ = finished
+    events, report = [], Reporter.training
+    watched = Watched(steps.train, events)
+
+    def note(reporter, step, values, eta, **options):
+        events.append(step)
+        report(reporter, step, values, eta, **options)
+
+    monkeypatch.setattr(Reporter, "training", note)
+    train(run, tmp_path, types.SimpleNamespace(train=watched, evaluate=steps.evaluate))
+    step = "step"
+    assert events == [*[step] * 3, 2, *[step] * 2, 4, *[step] * 2, 6, *[step] * 2, 8, 9]
+    assert watched.guarded == 9
+    logged = [
+        [{k: v for k, v in line.items() if not k.startswith("perf/")} for line in read_lines(file)]
+        for file in (tmp_path / "metrics.jsonl", whole_workdir / "metrics.jsonl")
+    ]
+    assert logged[0] == logged[1]
+    assert final_digest(run, tmp_path) == final_digest(run, whole_workdir)
+
+
+def test_each_result_of_an_evaluation_is_fetched_after_the_next_is_dispatched(monkeypatch):
+    events = []
+    monkeypatch.setattr(loop.jax, "device_get", lambda x: events.append(f"fetch {x}") or x)
+    results = (events.append(f"dispatch {n}") or n for n in range(3))
+    assert list(loop._fetch_behind(results)) == [0, 1, 2]
+    assert events == ["dispatch 0", "dispatch 1", "fetch 0", "dispatch 2", "fetch 1", "fetch 2"]
+
+
 @pytest.mark.parametrize(
     ("steps", "expected"),
     [(9, [9]), (4, [4, 8, 9]), (3, [3, 6, 9]), (2.5, [3, 5, 8, 9]), (100, [9])],
