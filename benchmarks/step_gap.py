@@ -73,8 +73,8 @@ def work(arguments: list[str], out: Path) -> None:
 
     build = ModelConfig.build
 
-    def three_blocks(config: ModelConfig, **options: Any) -> Any:
-        arch = build(config, **options)
+    def three_blocks(self: ModelConfig) -> Any:
+        arch = build(self)
         widths = {name: arch.widths[name] for name in ("3a", "4a", "5a")}
         return dataclasses.replace(arch, widths=widths)
 
