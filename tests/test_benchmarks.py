@@ -16,6 +16,7 @@ SMALL = {
     "scaling": "--batch 1 --size 96 --batches 1 --sizes 96 --widths 0.25 --repeats 1",
     "start_up": "--repeats 1 -- --epochs 1",
     "state_cost": "",
+    "step_gap": "--epochs 1",
     "peers": "--repeats 1 --batches 1 --train-batch 2 --size 128",
     "input_pipeline": "--repeats 1 --images 32 --threads 1",
 }

@@ -882,6 +882,31 @@ def test_the_next_commands_have_a_path_unless_the_shell_finds_the_same_program(m
     assert train._typed("train.py") == ("python -m gnet_jax", "python train.py")
 
 
+def on_device(kind):
+    """A program in float32 of 32 images on eight devices of this kind."""
+    device = types.SimpleNamespace(device_kind=kind)
+    mesh = types.SimpleNamespace(size=8, devices=types.SimpleNamespace(flat=[device]))
+    return types.SimpleNamespace(mesh=mesh, config=Config(), model=None)
+
+
+def test_a_step_is_compared_with_the_plan_on_a_chip_that_is_known(toy_machine, monkeypatch):
+    monkeypatch.setattr(plan, "ledger_flops", lambda _: 1e9)
+    monkeypatch.setattr(plan, "read_cost", lambda _: plan.compile_cost(None, None))
+    assert train.peak_images_per_sec(on_device("TPU v5 lite")) == pytest.approx(197e3)
+    assert train.peak_images_per_sec(on_device("cpu")) is None
+    heads = {"perf/step_ms": 12.3, "perf/mfu": 0.25}
+    result, steps = types.SimpleNamespace(heads=heads), types.SimpleNamespace(train=None)
+    text = train.describe_step(result, steps, on_device("TPU v5 lite"))
+    least = 2 * 2**20 * 7 / 8 / 200e9  # an all-reduce over the links
+    assert "12.30 ms" in text
+    assert "25.0%" in text
+    assert f"{1000 * least:.2f} ms" in text
+    assert "v5e (network)" in text
+    assert train.describe_step(result, steps, on_device("cpu")) == ""
+    unfinished = types.SimpleNamespace(heads={})  # no step was trained
+    assert train.describe_step(unfinished, steps, on_device("TPU v5 lite")) == ""
+
+
 def test_the_result_of_a_run_is_printed_with_each_number_in_its_place(capsys):
     result = Result(
         step=90,

@@ -71,6 +71,8 @@ NOT_RUN = {
         "it needs a Google Cloud project; tests/launch runs the scripts with stand-ins",
     ),
     "export ": "it only sets variables for the commands after it",
+    "gnet profile": "it needs a run with a trace; tests/training/test_profile.py makes one",
+    "xprof": "it serves pages until it is stopped, and needs the extra [profile]",
     "gnet replay": "it needs a run that failed; tests/lab/test_replay.py makes one",
     "python benchmarks/": "it takes minutes; tests/test_benchmarks.py runs them in small",
 }

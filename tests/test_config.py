@@ -53,6 +53,8 @@ FIELDS = {
     "verify_checkpoints": (True, [False], [2]),
     "log_every_steps": (50, [1], [0]),
     "diagnose": (None, [1], [0]),
+    "profile": ([], [("3:5",), ("9:9", "1:8")], ["3:5", (3, 5)]),  # and see test_profile.py
+    "profile_hosts": ("first", ["all"], ["none"]),
     "dead_heads": ("warn", ["stop", "ignore"], ["none"]),
     "max_bad_steps": (3, [1], [0]),
     "numerics": ("fast", ["canonical"], ["slow"]),
@@ -108,7 +110,7 @@ FIELDS = {
 }
 FREE = ("workdir", "save_every_steps", "keep_latest", "verify_checkpoints", "log_every_steps")
 FREE += ("data.source", "data.threads", "data.workers", "data.bad_limit")
-FREE += ("keep_every", "diagnose", "dead_heads", "max_bad_steps")
+FREE += ("keep_every", "diagnose", "profile", "profile_hosts", "dead_heads", "max_bad_steps")
 
 
 def test_the_defaults_are_valid_and_those_of_the_paper_and_of_caffe():

@@ -1,4 +1,4 @@
-"""The commands for training runs: curves, runs, diagnose, replay, ablate, report, plan."""
+"""The commands for training runs: curves, runs, diagnose, profile, replay, ablate, report, plan."""
 
 from __future__ import annotations
 
@@ -76,6 +76,37 @@ def _check(workdirs: tuple[Path, ...], out: Path) -> None:
     if not workdirs:
         raise UserError("there is no run to plot; give at least one workdir")
     check_picture(out)
+
+
+def profile(
+    workdir: Annotated[Positional[Path], arg(metavar="WORKDIR")],
+    window: str | None = None,
+    figure: Path | None = None,
+) -> None:
+    """Print the ten most expensive operations of a step, and the time by scope, from a trace.
+
+    The run must have been trained with --profile FIRST:LAST. Times are means over the traced steps
+    and devices. A fusion belongs to the scope of its last operation.
+
+    Args:
+        workdir: the workdir of the run.
+        window: the traced steps, as FIRST:LAST; the default is the last window.
+        figure: a picture of the time by scope to write; its suffix is .png, .svg or .pdf.
+    """
+    from gnet_jax.config import Config, profile_windows
+    from gnet_jax.inference.lettering import save
+    from gnet_jax.lab.cost.trace import draw_scopes, operations_table, read_profile, scopes_table
+
+    if figure is not None:
+        check_picture(figure)
+    chosen = None if window is None else profile_windows(Config(profile=(window,)))[0]
+    found = read_profile(workdir, chosen)
+    steps = f"steps {found.first} to {found.last}, {found.devices} devices"
+    print(f"{steps}: {found.ms:.3f} ms of operations per step and device")
+    console().print(operations_table(found), scopes_table(found))
+    if figure is not None:
+        save(draw_scopes(found), figure, dpi=200)
+        print(f"drew {figure}")
 
 
 def replay(file: Annotated[Positional[Path], arg(metavar="FILE")], json: bool = False) -> None:

@@ -34,6 +34,7 @@ COMMANDS = {  # for each command: its module in gnet_jax.cli, and its summary in
     "curves": ("lab", "plot the loss and accuracy of training runs"),
     "runs": ("lab", "list training runs, and write their metrics as one CSV file"),
     "diagnose": ("lab", "plot the gradients, updates and dead channels of runs"),
+    "profile": ("lab", "print the most expensive operations and the time by scope of a trace"),
     "replay": ("lab", "rerun the batch that stopped a training run, to find the cause"),
     "ablate": ("lab", "train every config of a sweep with several seeds"),
     "report": ("lab", "write the results of a sweep as HTML, Markdown and CSV"),

@@ -31,9 +31,9 @@ from gnet_jax.config.command import Launch, check_launch, parse_command, parse_l
 from gnet_jax.training.hosts import start
 
 if TYPE_CHECKING:
-    from gnet_jax.training.loop import Result
+    from gnet_jax.training.loop import CompiledSteps, Result
     from gnet_jax.training.observe.track import Track
-    from gnet_jax.training.program import Run
+    from gnet_jax.training.program import Program, Run
 
 
 def train(arguments: Sequence[str]) -> int:
@@ -121,9 +121,10 @@ def run(config: Config | UserError, launch: Launch, arguments: Sequence[str], pr
             workdir = start.open_shared_workdir(ready.config, fingerprints)
             if first:
                 print_plan(ready, workdir)
+            steps, peak = loop.CompiledSteps(ready.program), peak_images_per_sec(ready.program)
             tracker, own = launch.track if first else None, dataclasses.asdict(ready.config)
             with Track(tracker, workdir, own, SafeConsole().say) as track:
-                result = loop.train(ready, workdir, track=track)
+                result = loop.train(ready, workdir, steps, track=track, peak=peak)
                 track.exit_code = exit_code(result)
                 if tracker is not None and result.signal is None:
                     add_pictures(track, workdir)
@@ -134,7 +135,8 @@ def run(config: Config | UserError, launch: Launch, arguments: Sequence[str], pr
         print_error(f"{prog}: stopped: {error}")
         return 1
     if first:
-        print_result(result, ready.config, workdir, arguments, prog)
+        step = describe_step(result, steps, ready.program)
+        print_result(result, ready.config, workdir, arguments, prog, step)
     return exit_code(result)
 
 
@@ -196,10 +198,42 @@ def print_plan(run: "Run", workdir: Path) -> None:
         console.say(f"{name:>8}  {text}")
 
 
+def peak_images_per_sec(program: "Program") -> float | None:
+    """Returns the images/s of a chip at its peak FLOP/s; None if that is not known, as on CPUs."""
+    from gnet_jax.pods.plan import ledger_flops
+    from gnet_jax.pods.topology import find_chip
+
+    chip = find_chip(program.mesh.devices.flat[0].device_kind)
+    return None if chip is None else chip.peak(program.config.model.dtype) / ledger_flops(program)
+
+
+def describe_step(result: "Result", steps: "CompiledSteps", program: "Program") -> str:
+    """Returns the time of a step beside that of `gnet plan`; "" if the chip's peak is not known."""
+    from gnet_jax.pods.plan import read_cost, step_limits
+    from gnet_jax.pods.topology import find_chip
+
+    chip = find_chip(program.mesh.devices.flat[0].device_kind)
+    if chip is None or "perf/mfu" not in result.heads:
+        return ""
+    ms, mfu = result.heads["perf/step_ms"], result.heads["perf/mfu"]
+    try:
+        limits = step_limits(program, chip, read_cost(steps.train))
+        bound = max(limits, key=lambda side: limits[side])
+        least = f"at least {1000 * limits[bound]:.2f} ms by the plan for {chip.name} ({bound})"
+    except UserError as error:
+        least = f"no plan: {error}"
+    return f"last measured step {ms:.2f} ms, MFU {mfu:.1%}; {least}"
+
+
 def print_result(
-    result: "Result", config: Config, workdir: Path, arguments: Sequence[str], prog: str
+    result: "Result",
+    config: Config,
+    workdir: Path,
+    arguments: Sequence[str],
+    prog: str,
+    step: str = "",
 ) -> None:
-    """Print how the run ended, and the commands to use next."""
+    """Print how the run ended, and the commands to use next; `step` describes the last steps."""
     from gnet_jax.training.observe.console import SafeConsole, duration, goodput_line
 
     say = SafeConsole().say
@@ -211,6 +245,8 @@ def print_result(
         return
     if result.heads:
         say(f"done in {duration(result.seconds)}\n  {goodput_line(result.goodput)}")
+        if step:
+            say(f"  {step}")
         for head, top1 in result.heads.items():
             if head.endswith("_top1"):
                 say(f"  training top-1, {head[len('train/') : -len('_top1')]} head: {top1:.1%}")

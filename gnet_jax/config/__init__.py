@@ -15,6 +15,7 @@ from gnet_jax.config.fields import (
     differences,
     flatten,
     json_text,
+    profile_windows,
 )
 from gnet_jax.config.recipes import RECIPES, Sweep, change, grid, load_recipe, load_sweep
 from gnet_jax.errors import UserError, choose, suggestion

@@ -4,8 +4,10 @@
 """
 
 import dataclasses
+import itertools
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_type_hints
 
@@ -225,6 +227,10 @@ class Config:
     """Every N steps, log the mean metrics of these steps to metrics.jsonl and TensorBoard."""
     diagnose: Annotated[Count | None, FREE] = None
     """Log gradients, updates and dead channels of every block every N steps; None disables this."""
+    profile: Annotated[tuple[str, ...], FREE] = ()
+    """Steps to trace, as FIRST:LAST (100:110); gnet profile and XProf read the traces."""
+    profile_hosts: Annotated[Literal["first", "all"], FREE] = "first"
+    """Which hosts write the traces of --profile."""
     dead_heads: Annotated[Literal["warn", "stop", "ignore"], FREE] = "warn"
     """What to do if no head learns, or if only auxiliary heads learn."""
     max_bad_steps: Annotated[Count, FREE] = 3
@@ -312,9 +318,30 @@ def check_preprocessing(p: Preprocessing, where: str) -> None:
         raise ConfigError(f"{where}.resize_to is {p.resize_to}; {limit}")
 
 
+def profile_windows(config: Config) -> list[tuple[int, int]]:
+    """Returns the first and last step of each window in `config.profile`, in order.
+    Raises a ConfigError if one is invalid or two overlap.
+    """
+    windows = []
+    for text in config.profile:
+        found = re.fullmatch(r"(\d+):(\d+)", text)
+        first, last = (int(number) for number in found.groups()) if found else (0, 0)
+        if not 1 <= first <= last:
+            limit = "FIRST:LAST, such as 100:110, with 1 <= FIRST <= LAST"
+            raise ConfigError(f"profile is {text!r}; it must be {limit}")
+        windows.append((first, last))
+    windows.sort()
+    for before, after in itertools.pairwise(windows):
+        if after[0] <= before[1]:
+            both = " and ".join(f"{first}:{last}" for first, last in (before, after))
+            raise ConfigError(f"profile has overlapping windows, {both}; join them to one")
+    return windows
+
+
 def check(config: Config) -> None:
     """Raise a ConfigError that names the field and its limit if a field of `config` is invalid."""
     check_limits(config)
+    profile_windows(config)
     check_preprocessing(config.data, "data")
     for name in ("warmup_epochs", "average_from"):
         value = getattr(config.optim, name)

@@ -64,18 +64,19 @@ class GoogLeNet(nn.Module):
         if arch.block is not None:
             block = custom.load(arch.block)
 
-        x = x_BHWC.astype(self.dtype)
-        conv1, reduce2, conv2 = arch.stem_widths
-        if choose("stem", arch.stem, {"imagenet": True, "small": False}):
-            x = conv(conv1, 7, 2, padding=arch.stem_padding, relu=False, name="conv1")(x)
-            x = self._record("pool1/3x3_s2", ops.relu_max_pool(x, 3, 2))
-        else:
-            x = conv(conv1, 3, name="conv1")(x)
-        x = self._record("pool1/norm1", lrn(x))
-        x = conv(reduce2, 1, name="conv2_reduce")(x)
-        x = conv(conv2, 3, name="conv2")(x)
-        x = self._record("conv2/norm2", lrn(x))
-        x = self._record("pool2/3x3_s2", ops.max_pool(x, 3, 2))
+        with jax.named_scope("stem"):  # `gnet profile` shows the time by scope
+            x = x_BHWC.astype(self.dtype)
+            conv1, reduce2, conv2 = arch.stem_widths
+            if choose("stem", arch.stem, {"imagenet": True, "small": False}):
+                x = conv(conv1, 7, 2, padding=arch.stem_padding, relu=False, name="conv1")(x)
+                x = self._record("pool1/3x3_s2", ops.relu_max_pool(x, 3, 2))
+            else:
+                x = conv(conv1, 3, name="conv1")(x)
+            x = self._record("pool1/norm1", lrn(x))
+            x = conv(reduce2, 1, name="conv2_reduce")(x)
+            x = conv(conv2, 3, name="conv2")(x)
+            x = self._record("conv2/norm2", lrn(x))
+            x = self._record("pool2/3x3_s2", ops.max_pool(x, 3, 2))
 
         aux = []
         for name, window in pools(arch).items():
@@ -90,15 +91,17 @@ class GoogLeNet(nn.Module):
             if name in heads:
                 aux.append(AuxHead(arch, conv, train, self.dtype, name=f"aux_{name}")(x))
             if window is not None:
-                x = ops.max_pool(x, window, 2)
+                with jax.named_scope(f"pool{name[0]}"):
+                    x = ops.max_pool(x, window, 2)
                 self._record(f"pool{name[0]}/{window}x{window}_s2", x)
 
-        if choose("head", arch.head, {"average_pool": True, "fc": False}):
-            x_BC = self._record("pool5/7x7_s1", jnp.mean(x, axis=(1, 2), dtype=jnp.float32))
-        else:
-            x_BC = nn.relu(dense(x.shape[-1], self.dtype, name="fc")(x.reshape(x.shape[0], -1)))
-        x_BC = nn.Dropout(arch.dropout, deterministic=not train)(x_BC)
-        logits = dense(arch.num_classes, jnp.float32, name="classifier")(x_BC)
+        with jax.named_scope("head"):
+            if choose("head", arch.head, {"average_pool": True, "fc": False}):
+                x_BC = self._record("pool5/7x7_s1", jnp.mean(x, axis=(1, 2), dtype=jnp.float32))
+            else:
+                x_BC = nn.relu(dense(x.shape[-1], self.dtype, name="fc")(x.reshape(x.shape[0], -1)))
+            x_BC = nn.Dropout(arch.dropout, deterministic=not train)(x_BC)
+            logits = dense(arch.num_classes, jnp.float32, name="classifier")(x_BC)
         self._record("loss3/classifier", logits)
         return Outputs(logits, tuple(aux) if train else ())
 

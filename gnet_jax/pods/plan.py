@@ -99,7 +99,11 @@ def compile_cost(program: Program, chip: Chip) -> CompiledCost:
         if refused is None:
             raise
         raise refused from error
-    seconds = time.perf_counter() - start
+    return read_cost(compiled, time.perf_counter() - start)
+
+
+def read_cost(compiled: jax.stages.Compiled, seconds: float = 0.0) -> CompiledCost:
+    """Returns the cost of a compiled training step, whose compilation took `seconds`."""
     memory: Any = compiled.memory_analysis()
     text = compiled.as_text() or ""
     counted = compiled.cost_analysis() or {}
@@ -247,6 +251,7 @@ class Plan:
     seconds: dict[Bound, float] | None = None  # least time of a step, by each limit alone
     bound: Bound | None = None
     step_seconds: float | None = None
+    mfu: float | None = None  # the ledger's FLOPs over those that the chips can do in this time
     images_per_sec: float | None = None
     days: float | None = None  # for the config's epochs
     images_per_sec_per_host: float | None = None  # that each host must read and decode
@@ -275,9 +280,9 @@ def plan_program(program: Program, topology: Topology) -> Plan:
     except OutOfMemoryError as error:
         return Plan(*place, fits=False, hbm_bytes=error.needed)
     share = batch_size / chips
-    counted = training_flops(network_ledger(program.model, program.config.data.image_size))
+    counted = ledger_flops(program)
     flops = counted if cost.flops is None else cost.flops / share
-    seconds = roofline(chip, flops * share, cost.bytes, cost.collectives, chips)
+    seconds = step_limits(program, chip, cost)
     bound = max(seconds, key=lambda side: seconds[side])
     step_seconds, names = seconds[bound], ("argument_bytes", "temp_bytes", "collectives")
     same = {name: getattr(cost, name) for name in (*names, "fusions", "convolutions", "donated")}
@@ -294,6 +299,7 @@ def plan_program(program: Program, topology: Topology) -> Plan:
         seconds=seconds,
         bound=bound,
         step_seconds=step_seconds,
+        mfu=counted * share / chip.peak(program.config.model.dtype) / step_seconds,
         images_per_sec=batch_size / step_seconds,
         days=program.total_steps * step_seconds / 86_400,
         images_per_sec_per_host=batch_size / step_seconds / topology.hosts,
@@ -308,6 +314,20 @@ def training_flops(costs: Ledger) -> float:
     The first layer needs no gradient of its input. Pooling, norms and the optimiser do not count.
     """
     return 2.0 * (3 * costs.macs_with_aux - costs.layers[0].macs)
+
+
+def ledger_flops(program: Program) -> float:
+    """Returns the FLOPs of a training step for one image, as the cost ledger counts them."""
+    return training_flops(network_ledger(program.model, program.config.data.image_size))
+
+
+def step_limits(program: Program, chip: Chip, cost: CompiledCost) -> dict[Bound, float]:
+    """Returns the `roofline` of a compiled step of `program`."""
+    chips, flops = program.mesh.size, cost.flops
+    if flops is None:  # the compiler does not count them
+        flops = ledger_flops(program) * program.config.batch_size / chips
+    chip = dataclasses.replace(chip, flops=chip.peak(program.config.model.dtype))
+    return roofline(chip, flops, cost.bytes, cost.collectives, chips)
 
 
 def roofline(
@@ -356,6 +376,7 @@ def _figures(plan: Plan) -> Iterator[tuple[str, str] | None]:
     for side in ("compute", "memory", "network"):
         yield f"ms per step, {side} alone", _text((plan.seconds or {}).get(side), 1e-3, 2)
     yield "bound by", plan.bound or "-"
+    yield "MFU, upper limit", _text(plan.mfu, 0.01, 1, " %")
     yield "images/s, upper limit", _text(plan.images_per_sec, 1, 0)
     yield "  that each host decodes", _text(plan.images_per_sec_per_host, 1, 0)
     yield "days, lower limit", _text(plan.days, 1, 3)

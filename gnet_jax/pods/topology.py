@@ -39,12 +39,27 @@ class Chip:
     example: str = ""  # an example of a shape, for error messages
     usable: float = 1.0  # fraction of the memory that a program may use
     description: str = ""  # text proto for XLA's CUDA compiler
+    kinds: tuple[str, ...] = ()  # JAX's names for it: `device_kind`
+
+    def peak(self, dtype: str) -> float:
+        """Returns the peak FLOP/s of a network that computes in `dtype`.
+        By default, JAX rounds the factors of a float32 product to bfloat16 on TPUs, and to TF32,
+        which has half the rate of bfloat16, on GPUs.
+        """
+        return self.flops / 2 if dtype == "float32" and self.platform == "cuda" else self.flops
 
 
 def _gpu(
-    name: str, flops: float, bandwidth: float, links: float, source: str, description: str
+    kind: str,
+    flops: float,
+    memory: int,
+    bandwidth: float,
+    links: float,
+    source: str,
+    description: str,
 ) -> Chip:
-    """Returns a GPU with 80 GB; `description` has the fields in which the GPUs differ."""
+    """Returns a GPU. `memory` is in GB; `description` has the fields in which the GPUs differ."""
+    name = kind.split()[1][:4].lower()  # "NVIDIA H100 80GB HBM3" is h100
     # These limits apply to compute capabilities 8 and 9 (CUDA C++ programming guide, table of
     # technical specifications).
     proto = f"""
@@ -53,15 +68,14 @@ gpu_device_info {{
   block_dim_limit_x: {2**31 - 1} block_dim_limit_y: 65535 block_dim_limit_z: 65535
   registers_per_core_limit: 65536 registers_per_block_limit: 65536
   shared_memory_per_block: {48 * 1024}
-  memory_bandwidth: {bandwidth:.0f} device_memory_size: {80 * 10**9}
+  memory_bandwidth: {bandwidth:.0f} device_memory_size: {memory * 10**9}
   {description}
 }}
 platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 10 }}
 """
     # 0.75 is JAX's default (https://docs.jax.dev/en/latest/gpu_memory_allocation.html).
-    return Chip(
-        name, "cuda", flops, 80 * 10**9, bandwidth, links, 8, f"{NVIDIA}/{source}", "8", 0.75, proto
-    )
+    numbers = (flops, memory * 10**9, bandwidth, links, 8)
+    return Chip(name, "cuda", *numbers, f"{NVIDIA}/{source}", "8", 0.75, proto, (kind,))
 
 
 A100 = f"""cuda_compute_capability {{ major: 8 }}
@@ -72,17 +86,27 @@ H100 = f"""cuda_compute_capability {{ major: 9 }}
   core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98 l2_cache_size: {50 * 2**20}
   shared_memory_per_block_optin: {227 * 1024} shared_memory_per_core: {228 * 1024}"""
 H100_SHEET = "nvidia-tensor-core-gpu-datasheet (SXM, without sparsity)"
+H200_SHEET = "hpc-datasheet-sc23-h200 (SXM, without sparsity)"
+# The names of TPUs are those in jax/_src/pallas/mosaic/tpu_info.py.
+V4, V5E, V5P = ("TPU v4",), ("TPU v5 lite", "TPU v5e"), ("TPU v5", "TPU v5p")
+V6E = ("TPU v6 lite", "TPU v6e")
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", "tpu", 275e12, 32 * GIB, 1200e9, 300e9, 4, f"{CLOUD}/v4", "2x2x2"),
-        Chip("v5e", "tpu", 197e12, 16 * GIB, 819e9, 200e9, 4, f"{CLOUD}/v5e", "16x16"),
-        Chip("v5p", "tpu", 459e12, 95 * GIB, 2765e9, 600e9, 4, f"{CLOUD}/v5p", "2x2x2"),
-        Chip("v6e", "tpu", 918e12, 32 * GIB, 1638e9, 400e9, 4, f"{CLOUD}/v6e", "16x16"),
-        _gpu("a100", 312e12, 2039e9, 300e9, A100_SHEET, A100),
-        _gpu("h100", 989.4e12, 3350e9, 450e9, H100_SHEET, H100),
+        Chip("v4", "tpu", 275e12, 32 * GIB, 1200e9, 300e9, 4, f"{CLOUD}/v4", "2x2x2", kinds=V4),
+        Chip("v5e", "tpu", 197e12, 16 * GIB, 819e9, 200e9, 4, f"{CLOUD}/v5e", "16x16", kinds=V5E),
+        Chip("v5p", "tpu", 459e12, 95 * GIB, 2765e9, 600e9, 4, f"{CLOUD}/v5p", "2x2x2", kinds=V5P),
+        Chip("v6e", "tpu", 918e12, 32 * GIB, 1638e9, 400e9, 4, f"{CLOUD}/v6e", "16x16", kinds=V6E),
+        _gpu("NVIDIA A100-SXM4-80GB", 312e12, 80, 2039e9, 300e9, A100_SHEET, A100),
+        _gpu("NVIDIA H100 80GB HBM3", 989.4e12, 80, 3350e9, 450e9, H100_SHEET, H100),
+        _gpu("NVIDIA H200", 989.4e12, 141, 4800e9, 450e9, H200_SHEET, H100),
     )
 }
+
+
+def find_chip(device_kind: str) -> Chip | None:
+    """Returns the chip that JAX calls `device_kind`; None if its peak rates are not known here."""
+    return next((chip for chip in CHIPS.values() if device_kind in chip.kinds), None)
 
 
 @dataclasses.dataclass(frozen=True)

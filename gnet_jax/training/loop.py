@@ -2,12 +2,13 @@
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -28,6 +29,7 @@ from gnet_jax.training.observe.faults import (
     SkippedSteps,
     default_patience,
 )
+from gnet_jax.training.observe.profile import Profiler
 from gnet_jax.training.observe.track import Track
 from gnet_jax.training.optimizer import averaging_warning
 from gnet_jax.training.program import Program, Run, augmentation, training_batches
@@ -62,6 +64,9 @@ class CompiledSteps:
     def train(self) -> jax.stages.Compiled:
         """The step `(state, batch, stop) -> ((state, metrics), stop)`, which donates the state."""
         program, manual = self._program, self._program.canonical
+        # The scopes of a program in the cache may be those of an earlier version of this package.
+        key = "jax_compilation_cache_include_metadata_in_key"
+        jax.config.update(key, bool(program.config.profile))
         step = voting(program.train_step(), manual=manual)
         stop = jax.ShapeDtypeStruct((program.mesh.size,), np.int32)
         inputs = program.abstract_state(), program.abstract_batch(), stop
@@ -88,15 +93,17 @@ def train(
     request: StopRequest | None = None,
     on_report: Callable[[int, float], None] = lambda step, eta: None,
     track: Track | None = None,
+    peak: float | None = None,
 ) -> Result:
     """Train from the latest checkpoint in `workdir`, or from scratch, to the run's last step.
 
     Call `open_workdir` first. Stops if `request`, by default its own, has received a signal.
     Whenever metrics are logged, sends them to `track`, and calls `on_report` with the step and the
-    estimated seconds until the end of the run. Raises a TrainingError if the validation loss is not
-    finite, if too many steps in a row are not finite, if the last save failed, or if the main head
-    does not learn and `dead_heads` is "stop". Raises a DataError, after saving, if too many images
-    are corrupt or a label is out of range.
+    estimated seconds until the end of the run. `peak` is the images/s of a chip whose arithmetic
+    units are never idle; with it, the log has the MFU. Raises a TrainingError if the validation
+    loss is not finite, if too many steps in a row are not finite, if the last save failed, or if
+    the main head does not learn and `dead_heads` is "stop". Raises a DataError, after saving, if
+    too many images are corrupt or a label is out of range.
     """
     config, program, total = run.config, run.program, run.program.total_steps
     began, watch, main = time.perf_counter(), Stopwatch(), jax.process_index() == 0
@@ -131,7 +138,9 @@ def train(
         bad_images = BadImages(run, workdir, reporter, start)
         skipped = SkippedSteps(run, workdir, reporter, start)
         vote = Vote(program.mesh, request, reporter.say)
-        loop = _Loop(run, steps, checkpoints, reporter, bad_images, skipped, vote, on_report)
+        profiler = stack.enter_context(Profiler(config, workdir, start, reporter.say))
+        parts = (checkpoints, reporter, bad_images, skipped, vote, profiler)
+        loop = _Loop(run, steps, *parts, on_report, peak)
         if config.diagnose is not None:
             loop.diagnose = stack.enter_context(
                 Diagnostics(workdir, steps.diagnose, config.diagnose, start, reporter.say)
@@ -161,6 +170,25 @@ def train(
         return result
 
 
+@contextlib.contextmanager
+def _aside(meter: Meter) -> Iterator[None]:
+    """Exclude the body, which is no training step, from the time per step.
+    It may transfer arrays implicitly, as JAX does when it compiles and Orbax when it saves.
+    """
+    with meter.paused(), jax.transfer_guard("allow"):
+        yield
+
+
+class _Dispatched(NamedTuple):
+    """A step whose metrics are not read yet."""
+
+    step: int
+    metrics: Any
+    stop: jax.Array
+    batch: dict[str, jax.Array]
+    bad_records: int  # number of corrupt training images known when the step was dispatched
+
+
 @dataclasses.dataclass
 class _Loop:
     """The training loop of a run, with the objects that save, report and stop it."""
@@ -172,7 +200,9 @@ class _Loop:
     bad_images: BadImages
     skipped: SkippedSteps
     vote: Vote
+    profiler: Profiler
     on_report: Callable[[int, float], None] = lambda step, eta: None
+    peak: float | None = None  # images/s of a chip at its peak rate
     diagnose: Callable[..., None] | None = None
     val: dict[str, float] = dataclasses.field(default_factory=dict)  # of the last evaluation
     heads: dict[str, float] = dataclasses.field(default_factory=dict)  # last reported
@@ -180,10 +210,7 @@ class _Loop:
     best: float = -1.0  # top-1 of the best evaluation
 
     def run_from(self, start: int, state: TrainState) -> TrainState:
-        """Train from step `start`; returns the state after the last step, or after a signal.
-        Each iteration waits for its batch, diagnoses, dispatches the step, reads the metrics of the
-        previous step, reports, stops if asked, evaluates, and saves.
-        """
+        """Train from step `start`; returns the state after the last step, or after a signal."""
         run, program, config = self.run, self.run.program, self.run.config
         reporter, vote, total = self.reporter, self.vote, program.total_steps
         self.best = max(self.checkpoints.top1.values(), default=-1.0)
@@ -203,30 +230,54 @@ class _Loop:
         limits = {"warmup": warmup, "patience": default_patience(program.steps_per_epoch)}
         classes = len(run.train.class_names)
         dead_heads = DeadHeadGuard(head_names(program.model), classes, **limits)
+        # An implicit transfer in the loop would wait for the device, so it is an error.
+        with jax.transfer_guard("disallow"):
+            state = self._run_steps(start, state, ahead, step_fn, dead_heads)
+        batches.close()
+        return state
+
+    def _run_steps(
+        self,
+        start: int,
+        state: TrainState,
+        ahead: TrainBatches,
+        step_fn: jax.stages.Compiled,
+        dead_heads: DeadHeadGuard,
+    ) -> TrainState:
+        """Each iteration waits for its batch, diagnoses, dispatches the step, reads and reports the
+        metrics of the previous step, stops if asked, evaluates, and saves.
+        """
+        program, config = self.run.program, self.run.config
+        watch, vote, total = self.reporter.watch, self.vote, program.total_steps
         meter, unread = Meter(), None
         for step in range(start + 1, total + 1):
-            with reporter.watch.spent("waiting for data"):
+            with _aside(meter):
+                self.profiler.begin(step, state)
+            with watch.spent("waiting for data"):
                 batch = ahead.take()
             if self.diagnose is not None:
-                with meter.paused(), reporter.watch.spent("diagnosing"):
+                with _aside(meter), watch.spent("diagnosing"):
                     self.diagnose(step - 1, state, batch)
             (state, metrics), stop = step_fn(state, batch, vote.flag(ahead.fault))
-            # Read the metrics of the previous step while the device computes this one.
+            with _aside(meter):
+                self.profiler.end(step, (state, metrics), step_fn)
+            newest = _Dispatched(step, metrics, stop, batch, len(self.bad_images.train))
+            # Read and report the previous step while the device computes this one.
             if unread is not None:
-                meter.add(self._read(*unread, state))
-            unread = (step, metrics, stop, batch)
+                self._finish(unread, state, meter, dead_heads)
+            unread = newest
             self.checkpoints.check()
 
             intervals = (config.save_every_steps, config.keep_every)
             save_due = any(step % each == 0 for each in intervals if each)
             ending = vote.ends(step) and step < total
             due = evaluation_due(program, step)
-            log_due = step % config.log_every_steps == 0 or step == total
-            if log_due or due or save_due or ending or self.skipped.near_limit:
-                meter.add(self._read(*unread, state))
+            # A report that may stop the run saves the state of its step, as the others here do,
+            # and the next step would overwrite this state.
+            may_stop = self._log_due(step) and config.dead_heads == "stop"
+            if due or save_due or ending or may_stop or self.skipped.near_limit:
+                self._finish(unread, state, meter, dead_heads)
                 unread = None
-            if log_due:
-                self._report(step, state, meter, dead_heads)
             if ending:
                 with self._save_on_error(step, state):
                     run_on_all_hosts(ahead.raise_fault)
@@ -234,14 +285,13 @@ class _Loop:
             # The signal would end the evaluation early, so the next start evaluates first.
             if due and vote.signalled:
                 break
-            with meter.paused():
+            with _aside(meter):
                 if due and not self._evaluate(step, state):
                     break
                 if save_due and not due:
                     self.checkpoints.save(step, state)
                 if due or save_due:
-                    reporter.account(step)
-        batches.close()
+                    self.reporter.account(step)
         return state
 
     def _compile(self) -> jax.stages.Compiled:
@@ -256,24 +306,39 @@ class _Loop:
         sharding.keep_freed_memory(needed)
         return step_fn
 
-    def _read(
-        self, step: int, metrics: Any, stop: Any, batch: Any, state: TrainState
-    ) -> dict[str, float]:
-        """Wait for `step`, and return its metrics; `state` is the state after the newest step."""
-        metrics, stop = jax.device_get((metrics, stop))
-        self.vote.read(step, stop)
-        return self.skipped.read(step, metrics, batch, state)
+    def _log_due(self, step: int) -> bool:
+        return step % self.run.config.log_every_steps == 0 or step == self.run.program.total_steps
 
-    def _report(self, step: int, state: TrainState, meter: Meter, guard: DeadHeadGuard) -> None:
+    def _finish(
+        self, done: _Dispatched, state: TrainState, meter: Meter, guard: DeadHeadGuard
+    ) -> None:
+        """Wait for a step, and report if due; `state` is the state after the newest step."""
+        metrics, stop = jax.device_get((done.metrics, done.stop))
+        self.vote.read(done.step, stop)
+        meter.add(self.skipped.read(done.step, metrics, done.batch, state))
+        if self._log_due(done.step):
+            self._report(done.step, done.bad_records, state, meter, guard)
+
+    def _report(
+        self, step: int, bad_records: int, state: TrainState, meter: Meter, guard: DeadHeadGuard
+    ) -> None:
         means, seconds = meter.read()
         config, program = self.run.config, self.run.program
         speed = config.batch_size / seconds
+        speed_per_chip = speed / program.mesh.size
+        devices = program.mesh.local_devices
+        memory = max((each.memory_stats() or {}).get("peak_bytes_in_use", 0) for each in devices)
         self.heads = {f"train/{name}": value for name, value in means.items()} | {
             "train/skipped_steps": self.skipped.count,
-            "data/bad_records": len(self.bad_images.train),
+            "data/bad_records": bad_records,
             "perf/images_per_sec": speed,
-            "perf/images_per_sec_per_chip": speed / program.mesh.size,
+            "perf/images_per_sec_per_chip": speed_per_chip,
+            "perf/step_ms": 1000 * seconds,
         }
+        if memory:  # CPUs do not report it
+            self.heads["perf/memory_gb"] = memory / 1e9
+        if self.peak is not None:
+            self.heads["perf/mfu"] = speed_per_chip / self.peak
         eta = (program.total_steps - step) * seconds
         eta += evaluations_left(program, step) * (self.evaluation_seconds or 0.0)
         timed = self.evaluation_seconds is not None
@@ -348,10 +413,12 @@ def evaluate(
     }
     place: dict[str, Any] = {"host": jax.process_index(), "hosts": hosts, "threads": data.threads}
     options = {"batch_size": size, "preprocessing": data.preprocessing, "bad": bad_images.val}
-    local = EvalBatches(eval_batches(run.val, **options, **place), empty)
+    local = eval_batches(run.val, **options, **place)
+    local = EvalBatches(local, empty, count=math.ceil(len(run.val) / size))
     sums: dict[str, float] = {}
-    for batch in put_batches(local, program.mesh, size):
-        found, stop = jax.device_get(eval_step(state, batch, vote.flag(local.fault)))
+    batches = put_batches(local, program.mesh, size)
+    results = (eval_step(state, batch, vote.flag(local.fault)) for batch in batches)
+    for found, stop in _fetch_behind(results):
         if vote.stops_evaluation(stop):
             run_on_all_hosts(local.raise_fault)
             return {}
@@ -365,6 +432,12 @@ def evaluate(
         problem = f"step {step}: the validation loss is {values['val/loss']}; {DIVERGED}"
         raise TrainingError(f"{problem}. The steps after the latest checkpoint are not saved")
     return values | {"val/count": count}
+
+
+def _fetch_behind(results: Iterable[Any]) -> Iterator[Any]:
+    """Yield results on the host. Each is fetched after the next one has been dispatched."""
+    for result, _ in itertools.pairwise(itertools.chain(results, [None])):
+        yield jax.device_get(result)
 
 
 def evaluation_due(program: Program, step: int) -> bool:

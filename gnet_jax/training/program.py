@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 from jax.sharding import Mesh
 
-from gnet_jax.config import Config, ConfigError, ModelConfig, check
+from gnet_jax.config import Config, ConfigError, ModelConfig, check, profile_windows
 from gnet_jax.data.augment import augment, preprocess
 from gnet_jax.data.batches import Batch, cropper, order_fingerprint, train_batches
 from gnet_jax.data.sources import DataError, Source, open_source
@@ -227,6 +227,11 @@ def make_program(
     if total_steps >= 2**31:
         raise ConfigError(
             f"epochs is {config.epochs:g}, which is {total_steps:,} steps; the limit is {2**31:,}"
+        )
+    last_profiled = max((last for _, last in profile_windows(config)), default=0)
+    if last_profiled > total_steps:
+        raise ConfigError(
+            f"profile ends at step {last_profiled:,}, but the run has only {total_steps:,} steps"
         )
     optimizer = make_optimizer(scaled(config), steps_per_epoch, total_steps, loaded)
     return Program(

@@ -151,7 +151,7 @@ def put_state(state: Any, mesh: Mesh) -> Any:
     """Copy the state to every device; all hosts must pass the same state.
     This is not checked. `jax.device_put` would check it, which takes minutes.
     """
-    return jax.tree.map(lambda leaf: _put(leaf, replicated(mesh), np.shape(leaf)), state)
+    return jax.tree.map(lambda leaf: put_local(leaf, replicated(mesh), np.shape(leaf)), state)
 
 
 def put_batches(
@@ -162,11 +162,16 @@ def put_batches(
     """
     parts = split(mesh)
     for batch in batches:
-        yield {k: _put(each, parts, (batch_size, *each.shape[1:])) for k, each in batch.items()}
+        yield {
+            k: put_local(each, parts, (batch_size, *each.shape[1:])) for k, each in batch.items()
+        }
 
 
-def _put(value: Any, sharding: NamedSharding, shape: tuple[int, ...]) -> jax.Array:
-    return jax.make_array_from_process_local_data(sharding, np.asarray(value), shape)
+def put_local(value: Any, sharding: NamedSharding, shape: tuple[int, ...]) -> jax.Array:
+    """Returns a global array of `shape`; `value` is this process's part of it."""
+    # With several processes, JAX's transfer guard takes this explicit transfer for an implicit one.
+    with jax.transfer_guard("allow"):
+        return jax.make_array_from_process_local_data(sharding, np.asarray(value), shape)
 
 
 def use_compilation_cache() -> None:

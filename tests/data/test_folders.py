@@ -391,7 +391,7 @@ def test_the_plan_of_a_run_counts_what_is_not_read(root, monkeypatch, capsys):
     (root / "train" / "cat" / "a.heic").write_bytes(b"x")
     (root / "val" / "owl").symlink_to("nowhere")
     monkeypatch.setattr(
-        "gnet_jax.training.loop.train", lambda *_: pytest.fail("only the plan is of interest")
+        "gnet_jax.training.loop.train", lambda *_, **__: pytest.fail("only the plan")
     )
     fields = ["--data.source", str(root), "--batch-size", "8", "--workdir", str(root / "run")]
     with contextlib.suppress(pytest.fail.Exception):

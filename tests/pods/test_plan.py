@@ -122,6 +122,14 @@ def test_a_plans_time_is_the_longest_side_of_the_roofline(fake_plan):
     assert plan.days == pytest.approx(6 * 0.08 / 86_400)
 
 
+def test_a_plans_mfu_is_the_share_of_the_peak_rate_in_the_ledgers_flops(fake_plan):
+    plan = fake_plan()
+    assert plan.mfu == pytest.approx(4 * 28_600 / 0.08 / 100e9)  # four images on each chip
+    slower = fake_plan(chip=dataclasses.replace(CHIP, platform="cuda"))  # float32: half the rate
+    assert slower.seconds["compute"] == 2 * plan.seconds["compute"]
+    assert slower.mfu == pytest.approx(4 * 28_600 / 0.12 / 50e9)
+
+
 def test_a_plan_without_the_compilers_count_uses_the_ledgers(fake_plan):
     plan = fake_plan(dataclasses.replace(FAKE, flops=None))
     assert plan.flops_from == "ledger"

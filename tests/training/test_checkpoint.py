@@ -125,7 +125,7 @@ def test_of_equal_accuracies_the_newest_is_the_best(tmp_path):
 def test_the_best_step_has_the_highest_top1_whatever_its_loss(tmp_path, monkeypatch):
     run, checkpoints, reporter = tiny_run(tmp_path), mock.Mock(), mock.Mock()
     reporter.watch.spent = lambda _: contextlib.nullcontext()
-    loop = _Loop(run, mock.Mock(), checkpoints, reporter, *[mock.Mock()] * 3)
+    loop = _Loop(run, mock.Mock(), checkpoints, reporter, *[mock.Mock()] * 4)
     state = mock.Mock(average=None)
     checkpoints.top1 = {3: 0.45, 5: 0.4}  # from earlier starts
     scores = {9: (0.44, 2.0), 1: (0.5, 2.0), 2: (0.7, 3.0), 3: (0.6, 1.0), 4: (0.7, 4.0)}
@@ -148,7 +148,7 @@ def test_the_first_evaluation_is_the_best_whatever_it_finds_and_its_time_does_no
 ):
     run, checkpoints, reporter = tiny_run(tmp_path), mock.Mock(top1={}), mock.Mock()
     reporter.watch.spent = lambda _: contextlib.nullcontext()
-    loop = _Loop(run, mock.Mock(), checkpoints, reporter, *[mock.Mock()] * 3)
+    loop = _Loop(run, mock.Mock(), checkpoints, reporter, *[mock.Mock()] * 4)
     values = {"val/top1": 0.0, "val/top5": 0.0, "val/loss": 9.0, "val/count": 10.0}
     monkeypatch.setattr("gnet_jax.training.loop.evaluate", lambda *_, **__: values)
     loop.run_from(9, mock.Mock(average=None))

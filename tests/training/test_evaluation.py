@@ -47,7 +47,8 @@ def test_each_host_reads_its_share_of_the_validation_set_as_the_config_says(tmp_
     class Local:
         fault = None
 
-        def __init__(self, batches, empty):
+        def __init__(self, batches, empty, count):
+            assert count == 23  # of 16 images
             given.append((batches, {name: (x.shape, x.dtype) for name, x in empty.items()}))
 
     monkeypatch.setattr(loop, "EvalBatches", Local)

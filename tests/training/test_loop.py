@@ -93,6 +93,55 @@ def test_a_run_logs_evaluates_and_saves(finished):
     assert {"train/loss", "train/aux4a_top1", "perf/images_per_sec"} <= lines[0].keys()
 
 
+class Watched:
+    """A compiled step that notes its calls, and tries an implicit transfer."""
+
+    def __init__(self, step, events):
+        self._step, self._events, self.guarded = step, events, 0
+
+    def __getattr__(self, name):
+        return getattr(self._step, name)
+
+    def __call__(self, state, batch, stop):
+        self._events.append("step")
+        with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device"):
+            jnp.sin(np.ones(3, np.float32))
+        self.guarded += 1
+        return self._step(state, batch, stop)
+
+
+def test_a_step_is_reported_after_the_next_is_dispatched_with_the_same_values(
+    finished, steps, tmp_path, monkeypatch
+):
+    run, whole_workdir, _ = finished
+    events, report = [], Reporter.training
+    watched = Watched(steps.train, events)
+
+    def note(reporter, step, values, eta, **options):
+        events.append(step)
+        report(reporter, step, values, eta, **options)
+
+    monkeypatch.setattr(Reporter, "training", note)
+    train(run, tmp_path, types.SimpleNamespace(train=watched, evaluate=steps.evaluate))
+    step = "step"
+    assert events == [*[step] * 3, 2, *[step] * 2, 4, *[step] * 2, 6, *[step] * 2, 8, 9]
+    assert watched.guarded == 9
+    logged = [
+        [{k: v for k, v in line.items() if not k.startswith("perf/")} for line in read_lines(file)]
+        for file in (tmp_path / "metrics.jsonl", whole_workdir / "metrics.jsonl")
+    ]
+    assert logged[0] == logged[1]
+    assert final_digest(run, tmp_path) == final_digest(run, whole_workdir)
+
+
+def test_each_result_of_an_evaluation_is_fetched_after_the_next_is_dispatched(monkeypatch):
+    events = []
+    monkeypatch.setattr(loop.jax, "device_get", lambda x: events.append(f"fetch {x}") or x)
+    results = (events.append(f"dispatch {n}") or n for n in range(3))
+    assert list(loop._fetch_behind(results)) == [0, 1, 2]
+    assert events == ["dispatch 0", "dispatch 1", "fetch 0", "dispatch 2", "fetch 1", "fetch 2"]
+
+
 @pytest.mark.parametrize(
     ("steps", "expected"),
     [(9, [9]), (4, [4, 8, 9]), (3, [3, 6, 9]), (2.5, [3, 5, 8, 9]), (100, [9])],
@@ -108,14 +157,13 @@ def test_evaluations_are_due_at_every_interval_and_after_the_last_step(steps, ex
 def test_a_report_has_speeds_and_the_time_left_with_evaluations(finished):
     run, _, _ = finished
     reporter, skipped = mock.Mock(), mock.Mock(count=4)
-    bad_images = types.SimpleNamespace(train=range(3))
     told = mock.Mock()
-    loop_ = loop._Loop(run, None, None, reporter, bad_images, skipped, None, told)
+    loop_ = loop._Loop(run, None, None, reporter, None, skipped, None, None, told)
     meter = types.SimpleNamespace(read=lambda: ({"loss": 1.5}, 2.0))
     guard = mock.Mock(read=lambda *_: None)
     for seconds, left in ((None, 10), (7.0, 17)):  # five steps of two seconds, one evaluation
         loop_.evaluation_seconds = seconds
-        loop_._report(4, None, meter, guard)
+        loop_._report(4, 3, None, meter, guard)
         step, values, eta = reporter.training.call_args.args
         assert (step, eta) == (4, left) == told.call_args.args
         assert reporter.training.call_args.kwargs == {"evaluations": seconds is not None}
@@ -125,7 +173,23 @@ def test_a_report_has_speeds_and_the_time_left_with_evaluations(finished):
         "data/bad_records": 3,
         "perf/images_per_sec": 16.0,
         "perf/images_per_sec_per_chip": 2.0,
+        "perf/step_ms": 2000.0,
     }
+
+
+def test_a_report_has_the_mfu_and_the_peak_memory_if_the_device_knows_them(finished):
+    run, _, _ = finished
+    device = mock.Mock(memory_stats=lambda: {"peak_bytes_in_use": 3 * 10**9})
+    mesh = types.SimpleNamespace(size=8, local_devices=[device])
+    run = with_program(run, mesh=mesh)
+    reporter, skipped = mock.Mock(), mock.Mock(count=0)
+    meter = types.SimpleNamespace(read=lambda: ({"loss": 1.5}, 2.0))
+    parts = (run, None, None, reporter, None, skipped, None, None)
+    running = loop._Loop(*parts, peak=40.0)  # images/s of a chip
+    running._report(4, 0, None, meter, mock.Mock(read=lambda *_: None))
+    values = reporter.training.call_args.args[1]
+    assert values["perf/mfu"] == 2.0 / 40.0  # 32 images in two seconds on eight chips
+    assert values["perf/memory_gb"] == 3.0
 
 
 def test_the_memory_of_the_compiled_step_is_checked_and_tells_what_to_keep(finished, monkeypatch):
@@ -136,7 +200,7 @@ def test_the_memory_of_the_compiled_step_is_checked_and_tells_what_to_keep(finis
     monkeypatch.setattr(loop.sharding, "keep_freed_memory", keep)
     steps, reporter = mock.Mock(train="step"), mock.Mock()
     reporter.watch.spent = lambda _: contextlib.nullcontext()
-    assert loop._Loop(run, steps, None, reporter, None, None, None)._compile() == "step"
+    assert loop._Loop(run, steps, None, reporter, *[None] * 4)._compile() == "step"
     check.assert_called_once_with(4, 32, run.program.mesh)
     keep.assert_called_once_with(4)
 
@@ -350,7 +414,7 @@ def test_a_run_reads_from_its_step_on_and_guards_its_heads_after_the_warm_up(fin
     monkeypatch.setattr(loop, "DeadHeadGuard", guard)
     monkeypatch.setattr(loop._Loop, "_compile", lambda _: None)
     checkpoints, vote = mock.Mock(top1={}), mock.Mock(code=0)
-    running = loop._Loop(run, None, checkpoints, reporter, bad_images, None, vote)
+    running = loop._Loop(run, None, checkpoints, reporter, bad_images, None, vote, None)
     with pytest.raises(InterruptedError):
         running.run_from(3, None)
     place = {"host": 0, "hosts": 1, "start_step": 3}
@@ -366,9 +430,8 @@ def test_losses_that_are_not_finite_and_heads_to_ignore_are_not_guarded(finished
         config, guard = dataclasses.replace(run.config, dead_heads=choice), mock.Mock()
         guard.read.return_value = None
         meter = types.SimpleNamespace(read=lambda loss=loss: ({"loss": loss}, 2.0))
-        bad_images, skipped = types.SimpleNamespace(train=()), mock.Mock(count=0)
-        parts = (with_program(run, config=config), None, None, mock.Mock(), bad_images, skipped)
-        loop._Loop(*parts, None)._report(4, None, meter, guard)
+        parts = (with_program(run, config=config), None, None, mock.Mock(), None)
+        loop._Loop(*parts, mock.Mock(count=0), None, None)._report(4, 0, None, meter, guard)
         assert guard.read.call_args_list == [mock.call(4, {"loss": loss})] * reads
 
 

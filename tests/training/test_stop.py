@@ -107,9 +107,14 @@ def test_a_run_without_its_first_batches_does_not_begin():
         TrainBatches(failing(1), start=0, total=3, bad_images=Images())
 
 
-def test_an_evaluation_goes_on_with_an_empty_batch_where_one_cannot_be_had():
-    spared = EvalBatches(failing(2), empty="empty")
-    assert list(spared) == [1, 2, "empty"]
+def test_an_evaluation_goes_on_with_empty_batches_after_one_that_cannot_be_had():
+    spared = EvalBatches(failing(2), empty="empty", count=4)
+    batches, faults = iter(spared), []
+    for expected in (1, 2, "empty", "empty"):
+        assert next(batches) == expected
+        faults.append(spared.fault is not None)
+    assert faults == [False, False, True, True]
+    assert next(batches, None) is None
     with pytest.raises(DataError, match="no more"):
         spared.raise_fault()
 
@@ -176,7 +181,7 @@ def test_a_run_that_was_stopped_exits_with_128_and_the_signal(
 ):
     result = Result(5, None, code, {}, {}, None, tmp_path / "5", 1.0, {})
     monkeypatch.setattr("gnet_jax.training.program.prepare", tiny_run_of)
-    monkeypatch.setattr("gnet_jax.training.loop.train", lambda *_: result)
+    monkeypatch.setattr("gnet_jax.training.loop.train", lambda *_, **__: result)
     monkeypatch.setattr("gnet_jax.training.sharding.use_compilation_cache", lambda: None)
     monkeypatch.setattr("gnet_jax.training.sharding.call_in_this_thread", lambda: None)
     config = tiny_config(tmp_path)

@@ -87,7 +87,7 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
 
     def save(self, step: int, state: Any, top1: float | None = None) -> None:
         """Start to save `state`; if `step` is already saved, only add its top-1 accuracy."""
-        with self.watch.spent("saving"):
+        with self.watch.spent("saving"), jax.transfer_guard("allow"):
             self._finish_pending()
             if step not in self.steps:
                 self._start(step, state, top1)

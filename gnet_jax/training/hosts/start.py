@@ -224,8 +224,9 @@ def gather(text: str) -> list[str]:
     if jax.process_count() == 1:
         return [text]
     own = np.frombuffer(text.encode("utf-8", "surrogateescape"), np.uint8)
-    sizes = multihost_utils.process_allgather(np.array([own.size], np.int32)).ravel()
-    rows = multihost_utils.process_allgather(np.pad(own, (0, max(sizes.max(), 1) - own.size)))
+    with jax.transfer_guard("allow"):  # JAX's own code transfers implicitly
+        sizes = multihost_utils.process_allgather(np.array([own.size], np.int32)).ravel()
+        rows = multihost_utils.process_allgather(np.pad(own, (0, max(sizes.max(), 1) - own.size)))
     texts = (row[:size].tobytes() for row, size in zip(rows, sizes, strict=True))
     return [text.decode("utf-8", "surrogateescape") for text in texts]
 

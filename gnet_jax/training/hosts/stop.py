@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from gnet_jax.config import UserError
 from gnet_jax.training.hosts.start import ACKNOWLEDGE, gather, handle_stop_signals, run_on_all_hosts
 from gnet_jax.training.observe.faults import BadImages
-from gnet_jax.training.sharding import AXIS, split
+from gnet_jax.training.sharding import AXIS, put_local, split
 
 FAULT = 2**30  # the stop code of a host that cannot load its batch; larger than all other codes
 HOST = 128  # the code of a signal is its number, plus this times the index of the host that got it
@@ -114,7 +114,7 @@ class Vote:
 
     def _flag(self, code: int) -> jax.Array:
         own = np.full(len(self._mesh.local_devices), code, np.int32)
-        return jax.make_array_from_process_local_data(split(self._mesh), own, (self._mesh.size,))
+        return put_local(own, split(self._mesh), (self._mesh.size,))
 
 
 def voting(step: Callable[..., Any], *, manual: bool = False) -> Callable[..., Any]:
@@ -174,15 +174,21 @@ class TrainBatches(_Batches):
 
 
 class EvalBatches(_Batches):
-    """Evaluation batches. If one of them cannot be loaded, yields `empty` instead and ends."""
+    """The `count` evaluation batches. After one that cannot be loaded, all are `empty`.
+    Every host yields `count` batches, because each evaluation step waits for all hosts, and the
+    hosts know of a fault only one step later.
+    """
 
-    def __init__(self, batches: Iterator[Any], empty: Any) -> None:
+    def __init__(self, batches: Iterator[Any], empty: Any, count: int) -> None:
         super().__init__(batches)
-        self._empty = empty
+        self._empty, self._count = empty, count
 
     def __iter__(self) -> Iterator[Any]:
-        try:
-            yield from self._batches
-        except UserError as error:
-            self.fault = error
-            yield self._empty
+        for _ in range(self._count):
+            batch = self._empty
+            try:
+                if self.fault is None:
+                    batch = next(self._batches)
+            except UserError as error:
+                self.fault = error
+            yield batch

@@ -266,10 +266,14 @@ class Reporter(contextlib.AbstractContextManager["Reporter"]):
             f"{head} {values[f'train/{head}_loss']:.3f} {values[f'train/{head}_top1']:.1%}"
             for head in heads
         )
+        units = {"perf/mfu": "MFU {:.1%}", "perf/memory_gb": "{:.1f} GB"}  # if they are known
+        chip = "".join(
+            f" | {u.format(values[name])}" for name, u in units.items() if name in values
+        )
         line = (
             f"step {step}/{self._total} | training: loss {values['train/loss']:.3f} | {shown} | "
             f"lr {values['train/learning_rate']:.2g} | {values['perf/images_per_sec']:.0f} images/s"
-            f" | ETA {duration(eta)}{'' if evaluations else ' without evaluations'}"
+            f"{chip} | ETA {duration(eta)}{'' if evaluations else ' without evaluations'}"
         )
         if not self._console.is_terminal:
             self._console.say(line)

@@ -120,7 +120,8 @@ class SkippedSteps:
             )
             return values
         try:
-            replay = write_replay(self._workdir, self._run, state, step, batch, values)
+            with jax.transfer_guard("allow"):  # the file needs the whole state on the host
+                replay = write_replay(self._workdir, self._run, state, step, batch, values)
             hint = f"To find the first image and layer that are not finite: gnet replay {replay}"
         except OSError as error:
             hint = f"No replay file could be written ({error.strerror or error})"
