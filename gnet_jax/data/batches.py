@@ -450,13 +450,8 @@ def _in_processes(fill: Fill, size: int, threads: int, workers: int) -> Iterator
 def _work(
     fill: Fill, connections: Sequence[Connection], memory: Any, shape: tuple[int, ...]
 ) -> None:
-    """Run a worker process: load chunks in one thread per connection until all are closed.
-
-    Signals are ignored, because the main process handles them.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    """Run a worker process: load chunks in one thread per connection until all are closed."""
+    _start_worker()
     slots = np.frombuffer(memory, np.uint8).reshape(shape)
     with ThreadPoolExecutor(len(connections)) as pool:
         list(pool.map(partial(_answer, fill), connections, slots))
@@ -477,6 +472,13 @@ def _answer(fill: Fill, connection: Connection, images: np.ndarray) -> None:
             except UserError as error:
                 reply = error
             connection.send(reply)
+
+
+def _start_worker() -> None:
+    """Ignore signals, which the main process handles, and exit when the main process exits."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
 def _exit_with_parent() -> None:

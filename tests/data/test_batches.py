@@ -15,7 +15,7 @@ from gnet_jax.config import AugmentConfig, Config, Preprocessing, UserError
 from gnet_jax.data.batches import (
     BadRecord,
     BadRecords,
-    _work,
+    _start_worker,
     batch_indices,
     eval_batches,
     order_fingerprint,
@@ -424,7 +424,7 @@ def test_a_worker_process_ignores_signals_and_watches_its_parent(monkeypatch):
     handlers, threads = {}, []
     monkeypatch.setattr(signal, "signal", handlers.__setitem__)
     monkeypatch.setattr(threading.Thread, "start", lambda thread: threads.append(thread))
-    _work(lambda: None, [Pipe()[0]], bytes(3), (1, 1, 1, 1, 3))
+    _start_worker()
     assert set(handlers.values()) == {signal.SIG_IGN}
     assert handlers.keys() == {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
     assert [thread.daemon for thread in threads] == [True]
