@@ -4,38 +4,30 @@ The batches do not depend on the number of hosts, devices, processes or threads.
 contiguous slice of the global batch, in chunks that its threads or processes share.
 """
 
-import atexit
 import contextlib
 import dataclasses
 import itertools
-import math
-import multiprocessing
-import os
-import queue
-import signal
 import sys
-import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from multiprocessing.connection import Connection
-from typing import Any, NamedTuple, TypedDict, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
-from gnet_jax.config import AugmentConfig, Config, Decoder, Preprocessing, UserError, choose
+from gnet_jax.config import AugmentConfig, Config, Decoder, Preprocessing, choose
 from gnet_jax.config.paths import as_text
 from gnet_jax.config.recipes import needs
 from gnet_jax.data.decode import ImageError, central_crop, decode, pillow_crop
 from gnet_jax.data.sources import DataError, Example, Source, digest
+from gnet_jax.data.workers import CHUNK, Batch, Chunk, Fill, in_processes
 
 S = TypeVar("S")
 T = TypeVar("T")
 
 
 SHOWN = 10  # number of corrupt images that a message lists; the others are only counted
-CHUNK = 16  # number of images that a thread loads at a time
 # Bytes of the batches that a host has in memory, including the one that it yields. There are at
 # most two per thread and one more, and at least two, even if these are larger.
 PREFETCH_BYTES = 2**29
@@ -126,24 +118,7 @@ def read_example(source: Source, index: int) -> Example:
     return example
 
 
-class Batch(TypedDict):
-    """The images that one host sends to its devices for one step."""
-
-    image: np.ndarray  # (B, S, S, 3) uint8
-    label: np.ndarray  # (B,) int32
-    mask: np.ndarray  # (B,) bool: False for an evaluation's padding and corrupt images
-
-
-class Chunk(NamedTuple):
-    """The images of a step that one thread loads."""
-
-    step: int
-    places: range  # in the global batch
-    indices: np.ndarray  # of the examples, in the source
-
-
 Found = dict[int, BadRecord]  # the corrupt images of a chunk or batch by index, in order
-Fill = Callable[[Chunk, Batch], Found]  # loads a chunk into as many rows of a batch
 
 
 def _order(size: int, seed: int, places: range) -> np.ndarray:
@@ -348,7 +323,7 @@ def _load(
 
     with contextlib.ExitStack() as stack:
         if workers:
-            fill = stack.enter_context(_in_processes(fill, size, threads, workers))
+            fill = stack.enter_context(in_processes(fill, size, threads, workers))
 
         def load(task: tuple[Batch, Chunk, Batch]) -> tuple[Batch, Found]:
             batch, chunk, rows = task
@@ -395,94 +370,3 @@ def prefetched(
             yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-@contextlib.contextmanager
-def _in_processes(fill: Fill, size: int, threads: int, workers: int) -> Iterator[Fill]:
-    """Yields a function that runs `fill` in worker processes, `threads` calls at a time in each.
-
-    A worker writes the images into memory that it shares with this process. Only the indices, the
-    labels and the corrupt images are pickled.
-    """
-    context, idle = multiprocessing.get_context("spawn"), queue.SimpleQueue[Any]()
-    with contextlib.ExitStack() as stack:
-        for _ in range(workers):
-            shape = threads, CHUNK, size, size, 3
-            # RawArray maps a file that it has already deleted. The memory is therefore freed even
-            # after kill -9, unlike `multiprocessing.shared_memory`. If /dev/shm is too small, as in
-            # some containers, the file is in the temporary folder.
-            memory = context.RawArray("B", math.prod(shape))
-            ours, theirs = zip(*(context.Pipe() for _ in range(threads)), strict=True)
-            process = context.Process(target=_work, args=(fill, theirs, memory, shape), daemon=True)
-            process.start()
-            stack.callback(process.join)
-            for connection in theirs:
-                connection.close()
-            images = np.frombuffer(memory, np.uint8).reshape(shape)
-            for connection, slot in zip(ours, images, strict=True):
-                stack.enter_context(connection)  # the worker exits when it is closed
-                idle.put((connection, slot))
-        # If the program ends without closing the generator, multiprocessing would wait forever.
-        atexit.register(stack.close)
-        stack.callback(atexit.unregister, stack.close)
-
-        def fill_remotely(chunk: Chunk, rows: Batch) -> Found:
-            connection, slot = idle.get()
-            try:
-                connection.send(chunk)
-                reply = connection.recv()
-                if isinstance(reply, UserError):
-                    raise reply
-                found, rows["label"][:], rows["mask"][:] = reply
-                rows["image"][:] = slot[: len(chunk.places)]
-                return found
-            except (EOFError, ConnectionError) as error:
-                raise DataError(
-                    "a process of --data.workers exited; if no error is printed above, the system "
-                    "probably killed it because memory ran out: use fewer --data.workers"
-                ) from error
-            finally:
-                idle.put((connection, slot))
-
-        yield fill_remotely
-
-
-def _work(
-    fill: Fill, connections: Sequence[Connection], memory: Any, shape: tuple[int, ...]
-) -> None:
-    """Run a worker process: load chunks in one thread per connection until all are closed."""
-    _start_worker()
-    slots = np.frombuffer(memory, np.uint8).reshape(shape)
-    with ThreadPoolExecutor(len(connections)) as pool:
-        list(pool.map(partial(_answer, fill), connections, slots))
-
-
-def _answer(fill: Fill, connection: Connection, images: np.ndarray) -> None:
-    """Fill the shared `images` at each request. After an unexpected error, close `connection`."""
-    with connection:
-        while True:
-            try:
-                chunk = connection.recv()
-            except EOFError:
-                return
-            n = len(chunk.places)
-            rows = Batch(image=images[:n], label=np.zeros(n, np.int32), mask=np.zeros(n, bool))
-            try:
-                reply = fill(chunk, rows), rows["label"], rows["mask"]
-            except UserError as error:
-                reply = error
-            connection.send(reply)
-
-
-def _start_worker() -> None:
-    """Ignore signals, which the main process handles, and exit when the main process exits."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-
-def _exit_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()  # returns even if the parent was killed
-        os._exit(1)

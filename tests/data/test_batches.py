@@ -19,11 +19,9 @@ from PIL import Image
 from gnet_jax.config import AugmentConfig, Config, Preprocessing, UserError
 from gnet_jax.data import batches
 from gnet_jax.data.batches import (
-    CHUNK,
     BadRecord,
     BadRecords,
     _order,
-    _start_worker,
     batch_indices,
     eval_batches,
     order_fingerprint,
@@ -32,6 +30,7 @@ from gnet_jax.data.batches import (
 )
 from gnet_jax.data.decode import ImageError
 from gnet_jax.data.sources import DataError, Example
+from gnet_jax.data.workers import CHUNK, _start_worker
 
 
 @dataclasses.dataclass
