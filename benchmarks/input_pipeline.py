@@ -36,6 +36,7 @@ from side_by_side import Peer, Timer, in_turns, keep, machine, show, timer
 from gnet_jax.config import AugmentConfig, Preprocessing
 from gnet_jax.data.batches import cropper, train_batches
 from gnet_jax.data.sources import DataError, Example, Source, open_source
+from gnet_jax.training.sharding import keep_freed_memory
 
 BATCH = 32
 
@@ -85,6 +86,7 @@ def ours(
     """
     source = Counted(open_source(f"folder:{folder}", "train"))
     cropper(decoder)  # pyright: ignore[reportArgumentType]
+    keep_freed_memory()  # as train.py does on CPUs; otherwise, new memory is cleared for each batch
 
     def run() -> None:
         batches = train_batches(

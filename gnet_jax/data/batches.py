@@ -255,8 +255,10 @@ def eval_batches(
 
     def fill(chunk: Chunk, rows: Batch) -> Found:
         found: Found = {}
-        for row, index in enumerate(chunk.indices[chunk.indices < len(source)].tolist()):
-            _fill_row(rows, row, found, source, index, _central, preprocessing)
+        for row, index in enumerate(chunk.indices.tolist()):
+            options = found, source, index, _central, preprocessing
+            if index >= len(source) or not _fill_row(rows, row, *options):
+                rows["image"][row] = 0
         return found
 
     steps = range(-(-len(source) // batch_size))
@@ -342,7 +344,7 @@ def _load(
 
 
 def _empty(n: int, size: int) -> Batch:
-    pixels = np.zeros((n, size, size, 3), np.uint8)
+    pixels = np.empty((n, size, size, 3), np.uint8)  # clearing it would take longer
     return Batch(image=pixels, label=np.zeros(n, np.int32), mask=np.zeros(n, bool))
 
 
