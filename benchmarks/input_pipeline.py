@@ -1,4 +1,4 @@
-"""Compare the images per CPU second of this project's loader, torch's DataLoader and tf.data.
+r"""Compare the images per CPU second of this project's loader, torch's DataLoader and tf.data.
 
     python benchmarks/input_pipeline.py --peer-python PEERS/bin/python --json input.json
 
@@ -15,6 +15,11 @@ half of the images; ours are mirrored later, in the compiled step. The resize fi
 
 Prints images per second of CPU time (one core's share) and images/s of wall time, with as many
 threads (ours, tf.data) or worker processes (torch) as cores.
+
+    python benchmarks/input_pipeline.py --peer-python PEERS/bin/python \
+        --hosts 1 8 64 256 --global-batch 4096 --repeats 5
+
+also times the last of N hosts, which loads its slice of the global batch as in a run on N hosts.
 """
 
 import argparse
@@ -31,6 +36,7 @@ from side_by_side import Peer, Timer, in_turns, keep, machine, show, timer
 from gnet_jax.config import AugmentConfig, Preprocessing
 from gnet_jax.data.batches import cropper, train_batches
 from gnet_jax.data.sources import DataError, Example, Source, open_source
+from gnet_jax.training.sharding import keep_freed_memory
 
 BATCH = 32
 
@@ -70,32 +76,38 @@ class Counted:
         return self._source[index]
 
 
-def ours(folder: Path, decoder: str, images: int, threads: int) -> Timer:
-    """Returns a timer of this project's batches from the folder.
+def ours(
+    folder: Path, decoder: str, images: int, threads: int, batch_size: int = BATCH, hosts: int = 1
+) -> Timer:
+    """Returns a timer of this project's batches from the folder, as the last of the hosts reads it.
 
-    The loader reads ahead, so CPU seconds are multiplied by `images` / number of images read.
+    The loader reads ahead, and reads at least one batch. The seconds are multiplied by `images` /
+    number of images read.
     """
     source = Counted(open_source(f"folder:{folder}", "train"))
     cropper(decoder)  # pyright: ignore[reportArgumentType]
+    keep_freed_memory()  # as train.py does on CPUs; otherwise, new memory is cleared for each batch
 
     def run() -> None:
         batches = train_batches(
             source,
-            batch_size=BATCH,
+            batch_size=batch_size,
+            host=hosts - 1,
+            hosts=hosts,
             preprocessing=Preprocessing(),
             augmentation=AugmentConfig(),
             decoder=decoder,  # pyright: ignore[reportArgumentType]
             seed=0,
             threads=threads,
         )
-        for _ in itertools.islice(batches, images // BATCH):
+        for _ in itertools.islice(batches, -(-images * hosts // batch_size)):
             pass
         batches.close()
 
     def in_proportion(calls: int) -> dict[str, float]:
         source.read = 0
         seconds = timer(run)(calls)
-        return seconds | {"cpu": seconds["cpu"] * images * calls / source.read}
+        return {kind: each * images * calls / source.read for kind, each in seconds.items()}
 
     return in_proportion
 
@@ -132,6 +144,9 @@ def main() -> None:
             timers["ours, fast"] = ours(folder, "fast", images, a.threads)
         except DataError as error:
             print(f"skipping ours, fast: {error}")
+        slices = {f"ours, pillow, 1 of {n} hosts": n for n in a.hosts}
+        for name, hosts in slices.items():
+            timers[name] = ours(folder, "pillow", images, a.threads, a.global_batch, hosts)
         timers |= {name: peer.timer(name) for name in peer.facts["cases"]}
         medians = in_turns(timers, a.repeats)
         peer.close()
@@ -151,7 +166,11 @@ def main() -> None:
     ]
     show(("loader", "images/CPU second", "relative to torchvision, PIL", "images/s"), rows)
     ratios = {name: rate(name, "cpu") / reference for name in timers}
-    keep(a.json, facts | {"medians": medians, "ratios": ratios, "repeats": a.repeats})
+    for name, hosts in slices.items():
+        change = rate(next(iter(slices)), "cpu") / rate(name, "cpu") - 1
+        print(f"{a.global_batch // hosts} images a batch, {name}: CPU seconds {change:+.1%}")
+    facts |= {"global_batch": a.global_batch, "repeats": a.repeats}
+    keep(a.json, facts | {"medians": medians, "ratios": ratios})
 
 
 def arguments() -> argparse.Namespace:
@@ -165,7 +184,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=512, help="images per measurement")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=machine()["cores"])
+    parser.add_argument("--hosts", type=int, nargs="*", default=[], help="numbers of hosts")
+    parser.add_argument("--global-batch", type=int, default=4096, help="images of all hosts")
     parsed = parser.parse_args()
+    for hosts in parsed.hosts:
+        if hosts < 1 or parsed.global_batch % hosts:
+            parser.error(f"--global-batch {parsed.global_batch} does not divide over {hosts} hosts")
     if parsed.images < BATCH:
         parser.error(f"--images is {parsed.images}; it must be at least {BATCH}, one batch")
     return parsed

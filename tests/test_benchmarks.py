@@ -18,7 +18,7 @@ SMALL = {
     "state_cost": "",
     "step_gap": "--epochs 1",
     "peers": "--repeats 1 --batches 1 --train-batch 2 --size 128",
-    "input_pipeline": "--repeats 1 --images 32 --threads 1",
+    "input_pipeline": "--repeats 1 --images 32 --threads 1 --hosts 1 8 --global-batch 64",
 }
 WITH_PEERS = ("peers", "input_pipeline")
 KEYS = {"scaling": "curves", "peers": "ratios"}

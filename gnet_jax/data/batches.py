@@ -1,35 +1,36 @@
 """Load batches, and record corrupt images. Each global batch is a pure function of (seed, step).
 
 The batches do not depend on the number of hosts, devices, processes or threads. Each host loads a
-contiguous slice of the global batch.
+contiguous slice of the global batch, in chunks that its threads or processes share.
 """
 
 import contextlib
 import dataclasses
 import itertools
-import multiprocessing
-import os
-import pickle
-import signal
 import sys
-import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from typing import Any, TypedDict, TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any, TypeVar
 
-import grain
 import numpy as np
-from absl import flags
 
-from gnet_jax.config import AugmentConfig, Config, Decoder, Preprocessing, UserError, choose
+from gnet_jax.config import AugmentConfig, Config, Decoder, Preprocessing, choose
 from gnet_jax.config.paths import as_text
 from gnet_jax.config.recipes import needs
 from gnet_jax.data.decode import ImageError, central_crop, decode, pillow_crop
 from gnet_jax.data.sources import DataError, Example, Source, digest
+from gnet_jax.data.workers import CHUNK, Batch, Chunk, Fill, in_processes
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
 SHOWN = 10  # number of corrupt images that a message lists; the others are only counted
+# Bytes of the batches that a host has in memory, including the one that it yields. There are at
+# most two per thread and one more, and at least two, even if these are larger.
+PREFETCH_BYTES = 2**29
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,19 +118,22 @@ def read_example(source: Source, index: int) -> Example:
     return example
 
 
-class Batch(TypedDict):
-    """The images that one host sends to its devices for one step."""
-
-    image: np.ndarray  # (B, S, S, 3) uint8
-    label: np.ndarray  # (B,) int32
-    mask: np.ndarray  # (B,) bool: False for an evaluation's padding and corrupt images
+Found = dict[int, BadRecord]  # the corrupt images of a chunk or batch by index, in order
 
 
-_Loaded = tuple[Batch, dict[int, BadRecord]]  # a batch, and its corrupt images by index
+def _order(size: int, seed: int, places: range) -> np.ndarray:
+    """Returns the indices, (len(places),) int64, at `places` of the endless order of the examples.
 
+    It is the order of `grain.MapDataset.range(size).seed(seed).shuffle().repeat()`, but no Python
+    code runs for each example.
+    """
+    from grain.experimental import index_shuffle  # imports JAX, which worker processes do not need
 
-def _order(size: int, seed: int) -> Any:
-    return grain.MapDataset.range(size).seed(seed).shuffle().repeat()
+    epochs, positions = np.divmod(np.arange(places.start, places.stop), size)
+    seeds = (np.random.SeedSequence((seed, 1)).generate_state(1) + epochs) % 2**32
+    last, rounds = itertools.repeat(size - 1), itertools.repeat(4)
+    indices = map(index_shuffle, positions.tolist(), last, seeds.tolist(), rounds)
+    return np.fromiter(indices, np.int64, len(places))
 
 
 def batch_indices(size: int, config: Config, step: int) -> np.ndarray:
@@ -137,8 +141,8 @@ def batch_indices(size: int, config: Config, step: int) -> np.ndarray:
 
     The first step is 1. `size` is the number of examples. Indices of corrupt images are included.
     """
-    order, end = _order(size, config.seed), step * config.batch_size
-    return np.array([order[place] for place in range(end - config.batch_size, end)], np.int64)
+    end = step * config.batch_size
+    return _order(size, config.seed, range(end - config.batch_size, end))
 
 
 def order_fingerprint(size: int, seed: int) -> str:
@@ -146,10 +150,10 @@ def order_fingerprint(size: int, seed: int) -> str:
 
     After an update, it differs if Grain shuffles differently or NumPy generates other numbers.
     """
-    order = _order(size, seed)
-    places = [epoch * size + i for epoch in (0, 1) for i in range(min(size, 1000))]
-    indices = np.array([order[place] for place in places], "<i8")
-    return digest(indices, np.random.default_rng((seed, 0, 0)).random(4).astype("<f8"))
+    epochs = (range(start, start + min(size, 1000)) for start in (0, size))
+    indices = np.concatenate([_order(size, seed, places) for places in epochs])
+    numbers = np.random.default_rng((seed, 0, 0)).random(4)
+    return digest(indices.astype("<i8"), numbers.astype("<f8"))
 
 
 def cropper(decoder: Decoder) -> Callable[..., np.ndarray]:
@@ -194,23 +198,38 @@ def train_batches(
     `cropper`.
     """
     bad = BadRecords(source) if bad is None else bad
-    allowed = bad.allowed  # worker processes get this number instead of a copy of `bad`
-    places, crop = _host_places(batch_size, host, hosts), cropper(decoder)
-    order = _order(len(source), seed)
+    places, size = _host_places(batch_size, host, hosts), preprocessing.image_size
+    # Worker processes get a copy of `fill`, so it has the limit instead of `bad`.
+    options = cropper(decoder), seed, bad.allowed, preprocessing, augmentation
+    fill = partial(_fill_train, source, *options)
 
-    def load(step: int) -> _Loaded:
-        loaded = _empty(len(places), preprocessing.image_size)
-        for row, place in enumerate(places):
-            index = int(order[step * batch_size + place])
-            while len(loaded[1]) <= allowed:  # if there are more, `bad.add` raises an error
-                generator = np.random.default_rng((seed, step, place))
-                options = generator, preprocessing, augmentation
-                if _load_row(loaded, row, source, index, crop, *options):
-                    break
-                index = (index + 1) % len(source)
-        return loaded
+    def indices(step: int) -> np.ndarray:
+        first = step * batch_size
+        return _order(len(source), seed, range(first + places.start, first + places.stop))
 
-    return _checked(prefetched(load, range(start_step, sys.maxsize), threads, workers), bad)
+    steps = range(start_step, sys.maxsize)
+    return _load(fill, steps, places, indices, size, bad, threads, workers)
+
+
+def _fill_train(
+    source: Source,
+    crop: Callable[..., np.ndarray],
+    seed: int,
+    allowed: int,
+    preprocessing: Preprocessing,
+    augmentation: AugmentConfig,
+    chunk: Chunk,
+    rows: Batch,
+) -> Found:
+    found: Found = {}
+    for row, place in enumerate(chunk.places):
+        index = int(chunk.indices[row])
+        while len(found) <= allowed:  # if there are more, `bad.add` raises an error
+            options = np.random.default_rng((seed, chunk.step, place)), preprocessing, augmentation
+            if _fill_row(rows, row, found, source, index, crop, *options):
+                break
+            index = (index + 1) % len(source)
+    return found
 
 
 def eval_batches(
@@ -229,18 +248,21 @@ def eval_batches(
     `train_batches` explains `bad` and the errors.
     """
     bad = BadRecords(source) if bad is None else bad
-    places = _host_places(batch_size, host, hosts)
+    places, size = _host_places(batch_size, host, hosts), preprocessing.image_size
 
-    def load(step: int) -> _Loaded:
-        loaded = _empty(len(places), preprocessing.image_size)
-        for row, place in enumerate(places):
-            index = step * batch_size + place
-            if index < len(source):
-                _load_row(loaded, row, source, index, _central, preprocessing)
-        return loaded
+    def indices(step: int) -> np.ndarray:
+        return step * batch_size + np.arange(places.start, places.stop)
 
-    steps = -(-len(source) // batch_size)
-    return _checked(prefetched(load, range(steps), threads), bad)
+    def fill(chunk: Chunk, rows: Batch) -> Found:
+        found: Found = {}
+        for row, index in enumerate(chunk.indices.tolist()):
+            options = found, source, index, _central, preprocessing
+            if index >= len(source) or not _fill_row(rows, row, *options):
+                rows["image"][row] = 0
+        return found
+
+    steps = range(-(-len(source) // batch_size))
+    return _load(fill, steps, places, indices, size, bad, threads)
 
 
 def _host_places(batch_size: int, host: int, hosts: int) -> range:
@@ -250,23 +272,23 @@ def _host_places(batch_size: int, host: int, hosts: int) -> range:
     return range(host * share, (host + 1) * share)
 
 
-def _empty(n: int, size: int) -> _Loaded:
-    pixels = np.zeros((n, size, size, 3), np.uint8)
-    return Batch(image=pixels, label=np.zeros(n, np.int32), mask=np.zeros(n, bool)), {}
-
-
-def _load_row(
-    loaded: _Loaded, row: int, source: Source, index: int, crop: Callable[..., Any], *options: Any
+def _fill_row(
+    rows: Batch,
+    row: int,
+    found: Found,
+    source: Source,
+    index: int,
+    crop: Callable[..., np.ndarray],
+    *options: Any,
 ) -> bool:
-    """Fills a row of the batch with `crop(image, *options)`. Returns False for a corrupt image."""
-    batch, found = loaded
+    """Fills a row with `crop(image, *options)`. Adds a corrupt image to `found`; returns False."""
     try:
         image, label = read_example(source, index)
-        batch["image"][row] = crop(image, *options)
+        rows["image"][row] = crop(image, *options)
     except ImageError as error:
         found[index] = BadRecord(index, source.describe(index), str(error))
         return False
-    batch["label"][row], batch["mask"][row] = label, True
+    rows["label"][row], rows["mask"][row] = label, True
     return True
 
 
@@ -274,64 +296,79 @@ def _central(image: bytes | np.ndarray, preprocessing: Preprocessing) -> np.ndar
     return central_crop(decode(image), preprocessing)
 
 
-def _checked(
-    loaded: Generator[_Loaded, None, None], bad: BadRecords
+def _load(
+    fill: Fill,
+    steps: range,
+    places: range,
+    indices: Callable[[int], np.ndarray],
+    size: int,
+    bad: BadRecords,
+    threads: int,
+    workers: int = 0,
 ) -> Generator[Batch, None, None]:
-    """Yields the batches, and adds the corrupt images of each batch to `bad` in order."""
-    with contextlib.closing(loaded):
-        for batch, found in loaded:
-            bad.add(found.values())
-            yield batch
+    """Yields the batches of `steps`, and adds the corrupt images of each to `bad` before.
+
+    The images have `size` x `size` pixels. `fill` loads the chunks, in `threads` threads of this
+    process or, with `workers` > 0, of each of that many new processes.
+    """
+    chunks = range(0, len(places), CHUNK)
+    threads_in_all = threads * max(1, workers)
+    batches = PREFETCH_BYTES // (len(places) * size * size * 3)
+    ahead = max(1, min(batches - 1, 2 * threads_in_all)) * len(chunks)
+
+    def tasks() -> Iterator[tuple[Batch, Chunk, Batch]]:
+        for step in steps:
+            # Each batch has new memory, because a device may read a batch until its step is done.
+            batch, own = _empty(len(places), size), indices(step)
+            for each in (slice(first, first + CHUNK) for first in chunks):
+                yield batch, Chunk(step, places[each], own[each]), _rows(batch, each)
+
+    with contextlib.ExitStack() as stack:
+        if workers:
+            fill = stack.enter_context(in_processes(fill, size, threads, workers))
+
+        def load(task: tuple[Batch, Chunk, Batch]) -> tuple[Batch, Found]:
+            batch, chunk, rows = task
+            return batch, fill(chunk, rows)
+
+        loaded = prefetched(load, tasks(), threads_in_all, ahead)
+        found: Found = {}
+        for number, (batch, more) in enumerate(stack.enter_context(contextlib.closing(loaded)), 1):
+            found |= more
+            complete = number % len(chunks) == 0
+            if complete or len(found) > bad.allowed:
+                bad.add(found.values())
+            if complete:
+                yield batch
+                found = {}
+
+
+def _empty(n: int, size: int) -> Batch:
+    pixels = np.empty((n, size, size, 3), np.uint8)  # clearing it would take longer
+    return Batch(image=pixels, label=np.zeros(n, np.int32), mask=np.zeros(n, bool))
+
+
+def _rows(batch: Batch, rows: slice) -> Batch:
+    return Batch(image=batch["image"][rows], label=batch["label"][rows], mask=batch["mask"][rows])
 
 
 def prefetched(
-    load: Callable[[int], T], numbers: range, threads: int, workers: int = 0
+    load: Callable[[S], T], items: Iterable[S], threads: int, ahead: int | None = None
 ) -> Generator[T, None, None]:
-    """Yields `load(n)` for each n in `numbers`, a range with step 1. Computes results in advance.
+    """Yields `load(item)` for each item, in order. Loads in advance, in `threads` threads.
 
-    With `workers` > 0, `load` is copied to that many new processes, each with `threads` threads.
-    With 0 workers, it runs in `threads` threads of this process. If `load` raises a UserError, the
-    generator raises it too. Close the generator to end its threads and processes.
+    `ahead` is the number of results that are loaded or stored while the caller uses one. The
+    default is two per thread, which is enough to bridge a slow image. Raises the errors of `load`.
+    Close the generator to end its threads.
     """
-
-    def attempt(number: int) -> T | UserError:
-        try:
-            return load(number)
-        except UserError as error:  # returned, because Grain would change its message
-            return error
-
-    # Two results per thread are enough to bridge a slow image.
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
-    dataset: Any = grain.MapDataset.range(numbers.start, numbers.stop).map(attempt)
-    if workers:
-        if not flags.FLAGS.is_parsed():  # Grain reads absl's flags; this project sets none
-            flags.FLAGS.mark_as_parsed()
-        # Grain sends bytes through a pipe. It would send arrays through shared memory, which is not
-        # freed after kill -9 and is small in containers.
-        processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
-        dataset = dataset.map(pickle.dumps).to_iter_dataset(options)
-        results = iter(dataset.mp_prefetch(processes, worker_init_fn=_start_worker))
-    else:
-        results = iter(dataset.to_iter_dataset(options))
+    ahead = 2 * threads if ahead is None else ahead
+    pool, waiting = ThreadPoolExecutor(threads), deque[Future[T]]()
     try:
-        for result in results:
-            loaded = pickle.loads(result) if workers else result
-            if isinstance(loaded, UserError):
-                raise loaded
-            yield loaded
+        for item in items:
+            waiting.append(pool.submit(load, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
     finally:
-        results.close()
-
-
-def _start_worker(_worker: int, _workers: int) -> None:
-    """Ignore signals, which the main process handles, and exit when the main process exits."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-
-def _exit_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()  # returns even if the parent was killed
-        os._exit(1)
+        pool.shutdown(cancel_futures=True)

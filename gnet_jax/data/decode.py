@@ -131,7 +131,8 @@ def _to_rgb(picture: ImageFile.ImageFile, file: Bare) -> Image.Image:
             rgb = picture.convert("RGBA")  # otherwise Pillow warns; the colours are the same
         elif picture.mode == "La":  # Pillow converts La (premultiplied grey) only to LA
             rgb = picture.convert("LA")
-        rgb = rgb.convert("RGB")
+        if rgb.mode != "RGB":  # otherwise `convert` would copy the picture
+            rgb = rgb.convert("RGB")
     return ImageOps.invert(rgb) if file.inverted else rgb
 
 

@@ -21,6 +21,7 @@ from PIL import Image, ImageFile
 
 from gnet_jax.config import UserError
 from gnet_jax.config.paths import did_you_mean
+from gnet_jax.data.batches import read_example
 from gnet_jax.data.decode import MAX_PIXELS, TURNS, ImageError, decode, image_format
 from gnet_jax.data.metadata import ORIENTATION
 from gnet_jax.data.sources import Source, Split, open_source
@@ -165,8 +166,6 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _example(source: Source, index: int) -> Picture:
-    from gnet_jax.data.batches import read_example  # imports Grain
-
     try:
         image, label = read_example(source, index)
         return Picture(source.describe(index), decode(image), label)

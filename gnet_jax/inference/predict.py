@@ -23,6 +23,7 @@ from rich.text import Text
 from gnet_jax.config import Preprocessing, UserError
 from gnet_jax.config.paths import as_text
 from gnet_jax.data.augment import preprocess
+from gnet_jax.data.batches import prefetched
 from gnet_jax.data.decode import ImageError, central_crop
 from gnet_jax.inference.images import Picture
 from gnet_jax.model.googlenet import GoogLeNet, endpoints, strip_aux
@@ -232,8 +233,6 @@ def feature_rows(
 
     The pictures are read in `threads` threads.
     """
-    from gnet_jax.data.batches import prefetched  # needs Grain, which `gnet predict` does not
-
     read = prefetched(pictures.__getitem__, range(len(pictures)), threads)
     run = functools.partial(predictor.features, layer=layer, flatten=flatten)
     with contextlib.closing(read):

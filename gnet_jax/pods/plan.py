@@ -15,13 +15,13 @@ from typing import Any, Literal, NamedTuple
 import jax
 from rich.table import Table
 
-from gnet_jax.config import Config, UserError, choose
+from gnet_jax.config import Config, Decoder, UserError, choose
 from gnet_jax.convert.start import with_start
 from gnet_jax.data.prepare.tfds import IMAGES
 from gnet_jax.data.sources import DataError, open_source
 from gnet_jax.data.sources.tfds import class_names, open_builder
 from gnet_jax.lab.cost.ledger import Ledger, network_ledger, number_table
-from gnet_jax.pods.topology import Chip, Topology
+from gnet_jax.pods.topology import HOSTS, Chip, Host, Topology
 from gnet_jax.training.program import Program, make_program
 from gnet_jax.training.sharding import check_batches, compile_train_step, data_mesh
 
@@ -37,6 +37,12 @@ BITS = {"pred": 8, "bf16": 16, "token": 0, "opaque": 0} | {
 }
 INSTRUCTION = re.compile(r"(?m)^\s*(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*?)\)(?:, |$)")
 ARRAY = re.compile(r"\b([a-z]+\d*)(?:e\d+m\d+\w*)?\[([\d,]*)\]")
+
+
+# Images per CPU second of each decoder, and bytes per image. Measured on photos of ImageNet's size
+# by benchmarks/input_pipeline.py (docs/pods.md).
+DECODED = {"pillow": 570.0, "fast": 670.0}
+IMAGE_BYTES = 112e3
 
 
 class OutOfMemoryError(UserError):
@@ -231,6 +237,30 @@ def data_size(spec: str, images: int | None = None, classes: int | None = None) 
 
 
 @dataclasses.dataclass(frozen=True)
+class Input:
+    """What each host needs to load ImageNet's JPEGs as fast as the chips can use them."""
+
+    decode_cpus: float  # vCPUs that do nothing else
+    read_bytes_per_sec: float
+    host: Host | None  # what it has; None if the machine is unknown or only partly used
+    verdict: str
+
+
+def plan_input(images_per_sec: float, decoder: Decoder, host: Host | None) -> Input:
+    """Returns what `host` needs to load `images_per_sec`, and whether it has that."""
+    cpus = images_per_sec / choose("data.decoder", decoder, DECODED)
+    read = images_per_sec * IMAGE_BYTES
+    if host is None:
+        return Input(cpus, read, None, "unknown, because the machine is unknown")
+    share = min(host.cpus / cpus, math.inf if host.network is None else host.network / read)
+    verdict = f"fast enough: {host.machine} can load {share:.1f} times as many images"
+    if share < 1:
+        fix = "use --data.decoder fast, or smaller images (gnet prepare --resize 256)"
+        verdict = f"TOO SLOW: {host.machine} can load {share:.0%} of the images; {fix}"
+    return Input(cpus, read, host, verdict)
+
+
+@dataclasses.dataclass(frozen=True)
 class Plan:
     """The plan of a run on a topology. If the compiler rejects the step, most values are None."""
 
@@ -255,6 +285,7 @@ class Plan:
     images_per_sec: float | None = None
     days: float | None = None  # for the config's epochs
     images_per_sec_per_host: float | None = None  # that each host must read and decode
+    input: Input | None = None
     collectives: tuple[Collective, ...] = ()
     fusions: int | None = None
     convolutions: int | None = None
@@ -285,6 +316,8 @@ def plan_program(program: Program, topology: Topology) -> Plan:
     seconds = step_limits(program, chip, cost)
     bound = max(seconds, key=lambda side: seconds[side])
     step_seconds, names = seconds[bound], ("argument_bytes", "temp_bytes", "collectives")
+    per_host = batch_size / step_seconds / topology.hosts
+    host = HOSTS.get(chip.name) if chips == topology.hosts * chip.per_host else None
     same = {name: getattr(cost, name) for name in (*names, "fusions", "convolutions", "donated")}
     return Plan(
         *place,
@@ -302,7 +335,8 @@ def plan_program(program: Program, topology: Topology) -> Plan:
         mfu=counted * share / chip.peak(program.config.model.dtype) / step_seconds,
         images_per_sec=batch_size / step_seconds,
         days=program.total_steps * step_seconds / 86_400,
-        images_per_sec_per_host=batch_size / step_seconds / topology.hosts,
+        images_per_sec_per_host=per_host,
+        input=plan_input(per_host, program.config.data.decoder, host),
         compile_seconds=cost.seconds,
     )
 
@@ -379,6 +413,12 @@ def _figures(plan: Plan) -> Iterator[tuple[str, str] | None]:
     yield "MFU, upper limit", _text(plan.mfu, 0.01, 1, " %")
     yield "images/s, upper limit", _text(plan.images_per_sec, 1, 0)
     yield "  that each host decodes", _text(plan.images_per_sec_per_host, 1, 0)
+    need, host = plan.input, None if plan.input is None else plan.input.host
+    cpus, read = (need.decode_cpus, need.read_bytes_per_sec) if need else (None, None)
+    has_cpus, has_network = (host.cpus, host.network) if host else (None, None)
+    yield "  vCPUs for that, of a host's", f"{_text(cpus, 1, 1)} of {_text(has_cpus, 1, 0)}"
+    yield "  GB/s read for that", f"{_text(read, 1e9, 2)} of {_text(has_network, 1e9, 1)}"
+    yield "  the input is", "-" if need is None else need.verdict
     yield "days, lower limit", _text(plan.days, 1, 3)
 
 

@@ -110,6 +110,27 @@ def find_chip(device_kind: str) -> Chip | None:
 
 
 @dataclasses.dataclass(frozen=True)
+class Host:
+    """A host with `Chip.per_host` chips in Google Cloud."""
+
+    machine: str  # its type
+    cpus: int  # vCPUs
+    network: float | None  # bytes/s, without the links between chips; None if it is not published
+
+
+# By chip. Sources: `Chip.source`, and for GPUs https://docs.cloud.google.com/compute/docs/gpus and
+# .../gpus/gpu-network-bandwidth. The hosts of v5e and v6e have half of the network of 8 chips.
+HOSTS = {
+    "v4": Host("ct4p-hightpu-4t", 240, None),
+    "v5e": Host("ct5lp-hightpu-4t", 112, 12.5e9),
+    "v5p": Host("ct5p-hightpu-4t", 208, None),
+    "v6e": Host("ct6e-standard-4t", 180, 50e9),
+    "a100": Host("a2-ultragpu-8g", 96, 12.5e9),
+    "h100": Host("a3-highgpu-8g", 208, 25e9),
+}
+
+
+@dataclasses.dataclass(frozen=True)
 class Topology:
     """Connected chips of one kind. XLA can compile for them, but not run anything on them."""
 

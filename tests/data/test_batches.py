@@ -2,20 +2,26 @@ import dataclasses
 import hashlib
 import itertools
 import multiprocessing
+import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from typing import Any
 
+import grain
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from gnet_jax.config import AugmentConfig, Config, Preprocessing, UserError
+from gnet_jax.data import batches
 from gnet_jax.data.batches import (
     BadRecord,
     BadRecords,
-    _start_worker,
+    _order,
     batch_indices,
     eval_batches,
     order_fingerprint,
@@ -24,6 +30,7 @@ from gnet_jax.data.batches import (
 )
 from gnet_jax.data.decode import ImageError
 from gnet_jax.data.sources import DataError, Example
+from gnet_jax.data.workers import CHUNK, _start_worker
 
 
 @dataclasses.dataclass
@@ -259,6 +266,144 @@ def test_indices_crops_and_replacements_are_the_same_bytes_everywhere(hosts, thr
         assert identity(joined(parts)) == identity(whole[start:])
 
 
+# Hashes and corrupt images in the order of their reports, as whole batches gave them at first, for
+# batches of three chunks on one host and two on two: (batch size, first step, seed, host, hosts).
+EARLIER = {
+    (48, 5, 1, 0, 1): ("cc3970f74b2707d2", [4, 5, 48, 49, 17, 3]),
+    (48, 5, 1, 0, 2): ("3115ad06acbe135e", [4, 5, 3, 49, 48, 17]),
+    (48, 5, 1, 1, 2): ("364cdf26bd2fde54", [48, 49, 17, 5, 3, 4]),
+    (40, 10**6, 7, 0, 1): ("2d58c8fef72af365", [5, 17, 48, 49, 3, 4]),
+    (40, 10**6, 7, 0, 2): ("d6a1644ff9f116ac", [5, 17, 48, 49, 3, 4]),
+    (40, 10**6, 7, 1, 2): ("5c5d83a774f4f7a8", [4, 5, 49, 17, 48]),
+}
+
+
+@pytest.mark.parametrize("key", EARLIER)
+@pytest.mark.parametrize("threads", [1, 4])
+def test_chunks_give_the_bytes_and_reports_of_whole_batches(key, threads):
+    batch_size, start, seed, host, hosts = key
+    told, source = [], Damaged(50)
+    bad = BadRecords(source, 0.2, on_new=lambda record: told.append(record.index))
+    options = {"batch_size": batch_size, "start_step": start, "seed": seed}
+    batches = take(4, source, **options, host=host, hosts=hosts, threads=threads, bad=bad)
+    assert (identity(batches)[:16], told) == EARLIER[key]
+
+
+def test_chunks_give_the_evaluation_of_whole_batches():
+    told, source = [], Damaged(50)
+    bad = BadRecords(source, 0.2, on_new=lambda record: told.append(record.index))
+    preprocessing = Preprocessing(image_size=6, resize_to=6)
+    options = {"batch_size": 40, "threads": 3, "bad": bad}
+    batches = eval_batches(source, preprocessing=preprocessing, **options)
+    assert (identity(batches)[:16], told) == ("0378c5fe9ca57643", [3, 4, 5, 17, 48, 49])
+
+
+@pytest.mark.parametrize("size", [1, 2, 50, 1_281_167])
+@pytest.mark.parametrize("seed", [0, 2**32 - 1])
+def test_the_order_is_that_of_grains_data_set(size, seed):
+    data = grain.MapDataset.range(size).seed(seed).shuffle().repeat()
+    for start in (0, 3 * size - 2, 10**6 * size - 5):  # the later two cross the border of an epoch
+        places = range(max(start, 0), start + 9)
+        assert _order(size, seed, places).tolist() == [data[place] for place in places]
+
+
+def test_a_host_orders_and_reads_only_its_own_slice(monkeypatch):
+    ordered, read, source = [], [], Labelled(100_000, class_names=tuple(map(str, range(10**5))))
+
+    def order(size, seed, places):
+        ordered.append(places)
+        return _order(size, seed, places)
+
+    monkeypatch.setattr(batches, "_order", order)
+    monkeypatch.setattr(Labelled, "__getitem__", lambda self, i: read.append(i) or Example(GREY, i))
+    (batch,) = take(1, source, batch_size=4096, host=17, hosts=256)
+    assert ordered[0] == range(17 * 16, 18 * 16)
+    assert {len(places) for places in ordered} == {16}
+    assert len(read) <= 16 * 3  # one batch, and two more in advance
+    assert batch["image"].shape == (16, 6, 6, 3)
+
+
+GREY = np.zeros((6, 6), np.uint8)
+
+
+def test_threads_share_a_batch():
+    met = threading.Barrier(4)
+
+    class Slow(Numbered):
+        def __getitem__(self, index):
+            if index % CHUNK == 0:
+                met.wait(30)  # until four threads read the first images of their chunks
+            return super().__getitem__(index)
+
+    options = {"batch_size": 64, "preprocessing": Preprocessing(image_size=6, resize_to=6)}
+    (batch,) = eval_batches(Slow(64), threads=4, **options)
+    assert batch["image"][:, 0, 0, 0].tolist() == list(range(64))
+
+
+@pytest.mark.parametrize(("budget", "in_memory"), [(4, 4), (1, 2), (0, 2), (10**6, 17)])
+def test_the_budget_limits_the_batches_in_memory(budget, in_memory, monkeypatch):
+    """To as many as it holds, but at least two, and at most two per thread and one more."""
+    read = []
+
+    class Watched(Numbered):
+        def __getitem__(self, index):
+            read.append(index)
+            return super().__getitem__(index)
+
+    monkeypatch.setattr(batches, "PREFETCH_BYTES", budget * 32 * 6 * 6 * 3)
+    loaded = train_batches(Watched(50), **OPTIONS | {"batch_size": 32}, seed=1, threads=8)
+    next(loaded)
+    deadline = time.monotonic() + 30
+    while len(read) < 32 * in_memory and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    loaded.close()
+    assert len(read) == 32 * in_memory
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_no_batch_on_a_device_is_overwritten(workers):
+    """On a CPU, a device array may be the memory of the NumPy array that it was made of."""
+    source = Textured(50)
+    options = {"batch_size": 32, "preprocessing": Preprocessing(image_size=64), "seed": 1}
+    loaded = train_batches(source, **OPTIONS | options, threads=2, workers=workers)
+    on_device = [jax.device_put(batch["image"]) for batch in itertools.islice(loaded, 12)]
+    loaded.close()
+    expected = take(12, source, **options)
+    for kept, batch in zip(on_device, expected, strict=True):
+        np.testing.assert_array_equal(kept, batch["image"])
+
+
+@pytest.mark.slow
+def test_a_killed_worker_process_is_an_error_and_leaves_no_files():
+    before = set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
+    loaded = train_batches(Labelled(50), **OPTIONS, seed=1, workers=2)
+    next(loaded)
+    if before:
+        assert not [f for f in set(os.listdir("/dev/shm")) - before if f.startswith("pym-")]
+    for process in multiprocessing.active_children():
+        process.kill()
+    with pytest.raises(DataError, match=r"--data\.workers exited"):
+        list(loaded)
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.slow
+def test_a_program_that_does_not_close_its_batches_exits():
+    program = (
+        "from gnet_jax.config import AugmentConfig, Preprocessing\n"
+        "from gnet_jax.data.batches import train_batches\n"
+        "from gnet_jax.data.sources import open_source\n"
+        "batches = train_batches(open_source('digits', 'train'), batch_size=8, seed=1, workers=2,\n"
+        "    preprocessing=Preprocessing(image_size=8), augmentation=AugmentConfig())\n"
+        "print(next(batches)['image'].shape)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=300
+    )
+    assert (done.returncode, done.stdout) == (0, "(8, 8, 8, 3)\n"), done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_worker_processes_change_nothing_and_report_damaged_images(workers):
@@ -424,7 +569,7 @@ def test_a_worker_process_ignores_signals_and_watches_its_parent(monkeypatch):
     handlers, threads = {}, []
     monkeypatch.setattr(signal, "signal", handlers.__setitem__)
     monkeypatch.setattr(threading.Thread, "start", lambda thread: threads.append(thread))
-    _start_worker(0, 2)
+    _start_worker()
     assert set(handlers.values()) == {signal.SIG_IGN}
     assert handlers.keys() == {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
     assert [thread.daemon for thread in threads] == [True]

@@ -1,6 +1,6 @@
 import pytest
 
-from gnet_jax.pods.topology import CHIPS, find_chip
+from gnet_jax.pods.topology import CHIPS, HOSTS, find_chip
 
 
 def test_peaks_are_those_of_the_makers_pages():
@@ -24,6 +24,18 @@ def test_peaks_are_those_of_the_makers_pages():
         "h100": 0.75,
         "h200": 0.75,
     }
+
+
+def test_every_chip_has_a_host_with_its_vcpus():
+    assert {name: host.cpus for name, host in HOSTS.items()} == {
+        "v4": 240,
+        "v5e": 112,
+        "v5p": 208,
+        "v6e": 180,
+        "a100": 96,
+        "h100": 208,
+    }
+    assert HOSTS.keys() == CHIPS.keys()
 
 
 @pytest.mark.parametrize("chip", CHIPS.values(), ids=CHIPS)

@@ -27,7 +27,7 @@ from gnet_jax.pods.plan import (
     roofline,
     training_flops,
 )
-from gnet_jax.pods.topology import Chip, Topology
+from gnet_jax.pods.topology import Chip, Host, Topology
 from tests.tiny import tiny_arch, tiny_config
 
 CHIP = Chip(
@@ -130,6 +130,33 @@ def test_a_plans_mfu_is_the_share_of_the_peak_rate_in_the_ledgers_flops(fake_pla
     assert slower.mfu == pytest.approx(4 * 28_600 / 0.12 / 50e9)
 
 
+@pytest.mark.parametrize(
+    ("host", "verdict"),
+    [
+        (Host("toy-4t", 1, 1e9), "fast enough: toy-4t can load 2.5 times as many images"),
+        (Host("toy-4t", 1, None), "fast enough: toy-4t can load 2.5 times as many images"),
+        (Host("toy-4t", 8, 11.2e6), "TOO SLOW: toy-4t can load 50% of the images; use --data"),
+        (None, "unknown"),
+    ],
+)
+def test_a_plan_compares_what_a_host_needs_with_its_machine(host, verdict, fake_plan, monkeypatch):
+    monkeypatch.setattr(planning, "DECODED", {"pillow": 500.0, "fast": 600.0})
+    monkeypatch.setattr(planning, "IMAGE_BYTES", 112e3)
+    monkeypatch.setattr(planning, "HOSTS", {} if host is None else {"toy": host})
+    found = fake_plan().input  # of 200 images/s
+    assert found.decode_cpus == pytest.approx(200 / 500)
+    assert found.read_bytes_per_sec == pytest.approx(200 * 112e3)
+    assert found.host == host
+    assert found.verdict.startswith(verdict)
+    assert json.loads(json.dumps(dataclasses.asdict(found)))["verdict"] == found.verdict
+
+
+def test_a_part_of_a_machine_has_no_verdict(fake_plan, monkeypatch):
+    monkeypatch.setattr(planning, "HOSTS", {"toy": Host("toy-8t", 1, 1e9)})
+    found = fake_plan(chip=dataclasses.replace(CHIP, per_host=8)).input
+    assert (found.host, found.verdict) == (None, "unknown, because the machine is unknown")
+
+
 def test_a_plan_without_the_compilers_count_uses_the_ledgers(fake_plan):
     plan = fake_plan(dataclasses.replace(FAKE, flops=None))
     assert plan.flops_from == "ledger"
@@ -166,7 +193,11 @@ def test_the_table_shows_every_figure_in_its_unit(fake_plan):
     assert known["bound by"] == "memory"
     assert known["images/s, upper limit"] == "400"
     assert known["  that each host decodes"] == "200"
-    for name in ("GFLOP per image", "bound by", "days, lower limit"):
+    assert known["  vCPUs for that, of a host's"] == "0.4 of -"
+    assert known["  GB/s read for that"] == "0.02 of -"
+    assert known["  the input is"].startswith("unknown")
+    assert unknown["  vCPUs for that, of a host's"] == "- of -"
+    for name in ("  the input is", "GFLOP per image", "bound by", "days, lower limit"):
         assert unknown[name] == "-"
 
 
