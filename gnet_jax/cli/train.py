@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from gnet_jax.cli.output import leave_at_once, print_error, reader_may_leave, set_up_process
 from gnet_jax.config import Config, ConfigError, UserError, check
+from gnet_jax.config.bucket import Place, locate
 from gnet_jax.config.command import Launch, check_launch, parse_command, parse_launch
 from gnet_jax.training.hosts import start
 
@@ -82,7 +83,7 @@ def _main(arguments: Sequence[str], prog: str) -> int:
         if start.ACKNOWLEDGE not in os.environ:
             check(config)
             again = [sys.executable, *sys.orig_argv[1:]]
-            checkpoints = Path(config.workdir).expanduser() / "checkpoints"
+            checkpoints = locate(config.workdir) / "checkpoints"
             return start.Supervisor(again, checkpoints, launch, prog).run()
         start.end_with_supervisor()
     return run(config, launch, arguments, prog)
@@ -128,7 +129,7 @@ def run(config: Config | UserError, launch: Launch, arguments: Sequence[str], pr
     return 0 if result.signal is None else 128 + result.signal
 
 
-def print_plan(run: "Run", workdir: Path) -> None:
+def print_plan(run: "Run", workdir: Place) -> None:
     """Print the model, data, devices and steps of a run before it starts."""
     import jax
 
@@ -172,7 +173,7 @@ def print_plan(run: "Run", workdir: Path) -> None:
 
 
 def print_result(
-    result: "Result", config: Config, workdir: Path, arguments: Sequence[str], prog: str
+    result: "Result", config: Config, workdir: Place, arguments: Sequence[str], prog: str
 ) -> None:
     """Print how the run ended, and the commands to use next."""
     from gnet_jax.training.observe.console import SafeConsole, duration, goodput_line

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args, get_type_hints
 
 from tyro.conf import arg
 
+from gnet_jax.config.bucket import is_bucket
 from gnet_jax.errors import UserError
 from gnet_jax.model.architecture import Choices
 
@@ -38,7 +39,10 @@ BelowOne = Annotated[float, Limit("at least 0 and below 1", lambda value: 0 <= v
 
 Folder = Annotated[
     str,
-    Limit("a folder; mount a bucket (gcsfuse) and use its folder", lambda p: p and "://" not in p),
+    Limit(
+        "a folder or gs://BUCKET/FOLDER; mount another kind of storage and use its folder",
+        lambda path: path and ("://" not in path or is_bucket(path)),
+    ),
 ]
 
 Decoder = Literal["pillow", "fast"]

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import shutil
 import sys
 import threading
 import time
@@ -19,7 +18,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import future
 
 from gnet_jax.config import ConfigError, UserError
-from gnet_jax.config.paths import plain_path
+from gnet_jax.config.bucket import BucketError, Place, locate
 from gnet_jax.training.checkpoints.verify import (
     CorruptError,
     SavedSteps,
@@ -32,9 +31,6 @@ from gnet_jax.training.checkpoints.verify import (
 )
 from gnet_jax.training.hosts.start import OneHostError, TrainingError, gather, run_on_all_hosts
 from gnet_jax.training.observe.console import Stopwatch
-
-QUARANTINED = ".damaged"  # appended to the name of a corrupt checkpoint
-PARTIAL = ".orbax-checkpoint-tmp"  # part of the name of a folder being written or deleted
 
 
 class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
@@ -49,17 +45,19 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
 
     def __init__(
         self,
-        folder: Path,
+        folder: Place,
         keep_latest: int,
         tell: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
         watch: Stopwatch | None = None,
         model: Mapping[str, Any] | None = None,
         verify: bool = True,
+        before_commit: Callable[[], object] = lambda: None,
     ) -> None:
         """Open or create `folder`.
         `tell` is called with each line to print. `watch` measures how long saving delays the run.
         `model` is the model's description, saved in every checkpoint. With `verify`, each step is
-        read back after it is written.
+        read back after it is written. `before_commit` is called before a step counts as saved, so
+        that the logs up to this step are saved, too.
         """
         super().__init__(folder)
         self.tell = tell
@@ -70,11 +68,11 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
         self._background = ThreadPoolExecutor(1, "checkpoints")
         self.folder.mkdir(parents=True, exist_ok=True)
         if jax.process_index() == 0:
-            self._delete_partial()
+            self.storage.delete_partial()
         # `read_verified` reads this format; Orbax's default may change.
         arrays = ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=False)
         self._orbax = ocp.AsyncCheckpointer(
-            ocp.CompositeCheckpointHandler(state=arrays, digests=_DigestsHandler()),
+            ocp.CompositeCheckpointHandler(state=arrays, digests=_DigestsHandler(before_commit)),
             async_options=ocp.AsyncOptions(barrier_sync_fn=_barrier),
         )
 
@@ -101,13 +99,15 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
         if top1 is not None:
             self.top1[step] = top1
         try:
-            run_on_all_hosts(lambda: self._check_space(state))
+            needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+            main = jax.process_index() == 0
+            run_on_all_hosts(lambda: self.storage.prepare(step, needed) if main else None)
             leaves = named_leaves(state) if jax.process_index() == 0 else {}
             # Copies, because the next step may overwrite the state.
             arrays = {name: np.array(leaf) for name, leaf in leaves.items()}
             digests = _DigestsSave(arrays, {"top1": top1, "model": self._model})
             items = ocp.args.Composite(state=ocp.args.PyTreeSave(state), digests=digests)
-            self._orbax.save(plain_path(self.folder) / str(step), args=items)
+            self._orbax.save(self.storage.path_for_orbax(step), args=items)
             self._pending = step, self._background.submit(self._commit, step)
             self.watch.saved(step)
         except Exception as error:  # Orbax and TensorStore raise errors of many types
@@ -125,26 +125,14 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
                 raise UserError(self._quarantine(step, error)) from error
         # Orbax's preservation policies would delete older steps before this one is verified.
         for old in set(self.steps).difference(self._kept_with(step)):
-            # Rename it first: if the process is killed meanwhile, the next start deletes the rest.
-            deleted = self.folder / f"{old}{PARTIAL}"
-            with contextlib.suppress(FileNotFoundError):
-                self.path(old).rename(deleted)
-            shutil.rmtree(deleted, ignore_errors=True)
+            with contextlib.suppress(BucketError):  # the next start or save deletes the rest
+                self.storage.delete(old)
 
     def _kept_with(self, step: int) -> list[int]:
         """Returns the steps to keep after `step` is saved: the newest few, and the best."""
         steps = sorted({*self.steps, step})
         kept = {*steps[-self._keep_latest :], self.best}
         return [each for each in steps if each in kept]
-
-    def _check_space(self, state: Any) -> None:
-        """Raise a UserError if the disk is too full, before a dozen threads of Orbax fail."""
-        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-        disk = shutil.disk_usage(self.folder)
-        if disk.total > 0 and disk.free < needed:  # some network drives report no size at all
-            raise UserError(
-                f"the disk is full: {needed / 1e6:,.1f} MB are needed, {disk.free / 1e6:,.1f} free"
-            )
 
     def check(self) -> None:
         """If the background save has ended, handle its result. (`wait` first waits for the end.)"""
@@ -184,21 +172,17 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
         # The failed save's files may fill the disk. Orbax does not wait for its remaining writes,
         # so delete until no new file has appeared for half a second.
         quiet = 0
-        for _ in range(100):
-            quiet = 0 if self._delete_partial() else quiet + 1
-            if quiet == 10:
-                break
-            time.sleep(0.05)
-        self._list()
+        try:
+            for _ in range(100):
+                quiet = 0 if self.storage.delete_partial() else quiet + 1
+                if quiet == 10:
+                    break
+                time.sleep(0.05)
+            self._list()
+        except BucketError:  # what is known of the steps stays valid
+            self.top1.pop(step, None)
         latest = f"step {self.latest} is the latest" if self.steps else "no step is saved yet"
         self.tell(f"warning: {self.problem}; {latest}, and the next save tries again")
-
-    def _delete_partial(self) -> bool:
-        """Delete the folders that interrupted saves or deletions left; returns True if any."""
-        found = list(self.folder.glob(f"*{PARTIAL}*"))
-        for folder in found:
-            shutil.rmtree(folder, ignore_errors=True)
-        return bool(found)
 
     def restore_latest(self, abstract_state: Any) -> tuple[int, Any] | None:
         """Returns the newest intact step and its state; None if nothing was ever saved.
@@ -225,7 +209,7 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
                 return step, read_verified(self.path(step))
             except CorruptError as error:
                 self.tell(self._quarantine(step, error))
-        if any(self.folder.glob(f"*{QUARANTINED}*")):
+        if self.storage.has_quarantined():
             raise ConfigError(
                 f"every checkpoint in {self.folder} is corrupt; restore one from a backup, or start"
                 " from scratch in another --workdir"
@@ -233,17 +217,9 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
         return None, {}
 
     def _quarantine(self, step: int, error: CorruptError) -> str:
-        """Rename a corrupt step, and return a message about it."""
-        names = (f"{step}{QUARANTINED}{'' if n == 1 else f'-{n}'}" for n in range(1, 1000))
-        renamed = next(self.folder / name for name in names if not (self.folder / name).exists())
-        try:
-            self.path(step).rename(renamed)
-        except OSError as failure:
-            raise ConfigError(
-                f"checkpoint {step} is corrupt and cannot be renamed to {renamed}: "
-                f"{failure.strerror}; move it away, or make the folder writable"
-            ) from failure
-        return f"checkpoint {step} is corrupt: {error.reason}; it is renamed to {renamed}"
+        """Rename or mark a corrupt step, and return a message about it."""
+        done = self.storage.quarantine(step)
+        return f"checkpoint {step} is corrupt: {error.reason}; {done}"
 
 
 def _barrier(*, key: str, timeout_ms: int) -> None:
@@ -260,6 +236,9 @@ def _barrier(*, key: str, timeout_ms: int) -> None:
 class _DigestsHandler(ocp.AsyncCheckpointHandler):
     """Hashes the arrays and writes the digests in the background, before Orbax commits."""
 
+    def __init__(self, before_commit: Callable[[], object]) -> None:
+        self._before_commit = before_commit
+
     async def async_save(self, directory: Path, args: "_DigestsSave") -> list[future.Future]:
         async def work() -> None:
             self.save(directory, args)
@@ -268,10 +247,11 @@ class _DigestsHandler(ocp.AsyncCheckpointHandler):
 
     def save(self, directory: Path, args: "_DigestsSave") -> None:
         if jax.process_index() == 0:
-            write_digests(directory, args.arrays, args.notes)
+            write_digests(locate(str(directory)), args.arrays, args.notes)
+        self._before_commit()
 
     def restore(self, directory: Path, args: Any = None) -> Any:
-        return read_digests(directory.parent)
+        return read_digests(locate(str(directory.parent)))
 
 
 @ocp.args.register_with_handler(_DigestsHandler, for_save=True, for_restore=True)
