@@ -21,13 +21,14 @@ from gnet_jax.cli.output import (
     several,
 )
 from gnet_jax.config import ConfigError, UserError, json_text
+from gnet_jax.config.bucket import IN_BUCKET, locate
 from gnet_jax.model.architecture import Choices
 
 if TYPE_CHECKING:  # imported late, so that --help and typos return immediately
     from gnet_jax.inference.evaluate import Evaluation
     from gnet_jax.model_folder import TrainedModel
 
-Model = Annotated[Positional[Path], arg(metavar="MODEL")]
+Model = Annotated[Positional[Path], arg(metavar="MODEL"), IN_BUCKET]
 
 
 def predict(
@@ -90,7 +91,7 @@ def predict(
 
 
 def evaluate(
-    models: Annotated[Positional[tuple[Path, ...]], several("MODEL ...")],
+    models: Annotated[Positional[tuple[Path, ...]], several("MODEL ..."), IN_BUCKET],
     data: str,
     split: Literal["val", "test", "train"] = "val",
     crops: Literal[1, 10, 144] = 1,
@@ -367,8 +368,8 @@ def open_models(paths: Iterable[Path]) -> list[TrainedModel]:
     call_in_this_thread()
     keep_freed_memory()
     models = []
-    for path in paths:
-        models.append(load(path))
+    for path in map(locate, paths):
+        models.append(load(str(path)))
         source = models[-1].source
         if "step" in source:
             top1 = source.get("validation_top1")

@@ -25,6 +25,7 @@ _REASONS = {
     "it, or save less often",
     "[Cc]onnect|[Tt]imeout|Unavailable|50[0234]": "the server cannot be reached; check the network",
 }
+IN_BUCKET = "may be gs://BUCKET/NAME"  # marks the type of a command's argument
 EMULATOR = "STORAGE_EMULATOR_HOST"  # variable that Google's own libraries read
 
 
@@ -78,6 +79,9 @@ class BucketPath:
 
     def is_dir(self) -> bool:
         return bool(self.names())
+
+    def exists(self) -> bool:
+        return self.is_dir() or self.is_file()
 
     def is_file(self) -> bool:
         return self.name in self.parent.names()
@@ -162,7 +166,7 @@ def _file_system() -> Any:
     # Otherwise gcsfs asks for the kind of every bucket, which needs another permission.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     try:
-        import fsspec
+        import fsspec.config
         import gcsfs  # noqa: F401
     except ImportError as error:
         from gnet_jax.config.recipes import needs  # here, because it imports the fields' limits
@@ -240,15 +244,20 @@ def small_files(place: BucketPath) -> list[str]:
     return [n for n in names if n.endswith((".json", ".jsonl")) and "checkpoints/" not in n]
 
 
-def local_copy(path: str | Path, names: Callable[[BucketPath], Iterable[str]]) -> Path:
+def own_files(place: BucketPath) -> list[str]:
+    """Returns the names of the objects directly in a folder, such as those of a model folder."""
+    return [name for name in place.names() if "/" not in name]
+
+
+def local_copy(path: Place | str, names: Callable[[BucketPath], Iterable[str]]) -> Path:
     """Returns `path` if it is local. Otherwise returns a copy of the objects `names(path)`.
 
     The copy is deleted when this process ends. If there are no such objects, `path` is an object.
     Raises a UserError if nothing is found.
     """
-    place = locate(path)
+    place = path if isinstance(path, BucketPath) else locate(path)
     if isinstance(place, Path):
-        return Path(path)
+        return place
     copy = temporary_folder() / place.bucket / place.key
     found = list(names(place))
     if found:
