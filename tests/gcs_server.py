@@ -5,13 +5,21 @@ are added here, because TensorStore needs them. GET /status/403 makes every late
 that status, until GET /status/200.
 """
 
+import contextlib
 import json
+import os
 import re
+import socket
+import subprocess
 import sys
+import time
 from http import HTTPStatus
+from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlparse
 
 from gcp_storage_emulator import server
+
+VARIABLES = ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL")
 
 ADDRESS = re.compile(r"(?:/download|/upload)?/storage/v1/b/([^/]+)/o(?:/(.+))?")
 
@@ -53,6 +61,34 @@ class Router(server.Router):
         reason = {"message": status.phrase, "code": status.value, "errors": []}
         response.write_file(json.dumps({"error": reason}), "application/json")
         response.close()
+
+
+@contextlib.contextmanager
+def emulator():
+    """Yields the process of a server, which all libraries of this process and its children use."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "tests.gcs_server", str(port)]
+    process = subprocess.Popen(
+        command, cwd=Path(__file__).parents[1], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
+    before = {name: os.environ.get(name) for name in VARIABLES}
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                break
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.1)
+        os.environ.update(dict.fromkeys(VARIABLES, f"http://127.0.0.1:{port}"))
+        yield process
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+        process.kill()
+        process.wait()
 
 
 server.Response, server.Router = Response, Router
