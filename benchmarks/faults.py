@@ -21,6 +21,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -54,15 +55,18 @@ def files_in(folder: Place) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-def replace(folder: Place, whole: Place) -> None:
-    """Delete `folder`, and copy `whole` to it."""
+def fill(folder: Place, content: Mapping[str, bytes], changed: Collection[str] = ()) -> None:
+    """Make `content`, by name, the files of `folder`; in a bucket, `changed` are those to rewrite."""
     if isinstance(folder, BucketPath):
-        folder.rmtree()
+        found = set(files_in(folder))
+        for name in found.difference(content):
+            (folder / name).unlink()
+        content = {name: content[name] for name in content.keys() - found.difference(changed)}
     else:
         shutil.rmtree(folder, ignore_errors=True)
-    for name in files_in(whole):
+    for name, data in content.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes((whole / name).read_bytes())
+        (folder / name).write_bytes(data)
 
 
 def corrupt(
@@ -135,7 +139,7 @@ def _corrupt(cases: int, folder: Place, seed: int) -> collections.Counter[str]:
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), states[1]
     )
-    run_on_all_hosts(lambda: replace(folder, folder / "none") if main else None)
+    run_on_all_hosts(lambda: fill(folder, {}) if main else None)
     with Checkpoints(folder / "whole", keep_latest=2) as checkpoints:
         for step, state in states.items():
             checkpoints.save(step, state)
@@ -144,13 +148,16 @@ def _corrupt(cases: int, folder: Place, seed: int) -> collections.Counter[str]:
         step: [f"{step}/{name}" for name in files_in(folder / "whole" / str(step))]
         for step in states
     }
-    broken = folder / "broken"
+    broken, whole = folder / "broken", folder / "whole"
+    content = {name: (whole / name).read_bytes() for each in files.values() for name in each}
+    changed: list[str] = []
 
     def break_one(case: int) -> None:
-        replace(broken, folder / "whole")
+        fill(broken, content, changed)
         turn, number = divmod(case, len(files[2]))
         damage(broken / files[2][number], KINDS[turn % len(KINDS)], generator)
         others = ([], [files[1][generator.integers(len(files[1]))]], files[1])[turn % 3]
+        changed[:] = [files[2][number], *others]
         for other in others:
             damage(broken / other, generator.choice(KINDS), generator)
 

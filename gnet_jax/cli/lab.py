@@ -233,7 +233,11 @@ def report(
     if out is not None:
         check_picture(out, (".html",))
     copy, place = local_copy(workdir, small_files), locate(workdir)
-    for file in write_report(copy, out or copy / "report.html", figures, baseline, columns):
+    try:
+        files = write_report(copy, out or copy / "report.html", figures, baseline, columns)
+    except UserError as error:
+        raise UserError(str(error).replace(str(copy), str(place))) from error
+    for file in files:
         if isinstance(place, BucketPath) and file.parent == copy:
             (place / file.name).write_bytes(file.read_bytes())
             print(f"wrote {place / file.name}")

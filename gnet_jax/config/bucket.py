@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from gnet_jax.errors import UserError
+from gnet_jax.errors import UserError, first_line
 
 _URL = re.compile("gs:/{1,2}([^/]+)/+(.+?)/*")  # pathlib writes the two slashes as one
 _SCHEME = re.compile("([a-z][a-z0-9+.-]+):/{1,2}[^/]")
@@ -181,11 +181,11 @@ def _file_system() -> Any:
 
 def explain(error: Exception) -> str:
     """Returns why a bucket could not be accessed, and the fix, as one line."""
-    text = str(error) or type(error).__name__
+    text = f"{type(error).__name__} {error}"
     for pattern, reason in _REASONS.items():
         if re.search(pattern, text):
             return reason
-    return text.splitlines()[0][:200]
+    return first_line(error)
 
 
 def is_url(path: object) -> bool:

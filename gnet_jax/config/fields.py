@@ -196,7 +196,8 @@ class Config:
     """All settings of one training run."""
 
     workdir: Annotated[Folder, FREE] = "runs/default"
-    """Folder for checkpoints, logs and the config. If it has a checkpoint, the run resumes."""
+    """Folder for checkpoints, logs and the config. If it has a checkpoint, the run resumes.
+    It can be in a bucket: gs://BUCKET/RUN."""
     init: str | None = None
     """Model to start from: a name (caffe, hf:OWNER/NAME), model folder, workdir or file of weights.
     Uses its network and preprocessing, but the config's classes, heads, dropout and dtype."""

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import logging
 import sys
 import threading
 import time
@@ -23,7 +24,6 @@ from gnet_jax.training.checkpoints.verify import (
     CorruptError,
     SavedSteps,
     add_notes,
-    first_line,
     named_leaves,
     read_digests,
     read_verified,
@@ -31,6 +31,9 @@ from gnet_jax.training.checkpoints.verify import (
 )
 from gnet_jax.training.hosts.start import OneHostError, TrainingError, gather, run_on_all_hosts
 from gnet_jax.training.observe.console import Stopwatch
+
+# Orbax logs the tracebacks of errors that `Checkpoints` reports in one sentence.
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
 
 class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
@@ -162,7 +165,7 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
         self.top1 = {each: top1 for each, top1 in self.top1.items() if each in self.steps}
 
     def _fail(self, step: int, error: Exception, *, on_all_hosts: bool) -> None:
-        reason = error if isinstance(error, UserError) else first_line(error)
+        reason = error if isinstance(error, UserError) else self.storage.explain(error)
         self.problem = f"step {step} could not be saved ({reason})"
         if jax.process_count() > 1:
             kind = TrainingError if on_all_hosts else OneHostError

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from gnet_jax.config import ConfigError, UserError
-from gnet_jax.config.bucket import BucketPath, Place
+from gnet_jax.config.bucket import BucketPath, Place, explain
 from gnet_jax.config.paths import plain_path
+from gnet_jax.errors import first_line
 
 QUARANTINED = ".damaged"  # appended to the name of a corrupt checkpoint
 PARTIAL = ".orbax-checkpoint-tmp"  # part of the name of a folder being written or deleted
@@ -76,6 +77,10 @@ class Disk:
     def has_quarantined(self) -> bool:
         return any(self.folder.glob(f"*{QUARANTINED}*"))
 
+    def explain(self, error: Exception) -> str:
+        """Returns why a save failed, as one line."""
+        return first_line(error)
+
     def prepare(self, step: int, needed: int) -> None:
         """Raise a UserError if the disk has not `needed` bytes, before threads of Orbax fail."""
         disk = shutil.disk_usage(self.folder)
@@ -125,6 +130,10 @@ class Bucket:
         """Returns the folders of steps, or those that directly contain the object `mark`."""
         parts = [name.partition("/") for name in self.folder.names()]
         return {step for step, _, name in parts if mark in ("", name)}
+
+    def explain(self, error: Exception) -> str:
+        """Returns why a save failed, as one line."""
+        return explain(error)
 
     def prepare(self, step: int, needed: int) -> None:
         """Delete a corrupt step of this number, whose place the new one takes."""

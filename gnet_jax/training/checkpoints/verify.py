@@ -16,6 +16,7 @@ import numpy as np
 
 from gnet_jax.config import ConfigError
 from gnet_jax.config.bucket import Place
+from gnet_jax.errors import first_line
 from gnet_jax.training.checkpoints.storage import check_readable, kvstore, open_storage
 from gnet_jax.training.workdir import CONFIG_FILE, write_whole
 
@@ -122,11 +123,6 @@ def digest(tree: Any) -> str:
         result.update(f"{name} {value.dtype} {value.shape}\n".encode())
         result.update(value.tobytes())
     return result.hexdigest()
-
-
-def first_line(error: Exception) -> str:
-    """Returns the first line of an error's message, or the name of its class if it has none."""
-    return (str(error) or type(error).__name__).splitlines()[0][:200]
 
 
 def _digest_array(array: np.ndarray) -> list[Any]:

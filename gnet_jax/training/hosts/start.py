@@ -28,9 +28,9 @@ from jax.experimental import multihost_utils
 from gnet_jax.config import Config, ConfigError, UserError, flatten
 from gnet_jax.config.bucket import Place, locate
 from gnet_jax.config.command import Launch
-from gnet_jax.errors import choose
+from gnet_jax.errors import choose, first_line
 from gnet_jax.training.checkpoints.storage import open_storage
-from gnet_jax.training.checkpoints.verify import digest, first_line
+from gnet_jax.training.checkpoints.verify import digest
 from gnet_jax.training.workdir import RESTART, code_version, open_workdir, package_versions
 
 if TYPE_CHECKING:
