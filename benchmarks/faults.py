@@ -56,7 +56,7 @@ def files_in(folder: Place) -> list[str]:
 
 
 def fill(folder: Place, content: Mapping[str, bytes], changed: Collection[str] = ()) -> None:
-    """Make `content`, by name, the files of `folder`; in a bucket, `changed` are those to rewrite."""
+    """Make `content`, by name, the files of `folder`, in which only `changed` may differ."""
     if isinstance(folder, BucketPath):
         found = set(files_in(folder))
         for name in found.difference(content):

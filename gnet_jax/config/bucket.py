@@ -15,7 +15,7 @@ from typing import Any
 from gnet_jax.errors import UserError, first_line
 
 _URL = re.compile("gs:/{1,2}([^/]+)/+(.+?)/*")  # pathlib writes the two slashes as one
-_SCHEME = re.compile("([a-z][a-z0-9+.-]+):/{1,2}[^/]")
+_SCHEME = re.compile("[a-z][a-z0-9+.-]+://|(gs|s3|az|abfss?|hdfs):/")
 # Why an access failed, and the fix, by what the errors of gcsfs and of the server contain.
 _REASONS = {
     "Forbidden|Anonymous caller|[Cc]redential|Unauthorized|40[13]": "no permission; log "
@@ -84,7 +84,10 @@ class BucketPath:
         return self.is_dir() or self.is_file()
 
     def is_file(self) -> bool:
-        return self.name in self.parent.names()
+        try:
+            return self._call("read", lambda files: files.info(self._path))["type"] == "file"
+        except FileNotFoundError:
+            return False
 
     def read_bytes(self) -> bytes:
         try:
@@ -263,7 +266,8 @@ def local_copy(path: Place | str, names: Callable[[BucketPath], Iterable[str]]) 
     if found:
         place.download(copy, found)
     elif place.is_file():
-        place.parent.download(copy.parent, [place.name])
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(place.read_bytes())
     else:
         raise UserError(f"{place} does not exist, or has no files that this command reads")
     return copy

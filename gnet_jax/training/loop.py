@@ -101,7 +101,8 @@ def train(
         files = run_on_all_hosts(lambda: stack.enter_context(open_files(workdir, lock=main)))
         options = {"model": run.description(), "verify": config.verify_checkpoints, "watch": watch}
         options["before_commit"] = files.upload
-        checkpoints = Checkpoints(workdir / "checkpoints", config.keep_latest, **options)
+        folder, keep = workdir / "checkpoints", config.keep_latest
+        checkpoints = run_on_all_hosts(lambda: Checkpoints(folder, keep, **options))
         stack.enter_context(checkpoints)
         with watch.spent("starting"):
             found = checkpoints.restore_latest(program.abstract_state())

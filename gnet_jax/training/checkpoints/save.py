@@ -95,7 +95,7 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
                 try:
                     if jax.process_index() == 0:
                         add_notes(self.path(step), {"top1": top1})
-                except (OSError, CorruptError) as error:
+                except (OSError, CorruptError, BucketError) as error:
                     self.tell(f"warning: cannot add top-1 to checkpoint {step}: {error}")
 
     def _start(self, step: int, state: Any, top1: float | None) -> None:
@@ -197,7 +197,7 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
         """
         first = jax.process_index() == 0
         chosen, arrays = run_on_all_hosts(lambda: self._verify_latest() if first else (None, {}))
-        self._list()
+        run_on_all_hosts(self._list)
         answers = gather(json.dumps([chosen, self.steps, list(self.top1.items())]))
         step, self.steps, top1 = json.loads(answers[0])
         self.top1 = dict(top1)
