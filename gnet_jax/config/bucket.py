@@ -166,15 +166,15 @@ Place = Path | BucketPath
 @functools.cache
 def _file_system() -> Any:
     """Returns the file system of gcsfs, and sets up the one that Orbax gets from fsspec."""
-    # Otherwise gcsfs asks for the kind of every bucket, which needs another permission.
-    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     try:
         import fsspec.config
-        import gcsfs  # noqa: F401
+        from gcsfs.core import GCSFileSystem
     except ImportError as error:
         from gnet_jax.config.recipes import needs  # here, because it imports the fields' limits
 
         raise UserError(needs("a path in a bucket", error, "gcs")) from error
+    # The default class asks for the kind of every bucket, which needs another permission.
+    fsspec.register_implementation("gcs", GCSFileSystem, clobber=True)
     options = fsspec.config.conf.setdefault("gcs", {})
     options["use_listings_cache"] = False  # other processes write and delete, too
     if EMULATOR in os.environ:
