@@ -510,14 +510,14 @@ def test_a_full_disk_leaves_older_steps_and_saving_goes_on_once_it_has_room(new_
 def test_a_disk_that_reports_no_size_is_not_full(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(total=0, free=0))
     with Checkpoints(tmp_path, keep_latest=1) as checkpoints:
-        checkpoints.storage.prepare(1, 1)
+        checkpoints.storage.prepare(1, 12 * 4 + 5 * 4 + 4)
         needed = 12 * 4 + 5 * 4 + 4
         disk = types.SimpleNamespace(total=1, free=needed)
         monkeypatch.setattr(shutil, "disk_usage", lambda _: disk)
-        checkpoints.storage.prepare(1, 1)
+        checkpoints.storage.prepare(1, 12 * 4 + 5 * 4 + 4)
         disk.free -= 1
         with pytest.raises(UserError, match="full"):
-            checkpoints.storage.prepare(1, 1)
+            checkpoints.storage.prepare(1, 12 * 4 + 5 * 4 + 4)
 
 
 def damaging(monkeypatch, damage):

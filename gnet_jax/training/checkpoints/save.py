@@ -103,8 +103,7 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
             self.top1[step] = top1
         try:
             needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-            main = jax.process_index() == 0
-            run_on_all_hosts(lambda: self.storage.prepare(step, needed) if main else None)
+            run_on_all_hosts(lambda: self.storage.prepare(step, needed))
             leaves = named_leaves(state) if jax.process_index() == 0 else {}
             # Copies, because the next step may overwrite the state.
             arrays = {name: np.array(leaf) for name, leaf in leaves.items()}
