@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from gnet_jax.cli.main import main
 from gnet_jax.config import ConfigError, UserError
 from gnet_jax.config import bucket as buckets
 from gnet_jax.config.bucket import BucketError, BucketPath, check_local, explain, locate
@@ -280,3 +281,29 @@ def test_a_path_keeps_its_meaning_after_pathlib_has_merged_its_slashes():
     assert locate("runs/a") == buckets.Path("runs/a")
     with pytest.raises(UserError, match=r"--out is gs://bucket/a\.png.*local"):
         check_local("--out", buckets.Path("gs://bucket/a.png"))
+
+
+def test_runs_in_a_bucket_are_listed_and_a_missing_sweep_is_named_by_its_url(bucket, capsys):
+    (bucket / "run.json").write_text('{"starts": []}')
+    (bucket / "checkpoints/1/digests/digests.json").write_text("not downloaded")
+    assert main(["runs", str(bucket)]) == 0
+    assert bucket.key in capsys.readouterr().out
+    assert main(["report", str(bucket)]) == 2
+    assert f"{bucket} has no sweep" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["curves", "runs/a", "--out", "gs://bucket/a"],
+        ["convert", "caffe", "gs://bucket/a"],
+        ["prepare", "tfds:mnist", "--data-dir", "gs://bucket/a"],
+        ["check-data", "folder:gs://bucket/a"],
+        ["check-data", "gs://bucket/a"],
+        ["ablate", "ablate_block", "--workdir", "gs://bucket/a"],
+    ],
+    ids=lambda command: " ".join(command),
+)
+def test_paths_that_must_be_local_are_refused_in_one_sentence(command, capsys):
+    assert main(command) == 2
+    assert "gs://bucket/a, but it must be on a local disk; mount" in capsys.readouterr().err
