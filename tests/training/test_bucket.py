@@ -26,6 +26,7 @@ from gnet_jax.training.loop import train
 from gnet_jax.training.sharding import data_mesh, put_state, replicated
 from gnet_jax.training.workdir import MetricsFile, open_workdir, read_starts
 from tests.tiny import tiny_run
+from tests.training.processes import start
 
 
 @pytest.fixture
@@ -91,6 +92,29 @@ def test_a_resumed_run_in_a_bucket_has_the_bits_and_logs_of_one_on_a_disk(bucket
     assert "config.json" in names
     models = [read(place) for place in (str(bucket), tmp_path)]
     assert digest(models[0].variables) == digest(models[1].variables)
+
+
+@pytest.mark.slow
+def test_two_hosts_share_a_bucket_and_a_second_run_is_refused(bucket, tmp_path):
+    """The hosts end with the bits of hosts that share a disk."""
+    place, folder = ("--workdir", str(bucket)), tmp_path / "runs"
+    endless = ("--epochs", "9000", "--save-every-steps", "3", "--eval-every-epochs", "9000")
+    one = start(folder / "one", *endless, *place, processes=2)
+    one._until(lambda: newest_step(bucket / "checkpoints") >= 3, 600)
+    second = start(folder / "second", *endless, *place)
+    assert second.wait() == [2]
+    assert f"another process is training in {bucket}" in second.text()
+    one.processes[1].send_signal(signal.SIGTERM)
+    assert one.wait() == [143, 143]
+    step = newest_step(bucket / "checkpoints")
+    assert "lock" not in bucket.names()
+    disk = start(folder / "disk", *endless, "--save-every-steps", str(step), processes=2)
+    disk.wait_for_step(step)
+    disk.end()
+    saved = [
+        read_verified(place / "checkpoints" / str(step)) for place in (bucket, folder / "disk")
+    ]
+    assert digest(saved[0]) == digest(saved[1])
 
 
 def test_steps_in_a_bucket_come_back_and_the_newest_and_the_best_are_kept(bucket):
