@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import errno
 import functools
+import logging
 import os
 import re
 import tempfile
@@ -173,6 +174,7 @@ def _file_system() -> Any:
         from gnet_jax.config.recipes import needs  # here, because it imports the fields' limits
 
         raise UserError(needs("a path in a bucket", error, "gcs")) from error
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # a BucketError says it in one sentence
     # The default class asks for the kind of every bucket, which needs another permission.
     fsspec.register_implementation("gcs", GCSFileSystem, clobber=True)
     options = fsspec.config.conf.setdefault("gcs", {})
