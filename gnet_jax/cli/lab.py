@@ -83,9 +83,9 @@ def diagnose(workdirs: Workdirs, out: Path = Path("diagnostics.png")) -> None:
     print(f"drew {out}")
 
 
-def _copies(folders: Sequence[Path]) -> list[Path]:
+def _copies(folders: Sequence[Path]) -> tuple[Path, ...]:
     """Returns the folders, or copies of the small files of those in a bucket."""
-    return [local_copy(folder, small_files) for folder in folders]
+    return tuple(local_copy(folder, small_files) for folder in folders)
 
 
 def _check(workdirs: tuple[Path, ...], out: Path) -> None:
