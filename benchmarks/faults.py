@@ -5,10 +5,14 @@ flips one bit), then restores. A third of the cases also damage one file of the 
 another third all of its files. A restore must never return wrong data.
 kill: a run is repeatedly killed with SIGKILL at random times and started again. Its final state
 must be bit-identical to that of an uninterrupted run.
+
+With `--bucket`, the checkpoints are in a bucket of an emulator of Cloud Storage, and every second
+kill is in the middle of a save.
 """
 
 import argparse
 import collections
+import contextlib
 import itertools
 import json
 import multiprocessing
@@ -17,16 +21,19 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from gnet_jax.config.bucket import BucketPath, Place
+
 KINDS = ("cut", "zeroed", "deleted", "flipped")
 
 
-def damage(file: Path, kind: str, generator: np.random.Generator) -> None:
+def damage(file: Place, kind: str, generator: np.random.Generator) -> None:
     """Damage a file in the given way. An empty file is deleted, whatever the kind."""
     content = bytearray(file.read_bytes())
     if kind == "deleted" or not content:
@@ -38,23 +45,45 @@ def damage(file: Path, kind: str, generator: np.random.Generator) -> None:
         content = bytearray(len(content))
     else:
         content[generator.integers(len(content))] ^= 1 << generator.integers(8)
-    file.write_bytes(content)
+    file.write_bytes(bytes(content))
+
+
+def files_in(folder: Place) -> list[str]:
+    """Returns the paths, relative to `folder`, of all files or objects below it."""
+    if isinstance(folder, BucketPath):
+        return folder.names()
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def fill(folder: Place, content: Mapping[str, bytes], changed: Collection[str] = ()) -> None:
+    """Make `content`, by name, the files of `folder`, in which only `changed` may differ."""
+    if isinstance(folder, BucketPath):
+        found = set(files_in(folder))
+        for name in found.difference(content):
+            (folder / name).unlink()
+        content = {name: content[name] for name in content.keys() - found.difference(changed)}
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+    for name, data in content.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
 
 
 def corrupt(
-    cases: int, folder: Path, seed: int = 0, processes: int = 1
+    cases: int, folder: Path, seed: int = 0, processes: int = 1, bucket: BucketPath | None = None
 ) -> collections.Counter[str]:
     """Returns how many cases restored the "newest" or "older" step, or "stopped" with an error.
 
     Args:
         processes: number of processes that restore together; the first one damages the files.
+        bucket: where the checkpoints are, instead of in `folder`.
 
     Raises:
         AssertionError: if a restored state is not bit-identical to the one saved at that step, or
             if the processes report different outcomes.
     """
     if processes == 1:
-        return _corrupt(cases, folder, seed)
+        return _corrupt(cases, bucket or folder, seed)
     from tests.training.processes import free_port
 
     port = free_port()
@@ -87,7 +116,7 @@ def _corrupt_together(
     (folder / f"outcomes-{number}.json").write_text(json.dumps(outcomes, sort_keys=True))
 
 
-def _corrupt(cases: int, folder: Path, seed: int) -> collections.Counter[str]:
+def _corrupt(cases: int, folder: Place, seed: int) -> collections.Counter[str]:
     import jax
 
     from gnet_jax.config import UserError
@@ -110,27 +139,25 @@ def _corrupt(cases: int, folder: Path, seed: int) -> collections.Counter[str]:
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), states[1]
     )
-    run_on_all_hosts(lambda: shutil.rmtree(folder, ignore_errors=True) if main else None)
+    run_on_all_hosts(lambda: fill(folder, {}) if main else None)
     with Checkpoints(folder / "whole", keep_latest=2) as checkpoints:
         for step, state in states.items():
             checkpoints.save(step, state)
     expected = {step: digest(state) for step, state in states.items()}
     files = {
-        step: sorted(
-            path.relative_to(folder / "whole")
-            for path in (folder / "whole" / str(step)).rglob("*")
-            if path.is_file()
-        )
+        step: [f"{step}/{name}" for name in files_in(folder / "whole" / str(step))]
         for step in states
     }
-    broken = folder / "broken"
+    broken, whole = folder / "broken", folder / "whole"
+    content = {name: (whole / name).read_bytes() for each in files.values() for name in each}
+    changed: list[str] = []
 
     def break_one(case: int) -> None:
-        shutil.rmtree(broken, ignore_errors=True)
-        shutil.copytree(folder / "whole", broken)
+        fill(broken, content, changed)
         turn, number = divmod(case, len(files[2]))
         damage(broken / files[2][number], KINDS[turn % len(KINDS)], generator)
         others = ([], [files[1][generator.integers(len(files[1]))]], files[1])[turn % 3]
+        changed[:] = [files[2][number], *others]
         for other in others:
             damage(broken / other, generator.choice(KINDS), generator)
 
@@ -151,10 +178,12 @@ def _corrupt(cases: int, folder: Path, seed: int) -> collections.Counter[str]:
     return outcomes
 
 
-def run_to_the_end(workdir: Path, cache: Path, epochs: float, save_every_steps: int) -> None:
+def run_to_the_end(
+    workdir: Place, log: Path, cache: Path, epochs: float, save_every_steps: int
+) -> None:
     """Train a tiny network in `workdir`, resuming if possible; run in a separate process."""
     os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
-    sys.stdout = sys.stderr = (workdir.parent / f"{workdir.name}.log").open("a")
+    sys.stdout = sys.stderr = log.open("a")
 
     import jax
 
@@ -168,14 +197,26 @@ def run_to_the_end(workdir: Path, cache: Path, epochs: float, save_every_steps: 
     train(tiny_run(workdir, epochs=epochs, save_every_steps=save_every_steps), workdir)
 
 
-def committed(workdir: Path) -> int:
+def committed(workdir: Place) -> int:
     """Returns the newest committed step, or 0 if there is none."""
-    names = [path.name for path in (workdir / "checkpoints").glob("*")]
-    return max((int(name) for name in names if name.isdigit()), default=0)
+    from gnet_jax.training.checkpoints.storage import open_storage
+
+    return max(open_storage(workdir / "checkpoints").list_steps(), default=0)
 
 
-def kill(times: int, folder: Path, seed: int | None = None) -> dict[str, int]:
+def saving(workdir: BucketPath) -> bool:
+    """Returns whether the bucket has a part of a checkpoint."""
+    names = [name.partition("/") for name in (workdir / "checkpoints").names()]
+    whole = {step for step, _, name in names if name == "commit_success.txt"}
+    return bool({step for step, _, _ in names} - whole)
+
+
+def kill(
+    times: int, folder: Path, seed: int | None = None, bucket: BucketPath | None = None
+) -> dict[str, int]:
     """Kill a run `times` times, each after a new checkpoint; compare it with an uninterrupted run.
+
+    With `bucket`, the killed run is in the bucket, and the other one in `folder`.
 
     Returns:
         The number of `kills` and the `steps` of the run.
@@ -197,9 +238,12 @@ def kill(times: int, folder: Path, seed: int | None = None) -> dict[str, int]:
     steps, final, starts = 0, [], []
     for name, kills in (("whole", 0), ("killed", times)):
         workdir, before = folder / name, 0
+        if bucket is not None and kills:
+            workdir = bucket / name
+        log = folder / f"{name}.log"
         for left in range(kills, -1, -1):
             every = 3 if kills else 10**6
-            arguments = (workdir, folder / "cache", epochs, every)
+            arguments = (workdir, log, folder / "cache", epochs, every)
             process = context.Process(target=run_to_the_end, args=arguments)
             process.start()
             while left and process.is_alive() and committed(workdir) <= before:
@@ -209,10 +253,12 @@ def kill(times: int, folder: Path, seed: int | None = None) -> dict[str, int]:
                 moment = time.monotonic() + generator.uniform(0, 0.3)
                 while time.monotonic() < moment and committed(workdir) < before + 6:
                     time.sleep(0.01)
-                assert process.is_alive(), (folder / f"{name}.log").read_text()[-2000:]
+                while left % 2 and isinstance(workdir, BucketPath) and not saving(workdir):
+                    assert process.is_alive(), log.read_text()[-2000:]
+                assert process.is_alive(), log.read_text()[-2000:]
                 process.kill()
             process.join()
-            assert left or process.exitcode == 0, (folder / f"{name}.log").read_text()[-2000:]
+            assert left or process.exitcode == 0, log.read_text()[-2000:]
             before = committed(workdir)
             starts = json.loads((workdir / "run.json").read_text())["starts"]
             assert left == 0 or len(starts) == kills - left + 1
@@ -234,22 +280,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     corruption = commands.add_parser("corrupt")
+    bucket = "in a bucket of an emulator"
+    corruption.add_argument("--bucket", action="store_true", help=bucket)
     corruption.add_argument("--cases", type=int, default=1000)
     corruption.add_argument(
         "--processes", type=int, default=1, help="number of processes that restore together"
     )
-    commands.add_parser("kill").add_argument("--times", type=int, default=200)
+    killing = commands.add_parser("kill")
+    killing.add_argument("--bucket", action="store_true", help=bucket)
+    killing.add_argument("--times", type=int, default=200)
     arguments = parser.parse_args()
     began = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        place = {}
+        if arguments.bucket:
+            from tests.gcs_server import emulator
+
+            stack.enter_context(emulator())
+            place["bucket"] = BucketPath("pod", "faults")
         if arguments.command == "corrupt":
             outcomes = corrupt(
-                arguments.cases, Path(folder) / "corrupt", processes=arguments.processes
+                arguments.cases, Path(folder) / "corrupt", processes=arguments.processes, **place
             )
             text = ", ".join(f"{outcomes[name]} {name}" for name in ("newest", "older", "stopped"))
             print(f"{arguments.cases} corrupt checkpoints: {text}; no wrong data", end="")
         else:
-            done = kill(arguments.times, Path(folder) / "kill")
+            done = kill(arguments.times, Path(folder) / "kill", **place)
             print(f"{done['kills']} kills of a run of {done['steps']} steps: same bits", end="")
     print(f" ({time.perf_counter() - began:.0f} s)")
 

@@ -29,3 +29,8 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 def discard(stream: TextIO) -> None:
     """Discard a stream's output. Otherwise Python would fail to flush it and exit with 120."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def first_line(error: Exception) -> str:
+    """Returns the first line of an error's message, or the name of its class if it has none."""
+    return (str(error) or type(error).__name__).splitlines()[0][:200]

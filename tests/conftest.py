@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import uuid
 
 os.environ["XLA_FLAGS"] = " ".join(
     [
@@ -12,6 +13,7 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 
 import jax
+import pytest
 
 CACHE_BYTES = 2 << 30  # a larger cache is deleted before the tests start
 
@@ -27,3 +29,22 @@ def pytest_configure(config):
     jax.config.update("jax_compilation_cache_max_size", -1)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+@pytest.fixture(scope="session")
+def gcs():
+    """The process of an emulator of Cloud Storage."""
+    pytest.importorskip("gcsfs", reason="the extra gcs is not installed")
+    pytest.importorskip("gcp_storage_emulator")
+    from tests.gcs_server import emulator
+
+    with emulator() as process:
+        yield process
+
+
+@pytest.fixture
+def bucket(gcs):
+    """A new folder in a bucket."""
+    from gnet_jax.config.bucket import BucketPath
+
+    return BucketPath("pod", f"test-{uuid.uuid4().hex[:8]}")

@@ -41,7 +41,7 @@ def set_field(config, name, value):
 
 # Each field with its default, values that are allowed, and values that are not.
 FIELDS = {
-    "workdir": ("runs/default", ["a", "/a b"], ["", "gs://bucket/a", 3]),
+    "workdir": ("runs/default", ["a b", "gs://b/a"], ["", "s3://b/a", "gs://b", 3]),
     "init": (None, ["models/a"], [3]),
     "epochs": (250.0, [1e-6, 1, 1e6], [0.0, -1.0, "3"]),
     "batch_size": (32, [1, 4096], [0, -1, 1.5]),

@@ -24,3 +24,17 @@ def test_two_processes_never_restore_wrong_data_nor_different_steps(tmp_path):
 def test_kills_at_random_moments_end_with_the_bits_of_the_uninterrupted_run(times, tmp_path):
     """Saves are nearly always under way, and epochs end between the kills."""
     assert kill(times, tmp_path)["kills"] == times
+
+
+@pytest.mark.slow
+def test_100_damaged_checkpoints_in_a_bucket_never_give_wrong_data(tmp_path, bucket):
+    outcomes = corrupt(100, tmp_path, bucket=bucket)
+    assert sum(outcomes.values()) == 100
+    assert min(outcomes["newest"], outcomes["older"], outcomes["stopped"]) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_a_run_in_a_bucket_killed_20_times_ends_with_the_bits_of_one_on_a_disk(tmp_path, bucket):
+    """Every second kill is in the middle of a save."""
+    assert kill(20, tmp_path, bucket=bucket)["kills"] == 20

@@ -4,13 +4,13 @@ import dataclasses
 import time
 import types
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from gnet_jax.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig
+from gnet_jax.config.bucket import Place
 from gnet_jax.model.architecture import Architecture, architecture
 from gnet_jax.model.googlenet import GoogLeNet, Outputs, init
 from gnet_jax.training.program import Run, prepare
@@ -60,7 +60,7 @@ def linear_params() -> dict[str, Any]:
     }
 
 
-def tiny_config(workdir: Path, **changes: Any) -> Config:
+def tiny_config(workdir: Place, **changes: Any) -> Config:
     """Digits at 16 pixels in batches of 32, shuffled, mirrored, with dropout."""
     config = Config(
         workdir=str(workdir),
@@ -75,7 +75,7 @@ def tiny_config(workdir: Path, **changes: Any) -> Config:
     return dataclasses.replace(config, **changes)
 
 
-def tiny_run(workdir: Path, **changes: Any) -> Run:
+def tiny_run(workdir: Place, **changes: Any) -> Run:
     """`tiny_config` made ready, with the three-block network."""
     return with_program(prepare(tiny_config(workdir, **changes)), model=GoogLeNet(tiny_arch()))
 

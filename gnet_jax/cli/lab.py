@@ -16,9 +16,19 @@ from tyro.conf import Positional, arg
 
 from gnet_jax.cli.output import check_at_least, check_picture, console, several
 from gnet_jax.config import UserError, check, json_text
+from gnet_jax.config.bucket import (
+    IN_BUCKET,
+    BucketPath,
+    check_local,
+    local_copy,
+    locate,
+    own_files,
+    small_files,
+    traces,
+)
 from gnet_jax.config.command import parse_command, parse_sweep
 
-Workdirs = Annotated[Positional[tuple[Path, ...]], several("WORKDIR ...")]
+Workdirs = Annotated[Positional[tuple[Path, ...]], several("WORKDIR ..."), IN_BUCKET]
 
 
 def curves(workdirs: Workdirs, out: Path = Path("curves.png"), overlay: bool = False) -> None:
@@ -32,12 +42,14 @@ def curves(workdirs: Workdirs, out: Path = Path("curves.png"), overlay: bool = F
     from gnet_jax.lab.sweeps.figures import draw_curves
 
     _check(workdirs, out)
-    draw_curves(workdirs, out, overlay=overlay)
+    draw_curves(_copies(workdirs), out, overlay=overlay)
     print(f"drew {out}")
 
 
 def runs(
-    folders: Annotated[Positional[tuple[Path, ...]], several("DIR ...")] = (Path("runs"),),
+    folders: Annotated[Positional[tuple[Path, ...]], several("DIR ..."), IN_BUCKET] = (
+        Path("runs"),
+    ),
     out: Path | None = None,
 ) -> None:
     """List the training runs in folders: how their configs differ, steps, accuracy, time and code.
@@ -50,7 +62,7 @@ def runs(
 
     if out is not None:
         check_picture(out, (".csv",))
-    found = list_runs(folders)
+    found = list_runs(_copies(folders))
     console().print(runs_table(found))
     if out is not None:
         print(f"wrote {write_metrics(found, out):,} lines to {out}")
@@ -68,8 +80,13 @@ def diagnose(workdirs: Workdirs, out: Path = Path("diagnostics.png")) -> None:
     from gnet_jax.lab.sweeps.figures import draw_diagnostics
 
     _check(workdirs, out)
-    draw_diagnostics(workdirs, out)
+    draw_diagnostics(_copies(workdirs), out)
     print(f"drew {out}")
+
+
+def _copies(folders: Sequence[Path]) -> tuple[Path, ...]:
+    """Returns the folders, or copies of the small files of those in a bucket."""
+    return tuple(local_copy(folder, small_files) for folder in folders)
 
 
 def _check(workdirs: tuple[Path, ...], out: Path) -> None:
@@ -79,7 +96,7 @@ def _check(workdirs: tuple[Path, ...], out: Path) -> None:
 
 
 def profile(
-    workdir: Annotated[Positional[Path], arg(metavar="WORKDIR")],
+    workdir: Annotated[Positional[Path], arg(metavar="WORKDIR"), IN_BUCKET],
     window: str | None = None,
     figure: Path | None = None,
 ) -> None:
@@ -100,7 +117,7 @@ def profile(
     if figure is not None:
         check_picture(figure)
     chosen = None if window is None else profile_windows(Config(profile=(window,)))[0]
-    found = read_profile(workdir, chosen)
+    found = read_profile(local_copy(workdir, traces), chosen)
     steps = f"steps {found.first} to {found.last}, {found.devices} devices"
     print(f"{steps}: {found.ms:.3f} ms of operations per step and device")
     console().print(operations_table(found), scopes_table(found))
@@ -109,7 +126,9 @@ def profile(
         print(f"drew {figure}")
 
 
-def replay(file: Annotated[Positional[Path], arg(metavar="FILE")], json: bool = False) -> None:
+def replay(
+    file: Annotated[Positional[Path], arg(metavar="FILE"), IN_BUCKET], json: bool = False
+) -> None:
     """Rerun the batch that stopped a training run, and print which image and layer caused the stop.
 
     Args:
@@ -118,7 +137,7 @@ def replay(file: Annotated[Positional[Path], arg(metavar="FILE")], json: bool = 
     """
     from gnet_jax.lab.look.replay import examine, read_replay
 
-    found = examine(read_replay(file))
+    found = examine(read_replay(local_copy(file, own_files)))
     if json:
         print(json_text(dataclasses.asdict(found), ensure_ascii=False))
         return
@@ -176,6 +195,7 @@ def ablate(arguments: Sequence[str]) -> int:
     if index >= shards:
         raise UserError(f"--shard is {own.shard}; it must be i/n, with i from 0 to n - 1")
     workdir = Path(next(iter(given.configs.values())).workdir).expanduser()
+    check_local("--workdir", workdir)  # of a sweep
     # Imported here, so that --help and command-line errors return immediately.
     from gnet_jax.lab.sweeps import report, sweep
     from gnet_jax.lab.sweeps.ablate import (
@@ -219,7 +239,7 @@ def ablate(arguments: Sequence[str]) -> int:
 
 
 def report(
-    workdir: Annotated[Positional[Path], arg(metavar="DIR")],
+    workdir: Annotated[Positional[Path], arg(metavar="DIR"), IN_BUCKET],
     out: Path | None = None,
     figures: Path | None = None,
     columns: Literal[1, 2] = 1,
@@ -244,8 +264,17 @@ def report(
 
     if out is not None:
         check_picture(out, (".html",))
-    for file in write_report(workdir, out or workdir / "report.html", figures, baseline, columns):
-        print(f"wrote {file}")
+    copy, place = local_copy(workdir, small_files), locate(workdir)
+    try:
+        files = write_report(copy, out or copy / "report.html", figures, baseline, columns)
+    except UserError as error:
+        raise UserError(str(error).replace(str(copy), str(place))) from error
+    for file in files:
+        if isinstance(place, BucketPath) and file.parent == copy:
+            (place / file.name).write_bytes(file.read_bytes())
+            print(f"wrote {place / file.name}")
+        else:
+            print(f"wrote {file}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,10 +1,12 @@
 """Dispatch the `gnet` commands. Only the module of the command that was typed is imported."""
 
+import functools
 import importlib
 import inspect
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, get_type_hints
 
 from gnet_jax import __version__
 from gnet_jax.cli.output import print_error, reader_may_leave, set_up_process
@@ -77,7 +79,23 @@ def _run(arguments: Sequence[str]) -> int:
         return command(arguments[1:]) or 0
     import tyro
 
-    return tyro.cli(command, prog=f"gnet {name}", args=arguments[1:]) or 0
+    return tyro.cli(_with_local_paths(command), prog=f"gnet {name}", args=arguments[1:]) or 0
+
+
+def _with_local_paths(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns `command`, refusing URLs as paths except for arguments marked with IN_BUCKET."""
+    from gnet_jax.config.bucket import IN_BUCKET, check_local
+
+    @functools.wraps(command)
+    def checked(*args: Any, **options: Any) -> Any:
+        hints = get_type_hints(command, include_extras=True)
+        for name, value in inspect.signature(command).bind(*args, **options).arguments.items():
+            marks = getattr(hints[name], "__metadata__", ())
+            if isinstance(value, Path) and IN_BUCKET not in marks:
+                check_local(name, value)
+        return command(*args, **options)
+
+    return checked
 
 
 def _load(name: str) -> Callable[..., Any]:

@@ -23,6 +23,7 @@ from gnet_jax.cli.output import (
     several,
 )
 from gnet_jax.config import ConfigError, UserError, json_text
+from gnet_jax.config.bucket import IN_BUCKET, locate
 from gnet_jax.config.command import Join, check_launch
 from gnet_jax.model.architecture import Choices
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:  # imported late, so that --help and typos return immediately
     from gnet_jax.inference.evaluate import Evaluation
     from gnet_jax.model_folder import TrainedModel
 
-Model = Annotated[Positional[Path], arg(metavar="MODEL")]
+Model = Annotated[Positional[Path], arg(metavar="MODEL"), IN_BUCKET]
 
 
 def predict(
@@ -94,7 +95,7 @@ def predict(
 
 
 def evaluate(
-    models: Annotated[Positional[tuple[Path, ...]], several("MODEL ...")],
+    models: Annotated[Positional[tuple[Path, ...]], several("MODEL ..."), IN_BUCKET],
     data: str,
     split: Literal["val", "test", "train"] = "val",
     step: int | None = None,
@@ -427,8 +428,8 @@ def open_models(paths: Sequence[Path], steps: Sequence[int | None] = ()) -> list
 
     _set_up_jax()
     models = []
-    for path, step in itertools.zip_longest(paths, steps):
-        models.append(load(path) if step is None else load(path, step))
+    for path, step in itertools.zip_longest(map(locate, paths), steps):
+        models.append(load(str(path)) if step is None else load(str(path), step))
         source = models[-1].source
         if "step" in source and step is None:
             top1 = source.get("validation_top1")

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from gnet_jax.cli.output import leave_at_once, print_error, reader_may_leave, set_up_process
 from gnet_jax.config import Config, ConfigError, UserError, check
+from gnet_jax.config.bucket import Place, local_copy, locate, small_files
 from gnet_jax.config.command import Launch, check_launch, parse_command, parse_launch
 from gnet_jax.training.hosts import start
 
@@ -83,7 +84,7 @@ def _main(arguments: Sequence[str], prog: str) -> int:
         if start.ACKNOWLEDGE not in os.environ:
             check(config)
             again = [sys.executable, *sys.orig_argv[1:]]
-            checkpoints = Path(config.workdir).expanduser() / "checkpoints"
+            checkpoints = locate(config.workdir) / "checkpoints"
             return start.Supervisor(again, checkpoints, launch, prog).run()
         start.end_with_supervisor()
     return run(config, launch, arguments, prog)
@@ -145,16 +146,17 @@ def exit_code(result: "Result") -> int:
     return 0 if result.signal is None else 128 + result.signal
 
 
-def add_pictures(track: "Track", workdir: Path) -> None:
+def add_pictures(track: "Track", workdir: Place) -> None:
     """Add the curves of the run to its last step, and the diagnosis if it has one."""
     from gnet_jax.lab.sweeps.figures import draw_curves, draw_diagnostics, read_diagnostics
 
-    track.picture("curves", lambda file: draw_curves([workdir], file))
-    if read_diagnostics(workdir):
-        track.picture("diagnostics", lambda file: draw_diagnostics([workdir], file))
+    copy = local_copy(workdir, small_files)
+    track.picture("curves", lambda file: draw_curves([copy], file))
+    if read_diagnostics(copy):
+        track.picture("diagnostics", lambda file: draw_diagnostics([copy], file))
 
 
-def print_plan(run: "Run", workdir: Path) -> None:
+def print_plan(run: "Run", workdir: Place) -> None:
     """Print the model, data, devices and steps of a run before it starts."""
     import jax
 
@@ -228,7 +230,7 @@ def describe_step(result: "Result", steps: "CompiledSteps", program: "Program") 
 def print_result(
     result: "Result",
     config: Config,
-    workdir: Path,
+    workdir: Place,
     arguments: Sequence[str],
     prog: str,
     step: str = "",

@@ -11,6 +11,7 @@ from tyro.conf import Positional, arg
 from gnet_jax.cli.models import Model
 from gnet_jax.cli.output import check_not_input, several
 from gnet_jax.config import UserError, suggestion
+from gnet_jax.config.bucket import IN_BUCKET
 
 
 def download(
@@ -62,7 +63,7 @@ def push(
 
 
 def convert(
-    src: Annotated[Positional[Path], arg(metavar="SRC")],
+    src: Annotated[Positional[Path], arg(metavar="SRC"), IN_BUCKET],
     dst: Annotated[Positional[Path], arg(metavar="DST")],
     class_names: Path | None = None,
     transform_input: Literal["yes", "no"] | None = None,

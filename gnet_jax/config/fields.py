@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args, get_type_hints
 
 from tyro.conf import arg
 
+from gnet_jax.config.bucket import is_bucket
 from gnet_jax.errors import UserError
 from gnet_jax.model.architecture import Choices
 
@@ -40,7 +41,10 @@ BelowOne = Annotated[float, Limit("at least 0 and below 1", lambda value: 0 <= v
 
 Folder = Annotated[
     str,
-    Limit("a folder; mount a bucket (gcsfuse) and use its folder", lambda p: p and "://" not in p),
+    Limit(
+        "a folder or gs://BUCKET/FOLDER; mount another kind of storage and use its folder",
+        lambda path: path and ("://" not in path or is_bucket(path)),
+    ),
 ]
 
 Decoder = Literal["pillow", "fast"]
@@ -201,7 +205,8 @@ class Config:
     """All settings of one training run."""
 
     workdir: Annotated[Folder, FREE] = "runs/default"
-    """Folder for checkpoints, logs and the config. If it has a checkpoint, the run resumes."""
+    """Folder for checkpoints, logs and the config. If it has a checkpoint, the run resumes.
+    It can be in a bucket: gs://BUCKET/RUN."""
     init: str | None = None
     """Model to start from: a name (caffe, hf:OWNER/NAME), model folder, workdir or file of weights.
     Uses its network and preprocessing, but the config's classes, heads, dropout and dtype."""

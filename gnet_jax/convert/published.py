@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from gnet_jax.config import bucket
+from gnet_jax.config.bucket import Place
 from gnet_jax.config.paths import cache_folder
 from gnet_jax.data import download
 from gnet_jax.model_folder import hub
@@ -38,13 +40,19 @@ PUBLISHED = {name: Published(**fields) for name, fields in _TABLE.items()}
 """The weights that can be loaded by name."""
 
 
-def locate(name: str | Path) -> Path:
+def locate(name: str | Path) -> Place:
     """Returns the path of the model called `name`.
 
     `name` is a path, a key of `PUBLISHED`, or hf:OWNER/NAME for a model folder on the Hugging Face
     Hub; an existing path has priority. The weights are downloaded if they are not in the cache.
-    Raises a UserError if that fails.
+    gs://BUCKET/NAME is a workdir, or a model folder or file, which is copied. Raises a UserError if
+    the model cannot be downloaded.
     """
+    if bucket.is_url(name):
+        from gnet_jax.training.checkpoints.verify import is_workdir  # imports jax, which is slow
+
+        place = bucket.locate(name)
+        return place if is_workdir(place) else bucket.local_copy(place, bucket.own_files)
     path, text = Path(name).expanduser(), str(name)
     if os.path.lexists(path):
         if text in PUBLISHED:

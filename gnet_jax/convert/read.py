@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gnet_jax.config.bucket import Place
 from gnet_jax.config.paths import did_you_mean
 from gnet_jax.convert import caffe, inception5h, tf_slim, torchvision
 from gnet_jax.convert.published import PUBLISHED, locate
@@ -61,7 +62,7 @@ def read(
     GoogLeNet, or if an argument does not fit it.
     """
     path = locate(src)
-    if path.is_dir():
+    if not isinstance(path, Path) or path.is_dir():
         found, notes = _read_folder(path), []
         if class_names is None and transform_input is None:
             return found
@@ -90,11 +91,11 @@ def read(
     return model
 
 
-def _read_folder(src: Path) -> TrainedModel:
-    if folder.is_model_folder(src):
-        return read_folder(src)
+def _read_folder(src: Place) -> TrainedModel:
     if is_workdir(src):
         return read_workdir(src)
+    if isinstance(src, Path) and folder.is_model_folder(src):
+        return read_folder(src)
     raise WeightsError(f"the folder {src} is neither a model folder nor a training workdir")
 
 

@@ -127,6 +127,7 @@ HOSTS = {
     "v6e": Host("ct6e-standard-4t", 180, 50e9),
     "a100": Host("a2-ultragpu-8g", 96, 12.5e9),
     "h100": Host("a3-highgpu-8g", 208, 25e9),
+    "h200": Host("a3-ultragpu-8g", 224, 50e9),
 }
 
 

@@ -7,13 +7,13 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from gnet_jax.config import UserError
+from gnet_jax.config.bucket import Place
 from gnet_jax.data.batches import eval_batches
 from gnet_jax.training import sharding
 from gnet_jax.training.checkpoints.save import Checkpoints
@@ -35,7 +35,7 @@ from gnet_jax.training.optimizer import averaging_warning
 from gnet_jax.training.program import Program, Run, augmentation, training_batches
 from gnet_jax.training.sharding import compile_eval_step, put_batches
 from gnet_jax.training.step import TrainState, head_names
-from gnet_jax.training.workdir import add_start, check_not_lost, locked
+from gnet_jax.training.workdir import add_start, check_not_lost, open_files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Result:
     val: dict[str, float]  # metrics of the last evaluation; empty if there was none
     heads: dict[str, float]  # the last reported training metrics
     best: tuple[int, float] | None  # step and top-1 of the best evaluation whose checkpoint is kept
-    checkpoint: Path
+    checkpoint: Place
     seconds: float
     goodput: dict[str, float]  # seconds by activity, over all starts
     stopped_by: str | None = None  # name of the signal, and which of several hosts received it
@@ -88,7 +88,7 @@ class CompiledSteps:
 
 def train(
     run: Run,
-    workdir: Path,
+    workdir: Place,
     steps: CompiledSteps | None = None,
     request: StopRequest | None = None,
     on_report: Callable[[int, float], None] = lambda step, eta: None,
@@ -109,24 +109,31 @@ def train(
     began, watch, main = time.perf_counter(), Stopwatch(), jax.process_index() == 0
     steps = steps or CompiledSteps(program)
     with contextlib.ExitStack() as stack:
-        run_on_all_hosts(lambda: stack.enter_context(locked(workdir)) if main else None)
-        stack.enter_context(host_log(workdir, lambda: watch.committed))
+        files = run_on_all_hosts(lambda: stack.enter_context(open_files(workdir, lock=main)))
+        stack.enter_context(host_log(files.folder, lambda: watch.committed))
         options = {"model": run.description(), "verify": config.verify_checkpoints, "watch": watch}
-        options["keep_every"] = config.keep_every
-        checkpoints = Checkpoints(workdir / "checkpoints", config.keep_latest, **options)
+        options |= {"keep_every": config.keep_every, "before_commit": files.upload}
+        folder, keep = workdir / "checkpoints", config.keep_latest
+        checkpoints = run_on_all_hosts(lambda: Checkpoints(folder, keep, **options))
         stack.enter_context(checkpoints)
         with watch.spent("starting"):
             found = checkpoints.restore_latest(program.abstract_state())
             start, state = (0, program.initial_state()) if found is None else found
-        run_on_all_hosts(lambda: check_not_lost(workdir) if main and found is None else None)
+        lost = (files.folder, checkpoints.folder) if main and found is None else None
+        run_on_all_hosts(lambda: lost and check_not_lost(*lost))
         own = program.model.arch.own_parts
-        changed = run_on_all_hosts(lambda: add_start(workdir, start, own) if main else None)
+        changed = run_on_all_hosts(lambda: add_start(files.folder, start, own) if main else None)
         reporter = stack.enter_context(
             Reporter(
-                workdir, start_step=start, total_steps=total, enabled=main, watch=watch, track=track
+                files.folder,
+                start_step=start,
+                total_steps=total,
+                enabled=main,
+                watch=watch,
+                track=track,
             )
         )
-        checkpoints.tell = reporter.say
+        checkpoints.tell = files.tell = reporter.say
         request = request or stack.enter_context(StopRequest())
         stack.enter_context(abort_on_unexpected_error(TrainingError))
         if start < total:
@@ -135,15 +142,15 @@ def train(
             averaging = averaging_warning(config.optim, program.steps_per_epoch, total)
             for warning in filter(None, (start and changed, averaging)):
                 reporter.say(f"warning: {warning}")
-        bad_images = BadImages(run, workdir, reporter, start)
-        skipped = SkippedSteps(run, workdir, reporter, start)
+        bad_images = BadImages(run, files.folder, reporter, start)
+        skipped = SkippedSteps(run, files.folder, reporter, start)
         vote = Vote(program.mesh, request, reporter.say)
-        profiler = stack.enter_context(Profiler(config, workdir, start, reporter.say))
+        profiler = stack.enter_context(Profiler(config, files.folder, start, reporter.say))
         parts = (checkpoints, reporter, bad_images, skipped, vote, profiler)
         loop = _Loop(run, steps, *parts, on_report, peak)
         if config.diagnose is not None:
             loop.diagnose = stack.enter_context(
-                Diagnostics(workdir, steps.diagnose, config.diagnose, start, reporter.say)
+                Diagnostics(files.folder, steps.diagnose, config.diagnose, start, reporter.say)
             )
         state = loop.run_from(start, state)
         step = int(state.step)

@@ -13,7 +13,7 @@ import os
 import platform
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,9 @@ import jax
 
 from gnet_jax import __version__
 from gnet_jax.config import Config, ConfigError, differences, flatten, json_text
+from gnet_jax.config.bucket import BucketPath, Place, locate
 from gnet_jax.model import custom
+from gnet_jax.training.bucket import BucketFiles, BusyError
 
 CONFIG_FILE = "config.json"
 CLASSES = "data.fingerprint.classes"  # a key of config.json; earlier versions did not write it
@@ -35,11 +37,19 @@ FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")  # variables with flags of the compile
 PER_HOST_FLAGS = ("--xla_dump_", "--xla_force_host_platform_device_count")
 
 
-class BusyError(ConfigError):
-    """Another process is training in the workdir."""
+@dataclasses.dataclass
+class LocalFiles:
+    """The small files of a run in a workdir on a disk. See also `BucketFiles`."""
+
+    folder: Path
+    tell: Callable[[str], None] = print
+
+    def upload(self) -> bool:
+        """Do nothing: the files are where they should be."""
+        return True
 
 
-def open_workdir(config: Config, fingerprints: Mapping[str, Any]) -> Path:
+def open_workdir(config: Config, fingerprints: Mapping[str, Any]) -> Place:
     """Create the run's folder, or check that it belongs to this run; returns its path.
 
     `fingerprints` identify the data and class names (`Run.fingerprints`). The first process locks
@@ -47,24 +57,42 @@ def open_workdir(config: Config, fingerprints: Mapping[str, Any]) -> Path:
     ConfigError that names every difference from the run in the folder, or says why the folder
     cannot be written or locked.
     """
-    workdir = Path(config.workdir).expanduser()
+    workdir = locate(config.workdir)
     identity = flatten(config) | {f"data.fingerprint.{k}": v for k, v in fingerprints.items()}
     first = jax.process_index() == 0
     with _writing(workdir):
-        workdir.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=workdir).close()  # raises if the folder is not writable
-        with locked(workdir) if first else contextlib.nullcontext():
-            _check_owner(workdir, identity)
+        if isinstance(workdir, Path):
+            workdir.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=workdir).close()  # raises if the folder is not writable
+        with open_files(workdir, lock=first) as files:
+            _check_owner(workdir, files.folder / CONFIG_FILE, identity)
             if first:
-                write_json(workdir / CONFIG_FILE, identity)
+                write_json(files.folder / CONFIG_FILE, identity)
     return workdir
 
 
-def _check_owner(workdir: Path, identity: dict[str, Any]) -> None:
-    """Raise a ConfigError if the folder belongs to another run, and name every difference."""
-    file, checkpoints = workdir / CONFIG_FILE, workdir / "checkpoints"
-    another = "use another --workdir"
-    if os.path.lexists(checkpoints) and not checkpoints.is_dir():
+@contextlib.contextmanager
+def open_files(workdir: Place, *, lock: bool) -> Iterator[LocalFiles | BucketFiles]:
+    """Yield the small files of a run as local files: all files except checkpoints.
+
+    With `lock`, locks the workdir until the body or this process ends. Raises BusyError if another
+    process has locked it.
+    """
+    if isinstance(workdir, BucketPath):
+        with BucketFiles(workdir, lock=lock) as files:
+            yield files
+    else:
+        with locked(workdir) if lock else contextlib.nullcontext():
+            yield LocalFiles(workdir)
+
+
+def _check_owner(workdir: Place, file: Path, identity: dict[str, Any]) -> None:
+    """Raise a ConfigError if the folder belongs to another run, and name every difference.
+
+    `file` is the config of the run, or a local copy of it.
+    """
+    checkpoints, another = workdir / "checkpoints", "use another --workdir"
+    if isinstance(checkpoints, Path) and os.path.lexists(checkpoints) and not checkpoints.is_dir():
         raise ConfigError(f"{checkpoints} is not a folder; mount its disk, remove it, or {another}")
     if not file.is_file():
         if checkpoints.is_dir():
@@ -103,7 +131,7 @@ def _describe_classes(old: list[str], new: list[str]) -> str:
 
 
 @contextlib.contextmanager
-def _writing(workdir: Path) -> Iterator[None]:
+def _writing(workdir: Place) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -173,12 +201,15 @@ def read_starts(workdir: Path) -> list[dict[str, Any]]:
         return []
 
 
-def check_not_lost(workdir: Path) -> None:
-    """If there is no checkpoint, call this; raises ConfigError if run.json says one was saved."""
-    newest = max((start.get("newest_checkpoint", 0) for start in read_starts(workdir)), default=0)
+def check_not_lost(folder: Path, checkpoints: Place) -> None:
+    """If there is no checkpoint, call this; raises ConfigError if run.json says one was saved.
+
+    `folder` contains run.json.
+    """
+    newest = max((start.get("newest_checkpoint", 0) for start in read_starts(folder)), default=0)
     if newest:
         raise ConfigError(
-            f"this run has saved step {newest}, but {workdir / 'checkpoints'} has no checkpoint; "
+            f"this run has saved step {newest}, but {checkpoints} has no checkpoint; "
             "mount or restore that folder, or use another --workdir"
         )
 
@@ -240,10 +271,18 @@ def replacing(file: Path) -> Iterator[Path]:
         raise
 
 
-def write_json(file: Path, value: Any) -> None:
-    """Write `value` as JSON; if the process is killed, `file` has the whole old or new content."""
+def write_whole(file: Place, text: str) -> None:
+    """Write `text`; if the process is killed, `file` has the whole old or new content."""
+    if isinstance(file, BucketPath):  # every write to a bucket is atomic
+        file.write_text(text)
+        return
     with replacing(file) as partial:
-        partial.write_text(json_text(value, indent=2) + "\n")
+        partial.write_text(text)
+
+
+def write_json(file: Place, value: Any) -> None:
+    """Write `value` as JSON, like `write_whole`."""
+    write_whole(file, json_text(value, indent=2) + "\n")
 
 
 @dataclasses.dataclass(frozen=True)

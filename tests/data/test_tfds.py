@@ -4,12 +4,11 @@ import hashlib
 import pickle
 import re
 import resource
-import types
 
 import numpy as np
 import pytest
 
-from gnet_jax.config import AugmentConfig, Config, Preprocessing
+from gnet_jax.config import AugmentConfig, Config, Preprocessing, UserError
 from gnet_jax.data.batches import BadRecords, batch_indices, eval_batches, train_batches
 from gnet_jax.data.check import scan
 from gnet_jax.data.decode import ImageError, decode
@@ -147,11 +146,10 @@ def test_other_formats_are_named(tmp_path, file_format):
         TfdsSource("shapes", "train", tmp_path)
 
 
-def test_remote_tfrecords_are_refused_with_a_way_out():
-    folder = "gs://bucket/shapes/1.0.0"
-    info = types.SimpleNamespace(filepaths=(f"{folder}/shapes-train.tfrecord-00000-of-00001",))
-    with pytest.raises(DataError, match=r"gs://bucket/.*gcsfuse"):
-        tfds._open_records("shapes", "tfrecord", info, folder)
+def test_a_bucket_of_data_is_refused_with_a_way_out(monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", "gs://bucket/sets")
+    with pytest.raises(UserError, match=r"TFDS_DATA_DIR is gs://bucket/sets.*gcsfuse"):
+        TfdsSource("shapes", "train")
 
 
 def test_a_flipped_bit_is_noticed_in_either_format(shapes):

@@ -17,7 +17,7 @@ FAULTS = {
         ConfigError("no such file"),
     ),
     "rename": ("pathlib.Path.rename", OSError(13, "Permission denied")),
-    "full": ("gnet_jax.training.checkpoints.save.Checkpoints._check_space", UserError("no room")),
+    "full": ("gnet_jax.training.checkpoints.storage.Disk.prepare", UserError("no room")),
     "write": ("gnet_jax.training.checkpoints.save.write_digests", OSError("Input/output error")),
 }
 

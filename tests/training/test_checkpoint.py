@@ -17,6 +17,7 @@ from gnet_jax.config import ConfigError, OptimConfig, UserError
 from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.training.checkpoints import save as checkpoint
 from gnet_jax.training.checkpoints.save import Checkpoints
+from gnet_jax.training.checkpoints.storage import PARTIAL
 from gnet_jax.training.checkpoints.verify import CorruptError, SavedSteps, digest, read_verified
 from gnet_jax.training.hosts import start
 from gnet_jax.training.hosts.start import OneHostError, TrainingError
@@ -425,7 +426,7 @@ def test_a_failed_save_deletes_files_until_half_a_second_has_none(tmp_path, monk
     slept = []
     monkeypatch.setattr(time, "sleep", slept.append)
     with Checkpoints(tmp_path, keep_latest=1, tell=lambda _: None) as checkpoints:
-        monkeypatch.setattr(checkpoints, "_delete_partial", lambda: next(found))
+        monkeypatch.setattr(checkpoints.storage, "delete_partial", lambda: next(found))
         checkpoints._fail(2, OSError("lost"), on_all_hosts=True)
         assert len(list(found)) == 23 - 13  # ten in a row after the last file
     assert sum(slept) >= 0.5
@@ -522,14 +523,14 @@ def test_a_full_disk_leaves_older_steps_and_saving_goes_on_once_it_has_room(new_
 def test_a_disk_that_reports_no_size_is_not_full(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(total=0, free=0))
     with Checkpoints(tmp_path, keep_latest=1) as checkpoints:
-        checkpoints._check_space(small(1))
+        checkpoints.storage.prepare(1, 12 * 4 + 5 * 4 + 4)
         needed = 12 * 4 + 5 * 4 + 4
         disk = types.SimpleNamespace(total=1, free=needed)
         monkeypatch.setattr(shutil, "disk_usage", lambda _: disk)
-        checkpoints._check_space(small(1))
+        checkpoints.storage.prepare(1, 12 * 4 + 5 * 4 + 4)
         disk.free -= 1
         with pytest.raises(UserError, match="full"):
-            checkpoints._check_space(small(1))
+            checkpoints.storage.prepare(1, 12 * 4 + 5 * 4 + 4)
 
 
 def damaging(monkeypatch, damage):
@@ -605,6 +606,6 @@ def test_older_steps_are_deleted_only_once_the_new_one_is_verified(tmp_path, mon
 
 def test_what_a_kill_left_of_a_deleted_step_is_removed(tmp_path):
     save_small(tmp_path, 1, 2)
-    (tmp_path / "1").rename(tmp_path / f"1{checkpoint.PARTIAL}")
+    (tmp_path / "1").rename(tmp_path / f"1{PARTIAL}")
     assert restored(tmp_path, []) == (2, 2)
     assert os.listdir(tmp_path) == ["2"]

@@ -276,13 +276,13 @@ def test_a_corrupt_record_is_renamed(tmp_path):
 
 
 def test_a_run_whose_checkpoints_are_gone_names_the_newest_step(tmp_path):
-    check_not_lost(tmp_path)
+    check_not_lost(tmp_path, tmp_path / "checkpoints")
     starts = [{"step": 0, "newest_checkpoint": 40}, {"step": 30, "newest_checkpoint": 35}, {}]
     write_json(tmp_path / "run.json", {"starts": starts})
     with pytest.raises(ConfigError, match="step 40"):
-        check_not_lost(tmp_path)
+        check_not_lost(tmp_path, tmp_path / "checkpoints")
     write_json(tmp_path / "run.json", {"starts": [{"step": 0, "newest_checkpoint": 0}]})
-    check_not_lost(tmp_path)
+    check_not_lost(tmp_path, tmp_path / "checkpoints")
 
 
 def test_a_restart_by_the_supervisor_is_recorded_with_its_reason(tmp_path, monkeypatch):

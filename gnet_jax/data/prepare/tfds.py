@@ -94,7 +94,7 @@ def prepare(
             _prepare_archive(builder, manual_dir or cache_folder() / "downloads", threads)
         else:
             _prepare_by_tfds(name, builder, manual_dir)
-    return Prepared(Path(folder_of(builder)), count_images(name, data_dir), {})
+    return Prepared(folder_of(builder), count_images(name, data_dir), {})
 
 
 def count_images(name: str, data_dir: Path | None) -> dict[str, int]:
@@ -112,8 +112,7 @@ def _prepare_by_tfds(name: str, builder: Any, manual_dir: Path | None) -> None:
 
     config = tfds.download.DownloadConfig(manual_dir=manual_dir and plain_path(manual_dir))
     try:
-        if isinstance(folder := folder_of(builder), Path):
-            folder.parent.mkdir(parents=True, exist_ok=True)
+        folder_of(builder).parent.mkdir(parents=True, exist_ok=True)
         builder.download_and_prepare(download_config=config)
     except ImportError as error:
         what = f"tensorflow-datasets, to prepare {name},"
@@ -246,7 +245,7 @@ def _prepare_archive(builder: Any, downloads: Path, threads: int) -> None:
     url, facts = next((u, i) for u, i in builder.url_infos.items() if u.endswith(f"/{name}"))
     known = f"sha256:{facts.checksum}"
     path = fetch([url], downloads.absolute() / name, known.replace(":", " "))
-    folder = Path(folder_of(builder)).parent
+    folder = folder_of(builder).parent
     with contextlib.ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)

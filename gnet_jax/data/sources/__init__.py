@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 
 from gnet_jax.config import UserError
+from gnet_jax.config.bucket import check_local
 from gnet_jax.config.paths import typed_path
 
 LeftOut = dict[str, list[str]]  # paths of the skipped files and folders, by reason
@@ -159,6 +160,8 @@ def open_source(spec: str, split: Split) -> Source:
         whole, part, count, percent = subset.groups()
         return _open_subset(whole, part, int(count), bool(percent), split)
     kind, _, where = spec.partition(":")
+    for each in (spec, where):
+        check_local("the data source", each)
     if kind == "digits" and not where:
         return DigitsSource(split)
     if kind == "tfds" and where:

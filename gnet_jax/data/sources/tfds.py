@@ -14,6 +14,7 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
+from gnet_jax.config.bucket import check_local
 from gnet_jax.config.paths import cache_folder, plain_path
 from gnet_jax.data.decode import ImageError
 from gnet_jax.data.progress import progress_line
@@ -100,8 +101,9 @@ def open_builder(name: str, data_dir: Path | None = None, **options: Any) -> Any
     """
     import tensorflow_datasets as tfds
 
+    folder = _plain(data_folder(data_dir))
     try:
-        return tfds.builder(name, data_dir=_plain(data_folder(data_dir)), **options)
+        return tfds.builder(name, data_dir=folder, **options)
     except (tfds.core.DatasetNotFoundError, AssertionError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise DataError(
@@ -111,16 +113,16 @@ def open_builder(name: str, data_dir: Path | None = None, **options: Any) -> Any
 
 
 def data_folder(data_dir: Path | None = None) -> str:
-    """Returns the folder or URL that contains all data sets: `data_dir`, or the default folder."""
+    """Returns the folder that contains all data sets: `data_dir`, or the default folder."""
     # tfds reads TFDS_DATA_DIR only when it is imported.
     given = os.environ.get("TFDS_DATA_DIR") if data_dir is None else os.fspath(data_dir)
+    check_local("TFDS_DATA_DIR" if data_dir is None else "data_dir", given)
     return os.path.expanduser(given or "~/tensorflow_datasets")
 
 
-def folder_of(builder: Any) -> Path | str:
-    """Returns the folder of a set: a path without symbolic links, or the URL of a bucket."""
-    folder = os.fspath(builder.data_dir)
-    return folder if "://" in folder else Path(folder).resolve()
+def folder_of(builder: Any) -> Path:
+    """Returns the folder of a set, without symbolic links."""
+    return Path(builder.data_dir).resolve()
 
 
 def is_prepared(builder: Any) -> bool:
@@ -155,11 +157,6 @@ def _open_records(
         raise DataError(
             f"{name} is stored as {file_format}, but must be array_record or tfrecord; run "
             f"`gnet prepare tfds:{name} --data-dir DIR` with a new folder DIR"
-        )
-    if "://" in folder:
-        raise DataError(
-            f"TFRecord files must be local, but {name} is in {folder}; mount the bucket (gcsfuse) "
-            "or copy the set, and set TFDS_DATA_DIR to the local folder"
         )
     return TfRecords([*map(Path, paths)], info.shard_lengths, f"{info.name}.gnet-index.npz")
 
@@ -237,7 +234,7 @@ def count_array_records(path: str) -> int:
 
 
 def _plain(path: str) -> str:
-    return path if "://" in path else os.fspath(plain_path(Path(path)))
+    return os.fspath(plain_path(Path(path)))
 
 
 def _allow_open_files(count: int) -> None:

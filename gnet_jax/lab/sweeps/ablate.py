@@ -103,7 +103,8 @@ class Bench:
         own = dataclasses.replace(self._run.config, seed=cell.seed, workdir=str(cell.workdir))
         program = dataclasses.replace(self._run.program, config=own)
         run = dataclasses.replace(self._run, program=program)
-        workdir = open_workdir(own, run.fingerprints())
+        open_workdir(own, run.fingerprints())
+        workdir = cell.workdir
         with (workdir / LOG_FILE).open("a") as log, contextlib.redirect_stdout(log):
             total = program.total_steps
             ended = train(

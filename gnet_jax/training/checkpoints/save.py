@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import json
-import shutil
+import logging
 import sys
 import threading
 import time
@@ -19,12 +19,11 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import future
 
 from gnet_jax.config import ConfigError, UserError
-from gnet_jax.config.paths import plain_path
+from gnet_jax.config.bucket import BucketError, Place, locate
 from gnet_jax.training.checkpoints.verify import (
     CorruptError,
     SavedSteps,
     add_notes,
-    first_line,
     named_leaves,
     read_digests,
     read_verified,
@@ -33,8 +32,8 @@ from gnet_jax.training.checkpoints.verify import (
 from gnet_jax.training.hosts.start import OneHostError, TrainingError, gather, run_on_all_hosts
 from gnet_jax.training.observe.console import Stopwatch
 
-QUARANTINED = ".damaged"  # appended to the name of a corrupt checkpoint
-PARTIAL = ".orbax-checkpoint-tmp"  # part of the name of a folder being written or deleted
+# Orbax logs the tracebacks of errors that `Checkpoints` reports in one sentence.
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
 
 class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
@@ -49,18 +48,21 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
 
     def __init__(
         self,
-        folder: Path,
+        folder: Place,
         keep_latest: int,
         tell: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
         watch: Stopwatch | None = None,
         model: Mapping[str, Any] | None = None,
         verify: bool = True,
         keep_every: int | None = None,
+        before_commit: Callable[[], object] = lambda: None,
     ) -> None:
         """Open or create `folder`.
         `tell` is called with each line to print. `watch` measures how long saving delays the run.
         `model` is the model's description, saved in every checkpoint. With `verify`, each step is
         read back after it is written. Steps divisible by `keep_every` are never deleted.
+        `before_commit` is called before a step counts as saved, so that the logs up to this step
+        are saved, too.
         """
         super().__init__(folder)
         self.tell = tell
@@ -72,11 +74,11 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
         self._background = ThreadPoolExecutor(1, "checkpoints")
         self.folder.mkdir(parents=True, exist_ok=True)
         if jax.process_index() == 0:
-            self._delete_partial()
+            self.storage.delete_partial()
         # `read_verified` reads this format; Orbax's default may change.
         arrays = ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=False)
         self._orbax = ocp.AsyncCheckpointer(
-            ocp.CompositeCheckpointHandler(state=arrays, digests=_DigestsHandler()),
+            ocp.CompositeCheckpointHandler(state=arrays, digests=_DigestsHandler(before_commit)),
             async_options=ocp.AsyncOptions(barrier_sync_fn=_barrier),
         )
 
@@ -96,20 +98,21 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
                 try:
                     if jax.process_index() == 0:
                         add_notes(self.path(step), {"top1": top1})
-                except (OSError, CorruptError) as error:
+                except (OSError, CorruptError, BucketError) as error:
                     self.tell(f"warning: cannot add top-1 to checkpoint {step}: {error}")
 
     def _start(self, step: int, state: Any, top1: float | None) -> None:
         if top1 is not None:
             self.top1[step] = top1
         try:
-            run_on_all_hosts(lambda: self._check_space(state))
+            needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+            run_on_all_hosts(lambda: self.storage.prepare(step, needed))
             leaves = named_leaves(state) if jax.process_index() == 0 else {}
             # Copies, because the next step may overwrite the state.
             arrays = {name: np.array(leaf) for name, leaf in leaves.items()}
             digests = _DigestsSave(arrays, {"top1": top1, "model": self._model})
             items = ocp.args.Composite(state=ocp.args.PyTreeSave(state), digests=digests)
-            self._orbax.save(plain_path(self.folder) / str(step), args=items)
+            self._orbax.save(self.storage.path_for_orbax(step), args=items)
             self._pending = step, self._background.submit(self._commit, step)
             self.watch.saved(step)
         except Exception as error:  # Orbax and TensorStore raise errors of many types
@@ -127,26 +130,14 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
                 raise UserError(self._quarantine(step, error)) from error
         # Orbax's preservation policies would delete older steps before this one is verified.
         for old in set(self.steps).difference(self._kept_with(step)):
-            # Rename it first: if the process is killed meanwhile, the next start deletes the rest.
-            deleted = self.folder / f"{old}{PARTIAL}"
-            with contextlib.suppress(FileNotFoundError):
-                self.path(old).rename(deleted)
-            shutil.rmtree(deleted, ignore_errors=True)
+            with contextlib.suppress(BucketError):  # the next start or save deletes the rest
+                self.storage.delete(old)
 
     def _kept_with(self, step: int) -> list[int]:
         """Returns the steps to keep after `step` is saved: the newest, the best, every N-th."""
         steps, every = sorted({*self.steps, step}), self._keep_every
         kept = {*steps[-self._keep_latest :], self.best}
         return [each for each in steps if each in kept or (every and each % every == 0)]
-
-    def _check_space(self, state: Any) -> None:
-        """Raise a UserError if the disk is too full, before a dozen threads of Orbax fail."""
-        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-        disk = shutil.disk_usage(self.folder)
-        if disk.total > 0 and disk.free < needed:  # some network drives report no size at all
-            raise UserError(
-                f"the disk is full: {needed / 1e6:,.1f} MB are needed, {disk.free / 1e6:,.1f} free"
-            )
 
     def check(self) -> None:
         """If the background save has ended, handle its result. (`wait` first waits for the end.)"""
@@ -176,7 +167,7 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
         self.top1 = {each: top1 for each, top1 in self.top1.items() if each in self.steps}
 
     def _fail(self, step: int, error: Exception, *, on_all_hosts: bool) -> None:
-        reason = error if isinstance(error, UserError) else first_line(error)
+        reason = error if isinstance(error, UserError) else self.storage.explain(error)
         self.problem = f"step {step} could not be saved ({reason})"
         if jax.process_count() > 1:
             kind = TrainingError if on_all_hosts else OneHostError
@@ -186,21 +177,17 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
         # The failed save's files may fill the disk. Orbax does not wait for its remaining writes,
         # so delete until no new file has appeared for half a second.
         quiet = 0
-        for _ in range(100):
-            quiet = 0 if self._delete_partial() else quiet + 1
-            if quiet == 10:
-                break
-            time.sleep(0.05)
-        self._list()
+        try:
+            for _ in range(100):
+                quiet = 0 if self.storage.delete_partial() else quiet + 1
+                if quiet == 10:
+                    break
+                time.sleep(0.05)
+            self._list()
+        except BucketError:  # what is known of the steps stays valid
+            self.top1.pop(step, None)
         latest = f"step {self.latest} is the latest" if self.steps else "no step is saved yet"
         self.tell(f"warning: {self.problem}; {latest}, and the next save tries again")
-
-    def _delete_partial(self) -> bool:
-        """Delete the folders that interrupted saves or deletions left; returns True if any."""
-        found = list(self.folder.glob(f"*{PARTIAL}*"))
-        for folder in found:
-            shutil.rmtree(folder, ignore_errors=True)
-        return bool(found)
 
     def restore_latest(self, abstract_state: Any) -> tuple[int, Any] | None:
         """Returns the newest intact step and its state; None if nothing was ever saved.
@@ -212,7 +199,7 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
         """
         first = jax.process_index() == 0
         chosen, arrays = run_on_all_hosts(lambda: self._verify_latest() if first else (None, {}))
-        self._list()
+        run_on_all_hosts(self._list)
         answers = gather(json.dumps([chosen, self.steps, list(self.top1.items())]))
         step, self.steps, top1 = json.loads(answers[0])
         self.top1 = dict(top1)
@@ -227,7 +214,7 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
                 return step, read_verified(self.path(step))
             except CorruptError as error:
                 self.tell(self._quarantine(step, error))
-        if any(self.folder.glob(f"*{QUARANTINED}*")):
+        if self.storage.has_quarantined():
             raise ConfigError(
                 f"every checkpoint in {self.folder} is corrupt; restore one from a backup, or start"
                 " from scratch in another --workdir"
@@ -235,17 +222,9 @@ class Checkpoints(SavedSteps, contextlib.AbstractContextManager["Checkpoints"]):
         return None, {}
 
     def _quarantine(self, step: int, error: CorruptError) -> str:
-        """Rename a corrupt step, and return a message about it."""
-        names = (f"{step}{QUARANTINED}{'' if n == 1 else f'-{n}'}" for n in range(1, 1000))
-        renamed = next(self.folder / name for name in names if not (self.folder / name).exists())
-        try:
-            self.path(step).rename(renamed)
-        except OSError as failure:
-            raise ConfigError(
-                f"checkpoint {step} is corrupt and cannot be renamed to {renamed}: "
-                f"{failure.strerror}; move it away, or make the folder writable"
-            ) from failure
-        return f"checkpoint {step} is corrupt: {error.reason}; it is renamed to {renamed}"
+        """Rename or mark a corrupt step, and return a message about it."""
+        done = self.storage.quarantine(step)
+        return f"checkpoint {step} is corrupt: {error.reason}; {done}"
 
 
 def _barrier(*, key: str, timeout_ms: int) -> None:
@@ -262,6 +241,9 @@ def _barrier(*, key: str, timeout_ms: int) -> None:
 class _DigestsHandler(ocp.AsyncCheckpointHandler):
     """Hashes the arrays and writes the digests in the background, before Orbax commits."""
 
+    def __init__(self, before_commit: Callable[[], object]) -> None:
+        self._before_commit = before_commit
+
     async def async_save(self, directory: Path, args: "_DigestsSave") -> list[future.Future]:
         async def work() -> None:
             self.save(directory, args)
@@ -270,10 +252,11 @@ class _DigestsHandler(ocp.AsyncCheckpointHandler):
 
     def save(self, directory: Path, args: "_DigestsSave") -> None:
         if jax.process_index() == 0:
-            write_digests(directory, args.arrays, args.notes)
+            write_digests(locate(str(directory)), args.arrays, args.notes)
+        self._before_commit()
 
     def restore(self, directory: Path, args: Any = None) -> Any:
-        return read_digests(directory.parent)
+        return read_digests(locate(str(directory.parent)))
 
 
 @ocp.args.register_with_handler(_DigestsHandler, for_save=True, for_restore=True)

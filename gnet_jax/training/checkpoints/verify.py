@@ -8,18 +8,17 @@ has a sha256 over all of this.
 
 import hashlib
 import json
-import os
-import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
 from gnet_jax.config import ConfigError
-from gnet_jax.config.paths import plain_path
-from gnet_jax.training.workdir import CONFIG_FILE, replacing
+from gnet_jax.config.bucket import Place
+from gnet_jax.errors import first_line
+from gnet_jax.training.checkpoints.storage import check_readable, kvstore, open_storage
+from gnet_jax.training.workdir import CONFIG_FILE, write_whole
 
 if TYPE_CHECKING:
     from gnet_jax.model_folder.folder import TrainedModel
@@ -31,7 +30,7 @@ DIGESTS_FILE = "digests.json"
 class CorruptError(ConfigError):
     """A checkpoint differs from what was written; `reason` says how."""
 
-    def __init__(self, checkpoint: Path, reason: str) -> None:
+    def __init__(self, checkpoint: Place, reason: str) -> None:
         super().__init__(
             f"checkpoint {checkpoint.name} in {checkpoint.parent} is corrupt: {reason}; move "
             f"{checkpoint} away to use another one"
@@ -40,7 +39,7 @@ class CorruptError(ConfigError):
 
 
 def read_verified(
-    checkpoint: Path, wanted: Callable[[str], bool] = lambda name: True
+    checkpoint: Place, wanted: Callable[[str], bool] = lambda name: True
 ) -> dict[str, np.ndarray]:
     """Verify and return those arrays of a checkpoint for which `wanted(name)` is true.
     Raises CorruptError if the arrays cannot be read, or if one is missing or differs from what was
@@ -57,7 +56,7 @@ def read_verified(
         if difference is not None:
             raise CorruptError(checkpoint, difference)
     except CorruptError:
-        _check_readable(checkpoint)
+        check_readable(checkpoint)
         raise
     return arrays
 
@@ -77,29 +76,20 @@ def find_difference(arrays: Mapping[str, np.ndarray], written: Mapping[str, Any]
     return None
 
 
-def _check_readable(checkpoint: Path) -> None:
-    try:
-        for path in [checkpoint, *checkpoint.rglob("*")]:
-            os.listdir(path) if path.is_dir() else open(path, "rb").close()
-    except OSError as error:
-        raise ConfigError(
-            f"{error.filename} cannot be opened ({error.strerror}), so the checkpoint cannot be "
-            "verified; make it readable, then run the same command again"
-        ) from error
-
-
-def write_digests(folder: Path, arrays: Mapping[str, np.ndarray], notes: Mapping[str, Any]) -> None:
+def write_digests(
+    folder: Place, arrays: Mapping[str, np.ndarray], notes: Mapping[str, Any]
+) -> None:
     """Write `notes` and the digests of `arrays` to the file digests.json in `folder`."""
     entries = {name: _digest_array(array) for name, array in sorted(arrays.items())}
     _write(folder, {**notes, "arrays": entries})
 
 
-def add_notes(checkpoint: Path, notes: Mapping[str, Any]) -> None:
+def add_notes(checkpoint: Place, notes: Mapping[str, Any]) -> None:
     """Add `notes` to digests.json, replacing equal keys; on an error, the file is unchanged."""
     _write(checkpoint / "digests", read_digests(checkpoint) | dict(notes))
 
 
-def read_digests(checkpoint: Path) -> dict[str, Any]:
+def read_digests(checkpoint: Place) -> dict[str, Any]:
     """Returns what `write_digests` wrote: the notes, and the digests under the key "arrays".
     Raises CorruptError if the file is missing or differs from what was written.
     """
@@ -135,11 +125,6 @@ def digest(tree: Any) -> str:
     return result.hexdigest()
 
 
-def first_line(error: Exception) -> str:
-    """Returns the first line of an error's message, or the name of its class if it has none."""
-    return (str(error) or type(error).__name__).splitlines()[0][:200]
-
-
 def _digest_array(array: np.ndarray) -> list[Any]:
     """Returns the dtype and the shape of an array, and the sha256 of its bytes in C order."""
     sha256 = hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
@@ -150,19 +135,18 @@ def _seal(body: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
-def _write(folder: Path, body: Mapping[str, Any]) -> None:
-    with replacing(folder / DIGESTS_FILE) as partial:
-        partial.write_text(json.dumps({"sha256": _seal(body), **body}))
+def _write(folder: Place, body: Mapping[str, Any]) -> None:
+    write_whole(folder / DIGESTS_FILE, json.dumps({"sha256": _seal(body), **body}))
 
 
-def _read_arrays(folder: Path, names: list[str]) -> dict[str, np.ndarray]:
+def _read_arrays(folder: Place, names: list[str]) -> dict[str, np.ndarray]:
     """Read arrays that Orbax wrote. Orbax itself would put them on devices before verification."""
     import tensorstore  # here, so that `gnet train --help`, which imports this module, is fast
 
     def start_opening(name: str) -> Any:
-        base = {"driver": "file", "path": f"{plain_path(folder)}/"}
-        kvstore = {"driver": "ocdbt", "base": base, "path": name.replace("/", ".") + "/"}
-        return tensorstore.open({"driver": "zarr", "kvstore": kvstore}, open=True, read=True)
+        path = name.replace("/", ".") + "/"
+        database = {"driver": "ocdbt", "base": kvstore(folder), "path": path}
+        return tensorstore.open({"driver": "zarr", "kvstore": database}, open=True, read=True)
 
     opening = {name: start_opening(name) for name in names}
     reading = {name: each.result().read() for name, each in opening.items()}
@@ -170,34 +154,27 @@ def _read_arrays(folder: Path, names: list[str]) -> dict[str, np.ndarray]:
 
 
 class SavedSteps:
-    """The committed checkpoints in a folder, read-only."""
+    """The committed checkpoints in a folder or a bucket, read-only."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Place) -> None:
         self.folder = folder.resolve()  # TensorStore refuses a path with ".." in it
+        self.storage = open_storage(self.folder)
         self._list()
 
     def _list(self) -> None:
-        try:  # not with glob, which returns nothing for a folder that cannot be listed
-            names = [path.name for path in self.folder.iterdir() if path.is_dir()]
-        except FileNotFoundError:
-            names = []
-        except OSError as error:
-            raise ConfigError(
-                f"the checkpoints in {self.folder} cannot be listed: {error.strerror}; make the "
-                "folder readable"
-            ) from error
-        self.steps = sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
-        self.top1: dict[int, float] = {}  # validation accuracy of each step that was evaluated
-        self.corrupt: dict[int, CorruptError] = {}  # steps without valid digests
-        for step in self.steps:
+        steps, top1s, corrupt = self.storage.list_steps(), {}, {}
+        for step in steps:
             try:
                 top1 = read_digests(self.path(step)).get("top1")
                 if top1 is not None:
-                    self.top1[step] = top1
+                    top1s[step] = top1
             except CorruptError as error:
-                self.corrupt[step] = error
+                corrupt[step] = error
+        self.steps = steps
+        self.top1: dict[int, float] = top1s  # validation accuracy of each step that was evaluated
+        self.corrupt: dict[int, CorruptError] = corrupt  # steps without valid digests
 
-    def path(self, step: int) -> Path:
+    def path(self, step: int) -> Place:
         return self.folder / str(step)
 
     @property
@@ -235,12 +212,12 @@ class SavedSteps:
         return jax.tree.unflatten(jax.tree.structure(abstract_state), placed)
 
 
-def is_workdir(path: Path) -> bool:
+def is_workdir(path: Place) -> bool:
     """Returns whether `path` is a run's workdir that contains a folder of checkpoints."""
     return (path / CONFIG_FILE).is_file() and (path / CHECKPOINTS).is_dir()
 
 
-def read_workdir(workdir: Path, step: int | None = None) -> "TrainedModel":
+def read_workdir(workdir: Place, step: int | None = None) -> "TrainedModel":
     """Returns the model in the checkpoint `step`, by default the best, or the newest if none was
     evaluated. The run may be training: if it deletes the checkpoint meanwhile, reads the next best.
 
@@ -268,7 +245,7 @@ def read_workdir(workdir: Path, step: int | None = None) -> "TrainedModel":
     return read_workdir(workdir, step)  # the run has deleted or saved a step meanwhile
 
 
-def _read_step(workdir: Path, saved: SavedSteps, step: int) -> "TrainedModel":
+def _read_step(workdir: Place, saved: SavedSteps, step: int) -> "TrainedModel":
     from gnet_jax.model_folder.folder import WeightsError, folder_of
 
     path = saved.path(step)

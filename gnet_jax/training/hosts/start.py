@@ -20,7 +20,6 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import jax
@@ -28,9 +27,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from gnet_jax.config import Config, ConfigError, UserError, flatten
+from gnet_jax.config.bucket import Place, locate
 from gnet_jax.config.command import Join, Launch
-from gnet_jax.errors import choose
-from gnet_jax.training.checkpoints.verify import digest, first_line
+from gnet_jax.errors import choose, first_line
+from gnet_jax.training.checkpoints.storage import open_storage
+from gnet_jax.training.checkpoints.verify import digest
 from gnet_jax.training.hosts.log import LOG, end_log
 from gnet_jax.training.hosts.roll_call import RollCall
 from gnet_jax.training.workdir import (
@@ -278,12 +279,12 @@ def compare(own: Mapping[str, Any]) -> None:
             )
 
 
-def open_shared_workdir(config: Config, fingerprints: Mapping[str, Any]) -> Path:
+def open_shared_workdir(config: Config, fingerprints: Mapping[str, Any]) -> Place:
     """Open the workdir on every host, or raise a ConfigError if they see different folders."""
     if jax.process_count() == 1:
         return open_workdir(config, fingerprints)
     first, token = jax.process_index() == 0, ""
-    own = Path(config.workdir).expanduser()
+    own = locate(config.workdir)
     if run_on_all_hosts(lambda: open_workdir(config, fingerprints) if first else None):
         token = f".shared-{secrets.token_hex(8)}"
         (own / token).touch()
@@ -296,9 +297,9 @@ def open_shared_workdir(config: Config, fingerprints: Mapping[str, Any]) -> Path
             (own / token).unlink(missing_ok=True)
 
 
-def _wait_for_token(workdir: Path, token: str) -> None:
+def _wait_for_token(workdir: Place, token: str) -> None:
     deadline = time.monotonic() + TOKEN_SECONDS
-    while not workdir.is_dir() or token not in os.listdir(workdir):
+    while not workdir.is_dir() or token not in [path.name for path in workdir.iterdir()]:
         if time.monotonic() > deadline:
             raise ConfigError(
                 f"the workdir {workdir.absolute()} is not the folder that host 0 sees; give a "
@@ -354,7 +355,7 @@ class Supervisor:
     """Runs a command, and restarts it when it crashes. The supervisor itself uses no device."""
 
     def __init__(
-        self, command: Sequence[str], checkpoints: Path, launch: Launch, prog: str
+        self, command: Sequence[str], checkpoints: Place, launch: Launch, prog: str
     ) -> None:
         self._command, self._checkpoints, self._launch = list(command), checkpoints, launch
         self._prog = prog  # the prefix of messages
@@ -431,10 +432,12 @@ def end_with_supervisor() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def newest_step(checkpoints: Path) -> int:
-    """Returns the newest step saved in the folder, or 0."""
-    names = [path.name for path in checkpoints.glob("*")]
-    return max((int(name) for name in names if name.isdecimal()), default=0)
+def newest_step(checkpoints: Place) -> int:
+    """Returns the newest step saved in the folder, or 0, also if it cannot be listed now."""
+    try:
+        return max(open_storage(checkpoints).list_steps(), default=0)
+    except UserError:
+        return 0
 
 
 def describe_exit(code: int) -> str:

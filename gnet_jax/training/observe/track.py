@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from gnet_jax.config import UserError, choose
+from gnet_jax.config.bucket import Place
 from gnet_jax.config.recipes import needs
 from gnet_jax.training.workdir import write_json
 
@@ -26,7 +27,7 @@ class Tracker(Protocol):
 
     place: str  # where to see the run
 
-    def __init__(self, run_id: str, workdir: Path, config: dict[str, Any]) -> None:
+    def __init__(self, run_id: str, workdir: Place, config: dict[str, Any]) -> None:
         """Create the run with this id, or continue it."""
 
     @staticmethod
@@ -43,7 +44,7 @@ class Tracker(Protocol):
 class WandB:
     """A run of Weights & Biases. Environment variables such as WANDB_MODE=offline apply."""
 
-    def __init__(self, run_id: str, workdir: Path, config: dict[str, Any]) -> None:
+    def __init__(self, run_id: str, workdir: Place, config: dict[str, Any]) -> None:
         self._wandb: Any = import_module("wandb")
         # The console stays ours. Flush offline files every second: a killed process loses less.
         wanted = {"silent": True, "console": "off", "finish_timeout": 20}
@@ -54,7 +55,7 @@ class WandB:
             name=os.environ.get("WANDB_NAME", workdir.name),
             id=run_id,
             resume="allow",
-            dir=workdir,
+            dir=workdir if isinstance(workdir, Path) else None,  # W&B's default: ./wandb
             config=config,
             settings=self._wandb.Settings(**{k: v for k, v in wanted.items() if k in known}),
         )
@@ -85,7 +86,7 @@ class WandB:
 class Trackio:
     """A run of Trackio, in a local database or wherever its environment variables say."""
 
-    def __init__(self, run_id: str, workdir: Path, config: dict[str, Any]) -> None:
+    def __init__(self, run_id: str, workdir: Place, config: dict[str, Any]) -> None:
         self._trackio: Any = import_module("trackio")
         name = f"{workdir.name}-{run_id}"
         self._trackio.init(PROJECT, name=name, resume="allow", config=config)
@@ -126,7 +127,7 @@ class Track(contextlib.AbstractContextManager["Track"]):
     """
 
     def __init__(
-        self, name: str | None, workdir: Path, config: dict[str, Any], tell: Callable[[str], None]
+        self, name: str | None, workdir: Place, config: dict[str, Any], tell: Callable[[str], None]
     ) -> None:
         self._name, self._file, self.tell = name, workdir / FILE, tell
         self._tracker: Tracker | None = None
