@@ -1,0 +1,184 @@
+"""Objectives of feature visualisation: functions of activations, and their names as text.
+
+An objective maps the activations of N images, a dict from each layer's name to (N, H, W, C) or
+(N, C), to a number that the images are optimised to increase. Those made here are pytrees: their
+channels and weights are leaves, so one compiled program serves all channels of a layer.
+"""
+
+import functools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from gnet_jax.config import UserError, suggestion
+from gnet_jax.model.names import find_layer
+
+Activations = Mapping[str, Any]
+Objective = Callable[[Activations], jax.Array]
+LOGITS = "loss3/classifier"
+# A sign starts a term only if a colon follows it, because names of classes contain hyphens.
+_SIGN = re.compile(r"(^-|[+-](?=[^+-]*:))")
+
+
+def channel(layer: str, index: int) -> Objective:
+    """Returns the objective "mean activation of a channel"; for `LOGITS`, the logit of a class."""
+    return Partial(_mean(layer), jnp.asarray(index))
+
+
+def neuron(layer: str, index: int, y: int, x: int) -> Objective:
+    """Returns the objective "activation of a channel at row `y` and column `x` of its map"."""
+    return Partial(_neuron(layer), jnp.asarray(index), jnp.asarray([y, x]))
+
+
+def direction(layer: str, vector_C: Any) -> Objective:
+    """Returns the objective "mean product of a layer's activation and a vector"."""
+    return Partial(_direction(layer), jnp.asarray(vector_C, jnp.float32))
+
+
+def deep_dream(layer: str) -> Objective:
+    """Returns the objective "mean square of all activations of a layer"."""
+    return Partial(_mean_square(layer))
+
+
+def diversity(layer: str) -> Objective:
+    """Returns minus the mean cosine similarity between the Gram matrices of different images."""
+    return Partial(_diversity(layer))
+
+
+def weighted_sum(weights: Sequence[float], objectives: Sequence[Objective]) -> Objective:
+    """Returns the sum of objectives with weights; a negative weight decreases its objective."""
+    return Partial(_sum, [jnp.float32(weight) for weight in weights], list(map(as_pytree, objectives)))
+
+
+def as_pytree(objective: Objective) -> Objective:
+    """Returns an objective that can be an argument of a jitted function; a function is static."""
+    return objective if isinstance(objective, Partial) else Partial(objective)
+
+
+def _sum(weights: Sequence[jax.Array], parts: Sequence[Objective], found: Activations) -> Any:
+    return sum(weight * part(found) for weight, part in zip(weights, parts, strict=True))
+
+
+# These return the same function for the same layer, so that jitted functions are not retraced.
+@functools.cache
+def _mean(layer: str) -> Callable[..., jax.Array]:
+    return lambda index, found: _pick(_values(layer, found), index).mean()
+
+
+@functools.cache
+def _neuron(layer: str) -> Callable[..., jax.Array]:
+    def score(index: jax.Array, place: jax.Array, found: Activations) -> jax.Array:
+        value_NHW = _pick(_values(layer, found), index)
+        return value_NHW.at[:, place[0], place[1]].get(mode="fill", fill_value=jnp.nan).mean()
+
+    return score
+
+
+@functools.cache
+def _direction(layer: str) -> Callable[..., jax.Array]:
+    return lambda vector_C, found: (_values(layer, found) @ vector_C).mean()
+
+
+@functools.cache
+def _mean_square(layer: str) -> Callable[..., jax.Array]:
+    return lambda found: jnp.square(_values(layer, found)).mean()
+
+
+@functools.cache
+def _diversity(layer: str) -> Callable[..., jax.Array]:
+    def score(found: Activations) -> jax.Array:
+        value = _values(layer, found)
+        count = len(value)
+        flat_NPC = value.reshape(count, -1, value.shape[-1])
+        gram_NX = jnp.einsum("npc,npd->ncd", flat_NPC, flat_NPC).reshape(count, -1)
+        gram_NX /= jnp.linalg.norm(gram_NX, axis=-1, keepdims=True) + 1e-12
+        total = jnp.square(gram_NX.sum(axis=0)).sum() - count  # without each image with itself
+        return -total / max(1, count * (count - 1))
+
+    return score
+
+
+def _values(layer: str, found: Activations) -> jax.Array:
+    key, _ = find_layer(layer, found)
+    return found[key].astype(jnp.float32)
+
+
+def _pick(value: jax.Array, index: jax.Array) -> jax.Array:
+    """Returns a channel, or NaN if it does not exist, which `visualize` refuses."""
+    return jnp.take(value, index, axis=-1, mode="fill", fill_value=jnp.nan)
+
+
+def parse(
+    text: str, shapes: Mapping[str, Any], class_names: Sequence[str]
+) -> list[tuple[str, Objective]]:
+    """Returns the objectives that a text names, each with its own name.
+
+    `LAYER:CHANNEL`, `LAYER:CHANNEL@Y,X` (one neuron), `class:NAME` or `class:NUMBER` (a logit) and
+    `dream:LAYER` are one objective each, and can be joined by + and -; LAYER is all of its
+    channels. `shapes` are those of the activations. Raises UserError for unknown names.
+    """
+    text = text.strip()
+    if ":" not in text:
+        layer, _ = find_layer(text, shapes)
+        return [(f"{text}:{n}", channel(layer, n)) for n in range(shapes[layer].shape[-1])]
+    first, *rest = _SIGN.split(text)
+    pieces = ["+", first, *rest] if first else rest
+    signs, terms = pieces[::2], pieces[1::2]
+    parts = [_parse_term(term.strip(), shapes, class_names) for term in terms]
+    if signs == ["+"]:
+        return [(text, parts[0])]
+    return [(text, weighted_sum([1.0 if sign == "+" else -1.0 for sign in signs], parts))]
+
+
+def _parse_term(text: str, shapes: Mapping[str, Any], class_names: Sequence[str]) -> Objective:
+    kind, _, name = text.partition(":")
+    if kind == "class":
+        return channel(LOGITS, find_class(name, class_names))
+    if kind == "dream":
+        return deep_dream(find_layer(name, shapes)[0])
+    unit, at, place = text.partition("@")
+    layer, index = find_layer(unit, shapes)
+    if index is None:
+        raise UserError(f"{text!r} is a whole layer; in a sum, give a channel, as in {text}:0")
+    if not at:
+        return channel(layer, index)
+    height, width = shapes[layer].shape[1:3] if len(shapes[layer].shape) == 4 else (0, 0)
+    found = re.fullmatch(r"(\d+),(\d+)", place)
+    y, x = map(int, found.groups()) if found else (height, width)
+    if y >= height or x >= width:
+        raise UserError(
+            f"unknown position {text!r}; give @ROW,COLUMN, below {height},{width} for this layer "
+            "and image size"
+        )
+    return neuron(layer, index, y, x)
+
+
+def find_class(name: str, class_names: Sequence[str]) -> int:
+    """Returns the number of a class, given its number, its name, or one of its synonyms.
+
+    Upper case is ignored, and spaces can be underscores. Raises UserError if no class or more than
+    one class has the name.
+    """
+
+    def plain(text: str) -> str:
+        return text.strip().lower().replace(" ", "_")
+
+    if name.isdecimal() and int(name) < len(class_names):
+        return int(name)
+    names = [{plain(each), *map(plain, each.split(","))} for each in class_names]
+    numbers = [number for number, each in enumerate(names) if plain(name) in each]
+    if not numbers:
+        raise UserError(f"unknown class {name!r}; {suggestion(plain(name), sorted(set().union(*names)))}")
+    if len(numbers) > 1:
+        raise UserError(f"classes {' and '.join(map(str, numbers))} are named {name}; give a number")
+    return numbers[0]
+
+
+def stack(objectives: Sequence[Objective]) -> Objective:
+    """Returns objectives of the same structure as one pytree; each leaf has a leading axis."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *objectives)
