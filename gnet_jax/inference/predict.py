@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, TypeVar
 
+import flax.errors
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -154,12 +155,25 @@ def _program(
     return say_if_slow(program)
 
 
+def layer_shapes(trained: TrainedModel, size: int | None = None) -> dict[str, Any]:
+    """Returns the shapes of `endpoints` for one image; `size` is its side, by default the model's.
+
+    Raises UserError if the network cannot process images of this size.
+    """
+    side = size or trained.preprocessing.image_size
+    image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    try:
+        return jax.eval_shape(functools.partial(endpoints, trained.model), trained.variables, image)
+    except (ValueError, flax.errors.ScopeParamShapeError) as error:
+        needed = trained.preprocessing.image_size
+        raise UserError(
+            f"the network cannot process images of {side}x{side}; its own size is {needed}"
+        ) from error
+
+
 def find_features(trained: TrainedModel, name: str) -> str:
     """Returns the key of `endpoints` for a layer's name; see `find_layer` for names and errors."""
-    side = trained.preprocessing.image_size
-    image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
-    known = jax.eval_shape(functools.partial(endpoints, trained.model), trained.variables, image)
-    layer, channel = find_layer(name, known)
+    layer, channel = find_layer(name, layer_shapes(trained))
     if channel is not None:
         raise UserError(f"{name} is one channel; use {layer}, and its feature {channel}")
     return layer

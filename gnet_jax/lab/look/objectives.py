@@ -23,6 +23,7 @@ Objective = Callable[[Activations], jax.Array]
 LOGITS = "loss3/classifier"
 # A sign starts a term only if a colon follows it, because names of classes contain hyphens.
 _SIGN = re.compile(r"(^-|[+-](?=[^+-]*:))")
+_FACTOR = re.compile(r"(?:(\d+\.?\d*)\*)?(.*)", re.DOTALL)
 
 
 def channel(layer: str, index: int) -> Objective:
@@ -52,7 +53,9 @@ def diversity(layer: str) -> Objective:
 
 def weighted_sum(weights: Sequence[float], objectives: Sequence[Objective]) -> Objective:
     """Returns the sum of objectives with weights; a negative weight decreases its objective."""
-    return Partial(_sum, [jnp.float32(weight) for weight in weights], list(map(as_pytree, objectives)))
+    return Partial(
+        _sum, [jnp.float32(weight) for weight in weights], list(map(as_pytree, objectives))
+    )
 
 
 def as_pytree(objective: Objective) -> Objective:
@@ -113,14 +116,19 @@ def _pick(value: jax.Array, index: jax.Array) -> jax.Array:
     return jnp.take(value, index, axis=-1, mode="fill", fill_value=jnp.nan)
 
 
+WHOLE_LAYER = {"dream": deep_dream, "diversity": diversity}
+
+
 def parse(
     text: str, shapes: Mapping[str, Any], class_names: Sequence[str]
 ) -> list[tuple[str, Objective]]:
     """Returns the objectives that a text names, each with its own name.
 
-    `LAYER:CHANNEL`, `LAYER:CHANNEL@Y,X` (one neuron), `class:NAME` or `class:NUMBER` (a logit) and
-    `dream:LAYER` are one objective each, and can be joined by + and -; LAYER is all of its
-    channels. `shapes` are those of the activations. Raises UserError for unknown names.
+    LAYER is all of its channels, each an objective of its own. LAYER:CHANNEL, LAYER:CHANNEL@Y,X
+    (one neuron), class:NAME or class:NUMBER (a logit), dream:LAYER (mean square) and
+    diversity:LAYER are one objective each. They can be joined by + and -, and have a factor, as in
+    "mixed4a:7+100*diversity:mixed4a". `shapes` are those of the activations of one image. Raises
+    UserError for unknown names.
     """
     text = text.strip()
     if ":" not in text:
@@ -128,19 +136,20 @@ def parse(
         return [(f"{text}:{n}", channel(layer, n)) for n in range(shapes[layer].shape[-1])]
     first, *rest = _SIGN.split(text)
     pieces = ["+", first, *rest] if first else rest
-    signs, terms = pieces[::2], pieces[1::2]
-    parts = [_parse_term(term.strip(), shapes, class_names) for term in terms]
-    if signs == ["+"]:
-        return [(text, parts[0])]
-    return [(text, weighted_sum([1.0 if sign == "+" else -1.0 for sign in signs], parts))]
+    weights, parts = [], []
+    for sign, term in zip(pieces[::2], pieces[1::2], strict=True):
+        factor, term = _FACTOR.fullmatch(term.strip()).groups()
+        weights.append((-1 if sign == "-" else 1) * float(factor or 1))
+        parts.append(_parse_term(term, shapes, class_names))
+    return [(text, parts[0] if weights == [1] else weighted_sum(weights, parts))]
 
 
 def _parse_term(text: str, shapes: Mapping[str, Any], class_names: Sequence[str]) -> Objective:
     kind, _, name = text.partition(":")
     if kind == "class":
         return channel(LOGITS, find_class(name, class_names))
-    if kind == "dream":
-        return deep_dream(find_layer(name, shapes)[0])
+    if kind in WHOLE_LAYER:
+        return WHOLE_LAYER[kind](find_layer(name, shapes)[0])
     unit, at, place = text.partition("@")
     layer, index = find_layer(unit, shapes)
     if index is None:
@@ -173,9 +182,11 @@ def find_class(name: str, class_names: Sequence[str]) -> int:
     names = [{plain(each), *map(plain, each.split(","))} for each in class_names]
     numbers = [number for number, each in enumerate(names) if plain(name) in each]
     if not numbers:
-        raise UserError(f"unknown class {name!r}; {suggestion(plain(name), sorted(set().union(*names)))}")
+        known = sorted(set().union(*names))
+        raise UserError(f"unknown class {name!r}; {suggestion(plain(name), known)}")
     if len(numbers) > 1:
-        raise UserError(f"classes {' and '.join(map(str, numbers))} are named {name}; give a number")
+        text = " and ".join(map(str, numbers))
+        raise UserError(f"classes {text} are named {name!r}; give a number")
     return numbers[0]
 
 

@@ -7,9 +7,11 @@ because otherwise the optimum is noise.
 Shapes: G objectives (groups of images), N images of each, S side, F frequencies of a row.
 """
 
+import dataclasses
 import functools
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,8 +25,13 @@ from PIL import Image, PngImagePlugin
 from gnet_jax.config import Preprocessing, UserError
 from gnet_jax.data.augment import preprocess
 from gnet_jax.data.progress import progress_line
-from gnet_jax.lab.look.objectives import Objective, as_pytree, stack
+from gnet_jax.inference.lettering import save
+from gnet_jax.inference.predict import layer_shapes
+from gnet_jax.lab.look.contact_sheet import Seen, draw
+from gnet_jax.lab.look.objectives import Objective, as_pytree, parse, stack
 from gnet_jax.model.googlenet import GoogLeNet, endpoints, strip_aux
+from gnet_jax.model_folder import TrainedModel
+from gnet_jax.training.workdir import replacing
 
 # The square root of the covariance of the colours of ImageNet's photos (as in Lucid).
 COLOURS = np.array([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 0.03]], np.float32)
@@ -33,6 +40,7 @@ START = 0.01  # standard deviation of the first parameters
 CONTRAST = 0.25  # factor of the image before the sigmoid; more saturates the colours
 SCALES, DEGREES, JITTER = (0.9, 1.1), 10.0, 1 / 16  # ranges; jitter is in sides of the image
 GREY = 0.5
+RGB = Preprocessing()
 
 
 class Plan(NamedTuple):
@@ -49,7 +57,7 @@ def visualize(
     variables: Mapping[str, Any],
     objective: Objective | Sequence[Objective],
     *,
-    preprocessing: Preprocessing = Preprocessing(),
+    preprocessing: Preprocessing = RGB,
     size: int | None = None,
     steps: int = 512,
     images: int = 1,
@@ -78,8 +86,7 @@ def visualize(
     several = isinstance(objective, Sequence)
     given: Any = objective if several else [objective]
     objectives = stack([as_pytree(each) for each in given])
-    ops = model.ops
-    model = model.clone(ops=_redirecting(ops))
+    model = model.clone(ops=dataclasses.replace(model.ops, relu=relu))
     plan = Plan(model, preprocessing, size or preprocessing.image_size, robust)
     variables = {name: strip_aux(tree) for name, tree in variables.items()}
     key = jax.random.key(seed)
@@ -89,15 +96,22 @@ def visualize(
     state = params, _adam(learning_rate).init(params)
     for number in range(steps):
         state, score_G = _step(plan, variables, objectives, state, key, number, learning_rate)
-        if number == 0 and not np.isfinite(score_G).all():
-            raise UserError(
-                f"objective {int(np.argmin(np.isfinite(score_G)))} is {float(score_G.min())} at the "
-                "first step; does its channel or position exist?"
-            )
+        if number == 0:
+            _check_finite(score_G)
+        jax.block_until_ready(score_G)  # otherwise `advance` counts steps that have not run
         advance()
-    pixels, score_G = _finish(plan, variables, objectives, state[0])
-    pixels, score_G = np.asarray(pixels), np.asarray(score_G)
+    pixels, score_G = jax.device_get(_finish(plan, variables, objectives, state[0]))
+    _check_finite(score_G)
     return (pixels, score_G) if several else (pixels[0], score_G[0])
+
+
+def _check_finite(score_G: Any) -> None:
+    bad = np.flatnonzero(~np.isfinite(score_G))
+    if bad.size:
+        raise UserError(
+            f"objective {bad[0]} is {float(score_G[bad[0]])}; check that its channel or position "
+            "exists"
+        )
 
 
 def _adam(learning_rate: Any) -> optax.GradientTransformation:
@@ -178,12 +192,6 @@ def transform(x_GNSSC: jax.Array, key: jax.Array) -> jax.Array:
     return jnp.moveaxis(moved, (0, 1), (2, 3))
 
 
-def _redirecting(ops: Any) -> Any:
-    import dataclasses
-
-    return dataclasses.replace(ops, relu=relu)
-
-
 @jax.custom_vjp
 def relu(x: jax.Array) -> jax.Array:
     """Returns the ReLU. If it blocks the whole gradient of an image, the gradient is that of `x`.
@@ -200,3 +208,79 @@ def _relu_backward(x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
 
 
 relu.defvjp(lambda x: (jax.nn.relu(x), x), _relu_backward)
+
+
+class Job(NamedTuple):
+    """The settings of a sheet. A picture that was made with the same settings is not made again."""
+
+    size: int
+    steps: int
+    images: int
+    seed: int
+
+
+def draw_pictures(
+    trained: TrainedModel, texts: Sequence[str], out: Path, job: Job, batch: int, columns: int
+) -> int:
+    """Draw an image for each objective in `texts` (see `parse`) to `out`; returns their number.
+
+    Each is also saved on its own in the folder with the name of `out` without its suffix. If the
+    folder has pictures of an earlier call with the same settings and model, they are reused.
+    `batch` is the largest number of images that are optimised together.
+    """
+    shapes = layer_shapes(trained, job.size)
+    found = [pair for text in texts for pair in parse(text, shapes, trained.class_names)]
+    folder, settings = out.with_suffix(""), {**job._asdict(), "model": trained.source}
+    folder.mkdir(exist_ok=True)
+    wanted, files = dict(found), {}
+    for name in wanted:
+        files[name] = folder / f"{re.sub(r'[^A-Za-z0-9_.+]+', '-', name)}.png"
+    missing = {name: wanted[name] for name in wanted if _value(files[name], name, settings) is None}
+    groups: dict[Any, list[str]] = {}
+    for name, objective in missing.items():
+        groups.setdefault(jax.tree.structure(objective), []).append(name)
+    chunks = []
+    for names in groups.values():
+        count = math.ceil(len(names) / max(1, batch // job.images))
+        chunks += [names[start::count] for start in range(count)]  # of almost equal sizes
+    options = {**job._asdict(), "preprocessing": trained.preprocessing}
+    with progress_line("optimising", "steps", len(chunks) * job.steps) as advance:
+        for names in chunks:
+            objectives = [missing[name] for name in names]
+            pixels, values = visualize(
+                trained.model, trained.variables, objectives, **options, advance=advance
+            )
+            for name, row, value in zip(names, pixels, values, strict=True):
+                _save(np.hstack(row), files[name], {**settings, "name": name}, float(value))
+    tiles, captions = [], []
+    for name, file in files.items():
+        value = _value(file, name, settings)
+        with Image.open(file) as picture:
+            tiles += np.split(np.asarray(picture.convert("RGB")), job.images, axis=1)
+        captions += [[name, f"{value:.4g}"]] * job.images
+    title = f"{trained.source.get('file', 'model')}: {len(files)} objectives"
+    subtitle = f"{job.steps} steps, {job.size}x{job.size} pixels, seed {job.seed}. Below each "
+    subtitle += "image: its objective, and the value that it reaches."
+    save(draw(Seen(np.stack(tiles), captions), columns, Path(title).name, subtitle), out)
+    return len(files)
+
+
+def _save(pixels: np.ndarray, file: Path, settings: Mapping[str, Any], value: float) -> None:
+    notes = PngImagePlugin.PngInfo()
+    notes.add_text("gnet", json.dumps({**settings, "value": value}))
+    try:
+        with replacing(file) as partial:
+            Image.fromarray(pixels).save(partial, "PNG", pnginfo=notes)
+    except OSError as error:
+        raise UserError(f"cannot write {file}: {error.strerror}") from error
+
+
+def _value(file: Path, name: str, settings: Mapping[str, Any]) -> float | None:
+    """Returns the value of a finished picture, or None if there is none with these settings."""
+    try:
+        with Image.open(file) as picture:
+            notes = json.loads(picture.info.get("gnet", "{}"))  # pyright: ignore
+    except (OSError, ValueError):
+        return None
+    value = notes.pop("value", None)
+    return value if notes == {**settings, "name": name} else None

@@ -1,0 +1,65 @@
+"""The commands that look inside a network: visualize."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional
+
+from gnet_jax.cli.models import Model, open_models
+from gnet_jax.cli.output import PHOTOS, check_at_least, check_picture, several
+from gnet_jax.config import UserError
+
+
+def visualize(
+    model: Model,
+    objectives: Annotated[Positional[tuple[str, ...]], several("OBJECTIVE ...")],
+    out: Path = Path("sheet.png"),
+    steps: int = 512,
+    size: int | None = None,
+    images: int = 1,
+    seed: int = 0,
+    batch: int = 16,
+    columns: int = 8,
+) -> None:
+    """Optimise images that excite parts of a network, and draw them on one sheet.
+
+    An OBJECTIVE is LAYER:CHANNEL, LAYER:CHANNEL@ROW,COLUMN (one neuron), class:NAME, dream:LAYER,
+    or LAYER (all its channels), with Caffe's or Google's names of layers: inception_4a:12,
+    mixed4d_3x3_bottleneck:139, class:golden_retriever. Sums have signs and factors:
+    inception_4a:12-inception_4b:7, mixed4a:7+100*diversity:mixed4a. An objective that begins with a
+    minus needs a space before it: ' -mixed4a:7'.
+
+    Each image is also saved on its own, in a folder with the name of the sheet. If you repeat an
+    interrupted command, it reuses them.
+
+    Args:
+        model: a model folder, a training workdir, or a file that `gnet convert` reads.
+        objectives: what to excite; see above.
+        out: the picture to write.
+        steps: number of optimisation steps.
+        size: side of the images in pixels; the default is the side of the network's input.
+        images: number of images of each objective; they differ if diversity:LAYER is part of it.
+        seed: seed of the first images and of their movements.
+        batch: largest number of images to optimise at once.
+        columns: number of images in a row of the sheet.
+    """
+    from gnet_jax.lab.look.visualize import Job, draw_pictures
+
+    if not objectives:
+        raise UserError("no objective given after the model; give one, such as inception_4a:12")
+    check_picture(out, PHOTOS)
+    for name, value in {
+        "steps": steps,
+        "images": images,
+        "batch": batch,
+        "columns": columns,
+    }.items():
+        check_at_least(name, value)
+    if size is not None:
+        check_at_least("size", size)
+    (trained,) = open_models([model])
+    job = Job(size or trained.preprocessing.image_size, steps, images, seed)
+    count = draw_pictures(trained, objectives, out, job, batch, columns)
+    print(f"drew {out}: {count:,} objectives")
