@@ -1,14 +1,15 @@
-"""The commands that look inside a network: visualize."""
+"""The commands that look inside a network: visualize, dream."""
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from gnet_jax.cli.models import Model, open_models
-from gnet_jax.cli.output import PHOTOS, check_at_least, check_picture, several
+from gnet_jax.cli.output import PHOTOS, check_at_least, check_not_input, check_picture, several
 from gnet_jax.config import UserError
 
 
@@ -63,3 +64,56 @@ def visualize(
     job = Job(size or trained.preprocessing.image_size, steps, images, seed)
     count = draw_pictures(trained, objectives, out, job, batch, columns)
     print(f"drew {out}: {count:,} objectives")
+
+
+def dream(
+    model: Model,
+    image: Annotated[Positional[str], arg(metavar="IMAGE")],
+    out: Path = Path("dream.png"),
+    layer: str = "inception_4c/output",
+    octaves: int = 4,
+    octave_scale: float = 1.4,
+    steps: int = 10,
+    strength: float = 1.5,
+    seed: int = 0,
+) -> None:
+    """Change a photo so that it excites a layer more (DeepDream), and save it in its own size.
+
+    Args:
+        model: a model folder, a training workdir, or a file that `gnet convert` reads.
+        image: a file, a URL, or - for standard input.
+        out: the picture to write.
+        layer: a layer, or an objective of `gnet visualize`, such as inception_4c:12.
+        octaves: number of sizes at which the photo is changed.
+        octave_scale: ratio of the sides of two octaves.
+        steps: number of steps in each octave.
+        strength: mean change of a pixel in each step, in grey levels.
+        seed: seed of the shifts of the tiles.
+    """
+    from gnet_jax.data.progress import progress_line
+    from gnet_jax.inference.images import open_picture
+    from gnet_jax.inference.lettering import save
+    from gnet_jax.lab.look.dream import dream as dream_of
+
+    check_picture(out, PHOTOS)
+    check_not_input(out, [image])
+    check_at_least("octaves", octaves)
+    check_at_least("steps", steps)
+    if not octave_scale > 1:
+        raise UserError(f"--octave-scale is {octave_scale:g}; it must be above 1")
+    picture = open_picture(image)
+    (trained,) = open_models([model])
+    with contextlib.ExitStack() as stack:
+        changed = dream_of(
+            trained,
+            picture,
+            layer,
+            octaves=octaves,
+            octave_scale=octave_scale,
+            steps=steps,
+            strength=strength,
+            seed=seed,
+            progress=lambda total: stack.enter_context(progress_line("dreaming", "tiles", total)),
+        )
+    save(changed, out)
+    print(f"drew {out}")

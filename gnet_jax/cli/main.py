@@ -28,6 +28,7 @@ COMMANDS = {  # for each command: its module in gnet_jax.cli, and its summary in
     "features": ("models", "save the output of a layer for every image"),
     "inspect": ("models", "draw filters, activations and class activation maps"),
     "visualize": ("look", "optimise images that excite channels, neurons or classes"),
+    "dream": ("look", "change a photo so that it excites a layer more (DeepDream)"),
     "summary": ("models", "print the cost of every layer"),
     "prepare": ("data", "prepare a data set such as ImageNet, or copy one with smaller images"),
     "check-data": ("data", "find corrupt, duplicate and unusual images, and class imbalance"),
