@@ -1,4 +1,4 @@
-"""The commands that look inside a network: visualize, dream."""
+"""The commands that look inside a network: visualize, dream, attribute."""
 
 from __future__ import annotations
 
@@ -116,4 +116,38 @@ def dream(
             progress=lambda total: stack.enter_context(progress_line("dreaming", "tiles", total)),
         )
     save(changed, out)
+    print(f"drew {out}")
+
+
+def attribute(
+    model: Model,
+    image: Annotated[Positional[str], arg(metavar="IMAGE")],
+    out: Path = Path("attribution.png"),
+    target: str | None = None,
+    layer: str = "inception_4e",
+    sanity: bool = False,
+) -> None:
+    """Draw which pixels and regions of a photo the logit of a class depends on.
+
+    The figure shows the activation map of every head, Grad-CAM at a layer, the gradient, SmoothGrad
+    and integrated gradients, whose sum is compared with the difference of the logits.
+
+    Args:
+        model: a model folder, a training workdir, or a file that `gnet convert` reads.
+        image: a file, a URL, or - for standard input.
+        out: the picture to write; its suffix is .png, .svg or .pdf.
+        target: name or number of the class; the default is the most probable one.
+        layer: a block or a convolution for Grad-CAM, by Caffe's or Google's name.
+        sanity: add a row with random weights, and the rank correlation of its maps with the first.
+    """
+    from gnet_jax.inference.images import open_picture
+    from gnet_jax.inference.lettering import save
+    from gnet_jax.lab.look.attribution import draw_attribution
+    from gnet_jax.lab.look.objectives import find_class
+
+    check_picture(out)
+    picture = open_picture(image)
+    (trained,) = open_models([model])
+    index = None if target is None else find_class(target, trained.class_names)
+    save(draw_attribution(trained, picture, index, layer, sanity=sanity), out, dpi=110)
     print(f"drew {out}")
