@@ -1,15 +1,22 @@
-"""The commands that look inside a network: visualize, dream, attribute."""
+"""The commands that look inside a network: visualize, dream, attribute, top-images."""
 
 from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
 from gnet_jax.cli.models import Model, open_models
-from gnet_jax.cli.output import PHOTOS, check_at_least, check_not_input, check_picture, several
+from gnet_jax.cli.output import (
+    PHOTOS,
+    check_at_least,
+    check_not_input,
+    check_picture,
+    say_not_read,
+    several,
+)
 from gnet_jax.config import UserError
 
 
@@ -150,4 +157,55 @@ def attribute(
     (trained,) = open_models([model])
     index = None if target is None else find_class(target, trained.class_names)
     save(draw_attribution(trained, picture, index, layer, sanity=sanity), out, dpi=110)
+    print(f"drew {out}")
+
+
+def top_images(
+    model: Model,
+    layer: Annotated[Positional[tuple[str, ...]], several("LAYER[:CHANNEL] ...")],
+    data: str,
+    split: Literal["val", "test", "train"] = "val",
+    out: Path = Path("top_images.png"),
+    top: int = 8,
+    steps: int = 256,
+    threads: int = 4,
+) -> None:
+    """Draw the images of a data set, and the places in them, that excite each channel most.
+
+    Each row shows a channel: an optimised image, then the images with the largest activations.
+
+    Args:
+        model: a model folder, a training workdir, or a file that `gnet convert` reads.
+        layer: a layer, or some channels of one layer, by Caffe's or Google's names.
+        data: digits, folder:PATH, npz:PATH, tfds:NAME, or a folder of images; with #N, N images.
+        split: split to read of a data set.
+        out: the picture to write.
+        top: number of images of each channel.
+        steps: steps of the optimised image, which is saved in a folder with the name of the
+            picture; 0 leaves it out.
+        threads: number of threads that read and decode images.
+    """
+    from gnet_jax.data.progress import progress_line
+    from gnet_jax.inference.images import Pictures
+    from gnet_jax.lab.look import examples
+
+    if not layer:
+        raise UserError("no layer given after the model; give one, such as inception_4a")
+    check_picture(out, PHOTOS)
+    check_at_least("top", top)
+    check_at_least("steps", steps, 0)
+    check_at_least("threads", threads)
+    left_out: dict[str, list[str]] = {}
+    pictures = Pictures(data, left_out, split)
+    say_not_read(left_out)
+    (trained,) = open_models([model])
+    key, channels = examples.find_channels(trained, layer)
+    with progress_line("reading", "images", len(pictures)) as advance:
+        best = examples.top_images(
+            trained, pictures, key, channels, top, threads=threads, advance=advance
+        )
+    for number, found in best.items():
+        values = ", ".join(f"{pictures[each.index].name} ({each.value:.4g})" for each in found[:3])
+        print(f"{key}:{number}  {values}")
+    examples.draw_examples(trained, pictures, key, best, pictures.class_names, out, steps)
     print(f"drew {out}")

@@ -11,9 +11,11 @@ from PIL import Image
 
 from gnet_jax.cli.main import main
 from gnet_jax.config import Preprocessing, UserError
+from gnet_jax.data.decode import central_crop
 from gnet_jax.inference.cam import ActivationMapper
+from gnet_jax.inference.images import Pictures
 from gnet_jax.inference.predict import layer_shapes
-from gnet_jax.lab.look import attribution, objectives, visualize
+from gnet_jax.lab.look import attribution, examples, objectives, visualize
 from gnet_jax.lab.look.dream import dream
 from gnet_jax.model.googlenet import GoogLeNet, endpoints
 from gnet_jax.model_folder import TrainedModel, write_folder
@@ -51,12 +53,12 @@ def activations(trained, pixels):
 
 
 def test_images_excite_their_channels_more_than_the_first_ones(trained, optimise):
-    goals = [objectives.channel("inception_4a", n) for n in (0, 5)]
+    goals = [objectives.channel("inception_4a", n) for n in (0, 4)]
     images, values = optimise(goals)
     assert images.shape == (2, 1, 16, 16, 3)
     first, _ = optimise(goals, steps=1)
     found, before = (activations(trained, each[:, 0]) for each in (images, first))
-    for place, number in enumerate((0, 5)):
+    for place, number in enumerate((0, 4)):
         own = np.asarray(found["inception_4a/output"])[place, ..., number].mean()
         assert own == pytest.approx(values[place], rel=0.02)
         assert own > 1.1 * np.asarray(before["inception_4a/output"])[place, ..., number].mean()
@@ -285,3 +287,27 @@ def test_networks_with_batch_norm_are_drawn_too():
     )
     assert images.shape == (2, 16, 16, 3)
     assert np.isfinite(value)
+
+
+def test_the_strongest_images_are_found_with_their_places(trained):
+    pictures = Pictures("digits#12")
+    best = examples.top_images(trained, pictures, "inception_3a/output", [3, 12], top=2)
+    squares = [central_crop(each.opened(), PIXELS) for each in pictures]
+    found = np.asarray(activations(trained, squares)["inception_3a/output"])
+    for number in (3, 12):
+        values = found[..., number].max(axis=(1, 2))
+        assert [each.index for each in best[number]] == list(np.argsort(-values)[:2])
+        first = best[number][0]
+        own = found[first.index, first.y, first.x, number]
+        assert own == pytest.approx(first.value, rel=1e-4) == pytest.approx(values.max(), rel=1e-4)
+
+
+def test_top_images_are_drawn_beside_the_optimised_one(folder, tmp_path, capsys):
+    out = tmp_path / "top.png"
+    arguments = ["top-images", folder, "--data", "digits#9", "--top", "2", "--out", str(out)]
+    assert main([*arguments, "--steps", "2", "mixed3a:1", "mixed3a:4"]) == 0
+    assert "inception_3a/output:4" in capsys.readouterr().out
+    assert len(list((tmp_path / "top").iterdir())) == 2
+    assert out.is_file()
+    assert main([*arguments, "mixed3a:1", "mixed4a:1"]) == 2
+    assert "one layer" in capsys.readouterr().err

@@ -224,21 +224,41 @@ def draw_pictures(
 ) -> int:
     """Draw an image for each objective in `texts` (see `parse`) to `out`; returns their number.
 
-    Each is also saved on its own in the folder with the name of `out` without its suffix. If the
-    folder has pictures of an earlier call with the same settings and model, they are reused.
-    `batch` is the largest number of images that are optimised together.
+    The images are also saved as in `optimised`, in the folder with the name of `out` without its
+    suffix.
     """
     shapes = layer_shapes(trained, job.size)
-    found = [pair for text in texts for pair in parse(text, shapes, trained.class_names)]
-    folder, settings = out.with_suffix(""), {**job._asdict(), "model": trained.source}
-    folder.mkdir(exist_ok=True)
-    wanted, files = dict(found), {}
-    for name in wanted:
-        files[name] = folder / f"{re.sub(r'[^A-Za-z0-9_.+]+', '-', name)}.png"
-    missing = {name: wanted[name] for name in wanted if _value(files[name], name, settings) is None}
+    wanted = dict(pair for text in texts for pair in parse(text, shapes, trained.class_names))
+    tiles, captions = [], []
+    for name, (row, value) in optimised(trained, wanted, out.with_suffix(""), job, batch).items():
+        tiles += list(row)
+        captions += [[name, f"{value:.4g}"]] * len(row)
+    title = f"{Path(trained.source.get('file', 'model')).name}: {len(wanted)} objectives"
+    subtitle = f"{job.steps} steps, {job.size}x{job.size} pixels, seed {job.seed}. Below each "
+    subtitle += "image: its objective, and the value that it reaches."
+    save(draw(Seen(np.stack(tiles), captions), columns, title, subtitle), out)
+    return len(wanted)
+
+
+def optimised(
+    trained: TrainedModel, wanted: Mapping[str, Objective], folder: Path, job: Job, batch: int
+) -> dict[str, tuple[np.ndarray, float]]:
+    """Returns the images (N, S, S, 3) of each objective and the value that they reach, by name.
+
+    Each objective's images are saved in one file in `folder`. Files of an earlier call with the
+    same settings and model are reused. At most `batch` images are optimised together.
+    """
+    settings = {**job._asdict(), "model": trained.source}
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write into {folder}: {error.strerror}") from error
+    files = {name: folder / f"{re.sub(r'[^A-Za-z0-9_.+]+', '-', name)}.png" for name in wanted}
+    found = {name: _read(files[name], {**settings, "name": name}) for name in wanted}
     groups: dict[Any, list[str]] = {}
-    for name, objective in missing.items():
-        groups.setdefault(jax.tree.structure(objective), []).append(name)
+    for name, objective in wanted.items():
+        if found[name] is None:
+            groups.setdefault(jax.tree.structure(objective), []).append(name)
     chunks = []
     for names in groups.values():
         count = math.ceil(len(names) / max(1, batch // job.images))
@@ -246,41 +266,34 @@ def draw_pictures(
     options = {**job._asdict(), "preprocessing": trained.preprocessing}
     with progress_line("optimising", "steps", len(chunks) * job.steps) as advance:
         for names in chunks:
-            objectives = [missing[name] for name in names]
+            objectives = [wanted[name] for name in names]
             pixels, values = visualize(
                 trained.model, trained.variables, objectives, **options, advance=advance
             )
             for name, row, value in zip(names, pixels, values, strict=True):
-                _save(np.hstack(row), files[name], {**settings, "name": name}, float(value))
-    tiles, captions = [], []
-    for name, file in files.items():
-        value = _value(file, name, settings)
-        with Image.open(file) as picture:
-            tiles += np.split(np.asarray(picture.convert("RGB")), job.images, axis=1)
-        captions += [[name, f"{value:.4g}"]] * job.images
-    title = f"{trained.source.get('file', 'model')}: {len(files)} objectives"
-    subtitle = f"{job.steps} steps, {job.size}x{job.size} pixels, seed {job.seed}. Below each "
-    subtitle += "image: its objective, and the value that it reaches."
-    save(draw(Seen(np.stack(tiles), captions), columns, Path(title).name, subtitle), out)
-    return len(files)
+                found[name] = row, float(value)
+                _save(row, files[name], {**settings, "name": name, "value": float(value)})
+    return found  # pyright: ignore[reportReturnType]
 
 
-def _save(pixels: np.ndarray, file: Path, settings: Mapping[str, Any], value: float) -> None:
+def _save(images: np.ndarray, file: Path, settings: Mapping[str, Any]) -> None:
     notes = PngImagePlugin.PngInfo()
-    notes.add_text("gnet", json.dumps({**settings, "value": value}))
+    notes.add_text("gnet", json.dumps(settings))
     try:
         with replacing(file) as partial:
-            Image.fromarray(pixels).save(partial, "PNG", pnginfo=notes)
+            Image.fromarray(np.hstack(images)).save(partial, "PNG", pnginfo=notes)
     except OSError as error:
         raise UserError(f"cannot write {file}: {error.strerror}") from error
 
 
-def _value(file: Path, name: str, settings: Mapping[str, Any]) -> float | None:
-    """Returns the value of a finished picture, or None if there is none with these settings."""
+def _read(file: Path, settings: Mapping[str, Any]) -> tuple[np.ndarray, float] | None:
+    """Returns saved images and their value, or None if the file is not one with these settings."""
     try:
         with Image.open(file) as picture:
-            notes = json.loads(picture.info.get("gnet", "{}"))  # pyright: ignore
-    except (OSError, ValueError):
+            notes = json.loads(picture.info.get("gnet", "{}"))
+            value = notes.pop("value", None)
+            if notes != settings:
+                return None
+            return np.stack(np.split(np.asarray(picture), settings["images"], axis=1)), value
+    except (OSError, ValueError):  # missing, incomplete, or not ours
         return None
-    value = notes.pop("value", None)
-    return value if notes == {**settings, "name": name} else None
