@@ -193,6 +193,7 @@ def report(
     figures: Path | None = None,
     columns: Literal[1, 2] = 1,
     baseline: str | None = None,
+    layers: str | None = None,
 ) -> None:
     """Write the results of a sweep as a self-contained HTML page, Markdown, LaTeX and CSV.
 
@@ -208,12 +209,15 @@ def report(
         figures: a folder to write the figures to as SVG and PDF; by default, none are written.
         columns: width of the figures, in columns of a paper.
         baseline: the config to compare the others with; the default is the sweep's baseline.
+        layers: a data set, such as digits#200, on whose validation images the blocks of the
+            networks are compared: their similarity (CKA), and linear probes.
     """
     from gnet_jax.lab.sweeps.report import write_report
 
     if out is not None:
         check_picture(out, (".html",))
-    for file in write_report(workdir, out or workdir / "report.html", figures, baseline, columns):
+    page = out or workdir / "report.html"
+    for file in write_report(workdir, page, figures, baseline, columns, layers):
         print(f"wrote {file}")
 
 

@@ -1,4 +1,4 @@
-"""The commands that look inside a network: visualize, dream, attribute, top-images."""
+"""The commands that look inside a network: visualize, dream, attribute, top-images, compare."""
 
 from __future__ import annotations
 
@@ -208,4 +208,39 @@ def top_images(
         values = ", ".join(f"{pictures[each.index].name} ({each.value:.4g})" for each in found[:3])
         print(f"{key}:{number}  {values}")
     examples.draw_examples(trained, pictures, key, best, pictures.class_names, out, steps)
+    print(f"drew {out}")
+
+
+def compare(
+    models: Annotated[Positional[tuple[Path, ...]], several("MODEL MODEL ...")],
+    data: str,
+    split: Literal["val", "test", "train"] = "val",
+    out: Path = Path("compare.png"),
+) -> None:
+    """Compare the blocks of networks: their similarity (CKA), and linear probes of their outputs.
+
+    Args:
+        models: model folders, workdirs or weight files; the first is compared with the others.
+        data: digits, folder:PATH, npz:PATH, or tfds:NAME; with #N, only N images.
+        split: split of the data. One half of its images fits the probes, the other tests them.
+        out: the picture to write; its suffix is .png, .svg or .pdf.
+    """
+    from gnet_jax.inference.images import Pictures
+    from gnet_jax.inference.lettering import save
+    from gnet_jax.lab.look import similarity
+    from gnet_jax.lab.sweeps.runs import name_runs
+
+    check_picture(out)
+    named = name_runs(models)
+    if len(named) < 2:
+        raise UserError("give at least two models to compare")
+    pictures = Pictures(data, split=split)
+    found = similarity.compare(dict(zip(named, open_models(named.values()), strict=True)), pictures)
+    for name, accuracies in found.probes.items():
+        probes = ", ".join(
+            f"{block} {value:.1%}"
+            for block, value in zip(found.blocks[name], accuracies, strict=True)
+        )
+        print(f"{name}: linear probes {probes}")
+    save(similarity.draw_comparison(found), out, dpi=150)
     print(f"drew {out}")

@@ -31,6 +31,7 @@ COMMANDS = {  # for each command: its module in gnet_jax.cli, and its summary in
     "dream": ("look", "change a photo so that it excites a layer more (DeepDream)"),
     "attribute": ("look", "draw which pixels and regions of a photo a class depends on"),
     "top-images": ("look", "draw the images of a data set that excite each channel most"),
+    "compare": ("look", "compare the blocks of networks: similarity and linear probes"),
     "summary": ("models", "print the cost of every layer"),
     "prepare": ("data", "prepare a data set such as ImageNet, or copy one with smaller images"),
     "check-data": ("data", "find corrupt, duplicate and unusual images, and class imbalance"),

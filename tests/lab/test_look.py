@@ -15,7 +15,7 @@ from gnet_jax.data.decode import central_crop
 from gnet_jax.inference.cam import ActivationMapper
 from gnet_jax.inference.images import Pictures
 from gnet_jax.inference.predict import layer_shapes
-from gnet_jax.lab.look import attribution, examples, objectives, visualize
+from gnet_jax.lab.look import attribution, examples, objectives, similarity, visualize
 from gnet_jax.lab.look.dream import dream
 from gnet_jax.model.googlenet import GoogLeNet, endpoints
 from gnet_jax.model_folder import TrainedModel, write_folder
@@ -311,3 +311,37 @@ def test_top_images_are_drawn_beside_the_optimised_one(folder, tmp_path, capsys)
     assert out.is_file()
     assert main([*arguments, "mixed3a:1", "mixed4a:1"]) == 2
     assert "one layer" in capsys.readouterr().err
+
+
+def test_features_are_as_similar_as_they_are_equal():
+    x, y = np.random.default_rng(0).normal(size=(2, 200, 6))
+    turned = 3 * x @ np.linalg.qr(y[:6])[0] + 1
+    assert similarity.cka(x, x) == pytest.approx(1)
+    assert similarity.cka(x, turned) == pytest.approx(1)
+    assert similarity.cka(x, y) < 0.1
+
+
+def test_a_probe_finds_classes_that_a_line_separates():
+    x = np.random.default_rng(0).normal(size=(400, 6))
+    label = (x[:, 1] + 2 * x[:, 3] > 0).astype(int)
+    assert similarity.probe(x, label) > 0.9
+    assert similarity.probe(x, np.roll(label, 1)) < 0.7
+
+
+def test_networks_are_compared_by_a_command(trained, folder, tmp_path, capsys):
+    other = dataclasses.replace(trained, variables=attribution.randomised(trained).variables)
+    write_folder(tmp_path / "other", other)
+    data = ["--data", "digits#40", "--out", str(tmp_path / "c.png")]
+    assert main(["compare", folder, str(tmp_path / "other"), *data]) == 0
+    printed = capsys.readouterr().out
+    assert "model: linear probes 3a" in printed
+    assert "other: linear probes 3a" in printed
+    assert (tmp_path / "c.png").is_file()
+    found = similarity.compare({"a": trained, "b": other}, Pictures("digits#40"))
+    np.testing.assert_allclose(np.diag(found.cka["a"]), 1)
+    assert np.all(np.diag(found.cka["b"]) < 1)
+    assert main(["compare", folder, folder, *data]) == 2
+    assert "at least two models" in capsys.readouterr().err
+    both = [folder, str(tmp_path / "other")]
+    assert main(["compare", *both, "--data", "digits#5", *data[2:]]) == 2
+    assert "20 labelled images" in capsys.readouterr().err

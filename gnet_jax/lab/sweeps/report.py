@@ -52,14 +52,18 @@ def write_report(
     figures: Path | None = None,
     baseline: str | None = None,
     columns: int = 1,
+    layers: str | None = None,
 ) -> list[Path]:
     """Write HTML to `page`, Markdown, LaTeX and CSV beside it, and SVG and PDF into `figures`.
 
     `baseline` is the config to compare with, by default the sweep's. The figures are as wide as
-    `columns` (1 or 2) columns of a paper. Returns the files.
+    `columns` (1 or 2) columns of a paper. `layers` is a data set on whose images the blocks of the
+    networks are compared, too. Returns the files.
     """
     sweep = read_sweep(workdir, baseline)
     drawings = draw_results(sweep.rows, columns)
+    if layers is not None:
+        drawings["layers"] = _compare_layers(sweep, layers)
     vectors = {name: (text, to_svg(figure, text)) for name, (text, figure) in drawings.items()}
     files: dict[Path, str | bytes] = {
         page: to_html(sweep, vectors),
@@ -79,6 +83,25 @@ def write_report(
         except OSError as error:  # the error of a full disk does not name the file
             raise UserError(f"cannot write {file}: {error.strerror}") from error
     return list(files)
+
+
+def _compare_layers(sweep: SweepRecord, data: str) -> tuple[str, Any]:
+    """Returns the caption and figure that compare blocks: the baseline's first run with others."""
+    from gnet_jax.inference.images import Pictures
+    from gnet_jax.inference.predict import load
+    from gnet_jax.lab.look.similarity import compare, draw_comparison
+
+    runs = [(sweep.baseline, seed) for seed in list(sweep.baseline.done)[:2]]
+    runs += [(row, min(row.done)) for row in sweep.rows if row.done and row is not sweep.baseline]
+    if len(runs) < 2:
+        raise UserError("--layers compares networks, but fewer than two runs have finished")
+    models = {f"{row.name}, seed {seed}": load(row.workdirs[seed].absolute()) for row, seed in runs}
+    found = compare(models, Pictures(data))
+    return (
+        "Similarity (linear CKA) of each block of the baseline with each block of the other "
+        f"networks, and accuracy of a linear probe on each block; {data}, means over positions.",
+        draw_comparison(found),
+    )
 
 
 def tabulate(sweep: SweepRecord) -> tuple[list[str], list[list[Value]]]:
