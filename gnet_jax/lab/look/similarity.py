@@ -4,6 +4,7 @@ Shapes: N images, C and D channels, K classes.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ from gnet_jax.config import UserError
 from gnet_jax.data.augment import preprocess
 from gnet_jax.data.decode import central_crop
 from gnet_jax.inference.images import Pictures
+from gnet_jax.inference.predict import load
 from gnet_jax.lab.palette import colour_of, style
 from gnet_jax.model.googlenet import endpoints
 from gnet_jax.model_folder import TrainedModel
@@ -94,6 +96,16 @@ def compare(models: Mapping[str, TrainedModel], pictures: Pictures) -> Compariso
         },
         {name: [probe(each, label_N) for each in own.values()] for name, own in features.items()},
     )
+
+
+def compare_runs(workdirs: Mapping[str, Path], data: str) -> tuple[str, Figure]:
+    """Returns a caption and the figure of training runs by name, on a set's validation images."""
+    if len(workdirs) < 2:
+        raise UserError("the blocks of networks can be compared after two runs have finished")
+    models = {name: load(workdir.absolute()) for name, workdir in workdirs.items()}
+    caption = f"Similarity (linear CKA) of the blocks of networks, on {data}, and the accuracy of "
+    caption += "a linear probe on each block. Blocks are averaged over their positions."
+    return caption, draw_comparison(compare(models, Pictures(data)))
 
 
 def draw_comparison(found: Comparison) -> Figure:

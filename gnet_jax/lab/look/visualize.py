@@ -135,7 +135,7 @@ def _step(
         x = render(params, plan.size)
         if plan.robust:
             x = transform(x, jax.random.fold_in(key, number))
-        score_G = _scores(plan, variables, objectives, x)
+        score_G = scores(plan, variables, objectives, x)
         return score_G.sum(), score_G
 
     gradient, score_G = jax.grad(total, has_aux=True)(params)
@@ -146,10 +146,10 @@ def _step(
 @functools.partial(jax.jit, static_argnums=0)
 def _finish(plan: Plan, variables: Any, objectives: Objective, params: jax.Array) -> Any:
     x = render(params, plan.size)
-    return jnp.round(255 * x).astype(jnp.uint8), _scores(plan, variables, objectives, x)
+    return jnp.round(255 * x).astype(jnp.uint8), scores(plan, variables, objectives, x)
 
 
-def _scores(plan: Plan, variables: Any, objectives: Any, x_GNSSC: jax.Array) -> jax.Array:
+def scores(plan: Plan, variables: Any, objectives: Any, x_GNSSC: jax.Array) -> jax.Array:
     """Returns each objective's value (G,) for its own images, whose values are from 0 to 1."""
     groups = x_GNSSC.shape[:2]
     images = 255 * x_GNSSC.reshape(-1, *x_GNSSC.shape[2:])

@@ -63,7 +63,9 @@ def write_report(
     sweep = read_sweep(workdir, baseline)
     drawings = draw_results(sweep.rows, columns)
     if layers is not None:
-        drawings["layers"] = _compare_layers(sweep, layers)
+        from gnet_jax.lab.look.similarity import compare_runs  # compiles networks
+
+        drawings["layers"] = compare_runs(_runs_to_compare(sweep), layers)
     vectors = {name: (text, to_svg(figure, text)) for name, (text, figure) in drawings.items()}
     files: dict[Path, str | bytes] = {
         page: to_html(sweep, vectors),
@@ -85,23 +87,11 @@ def write_report(
     return list(files)
 
 
-def _compare_layers(sweep: SweepRecord, data: str) -> tuple[str, Any]:
-    """Returns the caption and figure that compare blocks: the baseline's first run with others."""
-    from gnet_jax.inference.images import Pictures
-    from gnet_jax.inference.predict import load
-    from gnet_jax.lab.look.similarity import compare, draw_comparison
-
+def _runs_to_compare(sweep: SweepRecord) -> dict[str, Path]:
+    """Returns finished runs by name: two seeds of the baseline, and one of each other config."""
     runs = [(sweep.baseline, seed) for seed in list(sweep.baseline.done)[:2]]
     runs += [(row, min(row.done)) for row in sweep.rows if row.done and row is not sweep.baseline]
-    if len(runs) < 2:
-        raise UserError("--layers compares networks, but fewer than two runs have finished")
-    models = {f"{row.name}, seed {seed}": load(row.workdirs[seed].absolute()) for row, seed in runs}
-    found = compare(models, Pictures(data))
-    return (
-        "Similarity (linear CKA) of each block of the baseline with each block of the other "
-        f"networks, and accuracy of a linear probe on each block; {data}, means over positions.",
-        draw_comparison(found),
-    )
+    return {f"{row.name}, seed {seed}": row.workdirs[seed] for row, seed in runs}
 
 
 def tabulate(sweep: SweepRecord) -> tuple[list[str], list[list[Value]]]:
