@@ -205,7 +205,7 @@ def top_images(
             trained, pictures, key, channels, top, threads=threads, advance=advance
         )
     for number, found in best.items():
-        values = ", ".join(f"{pictures[each.index].name} ({each.value:.4g})" for each in found[:3])
+        values = ", ".join(f"{pictures[each.image].name} ({each.value:.4g})" for each in found[:3])
         print(f"{key}:{number}  {values}")
     examples.draw_examples(trained, pictures, key, best, pictures.class_names, out, steps)
     print(f"drew {out}")

@@ -296,9 +296,9 @@ def test_the_strongest_images_are_found_with_their_places(trained):
     found = np.asarray(activations(trained, squares)["inception_3a/output"])
     for number in (3, 12):
         values = found[..., number].max(axis=(1, 2))
-        assert [each.index for each in best[number]] == list(np.argsort(-values)[:2])
+        assert [each.image for each in best[number]] == list(np.argsort(-values)[:2])
         first = best[number][0]
-        own = found[first.index, first.y, first.x, number]
+        own = found[first.image, first.y, first.x, number]
         assert own == pytest.approx(first.value, rel=1e-4) == pytest.approx(values.max(), rel=1e-4)
 
 

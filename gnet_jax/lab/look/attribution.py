@@ -61,7 +61,7 @@ def attribute(trained: TrainedModel, square_SSC: np.ndarray, index: int) -> Attr
 
     photo = square_SSC.astype(np.float32)
     p = trained.preprocessing
-    base = np.broadcast_to(np.float32(p.mean)[CHANNEL_STEPS[p.channels]], photo.shape)
+    base = np.broadcast_to(np.array(p.mean, np.float32)[CHANNEL_STEPS[p.channels]], photo.shape)
     ends = np.stack([base, photo] * (BATCH // 2))  # of the size that the other calls use
     logits_B, gradients = map(np.asarray, run(trained.variables, ends))
     difference = float(logits_B[1] - logits_B[0])
@@ -88,7 +88,8 @@ def similarity(a: ActivationMap | np.ndarray, b: ActivationMap | np.ndarray) -> 
     """Returns Spearman's rank correlation of the strengths of two maps."""
     from scipy.stats import spearmanr
 
-    return float(spearmanr(_strength(a).ravel(), _strength(b).ravel()).statistic)
+    found: Any = spearmanr(_strength(a).ravel(), _strength(b).ravel())
+    return float(found.statistic)
 
 
 def draw_attribution(

@@ -63,7 +63,7 @@ def dream(
     tiles = sum(math.ceil(height / side) * math.ceil(width / side) for height, width in sizes)
     advance = progress(steps * tiles)
     generator = np.random.default_rng(seed)
-    change = np.zeros((1, 1, 3), np.float32)
+    image = change = np.zeros((1, 1, 3), np.float32)
     for size in sizes:
         base = _resized(photo, size)
         image = base + _resized(change, size)

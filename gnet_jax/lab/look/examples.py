@@ -26,7 +26,7 @@ class Example(NamedTuple):
     """One image that excites a channel."""
 
     value: float  # the largest activation of the channel in the image
-    index: int  # of the image, in the pictures given
+    image: int  # its place in the pictures given
     y: int  # row and column of this activation in the layer's map; 0 for a vector
     x: int
 
@@ -106,7 +106,7 @@ def draw_examples(
             tiles.append(_shrunk(Image.fromarray(image)))
             captions.append([name, f"mean {value:.4g}"])
         for example in examples:
-            picture = pictures[example.index]
+            picture = pictures[example.image]
             square = Image.fromarray(central_crop(picture.opened(), trained.preprocessing))
             if len(shape) == 3:
                 height, width = (side / cells for cells in shape[:2])
@@ -116,8 +116,9 @@ def draw_examples(
                 box = [min(each, side - 1) for each in box]
                 ImageDraw.Draw(square).rectangle(box, outline=FRAME, width=max(1, side // 64))
             tiles.append(_shrunk(square))
-            named = class_names is not None and picture.label is not None
-            text = class_names[picture.label] if named else Path(picture.name).name
+            text = Path(picture.name).name
+            if class_names is not None and picture.label is not None:
+                text = class_names[picture.label]
             captions.append([text, f"{example.value:.4g}"])
     columns = len(tiles) // len(best)
     subtitle = f"The {columns - bool(steps)} strongest of {len(pictures):,} images, with the place "

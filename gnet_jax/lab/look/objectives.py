@@ -28,34 +28,32 @@ _FACTOR = re.compile(r"(?:(\d+\.?\d*)\*)?(.*)", re.DOTALL)
 
 def channel(layer: str, index: int) -> Objective:
     """Returns the objective "mean activation of a channel"; for `LOGITS`, the logit of a class."""
-    return Partial(_mean(layer), jnp.asarray(index))
+    return Partial(_on(layer, _channel), jnp.asarray(index))
 
 
 def neuron(layer: str, index: int, y: int, x: int) -> Objective:
     """Returns the objective "activation of a channel at row `y` and column `x` of its map"."""
-    return Partial(_neuron(layer), jnp.asarray(index), jnp.asarray([y, x]))
+    return Partial(_on(layer, _neuron), jnp.asarray(index), jnp.asarray([y, x]))
 
 
 def direction(layer: str, vector_C: Any) -> Objective:
     """Returns the objective "mean product of a layer's activation and a vector"."""
-    return Partial(_direction(layer), jnp.asarray(vector_C, jnp.float32))
+    return Partial(_on(layer, _direction), jnp.asarray(vector_C, jnp.float32))
 
 
 def deep_dream(layer: str) -> Objective:
     """Returns the objective "mean square of all activations of a layer"."""
-    return Partial(_mean_square(layer))
+    return Partial(_on(layer, _mean_square))
 
 
 def diversity(layer: str) -> Objective:
     """Returns minus the mean cosine similarity between the Gram matrices of different images."""
-    return Partial(_diversity(layer))
+    return Partial(_on(layer, _diversity))
 
 
 def weighted_sum(weights: Sequence[float], objectives: Sequence[Objective]) -> Objective:
     """Returns the sum of objectives with weights; a negative weight decreases its objective."""
-    return Partial(
-        _sum, [jnp.float32(weight) for weight in weights], list(map(as_pytree, objectives))
-    )
+    return Partial(_sum, list(map(jnp.float32, weights)), list(map(as_pytree, objectives)))
 
 
 def as_pytree(objective: Objective) -> Objective:
@@ -63,57 +61,51 @@ def as_pytree(objective: Objective) -> Objective:
     return objective if isinstance(objective, Partial) else Partial(objective)
 
 
+def stack(objectives: Sequence[Objective]) -> Objective:
+    """Returns objectives of the same structure as one pytree; each leaf has a leading axis."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *objectives)
+
+
+@functools.cache  # jitted functions are not retraced for the same function
+def _on(layer: str, score: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """Returns `score(value of the layer, ...)` as a function of (..., activations)."""
+
+    def objective(*leaves_and_activations: Any) -> jax.Array:
+        *leaves, found = leaves_and_activations
+        return score(found[find_layer(layer, found)[0]].astype(jnp.float32), *leaves)
+
+    return objective
+
+
+# A channel or position that does not exist gives NaN, which `visualize` refuses.
+def _channel(value: jax.Array, index: jax.Array) -> jax.Array:
+    return jnp.take(value, index, axis=-1, mode="fill", fill_value=jnp.nan).mean()
+
+
+def _neuron(value: jax.Array, index: jax.Array, place: jax.Array) -> jax.Array:
+    at_place = value.at[:, place[0], place[1], index]
+    return at_place.get(mode="fill", fill_value=jnp.nan).mean()
+
+
+def _direction(value: jax.Array, vector_C: jax.Array) -> jax.Array:
+    return (value @ vector_C).mean()
+
+
+def _mean_square(value: jax.Array) -> jax.Array:
+    return jnp.square(value).mean()
+
+
+def _diversity(value: jax.Array) -> jax.Array:
+    count = len(value)
+    flat_NPC = value.reshape(count, -1, value.shape[-1])
+    gram_NX = jnp.einsum("npc,npd->ncd", flat_NPC, flat_NPC).reshape(count, -1)
+    gram_NX /= jnp.linalg.norm(gram_NX, axis=-1, keepdims=True) + 1e-12
+    total = jnp.square(gram_NX.sum(axis=0)).sum() - count  # without each image with itself
+    return -total / max(1, count * (count - 1))
+
+
 def _sum(weights: Sequence[jax.Array], parts: Sequence[Objective], found: Activations) -> Any:
     return sum(weight * part(found) for weight, part in zip(weights, parts, strict=True))
-
-
-# These return the same function for the same layer, so that jitted functions are not retraced.
-@functools.cache
-def _mean(layer: str) -> Callable[..., jax.Array]:
-    return lambda index, found: _pick(_values(layer, found), index).mean()
-
-
-@functools.cache
-def _neuron(layer: str) -> Callable[..., jax.Array]:
-    def score(index: jax.Array, place: jax.Array, found: Activations) -> jax.Array:
-        value_NHW = _pick(_values(layer, found), index)
-        return value_NHW.at[:, place[0], place[1]].get(mode="fill", fill_value=jnp.nan).mean()
-
-    return score
-
-
-@functools.cache
-def _direction(layer: str) -> Callable[..., jax.Array]:
-    return lambda vector_C, found: (_values(layer, found) @ vector_C).mean()
-
-
-@functools.cache
-def _mean_square(layer: str) -> Callable[..., jax.Array]:
-    return lambda found: jnp.square(_values(layer, found)).mean()
-
-
-@functools.cache
-def _diversity(layer: str) -> Callable[..., jax.Array]:
-    def score(found: Activations) -> jax.Array:
-        value = _values(layer, found)
-        count = len(value)
-        flat_NPC = value.reshape(count, -1, value.shape[-1])
-        gram_NX = jnp.einsum("npc,npd->ncd", flat_NPC, flat_NPC).reshape(count, -1)
-        gram_NX /= jnp.linalg.norm(gram_NX, axis=-1, keepdims=True) + 1e-12
-        total = jnp.square(gram_NX.sum(axis=0)).sum() - count  # without each image with itself
-        return -total / max(1, count * (count - 1))
-
-    return score
-
-
-def _values(layer: str, found: Activations) -> jax.Array:
-    key, _ = find_layer(layer, found)
-    return found[key].astype(jnp.float32)
-
-
-def _pick(value: jax.Array, index: jax.Array) -> jax.Array:
-    """Returns a channel, or NaN if it does not exist, which `visualize` refuses."""
-    return jnp.take(value, index, axis=-1, mode="fill", fill_value=jnp.nan)
 
 
 WHOLE_LAYER = {"dream": deep_dream, "diversity": diversity}
@@ -138,7 +130,7 @@ def parse(
     pieces = ["+", first, *rest] if first else rest
     weights, parts = [], []
     for sign, term in zip(pieces[::2], pieces[1::2], strict=True):
-        factor, term = _FACTOR.fullmatch(term.strip()).groups()
+        factor, term = _FACTOR.findall(term.strip())[0]
         weights.append((-1 if sign == "-" else 1) * float(factor or 1))
         parts.append(_parse_term(term, shapes, class_names))
     return [(text, parts[0] if weights == [1] else weighted_sum(weights, parts))]
@@ -188,8 +180,3 @@ def find_class(name: str, class_names: Sequence[str]) -> int:
         text = " and ".join(map(str, numbers))
         raise UserError(f"classes {text} are named {name!r}; give a number")
     return numbers[0]
-
-
-def stack(objectives: Sequence[Objective]) -> Objective:
-    """Returns objectives of the same structure as one pytree; each leaf has a leading axis."""
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *objectives)

@@ -93,7 +93,7 @@ def visualize(
     shape = (len(given), images, plan.size, plan.size // 2 + 1, 3, 2)
     one = START * jax.random.normal(key, shape[1:])
     params = jnp.broadcast_to(one, shape)  # the same start for each objective
-    state = params, _adam(learning_rate).init(params)
+    state = params, optax.adam(learning_rate).init(params)
     for number in range(steps):
         state, score_G = _step(plan, variables, objectives, state, key, number, learning_rate)
         if number == 0:
@@ -112,10 +112,6 @@ def _check_finite(score_G: Any) -> None:
             f"objective {bad[0]} is {float(score_G[bad[0]])}; check that its channel or position "
             "exists"
         )
-
-
-def _adam(learning_rate: Any) -> optax.GradientTransformation:
-    return optax.adam(learning_rate)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
@@ -139,7 +135,7 @@ def _step(
         return score_G.sum(), score_G
 
     gradient, score_G = jax.grad(total, has_aux=True)(params)
-    updates, adam = _adam(learning_rate).update(-gradient, adam)
+    updates, adam = optax.adam(learning_rate).update(-gradient, adam)
     return (params + updates, adam), score_G
 
 
@@ -281,7 +277,7 @@ def _save(images: np.ndarray, file: Path, settings: Mapping[str, Any]) -> None:
     notes.add_text("gnet", json.dumps(settings))
     try:
         with replacing(file) as partial:
-            Image.fromarray(np.hstack(images)).save(partial, "PNG", pnginfo=notes)
+            Image.fromarray(np.hstack(list(images))).save(partial, "PNG", pnginfo=notes)
     except OSError as error:
         raise UserError(f"cannot write {file}: {error.strerror}") from error
 
