@@ -66,6 +66,11 @@ NOT_RUN = {
     "gnet export models/googlenet googlenet.tflite": "it needs LiteRT's converter; "
     "tests/convert/test_export.py has it",
     "gnet replay": "it needs a run that failed; tests/lab/test_replay.py makes one",
+    **dict.fromkeys(
+        ("gnet visualize", "gnet dream", "gnet attribute", "gnet top-images", "gnet compare"),
+        "it takes minutes; tests/lab/test_look.py runs it on a small network",
+    ),
+    "gnet report runs/widths": "it needs finished runs; tests/lab/test_look.py has them",
     "python benchmarks/": "it takes minutes; tests/test_benchmarks.py runs them in small",
 }
 # What goes on for long is stopped once its output has this.
