@@ -26,7 +26,6 @@ from gnet_jax.inference.lettering import fitted, lettered
 from gnet_jax.inference.predict import Guess, layer_shapes, say_if_slow, softmax
 from gnet_jax.model.googlenet import GoogLeNet, aux_logits, endpoints
 from gnet_jax.model.names import CONVS, caffe_name, find_layer
-from gnet_jax.model.widths import TABLE_1
 from gnet_jax.model_folder import TrainedModel
 
 MAIN = "main"
@@ -78,6 +77,8 @@ class ActivationMapper:
                 features_BHWC = found[output].astype(jnp.float32)
                 aux = None if head == MAIN else block
                 compute = partial(_logits, model, variables, x_BHWC, path, aux)
+                if aux and given is None:  # without tracing the network again
+                    compute = partial(aux_logits, model, variables, block)
                 logits_BK, pull_back = jax.vjp(compute, features_BHWC)
                 chosen = jnp.where(index < 0, jnp.argmax(logits_BK[0]), index)
                 one_hot = jax.nn.one_hot(chosen, logits_BK.shape[-1])
@@ -122,7 +123,8 @@ def _find_module(trained: TrainedModel, layer: str) -> tuple[str, str]:
     """Returns the key in `endpoints` of a block's or convolution's output, and its module path."""
     output, channel = find_layer(layer, layer_shapes(trained))
     paths = {caffe_name(path): path for path in CONVS}
-    paths |= {f"inception_{block}/output": f"inception_{block}" for block in TABLE_1}
+    blocks = [f"inception_{block}" for block in trained.model.arch.widths]
+    paths |= {f"{block}/output": block for block in blocks}
     if channel is not None or output not in paths:
         raise UserError(
             f"{layer} is not the output of a block or a convolution; use, for example, inception_4a"

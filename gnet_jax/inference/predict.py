@@ -164,6 +164,8 @@ def layer_shapes(trained: TrainedModel, size: int | None = None) -> dict[str, An
     image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     try:
         return jax.eval_shape(functools.partial(endpoints, trained.model), trained.variables, image)
+    except UserError:
+        raise
     except (ValueError, flax.errors.ScopeParamShapeError) as error:
         needed = trained.preprocessing.image_size
         raise UserError(
