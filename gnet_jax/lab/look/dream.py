@@ -5,6 +5,7 @@ sizes appear. Gradients are computed in square tiles of one size, so photos of a
 memory and one compiled program. Each step shifts the tiles, so that their borders do not show.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,7 @@ from gnet_jax.inference.predict import layer_shapes
 from gnet_jax.lab.look.objectives import parse
 from gnet_jax.model.googlenet import endpoints
 from gnet_jax.model_folder import TrainedModel
+from gnet_jax.training.sharding import xla_options
 
 
 def dream(
@@ -47,7 +49,7 @@ def dream(
     ((_, objective),) = parse(text, layer_shapes(trained), trained.class_names)
     side = trained.preprocessing.image_size
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=xla_options(jax.default_backend()))
     def gradient(variables: Any, tile_SSC: jax.Array) -> jax.Array:
         def score(tile_SSC: jax.Array) -> jax.Array:
             x = preprocess(tile_SSC[None], preprocessing=trained.preprocessing)

@@ -31,6 +31,7 @@ from gnet_jax.lab.look.contact_sheet import Seen, draw
 from gnet_jax.lab.look.objectives import Objective, as_pytree, parse, stack
 from gnet_jax.model.googlenet import GoogLeNet, endpoints, strip_aux
 from gnet_jax.model_folder import TrainedModel
+from gnet_jax.training.sharding import xla_options
 from gnet_jax.training.workdir import replacing
 
 # The square root of the covariance of the colours of ImageNet's photos (as in Lucid).
@@ -94,13 +95,14 @@ def visualize(
     one = START * jax.random.normal(key, shape[1:])
     params = jnp.broadcast_to(one, shape)  # the same start for each objective
     state = params, optax.adam(learning_rate).init(params)
+    step = _jitted(_step, donated=(3,))
     for number in range(steps):
-        state, score_G = _step(plan, variables, objectives, state, key, number, learning_rate)
+        state, score_G = step(plan, variables, objectives, state, key, number, learning_rate)
         if number == 0:
             _check_finite(score_G)
         jax.block_until_ready(score_G)  # otherwise `advance` counts steps that have not run
         advance()
-    pixels, score_G = jax.device_get(_finish(plan, variables, objectives, state[0]))
+    pixels, score_G = jax.device_get(_jitted(_finish)(plan, variables, objectives, state[0]))
     _check_finite(score_G)
     return (pixels, score_G) if several else (pixels[0], score_G[0])
 
@@ -114,7 +116,13 @@ def _check_finite(score_G: Any) -> None:
         )
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
+@functools.cache
+def _jitted(function: Callable[..., Any], donated: tuple[int, ...] = ()) -> Callable[..., Any]:
+    """Returns a jitted function of (plan, ...), compiled for the network's operations."""
+    options = xla_options(jax.default_backend())
+    return jax.jit(function, static_argnums=0, donate_argnums=donated, compiler_options=options)
+
+
 def _step(
     plan: Plan,
     variables: Any,
@@ -139,7 +147,6 @@ def _step(
     return (params + updates, adam), score_G
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def _finish(plan: Plan, variables: Any, objectives: Objective, params: jax.Array) -> Any:
     x = render(params, plan.size)
     return jnp.round(255 * x).astype(jnp.uint8), scores(plan, variables, objectives, x)
