@@ -312,7 +312,7 @@ def test_a_step_of_visualisation_is_lucents(tmp_path, lucent):
     weights = random_weights(ARCH.widths, ARCH.stem_widths, ARCH.num_classes, ARCH.aux_widths)
     (tmp_path / PB).write_bytes(graph_bytes(weights, ()))
     trained, size, shift = read(tmp_path / PB), 64, 5
-    params = np.random.default_rng(2).normal(0, 1, (1, 1, size, size // 2 + 1, 3, 2))
+    params = np.random.default_rng(2).normal(0, 0.1, (1, 1, size, size // 2 + 1, 3, 2))
     params = params.astype(np.float32)
     plan = Plan(trained.model, trained.preprocessing, size, robust=False)
 
