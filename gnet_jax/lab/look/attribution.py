@@ -111,7 +111,7 @@ def draw_attribution(
     if sanity:
         index = first["map of the main head"].guess["index"]
         rows.append(_panels(randomised(trained), picture, index, layer))
-    figure = Figure(figsize=(2.6 * len(first), 3 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(2.6 * len(first), 3.4 * len(rows)), layout="constrained")
     grid = figure.subplots(len(rows), len(first), squeeze=False)
     for row, axes_row in zip(rows, grid, strict=True):
         for axes, (name, found), trained_map in zip(
