@@ -19,9 +19,10 @@ SMALL = {
     "step_gap": "--epochs 1",
     "peers": "--repeats 1 --batches 1 --train-batch 2 --size 128",
     "input_pipeline": "--repeats 1 --images 32 --threads 1 --hosts 1 8 --global-batch 64",
+    "visualize": "--repeats 1 --steps 1",
 }
-WITH_PEERS = ("peers", "input_pipeline")
-KEYS = {"scaling": "curves", "peers": "ratios"}
+WITH_PEERS = {"peers": "torchvision", "input_pipeline": "torchvision", "visualize": "lucent"}
+KEYS = {"scaling": "curves", "peers": "ratios", "visualize": "ratios"}
 COMPILE = "--xla_backend_optimization_level=0"  # compile time is test time
 
 
@@ -32,8 +33,9 @@ def test_a_benchmark_runs(name, tmp_path):
     peers = []
     if name in WITH_PEERS:
         peers = ["--peer-python", sys.executable]
-        if importlib.util.find_spec("torchvision") is None:
-            pytest.skip("torchvision, the peer, is not installed")
+        for package in ("torch", WITH_PEERS[name]):
+            if importlib.util.find_spec(package) is None:
+                pytest.skip(f"{package}, the peer, is not installed")
     result = tmp_path / "result.json"
     keep = [] if name == "state_cost" else ["--json", str(result)]
     environment = os.environ | {"XLA_FLAGS": COMPILE, "PYTHONPATH": str(ROOT)}

@@ -74,6 +74,11 @@ NOT_RUN = {
     "gnet profile": "it needs a run with a trace; tests/training/test_profile.py makes one",
     "xprof": "it serves pages until it is stopped, and needs the extra [profile]",
     "gnet replay": "it needs a run that failed; tests/lab/test_replay.py makes one",
+    **dict.fromkeys(
+        ("gnet visualize", "gnet dream", "gnet attribute", "gnet top-images", "gnet compare"),
+        "it takes minutes; tests/lab/test_look.py runs it on a small network",
+    ),
+    "gnet report runs/widths": "it needs finished runs; tests/lab/test_look.py has them",
     "python benchmarks/": "it takes minutes; tests/test_benchmarks.py runs them in small",
 }
 # What goes on for long is stopped once its output has this.

@@ -244,6 +244,7 @@ def report(
     figures: Path | None = None,
     columns: Literal[1, 2] = 1,
     baseline: str | None = None,
+    layers: str | None = None,
 ) -> None:
     """Write the results of a sweep as a self-contained HTML page, Markdown, LaTeX and CSV.
 
@@ -259,14 +260,19 @@ def report(
         figures: a folder to write the figures to as SVG and PDF; by default, none are written.
         columns: width of the figures, in columns of a paper.
         baseline: the config to compare the others with; the default is the sweep's baseline.
+        layers: a data set, such as digits#200, on whose validation images the blocks of the
+            networks are compared: their similarity (CKA), and linear probes.
     """
     from gnet_jax.lab.sweeps.report import write_report
 
     if out is not None:
         check_picture(out, (".html",))
+    if layers is not None:
+        check_local("with --layers, DIR", workdir)  # because it reads the checkpoints
     copy, place = local_copy(workdir, small_files), locate(workdir)
     try:
-        files = write_report(copy, out or copy / "report.html", figures, baseline, columns)
+        page = out or copy / "report.html"
+        files = write_report(copy, page, figures, baseline, columns, layers)
     except UserError as error:
         raise UserError(str(error).replace(str(copy), str(place))) from error
     for file in files:

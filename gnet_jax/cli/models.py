@@ -201,7 +201,7 @@ def _open_on_all_hosts(
     steps = [step] * len(models)
     trained = run_on_all_hosts(lambda: open_models(models, steps) if first else [])
     steps = [
-        int(each.source["step"]) if is_workdir(path.expanduser()) else None
+        int(each.source["step"]) if is_workdir(locate(path)) else None
         for path, each in zip(models, trained, strict=False)
     ]
     steps = json.loads(gather(json.dumps(steps))[0])

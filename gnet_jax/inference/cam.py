@@ -23,8 +23,9 @@ from gnet_jax.config import UserError
 from gnet_jax.data.augment import preprocess
 from gnet_jax.data.decode import central_crop
 from gnet_jax.inference.lettering import fitted, lettered
-from gnet_jax.inference.predict import Guess, say_if_slow, softmax
+from gnet_jax.inference.predict import Guess, layer_shapes, say_if_slow, softmax
 from gnet_jax.model.googlenet import GoogLeNet, aux_logits, endpoints
+from gnet_jax.model.names import CONVS, caffe_name, find_layer
 from gnet_jax.model_folder import TrainedModel
 
 MAIN = "main"
@@ -44,10 +45,14 @@ class ActivationMapper:
     """Computes the map and the class probabilities of every head of a model for one picture.
 
     The heads are "main" and those auxiliary heads ("aux 4a", ...) that the model has variables for.
+    The map is that of the block before each head, or that of `layer` (Grad-CAM), which is zero for
+    heads before `layer`. Raises UserError if `layer` is not the output of a block or a convolution.
     With `exact`, raises UserError if the main head's logit is not the mean of its map plus a bias.
     """
 
-    def __init__(self, trained: TrainedModel, *, exact: bool = False) -> None:
+    def __init__(
+        self, trained: TrainedModel, *, exact: bool = False, layer: str | None = None
+    ) -> None:
         model, variables = trained.model, trained.variables
         if exact and model.arch.head != "average_pool":
             raise UserError(
@@ -59,6 +64,7 @@ class ActivationMapper:
         for block in model.arch.aux_after:
             if f"aux_{block}" in variables["params"]:  # published weights may lack this head
                 self.heads[f"aux {block}"] = block
+        given = None if layer is None else _find_module(trained, layer)
 
         @jax.jit
         def run(variables: Any, square_SSC: jax.Array, index: jax.Array) -> Any:
@@ -67,10 +73,12 @@ class ActivationMapper:
             found = endpoints(model, variables, x_BHWC)
             results = {}
             for head, block in self.heads.items():
-                compute = partial(aux_logits, model, variables, block)
-                if head == MAIN:
-                    compute = partial(_main_logits, model, variables, x_BHWC)
-                features_BHWC = found[f"inception_{block}/output"].astype(jnp.float32)
+                output, path = given or (f"inception_{block}/output", f"inception_{block}")
+                features_BHWC = found[output].astype(jnp.float32)
+                aux = None if head == MAIN else block
+                compute = partial(_logits, model, variables, x_BHWC, path, aux)
+                if aux and given is None:  # without tracing the network again
+                    compute = partial(aux_logits, model, variables, block)
                 logits_BK, pull_back = jax.vjp(compute, features_BHWC)
                 chosen = jnp.where(index < 0, jnp.argmax(logits_BK[0]), index)
                 one_hot = jax.nn.one_hot(chosen, logits_BK.shape[-1])
@@ -111,20 +119,42 @@ class ActivationMapper:
         return ActivationMap(np.asarray(evidence), square, guess)
 
 
-def _main_logits(
-    model: GoogLeNet, variables: Mapping[str, Any], x_BHWC: jax.Array, features_BHWC: jax.Array
-) -> jax.Array:
-    """Returns the main head's logits (B, K), with `features` as the output of the last block."""
-    last = f"inception_{list(model.arch.widths)[-1]}"
+def _find_module(trained: TrainedModel, layer: str) -> tuple[str, str]:
+    """Returns the key in `endpoints` of a block's or convolution's output, and its module path."""
+    output, channel = find_layer(layer, layer_shapes(trained))
+    paths = {caffe_name(path): path for path in CONVS}
+    blocks = [f"inception_{block}" for block in trained.model.arch.widths]
+    paths |= {f"{block}/output": block for block in blocks}
+    if channel is not None or output not in paths:
+        raise UserError(
+            f"{layer} is not the output of a block or a convolution; use, for example, inception_4a"
+        )
+    return output, paths[output]
 
-    def replace_last(call_next, args, kwargs, context):
-        if context.module.path == (last,) and context.method_name == "__call__":
+
+def _logits(
+    model: GoogLeNet,
+    variables: Mapping[str, Any],
+    x_BHWC: jax.Array,
+    path: str,
+    aux: str | None,
+    features_BHWC: jax.Array,
+) -> jax.Array:
+    """Returns logits (B, K) if `features` were the output of the module at `path`.
+
+    They are those of the head after block `aux`, or of the main head if `aux` is None.
+    """
+
+    def replace_output(call_next, args, kwargs, context):
+        if context.module.path == tuple(path.split("/")) and context.method_name == "__call__":
             return features_BHWC
         return call_next(*args, **kwargs)
 
-    with nn.intercept_methods(replace_last):
-        outputs: Any = model.apply(variables, x_BHWC)
-    return outputs.logits
+    with nn.intercept_methods(replace_output):
+        found = endpoints(model, variables, x_BHWC)
+    if aux is None:
+        return found["loss3/classifier"]
+    return aux_logits(model, variables, aux, found[f"inception_{aux}/output"])
 
 
 def draw(found: ActivationMap) -> Image.Image:

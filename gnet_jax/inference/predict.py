@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, TypeVar
 
+import flax.errors
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +22,7 @@ from rich.console import Console
 from rich.text import Text
 
 from gnet_jax.config import Preprocessing, UserError
+from gnet_jax.config.bucket import locate
 from gnet_jax.config.paths import as_text
 from gnet_jax.data.augment import preprocess
 from gnet_jax.data.batches import prefetched
@@ -59,9 +61,10 @@ def load(path: str | Path, step: int | None = None) -> TrainedModel:
     """
     local, text = Path(path).expanduser(), os.fspath(path)
     if step is not None:
-        if not is_workdir(local):
-            raise UserError(f"--step {step} needs a training workdir, which {path} is not")
-        return read_workdir(local, step)
+        workdir = locate(path)
+        if not is_workdir(workdir):
+            raise UserError(f"--step {step} needs a training workdir, which {workdir} is not")
+        return read_workdir(workdir, step)
     if os.sep in text and is_model_folder(local):  # without a separator, it may be a name
         return read_folder(local)
     if os.sep in text and is_workdir(local):
@@ -160,12 +163,27 @@ def _program(
     return say_if_slow(program)
 
 
+def layer_shapes(trained: TrainedModel, size: int | None = None) -> dict[str, Any]:
+    """Returns the shapes of `endpoints` for one image; `size` is its side, by default the model's.
+
+    Raises UserError if the network cannot process images of this size.
+    """
+    side = size or trained.preprocessing.image_size
+    image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    try:
+        return jax.eval_shape(functools.partial(endpoints, trained.model), trained.variables, image)
+    except UserError:
+        raise
+    except (ValueError, flax.errors.ScopeParamShapeError) as error:
+        needed = trained.preprocessing.image_size
+        raise UserError(
+            f"the network cannot process images of {side}x{side}; its own size is {needed}"
+        ) from error
+
+
 def find_features(trained: TrainedModel, name: str) -> str:
     """Returns the key of `endpoints` for a layer's name; see `find_layer` for names and errors."""
-    side = trained.preprocessing.image_size
-    image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
-    known = jax.eval_shape(functools.partial(endpoints, trained.model), trained.variables, image)
-    layer, channel = find_layer(name, known)
+    layer, channel = find_layer(name, layer_shapes(trained))
     if channel is not None:
         raise UserError(f"{name} is one channel; use {layer}, and its feature {channel}")
     return layer

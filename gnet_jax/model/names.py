@@ -56,13 +56,15 @@ def find_layer(name: str, outputs: Mapping[str, Any]) -> tuple[str, int | None]:
     """Returns the key of `outputs` that `name` refers to, and the channel, or None for all.
 
     `name` is Caffe's name of a layer ("inception_4a/5x5"), the part before its "/" if only one
-    layer has it ("pool5"), or Google's name ("mixed4a_5x5"), and can end with a channel
-    ("mixed4a:476"). `outputs` are the values of `endpoints`, or their shapes. Raises UserError for
-    an unknown layer or channel, and for a value before a ReLU.
+    layer has it ("pool5"), a block ("inception_4a"), or Google's name ("mixed4a_5x5"), and can end
+    with a channel ("mixed4a:476"). `outputs` are the values of `endpoints`, or their shapes. Raises
+    UserError for an unknown layer or channel, and for a value before a ReLU.
     """
     layer, colon, number = name.partition(":")
     google = {google_name(key): key for key in outputs}
     begun = [key for key in outputs if key.startswith(f"{layer}/")]
+    if f"{layer}/output" in begun:
+        begun = [f"{layer}/output"]
     key = layer if layer in outputs else begun[0] if len(begun) == 1 else google.get(layer)
     if key is None and (after := layer.removesuffix(_BEFORE_RELU)) in google and after != layer:
         raise UserError(f"{layer} is not recorded, because it is before the ReLU; use {after}")

@@ -1,5 +1,6 @@
 """Google's release of the network: the graph, its labels, and its arithmetic in torch-lucent."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import io
@@ -15,6 +16,9 @@ import pytest
 
 from gnet_jax.convert.inception5h import LABELS, PREPROCESSING, from_graph, is_graph, read_graph
 from gnet_jax.convert.read import convert, read
+from gnet_jax.data.augment import preprocess
+from gnet_jax.lab.look.objectives import channel, stack
+from gnet_jax.lab.look.visualize import Plan, render, scores
 from gnet_jax.model.architecture import VARIANTS
 from gnet_jax.model.googlenet import GoogLeNet, endpoints, every_head
 from gnet_jax.model.names import find_layer
@@ -287,15 +291,8 @@ def lucent():
     return module.InceptionV1, torch
 
 
-@pytest.mark.slow
-def test_every_block_is_what_lucent_computes(tmp_path, lucent):
-    network, torch = lucent
-    weights = random_weights(ARCH.widths, ARCH.stem_widths, ARCH.num_classes, ARCH.aux_widths)
-    (tmp_path / PB).write_bytes(graph_bytes(weights, ()))
-    trained = read(tmp_path / PB)
-    assert trained.model.arch == ARCH
-    x = np.random.default_rng(1).uniform(-117, 138, (1, 224, 224, 3)).astype(np.float32)
-
+def in_lucent(network, torch, weights):
+    """Lucent's network with our weights."""
     theirs, state = network(redirected_ReLU=False).eval(), {}
     for name in theirs.state_dict():
         node, _, part = name.rpartition(".")
@@ -305,7 +302,66 @@ def test_every_block_is_what_lucent_computes(tmp_path, lucent):
         axes = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}[array.ndim]
         state[name] = torch.from_numpy(np.ascontiguousarray(array.transpose(axes)))
     theirs.load_state_dict(state)
-    expected = {}
+    return theirs
+
+
+@pytest.mark.slow
+def test_a_step_of_visualisation_is_lucents(tmp_path, lucent):
+    """The objective, and its gradient to the Fourier parameters, of a channel of mixed4a."""
+    network, torch = lucent
+    weights = random_weights(ARCH.widths, ARCH.stem_widths, ARCH.num_classes, ARCH.aux_widths)
+    (tmp_path / PB).write_bytes(graph_bytes(weights, ()))
+    trained, size, shift = read(tmp_path / PB), 64, 5
+    params = np.random.default_rng(2).normal(0, 0.1, (1, 1, size, size // 2 + 1, 3, 2))
+    params = params.astype(np.float32)
+    plan = Plan(trained.model, trained.preprocessing, size, robust=False)
+
+    def score(params, index):
+        x = jax.numpy.roll(render(params, size), shift, axis=2)  # the transform: a jitter
+        objectives = stack([channel("mixed4a", index)])
+        return scores(plan, trained.variables, objectives, x)[0]
+
+    own = endpoints(
+        trained.model,
+        trained.variables,
+        preprocess(255 * render(params, size)[0], preprocessing=PREPROCESSING),
+    )
+    index = int(np.argmax(np.asarray(own["inception_4a/output"]).mean(axis=(0, 1, 2))))
+    value, gradient = jax.value_and_grad(score)(params, index)
+
+    def module(name):
+        folder = Path(importlib.util.find_spec("lucent").submodule_search_locations[0])
+        file = folder / "optvis" / "param" / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(name, file)
+        loaded = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(loaded)
+        return loaded
+
+    (spectrum,), image = module("spatial").fft_image((1, 3, size, size))
+    with torch.no_grad():
+        spectrum.copy_(torch.from_numpy(params[0].transpose(0, 3, 1, 2, 4).copy()))
+    pixels = module("color").to_valid_rgb(image, decorrelate=True)()
+    theirs, found = in_lucent(network, torch, weights), []
+    theirs.mixed4a.register_forward_hook(lambda _, __, y: found.append(y))
+    with contextlib.suppress(RuntimeError):  # its last pool needs 224 pixels
+        theirs(255 * torch.roll(pixels, shift, 2) - 117)
+    expected = found[0][0, index].mean()
+    expected.backward()
+    assert float(value) == pytest.approx(float(expected.detach()), rel=1e-4)
+    slope = spectrum.grad.numpy().transpose(0, 2, 3, 1, 4)[None]
+    assert np.abs(gradient - slope).max() <= 1e-4 * np.abs(slope).max()
+
+
+@pytest.mark.slow
+def test_every_block_is_what_lucent_computes(tmp_path, lucent):
+    network, torch = lucent
+    weights = random_weights(ARCH.widths, ARCH.stem_widths, ARCH.num_classes, ARCH.aux_widths)
+    (tmp_path / PB).write_bytes(graph_bytes(weights, ()))
+    trained = read(tmp_path / PB)
+    assert trained.model.arch == ARCH
+    x = np.random.default_rng(1).uniform(-117, 138, (1, 224, 224, 3)).astype(np.float32)
+
+    theirs, expected = in_lucent(network, torch, weights), {}
     for name, module in theirs.named_modules():
         module.register_forward_hook(lambda _, __, y, name=name: expected.update({name: y}))
     with torch.no_grad():

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from gnet_jax.cli.main import main
 from gnet_jax.config import Config, Sweep, UserError
+from gnet_jax.lab.look import similarity
 from gnet_jax.lab.sweeps import report
 from gnet_jax.lab.sweeps.figures import common_points, cost_figure, curve_figure
 from gnet_jax.lab.sweeps.report import differing_fields
@@ -223,3 +224,23 @@ def test_a_page_of_another_name_is_refused(page, tmp_path, name, capsys):
     assert main(["report", str(page.parent), "--out", str(tmp_path / name)]) == 2
     assert ".html" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_the_blocks_of_two_seeds_and_of_each_other_config_are_compared_when_asked(
+    page, tmp_path, monkeypatch
+):
+    asked = []
+
+    def compare(runs, data):
+        asked.append((list(runs), data))
+        return "A comparison of blocks.", Figure()
+
+    monkeypatch.setattr(similarity, "compare_runs", compare)
+    out = tmp_path / "report.html"
+    assert main(["report", str(page.parent), "--layers", "digits#40", "--out", str(out)]) == 0
+    ((names, data),) = asked
+    assert names[0].startswith("a, seed")
+    assert names[1].startswith("a, seed")
+    assert sum(name.startswith("b, seed") for name in names) == 1
+    assert data == "digits#40"
+    assert "A comparison of blocks." in out.read_text("utf-8")

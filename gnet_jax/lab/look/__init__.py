@@ -1,1 +1,1 @@
-"""Show what a network sees and computes: contact sheets, activations, replays."""
+"""Show what a network sees and computes: images that excite it, attribution, layers, replays."""

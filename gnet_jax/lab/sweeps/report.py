@@ -52,14 +52,20 @@ def write_report(
     figures: Path | None = None,
     baseline: str | None = None,
     columns: int = 1,
+    layers: str | None = None,
 ) -> list[Path]:
     """Write HTML to `page`, Markdown, LaTeX and CSV beside it, and SVG and PDF into `figures`.
 
     `baseline` is the config to compare with, by default the sweep's. The figures are as wide as
-    `columns` (1 or 2) columns of a paper. Returns the files.
+    `columns` (1 or 2) columns of a paper. `layers` is a data set on whose images the blocks of the
+    networks are compared, too. Returns the files.
     """
     sweep = read_sweep(workdir, baseline)
     drawings = draw_results(sweep.rows, columns)
+    if layers is not None:
+        from gnet_jax.lab.look.similarity import compare_runs  # compiles networks
+
+        drawings["layers"] = compare_runs(_runs_to_compare(sweep), layers)
     vectors = {name: (text, to_svg(figure, text)) for name, (text, figure) in drawings.items()}
     files: dict[Path, str | bytes] = {
         page: to_html(sweep, vectors),
@@ -79,6 +85,13 @@ def write_report(
         except OSError as error:  # the error of a full disk does not name the file
             raise UserError(f"cannot write {file}: {error.strerror}") from error
     return list(files)
+
+
+def _runs_to_compare(sweep: SweepRecord) -> dict[str, Path]:
+    """Returns finished runs by name: two seeds of the baseline, and one of each other config."""
+    runs = [(sweep.baseline, seed) for seed in list(sweep.baseline.done)[:2]]
+    runs += [(row, min(row.done)) for row in sweep.rows if row.done and row is not sweep.baseline]
+    return {f"{row.name}, seed {seed}": row.workdirs[seed] for row, seed in runs}
 
 
 def tabulate(sweep: SweepRecord) -> tuple[list[str], list[list[Value]]]:
