@@ -6,7 +6,7 @@ import types
 from pathlib import Path
 from typing import Any
 
-import torch
+import torch  # pyright: ignore[reportMissingImports]
 from worker import Cases, serve
 
 
@@ -50,7 +50,7 @@ def prepare(setup: dict[str, Any]) -> tuple[dict[str, Any], Cases]:
             found.clear()
             network(255 * pixels() - 117)
             activations = found[0]
-            score = sum(activations[number, number].mean() for number in range(channels))
+            score = torch.stack([activations[n, n].mean() for n in range(channels)]).sum()
             (-score).backward()
             adam.step()
 

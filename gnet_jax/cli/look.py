@@ -235,7 +235,9 @@ def compare(
     if len(named) < 2:
         raise UserError("give at least two models to compare")
     pictures = Pictures(data, split=split)
-    found = similarity.compare(dict(zip(named, open_models(named.values()), strict=True)), pictures)
+    found = similarity.compare(
+        dict(zip(named, open_models(list(named.values())), strict=True)), pictures
+    )
     for name, accuracies in found.probes.items():
         probes = ", ".join(
             f"{block} {value:.1%}"

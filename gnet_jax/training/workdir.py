@@ -167,7 +167,8 @@ def add_start(workdir: Path, step: int, own_parts: Iterable[str] = ()) -> str:
         "step": step,
         "git_commit": git_commit(),
         "python": platform.python_version(),
-        "code": code_version(own_parts),
+        "code": code_version(),
+        "own_code": own_versions(own_parts),
         "versions": package_versions(),
         "flags": compiler_flags(),
         "platform": jax.default_backend(),
@@ -180,6 +181,7 @@ def add_start(workdir: Path, step: int, own_parts: Iterable[str] = ()) -> str:
         write_json(workdir / RECORD_FILE, {"starts": [*starts, start]})
     before, now = (
         {"gnet_jax": each.get("code", "unknown")}
+        | each.get("own_code", start["own_code"])  # earlier versions did not record it
         | each.get("versions", {})
         | flag_values(each.get("flags", start["flags"]))  # earlier versions did not record them
         for each in ([start, *starts][-1], start)
@@ -236,16 +238,19 @@ def flag_values(flags: Mapping[str, str | None]) -> dict[str, str]:
     return found
 
 
-def code_version(own_parts: Iterable[str] = ()) -> str:
-    """Returns this package's version and a hash of its sources and of the user's own layers."""
+def code_version() -> str:
+    """Returns this package's version and a hash of its sources."""
     package = Path(__file__).resolve().parents[1]
     sources = hashlib.sha256()
     for file in sorted(package.rglob("*.py")):
         sources.update(f"{file.relative_to(package).as_posix()} {file.stat().st_size}\n".encode())
         sources.update(file.read_bytes())
-    for part in own_parts:
-        sources.update(custom.digest(part).encode())
     return f"{__version__} {sources.hexdigest()[:16]}"
+
+
+def own_versions(own_parts: Iterable[str]) -> dict[str, str]:
+    """Returns a hash of the code of each of the user's own layers (see `Architecture`)."""
+    return {part: custom.digest(part) for part in own_parts}
 
 
 def git_commit() -> str | None:

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import math
 import statistics
 
@@ -36,6 +37,20 @@ def test_a_row_holds_the_results_of_its_seeds(rows):
     assert rows[3].top1 == pytest.approx(0.72)
     assert rows[1].values("heads", "aux4a", "top1") == pytest.approx([0.5, 0.51])
     assert rows[0].values("heads", "aux4a", "top1") == []
+
+
+def test_own_code_counts_as_another_version_only_if_seeds_of_a_config_differ_in_it(tmp_path):
+    folder = finished_sweep(tmp_path)
+    for name, seed, own in (("a", 0, "1" * 64), ("d", 0, "2" * 64), ("d", 1, "2" * 64)):
+        record = folder / name / f"seed-{seed}" / "run.json"
+        starts = json.loads(record.read_text())["starts"]
+        starts[0]["own_code"] = {"own.py:Block": own}
+        record.write_text(json.dumps({"starts": starts}))
+    record = folder / "d" / "seed-2" / "run.json"
+    record.write_text((folder / "d" / "seed-1" / "run.json").read_text())
+    rows = {row.name: row for row in read_sweep(folder).rows}
+    assert rows["d"].versions == {"0.1.0 a"}
+    assert rows["a"].versions == {"0.1.0 a, own code 11111111", "0.1.0 a, own code none"}
 
 
 def test_the_spread_is_the_sample_standard_deviation_and_none_of_one_run():

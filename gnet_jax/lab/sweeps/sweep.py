@@ -309,14 +309,21 @@ def _read_row(name: str, cells: Sequence[Cell], tuning: Tuning | None) -> Row:
             row.missing.append(cell.seed)
         elif result["status"] == "done":
             row.done[cell.seed] = result
-            versions |= {str(start.get("code")) for start in list_starts(cell.workdir)}
+            for start in list_starts(cell.workdir):
+                own = " ".join(hashed[:8] for hashed in start.get("own_code", {}).values())
+                versions.add((str(start.get("code")), own))
             config = read_json(cell.workdir / CONFIG_FILE) or {}
             for split, prints in data.items():
                 prints.add(str(config.get(f"data.fingerprint.{split}")))
         else:
             row.failed[cell.seed] = result["error"]
     prints = {split: frozenset(each) for split, each in data.items()}
-    return dataclasses.replace(row, versions=frozenset(versions), data=prints, tuning=tuning)
+    # The own code of a config is part of what is compared, unless it differs between the seeds.
+    several = len({own for _, own in versions}) > 1
+    codes = frozenset(
+        f"{code}, own code {own or 'none'}" if several else code for code, own in versions
+    )
+    return dataclasses.replace(row, versions=codes, data=prints, tuning=tuning)
 
 
 def list_starts(workdir: Path) -> list[dict[str, Any]]:

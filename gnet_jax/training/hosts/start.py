@@ -40,6 +40,7 @@ from gnet_jax.training.workdir import (
     compiler_flags,
     flag_values,
     open_workdir,
+    own_versions,
     package_versions,
 )
 
@@ -259,7 +260,8 @@ def identity(run: "Run", fingerprints: Mapping[str, Any]) -> dict[str, Any]:
     found |= {f"data.fingerprint.{k}": v for k, v in fingerprints.items() if k != "classes"}
     found |= {f"version of {name}": value for name, value in package_versions().items()}
     found |= flag_values(compiler_flags())
-    return found | {"code": code_version(run.program.model.arch.own_parts)}
+    found |= own_versions(run.program.model.arch.own_parts)
+    return found | {"code": code_version()}
 
 
 def compare(own: Mapping[str, Any]) -> None:
