@@ -203,7 +203,8 @@ def test_a_start_with_another_file_of_an_own_block_says_so(tmp_path):
     assert not add_start(tmp_path, 40, parts)
     file.write_text("def norm(**_): return None")
     changed = add_start(tmp_path, 50, parts)
-    assert f"{parts[0]}: " in changed and "gnet_jax: " not in changed
+    assert f"{parts[0]}: " in changed
+    assert "gnet_jax: " not in changed
 
 
 def test_lines_after_the_resumed_step_are_forgotten_and_half_a_line_is_left_out(tmp_path):
