@@ -30,7 +30,7 @@ def get_config() -> Config:
         save_every_steps=500,
         log_every_steps=20,
         model=ModelConfig(variant="batch_norm", dropout=0.2, dtype="bfloat16"),
-        data=DataConfig(source="tfds:imagenet2012", threads=64, **IMAGENET_PIXELS),
+        data=DataConfig(source="tfds:imagenet2012", threads=8, workers=8, **IMAGENET_PIXELS),
         augment=AugmentConfig(brightness=0.4, contrast=0.4, saturation=0.4),
         loss=LossConfig(label_smoothing=0.1),
         optim=OptimConfig(
