@@ -9,7 +9,9 @@ T = TypeVar("T")
 
 
 class UserError(ValueError):
-    """A mistake of the user. Commands print its message without a traceback, and exit with 2."""
+    """An error that the user can fix. Commands print its message without a traceback, and exit."""
+
+    exit_code = 2  # 1 if the same command may succeed later, so that --supervise repeats it
 
 
 def choose(what: str, name: str, options: Mapping[str, T]) -> T:

@@ -198,7 +198,7 @@ def test_features_are_a_layers_output_averaged_or_flattened(stored):
             rtol=1e-4,
             atol=1e-5,
         )
-    for layer in ("pool6", "inception_4a"):  # unknown, and several
+    for layer in ("pool6", "inception_9a"):
         with pytest.raises(UserError, match=layer):
             model.features(photos, layer=layer)
     with pytest.raises(UserError, match="no images"):

@@ -50,7 +50,7 @@ COMMANDS = {  # for each command: its module in gnet_jax.cli, and its summary in
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a `gnet` command line, and return its exit code, which is 2 after a UserError."""
+    """Run a `gnet` command line, and return its exit code, which after a UserError is its own."""
     arguments = sys.argv[1:] if arguments is None else arguments
     set_up_process()
     try:
@@ -59,8 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with reader_may_leave():
             return _run(arguments)
     except UserError as error:
-        print_error(f"gnet: error: {error}")
-        return 2
+        from gnet_jax.config.bucket import as_urls
+
+        print_error(f"gnet: error: {as_urls(str(error))}")
+        return error.exit_code
 
 
 def _run(arguments: Sequence[str]) -> int:

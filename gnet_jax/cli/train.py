@@ -55,7 +55,7 @@ def main(arguments: Sequence[str], prog: str = "train.py") -> int:
         return _main(arguments, prog)
     except UserError as error:
         print_error(f"{prog}: error: {error}")
-        return 2
+        return error.exit_code
     except KeyboardInterrupt:  # outside of the training loop, which handles signals itself
         leave_at_once(f"{prog}: interrupted; the same command resumes from the latest checkpoint")
 

@@ -33,6 +33,8 @@ EMULATOR = "STORAGE_EMULATOR_HOST"  # variable that Google's own libraries read
 class BucketError(UserError):
     """A bucket cannot be read or written now; what it contains may be intact."""
 
+    exit_code = 1
+
 
 @dataclasses.dataclass(frozen=True)
 class BucketPath:
@@ -241,6 +243,12 @@ def temporary_folder() -> Path:
 @functools.cache
 def _holder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="gnet_jax-")
+
+
+def as_urls(text: str) -> str:
+    """Returns a message with the URLs of objects instead of the paths of their local copies."""
+    copied = _holder.cache_info().currsize  # otherwise there is no folder
+    return text.replace(f"{temporary_folder()}/", "gs://") if copied else text
 
 
 def small_files(place: BucketPath) -> list[str]:

@@ -42,6 +42,12 @@ class Chunk(NamedTuple):
 Fill = Callable[[Chunk, Batch], dict[int, Any]]
 
 
+class WorkerError(DataError):
+    """A worker process was killed or crashed."""
+
+    exit_code = 1
+
+
 @contextlib.contextmanager
 def in_processes(fill: Fill, size: int, threads: int, workers: int) -> Iterator[Fill]:
     """Yields a function that runs `fill` in worker processes, `threads` calls at a time in each.
@@ -82,7 +88,7 @@ def in_processes(fill: Fill, size: int, threads: int, workers: int) -> Iterator[
                 rows["image"][:] = slot[: len(chunk.places)]
                 return found
             except (EOFError, ConnectionError) as error:
-                raise DataError(
+                raise WorkerError(
                     "a process of --data.workers exited; if no error is printed above, the system "
                     "probably killed it because memory ran out: use fewer --data.workers"
                 ) from error

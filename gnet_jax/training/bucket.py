@@ -22,6 +22,7 @@ from gnet_jax.config.bucket import BucketError, BucketPath, small_files
 
 BEAT_SECONDS = 5.0  # between two uploads, and two renewals of the lock
 LEASE_SECONDS = 60.0  # a lock that was not renewed for this time is that of a dead process
+SETTLE_SECONDS = 2.0  # if two processes replace the lock of a dead one, the last within this wins
 
 
 class BusyError(ConfigError):
@@ -31,8 +32,9 @@ class BusyError(ConfigError):
 class BucketFiles(contextlib.AbstractContextManager["BucketFiles"]):
     """The small files of a run in a bucket, as local files in `folder`.
 
-    Begins with the JSON files of the bucket. A thread uploads changed files, and renews the lock
-    if `lock`. When closed, uploads the rest and unlocks. Losing the network only causes warnings.
+    Begins with the JSON files and logs of the bucket. A thread uploads changed files. With `lock`,
+    another one renews the lock. When closed, uploads the rest and unlocks. Losing the network only
+    causes warnings.
     """
 
     def __init__(self, run: BucketPath, *, lock: bool) -> None:
@@ -41,7 +43,8 @@ class BucketFiles(contextlib.AbstractContextManager["BucketFiles"]):
         self.tell: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True)
         self._uploaded: dict[Path, tuple[int, int]] = {}  # time and size of each file
         self._uploading, self._closing, self._warned = threading.Lock(), threading.Event(), False
-        self._thread = threading.Thread(target=self._work, name="uploads", daemon=True)
+        works = (self._upload_all, self._keep_lock) if lock else (self._upload_all,)
+        self._threads = [threading.Thread(target=work, daemon=True) for work in works]
 
     def __enter__(self) -> "BucketFiles":
         if self._lock is not None:
@@ -55,12 +58,14 @@ class BucketFiles(contextlib.AbstractContextManager["BucketFiles"]):
             if self._lock is not None:
                 self._lock.release()
             raise
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._closing.set()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
         if self.upload():
             shutil.rmtree(self.folder, ignore_errors=True)
         else:
@@ -95,17 +100,19 @@ class BucketFiles(contextlib.AbstractContextManager["BucketFiles"]):
                 if finished and self._uploaded.get(file) != state:
                     yield file, state
 
-    def _work(self) -> None:
+    def _upload_all(self) -> None:
         pause = BEAT_SECONDS
         while not self._closing.wait(pause):
+            began = time.monotonic()
+            self.upload()
+            pause = max(BEAT_SECONDS, 5 * (time.monotonic() - began))  # large logs less often
+
+    def _keep_lock(self) -> None:
+        while not self._closing.wait(BEAT_SECONDS):
             if self._lock is not None and not self._lock.renew():
                 text = f"stopped: another process has taken over the run in {self._run}"
                 print(text, file=sys.stderr, flush=True)
                 os._exit(1)
-            began = time.monotonic()
-            self.upload()
-            # Large logs are uploaded less often. The lock must be renewed well before it expires.
-            pause = min(max(BEAT_SECONDS, 5 * (time.monotonic() - began)), LEASE_SECONDS / 4)
 
 
 class _Lock:
@@ -121,22 +128,28 @@ class _Lock:
     def take(self, tell: Callable[[str], None]) -> None:
         """Create the object; raises BusyError if another process owns and renews it."""
         busy = BusyError(f"another process is training in {self._file.parent}; wait for it")
-        if self._read() is not None:
-            self._wait_until_expired(busy, tell)
-            self._file.unlink()
+        found = self._read()
+        if found is not None:
+            self._wait_until_expired(found, busy, tell)
         try:
-            self._write(only_new=True)
+            self._write(only_new=found is None)
         except FileExistsError as error:
             raise busy from error
-        time.sleep(0.2)  # an emulator has no `only_new`: the last of two processes wins
+        # Another process may have replaced the same lock. An emulator may ignore `only_new`.
+        time.sleep(0.2 if found is None else SETTLE_SECONDS)
         if not self._is_own(self._read()):
             raise busy
 
-    def _wait_until_expired(self, busy: BusyError, tell: Callable[[str], None]) -> None:
-        first, deadline, told = self._read(), time.monotonic() + LEASE_SECONDS, False
-        while (now := self._read()) is not None and time.monotonic() < deadline:
-            if now != first:
+    def _wait_until_expired(
+        self, found: dict[str, Any], busy: BusyError, tell: Callable[[str], None]
+    ) -> None:
+        """Returns if the lock stays as it was `found` until it expires, or if it is deleted."""
+        deadline, told = time.monotonic() + LEASE_SECONDS, False
+        while (now := self._read()) is not None:
+            if now != found:
                 raise busy
+            if time.monotonic() >= deadline:
+                return
             if now.get("place") == _place() and not os.path.exists(f"/proc/{now.get('pid')}"):
                 return
             if not told:
@@ -165,10 +178,13 @@ class _Lock:
         return found is not None and found.get("token") == self._owner["token"]
 
     def _read(self) -> dict[str, Any] | None:
+        """Returns the content; None without a lock. Raises BucketError if it cannot be read."""
         try:
-            return dict(json.loads(self._file.read_bytes()))
+            content = self._file.read_bytes()
         except FileNotFoundError:
             return None
+        try:
+            return dict(json.loads(content))
         except (ValueError, TypeError):
             return {}
 

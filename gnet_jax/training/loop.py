@@ -2,10 +2,9 @@
 
 import contextlib
 import dataclasses
-import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
@@ -14,16 +13,15 @@ import numpy as np
 
 from gnet_jax.config import UserError
 from gnet_jax.config.bucket import Place
-from gnet_jax.data.batches import eval_batches
 from gnet_jax.training import sharding
 from gnet_jax.training.checkpoints.save import Checkpoints
+from gnet_jax.training.evaluation import evaluate, evaluation_due, evaluations_left
 from gnet_jax.training.hosts.log import end_log, host_log
 from gnet_jax.training.hosts.start import TrainingError, abort_on_unexpected_error, run_on_all_hosts
-from gnet_jax.training.hosts.stop import EvalBatches, StopRequest, TrainBatches, Vote, voting
+from gnet_jax.training.hosts.stop import StopRequest, TrainBatches, Vote, voting
 from gnet_jax.training.observe.console import Meter, Reporter, Stopwatch, duration
 from gnet_jax.training.observe.diagnostics import Diagnostics, diagnose
 from gnet_jax.training.observe.faults import (
-    DIVERGED,
     BadImages,
     DeadHeadGuard,
     SkippedSteps,
@@ -145,7 +143,7 @@ def train(
         bad_images = BadImages(run, files.folder, reporter, start)
         skipped = SkippedSteps(run, files.folder, reporter, start)
         vote = Vote(program.mesh, request, reporter.say)
-        profiler = stack.enter_context(Profiler(config, files.folder, start, reporter.say))
+        profiler = stack.enter_context(Profiler(config, files.folder, start, reporter.say, workdir))
         parts = (checkpoints, reporter, bad_images, skipped, vote, profiler)
         loop = _Loop(run, steps, *parts, on_report, peak)
         if config.diagnose is not None:
@@ -395,69 +393,3 @@ class _Loop:
         """Save `state` before the run ends, and wait; a signal does not interrupt this."""
         self.checkpoints.save(step, state)
         self.checkpoints.wait()
-
-
-def evaluate(
-    run: Run,
-    eval_step: Callable[..., Any],
-    step: int,
-    state: TrainState,
-    *,
-    bad_images: BadImages,
-    vote: Vote,
-) -> dict[str, float]:
-    """Returns the image count `val/count`, the fractions `val/top1` and `val/top5`, and `val/loss`.
-    With at most five classes, there is no `val/top5`. Every example of the validation set counts
-    once, except corrupt images. Returns an empty dict if a signal to any host ends the evaluation.
-    Raises a TrainingError if the loss is not finite.
-    """
-    program, data, hosts = run.program, run.config.data, jax.process_count()
-    bad_images.step = step
-    size = program.eval_batch_size
-    empty = {
-        name: np.zeros((size // hosts, *x.shape[1:]), x.dtype)
-        for name, x in program.abstract_batch().items()
-    }
-    place: dict[str, Any] = {"host": jax.process_index(), "hosts": hosts, "threads": data.threads}
-    options = {"batch_size": size, "preprocessing": data.preprocessing, "bad": bad_images.val}
-    local = eval_batches(run.val, **options, **place)
-    local = EvalBatches(local, empty, count=math.ceil(len(run.val) / size))
-    sums: dict[str, float] = {}
-    batches = put_batches(local, program.mesh, size)
-    results = (eval_step(state, batch, vote.flag(local.fault)) for batch in batches)
-    for found, stop in _fetch_behind(results):
-        if vote.stops_evaluation(stop):
-            run_on_all_hosts(local.raise_fault)
-            return {}
-        sums = {name: sums.get(name, 0) + value.item() for name, value in found.items()}
-    count = sums.pop("count")
-    if program.model.arch.num_classes <= 5:
-        del sums["top5"]  # it would be 100 %
-    bad_images.report_left_out(len(run.val) - int(count))
-    values = {f"val/{name}": total / count for name, total in sums.items()}
-    if not math.isfinite(values["val/loss"]):
-        problem = f"step {step}: the validation loss is {values['val/loss']}; {DIVERGED}"
-        raise TrainingError(f"{problem}. The steps after the latest checkpoint are not saved")
-    return values | {"val/count": count}
-
-
-def _fetch_behind(results: Iterable[Any]) -> Iterator[Any]:
-    """Yield results on the host. Each is fetched after the next one has been dispatched."""
-    for result, _ in itertools.pairwise(itertools.chain(results, [None])):
-        yield jax.device_get(result)
-
-
-def evaluation_due(program: Program, step: int) -> bool:
-    """Returns whether `step` is followed by an evaluation; the last step always is."""
-    return _evaluations_until(program, step) > _evaluations_until(program, step - 1)
-
-
-def evaluations_left(program: Program, step: int) -> int:
-    """Returns the number of evaluations from `step` on, including one that follows this step."""
-    return _evaluations_until(program, program.total_steps) - _evaluations_until(program, step - 1)
-
-
-def _evaluations_until(program: Program, step: int) -> int:
-    interval = program.config.eval_every_epochs * program.steps_per_epoch
-    last = step == program.total_steps
-    return math.floor((step - last) / interval) + last

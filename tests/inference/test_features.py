@@ -70,7 +70,6 @@ def test_images_that_cannot_be_read_have_no_row_and_are_named(place, tmp_path, c
     ("arguments", "named"),
     [
         (["photos/val", "--layer", "pool6"], "pool6"),
-        (["photos/val", "--layer", "inception_3a"], "inception_3a"),
         (["absent.png"], "no image"),
         (["photos/val", "--out", "out.csv"], ".csv"),
         (["photos/val", "--out", "absent/out.npz"], "absent"),

@@ -34,6 +34,7 @@ def test_every_chip_has_a_host_with_its_vcpus():
         "v6e": 180,
         "a100": 96,
         "h100": 208,
+        "h200": 224,
     }
     assert HOSTS.keys() == CHIPS.keys()
 

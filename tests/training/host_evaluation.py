@@ -15,9 +15,10 @@ from jax.sharding import Mesh
 
 from gnet_jax.config.command import Launch, parse_command
 from gnet_jax.model.googlenet import GoogLeNet
+from gnet_jax.training.evaluation import evaluate
 from gnet_jax.training.hosts.start import start
 from gnet_jax.training.hosts.stop import StopRequest, Vote
-from gnet_jax.training.loop import CompiledSteps, evaluate
+from gnet_jax.training.loop import CompiledSteps
 from gnet_jax.training.observe.console import Reporter
 from gnet_jax.training.observe.faults import BadImages
 from gnet_jax.training.program import prepare

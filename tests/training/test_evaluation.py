@@ -6,9 +6,9 @@ import pytest
 
 from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.training import loop
+from gnet_jax.training.evaluation import evaluate
 from gnet_jax.training.hosts.start import TrainingError
 from gnet_jax.training.hosts.stop import StopRequest, Vote
-from gnet_jax.training.loop import evaluate
 from tests.tiny import tiny_arch, tiny_run, with_program
 
 

@@ -17,16 +17,11 @@ import pytest
 from gnet_jax.config import Config, ConfigError, OptimConfig
 from gnet_jax.data.batches import batch_indices
 from gnet_jax.data.sources import DataError, Example
-from gnet_jax.training import loop
+from gnet_jax.training import evaluation, loop
 from gnet_jax.training.checkpoints.save import Checkpoints
 from gnet_jax.training.checkpoints.verify import digest
-from gnet_jax.training.loop import (
-    CompiledSteps,
-    TrainingError,
-    evaluation_due,
-    evaluations_left,
-    train,
-)
+from gnet_jax.training.evaluation import evaluation_due, evaluations_left
+from gnet_jax.training.loop import CompiledSteps, TrainingError, train
 from gnet_jax.training.observe.console import Reporter
 from gnet_jax.training.observe.track import TRACKERS, Track
 from gnet_jax.training.program import Program, Run
@@ -136,9 +131,9 @@ def test_a_step_is_reported_after_the_next_is_dispatched_with_the_same_values(
 
 def test_each_result_of_an_evaluation_is_fetched_after_the_next_is_dispatched(monkeypatch):
     events = []
-    monkeypatch.setattr(loop.jax, "device_get", lambda x: events.append(f"fetch {x}") or x)
+    monkeypatch.setattr(evaluation.jax, "device_get", lambda x: events.append(f"fetch {x}") or x)
     results = (events.append(f"dispatch {n}") or n for n in range(3))
-    assert list(loop._fetch_behind(results)) == [0, 1, 2]
+    assert list(evaluation._fetch_behind(results)) == [0, 1, 2]
     assert events == ["dispatch 0", "dispatch 1", "fetch 0", "dispatch 2", "fetch 1", "fetch 2"]
 
 
@@ -396,6 +391,7 @@ def test_the_options_of_the_config_reach_the_checkpoints_and_the_diagnoses(
     (arguments, options), *_ = checkpoints.call_args_list
     assert arguments == (tmp_path / "run" / "checkpoints", 3)
     assert options.pop("watch").committed == 0
+    assert options.pop("before_commit")()
     assert options == {"model": run.description(), "verify": False, "keep_every": None}
     assert diagnostics.call_args.args[:4] == (tmp_path / "run", "step", 2, 9)
     expected.assert_called_once_with(TrainingError)

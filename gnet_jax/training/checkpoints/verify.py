@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from gnet_jax.config import ConfigError
-from gnet_jax.config.bucket import Place
+from gnet_jax.config.bucket import BucketPath, Place
 from gnet_jax.errors import first_line
 from gnet_jax.training.checkpoints.storage import check_readable, kvstore, open_storage
 from gnet_jax.training.workdir import CONFIG_FILE, write_whole
@@ -43,21 +43,28 @@ def read_verified(
 ) -> dict[str, np.ndarray]:
     """Verify and return those arrays of a checkpoint for which `wanted(name)` is true.
     Raises CorruptError if the arrays cannot be read, or if one is missing or differs from what was
-    saved. Raises ConfigError instead if a file cannot be opened, because its content may be intact.
+    saved. Raises another UserError if a file or an object cannot be opened, because its content may
+    be intact.
     """
     try:
-        digests = read_digests(checkpoint)["arrays"].items()
-        written = {name: entry for name, entry in digests if wanted(name)}
-        try:
-            arrays = _read_arrays(checkpoint / "state", list(written))
-        except Exception as error:  # TensorStore's errors have no common class
-            raise CorruptError(checkpoint, f"it cannot be read ({first_line(error)})") from error
-        difference = find_difference(arrays, written)
-        if difference is not None:
-            raise CorruptError(checkpoint, difference)
+        return _read_verified(checkpoint, wanted)
     except CorruptError:
         check_readable(checkpoint)
-        raise
+        if not isinstance(checkpoint, BucketPath):
+            raise
+    return _read_verified(checkpoint, wanted)  # the network may have failed for a moment
+
+
+def _read_verified(checkpoint: Place, wanted: Callable[[str], bool]) -> dict[str, np.ndarray]:
+    digests = read_digests(checkpoint)["arrays"].items()
+    written = {name: entry for name, entry in digests if wanted(name)}
+    try:
+        arrays = _read_arrays(checkpoint / "state", list(written))
+    except Exception as error:  # TensorStore's errors have no common class
+        raise CorruptError(checkpoint, f"it cannot be read ({first_line(error)})") from error
+    difference = find_difference(arrays, written)
+    if difference is not None:
+        raise CorruptError(checkpoint, difference)
     return arrays
 
 
@@ -91,14 +98,17 @@ def add_notes(checkpoint: Place, notes: Mapping[str, Any]) -> None:
 
 def read_digests(checkpoint: Place) -> dict[str, Any]:
     """Returns what `write_digests` wrote: the notes, and the digests under the key "arrays".
-    Raises CorruptError if the file is missing or differs from what was written.
+    Raises CorruptError if the file is missing or differs from what was written, and BucketError if
+    the bucket cannot be read now.
     """
     try:
-        body = json.loads((checkpoint / "digests" / DIGESTS_FILE).read_bytes())
-        seal = body.pop("sha256")
+        content = (checkpoint / "digests" / DIGESTS_FILE).read_bytes()
     except OSError as error:
         reason = f"{DIGESTS_FILE} cannot be read ({error.strerror})"
         raise CorruptError(checkpoint, reason) from error
+    try:
+        body = json.loads(content)
+        seal = body.pop("sha256")
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
         body, seal = {}, None
     if seal != _seal(body):

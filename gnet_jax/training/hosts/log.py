@@ -58,8 +58,8 @@ def host_log(workdir: Path, newest: Callable[[], int]) -> Iterator[None]:
         yield
     except BaseException as error:
         LOG.error(f"{type(error).__name__}: {error}")
-        codes = {UserError: 2, KeyboardInterrupt: 130}
-        end_log(next((codes[kind] for kind in codes if isinstance(error, kind)), 1))
+        interrupted = 130 if isinstance(error, KeyboardInterrupt) else 1
+        end_log(error.exit_code if isinstance(error, UserError) else interrupted)
         raise
     finally:
         warnings.showwarning = show

@@ -242,12 +242,16 @@ def run_on_all_hosts(action: Callable[[], Value]) -> Value:
         value, own = action(), None
     except UserError as error:
         value, own = None, error
-    errors = gather("" if own is None else str(own) or type(own).__name__)
+    failed = own and (own.exit_code, str(own) or type(own).__name__)
+    answers = gather(json.dumps(failed))
     if own is not None:
         raise own
-    for host, error in enumerate(errors):
-        if error:
-            raise UserError(f"host {host} stopped: {error}")
+    for host, answer in enumerate(map(json.loads, answers)):
+        if answer is not None:
+            code, text = answer
+            error = UserError(f"host {host} stopped: {text}")
+            error.exit_code = code
+            raise error
     return value  # pyright: ignore[reportReturnType]
 
 
@@ -376,10 +380,11 @@ class Supervisor:
                 preempted = code in STOPPED and self._launch.supervise_preempted
                 if code in (0, 2) or self._signals or (code in STOPPED and not preempted):
                     return code
-                if after != before:
+                if after is not None and after != before:
                     crashes, delay = 0, self._launch.restart_delay
                 crashes += not preempted
-                ended = f"{describe_exit(code)}; newest checkpoint: {after or 'none'}"
+                newest = "unknown" if after is None else after or "none"
+                ended = f"{describe_exit(code)}; newest checkpoint: {newest}"
                 if crashes == CRASHES:
                     where = f"after step {after}" if after else "before the first checkpoint"
                     self._print(f"{ended}. Crashed {CRASHES} times in a row {where}; giving up")
@@ -434,12 +439,12 @@ def end_with_supervisor() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def newest_step(checkpoints: Place) -> int:
-    """Returns the newest step saved in the folder, or 0, also if it cannot be listed now."""
+def newest_step(checkpoints: Place) -> int | None:
+    """Returns the newest step saved in the folder, or 0; None if it cannot be listed now."""
     try:
         return max(open_storage(checkpoints).list_steps(), default=0)
     except UserError:
-        return 0
+        return None
 
 
 def describe_exit(code: int) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from gnet_jax.config import Config, profile_windows
+from gnet_jax.config.bucket import Place
 from gnet_jax.training.workdir import replacing
 
 # XProf and TensorBoard look for traces in plugins/profile/NAME below the folder that they open.
@@ -26,14 +27,19 @@ def window_folder(workdir: Path, first: int, last: int) -> Path:
 
 class Profiler(contextlib.AbstractContextManager["Profiler"]):
     """Traces the windows of `config.profile` that begin after step `start`.
-    `tell` prints a line. Before and after each window the devices finish their work, so that a
-    trace has whole steps only.
+    `tell` prints a line. `place` is the workdir in messages, if `workdir` is a copy of it. Before
+    and after each window the devices finish their work, so that a trace has whole steps only.
     """
 
     def __init__(
-        self, config: Config, workdir: Path, start: int, tell: Callable[[str], None]
+        self,
+        config: Config,
+        workdir: Path,
+        start: int,
+        tell: Callable[[str], None],
+        place: Place | None = None,
     ) -> None:
-        self._workdir, self._tell = workdir, tell
+        self._workdir, self._tell, self._place = workdir, tell, place or workdir
         windows = profile_windows(config)
         for first, last in windows:
             if first <= start < last:
@@ -90,4 +96,4 @@ class Profiler(contextlib.AbstractContextManager["Profiler"]):
         if jax.process_index() == 0:
             with replacing(folder / PROGRAM) as partial:
                 partial.write_text(compiled.as_text() or "")
-            self._tell(f"saved a trace in {folder}; see gnet profile {self._workdir}")
+            self._tell(f"saved a trace of {folder.name}; see gnet profile {self._place}")
