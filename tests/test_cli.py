@@ -39,7 +39,7 @@ from gnet_jax.pods import plan, topology
 from gnet_jax.pods.plan import Collective, CompiledCost
 from gnet_jax.pods.topology import Chip
 from gnet_jax.training import program
-from gnet_jax.training.hosts import start
+from gnet_jax.training.hosts import start, supervise
 from gnet_jax.training.loop import Result
 from gnet_jax.training.workdir import MetricsFile
 from tests.lab.sweeps import finished_sweep
@@ -815,13 +815,13 @@ def test_a_supervised_command_starts_itself_again_and_checks_the_config_first(
         def run(self):
             return 7
 
-    monkeypatch.setattr("gnet_jax.training.hosts.start.Supervisor", Supervisor)
+    monkeypatch.setattr("gnet_jax.training.hosts.supervise.Supervisor", Supervisor)
     arguments = ["digits", option, "--workdir", "/w"]
     assert train.main(arguments) == 7
     assert train.main([*arguments, "--optim.warmup-epochs", "99"]) == 2
     assert "warmup_epochs is 99" in capsys.readouterr().err
-    monkeypatch.setenv(start.ACKNOWLEDGE, "1")  # in the process that the supervisor started
-    monkeypatch.setattr("gnet_jax.training.hosts.start.end_with_supervisor", lambda: None)
+    monkeypatch.setenv(supervise.ACKNOWLEDGE, "1")  # in the process that the supervisor started
+    monkeypatch.setattr("gnet_jax.training.hosts.supervise.end_with_supervisor", lambda: None)
     monkeypatch.setattr(train, "run", lambda *_: 5)
     assert train.main(arguments) == 5
 

@@ -29,7 +29,7 @@ from gnet_jax.cli.output import leave_at_once, print_error, reader_may_leave, se
 from gnet_jax.config import Config, ConfigError, UserError, check
 from gnet_jax.config.bucket import Place, local_copy, locate, small_files
 from gnet_jax.config.command import Launch, check_launch, parse_command, parse_launch
-from gnet_jax.training.hosts import start
+from gnet_jax.training.hosts import start, supervise
 
 if TYPE_CHECKING:
     from gnet_jax.training.loop import CompiledSteps, Result
@@ -81,12 +81,12 @@ def _main(arguments: Sequence[str], prog: str) -> int:
         return run(error, brief, arguments, prog)
     config, launch = command.config, command.options
     if launch.supervise or launch.supervise_preempted:
-        if start.ACKNOWLEDGE not in os.environ:
+        if supervise.ACKNOWLEDGE not in os.environ:
             check(config)
             again = [sys.executable, *sys.orig_argv[1:]]
             checkpoints = locate(config.workdir) / "checkpoints"
-            return start.Supervisor(again, checkpoints, launch, prog).run()
-        start.end_with_supervisor()
+            return supervise.Supervisor(again, checkpoints, launch, prog).run()
+        supervise.end_with_supervisor()
     return run(config, launch, arguments, prog)
 
 

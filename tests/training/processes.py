@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from gnet_jax.training.hosts.start import newest_step
+from gnet_jax.training.hosts.supervise import newest_step
 
 ROOT = Path(__file__).parents[2]
 # Of the digits recipe, what every run has otherwise: seconds to compile, milliseconds a step.

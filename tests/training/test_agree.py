@@ -52,9 +52,10 @@ def test_texts_of_any_length_come_from_every_host_in_order(monkeypatch, own, oth
 
 
 def test_an_error_on_another_host_raises_here_too(other_hosts):
-    other_hosts += ["", "there is no folder /data"]
-    with pytest.raises(UserError, match="host 2 stopped: there is no folder /data"):
+    other_hosts += ["", "1 there is no folder /data"]
+    with pytest.raises(UserError, match="host 2 stopped: there is no folder /data") as raised:
         run_on_all_hosts(lambda: 3)
+    assert raised.value.exit_code == 1  # that of the other host
 
     def wrong():
         raise ConfigError("own mistake")
@@ -72,7 +73,7 @@ def test_an_error_is_passed_on_even_without_a_message(monkeypatch):
 
     with pytest.raises(ConfigError):
         run_on_all_hosts(wrong)
-    assert told == ["ConfigError"]
+    assert told == ["2 ConfigError"]
 
 
 def test_a_difference_names_the_host_and_both_values(other_hosts):

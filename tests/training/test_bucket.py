@@ -1,5 +1,6 @@
 """A workdir in a bucket does what one on a disk does."""
 
+import contextlib
 import json
 import os
 import signal
@@ -19,9 +20,11 @@ from gnet_jax.convert.read import read
 from gnet_jax.model_folder.folder import write_folder
 from gnet_jax.training import bucket as runs
 from gnet_jax.training.bucket import BucketFiles, BusyError
+from gnet_jax.training.checkpoints import verify
 from gnet_jax.training.checkpoints.save import Checkpoints
 from gnet_jax.training.checkpoints.verify import SavedSteps, digest, read_verified
-from gnet_jax.training.hosts.start import newest_step, open_shared_workdir
+from gnet_jax.training.hosts.start import open_shared_workdir
+from gnet_jax.training.hosts.supervise import newest_step
 from gnet_jax.training.loop import train
 from gnet_jax.training.sharding import data_mesh, put_state, replicated
 from gnet_jax.training.workdir import MetricsFile, open_workdir, read_starts
@@ -252,6 +255,64 @@ def test_the_lock_of_a_dead_process_is_taken_over(bucket, place, monkeypatch):
         (bucket / "lock").write_text(json.dumps(dead))  # as if taken over after a long pause
         assert not files._lock.renew()
         files._lock = None  # its thread would end this process
+
+
+def test_a_lock_that_cannot_be_read_is_not_one_of_another_process(bucket, all_fail):
+    with BucketFiles(bucket, lock=True) as files:
+        all_fail(403)
+        assert files._lock is not None
+        assert files._lock.renew()
+        all_fail(200)
+    all_fail(403)
+    with pytest.raises(BucketError, match="no permission") as raised:
+        BucketFiles(bucket, lock=True).__enter__()
+    assert raised.value.exit_code == 1  # --supervise tries again
+
+
+def test_one_of_several_processes_takes_over_the_lock_of_a_dead_one(bucket, monkeypatch):
+    monkeypatch.setattr(runs, "LEASE_SECONDS", 1.0)
+    (bucket / "lock").write_text(json.dumps({"token": "x", "place": "elsewhere", "pid": 1}))
+    locks, taken = [runs._Lock(bucket / "lock") for _ in range(3)], []
+
+    def take(lock):
+        with contextlib.suppress(BusyError):
+            lock.take(lambda _: None)
+            taken.append(lock)
+
+    threads = [threading.Thread(target=take, args=(lock,)) for lock in locks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(taken) == 1
+    assert taken[0].renew()
+
+
+def test_a_step_that_cannot_be_read_for_a_moment_is_not_corrupt(bucket, monkeypatch):
+    save(bucket, top1={1: 0.9})
+    read, fails = BucketPath.read_bytes, [True]
+
+    def failing(path):
+        if fails and path.name == "digests.json":
+            fails.pop()
+            raise BucketError("cannot read it: no permission")
+        return read(path)
+
+    monkeypatch.setattr(BucketPath, "read_bytes", failing)
+    with pytest.raises(BucketError, match="no permission"):
+        restore(bucket)
+    assert restore(bucket)[0] == 2
+    # The same for an error of TensorStore, which says nothing about the cause.
+    usual, errors = verify._read_arrays, [OSError("lost")]
+
+    def reading(*arguments):
+        if errors:
+            raise errors.pop()
+        return usual(*arguments)
+
+    monkeypatch.setattr(verify, "_read_arrays", reading)
+    assert sorted(read_verified(bucket / "1")) == ["kernel", "step"]
+    assert SavedSteps(bucket).top1 == {1: 0.9}
 
 
 def test_another_config_is_refused(bucket):

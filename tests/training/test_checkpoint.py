@@ -348,7 +348,7 @@ def test_what_keeps_one_host_from_restoring_is_told_to_all(tmp_path, monkeypatch
         with pytest.raises(ConfigError, match="cannot be renamed"):
             restored(tmp_path, [])
     assert "checkpoint 1 is corrupt and cannot be renamed" in told[-1]
-    others.append("checkpoint 1 is corrupt")
+    others.append("2 checkpoint 1 is corrupt")
     with pytest.raises(UserError, match="host 1 stopped: checkpoint 1 is corrupt"):
         restored(tmp_path / "new", [])
 
@@ -380,7 +380,7 @@ def test_a_save_that_fails_on_several_hosts_ends_them_alike_or_is_marked_as_lone
 ):
     with Checkpoints(tmp_path, keep_latest=1) as checkpoints, monkeypatch.context() as patch:
         patch.setattr(jax, "process_count", lambda: 2)
-        others = ["the disk is full: 2.0 MB are needed, 1.0 free"]
+        others = ["2 the disk is full: 2.0 MB are needed, 1.0 free"]
         patch.setattr(start, "gather", lambda own: [own, *others])
         with pytest.raises(TrainingError, match="host 1 stopped: the disk is full") as all_of:
             checkpoints.save(1, small(1))

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from gnet_jax.model.googlenet import GoogLeNet
-from gnet_jax.training import loop
+from gnet_jax.training import evaluation
 from gnet_jax.training.evaluation import evaluate
 from gnet_jax.training.hosts.start import TrainingError
 from gnet_jax.training.hosts.stop import StopRequest, Vote
@@ -51,11 +51,11 @@ def test_each_host_reads_its_share_of_the_validation_set_as_the_config_says(tmp_
             assert count == 23  # of 16 images
             given.append((batches, {name: (x.shape, x.dtype) for name, x in empty.items()}))
 
-    monkeypatch.setattr(loop, "EvalBatches", Local)
-    monkeypatch.setattr(loop, "eval_batches", lambda *a, **options: (a, options))
-    monkeypatch.setattr(loop, "put_batches", lambda _, mesh, size: iter([size]))
-    monkeypatch.setattr(loop.jax, "process_count", lambda: 2)
-    monkeypatch.setattr(loop.jax, "process_index", lambda: 1)
+    monkeypatch.setattr(evaluation, "EvalBatches", Local)
+    monkeypatch.setattr(evaluation, "eval_batches", lambda *a, **options: (a, options))
+    monkeypatch.setattr(evaluation, "put_batches", lambda _, mesh, size: iter([size]))
+    monkeypatch.setattr(evaluation.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(evaluation.jax, "process_index", lambda: 1)
     sums = {"count": np.int32(350), "top1": np.int32(35), "loss": np.float32(700)}
     vote = types.SimpleNamespace(flag=lambda _: 0, stops_evaluation=lambda _: False)
     found = evaluate(run, lambda *_: (sums, 0), 7, None, bad_images=bad_images, vote=vote)

@@ -22,7 +22,7 @@ from gnet_jax.data.batches import _order
 from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.training.checkpoints.save import Checkpoints
 from gnet_jax.training.checkpoints.verify import digest
-from gnet_jax.training.hosts.start import newest_step
+from gnet_jax.training.hosts.supervise import newest_step
 from gnet_jax.training.program import prepare
 from gnet_jax.training.sharding import data_mesh
 from tests.tiny import tiny_arch, with_program

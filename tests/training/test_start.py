@@ -12,6 +12,7 @@ import pytest
 from gnet_jax.config import ConfigError
 from gnet_jax.config.command import Launch
 from gnet_jax.training.hosts import start as hosts
+from gnet_jax.training.hosts import supervise
 from gnet_jax.training.hosts.start import (
     EXIT_LOST,
     HostsError,
@@ -228,10 +229,10 @@ def test_an_exit_prints_its_message_and_flushes_what_was_printed_before(monkeypa
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has prctl")
 def test_only_a_supervised_run_asks_to_end_with_its_parent(monkeypatch):
     library = mock.Mock()
-    monkeypatch.setattr(hosts.ctypes, "CDLL", lambda _: library)
-    monkeypatch.delenv(hosts.ACKNOWLEDGE, raising=False)
-    hosts.end_with_supervisor()
+    monkeypatch.setattr(supervise.ctypes, "CDLL", lambda _: library)
+    monkeypatch.delenv(supervise.ACKNOWLEDGE, raising=False)
+    supervise.end_with_supervisor()
     assert library.mock_calls == []
-    monkeypatch.setenv(hosts.ACKNOWLEDGE, "5")
-    hosts.end_with_supervisor()
+    monkeypatch.setenv(supervise.ACKNOWLEDGE, "5")
+    supervise.end_with_supervisor()
     assert library.mock_calls == [mock.call.prctl(1, signal.SIGTERM)]

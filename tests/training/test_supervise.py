@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from gnet_jax.config.command import Launch
-from gnet_jax.training.hosts.start import ACKNOWLEDGE, Supervisor, newest_step
+from gnet_jax.training.hosts.supervise import ACKNOWLEDGE, Supervisor, newest_step
 from gnet_jax.training.workdir import RESTART
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +46,7 @@ def supervise(folder, plan, **launch):
 def test_a_run_is_told_to_stop_when_its_supervisor_is_killed(tmp_path):
     child = (
         "import os, pathlib, signal, sys, time\n"
-        "from gnet_jax.training.hosts.start import end_with_supervisor\n"
+        "from gnet_jax.training.hosts.supervise import end_with_supervisor\n"
         "end_with_supervisor()\n"
         "folder = pathlib.Path(sys.argv[1])\n"
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit((folder / 'stopped').touch()))\n"
@@ -56,7 +56,7 @@ def test_a_run_is_told_to_stop_when_its_supervisor_is_killed(tmp_path):
     parent = (
         "import pathlib, sys\n"
         "from gnet_jax.config.command import Launch\n"
-        "from gnet_jax.training.hosts.start import Supervisor\n"
+        "from gnet_jax.training.hosts.supervise import Supervisor\n"
         f"command = [sys.executable, '-c', {child!r}, sys.argv[1]]\n"
         "Supervisor(command, pathlib.Path(sys.argv[1]), Launch(supervise=True), 'train.py').run()\n"
     )
@@ -155,7 +155,8 @@ def test_a_signal_comes_to_the_run_once_even_where_all_processes_get_it(
     tmp_path, also_the_run, preempted_before, monkeypatch
 ):
     # Long if the run hears by itself, however long that takes.
-    monkeypatch.setattr("gnet_jax.training.hosts.start.GRACE_SECONDS", 20 if also_the_run else 0.1)
+    grace = 20 if also_the_run else 0.1
+    monkeypatch.setattr("gnet_jax.training.hosts.supervise.GRACE_SECONDS", grace)
     ready = tmp_path / "ready"
     command = [sys.executable, "-S", "-c", WAITING, str(ready)]
     command += [str(tmp_path / "preempted")] if preempted_before else []

@@ -19,7 +19,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gnet_jax.config import UserError
-from gnet_jax.training.hosts.start import ACKNOWLEDGE, gather, handle_stop_signals, run_on_all_hosts
+from gnet_jax.training.hosts.start import gather, handle_stop_signals, run_on_all_hosts
+from gnet_jax.training.hosts.supervise import ACKNOWLEDGE
 from gnet_jax.training.observe.faults import BadImages
 from gnet_jax.training.sharding import AXIS, put_local, split
 
