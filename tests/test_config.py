@@ -122,11 +122,13 @@ def test_the_defaults_are_valid_and_those_of_the_paper_and_of_caffe():
 @pytest.mark.parametrize("name", FIELDS)
 def test_every_limit_of_a_field_holds_on_both_sides(name):
     _, allowed, refused = FIELDS[name]
+    # A reference batch requires a learning rate that is scaled.
+    base = Config(optim=OptimConfig(scale_learning_rate="linear"))
     for value in allowed:
-        check(set_field(Config(), name, value))
+        check(set_field(base, name, value))
     for value in refused:
         with pytest.raises(ConfigError) as caught:
-            check(set_field(Config(), name, value))
+            check(set_field(base, name, value))
         assert str(caught.value).startswith(f"{name} is ")
         assert repr(value) in str(caught.value)
 
@@ -146,9 +148,14 @@ def test_every_number_must_be_finite(bad):
 
 def test_limits_that_depend_on_another_field():
     for name in ("optim.warmup_epochs", "optim.average_from"):
+        option = name.replace("_", "-")
         check(set_field(Config(epochs=2.5), name, 2.4))
-        with pytest.raises(ConfigError, match=rf"^{name} is 2\.5; .* 2\.5 \(epochs\)"):
+        message = rf"^{name} is 2\.5; .* 2\.5 \(epochs\); .*--{option} 0"
+        with pytest.raises(ConfigError, match=message):
             check(set_field(Config(epochs=2.5), name, 2.5))
+    check(Config(optim=OptimConfig(scale_learning_rate="linear", reference_batch=512)))
+    with pytest.raises(ConfigError, match=r"^optim\.reference_batch is 512, .*scale-learning-rate"):
+        check(Config(optim=OptimConfig(reference_batch=512)))
     check(Config(data=DataConfig(image_size=300, resize_to=300)))
     with pytest.raises(ConfigError, match=r"^data\.resize_to is 256; .* 300 \(image_size\)"):
         check(Config(data=DataConfig(image_size=300)))

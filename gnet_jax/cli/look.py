@@ -131,7 +131,7 @@ def attribute(
     image: Annotated[Positional[str], arg(metavar="IMAGE")],
     out: Path = Path("attribution.png"),
     target: str | None = None,
-    layer: str = "inception_4e",
+    layer: str | None = None,
     sanity: bool = False,
 ) -> None:
     """Draw which pixels and regions of a photo the logit of a class depends on.
@@ -144,7 +144,8 @@ def attribute(
         image: a file, a URL, or - for standard input.
         out: the picture to write; its suffix is .png, .svg or .pdf.
         target: name or number of the class; the default is the most probable one.
-        layer: a block or a convolution for Grad-CAM, by Caffe's or Google's name.
+        layer: a block or a convolution for Grad-CAM, by Caffe's or Google's name; the default is
+            inception_4e, or the last block of a network without it.
         sanity: add a row with random weights, and the rank correlation of its maps with the first.
     """
     from gnet_jax.inference.images import open_picture

@@ -352,7 +352,13 @@ def check(config: Config) -> None:
         value = getattr(config.optim, name)
         if value >= config.epochs:
             limit = f"it must be below {config.epochs:g} (epochs)"
-            raise ConfigError(f"optim.{name} is {value}; {limit}")
+            fix = f"use, for example, --optim.{name.replace('_', '-')} 0"
+            raise ConfigError(f"optim.{name} is {value}; {limit}; {fix}")
+    if config.optim.reference_batch is not None and config.optim.scale_learning_rate is None:
+        raise ConfigError(
+            f"optim.reference_batch is {config.optim.reference_batch}, but the learning rate "
+            "is not scaled; add --optim.scale-learning-rate linear, or leave it out"
+        )
     if config.data.decoder != "pillow" and config.augment.interpolation != "bilinear":
         limit = f"augment.interpolation {config.augment.interpolation} requires pillow"
         raise ConfigError(f"data.decoder is {config.data.decoder}; {limit}")

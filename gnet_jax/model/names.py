@@ -69,7 +69,8 @@ def find_layer(name: str, outputs: Mapping[str, Any]) -> tuple[str, int | None]:
     if key is None and (after := layer.removesuffix(_BEFORE_RELU)) in google and after != layer:
         raise UserError(f"{layer} is not recorded, because it is before the ReLU; use {after}")
     if key is None:
-        known = dict.fromkeys(begun) or {**outputs, **google}
+        blocks = (key.removesuffix("/output") for key in outputs)
+        known = dict.fromkeys(begun) or dict.fromkeys([*blocks, *google])
         raise UserError(f"unknown layer {layer!r}; {suggestion(layer, known)}")
     channels = outputs[key].shape[-1]
     if colon and not (number.isdecimal() and int(number) < channels):

@@ -251,6 +251,11 @@ def model_of(config: Config, classes: int, pretrained: TrainedModel | None = Non
         raise ConfigError(f"model.{error}") from error
     if pretrained is not None:
         arch = _change_loaded(pretrained.model.arch, m, arch)
+    if m.batch_norm_group is not None and arch.norm != "batch_norm":
+        raise ConfigError(
+            f"model.batch_norm_group is {m.batch_norm_group}, but the network has no batch "
+            f"norm (model.norm is {arch.norm}); leave it out, or add --model.norm batch_norm"
+        )
     size, smallest = config.data.image_size, smallest_size(arch)
     if size < smallest:
         other = ", or model.stem small" if arch.stem == "imagenet" else ""

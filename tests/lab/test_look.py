@@ -274,6 +274,19 @@ def test_attributions_are_drawn_by_a_command(folder, tmp_path, capsys):
     assert "class_30" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("last", "layer"), [("4e", "inception_4e"), ("5b", "inception_5b")])
+def test_grad_cam_is_at_4e_or_at_the_last_block_of_a_network_without_it(last, layer, monkeypatch):
+    found = attribution.Attribution(*[np.ones((16, 16, 3))] * 3, difference=1.0)
+    monkeypatch.setattr(attribution, "attribute", lambda *given: found)
+    arch = tiny_arch()
+    widths = {"3a": arch.widths["3a"], last: arch.widths["3a"]}
+    model = GoogLeNet(dataclasses.replace(arch, widths=widths, aux_after=()))
+    names = tuple(f"class {n}" for n in range(arch.num_classes))
+    network = TrainedModel(model, tiny_variables(model), PIXELS, names, {})
+    figure = attribution.draw_attribution(network, PHOTO)
+    assert f"Grad-CAM at {layer}" in [axes.get_title() for axes in figure.axes]
+
+
 def test_networks_with_batch_norm_are_drawn_too():
     model = GoogLeNet(dataclasses.replace(tiny_arch("batch_norm")))
     variables = tiny_variables(model)

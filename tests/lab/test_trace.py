@@ -147,3 +147,6 @@ def test_a_run_or_window_without_a_trace_is_a_users_mistake(tmp_path, capsys):
     assert "6:7" in error
     assert "4:5" in error
     assert main(["profile", str(tmp_path), "--window", "7"]) == 2
+    capsys.readouterr()
+    assert main(["profile", str(tmp_path / "missing")]) == 2
+    assert f"no folder {tmp_path / 'missing'}" in capsys.readouterr().err

@@ -302,6 +302,56 @@ def test_a_tpu_vm_installs_gcsfuse_before_it_mounts_the_data_read_only(tmp_path)
     assert "apt gcsfuse-$(lsb_release -cs) main" in text  # the host's release, not this machine's
 
 
+def test_a_tpu_vm_installs_the_wanted_repository_and_extras(tmp_path):
+    mine = {"REPOSITORY": "https://example.com/mine", "EXTRAS": "tpu,fast,gcs,wandb"}
+    text = sent("install", folder=tmp_path, **mine)
+    change = "git -C gnet_jax remote set-url origin https://example.com/mine\n"
+    assert 0 < text.index(change) < text.index("git -C gnet_jax pull")
+    assert "git clone https://example.com/mine gnet_jax" in text
+    assert "-e 'gnet_jax[tpu,fast,gcs,wandb]'" in text
+
+
+def test_a_tpu_vm_is_a_spot_slice_unless_the_variable_is_empty(tmp_path):
+    assert sent("create", folder=tmp_path) == "--spot"
+    assert sent("create", folder=tmp_path, SPOT="", VERSION="v2-alpha-tpuv6e") == "v2-alpha-tpuv6e"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("WANDB_API_KEY", "a'b c"),
+        ("WANDB_MODE", "offline"),
+        ("LIBTPU_INIT_ARGS", "--xla_a=true --xla_b=true"),
+    ],
+)
+def test_flags_and_logins_reach_every_host_if_they_are_set(tmp_path, variable, value):
+    text = sent("train", folder=tmp_path, **{variable: value})
+    (line,) = re.findall(rf"export {variable}=.*", text)
+    done = subprocess.run(
+        ["bash", "-c", f'{line}\nprintf %s "${variable}"'], capture_output=True, text=True
+    )
+    assert done.stdout == value
+    assert f"export {variable}" not in sent("train", folder=tmp_path, **{variable: ""})
+
+
+@pytest.mark.parametrize(("checks", "code"), [(3, 0), (1000, 1)])
+def test_stop_waits_until_the_run_has_ended_but_not_forever(tmp_path, checks, code):
+    text = sent("stop", folder=tmp_path)
+    calls = tmp_path / "calls"
+    stand_ins = {
+        "pkill": f"echo pkill $* >> {calls}",
+        "pgrep": f"echo pgrep >> {calls}; [ $(wc -l < {calls}) -le {checks} ]",
+        "sleep": ":",
+    }
+    (tmp_path / "stop.sh").write_text(text)
+    done = run_with(stand_ins, tmp_path / "stop.sh", folder=tmp_path)
+    assert done.returncode == code
+    assert ("120 s" in done.stderr) == bool(code)
+    first, *others = calls.read_text().splitlines()
+    assert first.startswith("pkill -TERM")
+    assert len(others) == min(checks, 120)
+
+
 def test_options_after_train_reach_every_host(tmp_path):
     text = sent("train", "--epochs", "0.01", "--note", "a b", folder=tmp_path, RUN="trial")
     (line,) = re.findall(r"train\.py (.*?) >>", text)
@@ -329,6 +379,8 @@ def test_a_tpu_vm_refuses_other_words(tmp_path):
 def test_the_extras_that_a_file_installs_exist(name):
     project = tomllib.loads((LAUNCH.parent / "pyproject.toml").read_text())["project"]
     text = (LAUNCH / name).read_text().replace("${EXTRA}", "tpu")
+    for default in re.findall(r"EXTRAS:-([\w,]+)\}", text):
+        text = text.replace("$EXTRAS", default)
     (extras,) = re.findall(r"""-e(?:ditable)? ['"](?:gnet_jax|\.)\[([\w,]+)\]""", text)
     assert set(extras.split(",")) <= set(project["optional-dependencies"])
 

@@ -46,6 +46,7 @@ def test_every_layer_has_a_name_of_google_and_no_two_the_same(outputs):
     ("name", "words"),
     [
         ("mixed4a_5x", "did you mean mixed4a_5x5"),
+        ("inception_4f", r"did you mean inception_4\w\?"),
         ("mixed4a:508", "channels 0 to 507"),
         ("mixed4a:-1", "'mixed4a:-1'"),
         ("mixed4a:", "channels 0 to 507"),

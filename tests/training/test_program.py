@@ -126,6 +126,17 @@ def test_an_image_may_be_as_small_as_the_network_allows(config):
         model_for(11)
 
 
+@pytest.mark.parametrize("norm", ["lrn", "none"])
+def test_groups_of_batch_norm_require_batch_norm(config, norm):
+    def model_for(norm):
+        model = dataclasses.replace(config.model, norm=norm, batch_norm_group=2)
+        return program.model_of(dataclasses.replace(config, model=model), 10)
+
+    assert model_for("batch_norm").batch_norm_group == 2
+    with pytest.raises(ConfigError, match=rf"batch_norm_group is 2.*model\.norm is {norm}"):
+        model_for(norm)
+
+
 def test_a_batch_may_be_as_large_as_all_images_of_the_run(config):
     data = dataclasses.replace(config.data, source="digits#320")
     small = dataclasses.replace(config, data=data, epochs=0.1, batch_size=32)

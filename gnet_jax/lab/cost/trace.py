@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from gnet_jax.config import UserError
+from gnet_jax.config.paths import did_you_mean
 from gnet_jax.lab.cost.ledger import number_table
 from gnet_jax.lab.palette import COLOURS, WIDTHS, style
 from gnet_jax.training.observe.profile import FOLDER, PROGRAM, SUFFIX, window_folder
@@ -71,8 +72,10 @@ class Profile:
 
 def read_profile(workdir: Path, window: tuple[int, int] | None = None) -> Profile:
     """Returns the profile of a window of steps, by default the last one that `workdir` has.
-    Raises a UserError if there is no trace, or if it has no operation of the training step.
+    Raises a UserError if there is no folder or trace, or no operation of the training step in it.
     """
+    if not workdir.is_dir():
+        raise UserError(f"there is no folder {workdir}{did_you_mean(str(workdir))}")
     found = {}
     for program in (workdir / FOLDER).glob(f"steps-*-*/{PROGRAM}"):
         first, last = program.parent.name.split("-")[1:]

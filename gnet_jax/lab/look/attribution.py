@@ -96,16 +96,20 @@ def draw_attribution(
     trained: TrainedModel,
     picture: Image.Image,
     index: int | None = None,
-    layer: str = "inception_4e",
+    layer: str | None = None,
     *,
     sanity: bool = False,
 ) -> Figure:
     """Returns a figure of all attributions of a class, by default of the most probable one.
 
-    It shows the map of each head at the block before it, and the main head's at `layer`. With
-    `sanity`, a second row shows the same for random weights, with the rank correlation of each map
-    with the one above it. Raises UserError for an unknown layer or class.
+    It shows the map of each head at the block before it, and the main head's at `layer`, by
+    default block 4e, or the last block of a network without it. With `sanity`, a second row shows
+    the same for random weights, with the rank correlation of each map with the one above it. Raises
+    UserError for an unknown layer or class.
     """
+    if layer is None:
+        blocks = list(trained.model.arch.widths)
+        layer = f"inception_{'4e' if '4e' in blocks else blocks[-1]}"
     first = _panels(trained, picture, index, layer)
     rows = [first]
     if sanity:
