@@ -383,8 +383,9 @@ def test_a_killed_worker_process_is_an_error_and_leaves_no_files():
         assert not [f for f in set(os.listdir("/dev/shm")) - before if f.startswith("pym-")]
     for process in multiprocessing.active_children():
         process.kill()
-    with pytest.raises(DataError, match=r"--data\.workers exited"):
+    with pytest.raises(DataError, match=r"--data\.workers exited") as raised:
         list(loaded)
+    assert raised.value.exit_code == 1  # --supervise restarts the run
     assert not multiprocessing.active_children()
 
 
