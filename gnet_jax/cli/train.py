@@ -29,7 +29,7 @@ from gnet_jax.cli.output import leave_at_once, print_error, reader_may_leave, se
 from gnet_jax.config import Config, ConfigError, UserError, check
 from gnet_jax.config.bucket import Place, local_copy, locate, small_files
 from gnet_jax.config.command import Launch, check_launch, parse_command, parse_launch
-from gnet_jax.training.hosts import start, supervise
+from gnet_jax.training.hosts import start
 
 if TYPE_CHECKING:
     from gnet_jax.training.loop import CompiledSteps, Result
@@ -81,6 +81,8 @@ def _main(arguments: Sequence[str], prog: str) -> int:
         return run(error, brief, arguments, prog)
     config, launch = command.config, command.options
     if launch.supervise or launch.supervise_preempted:
+        from gnet_jax.training.hosts import supervise
+
         if supervise.ACKNOWLEDGE not in os.environ:
             check(config)
             again = [sys.executable, *sys.orig_argv[1:]]
@@ -202,21 +204,25 @@ def print_plan(run: "Run", workdir: Place) -> None:
 
 def peak_images_per_sec(program: "Program") -> float | None:
     """Returns the images/s of a chip at its peak FLOP/s; None if that is not known, as on CPUs."""
-    from gnet_jax.pods.plan import ledger_flops
     from gnet_jax.pods.topology import find_chip
 
     chip = find_chip(program.mesh.devices.flat[0].device_kind)
-    return None if chip is None else chip.peak(program.config.model.dtype) / ledger_flops(program)
+    if chip is None:
+        return None
+    from gnet_jax.pods.plan import ledger_flops
+
+    return chip.peak(program.config.model.dtype) / ledger_flops(program)
 
 
 def describe_step(result: "Result", steps: "CompiledSteps", program: "Program") -> str:
     """Returns the time of a step beside that of `gnet plan`; "" if the chip's peak is not known."""
-    from gnet_jax.pods.plan import read_cost, step_limits
     from gnet_jax.pods.topology import find_chip
 
     chip = find_chip(program.mesh.devices.flat[0].device_kind)
     if chip is None or "perf/mfu" not in result.heads:
         return ""
+    from gnet_jax.pods.plan import read_cost, step_limits
+
     ms, mfu = result.heads["perf/step_ms"], result.heads["perf/mfu"]
     try:
         limits = step_limits(program, chip, read_cost(steps.train))

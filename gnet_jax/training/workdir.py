@@ -28,6 +28,7 @@ from gnet_jax.training.bucket import BucketFiles, BusyError
 CONFIG_FILE = "config.json"
 CLASSES = "data.fingerprint.classes"  # a key of config.json; earlier versions did not write it
 RECORD_FILE = "run.json"
+ACKNOWLEDGE = "GNET_JAX_ACKNOWLEDGE"  # variable: file descriptor to acknowledge signals on
 RESTART = "GNET_JAX_RESTART"  # why the supervisor restarted the run, as JSON
 # The libraries that affect the results of a run. DECODERS are those of the extra [fast].
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")

@@ -12,10 +12,10 @@ from gnet_jax.data.sources import DataError
 from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.training.hosts import stop
 from gnet_jax.training.hosts.stop import FAULT, EvalBatches, StopRequest, TrainBatches, Vote, voting
-from gnet_jax.training.hosts.supervise import ACKNOWLEDGE
 from gnet_jax.training.loop import Result
 from gnet_jax.training.program import prepare
 from gnet_jax.training.sharding import data_mesh
+from gnet_jax.training.workdir import ACKNOWLEDGE
 from tests.tiny import tiny_arch, tiny_config, with_program
 
 

@@ -20,9 +20,9 @@ from jax.sharding import Mesh
 
 from gnet_jax.config import UserError
 from gnet_jax.training.hosts.start import gather, handle_stop_signals, run_on_all_hosts
-from gnet_jax.training.hosts.supervise import ACKNOWLEDGE
 from gnet_jax.training.observe.faults import BadImages
 from gnet_jax.training.sharding import AXIS, put_local, split
+from gnet_jax.training.workdir import ACKNOWLEDGE
 
 FAULT = 2**30  # the stop code of a host that cannot load its batch; larger than all other codes
 HOST = 128  # the code of a signal is its number, plus this times the index of the host that got it

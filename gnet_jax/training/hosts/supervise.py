@@ -16,9 +16,8 @@ from gnet_jax.config.bucket import Place
 from gnet_jax.config.command import Launch
 from gnet_jax.training.checkpoints.storage import open_storage
 from gnet_jax.training.hosts.start import SIGNALS, handle_stop_signals
-from gnet_jax.training.workdir import RESTART
+from gnet_jax.training.workdir import ACKNOWLEDGE, RESTART
 
-ACKNOWLEDGE = "GNET_JAX_ACKNOWLEDGE"  # variable: file descriptor to acknowledge signals on
 PR_SET_PDEATHSIG = 1  # from Linux's prctl.h
 STOPPED = tuple(128 + number for number in SIGNALS)  # exit codes of a run that saved and stopped
 CRASHES = 3  # give up after this many crashes in a row without a newer checkpoint
