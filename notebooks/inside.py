@@ -65,15 +65,19 @@ print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}, {Path(gnet_jax.
 # of a quarter of the width. Section 5 compares them. If you run the cell again, it loads them.
 
 # %%
-small = {"digits": [], "narrow": ["--model.reduction-factor", "0.25"]}
-workdirs = {name: Path("runs") / f"inside-{name}" for name in small}
-for name, options in small.items():
+narrower = ("--model.reduction-factor", "0.25")
+workdirs = {name: Path("runs") / f"inside-{name}" for name in ("digits", "narrow")}
+Path("runs").mkdir(exist_ok=True)
+runs = {}
+for name, options in (("digits", ()), ("narrow", narrower)):  # both at the same time
     command = [sys.executable, "-m", "gnet_jax", "train", "digits", "--epochs", "3", *options]
-    run = subprocess.run(
-        [*command, "--workdir", str(workdirs[name])], capture_output=True, text=True
-    )
-    if run.returncode:
-        raise RuntimeError(run.stderr[-2000:])
+    with open(workdirs[name].with_suffix(".log"), "w") as log:
+        runs[name] = subprocess.Popen(
+            [*command, "--workdir", str(workdirs[name])], stdout=log, stderr=log
+        )
+for name, run in runs.items():
+    if run.wait():
+        raise RuntimeError(workdirs[name].with_suffix(".log").read_text()[-2000:])
 networks = {name: gnet_jax.load(workdir) for name, workdir in workdirs.items()}
 
 # %% [markdown]
@@ -196,8 +200,9 @@ show(draw_attribution(network, example), "inside-attribution.jpg")
 #
 # The matrix shows how similar the blocks of the two small networks are (linear CKA: 1 is equal up to
 # rotation and scale). The curves are the accuracy of a linear classifier on the output of each block.
-# **Look at** the diagonal, and at the block from which on a linear classifier reads the digits as well as
-# the network does.
+# **Look at** the diagonal, where a block is compared with the same block of the other network, and at how
+# accurate a linear classifier already is on the first block. Half of the 360 images test it, so one image
+# is 0.6 points.
 
 # %%
 from gnet_jax.inference.images import Pictures
