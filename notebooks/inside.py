@@ -170,9 +170,9 @@ show(Image.fromarray(image[0]).resize((128, 128)), "inside-own.jpg")
 # %% [markdown]
 # ## 3. Dream
 #
-# DeepDream changes a photo so that it excites a whole layer more, at several sizes. **Look at** what the
-# network adds: it exaggerates what it already sees. `inception_3b` adds textures; `inception_4c` adds
-# eyes, animals and towers.
+# DeepDream changes a photo so that it excites a whole layer more, at several sizes. The network
+# exaggerates what it already sees. **Look at** the sky, which was almost empty. More steps change the
+# photo more (the default is 10, at four sizes).
 
 # %%
 from gnet_jax.lab.look.dream import dream
