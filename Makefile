@@ -47,7 +47,7 @@ oracles: .venv/installed-dev
 	$(BIN)/python -m pytest tests/convert/test_tf_slim.py tests/convert/test_inception5h.py
 	$(BIN)/python -m pytest tests/data/test_tensorflow.py
 
-# Run the core tests and the notebook with the oldest supported libraries (bounds), or with the newest
+# Run the core tests and the notebooks with the oldest supported libraries (bounds), or with the newest
 # (newest).
 LOWEST := jax==0.7.2 jaxlib==0.7.2 flax==0.11.2 orbax-checkpoint==0.12.4 grain==0.2.15
 CORE := tests/model tests/training tests/inference tests/test_train.py tests/test_library.py

@@ -1,4 +1,4 @@
-"""The notebook runs from top to bottom, is stored with outputs, and its files hold one program."""
+"""The notebooks run from top to bottom and are stored with outputs; each has two equal files."""
 
 import os
 import shutil
@@ -14,30 +14,41 @@ import pytest
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[1]
-NOTEBOOK = ROOT / "notebooks" / "googlenet.ipynb"
+GOOGLENET, INSIDE = (ROOT / "notebooks" / f"{name}.ipynb" for name in ("googlenet", "inside"))
 
 
 def cells(file: Path) -> list[tuple[str, str]]:
     return [(cell.cell_type, cell.source) for cell in jupytext.read(file).cells]
 
 
-def test_both_files_hold_the_same_cells():
-    assert cells(NOTEBOOK) == cells(NOTEBOOK.with_suffix(".py"))
+@pytest.mark.parametrize("file", [GOOGLENET, INSIDE], ids=lambda file: file.stem)
+def test_both_files_hold_the_same_cells(file):
+    assert cells(file) == cells(file.with_suffix(".py"))
 
 
-def test_the_notebook_is_stored_with_small_outputs_and_without_errors():
-    assert NOTEBOOK.stat().st_size < 1_500_000
-    code = [cell for cell in nbformat.read(NOTEBOOK, 4).cells if cell.cell_type == "code"]
+@pytest.mark.parametrize(
+    ("file", "count"),
+    [
+        pytest.param(GOOGLENET, 5, id="googlenet"),  # costs, three runs, and the map
+        # the channels, an objective of one's own, the dream, the attribution, the comparison
+        pytest.param(INSIDE, 5, id="inside"),
+    ],
+)
+def test_a_notebook_is_stored_with_small_outputs_and_without_errors(file, count):
+    assert file.stat().st_size < 1_500_000
+    code = [cell for cell in nbformat.read(file, 4).cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == [*range(1, len(code) + 1)]
     outputs = [output for cell in code for output in cell.outputs]
     assert not any(output.output_type == "error" for output in outputs)
-    pictures = [output for output in outputs if "image/png" in output.get("data", {})]
-    assert len(pictures) == 5  # costs, three runs, and the map
+    pictures = [
+        output for output in outputs if {"image/png", "image/jpeg"} & {*output.get("data", {})}
+    ]
+    assert len(pictures) == count
 
 
 def helpers() -> dict[str, Any]:
-    """The functions that a cell of the notebook defines for its runs."""
-    (source,) = (text for kind, text in cells(NOTEBOOK) if kind == "code" and "def train(" in text)
+    """The functions that a cell of the first notebook defines for its runs."""
+    (source,) = (text for kind, text in cells(GOOGLENET) if kind == "code" and "def train(" in text)
     names: dict[str, Any] = {"Path": Path, "subprocess": subprocess, "sys": sys}
     exec(source.partition("\nshort = ")[0], names)
     return names
@@ -80,12 +91,20 @@ def test_the_curves_are_drawn_once_more_after_the_run_ends(tmp_path, monkeypatch
 @pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
-def test_it_runs_from_top_to_bottom(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        (GOOGLENET, ("1,582,671,872", "112,896,000", "top-1", "wrote models/exported.onnx")),
+        (INSIDE, ("inception_4a:12", "narrow: linear probe on the last block")),
+    ],
+    ids=["googlenet", "inside"],
+)
+def test_it_runs_from_top_to_bottom(file, expected, tmp_path, monkeypatch):
     for name in ("gnet_jax", "configs", "docs", "notebooks"):
         shutil.copytree(ROOT / name, tmp_path / name)
     shutil.copy(ROOT / "train.py", tmp_path)
     monkeypatch.setitem(os.environ, "XLA_FLAGS", "")  # one device, compiled as users compile
-    notebook = nbformat.read(tmp_path / "notebooks" / NOTEBOOK.name, 4)
+    notebook = nbformat.read(tmp_path / "notebooks" / file.name, 4)
     NotebookClient(
         notebook, timeout=900, resources={"metadata": {"path": tmp_path / "notebooks"}}
     ).execute()
@@ -95,5 +114,5 @@ def test_it_runs_from_top_to_bottom(tmp_path, monkeypatch):
         if cell.cell_type == "code"
         for output in cell.outputs
     )
-    for expected in ("1,582,671,872", "112,896,000", "top-1", "wrote models/exported.onnx"):
-        assert expected in printed
+    for text in expected:
+        assert text in printed

@@ -316,16 +316,17 @@ def inspect(
 
 
 def demo(model: Model, port: int | None = None) -> None:
-    """Serve a web page that classifies a photo and draws the class activation map of a head.
+    """Serve a web page that classifies photos, draws activation maps and optimises images.
 
     Args:
         model: a model folder, a training workdir, or a file that `gnet convert` reads.
         port: port to serve on; the default is the first free port from 7860 on.
     """
     from gnet_jax.inference.demo import build, serve
+    from gnet_jax.lab.look.tab import add_channel_tab
 
     (trained,) = open_models([model])
-    page = build(trained, f"GoogLeNet: {model.name}")
+    page = build(trained, f"GoogLeNet: {model.name}", add_channel_tab)
     print(f"open {serve(page, port)} in a browser; Ctrl-C stops the server", flush=True)
     page.block_thread()
 

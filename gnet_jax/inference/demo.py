@@ -1,5 +1,6 @@
 """A local web page to try a model: it shows the classes and activation map of one head."""
 
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,13 @@ HOST = "127.0.0.1"  # reachable only from this machine
 DELETE_CACHE = (600, 3600)
 
 
-def build(trained: TrainedModel, title: str) -> Any:
-    """Returns the page as a `gradio.Blocks`. Raises UserError if gradio is not installed."""
+def build(
+    trained: TrainedModel, title: str, add_tab: Callable[[Any, TrainedModel], None] | None = None
+) -> Any:
+    """Returns the page as a `gradio.Blocks`. Raises UserError if gradio is not installed.
+
+    `add_tab` is called with gradio and the model to add another tab.
+    """
     try:
         gr: Any = import_module("gradio")
     except ImportError as error:
@@ -45,22 +51,26 @@ def build(trained: TrainedModel, title: str) -> Any:
         raise gr.Error(problem, print_exception=False)
 
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=DELETE_CACHE) as page:
-        gr.Markdown(f"# {title}\nDrop a photo. Nothing leaves this machine.")
-        with gr.Row():
-            with gr.Column():
-                photo = gr.Image(sources=["upload", "clipboard"], label="Photo")
-                info = None if len(mapper.heads) > 1 else "This model has no auxiliary heads."
-                head = gr.Radio(list(mapper.heads), value=MAIN, label="Head", info=info)
-            with gr.Column():
-                classes = gr.Label(num_top_classes=5, label="Most probable classes")
-                # Show no label, which would cover the map's title, and no button for sharing.
-                buttons = ["download", "fullscreen"]
-                hidden = {"label": "Map", "show_label": False}
-                seen = gr.Image(type="pil", interactive=False, buttons=buttons, **hidden)
-        changes = [photo.change, head.change]
-        # Gradio would open the file itself, and print a traceback for one that is not an image.
-        options = {"api_name": "classify", "preprocess": False}
-        gr.on(changes, classify, [photo, head], [classes, seen], **options)
+        gr.Markdown(f"# {title}\nNothing leaves this machine.")
+        with gr.Tab("Classify"):
+            gr.Markdown("Drop a photo.")
+            with gr.Row():
+                with gr.Column():
+                    photo = gr.Image(sources=["upload", "clipboard"], label="Photo")
+                    info = None if len(mapper.heads) > 1 else "This model has no auxiliary heads."
+                    head = gr.Radio(list(mapper.heads), value=MAIN, label="Head", info=info)
+                with gr.Column():
+                    classes = gr.Label(num_top_classes=5, label="Most probable classes")
+                    # Show no label, which would cover the map's title, and no button for sharing.
+                    buttons = ["download", "fullscreen"]
+                    hidden = {"label": "Map", "show_label": False}
+                    seen = gr.Image(type="pil", interactive=False, buttons=buttons, **hidden)
+            changes = [photo.change, head.change]
+            # Gradio would open the file itself, and print a traceback for one that is not an image.
+            options = {"api_name": "classify", "preprocess": False}
+            gr.on(changes, classify, [photo, head], [classes, seen], **options)
+        if add_tab is not None:
+            add_tab(gr, trained)
     return page
 
 

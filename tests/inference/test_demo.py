@@ -13,6 +13,7 @@ from gnet_jax.inference import demo
 from gnet_jax.inference.cam import ActivationMap
 from gnet_jax.inference.demo import build, serve
 from gnet_jax.inference.predict import Guess
+from gnet_jax.lab.look import tab
 from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.model_folder import TrainedModel, write_folder
 from tests.tiny import tiny_arch, tiny_variables
@@ -113,6 +114,24 @@ def test_the_page_says_so_if_there_is_only_one_head(trained, gradio, monkeypatch
     monkeypatch.setattr(Mapper, "heads", {"main": "5a"})
     build(trained, "a model")
     assert "no auxiliary heads" in gradio.Radio.call_args.kwargs["info"]
+
+
+def test_the_tab_optimises_an_image_for_the_channel_that_is_chosen(trained, gradio, monkeypatch):
+    gradio.Image.side_effect = None
+    monkeypatch.setattr(tab, "SIZE", 16)
+    monkeypatch.setattr(tab, "STEPS", 2)
+    build(trained, "a model", tab.add_channel_tab)
+    (layers,) = gradio.Dropdown.call_args.args
+    assert "inception_4a/output" in layers
+    ((optimise, inputs, shown), _) = gradio.Button.return_value.click.call_args
+    assert inputs == [gradio.Dropdown.return_value, gradio.Number.return_value]
+    assert shown is gradio.Image.return_value
+    first, other = (optimise("inception_4a/output", number) for number in (0, 1))
+    assert first.shape == other.shape == (16, 16, 3)
+    assert (first != other).any()
+    for wrong in (10_000, None):
+        with pytest.raises(PageError, match=str(wrong)):
+            optimise("inception_4a/output", wrong)
 
 
 def test_the_page_is_served_to_this_machine_only_and_a_port_in_use_is_named():
