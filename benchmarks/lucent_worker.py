@@ -10,12 +10,16 @@ import torch  # pyright: ignore[reportMissingImports]
 from worker import Cases, serve
 
 
-def load(name: str, path: str) -> Any:
-    """Returns a module of Lucent, from its file: the package imports libraries for notebooks."""
+def find_lucent() -> Path:
+    """Returns the folder of Lucent's package."""
     spec = importlib.util.find_spec("lucent")
     if spec is None or spec.submodule_search_locations is None:
         sys.exit("torch-lucent is not installed; pip install --no-deps torch-lucent")
-    file = Path(spec.submodule_search_locations[0]) / path
+    return Path(spec.submodule_search_locations[0])
+
+
+def load(name: str, file: Path) -> Any:
+    """Returns a module of Lucent, from its file: the package imports libraries for notebooks."""
     found = importlib.util.spec_from_file_location(name, file)
     assert found is not None
     assert found.loader is not None
@@ -29,13 +33,15 @@ def prepare(setup: dict[str, Any]) -> tuple[dict[str, Any], Cases]:
     """Returns versions, and the case "sheet"; see `visualize.py` for the setup."""
     torch.set_num_threads(setup["threads"])
     torch.manual_seed(0)
-    spatial, color = (load(each, f"optvis/param/{each}.py") for each in ("spatial", "color"))
-    zoo = "modelzoo/inceptionv1"
-    helpers = load("lucent_helpers", f"{zoo}/helper_layers.py")
+    package = find_lucent()
+    parts = package / "optvis" / "param"
+    spatial, color = (load(each, parts / f"{each}.py") for each in ("spatial", "color"))
+    zoo = package / "modelzoo" / "inceptionv1"
+    helpers = load("lucent_helpers", zoo / "helper_layers.py")
     for name in ("lucent", "lucent.modelzoo", "lucent.modelzoo.inceptionv1"):
         sys.modules[name] = types.ModuleType(name)
     vars(sys.modules["lucent.modelzoo.inceptionv1"])["helper_layers"] = helpers
-    network = load("lucent_network", f"{zoo}/InceptionV1.py").InceptionV1().eval()
+    network = load("lucent_network", zoo / "InceptionV1.py").InceptionV1().eval()
     network.requires_grad_(False)
     found: list[torch.Tensor] = []
     network.mixed4a.register_forward_hook(lambda _, __, y: found.append(y))
