@@ -174,7 +174,8 @@ def test_a_step_fits_if_the_usable_memory_holds_it(missing, fits, fake_plan):
     assert plan.fits == fits
 
 
-def test_the_table_shows_every_figure_in_its_unit(fake_plan):
+def test_the_table_shows_every_figure_in_its_unit(fake_plan, monkeypatch):
+    monkeypatch.setattr(planning, "DECODED", {"pillow": 500.0, "fast": 600.0})
     plan = fake_plan()
     refused = planning.Plan("v5e:1x1", 1, 1, 32, fits=False, hbm_bytes=2**35, hbm_available=2**34)
     names, known, unknown = (list(x._cells) for x in plan_table([plan, refused], "two").columns)
