@@ -14,6 +14,7 @@ from gnet_jax.cli.output import (
     check_at_least,
     check_not_input,
     check_picture,
+    console,
     say_not_read,
     several,
 )
@@ -170,7 +171,7 @@ def top_images(
     top: int = 8,
     steps: int = 256,
     threads: int = 4,
-) -> None:
+) -> int:
     """Draw the images of a data set, and the places in them, that excite each channel most.
 
     Each row shows a channel: an optimised image, then the images with the largest activations.
@@ -188,6 +189,7 @@ def top_images(
     """
     from gnet_jax.data.progress import progress_line
     from gnet_jax.inference.images import Pictures
+    from gnet_jax.inference.predict import render_error
     from gnet_jax.lab.look import examples
 
     if not layer:
@@ -201,15 +203,22 @@ def top_images(
     say_not_read(left_out)
     (trained,) = open_models([model])
     key, channels = examples.find_channels(trained, layer)
-    with progress_line("reading", "images", len(pictures)) as advance:
-        best = examples.top_images(
-            trained, pictures, key, channels, top, threads=threads, advance=advance
-        )
+    failed: list[tuple[str, UserError]] = []
+    options = {"threads": threads, "on_error": lambda *found: failed.append(found)}
+    try:
+        with progress_line("reading", "images", len(pictures)) as advance:
+            best = examples.top_images(
+                trained, pictures, key, channels, top, advance=advance, **options
+            )
+    finally:
+        for name, error in failed:
+            render_error(console(stderr=True), name, error)
     for number, found in best.items():
         values = ", ".join(f"{pictures[each.image].name} ({each.value:.4g})" for each in found[:3])
         print(f"{key}:{number}  {values}")
     examples.draw_examples(trained, pictures, key, best, pictures.class_names, out, steps)
     print(f"drew {out}")
+    return 1 if failed else 0
 
 
 def compare(
@@ -234,7 +243,7 @@ def compare(
     check_picture(out)
     named = name_runs(models)
     if len(named) < 2:
-        raise UserError("give at least two models to compare")
+        raise UserError("give at least two different models to compare")
     pictures = Pictures(data, split=split)
     found = similarity.compare(
         dict(zip(named, open_models(list(named.values())), strict=True)), pictures

@@ -304,7 +304,9 @@ def test_networks_with_batch_norm_are_drawn_too():
 
 def test_the_strongest_images_are_found_with_their_places(trained):
     pictures = Pictures("digits#12")
-    best = examples.top_images(trained, pictures, "inception_3a/output", [3, 12], top=2)
+    best = examples.top_images(
+        trained, pictures, "inception_3a/output", [3, 12], top=2, on_error=print
+    )
     squares = [central_crop(each.opened(), PIXELS) for each in pictures]
     found = np.asarray(activations(trained, squares)["inception_3a/output"])
     for number in (3, 12):
@@ -324,6 +326,25 @@ def test_top_images_are_drawn_beside_the_optimised_one(folder, tmp_path, capsys)
     assert out.is_file()
     assert main([*arguments, "mixed3a:1", "mixed4a:1"]) == 2
     assert "one layer" in capsys.readouterr().err
+
+
+def test_an_image_that_cannot_be_read_is_named_and_the_others_are_drawn(folder, tmp_path, capsys):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(3):
+        PHOTO.rotate(90 * number).save(photos / f"{number}.png")
+    (photos / "broken.png").write_bytes(b"no picture")
+    out = tmp_path / "top.png"
+    arguments = ["top-images", folder, "mixed3a:1", "--steps", "0", "--top", "2", "--out", str(out)]
+    assert main([*arguments, "--data", str(photos)]) == 1
+    assert "broken.png" in capsys.readouterr().err
+    assert out.is_file()
+    for number in range(3):
+        (photos / f"{number}.png").unlink()
+    assert main([*arguments, "--data", str(photos)]) == 2
+    errors = capsys.readouterr().err
+    assert "broken.png" in errors
+    assert "no image could be read" in errors
 
 
 def test_features_are_as_similar_as_they_are_equal():
@@ -354,7 +375,7 @@ def test_networks_are_compared_by_a_command(trained, folder, tmp_path, capsys):
     np.testing.assert_allclose(np.diag(found.cka["a"]), 1)
     assert np.all(np.diag(found.cka["b"]) < 1)
     assert main(["compare", folder, folder, *data]) == 2
-    assert "at least two models" in capsys.readouterr().err
+    assert "at least two different models" in capsys.readouterr().err
     both = [folder, str(tmp_path / "other")]
     assert main(["compare", *both, "--data", "digits#5", *data[2:]]) == 2
     assert "20 labelled images" in capsys.readouterr().err

@@ -41,7 +41,7 @@ def attribute(trained: TrainedModel, square_SSC: np.ndarray, index: int) -> Attr
     """Returns the attributions of the logit of class `index` to the pixels of a uint8 square.
 
     Integrated gradients begin at the mean colour of the preprocessing. Points are added to their
-    path until their sum is within 1 % of the difference of the logits.
+    path until their sum is within 1 % of the difference of the logits, or to at most 512 points.
     """
 
     @jax.jit

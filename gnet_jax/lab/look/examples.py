@@ -55,17 +55,20 @@ def top_images(
     *,
     threads: int = 4,
     advance: Callable[[], None] = lambda: None,
+    on_error: Callable[[str, UserError], None],
 ) -> dict[int, list[Example]]:
     """Returns the `top` examples of each channel, the strongest first.
 
-    `layer` is a key of `endpoints`. Pictures that cannot be read are skipped. `advance` is called
-    after each picture. Raises UserError if no picture can be read.
+    `layer` is a key of `endpoints`. `advance` is called after each picture, and `on_error` with the
+    name and the error of each picture that cannot be read. Raises UserError if none can be read.
     """
     shape = layer_shapes(trained)[layer].shape[1:]
     best: dict[int, list[Example]] = {number: [] for number in channels}
     rows = feature_rows(Predictor(trained), pictures, layer, flatten=True, threads=threads)
-    for index, (_, row) in enumerate(rows):
-        if not isinstance(row, UserError):
+    for index, (picture, row) in enumerate(rows):
+        if isinstance(row, UserError):
+            on_error(picture.name, row)
+        else:
             value_PC = row.reshape(-1, shape[-1])[:, list(channels)]
             places = value_PC.argmax(axis=0)
             for number, place, column in zip(channels, places, value_PC.T, strict=True):
