@@ -9,7 +9,7 @@
 #   parity    all layers of the published network against Caffe's, in full and in default precision.
 #             CAFFE is a folder with bvlc_googlenet.caffemodel and caffe_blobs_227.npz
 #   modern    200 steps of the imagenet_modern recipe on synthetic JPEGs
-#   cifar10   six epochs of the cifar10 recipe, to their end, on CIFAR (by default, what
+#   cifar10   six epochs of the cifar10_gpu recipe, to their end, on CIFAR (by default, what
 #             `gnet prepare cifar10` made)
 #
 # The results are in OUT (gpu_check): result.json, and a log of each part. A part without its input is
@@ -30,14 +30,14 @@ if [ "${SMALL:-0}" = 1 ]; then
   batch=2 size=128 photos=16 steps=3 cifar_epochs=1
   modern="--batch-size 8 --eval-batch-size 2 --model.width-multiplier 0.125 --data.image-size 128
     --data.resize-to 144 --optim.warmup-epochs 0"
-  cifar10="--model.width-multiplier 0.125 --data.image-size 32 --data.resize-to 32
-    --model.stem small --optim.warmup-epochs 0"
+  cifar10="--model.width-multiplier 0.125 --model.dtype float32 --optim.warmup-epochs 0
+    --batch-size 64 --eval-batch-size 50"
 else
   limits=${LIMITS:-235 45 35 70 90} # in all, less than 8 minutes
   peers="--repeats 5 --batches 256 --train-batch 256"
   batch=256 size=224 photos=512 steps=200 cifar_epochs=6
   modern="--model.dtype bfloat16"
-  cifar10="--model.dtype bfloat16"
+  cifar10="--optim.warmup-epochs 1"
 fi
 read -r peers_limit memory_limit parity_limit modern_limit cifar_limit <<< "$limits"
 threads=$(($(nproc) < 64 ? $(nproc) : 64))
@@ -86,6 +86,6 @@ part modern "$modern_limit" "$PYTHON" benchmarks/gpu_check.py train "$OUT/modern
   --data.threads "$threads" --log-every-steps 1 $modern
 # shellcheck disable=SC2086
 part cifar10 "$cifar_limit" "$PYTHON" benchmarks/gpu_check.py train "$OUT/cifar10.json" \
-  cifar10 --workdir "$OUT/cifar10" --data.source "$CIFAR" --epochs $cifar_epochs \
+  cifar10_gpu --workdir "$OUT/cifar10" --data.source "$CIFAR" --epochs $cifar_epochs \
   --data.threads "$threads" $cifar10
 "$PYTHON" benchmarks/gpu_check.py report "$OUT"

@@ -12,6 +12,9 @@ environment (see benchmarks/README.md). Compares, in float32 (or `--dtype`),
     onnx_bN      the same logits, against onnxruntime running the file that `gnet export` writes
                  for the same weights
 
+Shares of the peak rate are in per cent of the rate at which torch multiplies two matrices of 4096
+rows on the same cores; they count the multiply-adds of the layers, not those of faster forms.
+
 The JSON contains medians of wall and CPU seconds per call, versions, threads, and our images per
 second divided by the peer's, computed from wall time (`ratios`) and from CPU time (`cpu_ratios`).
 `--compile-peer` also runs torchvision's network under torch.compile(mode="max-autotune"), in a
@@ -46,15 +49,18 @@ from side_by_side import Peer, Timer, in_turns, keep, machine, show, timer
 
 from gnet_jax.config import LossConfig, OptimConfig, Preprocessing
 from gnet_jax.convert.export import export
+from gnet_jax.lab.cost.ledger import network_ledger
 from gnet_jax.model.architecture import architecture
 from gnet_jax.model.googlenet import GoogLeNet, init, strip_aux
 from gnet_jax.model_folder import TrainedModel
 from gnet_jax.ops.reference import REFERENCE
+from gnet_jax.pods.plan import training_flops
 from gnet_jax.training.optimizer import make_optimizer
 from gnet_jax.training.sharding import call_in_this_thread, keep_freed_memory, xla_options
 from gnet_jax.training.step import create_state, train_step
 
 Options = dict[str, bool | str]  # XLA compiler options
+PRODUCT = 4096  # rows of the matrices whose product has the highest rate
 CALLS_ON_A_GPU = 20  # per measurement, because a call takes only milliseconds
 
 
@@ -116,6 +122,7 @@ def main() -> None:
     variables = init(model, jax.random.PRNGKey(0), a.size)
     with tempfile.TemporaryDirectory() as folder:
         setup = {
+            "product": PRODUCT,
             "batches": a.batches,
             "train_batch": a.train_batch,
             "size": a.size,
@@ -157,9 +164,21 @@ def main() -> None:
         timers |= {f"{way}/{case}": peer.timer(case) for case in peer.facts["cases"]}
     calls = partial(calls_of, largest=max(a.batches)) if on_cpu else lambda _: CALLS_ON_A_GPU
     medians = in_turns(timers, a.repeats, calls)
+    peak = 2 * PRODUCT**3 / medians.pop("peer/product")["wall"]
+    medians.pop("compiled/product", None)
+    costs = network_ledger(model, a.size)
+    flops = {"train": training_flops(costs), "forward": 2.0 * costs.macs}
+    shares = {
+        name: flops[name.split("/")[1].split("_")[0]] * batch_of(name) / each["wall"] / peak
+        for name, each in medians.items()
+        if name.startswith("ours/")
+    }
+    print(f"matrix product: {peak / 1e9:,.0f} GFLOP/s; ours reaches", end=" ")
+    print(", ".join(f"{share:.0%} in {name[5:]}" for name, share in shares.items()))
     for peer in peers.values():
         peer.close()
     ratios = _show_ratios(medians, list(ways), list(peers))
+    facts |= {"peak": peak, "shares": shares}
     keep(a.json, facts | {"medians": medians, "repeats": a.repeats, "memory": memory} | ratios)
 
 
@@ -211,7 +230,7 @@ def batch_of(name: str) -> int:
 
 def calls_of(name: str, largest: int) -> int:
     """Returns the calls per measurement: more for small batches, so that all take equally long."""
-    return 1 if "train" in name else max(1, largest // batch_of(name) // 2)
+    return 1 if "train" in name or "product" in name else max(1, largest // batch_of(name) // 2)
 
 
 def arguments() -> argparse.Namespace:

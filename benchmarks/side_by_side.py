@@ -13,7 +13,10 @@ from typing import Any
 
 from worker import timed
 
+from gnet_jax.training.sharding import cpu_features
+
 HERE = Path(__file__).parent
+VECTORS = ("avx512_bf16", "avx512f", "avx2", "sve", "asimd")  # vector instructions, best first
 SETTLING = 0.05  # seconds for the threads of the previous timer to go idle
 
 Timer = Callable[[int], dict[str, float]]  # from a number of calls to seconds per call, see `timed`
@@ -74,12 +77,15 @@ def in_turns(
 
 
 def machine() -> dict[str, Any]:
-    """Returns the processor, the cores available to this process, the load and Python's version."""
+    """Returns the processor and its vector instructions, the cores available to this process, the
+    load and Python's version.
+    """
     names = [
         line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
     ]
     return {
         "processor": names[0].split(":")[1].strip() if names else platform.processor(),
+        "vectors": next((name for name in VECTORS if name in cpu_features()), "unknown"),
         "cores": len(os.sched_getaffinity(0)),
         "load_before": os.getloadavg()[0],
         "python": platform.python_version(),

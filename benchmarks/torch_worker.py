@@ -15,9 +15,11 @@ from worker import Cases, serve
 def prepare(setup: dict[str, Any]) -> tuple[dict[str, Any], Cases]:
     """Returns versions, and cases `train_bN`, `forward_bN` and `onnx_bN` for batches of N images.
 
-    `setup`: "batches", "train_batch", "size", "threads", "device" ("cpu" or "cuda"), "dtype"
-    ("float32", or autocast's), "compile" (use torch.compile's strongest mode), "onnx" (a file or
-    None).
+    The case `product` multiplies two matrices.
+
+    `setup`: "product" (rows of the matrices), "batches", "train_batch", "size", "threads", "device"
+    ("cpu" or "cuda"), "dtype" ("float32", or autocast's), "compile" (use torch.compile's strongest
+    mode), "onnx" (a file or None).
     """
     torch.set_num_threads(setup["threads"])
     torch.manual_seed(0)
@@ -39,6 +41,7 @@ def prepare(setup: dict[str, Any]) -> tuple[dict[str, Any], Cases]:
         "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "default"),
         "compiled": setup["compile"],
     }
+    cases["product"] = _product(setup)
     for batch in setup["batches"]:
         cases[f"forward_b{batch}"] = _forward(network, _images(batch, setup), setup)
     batch = setup["train_batch"]
@@ -69,6 +72,18 @@ def _autocast(setup: dict[str, Any]) -> torch.autocast:
 def _finish(setup: dict[str, Any]) -> None:
     if setup["device"] == "cuda":
         torch.cuda.synchronize()
+
+
+def _product(setup: dict[str, Any]) -> Callable[[], None]:
+    """Multiplies two square matrices, for the highest rate that the device reaches."""
+    dtype = getattr(torch, setup["dtype"])
+    a = torch.randn(setup["product"], setup["product"], device=setup["device"], dtype=dtype)
+
+    def product() -> None:
+        a @ a
+        _finish(setup)
+
+    return product
 
 
 def _forward(model: Any, x: torch.Tensor, setup: dict[str, Any]) -> Callable[[], None]:

@@ -8,6 +8,7 @@ from gnet_jax.config import AugmentConfig, Config, DataConfig, ModelConfig, Opti
 # Mean and standard deviation of the pixels of the training set.
 IMAGENET_PIXELS: dict[str, Any] = {"mean": (123.7, 116.3, 103.5), "std": (58.4, 57.1, 57.4)}
 CIFAR10_PIXELS: dict[str, Any] = {"mean": (125.3, 123.0, 113.9), "std": (63.0, 62.1, 66.7)}
+CIFAR100_PIXELS: dict[str, Any] = {"mean": (129.3, 124.1, 112.4), "std": (68.2, 65.4, 70.4)}
 
 # The base of the sweeps: Imagenette's photos at 64x64 pixels, half the paper's width, batch norm.
 IMAGENETTE_64 = Config(

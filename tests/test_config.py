@@ -80,6 +80,9 @@ FIELDS = {
     "augment.crop_aspect": ([3 / 4, 4 / 3], [(1.0, 1.0), (0.1, 9.0)], [(0.0, 1.0), (1.1, 1.0)]),
     "augment.interpolation": ("bilinear", ["random"], ["nearest"]),
     "augment.flip": (True, [False], [None]),
+    "augment.shift": (0, [1, 223], [-1, 224, 0.5]),
+    "augment.early_size": (None, [1, 223], [0, 224]),
+    "augment.early_steps": (0, [1, 10**6], [-1, 0.5]),
     "augment.brightness": (0.0, [1.0], [-1e-6, 1.01]),
     "augment.contrast": (0.0, [1.0], [-1e-6, 1.01]),
     "augment.saturation": (0.0, [1.0], [-1e-6, 1.01]),
@@ -124,6 +127,8 @@ def test_every_limit_of_a_field_holds_on_both_sides(name):
     _, allowed, refused = FIELDS[name]
     # A reference batch requires a learning rate that is scaled.
     base = Config(optim=OptimConfig(scale_learning_rate="linear"))
+    if name.startswith("augment.early"):  # each requires the other
+        base = dataclasses.replace(base, augment=AugmentConfig(early_size=9, early_steps=9))
     for value in allowed:
         check(set_field(base, name, value))
     for value in refused:
@@ -380,7 +385,7 @@ def test_a_copied_recipe_finds_the_shared_blocks_and_another_folder_may_have_its
 
 def test_shared_blocks_are_not_offered_as_a_recipe():
     assert recipe_names() == [
-        *("cifar10", "digits", "finetune_folder", "folder"),
+        *("cifar10", "cifar100_gpu", "cifar10_gpu", "digits", "finetune_folder", "folder"),
         *("imagenet_caffe", "imagenet_modern", "imagenet_paper", "imagenet_pod"),
         "imagenet_pod_32k",
     ]

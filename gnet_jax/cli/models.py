@@ -99,7 +99,7 @@ def evaluate(
     data: str,
     split: Literal["val", "test", "train"] = "val",
     step: int | None = None,
-    crops: Literal[1, 10, 144] = 1,
+    crops: Literal[1, 2, 10, 144] = 1,
     json: Annotated[bool, arg(name="json")] = False,
     table: bool = False,
     batch_size: int = 64,
@@ -124,7 +124,7 @@ def evaluate(
         data: digits, folder:PATH, npz:PATH, or tfds:NAME.
         split: split of the data to evaluate on.
         step: checkpoint of the workdirs to evaluate, instead of the best.
-        crops: number of crops per image; their probabilities are averaged. The paper uses 144.
+        crops: crops per image to average over: 1, 2 (with its mirror image), 10 or 144 (the paper).
         json: print one JSON object instead of a sentence.
         table: print a table as in the paper: the first model and the ensemble of all models, each
             with 1, 10 and 144 crops.

@@ -128,6 +128,14 @@ class AugmentConfig:
     random: choose bilinear, area, bicubic or nearest at random for each crop (the paper)."""
     flip: bool = True
     """Mirror each image left to right with probability 1/2."""
+    shift: Index = 0
+    """Largest number of pixels by which an image moves in each direction; its edges are mirrored.
+    For small images that are not cropped: --augment.crop fixed_scale, with resize_to = image_size.
+    """
+    early_size: Count | None = None
+    """Side in pixels to which images are reduced in the first early_steps steps, to save time."""
+    early_steps: Index = 0
+    """Number of steps at the start that use smaller images."""
     brightness: Share = 0.0
     """Multiply the brightness by a random factor from 1 - brightness to 1 + brightness."""
     contrast: Share = 0.0
@@ -354,6 +362,16 @@ def check(config: Config) -> None:
             limit = f"it must be below {config.epochs:g} (epochs)"
             fix = f"use, for example, --optim.{name.replace('_', '-')} 0"
             raise ConfigError(f"optim.{name} is {value}; {limit}; {fix}")
+    size, early = config.data.image_size, config.augment.early_size
+    if bool(early) != bool(config.augment.early_steps) or (early and early >= size):
+        raise ConfigError(
+            f"augment.early_size is {early} and augment.early_steps {config.augment.early_steps}; "
+            f"give a size below {size} (data.image_size) and a number of steps, or neither"
+        )
+    if config.augment.shift >= size:
+        raise ConfigError(
+            f"augment.shift is {config.augment.shift}; it must be below {size} (data.image_size)"
+        )
     if config.optim.reference_batch is not None and config.optim.scale_learning_rate is None:
         raise ConfigError(
             f"optim.reference_batch is {config.optim.reference_batch}, but the learning rate "

@@ -75,12 +75,13 @@ def augment(
     num_classes: int,
     offset: int | jax.Array = 0,
 ) -> tuple[jax.Array, jax.Array]:
-    """Mirrors, distorts, mixes, normalises and partly erases the host's cropped uint8 RGB images.
+    """Changes the host's cropped uint8 RGB images at random, and normalises them.
 
-    Operations that `augmentation` switches off are not compiled. `offset` is the position of the
-    first image in the global batch; it must be even for mixup. Returns float32 inputs (B, H, W, C)
-    and float32 targets (B, K). The targets are one-hot; those of a mixed image are the weights of
-    its two classes. Raises ConfigError if mixup gets an odd number of images.
+    The order is: mirror, shift, distort, mix, normalise, erase a part. Operations that
+    `augmentation` switches off are not compiled. `offset` is the position of the first image in the
+    global batch; it must be even for mixup. Returns float32 inputs (B, H, W, C) and float32 targets
+    (B, K). The targets are one-hot; those of a mixed image are the weights of its two classes.
+    Raises ConfigError if mixup gets an odd number of images.
     """
     a = augmentation
     places_B = offset + jnp.arange(images_BHWC.shape[0])
@@ -90,6 +91,8 @@ def augment(
         images_BHWC = jnp.where(
             mirrored_B[:, None, None, None], images_BHWC[:, :, ::-1], images_BHWC
         )
+    if a.shift:
+        images_BHWC = _shift(images_BHWC, _fold_in(keys_B, 4), a.shift)
     if a.brightness or a.contrast or a.saturation or a.hue:
         images_BHWC = distort(images_BHWC, _fold_in(keys_B, 1), augmentation=a)
     targets_BK = jax.nn.one_hot(label_B, num_classes, dtype=jnp.float32)
@@ -104,6 +107,17 @@ def augment(
 def _fold_in(keys_B: jax.Array, number: int) -> jax.Array:
     """Returns the images' keys for augmentation `number`. 0 would repeat the bits of mirroring."""
     return jax.vmap(jax.random.fold_in, (0, None))(keys_B, number)
+
+
+def _shift(images_BHWC: jax.Array, keys_B: jax.Array, most: int) -> jax.Array:
+    """Moves each image by up to `most` pixels up or down and left or right; mirrors its edges."""
+
+    def shift(image_HWC: jax.Array, key: jax.Array) -> jax.Array:
+        padded_HWC = jnp.pad(image_HWC, ((most, most), (most, most), (0, 0)), mode="reflect")
+        top, left = jax.random.randint(key, (2,), 0, 2 * most + 1)
+        return jax.lax.dynamic_slice(padded_HWC, (top, left, 0), image_HWC.shape)
+
+    return jax.vmap(shift)(images_BHWC, keys_B)
 
 
 def _mix(

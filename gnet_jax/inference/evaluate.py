@@ -32,7 +32,7 @@ from gnet_jax.model_folder.folder import CARD_FILE, is_model_folder
 from gnet_jax.training.hosts.start import gather, run_on_all_hosts
 from gnet_jax.training.workdir import replacing
 
-Crops = Literal[1, 10, 144]
+Crops = Literal[1, 2, 10, 144]
 SCALES = (256, 288, 320, 352)  # lengths of the shorter side, for a network with 224 x 224 inputs
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 # Top-5 error in per cent on ImageNet's validation images, by (models, crops) (paper, Table 3).
@@ -279,12 +279,12 @@ class Crop(NamedTuple):
 def crop_plan(width: int, height: int, crops: Crops, preprocessing: Preprocessing) -> list[Crop]:
     """Returns the crops of a photo of `width` x `height` pixels.
 
-    1: the crop that `central_crop` makes. 10: the centre and the four corners of the resized photo.
-    144: as in the paper. The shorter side is resized to 4 lengths; `preprocessing.resize` is not
-    used. From each resized photo, 3 squares along its longer side are taken; they are equal if the
-    photo is square. The crops of a square are its centre, its corners, and the whole square,
-    resized. With 10 and 144 crops, each crop is followed by its mirror image. Raises ImageError if
-    the resized photo is too large.
+    1: the crop that `central_crop` makes. 2: the same and its mirror image. 10: the centre and the
+    four corners of the resized photo. 144: as in the paper. The shorter side is resized to 4
+    lengths; `preprocessing.resize` is not used. From each resized photo, 3 squares along its longer
+    side are taken; they are equal if the photo is square. The crops of a square are its centre, its
+    corners, and the whole square, resized. With 10 and 144 crops, each crop is followed by its
+    mirror image. Raises ImageError if the resized photo is too large.
     """
     size = preprocessing.image_size
     if crops == 144:

@@ -135,9 +135,11 @@ def make_train_step(config: Config, model: GoogLeNet, optimizer: Optimizer) -> A
     """Returns the training step. With canonical numerics, it takes a device's share of a batch."""
     augment_batch = augmentation(config, model.arch.num_classes)
     options: dict[str, Any] = {"model": model, "optimizer": optimizer, "loss": config.loss}
-    gradient = compute_gradient
+    gradient, small = compute_gradient, config.augment
+    if small.early_size is not None:
+        gradient = gradients.early_gradient(gradient, small.early_size, small.early_steps)
     if config.optim.accumulate > 1:
-        gradient = gradients.accumulated_gradient(config.optim.accumulate)
+        gradient = gradients.accumulated_gradient(gradient, config.optim.accumulate)
     if config.numerics == "canonical":
         augment_batch = gradients.augment_share(augment_batch)
         gradient = gradients.canonical_gradient(gradient, config.virtual_shards)
@@ -228,6 +230,7 @@ def make_program(
         raise ConfigError(
             f"epochs is {config.epochs:g}, which is {total_steps:,} steps; the limit is {2**31:,}"
         )
+    _check_early_images(config, model, shapes, total_steps)
     last_profiled = max((last for _, last in profile_windows(config)), default=0)
     if last_profiled > total_steps:
         raise ConfigError(
@@ -237,6 +240,28 @@ def make_program(
     return Program(
         config, model, optimizer, mesh, steps_per_epoch, total_steps, pretrained, takeover
     )
+
+
+def _check_early_images(config: Config, model: GoogLeNet, shapes: Any, total_steps: int) -> None:
+    """Raise a ConfigError if the first steps cannot use smaller images, or if all steps would."""
+    size, steps = config.augment.early_size, config.augment.early_steps
+    if size is None:
+        return
+    if steps >= total_steps:
+        raise ConfigError(
+            f"augment.early_steps is {steps:,}, but the run has only {total_steps:,} steps; use "
+            "fewer, or --augment.early-size None --augment.early-steps 0"
+        )
+    try:
+        small = flat(abstract_variables(model, size))
+    except ValueError as error:
+        raise ConfigError(f"augment.early_size is {size}: {error}") from error
+    odd = [name for name, x in flat(shapes).items() if small[name].shape != x.shape]
+    if odd:
+        raise ConfigError(
+            f"augment.early_size is {size}, which gives {odd[0]} another shape than the "
+            f"{config.data.image_size} pixels of data.image_size; use a size nearer to it"
+        )
 
 
 def model_of(config: Config, classes: int, pretrained: TrainedModel | None = None) -> GoogLeNet:

@@ -20,6 +20,11 @@ AXIS = "data"
 # XLA's option for the library YNNPACK on CPUs. XLA's own operations are faster for this network
 # (benchmarks/peers.py --with-ynn).
 YNN = "xla_cpu_experimental_ynn_fusion_type"
+# XLA's option for the largest vectors on CPUs, in bits. Unless told, XLA uses 256, because older
+# processors with AVX-512 lower their clock for vectors of 512 bits.
+VECTORS = "xla_cpu_prefer_vector_width"
+FAST_AT_512_BITS = "avx512_bf16"  # the processors since 2020
+CPU_INFO = Path("/proc/cpuinfo")
 # The files with the memory limit of a container: cgroups version 2 and version 1.
 LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h of glibc
@@ -53,19 +58,35 @@ def split(mesh: Mesh) -> NamedSharding:
 
 def xla_options(platform: str) -> dict[str, Any]:
     """Returns XLA's compiler options for the network on a platform ("cpu", "gpu", "tpu").
-    On CPUs the options turn YNNPACK off, unless XLA_FLAGS has an option for YNNPACK.
+    On CPUs the options turn YNNPACK off, and allow vectors of 512 bits if the processor is fast
+    with them. An option in XLA_FLAGS takes precedence.
     """
-    if platform == "cpu" and YNN not in os.environ.get("XLA_FLAGS", "") and _knows_ynn():
-        return {YNN: ""}
-    return {}
+    if platform != "cpu":
+        return {}
+    wanted: dict[str, str | int] = {YNN: ""}
+    if FAST_AT_512_BITS in cpu_features():
+        wanted[VECTORS] = 512
+    given = os.environ.get("XLA_FLAGS", "")
+    return {name: value for name, value in wanted.items() if name not in given and _known(name)}
 
 
 @functools.cache
-def _knows_ynn() -> bool:
-    """Returns whether this jaxlib has the option `YNN`; if not, compiling with the option fails."""
+def cpu_features() -> frozenset[str]:
+    """Returns the instruction sets of this processor ("avx2"), or none if they are not known."""
+    if not CPU_INFO.is_file():
+        return frozenset()
+    lines = (line.partition(":") for line in CPU_INFO.read_text().splitlines())
+    flags = (value for name, _, value in lines if name.strip() in ("flags", "Features"))
+    return frozenset(next(flags, "").split())
+
+
+@functools.cache
+def _known(option: str) -> bool:
+    """Returns whether this jaxlib has a compiler option; if not, compiling with it fails."""
+    value = "" if option == YNN else 512
     try:
         with jax.default_device(jax.local_devices(backend="cpu")[0]):
-            jax.jit(lambda x: x, compiler_options={YNN: ""}).lower(0).compile()
+            jax.jit(lambda x: x, compiler_options={option: value}).lower(0).compile()
     except jax.errors.JaxRuntimeError as error:
         if "No such compile option" in str(error):
             return False

@@ -19,7 +19,7 @@ KEY = jax.random.PRNGKey(0)
 augment_module = importlib.import_module("gnet_jax.data.augment")  # the package has the function
 PLAIN = Preprocessing(mean=(10.0, 20.0, 30.0), std=(2.0, 4.0, 8.0))
 EVERYTHING = AugmentConfig(
-    brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, erase=0.5, mixup=0.4
+    brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, erase=0.5, mixup=0.4, shift=2
 )
 
 
@@ -64,6 +64,16 @@ def test_half_of_the_images_are_mirrored():
         assert flips.mean() == pytest.approx(0.5, abs=slack)
 
 
+def test_an_image_is_shifted_by_every_distance_with_mirrored_edges():
+    images = np.tile(IMAGES[:1], (600, 1, 1, 1))
+    found, _ = augmented(images, shift=2, labels=np.zeros(600, np.int32))
+    padded = np.pad(normalised(images[0]), ((2, 2), (2, 2), (0, 0)), mode="reflect")
+    windows = np.stack([padded[y : y + 4, x : x + 5] for y in range(5) for x in range(5)])
+    which = (found[:, None] == windows).all((2, 3, 4))
+    np.testing.assert_array_equal(which.sum(1), 1)
+    assert stats.chisquare(which.sum(0)).pvalue > 1e-3  # all 25 are equally frequent
+
+
 def test_every_part_draws_from_keys_of_its_own(monkeypatch):
     seen = []
 
@@ -72,13 +82,14 @@ def test_every_part_draws_from_keys_of_its_own(monkeypatch):
         return result
 
     stubs = {
+        "_shift": lambda images, keys, most: note(images, keys),
         "distort": lambda images, keys, augmentation: note(images, keys),
         "_mix": lambda images, targets, keys, alpha: note((images, targets), keys),
         "_erase": lambda x, keys, probability: note(x, keys),
     }
     for name, stub in stubs.items():
         monkeypatch.setattr(augment_module, name, stub)
-    a = AugmentConfig(brightness=0.1, mixup=0.2, erase=0.5)
+    a = AugmentConfig(shift=1, brightness=0.1, mixup=0.2, erase=0.5)
 
     @jax.jit
     def keys_of_every_part(offset):
@@ -89,8 +100,8 @@ def test_every_part_draws_from_keys_of_its_own(monkeypatch):
         return jnp.stack([*seen, mirror])
 
     keys = np.concatenate([keys_of_every_part(0), keys_of_every_part(2)])
-    assert keys.shape == (2 * 4, 2, 2)  # mirroring, distortion, mixup and erasing
-    assert len(np.unique(keys.reshape(-1, 2), axis=0)) == 4 * 4
+    assert keys.shape == (2 * 5, 2, 2)  # mirroring, shifting, distortion, mixup and erasing
+    assert len(np.unique(keys.reshape(-1, 2), axis=0)) == 4 * 5
 
 
 def test_a_mirror_is_keyed_by_the_place_in_the_global_batch():

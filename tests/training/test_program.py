@@ -187,6 +187,28 @@ def test_a_step_has_the_models_classes_and_the_loss_of_the_config():
     assert step.keywords["update"] is isolated_update
 
 
+@pytest.mark.parametrize(
+    ("size", "steps", "words"),
+    [
+        (24, 18, ["early_steps is 18", "only 18 steps"]),
+        (24, 0, ["early_size is 24", "early_steps 0"]),
+        (32, 2, ["early_size is 32", "below 32"]),
+        (None, 2, ["early_size is None", "early_steps 2"]),
+        (2, 2, ["early_size is 2", "too small"]),
+        (16, 2, ["early_size is 16", "aux_4a/fc", "32 pixels"]),
+    ],
+)
+def test_sizes_and_numbers_of_steps_that_the_first_steps_cannot_use_are_named(
+    config, size, steps, words
+):
+    data = dataclasses.replace(config.data, image_size=32, resize_to=32)
+    early = dataclasses.replace(config.augment, early_size=size, early_steps=steps)
+    config = dataclasses.replace(config, data=data, augment=early)
+    with pytest.raises(ConfigError) as error:
+        program.prepare(config)
+    assert all(word in str(error.value) for word in words), error.value
+
+
 @pytest.mark.parametrize(("given", "used"), [(None, 32), (8, 8)])
 def test_an_evaluation_has_its_own_batch_size_if_it_is_given(given, used):
     config = Config(batch_size=32, eval_batch_size=given)

@@ -143,18 +143,35 @@ def test_a_cache_below_any_name_is_used_again(tmp_path):
     assert kept[0] == kept[1]
 
 
-def test_cpus_do_without_ynnpack_where_jaxlib_can_and_xla_flags_do_not_speak_of_it(monkeypatch):
+@pytest.mark.parametrize(
+    ("line", "wide"),
+    [
+        ("flags\t\t: fpu avx2 avx512f avx512_bf16", True),
+        ("flags\t\t: fpu avx2 avx512f", False),
+        ("Features\t: fp asimd", False),
+        (None, False),
+    ],
+)
+def test_the_options_for_cpus_fit_the_processor_jaxlib_and_xla_flags(
+    monkeypatch, tmp_path, line, wide
+):
     monkeypatch.delenv("XLA_FLAGS", raising=False)
-    known = sharding._knows_ynn()
-    assert sharding.xla_options("cpu") == ({sharding.YNN: ""} if known else {})
+    monkeypatch.setattr(sharding, "CPU_INFO", tmp_path / "cpuinfo")
+    if line is not None:
+        sharding.CPU_INFO.write_text(f"processor\t: 0\n{line}\n")
+    monkeypatch.setattr(sharding, "cpu_features", sharding.cpu_features.__wrapped__)
+    possible = {sharding.YNN: ""} | ({sharding.VECTORS: 512} if wide else {})
+    known = {name: value for name, value in possible.items() if sharding._known(name)}
+    assert sharding.VECTORS in known or not wide
+    assert sharding.xla_options("cpu") == known
     assert sharding.xla_options("tpu") == sharding.xla_options("gpu") == {}
-    monkeypatch.setenv("XLA_FLAGS", f"--{sharding.YNN}=LIBRARY_FUSION_TYPE_DOT")
+    given = f"--{sharding.YNN}=LIBRARY_FUSION_TYPE_DOT --{sharding.VECTORS}=256"
+    monkeypatch.setenv("XLA_FLAGS", given)
     assert sharding.xla_options("cpu") == {}
 
 
-def test_an_option_that_this_jaxlib_does_not_know_is_left_out(monkeypatch):
-    monkeypatch.setattr(sharding, "YNN", "xla_cpu_no_such_option")
-    assert not sharding._knows_ynn.__wrapped__()
+def test_an_option_that_this_jaxlib_does_not_know_is_left_out():
+    assert not sharding._known.__wrapped__("xla_cpu_no_such_option")
 
 
 def test_no_product_of_a_step_goes_to_ynnpack():

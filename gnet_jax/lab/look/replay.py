@@ -16,6 +16,7 @@ from gnet_jax.model.architecture import Architecture
 from gnet_jax.model.googlenet import GoogLeNet, abstract_variables, layer_outputs
 from gnet_jax.model_folder.folder import from_json
 from gnet_jax.training.checkpoints.verify import named_leaves
+from gnet_jax.training.gradients import reduced
 from gnet_jax.training.observe.faults import NOTES
 from gnet_jax.training.optimizer import Optimizer, make_optimizer, scaled
 from gnet_jax.training.program import augmentation, flat, make_train_step
@@ -106,7 +107,11 @@ def examine(replay: Replay) -> Findings:
     state, layers = replay.state, []
     augment_key, dropout_key = step_keys(jnp.asarray(state.rng), jnp.asarray(state.step))
     prepared = jax.jit(augmentation(replay.config, replay.model.arch.num_classes))
-    inputs = prepared(replay.batch["image"], replay.batch["label"], augment_key)
+    images, targets = prepared(replay.batch["image"], replay.batch["label"], augment_key)
+    early = replay.config.augment
+    if early.early_size is not None and state.step < early.early_steps:
+        images = reduced(images, early.early_size)
+    inputs = (images, targets)
     metrics = _repeat_step(replay)
     fixed = (state.params, state.batch_stats, dropout_key)
     batch_flags = np.array(jax.jit(partial(_loss, replay, layers))(*fixed, *inputs)[1])
