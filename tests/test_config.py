@@ -387,7 +387,7 @@ def test_shared_blocks_are_not_offered_as_a_recipe():
     assert recipe_names() == [
         *("cifar10", "cifar100_gpu", "cifar10_gpu", "digits", "finetune_folder", "folder"),
         *("imagenet_caffe", "imagenet_modern", "imagenet_paper", "imagenet_pod"),
-        "imagenet_pod_32k",
+        *("imagenet_pod_32k", "imagenette"),
     ]
     assert sweep_names() == ["ablate_block", "ablate_training"]
 

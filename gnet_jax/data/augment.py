@@ -74,14 +74,16 @@ def augment(
     augmentation: AugmentConfig,
     num_classes: int,
     offset: int | jax.Array = 0,
+    size: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Changes the host's cropped uint8 RGB images at random, and normalises them.
 
-    The order is: mirror, shift, distort, mix, normalise, erase a part. Operations that
-    `augmentation` switches off are not compiled. `offset` is the position of the first image in the
-    global batch; it must be even for mixup. Returns float32 inputs (B, H, W, C) and float32 targets
-    (B, K). The targets are one-hot; those of a mixed image are the weights of its two classes.
-    Raises ConfigError if mixup gets an odd number of images.
+    The order is: mirror, shift, distort, mix, normalise, erase a part, and resize to `size` pixels
+    a side (None keeps the size). Operations that `augmentation` switches off are not compiled.
+    `offset` is the position of the first image in the global batch; it must be even for mixup.
+    Returns float32 inputs (B, H, W, C) and float32 targets (B, K). The targets are one-hot; those
+    of a mixed image are the weights of its two classes. Raises ConfigError if mixup gets an odd
+    number of images.
     """
     a = augmentation
     places_B = offset + jnp.arange(images_BHWC.shape[0])
@@ -101,6 +103,9 @@ def augment(
     x_BHWC = preprocess(images_BHWC, preprocessing=preprocessing)
     if a.erase:
         x_BHWC = _erase(x_BHWC, _fold_in(keys_B, 3), a.erase)
+    if size is not None:
+        shape = (x_BHWC.shape[0], size, size, x_BHWC.shape[3])
+        x_BHWC = jax.image.resize(x_BHWC, shape, "linear")  # antialiased
     return x_BHWC, targets_BK
 
 

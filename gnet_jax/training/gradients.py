@@ -1,4 +1,4 @@
-"""Alternatives to `compute_gradient`: smaller images, accumulation, canonical numerics, and pmap.
+"""Alternatives to `compute_gradient`: accumulation, canonical numerics, and `jax.pmap`.
 
 With canonical numerics, a run is bit-identical on 1, 2, 4, 8 ... devices of the same kind. This
 requires the same compiler and, on CPUs, the same number of cores. The batch is cut into a
@@ -20,46 +20,22 @@ from gnet_jax.training.step import Metrics, TrainState, apply_update, compute_gr
 Gradient = Callable[..., tuple[Any, Any, Metrics]]
 
 
-def early_gradient(gradient: Gradient, size: int, steps: int) -> Gradient:
-    """Returns a gradient function that reduces the images to `size` x `size` in the first steps.
-
-    `steps` is their number. Later steps equal those of `gradient`. A step's program contains both.
-    """
-
-    def batch_gradient(state: TrainState, images: Any, targets: Any, key: Any, **options: Any):
-        def full(images: jax.Array) -> Any:
-            return gradient(state, images, targets, key, **options)
-
-        def small(images: jax.Array) -> Any:
-            return full(reduced(images, size))
-
-        return jax.lax.cond(state.step < steps, small, full, images)
-
-    return batch_gradient
-
-
-def reduced(images_BHWC: jax.Array, size: int) -> jax.Array:
-    """Returns the images, resized to (B, size, size, C) with antialiasing."""
-    batch, _, _, channels = images_BHWC.shape
-    return jax.image.resize(images_BHWC, (batch, size, size, channels), "linear")
-
-
-def accumulated_gradient(gradient: Gradient, parts: int) -> Gradient:
+def accumulated_gradient(parts: int) -> Gradient:
     """Returns a gradient function that saves memory: it averages over equal parts of the batch.
 
     `parts` is their number. Each has its own dropout mask, and batch norm sees one at a time.
     """
 
-    def batch_gradient(state: TrainState, images: Any, targets: Any, key: Any, **options: Any):
+    def gradient(state: TrainState, images: Any, targets: Any, key: Any, **options: Any) -> Any:
         # Part p is every parts-th example from p on, so no example moves to another device.
         def split(x: jax.Array) -> jax.Array:
             return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
 
         inputs = (split(images), split(targets), jnp.arange(parts))
-        results = _map_parts(gradient, state, inputs, key, options)
+        results = _map_parts(compute_gradient, state, inputs, key, options)
         return jax.tree.map(lambda x: jnp.mean(x, axis=0), results)
 
-    return batch_gradient
+    return gradient
 
 
 def canonical_gradient(gradient: Gradient, shards: int) -> Gradient:

@@ -53,7 +53,7 @@ class Result:
 
 
 class CompiledSteps:
-    """Compiles the three programs of a run at first use; runs with other seeds can share them."""
+    """Compiles the programs of a run at first use; runs with other seeds can share them."""
 
     def __init__(self, program: Program) -> None:
         self._program = program
@@ -61,11 +61,19 @@ class CompiledSteps:
     @cached_property
     def train(self) -> jax.stages.Compiled:
         """The step `(state, batch, stop) -> ((state, metrics), stop)`, which donates the state."""
+        return self._compile(None)
+
+    @cached_property
+    def early(self) -> jax.stages.Compiled:
+        """The same for the first steps, whose images are smaller."""
+        return self._compile(self._program.config.augment.early_size)
+
+    def _compile(self, size: int | None) -> jax.stages.Compiled:
         program, manual = self._program, self._program.canonical
         # The scopes of a program in the cache may be those of an earlier version of this package.
         key = "jax_compilation_cache_include_metadata_in_key"
         jax.config.update(key, bool(program.config.profile))
-        step = voting(program.train_step(), manual=manual)
+        step = voting(program.train_step(size), manual=manual)
         stop = jax.ShapeDtypeStruct((program.mesh.size,), np.int32)
         inputs = program.abstract_state(), program.abstract_batch(), stop
         return sharding.compile_train_step(program.mesh, step, *inputs, manual=manual)
@@ -79,9 +87,20 @@ class CompiledSteps:
     def diagnose(self) -> Callable[..., Any]:
         """The diagnosis `(state, batch) -> diagnostics`."""
         program, config = self._program, self._program.config
-        options = {"optimizer": program.optimizer, "loss": config.loss}
-        options["augment"] = augmentation(config, program.model.arch.num_classes)
-        return compile_eval_step(program.mesh, partial(diagnose, model=program.model, **options))
+        options = {"optimizer": program.optimizer, "loss": config.loss, "model": program.model}
+
+        def compiled(size: int | None) -> Callable[..., Any]:
+            augment = augmentation(config, program.model.arch.num_classes, size)
+            return compile_eval_step(program.mesh, partial(diagnose, augment=augment, **options))
+
+        full, (size, steps) = (
+            compiled(None),
+            (config.augment.early_size, config.augment.early_steps),
+        )
+        if size is None:
+            return full
+        early = compiled(size)
+        return lambda state, batch: (early if state.step < steps else full)(state, batch)
 
 
 def train(
@@ -230,7 +249,7 @@ class _Loop:
         batches = put_batches(local, program.mesh, config.batch_size)
         with self._save_on_error(start, state), reporter.watch.spent("waiting for data"):
             ahead = TrainBatches(batches, start, total, self.bad_images)
-        step_fn = self._compile()
+        step_fn = self._compile(start + 1)
         warmup = round(config.optim.warmup_epochs * program.steps_per_epoch)
         limits = {"warmup": warmup, "patience": default_patience(program.steps_per_epoch)}
         classes = len(run.train.class_names)
@@ -260,6 +279,9 @@ class _Loop:
                 self.profiler.begin(step, state)
             with watch.spent("waiting for data"):
                 batch = ahead.take()
+            if step == config.augment.early_steps + 1 and step > start + 1:
+                with _aside(meter):
+                    step_fn = self._compile(step)
             if self.diagnose is not None:
                 with _aside(meter), watch.spent("diagnosing"):
                     self.diagnose(step - 1, state, batch)
@@ -299,12 +321,14 @@ class _Loop:
                     self.reporter.account(step)
         return state
 
-    def _compile(self) -> jax.stages.Compiled:
+    def _compile(self, step: int) -> jax.stages.Compiled:
+        """Returns the program of step number `step`."""
         config, program = self.run.config, self.run.program
         self.reporter.say("compiling the training step (about a minute the first time) ...")
         began = time.perf_counter()
         with self.reporter.watch.spent("compiling"):
-            step_fn = self.steps.train
+            early = step <= config.augment.early_steps
+            step_fn = self.steps.early if early else self.steps.train
         needed, limits = sharding.step_memory(step_fn), (config.batch_size, program.mesh)
         run_on_all_hosts(lambda: sharding.check_memory(needed, *limits))
         self.reporter.say(f"compiled in {duration(time.perf_counter() - began)}")

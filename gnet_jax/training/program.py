@@ -56,9 +56,11 @@ class Program:
         """Whether numerics are canonical; `train_step` then takes one device's share of a batch."""
         return self.config.numerics == "canonical"
 
-    def train_step(self) -> Any:
-        """Returns the pure training step `(state, batch) -> (state, metrics)`."""
-        return make_train_step(self.config, self.model, self.optimizer)
+    def train_step(self, size: int | None = None) -> Any:
+        """Returns the pure training step `(state, batch) -> (state, metrics)`; see `augmentation`
+        for `size`.
+        """
+        return make_train_step(self.config, self.model, self.optimizer, size)
 
     def eval_step(self) -> Any:
         """Returns the pure evaluation step `(state, batch) -> sums`."""
@@ -131,15 +133,18 @@ class Run:
         return config_of(TrainedModel(model, {}, pixels, tuple(names), source))
 
 
-def make_train_step(config: Config, model: GoogLeNet, optimizer: Optimizer) -> Any:
-    """Returns the training step. With canonical numerics, it takes a device's share of a batch."""
-    augment_batch = augmentation(config, model.arch.num_classes)
+def make_train_step(
+    config: Config, model: GoogLeNet, optimizer: Optimizer, size: int | None = None
+) -> Any:
+    """Returns the training step; see `augmentation` for `size`.
+
+    With canonical numerics, it takes a device's share of a batch.
+    """
+    augment_batch = augmentation(config, model.arch.num_classes, size)
     options: dict[str, Any] = {"model": model, "optimizer": optimizer, "loss": config.loss}
-    gradient, small = compute_gradient, config.augment
-    if small.early_size is not None:
-        gradient = gradients.early_gradient(gradient, small.early_size, small.early_steps)
+    gradient = compute_gradient
     if config.optim.accumulate > 1:
-        gradient = gradients.accumulated_gradient(gradient, config.optim.accumulate)
+        gradient = gradients.accumulated_gradient(config.optim.accumulate)
     if config.numerics == "canonical":
         augment_batch = gradients.augment_share(augment_batch)
         gradient = gradients.canonical_gradient(gradient, config.virtual_shards)
@@ -147,10 +152,16 @@ def make_train_step(config: Config, model: GoogLeNet, optimizer: Optimizer) -> A
     return partial(train_step, augment=augment_batch, gradient=gradient, **options)
 
 
-def augmentation(config: Config, num_classes: int) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """Returns a function `(images, labels, key, offset=0) -> (inputs, targets)`; see `augment`."""
+def augmentation(
+    config: Config, num_classes: int, size: int | None = None
+) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """Returns a function `(images, labels, key, offset=0) -> (inputs, targets)`; see `augment`.
+
+    The inputs are resized to `size` x `size` pixels, as in the first steps of a run with an
+    `early_size`; None keeps their size.
+    """
     options = {"preprocessing": config.data.preprocessing, "augmentation": config.augment}
-    return partial(augment, num_classes=num_classes, **options)
+    return partial(augment, num_classes=num_classes, size=size, **options)
 
 
 def training_batches(

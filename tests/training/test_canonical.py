@@ -77,9 +77,7 @@ def test_canonical_gradients_are_the_mean_over_shards_with_keys_of_their_own(acc
     generator = np.random.default_rng(0)
     images = generator.normal(size=(32, 16, 16, 3)).astype(np.float32)
     targets = np.eye(10, dtype=np.float32)[np.arange(32) % 10]
-    inner = (
-        compute_gradient if accumulate == 1 else accumulated_gradient(compute_gradient, accumulate)
-    )
+    inner = compute_gradient if accumulate == 1 else accumulated_gradient(accumulate)
     found, (state, options) = linear_gradient(canonical_gradient(inner, 16), images, targets)
     step, results = jax.jit(lambda *batch: compute_gradient(state, *batch, **options)), []
     for shard in range(16):

@@ -18,7 +18,7 @@ from gnet_jax.config import (
 )
 from gnet_jax.data.augment import augment, preprocess
 from gnet_jax.model.googlenet import GoogLeNet, Outputs
-from gnet_jax.training.gradients import accumulated_gradient, early_gradient, pmap_train_step
+from gnet_jax.training.gradients import accumulated_gradient, pmap_train_step
 from gnet_jax.training.optimizer import make_optimizer
 from gnet_jax.training.program import make_train_step
 from gnet_jax.training.sharding import (
@@ -48,7 +48,7 @@ PIXELS = Preprocessing(image_size=16, mean=(127.0,) * 3, std=(64.0,) * 3)
 
 
 def gradient_in(parts):
-    return compute_gradient if parts == 1 else accumulated_gradient(compute_gradient, parts)
+    return compute_gradient if parts == 1 else accumulated_gradient(parts)
 
 
 def new_state(model, optimizer):
@@ -292,28 +292,6 @@ def test_every_device_of_pmap_draws_its_own_dropout_mask():
     key = step_keys(jax.random.PRNGKey(3), 0)[1]
     shares = [noisy_losses(jax.random.fold_in(key, d), batch["label"][2 * d :][:2]) for d in (0, 1)]
     np.testing.assert_allclose(metrics["main_loss"], [np.mean(shares, axis=0)[0]] * 2, rtol=1e-5)
-
-
-@pytest.mark.parametrize(("finished", "side"), [(0, 12), (4, 12), (5, 16)])
-def test_the_first_steps_reduce_the_images(finished, side):
-    model = GoogLeNet(tiny_arch())
-    _, state = pure_step(model)
-    state = state.replace(step=jnp.asarray(finished))
-    images = jnp.asarray(tiny_batch(4)["image"], jnp.float32) / 64
-    inputs = (jnp.eye(10)[:4], jax.random.PRNGKey(0))
-    options = {"model": model, "optimizer": OPTIMIZER, "loss": LossConfig()}
-    gradient = early_gradient(compute_gradient, size=12, steps=5)
-    found = jax.jit(partial(gradient, **options))(state, images, *inputs)
-    if side == 12:  # each of the twelve pixels covers 4/3 pixels, with a triangular filter
-        distance = abs((np.arange(16) + 0.5)[:, None] - (np.arange(12) + 0.5) * 4 / 3) * 3 / 4
-        weights = np.maximum(0, 1 - distance).astype(np.float32)
-        weights /= weights.sum(0)
-        images = jnp.einsum("bhwc,hy,wx->byxc", images, weights, weights, precision="highest")
-    assert images.shape == (4, side, side, 3)
-    expected = jax.jit(partial(compute_gradient, **options))(state, images, *inputs)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-5), found, expected
-    )
 
 
 def test_every_step_has_its_own_augmentation_key_and_never_that_of_dropout():

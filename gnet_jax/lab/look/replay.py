@@ -16,7 +16,6 @@ from gnet_jax.model.architecture import Architecture
 from gnet_jax.model.googlenet import GoogLeNet, abstract_variables, layer_outputs
 from gnet_jax.model_folder.folder import from_json
 from gnet_jax.training.checkpoints.verify import named_leaves
-from gnet_jax.training.gradients import reduced
 from gnet_jax.training.observe.faults import NOTES
 from gnet_jax.training.optimizer import Optimizer, make_optimizer, scaled
 from gnet_jax.training.program import augmentation, flat, make_train_step
@@ -106,12 +105,9 @@ def examine(replay: Replay) -> Findings:
     """
     state, layers = replay.state, []
     augment_key, dropout_key = step_keys(jnp.asarray(state.rng), jnp.asarray(state.step))
-    prepared = jax.jit(augmentation(replay.config, replay.model.arch.num_classes))
-    images, targets = prepared(replay.batch["image"], replay.batch["label"], augment_key)
-    early = replay.config.augment
-    if early.early_size is not None and state.step < early.early_steps:
-        images = reduced(images, early.early_size)
-    inputs = (images, targets)
+    config, classes = replay.config, replay.model.arch.num_classes
+    prepared = jax.jit(augmentation(config, classes, _size(replay)))
+    inputs = prepared(replay.batch["image"], replay.batch["label"], augment_key)
     metrics = _repeat_step(replay)
     fixed = (state.params, state.batch_stats, dropout_key)
     batch_flags = np.array(jax.jit(partial(_loss, replay, layers))(*fixed, *inputs)[1])
@@ -147,9 +143,14 @@ def examine(replay: Replay) -> Findings:
     )
 
 
+def _size(replay: Replay) -> int | None:
+    early = replay.config.augment
+    return early.early_size if replay.step <= early.early_steps else None
+
+
 def _repeat_step(replay: Replay) -> dict[str, float]:
     config, mesh = replay.config, data_mesh(jax.devices()[:1])
-    step = make_train_step(config, replay.model, replay.optimizer)
+    step = make_train_step(config, replay.model, replay.optimizer, _size(replay))
     manual = config.numerics == "canonical"
     compiled = compile_train_step(mesh, step, replay.state, replay.batch, manual=manual)
     _, metrics = compiled(put_state(replay.state, mesh), put_state(replay.batch, mesh))
