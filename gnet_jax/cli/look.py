@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,6 +16,7 @@ from gnet_jax.cli.output import (
     check_not_input,
     check_picture,
     console,
+    data_files,
     say_not_read,
     several,
 )
@@ -111,6 +113,7 @@ def dream(
         raise UserError(f"--octave-scale is {octave_scale:g}; it must be above 1")
     picture = open_picture(image)
     (trained,) = open_models([model])
+    line = functools.partial(progress_line, "dreaming", "tiles", warm_up=True)
     with contextlib.ExitStack() as stack:
         changed = dream_of(
             trained,
@@ -121,7 +124,7 @@ def dream(
             steps=steps,
             strength=strength,
             seed=seed,
-            progress=lambda total: stack.enter_context(progress_line("dreaming", "tiles", total)),
+            progress=lambda total: stack.enter_context(line(total)),
         )
     save(changed, out)
     print(f"drew {out}")
@@ -155,6 +158,7 @@ def attribute(
     from gnet_jax.lab.look.objectives import find_class
 
     check_picture(out)
+    check_not_input(out, [image])
     picture = open_picture(image)
     (trained,) = open_models([model])
     index = None if target is None else find_class(target, trained.class_names)
@@ -195,6 +199,7 @@ def top_images(
     if not layer:
         raise UserError("no layer given after the model; give one, such as inception_4a")
     check_picture(out, PHOTOS)
+    check_not_input(out, data_files([data]), new=True)
     check_at_least("top", top)
     check_at_least("steps", steps, 0)
     check_at_least("threads", threads)
@@ -206,7 +211,7 @@ def top_images(
     failed: list[tuple[str, UserError]] = []
     options = {"threads": threads, "on_error": lambda *found: failed.append(found)}
     try:
-        with progress_line("reading", "images", len(pictures)) as advance:
+        with progress_line("reading", "images", len(pictures), warm_up=True) as advance:
             best = examples.top_images(
                 trained, pictures, key, channels, top, advance=advance, **options
             )
@@ -241,6 +246,7 @@ def compare(
     from gnet_jax.lab.sweeps.runs import name_runs
 
     check_picture(out)
+    check_not_input(out, data_files([data]), new=True)
     named = name_runs(models)
     if len(named) < 2:
         raise UserError("give at least two different models to compare")

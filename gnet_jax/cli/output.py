@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import re
 import signal
 import sys
 import warnings
@@ -93,12 +94,29 @@ def check_at_least(option: str, value: int, least: int = 1) -> None:
         raise UserError(f"--{option} is {value}; it must be at least {least}")
 
 
-def check_not_input(out: Path, inputs: Iterable[str | Path]) -> None:
-    """Raise a UserError if `out` exists and is one of `inputs`, or is inside one of them."""
-    places = (out.resolve(), *out.resolve().parents) if os.path.exists(out) else ()
+def check_not_input(out: Path, inputs: Iterable[str | Path], *, new: bool = False) -> None:
+    """Raise a UserError if `out` exists and is one of `inputs`, or is inside one of them.
+
+    With `new`, a file that does not exist may not be inside one of them either.
+    """
+    exists = os.path.exists(out)
+    places = (out.resolve(), *out.resolve().parents) if exists or new else ()
     for each in inputs:
         if os.path.exists(each) and Path(each).resolve() in places:
-            raise UserError(f"{out} is an input and would be overwritten; choose another file")
+            if exists:
+                raise UserError(f"{out} is an input and would be overwritten; choose another file")
+            raise UserError(f"{out} would become a part of the input {each}; choose another folder")
+
+
+def data_files(data: Iterable[str]) -> list[Path]:
+    """Returns the files and folders from which images or splits of data sets may be read."""
+    from gnet_jax.config.paths import typed_path
+    from gnet_jax.data.sources import without_suffixes
+
+    paths = [re.sub(r"^(folder|npz):", "", each) for each in data]
+    paths += [without_suffixes(path) for path in paths]  # both may exist
+    splits = ("train", "val", "test")
+    return [typed_path(path.replace("{split}", each)) for path in paths for each in splits]
 
 
 def say_not_read(left_out: Mapping[str, list[str]]) -> None:

@@ -267,7 +267,7 @@ def optimised(
         count = math.ceil(len(names) / max(1, batch // job.images))
         chunks += [names[start::count] for start in range(count)]  # of almost equal sizes
     options = {**job._asdict(), "preprocessing": trained.preprocessing}
-    with progress_line("optimising", "steps", len(chunks) * job.steps) as advance:
+    with progress_line("optimising", "steps", len(chunks) * job.steps, warm_up=True) as advance:
         for names in chunks:
             objectives = [wanted[name] for name in names]
             pixels, values = visualize(
