@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -70,10 +71,16 @@ def visualize(
         check_at_least(name, value)
     if size is not None:
         check_at_least("size", size)
+    _check_seed(seed)
     (trained,) = open_models([model])
     job = Job(size or trained.preprocessing.image_size, steps, images, seed)
     count = draw_pictures(trained, objectives, out, job, batch, columns)
     print(f"drew {out}: {count:,} objectives")
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**32:
+        raise UserError(f"--seed is {seed}; it must be from 0 to {2**32 - 1}")
 
 
 def dream(
@@ -111,7 +118,16 @@ def dream(
     check_at_least("steps", steps)
     if not octave_scale > 1:
         raise UserError(f"--octave-scale is {octave_scale:g}; it must be above 1")
+    if not abs(strength) <= 255:  # false for NaN, too
+        raise UserError(f"--strength is {strength:g}; it must be from -255 to 255 grey levels")
+    _check_seed(seed)
     picture = open_picture(image)
+    most = 1 + int(math.log(max(picture.size), octave_scale))  # the smallest has one pixel
+    if octaves > most:
+        raise UserError(
+            f"--octaves is {octaves}; this photo has at most {most} with --octave-scale "
+            f"{octave_scale:g}"
+        )
     (trained,) = open_models([model])
     line = functools.partial(progress_line, "dreaming", "tiles", warm_up=True)
     with contextlib.ExitStack() as stack:
@@ -178,7 +194,8 @@ def top_images(
 ) -> int:
     """Draw the images of a data set, and the places in them, that excite each channel most.
 
-    Each row shows a channel: an optimised image, then the images with the largest activations.
+    Each row shows a channel: an optimised image, then the images with the largest activations. An
+    image in which the channel is 0 everywhere is not shown.
 
     Args:
         model: a model folder, a training workdir, or a file that `gnet convert` reads.
@@ -219,9 +236,10 @@ def top_images(
         for name, error in failed:
             render_error(console(stderr=True), name, error)
     for number, found in best.items():
-        values = ", ".join(f"{pictures[each.image].name} ({each.value:.4g})" for each in found[:3])
-        print(f"{key}:{number}  {values}")
-    examples.draw_examples(trained, pictures, key, best, pictures.class_names, out, steps)
+        values = ", ".join(f"{pictures[each.image].name} ({each.value:.4g})" for each in found)
+        print(f"{key}:{number}  {values or examples.SILENT}")
+    read = len(pictures) - len(failed)
+    examples.draw_examples(trained, pictures, key, best, pictures.class_names, out, steps, read)
     print(f"drew {out}")
     return 1 if failed else 0
 

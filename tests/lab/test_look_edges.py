@@ -4,13 +4,15 @@ import dataclasses
 import math
 import warnings
 
+import jax
 import numpy as np
 import pytest
 
 from gnet_jax.cli.main import main
 from gnet_jax.config import UserError
 from gnet_jax.inference.images import Pictures
-from gnet_jax.lab.look import similarity
+from gnet_jax.lab.look import examples, similarity, visualize
+from gnet_jax.lab.look.dream import dream
 from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.model_folder import TrainedModel, write_folder
 from tests.lab.test_look import NAMES, PHOTO, PIXELS
@@ -92,3 +94,78 @@ def test_probes_need_labels(trained, tmp_path):
         PHOTO.save(tmp_path / f"{number}.png")
     with pytest.raises(UserError, match=r"\.png has no label"):
         similarity.compare({"a": trained}, Pictures(str(tmp_path)))
+
+
+NAMES_OF_OBJECTIVES = (
+    *("mixed4a:1", "-mixed4a:1", "mixed4a:11", "mixed3a/1x1:1", "class:a b", "class:a-b"),
+    *(
+        "class:a_b",
+        "class:a/b",
+        "class:\N{CJK UNIFIED IDEOGRAPH-732B}",
+        "class:\N{GREEK SMALL LETTER PHI}",
+    ),
+    *("+".join(f"mixed4a:{n}" for n in range(count)) for count in (2, 99, 100)),
+)
+
+
+def test_every_objective_has_a_file_of_its_own(tmp_path):
+    files = [visualize._file_name(name) for name in NAMES_OF_OBJECTIVES]
+    assert files[:4] == ["mixed4a-1.png", "-mixed4a-1.png", "mixed4a-11.png", "mixed3a-1x1-1.png"]
+    for file in files:
+        (tmp_path / file).touch()
+    assert len(list(tmp_path.iterdir())) == len(files)
+
+
+def silenced(trained, block, number):
+    """Returns the network, in which a channel of the 1x1 branch of `block` is 0 for all photos."""
+    params = jax.tree.map(np.array, trained.variables["params"])
+    params[f"inception_{block}"]["b1"]["conv"]["bias"][number] = -1e6
+    return dataclasses.replace(trained, variables={**trained.variables, "params": params})
+
+
+def test_a_dream_of_a_dead_channel_changes_the_photo(trained):
+    dead = silenced(trained, "3a", 1)
+    changed = dream(dead, PHOTO, "mixed3a:1", octaves=1, steps=1)
+    assert np.any(np.asarray(changed) != np.asarray(PHOTO))
+    with pytest.raises(UserError, match=r"0\*mixed3a:1 has no gradient"):
+        dream(trained, PHOTO, "0*mixed3a:1", octaves=1, steps=1)
+
+
+@pytest.mark.parametrize("steps", ["0", "1"])
+def test_a_dead_channel_is_silent_on_all_images(steps, trained, tmp_path, capsys, monkeypatch):
+    write_folder(tmp_path / "model", silenced(trained, "3a", 1))
+    for number in range(3):
+        PHOTO.rotate(90 * number).save(tmp_path / f"{number}.png")
+    drawn = []
+    run = examples.draw
+    monkeypatch.setattr(examples, "draw", lambda *given: drawn.append(given) or run(*given))
+    (tmp_path / "3.png").write_bytes(b"no picture")
+    arguments = ["top-images", str(tmp_path / "model"), "mixed3a:1", "mixed3a:2", "--steps", steps]
+    data = ["--data", f"{tmp_path}/", "--out", str(tmp_path.parent / f"top-{steps}.png")]
+    assert main([*arguments, *data]) == 1
+    dead, other = capsys.readouterr().out.splitlines()[:2]
+    assert dead == "inception_3a/output:1  silent on all images"
+    assert all(f"{number}.png" in other for number in range(3))
+    ((seen, columns, _, subtitle),) = drawn
+    assert "of 3 images" in subtitle
+    assert len(seen.images) == len(seen.captions) == 2 * columns == 2 * (3 + int(steps))
+    first, *rest = seen.captions[int(steps) : columns]
+    assert (first[1], rest) == ("silent on all images", [[], []])
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "words"),
+    [
+        ("dream", ["--seed", "-1"], "--seed is -1"),
+        ("visualize", ["--seed", "99999999999999999999"], "--seed is 9999"),
+        ("dream", ["--octaves", "2500"], "at most 11 with"),
+        ("dream", ["--octaves", "2", "--octave-scale", "inf"], "at most 1 with"),
+        ("dream", ["--strength", "nan"], "--strength is nan"),
+        ("dream", ["--strength", "1e300"], "--strength is 1e+300"),
+    ],
+)
+def test_options_out_of_range_are_refused(command, options, words, folder, tmp_path, capsys):
+    PHOTO.save(tmp_path / "photo.png")
+    first = {"dream": str(tmp_path / "photo.png"), "visualize": "mixed3a:1"}[command]
+    assert main([command, folder, first, *options, "--out", str(tmp_path / "a.png")]) == 2
+    assert words in capsys.readouterr().err

@@ -20,6 +20,7 @@ from gnet_jax.model_folder import TrainedModel
 
 CELLS = 4  # side of the frame around a place, in cells of the layer's map
 FRAME = "#d55e00"
+SILENT = "silent on all images"
 
 
 class Example(NamedTuple):
@@ -59,24 +60,30 @@ def top_images(
 ) -> dict[int, list[Example]]:
     """Returns the `top` examples of each channel, the strongest first.
 
+    Images whose largest activation is 0 are not examples, so a channel may have none.
+
     `layer` is a key of `endpoints`. `advance` is called after each picture, and `on_error` with the
     name and the error of each picture that cannot be read. Raises UserError if none can be read.
     """
     shape = layer_shapes(trained)[layer].shape[1:]
     best: dict[int, list[Example]] = {number: [] for number in channels}
+    unread = 0
     rows = feature_rows(Predictor(trained), pictures, layer, flatten=True, threads=threads)
     for index, (picture, row) in enumerate(rows):
         if isinstance(row, UserError):
+            unread += 1
             on_error(picture.name, row)
         else:
             value_PC = row.reshape(-1, shape[-1])[:, list(channels)]
             places = value_PC.argmax(axis=0)
             for number, place, column in zip(channels, places, value_PC.T, strict=True):
+                if not column[place]:
+                    continue  # a ReLU blocks the channel in the whole image
                 y, x = divmod(int(place), shape[1] if len(shape) == 3 else 1)
                 best[number].append(Example(float(column[place]), index, y, x))
                 best[number] = sorted(best[number], key=lambda each: -each.value)[:top]
         advance()
-    if not any(best.values()):
+    if unread == len(pictures):
         raise UserError("no image could be read")
     return best
 
@@ -89,13 +96,17 @@ def draw_examples(
     class_names: Sequence[str] | None,
     out: Path,
     steps: int,
+    read: int,
 ) -> None:
     """Draw a row for each channel to `out`: its optimised image, then its examples, framed.
 
     With `steps` 0, there are no optimised images. They are saved as in `optimised`, in the folder
-    with the name of `out` without its suffix. `class_names` are those of the pictures' labels.
+    with the name of `out` without its suffix. `class_names` are those of the pictures' labels, and
+    `read` is the number of pictures that could be read.
     """
     side, shape = trained.preprocessing.image_size, layer_shapes(trained)[layer].shape[1:]
+    most = max(1, *map(len, best.values()))
+    blank = np.full((min(side, TILE), min(side, TILE), 3), 255, np.uint8)
     images = {}
     if steps:
         job = Job(side, steps, images=1, seed=0)
@@ -123,9 +134,12 @@ def draw_examples(
             if class_names is not None and picture.label is not None:
                 text = class_names[picture.label]
             captions.append([text, f"{example.value:.4g}"])
-    columns = len(tiles) // len(best)
-    subtitle = f"The {columns - bool(steps)} strongest of {len(pictures):,} images, with the place "
-    subtitle += "and value of the largest activation."
+        missing = most - len(examples)
+        tiles += [blank] * missing
+        captions += [[] if examples else [name, SILENT], *[[]] * most][:missing]
+    columns = most + bool(steps)
+    subtitle = f"The strongest of {read:,} images, with the place and value of the largest "
+    subtitle += "activation."
     if steps:
         subtitle += f" First in each row: an image optimised in {steps} steps."
     title = f"{Path(trained.source.get('file', 'model')).name}: {layer}"

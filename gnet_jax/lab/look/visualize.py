@@ -9,6 +9,7 @@ Shapes: G objectives (groups of images), N images of each, S side, F frequencies
 
 import dataclasses
 import functools
+import hashlib
 import json
 import math
 import re
@@ -41,6 +42,9 @@ START = 0.01  # standard deviation of the first parameters
 CONTRAST = 0.25  # factor of the image before the sigmoid; more saturates the colours
 SCALES, DEGREES, JITTER = (0.9, 1.1), 10.0, 1 / 16  # ranges; jitter is in sides of the image
 GREY = 0.5
+# Objectives with these names have different file names if "/" and ":" are replaced.
+_PLAIN = re.compile(r"-?[A-Za-z0-9_./]+:[A-Za-z0-9_.]+")
+_LONGEST = 100  # characters of an objective's name in the name of its file
 RGB = Preprocessing()
 
 
@@ -87,8 +91,7 @@ def visualize(
     several = isinstance(objective, Sequence)
     given: Any = objective if several else [objective]
     objectives = stack([as_pytree(each) for each in given])
-    model = model.clone(ops=dataclasses.replace(model.ops, relu=relu))
-    plan = Plan(model, preprocessing, size or preprocessing.image_size, robust)
+    plan = Plan(unblocked(model), preprocessing, size or preprocessing.image_size, robust)
     variables = {name: strip_aux(tree) for name, tree in variables.items()}
     key = jax.random.key(seed)
     shape = (len(given), images, plan.size, plan.size // 2 + 1, 3, 2)
@@ -213,6 +216,11 @@ def _relu_backward(x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
 relu.defvjp(lambda x: (jax.nn.relu(x), x), _relu_backward)
 
 
+def unblocked(model: GoogLeNet) -> GoogLeNet:
+    """Returns the same network with the gradient of `relu`."""
+    return model.clone(ops=dataclasses.replace(model.ops, relu=relu))
+
+
 class Job(NamedTuple):
     """The settings of a sheet. A picture that was made with the same settings is not made again."""
 
@@ -256,7 +264,7 @@ def optimised(
         folder.mkdir(exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write into {folder}: {error.strerror}") from error
-    files = {name: folder / f"{re.sub(r'[^A-Za-z0-9_.+]+', '-', name)}.png" for name in wanted}
+    files = {name: folder / _file_name(name) for name in wanted}
     found = {name: _read(files[name], {**settings, "name": name}) for name in wanted}
     groups: dict[Any, list[str]] = {}
     for name, objective in wanted.items():
@@ -277,6 +285,14 @@ def optimised(
                 found[name] = row, float(value)
                 _save(row, files[name], {**settings, "name": name, "value": float(value)})
     return found  # pyright: ignore[reportReturnType]
+
+
+def _file_name(name: str) -> str:
+    """Returns the name of the file for an objective, which is different for each objective."""
+    short = re.sub(r"[^A-Za-z0-9_.+]+", "-", name)[:_LONGEST]
+    if not _PLAIN.fullmatch(name) or len(name) > _LONGEST:
+        short += f"-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return f"{short}.png"
 
 
 def _save(images: np.ndarray, file: Path, settings: Mapping[str, Any]) -> None:
