@@ -11,7 +11,7 @@ import pytest
 from gnet_jax.cli.main import main
 from gnet_jax.config import UserError
 from gnet_jax.inference.images import Pictures
-from gnet_jax.lab.look import examples, similarity, visualize
+from gnet_jax.lab.look import contact_sheet, examples, similarity, visualize
 from gnet_jax.lab.look.dream import dream
 from gnet_jax.model.googlenet import GoogLeNet
 from gnet_jax.model_folder import TrainedModel, write_folder
@@ -169,3 +169,32 @@ def test_options_out_of_range_are_refused(command, options, words, folder, tmp_p
     first = {"dream": str(tmp_path / "photo.png"), "visualize": "mixed3a:1"}[command]
     assert main([command, folder, first, *options, "--out", str(tmp_path / "a.png")]) == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        (["visualize", "inception_3a", "--columns", "1", "--size", "200"], "a.webp"),
+        (["visualize", "inception_3a", "--columns", "99", "--size", "5000"], "a.jpg"),
+        (["top-images", "inception_3a", "--data", "digits#9", "--top", "12"], "a.webp"),
+    ],
+)
+def test_a_sheet_that_the_format_cannot_store_is_refused_at_once(
+    command, name, folder, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(visualize, "visualize", None)  # nothing is optimised
+    monkeypatch.setattr(contact_sheet, "LIMITS", {".webp": 1383, ".jpg": 65_500})
+    command = [command[0], folder, *command[1:], "--out", str(tmp_path / name)]
+    assert main(command) == 2
+    assert f"{name}: the sheet has" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_hides_a_data_set_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").mkdir()
+    PHOTO.save(tmp_path / "digits" / "0.png")
+    assert len(Pictures("digits")) == 1
+    assert "digits#100%" in capsys.readouterr().err
+    assert len(Pictures("digits#100%")) == 360
+    assert capsys.readouterr().err == ""

@@ -12,7 +12,7 @@ from gnet_jax.data.decode import central_crop
 from gnet_jax.inference.images import Picture
 from gnet_jax.inference.lettering import save
 from gnet_jax.inference.predict import Predictor, feature_rows, layer_shapes
-from gnet_jax.lab.look.contact_sheet import TILE, Seen, draw
+from gnet_jax.lab.look.contact_sheet import TILE, Seen, check_fits, draw
 from gnet_jax.lab.look.objectives import channel
 from gnet_jax.lab.look.visualize import Job, optimised
 from gnet_jax.model.names import find_layer
@@ -107,6 +107,12 @@ def draw_examples(
     side, shape = trained.preprocessing.image_size, layer_shapes(trained)[layer].shape[1:]
     most = max(1, *map(len, best.values()))
     blank = np.full((min(side, TILE), min(side, TILE), 3), 255, np.uint8)
+    columns = most + bool(steps)
+    subtitle = f"The strongest of {read:,} images, with the place and value of the largest "
+    subtitle += "activation."
+    if steps:
+        subtitle += f" First in each row: an image optimised in {steps} steps."
+    check_fits(out, len(best) * columns, len(blank), columns, subtitle)
     images = {}
     if steps:
         job = Job(side, steps, images=1, seed=0)
@@ -137,11 +143,6 @@ def draw_examples(
         missing = most - len(examples)
         tiles += [blank] * missing
         captions += [[] if examples else [name, SILENT], *[[]] * most][:missing]
-    columns = most + bool(steps)
-    subtitle = f"The strongest of {read:,} images, with the place and value of the largest "
-    subtitle += "activation."
-    if steps:
-        subtitle += f" First in each row: an image optimised in {steps} steps."
     title = f"{Path(trained.source.get('file', 'model')).name}: {layer}"
     save(draw(Seen(np.stack(tiles), captions), columns, title, subtitle), out)
 

@@ -28,7 +28,7 @@ from gnet_jax.data.augment import preprocess
 from gnet_jax.data.progress import progress_line
 from gnet_jax.inference.lettering import save
 from gnet_jax.inference.predict import layer_shapes
-from gnet_jax.lab.look.contact_sheet import Seen, draw
+from gnet_jax.lab.look.contact_sheet import Seen, check_fits, draw
 from gnet_jax.lab.look.objectives import Objective, as_pytree, parse, stack
 from gnet_jax.model.googlenet import GoogLeNet, endpoints, strip_aux
 from gnet_jax.model_folder import TrainedModel
@@ -240,13 +240,14 @@ def draw_pictures(
     """
     shapes = layer_shapes(trained, job.size)
     wanted = dict(pair for text in texts for pair in parse(text, shapes, trained.class_names))
+    title = f"{Path(trained.source.get('file', 'model')).name}: {len(wanted)} objectives"
+    subtitle = f"{job.steps} steps, {job.size}x{job.size} pixels, seed {job.seed}. Below each "
+    subtitle += "image: its objective, and the value that it reaches."
+    check_fits(out, len(wanted) * job.images, job.size, columns, subtitle)
     tiles, captions = [], []
     for name, (row, value) in optimised(trained, wanted, out.with_suffix(""), job, batch).items():
         tiles += list(row)
         captions += [[name, f"{value:.4g}"]] * len(row)
-    title = f"{Path(trained.source.get('file', 'model')).name}: {len(wanted)} objectives"
-    subtitle = f"{job.steps} steps, {job.size}x{job.size} pixels, seed {job.seed}. Below each "
-    subtitle += "image: its objective, and the value that it reaches."
     save(draw(Seen(np.stack(tiles), captions), columns, title, subtitle), out)
     return len(wanted)
 
