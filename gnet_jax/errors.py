@@ -22,17 +22,12 @@ def choose(what: str, name: str, options: Mapping[str, T]) -> T:
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """Returns the end of an error message: the known name closest to `name`, or all names.
-
-    If there are more than 40 names, the message has only the five closest ones.
-    """
+    """Returns the end of an error message: the known name closest to `name`, or all names."""
     known = list(known)
-    if near := difflib.get_close_matches(name, known, n=1):
-        return f"did you mean {near[0]}?"
-    if len(known) > 40:
-        near = difflib.get_close_matches(name, known, n=5, cutoff=0)
-        return f"the closest of {len(known)} names are {', '.join(near)}"
-    return f"there are {', '.join(known)}"
+    near = difflib.get_close_matches(name, known, n=1)
+    if len(known) > 40:  # too many to read
+        known = [*difflib.get_close_matches(name, known, 5, 0), f"and {len(known) - 5} others"]
+    return f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
 
 
 def discard(stream: TextIO) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 from pathlib import Path
 from typing import Annotated, Literal
@@ -71,16 +70,11 @@ def visualize(
         check_at_least(name, value)
     if size is not None:
         check_at_least("size", size)
-    _check_seed(seed)
+    check_at_least("seed", seed, 0)
     (trained,) = open_models([model])
     job = Job(size or trained.preprocessing.image_size, steps, images, seed)
     count = draw_pictures(trained, objectives, out, job, batch, columns)
     print(f"drew {out}: {count:,} objectives")
-
-
-def _check_seed(seed: int) -> None:
-    if not 0 <= seed < 2**32:
-        raise UserError(f"--seed is {seed}; it must be from 0 to {2**32 - 1}")
 
 
 def dream(
@@ -116,20 +110,16 @@ def dream(
     check_not_input(out, [image])
     check_at_least("octaves", octaves)
     check_at_least("steps", steps)
+    check_at_least("seed", seed, 0)
     if not octave_scale > 1:
         raise UserError(f"--octave-scale is {octave_scale:g}; it must be above 1")
     if not abs(strength) <= 255:  # false for NaN, too
         raise UserError(f"--strength is {strength:g}; it must be from -255 to 255 grey levels")
-    _check_seed(seed)
     picture = open_picture(image)
     most = 1 + int(math.log(max(picture.size), octave_scale))  # the smallest has one pixel
     if octaves > most:
-        raise UserError(
-            f"--octaves is {octaves}; this photo has at most {most} with --octave-scale "
-            f"{octave_scale:g}"
-        )
+        raise UserError(f"--octaves is {octaves}; it must be at most {most} for this photo")
     (trained,) = open_models([model])
-    line = functools.partial(progress_line, "dreaming", "tiles", warm_up=True)
     with contextlib.ExitStack() as stack:
         changed = dream_of(
             trained,
@@ -140,7 +130,7 @@ def dream(
             steps=steps,
             strength=strength,
             seed=seed,
-            progress=lambda total: stack.enter_context(line(total)),
+            progress=lambda total: stack.enter_context(progress_line("dreaming", "tiles", total)),
         )
     save(changed, out)
     print(f"drew {out}")
@@ -235,10 +225,11 @@ def top_images(
     finally:
         for name, error in failed:
             render_error(console(stderr=True), name, error)
+    if not (read := len(pictures) - len(failed)):
+        raise UserError("no image could be read")
     for number, found in best.items():
         values = ", ".join(f"{pictures[each.image].name} ({each.value:.4g})" for each in found)
         print(f"{key}:{number}  {values or examples.SILENT}")
-    read = len(pictures) - len(failed)
     examples.draw_examples(trained, pictures, key, best, pictures.class_names, out, steps, read)
     print(f"drew {out}")
     return 1 if failed else 0

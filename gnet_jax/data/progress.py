@@ -27,19 +27,19 @@ def progress_line(
     text, rate = TextColumn("{task.description}"), TextColumn("{task.fields[rate]}")
     columns = (text, BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
     shown = wanted and console.is_terminal
-    lock, count, first = threading.Lock(), done, done
+    lock, count = threading.Lock(), done
     start = printed = time.monotonic()
     with Progress(*columns, console=console, transient=True, disable=not shown) as bar:
         task = bar.add_task(what, total=total, completed=done, rate="")
 
         def advance(number: int = 1) -> None:
-            nonlocal count, printed, start, first
+            nonlocal count, printed, start, done, warm_up
             with lock:
                 now = time.monotonic()
-                if warm_up and count == done:
-                    start, first = now, done + number
+                if warm_up:
+                    start, done, warm_up = now, done + number, False
                 count += number
-                rate = (count - first) / max(now - start, 1e-9)
+                rate = (count - done) / max(now - start, 1e-9)
                 bar.update(task, completed=count, rate=f"{rate:,.0f} {unit}/s")
                 if wanted and not shown and rate and now - printed >= LINE_SECONDS:
                     printed = now

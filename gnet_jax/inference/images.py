@@ -78,9 +78,7 @@ class Pictures(Sequence[Picture]):
                 self.class_names = source.class_names if len(given) == 1 else None
             elif path != "-" and os.path.isdir(path):
                 if path == "digits":
-                    print(
-                        f"reading the folder {path}; the data set is digits#100%", file=sys.stderr
-                    )
+                    print("reading folder digits; the data set is digits#100%", file=sys.stderr)
                 self._openers += _folder(path, left_out)
             else:
                 name = path or (f"images[{number}]" if self.several else "the image")

@@ -22,8 +22,9 @@ from gnet_jax.training.step import step_keys
 
 TILE = 128  # smaller images are enlarged to at least this side
 MARGIN, GAP = 28, 10
-INK, GREY, PAPER = "#1c1c1c", "#6e6e6e", "#ffffff"
+HEADER = 250  # pixels of the margins, the title and at most six lines of the subtitle
 LIMITS = {".webp": 16_383, ".jpg": 65_500, ".jpeg": 65_500}  # pixels of a side
+INK, GREY, PAPER = "#1c1c1c", "#6e6e6e", "#ffffff"
 # With this area and aspect, the crop is always the largest central square.
 UNTOUCHED = AugmentConfig(crop_area=(1.0, 1.0), crop_aspect=(1.0, 1.0), flip=False)
 
@@ -102,55 +103,33 @@ def describe_augmentation(a: AugmentConfig) -> str:
     return ", ".join(parts)
 
 
-class Layout(NamedTuple):
-    """The measures of a sheet, in pixels."""
-
-    columns: int
-    tile: int  # side of an image
-    row_height: int
-    subtitle: list[str]  # wrapped
-    top: int  # of the first row
-    size: tuple[int, int]  # width and height
-
-
-def lay_out(count: int, side: int, columns: int, strips: int, lines: int, subtitle: str) -> Layout:
-    """Returns the layout of `count` places, each of `strips` images and `lines` of a caption."""
-    tile = side * max(1, -(-TILE // side))
-    subtitle, body = lettered(subtitle, 14)
-    row_height = strips * (tile + 4) + 18 * lines + 24
-    columns = min(columns, count)
-    width = max(2 * MARGIN + columns * (tile + GAP) - GAP, 640)
-    wrapped = textwrap.wrap(subtitle, int((width - 2 * MARGIN) / body.getlength("n")))
-    top = MARGIN + 32 + 20 * len(wrapped) + 14
-    height = top + math.ceil(count / columns) * row_height + MARGIN - 24
-    return Layout(columns, tile, row_height, wrapped, top, (width, height))
-
-
-def check_fits(out: Path, count: int, side: int, columns: int, subtitle: str) -> None:
-    """Raise a UserError if the format of `out` cannot store images with two lines each."""
-    width, height = lay_out(count, side, columns, 1, 2, subtitle).size
-    limit = LIMITS.get(out.suffix.lower(), max(width, height))
-    if max(width, height) > limit:
-        raise UserError(
-            f"cannot write {out}: the sheet has {width}x{height} pixels, but a side of a "
-            f"{out.suffix} file has at most {limit}; write a .png file, or use another number of "
-            "columns or images"
-        )
+def check_fits(out: Path, count: int, side: int, columns: int) -> None:
+    """Raise a UserError if the format of `out` cannot store a sheet with captions of two lines."""
+    tile, columns = side * math.ceil(TILE / side), min(columns, count)
+    size = columns * (tile + GAP), HEADER + math.ceil(count / columns) * (tile + 64)
+    limit = LIMITS.get(out.suffix.lower(), math.inf)
+    if max(size) > limit:
+        problem = f"{out} would have {size[0]}x{size[1]} pixels, but its format allows {limit}"
+        raise UserError(f"{problem}; write a .png file, or change the number of columns or images")
 
 
 def draw(seen: Seen, columns: int, title: str, subtitle: str) -> Image.Image:
     """Returns a sheet of `columns` images per row, each below its untouched version, if any."""
+    side = seen.images.shape[1]
+    tile = side * max(1, -(-TILE // side))
     title, heading = lettered(title, 19)
-    _, body = lettered(subtitle, 14)
+    subtitle, body = lettered(subtitle, 14)
     lines = max(len(caption) for caption in seen.captions)
     strips = [strip for strip in (seen.untouched, seen.images) if strip is not None]
-    count, side = seen.images.shape[:2]
-    columns, tile, row_height, wrapped, top, size = lay_out(
-        count, side, columns, len(strips), lines, subtitle
-    )
-    sheet = Image.new("RGB", size, PAPER)
+    row_height = len(strips) * (tile + 4) + 18 * lines + 24
+    columns = min(columns, len(seen.images))
+    width = max(2 * MARGIN + columns * (tile + GAP) - GAP, 640)
+    wrapped = textwrap.wrap(subtitle, int((width - 2 * MARGIN) / body.getlength("n")))
+    top = MARGIN + 32 + 20 * len(wrapped) + 14
+    rows = -(-len(seen.images) // columns)
+    sheet = Image.new("RGB", (width, top + rows * row_height + MARGIN - 24), PAPER)
     pen = ImageDraw.Draw(sheet)
-    pen.text((MARGIN, MARGIN - 6), fitted(title, heading, size[0] - 2 * MARGIN), INK, heading)
+    pen.text((MARGIN, MARGIN - 6), fitted(title, heading, width - 2 * MARGIN), INK, heading)
     pen.text((MARGIN, MARGIN + 28), "\n".join(wrapped), GREY, body, spacing=5)
     for place, caption in enumerate(seen.captions):
         row, column = divmod(place, columns)

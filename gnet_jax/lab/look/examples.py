@@ -58,20 +58,16 @@ def top_images(
     advance: Callable[[], None] = lambda: None,
     on_error: Callable[[str, UserError], None],
 ) -> dict[int, list[Example]]:
-    """Returns the `top` examples of each channel, the strongest first.
-
-    Images whose largest activation is 0 are not examples, so a channel may have none.
+    """Returns at most `top` examples of each channel, the strongest first. None has the value 0.
 
     `layer` is a key of `endpoints`. `advance` is called after each picture, and `on_error` with the
-    name and the error of each picture that cannot be read. Raises UserError if none can be read.
+    name and the error of each picture that cannot be read.
     """
     shape = layer_shapes(trained)[layer].shape[1:]
     best: dict[int, list[Example]] = {number: [] for number in channels}
-    unread = 0
     rows = feature_rows(Predictor(trained), pictures, layer, flatten=True, threads=threads)
     for index, (picture, row) in enumerate(rows):
         if isinstance(row, UserError):
-            unread += 1
             on_error(picture.name, row)
         else:
             value_PC = row.reshape(-1, shape[-1])[:, list(channels)]
@@ -83,8 +79,6 @@ def top_images(
                 best[number].append(Example(float(column[place]), index, y, x))
                 best[number] = sorted(best[number], key=lambda each: -each.value)[:top]
         advance()
-    if unread == len(pictures):
-        raise UserError("no image could be read")
     return best
 
 
@@ -108,11 +102,7 @@ def draw_examples(
     most = max(1, *map(len, best.values()))
     blank = np.full((min(side, TILE), min(side, TILE), 3), 255, np.uint8)
     columns = most + bool(steps)
-    subtitle = f"The strongest of {read:,} images, with the place and value of the largest "
-    subtitle += "activation."
-    if steps:
-        subtitle += f" First in each row: an image optimised in {steps} steps."
-    check_fits(out, len(best) * columns, len(blank), columns, subtitle)
+    check_fits(out, len(best) * columns, len(blank), columns)
     images = {}
     if steps:
         job = Job(side, steps, images=1, seed=0)
@@ -140,9 +130,11 @@ def draw_examples(
             if class_names is not None and picture.label is not None:
                 text = class_names[picture.label]
             captions.append([text, f"{example.value:.4g}"])
-        missing = most - len(examples)
-        tiles += [blank] * missing
-        captions += [[] if examples else [name, SILENT], *[[]] * most][:missing]
+        tiles += [blank] * (most - len(examples))
+        captions += [[] if examples else [name, SILENT], *[[]] * most][: most - len(examples)]
+    subtitle = f"The strongest of {read:,} images, with place and value of the largest activation."
+    if steps:
+        subtitle += f" First in each row: an image optimised in {steps} steps."
     title = f"{Path(trained.source.get('file', 'model')).name}: {layer}"
     save(draw(Seen(np.stack(tiles), captions), columns, title, subtitle), out)
 

@@ -170,11 +170,10 @@ def find_class(name: str, class_names: Sequence[str]) -> int:
         return int(name)
     names = [{plain(each), *map(plain, each.split(","))} for each in class_names]
     numbers = [number for number, each in enumerate(names) if plain(name) in each]
-    if not numbers and name.isdecimal():
-        raise UserError(f"unknown class {name}; the classes are 0 to {len(names) - 1}")
     if not numbers:
+        numbered = f"there are classes 0 to {len(names) - 1}" if name.isdecimal() else ""
         known = sorted(set().union(*names))
-        raise UserError(f"unknown class {name!r}; {suggestion(plain(name), known)}")
+        raise UserError(f"unknown class {name!r}; {numbered or suggestion(plain(name), known)}")
     if len(numbers) > 1:
         text = " and ".join(map(str, numbers))
         raise UserError(f"classes {text} are named {name!r}; give a number")

@@ -3,6 +3,7 @@
 Shapes: N images, C and D channels, K classes.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping
@@ -37,22 +38,18 @@ class Comparison(NamedTuple):
 
 
 def cka(a_NC: np.ndarray, b_ND: np.ndarray) -> float:
-    """Returns linear CKA (arXiv 1905.00414): 1 if features are equal up to rotation and scale.
-
-    It is undefined, NaN, if the features are the same for all images.
-    """
+    """Returns linear CKA (arXiv 1905.00414): 1 if features are equal up to rotation and scale."""
     if not (np.ptp(a_NC, axis=0).any() and np.ptp(b_ND, axis=0).any()):
-        return math.nan
+        return math.nan  # undefined, because the features are the same for all images
     a, b = (each - each.mean(axis=0) for each in (a_NC.astype(float), b_ND.astype(float)))
     norms = [np.linalg.norm(each.T @ each) for each in (a, b)]
     return float(np.linalg.norm(a.T @ b) ** 2 / (norms[0] * norms[1]))
 
 
 def probe(features_NC: np.ndarray, label_N: np.ndarray) -> float:
-    """Returns the accuracy of a linear classifier (ridge regression) on one half of the images.
+    """Returns the accuracy of a linear classifier (ridge regression) on one half of each class.
 
-    The other half fits it. The halves are random, but always the same, and have equal shares of
-    each class.
+    The other half fits it. The halves are random, but always the same.
     """
     order = np.random.default_rng(0).permutation(len(label_N))
     order = order[np.argsort(label_N[order], kind="stable")]  # shuffled within each class
@@ -66,25 +63,17 @@ def probe(features_NC: np.ndarray, label_N: np.ndarray) -> float:
     return float((scores.argmax(axis=1) == label_N[test]).mean())
 
 
-def block_features(trained: TrainedModel) -> Callable[[np.ndarray], list[np.ndarray]]:
-    """Returns a function of at most `BATCH` uint8 squares (N, S, S, 3).
-
-    It returns the mean over positions (N, C) of each block's output.
-    """
+def block_features(trained: TrainedModel) -> Callable[[np.ndarray], list[jax.Array]]:
+    """Returns a function of uint8 squares (N, S, S, 3): the mean (N, C) of each block's output."""
 
     @jax.jit
-    def run(variables: Any, squares_BSSC: jax.Array) -> list[jax.Array]:
-        x = preprocess(squares_BSSC, preprocessing=trained.preprocessing)
+    def run(variables: Any, squares_NSSC: jax.Array) -> list[jax.Array]:
+        x = preprocess(squares_NSSC, preprocessing=trained.preprocessing)
         found = endpoints(trained.model, variables, x)
         outputs = [found[f"inception_{block}/output"] for block in trained.model.arch.widths]
         return [value.astype(jnp.float32).mean(axis=(1, 2)) for value in outputs]
 
-    def features(squares_NSSC: np.ndarray) -> list[np.ndarray]:
-        count = len(squares_NSSC)
-        padded = np.pad(squares_NSSC, [(0, BATCH - count), (0, 0), (0, 0), (0, 0)])
-        return [np.asarray(value)[:count] for value in run(trained.variables, padded)]
-
-    return features
+    return functools.partial(run, trained.variables)
 
 
 def compare(models: Mapping[str, TrainedModel], pictures: Pictures) -> Comparison:
@@ -96,32 +85,26 @@ def compare(models: Mapping[str, TrainedModel], pictures: Pictures) -> Compariso
         raise UserError(f"probes need at least 20 labelled images; {len(pictures)} were given")
     runs = {name: block_features(trained) for name, trained in models.items()}
     parts: dict[str, list[list[np.ndarray]]] = {name: [] for name in models}
-    labels: list[int] = []
-    waiting = iter(pictures)
+    labels, waiting = [], iter(pictures)
     with progress_line("comparing", "images", len(pictures), warm_up=True) as advance:
-        while batch := list(itertools.islice(waiting, BATCH)):  # photos need much memory
-            opened = [each.opened() for each in batch]
-            for each in batch:
-                if each.label is None:
-                    raise UserError(f"probes need labelled images, but {each.name} has no label")
-                labels.append(each.label)
-            crops = {
-                p: np.stack([central_crop(each, p) for each in opened])
-                for p in {trained.preprocessing for trained in models.values()}
-            }
+        while batch := list(itertools.islice(waiting, BATCH)):
+            labels += [each.label for each in batch]
+            if None in labels:
+                raise UserError("probes need labelled images; give a data set, not a folder")
             for name, trained in models.items():
-                parts[name].append(runs[name](crops[trained.preprocessing]))
+                squares = [central_crop(each.opened(), trained.preprocessing) for each in batch]
+                padded = np.resize(squares, (BATCH, *squares[0].shape))  # for one program
+                parts[name].append(jax.device_get(runs[name](padded)))
             advance(len(batch))
-    blocks = {name: list(trained.model.arch.widths) for name, trained in models.items()}
-    features = {name: list(map(np.concatenate, zip(*parts[name], strict=True))) for name in models}
-    (first, *_), label_N = features.values(), np.array(labels)
+    found = {
+        name: [np.concatenate(block)[: len(labels)] for block in zip(*own, strict=True)]
+        for name, own in parts.items()
+    }
+    (first, *_), label_N = found.values(), np.array(labels)
     return Comparison(
-        blocks,
-        {
-            name: np.array([[cka(a, b) for b in own] for a in first])
-            for name, own in features.items()
-        },
-        {name: [probe(each, label_N) for each in own] for name, own in features.items()},
+        {name: list(trained.model.arch.widths) for name, trained in models.items()},
+        {name: np.array([[cka(a, b) for b in own] for a in first]) for name, own in found.items()},
+        {name: [probe(each, label_N) for each in own] for name, own in found.items()},
     )
 
 

@@ -42,9 +42,6 @@ START = 0.01  # standard deviation of the first parameters
 CONTRAST = 0.25  # factor of the image before the sigmoid; more saturates the colours
 SCALES, DEGREES, JITTER = (0.9, 1.1), 10.0, 1 / 16  # ranges; jitter is in sides of the image
 GREY = 0.5
-# Objectives with these names have different file names if "/" and ":" are replaced.
-_PLAIN = re.compile(r"-?[A-Za-z0-9_./]+:[A-Za-z0-9_.]+")
-_LONGEST = 100  # characters of an objective's name in the name of its file
 RGB = Preprocessing()
 
 
@@ -240,14 +237,14 @@ def draw_pictures(
     """
     shapes = layer_shapes(trained, job.size)
     wanted = dict(pair for text in texts for pair in parse(text, shapes, trained.class_names))
-    title = f"{Path(trained.source.get('file', 'model')).name}: {len(wanted)} objectives"
-    subtitle = f"{job.steps} steps, {job.size}x{job.size} pixels, seed {job.seed}. Below each "
-    subtitle += "image: its objective, and the value that it reaches."
-    check_fits(out, len(wanted) * job.images, job.size, columns, subtitle)
+    check_fits(out, len(wanted) * job.images, job.size, columns)
     tiles, captions = [], []
     for name, (row, value) in optimised(trained, wanted, out.with_suffix(""), job, batch).items():
         tiles += list(row)
         captions += [[name, f"{value:.4g}"]] * len(row)
+    title = f"{Path(trained.source.get('file', 'model')).name}: {len(wanted)} objectives"
+    subtitle = f"{job.steps} steps, {job.size}x{job.size} pixels, seed {job.seed}. Below each "
+    subtitle += "image: its objective, and the value that it reaches."
     save(draw(Seen(np.stack(tiles), captions), columns, title, subtitle), out)
     return len(wanted)
 
@@ -290,9 +287,10 @@ def optimised(
 
 def _file_name(name: str) -> str:
     """Returns the name of the file for an objective, which is different for each objective."""
-    short = re.sub(r"[^A-Za-z0-9_.+]+", "-", name)[:_LONGEST]
-    if not _PLAIN.fullmatch(name) or len(name) > _LONGEST:
-        short += f"-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    short = re.sub(r"[^A-Za-z0-9_.+]+", "-", name)
+    # Plain names, such as a/b:1, remain different from each other.
+    if len(name) > 100 or not re.fullmatch(r"-?[A-Za-z0-9_./]+:[A-Za-z0-9_.]+", name):
+        short = f"{short[:100]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     return f"{short}.png"
 
 
