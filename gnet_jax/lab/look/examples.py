@@ -99,18 +99,18 @@ def draw_examples(
     `read` is the number of pictures that could be read.
     """
     side, shape = trained.preprocessing.image_size, layer_shapes(trained)[layer].shape[1:]
-    most = max(1, *map(len, best.values()))
+    block, most = layer.removesuffix("/output"), max(1, *map(len, best.values()))
     blank = np.full((min(side, TILE), min(side, TILE), 3), 255, np.uint8)
     columns = most + bool(steps)
     check_fits(out, len(best) * columns, len(blank), columns)
     images = {}
     if steps:
         job = Job(side, steps, images=1, seed=0)
-        wanted = {f"{layer}:{number}": channel(layer, number) for number in best}
+        wanted = {f"{block}:{number}": channel(layer, number) for number in best}
         images = optimised(trained, wanted, out.with_suffix(""), job, batch=16)
     tiles, captions = [], []
     for number, examples in best.items():
-        name = f"{layer}:{number}"
+        name = f"{block}:{number}"
         if steps:
             (image,), value = images[name]
             tiles.append(_shrunk(Image.fromarray(image)))

@@ -82,7 +82,7 @@ def compare(models: Mapping[str, TrainedModel], pictures: Pictures) -> Compariso
     Raises UserError if an image cannot be read or has no label, or there are fewer than 20.
     """
     if len(pictures) < 20:
-        raise UserError(f"probes need at least 20 labelled images; {len(pictures)} were given")
+        raise UserError(f"probes need at least 20 labelled images, not {len(pictures)}")
     runs = {name: block_features(trained) for name, trained in models.items()}
     parts: dict[str, list[list[np.ndarray]]] = {name: [] for name in models}
     labels, waiting = [], iter(pictures)
