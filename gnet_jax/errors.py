@@ -25,6 +25,8 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     """Returns the end of an error message: the known name closest to `name`, or all names."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1)
+    if len(known) > 40:  # too many to read
+        known = [*difflib.get_close_matches(name, known, 5, 0), f"and {len(known) - 5} others"]
     return f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,6 +16,7 @@ from gnet_jax.cli.output import (
     check_not_input,
     check_picture,
     console,
+    data_files,
     say_not_read,
     several,
 )
@@ -68,6 +70,7 @@ def visualize(
         check_at_least(name, value)
     if size is not None:
         check_at_least("size", size)
+    check_at_least("seed", seed, 0)
     (trained,) = open_models([model])
     job = Job(size or trained.preprocessing.image_size, steps, images, seed)
     count = draw_pictures(trained, objectives, out, job, batch, columns)
@@ -107,9 +110,15 @@ def dream(
     check_not_input(out, [image])
     check_at_least("octaves", octaves)
     check_at_least("steps", steps)
+    check_at_least("seed", seed, 0)
     if not octave_scale > 1:
         raise UserError(f"--octave-scale is {octave_scale:g}; it must be above 1")
+    if not abs(strength) <= 255:  # false for NaN, too
+        raise UserError(f"--strength is {strength:g}; it must be from -255 to 255 grey levels")
     picture = open_picture(image)
+    most = 1 + int(math.log(max(picture.size), octave_scale))  # the smallest has one pixel
+    if octaves > most:
+        raise UserError(f"--octaves is {octaves}; it must be at most {most} for this photo")
     (trained,) = open_models([model])
     with contextlib.ExitStack() as stack:
         changed = dream_of(
@@ -155,6 +164,7 @@ def attribute(
     from gnet_jax.lab.look.objectives import find_class
 
     check_picture(out)
+    check_not_input(out, [image])
     picture = open_picture(image)
     (trained,) = open_models([model])
     index = None if target is None else find_class(target, trained.class_names)
@@ -174,7 +184,8 @@ def top_images(
 ) -> int:
     """Draw the images of a data set, and the places in them, that excite each channel most.
 
-    Each row shows a channel: an optimised image, then the images with the largest activations.
+    Each row shows a channel: an optimised image, then the images with the largest activations. An
+    image in which the channel is 0 everywhere is not shown.
 
     Args:
         model: a model folder, a training workdir, or a file that `gnet convert` reads.
@@ -195,6 +206,7 @@ def top_images(
     if not layer:
         raise UserError("no layer given after the model; give one, such as inception_4a")
     check_picture(out, PHOTOS)
+    check_not_input(out, data_files([data]), new=True)
     check_at_least("top", top)
     check_at_least("steps", steps, 0)
     check_at_least("threads", threads)
@@ -206,17 +218,19 @@ def top_images(
     failed: list[tuple[str, UserError]] = []
     options = {"threads": threads, "on_error": lambda *found: failed.append(found)}
     try:
-        with progress_line("reading", "images", len(pictures)) as advance:
+        with progress_line("reading", "images", len(pictures), warm_up=True) as advance:
             best = examples.top_images(
                 trained, pictures, key, channels, top, advance=advance, **options
             )
     finally:
         for name, error in failed:
             render_error(console(stderr=True), name, error)
+    if not (read := len(pictures) - len(failed)):
+        raise UserError("no image could be read")
     for number, found in best.items():
-        values = ", ".join(f"{pictures[each.image].name} ({each.value:.4g})" for each in found[:3])
-        print(f"{key}:{number}  {values}")
-    examples.draw_examples(trained, pictures, key, best, pictures.class_names, out, steps)
+        values = ", ".join(f"{pictures[each.image].name} ({each.value:.4g})" for each in found)
+        print(f"{key}:{number}  {values or examples.SILENT}")
+    examples.draw_examples(trained, pictures, key, best, pictures.class_names, out, steps, read)
     print(f"drew {out}")
     return 1 if failed else 0
 
@@ -241,6 +255,7 @@ def compare(
     from gnet_jax.lab.sweeps.runs import name_runs
 
     check_picture(out)
+    check_not_input(out, data_files([data]), new=True)
     named = name_runs(models)
     if len(named) < 2:
         raise UserError("give at least two different models to compare")

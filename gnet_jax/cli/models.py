@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from gnet_jax.cli.output import (
     check_not_input,
     check_picture,
     console,
+    data_files,
     print_error,
     say_not_read,
     several,
@@ -240,17 +240,13 @@ def features(
     import numpy as np
 
     from gnet_jax.data.progress import progress_line
-    from gnet_jax.data.sources import without_suffixes
     from gnet_jax.inference.images import Pictures
     from gnet_jax.inference.predict import Predictor, feature_rows, find_features, render_error
     from gnet_jax.training.workdir import replacing
 
     check_at_least("threads", threads)
     check_picture(out, (".npz",))
-    paths = [re.sub(r"^(folder|npz):", "", each) for each in images]
-    paths += [without_suffixes(path) for path in paths]  # both may exist
-    splits = [path.replace("{split}", each) for path in paths for each in ("train", "val", "test")]
-    check_not_input(out, [model, *splits])
+    check_not_input(out, [model, *data_files(images)])
     left_out: dict[str, list[str]] = {}
     pictures = Pictures(images, left_out, split)
     say_not_read(left_out)

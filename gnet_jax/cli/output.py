@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import re
 import signal
 import sys
 import warnings
@@ -88,17 +89,29 @@ def check_picture(out: Path, kinds: tuple[str, ...] = FIGURES) -> None:
 
 
 def check_at_least(option: str, value: int, least: int = 1) -> None:
-    """Raise a UserError if the option `--option` is below `least`."""
+    """Raise a UserError if the option `--option` is below `least`, or has over 32 bits."""
     if value < least:
         raise UserError(f"--{option} is {value}; it must be at least {least}")
+    if value >= 2**32:
+        raise UserError(f"--{option} is {value}; it must be at most {2**32 - 1}")
 
 
-def check_not_input(out: Path, inputs: Iterable[str | Path]) -> None:
-    """Raise a UserError if `out` exists and is one of `inputs`, or is inside one of them."""
-    places = (out.resolve(), *out.resolve().parents) if os.path.exists(out) else ()
+def check_not_input(out: Path, inputs: Iterable[str | Path], *, new: bool = False) -> None:
+    """Raise a UserError if `out` exists (or is `new`) and is one of `inputs`, or is inside one."""
+    places = (out.resolve(), *out.resolve().parents) if new or os.path.exists(out) else ()
     for each in inputs:
         if os.path.exists(each) and Path(each).resolve() in places:
-            raise UserError(f"{out} is an input and would be overwritten; choose another file")
+            raise UserError(f"{out} is an input or inside one; choose another file")
+
+
+def data_files(data: Iterable[str]) -> list[Path]:
+    """Returns the files and folders from which images or splits of data sets may be read."""
+    from gnet_jax.config.paths import typed_path
+    from gnet_jax.data.sources import without_suffixes
+
+    paths = [re.sub(r"^(folder|npz):", "", each) for each in data]
+    paths += [without_suffixes(path) for path in paths]  # both may exist
+    return [typed_path(p.replace("{split}", s)) for p in paths for s in ("train", "val", "test")]
 
 
 def say_not_read(left_out: Mapping[str, list[str]]) -> None:

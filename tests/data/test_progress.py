@@ -55,3 +55,14 @@ def test_a_terminal_shows_a_bar_that_disappears(monkeypatch, capsys):
     assert "images/s" in shown
     assert shown.endswith("\x1b[2K")  # the line is erased
     assert capsys.readouterr().err == ""
+
+
+def test_the_rate_can_leave_out_the_first_items(capsys, clock):
+    with progress_line("optimising", "steps", 100, warm_up=True) as advance:
+        clock[0] = 1060.0  # the first step is compiled
+        advance()
+        assert capsys.readouterr().err == ""
+        clock[0] = 1062.0
+        advance()
+        line = "optimising: 2 of 100 steps, 0.5 steps/s, 3.3 min left\n"
+        assert capsys.readouterr().err == line

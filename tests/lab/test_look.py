@@ -136,6 +136,12 @@ def test_a_layer_is_all_its_channels(trained):
         ("class:whale", "unknown class 'whale'"),
         ("class:man-eater", "classes 0 and 9"),
         ("class:3+inception_3a/output:x", "inception_3a/output:x"),
+        ("inception_4a:1+inception_3a", "'inception_3a' is a whole layer; .* as in inception_3a:0"),
+        ("inception_4a+mixed3a", "'inception_4a' is a whole layer"),
+        ("inception_4a:1-2*mixed3a", "'mixed3a' is a whole layer"),
+        ("inception_4a:1+", "unknown layer ''"),
+        ("nolayer:3", r"there are( [^ ,]+,){5} and \d+ others$"),
+        ("class:77", "classes 0 to 9"),
     ],
 )
 def test_an_unknown_objective_is_refused(trained, text, words):

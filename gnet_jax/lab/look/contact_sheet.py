@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 import textwrap
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw
 
-from gnet_jax.config import AugmentConfig, Config, Preprocessing, choose
+from gnet_jax.config import AugmentConfig, Config, Preprocessing, UserError, choose
 from gnet_jax.data.augment import CHANNEL_STEPS, preprocess
 from gnet_jax.data.batches import BadRecords, Batch, eval_batches
 from gnet_jax.data.sources import DataError, Source
@@ -21,6 +22,8 @@ from gnet_jax.training.step import step_keys
 
 TILE = 128  # smaller images are enlarged to at least this side
 MARGIN, GAP = 28, 10
+HEADER = 250  # pixels of the margins, the title and at most six lines of the subtitle
+LIMITS = {".webp": 16_383, ".jpg": 65_500, ".jpeg": 65_500}  # pixels of a side
 INK, GREY, PAPER = "#1c1c1c", "#6e6e6e", "#ffffff"
 # With this area and aspect, the crop is always the largest central square.
 UNTOUCHED = AugmentConfig(crop_area=(1.0, 1.0), crop_aspect=(1.0, 1.0), flip=False)
@@ -98,6 +101,16 @@ def describe_augmentation(a: AugmentConfig) -> str:
     if a.mixup:
         parts.append(f"mixup Beta({a.mixup:g}, {a.mixup:g})")
     return ", ".join(parts)
+
+
+def check_fits(out: Path, count: int, side: int, columns: int) -> None:
+    """Raise a UserError if the format of `out` cannot store a sheet with captions of two lines."""
+    tile, columns = side * math.ceil(TILE / side), min(columns, count)
+    size = columns * (tile + GAP), HEADER + math.ceil(count / columns) * (tile + 64)
+    limit = LIMITS.get(out.suffix.lower(), math.inf)
+    if max(size) > limit:
+        problem = f"{out} would have {size[0]}x{size[1]} pixels, but its format allows {limit}"
+        raise UserError(f"{problem}; write a .png file, or change the number of columns or images")
 
 
 def draw(seen: Seen, columns: int, title: str, subtitle: str) -> Image.Image:

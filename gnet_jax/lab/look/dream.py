@@ -14,9 +14,11 @@ import jax
 import numpy as np
 from PIL import Image
 
+from gnet_jax.config import UserError
 from gnet_jax.data.augment import preprocess
 from gnet_jax.inference.predict import layer_shapes
 from gnet_jax.lab.look.objectives import parse
+from gnet_jax.lab.look.visualize import unblocked
 from gnet_jax.model.googlenet import endpoints
 from gnet_jax.model_folder import TrainedModel
 from gnet_jax.training.sharding import xla_options
@@ -43,17 +45,17 @@ def dream(
         progress: given the number of tiles, returns a function that is called after each tile.
 
     Raises:
-        UserError: for an unknown layer.
+        UserError: for an unknown layer, and for an objective that no change of the picture affects.
     """
     text = layer if ":" in layer else f"dream:{layer}"
     ((_, objective),) = parse(text, layer_shapes(trained), trained.class_names)
-    side = trained.preprocessing.image_size
+    side, model = trained.preprocessing.image_size, unblocked(trained.model)
 
     @functools.partial(jax.jit, compiler_options=xla_options(jax.default_backend()))
     def gradient(variables: Any, tile_SSC: jax.Array) -> jax.Array:
         def score(tile_SSC: jax.Array) -> jax.Array:
             x = preprocess(tile_SSC[None], preprocessing=trained.preprocessing)
-            return objective(endpoints(trained.model, variables, x))
+            return objective(endpoints(model, variables, x))
 
         return jax.grad(score)(tile_SSC)
 
@@ -64,7 +66,7 @@ def dream(
     ]
     tiles = sum(math.ceil(height / side) * math.ceil(width / side) for height, width in sizes)
     advance = progress(steps * tiles)
-    generator = np.random.default_rng(seed)
+    generator, changes = np.random.default_rng(seed), False
     image = change = np.zeros((1, 1, 3), np.float32)
     for size in sizes:
         base = _resized(photo, size)
@@ -81,8 +83,11 @@ def dream(
                     slopes[place] = gradient(trained.variables, padded[place])
                     advance()
             slope = np.roll(slopes[: size[0], : size[1]], -shift, (0, 1))
+            changes |= bool(slope.any())
             image = np.clip(image + strength * slope / (np.abs(slope).mean() + 1e-12), 0, 255)
         change = image - base
+    if not changes:
+        raise UserError(f"{layer} has no gradient in this picture; choose another layer or channel")
     return Image.fromarray(np.round(image).astype(np.uint8))
 
 

@@ -12,7 +12,7 @@ from gnet_jax.data.decode import central_crop
 from gnet_jax.inference.images import Picture
 from gnet_jax.inference.lettering import save
 from gnet_jax.inference.predict import Predictor, feature_rows, layer_shapes
-from gnet_jax.lab.look.contact_sheet import TILE, Seen, draw
+from gnet_jax.lab.look.contact_sheet import TILE, Seen, check_fits, draw
 from gnet_jax.lab.look.objectives import channel
 from gnet_jax.lab.look.visualize import Job, optimised
 from gnet_jax.model.names import find_layer
@@ -20,6 +20,7 @@ from gnet_jax.model_folder import TrainedModel
 
 CELLS = 4  # side of the frame around a place, in cells of the layer's map
 FRAME = "#d55e00"
+SILENT = "silent on all images"
 
 
 class Example(NamedTuple):
@@ -57,10 +58,10 @@ def top_images(
     advance: Callable[[], None] = lambda: None,
     on_error: Callable[[str, UserError], None],
 ) -> dict[int, list[Example]]:
-    """Returns the `top` examples of each channel, the strongest first.
+    """Returns at most `top` examples of each channel, the strongest first. None has the value 0.
 
     `layer` is a key of `endpoints`. `advance` is called after each picture, and `on_error` with the
-    name and the error of each picture that cannot be read. Raises UserError if none can be read.
+    name and the error of each picture that cannot be read.
     """
     shape = layer_shapes(trained)[layer].shape[1:]
     best: dict[int, list[Example]] = {number: [] for number in channels}
@@ -72,12 +73,12 @@ def top_images(
             value_PC = row.reshape(-1, shape[-1])[:, list(channels)]
             places = value_PC.argmax(axis=0)
             for number, place, column in zip(channels, places, value_PC.T, strict=True):
+                if not column[place]:
+                    continue  # a ReLU blocks the channel in the whole image
                 y, x = divmod(int(place), shape[1] if len(shape) == 3 else 1)
                 best[number].append(Example(float(column[place]), index, y, x))
                 best[number] = sorted(best[number], key=lambda each: -each.value)[:top]
         advance()
-    if not any(best.values()):
-        raise UserError("no image could be read")
     return best
 
 
@@ -89,21 +90,27 @@ def draw_examples(
     class_names: Sequence[str] | None,
     out: Path,
     steps: int,
+    read: int,
 ) -> None:
     """Draw a row for each channel to `out`: its optimised image, then its examples, framed.
 
     With `steps` 0, there are no optimised images. They are saved as in `optimised`, in the folder
-    with the name of `out` without its suffix. `class_names` are those of the pictures' labels.
+    with the name of `out` without its suffix. `class_names` are those of the pictures' labels, and
+    `read` is the number of pictures that could be read.
     """
     side, shape = trained.preprocessing.image_size, layer_shapes(trained)[layer].shape[1:]
+    block, most = layer.removesuffix("/output"), max(1, *map(len, best.values()))
+    blank = np.full((min(side, TILE), min(side, TILE), 3), 255, np.uint8)
+    columns = most + bool(steps)
+    check_fits(out, len(best) * columns, len(blank), columns)
     images = {}
     if steps:
         job = Job(side, steps, images=1, seed=0)
-        wanted = {f"{layer}:{number}": channel(layer, number) for number in best}
+        wanted = {f"{block}:{number}": channel(layer, number) for number in best}
         images = optimised(trained, wanted, out.with_suffix(""), job, batch=16)
     tiles, captions = [], []
     for number, examples in best.items():
-        name = f"{layer}:{number}"
+        name = f"{block}:{number}"
         if steps:
             (image,), value = images[name]
             tiles.append(_shrunk(Image.fromarray(image)))
@@ -123,9 +130,9 @@ def draw_examples(
             if class_names is not None and picture.label is not None:
                 text = class_names[picture.label]
             captions.append([text, f"{example.value:.4g}"])
-    columns = len(tiles) // len(best)
-    subtitle = f"The {columns - bool(steps)} strongest of {len(pictures):,} images, with the place "
-    subtitle += "and value of the largest activation."
+        tiles += [blank] * (most - len(examples))
+        captions += [[] if examples else [name, SILENT], *[[]] * most][: most - len(examples)]
+    subtitle = f"The strongest of {read:,} images, with place and value of the largest activation."
     if steps:
         subtitle += f" First in each row: an image optimised in {steps} steps."
     title = f"{Path(trained.source.get('file', 'model')).name}: {layer}"

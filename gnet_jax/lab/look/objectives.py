@@ -21,9 +21,9 @@ from gnet_jax.model.names import find_layer
 Activations = Mapping[str, Any]
 Objective = Callable[[Activations], jax.Array]
 LOGITS = "loss3/classifier"
-# A sign starts a term only if a colon follows it, because names of classes contain hyphens.
-_SIGN = re.compile(r"(^-|[+-](?=[^+-]*:))")
-_FACTOR = re.compile(r"(?:(\d+\.?\d*)\*)?(.*)", re.DOTALL)
+# Sign, factor and objective. Names of classes contain signs, so a sign ends the name of a class
+# only if a colon follows it.
+_TERM = re.compile(r"([+-]?)\s*(?:(\d+\.?\d*)\*)?(class:.*?(?=[+-][^+-]*:|\Z)|[^+-]*)", re.DOTALL)
 
 
 def channel(layer: str, index: int) -> Objective:
@@ -123,16 +123,13 @@ def parse(
     UserError for unknown names.
     """
     text = text.strip()
-    if ":" not in text:
+    if not re.search("[:+-]", text):
         layer, _ = find_layer(text, shapes)
         return [(f"{text}:{n}", channel(layer, n)) for n in range(shapes[layer].shape[-1])]
-    first, *rest = _SIGN.split(text)
-    pieces = ["+", first, *rest] if first else rest
     weights, parts = [], []
-    for sign, term in zip(pieces[::2], pieces[1::2], strict=True):
-        factor, term = _FACTOR.findall(term.strip())[0]
+    for sign, factor, term in filter(any, _TERM.findall(text)):
         weights.append((-1 if sign == "-" else 1) * float(factor or 1))
-        parts.append(_parse_term(term, shapes, class_names))
+        parts.append(_parse_term(term.strip(), shapes, class_names))
     return [(text, parts[0] if weights == [1] else weighted_sum(weights, parts))]
 
 
@@ -174,8 +171,9 @@ def find_class(name: str, class_names: Sequence[str]) -> int:
     names = [{plain(each), *map(plain, each.split(","))} for each in class_names]
     numbers = [number for number, each in enumerate(names) if plain(name) in each]
     if not numbers:
+        numbered = f"there are classes 0 to {len(names) - 1}" if name.isdecimal() else ""
         known = sorted(set().union(*names))
-        raise UserError(f"unknown class {name!r}; {suggestion(plain(name), known)}")
+        raise UserError(f"unknown class {name!r}; {numbered or suggestion(plain(name), known)}")
     if len(numbers) > 1:
         text = " and ".join(map(str, numbers))
         raise UserError(f"classes {text} are named {name!r}; give a number")

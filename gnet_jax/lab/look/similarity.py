@@ -3,7 +3,10 @@
 Shapes: N images, C and D channels, K classes.
 """
 
-from collections.abc import Mapping
+import functools
+import itertools
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +18,7 @@ from matplotlib.figure import Figure
 from gnet_jax.config import UserError
 from gnet_jax.data.augment import preprocess
 from gnet_jax.data.decode import central_crop
+from gnet_jax.data.progress import progress_line
 from gnet_jax.inference.images import Pictures
 from gnet_jax.inference.predict import load
 from gnet_jax.lab.palette import colour_of, style
@@ -35,42 +39,41 @@ class Comparison(NamedTuple):
 
 def cka(a_NC: np.ndarray, b_ND: np.ndarray) -> float:
     """Returns linear CKA (arXiv 1905.00414): 1 if features are equal up to rotation and scale."""
+    if not (np.ptp(a_NC, axis=0).any() and np.ptp(b_ND, axis=0).any()):
+        return math.nan  # undefined, because the features are the same for all images
     a, b = (each - each.mean(axis=0) for each in (a_NC.astype(float), b_ND.astype(float)))
     norms = [np.linalg.norm(each.T @ each) for each in (a, b)]
     return float(np.linalg.norm(a.T @ b) ** 2 / (norms[0] * norms[1]))
 
 
 def probe(features_NC: np.ndarray, label_N: np.ndarray) -> float:
-    """Returns the accuracy of a linear classifier (ridge regression) on every second image.
+    """Returns the accuracy of a linear classifier (ridge regression) on one half of each class.
 
-    The other images fit it.
+    The other half fits it. The halves are random, but always the same.
     """
+    order = np.random.default_rng(0).permutation(len(label_N))
+    order = order[np.argsort(label_N[order], kind="stable")]  # shuffled within each class
+    fit, test = order[::2], order[1::2]
     x = features_NC.astype(float)
-    x = (x - x[::2].mean(axis=0)) / (x[::2].std(axis=0) + 1e-6)
+    x = (x - x[fit].mean(axis=0)) / (x[fit].std(axis=0) + 1e-6)
     x = np.hstack([x, np.ones((len(x), 1))])
     targets = np.eye(int(label_N.max()) + 1)[label_N]
-    gram = x[::2].T @ x[::2] + RIDGE * np.eye(x.shape[1])
-    scores = x[1::2] @ np.linalg.solve(gram, x[::2].T @ targets[::2])
-    return float((scores.argmax(axis=1) == label_N[1::2]).mean())
+    gram = x[fit].T @ x[fit] + RIDGE * np.eye(x.shape[1])
+    scores = x[test] @ np.linalg.solve(gram, x[fit].T @ targets[fit])
+    return float((scores.argmax(axis=1) == label_N[test]).mean())
 
 
-def block_features(trained: TrainedModel, squares_NSSC: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns the mean over positions (N, C) of each block's output, by block."""
+def block_features(trained: TrainedModel) -> Callable[[np.ndarray], list[jax.Array]]:
+    """Returns a function of uint8 squares (N, S, S, 3): the mean (N, C) of each block's output."""
 
     @jax.jit
-    def run(variables: Any, squares_BSSC: jax.Array) -> dict[str, jax.Array]:
-        x = preprocess(squares_BSSC, preprocessing=trained.preprocessing)
+    def run(variables: Any, squares_NSSC: jax.Array) -> list[jax.Array]:
+        x = preprocess(squares_NSSC, preprocessing=trained.preprocessing)
         found = endpoints(trained.model, variables, x)
-        outputs = {block: found[f"inception_{block}/output"] for block in trained.model.arch.widths}
-        return jax.tree.map(lambda value: value.astype(jnp.float32).mean(axis=(1, 2)), outputs)
+        outputs = [found[f"inception_{block}/output"] for block in trained.model.arch.widths]
+        return [value.astype(jnp.float32).mean(axis=(1, 2)) for value in outputs]
 
-    padded = np.pad(squares_NSSC, [(0, -len(squares_NSSC) % BATCH), (0, 0), (0, 0), (0, 0)])
-    starts = range(0, len(padded), BATCH)
-    parts = [run(trained.variables, padded[start : start + BATCH]) for start in starts]
-    return {
-        block: np.concatenate([np.asarray(part[block]) for part in parts])[: len(squares_NSSC)]
-        for block in trained.model.arch.widths
-    }
+    return functools.partial(run, trained.variables)
 
 
 def compare(models: Mapping[str, TrainedModel], pictures: Pictures) -> Comparison:
@@ -78,23 +81,30 @@ def compare(models: Mapping[str, TrainedModel], pictures: Pictures) -> Compariso
 
     Raises UserError if an image cannot be read or has no label, or there are fewer than 20.
     """
-    found = list(pictures)
-    labels = [each.label for each in found if each.label is not None]
-    if len(found) < 20 or len(labels) < len(found):
-        raise UserError(f"probes need at least 20 labelled images; {len(labels)} were given")
-    features = {}
-    for name, trained in models.items():
-        p = trained.preprocessing
-        squares = np.stack([central_crop(each.opened(), p) for each in found])
-        features[name] = block_features(trained, squares)
-    (first, *_), label_N = features.values(), np.array(labels)
+    if len(pictures) < 20:
+        raise UserError(f"probes need at least 20 labelled images, not {len(pictures)}")
+    runs = {name: block_features(trained) for name, trained in models.items()}
+    parts: dict[str, list[list[np.ndarray]]] = {name: [] for name in models}
+    labels, waiting = [], iter(pictures)
+    with progress_line("comparing", "images", len(pictures), warm_up=True) as advance:
+        while batch := list(itertools.islice(waiting, BATCH)):
+            labels += [each.label for each in batch]
+            if None in labels:
+                raise UserError("probes need labelled images; give a data set, not a folder")
+            for name, trained in models.items():
+                squares = [central_crop(each.opened(), trained.preprocessing) for each in batch]
+                padded = np.resize(squares, (BATCH, *squares[0].shape))  # for one program
+                parts[name].append(jax.device_get(runs[name](padded)))
+            advance(len(batch))
+    found = {
+        name: [np.concatenate(block)[: len(labels)] for block in zip(*own, strict=True)]
+        for name, own in parts.items()
+    }
+    (first, *_), label_N = found.values(), np.array(labels)
     return Comparison(
-        {name: list(own) for name, own in features.items()},
-        {
-            name: np.array([[cka(a, b) for b in own.values()] for a in first.values()])
-            for name, own in features.items()
-        },
-        {name: [probe(each, label_N) for each in own.values()] for name, own in features.items()},
+        {name: list(trained.model.arch.widths) for name, trained in models.items()},
+        {name: np.array([[cka(a, b) for b in own] for a in first]) for name, own in found.items()},
+        {name: [probe(each, label_N) for each in own] for name, own in found.items()},
     )
 
 
@@ -116,8 +126,9 @@ def draw_comparison(found: Comparison) -> Figure:
     for axes, name in zip(maps, others, strict=True):
         axes.imshow(found.cka[name], vmin=0, vmax=1, cmap="viridis")
         for (y, x), value in np.ndenumerate(found.cka[name]):
-            colour = "black" if value > 0.6 else "white"
-            axes.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=5, color=colour)
+            text = "\N{EN DASH}" if math.isnan(value) else f"{value:.2f}"
+            colour = "white" if value <= 0.6 else "black"  # NaN has a white cell
+            axes.text(x, y, text, ha="center", va="center", fontsize=5, color=colour)
         axes.set_xticks(range(len(found.blocks[name])), found.blocks[name])
         axes.set_yticks(range(len(found.blocks[first])), found.blocks[first])
         axes.set(xlabel=name, ylabel=first, title="CKA of the blocks")

@@ -9,6 +9,7 @@ Shapes: G objectives (groups of images), N images of each, S side, F frequencies
 
 import dataclasses
 import functools
+import hashlib
 import json
 import math
 import re
@@ -27,7 +28,7 @@ from gnet_jax.data.augment import preprocess
 from gnet_jax.data.progress import progress_line
 from gnet_jax.inference.lettering import save
 from gnet_jax.inference.predict import layer_shapes
-from gnet_jax.lab.look.contact_sheet import Seen, draw
+from gnet_jax.lab.look.contact_sheet import Seen, check_fits, draw
 from gnet_jax.lab.look.objectives import Objective, as_pytree, parse, stack
 from gnet_jax.model.googlenet import GoogLeNet, endpoints, strip_aux
 from gnet_jax.model_folder import TrainedModel
@@ -87,8 +88,7 @@ def visualize(
     several = isinstance(objective, Sequence)
     given: Any = objective if several else [objective]
     objectives = stack([as_pytree(each) for each in given])
-    model = model.clone(ops=dataclasses.replace(model.ops, relu=relu))
-    plan = Plan(model, preprocessing, size or preprocessing.image_size, robust)
+    plan = Plan(unblocked(model), preprocessing, size or preprocessing.image_size, robust)
     variables = {name: strip_aux(tree) for name, tree in variables.items()}
     key = jax.random.key(seed)
     shape = (len(given), images, plan.size, plan.size // 2 + 1, 3, 2)
@@ -213,6 +213,11 @@ def _relu_backward(x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
 relu.defvjp(lambda x: (jax.nn.relu(x), x), _relu_backward)
 
 
+def unblocked(model: GoogLeNet) -> GoogLeNet:
+    """Returns the same network with the gradient of `relu`."""
+    return model.clone(ops=dataclasses.replace(model.ops, relu=relu))
+
+
 class Job(NamedTuple):
     """The settings of a sheet. A picture that was made with the same settings is not made again."""
 
@@ -232,6 +237,7 @@ def draw_pictures(
     """
     shapes = layer_shapes(trained, job.size)
     wanted = dict(pair for text in texts for pair in parse(text, shapes, trained.class_names))
+    check_fits(out, len(wanted) * job.images, job.size, columns)
     tiles, captions = [], []
     for name, (row, value) in optimised(trained, wanted, out.with_suffix(""), job, batch).items():
         tiles += list(row)
@@ -256,7 +262,7 @@ def optimised(
         folder.mkdir(exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write into {folder}: {error.strerror}") from error
-    files = {name: folder / f"{re.sub(r'[^A-Za-z0-9_.+]+', '-', name)}.png" for name in wanted}
+    files = {name: folder / _file_name(name) for name in wanted}
     found = {name: _read(files[name], {**settings, "name": name}) for name in wanted}
     groups: dict[Any, list[str]] = {}
     for name, objective in wanted.items():
@@ -267,7 +273,7 @@ def optimised(
         count = math.ceil(len(names) / max(1, batch // job.images))
         chunks += [names[start::count] for start in range(count)]  # of almost equal sizes
     options = {**job._asdict(), "preprocessing": trained.preprocessing}
-    with progress_line("optimising", "steps", len(chunks) * job.steps) as advance:
+    with progress_line("optimising", "steps", len(chunks) * job.steps, warm_up=True) as advance:
         for names in chunks:
             objectives = [wanted[name] for name in names]
             pixels, values = visualize(
@@ -277,6 +283,15 @@ def optimised(
                 found[name] = row, float(value)
                 _save(row, files[name], {**settings, "name": name, "value": float(value)})
     return found  # pyright: ignore[reportReturnType]
+
+
+def _file_name(name: str) -> str:
+    """Returns the name of the file for an objective, which is different for each objective."""
+    short = re.sub(r"[^A-Za-z0-9_.+]+", "-", name)
+    # Plain names, such as a/b:1, remain different from each other.
+    if len(name) > 100 or not re.fullmatch(r"-?[A-Za-z0-9_./]+:[A-Za-z0-9_.]+", name):
+        short = f"{short[:100]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return f"{short}.png"
 
 
 def _save(images: np.ndarray, file: Path, settings: Mapping[str, Any]) -> None:
