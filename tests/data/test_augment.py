@@ -74,6 +74,18 @@ def test_an_image_is_shifted_by_every_distance_with_mirrored_edges():
     assert stats.chisquare(which.sum(0)).pvalue > 1e-3  # all 25 are equally frequent
 
 
+def test_images_are_resized_with_antialiasing_if_a_size_is_given():
+    options = {"preprocessing": PLAIN, "augmentation": AugmentConfig(flip=False), "num_classes": 64}
+    images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
+    found, _ = augment(images, LABELS[:2], KEY, size=12, **options)
+    # each of the twelve pixels covers 4/3 pixels, with a triangular filter
+    distance = abs((np.arange(16) + 0.5)[:, None] - (np.arange(12) + 0.5) * 4 / 3) * 3 / 4
+    weights = np.maximum(0, 1 - distance)
+    weights /= weights.sum(0)
+    expected = np.einsum("bhwc,hy,wx->byxc", normalised(images), weights, weights)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
+
+
 def test_every_part_draws_from_keys_of_its_own(monkeypatch):
     seen = []
 
@@ -210,7 +222,8 @@ def test_an_odd_number_of_images_cannot_be_mixed():
 BATCH = np.random.default_rng(1).integers(0, 256, (16, 12, 12, 3), np.uint8)
 # As outside of tests, where the compiler fuses multiplications with additions.
 OPTIMISED = {"xla_backend_optimization_level": 3}
-COMPLETE = partial(augment, preprocessing=Preprocessing(), augmentation=EVERYTHING, num_classes=64)
+OPTIONS = {"augmentation": EVERYTHING, "num_classes": 64, "size": 9}
+COMPLETE = partial(augment, preprocessing=Preprocessing(), **OPTIONS)
 
 
 def sha256(*parts):

@@ -117,10 +117,10 @@ def test_the_title_tells_the_augmentation():
         "crops of 8% to 100%, aspect 0.75 to 1.33, bilinear interpolation, mirrored"
     )
     words = describe_augmentation(
-        dataclasses.replace(MIXED, hue=0.1, flip=False, interpolation="random")
+        dataclasses.replace(MIXED, hue=0.1, flip=False, shift=2, interpolation="random")
     )
     assert words.endswith("brightness ±40%, hue ±10%, 40% partly erased, mixup Beta(0.8, 0.8)")
-    assert "random interpolation, not mirrored" in words
+    assert "random interpolation, not mirrored, shifted by up to 2 pixels, " in words
 
 
 def test_long_names_are_cut_off_within_their_tile():

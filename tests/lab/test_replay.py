@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from gnet_jax.cli.main import main
-from gnet_jax.config import LossConfig, UserError
+from gnet_jax.config import AugmentConfig, LossConfig, UserError
 from gnet_jax.lab.look import replay as replay_module
 from gnet_jax.lab.look.replay import _loss, _place, _repeat_step
 from gnet_jax.model.googlenet import GoogLeNet, Outputs
 from gnet_jax.training.observe.faults import write_replay
+from gnet_jax.training.program import augmentation
 from gnet_jax.training.step import create_state
 from tests.tiny import Linear, linear_params, tiny_arch, tiny_config, tiny_run, tiny_variables
 
@@ -142,6 +143,22 @@ def test_a_difference_of_rounding_is_reproduced(two_layers, values):
     assert replay_module.examine(two_layers).reproduced
 
 
+@pytest.mark.parametrize(("early_steps", "size"), [(8, 12), (7, None)])
+def test_a_batch_of_the_first_steps_is_examined_at_their_size(
+    two_layers, monkeypatch, early_steps, size
+):
+    seen = []
+    monkeypatch.setattr(
+        replay_module, "augmentation", lambda *given: seen.append(given) or augmentation(*given[:2])
+    )
+    early = AugmentConfig(early_size=12, early_steps=early_steps)
+    replay = dataclasses.replace(
+        two_layers, config=dataclasses.replace(two_layers.config, augment=early)
+    )
+    replay_module.examine(replay)
+    assert seen == [(replay.config, 10, size)]
+
+
 def test_a_loss_that_is_nan_in_both_is_reproduced(two_layers, monkeypatch):
     bad = {"loss": float("nan"), "grad_norm": float("inf")}
     monkeypatch.setattr(replay_module, "_repeat_step", lambda _: dict(bad))
@@ -158,8 +175,9 @@ def test_parameters_that_are_not_finite_before_the_step_are_named(two_layers):
 
 @pytest.mark.parametrize("numerics", ["fast", "canonical"])
 def test_the_step_is_repeated_as_in_the_run(two_layers, monkeypatch, numerics):
-    def make(config, model, optimizer):
+    def make(config, model, optimizer, size):
         assert (config, model, optimizer) == (replay.config, replay.model, replay.optimizer)
+        assert size is None
         return lambda state, batch: (state, {"loss": batch["label"].sum() + 100 * state["step"]})
 
     compiled, compile_step = [], replay_module.compile_train_step

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gnet_jax.config import Config, ConfigError, OptimConfig
+from gnet_jax.config import AugmentConfig, Config, ConfigError, OptimConfig
 from gnet_jax.data.batches import batch_indices
 from gnet_jax.data.sources import DataError, Example
 from gnet_jax.training import evaluation, loop
@@ -223,6 +223,34 @@ def test_an_interrupted_run_saves_goes_on_and_ends_with_the_same_bits(
         json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
     ]
     assert steps == sorted(steps)
+
+
+def test_the_first_steps_use_smaller_images_also_after_a_resume(tmp_path):
+    run = tiny_run(tmp_path, augment=AugmentConfig(early_size=12, early_steps=4))
+    compiled, used = CompiledSteps(run.program), []
+
+    def noting(name):
+        def step(*inputs):
+            used.append(name)
+            return getattr(compiled, name)(*inputs)
+
+        step.memory_analysis = getattr(compiled, name).memory_analysis
+        return step
+
+    steps = types.SimpleNamespace(
+        early=noting("early"), train=noting("train"), evaluate=compiled.evaluate
+    )
+    train(run, tmp_path / "whole", steps)
+    assert used == ["early"] * 4 + ["train"] * 5
+    for reads in (2 * 32, 7 * 32):
+        used.clear()
+        workdir = tmp_path / str(reads)
+        changed = dataclasses.replace(run, train=Interrupting(run.train, reads, signal.SIGTERM))
+        stopped = train(changed, workdir, steps)
+        train(run, workdir, steps)
+        assert 0 < stopped.step < 9
+        assert used == ["early"] * 4 + ["train"] * 5
+        assert final_digest(run, workdir) == final_digest(run, tmp_path / "whole")
 
 
 def test_a_signal_cuts_an_evaluation_short_which_is_then_done_on_resume(finished, steps, tmp_path):

@@ -170,6 +170,7 @@ def test_every_field_of_the_data_and_the_augmentation_reaches_the_batches(monkey
         "preprocessing": given["preprocessing"],
         "augmentation": EVERYTHING,
         "num_classes": 12,
+        "size": None,
     }
 
 
@@ -180,6 +181,8 @@ def test_a_step_has_the_models_classes_and_the_loss_of_the_config():
     assert step.keywords["loss"] == LossConfig(aux_weight=0.7, label_smoothing=0.2)
     assert (step.keywords["model"], step.keywords["optimizer"]) == (model, optimizer)
     assert step.keywords["augment"].keywords["num_classes"] == 10
+    assert step.keywords["augment"].keywords["size"] is None
+    assert make_train_step(config, model, optimizer, 12).keywords["augment"].keywords["size"] == 12
     assert step.keywords["gradient"] is compute_gradient
     assert "update" not in step.keywords
     canonical = dataclasses.replace(config, numerics="canonical")

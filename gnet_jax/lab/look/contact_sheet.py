@@ -94,6 +94,8 @@ def describe_augmentation(a: AugmentConfig) -> str:
     known = {"random_area": crops, "fixed_scale": "crops of the evaluation's size"}
     parts = [choose("augment.crop", a.crop, known), f"{a.interpolation} interpolation"]
     parts.append("mirrored" if a.flip else "not mirrored")
+    if a.shift:
+        parts.append(f"shifted by up to {a.shift} pixels")
     amounts = {name: getattr(a, name) for name in ("brightness", "contrast", "saturation", "hue")}
     parts += [f"{name} \N{PLUS-MINUS SIGN}{each:.0%}" for name, each in amounts.items() if each]
     if a.erase:
