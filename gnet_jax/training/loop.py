@@ -93,13 +93,10 @@ class CompiledSteps:
             augment = augmentation(config, program.model.arch.num_classes, size)
             return compile_eval_step(program.mesh, partial(diagnose, augment=augment, **options))
 
-        full, (size, steps) = (
-            compiled(None),
-            (config.augment.early_size, config.augment.early_steps),
-        )
-        if size is None:
+        full, steps = compiled(None), config.augment.early_steps
+        if not steps:
             return full
-        early = compiled(size)
+        early = compiled(config.augment.early_size)
         return lambda state, batch: (early if state.step < steps else full)(state, batch)
 
 
@@ -366,7 +363,7 @@ class _Loop:
         }
         if memory:  # CPUs do not report it
             self.heads["perf/memory_gb"] = memory / 1e9
-        if self.peak is not None:
+        if self.peak is not None and step > self.run.config.augment.early_steps:
             self.heads["perf/mfu"] = speed_per_chip / self.peak
         eta = (program.total_steps - step) * seconds
         eta += evaluations_left(program, step) * (self.evaluation_seconds or 0.0)

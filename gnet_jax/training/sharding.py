@@ -67,7 +67,11 @@ def xla_options(platform: str) -> dict[str, Any]:
     if FAST_AT_512_BITS in cpu_features():
         wanted[VECTORS] = 512
     given = os.environ.get("XLA_FLAGS", "")
-    return {name: value for name, value in wanted.items() if name not in given and _known(name)}
+    return {
+        name: value
+        for name, value in wanted.items()
+        if name not in given and _known(name, value)
+    }
 
 
 @functools.cache
@@ -81,9 +85,8 @@ def cpu_features() -> frozenset[str]:
 
 
 @functools.cache
-def _known(option: str) -> bool:
+def _known(option: str, value: str | int) -> bool:
     """Returns whether this jaxlib has a compiler option; if not, compiling with it fails."""
-    value = "" if option == YNN else 512
     try:
         with jax.default_device(jax.local_devices(backend="cpu")[0]):
             jax.jit(lambda x: x, compiler_options={option: value}).lower(0).compile()

@@ -240,8 +240,10 @@ def test_the_first_steps_use_smaller_images_also_after_a_resume(tmp_path):
     steps = types.SimpleNamespace(
         early=noting("early"), train=noting("train"), evaluate=compiled.evaluate
     )
-    train(run, tmp_path / "whole", steps)
+    train(run, tmp_path / "whole", steps, peak=1e6)
     assert used == ["early"] * 4 + ["train"] * 5
+    with_mfu = read_lines(tmp_path / "whole" / "metrics.jsonl")
+    assert [x["step"] for x in with_mfu if "perf/mfu" in x] == [6, 8, 9]
     for reads in (2 * 32, 7 * 32):
         used.clear()
         workdir = tmp_path / str(reads)

@@ -161,7 +161,7 @@ def test_the_options_for_cpus_fit_the_processor_jaxlib_and_xla_flags(
         sharding.CPU_INFO.write_text(f"processor\t: 0\n{line}\n")
     monkeypatch.setattr(sharding, "cpu_features", sharding.cpu_features.__wrapped__)
     possible = {sharding.YNN: ""} | ({sharding.VECTORS: 512} if wide else {})
-    known = {name: value for name, value in possible.items() if sharding._known(name)}
+    known = {name: value for name, value in possible.items() if sharding._known(name, value)}
     assert sharding.VECTORS in known or not wide
     assert sharding.xla_options("cpu") == known
     assert sharding.xla_options("tpu") == sharding.xla_options("gpu") == {}
@@ -171,7 +171,7 @@ def test_the_options_for_cpus_fit_the_processor_jaxlib_and_xla_flags(
 
 
 def test_an_option_that_this_jaxlib_does_not_know_is_left_out():
-    assert not sharding._known.__wrapped__("xla_cpu_no_such_option")
+    assert not sharding._known.__wrapped__("xla_cpu_no_such_option", 1)
 
 
 def test_no_product_of_a_step_goes_to_ynnpack():
