@@ -68,9 +68,7 @@ def xla_options(platform: str) -> dict[str, Any]:
         wanted[VECTORS] = 512
     given = os.environ.get("XLA_FLAGS", "")
     return {
-        name: value
-        for name, value in wanted.items()
-        if name not in given and _known(name, value)
+        name: value for name, value in wanted.items() if name not in given and _known(name, value)
     }
 
 
