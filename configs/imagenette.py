@@ -27,7 +27,7 @@ def get_config() -> Config:
         data=DataConfig(
             source="tfds:imagenette/160px-v2", image_size=128, resize_to=128, **IMAGENET_PIXELS
         ),
-        augment=AugmentConfig(crop_area=(0.35, 1.0), early_size=96, early_steps=1480),
+        augment=AugmentConfig(crop_area=(0.35, 1.0), early_size=96, early_share=0.5),
         loss=LossConfig(label_smoothing=0.1),
         optim=OptimConfig(
             optimizer="nesterov",

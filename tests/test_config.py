@@ -82,7 +82,7 @@ FIELDS = {
     "augment.flip": (True, [False], [None]),
     "augment.shift": (0, [1, 223], [-1, 224, 0.5]),
     "augment.early_size": (None, [1, 223], [0, 224]),
-    "augment.early_steps": (0, [1, 10**6], [-1, 0.5]),
+    "augment.early_share": (0.0, [1e-6, 0.999], [-1e-6, 1.0]),
     "augment.brightness": (0.0, [1.0], [-1e-6, 1.01]),
     "augment.contrast": (0.0, [1.0], [-1e-6, 1.01]),
     "augment.saturation": (0.0, [1.0], [-1e-6, 1.01]),
@@ -128,7 +128,7 @@ def test_every_limit_of_a_field_holds_on_both_sides(name):
     # A reference batch requires a learning rate that is scaled.
     base = Config(optim=OptimConfig(scale_learning_rate="linear"))
     if name.startswith("augment.early"):  # each requires the other
-        base = dataclasses.replace(base, augment=AugmentConfig(early_size=9, early_steps=9))
+        base = dataclasses.replace(base, augment=AugmentConfig(early_size=9, early_share=0.5))
     for value in allowed:
         check(set_field(base, name, value))
     for value in refused:

@@ -186,7 +186,7 @@ def print_plan(run: "Run", workdir: Place) -> None:
         f"epochs), {o.optimizer}, {o.schedule} from {o.learning_rate:g}",
         "workdir": f"{workdir} (checkpoints, metrics.jsonl, tensorboard, run.json, logs)",
     }
-    if early := config.augment.early_steps:
+    if early := program.early_steps:
         size = config.augment.early_size
         plan["early"] = f"{size}x{size} pixels in the first {early:,} steps, which take less time"
     takeover = program.takeover

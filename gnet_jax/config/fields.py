@@ -133,9 +133,9 @@ class AugmentConfig:
     For small images that are not cropped: --augment.crop fixed_scale, with resize_to = image_size.
     """
     early_size: Count | None = None
-    """Side in pixels to which images are reduced in the first early_steps steps, to save time."""
-    early_steps: Index = 0
-    """Number of steps at the start that use smaller images."""
+    """Side in pixels to which images are reduced in the first part of a run, to save time."""
+    early_share: BelowOne = 0.0
+    """Fraction of the run's steps, at the start, that use smaller images."""
     brightness: Share = 0.0
     """Multiply the brightness by a random factor from 1 - brightness to 1 + brightness."""
     contrast: Share = 0.0
@@ -363,10 +363,11 @@ def check(config: Config) -> None:
             fix = f"use, for example, --optim.{name.replace('_', '-')} 0"
             raise ConfigError(f"optim.{name} is {value}; {limit}; {fix}")
     size, early = config.data.image_size, config.augment.early_size
-    if bool(early) != bool(config.augment.early_steps) or (early and early >= size):
+    share = config.augment.early_share
+    if bool(early) != bool(share) or (early and early >= size):
         raise ConfigError(
-            f"augment.early_size is {early} and augment.early_steps {config.augment.early_steps}; "
-            f"give a size below {size} (data.image_size) and a number of steps, or neither"
+            f"augment.early_size is {early} and augment.early_share is {share:g}; "
+            f"give a size below {size} (data.image_size) and a share above 0, or neither"
         )
     if config.augment.shift >= size:
         raise ConfigError(

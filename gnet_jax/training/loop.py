@@ -93,7 +93,7 @@ class CompiledSteps:
             augment = augmentation(config, program.model.arch.num_classes, size)
             return compile_eval_step(program.mesh, partial(diagnose, augment=augment, **options))
 
-        full, steps = compiled(None), config.augment.early_steps
+        full, steps = compiled(None), program.early_steps
         if not steps:
             return full
         early = compiled(config.augment.early_size)
@@ -276,7 +276,7 @@ class _Loop:
                 self.profiler.begin(step, state)
             with watch.spent("waiting for data"):
                 batch = ahead.take()
-            if step == config.augment.early_steps + 1 and step > start + 1:
+            if step == program.early_steps + 1 and step > start + 1:
                 with _aside(meter):
                     step_fn = self._compile(step)
             if self.diagnose is not None:
@@ -324,8 +324,7 @@ class _Loop:
         self.reporter.say("compiling the training step (about a minute the first time) ...")
         began = time.perf_counter()
         with self.reporter.watch.spent("compiling"):
-            early = step <= config.augment.early_steps
-            step_fn = self.steps.early if early else self.steps.train
+            step_fn = self.steps.early if step <= program.early_steps else self.steps.train
         needed, limits = sharding.step_memory(step_fn), (config.batch_size, program.mesh)
         run_on_all_hosts(lambda: sharding.check_memory(needed, *limits))
         self.reporter.say(f"compiled in {duration(time.perf_counter() - began)}")
@@ -363,7 +362,7 @@ class _Loop:
         }
         if memory:  # CPUs do not report it
             self.heads["perf/memory_gb"] = memory / 1e9
-        if self.peak is not None and step > self.run.config.augment.early_steps:
+        if self.peak is not None and step > program.early_steps:
             self.heads["perf/mfu"] = speed_per_chip / self.peak
         eta = (program.total_steps - step) * seconds
         eta += evaluations_left(program, step) * (self.evaluation_seconds or 0.0)

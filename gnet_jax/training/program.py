@@ -52,6 +52,11 @@ class Program:
         return self.config.eval_batch_size or self.config.batch_size
 
     @property
+    def early_steps(self) -> int:
+        """The number of steps at the start that use smaller images."""
+        return early_steps(self.config, self.total_steps)
+
+    @property
     def canonical(self) -> bool:
         """Whether numerics are canonical; `train_step` then takes one device's share of a batch."""
         return self.config.numerics == "canonical"
@@ -152,6 +157,11 @@ def make_train_step(
     return partial(train_step, augment=augment_batch, gradient=gradient, **options)
 
 
+def early_steps(config: Config, total_steps: int) -> int:
+    """Returns the number of steps at the start of a run that use images of `early_size`."""
+    return round(config.augment.early_share * total_steps)
+
+
 def augmentation(
     config: Config, num_classes: int, size: int | None = None
 ) -> Callable[..., tuple[jax.Array, jax.Array]]:
@@ -241,7 +251,7 @@ def make_program(
         raise ConfigError(
             f"epochs is {config.epochs:g}, which is {total_steps:,} steps; the limit is {2**31:,}"
         )
-    _check_early_images(config, model, shapes, total_steps)
+    _check_early_images(config, model, shapes)
     last_profiled = max((last for _, last in profile_windows(config)), default=0)
     if last_profiled > total_steps:
         raise ConfigError(
@@ -253,16 +263,11 @@ def make_program(
     )
 
 
-def _check_early_images(config: Config, model: GoogLeNet, shapes: Any, total_steps: int) -> None:
-    """Raise a ConfigError if the first steps cannot use smaller images, or if all steps would."""
-    size, steps = config.augment.early_size, config.augment.early_steps
+def _check_early_images(config: Config, model: GoogLeNet, shapes: Any) -> None:
+    """Raise a ConfigError if the network cannot process the smaller images of the first steps."""
+    size = config.augment.early_size
     if size is None:
         return
-    if steps >= total_steps:
-        raise ConfigError(
-            f"augment.early_steps is {steps:,}, but the run has only {total_steps:,} steps; use "
-            "fewer, or --augment.early-size None --augment.early-steps 0"
-        )
     try:
         small = flat(abstract_variables(model, size))
     except ValueError as error:

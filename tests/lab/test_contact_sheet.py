@@ -120,8 +120,8 @@ def test_the_title_tells_the_augmentation():
         dataclasses.replace(MIXED, hue=0.1, flip=False, shift=2, interpolation="random")
     )
     assert words.endswith("brightness ±40%, hue ±10%, 40% partly erased, mixup Beta(0.8, 0.8)")
-    early = describe_augmentation(AugmentConfig(early_size=24, early_steps=9400))
-    assert early.endswith("mirrored, reduced to 24x24 in the first 9,400 steps (not drawn)")
+    early = describe_augmentation(AugmentConfig(early_size=24, early_share=0.6))
+    assert early.endswith("mirrored, reduced to 24x24 in the first 60% of the steps (not drawn)")
     assert "random interpolation, not mirrored, shifted by up to 2 pixels, " in words
 
 

@@ -14,9 +14,16 @@ from gnet_jax.lab.look import replay as replay_module
 from gnet_jax.lab.look.replay import _loss, _place, _repeat_step
 from gnet_jax.model.googlenet import GoogLeNet, Outputs
 from gnet_jax.training.observe.faults import write_replay
-from gnet_jax.training.program import augmentation
 from gnet_jax.training.step import create_state
-from tests.tiny import Linear, linear_params, tiny_arch, tiny_config, tiny_run, tiny_variables
+from tests.tiny import (
+    Linear,
+    linear_params,
+    tiny_arch,
+    tiny_batch,
+    tiny_config,
+    tiny_run,
+    tiny_variables,
+)
 
 MEAN = np.array([123, 117, 104], np.uint8)
 
@@ -63,6 +70,16 @@ def test_a_replay_file_has_the_batch_and_the_state_before_the_step(replay, monke
     assert given == [(found.config.optim, 1437 / 32, 9, frozenset())]
 
 
+@pytest.mark.parametrize(("share", "size"), [(0.9, 12), (0.8, None)])  # 8 or 7 of 9 steps
+def test_a_batch_of_the_first_steps_is_examined_at_their_size(tmp_path, share, size):
+    run = tiny_run(tmp_path, augment=AugmentConfig(early_size=12, early_share=share))
+    metrics = {"loss": float("nan"), "grad_norm": float("nan"), "skipped": 1.0}
+    state = create_state(tiny_variables(run.program.model), run.program.optimizer, 0)
+    batch = {name: np.repeat(x, 2, 0) for name, x in tiny_batch().items()}
+    file = write_replay(tmp_path, run, state.replace(step=state.step + 8), 8, batch, metrics)
+    assert replay_module.read_replay(file).size == size
+
+
 @pytest.mark.slow
 def test_a_replay_names_the_image_and_the_layer(replay, capsys):
     assert main(["replay", str(replay), "--json"]) == 0
@@ -107,6 +124,7 @@ def two_layers(tmp_path, monkeypatch):
         config=tiny_config(tmp_path),
         model=TwoLayers(),
         optimizer=types.SimpleNamespace(frozen=()),
+        size=None,
         state=state,
         batch={"image": images, "label": np.array([9, 8, 7, 6, 5, 4], np.int32)},
         indices=np.array([10, 11, 12, 13, 14, 15]),
@@ -143,22 +161,6 @@ def test_a_difference_of_rounding_is_reproduced(two_layers, values):
     assert replay_module.examine(two_layers).reproduced
 
 
-@pytest.mark.parametrize(("early_steps", "size"), [(8, 12), (7, None)])
-def test_a_batch_of_the_first_steps_is_examined_at_their_size(
-    two_layers, monkeypatch, early_steps, size
-):
-    seen = []
-    monkeypatch.setattr(
-        replay_module, "augmentation", lambda *given: seen.append(given) or augmentation(*given[:2])
-    )
-    early = AugmentConfig(early_size=12, early_steps=early_steps)
-    replay = dataclasses.replace(
-        two_layers, config=dataclasses.replace(two_layers.config, augment=early)
-    )
-    replay_module.examine(replay)
-    assert seen == [(replay.config, 10, size)]
-
-
 def test_a_loss_that_is_nan_in_both_is_reproduced(two_layers, monkeypatch):
     bad = {"loss": float("nan"), "grad_norm": float("inf")}
     monkeypatch.setattr(replay_module, "_repeat_step", lambda _: dict(bad))
@@ -177,7 +179,7 @@ def test_parameters_that_are_not_finite_before_the_step_are_named(two_layers):
 def test_the_step_is_repeated_as_in_the_run(two_layers, monkeypatch, numerics):
     def make(config, model, optimizer, size):
         assert (config, model, optimizer) == (replay.config, replay.model, replay.optimizer)
-        assert size is None
+        assert size == 12
         return lambda state, batch: (state, {"loss": batch["label"].sum() + 100 * state["step"]})
 
     compiled, compile_step = [], replay_module.compile_train_step
@@ -190,7 +192,7 @@ def test_the_step_is_repeated_as_in_the_run(two_layers, monkeypatch, numerics):
     monkeypatch.setattr(replay_module, "compile_train_step", compile_noted)
     config = dataclasses.replace(two_layers.config, numerics=numerics)
     state = {"step": jnp.int32(8)}
-    replay = dataclasses.replace(two_layers, config=config, state=state)
+    replay = dataclasses.replace(two_layers, config=config, state=state, size=12)
     assert _repeat_step(replay) == {"loss": 9 + 8 + 7 + 6 + 5 + 4 + 800}
     assert compiled == [(1, numerics == "canonical")]  # on one device
 

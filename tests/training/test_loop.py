@@ -195,7 +195,7 @@ def test_the_memory_of_the_compiled_step_is_checked_and_tells_what_to_keep(finis
     monkeypatch.setattr(loop.sharding, "keep_freed_memory", keep)
     steps, reporter = mock.Mock(train="step"), mock.Mock()
     reporter.watch.spent = lambda _: contextlib.nullcontext()
-    assert loop._Loop(run, steps, None, reporter, *[None] * 4)._compile() == "step"
+    assert loop._Loop(run, steps, None, reporter, *[None] * 4)._compile(1) == "step"
     check.assert_called_once_with(4, 32, run.program.mesh)
     keep.assert_called_once_with(4)
 
@@ -226,7 +226,7 @@ def test_an_interrupted_run_saves_goes_on_and_ends_with_the_same_bits(
 
 
 def test_the_first_steps_use_smaller_images_also_after_a_resume(tmp_path):
-    run = tiny_run(tmp_path, augment=AugmentConfig(early_size=12, early_steps=4))
+    run = tiny_run(tmp_path, augment=AugmentConfig(early_size=12, early_share=4 / 9))
     compiled, used = CompiledSteps(run.program), []
 
     def noting(name):
@@ -240,13 +240,14 @@ def test_the_first_steps_use_smaller_images_also_after_a_resume(tmp_path):
     steps = types.SimpleNamespace(
         early=noting("early"), train=noting("train"), evaluate=compiled.evaluate
     )
+    (tmp_path / "whole").mkdir()
     train(run, tmp_path / "whole", steps, peak=1e6)
     assert used == ["early"] * 4 + ["train"] * 5
     with_mfu = read_lines(tmp_path / "whole" / "metrics.jsonl")
     assert [x["step"] for x in with_mfu if "perf/mfu" in x] == [6, 8, 9]
     for reads in (2 * 32, 7 * 32):
         used.clear()
-        workdir = tmp_path / str(reads)
+        (workdir := tmp_path / str(reads)).mkdir()
         changed = dataclasses.replace(run, train=Interrupting(run.train, reads, signal.SIGTERM))
         stopped = train(changed, workdir, steps)
         train(run, workdir, steps)
@@ -438,7 +439,7 @@ def test_a_run_reads_from_its_step_on_and_guards_its_heads_after_the_warm_up(fin
     monkeypatch.setattr(loop, "put_batches", lambda batches, mesh, size: (batches, mesh, size))
     monkeypatch.setattr(loop, "TrainBatches", ahead)
     monkeypatch.setattr(loop, "DeadHeadGuard", guard)
-    monkeypatch.setattr(loop._Loop, "_compile", lambda _: None)
+    monkeypatch.setattr(loop._Loop, "_compile", lambda *_: None)
     checkpoints, vote = mock.Mock(top1={}), mock.Mock(code=0)
     running = loop._Loop(run, None, checkpoints, reporter, bad_images, None, vote, None)
     with pytest.raises(InterruptedError):
@@ -555,8 +556,8 @@ def test_numbers_that_stay_infinite_stop_the_run_at_the_limit_with_a_replay_file
 class Poisoned(Program):
     """A program in which images that are all white have no finite pixels."""
 
-    def train_step(self):
-        step = super().train_step()
+    def train_step(self, size=None):
+        step = super().train_step(size)
 
         def augment(images, labels, key):
             inputs, targets = step.keywords["augment"](images, labels, key)

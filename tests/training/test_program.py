@@ -191,21 +191,18 @@ def test_a_step_has_the_models_classes_and_the_loss_of_the_config():
 
 
 @pytest.mark.parametrize(
-    ("size", "steps", "words"),
+    ("size", "share", "words"),
     [
-        (24, 18, ["early_steps is 18", "only 18 steps"]),
-        (24, 0, ["early_size is 24", "early_steps 0"]),
-        (32, 2, ["early_size is 32", "below 32"]),
-        (None, 2, ["early_size is None", "early_steps 2"]),
-        (2, 2, ["early_size is 2", "too small"]),
-        (16, 2, ["early_size is 16", "aux_4a/fc", "32 pixels"]),
+        (24, 0.0, ["early_size is 24", "early_share 0"]),
+        (32, 0.5, ["early_size is 32", "below 32"]),
+        (None, 0.5, ["early_size is None", "early_share 0.5"]),
+        (2, 0.5, ["early_size is 2", "too small"]),
+        (16, 0.5, ["early_size is 16", "aux_4a/fc", "32 pixels"]),
     ],
 )
-def test_sizes_and_numbers_of_steps_that_the_first_steps_cannot_use_are_named(
-    config, size, steps, words
-):
+def test_sizes_and_shares_that_the_first_steps_cannot_use_are_named(config, size, share, words):
     data = dataclasses.replace(config.data, image_size=32, resize_to=32)
-    early = dataclasses.replace(config.augment, early_size=size, early_steps=steps)
+    early = dataclasses.replace(config.augment, early_size=size, early_share=share)
     config = dataclasses.replace(config, data=data, augment=early)
     with pytest.raises(ConfigError) as error:
         program.prepare(config)

@@ -104,7 +104,7 @@ def describe_augmentation(a: AugmentConfig) -> str:
         parts.append(f"mixup Beta({a.mixup:g}, {a.mixup:g})")
     if a.early_size:
         size = f"{a.early_size}x{a.early_size}"
-        parts.append(f"reduced to {size} in the first {a.early_steps:,} steps (not drawn)")
+        parts.append(f"reduced to {size} in the first {a.early_share:.0%} of the steps (not drawn)")
     return ", ".join(parts)
 
 

@@ -18,7 +18,7 @@ from gnet_jax.model_folder.folder import from_json
 from gnet_jax.training.checkpoints.verify import named_leaves
 from gnet_jax.training.observe.faults import NOTES
 from gnet_jax.training.optimizer import Optimizer, make_optimizer, scaled
-from gnet_jax.training.program import augmentation, flat, make_train_step
+from gnet_jax.training.program import augmentation, early_steps, flat, make_train_step
 from gnet_jax.training.sharding import compile_train_step, data_mesh, put_state
 from gnet_jax.training.step import TrainState, compute_loss, create_state, step_keys
 
@@ -33,6 +33,7 @@ class Replay:
     config: Config
     model: GoogLeNet
     optimizer: Optimizer
+    size: int | None  # side of the images in this step, if it is smaller than usual
     state: TrainState  # before the step
     batch: dict[str, np.ndarray]  # image (B, H, W, C) uint8, label, mask
     indices: np.ndarray  # (B,) int64, in the training data
@@ -89,7 +90,9 @@ def read_replay(file: Path) -> Replay:
         state = jax.tree.unflatten(jax.tree.structure(abstract), leaves)
         batch = {name: arrays[f"batch/{name}"] for name in ("image", "label", "mask")}
         metrics = {name: float(value) for name, value in notes["metrics"].items()}
-        found = (config, model, optimizer, state, batch, arrays["indices"], notes["step"], metrics)
+        early = notes["step"] <= early_steps(config, notes["total_steps"])
+        size, step = config.augment.early_size if early else None, notes["step"]
+        found = (config, model, optimizer, size, state, batch, arrays["indices"], step, metrics)
         return Replay(*found)
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror or error}") from error
@@ -106,7 +109,7 @@ def examine(replay: Replay) -> Findings:
     state, layers = replay.state, []
     augment_key, dropout_key = step_keys(jnp.asarray(state.rng), jnp.asarray(state.step))
     config, classes = replay.config, replay.model.arch.num_classes
-    prepared = jax.jit(augmentation(config, classes, _size(replay)))
+    prepared = jax.jit(augmentation(config, classes, replay.size))
     inputs = prepared(replay.batch["image"], replay.batch["label"], augment_key)
     metrics = _repeat_step(replay)
     fixed = (state.params, state.batch_stats, dropout_key)
@@ -143,14 +146,9 @@ def examine(replay: Replay) -> Findings:
     )
 
 
-def _size(replay: Replay) -> int | None:
-    early = replay.config.augment
-    return early.early_size if replay.step <= early.early_steps else None
-
-
 def _repeat_step(replay: Replay) -> dict[str, float]:
     config, mesh = replay.config, data_mesh(jax.devices()[:1])
-    step = make_train_step(config, replay.model, replay.optimizer, _size(replay))
+    step = make_train_step(config, replay.model, replay.optimizer, replay.size)
     manual = config.numerics == "canonical"
     compiled = compile_train_step(mesh, step, replay.state, replay.batch, manual=manual)
     _, metrics = compiled(put_state(replay.state, mesh), put_state(replay.batch, mesh))
