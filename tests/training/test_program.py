@@ -193,9 +193,9 @@ def test_a_step_has_the_models_classes_and_the_loss_of_the_config():
 @pytest.mark.parametrize(
     ("size", "share", "words"),
     [
-        (24, 0.0, ["early_size is 24", "early_share 0"]),
+        (24, 0.0, ["early_size is 24", "early_share is 0"]),
         (32, 0.5, ["early_size is 32", "below 32"]),
-        (None, 0.5, ["early_size is None", "early_share 0.5"]),
+        (None, 0.5, ["early_size is None", "early_share is 0.5"]),
         (2, 0.5, ["early_size is 2", "too small"]),
         (16, 0.5, ["early_size is 16", "aux_4a/fc", "32 pixels"]),
     ],
