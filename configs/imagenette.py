@@ -10,33 +10,24 @@ the paper's width, with both auxiliary heads. The first half of the steps reduce
 96x96 pixels, which takes about half the time. Our recipe has not been run here.
 """
 
-from common import IMAGENET_PIXELS
+import dataclasses
 
-from gnet_jax.config import AugmentConfig, Config, DataConfig, LossConfig, ModelConfig, OptimConfig
+from common import IMAGENETTE_64
+
+from gnet_jax.config import AugmentConfig, Config, LossConfig, ModelConfig
 
 
 def get_config() -> Config:
     """Returns the config of this recipe."""
-    return Config(
+    base = IMAGENETTE_64
+    return dataclasses.replace(
+        base,
         workdir="runs/imagenette",
         epochs=20,
-        batch_size=64,
-        eval_batch_size=64,
         eval_every_epochs=5,
         model=ModelConfig(variant="batch_norm", dropout=0.2, aux_dropout=0.2),
-        data=DataConfig(
-            source="tfds:imagenette/160px-v2", image_size=128, resize_to=128, **IMAGENET_PIXELS
-        ),
+        data=dataclasses.replace(base.data, image_size=128, resize_to=128),
         augment=AugmentConfig(crop_area=(0.35, 1.0), early_size=96, early_share=0.5),
         loss=LossConfig(label_smoothing=0.1),
-        optim=OptimConfig(
-            optimizer="nesterov",
-            learning_rate=0.1,
-            bias_lr_factor=1.0,
-            weight_decay=5e-4,
-            schedule="cosine",
-            warmup_epochs=2.0,
-            averaging="ema",
-            ema_decay=0.995,
-        ),
+        optim=dataclasses.replace(base.optim, warmup_epochs=2.0),
     )
