@@ -30,7 +30,9 @@ def memory(batch: int, size: int) -> dict[str, Any]:
 
     model = GoogLeNet(architecture("paper", 1000), dtype=jnp.bfloat16)
     variables = init(model, jax.random.PRNGKey(0), size)
-    run, planned = training(model, variables, batch, size, xla_options(jax.default_backend()))
+    run, planned = training(
+        model, variables, batch, size, xla_options(jax.default_backend(), training=True)
+    )
     run(2)
     stats = jax.local_devices()[0].memory_stats() or {}
     return {"batch": batch, "planned_bytes": planned, "peak_bytes": stats.get("peak_bytes_in_use")}

@@ -157,6 +157,7 @@ def main() -> None:
             timers[f"{way}/forward_b{batch}"] = forward(network, variables, batch, a.size, options)
     name = f"train_b{a.train_batch}"
     for way, (network, options) in ways.items():
+        options = options and xla_options(platform, training=True)
         timers[f"{way}/{name}"], memory[way] = training(
             network, variables, a.train_batch, a.size, options
         )

@@ -50,9 +50,9 @@ def main() -> None:
         model = GoogLeNet(architecture("paper", 1000, width_multiplier=case.width))
         variables = init(model, jax.random.PRNGKey(0), case.size)
         costs[case] = network_ledger(model, case.size)
-        how = (model, variables, case.batch, case.size, xla_options(jax.default_backend()))
-        timers[f"forward {case}"] = forward(*how)
-        timers[f"training {case}"], _ = training(*how)
+        platform, how = jax.default_backend(), (model, variables, case.batch, case.size)
+        timers[f"forward {case}"] = forward(*how, xla_options(platform))
+        timers[f"training {case}"], _ = training(*how, xla_options(platform, training=True))
     medians = in_turns(timers, a.repeats)
 
     rows, curves = [], []

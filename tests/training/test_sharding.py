@@ -164,6 +164,8 @@ def test_the_options_for_cpus_fit_the_processor_jaxlib_and_xla_flags(
     known = {name: value for name, value in possible.items() if sharding._known(name, value)}
     assert sharding.VECTORS in known or not wide
     assert sharding.xla_options("cpu") == known
+    known.pop(sharding.VECTORS, None)
+    assert sharding.xla_options("cpu", training=True) == known
     assert sharding.xla_options("tpu") == sharding.xla_options("gpu") == {}
     given = f"--{sharding.YNN}=LIBRARY_FUSION_TYPE_DOT --{sharding.VECTORS}=256"
     monkeypatch.setenv("XLA_FLAGS", given)
