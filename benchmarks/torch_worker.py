@@ -75,7 +75,7 @@ def _finish(setup: dict[str, Any]) -> None:
 
 
 def _product(setup: dict[str, Any]) -> Callable[[], None]:
-    """Multiplies two square matrices, for the highest rate that the device reaches."""
+    """Returns a function that multiplies two matrices, to measure the device's peak rate."""
     dtype = getattr(torch, setup["dtype"])
     a = torch.randn(setup["product"], setup["product"], device=setup["device"], dtype=dtype)
 

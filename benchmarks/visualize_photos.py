@@ -3,7 +3,7 @@
     python benchmarks/visualize_photos.py MODEL features PHOTOS --json photos.json
 
 `features` is the folder of single images that `gnet visualize ... --out features.png` wrote for
-channels ("inception_4a:12"). PHOTOS is a folder of photos, of which `--count` are drawn at random.
+channels ("inception_4a:12"). PHOTOS is a folder; `--count` of its photos are chosen at random.
 Each photo is cropped as for a prediction. The value that an image reached is divided by the
 largest mean activation of its channel on a photo. Exits with 1 if a ratio is not above 1.
 """
@@ -23,7 +23,7 @@ SUFFIXES = (".jpg", ".jpeg", ".JPEG", ".png")
 
 
 def main() -> int:
-    """Print a table of all channels; returns 1 if a photo excites one of them more."""
+    """Print a table of all channels; returns 1 if a photo excites a channel at least as much."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -41,6 +41,8 @@ def main() -> int:
             notes = json.loads(image.info["gnet"])
         reached[notes["name"]] = notes["value"]
     photos = sorted(str(path) for path in a.photos.rglob("*") if path.suffix in SUFFIXES)
+    if not reached or not photos:
+        parser.error(f"{a.photos if reached else a.images} contains no images")
     photos = random.Random(0).sample(photos, min(a.count, len(photos)))
     highest = {}
     for layer in dict.fromkeys(name.rpartition(":")[0] for name in reached):

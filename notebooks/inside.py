@@ -199,7 +199,7 @@ show(draw_attribution(network, example), "inside-attribution.jpg")
 # ## 5. Compare two networks
 #
 # The matrix shows how similar the blocks of the two small networks are (linear CKA: 1 is equal up to
-# rotation and scale). The curves are the accuracy of a linear classifier on the output of each block.
+# rotation and scale). The curves show how accurately a linear classifier works on the output of each block.
 # **Look at** the diagonal, where a block is compared with the same block of the other network, and at how
 # accurate a linear classifier already is on the first block. Half of the 360 images test it, so one image
 # is 0.6 points.
@@ -214,7 +214,7 @@ for name, accuracies in found.probes.items():
 show(draw_comparison(found), "inside-compare.png")
 
 # %% [markdown]
-# ## Where to go on
+# ## What to read next
 #
 # - `docs/inside.md`: the commands, all objectives, and the images of a data set that excite a channel
 # - the code: `gnet_jax/lab/look/objectives.py`, `visualize.py`, `dream.py`, `attribution.py`,

@@ -78,7 +78,10 @@ class Pictures(Sequence[Picture]):
                 self.class_names = source.class_names if len(given) == 1 else None
             elif path != "-" and os.path.isdir(path):
                 if path == "digits":
-                    print("reading folder digits; the data set is digits#100%", file=sys.stderr)
+                    print(
+                        "reading the folder digits, not the data set digits; digits#100% is that",
+                        file=sys.stderr,
+                    )
                 self._openers += _folder(path, left_out)
             else:
                 name = path or (f"images[{number}]" if self.several else "the image")

@@ -20,8 +20,8 @@ AXIS = "data"
 # XLA's option for the library YNNPACK on CPUs. XLA's own operations are faster for this network
 # (benchmarks/peers.py --with-ynn).
 YNN = "xla_cpu_experimental_ynn_fusion_type"
-# XLA's option for the largest vectors on CPUs, in bits. Unless told, XLA uses 256, because older
-# processors with AVX-512 lower their clock for vectors of 512 bits.
+# XLA's option for the vector width on CPUs, in bits. The default is 256, because older processors
+# with AVX-512 lower their clock for vectors of 512 bits.
 VECTORS = "xla_cpu_prefer_vector_width"
 FAST_AT_512_BITS = "avx512_bf16"  # the processors since 2020
 CPU_INFO = Path("/proc/cpuinfo")

@@ -58,10 +58,11 @@ def top_images(
     advance: Callable[[], None] = lambda: None,
     on_error: Callable[[str, UserError], None],
 ) -> dict[int, list[Example]]:
-    """Returns at most `top` examples of each channel, the strongest first. None has the value 0.
+    """Returns at most `top` examples of each channel, the strongest first.
 
-    `layer` is a key of `endpoints`. `advance` is called after each picture, and `on_error` with the
-    name and the error of each picture that cannot be read.
+    Images in which a channel is 0 everywhere are not examples of it. `layer` is a key of
+    `endpoints`. `advance` is called after each picture, and `on_error` with the name and the error
+    of each picture that cannot be read.
     """
     shape = layer_shapes(trained)[layer].shape[1:]
     best: dict[int, list[Example]] = {number: [] for number in channels}

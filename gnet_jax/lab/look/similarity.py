@@ -47,9 +47,10 @@ def cka(a_NC: np.ndarray, b_ND: np.ndarray) -> float:
 
 
 def probe(features_NC: np.ndarray, label_N: np.ndarray) -> float:
-    """Returns the accuracy of a linear classifier (ridge regression) on one half of each class.
+    """Returns the accuracy of a linear classifier (ridge regression).
 
-    The other half fits it. The halves are random, but always the same.
+    It is fitted to one half of each class and tested on the other. The halves are random, but
+    always the same.
     """
     order = np.random.default_rng(0).permutation(len(label_N))
     order = order[np.argsort(label_N[order], kind="stable")]  # shuffled within each class
@@ -64,7 +65,7 @@ def probe(features_NC: np.ndarray, label_N: np.ndarray) -> float:
 
 
 def block_features(trained: TrainedModel) -> Callable[[np.ndarray], list[jax.Array]]:
-    """Returns a function of uint8 squares (N, S, S, 3): the mean (N, C) of each block's output."""
+    """Returns a function from uint8 squares (N, S, S, 3) to the mean outputs (N, C) of blocks."""
 
     @jax.jit
     def run(variables: Any, squares_NSSC: jax.Array) -> list[jax.Array]:
