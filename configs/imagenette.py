@@ -25,7 +25,9 @@ def get_config() -> Config:
         workdir="runs/imagenette",
         epochs=20,
         eval_every_epochs=5,
-        model=ModelConfig(variant="batch_norm", dropout=0.2, aux_dropout=0.2),
+        model=ModelConfig(
+            variant="batch_norm", width_multiplier=0.375, dropout=0.2, aux_dropout=0.2
+        ),
         data=dataclasses.replace(base.data, image_size=128, resize_to=128),
         augment=AugmentConfig(crop_area=(0.35, 1.0), early_size=96, early_share=0.5),
         loss=LossConfig(label_smoothing=0.1),

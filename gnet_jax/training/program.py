@@ -56,6 +56,16 @@ class Program:
         """The number of steps at the start that use smaller images."""
         return early_steps(self.config, self.total_steps)
 
+    def steps_left(self, step: int) -> float:
+        """Returns the time that is left after `step`, as a number of steps as long as this one.
+        The time of a step is proportional to the number of pixels.
+        """
+        left, small = self.total_steps - step, self.early_steps - step
+        size, early_size = self.config.data.image_size, self.config.augment.early_size
+        if early_size is None or small < 0:
+            return left
+        return small + (left - small) * (size / early_size) ** 2
+
     @property
     def canonical(self) -> bool:
         """Whether numerics are canonical; `train_step` then takes one device's share of a batch."""
