@@ -6,8 +6,11 @@
 or, with the photos in folders, `python train.py imagenette --data.source folder:imagenette160`.
 
 Data: ten classes of ImageNet, 9,469 training and 3,925 validation photos. A batch-norm GoogLeNet of
-the paper's width, with both auxiliary heads. The first half of the steps reduces the images to
-96x96 pixels, which takes about half the time. Our recipe has not been run here.
+three eighths of the paper's width, with both auxiliary heads. The first half of the steps reduces
+the images to 96x96 pixels, which takes about half the time.
+
+Measured on photos that were warped to 160x160 pixels: 84.94 % of the validation photos after 19 min
+11 s on 2 CPU cores with AVX-512. This time includes 75 s of compilation and 44 s of validation.
 """
 
 import dataclasses

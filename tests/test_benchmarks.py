@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 SMALL = {
@@ -49,6 +50,35 @@ def test_a_benchmark_runs(name, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     if name in KEYS:
         assert json.loads(result.read_text())[KEYS[name]]
+
+
+@pytest.mark.slow
+@pytest.mark.walkthrough
+@pytest.mark.parametrize("kind", ["folder", "npz"])
+def test_torchvision_trains_on_folders_and_files(kind, tmp_path):
+    if importlib.util.find_spec("torchvision") is None:
+        pytest.skip("torchvision, the peer, is not installed")
+    generator = np.random.default_rng(0)
+    for split in ("train", "val"):
+        pixels = generator.integers(0, 256, (20, 32, 32, 3), np.uint8)
+        labels = np.arange(20) % 2
+        if kind == "npz":
+            np.savez(tmp_path / f"{split}.npz", x=pixels, y=labels)
+            continue
+        for number, (image, label) in enumerate(zip(pixels, labels, strict=True)):
+            folder = tmp_path / split / f"class {label}"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(folder / f"{number}.png")
+    suffix = ".npz" if kind == "npz" else ""
+    places = [f"--{split}={tmp_path / split}{suffix}" for split in ("train", "val")]
+    options = ["--size=64", "--batch=4", "--minutes=0.2"]
+    command = [sys.executable, "benchmarks/train_torchvision.py", *places, *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert (result["images"], result["batch"]) == (20, 4)
+    assert result["steps"] > 5
+    assert 0 <= result["top1"] <= 1
 
 
 @pytest.mark.slow

@@ -129,6 +129,7 @@ def place(tmp_path_factory) -> Path:
             for number in range(each):
                 photo(generator).save(inside / f"{number}.jpg")
     (root / "holiday").mkdir()
+    (root / "imagenette160").symlink_to("imagenet")
     for file in ("photo.jpg", "holiday/beach.jpg"):
         photo(generator).save(root / file)
     for split, count in (("train", 800), ("test", 100)):

@@ -334,7 +334,7 @@ def plan_program(program: Program, topology: Topology) -> Plan:
         step_seconds=step_seconds,
         mfu=counted * share / chip.peak(program.config.model.dtype) / step_seconds,
         images_per_sec=batch_size / step_seconds,
-        days=program.total_steps * step_seconds / 86_400,
+        days=program.steps_left(0) * step_seconds / 86_400,
         images_per_sec_per_host=per_host,
         input=plan_input(per_host, program.config.data.decoder, host),
         compile_seconds=cost.seconds,

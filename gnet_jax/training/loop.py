@@ -364,7 +364,8 @@ class _Loop:
             self.heads["perf/memory_gb"] = memory / 1e9
         if self.peak is not None and step > program.early_steps:
             self.heads["perf/mfu"] = speed_per_chip / self.peak
-        eta = program.steps_left(step) * seconds
+        relative_time = program.early_time if step <= program.early_steps else 1.0
+        eta = program.steps_left(step) * seconds / relative_time
         eta += evaluations_left(program, step) * (self.evaluation_seconds or 0.0)
         timed = self.evaluation_seconds is not None
         self.reporter.training(step, self.heads, eta, evaluations=timed)

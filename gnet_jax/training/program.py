@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -56,15 +56,16 @@ class Program:
         """The number of steps at the start that use smaller images."""
         return early_steps(self.config, self.total_steps)
 
+    @property
+    def early_time(self) -> float:
+        """Time of a step on smaller images, as a fraction of a full one: the ratio of pixels."""
+        size = self.config.data.image_size
+        return ((self.config.augment.early_size or size) / size) ** 2
+
     def steps_left(self, step: int) -> float:
-        """Returns the time that is left after `step`, as a number of steps as long as this one.
-        The time of a step is proportional to the number of pixels.
-        """
-        left, small = self.total_steps - step, self.early_steps - step
-        size, early_size = self.config.data.image_size, self.config.augment.early_size
-        if early_size is None or small < 0:
-            return left
-        return small + (left - small) * (size / early_size) ** 2
+        """Returns the time left after `step`, as a number of steps on images of full size."""
+        early = max(0, self.early_steps - step)
+        return self.total_steps - step - early * (1 - self.early_time)
 
     @property
     def canonical(self) -> bool:
@@ -85,12 +86,14 @@ class Program:
     def abstract_state(self) -> TrainState:
         """Returns the shapes, dtypes and sharding of the state, without computing it."""
         whole = replicated(self.mesh)
-        create = partial(create_state, optimizer=self.optimizer, seed=0)
-        shapes = abstract_variables(self.model, self.config.data.image_size)
         return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
-            jax.eval_shape(create, shapes),
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), self._state_shapes
         )
+
+    @cached_property
+    def _state_shapes(self) -> TrainState:
+        create = partial(create_state, optimizer=self.optimizer, seed=0)
+        return jax.eval_shape(create, abstract_variables(self.model, self.config.data.image_size))
 
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns the shapes and dtypes of a global training batch."""

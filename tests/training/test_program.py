@@ -209,12 +209,13 @@ def test_sizes_and_shares_that_the_first_steps_cannot_use_are_named(config, size
     assert all(word in str(error.value) for word in words), error.value
 
 
-def test_steps_on_larger_images_count_for_more_of_the_time_that_is_left(config):
+def test_steps_on_smaller_images_count_for_less_of_the_time_that_is_left(config):
     data = dataclasses.replace(config.data, image_size=32, resize_to=32)
     augment = dataclasses.replace(config.augment, early_size=16, early_share=0.4)
     config = dataclasses.replace(config, data=data, augment=augment)
     run = program.Program(config, None, None, None, steps_per_epoch=1.0, total_steps=10)
-    assert [run.steps_left(step) for step in (1, 3, 4, 5, 10)] == [3 + 24, 1 + 24, 24, 5, 0]
+    assert run.early_time == 0.25
+    assert [run.steps_left(step) for step in (0, 1, 3, 4, 5, 10)] == [7, 6.75, 6.25, 6, 5, 0]
 
 
 @pytest.mark.parametrize(("given", "used"), [(None, 32), (8, 8)])
