@@ -93,7 +93,7 @@ def shifted(images: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def cropped(images: torch.Tensor, size: int) -> torch.Tensor:
-    """Returns a random crop of each image, mirrored at random, as float32."""
+    """Crops and mirrors each image at random, and returns the results as float32."""
     change = torchvision.transforms.Compose(
         [
             torchvision.transforms.RandomResizedCrop(size, CROP_AREA, antialias=True),
@@ -143,6 +143,8 @@ def main() -> None:
     val, val_labels = read(a.val)
     if a.train.is_dir() and class_folders(a.train) != class_folders(a.val):
         parser.error(f"{a.train} and {a.val} have different classes")
+    if a.batch > len(train):
+        parser.error(f"--batch is {a.batch}, but {a.train} has only {len(train)} images")
     augmented = cropped if a.train.is_dir() else shifted
     sample = train[:: math.ceil(len(train) / 1000)].float()
     std, mean = (x.view(1, 3, 1, 1) for x in torch.std_mean(sample, dim=(0, 2, 3)))
