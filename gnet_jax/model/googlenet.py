@@ -68,8 +68,8 @@ class GoogLeNet(nn.Module):
             x = x_BHWC.astype(self.dtype)
             conv1, reduce2, conv2 = arch.stem_widths
             if choose("stem", arch.stem, {"imagenet": True, "small": False}):
-                x = conv(conv1, 7, 2, padding=arch.stem_padding, relu=False, name="conv1")(x)
-                x = self._record("pool1/3x3_s2", ops.relu_max_pool(x, 3, 2))
+                x = conv(conv1, 7, 2, padding=arch.stem_padding, pool=(3, 2), name="conv1")(x)
+                self._record("pool1/3x3_s2", x)
             else:
                 x = conv(conv1, 3, name="conv1")(x)
             x = self._record("pool1/norm1", lrn(x))

@@ -54,27 +54,31 @@ def dense(features: int, dtype: Any, bias: float = 0.0, *, name: str) -> nn.Dens
 
 
 class Conv(nn.Conv):
-    """A 2D `nn.Conv`, without groups or dilation, that is computed by `ops`."""
+    """A 2D `nn.Conv`, without groups or dilation, that is computed by `ops`.
+
+    It has the parameter "bias", but `ConvBlock` adds it, so that a max pool can come before.
+    """
 
     ops: Ops = REFERENCE
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array, product_BHWC: jax.Array | None = None) -> jax.Array:
-        """Returns the convolution of `x`. `product`: the result without bias, if known."""
+        """Returns the convolution of `x` without the bias; this is `product`, if that is given."""
         sizes: Any = self.kernel_size
         kernel = self.param("kernel", self.kernel_init, (*sizes, x_BHWC.shape[-1], self.features))
-        bias_C = self.param("bias", self.bias_init, (self.features,)) if self.use_bias else None
-        cast: list[Any] = self.promote_dtype(x_BHWC, kernel, bias_C, dtype=self.dtype)
-        x_BHWC, kernel, bias_C = cast
-        if product_BHWC is None:
-            product_BHWC = self.ops.convolve(x_BHWC, kernel, self.strides, self.padding)
-        return product_BHWC if bias_C is None else self.ops.add_bias(product_BHWC, bias_C)
+        if self.use_bias:
+            self.param("bias", self.bias_init, (self.features,))
+        cast: list[Any] = self.promote_dtype(x_BHWC, kernel, dtype=self.dtype)
+        if product_BHWC is not None:
+            return product_BHWC
+        return self.ops.convolve(*cast, self.strides, self.padding)
 
 
 class ConvBlock(nn.Module):
-    """A convolution with a bias (initially 0.2, as in Caffe) or a norm, followed by ReLU if `relu`.
+    """A convolution with a bias (initially 0.2, as in Caffe) or a norm, and a ReLU.
 
     With a stride above 1, padding "caffe" pads both sides equally; "same" pads as TensorFlow does.
+    `pool` is the window and stride of a max pool that follows.
     """
 
     features: int
@@ -83,13 +87,13 @@ class ConvBlock(nn.Module):
     norm: Callable[..., nn.Module] | None = None  # a norm with train mode already bound
     dtype: Any = jnp.float32
     padding: Literal["caffe", "same"] = "caffe"
-    relu: bool = True
+    pool: tuple[int, int] | None = None
     ops: Ops = REFERENCE
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array, product_BHWC: jax.Array | None = None) -> jax.Array:
         pad = self.kernel // 2
-        x_BHWC = Conv(
+        conv = Conv(
             self.features,
             (self.kernel, self.kernel),
             (self.stride, self.stride),
@@ -100,12 +104,23 @@ class ConvBlock(nn.Module):
             dtype=self.dtype,
             ops=self.ops,
             name="conv",
-        )(x_BHWC, product_BHWC)
+        )
+        x_BHWC = conv(x_BHWC, product_BHWC)
         if self.norm is not None:
             x_BHWC = self.norm(name="norm")(x_BHWC)
-        activated_BHWC = self.ops.relu(x_BHWC)
+
+        def finish(x_BHWC: jax.Array) -> jax.Array:
+            if self.norm is None:
+                bias_C = conv.get_variable("params", "bias")
+                x_BHWC = self.ops.add_bias(x_BHWC, bias_C.astype(x_BHWC.dtype))
+            return self.ops.relu(x_BHWC)
+
+        activated_BHWC = finish(x_BHWC)
         self.sow("intermediates", "output", activated_BHWC)
-        return activated_BHWC if self.relu else x_BHWC
+        if self.pool is None:
+            return activated_BHWC
+        # The result is the same with the bias and the ReLU last, where there are fewer elements.
+        return finish(self.ops.max_pool(x_BHWC, *self.pool))
 
 
 def apply_each(layers: Sequence[Any], x_BHWC: jax.Array) -> list[jax.Array]:

@@ -128,11 +128,12 @@ def _lrn_backward(lrn, x_BHWC, dy):
     x_BHWC = lax.optimization_barrier(x_BHWC)
     factor, slope = _lrn_factors(x_BHWC, lrn)
     x, dy = x_BHWC.astype(jnp.float32), dy.astype(jnp.float32)
-    through_scale = (dy * x * slope).astype(x_BHWC.dtype)
-    near = lax.platform_dependent(
-        through_scale, tpu=partial(_banded_sum, size=size), default=partial(_shifted_sum, size=size)
+    parts = [(dy * factor).astype(x_BHWC.dtype), (dy * x * slope).astype(x_BHWC.dtype)]
+    # On TPUs, storing both parts takes less time than computing the scale twice.
+    direct, through_scale = lax.platform_dependent(
+        parts, tpu=lax.optimization_barrier, default=lambda parts: parts
     )
-    dx = dy * factor - 2 * power * alpha * x * near
+    dx = direct - 2 * power * alpha * x * _sum_neighbours(through_scale, size)
     return (dx.astype(x_BHWC.dtype),)
 
 
@@ -142,8 +143,7 @@ local_response_norm.defvjp(_lrn_forward, _lrn_backward)
 def _lrn_factors(x_BHWC, lrn) -> tuple[jax.Array, jax.Array]:
     """Returns s**-power and s**-(power + 1), where s is bias + alpha * (sum of squares)."""
     size, bias, alpha, power = lrn
-    squares = [jnp.square(view.astype(jnp.float32)) for view in _neighbours(x_BHWC, size)]
-    scale = bias + alpha * sum(squares[1:], squares[0])
+    scale = bias + alpha * _sum_neighbours(jnp.square(x_BHWC.astype(jnp.float32)), size)
     # No powers are needed: s**-0.75 = rsqrt(sqrt(s))**3. On CPUs, XLA computes one root and its
     # products in one pass; it writes the results of two roots or a division to memory.
     root = lax.rsqrt(lax.sqrt(scale))
@@ -151,16 +151,23 @@ def _lrn_factors(x_BHWC, lrn) -> tuple[jax.Array, jax.Array]:
     return factor, factor * (root * root) * (root * root)
 
 
+def _sum_neighbours(x_BHWC: jax.Array, size: int) -> jax.Array:
+    """Returns for each channel the float32 sum over the `size` channels around it.
+
+    Shifts are slow on TPUs, so there the sums are a product with a banded matrix.
+    """
+    banded, shifted = (partial(form, size=size) for form in (_banded_sum, _shifted_sum))
+    return lax.platform_dependent(x_BHWC, tpu=banded, default=shifted)
+
+
 def _shifted_sum(x_BHWC: jax.Array, size: int) -> jax.Array:
-    """Returns for each channel the float32 sum over the `size` channels around it."""
-    first, *others = (view.astype(jnp.float32) for view in _neighbours(x_BHWC, size))
+    channels = x_BHWC.shape[-1]
+    x = jnp.pad(x_BHWC, [(0, 0)] * 3 + [(size // 2, size // 2)])
+    first, *others = (x[..., k : k + channels].astype(jnp.float32) for k in range(size))
     return sum(others, first)
 
 
 def _banded_sum(x_BHWC: jax.Array, size: int) -> jax.Array:
-    """Compute `_shifted_sum` as a product with a banded matrix, because shifts are slow on TPUs."""
-    # Without the barrier, XLA would compute `x` inside the product and read its inputs twice.
-    x_BHWC = lax.optimization_barrier(x_BHWC)
     distance = np.subtract.outer(*2 * [np.arange(x_BHWC.shape[-1])])
     return lax.dot_general(
         x_BHWC,
@@ -169,13 +176,6 @@ def _banded_sum(x_BHWC: jax.Array, size: int) -> jax.Array:
         precision=lax.Precision.HIGHEST,  # do not round float32 inputs
         preferred_element_type=jnp.float32,
     )
-
-
-def _neighbours(x_BHWC: jax.Array, size: int) -> list[jax.Array]:
-    """Returns `size` copies of `x`, each shifted along the channels, with zero padding."""
-    channels = x_BHWC.shape[-1]
-    x = jnp.pad(x_BHWC, [(0, 0)] * 3 + [(size // 2, size // 2)])
-    return [x[..., k : k + channels] for k in range(size)]
 
 
 @jax.custom_vjp
@@ -196,11 +196,6 @@ def _relu_backward(y, dy):
 
 
 relu.defvjp(_relu_forward, _relu_backward)
-
-
-def relu_max_pool(x_BHWC: jax.Array, window: int, stride: int) -> jax.Array:
-    """Returns the max pool of the ReLU. The ReLU is computed last, on fewer elements."""
-    return relu(max_pool(x_BHWC, window, stride))
 
 
 def sum_pixels(*arrays_BHWC: jax.Array, image_by_image: bool) -> list[jax.Array]:
@@ -345,7 +340,5 @@ def _widen(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-FAST = Ops(
-    max_pool, relu_max_pool, local_response_norm, convolve, convolve_1x1s, add_bias, relu, BatchNorm
-)
+FAST = Ops(max_pool, local_response_norm, convolve, convolve_1x1s, add_bias, relu, BatchNorm)
 OPS: Mapping[str, Ops] = {"fast": FAST, "reference": REFERENCE}

@@ -22,7 +22,6 @@ class Ops:
     """The operations of a network that have a reference and a fast implementation."""
 
     max_pool: Callable[..., Any]  # Any, because custom_vjp has no static result type
-    relu_max_pool: Callable[..., jax.Array]  # max pool of the ReLU
     local_response_norm: Callable[..., Any]
     convolve: Callable[..., jax.Array]  # (x, kernel (H, W, C, features), strides, padding)
     convolve_1x1s: Callable[..., list[jax.Array]]  # applies several kernels to one input
@@ -35,11 +34,6 @@ def max_pool(x_BHWC: jax.Array, window: int, stride: int, pad: int = 0) -> jax.A
     """Returns the max pool. The output has Caffe's size (`pooled_size`); the padding is -inf."""
     padding: Any = pool_padding(x_BHWC.shape[1:3], window, stride, pad)
     return nn.max_pool(x_BHWC, (window, window), (stride, stride), padding)
-
-
-def relu_max_pool(x_BHWC: jax.Array, window: int, stride: int) -> jax.Array:
-    """Returns the max pool of the ReLU."""
-    return max_pool(nn.relu(x_BHWC), window, stride)
 
 
 def average_pool(x_BHWC: jax.Array, window: int, stride: int) -> jax.Array:
@@ -85,12 +79,5 @@ def local_response_norm(x_BHWC: jax.Array, lrn: tuple[int, float, float, float])
 
 
 REFERENCE = Ops(
-    max_pool,
-    relu_max_pool,
-    local_response_norm,
-    convolve,
-    convolve_1x1s,
-    jnp.add,
-    nn.relu,
-    nn.BatchNorm,
+    max_pool, local_response_norm, convolve, convolve_1x1s, jnp.add, nn.relu, nn.BatchNorm
 )

@@ -30,13 +30,15 @@ Bound = Literal["compute", "memory", "network"]
 ONCE = ("all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 COLLECTIVES = {"all-reduce": 2} | dict.fromkeys(ONCE, 1)
 # Operations that only refer to memory, so they cause no traffic.
-FREE = ("parameter", "tuple", "get-tuple-element", "bitcast", "constant", "partition-id")
+FREE = ("parameter", "tuple", "get-tuple-element", "bitcast", "constant", "partition-id", "while")
 LIBRARY_CALL = re.compile(r'custom_call_target="__(?:cudnn|cublas|triton)')
 BITS = {"pred": 8, "bf16": 16, "token": 0, "opaque": 0} | {
     f"{kind}{bits}": bits for kind in "fsuc" for bits in (1, 2, 4, 8, 16, 32, 64, 128)
 }
 INSTRUCTION = re.compile(r"(?m)^\s*(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*?)\)(?:, |$)")
-ARRAY = re.compile(r"\b([a-z]+\d*)(?:e\d+m\d+\w*)?\[([\d,]*)\]")
+ARRAY = re.compile(r"\b([a-z]+\d*)(?:e\d+m\d+\w*)?\[([\d,]*)\](\{[^}]*S\(\d+\)[^}]*\})?")
+COMPUTATION = re.compile(r"(?ms)^(ENTRY )?%?([\w.-]+) \([^\n]*\{\n(.*?)^\}")
+LOOP = re.compile(r"\bwhile\(.*?\bbody=%?([\w.-]+)(?:.*?known_trip_count\D+(\d+))?")
 
 
 # Images per CPU second of each decoder, and bytes per image. Measured on photos of ImageNet's size
@@ -72,7 +74,7 @@ class CompiledCost:
     temp_bytes: int
     code_bytes: int
     flops: float | None  # multiplications and additions; None if the compiler does not count them
-    bytes: float  # read and written
+    bytes: float  # of main memory, read and written
     cycles: int  # estimated by a TPU's compiler; 0 if it gives no estimate
     collectives: tuple[Collective, ...]
     fusions: int
@@ -121,8 +123,7 @@ def read_cost(compiled: jax.stages.Compiled, seconds: float = 0.0) -> CompiledCo
         temp_bytes=memory.temp_size_in_bytes,
         code_bytes=memory.generated_code_size_in_bytes,
         flops=counted.get("flops"),
-        # The compiler for CUDA reports no bytes.
-        bytes=counted.get("bytes accessed") or count_traffic(text),
+        bytes=count_traffic(text),
         cycles=sum_cycles(text),
         collectives=find_collectives(text),
         fusions=fusions,
@@ -145,21 +146,25 @@ def parse_out_of_memory(message: str, chip: Chip) -> OutOfMemoryError | None:
     return OutOfMemoryError(message, int(needed))
 
 
-def array_bytes(shape: str) -> int:
-    """Returns the size in bytes of a shape such as "f32[2,3]{1,0}", or of a tuple of shapes."""
+def array_bytes(shape: str, *, main_memory: bool = False) -> int:
+    """Returns the size in bytes of a shape such as "f32[2,3]{1,0}", or of a tuple of shapes.
+
+    With `main_memory`, arrays in other memory spaces ("S(1)" is a TPU's on-chip memory) count 0.
+    """
     return sum(
         math.prod(int(side) for side in sides.split(",") if side)
         * choose("the element type of an array in the program", kind, BITS)
         // 8
-        for kind, sides in ARRAY.findall(shape)
+        for kind, sides, other_memory in ARRAY.findall(shape)
+        if not (main_memory and other_memory)
     )
 
 
-def instructions(text: str) -> Iterator[tuple[str, int, int]]:
+def instructions(text: str, *, main_memory: bool = False) -> Iterator[tuple[str, int, int]]:
     """Yield (opcode, bytes of its result, bytes of all its operands) for each instruction."""
     sizes: dict[str, int] = {}
     for name, shape, opcode, operands in INSTRUCTION.findall(text):
-        sizes[name] = array_bytes(shape)
+        sizes[name] = array_bytes(shape, main_memory=main_memory)
         read = sum(sizes.get(each, 0) for each in re.findall(r"%([\w.-]+)", operands))
         yield opcode, sizes[name], read
 
@@ -182,12 +187,26 @@ def find_collectives(text: str) -> tuple[Collective, ...]:
 
 
 def count_traffic(text: str) -> int:
-    """Returns the bytes that the entry computation reads and writes; operands count in full."""
-    return sum(
-        result + operands
-        for opcode, result, operands in instructions(_entry(text))
-        if opcode not in FREE and not opcode.endswith("-done")
-    )
+    """Returns the bytes of main memory that a compiled program reads and writes.
+
+    Operands count in full, and a loop's body as often as it runs. Arrays in a TPU's on-chip memory
+    do not count, and copies to it count once. XLA's own count for TPUs includes both, and counts
+    each copied piece of an array as the whole array.
+    """
+    bodies = {name: body for _, name, body in COMPUTATION.findall(text)}
+
+    def traffic(body: str) -> int:
+        total = sum(traffic(bodies[name]) * int(times or 1) for name, times in LOOP.findall(body))
+        everywhere = instructions(body)
+        for opcode, written, read in instructions(body, main_memory=True):
+            _, result, operands = next(everywhere)
+            if opcode in ("copy-start", "slice-start"):  # their results include their operands
+                written, read = written - read, min(read, result - operands)
+            if opcode not in FREE and not opcode.endswith("-done"):
+                total += written + read
+        return total
+
+    return traffic(next(body for entry, _, body in COMPUTATION.findall(text) if entry))
 
 
 def count_operations(text: str) -> tuple[int, int]:

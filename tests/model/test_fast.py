@@ -59,14 +59,6 @@ def test_max_pool_and_its_gradient_are_the_plain_ones(size, window, stride, pad)
     jax.tree.map(np.testing.assert_array_equal, found, expected)  # exact in any order
 
 
-def test_relu_max_pool_and_its_gradient_are_the_plain_ones():
-    x = jnp.asarray(GENERATOR.integers(-3, 3, (2, 7, 8, 5)), jnp.float32)
-    dy = jnp.asarray(GENERATOR.integers(1, 100, (2, 3, 4, 5)), jnp.float32)
-    found = with_gradient(lambda x: fast.relu_max_pool(x, 3, 2), x, dy)
-    expected = with_gradient(lambda x: reference.relu_max_pool(x, 3, 2), x, dy)
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
-
-
 def test_max_pool_passes_on_what_is_not_a_number():
     x = jnp.zeros((1, 8, 8, 2)).at[0, 3, 4, 1].set(jnp.nan)
     found, expected = fast.max_pool(x, 3, 2), reference.max_pool(x, 3, 2)

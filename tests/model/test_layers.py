@@ -1,3 +1,6 @@
+from functools import partial
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -114,6 +117,30 @@ def test_tensorflows_padding_moves_the_windows_and_keeps_the_sizes():
         assert found.shape[1] == (low + size + high - 7) // 2 + 1
         assert found.shape[1] == conv_size(size, 7, stride=2, pad=3)
         assert low == 7 - seen
+
+
+@pytest.mark.parametrize("norm", [None, partial(nn.BatchNorm, use_running_average=False)])
+def test_a_max_pool_before_the_bias_changes_neither_the_result_nor_the_gradients(norm):
+    """The weights are small whole numbers, so that sums are exact in any order."""
+    pooled, whole = (ConvBlock(5, 3, norm=norm, pool=pool) for pool in ((3, 2), None))
+    x = jnp.asarray(GENERATOR.integers(-3, 4, (2, 7, 8, 3)), jnp.float32)
+    variables = pooled.init(jax.random.PRNGKey(0), x)
+    kernel = GENERATOR.integers(-2, 3, (3, 3, 3, 5)).astype(np.float32)
+    variables["params"]["conv"]["kernel"] = kernel
+    if norm is None:
+        variables["params"]["conv"]["bias"] = jnp.arange(-2.0, 3.0)
+    dy = jnp.asarray(GENERATOR.integers(1, 100, (2, 3, 4, 5)), jnp.float32)
+
+    def loss(params, block, pool):
+        y, _ = block.apply(variables | {"params": params}, x, mutable=["batch_stats"])
+        return jnp.sum(dy * pool(y))
+
+    found = jax.grad(loss)(variables["params"], pooled, lambda y: y)
+    expected = jax.grad(loss)(variables["params"], whole, lambda y: max_pool(y, 3, 2))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-3), found, expected)
+    outputs, state = pooled.apply(variables, x, mutable=["intermediates", "batch_stats"])
+    (recorded,) = state["intermediates"]["output"]
+    np.testing.assert_array_equal(outputs, max_pool(recorded, 3, 2))
 
 
 def test_initial_weights_have_the_stated_spread_and_are_the_same_traced_or_not():

@@ -79,18 +79,18 @@ def test_the_stem_and_the_pools_come_in_the_papers_order():
     ops = dataclasses.replace(
         REFERENCE,
         max_pool=note("max", max_pool),
-        relu_max_pool=note("max", max_pool),
         local_response_norm=note("lrn", lambda x, lrn: x),
         relu=note("relu", nn.relu),
     )
     model = GoogLeNet(architecture(aux_after=()), ops=ops)
     images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     jax.eval_shape(lambda x: model.init(jax.random.key(0), x), images)
-    assert steps[:7] == [
-        ("relu", 112), ("max", 112, 3, 2), ("lrn", 56, model.arch.lrn), ("relu", 56), ("relu", 56),
+    assert steps[:8] == [
+        ("relu", 112),  # recorded, but not used
+        ("max", 112, 3, 2), ("relu", 56), ("lrn", 56, model.arch.lrn), ("relu", 56), ("relu", 56),
         ("lrn", 56, model.arch.lrn), ("max", 56, 3, 2),
     ]  # fmt: skip
-    pools = [step for step in steps[7:] if step[0] == "max"]
+    pools = [step for step in steps[8:] if step[0] == "max"]
     inner = {side: ("max", side, 3, 1, 1) for side in (28, 14, 7)}
     assert pools == [
         *[inner[28]] * 2, ("max", 28, 3, 2), *[inner[14]] * 5, ("max", 14, 3, 2), *[inner[7]] * 2,

@@ -50,6 +50,8 @@ def test_arrays_are_counted_in_their_own_size():
     assert array_bytes("bf16[256,56,56,192]{0,3,2,1:T(8,128)(2,1)S(1)}") == 2 * 256 * 56 * 56 * 192
     assert array_bytes("(f32[2]{0}, (pred[3]{0}, u8[5]{0}), s32[])") == 8 + 3 + 5 + 4
     assert array_bytes("f8e4m3fn[7]") == 7
+    on_chip = "(f32[2]{0:T(128)}, f32[3]{0:T(128)S(1)}, f32[5])"
+    assert (array_bytes(on_chip), array_bytes(on_chip, main_memory=True)) == (40, 28)
     assert array_bytes("token[]") == 0
     assert array_bytes("s4[6]") == 3
     with pytest.raises(UserError, match="'x7'"):
@@ -63,13 +65,43 @@ def test_collectives_are_counted_by_kind_with_the_bytes_of_their_results():
     )
 
 
-def test_the_traffic_is_what_the_entry_reads_and_writes():
+def test_the_traffic_is_what_the_entry_reads_and_writes_in_main_memory():
+    """%p.0 is in on-chip memory: `S(1)`."""
     fusion = 16 * 8 * 2 + 16 * 4 * 2
-    copy = 2 * (16 * 4 * 2) + 4 + 16 * 4 * 2
-    reductions = (128 + 8 + 2 * 128) + (40 + 128)
-    rest = (64 + 128) + (4 + 64 + 256) + (4 + 256) + 2 * (8 + 128)
-    rest += 128 + 512 + 128
+    copy = 16 * 4 * 2
+    reductions = (128 + 8) + 40
+    rest = 64 + (128 + 512) + (4 + 64 + 256) + (4 + 256) + 2 * 8
     assert count_traffic(PROGRAM) == fusion + copy + reductions + rest
+
+
+LOOP = """HloModule jit_loop
+
+%body.1 (p: f32[100]) -> f32[100] {
+  %p = f32[100]{0} parameter(0)
+  ROOT %negate.1 = f32[100]{0} negate(%p)
+}
+
+%condition.1 (p: f32[100]) -> pred[] {
+  %p = f32[100]{0} parameter(0)
+  ROOT %constant.1 = pred[] constant(true)
+}
+
+ENTRY %main (p: f32[400]) -> f32[400] {
+  %p = f32[400]{0:T(512)} parameter(0)
+  %slice-start = ((f32[400]{0:T(512)}), f32[100]{0:T(512)S(1)}, s32[]{:S(2)}) slice-start(%p), slice={[0:100]}
+  %slice-done = f32[100]{0:T(512)S(1)} slice-done(%slice-start)
+  %while.1 = f32[100]{0} while(%slice-done), condition=%condition.1, body=%body.1, backend_config={"known_trip_count":{"n":"7"}}
+  %copy-start = (f32[100]{0:T(512)}, f32[100]{0:T(512)S(1)}, u32[]{:S(2)}) copy-start(%slice-done)
+  ROOT %copy-done = f32[100]{0:T(512)} copy-done(%copy-start)
+}
+"""  # noqa: E501
+
+
+def test_a_copied_piece_counts_once_and_a_loops_body_as_often_as_it_runs():
+    piece, turn = 400 + 4, 2 * 400  # the 4 bytes are the copy's context
+    assert count_traffic(LOOP) == piece + 7 * turn + 400
+    unknown = LOOP.replace(', backend_config={"known_trip_count":{"n":"7"}}', "")
+    assert count_traffic(unknown) == piece + turn + 400
 
 
 def test_fusions_products_and_library_calls_are_counted():
