@@ -114,7 +114,8 @@ def test_a_model_trains_on_a_parquet_set_and_is_evaluated_by_name(tmp_path, sets
     flowers(tmp_path / "flowers")
     run_prepare(f"parquet:{tmp_path / 'flowers'}", "--bad-limit", 0.1)
     options = "--epochs 1 --batch-size 8 --eval-batch-size 8 --data.image-size 16 "
-    options += "--data.resize-to 16 --model.width-multiplier 0.0625 --model.stem small"
+    options += "--data.resize-to 16 --model.width-multiplier 0.0625 --model.stem small "
+    options += "--model.blocks 3a 4a 5b --model.aux-after 4a"
     run = str(tmp_path / "run")
     arguments = ["--data.source", "tfds:flowers", "--workdir", run, *options.split()]
     assert train.main(arguments) == 0
@@ -461,7 +462,8 @@ def test_a_model_trains_on_a_webdataset_and_is_evaluated(tmp_path, sets, capsys)
     shards(tmp_path / "wds", LABELS)
     run_prepare(f"wds:{tmp_path / 'wds'}", "--bad-limit", 0.3)
     options = "--epochs 1 --batch-size 8 --eval-batch-size 8 --data.image-size 16 "
-    options += "--data.resize-to 16 --model.width-multiplier 0.0625 --model.stem small"
+    options += "--data.resize-to 16 --model.width-multiplier 0.0625 --model.stem small "
+    options += "--model.blocks 3a 4a 5b --model.aux-after 4a"
     run = str(tmp_path / "run")
     assert train.main(["--data.source", "tfds:wds", "--workdir", run, *options.split()]) == 0
     capsys.readouterr()
