@@ -68,9 +68,9 @@ class Conv(nn.Conv):
         kernel = self.param("kernel", self.kernel_init, (*sizes, x_BHWC.shape[-1], self.features))
         if self.use_bias:
             self.param("bias", self.bias_init, (self.features,))
-        cast: list[Any] = self.promote_dtype(x_BHWC, kernel, dtype=self.dtype)
         if product_BHWC is not None:
             return product_BHWC
+        cast: list[Any] = self.promote_dtype(x_BHWC, kernel, dtype=self.dtype)
         return self.ops.convolve(*cast, self.strides, self.padding)
 
 

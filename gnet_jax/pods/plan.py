@@ -37,7 +37,7 @@ BITS = {"pred": 8, "bf16": 16, "token": 0, "opaque": 0} | {
 }
 INSTRUCTION = re.compile(r"(?m)^\s*(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*?)\)(?:, |$)")
 ARRAY = re.compile(r"\b([a-z]+\d*)(?:e\d+m\d+\w*)?\[([\d,]*)\](\{[^}]*S\(\d+\)[^}]*\})?")
-COMPUTATION = re.compile(r"(?ms)^(ENTRY )?%?([\w.-]+) \([^\n]*\{\n(.*?)^\}")
+COMPUTATION = re.compile(r"(?ms)^%?([\w.-]+) \([^\n]*\{\n(.*?)^\}")
 LOOP = re.compile(r"\bwhile\(.*?\bbody=%?([\w.-]+)(?:.*?known_trip_count\D+(\d+))?")
 
 
@@ -193,20 +193,19 @@ def count_traffic(text: str) -> int:
     do not count, and copies to it count once. XLA's own count for TPUs includes both, and counts
     each copied piece of an array as the whole array.
     """
-    bodies = {name: body for _, name, body in COMPUTATION.findall(text)}
+    bodies = dict(COMPUTATION.findall(text))
 
     def traffic(body: str) -> int:
         total = sum(traffic(bodies[name]) * int(times or 1) for name, times in LOOP.findall(body))
-        everywhere = instructions(body)
-        for opcode, written, read in instructions(body, main_memory=True):
-            _, result, operands = next(everywhere)
+        both = zip(instructions(body), instructions(body, main_memory=True), strict=True)
+        for (opcode, result, operands), (_, written, read) in both:
             if opcode in ("copy-start", "slice-start"):  # their results include their operands
                 written, read = written - read, min(read, result - operands)
             if opcode not in FREE and not opcode.endswith("-done"):
                 total += written + read
         return total
 
-    return traffic(next(body for entry, _, body in COMPUTATION.findall(text) if entry))
+    return traffic(_entry(text))
 
 
 def count_operations(text: str) -> tuple[int, int]:

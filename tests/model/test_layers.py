@@ -121,7 +121,7 @@ def test_tensorflows_padding_moves_the_windows_and_keeps_the_sizes():
 
 @pytest.mark.parametrize("norm", [None, partial(nn.BatchNorm, use_running_average=False)])
 def test_a_max_pool_before_the_bias_changes_neither_the_result_nor_the_gradients(norm):
-    """The weights are small whole numbers, so that sums are exact in any order."""
+    """The weights are small whole numbers, so that windows have equal maxima."""
     pooled, whole = (ConvBlock(5, 3, norm=norm, pool=pool) for pool in ((3, 2), None))
     x = jnp.asarray(GENERATOR.integers(-3, 4, (2, 7, 8, 3)), jnp.float32)
     variables = pooled.init(jax.random.PRNGKey(0), x)
