@@ -7,8 +7,8 @@ or, with the images in .npz files, `python train.py cifar10 --data.source 'npz:C
 
 Data: 50,000 training and 10,000 validation images of 32x32 pixels. The stem keeps their full
 resolution, because it has one max pool only. A batch-norm GoogLeNet with five of the nine blocks
-and half the paper's width, an auxiliary head, and a narrow stem: nine blocks learn more slowly in
-so few epochs. The first 60 % of the steps reduce the images to 24x24 pixels, which takes about half
+and half the paper's width, an auxiliary head, and a narrow stem: nine narrower blocks learn more
+slowly at first. The first 60 % of the steps reduce the images to 24x24 pixels, which takes 60 % of
 the time. The learning rate rises over the first two epochs and falls to zero by the end.
 Regularisation and augmentation are light, because there are few epochs: no dropout, mirrored
 images, and shifts by at most two pixels.
