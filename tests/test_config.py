@@ -91,7 +91,7 @@ FIELDS = {
     "augment.mixup": (0.0, [5.0], [-1e-6]),
     "loss.aux_weight": (0.3, [0.0, 2.0], [-1e-6]),
     "loss.label_smoothing": (0.0, [0.999], [1.0, -1e-6]),
-    "optim.optimizer": ("sgd", ["nesterov", "rmsprop", "adamw", "lars", "lamb"], ["adam"]),
+    "optim.optimizer": ("sgd", ["nesterov", "rmsprop", "adamw", "lars", "lamb", "muon"], ["adam"]),
     "optim.learning_rate": (0.01, [1e-9], [0.0]),
     "optim.scale_learning_rate": (None, ["linear", "sqrt"], ["none"]),
     "optim.reference_batch": (None, [1], [0]),

@@ -165,9 +165,10 @@ class LossConfig:
 class OptimConfig:
     """The optimiser, its schedule and the averaging of parameters."""
 
-    optimizer: Literal["sgd", "nesterov", "rmsprop", "adamw", "lars", "lamb"] = "sgd"
+    optimizer: Literal["sgd", "nesterov", "rmsprop", "adamw", "lars", "lamb", "muon"] = "sgd"
     """sgd: SGD with momentum (the paper). nesterov: SGD with Nesterov momentum.
-    rmsprop, adamw: as in optax. lars, lamb: SGD and Adam for large batches (docs/pods.md)."""
+    rmsprop, adamw: as in optax. lars, lamb: SGD and Adam for large batches (docs/pods.md).
+    muon: orthogonal steps for kernels of convolutions, Adam for the rest; learns in few epochs."""
     learning_rate: Annotated[Positive, arg(aliases=["--lr"])] = 0.01
     """Peak learning rate for the whole batch, over all devices and hosts."""
     scale_learning_rate: Literal["linear", "sqrt"] | None = None
@@ -175,7 +176,7 @@ class OptimConfig:
     reference_batch: Count | None = None
     """Batch size for which learning_rate is given, if it is scaled; None is 256."""
     momentum: BelowOne = 0.9
-    """Momentum of sgd, nesterov, rmsprop and lars; the first beta of adamw and lamb."""
+    """Momentum of sgd, nesterov, rmsprop and lars; the first beta of adamw, lamb and muon."""
     weight_decay: NotNegative = 2e-4
     """Weight decay of the kernels. Biases and batch norm parameters have none."""
     bias_lr_factor: NotNegative = 2.0

@@ -11,12 +11,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 from gnet_jax.config import Config, ConfigError, OptimConfig, choose
 from gnet_jax.model.layers import Role, roles_by_path
 
 REFERENCE_BATCH = 256  # for which learning rates in the literature are given
 LARS_TRUST = 0.001  # the trust coefficient (arXiv 1708.03888)
+MUON_RMS = 0.2  # of a kernel's updates, about that of Adam's updates (arXiv 2502.16982)
 _WARMUP = 10  # during its warm-up, an average covers about the last tenth of the steps so far
 
 
@@ -74,6 +76,18 @@ def make_optimizer(
         # kernels only: biases and batch norm would get rates near zero from their small norms.
         "lars": (decay, trust(LARS_TRUST), rate, optax.trace(o.momentum)),
         "lamb": (optax.scale_by_adam(b1=o.momentum, eps=1e-6), decay, trust(1.0), rate),
+        # optax's Muon descends, as `rate` does, hence the minus.
+        "muon": (
+            optax.contrib.muon(
+                -1.0,
+                beta=o.momentum,
+                adam_b1=o.momentum,
+                muon_weight_dimension_numbers=_convolution_axes,
+                consistent_rms=MUON_RMS,
+            ),
+            decay,
+            rate,
+        ),
     }
     frozen = partial(_select, chosen=partial(matches, patterns=o.freeze))
     freeze = optax.masked(optax.set_to_zero(), frozen)
@@ -153,6 +167,12 @@ def stop_frozen_gradients(params: Any, patterns: tuple[str, ...]) -> Any:
     """Returns `params` with stopped gradients for the frozen ones, to shorten the backward pass."""
     frozen = _select(params, partial(matches, patterns=patterns))
     return jax.tree.map(lambda x, stop: jax.lax.stop_gradient(x) if stop else x, params, frozen)
+
+
+def _convolution_axes(params: Any) -> Any:
+    """Returns the axes of inputs and of outputs for kernels of convolutions, and None elsewhere."""
+    axes = optax.contrib.MuonDimensionNumbers((0, 1, 2), 3)
+    return jax.tree.map(lambda x: axes if x.ndim == 4 else None, params)
 
 
 def _has_role(role: Role) -> Callable[[Any], Any]:

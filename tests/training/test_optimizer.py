@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 
 from gnet_jax.config import Config, OptimConfig, UserError, load_recipe
@@ -90,7 +91,9 @@ def update(step_count=1, gradient=0.0, **options):
     }
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "nesterov", "rmsprop", "adamw", "lars", "lamb"])
+@pytest.mark.parametrize(
+    "optimizer", ["sgd", "nesterov", "rmsprop", "adamw", "lars", "lamb", "muon"]
+)
 def test_kernels_alone_are_decayed(optimizer):
     after = update(optimizer=optimizer, learning_rate=0.1, weight_decay=0.01)
     assert after.pop("conv/kernel") < 1
@@ -175,6 +178,28 @@ def test_lamb_gives_each_kernel_a_step_as_long_as_its_rate_times_its_norm():
     assert list(after.values()) == pytest.approx([bias] * 3, rel=1e-4)
 
 
+def test_muon_turns_the_gradient_of_a_convolution_into_an_orthogonal_step():
+    """The step has equal singular values, within those of its approximation, and an RMS of 0.2."""
+    gradient = np.float32(np.random.default_rng(0).normal(size=(3, 3, 2, 6)) ** 3)
+    params = {
+        "conv": {"kernel": np.zeros_like(gradient), "bias": np.zeros(6, np.float32)},
+        "linear": {"kernel": np.zeros((4, 2), np.float32), "bias": np.zeros(2, np.float32)},
+    }
+    grads = jax.tree.map(np.ones_like, params)
+    grads["conv"]["kernel"] = gradient
+    o = OptimConfig(optimizer="muon", learning_rate=0.1, schedule="constant")
+    after = walk(make_optimizer(o, 10, 100).tx, params, [grads])
+    step, matrix = -np.reshape(after["conv"]["kernel"], (18, 6)), gradient.reshape(18, 6)
+    left, sizes, right = np.linalg.svd(matrix, full_matrices=False)
+    assert sizes.max() > 2 * sizes.min()
+    found = np.diagonal(left.T @ step @ right.T)
+    assert 0.6 < found.min() / (0.1 * 0.2 * 18**0.5) and found.max() / (0.1 * 0.2 * 18**0.5) < 1.3
+    np.testing.assert_allclose((left * found) @ right, step, atol=1e-3)
+    others = walk(optax.nadam(0.1), params, [grads])
+    np.testing.assert_allclose(after["linear"]["kernel"], others["linear"]["kernel"], rtol=1e-5)
+    np.testing.assert_allclose(after["conv"]["bias"], 2 * others["conv"]["bias"], rtol=1e-5)
+
+
 def odd_tree():
     """Parameters with other norms than those of `PARAMS`, and gradients for three steps."""
     draw = np.random.default_rng(0).normal
@@ -196,7 +221,7 @@ def walk(transformation, params, grads):
     return params
 
 
-@pytest.mark.parametrize("name", ["lars", "lamb"])
+@pytest.mark.parametrize("name", ["lars", "lamb", "muon"])
 def test_without_a_bias_factor_it_is_optaxs_own_with_everything_but_kernels_left_out(name):
     params, grads = odd_tree()
     kernels = jax.tree.map_with_path(lambda path, _: path[-1].key == "kernel", params)
@@ -207,6 +232,17 @@ def test_without_a_bias_factor_it_is_optaxs_own_with_everything_but_kernels_left
         "lamb": lambda: optax.chain(
             optax.masked(optax.lamb(0.1, b1=0.8, weight_decay=0.3), kernels),
             optax.masked(adam, others),
+        ),
+        "muon": lambda: optax.contrib.muon(
+            0.1,
+            beta=0.8,
+            adam_b1=0.8,
+            weight_decay=0.3,
+            consistent_rms=0.2,
+            muon_weight_dimension_numbers=jax.tree.map(
+                lambda kernel: optax.contrib.MuonDimensionNumbers((0, 1, 2), 3) if kernel else None,
+                kernels,
+            ),
         ),
     }[name]()
     o = OptimConfig(
@@ -221,7 +257,7 @@ def test_without_a_bias_factor_it_is_optaxs_own_with_everything_but_kernels_left
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), own, theirs)
 
 
-@pytest.mark.parametrize("name", ["lars", "lamb"])
+@pytest.mark.parametrize("name", ["lars", "lamb", "muon"])
 def test_frozen_layers_stay_and_clipping_and_factors_apply_with_layer_wise_rates(name):
     params, grads = odd_tree()
 
