@@ -6,12 +6,12 @@ r"""CIFAR-10 from scratch, on a laptop.
 or, with the images in .npz files, `python train.py cifar10 --data.source 'npz:CIFAR_{split}.npz'`.
 
 Data: 50,000 training and 10,000 validation images of 32x32 pixels. The stem keeps their full
-resolution, because it has one max pool only. A batch-norm GoogLeNet with five of the nine blocks
-and half the paper's width, an auxiliary head, and a narrow stem: nine narrower blocks learn more
-slowly at first. The first 60 % of the steps reduce the images to 24x24 pixels, which takes 60 % of
-the time. The learning rate rises over the first two epochs and falls to zero by the end.
-Regularisation and augmentation are light, because there are few epochs: no dropout, mirrored
-images, and shifts by at most two pixels.
+resolution, because it has one max pool only. A batch-norm GoogLeNet with four of the nine blocks,
+65 % of the paper's width, an auxiliary head, and a narrow stem: nine narrower blocks learn more
+slowly at first. Muon learns in fewer epochs than SGD. The first 60 % of the steps reduce the images
+to 24x24 pixels, which takes 60 % of the time. The learning rate rises over the first two epochs and
+falls to zero by the end. Regularisation and augmentation are light, because there are few epochs:
+no dropout, mirrored images, and shifts by at most two pixels.
 
 Measured on CIFAR-10 re-encoded as JPEG: 88.16 % of the 10,000 test images after 38 min 49 s on 2
 cores of a Zen 4 CPU, including compilation and validation; 88.70 % with the mirror image of each
@@ -29,15 +29,15 @@ def get_config() -> Config:
     return Config(
         workdir="runs/cifar10",
         epochs=12,
-        batch_size=64,
+        batch_size=128,
         eval_batch_size=250,
         eval_every_epochs=4,
         log_every_steps=100,
         model=ModelConfig(
             variant="batch_norm",
-            blocks=("3a", "3b", "4a", "4e", "5b"),
+            blocks=("3a", "4a", "4e", "5b"),
             aux_after=("4a",),
-            width_multiplier=0.5,
+            width_multiplier=0.65,
             stem="small",
             stem_widths=(16, 16, 64),
             dropout=0.0,
@@ -47,10 +47,11 @@ def get_config() -> Config:
         augment=AugmentConfig(crop="fixed_scale", shift=2, early_size=24, early_share=0.6),
         loss=LossConfig(label_smoothing=0.1),
         optim=OptimConfig(
-            optimizer="nesterov",
-            learning_rate=0.1,
+            optimizer="muon",
+            learning_rate=0.03,
+            momentum=0.95,
             bias_lr_factor=1.0,
-            weight_decay=5e-4,
+            weight_decay=0.05,
             schedule="cosine",
             warmup_epochs=2.0,
             averaging="ema",
