@@ -34,5 +34,12 @@ def get_config() -> Config:
         data=dataclasses.replace(base.data, image_size=128, resize_to=128),
         augment=AugmentConfig(crop_area=(0.35, 1.0), early_size=96, early_share=0.5),
         loss=LossConfig(label_smoothing=0.1),
-        optim=dataclasses.replace(base.optim, warmup_epochs=2.0),
+        optim=dataclasses.replace(
+            base.optim,
+            optimizer="muon",
+            learning_rate=0.02,
+            momentum=0.95,
+            weight_decay=0.05,
+            warmup_epochs=2.0,
+        ),
     )
