@@ -561,10 +561,10 @@ def test_a_plan_is_a_table_or_json_and_says_that_it_compiles(capsys, toy_machine
     shown = capsys.readouterr()
     assert "compiling the training step for toy:8" in shown.err
     found = json.loads(shown.out)
-    assert (found["topology"], found["batch_size"], found["bound"]) == ("toy:8", 64, "network")
+    assert (found["topology"], found["batch_size"], found["bound"]) == ("toy:8", 128, "network")
     odd = ["--eval-batch-size", "250"]  # does not divide over 8; --batch replaces it
-    assert main([*recipe, *odd, "--topology", "toy:8", "toy:8", "--batch", "128", "--json"]) == 0
-    assert [each["batch_size"] for each in json.loads(capsys.readouterr().out)] == [128, 128]
+    assert main([*recipe, *odd, "--topology", "toy:8", "toy:8", "--batch", "64", "--json"]) == 0
+    assert [each["batch_size"] for each in json.loads(capsys.readouterr().out)] == [64, 64]
     assert main([*even, "--epochs", "13"]) == 0
     shown = capsys.readouterr().out
     for text in ("cifar10: 13 epochs of 50,000 images", "toy:8", "3 all-reduce, 1.0 MiB", "yes"):
