@@ -7,6 +7,7 @@ A program can be lowered for a TPU on a machine that has none.
 Shapes: B batch, H height, W width, C channels.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from functools import partial, reduce
@@ -23,7 +24,6 @@ from gnet_jax.ops.fast_conv import convolve, convolve_1x1s
 from gnet_jax.ops.reference import REFERENCE, Ops
 from gnet_jax.ops.sizes import pool_padding, pooled_size
 
-ROWS, COLUMNS = 1, 2  # axes
 # Largest number of values that one matrix product adds up. It adds them one after the other, and in
 # float32 the sum of a million numbers computed in this way is wrong in the fourth digit.
 ADDENDS = 64
@@ -33,17 +33,17 @@ ADDENDS = 64
 def max_pool(x_BHWC: jax.Array, window: int, stride: int, pad: int = 0) -> jax.Array:
     """Computes `reference.max_pool`. Of equal maxima, both give the gradient to the same one.
 
-    On CPUs, XLA computes the gradient window by window, which is slow. So on CPUs this function
-    takes the maximum of shifted views, first along the columns, then along the rows.
+    On CPUs, XLA computes both passes window by window, which is slow. So on CPUs this function
+    takes the maximum of shifted views of the whole input.
     """
 
-    def separable(x):
-        return _pool_axis(_pool_axis(x, COLUMNS, window, stride, pad), ROWS, window, stride, pad)
+    def of_views(x):
+        return reduce(lax.max, _views(x, window, stride, pad))
 
     def plain(x):
         return reference.max_pool(x, window, stride, pad)
 
-    return lax.platform_dependent(x_BHWC, cpu=separable, default=plain)
+    return lax.platform_dependent(x_BHWC, cpu=of_views, default=plain)
 
 
 def _max_pool_forward(x_BHWC, window, stride, pad):
@@ -52,59 +52,65 @@ def _max_pool_forward(x_BHWC, window, stride, pad):
 
 
 def _max_pool_backward(window, stride, pad, saved, dy):
-    def separable(x, y, dy):
-        # In row-major order, the first maximum is in the first row that contains a maximum.
-        rows = _pool_axis(x, COLUMNS, window, stride, pad)
-        d_rows = _to_first(rows, y, dy, ROWS, window, stride, pad)
-        return _to_first(x, rows, d_rows, COLUMNS, window, stride, pad)
+    def to_first(x, y, dy):
+        return _to_first(x, y, dy, window, stride, pad)
 
     def plain(x, _, dy):
         _, pullback = jax.vjp(lambda x: reference.max_pool(x, window, stride, pad), x)
         return pullback(dy)[0]
 
-    return (lax.platform_dependent(*saved, dy, cpu=separable, default=plain),)
+    return (lax.platform_dependent(*saved, dy, cpu=to_first, default=plain),)
 
 
 max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
-def _views(x, axis: int, window: int, stride: int, pad: int) -> list[jax.Array]:
-    """Returns, for each k, an array of every window's element k along `axis`, padded with -inf."""
-    padding = [(0, 0, 0)] * x.ndim
-    ((low, high),) = pool_padding([x.shape[axis]], window, stride, pad)
-    padding[axis] = (low, high, 0)
-    last = (pooled_size(x.shape[axis], window, stride, pad) - 1) * stride + 1
-    x = lax.pad(x, jnp.array(-jnp.inf, x.dtype), padding)
-    return [lax.slice_in_dim(x, k, k + last, stride, axis) for k in range(window)]
+def _views(x, window: int, stride: int, pad: int) -> list[jax.Array]:
+    """Returns one array for each element of a window, in row-major order: this element of every
+    window, or -inf in the padding.
+    """
+    edges = pool_padding(x.shape[1:3], window, stride, pad)
+    rows, columns = ((pooled_size(n, window, stride, pad) - 1) * stride + 1 for n in x.shape[1:3])
+    # Without the barrier, XLA would compute the padding again in every view.
+    x = lax.optimization_barrier(_pad(x, edges, -jnp.inf))
+    return [
+        x[:, i : i + rows : stride, j : j + columns : stride]
+        for i in range(window)
+        for j in range(window)
+    ]
 
 
-def _pool_axis(x, axis: int, window: int, stride: int, pad: int) -> jax.Array:
-    return reduce(lax.max, _views(x, axis, window, stride, pad))
+def _pad(x, edges, value) -> jax.Array:
+    """Pads the rows and columns of `x`."""
+    around = [(0, 0, 0), *((low, high, 0) for low, high in edges), (0, 0, 0)]
+    return lax.pad(x, jnp.asarray(value, x.dtype), around)
 
 
-def _to_first(x, y, dy, axis: int, window: int, stride: int, pad: int) -> jax.Array:
-    """Returns the gradient at `x` of `_pool_axis`; `dy` goes to the first maximum of a window."""
-    shares, taken = [], jnp.zeros(y.shape, bool)
-    for view in _views(x, axis, window, stride, pad):
-        hit = view == y
-        shares.append(jnp.where(hit & ~taken, dy, 0))
-        taken |= hit
+def _to_first(x, y, dy, window: int, stride: int, pad: int) -> jax.Array:
+    """Returns the gradient of the max pool: `dy` of a window goes to its first maximum."""
+    place = jnp.full(y.shape, -1, np.min_scalar_type(-(window**2)))
+    for k, view in reversed(list(enumerate(_views(x, window, stride, pad)))):
+        place = jnp.where(view == y, k, place)
     # Position stride * i + r of the padded input is element r of window i, element r + stride of
     # window i - 1, and so on. Sum these for each r, then interleave the sums.
-    size, out = x.shape[axis], y.shape[axis]
-    groups = -(-(size + pad) // stride)
-    sums = []
-    for r in range(stride):
-        total = jnp.zeros((), dy.dtype)
-        for k in range(r, window, stride):
-            padding = [(0, 0, 0)] * x.ndim
-            padding[axis] = (k // stride, groups - k // stride - out, 0)
-            total += lax.pad(shares[k], jnp.zeros((), dy.dtype), padding)
-        sums.append(total)
-    shape = list(x.shape)
-    shape[axis] = groups * stride
-    dx = sums[0] if stride == 1 else jnp.stack(sums, axis + 1).reshape(shape)
-    return lax.slice_in_dim(dx, pad, pad + size, axis=axis)
+    sizes, before = x.shape[1:3], (window - 1) // stride
+    rows, columns = (-(-(n + pad) // stride) for n in sizes)
+    edges = [(before, rows - y.shape[1]), (before, columns - y.shape[2])]
+    place, dy = lax.optimization_barrier((_pad(place, edges, -1), _pad(dy, edges, 0)))
+    elements = [range(r, window, stride) for r in range(stride)]
+    lines = []
+    for i_all in elements:
+        sums = []
+        for j_all in elements:
+            total = jnp.zeros((x.shape[0], rows, columns, x.shape[3]), dy.dtype)
+            for i, j in itertools.product(i_all, j_all):
+                top, left = before - i // stride, before - j // stride
+                part = np.s_[:, top : top + rows, left : left + columns]
+                total += jnp.where(place[part] == i * window + j, dy[part], 0)
+            sums.append(total)
+        lines.append(jnp.stack(sums, axis=3))
+    dx = jnp.stack(lines, axis=2).reshape(x.shape[0], rows * stride, columns * stride, -1)
+    return dx[:, pad : pad + sizes[0], pad : pad + sizes[1]]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from gnet_jax.ops.sizes import pool_padding
+from gnet_jax.ops.sizes import pool_padding, pooled_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,22 +38,39 @@ def max_pool(x_BHWC: jax.Array, window: int, stride: int, pad: int = 0) -> jax.A
 
 def average_pool(x_BHWC: jax.Array, window: int, stride: int) -> jax.Array:
     """Returns the average pool, with Caffe's output size. Averages exclude the padding."""
-    padding: Any = pool_padding(x_BHWC.shape[1:3], window, stride)
-    return nn.avg_pool(x_BHWC, (window, window), (stride, stride), padding, count_include_pad=False)
+
+    def windows(n: int) -> list[slice]:
+        starts = range(0, pooled_size(n, window, stride) * stride, stride)
+        return [slice(start, start + window) for start in starts]
+
+    return _average(x_BHWC, windows)
 
 
 def adaptive_average_pool(x_BHWC: jax.Array, out: int) -> jax.Array:
     """Returns an average pool with output `out` x `out`, as torch's adaptive_avg_pool2d does."""
 
+    def windows(n: int) -> list[slice]:
+        return [slice(i * n // out, -(-(i + 1) * n // out)) for i in range(out)]
+
+    return _average(x_BHWC, windows)
+
+
+def _average(x_BHWC: jax.Array, windows: Callable[[int], list[slice]]) -> jax.Array:
+    """Returns the average over `windows(H)` x `windows(W)`.
+
+    As matrix products, because XLA's gradient of a pool is slow on CPUs.
+    """
+
     def averaging_matrix(n: int) -> np.ndarray:
-        matrix = np.zeros((out, n), np.float32)
-        for i in range(out):
-            start, end = i * n // out, -(-(i + 1) * n // out)
-            matrix[i, start:end] = 1 / (end - start)
-        return matrix
+        rows = np.zeros((len(windows(n)), n), np.float32)
+        for row, window in zip(rows, windows(n), strict=True):
+            row[window] = 1 / len(row[window])
+        return rows
 
     rows, columns = (averaging_matrix(n) for n in x_BHWC.shape[1:3])
-    return jnp.einsum("ih,jw,bhwc->bijc", rows, columns, x_BHWC).astype(x_BHWC.dtype)
+    exact = lax.Precision.HIGHEST
+    y = jnp.einsum("ih,jw,bhwc->bijc", rows, columns, x_BHWC, precision=exact)
+    return y.astype(x_BHWC.dtype)
 
 
 convolve = partial(lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC"))
