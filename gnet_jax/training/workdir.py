@@ -219,8 +219,11 @@ def check_not_lost(folder: Path, checkpoints: Place) -> None:
 
 def package_versions() -> dict[str, str]:
     """Returns the installed versions of the packages in `PACKAGES` and `DECODERS`."""
-    found = {each.name: each.version for each in importlib.metadata.distributions()}
-    return {name: found[name] for name in (*PACKAGES, *DECODERS) if name in found}
+    found = {}
+    for name in (*PACKAGES, *DECODERS):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def compiler_flags() -> dict[str, str | None]:
