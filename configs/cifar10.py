@@ -28,7 +28,7 @@ def get_config() -> Config:
     """Returns the config of this recipe."""
     return Config(
         workdir="runs/cifar10",
-        epochs=12,
+        epochs=13,
         batch_size=128,
         eval_batch_size=250,
         eval_every_epochs=4,
