@@ -71,7 +71,7 @@ def _views(x, window: int, stride: int, pad: int) -> list[jax.Array]:
     """
     edges = pool_padding(x.shape[1:3], window, stride, pad)
     rows, columns = ((pooled_size(n, window, stride, pad) - 1) * stride + 1 for n in x.shape[1:3])
-    # Without the barrier, XLA would compute the padding again in every view.
+    # Without the barrier, XLA would read some views from `x` and some from its padded copy.
     x = lax.optimization_barrier(_pad(x, edges, -jnp.inf))
     return [
         x[:, i : i + rows : stride, j : j + columns : stride]

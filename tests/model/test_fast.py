@@ -17,11 +17,17 @@ from gnet_jax.training.sharding import data_mesh, replicated, split
 from tests.tiny import tiny_arch, tiny_variables
 
 GENERATOR = np.random.default_rng(0)
+START = GENERATOR.bit_generator.state
 POOLS = [(3, 2, 0), (2, 2, 0), (3, 1, 1), (2, 2, 1), (3, 3, 1)]
 # JAX 0.7 has it in another place.
 enable_x64 = (jax if hasattr(jax, "enable_x64") else jax.experimental).enable_x64
 PAPERS_LRN, GOOGLES_LRN = (VARIANTS[name].lrn for name in ("paper", "google_release"))
 TOLERANCE = {jnp.float32: 1e-5, jnp.bfloat16: 2**-7}  # of the largest value
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers_in_any_order():
+    GENERATOR.bit_generator.state = START
 
 
 def with_gradient(function, x, dy):
