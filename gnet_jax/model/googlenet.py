@@ -220,7 +220,8 @@ def init(model: GoogLeNet, key: jax.Array, image_size: int) -> dict[str, Any]:
 
 def abstract_variables(model: GoogLeNet, image_size: int) -> dict[str, Any]:
     """Returns the tree of `init` with shapes and dtypes as leaves; raises ValueError as `init`."""
-    return jax.tree.map(lambda shape: shape, _variable_shapes(model, image_size))  # a new tree
+    module: Any = model  # hashable, but the type checker does not know it
+    return jax.tree.map(lambda shape: shape, _variable_shapes(module, image_size))  # a new tree
 
 
 @lru_cache(maxsize=16)  # a run needs the shapes twice, and a trace takes 0.2 seconds
