@@ -33,7 +33,7 @@ ADDENDS = 64
 def max_pool(x_BHWC: jax.Array, window: int, stride: int, pad: int = 0) -> jax.Array:
     """Computes `reference.max_pool`. Of equal maxima, both give the gradient to the same one.
 
-    On CPUs, XLA computes both passes window by window, which is slow. So on CPUs this function
+    On CPUs, XLA computes the gradient window by window, which is slow. So on CPUs this function
     takes the maximum of shifted views of the whole input.
     """
 
