@@ -5,7 +5,7 @@ Shapes: B batch, H height, W width, C channels, K classes.
 
 import dataclasses
 from collections.abc import Mapping
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -220,12 +220,6 @@ def init(model: GoogLeNet, key: jax.Array, image_size: int) -> dict[str, Any]:
 
 def abstract_variables(model: GoogLeNet, image_size: int) -> dict[str, Any]:
     """Returns the tree of `init` with shapes and dtypes as leaves; raises ValueError as `init`."""
-    module: Any = model  # hashable, but the type checker does not know it
-    return jax.tree.map(lambda shape: shape, _variable_shapes(module, image_size))  # a new tree
-
-
-@lru_cache(maxsize=16)  # a run needs the shapes twice, and a trace takes 0.2 seconds
-def _variable_shapes(model: GoogLeNet, image_size: int) -> dict[str, Any]:
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     plain = model.clone(ops=_SHAPES_ONLY)
     variables: Any = jax.eval_shape(plain.init, jax.random.PRNGKey(0), images)
