@@ -62,10 +62,11 @@ def _average(x_BHWC: jax.Array, windows: Callable[[int], list[slice]]) -> jax.Ar
     """
 
     def averaging_matrix(n: int) -> np.ndarray:
-        rows = np.zeros((len(windows(n)), n), np.float32)
-        for row, window in zip(rows, windows(n), strict=True):
-            row[window] = 1 / len(row[window])
-        return rows
+        parts, dtype = windows(n), jnp.promote_types(x_BHWC.dtype, jnp.float32)
+        matrix = np.zeros((len(parts), n), dtype)
+        for row, part in zip(matrix, parts, strict=True):
+            row[part] = 1 / len(row[part])
+        return matrix
 
     rows, columns = (averaging_matrix(n) for n in x_BHWC.shape[1:3])
     exact = lax.Precision.HIGHEST

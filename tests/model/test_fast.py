@@ -72,6 +72,15 @@ def test_max_pool_passes_on_what_is_not_a_number():
     np.testing.assert_array_equal(found, expected)
 
 
+def test_average_pools_of_double_precision_are_not_rounded_to_single():
+    x = GENERATOR.normal(size=(1, 7, 7, 2))
+    with enable_x64(True):
+        whole = reference.average_pool(jnp.asarray(x), 7, 1)
+        part = reference.adaptive_average_pool(jnp.asarray(x), 2)[0, 0, 1]
+    np.testing.assert_allclose(whole[0, 0, 0], x[0].mean((0, 1)), rtol=1e-13, atol=1e-15)
+    np.testing.assert_allclose(part, x[0, :4, 3:].mean((0, 1)), rtol=1e-13, atol=1e-15)
+
+
 @pytest.mark.parametrize("lrn", [PAPERS_LRN, GOOGLES_LRN, (11, 2.0, 1e-3, 1.25)])
 @pytest.mark.parametrize(
     ("channels", "dtype"), [(3, jnp.float32), (11, jnp.float32), (64, jnp.bfloat16)]
