@@ -18,7 +18,7 @@ from tests.tiny import tiny_arch, tiny_variables
 
 GENERATOR = np.random.default_rng(0)
 START = GENERATOR.bit_generator.state
-POOLS = [(3, 2, 0), (2, 2, 0), (3, 1, 1), (2, 2, 1), (3, 3, 1)]
+POOLS = [(3, 2, 0), (2, 2, 0), (3, 1, 1), (2, 2, 1), (3, 3, 1), (2, 3, 0), (12, 1, 5)]
 # JAX 0.7 has it in another place.
 enable_x64 = (jax if hasattr(jax, "enable_x64") else jax.experimental).enable_x64
 PAPERS_LRN, GOOGLES_LRN = (VARIANTS[name].lrn for name in ("paper", "google_release"))
