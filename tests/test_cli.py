@@ -681,7 +681,12 @@ def test_the_options_of_a_command_reach_the_function_that_does_the_work(
 
 @pytest.mark.parametrize(
     ("source", "recipe"),
-    [("imagenet2012", "imagenet_modern"), ("cifar10", "cifar10"), ("mnist:3.0.1", "folder")],
+    [
+        ("imagenet2012", "imagenet_modern"),
+        ("cifar10", "cifar10"),
+        ("imagenette/160px-v2", "imagenette"),
+        ("mnist:3.0.1", "folder"),
+    ],
 )
 def test_prepare_prints_the_command_that_trains_on_the_set(
     tmp_path, monkeypatch, capsys, source, recipe

@@ -109,8 +109,14 @@ def prepare(
     counts = ", ".join(f"{count:,} {split}" for split, count in prepared.images.items())
     print(f"{prepared.folder}: {counts} images. Train on them with:")
     setting = "" if data_dir is None else f"TFDS_DATA_DIR={shlex.quote(os.path.abspath(data_dir))} "
-    recipes = {"imagenet2012": "imagenet_modern", "cifar10": "cifar10", "cifar100": "cifar10"}
-    recipe = recipes.get(source.split(":")[1], "folder")  # the name without the version
+    recipes = {
+        "imagenet2012": "imagenet_modern",
+        "cifar10": "cifar10",
+        "cifar100": "cifar10",
+        "imagenette": "imagenette",
+    }
+    name = re.split("[:/]", source)[1]  # without the size of the images and the version
+    recipe = recipes.get(name, "folder")
     print(f"  {setting}gnet train {recipe} --data.source {source}")
 
 
