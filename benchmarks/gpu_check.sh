@@ -17,6 +17,10 @@
 # extras [cuda,fast]. LIMITS has the seconds of the parts, in this order. SMALL=1 runs everything in
 # small, for a CPU.
 set -uo pipefail
+if [ $# -gt 0 ]; then # it has variables instead of options
+  sed -n '2,/^set/s/^# \{0,1\}//p' "$0"
+  exit 2
+fi
 cd "$(dirname "$0")/.." || exit
 
 OUT=${OUT:-gpu_check}

@@ -6,8 +6,8 @@ thread, in total, and for reading it back), of hashing and of a restore. WIDTH 1
 the full network: 13.4 million parameters, their momentum and their average.
 """
 
+import argparse
 import statistics
-import sys
 import tempfile
 import time
 from functools import partial
@@ -106,6 +106,10 @@ def _placed(x: jax.Array) -> jax.ShapeDtypeStruct:
 
 
 if __name__ == "__main__":
-    whole_state, its_optimizer = full_state(float(sys.argv[1]) if len(sys.argv) > 1 else 1.0)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("width", type=float, nargs="?", default=1.0, metavar="WIDTH")
+    whole_state, its_optimizer = full_state(parser.parse_args().width)
     guard(whole_state, its_optimizer)
     save(whole_state)

@@ -64,6 +64,6 @@ def main(arguments: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) < 3:
-        sys.exit(f"usage: python {sys.argv[0]} SWEEP CONFIG [--field.path value ...]")
+        sys.exit(__doc__)
     use_compilation_cache()
     main(sys.argv[1:])
