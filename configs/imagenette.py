@@ -6,8 +6,8 @@
 or, with the photos in folders, `python train.py imagenette --data.source folder:imagenette160`.
 
 Data: ten classes of ImageNet, 9,469 training and 3,925 validation photos. A batch-norm GoogLeNet of
-three eighths of the paper's width, with both auxiliary heads. The first half of the steps reduces
-the images to 96x96 pixels, which takes about half the time.
+three eighths of the paper's width, with both auxiliary heads. In the first half of the steps,
+images are reduced to 96x96 pixels; such a step takes about half the time of a full one.
 
 Measured on photos that were warped to 160x160 pixels: 87.31 % of the validation photos after 19 min
 54 s on 2 CPU cores with AVX-512. This time includes 102 s of compilation and 33 s of validation.

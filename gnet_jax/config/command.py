@@ -26,7 +26,7 @@ class Join:
 
     distributed: Literal["auto", "on", "off"] = "auto"
     """Whether this process works together with other processes.
-    auto: in a TPU VM, GKE, Slurm or Open MPI job, or if --coordinator is given.
+    auto: in a TPU VM, GKE, Kubernetes, Slurm or Open MPI job, or with one of the options below.
     on: always; it is an error if no other processes are found. off: never."""
     coordinator: str | None = None
     """HOST:PORT on which process 0 listens. Not needed in the jobs that `auto` detects."""
