@@ -120,6 +120,13 @@ def test_objectives_are_written_as_text(trained, text, expected):
     assert float(score(found)) == pytest.approx(float(expected(values)), rel=1e-4, abs=1e-6)
 
 
+def test_a_number_that_names_a_class_is_that_class_and_otherwise_a_position():
+    names = ["1", "2", "3"]
+    assert [objectives.find_class(text, names) for text in ("1", "3", "0")] == [0, 2, 0]
+    with pytest.raises(UserError, match="there are classes 0 to 2"):
+        objectives.find_class("7", names)
+
+
 def test_a_layer_is_all_its_channels(trained):
     found = objectives.parse("inception_3a/5x5", layer_shapes(trained), NAMES)
     assert [name for name, _ in found] == ["inception_3a/5x5:0", "inception_3a/5x5:1"]

@@ -157,19 +157,19 @@ def _parse_term(text: str, shapes: Mapping[str, Any], class_names: Sequence[str]
 
 
 def find_class(name: str, class_names: Sequence[str]) -> int:
-    """Returns the number of a class, given its number, its name, or one of its synonyms.
+    """Returns the number of a class, given its name, one of its synonyms, or its number.
 
-    Upper case is ignored, and spaces can be underscores. Raises UserError if no class or more than
-    one class has the name.
+    Upper case is ignored, and spaces can be underscores. A number is that of the class, unless a
+    class has it as its name. Raises UserError if no class or more than one class has the name.
     """
 
     def plain(text: str) -> str:
         return text.strip().lower().replace(" ", "_")
 
-    if name.isdecimal() and int(name) < len(class_names):
-        return int(name)
     names = [{plain(each), *map(plain, each.split(","))} for each in class_names]
     numbers = [number for number, each in enumerate(names) if plain(name) in each]
+    if not numbers and name.isdecimal() and int(name) < len(class_names):
+        return int(name)
     if not numbers:
         numbered = f"there are classes 0 to {len(names) - 1}" if name.isdecimal() else ""
         known = sorted(set().union(*names))
