@@ -88,6 +88,9 @@ def test_a_damaged_image_does_not_end_it(config, source):
     assert len(training_images(config, broken, 0, 32).images) == 32
     evaluated = evaluation_images(config, broken, damaged // 200, 200)
     assert len(evaluated.images) == 199
+    single = dataclasses.replace(config, eval_batch_size=1)
+    with pytest.raises(DataError, match=f"batch {damaged} are corrupt; choose another --step"):
+        evaluation_images(single, broken, damaged, 1)
 
 
 def test_an_evaluation_shows_its_own_batch_without_padding(config):

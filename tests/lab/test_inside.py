@@ -3,6 +3,7 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -75,6 +76,19 @@ def test_the_command_draws_everything(trained, tmp_path, capsys):
     assert "did you mean inception_4a/5x5?" in capsys.readouterr().err
     assert main(["inspect", arguments[0], str(tmp_path / "none.png")]) == 2
     assert "none.png" in capsys.readouterr().err
+
+
+def test_channels_of_a_bfloat16_network_are_drawn_as_float32(trained, tmp_path, monkeypatch):
+    half = dataclasses.replace(trained, model=trained.model.clone(dtype=jnp.bfloat16))
+    drawn = {}
+
+    def keep(name, value, draw=activation_figure):
+        drawn[name] = value
+        return draw(name, value)
+
+    monkeypatch.setattr(inside, "activation_figure", keep)
+    inside.draw_inside(half, PHOTO, tmp_path, ["inception_3a/output"])
+    assert drawn["inception_3a/output"].dtype == np.float32
 
 
 def test_a_class_that_is_not_there_is_named(trained):

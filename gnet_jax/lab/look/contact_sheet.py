@@ -76,6 +76,8 @@ def evaluation_images(config: Config, source: Source, step: int, count: int) -> 
     batches = eval_batches(source, batch_size=size, preprocessing=p, threads=threads, bad=bad)
     batch = next(itertools.islice(batches, step, None))
     images, labels = (batch[name][batch["mask"]][:count] for name in ("image", "label"))
+    if not len(images):
+        raise DataError(f"all images of evaluation batch {step} are corrupt; choose another --step")
     pixels = to_pixels(np.asarray(preprocess(jnp.asarray(images), preprocessing=p)), p)
     return Seen(pixels, [[source.class_names[label]] for label in labels])
 

@@ -49,7 +49,7 @@ def draw_inside(
     for name in names:
         endpoint, channel = find_layer(name, found)
         channels = slice(None) if channel is None else slice(channel, channel + 1)
-        values[name] = np.asarray(found[endpoint])[..., channels]
+        values[name] = np.asarray(found[endpoint], np.float32)[..., channels]
     kernel = np.asarray(trained.variables["params"]["conv1"]["conv"]["kernel"])
     figures: dict[str, Image.Image | Figure] = {
         "filters.png": filters_figure(kernel, trained.preprocessing.channels),
