@@ -78,12 +78,12 @@ def write_folder(path: str | Path, folder: TrainedModel) -> None:
             for name, text in texts.items():
                 # File names may contain bytes that are not UTF-8. `json.loads` reads the escapes.
                 (new / name).write_text(text, "utf-8", errors="backslashreplace")
-            if path.exists():
-                path.rename(old)
             try:
+                if path.exists():
+                    path.rename(old)
                 new.rename(path)
-            except BaseException:  # also Ctrl-C
-                if old.exists():
+            except BaseException:  # also Ctrl-C, even if the rename was done
+                if old.exists() and not path.exists():
                     old.rename(path)
                 raise
     except OSError as error:

@@ -275,7 +275,7 @@ def replacing(file: Path) -> Iterator[Path]:
     try:
         yield partial
         partial.replace(file)
-    except OSError:
+    except BaseException:  # also Ctrl-C
         partial.unlink(missing_ok=True)
         raise
 

@@ -335,6 +335,21 @@ def test_an_interrupted_replacement_leaves_the_old_folder(tmp_path, small, monke
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def test_an_interrupt_behind_the_first_rename_leaves_the_old_folder(tmp_path, small, monkeypatch):
+    write_folder(tmp_path / "model", small)
+
+    def interrupted(self, target, rename=Path.rename):
+        rename(self, target)
+        if Path(target).name == "old":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_folder(tmp_path / "model", small)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert read_folder(tmp_path / "model").class_names == small.class_names
+
+
 # Safetensors files of other programs
 
 

@@ -349,6 +349,17 @@ def test_forgetting_creates_no_file(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_interrupted_file_leaves_nothing(tmp_path):
+    def write():
+        with replacing(tmp_path / "run.json") as partial:
+            partial.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_file_that_cannot_be_written_leaves_nothing_and_its_own_error(tmp_path):
     def write(begun):
         with replacing(tmp_path / "run.json") as partial:
