@@ -56,6 +56,17 @@ def shapes(request, tmp_path, monkeypatch):
     return write(tmp_path, request.param)
 
 
+def test_a_record_that_cannot_be_read_is_named_in_the_fingerprint(shapes, monkeypatch):
+    source = open_source("tfds:shapes", "train")
+
+    def fail(*_):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(type(source._records), "__getitem__", fail)
+    with pytest.raises(DataError, match=r"cannot read example 0 of .*Input/output error"):
+        source.fingerprint()
+
+
 def shard(folder, number=1):
     return next(folder.glob(f"shapes-train.*-{number:05d}-of-00003"))
 

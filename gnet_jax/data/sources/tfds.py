@@ -87,6 +87,8 @@ class TfdsSource:
                 example = self[index]
             except ImageError:  # the error is reported when the example is read
                 parts.append(b"damaged")
+            except OSError as error:
+                raise DataError(f"cannot read {self.describe(index)}: {error}") from error
             else:
                 parts += [np.asarray(example.image).tobytes(), bytes([example.label & 255])]
         return digest(*parts)
