@@ -1,8 +1,10 @@
 """Eight virtual CPU devices, and one cache of compiled programs for all workers and sessions."""
 
+import errno
 import os
 import shutil
 import uuid
+from pathlib import Path
 
 os.environ["XLA_FLAGS"] = " ".join(
     [
@@ -48,3 +50,17 @@ def bucket(gcs):
     from gnet_jax.config.bucket import BucketPath
 
     return BucketPath("pod", f"test-{uuid.uuid4().hex[:8]}")
+
+
+@pytest.fixture
+def private(monkeypatch):
+    """A folder that this user may not enter. (The tests may run as root, who enters every one.)"""
+    folder = Path("/home/alice")
+
+    def stat(path, *args, before=os.stat, **options):
+        if not isinstance(path, int) and os.fsdecode(path).startswith(str(folder)):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return before(path, *args, **options)
+
+    monkeypatch.setattr(os, "stat", stat)
+    return folder

@@ -702,6 +702,17 @@ def test_prepare_prints_the_command_that_trains_on_the_set(
     assert "junk 2" in printed.err
 
 
+@pytest.mark.parametrize("command", ["predict {} photo.jpg", "train digits --init {}"])
+def test_a_private_folder_is_one_sentence(command, private, tmp_path, capsys):
+    arguments = command.format(private / "model").split()
+    if arguments[0] == "train":
+        arguments += ["--workdir", str(tmp_path / "run")]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert f"cannot access {private}/model" in error.splitlines()[-1]
+    assert "Traceback" not in error
+
+
 def test_training_is_not_ended_by_a_reader_that_leaves(monkeypatch):
     def train_on(_):
         raise BrokenPipeError

@@ -51,6 +51,14 @@ def set_up_process() -> None:
         print_error(f"no home folder is known for this user; HOME is set to {os.environ['HOME']}")
 
 
+def say_no_permission(prog: str, error: PermissionError) -> int:
+    """Print the file that this user may not access, and return the exit code for wrong input."""
+    if error.filename is None:
+        raise error
+    print_error(f"{prog}: error: cannot access {error.filename}: {error.strerror}")
+    return UserError.exit_code
+
+
 def print_error(text: str) -> None:
     """Print a line on standard error. Ignores errors of writing, such as a closed pipe."""
     try:

@@ -25,7 +25,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gnet_jax.cli.output import leave_at_once, print_error, reader_may_leave, set_up_process
+from gnet_jax.cli.output import (
+    leave_at_once,
+    print_error,
+    reader_may_leave,
+    say_no_permission,
+    set_up_process,
+)
 from gnet_jax.config import Config, ConfigError, UserError, check
 from gnet_jax.config.bucket import Place, local_copy, locate, small_files
 from gnet_jax.config.command import Launch, check_launch, parse_command, parse_launch
@@ -56,6 +62,8 @@ def main(arguments: Sequence[str], prog: str = "train.py") -> int:
     except UserError as error:
         print_error(f"{prog}: error: {error}")
         return error.exit_code
+    except PermissionError as error:  # `Path.is_file` raises it for files in a private folder
+        return say_no_permission(prog, error)
     except KeyboardInterrupt:  # outside of the training loop, which handles signals itself
         leave_at_once(f"{prog}: interrupted; the same command resumes from the latest checkpoint")
 
