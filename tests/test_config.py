@@ -379,8 +379,26 @@ def test_a_copied_recipe_finds_the_shared_blocks_and_another_folder_may_have_its
     assert load_recipe(str(copy))[0].data.mean == (1.0, 2.0, 3.0)
     assert load_recipe("cifar10")[0].data.mean == (125.3, 123.0, 113.9)
     assert "common" not in sys.modules
-    monkeypatch.setitem(sys.modules, "common", types.ModuleType("common"))  # of the user's program
+    program = types.ModuleType("common")
+    monkeypatch.setitem(sys.modules, "common", program)
     assert load_recipe(str(copy))[0].data.mean == (1.0, 2.0, 3.0)
+    assert sys.modules["common"] is program
+
+
+def test_a_recipe_with_its_own_common_module_may_load_one_of_ours(tmp_path, monkeypatch):
+    (tmp_path / "common.py").write_text("SEED = 5\n")
+    (tmp_path / "mine.py").write_text(
+        "import dataclasses\n"
+        "from gnet_jax.config import load_recipe\n"
+        "def get_config():\n"
+        "    base, _ = load_recipe('cifar10')\n"
+        "    from common import SEED\n"
+        "    return dataclasses.replace(base, seed=SEED)\n"
+    )
+    ours = load_recipe("cifar10")[0]
+    assert load_recipe(str(tmp_path / "mine.py"))[0] == dataclasses.replace(ours, seed=5)
+    monkeypatch.syspath_prepend(tmp_path)  # the folder of a program that loads a recipe
+    assert load_recipe("cifar10")[0] == ours
 
 
 def test_shared_blocks_are_not_offered_as_a_recipe():

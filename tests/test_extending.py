@@ -7,18 +7,23 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
+import flax.linen as nn
+import jax
 import numpy as np
 import pytest
 
 import train
 from gnet_jax.cli.main import main
-from gnet_jax.config import load_recipe, load_sweep
+from gnet_jax.config import UserError, load_recipe, load_sweep
 from gnet_jax.lab.cost.ledger import network_ledger
 from gnet_jax.model import custom
 from gnet_jax.model.architecture import Choices
+from gnet_jax.model.blocks import InceptionBlock
 from gnet_jax.model.googlenet import GoogLeNet
+from tests.tiny import tiny_arch, tiny_variables
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "extending.md").read_text()
@@ -144,6 +149,75 @@ def test_a_file_may_import_modules_from_its_own_folder(tmp_path):
     before = list(sys.path)
     assert custom.load(f"{tmp_path}/block.py:block")() == 7
     assert sys.path == before
+
+
+def test_files_in_two_folders_each_import_their_own_module_of_one_name(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "sizes.py").write_text(f"SIZE = {name!r}\n")
+        (tmp_path / name / "part.py").write_text(
+            "from sizes import SIZE\ndef part(): return SIZE\n"
+        )
+    found = [custom.load(f"{tmp_path}/{name}/part.py:part")() for name in ("a", "b")]
+    assert found == ["a", "b"]
+    assert "sizes" not in sys.modules
+
+
+def test_a_file_may_postpone_its_annotations(tmp_path):
+    file = tmp_path / "postponed.py"
+    file.write_text(
+        "from __future__ import annotations\nimport flax.linen as nn\n"
+        "class Scaled(nn.Module):\n    groups: int = 2\n"
+    )
+    part = custom.load(f"{file}:Scaled")
+    assert part(groups=3).groups == 3
+    assert custom.reference(part) == f"{file}:Scaled"
+
+
+def own_norm(train, dtype, name, momentum):
+    return nn.BatchNorm(
+        use_running_average=not train, momentum=momentum, epsilon=1e-3, dtype=dtype, name=name
+    )
+
+
+def test_training_sees_the_statistics_of_the_batch_from_a_norm_that_takes_momentum():
+    images = np.random.default_rng(0).normal(size=(4, 16, 16, 3)).astype(np.float32)
+    found = []
+    for norm in ("batch_norm", own_norm):
+        model = GoogLeNet(tiny_arch("batch_norm", norm=norm)).clone(momentum=0.0)
+        _, updated = model.apply(
+            tiny_variables(model),
+            images,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": jax.random.key(0)},
+        )
+        found.append(updated["batch_stats"])
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), *found)
+
+
+def test_statistics_that_training_cannot_average_are_refused():
+    def norm(train, dtype, name):
+        return own_norm(train, dtype, name, momentum=0.99)
+
+    class Block(InceptionBlock):
+        @nn.compact
+        def __call__(self, x_BHWC):
+            return nn.BatchNorm(use_running_average=False)(super().__call__(x_BHWC))
+
+    for change, statistic in (
+        ({"norm": norm}, "norm/mean"),
+        ({"block": Block}, "BatchNorm_0/mean"),
+    ):
+        model = GoogLeNet(tiny_arch("batch_norm", **change))
+        with pytest.raises(UserError, match=f"{statistic} is a statistic that .* `momentum`"):
+            tiny_variables(model)
+
+
+def test_a_file_in_a_private_folder_is_looked_up_in_the_current_one(private, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "private.py").write_text("def part(): return 3\n")
+    assert custom.load(f"{private}/private.py:part")() == 3
 
 
 def test_a_part_inside_a_function_works_here_and_is_not_stored():

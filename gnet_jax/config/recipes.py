@@ -1,18 +1,16 @@
 """Load recipes and sweeps: Python files that return one configuration, or several to compare."""
 
 import dataclasses
-import importlib.machinery
 import inspect
 import itertools
 import re
-import sys
-import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from gnet_jax.config.fields import Config, ConfigError, Count, Limit, check_limits
 from gnet_jax.errors import suggestion
+from gnet_jax.model.custom import executed
 
 Kind = TypeVar("Kind")
 
@@ -57,14 +55,10 @@ def load_file(name: str, function: str, kind: type[Kind]) -> tuple[Kind, str]:
         raise ConfigError(
             f"unknown {what} {name}, neither a file nor in configs/; {suggestion(name, known)}"
         )
-    module = types.ModuleType(f"recipe_{path.stem}")
-    loader = importlib.machinery.SourceFileLoader(module.__name__, str(path))
-    search_path = list(sys.path)
-    sys.path += [str(path.parent.absolute()), str(RECIPES)]
     try:
-        sys.modules.pop(COMMON, None)  # the file may import a common.py from its own folder
-        loader.exec_module(module)
-        given = getattr(module, function)()
+        # A program that loads one of our recipes can have a common.py of its own.
+        with executed(path, RECIPES, first=path == own) as module:
+            given = getattr(module, function)()
         if not isinstance(given, kind):
             found = type(given).__name__
             raise ConfigError(f"{function}() returns a {found}, not a {kind.__name__}")
@@ -73,9 +67,6 @@ def load_file(name: str, function: str, kind: type[Kind]) -> tuple[Kind, str]:
         raise ConfigError(f"{path}: {error}") from None
     except Exception as error:  # whatever the user's code raises
         raise ConfigError(f"{path} fails with {type(error).__name__}: {error}") from error
-    finally:
-        sys.path[:] = search_path
-        sys.modules.pop(COMMON, None)
     # --help wraps paragraphs itself; indented lines stay as they are.
     return given, re.sub(r"(?<=\S)\n(?=\S)", " ", inspect.cleandoc(module.__doc__ or ""))
 

@@ -1,21 +1,25 @@
 """A user's own block or norm: a class or function in a file outside this package.
 
 An `Architecture` stores the block or norm as a reference, "FILE:NAME". Loading a reference executes
-the file.
+the file. Recipes are executed in the same way.
 """
 
+import contextlib
 import hashlib
-import importlib.machinery
+import importlib.util
 import inspect
+import os
 import sys
-import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from gnet_jax.errors import UserError
 
 _known: dict[str, Callable[..., Any]] = {}  # loaded classes and functions, by reference
+_searched: list[str] = []  # the folders that are searched for the file that is being executed
 
 
 def reference(part: Callable[..., Any] | str) -> str:
@@ -52,18 +56,55 @@ def load(name: str) -> Callable[..., Any]:
     if name in _known:
         return _known[name]
     path, attribute = _find_file(name)
-    module = types.ModuleType(f"custom_{path.stem}")
-    search_path = list(sys.path)
-    sys.path.append(str(path.parent.absolute()))  # the file may import modules from its own folder
     try:
-        importlib.machinery.SourceFileLoader(module.__name__, str(path)).exec_module(module)
+        with executed(path) as module:
+            pass
     except Exception as error:  # the user's code can raise any exception
         raise UserError(f"{path} fails with {type(error).__name__}: {error}") from error
-    finally:
-        sys.path[:] = search_path
     if not callable(getattr(module, attribute, None)):
         raise UserError(f"{path} does not define {attribute}, which the network uses")
     return _known.setdefault(name, getattr(module, attribute))
+
+
+@contextlib.contextmanager
+def executed(path: Path, *folders: Path, first: bool = False) -> Iterator[ModuleType]:
+    """Execute a Python file; yield its module.
+
+    Until the context ends, imports also find the .py files in the file's folder and `folders`,
+    before all other modules if `first` is true, else after them. They are loaded for this file
+    alone, because for another file the same name can mean a module in another folder.
+    """
+    places = [str(folder.absolute()) for folder in (path.parent, *folders)]
+    local = {file.stem for place in places for file in Path(place).glob("*.py")}
+    local -= sys.stdlib_module_names
+    hidden = {name: sys.modules.pop(name) for name in _single_files(local)}
+    before, searched = list(sys.path), list(_searched)
+    others = [folder for folder in sys.path if folder not in _searched]
+    sys.path[:] = [*places, *others] if first else [*others, *places]
+    _searched[:] = places
+    unique = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:8]
+    loader = SourceFileLoader(f"{path.stem}_{unique}", str(path))
+    spec: Any = importlib.util.spec_from_loader(loader.name, loader)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        sys.modules[loader.name] = module  # dataclasses look up their annotations there
+        loader.exec_module(module)
+        yield module
+    finally:
+        sys.path[:], _searched[:] = before, searched
+        for name in _single_files(local):
+            del sys.modules[name]
+        sys.modules.update(hidden)
+
+
+def _single_files(names: Iterable[str]) -> list[str]:
+    """Returns those names of loaded modules that are not packages, such as NumPy."""
+    return [n for n in names if n in sys.modules and not hasattr(sys.modules[n], "__path__")]
+
+
+def takes_momentum(norm: Callable[..., Any]) -> bool:
+    """Returns whether a user's norm has the argument `momentum`."""
+    return "momentum" in inspect.signature(norm).parameters
 
 
 def digest(name: str) -> str:
@@ -75,7 +116,8 @@ def _find_file(name: str) -> tuple[Path, str]:
     file, colon, attribute = name.rpartition(":")
     if not colon:
         raise UserError(f"the network uses {name!r}, which this version of gnet_jax does not have")
-    path = next((p for p in (Path(file), Path(Path(file).name)) if p.is_file()), None)
+    # `Path.is_file` raises an exception for a file in another user's private folder.
+    path = next((p for p in (Path(file), Path(Path(file).name)) if os.path.isfile(p)), None)
     if path is None:
         missing = f"the network uses {attribute} of {file}, which is missing"
         raise UserError(f"{missing}; restore the file or copy it to the current directory")

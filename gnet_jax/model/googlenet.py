@@ -141,7 +141,9 @@ def _conv(model: GoogLeNet, train: bool) -> partial[ConvBlock]:
             **({} if model.batch_norm_group is None else {"group": model.batch_norm_group}),
         )
     else:
-        norm = partial(custom.load(model.arch.norm), train=train, dtype=model.dtype)
+        own = custom.load(model.arch.norm)
+        momentum = {"momentum": model.momentum} if custom.takes_momentum(own) else {}
+        norm = partial(own, train=train, dtype=model.dtype, **momentum)
     return partial(ConvBlock, norm=norm, dtype=model.dtype, ops=model.ops)
 
 
@@ -202,6 +204,7 @@ def init(model: GoogLeNet, key: jax.Array, image_size: int) -> dict[str, Any]:
 
     Raises:
         ValueError: if the image is too small for the network.
+        UserError: if your own norm or block has statistics that training could not average.
     """
     plain = model.clone(ops=_SHAPES_ONLY)
     drawn: dict[str, Any] = {}
@@ -215,14 +218,27 @@ def init(model: GoogLeNet, key: jax.Array, image_size: int) -> dict[str, Any]:
     jax.eval_shape(draw, jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32))
     # jax.tree.map sorts the dicts by name, so all trees of parameters have the same order.
     variables = jax.tree.map(lambda array: array, drawn)
-    return {name: variables.get(name, {}) for name in ("params", "batch_stats")}
+    return _collections(model, variables)
 
 
 def abstract_variables(model: GoogLeNet, image_size: int) -> dict[str, Any]:
     """Returns the tree of `init` with shapes and dtypes as leaves; raises ValueError as `init`."""
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     plain = model.clone(ops=_SHAPES_ONLY)
-    variables: Any = jax.eval_shape(plain.init, jax.random.PRNGKey(0), images)
+    return _collections(model, jax.eval_shape(plain.init, jax.random.PRNGKey(0), images))
+
+
+def _collections(model: GoogLeNet, variables: Any) -> dict[str, Any]:
+    """Returns the two collections. Raises UserError if a part of the user averages statistics."""
+    own = model.arch.norm in model.arch.own_parts
+    averaged = not own or custom.takes_momentum(custom.load(model.arch.norm))
+    for path in traverse_util.flatten_dict(variables.get("batch_stats", {})):
+        if not averaged or "norm" not in path:
+            raise UserError(
+                f"{'/'.join(path)} is a statistic that training could not average: a norm with "
+                "statistics must take `momentum` and pass it on, as nn.BatchNorm(momentum=momentum)"
+                " does; a block must use its `conv` instead of a norm with statistics"
+            )
     return {name: variables.get(name, {}) for name in ("params", "batch_stats")}
 
 
