@@ -22,13 +22,14 @@
 # weights. This notebook builds that network, shows where its cost goes, trains a small copy while you
 # watch, and then uses it: predictions with an activation map, fine-tuning, an ablation, an export.
 #
-# It runs from top to bottom without any upload, on a CPU, in under five minutes. If you have a photo or
+# It runs from top to bottom without any upload, on a CPU, in under five minutes; in Colab, choose a CPU or
+# a GPU, because a TPU cannot be shared with the training that this notebook starts. If you have a photo or
 # a folder of photos, put its path into the cell that asks for it and run the cell again.
 
 # %%
 # Uses gnet_jax from the checkout that contains this notebook, from a checkout in the working directory,
-# or from an installed package. If there is none, clones and installs the repository, and keeps the
-# versions of jax and numpy that are installed.
+# or from an installed package. If there is none, clones the repository. Installs what is missing, and
+# keeps the versions of jax and numpy that are installed.
 import importlib.metadata
 import importlib.util
 import os
@@ -38,20 +39,29 @@ from pathlib import Path
 
 REPOSITORY = "https://github.com/gnet-jax/gnet_jax"
 
+
+def lacks(package):
+    return importlib.util.find_spec(package) is None
+
+
 for folder in (Path.cwd(), Path.cwd().parent, Path("gnet_jax").absolute()):
     if (folder / "gnet_jax" / "__init__.py").exists():
         os.chdir(folder)
         sys.path.insert(0, str(folder))
         break
-if importlib.util.find_spec("gnet_jax") is None:
+if lacks("gnet_jax"):
     subprocess.run(["git", "clone", "--depth=1", REPOSITORY, "gnet_jax"], check=True)
     os.chdir("gnet_jax")
     sys.path.insert(0, str(Path.cwd()))
+if Path("gnet_jax/__init__.py").exists() and any(map(lacks, ("tyro", "onnx"))):
     found = {each.name: each.version for each in importlib.metadata.distributions()}
     kept = [f"{name}=={found[name]}\n" for name in ("jax", "jaxlib", "numpy") if name in found]
     Path("kept.txt").write_text("".join(kept))
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", "kept.txt"]
     subprocess.run([*pip, "--editable", ".[export]"], check=True)
+
+# The notebook and the training that it starts share a GPU, so none of them may reserve its memory.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
 
@@ -188,8 +198,8 @@ digits = train("digits", "digits", *short)
 #
 # `WEIGHTS` is `caffe` for Caffe's published weights, which are downloaded once (54 MB), or the path of a
 # file of weights. `PHOTO` is the path of a photo. In Colab, upload your photo in the Files panel and enter
-# its full path: `/content/photo.jpg`. If the weights cannot be loaded, the network that you just trained
-# reads a digit. **Look at** the map: it is bright where the evidence for the class was found. Global
+# its full path: `/content/photo.jpg`. If the weights or the photo cannot be loaded, the network that you
+# just trained reads a digit. **Look at** the map: it is bright where the evidence for the class was found. Global
 # average pooling gives this map without a gradient.
 #
 # The photo of this example is by [danielbuechele](https://www.flickr.com/photos/danielbuechele/6061409035/),
@@ -209,7 +219,7 @@ try:
     network, picture = gnet_jax.load(WEIGHTS), open_picture(PHOTO)
 except UserError as error:
     print(f"{error}\nThe network that you just trained reads a digit that was not trained on:")
-    WEIGHTS, network = str(digits), gnet_jax.load(digits)
+    network = gnet_jax.load(digits)
     picture = decode(open_source("digits", "val")[3].image)
 [guesses] = network.predict(picture)
 for name, probability in guesses:

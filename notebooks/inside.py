@@ -26,8 +26,8 @@
 
 # %%
 # Uses gnet_jax from the checkout that contains this notebook, from a checkout in the working directory,
-# or from an installed package. If there is none, clones and installs the repository, and keeps the
-# versions of jax and numpy that are installed.
+# or from an installed package. If there is none, clones the repository. Installs what is missing, and
+# keeps the versions of jax and numpy that are installed.
 import importlib.metadata
 import importlib.util
 import os
@@ -37,20 +37,29 @@ from pathlib import Path
 
 REPOSITORY = "https://github.com/gnet-jax/gnet_jax"
 
+
+def lacks(package):
+    return importlib.util.find_spec(package) is None
+
+
 for folder in (Path.cwd(), Path.cwd().parent, Path("gnet_jax").absolute()):
     if (folder / "gnet_jax" / "__init__.py").exists():
         os.chdir(folder)
         sys.path.insert(0, str(folder))
         break
-if importlib.util.find_spec("gnet_jax") is None:
+if lacks("gnet_jax"):
     subprocess.run(["git", "clone", "--depth=1", REPOSITORY, "gnet_jax"], check=True)
     os.chdir("gnet_jax")
     sys.path.insert(0, str(Path.cwd()))
+if Path("gnet_jax/__init__.py").exists() and lacks("tyro"):
     found = {each.name: each.version for each in importlib.metadata.distributions()}
     kept = [f"{name}=={found[name]}\n" for name in ("jax", "jaxlib", "numpy") if name in found]
     Path("kept.txt").write_text("".join(kept))
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", "kept.txt"]
     subprocess.run([*pip, "--editable", "."], check=True)
+
+# The notebook and the training that it starts share a GPU, so none of them may reserve its memory.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
 
@@ -97,13 +106,14 @@ from gnet_jax.data.decode import decode
 from gnet_jax.data.sources import open_source
 from gnet_jax.inference.images import open_picture
 
-photo = example = open_picture(PHOTO)
-photo.thumbnail((480, 480))
 try:
-    network = gnet_jax.load(WEIGHTS)
+    network, photo = gnet_jax.load(WEIGHTS), open_picture(PHOTO)
+    example = photo
 except UserError as error:
     print(f"{error}\nThe next sections look inside the network that you just trained:")
     network, example = networks["digits"], decode(open_source("digits", "val")[3].image)
+    photo = open_picture(PHOTO) if Path(PHOTO).exists() else example.resize((480, 480))
+photo.thumbnail((480, 480))
 for name, probability in network.predict(example)[0]:
     print(f"{probability:7.2%}  {name}")
 
