@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from functools import cached_property, partial
+from pathlib import PurePath
 from typing import Any, NamedTuple
 
 import jax
@@ -144,11 +145,21 @@ class Run:
         names, outputs = list(self.train.class_names), self.program.model.arch.num_classes
         # model.num_classes may be larger than the number of classes in the data.
         names += [f"class {i}" for i in range(len(names), outputs)]
-        source = {"format": "training workdir", "data": self.config.data.source}
+        source = {"format": "training workdir", "data": _without_folders(self.config.data.source)}
         if self.config.init is not None:
-            source["started_from"] = self.config.init
+            source["started_from"] = _without_folders(self.config.init)
         pixels, model = self.config.data.preprocessing, self.program.model
         return config_of(TrainedModel(model, {}, pixels, tuple(names), source))
+
+
+def _without_folders(spec: str) -> str:
+    """Returns a data source or path without the folders above an absolute path.
+
+    Models are published, and the folders of a machine can name people and customers.
+    """
+    kind, colon, path = spec.rpartition(":")
+    private = path.startswith(("/", "~")) and not path.startswith("//")  # as in gs://
+    return f"{kind}{colon}{PurePath(path).name}" if private else spec
 
 
 def make_train_step(

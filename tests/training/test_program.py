@@ -116,6 +116,22 @@ def test_a_run_is_identified_by_both_splits_their_order_and_classes(config):
     assert description["source"]["started_from"] == "a model"
 
 
+@pytest.mark.parametrize(
+    ("spec", "shown"),
+    [
+        ("folder:/home/me/acme#holdout=10%", "folder:acme#holdout=10%"),
+        ("npz:~/secret/cifar_{split}.npz", "npz:cifar_{split}.npz"),
+        ("/home/me/models/a", "a"),
+        *(
+            (each, each)
+            for each in ("tfds:cifar10", "gs://bucket/a", "folder:here/photos", "caffe")
+        ),
+    ],
+)
+def test_a_published_model_does_not_name_the_folders_of_a_machine(spec, shown):
+    assert program._without_folders(spec) == shown
+
+
 def test_an_image_may_be_as_small_as_the_network_allows(config):
     def model_for(size):
         data = dataclasses.replace(config.data, image_size=size)
