@@ -169,7 +169,7 @@ def evaluate(
         print(json_text(results[0].as_dict(), ensure_ascii=False))
     else:
         (result,) = results
-        top5 = f", top-5 {result.top5:.2%}" if trained[0].model.arch.num_classes > 5 else ""
+        top5 = "" if result.top5 is None else f", top-5 {result.top5:.2%}"
         print(
             f"top-1 {result.top1:.2%}{top5} of {result.images:,} images "
             f"({_counted(result.models, 'model')}, {_counted(result.crops, 'crop')}, "

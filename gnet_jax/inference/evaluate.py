@@ -49,6 +49,7 @@ class Evaluation:
     top5_count: int
     crops: int
     models: int
+    classes: int  # of the first model; with at most five, top-5 says nothing and is not reported
     images_per_sec: float  # excluding compilation
     damaged: tuple[BadRecord, ...] = ()  # corrupt images, which are not scored
     pairing: str | None = None  # how classes were paired, if not by name
@@ -58,7 +59,9 @@ class Evaluation:
         return self.top1_count / self.images if self.images else math.nan
 
     @property
-    def top5(self) -> float:
+    def top5(self) -> float | None:
+        if self.classes <= 5:
+            return None
         return self.top5_count / self.images if self.images else math.nan
 
     def as_dict(self) -> dict[str, Any]:
@@ -138,7 +141,8 @@ def evaluate(
         rate = images / (time.perf_counter() - began)
     damaged.add(BadRecord(*each) for each in itertools.chain(*found))
     options = rate, tuple(sorted(damaged, key=lambda each: each.index)), pairing
-    return Evaluation(images, top1, top5, crops, len(models), *options)
+    outputs = models[0].model.arch.num_classes
+    return Evaluation(images, top1, top5, crops, len(models), outputs, *options)
 
 
 def _columns(models: Sequence[TrainedModel]) -> list[list[int]]:
@@ -241,17 +245,21 @@ def paper_table(evaluations: Sequence[Evaluation]) -> Table:
     for e in evaluations:
         theirs = PAPER_TOP5_ERROR.get((e.models, e.crops))
         cells = (f"{e.models}", f"{e.crops}", f"{e.images:,}", f"{1 - e.top1:.2%}")
-        table.add_row(*cells, f"{1 - e.top5:.2%}", "" if theirs is None else f"{theirs:.2f}%")
+        ours = "" if e.top5 is None else f"{1 - e.top5:.2%}"
+        table.add_row(*cells, ours, "" if theirs is None else f"{theirs:.2f}%")
     return table
 
 
 def write_results(model: Path, data: str, split: str, evaluations: Sequence[Evaluation]) -> None:
     """Write accuracies of one model into its model card, if it is a model folder with a card."""
-    card, accuracies = model.expanduser() / CARD_FILE, {}
+    card = model.expanduser() / CARD_FILE
+    accuracies: dict[str, float] = {}
     for each in evaluations:
         if each.models == 1 and each.images:
             crops = "" if each.crops == 1 else f", {each.crops} crops"
-            accuracies |= {f"top-1{crops}": each.top1, f"top-5{crops}": each.top5}
+            accuracies[f"top-1{crops}"] = each.top1
+            if each.top5 is not None:
+                accuracies[f"top-5{crops}"] = each.top5
     if not accuracies or not card.is_file() or not is_model_folder(card.parent):
         return
     try:

@@ -28,8 +28,10 @@ from gnet_jax.inference.evaluate import (
     extract,
     pair_classes,
     paper_table,
+    write_results,
 )
 from gnet_jax.inference.predict import Predictor, softmax
+from gnet_jax.model_folder import write_folder
 from gnet_jax.training.step import TrainState, eval_step
 
 
@@ -527,7 +529,7 @@ def shown(evaluations) -> list[str]:
 
 
 def test_the_papers_error_is_shown_for_the_same_models_and_crops_only():
-    own = [Evaluation(1000, 600, 840, 10, 1, 9.0), Evaluation(1000, 610, 850, 10, 2, 9.0)]
+    own = [Evaluation(1000, top1, top1 + 240, 10, n, 6, 9.0) for n, top1 in ((1, 600), (2, 610))]
     one, two = (line for line in shown(own) if "1,000" in line)
     assert [cell.strip() for cell in one.split("│")[1:7]] == [
         *("1", "10", "1,000", "40.00%", "16.00%", "9.15%")
@@ -535,9 +537,25 @@ def test_the_papers_error_is_shown_for_the_same_models_and_crops_only():
     assert [cell.strip() for cell in two.split("│")[4:7]] == ["39.00%", "15.00%", ""]
     table_3 = {(1, 1): "10.07%", (1, 10): "9.15%", (1, 144): "7.89%"}
     table_3 |= {(7, 1): "8.09%", (7, 10): "7.62%", (7, 144): "6.67%"}
-    own = [Evaluation(1000, 600, 840, crops, models, 9.0) for models, crops in table_3]
+    own = [Evaluation(1000, 600, 840, crops, models, 6, 9.0) for models, crops in table_3]
     lines = [line for line in shown(own) if "1,000" in line]
     assert [line.split("│")[6].strip() for line in lines] == [*table_3.values()]
+
+
+def test_with_five_classes_there_is_no_top5(tmp_path, model_a, monkeypatch):
+    five = Evaluation(1000, 600, 1000, 1, 1, 5, 9.0)
+    assert five.as_dict()["top5"] is None
+    assert [cell.strip() for cell in shown([five])[-3].split("│")[4:6]] == ["40.00%", ""]
+    written = {}
+
+    def keep(*arguments):
+        written.update(arguments[-1])
+        return "card"
+
+    monkeypatch.setattr("gnet_jax.inference.evaluate.add_results", keep)
+    write_folder(tmp_path / "model", model_a)
+    write_results(tmp_path / "model", "folder:p", "val", [five])
+    assert written == {"top-1": 0.6}
 
 
 def test_the_grid_is_one_model_and_then_all_of_them(model_a, make_model, make_photos):
