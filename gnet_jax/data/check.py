@@ -18,7 +18,7 @@ from gnet_jax.config.paths import as_text
 from gnet_jax.data.batches import BadRecord, prefetched
 from gnet_jax.data.decode import ImageError, decode, opening
 from gnet_jax.data.progress import progress_line
-from gnet_jax.data.sources import LeftOut, Source, open_splits
+from gnet_jax.data.sources import LeftOut, Source, holdout, open_splits
 from gnet_jax.data.sources.folder import IMAGES_LOST, REASONS, SUFFIXES, counted, merged
 
 SMALL_SIDE = 32  # pixels; an image with a shorter side is reported
@@ -212,6 +212,8 @@ def print_scan(console: Console, found: Scan) -> None:
     console.print(_split_table(found))
     if found.missing:
         console.print(f"split {' or '.join(found.missing)} not found")
+    if "val" in found.missing:
+        console.print(escape(f"train with {holdout(found.source)}, which validates on a tenth"))
     console.print(_class_table(found))
     balance = ", ".join(
         f"{each.split} has empty classes ({len(each.empty_classes)})"

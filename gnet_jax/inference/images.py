@@ -190,7 +190,11 @@ def _folder(root: str, left_out: dict[str, list[str]]) -> Iterator[Callable[[], 
     reasons = {str(error.filename): f"cannot be read: {error.strerror}" for error in unreadable}
     reasons |= dict.fromkeys(own.pop("broken link", []), "is a broken link")
     if empty and not reasons:
-        reasons[root] = "the folder contains no images"
+        odd = len(own.get("unsupported format", []))
+        fix = (
+            f"; convert its {odd} photos of unsupported formats (HEIC, ...) to JPEG" if odd else ""
+        )
+        reasons[root] = f"the folder contains no images{fix}"
     for path, reason in reasons.items():
         yield partial(Picture, path, UserError(reason))
     _add(own, left_out)

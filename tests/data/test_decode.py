@@ -273,3 +273,8 @@ def test_the_central_crop_is_central():
     np.testing.assert_array_equal(turned, as_rgb(ramp.T)[16:240, 16:240])
     odd = central_crop(picture.crop((0, 0, 255, 253)), Preprocessing(resize_to=253))
     np.testing.assert_array_equal(odd, as_rgb(ramp)[14:238, 15:239])
+
+
+def test_a_photo_of_an_iphone_is_named_with_the_fix():
+    with pytest.raises(ImageError, match="HEIC photo, a format that is not supported; convert"):
+        decode(bytes(3) + b"\x18ftypheic" + bytes(20))

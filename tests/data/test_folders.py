@@ -176,7 +176,10 @@ def test_more_folders_in_each_other_than_python_has_frames_are_walked(root):
 
 def test_the_folders_beside_a_missing_split_are_named(root):
     (root / "val").rename(root / "validation")
-    with pytest.raises(MissingSplitError, match=r"/val not found.*train, validation"):
+    with pytest.raises(
+        MissingSplitError,
+        match=r"/val not found.*train, validation.*train, use 'folder:.*#holdout=10%'",
+    ):
         open_source(str(root), "val")
 
 

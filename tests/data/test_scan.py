@@ -349,6 +349,7 @@ def test_the_report_ends_with_what_must_be_fixed():
     assert "broken link 1" in lines[-1]
     assert "junk" not in lines[-1]
     assert "split val or test not found" in lines
+    assert "train with 'folder:[a]#holdout=10%', which validates on a tenth" in lines
     assert "  [b]" in lines
     empty = split_scan()
     empty.class_counts = [3, 0]

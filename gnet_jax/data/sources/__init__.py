@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import shlex
 from importlib.metadata import distribution
 from typing import Literal, NamedTuple, Protocol
 
@@ -202,6 +203,11 @@ def _open_subset(spec: str, part: str, count: int, percent: bool, split: Split) 
     if holdout and split == "train":
         places = np.setdiff1d(np.arange(size), places)
     return SubsetSource(whole, places, "holdout" if holdout and split == "val" else whole.split)
+
+
+def holdout(spec: str) -> str:
+    """Returns the data source that validates on a tenth of `spec`'s training images, quoted."""
+    return shlex.quote(f"{spec}#holdout=10%")
 
 
 def open_splits(spec: str) -> tuple[list[Source], dict[str, MissingSplitError]]:

@@ -8,7 +8,15 @@ from typing import NoReturn
 import numpy as np
 
 from gnet_jax.config.paths import as_text, did_you_mean
-from gnet_jax.data.sources import DataError, Example, LeftOut, MissingSplitError, Split, digest
+from gnet_jax.data.sources import (
+    DataError,
+    Example,
+    LeftOut,
+    MissingSplitError,
+    Split,
+    digest,
+    holdout,
+)
 from gnet_jax.data.sources.classes import in_order, joined, nfc, refuse_twice
 
 _FORMATS = {"JPEG": ".jpg .jpeg .jpe .jfif", "PNG": ".png", "WEBP": ".webp", "BMP": ".bmp"}
@@ -58,9 +66,11 @@ class FolderSource:
         found = _list_split(folder, self.left_out)
         if found is None:
             beside = sorted(path.name for path in root.glob("*") if path.is_dir())
+            fix = f". To validate on a tenth of train, use {holdout(f'folder:{root}')}"
             raise MissingSplitError(
                 f"{folder} not found{did_you_mean(root)}; images are expected in {split}/CLASS/. "
                 f"Folders in {root}: {', '.join(beside[:9]) or 'none'}"
+                f"{fix if split == 'val' and 'train' in beside else ''}"
             )
         stray, class_folders, names = found
         if stray:
