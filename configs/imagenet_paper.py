@@ -15,8 +15,8 @@ not been run here. Without batch norm the main head can fail to learn for a long
 the run prints a warning.
 
 According to `gnet plan imagenet_paper --topology v5e:2x4`, a step on eight TPU v5e chips takes at
-least 0.94 ms, and 250 epochs take at least 2 h 36 min. On 2 CPU cores, at 12 images/s, 250 epochs take
-ten months.
+least 0.94 ms, and 250 epochs take at least 2 h 36 min. On 2 CPU cores, at 12 images/s, 250 epochs
+take ten months.
 """
 
 from gnet_jax.config import AugmentConfig, Config, DataConfig, OptimConfig

@@ -126,6 +126,8 @@ def read_folder(path: str | Path) -> TrainedModel:
         config = json.loads(file.read_text("utf-8-sig"))  # some editors add a byte-order mark
     except (OSError, ValueError) as error:
         raise WeightsError(f"{file} is corrupt: {error}") from error
+    if isinstance(config, dict) and "gnet_jax" not in config:
+        raise WeightsError(f"{path} is a model of another library; gnet_jax did not write it")
     folder = folder_of(config, tensors, path)
     sha256 = _sha256(weights)
     if config.get("weights_sha256", sha256) != sha256:

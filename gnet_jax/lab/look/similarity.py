@@ -58,7 +58,8 @@ def probe(features_NC: np.ndarray, label_N: np.ndarray) -> float:
     x = features_NC.astype(float)
     x = (x - x[fit].mean(axis=0)) / (x[fit].std(axis=0) + 1e-6)
     x = np.hstack([x, np.ones((len(x), 1))])
-    targets = np.eye(int(label_N.max()) + 1)[label_N]
+    targets = np.zeros((len(x), int(label_N.max()) + 1))
+    targets[np.arange(len(x)), label_N] = 1
     gram = x[fit].T @ x[fit] + RIDGE * np.eye(x.shape[1])
     scores = x[test] @ np.linalg.solve(gram, x[fit].T @ targets[fit])
     return float((scores.argmax(axis=1) == label_N[test]).mean())
