@@ -19,12 +19,13 @@ _URL = re.compile("gs:/{1,2}([^/]+)/+(.+?)/*")  # pathlib writes the two slashes
 _SCHEME = re.compile("[a-z][a-z0-9+.-]+://|(gs|s3|az|abfss?|hdfs):/")
 # Why an access failed, and the fix, by what the errors of gcsfs and of the server contain.
 _REASONS = {
-    "Forbidden|Anonymous caller|[Cc]redential|Unauthorized|40[13]": "no permission; log "
+    "Forbidden|Anonymous caller|[Cc]redential|Unauthorized|\\b40[13]\\b": "no permission; log "
     "in with `gcloud auth application-default login`, or give this machine's service account the "
     "role Storage Object User",
-    "[Qq]uota|Too Many Requests|[Rr]ate limit|429": "the quota or the rate limit is used up; raise "
-    "it, or save less often",
-    "[Cc]onnect|[Tt]imeout|Unavailable|50[0234]": "the server cannot be reached; check the network",
+    "[Qq]uota|Too Many Requests|[Rr]ate limit|\\b429\\b": "the quota or the rate limit is used up; "
+    "raise it, or save less often",
+    "[Cc]onnect|[Tt]imeout|Unavailable|\\b50[0234]\\b": "the server cannot be reached; check the "
+    "network",
 }
 IN_BUCKET = "may be gs://BUCKET/NAME"  # marks the type of a command's argument
 EMULATOR = "STORAGE_EMULATOR_HOST"  # variable that Google's own libraries read
@@ -74,7 +75,8 @@ class BucketPath:
             found = self._call("list", lambda files: files.find(start))
         except FileNotFoundError as error:
             raise self._no_bucket("list") from error
-        return sorted(name.removeprefix(start) for name in found)
+        # The console and gcsfuse mark a folder with an empty object whose name ends with a slash.
+        return sorted(name.removeprefix(start) for name in found if not name.endswith("/"))
 
     def iterdir(self) -> Iterator["BucketPath"]:
         for name in sorted({name.partition("/")[0] for name in self.names()}):
@@ -188,7 +190,8 @@ def _file_system() -> Any:
 
 def explain(error: Exception) -> str:
     """Returns why a bucket could not be accessed, and the fix, as one line."""
-    text = f"{type(error).__name__} {error}"
+    # The name of an object, such as checkpoints/404/state, can contain the number of an error.
+    text = re.sub(r"\S*/\S*", "", f"{type(error).__name__} {error}")
     for pattern, reason in _REASONS.items():
         if re.search(pattern, text):
             return reason
@@ -254,7 +257,8 @@ def as_urls(text: str) -> str:
 def small_files(place: BucketPath) -> list[str]:
     """Returns the names of a run's or a sweep's JSON files and logs, without checkpoints."""
     suffixes = (".json", ".jsonl", ".log")
-    return [n for n in place.names() if n.endswith(suffixes) and "checkpoints/" not in n]
+    found = [name for name in place.names() if name.endswith(suffixes)]
+    return [name for name in found if "checkpoints" not in name.split("/")[:-1]]
 
 
 def traces(place: BucketPath) -> list[str]:

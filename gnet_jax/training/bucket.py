@@ -161,10 +161,11 @@ class _Lock:
             time.sleep(1)
 
     def renew(self) -> bool:
-        """Renew the lock if the bucket can be reached; returns False if another process owns it."""
+        """Renew the lock if the bucket can be reached; returns False if this process has lost it.
+        A missing lock is lost, too: another process has taken it over, and has ended since.
+        """
         with contextlib.suppress(BucketError):
-            found = self._read()
-            if found is not None and not self._is_own(found):
+            if not self._is_own(self._read()):
                 return False
             self._write()
         return True

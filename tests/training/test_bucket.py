@@ -254,6 +254,8 @@ def test_the_lock_of_a_dead_process_is_taken_over(bucket, place, monkeypatch):
         assert files._lock.renew()
         (bucket / "lock").write_text(json.dumps(dead))  # as if taken over after a long pause
         assert not files._lock.renew()
+        (bucket / "lock").unlink()  # as if that process had ended
+        assert not files._lock.renew()
         files._lock = None  # its thread would end this process
 
 
@@ -335,6 +337,12 @@ def test_a_model_folder_in_a_bucket_is_read(bucket, tmp_path):
         read(f"{bucket}/none")
 
 
+def test_the_marker_of_a_folder_is_not_an_object_in_it(bucket, tmp_path):
+    for name in ("config.json", "/", "sub//"):  # as "Create folder" of the console makes them
+        (bucket / name).write_text("{}")
+    assert bucket.names() == ["config.json"]
+
+
 def test_a_missing_bucket_is_named(gcs):
     missing = BucketPath("no-such-bucket", "run")
     for action in (missing.names, lambda: missing.write_text("")):
@@ -348,6 +356,9 @@ def test_a_missing_bucket_is_named(gcs):
         ("Anonymous caller does not have storage.objects.list access", "log in"),
         ("HttpError: The project exceeded the rate limit, 429", "quota"),
         ("Cannot connect to host storage.googleapis.com:443", "network"),
+        ("HttpError, 403", "log in"),
+        ("timed out: gs://pod/run/checkpoints/40300/state", "timed out"),
+        ("Timeout of gs://pod/run/checkpoints/401/state", "network"),
         ("something else", "something else"),
     ],
 )
@@ -371,8 +382,11 @@ def test_a_path_keeps_its_meaning_after_pathlib_has_merged_its_slashes():
 def test_runs_in_a_bucket_are_listed_and_a_missing_sweep_is_named_by_its_url(bucket, capsys):
     (bucket / "run.json").write_text('{"starts": []}')
     (bucket / "checkpoints/1/digests/digests.json").write_text("not downloaded")
+    (bucket / "old_checkpoints/run.json").write_text('{"starts": []}')
     assert main(["runs", str(bucket)]) == 0
-    assert bucket.key in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert bucket.key in out
+    assert "old_checkpoints" in out
     assert main(["report", str(bucket)]) == 2
     assert f"{bucket} has no sweep" in capsys.readouterr().err
 
