@@ -186,6 +186,9 @@ def test_configs_that_saw_other_images_are_named(sweep):
         notes = list_notes(dataclasses.replace(sweep, rows=rows, baseline=rows[0]))
         assert any(note.startswith(f"d: {phrase} images") for note in notes)
         assert not any(note.startswith("c: ") for note in notes)
+    failed = dataclasses.replace(rows[0], done={}, data={"val": frozenset()})
+    unfinished = dataclasses.replace(sweep, rows=[failed, rows[1]], baseline=failed)
+    assert not any("other images" in note for note in list_notes(unfinished))
     budgets = {"c": sweep.configs["c"], "d": sweep.configs["d"] | {"data.source": "digits#train=9"}}
     found = dataclasses.replace(sweep, rows=rows, baseline=rows[0], configs=budgets)
     assert not any("other images" in note for note in list_notes(found))

@@ -222,7 +222,8 @@ def _power(differences: Iterable[Difference | None]) -> list[str]:
 
 def _other_data(sweep: SweepRecord, row: Row) -> list[str]:
     """Returns a sentence if `row` and the baseline should have the same data, but do not."""
-    own, others, name = row.data, sweep.baseline.data, sweep.baseline.name
+    own, name = row.data, sweep.baseline.name
+    others = sweep.baseline.data if sweep.baseline.done else own
     if own.get("val") != others.get("val") or len(own.get("val", ())) > 1:
         return [f"{row.name}: validated on other images than other runs; do not compare it."]
     if own.get("train") != others.get("train") and _same(sweep, row, "data.source"):
