@@ -73,7 +73,8 @@ class CompiledSteps:
         # The scopes of a program in the cache may be those of an earlier version of this package.
         key = "jax_compilation_cache_include_metadata_in_key"
         jax.config.update(key, bool(program.config.profile))
-        step = voting(program.train_step(size), manual=manual)
+        name = "train_step" if size is None else "early_step"
+        step = voting(program.train_step(size), name, manual=manual)
         stop = jax.ShapeDtypeStruct((program.mesh.size,), np.int32)
         inputs = program.abstract_state(), program.abstract_batch(), stop
         return sharding.compile_train_step(program.mesh, step, *inputs, manual=manual)
@@ -81,7 +82,8 @@ class CompiledSteps:
     @cached_property
     def evaluate(self) -> Callable[..., Any]:
         """A `voting` evaluation step `(state, batch, stop) -> (sums, stop)`."""
-        return compile_eval_step(self._program.mesh, voting(self._program.eval_step()), inputs=2)
+        step = voting(self._program.eval_step(), "eval_step")
+        return compile_eval_step(self._program.mesh, step, inputs=2)
 
     @cached_property
     def diagnose(self) -> Callable[..., Any]:
@@ -347,6 +349,7 @@ class _Loop:
     def _report(
         self, step: int, bad_records: int, state: TrainState, meter: Meter, guard: DeadHeadGuard
     ) -> None:
+        before = step - meter.steps
         means, seconds = meter.read()
         config, program = self.run.config, self.run.program
         speed = config.batch_size / seconds
@@ -362,10 +365,10 @@ class _Loop:
         }
         if memory:  # CPUs do not report it
             self.heads["perf/memory_gb"] = memory / 1e9
-        if self.peak is not None and step > program.early_steps:
+        if self.peak is not None and before >= program.early_steps:
             self.heads["perf/mfu"] = speed_per_chip / self.peak
-        relative_time = program.early_time if step <= program.early_steps else 1.0
-        eta = program.steps_left(step) * seconds / relative_time
+        left = program.steps_left(step)
+        eta = left * seconds * (step - before) / (program.steps_left(before) - left)
         eta += evaluations_left(program, step) * (self.evaluation_seconds or 0.0)
         timed = self.evaluation_seconds is not None
         self.reporter.training(step, self.heads, eta, evaluations=timed)

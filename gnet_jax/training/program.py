@@ -276,11 +276,17 @@ def make_program(
             f"epochs is {config.epochs:g}, which is {total_steps:,} steps; the limit is {2**31:,}"
         )
     _check_early_images(config, model, shapes)
-    last_profiled = max((last for _, last in profile_windows(config)), default=0)
-    if last_profiled > total_steps:
-        raise ConfigError(
-            f"profile ends at step {last_profiled:,}, but the run has only {total_steps:,} steps"
-        )
+    early = early_steps(config, total_steps)
+    for first, last in profile_windows(config):
+        if last > total_steps:
+            raise ConfigError(
+                f"profile ends at step {last:,}, but the run has only {total_steps:,} steps"
+            )
+        if first <= early < last:
+            raise ConfigError(
+                f"profile has the window {first}:{last}, but after step {early:,} the images are "
+                "larger (augment.early_share); use a window that ends there, or one behind it"
+            )
     optimizer = make_optimizer(scaled(config), steps_per_epoch, total_steps, loaded)
     return Program(
         config, model, optimizer, mesh, steps_per_epoch, total_steps, pretrained, takeover

@@ -154,7 +154,7 @@ def test_a_report_has_speeds_and_the_time_left_with_evaluations(finished):
     reporter, skipped = mock.Mock(), mock.Mock(count=4)
     told = mock.Mock()
     loop_ = loop._Loop(run, None, None, reporter, None, skipped, None, None, told)
-    meter = types.SimpleNamespace(read=lambda: ({"loss": 1.5}, 2.0))
+    meter = types.SimpleNamespace(steps=2, read=lambda: ({"loss": 1.5}, 2.0))
     guard = mock.Mock(read=lambda *_: None)
     for seconds, left in ((None, 10), (7.0, 17)):  # five steps of two seconds, one evaluation
         loop_.evaluation_seconds = seconds
@@ -178,13 +178,25 @@ def test_a_report_has_the_mfu_and_the_peak_memory_if_the_device_knows_them(finis
     mesh = types.SimpleNamespace(size=8, local_devices=[device])
     run = with_program(run, mesh=mesh)
     reporter, skipped = mock.Mock(), mock.Mock(count=0)
-    meter = types.SimpleNamespace(read=lambda: ({"loss": 1.5}, 2.0))
+    meter = types.SimpleNamespace(steps=2, read=lambda: ({"loss": 1.5}, 2.0))
     parts = (run, None, None, reporter, None, skipped, None, None)
     running = loop._Loop(*parts, peak=40.0)  # images/s of a chip
     running._report(4, 0, None, meter, mock.Mock(read=lambda *_: None))
     values = reporter.training.call_args.args[1]
     assert values["perf/mfu"] == 2.0 / 40.0  # 32 images in two seconds on eight chips
     assert values["perf/memory_gb"] == 3.0
+
+
+def test_a_report_across_the_change_of_the_image_size_has_no_mfu_and_the_right_time_left(tmp_path):
+    run = tiny_run(tmp_path, augment=AugmentConfig(early_size=12, early_share=4 / 9))
+    reporter, skipped = mock.Mock(), mock.Mock(count=0)
+    running = loop._Loop(run, None, None, reporter, None, skipped, None, None, peak=1e6)
+    # Steps 3 to 6: two of 9/16 of the time, and two whole ones, of 4 s.
+    meter = types.SimpleNamespace(steps=4, read=lambda: ({"loss": 1.5}, 12.5 / 4))
+    running._report(6, 0, None, meter, mock.Mock(read=lambda *_: None))
+    _, values, eta = reporter.training.call_args.args
+    assert eta == pytest.approx(3 * 4.0)
+    assert "perf/mfu" not in values
 
 
 def test_the_memory_of_the_compiled_step_is_checked_and_tells_what_to_keep(finished, monkeypatch):
@@ -456,7 +468,7 @@ def test_losses_that_are_not_finite_and_heads_to_ignore_are_not_guarded(finished
     for choice, loss, reads in (("warn", 1.5, 1), ("warn", np.nan, 0), ("ignore", 1.5, 0)):
         config, guard = dataclasses.replace(run.config, dead_heads=choice), mock.Mock()
         guard.read.return_value = None
-        meter = types.SimpleNamespace(read=lambda loss=loss: ({"loss": loss}, 2.0))
+        meter = types.SimpleNamespace(steps=1, read=lambda loss=loss: ({"loss": loss}, 2.0))
         parts = (with_program(run, config=config), None, None, mock.Mock(), None)
         loop._Loop(*parts, mock.Mock(count=0), None, None)._report(4, 0, None, meter, guard)
         assert guard.read.call_args_list == [mock.call(4, {"loss": loss})] * reads

@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from gnet_jax.cli.main import main
-from gnet_jax.config import Config, ConfigError, check, profile_windows
+from gnet_jax.config import AugmentConfig, Config, ConfigError, check, profile_windows
 from gnet_jax.lab.cost.trace import read_profile
 from gnet_jax.training.loop import train
 from gnet_jax.training.observe import profile
@@ -31,7 +31,7 @@ def metadata_in_key():
 def test_a_trace_of_five_steps_has_all_scopes_and_gnet_profile_lists_them(
     tmp_path, metadata_in_key, capsys
 ):
-    train(tiny_run(tmp_path, profile=("3:7",)), tmp_path)
+    train(tiny_run(tmp_path, profile=("3:7",), eval_every_epochs=0.1), tmp_path)
     found = read_profile(tmp_path)
     assert (found.first, found.last, found.devices) == (3, 7, 8)
     assert found.scopes().keys() >= SCOPES
@@ -41,6 +41,11 @@ def test_a_trace_of_five_steps_has_all_scopes_and_gnet_profile_lists_them(
     events = [event for plane in planes for line in plane.lines for event in line.events]
     steps = [dict(event.stats)["step_num"] for event in events if event.name == "train"]
     assert steps == [3, 4, 5, 6, 7]
+    # An evaluation within the window is in the trace, but has another name.
+    modules = {dict(event.stats).get("hlo_module") for event in events}
+    assert modules >= {"jit_train_step", "jit_eval_step"}
+    text = (file.parent / profile.PROGRAM).read_text()
+    assert text.startswith("HloModule jit_train_step,")
     capsys.readouterr()
     assert main(["profile", str(tmp_path), "--figure", str(tmp_path / "scopes.png")]) == 0
     shown = capsys.readouterr().out
@@ -115,3 +120,11 @@ def test_a_window_that_is_no_range_or_overlaps_is_refused(windows):
 def test_a_window_beyond_the_last_step_is_refused_before_any_work(tmp_path):
     with pytest.raises(ConfigError, match=r"step 10\b.* 9 steps"):
         prepare(tiny_config(tmp_path, profile=("9:10",)))
+
+
+def test_a_window_with_images_of_two_sizes_is_refused(tmp_path):
+    small = AugmentConfig(early_size=12, early_share=4 / 9)
+    for window in ("3:4", "5:6"):
+        prepare(tiny_config(tmp_path, profile=(window,), augment=small))
+    with pytest.raises(ConfigError, match="window 3:5, but after step 4 the images are larger"):
+        prepare(tiny_config(tmp_path, profile=("3:5",), augment=small))

@@ -32,9 +32,10 @@ def failing(good):
 
 def test_what_one_device_says_comes_back_to_all():
     mesh = data_mesh()
-    step = jax.jit(voting(lambda state, x: (state + 1, {"sum": jnp.sum(x)})))
+    step = jax.jit(voting(lambda state, x: (state + 1, {"sum": jnp.sum(x)}), "sum_step"))
     said = np.zeros(8, np.int32)
     said[5] = 15
+    assert "@jit_sum_step" in step.lower(0, jnp.ones(3), said).as_text()  # a trace names it so
     (state, metrics), stop = step(0, jnp.ones(3), said)
     vote = Vote(mesh, StopRequest())
     vote.read(7, stop)
@@ -131,7 +132,7 @@ def test_an_evaluation_ends_at_the_first_code_and_a_fault_is_not_a_signal():
 
 
 def test_the_largest_code_of_all_devices_comes_back_from_a_canonical_step():
-    step = voting(lambda state, x: state, manual=True)
+    step = voting(lambda state, x: state, "share", manual=True)
     share = jax.vmap(lambda said: step(0, 0, said[None])[1], axis_name="data")
     assert share(jnp.array([0, 2, 15, 0])).tolist() == [15] * 4
 

@@ -118,15 +118,17 @@ class Vote:
         return put_local(own, split(self._mesh), (self._mesh.size,))
 
 
-def voting(step: Callable[..., Any], *, manual: bool = False) -> Callable[..., Any]:
+def voting(step: Callable[..., Any], name: str, *, manual: bool = False) -> Callable[..., Any]:
     """Returns a function `(state, batch, stop) -> (step(state, batch), largest stop)`.
-    With `manual`, `step` takes one device's share of the batch (see `compile_train_step`).
+    A trace finds the operations of its program by `name`. With `manual`, `step` takes one device's
+    share of the batch (see `compile_train_step`).
     """
 
     def voting_step(state: Any, batch: Any, stop: jax.Array) -> Any:
         vote = jnp.max(stop)
         return step(state, batch), jax.lax.pmax(vote, AXIS) if manual else vote
 
+    voting_step.__name__ = name
     return voting_step
 
 

@@ -326,7 +326,7 @@ class Meter:
 
     def __init__(self) -> None:
         self._sums: dict[str, float] = {}
-        self._good = self._steps = 0
+        self._good = self.steps = 0  # `steps` includes the skipped ones
         self._since = time.perf_counter()
 
     def add(self, metrics: dict[str, float]) -> None:
@@ -336,7 +336,7 @@ class Meter:
             if name != "skipped":
                 self._sums[name] = self._sums.get(name, 0.0) + (0.0 if skipped else float(value))
         self._good += not skipped
-        self._steps += 1
+        self.steps += 1
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -348,6 +348,6 @@ class Meter:
     def read(self) -> tuple[dict[str, float], float]:
         """Returns the means and the seconds per step (NaN without a step), and resets both."""
         means = {name: total / (self._good or math.nan) for name, total in self._sums.items()}
-        seconds = (time.perf_counter() - self._since) / (self._steps or math.nan)
+        seconds = (time.perf_counter() - self._since) / (self.steps or math.nan)
         self.__init__()
         return means, seconds
