@@ -60,7 +60,7 @@ if Path("gnet_jax/__init__.py").exists() and any(map(lacks, ("tyro", "onnx"))):
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", "kept.txt"]
     subprocess.run([*pip, "--editable", ".[export]"], check=True)
 
-# The notebook and the training that it starts share a GPU, so none of them may reserve its memory.
+# The notebook and the training that it starts share a GPU, so neither may reserve all of its memory.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax

@@ -58,7 +58,7 @@ if Path("gnet_jax/__init__.py").exists() and lacks("tyro"):
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", "kept.txt"]
     subprocess.run([*pip, "--editable", "."], check=True)
 
-# The notebook and the training that it starts share a GPU, so none of them may reserve its memory.
+# The notebook and the training that it starts share a GPU, so neither may reserve all of its memory.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
@@ -106,14 +106,18 @@ from gnet_jax.data.decode import decode
 from gnet_jax.data.sources import open_source
 from gnet_jax.inference.images import open_picture
 
+digit = decode(open_source("digits", "val")[3].image)
 try:
-    network, photo = gnet_jax.load(WEIGHTS), open_picture(PHOTO)
-    example = photo
+    photo = example = open_picture(PHOTO)
+except UserError as error:
+    print(f"{error}\nThe next sections use a digit instead:")
+    photo, example = digit.resize((480, 480)), digit
+photo.thumbnail((480, 480))
+try:
+    network = gnet_jax.load(WEIGHTS)
 except UserError as error:
     print(f"{error}\nThe next sections look inside the network that you just trained:")
-    network, example = networks["digits"], decode(open_source("digits", "val")[3].image)
-    photo = open_picture(PHOTO) if Path(PHOTO).exists() else example.resize((480, 480))
-photo.thumbnail((480, 480))
+    network, example = networks["digits"], digit
 for name, probability in network.predict(example)[0]:
     print(f"{probability:7.2%}  {name}")
 

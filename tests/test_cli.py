@@ -702,6 +702,7 @@ def test_prepare_prints_the_command_that_trains_on_the_set(
     assert "junk 2" in printed.err
 
 
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="Path.is_file then returns False")
 @pytest.mark.parametrize("command", ["predict {} photo.jpg", "train digits --init {}"])
 def test_a_private_folder_is_one_sentence(command, private, tmp_path, capsys):
     arguments = command.format(private / "model").split()

@@ -22,7 +22,7 @@ from gnet_jax.lab.cost.ledger import network_ledger
 from gnet_jax.model import custom
 from gnet_jax.model.architecture import Choices
 from gnet_jax.model.blocks import InceptionBlock
-from gnet_jax.model.googlenet import GoogLeNet
+from gnet_jax.model.googlenet import GoogLeNet, check_statistics
 from tests.tiny import tiny_arch, tiny_variables
 
 ROOT = Path(__file__).parents[1]
@@ -210,8 +210,11 @@ def test_statistics_that_training_cannot_average_are_refused():
         ({"block": Block}, "BatchNorm_0/mean"),
     ):
         model = GoogLeNet(tiny_arch("batch_norm", **change))
+        statistics = tiny_variables(model)["batch_stats"]
         with pytest.raises(UserError, match=f"{statistic} is a statistic that .* `momentum`"):
-            tiny_variables(model)
+            check_statistics(model, statistics)
+    model = GoogLeNet(tiny_arch("batch_norm", norm=own_norm))
+    check_statistics(model, tiny_variables(model)["batch_stats"])
 
 
 def test_a_file_in_a_private_folder_is_looked_up_in_the_current_one(private, tmp_path, monkeypatch):

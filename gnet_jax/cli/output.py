@@ -51,8 +51,11 @@ def set_up_process() -> None:
         print_error(f"no home folder is known for this user; HOME is set to {os.environ['HOME']}")
 
 
-def say_no_permission(prog: str, error: PermissionError) -> int:
-    """Print the file that this user may not access, and return the exit code for wrong input."""
+def print_no_permission(prog: str, error: PermissionError) -> int:
+    """Print the file that this user may not access, and return the exit code for wrong input.
+
+    Raises the error again if it names no file.
+    """
     if error.filename is None:
         raise error
     print_error(f"{prog}: error: cannot access {error.filename}: {error.strerror}")

@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, Any
 from gnet_jax.cli.output import (
     leave_at_once,
     print_error,
+    print_no_permission,
     reader_may_leave,
-    say_no_permission,
     set_up_process,
 )
 from gnet_jax.config import Config, ConfigError, UserError, check
@@ -62,8 +62,8 @@ def main(arguments: Sequence[str], prog: str = "train.py") -> int:
     except UserError as error:
         print_error(f"{prog}: error: {error}")
         return error.exit_code
-    except PermissionError as error:  # `Path.is_file` raises it for files in a private folder
-        return say_no_permission(prog, error)
+    except PermissionError as error:  # of `Path.is_file`, before Python 3.14
+        return print_no_permission(prog, error)
     except KeyboardInterrupt:  # outside of the training loop, which handles signals itself
         leave_at_once(f"{prog}: interrupted; the same command resumes from the latest checkpoint")
 

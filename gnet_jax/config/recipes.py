@@ -57,7 +57,7 @@ def load_file(name: str, function: str, kind: type[Kind]) -> tuple[Kind, str]:
         )
     try:
         # A program that loads one of our recipes can have a common.py of its own.
-        with executed(path, RECIPES, first=path == own) as module:
+        with executed(path, RECIPES, first=path.resolve() == own) as module:
             given = getattr(module, function)()
         if not isinstance(given, kind):
             found = type(given).__name__

@@ -113,7 +113,7 @@ def _read_file(src: Path, transform_input: bool | None) -> tuple[TrainedModel, l
     except FileNotFoundError:
         raise WeightsError(
             f"{src} does not exist{did_you_mean(src, PUBLISHED)}, and is not the name of published "
-            "weights (gnet download --list)"
+            "weights, such as caffe (gnet download --list)"
         ) from None
     except OSError as error:
         raise WeightsError(f"cannot read {src}: {error.strerror}") from error

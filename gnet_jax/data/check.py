@@ -212,8 +212,9 @@ def print_scan(console: Console, found: Scan) -> None:
     console.print(_split_table(found))
     if found.missing:
         console.print(f"split {' or '.join(found.missing)} not found")
-    if "val" in found.missing:
-        console.print(escape(f"train with {holdout(found.source)}, which validates on a tenth"))
+    if "val" in found.missing and "train" not in found.missing:
+        fix = f"train with {holdout(found.source)}, which validates on a tenth"
+        console.print(escape(fix), soft_wrap=True)
     console.print(_class_table(found))
     balance = ", ".join(
         f"{each.split} has empty classes ({len(each.empty_classes)})"

@@ -49,7 +49,7 @@ class Evaluation:
     top5_count: int
     crops: int
     models: int
-    classes: int  # of the first model; with at most five, top-5 says nothing and is not reported
+    classes: int  # of the first model; with at most five, top-5 is always 100 %
     images_per_sec: float  # excluding compilation
     damaged: tuple[BadRecord, ...] = ()  # corrupt images, which are not scored
     pairing: str | None = None  # how classes were paired, if not by name

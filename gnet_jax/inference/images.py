@@ -191,9 +191,7 @@ def _folder(root: str, left_out: dict[str, list[str]]) -> Iterator[Callable[[], 
     reasons |= dict.fromkeys(own.pop("broken link", []), "is a broken link")
     if empty and not reasons:
         odd = len(own.get("unsupported format", []))
-        fix = (
-            f"; convert its {odd} photos of unsupported formats (HEIC, ...) to JPEG" if odd else ""
-        )
+        fix = f"; convert its files of unsupported formats ({odd}) to JPEG" if odd else ""
         reasons[root] = f"the folder contains no images{fix}"
     for path, reason in reasons.items():
         yield partial(Picture, path, UserError(reason))

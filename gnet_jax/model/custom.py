@@ -70,23 +70,25 @@ def load(name: str) -> Callable[..., Any]:
 def executed(path: Path, *folders: Path, first: bool = False) -> Iterator[ModuleType]:
     """Execute a Python file; yield its module.
 
-    Until the context ends, imports also find the .py files in the file's folder and `folders`,
-    before all other modules if `first` is true, else after them. They are loaded for this file
-    alone, because for another file the same name can mean a module in another folder.
+    Until the context ends, imports also find the modules in the file's folder and in `folders`,
+    before all others if `first` is true, else after them. Those that are a single file are loaded
+    for this file alone, because for another file their name can mean a module in another folder.
     """
     places = [str(folder.absolute()) for folder in (path.parent, *folders)]
     local = {file.stem for place in places for file in Path(place).glob("*.py")}
-    local -= sys.stdlib_module_names
-    hidden = {name: sys.modules.pop(name) for name in _single_files(local)}
-    before, searched = list(sys.path), list(_searched)
-    others = [folder for folder in sys.path if folder not in _searched]
-    sys.path[:] = [*places, *others] if first else [*others, *places]
-    _searched[:] = places
+    local -= {*sys.stdlib_module_names, "__main__"}
     unique = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:8]
     loader = SourceFileLoader(f"{path.stem}_{unique}", str(path))
     spec: Any = importlib.util.spec_from_loader(loader.name, loader)
     module = importlib.util.module_from_spec(spec)
+    before, searched = list(sys.path), list(_searched)
+    hidden = {name: sys.modules[name] for name in _single_files(local)}
     try:
+        for name in hidden:
+            del sys.modules[name]
+        others = [place for place in sys.path if place not in _searched]
+        _searched[:] = [place for place in places if place not in others]
+        sys.path[:] = [*places, *others] if first else [*others, *places]
         sys.modules[loader.name] = module  # dataclasses look up their annotations there
         loader.exec_module(module)
         yield module
@@ -116,7 +118,7 @@ def _find_file(name: str) -> tuple[Path, str]:
     file, colon, attribute = name.rpartition(":")
     if not colon:
         raise UserError(f"the network uses {name!r}, which this version of gnet_jax does not have")
-    # `Path.is_file` raises an exception for a file in another user's private folder.
+    # Before Python 3.14, `Path.is_file` raises an exception for a file in a private folder.
     path = next((p for p in (Path(file), Path(Path(file).name)) if os.path.isfile(p)), None)
     if path is None:
         missing = f"the network uses {attribute} of {file}, which is missing"

@@ -204,7 +204,6 @@ def init(model: GoogLeNet, key: jax.Array, image_size: int) -> dict[str, Any]:
 
     Raises:
         ValueError: if the image is too small for the network.
-        UserError: if your own norm or block has statistics that training could not average.
     """
     plain = model.clone(ops=_SHAPES_ONLY)
     drawn: dict[str, Any] = {}
@@ -218,28 +217,28 @@ def init(model: GoogLeNet, key: jax.Array, image_size: int) -> dict[str, Any]:
     jax.eval_shape(draw, jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32))
     # jax.tree.map sorts the dicts by name, so all trees of parameters have the same order.
     variables = jax.tree.map(lambda array: array, drawn)
-    return _collections(model, variables)
+    return {name: variables.get(name, {}) for name in ("params", "batch_stats")}
 
 
 def abstract_variables(model: GoogLeNet, image_size: int) -> dict[str, Any]:
     """Returns the tree of `init` with shapes and dtypes as leaves; raises ValueError as `init`."""
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     plain = model.clone(ops=_SHAPES_ONLY)
-    return _collections(model, jax.eval_shape(plain.init, jax.random.PRNGKey(0), images))
+    variables: Any = jax.eval_shape(plain.init, jax.random.PRNGKey(0), images)
+    return {name: variables.get(name, {}) for name in ("params", "batch_stats")}
 
 
-def _collections(model: GoogLeNet, variables: Any) -> dict[str, Any]:
-    """Returns the two collections. Raises UserError if a part of the user averages statistics."""
+def check_statistics(model: GoogLeNet, batch_stats: Mapping[str, Any]) -> None:
+    """Raise UserError if a user's norm or block has statistics that training cannot average."""
     own = model.arch.norm in model.arch.own_parts
     averaged = not own or custom.takes_momentum(custom.load(model.arch.norm))
-    for path in traverse_util.flatten_dict(variables.get("batch_stats", {})):
+    for path in traverse_util.flatten_dict(dict(batch_stats)):
         if not averaged or "norm" not in path:
             raise UserError(
-                f"{'/'.join(path)} is a statistic that training could not average: a norm with "
+                f"{'/'.join(path)} is a statistic that training cannot average: a norm with "
                 "statistics must take `momentum` and pass it on, as nn.BatchNorm(momentum=momentum)"
                 " does; a block must use its `conv` instead of a norm with statistics"
             )
-    return {name: variables.get(name, {}) for name in ("params", "batch_stats")}
 
 
 def strip_aux(params: Mapping[str, Any]) -> dict[str, Any]:

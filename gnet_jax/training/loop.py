@@ -274,13 +274,13 @@ class _Loop:
         watch, vote, total = self.reporter.watch, self.vote, program.total_steps
         meter, unread = Meter(), None
         for step in range(start + 1, total + 1):
+            if step == program.early_steps + 1 and step > start + 1:
+                with _aside(meter):
+                    step_fn = self._compile(step)
             with _aside(meter):
                 self.profiler.begin(step, state)
             with watch.spent("waiting for data"):
                 batch = ahead.take()
-            if step == program.early_steps + 1 and step > start + 1:
-                with _aside(meter):
-                    step_fn = self._compile(step)
             if self.diagnose is not None:
                 with _aside(meter), watch.spent("diagnosing"):
                     self.diagnose(step - 1, state, batch)

@@ -2,9 +2,9 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from functools import cached_property, partial
-from pathlib import PurePath
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +18,7 @@ from gnet_jax.data.batches import Batch, cropper, order_fingerprint, train_batch
 from gnet_jax.data.sources import DataError, Source, open_source
 from gnet_jax.data.sources.classes import empty_classes, listed, nfc, refuse_unknown, same_classes
 from gnet_jax.model.architecture import VARIANTS, Architecture, smallest_size
-from gnet_jax.model.googlenet import GoogLeNet, abstract_variables, init
+from gnet_jax.model.googlenet import GoogLeNet, abstract_variables, check_statistics, init
 from gnet_jax.model.layers import roles_by_path
 from gnet_jax.model_folder.folder import TrainedModel, config_of
 from gnet_jax.training import gradients, sharding
@@ -157,9 +157,7 @@ def _without_folders(spec: str) -> str:
 
     Models are published, and the folders of a machine can name people and customers.
     """
-    kind, colon, path = spec.rpartition(":")
-    private = path.startswith(("/", "~")) and not path.startswith("//")  # as in gs://
-    return f"{kind}{colon}{PurePath(path).name}" if private else spec
+    return re.sub(r"^([a-z]+:)?(?!//)[/~].*/(?=.)", r"\1", spec)  # gs:// is not a path
 
 
 def make_train_step(
@@ -265,6 +263,7 @@ def make_program(
             f"the parameters need more than the {memory / 2**30:.1f} GiB of this machine; use a "
             "smaller model.width_multiplier, reduction_factor or num_classes"
         ) from error
+    check_statistics(model, shapes["batch_stats"])
     roles_by_path(shapes["params"])  # raises for parameters that the optimiser has no rule for
     check_freeze(config.optim.freeze, shapes["params"])
     takeover = pretrained and compare(shapes, pretrained, tuple(class_names))
@@ -285,7 +284,7 @@ def make_program(
         if first <= early < last:
             raise ConfigError(
                 f"profile has the window {first}:{last}, but after step {early:,} the images are "
-                "larger (augment.early_share); use a window that ends there, or one behind it"
+                "larger (augment.early_share); use a window that ends there or starts later"
             )
     optimizer = make_optimizer(scaled(config), steps_per_epoch, total_steps, loaded)
     return Program(

@@ -350,6 +350,7 @@ def test_the_report_ends_with_what_must_be_fixed():
     assert "junk" not in lines[-1]
     assert "split val or test not found" in lines
     assert "train with 'folder:[a]#holdout=10%', which validates on a tenth" in lines
+    assert not any("holdout" in line for line in printed(split_scan(), missing=["train", "val"]))
     assert "  [b]" in lines
     empty = split_scan()
     empty.class_counts = [3, 0]

@@ -206,7 +206,7 @@ def _open_subset(spec: str, part: str, count: int, percent: bool, split: Split) 
 
 
 def holdout(spec: str) -> str:
-    """Returns the data source that validates on a tenth of `spec`'s training images, quoted."""
+    """Returns the source that validates on a tenth of the training images, quoted for a shell."""
     return shlex.quote(f"{spec}#holdout=10%")
 
 

@@ -131,7 +131,9 @@ class Bench:
     def _evaluate_heads(
         self, run: Run, state: TrainState
     ) -> tuple[int, dict[str, dict[str, float]]]:
-        """Returns the number of validation images, and each head's `loss`, `top1` and `top5`."""
+        """Returns the number of validation images, and each head's `loss`, `top1` and `top5`. With
+        at most five classes, there is no `top5`.
+        """
         d, program = run.config.data, run.program
         batches = eval_batches(
             run.val,
@@ -141,7 +143,8 @@ class Bench:
             bad=BadRecords(run.val, d.bad_limit),
         )
         names = head_names(program.model)
-        count, totals = 0, {name: np.zeros(len(names)) for name in ("loss", "top1", "top5")}
+        metrics = ("loss", "top1", "top5")[: 3 if program.model.arch.num_classes > 5 else 2]
+        count, totals = 0, {name: np.zeros(len(names)) for name in metrics}
         for batch in put_batches(batches, program.mesh, program.eval_batch_size):
             sums = jax.device_get(self._head_step(state, batch))
             count += int(sums["count"])
