@@ -71,6 +71,7 @@ def visualize(
     if size is not None:
         check_at_least("size", size)
     check_at_least("seed", seed, 0)
+    check_not_input(out.with_suffix(""), [model], new=True)
     (trained,) = open_models([model])
     job = Job(size or trained.preprocessing.image_size, steps, images, seed)
     count = draw_pictures(trained, objectives, out, job, batch, columns)
@@ -206,7 +207,8 @@ def top_images(
     if not layer:
         raise UserError("no layer given after the model; give one, such as inception_4a")
     check_picture(out, PHOTOS)
-    check_not_input(out, data_files([data]), new=True)
+    for written in (out, out.with_suffix("")):  # the second is the folder of the optimised images
+        check_not_input(written, data_files([data]), new=True)
     check_at_least("top", top)
     check_at_least("steps", steps, 0)
     check_at_least("threads", threads)

@@ -147,7 +147,9 @@ def _logits(
 
     def replace_output(call_next, args, kwargs, context):
         if context.module.path == tuple(path.split("/")) and context.method_name == "__call__":
-            return features_BHWC
+            # The first convolution returns its output behind the max pool.
+            pool = getattr(context.module, "pool", None)
+            return model.ops.max_pool(features_BHWC, *pool) if pool else features_BHWC
         return call_next(*args, **kwargs)
 
     with nn.intercept_methods(replace_output):

@@ -327,7 +327,7 @@ def test_heads_are_averaged_over_all_batches_of_the_configs_validation(monkeypat
     monkeypatch.setattr(ablate, "eval_batches", lambda source, **o: asked.append((source, o)))
     monkeypatch.setattr(ablate, "put_batches", lambda _, *where: [(n, *where) for n in (1, 2)])
     monkeypatch.setattr(ablate, "BadRecords", lambda *arguments: arguments)
-    monkeypatch.setattr(ablate, "head_names", lambda model: [f"main of {model}", "aux"])
+    monkeypatch.setattr(ablate, "head_names", lambda model: [model.name, "aux"])
     bench = ablate.Bench.__new__(ablate.Bench)
 
     def step(state, batch):
@@ -336,18 +336,21 @@ def test_heads_are_averaged_over_all_batches_of_the_configs_validation(monkeypat
         return {"count": 4 * batch[0]} | sums
 
     monkeypatch.setattr(bench, "_head_step", step, raising=False)
-    program = types.SimpleNamespace(model="net", mesh="mesh", eval_batch_size=6)
+    model = types.SimpleNamespace(name="main", arch=types.SimpleNamespace(num_classes=6))
+    program = types.SimpleNamespace(model=model, mesh="mesh", eval_batch_size=6)
     run = types.SimpleNamespace(config=config, program=program, val="val")
     assert bench._evaluate_heads(run, "state") == (
         12,
         {
-            "main of net": {"loss": 1.0, "top1": 0.5, "top5": 1.0},
+            "main": {"loss": 1.0, "top1": 0.5, "top5": 1.0},
             "aux": {"loss": 2.0, "top1": 2 / 12, "top5": 0.5},
         },
     )
+    model.arch.num_classes = 5
+    assert bench._evaluate_heads(run, "state")[1]["main"] == {"loss": 1.0, "top1": 0.5}
     d = config.data
     options = {"batch_size": 6, "preprocessing": d.preprocessing, "threads": d.threads}
-    assert asked == [("val", options | {"bad": ("val", 0.25)})]
+    assert asked == 2 * [("val", options | {"bad": ("val", 0.25)})]
 
 
 def test_a_run_that_another_process_trains_is_skipped(swept, tmp_path):

@@ -1,7 +1,10 @@
 """Optimised images, DeepDream and attribution, on a tiny network."""
 
 import dataclasses
+import json
+import shutil
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +15,13 @@ from PIL import Image
 from gnet_jax.cli.main import main
 from gnet_jax.config import Preprocessing, UserError
 from gnet_jax.data.decode import central_crop
+from gnet_jax.inference import cam
 from gnet_jax.inference.cam import ActivationMapper
 from gnet_jax.inference.images import Pictures
 from gnet_jax.inference.predict import layer_shapes
 from gnet_jax.lab.look import attribution, examples, objectives, similarity, visualize
 from gnet_jax.lab.look.dream import dream
-from gnet_jax.model.googlenet import GoogLeNet, endpoints
+from gnet_jax.model.googlenet import GoogLeNet, endpoints, init
 from gnet_jax.model_folder import TrainedModel, write_folder
 from tests.tiny import tiny_arch, tiny_variables
 
@@ -188,6 +192,16 @@ def test_the_command_draws_a_sheet_and_reuses_its_pictures(folder, tmp_path, cap
     assert len(made) == 1
     assert main([*arguments, "--out", str(out), "--seed", "1"]) == 0
     assert len(made) == 4
+    config = json.loads((Path(folder) / "config.json").read_text())
+    config["preprocessing"]["mean"] = [1.0, 2.0, 3.0]  # as its author may correct it
+    changed = tmp_path / "changed"
+    shutil.copytree(folder, changed)
+    (changed / "config.json").write_text(json.dumps(config))
+    again = [arguments[0], str(changed), *arguments[2:], "--out", str(out), "--seed", "1"]
+    assert main(again) == 0
+    assert len(made) == 7
+    assert main([*again[:-4], "--out", str(tmp_path / "changed.png")]) == 2
+    assert "choose another file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -274,6 +288,17 @@ def test_grad_cam_of_the_last_block_is_the_activation_map(trained):
     assert all(before[head].evidence.any() for head in own)
     with pytest.raises(UserError, match="pool3"):
         ActivationMapper(trained, layer="pool3")
+
+
+def test_the_first_convolution_keeps_its_max_pool():
+    model = GoogLeNet(tiny_arch(stem="imagenet"))
+    variables = init(model, jax.random.key(0), 96)
+    x = np.random.default_rng(0).normal(size=(1, 96, 96, 3)).astype(np.float32)
+    found = endpoints(model, variables, x)
+    logits = cam._logits(model, variables, x, "conv1", None, found["conv1/7x7_s2"])
+    np.testing.assert_allclose(logits, found["loss3/classifier"], rtol=1e-4, atol=1e-5)
+    changed = cam._logits(model, variables, x, "conv1", None, 2 * found["conv1/7x7_s2"])
+    assert np.abs(changed - logits).max() > 1e-3
 
 
 def test_attributions_are_drawn_by_a_command(folder, tmp_path, capsys):

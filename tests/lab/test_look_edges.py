@@ -56,6 +56,16 @@ def test_no_picture_is_written_into_the_data(command, name, folder, tmp_path, ca
     assert list(tmp_path.iterdir()) == [photo]
 
 
+def test_no_folder_of_pictures_is_made_of_the_data(folder, tmp_path, capsys):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    PHOTO.save(photos / "1.png")
+    arguments = ["top-images", folder, "inception_4a:0", "--data", str(photos)]
+    assert main([*arguments, "--out", f"{photos}.png"]) == 2
+    assert f"{photos} is an input" in capsys.readouterr().err
+    assert [file.name for file in photos.iterdir()] == ["1.png"]
+
+
 def test_a_probe_does_not_depend_on_the_order_of_the_classes():
     label = np.arange(400) % 2  # every second image is of the same class
     x = np.random.default_rng(0).normal(size=(400, 4)) + 3 * label[:, None]

@@ -32,6 +32,7 @@ from gnet_jax.lab.look.contact_sheet import Seen, check_fits, draw
 from gnet_jax.lab.look.objectives import Objective, as_pytree, parse, stack
 from gnet_jax.model.googlenet import GoogLeNet, endpoints, strip_aux
 from gnet_jax.model_folder import TrainedModel
+from gnet_jax.training.checkpoints.verify import digest
 from gnet_jax.training.sharding import xla_options
 from gnet_jax.training.workdir import replacing
 
@@ -257,7 +258,8 @@ def optimised(
     Each objective's images are saved in one file in `folder`. Files of an earlier call with the
     same settings and model are reused. At most `batch` images are optimised together.
     """
-    settings = {**job._asdict(), "model": trained.source}
+    facts = (trained.model.arch, trained.preprocessing, trained.class_names)
+    settings = {**job._asdict(), "model": f"{digest(trained.variables)} {facts}"}
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:
