@@ -406,6 +406,17 @@ def test_two_at_once_do_not_write_the_same_files(tars, tmp_path):
         prepare("imagenet2012", data_dir=tmp_path, manual_dir=tars, subset=True)
 
 
+def test_a_set_that_another_process_has_finished_is_not_written_again(tars, tmp_path, monkeypatch):
+    def finished(path, made=shards._locked):
+        (path.parent / Path(VERSION).name).mkdir(parents=True)  # between the check and the lock
+        return made(path)
+
+    monkeypatch.setattr(shards, "_locked", finished)
+    with pytest.raises(PrepareError, match=f"another process has written .*{VERSION}; run"):
+        prepare("imagenet2012", data_dir=tmp_path, manual_dir=tars, subset=True)
+    assert not [*tmp_path.rglob("*.unfinished*")]
+
+
 def test_a_file_system_without_locks_is_named(tars, tmp_path, monkeypatch):
     without = mock.Mock(side_effect=OSError(errno.ENOLCK, "No locks available"))
     monkeypatch.setattr(fcntl, "flock", without)

@@ -380,6 +380,7 @@ def test_columns_that_are_not_clear_are_asked_for(tmp_path, sets, capsys):
     assert "named colour" in capsys.readouterr().err
     run_prepare(spec, "--label-column", "fine", "--image-column", "img")
     assert pairs("set", "train") == {*zip(images, "abc", strict=True)}
+    run_prepare(spec, "--label-column", "fine", "--image-column", "mask", code=2)
 
 
 @pytest.mark.parametrize(

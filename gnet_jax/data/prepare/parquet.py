@@ -104,7 +104,8 @@ def _table(path: Path, folder: Path, reader: "_Reader", options: RowOptions) -> 
         names = rows.unique(classes[label], path)
     else:
         names = rows.unique(_card_names(folder, label), f"the card of {folder}")
-    return Table(path, names, values, partial(reader, path, image, ends), "row {}".format)
+    read = partial(reader, path, image, ends)
+    return Table(path, names, values, read, "row {}".format, image)
 
 
 def _column(path: Path, schema: Any, what: str, given: str | None, declared: list[str]) -> str:

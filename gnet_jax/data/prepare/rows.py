@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gnet_jax.data.batches import BadRecord, BadRecords
+from gnet_jax.data.batches import BadRecord, BadRecords, read_example
 from gnet_jax.data.decode import ImageError, decode, opening
 from gnet_jax.data.prepare.shards import PrepareError
 from gnet_jax.data.progress import progress_line
@@ -39,6 +39,7 @@ class Table(NamedTuple):
     labels: Sequence[Any]  # as they are in the file; `class_name` gives the class of each
     image: Callable[[int], bytes | None]  # returns a row's encoded image; may raise ImageError
     row_name: Callable[[int], str]
+    image_column: str = "image"
 
 
 class RowSource:
@@ -71,9 +72,13 @@ class RowSource:
         return f"{table.row_name(row)} of {table.path}"
 
     def fingerprint(self) -> str:
-        """Returns a hash of the files' names and sizes, the class names, and the labels."""
+        """Returns a hash of the files' names and sizes, the class names, the labels, and the column
+        of the images, unless it is "image".
+        """
         files = [(table.path.name, table.path.stat().st_size) for table in self._tables]
-        return digest(repr((files, self.class_names)).encode(), self.labels.astype("<i8"))
+        columns = {table.image_column for table in self._tables} - {"image"}
+        facts = (files, self.class_names, *sorted(columns))
+        return digest(repr(facts).encode(), self.labels.astype("<i8"))
 
     def skip_bad(self, limit: float, decoded: bool) -> None:
         """Skip the bad rows from now on, and print each one.
@@ -85,7 +90,7 @@ class RowSource:
         with progress_line(f"checking {self.split}", "rows", len(self)) as advance:
             for index in range(len(self)):
                 try:
-                    image = bytes(self[index].image)
+                    image = bytes(read_example(self, index).image)
                     with opening(image):
                         if decoded:
                             decode(image)

@@ -57,6 +57,9 @@ def write_set(
     # It is renamed at the end. tensorflow-datasets ignores it: its name is not a version.
     work = folder.with_name(f"{folder.name}.unfinished-{file_format}")
     with _locked(work):
+        if folder.exists():  # written while this process read its data
+            shutil.rmtree(work)
+            raise PrepareError(f"another process has written {folder}; run the same command again")
         note, own = work / ORIGIN, {work / ORIGIN, work / LOCK}
         if own.issuperset(work.iterdir()) or not note.exists():
             note.write_text(origin)
@@ -103,9 +106,14 @@ def _locked(work: Path) -> Generator[None, None, None]:
             raise PrepareError(
                 f"cannot write or lock {work / LOCK}: {error.strerror}; use a local disk"
             ) from error
-        for part in work.glob(f"*{UNFINISHED}"):
-            part.unlink()
-        yield
+        try:
+            for part in work.glob(f"*{UNFINISHED}"):
+                part.unlink()
+            yield
+        except OSError as error:
+            raise PrepareError(
+                f"cannot write {work}: {error.strerror or error}; run the same command to resume"
+            ) from error
 
 
 def _write_split(files: list[Path], plan: SplitPlan, file_format: Format, threads: int) -> None:
