@@ -207,8 +207,9 @@ def top_images(
     if not layer:
         raise UserError("no layer given after the model; give one, such as inception_4a")
     check_picture(out, PHOTOS)
-    for written in (out, out.with_suffix("")):  # the second is the folder of the optimised images
-        check_not_input(written, data_files([data]), new=True)
+    check_not_input(out, data_files([data]), new=True)
+    if steps:  # the optimised images are saved in a folder
+        check_not_input(out.with_suffix(""), data_files([data]), new=True)
     check_at_least("top", top)
     check_at_least("steps", steps, 0)
     check_at_least("threads", threads)

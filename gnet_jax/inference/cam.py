@@ -25,6 +25,7 @@ from gnet_jax.data.decode import central_crop
 from gnet_jax.inference.lettering import fitted, lettered
 from gnet_jax.inference.predict import Guess, layer_shapes, say_if_slow, softmax
 from gnet_jax.model.googlenet import GoogLeNet, aux_logits, endpoints
+from gnet_jax.model.layers import ConvBlock
 from gnet_jax.model.names import CONVS, caffe_name, find_layer
 from gnet_jax.model_folder import TrainedModel
 
@@ -146,10 +147,11 @@ def _logits(
     """
 
     def replace_output(call_next, args, kwargs, context):
-        if context.module.path == tuple(path.split("/")) and context.method_name == "__call__":
-            # The first convolution returns its output behind the max pool.
-            pool = getattr(context.module, "pool", None)
-            return model.ops.max_pool(features_BHWC, *pool) if pool else features_BHWC
+        module: Any = context.module
+        if module.path == tuple(path.split("/")) and context.method_name == "__call__":
+            if isinstance(module, ConvBlock) and module.pool:  # the first convolution
+                return model.ops.max_pool(features_BHWC, *module.pool)
+            return features_BHWC
         return call_next(*args, **kwargs)
 
     with nn.intercept_methods(replace_output):

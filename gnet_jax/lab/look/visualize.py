@@ -259,7 +259,8 @@ def optimised(
     same settings and model are reused. At most `batch` images are optimised together.
     """
     facts = (trained.model.arch, trained.preprocessing, trained.class_names)
-    settings = {**job._asdict(), "model": f"{digest(trained.variables)} {facts}"}
+    identity = f"{digest(trained.variables)} {facts}".encode()
+    settings = {**job._asdict(), "model": hashlib.sha256(identity).hexdigest()}
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:
