@@ -157,7 +157,8 @@ def _without_folders(spec: str) -> str:
 
     Models are published, and the folders of a machine can name people and customers.
     """
-    return re.sub(r"^([a-z]+:)?(?!//)[/~].*/(?=.)", r"\1", spec)  # gs:// is not a path
+    # gs:// is not a path; with (?s), names may contain newlines.
+    return re.sub(r"(?s)^([a-z]+:)?(?!//)[/~].*/(?=.)", r"\1", spec)
 
 
 def make_train_step(

@@ -109,7 +109,7 @@ def test_a_run_below_any_name_is_a_model_that_needs_no_data(
     assert picture.stat().st_size > 1000
     read, converted = read_workdir(workdir), read_folder(model)
     assert (converted.class_names[:3], converted.source) == (("cat", "dog", "class 2"), read.source)
-    assert converted.source["data"] == f"folder:{data}"
+    assert converted.source["data"] == f"folder:{data.name}"
     jax.tree.map(np.testing.assert_array_equal, read.variables, converted.variables)
     for out in ("model.safetensors", "model.onnx", "model.stablehlo"):
         assert main(["export", str(workdir), str(tmp_path / f"{NAME}{out}")]) == 0

@@ -122,7 +122,7 @@ def test_a_run_is_identified_by_both_splits_their_order_and_classes(config):
         ("folder:/home/me/acme#holdout=10%", "folder:acme#holdout=10%"),
         ("npz:~/secret/cifar_{split}.npz", "npz:cifar_{split}.npz"),
         ("/home/me/models/a/", "a/"),
-        ("folder:/home/me/10:30/photos", "folder:photos"),
+        ("folder:/home/me/10:30/a\nb/photos", "folder:photos"),
         *(
             (each, each)
             for each in ("tfds:cifar10", "gs://bucket/a", "folder:here/photos", "caffe")
