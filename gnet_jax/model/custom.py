@@ -58,12 +58,12 @@ def load(name: str) -> Callable[..., Any]:
     path, attribute = _find_file(name)
     try:
         with executed(path) as module:
-            pass
+            part = getattr(module, attribute, None)
     except Exception as error:  # the user's code can raise any exception
         raise UserError(f"{path} fails with {type(error).__name__}: {error}") from error
-    if not callable(getattr(module, attribute, None)):
+    if not callable(part):
         raise UserError(f"{path} does not define {attribute}, which the network uses")
-    return _known.setdefault(name, getattr(module, attribute))
+    return _known.setdefault(name, part)
 
 
 @contextlib.contextmanager
