@@ -217,6 +217,18 @@ def test_statistics_that_training_cannot_average_are_refused():
     check_statistics(model, tiny_variables(model)["batch_stats"])
 
 
+def test_training_refuses_such_a_norm_before_any_work(tmp_path, capsys):
+    (tmp_path / "norms.py").write_text(
+        "import flax.linen as nn\n"
+        "def norm(train, dtype, name):\n"
+        "    return nn.BatchNorm(use_running_average=not train, dtype=dtype, name=name)\n"
+    )
+    options = ["--model.norm", f"{tmp_path}/norms.py:norm", "--workdir", str(tmp_path / "run")]
+    assert train.main(["digits", *options, *SMALL]) == 2
+    assert "is a statistic that training cannot average" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
 def test_a_file_in_a_private_folder_is_looked_up_in_the_current_one(private, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "private.py").write_text("def part(): return 3\n")

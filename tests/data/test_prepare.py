@@ -406,6 +406,15 @@ def test_two_at_once_do_not_write_the_same_files(tars, tmp_path):
         prepare("imagenet2012", data_dir=tmp_path, manual_dir=tars, subset=True)
 
 
+def test_a_disk_that_is_full_from_the_start_is_one_sentence(tars, tmp_path, monkeypatch):
+    def full(path, *_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(PrepareError, match=r"cannot write .*: No space left on device; run the"):
+        prepare("imagenet2012", data_dir=tmp_path, manual_dir=tars, subset=True)
+
+
 def test_a_set_that_another_process_has_finished_is_not_written_again(tars, tmp_path, monkeypatch):
     def finished(path, made=shards._locked):
         (path.parent / Path(VERSION).name).mkdir(parents=True)  # between the check and the lock
