@@ -18,7 +18,7 @@ from gnet_jax.config.paths import as_text
 from gnet_jax.data.batches import BadRecord, prefetched
 from gnet_jax.data.decode import ImageError, decode, opening
 from gnet_jax.data.progress import progress_line
-from gnet_jax.data.sources import LeftOut, Source, holdout, open_splits
+from gnet_jax.data.sources import LeftOut, Source, open_splits, with_holdout
 from gnet_jax.data.sources.folder import IMAGES_LOST, REASONS, SUFFIXES, counted, merged
 
 SMALL_SIDE = 32  # pixels; an image with a shorter side is reported
@@ -213,7 +213,7 @@ def print_scan(console: Console, found: Scan) -> None:
     if found.missing:
         console.print(f"split {' or '.join(found.missing)} not found")
     if "val" in found.missing and "train" not in found.missing:
-        fix = f"train with {holdout(found.source)}, which validates on a tenth"
+        fix = f"train with {with_holdout(found.source)}, which validates on a tenth"
         console.print(escape(fix), soft_wrap=True)
     console.print(_class_table(found))
     balance = ", ".join(

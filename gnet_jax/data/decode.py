@@ -19,7 +19,7 @@ MAX_PIXELS = 50_000_000  # larger images are rejected before they are decoded
 # The accepted formats. Pillow has forty more, one of which (EPS) runs an external program.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 _T, _R = Image.Transpose, Image.Resampling
-HEIC = {b"ftyp" + brand for brand in (b"heic", b"heix", b"hevc", b"heif", b"mif1", b"msf1")}
+HEIC = {b"ftyp" + brand for brand in (b"heic", b"heix", b"hevc", b"heif")}
 TURNS = {2: _T.FLIP_LEFT_RIGHT, 3: _T.ROTATE_180, 4: _T.FLIP_TOP_BOTTOM, 5: _T.TRANSPOSE}
 TURNS |= {6: _T.ROTATE_270, 7: _T.TRANSVERSE, 8: _T.ROTATE_90}  # by EXIF orientation
 # The filters of `interpolation="random"`; BOX averages over the area that a pixel covers.

@@ -19,7 +19,7 @@ from typing import Any
 from gnet_jax.errors import UserError
 
 _known: dict[str, Callable[..., Any]] = {}  # loaded classes and functions, by reference
-_searched: list[str] = []  # the folders that are searched for the file that is being executed
+_searched: list[str] = []  # the folders that `executed` has added to sys.path
 
 
 def reference(part: Callable[..., Any] | str) -> str:

@@ -205,7 +205,7 @@ def _open_subset(spec: str, part: str, count: int, percent: bool, split: Split) 
     return SubsetSource(whole, places, "holdout" if holdout and split == "val" else whole.split)
 
 
-def holdout(spec: str) -> str:
+def with_holdout(spec: str) -> str:
     """Returns the source that validates on a tenth of the training images, quoted for a shell."""
     return shlex.quote(f"{spec}#holdout=10%")
 

@@ -15,7 +15,7 @@ from gnet_jax.data.sources import (
     MissingSplitError,
     Split,
     digest,
-    holdout,
+    with_holdout,
 )
 from gnet_jax.data.sources.classes import in_order, joined, nfc, refuse_twice
 
@@ -66,7 +66,7 @@ class FolderSource:
         found = _list_split(folder, self.left_out)
         if found is None:
             beside = sorted(path.name for path in root.glob("*") if path.is_dir())
-            fix = f". To validate on a tenth of train, use {holdout(f'folder:{root}')}"
+            fix = f". To validate on a tenth of train, use {with_holdout(f'folder:{root}')}"
             raise MissingSplitError(
                 f"{folder} not found{did_you_mean(root)}; images are expected in {split}/CLASS/. "
                 f"Folders in {root}: {', '.join(beside[:9]) or 'none'}"
