@@ -82,6 +82,26 @@ def test_torchvision_trains_on_folders_and_files(kind, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.walkthrough
+def test_the_plain_network_trains_on_files(tmp_path):
+    if importlib.util.find_spec("torch") is None:
+        pytest.skip("torch, the peer, is not installed")
+    generator = np.random.default_rng(0)
+    for split, size in (("train", 1024), ("val", 20)):  # 1024 are a batch
+        pixels = generator.integers(0, 256, (size, 32, 32, 3), np.uint8)
+        labels = np.arange(size) % 2
+        pixels[labels == 1] //= 4
+        np.savez(tmp_path / f"{split}.npz", x=pixels, y=labels)
+    places = [f"--{split}={tmp_path / split}.npz" for split in ("train", "val")]
+    command = [sys.executable, "benchmarks/train_plain.py", *places, "--epochs=10"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["steps"] == 10
+    assert result["top1"] == result["top1_six_views"] == 1  # the images of one class are dark
+
+
+@pytest.mark.slow
 @pytest.mark.long
 def test_torchvisions_compiled_network_is_compared_too(tmp_path):
     if importlib.util.find_spec("torchvision") is None:
