@@ -68,9 +68,17 @@ def test_the_smallest_detectable_difference_is_found_in_eighty_percent_of_sweeps
     assert significant.mean() == pytest.approx(0.8, abs=0.01)
 
 
-def test_equal_differences_have_no_spread_in_spite_of_rounding():
-    found = paired_difference({0: 0.7, 1: 0.71, 2: 0.75}, {0: 0.5, 1: 0.51, 2: 0.55})
-    assert (found.margin, smallest_detectable(found)) == (0, 0)
+def test_equal_differences_of_a_few_images_are_not_distinguishable():
+    values, baseline = {0: 0.71, 1: 0.72}, {0: 0.70, 1: 0.71}
+    found = paired_difference(values, baseline, images=100)
+    assert found.margin == pytest.approx(12.706 * 0.01 / 2**0.5, rel=1e-4)
+    assert found.verdict == "not distinguishable"
+    assert paired_difference(values, baseline, images=10_000).verdict == "higher"
+    rows = [
+        Row("", done={n: {"top1": x, "val_images": 100} for n, x in each.items()})
+        for each in (values, baseline)
+    ]
+    assert rows[0].minus(rows[1]) == found
 
 
 def test_the_error_of_the_validation_set_shrinks_with_its_size():

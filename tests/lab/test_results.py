@@ -203,7 +203,7 @@ def test_the_latex_table_escapes_names_and_marks_distinguishable_differences(swe
     text = to_latex(noisy(sweep, **{"x_1": (0.5, 0.6), "50%": (0.4, 0.5), "c": (0.5, 0.61)}))
     rows = [line for line in text.splitlines() if line.endswith(r"\\")][1:]
     assert rows[0].startswith(r"x\_1 & 55.00 $\pm$ 7.07 & baseline & ")
-    assert rows[1].startswith(r"50\% & 45.00 $\pm$ 7.07 & \textbf{$-$10.00 $\pm$ 0.00} & ")
+    assert rows[1].startswith(r"50\% & 45.00 $\pm$ 7.07 & \textbf{$-$10.00 $\pm$ 2.50} & ")
     assert r"\textbf" not in rows[2]
     assert all(row.count("&") == 6 for row in rows)
     assert rows[0].endswith(r"& 10,000 & 5,000 & 2 \\")

@@ -1,6 +1,7 @@
 """Statistics of a sweep: paired differences over seeds, and the error of the validation set."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,11 +31,13 @@ class Difference:
 
 
 def paired_difference(
-    values: Mapping[int, float], baseline: Mapping[int, float]
+    values: Mapping[int, float], baseline: Mapping[int, float], images: int | None = None
 ) -> Difference | None:
     """Returns the difference of two configs' values by seed; None if they share no seed.
 
     The margin is that of Student's t-interval of the differences between runs with the same seed.
+    If the values are accuracies on `images`, the standard deviation of the differences is taken to
+    be at least one image, because the differences of a few seeds can be equal by chance.
     """
     seeds = values.keys() & baseline.keys()
     if not seeds:
@@ -43,8 +46,8 @@ def paired_difference(
     margin = None
     if len(seeds) > 1:
         quantile = stats.t.ppf((1 + CONFIDENCE) / 2, len(seeds) - 1)
-        # Rounding gives equal differences a spread of about 1e-17.
-        margin = float(quantile * stats.sem(differences)) if np.ptp(differences) > 1e-12 else 0.0
+        least = 1 / images if images else 0.0
+        margin = float(quantile * max(differences.std(ddof=1), least) / math.sqrt(len(seeds)))
     return Difference(float(differences.mean()), margin, len(seeds))
 
 

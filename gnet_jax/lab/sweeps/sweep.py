@@ -256,7 +256,8 @@ class Row:
     def minus(self, other: "Row") -> Difference | None:
         """Returns the paired difference of top-1 from another config; None without common seeds."""
         own, others = ({s: r["top1"] for s, r in row.done.items()} for row in (self, other))
-        return paired_difference(own, others)
+        images = {int(each) for row in (self, other) for each in row.values("val_images")}
+        return paired_difference(own, others, min(images, default=None))
 
 
 @dataclasses.dataclass(frozen=True)
