@@ -5,7 +5,7 @@
 
 Data: 50,000 training and 10,000 validation images of 32x32 pixels, of 100 classes. Steps of 128
 images, as in the best published result for a GoogLeNet (78.03 % after 200 epochs,
-github.com/weiaicunzai/pytorch-cifar100). Our recipe has not been run here.
+github.com/weiaicunzai/pytorch-cifar100). This recipe has not been run here.
 """
 
 import dataclasses

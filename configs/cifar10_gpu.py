@@ -5,7 +5,7 @@
 
 Data: 50,000 training and 10,000 validation images of 32x32 pixels. The stem's convolutions run at
 full resolution. The images are shifted by up to four pixels, mirrored and partly erased. A step
-takes 512 images and computes in bfloat16. Our recipe has not been run here.
+takes 512 images and computes in bfloat16. This recipe has not been run here.
 """
 
 from common import CIFAR10_PIXELS

@@ -5,7 +5,7 @@
 
 The network is the paper's with batch norm instead of LRN. The recipe follows GluonCV's GoogLeNet
 (batch norm and mixup; 72.87 % top-1, 91.17 % top-5) and mindcv's (cosine, label smoothing 0.1, 300
-epochs; 72.89 %, 90.89 %), as reported by their authors. Our recipe has not been run here.
+epochs; 72.89 %, 90.89 %), as reported by their authors. This recipe has not been run here.
 
 According to `gnet plan imagenet_modern --topology v5e:2x4`, a step on eight TPU v5e chips takes at
 least 5.7 ms, and 200 epochs take at least 1 h 36 min.

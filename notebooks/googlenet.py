@@ -24,7 +24,8 @@
 #
 # It runs from top to bottom without any upload, on a CPU, in under five minutes; in Colab, choose a CPU or
 # a GPU, because a TPU cannot be shared with the training that this notebook starts. If you have a photo or
-# a folder of photos, put its path into the cell that asks for it and run the cell again.
+# a folder of photos, put its path into the cell that asks for it and run the cell again. To Colab, upload a
+# folder as a zip file, and run `!unzip -q /content/photos.zip -d /content/photos` in a new cell.
 
 # %%
 # Uses gnet_jax from the checkout that contains this notebook, from a checkout in the working directory,
@@ -191,7 +192,7 @@ short = ("--epochs", "6", "--eval-every-epochs", "2", "--log-every-steps", "20")
 digits = train("digits", "digits", *short)
 
 # %% [markdown]
-# If you run the cell again, it prints that all steps are done. After Ctrl-C or a crash, run it again to
+# If you run the cell again, it prints that all steps are done. If you interrupt it, or after a crash, run it again to
 # resume from the latest checkpoint; the final weights have the same bits as without the interruption.
 #
 # ## 4. Predict, and see why
@@ -314,7 +315,7 @@ for kind in ("onnx", "stablehlo"):
     print(f"wrote models/exported.{kind}; largest difference {difference:.1e}")
 
 # %% [markdown]
-# ## Where to go on
+# ## What to read next
 #
 # - `docs/first_hour.md`: the same path in ten commands
 # - the code, in reading order: `gnet_jax/model/widths.py`, `blocks.py`, `googlenet.py`,
