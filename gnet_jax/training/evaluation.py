@@ -29,7 +29,7 @@ def evaluate(
     """Returns the image count `val/count`, the fractions `val/top1` and `val/top5`, and `val/loss`.
     With at most five classes, there is no `val/top5`. Every example of the validation set counts
     once, except corrupt images. Returns an empty dict if a signal to any host ends the evaluation.
-    Raises a TrainingError if the loss is not finite.
+    Raises a TrainingError if the loss is not finite, a DataError if too many images are corrupt.
     """
     program, data, hosts = run.program, run.config.data, jax.process_count()
     bad_images.step = step

@@ -117,9 +117,9 @@ def train(
     Whenever metrics are logged, sends them to `track`, and calls `on_report` with the step and the
     estimated seconds until the end of the run. `peak` is the images/s of a chip whose arithmetic
     units are never idle; with it, the log has the MFU. Raises a TrainingError if the validation
-    loss is not finite, if too many steps in a row are not finite, if the last save failed, or if
-    the main head does not learn and `dead_heads` is "stop". Raises a DataError, after saving, if
-    too many images are corrupt or a label is out of range.
+    loss is not finite, if too many steps in a row are not finite, or if the last save failed.
+    Raises a UserError, after saving, if the main head does not learn and `dead_heads` is "stop",
+    if too many images are corrupt, or if a label is out of range.
     """
     config, program, total = run.config, run.program, run.program.total_steps
     began, watch, main = time.perf_counter(), Stopwatch(), jax.process_index() == 0
@@ -151,15 +151,15 @@ def train(
         )
         checkpoints.tell = files.tell = reporter.say
         request = request or stack.enter_context(StopRequest())
-        stack.enter_context(abort_on_unexpected_error(TrainingError))
+        stack.enter_context(abort_on_unexpected_error(TrainingError, last=files.upload))
         if start < total:
             if start:
                 reporter.say(f"resuming after step {start} of {total}")
             averaging = averaging_warning(config.optim, program.steps_per_epoch, total)
             for warning in filter(None, (start and changed, averaging)):
                 reporter.say(f"warning: {warning}")
-        bad_images = BadImages(run, files.folder, reporter, start)
-        skipped = SkippedSteps(run, files.folder, reporter, start)
+        bad_images = BadImages(run, files.folder, reporter, start, workdir)
+        skipped = SkippedSteps(run, files.folder, reporter, start, workdir)
         vote = Vote(program.mesh, request, reporter.say)
         profiler = stack.enter_context(Profiler(config, files.folder, start, reporter.say, workdir))
         parts = (checkpoints, reporter, bad_images, skipped, vote, profiler)
@@ -248,35 +248,28 @@ class _Loop:
         batches = put_batches(local, program.mesh, config.batch_size)
         with self._save_on_error(start, state), reporter.watch.spent("waiting for data"):
             ahead = TrainBatches(batches, start, total, self.bad_images)
-        step_fn = self._compile(start + 1)
+        self._compile(start)
         warmup = round(config.optim.warmup_epochs * program.steps_per_epoch)
         limits = {"warmup": warmup, "patience": default_patience(program.steps_per_epoch)}
         classes = len(run.train.class_names)
         dead_heads = DeadHeadGuard(head_names(program.model), classes, **limits)
         # An implicit transfer in the loop would wait for the device, so it is an error.
         with jax.transfer_guard("disallow"):
-            state = self._run_steps(start, state, ahead, step_fn, dead_heads)
+            state = self._run_steps(start, state, ahead, dead_heads)
         batches.close()
         return state
 
     def _run_steps(
-        self,
-        start: int,
-        state: TrainState,
-        ahead: TrainBatches,
-        step_fn: jax.stages.Compiled,
-        dead_heads: DeadHeadGuard,
+        self, start: int, state: TrainState, ahead: TrainBatches, dead_heads: DeadHeadGuard
     ) -> TrainState:
         """Each iteration waits for its batch, diagnoses, dispatches the step, reads and reports the
         metrics of the previous step, stops if asked, evaluates, and saves.
         """
         program, config = self.run.program, self.run.config
         watch, vote, total = self.reporter.watch, self.vote, program.total_steps
-        meter, unread = Meter(), None
+        meter, unread, waits = Meter(), None, sharding.calls_wait(program.mesh)
         for step in range(start + 1, total + 1):
-            if step == program.early_steps + 1 and step > start + 1:
-                with _aside(meter):
-                    step_fn = self._compile(step)
+            step_fn = self.steps.early if step <= program.early_steps else self.steps.train
             with _aside(meter):
                 self.profiler.begin(step, state)
             with watch.spent("waiting for data"):
@@ -288,7 +281,8 @@ class _Loop:
             with _aside(meter):
                 self.profiler.end(step, (state, metrics), step_fn)
             newest = _Dispatched(step, metrics, stop, batch, len(self.bad_images.train))
-            # Read and report the previous step while the device computes this one.
+            # Read and report the previous step while the device computes this one. If the call has
+            # waited for the step, its time would be counted for the previous step.
             if unread is not None:
                 self._finish(unread, state, meter, dead_heads)
             unread = newest
@@ -301,7 +295,7 @@ class _Loop:
             # A report that may stop the run saves the state of its step, as the others here do,
             # and the next step would overwrite this state.
             may_stop = self._log_due(step) and config.dead_heads == "stop"
-            if due or save_due or ending or may_stop or self.skipped.near_limit:
+            if waits or due or save_due or ending or may_stop or self.skipped.near_limit:
                 self._finish(unread, state, meter, dead_heads)
                 unread = None
             if ending:
@@ -320,18 +314,27 @@ class _Loop:
                     self.reporter.account(step)
         return state
 
-    def _compile(self, step: int) -> jax.stages.Compiled:
-        """Returns the program of step number `step`."""
-        config, program = self.run.config, self.run.program
+    def _compile(self, start: int) -> None:
+        """Compile the programs of all steps after `start`, and check that the devices can run them.
+        With smaller images at first, the program of the last steps needs more memory. Finding that
+        out only when it is due would lose the run, whose batch size cannot change any more.
+        """
+        program, batch_size = self.run.program, self.run.config.batch_size
         self.reporter.say("compiling the training step (about a minute the first time) ...")
         began = time.perf_counter()
+
+        def compiled() -> int:
+            with sharding.memory_errors(batch_size):
+                early = [self.steps.early] if start < program.early_steps else []
+                steps = [self.steps.train, *early]
+            needed = max(sharding.step_memory(step) or 0 for step in steps)
+            sharding.check_memory(needed, batch_size, program.mesh)
+            return needed
+
         with self.reporter.watch.spent("compiling"):
-            step_fn = self.steps.early if step <= program.early_steps else self.steps.train
-        needed, limits = sharding.step_memory(step_fn), (config.batch_size, program.mesh)
-        run_on_all_hosts(lambda: sharding.check_memory(needed, *limits))
+            needed = run_on_all_hosts(compiled)
         self.reporter.say(f"compiled in {duration(time.perf_counter() - began)}")
         sharding.keep_freed_memory(needed)
-        return step_fn
 
     def _log_due(self, step: int) -> bool:
         return step % self.run.config.log_every_steps == 0 or step == self.run.program.total_steps
@@ -381,7 +384,7 @@ class _Loop:
             if config.dead_heads == "stop":
                 self.save_and_wait(step, state)
                 saved = self.checkpoints.problem or "The step is saved"
-                raise TrainingError(f"step {step}: {problem}. {saved}")
+                raise UserError(f"step {step}: {problem}. {saved}")
 
     def _evaluate(self, step: int, state: TrainState) -> bool:
         """Evaluate, report and save; if a signal ends the evaluation, only return False."""

@@ -1,11 +1,12 @@
 """Device mesh, shardings, compilation of the steps, and the memory that a step needs."""
 
+import contextlib
 import ctypes
 import functools
 import math
 import os
 import sys
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gnet_jax.config import Config, ConfigError
 from gnet_jax.config.paths import cache_folder, plain_path
+from gnet_jax.errors import first_line
 
 AXIS = "data"
 # XLA's option for the library YNNPACK on CPUs. XLA's own operations are faster for this network
@@ -232,6 +234,20 @@ def step_memory(step: jax.stages.Compiled) -> int | None:
     return operands + plan.temp_size_in_bytes
 
 
+@contextlib.contextmanager
+def memory_errors(batch_size: int) -> Iterator[None]:
+    """Raise a ConfigError if the body compiles a step that does not fit. Only TPUs find it then."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise ConfigError(
+            f"a step of batch_size {batch_size} does not fit into the memory of a device; use a "
+            f"smaller batch_size or --optim.accumulate ({first_line(error)})"
+        ) from error
+
+
 def check_memory(needed: int | None, batch_size: int, mesh: Mesh) -> None:
     """Raise a ConfigError if the step needs more memory than the device has (see `step_memory`).
     On a CPU the kernel would kill the process without a message.
@@ -254,6 +270,12 @@ def call_in_this_thread() -> None:
     """
     if not jax.distributed.is_initialized():
         jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+
+def calls_wait(mesh: Mesh) -> bool:
+    """Returns whether a call of a program returns when the program has ended, not before."""
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    return on_cpu and not jax.config.read("jax_cpu_enable_async_dispatch")
 
 
 def keep_freed_memory(needed: int | None = None) -> bool:

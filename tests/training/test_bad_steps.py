@@ -1,5 +1,6 @@
 import errno
 import types
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -103,6 +104,20 @@ def test_on_a_full_disk_the_error_says_why_there_is_no_replay_file(tmp_path, mon
     assert not list(tmp_path.glob("replay-*"))
 
 
+def test_messages_name_the_files_of_a_run_in_a_bucket_by_their_place_there(tmp_path, capsys):
+    run, place = tiny_run(tmp_path, max_bad_steps=1), Path("bucket/run")
+    state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), run.program.abstract_state())
+    after = state.replace(step=state.step + 1)
+    with Reporter(tmp_path, start_step=0, total_steps=9) as reporter:
+        skipped = SkippedSteps(run, tmp_path, reporter, 0, place)
+        with pytest.raises(TrainingError, match=r"gnet replay bucket/run/replay-1\.npz"):
+            skipped.read(1, BAD, tiny_batch(32), after)
+        limited = stub_run(data=DataConfig(bad_limit=0.5))
+        BadImages(limited, tmp_path, reporter, 0, place).report_left_out(1)
+    assert (tmp_path / "replay-1.npz").is_file()
+    assert "listed in bucket/run/bad_records.jsonl" in capsys.readouterr().out
+
+
 def records(count):
     return [BadRecord(i, f"{i}.png", "truncated") for i in range(count)]
 
@@ -116,7 +131,9 @@ def test_bad_images_are_listed_by_split_and_step_and_the_first_ten_printed(tmp_p
         images.val.add(records(1))
         images.train.add(records(12))  # known
         images.report_left_out(0)
-        images.report_left_out(1)
+        images.report_left_out(32)
+        with pytest.raises(DataError, match=r"^33 validation images .* allows 32;"):
+            images.report_left_out(33)  # of all hosts
     lines = MetricsFile(tmp_path / "bad_records.jsonl").read()
     assert [(line["step"], line["split"], line["index"]) for line in lines] == [
         *((3, "train", i) for i in range(12)),
@@ -124,7 +141,7 @@ def test_bad_images_are_listed_by_split_and_step_and_the_first_ten_printed(tmp_p
     ]
     printed = capsys.readouterr().out
     assert [printed.count(f"{i}.png") for i in (1, 9, 10, 11)] == [1, 1, 0, 0]
-    assert printed.count("bad_records.jsonl") == 2  # further ones, and those left out
+    assert printed.count("bad_records.jsonl") == 3  # further ones, and those left out
     assert (len(images.train), len(images.val)) == (12, 1)
 
 

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from gnet_jax.config import OptimConfig
+from gnet_jax.config import OptimConfig, UserError
 from gnet_jax.training import program as run_module
-from gnet_jax.training.loop import CompiledSteps, TrainingError, train
+from gnet_jax.training.loop import CompiledSteps, train
 from gnet_jax.training.observe.faults import DeadHeadGuard, default_patience
 from tests.tiny import tiny_run
 
@@ -156,8 +156,9 @@ def guessing_run(tmp_path, monkeypatch):
 def test_a_run_stops_when_no_head_learns_and_the_config_asks_for_it(
     guessing_run, compiled, tmp_path, capfd
 ):
-    with pytest.raises(TrainingError, match=r"step 12: .*saved"):
+    with pytest.raises(UserError, match=r"step 12: .*saved") as raised:
         train(guessing_run("stop"), tmp_path / "stop", compiled)
+    assert raised.value.exit_code == 2  # --supervise must not go on: the step is saved
     assert "warning: step 12" in capfd.readouterr().out
     assert (tmp_path / "stop/checkpoints/12").is_dir()
 

@@ -1,6 +1,7 @@
 """The log of each host: what a run prints, its warnings, its error and its closing line."""
 
 import re
+import threading
 import warnings
 
 import jax
@@ -67,12 +68,19 @@ def test_the_log_ends_with_the_error_and_the_closing_line(tmp_path, error, newes
 
 def test_an_error_of_one_host_that_exits_at_once_is_logged_first(tmp_path, monkeypatch):
     monkeypatch.setattr(hosts.os, "_exit", lambda code: None)
+    uploaded = []
     with host_log(tmp_path, lambda: 7):
-        hosts._exit("stopped: process 1 of 2 lost contact", 3)
-    assert messages(tmp_path)[1:] == [
-        "stopped: process 1 of 2 lost contact",
-        "exit code 3: step 7 is saved",
-    ]
+        last = lambda: uploaded.extend(messages(tmp_path))  # noqa: E731
+        hosts._exit("stopped: process 1 of 2 lost contact", 3, last)
+    assert uploaded[1:] == ["stopped: process 1 of 2 lost contact", "exit code 3: step 7 is saved"]
+
+
+def test_a_last_upload_that_hangs_does_not_keep_a_host_from_exiting(tmp_path, monkeypatch):
+    monkeypatch.setattr(hosts.os, "_exit", lambda code: None)
+    monkeypatch.setattr(hosts, "LAST_SECONDS", 0.1)
+    hang = threading.Event()
+    hosts._exit("stopped", 3, hang.wait)
+    hang.set()
 
 
 def test_a_log_that_cannot_be_written_does_not_stop_the_run(tmp_path, new_disk, capsys):

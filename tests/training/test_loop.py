@@ -202,14 +202,30 @@ def test_a_report_across_the_change_of_the_image_size_has_no_mfu_and_the_right_t
 def test_the_memory_of_the_compiled_step_is_checked_and_tells_what_to_keep(finished, monkeypatch):
     run, _, _ = finished
     check, keep = mock.Mock(), mock.Mock()
-    monkeypatch.setattr(loop.sharding, "step_memory", lambda step: len(step))
+    monkeypatch.setattr(loop.sharding, "step_memory", len)
     monkeypatch.setattr(loop.sharding, "check_memory", check)
     monkeypatch.setattr(loop.sharding, "keep_freed_memory", keep)
-    steps, reporter = mock.Mock(train="step"), mock.Mock()
+    steps, reporter = mock.Mock(train="step", early="longer"), mock.Mock()
     reporter.watch.spent = lambda _: contextlib.nullcontext()
-    assert loop._Loop(run, steps, None, reporter, *[None] * 4)._compile(1) == "step"
-    check.assert_called_once_with(4, 32, run.program.mesh)
-    keep.assert_called_once_with(4)
+    monkeypatch.setattr(Program, "early_steps", 4)  # with smaller images
+    for start, needed in ((4, 4), (3, 6)):
+        loop._Loop(run, steps, None, reporter, *[None] * 4)._compile(start)
+        check.assert_called_with(needed, 32, run.program.mesh)
+        keep.assert_called_with(needed)
+
+
+def test_a_step_that_the_compiler_finds_too_large_is_an_error_of_the_config(finished):
+    run, _, _ = finished
+
+    class TooLarge:
+        @property
+        def train(self):
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Used 20.25G of 15.75G hbm.")
+
+    reporter = mock.Mock()
+    reporter.watch.spent = lambda _: contextlib.nullcontext()
+    with pytest.raises(ConfigError, match=r"batch_size 32 does not fit .* Used 20\.25G of 15"):
+        loop._Loop(run, TooLarge(), None, reporter, *[None] * 4)._compile(0)
 
 
 def test_an_interrupted_run_saves_goes_on_and_ends_with_the_same_bits(

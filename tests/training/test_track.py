@@ -76,6 +76,18 @@ def test_the_metrics_of_a_step_are_one_row_and_the_run_ends_with_the_exit_code(o
     assert (run.config, run.code) == ({"seed": 0}, 0)
 
 
+def test_a_step_whose_evaluation_a_signal_ends_is_sent_by_the_next_start(opened, tmp_path):
+    with Track("wandb", tmp_path, {}, print) as track:
+        track.log(10, {"train/loss": 1.0})
+        track.log(20, {"train/loss": 2.0})
+        track.exit_code = 128 + signal.SIGTERM
+    send(tmp_path, [20])
+    assert [row for run in opened for row in run.rows] == [
+        (10, {"train/loss": 1.0}, {}),
+        (20, {"train/loss": 2.0, "val/top1": 0.2}, {}),
+    ]
+
+
 def test_an_error_ends_the_run_with_exit_code_1(opened, tmp_path):
     with pytest.raises(KeyError), Track("wandb", tmp_path, {}, print):
         raise KeyError

@@ -53,6 +53,7 @@ SHUTDOWN_SECONDS = 30  # how long a finished process waits for the others to fin
 
 # Hosts may differ in these fields, which are paths and numbers of threads.
 PER_HOST_FIELDS = ("workdir", "init", "data.source", "data.threads", "data.workers")
+LAST_SECONDS = 5  # that a host has for uploading its log before it exits
 TOKEN_SECONDS = 10  # within which the other hosts must see a file that host 0 creates
 
 
@@ -300,11 +301,13 @@ def _wait_for_token(workdir: Place, token: str) -> None:
 
 
 @contextlib.contextmanager
-def abort_on_unexpected_error(*expected: type[Exception]) -> Iterator[None]:
+def abort_on_unexpected_error(
+    *expected: type[Exception], last: Callable[[], object] = lambda: None
+) -> Iterator[None]:
     """With several processes, exit at once if the body raises an error on this process only.
     A normal exit would wait for the others, which wait for this process in the current step. An
     error that all processes raise passes through: a `UserError` or a type in `expected`, but not a
-    `OneHostError`.
+    `OneHostError`. Before it exits, `last` has a few seconds, for example to upload the log.
     """
     try:
         yield
@@ -312,7 +315,7 @@ def abort_on_unexpected_error(*expected: type[Exception]) -> Iterator[None]:
         alone = isinstance(error, OneHostError) or not isinstance(error, (UserError, *expected))
         if jax.process_count() == 1 or not alone:
             raise
-        _exit(*_explain(error))
+        _exit(*_explain(error), last)
 
 
 def _explain(error: Exception) -> tuple[str, int]:
@@ -330,11 +333,14 @@ def _explain(error: Exception) -> tuple[str, int]:
     return text, EXIT_LOST if lost else 1
 
 
-def _exit(message: str, code: int) -> NoReturn:
+def _exit(message: str, code: int, last: Callable[[], object] = lambda: None) -> NoReturn:
     LOG.error(message)
     end_log(code)
     print(message, file=sys.stderr, flush=True)
     sys.stdout.flush()
+    thread = threading.Thread(target=last, daemon=True)
+    thread.start()
+    thread.join(LAST_SECONDS)
     os._exit(code)
 
 

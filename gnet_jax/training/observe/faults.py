@@ -12,8 +12,9 @@ from jax.experimental import multihost_utils
 
 import gnet_jax
 from gnet_jax.config import json_text
+from gnet_jax.config.bucket import Place
 from gnet_jax.data.batches import SHOWN, BadRecord, BadRecords, batch_indices
-from gnet_jax.data.sources import Source
+from gnet_jax.data.sources import DataError, Source
 from gnet_jax.model_folder.folder import to_json
 from gnet_jax.training.checkpoints.verify import named_leaves
 from gnet_jax.training.hosts.start import TrainingError
@@ -39,12 +40,21 @@ REMEDIES = (
 
 class BadImages:
     """The corrupt images of a run, by split; they are listed in `bad_records.jsonl` in the workdir.
-    Each host lists the images that it reads; the file of host 1 is `bad_records-1.jsonl`.
+    Each host lists the images that it reads; the file of host 1 is `bad_records-1.jsonl`. `place`
+    is the workdir in messages, if `workdir` is a copy of it.
     """
 
-    def __init__(self, run: Run, workdir: Path, reporter: Reporter, start_step: int) -> None:
+    def __init__(
+        self,
+        run: Run,
+        workdir: Path,
+        reporter: Reporter,
+        start_step: int,
+        place: Place | None = None,
+    ) -> None:
         host = jax.process_index()
-        self._file = MetricsFile(workdir / f"bad_records{f'-{host}' if host else ''}.jsonl")
+        name = f"bad_records{f'-{host}' if host else ''}.jsonl"
+        self._file, self._listed_in = MetricsFile(workdir / name), (place or workdir) / name
         self._file.forget_after(start_step)
         self._reporter, self._limit = reporter, run.config.data.bad_limit
         self.step = start_step  # the step whose images are being read
@@ -54,7 +64,7 @@ class BadImages:
     def _records(self, split: str, source: Source, what: str) -> BadRecords:
         lines = [line for line in self._file.read() if line["split"] == split]
         known = [BadRecord(line["index"], line["name"], line["reason"]) for line in lines]
-        path = self._file.path
+        path = self._listed_in
 
         def report(record: BadRecord) -> None:
             line = {"split": split, **dataclasses.asdict(record)}
@@ -68,18 +78,35 @@ class BadImages:
         return records
 
     def report_left_out(self, images: int) -> None:
-        """Print how many validation images an evaluation skipped, if any."""
+        """Print how many validation images an evaluation skipped on all hosts, if any.
+        Raises DataError if the limit allows fewer, because no host has counted those of all hosts.
+        """
         if images:
-            self._reporter.say(f"corrupt images left out: {images:,}, listed in {self._file.path}")
+            self._reporter.say(f"corrupt images left out: {images:,}, listed in {self._listed_in}")
+        if images > self.val.allowed:
+            raise DataError(
+                f"{images:,} validation images are corrupt, but the limit of {self._limit:.2%} "
+                f"allows {self.val.allowed:,}; fix or remove them (`gnet check-data` lists all), "
+                "or raise --data.bad-limit"
+            )
 
 
 class SkippedSteps:
     """Reads the metrics of every step, and counts the steps skipped because they are not finite.
     The skipped steps are listed in `skipped_steps.jsonl` in the workdir. A resumed run keeps the
     list up to the step from which it resumes, and counts skipped steps in a row from 0 again.
+    `place` is the workdir in messages, if `workdir` is a copy of it.
     """
 
-    def __init__(self, run: Run, workdir: Path, reporter: Reporter, start_step: int) -> None:
+    def __init__(
+        self,
+        run: Run,
+        workdir: Path,
+        reporter: Reporter,
+        start_step: int,
+        place: Place | None = None,
+    ) -> None:
+        self._place = place or workdir
         self._run, self._workdir, self._reporter = run, workdir, reporter
         self._file = MetricsFile(workdir / "skipped_steps.jsonl")
         self._main = jax.process_index() == 0
@@ -122,7 +149,8 @@ class SkippedSteps:
         try:
             with jax.transfer_guard("allow"):  # the file needs the whole state on the host
                 replay = write_replay(self._workdir, self._run, state, step, batch, values)
-            hint = f"To find the first image and layer that are not finite: gnet replay {replay}"
+            where = self._place / replay.name
+            hint = f"To find the first image and layer that are not finite: gnet replay {where}"
         except OSError as error:
             hint = f"No replay file could be written ({error.strerror or error})"
         raise TrainingError(

@@ -145,7 +145,9 @@ class Track(contextlib.AbstractContextManager["Track"]):
             tell(f"{name} run {self._own['id']}: {self._tracker.place}")
 
     def __exit__(self, *_: object) -> None:
-        self._send()
+        # After a signal, an evaluation of the last step may still come, in the next start.
+        if self.exit_code < 128:
+            self._send()
         with self._survived():
             if self._tracker is not None:
                 self._tracker.close(self.exit_code)
