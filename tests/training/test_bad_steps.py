@@ -131,9 +131,9 @@ def test_bad_images_are_listed_by_split_and_step_and_the_first_ten_printed(tmp_p
         images.val.add(records(1))
         images.train.add(records(12))  # known
         images.report_left_out(0)
-        images.report_left_out(32)
-        with pytest.raises(DataError, match=r"^33 validation images .* allows 32;"):
-            images.report_left_out(33)  # of all hosts
+        images.report_left_out(10)
+        with pytest.raises(DataError, match=r"^11 validation images .* allows 10;"):
+            images.report_left_out(11)  # of all hosts
     lines = MetricsFile(tmp_path / "bad_records.jsonl").read()
     assert [(line["step"], line["split"], line["index"]) for line in lines] == [
         *((3, "train", i) for i in range(12)),

@@ -453,7 +453,8 @@ def test_the_options_of_the_config_reach_the_checkpoints_and_the_diagnoses(
     assert options.pop("before_commit")()
     assert options == {"model": run.description(), "verify": False, "keep_every": None}
     assert diagnostics.call_args.args[:4] == (tmp_path / "run", "step", 2, 9)
-    expected.assert_called_once_with(TrainingError)
+    expected.assert_called_once_with(TrainingError, last=mock.ANY)
+    assert expected.call_args.kwargs["last"]()  # uploads the files of a run in a bucket
 
 
 def test_a_run_reads_from_its_step_on_and_guards_its_heads_after_the_warm_up(finished, monkeypatch):

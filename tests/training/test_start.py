@@ -189,7 +189,7 @@ def test_in_kubernetes_the_name_of_a_pod_that_starts_later_is_waited_for(initial
 
 def test_an_unexpected_error_exits_at_once_on_several_hosts_alone(monkeypatch):
     ended = []
-    monkeypatch.setattr(hosts, "_exit", lambda message, code: ended.append((code, message)))
+    monkeypatch.setattr(hosts, "_exit", lambda message, code, _: ended.append((code, message)))
 
     def fails(error):
         with abort_on_unexpected_error(ZeroDivisionError):
