@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated
 
 import jax
+import numpy as np
 import pytest
 import yaml
 from PIL import Image
@@ -322,6 +323,17 @@ def test_evaluate_writes_the_accuracy_of_one_model_into_its_card(folder, tmp_pat
     out, error = capsys.readouterr()
     assert "top-1" in out  # the result of the long work is not lost
     assert "header" in error
+
+
+def test_the_card_names_the_split_that_was_opened(folder, tmp_path):
+    shutil.copytree(folder / "model", tmp_path / "model")
+    shutil.copytree(folder / "photos" / "val", tmp_path / "photos" / "train")
+    np.savez(tmp_path / "test.npz", x=np.zeros((2, 20, 20, 3), np.uint8), y=[0, 1])
+    for data in (f"npz:{tmp_path}", f"folder:{tmp_path / 'photos'}#holdout=2"):
+        assert main(["evaluate", str(tmp_path / "model"), "--data", data]) == 0
+    card = (tmp_path / "model/README.md").read_text("utf-8")
+    results = yaml.safe_load(card.split("---\n")[1])["model-index"][0]["results"]
+    assert [each["dataset"]["split"] for each in results] == ["test", "holdout"]
 
 
 def test_evaluate_matches_classes_by_name(folder, tmp_path, capsys):

@@ -177,7 +177,7 @@ def evaluate(
         )
     if not json:
         _print_corrupt(results[0])
-    write_results(models[0], data, split, results)
+    write_results(models[0], data, source.split, results)
     return 0
 
 

@@ -2,9 +2,9 @@
 
 import json
 import math
+import os
 import re
 from collections.abc import Mapping
-from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -93,7 +93,7 @@ def add_results(
     import yaml
 
     found = _HEADER.match(card)
-    shown = PurePath(data.partition(":")[2] or data).name
+    shown = os.path.basename(os.path.abspath(data.partition(":")[2] or data))  # a path can be "."
     dataset = {"type": _HUB_DATASETS.get(shown, shown), "name": shown, "split": split}
     try:
         header = (yaml.safe_load(found[1]) if found else None) or {}

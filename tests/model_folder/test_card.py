@@ -86,6 +86,14 @@ def test_results_have_the_hubs_format_and_replace_those_of_the_same_data(folder)
     assert card.partition("\n# a model\n")[2].startswith("\nGoogLeNet (Inception v1")
 
 
+def test_a_set_in_the_working_directory_has_the_name_of_the_folder(tmp_path, monkeypatch):
+    (tmp_path / "PHOTOS" / "new").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "PHOTOS" / "new")
+    for data, name in ((".", "new"), ("folder:.", "new"), ("folder:..", "PHOTOS")):
+        card = add_results("Mine.\n", "m", data, "val", {"top-1": 1.0})
+        assert f"name: {name}\n" in card
+
+
 def test_results_are_added_to_a_card_without_a_header_but_not_to_a_broken_one():
     assert add_results("Mine.\n", "m", "digits", "val", {"top-1": 1.0}).endswith("---\nMine.\n")
     for header in ("a: {", "- a", "model-index: 3", "model-index: [{results: [1]}]"):
