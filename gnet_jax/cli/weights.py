@@ -49,7 +49,7 @@ def push(
     Args:
         model: a model folder, a training workdir, or a file that `gnet convert` reads.
         repo: the repository, which is created if it does not exist; its model is replaced.
-        private: create a private repository.
+        private: create a private repository; an existing public one is refused.
     """
     from gnet_jax.inference.predict import load
     from gnet_jax.model_folder import hub

@@ -42,7 +42,7 @@ def upload(model: TrainedModel, repo: str, card: str | None = None, private: boo
 
     The repository is created if it does not exist, private if `private`. `card` is the text of the
     model card; the default is a new one. Raises WeightsError if the model cannot be saved or
-    uploaded.
+    uploaded, or if the repository exists and is public, but `private`.
     """
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place, repo.rpartition("/")[2])
@@ -54,6 +54,14 @@ def upload(model: TrainedModel, repo: str, card: str | None = None, private: boo
         file.write_text(re.sub(r"gnet_jax\.load\(.*\)", call, text, count=1), "utf-8")
         with _hub(repo, "upload") as api:
             url = api.create_repo(repo, exist_ok=True, private=private or None)
+            # The Hub ignores `private` if the repository exists.
+            public = private and not api.model_info(repo).private
+        if public:
+            raise WeightsError(
+                f"{PREFIX}{repo} exists and is public; make it private in its settings on the Hub, "
+                "or choose another name"
+            )
+        with _hub(repo, "upload") as api:
             api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Upload the model")
     return str(url)
 

@@ -33,6 +33,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     repos: ClassVar[dict[str, dict[str, bytes]]] = {}
+    private: ClassVar[set[str]] = set()
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
@@ -46,7 +47,9 @@ class Hub(http.server.BaseHTTPRequestHandler):
                     for n, f in files.items()
                 ])  # fmt: skip
             siblings = [{"rfilename": name} for name in files]
-            return self.answer({"id": found[1], "sha": SHA, "siblings": siblings})
+            private = found[1] in self.private
+            info = {"id": found[1], "sha": SHA, "private": private, "siblings": siblings}
+            return self.answer(info)
         if found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/[^/]+/(.*)", path):
             body = self.repos[found[1]][found[2]]
             etag = hashlib.sha256(body).hexdigest()
@@ -65,6 +68,10 @@ class Hub(http.server.BaseHTTPRequestHandler):
         if self.path == "/api/repos/create":
             asked = json.loads(text)
             repo = f"{asked['organization']}/{asked['name']}"
+            # Older versions of huggingface_hub send "private" instead of "visibility".
+            private = asked.get("private") or asked.get("visibility") == "private"
+            if private and repo not in self.repos:
+                self.private.add(repo)
             self.repos.setdefault(repo, {})
             return self.answer({"url": f"{self.url}/{repo}", "id": repo, "name": repo})
         repo = "/".join(self.path.split("/")[3:5])
@@ -99,6 +106,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 def hub(tmp_path):
     """Runs `gnet` with the local Hub, as another process, because HF_ENDPOINT is read at import."""
     Hub.repos.clear()
+    Hub.private.clear()
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         settings = {
@@ -166,6 +174,21 @@ def test_what_the_hub_refuses_is_one_sentence(hub, tmp_path):
         assert refused.stderr.startswith("gnet: error: ")
         assert refused.stderr.count("\n") == 1
     assert not (tmp_path / "x").exists()
+
+
+def test_a_private_model_is_not_uploaded_to_a_public_repository(hub, tmp_path):
+    write_folder(tmp_path / "mine", small_folder(image_size=20))
+    Hub.repos["me/public"] = {}
+    refused = hub("push", tmp_path / "mine", "me/public", "--private")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("gnet: error: hf:me/public exists and is public")
+    assert refused.stderr.count("\n") == 1
+    assert Hub.repos == {"me/public": {}}
+    for _ in range(2):
+        pushed = hub("push", tmp_path / "mine", "me/secret", "--private")
+        assert (pushed.returncode, pushed.stderr) == (0, "")
+    assert CARD_FILE in Hub.repos["me/secret"]
+    assert Hub.private == {"me/secret"}
 
 
 @pytest.mark.parametrize("name", ["hf:ants", "hf:a/b/c", "hf:", "hf:me/"])
