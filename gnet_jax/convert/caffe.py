@@ -145,7 +145,8 @@ def read_onnx(path: Path) -> dict[str, list[np.ndarray]]:
     except DecodeError as error:
         raise WeightsError(f"{path} is a corrupt ONNX file; copy or download it again") from error
     layers: dict[str, list[np.ndarray]] = {}
-    for tensor in sorted(graph.initializer, key=lambda each: each.name, reverse=True):  # _w_0 first
+    # Weights before biases; otherwise in the order of the file, in which classifiers are paired.
+    for tensor in sorted(graph.initializer, key=lambda each: each.name.endswith(b"_b_0")):
         name = _text(tensor.name)
         if tensor.data_type == 1:  # float32
             array = to_array(tensor.raw_data, tensor.float_data, tensor.dims, f"{path}: {name}")

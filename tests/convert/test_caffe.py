@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gnet_jax.convert.caffe import PREPROCESSING, from_caffe, read_caffemodel
+from gnet_jax.convert.caffe import PREPROCESSING, from_caffe, load_onnx, read_caffemodel
 from gnet_jax.convert.read import read
 from gnet_jax.model.googlenet import GoogLeNet, endpoints
 from gnet_jax.model_folder import WeightsError
 from gnet_jax.model_folder.folder import flatten, unflatten
-from tests.convert.caffe_files import caffemodel_bytes, prototxt, random_layers
+from tests.convert.caffe_files import caffemodel_bytes, message, number, prototxt, random_layers
 from tests.convert.conftest import shared
 
 
@@ -229,3 +229,21 @@ def test_the_model_zoos_onnx_file_is_caffes_network(tmp_path, raw):
     file.write_bytes(onnx.helper.make_model(graph).SerializeToString())
     with pytest.raises(WeightsError, match="fc8"):
         read(file)
+
+
+def test_renamed_classifiers_of_an_onnx_file_are_used_in_the_files_order(tmp_path):
+    names = {"loss1/classifier": "a", "loss2/classifier": "b", "loss3/classifier": "c"}
+    graph = b""
+    for name, (weights, bias) in random_layers().items():
+        for part, blob in (("b", bias), ("w", weights)):  # either may come first
+            dims = b"".join(number(1, size) for size in blob.shape)
+            title = message(8, f"{names.get(name, name)}_{part}_0".encode())
+            graph += message(5, dims + number(2, 1) + title + message(9, blob.tobytes()))
+    file = tmp_path / "mine.onnx"
+    file.write_bytes(number(1, 3) + message(7, graph))
+    found, notes = load_onnx(file)
+    arch, flat = from_caffe(random_layers(), "memory")
+    assert found.model.arch == arch
+    for name, value in flatten(found.variables).items():
+        np.testing.assert_array_equal(value, flat[name], err_msg=name)
+    assert "used the layer a as the classifier loss1/classifier" in notes
