@@ -9,6 +9,7 @@ README.md           a model card with an example
 import dataclasses
 import hashlib
 import json
+import os
 import sys
 import tempfile
 import types
@@ -54,7 +55,8 @@ def write_folder(path: str | Path, folder: TrainedModel) -> None:
 
     If the process is killed, `path` is the old folder, the new folder, or missing. An existing
     model folder is replaced if it contains no other files. Raises WeightsError if `path` contains
-    anything else or cannot be written, or if `check_folder` or `config_of` raises it.
+    anything else, is the working directory or cannot be written, or if `check_folder` or
+    `config_of` raises it.
     """
     from gnet_jax.model_folder.card import model_card
 
@@ -104,6 +106,8 @@ def _refuse_to_overwrite(path: Path) -> None:
         found -= {WEIGHTS_FILE, CONFIG_FILE, CARD_FILE}
     if found:
         raise WeightsError(f"{path} is not a model folder: replacing it would delete {min(found)}")
+    if path.exists() and path.samefile(os.curdir):  # a shell in it would have no folder
+        raise WeightsError(f"{path} is the working directory; give the path of another folder")
 
 
 def is_model_folder(path: Path) -> bool:

@@ -93,6 +93,17 @@ def test_other_folders_and_files_are_not_overwritten(tmp_path, small):
     assert (tmp_path / "foreign/model.safetensors").read_text() == "..."
 
 
+def test_the_working_directory_is_not_replaced(tmp_path, small, monkeypatch):
+    write_folder(tmp_path / "model", small)
+    (tmp_path / "empty").mkdir()
+    for name in ("model", "empty"):
+        monkeypatch.chdir(tmp_path / name)
+        with pytest.raises(WeightsError, match=f"{name} is the working directory"):
+            write_folder(".", small)
+        assert (tmp_path / name).samefile(".")
+    write_folder("../model", small)
+
+
 def test_a_folder_that_cannot_be_written_leaves_the_old_one(tmp_path, small, monkeypatch):
     write_folder(tmp_path / "model", small)
 
