@@ -11,7 +11,7 @@ from tyro.conf import Positional, arg
 from gnet_jax.cli.models import Model
 from gnet_jax.cli.output import check_not_input, several
 from gnet_jax.config import UserError, suggestion
-from gnet_jax.config.bucket import IN_BUCKET
+from gnet_jax.config.bucket import IN_BUCKET, locate
 
 
 def download(
@@ -53,12 +53,14 @@ def push(
     """
     from gnet_jax.inference.predict import load
     from gnet_jax.model_folder import hub
+    from gnet_jax.model_folder.card import read_card
     from gnet_jax.model_folder.folder import CARD_FILE, is_model_folder
 
     hub.check(repo)  # before the model is read
-    card = model.expanduser() / CARD_FILE
-    own = is_model_folder(card.parent) and card.is_file()
-    url = hub.upload(load(model), repo, card.read_text("utf-8") if own else None, private)
+    folder = locate(model)
+    own = is_model_folder(folder) and (folder / CARD_FILE).is_file()
+    card = read_card(folder / CARD_FILE) if own else None
+    url = hub.upload(load(model), repo, card, private)
     print(f"uploaded {model} to {url}. Try:\n  gnet predict {hub.PREFIX}{repo} PHOTO.jpg")
 
 

@@ -27,7 +27,7 @@ from gnet_jax.data.sources import Source, classes
 from gnet_jax.data.sources.classes import find, listed
 from gnet_jax.inference.predict import Predictor, softmax
 from gnet_jax.model_folder import TrainedModel
-from gnet_jax.model_folder.card import add_results
+from gnet_jax.model_folder.card import add_results, read_card
 from gnet_jax.model_folder.folder import CARD_FILE, is_model_folder
 from gnet_jax.training.hosts.start import gather, run_on_all_hosts
 from gnet_jax.training.workdir import replacing
@@ -263,8 +263,7 @@ def write_results(model: Path, data: str, split: str, evaluations: Sequence[Eval
     if not accuracies or not card.is_file() or not is_model_folder(card.parent):
         return
     try:
-        text = card.read_text("utf-8")
-        text = add_results(text, card.parent.resolve().name, data, split, accuracies)
+        text = add_results(read_card(card), card.parent.resolve().name, data, split, accuracies)
         with replacing(card) as partial:
             partial.write_text(text, "utf-8")
     except OSError as error:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from gnet_jax.config import UserError, choose
+from gnet_jax.config.bucket import Place
 from gnet_jax.config.paths import as_text
 
 _CARD = """\
@@ -79,6 +80,16 @@ def model_card(config: Mapping[str, Any], flat: Mapping[str, np.ndarray], name: 
         origin=_table({key.replace("_", " "): value for key, value in source.items()}),
         accuracy=_MEASURED if "validation_top1" in source else _NOT_MEASURED,
     )
+
+
+def read_card(file: Place) -> str:
+    """Returns the text of the model card in `file`. Raises UserError if it is not UTF-8."""
+    try:
+        return file.read_text("utf-8-sig")  # some editors add a byte-order mark
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{file} is not UTF-8; save it as UTF-8, for example with iconv -f LATIN1 -t UTF-8"
+        ) from error
 
 
 def add_results(

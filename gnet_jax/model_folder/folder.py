@@ -27,6 +27,7 @@ from safetensors.numpy import save
 
 import gnet_jax
 from gnet_jax.config import Preprocessing, UserError, check_preprocessing, json_text
+from gnet_jax.config.bucket import Place
 from gnet_jax.model import custom
 from gnet_jax.model.architecture import Architecture
 from gnet_jax.model.googlenet import GoogLeNet, abstract_variables
@@ -110,7 +111,7 @@ def _refuse_to_overwrite(path: Path) -> None:
         raise WeightsError(f"{path} is the working directory; give the path of another folder")
 
 
-def is_model_folder(path: Path) -> bool:
+def is_model_folder(path: Place) -> bool:
     """Returns whether `path` is a folder with the two files that a model folder needs."""
     return (path / WEIGHTS_FILE).is_file() and (path / CONFIG_FILE).is_file()
 

@@ -558,6 +558,22 @@ def test_with_five_classes_there_is_no_top5(tmp_path, model_a, monkeypatch):
     assert written == {"top-1": 0.6}
 
 
+def test_a_card_with_a_byte_order_mark_keeps_one_header_and_other_encodings_are_named(
+    tmp_path, model_a
+):
+    write_folder(tmp_path / "model", model_a)
+    card, found = tmp_path / "model/README.md", Evaluation(10, 6, 8, 1, 1, 10, 9.0)
+    before = card.read_text("utf-8")
+    card.write_text(before, "utf-8-sig")
+    write_results(tmp_path / "model", "folder:p", "val", [found])
+    after = card.read_text("utf-8")
+    assert after.startswith("---\nlibrary_name: gnet_jax\n")
+    assert after.count("library_name") == before.count("library_name") == 1
+    card.write_bytes("---\n---\nMünchen\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"README\.md is not UTF-8"):
+        write_results(tmp_path / "model", "folder:p", "val", [found])
+
+
 def test_the_grid_is_one_model_and_then_all_of_them(model_a, make_model, make_photos):
     source = make_photos(3)
     found = evaluate_grid([model_a, make_model(3)], source, [1, 10])

@@ -150,6 +150,26 @@ def test_a_folder_comes_back_from_the_hub_as_it_was_with_its_own_card(hub, tmp_p
         )
 
 
+def test_the_card_of_a_folder_in_a_bucket_is_uploaded_too(hub, bucket, tmp_path):
+    write_folder(tmp_path / "mine", small_folder(image_size=20))
+    for file in (tmp_path / "mine").iterdir():
+        own = b"\nTrained on my photos.\n" if file.name == CARD_FILE else b""
+        (bucket / file.name).write_bytes(file.read_bytes() + own)
+    pushed = hub("push", bucket, "me/ants")
+    assert pushed.returncode == 0, pushed.stderr
+    assert "Trained on my photos." in Hub.repos["me/ants"][CARD_FILE].decode()
+
+
+def test_a_card_that_is_not_utf_8_is_one_sentence(hub, tmp_path):
+    write_folder(tmp_path / "mine", small_folder(image_size=20))
+    (tmp_path / "mine" / CARD_FILE).write_bytes("München".encode("latin-1"))
+    refused = hub("push", tmp_path / "mine", "me/ants")
+    assert refused.returncode == 2
+    assert f"mine/{CARD_FILE} is not UTF-8" in refused.stderr
+    assert refused.stderr.count("\n") == 1
+    assert not Hub.repos
+
+
 def test_a_file_of_weights_is_the_same_model_through_the_hub(hub, tmp_path):
     file = tmp_path / "net.caffemodel"
     file.write_bytes(caffemodel_bytes(random_layers()))
