@@ -74,8 +74,9 @@ def convert(
 
     SRC is the name of published weights (`gnet download --list`), a .caffemodel file, a .pth or
     .safetensors file of torchvision's GoogLeNet, a checkpoint of TF-slim's Inception v1, Google's
-    inception5h, Caffe's network as an .onnx file, a zip or tar archive of one of these, or a
-    workdir. The format is detected from the content, and no code in the file is executed. If the
+    inception5h, Caffe's network as an .onnx file, a zip or tar archive with one file of weights, or
+    a workdir. In an archive, the file must be NAME.caffemodel, .pth, .safetensors, .ckpt, .onnx or
+    graph.pb. The format is detected from the content, and no code in the file is executed. If the
     file lacks settings, defaults are used and printed.
 
     Args:

@@ -25,7 +25,8 @@ from gnet_jax.data.sources.classes import imagenet_classes
 from gnet_jax.model_folder import TrainedModel, WeightsError, folder, read_folder, write_folder
 from gnet_jax.training.checkpoints.verify import is_workdir, read_workdir
 
-_ARCHIVED = ("graph.pb", ".ckpt", ".onnx", ".caffemodel")  # files of weights that archives contain
+# Ends of the names of files of weights in archives.
+_ARCHIVED = ("graph.pb", ".ckpt", ".onnx", ".caffemodel", ".pth", ".safetensors")
 
 
 def convert(

@@ -13,9 +13,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from gnet_jax.convert.inception5h import LABELS, PREPROCESSING, from_graph, is_graph, read_graph
 from gnet_jax.convert.read import convert, read
+from gnet_jax.convert.torch_file import write_torch
 from gnet_jax.data.augment import preprocess
 from gnet_jax.lab.look.objectives import channel, stack
 from gnet_jax.lab.look.visualize import Plan, render, scores
@@ -195,10 +197,16 @@ def test_an_archive_has_the_graph_and_its_labels(tmp_path, weights, name, folder
         read(archived(tmp_path / name, members))
 
 
-def test_other_formats_are_read_from_an_archive_too(tmp_path):
+def test_other_formats_are_read_from_an_archive_too(tmp_path, plain):
     network = caffemodel_bytes(random_layers(aux_after=()))
     model = read(archived(tmp_path / "caffe.tar.gz", {"net.caffemodel": network}))
     assert model.source["format"] == "caffemodel"
+    write_torch(tmp_path / "net.pth", plain)
+    save_file(plain, tmp_path / "net.safetensors")
+    for name, kind in (("net.pth", "torch"), ("net.safetensors", "safetensors")):
+        for archive in ("a.zip", "a.tar.gz"):
+            file = archived(tmp_path / archive, {name: (tmp_path / name).read_bytes()})
+            assert read(file).source["format"] == f"{kind} state dict"
     slim = checkpoint_v1({"resnet/weights": np.ones(3, np.float32)})
     with pytest.raises(WeightsError, match=r"slim\.tar\.gz/m\.ckpt .*resnet/weights"):
         read(archived(tmp_path / "slim.tar.gz", {"m.ckpt": slim}))
